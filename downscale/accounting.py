@@ -1,0 +1,164 @@
+"""What a model of a given size costs: parameters, FLOPs and bytes, as plain integers.
+
+Nothing here imports JAX, so the planner and the analysis price a run without building it.
+FLOPs are those of the matrix products as the program computes them (one multiply and one add are
+two FLOPs; the causal half of attention is not left out); norms, softmax, activations and the
+embedding look-up are free. `tests/test_accounting.py` ties them to the compiled program.
+"""
+
+STAGE_GROUPS = ('tower', 'connector', 'language')
+# A stage trains `language` together with the vector that ends a row of image tokens.
+_PARTS_OF = {'tower': ('tower',), 'connector': ('connector',),
+             'language': ('embedding', 'decoder', 'head', 'newline')}
+
+
+def _check_groups(groups):
+    unknown = sorted(set(groups) - set(STAGE_GROUPS))
+    if unknown or isinstance(groups, str):
+        raise ValueError(f'unknown groups {unknown or groups!r}; a tuple of {STAGE_GROUPS} is meant')
+
+
+def parameters(language, vision=None):
+    """The number of parameters of every part; `vision` None gives the text-only model.
+
+    Parts: embedding, decoder (blocks and final norm), head (0 when tied to the embedding), tower,
+    connector, newline (the learned `image_newline`). Their sum is the parameter tree's size.
+    """
+    c = language
+    block = 2 * c.D + 2 * c.D * c.H * c.E + 2 * c.D * c.K * c.E + 3 * c.D * c.F
+    block += 2 * c.E if c.qk_norm else 0
+    block += (c.H + 2 * c.K) * c.E if c.qkv_bias else 0
+    parts = {'embedding': c.V * c.D, 'decoder': c.N * block + c.D,
+             'head': 0 if c.tie else c.V * c.D, 'tower': 0, 'connector': 0, 'newline': 0}
+    if vision is not None:
+        v = vision
+        tower_block = 4 * v.W + 4 * (v.W * v.W + v.W) + 2 * v.W * v.F + v.F + v.W
+        parts['tower'] = v.Q * v.W + v.W + v.P * v.W + v.layers * tower_block
+        parts['connector'] = v.W * c.D + c.D + c.D * c.D + c.D
+        parts['newline'] = c.D
+    return parts
+
+
+def totals(language, vision=None):
+    """The four counts that are quoted of a model, from the parts of `parameters()`.
+
+    n_total: every parameter. n_nonembed: the language model without embedding and head, the N of
+    scaling laws (Kaplan et al., arXiv 2001.08361, section 2.1). n_active: language parameters
+    that touch a token, which is n_nonembed and one [V, D] head matrix whether tied or not.
+    n_vision: tower and connector.
+    """
+    parts = parameters(language, vision)
+    return {'n_total': sum(parts.values()), 'n_nonembed': parts['decoder'],
+            'n_active': parts['decoder'] + language.V * language.D,
+            'n_vision': parts['tower'] + parts['connector']}
+
+
+def trainable(language, vision=None, groups=STAGE_GROUPS):
+    """How many parameters a stage trains; `groups` is a tuple out of `STAGE_GROUPS`.
+
+    `image_newline` counts with 'language', whose learning rate it shares.
+    """
+    _check_groups(groups)
+    parts = parameters(language, vision)
+    return sum(parts[part] for group in set(groups) for part in _PARTS_OF[group])
+
+
+def _products(language, vision, rows, length, tiles, head_positions):
+    """Multiply-adds of the forward pass, by the role that decides what the backward pass costs."""
+    c, tokens = language, rows * length
+    projection = c.D * (2 * c.H + 2 * c.K) * c.E
+    work = {'language_weights': tokens * c.N * (projection + 2 * c.D * c.F),
+            'language_last': tokens * c.N * c.D * c.F,
+            'language_mixing': tokens * length * c.N * 2 * c.H * c.E,
+            'head': head_positions * c.V * c.D}
+    if tiles:
+        v, patches = vision, tiles * vision.P
+        work |= {'patches': patches * v.Q * v.W,
+                 'tower_weights': patches * v.layers * (4 * v.W * v.W + v.W * v.F),
+                 'tower_last': patches * v.layers * v.W * v.F,
+                 'tower_mixing': patches * v.P * v.layers * 2 * v.W,
+                 'connector_first': patches * v.W * c.D, 'connector_second': patches * c.D * c.D}
+    return work
+
+
+def forward_flops(language, vision=None, *, rows, length, tiles=0, head_positions=None):
+    """FLOPs of one forward pass over `rows` x `length` tokens and `tiles` image tiles, by part.
+
+    `tiles` counts all tiles of the batch, the unused ones too: they are computed. `head_positions`
+    is the number of positions with logits; all by default, `rows` for a prefill. The familiar
+    2 * n_active * tokens is this without attention scores and values, and without the tower.
+    """
+    heads = rows * length if head_positions is None else head_positions
+    work = _products(language, vision, rows, length, tiles, heads)
+    by_part = {part: 2 * sum(n for name, n in work.items() if name.startswith(part))
+               for part in ('tower', 'connector', 'language', 'head')}
+    by_part['tower'] += 2 * work.get('patches', 0)
+    return by_part | {'total': 2 * sum(work.values())}
+
+
+def train_flops(language, vision=None, *, rows, length, tiles=0, groups=STAGE_GROUPS,
+                remat=False, head_positions=None):
+    """FLOPs of one training step on `rows` x `length` tokens and `tiles` tiles, by pass.
+
+    A trained weight costs its forward product three times (forward, gradient of its input, of
+    itself: 6ND); a frozen one between a trained part and the loss twice (4ND: in the alignment
+    stage the decoder); a frozen one before every trained part once (2ND: the frozen tower). The
+    first trained product needs no gradient of its input. `remat` computes once more every block
+    that is differentiated, except its last product, whose output no gradient needs. Passes:
+    forward, backward, recompute, total. Source: Kaplan et al., arXiv 2001.08361, section 2.1.
+    """
+    _check_groups(groups)
+    heads = rows * length if head_positions is None else head_positions
+    work = _products(language, vision, rows, length, tiles, heads)
+    tower, connector = 'tower' in groups and tiles > 0, 'connector' in groups and tiles > 0
+    decoder = 'language' in groups
+    reached = tower or connector or decoder          # a gradient flows through the decoder
+    times = {'language_weights': reached + decoder, 'language_last': reached + decoder,
+             'head': reached + decoder, 'language_mixing': 2 * reached,
+             'connector_second': (tower or connector) + connector,
+             'connector_first': tower + connector, 'patches': tower,
+             'tower_weights': 2 * tower, 'tower_last': 2 * tower, 'tower_mixing': 2 * tower}
+    again = {'language_weights': reached, 'language_mixing': reached,
+             'tower_weights': tower, 'tower_mixing': tower} if remat else {}
+    passes = {'forward': 2 * sum(work.values()),
+              'backward': 2 * sum(times[name] * n for name, n in work.items()),
+              'recompute': 2 * sum(again.get(name, 0) * n for name, n in work.items())}
+    return passes | {'total': sum(passes.values())}
+
+
+def decode_flops(language, live):
+    """FLOPs of decoding one token of one row whose cache holds `live` tokens, itself included.
+
+    2 per matrix parameter (head included) and 4 * N * H * E per live token. A program that
+    attends over a whole cache of fixed room pays for the room: give that as `live`.
+    """
+    work = _products(language, None, rows=1, length=1, tiles=0, head_positions=1)
+    return 2 * (sum(work.values()) + work['language_mixing'] * (live - 1))
+
+
+def kv_bytes(language, value_bytes=2):
+    """Cache bytes per token of one row: keys and values, N layers, K heads of width E."""
+    return 2 * language.N * language.K * language.E * value_bytes
+
+
+def state_bytes(language, vision=None, groups=STAGE_GROUPS, value_bytes=4):
+    """Bytes of a train state: every parameter, and two AdamW moments for each trained one.
+
+    Gradients (one more value per trained parameter) are alive inside the step only.
+    """
+    everything = totals(language, vision)['n_total']
+    return value_bytes * (everything + 2 * trainable(language, vision, groups))
+
+
+def residual_bytes(language, rows, length, value_bytes=2):
+    """Bytes of the block inputs that a step with remat keeps for the backward pass: N * B * L * D.
+
+    Exact for what remat stores, and no more than a floor for the step: the float32 logits (see
+    `logit_bytes`) and one block's own intermediates come on top, and the compiler decides those.
+    """
+    return language.N * rows * length * language.D * value_bytes
+
+
+def logit_bytes(language, positions, value_bytes=4):
+    """Bytes of one copy of the logits of `positions` positions; a loss may hold several."""
+    return positions * language.V * value_bytes

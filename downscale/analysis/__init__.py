@@ -1,0 +1,1 @@
+"""Compare the runs of a study from the files they wrote; nothing in here needs JAX."""

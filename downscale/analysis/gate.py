@@ -1,0 +1,80 @@
+"""The gate: may a pair's low score be read as a perception problem at all?
+
+It stands above every other result, because a reasoner that guesses makes all decoupled numbers
+meaningless whatever the perception model wrote.
+"""
+from downscale.analysis import stats
+from downscale.analysis.measures import MODES, one
+from downscale.analysis.tables import pair
+
+
+def gate(s):
+    """Whether the largest reasoner, given a true description, beats an informed guess.
+
+    A mode passes when in every family the lower end of the 95 % interval of mean(score - chance)
+    is above zero. Only then does a low score of a pair say something about perception.
+    """
+    used = {cell.r_run for cell in s.study.cells if cell.r_run}
+    reasoners = [size for size in s.sizes if used & set(size.runs)]
+    if not reasoners:
+        line = 'Not interpretable on the reasoning side: no text-only reasoner was evaluated.'
+        return {'interpretable': False, 'reasoner': '', 'modes': {}, 'families': {}, 'line': line}
+    largest = reasoners[-1]
+    tasks = sorted({task for cell, index in s.study.cells.items() if cell.r_run
+                    for task in set(s.study.items['task'][index])})
+    modes, table = {}, {task: {} for task in tasks}
+    for mode, thinking in MODES.items():
+        cells = sorted(cell for cell in s.study.cells if cell.condition == 'gold_text' and
+                       cell.text_kind == 'caption' and cell.thinking == thinking and
+                       cell.r_run in largest.runs)
+        if cells:
+            _gate_mode(s, cells, mode, table)
+        failing = [task for task in tasks if not table[task].get(mode, {}).get('passes')]
+        modes[mode] = {'measured': bool(cells), 'interpretable': bool(cells) and not failing,
+                       'failing': failing}
+    result = {'interpretable': any(mode['interpretable'] for mode in modes.values()),
+              'reasoner': largest.name, 'modes': modes, 'families': table}
+    return {**result, 'line': _gate_line(result)}
+
+
+def _gate_mode(s, cells, mode, table):
+    paired = pair(s.study, [cells])
+    margin = stats.group_means(paired.scores - paired.chance, paired.task, paired.cluster_id,
+                               s.resamples)
+    score = stats.group_means(paired.scores, paired.task, paired.cluster_id, s.resamples)
+    for column, task in enumerate(margin.groups):
+        above = one(margin, 0, column, bounds=(-1, 1))
+        table[task][mode] = {
+            'margin': above, 'accuracy': one(score, 0, column),
+            'chance': float(paired.chance[paired.task == task].mean()),
+            'passes': bool(above.low > 0)}
+
+
+def _gate_line(result):
+    good = [mode for mode, facts in result['modes'].items() if facts['interpretable']]
+    parts = []
+    for mode, facts in result['modes'].items():
+        if facts['interpretable']:
+            continue
+        if not facts['measured']:
+            parts.append(f'{mode}: no gold captions were answered in this mode')
+            continue
+        reasons = []
+        for task in facts['failing']:
+            cell = result['families'][task].get(mode)
+            reasons.append(f'{task} not measured' if cell is None else
+                           f'{task} {signed(cell["margin"])} from chance '
+                           f'{cell["chance"]:.2f}')
+        parts.append(f'{mode} fails in ' + ', '.join(reasons))
+    detail = '; '.join(parts)
+    who = f'the largest reasoner ({result["reasoner"]}) on gold captions'
+    if not good:
+        return f'Not interpretable on the reasoning side: {who} — {detail}.'
+    line = f'Interpretable on the reasoning side ({" and ".join(good)}): {who} is above an ' \
+           'informed guess in every family.'
+    return line + (f' Not interpretable — {detail}.' if detail else '')
+
+
+def signed(x):
+    """A difference with its interval, as sentences print it."""
+    return f'{x.value:+.2f} [{x.low:+.2f}, {x.high:+.2f}]'

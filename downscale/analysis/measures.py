@@ -1,0 +1,335 @@
+"""The numbers of the report: accuracy, drops, image reliance, perception x reasoning grid.
+
+Every function takes a `Scored` study and returns plain dicts whose leaves are `Interval`s, so
+that the page, the figures and report.json print the same numbers. A part that cannot be computed
+raises `Missing` with the reason.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from downscale.analysis import stats
+from downscale.analysis.tables import STAGES, Study, pair
+
+MODES = {'direct': False, 'think': True}
+
+
+class Missing(Exception):
+    """A part of the report has no data; the message says which."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """One model size with the runs (seeds) that trained it."""
+    name: str
+    n_total: int
+    n_nonembed: int
+    n_vision: int
+    runs: tuple
+    seeds: tuple
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A study with its sizes (small to large) and the resamples that all numbers share."""
+    study: Study
+    sizes: tuple
+    resamples: stats.Resamples
+
+
+def scored(study, bootstraps=2000, seed=0):
+    """The study with one resampling of all its pictures."""
+    return Scored(study, sizes_of(study.meta),
+                  stats.resample(study.items['cluster_id'], bootstraps, seed))
+
+
+def sizes_of(meta):
+    """Sizes in the order of their total parameter count."""
+    runs = {}
+    for run in meta['runs']:
+        runs.setdefault(run['size'], []).append(run)
+    sizes = [Size(name, group[0]['n_total'], group[0]['n_nonembed'], group[0]['n_vision'],
+                  tuple(sorted(run['run_id'] for run in group)),
+                  tuple(sorted({run['seed'] for run in group})))
+             for name, group in runs.items()]
+    return tuple(sorted(sizes, key=lambda size: (size.n_total, size.name)))
+
+
+def families(s):
+    """Families with visual ones first, as every table and figure lists them."""
+    items = s.study.items
+    kinds = sorted(set(zip(items['category'], items['task'], strict=True)), reverse=True)
+    visual = sorted({task for kind, task in kinds if kind == 'visual'})
+    return visual + sorted({task for _, task in kinds} - set(visual))
+
+
+def joint_cells(s, size, condition):
+    """Cells where the vision-language model of this size answered by itself.
+
+    Thinking cells are used only when the study has no direct ones.
+    """
+    cells = [cell for cell in s.study.cells if not cell.r_run and cell.condition == condition]
+    direct = any(not cell.thinking for cell in s.study.cells if not cell.r_run)
+    return sorted(cell for cell in cells if cell.p_run in size.runs
+                  and cell.thinking == (not direct))
+
+
+def means_of(s, groups, select=None):
+    """The pairing, its means and mean chance [groups, families] of the groups of cells; `select` keeps some clusters."""
+    paired = pair(s.study, groups)
+    keep = slice(None) if select is None else np.isin(paired.cluster_id, select)
+    task, cluster = paired.task[keep], paired.cluster_id[keep]
+    means = stats.group_means(paired.scores[:, keep], task, cluster, s.resamples)
+    chance = stats.group_means(paired.chance[keep], task, cluster, s.resamples)
+    return paired, means, chance
+
+
+def one(means, row, column, bounds=(0, 1), minus=None):
+    """Interval of one mean, or of its paired difference from row `minus`."""
+    value, draws = means.value[row, column], means.draws[:, row, column]
+    if minus is not None:
+        value, draws = value - means.value[minus, column], draws - means.draws[:, minus, column]
+        bounds = (-1, 1)
+    return stats.interval(value, draws, means.n[column], means.clusters[column], bounds=bounds)
+
+
+def accuracy(s):
+    """Accuracy of every size by family and in the macro mean, on the picture."""
+    groups = {size: joint_cells(s, size, 'image') for size in s.sizes}
+    groups = {size: cells for size, cells in groups.items() if cells}
+    if not groups:
+        raise Missing('no model was asked with the picture (joint rows, condition image)')
+    _, means, chance = means_of(s, list(groups.values()))
+    whole, names = stats.macro(means), [size.name for size in groups]
+    baselines = s.study.meta.get('data', {}).get('baselines', {})
+    rows = {}
+    for task in families(s):
+        if task in means.groups:
+            column = means.groups.index(task)
+            rows[task] = {
+                'chance': float(chance.value[0, column]),
+                'majority': baselines.get(task, {}).get('majority'),
+                'sizes': {name: one(means, row, column) for row, name in enumerate(names)}}
+    floor = [row['majority'] for row in rows.values()]
+    return {'families': rows, 'n_total': {size.name: size.n_total for size in groups}, 'macro': {
+        'chance': float(chance.value.mean()),
+        'majority': None if None in floor else float(np.mean(floor)),
+        'sizes': {name: one(whole, row, 0) for row, name in enumerate(names)}}}
+
+
+def drops(s):
+    """Largest minus smallest size by family, with the same pictures drawn for both."""
+    have = [size for size in s.sizes if joint_cells(s, size, 'image')]
+    if len(have) < 2:
+        raise Missing(f'a drop needs two sizes that answered with the picture, found {len(have)}')
+    small, large = have[0], have[-1]
+    paired, means, chance = means_of(s, [joint_cells(s, size, 'image') for size in (large, small)])
+    whole, floor = stats.macro(means), stats.macro(chance)
+    binary = bool(np.all((paired.scores == 0) | (paired.scores == 1)))
+    rows = {task: {'absolute': one(means, 0, column, minus=1),
+                   'relative_chance': _relative(means, chance, column),
+                   'p_mcnemar': _mcnemar(paired, task) if binary else None}
+            for column, task in enumerate(means.groups)}
+    if binary:
+        adjusted = stats.holm([row['p_mcnemar'] for row in rows.values()])
+        for row, p_value in zip(rows.values(), adjusted, strict=True):
+            row['p_holm'] = float(p_value)
+    order = sorted(rows, key=lambda task: (-rows[task]['absolute'].value, task))
+    result = {'large': large.name, 'small': small.name,
+              'families': {task: rows[task] for task in order},
+              'macro': {'absolute': one(whole, 0, 0, minus=1),
+                        'relative_chance': _relative(whole, floor, 0)}}
+    if len(order) > 1:
+        first, second = (means.groups.index(task) for task in order[:2])
+        fall = means.draws[:, 0] - means.draws[:, 1]
+        result['lead'] = stats.interval(
+            rows[order[0]]['absolute'].value - rows[order[1]]['absolute'].value,
+            fall[:, first] - fall[:, second], means.n[[first, second]].sum(),
+            means.clusters[[first, second]].min(), bounds=(-2, 2))
+    return result
+
+
+def _mcnemar(paired, task):
+    here = paired.task == task
+    return stats.mcnemar(paired.scores[0, here], paired.scores[1, here])
+
+
+def _relative(means, chance, column):
+    """Drop over (large - chance); None when the large model itself is not clearly above chance."""
+    room = means.draws[:, 0, column] - chance.draws[:, 0, column]
+    value = means.value[0, column] - chance.value[0, column]
+    counts = (means.n[column], means.clusters[column])
+    above = stats.interval(value, room, *counts)
+    if not above.low > 0:
+        return None
+    fall = means.draws[:, 0, column] - means.draws[:, 1, column]
+    return stats.interval((means.value[0, column] - means.value[1, column]) / value,
+                          fall / np.where(room > 0, room, np.nan), *counts)
+
+
+def reliance(s):
+    """What the largest model loses without the picture or with another one, beside the drop."""
+    result, found = drops(s), {}
+    large = next(size for size in s.sizes if size.name == result['large'])
+    base = joint_cells(s, large, 'image')
+    for condition in ('blind', 'shuffled'):
+        cells = joint_cells(s, large, condition)
+        if cells:
+            _, means, _ = means_of(s, [base, cells])
+            found[condition] = {task: one(means, 0, column, minus=1)
+                                for column, task in enumerate(means.groups)}
+    if not found:
+        raise Missing(f'no blind and no shuffled condition for the largest model ({large.name})')
+    return {'large': large.name, 'conditions': found,
+            'missing': [c for c in ('blind', 'shuffled') if c not in found],
+            'drop': {task: row['absolute'] for task, row in result['families'].items()},
+            'spearman': {c: _spearman(s, large, c, result['small']) for c in found}}
+
+
+def _spearman(s, large, condition, small_name):
+    """Rank correlation of reliance and drop over families, from disjoint halves of the pictures.
+
+    acc(large) is in both, so noise in it alone would correlate them; halves remove that.
+    """
+    small = next(size for size in s.sizes if size.name == small_name)
+    groups = [joint_cells(s, large, 'image'), joint_cells(s, large, condition),
+              joint_cells(s, small, 'image')]
+    clusters = s.resamples.clusters
+    (_, x, _), (_, y, _) = (means_of(s, groups, clusters[half::2]) for half in (0, 1))
+    if x.groups != y.groups or len(x.groups) < 4:
+        return None
+    relied, fell = x.value[0] - x.value[1], y.value[0] - y.value[2]
+    if np.ptp(relied) == 0 or np.ptp(fell) == 0:
+        return None
+    return {'value': float(spearmanr(relied, fell).statistic), 'families': len(x.groups)}
+
+
+def grid(s):
+    """Macro accuracy of every perception x reasoner pair, per kind of text and mode, with drops."""
+    result = {}
+    for kind in ('caption', 'extraction'):
+        for mode, thinking in MODES.items():
+            cells = [c for c in s.study.cells if c.r_run and c.text_kind == kind
+                     and c.thinking == thinking]
+            panel = _panel(s, cells)
+            if panel:
+                result[f'{kind}, {mode}'] = panel
+    if not result:
+        raise Missing('no perception x reasoner pairs and no gold texts were evaluated')
+    return result
+
+
+def _panel(s, cells):
+    home = {run: size.name for size in s.sizes for run in size.runs}
+    groups = {}
+    for cell in sorted(cells):
+        p_size = home[cell.p_run] if cell.p_run else 'gold'
+        groups.setdefault((p_size, home[cell.r_run]), []).append(cell)
+    if not groups:
+        return None
+    keys = list(groups)
+    _, means, _ = means_of(s, list(groups.values()))
+    whole = stats.macro(means)
+    order = [size.name for size in s.sizes]
+    p_sizes = [name for name in order if any(p == name for p, _ in keys)]
+    r_sizes = [name for name in order if any(r == name for _, r in keys)]
+    value = {key: one(whole, row, 0) for row, key in enumerate(keys)}
+    return {'p_sizes': p_sizes, 'r_sizes': r_sizes,
+            'cells': [{'p': p, 'r': r, 'accuracy': value[p, r]} for p, r in sorted(value)],
+            'marginal': _marginal(p_sizes, r_sizes, keys, means, whole)}
+
+
+def _marginal(p_sizes, r_sizes, keys, means, whole):
+    """Drop of each side, with the other side held at its largest size."""
+    if not p_sizes or not r_sizes:
+        return {}
+    top, drop = (p_sizes[-1], r_sizes[-1]), {}
+    for side, low in (('perception', (p_sizes[0], top[1])), ('reasoner', (top[0], r_sizes[0]))):
+        if low != top and low in keys and top in keys:
+            rows = {'row': keys.index(top), 'minus': keys.index(low)}
+            drop[side] = {'macro': one(whole, column=0, **rows), 'families': {
+                task: one(means, column=column, **rows)
+                for column, task in enumerate(means.groups)}}
+    low_p, low_r = (p_sizes[0], top[1]), (top[0], r_sizes[0])
+    if len(drop) == 2:
+        # both drops start at the same pair, so their difference needs the two shrunk pairs only
+        drop['perception_minus_reasoner'] = one(whole, keys.index(low_r), 0,
+                                                minus=keys.index(low_p))
+    return drop
+
+
+def health(s):
+    """Parse failures, truncation, lengths and counts for every way of answering and size."""
+    home = {run: (order, size.name) for order, size in enumerate(s.sizes) for run in size.runs}
+    groups = {}
+    for cell, index in s.study.cells.items():
+        way = 'gold text' if cell.condition == 'gold_text' else \
+            'decoupled' if cell.r_run else 'joint'
+        order, name = home[cell.r_run or cell.p_run]
+        key = (way, cell.condition, cell.text_kind, cell.thinking, order, name)
+        groups.setdefault(key, []).append(index)
+    rows = []
+    for key in sorted(groups):
+        here = {name: column[np.concatenate(groups[key])] for name, column in
+                s.study.items.items()}
+        nll = here['nll_gold'][np.isfinite(here['nll_gold'])]
+        rows.append({
+            'way': key[0], 'condition': key[1], 'text': key[2],
+            'mode': 'think' if key[3] else 'direct', 'size': key[5],
+            'answers': len(here['score']), 'items': len(set(here['item_id'])),
+            'pictures': len(set(here['cluster_id'])),
+            'parse_failed': float(np.mean(~here['parse_ok'].astype(bool))),
+            'truncated': float(np.mean(here['truncated'].astype(bool))),
+            'mean_tokens': float(np.mean(here['n_gen_tokens'])),
+            'nll_gold': float(nll.mean()) if len(nll) else None})
+    return rows
+
+
+def texts(s):
+    """Truncation and length of what every perception run wrote."""
+    columns, rows = s.study.texts, []
+    for run, kind in sorted(set(zip(columns['p_run'], columns['text_kind'], strict=True))):
+        here = (columns['p_run'] == run) & (columns['text_kind'] == kind)
+        rows.append({'p_run': run, 'text_kind': kind, 'texts': int(here.sum()),
+                     'truncated': float(np.mean(columns['truncated'][here].astype(bool))),
+                     'mean_tokens': float(np.mean(columns['n_tokens'][here]))})
+    return rows
+
+
+def runs(s):
+    """One row per trained run with its own macro accuracy, so that seeds can be compared."""
+    rows = []
+    for size in s.sizes:
+        for run in size.runs:
+            cells = [cell for cell in joint_cells(s, size, 'image') if cell.p_run == run]
+            score = None
+            if cells:
+                _, means, _ = means_of(s, [cells])
+                score = one(stats.macro(means), 0, 0)
+            seed = next(r['seed'] for r in s.study.meta['runs'] if r['run_id'] == run)
+            rows.append({'run_id': run, 'size': size.name, 'seed': seed,
+                         'n_total': size.n_total, 'n_nonembed': size.n_nonembed,
+                         'n_vision': size.n_vision, 'macro': score})
+    return rows
+
+
+def losses(s):
+    """Training curves by stage, and the last loss of every run."""
+    home = {run: size.name for size in s.sizes for run in size.runs}
+    stages, last = {}, []
+    order = {stage: place for place, stage in enumerate(STAGES)}
+    for run, stage in sorted(s.study.curves, key=lambda key: (order.get(key[1], 99), key[1],
+                                                              key[0])):
+        curve = s.study.curves[run, stage]
+        if not len(curve['loss']):
+            continue
+        axis = 'tokens' if np.all(np.isfinite(curve['tokens'])) else 'step'
+        stages.setdefault(stage, []).append({
+            'run_id': run, 'size': home.get(run, run.split('-')[0]), 'axis': axis,
+            'x': curve[axis], 'loss': curve['loss']})
+        last.append({'stage': stage, 'run_id': run, 'steps': int(curve['step'][-1]),
+                     'last_loss': float(curve['loss'][-1])})
+    if not stages:
+        raise Missing('no metrics.jsonl with a loss under cells/')
+    return {'sizes': [size.name for size in s.sizes], 'stages': stages, 'last': last}

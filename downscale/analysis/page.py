@@ -1,0 +1,111 @@
+"""The offline page around the report: escaping, tables that sort, styles and the small script."""
+import math
+from html import escape
+
+from downscale.analysis.stats import Interval
+
+CSS = '''
+:root{color-scheme:light dark;--ink:#1d232b;--soft:#5d6773;--line:#d9dee4;--paper:#fbfbfa;
+--card:#fff;--good:#1f7a4d;--bad:#b3372b;--goodbg:#e3f3ea;--badbg:#fae6e3;--accent:#2f6fae}
+@media(prefers-color-scheme:dark){:root{--ink:#e4e7ea;--soft:#9aa4af;--line:#353c45;
+--paper:#15181c;--card:#1c2026;--good:#6cc79a;--bad:#ee8d80;--goodbg:#17332a;--badbg:#3c2220;
+--accent:#7db2e6}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
+main{max-width:1060px;margin:0 auto;padding:0 16px 60px}
+.gate{padding:12px 16px;font-weight:600;border-bottom:1px solid var(--line)}
+.gate div{max-width:1028px;margin:0 auto}
+.gate.yes{background:var(--goodbg);color:var(--good)}.gate.no{background:var(--badbg);color:var(--bad)}
+h1{font-size:25px;margin:26px 0 2px}h2{font-size:19px;margin:40px 0 6px;padding-top:10px;
+border-top:1px solid var(--line)}h3{font-size:15px;margin:22px 0 4px}
+p{margin:6px 0 10px;max-width:76ch}.soft,small,figcaption{color:var(--soft)}
+small{font-size:11.5px;display:block;white-space:nowrap}
+ul{padding-left:20px;max-width:76ch}
+figure{margin:12px 0;padding:14px;background:var(--card);border:1px solid var(--line);
+border-radius:8px}figure>div,.scroll{overflow-x:auto}
+svg{display:block;width:100%;height:auto;color:var(--ink)}figcaption{font-size:12.5px;margin-top:8px}
+table{border-collapse:collapse;font-size:13.5px;margin:6px 0}
+th,td{padding:5px 12px 5px 0;text-align:right;border-bottom:1px solid var(--line);
+vertical-align:top;font-variant-numeric:tabular-nums;white-space:nowrap}
+th{color:var(--soft);font-weight:600;cursor:pointer}th:first-child,td:first-child{text-align:left}
+th.text,td.text{text-align:left;white-space:normal;min-width:80px}
+th[data-d="1"]:after{content:" \\2191"}th[data-d="-1"]:after{content:" \\2193"}
+.skip{border-left:3px solid var(--bad);padding:4px 12px;color:var(--soft)}
+.good{color:var(--good)}.bad{color:var(--bad)}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(290px,1fr));gap:14px}
+.card{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:12px;
+font-size:13.5px;overflow-wrap:anywhere}
+.card img{width:112px;height:112px;object-fit:contain;image-rendering:pixelated;margin:0 6px 6px 0;
+border:1px solid var(--line);border-radius:4px}
+.card .q{font-weight:600;margin:2px 0}.card dl{margin:6px 0 0;display:grid;
+grid-template-columns:auto 1fr;gap:2px 10px}.card dt{color:var(--soft)}.card dd{margin:0}
+details summary{cursor:pointer;color:var(--accent);margin:8px 0}
+'''
+SCRIPT = '''
+document.querySelectorAll('th').forEach(function(th){th.addEventListener('click',function(){
+ var table=th.closest('table'),body=table.tBodies[0],column=th.cellIndex;
+ var direction=th.dataset.d==='-1'?1:-1;
+ table.querySelectorAll('th').forEach(function(o){delete o.dataset.d});th.dataset.d=direction;
+ function key(row){var cell=row.cells[column];return 'v' in cell.dataset?cell.dataset.v:
+  cell.textContent}
+ Array.from(body.rows).sort(function(a,b){var x=key(a),y=key(b);
+  if(x===''||y==='')return (x==='')-(y==='');
+  var order=isNaN(x)||isNaN(y)?x.localeCompare(y):x-y;return direction*order})
+  .forEach(function(row){body.appendChild(row)})})});
+'''
+
+
+def number(value, digits=2, sign=False):
+    """A number as the page prints it; None and NaN are an en dash."""
+    if value is None or math.isnan(value):
+        return '–'
+    return f'{value:{"+" if sign else ""}.{digits}f}'
+
+
+def cell(value, sign=False):
+    """One table cell, escaped; it sorts by its value, an interval by its centre."""
+    if isinstance(value, Interval):
+        ends = f'{number(value.low, 2, sign)} to {number(value.high, 2, sign)}'
+        return f'<td data-v="{value.value:.6g}">{number(value.value, 2, sign)}<small>{ends}</small>'
+    if value is None:
+        return '<td data-v="">–'
+    if isinstance(value, bool):
+        return f'<td class="{"good" if value else "bad"}">{"yes" if value else "no"}'
+    if isinstance(value, int):
+        return f'<td data-v="{value}">{value:,}'
+    if isinstance(value, float):
+        shown = '<0.001' if 0 < value < .0005 else number(value, 3)
+        return f'<td data-v="{value:.6g}">{escape(shown)}'
+    return f'<td class="text">{escape(str(value))}'
+
+
+def table(headers, rows, sign=False):
+    """A table that sorts when a header is clicked and scrolls sideways on a phone."""
+    words = [any(isinstance(row[column], str) for row in rows) for column in range(len(headers))]
+    head = ''.join(f'<th{" class=text" if word else ""}>{escape(str(name))}'
+                   for name, word in zip(headers, words, strict=True))
+    body = ''.join('<tr>' + ''.join(cell(value, sign) for value in row) for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}<tbody>{body}</table></div>'
+
+
+def figure(svg, caption):
+    """A figure with its caption."""
+    return f'<figure><div>{svg}</div><figcaption>{escape(caption)}</figcaption></figure>'
+
+
+def paragraph(text, kind=''):
+    """Escaped text in a paragraph."""
+    return f'<p class="{kind}">{escape(text)}</p>'
+
+
+def bullets(lines):
+    """Escaped lines as a list."""
+    return '<ul>' + ''.join(f'<li>{escape(line)}' for line in lines) + '</ul>'
+
+
+def page(title, gate_line, passed, body):
+    """The whole document; the gate stands above the title."""
+    return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
+            '<meta name="viewport" content="width=device-width,initial-scale=1">'
+            f'<style>{CSS}</style><body><div class="gate {"yes" if passed else "no"}"><div>'
+            f'{escape(gate_line)}</div></div><main>{body}</main><script>{SCRIPT}</script></html>\n')

@@ -1,0 +1,175 @@
+"""Item-level statistics: one set of resampled pictures for all models, so that all is paired.
+
+Questions about one picture are dependent, therefore pictures (clusters) are resampled, not
+questions (Miller 2411.00640). Intervals cover the choice of pictures, not of training seeds.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+FEW = 30  # below this many clusters percentile intervals are too narrow: join a t interval
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number, its 95 % interval, and how many items and clusters stand behind it."""
+    value: float
+    low: float
+    high: float
+    n: int
+    clusters: int
+    method: str
+
+    @property
+    def half(self):
+        """Half the width of the interval."""
+        return (self.high - self.low) / 2
+
+    @property
+    def clear(self):
+        """Whether the interval leaves out zero."""
+        return bool(self.low > 0 or self.high < 0)
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """How often each cluster is drawn: weights [bootstraps, clusters] for sorted `clusters`."""
+    clusters: np.ndarray
+    weights: np.ndarray
+
+
+@dataclass(frozen=True)
+class Means:
+    """Means of rows (models) in groups (families) and their draws [bootstraps, rows, groups]."""
+    groups: tuple
+    value: np.ndarray
+    draws: np.ndarray
+    n: np.ndarray
+    clusters: np.ndarray
+
+
+def resample(clusters, bootstraps=2000, seed=0):
+    """One seeded multinomial weight per bootstrap and cluster, to be shared by all models."""
+    names = np.unique(np.asarray(clusters, dtype=str))
+    if not len(names):
+        return Resamples(names, np.zeros((bootstraps, 0)))
+    share = np.full(len(names), 1 / len(names))
+    weights = np.random.default_rng(seed).multinomial(len(names), share, size=bootstraps)
+    return Resamples(names, weights.astype(np.float64))
+
+
+def group_means(values, groups, clusters, resamples):
+    """Means of `values` [rows, items] within each group, and the same under every resample.
+
+    A draw that holds no cluster of a group is NaN there and is left out of its interval.
+    """
+    values = np.atleast_2d(np.asarray(values, dtype=float))
+    groups, clusters = np.asarray(groups, dtype=str), np.asarray(clusters, dtype=str)
+    place = np.searchsorted(resamples.clusters, clusters)
+    if np.any(resamples.clusters[np.minimum(place, len(resamples.clusters) - 1)] != clusters):
+        raise ValueError('group_means: some clusters are not in the resamples')
+    names = np.unique(groups)
+    value, draws, counts, pictures = [], [], [], []
+    for name in names:
+        here = groups == name
+        sums = np.zeros((len(resamples.clusters), len(values)))
+        np.add.at(sums, place[here], values[:, here].T)
+        items = np.bincount(place[here], minlength=len(resamples.clusters)).astype(float)
+        drawn = resamples.weights @ items
+        drawn = np.where(drawn > 0, drawn, np.nan)
+        value.append(values[:, here].mean(axis=1))
+        draws.append((resamples.weights @ sums) / drawn[:, None])
+        counts.append(int(here.sum()))
+        pictures.append(int(np.count_nonzero(items)))
+    return Means(tuple(names), np.stack(value, 1), np.stack(draws, 2), np.array(counts),
+                 np.array(pictures))
+
+
+def macro(means):
+    """The plain mean over groups as a single group; a small family counts as much as a large."""
+    return Means(('macro',), means.value.mean(axis=1, keepdims=True),
+                 means.draws.mean(axis=2, keepdims=True), means.n.sum(keepdims=True),
+                 means.clusters.min(keepdims=True))
+
+
+def interval(value, draws, n, clusters, level=0.95, bounds=(-np.inf, np.inf)):
+    """The percentile interval of `draws`, widened where few clusters make it too sure of itself.
+
+    Below `FEW` clusters it is joined with a t interval. When all draws agree it is widened by
+    Wilson's bound for zero events in `clusters` trials, so that no interval has zero width. One
+    cluster gives no interval (NaN).
+    """
+    draws = np.asarray(draws)[np.isfinite(draws)]
+    if clusters < 2 or len(draws) < 2 or not np.isfinite(value):
+        return Interval(float(value), np.nan, np.nan, int(n), int(clusters), 'none (1 cluster)')
+    tail = (1 - level) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    method = 'cluster bootstrap'
+    if clusters < FEW:
+        # bootstrap variance is short by (clusters - 1) / clusters
+        spread = draws.std() * np.sqrt(clusters / (clusters - 1))
+        reach = stats.t.ppf(1 - tail, clusters - 1) * spread
+        low, high = min(low, value - reach), max(high, value + reach)
+        method = 'cluster bootstrap and t'
+    if high - low < 1e-9:
+        margin = wilson(0, clusters, level)[1]
+        low, high = value - margin, value + margin
+        method = 'Wilson bound on unseen change'
+    low, high = max(low, bounds[0]), min(high, bounds[1])
+    return Interval(float(value), float(low), float(high), int(n), int(clusters), method)
+
+
+def mean_ci(values, clusters, bootstraps=2000, seed=0, bounds=(-np.inf, np.inf)):
+    """The mean of one value per item with its clustered interval; `bounds` clip it (0, 1)."""
+    means = group_means(values, np.full(len(clusters), 'all'), clusters,
+                        resample(clusters, bootstraps, seed))
+    return interval(means.value[0, 0], means.draws[:, 0, 0], means.n[0], means.clusters[0],
+                    bounds=bounds)
+
+
+def paired_difference(first, second, clusters, bootstraps=2000, seed=0):
+    """Mean of first - second over the same items, both under the same resampled clusters."""
+    means = group_means([first, second], np.full(len(clusters), 'all'), clusters,
+                        resample(clusters, bootstraps, seed))
+    return interval(means.value[0, 0] - means.value[1, 0],
+                    means.draws[:, 0, 0] - means.draws[:, 1, 0], means.n[0], means.clusters[0],
+                    bounds=(-1, 1))
+
+
+def clustered_se(values, clusters):
+    """Standard error of the mean when the items of one cluster move together (Miller, eq. 4)."""
+    values = np.asarray(values, dtype=float)
+    _, place = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
+    sums = np.bincount(place, values - values.mean())
+    if len(sums) < 2:
+        return np.nan
+    return float(np.sqrt(np.sum(sums ** 2) * len(sums) / (len(sums) - 1)) / len(values))
+
+
+def wilson(successes, n, level=0.95):
+    """Wilson's score interval (low, high) for one proportion of independent trials."""
+    if n == 0:
+        return 0.0, 1.0
+    z = stats.norm.ppf((1 + level) / 2)
+    share, scale = successes / n, 1 + z * z / n
+    centre = (share + z * z / (2 * n)) / scale
+    reach = z / scale * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, float(centre - reach)), min(1.0, float(centre + reach))
+
+
+def mcnemar(first, second):
+    """Exact two-sided p that right answers move as often one way as the other (items alone)."""
+    first, second = np.asarray(first) > 0.5, np.asarray(second) > 0.5
+    lost, won = int(np.sum(first & ~second)), int(np.sum(~first & second))
+    return float(stats.binomtest(lost, lost + won).pvalue) if lost + won else 1.0
+
+
+def holm(p_values):
+    """Holm's step-down adjusted p values, in the order given."""
+    p_values = np.asarray(p_values, dtype=float)
+    order = np.argsort(p_values, kind='stable')
+    factors = len(p_values) - np.arange(len(p_values))
+    adjusted = np.empty_like(p_values)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p_values[order] * factors))
+    return adjusted

@@ -1,0 +1,217 @@
+"""What a study folder holds, loaded and paired; everything in `analysis/` reads with `load_study`.
+
+Errors are one line long and carry counts.
+"""
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from downscale.evaluate.items import (
+    ITEMS,
+    TEXT_KEY,
+    TEXTS,
+    TableError,
+    one_line,
+    read_items,
+    read_texts,
+)
+
+STAGES = ('tower', 'text', 'align', 'instruct', 'caption', 'extract', 'reason')
+
+
+class Cell(NamedTuple):
+    """Who answered and what they saw; rows of one cell differ by question and repeat only."""
+    p_run: str
+    r_run: str
+    text_kind: str
+    thinking: bool
+    condition: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """A loaded study: `items` and `texts` are columns of equal length, `cells` maps to rows.
+
+    `curves` maps (run_id, stage) to columns; `unfinished` lists dicts run_id, stage, reason.
+    """
+    root: Path
+    meta: dict
+    curves: dict
+    items: dict
+    texts: dict
+    unfinished: tuple
+    notes: tuple
+    input_hash: str
+    cells: dict = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Scores [groups, items] of the same items in the same order, with each item's own facts."""
+    scores: np.ndarray
+    item_id: np.ndarray
+    task: np.ndarray
+    cluster_id: np.ndarray
+    chance: np.ndarray
+
+
+def _columns(table, schema):
+    """Columns as numpy; text stays Python objects, since answers differ much in length."""
+    columns = {}
+    for name in schema.names:
+        values = table.column(name)
+        if schema.field(name).type == pa.string():
+            columns[name] = np.array(values.to_pylist() + [None], dtype=object)[:-1]
+        else:
+            columns[name] = values.to_numpy(zero_copy_only=False) if len(table) else np.zeros(0)
+    return columns
+
+
+def load_study(directory):
+    """The whole study folder is read and checked; unfinished runs are listed, never dropped."""
+    root = Path(directory)
+    if not (root / 'study.json').is_file():
+        raise TableError(f'{root}: no study.json, so this is no study folder')
+    meta = json.loads((root / 'study.json').read_text())
+    items = [read_items(path)
+             for path in sorted(root.glob('evaluations/*/items.parquet'))]
+    texts = [read_texts(path)
+             for path in sorted(root.glob('evaluations/*/texts.parquet'))]
+    items = _columns(pa.concat_tables([ITEMS.empty_table(), *items]), ITEMS)
+    texts, notes = _merge_texts(_columns(pa.concat_tables([TEXTS.empty_table(), *texts]), TEXTS))
+    curves, unfinished = _read_cells(root, meta)
+    return Study(root, meta, curves, items, texts, unfinished, notes, _input_hash(root),
+                 _index_cells(items, meta))
+
+
+def _index_cells(items, meta):
+    """Rows of each cell; an unknown run or a question answered twice in one cell raises."""
+    rows, again = {}, []
+    for index, key in enumerate(zip(*(items[name] for name in Cell._fields), strict=True)):
+        rows.setdefault(key, []).append(index)
+    rows = {Cell(*key[:3], bool(key[3]), key[4]): np.array(index) for key, index in rows.items()}
+    for cell, index in rows.items():
+        answers = Counter(zip(items['item_id'][index], items['repeat'][index].tolist(),
+                              strict=True))
+        again += [(*cell, *answer) for answer, count in answers.items() if count > 1]
+    if again:
+        raise TableError(f'items: {len(again)} answers appear in two evaluations of one cell, '
+                         f'first {again[:3]}')
+    known = {run['run_id'] for run in meta['runs']} | {''}
+    unknown = sorted({run for cell in rows for run in cell[:2]} - known)
+    if unknown:
+        raise TableError(f'items: {len(unknown)} runs are not in study.json: {unknown[:3]}')
+    return rows
+
+
+def _merge_texts(texts):
+    """Texts once per key: evaluations with different reasoners repeat the same text."""
+    keep, differing = {}, 0
+    for index, key in enumerate(zip(*(texts[name] for name in TEXT_KEY), strict=True)):
+        first = keep.setdefault(key, index)
+        differing += texts['text'][first] != texts['text'][index]
+    index = np.array(list(keep.values()), dtype=int)
+    note = (f'{differing} texts differ between evaluations of the same perception run and item; '
+            'the gallery shows the first.')
+    return ({name: column[index] for name, column in texts.items()},
+            (note,) if differing else ())
+
+
+def _read_cells(root, meta):
+    """Metrics of every stage, and every stage that is failed, unfinished or absent."""
+    curves, stages, unfinished = {}, {}, []
+    for folder in sorted(root.glob('cells/*/*/')):
+        run_id, stage = folder.parent.name, folder.name
+        stages.setdefault(run_id, set()).add(stage)
+        if (folder / 'metrics.jsonl').is_file():
+            curves[run_id, stage] = _read_metrics(folder / 'metrics.jsonl')
+        if (folder / 'FATAL.json').is_file():
+            reason = 'failed: ' + one_line((folder / 'FATAL.json').read_text())
+            unfinished.append({'run_id': run_id, 'stage': stage, 'reason': reason})
+        elif not (folder / 'DONE.json').is_file():
+            unfinished.append({'run_id': run_id, 'stage': stage, 'reason': 'no DONE.json'})
+    runs = [run['run_id'] for run in meta['runs']]
+    expected = set().union(*(stages.get(run, set()) for run in runs))
+    for run in runs:
+        for stage in sorted(expected - stages.get(run, set()), key=_stage_order):
+            unfinished.append({'run_id': run, 'stage': stage, 'reason': 'never started'})
+        if not expected:
+            unfinished.append({'run_id': run, 'stage': '', 'reason': 'no folder under cells/'})
+    return curves, tuple(sorted(unfinished, key=lambda u: (u['run_id'], _stage_order(u['stage']))))
+
+
+def _stage_order(stage):
+    return (STAGES.index(stage), '') if stage in STAGES else (len(STAGES), stage)
+
+
+def _read_metrics(path):
+    """Columns step, tokens and loss of the rows that have a loss (other rows are evaluations)."""
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            # a killed run may leave half a line; what came before it is still true
+            break
+        if row.get('loss') is not None:
+            rows.append((row.get('step', number), row.get('tokens', np.nan), row['loss']))
+    array = np.array(rows, dtype=float).reshape(-1, 3)
+    return {'step': array[:, 0], 'tokens': array[:, 1], 'loss': array[:, 2]}
+
+
+def _input_hash(root):
+    """SHA-256 over every file that can change a printed number, with its path."""
+    digest = hashlib.sha256()
+    paths = [root / 'study.json', *root.glob('evaluations/*/*.parquet'),
+             *root.glob('cells/*/*/metrics.jsonl'), *root.glob('cells/*/*/DONE.json'),
+             *root.glob('cells/*/*/FATAL.json')]
+    for path in sorted(paths):
+        digest.update(path.relative_to(root).as_posix().encode() + b'\0')
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def pair(study, groups):
+    """Each group of cells has one mean score per item; all cells must hold the same items.
+
+    `groups` is a list of lists of `Cell`: seeds of one size are one group. Repeats and seeds are
+    averaged within an item. Raises `TableError` when item ids, data hashes or the facts of an
+    item (task, cluster, chance) differ between cells.
+    """
+    reference, facts, scores = None, None, []
+    for cells in groups:
+        total = 0.0
+        for cell in cells:
+            index = study.cells[cell]
+            ids, first, inverse = np.unique(
+                study.items['item_id'][index].astype(str), return_index=True, return_inverse=True)
+            names = ('task', 'cluster_id', 'chance', 'data_hash')
+            here = {name: study.items[name][index][first] for name in names}
+            if reference is None:
+                reference, facts = ids, here
+            _check_pairing(reference, ids, facts, here, cell)
+            total = total + np.bincount(
+                inverse, study.items['score'][index]) / np.bincount(inverse)
+        scores.append(total / len(cells))
+    return Paired(np.array(scores), reference, facts['task'].astype(str),
+                  facts['cluster_id'].astype(str), facts['chance'].astype(float))
+
+
+def _check_pairing(reference, ids, facts, here, cell):
+    who = f'{"/".join(filter(None, cell[:3]))} {cell.condition}'
+    if not np.array_equal(reference, ids):
+        lost = sorted(set(reference) - set(ids))
+        new = sorted(set(ids) - set(reference))
+        raise TableError(f'pairing: {who} lacks {len(lost)} of {len(reference)} items '
+                         f'{lost[:3]} and has {len(new)} others {new[:3]}')
+    for name, values in facts.items():
+        differ = values != here[name]
+        if np.any(differ):
+            raise TableError(f'pairing: {name} of {who} differs on {int(np.sum(differ))} of '
+                             f'{len(ids)} items, first {list(reference[differ][:3])}')

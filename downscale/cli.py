@@ -1,0 +1,229 @@
+"""The console script `downscale`. JAX is imported only by the command that needs it."""
+import argparse
+import ast
+import os
+import sys
+import traceback
+from pathlib import Path
+
+EXAMPLES = {
+    'study': 'downscale study experiments/smoke.py --out runs/smoke --set stages.text.steps=50',
+    'train': 'downscale train experiments/smoke.py --out runs/smoke --cell w64d2-s0 --stage text',
+    'evaluate': 'downscale evaluate experiments/smoke.py --out runs/smoke --cell w64d2-s0 '
+                '--only joint',
+    'report': 'downscale report runs/smoke',
+    'data': 'downscale data experiments/smoke.py --out runs/smoke --show 4',
+}
+
+
+def load_study(config_file, overrides):
+    """(ConfigDict, sweep) of `FILE.py` or `FILE.py:ARG`, with `key.path=value` overrides set.
+
+    ValueError in one line for a missing file, a file without `get_config` and `sweep`, or an
+    unknown key (with the nearest one).
+    """
+    import importlib.util
+    path, _, arg = str(config_file).partition(':')
+    if not Path(path).is_file():
+        raise ValueError(f'no study file {path}; there are {studies_nearby()}')
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name in ('get_config', 'sweep'):
+        if not hasattr(module, name):
+            raise ValueError(f'{path} has no function {name}()')
+    config = module.get_config(arg)
+    for override in overrides:
+        set_key(config, override)
+    return config.lock(), module.sweep(arg)
+
+
+def studies_nearby():
+    """Names of the study files below `experiments/`, for error messages."""
+    found = sorted(str(path) for path in Path('experiments').glob('*.py'))
+    return ', '.join(found) or 'none in ./experiments'
+
+
+def set_key(config, override):
+    """Set one `key.path=value`; the value is a Python literal, or else a string."""
+    from downscale.experiment import unknown
+    key, equals, text = override.partition('=')
+    if not equals:
+        raise ValueError(f'--set {override!r} must look like key.path=value')
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    *parents, last = key.split('.')
+    node = config
+    for name in (*parents, last):
+        if not hasattr(node, 'keys') or name not in node:
+            known = list(node.keys()) if hasattr(node, 'keys') else []
+            raise ValueError(f'--set {key}: {unknown("key", name, known)}')
+        if name is not last:
+            node = node[name]
+    try:
+        node[last] = value
+    except TypeError:
+        raise ValueError(f'--set {key}: {text!r} must be of type '
+                         f'{type(node[last]).__name__}') from None
+
+
+def open_study(args):
+    """(config, experiments, folder) of the command line; the platform is chosen here, before JAX
+    is imported."""
+    config, sweep = load_study(args.config, args.set)
+    if config.platform:
+        os.environ.setdefault('JAX_PLATFORMS', config.platform)
+    from downscale.experiment import cells
+    with config.unlocked():
+        del config['platform']
+    return config, cells(config, sweep), Path(args.out or Path('runs') / config.study)
+
+
+def find_cell(experiments, name):
+    """The experiment called `name`; ValueError with the nearest."""
+    from downscale.experiment import unknown
+    for cell in experiments:
+        if cell.name == name:
+            return cell
+    raise ValueError(unknown('cell', name, [cell.name for cell in experiments]))
+
+
+def cache_folder():
+    """Where compiled programs are kept: JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
+    default = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'downscale' / 'xla'
+    return Path(os.environ.get('JAX_COMPILATION_CACHE_DIR', default))
+
+
+def study(args):
+    """Train, evaluate and compare every cell; then write the report."""
+    config, experiments, folder = open_study(args)
+    from downscale.study import run
+    jobs = args.jobs
+    if jobs is None:
+        on_cpu = os.environ.get('JAX_PLATFORMS') == 'cpu'
+        jobs = len(os.sched_getaffinity(0)) if on_cpu and hasattr(os, 'sched_getaffinity') else 1
+    seconds = run(folder, config.study, experiments, jobs, cache_folder(), args.quiet)
+    print(f'study done in {seconds:.0f} s')
+    print(f'report: {write(folder)}')
+
+
+def write(folder):
+    """The report of a study folder; returns its path."""
+    from downscale.analysis.report import write_report
+    return write_report(folder)
+
+
+def report(args):
+    """Write the report of a finished or unfinished study."""
+    print(f'report: {write(args.study)}')
+
+
+def train(args):
+    """Train one stage of one cell; its parents must be finished."""
+    _, experiments, folder = open_study(args)
+    cell = find_cell(experiments, args.cell)
+    from downscale import stages
+    from downscale.console import progress_bars
+    from downscale.study import use_cache
+    cell.stage(args.stage)
+    use_cache(cache_folder())
+    stages.prepare(folder, cell)
+    with progress_bars(args.quiet) as bars:
+        total = cell.stage(args.stage).steps
+        stages.train_stage(folder, cell, args.stage, lambda step, row: bars(
+            f'{cell.name}/{args.stage}', step, total, f'loss {row["loss"]:.3f}'))
+    print(f'checkpoints: {stages.folder_of(folder, cell, args.stage)}')
+
+
+def evaluate(args):
+    """Run one evaluation of one cell: joint, caption, extraction or reason."""
+    _, experiments, folder = open_study(args)
+    cell = find_cell(experiments, args.cell)
+    from downscale.console import progress_bars
+    from downscale.evaluate.run import evaluate as run_evaluation
+    from downscale.study import use_cache
+    use_cache(cache_folder())
+    peers = [other for other in experiments if other.seed == cell.seed
+             and not other.name.startswith('tower')]
+    with progress_bars(args.quiet) as bars:
+        run_evaluation(folder, cell, args.only, peers,
+                       lambda done, total: bars(f'{args.only} {cell.name}', done, total))
+    print(f'items: {folder / "evaluations" / f"{args.only}-{cell.name}"}')
+
+
+def data(args):
+    """Build the data set of a study, and show some of it."""
+    _, experiments, folder = open_study(args)
+    from downscale import stages
+    from downscale.console import progress_bars
+    with progress_bars(args.quiet) as bars:
+        built = stages.prepare(folder, experiments[0],
+                               lambda done, total: bars('scenes', done, total))
+    print(f'data: {built}')
+    test = stages.library(str(folder), 'test')
+    for index in range(min(args.show, len(test))):
+        example = test.example(index)
+        print(f'\n{example.scene_id}: {example.caption}')
+        for question in example.questions:
+            print(f'  {question.text}? {question.answer}  [{question.family}, '
+                  f'guess {question.chance:.2f}]')
+
+
+def parser():
+    """The argument parser of every command."""
+    top = argparse.ArgumentParser(
+        prog='downscale', description='What breaks first when the language model inside a '
+        'multimodal model gets small, and how to repair it.',
+        epilog=f'example: {EXAMPLES["study"]}')
+    commands = top.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    for run in (study, train, evaluate, report, data):
+        name = run.__name__
+        sub = commands.add_parser(name, help=run.__doc__.splitlines()[0],
+                                  description=run.__doc__, epilog=f'example: {EXAMPLES[name]}')
+        sub.set_defaults(run=run)
+        sub.add_argument('--debug', action='store_true', help='show the traceback of an error')
+        if name == 'report':
+            sub.add_argument('study', type=Path, help='folder of a study')
+            continue
+        sub.add_argument('config', help='study file, FILE.py or FILE.py:ARG')
+        sub.add_argument('--out', type=Path, help='folder of the study (default: runs/NAME)')
+        sub.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
+                         help='override a configuration value; may be repeated')
+        sub.add_argument('--quiet', action='store_true', help='no progress bars')
+        if name in ('train', 'evaluate'):
+            sub.add_argument('--cell', required=True, help='name of a cell, as w64d2-s0')
+        if name == 'train':
+            sub.add_argument('--stage', required=True, help='name of a stage, as text')
+        if name == 'evaluate':
+            sub.add_argument('--only', required=True,
+                             choices=('joint', 'caption', 'extraction', 'reason'))
+        if name == 'study':
+            sub.add_argument('--jobs', type=int, help='cells trained at once (default: one per '
+                             'core on CPU, else 1)')
+        if name == 'data':
+            sub.add_argument('--show', type=int, default=2, help='examples to print')
+    return top
+
+
+def main(argv=None):
+    """Run one command; errors are one line on stderr and exit code 1 (2 for bad usage)."""
+    args = parser().parse_args(argv)
+    try:
+        args.run(args)
+    except KeyboardInterrupt:
+        print('stopped; the same command continues', file=sys.stderr)
+        return 130
+    except (ValueError, KeyError, FileNotFoundError, RuntimeError, FloatingPointError,
+            OSError) as error:
+        if args.debug:
+            traceback.print_exc()
+        text = ' '.join(str(error).split()) or type(error).__name__
+        print(f'error: {text}', file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

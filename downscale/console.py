@@ -1,0 +1,59 @@
+"""What a person sees while work goes on: bars with rate and time left, or one line per task."""
+import contextlib
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+
+class _Rate(ProgressColumn):
+    def render(self, task):
+        return Text(f'{task.speed:.1f}/s' if task.speed else '', style='cyan')
+
+
+class Bars:
+    """Call with (name, done, total, text) as work goes on; `finished` and `note` print a line."""
+
+    def __init__(self, console, progress):
+        self.console, self.progress = console, progress
+        self.ids, self.began = {}, time.monotonic()
+
+    def __call__(self, name, done, total, text=''):
+        if self.progress is None:
+            return
+        if name not in self.ids:
+            self.ids[name] = self.progress.add_task(name, total=total, said='')
+        self.progress.update(self.ids[name], completed=done, total=total, said=text)
+
+    def finished(self, name):
+        """Name a finished task, and when it did."""
+        if self.progress is not None and name in self.ids:
+            self.progress.remove_task(self.ids.pop(name))
+        self.note(f'{time.monotonic() - self.began:7.1f} s  {name}')
+
+    def note(self, text):
+        """Print one line above the bars."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def progress_bars(quiet=False):
+    """Bars on a terminal; without one (CI, a pipe) only the lines of `finished` and `note`."""
+    console = Console(file=sys.stdout)
+    if quiet or not console.is_terminal:
+        yield Bars(console, None)
+        return
+    with Progress(TextColumn('{task.description:32}'), BarColumn(), MofNCompleteColumn(), _Rate(),
+                  TimeElapsedColumn(), TimeRemainingColumn(), TextColumn('{task.fields[said]}'),
+                  console=console, refresh_per_second=4) as progress:
+        yield Bars(console, progress)

@@ -1,0 +1,75 @@
+"""Made-up facts, which no picture shows, and every word that the made-up world can utter."""
+import functools
+from dataclasses import dataclass
+
+from downscale.data.scenes import SIZES, UNITS, World, stream
+
+FACT_VALUES = {relation: tuple(values.split()) for relation, values in {
+    'home': 'delta harbor meadow canyon forest island valley desert tundra lagoon marsh prairie '
+            'glacier village castle tower',
+    'food': 'bread rice honey soup cheese apple plum bean corn fish cake nuts salt pear melon fig',
+    'owner': 'anna bruno carla david elena felix greta hugo irene jonas klara lukas maria nils '
+             'olga peter',
+    'tool': 'hammer rope lamp needle spoon brush ladder shovel wheel chisel bucket basket saw '
+            'broom knife kettle',
+}.items()}
+_TEMPLATE_WORDS = (
+    'what is the of at where box how many things are which larger smaller or left right above '
+    'below yes no does read more like first second third look all and pictures nothing to total '
+    'cell size color shape char before after differs ; :')
+_ONSETS = 'b bl br d dr f fl g gl gr k kr l m n p pl r s sk st t tr v w z'
+_VOWELS = 'a e i o u'
+_CODAS = 'b f k l m n p rb rk ss t x'
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One made-up fact; the entity exists nowhere but in `facts(world)`."""
+    entity: str
+    relation: str
+    value: str
+
+    @property
+    def question(self) -> str:
+        return f'what is the {self.relation} of {self.entity}'
+
+    @property
+    def statement(self) -> str:
+        return f'the {self.relation} of {self.entity} is {self.value}'
+
+
+@functools.cache
+def facts(world: World) -> tuple[Fact, ...]:
+    """The `n_facts` facts of a world: entities x relations, values drawn uniformly.
+
+    Entities are pronounceable, equal to no other word of the world, and in order: all relations
+    of one entity follow each other.
+    """
+    rng = stream(world, 'facts')
+    parts = [part.split() for part in (_ONSETS, _VOWELS, _ONSETS, _VOWELS, _CODAS)]
+    taken = set(_plain_words(world))
+    relations = tuple(FACT_VALUES)
+    found, entity = [], ''
+    for i in range(world.n_facts):
+        relation = relations[i % len(relations)]
+        while relation == relations[0] and (not entity or entity in taken):
+            entity = ''.join(part[int(rng.integers(len(part)))] for part in parts)
+        taken.add(entity)
+        values = FACT_VALUES[relation]
+        found.append(Fact(entity, relation, values[int(rng.integers(len(values)))]))
+    return tuple(found)
+
+
+@functools.cache
+def vocabulary(world: World) -> tuple[str, ...]:
+    """Sorted, every word that any text about this world can contain."""
+    return tuple(sorted(_plain_words(world) | {fact.entity for fact in facts(world)}))
+
+
+def _plain_words(world):
+    """All words except entity names."""
+    numbers = {str(n) for n in range(max(UNITS, world.max_objects, world.grid) + 1)}
+    values = {value for relation in FACT_VALUES for value in FACT_VALUES[relation]}
+    columns = {cell[0] for cell in world.cells}
+    return {*_TEMPLATE_WORDS.split(), *FACT_VALUES, *values, *numbers, *columns, *world.cells,
+            *SIZES, *world.shapes, *world.colors, *world.chars}

@@ -1,0 +1,122 @@
+"""What a stage trains on: one example of a library and a random generator -> one conversation.
+
+Adding a stage means adding a function here and a row to `MIXTURES`. Every function is pure given
+its generator, so position n of a stage's stream is the same on any host and after any restart.
+"""
+from downscale.data.questions import facts, restatement
+from downscale.data.scenes import caption as describe_scene
+from downscale.data.records import IMAGE, Conversation, Turn
+
+DESCRIBE = 'describe'
+THINK = ('<think>', '</think>')
+
+
+def describe_prompt(question=None):
+    """What a perception model is asked to write: everything, or what `question` needs."""
+    return DESCRIBE if question is None else question.extraction.information
+
+
+def reasoner_prompt(description, question):
+    """What a text-only reasoner reads: the description and the question."""
+    return f'{description} {question.text}' if description else question.text
+
+
+def answer_text(question, think):
+    """The reply that a reasoner is taught: a thought, empty unless `think`, and then the answer."""
+    trace = f' {question.trace.text} ' if think else ' '
+    return f'{THINK[0]}{trace}{THINK[1]} {question.answer}'
+
+
+def reply_prefix(think):
+    """What is put into the reasoner's mouth: an open thought, or an empty one (as Qwen3 does)."""
+    return THINK[0] if think else f'{THINK[0]} {THINK[1]}'
+
+
+def pictures(example):
+    """The image marks that open a conversation about `example`."""
+    return ' '.join([IMAGE] * len(example.images))
+
+
+def _ask(text, reply):
+    return Turn('user', text, False), Turn('assistant', reply, True)
+
+
+def _some(rng, items, most):
+    return [items[i] for i in rng.permutation(len(items))[:most]]
+
+
+def text(library, index, rng, world, turns):
+    """Language pretraining: restated scenes, facts, and questions about written scenes."""
+    kind = rng.random()
+    if kind < 0.5:
+        scene = library.scenes(index)[0]
+        prompt, target = restatement(scene, rng)
+        return Conversation((), _ask(prompt, target))
+    if kind < 0.65:
+        known = facts(world)
+        chosen = _some(rng, known, turns)
+        return Conversation((), tuple(turn for fact in chosen
+                                      for turn in _ask(fact.question, fact.value)))
+    return reason(library, index, rng, world, turns)
+
+
+def tower(library, index, rng, world, turns):
+    """Contrastive pretraining: one picture and its caption."""
+    scene, *_ = library.scenes(index)
+    return Conversation(library.example(index).images[:1], (
+        Turn('user', IMAGE, False), Turn('assistant', describe_scene(scene), True)))
+
+
+def align(library, index, rng, world, turns):
+    """Connector training: a picture and its caption, nothing asked."""
+    example = library.example(index)
+    return Conversation(example.images, (Turn('user', pictures(example), False),
+                                         Turn('assistant', example.caption, True)))
+
+
+def instruct(library, index, rng, world, turns):
+    """Visual question answering: several questions about the same picture."""
+    example = library.example(index)
+    said = []
+    for k, question in enumerate(_some(rng, example.questions, turns)):
+        mark = f'{pictures(example)} ' if k == 0 else ''
+        said += _ask(mark + question.text, question.answer)
+    return Conversation(example.images, tuple(said))
+
+
+def caption(library, index, rng, world, turns):
+    """Exhaustive description of a picture."""
+    example = library.example(index)
+    return Conversation(example.images,
+                        _ask(f'{pictures(example)} {describe_prompt()}', example.caption))
+
+
+def extract(library, index, rng, world, turns):
+    """Visual extraction tuning: write what each question needs, given only what to look at."""
+    example = library.example(index)
+    said = []
+    for k, question in enumerate(_some(rng, example.questions, turns)):
+        mark = f'{pictures(example)} ' if k == 0 else ''
+        said += _ask(mark + describe_prompt(question), question.extraction.text)
+    return Conversation(example.images, tuple(said))
+
+
+def reason(library, index, rng, world, turns):
+    """The text-only reasoner: description and question in, answer out, half of them step by step.
+
+    Descriptions are captions or extractions, so that it can read what either perception writes.
+    """
+    example = library.example(index)
+    if rng.random() < 0.5:
+        question, = _some(rng, example.questions, 1)
+        prompt = reasoner_prompt(question.extraction.text, question)
+        return Conversation((), _ask(prompt, answer_text(question, rng.random() < 0.5)))
+    said, think = [], rng.random() < 0.5
+    for k, question in enumerate(_some(rng, example.questions, 2 if think else turns)):
+        prompt = reasoner_prompt(example.caption, question) if k == 0 else question.text
+        said += _ask(prompt, answer_text(question, think))
+    return Conversation((), tuple(said))
+
+
+MIXTURES = {'text': text, 'align': align, 'instruct': instruct, 'caption': caption,
+            'extract': extract, 'reason': reason, 'tower': tower}

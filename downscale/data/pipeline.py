@@ -1,0 +1,179 @@
+"""Conversations to batches: one deterministic, packed, checkpointable grain stream per process.
+
+A row holds several conversations up to `length` tokens and `tiles` image tiles; `segments`
+numbers them from 1 (0 is padding), `positions` restart in each, and nothing attends across.
+"""
+from dataclasses import dataclass
+
+import grain
+import numpy as np
+
+from downscale.data import images
+from downscale.data.mixture import MIXTURES
+from downscale.data.tokens import NEWLINE, Encoder
+from downscale.data.world_builder import Source
+from downscale.data.scenes import World
+from downscale.sizes import VisionConfig
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The static shape of a batch: rows over all processes, tokens and image tiles per row."""
+    batch: int
+    length: int
+    tiles: int
+
+    def __post_init__(self):
+        for name in ('batch', 'length'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name} {getattr(self, name)} must be at least 1')
+
+    def local_batch(self, processes, devices):
+        """Rows of one process; ValueError with the arithmetic when rows do not divide."""
+        for count, what in ((devices, 'devices'), (processes, 'processes')):
+            if self.batch % count:
+                raise ValueError(f'global batch {self.batch} does not divide over {count} {what} '
+                                 f'({self.batch} % {count} = {self.batch % count}); '
+                                 f'the nearest is {max(1, round(self.batch / count)) * count}')
+        return self.batch // processes
+
+
+class Library:
+    """The examples of a source, each parsed once: parsing costs more than training on a row."""
+
+    def __init__(self, source):
+        self.source, self._examples, self._scenes = source, {}, {}
+
+    def __len__(self):
+        return len(self.source)
+
+    def example(self, index):
+        if index not in self._examples:
+            self._examples[index] = self.source[index]
+        return self._examples[index]
+
+    def scenes(self, index):
+        if index not in self._scenes:
+            self._scenes[index] = self.source.scenes(index)
+        return self._scenes[index]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a stage samples: its mixture, replayed stages with their shares, and the loss norm.
+
+    `loss_norm` 'token' weighs supervised tokens equally, 'example' conversations equally.
+    `turns` is the most questions of one conversation.
+    """
+    stage: str
+    replay: tuple[tuple[str, float], ...] = ()
+    loss_norm: str = 'token'
+    turns: int = 6
+
+    def __post_init__(self):
+        if self.loss_norm not in ('token', 'example'):
+            raise ValueError(f"loss_norm {self.loss_norm!r} must be 'token' or 'example'")
+        unknown = sorted({self.stage, *dict(self.replay)} - set(MIXTURES))
+        if unknown:
+            raise ValueError(f'unknown stages {unknown}; known are {sorted(MIXTURES)}')
+        if not 0 <= sum(dict(self.replay).values()) < 1:
+            raise ValueError(f'replay shares {dict(self.replay)} must sum to less than 1')
+
+    def draw(self, rng):
+        """The stage whose mixture makes the next conversation."""
+        point = rng.random()
+        for stage, share in self.replay:
+            point -= share
+            if point < 0:
+                return stage
+        return self.stage
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Index and grain's generator for it -> the encoded conversation of one stage."""
+    recipe: Recipe
+    library: Library
+    encoder: Encoder
+    world: World
+    vision: VisionConfig
+    shape: Shape
+
+    def __call__(self, index, rng):
+        stage = self.recipe.draw(rng)
+        talk = MIXTURES[stage](self.library, index, rng, self.world, self.recipe.turns)
+        return self.encoded(talk, f'{stage} example {index}')
+
+    def encoded(self, talk, where):
+        """Arrays of one conversation; ValueError when it does not fit or supervises nothing."""
+        arrays = self.encoder.encode(talk.turns)
+        n = len(arrays['tokens'])
+        if n > self.shape.length or len(talk.images) > self.shape.tiles:
+            raise ValueError(
+                f'{where}: {n} tokens and {len(talk.images)} images do not fit a row of '
+                f'{self.shape.length} tokens and {self.shape.tiles} tiles, and an example is never '
+                'cut inside an image; raise `length` or `tiles` of the stage')
+        supervised = arrays['weights'].sum()
+        if supervised == 0:
+            raise ValueError(f'{where}: none of its {n} tokens is supervised; nothing to learn')
+        if self.recipe.loss_norm == 'example':
+            arrays['weights'] /= supervised
+        if self.shape.tiles:
+            cut = [images.cached_tile(data, self.vision) for data in talk.images]
+            empty = np.zeros((0, self.vision.P, self.vision.Q), np.uint8)
+            arrays['tiles'] = np.stack(cut) if cut else empty
+        else:
+            del arrays['image_index']
+        return arrays
+
+
+def packed_row(row, patches):
+    """A packed row with segments, positions and an image_index that counts the row's own tiles."""
+    out = {'tokens': row['tokens'], 'weights': row['weights'],
+           'segments': row['tokens_segment_ids'], 'positions': row['tokens_positions']}
+    if 'tiles' in row:
+        tiles = len(row['tiles'])
+        first = np.zeros(out['segments'].max(initial=0) + 1, np.int32)
+        for slot in range(tiles - 1, -1, -1):
+            first[row['tiles_segment_ids'][slot]] = slot
+        index = row['image_index']
+        shifted = np.where(index >= 0, index + first[out['segments']] * patches, -1)
+        shifted = np.where(index == NEWLINE, tiles * patches, shifted)
+        # Padding positions hold index 0, which would name the first patch.
+        out['image_index'] = np.where(out['segments'] > 0, shifted, -1).astype(np.int32)
+        out['tiles'] = images.normalise(row['tiles'])
+    return out
+
+
+def pair_row(arrays, length):
+    """One picture and its padded caption, for the contrastive stage: nothing is packed."""
+    text = arrays['weights'] > 0
+    tokens = arrays['tokens'][text]
+    pad = (0, length - len(tokens))
+    return {'tokens': np.pad(tokens, pad), 'segments': np.pad(np.ones_like(tokens), pad),
+            'tiles': images.normalise(arrays['tiles'][0])}
+
+
+def stream(sampler, seed, process=0, processes=1, devices=1):
+    """The endless grain dataset of batches of one process; `iter()` of it can be checkpointed.
+
+    Leaves of a batch: tokens, segments, positions int32 [B, L], weights float32 [B, L] and, where
+    the shape has tiles, tiles float32 [B, I, P, Q] and image_index int32 [B, L]. The contrastive
+    stage gives tokens, segments [B, L] and tiles [B, P, Q].
+    """
+    shape = sampler.shape
+    rows = shape.local_batch(processes, devices)
+    data = grain.MapDataset.range(len(sampler.library)).seed(seed).shuffle().repeat()
+    data = data.random_map(sampler, seed=seed)[process::processes]
+    # One reader thread: parsing holds the interpreter lock, more would only contend for it.
+    data = data.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=rows))
+    if sampler.recipe.stage == 'tower':
+        data = data.map(lambda arrays: pair_row(arrays, shape.length))
+    else:
+        lengths = {'tokens': shape.length, 'weights': shape.length}
+        if shape.tiles:
+            lengths |= {'image_index': shape.length, 'tiles': shape.tiles}
+        data = grain.experimental.FirstFitPackIterDataset(
+            data, length_struct=lengths, num_packing_bins=min(16, rows))
+        data = data.map(lambda row: packed_row(row, sampler.vision.P))
+    return data.batch(rows)

@@ -1,0 +1,69 @@
+"""What an example is: frozen records that every source produces and every stage consumes.
+
+A source yields `Example`s; `mixture.py` turns an example into a `Conversation` for one stage;
+`pipeline.py` turns conversations into batches. Nothing here knows about tokens or arrays.
+"""
+from dataclasses import dataclass
+
+IMAGE = '<image>'  # marks, inside a turn's text, the place of the next image
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Step-by-step text that leads from a description to an answer."""
+    text: str
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What a perception model should write so that `Question.text` can be answered without the image.
+
+    `information` names what to look at (no answer in it); `text` is the target.
+    """
+    information: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question with everything needed to ask, answer, guess and explain it.
+
+    `item_id` is unique and stable; `cluster_id` is the picture that several questions share.
+    `kind` is 'knowledge' (no image needed) or 'visual'. `distractors` are wrong options of the
+    multiple-choice form. `chance` is the accuracy of the best guess that knows the contents of
+    the scene and the family of the question, but not which object is asked about.
+    """
+    item_id: str
+    cluster_id: str
+    family: str
+    kind: str
+    text: str
+    answer: str
+    distractors: tuple[str, ...]
+    chance: float
+    extraction: Extraction
+    trace: Trace
+
+
+@dataclass(frozen=True)
+class Example:
+    """One scene (or one triple of pictures): encoded images, exhaustive caption, questions."""
+    scene_id: str
+    images: tuple[bytes, ...]
+    caption: str
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation; the loss is taken on a turn exactly when it is `supervised`."""
+    role: str
+    text: str
+    supervised: bool
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What a model is trained on: turns in order, and the images that their `<image>` marks name."""
+    images: tuple[bytes, ...]
+    turns: tuple[Turn, ...]

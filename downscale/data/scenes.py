@@ -1,0 +1,344 @@
+"""The made-up world: what a scene holds, how it is sampled, drawn and written down.
+
+Everything is a pure function of (world, split, index). A scene belongs to a split because of what
+it shows (`split_of`), so no scene can occur in two splits whatever their sizes are.
+"""
+import functools
+import hashlib
+import io
+import math
+import zlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+SHAPES = ('circle', 'square', 'triangle', 'diamond', 'star', 'cross', 'ring', 'heart', 'hexagon',
+          'arrow')
+COLORS = {'red': (222, 52, 48), 'green': (52, 162, 72), 'blue': (44, 104, 222),
+          'yellow': (252, 216, 30), 'purple': (140, 70, 196), 'orange': (245, 118, 28),
+          'cyan': (72, 200, 212), 'pink': (247, 150, 194), 'brown': (132, 86, 52),
+          'black': (48, 48, 52)}
+# In the order that keeps the least alike pair most different at 12 px (greedy maximin).
+CHARS = ('K', 'C', 'T', 'A', 'P', 'H', 'V', 'L', '2', '5', 'Z', '4', 'U', '9', 'X', 'Y')
+SIZES = ('small', 'large')
+FIELDS = ('cell', 'size', 'color', 'shape', 'char')  # the cyclic order of a written record
+SPLITS = ('train', 'validation', 'test')
+UNITS = 16  # written boxes count in sixteenths of the image
+
+_SUPERSAMPLE = 4
+_MAX_DRAWS = 10_000
+
+
+@dataclass(frozen=True)
+class World:
+    """All difficulty parameters; two equal worlds produce byte-identical data.
+
+    Lengths are pixels. A large object fills its cell up to the jitter; a small one is about 0.72
+    of that. Raises ValueError, with the arithmetic, when the parameters do not fit together.
+    """
+    grid: int = 4
+    cell_px: int = 20
+    n_shapes: int = 8
+    n_colors: int = 6
+    n_chars: int = 8
+    min_objects: int = 2
+    max_objects: int = 8
+    n_facts: int = 64
+    jitter_px: int = 2
+    seed: int = 0
+    version: str = '1.0.0'
+
+    def __post_init__(self):
+        limits = {'grid': (2, 9), 'n_shapes': (2, len(SHAPES)), 'n_colors': (2, len(COLORS)),
+                  'n_chars': (2, len(CHARS)), 'min_objects': (2, self.max_objects),
+                  'n_facts': (4, 100_000), 'jitter_px': (0, self.cell_px), 'seed': (0, 2**63 - 1)}
+        for name, (low, high) in limits.items():
+            value = vars(self)[name]
+            if not low <= value <= high:
+                raise ValueError(f'World.{name}={value} must lie in {low}..{high}')
+        if self.max_objects > self.n_shapes:
+            raise ValueError(f'max_objects={self.max_objects} > n_shapes={self.n_shapes}: '
+                             'shapes are distinct within a scene')
+        if self.max_objects >= self.grid ** 2:
+            raise ValueError(f'max_objects={self.max_objects} >= grid*grid={self.grid ** 2}: '
+                             'a scene needs a free cell')
+        if self.diameter('small') < 10:
+            raise ValueError(
+                f'cell_px={self.cell_px} - 2 * jitter_px={self.jitter_px} leaves small objects '
+                f'{self.diameter("small")} px wide; a character is legible from 10 px')
+
+    @property
+    def side(self) -> int:
+        """Width and height of an image in pixels."""
+        return self.grid * self.cell_px
+
+    @property
+    def shapes(self) -> tuple[str, ...]:
+        return SHAPES[:self.n_shapes]
+
+    @property
+    def colors(self) -> tuple[str, ...]:
+        return tuple(COLORS)[:self.n_colors]
+
+    @property
+    def chars(self) -> tuple[str, ...]:
+        return CHARS[:self.n_chars]
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Cell names in reading order: column letter, then row digit, 'a1' top left."""
+        return tuple(f'{chr(97 + column)}{row + 1}'
+                     for row in range(self.grid) for column in range(self.grid))
+
+    def diameter(self, size: str) -> int:
+        """Width and height in pixels of an object of that size."""
+        large = self.cell_px - 2 * self.jitter_px
+        return large if size == 'large' else 2 * round(0.36 * large)
+
+
+@dataclass(frozen=True)
+class Object:
+    """One drawn thing. `box` is x0, y0, x1, y1 in pixels, right and bottom edge exclusive."""
+    shape: str
+    color: str
+    size: str
+    char: str
+    cell: str
+    box: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One picture: objects in reading order on a plain background of that grey level."""
+    scene_id: str
+    objects: tuple[Object, ...]
+    background: int
+
+
+# --- sampling ---------------------------------------------------------------------------------
+
+def stream(world: World, *key: str | int) -> np.random.Generator:
+    """A generator that depends on the world's seed and on `key` alone."""
+    words = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key]
+    return np.random.default_rng(np.random.SeedSequence([world.seed, *words]))
+
+
+def sample(world: World, split: str, index: int) -> Scene:
+    """Scene `index` of `split`: both sizes occur, shapes and cells are distinct.
+
+    Raises ValueError when the world is too small to hold a scene of that split.
+    """
+    rng = stream(world, 'scene', split, index)
+    counts = world.min_objects, world.max_objects
+    scene_id = f'{split}-{index:06d}'
+    return _first_in(split, lambda: _draw(world, rng, scene_id, counts), _MAX_DRAWS, world)
+
+
+def triple(world: World, split: str, index: int) -> tuple[Scene, Scene, Scene]:
+    """A reference of 2-3 objects and two edits of it, one nearer than the other.
+
+    An edit changes some of (cell, size, color, char) and keeps every shape, so that objects of
+    two pictures are matched by shape. Jitter and background are fresh in each picture.
+    """
+    rng = stream(world, 'triple', split, index)
+    counts = 2, min(3, world.max_objects)
+    scene_id = f'{split}-triple-{index:06d}'
+    for _ in range(_MAX_DRAWS):
+        reference = _first_in(split, lambda: _draw(world, rng, scene_id, counts), _MAX_DRAWS, world)
+        near = int(rng.integers(1, 3))
+        changes = rng.permutation([near, near + int(rng.integers(1, 4))])
+        edits = [_first_in(split, functools.partial(_edit, world, rng, reference, int(n)), 100)
+                 for n in changes]
+        if None not in edits:
+            return reference, *edits
+    raise ValueError(f'no {split} triple in {_MAX_DRAWS} draws: enlarge the world {world}')
+
+
+def graph_key(scene: Scene) -> str:
+    """A hash of what the scene shows; jitter and background do not count."""
+    return hashlib.blake2b(caption(scene).encode(), digest_size=8).hexdigest()
+
+
+def split_of(scene: Scene) -> str:
+    """The only split that may hold this scene: 10 % validation, 10 % test, the rest train."""
+    return {0: 'validation', 1: 'test'}.get(int(graph_key(scene), 16) % 10, 'train')
+
+
+def differences(first: Scene, second: Scene) -> tuple[tuple[str, str], ...]:
+    """(shape, field) of everything that differs between two pictures with the same shapes."""
+    other = {obj.shape: obj for obj in second.objects}
+    return tuple((obj.shape, field) for obj in first.objects for field in FIELDS
+                 if vars(obj)[field] != vars(other[obj.shape])[field])
+
+
+def _first_in(split, draw, tries, world=None):
+    """The first drawn scene of `split`; after `tries`: None, or an error when `world` is given."""
+    if split not in SPLITS:
+        raise ValueError(f'unknown split {split!r}: use one of {", ".join(SPLITS)}')
+    for _ in range(tries):
+        scene = draw()
+        if split_of(scene) == split:
+            return scene
+    if world is not None:
+        raise ValueError(f'no {split} scene in {tries} draws: enlarge the world {world}')
+    return None
+
+
+def _draw(world, rng, scene_id, counts):
+    n = int(rng.integers(counts[0], counts[1] + 1))
+    shapes = rng.permutation(world.n_shapes)[:n]
+    cells = rng.permutation(world.grid ** 2)[:n]
+    colors = rng.integers(world.n_colors, size=n)
+    chars = rng.integers(world.n_chars, size=n)
+    sizes = rng.integers(2, size=n)
+    if sizes.min() == sizes.max():  # both sizes occur, or nothing could be compared
+        sizes[rng.integers(n)] ^= 1
+    names = world.cells
+    objects = [Object(SHAPES[s], world.colors[c], SIZES[z], CHARS[t], names[p], (0, 0, 0, 0))
+               for s, c, z, t, p in zip(shapes, colors, sizes, chars, cells, strict=True)]
+    return _placed(world, rng, scene_id, objects)
+
+
+def _edit(world, rng, scene, n_changes):
+    objects = {obj.shape: obj for obj in scene.objects}
+    slots = [(shape, field) for shape in objects for field in ('cell', 'size', 'color', 'char')]
+    free = [cell for cell in world.cells if cell not in {obj.cell for obj in scene.objects}]
+    choices = {'size': SIZES, 'color': world.colors, 'char': world.chars}
+    for i in rng.permutation(len(slots))[:n_changes]:
+        shape, field = slots[i]
+        old = vars(objects[shape])[field]
+        if field == 'cell':
+            new = free.pop(int(rng.integers(len(free))))
+            free.append(old)
+        else:
+            others = [value for value in choices[field] if value != old]
+            new = others[int(rng.integers(len(others)))]
+        objects[shape] = replace(objects[shape], **{field: new})
+    return _placed(world, rng, scene.scene_id, list(objects.values()))
+
+
+def _placed(world, rng, scene_id, objects):
+    """The scene of these objects in reading order, with fresh jitter and background."""
+    jitter = rng.integers(-world.jitter_px, world.jitter_px + 1, size=(len(objects), 2))
+    placed = []
+    for obj, (dx, dy) in zip(objects, jitter.tolist(), strict=True):
+        width = world.diameter(obj.size)
+        margin = (world.cell_px - width) // 2
+        x0 = (ord(obj.cell[0]) - ord('a')) * world.cell_px + margin + dx
+        y0 = (int(obj.cell[1]) - 1) * world.cell_px + margin + dy
+        placed.append(replace(obj, box=(x0, y0, x0 + width, y0 + width)))
+    placed.sort(key=lambda obj: obj.cell[::-1])
+    return Scene(scene_id, tuple(placed), int(rng.integers(236, 250)))
+
+
+# --- writing ----------------------------------------------------------------------------------
+
+def record(obj: Object, first: str = 'cell') -> str:
+    """The five fields of an object in cyclic order, rotated to begin with field `first`."""
+    at = FIELDS.index(first)
+    return ' '.join(vars(obj)[field] for field in FIELDS[at:] + FIELDS[:at])
+
+
+def records(objects, first: str = 'cell') -> str:
+    """All records, each ended by ' ;'."""
+    return ' '.join(f'{record(obj, first)} ;' for obj in objects)
+
+
+def caption(scene: Scene) -> str:
+    """Everything there is to say about a scene except the pixels: records in reading order."""
+    return records(scene.objects)
+
+
+def box_text(world: World, box: tuple[int, int, int, int]) -> str:
+    """A pixel box as 'x0 y0 x1 y1' in units of side / 16, both ends inclusive, each 0..15.
+
+    The units named are exactly those that the box touches.
+    """
+    low = (edge * UNITS // world.side for edge in box[:2])
+    high = (-(-edge * UNITS // world.side) - 1 for edge in box[2:])
+    return ' '.join(str(edge) for edge in (*low, *high))
+
+
+# --- drawing ----------------------------------------------------------------------------------
+
+def render(world: World, scene: Scene) -> bytes:
+    """The scene as PNG bytes, RGB, `world.side` pixels square; pixels outside boxes stay plain."""
+    image = Image.new('RGB', (world.side, world.side), (scene.background,) * 3)
+    for obj in scene.objects:
+        rgb = COLORS[obj.color]
+        width = obj.box[2] - obj.box[0]
+        outer, inner = _shape_masks(obj.shape, width)
+        image.paste(tuple(int(0.7 * level) for level in rgb), obj.box, outer)
+        image.paste(rgb, obj.box, inner)
+        red, green, blue = rgb
+        dark = 0.30 * red + 0.59 * green + 0.11 * blue < 140 and obj.shape != 'ring'
+        ink = (255, 255, 255) if dark else (20, 20, 20)
+        image.paste(ink, obj.box, _char_mask(obj.char, obj.shape, width))
+    out = io.BytesIO()
+    image.save(out, 'PNG')
+    return out.getvalue()
+
+
+@functools.cache
+def _shape_masks(shape, width):
+    """Coverage of a shape and of the shape without its outline, `width` pixels square."""
+    masks = []
+    for inset in (0.0, 1.6 / width):
+        big = Image.new('L', (width * _SUPERSAMPLE,) * 2, 0)
+        _draw_shape(ImageDraw.Draw(big), shape, width * _SUPERSAMPLE, inset)
+        masks.append(big.resize((width, width), Image.Resampling.LANCZOS))
+    return tuple(masks)
+
+
+def _draw_shape(draw, shape, width, inset):
+    """Fills a shape that touches all four sides of the square, shrunk by the fraction `inset`."""
+    def scaled(*point):
+        return tuple((0.5 + 0.5 * at * (1 - inset)) * (width - 1) for at in point)
+
+    if shape in ('circle', 'ring'):
+        draw.ellipse([scaled(-1, -1), scaled(1, 1)], fill=255)
+        if shape == 'ring':
+            hole = 0.62 + inset
+            draw.ellipse([scaled(-hole, -hole), scaled(hole, hole)], fill=0)
+    else:
+        draw.polygon([scaled(x, y) for x, y in _outline(shape)], fill=255)
+
+
+@functools.cache
+def _outline(shape):
+    """The corners of a shape in [-1, 1] x [-1, 1], stretched to touch all four sides."""
+    turns = [2 * math.pi * i / 60 for i in range(60)]
+    arm = 0.45
+    corners = {
+        'square': [(-1, -1), (1, -1), (1, 1), (-1, 1)],
+        'triangle': [(0, -1), (1, 1), (-1, 1)],
+        'diamond': [(0, -1), (1, 0), (0, 1), (-1, 0)],
+        'star': [(r * math.sin(i * math.pi / 5), -r * math.cos(i * math.pi / 5))
+                 for i in range(10) for r in ((1.0, 0.62)[i % 2],)],
+        'cross': [(-arm, -1), (arm, -1), (arm, -arm), (1, -arm), (1, arm), (arm, arm), (arm, 1),
+                  (-arm, 1), (-arm, arm), (-1, arm), (-1, -arm), (-arm, -arm)],
+        'heart': [(16 * math.sin(t) ** 3, -13 * math.cos(t) + 5 * math.cos(2 * t)
+                   + 2 * math.cos(3 * t) + math.cos(4 * t)) for t in turns],
+        'hexagon': [(math.cos(i * math.pi / 3), math.sin(i * math.pi / 3)) for i in range(6)],
+        'arrow': [(-1, -0.5), (0.05, -0.5), (0.05, -1), (1, 0), (0.05, 1), (0.05, 0.5), (-1, 0.5)],
+    }[shape]
+    points = np.array(corners, float)
+    low, high = points.min(0), points.max(0)
+    return (2 * (points - low) / (high - low) - 1).tolist()
+
+
+@functools.cache
+def _char_mask(char, shape, width):
+    """Coverage of a character placed where the shape is widest, `width` pixels square."""
+    side = width * _SUPERSAMPLE
+    big = Image.new('L', (side, side), 0)
+    places = {'triangle': (0.5, 0.68, 0.6), 'heart': (0.5, 0.43, 0.62), 'arrow': (0.46, 0.5, 0.62),
+              'star': (0.5, 0.54, 0.6)}
+    x, y, scale = places.get(shape, (0.5, 0.5, 0.68))
+    font = ImageFont.load_default(size=scale * side)  # Pillow's own: the same on every machine
+    draw = ImageDraw.Draw(big)
+    left, top, right, bottom = draw.textbbox((0, 0), char, font=font)
+    draw.text((x * side - (left + right) / 2, y * side - (top + bottom) / 2), char, fill=255,
+              font=font, stroke_width=side / 64)
+    return big.resize((width, width), Image.Resampling.LANCZOS)

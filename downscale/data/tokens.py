@@ -1,0 +1,162 @@
+"""Tokenisers and chat formats: text to ids, with a loss mask by turn and places for image features.
+
+Any Hugging Face `tokenizer.json` is read by the `tokenizers` library. The micro tokeniser is
+word-level, trained on the scene world's vocabulary and saved in that same format.
+"""
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+from downscale.data.records import IMAGE, Turn
+
+SPECIAL = ('<pad>', '<unk>', '<|im_start|>', '<|im_end|>', '<think>', '</think>', IMAGE)
+
+
+@dataclass(frozen=True)
+class Chat:
+    """How turns become text. `user` and `assistant` hold the text before and after a turn."""
+    user: tuple[str, str]
+    assistant: tuple[str, str]
+    system: tuple[str, str]
+    stop: str
+
+    @property
+    def hash(self):
+        """A short hash that names this format in results."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:12]
+
+
+# ChatML is what Qwen and the reference speak; the micro format spends one token per border.
+CHATML = Chat(user=('<|im_start|>user\n', '<|im_end|>\n'),
+              assistant=('<|im_start|>assistant\n', '<|im_end|>\n'),
+              system=('<|im_start|>system\n', '<|im_end|>\n'), stop='<|im_end|>')
+MICRO_CHAT = Chat(user=('', ''), assistant=('<|im_start|>', '<|im_end|>'), system=('', ''),
+                  stop='<|im_end|>')
+CHATS = {'chatml': CHATML, 'micro': MICRO_CHAT}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How many features one image becomes: `patches` P, and whether a newline ends it."""
+    patches: int
+    newline: bool
+
+    @property
+    def tokens(self):
+        """Token positions that one image takes."""
+        return self.patches + self.newline
+
+
+def train_tokenizer(words, path):
+    """Write a word-level `tokenizer.json` over `words` to `path` (atomic); the same words, the
+    same bytes."""
+    tokenizer = Tokenizer(models.WordLevel(unk_token='<unk>'))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.WordLevelTrainer(special_tokens=list(SPECIAL), show_progress=False,
+                                        vocab_size=len(SPECIAL) + len(set(words)))
+    tokenizer.train_from_iterator(sorted(set(words)), trainer)
+    path = Path(path)
+    partial = path.with_suffix(f'.{os.getpid()}.partial')
+    tokenizer.save(str(partial))
+    os.replace(partial, path)
+    return path
+
+
+def load_tokenizer(path, rows=None):
+    """The tokeniser of a `tokenizer.json`.
+
+    Raises FileNotFoundError or ValueError in one line when the file is missing, is no tokeniser, or
+    has ids beyond the `rows` of the embedding.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'no tokenizer at {path}; give a Hugging Face tokenizer.json')
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception for a malformed file
+        raise ValueError(f'{path} is not a readable tokenizer.json: {error}') from None
+    size = tokenizer.get_vocab_size(with_added_tokens=True)
+    if rows is not None and size > rows:
+        raise ValueError(f'{path} has {size} tokens, the embedding only {rows} rows; '
+                         f'set language.vocabulary to at least {size}')
+    return tokenizer
+
+
+def hash_of(tokenizer):
+    """A short hash of everything that decides how text becomes ids."""
+    return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()[:12]
+
+
+def special_id(tokenizer, token):
+    """The id of a special token; ValueError when the tokeniser lacks it."""
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise ValueError(f'the tokenizer has no token {token!r}, which the chat format needs')
+    return found
+
+
+class Encoder:
+    """Turns -> arrays, for one tokeniser, chat format and image layout."""
+
+    def __init__(self, tokenizer, chat, layout):
+        self.tokenizer, self.chat, self.layout = tokenizer, chat, layout
+        self.stop = special_id(tokenizer, chat.stop)
+        self.pad = 0
+        self.known = {}
+
+    def ids(self, text):
+        """Token ids of plain text. Texts repeat (questions, words), so they are remembered."""
+        if text not in self.known:
+            if len(self.known) > 200_000:
+                self.known.clear()
+            self.known[text] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return self.known[text]
+
+    def text(self, ids):
+        """The text of generated ids, without the stop token and what follows it."""
+        ids = list(ids)
+        if self.stop in ids:
+            ids = ids[:ids.index(self.stop)]
+        return self.tokenizer.decode(ids, skip_special_tokens=False).strip()
+
+    def encode(self, turns, reply=False):
+        """Arrays of a conversation: tokens, image_index (int32 [L]) and weights (float32 [L]).
+
+        `weights[i]` is 1 where token i is a target of the loss: the text of a supervised turn and
+        the stop token behind it. With `reply` the header of an assistant turn is appended, so that
+        a model may continue. `image_index` counts from the first image of this conversation.
+        """
+        tokens, index, weights, images = [], [], [], 0
+        for turn in (*turns, Turn('assistant', '', False)) if reply else turns:
+            before, after = getattr(self.chat, turn.role)
+            tail = [] if reply and turn.role == 'assistant' and not turn.text else self.ids(after)
+            self._extend(tokens, index, weights, self.ids(before), 0)
+            for k, piece in enumerate(turn.text.split(IMAGE)):
+                if k:
+                    self._image(tokens, index, weights, images)
+                    images += 1
+                self._extend(tokens, index, weights, self.ids(piece), turn.supervised)
+            # Only the stop token is learnt of what ends a turn, not the line break behind it.
+            self._extend(tokens, index, weights, tail[:1], turn.supervised)
+            self._extend(tokens, index, weights, tail[1:], 0)
+        return {'tokens': np.asarray(tokens, np.int32),
+                'image_index': np.asarray(index, np.int32),
+                'weights': np.asarray(weights, np.float32)}
+
+    def _extend(self, tokens, index, weights, ids, weight):
+        tokens += ids
+        index += [-1] * len(ids)
+        weights += [float(weight)] * len(ids)
+
+    def _image(self, tokens, index, weights, image):
+        P = self.layout.patches
+        features = list(range(image * P, (image + 1) * P)) + [NEWLINE] * self.layout.newline
+        tokens += [self.pad] * len(features)
+        index += features
+        weights += [0.0] * len(features)
+
+
+NEWLINE = 1 << 20  # stands for `image_newline` until the number of tile slots is known

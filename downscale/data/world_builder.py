@@ -1,0 +1,255 @@
+"""The made-up world on disk: a TFDS data set in ArrayRecord, written and read without TensorFlow.
+
+One record is a scene graph with its pictures, caption and questions, as in TFDS `clevr`. Pictures
+are a sequence of `features.Image`, written as the PNG bytes that `render` made and read back with
+SkipDecoding, so they are never recompressed. A data set's folder name holds a hash of the world and
+of what was asked of it, so another world never reads stale data.
+"""
+import dataclasses
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from PIL import Image
+
+from downscale.data import questions as asking
+from downscale.data.records import Example, Extraction, Question, Trace
+from downscale.data.scenes import Object, Scene, World, render, sample, stream, triple
+
+BASELINE_EXAMPLES = 2000  # of each split; reading more would cost as much as building
+_SEPARATOR = '\n'  # between distractors: a sequence within a sequence needs TensorFlow to read
+
+
+@dataclasses.dataclass
+class _Config(tfds.core.BuilderConfig):
+    world: World | None = None
+    counts: tuple[tuple[str, int], ...] = ()
+    similarity_share: float = 0.0
+    progress: Callable[[int, int], None] | None = None
+
+
+class SceneWorld(tfds.core.GeneratorBasedBuilder):
+    """Scenes, triples of pictures and their questions. Made by `build`, read by `source`."""
+    VERSION = tfds.core.Version('1.0.0')
+    # TFDS 4.9.10 looks here for checksums of downloads, of which there are none, and in doing so
+    # imports importlib_resources, which it does not install.
+    code_path = None
+    _log_download_bytes = _log_download_done = lambda self: None  # these print
+
+    def _info(self):
+        text, number = tfds.features.Text(), tfds.features.Scalar(np.int32)
+        return self.dataset_info_from_configs(
+            description='Scenes of coloured shapes with questions, extractions and traces.',
+            features=tfds.features.FeaturesDict({
+                'scene_id': text, 'caption': text,
+                'images': tfds.features.Sequence(
+                    tfds.features.Image(shape=(None, None, 3), encoding_format='png')),
+                'backgrounds': tfds.features.Sequence(number),
+                'objects': tfds.features.Sequence({
+                    'picture': number, 'shape': text, 'color': text, 'size': text, 'char': text,
+                    'cell': text, 'box': tfds.features.Tensor(shape=(4,), dtype=np.int32)}),
+                'questions': tfds.features.Sequence({
+                    **{name: text for name in _TEXTS}, 'chance': tfds.features.Scalar(np.float32)}),
+            }))
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(split, n) for split, n in self.builder_config.counts}
+
+    def _generate_examples(self, split, n):
+        config = self.builder_config
+        total = sum(count for _, count in config.counts)
+        before = sum(count for name, count in config.counts if name < split)
+        n_triples = round(n * config.similarity_share)
+        for i in range(n):
+            make = triple_example if i < n_triples else scene_example
+            example, scenes = make(config.world, split, i if i < n_triples else i - n_triples)
+            yield example.scene_id, _to_features(example, scenes)
+            if config.progress:
+                config.progress(before + i + 1, total)
+
+
+_TEXTS = ('item_id', 'cluster_id', 'family', 'kind', 'text', 'answer', 'distractors',
+          'information', 'extraction', 'trace')
+
+
+# --- making -----------------------------------------------------------------------------------
+
+def scene_example(world: World, split: str, index: int) -> tuple[Example, tuple[Scene, ...]]:
+    """One picture with one question of each scene family that it allows."""
+    scene = sample(world, split, index)
+    rng = stream(world, 'questions', split, index)
+    questions = asking.questions_for(world, scene, rng)
+    return _example(world, (scene,), questions)
+
+
+def triple_example(world: World, split: str, index: int) -> tuple[Example, tuple[Scene, ...]]:
+    """Three pictures with the question which of two is more like the first."""
+    scenes = triple(world, split, index)
+    rng = stream(world, 'similarity', split, index)
+    return _example(world, scenes, (asking.similarity_question(world, scenes, rng),))
+
+
+def _example(world, scenes, questions):
+    images = tuple(render(world, scene) for scene in scenes)
+    return Example(scenes[0].scene_id, images, asking.caption_of(scenes), questions), scenes
+
+
+def build(world: World, data_dir: str | Path, counts: Mapping[str, int],
+          similarity_share: float = 0.1,
+          progress: Callable[[int, int], None] | None = None) -> Path:
+    """The folder of a complete data set; written only if it is not there yet.
+
+    `counts` names examples per split, of which `similarity_share` are triples of pictures.
+    A killed build leaves only a temporary folder and is redone. `progress(done, total)` is called
+    after each example. `world.json` and `baselines.json` stand beside the records.
+    """
+    if not 0 <= similarity_share <= 1 or not counts or min(counts.values()) < 1:
+        raise ValueError(f'need counts >= 1 and 0 <= similarity_share <= 1, '
+                         f'got {dict(counts)} and {similarity_share}')
+    asked = {'world': dataclasses.asdict(world), 'counts': dict(sorted(counts.items())),
+             'similarity_share': similarity_share}
+    digest = hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=6).hexdigest()
+    config = _Config(name=f'world_{digest}', version=world.version, world=world,
+                     counts=tuple(sorted(counts.items())), similarity_share=similarity_share,
+                     progress=progress)
+    tfds.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # a configuration that is not listed in the class warns
+    builder = SceneWorld(data_dir=str(data_dir), config=config, file_format='array_record')
+    logging.set_verbosity(verbosity)
+    builder.download_and_prepare()
+    folder = Path(builder.data_dir)
+    if not (folder / 'baselines.json').exists():
+        _write_json(folder / 'world.json', asked)
+        _write_json(folder / 'baselines.json', _baselines(world, folder, counts))
+    return folder
+
+
+def _baselines(world, folder, counts):
+    result = {}
+    for split in counts:
+        examples = source(folder, split)
+        n = min(len(examples), BASELINE_EXAMPLES)
+        result[split] = asking.baselines(world, (examples[i] for i in range(n)))
+    return result
+
+
+def _write_json(path, value):
+    partial = path.with_suffix('.partial')
+    partial.write_text(json.dumps(value, indent=1, sort_keys=True) + '\n')
+    os.replace(partial, path)
+
+
+def _to_features(example, scenes):
+    return {
+        'scene_id': example.scene_id, 'caption': example.caption,
+        'images': [io.BytesIO(png) for png in example.images],
+        'backgrounds': [scene.background for scene in scenes],
+        'objects': [{'picture': i, **dataclasses.asdict(obj)}
+                    for i, scene in enumerate(scenes) for obj in scene.objects],
+        'questions': [{
+            'item_id': q.item_id, 'cluster_id': q.cluster_id, 'family': q.family, 'kind': q.kind,
+            'text': q.text, 'answer': q.answer, 'distractors': _SEPARATOR.join(q.distractors),
+            'information': q.extraction.information, 'extraction': q.extraction.text,
+            'trace': q.trace.text, 'chance': q.chance} for q in example.questions]}
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+class _EncodedImages(tfds.decode.SkipDecoding):
+    """SkipDecoding for a sequence of images, which TFDS 4.9.10 lacks outside TensorFlow."""
+
+    def decode_batch_example_np(self, encoded):
+        return encoded
+
+
+class Source:
+    """Random access to the examples of one split; picklable, opened on first use."""
+
+    def __init__(self, folder: Path, split: str):
+        self.folder, self.split = Path(folder), split
+        self._records = None
+
+    def __getstate__(self):
+        return {'folder': self.folder, 'split': self.split, '_records': None}
+
+    def __len__(self) -> int:
+        return len(self._open())
+
+    def __getitem__(self, index: int) -> Example:
+        """Example `index`; raises ValueError naming the scene when a picture is damaged."""
+        features = self._read(index)
+        scene_id = features['scene_id'].decode()
+        images = tuple(bytes(png) for png in features['images'])
+        for png in images:
+            _check_png(png, f'{scene_id} in {self.folder}')
+        return Example(scene_id, images, features['caption'].decode(),
+                       tuple(_question(fields) for fields in _rows(features['questions'])))
+
+    def scenes(self, index: int) -> tuple[Scene, ...]:
+        """The scene graph of each picture of example `index`."""
+        features = self._read(index)
+        objects = [[] for _ in features['backgrounds']]
+        for row in _rows(features['objects']):
+            box = tuple(int(edge) for edge in row.pop('box'))
+            objects[int(row.pop('picture'))].append(
+                Object(**{name: value.decode() for name, value in row.items()}, box=box))
+        scene_id = features['scene_id'].decode()
+        return tuple(Scene(scene_id, tuple(things), int(shade)) for things, shade
+                     in zip(objects, features['backgrounds'], strict=True))
+
+    def scene(self, index: int) -> Scene:
+        """The scene graph of the first picture of example `index`."""
+        return self.scenes(index)[0]
+
+    def _open(self):
+        if self._records is None:
+            builder = tfds.builder_from_directory(str(self.folder))
+            self._records = builder.as_data_source(
+                self.split, decoders={'images': _EncodedImages()})
+        return self._records
+
+    def _read(self, index):
+        if not -len(self) <= index < len(self):
+            raise IndexError(f'example {index} of {len(self)} in {self.split} of {self.folder}')
+        return self._open()[index % len(self)]
+
+
+def source(data_dir: str | Path, split: str) -> Source:
+    """The examples of `split` (TFDS slices such as 'train[:50%]' work) in the folder of `build`."""
+    folder = Path(data_dir)
+    if not (folder / 'dataset_info.json').exists():
+        raise FileNotFoundError(f'no data set in {folder}: make one with '
+                                'downscale.data.world_builder.build(world, data_dir, counts)')
+    return Source(folder, split)
+
+
+def _rows(columns):
+    """The dicts that a TFDS sequence of dicts was written from (it is read as a dict of lists)."""
+    names = list(columns)
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _question(fields):
+    chance = round(float(fields.pop('chance')), 6)  # as written, not its nearest float32
+    texts = {name: value.decode() for name, value in fields.items()}
+    extraction = Extraction(texts.pop('information'), texts.pop('extraction'))
+    distractors = tuple(texts.pop('distractors').split(_SEPARATOR))
+    trace = Trace(texts.pop('trace'))
+    return Question(**texts, distractors=distractors, chance=chance, extraction=extraction,
+                    trace=trace)
+
+
+def _check_png(png, where):
+    try:
+        with Image.open(io.BytesIO(png)) as image:
+            image.verify()
+    except Exception as error:  # Pillow raises five kinds for damaged files
+        raise ValueError(f'damaged picture of {where} ({error}): delete that folder and build it '
+                         'again') from error

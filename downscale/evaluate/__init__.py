@@ -1,0 +1,1 @@
+"""Asking, answering and scoring: joint, and decoupled into perception and reasoning."""

@@ -1,0 +1,90 @@
+"""From a question to a prompt, and from generated text to a scored row."""
+import hashlib
+import json
+from dataclasses import dataclass
+
+import numpy as np
+
+from downscale.data import images
+from downscale.data.mixture import THINK, pictures
+from downscale.data.questions import correct
+from downscale.data.records import Example, Question, Turn
+from downscale.generate.engine import Prompt
+
+MOST_TILES = 3  # pictures of one question: a reference and its two alternatives
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question and the pictures that it may be asked with."""
+    question: Question
+    example: Example
+
+
+def items_of(source, scenes):
+    """Every question about the first `scenes` examples of a source, in order."""
+    return [Item(question, example) for example in (source[i] for i in range(scenes))
+            for question in example.questions]
+
+
+def shown(item, condition, items):
+    """The encoded pictures that `item` is asked with under `condition`.
+
+    'shuffled' takes the pictures of the next example that has as many and is another one.
+    """
+    if condition == 'blind':
+        return ()
+    if condition == 'image':
+        return item.example.images
+    others = {other.example.scene_id: other.example for other in items
+              if len(other.example.images) == len(item.example.images)}
+    names = list(others)
+    following = names[(names.index(item.example.scene_id) + 1) % len(names)]
+    return others[following].images
+
+
+def prompt_of(encoder, vision, text, pngs=(), prefix=''):
+    """The `Prompt` of one user turn, its pictures in front, the reply begun with `prefix`."""
+    mark = f'{pictures(Example("", pngs, "", ()))} ' if pngs else ''
+    arrays = encoder.encode([Turn('user', mark + text, False)], reply=True)
+    begun = np.asarray(encoder.ids(prefix) if prefix else [], np.int32)
+    tiles = None
+    if pngs:
+        tiles = images.normalise(np.stack([images.cached_tile(png, vision) for png in pngs]))
+    return Prompt(np.concatenate([arrays['tokens'], begun]),
+                  np.concatenate([arrays['image_index'], np.full(len(begun), -1, np.int32)]),
+                  tiles)
+
+
+def gold_ids(encoder, question):
+    """The tokens of the right answer and the stop token."""
+    return [*encoder.ids(question.answer), encoder.stop]
+
+
+def answer_in(text, thinking):
+    """(answer, whether one was found): what follows the thought; an open thought has no answer."""
+    if thinking:
+        _, closed, text = text.partition(THINK[1])
+        if not closed:
+            return '', False
+    text = text.strip()
+    return text, bool(text)
+
+
+def hash_of(value):
+    """A short hash of any JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def row(item, reply, encoder, *, eval_id, condition, nll, data_hash, prompt_hash, p_run='',
+        r_run='', text_kind='', thinking=False):
+    """One row of the items table (schema: `items.py`)."""
+    question = item.question
+    found, parsed = answer_in(encoder.text(reply.ids), thinking)
+    return {'eval_id': eval_id, 'task': question.family, 'category': question.kind,
+            'item_id': question.item_id, 'cluster_id': question.cluster_id, 'p_run': p_run,
+            'r_run': r_run, 'text_kind': text_kind, 'thinking': thinking, 'condition': condition,
+            'repeat': 0, 'score': float(correct(question.family, found, question.answer)),
+            'nll_gold': float(nll), 'chance': question.chance, 'pred': found,
+            'gold': question.answer, 'parse_ok': parsed, 'n_gen_tokens': len(reply.ids),
+            'truncated': reply.truncated, 'prompt_hash': prompt_hash, 'data_hash': data_hash}

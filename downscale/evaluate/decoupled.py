@@ -1,0 +1,74 @@
+"""The decoupled test: a perception model writes, a text-only reasoner reads and answers.
+
+`describe` runs once per perception model; `answer` reads those texts for every pair, so the whole
+perception x reasoner grid costs one description per picture and model.
+"""
+import math
+
+from downscale.data.mixture import describe_prompt, reasoner_prompt, reply_prefix
+from downscale.evaluate.answers import MOST_TILES, gold_ids, hash_of, prompt_of, row
+
+GOLD = ''  # the perception run of the gold-scene control
+
+
+def describe(engine, experiment, items, kind, report=lambda done, total: None):
+    """Rows of the texts table: what the perception model writes for each item.
+
+    A 'caption' is written once per picture and shared by its questions; an 'extraction' is
+    written per question, given only what to look at.
+    """
+    plan, encoder = experiment.evaluation, engine.encoder
+    asked = {}
+    for item in items:
+        prompt = describe_prompt(item.question if kind == 'extraction' else None)
+        asked.setdefault((item.example.scene_id, prompt), item)
+    prompts = [prompt_of(encoder, experiment.vision, prompt, item.example.images)
+               for (_, prompt), item in asked.items()]
+    replies = dict(zip(asked, engine.write(
+        prompts, plan.length, MOST_TILES, plan.write, plan.write, report), strict=True))
+    rows = []
+    for item in items:
+        prompt = describe_prompt(item.question if kind == 'extraction' else None)
+        reply = replies[item.example.scene_id, prompt]
+        rows.append({'item_id': item.question.item_id, 'p_run': experiment.name,
+                     'text_kind': kind, 'question': item.question.text, 'prompt': prompt,
+                     'text': encoder.text(reply.ids), 'n_tokens': len(reply.ids),
+                     'truncated': reply.truncated})
+    return rows
+
+
+def gold_texts(items, kind):
+    """What a faultless perception model would have written, as (item_id -> text)."""
+    return {item.question.item_id: item.example.caption if kind == 'caption'
+            else item.question.extraction.text for item in items}
+
+
+def answer(engine, experiment, items, texts, data_hash, report=lambda done, total: None):
+    """Rows of the items table: this reasoner on every text, directly and thinking.
+
+    `texts` maps (perception run or GOLD, kind) to {item_id: text}.
+    """
+    plan, encoder = experiment.evaluation, engine.encoder
+    rows, cells = [], [(key, think) for think in plan.thinking for key in texts]
+    for k, ((run, kind), think) in enumerate(cells):
+        prompts = [prompt_of(encoder, experiment.vision,
+                             reasoner_prompt(texts[run, kind][item.question.item_id],
+                                             item.question), prefix=reply_prefix(think))
+                   for item in items]
+
+        def sofar(done, total, k=k):
+            report(k * total + done, len(cells) * total)
+
+        limit = plan.answer + think * plan.think
+        replies = engine.write(prompts, plan.length, 0, limit, plan.answer + plan.think, sofar)
+        nll = [math.nan] * len(items)
+        if not think:  # after a thought of its own the likelihoods of two models do not compare
+            nll = engine.score(prompts, [gold_ids(encoder, item.question) for item in items],
+                               plan.length, 0)
+        eval_id = f'answer-{experiment.name}-{run or "gold"}-{kind}-{"think" if think else "direct"}'
+        prompt_hash = hash_of(['decoupled', kind, think, encoder.chat.hash])
+        rows += [row(item, reply, encoder, eval_id=eval_id, nll=value, data_hash=data_hash,
+                     condition='image' if run else 'gold_text', prompt_hash=prompt_hash,
+                     p_run=run, r_run=experiment.name, text_kind=kind, thinking=think)
+                 for item, reply, value in zip(items, replies, nll, strict=True)]
+    return rows

@@ -1,0 +1,147 @@
+"""The tables that an evaluation writes: one row per question, model pair and condition.
+
+`write_items` and `write_texts` are strict and atomic, and equal rows give equal bytes; `read` is
+as strict. Analysis reads only these. Errors are one line long and carry counts.
+"""
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+CATEGORIES = ('knowledge', 'visual')
+TEXT_KINDS = ('', 'caption', 'extraction')
+CONDITIONS = ('image', 'blind', 'shuffled', 'gold_text')
+
+
+def _schema(**columns):
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
+
+
+_S, _F, _I, _B = pa.string(), pa.float64(), pa.int64(), pa.bool_()
+ITEMS = _schema(
+    eval_id=_S, task=_S, category=_S, item_id=_S, cluster_id=_S, p_run=_S, r_run=_S,
+    text_kind=_S, thinking=_B, condition=_S, repeat=_I, score=_F, nll_gold=_F, chance=_F,
+    pred=_S, gold=_S, parse_ok=_B, n_gen_tokens=_I, truncated=_B, prompt_hash=_S, data_hash=_S)
+TEXTS = _schema(
+    item_id=_S, p_run=_S, text_kind=_S, question=_S, prompt=_S, text=_S, n_tokens=_I,
+    truncated=_B)
+ITEM_KEY = ('eval_id', 'item_id', 'repeat')
+TEXT_KEY = ('item_id', 'p_run', 'text_kind')
+
+
+class TableError(ValueError):
+    """A table or a pairing breaks the schema; the message is one line with counts."""
+
+
+def write_items(path, rows):
+    """The rows are at `path` as Parquet, whole or not at all; equal rows give equal bytes."""
+    _write(path, rows, ITEMS, ITEM_KEY, 'items', _check_items)
+
+
+def write_texts(path, rows):
+    """The texts of perception models are at `path`, under the same promises as `write_items`."""
+    _write(path, rows, TEXTS, TEXT_KEY, 'texts', lambda table, what: None)
+
+
+def _write(path, rows, schema, key, what, check):
+    rows = list(rows)
+    _check_columns(rows, schema, what)
+    try:
+        # the key orders the rows, so that the order of generation leaves no trace in the bytes
+        rows = sorted(rows, key=lambda row: tuple(row[name] for name in key))
+        table = pa.Table.from_pylist(rows, schema=schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
+        raise TableError(f'{what}: a value has the wrong type: {one_line(error)}') from error
+    _check_table(table, schema, key, what)
+    check(table, what)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        pq.write_table(table, temporary, compression='zstd')
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def one_line(error):
+    """The text of an error on one line, cut to 200 characters."""
+    return ' '.join(str(error).split())[:200]
+
+
+def _check_columns(rows, schema, what):
+    names = set(schema.names)
+    missing = Counter(name for row in rows for name in names - row.keys())
+    extra = Counter(name for row in rows for name in row.keys() - names)
+    for counts, word in ((missing, 'lack'), (extra, 'have the unknown')):
+        if counts:
+            name = min(counts, key=lambda n: (-counts[n], n))
+            raise TableError(f'{what}: {counts[name]} of {len(rows)} rows {word} column {name!r}')
+
+
+def _check_table(table, schema, key, what):
+    for name in schema.names:
+        if table.column(name).null_count:
+            raise TableError(f'{what}: column {name!r} has {table.column(name).null_count} nulls')
+    seen = Counter(zip(*(table.column(name).to_pylist() for name in key), strict=True))
+    again = sorted(k for k, count in seen.items() if count > 1)
+    if again:
+        raise TableError(f'{what}: {len(again)} duplicate ({", ".join(key)}), first {again[:3]}')
+
+
+def _check_items(table, what):
+    for name in ('score', 'chance'):
+        values = table.column(name).to_numpy()
+        bad = int(np.sum(~((values >= 0) & (values <= 1))))
+        if bad:
+            raise TableError(f'{what}: {bad} of {len(values)} rows have {name} outside 0..1')
+    for name, allowed in (('category', CATEGORIES), ('text_kind', TEXT_KINDS),
+                          ('condition', CONDITIONS)):
+        wrong = Counter(v for v in table.column(name).to_pylist() if v not in allowed)
+        if wrong:
+            raise TableError(f'{what}: {sum(wrong.values())} rows have an unknown {name}: '
+                             f'{sorted(wrong)[:3]}')
+    wrong = Counter()
+    columns = ('p_run', 'r_run', 'text_kind', 'condition')
+    for p_run, r_run, kind, condition in zip(
+            *(table.column(name).to_pylist() for name in columns), strict=True):
+        joint = bool(p_run) and not r_run and not kind and condition != 'gold_text'
+        decoupled = bool(p_run and r_run and kind) and condition == 'image'
+        gold = not p_run and bool(r_run and kind) and condition == 'gold_text'
+        if not (joint or decoupled or gold):
+            wrong[p_run, r_run, kind, condition] += 1
+    if wrong:
+        raise TableError(f'{what}: {sum(wrong.values())} rows are neither joint, decoupled nor '
+                         f'gold (p_run, r_run, text_kind, condition), first {min(wrong)}')
+
+
+def _read(path, schema, key, check):
+    what = str(path)
+    try:
+        table = pq.ParquetFile(path).read()
+    except (OSError, pa.ArrowException) as error:
+        raise TableError(f'{what}: not readable as Parquet: {one_line(error)}') from error
+    missing = sorted(set(schema.names) - set(table.column_names))
+    extra = sorted(set(table.column_names) - set(schema.names))
+    if missing or extra:
+        raise TableError(f'{what}: {len(missing)} columns missing {missing}, '
+                         f'{len(extra)} unknown {extra}')
+    wrong = [n for n in schema.names if table.schema.field(n).type != schema.field(n).type]
+    if wrong:
+        raise TableError(f'{what}: {len(wrong)} columns of the wrong type, first {wrong[0]!r}')
+    _check_table(table, schema, key, what)
+    check(table, what)
+    return table.select(schema.names)
+
+
+def read_items(path):
+    """The items table at `path`, checked against the schema."""
+    return _read(path, ITEMS, ITEM_KEY, _check_items)
+
+
+def read_texts(path):
+    """The texts table at `path`, checked against the schema."""
+    return _read(path, TEXTS, TEXT_KEY, lambda table, what: None)

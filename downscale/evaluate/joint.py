@@ -1,0 +1,24 @@
+"""The joint test: one model sees the picture and answers; and the same without, or with another."""
+from downscale.evaluate.answers import MOST_TILES, gold_ids, hash_of, prompt_of, row, shown
+
+
+def joint(engine, experiment, items, data_hash, report=lambda done, total: None):
+    """Rows of the items table for every question under every condition of the experiment."""
+    plan = experiment.evaluation
+    encoder, rows = engine.encoder, []
+    for k, condition in enumerate(plan.conditions):
+        prompts = [prompt_of(encoder, experiment.vision, item.question.text,
+                             shown(item, condition, items)) for item in items]
+
+        def sofar(done, total, k=k):
+            report(k * total + done, len(plan.conditions) * total)
+
+        replies = engine.write(prompts, plan.length, MOST_TILES, plan.answer, plan.write, sofar)
+        nll = engine.score(prompts, [gold_ids(encoder, item.question) for item in items],
+                           plan.length, MOST_TILES)
+        eval_id = f'joint-{experiment.name}-{condition}'
+        prompt_hash = hash_of(['joint', encoder.chat.hash])
+        rows += [row(item, reply, encoder, eval_id=eval_id, condition=condition, nll=value,
+                     data_hash=data_hash, prompt_hash=prompt_hash, p_run=experiment.name)
+                 for item, reply, value in zip(items, replies, nll, strict=True)]
+    return rows

@@ -1,0 +1,94 @@
+"""The evaluations of a cell, each from checkpoints to a finished folder under `evaluations/`."""
+from pathlib import Path
+
+import jax
+import pyarrow.parquet as pq
+
+from downscale import stages
+from downscale.data.tokens import NEWLINE
+from downscale.evaluate import decoupled
+from downscale.evaluate.answers import items_of
+from downscale.evaluate.items import write_items, write_texts
+from downscale.evaluate.joint import joint
+from downscale.generate.engine import Engine
+from downscale.model.init import abstract_params
+from downscale.train.checkpoint import load_params, write_json
+
+# Which stage's checkpoint writes which kind of text.
+WRITER = {'caption': 'caption', 'extraction': 'extract'}
+
+
+def engine_of(study, experiment, stage):
+    """The engine of a finished stage of a cell."""
+    model = experiment.model(stage)
+    groups = ['language'] if stage == 'reason' else \
+        ['language', 'tower', 'connector', 'image_newline_D']
+    target = abstract_params(model, tuple(groups))
+    params = load_params(stages.folder_of(study, experiment, stage), target)
+    return Engine(model, jax.device_put(params), stages.encoder_of(study, experiment, stage),
+                  experiment.evaluation.batch, NEWLINE)
+
+
+def test_items(study, experiment):
+    """Every question about the first `evaluation.scenes` test examples."""
+    test = stages.library(str(study), 'test')
+    if experiment.evaluation.scenes > len(test):
+        raise ValueError(f'evaluation.scenes {experiment.evaluation.scenes} > {len(test)} examples '
+                         'of the test split; lower it or raise data.test')
+    return items_of(test.source, experiment.evaluation.scenes)
+
+
+def evaluate(study, experiment, name, perceptions=(), report=lambda done, total: None):
+    """Evaluation `name` of a cell is finished: 'joint', 'caption', 'extraction' or 'reason'.
+
+    'reason' answers from the texts of all `perceptions` (experiments) and from gold texts. Rows go
+    to `evaluations/<name>-<cell>/`; a finished folder of the same cell is left alone.
+    """
+    folder = Path(study) / 'evaluations' / f'{name}-{experiment.name}'
+    if stages.is_done(folder, experiment):
+        return
+    items = test_items(study, experiment)
+    if name == 'joint':
+        engine = engine_of(study, experiment, 'instruct')
+        data = stages.data_hash(experiment)
+        write_items(folder / 'items.parquet', joint(engine, experiment, items, data, report))
+    elif name == 'reason':
+        engine = engine_of(study, experiment, 'reason')
+        texts = _texts(study, experiment, items, perceptions)
+        data = stages.data_hash(experiment)
+        write_items(folder / 'items.parquet',
+                    decoupled.answer(engine, experiment, items, texts, data, report))
+    else:
+        engine = engine_of(study, experiment, WRITER[name])
+        write_texts(folder / 'texts.parquet',
+                    decoupled.describe(engine, experiment, items, name, report))
+    write_json(folder / 'DONE.json', {'hash': experiment.hash})
+
+
+def _texts(study, experiment, items, perceptions):
+    """{(perception run or GOLD, kind): {item_id: text}} of everything there is to read."""
+    found = {}
+    for kind in experiment.evaluation.texts:
+        found[decoupled.GOLD, kind] = decoupled.gold_texts(items, kind)
+        for other in perceptions:
+            path = Path(study) / 'evaluations' / f'{kind}-{other.name}' / 'texts.parquet'
+            rows = pq.read_table(path, columns=['item_id', 'text']).to_pylist()
+            found[other.name, kind] = {row['item_id']: row['text'] for row in rows}
+            lacking = [i for i in items if i.question.item_id not in found[other.name, kind]]
+            if lacking:
+                raise ValueError(f'{path} lacks {len(lacking)} of {len(items)} items; delete its '
+                                 'folder and run again')
+    return found
+
+
+def save_pictures(study, experiment):
+    """The first test pictures lie as PNG files under `pictures/`, for the report's gallery."""
+    folder = Path(study) / 'pictures'
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = {}
+    for item in test_items(study, experiment):
+        if len(shown) < experiment.evaluation.pictures:
+            shown.setdefault(item.question.cluster_id, item.example.images)
+    for cluster, pngs in shown.items():
+        for k, png in enumerate(pngs):
+            (folder / f'{cluster.replace("/", "_")}-{k}.png').write_bytes(png)

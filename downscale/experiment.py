@@ -1,0 +1,291 @@
+"""One cell: a frozen `Experiment`, and the strict way from a ConfigDict or JSON to it.
+
+A study file gives `get_config(arg)` and `sweep()`. `cells(config, sweep)` turns them into
+experiments; `load` and `save` move one to and from `experiment.json`. Nothing below this module
+sees a ConfigDict.
+"""
+import dataclasses
+import difflib
+import hashlib
+import json
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+from downscale.data.pipeline import Recipe, Shape
+from downscale.data.scenes import World
+from downscale.data.tokens import CHATS, Layout
+from downscale.model.contrastive import PairModel
+from downscale.model.vlm import Vlm
+from downscale.sizes import LANGUAGE, LanguageConfig, VisionConfig, scale
+from downscale.train.checkpoint import write_json
+from downscale.train.optimizer import GROUPS, Optimizer, Schedule
+
+_ALL = ('language', 'tower', 'connector')
+_FROM_INSTRUCT = (*_ALL, 'image_newline_D')
+# What each stage starts from (group -> stage) and which groups it trains. A parent written as
+# 'tower/tower' is the stage of another cell: the tower is shared by all sizes of one seed.
+STAGES = {
+    'tower': {'parents': {}, 'trainable': ('tower',)},
+    'text': {'parents': {}, 'trainable': ('language',)},
+    'align': {'parents': {'language': 'text', 'tower': 'tower/tower'}, 'trainable': ('connector',)},
+    'instruct': {'parents': {name: 'align' for name in _ALL}, 'trainable': GROUPS},
+    'caption': {'parents': {name: 'instruct' for name in _FROM_INSTRUCT}, 'trainable': GROUPS},
+    'extract': {'parents': {name: 'caption' for name in _FROM_INSTRUCT}, 'trainable': GROUPS},
+    'reason': {'parents': {'language': 'text'}, 'trainable': ('language',)},
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a cell. `batch` is global; `rates` are peak learning rates by group."""
+    name: str
+    steps: int
+    batch: int
+    length: int
+    tiles: int
+    rates: dict[str, float]
+    trainable: tuple[str, ...]
+    parents: dict[str, str]
+    warmup: float = 0.05
+    final: float = 0.1
+    replay: dict[str, float] = dataclasses.field(default_factory=dict)
+    loss_norm: str = 'token'
+    turns: int = 6
+    save_every: int = 200
+
+    def __post_init__(self):
+        if self.name not in STAGES:
+            raise ValueError(f'unknown stage {self.name!r}; known are {", ".join(STAGES)}')
+        lacking = sorted(set(self.trainable) - set(self.rates))
+        if lacking:
+            raise ValueError(f'stage {self.name} trains {lacking} without a rate in `rates`')
+        if self.steps < 1 or self.save_every < 1:
+            raise ValueError(f'stage {self.name}: steps {self.steps} and save_every '
+                             f'{self.save_every} must be at least 1')
+        self.recipe, self.shape, self.schedule  # their own checks, before any work starts
+
+    @property
+    def loss(self):
+        return 'pairs' if self.name == 'tower' else 'tokens'
+
+    @property
+    def recipe(self):
+        return Recipe(self.name, tuple(self.replay.items()), self.loss_norm, self.turns)
+
+    @property
+    def shape(self):
+        return Shape(self.batch, self.length, self.tiles)
+
+    @property
+    def schedule(self):
+        return Schedule(self.steps, self.warmup, self.final)
+
+
+@dataclass(frozen=True)
+class Data:
+    """How many scenes each split holds, and the share of picture triples among them."""
+    train: int
+    validation: int
+    test: int
+    similarity_share: float = 0.1
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is asked after training. Lengths are tokens; `batch` rows decode together.
+
+    `answer`, `write` and `think` bound a direct answer, a description and a thought.
+    """
+    scenes: int
+    batch: int
+    length: int
+    answer: int = 8
+    write: int = 64
+    think: int = 80
+    conditions: tuple[str, ...] = ('image', 'blind', 'shuffled')
+    texts: tuple[str, ...] = ('caption', 'extraction')
+    thinking: tuple[bool, ...] = (False, True)
+    pictures: int = 24
+
+
+@dataclass(frozen=True)
+class MeshSize:
+    """Devices along each mesh axis; -1 takes what is left."""
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A cell: sizes, stages, data, seed and mesh. `size` names the language model."""
+    name: str
+    size: str
+    seed: int
+    language: LanguageConfig
+    vision: VisionConfig
+    world: World
+    data: Data
+    stages: tuple[Stage, ...]
+    evaluation: Evaluation
+    optimizer: Optimizer = Optimizer()
+    mesh: MeshSize = MeshSize()
+    chat: str = 'micro'
+    tokenizer: str = ''
+    dtype: str = 'float32'
+    remat: bool = False
+    unroll: int = 1
+
+    def __post_init__(self):
+        if self.chat not in CHATS:
+            raise ValueError(f'unknown chat {self.chat!r}; known are {sorted(CHATS)}')
+        if self.dtype not in ('float32', 'bfloat16'):
+            raise ValueError(f"dtype {self.dtype!r} must be 'float32' or 'bfloat16'")
+        most = self.optimizer.accumulate
+        for stage in self.stages:
+            if stage.batch % most:
+                raise ValueError(f'stage {stage.name}: batch {stage.batch} does not divide into '
+                                 f'{most} micro-batches ({stage.batch} % {most} = '
+                                 f'{stage.batch % most})')
+
+    def stage(self, name):
+        """The stage called `name`; ValueError naming the nearest."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise ValueError(unknown('stage', name, [stage.name for stage in self.stages]))
+
+    def model(self, stage='instruct'):
+        """The module that a stage trains."""
+        if stage == 'tower':
+            return PairModel(self.vision, self.language.V, unroll=self.unroll)
+        return Vlm(self.language, self.vision, dtype=self.dtype, remat=self.remat,
+                   unroll=self.unroll, newline=self.layout(stage).newline)
+
+    def layout(self, stage):
+        """Image tokens of a stage; connector pretraining has no newline (arXiv 2511.17487)."""
+        return Layout(self.vision.P, newline=stage not in ('align', 'tower'))
+
+    @property
+    def hash(self):
+        """A short hash of everything in this cell."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def unknown(what, name, known):
+    """The one-line message for a name that does not exist, with the nearest that does."""
+    near = difflib.get_close_matches(str(name), [str(k) for k in known], 1, 0.4)
+    hint = f'; did you mean {near[0]!r}?' if near else f'; known are {", ".join(map(str, known))}'
+    return f'unknown {what} {name!r}{hint}'
+
+
+def from_dict(kind, value, where='experiment'):
+    """`value` (dicts, lists, scalars) as the frozen dataclass or type `kind`, strictly.
+
+    ValueError for an unknown key (with the nearest one), a missing key or a wrong type.
+    """
+    origin = typing.get_origin(kind)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ValueError(f'{where} must be a mapping, not {value!r}')
+        fields = {f.name: f for f in dataclasses.fields(kind)}
+        hints = typing.get_type_hints(kind)
+        for key in value:
+            if key not in fields:
+                raise ValueError(f'{where}: {unknown("key", key, list(fields))}')
+        missing = [name for name, f in fields.items() if name not in value
+                   and f.default is dataclasses.MISSING
+                   and f.default_factory is dataclasses.MISSING]
+        if missing:
+            raise ValueError(f'{where}: missing key {", ".join(map(repr, missing))}')
+        return kind(**{key: from_dict(hints[key], part, f'{where}.{key}')
+                       for key, part in value.items()})
+    if origin is tuple:
+        inner = typing.get_args(kind)[0]
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f'{where} must be a list, not {value!r}')
+        return tuple(from_dict(inner, part, f'{where}[{i}]') for i, part in enumerate(value))
+    if origin is dict:
+        inner = typing.get_args(kind)[1]
+        if not isinstance(value, dict):
+            raise ValueError(f'{where} must be a mapping, not {value!r}')
+        return {str(key): from_dict(inner, part, f'{where}.{key}') for key, part in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        name = kind.__name__ if isinstance(kind, type) else kind
+        raise ValueError(f'{where} = {value!r} must be of type {name}')
+    return value
+
+
+def save(experiment, folder):
+    """Write `folder/experiment.json`."""
+    write_json(Path(folder) / 'experiment.json', dataclasses.asdict(experiment))
+
+
+def load(folder):
+    """The experiment of a run folder; one-line errors when the file is missing or damaged."""
+    path = Path(folder) / 'experiment.json'
+    if not path.is_file():
+        raise FileNotFoundError(f'no {path}; is {folder} a run folder?')
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f'{path} is damaged ({error}); delete it and run the stage '
+                         'again') from None
+    return from_dict(Experiment, value, str(path))
+
+
+def language_of(family, size, vocabulary):
+    """The LanguageConfig of `size` in a family table, or of any micro point like 'w96d5'."""
+    if family not in LANGUAGE:
+        raise ValueError(unknown('family', family, list(LANGUAGE)))
+    table = LANGUAGE[family]
+    if size in table:
+        return scale(table[size], vocabulary=vocabulary or None)
+    width, _, depth = size.removeprefix('w').partition('d')
+    if family == 'micro' and size.startswith('w') and width.isdigit() and depth.isdigit():
+        return scale(table['w64d2'], int(width), int(depth), vocabulary or None)
+    raise ValueError(unknown(f'{family} size', size, list(table)))
+
+
+def cells(config, sweep):
+    """(experiments of the study, shared tower cells included).
+
+    `config` is the locked ConfigDict of `get_config`; `sweep` lists {'size', 'seed'} overrides.
+    Every cell is checked here, before any work starts.
+    """
+    value = config.to_dict()
+    family, vocabulary = value.pop('family'), value.pop('vocabulary')
+    value.pop('study')
+    stages = value.pop('stages')
+    for name in stages:
+        if name not in STAGES:
+            raise ValueError(f'stages: {unknown("stage", name, list(STAGES))}')
+    full = [{'name': name, **STAGES[name], **part} for name, part in stages.items()]
+    found = []
+    for seed in dict.fromkeys(point['seed'] for point in sweep):
+        own = [point['size'] for point in sweep if point['seed'] == seed]
+        if 'tower' in stages:
+            tower = [stage for stage in full if stage['name'] == 'tower']
+            found.append(_cell(value, f'tower-s{seed}', own[0], seed, family, vocabulary, tower))
+        for size in own:
+            rest = [stage for stage in full if stage['name'] != 'tower']
+            found.append(_cell(value, f'{size}-s{seed}', size, seed, family, vocabulary, rest))
+    return tuple(found)
+
+
+def _cell(value, name, size, seed, family, vocabulary, stages):
+    language = dataclasses.asdict(language_of(family, size, vocabulary))
+    return from_dict(Experiment, {**value, 'name': name, 'size': size, 'seed': seed,
+                                  'language': language, 'stages': stages}, name)
+
+
+def parent_folder(study, experiment, reference):
+    """The folder of a parent stage: 'text' of this cell, or 'tower/tower' of the shared cell."""
+    cell, _, stage = reference.rpartition('/')
+    return Path(study) / 'cells' / (f'{cell}-s{experiment.seed}' if cell else experiment.name) / stage
+
+

@@ -1,0 +1,1 @@
+"""The model family as pure functions: `init(key, ...) -> nested dict`, `apply(params, ...)`."""

@@ -1,0 +1,76 @@
+"""Starting values of parameters, read off their names: the modules declare shapes only.
+
+A leaf's values depend on the seed and on the leaf's own path, so they are the same on every
+backend, for every mesh and whatever else is made beside it.
+"""
+import math
+import zlib
+from functools import lru_cache
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from downscale.sharding import leaf_axes
+
+# Modules pass this to `self.param`: `init_params` replaces what it makes.
+SHAPE_ONLY = nn.initializers.zeros
+PARTS = ('language', 'tower', 'connector', 'image_newline_D')
+
+
+def start_value(path, leaf):
+    """(mean, std) of a leaf. Kernels have variance 1 / fan-in; gains are 1 and biases 0.
+
+    The published decoders start from std 0.02, which is this at width 2,500; at width 64 it would
+    leave the blocks silent next to the embedding. The first of the named axes is the input, both
+    H and E where heads are read; the axis N of the scan over layers is none.
+    """
+    name = str(path[-1].key)
+    stem, axes = name.rpartition('_')[0], leaf_axes(path, leaf).lstrip('N')
+    shape = leaf.shape[len(leaf.shape) - len(axes):]
+    constants = {'logit_scale': math.log(10), 'logit_bias': -10.0}  # SigLIP, arXiv 2303.15343
+    if stem in constants:
+        return constants[stem], 0.0
+    if stem.endswith('scale'):
+        return 1.0, 0.0
+    if stem.endswith('bias'):
+        return 0.0, 0.0
+    if stem == 'position':
+        return 0.0, 0.02
+    if stem in ('embedding', 'image_newline'):
+        return 0.0, shape[-1] ** -0.5
+    inputs = math.prod(shape[:2]) if axes.startswith('HE') else shape[0]
+    return 0.0, inputs ** -0.5
+
+
+def init_tree(abstract, seed):
+    """float32 numpy values for a tree of ShapeDtypeStructs, from an integer seed."""
+    def one(path, leaf):
+        mean, std = start_value(path, leaf)
+        where = zlib.crc32(jax.tree_util.keystr(path).encode())
+        if not std:
+            return np.full(leaf.shape, mean, np.float32)
+        draw = np.random.Generator(np.random.Philox([seed, where])).standard_normal(
+            leaf.shape, np.float32)
+        return draw * np.float32(std)
+    return jax.tree_util.tree_map_with_path(one, abstract)
+
+
+@lru_cache
+def abstract_params(model, parts=PARTS):
+    """ShapeDtypeStructs of the named groups of a `Vlm`, without computing anything."""
+    tokens = np.zeros((1, 2), np.int32)
+    tiles = np.zeros((1, 1, model.vision.P, model.vision.Q), np.float32)
+    with_images = set(parts) != {'language'}
+
+    def init():
+        return model.init(jax.random.key(0), tokens, tokens, tokens,
+                          tiles if with_images else None, tokens - 1 if with_images else None)
+
+    tree = jax.eval_shape(init)['params']
+    return {name: tree[name] for name in parts}
+
+
+def init_params(model, seed, parts=PARTS):
+    """Fresh values of the named groups of a `Vlm`, as numpy."""
+    return init_tree(abstract_params(model, tuple(parts)), seed)

@@ -1,0 +1,109 @@
+"""The parts of a decoder block: RMSNorm, rotary positions, grouped-query attention, gated MLP."""
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from downscale.model.init import SHAPE_ONLY
+from downscale.sharding import Rules, constrain
+from downscale.sizes import LanguageConfig
+
+def rms_norm(x, scale_E, eps):
+    """`x` scaled to unit root mean square over its last axis, in float32; the dtype is kept."""
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return (wide * scale_E).astype(x.dtype)
+
+
+class RmsNorm(nn.Module):
+    """RMSNorm over the width D with a learned gain."""
+    eps: float
+
+    @nn.compact
+    def __call__(self, x_BLD):
+        scale_D = self.param('scale_D', SHAPE_ONLY, (x_BLD.shape[-1],))
+        return rms_norm(x_BLD, scale_D, self.eps)
+
+
+def rotary(positions_BL, width, theta):
+    """Cosine and sine [B, L, 1, width / 2] of the rotary embedding (float32), halves layout."""
+    inverse_E = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+    angle = positions_BL[:, :, None, None].astype(jnp.float32) * inverse_E
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x, cos, sin):
+    """`x` [B, L, heads, E] turned by its position; first and second half of E form the pairs."""
+    first, second = jnp.split(x, 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def attend(q_BLHE, k_BSKE, v_BSKE, mask_BLS):
+    """Softmax attention [B, L, H, E]; H / K query heads share a key/value head, none is repeated.
+
+    A row whose mask is all False (padding) averages the values instead of giving NaN.
+    """
+    B, L, H, E = q_BLHE.shape
+    K = k_BSKE.shape[2]
+    q_BLKGE = q_BLHE.reshape(B, L, K, H // K, E) * E ** -0.5
+    scores_BKGLS = jnp.einsum('BLKGE,BSKE->BKGLS', q_BLKGE, k_BSKE,
+                              preferred_element_type=jnp.float32)
+    scores_BKGLS = jnp.where(mask_BLS[:, None, None], scores_BKGLS, -1e30)
+    weights_BKGLS = jax.nn.softmax(scores_BKGLS, axis=-1).astype(v_BSKE.dtype)
+    return jnp.einsum('BKGLS,BSKE->BLKGE', weights_BKGLS, v_BSKE).reshape(B, L, H, E)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions, optional qk-norm and qkv bias.
+
+    With a cache (k_BSKE, v_BSKE) the new keys and values are written at `positions_BL` and the
+    queries attend over the whole cache under `mask_BLS`; without, over this call's own keys.
+    Returns (output [B, L, D], the cache with the new keys or None).
+    """
+    cfg: LanguageConfig
+    rules: Rules
+
+    @nn.compact
+    def __call__(self, x_BLD, turn, mask_BLS, cache, positions_BL):
+        c, dtype = self.cfg, x_BLD.dtype
+        q_DHE = self.param('q_DHE', SHAPE_ONLY, (c.D, c.H, c.E)).astype(dtype)
+        k_DKE = self.param('k_DKE', SHAPE_ONLY, (c.D, c.K, c.E)).astype(dtype)
+        v_DKE = self.param('v_DKE', SHAPE_ONLY, (c.D, c.K, c.E)).astype(dtype)
+        o_HED = self.param('o_HED', SHAPE_ONLY, (c.H, c.E, c.D)).astype(dtype)
+        q_BLHE = jnp.einsum('BLD,DHE->BLHE', x_BLD, q_DHE)
+        k_BLKE = jnp.einsum('BLD,DKE->BLKE', x_BLD, k_DKE)
+        v_BLKE = jnp.einsum('BLD,DKE->BLKE', x_BLD, v_DKE)
+        if c.qkv_bias:
+            q_BLHE += self.param('q_bias_HE', SHAPE_ONLY, (c.H, c.E)).astype(dtype)
+            k_BLKE += self.param('k_bias_KE', SHAPE_ONLY, (c.K, c.E)).astype(dtype)
+            v_BLKE += self.param('v_bias_KE', SHAPE_ONLY, (c.K, c.E)).astype(dtype)
+        if c.qk_norm:
+            q_BLHE = rms_norm(q_BLHE, self.param('q_scale_E', SHAPE_ONLY, (c.E,)), c.eps)
+            k_BLKE = rms_norm(k_BLKE, self.param('k_scale_E', SHAPE_ONLY, (c.E,)), c.eps)
+        q_BLHE = constrain(rotate(q_BLHE, *turn), 'BLHE', self.rules)
+        k_BLKE = constrain(rotate(k_BLKE, *turn), 'BLKE', self.rules)
+        if cache is None:
+            out_BLHE = attend(q_BLHE, k_BLKE, v_BLKE, mask_BLS)
+        else:
+            rows = jnp.arange(x_BLD.shape[0])[:, None]
+            cache = (cache[0].at[rows, positions_BL].set(k_BLKE.astype(cache[0].dtype)),
+                     cache[1].at[rows, positions_BL].set(v_BLKE.astype(cache[1].dtype)))
+            out_BLHE = attend(q_BLHE, cache[0].astype(dtype), cache[1].astype(dtype), mask_BLS)
+        return jnp.einsum('BLHE,HED->BLD', out_BLHE, o_HED), cache
+
+
+class Mlp(nn.Module):
+    """The gated MLP (SwiGLU): width D to F and back."""
+    cfg: LanguageConfig
+    rules: Rules
+
+    @nn.compact
+    def __call__(self, x_BLD):
+        c, dtype = self.cfg, x_BLD.dtype
+        gate_DF = self.param('gate_DF', SHAPE_ONLY, (c.D, c.F)).astype(dtype)
+        up_DF = self.param('up_DF', SHAPE_ONLY, (c.D, c.F)).astype(dtype)
+        down_FD = self.param('down_FD', SHAPE_ONLY, (c.F, c.D)).astype(dtype)
+        gate_BLF = nn.silu(jnp.einsum('BLD,DF->BLF', x_BLD, gate_DF))
+        hidden_BLF = gate_BLF * jnp.einsum('BLD,DF->BLF', x_BLD, up_DF)
+        hidden_BLF = constrain(hidden_BLF, 'BLF', self.rules)
+        return jnp.einsum('BLF,FD->BLD', hidden_BLF, down_FD)

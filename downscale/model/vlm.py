@@ -1,0 +1,54 @@
+"""The vision-language model: tower, connector and decoder, spliced by index with static shapes.
+
+`image_index_BL` says, for every token, which of the row's image features replaces it: -1 for
+text, p + P * i for patch p of tile i, and P * I for the learned `image_newline`. Text-only rows,
+rows with one image and rows with several pass through the same program; unused tiles are zeros
+that nothing points to.
+"""
+import flax.linen as nn
+import jax.numpy as jnp
+
+from downscale.model.init import SHAPE_ONLY
+from downscale.model.language import Language
+from downscale.model.vision import Connector, Tower
+from downscale.sharding import Rules, constrain
+from downscale.sizes import LanguageConfig, VisionConfig
+
+
+class Vlm(nn.Module):
+    """Tokens [B, L] and tiles [B, I, P, Q] (or None: text only) -> (logits, cache).
+
+    The parameter tree has the groups `language`, `tower`, `connector` and, with `newline`,
+    `image_newline_D`; a text-only model is the same module without tiles, whose tree holds
+    `language` alone.
+    """
+    language: LanguageConfig
+    vision: VisionConfig
+    rules: Rules = Rules()
+    dtype: str = 'float32'
+    remat: bool = False
+    unroll: int = 1
+    newline: bool = True
+
+    @nn.compact
+    def __call__(self, tokens_BL, positions_BL, segments_BL=None, tiles_BIPQ=None,
+                 image_index_BL=None, cache=None, last_B=None):
+        decoder = Language(self.language, self.rules, self.dtype, self.remat, self.unroll,
+                           name='language')
+        if tiles_BIPQ is None:
+            return decoder(tokens_BL, positions_BL, segments_BL, cache, last_B=last_B)
+        B, I, P, Q = tiles_BIPQ.shape
+        tower = Tower(self.vision, self.rules, self.dtype, self.remat, self.unroll, name='tower')
+        features_BPW = tower(tiles_BIPQ.reshape(B * I, P, Q))
+        width = self.language.D
+        features_BPD = Connector(width, self.dtype, name='connector')(features_BPW)
+        features_BLD = features_BPD.reshape(B, I * P, width)
+        if self.newline:
+            newline_D = self.param('image_newline_D', SHAPE_ONLY, (width,)).astype(self.dtype)
+            features_BLD = jnp.concatenate(
+                [features_BLD, jnp.broadcast_to(newline_D, (B, 1, width))], axis=1)
+        image_BLD = jnp.take_along_axis(
+            features_BLD, jnp.maximum(image_index_BL, 0)[:, :, None], axis=1)
+        image_BLD = constrain(image_BLD, 'BLD', self.rules)
+        return decoder(tokens_BL, positions_BL, segments_BL, cache, image_BLD,
+                       image_index_BL >= 0, last_B)

@@ -1,0 +1,125 @@
+"""Frozen model sizes: the published ones, a micro family, and any width x depth point of a base.
+
+Everything that depends on a model's size is read from here; see `accounting.py` for its price.
+Sources: the public model configurations, as listed in arXiv 2511.17487 and its releases.
+"""
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """A decoder: N layers of width D, MLP width F, H query heads of width E on K key/value heads.
+
+    H * E need not equal D (Qwen3-0.6B: 2048 against 1024). V counts embedding rows.
+    """
+    N: int
+    D: int
+    H: int
+    K: int
+    E: int
+    F: int
+    V: int
+    tie: bool = True
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    theta: float = 1e6
+    eps: float = 1e-6
+
+    def __post_init__(self):
+        if self.H % self.K:
+            raise ValueError(f'{self.H} query heads are not a multiple of {self.K} key/value heads '
+                             f'({self.H} % {self.K} = {self.H % self.K}); change heads or width')
+        if self.E % 2:
+            raise ValueError(f'head width {self.E} is odd; rotary embedding needs pairs')
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """A ViT tower: `layers` blocks of width W are run, on square images cut into square patches.
+
+    `image` and `patch` are in pixels; pixels beyond the last whole patch are dropped, as a
+    convolution with 'valid' padding does. SigLIP is used without its last block.
+    """
+    layers: int
+    W: int
+    H: int
+    F: int
+    patch: int
+    image: int
+    eps: float = 1e-6
+
+    def __post_init__(self):
+        if self.W % self.H:
+            raise ValueError(f'vision width {self.W} is not divisible by {self.H} heads '
+                             f'({self.W} % {self.H} = {self.W % self.H})')
+
+    @property
+    def P(self):
+        """Patches of one tile."""
+        return (self.image // self.patch) ** 2
+
+    @property
+    def Q(self):
+        """Values of one RGB patch."""
+        return 3 * self.patch ** 2
+
+    @property
+    def E(self):
+        """Width of one head."""
+        return self.W // self.H
+
+
+def _qwen3(N, D, H, F, tie=True):
+    return LanguageConfig(N=N, D=D, H=H, K=8, E=128, F=F, V=151936, tie=tie, qk_norm=True)
+
+
+def _smollm2(N, D, H, K, F, theta):
+    return LanguageConfig(N=N, D=D, H=H, K=K, E=64, F=F, V=49152, theta=theta, eps=1e-5)
+
+
+QWEN3 = {
+    '0.6b': _qwen3(28, 1024, 16, 3072),
+    '1.7b': _qwen3(28, 2048, 16, 6144),
+    '4b': _qwen3(36, 2560, 32, 9728),
+    '8b': _qwen3(36, 4096, 32, 12288, tie=False),
+}
+QWEN2 = {
+    '0.5b': LanguageConfig(N=24, D=896, H=14, K=2, E=64, F=4864, V=151936, qkv_bias=True),
+}
+SMOLLM2 = {
+    '135m': _smollm2(30, 576, 9, 3, 1536, 1e5),
+    '360m': _smollm2(32, 960, 15, 5, 2560, 1e5),
+    '1.7b': _smollm2(24, 2048, 32, 32, 8192, 1.3e5),
+}
+# Trained here from random initialisation; the same block as Qwen3, so a lesson carries over.
+_MICRO_BASE = LanguageConfig(N=2, D=64, H=4, K=2, E=16, F=192, V=512, qk_norm=True, theta=1e4)
+SIGLIP = {
+    'so400m-patch14-384': VisionConfig(layers=26, W=1152, H=16, F=4304, patch=14, image=384),
+    'micro': VisionConfig(layers=2, W=64, H=4, F=192, patch=20, image=80),
+}
+
+
+def scale(base, width=None, depth=None, vocabulary=None):
+    """`base` at another width D and depth N, head width and the q:kv head ratio kept.
+
+    H, K and F scale with the width and must come out whole; ValueError shows the arithmetic.
+    """
+    width = base.D if width is None else width
+    depth = base.N if depth is None else depth
+    if width < 1 or depth < 1:
+        raise ValueError(f'width {width} and depth {depth} must be at least 1')
+    parts = {}
+    for letter, field in (('H', base.H), ('K', base.K), ('F', base.F)):
+        if field * width % base.D:
+            nearest = [w for w in range(1, 2 * width + base.D) if not base.H * w % base.D
+                       and not base.K * w % base.D and not base.F * w % base.D]
+            best = min(nearest, key=lambda w: abs(w - width))
+            raise ValueError(f'width {width}: {letter} = {field} * {width} / {base.D} = '
+                             f'{field * width / base.D:g} is not whole; nearest width is {best}')
+        parts[letter] = field * width // base.D
+    return replace(base, D=width, N=depth, V=vocabulary or base.V, **parts)
+
+
+MICRO = {f'w{width}d{depth}': scale(_MICRO_BASE, width, depth)
+         for width in (32, 64, 128, 256) for depth in (2, 3, 4, 6, 8)}
+LANGUAGE = {'qwen3': QWEN3, 'qwen2': QWEN2, 'smollm2': SMOLLM2, 'micro': MICRO}

@@ -1,0 +1,130 @@
+"""One stage of one cell, from its parents' checkpoints to its own: what `study` and `train` run."""
+import dataclasses
+import json
+import zlib
+from functools import cache
+from pathlib import Path
+
+import jax
+
+from downscale import experiment as experiments
+from downscale.data.facts import vocabulary
+from downscale.data.pipeline import Library, Sampler, stream
+from downscale.data.tokens import CHATS, Encoder, load_tokenizer, train_tokenizer
+from downscale.data.world_builder import build, source
+from downscale.evaluate.answers import hash_of
+from downscale.model.contrastive import abstract_pair_params
+from downscale.model.init import abstract_params, init_tree
+from downscale.sharding import mesh
+from downscale.train import loop
+from downscale.train.checkpoint import load_params, write_json
+
+
+def prepare(study, experiment, progress=None):
+    """The data set and tokenizer of a study exist under `study`; nothing is made twice.
+
+    Returns the folder of the data set. ValueError when the vocabulary has too few rows.
+    """
+    study = Path(study)
+    data = experiment.data
+    counts = {'train': data.train, 'validation': data.validation, 'test': data.test}
+    folder = build(experiment.world, study / 'data', counts,
+                   similarity_share=data.similarity_share, progress=progress)
+    write_json(study / 'data.json', {'folder': str(folder.relative_to(study)),
+                                     'hash': data_hash(experiment)})
+    if not experiment.tokenizer and not (study / 'tokenizer.json').exists():
+        train_tokenizer(vocabulary(experiment.world), study / 'tokenizer.json')
+    load_tokenizer(tokenizer_path(study, experiment), experiment.language.V)
+    return folder
+
+
+def data_hash(experiment):
+    """A short hash of the world and the split sizes: items pair only when it agrees."""
+    return hash_of([dataclasses.asdict(experiment.world), dataclasses.asdict(experiment.data)])
+
+
+def tokenizer_path(study, experiment):
+    """The configured tokenizer.json, or the one trained for this study."""
+    return Path(experiment.tokenizer or Path(study) / 'tokenizer.json')
+
+
+@cache
+def library(study, split):
+    """The examples of one split of a study's data set, parsed once per process."""
+    path = Path(study) / 'data.json'
+    if not path.is_file():
+        raise FileNotFoundError(f'no {path}; run `downscale data` or `downscale study` first')
+    return Library(source(Path(study) / json.loads(path.read_text())['folder'], split))
+
+
+def encoder_of(study, experiment, stage):
+    """The text encoder of a stage."""
+    tokenizer = load_tokenizer(tokenizer_path(study, experiment), experiment.language.V)
+    return Encoder(tokenizer, CHATS[experiment.chat], experiment.layout(stage))
+
+
+def folder_of(study, experiment, stage):
+    """Where a stage of a cell lives."""
+    return Path(study) / 'cells' / experiment.name / stage
+
+
+def is_done(folder, experiment):
+    """Whether `folder` holds a finished run of exactly this cell."""
+    path = Path(folder) / 'DONE.json'
+    return path.is_file() and json.loads(path.read_text()).get('hash') == experiment.hash
+
+
+def start_params(study, experiment, stage):
+    """Inherited groups from the parents' checkpoints, fresh ones from the cell's seed."""
+    model = experiment.model(stage.name)
+    if stage.name == 'tower':
+        return init_tree(abstract_pair_params(model), experiment.seed)
+    groups = ['language']
+    if stage.tiles:
+        groups += ['tower', 'connector', *['image_newline_D'] * model.newline]
+    target = abstract_params(model, tuple(groups))
+    fresh = {name: target[name] for name in groups if name not in stage.parents}
+    params = init_tree(fresh, experiment.seed)
+    for reference in sorted(set(stage.parents.values())):
+        wanted = [name for name, parent in stage.parents.items() if parent == reference]
+        folder = experiments.parent_folder(study, experiment, reference)
+        params |= load_params(folder, target, wanted)
+    return params
+
+
+def train_stage(study, experiment, name, report=lambda step, metrics: None):
+    """Stage `name` of the cell is finished under its folder; resumes by itself, skips when done.
+
+    A folder that holds another configuration is refused: ValueError says which keys differ.
+    """
+    stage = experiment.stage(name)
+    folder = folder_of(study, experiment, name)
+    if is_done(folder, experiment):
+        return
+    with loop.only_process(folder):
+        (folder / 'FATAL.json').unlink(missing_ok=True)
+        if (folder / 'experiment.json').is_file():
+            _refuse_other(folder, experiment)
+        experiments.save(experiment, folder)
+        encoder = encoder_of(study, experiment, name)
+        sampler = Sampler(stage.recipe, library(str(study), 'train'), encoder, experiment.world,
+                          experiment.vision, stage.shape)
+        seed = zlib.crc32(f'{experiment.seed} {name}'.encode())
+        size = experiment.mesh
+        batches = iter(stream(sampler, seed, jax.process_index(), jax.process_count(),
+                              jax.device_count()))
+        loop.train(folder, experiment.model(name), stage.loss, experiment.optimizer,
+                   tuple(stage.trainable), stage.rates, stage.schedule,
+                   mesh(size.data, size.fsdp, size.tensor),
+                   lambda: start_params(study, experiment, stage), batches, stage.save_every,
+                   report)
+        write_json(folder / 'DONE.json', {'hash': experiment.hash, 'steps': stage.steps})
+
+
+def _refuse_other(folder, experiment):
+    before = dataclasses.asdict(experiments.load(folder))
+    now = dataclasses.asdict(experiment)
+    changed = sorted(key for key in now if json.dumps(now[key]) != json.dumps(before[key]))
+    if changed:
+        raise ValueError(f'{folder} was started with other settings ({", ".join(changed)}); give '
+                         'the study another folder with --out, or delete this one')

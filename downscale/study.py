@@ -1,0 +1,219 @@
+"""A whole study: every stage and evaluation of every cell, in parallel processes, resumable.
+
+The run folder is the truth. A task is finished when its DONE.json carries its cell's hash, so the
+same command continues after any interruption and does nothing when all is done.
+"""
+import contextlib
+import json
+import multiprocessing
+import os
+import threading
+import time
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+from downscale.accounting import totals
+from downscale.console import progress_bars
+from downscale.evaluate.answers import hash_of
+from downscale.experiment import Experiment
+from downscale.train.checkpoint import write_json
+
+EVALUATIONS = ('joint', 'caption', 'extraction', 'reason')
+
+
+@dataclass(frozen=True)
+class Task:
+    """One stage or evaluation of one cell; `needs` are names of tasks, `cost` a rough weight."""
+    name: str
+    experiment: Experiment
+    stage: str
+    kind: str
+    needs: tuple[str, ...]
+    cost: float
+
+
+def tasks_of(experiments):
+    """All tasks of a study, parents before children."""
+    found = []
+    for cell in experiments:
+        size = cell.language.N * cell.language.D * (cell.language.D + 64)
+        for stage in cell.stages:
+            needs = []
+            for reference in dict.fromkeys(stage.parents.values()):
+                other, _, name = reference.rpartition('/')
+                needs.append(f'{f"{other}-s{cell.seed}" if other else cell.name}/{name}')
+            cost = size * stage.steps * stage.batch * stage.length
+            found.append(Task(f'{cell.name}/{stage.name}', cell, stage.name, 'train',
+                              tuple(needs), cost))
+    readers = [cell for cell in experiments if any(s.name == 'reason' for s in cell.stages)]
+    for cell in readers:
+        size = cell.language.N * cell.language.D * (cell.language.D + 64)
+        cost = size * cell.evaluation.scenes * cell.evaluation.length * 20
+        kinds = cell.evaluation.texts
+        writers = {'joint': 'instruct', 'caption': 'caption', 'extraction': 'extract'}
+        for name in ('joint', *kinds):
+            found.append(Task(f'evaluate {name} {cell.name}', cell, name, 'evaluate',
+                              (f'{cell.name}/{writers[name]}',), cost))
+        same_seed = [other for other in readers if other.seed == cell.seed]
+        texts = [f'evaluate {kind} {other.name}' for kind in kinds for other in same_seed]
+        found.append(Task(f'evaluate reason {cell.name}', cell, 'reason', 'evaluate',
+                          (f'{cell.name}/reason', *texts), cost * 4 * len(same_seed)))
+    return found
+
+
+def urgency(tasks):
+    """{task name: cost of the longest chain that starts with it}: the longest chain runs first."""
+    value = {}
+    for task in reversed(tasks):
+        after = [value[other.name] for other in tasks if task.name in other.needs
+                 and other.name in value]
+        value[task.name] = task.cost + max(after, default=0)
+    return value
+
+
+def run_task(study, task, peers, report):
+    """Run one task in this process; `report(done, total, text)` is called as it goes."""
+    from downscale import stages
+    from downscale.evaluate.run import evaluate
+    if task.kind == 'train':
+        total = task.experiment.stage(task.stage).steps
+        stages.train_stage(study, task.experiment, task.stage, lambda step, row: report(
+            step, total, f'loss {row["loss"]:.3f}'))
+    else:
+        evaluate(study, task.experiment, task.stage, peers,
+                 lambda done, total: report(done, total, ''))
+
+
+# --- worker processes -------------------------------------------------------------------------
+
+_queue = None
+
+
+def _start_worker(queue, cores, cache):
+    """Pin this worker, share compiled programs, and end with the parent."""
+    global _queue
+    _queue = queue
+    core = cores.get()
+    if core is not None:
+        with contextlib.suppress(AttributeError, OSError):  # not on every system
+            os.sched_setaffinity(0, {core})
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)  # the parent was killed; a worker left behind would hold run folders
+
+    threading.Thread(target=watch, daemon=True).start()
+    use_cache(cache)
+
+
+def use_cache(folder):
+    """Compiled programs are kept in `folder` across processes and runs."""
+    import jax
+    jax.config.update('jax_compilation_cache_dir', str(folder))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
+
+
+def _in_worker(study, task, peers):
+    last = [0.0]
+
+    def report(done, total, text):
+        if time.monotonic() - last[0] > 0.3 or done == total:
+            last[0] = time.monotonic()
+            _queue.put((task.name, done, total, text))
+
+    run_task(study, task, peers, report)
+    return task.name
+
+
+def run(study, name, experiments, jobs, cache, quiet=False):
+    """Every task of the study is finished; raises RuntimeError naming what failed, after the rest.
+
+    `jobs` worker processes share the machine's cores, one each; `cache` holds compiled programs.
+    """
+    study = Path(study)
+    from downscale.train.loop import only_process
+    with only_process(study):
+        begun = time.time()
+        _prepare(study, name, experiments, quiet)
+        tasks = tasks_of(experiments)
+        failed = _run_all(study, tasks, experiments, jobs, cache, quiet)
+        if failed:
+            lines = '; '.join(f'{task}: {why}' for task, why in failed.items())
+            raise RuntimeError(f'{len(failed)} of {len(tasks)} tasks failed or wait for one that '
+                               f'did ({lines}); the same command continues with them')
+    return time.time() - begun
+
+
+def _prepare(study, name, experiments, quiet):
+    from downscale import stages
+    from downscale.evaluate.run import save_pictures
+    with progress_bars(quiet) as bars:
+        stages.prepare(study, experiments[0], lambda done, total: bars('scenes', done, total))
+    save_pictures(study, experiments[0])
+    data = json.loads((study / 'data.json').read_text())
+    baselines = json.loads((study / data['folder'] / 'baselines.json').read_text())['test']
+    runs = [_run_row(cell) for cell in experiments if not cell.name.startswith('tower')]
+    write_json(study / 'study.json', {
+        'name': name, 'seed': experiments[0].seed, 'runs': runs,
+        'config_hash': hash_of([cell.hash for cell in experiments]),
+        'stages': {cell.name: [stage.name for stage in cell.stages] for cell in experiments},
+        'data': {'baselines': baselines, 'image_px': experiments[0].world.side}})
+
+
+def _run_row(cell):
+    return {'run_id': cell.name, 'size': cell.size, 'width': cell.language.D,
+            'depth': cell.language.N, 'seed': cell.seed, **totals(cell.language, cell.vision)}
+
+
+def _run_all(study, tasks, experiments, jobs, cache, quiet):
+    """Run tasks as their needs finish, most urgent first; {name: reason} of those that did not."""
+    context = multiprocessing.get_context('spawn')
+    queue, cores = context.Queue(), context.Queue()
+    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
+    for job in range(jobs):
+        cores.put(usable[job] if jobs > 1 and jobs <= len(usable) else None)
+    order = urgency(tasks)
+    waiting = sorted(tasks, key=lambda task: -order[task.name])
+    done, failed, running = set(), {}, {}
+    with progress_bars(quiet) as bars, ProcessPoolExecutor(
+            jobs, context, _start_worker, (queue, cores, str(cache))) as pool:
+        while waiting or running:
+            for task in list(waiting):
+                blocked = [need for need in task.needs if need in failed]
+                if blocked:
+                    failed[task.name] = f'needs {blocked[0]}'
+                    waiting.remove(task)
+                elif len(running) < jobs and done.issuperset(task.needs):
+                    peers = tuple(cell for cell in experiments if cell.seed == task.experiment.seed
+                                  and not cell.name.startswith('tower'))
+                    running[pool.submit(_in_worker, study, task, peers)] = task
+                    waiting.remove(task)
+            finished, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+            while not queue.empty():
+                bars(*queue.get())
+            for future in finished:
+                task = running.pop(future)
+                _settle(study, task, future, done, failed, bars)
+    return failed
+
+
+def _settle(study, task, future, done, failed, bars):
+    """Note how a task ended: in `done`, or in `failed` and in its FATAL.json."""
+    try:
+        future.result()
+    except BrokenProcessPool:
+        raise RuntimeError(f'a worker died during {task.name} (out of memory?); the same command '
+                           'continues, with fewer --jobs if memory is short') from None
+    except Exception as error:  # any failure of one task must not stop the others
+        failed[task.name] = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if task.kind == 'train':
+            write_json(study / 'cells' / task.experiment.name / task.stage / 'FATAL.json',
+                       {'reason': failed[task.name]})
+        bars.note(f'failed: {task.name}: {failed[task.name]}')
+    else:
+        done.add(task.name)
+        bars.finished(task.name)

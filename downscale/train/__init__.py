@@ -1,0 +1,1 @@
+"""One loop, one step: stages differ by data, trainable groups and schedule only."""

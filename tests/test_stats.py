@@ -1,0 +1,112 @@
+"""Clustered and paired statistics (analysis reference, R10 and section 5)."""
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from downscale.analysis import stats
+
+PICTURES, QUESTIONS = 200, 5
+CLUSTERS = np.repeat(np.arange(PICTURES), QUESTIONS)
+
+
+def _answers(rng, copied, rate=.5):
+    """Answers of one picture are copies of each other with probability `copied`."""
+    own = rng.random((PICTURES, QUESTIONS)) < rate
+    same = rng.random((PICTURES, 1)) < copied
+    return np.where(same, own[:, :1], own).ravel().astype(float)
+
+
+@pytest.mark.parametrize('copied', [0, .3, 1])
+def test_clustered_se_grows_as_questions_of_a_picture_copy_each_other(copied):
+    rng, squares = np.random.default_rng(1), []
+    for _ in range(400):
+        values = _answers(rng, copied)
+        naive = values.std(ddof=1) / np.sqrt(len(values))
+        squares.append((stats.clustered_se(values, CLUSTERS) ** 2, naive ** 2))
+    clustered, naive = np.mean(squares, axis=0)
+    assert np.sqrt(clustered / naive) == pytest.approx(np.sqrt(1 + 4 * copied), rel=.03)
+
+
+def test_the_bootstrap_interval_agrees_with_the_clustered_standard_error():
+    values = _answers(np.random.default_rng(2), .5)
+    found = stats.mean_ci(values, CLUSTERS, bootstraps=4000)
+    reach = norm.ppf(.975) * stats.clustered_se(values, CLUSTERS)
+    assert found.half == pytest.approx(reach, rel=.06)
+    assert (found.n, found.clusters) == (1000, 200)
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say():
+    rng, hits = np.random.default_rng(3), 0
+    for trial in range(200):
+        found = stats.mean_ci(_answers(rng, .5, .3), CLUSTERS, bootstraps=300, seed=trial)
+        hits += found.low <= .3 <= found.high
+    assert 180 <= hits <= 199
+
+
+def test_a_paired_interval_is_narrower_than_an_unpaired_one_on_correlated_answers():
+    rng = np.random.default_rng(4)
+    first = _answers(rng, .5)
+    second = np.where(rng.random(1000) < .9, first, 0.)
+    paired = stats.paired_difference(first, second, CLUSTERS)
+    alone = [stats.mean_ci(values, CLUSTERS).half for values in (first, second)]
+    assert paired.half < .6 * np.hypot(*alone)
+    assert paired.clear
+
+
+def test_equal_rows_move_together_under_every_resample():
+    values = _answers(np.random.default_rng(5), .3)
+    means = stats.group_means([values, values], np.full(1000, 'a'), CLUSTERS,
+                              stats.resample(CLUSTERS, 100))
+    np.testing.assert_array_equal(means.draws[:, 0], means.draws[:, 1])
+    assert means.draws.std() > 0
+
+
+def test_the_macro_mean_is_the_plain_mean_over_families_of_unequal_size():
+    groups = np.array(['a'] * 900 + ['b'] * 100)
+    means = stats.group_means(np.where(groups == 'a', 1., 0.), groups, CLUSTERS,
+                              stats.resample(CLUSTERS, 50))
+    whole = stats.macro(means)
+    assert whole.value[0, 0] == .5
+    np.testing.assert_allclose(whole.draws[:, 0, 0], .5)
+
+
+@pytest.mark.parametrize('clusters', [2, 5, 200])
+def test_no_interval_has_zero_width_when_all_answers_agree(clusters):
+    ones, names = np.ones(clusters), np.arange(clusters)
+    found = stats.mean_ci(ones, names, bootstraps=200, bounds=(0, 1))
+    assert found.high == 1
+    assert found.low == pytest.approx(stats.wilson(clusters, clusters)[0])
+    change = stats.paired_difference(ones, ones, names, bootstraps=200)
+    assert change.low < 0 < change.high
+
+
+def test_one_cluster_gives_no_interval():
+    found = stats.mean_ci([1., 0.], ['a', 'a'], bootstraps=50)
+    assert np.isnan(found.low)
+    assert not found.clear
+    assert 'none' in found.method
+
+
+def test_few_clusters_widen_the_interval():
+    values, names = np.array([0., 1., 1., 0., 1.]), np.arange(5)
+    found = stats.mean_ci(values, names)
+    assert found.half > 1.96 * stats.clustered_se(values, names) * 1.3
+    assert 't' in found.method
+
+
+def test_wilson_matches_the_published_example():
+    # Newcombe 1998, table I: 81 of 263, method 3
+    assert stats.wilson(81, 263) == pytest.approx((.2553, .3662), abs=1e-4)
+    assert stats.wilson(0, 20)[0] == 0
+
+
+def test_mcnemar_is_the_exact_binomial_of_the_discordant_pairs():
+    first = np.array([1] * 8 + [0] * 1 + [1] * 5)
+    second = np.array([0] * 8 + [1] * 1 + [1] * 5)
+    assert stats.mcnemar(first, second) == pytest.approx(2 * (1 + 9) / 2 ** 9)
+    assert stats.mcnemar(first, first) == 1
+
+
+def test_holm_steps_down_and_keeps_the_order():
+    np.testing.assert_allclose(stats.holm([.01, .04, .03, .005]), [.03, .06, .06, .02])
+    assert stats.holm([.9, .8]).max() == 1
