@@ -81,9 +81,9 @@ def test_another_world_gets_another_folder_and_the_same_world_is_not_rebuilt(fol
     stamp = (folder / 'baselines.json').stat().st_mtime_ns
     assert build(WORLD, root, COUNTS, 0.25, lambda *at: calls.append(at)) == folder
     assert not calls and (folder / 'baselines.json').stat().st_mtime_ns == stamp
-    other = build(World(grid=3, max_objects=4, seed=1), root, {'test': 3}, 0.0,
+    other = build(World(grid=3, max_objects=4, seed=1), root, COUNTS, 0.25,
                   lambda *at: calls.append(at))
-    assert other != folder and calls == [(1, 3), (2, 3), (3, 3)]
+    assert other != folder and calls == [(i + 1, 40) for i in range(40)]
 
 
 def test_the_baselines_stand_beside_the_records(folder):

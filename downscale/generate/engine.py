@@ -38,12 +38,13 @@ class Bucket:
     room: int
 
 
-def padded(prompts, bucket, patches, newline):
+def padded(prompts, bucket, vision, newline):
     """Arrays of `bucket` shape; missing rows repeat nothing and are one padding token long.
 
     ValueError when a prompt is longer than the bucket. `newline` marks `image_newline` in an
     image_index; it becomes patches * tiles.
     """
+    patches = vision.P
     tokens = np.zeros((bucket.rows, bucket.length), np.int32)
     index = np.full((bucket.rows, bucket.length), -1, np.int32)
     lengths = np.ones(bucket.rows, np.int32)
@@ -57,8 +58,7 @@ def padded(prompts, bucket, patches, newline):
                                   prompt.image_index)
     batch = {'tokens': tokens, 'lengths': lengths}
     if bucket.tiles:
-        Q = next(p.tiles.shape[-1] for p in prompts if p.tiles is not None)
-        tiles = np.zeros((bucket.rows, bucket.tiles, patches, Q), np.float32)
+        tiles = np.zeros((bucket.rows, bucket.tiles, patches, vision.Q), np.float32)
         for row, prompt in enumerate(prompts):
             if prompt.tiles is not None:
                 tiles[row, :len(prompt.tiles)] = prompt.tiles
@@ -124,7 +124,7 @@ class Engine:
         for start in range(0, len(prompts), self.rows):
             part = prompts[start:start + self.rows]
             bucket = Bucket(self.rows, length, tiles, room)
-            yield part, padded(part, bucket, self.model.vision.P, self.newline)
+            yield part, padded(part, bucket, self.model.vision, self.newline)
             report(min(start + self.rows, len(prompts)), len(prompts))
 
     def write(self, prompts, length, tiles, limit, room, report=lambda done, total: None):
