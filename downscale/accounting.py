@@ -15,7 +15,8 @@ _PARTS_OF = {'tower': ('tower',), 'connector': ('connector',),
 def _check_groups(groups):
     unknown = sorted(set(groups) - set(STAGE_GROUPS))
     if unknown or isinstance(groups, str):
-        raise ValueError(f'unknown groups {unknown or groups!r}; a tuple of {STAGE_GROUPS} is meant')
+        raise ValueError(f'unknown groups {unknown or groups!r}; '
+                         f'a tuple of {STAGE_GROUPS} is meant')
 
 
 def parameters(language, vision=None):

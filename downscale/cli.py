@@ -143,12 +143,10 @@ def evaluate(args):
     cell = find_cell(experiments, args.cell)
     from downscale.console import progress_bars
     from downscale.evaluate.run import evaluate as run_evaluation
-    from downscale.study import use_cache
+    from downscale.study import use_cache, writers_of
     use_cache(cache_folder())
-    peers = [other for other in experiments if other.seed == cell.seed
-             and not other.name.startswith('tower')]
     with progress_bars(args.quiet) as bars:
-        run_evaluation(folder, cell, args.only, peers,
+        run_evaluation(folder, cell, args.only, writers_of(cell, experiments),
                        lambda done, total: bars(f'{args.only} {cell.name}', done, total))
     print(f'items: {folder / "evaluations" / f"{args.only}-{cell.name}"}')
 

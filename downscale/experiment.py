@@ -63,7 +63,7 @@ class Stage:
         if self.steps < 1 or self.save_every < 1:
             raise ValueError(f'stage {self.name}: steps {self.steps} and save_every '
                              f'{self.save_every} must be at least 1')
-        self.recipe, self.shape, self.schedule  # their own checks, before any work starts
+        assert self.recipe and self.shape  # made here for their own checks, before work starts
 
     @property
     def loss(self):
@@ -286,6 +286,7 @@ def _cell(value, name, size, seed, family, vocabulary, stages):
 def parent_folder(study, experiment, reference):
     """The folder of a parent stage: 'text' of this cell, or 'tower/tower' of the shared cell."""
     cell, _, stage = reference.rpartition('/')
-    return Path(study) / 'cells' / (f'{cell}-s{experiment.seed}' if cell else experiment.name) / stage
+    name = f'{cell}-s{experiment.seed}' if cell else experiment.name
+    return Path(study) / 'cells' / name / stage
 
 

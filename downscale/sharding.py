@@ -24,9 +24,9 @@ class Rules:
         ('D', 'fsdp'), ('W', 'fsdp'), ('F', 'tensor'), ('H', 'tensor'), ('K', 'tensor'),
         ('V', 'tensor'), ('E', None), ('N', None), ('P', None), ('Q', None), ('L', None))
     activations: tuple = (
-        ('B', ('data', 'fsdp')), ('I', None), ('L', None), ('S', None), ('D', None), ('F', 'tensor'),
-        ('H', 'tensor'), ('K', 'tensor'), ('G', None), ('V', 'tensor'), ('E', None), ('N', None),
-        ('P', None), ('Q', None), ('W', None))
+        ('B', ('data', 'fsdp')), ('I', None), ('L', None), ('S', None), ('D', None),
+        ('F', 'tensor'), ('H', 'tensor'), ('K', 'tensor'), ('G', None), ('V', 'tensor'),
+        ('E', None), ('N', None), ('P', None), ('Q', None), ('W', None))
 
 
 def mesh(data=-1, fsdp=1, tensor=1, devices=None):

@@ -20,7 +20,8 @@ from downscale.evaluate.answers import hash_of
 from downscale.experiment import Experiment
 from downscale.train.checkpoint import write_json
 
-EVALUATIONS = ('joint', 'caption', 'extraction', 'reason')
+# Which stage's checkpoint writes which kind of text.
+WRITER = {'caption': 'caption', 'extraction': 'extract'}
 
 
 @dataclass(frozen=True)
@@ -38,29 +39,52 @@ def tasks_of(experiments):
     """All tasks of a study, parents before children."""
     found = []
     for cell in experiments:
-        size = cell.language.N * cell.language.D * (cell.language.D + 64)
         for stage in cell.stages:
             needs = []
             for reference in dict.fromkeys(stage.parents.values()):
                 other, _, name = reference.rpartition('/')
                 needs.append(f'{f"{other}-s{cell.seed}" if other else cell.name}/{name}')
-            cost = size * stage.steps * stage.batch * stage.length
+            cost = _size(cell) * stage.steps * stage.batch * stage.length
             found.append(Task(f'{cell.name}/{stage.name}', cell, stage.name, 'train',
                               tuple(needs), cost))
-    readers = [cell for cell in experiments if any(s.name == 'reason' for s in cell.stages)]
-    for cell in readers:
-        size = cell.language.N * cell.language.D * (cell.language.D + 64)
-        cost = size * cell.evaluation.scenes * cell.evaluation.length * 20
-        kinds = cell.evaluation.texts
-        writers = {'joint': 'instruct', 'caption': 'caption', 'extraction': 'extract'}
-        for name in ('joint', *kinds):
-            found.append(Task(f'evaluate {name} {cell.name}', cell, name, 'evaluate',
-                              (f'{cell.name}/{writers[name]}',), cost))
-        same_seed = [other for other in readers if other.seed == cell.seed]
-        texts = [f'evaluate {kind} {other.name}' for kind in kinds for other in same_seed]
-        found.append(Task(f'evaluate reason {cell.name}', cell, 'reason', 'evaluate',
-                          (f'{cell.name}/reason', *texts), cost * 4 * len(same_seed)))
+    for cell in experiments:
+        found += _evaluations(cell, writers_of(cell, experiments))
     return found
+
+
+def writers_of(cell, experiments):
+    """{kind of text: cells of the same seed that write it}."""
+    same = [other for other in experiments if other.seed == cell.seed]
+    return {kind: [other for other in same if WRITER[kind] in names(other)]
+            for kind in cell.evaluation.texts}
+
+
+def names(cell):
+    """Names of the stages of a cell."""
+    return [stage.name for stage in cell.stages]
+
+
+def _evaluations(cell, writers):
+    """The evaluation tasks that the stages of a cell allow."""
+    def task(name, needs, weight):
+        return Task(f'evaluate {name} {cell.name}', cell, name, 'evaluate', tuple(needs),
+                    weight * _size(cell) * cell.evaluation.scenes * cell.evaluation.length * 20)
+
+    found = []
+    if 'instruct' in names(cell):
+        found.append(task('joint', [f'{cell.name}/instruct'], 1))
+    for kind, cells in writers.items():
+        if cell in cells:
+            found.append(task(kind, [f'{cell.name}/{WRITER[kind]}'], 1))
+    if 'reason' in names(cell):
+        texts = [f'evaluate {kind} {other.name}' for kind, cells in writers.items()
+                 for other in cells]
+        found.append(task('reason', [f'{cell.name}/reason', *texts], 2 + 2 * len(texts)))
+    return found
+
+
+def _size(cell):
+    return cell.language.N * cell.language.D * (cell.language.D + 64)
 
 
 def urgency(tasks):
@@ -73,7 +97,7 @@ def urgency(tasks):
     return value
 
 
-def run_task(study, task, peers, report):
+def run_task(study, task, writers, report):
     """Run one task in this process; `report(done, total, text)` is called as it goes."""
     from downscale import stages
     from downscale.evaluate.run import evaluate
@@ -82,7 +106,7 @@ def run_task(study, task, peers, report):
         stages.train_stage(study, task.experiment, task.stage, lambda step, row: report(
             step, total, f'loss {row["loss"]:.3f}'))
     else:
-        evaluate(study, task.experiment, task.stage, peers,
+        evaluate(study, task.experiment, task.stage, writers,
                  lambda done, total: report(done, total, ''))
 
 
@@ -117,7 +141,7 @@ def use_cache(folder):
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
 
-def _in_worker(study, task, peers):
+def _in_worker(study, task, writers):
     last = [0.0]
 
     def report(done, total, text):
@@ -125,7 +149,7 @@ def _in_worker(study, task, peers):
             last[0] = time.monotonic()
             _queue.put((task.name, done, total, text))
 
-    run_task(study, task, peers, report)
+    run_task(study, task, writers, report)
     return task.name
 
 
@@ -188,8 +212,7 @@ def _run_all(study, tasks, experiments, jobs, cache, quiet):
                     failed[task.name] = f'needs {blocked[0]}'
                     waiting.remove(task)
                 elif len(running) < jobs and done.issuperset(task.needs):
-                    peers = tuple(cell for cell in experiments if cell.seed == task.experiment.seed
-                                  and not cell.name.startswith('tower'))
+                    peers = writers_of(task.experiment, experiments)
                     running[pool.submit(_in_worker, study, task, peers)] = task
                     waiting.remove(task)
             finished, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)

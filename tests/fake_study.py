@@ -27,7 +27,7 @@ def item_row(**changes):
 
 def fake_study(path, seed=0, pictures=40, gold=.95, conditions=('image', 'blind', 'shuffled'),
                decoupled=True, pred='<script>alert(1)</script>'):
-    """The folder `path` holds a study; `gold` is the reasoner's accuracy per family on gold text."""
+    """The folder `path` holds a study; `gold` is the reasoner's accuracy on gold text."""
     path, rng = Path(path), np.random.default_rng(seed)
     runs = [{'run_id': f'{size}-s0', 'size': size, 'width': int(size[1:3]), 'depth': int(size[-1]),
              'n_total': n, 'n_nonembed': n // 2, 'n_vision': 90_000, 'seed': 0}
@@ -111,5 +111,6 @@ def _png(path, rng):
     def chunk(name, data):
         return struct.pack('>I', len(data)) + name + data + struct.pack(
             '>I', zlib.crc32(name + data))
-    path.write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', 8, 8, 8, 2, 0, 0, 0))
+    header = struct.pack('>IIBBBBB', 8, 8, 8, 2, 0, 0, 0)
+    path.write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header)
                      + chunk(b'IDAT', zlib.compress(raw)) + chunk(b'IEND', b''))

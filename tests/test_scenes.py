@@ -81,7 +81,7 @@ def test_a_box_contains_exactly_the_pixels_that_its_object_draws(world):
             assert np.abs(np.array(drawn) - obj.box).max() <= 2, 'the box is loose'
             units = [int(edge) for edge in scenes.box_text(world, obj.box).split()]
             unit = world.side / 16
-            assert 0 <= min(units) and max(units) <= 15
+            assert min(units) >= 0 and max(units) <= 15
             assert units[0] * unit <= obj.box[0] < (units[0] + 1) * unit
             assert units[1] * unit <= obj.box[1] < (units[1] + 1) * unit
             assert units[2] * unit < obj.box[2] <= (units[2] + 1) * unit

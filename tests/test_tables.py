@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from fake_study import SIZES, fake_study, item_row
 
-from downscale.evaluate import items
 from downscale.analysis.tables import Cell, load_study, pair
+from downscale.evaluate import items
 from downscale.evaluate.items import TableError, write_items
 
 

@@ -191,7 +191,8 @@ def grid(result):
 def _heat_cell(axis, x, y, accuracy, norm):
     share = float(norm(accuracy.value)) if norm.vmax > norm.vmin else .5
     colour = _matplotlib().colormaps['Blues'](.12 + .78 * share)
-    axis.add_patch(_matplotlib().patches.Rectangle((x - .48, y - .47), .96, .94, color=colour, lw=0))
+    axis.add_patch(_matplotlib().patches.Rectangle((x - .48, y - .47), .96, .94,
+                                                   color=colour, lw=0))
     ink = '#ffffff' if share > .55 else '#10151c'
     axis.text(x, y + .12, f'{accuracy.value:.2f}', ha='center', va='center', color=ink)
     axis.text(x, y - .26, f'±{accuracy.half:.2f}', ha='center', va='center', color=ink, fontsize=7)

@@ -13,7 +13,7 @@ CLASSES = {'lost': 'Right at the largest size, wrong at the smallest',
 
 
 def samples(s):
-    """Up to `PER_CLASS` samples of each class, spread over families, the same for the same study."""
+    """Up to `PER_CLASS` samples of each class, spread over families; equal for equal studies."""
     study, answers = s.study, _answers(s)
     if not answers:
         raise Missing('no model was asked with the picture, so there are no answers to show')

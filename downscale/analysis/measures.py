@@ -76,7 +76,10 @@ def joint_cells(s, size, condition):
 
 
 def means_of(s, groups, select=None):
-    """The pairing, its means and mean chance [groups, families] of the groups of cells; `select` keeps some clusters."""
+    """The pairing, its means and mean chance [groups, families] of the groups of cells.
+
+    `select` keeps some clusters.
+    """
     paired = pair(s.study, groups)
     keep = slice(None) if select is None else np.isin(paired.cluster_id, select)
     task, cluster = paired.task[keep], paired.cluster_id[keep]

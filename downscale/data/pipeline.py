@@ -10,9 +10,8 @@ import numpy as np
 
 from downscale.data import images
 from downscale.data.mixture import MIXTURES
-from downscale.data.tokens import NEWLINE, Encoder
-from downscale.data.world_builder import Source
 from downscale.data.scenes import World
+from downscale.data.tokens import NEWLINE, Encoder
 from downscale.sizes import VisionConfig
 
 

@@ -16,7 +16,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Extraction:
-    """What a perception model should write so that `Question.text` can be answered without the image.
+    """What a perception model should write so that a question can be answered without the image.
 
     `information` names what to look at (no answer in it); `text` is the target.
     """
@@ -64,6 +64,6 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a model is trained on: turns in order, and the images that their `<image>` marks name."""
+    """What a model is trained on: turns in order, and the images that `<image>` marks name."""
     images: tuple[bytes, ...]
     turns: tuple[Turn, ...]

@@ -76,7 +76,7 @@ def hash_of(value):
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def row(item, reply, encoder, *, eval_id, condition, nll, data_hash, prompt_hash, p_run='',
+def row(item, reply, encoder, *, eval_id, condition, data_hash, prompt_hash, p_run='',
         r_run='', text_kind='', thinking=False):
     """One row of the items table (schema: `items.py`)."""
     question = item.question
@@ -85,6 +85,6 @@ def row(item, reply, encoder, *, eval_id, condition, nll, data_hash, prompt_hash
             'item_id': question.item_id, 'cluster_id': question.cluster_id, 'p_run': p_run,
             'r_run': r_run, 'text_kind': text_kind, 'thinking': thinking, 'condition': condition,
             'repeat': 0, 'score': float(correct(question.family, found, question.answer)),
-            'nll_gold': float(nll), 'chance': question.chance, 'pred': found,
+            'nll_gold': reply.nll, 'chance': question.chance, 'pred': found,
             'gold': question.answer, 'parse_ok': parsed, 'n_gen_tokens': len(reply.ids),
             'truncated': reply.truncated, 'prompt_hash': prompt_hash, 'data_hash': data_hash}

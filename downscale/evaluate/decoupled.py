@@ -4,6 +4,7 @@
 perception x reasoner grid costs one description per picture and model.
 """
 import math
+from dataclasses import replace
 
 from downscale.data.mixture import describe_prompt, reasoner_prompt, reply_prefix
 from downscale.evaluate.answers import MOST_TILES, gold_ids, hash_of, prompt_of, row
@@ -24,8 +25,10 @@ def describe(engine, experiment, items, kind, report=lambda done, total: None):
         asked.setdefault((item.example.scene_id, prompt), item)
     prompts = [prompt_of(encoder, experiment.vision, prompt, item.example.images)
                for (_, prompt), item in asked.items()]
-    replies = dict(zip(asked, engine.write(
-        prompts, plan.length, MOST_TILES, plan.write, plan.write, report), strict=True))
+    # Empty targets keep this the same compiled program as the joint test.
+    written = engine.write(prompts, plan.length, MOST_TILES, plan.write, plan.write,
+                           [()] * len(prompts), report)
+    replies = dict(zip(asked, written, strict=True))
     rows = []
     for item in items:
         prompt = describe_prompt(item.question if kind == 'extraction' else None)
@@ -60,15 +63,15 @@ def answer(engine, experiment, items, texts, data_hash, report=lambda done, tota
             report(k * total + done, len(cells) * total)
 
         limit = plan.answer + think * plan.think
-        replies = engine.write(prompts, plan.length, 0, limit, plan.answer + plan.think, sofar)
-        nll = [math.nan] * len(items)
-        if not think:  # after a thought of its own the likelihoods of two models do not compare
-            nll = engine.score(prompts, [gold_ids(encoder, item.question) for item in items],
-                               plan.length, 0)
-        eval_id = f'answer-{experiment.name}-{run or "gold"}-{kind}-{"think" if think else "direct"}'
+        replies = engine.write(prompts, plan.length, 0, limit, plan.answer + plan.think,
+                               [gold_ids(encoder, item.question) for item in items], sofar)
+        if think:  # the likelihood without the thought says nothing about this mode
+            replies = [replace(reply, nll=math.nan) for reply in replies]
+        mode = 'think' if think else 'direct'
+        eval_id = f'answer-{experiment.name}-{run or "gold"}-{kind}-{mode}'
         prompt_hash = hash_of(['decoupled', kind, think, encoder.chat.hash])
-        rows += [row(item, reply, encoder, eval_id=eval_id, nll=value, data_hash=data_hash,
+        rows += [row(item, reply, encoder, eval_id=eval_id, data_hash=data_hash,
                      condition='image' if run else 'gold_text', prompt_hash=prompt_hash,
                      p_run=run, r_run=experiment.name, text_kind=kind, thinking=think)
-                 for item, reply, value in zip(items, replies, nll, strict=True)]
+                 for item, reply in zip(items, replies, strict=True)]
     return rows

@@ -13,12 +13,11 @@ def joint(engine, experiment, items, data_hash, report=lambda done, total: None)
         def sofar(done, total, k=k):
             report(k * total + done, len(plan.conditions) * total)
 
-        replies = engine.write(prompts, plan.length, MOST_TILES, plan.answer, plan.write, sofar)
-        nll = engine.score(prompts, [gold_ids(encoder, item.question) for item in items],
-                           plan.length, MOST_TILES)
+        replies = engine.write(prompts, plan.length, MOST_TILES, plan.answer, plan.write,
+                               [gold_ids(encoder, item.question) for item in items], sofar)
         eval_id = f'joint-{experiment.name}-{condition}'
         prompt_hash = hash_of(['joint', encoder.chat.hash])
-        rows += [row(item, reply, encoder, eval_id=eval_id, condition=condition, nll=value,
+        rows += [row(item, reply, encoder, eval_id=eval_id, condition=condition,
                      data_hash=data_hash, prompt_hash=prompt_hash, p_run=experiment.name)
-                 for item, reply, value in zip(items, replies, nll, strict=True)]
+                 for item, reply in zip(items, replies, strict=True)]
     return rows

@@ -14,9 +14,6 @@ from downscale.generate.engine import Engine
 from downscale.model.init import abstract_params
 from downscale.train.checkpoint import load_params, write_json
 
-# Which stage's checkpoint writes which kind of text.
-WRITER = {'caption': 'caption', 'extraction': 'extract'}
-
 
 def engine_of(study, experiment, stage):
     """The engine of a finished stage of a cell."""
@@ -38,11 +35,11 @@ def test_items(study, experiment):
     return items_of(test.source, experiment.evaluation.scenes)
 
 
-def evaluate(study, experiment, name, perceptions=(), report=lambda done, total: None):
+def evaluate(study, experiment, name, writers=None, report=lambda done, total: None):
     """Evaluation `name` of a cell is finished: 'joint', 'caption', 'extraction' or 'reason'.
 
-    'reason' answers from the texts of all `perceptions` (experiments) and from gold texts. Rows go
-    to `evaluations/<name>-<cell>/`; a finished folder of the same cell is left alone.
+    'reason' answers from gold texts and from those of `writers` {kind: experiments}. Rows go to
+    `evaluations/<name>-<cell>/`; a finished folder of the same cell is left alone.
     """
     folder = Path(study) / 'evaluations' / f'{name}-{experiment.name}'
     if stages.is_done(folder, experiment):
@@ -54,23 +51,23 @@ def evaluate(study, experiment, name, perceptions=(), report=lambda done, total:
         write_items(folder / 'items.parquet', joint(engine, experiment, items, data, report))
     elif name == 'reason':
         engine = engine_of(study, experiment, 'reason')
-        texts = _texts(study, experiment, items, perceptions)
+        texts = _texts(study, experiment, items, writers or {})
         data = stages.data_hash(experiment)
         write_items(folder / 'items.parquet',
                     decoupled.answer(engine, experiment, items, texts, data, report))
     else:
-        engine = engine_of(study, experiment, WRITER[name])
+        engine = engine_of(study, experiment, {'caption': 'caption', 'extraction': 'extract'}[name])
         write_texts(folder / 'texts.parquet',
                     decoupled.describe(engine, experiment, items, name, report))
     write_json(folder / 'DONE.json', {'hash': experiment.hash})
 
 
-def _texts(study, experiment, items, perceptions):
+def _texts(study, experiment, items, writers):
     """{(perception run or GOLD, kind): {item_id: text}} of everything there is to read."""
     found = {}
     for kind in experiment.evaluation.texts:
         found[decoupled.GOLD, kind] = decoupled.gold_texts(items, kind)
-        for other in perceptions:
+        for other in writers.get(kind, ()):
             path = Path(study) / 'evaluations' / f'{kind}-{other.name}' / 'texts.parquet'
             rows = pq.read_table(path, columns=['item_id', 'text']).to_pylist()
             found[other.name, kind] = {row['item_id']: row['text'] for row in rows}
@@ -87,7 +84,7 @@ def save_pictures(study, experiment):
     folder.mkdir(parents=True, exist_ok=True)
     shown = {}
     for item in test_items(study, experiment):
-        if len(shown) < experiment.evaluation.pictures:
+        if len(shown) < experiment.evaluation.pictures and item.question.kind == 'visual':
             shown.setdefault(item.question.cluster_id, item.example.images)
     for cluster, pngs in shown.items():
         for k, png in enumerate(pngs):

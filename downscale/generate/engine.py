@@ -1,9 +1,10 @@
-"""Greedy decoding in batches, and the likelihood of given replies.
+"""Greedy decoding in batches, with the likelihood of given replies on the way.
 
 Rows are padded on the right; each keeps its own positions, so a row's tokens do not depend on
 what it is batched with (up to float32 summation order). One program serves every call of equal
 static shape: the number of new tokens is an argument, and the loop ends when all rows have.
 """
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,9 +25,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Reply:
-    """Generated ids (stop token excluded) and whether the length limit cut them off."""
+    """Generated ids (stop token excluded), whether the length limit cut them off, and the nats of
+    the given target (NaN without one)."""
     ids: tuple[int, ...]
     truncated: bool
+    nll: float
 
 
 @dataclass(frozen=True)
@@ -38,27 +41,32 @@ class Bucket:
     room: int
 
 
-def padded(prompts, bucket, vision, newline):
-    """Arrays of `bucket` shape; missing rows repeat nothing and are one padding token long.
+def padded(prompts, targets, bucket, vision, newline):
+    """Arrays of `bucket` shape: tokens, lengths and, as needed, tiles, image_index, weights.
 
-    ValueError when a prompt is longer than the bucket. `newline` marks `image_newline` in an
-    image_index; it becomes patches * tiles.
+    Missing rows are one padding token long. `targets` (ids per prompt, or None) stand behind the
+    prompts and `weights` marks them. `newline` marks `image_newline` in an image_index. ValueError
+    when a prompt with its target is longer than the bucket.
     """
-    patches = vision.P
     tokens = np.zeros((bucket.rows, bucket.length), np.int32)
     index = np.full((bucket.rows, bucket.length), -1, np.int32)
+    weights = np.zeros((bucket.rows, bucket.length), np.float32)
     lengths = np.ones(bucket.rows, np.int32)
     for row, prompt in enumerate(prompts):
-        n = len(prompt.tokens)
-        if n > bucket.length:
-            raise ValueError(f'a prompt of {n} tokens does not fit the evaluation length '
-                             f'{bucket.length}; raise evaluation.length')
+        n, target = len(prompt.tokens), targets[row] if targets else ()
+        if n + len(target) > bucket.length:
+            raise ValueError(f'a prompt of {n} tokens and a reply of {len(target)} do not fit the '
+                             f'evaluation length {bucket.length}; raise evaluation.length')
         tokens[row, :n], lengths[row] = prompt.tokens, n
-        index[row, :n] = np.where(prompt.image_index == newline, patches * bucket.tiles,
+        tokens[row, n:n + len(target)] = target
+        weights[row, n:n + len(target)] = 1
+        index[row, :n] = np.where(prompt.image_index == newline, vision.P * bucket.tiles,
                                   prompt.image_index)
     batch = {'tokens': tokens, 'lengths': lengths}
+    if targets:
+        batch['weights'] = weights
     if bucket.tiles:
-        tiles = np.zeros((bucket.rows, bucket.tiles, patches, vision.Q), np.float32)
+        tiles = np.zeros((bucket.rows, bucket.tiles, vision.P, vision.Q), np.float32)
         for row, prompt in enumerate(prompts):
             if prompt.tiles is not None:
                 tiles[row, :len(prompt.tiles)] = prompt.tiles
@@ -68,15 +76,27 @@ def padded(prompts, bucket, vision, newline):
 
 @partial(jax.jit, static_argnames=('model', 'room', 'stop'))
 def decode(params, batch, limit, *, model, room, stop):
-    """Greedy replies [B, room] of at most `limit` tokens, `stop`-filled once a row has stopped."""
+    """(replies [B, room], whether each row stopped [B], nats of the given targets [B] or None).
+
+    Greedy, at most `limit` tokens, `stop`-filled once a row has stopped. Where `batch` has
+    `weights`, a target stands behind each prompt and they mark it: the pass that fills the cache
+    scores it too, and the reply overwrites it, since no token sees what stands behind it.
+    """
     tokens_BL, lengths_B = batch['tokens'], batch['lengths']
     B, L = tokens_BL.shape
     positions_BL = jnp.broadcast_to(jnp.arange(L), (B, L))
     cache = empty_cache(model.language, B, L + room, model.dtype)
+    weights_BL = batch.get('weights')
     logits_BLV, cache = model.apply(
         {'params': params}, tokens_BL, positions_BL, None, batch.get('tiles'),
-        batch.get('image_index'), cache, lengths_B - 1)
-    first_B = jnp.argmax(logits_BLV[:, 0], axis=-1)
+        batch.get('image_index'), cache, None if 'weights' in batch else lengths_B - 1)
+    nll_B = None
+    if 'weights' in batch:
+        chosen_BL = jnp.take_along_axis(logits_BLV[:, :-1], tokens_BL[:, 1:, None], -1)[:, :, 0]
+        nll_BL = jax.nn.logsumexp(logits_BLV[:, :-1], axis=-1) - chosen_BL
+        nll_B = (nll_BL * weights_BL[:, 1:]).sum(-1)
+        logits_BLV = jnp.take_along_axis(logits_BLV, (lengths_B - 1)[:, None, None], axis=1)
+    first_B = jnp.argmax(logits_BLV[:, 0], axis=-1).astype(jnp.int32)
 
     def unfinished(carry):
         step, _, _, stopped_B, _ = carry
@@ -92,24 +112,9 @@ def decode(params, batch, limit, *, model, room, stop):
         return step + 1, jnp.argmax(logits_BLV[:, 0], axis=-1), cache, stopped_B, out
 
     out = jnp.full((B, room), stop, jnp.int32)
-    start = (0, first_B.astype(jnp.int32), cache, jnp.zeros(B, bool), out)
+    start = (0, first_B, cache, jnp.zeros(B, bool), out)
     _, _, _, stopped_B, out = jax.lax.while_loop(unfinished, write, start)
-    return out, stopped_B
-
-
-@partial(jax.jit, static_argnames=('model',))
-def likelihood(params, batch, *, model):
-    """Negative log likelihood [B] in nats of the tokens that `batch['weights']` marks."""
-    tokens_BL = batch['tokens']
-    B, L = tokens_BL.shape
-    positions_BL = jnp.broadcast_to(jnp.arange(L), (B, L))
-    segments_BL = (positions_BL < batch['lengths'][:, None]).astype(jnp.int32)
-    logits_BLV, _ = model.apply({'params': params}, tokens_BL, positions_BL, segments_BL,
-                                batch.get('tiles'), batch.get('image_index'))
-    targets_BL = jnp.where(batch['weights'] > 0, tokens_BL, 0)[:, 1:]
-    chosen_BL = jnp.take_along_axis(logits_BLV[:, :-1], targets_BL[:, :, None], axis=-1)[:, :, 0]
-    nll_BL = jax.nn.logsumexp(logits_BLV[:, :-1], axis=-1) - chosen_BL
-    return (nll_BL * batch['weights'][:, 1:]).sum(-1)
+    return out, stopped_B, nll_B
 
 
 class Engine:
@@ -119,41 +124,26 @@ class Engine:
         self.model, self.params, self.encoder = model, params, encoder
         self.rows, self.newline = rows, newline
 
-    def _buckets(self, prompts, length, tiles, room, report):
-        # Long prompts together: padding to the longest of a batch wastes least.
+    def write(self, prompts, length, tiles, limit, room, targets=None,
+              report=lambda done, total: None):
+        """A greedy `Reply` for every `Prompt`, in order; at most `limit` <= `room` tokens.
+
+        With `targets` (ids for each prompt) every reply also has `nll`, the nats that the model
+        spends on its target. Prompt and target together must fit `length`.
+        """
+        replies = []
         for start in range(0, len(prompts), self.rows):
             part = prompts[start:start + self.rows]
+            given = targets[start:start + self.rows] if targets else None
             bucket = Bucket(self.rows, length, tiles, room)
-            yield part, padded(part, bucket, self.model.vision, self.newline)
-            report(min(start + self.rows, len(prompts)), len(prompts))
-
-    def write(self, prompts, length, tiles, limit, room, report=lambda done, total: None):
-        """A greedy `Reply` for every `Prompt`, in order; at most `limit` <= `room` tokens."""
-        replies = []
-        for part, batch in self._buckets(prompts, length, tiles, room, report):
-            out, stopped = jax.device_get(decode(
+            batch = padded(part, given, bucket, self.model.vision, self.newline)
+            out, stopped, nll = jax.device_get(decode(
                 self.params, batch, jnp.int32(limit), model=self.model, room=room,
                 stop=self.encoder.stop))
-            for ids, ended in zip(out[:len(part)], stopped):
+            for row, ids in enumerate(out[:len(part)]):
                 ids = ids[:limit].tolist()
                 ids = ids[:ids.index(self.encoder.stop)] if self.encoder.stop in ids else ids
-                replies.append(Reply(tuple(ids), not bool(ended)))
+                replies.append(Reply(tuple(ids), not bool(stopped[row]),
+                                     math.nan if nll is None else float(nll[row])))
+            report(len(replies), len(prompts))
         return replies
-
-    def score(self, prompts, targets, length, tiles, report=lambda done, total: None):
-        """Nats that the model spends on each target (ids), given its prompt; in order."""
-        full, values = [], []
-        for prompt, ids in zip(prompts, targets, strict=True):
-            tokens = np.concatenate([prompt.tokens, np.asarray(ids, np.int32)])
-            index = np.concatenate([prompt.image_index, np.full(len(ids), -1, np.int32)])
-            full.append(Prompt(tokens, index, prompt.tiles))
-        done = 0
-        for part, batch in self._buckets(full, length, tiles, 0, report):
-            weights = np.zeros(batch['tokens'].shape, np.float32)
-            for row, prompt in enumerate(part):
-                n = len(targets[done + row])
-                weights[row, len(prompt.tokens) - n:len(prompt.tokens)] = 1
-            done += len(part)
-            nll = likelihood(self.params, {**batch, 'weights': weights}, model=self.model)
-            values += np.asarray(nll)[:len(part)].tolist()
-        return values

@@ -7,6 +7,7 @@ from downscale.model.init import SHAPE_ONLY
 from downscale.sharding import Rules, constrain
 from downscale.sizes import LanguageConfig
 
+
 def rms_norm(x, scale_E, eps):
     """`x` scaled to unit root mean square over its last axis, in float32; the dtype is kept."""
     wide = x.astype(jnp.float32)

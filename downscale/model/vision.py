@@ -23,8 +23,9 @@ class LayerNorm(nn.Module):
         wide = x_BPW.astype(jnp.float32)
         wide = wide - wide.mean(-1, keepdims=True)
         wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + self.eps)
-        wide = wide * self.param('scale_W', SHAPE_ONLY, (W,)) + self.param('bias_W', SHAPE_ONLY, (W,))
-        return wide.astype(x_BPW.dtype)
+        scale_W = self.param('scale_W', SHAPE_ONLY, (W,))
+        bias_W = self.param('bias_W', SHAPE_ONLY, (W,))
+        return (wide * scale_W + bias_W).astype(x_BPW.dtype)
 
 
 class VisionBlock(nn.Module):
