@@ -4,12 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help install smoke test lint bench clean
+.PHONY: help install smoke test lint clean
 
 help:
-	@echo "make smoke   install, then train, decouple and compare three small models (about 4 min)"
+	@echo "make smoke   install, then train, decouple and compare three small models"
 	@echo "make test    install, then lint and test"
-	@echo "make bench   training throughput against a matmul and, if installed, transformers"
 	@echo "make clean   remove runs/smoke"
 
 $(BIN)/.installed: setup.cfg pyproject.toml
@@ -28,9 +27,6 @@ lint: install
 
 test: install lint
 	$(BIN)/python -m pytest
-
-bench: install
-	$(BIN)/python benchmarks/train_throughput.py
 
 clean:
 	rm -rf runs/smoke

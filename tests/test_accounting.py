@@ -10,8 +10,9 @@ import pytest
 
 from downscale import accounting
 from downscale.model.cache import empty_cache
+from downscale.model.init import abstract_params
 from downscale.model.language import Language
-from downscale.model.vlm import Vlm, init_params
+from downscale.model.vlm import Vlm
 from downscale.sizes import LANGUAGE, MICRO, QWEN2, QWEN3, SIGLIP, SMOLLM2, VisionConfig, scale
 
 SO400M = SIGLIP['so400m-patch14-384']
@@ -29,8 +30,7 @@ BAND = 0.001
 
 def tree_size(language, vision, parts):
     """The parameters of the named groups, counted on the abstract tree."""
-    model = Vlm(language, vision)
-    tree = jax.eval_shape(lambda: init_params(model, jax.random.key(0), parts))
+    tree = abstract_params(Vlm(language, vision), parts)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
@@ -157,7 +157,7 @@ def compiled_step(language, groups, B=2, L=20, I=2, images=True, remat=False, un
     """The optimised HLO of value_and_grad of the mean cross-entropy, only `groups` trained."""
     model = Vlm(language, TINY_TOWER, remat=remat, unroll=unroll)
     parts = ('language', 'tower', 'connector', 'image_newline_D') if images else ('language',)
-    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0), parts))
+    params = abstract_params(model, parts)
     trained = {name for name in params if name in groups
                or (name == 'image_newline_D' and 'language' in groups)}
     tokens = jax.ShapeDtypeStruct((B, L), jnp.int32)
