@@ -264,7 +264,8 @@ def cells(config, sweep):
     for name in stages:
         if name not in STAGES:
             raise ValueError(f'stages: {unknown("stage", name, list(STAGES))}')
-    full = [{'name': name, **STAGES[name], **part} for name, part in stages.items()]
+    # A ConfigDict sorts its keys; STAGES holds parents before children.
+    full = [{'name': name, **STAGES[name], **stages[name]} for name in STAGES if name in stages]
     found = []
     for seed in dict.fromkeys(point['seed'] for point in sweep):
         own = [point['size'] for point in sweep if point['seed'] == seed]

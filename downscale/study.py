@@ -49,7 +49,8 @@ def tasks_of(experiments):
                               tuple(needs), cost))
     for cell in experiments:
         found += _evaluations(cell, writers_of(cell, experiments))
-    return found
+    # A reasoner reads what all cells of its seed have written.
+    return sorted(found, key=lambda task: task.kind == 'evaluate' and task.stage == 'reason')
 
 
 def writers_of(cell, experiments):

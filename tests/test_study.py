@@ -1,0 +1,102 @@
+"""A whole study through the console: killed at any moment, it ends as if it had not been."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from downscale import cli, experiment
+from downscale.study import tasks_of, urgency
+
+ROOT = Path(__file__).parents[1]
+STUDY = '''
+from ml_collections import ConfigDict
+
+def get_config(arg=''):
+    rates = dict(language=3e-3)
+    common = dict(batch=8, length=96, tiles=0, rates=rates, save_every=2)
+    return ConfigDict(dict(
+        study='tiny', platform='cpu', family='micro', vocabulary=320,
+        vision=dict(layers=1, W=32, H=2, F=64, patch=20, image=80),
+        world=dict(min_objects=2, max_objects=3, n_facts=8),
+        data=dict(train=24, validation=4, test=6),
+        stages=dict(text=dict(steps=8, **common), reason=dict(steps=8, **common)),
+        evaluation=dict(scenes=4, batch=32, length=112, write=64, think=16, texts=['caption'])))
+
+def sweep(arg=''):
+    return [dict(size='w32d1', seed=0)]
+'''
+
+
+def smoke_cells():
+    config, sweep = cli.load_study(ROOT / 'experiments' / 'smoke.py', [])
+    with config.unlocked():
+        del config['platform']
+    return experiment.cells(config, sweep)
+
+
+def test_every_task_comes_after_the_tasks_it_needs():
+    seen = set()
+    for task in tasks_of(smoke_cells()):
+        assert seen.issuperset(task.needs), task.name
+        seen.add(task.name)
+
+
+def test_a_task_is_more_urgent_than_whatever_waits_for_it():
+    tasks = tasks_of(smoke_cells())
+    value = urgency(tasks)
+    for task in tasks:
+        for need in task.needs:
+            assert value[need] > value[task.name]
+
+
+def start(folder, study_file):
+    command = [sys.executable, '-m', 'downscale.cli', 'study', str(study_file), '--out',
+               str(folder), '--jobs', '1', '--quiet']
+    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '',
+                   'JAX_COMPILATION_CACHE_DIR': str(folder.parent / 'cache')}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(folder, study_file):
+    process = start(folder, study_file)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+
+
+def results(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for pattern in
+            ('cells/*/*/metrics.jsonl', 'evaluations/*/items.parquet')
+            for path in sorted(folder.glob(pattern))}
+
+
+@pytest.mark.slow
+def test_a_killed_study_ends_with_the_same_bytes_as_an_undisturbed_one(tmp_path):
+    study_file = tmp_path / 'tiny.py'
+    study_file.write_text(STUDY)
+    finish(tmp_path / 'whole', study_file)
+    assert (tmp_path / 'whole' / 'report' / 'report.html').is_file()
+
+    folder = tmp_path / 'killed'
+    for moment in ('cells/w32d1-s0/text/checkpoints/4', 'cells/w32d1-s0/reason/checkpoints/2'):
+        process = start(folder, study_file)
+        deadline = time.monotonic() + 300
+        while not (folder / moment).exists() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    finish(folder, study_file)
+    assert len(results(folder)) == 3
+    assert results(folder) == results(tmp_path / 'whole')
+
+    done = folder / 'cells' / 'w32d1-s0' / 'text' / 'DONE.json'
+    before = done.stat().st_mtime_ns
+    finish(folder, study_file)
+    assert done.stat().st_mtime_ns == before
+    assert json.loads(done.read_text())['steps'] == 8
