@@ -1,0 +1,208 @@
+"""The rules of the house, read off the syntax tree: who imports whom, sizes, and axis letters."""
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from downscale.letters import axes_of
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / 'downscale'
+MODULES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text())
+           for path in sorted(PACKAGE.rglob('*.py'))}
+FILES = [*MODULES.items(), *((path.relative_to(ROOT).as_posix(), ast.parse(path.read_text()))
+                             for folder in ('tests', 'experiments', 'benchmarks')
+                             for path in sorted((ROOT / folder).rglob('*.py')))]
+# A module imports only from lower levels, or from its own folder at its own level; a folder stands
+# for all its files that have no entry of their own.
+LEVELS = {
+    'letters.py': 0, 'sizes.py': 0,
+    'accounting.py': 1, 'sharding.py': 1, 'data/records.py': 1, 'console.py': 1,
+    'model/': 2, 'data/': 2,
+    'train/state.py': 3, 'train/optimizer.py': 3, 'train/step.py': 3, 'train/checkpoint.py': 3,
+    'convert/': 3,
+    'train/loop.py': 4, 'generate/': 4,
+    'experiment.py': 5, 'stages.py': 5, 'evaluate/': 5,
+    'study.py': 6, 'analysis/': 6, 'launch/': 6, 'cli.py': 6}
+OPEN_LEVELS = {5, 6}  # files of these levels import one another freely
+
+
+def level(name):
+    """The level of a module path such as `data/records.py`; KeyError when the table has none."""
+    if name.endswith('__init__.py'):
+        return -1
+    return LEVELS[name] if name in LEVELS else LEVELS[name.partition('/')[0] + '/']
+
+
+def path_of(dotted):
+    """`downscale.model.vlm` -> `model/vlm.py`, a package -> its `__init__.py`, else None."""
+    inner = dotted.split('.')[1:]
+    for candidate in ('/'.join(inner) + '.py', '/'.join([*inner, '__init__.py'])):
+        if candidate in MODULES:
+            return candidate
+    return None
+
+
+def imports(tree):
+    """(dotted name, line) of everything imported, `from a import b` giving both a and a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f'line {node.lineno}: relative import'
+            yield node.module, node.lineno
+            yield from ((f'{node.module}.{alias.name}', node.lineno) for alias in node.names)
+
+
+def own_imports(tree):
+    """(module path, line) of the imports that are files of this package."""
+    found = ((path_of(name), line) for name, line in imports(tree)
+             if name.split('.')[0] == 'downscale')
+    return [(path, line) for path, line in found if path]
+
+
+def importers(library):
+    """The module paths that import `library`, lazily or not."""
+    return {name for name, tree in MODULES.items()
+            if any(dotted.split('.')[0] == library for dotted, _ in imports(tree))}
+
+
+def upward(name, tree):
+    """Lines of `name` that import a module they may not."""
+    mine, folder = level(name), name.rpartition('/')[0]
+    for other, line in own_imports(tree):
+        beside = level(other) == mine and (
+            mine in OPEN_LEVELS or (folder and other.startswith(folder + '/')))
+        if level(other) >= mine and not beside:
+            yield f'{name}:{line} (level {mine}) imports {other} (level {level(other)})'
+
+
+@pytest.mark.parametrize('name', [name for name in MODULES if not name.endswith('__init__.py')])
+def test_imports_go_downward(name):
+    assert not list(upward(name, MODULES[name]))
+
+
+def test_the_import_lint_sees_what_it_should():
+    assert level('model/anything.py') == 2
+    with pytest.raises(KeyError):
+        level('helpers.py')
+    bad = 'from downscale.train import loop\nfrom downscale import cli'
+    assert len(list(upward('model/vlm.py', ast.parse(bad)))) == 2
+    assert not list(upward('model/vlm.py', ast.parse('from downscale.model import layers')))
+    assert list(upward('model/vlm.py', ast.parse('def f():\n import downscale.data.images')))
+
+
+def test_package_files_import_nothing():
+    for name, tree in MODULES.items():
+        assert not name.endswith('__init__.py') or not list(imports(tree)), name
+
+
+def test_files_and_functions_stay_short():
+    for name, tree in FILES:
+        last = max((node.end_lineno for node in ast.walk(tree) if hasattr(node, 'end_lineno')),
+                   default=0)
+        assert last <= 500, f'{name}: {last} lines'
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                lines = node.end_lineno - node.lineno + 1
+                assert lines <= 80, f'{name}:{node.lineno} {node.name} has {lines} lines'
+
+
+def test_libraries_stay_behind_their_doors():
+    assert {name for name in importers('flax') if not name.startswith('model/')} == set()
+    assert importers('orbax') == {'train/checkpoint.py'}
+    assert importers('grain') <= {'data/pipeline.py', 'train/checkpoint.py'}
+    assert not importers('pickle') | importers('cloudpickle') | importers('dill')
+
+
+# Files that must import without JAX: the planner prices runs and the analysis reads folders.
+LIGHT = [name for name in MODULES if name.startswith(('analysis/', 'launch/'))] + [
+    'letters.py', 'sizes.py', 'accounting.py', 'console.py', 'data/records.py']
+
+
+@pytest.mark.parametrize('name', LIGHT)
+def test_light_modules_reach_no_jax(name):
+    seen, queue = set(), [name]
+    while queue:
+        current = queue.pop()
+        if current not in seen:
+            seen.add(current)
+            heavy = [f'{current}:{line} {dotted}' for dotted, line in imports(MODULES[current])
+                     if dotted.split('.')[0] in ('jax', 'flax', 'optax', 'orbax', 'grain')]
+            assert not heavy, f'{name} reaches {heavy}'
+            queue += [other for other, _ in own_imports(MODULES[current])]
+
+
+def test_nothing_is_called_utils_and_configs_are_not_probed():
+    assert not [name for name, _ in FILES if name.rpartition('/')[2] in ('utils.py', 'helpers.py')]
+    for name, tree in FILES:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) \
+                    and node.func.id in ('getattr', 'hasattr') and node.args:
+                probed = ast.unparse(node.args[0]).rpartition('.')[2]
+                assert probed not in ('cfg', 'config', 'c'), f'{name}:{node.lineno}'
+
+
+MACHINE_PATH = re.compile(r'^(file://)?(/(home|root|work|tmp|mnt|data|Users|scratch)(/|$)|[A-Z]:\\)')
+
+
+def test_no_string_names_a_place_on_one_machine():
+    assert MACHINE_PATH.match('/home/me/x') and not MACHINE_PATH.match('work/x')
+    for name, tree in MODULES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert not MACHINE_PATH.match(node.value), f'{name}:{node.lineno} {node.value}'
+
+
+def suffix(name):
+    """The axis letters that end a name, '' without; unlike `axes_of`, one unknown letter passes."""
+    tail = name.rpartition('_')[2]
+    return tail if '_' in name and tail.isupper() else ''
+
+
+def einsum_faults(tree):
+    """einsum operands (and assigned results) whose names disagree with the letters."""
+    for node in ast.walk(tree):
+        call = node.value if isinstance(node, (ast.Assign, ast.Return)) else node
+        if not (isinstance(call, ast.Call) and ast.unparse(call.func).endswith('einsum')):
+            continue
+        letters, _, result = call.args[0].value.partition('->')
+        pairs = list(zip(letters.split(','), call.args[1:], strict=True))
+        if isinstance(node, ast.Assign):
+            pairs.append((result, node.targets[0]))
+        for expected, operand in pairs:
+            if isinstance(operand, ast.Name) and suffix(operand.id) not in ('', expected):
+                yield f'line {call.lineno}: {operand.id} stands for {expected}'
+
+
+def rank_faults(tree):
+    """`self.param` calls whose literal shape has another rank than the name's letters."""
+    for node in ast.walk(tree):
+        if not (isinstance(node, ast.Call) and ast.unparse(node.func) == 'self.param'):
+            continue
+        name, shape = node.args[0], node.args[2]
+        name = name.values[-1] if isinstance(name, ast.JoinedStr) else name
+        axes = axes_of(name.value)
+        if isinstance(shape, ast.Tuple) and len(axes) != len(shape.elts):
+            yield f'line {node.lineno}: {name.value} has shape {ast.unparse(shape)}'
+        # A size that is written as a letter must be that letter (c.W, or W itself).
+        for letter, size in zip(axes, shape.elts if isinstance(shape, ast.Tuple) else ()):
+            written = ast.unparse(size).rpartition('.')[2]
+            if len(written) == 1 and written.isupper() and written != letter:
+                yield f'line {node.lineno}: {name.value} has {written} at its axis {letter}'
+
+
+def test_einsum_letters_are_those_of_the_operands():
+    for name, tree in FILES:
+        if name != 'tests/test_house.py':
+            assert not list(einsum_faults(tree)), name
+    bad = "y_BLF = jnp.einsum('BLD,FD->BLF', x_BLD, up_DF)\nz_BL = jnp.einsum('BLD->BD', x_BLD)"
+    assert len(list(einsum_faults(ast.parse(bad)))) == 2
+
+
+def test_parameter_names_tell_their_rank():
+    for name, tree in MODULES.items():
+        assert not list(rank_faults(tree)), name
+    bad = "self.param('up_DF', one, (c.D,))\nself.param('up_DF', one, (c.F, c.D))"
+    assert len(list(rank_faults(ast.parse(bad)))) == 3
