@@ -198,7 +198,7 @@ def test_einsum_letters_are_those_of_the_operands():
         if name != 'tests/test_house.py':
             assert not list(einsum_faults(tree)), name
     bad = "y_BLF = jnp.einsum('BLD,FD->BLF', x_BLD, up_DF)\nz_BL = jnp.einsum('BLD->BD', x_BLD)"
-    assert len(list(einsum_faults(ast.parse(bad)))) == 2
+    assert len(set(einsum_faults(ast.parse(bad)))) == 2
 
 
 def test_parameter_names_tell_their_rank():
