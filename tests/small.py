@@ -1,0 +1,57 @@
+"""The one small model, data set and tokenizer that the tests share; each is made once a process."""
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from downscale.data.facts import vocabulary
+from downscale.data.pipeline import Library, Recipe, Sampler, Shape, stream
+from downscale.data.scenes import World
+from downscale.data.tokens import CHATS, Encoder, Layout, load_tokenizer, train_tokenizer
+from downscale.data.world_builder import build, source
+from downscale.model.vlm import Vlm
+from downscale.sizes import LANGUAGE, VisionConfig, scale
+
+WORLD = World(grid=2, min_objects=2, max_objects=3, n_facts=8)
+COUNTS = {'train': 24, 'validation': 4, 'test': 8}
+ROWS = 320
+VISION = VisionConfig(layers=1, W=32, H=2, F=64, patch=20, image=40)
+_folder = tempfile.TemporaryDirectory(prefix='downscale-tests-')  # removed when Python ends
+
+
+def language(depth=1):
+    return scale(LANGUAGE['micro']['w64d2'], 32, depth, ROWS)
+
+
+def model(depth=1):
+    return Vlm(language(depth), VISION)
+
+
+@cache
+def data():
+    """The folder of the data set; a quarter of the examples are triples of pictures."""
+    return build(WORLD, Path(_folder.name) / 'data', COUNTS, similarity_share=0.25)
+
+
+@cache
+def library(split='train'):
+    return Library(source(data(), split))
+
+
+@cache
+def tokenizer():
+    path = Path(_folder.name) / 'tokenizer.json'
+    return load_tokenizer(train_tokenizer(vocabulary(WORLD), path), ROWS)
+
+
+def encoder(newline=True, chat='micro'):
+    return Encoder(tokenizer(), CHATS[chat], Layout(VISION.P, newline))
+
+
+def sampler(stage, batch=8, length=112, tiles=3, examples=None, **recipe):
+    return Sampler(Recipe(stage, **recipe), examples or library(), encoder(), WORLD, VISION,
+                   Shape(batch, length, tiles))
+
+
+def batches(stage, seed=0, **shape):
+    """A fresh checkpointable iterator of batches."""
+    return iter(stream(sampler(stage, **shape), seed))

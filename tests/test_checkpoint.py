@@ -1,0 +1,177 @@
+"""Checkpoints: what was saved comes back, elsewhere and in part, and nothing else passes for it."""
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import small
+
+from downscale.model.init import abstract_params, init_params
+from downscale.sharding import mesh
+from downscale.train import checkpoint
+from downscale.train.optimizer import Optimizer
+from downscale.train.state import abstract, new_state, state_shardings
+
+
+def flat(tree):
+    return {jax.tree_util.keystr(path): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def assert_same(one, other):
+    one, other = flat(one), flat(other)
+    assert one.keys() == other.keys()
+    for name, leaf in one.items():
+        np.testing.assert_array_equal(leaf, other[name], err_msg=name)
+
+
+def state_at(step, depth=2):
+    """A state whose every leaf depends on `step`."""
+    state = new_state(init_params(small.model(depth), step), Optimizer(), ('connector',))
+    return {**jax.tree.map(lambda x: x + step, state), 'params': state['params']}
+
+
+@pytest.fixture(scope='module')
+def written(tmp_path_factory):
+    """A folder with steps 3 and 5 (2 was thrown away), and the batch that follows step 5."""
+    folder = tmp_path_factory.mktemp('run')
+    stream = small.batches('text', tiles=0)
+    manager = checkpoint.open_manager(folder)
+    for step in (2, 3, 5):
+        next(stream)
+        checkpoint.save(manager, state_at(step), stream, {'tokens': 100 * step}, force=True)
+    manager.wait_until_finished()
+    manager.close()
+    return folder, next(stream)
+
+
+@pytest.fixture
+def folder(written, tmp_path):
+    shutil.copytree(written[0], tmp_path / 'run')
+    return tmp_path / 'run'
+
+
+def restored(folder, devices, depth=2):
+    """(state, meta, next batch) of the newest checkpoint, put on a mesh."""
+    stream = small.batches('text', tiles=0)
+    state = jax.eval_shape(lambda: state_at(0, depth))
+    shards = state_shardings(state, devices, small.model().rules)
+    manager = checkpoint.open_manager(folder)
+    try:
+        found, meta = checkpoint.restore(manager, abstract(state, shards), stream)
+    finally:
+        manager.close()
+    return found, meta, shards, next(stream)
+
+
+@pytest.mark.parametrize('sizes', [dict(), dict(fsdp=4, data=1), dict(fsdp=2, data=2)])
+def test_a_state_comes_back_equal_on_any_mesh(written, sizes):
+    devices = mesh(**sizes, devices=jax.devices() if sizes else jax.devices()[:1])
+    found, meta, shards, batch = restored(written[0], devices)
+    assert_same(found, state_at(5))
+    assert meta == {'tokens': 500}
+    assert jax.tree.map(lambda leaf: leaf.sharding, found) == shards
+    assert_same(batch, written[1])
+    if sizes:
+        kernel = found['params']['language']['blocks']['mlp']['gate_DF']
+        assert kernel.addressable_shards[0].data.size == kernel.size // sizes['fsdp']
+
+
+def test_only_the_newest_two_are_kept_and_the_newest_is_read(written):
+    steps = sorted(path.name for path in (written[0] / 'checkpoints').iterdir())
+    assert steps == ['3', '5']
+    assert checkpoint.latest(written[0]).name == '5'
+
+
+def test_parameters_alone_come_back_as_numpy_and_by_group(written):
+    target = abstract_params(small.model(2))
+    found = checkpoint.load_params(written[0], target)
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(found))
+    assert_same(found, init_params(small.model(2), 5))
+    part = checkpoint.load_params(written[0], target, ['tower', 'image_newline_D'])
+    assert set(part) == {'tower', 'image_newline_D'}
+    assert_same(part, {name: found[name] for name in part})
+
+
+def test_parameters_go_where_their_target_says(written):
+    devices = mesh(fsdp=4)
+    target = abstract_params(small.model(2), ('language',))
+    target = abstract(target, state_shardings(target, devices, small.model().rules))
+    found = checkpoint.load_params(written[0], target)
+    assert_same(found, init_params(small.model(2), 5, ('language',)))
+    leaf = found['language']['embedding_VD']
+    assert leaf.sharding == target['language']['embedding_VD'].sharding
+    assert leaf.addressable_shards[0].data.shape == (320, 8)
+
+
+def test_what_is_missing_unexpected_or_misshapen_is_listed():
+    stored = {'a/x_D': ((4,), 'f'), 'a/old_D': ((2,), 'f'), 'a/same_D': ((3,), 'f')}
+    leaf = jax.ShapeDtypeStruct
+    target = {'a': {'x_D': leaf((5,), 'f'), 'new_D': leaf((2, 2), 'f'), 'same_D': leaf((3,), 'f')}}
+    with pytest.raises(ValueError, match='here: 3 leaves') as error:
+        checkpoint.compare(stored, target, 'here')
+    for part in ('missing a/new_D (2, 2)', 'unexpected a/old_D (2,)',
+                 'a/x_D: stored (4,), model (5,)'):
+        assert part in str(error.value)
+    assert 'same_D' not in str(error.value) and '\n' not in str(error.value)
+    checkpoint.compare({'a/same_D': ((3,), 'f')}, {'a': {'same_D': leaf((3,), 'f')}}, 'here')
+
+
+def test_a_long_list_of_problems_is_cut_and_counted():
+    stored = {f'a/x{k}_D': ((4,), 'f') for k in range(25)}
+    with pytest.raises(ValueError, match='25 leaves .*; and 15 more') as error:
+        checkpoint.compare(stored, {}, 'here')
+    assert str(error.value).count('unexpected') == 10
+
+
+@pytest.mark.parametrize('depth', [1, 3])
+def test_a_checkpoint_of_two_layers_does_not_pass_for_another_depth(written, depth):
+    message = rf'stored \(2, .*model \({depth}, .*Use the size'
+    with pytest.raises(ValueError, match=message):
+        checkpoint.load_params(written[0], abstract_params(small.model(depth)), ['language'])
+    with pytest.raises(ValueError, match=message):
+        restored(written[0], mesh(devices=jax.devices()[:1]), depth)
+
+
+def test_a_step_that_was_half_written_is_ignored(folder):
+    """orbax writes beside the final name and renames at the end; a kill leaves the former."""
+    steps = folder / 'checkpoints'
+    (steps / '5').rename(steps / '5.orbax-checkpoint-tmp-1a2b')
+    shutil.rmtree(steps / '5.orbax-checkpoint-tmp-1a2b' / 'train')
+    shutil.copytree(steps / '3', steps / '7.orbax-checkpoint-tmp')
+    (steps / '9.orbax-checkpoint-tmp-77').mkdir()
+    assert checkpoint.latest(folder).name == '3'
+    found, meta, *_ = restored(folder, mesh(devices=jax.devices()[:1]))
+    assert_same(found, state_at(3))
+    assert meta == {'tokens': 300}
+    found = checkpoint.load_params(folder, abstract_params(small.model(2)))
+    assert_same(found, init_params(small.model(2), 3))
+
+
+def test_a_step_that_was_half_deleted_is_ignored(folder):
+    """A kill while an old step is thrown away leaves part of it, under its final name."""
+    shutil.rmtree(folder / 'checkpoints' / '3' / 'params')
+    assert checkpoint.latest(folder).name == '5'
+    assert_same(restored(folder, mesh(devices=jax.devices()[:1]))[0], state_at(5))
+
+
+def test_a_run_without_a_complete_step_starts_afresh_and_its_children_wait(tmp_path):
+    steps = tmp_path / 'checkpoints'
+    (steps / '4.orbax-checkpoint-tmp-12').mkdir(parents=True)
+    found, meta, _, batch = restored(tmp_path, mesh(devices=jax.devices()[:1]))
+    assert found is meta is None
+    assert_same(batch, next(small.batches('text', tiles=0)))  # the stream was not moved
+    for folder in (tmp_path, tmp_path / 'nowhere'):
+        with pytest.raises(FileNotFoundError, match='no complete checkpoint in .*run or resume'):
+            checkpoint.load_params(folder, abstract_params(small.model()))
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / 'deep' / 'value.json'
+    checkpoint.write_json(path, {'b': 1, 'a': [2]})
+    text = path.read_text()
+    checkpoint.write_json(path, {'a': [2], 'b': 1})
+    assert path.read_text() == text  # the order of keys leaves no trace
+    with pytest.raises(TypeError):
+        checkpoint.write_json(path, {'a': object()})
+    assert path.read_text() == text and list(path.parent.iterdir()) == [path]

@@ -1,0 +1,284 @@
+"""What the decoder, the tower and the splice must hold, whatever the values of the parameters."""
+from dataclasses import replace
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from downscale.model.cache import empty_cache
+from downscale.model.init import abstract_params, init_params
+from downscale.model.layers import attend, rotary, rotate
+from downscale.model.vlm import Vlm
+from downscale.sizes import MICRO, QWEN3, LanguageConfig, VisionConfig, scale
+
+SMALL = LanguageConfig(N=2, D=32, H=4, K=2, E=8, F=48, V=64, theta=1e4)
+TOWER = VisionConfig(layers=2, W=16, H=2, F=32, patch=2, image=4)
+MODEL = Vlm(SMALL, TOWER)
+B, L, TILES = 3, 12, 2
+PATCHES = TOWER.P
+NEWLINE = PATCHES * TILES
+POSITIONS_BL = np.tile(np.arange(L, dtype=np.int32), (B, 1))
+ONES_BL = np.ones((B, L), np.int32)
+TOKENS_BL = np.random.default_rng(0).integers(0, SMALL.V, (B, L), dtype=np.int32)
+CLOSE = {'rtol': 1e-4, 'atol': 1e-5}  # float32, two layers, logits of size 1
+
+
+@lru_cache
+def program(model):
+    """`model.apply` under jit, compiled once per model and shape."""
+    def apply(params, tokens_BL, positions_BL, segments_BL=None, tiles=None, index_BL=None,
+              cache=None, last_B=None):
+        return model.apply({'params': params}, tokens_BL, positions_BL, segments_BL, tiles,
+                           index_BL, cache, last_B)
+    return jax.jit(apply)
+
+
+@pytest.fixture(scope='module')
+def params():
+    return init_params(MODEL, 0)
+
+
+def text(params, tokens_BL, segments_BL=ONES_BL, positions_BL=POSITIONS_BL, model=MODEL):
+    """Logits without images."""
+    return np.asarray(program(model)({'language': params['language']}, tokens_BL, positions_BL,
+                                     segments_BL)[0])
+
+
+def changed(tokens_BL, *places):
+    """`tokens_BL` with another token at each (row, position)."""
+    tokens_BL = tokens_BL.copy()
+    for place in places:
+        tokens_BL[place] = (tokens_BL[place] + 1) % SMALL.V
+    return tokens_BL
+
+
+def test_a_token_cannot_see_the_future(params):
+    before = text(params, TOKENS_BL)
+    after = text(params, changed(TOKENS_BL, (0, 5)))
+    np.testing.assert_array_equal(before[0, :5], after[0, :5])
+    np.testing.assert_array_equal(before[1:], after[1:])
+    assert np.all(np.any(before[0, 5:] != after[0, 5:], axis=-1))
+
+
+def test_segments_do_not_see_each_other_nor_padding(params):
+    segments_BL = ONES_BL.copy()
+    segments_BL[:, 5:10], segments_BL[:, 10:] = 2, 0
+    before = text(params, TOKENS_BL, segments_BL)
+    after = text(params, changed(TOKENS_BL, (0, 2), (1, 7), (2, 11)), segments_BL)
+    np.testing.assert_array_equal(before[0, 5:10], after[0, 5:10])
+    assert np.all(np.any(before[0, 2:5] != after[0, 2:5], axis=-1))
+    np.testing.assert_array_equal(before[1, :5], after[1, :5])
+    np.testing.assert_array_equal(before[2, :10], after[2, :10])
+    # A packed segment is what it is alone at the start of a row.
+    alone = np.roll(TOKENS_BL, -5, axis=1)
+    positions_BL = np.tile(np.r_[0:5, 0:5, 0:2].astype(np.int32), (B, 1))
+    packed = text(params, TOKENS_BL, segments_BL, positions_BL)
+    np.testing.assert_allclose(packed[:, 5:10], text(params, alone)[:, :5], **CLOSE)
+
+
+def test_cached_decoding_with_ragged_rows_equals_the_full_forward(params):
+    full, lengths_B = text(params, TOKENS_BL), np.array([3, 7, 5], np.int32)
+    language, rows = {'language': params['language']}, np.arange(B)
+    # Right padding: what a short row writes beyond its end must never be read.
+    prompt_BL = np.where(POSITIONS_BL[:, :7] < lengths_B[:, None], TOKENS_BL[:, :7], 63)
+    logits, cache = program(MODEL)(language, prompt_BL, POSITIONS_BL[:, :7],
+                                   cache=empty_cache(SMALL, B, L), last_B=lengths_B - 1)
+    assert logits.shape == (B, 1, SMALL.V)
+    np.testing.assert_allclose(logits[:, 0], full[rows, lengths_B - 1], **CLOSE)
+    for step in range(5):
+        at_B = lengths_B + step
+        logits, cache = program(MODEL)(language, TOKENS_BL[rows, at_B][:, None], at_B[:, None],
+                                       cache=cache)
+        np.testing.assert_allclose(logits[:, 0], full[rows, at_B], **CLOSE)
+
+
+@pytest.fixture(scope='module')
+def pictures():
+    """(tiles, index): row 0 is text, row 1 has one image and a newline, row 2 has two images."""
+    index_BL = np.full((B, L), -1, np.int32)
+    index_BL[1, 1:1 + PATCHES], index_BL[1, 1 + PATCHES] = np.arange(PATCHES), NEWLINE
+    index_BL[2, 2:2 + 2 * PATCHES] = np.arange(2 * PATCHES)
+    tiles = np.random.default_rng(1).uniform(-1, 1, (B, TILES, PATCHES, TOWER.Q))
+    tiles[0], tiles[1, 1] = 0, 0
+    return tiles.astype(np.float32), index_BL
+
+
+def seen(params, tiles, index_BL, tokens_BL=TOKENS_BL, rows=slice(None)):
+    """Logits with images, of all rows in one batch or of some."""
+    return np.asarray(program(MODEL)(params, tokens_BL[rows], POSITIONS_BL[rows], ONES_BL[rows],
+                                     tiles[rows], index_BL[rows])[0])
+
+
+def test_rows_with_and_without_images_equal_themselves_alone(params, pictures):
+    together = seen(params, *pictures)
+    for row in range(B):
+        alone = seen(params, *pictures, rows=slice(row, row + 1))
+        np.testing.assert_allclose(together[row], alone[0], **CLOSE)
+    words = text(params, TOKENS_BL)
+    np.testing.assert_allclose(together[0], words[0], **CLOSE)
+    assert np.abs(together[1:, 2:] - words[1:, 2:]).max() > 0.1
+
+
+def test_unused_tiles_cannot_influence_and_used_ones_do(params, pictures):
+    tiles, index_BL = pictures
+    before, tiles = seen(params, tiles, index_BL), tiles.copy()
+    tiles[0], tiles[1, 1] = np.nan, 1e3
+    np.testing.assert_array_equal(before, seen(params, tiles, index_BL))
+    tiles[2, 1, 2] += 1
+    after = seen(params, tiles, index_BL)
+    np.testing.assert_array_equal(before[:2], after[:2])
+    # The tower lets every patch of a tile see every other, so the tile's first token differs.
+    np.testing.assert_array_equal(before[2, :2 + PATCHES], after[2, :2 + PATCHES])
+    assert np.all(np.any(before[2, 2 + PATCHES:] != after[2, 2 + PATCHES:], axis=-1))
+
+
+def test_image_tokens_replace_the_embedding_of_their_place(params, pictures):
+    before = seen(params, *pictures)
+    after = seen(params, *pictures, changed(TOKENS_BL, (1, 1), (1, 1 + PATCHES), (2, 9)))
+    np.testing.assert_array_equal(before, after)
+
+
+def test_the_newline_stands_where_the_index_is_beyond_the_last_patch(params, pictures):
+    tiles, index_BL = pictures
+    before, at, token = seen(params, tiles, index_BL), 1 + PATCHES, 17
+    embedding_VD = params['language']['embedding_VD']
+    as_word = seen({**params, 'image_newline_D': embedding_VD[token]}, tiles, index_BL)
+    np.testing.assert_array_equal(before[[0, 2]], as_word[[0, 2]])
+    np.testing.assert_array_equal(before[1, :at], as_word[1, :at])
+    assert np.all(np.any(before[1, at:] != as_word[1, at:], axis=-1))
+    tokens_BL, index_BL = TOKENS_BL.copy(), index_BL.copy()
+    tokens_BL[1, at], index_BL[1, at] = token, -1
+    np.testing.assert_array_equal(as_word, seen(params, tiles, index_BL, tokens_BL))
+
+
+def test_remat_and_unrolling_leave_the_gradients_alone(params, pictures):
+    def grads(model):
+        def loss(params):
+            logits_BLV, _ = model.apply({'params': params}, TOKENS_BL, POSITIONS_BL, ONES_BL,
+                                        *pictures)
+            return jnp.mean(jax.nn.log_softmax(logits_BLV)[:, :, 3])
+        # Compiling is most of this test, so LLVM is asked not to optimise.
+        return jax.jit(jax.grad(loss), compiler_options={
+            'xla_backend_optimization_level': 0})(params)
+
+    plain = grads(MODEL)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(plain))
+    for other in (replace(MODEL, remat=True), replace(MODEL, unroll=2)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7),
+                     plain, grads(other))
+
+
+def test_grouped_heads_equal_explicit_repetition():
+    draw = np.random.default_rng(2)
+    q_BLHE, k_BSKE, v_BSKE = (draw.standard_normal((2, 5, heads, 4)).astype(np.float32)
+                              for heads in (6, 2, 2))
+    mask_BLS = np.tril(np.ones((2, 5, 5), bool))
+    expected = np.zeros((2, 5, 6, 4), np.float32)
+    for b, i, h in np.ndindex(2, 5, 6):
+        keys, values = k_BSKE[b, :i + 1, h // 3], v_BSKE[b, :i + 1, h // 3]
+        weights = np.exp(keys @ q_BLHE[b, i, h] / 2)
+        expected[b, i, h] = weights @ values / weights.sum()
+    np.testing.assert_allclose(attend(q_BLHE, k_BSKE, v_BSKE, mask_BLS), expected, **CLOSE)
+    blind = attend(q_BLHE, k_BSKE, v_BSKE, np.zeros_like(mask_BLS))
+    np.testing.assert_allclose(blind[0, 0, 0], v_BSKE[0, :, 0].mean(0), **CLOSE)
+
+
+def test_rotary_products_depend_on_the_distance_alone():
+    draw = np.random.default_rng(3)
+    query, key = (draw.standard_normal((1, 1, 1, 8)).astype(np.float32) for _ in range(2))
+
+    def turned(x, position):
+        return np.asarray(rotate(x, *rotary(np.array([[position]]), 8, 1e4)))
+
+    def product(i, j):
+        return float((turned(query, i) * turned(key, j)).sum())
+    np.testing.assert_array_equal(turned(query, 0), query)
+    np.testing.assert_allclose(np.linalg.norm(turned(query, 9)), np.linalg.norm(query), rtol=1e-6)
+    for i, j in ((3, 1), (20, 11), (7, 7)):
+        assert product(i, j) == pytest.approx(product(i + 30, j + 30), abs=1e-4)
+    assert abs(product(3, 1) - product(3, 2)) > 1e-2
+    assert abs(product(3, 1) - product(1, 3)) > 1e-2
+
+
+def names(tree):
+    return {jax.tree_util.keystr(path): leaf.shape
+            for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+VARIANTS = {'tie': ({'tie': False}, {'head_DV'}),
+            'qk_norm': ({'qk_norm': True}, {'q_scale_E', 'k_scale_E'}),
+            'qkv_bias': ({'qkv_bias': True}, {'q_bias_HE', 'k_bias_KE', 'v_bias_KE'}),
+            'free head width': ({'E': 12}, {'q_DHE', 'k_DKE', 'v_DKE', 'o_HED'})}
+
+
+@pytest.mark.parametrize(('change', 'leaves'), VARIANTS.values(), ids=VARIANTS.keys())
+def test_every_switch_of_the_decoder_runs_and_changes_the_output(change, leaves, params):
+    other = Vlm(replace(SMALL, **change), TOWER)
+    tree = init_params(other, 0, ('language',))
+    differ = set(names(tree).items()) ^ set(names({'language': params['language']}).items())
+    assert {path.rpartition("['")[2].rstrip("']") for path, _ in differ} == leaves
+
+    # Biases start at 0: each new leaf must matter once it moves.
+    before = text(tree, TOKENS_BL, model=other)
+    assert np.isfinite(before).all()
+    if 'bias' not in ''.join(leaves):
+        assert np.abs(before - text(params, TOKENS_BL)).max() > 1e-3
+    draw = np.random.default_rng(4)
+    for leaf in leaves:
+        moved = jax.tree_util.tree_map_with_path(
+            lambda path, x: x + draw.standard_normal(x.shape, np.float32)
+            if path[-1].key == leaf else x, tree)
+        assert np.abs(before - text(moved, TOKENS_BL, model=other)).max() > 1e-3, leaf
+
+
+def test_impossible_heads_raise_with_the_arithmetic():
+    with pytest.raises(ValueError, match=r'6 query heads .*\(6 % 4 = 2\)'):
+        replace(SMALL, H=6, K=4)
+    with pytest.raises(ValueError, match='head width 7 is odd'):
+        replace(SMALL, E=7)
+    with pytest.raises(ValueError, match=r'10 is not divisible by 3 heads \(10 % 3 = 1\)'):
+        replace(TOWER, W=10, H=3)
+    with pytest.raises(ValueError, match=r'H = 16 \* 1000 / 1024 = 15.625 .*nearest width is 1024'):
+        scale(QWEN3['0.6b'], 1000)
+    with pytest.raises(ValueError, match='at least 1'):
+        scale(QWEN3['0.6b'], depth=0)
+    half = scale(QWEN3['0.6b'], 512, 3)
+    assert (half.H, half.K, half.E, half.F, half.N) == (8, 4, 128, 1536, 3)
+
+
+def test_the_start_of_a_group_depends_on_nothing_else(params):
+    for part in params:
+        if part != 'image_newline_D':
+            jax.tree.map(np.testing.assert_array_equal, params[part],
+                         init_params(MODEL, 0, (part,))[part])
+    np.testing.assert_array_equal(params['tower']['position_PW'], init_params(
+        Vlm(MICRO['w32d2'], TOWER), 0)['tower']['position_PW'])
+    assert names(abstract_params(MODEL)) == names(params)
+    other = init_params(MODEL, 1)['language']['blocks']['mlp']
+    mlp = params['language']['blocks']['mlp']
+    assert np.any(mlp['gate_DF'] != other['gate_DF']) and np.any(mlp['gate_DF'] != mlp['up_DF'])
+
+
+# The inputs that one output of a kernel sums over; an embedding row has length 1 on average.
+FAN_IN = {'DHE': 'D', 'DKE': 'D', 'HED': 'HE', 'DF': 'D', 'FD': 'F', 'DV': 'D', 'VD': 'D',
+          'QW': 'Q', 'WHE': 'W', 'HEW': 'HE', 'WF': 'W', 'FW': 'F', 'WD': 'W', 'DD': 'D'}
+
+
+def test_gains_start_at_one_biases_at_zero_and_kernels_at_their_fan_in():
+    language = replace(SMALL, tie=False, qk_norm=True, qkv_bias=True, H=8)
+    for group in ('language', 'tower', 'connector'):
+        config = TOWER if group == 'tower' else language
+        sizes = {**vars(language), 'W': TOWER.W, **vars(config), 'Q': TOWER.Q, 'E': config.E}
+        tree = init_params(Vlm(language, TOWER), 0, (group,))
+        for path, leaf in jax.tree.leaves_with_path(tree):
+            stem, _, axes = path[-1].key.rpartition('_')
+            if stem.endswith(('scale', 'bias')):
+                np.testing.assert_array_equal(leaf, float(stem.endswith('scale')))
+                continue
+            expected = 0.02 if stem == 'position' else np.prod(
+                [sizes[letter] for letter in FAN_IN[axes]]) ** -0.5
+            # Five standard errors of a standard deviation and of a mean.
+            assert abs(leaf.std() / expected - 1) < 5 / (2 * leaf.size) ** 0.5, path
+            assert abs(leaf.mean()) < 5 * expected / leaf.size ** 0.5, path

@@ -1,0 +1,233 @@
+"""The input stream: deterministic, resumable, packed without mixing; what cannot fit is said."""
+import io
+import re
+
+import numpy as np
+import pytest
+import small
+from PIL import Image
+
+from downscale.data.pipeline import Recipe, Shape, stream
+from downscale.data.records import IMAGE, Conversation, Example, Turn
+
+P = small.VISION.P
+TILES = 4
+
+
+def png(shade):
+    out = io.BytesIO()
+    Image.new('RGB', (40, 40), (shade,) * 3).save(out, 'PNG')
+    return out.getvalue()
+
+
+class Shades:
+    """Twelve examples of one to three pictures; every picture has a grey level of its own, and the
+    caption repeats the number of its example."""
+
+    def __len__(self):
+        return 12
+
+    def example(self, index):
+        images = tuple(png(16 * index + k) for k in range(1 + index % 3))
+        return Example(f's{index}', images, ' '.join([str(index)] * (2 + index % 4)), ())
+
+    def scenes(self, index):
+        return small.library().scenes(index)
+
+
+def taken(batches, count):
+    return [next(batches) for _ in range(count)]
+
+
+def equal(one, other):
+    return all(set(a) == set(b) and all(np.array_equal(a[k], b[k]) for k in a)
+               for a, b in zip(one, other, strict=True))
+
+
+@pytest.fixture(scope='module')
+def packed():
+    sampler = small.sampler('align', batch=4, length=48, tiles=TILES, examples=Shades())
+    return taken(iter(stream(sampler, 5)), 4)
+
+
+def conversations(batch):
+    """(row, number of its segment, places of its tokens) of every packed conversation."""
+    for row in range(len(batch['tokens'])):
+        for segment in range(1, batch['segments'][row].max() + 1):
+            yield row, segment, np.flatnonzero(batch['segments'][row] == segment)
+
+
+@pytest.mark.parametrize('stage', ['text', 'align', 'instruct', 'caption', 'extract', 'reason',
+                                   'tower'])
+def test_the_same_seed_gives_the_same_batches_and_another_seed_others(stage):
+    tiles = 0 if stage in ('text', 'reason') else 3
+    first, again, other = (taken(small.batches(stage, seed, tiles=tiles), 2) for seed in (3, 3, 4))
+    assert equal(first, again) and not equal(first, other)
+    assert first[0]['tokens'].shape == (8, 112)
+    assert ('image_index' in first[0]) == (tiles > 0 and stage != 'tower')
+
+
+@pytest.mark.parametrize('stage', ['instruct', 'tower'])
+def test_a_restored_position_continues_as_if_nothing_had_happened(stage):
+    batches = small.batches(stage)
+    taken(batches, 3)
+    state = batches.get_state()
+    wanted = taken(batches, 4)
+    fresh = small.batches(stage)
+    fresh.set_state(state)
+    assert equal(taken(fresh, 4), wanted)
+    assert not equal(taken(small.batches(stage), 4), wanted)
+
+
+def test_every_epoch_has_another_order():
+    shades = [batch['tiles'][:, 0, 0] for batch in taken(iter(stream(small.sampler(
+        'tower', batch=12, length=48, tiles=1, examples=Shades()), 5)), 2)]
+    assert sorted(shades[0]) == sorted(shades[1]) and (shades[0] != shades[1]).any()
+
+
+def test_rows_are_full_of_several_whole_conversations(packed):
+    encoder, library = small.encoder(), Shades()
+    counts = []
+    for batch in packed:
+        for row, _, places in conversations(batch):
+            tokens = batch['tokens'][row, places]
+            index = int(encoder.text(tokens[batch['image_index'][row, places] < 0][1:]).split()[0])
+            example = library.example(index)
+            alone = encoder.encode((Turn('user', ' '.join([IMAGE] * len(example.images)), False),
+                                    Turn('assistant', example.caption, True)))
+            np.testing.assert_array_equal(tokens, alone['tokens'])
+            np.testing.assert_array_equal(batch['weights'][row, places], alone['weights'])
+        counts += batch['segments'].max(axis=1).tolist()
+    assert np.mean(counts) > 1.5
+
+
+def test_segments_follow_each_other_and_positions_restart_in_each(packed):
+    for batch in packed:
+        end = 0
+        for row, segment, places in conversations(batch):
+            start = 0 if segment == 1 else end
+            end = places[-1] + 1
+            assert places.tolist() == list(range(start, end))
+            np.testing.assert_array_equal(batch['positions'][row, places], range(len(places)))
+        lengths = (batch['segments'] > 0).sum(1)
+        for row, n in enumerate(lengths):
+            assert (batch['segments'][row, :n] > 0).all()
+
+
+def test_a_conversation_sees_its_own_pictures_and_no_other(packed):
+    several = 0
+    for batch in packed:
+        shades = np.round((batch['tiles'] + 1) * 127.5).astype(int)
+        for row, segment, places in conversations(batch):
+            index = batch['image_index'][row, places]
+            words = small.encoder().text(batch['tokens'][row, places][index < 0][1:])
+            example = int(words.split()[0])
+            assert index.max() == P * TILES  # the newline behind the last picture
+            patches = index[(index >= 0) & (index < P * TILES)].reshape(-1, P)
+            np.testing.assert_array_equal(patches % P, np.tile(np.arange(P), (len(patches), 1)))
+            seen = [set(shades[row, tile].ravel().tolist()) for tile in patches[:, 0] // P]
+            assert seen == [{16 * example + k} for k in range(1 + example % 3)]
+            several += segment > 1
+    assert several > 5  # a wrong offset shows only behind the first conversation of a row
+
+
+def test_padding_points_to_no_picture_and_is_not_learnt(packed):
+    padding = [batch['segments'] == 0 for batch in packed]
+    assert sum(where.sum() for where in padding) > 0
+    for batch, where in zip(packed, padding, strict=True):
+        assert (batch['image_index'][where] == -1).all()
+        assert not batch['weights'][where].any() and not batch['tokens'][where].any()
+
+
+@pytest.mark.parametrize('length, tiles', [(20, 3), (112, 2)])
+def test_a_conversation_that_does_not_fit_is_refused_with_the_numbers(length, tiles):
+    sampler = small.sampler('align', length=length, tiles=tiles, examples=Shades())
+    message = (r'align example 2: 21 tokens and 3 images do not fit a row of '
+               rf'{length} tokens and {tiles} tiles.*never cut inside an image.*raise `length`')
+    with pytest.raises(ValueError, match=message) as error:
+        sampler(2, np.random.default_rng(0))
+    assert '\n' not in str(error.value)
+    with pytest.raises(ValueError, match='never cut inside an image'):
+        taken(iter(stream(sampler, 0)), 3)
+
+
+def test_a_conversation_without_a_supervised_token_is_refused():
+    sampler = small.sampler('text')
+    talk = Conversation((), (Turn('user', 'red ring', False), Turn('assistant', 'yes', False)))
+    with pytest.raises(ValueError, match='here: none of its 5 tokens is supervised'):
+        sampler.encoded(talk, 'here')
+
+
+def test_the_example_norm_gives_every_conversation_the_same_weight():
+    by_token = next(small.batches('instruct'))
+    assert set(np.unique(by_token['weights'])) == {0, 1}
+    by_example = next(small.batches('instruct', loss_norm='example'))
+    sums = [by_example['weights'][row, places].sum()
+            for row, _, places in conversations(by_example)]
+    np.testing.assert_allclose(sums, 1, rtol=1e-5)
+    sums = [by_token['weights'][row, places].sum() for row, _, places in conversations(by_token)]
+    assert max(sums) > 1.5 * min(sums)
+    np.testing.assert_array_equal(by_example['weights'] > 0, by_token['weights'] > 0)
+
+
+def test_replayed_stages_get_their_shares():
+    recipe, n = Recipe('caption', replay=(('instruct', 0.3), ('text', 0.1))), 5000
+    rng = np.random.default_rng(0)
+    drawn = [recipe.draw(rng) for _ in range(n)]
+    for stage, share in {'instruct': 0.3, 'text': 0.1, 'caption': 0.6}.items():
+        noise = (share * (1 - share) / n) ** 0.5
+        assert abs(drawn.count(stage) / n - share) < 4 * noise, stage
+
+
+def test_replay_reaches_the_stream_and_none_leaves_it_pure():
+    def described(**recipe):
+        word = small.encoder().ids('describe')[0]
+        found = [word in batch['tokens'][row, places]
+                 for batch in taken(small.batches('caption', **recipe), 4)
+                 for row, _, places in conversations(batch)]
+        return np.mean(found)
+    assert described() == 1
+    assert 0.3 < described(replay=(('instruct', 0.5),)) < 0.7
+
+
+@pytest.mark.parametrize('settings, message', [
+    (dict(stage='texts'), "unknown stages .'texts'"),
+    (dict(stage='text', replay=(('align', 0.6), ('caption', 0.4))), 'sum to less than 1'),
+    (dict(stage='text', loss_norm='tokens'), "'token' or 'example'")])
+def test_a_senseless_recipe_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**settings)
+
+
+@pytest.mark.parametrize('batch, processes, devices', [(10, 1, 4), (3, 1, 4), (9, 2, 1), (6, 4, 2)])
+def test_a_batch_that_does_not_divide_is_refused_with_arithmetic_and_the_nearest(
+        batch, processes, devices):
+    count = devices if batch % devices else processes
+    message = rf'batch {batch} does not divide .*\({batch} % {count} = {batch % count}\).*nearest'
+    with pytest.raises(ValueError, match=message) as error:
+        stream(small.sampler('text', batch=batch, tiles=0), 0, 0, processes, devices)
+    nearest = int(re.search(r'nearest is (\d+)', str(error.value))[1])
+    assert nearest > 0 and nearest % count == 0
+    assert abs(nearest - batch) == min(abs(k * count - batch) for k in range(1, 9))
+
+
+@pytest.mark.parametrize('name', ['batch', 'length'])
+def test_an_empty_shape_is_refused(name):
+    with pytest.raises(ValueError, match=f'{name} 0 must be at least 1'):
+        Shape(**{'batch': 4, 'length': 8, 'tiles': 0, name: 0})
+
+
+def test_two_processes_share_out_exactly_what_one_would_read():
+    """No packing here, so the grey level of a row tells its example."""
+    sampler = small.sampler('tower', batch=8, length=48, tiles=1, examples=Shades())
+
+    def shades(process, processes):
+        found = taken(iter(stream(sampler, 7, process, processes)), 6)
+        return np.stack([batch['tiles'][:, 0, 0] for batch in found])
+    whole, first, second = shades(0, 1), shades(0, 2), shades(1, 2)
+    assert whole.shape == (6, 8) and first.shape == second.shape == (6, 4)
+    np.testing.assert_array_equal(np.sort(np.hstack([first, second])), np.sort(whole))
+    np.testing.assert_array_equal(first.ravel(), whole.ravel()[0::2])
+    np.testing.assert_array_equal(second.ravel(), whole.ravel()[1::2])
+    epoch = whole.ravel()[:12]  # within an epoch no example goes to both
+    assert len(set(epoch)) == 12 and not set(epoch[0::2]) & set(epoch[1::2])
