@@ -135,3 +135,9 @@ def test_a_tokenizer_without_the_stop_token_is_refused(tokenizer):
     with pytest.raises(ValueError, match='no token'):
         Encoder(tokenizer, MICRO_CHAT.__class__(('', ''), ('', ''), ('', ''), '<halt>'),
                 Layout(4, True))
+
+
+def test_words_may_come_from_an_iterator(tmp_path):
+    path = train_tokenizer(iter(('red', 'blue', 'red')), tmp_path / 'tokenizer.json')
+    known = load_tokenizer(path).get_vocab()
+    assert {'red', 'blue'} <= known.keys()

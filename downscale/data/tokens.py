@@ -54,11 +54,12 @@ class Layout:
 def train_tokenizer(words, path):
     """Write a word-level `tokenizer.json` over `words` to `path` (atomic); the same words, the
     same bytes."""
+    words = sorted(set(words))  # once: an iterator would be empty the second time
     tokenizer = Tokenizer(models.WordLevel(unk_token='<unk>'))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.WordLevelTrainer(special_tokens=list(SPECIAL), show_progress=False,
-                                        vocab_size=len(SPECIAL) + len(set(words)))
-    tokenizer.train_from_iterator(sorted(set(words)), trainer)
+                                        vocab_size=len(SPECIAL) + len(words))
+    tokenizer.train_from_iterator(words, trainer)
     path = Path(path)
     partial = path.with_suffix(f'.{os.getpid()}.partial')
     tokenizer.save(str(partial))
@@ -81,7 +82,7 @@ def load_tokenizer(path, rows=None):
     size = tokenizer.get_vocab_size(with_added_tokens=True)
     if rows is not None and size > rows:
         raise ValueError(f'{path} has {size} tokens, the embedding only {rows} rows; '
-                         f'set language.vocabulary to at least {size}')
+                         f'set vocabulary to at least {size}')
     return tokenizer
 
 

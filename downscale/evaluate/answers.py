@@ -39,6 +39,10 @@ def shown(item, condition, items):
     others = {other.example.scene_id: other.example for other in items
               if len(other.example.images) == len(item.example.images)}
     names = list(others)
+    if len(names) < 2:
+        raise ValueError(f"condition 'shuffled' needs two examples with {len(item.example.images)} "
+                         f'pictures, there is only {names[0]}; raise evaluation.scenes or leave '
+                         'the condition out')
     following = names[(names.index(item.example.scene_id) + 1) % len(names)]
     return others[following].images
 
