@@ -3,6 +3,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+import jax
+
 from downscale.data.facts import vocabulary
 from downscale.data.pipeline import Library, Recipe, Sampler, Shape, stream
 from downscale.data.scenes import World
@@ -55,3 +57,9 @@ def sampler(stage, batch=8, length=112, tiles=3, examples=None, **recipe):
 def batches(stage, seed=0, **shape):
     """A fresh checkpointable iterator of batches."""
     return iter(stream(sampler(stage, **shape), seed))
+
+
+def quick(function):
+    """`function` under jit, optimised little: here compiling costs more than running."""
+    return jax.jit(function, compiler_options={'xla_backend_optimization_level': 0,
+                                               'xla_llvm_disable_expensive_passes': True})

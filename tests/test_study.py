@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from downscale import cli, experiment
-from downscale.study import tasks_of, urgency
+from downscale.evaluate.items import read_items
+from downscale.study import Task, tasks_of, urgency
 
 ROOT = Path(__file__).parents[1]
 STUDY = '''
@@ -54,6 +55,13 @@ def test_a_task_is_more_urgent_than_whatever_waits_for_it():
             assert value[need] > value[task.name]
 
 
+def test_the_urgency_of_a_task_is_the_cost_of_the_longest_chain_that_it_starts():
+    def task(name, cost, *needs):
+        return Task(name, None, '', 'train', needs, cost)
+    tasks = [task('a', 1), task('b', 5), task('c', 2, 'a'), task('d', 7, 'a'), task('e', 1, 'c')]
+    assert urgency(tasks) == {'a': 8, 'b': 5, 'c': 3, 'd': 7, 'e': 1}
+
+
 def start(folder, study_file):
     command = [sys.executable, '-m', 'downscale.cli', 'study', str(study_file), '--out',
                str(folder), '--jobs', '1', '--quiet']
@@ -81,6 +89,8 @@ def test_a_killed_study_ends_with_the_same_bytes_as_an_undisturbed_one(tmp_path)
     study_file.write_text(STUDY)
     finish(tmp_path / 'whole', study_file)
     assert (tmp_path / 'whole' / 'report' / 'report.html').is_file()
+    tables = list((tmp_path / 'whole' / 'evaluations').glob('*/items.parquet'))
+    assert tables and all(read_items(path).num_rows > 0 for path in tables)
 
     folder = tmp_path / 'killed'
     for moment in ('cells/w32d1-s0/text/checkpoints/4', 'cells/w32d1-s0/reason/checkpoints/2'):

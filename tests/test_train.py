@@ -180,17 +180,33 @@ def test_micro_batches_and_meshes_change_neither_gradient_nor_loss(other):
         np.testing.assert_allclose(two[name], one[name], atol=allowed, rtol=0, err_msg=name)
 
 
+@cache
+def total_loss():
+    return quick(lambda params, batch: token_loss(small.model(), params, batch)[0])
+
+
+def test_the_gradient_is_the_slope_of_the_mean_loss():
+    """Clipping and Adam would hide the missing mean; finite differences do not."""
+    grads, loss, _, weight = gradient()
+    size = math.sqrt(sum(float((leaf ** 2).sum()) for leaf in jax.tree.leaves(grads)))
+
+    def loss_at(step):
+        moved = jax.tree.map(lambda p, g: p + step * g / size, init_params(small.model(), 0), grads)
+        return float(total_loss()(moved, picture_batch())) / weight
+    assert loss_at(0) == pytest.approx(loss, rel=1e-5)
+    assert (loss_at(0.002) - loss_at(-0.002)) / 0.004 == pytest.approx(size, rel=0.02)
+
+
 def test_padding_and_unsupervised_targets_do_not_touch_the_loss():
     batch, changed = picture_batch(), dict(picture_batch())
     where = batch['segments'] == 0
     assert where.any()
     changed['tokens'] = np.where(where, 7, batch['tokens'])
-    params = jax.device_put(init_params(small.model(), 0))
-    run = quick(lambda batch: token_loss(small.model(), params, batch)[0])
-    assert run(batch) == run(changed)
+    params = init_params(small.model(), 0)
+    assert total_loss()(params, batch) == total_loss()(params, changed)
     supervised = batch['weights'] > 0
     changed['tokens'] = np.where(supervised, 7, batch['tokens'])
-    assert run(batch) != run(changed)
+    assert total_loss()(params, batch) != total_loss()(params, changed)
 
 
 # --- the loop ---------------------------------------------------------------------------------

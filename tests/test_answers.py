@@ -1,0 +1,150 @@
+"""From a question to a prompt and from a reply to a row: what is shown, found and scored."""
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import small
+
+from downscale.data import images
+from downscale.data.mixture import MIXTURES, answer_text, reply_prefix
+from downscale.data.records import Turn
+from downscale.evaluate.answers import answer_in, gold_ids, hash_of, items_of, prompt_of, row, shown
+from downscale.evaluate.items import ITEMS, read_items, write_items
+from downscale.generate.engine import Reply
+
+
+@pytest.fixture(scope='module')
+def items():
+    return items_of(small.library('test').source, 8)
+
+
+def test_every_question_of_the_first_scenes_is_asked_once_and_in_order(items):
+    source = small.library('test').source
+    wanted = [question for i in range(8) for question in source[i].questions]
+    assert [item.question for item in items] == wanted
+    assert len({item.question.item_id for item in items}) == len(items) > 50
+    assert items_of(source, 2) == items[:sum(len(source[i].questions) for i in range(2))]
+    assert all(item.question in item.example.questions for item in items)
+
+
+def test_the_condition_decides_which_pictures_are_shown(items):
+    numbers = {len(item.example.images) for item in items}
+    assert numbers == {1, 3}
+    pictures = {item.example.scene_id: item.example.images for item in items}
+    for item in items:
+        own = item.example.images
+        assert shown(item, 'blind', items) == ()
+        assert shown(item, 'image', items) == own
+        shuffled = shown(item, 'shuffled', items)
+        assert len(shuffled) == len(own)
+        assert shuffled in [other for name, other in pictures.items()
+                            if name != item.example.scene_id]
+        assert not set(shuffled) & set(own)
+
+
+def test_shuffling_lends_every_picture_to_exactly_one_other_scene(items):
+    lent = {}
+    for item in items:
+        lent.setdefault(item.example.scene_id, set()).add(shown(item, 'shuffled', items))
+    assert all(len(given) == 1 for given in lent.values())  # the questions of a scene share one
+    assert len(set.union(*lent.values())) == len(lent)
+
+
+def test_a_lone_scene_cannot_be_shown_another_picture(items):
+    """It would be asked with its own, and the control would score like the real thing."""
+    lone = [item for item in items if item.example.scene_id == items[0].example.scene_id]
+    with pytest.raises(ValueError, match='shuffled'):
+        shown(lone[0], 'shuffled', lone)
+
+
+def test_a_prompt_is_what_training_shows_up_to_the_answer(items):
+    """The joint question, and the reasoner's with either thought."""
+    encoder = small.encoder()
+    item = items[0]
+    question, example = item.question, item.example
+    prompt = prompt_of(encoder, small.VISION, question.text, example.images)
+    talk = next(talk for seed in range(99) if (talk := MIXTURES['instruct'](
+        small.library('test'), 0, np.random.default_rng(seed), small.WORLD, 1)).turns[1].text
+        == question.answer and talk.turns[0].text.endswith(question.text))
+    trained, n = encoder.encode(talk.turns), len(prompt.tokens)
+    np.testing.assert_array_equal(prompt.tokens, trained['tokens'][:n])
+    np.testing.assert_array_equal(prompt.image_index, trained['image_index'][:n])
+    assert trained['tokens'][n:].tolist() == gold_ids(encoder, question)
+    for think in (False, True):
+        prompt = prompt_of(encoder, small.VISION, question.text, prefix=reply_prefix(think))
+        trained = encoder.encode([Turn('user', question.text, False),
+                                  Turn('assistant', answer_text(question, think), True)])
+        n = len(prompt.tokens)
+        np.testing.assert_array_equal(prompt.tokens, trained['tokens'][:n])
+        rest = encoder.text(trained['tokens'][n:])
+        assert answer_in(rest, think) == (question.answer, True)
+        assert think or trained['tokens'][n:].tolist() == gold_ids(encoder, question)
+
+
+def test_a_prompt_carries_its_tiles_and_a_blind_one_has_none(items):
+    encoder = small.encoder()
+    item = next(item for item in items if len(item.example.images) == 3)
+    prompt = prompt_of(encoder, small.VISION, item.question.text, item.example.images)
+    assert prompt.tiles.shape == (3, small.VISION.P, small.VISION.Q)
+    for tile, png in zip(prompt.tiles, item.example.images, strict=True):
+        np.testing.assert_array_equal(tile, images.normalise(images.tile(png, small.VISION)))
+    blind = prompt_of(encoder, small.VISION, item.question.text)
+    assert blind.tiles is None and (blind.image_index == -1).all()
+    np.testing.assert_array_equal(blind.tokens, prompt.tokens[3 * encoder.layout.tokens:])
+
+
+def test_the_gold_tokens_are_the_answer_and_the_stop_token(items):
+    encoder = small.encoder()
+    for item in items:
+        ids = gold_ids(encoder, item.question)
+        assert ids[-1] == encoder.stop and ids.count(encoder.stop) == 1
+        assert encoder.text(ids) == item.question.answer
+
+
+@pytest.mark.parametrize('text, thinking, wanted', [
+    (' red ', False, ('red', True)), ('', False, ('', False)), ('  ', False, ('', False)),
+    ('a1 red </think> red', True, ('red', True)), ('</think> red', True, ('red', True)),
+    ('a1 red', True, ('', False)), ('a1 </think>', True, ('', False)), ('', True, ('', False)),
+    ('a </think> b </think> c', True, ('b </think> c', True)),
+    ('a1 </think> red', False, ('a1 </think> red', True))])
+def test_the_answer_stands_behind_a_closed_thought(text, thinking, wanted):
+    assert answer_in(text, thinking) == wanted
+
+
+def rows_of(item, text, **changes):
+    encoder = small.encoder()
+    reply = Reply((*encoder.ids(text),), False, 1.5)
+    return row(item, reply, encoder, **{'eval_id': 'e', 'condition': 'image', 'data_hash': 'd',
+                                        'prompt_hash': 'p', 'p_run': 'w32d1-s0', **changes})
+
+
+def test_a_row_fits_the_table_of_items_exactly(items, tmp_path):
+    found = [rows_of(item, item.question.answer) for item in items]
+    assert list(found[0]) == ITEMS.names
+    assert pa.Table.from_pylist(found, schema=ITEMS).schema == ITEMS
+    write_items(tmp_path / 'items.parquet', found)
+    table = read_items(tmp_path / 'items.parquet').to_pylist()
+    assert sorted(table, key=lambda r: r['item_id']) == sorted(found, key=lambda r: r['item_id'])
+
+
+def test_a_row_scores_the_answer_and_keeps_what_was_said(items):
+    encoder = small.encoder()
+    for item in items:
+        right, wrong = item.question.answer, item.question.distractors[0]
+        assert (rows_of(item, right)['score'], rows_of(item, wrong)['score']) == (1.0, 0.0)
+    item = items[0]
+    good = rows_of(item, f'a1 </think> {item.question.answer}', thinking=True)
+    assert (good['score'], good['parse_ok'], good['pred']) == (1, True, item.question.answer)
+    open_thought = rows_of(item, item.question.answer, thinking=True)
+    assert (open_thought['score'], open_thought['parse_ok'], open_thought['pred']) == (0, False, '')
+    cut = row(item, Reply((*encoder.ids('a1'),), True, math.nan), encoder, eval_id='e',
+              condition='image', data_hash='d', prompt_hash='p')
+    assert cut['truncated'] and math.isnan(cut['nll_gold']) and cut['n_gen_tokens'] == 1
+    assert good['nll_gold'] == 1.5 and not good['truncated']
+    assert good['item_id'] == item.question.item_id and good['task'] == item.question.family
+
+
+def test_the_hash_knows_values_and_not_the_order_of_keys():
+    assert hash_of({'a': 1, 'b': [2]}) == hash_of({'b': [2], 'a': 1})
+    assert len({hash_of(value) for value in ({'a': 1}, {'a': 2}, {'b': 1}, [1], ['1'])}) == 5
