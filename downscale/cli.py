@@ -54,19 +54,38 @@ def set_key(config, override):
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = text
-    *parents, last = key.split('.')
-    node = config
-    for name in (*parents, last):
-        if not hasattr(node, 'keys') or name not in node:
-            known = list(node.keys()) if hasattr(node, 'keys') else []
+    path, node = tuple(key.split('.')), config
+    for depth, name in enumerate(path):
+        written = set(node.keys()) if hasattr(node, 'keys') else set()
+        known = sorted(written | _fields(path[:depth]))
+        if name not in known:
             raise ValueError(f'--set {key}: {unknown("key", name, known)}')
-        if name is not last:
-            node = node[name]
+        if depth == len(path) - 1:
+            break
+        if name not in written:  # a group whose defaults the study file left alone
+            node[name] = {}
+        node = node[name]
     try:
-        node[last] = value
+        node[path[-1]] = value
     except TypeError:
         raise ValueError(f'--set {key}: {text!r} must be of type '
-                         f'{type(node[last]).__name__}') from None
+                         f'{type(node[path[-1]]).__name__}') from None
+
+
+def _fields(group):
+    """The names that an `Experiment` has in `group` (a path), also those left at their default."""
+    from dataclasses import fields, is_dataclass
+    from typing import get_type_hints
+
+    from downscale.experiment import Experiment, Stage
+    if not group:
+        given_elsewhere = {'name', 'size', 'seed', 'language', 'stages'}  # sweep and stage table
+        return {field.name for field in fields(Experiment)} - given_elsewhere
+    if group[0] == 'stages':
+        return {field.name for field in fields(Stage)} - {'name'} if len(group) == 2 else set()
+    kind = get_type_hints(Experiment).get(group[0])
+    return {field.name for field in fields(kind)} if len(group) == 1 and is_dataclass(kind) \
+        else set()
 
 
 def open_study(args):

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from downscale import cli
+from downscale import cli, experiment
 
 ROOT = Path(__file__).parents[1]
 SMOKE = str(ROOT / 'experiments' / 'smoke.py')
 COMMANDS = ('study', 'train', 'evaluate', 'report', 'data')
 HELP = '''
 import contextlib, io, json, sys
-from downscale import cli
+from downscale import cli, experiment
 found = {}
 for command in ('', *cli.EXAMPLES):
     out = io.StringIO()
@@ -154,3 +154,23 @@ def test_an_interrupted_command_says_how_to_go_on(capsys, monkeypatch):
 def test_the_traceback_of_an_error_is_shown_on_request(capsys, tmp_path):
     assert cli.main(['report', str(tmp_path / 'nowhere'), '--debug']) == 1
     assert 'Traceback' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('override', ['optimizer.accumulate=2', 'stages.text.save_every=5',
+                                      'evaluation.answer=9', 'chat=chatml'])
+def test_a_key_that_the_study_file_leaves_at_its_default_can_be_set(override):
+    config, sweep = cli.load_study(ROOT / 'experiments' / 'smoke.py', [override])
+    with config.unlocked():
+        del config['platform']
+    cell = experiment.cells(config, sweep)[1]
+    found = {'optimizer.accumulate=2': cell.optimizer.accumulate,
+             'stages.text.save_every=5': cell.stage('text').save_every,
+             'evaluation.answer=9': cell.evaluation.answer, 'chat=chatml': cell.chat}[override]
+    assert str(found) == override.partition('=')[2]
+
+
+@pytest.mark.parametrize('override', ['optimizer.acumulate=2', 'stages.text.save_evry=5',
+                                      'stages.txt.steps=5', 'seed=3', 'optimizer.b1.c=1'])
+def test_an_unknown_or_foreign_key_is_still_refused(override):
+    with pytest.raises(ValueError, match='unknown key'):
+        cli.load_study(ROOT / 'experiments' / 'smoke.py', [override])

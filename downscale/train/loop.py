@@ -48,12 +48,15 @@ def train(folder, model, loss, optimizer, trainable, rates, schedule, mesh, para
     under `folder`. `stream` is a checkpointable iterator of batches. Raises FloatingPointError on a
     non-finite loss and ValueError on a batch without supervised tokens, with the step.
     """
-    manager = checkpoint.open_manager(folder, every=save_every)
-    with jax.set_mesh(mesh):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
+        # Closing waits for a save in flight, also when a step raises.
+        manager = stack.enter_context(
+            contextlib.closing(checkpoint.open_manager(folder, every=save_every)))
         state = _start(manager, params, optimizer, trainable, mesh, model.rules, stream)
         step_fn = compiled_step(model, loss, optimizer, trainable, mesh)
         first = int(state['step'])
-        log = _Log(folder, first)
+        log = stack.enter_context(contextlib.closing(_Log(folder, first)))
         pending, tokens = None, log.tokens
         for step in range(first, schedule.steps):
             batch = next(stream)
@@ -75,8 +78,6 @@ def train(folder, model, loss, optimizer, trainable, rates, schedule, mesh, para
             report(*log.write(*pending))
         _save(manager, state, stream, tokens)
         manager.wait_until_finished()
-        manager.close()
-        log.close()
     return state['params']
 
 
