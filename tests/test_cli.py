@@ -13,7 +13,7 @@ SMOKE = str(ROOT / 'experiments' / 'smoke.py')
 COMMANDS = ('study', 'train', 'evaluate', 'report', 'data')
 HELP = '''
 import contextlib, io, json, sys
-from downscale import cli, experiment
+from downscale import cli
 found = {}
 for command in ('', *cli.EXAMPLES):
     out = io.StringIO()
