@@ -93,6 +93,12 @@ class Attention(nn.Module):
         return jnp.einsum('BLHE,HED->BLD', out_BLHE, o_HED), cache
 
 
+def project(x_BLD, kernel_DF):
+    """`x_BLD @ kernel_DF` over one axis of tokens: on CPU its gradient is twice as fast so."""
+    B, L, D = x_BLD.shape
+    return (x_BLD.reshape(B * L, D) @ kernel_DF).reshape(B, L, -1)
+
+
 class Mlp(nn.Module):
     """The gated MLP (SwiGLU): width D to F and back."""
     cfg: LanguageConfig
@@ -104,7 +110,6 @@ class Mlp(nn.Module):
         gate_DF = self.param('gate_DF', SHAPE_ONLY, (c.D, c.F)).astype(dtype)
         up_DF = self.param('up_DF', SHAPE_ONLY, (c.D, c.F)).astype(dtype)
         down_FD = self.param('down_FD', SHAPE_ONLY, (c.F, c.D)).astype(dtype)
-        gate_BLF = nn.silu(jnp.einsum('BLD,DF->BLF', x_BLD, gate_DF))
-        hidden_BLF = gate_BLF * jnp.einsum('BLD,DF->BLF', x_BLD, up_DF)
-        hidden_BLF = constrain(hidden_BLF, 'BLF', self.rules)
-        return jnp.einsum('BLF,FD->BLD', hidden_BLF, down_FD)
+        gate_BLF = nn.silu(project(x_BLD, gate_DF))
+        hidden_BLF = constrain(gate_BLF * project(x_BLD, up_DF), 'BLF', self.rules)
+        return project(hidden_BLF, down_FD)
