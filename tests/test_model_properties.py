@@ -185,6 +185,28 @@ def test_grouped_heads_equal_explicit_repetition():
     np.testing.assert_allclose(blind[0, 0, 0], v_BSKE[0, :, 0].mean(0), **CLOSE)
 
 
+@pytest.mark.parametrize('mask_shape', [(2, 5, 7), (1, 1, 7)], ids=['own', 'shared'])
+def test_the_gradient_of_attention_is_that_of_its_formula(mask_shape):
+    draw = np.random.default_rng(4)
+    q_BLHE, k_BSKE, v_BSKE, pull_BLHE = (draw.standard_normal((2, length, heads, 4), np.float32)
+                                         for length, heads in ((5, 6), (7, 2), (7, 2), (5, 6)))
+    mask_BLS = draw.random(mask_shape) < 0.6
+    mask_BLS[:, 0] &= mask_shape[1] == 1  # a query that sees nothing moves nothing but the values
+
+    def formula(q_BLHE, k_BSKE, v_BSKE, mask_BLS):
+        k_BSHE, v_BSHE = (jnp.repeat(x, 3, axis=2) for x in (k_BSKE, v_BSKE))
+        scores_BHLS = jnp.einsum('BLHE,BSHE->BHLS', q_BLHE, k_BSHE) / 2
+        weights_BHLS = jax.nn.softmax(jnp.where(mask_BLS[:, None], scores_BHLS, -1e30))
+        return jnp.einsum('BHLS,BSHE->BLHE', weights_BHLS, v_BSHE)
+
+    def grads(function):
+        return jax.grad(lambda *qkv: (function(*qkv, mask_BLS) * pull_BLHE).sum(), (0, 1, 2))(
+            q_BLHE, k_BSKE, v_BSKE)
+    for ours, theirs in zip(grads(attend), grads(formula), strict=True):
+        assert np.abs(theirs).max() > 0.1
+        np.testing.assert_allclose(ours, theirs, **CLOSE)
+
+
 def test_rotary_products_depend_on_the_distance_alone():
     draw = np.random.default_rng(3)
     query, key = (draw.standard_normal((1, 1, 1, 8)).astype(np.float32) for _ in range(2))
