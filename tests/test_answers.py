@@ -71,10 +71,11 @@ def test_a_prompt_is_what_training_shows_up_to_the_answer(items):
     np.testing.assert_array_equal(prompt.tokens, trained['tokens'][:n])
     np.testing.assert_array_equal(prompt.image_index, trained['image_index'][:n])
     assert trained['tokens'][n:].tolist() == gold_ids(encoder, question)
-    for think in (False, True):
+    for thought in ('', question.trace.text, question.trace.scan):
+        think = bool(thought)
         prompt = prompt_of(encoder, small.VISION, question.text, prefix=reply_prefix(think))
         trained = encoder.encode([Turn('user', question.text, False),
-                                  Turn('assistant', answer_text(question, think), True)])
+                                  Turn('assistant', answer_text(question, thought), True)])
         n = len(prompt.tokens)
         np.testing.assert_array_equal(prompt.tokens, trained['tokens'][:n])
         rest = encoder.text(trained['tokens'][n:])

@@ -322,5 +322,6 @@ def test_the_evaluation_of_a_study_file_has_room_for_the_longest_prompt(study, t
             # What a faultless model writes and thinks must not be cut.
             texts = (example.caption, question.extraction.text)
             assert max(len(encoder.ids(text)) for text in texts) + 1 <= plan.write
-            assert len(encoder.ids(question.trace.text)) + 1 <= plan.think
+            for thought in (question.trace.text, question.trace.scan):
+                assert len(encoder.ids(thought)) + 1 <= plan.think
     assert plan.scenes <= cell.data.test

@@ -95,7 +95,7 @@ def test_every_text_of_the_world_is_known_to_its_tokenizer():
         example = small.library().example(index)
         texts = [example.caption]
         for question in example.questions:
-            texts += [question.text, question.answer, question.trace.text,
+            texts += [question.text, question.answer, question.trace.text, question.trace.scan,
                       question.extraction.text, question.extraction.information]
         for text in texts:
             assert unknown not in small.encoder().ids(text), text

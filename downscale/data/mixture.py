@@ -21,10 +21,9 @@ def reasoner_prompt(description, question):
     return f'{description} {question.text}' if description else question.text
 
 
-def answer_text(question, think):
-    """The reply that a reasoner is taught: a thought, empty unless `think`, and then the answer."""
-    trace = f' {question.trace.text} ' if think else ' '
-    return f'{THINK[0]}{trace}{THINK[1]} {question.answer}'
+def answer_text(question, thought=''):
+    """The reply that a reasoner is taught: its thought, which may be empty, and then the answer."""
+    return ' '.join(part for part in (THINK[0], thought, THINK[1], question.answer) if part)
 
 
 def reply_prefix(think):
@@ -106,15 +105,15 @@ def reason(library, index, rng, world, turns):
 
     Descriptions are captions or extractions, so that it can read what either perception writes.
     """
-    example = library.example(index)
+    example, think = library.example(index), rng.random() < 0.5
     if rng.random() < 0.5:
         question, = _some(rng, example.questions, 1)
         prompt = reasoner_prompt(question.extraction.text, question)
-        return Conversation((), _ask(prompt, answer_text(question, rng.random() < 0.5)))
-    said, think = [], rng.random() < 0.5
+        return Conversation((), _ask(prompt, answer_text(question, think * question.trace.text)))
+    said = []
     for k, question in enumerate(_some(rng, example.questions, 2 if think else turns)):
         prompt = reasoner_prompt(example.caption, question) if k == 0 else question.text
-        said += _ask(prompt, answer_text(question, think))
+        said += _ask(prompt, answer_text(question, think * question.trace.scan))
     return Conversation((), tuple(said))
 
 

@@ -37,18 +37,19 @@ class _Ask:
     information: str
     extraction: str
     trace: str
+    scan: str | None = None  # None: the same as `trace`
 
 
 # --- the families: every question that can be asked about one scene ---------------------------
 
 def _attribute(world, scene):
     asks = []
-    for obj in scene.objects:
+    for obj, scan in zip(scene.objects, _scans(scene), strict=True):
         shown = records([obj], 'shape')
         for field in ('color', 'size'):
             value = vars(obj)[field]
             asks.append(_Ask(f'what {field} is the {obj.shape}', value, f'look at the {obj.shape}',
-                             shown, f'{shown} {field} {value}'))
+                             shown, f'{shown} {field} {value}', f'{scan} {field} {value}'))
     return asks
 
 
@@ -56,23 +57,30 @@ def _one_object(text, answer_field, key):
     """A family that asks for one field of the object named by its field `key`."""
     def asks(world, scene):
         found = []
-        for obj in scene.objects:
+        for obj, scan in zip(scene.objects, _scans(scene), strict=True):
             name, answer, shown = vars(obj)[key], vars(obj)[answer_field], records([obj], key)
             the = name if key == 'cell' else f'the {name}'
+            decides = f'{answer_field} {answer}'
             found.append(_Ask(text.format(the), answer, f'look at {the}', shown,
-                              f'{shown} {answer_field} {answer}'))
+                              f'{shown} {decides}',
+                              None if key == FIELDS[0] else f'{scan} {decides}'))
         return found
     return asks
 
 
 def _ground(world, scene):
     asks = []
-    for obj in scene.objects:
+    for obj, scan in zip(scene.objects, _scans(scene), strict=True):
         box = box_text(world, obj.box)
         asks.append(_Ask(f'box of the {obj.shape}', box, f'look at the {obj.shape}',
                          f'{record(obj, "shape")} box {box} ;',
-                         f'{record(obj, "shape")} ; box {box}'))
+                         f'{record(obj, "shape")} ; box {box}', f'{scan} box {box}'))
     return asks
+
+
+def _scans(scene):
+    """For each object, the caption up to it: small models cannot jump to the middle of a record."""
+    return [records(scene.objects[:k + 1]) for k in range(len(scene.objects))]
 
 
 def _count(world, scene):
@@ -224,7 +232,8 @@ def _question(world, scene_id, family, k, ask, rng, peers, *, chance, kind='visu
         item_id=f'{scene_id}/{family}/{k}', cluster_id=cluster_id or scene_id, family=family,
         kind=kind, text=ask.text, answer=ask.answer,
         distractors=_distractors(world, family, ask, rng, peers), chance=round(chance, 6),
-        extraction=Extraction(ask.information, ask.extraction), trace=Trace(ask.trace))
+        extraction=Extraction(ask.information, ask.extraction),
+        trace=Trace(ask.trace, ask.trace if ask.scan is None else ask.scan))
 
 
 def _distractors(world, family, ask, rng, peers):
@@ -328,13 +337,13 @@ def _best_constant(family, golds):
 
 def restatement(scene: Scene, rng: np.random.Generator,
                 keys: Sequence[str] = ('shape', 'cell')) -> tuple[str, str]:
-    """(prompt, target): the records of a scene in one order and rotation, and in another.
+    """(prompt, target): the records of a scene in one order, and in another with other rotations.
 
-    The prompt has one rotation for the whole scene; in the target each record begins with one of
+    The prompt's records are written as in a caption; in the target each record begins with one of
     `keys` drawn for itself. Learning it teaches a text-only model to look records up by key.
     """
     def shuffled() -> list[Object]:
         return [scene.objects[i] for i in rng.permutation(len(scene.objects))]
-    prompt = records(shuffled(), FIELDS[int(rng.integers(len(FIELDS)))])
+    prompt = records(shuffled())
     target = ' '.join(f'{record(obj, keys[int(rng.integers(len(keys)))])} ;' for obj in shuffled())
     return prompt, target

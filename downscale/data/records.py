@@ -10,8 +10,14 @@ IMAGE = '<image>'  # marks, inside a turn's text, the place of the next image
 
 @dataclass(frozen=True)
 class Trace:
-    """Step-by-step text that leads from a description to an answer."""
+    """Step-by-step text that leads to an answer: from the extraction, and from the caption.
+
+    `text` repeats the evidence and concludes. `scan` reads the caption from its start until the
+    evidence is found and then concludes; it is `text` where there is nothing to search for by a
+    field that stands late in a record.
+    """
     text: str
+    scan: str
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class World:
     n_facts: int = 64
     jitter_px: int = 2
     seed: int = 0
-    version: str = '1.0.0'
+    version: str = '1.1.0'
 
     def __post_init__(self):
         limits = {'grid': (2, 9), 'n_shapes': (2, len(SHAPES)), 'n_colors': (2, len(COLORS)),

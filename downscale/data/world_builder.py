@@ -36,7 +36,7 @@ class _Config(tfds.core.BuilderConfig):
 
 class SceneWorld(tfds.core.GeneratorBasedBuilder):
     """Scenes, triples of pictures and their questions. Made by `build`, read by `source`."""
-    VERSION = tfds.core.Version('1.0.0')
+    VERSION = tfds.core.Version('1.1.0')
     # TFDS 4.9.10 looks here for checksums of downloads, of which there are none, and in doing so
     # imports importlib_resources, which it does not install.
     code_path = None
@@ -75,7 +75,7 @@ class SceneWorld(tfds.core.GeneratorBasedBuilder):
 
 
 _TEXTS = ('item_id', 'cluster_id', 'family', 'kind', 'text', 'answer', 'distractors',
-          'information', 'extraction', 'trace')
+          'information', 'extraction', 'trace', 'scan')
 
 
 # --- making -----------------------------------------------------------------------------------
@@ -157,7 +157,8 @@ def _to_features(example, scenes):
             'item_id': q.item_id, 'cluster_id': q.cluster_id, 'family': q.family, 'kind': q.kind,
             'text': q.text, 'answer': q.answer, 'distractors': _SEPARATOR.join(q.distractors),
             'information': q.extraction.information, 'extraction': q.extraction.text,
-            'trace': q.trace.text, 'chance': q.chance} for q in example.questions]}
+            'trace': q.trace.text, 'scan': q.trace.scan,
+            'chance': q.chance} for q in example.questions]}
 
 
 # --- reading ----------------------------------------------------------------------------------
@@ -241,7 +242,7 @@ def _question(fields):
     texts = {name: value.decode() for name, value in fields.items()}
     extraction = Extraction(texts.pop('information'), texts.pop('extraction'))
     distractors = tuple(texts.pop('distractors').split(_SEPARATOR))
-    trace = Trace(texts.pop('trace'))
+    trace = Trace(texts.pop('trace'), texts.pop('scan'))
     return Question(**texts, distractors=distractors, chance=chance, extraction=extraction,
                     trace=trace)
 
