@@ -2,16 +2,20 @@
 
 Absolute numbers of a shared machine mean little, so everything is interleaved (A B C A B C ...) and
 reported as a ratio: against a 2048^3 float32 matrix product, and, where torch and transformers are
-installed, against `Qwen3ForCausalLM` of the same shape, torch's AdamW, same batch, all cores.
+installed, against `Qwen3ForCausalLM` of the same shape, torch's AdamW, same batch, all cores, as it
+comes and with the memory setting of our console (`downscale/memory.py`).
 """
 import argparse
+import importlib.util
 import json
+import multiprocessing
 import os
 import statistics
 import time
 
 ROWS, LENGTH, SIZE = 64, 160, 2048
 SHAPES = ((64, 3), (128, 4))
+KEPT = 'transformers, our malloc'
 
 
 def arguments():
@@ -26,25 +30,33 @@ def arguments():
     return parser.parse_args()
 
 
-def make_step(width, depth):
-    """(a function that runs one step of ours and waits for it, the shape, its parameter counts).
+def shape_of(width, depth):
+    """The LanguageConfig of one shape."""
+    from downscale.sizes import MICRO, scale
+    return scale(MICRO['w64d3'], width, depth)
 
-    The step is the one that `downscale` trains with, on its own mesh over all host devices.
+
+def make_step(shape):
+    """A function that runs one step of ours and waits for it.
+
+    The step is the one that `downscale` trains with, on its own mesh over all host devices, and
+    with the memory setting of its console.
     """
+    from downscale.memory import keep_freed_memory
+    keep_freed_memory()
     import jax
     import numpy as np
 
-    from downscale.accounting import totals
     from downscale.model.init import init_params
     from downscale.model.vlm import Vlm
     from downscale.sharding import batch_sharding, mesh
-    from downscale.sizes import MICRO, SIGLIP, scale
+    from downscale.sizes import SIGLIP
     from downscale.train.optimizer import Optimizer
     from downscale.train.state import new_state, state_shardings
     from downscale.train.step import compiled_step
 
-    shape = scale(MICRO['w64d3'], width, depth)
-    model, optimizer, target = Vlm(shape, SIGLIP['micro'], unroll=depth), Optimizer(), mesh()
+    model = Vlm(shape, SIGLIP['micro'], unroll=shape.N)
+    optimizer, target = Optimizer(), mesh()
     draw = np.random.default_rng(0)
     batch = {'tokens': draw.integers(0, shape.V, (ROWS, LENGTH), np.int32),
              'positions': np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1)),
@@ -61,16 +73,13 @@ def make_step(width, depth):
         with jax.set_mesh(target):
             held[0], metrics = step(held[0], batch, {'language': 1e-3})
             return float(metrics['loss'])
-    return run, shape, totals(shape)
+    return run
 
 
 def make_torch_step(shape):
-    """The same for transformers, or None where it is not installed."""
-    try:
-        import torch
-        from transformers import Qwen3Config, Qwen3ForCausalLM
-    except ImportError:
-        return None
+    """The same for transformers."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
     torch.set_num_threads(os.cpu_count())
     model = Qwen3ForCausalLM(Qwen3Config(
         vocab_size=shape.V, hidden_size=shape.D, intermediate_size=shape.F,
@@ -88,7 +97,14 @@ def make_torch_step(shape):
     return run
 
 
-def make_matmul():
+def make_kept_torch_step(shape):
+    """`make_torch_step` with our memory setting, to tell how much of a ratio that setting is."""
+    from downscale.memory import keep_freed_memory
+    keep_freed_memory()
+    return make_torch_step(shape)
+
+
+def make_matmul(_):
     """One float32 matrix product of 2048 x 2048 by 2048 x 2048 on one device, all threads."""
     import jax
     import jax.numpy as jnp
@@ -97,15 +113,36 @@ def make_matmul():
     return lambda: product(x).block_until_ready()
 
 
-def interleaved(runs, repeats):
-    """Seconds of every repeat of every run; one untimed round warms all of them up."""
-    times = {name: [] for name in runs}
-    for turn in range(repeats + 1):
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            run()
-            if turn:
-                times[name].append(time.perf_counter() - begin)
+def serve(pipe, make, shape):
+    """In a process of its own: run whenever asked, and send the seconds."""
+    run = make(shape)
+    while pipe.recv():
+        begin = time.perf_counter()
+        run()
+        pipe.send(time.perf_counter() - begin)
+
+
+def interleaved(makers, shape, repeats):
+    """Seconds of every repeat of every run; two untimed rounds warm all of them up.
+
+    Each has a process of its own, so that none lives in another's allocator or thread pool; only
+    one of them works at a time.
+    """
+    context, pipes, workers = multiprocessing.get_context('spawn'), {}, []
+    for name, make in makers.items():
+        pipes[name], theirs = context.Pipe()
+        workers.append(context.Process(target=serve, args=(theirs, make, shape), daemon=True))
+        workers[-1].start()
+    times = {name: [] for name in makers}
+    for turn in range(repeats + 2):
+        for name, pipe in pipes.items():
+            pipe.send(True)
+            seconds = pipe.recv()
+            if turn > 1:
+                times[name].append(seconds)
+    for pipe, worker in zip(pipes.values(), workers):
+        pipe.send(False)
+        worker.join()
     return times
 
 
@@ -116,20 +153,23 @@ def spread(values):
 
 def measure(width, depth, repeats):
     """Times of one shape and the numbers that are printed of them."""
-    ours, shape, counts = make_step(width, depth)
-    runs = {'downscale': ours, 'transformers': make_torch_step(shape), 'matmul': make_matmul()}
-    times = interleaved({name: run for name, run in runs.items() if run}, repeats)
+    from downscale.accounting import totals
+    shape = shape_of(width, depth)
+    makers = {'downscale': make_step, 'matmul': make_matmul}
+    if importlib.util.find_spec('transformers') and importlib.util.find_spec('torch'):
+        makers |= {'transformers': make_torch_step, KEPT: make_kept_torch_step}
+    times, counts = interleaved(makers, shape, repeats), totals(shape)
     tokens, flops = ROWS * LENGTH, 6 * counts['n_active'] * ROWS * LENGTH
     peak = 2 * SIZE ** 3 / statistics.median(times['matmul'])
     result = {'width': width, 'depth': depth, 'parameters': counts['n_total'],
-              'matmul_gflops': peak / 1e9, 'seconds': times}
-    for name in times.keys() - {'matmul'}:
+              'matmul_gflops': peak / 1e9, 'seconds': times, 'ratios': {}}
+    for name in makers.keys() - {'matmul'}:
         seconds = statistics.median(times[name])
         result[name] = {'tokens_per_second': tokens / seconds, 'gflops_6nd': flops / seconds / 1e9,
                         'share_of_matmul': flops / seconds / peak, 'spread': spread(times[name])}
-    if 'transformers' in times:
-        ratios = [theirs / ours for ours, theirs in zip(times['downscale'], times['transformers'])]
-        result['ratio'], result['ratio_spread'] = statistics.median(ratios), spread(ratios)
+        ratios = [theirs / ours for ours, theirs in zip(times['downscale'], times[name])]
+        if name != 'downscale':
+            result['ratios'][name] = (statistics.median(ratios), spread(ratios))
     return result
 
 
@@ -144,15 +184,14 @@ def main():
         results.append(result)
         print(f'width {width}, {depth} layers, {result["parameters"]:,} parameters, {ROWS} x '
               f'{LENGTH} tokens; matmul {result["matmul_gflops"]:.0f} GFLOP/s', flush=True)
-        for name in ('downscale', 'transformers'):
+        for name in ('downscale', 'transformers', KEPT):
             if name in result:
                 r = result[name]
-                print(f'  {name:13s}{r["tokens_per_second"]:8,.0f} tok/s +-{r["spread"]:.0%}'
+                print(f'  {name:26s}{r["tokens_per_second"]:8,.0f} tok/s +-{r["spread"]:.0%}'
                       f'{r["gflops_6nd"]:7.1f} GFLOP/s (6ND), {r["share_of_matmul"]:.0%} of matmul')
-        if 'ratio' in result:
-            print(f'  downscale / transformers: {result["ratio"]:.2f} +-'
-                  f'{result["ratio_spread"]:.0%}', flush=True)
-        else:
+        for name, (ratio, around) in sorted(result['ratios'].items(), reverse=True):
+            print(f'  downscale / {name}: {ratio:.2f} +-{around:.0%}', flush=True)
+        if not result['ratios']:
             print('  transformers is not installed: pip install "downscale[bench]"', flush=True)
     if args.json:
         with open(args.json, 'w') as file:

@@ -6,6 +6,8 @@ import sys
 import traceback
 from pathlib import Path
 
+from downscale.memory import keep_freed_memory
+
 EXAMPLES = {
     'study': 'downscale study experiments/smoke.py --out runs/smoke --set stages.text.steps=50',
     'train': 'downscale train experiments/smoke.py --out runs/smoke --cell w64d2-s0 --stage text',
@@ -94,10 +96,17 @@ def open_study(args):
     config, sweep = load_study(args.config, args.set)
     if config.platform:
         os.environ.setdefault('JAX_PLATFORMS', config.platform)
+    if on_cpu():
+        keep_freed_memory()
     from downscale.experiment import cells
     with config.unlocked():
         del config['platform']
     return config, cells(config, sweep), Path(args.out or Path('runs') / config.study)
+
+
+def on_cpu():
+    """Whether JAX will compute on the CPU only."""
+    return os.environ.get('JAX_PLATFORMS') == 'cpu'
 
 
 def find_cell(experiments, name):
@@ -121,8 +130,8 @@ def study(args):
     from downscale.study import run
     jobs = args.jobs
     if jobs is None:
-        on_cpu = os.environ.get('JAX_PLATFORMS') == 'cpu'
-        jobs = len(os.sched_getaffinity(0)) if on_cpu and hasattr(os, 'sched_getaffinity') else 1
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 1
+        jobs = min(cores, len(experiments)) if on_cpu() else 1
     seconds = run(folder, config.study, experiments, jobs, cache_folder(), args.quiet)
     print(f'study done in {seconds:.0f} s')
     print(f'report: {write(folder)}')
@@ -217,8 +226,8 @@ def parser():
             sub.add_argument('--only', required=True,
                              choices=('joint', 'caption', 'extraction', 'reason'))
         if name == 'study':
-            sub.add_argument('--jobs', type=int, help='cells trained at once (default: one per '
-                             'core on CPU, else 1)')
+            sub.add_argument('--jobs', type=int, help='tasks run at once (default: one per core '
+                             'on CPU, at most one per cell; else 1)')
         if name == 'data':
             sub.add_argument('--show', type=int, default=2, help='examples to print')
     return top

@@ -167,9 +167,11 @@ def run(study, name, experiments, jobs, cache, quiet=False):
         tasks = tasks_of(experiments)
         failed = _run_all(study, tasks, experiments, jobs, cache, quiet)
         if failed:
-            lines = '; '.join(f'{task}: {why}' for task, why in failed.items())
-            raise RuntimeError(f'{len(failed)} of {len(tasks)} tasks failed or wait for one that '
-                               f'did ({lines}); the same command continues with them')
+            causes = {task: why for task, why in failed.items() if why is not None}
+            lines = '; '.join(f'{task}: {why}' for task, why in causes.items())
+            raise RuntimeError(f'{len(causes)} of {len(tasks)} tasks failed ({lines}) and '
+                               f'{len(failed) - len(causes)} wait for them; the same command '
+                               'continues with them')
     return time.time() - begun
 
 
@@ -195,7 +197,10 @@ def _run_row(cell):
 
 
 def _run_all(study, tasks, experiments, jobs, cache, quiet):
-    """Run tasks as their needs finish, most urgent first; {name: reason} of those that did not."""
+    """Run tasks as their needs finish, most urgent first.
+
+    Returns {name: reason} of those that failed, with None for those that wait for one that did.
+    """
     context = multiprocessing.get_context('spawn')
     queue, cores = context.Queue(), context.Queue()
     usable = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
@@ -208,9 +213,8 @@ def _run_all(study, tasks, experiments, jobs, cache, quiet):
             jobs, context, _start_worker, (queue, cores, str(cache))) as pool:
         while waiting or running:
             for task in list(waiting):
-                blocked = [need for need in task.needs if need in failed]
-                if blocked:
-                    failed[task.name] = f'needs {blocked[0]}'
+                if failed.keys() & set(task.needs):
+                    failed[task.name] = None
                     waiting.remove(task)
                 elif len(running) < jobs and done.issuperset(task.needs):
                     peers = writers_of(task.experiment, experiments)

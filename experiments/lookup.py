@@ -12,14 +12,15 @@ from ml_collections import ConfigDict
 def get_config(arg=''):
     """The study's settings; `arg` is the seed (default 0)."""
     del arg
-    rates = dict(language=3e-3)
+    rates = dict(language=1e-2)
     common = dict(batch=16, length=128, tiles=0, rates=rates, turns=6, save_every=500)
     return ConfigDict(dict(
         study='lookup', platform='cpu', family='micro', vocabulary=320,
         vision=dict(layers=2, W=64, H=4, F=192, patch=20, image=80),
         world=dict(min_objects=2, max_objects=4, n_facts=32),
-        data=dict(train=2000, validation=32, test=128),
-        stages=dict(text=dict(steps=2500, **common), reason=dict(steps=1500, **common)),
+        data=dict(train=8000, validation=32, test=128),
+        stages=dict(text=dict(steps=1000, **common),
+                    reason=dict(steps=15000, replay=dict(text=0.1), **common)),
         evaluation=dict(scenes=128, batch=128, length=112, write=64, think=48, texts=['caption']),
         unroll=8))
 

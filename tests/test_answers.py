@@ -7,7 +7,7 @@ import pytest
 import small
 
 from downscale.data import images
-from downscale.data.mixture import MIXTURES, answer_text, reply_prefix
+from downscale.data.mixture import MIXTURES, THINK, answer_text, reply_prefix
 from downscale.data.records import Turn
 from downscale.evaluate.answers import answer_in, gold_ids, hash_of, items_of, prompt_of, row, shown
 from downscale.evaluate.items import ITEMS, read_items, write_items
@@ -59,7 +59,7 @@ def test_a_lone_scene_cannot_be_shown_another_picture(items):
 
 
 def test_a_prompt_is_what_training_shows_up_to_the_answer(items):
-    """The joint question, and the reasoner's with either thought."""
+    """The joint question, and the reasoner's with either thought; the prompt is never learnt."""
     encoder = small.encoder()
     item = items[0]
     question, example = item.question, item.example
@@ -75,12 +75,30 @@ def test_a_prompt_is_what_training_shows_up_to_the_answer(items):
         think = bool(thought)
         prompt = prompt_of(encoder, small.VISION, question.text, prefix=reply_prefix(think))
         trained = encoder.encode([Turn('user', question.text, False),
-                                  Turn('assistant', answer_text(question, thought), True)])
+                                  Turn('assistant', answer_text(question, thought), True,
+                                       reply_prefix(think))])
         n = len(prompt.tokens)
         np.testing.assert_array_equal(prompt.tokens, trained['tokens'][:n])
+        assert not trained['weights'][:n].any() and trained['weights'][n:].all()
         rest = encoder.text(trained['tokens'][n:])
         assert answer_in(rest, think) == (question.answer, True)
         assert think or trained['tokens'][n:].tolist() == gold_ids(encoder, question)
+
+
+def test_a_reasoner_never_learns_whether_to_think():
+    """Else half of its `<think>` would be followed by `</think>`, and greedy decoding would not."""
+    encoder, kinds = small.encoder(), set()
+    for seed in range(40):
+        talk = MIXTURES['reason'](small.library(), 0, np.random.default_rng(seed), small.WORLD, 2)
+        for turn in talk.turns[1::2]:
+            think = turn.given == reply_prefix(True)
+            assert think or turn.given == reply_prefix(False)
+            assert not turn.text.startswith(THINK[1]) and (THINK[1] in turn.text) == think
+            kinds.add(think)
+        arrays = encoder.encode(talk.turns)
+        opens = arrays['tokens'] == encoder.tokenizer.token_to_id(THINK[0])
+        assert opens.any() and not arrays['weights'][opens].any()
+    assert kinds == {True, False}
 
 
 def test_a_prompt_carries_its_tiles_and_a_blind_one_has_none(items):

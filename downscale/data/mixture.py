@@ -22,8 +22,8 @@ def reasoner_prompt(description, question):
 
 
 def answer_text(question, thought=''):
-    """The reply that a reasoner is taught: its thought, which may be empty, and then the answer."""
-    return ' '.join(part for part in (THINK[0], thought, THINK[1], question.answer) if part)
+    """What a reasoner learns to write behind `reply_prefix`: its thought, then the answer."""
+    return f'{thought} {THINK[1]} {question.answer}' if thought else question.answer
 
 
 def reply_prefix(think):
@@ -36,8 +36,8 @@ def pictures(example):
     return ' '.join([IMAGE] * len(example.images))
 
 
-def _ask(text, reply):
-    return Turn('user', text, False), Turn('assistant', reply, True)
+def _ask(text, reply, given=''):
+    return Turn('user', text, False), Turn('assistant', reply, True, given)
 
 
 def _some(rng, items, most):
@@ -104,16 +104,19 @@ def reason(library, index, rng, world, turns):
     """The text-only reasoner: description and question in, answer out, half of them step by step.
 
     Descriptions are captions or extractions, so that it can read what either perception writes.
+    Whether it thinks is given, not learnt: else it would be a coin toss after each `<think>`.
     """
     example, think = library.example(index), rng.random() < 0.5
+    given = reply_prefix(think)
     if rng.random() < 0.5:
         question, = _some(rng, example.questions, 1)
         prompt = reasoner_prompt(question.extraction.text, question)
-        return Conversation((), _ask(prompt, answer_text(question, think * question.trace.text)))
+        reply = answer_text(question, think * question.trace.text)
+        return Conversation((), _ask(prompt, reply, given))
     said = []
     for k, question in enumerate(_some(rng, example.questions, 2 if think else turns)):
         prompt = reasoner_prompt(example.caption, question) if k == 0 else question.text
-        said += _ask(prompt, answer_text(question, think * question.trace.scan))
+        said += _ask(prompt, answer_text(question, think * question.trace.scan), given)
     return Conversation((), tuple(said))
 
 

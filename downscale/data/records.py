@@ -62,10 +62,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a conversation; the loss is taken on a turn exactly when it is `supervised`."""
+    """One turn of a conversation; the loss is taken on `text` exactly when it is `supervised`.
+
+    `given` stands before the text and is never supervised: the beginning of a reply that is put
+    into the model's mouth.
+    """
     role: str
     text: str
     supervised: bool
+    given: str = ''
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ class Encoder:
         for turn in (*turns, Turn('assistant', '', False)) if reply else turns:
             before, after = getattr(self.chat, turn.role)
             tail = [] if reply and turn.role == 'assistant' and not turn.text else self.ids(after)
-            self._extend(tokens, index, weights, self.ids(before), 0)
+            self._extend(tokens, index, weights, [*self.ids(before), *self.ids(turn.given)], 0)
             for k, piece in enumerate(turn.text.split(IMAGE)):
                 if k:
                     self._image(tokens, index, weights, images)
