@@ -55,9 +55,11 @@ def main():
         print(f'uninterrupted: {seconds:.0f} s', flush=True)
         for kill in range(args.kills):
             process = start(args.study, work / 'killed', log)
-            wait = moments.uniform(3, seconds / 3)
+            # About a share of the study each, behind the seconds that it takes to start.
+            wait = moments.uniform(4, 4 + seconds / args.kills)
             try:
-                process.wait(wait)
+                if process.wait(wait):
+                    sys.exit(f'the study failed; see {log.name}')
                 print(f'kill {kill + 1}: the study was already complete after {wait:.1f} s')
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)

@@ -104,7 +104,7 @@ def train_stage(study, experiment, name, report=lambda step, metrics: None):
     with loop.only_process(folder):
         (folder / 'FATAL.json').unlink(missing_ok=True)
         if (folder / 'experiment.json').is_file():
-            _refuse_other(folder, experiment)
+            refuse_other(folder, experiment)
         experiments.save(experiment, folder)
         encoder = encoder_of(study, experiment, name)
         sampler = Sampler(stage.recipe, library(str(study), 'train'), encoder, experiment.world,
@@ -121,10 +121,11 @@ def train_stage(study, experiment, name, report=lambda step, metrics: None):
         write_json(folder / 'DONE.json', {'hash': experiment.hash, 'steps': stage.steps})
 
 
-def _refuse_other(folder, experiment):
-    before = dataclasses.asdict(experiments.load(folder))
-    now = dataclasses.asdict(experiment)
-    changed = sorted(key for key in now if json.dumps(now[key]) != json.dumps(before[key]))
+def refuse_other(folder, experiment):
+    """Raise ValueError naming what differs when `folder` was started with another experiment."""
+    before, now = (json.loads(json.dumps(dataclasses.asdict(cell)))
+                   for cell in (experiments.load(folder), experiment))
+    changed = sorted(key for key in now if now[key] != before[key])
     if changed:
         raise ValueError(f'{folder} was started with other settings ({", ".join(changed)}); give '
                          'the study another folder with --out, or delete this one')
