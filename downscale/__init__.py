@@ -1,1 +1,9 @@
 """Downscaling the language model of a multimodal model: what breaks first, and how to repair it."""
+
+
+def __getattr__(name):
+    """`downscale.load`, imported on first use so that `import downscale` stays instant."""
+    if name == 'load':
+        from downscale.loading import load
+        return load
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,0 +1,74 @@
+"""Open a trained or imported model from its run folder alone.
+
+    model, params, tokenizer, experiment = downscale.load('runs/smoke/cells/w64d4-s0/instruct')
+    logits, _ = model.apply({'params': params}, tokens_BL, positions_BL, segments_BL)
+"""
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from downscale import experiment as experiments
+from downscale.data.tokens import load_tokenizer
+from downscale.model.contrastive import PairModel, abstract_pair_params
+from downscale.model.init import abstract_params
+from downscale.model.vision import Tower
+from downscale.sharding import Rules, shardings
+from downscale.train.checkpoint import latest, load_params, stored_leaves
+
+_LEVELS_UP = 4  # a stage's folder is <study>/cells/<cell>/<stage>
+
+
+def load(folder, mesh=None, dtype=None):
+    """(model, params, tokenizer, experiment) of a run folder: an imported model or one stage.
+
+    `params` are numpy arrays, or jax arrays sharded over `mesh` (see `sharding.mesh`) when one is
+    given, whatever mesh they were trained on; `dtype` casts them, by default they keep the stored
+    one. Only the groups that were stored come back: `language` alone for a text-only model.
+    `tokenizer` is a `tokenizers.Tokenizer`, None for a tower alone. FileNotFoundError and
+    ValueError say in one line what is wrong with `folder`.
+    """
+    folder = Path(folder)
+    experiment = experiments.load(folder)
+    model = model_of(experiment, folder.name)
+    target = _target(model, stored_leaves(latest(folder)), dtype)
+    if mesh is not None:
+        target = jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            target, shardings(target, mesh, Rules()))
+    return model, load_params(folder, target), tokenizer_of(folder, experiment), experiment
+
+
+def model_of(experiment, stage):
+    """The module of a stage, or of an imported model, which has none."""
+    if experiment.language is None:
+        return Tower(experiment.vision, dtype=experiment.dtype, unroll=experiment.unroll)
+    return experiment.model(stage)
+
+
+def _target(model, stored, dtype):
+    """ShapeDtypeStructs of the groups that were stored, in `dtype` or as they were stored."""
+    if isinstance(model, Tower):
+        patches = np.zeros((1, model.cfg.P, model.cfg.Q), np.float32)
+        tree = {'tower': jax.eval_shape(model.init, jax.random.key(0), patches)['params']}
+    elif isinstance(model, PairModel):
+        tree = abstract_pair_params(model)
+    else:
+        tree = abstract_params(model, tuple(sorted({name.split('/')[0] for name in stored})))
+
+    def typed(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator='/')
+        kept = stored[name][1] if name in stored else leaf.dtype  # a missing leaf is told later
+        return jax.ShapeDtypeStruct(leaf.shape, dtype or kept)
+
+    return jax.tree_util.tree_map_with_path(typed, tree)
+
+
+def tokenizer_of(folder, experiment):
+    """The tokenizer of a run folder, or of the study above it; None for a tower alone."""
+    if experiment.language is None:
+        return None
+    above = [folder, *list(folder.absolute().parents)[:_LEVELS_UP - 1]]
+    found = [path / 'tokenizer.json' for path in above if (path / 'tokenizer.json').is_file()]
+    path = experiment.tokenizer or (found[0] if found else folder / 'tokenizer.json')
+    return load_tokenizer(path, experiment.language.V)
