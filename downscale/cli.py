@@ -1,6 +1,7 @@
 """The console script `downscale`. JAX is imported only by the command that needs it."""
 import argparse
 import ast
+import json
 import os
 import sys
 import traceback
@@ -15,6 +16,9 @@ EXAMPLES = {
                 '--only joint',
     'report': 'downscale report runs/smoke',
     'data': 'downscale data experiments/smoke.py --out runs/smoke --show 4',
+    'import': 'downscale import Qwen3-0.6B --to models/qwen3-0.6b',
+    'export': 'downscale export models/qwen3-0.6b --to Qwen3-0.6B-copy --format qwen3',
+    'parity': 'downscale parity tests/data/llava_qwen3_tiny --json',
 }
 
 
@@ -197,6 +201,67 @@ def data(args):
                   f'guess {question.chance:.2f}]')
 
 
+def import_(args):
+    """Bring a Hugging Face folder or a GGUF file into a run folder."""
+    from downscale.console import progress_bars
+    from downscale.exchange import import_model
+    with progress_bars(args.quiet) as bars:
+        notes = import_model(args.source, args.to, lambda done, total: bars(
+            'MB', done // 10**6, total // 10**6))
+    for note in notes:
+        print(f'note: {note}')
+    print(f'model: {args.to}')
+
+
+def export(args):
+    """Write a run's newest checkpoint as a Hugging Face folder."""
+    from downscale.exchange import export_model
+    export_model(args.run_folder, args.to, args.format)
+    print(f'exported: {args.to}')
+
+
+def parity(args):
+    """Recompute what a checkpoint's original gave (expected.npz); exit with 1 if it differs."""
+    from downscale.parity import parity as compare
+    result = compare(args.folder)
+    if args.json:
+        print(json.dumps(result))
+    else:
+        for name, error in result['relative_error'].items():
+            print(f'{name:24} {error:.2e}')
+        print(f'greedy ids equal: {result["greedy_equal"]}\n'
+              f'token counts equal: {result["token_count_equal"]}\n'
+              f'{"passed" if result["passed"] else "FAILED"}')
+    return 0 if result['passed'] else 1
+
+
+def _add_exchange(commands):
+    """The parsers of import, export and parity."""
+    sub = _command(commands, import_)
+    sub.add_argument('source', type=Path, help='Hugging Face folder, or a .gguf file')
+    sub.add_argument('--to', type=Path, required=True, help='new run folder')
+    sub.add_argument('--quiet', action='store_true', help='no progress bar')
+    sub = _command(commands, export)
+    sub.add_argument('run_folder', metavar='run', type=Path,
+                     help='imported model, or STUDY/cells/CELL/STAGE')
+    sub.add_argument('--to', type=Path, required=True, help='new Hugging Face folder')
+    sub.add_argument('--format', required=True, choices=(
+        'qwen3', 'qwen2', 'llama', 'llava_qwen_3', 'llava_onevision'))
+    sub = _command(commands, parity)
+    sub.add_argument('folder', type=Path, help='config.json, safetensors, image.png, expected.npz')
+    sub.add_argument('--json', action='store_true', help='one JSON object')
+
+
+def _command(commands, run):
+    """The parser of one command, which runs `run`."""
+    name = run.__name__.rstrip('_')
+    sub = commands.add_parser(name, help=run.__doc__.splitlines()[0], description=run.__doc__,
+                              epilog=f'example: {EXAMPLES[name]}')
+    sub.set_defaults(run=run)
+    sub.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    return sub
+
+
 def parser():
     """The argument parser of every command."""
     top = argparse.ArgumentParser(
@@ -205,11 +270,7 @@ def parser():
         epilog=f'example: {EXAMPLES["study"]}')
     commands = top.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for run in (study, train, evaluate, report, data):
-        name = run.__name__
-        sub = commands.add_parser(name, help=run.__doc__.splitlines()[0],
-                                  description=run.__doc__, epilog=f'example: {EXAMPLES[name]}')
-        sub.set_defaults(run=run)
-        sub.add_argument('--debug', action='store_true', help='show the traceback of an error')
+        name, sub = run.__name__, _command(commands, run)
         if name == 'report':
             sub.add_argument('study', type=Path, help='folder of a study')
             continue
@@ -230,6 +291,7 @@ def parser():
                              'on CPU, at most one per cell; else 1)')
         if name == 'data':
             sub.add_argument('--show', type=int, default=2, help='examples to print')
+    _add_exchange(commands)
     return top
 
 
@@ -237,18 +299,16 @@ def main(argv=None):
     """Run one command; errors are one line on stderr and exit code 1 (2 for bad usage)."""
     args = parser().parse_args(argv)
     try:
-        args.run(args)
+        return args.run(args) or 0
     except KeyboardInterrupt:
         print('stopped; the same command continues', file=sys.stderr)
         return 130
-    except (ValueError, KeyError, FileNotFoundError, RuntimeError, FloatingPointError,
-            OSError) as error:
+    except (ValueError, KeyError, ImportError, RuntimeError, FloatingPointError, OSError) as error:
         if args.debug:
             traceback.print_exc()
         text = ' '.join(str(error).split()) or type(error).__name__
         print(f'error: {text}', file=sys.stderr)
         return 1
-    return 0
 
 
 if __name__ == '__main__':

@@ -122,7 +122,9 @@ class MeshSize:
 class Experiment:
     """A cell: sizes, stages, data, seed and mesh. `size` names the language model.
 
-    An imported model is a cell without stages; it may lack `language` (a tower alone) or `vision`.
+    `imports` maps groups to the folders of imported models that they start from; paths count from
+    where the study is run. An imported model is itself a cell, without stages; it may lack
+    `language` (a tower alone) or `vision`.
     """
     name: str
     size: str
@@ -134,6 +136,7 @@ class Experiment:
     stages: tuple[Stage, ...] = ()
     evaluation: Evaluation = Evaluation()
     pictures: Pictures = Pictures()
+    imports: dict[str, str] = dataclasses.field(default_factory=dict)
     optimizer: Optimizer = Optimizer()
     mesh: MeshSize = MeshSize()
     chat: str = 'micro'
@@ -145,6 +148,9 @@ class Experiment:
     def __post_init__(self):
         if self.chat not in CHATS:
             raise ValueError(f'unknown chat {self.chat!r}; known are {sorted(CHATS)}')
+        foreign = sorted(set(self.imports) - {*_ALL, 'image_newline_D'})
+        if foreign:
+            raise ValueError(f'imports: {unknown("group", foreign[0], [*_ALL])}')
         if self.dtype not in ('float32', 'bfloat16'):
             raise ValueError(f"dtype {self.dtype!r} must be 'float32' or 'bfloat16'")
         most = self.optimizer.accumulate
@@ -275,6 +281,10 @@ def cells(config, sweep):
             raise ValueError(f'stages: {unknown("stage", name, list(STAGES))}')
     # A ConfigDict sorts its keys; STAGES holds parents before children.
     full = [{'name': name, **STAGES[name], **stages[name]} for name in STAGES if name in stages]
+    for stage in full:  # a group that is imported has no parent where no stage of the study makes it
+        stage['parents'] = {group: parent for group, parent in stage['parents'].items()
+                            if group not in value.get('imports', ())
+                            or parent.rpartition('/')[2] in stages}
     found = []
     for seed in dict.fromkeys(point['seed'] for point in sweep):
         own = [point['size'] for point in sweep if point['seed'] == seed]

@@ -25,7 +25,7 @@ def load(folder, mesh=None, dtype=None):
     `params` are numpy arrays, or jax arrays sharded over `mesh` (see `sharding.mesh`) when one is
     given, whatever mesh they were trained on; `dtype` casts them, by default they keep the stored
     one. Only the groups that were stored come back: `language` alone for a text-only model.
-    `tokenizer` is a `tokenizers.Tokenizer`, None for a tower alone. FileNotFoundError and
+    `tokenizer` is a `tokenizers.Tokenizer`, None where the run has none. FileNotFoundError and
     ValueError say in one line what is wrong with `folder`.
     """
     folder = Path(folder)
@@ -64,11 +64,16 @@ def _target(model, stored, dtype):
     return jax.tree_util.tree_map_with_path(typed, tree)
 
 
-def tokenizer_of(folder, experiment):
-    """The tokenizer of a run folder, or of the study above it; None for a tower alone."""
-    if experiment.language is None:
-        return None
+def tokenizer_path(folder, experiment):
+    """The configured tokenizer.json, or that of a run folder, or of the study above it."""
     above = [folder, *list(folder.absolute().parents)[:_LEVELS_UP - 1]]
     found = [path / 'tokenizer.json' for path in above if (path / 'tokenizer.json').is_file()]
-    path = experiment.tokenizer or (found[0] if found else folder / 'tokenizer.json')
+    return Path(experiment.tokenizer or (found[0] if found else folder / 'tokenizer.json'))
+
+
+def tokenizer_of(folder, experiment):
+    """The tokenizer of a run folder; None where there is none, as for a tower alone."""
+    path = tokenizer_path(folder, experiment)
+    if experiment.language is None or not (experiment.tokenizer or path.is_file()):
+        return None
     return load_tokenizer(path, experiment.language.V)

@@ -1,34 +1,155 @@
 """Does an imported checkpoint compute what its original computed? A folder that says so itself.
 
-The folder holds `config.json`, `model.safetensors` (the `llava_qwen_3` layout or any other that
-`convert/` reads), `image.png`, and `expected.npz` with what the original code gave in float32:
-pixel_values [I, 3, size, size], vision_features_head and projected_head (first patches of every
-tile), input_ids (-200 marks the picture), inputs_embeds_shape / _head / _tail, logits_last (last
-positions of the picture prompt), text_ids and text_logits, greedy_ids after the picture prompt,
-single_tile_embeds_shape (the flat, connector-stage layout). Arrays that are absent are not checked.
+The folder holds a checkpoint (`config.json`, safetensors) that `convert/` reads, `image.png`, and
+`expected.npz` with what the original code gave in float32 (I tiles, -200 marks the picture):
+`pixel_values` [I, 3, size, size]; `vision_features_head`, `projected_head` (the first patches of
+every tile); `input_ids`, `inputs_embeds_shape`, `inputs_embeds_head`, `inputs_embeds_tail`,
+`logits_last` (last positions) and `greedy_ids` of a prompt with the picture;
+`single_tile_embeds_shape` of the same prompt in the connector stage; `text_ids`, `text_logits`.
+What is absent is not checked.
 """
-from dataclasses import replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from downscale.convert.source import open_source, place
+from downscale.convert.source import open_source
 from downscale.data import images
-from downscale.generate.engine import Prompt, decode, padded
-from downscale.generate.engine import Bucket
+from downscale.experiment import Experiment
+from downscale.generate.engine import Bucket, Prompt, decode, padded
 from downscale.model.vision import Connector, Tower
-from downscale.model.vlm import Vlm, splice
+from downscale.model.vlm import splice
 
-PICTURE = -200  # the reference's mark of a picture among token ids
-TOLERANCE = 1e-4
-LEVEL = 1 / 255
+PICTURE = -200
+TOLERANCE = 1e-4  # of the largest magnitude of each array, float32
+LEVEL = 1 / 255  # of a pixel value: the expected ones may be stored in half precision
+_WITH_TILES = ('pixel_values', 'vision_features_head', 'projected_head')
+# Array -> which part of ours, given the expected one's shape, it is compared with.
+_PARTS = {
+    'pixel_values': lambda ours, shape: ours,
+    'vision_features_head': lambda ours, shape: ours[:, :shape[1]],
+    'projected_head': lambda ours, shape: ours[:, :shape[1]],
+    'inputs_embeds_head': lambda ours, shape: ours[:shape[0]],
+    'inputs_embeds_tail': lambda ours, shape: ours[-shape[0]:],
+    'logits_last': lambda ours, shape: ours[-shape[0]:],
+    'text_logits': lambda ours, shape: ours,
+}
 
 
-def relative_error(ours, theirs):
-    """Largest absolute difference as a share of the largest expected magnitude."""
-    theirs = np.asarray(theirs, np.float64)
-    if ours.shape != theirs.shape:
-        return float('inf')
-    return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30))
+def parity(folder):
+    """{'passed', 'relative_error': {array: value}, 'greedy_equal', 'token_count_equal'}.
+
+    `relative_error` is the largest difference as a share of the largest expected magnitude, for
+    `pixel_values` the largest difference itself; infinite where shapes differ. The two other
+    entries are None where nothing was expected of them. FileNotFoundError and ValueError in one
+    line when the folder lacks something or its checkpoint cannot be imported.
+    """
+    folder = Path(folder)
+    expected = _expected(folder)
+    source = open_source(folder)
+    if source.language is None or source.vision is None:
+        raise ValueError(f'{folder} holds a {source.architecture}; parity needs a tower and a '
+                         'language model')
+    cell = Experiment('parity', source.architecture, 0, source.language, source.vision,
+                      pictures=source.pictures)
+    params = jax.tree.map(lambda leaf: leaf.read().astype(np.float32), source.leaves)
+    placed, tiles = images.cut((folder / 'image.png').read_bytes(), cell.vision, cell.pictures)
+    prompt = _prompt(expected['input_ids'].reshape(-1), placed, tiles)
+    errors = _errors(_computed(cell, params, prompt, expected), expected, cell.vision)
+    counts = {'inputs_embeds_shape': len(prompt.tokens),
+              'single_tile_embeds_shape': len(prompt.tokens) - placed.tokens + cell.vision.P}
+    right = [int(expected[name][1]) == count for name, count in counts.items() if name in expected]
+    greedy = None
+    if 'greedy_ids' in expected:
+        greedy = _greedy(cell, params, prompt, expected['greedy_ids'])
+    close = all(error <= (LEVEL if name == 'pixel_values' else TOLERANCE)
+                for name, error in errors.items())
+    return {'passed': close and greedy is not False and all(right), 'relative_error': errors,
+            'greedy_equal': greedy, 'token_count_equal': all(right) if right else None}
+
+
+def _expected(folder):
+    """The arrays of `expected.npz`, once everything that the folder needs is there."""
+    for name in ('expected.npz', 'image.png'):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f'no {name} in {folder}; a parity folder has config.json, '
+                                    'safetensors, image.png and expected.npz')
+    with np.load(folder / 'expected.npz', allow_pickle=False) as arrays:
+        found = dict(arrays)
+    if 'input_ids' not in found or (found['input_ids'] == PICTURE).sum() != 1:
+        raise ValueError(f'{folder / "expected.npz"} needs input_ids with one {PICTURE}, the place '
+                         'of the picture')
+    return found
+
+
+def _prompt(ids, placed, tiles):
+    """The `Prompt` of token ids whose one PICTURE gives way to the tokens of the picture."""
+    at = int(np.flatnonzero(ids == PICTURE)[0])
+    tokens = np.concatenate([ids[:at], np.zeros(placed.tokens, ids.dtype), ids[at + 1:]])
+    around = ((at, len(ids) - at - 1), (0, 0))
+    return Prompt(tokens.astype(np.int32), np.pad(placed.index_LC, around, constant_values=-1),
+                  tiles, np.pad(placed.weight_LC, around))
+
+
+def _batch(cell, prompt):
+    """The arrays of one prompt, as the engine pads them."""
+    bucket = Bucket(1, len(prompt.tokens), len(prompt.tiles), 0)
+    return padded([prompt], None, bucket, cell.vision, images.NEWLINE)
+
+
+def _computed(cell, params, prompt, expected):
+    """{array name: ours, whole} of everything that the expected arrays show a part of."""
+    batch, model = _batch(cell, prompt), cell.model()
+    tiles_IPQ, index_BLC = batch['tiles'][0], batch['image_index']
+    features_IPW = Tower(cell.vision).apply({'params': params['tower']}, tiles_IPQ)
+    projected_IPD = Connector(cell.language.D).apply({'params': params['connector']}, features_IPW)
+    features_LD = projected_IPD.reshape(-1, cell.language.D)
+    if model.newline:
+        features_LD = jnp.concatenate([features_LD, params['image_newline_D'][None]])
+    image_BLD = splice(features_LD[None], index_BLC, batch.get('image_weight'))
+    embedded_BLD = jnp.asarray(params['language']['embedding_VD'])[batch['tokens']]
+    embedded_BLD = jnp.where(index_BLC[:, :, :1] >= 0, image_BLD, embedded_BLD)
+    ours = {'pixel_values': tiles_IPQ, 'vision_features_head': features_IPW,
+            'projected_head': projected_IPD, 'inputs_embeds_head': embedded_BLD[0],
+            'inputs_embeds_tail': embedded_BLD[0]}
+    if 'logits_last' in expected:
+        ours['logits_last'] = _logits(model, params, batch['tokens'], batch['tiles'], index_BLC,
+                                      batch.get('image_weight'))[0]
+    if 'text_logits' in expected:
+        alone = {'language': params['language']}
+        ids_BL = expected['text_ids'].reshape(1, -1).astype(np.int32)
+        ours['text_logits'] = _logits(model, alone, ids_BL)[0]
+    return ours
+
+
+def _logits(model, params, tokens_BL, *pictures):
+    """Logits [B, L, V] of whole rows."""
+    positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
+    logits_BLV, _ = jax.jit(model.apply)({'params': params}, tokens_BL, positions_BL,
+                                         jnp.ones_like(positions_BL), *pictures)
+    return logits_BLV
+
+
+def _errors(ours, expected, vision):
+    """{array: largest difference, relative but for pixels} of the arrays that both have."""
+    errors = {}
+    for name in ours.keys() & expected.keys():
+        theirs = np.asarray(expected[name], np.float64)
+        if name == 'pixel_values':  # pixels beyond the last whole patch are not used
+            theirs = np.stack([images.patchify(tile.transpose(1, 2, 0), vision.patch)
+                               for tile in theirs])
+        theirs = theirs.reshape(theirs.shape[-3:] if name in _WITH_TILES else theirs.shape[-2:])
+        part = np.asarray(_PARTS[name](ours[name], theirs.shape), np.float64)
+        worst = np.abs(part - theirs).max() if part.shape == theirs.shape else np.inf
+        scale = 1 if name == 'pixel_values' else max(np.abs(theirs).max(), 1e-30)
+        errors[name] = float(worst / scale)
+    return dict(sorted(errors.items()))
+
+
+def _greedy(cell, params, prompt, expected):
+    """Whether greedy decoding behind the prompt gives these ids."""
+    wanted = np.asarray(expected).reshape(-1).tolist()
+    out, _, _ = decode(params, _batch(cell, prompt), jnp.int32(len(wanted)), model=cell.model(),
+                       room=len(wanted), stop=-1)  # no id ends it: the original was cut at a length
+    return np.asarray(out)[0].tolist() == wanted

@@ -75,7 +75,7 @@ def is_done(folder, experiment):
 
 
 def start_params(study, experiment, stage):
-    """Inherited groups from the parents' checkpoints, fresh ones from the cell's seed."""
+    """Inherited groups from the parents' checkpoints or from imports, fresh ones from the seed."""
     model = experiment.model(stage.name)
     if stage.name == 'tower':
         return init_tree(abstract_pair_params(model), experiment.seed)
@@ -83,8 +83,12 @@ def start_params(study, experiment, stage):
     if stage.tiles:
         groups += ['tower', 'connector', *['image_newline_D'] * model.newline]
     target = abstract_params(model, tuple(groups))
-    fresh = {name: target[name] for name in groups if name not in stage.parents}
-    params = init_tree(fresh, experiment.seed)
+    rest = [name for name in groups if name not in stage.parents]
+    params = init_tree({name: target[name] for name in rest if name not in experiment.imports},
+                       experiment.seed)
+    for name in rest:
+        if name in experiment.imports:
+            params |= load_params(experiment.imports[name], target, [name])
     for reference in sorted(set(stage.parents.values())):
         wanted = [name for name, parent in stage.parents.items() if parent == reference]
         folder = experiments.parent_folder(study, experiment, reference)

@@ -1,0 +1,134 @@
+"""Models into run folders and out of them: Hugging Face folders and GGUF files.
+
+An imported folder holds `experiment.json`, `checkpoints/0`, `DONE.json` and the side files of its
+source: `config.json`, tokenizer, chat template, generation and preprocessor config. A study starts
+from it by `imports`, `load` opens it, `export_model` turns it back into what it was.
+"""
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from downscale import experiment as experiments
+from downscale.convert.gguf import read_gguf
+from downscale.convert.source import SIDE_FILES, arrange, open_source
+from downscale.convert.write import export_folder
+from downscale.data.tokens import load_tokenizer
+from downscale.experiment import Experiment
+from downscale.loading import tokenizer_path
+from downscale.sizes import Pictures
+from downscale.train.checkpoint import open_leaves, save_leaves, write_json
+
+CONFIG = 'config.json'
+# The chat format of each architecture; perception models speak ChatML (arXiv 2511.17487).
+_CHATS = {'Qwen3ForCausalLM': 'qwen3', 'LlamaForCausalLM': 'smollm2'}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A source that passed every check: its leaves, its cell, and what it says of itself."""
+    leaves: dict
+    experiment: Experiment
+    files: tuple[Path, ...]
+    notes: tuple[str, ...]
+    tokenizer: object = None
+
+
+def open_model(source, name):
+    """The `Opened` model of a Hugging Face folder or a GGUF file; no weight is read.
+
+    FileNotFoundError, ImportError and ValueError say in one line why it cannot be imported.
+    """
+    source = Path(source)
+    if source.suffix == '.gguf':
+        found = read_gguf(source)
+        leaves, notes = arrange(found.architecture, found.tensors, found.language, None, None,
+                                source)
+        return Opened(leaves, _cell(name, found.architecture, found.language, None, None), (),
+                      notes, found.tokenizer)
+    found = open_source(source)
+    if found.language and (source / 'tokenizer.json').is_file():
+        load_tokenizer(source / 'tokenizer.json', found.language.V)
+    cell = _cell(name, found.architecture, found.language, found.vision, found.pictures)
+    return Opened(found.leaves, cell, (source / CONFIG, *found.files), found.notes)
+
+
+def _cell(name, architecture, language, vision, pictures):
+    """The experiment of an imported model: it computes in float32 whatever is stored."""
+    return Experiment(name=name, size=architecture, seed=0, language=language, vision=vision,
+                      pictures=pictures or Pictures(),
+                      chat=_CHATS.get(architecture, 'chatml'))
+
+
+def import_model(source, to, report=lambda done, total: None):
+    """The folder `to` holds the model of `source`, whole or not at all; returns what was left out.
+
+    Leaves keep their dtype and are written a part at a time. `report` gets bytes done and in total.
+    FileExistsError when `to` holds something; see `open_model` for what is wrong with a source.
+    """
+    to = Path(to).absolute()
+    opened = open_model(source, to.name)
+    if to.is_file() or to.is_dir() and any(to.iterdir()):
+        raise FileExistsError(f'{to} is there already; give another folder or remove it')
+    partial = to.with_name(f'.{to.name}.{os.getpid()}.partial')
+    try:
+        save_leaves(partial, _counted(opened.leaves, report), {'source': str(source)})
+        for path in opened.files:
+            shutil.copyfile(path, partial / path.name)
+        if opened.tokenizer is not None:
+            opened.tokenizer.save(str(partial / 'tokenizer.json'))
+        experiments.save(opened.experiment, partial)
+        write_json(partial / 'DONE.json', {'hash': opened.experiment.hash, 'steps': 0})
+        if to.is_dir():
+            to.rmdir()
+        os.replace(partial, to)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return opened.notes
+
+
+class _Counted:
+    """A leaf that tells how many bytes have been read."""
+
+    def __init__(self, leaf, tell):
+        self.leaf, self.tell = leaf, tell
+        self.shape, self.dtype, self.chunk = leaf.shape, leaf.dtype, leaf.chunk
+
+    def read(self, index=()):
+        array = self.leaf.read(index)
+        self.tell(array.nbytes)
+        return array
+
+
+def _counted(leaves, report):
+    total = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(leaves))
+    done = [0]
+
+    def tell(count):
+        done[0] += count
+        report(done[0], total)
+
+    return jax.tree.map(lambda leaf: _Counted(leaf, tell), leaves)
+
+
+def export_model(run, to, form):
+    """The Hugging Face folder `to` of format `form` holds the newest parameters of a run folder.
+
+    Values keep their dtype; tokenizer, chat template, generation and preprocessor config go along
+    from the run, or from the imported language model that it started from. ValueError when the
+    format does not fit the model.
+    """
+    run = Path(run)
+    experiment = experiments.load(run)
+    origin = run if (run / CONFIG).is_file() else Path(experiment.imports.get('language', run))
+    base = json.loads((origin / CONFIG).read_text()) if (origin / CONFIG).is_file() else None
+    files = {name: origin / name for name in SIDE_FILES if (origin / name).is_file()}
+    if experiment.language and (path := tokenizer_path(run, experiment)).is_file():
+        files['tokenizer.json'] = path
+    pictures = experiment.layout(run.name).pictures
+    export_folder(to, form, open_leaves(run), experiment.language, experiment.vision, pictures,
+                  base, tuple(files.values()))
