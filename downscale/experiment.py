@@ -281,7 +281,7 @@ def cells(config, sweep):
             raise ValueError(f'stages: {unknown("stage", name, list(STAGES))}')
     # A ConfigDict sorts its keys; STAGES holds parents before children.
     full = [{'name': name, **STAGES[name], **stages[name]} for name in STAGES if name in stages]
-    for stage in full:  # a group that is imported has no parent where no stage of the study makes it
+    for stage in full:  # an imported group has no parent unless a stage of this study makes it
         stage['parents'] = {group: parent for group, parent in stage['parents'].items()
                             if group not in value.get('imports', ())
                             or parent.rpartition('/')[2] in stages}
