@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from downscale.data.scenes import World
 from downscale.data.tokens import CHATS, Layout
 from downscale.model.contrastive import PairModel
 from downscale.model.vlm import Vlm
-from downscale.sizes import LANGUAGE, LanguageConfig, VisionConfig, scale
+from downscale.sizes import LANGUAGE, LanguageConfig, Pictures, VisionConfig, scale
 from downscale.train.checkpoint import write_json
 from downscale.train.optimizer import GROUPS, Optimizer, Schedule
 
@@ -85,9 +86,9 @@ class Stage:
 @dataclass(frozen=True)
 class Data:
     """How many scenes each split holds, and the share of picture triples among them."""
-    train: int
-    validation: int
-    test: int
+    train: int = 0
+    validation: int = 0
+    test: int = 0
     similarity_share: float = 0.1
 
 
@@ -97,9 +98,9 @@ class Evaluation:
 
     `answer`, `write` and `think` bound a direct answer, a description and a thought.
     """
-    scenes: int
-    batch: int
-    length: int
+    scenes: int = 0
+    batch: int = 128
+    length: int = 112
     answer: int = 8
     write: int = 64
     think: int = 80
@@ -119,16 +120,20 @@ class MeshSize:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A cell: sizes, stages, data, seed and mesh. `size` names the language model."""
+    """A cell: sizes, stages, data, seed and mesh. `size` names the language model.
+
+    An imported model is a cell without stages; it may lack `language` (a tower alone) or `vision`.
+    """
     name: str
     size: str
     seed: int
-    language: LanguageConfig
-    vision: VisionConfig
-    world: World
-    data: Data
-    stages: tuple[Stage, ...]
-    evaluation: Evaluation
+    language: LanguageConfig | None
+    vision: VisionConfig | None
+    world: World = World()
+    data: Data = Data()
+    stages: tuple[Stage, ...] = ()
+    evaluation: Evaluation = Evaluation()
+    pictures: Pictures = Pictures()
     optimizer: Optimizer = Optimizer()
     mesh: MeshSize = MeshSize()
     chat: str = 'micro'
@@ -187,6 +192,8 @@ def from_dict(kind, value, where='experiment'):
     ValueError for an unknown key (with the nearest one), a missing key or a wrong type.
     """
     origin = typing.get_origin(kind)
+    if origin is types.UnionType:  # only `X | None` occurs
+        return None if value is None else from_dict(typing.get_args(kind)[0], value, where)
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise ValueError(f'{where} must be a mapping, not {value!r}')
@@ -203,9 +210,11 @@ def from_dict(kind, value, where='experiment'):
         return kind(**{key: from_dict(hints[key], part, f'{where}.{key}')
                        for key, part in value.items()})
     if origin is tuple:
-        inner = typing.get_args(kind)[0]
+        inner, *rest = typing.get_args(kind)
         if not isinstance(value, (list, tuple)):
             raise ValueError(f'{where} must be a list, not {value!r}')
+        if rest != [...] and len(value) != 1 + len(rest):
+            raise ValueError(f'{where} must have {1 + len(rest)} entries, not {len(value)}')
         return tuple(from_dict(inner, part, f'{where}[{i}]') for i, part in enumerate(value))
     if origin is dict:
         inner = typing.get_args(kind)[1]

@@ -69,6 +69,29 @@ class VisionConfig:
         return self.W // self.H
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """How a picture becomes tiles and tokens (arXiv 2511.17487, section 3.1; LLaVA-OneVision).
+
+    'flat': the whole picture squashed into one tile of P tokens, no newline (connector stage).
+    'padded': squared with grey, one tile, P tokens and one newline (several pictures at once).
+    'anyres': the squashed picture, then a grid of tiles that keeps the aspect, a newline after each
+    row; reduced bilinearly when it exceeds `max_tiles` tiles' worth of tokens. `grids` lists the
+    allowed (columns, rows), in the order in which ties are broken. Several pictures in one
+    conversation are 'padded' in this mode too.
+    """
+    mode: str = 'padded'
+    max_tiles: int = 9
+    grids: tuple[tuple[int, int], ...] = tuple((x, y) for x in range(1, 7) for y in range(1, 7))
+
+    def __post_init__(self):
+        if self.mode not in ('flat', 'padded', 'anyres'):
+            raise ValueError(f"pictures mode {self.mode!r} must be 'flat', 'padded' or 'anyres'")
+        if self.max_tiles < 1 or not self.grids:
+            raise ValueError(f'pictures: max_tiles {self.max_tiles} and the number of grids '
+                             f'{len(self.grids)} must be at least 1')
+
+
 def _qwen3(N, D, H, F, tie=True):
     return LanguageConfig(N=N, D=D, H=H, K=8, E=128, F=F, V=151936, tie=tie, qk_norm=True)
 
