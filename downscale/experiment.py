@@ -175,8 +175,10 @@ class Experiment:
                    unroll=self.unroll, newline=self.layout(stage).newline)
 
     def layout(self, stage):
-        """Image tokens of a stage; connector pretraining has no newline (arXiv 2511.17487)."""
-        return Layout(self.vision.P, newline=stage not in ('align', 'tower'))
+        """How a stage cuts pictures; connector and tower see each one squashed into one tile, with
+        no newline (arXiv 2511.17487, section 3.1)."""
+        flat = dataclasses.replace(self.pictures, mode='flat')
+        return Layout(self.vision, flat if stage in ('align', 'tower') else self.pictures)
 
     @property
     def hash(self):

@@ -18,6 +18,7 @@ AXES = {
     'P': 'patch of a tile',
     'Q': 'value of one patch (pixels x channels)',
     'W': 'vision width',
+    'C': 'corner of a bilinear sample',
 }
 
 

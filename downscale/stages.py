@@ -90,7 +90,8 @@ def start_params(study, experiment, stage):
         if name in experiment.imports:
             params |= load_params(experiment.imports[name], target, [name])
     for reference in sorted(set(stage.parents.values())):
-        wanted = [name for name, parent in stage.parents.items() if parent == reference]
+        wanted = [name for name, parent in stage.parents.items()
+                  if parent == reference and name in groups]
         folder = experiments.parent_folder(study, experiment, reference)
         params |= load_params(folder, target, wanted)
     return params
@@ -112,7 +113,7 @@ def train_stage(study, experiment, name, report=lambda step, metrics: None):
         experiments.save(experiment, folder)
         encoder = encoder_of(study, experiment, name)
         sampler = Sampler(stage.recipe, library(str(study), 'train'), encoder, experiment.world,
-                          experiment.vision, stage.shape)
+                          stage.shape)
         seed = zlib.crc32(f'{experiment.seed} {name}'.encode())
         size = experiment.mesh
         batches = iter(stream(sampler, seed, jax.process_index(), jax.process_count(),

@@ -11,12 +11,13 @@ from downscale.data.scenes import World
 from downscale.data.tokens import CHATS, Encoder, Layout, load_tokenizer, train_tokenizer
 from downscale.data.world_builder import build, source
 from downscale.model.vlm import Vlm
-from downscale.sizes import LANGUAGE, VisionConfig, scale
+from downscale.sizes import LANGUAGE, Pictures, VisionConfig, scale
 
 WORLD = World(grid=2, min_objects=2, max_objects=3, n_facts=8)
 COUNTS = {'train': 24, 'validation': 4, 'test': 8}
 ROWS = 320
 VISION = VisionConfig(layers=1, W=32, H=2, F=64, patch=20, image=40)
+PADDED = Pictures('padded')
 _folder = tempfile.TemporaryDirectory(prefix='downscale-tests-')  # removed when Python ends
 
 
@@ -45,12 +46,12 @@ def tokenizer():
     return load_tokenizer(train_tokenizer(vocabulary(WORLD), path), ROWS)
 
 
-def encoder(newline=True, chat='micro'):
-    return Encoder(tokenizer(), CHATS[chat], Layout(VISION.P, newline))
+def encoder(pictures=PADDED, chat='micro'):
+    return Encoder(tokenizer(), CHATS[chat], Layout(VISION, pictures))
 
 
-def sampler(stage, batch=8, length=112, tiles=3, examples=None, **recipe):
-    return Sampler(Recipe(stage, **recipe), examples or library(), encoder(), WORLD, VISION,
+def sampler(stage, batch=8, length=112, tiles=3, examples=None, pictures=PADDED, **recipe):
+    return Sampler(Recipe(stage, **recipe), examples or library(), encoder(pictures), WORLD,
                    Shape(batch, length, tiles))
 
 

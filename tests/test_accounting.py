@@ -162,11 +162,12 @@ def compiled_step(language, groups, B=2, L=20, I=2, images=True, remat=False, un
                or (name == 'image_newline_D' and 'language' in groups)}
     tokens = jax.ShapeDtypeStruct((B, L), jnp.int32)
     tiles = jax.ShapeDtypeStruct((B, I, TINY_TOWER.P, TINY_TOWER.Q), jnp.float32)
-    tiles, index = (tiles, tokens) if images else (None, None)
+    index = jax.ShapeDtypeStruct((B, L, 1), jnp.int32)
+    tiles, index = (tiles, index) if images else (None, None)
 
-    def loss(free, frozen, tokens_BL, positions_BL, tiles_BIPQ, image_index_BL):
+    def loss(free, frozen, tokens_BL, positions_BL, tiles_BIPQ, image_index_BLC):
         logits_BLV, _ = model.apply({'params': free | frozen}, tokens_BL, positions_BL,
-                                    jnp.ones_like(tokens_BL), tiles_BIPQ, image_index_BL)
+                                    jnp.ones_like(tokens_BL), tiles_BIPQ, image_index_BLC)
         picked = jnp.take_along_axis(logits_BLV, tokens_BL[:, :, None], axis=2)[:, :, 0]
         return jnp.mean(jax.nn.logsumexp(logits_BLV, axis=-1) - picked)
 

@@ -1,17 +1,31 @@
 """From a question to a prompt and from a reply to a row: what is shown, found and scored."""
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import small
 
-from downscale.data import images
+from downscale.data.images import NEWLINE
 from downscale.data.mixture import MIXTURES, THINK, answer_text, reply_prefix
 from downscale.data.records import Turn
-from downscale.evaluate.answers import answer_in, gold_ids, hash_of, items_of, prompt_of, row, shown
+from downscale.evaluate.answers import (
+    answer_in,
+    gold_ids,
+    hash_of,
+    items_of,
+    most_tiles,
+    prompt_of,
+    row,
+    shown,
+)
+from downscale.evaluate.decoupled import describe
 from downscale.evaluate.items import ITEMS, read_items, write_items
+from downscale.evaluate.joint import joint
+from downscale.experiment import Evaluation
 from downscale.generate.engine import Reply
+from downscale.sizes import Pictures
 
 
 @pytest.fixture(scope='module')
@@ -63,17 +77,18 @@ def test_a_prompt_is_what_training_shows_up_to_the_answer(items):
     encoder = small.encoder()
     item = items[0]
     question, example = item.question, item.example
-    prompt = prompt_of(encoder, small.VISION, question.text, example.images)
+    prompt = prompt_of(encoder, question.text, example.images)
     talk = next(talk for seed in range(99) if (talk := MIXTURES['instruct'](
         small.library('test'), 0, np.random.default_rng(seed), small.WORLD, 1)).turns[1].text
         == question.answer and talk.turns[0].text.endswith(question.text))
-    trained, n = encoder.encode(talk.turns), len(prompt.tokens)
+    trained = encoder.encode(talk.turns, pictures=encoder.layout.cut(example.images)[0])
+    n = len(prompt.tokens)
     np.testing.assert_array_equal(prompt.tokens, trained['tokens'][:n])
     np.testing.assert_array_equal(prompt.image_index, trained['image_index'][:n])
     assert trained['tokens'][n:].tolist() == gold_ids(encoder, question)
     for thought in ('', question.trace.text, question.trace.scan):
         think = bool(thought)
-        prompt = prompt_of(encoder, small.VISION, question.text, prefix=reply_prefix(think))
+        prompt = prompt_of(encoder, question.text, prefix=reply_prefix(think))
         trained = encoder.encode([Turn('user', question.text, False),
                                   Turn('assistant', answer_text(question, thought), True,
                                        reply_prefix(think))])
@@ -104,13 +119,56 @@ def test_a_reasoner_never_learns_whether_to_think():
 def test_a_prompt_carries_its_tiles_and_a_blind_one_has_none(items):
     encoder = small.encoder()
     item = next(item for item in items if len(item.example.images) == 3)
-    prompt = prompt_of(encoder, small.VISION, item.question.text, item.example.images)
+    prompt = prompt_of(encoder, item.question.text, item.example.images)
+    placed, tiles = encoder.layout.cut(item.example.images)
     assert prompt.tiles.shape == (3, small.VISION.P, small.VISION.Q)
-    for tile, png in zip(prompt.tiles, item.example.images, strict=True):
-        np.testing.assert_array_equal(tile, images.normalise(images.tile(png, small.VISION)))
-    blind = prompt_of(encoder, small.VISION, item.question.text)
+    np.testing.assert_array_equal(prompt.tiles, tiles)
+    blind = prompt_of(encoder, item.question.text)
     assert blind.tiles is None and (blind.image_index == -1).all()
-    np.testing.assert_array_equal(blind.tokens, prompt.tokens[3 * encoder.layout.tokens:])
+    np.testing.assert_array_equal(blind.tokens,
+                                  prompt.tokens[sum(picture.tokens for picture in placed):])
+    assert (most_tiles([blind, prompt]), most_tiles([blind]), most_tiles([])) == (3, 0, 0)
+
+
+class Asked:
+    """An engine that notes the shape of what it is asked, and says nothing."""
+
+    def __init__(self, encoder):
+        self.encoder, self.tiles, self.prompts = encoder, [], []
+
+    def write(self, prompts, length, tiles, limit, room, targets=None, report=None):
+        self.tiles.append(tiles)
+        self.prompts += prompts
+        return [Reply((), False, 0.0) for _ in prompts]
+
+
+@pytest.mark.parametrize('pictures', [small.PADDED, Pictures('anyres', 1, ((2, 2),))])
+def test_all_conditions_and_descriptions_of_one_test_run_in_one_shape(items, pictures):
+    """Blind rows go through the program of the rows with pictures."""
+    cell = SimpleNamespace(evaluation=Evaluation(), name='w32d1-s0')
+    engine = Asked(small.encoder(pictures))
+    found = joint(engine, cell, items, 'd')
+    describe(engine, cell, items, 'caption')
+    most = 3 if pictures is small.PADDED else 5
+    assert engine.tiles == [most] * 4 and most_tiles(engine.prompts) == most
+    assert [row['condition'] for row in found[::len(items)]] == list(Evaluation().conditions)
+    shown = [[p.tiles is not None for p in engine.prompts[k * len(items):(k + 1) * len(items)]]
+             for k in range(3)]
+    assert [all(row) for row in shown] == [any(row) for row in shown] == [True, False, True]
+
+
+def test_a_tiled_prompt_keeps_its_weights_and_text_behind_it_has_none(items):
+    encoder = small.encoder(Pictures('anyres', 1, ((2, 2),)))
+    item = next(item for item in items if len(item.example.images) == 1)
+    (placed,), tiles = encoder.layout.cut(item.example.images)
+    prompt = prompt_of(encoder, item.question.text, item.example.images, prefix='<think>')
+    np.testing.assert_array_equal(prompt.tiles, tiles)
+    np.testing.assert_array_equal(prompt.image_index[:placed.tokens], placed.index_LC)
+    np.testing.assert_array_equal(prompt.image_weight[:placed.tokens], placed.weight_LC)
+    assert len(prompt.tokens) == len(prompt.image_index) == len(prompt.image_weight)
+    assert prompt.image_index.max(where=prompt.image_index < NEWLINE, initial=0) == 5 * 4 - 1
+    assert (prompt.image_index[placed.tokens:] == -1).all()
+    assert not prompt.image_weight[placed.tokens:].any()
 
 
 def test_the_gold_tokens_are_the_answer_and_the_stop_token(items):

@@ -9,10 +9,11 @@ import pytest
 import small
 
 from downscale.data import images
+from downscale.data.images import NEWLINE
 from downscale.data.records import IMAGE, Turn
-from downscale.data.tokens import NEWLINE
 from downscale.generate.engine import Bucket, Engine, Prompt, decode, padded
 from downscale.model.init import init_params
+from downscale.sizes import Pictures
 
 LENGTH, ROOM, TILES = 48, 10, 3
 P = small.VISION.P
@@ -45,9 +46,8 @@ def prompts():
         pngs = () if index % 3 == 1 else example.images
         mark = ' '.join([IMAGE] * len(pngs))
         talk = [Turn('user', f'{mark} {example.caption[:6 * index]}', False)]
-        arrays = encoder.encode(talk, reply=True)
-        tiles = images.normalise(np.stack([images.cached_tile(png, small.VISION)
-                                           for png in pngs])) if pngs else None
+        placed, tiles = encoder.layout.cut(pngs)
+        arrays = encoder.encode(talk, reply=True, pictures=placed)
         found.append(Prompt(arrays['tokens'], arrays['image_index'], tiles))
     assert len({len(prompt.tokens) for prompt in found}) > 3
     assert {0 if p.tiles is None else len(p.tiles) for p in found} == {0, 1, 3}
@@ -56,24 +56,24 @@ def prompts():
 
 @cache
 def full_forward():
-    def logits(params, tokens_BL, segments_BL, tiles, index_BL):
+    def logits(params, tokens_BL, segments_BL, tiles, index_BLC):
         positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
         return small.model().apply({'params': params}, tokens_BL, positions_BL, segments_BL,
-                                   tiles, index_BL)[0]
+                                   tiles, index_BLC)[0]
     return small.quick(logits)
 
 
 def logits_of(prompt, more):
     """float64 [n, V] of one row alone: its prompt and what follows, without a cache."""
     ids = np.zeros((1, LENGTH + ROOM), np.int32)
-    index = np.full((1, LENGTH + ROOM), -1, np.int32)
+    index = np.full((1, LENGTH + ROOM, 1), -1, np.int32)
     n = len(prompt.tokens)
     ids[0, :n + len(more)] = [*prompt.tokens, *more]
     index[0, :n] = np.where(prompt.image_index == NEWLINE, P * TILES, prompt.image_index)
     segments = (np.arange(LENGTH + ROOM) < n + len(more)).astype(np.int32)[None]
     tiles = np.zeros((1, TILES, P, small.VISION.Q), np.float32)
     if prompt.tiles is not None:
-        tiles[0, :len(prompt.tiles)] = prompt.tiles
+        tiles[0, :len(prompt.tiles)] = images.normalise(prompt.tiles)
     found = full_forward()(params(), ids, segments, tiles, index)
     return np.asarray(found[0, :n + len(more)], np.float64)
 
@@ -167,6 +167,56 @@ def test_rows_without_pictures_do_not_see_those_of_other_rows():
     engine = Engine(small.model(), {'language': params()['language']}, NEVER, 3, NEWLINE)
     alone, = engine.write([prompts()[row]], LENGTH, 0, ROOM, ROOM)
     assert list(alone.ids) == naive(row)
+
+
+@cache
+def tiled():
+    """A prompt with one picture of five tiles whose tokens are reduced, one with three pictures
+    and one without."""
+    encoder, found = small.encoder(Pictures('anyres', 1, ((2, 2),))), []
+    examples = [small.library().example(index) for index in range(8)]
+    for pngs in (next(e.images for e in examples if len(e.images) == count) for count in (1, 3)):
+        placed, tiles = encoder.layout.cut(pngs)
+        arrays = encoder.encode([Turn('user', ' '.join([IMAGE] * len(pngs)) + ' red', False)],
+                                reply=True, pictures=placed)
+        found.append(Prompt(arrays['tokens'], arrays['image_index'], tiles, arrays['image_weight']))
+    arrays = encoder.encode([Turn('user', 'red', False)], reply=True)
+    found.append(Prompt(arrays['tokens'], arrays['image_index'], None, arrays['image_weight']))
+    assert [0 if p.tiles is None else len(p.tiles) for p in found] == [5, 3, 0]
+    assert (found[0].image_weight[:, 1:] > 0).any()
+    return found
+
+
+def test_prompts_with_reduced_pictures_are_read_with_their_weights():
+    bucket, target = Bucket(3, 24, 5, ROOM), (5, 6, 7)
+    batch = padded(tiled(), [target] * 3, bucket, small.VISION, NEWLINE)
+    for row, prompt in enumerate(tiled()):
+        n = len(prompt.tokens)
+        shown = np.where(prompt.image_index == NEWLINE, 5 * P, prompt.image_index)
+        np.testing.assert_array_equal(batch['image_index'][row, :n], shown)
+        np.testing.assert_array_equal(batch['image_weight'][row, :n], prompt.image_weight)
+        assert (batch['image_index'][row, n:] == -1).all()
+        assert not batch['image_weight'][row, n:].any()
+
+    @small.quick
+    def nats(weight):
+        at = jnp.broadcast_to(jnp.arange(24), (3, 24))
+        logits, _ = small.model().apply(
+            {'params': params()}, batch['tokens'], at, jnp.ones_like(at), batch['tiles'],
+            batch['image_index'], weight)
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits)[:, :-1],
+                                     batch['tokens'][:, 1:, None], -1)
+        return -(chosen[:, :, 0] * batch['weights'][:, 1:]).sum(1)
+    engine = Engine(small.model(), params(), NEVER, 3, NEWLINE)
+    found = [reply.nll for reply in engine.write(tiled(), 24, 5, 1, ROOM, [target] * 3)]
+    np.testing.assert_allclose(found, nats(batch['image_weight']), rtol=1e-4)
+    unmixed = np.asarray(nats(np.float32([1, 0, 0, 0]) * (batch['image_index'] >= 0)))
+    assert abs(unmixed - found)[0] > 1e-2 and (abs(unmixed - found)[1:] < 1e-3).all()
+
+
+def test_a_prompt_of_more_tiles_than_the_bucket_is_refused():
+    with pytest.raises(ValueError, match='5 image tiles does not fit a call of 4'):
+        padded(tiled(), None, Bucket(3, 24, 4, ROOM), small.VISION, NEWLINE)
 
 
 def test_progress_counts_prompts():

@@ -161,7 +161,7 @@ def test_the_hash_changes_with_every_entry():
     assert len(seen) > 100
     assert {path[-1] for path in impossible} <= {
         'K', 'name', 'chat', 'dtype', 'loss_norm', 'accumulate', 'max_objects', 'n_objects',
-        'min_objects', 'n_shapes', 'n_colors', 'n_chars', 'grid', 'jitter_px', 'trainable'}
+        'min_objects', 'n_shapes', 'n_colors', 'n_chars', 'grid', 'jitter_px', 'mode', 'trainable'}
 
 
 # --- cells ------------------------------------------------------------------------------------
@@ -194,6 +194,18 @@ def test_a_stage_only_differs_by_what_the_table_and_the_file_say():
         assert stage.parents == STAGES[stage.name]['parents']
         assert stage.trainable == tuple(STAGES[stage.name]['trainable'])
         assert set(stage.trainable) <= set(stage.rates)
+
+
+@pytest.mark.parametrize('mode', ['flat', 'padded', 'anyres'])
+def test_connector_and_tower_see_squashed_pictures_and_later_stages_as_the_cell_says(mode):
+    cell = smoke(f'pictures.mode={mode}')[1]
+    for stage in STAGES:
+        layout = cell.layout(stage)
+        assert layout.vision == cell.vision
+        assert layout.pictures.mode == ('flat' if stage in ('align', 'tower') else mode)
+        assert layout.pictures.grids == cell.pictures.grids
+        if stage != 'tower':
+            assert cell.model(stage).newline == (layout.pictures.mode != 'flat')
 
 
 def language(size, family='micro'):
@@ -294,8 +306,7 @@ def test_every_stage_of_a_study_file_has_room_for_its_conversations(study, token
                 continue
             seen.add(key)
             encoder = Encoder(tokenizer_of(cell.world), CHATS[cell.chat], cell.layout(stage.name))
-            sampler = Sampler(stage.recipe, library(cell.world), encoder, cell.world, cell.vision,
-                              stage.shape)
+            sampler = Sampler(stage.recipe, library(cell.world), encoder, cell.world, stage.shape)
             for index in range(100):
                 arrays = sampler(index, np.random.default_rng(index))
                 assert arrays['tokens'].max() < cell.language.V
@@ -309,7 +320,7 @@ def test_the_evaluation_of_a_study_file_has_room_for_the_longest_prompt(study, t
                                              cell.layout('instruct'))
     examples = [library(cell.world).example(index) for index in range(100)]
     for example in examples:
-        pictures = len(example.images) * encoder.layout.tokens
+        pictures = sum(placed.tokens for placed in encoder.layout.cut(example.images)[0])
         for question in example.questions:
             asked, gold = len(encoder.ids(question.text)), len(encoder.ids(question.answer)) + 1
             assert pictures + asked + 1 + gold <= plan.length

@@ -21,9 +21,9 @@ def batch():
     tokens = rng.integers(1, 64, (3, L)).astype(np.int32)
     positions = np.tile(np.arange(L, dtype=np.int32), (3, 1))
     tiles = rng.uniform(-1, 1, (3, 2, VISION.P, VISION.Q)).astype(np.float32)
-    index = np.full((3, L), -1, np.int32)
-    index[1, 1:5] = np.arange(4)  # one picture
-    index[2, 1:9], index[2, 9] = np.arange(8), 8  # two pictures and a newline
+    index = np.full((3, L, 1), -1, np.int32)
+    index[1, 1:5, 0] = np.arange(4)  # one picture
+    index[2, 1:9, 0], index[2, 9] = np.arange(8), 8  # two pictures and a newline
     return tokens, positions, np.ones((3, L), np.int32), tiles, index
 
 
@@ -71,7 +71,7 @@ def test_decoding_with_a_cache_equals_the_whole_pass_for_ragged_rows(batch):
     lengths = np.array([5, 7, 10])
     padded = np.where(positions < lengths[:, None], tokens, 0)
     filled, cache = apply(padded, positions, None, tiles, index,
-                          empty_cache(MODEL.language, 3, L + 2))
+                          cache=empty_cache(MODEL.language, 3, L + 2))
     rows = np.arange(3)
     np.testing.assert_allclose(np.asarray(filled)[rows, lengths - 1], whole[rows, lengths - 1],
                                rtol=1e-4, atol=1e-4)

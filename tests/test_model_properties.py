@@ -10,7 +10,7 @@ import pytest
 from downscale.model.cache import empty_cache
 from downscale.model.init import abstract_params, init_params
 from downscale.model.layers import attend, rotary, rotate
-from downscale.model.vlm import Vlm
+from downscale.model.vlm import Vlm, splice
 from downscale.sizes import MICRO, QWEN3, LanguageConfig, VisionConfig, scale
 
 SMALL = LanguageConfig(N=2, D=32, H=4, K=2, E=8, F=48, V=64, theta=1e4)
@@ -28,10 +28,10 @@ CLOSE = {'rtol': 1e-4, 'atol': 1e-5}  # float32, two layers, logits of size 1
 @lru_cache
 def program(model):
     """`model.apply` under jit, compiled once per model and shape."""
-    def apply(params, tokens_BL, positions_BL, segments_BL=None, tiles=None, index_BL=None,
-              cache=None, last_B=None):
+    def apply(params, tokens_BL, positions_BL, segments_BL=None, tiles=None, index_BLC=None,
+              weight_BLC=None, cache=None, last_B=None):
         return model.apply({'params': params}, tokens_BL, positions_BL, segments_BL, tiles,
-                           index_BL, cache, last_B)
+                           index_BLC, weight_BLC, cache, last_B)
     return jax.jit(apply)
 
 
@@ -97,18 +97,18 @@ def test_cached_decoding_with_ragged_rows_equals_the_full_forward(params):
 @pytest.fixture(scope='module')
 def pictures():
     """(tiles, index): row 0 is text, row 1 has one image and a newline, row 2 has two images."""
-    index_BL = np.full((B, L), -1, np.int32)
-    index_BL[1, 1:1 + PATCHES], index_BL[1, 1 + PATCHES] = np.arange(PATCHES), NEWLINE
-    index_BL[2, 2:2 + 2 * PATCHES] = np.arange(2 * PATCHES)
+    index_BLC = np.full((B, L, 1), -1, np.int32)
+    index_BLC[1, 1:1 + PATCHES, 0], index_BLC[1, 1 + PATCHES] = np.arange(PATCHES), NEWLINE
+    index_BLC[2, 2:2 + 2 * PATCHES, 0] = np.arange(2 * PATCHES)
     tiles = np.random.default_rng(1).uniform(-1, 1, (B, TILES, PATCHES, TOWER.Q))
     tiles[0], tiles[1, 1] = 0, 0
-    return tiles.astype(np.float32), index_BL
+    return tiles.astype(np.float32), index_BLC
 
 
-def seen(params, tiles, index_BL, tokens_BL=TOKENS_BL, rows=slice(None)):
+def seen(params, tiles, index_BLC, tokens_BL=TOKENS_BL, rows=slice(None)):
     """Logits with images, of all rows in one batch or of some."""
     return np.asarray(program(MODEL)(params, tokens_BL[rows], POSITIONS_BL[rows], ONES_BL[rows],
-                                     tiles[rows], index_BL[rows])[0])
+                                     tiles[rows], index_BLC[rows])[0])
 
 
 def test_rows_with_and_without_images_equal_themselves_alone(params, pictures):
@@ -122,12 +122,12 @@ def test_rows_with_and_without_images_equal_themselves_alone(params, pictures):
 
 
 def test_unused_tiles_cannot_influence_and_used_ones_do(params, pictures):
-    tiles, index_BL = pictures
-    before, tiles = seen(params, tiles, index_BL), tiles.copy()
+    tiles, index_BLC = pictures
+    before, tiles = seen(params, tiles, index_BLC), tiles.copy()
     tiles[0], tiles[1, 1] = np.nan, 1e3
-    np.testing.assert_array_equal(before, seen(params, tiles, index_BL))
+    np.testing.assert_array_equal(before, seen(params, tiles, index_BLC))
     tiles[2, 1, 2] += 1
-    after = seen(params, tiles, index_BL)
+    after = seen(params, tiles, index_BLC)
     np.testing.assert_array_equal(before[:2], after[:2])
     # The tower lets every patch of a tile see every other, so the tile's first token differs.
     np.testing.assert_array_equal(before[2, :2 + PATCHES], after[2, :2 + PATCHES])
@@ -141,16 +141,62 @@ def test_image_tokens_replace_the_embedding_of_their_place(params, pictures):
 
 
 def test_the_newline_stands_where_the_index_is_beyond_the_last_patch(params, pictures):
-    tiles, index_BL = pictures
-    before, at, token = seen(params, tiles, index_BL), 1 + PATCHES, 17
+    tiles, index_BLC = pictures
+    before, at, token = seen(params, tiles, index_BLC), 1 + PATCHES, 17
     embedding_VD = params['language']['embedding_VD']
-    as_word = seen({**params, 'image_newline_D': embedding_VD[token]}, tiles, index_BL)
+    as_word = seen({**params, 'image_newline_D': embedding_VD[token]}, tiles, index_BLC)
     np.testing.assert_array_equal(before[[0, 2]], as_word[[0, 2]])
     np.testing.assert_array_equal(before[1, :at], as_word[1, :at])
     assert np.all(np.any(before[1, at:] != as_word[1, at:], axis=-1))
-    tokens_BL, index_BL = TOKENS_BL.copy(), index_BL.copy()
-    tokens_BL[1, at], index_BL[1, at] = token, -1
-    np.testing.assert_array_equal(as_word, seen(params, tiles, index_BL, tokens_BL))
+    tokens_BL, index_BLC = TOKENS_BL.copy(), index_BLC.copy()
+    tokens_BL[1, at], index_BLC[1, at] = token, -1
+    np.testing.assert_array_equal(as_word, seen(params, tiles, index_BLC, tokens_BL))
+
+
+@pytest.fixture(scope='module')
+def mixes():
+    """(features, index, weights) of tokens that mix four features each."""
+    draw = np.random.default_rng(3)
+    weights = draw.uniform(0, 1, (2, 5, 4)).astype(np.float32)
+    return (draw.standard_normal((2, 9, 6)).astype(np.float32),
+            draw.integers(0, 9, (2, 5, 4), dtype=np.int32), weights)
+
+
+def test_a_token_of_several_corners_is_the_weighted_sum_of_their_features(mixes):
+    features_BLD, index_BLC, weight_BLC = mixes
+    found = np.asarray(splice(features_BLD, index_BLC, weight_BLC))
+    for b in range(2):
+        for place in range(5):
+            wanted = sum(weight_BLC[b, place, c] * features_BLD[b, index_BLC[b, place, c]]
+                         for c in range(4))
+            np.testing.assert_allclose(found[b, place], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_the_sum_over_corners_is_rounded_once(mixes):
+    features_BLD, index_BLC, weight_BLC = mixes
+    features_BLD = jnp.asarray(features_BLD, jnp.bfloat16)
+    found = splice(features_BLD, index_BLC, weight_BLC)
+    exact = splice(features_BLD.astype(jnp.float32), index_BLC, weight_BLC)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found, exact.astype(jnp.bfloat16))
+
+
+def test_one_corner_with_all_the_weight_is_the_feature_itself(params, pictures):
+    """The shape of a batch of tiled pictures gives whole features bit for bit."""
+    tiles, index_BLC = pictures
+    four_BLC = np.where(np.arange(4) == 0, index_BLC, np.maximum(index_BLC, 0))
+    first_BLC = np.broadcast_to(np.float32([1, 0, 0, 0]), (B, L, 4))
+    found, _ = program(MODEL)(params, TOKENS_BL, POSITIONS_BL, ONES_BL, tiles, four_BLC, first_BLC)
+    np.testing.assert_array_equal(seen(params, tiles, index_BLC), found)
+    swapped, _ = program(MODEL)(params, TOKENS_BL, POSITIONS_BL, ONES_BL, tiles, four_BLC,
+                                0.5 * first_BLC)
+    assert np.abs(np.asarray(swapped)[1:] - found[1:]).max() > 0.01
+    np.testing.assert_array_equal(swapped[0], found[0])
+
+
+def test_corners_without_weights_are_refused(mixes):
+    with pytest.raises(ValueError, match='mixes 4 features, but there is no image_weight'):
+        splice(*mixes[:2])
 
 
 def test_remat_and_unrolling_leave_the_gradients_alone(params, pictures):

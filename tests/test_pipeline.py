@@ -7,16 +7,18 @@ import pytest
 import small
 from PIL import Image
 
+from downscale.data.images import NEWLINE
 from downscale.data.pipeline import Recipe, Shape, stream
 from downscale.data.records import IMAGE, Conversation, Example, Turn
+from downscale.sizes import Pictures
 
 P = small.VISION.P
 TILES = 4
 
 
-def png(shade):
+def png(shade, size=(40, 40)):
     out = io.BytesIO()
-    Image.new('RGB', (40, 40), (shade,) * 3).save(out, 'PNG')
+    Image.new('RGB', size, (shade,) * 3).save(out, 'PNG')
     return out.getvalue()
 
 
@@ -33,6 +35,16 @@ class Shades:
 
     def scenes(self, index):
         return small.library().scenes(index)
+
+
+class Sizes(Shades):
+    """The same with one bright picture each, of many sizes; every fourth example has two."""
+    sizes = ((40, 40), (90, 30), (30, 100), (85, 85), (200, 120))
+
+    def example(self, index):
+        images = tuple(png(130 + 10 * index, self.sizes[(index + k) % 5])
+                       for k in range(1 + (index % 4 == 3)))
+        return Example(f's{index}', images, ' '.join([str(index)] * 2), ())
 
 
 def taken(batches, count):
@@ -91,10 +103,12 @@ def test_rows_are_full_of_several_whole_conversations(packed):
     for batch in packed:
         for row, _, places in conversations(batch):
             tokens = batch['tokens'][row, places]
-            index = int(encoder.text(tokens[batch['image_index'][row, places] < 0][1:]).split()[0])
+            words = tokens[batch['image_index'][row, places, 0] < 0][1:]
+            index = int(encoder.text(words).split()[0])
             example = library.example(index)
             alone = encoder.encode((Turn('user', ' '.join([IMAGE] * len(example.images)), False),
-                                    Turn('assistant', example.caption, True)))
+                                    Turn('assistant', example.caption, True)),
+                                   pictures=encoder.layout.cut(example.images)[0])
             np.testing.assert_array_equal(tokens, alone['tokens'])
             np.testing.assert_array_equal(batch['weights'][row, places], alone['weights'])
         counts += batch['segments'].max(axis=1).tolist()
@@ -119,7 +133,7 @@ def test_a_conversation_sees_its_own_pictures_and_no_other(packed):
     for batch in packed:
         shades = np.round((batch['tiles'] + 1) * 127.5).astype(int)
         for row, segment, places in conversations(batch):
-            index = batch['image_index'][row, places]
+            index = batch['image_index'][row, places, 0]
             words = small.encoder().text(batch['tokens'][row, places][index < 0][1:])
             example = int(words.split()[0])
             assert index.max() == P * TILES  # the newline behind the last picture
@@ -129,6 +143,34 @@ def test_a_conversation_sees_its_own_pictures_and_no_other(packed):
             assert seen == [{16 * example + k} for k in range(1 + example % 3)]
             several += segment > 1
     assert several > 5  # a wrong offset shows only behind the first conversation of a row
+
+
+def test_a_packed_conversation_mixes_features_of_its_own_tiles_alone():
+    """The brightest pixel of every patch that is not all padding tells its example."""
+    few, tiles, several, mixed = Pictures('anyres', 1), 24, 0, 0
+    sampler = small.sampler('caption', batch=4, length=72, tiles=tiles, examples=Sizes(),
+                            pictures=few)
+    for batch in taken(iter(stream(sampler, 5)), 8):
+        index, weight = batch['image_index'], batch['image_weight']
+        assert index.shape == weight.shape == (4, 72, 4)
+        levels = np.round((batch['tiles'].max(-1) + 1) * 127.5).reshape(4, -1)
+        for row, segment, places in conversations(batch):
+            own, shares = index[row, places], weight[row, places]
+            words = batch['tokens'][row, places][own[:, 0] < 0]
+            example = int(small.encoder().text(words).split()[-1].split('<')[0])
+            pngs = Sizes().example(example).images
+            placed, _ = sampler.encoder.layout.cut(pngs)
+            assert sum(one.tokens for one in placed) == (own[:, 0] >= 0).sum()
+            newline = own[:, 0] == tiles * P
+            assert newline.sum() == sum((one.index_LC[:, 0] == NEWLINE).sum() for one in placed)
+            shown = (own[:, 0] >= 0) & ~newline
+            seen = (levels[row][own[shown]] * shares[shown]).sum(-1)
+            # Resizing overshoots a little at the edge of the grey padding.
+            np.testing.assert_allclose(seen, 130 + 10 * example, atol=4)
+            several, mixed = several + (segment > 1), mixed + (shares[:, 1] > 0).sum()
+        assert (index[batch['segments'] == 0] == -1).all()
+        assert not weight[index[:, :, 0] < 0].any()
+    assert several > 5 and mixed > 20
 
 
 def test_padding_points_to_no_picture_and_is_not_learnt(packed):
@@ -142,13 +184,21 @@ def test_padding_points_to_no_picture_and_is_not_learnt(packed):
 @pytest.mark.parametrize('length, tiles', [(20, 3), (112, 2)])
 def test_a_conversation_that_does_not_fit_is_refused_with_the_numbers(length, tiles):
     sampler = small.sampler('align', length=length, tiles=tiles, examples=Shades())
-    message = (r'align example 2: 21 tokens and 3 images do not fit a row of '
+    message = (r'align example 2: 21 tokens and 3 tiles of 3 images do not fit a row of '
                rf'{length} tokens and {tiles} tiles.*never cut inside an image.*raise `length`')
     with pytest.raises(ValueError, match=message) as error:
         sampler(2, np.random.default_rng(0))
     assert '\n' not in str(error.value)
     with pytest.raises(ValueError, match='never cut inside an image'):
         taken(iter(stream(sampler, 0)), 3)
+
+
+def test_a_picture_of_more_tiles_than_a_row_is_refused_with_the_numbers():
+    sampler = small.sampler('align', tiles=9, examples=Sizes(), pictures=Pictures('anyres'))
+    message = r'align example 3: \d+ tokens and 10 tiles of 1 images do not fit .* and 9 tiles'
+    with pytest.raises(ValueError, match=message):
+        sampler.encoded(Conversation(Sizes().example(3).images[:1], (
+            Turn('user', IMAGE, False), Turn('assistant', 'red', True))), 'align example 3')
 
 
 def test_a_conversation_without_a_supervised_token_is_refused():

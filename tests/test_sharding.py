@@ -91,7 +91,7 @@ def batch():
     weights_BL = ((index_BL < 0) & (segments_BL > 0)).astype(np.float32)
     return {'tokens': draw.integers(0, 64, (4, 16), dtype=np.int32),
             'positions': np.tile(np.arange(16, dtype=np.int32), (4, 1)), 'segments': segments_BL,
-            'weights': weights_BL, 'image_index': index_BL,
+            'weights': weights_BL, 'image_index': index_BL[:, :, None],
             'tiles': draw.uniform(-1, 1, (4, 2, TOWER.P, TOWER.Q)).astype(np.float32)}
 
 

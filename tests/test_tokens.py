@@ -1,19 +1,22 @@
 """Text to ids: which tokens are learnt, where images go, and what a broken tokenizer says."""
+import numpy as np
 import pytest
 import small
 
+from downscale.data.images import NEWLINE, place
 from downscale.data.records import IMAGE, Turn
 from downscale.data.tokens import (
     CHATML,
     MICRO_CHAT,
-    NEWLINE,
     SPECIAL,
     Encoder,
     Layout,
     load_tokenizer,
     train_tokenizer,
 )
+from downscale.sizes import Pictures, VisionConfig
 
+TOWER = VisionConfig(layers=1, W=8, H=1, F=8, patch=4, image=8)
 WORDS = ('what', 'is', 'at', 'a1', 'b2', 'red', 'blue')
 
 
@@ -22,8 +25,8 @@ def tokenizer(tmp_path):
     return load_tokenizer(train_tokenizer(WORDS, tmp_path / 'tokenizer.json'))
 
 
-def encoder(tokenizer, newline=True, chat=MICRO_CHAT):
-    return Encoder(tokenizer, chat, Layout(4, newline))
+def encoder(tokenizer, mode='padded', chat=MICRO_CHAT):
+    return Encoder(tokenizer, chat, Layout(TOWER, Pictures(mode)))
 
 
 def test_exactly_the_supervised_turns_and_their_stop_tokens_are_learnt(tokenizer):
@@ -60,15 +63,53 @@ def test_a_reply_after_a_finished_exchange_keeps_the_earlier_stop_token(tokenize
     assert tokens[-1] != own.stop
 
 
-@pytest.mark.parametrize('newline', [True, False])
-def test_an_image_takes_its_patches_and_a_newline_where_the_layout_has_one(tokenizer, newline):
-    own = encoder(tokenizer, newline)
-    arrays = own.encode([Turn('user', f'{IMAGE} at {IMAGE} a1', True)])
-    tail = [NEWLINE] * newline
-    assert arrays['image_index'].tolist() == [0, 1, 2, 3, *tail, -1, 4, 5, 6, 7, *tail, -1]
-    assert (arrays['tokens'][arrays['image_index'] >= 0] == own.pad).all()
-    assert arrays['weights'][arrays['image_index'] >= 0].sum() == 0
-    assert own.layout.tokens == 4 + newline
+@pytest.mark.parametrize('mode', ['padded', 'flat'])
+def test_an_image_takes_its_patches_and_a_newline_where_the_layout_has_one(tokenizer, mode):
+    own, newline = encoder(tokenizer, mode), mode == 'padded'
+    arrays = own.encode([Turn('user', f'{IMAGE} at {IMAGE} a1', True)],
+                        pictures=(place(9, 9, TOWER, own.layout.pictures),) * 2)
+    tail, (index,) = [NEWLINE] * newline, arrays['image_index'].T
+    assert index.tolist() == [0, 1, 2, 3, *tail, -1, 4, 5, 6, 7, *tail, -1]
+    assert (arrays['tokens'][index >= 0] == own.pad).all()
+    assert arrays['weights'][index >= 0].sum() == 0
+    assert own.layout.newline == newline and 'image_weight' not in arrays
+
+
+def test_an_image_of_many_tiles_takes_as_many_tokens_as_it_is_placed_on(tokenizer):
+    """The second picture's features begin behind all tiles of the first."""
+    own = encoder(tokenizer, 'anyres')
+    wide, small_one = (place(*size, TOWER, own.layout.pictures) for size in ((50, 16), (8, 8)))
+    assert wide.tiles > 2 == small_one.tiles and (wide.weight_LC[:, 1:] > 0).any()
+    arrays = own.encode([Turn('user', f'at {IMAGE} a1 b2 {IMAGE}', True)],
+                        pictures=(wide, small_one))
+    index, weight = arrays['image_index'], arrays['image_weight']
+    first, second = slice(1, 1 + wide.tokens), slice(3 + wide.tokens, None)
+    for text in (0, 1 + wide.tokens, 2 + wide.tokens):
+        assert (index[text] == -1).all() and arrays['weights'][text] == 1
+    assert len(arrays['tokens']) == 3 + wide.tokens + small_one.tokens
+    assert index[first].tolist() == wide.index_LC.tolist()
+    assert weight[first].tolist() == wide.weight_LC.tolist()
+    shifted = small_one.index_LC + wide.tiles * TOWER.P
+    assert index[second].tolist() == np.where(small_one.index_LC == NEWLINE, NEWLINE,
+                                              shifted).tolist()
+    assert weight[second].tolist() == small_one.weight_LC.tolist()
+
+
+@pytest.mark.parametrize('text, count', [(IMAGE, 0), ('at', 1), (f'{IMAGE} {IMAGE}', 1)])
+def test_marks_and_pictures_must_agree_in_number(tokenizer, text, count):
+    own, marks = encoder(tokenizer), text.count(IMAGE)
+    with pytest.raises(ValueError, match=f'{marks} image marks .* for {count} pictures') as caught:
+        own.encode([Turn('user', text, False)],
+                   pictures=(place(9, 9, TOWER, own.layout.pictures),) * count)
+    assert '\n' not in str(caught.value)
+
+
+def test_a_model_without_a_tower_takes_text_and_refuses_pictures(tokenizer):
+    own = Encoder(tokenizer, MICRO_CHAT, Layout(None))
+    assert own.layout.cut(()) == ((), None)
+    assert (own.encode([Turn('user', 'red', False)])['image_index'] == -1).all()
+    with pytest.raises(ValueError, match='no vision tower'):
+        own.layout.cut((b'',))
 
 
 def test_the_same_words_give_the_same_tokenizer_bytes(tmp_path):
@@ -134,7 +175,7 @@ def test_more_tokens_than_embedding_rows_is_refused_with_both_numbers(tmp_path):
 def test_a_tokenizer_without_the_stop_token_is_refused(tokenizer):
     with pytest.raises(ValueError, match='no token'):
         Encoder(tokenizer, MICRO_CHAT.__class__(('', ''), ('', ''), ('', ''), '<halt>'),
-                Layout(4, True))
+                Layout(TOWER))
 
 
 def test_words_may_come_from_an_iterator(tmp_path):

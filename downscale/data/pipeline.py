@@ -11,8 +11,7 @@ import numpy as np
 from downscale.data import images
 from downscale.data.mixture import MIXTURES
 from downscale.data.scenes import World
-from downscale.data.tokens import NEWLINE, Encoder
-from downscale.sizes import VisionConfig
+from downscale.data.tokens import Encoder
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,6 @@ class Sampler:
     library: Library
     encoder: Encoder
     world: World
-    vision: VisionConfig
     shape: Shape
 
     def __call__(self, index, rng):
@@ -105,11 +103,12 @@ class Sampler:
 
     def encoded(self, talk, where):
         """Arrays of one conversation; ValueError when it does not fit or supervises nothing."""
-        arrays = self.encoder.encode(talk.turns)
-        n = len(arrays['tokens'])
-        if n > self.shape.length or len(talk.images) > self.shape.tiles:
+        placed, tiles = self.encoder.layout.cut(talk.images, where)
+        arrays = self.encoder.encode(talk.turns, pictures=placed)
+        n, cut = len(arrays['tokens']), sum(picture.tiles for picture in placed)
+        if n > self.shape.length or cut > self.shape.tiles:
             raise ValueError(
-                f'{where}: {n} tokens and {len(talk.images)} images do not fit a row of '
+                f'{where}: {n} tokens and {cut} tiles of {len(placed)} images do not fit a row of '
                 f'{self.shape.length} tokens and {self.shape.tiles} tiles, and an example is never '
                 'cut inside an image; raise `length` or `tiles` of the stage')
         supervised = arrays['weights'].sum()
@@ -118,12 +117,11 @@ class Sampler:
         if self.recipe.loss_norm == 'example':
             arrays['weights'] /= supervised
         if self.shape.tiles:
-            cut = [images.cached_tile(data, self.vision) for data in talk.images]
-            empty = np.zeros((0, self.vision.P, self.vision.Q), np.uint8)
-            arrays['tiles'] = np.stack(cut) if cut else empty
-        else:
-            del arrays['image_index']
-        return arrays
+            vision = self.encoder.layout.vision
+            empty = np.zeros((0, vision.P, vision.Q), np.uint8)
+            arrays['tiles'] = empty if tiles is None else tiles
+            return arrays
+        return {name: arrays[name] for name in ('tokens', 'weights')}
 
 
 def packed_row(row, patches):
@@ -135,11 +133,13 @@ def packed_row(row, patches):
         first = np.zeros(out['segments'].max(initial=0) + 1, np.int32)
         for slot in range(tiles - 1, -1, -1):
             first[row['tiles_segment_ids'][slot]] = slot
-        index = row['image_index']
-        shifted = np.where(index >= 0, index + first[out['segments']] * patches, -1)
-        shifted = np.where(index == NEWLINE, tiles * patches, shifted)
+        index, segments = row['image_index'], out['segments'][:, None]
+        shifted = np.where(index >= 0, index + first[segments] * patches, -1)
+        shifted = np.where(index == images.NEWLINE, tiles * patches, shifted)
         # Padding positions hold index 0, which would name the first patch.
-        out['image_index'] = np.where(out['segments'] > 0, shifted, -1).astype(np.int32)
+        out['image_index'] = np.where(segments > 0, shifted, -1).astype(np.int32)
+        if 'image_weight' in row:
+            out['image_weight'] = row['image_weight']
         out['tiles'] = images.normalise(row['tiles'])
     return out
 
@@ -157,10 +157,11 @@ def stream(sampler, seed, process=0, processes=1, devices=1):
     """The endless grain dataset of batches of one process; `iter()` of it can be checkpointed.
 
     Leaves of a batch: tokens, segments, positions int32 [B, L], weights float32 [B, L] and, where
-    the shape has tiles, tiles float32 [B, I, P, Q] and image_index int32 [B, L]. The contrastive
-    stage gives tokens, segments [B, L] and tiles [B, P, Q].
+    the shape has tiles, tiles float32 [B, I, P, Q], image_index int32 [B, L, C] and, for C > 1,
+    image_weight float32 [B, L, C]. The contrastive stage gives tokens, segments [B, L] and tiles
+    [B, P, Q].
     """
-    shape = sampler.shape
+    shape, layout = sampler.shape, sampler.encoder.layout
     rows = shape.local_batch(processes, devices)
     data = grain.MapDataset.range(len(sampler.library)).seed(seed).shuffle().repeat()
     data = data.random_map(sampler, seed=seed)[process::processes]
@@ -172,7 +173,10 @@ def stream(sampler, seed, process=0, processes=1, devices=1):
         lengths = {'tokens': shape.length, 'weights': shape.length}
         if shape.tiles:
             lengths |= {'image_index': shape.length, 'tiles': shape.tiles}
+            if images.corners(layout.pictures) > 1:
+                lengths['image_weight'] = shape.length
         data = grain.experimental.FirstFitPackIterDataset(
             data, length_struct=lengths, num_packing_bins=min(16, rows))
-        data = data.map(lambda row: packed_row(row, sampler.vision.P))
+        patches = layout.vision.P if shape.tiles else 0
+        data = data.map(lambda row: packed_row(row, patches))
     return data.batch(rows)

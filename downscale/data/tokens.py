@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from downscale.data import images
 from downscale.data.records import IMAGE, Turn
+from downscale.sizes import Pictures, VisionConfig
 
 SPECIAL = ('<pad>', '<unk>', '<|im_start|>', '<|im_end|>', '<think>', '</think>', IMAGE)
 
@@ -41,14 +43,30 @@ CHATS = {'chatml': CHATML, 'micro': MICRO_CHAT}
 
 @dataclass(frozen=True)
 class Layout:
-    """How many features one image becomes: `patches` P, and whether a newline ends it."""
-    patches: int
-    newline: bool
+    """How the pictures of a conversation become tiles and tokens; `vision` None is text only."""
+    vision: VisionConfig | None
+    pictures: Pictures = Pictures()
 
     @property
-    def tokens(self):
-        """Token positions that one image takes."""
-        return self.patches + self.newline
+    def newline(self):
+        """Whether `image_newline` occurs."""
+        return self.pictures.mode != 'flat'
+
+    def cut(self, pngs, where='image'):
+        """(the `Placed` of each picture, their tiles uint8 [I, P, Q]) of one conversation.
+
+        `pngs` are encoded pictures, in the order of their marks; without any the tiles are None.
+        ValueError when one is unreadable, or when there is no tower to see it.
+        """
+        if not pngs:
+            return (), None
+        if self.vision is None:
+            raise ValueError(f'{where}: the model has no vision tower; ask it without pictures')
+        cuts = [images.cut(png, self.vision, self.pictures, len(pngs) == 1, f'{where}, picture {k}')
+                for k, png in enumerate(pngs)]
+        # A lone picture's tiles are shared with the cache, not copied: they may be 16 MB.
+        tiles = cuts[0][1] if len(cuts) == 1 else np.concatenate([tiles for _, tiles in cuts])
+        return tuple(placed for placed, _ in cuts), tiles
 
 
 def train_tokenizer(words, path):
@@ -123,41 +141,63 @@ class Encoder:
             ids = ids[:ids.index(self.stop)]
         return self.tokenizer.decode(ids, skip_special_tokens=False).strip()
 
-    def encode(self, turns, reply=False):
-        """Arrays of a conversation: tokens, image_index (int32 [L]) and weights (float32 [L]).
+    def encode(self, turns, reply=False, pictures=()):
+        """Arrays of a conversation: tokens int32 and weights float32 [L], image_index int32 [L, C].
 
         `weights[i]` is 1 where token i is a target of the loss: the text of a supervised turn and
         the stop token behind it. With `reply` the header of an assistant turn is appended, so that
-        a model may continue. `image_index` counts from the first image of this conversation.
+        a model may continue. `pictures` holds the `Placed` of every image mark; `image_index`
+        counts features from the first tile of this conversation and is -1 for text. Where a
+        token may mix features (C > 1) there is image_weight, float32 [L, C]. ValueError when marks
+        and pictures differ in number.
         """
-        tokens, index, weights, images = [], [], [], 0
+        marks = sum(turn.text.count(IMAGE) for turn in turns)
+        if marks != len(pictures):
+            raise ValueError(f'{marks} image marks {IMAGE} in the text for {len(pictures)} '
+                             'pictures; give each picture one mark')
+        tokens, index, weights, image = [], [], [], 0
         for turn in (*turns, Turn('assistant', '', False)) if reply else turns:
             before, after = getattr(self.chat, turn.role)
             tail = [] if reply and turn.role == 'assistant' and not turn.text else self.ids(after)
             self._extend(tokens, index, weights, [*self.ids(before), *self.ids(turn.given)], 0)
             for k, piece in enumerate(turn.text.split(IMAGE)):
                 if k:
-                    self._image(tokens, index, weights, images)
-                    images += 1
+                    self._image(tokens, index, weights, pictures[:image + 1])
+                    image += 1
                 self._extend(tokens, index, weights, self.ids(piece), turn.supervised)
             # Only the stop token is learnt of what ends a turn, not the line break behind it.
             self._extend(tokens, index, weights, tail[:1], turn.supervised)
             self._extend(tokens, index, weights, tail[1:], 0)
         return {'tokens': np.asarray(tokens, np.int32),
-                'image_index': np.asarray(index, np.int32),
-                'weights': np.asarray(weights, np.float32)}
+                'weights': np.asarray(weights, np.float32),
+                **self._features(np.asarray(index, np.int32), pictures)}
 
     def _extend(self, tokens, index, weights, ids, weight):
         tokens += ids
         index += [-1] * len(ids)
         weights += [float(weight)] * len(ids)
 
-    def _image(self, tokens, index, weights, image):
-        P = self.layout.patches
-        features = list(range(image * P, (image + 1) * P)) + [NEWLINE] * self.layout.newline
-        tokens += [self.pad] * len(features)
-        index += features
-        weights += [0.0] * len(features)
+    def _image(self, tokens, index, weights, shown):
+        """The last picture of `shown`; its tokens count on from those of the pictures before it."""
+        *before, placed = shown
+        first = sum(earlier.tokens for earlier in before)
+        tokens += [self.pad] * placed.tokens
+        index += range(first, first + placed.tokens)
+        weights += [0.0] * placed.tokens
 
-
-NEWLINE = 1 << 20  # stands for `image_newline` until the number of tile slots is known
+    def _features(self, index, pictures):
+        """image_index and image_weight, where `index` [L] numbers the image tokens, -1 for text."""
+        C = images.corners(self.layout.pictures)
+        # The last row is that of text, so that -1 finds it.
+        indices, mixes, tile = [], [], 0
+        for placed in pictures:
+            shift = tile * self.layout.vision.P
+            indices.append(np.where(placed.index_LC == images.NEWLINE, images.NEWLINE,
+                                    placed.index_LC + shift))
+            mixes.append(placed.weight_LC)
+            tile += placed.tiles
+        indices, mixes = [*indices, np.full((1, C), -1)], [*mixes, np.zeros((1, C))]
+        arrays = {'image_index': np.concatenate(indices).astype(np.int32)[index]}
+        if C > 1:
+            arrays['image_weight'] = np.concatenate(mixes).astype(np.float32)[index]
+        return arrays

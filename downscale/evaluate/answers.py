@@ -5,13 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from downscale.data import images
 from downscale.data.mixture import THINK, pictures
 from downscale.data.questions import correct
 from downscale.data.records import Example, Question, Turn
 from downscale.generate.engine import Prompt
-
-MOST_TILES = 3  # pictures of one question: a reference and its two alternatives
 
 
 @dataclass(frozen=True)
@@ -47,17 +44,22 @@ def shown(item, condition, items):
     return others[following].images
 
 
-def prompt_of(encoder, vision, text, pngs=(), prefix=''):
+def prompt_of(encoder, text, pngs=(), prefix=''):
     """The `Prompt` of one user turn, its pictures in front, the reply begun with `prefix`."""
     mark = f'{pictures(Example("", pngs, "", ()))} ' if pngs else ''
-    arrays = encoder.encode([Turn('user', mark + text, False)], reply=True)
+    placed, tiles = encoder.layout.cut(pngs)
+    arrays = encoder.encode([Turn('user', mark + text, False)], reply=True, pictures=placed)
     begun = np.asarray(encoder.ids(prefix) if prefix else [], np.int32)
-    tiles = None
-    if pngs:
-        tiles = images.normalise(np.stack([images.cached_tile(png, vision) for png in pngs]))
+    more = ((0, len(begun)), (0, 0))
+    weight = arrays.get('image_weight')
     return Prompt(np.concatenate([arrays['tokens'], begun]),
-                  np.concatenate([arrays['image_index'], np.full(len(begun), -1, np.int32)]),
-                  tiles)
+                  np.pad(arrays['image_index'], more, constant_values=-1), tiles,
+                  None if weight is None else np.pad(weight, more))
+
+
+def most_tiles(prompts):
+    """The tiles of the prompt that shows most of them."""
+    return max((len(prompt.tiles) for prompt in prompts if prompt.tiles is not None), default=0)
 
 
 def gold_ids(encoder, question):

@@ -7,7 +7,7 @@ import math
 from dataclasses import replace
 
 from downscale.data.mixture import describe_prompt, reasoner_prompt, reply_prefix
-from downscale.evaluate.answers import MOST_TILES, gold_ids, hash_of, prompt_of, row
+from downscale.evaluate.answers import gold_ids, hash_of, most_tiles, prompt_of, row
 
 GOLD = ''  # the perception run of the gold-scene control
 
@@ -23,11 +23,11 @@ def describe(engine, experiment, items, kind, report=lambda done, total: None):
     for item in items:
         prompt = describe_prompt(item.question if kind == 'extraction' else None)
         asked.setdefault((item.example.scene_id, prompt), item)
-    prompts = [prompt_of(encoder, experiment.vision, prompt, item.example.images)
+    prompts = [prompt_of(encoder, prompt, item.example.images)
                for (_, prompt), item in asked.items()]
     # Empty targets keep this the same compiled program as the joint test.
-    written = engine.write(prompts, plan.length, MOST_TILES, plan.write, plan.write,
-                           [()] * len(prompts), report)
+    written = engine.write(prompts, plan.length, most_tiles(prompts), plan.write,
+                           plan.write, [()] * len(prompts), report)
     replies = dict(zip(asked, written, strict=True))
     rows = []
     for item in items:
@@ -54,9 +54,8 @@ def answer(engine, experiment, items, texts, data_hash, report=lambda done, tota
     plan, encoder = experiment.evaluation, engine.encoder
     rows, cells = [], [(key, think) for think in plan.thinking for key in texts]
     for k, ((run, kind), think) in enumerate(cells):
-        prompts = [prompt_of(encoder, experiment.vision,
-                             reasoner_prompt(texts[run, kind][item.question.item_id],
-                                             item.question), prefix=reply_prefix(think))
+        prompts = [prompt_of(encoder, reasoner_prompt(texts[run, kind][item.question.item_id],
+                                                      item.question), prefix=reply_prefix(think))
                    for item in items]
 
         def sofar(done, total, k=k):

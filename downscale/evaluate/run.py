@@ -5,7 +5,7 @@ import jax
 import pyarrow.parquet as pq
 
 from downscale import stages
-from downscale.data.tokens import NEWLINE
+from downscale.data.images import NEWLINE
 from downscale.evaluate import decoupled
 from downscale.evaluate.answers import items_of
 from downscale.evaluate.items import write_items, write_texts
@@ -18,8 +18,9 @@ from downscale.train.checkpoint import load_params, write_json
 def engine_of(study, experiment, stage):
     """The engine of a finished stage of a cell."""
     model = experiment.model(stage)
-    groups = ['language'] if stage == 'reason' else \
-        ['language', 'tower', 'connector', 'image_newline_D']
+    groups = ['language']
+    if stage != 'reason':
+        groups += ['tower', 'connector', *['image_newline_D'] * model.newline]
     target = abstract_params(model, tuple(groups))
     params = load_params(stages.folder_of(study, experiment, stage), target)
     return Engine(model, jax.device_put(params), stages.encoder_of(study, experiment, stage),

@@ -12,15 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from downscale.data import images
 from downscale.model.cache import empty_cache
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One row: token ids, the image index of each, the tiles uint8 [I, P, Q] they name."""
+    """One row: token ids [L], the image index [L, C] of each, the tiles uint8 [I, P, Q] they name,
+    and where C > 1 the weights [L, C] of the features."""
     tokens: np.ndarray
     image_index: np.ndarray
     tiles: np.ndarray | None = None
+    image_weight: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -42,14 +45,14 @@ class Bucket:
 
 
 def padded(prompts, targets, bucket, vision, newline):
-    """Arrays of `bucket` shape: tokens, lengths and, as needed, tiles, image_index, weights.
+    """Arrays of `bucket` shape: tokens, lengths and, as needed, weights, tiles, image_index and
+    image_weight.
 
     Missing rows are one padding token long. `targets` (ids per prompt, or None) stand behind the
     prompts and `weights` marks them. `newline` marks `image_newline` in an image_index. ValueError
-    when a prompt with its target is longer than the bucket.
+    when a prompt with its target is longer than the bucket or shows more tiles.
     """
     tokens = np.zeros((bucket.rows, bucket.length), np.int32)
-    index = np.full((bucket.rows, bucket.length), -1, np.int32)
     weights = np.zeros((bucket.rows, bucket.length), np.float32)
     lengths = np.ones(bucket.rows, np.int32)
     for row, prompt in enumerate(prompts):
@@ -60,18 +63,31 @@ def padded(prompts, targets, bucket, vision, newline):
         tokens[row, :n], lengths[row] = prompt.tokens, n
         tokens[row, n:n + len(target)] = target
         weights[row, n:n + len(target)] = 1
-        index[row, :n] = np.where(prompt.image_index == newline, vision.P * bucket.tiles,
-                                  prompt.image_index)
     batch = {'tokens': tokens, 'lengths': lengths}
     if targets:
         batch['weights'] = weights
-    if bucket.tiles:
-        tiles = np.zeros((bucket.rows, bucket.tiles, vision.P, vision.Q), np.float32)
-        for row, prompt in enumerate(prompts):
-            if prompt.tiles is not None:
-                tiles[row, :len(prompt.tiles)] = prompt.tiles
-        batch |= {'tiles': tiles, 'image_index': index}
-    return batch
+    return batch | _shown(prompts, bucket, vision, newline) if bucket.tiles else batch
+
+
+def _shown(prompts, bucket, vision, newline):
+    """tiles float32 [B, I, P, Q], image_index [B, L, C] and, for C > 1, image_weight [B, L, C]."""
+    C = prompts[0].image_index.shape[1]
+    tiles = np.zeros((bucket.rows, bucket.tiles, vision.P, vision.Q), np.float32)
+    index = np.full((bucket.rows, bucket.length, C), -1, np.int32)
+    weight = np.zeros(index.shape, np.float32)
+    for row, prompt in enumerate(prompts):
+        n, shown = len(prompt.tokens), 0 if prompt.tiles is None else len(prompt.tiles)
+        if shown > bucket.tiles:
+            raise ValueError(f'a prompt of {shown} image tiles does not fit a call of '
+                             f'{bucket.tiles}; give it the most tiles of its prompts')
+        index[row, :n] = np.where(prompt.image_index == newline, vision.P * bucket.tiles,
+                                  prompt.image_index)
+        if shown:
+            tiles[row, :shown] = images.normalise(prompt.tiles)
+        if C > 1:
+            weight[row, :n] = prompt.image_weight
+    found = {'tiles': tiles, 'image_index': index}
+    return found | {'image_weight': weight} if C > 1 else found
 
 
 @partial(jax.jit, static_argnames=('model', 'room', 'stop'))
@@ -89,7 +105,8 @@ def decode(params, batch, limit, *, model, room, stop):
     weights_BL = batch.get('weights')
     logits_BLV, cache = model.apply(
         {'params': params}, tokens_BL, positions_BL, None, batch.get('tiles'),
-        batch.get('image_index'), cache, None if 'weights' in batch else lengths_B - 1)
+        batch.get('image_index'), batch.get('image_weight'), cache,
+        None if 'weights' in batch else lengths_B - 1)
     nll_B = None
     if 'weights' in batch:
         chosen_BL = jnp.take_along_axis(logits_BLV[:, :-1], tokens_BL[:, 1:, None], -1)[:, :, 0]

@@ -65,7 +65,8 @@ def abstract_params(model, parts=PARTS):
 
     def init():
         return model.init(jax.random.key(0), tokens, tokens, tokens,
-                          tiles if with_images else None, tokens - 1 if with_images else None)
+                          tiles if with_images else None,
+                          tokens[:, :, None] - 1 if with_images else None)
 
     tree = jax.eval_shape(init)['params']
     return {name: tree[name] for name in parts}

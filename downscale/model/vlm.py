@@ -1,9 +1,10 @@
 """The vision-language model: tower, connector and decoder, spliced by index with static shapes.
 
-`image_index_BL` says, for every token, which of the row's image features replaces it: -1 for
-text, p + P * i for patch p of tile i, and P * I for the learned `image_newline`. Text-only rows,
-rows with one image and rows with several pass through the same program; unused tiles are zeros
-that nothing points to.
+`image_index_BLC` says, for every token, which of the row's image features replace it: -1 for
+text, p + P * i for patch p of tile i, and P * I for the learned `image_newline`. With C > 1 a token
+is the sum of C features weighted by `image_weight_BLC`, which is how pictures of many tiles are
+reduced. Text-only rows, rows with one image and rows with several pass through the same program;
+unused tiles are zeros that nothing points to.
 """
 import flax.linen as nn
 import jax.numpy as jnp
@@ -13,6 +14,25 @@ from downscale.model.language import Language
 from downscale.model.vision import Connector, Tower
 from downscale.sharding import Rules, constrain
 from downscale.sizes import LanguageConfig, VisionConfig
+
+
+def splice(features_BLD, image_index_BLC, image_weight_BLC=None):
+    """What image tokens show [B, L, D], out of each row's features; text positions hold feature 0.
+
+    `features_BLD` lists all features of a row; C is 1 where no weights are given. Weighted sums are
+    taken in float32. Corners are gathered one after another: no [B, L, C, D] exists.
+    """
+    C = image_index_BLC.shape[2]
+
+    def corner(c):
+        return jnp.take_along_axis(
+            features_BLD, jnp.maximum(image_index_BLC[:, :, c], 0)[:, :, None], axis=1)
+    if image_weight_BLC is None:
+        if C != 1:
+            raise ValueError(f'an image token mixes {C} features, but there is no image_weight')
+        return corner(0)
+    mixed_BLD = sum(corner(c) * image_weight_BLC[:, :, c, None] for c in range(C))
+    return mixed_BLD.astype(features_BLD.dtype)
 
 
 class Vlm(nn.Module):
@@ -32,7 +52,7 @@ class Vlm(nn.Module):
 
     @nn.compact
     def __call__(self, tokens_BL, positions_BL, segments_BL=None, tiles_BIPQ=None,
-                 image_index_BL=None, cache=None, last_B=None):
+                 image_index_BLC=None, image_weight_BLC=None, cache=None, last_B=None):
         decoder = Language(self.language, self.rules, self.dtype, self.remat, self.unroll,
                            name='language')
         if tiles_BIPQ is None:
@@ -47,8 +67,7 @@ class Vlm(nn.Module):
             newline_D = self.param('image_newline_D', SHAPE_ONLY, (width,)).astype(self.dtype)
             features_BLD = jnp.concatenate(
                 [features_BLD, jnp.broadcast_to(newline_D, (B, 1, width))], axis=1)
-        image_BLD = jnp.take_along_axis(
-            features_BLD, jnp.maximum(image_index_BL, 0)[:, :, None], axis=1)
+        image_BLD = splice(features_BLD, image_index_BLC, image_weight_BLC)
         image_BLD = constrain(image_BLD, 'BLD', self.rules)
         return decoder(tokens_BL, positions_BL, segments_BL, cache, image_BLD,
-                       image_index_BL >= 0, last_B)
+                       image_index_BLC[:, :, 0] >= 0, last_B)

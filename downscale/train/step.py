@@ -17,7 +17,7 @@ def token_loss(model, params, batch):
     """
     logits_BLV, _ = model.apply(
         {'params': params}, batch['tokens'], batch['positions'], batch['segments'],
-        batch.get('tiles'), batch.get('image_index'))
+        batch.get('tiles'), batch.get('image_index'), batch.get('image_weight'))
     weights_BL = batch['weights'][:, 1:]
     targets_BL = batch['tokens'][:, 1:]
     logits_BLV = logits_BLV[:, :-1]
