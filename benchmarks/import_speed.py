@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 TARGET, SPARE_BYTES = 0.6, 2 ** 29
-BLOCK = 2 ** 24
+BLOCK, SETTLE_SECONDS = 2 ** 24, 2
 
 
 def arguments():
@@ -91,13 +91,21 @@ def copy_once(source, target):
     return time.perf_counter() - begin
 
 
+def settle():
+    """Wait until the disk has done what earlier rounds left behind, deletions included."""
+    os.sync()
+    time.sleep(SETTLE_SECONDS)
+
+
 def measure(work, repeats):
     """{'copy': [seconds], 'process': [...], 'import': [...], 'peak': [bytes]}."""
     times = {'copy': [], 'process': [], 'import': [], 'peak': []}
     for _ in range(repeats):
+        settle()
         times['copy'] += [sum(copy_once(path, work / 'copy.safetensors')
                               for path in sorted((work / 'model').glob('*.safetensors')))]
         (work / 'copy.safetensors').unlink()
+        settle()
         begin = time.perf_counter()
         ran = subprocess.run([sys.executable, __file__, '--import-once', work / 'model',
                               work / 'run'], check=True, capture_output=True, text=True)

@@ -67,6 +67,9 @@ def test_saved_leaves_come_back_in_their_own_dtypes(tree, tmp_path):
     found = checkpoint.load_params(tmp_path, targets(tree))
     assert_same(found, arrays(tree))
     assert_same(jax.tree.map(lambda leaf: leaf.read(), checkpoint.open_leaves(tmp_path)), found)
+    wide = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float32), targets(tree))
+    assert_same(checkpoint.load_params(tmp_path, wide),
+                jax.tree.map(lambda array: array.astype(np.float32), arrays(tree)))
     step = checkpoint.latest(tmp_path)
     assert step.name == '3'
     assert json.loads((step / 'meta' / 'metadata').read_text()) == {'source': 'here'}
