@@ -62,6 +62,7 @@ def test_what_is_exported_is_imported_bit_by_bit(name, dtype, tmp_path):
 
 def test_a_model_of_our_own_is_exported_without_any_config(tmp_path):
     model = small.model(2)
+    model = replace(model, language=replace(model.language, theta=500.0, eps=1e-5))
     tree = init_params(model, 3)
     for form, pictures in (('llava_qwen_3', Pictures('padded')), ('llava_qwen_3', Pictures('flat')),
                            ('llava_onevision', Pictures('anyres', 4, ((1, 2), (2, 1))))):

@@ -76,7 +76,7 @@ def _sections(language, vision, pictures):
     """The sections of names that a model of these sizes has."""
     found = []
     if language:
-        found += ['decoder'] if language.tie else ['decoder', 'head']
+        found += ['decoder', 'head']
     if vision:
         found.append('tower')
     if language and vision:
@@ -137,8 +137,7 @@ def _spare(architecture, prefixes, tensors, language, vision, where):
     if groups:
         notes.append(f'left out, unused by design: {", ".join(groups)}')
     if language and language.tie:
-        head = present_prefixes(architecture, tensors, ['head'])['head'] + 'weight'
-        embedding = prefixes['decoder'] + 'embed_tokens.weight'
+        head, embedding = prefixes['head'] + 'weight', prefixes['decoder'] + 'embed_tokens.weight'
         if head in tensors and embedding in tensors:
             _same(tensors[head], tensors[embedding], head, where)
             spare.add(head)

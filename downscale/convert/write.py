@@ -61,8 +61,7 @@ def _plan(form, leaves, language, vision, pictures):
     """
     prefixes = {section: candidates[0] for section, candidates
                 in FORMATS[MODEL_TYPES[form]].items()
-                if not (section == 'head' and language.tie)
-                and not (section == 'newline' and pictures.mode == 'flat')}
+                if not (section == 'newline' and pictures.mode == 'flat')}
     plan, problems = [], []
     for entry in entries(prefixes, language, vision):
         leaf = _leaf_at(leaves, entry.leaf)
