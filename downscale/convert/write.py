@@ -99,15 +99,19 @@ def _shards(plan):
 
 
 def _arrays(plan):
-    """The published tensors of `plan`, in its order; each leaf is read once and dropped."""
+    """The published tensors of `plan`, in its order; one leaf at a time is in memory."""
     for entry, leaf, rows in plan:
         if leaf is None:
             _, dtype, shape = rows[0]
             yield np.full(shape, entry, dtype)
-            continue
-        whole = leaf.read()
-        for layer in whole if entry.stacked else [whole]:
-            yield published(entry, layer)
+        else:
+            # A function of its own, whose names let go of a leaf before the next is read.
+            yield from _turned(entry, leaf.read())
+
+
+def _turned(entry, whole):
+    for layer in whole if entry.stacked else [whole]:
+        yield published(entry, layer)
 
 
 def _write_shards(folder, plan):
