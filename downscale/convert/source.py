@@ -1,0 +1,157 @@
+"""A published checkpoint, opened and checked before anything is read: sizes and lazy leaves."""
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from downscale.convert import config as configs
+from downscale.convert.leaves import Leaf
+from downscale.convert.names import entries, present_prefixes, unused
+from downscale.convert.shards import open_tensors, read_json
+from downscale.sizes import LanguageConfig, Pictures, VisionConfig
+
+MOST_SHOWN = 10
+COMPARE_ROWS = 2048
+# Files that go along with the weights, never code.
+SIDE_FILES = (
+    'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json',
+    'vocab.json', 'merges.txt', 'chat_template.jinja', 'chat_template.json',
+    'generation_config.json', 'preprocessor_config.json', 'processor_config.json')
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A checkpoint in our terms: sizes, how pictures are cut, and a nested dict of `Leaf`.
+
+    `language`, `vision` and `pictures` are None where the checkpoint has none. `notes` says in
+    sentences what was left out, `files` are the side files that travel along.
+    """
+    folder: Path
+    architecture: str
+    config: dict
+    language: LanguageConfig | None
+    vision: VisionConfig | None
+    pictures: Pictures | None
+    leaves: dict
+    notes: tuple[str, ...]
+    files: tuple[Path, ...]
+
+
+def open_source(folder):
+    """The `Source` of a local Hugging Face folder; only headers and JSON are read.
+
+    Raises FileNotFoundError for missing files and ValueError, in one line, for an unsupported or
+    inconsistent checkpoint: listing missing, unexpected and mis-shaped tensors.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f'{folder} is no folder; give the local folder of a Hugging Face '
+                                'model (config.json and *.safetensors)')
+    where = folder / 'config.json'
+    config = read_json(where)
+    architecture = configs.architecture_of(config, where)
+    language, vision, pictures = _sizes(architecture, config, where)
+    tensors = open_tensors(folder)
+    files = tuple(folder / name for name in SIDE_FILES if (folder / name).is_file())
+    leaves, notes = arrange(architecture, tensors, language, vision, pictures, folder)
+    return Source(folder, architecture, config, language, vision, pictures, leaves, notes, files)
+
+
+def _sizes(architecture, config, where):
+    """(language, vision, pictures) of a config, each None where it has none."""
+    if architecture == 'LlavaQwen3ForCausalLM':
+        return configs.llava_qwen3(config, where)
+    if architecture == 'LlavaOnevisionForConditionalGeneration':
+        return configs.llava_onevision(config, where)
+    if architecture.startswith('Siglip'):
+        tower = config.get('vision_config') or {} if architecture == 'SiglipModel' else config
+        # Used as a tower, SigLIP runs without its last block (arXiv 2511.17487).
+        return None, configs.vision_config(tower, where, 1), None
+    kind = next(kind for kind, name in configs.MODEL_TYPES.items() if name == architecture)
+    return configs.language_config(config, kind, where), None, None
+
+
+def _sections(language, vision, pictures):
+    """The sections of names that a model of these sizes has."""
+    found = []
+    if language:
+        found += ['decoder', 'head']
+    if vision:
+        found.append('tower')
+    if language and vision:
+        found += ['first', 'second']
+    # The connector stage of the reference has no newline yet.
+    return [*found, 'newline'] if pictures and pictures.mode != 'flat' else found
+
+
+def arrange(architecture, tensors, language, vision, pictures, where):
+    """(nested dict of `Leaf`, notes) of the published `tensors` {name: Tensor}.
+
+    Everything that is no `Tensor` but has its `shape`, `dtype` and `read` serves as well. Raises
+    ValueError listing what is missing, unexpected or mis-shaped.
+    """
+    prefixes = present_prefixes(architecture, tensors, _sections(language, vision, pictures))
+    plan = entries(prefixes, language, vision)
+    spare, notes = _spare(architecture, prefixes, tensors, language, vision, where)
+    wanted = {name: entry.theirs for entry in plan for name in entry.names}
+    tie = ' (or is it the embedding? then set "tie_word_embeddings" to true)'
+    problems = [f'missing {name} {wanted[name]}{tie if name.endswith("lm_head.weight") else ""}'
+                for name in sorted(wanted.keys() - tensors.keys())]
+    problems += [f'unexpected {name} {tensors[name].shape}'
+                 for name in sorted(tensors.keys() - wanted.keys() - spare)]
+    problems += [f'{name}: stored {tensors[name].shape}, config {wanted[name]}'
+                 for name in sorted(wanted.keys() & tensors.keys())
+                 if tuple(tensors[name].shape) != wanted[name]]
+    problems += [f'{entry.leaf}: {" and ".join(sorted(map(str, kinds)))} in different layers'
+                 for entry in plan if len(kinds := {tensors[name].dtype for name in entry.names
+                                                    if name in tensors}) > 1]
+    if problems:
+        shown = '; '.join(problems[:MOST_SHOWN])
+        more = f'; and {len(problems) - MOST_SHOWN} more' if len(problems) > MOST_SHOWN else ''
+        raise ValueError(f'{where}: {len(problems)} tensors do not match config.json: '
+                         f'{shown}{more}. Config and weights must be of one model')
+    leaves = {}
+    for entry in plan:
+        parts = tuple(tensors[name] for name in entry.names)
+        node = leaves
+        *path, last = entry.leaf.split('/')
+        for key in path:
+            node = node.setdefault(key, {})
+        node[last] = Leaf(entry.leaf, entry.shape, parts[0].dtype, entry.kind, entry.stacked, parts)
+    return leaves, notes
+
+
+def _spare(architecture, prefixes, tensors, language, vision, where):
+    """(names that are left out on purpose, sentences that say so)."""
+    spare, notes = unused(architecture, prefixes, tensors), []
+    if 'tower' in prefixes:
+        block = re.compile(re.escape(prefixes['tower']) + r'encoder\.layers\.(\d+)\..+')
+        layers = {name: int(found[1]) for name in tensors if (found := block.fullmatch(name))}
+        deep = {name for name, layer in layers.items() if layer >= vision.layers}
+        spare |= deep
+        notes += [f'left out vision block {layer}, which the tower does not run'
+                  for layer in sorted({layers[name] for name in deep})]
+    groups = sorted({name.removeprefix(prefixes.get('tower', '')).partition('.')[0]
+                     for name in unused(architecture, prefixes, tensors)})
+    if groups:
+        notes.append(f'left out, unused by design: {", ".join(groups)}')
+    if language and language.tie:
+        head, embedding = prefixes['head'] + 'weight', prefixes['decoder'] + 'embed_tokens.weight'
+        if head in tensors and embedding in tensors:
+            _same(tensors[head], tensors[embedding], head, where)
+            spare.add(head)
+            notes.append(f'left out {head}, which equals the embedding it is tied to')
+    return spare, tuple(notes)
+
+
+def _same(head, embedding, name, where):
+    """Raise ValueError unless two tensors hold the same values: tied, the head would be lost."""
+    same = head.shape == embedding.shape and head.dtype == embedding.dtype
+    for start in range(0, head.shape[0] if same else 0, COMPARE_ROWS):
+        stop = min(start + COMPARE_ROWS, head.shape[0])
+        same = same and np.array_equal(head.read(start, stop).view(np.uint8),
+                                       embedding.read(start, stop).view(np.uint8))
+    if not same:
+        raise ValueError(f'{where}: {name} differs from the embedding, though config.json ties '
+                         'them; set "tie_word_embeddings" to false there to keep both')
