@@ -13,9 +13,10 @@ import typing
 from dataclasses import dataclass
 from pathlib import Path
 
+from downscale.data.chat import CHATS
 from downscale.data.pipeline import Recipe, Shape
 from downscale.data.scenes import World
-from downscale.data.tokens import CHATS, Layout
+from downscale.data.tokens import Layout
 from downscale.model.contrastive import PairModel
 from downscale.model.vlm import Vlm
 from downscale.sizes import LANGUAGE, LanguageConfig, Pictures, VisionConfig, scale

@@ -8,9 +8,10 @@ from pathlib import Path
 import jax
 
 from downscale import experiment as experiments
+from downscale.data.chat import CHATS
 from downscale.data.facts import vocabulary
 from downscale.data.pipeline import Library, Sampler, stream
-from downscale.data.tokens import CHATS, Encoder, load_tokenizer, train_tokenizer
+from downscale.data.tokens import Encoder, load_tokenizer, train_tokenizer
 from downscale.data.world_builder import build, source
 from downscale.evaluate.answers import hash_of
 from downscale.model.contrastive import abstract_pair_params

@@ -1,11 +1,12 @@
 """Text to ids: which tokens are learnt, where images go, and what a broken tokenizer says."""
+from dataclasses import replace
+
 import pytest
 import small
 
+from downscale.data.chat import CHATS
 from downscale.data.records import IMAGE, Turn
 from downscale.data.tokens import (
-    CHATML,
-    MICRO_CHAT,
     NEWLINE,
     SPECIAL,
     Encoder,
@@ -14,6 +15,7 @@ from downscale.data.tokens import (
     train_tokenizer,
 )
 
+MICRO_CHAT, CHATML = CHATS['micro'], CHATS['chatml']
 WORDS = ('what', 'is', 'at', 'a1', 'b2', 'red', 'blue')
 
 
@@ -133,8 +135,7 @@ def test_more_tokens_than_embedding_rows_is_refused_with_both_numbers(tmp_path):
 
 def test_a_tokenizer_without_the_stop_token_is_refused(tokenizer):
     with pytest.raises(ValueError, match='no token'):
-        Encoder(tokenizer, MICRO_CHAT.__class__(('', ''), ('', ''), ('', ''), '<halt>'),
-                Layout(4, True))
+        Encoder(tokenizer, replace(MICRO_CHAT, stop='<halt>'), Layout(4, True))
 
 
 def test_words_may_come_from_an_iterator(tmp_path):
