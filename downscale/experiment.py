@@ -13,9 +13,10 @@ import typing
 from dataclasses import dataclass
 from pathlib import Path
 
+from downscale.data.chat import CHATS
 from downscale.data.pipeline import Recipe, Shape
 from downscale.data.scenes import World
-from downscale.data.tokens import CHATS, Layout
+from downscale.data.tokens import Layout
 from downscale.model.contrastive import PairModel
 from downscale.model.vlm import Vlm
 from downscale.sizes import LANGUAGE, LanguageConfig, Pictures, VisionConfig, scale
@@ -140,6 +141,7 @@ class Experiment:
     optimizer: Optimizer = Optimizer()
     mesh: MeshSize = MeshSize()
     chat: str = 'micro'
+    legacy_structural_loss: bool = False
     tokenizer: str = ''
     dtype: str = 'float32'
     remat: bool = False
@@ -179,6 +181,11 @@ class Experiment:
         no newline (arXiv 2511.17487, section 3.1)."""
         flat = dataclasses.replace(self.pictures, mode='flat')
         return Layout(self.vision, flat if stage in ('align', 'tower') else self.pictures)
+
+    def chat_of(self, stage):
+        """The format of a stage; where ChatML is spoken, the connector learns bare captions."""
+        name = 'plain' if (self.chat, stage) == ('chatml', 'align') else self.chat
+        return dataclasses.replace(CHATS[name], legacy_structural_loss=self.legacy_structural_loss)
 
     @property
     def hash(self):

@@ -10,7 +10,7 @@ import jax
 from downscale import experiment as experiments
 from downscale.data.facts import vocabulary
 from downscale.data.pipeline import Library, Sampler, stream
-from downscale.data.tokens import CHATS, Encoder, load_tokenizer, train_tokenizer
+from downscale.data.tokens import Encoder, load_tokenizer, train_tokenizer
 from downscale.data.world_builder import build, source
 from downscale.evaluate.answers import hash_of
 from downscale.model.contrastive import abstract_pair_params
@@ -60,7 +60,7 @@ def library(study, split):
 def encoder_of(study, experiment, stage):
     """The text encoder of a stage."""
     tokenizer = load_tokenizer(tokenizer_path(study, experiment), experiment.language.V)
-    return Encoder(tokenizer, CHATS[experiment.chat], experiment.layout(stage))
+    return Encoder(tokenizer, experiment.chat_of(stage), experiment.layout(stage))
 
 
 def folder_of(study, experiment, stage):

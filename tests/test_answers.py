@@ -8,7 +8,7 @@ import pytest
 import small
 
 from downscale.data.images import NEWLINE
-from downscale.data.mixture import MIXTURES, THINK, answer_text, reply_prefix
+from downscale.data.mixture import MIXTURES, THINK, answer_text
 from downscale.data.records import Turn
 from downscale.evaluate.answers import (
     answer_in,
@@ -88,10 +88,9 @@ def test_a_prompt_is_what_training_shows_up_to_the_answer(items):
     assert trained['tokens'][n:].tolist() == gold_ids(encoder, question)
     for thought in ('', question.trace.text, question.trace.scan):
         think = bool(thought)
-        prompt = prompt_of(encoder, question.text, prefix=reply_prefix(think))
+        prompt = prompt_of(encoder, question.text, thinking=think)
         trained = encoder.encode([Turn('user', question.text, False),
-                                  Turn('assistant', answer_text(question, thought), True,
-                                       reply_prefix(think))])
+                                  Turn('assistant', answer_text(question, thought), True, think)])
         n = len(prompt.tokens)
         np.testing.assert_array_equal(prompt.tokens, trained['tokens'][:n])
         assert not trained['weights'][:n].any() and trained['weights'][n:].all()
@@ -106,10 +105,8 @@ def test_a_reasoner_never_learns_whether_to_think():
     for seed in range(40):
         talk = MIXTURES['reason'](small.library(), 0, np.random.default_rng(seed), small.WORLD, 2)
         for turn in talk.turns[1::2]:
-            think = turn.given == reply_prefix(True)
-            assert think or turn.given == reply_prefix(False)
-            assert not turn.text.startswith(THINK[1]) and (THINK[1] in turn.text) == think
-            kinds.add(think)
+            assert not turn.text.startswith(THINK[1]) and (THINK[1] in turn.text) == turn.thinking
+            kinds.add(turn.thinking)
         arrays = encoder.encode(talk.turns)
         opens = arrays['tokens'] == encoder.tokenizer.token_to_id(THINK[0])
         assert opens.any() and not arrays['weights'][opens].any()

@@ -10,9 +10,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from downscale import cli, experiment
+from downscale.data.chat import CHATS
 from downscale.data.facts import vocabulary
 from downscale.data.pipeline import Sampler
-from downscale.data.tokens import CHATS, Encoder, load_tokenizer, train_tokenizer
+from downscale.data.tokens import Encoder, load_tokenizer, train_tokenizer
 from downscale.data.world_builder import scene_example, triple_example
 from downscale.experiment import STAGES, Experiment, cells, from_dict
 

@@ -1,13 +1,14 @@
 """Text to ids: which tokens are learnt, where images go, and what a broken tokenizer says."""
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import small
 
+from downscale.data.chat import CHATS
 from downscale.data.images import NEWLINE, place
 from downscale.data.records import IMAGE, Turn
 from downscale.data.tokens import (
-    CHATML,
-    MICRO_CHAT,
     SPECIAL,
     Encoder,
     Layout,
@@ -17,6 +18,7 @@ from downscale.data.tokens import (
 from downscale.sizes import Pictures, VisionConfig
 
 TOWER = VisionConfig(layers=1, W=8, H=1, F=8, patch=4, image=8)
+MICRO_CHAT, CHATML = CHATS['micro'], CHATS['chatml']
 WORDS = ('what', 'is', 'at', 'a1', 'b2', 'red', 'blue')
 
 
@@ -174,8 +176,7 @@ def test_more_tokens_than_embedding_rows_is_refused_with_both_numbers(tmp_path):
 
 def test_a_tokenizer_without_the_stop_token_is_refused(tokenizer):
     with pytest.raises(ValueError, match='no token'):
-        Encoder(tokenizer, MICRO_CHAT.__class__(('', ''), ('', ''), ('', ''), '<halt>'),
-                Layout(TOWER))
+        Encoder(tokenizer, replace(MICRO_CHAT, stop='<halt>'), Layout(TOWER))
 
 
 def test_words_may_come_from_an_iterator(tmp_path):

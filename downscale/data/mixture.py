@@ -22,13 +22,8 @@ def reasoner_prompt(description, question):
 
 
 def answer_text(question, thought=''):
-    """What a reasoner learns to write behind `reply_prefix`: its thought, then the answer."""
+    """What a reasoner learns to write: its thought, where it has one, then the answer."""
     return f'{thought} {THINK[1]} {question.answer}' if thought else question.answer
-
-
-def reply_prefix(think):
-    """What is put into the reasoner's mouth: an open thought, or an empty one (as Qwen3 does)."""
-    return THINK[0] if think else f'{THINK[0]} {THINK[1]}'
 
 
 def pictures(example):
@@ -36,8 +31,8 @@ def pictures(example):
     return ' '.join([IMAGE] * len(example.images))
 
 
-def _ask(text, reply, given=''):
-    return Turn('user', text, False), Turn('assistant', reply, True, given)
+def _ask(text, reply, thinking=None):
+    return Turn('user', text, False), Turn('assistant', reply, True, thinking)
 
 
 def _some(rng, items, most):
@@ -107,16 +102,15 @@ def reason(library, index, rng, world, turns):
     Whether it thinks is given, not learnt: else it would be a coin toss after each `<think>`.
     """
     example, think = library.example(index), rng.random() < 0.5
-    given = reply_prefix(think)
     if rng.random() < 0.5:
         question, = _some(rng, example.questions, 1)
         prompt = reasoner_prompt(question.extraction.text, question)
         reply = answer_text(question, think * question.trace.text)
-        return Conversation((), _ask(prompt, reply, given))
+        return Conversation((), _ask(prompt, reply, think))
     said = []
     for k, question in enumerate(_some(rng, example.questions, 2 if think else turns)):
         prompt = reasoner_prompt(example.caption, question) if k == 0 else question.text
-        said += _ask(prompt, answer_text(question, think * question.trace.scan), given)
+        said += _ask(prompt, answer_text(question, think * question.trace.scan), think)
     return Conversation((), tuple(said))
 
 

@@ -64,13 +64,13 @@ class Example:
 class Turn:
     """One turn of a conversation; the loss is taken on `text` exactly when it is `supervised`.
 
-    `given` stands before the text and is never supervised: the beginning of a reply that is put
-    into the model's mouth.
+    `thinking` says whether a reply was asked to think; the chat format then begins it, and what it
+    begins with is never supervised. None where thoughts are no matter.
     """
     role: str
     text: str
     supervised: bool
-    given: str = ''
+    thinking: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Tokenisers and chat formats: text to ids, with a loss mask by turn and places for image features.
+"""Tokenisers: text to ids, with a loss mask by turn and places for image features.
 
 Any Hugging Face `tokenizer.json` is read by the `tokenizers` library. The micro tokeniser is
 word-level, trained on the scene world's vocabulary and saved in that same format.
@@ -12,33 +12,11 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from downscale.data import images
-from downscale.data.records import IMAGE, Turn
+from downscale.data.chat import render
+from downscale.data.records import IMAGE
 from downscale.sizes import Pictures, VisionConfig
 
 SPECIAL = ('<pad>', '<unk>', '<|im_start|>', '<|im_end|>', '<think>', '</think>', IMAGE)
-
-
-@dataclass(frozen=True)
-class Chat:
-    """How turns become text. `user` and `assistant` hold the text before and after a turn."""
-    user: tuple[str, str]
-    assistant: tuple[str, str]
-    system: tuple[str, str]
-    stop: str
-
-    @property
-    def hash(self):
-        """A short hash that names this format in results."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()[:12]
-
-
-# ChatML is what Qwen and the reference speak; the micro format spends one token per border.
-CHATML = Chat(user=('<|im_start|>user\n', '<|im_end|>\n'),
-              assistant=('<|im_start|>assistant\n', '<|im_end|>\n'),
-              system=('<|im_start|>system\n', '<|im_end|>\n'), stop='<|im_end|>')
-MICRO_CHAT = Chat(user=('', ''), assistant=('<|im_start|>', '<|im_end|>'), system=('', ''),
-                  stop='<|im_end|>')
-CHATS = {'chatml': CHATML, 'micro': MICRO_CHAT}
 
 
 @dataclass(frozen=True)
@@ -117,13 +95,29 @@ def special_id(tokenizer, token):
     return found
 
 
+def structural_ids(tokenizer, chat):
+    """Ids of the tokens that a legacy structural loss learns in every turn; none otherwise.
+
+    They are looked up by their text; ValueError when one is not a single token.
+    """
+    found = []
+    for text in chat.structure if chat.legacy_structural_loss else ():
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        if len(ids) != 1:
+            raise ValueError(f'legacy_structural_loss needs {text!r} to be one token of the '
+                             f'tokenizer, not {len(ids)}; switch it off or change the tokenizer')
+        found += ids
+    return frozenset(found)
+
+
 class Encoder:
     """Turns -> arrays, for one tokeniser, chat format and image layout."""
 
     def __init__(self, tokenizer, chat, layout):
         self.tokenizer, self.chat, self.layout = tokenizer, chat, layout
         self.stop = special_id(tokenizer, chat.stop)
-        self.pad = 0
+        self.pad = 0  # any id does: nothing attends to padding, and images replace what they cover
+        self.structure = structural_ids(tokenizer, chat)
         self.known = {}
 
     def ids(self, text):
@@ -141,33 +135,28 @@ class Encoder:
             ids = ids[:ids.index(self.stop)]
         return self.tokenizer.decode(ids, skip_special_tokens=False).strip()
 
-    def encode(self, turns, reply=False, pictures=()):
+    def encode(self, turns, reply=False, thinking=None, pictures=()):
         """Arrays of a conversation: tokens int32 and weights float32 [L], image_index int32 [L, C].
 
         `weights[i]` is 1 where token i is a target of the loss: the text of a supervised turn and
         the stop token behind it. With `reply` the header of an assistant turn is appended, so that
-        a model may continue. `pictures` holds the `Placed` of every image mark; `image_index`
-        counts features from the first tile of this conversation and is -1 for text. Where a
-        token may mix features (C > 1) there is image_weight, float32 [L, C]. ValueError when marks
-        and pictures differ in number.
+        a model may continue, and with `thinking` True or False what begins a reply with or without
+        a thought. `pictures` holds the `Placed` of every image mark; `image_index` counts features
+        from the first tile of this conversation and is -1 for text. Where a token may mix features
+        (C > 1) there is image_weight, float32 [L, C]. ValueError when marks and pictures differ in
+        number.
         """
         marks = sum(turn.text.count(IMAGE) for turn in turns)
         if marks != len(pictures):
             raise ValueError(f'{marks} image marks {IMAGE} in the text for {len(pictures)} '
                              'pictures; give each picture one mark')
         tokens, index, weights, image = [], [], [], 0
-        for turn in (*turns, Turn('assistant', '', False)) if reply else turns:
-            before, after = getattr(self.chat, turn.role)
-            tail = [] if reply and turn.role == 'assistant' and not turn.text else self.ids(after)
-            self._extend(tokens, index, weights, [*self.ids(before), *self.ids(turn.given)], 0)
-            for k, piece in enumerate(turn.text.split(IMAGE)):
+        for text, weight in render(self.chat, turns, reply, thinking):
+            for k, part in enumerate(text.split(IMAGE)):
                 if k:
                     self._image(tokens, index, weights, pictures[:image + 1])
                     image += 1
-                self._extend(tokens, index, weights, self.ids(piece), turn.supervised)
-            # Only the stop token is learnt of what ends a turn, not the line break behind it.
-            self._extend(tokens, index, weights, tail[:1], turn.supervised)
-            self._extend(tokens, index, weights, tail[1:], 0)
+                self._extend(tokens, index, weights, self.ids(part), weight)
         return {'tokens': np.asarray(tokens, np.int32),
                 'weights': np.asarray(weights, np.float32),
                 **self._features(np.asarray(index, np.int32), pictures)}
@@ -175,7 +164,7 @@ class Encoder:
     def _extend(self, tokens, index, weights, ids, weight):
         tokens += ids
         index += [-1] * len(ids)
-        weights += [float(weight)] * len(ids)
+        weights += [float(weight or i in self.structure) for i in ids]
 
     def _image(self, tokens, index, weights, shown):
         """The last picture of `shown`; its tokens count on from those of the pictures before it."""

@@ -3,8 +3,6 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-import numpy as np
-
 from downscale.data.mixture import THINK, pictures
 from downscale.data.questions import correct
 from downscale.data.records import Example, Question, Turn
@@ -44,17 +42,12 @@ def shown(item, condition, items):
     return others[following].images
 
 
-def prompt_of(encoder, text, pngs=(), prefix=''):
-    """The `Prompt` of one user turn, its pictures in front, the reply begun with `prefix`."""
+def prompt_of(encoder, text, pngs=(), thinking=None):
+    """The `Prompt` of one user turn, its pictures in front, the reply begun as `thinking` says."""
     mark = f'{pictures(Example("", pngs, "", ()))} ' if pngs else ''
     placed, tiles = encoder.layout.cut(pngs)
-    arrays = encoder.encode([Turn('user', mark + text, False)], reply=True, pictures=placed)
-    begun = np.asarray(encoder.ids(prefix) if prefix else [], np.int32)
-    more = ((0, len(begun)), (0, 0))
-    weight = arrays.get('image_weight')
-    return Prompt(np.concatenate([arrays['tokens'], begun]),
-                  np.pad(arrays['image_index'], more, constant_values=-1), tiles,
-                  None if weight is None else np.pad(weight, more))
+    arrays = encoder.encode([Turn('user', mark + text, False)], True, thinking, placed)
+    return Prompt(arrays['tokens'], arrays['image_index'], tiles, arrays.get('image_weight'))
 
 
 def most_tiles(prompts):

@@ -6,7 +6,7 @@ perception x reasoner grid costs one description per picture and model.
 import math
 from dataclasses import replace
 
-from downscale.data.mixture import describe_prompt, reasoner_prompt, reply_prefix
+from downscale.data.mixture import describe_prompt, reasoner_prompt
 from downscale.evaluate.answers import gold_ids, hash_of, most_tiles, prompt_of, row
 
 GOLD = ''  # the perception run of the gold-scene control
@@ -55,7 +55,7 @@ def answer(engine, experiment, items, texts, data_hash, report=lambda done, tota
     rows, cells = [], [(key, think) for think in plan.thinking for key in texts]
     for k, ((run, kind), think) in enumerate(cells):
         prompts = [prompt_of(encoder, reasoner_prompt(texts[run, kind][item.question.item_id],
-                                                      item.question), prefix=reply_prefix(think))
+                                                      item.question), thinking=think)
                    for item in items]
 
         def sofar(done, total, k=k):

@@ -1,0 +1,328 @@
+"""Reads a GGUF file: the decoder's size, its weights one at a time in float32, its tokenizer.
+
+Layout (ggml, docs/gguf.md): magic, version, counts, metadata as (key, type, value), tensors as
+(name, dimensions, type, offset), then aligned data. The header is read here, with plain file reads
+that notice a short file; the package `gguf` dequantises.
+"""
+import math
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from downscale.sizes import LanguageConfig
+
+# GGUF architecture -> (Hugging Face class, what our decoder has of it).
+ARCHITECTURES = {
+    'llama': ('LlamaForCausalLM', {}),
+    'qwen2': ('Qwen2ForCausalLM', {'qkv_bias': True}),
+    'qwen3': ('Qwen3ForCausalLM', {'qk_norm': True}),
+}
+# (GGUF name, Hugging Face name, axes) of a layer: Q and K are all query and key/value rows.
+_LAYER = (
+    ('attn_norm.weight', 'input_layernorm.weight', 'D'),
+    ('attn_q.weight', 'self_attn.q_proj.weight', 'QD'),
+    ('attn_k.weight', 'self_attn.k_proj.weight', 'KD'),
+    ('attn_v.weight', 'self_attn.v_proj.weight', 'KD'),
+    ('attn_output.weight', 'self_attn.o_proj.weight', 'DQ'),
+    ('ffn_norm.weight', 'post_attention_layernorm.weight', 'D'),
+    ('ffn_gate.weight', 'mlp.gate_proj.weight', 'FD'),
+    ('ffn_up.weight', 'mlp.up_proj.weight', 'FD'),
+    ('ffn_down.weight', 'mlp.down_proj.weight', 'DF'),
+)
+_BIAS = (('attn_q.bias', 'self_attn.q_proj.bias', 'Q'),
+         ('attn_k.bias', 'self_attn.k_proj.bias', 'K'),
+         ('attn_v.bias', 'self_attn.v_proj.bias', 'K'))
+_NORM = (('attn_q_norm.weight', 'self_attn.q_norm.weight', 'E'),
+         ('attn_k_norm.weight', 'self_attn.k_norm.weight', 'E'))
+# How text is cut before byte-pair merging, by `tokenizer.ggml.pre`. Qwen's expression is the one in
+# its tokenizer.json; SmolLM's cuts digits apart and then as GPT-2 does.
+_QWEN2 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+          r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+PRE_TOKENIZERS = ('qwen2', 'smollm')
+_CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # values of `tokenizer.ggml.token_type`
+_SCALARS = {0: 'B', 1: 'b', 2: 'H', 3: 'h', 4: 'I', 5: 'i', 6: 'f', 7: '?', 10: 'Q', 11: 'q',
+            12: 'd'}
+_STRING, _ARRAY = 8, 9
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One weight in the file, dequantised to float32 when it is read.
+
+    `kind` is its ggml type. Rows of `heads` > 0 heads are stored with the two halves of each head
+    interleaved (llama.cpp's rotary layout) and come back as Hugging Face keeps them.
+    """
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    kind: int
+    heads: int = 0
+    dtype: np.dtype = np.dtype(np.float32)
+
+    def read(self, start=0, stop=None):
+        """A new float32 array of the rows [start, stop) of axis 0 (all by default)."""
+        stop = self.shape[0] if stop is None else stop
+        # Interleaving moves rows only within a head, but those weights are small: read them whole.
+        whole = bool(self.heads) or len(self.shape) == 1
+        first, rows = (0, math.prod(self.shape[:-1])) if whole else (start, stop - start)
+        width = _bytes(self.kind, self.shape[-1])
+        data = np.fromfile(self.path, np.uint8, rows * width, offset=self.offset + first * width)
+        if data.size != rows * width:
+            raise ValueError(f'{self.path} ended while it was read; copy it again')
+        if self.heads:
+            data = data.reshape(self.heads, -1, 2, width).swapaxes(1, 2)
+        gguf = _package()
+        kind = gguf.GGMLQuantizationType(self.kind)
+        values = gguf.quants.dequantize(data.reshape(rows, width), kind)
+        return values.reshape(-1, *self.shape[1:])[start:stop] if whole else values
+
+
+@dataclass(frozen=True)
+class Gguf:
+    """A language model in a GGUF file.
+
+    `architecture` is the Hugging Face class that the names of `tensors` belong to; `chat_template`
+    is '' where the file has none.
+    """
+    architecture: str
+    language: LanguageConfig
+    tensors: dict[str, Tensor]
+    tokenizer: Tokenizer
+    chat_template: str
+
+
+def read_gguf(path):
+    """The `Gguf` of a file; every name and shape is checked, no weight is read yet.
+
+    One-line errors: FileNotFoundError; ImportError without the extra `gguf`; ValueError when it is
+    no GGUF file, is truncated, or holds an architecture, rotary scaling, quantisation or tokenizer
+    that is not supported.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'no file {path}; give a .gguf file')
+    _package()
+    try:
+        header = _Header(path)
+        name, traits = _supported(header.metadata)
+        language = _language(header, traits)
+        return Gguf(name, language, _tensors(path, header, language),
+                    _tokenizer(header.metadata, language.V),
+                    header.metadata.get('tokenizer.chat_template', ''))
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from None
+
+
+def _package():
+    try:
+        import gguf
+    except ImportError as error:
+        raise ImportError("GGUF files need the package gguf: pip install 'downscale[gguf]'"
+                          ) from error
+    return gguf
+
+
+def _bytes(kind, values):
+    """Bytes of a row of that many values of a ggml type."""
+    block, size = _package().GGML_QUANT_SIZES[kind]
+    return values // block * size
+
+
+# The package's own reader takes seven times as long (1.6 s for 49,152 tokens) and maps the file,
+# whose pages then count as memory of this process.
+class _Header:
+    """Metadata {key: value}, tensors {name: (shape, type, offset from `data`)}, start of data."""
+
+    def __init__(self, path):
+        self.size = os.path.getsize(path)
+        with open(path, 'rb') as self.file:
+            if self.file.read(4) != b'GGUF':
+                raise ValueError('this is not a GGUF file; give a .gguf file')
+            version = self.scalar('I')
+            if version not in (2, 3):
+                raise ValueError(f'GGUF version {version} is not known; known are 2 and 3, '
+                                 'little-endian')
+            tensors, pairs = self.scalar('Q'), self.scalar('Q')
+            self.metadata = dict(self.pair() for _ in range(pairs))
+            self.tensors = dict(self.tensor() for _ in range(tensors))
+            self.data = self.file.tell()
+        self.data += -self.data % self.metadata.get('general.alignment', 32)
+
+    def take(self, count):
+        """The next bytes; a count beyond the end is refused before memory is asked for."""
+        if count > self.size - self.file.tell():
+            raise ValueError(f'the file is truncated or damaged: its header asks for more than its '
+                             f'{self.size:,} bytes; download it again')
+        return self.file.read(count)
+
+    def scalar(self, code):
+        return struct.unpack('<' + code, self.take(struct.calcsize('<' + code)))[0]
+
+    def string(self):
+        # Damaged bytes become replacement characters, and then a name or key that nothing has.
+        return self.take(self.scalar('Q')).decode(errors='replace')
+
+    def value(self, kind):
+        if kind == _STRING:
+            return self.string()
+        if kind == _ARRAY:
+            inner, count = self.scalar('I'), self.scalar('Q')
+            if inner in _SCALARS:
+                code = _SCALARS[inner]
+                data = self.take(count * struct.calcsize('<' + code))
+                return list(struct.unpack(f'<{count}{code}', data))
+            return [self.value(inner) for _ in range(count)]
+        if kind not in _SCALARS:
+            raise ValueError(f'the file is damaged: a value has type {kind}; download it again')
+        return self.scalar(_SCALARS[kind])
+
+    def pair(self):
+        key = self.string()
+        return key, self.value(self.scalar('I'))
+
+    def tensor(self):
+        name, rank = self.string(), self.scalar('I')
+        shape = tuple(self.scalar('Q') for _ in range(rank))[::-1]  # stored innermost first
+        return name, (shape, self.scalar('I'), self.scalar('Q'))
+
+
+def _supported(metadata):
+    """The row of `ARCHITECTURES`; ValueError for what would be read wrongly."""
+    arch = metadata.get('general.architecture')
+    if arch not in ARCHITECTURES:
+        raise ValueError(f'architecture {arch!r} is not supported; supported are '
+                         f'{", ".join(ARCHITECTURES)}')
+    if metadata.get('split.count', 1) > 1:
+        raise ValueError(f'this is one of {metadata["split.count"]} parts of a model; join them '
+                         'with llama-gguf-split --merge')
+    # Every kind of scaling changes the angles from the first token on, so none may be ignored.
+    for key, value in metadata.items():
+        if key.startswith(f'{arch}.rope.scaling.') and value not in ('none', ''):
+            raise ValueError(f'rotary positions are scaled ({key} = {value}), which is not '
+                             'supported; use a file without rope scaling')
+    return ARCHITECTURES[arch]
+
+
+def _language(header, traits):
+    """The LanguageConfig that the metadata and the embedding's shape tell."""
+    metadata, arch = header.metadata, header.metadata['general.architecture']
+
+    def number(key, default=None):
+        value = metadata.get(f'{arch}.{key}', default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+            raise ValueError(f'metadata {arch}.{key} is {value!r}, not a positive number')
+        # Single precision is printed as it was meant: 1e-05, not 9.999999747378752e-06.
+        return value if isinstance(value, int) else float(str(np.float32(value)))
+
+    # Left out, key heads are as many as query heads, and heads fill the width, as in llama.cpp.
+    width, heads = number('embedding_length'), number('attention.head_count')
+    if 'token_embd.weight' not in header.tensors:
+        raise ValueError('there is no tensor token_embd.weight')
+    language = LanguageConfig(
+        N=number('block_count'), D=width, H=heads, K=number('attention.head_count_kv', heads),
+        E=number('attention.key_length', width // heads), F=number('feed_forward_length'),
+        V=header.tensors['token_embd.weight'][0][0], tie='output.weight' not in header.tensors,
+        theta=float(number('rope.freq_base', 10000.0)),
+        eps=number('attention.layer_norm_rms_epsilon'), **traits)
+    turned = number('rope.dimension_count', language.E)
+    if turned != language.E:
+        raise ValueError(f'{turned} of the {language.E} values of a head turn by position; only '
+                         'whole heads are supported')
+    return language
+
+
+def _expected(c):
+    """{GGUF name: (Hugging Face name, shape)} of every tensor of a decoder."""
+    sizes = {'D': c.D, 'F': c.F, 'V': c.V, 'E': c.E, 'Q': c.H * c.E, 'K': c.K * c.E}
+    rows = [('token_embd.weight', 'model.embed_tokens.weight', 'VD'),
+            ('output_norm.weight', 'model.norm.weight', 'D')]
+    if not c.tie:
+        rows.append(('output.weight', 'lm_head.weight', 'VD'))
+    layer = (*_LAYER, *_BIAS * c.qkv_bias, *_NORM * c.qk_norm)
+    rows += [(f'blk.{n}.{theirs}', f'model.layers.{n}.{name}', axes)
+             for n in range(c.N) for theirs, name, axes in layer]
+    return {theirs: (name, tuple(sizes[axis] for axis in axes)) for theirs, name, axes in rows}
+
+
+def _tensors(path, header, language):
+    """{Hugging Face name: Tensor}, after a check of names, shapes, types and places."""
+    expected, found = _expected(language), header.tensors
+    wrong = [f'{name} {found[name][0]} instead of {shape}'
+             for name, (_, shape) in expected.items() if name in found and found[name][0] != shape]
+    for what, names in (('missing', expected.keys() - found.keys()),
+                        ('unexpected', found.keys() - expected.keys()),
+                        ('mis-shaped', wrong)):
+        if names:
+            shown = ', '.join(sorted(names)[:3])
+            raise ValueError(f'{what}: {shown} ({len(names)} of {len(expected)} tensors); the file '
+                             'is damaged or of another architecture')
+    for kind in {kind for _, kind, _ in found.values()}:
+        _check_kind(kind)
+    # llama.cpp permutes these rows when it converts a Llama; Qwen's stay as published.
+    llama = header.metadata['general.architecture'] == 'llama'
+    interleaved = {'attn_q.weight': language.H, 'attn_k.weight': language.K} if llama else {}
+    tensors = {}
+    for theirs, (name, shape) in expected.items():
+        _, kind, offset = found[theirs]
+        end = header.data + offset + math.prod(shape[:-1]) * _bytes(kind, shape[-1])
+        if end > header.size:
+            raise ValueError(f'the file is truncated: {theirs} ends at byte {end:,} of '
+                             f'{header.size:,}; download it again')
+        heads = interleaved.get(theirs.split('.', 2)[-1], 0)
+        tensors[name] = Tensor(shape, path, header.data + offset, kind, heads)
+    return tensors
+
+
+def _check_kind(kind):
+    """ValueError unless the package can dequantise this ggml type."""
+    gguf = _package()
+    try:
+        known = gguf.GGMLQuantizationType(kind)
+        gguf.quants.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[known][1]), np.uint8), known)
+    except (ValueError, NotImplementedError):
+        raise ValueError(f'the package gguf cannot dequantise ggml type {kind}; update it or use '
+                         'another quantisation') from None
+
+
+def _tokenizer(metadata, rows):
+    """The byte-pair tokenizer of the metadata, with the ids of the file."""
+    model, pre = metadata.get('tokenizer.ggml.model'), metadata.get('tokenizer.ggml.pre')
+    if model != 'gpt2' or pre not in PRE_TOKENIZERS:
+        raise ValueError(f'tokenizer {model!r} cut by {pre!r} is not supported; supported is gpt2 '
+                         f'cut by {" or ".join(PRE_TOKENIZERS)}')
+    lists = ('tokens', 'token_type', 'merges')
+    lacking = [name for name in lists if f'tokenizer.ggml.{name}' not in metadata]
+    if lacking:
+        raise ValueError(f'there is no metadata tokenizer.ggml.{lacking[0]}')
+    tokens, kinds, merges = (metadata[f'tokenizer.ggml.{name}'] for name in lists)
+    used = max((k for k, kind in enumerate(kinds) if kind != _UNUSED), default=-1) + 1
+    # Behind the last used one are fillers for spare embedding rows, which no text may reach.
+    tokens = tokens[:used]
+    if used > rows or len(set(tokens)) != used:
+        raise ValueError(f'{used} tokens, {len(set(tokens))} different ones, for {rows} embedding '
+                         'rows: the file is damaged')
+    # Special tokens keep their ids by being part of the vocabulary, whatever their place in it.
+    try:
+        model = models.BPE({token: k for k, token in enumerate(tokens)},
+                           [tuple(merge.split(' ')) for merge in merges])
+    except Exception as error:  # the library raises bare Exception for an unknown merge
+        raise ValueError(f'the tokenizer is damaged: {error}') from None
+    tokenizer = Tokenizer(model)
+    if pre == 'qwen2':
+        tokenizer.normalizer = normalizers.NFC()
+        cut = [pre_tokenizers.Split(Regex(_QWEN2), 'isolated'),
+               pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    else:
+        cut = [pre_tokenizers.Digits(individual_digits=True),
+               pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cut)
+    tokenizer.decoder = decoders.ByteLevel()
+    # Both kinds are found in text before it is cut; only control tokens can be left out of it.
+    added = [AddedToken(token, special=kind == _CONTROL, normalized=False)
+             for token, kind in zip(tokens, kinds) if kind in (_CONTROL, _USER_DEFINED)]
+    tokenizer.add_tokens(added)
+    return tokenizer

@@ -1,0 +1,137 @@
+"""Chat formats as data: how turns become text, which part of it is learnt, how a reply begins."""
+import hashlib
+from dataclasses import dataclass, replace
+
+from downscale.data.records import IMAGE, Turn
+
+ROLES = ('system', 'user', 'assistant')
+
+
+@dataclass(frozen=True)
+class Chat:
+    """How turns become text.
+
+    `user`, `assistant` and `system` hold the text before and after a turn; `stop` ends a reply.
+    `default_system` is the system turn of a conversation that begins without one. `after_image`
+    follows a lone image, which then moves to the front of its user turn ('': it stays where it is).
+    `thought` is the text around the thought of a reply to the last question; earlier replies lose
+    theirs (('', ''): thoughts stay as written). `thinking` and `direct` begin a reply with and
+    without a thought. `captions` keeps only the images of what is not an assistant's text.
+    `legacy_structural_loss` also learns the headers of supervised turns and, in every turn, the
+    tokens in `structure`, as the code released with arXiv 2511.17487 does.
+    """
+    user: tuple[str, str]
+    assistant: tuple[str, str]
+    system: tuple[str, str]
+    stop: str = '<|im_end|>'
+    default_system: str = ''
+    after_image: str = ''
+    thought: tuple[str, str] = ('', '')
+    thinking: str = ''
+    direct: str = ''
+    captions: bool = False
+    structure: tuple[str, ...] = ('<|im_start|>', '<|im_end|>', '\n')
+    legacy_structural_loss: bool = False
+
+    @property
+    def hash(self):
+        """A short hash that names this format in results; how the loss is masked is no part."""
+        same = replace(self, legacy_structural_loss=False)
+        return hashlib.sha256(repr(same).encode()).hexdigest()[:12]
+
+
+_CHATML = Chat(user=('<|im_start|>user\n', '<|im_end|>\n'),
+               assistant=('<|im_start|>assistant\n', '<|im_end|>\n'),
+               system=('<|im_start|>system\n', '<|im_end|>\n'))
+CHATS = {
+    # What perception models are trained on (arXiv 2511.17487, its code): Qwen's own template gives
+    # way to a fixed system turn, without thoughts.
+    'chatml': replace(_CHATML, default_system='You are a helpful assistant.', after_image='\n'),
+    # The connector learns captions and the line break behind them; nothing is asked.
+    'plain': Chat(user=('', ''), assistant=('', '\n'), system=('', ''), captions=True,
+                  structure=()),
+    # The template in Qwen3's tokenizer_config.json, for conversations without tools. A model that
+    # may think opens its thought itself; one that may not is given an empty one.
+    'qwen3': replace(_CHATML, thought=('<think>\n', '\n</think>\n\n'),
+                     direct='<think>\n\n</think>\n\n'),
+    'smollm2': replace(_CHATML, default_system='You are a helpful AI assistant named SmolLM, '
+                                               'trained by Hugging Face'),
+    # One token per border: what a border costs, a small model pays in every turn.
+    'micro': Chat(user=('', ''), assistant=('<|im_start|>', '<|im_end|>'), system=('', ''),
+                  thinking='<think>', direct='<think> </think>',
+                  structure=('<|im_start|>', '<|im_end|>')),
+}
+
+
+def render(chat, turns, reply=False, thinking=None):
+    """A conversation as pieces [(text, weight)]; weight 1 marks what the loss is taken on.
+
+    Learnt are the text of a supervised turn and the stop token behind it (see `Chat` for the legacy
+    loss, whose `structure` is found among the tokens). With `reply` the header of an assistant turn
+    is appended, begun with or without a thought where `thinking` says so. Text is tokenised piece
+    by piece: inside a piece tokens may span a turn's borders, as in the whole text. ValueError for
+    a role that no chat has.
+    """
+    unknown = sorted({turn.role for turn in turns} - set(ROLES))
+    if unknown:
+        raise ValueError(f'unknown role {unknown[0]!r} of a turn; known are {", ".join(ROLES)}')
+    if chat.default_system and (not turns or turns[0].role != 'system'):
+        turns = (Turn('system', chat.default_system, False), *turns)
+    asked = max((k for k, turn in enumerate(turns) if turn.role == 'user'), default=len(turns) - 1)
+    pieces = []
+    for k, turn in enumerate(turns):
+        pieces += _pieces(chat, turn, k > asked, k == len(turns) - 1)
+    if reply:
+        pieces.append((chat.assistant[0] + _begun(chat, thinking), 0))
+    return [piece for piece in pieces if piece[0]]
+
+
+def _pieces(chat, turn, current, last):
+    """The pieces of a turn; `current` marks replies to the last question, `last` the last turn."""
+    before, after = {'system': chat.system, 'user': chat.user,
+                     'assistant': chat.assistant}[turn.role]
+    text = turn.text
+    if turn.role == 'assistant':
+        given, text = _thought(chat, turn, current, last)
+        before += given
+    elif chat.captions:
+        text = IMAGE * text.count(IMAGE)
+    elif turn.role == 'user':
+        text = _image_first(chat, text)
+    if not turn.supervised:
+        return [(before + text + after, 0)]
+    if chat.legacy_structural_loss:
+        return [(before + text + after, 1)]
+    # The stop token is learnt, the line break behind it is not; a caption ends with its own.
+    end = chat.stop if after.startswith(chat.stop) else after
+    return [(before, 0), (text + end, 1), (after.removeprefix(end), 0)]
+
+
+def _image_first(chat, text):
+    """A lone image in front of its turn, on a line of its own."""
+    front = IMAGE + chat.after_image
+    if not chat.after_image or text.count(IMAGE) != 1 or text.startswith(front):
+        return text
+    return front + text.replace(IMAGE, '').strip()
+
+
+def _begun(chat, thinking):
+    """How a reply begins that is asked to think, or not to, or neither."""
+    return {None: '', True: chat.thinking, False: chat.direct}[thinking]
+
+
+def _thought(chat, turn, current, last):
+    """(what is put into the assistant's mouth, its text), the thought kept or taken out."""
+    opened, closed = chat.thought
+    text = turn.text
+    if not opened:
+        return _begun(chat, turn.thinking), text
+    thought = ''
+    if closed.strip() in text:
+        first, *_, text = text.split(closed.strip())
+        thought, text = first.split(opened.strip())[-1].strip('\n'), text.lstrip('\n')
+    if current and thought:
+        return '', opened + thought + closed + text
+    if current and last:  # as if it had been asked not to think
+        return chat.direct, text.lstrip('\n')
+    return '', text
