@@ -18,6 +18,7 @@ from downscale.accounting import totals
 from downscale.console import progress_bars
 from downscale.evaluate.answers import hash_of
 from downscale.experiment import Experiment
+from downscale.memory import give_back
 from downscale.train.checkpoint import write_json
 
 # Which stage's checkpoint writes which kind of text.
@@ -151,6 +152,7 @@ def _in_worker(study, task, writers):
             _queue.put((task.name, done, total, text))
 
     run_task(study, task, writers, report)
+    give_back()
     return task.name
 
 

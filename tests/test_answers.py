@@ -158,7 +158,7 @@ def test_a_tiled_prompt_keeps_its_weights_and_text_behind_it_has_none(items):
     encoder = small.encoder(Pictures('anyres', 1, ((2, 2),)))
     item = next(item for item in items if len(item.example.images) == 1)
     (placed,), tiles = encoder.layout.cut(item.example.images)
-    prompt = prompt_of(encoder, item.question.text, item.example.images, prefix='<think>')
+    prompt = prompt_of(encoder, item.question.text, item.example.images, thinking=True)
     np.testing.assert_array_equal(prompt.tiles, tiles)
     np.testing.assert_array_equal(prompt.image_index[:placed.tokens], placed.index_LC)
     np.testing.assert_array_equal(prompt.image_weight[:placed.tokens], placed.weight_LC)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from downscale.memory import give_back
 from downscale.sharding import batch_sharding
 from downscale.train import checkpoint
 from downscale.train.state import abstract, new_state, state_shardings
@@ -69,6 +70,8 @@ def train(folder, model, loss, optimizer, trainable, rates, schedule, mesh, para
             state, metrics = step_fn(state, _on_devices(batch, mesh, model.rules), now)
             if pending:
                 report(*log.write(*pending))
+            if step == first + 1:  # the first step compiled
+                give_back()
             pending = (step, tokens, factor, metrics)
             if (step + 1) % save_every == 0 and step + 1 < schedule.steps:
                 report(*log.write(*pending))
