@@ -60,13 +60,13 @@ def init_tree(abstract, seed):
 def abstract_params(model, parts=PARTS):
     """ShapeDtypeStructs of the named groups of a `Vlm`, without computing anything."""
     tokens = np.zeros((1, 2), np.int32)
-    tiles = np.zeros((1, 1, model.vision.P, model.vision.Q), np.float32)
-    with_images = set(parts) != {'language'}
+    shown = ()
+    if set(parts) != {'language'}:
+        tiles = np.zeros((1, 1, model.vision.P, model.vision.Q), np.float32)
+        shown = tiles, tokens[:, :, None] - 1
 
     def init():
-        return model.init(jax.random.key(0), tokens, tokens, tokens,
-                          tiles if with_images else None,
-                          tokens[:, :, None] - 1 if with_images else None)
+        return model.init(jax.random.key(0), tokens, tokens, tokens, *shown)
 
     tree = jax.eval_shape(init)['params']
     return {name: tree[name] for name in parts}

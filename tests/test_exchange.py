@@ -1,0 +1,141 @@
+"""Models in and out of run folders, opened again, and compared with what their originals gave."""
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import downscale
+from downscale import cli, exchange, experiment, sharding, stages
+from downscale.parity import parity
+from downscale.train.checkpoint import latest, stored_leaves
+
+DATA = Path(__file__).parent / 'data'
+TINY = DATA / 'llava_qwen3_tiny'
+
+
+@pytest.fixture(scope='module')
+def imported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('imported') / 'tiny'
+    exchange.import_model(TINY, folder)
+    return folder
+
+
+def arrays(folder):
+    """{leaf path: array} of a run folder."""
+    _, params, _, _ = downscale.load(folder)
+    return {jax.tree_util.keystr(path): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def test_a_checkpoint_computes_what_its_original_did():
+    found = parity(TINY)
+    assert found['passed'] and found['greedy_equal'] and found['token_count_equal']
+    assert set(found['relative_error']) == {
+        'pixel_values', 'vision_features_head', 'projected_head', 'inputs_embeds_head',
+        'inputs_embeds_tail', 'logits_last', 'text_logits'}
+
+
+@pytest.mark.parametrize('name', ['vision_features_head', 'inputs_embeds_tail', 'logits_last',
+                                  'text_logits', 'greedy_ids', 'inputs_embeds_shape',
+                                  'pixel_values'])
+def test_parity_notices_every_array_that_differs(tmp_path, name):
+    folder = shutil.copytree(TINY, tmp_path / 'tiny')
+    with np.load(TINY / 'expected.npz') as expected:
+        changed = dict(expected)
+    values = changed[name].copy()
+    values.flat[1] += 1 if values.dtype.kind == 'i' else np.abs(values).max() / 10
+    np.savez(folder / 'expected.npz', **{**changed, name: values})
+    assert not parity(folder)['passed']
+
+
+def test_parity_answers_on_the_console(capsys):
+    assert cli.main(['parity', str(TINY), '--json']) == 0
+    assert json.loads(capsys.readouterr().out)['passed'] is True
+    assert cli.main(['parity', str(DATA)]) == 1
+    assert 'expected.npz' in capsys.readouterr().err
+
+
+def test_what_was_imported_opens_in_three_lines(imported):
+    model, params, tokenizer, cell = downscale.load(imported)
+    tokens = np.array([[5, 6, 7]])
+    logits, _ = model.apply({'params': params}, tokens, tokens * 0 + np.arange(3), tokens * 0 + 1)
+    assert logits.shape == (1, 3, cell.language.V) and tokenizer is None
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params))
+
+
+def test_an_imported_model_lands_on_any_mesh(imported):
+    mesh = sharding.mesh(data=2, fsdp=2)
+    _, params, _, _ = downscale.load(imported, mesh, 'bfloat16')
+    leaf = params['language']['embedding_VD']
+    assert leaf.dtype == 'bfloat16' and len(leaf.sharding.device_set) == 4
+    np.testing.assert_allclose(np.asarray(leaf, np.float32),
+                               downscale.load(imported)[1]['language']['embedding_VD'], rtol=1e-2)
+
+
+@pytest.mark.parametrize('form', ['llava_qwen_3', 'llava_onevision'])
+def test_import_of_an_export_is_bit_identical(imported, tmp_path, form):
+    exchange.export_model(imported, tmp_path / 'out', form)
+    exchange.import_model(tmp_path / 'out', tmp_path / 'again')
+    before, after = arrays(imported), arrays(tmp_path / 'again')
+    assert before.keys() == after.keys()
+    for name in before:
+        np.testing.assert_array_equal(before[name], after[name], err_msg=name)
+    assert experiment.load(tmp_path / 'again').vision == experiment.load(imported).vision
+
+
+def test_the_language_model_of_a_pair_can_be_exported_alone(imported, tmp_path):
+    exchange.export_model(imported, tmp_path / 'out', 'qwen3')
+    exchange.import_model(tmp_path / 'out', tmp_path / 'again')
+    _, params, _, cell = downscale.load(tmp_path / 'again')
+    assert set(params) == {'language'} and cell.vision is None
+
+
+def test_side_files_go_along(tmp_path):
+    source = shutil.copytree(TINY, tmp_path / 'source')
+    (source / 'chat_template.jinja').write_text('{{ messages }}')
+    (source / 'code.py').write_text('raise SystemExit')
+    exchange.import_model(source, tmp_path / 'run')
+    exchange.export_model(tmp_path / 'run', tmp_path / 'out', 'llava_qwen_3')
+    for name in ('chat_template.jinja', 'generation_config.json'):
+        assert (tmp_path / 'out' / name).read_text() == (source / name).read_text()
+    assert not (tmp_path / 'run' / 'code.py').exists()
+    before, after = (json.loads((folder / 'config.json').read_text())
+                     for folder in (source, tmp_path / 'out'))
+    assert before.pop('vision_config').items() <= after['vision_config'].items()
+    assert {key: after.get(key) for key in before} == before
+
+
+def test_a_failed_import_leaves_nothing_and_a_folder_in_use_is_kept(imported, tmp_path, capsys):
+    source = shutil.copytree(TINY, tmp_path / 'source')
+    weights = source / 'model.safetensors'
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert cli.main(['import', str(source), '--to', str(tmp_path / 'run'), '--quiet']) == 1
+    assert capsys.readouterr().err.count('\n') == 1
+    assert [path.name for path in tmp_path.iterdir()] == ['source']
+    assert cli.main(['import', str(TINY), '--to', str(imported), '--quiet']) == 1
+    assert 'another folder' in capsys.readouterr().err and latest(imported).is_dir()
+
+
+def test_a_study_starts_from_what_was_imported(imported):
+    """Groups without a stage of their own come from the imports, the others as ever."""
+    config, sweep = cli.load_study(str(Path(__file__).parents[1] / 'experiments/smoke.py'), ())
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        del config['platform'], config.stages['text'], config.stages['tower']
+        config.imports = dict(language=str(imported), tower=str(imported))
+    cell = experiment.cells(config, sweep)[0]
+    assert cell.stage('align').parents == {} == cell.stage('reason').parents
+    assert set(cell.stage('instruct').parents.values()) == {'align'}
+    source = experiment.load(imported)
+    cell = experiment.Experiment(**{**vars(cell), 'language': source.language,
+                                    'vision': source.vision})
+    params = stages.start_params('unused', cell, cell.stage('align'))
+    stored = arrays(imported)
+    np.testing.assert_array_equal(params['language']['embedding_VD'],
+                                  stored["['language']['embedding_VD']"])
+    np.testing.assert_array_equal(params['tower']['patch_QW'], stored["['tower']['patch_QW']"])
+    assert (params['connector']['first_WD'] != stored["['connector']['first_WD']"]).any()
+    assert stored_leaves(latest(imported))
