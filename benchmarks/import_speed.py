@@ -66,13 +66,12 @@ def write_checkpoint(folder, cfg):
 
 
 def import_once(source, folder):
-    """Import `source` into `folder`; print seconds without start-up and peak memory as JSON."""
+    """Run `downscale import`; print seconds without start-up and peak memory as JSON."""
     begin = time.perf_counter()
-    from downscale.convert.source import open_source
-    from downscale.train.checkpoint import save_leaves
+    from downscale import cli, exchange  # noqa: F401 (else the command itself imports it)
     ready = time.perf_counter()
-    opened = open_source(source)
-    save_leaves(folder, opened.leaves, {'from': str(source)})
+    if cli.main(['import', source, '--to', folder, '--quiet']):
+        sys.exit('the import failed')
     done = time.perf_counter()
     # getrusage would report the parent's peak: it survives the start of a program.
     status = dict(line.split(':', 1) for line in Path('/proc/self/status').read_text().splitlines())

@@ -9,6 +9,7 @@ import pytest
 
 import downscale
 from downscale import cli, exchange, experiment, sharding, stages
+from downscale.data.tokens import train_tokenizer
 from downscale.parity import parity
 from downscale.train.checkpoint import latest, stored_leaves
 
@@ -117,6 +118,14 @@ def test_a_failed_import_leaves_nothing_and_a_folder_in_use_is_kept(imported, tm
     assert [path.name for path in tmp_path.iterdir()] == ['source']
     assert cli.main(['import', str(TINY), '--to', str(imported), '--quiet']) == 1
     assert 'another folder' in capsys.readouterr().err and latest(imported).is_dir()
+
+
+def test_a_tokenizer_of_more_tokens_than_the_embedding_is_refused(tmp_path, capsys):
+    source = shutil.copytree(TINY, tmp_path / 'source')
+    train_tokenizer([f'w{k}' for k in range(400)], source / 'tokenizer.json')
+    assert cli.main(['import', str(source), '--to', str(tmp_path / 'run'), '--quiet']) == 1
+    assert 'embedding only 320 rows' in capsys.readouterr().err
+    assert not (tmp_path / 'run').exists()
 
 
 def test_a_study_starts_from_what_was_imported(imported):
