@@ -128,6 +128,15 @@ def test_a_tokenizer_of_more_tokens_than_the_embedding_is_refused(tmp_path, caps
     assert not (tmp_path / 'run').exists()
 
 
+def test_pinpoints_may_be_written_as_a_range(imported, tmp_path):
+    source = shutil.copytree(TINY, tmp_path / 'source')
+    config = json.loads((source / 'config.json').read_text())
+    config['image_grid_pinpoints'] = '(1x1),...,(6x6)'
+    (source / 'config.json').write_text(json.dumps(config))
+    assert exchange.open_model(source, 'x').experiment.pictures == \
+        experiment.load(imported).pictures
+
+
 def test_a_study_starts_from_what_was_imported(imported):
     """Groups without a stage of their own come from the imports, the others as ever."""
     config, sweep = cli.load_study(str(Path(__file__).parents[1] / 'experiments/smoke.py'), ())

@@ -64,7 +64,7 @@ def test_what_the_model_does_not_do_is_refused_in_one_line(case, tmp_path):
     ({'mm_patch_merge_type': 'spatial'}, "mm_patch_merge_type 'spatial'"),
     ({'mm_patch_merge_type': 'flat'}, "'anyres_max_4' pictures with flat merging"),
     ({'vision_config': 'absent', 'mm_vision_tower': 'openai/clip'}, "vision tower 'openai/clip'"),
-    ({'image_grid_pinpoints': '(1x1),...,(6x6)'}, 'no list of multiples')])
+    ({'image_grid_pinpoints': '384 x 384'}, 'no list of multiples')])
 def test_what_the_reference_could_do_and_we_do_not_is_refused(config, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         open_source(llava_qwen3(tmp_path / 'llava', **config))

@@ -1,4 +1,6 @@
 """Published config.json to our sizes, refusing what the model does not implement; and back."""
+import re
+
 from downscale.sizes import SIGLIP, LanguageConfig, Pictures, VisionConfig
 
 # What transformers assumes where a (nested) config is silent.
@@ -94,9 +96,18 @@ def vision_config(config, where, unused=0):
                         eps=c.get('layer_norm_eps', 1e-6))
 
 
+def _grid_points(points, image):
+    """Pinpoints as a list; '(1x1),...,(6x6)', as training scripts write them, names all between."""
+    corners = re.findall(r'\((\d{1,2})x(\d{1,2})\)', points) if isinstance(points, str) else ()
+    if not corners:
+        return points
+    (left, top), (right, bottom) = (map(int, corner) for corner in (corners[0], corners[-1]))
+    return [[x * image, y * image] for x in range(left, right + 1) for y in range(top, bottom + 1)]
+
+
 def _anyres(aspect, points, image, where):
     """'anyres_max_9' and its pinpoints, as (width, height) in pixels, to our tiling."""
-    most = aspect.removeprefix('anyres_max_')
+    most, points = aspect.removeprefix('anyres_max_'), _grid_points(points, image)
     _refuse(where, {
         f'image_aspect_ratio {aspect!r}': not most.isdigit() or most == '0',
         'image_grid_pinpoints that are no list of multiples of the image size':
