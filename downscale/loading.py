@@ -1,7 +1,7 @@
 """Open a trained or imported model from its run folder alone.
 
     model, params, tokenizer, experiment = downscale.load('runs/smoke/cells/w64d4-s0/instruct')
-    logits, _ = model.apply({'params': params}, tokens_BL, positions_BL, segments_BL)
+    logits = model.apply({'params': params}, tokens_BL, positions_BL, segments_BL)
 """
 from pathlib import Path
 

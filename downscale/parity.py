@@ -126,7 +126,7 @@ def _computed(cell, params, prompt, expected):
 def _logits(model, params, tokens_BL, *pictures):
     """Logits [B, L, V] of whole rows."""
     positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
-    logits_BLV, _ = jax.jit(model.apply)({'params': params}, tokens_BL, positions_BL,
+    logits_BLV = jax.jit(model.apply)({'params': params}, tokens_BL, positions_BL,
                                          jnp.ones_like(positions_BL), *pictures)
     return logits_BLV
 

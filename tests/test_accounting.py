@@ -166,7 +166,7 @@ def compiled_step(language, groups, B=2, L=20, I=2, images=True, remat=False, un
     tiles, index = (tiles, index) if images else (None, None)
 
     def loss(free, frozen, tokens_BL, positions_BL, tiles_BIPQ, image_index_BLC):
-        logits_BLV, _ = model.apply({'params': free | frozen}, tokens_BL, positions_BL,
+        logits_BLV = model.apply({'params': free | frozen}, tokens_BL, positions_BL,
                                     jnp.ones_like(tokens_BL), tiles_BIPQ, image_index_BLC)
         picked = jnp.take_along_axis(logits_BLV, tokens_BL[:, :, None], axis=2)[:, :, 0]
         return jnp.mean(jax.nn.logsumexp(logits_BLV, axis=-1) - picked)

@@ -202,7 +202,7 @@ def test_corners_without_weights_are_refused(mixes):
 def test_remat_and_unrolling_leave_the_gradients_alone(params, pictures):
     def grads(model):
         def loss(params):
-            logits_BLV, _ = model.apply({'params': params}, TOKENS_BL, POSITIONS_BL, ONES_BL,
+            logits_BLV = model.apply({'params': params}, TOKENS_BL, POSITIONS_BL, ONES_BL,
                                         *pictures)
             return jnp.mean(jax.nn.log_softmax(logits_BLV)[:, :, 3])
         # Compiling is most of this test, so LLVM is asked not to optimise.

@@ -89,15 +89,14 @@ _attend.defvjp(_attend_forward, _attend_backward)
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions, optional qk-norm and qkv bias.
 
-    With a cache (k_BSKE, v_BSKE) the new keys and values are written at `positions_BL` and the
-    queries attend over the whole cache under `mask_BLS`; without, over this call's own keys.
-    Returns (output [B, L, D], the cache with the new keys or None).
+    `mix(q_BLHE, k_BLKE, v_BLKE)` attends and returns (mixed [B, L, H, E], what to keep): the caller
+    knows the mask, and the cache where there is one. Returns (output [B, L, D], what was kept).
     """
     cfg: LanguageConfig
     rules: Rules
 
     @nn.compact
-    def __call__(self, x_BLD, turn, mask_BLS, cache, positions_BL):
+    def __call__(self, x_BLD, turn, mix):
         c, dtype = self.cfg, x_BLD.dtype
         q_DHE = self.param('q_DHE', SHAPE_ONLY, (c.D, c.H, c.E)).astype(dtype)
         k_DKE = self.param('k_DKE', SHAPE_ONLY, (c.D, c.K, c.E)).astype(dtype)
@@ -115,14 +114,8 @@ class Attention(nn.Module):
             k_BLKE = rms_norm(k_BLKE, self.param('k_scale_E', SHAPE_ONLY, (c.E,)), c.eps)
         q_BLHE = constrain(rotate(q_BLHE, *turn), 'BLHE', self.rules)
         k_BLKE = constrain(rotate(k_BLKE, *turn), 'BLKE', self.rules)
-        if cache is None:
-            out_BLHE = attend(q_BLHE, k_BLKE, v_BLKE, mask_BLS)
-        else:
-            rows = jnp.arange(x_BLD.shape[0])[:, None]
-            cache = (cache[0].at[rows, positions_BL].set(k_BLKE.astype(cache[0].dtype)),
-                     cache[1].at[rows, positions_BL].set(v_BLKE.astype(cache[1].dtype)))
-            out_BLHE = attend(q_BLHE, cache[0].astype(dtype), cache[1].astype(dtype), mask_BLS)
-        return jnp.einsum('BLHE,HED->BLD', out_BLHE, o_HED), cache
+        out_BLHE, kept = mix(q_BLHE, k_BLKE, v_BLKE)
+        return jnp.einsum('BLHE,HED->BLD', out_BLHE, o_HED), kept
 
 
 def project(x_BLD, kernel_DF):

@@ -36,7 +36,7 @@ def splice(features_BLD, image_index_BLC, image_weight_BLC=None):
 
 
 class Vlm(nn.Module):
-    """Tokens [B, L] and tiles [B, I, P, Q] (or None: text only) -> (logits, cache).
+    """Tokens [B, L] and tiles [B, I, P, Q] (or None: text only) -> logits [B, L, V].
 
     The parameter tree has the groups `language`, `tower`, `connector` and, with `newline`,
     `image_newline_D`; a text-only model is the same module without tiles, whose tree holds
@@ -51,12 +51,12 @@ class Vlm(nn.Module):
     newline: bool = True
 
     @nn.compact
-    def __call__(self, tokens_BL, positions_BL, segments_BL=None, tiles_BIPQ=None,
-                 image_index_BLC=None, image_weight_BLC=None, cache=None, last_B=None):
+    def __call__(self, tokens_BL, positions_BL, segments_BL, tiles_BIPQ=None,
+                 image_index_BLC=None, image_weight_BLC=None):
         decoder = Language(self.language, self.rules, self.dtype, self.remat, self.unroll,
                            name='language')
         if tiles_BIPQ is None:
-            return decoder(tokens_BL, positions_BL, segments_BL, cache, last_B=last_B)
+            return decoder(tokens_BL, positions_BL, segments_BL)
         B, I, P, Q = tiles_BIPQ.shape
         tower = Tower(self.vision, self.rules, self.dtype, self.remat, self.unroll, name='tower')
         features_BPW = tower(tiles_BIPQ.reshape(B * I, P, Q))
@@ -69,5 +69,5 @@ class Vlm(nn.Module):
                 [features_BLD, jnp.broadcast_to(newline_D, (B, 1, width))], axis=1)
         image_BLD = splice(features_BLD, image_index_BLC, image_weight_BLC)
         image_BLD = constrain(image_BLD, 'BLD', self.rules)
-        return decoder(tokens_BL, positions_BL, segments_BL, cache, image_BLD,
-                       image_index_BLC[:, :, 0] >= 0, last_B)
+        return decoder(tokens_BL, positions_BL, segments_BL, image_BLD,
+                       image_index_BLC[:, :, 0] >= 0)

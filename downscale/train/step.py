@@ -15,7 +15,7 @@ def token_loss(model, params, batch):
 
     `batch['weights']` marks targets: the token at position i is predicted from position i - 1.
     """
-    logits_BLV, _ = model.apply(
+    logits_BLV = model.apply(
         {'params': params}, batch['tokens'], batch['positions'], batch['segments'],
         batch.get('tiles'), batch.get('image_index'), batch.get('image_weight'))
     weights_BL = batch['weights'][:, 1:]

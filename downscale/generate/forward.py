@@ -1,0 +1,118 @@
+"""The decoder applied layer by layer, with what each layer has to remember.
+
+The layers lie apart here, not stacked: on CPU a slice of a stacked weight is a copy, which would
+double the memory that a step reads.
+"""
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from downscale.model.cache import attend_cached, remember
+from downscale.model.language import Block, score
+from downscale.model.layers import attend, rms_norm, rotary
+from downscale.model.vision import Connector, Tower
+from downscale.model.vlm import splice
+from downscale.sharding import constrain
+
+
+def unstack(params, dtype):
+    """`params` for this module: `language.blocks` as a tuple of layers, matrices in `dtype`.
+
+    Gains stay as they are stored: norms are computed in float32.
+    """
+    def typed(path, leaf):
+        gain = 'scale' in str(path[-1].key)
+        return np.asarray(leaf) if gain else np.asarray(leaf).astype(dtype, copy=False)
+
+    params = jax.tree_util.tree_map_with_path(typed, params)
+    blocks = params['language']['blocks']
+    layers = len(jax.tree.leaves(blocks)[0])
+    apart = tuple(jax.tree.map(lambda leaf: leaf[n], blocks) for n in range(layers))
+    return {**params, 'language': {**params['language'], 'blocks': apart}}
+
+
+def embed(model, params, tokens_BL):
+    """What the decoder reads for text, [B, L, D]."""
+    x_BLD = params['language']['embedding_VD'][tokens_BL].astype(model.dtype)
+    return constrain(x_BLD, 'BLD', model.rules)
+
+
+def through_blocks(model, params, x_BLD, positions_BL, mixes):
+    """(x after all blocks, what each layer's mix kept); `mixes` holds one function a layer."""
+    cfg, kept = model.language, []
+    turn = rotary(positions_BL, cfg.E, cfg.theta)
+    for layer, mix in zip(params['language']['blocks'], mixes, strict=True):
+        x_BLD, new = Block(cfg, model.rules).apply({'params': layer}, x_BLD, turn, mix)
+        kept.append(new)
+    return x_BLD, kept
+
+
+def logits(model, params, x_BLD):
+    """Logits [B, L, V], float32, of what left the last block."""
+    language, cfg = params['language'], model.language
+    x_BLD = rms_norm(x_BLD, language['final_norm']['scale_D'], cfg.eps)
+    table = language['embedding_VD' if cfg.tie else 'head_DV']
+    return constrain(score(x_BLD, table, cfg.tie), 'BLV', model.rules)
+
+
+def see(model, params, tiles_BPQ):
+    """Features [B, P, D] of one tile per row, at the decoder's width."""
+    tower = Tower(model.vision, model.rules, model.dtype, unroll=model.unroll)
+    features_BPW = tower.apply({'params': params['tower']}, tiles_BPQ)
+    connector = Connector(model.language.D, model.dtype)
+    return connector.apply({'params': params['connector']}, features_BPW)
+
+
+def show(model, params, x_BLD, features_BID, image_index_BLC, image_weight_BLC):
+    """`x_BLD` with image features in the places of image tokens; the last feature is the newline,
+    where the model has one."""
+    if model.newline:
+        newline_D = params['image_newline_D'].astype(model.dtype)
+        last_B1D = jnp.broadcast_to(newline_D, (len(x_BLD), 1, len(newline_D)))
+        features_BID = jnp.concatenate([features_BID, last_B1D], axis=1)
+    image_BLD = splice(features_BID, image_index_BLC, image_weight_BLC)
+    return jnp.where(image_index_BLC[:, :, :1] >= 0, image_BLD, x_BLD)
+
+
+def read(model, params, x_BLD, prefix=None, n_prefix_B=None):
+    """(x after all blocks, each layer's own keys and values [B, L, K, E]) of `x_BLD`.
+
+    Rows continue a `prefix` (per layer: keys, values [B, S, K, E], the first `n_prefix_B` of each
+    row count), or begin at position 0.
+    """
+    B, L, _ = x_BLD.shape
+    mask_BLS = jnp.broadcast_to(jnp.tril(jnp.ones((L, L), bool)), (B, L, L))
+    positions_BL = jnp.broadcast_to(jnp.arange(L), (B, L))
+    if prefix is not None:
+        S = prefix[0][0].shape[1]
+        before_BLS = jnp.broadcast_to((jnp.arange(S) < n_prefix_B[:, None])[:, None], (B, L, S))
+        mask_BLS = jnp.concatenate([before_BLS, mask_BLS], axis=2)
+        positions_BL = positions_BL + n_prefix_B[:, None]
+
+    def mix_of(n):
+        def mix(q_BLHE, k_BLKE, v_BLKE):
+            k_BSKE, v_BSKE = k_BLKE, v_BLKE
+            if prefix is not None:
+                k_BSKE, v_BSKE = (jnp.concatenate([old.astype(new.dtype), new], axis=1)
+                                  for old, new in zip(prefix[n], (k_BLKE, v_BLKE)))
+            return attend(q_BLHE, k_BSKE, v_BSKE, mask_BLS), (k_BLKE, v_BLKE)
+        return mix
+
+    return through_blocks(model, params, x_BLD, positions_BL,
+                          [mix_of(n) for n in range(model.language.N)])
+
+
+def step(model, params, token_B, positions_B, k, v):
+    """(logits [B, V] behind one more token per row, the cache with it); `k` and `v` are those of
+    `cache.empty_cache`."""
+    def mix_of(n):
+        def mix(q_BLHE, k_BLKE, v_BLKE):
+            held = remember([block[n] for block in k], [block[n] for block in v],
+                            k_BLKE[:, 0], v_BLKE[:, 0], positions_B)
+            return attend_cached(q_BLHE, *held, positions_B), held
+        return mix
+
+    x_BLD, kept = through_blocks(model, params, embed(model, params, token_B[:, None]),
+                                 positions_B[:, None], [mix_of(n) for n in range(model.language.N)])
+    k, v = ([tuple(layer[part][j] for layer in kept) for j in range(len(k))] for part in (0, 1))
+    return logits(model, params, x_BLD)[:, 0], k, v
