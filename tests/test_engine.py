@@ -11,7 +11,7 @@ import small
 from downscale.data import images
 from downscale.data.images import NEWLINE
 from downscale.data.records import IMAGE, Turn
-from downscale.generate.engine import Bucket, Engine, Prompt, decode, padded
+from downscale.generate.engine import Decoding, Engine, Prompt, Request
 from downscale.model.init import init_params
 from downscale.sizes import Pictures
 
@@ -59,7 +59,7 @@ def full_forward():
     def logits(params, tokens_BL, segments_BL, tiles, index_BLC):
         positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
         return small.model().apply({'params': params}, tokens_BL, positions_BL, segments_BL,
-                                   tiles, index_BLC)[0]
+                                   tiles, index_BLC)
     return small.quick(logits)
 
 

@@ -4,11 +4,10 @@ Adding a stage means adding a function here and a row to `MIXTURES`. Every funct
 its generator, so position n of a stage's stream is the same on any host and after any restart.
 """
 from downscale.data.questions import facts, restatement
-from downscale.data.records import IMAGE, Conversation, Turn
+from downscale.data.records import IMAGE, THINK, Conversation, Turn
 from downscale.data.scenes import caption as describe_scene
 
 DESCRIBE = 'describe'
-THINK = ('<think>', '</think>')
 
 
 def describe_prompt(question=None):

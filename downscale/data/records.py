@@ -6,6 +6,7 @@ A source yields `Example`s; `mixture.py` turns an example into a `Conversation` 
 from dataclasses import dataclass
 
 IMAGE = '<image>'  # marks, inside a turn's text, the place of the next image
+THINK = ('<think>', '</think>')  # stand around a thought
 
 
 @dataclass(frozen=True)

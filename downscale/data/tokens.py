@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from downscale.data import images
 from downscale.data.chat import render
-from downscale.data.records import IMAGE
+from downscale.data.records import IMAGE, THINK
 from downscale.sizes import Pictures, VisionConfig
 
 SPECIAL = ('<pad>', '<unk>', '<|im_start|>', '<|im_end|>', '<think>', '</think>', IMAGE)
@@ -110,6 +110,14 @@ def structural_ids(tokenizer, chat):
     return frozenset(found)
 
 
+def thought_ids(tokenizer):
+    """Ids of <think>, </think> and a line break, -1 for each that is not one token."""
+    found = [tokenizer.token_to_id(text) for text in THINK]
+    breaks = tokenizer.encode('\n', add_special_tokens=False).ids
+    return tuple(-1 if token is None else token
+                 for token in (*found, breaks[0] if len(breaks) == 1 else None))
+
+
 class Encoder:
     """Turns -> arrays, for one tokeniser, chat format and image layout."""
 
@@ -118,6 +126,7 @@ class Encoder:
         self.stop = special_id(tokenizer, chat.stop)
         self.pad = 0  # any id does: nothing attends to padding, and images replace what they cover
         self.structure = structural_ids(tokenizer, chat)
+        self.thought = thought_ids(tokenizer)
         self.known = {}
 
     def ids(self, text):

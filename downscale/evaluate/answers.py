@@ -3,10 +3,10 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-from downscale.data.mixture import THINK, pictures
+from downscale.data.mixture import pictures
 from downscale.data.questions import correct
-from downscale.data.records import Example, Question, Turn
-from downscale.generate.engine import Prompt
+from downscale.data.records import THINK, Example, Question, Turn
+from downscale.generate.requests import Prompt
 
 
 @dataclass(frozen=True)

@@ -1,166 +1,340 @@
-"""Greedy decoding in batches, with the likelihood of given replies on the way.
+"""Batched decoding over a fixed set of slots, exact with respect to the batch.
 
-Rows are padded on the right; each keeps its own positions, so a row's tokens do not depend on
-what it is batched with (up to float32 summation order). One program serves every call of equal
-static shape: the number of new tokens is an argument, and the loop ends when all rows have.
+A row's tokens depend on its request, the decoding rules and the weights: not on its slot, its
+company, the order, the number of slots or when others finish. Rows are read one at a time (one per
+data shard of the mesh) into a free slot and written together; a slot that ends is filled again at
+once. Randomness is named by request and token, cache sums run in fixed blocks, and at least two
+rows per device keep every product a matrix product: one row alone would be summed in another order.
+
+Several processes each run an engine over their own devices and their own share of the requests.
 """
+import contextlib
 import math
-from dataclasses import dataclass
-from functools import partial
+import time
+from collections import deque
+from dataclasses import dataclass, field
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from downscale.data import images
-from downscale.model.cache import empty_cache
+from downscale.generate import forward, programs, requests, thinking
+from downscale.generate.requests import Decoding, Prompt, Reply, Request  # noqa: F401
+from downscale.generate.sampling import mask
+from downscale.memory import give_back
+from downscale.model.cache import edges, ladder
+from downscale.sharding import batch_sharding, shardings
+
+ROOM = 32  # tokens a row that one call of decode may write
+_compiled = {'count': 0, 'seconds': 0.0}
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """One row: token ids [L], the image index [L, C] of each, the tiles uint8 [I, P, Q] they name,
-    and where C > 1 the weights [L, C] of the features."""
-    tokens: np.ndarray
-    image_index: np.ndarray
-    tiles: np.ndarray | None = None
-    image_weight: np.ndarray | None = None
+def _count(event, seconds, **_):
+    if event == '/jax/core/compile/backend_compile_duration':
+        _compiled['count'] += 1
+        _compiled['seconds'] += seconds
 
 
-@dataclass(frozen=True)
-class Reply:
-    """Generated ids (stop token excluded), whether the length limit cut them off, and the nats of
-    the given target (NaN without one)."""
-    ids: tuple[int, ...]
-    truncated: bool
-    nll: float
+jax.monitoring.register_event_duration_secs_listener(_count)
 
 
-@dataclass(frozen=True)
-class Bucket:
-    """Static shape of a call: rows, prompt tokens, tiles per row (0: text only), room to write."""
-    rows: int
-    length: int
-    tiles: int
-    room: int
+@dataclass
+class Stats:
+    """What an engine has done: rows and tokens written, decode steps, prompt tokens read with and
+    without padding, programs compiled, seconds of all and of compiling."""
+    rows: int = 0
+    tokens: int = 0
+    steps: int = 0
+    slot_steps: int = 0
+    read: int = 0
+    read_padded: int = 0
+    pictures: int = 0
+    compiles: int = 0
+    compile_seconds: float = 0.0
+    seconds: float = 0.0
 
-
-def padded(prompts, targets, bucket, vision, newline):
-    """Arrays of `bucket` shape: tokens, lengths and, as needed, weights, tiles, image_index and
-    image_weight.
-
-    Missing rows are one padding token long. `targets` (ids per prompt, or None) stand behind the
-    prompts and `weights` marks them. `newline` marks `image_newline` in an image_index. ValueError
-    when a prompt with its target is longer than the bucket or shows more tiles.
-    """
-    tokens = np.zeros((bucket.rows, bucket.length), np.int32)
-    weights = np.zeros((bucket.rows, bucket.length), np.float32)
-    lengths = np.ones(bucket.rows, np.int32)
-    for row, prompt in enumerate(prompts):
-        n, target = len(prompt.tokens), targets[row] if targets else ()
-        if n + len(target) > bucket.length:
-            raise ValueError(f'a prompt of {n} tokens and a reply of {len(target)} do not fit the '
-                             f'evaluation length {bucket.length}; raise evaluation.length')
-        tokens[row, :n], lengths[row] = prompt.tokens, n
-        tokens[row, n:n + len(target)] = target
-        weights[row, n:n + len(target)] = 1
-    batch = {'tokens': tokens, 'lengths': lengths}
-    if targets:
-        batch['weights'] = weights
-    return batch | _shown(prompts, bucket, vision, newline) if bucket.tiles else batch
-
-
-def _shown(prompts, bucket, vision, newline):
-    """tiles float32 [B, I, P, Q], image_index [B, L, C] and, for C > 1, image_weight [B, L, C]."""
-    C = prompts[0].image_index.shape[1]
-    tiles = np.zeros((bucket.rows, bucket.tiles, vision.P, vision.Q), np.float32)
-    index = np.full((bucket.rows, bucket.length, C), -1, np.int32)
-    weight = np.zeros(index.shape, np.float32)
-    for row, prompt in enumerate(prompts):
-        n, shown = len(prompt.tokens), 0 if prompt.tiles is None else len(prompt.tiles)
-        if shown > bucket.tiles:
-            raise ValueError(f'a prompt of {shown} image tiles does not fit a call of '
-                             f'{bucket.tiles}; give it the most tiles of its prompts')
-        index[row, :n] = np.where(prompt.image_index == newline, vision.P * bucket.tiles,
-                                  prompt.image_index)
-        if shown:
-            tiles[row, :shown] = images.normalise(prompt.tiles)
-        if C > 1:
-            weight[row, :n] = prompt.image_weight
-    found = {'tiles': tiles, 'image_index': index}
-    return found | {'image_weight': weight} if C > 1 else found
-
-
-@partial(jax.jit, static_argnames=('model', 'room', 'stop'))
-def decode(params, batch, limit, *, model, room, stop):
-    """(replies [B, room], whether each row stopped [B], nats of the given targets [B] or None).
-
-    Greedy, at most `limit` tokens, `stop`-filled once a row has stopped. Where `batch` has
-    `weights`, a target stands behind each prompt and they mark it: the pass that fills the cache
-    scores it too, and the reply overwrites it, since no token sees what stands behind it.
-    """
-    tokens_BL, lengths_B = batch['tokens'], batch['lengths']
-    B, L = tokens_BL.shape
-    positions_BL = jnp.broadcast_to(jnp.arange(L), (B, L))
-    cache = empty_cache(model.language, B, L + room, model.dtype)
-    weights_BL = batch.get('weights')
-    logits_BLV, cache = model.apply(
-        {'params': params}, tokens_BL, positions_BL, None, batch.get('tiles'),
-        batch.get('image_index'), batch.get('image_weight'), cache,
-        None if 'weights' in batch else lengths_B - 1)
-    nll_B = None
-    if 'weights' in batch:
-        chosen_BL = jnp.take_along_axis(logits_BLV[:, :-1], tokens_BL[:, 1:, None], -1)[:, :, 0]
-        nll_BL = jax.nn.logsumexp(logits_BLV[:, :-1], axis=-1) - chosen_BL
-        nll_B = (nll_BL * weights_BL[:, 1:]).sum(-1)
-        logits_BLV = jnp.take_along_axis(logits_BLV, (lengths_B - 1)[:, None, None], axis=1)
-    first_B = jnp.argmax(logits_BLV[:, 0], axis=-1).astype(jnp.int32)
-
-    def unfinished(carry):
-        step, _, _, stopped_B, _ = carry
-        return (step < limit) & ~stopped_B.all()
-
-    def write(carry):
-        step, token_B, cache, stopped_B, out = carry
-        token_B = jnp.where(stopped_B, stop, token_B)
-        stopped_B = stopped_B | (token_B == stop)
-        out = out.at[:, step].set(token_B)
-        logits_BLV, cache = model.apply(
-            {'params': params}, token_B[:, None], (lengths_B + step)[:, None], cache=cache)
-        return step + 1, jnp.argmax(logits_BLV[:, 0], axis=-1), cache, stopped_B, out
-
-    out = jnp.full((B, room), stop, jnp.int32)
-    start = (0, first_B, cache, jnp.zeros(B, bool), out)
-    _, _, _, stopped_B, out = jax.lax.while_loop(unfinished, write, start)
-    return out, stopped_B, nll_B
+    def summary(self):
+        """The figures that a report shows; shares are of 1."""
+        return {'rows': self.rows, 'tokens': self.tokens, 'seconds': self.seconds,
+                'tokens_per_second': self.tokens / self.seconds if self.seconds else 0.0,
+                'slot_occupancy': self.tokens / self.slot_steps if self.slot_steps else 0.0,
+                'padding_waste': 1 - self.read / self.read_padded if self.read_padded else 0.0,
+                'compiles': self.compiles, 'compile_seconds': self.compile_seconds}
 
 
 class Engine:
-    """A model and its parameters, ready to write replies and to score given ones."""
+    """A model and its parameters, ready to write replies and to score given ones.
 
-    def __init__(self, model, params, encoder, rows, newline):
-        self.model, self.params, self.encoder = model, params, encoder
-        self.rows, self.newline = rows, newline
+    At most `slots` rows are written at once. `mesh` (see `sharding.mesh`, over devices of this
+    process) shares slots out over its data axes and weights over its tensor axis. Without `refill`
+    a new batch begins only when the last row of the one before has ended.
+    """
 
-    def write(self, prompts, length, tiles, limit, room, targets=None,
-              report=lambda done, total: None):
-        """A greedy `Reply` for every `Prompt`, in order; at most `limit` <= `room` tokens.
+    def __init__(self, model, params, encoder, slots=16, mesh=None, refill=True):
+        if slots < 1:
+            raise ValueError(f'{slots} slots; at least 1 is needed')
+        self.model, self.encoder, self.mesh, self.refill = model, encoder, mesh, refill
+        self.lanes = mesh.shape['data'] * mesh.shape['fsdp'] if mesh else 1
+        self.usable = math.ceil(slots / self.lanes)  # slots of a lane
+        self.per_lane = max(2, self.usable)
+        params = forward.unstack(params, model.dtype)
+        where = shardings(params, mesh, model.rules) if mesh else None
+        self.params = jax.device_put(params, where)
+        self.stats = Stats()
 
-        With `targets` (ids for each prompt) every reply also has `nll`, the nats that the model
-        spends on its target. Prompt and target together must fit `length`.
-        """
-        replies = []
-        for start in range(0, len(prompts), self.rows):
-            part = prompts[start:start + self.rows]
-            given = targets[start:start + self.rows] if targets else None
-            bucket = Bucket(self.rows, length, tiles, room)
-            batch = padded(part, given, bucket, self.model.vision, self.newline)
-            out, stopped, nll = jax.device_get(decode(
-                self.params, batch, jnp.int32(limit), model=self.model, room=room,
-                stop=self.encoder.stop))
-            for row, ids in enumerate(out[:len(part)]):
-                ids = ids[:limit].tolist()
-                ids = ids[:ids.index(self.encoder.stop)] if self.encoder.stop in ids else ids
-                replies.append(Reply(tuple(ids), not bool(stopped[row]),
-                                     math.nan if nll is None else float(nll[row])))
-            report(len(replies), len(prompts))
+    def write(self, asked, decoding=Decoding(), report=lambda done, total: None):
+        """A `Reply` for every `Request`, in order."""
+        replies = [None] * len(asked)
+        for done, (index, reply) in enumerate(self.stream(asked, decoding), 1):
+            replies[index] = reply
+            report(done, len(asked))
         return replies
+
+    def stream(self, asked, decoding=Decoding()):
+        """(index, `Reply`) of each `Request`, as rows end. ValueError before work starts when a
+        request cannot be answered."""
+        requests.check(asked, decoding, self.model.language.V, self.encoder.thought[:2])
+        return _Job(self, asked, decoding).run() if asked else iter(())
+
+    def call(self, program, *args, **static):
+        """Run a compiled program on this engine's mesh."""
+        within = jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext()
+        before = dict(_compiled)
+        with within:
+            result = program(*args, model=self.model, **static)
+        new = _compiled['count'] - before['count']
+        if new:
+            self.stats.compiles += new
+            self.stats.compile_seconds += _compiled['seconds'] - before['seconds']
+            give_back()
+        return result
+
+    def by_lane(self, array):
+        """An array whose first axis is lanes or slots, on the devices that hold them."""
+        return jax.device_put(array, batch_sharding(self.mesh, self.model.rules)) if self.mesh \
+            else array
+
+
+@dataclass
+class _Row:
+    """A request in a slot: its index, the position of its last token, what it wrote, and where its
+    nats are (an array over lanes, and the lane)."""
+    index: int
+    position: int
+    nats: tuple
+    ids: list = field(default_factory=list)
+
+
+class _Job:
+    """One call of `Engine.stream`: its queue, its slots and the rows in them."""
+
+    def __init__(self, engine, asked, decoding):
+        self.engine, self.asked, self.decoding = engine, asked, decoding
+        self.waiting = _groups(asked)
+        self.group = [deque() for _ in range(engine.lanes)]  # what a lane has taken from it
+        self.free = [list(range(engine.usable))[::-1] for _ in range(engine.lanes)]
+        self.busy = {}  # slot -> _Row
+        self.scored = max((len(r.target) for r in asked if r.target is not None), default=0)
+        self.scored = self.scored and ladder(self.scored, 8)
+        self._room()
+        self._rules()
+
+    def _room(self):
+        """Make the slots, and room for pictures where any are asked about."""
+        engine, prompts = self.engine, [request.prompt for request in self.asked]
+        longest = max(prompt.prefix for prompt in prompts)
+        self.tiles = max((len(p.tiles) for p in prompts if p.prefix), default=0)
+        self.shown, self.prefix_room = None, 0
+        self.lane_prefix = [''] * engine.lanes
+        if longest:
+            ends = edges(longest)
+            self.prefix_room = ends[-1]
+            self.shown = engine.call(programs.empty_shown, lanes=engine.lanes, tiles=self.tiles,
+                                     ends=ends)
+        most = max(max(r.room, self.prefix_room + self._suffix(r)) for r in self.asked)
+        self.ends = edges(most)
+        self.slots = engine.call(programs.empty_slots, rows=engine.lanes * engine.per_lane,
+                                 ends=self.ends)
+
+    def _suffix(self, request):
+        """Static length of what a prefill reads of a request: all behind its pictures."""
+        return ladder(len(request.prompt.tokens) - request.prompt.prefix
+                      + len(request.target or ()))
+
+    def _rules(self):
+        engine, decoding, vocabulary = self.engine, self.decoding, self.engine.model.language.V
+        opened, closed, newline = engine.encoder.thought
+        self.mode = thinking.Thinking(opened, closed, newline, decoding.nudge,
+                                      decoding.reference_compat)
+        self.stops = {engine.encoder.stop, *decoding.stops} - {-1}
+        self.rules = jax.device_put(programs.Rules(
+            np.uint32(decoding.seed), mask(self.stops, vocabulary),
+            mask(decoding.forbidden, vocabulary), mask(decoding.banned, vocabulary),
+            np.int32(decoding.min_new)))
+
+    def run(self):
+        """Yield (index, Reply) as rows end."""
+        began, stats = time.perf_counter(), self.engine.stats
+        while self.waiting or any(self.group) or self.busy:
+            if self.engine.refill or not self.busy:
+                self._fill()
+            for index, reply in self._write():
+                stats.rows += 1
+                stats.seconds, began = stats.seconds + time.perf_counter() - began, \
+                    time.perf_counter()
+                yield index, reply
+                began = time.perf_counter()  # what the caller did meanwhile is not ours
+        stats.seconds += time.perf_counter() - began
+
+    # --- prompts into slots ---------------------------------------------------------------------
+
+    def _fill(self):
+        while True:
+            picked = [self._pick(lane) for lane in range(self.engine.lanes)]
+            if not any(request is not None for request in picked):
+                return
+            self._show(picked)
+            self._read(picked)
+
+    def _pick(self, lane):
+        """The index of the next request of a lane with a free slot, or None."""
+        if not self.free[lane]:
+            return None
+        if not self.group[lane] and self.waiting:
+            self.group[lane] = self.waiting.popleft()
+        return self.group[lane].popleft() if self.group[lane] else None
+
+    def _show(self, picked):
+        """Every lane's pictures are those that its picked request asks about."""
+        prompts = [None if k is None else self.asked[k].prompt for k in picked]
+        new = [prompt if prompt and prompt.prefix and prompt.prefix_hash != held else None
+               for prompt, held in zip(prompts, self.lane_prefix)]
+        if not any(new):
+            return
+        engine, vision = self.engine, self.engine.model.vision
+        for at in range(max(len(prompt.tiles) for prompt in new if prompt)):
+            has = np.array([prompt is not None and at < len(prompt.tiles) for prompt in new])
+            tiles_BPQ = np.zeros((len(new), vision.P, vision.Q), np.float32)
+            for lane in np.flatnonzero(has):
+                tiles_BPQ[lane] = images.normalise(new[lane].tiles[at:at + 1])[0]
+            self.shown = engine.call(programs.see, engine.params, self.shown,
+                                     engine.by_lane(tiles_BPQ), np.int32(at), engine.by_lane(has))
+        length = ladder(max(prompt.prefix for prompt in new if prompt))
+        arrays = requests.prompt_arrays(new, length, vision, self.tiles)
+        lengths = np.array([prompt.prefix if prompt else 0 for prompt in new], np.int32)
+        self.shown = engine.call(
+            programs.prefix, engine.params, self.shown, *jax.tree.map(engine.by_lane, arrays),
+            engine.by_lane(lengths), engine.by_lane(lengths > 0))
+        engine.stats.pictures += int((lengths > 0).sum())
+        engine.stats.read += int(lengths.sum())
+        engine.stats.read_padded += length * len(new)
+        for lane, prompt in enumerate(new):
+            if prompt:
+                self.lane_prefix[lane] = prompt.prefix_hash
+
+    def _read(self, picked):
+        """Put the picked requests, one a lane, into free slots."""
+        engine, lanes = self.engine, self.engine.lanes
+        requests_ = [None if k is None else self.asked[k] for k in picked]
+        length = max(self._suffix(request) for request in requests_ if request)
+        tokens = np.zeros((lanes, length), np.int32)
+        weights = np.zeros((lanes, self.scored), np.float32)
+        rows = np.zeros((6, lanes), np.int64)
+        rows[0], rows[1] = 1, engine.per_lane  # a token to look at, and no slot
+        nats = [None]
+        for lane, (k, request) in enumerate(zip(picked, requests_)):
+            if request is None:
+                continue
+            prompt, target = request.prompt, request.target or ()
+            n, own = len(prompt.tokens), prompt.tokens[prompt.prefix:]
+            tokens[lane, :len(own)] = own
+            tokens[lane, len(own):len(own) + len(target)] = target
+            weights[lane, :len(target)] = 1
+            slot = self.free[lane].pop()
+            rows[:, lane] = (len(own), slot, prompt.prefix > 0, request.sample,
+                             -1 if request.think is None else request.think, request.limit)
+            self.busy[lane * engine.per_lane + slot] = _Row(k, n - 1, (nats, lane))
+            engine.stats.read += len(own) - 1 + len(target)
+        engine.stats.read_padded += length * lanes
+        arrays = programs.Rows(tokens, rows[0].astype(np.int32), rows[1].astype(np.int32),
+                               rows[2] > 0, rows[3].astype(np.uint32), rows[4].astype(np.int32),
+                               rows[5].astype(np.int32))
+        blocks = len(edges(self.prefix_room + length))
+        part, rest = self._blocks(blocks)
+        part, nats[0] = engine.call(
+            programs.prefill, engine.params, part, self.shown,
+            jax.tree.map(engine.by_lane, arrays), engine.by_lane(weights), scored=self.scored)
+        self._join(part, rest)
+
+    def _blocks(self, count):
+        """(slots with the first `count` blocks of the cache, the other blocks)."""
+        return (self.slots._replace(k=self.slots.k[:count], v=self.slots.v[:count]),
+                (self.slots.k[count:], self.slots.v[count:]))
+
+    def _join(self, part, rest):
+        self.slots = part._replace(k=part.k + rest[0], v=part.v + rest[1])
+
+    # --- tokens out of slots --------------------------------------------------------------------
+
+    def _write(self):
+        """Decode until a row ends; [(index, Reply)] of the rows that did."""
+        engine, stats, decoding = self.engine, self.engine.stats, self.decoding
+        more = engine.refill and (self.waiting or any(self.group))
+        # With few slots each end is worth a refill; with many, a few may wait for company.
+        enough = max(1, engine.lanes * engine.usable // 16) if more else len(self.busy)
+        alive = np.zeros(engine.lanes * engine.per_lane, bool)
+        alive[list(self.busy)] = True
+        furthest = max(row.position for row in self.busy.values())
+        part, rest = self._blocks(next(j for j, end in enumerate(self.ends, 1) if end > furthest))
+        part, out, active = engine.call(
+            programs.decode, engine.params, part, self.rules, engine.by_lane(alive),
+            np.int32(8 if decoding.stop_strings else ROOM), np.int32(enough), room=ROOM,
+            sampling=decoding.sampling, mode=self.mode)
+        self._join(part, rest)
+        out, active, mind = jax.device_get((out, active, self.slots.mind))
+        closes = thinking.endings(mind)
+        written = (out >= 0).sum(axis=1)
+        stats.steps += int(written.max())
+        stats.slot_steps += int(written.max()) * engine.lanes * engine.usable
+        ended = []
+        for slot, row in list(self.busy.items()):
+            row.ids += out[slot, :written[slot]].tolist()
+            row.position += int(written[slot])
+            stats.tokens += int(written[slot])
+            reply = self._reply(row, active[slot], closes[slot], int(mind.thought_B[slot]),
+                                int(mind.answered_B[slot]))
+            if reply:
+                ended.append((row.index, reply))
+                del self.busy[slot]
+                self.free[slot // engine.per_lane].append(slot % engine.per_lane)
+        return ended
+
+    def _reply(self, row, active, close, thought, answered):
+        """The Reply of a row that has ended, else None."""
+        ids, finish, text_of = row.ids, 'length', self.engine.encoder.text
+        if not active and ids[-1] in self.stops:
+            ids, finish = ids[:-1], 'stop'
+        cut = self.decoding.stop_strings and requests.first_stop(ids, text_of,
+                                                                 self.decoding.stop_strings)
+        if active and not cut:
+            return None
+        text = None
+        if cut:
+            keep, text = cut
+            answered -= len(ids) - keep
+            ids, finish = ids[:keep], 'string'
+        nats, lane = row.nats
+        asked = self.asked[row.index]
+        nll = math.nan if asked.target is None else float(nats[0][lane]) if nats[0] is not None \
+            else 0.0
+        return Reply(tuple(ids), text_of(ids) if text is None else text, finish, nll, close,
+                     thought, answered)
+
+
+def _groups(asked):
+    """Requests that share pictures side by side, those with the longest way to go first."""
+    order = sorted(range(len(asked)), key=lambda k: len(asked[k].prompt.tokens) - asked[k].room)
+    groups = {}
+    for k in order:
+        groups.setdefault(asked[k].prompt.prefix_hash or k, deque()).append(k)
+    return deque(groups.values())

@@ -3,13 +3,15 @@
 The layers lie apart here, not stacked: on CPU a slice of a stacked weight is a copy, which would
 double the memory that a step reads.
 """
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from downscale.model.cache import attend_cached, remember
+from downscale.model.cache import attend_blocks, cut, remember
 from downscale.model.language import Block, score
-from downscale.model.layers import attend, rms_norm, rotary
+from downscale.model.layers import rms_norm, rotary
 from downscale.model.vision import Connector, Tower
 from downscale.model.vlm import splice
 from downscale.sharding import constrain
@@ -74,32 +76,39 @@ def show(model, params, x_BLD, features_BID, image_index_BLC, image_weight_BLC):
     return jnp.where(image_index_BLC[:, :, :1] >= 0, image_BLD, x_BLD)
 
 
-def read(model, params, x_BLD, prefix=None, n_prefix_B=None):
-    """(x after all blocks, each layer's own keys and values [B, L, K, E]) of `x_BLD`.
+def read(model, params, x_BLD, ends, prefix=None, before_B=None):
+    """(x after all blocks, per layer the cache blocks k, v up to `ends` that hold its tokens).
 
-    Rows continue a `prefix` (per layer: keys, values [B, S, K, E], the first `n_prefix_B` of each
-    row count), or begin at position 0.
+    Rows continue a `prefix` (per layer blocks k, v, of which `before_B` tokens count for each row),
+    or begin at position 0.
     """
     B, L, _ = x_BLD.shape
-    mask_BLS = jnp.broadcast_to(jnp.tril(jnp.ones((L, L), bool)), (B, L, L))
     positions_BL = jnp.broadcast_to(jnp.arange(L), (B, L))
     if prefix is not None:
-        S = prefix[0][0].shape[1]
-        before_BLS = jnp.broadcast_to((jnp.arange(S) < n_prefix_B[:, None])[:, None], (B, L, S))
-        mask_BLS = jnp.concatenate([before_BLS, mask_BLS], axis=2)
-        positions_BL = positions_BL + n_prefix_B[:, None]
+        positions_BL = positions_BL + before_B[:, None]
 
     def mix_of(n):
         def mix(q_BLHE, k_BLKE, v_BLKE):
-            k_BSKE, v_BSKE = k_BLKE, v_BLKE
-            if prefix is not None:
-                k_BSKE, v_BSKE = (jnp.concatenate([old.astype(new.dtype), new], axis=1)
-                                  for old, new in zip(prefix[n], (k_BLKE, v_BLKE)))
-            return attend(q_BLHE, k_BSKE, v_BSKE, mask_BLS), (k_BLKE, v_BLKE)
+            own = k_BLKE.transpose(0, 2, 3, 1), v_BLKE.transpose(0, 2, 1, 3)
+            blocks = cut(*(_placed(new, axis, ends[-1], prefix and prefix[n][part], before_B)
+                           for part, (new, axis) in enumerate(zip(own, (3, 2)))), ends)
+            return attend_blocks(q_BLHE, *blocks, positions_BL), blocks
         return mix
 
     return through_blocks(model, params, x_BLD, positions_BL,
                           [mix_of(n) for n in range(model.language.N)])
+
+
+def _placed(new, axis, size, prefix_blocks, before_B):
+    """`new` [B, K, ...] along `axis` (the position) in room for `size` tokens, each row behind the
+    `before_B` tokens of its prefix."""
+    held = jnp.concatenate(prefix_blocks, axis) if prefix_blocks else new
+    room = [(0, size - held.shape[d] if d == axis else 0) for d in range(held.ndim)]
+    held = jnp.pad(held, room)
+    if not prefix_blocks:
+        return held
+    return jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=axis - 1))(
+        held, new.astype(held.dtype), before_B)
 
 
 def step(model, params, token_B, positions_B, k, v):
@@ -109,7 +118,7 @@ def step(model, params, token_B, positions_B, k, v):
         def mix(q_BLHE, k_BLKE, v_BLKE):
             held = remember([block[n] for block in k], [block[n] for block in v],
                             k_BLKE[:, 0], v_BLKE[:, 0], positions_B)
-            return attend_cached(q_BLHE, *held, positions_B), held
+            return attend_blocks(q_BLHE, *held, positions_B[:, None]), held
         return mix
 
     x_BLD, kept = through_blocks(model, params, embed(model, params, token_B[:, None]),

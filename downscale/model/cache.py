@@ -34,6 +34,13 @@ def empty_cache(cfg, rows, ends, dtype='float32'):
     return k, v
 
 
+def cut(k_BKES, v_BKSE, ends):
+    """Keys and values by position as the blocks that end at `ends`."""
+    starts = (0, *ends[:-1])
+    return ([k_BKES[..., start:end] for start, end in zip(starts, ends)],
+            [v_BKSE[:, :, start:end] for start, end in zip(starts, ends)])
+
+
 def remember(k_blocks, v_blocks, k_BKE, v_BKE, positions_B):
     """The blocks of one layer with the key and value of each row written at its position."""
     rows, start, ks, vs = jnp.arange(len(positions_B)), 0, [], []
@@ -47,24 +54,28 @@ def remember(k_blocks, v_blocks, k_BKE, v_BKE, positions_B):
     return ks, vs
 
 
-def attend_cached(q_BLHE, k_blocks, v_blocks, positions_B):
-    """Attention [B, 1, H, E] of one query per row over every key up to its position, itself
-    included; grouped, so that no key is repeated."""
-    B, _, H, E = q_BLHE.shape
+def attend_blocks(q_BLHE, k_blocks, v_blocks, positions_BL):
+    """Attention [B, L, H, E] of queries at their positions over every key up to their own.
+
+    H / K query heads share a key/value head, none is repeated. Sums are float32.
+    """
+    B, L, H, E = q_BLHE.shape
     K = v_blocks[0].shape[1]
-    q_BKGE = (q_BLHE * E ** -0.5).reshape(B, K, H // K, E)
+    # The M = (H / K) L queries of a key head side by side: both products are plain batched ones.
+    q_BKME = (q_BLHE * E ** -0.5).swapaxes(1, 2).reshape(B, K, H // K * L, E)
     start, scores = 0, []
     for k_BKES in k_blocks:
-        score_BKGS = jnp.einsum('BKGE,BKES->BKGS', q_BKGE, k_BKES.astype(q_BKGE.dtype),
+        score_BKMS = jnp.einsum('BKME,BKES->BKMS', q_BKME, k_BKES.astype(q_BKME.dtype),
                                 preferred_element_type=jnp.float32)
-        seen_BS = start + jnp.arange(k_BKES.shape[3]) <= positions_B[:, None]
-        scores.append(jnp.where(seen_BS[:, None, None], score_BKGS, -1e30))
+        seen_BLS = start + jnp.arange(k_BKES.shape[3]) <= positions_BL[:, :, None]
+        scores.append(jnp.where(jnp.tile(seen_BLS[:, None], (1, 1, H // K, 1)), score_BKMS, -1e30))
         start += k_BKES.shape[3]
-    most_BKG = jnp.max(jnp.stack([score_BKGS.max(-1) for score_BKGS in scores]), 0)
-    total_BKG, out_BKGE = 0, 0
-    for score_BKGS, v_BKSE in zip(scores, v_blocks, strict=True):
-        weights_BKGS = jnp.exp(score_BKGS - most_BKG[..., None])
-        total_BKG += weights_BKGS.sum(-1)
-        out_BKGE += jnp.einsum('BKGS,BKSE->BKGE', weights_BKGS.astype(q_BKGE.dtype),
-                               v_BKSE.astype(q_BKGE.dtype), preferred_element_type=jnp.float32)
-    return (out_BKGE / total_BKG[..., None]).astype(q_BLHE.dtype).reshape(B, 1, H, E)
+    most_BKM = jnp.max(jnp.stack([score_BKMS.max(-1) for score_BKMS in scores]), 0)
+    total_BKM, out_BKME = 0, 0
+    for score_BKMS, v_BKSE in zip(scores, v_blocks, strict=True):
+        weights_BKMS = jnp.exp(score_BKMS - most_BKM[..., None])
+        total_BKM += weights_BKMS.sum(-1)
+        out_BKME += jnp.einsum('BKMS,BKSE->BKME', weights_BKMS.astype(q_BKME.dtype),
+                               v_BKSE.astype(q_BKME.dtype), preferred_element_type=jnp.float32)
+    out_BKME = (out_BKME / total_BKM[..., None]).astype(q_BLHE.dtype)
+    return out_BKME.reshape(B, H, L, E).swapaxes(1, 2)

@@ -1,0 +1,210 @@
+"""The compiled programs of the engine: see, prefix, prefill and decode, over a fixed set of slots.
+
+A prompt is cut behind its last image: what comes before is the prefix, read once for all questions
+about the same pictures. `prefill` reads the rest but for the last token, which the first step of
+`decode` reads, so that prompts and replies are continued by one and the same program.
+"""
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from downscale.generate import forward, thinking
+from downscale.generate.sampling import choose, forbid
+from downscale.model.cache import edges, empty_cache
+from downscale.sharding import constrain
+
+
+class Slots(NamedTuple):
+    """What is known of the rows being written: the cache (see `model/cache.py`) and, for each row,
+    the last token, its position, how many were written, the id of its randomness, its mind."""
+    k: list
+    v: list
+    token_B: jax.Array
+    position_B: jax.Array
+    step_B: jax.Array
+    sample_B: jax.Array
+    active_B: jax.Array
+    mind: thinking.Mind
+
+
+class Shown(NamedTuple):
+    """The pictures that each lane is being asked about: features [B, I, P, D], and the prefix as
+    cache blocks, of which `length_B` tokens count. A lane is a share of the slots, one per data
+    shard of the mesh."""
+    features_BIPD: jax.Array
+    k: list
+    v: list
+    length_B: jax.Array
+
+
+class Rules(NamedTuple):
+    """What decoding must heed, in arrays: the seed, which tokens end a row, are never written or
+    are not written while thinking [V], and how many must be written before a stop."""
+    seed: jax.Array
+    stops_V: jax.Array
+    forbidden_V: jax.Array
+    banned_V: jax.Array
+    min_new: jax.Array
+
+
+@partial(jax.jit, static_argnames=('model', 'rows', 'ends'))
+def empty_slots(*, model, rows, ends):
+    """Slots without any row in them."""
+    zero_B = jnp.zeros(rows, jnp.int32)
+    return Slots(*_empty_cache(model, rows, ends), zero_B, zero_B, zero_B, zero_B.astype(jnp.uint32), zero_B > 0,
+                 thinking.begin(zero_B - 1, zero_B))
+
+
+@partial(jax.jit, static_argnames=('model', 'lanes', 'tiles', 'ends'))
+def empty_shown(*, model, lanes, tiles, ends):
+    """Room for the pictures of one prompt a lane."""
+    features_BIPD = jnp.zeros((lanes, tiles, model.vision.P, model.language.D), model.dtype)
+    return Shown(features_BIPD, *_empty_cache(model, lanes, ends), jnp.zeros(lanes, jnp.int32))
+
+
+def _empty_cache(model, rows, ends):
+    k, v = empty_cache(model.language, rows, ends, model.dtype)
+    return ([tuple(constrain(leaf, 'BKES', model.rules) for leaf in block) for block in k],
+            [tuple(constrain(leaf, 'BKSE', model.rules) for leaf in block) for block in v])
+
+
+@partial(jax.jit, static_argnames='model', donate_argnames='shown')
+def see(params, shown, tiles_BPQ, at, new_B, *, model):
+    """`shown` with the features of tile number `at` of every lane where `new_B`."""
+    features_BPD = forward.see(model, params, tiles_BPQ)
+    held_BPD = jax.lax.dynamic_index_in_dim(shown.features_BIPD, at, 1, keepdims=False)
+    features_BPD = jnp.where(new_B[:, None, None], features_BPD, held_BPD)
+    return shown._replace(features_BIPD=jax.lax.dynamic_update_index_in_dim(
+        shown.features_BIPD, features_BPD, at, 1))
+
+
+@partial(jax.jit, static_argnames='model', donate_argnames='shown')
+def prefix(params, shown, tokens_BL, index_BLC, weight_BLC, length_B, new_B, *, model):
+    """`shown` with the prefix of every lane where `new_B`, read from its tokens and features."""
+    B, L = tokens_BL.shape
+    x_BLD = forward.embed(model, params, tokens_BL)
+    x_BLD = forward.show(model, params, x_BLD, shown.features_BIPD.reshape(B, -1, x_BLD.shape[-1]),
+                         index_BLC, weight_BLC)
+    ends = edges(L)
+    _, kept = forward.read(model, params, x_BLD, ends)
+
+    def renewed(old, new):
+        return jnp.where(new_B[:, None, None, None], new, old)
+
+    k, v = ([tuple(renewed(held[n], kept[n][part][j]) for n in range(len(held)))
+             for j, held in enumerate(blocks[:len(ends)])] + blocks[len(ends):]
+            for part, blocks in enumerate((shown.k, shown.v)))
+    return shown._replace(k=k, v=v, length_B=jnp.where(new_B, length_B, shown.length_B))
+
+
+class Rows(NamedTuple):
+    """The prompts that a prefill puts into slots, one per lane: tokens behind the prefix [B, L] (a
+    target may follow), their number without it, the slot within the lane (none: its number of
+    slots), whether they continue the lane's pictures, and what `Slots` and `Mind` begin with."""
+    tokens_BL: jax.Array
+    length_B: jax.Array
+    slot_B: jax.Array
+    pictured_B: jax.Array
+    sample_B: jax.Array
+    budget_B: jax.Array
+    limit_B: jax.Array
+
+
+@partial(jax.jit, static_argnames=('model', 'scored'), donate_argnames='slots')
+def prefill(params, slots, shown, rows, weights_BL, *, model, scored):
+    """(slots with the rows in them, nats of their targets [B] or None).
+
+    `slots` brings the blocks of the cache that the rows can reach. With `scored` > 0 up to that
+    many tokens behind each prompt are its target, marked by `weights_BL`; what they leave in the
+    cache stands behind the row's position: nothing reads it before it is overwritten.
+    """
+    B, L = rows.tokens_BL.shape
+    before_B, prefix, room = jnp.zeros(B, jnp.int32), None, L
+    if shown:
+        before_B = jnp.where(rows.pictured_B, shown.length_B, 0)
+        prefix = [([block[n] for block in shown.k], [block[n] for block in shown.v])
+                  for n in range(model.language.N)]
+        room += sum(block[0].shape[2] for block in shown.v)
+    ends = edges(room)
+    x_BLD, kept = forward.read(model, params, forward.embed(model, params, rows.tokens_BL), ends,
+                               prefix, before_B)
+    nll_B = _nats(model, params, x_BLD, rows, weights_BL, scored) if scored else None
+    k, v = ([tuple(_put(held[n], kept[n][part][j], rows.slot_B) for n in range(len(held)))
+             for j, held in enumerate(blocks)] for part, blocks in enumerate((slots.k, slots.v)))
+    last_B1 = jnp.take_along_axis(rows.tokens_BL, rows.length_B[:, None] - 1, axis=1)
+
+    def put(old_B, new_B):
+        return _put(old_B, new_B.astype(old_B.dtype), rows.slot_B)
+
+    begun = thinking.begin(rows.budget_B, rows.limit_B)
+    return Slots(k, v, put(slots.token_B, last_B1[:, 0]),
+                 put(slots.position_B, before_B + rows.length_B - 1),
+                 put(slots.step_B, jnp.zeros_like(rows.length_B)),
+                 put(slots.sample_B, rows.sample_B),
+                 put(slots.active_B, jnp.ones_like(rows.pictured_B)),
+                 jax.tree.map(put, slots.mind, begun)), nll_B
+
+
+def _nats(model, params, x_BLD, rows, weights_BL, scored):
+    """Nats [B] of the targets behind the prompts; only their positions reach the vocabulary."""
+    at_BL = rows.length_B[:, None] + jnp.arange(scored)
+    at_BL = jnp.minimum(at_BL, x_BLD.shape[1] - 1)
+    x_BLD = jnp.take_along_axis(x_BLD, at_BL[:, :, None] - 1, axis=1)
+    targets_BL = jnp.take_along_axis(rows.tokens_BL, at_BL, axis=1)
+    logits_BLV = forward.logits(model, params, x_BLD)
+    of_target_BL = jnp.take_along_axis(logits_BLV, targets_BL[:, :, None], axis=2)[:, :, 0]
+    nll_BL = jax.nn.logsumexp(logits_BLV, axis=-1) - of_target_BL
+    return (nll_BL * weights_BL).sum(-1)
+
+
+def _put(held, new, slot_B):
+    """`held` [slots, ...] with `new` [lanes, ...] in the slot of each lane."""
+    lanes = len(slot_B)
+    split = held.reshape(lanes, len(held) // lanes, *held.shape[1:])
+    put = jax.vmap(lambda lane, row, slot: lane.at[slot].set(row.astype(lane.dtype), mode='drop'))
+    return put(split, new, slot_B).reshape(held.shape)
+
+
+@partial(jax.jit, static_argnames=('model', 'room', 'sampling', 'mode'), donate_argnames='slots')
+def decode(params, slots, rules, alive_B, steps, enough, *, model, room, sampling, mode):
+    """(slots, tokens [B, room] with -1 where none was written, whether rows are active [B]).
+
+    Writes until `steps` <= `room` tokens a row are there, `enough` rows have ended since, none is
+    left, or one needs more cache than the blocks that `slots` brings. The token that ends a row is
+    among those returned. `mode` is the `Thinking`, `alive_B` switches rows off.
+    """
+    live = sum(block[0].shape[2] for block in slots.v)
+    slots = slots._replace(active_B=slots.active_B & alive_B)
+    begun_B = slots.active_B
+    out_BL = jnp.full((len(alive_B), room), -1, jnp.int32)
+
+    def unfinished(carry):
+        t, slots, _ = carry
+        ended = (begun_B & ~slots.active_B).sum()
+        fits = jnp.where(slots.active_B, slots.position_B, 0).max() < live
+        return (t < steps) & slots.active_B.any() & (ended < enough) & fits
+
+    def write(carry):
+        t, slots, out_BL = carry
+        logits_BV, k, v = forward.step(model, params, slots.token_B, slots.position_B,
+                                       slots.k, slots.v)
+        logits_BV = forbid(logits_BV, rules.forbidden_V, True)
+        logits_BV = forbid(logits_BV, rules.stops_V, slots.step_B < rules.min_new)
+        logits_BV = thinking.steer(mode, slots.mind, rules.banned_V, logits_BV)
+        token_B = choose(sampling, logits_BV, rules.seed, slots.sample_B, slots.step_B)
+        active_B = slots.active_B
+        stopped_B = rules.stops_V[token_B]
+        wrote_B = active_B & ~stopped_B
+        mind = jax.tree.map(partial(jnp.where, wrote_B),
+                            thinking.advance(mode, slots.mind, token_B), slots.mind)
+        out_BL = jax.lax.dynamic_update_index_in_dim(
+            out_BL, jnp.where(active_B, token_B, -1), t, 1)
+        slots = Slots(k, v, jnp.where(active_B, token_B, slots.token_B),
+                      slots.position_B + active_B, slots.step_B + active_B, slots.sample_B,
+                      wrote_B & ~thinking.spent(mind), mind)
+        return t + 1, slots, out_BL
+
+    _, slots, out_BL = jax.lax.while_loop(unfinished, write, (0, slots, out_BL))
+    return slots, out_BL, slots.active_B

@@ -1,0 +1,161 @@
+"""What is asked of the engine, and what comes back."""
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from downscale.data import images
+from downscale.generate.sampling import Sampling
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """Token ids [L], the image index [L, C] of each, the tiles uint8 [I, P, Q] they name, and where
+    C > 1 the weights [L, C] of the features."""
+    tokens: np.ndarray
+    image_index: np.ndarray
+    tiles: np.ndarray | None = None
+    image_weight: np.ndarray | None = None
+
+    @cached_property
+    def prefix(self):
+        """Tokens up to the last image token, itself included: what questions about it share."""
+        shown = np.flatnonzero((self.image_index >= 0).any(axis=1))
+        return int(shown[-1]) + 1 if len(shown) else 0
+
+    @cached_property
+    def prefix_hash(self):
+        """Names the prefix; '' without pictures."""
+        if not self.prefix:
+            return ''
+        digest = hashlib.sha256()
+        for array in (self.tokens, self.image_index, self.image_weight):
+            if array is not None:
+                digest.update(np.ascontiguousarray(array[:self.prefix]))
+        digest.update(np.ascontiguousarray(self.tiles))
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One row to write behind `prompt`.
+
+    `sample` (uint32) names its randomness. At most `limit` tokens of answer are written, behind a
+    thought of at most `think` tokens (None: no thought). `target` is a reply whose nats are
+    wanted; it is scored behind the prompt, never read.
+    """
+    prompt: Prompt
+    limit: int
+    sample: int = 0
+    think: int | None = None
+    target: tuple[int, ...] | None = None
+
+    @property
+    def room(self):
+        """Cache positions that the row may need; a thought has two marks beside its tokens."""
+        return len(self.prompt.tokens) + self.limit + (0 if self.think is None else self.think + 2)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How rows are written: everything that, with a request and the weights, decides a reply.
+
+    `stops` are further ids that end a row, `stop_strings` texts that do, wherever tokens cut them.
+    `min_new` tokens come before any stop id. `forbidden` ids are never written, `banned` ones not
+    in a thought. `nudge` and `reference_compat` are those of `thinking.Thinking`.
+    """
+    sampling: Sampling = Sampling()
+    seed: int = 0
+    stops: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+    min_new: int = 0
+    forbidden: tuple[int, ...] = ()
+    banned: tuple[int, ...] = ()
+    nudge: float = 0.0
+    reference_compat: bool = False
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Generated ids (stop token excluded) and their text (stop string excluded).
+
+    `finish` is 'stop', 'string' or 'length'; `nll` the nats of the target (NaN without one).
+    `close` says how the thought ended: '' (none was asked for), 'natural', 'forced', 'open';
+    `thought` and `answered` count its tokens and those of the answer.
+    """
+    ids: tuple[int, ...]
+    text: str
+    finish: str
+    nll: float
+    close: str
+    thought: int
+    answered: int
+
+    @property
+    def truncated(self):
+        return self.finish == 'length'
+
+
+def check(requests, decoding, vocabulary, marks):
+    """ValueError, in one line and before work starts, for requests that cannot be answered.
+
+    `marks` are the ids of <think> and </think>, -1 where the tokenizer lacks them.
+    """
+    for k, request in enumerate(requests):
+        n, target = len(request.prompt.tokens), request.target or ()
+        if n == 0 or request.prompt.prefix == n:
+            raise ValueError(f'request {k}: a prompt must end with a token of text')
+        if request.limit < 1 or (request.think is not None and request.think < 0):
+            raise ValueError(f'request {k}: limit {request.limit} must be at least 1, and think '
+                             f'{request.think} at least 0 or None')
+        if request.think is not None and min(marks) < 0:
+            raise ValueError(f'request {k} thinks, but the tokenizer has no <think> and </think>')
+        if not 0 <= request.sample < 2**32:
+            raise ValueError(f'request {k}: sample {request.sample} is no uint32')
+        ids = np.asarray([*request.prompt.tokens, *target])
+        if ids.min() < 0 or ids.max() >= vocabulary:
+            raise ValueError(f'request {k}: token ids {ids.min()} to {ids.max()} are not all below '
+                             f'the {vocabulary} rows of the embedding')
+    if any(not text for text in decoding.stop_strings):
+        raise ValueError('a stop string is empty; leave it out')
+
+
+def first_stop(ids, text_of, stop_strings):
+    """(tokens to keep, text before the stop string) where one first appears, else None.
+
+    The earliest token with which the text holds a stop string ends the row, wherever tokens cut
+    the string and however often its beginning is repeated.
+    """
+    def place(n):
+        text = text_of(ids[:n])
+        found = [text.find(stop) for stop in stop_strings if stop in text]
+        return (min(found), text) if found else None
+
+    if not place(len(ids)):
+        return None
+    low, high = 0, len(ids)  # the text of `low` tokens holds none, that of `high` does
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if place(middle) else (middle, high)
+    at, text = place(high)
+    return high, text[:at]
+
+
+def prompt_arrays(prompts, length, vision, tiles):
+    """Prefix arrays of one prompt (or None) a lane: tokens [B, L], image_index [B, L, C] and, for
+    C > 1, image_weight; padded to `length`, the newline behind the features of `tiles` tiles."""
+    C = next(prompt.image_index.shape[1] for prompt in prompts if prompt is not None)
+    tokens = np.zeros((len(prompts), length), np.int32)
+    index = np.full((len(prompts), length, C), -1, np.int32)
+    weight = np.zeros(index.shape, np.float32)
+    for lane, prompt in enumerate(prompts):
+        if prompt is None:
+            continue
+        n = prompt.prefix
+        shown = prompt.image_index[:n]
+        tokens[lane, :n] = prompt.tokens[:n]
+        index[lane, :n] = np.where(shown == images.NEWLINE, vision.P * tiles, shown)
+        if C > 1:
+            weight[lane, :n] = prompt.image_weight[:n]
+    return tokens, index, weight if C > 1 else None
