@@ -1,0 +1,216 @@
+"""Tokens per second of greedy decoding on CPU against transformers, as ratios from one run.
+
+The same float32 weights (SmolLM2-135M's shape with random values, or `--model` with real ones) on
+both sides, two threads each, interleaved, every side in a process of its own. Fixed batches: 64
+prompt tokens and 32 new ones. Ragged: 64 requests with prompts of 16 to 256 and replies of 8 to 128
+tokens; transformers pads them to batches of 16, or takes them one at a time. Beside each figure
+stands the bound that memory sets: a step reads all weights and the cache once. Compiling is not
+timed, but printed.
+"""
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+FIXED, PROMPT, NEW, REQUESTS, SLOTS = (1, 8, 32), 64, 32, 64, 16
+GOALS = {'batch 1': 1.5, 'batch 8': 2.0, 'batch 32': 2.0, 'ragged': 4.0, 'ragged, one by one': 8.0}
+
+
+def arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog='example: python benchmarks/decode_throughput.py --repeats 5')
+    parser.add_argument('--model', type=Path, help='Hugging Face folder of a Llama or Qwen model')
+    parser.add_argument('--repeats', type=int, default=3, help='timed rounds (default 3)')
+    parser.add_argument('--json', metavar='FILE', help='also write every time to FILE')
+    return parser.parse_args()
+
+
+def random_model(folder):
+    """A Hugging Face folder of SmolLM2-135M's shape with random weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+        num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True,
+        rope_theta=100000.0, initializer_range=0.05))
+    model.save_pretrained(folder)
+
+
+def tasks(vocabulary):
+    """{task: [(prompt ids, new tokens)]}."""
+    import numpy as np
+    rng = np.random.default_rng(0)
+
+    def ids(n):
+        return rng.integers(0, vocabulary, n).tolist()
+    found = {f'batch {rows}': [(ids(PROMPT), NEW) for _ in range(rows)] for rows in FIXED}
+    found['ragged'] = [(ids(rng.integers(16, 257)), int(rng.integers(8, 129)))
+                       for _ in range(REQUESTS)]
+    return found
+
+
+class NoText:
+    """As much of an encoder as the engine needs where only ids count and nothing ends a row."""
+    stop, thought = -1, (-1, -1, -1)
+
+    def text(self, ids):
+        return ''
+
+
+def make_ours(folder):
+    """A function (task name, requests) -> ids of each reply."""
+    from downscale.memory import keep_freed_memory
+    keep_freed_memory()
+    import numpy as np
+
+    import downscale
+    from downscale.exchange import import_model
+    from downscale.generate.engine import Engine, Prompt, Request
+    with tempfile.TemporaryDirectory() as run:
+        import_model(folder, Path(run) / 'run')
+        model, params, _, _ = downscale.load(Path(run) / 'run', dtype=np.float32)
+    engines = {}
+
+    def run(name, asked):
+        slots = min(SLOTS, len(asked)) if name == 'ragged' else len(asked)
+        if slots not in engines:
+            engines[slots] = Engine(model, params, NoText(), slots)
+        asked = [Request(Prompt(np.asarray(ids, np.int32), np.full((len(ids), 1), -1)), new)
+                 for ids, new in asked]
+        replies = [list(reply.ids) for reply in engines[slots].write(asked)]
+        return replies, engines[slots].stats.summary()
+    return run
+
+
+def make_theirs(folder):
+    """The same for transformers; 'one by one' in a name takes requests singly."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    torch.set_num_threads(2)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def generate(asked):
+        longest, new = max(len(ids) for ids, _ in asked), max(new for _, new in asked)
+        tokens = torch.tensor([[0] * (longest - len(ids)) + ids for ids, _ in asked])
+        seen = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids, _ in asked])
+        with torch.inference_mode():
+            out = model.generate(tokens, attention_mask=seen, do_sample=False, pad_token_id=0,
+                                 max_new_tokens=new, min_new_tokens=new, eos_token_id=None)
+        return [row[longest:longest + n].tolist() for row, (_, n) in zip(out, asked)]
+
+    def run(name, asked):
+        size = 1 if 'one by one' in name else SLOTS if name == 'ragged' else len(asked)
+        parts = (generate(asked[at:at + size]) for at in range(0, len(asked), size))
+        return [ids for part in parts for ids in part], {}
+    return run
+
+
+def serve(pipe, make, folder):
+    """In a process of its own: answer (name, requests) with (seconds, replies, counters)."""
+    run = make(folder)
+    while task := pipe.recv():
+        begin = time.perf_counter()
+        replies, counters = run(*task)
+        pipe.send((time.perf_counter() - begin, replies, counters))
+
+
+def bandwidth():
+    """Bytes per second that two threads read from memory, the best of ten."""
+    import numpy as np
+    halves = np.ones((2, 1 << 27), np.float32)
+    best = 0
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(10):
+            begin = time.perf_counter()
+            list(pool.map(np.max, halves))
+            best = max(best, halves.nbytes / (time.perf_counter() - begin))
+    return best
+
+
+def bound(config, asked, slots, rate):
+    """Tokens per second if a step did nothing but read the weights and the live cache, with all
+    `slots` busy; reading prompts is left out."""
+    head = config.get('head_dim') or config['hidden_size'] // config['num_attention_heads']
+    width, layers = config['hidden_size'], config['num_hidden_layers']
+    heads, groups = config['num_attention_heads'], config['num_key_value_heads']
+    block = width * head * (2 * heads + 2 * groups) + 3 * width * config['intermediate_size']
+    weights = 4 * (layers * block + config['vocab_size'] * width)
+    live = statistics.mean(len(ids) + new / 2 for ids, new in asked)
+    cache = 8 * layers * groups * head * live
+    return slots / ((weights + slots * cache) / rate)
+
+
+def measure(folder, repeats):
+    """{task: {'ours', 'theirs': seconds}, ...} of interleaved rounds; the first is not timed."""
+    config = json.loads((folder / 'config.json').read_text())
+    work = tasks(config['vocab_size'])
+    rounds = [(name, name, asked) for name, asked in work.items()]
+    rounds.append(('ragged, one by one', 'ragged', work['ragged']))
+    context, pipes = multiprocessing.get_context('spawn'), {}
+    for side, make in (('ours', make_ours), ('theirs', make_theirs)):
+        pipes[side], far = context.Pipe()
+        context.Process(target=serve, args=(far, make, folder), daemon=True).start()
+    found = {name: {'ours': [], 'theirs': []} for name, _, _ in rounds}
+    for turn in range(repeats + 1):
+        for name, ours, asked in rounds:
+            if turn == 0 and ours != name:
+                continue  # both sides are warm from the padded round
+            replies = {}
+            for side, task in (('ours', ours), ('theirs', name)):
+                if side == 'ours' and ours != name:
+                    found[name][side].append(found[ours][side][-1])
+                    continue
+                pipes[side].send((task, asked))
+                seconds, replies[side], counters = pipes[side].recv()
+                if turn:
+                    found[name][side].append(seconds)
+                if side == 'ours':
+                    found[name]['counters'] = counters
+            if len(replies) == 2:
+                pairs = [(a, b) for x, y in zip(*replies.values()) for a, b in zip(x, y)]
+                found[name]['same'] = sum(a == b for a, b in pairs) / len(pairs)
+            print(f'  round {turn} of {repeats}: {name}', flush=True)
+    for pipe in pipes.values():
+        pipe.send(None)
+    return config, work, found
+
+
+def main():
+    args = arguments()
+    os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+    with tempfile.TemporaryDirectory() as made:
+        if args.model is None:
+            random_model(made)
+        rate = bandwidth()
+        print(f'memory: {rate / 1e9:.1f} GB/s read by two threads')
+        config, work, found = measure(args.model or Path(made), args.repeats)
+    for name, row in found.items():
+        asked = work['ragged' if 'ragged' in name else name]
+        tokens = sum(new for _, new in asked)
+        ours, theirs = (tokens / statistics.median(row[side]) for side in ('ours', 'theirs'))
+        ratios = [b / a for a, b in zip(row['ours'], row['theirs'])]
+        row['ratio'], row['tokens'] = statistics.median(ratios), tokens
+        slots = min(SLOTS, len(asked)) if 'ragged' in name else len(asked)
+        row['bound'] = bound(config, asked, slots, rate)
+        agree = f', {row["same"]:.1%} of tokens equal' if 'same' in row else ''
+        print(f'{name:20s}{ours:8.1f} tok/s against {theirs:7.1f}: {row["ratio"]:.2f} '
+              f'({min(ratios):.2f} to {max(ratios):.2f}; goal {GOALS[name]}); memory bound '
+              f'{row["bound"]:.0f} tok/s, {ours / row["bound"]:.0%} of it{agree}', flush=True)
+        if 'counters' in row:
+            c = row['counters']
+            print(f'{"":20s}slot occupancy {c["slot_occupancy"]:.0%}, padding of prompts '
+                  f'{c["padding_waste"]:.0%}, {c["compiles"]} compilations in '
+                  f'{c["compile_seconds"]:.0f} s')
+    if args.json:
+        Path(args.json).write_text(json.dumps({'bandwidth': rate, 'tasks': found}, indent=1))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,141 @@
+"""Does decoding depend on the batch here? A random tiny model answers, on this very hardware.
+
+    python -m downscale.generate.selfcheck --prompts 40 --slots 1,5,13 --seed 0 --temperature 0.6
+
+Ragged prompts with and without pictures, some of which think, are written under every listed
+number of slots, in two orders, with and without refill, and on every mesh that the devices allow.
+Prints the first difference and exits with 1 if there is one. bfloat16 (`--dtype`) is not expected
+to be identical on every device: there the share of rows that differ is what to look at.
+"""
+import argparse
+import json
+import sys
+
+from downscale.console import progress_bars
+
+
+def parser():
+    """The argument parser."""
+    top = argparse.ArgumentParser(prog='python -m downscale.generate.selfcheck',
+                                  description=__doc__.splitlines()[0])
+    top.add_argument('--prompts', type=int, default=40, help='ragged prompts to write behind')
+    top.add_argument('--slots', default='1,5,13', help='numbers of slots, comma-separated')
+    top.add_argument('--seed', type=int, default=0, help='of weights, prompts and sampling')
+    top.add_argument('--temperature', type=float, default=0.6, help='0 is greedy')
+    top.add_argument('--tokens', type=int, default=24, help='most tokens of an answer')
+    top.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32')
+    top.add_argument('--json', action='store_true', help='one JSON object')
+    return top
+
+
+def tiny(seed, dtype):
+    """(model, params, encoder) with loud random weights: else a reply repeats its first token."""
+    import jax
+
+    from downscale.model.init import init_params
+    from downscale.model.vlm import Vlm
+    from downscale.sizes import LANGUAGE, VisionConfig, scale
+    language = scale(LANGUAGE['micro']['w64d2'], 64, 3, vocabulary=128)
+    vision = VisionConfig(layers=1, W=32, H=2, F=64, patch=4, image=16)
+    model = Vlm(language, vision, dtype=dtype)
+    params = init_params(model, seed)
+    loud = jax.tree.map(lambda leaf: 3 * leaf, params['language']['blocks'])
+    return model, {**params, 'language': {**params['language'], 'blocks': loud}}, Ids()
+
+
+class Ids:
+    """As much of an encoder as the engine needs, where a text is its ids."""
+    stop, thought = 1, (2, 3, 4)
+
+    def text(self, ids):
+        return ' '.join(map(str, ids))
+
+
+def ragged(model, count, tokens, seed):
+    """`count` requests of many lengths: a third with a picture, two of them sharing each, a third
+    that think."""
+    import numpy as np
+
+    from downscale.generate.requests import Prompt, Request
+    rng = np.random.default_rng(seed)
+    found, patches = [], model.vision.P
+    pictures = rng.integers(0, 256, (1 + count // 6, 1, patches, model.vision.Q), dtype=np.uint8)
+    for k in range(count):
+        ids = rng.integers(5, model.language.V, rng.integers(1, 90)).astype(np.int32)
+        index, tiles = np.full((len(ids), 1), -1, np.int32), None
+        if k % 3 == 0:
+            tiles = pictures[k // 6]
+            ids = np.concatenate([np.zeros(patches, np.int32), ids])
+            index = np.concatenate([np.arange(patches, dtype=np.int32)[:, None], index])
+        found.append(Request(Prompt(ids, index, tiles), int(rng.integers(1, tokens + 1)), k,
+                             think=int(rng.integers(0, tokens)) if k % 3 == 1 else None))
+    return found
+
+
+def meshes():
+    """{name: mesh} of the meshes that this machine's devices allow for the tiny model."""
+    import jax
+
+    from downscale.sharding import mesh
+    devices, found = jax.local_devices(), {'one device': None}
+    for tensor in (1, 2):
+        if len(devices) > 1 and len(devices) % tensor == 0:
+            data = len(devices) // tensor
+            found[f'data {data} x tensor {tensor}'] = mesh(data, 1, tensor, devices)
+    return found
+
+
+def selfcheck(prompts, slots, seed, temperature, tokens=24, dtype='float32',
+              report=lambda done, total: None):
+    """{'identical', 'settings', 'rows', 'rows_that_differ', 'difference'} over all settings."""
+    from downscale.generate.engine import Decoding, Engine
+    from downscale.generate.sampling import Sampling
+    model, params, encoder = tiny(seed, dtype)
+    asked = ragged(model, prompts, tokens, seed)
+    decoding = Decoding(Sampling(temperature), seed)
+    settings = [(name, mesh, count, order, refill) for name, mesh in meshes().items()
+                for count in slots for order in (1, -1) for refill in (True, False)]
+    first, differing, difference = None, 0, None
+    for done, (name, mesh, count, order, refill) in enumerate(settings, 1):
+        engine = Engine(model, params, encoder, count, mesh, refill)
+        replies = engine.write(asked[::order], decoding)[::order]
+        first = first or replies
+        wrong = [k for k in range(prompts) if first[k] != replies[k]
+                 and first[k].ids != replies[k].ids]
+        differing += len(wrong)
+        if wrong and difference is None:
+            a, b = first[wrong[0]].ids, replies[wrong[0]].ids
+            at = next((t for t, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+            difference = {'prompt': wrong[0], 'token': at, 'mesh': name, 'slots': count,
+                          'reversed': order < 0, 'refill': refill}
+        report(done, len(settings))
+    return {'identical': differing == 0, 'settings': len(settings),
+            'rows': prompts * (len(settings) - 1), 'rows_that_differ': differing,
+            'tokens': sum(len(reply.ids) for reply in first), 'temperature': temperature,
+            'dtype': dtype, 'difference': difference}
+
+
+def main(argv=None):
+    """Run the check; exit code 1 when a row differs, 2 for bad usage."""
+    args = parser().parse_args(argv)
+    try:
+        slots = [int(text) for text in args.slots.split(',')]
+        if args.prompts < 1 or min(slots) < 1 or args.tokens < 1:
+            raise ValueError
+    except ValueError:
+        parser().error('--prompts, --tokens and every number of --slots must be at least 1, as in '
+                       '--slots 1,5,13')
+    with progress_bars(args.json) as bars:
+        result = selfcheck(args.prompts, slots, args.seed, args.temperature, args.tokens,
+                           args.dtype, lambda done, total: bars('settings', done, total))
+    if args.json:
+        print(json.dumps(result))
+    else:
+        print(f'{"identical" if result["identical"] else "NOT identical"}: {result["settings"]} '
+              f'settings, {result["rows_that_differ"]} of {result["rows"]} rows differ'
+              + (f', first {result["difference"]}' if result['difference'] else ''))
+    return 0 if result['identical'] else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())
