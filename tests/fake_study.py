@@ -12,6 +12,7 @@ SIZES = {'w16d2': 60_000, 'w32d4': 400_000, 'w64d4': 1_500_000}
 FAMILIES = {'color': 'visual', 'count': 'visual', 'relation': 'visual', 'animal': 'knowledge'}
 CHANCE = .25
 LOSS_BY_FAMILY = {'color': .02, 'count': .22, 'relation': .1, 'animal': 0.}  # per step down
+FAULTS = dict.fromkeys(FAMILIES, {'unparsed': .02})
 TEXTS_OF = {'caption': .05, 'extraction': 0.}
 
 
@@ -21,13 +22,18 @@ def item_row(**changes):
            'cluster_id': 'c0', 'p_run': 'w16d2-s0', 'r_run': '', 'text_kind': '',
            'thinking': False, 'condition': 'image', 'repeat': 0, 'score': 1., 'nll_gold': 1.,
            'chance': CHANCE, 'pred': 'red', 'gold': 'red', 'parse_ok': True, 'n_gen_tokens': 3,
-           'truncated': False, 'prompt_hash': 'p', 'data_hash': 'd'}
+           'truncated': False, 'finish': 'stop', 'close': '', 'n_think_tokens': 0,
+           'prompt_hash': 'p', 'data_hash': 'd'}
     return {**row, **changes}
 
 
 def fake_study(path, seed=0, pictures=40, gold=.95, conditions=('image', 'blind', 'shuffled'),
-               decoupled=True, pred='<script>alert(1)</script>'):
-    """The folder `path` holds a study; `gold` is the reasoner's accuracy on gold text."""
+               decoupled=True, pred='<script>alert(1)</script>', faults=FAULTS):
+    """The folder `path` holds a study; `gold` is the reasoner's accuracy on gold text.
+
+    `faults` plants {family: {'truncated' | 'unparsed' | 'unclosed': share}} in every evaluation:
+    other items for each kind, all of them wrong. Only thinking rows can be unclosed.
+    """
     path, rng = Path(path), np.random.default_rng(seed)
     runs = [{'run_id': f'{size}-s0', 'size': size, 'width': int(size[1:3]), 'depth': int(size[-1]),
              'n_total': n, 'n_nonembed': n // 2, 'n_vision': 90_000, 'seed': 0}
@@ -43,17 +49,18 @@ def fake_study(path, seed=0, pictures=40, gold=.95, conditions=('image', 'blind'
     for run, down in steps.items():
         for condition in conditions:
             cell = {'p_run': run, 'condition': condition}
-            write(path, cell, rng, luck, down if condition == 'image' else None, pred)
+            write(path, cell, rng, luck, down if condition == 'image' else None, pred,
+                  faults)
     for r_run, r_down in steps.items() if decoupled else ():
         for kind, penalty in TEXTS_OF.items():
             for thinking in (False, True):
                 cell = {'r_run': r_run, 'text_kind': kind, 'thinking': thinking}
                 good = {f: gold if isinstance(gold, float) else gold[f] for f in FAMILIES}
                 write(path, {**cell, 'p_run': '', 'condition': 'gold_text'}, rng, luck, 0, pred,
-                      {f: .9 - good[f] + .1 * r_down for f in FAMILIES})
+                      faults, {f: .9 - good[f] + .1 * r_down for f in FAMILIES})
                 for p_run, p_down in steps.items():
                     write(path, {**cell, 'p_run': p_run, 'condition': 'image'}, rng, luck,
-                          p_down, pred, dict.fromkeys(FAMILIES, penalty + .05 * r_down))
+                          p_down, pred, faults, dict.fromkeys(FAMILIES, penalty + .05 * r_down))
     if decoupled:
         _texts(path, pictures)
     (path / 'pictures').mkdir(exist_ok=True)
@@ -62,9 +69,10 @@ def fake_study(path, seed=0, pictures=40, gold=.95, conditions=('image', 'blind'
     return path
 
 
-def write(path, cell, rng, luck, down, pred, penalty=None):
+def write(path, cell, rng, luck, down, pred, faults, penalty=None):
     """One evaluation; `down` is how many sizes below the largest (None: a guess)."""
     rows, eval_id = [], '-'.join(str(part) for part in cell.values())
+    thinking = cell.get('thinking', False)
     for k in range(len(luck)):
         for place, (family, category) in enumerate(FAMILIES.items()):
             skill = CHANCE if down is None else .9 - LOSS_BY_FAMILY[family] * down
@@ -72,13 +80,32 @@ def write(path, cell, rng, luck, down, pred, penalty=None):
                 skill = .88
             skill -= (penalty or {}).get(family, 0)
             draw = luck[k, place] if rng.random() < .7 else rng.random()
-            right = bool(draw < skill)
+            fault = _fault(k, len(luck), faults.get(family, {}), thinking)
+            right = bool(draw < skill) and not fault
             rows.append(item_row(
                 eval_id=eval_id, task=family, category=category, item_id=f'{family}{k}',
                 cluster_id=f'c{k}', score=float(right), pred='red' if right else pred,
-                n_gen_tokens=int(rng.integers(2, 9)), parse_ok=bool(rng.random() > .02),
-                nll_gold=float('nan') if cell.get('thinking') else .5, **{'r_run': '', **cell}))
+                n_gen_tokens=int(rng.integers(2, 9)), n_think_tokens=2 * thinking,
+                nll_gold=float('nan') if thinking else .5, **{'r_run': '', **cell},
+                **_ending(fault, thinking)))
     write_items(path / 'evaluations' / eval_id / 'items.parquet', rows)
+
+
+def _fault(k, pictures, planted, thinking):
+    """What is wrong with item `k`, exactly as often as planted: '' for nothing."""
+    end = 0
+    for kind, share in planted.items():
+        end += round(share * pictures) if thinking or kind != 'unclosed' else 0
+        if k < end:
+            return kind
+    return ''
+
+
+def _ending(fault, thinking):
+    close = 'open' if fault == 'unclosed' else 'natural'
+    return {'truncated': fault == 'truncated',
+            'finish': 'length' if fault == 'truncated' else 'stop',
+            'parse_ok': fault != 'unparsed', 'close': close if thinking else ''}
 
 
 def _cells(path, rng):

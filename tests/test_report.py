@@ -1,14 +1,18 @@
 """The report of a fake study with planted effects: gate, drops, page, and what is said missing."""
+import csv
 import json
 import subprocess
 import sys
 
 import pytest
-from fake_study import CHANCE, FAMILIES, fake_study
+from fake_study import CHANCE, FAMILIES, fake_study, item_row
 
-from downscale.analysis import gate, measures, report
-from downscale.analysis.tables import load_study
+from downscale.analysis import completeness, gate, measures, report
+from downscale.analysis.tables import Cell, load_study
+from downscale.evaluate.items import write_items
 
+FAULTS = {'count': {'truncated': .1, 'unparsed': .05, 'unclosed': .2},
+          'color': {'truncated': .05, 'unparsed': .05}}
 FIGURES = ('accuracy', 'drops', 'reliance', 'grid', 'marginals', 'losses')
 
 
@@ -18,6 +22,18 @@ def full(tmp_path_factory):
     root = fake_study(tmp_path_factory.mktemp('full') / 'study', pictures=60)
     (root / 'cells' / 'w16d2-s0' / 'reason' / 'FATAL.json').write_text('{"error": "<b>nan</b>"}')
     path = report.write_report(root, bootstraps=300)
+    return root, path.read_text(), json.loads((path.parent / 'report.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def faulty(tmp_path_factory):
+    """A report over 40 pictures with planted endings, two of its evaluations with throughput."""
+    root = fake_study(tmp_path_factory.mktemp('faulty') / 'study', pictures=40, faults=FAULTS)
+    for name, tokens in (('texts', 777), ('w16d2-s0-image', 888)):
+        (root / 'evaluations' / name / 'throughput.json').write_text(json.dumps({
+            'tokens': tokens, 'seconds': 4.5, 'tokens_per_second': 172.7, 'rows': 20,
+            'slot_occupancy': .875, 'padding_waste': .125, 'compiles': 3, 'compile_seconds': 2.}))
+    path = report.write_report(root, bootstraps=60)
     return root, path.read_text(), json.loads((path.parent / 'report.json').read_text())
 
 
@@ -123,9 +139,165 @@ def test_health_counts_answers_and_written_texts(full):
     _, html, numbers = full
     pairs = [row for row in numbers['health'] if row['way'] == 'decoupled']
     assert {row['answers'] for row in pairs} == {3 * 4 * 60}
-    assert 0 < max(row['parse_failed'] for row in pairs) < .1
+    assert {row['mean_think_tokens'] for row in pairs if row['mode'] == 'think'} == {2}
+    assert {row['mean_think_tokens'] for row in pairs if row['mode'] == 'direct'} == {None}
     assert {(row['texts'], row['truncated']) for row in numbers['texts']} == {(240, 0.)}
     assert 'Texts written by perception models' in html
+
+
+def _completions(numbers):
+    """(thinking, family or None for a mean over them, completion) of every accuracy."""
+    for task, row in numbers['accuracy']['families'].items():
+        yield from ((False, task, x) for x in row['completion'].values())
+    yield from ((False, None, x) for x in numbers['accuracy']['macro']['completion'].values())
+    for task, modes in numbers['gate']['families'].items():
+        yield from ((mode == 'think', task, x['completion']) for mode, x in modes.items())
+    for name, panel in numbers['grid'].items():
+        yield from ((name.endswith('think'), None, c['completion']) for c in panel['cells'])
+    yield from ((False, None, row['completion']) for row in numbers['runs'])
+    yield from ((row['mode'] == 'think', None, row['completion']) for row in numbers['health'])
+
+
+def test_planted_endings_stand_beside_every_accuracy(faulty):
+    _, _, numbers = faulty
+    found = list(_completions(numbers))
+    assert len(found) == 3 * 4 + 3 + 2 * 4 + 4 * 12 + 3 + 33
+    for thinking, task, x in found:
+        for kind in completeness.KINDS:
+            planted = [FAULTS.get(family, {}).get(kind, 0)
+                       for family in ([task] if task else FAMILIES)]
+            expected = None if kind == 'unclosed' and not thinking else sum(planted) / len(planted)
+            assert x[kind] == (expected if expected is None else pytest.approx(expected)), kind
+
+
+def test_accuracy_on_completed_answers_leaves_out_exactly_the_planted_ones(faulty):
+    _, _, numbers = faulty
+    checked = 0
+    for thinking, task, x in _completions(numbers):
+        faults = {family: sum(share for kind, share in FAULTS.get(family, {}).items()
+                              if thinking or kind != 'unclosed') for family in FAMILIES}
+        lost = faults[task] if task else sum(faults.values()) / len(faults)
+        assert x['n_completed'] == pytest.approx(x['answers'] * (1 - lost))
+        if task:   # planted answers are wrong, so what is left out has no score
+            assert x['completed']['value'] * (1 - lost) == pytest.approx(
+                x['accuracy']['value'], abs=3e-6)
+            checked += lost > 0
+    assert checked == 2 * 3 + 2 * 2
+    rows = numbers['accuracy']
+    for size, x in rows['macro']['completion'].items():
+        parts = [row['completion'][size]['completed']['value'] for row in rows['families'].values()]
+        assert x['completed']['value'] == pytest.approx(sum(parts) / 4, abs=3e-6)
+
+
+def test_completions_repeat_the_accuracies_they_stand_beside(faulty):
+    root, _, numbers = faulty
+    for row in (*numbers['accuracy']['families'].values(), numbers['accuracy']['macro']):
+        for size, x in row['sizes'].items():
+            for end in ('value', 'low', 'high'):
+                assert row['completion'][size]['accuracy'][end] == pytest.approx(x[end], abs=2e-6)
+    cells = [cell for panel in numbers['grid'].values() for cell in panel['cells']]
+    assert all(cell['completion']['accuracy']['value'] == pytest.approx(
+        cell['accuracy']['value'], abs=2e-6) for cell in cells)
+    with open(root / 'report' / 'grid.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 48 and {round(float(row['truncated']), 9) for row in rows} == {.0375}
+
+
+def test_a_warning_names_what_is_above_the_limit_and_nothing_at_it(faulty, full):
+    _, html, numbers = faulty
+    warned = {part: {x['kind']: x for x in found} for part, found in numbers['warnings'].items()}
+    assert set(warned) == {'gate', 'accuracy', 'grid', 'runs', 'health'}
+    # 'color' is at 5 % and 'count' above it, so nothing is said of unparsed answers
+    assert set(warned['accuracy']) == {'truncated'}
+    assert set(warned['grid']) == {'truncated', 'unclosed'}
+    worst = warned['accuracy']['truncated']
+    assert (worst['groups'], worst['of'], worst['share']) == (3, 12, .1)
+    assert worst['worst'].endswith('count')
+    assert (warned['grid']['unclosed']['groups'], warned['grid']['unclosed']['of']) == (24, 48)
+    assert html.index('class="warn"') < html.index('<h2>Gate')
+    assert 'truncated in 3 of 12 groups, most in w16d2, count (10.0 %)' in html
+    assert '<b class="bad">10.0</b>' in html and '<b class="bad">5.0</b>' not in html
+    assert 'over 5 % in count' in html
+    _, html, numbers = full
+    assert numbers['warnings'] == {}
+    assert 'class="warn"' not in html and '<b class="bad">' not in html
+
+
+@pytest.mark.parametrize(('share', 'due'), [(.05, False), (.075, True)])
+@pytest.mark.parametrize('kind', completeness.KINDS)
+def test_the_warning_is_due_just_above_the_limit(tmp_path, kind, share, due):
+    root = fake_study(tmp_path / 'study', pictures=40, conditions=('image',),
+                      faults=dict.fromkeys(FAMILIES, {kind: share}))
+    s = measures.scored(load_study(root), 20)
+    for cell in s.study.cells:
+        by_family, mean = completeness.completion(s, [cell])
+        expected = [kind] if due and (cell.thinking or kind != 'unclosed') else []
+        assert list(mean.over.get('count', {})) == expected, cell
+        assert bool(mean.over) == bool(expected) == any(x.over for x in by_family.values())
+
+
+def test_repeats_and_seeds_weigh_in_completed_answers_as_in_the_accuracy(tmp_path):
+    """Item a: three repeats (1, 0, cut off), a third each; item b: one answer (1)."""
+    root = fake_study(tmp_path / 'study', pictures=2, conditions=(), decoupled=False)
+    cut = {'finish': 'length', 'truncated': True}
+    answers = [('a', 0, 1., {}), ('a', 1, 0., {}), ('a', 2, 1., cut), ('b', 0, 1., {})]
+    write_items(root / 'evaluations' / 'x' / 'items.parquet', [
+        item_row(item_id=item, cluster_id=item, repeat=repeat, score=score, **more)
+        for item, repeat, score, more in answers])
+    write_items(root / 'evaluations' / 'y' / 'items.parquet', [
+        item_row(item_id=item, cluster_id=item, p_run='w32d4-s0', score=float(item == 'a'))
+        for item in 'ab'])
+    s = measures.scored(load_study(root), 50)
+    cells = [Cell(f'{size}-s0', '', '', False, 'image') for size in ('w16d2', 'w32d4')]
+    _, x = completeness.completion(s, cells[:1])
+    assert x.truncated == pytest.approx(1 / 6)
+    assert x.accuracy.value == pytest.approx((2 / 3 + 1) / 2)
+    assert x.completed.value == pytest.approx((1 / 3 + 1) / (2 / 3 + 1))
+    assert (x.answers, x.n_completed, x.completed.n, x.completed.clusters) == (4, 3, 2, 2)
+    _, both = completeness.completion(s, cells)
+    assert both.accuracy.value == pytest.approx((5 / 6 + 1 / 2) / 2)
+    assert both.completed.value == pytest.approx((1 / 3 + 1 + 1) / (2 / 3 + 1 + 2))
+
+
+def test_a_family_without_completed_answers_has_no_accuracy_on_them(tmp_path):
+    faults = {'count': {'truncated': 1.}}
+    root = fake_study(tmp_path / 'study', pictures=6, decoupled=False, faults=faults)
+    path = report.write_report(root, bootstraps=20)
+    html, numbers = path.read_text(), json.loads((path.parent / 'report.json').read_text())
+    rows = numbers['accuracy']['families']
+    assert rows['count']['completion']['w64d4']['completed'] is None
+    assert rows['color']['completion']['w64d4']['completed']['n'] == 6
+    assert numbers['accuracy']['macro']['completion']['w64d4']['completed'] is None
+    assert '>none<small>all 0.00' in html
+
+
+def test_cut_off_texts_of_perception_models_warn_too(full):
+    _, _, numbers = full
+    rows = [{**row, 'truncated': completeness.Share(share)}
+            for row, share in zip(numbers['texts'], (.05, .06, .2, 0, 0, 0), strict=True)]
+    found = completeness.warnings({'gate': {'families': {}}, 'health': [], 'texts': rows})
+    third = rows[2]
+    assert found == {'texts': [{'kind': 'truncated', 'groups': 2, 'of': 6, 'share': .2,
+                                'worst': f'{third["text_kind"]} of {third["p_run"]}'}]}
+
+
+def test_heat_map_cells_lead_to_their_table(faulty):
+    _, html, _ = faulty
+    assert html.count('xlink:href="#completed"') == 48 * 3   # a cell's ground and both its lines
+    assert html.count('id="completed"') == 1
+
+
+def test_throughput_is_shown_and_its_absence_is_said(faulty, full):
+    _, html, numbers = faulty
+    assert set(numbers['throughput']['evaluations']) == {'texts', 'w16d2-s0-image'}
+    assert numbers['throughput']['evaluations']['texts']['padding_waste'] == .125
+    speed = html[html.index('<h3>Speed'):]
+    assert all(f'>{value}' in speed for value in ('777', '888', '172.700', '0.875', '0.125'))
+    assert len(numbers['throughput']['absent']) == 56
+    assert 'No throughput.json beside 56 of 58 evaluations: w16d2-s0-blind' in speed
+    _, html, numbers = full
+    assert numbers['throughput']['evaluations'] == {}
+    assert 'No throughput.json beside 58 of 58 evaluations' in html
 
 
 def test_the_gallery_shows_pictures_and_all_three_classes(full):

@@ -70,6 +70,27 @@ def test_the_macro_mean_is_the_plain_mean_over_families_of_unequal_size():
     np.testing.assert_allclose(whole.draws[:, 0, 0], .5)
 
 
+def test_a_ratio_of_sums_is_the_mean_where_every_item_weighs_the_same():
+    values, resamples = _answers(np.random.default_rng(6), .5), stats.resample(CLUSTERS, 80)
+    means = stats.group_means(values, np.full(1000, 'a'), CLUSTERS, resamples)
+    value, draws = stats.ratio(values / 3, np.full(1000, 1 / 3), CLUSTERS, resamples)
+    assert value == pytest.approx(means.value[0, 0])
+    np.testing.assert_allclose(draws, means.draws[:, 0, 0])
+
+
+def test_a_ratio_draws_numerator_and_denominator_together_and_is_nan_without_any():
+    kept = np.random.default_rng(7).random(1000) < .5
+    value, draws = stats.ratio(.25 * kept, 1. * kept, CLUSTERS, stats.resample(CLUSTERS, 50))
+    assert value == .25
+    np.testing.assert_allclose(draws, .25)
+    none = stats.ratio(0. * kept, 0. * kept, CLUSTERS, stats.resample(CLUSTERS, 50))
+    assert np.isnan(none[0]) and np.isnan(none[1]).all()
+    rare, draws = stats.ratio([1., 0], [1., 0], ['a', 'b'], stats.resample(['a', 'b'], 50))
+    assert rare == 1 and np.isnan(draws).any() and (draws[np.isfinite(draws)] == 1).all()
+    with pytest.raises(ValueError, match='clusters are not in the resamples'):
+        stats.ratio([1.], [1.], ['x'], stats.resample(['a'], 5))
+
+
 @pytest.mark.parametrize('clusters', [2, 5, 200])
 def test_no_interval_has_zero_width_when_all_answers_agree(clusters):
     ones, names = np.ones(clusters), np.arange(clusters)

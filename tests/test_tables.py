@@ -1,5 +1,6 @@
 """Schemas, strict writing, loading and pairing."""
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,12 @@ from fake_study import SIZES, fake_study, item_row
 
 from downscale.analysis.tables import Cell, load_study, pair
 from downscale.evaluate import items
-from downscale.evaluate.items import TableError, write_items
+from downscale.evaluate.answers import row
+from downscale.evaluate.items import TableError, read_items, write_items
+
+THOUGHT = {'thinking': True, 'close': 'natural', 'n_think_tokens': 2}
+COST = {'tokens': 900, 'seconds': 4.5, 'tokens_per_second': 200., 'rows': 20, 'compiles': 3,
+        'slot_occupancy': .9, 'padding_waste': .1, 'compile_seconds': 2.}
 
 
 @pytest.fixture
@@ -57,6 +63,47 @@ def test_rows_that_break_the_schema_raise_one_line_with_counts(tmp_path, rows, m
         write_items(tmp_path / 'items.parquet', rows)
     assert '\n' not in str(error.value)
     assert not (tmp_path / 'items.parquet').exists()
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    ({'finish': 'length'}, "truncated that disagrees with finish 'length'"),
+    ({'truncated': True}, "truncated that disagrees with finish 'length'"),
+    ({'truncated': True, 'finish': 'string'}, "truncated that disagrees with finish 'length'"),
+    ({'close': 'natural'}, 'thinking that disagrees with close'),
+    ({**THOUGHT, 'close': ''}, 'thinking that disagrees with close'),
+    ({'n_think_tokens': 1}, 'n_think_tokens without thinking'),
+    ({**THOUGHT, 'n_think_tokens': 4}, r'n_think_tokens outside 0\.\.n_gen_tokens'),
+    ({**THOUGHT, 'n_think_tokens': -1}, r'n_think_tokens outside 0\.\.n_gen_tokens'),
+    ({'finish': 'eos'}, r"an unknown finish: \['eos'\]"),
+    ({**THOUGHT, 'close': 'shut'}, r"an unknown close: \['shut'\]")])
+def test_endings_that_contradict_each_other_are_counted_and_refused(tmp_path, changes, message):
+    rows = [item_row(item_id=f'i{k}', **(changes if k < 2 else THOUGHT if k < 4 else {}))
+            for k in range(7)]
+    with pytest.raises(TableError, match=r'\b2 (of 7 )?rows have ' + message) as error:
+        write_items(tmp_path / 'items.parquet', rows)
+    assert '\n' not in str(error.value)
+    pq.write_table(pa.Table.from_pylist(rows, schema=items.ITEMS), tmp_path / 'items.parquet')
+    with pytest.raises(TableError, match=message):
+        read_items(tmp_path / 'items.parquet')
+
+
+@pytest.mark.parametrize(('finish', 'close', 'text'), [
+    ('stop', '', 'red'), ('length', '', 'red red'), ('string', '', 'red'),
+    ('stop', 'natural', 'it is </think> red'), ('length', 'forced', 'a </think> red red'),
+    ('length', 'open', 'it is'), ('stop', 'open', 'it is')])
+def test_a_row_tells_how_its_reply_ended(tmp_path, finish, close, text):
+    question = SimpleNamespace(family='color', kind='visual', item_id='i0', cluster_id='c0',
+                               answer='red', chance=.25)
+    reply = SimpleNamespace(ids=(5, 6, 7), finish=finish, close=close, thought=2 * bool(close),
+                            nll=.5)
+    found = row(SimpleNamespace(question=question), reply, SimpleNamespace(text=lambda ids: text),
+                eval_id='e', condition='image', data_hash='d', prompt_hash='p',
+                p_run='w16d2-s0', thinking=bool(close))
+    assert (found['finish'], found['close'], found['n_think_tokens'], found['truncated']) == (
+        finish, close, 2 * bool(close), finish == 'length')
+    assert found['parse_ok'] == (close != 'open')
+    write_items(tmp_path / 'items.parquet', [found])   # the table agrees that such a row can be
+    assert read_items(tmp_path / 'items.parquet').to_pylist() == [found]
 
 
 def test_an_answer_given_in_two_evaluations_raises(study_dir):
@@ -113,6 +160,31 @@ def test_unfinished_failed_and_absent_stages_are_listed(study_dir):
              for u in load_study(study_dir).unfinished]
     assert found == [('w16d2-s0', 'text', 'failed'), ('w16d2-s0', 'align', 'no DONE.json'),
                      ('w32d4-s0', 'reason', 'never started')]
+
+
+def test_throughput_is_read_where_it_is_and_none_where_it_is_not(study_dir):
+    before = load_study(study_dir)
+    assert set(before.throughput.values()) == {None}
+    assert 'texts' in before.throughput and 'w16d2-s0-image' in before.throughput
+    (study_dir / 'evaluations' / 'texts' / 'throughput.json').write_text(
+        json.dumps({**COST, 'tokens_per_second': None, 'later': 1}))
+    after = load_study(study_dir)
+    assert after.throughput == {**before.throughput, 'texts': {**COST, 'tokens_per_second': None}}
+    assert after.input_hash != before.input_hash
+
+
+@pytest.mark.parametrize(('text', 'message'), [
+    ('{"tokens": 1', 'not readable as JSON'), ('[]', '8 of 8 figures missing'),
+    (json.dumps({k: v for k, v in COST.items() if k != 'rows'}), r"1 of 8 .*missing \['rows'\]"),
+    (json.dumps({**COST, 'padding_waste': 1.2}), "1 of 8 figures cannot be: {'padding_waste'"),
+    (json.dumps({**COST, 'tokens': -1, 'rows': 'x'}), '2 of 8 figures cannot be'),
+    (json.dumps({**COST, 'seconds': None}), "1 of 8 figures cannot be: {'seconds'"),
+    (json.dumps({**COST, 'tokens_per_second': float('nan')}), '1 of 8 figures cannot be')])
+def test_impossible_throughput_raises_one_line(study_dir, text, message):
+    (study_dir / 'evaluations' / 'texts' / 'throughput.json').write_text(text)
+    with pytest.raises(TableError, match=message) as error:
+        load_study(study_dir)
+    assert '\n' not in str(error.value)
 
 
 def test_an_unknown_run_raises_and_the_input_hash_follows_the_input(study_dir):

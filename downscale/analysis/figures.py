@@ -65,6 +65,12 @@ def _numbers(x):
     return {'value': x.value, 'low': x.low, 'high': x.high, 'n': x.n, 'clusters': x.clusters}
 
 
+def _ended(x):
+    return {'truncated': x.truncated, 'unparsed': x.unparsed, 'unclosed': x.unclosed,
+            'n_completed': x.n_completed,
+            'value_completed': None if x.completed is None else x.completed.value}
+
+
 def _bar(x):
     """Distances from the value to both ends; a percentile end may lie past the value."""
     return [[max(0, x.value - x.low)], [max(0, x.high - x.value)]]
@@ -99,7 +105,8 @@ def accuracy(result):
         axis.grid(axis='y', color=GREY, alpha=.25, lw=.6)
         axis.tick_params(labelleft=axis.get_subplotspec().is_first_col(), length=2)
         rows += [{'family': name, 'size': size, 'n_total': n_total[size], **_numbers(v),
-                  'chance': panel['chance'], 'majority': panel['majority']}
+                  'chance': panel['chance'], 'majority': panel['majority'],
+                  **_ended(panel['completion'][size])}
                  for size, v in panel['sizes'].items()]
     axes[0].set_ylabel('accuracy')
     figure.supxlabel('parameters in total (n_total)', fontsize=9)
@@ -174,9 +181,9 @@ def grid(result):
         ys['gold'] = len(ys) + .2
         xs = {r: place for place, r in enumerate(panel['r_sizes'])}
         for cell in panel['cells']:
-            _heat_cell(axis, xs[cell['r']], ys[cell['p']], cell['accuracy'], norm)
+            _heat_cell(axis, xs[cell['r']], ys[cell['p']], cell, norm)
             rows.append({'panel': name, 'perception': cell['p'], 'reasoner': cell['r'],
-                         **_numbers(cell['accuracy'])})
+                         **_numbers(cell['accuracy']), **_ended(cell['completion'])})
         axis.set(xlim=(-.5, len(xs) - .5), ylim=(-.5, ys['gold'] + .5), title=name)
         axis.set_xticks(list(xs.values()), list(xs), fontsize=8)
         axis.set_yticks(list(ys.values()), list(ys), fontsize=8)
@@ -188,14 +195,18 @@ def grid(result):
     return figure, rows
 
 
-def _heat_cell(axis, x, y, accuracy, norm):
+def _heat_cell(axis, x, y, cell, norm):
+    accuracy, mark = cell['accuracy'], ' !' if cell['completion'].over else ''
+    link = '#completed'   # the table of these cells in the page
     share = float(norm(accuracy.value)) if norm.vmax > norm.vmin else .5
     colour = _matplotlib().colormaps['Blues'](.12 + .78 * share)
     axis.add_patch(_matplotlib().patches.Rectangle((x - .48, y - .47), .96, .94,
-                                                   color=colour, lw=0))
+                                                   color=colour, lw=0, url=link))
     ink = '#ffffff' if share > .55 else '#10151c'
-    axis.text(x, y + .12, f'{accuracy.value:.2f}', ha='center', va='center', color=ink)
-    axis.text(x, y - .26, f'±{accuracy.half:.2f}', ha='center', va='center', color=ink, fontsize=7)
+    axis.text(x, y + .12, f'{accuracy.value:.2f}{mark}', ha='center', va='center', color=ink,
+              url=link)
+    axis.text(x, y - .26, f'±{accuracy.half:.2f}', ha='center', va='center', color=ink, fontsize=7,
+              url=link)
 
 
 def marginals(result):

@@ -4,6 +4,7 @@ It stands above every other result, because a reasoner that guesses makes all de
 meaningless whatever the perception model wrote.
 """
 from downscale.analysis import stats
+from downscale.analysis.completeness import completion
 from downscale.analysis.measures import MODES, one
 from downscale.analysis.tables import pair
 
@@ -42,12 +43,13 @@ def _gate_mode(s, cells, mode, table):
     margin = stats.group_means(paired.scores - paired.chance, paired.task, paired.cluster_id,
                                s.resamples)
     score = stats.group_means(paired.scores, paired.task, paired.cluster_id, s.resamples)
+    ended, _ = completion(s, cells)
     for column, task in enumerate(margin.groups):
         above = one(margin, 0, column, bounds=(-1, 1))
         table[task][mode] = {
             'margin': above, 'accuracy': one(score, 0, column),
             'chance': float(paired.chance[paired.task == task].mean()),
-            'passes': bool(above.low > 0)}
+            'completion': ended[task], 'passes': bool(above.low > 0)}
 
 
 def _gate_line(result):

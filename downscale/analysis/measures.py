@@ -10,6 +10,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from downscale.analysis import stats
+from downscale.analysis.completeness import completion
 from downscale.analysis.tables import STAGES, Study, pair
 
 MODES = {'direct': False, 'think': True}
@@ -115,10 +116,15 @@ def accuracy(s):
                 'majority': baselines.get(task, {}).get('majority'),
                 'sizes': {name: one(means, row, column) for row, name in enumerate(names)}}
     floor = [row['majority'] for row in rows.values()]
-    return {'families': rows, 'n_total': {size.name: size.n_total for size in groups}, 'macro': {
-        'chance': float(chance.value.mean()),
-        'majority': None if None in floor else float(np.mean(floor)),
-        'sizes': {name: one(whole, row, 0) for row, name in enumerate(names)}}}
+    macro = {'chance': float(chance.value.mean()),
+             'majority': None if None in floor else float(np.mean(floor)),
+             'sizes': {name: one(whole, row, 0) for row, name in enumerate(names)}}
+    ended = {size.name: completion(s, cells) for size, cells in groups.items()}
+    for task, row in rows.items():
+        row['completion'] = {name: by_family[task] for name, (by_family, _) in ended.items()}
+    macro['completion'] = {name: mean for name, (_, mean) in ended.items()}
+    return {'families': rows, 'n_total': {size.name: size.n_total for size in groups},
+            'macro': macro}
 
 
 def drops(s):
@@ -239,7 +245,8 @@ def _panel(s, cells):
     r_sizes = [name for name in order if any(r == name for _, r in keys)]
     value = {key: one(whole, row, 0) for row, key in enumerate(keys)}
     return {'p_sizes': p_sizes, 'r_sizes': r_sizes,
-            'cells': [{'p': p, 'r': r, 'accuracy': value[p, r]} for p, r in sorted(value)],
+            'cells': [{'p': p, 'r': r, 'accuracy': value[p, r],
+                       'completion': completion(s, groups[p, r])[1]} for p, r in sorted(value)],
             'marginal': _marginal(p_sizes, r_sizes, keys, means, whole)}
 
 
@@ -260,61 +267,6 @@ def _marginal(p_sizes, r_sizes, keys, means, whole):
         drop['perception_minus_reasoner'] = one(whole, keys.index(low_r), 0,
                                                 minus=keys.index(low_p))
     return drop
-
-
-def health(s):
-    """Parse failures, truncation, lengths and counts for every way of answering and size."""
-    home = {run: (order, size.name) for order, size in enumerate(s.sizes) for run in size.runs}
-    groups = {}
-    for cell, index in s.study.cells.items():
-        way = 'gold text' if cell.condition == 'gold_text' else \
-            'decoupled' if cell.r_run else 'joint'
-        order, name = home[cell.r_run or cell.p_run]
-        key = (way, cell.condition, cell.text_kind, cell.thinking, order, name)
-        groups.setdefault(key, []).append(index)
-    rows = []
-    for key in sorted(groups):
-        here = {name: column[np.concatenate(groups[key])] for name, column in
-                s.study.items.items()}
-        nll = here['nll_gold'][np.isfinite(here['nll_gold'])]
-        rows.append({
-            'way': key[0], 'condition': key[1], 'text': key[2],
-            'mode': 'think' if key[3] else 'direct', 'size': key[5],
-            'answers': len(here['score']), 'items': len(set(here['item_id'])),
-            'pictures': len(set(here['cluster_id'])),
-            'parse_failed': float(np.mean(~here['parse_ok'].astype(bool))),
-            'truncated': float(np.mean(here['truncated'].astype(bool))),
-            'mean_tokens': float(np.mean(here['n_gen_tokens'])),
-            'nll_gold': float(nll.mean()) if len(nll) else None})
-    return rows
-
-
-def texts(s):
-    """Truncation and length of what every perception run wrote."""
-    columns, rows = s.study.texts, []
-    for run, kind in sorted(set(zip(columns['p_run'], columns['text_kind'], strict=True))):
-        here = (columns['p_run'] == run) & (columns['text_kind'] == kind)
-        rows.append({'p_run': run, 'text_kind': kind, 'texts': int(here.sum()),
-                     'truncated': float(np.mean(columns['truncated'][here].astype(bool))),
-                     'mean_tokens': float(np.mean(columns['n_tokens'][here]))})
-    return rows
-
-
-def runs(s):
-    """One row per trained run with its own macro accuracy, so that seeds can be compared."""
-    rows = []
-    for size in s.sizes:
-        for run in size.runs:
-            cells = [cell for cell in joint_cells(s, size, 'image') if cell.p_run == run]
-            score = None
-            if cells:
-                _, means, _ = means_of(s, [cells])
-                score = one(stats.macro(means), 0, 0)
-            seed = next(r['seed'] for r in s.study.meta['runs'] if r['run_id'] == run)
-            rows.append({'run_id': run, 'size': size.name, 'seed': seed,
-                         'n_total': size.n_total, 'n_nonembed': size.n_nonembed,
-                         'n_vision': size.n_vision, 'macro': score})
-    return rows
 
 
 def losses(s):

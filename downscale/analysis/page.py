@@ -2,6 +2,7 @@
 import math
 from html import escape
 
+from downscale.analysis.completeness import LIMIT, Completion, Share
 from downscale.analysis.stats import Interval
 
 CSS = '''
@@ -31,6 +32,9 @@ th{color:var(--soft);font-weight:600;cursor:pointer}th:first-child,td:first-chil
 th.text,td.text{text-align:left;white-space:normal;min-width:80px}
 th[data-d="1"]:after{content:" \\2191"}th[data-d="-1"]:after{content:" \\2193"}
 .skip{border-left:3px solid var(--bad);padding:4px 12px;color:var(--soft)}
+.warn{border-left:3px solid var(--bad);background:var(--badbg);padding:6px 12px;border-radius:4px}
+p.warn{max-width:none}.warn p,.warn ul{margin:2px 0;max-width:none}
+a{text-decoration:none}
 .good{color:var(--good)}.bad{color:var(--bad)}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(290px,1fr));gap:14px}
 .card{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:12px;
@@ -67,6 +71,10 @@ def cell(value, sign=False):
     if isinstance(value, Interval):
         ends = f'{number(value.low, 2, sign)} to {number(value.high, 2, sign)}'
         return f'<td data-v="{value.value:.6g}">{number(value.value, 2, sign)}<small>{ends}</small>'
+    if isinstance(value, Completion):
+        return _completion(value)
+    if isinstance(value, Share):
+        return f'<td data-v="{value:.6g}">{percent(value)} %'
     if value is None:
         return '<td data-v="">–'
     if isinstance(value, bool):
@@ -77,6 +85,27 @@ def cell(value, sign=False):
         shown = '<0.001' if 0 < value < .0005 else number(value, 3)
         return f'<td data-v="{value:.6g}">{escape(shown)}'
     return f'<td class="text">{escape(str(value))}'
+
+
+def percent(share):
+    """A share in per cent, marked when it is too large; None is an en dash."""
+    if share is None:
+        return '–'
+    shown = f'{100 * share:.1f}' if share else '0'
+    return f'<b class="bad">{shown}</b>' if share.over else shown
+
+
+def _completion(x):
+    shares = (x.truncated, x.unparsed, x.unclosed)
+    lines = [] if x.completed is None else [
+        f'{number(x.completed.low)} to {number(x.completed.high)}']
+    lines.append(f'all {number(x.accuracy.value)} · {" / ".join(map(percent, shares))} %')
+    if x.over and not any(share is not None and share.over for share in shares):
+        lines.append(f'<b class="bad">over {100 * LIMIT:.0f} % in {", ".join(sorted(x.over)[:2])}'
+                     f'{" …" if len(x.over) > 2 else ""}</b>')
+    value = ('', 'none') if x.completed is None else (
+        f'{x.completed.value:.6g}', number(x.completed.value))
+    return f'<td data-v="{value[0]}">{value[1]}' + ''.join(f'<small>{x}</small>' for x in lines)
 
 
 def table(headers, rows, sign=False):

@@ -65,10 +65,7 @@ def group_means(values, groups, clusters, resamples):
     A draw that holds no cluster of a group is NaN there and is left out of its interval.
     """
     values = np.atleast_2d(np.asarray(values, dtype=float))
-    groups, clusters = np.asarray(groups, dtype=str), np.asarray(clusters, dtype=str)
-    place = np.searchsorted(resamples.clusters, clusters)
-    if np.any(resamples.clusters[np.minimum(place, len(resamples.clusters) - 1)] != clusters):
-        raise ValueError('group_means: some clusters are not in the resamples')
+    groups, place = np.asarray(groups, dtype=str), _places(clusters, resamples)
     names = np.unique(groups)
     value, draws, counts, pictures = [], [], [], []
     for name in names:
@@ -84,6 +81,27 @@ def group_means(values, groups, clusters, resamples):
         pictures.append(int(np.count_nonzero(items)))
     return Means(tuple(names), np.stack(value, 1), np.stack(draws, 2), np.array(counts),
                  np.array(pictures))
+
+
+def _places(clusters, resamples):
+    """The column of each item's cluster in the resamples."""
+    clusters = np.asarray(clusters, dtype=str)
+    place = np.searchsorted(resamples.clusters, clusters)
+    if np.any(resamples.clusters[np.minimum(place, len(resamples.clusters) - 1)] != clusters):
+        raise ValueError('some clusters are not in the resamples')
+    return place
+
+
+def ratio(numerator, denominator, clusters, resamples):
+    """Sum over sum of two columns [items], and the same under every resample [bootstraps].
+
+    NaN where the denominator is zero, as in a draw that holds none of the items' clusters.
+    """
+    sums = np.zeros((len(resamples.clusters), 2))
+    np.add.at(sums, _places(clusters, resamples), np.stack([numerator, denominator], axis=1))
+    drawn, whole = resamples.weights @ sums, sums.sum(axis=0)
+    below = np.where(drawn[:, 1] > 0, drawn[:, 1], np.nan)
+    return (float(whole[0] / whole[1]) if whole[1] > 0 else np.nan), drawn[:, 0] / below
 
 
 def macro(means):

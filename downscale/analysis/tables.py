@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from downscale.analysis.throughput import read_throughput
 from downscale.evaluate.items import (
     ITEMS,
     TEXT_KEY,
@@ -38,7 +39,8 @@ class Cell(NamedTuple):
 class Study:
     """A loaded study: `items` and `texts` are columns of equal length, `cells` maps to rows.
 
-    `curves` maps (run_id, stage) to columns; `unfinished` lists dicts run_id, stage, reason.
+    `curves` maps (run_id, stage) to columns; `unfinished` lists dicts run_id, stage, reason;
+    `throughput` maps evaluations to their figures or None.
     """
     root: Path
     meta: dict
@@ -46,6 +48,7 @@ class Study:
     items: dict
     texts: dict
     unfinished: tuple
+    throughput: dict
     notes: tuple
     input_hash: str
     cells: dict = field(repr=False)
@@ -86,8 +89,8 @@ def load_study(directory):
     items = _columns(pa.concat_tables([ITEMS.empty_table(), *items]), ITEMS)
     texts, notes = _merge_texts(_columns(pa.concat_tables([TEXTS.empty_table(), *texts]), TEXTS))
     curves, unfinished = _read_cells(root, meta)
-    return Study(root, meta, curves, items, texts, unfinished, notes, _input_hash(root),
-                 _index_cells(items, meta))
+    return Study(root, meta, curves, items, texts, unfinished, read_throughput(root), notes,
+                 _input_hash(root), _index_cells(items, meta))
 
 
 def _index_cells(items, meta):
@@ -169,8 +172,8 @@ def _input_hash(root):
     """SHA-256 over every file that can change a printed number, with its path."""
     digest = hashlib.sha256()
     paths = [root / 'study.json', *root.glob('evaluations/*/*.parquet'),
-             *root.glob('cells/*/*/metrics.jsonl'), *root.glob('cells/*/*/DONE.json'),
-             *root.glob('cells/*/*/FATAL.json')]
+             *root.glob('evaluations/*/throughput.json'), *root.glob('cells/*/*/metrics.jsonl'),
+             *root.glob('cells/*/*/DONE.json'), *root.glob('cells/*/*/FATAL.json')]
     for path in sorted(paths):
         digest.update(path.relative_to(root).as_posix().encode() + b'\0')
         digest.update(hashlib.sha256(path.read_bytes()).digest())

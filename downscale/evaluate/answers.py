@@ -86,4 +86,5 @@ def row(item, reply, encoder, *, eval_id, condition, data_hash, prompt_hash, p_r
             'repeat': 0, 'score': float(correct(question.family, found, question.answer)),
             'nll_gold': reply.nll, 'chance': question.chance, 'pred': found,
             'gold': question.answer, 'parse_ok': parsed, 'n_gen_tokens': len(reply.ids),
-            'truncated': reply.truncated, 'prompt_hash': prompt_hash, 'data_hash': data_hash}
+            'truncated': reply.finish == 'length', 'finish': reply.finish, 'close': reply.close,
+            'n_think_tokens': reply.thought, 'prompt_hash': prompt_hash, 'data_hash': data_hash}

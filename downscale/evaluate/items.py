@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 CATEGORIES = ('knowledge', 'visual')
 TEXT_KINDS = ('', 'caption', 'extraction')
 CONDITIONS = ('image', 'blind', 'shuffled', 'gold_text')
+FINISHES = ('stop', 'string', 'length')          # what ended a reply: only the last cut it off
+CLOSES = ('', 'natural', 'forced', 'open')       # how a thought ended; '' where none was asked for
 
 
 def _schema(**columns):
@@ -24,7 +26,8 @@ _S, _F, _I, _B = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 ITEMS = _schema(
     eval_id=_S, task=_S, category=_S, item_id=_S, cluster_id=_S, p_run=_S, r_run=_S,
     text_kind=_S, thinking=_B, condition=_S, repeat=_I, score=_F, nll_gold=_F, chance=_F,
-    pred=_S, gold=_S, parse_ok=_B, n_gen_tokens=_I, truncated=_B, prompt_hash=_S, data_hash=_S)
+    pred=_S, gold=_S, parse_ok=_B, n_gen_tokens=_I, truncated=_B, finish=_S, close=_S,
+    n_think_tokens=_I, prompt_hash=_S, data_hash=_S)
 TEXTS = _schema(
     item_id=_S, p_run=_S, text_kind=_S, question=_S, prompt=_S, text=_S, n_tokens=_I,
     truncated=_B)
@@ -99,7 +102,7 @@ def _check_items(table, what):
         if bad:
             raise TableError(f'{what}: {bad} of {len(values)} rows have {name} outside 0..1')
     for name, allowed in (('category', CATEGORIES), ('text_kind', TEXT_KINDS),
-                          ('condition', CONDITIONS)):
+                          ('condition', CONDITIONS), ('finish', FINISHES), ('close', CLOSES)):
         wrong = Counter(v for v in table.column(name).to_pylist() if v not in allowed)
         if wrong:
             raise TableError(f'{what}: {sum(wrong.values())} rows have an unknown {name}: '
@@ -116,6 +119,21 @@ def _check_items(table, what):
     if wrong:
         raise TableError(f'{what}: {sum(wrong.values())} rows are neither joint, decoupled nor '
                          f'gold (p_run, r_run, text_kind, condition), first {min(wrong)}')
+    _check_endings(table, what)
+
+
+def _check_endings(table, what):
+    """The columns that tell how a reply ended must tell the same."""
+    names = ('finish', 'close', 'truncated', 'thinking', 'n_think_tokens', 'n_gen_tokens')
+    finish, close, truncated, thinking, thought, written = (
+        table.column(name).to_numpy() for name in names)
+    for bad, fault in (
+            (truncated != (finish == 'length'), "truncated that disagrees with finish 'length'"),
+            (thinking != (close != ''), "thinking that disagrees with close (direct rows: '')"),
+            (~thinking & (thought != 0), 'n_think_tokens without thinking'),
+            ((thought < 0) | (thought > written), 'n_think_tokens outside 0..n_gen_tokens')):
+        if np.any(bad):
+            raise TableError(f'{what}: {int(np.sum(bad))} of {len(table)} rows have {fault}')
 
 
 def _read(path, schema, key, check):
@@ -128,7 +146,7 @@ def _read(path, schema, key, check):
     extra = sorted(set(table.column_names) - set(schema.names))
     if missing or extra:
         raise TableError(f'{what}: {len(missing)} columns missing {missing}, '
-                         f'{len(extra)} unknown {extra}')
+                         f'{len(extra)} unknown {extra}; delete its folder and evaluate again')
     wrong = [n for n in schema.names if table.schema.field(n).type != schema.field(n).type]
     if wrong:
         raise TableError(f'{what}: {len(wrong)} columns of the wrong type, first {wrong[0]!r}')

@@ -1,0 +1,153 @@
+"""How many answers were cut off, unparsed or left in an open thought, and accuracy without them.
+
+A low accuracy may come from answers that were never finished, so these shares stand beside every
+accuracy of the report, with the accuracy on completed answers. A completed answer is not
+truncated, was parsed, and closed its thought where it had one.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+
+from downscale.analysis import stats
+
+LIMIT = .05   # a larger share raises a warning
+KINDS = ('truncated', 'unparsed', 'unclosed')
+
+
+class Share(float):
+    """A share of answers that should be near zero."""
+
+    @property
+    def over(self):
+        """Whether it is above `LIMIT`; exactly at it is not (means of equal shares may round)."""
+        return self > LIMIT + 1e-9
+
+
+@dataclass(frozen=True)
+class Completion:
+    """How the answers behind one accuracy ended; `unclosed` is None where no thought was asked for.
+
+    `accuracy` is over all answers and `completed` over completed ones (None without any). `over`
+    maps each family in which a share is above `LIMIT` to {kind: share}.
+    """
+    truncated: Share
+    unparsed: Share
+    unclosed: Share | None
+    accuracy: stats.Interval
+    completed: stats.Interval | None
+    answers: int
+    n_completed: int
+    over: dict
+
+
+def completion(s, cells):
+    """({family: Completion}, Completion of the macro mean over families) of these cells.
+
+    Cells (seeds) and the repeats of an item weigh as in the accuracy itself; a mean over families
+    counts each family alike. Accuracy on completed answers is a ratio of sums over pictures.
+    """
+    rows, weights = _weighed(s, cells)
+    items = {name: column[rows] for name, column in s.study.items.items()}
+    ended = {'truncated': items['truncated'].astype(bool),
+             'unparsed': ~items['parse_ok'].astype(bool), 'unclosed': items['close'] == 'open'}
+    done = ~np.any(list(ended.values()), axis=0)
+    thinking, parts = any(cell.thinking for cell in cells), {}
+    for task in sorted(set(items['task'])):
+        here = items['task'] == task
+        whole = _mean(s, items, weights, here)
+        shares = {kind: Share(weights[here & flags].sum() / weights[here].sum())
+                  for kind, flags in ended.items() if thinking or kind != 'unclosed'}
+        parts[task] = (shares, whole, _mean(s, items, weights, here & done),
+                       int(here.sum()), int((here & done).sum()))
+    return ({task: _completion({task: part}) for task, part in parts.items()},
+            _completion(parts))
+
+
+def _weighed(s, cells):
+    """Rows of the cells, and weights under which every item of a cell counts once."""
+    rows, weights = [], []
+    for cell in cells:
+        index = s.study.cells[cell]
+        _, place, repeats = np.unique(s.study.items['item_id'][index].astype(str),
+                                      return_inverse=True, return_counts=True)
+        rows.append(index)
+        weights.append(1 / repeats[place])
+    return np.concatenate(rows), np.concatenate(weights)
+
+
+def _mean(s, items, weights, keep):
+    """(mean score of the kept rows, its draws, items, clusters); NaN where none is kept."""
+    cluster = items['cluster_id'][keep]
+    value, draws = stats.ratio(weights[keep] * items['score'][keep], weights[keep], cluster,
+                               s.resamples)
+    return value, draws, len(set(items['item_id'][keep])), len(set(cluster))
+
+
+def _completion(parts):
+    """One `Completion` of the plain mean over the families in `parts`."""
+    shares, wholes, dones, answers, completed = zip(*parts.values(), strict=True)
+    means = {kind: Share(np.mean([share[kind] for share in shares])) for kind in shares[0]}
+    over = {task: {kind: share for kind, share in part[0].items() if share.over}
+            for task, part in parts.items()}
+    return Completion(means['truncated'], means['unparsed'], means.get('unclosed'),
+                      _interval(wholes), _interval(dones), sum(answers), sum(completed),
+                      {task: kinds for task, kinds in over.items() if kinds})
+
+
+def _interval(means):
+    """The mean of family means; None when a family has no answer left to take a mean of."""
+    values, draws, items, clusters = zip(*means, strict=True)
+    if not all(np.isfinite(values)):
+        return None
+    return stats.interval(np.mean(values), np.mean(draws, axis=0), sum(items), min(clusters),
+                          bounds=(0, 1))
+
+
+def _printed(results):
+    """(part, place, {family: {kind: share above the limit}}) of every share that is printed."""
+    for modes in results['gate']['families'].values():
+        yield from (('gate', mode, row['completion'].over) for mode, row in modes.items())
+    for row in results.get('accuracy', {'families': {}})['families'].values():
+        yield from (('accuracy', size, x.over) for size, x in row['completion'].items())
+    for name, panel in results.get('grid', {}).items():
+        for cell in panel['cells']:
+            yield 'grid', f'{name}, {cell["p"]} with {cell["r"]}', cell['completion'].over
+    for row in results.get('runs', ()):
+        if row['completion'] is not None:
+            yield 'runs', row['run_id'], row['completion'].over
+    for row in results['health']:
+        # only the joint way has several conditions, and only the others have a text
+        names = ('way', 'condition' if row['way'] == 'joint' else 'text', 'mode', 'size')
+        yield 'health', ', '.join(row[name] for name in names), row['completion'].over
+    for row in results['texts']:
+        share = row['truncated']
+        yield ('texts', f'{row["text_kind"]} of {row["p_run"]}',
+               {'': {'truncated': share}} if share.over else {})
+
+
+def warnings(results):
+    """{part: one dict per kind of share that is above the limit anywhere in that part}.
+
+    `groups` of `of` groups of answers are above it in some family; `worst` names the highest.
+    """
+    of, hits = {}, {}
+    for part, place, over in _printed(results):
+        of[part] = of.get(part, 0) + 1
+        for kind in KINDS:
+            found = [(share[kind], ', '.join(filter(None, (place, task))))
+                     for task, share in over.items() if kind in share]
+            if found:
+                hits.setdefault(part, {}).setdefault(kind, []).append(max(found, key=_share))
+    return {part: [{'kind': kind, 'groups': len(found), 'of': of[part],
+                    'share': max(found, key=_share)[0], 'worst': max(found, key=_share)[1]}
+                   for kind, found in kinds.items()] for part, kinds in hits.items()}
+
+
+def _share(hit):
+    return hit[0]   # so that the first of equal ones is named
+
+
+def sentence(found):
+    """The warnings of one part as a sentence."""
+    return '; '.join(f'{x["kind"]} in {x["groups"]} of {x["of"]} groups, most in '
+                     f'{x["worst"]} ({100 * x["share"]:.1f} %)' for x in found)

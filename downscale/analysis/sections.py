@@ -1,0 +1,236 @@
+"""The sections of the report as HTML, from the numbers of `measures`, `gate` and `health`."""
+from downscale.analysis import figures, gallery, page
+from downscale.analysis.completeness import LIMIT, sentence
+
+METHODS = (
+    'Intervals are 95 % intervals from a bootstrap over pictures: all questions about one picture '
+    'are drawn together, and every model and family sees the same drawn pictures, so differences '
+    'are paired. Below 30 pictures a t interval is joined to it, and where every resample agrees '
+    'it is widened, so no interval has zero width. Repeats and seeds are averaged per question. '
+    'A completed answer is not truncated, was parsed, and closed its thought where it had one; '
+    'each model completes other questions, so accuracies on completed answers are not paired, and '
+    'a high one beside many uncompleted answers says little.')
+ENDINGS = (
+    'Accuracy on completed answers with its interval; below it accuracy on all answers, and the '
+    'per cent of all answers that are truncated / unparsed / unclosed (an open thought; – where '
+    'none was asked for). Shares are means over families, as the accuracy is.')
+
+
+def body(s, results, skipped, summary, out):
+    """The report between its gate and its end as HTML; the figures are in `out`."""
+    study, warned = s.study, results['warnings']
+    sizes = ', '.join(f'{z.name} ({figures.short_count(z.n_total)})' for z in s.sizes)
+    parts = [f'<h1>{page.escape(str(study.meta.get("name", "study")))}</h1>',
+             page.paragraph(f'{len(s.resamples.clusters):,} pictures · sizes {sizes} · '
+                            f'input {study.input_hash[:12]}', 'soft'),
+             _warnings_html(warned), page.bullets(summary['sentences']),
+             '<details><summary>How the numbers are made</summary>', page.paragraph(METHODS),
+             '</details>', '<h2>Gate</h2>', _warning_html(warned, 'gate'),
+             _gate_html(results['gate'])]
+    sections = (('accuracy', 'Accuracy by family and size', _accuracy_html),
+                ('drops', 'Drop from the largest to the smallest size', _drops_html),
+                ('reliance', 'Reliance on the picture', _reliance_html),
+                ('grid', 'Perception × reasoner', _grid_html),
+                ('losses', 'Training loss by stage', _losses_html),
+                ('gallery', 'Samples', lambda result, out: gallery.cards(result)))
+    for name, title, render in sections:
+        # a drop is a difference of the accuracies above it
+        about = 'accuracy' if name == 'drops' else name
+        parts.append(f'<h2>{title}</h2>' + _warning_html(warned, about))
+        parts.append(render(results[name], out) if name in results else
+                     page.paragraph(f'Skipped: {skipped[name]}.', 'skip'))
+    parts += ['<h2>Health</h2>', _health_html(s, results, skipped)]
+    return ''.join(parts)
+
+
+def _warnings_html(warned):
+    titles = {'gate': 'Gate', 'accuracy': 'Accuracy by family and size',
+              'grid': 'Perception × reasoner', 'runs': 'Runs', 'health': 'All answers',
+              'texts': 'Texts written by perception models'}
+    if not warned:
+        return ''
+    lead = (f'More than {100 * LIMIT:.0f} % of some answers are truncated, unparsed or unclosed, '
+            'so a low accuracy there may be one of finishing, not of seeing or reasoning. Groups '
+            'of answers with such a share in some family:')
+    return '<div class="warn">' + page.paragraph(lead) + page.bullets(
+        [f'{titles[part]}: {sentence(found)}.' for part, found in warned.items()]) + '</div>'
+
+
+def _warning_html(warned, part):
+    if part not in warned:
+        return ''
+    return page.paragraph(f'Shares above {100 * LIMIT:.0f} %: {sentence(warned[part])}.', 'warn')
+
+
+def _gate_html(verdict):
+    rows = [[task, mode, x['passes'], x['margin'], x['accuracy'], x['completion'], x['chance'],
+             x['margin'].n, x['margin'].clusters] for task, modes in verdict['families'].items()
+            for mode, x in modes.items()]
+    text = ('The gate asks whether the largest reasoner, given the true caption, is above an '
+            'informed guess in every family: the lower end of the 95 % interval of score - chance '
+            'must be above zero. Without that, a low score of a pair says nothing about '
+            'perception.')
+    headers = ('family', 'mode', 'passes', 'score - chance', 'accuracy', 'completed answers',
+               'chance', 'items', 'pictures')
+    return page.paragraph(text) + (page.table(headers, rows) + page.paragraph(
+        f'Completed answers: {ENDINGS}', 'soft') if rows else '')
+
+
+def _accuracy_html(result, out):
+    svg = figures.save(figures.accuracy, result, out, 'accuracy')
+    rows = [[name, *row['sizes'].values(), row['chance'], row['majority'],
+             next(iter(row['sizes'].values())).n] for name, row in
+            [*result['families'].items(), ('macro mean', result['macro'])]]
+    headers = ('family', *result['macro']['sizes'], 'chance', 'majority', 'items')
+    caption = ('The model sees the picture and answers by itself. Bands: 95 % over pictures. The '
+               'macro mean is the plain mean over families. accuracy.png, accuracy.csv')
+    ended = [[name, *row['completion'].values()] for name, row in
+             [*result['families'].items(), ('macro mean', result['macro'])]]
+    return page.figure(svg, caption) + page.table(headers, rows) + (
+        '<h3>Completed answers</h3>' + page.paragraph(ENDINGS, 'soft')
+        + page.table(('family', *result['macro']['sizes']), ended))
+
+
+def _drops_html(result, out):
+    svg = figures.save(figures.drops, result, out, 'drops')
+    rows = [[name, row['absolute'], row['relative_chance'], row.get('p_holm'), row['absolute'].n,
+             row['absolute'].clusters] for name, row in
+            [*result['families'].items(), ('macro mean', result['macro'])]]
+    caption = (f'{result["large"]} minus {result["small"]}, paired on the same pictures. Right: '
+               'the drop as a share of (largest - chance). Grey bars: interval includes 0. '
+               'drops.png, drops.csv')
+    headers = ('family', 'drop', 'share of above chance', 'p (McNemar, Holm)', 'items', 'pictures')
+    note = page.paragraph('p is exact McNemar over questions, as if independent, adjusted by Holm '
+                          'over families; the interval respects pictures.', 'soft')
+    return page.figure(svg, caption) + page.table(headers, rows, sign=True) + note
+
+
+def _reliance_html(result, out):
+    svg = figures.save(figures.reliance, result, out, 'reliance')
+    conditions = list(result['conditions'])
+    parts = [page.figure(svg, f'Reliance of {result["large"]} on the picture against the drop. '
+                         'The accuracy of the largest model is on both axes, which alone pulls '
+                         'the points towards a rising line. reliance.png, reliance.csv')]
+    tasks = [task for task in result['drop']
+             if all(task in found for found in result['conditions'].values())]
+    rows = [[task, *(result['conditions'][c][task] for c in conditions), result['drop'][task]]
+            for task in tasks]
+    parts.append(page.table(('family', *(f'image - {c}' for c in conditions), 'drop'), rows, True))
+    for condition, x in result['spearman'].items():
+        parts.append(page.paragraph(
+            f'Rank correlation with image - {condition}: ' + (
+                'not given (fewer than 4 families, or no spread)' if x is None else
+                f'{x["value"]:+.2f} over {x["families"]} families, from disjoint halves of the '
+                'pictures; with so few families this describes, it does not prove') + '.', 'soft'))
+    for condition in result['missing']:
+        parts.append(page.paragraph(f'Skipped: no {condition} condition for {result["large"]}.',
+                                    'skip'))
+    return ''.join(parts)
+
+
+def _grid_html(result, out):
+    svg = figures.save(figures.grid, result, out, 'grid')
+    parts = [page.figure(svg, 'Mean over families. Perception writes a text, the reasoner answers '
+                         'from it; gold: from the true text. ± is half the 95 % interval. !: '
+                         f'more than {100 * LIMIT:.0f} % of the answers in some family are '
+                         'truncated, unparsed or unclosed. A cell leads to the table below. '
+                         'grid.png, grid.csv'), _grid_endings_html(result)]
+    rows = []
+    for name, panel in result.items():
+        for side in ('perception', 'reasoner'):
+            if side in panel['marginal']:
+                drop = panel['marginal'][side]
+                rows += [[name, side, task, x] for task, x in
+                         [*drop['families'].items(), ('macro mean', drop['macro'])]]
+    if not rows:
+        return ''.join(parts) + page.paragraph(
+            'Skipped: marginal drops need the corners of the grid (largest with smallest on both '
+            'sides).', 'skip')
+    svg = figures.save(figures.marginals, result, out, 'marginals')
+    parts.append(page.figure(svg, 'Drop when one side shrinks from largest to smallest and the '
+                             'other stays at its largest. marginals.png, marginals.csv'))
+    parts.append('<details><summary>Marginal drops as a table</summary>' + page.table(
+        ('setting', 'what shrinks', 'family', 'drop'), rows, True) + '</details>')
+    return ''.join(parts)
+
+
+def _grid_endings_html(result):
+    r_sizes = list(dict.fromkeys(r for panel in result.values() for r in panel['r_sizes']))
+    rows = []
+    for name, panel in result.items():
+        ended = {(cell['p'], cell['r']): cell['completion'] for cell in panel['cells']}
+        rows += [[name, p, *(ended.get((p, r)) for r in r_sizes)]
+                 for p in ('gold', *reversed(panel['p_sizes']))
+                 if any((p, r) in ended for r in r_sizes)]
+    headers = ('setting', 'perception', *(f'reasoner {r}' for r in r_sizes))
+    return ('<h3 id="completed">Completed answers of the pairs</h3>'
+            + page.paragraph(ENDINGS, 'soft') + page.table(headers, rows))
+
+
+def _losses_html(result, out):
+    svg = figures.save(figures.losses, result, out, 'losses')
+    rows = [list(row.values()) for row in result['last']]
+    return page.figure(svg, f'Curves longer than {figures.POINTS} points are drawn as means of '
+                       'neighbours; losses.csv has every point. losses.png') + (
+        '<details><summary>Last losses</summary>'
+        + page.table(('stage', 'run', 'steps', 'last loss'), rows) + '</details>')
+
+
+def _health_html(s, results, skipped):
+    warned = results['warnings']
+    parts = ['<h3>Unfinished or failed stages</h3>']
+    parts.append(page.table(('run', 'stage', 'reason'), [list(u.values()) for u in
+                                                         s.study.unfinished])
+                 if s.study.unfinished else page.paragraph('None: every stage has finished.'))
+    parts.append('<h3>Runs</h3>' + _warning_html(warned, 'runs'))
+    if 'runs' in results:
+        parts.append(page.table(('run', 'size', 'seed', 'n_total', 'n_nonembed', 'n_vision',
+                                 'macro accuracy', 'completed answers'),
+                                [list(r.values()) for r in results['runs']]))
+    if results['health']:
+        parts.append('<h3>All answers</h3>' + _warning_html(warned, 'health')
+                     + _answers_html(results['health']))
+    if results['texts']:
+        parts.append('<h3>Texts written by perception models</h3>' + _warning_html(warned, 'texts')
+                     + page.table(('run', 'text', 'texts', 'truncated', 'mean tokens'),
+                                  [list(row.values()) for row in results['texts']]))
+    parts.append('<h3>Speed</h3>' + _throughput_html(results['throughput']))
+    if s.study.notes or skipped:
+        parts.append('<h3>Notes</h3>' + page.bullets(
+            [*s.study.notes, *(f'{name} skipped: {reason}.' for name, reason in skipped.items())]))
+    return ''.join(parts)
+
+
+def _answers_html(rows):
+    who = ('way', 'condition', 'text', 'mode', 'size')
+    ended = [[*(row[name] for name in who), row['answers'], x.accuracy, x.completed, x.n_completed,
+              x.truncated, x.unparsed, x.unclosed]
+             for row in rows for x in [row['completion']]]
+    more = ('items', 'pictures', 'mean_tokens', 'mean_think_tokens', 'forced', 'nll_gold')
+    return page.table((*who, 'answers', 'accuracy', 'on completed', 'completed', 'truncated',
+                       'unparsed', 'unclosed'), ended) + page.paragraph(
+        'Accuracy and shares are means over families. Unclosed: the thought was still open at the '
+        'end.', 'soft') + (
+        '<details><summary>Lengths and likelihoods</summary>' + page.table(
+            (*who, 'items', 'pictures', 'mean tokens', 'of thought', 'closed at the budget',
+             'gold NLL'), [[row[name] for name in (*who, *more)] for row in rows]) + '</details>')
+
+
+def _throughput_html(result):
+    found, absent = result['evaluations'], result['absent']
+    names = ('tokens', 'seconds', 'tokens_per_second', 'rows', 'slot_occupancy', 'padding_waste',
+             'compiles', 'compile_seconds')
+    parts = []
+    if found:
+        parts.append(page.table(('evaluation', *(name.replace('_', ' ') for name in names)),
+                                [[key, *(row[name] for name in names)]
+                                 for key, row in found.items()]))
+        parts.append(page.paragraph(
+            'Slot occupancy: the share of decoding slots that held an unfinished row. Padding '
+            'waste: the share of what was computed for nothing but padding.', 'soft'))
+    if absent or not found:
+        parts.append(page.paragraph(
+            f'No throughput.json beside {len(absent)} of {len(absent) + len(found)} evaluations'
+            + (': ' + ', '.join(absent[:5]) + (', …' if len(absent) > 5 else '') if absent else '')
+            + '.', 'skip'))
+    return ''.join(parts)

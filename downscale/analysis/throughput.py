@@ -1,0 +1,54 @@
+"""What each evaluation cost: the `throughput.json` that lies beside its tables."""
+import json
+import math
+
+from downscale.evaluate.items import TableError, one_line
+
+# Those of the second line are null where nothing was decoded, e.g. all rows were there already.
+COUNTS = ('tokens', 'seconds', 'rows', 'compiles', 'compile_seconds')
+RATIOS = ('tokens_per_second', 'slot_occupancy', 'padding_waste')
+SHARES = ('slot_occupancy', 'padding_waste')
+
+
+def read_throughput(root):
+    """{evaluation: its figures, or None without a file} of every folder that holds a table.
+
+    Figures that no one knows yet are ignored. Raises `TableError` in one line when a file is not
+    readable, lacks a figure, or holds one that cannot be.
+    """
+    folders = sorted({path.parent for name in ('items', 'texts')
+                      for path in root.glob(f'evaluations/*/{name}.parquet')})
+    return {folder.name: _read(folder / 'throughput.json') for folder in folders}
+
+
+def _read(path):
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise TableError(f'{path}: not readable as JSON: {one_line(error)}') from error
+    names = COUNTS + RATIOS
+    if not isinstance(found, dict) or set(names) - found.keys():
+        missing = sorted(set(names) - set(found))
+        raise TableError(f'{path}: {len(missing)} of {len(names)} figures missing {missing}')
+    wrong = [name for name in names if not _possible(name, found[name])]
+    if wrong:
+        raise TableError(f'{path}: {len(wrong)} of {len(names)} figures cannot be: '
+                         f'{ {name: found[name] for name in wrong[:3]} }')
+    return {name: found[name] for name in names}
+
+
+def _possible(name, value):
+    if value is None:
+        return name in RATIOS
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) and 0 <= value <= (1 if name in SHARES else math.inf)
+
+
+def throughput(s):
+    """The figures of every evaluation that has them, and the names of those that do not."""
+    found = s.study.throughput
+    return {'evaluations': {name: row for name, row in found.items() if row is not None},
+            'absent': [name for name, row in found.items() if row is None]}
