@@ -62,7 +62,8 @@ def test_the_rule_finds_each_keyword_with_spaces_case_and_punctuation():
 
 def test_the_rule_leaves_longer_words_and_symbols_alone():
     innocent = ['attribute', ' otherwise', 'checked', ' waiting', 'début', 'nowhere', ' ', '...',
-                '-', 'b', '0', 'ohm', 'double', 'but2', 'a but b']
+                '-', 'b', '0', 'ohm', 'double', 'but2', 'a but b',
+                'b_ut', 'n-ow']
     assert list(matching(tokenizer(dict(enumerate([*innocent, 'but']))))) == [len(innocent)]
 
 

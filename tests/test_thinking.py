@@ -217,6 +217,7 @@ def test_the_reference_counts_from_the_first_token_written():
     script = [OPEN, WORD]
     assert one(script, 4, 1)[0] == [OPEN, WORD, WORD, WORD, NEWLINE, CLOSE, WORD]
     assert one(script, 4, 2, COMPAT)[0] == [OPEN, WORD, WORD, NEWLINE, CLOSE, WORD]
+    assert one([OPEN, WORD, STOP], 9, 2)[2] == 1 and one([OPEN, WORD, STOP], 9, 2, COMPAT)[2] == 2
 
 
 def test_the_reference_bans_for_ever():

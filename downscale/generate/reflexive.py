@@ -26,7 +26,8 @@ def reflexive_ids(tokenizer):
 
 def published_list():
     """The data file: `vocabulary`, `origin`, `what` and `tokens` (id, as text, to decoded text)."""
-    return json.loads(files('downscale.generate').joinpath('reflexive_qwen3.json').read_text())
+    path = files('downscale.generate').joinpath('reflexive_qwen3.json')
+    return json.loads(path.read_text(encoding='utf-8'))
 
 
 def matching(tokenizer):
