@@ -1,0 +1,137 @@
+"""The thought of each row as a state machine: think, forced newline, forced close, answer.
+
+Pure functions on arrays, one entry per row, for use inside jit and while_loop: at every step
+`steer` changes the logits and `advance` takes the token that was chosen. Forbid ids before `steer`,
+never after it: a forced token must win over every ban.
+
+With budget n a thought that is not closed by the model holds exactly n tokens behind `<think>`,
+n - 1 free ones and a forced newline, and is then closed once by force.
+"""
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+THINK, FORCE_NEWLINE, CLOSE, ANSWER = range(4)
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """Token ids of `<think>`, `</think>` and the newline, and the rules; static.
+
+    nudge: added to the logits of `</think>` and of the newline from 95 % of the budget on.
+    reference_compat: do as the published code of Extract+Think does, defects included: the budget
+        counts from the first token written, even `<think>`; from 95 % on the logit of `</think>` is
+        multiplied by 1 + written / budget (a negative one sinks) and copied to the newline; a
+        natural close goes unnoticed, so that newline and `</think>` are forced at the budget into
+        the answer; the ban never ends; budget + limit tokens end the reply.
+    """
+    open: int
+    close: int
+    newline: int
+    nudge: float = 0.0
+    reference_compat: bool = False
+
+
+class Mind(NamedTuple):
+    """Where each row stands; every field is an array [B].
+
+    phase_B: THINK, FORCE_NEWLINE, CLOSE or ANSWER, as it really is even under reference_compat.
+    thought_B, answered_B: tokens of the thought (marks excluded) and of the answer so far.
+    written_B: all tokens so far. budget_B: -1 is a direct row, without a thought. limit_B: tokens
+    the answer may have. forced_B: `</think>` was forced. spent_B: see `spent`.
+    """
+    phase_B: jax.Array
+    thought_B: jax.Array
+    answered_B: jax.Array
+    written_B: jax.Array
+    budget_B: jax.Array
+    limit_B: jax.Array
+    forced_B: jax.Array
+    spent_B: jax.Array
+
+
+def begin(budget_B, limit_B):
+    """The `Mind` of rows of which nothing is written; budgets and answer limits are int32 [B].
+
+    A row starts in its thought whether its prompt has opened that or the model is about to. It may
+    write budget + limit + 2 tokens: the two marks are extra.
+    """
+    budget_B, limit_B = jnp.asarray(budget_B, jnp.int32), jnp.asarray(limit_B, jnp.int32)
+    start_B = jnp.zeros_like(budget_B)
+    phase_B = jnp.where(budget_B < 0, ANSWER, _unclosed(start_B, budget_B))
+    # A zero of its own for each field: one buffer cannot be donated twice.
+    return Mind(phase_B, start_B, jnp.zeros_like(start_B), jnp.zeros_like(start_B), budget_B,
+                limit_B, jnp.zeros_like(start_B, bool), (phase_B == ANSWER) & (limit_B <= 0))
+
+
+def _unclosed(counted_B, budget_B):
+    """The phase of a thought of `counted_B` tokens that is not closed yet."""
+    free_B = jnp.where(counted_B == budget_B - 1, FORCE_NEWLINE, jnp.int32(THINK))
+    return jnp.where(counted_B >= budget_B, CLOSE, free_B)
+
+
+def steer(thinking, mind, banned_V, logits_BV):
+    """logits_BV as float32 [B, V] with ban, nudge and forced tokens applied.
+
+    `banned_V` bool [V] holds while a row thinks; a row that is forced has one finite logit. Behind
+    its close a thinking row cannot write `</think>` again. Direct rows are left as they are.
+    """
+    logits_BV, ids_V = logits_BV.astype(jnp.float32), jnp.arange(logits_BV.shape[1])
+    is_close_V, is_newline_V = ids_V == thinking.close, ids_V == thinking.newline
+    thinks_B = mind.budget_B >= 0
+    if thinking.reference_compat:
+        due_B = jnp.where(~thinks_B | mind.forced_B, ANSWER,
+                          _unclosed(mind.written_B, mind.budget_B))
+        ban_BV = banned_V & thinks_B[:, None]
+        late_B = (due_B == THINK) & (mind.written_B * 20 > mind.budget_B * 19)
+        factor_B = 1 + mind.written_B / jnp.maximum(mind.budget_B, 1)
+        nudged_BV = (logits_BV[:, thinking.close] * factor_B)[:, None]
+    else:
+        due_B = mind.phase_B
+        ban_BV = (banned_V & (due_B == THINK)[:, None]
+                  | is_close_V & (thinks_B & (due_B == ANSWER))[:, None])
+        late_B = (due_B == THINK) & (mind.thought_B * 20 >= mind.budget_B * 19)
+        nudged_BV = logits_BV + thinking.nudge
+    logits_BV = jnp.where((is_close_V | is_newline_V) & late_B[:, None], nudged_BV, logits_BV)
+    logits_BV = jnp.where(ban_BV, -jnp.inf, logits_BV)
+    forced_BV = jnp.where((due_B == CLOSE)[:, None], is_close_V, is_newline_V)
+    free_B = (due_B == THINK) | (due_B == ANSWER)
+    return jnp.where(free_B[:, None], logits_BV, jnp.where(forced_BV, 0, -jnp.inf))
+
+
+def advance(thinking, mind, token_B):
+    """The `Mind` after `token_B` [B] was written; stop tokens do not count and never come here."""
+    compat, phase_B = thinking.reference_compat, mind.phase_B
+    written_B, closes_B = mind.written_B + 1, token_B == thinking.close
+    opens_B = (mind.written_B == 0) & (token_B == thinking.open) & (not compat)
+    inside_B = (phase_B == THINK) | (phase_B == FORCE_NEWLINE)
+    thought_B = mind.thought_B + (inside_B & ~closes_B & ~opens_B)
+    answered_B = mind.answered_B + (phase_B == ANSWER)
+    thinks_B = mind.budget_B >= 0
+    # The reference closes at its count, whatever was written; we only where a thought is open.
+    forces_B = thinks_B & (written_B > mind.budget_B) if compat else phase_B == CLOSE
+    phase_B = jnp.where((phase_B == ANSWER) | closes_B, ANSWER, _unclosed(thought_B, mind.budget_B))
+    spent_B = (phase_B == ANSWER) & (answered_B >= mind.limit_B)
+    if compat:
+        spent_B = jnp.where(thinks_B, written_B >= mind.budget_B + mind.limit_B, spent_B)
+    return Mind(phase_B, thought_B, answered_B, written_B, mind.budget_B, mind.limit_B,
+                mind.forced_B | forces_B, spent_B)
+
+
+def spent(mind):
+    """bool [B]: the answer has all the tokens it may have, so the row ends for its length."""
+    return mind.spent_B
+
+
+def endings(mind):
+    """How each thought ended: '' (direct row), 'natural', 'forced' or 'open' (never closed).
+
+    Reads arrays on the host. Under reference_compat a close forced into an answer is 'forced' too.
+    """
+    rows = zip(*(np.asarray(field).tolist()
+                 for field in (mind.budget_B, mind.phase_B, mind.forced_B)))
+    return ['' if budget < 0 else 'open' if phase != ANSWER else 'forced' if forced else 'natural'
+            for budget, phase, forced in rows]
