@@ -21,8 +21,8 @@ def fingerprint(folder):
 
     It covers the experiment, the step, the tokenizer, the chat format and the pictures' layout,
     every leaf of up to 2^22 numbers, and where a leaf is larger, size and evenly spread parts of
-    each larger file of the step. Those files have random names and borders, so a large model that is
-    trained twice has two fingerprints; a small one has the same. No weight goes to a device.
+    each larger file of the step. Those files have random names and borders, so a large model that
+    is trained twice has two fingerprints; a small one has the same. No weight goes to a device.
     """
     folder = Path(folder)
     experiment, step = experiments.load(folder), latest(folder)
