@@ -16,6 +16,9 @@ EXAMPLES = {
                 '--only joint',
     'report': 'downscale report runs/smoke',
     'data': 'downscale data experiments/smoke.py --out runs/smoke --show 4',
+    'extract-think': 'downscale extract-think --perception runs/smoke/cells/w64d4-s0/extract '
+                     '--reasoner runs/smoke/cells/w64d4-s0/reason --data runs/smoke --out '
+                     'runs/chain --describe extract --think-tokens 48 --answer-tokens 8',
     'import': 'downscale import Qwen3-0.6B --to models/qwen3-0.6b',
     'export': 'downscale export models/qwen3-0.6b --to Qwen3-0.6B-copy --format qwen3',
     'parity': 'downscale parity tests/data/llava_qwen3_tiny --json',
@@ -201,6 +204,56 @@ def data(args):
                   f'guess {question.chance:.2f}]')
 
 
+def extract_think(args):
+    """Let perception models describe and reasoners answer, every pair of them.
+
+    The same command continues after an interruption, with any --slots and number of processes.
+    """
+    if on_cpu():
+        keep_freed_memory()
+    from downscale.console import progress_bars
+    from downscale.evaluate.cells import table
+    from downscale.study import use_cache
+    use_cache(cache_folder())
+    with progress_bars(args.quiet) as bars:
+        found = chain_of(args, bars).run()
+    if found is not None:
+        print(*table(found), sep='\n')
+        print(f'summary: {args.out / "summary.json"}')
+
+
+def chain_of(args, bars):
+    """The `Chain` of the command line, everything that it names checked."""
+    import dataclasses
+
+    import jax
+
+    from downscale.evaluate import prompts
+    from downscale.evaluate.asked import informed, open_questions
+    from downscale.evaluate.extract_think import Chain
+    from downscale.evaluate.plan import Plan
+    from downscale.evaluate.runs import open_runs
+    args.reason = tuple(args.reason) if args.reason else None
+    plan = Plan(**{field.name: value for field in dataclasses.fields(Plan)
+                   if (value := vars(args)[field.name]) is not None})
+    if args.information and args.informer:
+        raise ValueError('--information and --informer both say what to look at; give one')
+    if plan.describe == 'caption' and (args.information or args.informer):
+        raise ValueError('a caption looks at everything; give --describe extract with '
+                         '--information or --informer')
+    worded = prompts.load(args.prompts or ('micro' if args.data.is_dir() else 'paper'))
+    questions = open_questions(args.data, args.split, args.limit)
+    if args.information:
+        questions = informed(questions, args.information)
+    sees = any(asked.pictures for asked in questions.asked)
+    informer = open_runs([args.informer] if args.informer else [], 'informer')
+    return Chain(
+        args.out, plan, worded, questions, open_runs(args.perception, 'perception', sees=sees),
+        open_runs(args.reasoner, 'reasoner', ban=plan.ban_reflexive), *informer,
+        process=jax.process_index(), processes=jax.process_count(), slots=args.slots,
+        report=bars, note=bars.note)
+
+
 def import_(args):
     """Bring a Hugging Face folder or a GGUF file into a run folder."""
     from downscale.console import progress_bars
@@ -252,9 +305,52 @@ def _add_exchange(commands):
     sub.add_argument('--json', action='store_true', help='one JSON object')
 
 
+def _add_extract_think(commands):
+    """The parser of extract-think; what is not given is left to `Plan`, which holds the values of
+    arXiv 2511.17487."""
+    sub = _command(commands, extract_think)
+    runs = {'nargs': '+', 'type': Path, 'required': True, 'metavar': 'RUN'}
+    sub.add_argument('--perception', help='run folders of models that describe pictures', **runs)
+    sub.add_argument('--reasoner', help='run folders of models that answer from texts', **runs)
+    sub.add_argument('--data', type=Path, required=True,
+                     help='folder of a study, or .jsonl file of questions with "id", "question", '
+                     '"images" and, if known, "answer", "information", "family"')
+    sub.add_argument('--out', type=Path, required=True, help='folder of the results')
+    sub.add_argument('--split', default='test', help='split of a study (default: test)')
+    sub.add_argument('--limit', type=int, help='only the first questions')
+    sub.add_argument('--describe', choices=('caption', 'extract'), help='describe everything '
+                     '(default), or what the question needs')
+    sub.add_argument('--information', type=Path, metavar='FILE',
+                     help='what to look at: JSON, question id or number to text')
+    sub.add_argument('--informer', type=Path, metavar='RUN', help='model that writes what to look '
+                     'at')
+    sub.add_argument('--reason', nargs='+', choices=('think', 'direct'), help='default: think')
+    sub.add_argument('--prompts', help='micro, paper or a file (default: micro for a study, else '
+                     'paper); released checkpoints want their own exact strings')
+    for name, text in (('describe', 'of a description (default 1024)'),
+                       ('think', 'of a thought, counted from <think> (default 4096)'),
+                       ('answer', 'of an answer (default 1024)')):
+        sub.add_argument(f'--{name}-tokens', type=int, metavar='N', help=f'most tokens {text}')
+    sub.add_argument('--temperature', type=float, help='of the reasoner (default 0: greedy); '
+                     'descriptions are greedy')
+    sub.add_argument('--top-k', type=int, help='likeliest tokens to choose from (default: all)')
+    sub.add_argument('--top-p', type=float, help='mass of likeliest tokens (default 1)')
+    sub.add_argument('--seed', type=int, help='default 0')
+    sub.add_argument('--repeats', type=int, help='answers per question (default 1)')
+    sub.add_argument('--ban-reflexive', action='store_true',
+                     help='no "wait", "however" and the like while thinking')
+    sub.add_argument('--nudge', type=float,
+                     help='added to </think> and newline after 95 %% of the budget (default 0)')
+    sub.add_argument('--reference-compat', action='store_true',
+                     help='keep the thinking budget as the code of arXiv 2511.17487 does')
+    sub.add_argument('--slots', type=int, default=16, help='rows that decode at once; no result '
+                     'depends on it (default 16)')
+    sub.add_argument('--quiet', action='store_true', help='no progress bars')
+
+
 def _command(commands, run):
     """The parser of one command, which runs `run`."""
-    name = run.__name__.rstrip('_')
+    name = run.__name__.rstrip('_').replace('_', '-')
     sub = commands.add_parser(name, help=run.__doc__.splitlines()[0], description=run.__doc__,
                               epilog=f'example: {EXAMPLES[name]}')
     sub.set_defaults(run=run)
@@ -291,6 +387,7 @@ def parser():
                              'on CPU, at most one per cell; else 1)')
         if name == 'data':
             sub.add_argument('--show', type=int, default=2, help='examples to print')
+    _add_extract_think(commands)
     _add_exchange(commands)
     return top
 

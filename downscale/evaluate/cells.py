@@ -1,0 +1,76 @@
+"""The cells of a perception x reasoner grid: accuracy, what stands beside it, and a table."""
+import numpy as np
+
+from downscale.analysis.stats import mean_ci
+from downscale.evaluate.samples import read_samples
+
+SHARES = ('truncated', 'unparsed', 'unclosed')
+
+
+def file_name(perception, reasoner, mode):
+    """The samples of one cell."""
+    return f'answer-{reasoner.name}-from-{perception.name}-{mode}'
+
+
+def summary(chain, told):
+    """One dict per cell of a finished chain; `told` holds the descriptions by perception model."""
+    found = []
+    for perception in chain.perceptions:
+        cut = np.mean([record['truncated'] for record in told[perception.name].values()])
+        for reasoner in chain.reasoners:
+            for mode in chain.plan.reason:
+                rows = read_samples(
+                    chain.out / f'{file_name(perception, reasoner, mode)}.jsonl')
+                found.append({'perception': perception.name, 'reasoner': reasoner.name,
+                              'mode': mode, **measured(rows),
+                              'descriptions_truncated': float(cut)})
+    return found
+
+
+def measured(rows):
+    """Accuracy with its interval over clusters, shares of what went wrong, accuracy on the rest.
+
+    Rows without a right answer in the data count in the shares only. A row is completed when it
+    was not cut off, held an answer, and closed its thought. Numbers that do not exist are None.
+    """
+    scored = [row for row in rows if row['score'] is not None]
+    completed = [row for row in scored if not row['truncated'] and row['parse_ok']
+                 and row['close'] != 'open']
+    found = {'n': len(rows), 'scored': len(scored), 'accuracy': None, 'low': None, 'high': None,
+             'clusters': 0, 'method': 'none'}
+    if scored:
+        at = mean_ci([row['score'] for row in scored],
+                     [row['doc']['cluster'] for row in scored], bounds=(0, 1))
+        found |= {'accuracy': at.value, 'low': _number(at.low), 'high': _number(at.high),
+                  'clusters': at.clusters, 'method': at.method}
+    wrong = {'truncated': [row['truncated'] for row in rows],
+             'unparsed': [not row['parse_ok'] for row in rows],
+             'unclosed': [row['close'] == 'open' for row in rows]}
+    return {**found, **{name: float(np.mean(wrong[name])) for name in SHARES},
+            'completed': len(completed),
+            'accuracy_completed': float(np.mean([row['score'] for row in completed]))
+            if completed else None}
+
+
+def _number(value):
+    return None if np.isnan(value) else value
+
+
+def table(cells):
+    """The lines of a short table for a person."""
+    wide = max(len(cell[name]) for cell in cells for name in ('perception', 'reasoner'))
+    wide = max(wide, len('perception'))
+    heads = ('accuracy', '95 %', 'n', *SHARES, 'completed')
+    yield '  '.join([f'{"perception":{wide}}', f'{"reasoner":{wide}}', 'mode  ',
+                     *(f'{head:>12}' for head in heads)])
+    for cell in cells:
+        reach = '' if cell['low'] is None else f'{cell["low"]:.3f}-{cell["high"]:.3f}'
+        shown = [_shown(cell['accuracy']), reach, str(cell['n']),
+                 *(f'{100 * cell[name]:.1f} %' for name in SHARES),
+                 _shown(cell['accuracy_completed'])]
+        yield '  '.join([f'{cell["perception"]:{wide}}', f'{cell["reasoner"]:{wide}}',
+                         f'{cell["mode"]:6}', *(f'{text:>12}' for text in shown)])
+
+
+def _shown(value):
+    return '-' if value is None else f'{value:.3f}'

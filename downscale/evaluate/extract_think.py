@@ -1,0 +1,329 @@
+"""Extract+Think: perception models write, text-only reasoners answer; the whole grid in one go.
+
+Every perception model describes each picture once and all reasoners read the same texts. Each
+process works on its own pictures on its own devices, and writes its own part of every file;
+process 0 joins the parts. See `samples.py` for what makes the result independent of all that.
+"""
+import dataclasses
+import json
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from downscale.evaluate import cells
+from downscale.evaluate.answers import answer_in, hash_of, prompt_of
+from downscale.evaluate.asked import Asked, Questions
+from downscale.evaluate.plan import Plan
+from downscale.evaluate.prompts import Prompts
+from downscale.evaluate.runs import Run, open_engine
+from downscale.evaluate.samples import Samples, join, key_of
+from downscale.generate.engine import Decoding, Request
+from downscale.train.checkpoint import write_json
+
+WINDOW = 2 ** 30  # bytes of image tiles that are held at once; a large picture has 4 MB of them
+ROWS = 4096
+PATIENCE = 3600  # seconds without a new row after which process 0 gives the others up
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row to generate: its record without the reply, and what the engine needs."""
+    record: dict
+    asked: Asked
+    text: str
+    shown: bool
+    thinking: bool | None
+    think: int | None
+    limit: int
+    sample: int
+
+    @property
+    def content(self):
+        """What decides the reply within one model: equal content is generated once."""
+        return (self.text, self.asked.pictures if self.shown else (), self.think, self.sample)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A grid of perception models and reasoners over questions, to be written below `out`.
+
+    `informer` writes what to look at where it is given. `process` of `processes` takes every
+    `processes`-th picture. `engine` opens a run folder (folder, slots); `report` is called with
+    (name, done, total), `note` with lines for a person.
+    """
+    out: Path
+    plan: Plan
+    prompts: Prompts
+    questions: Questions
+    perceptions: tuple[Run, ...]
+    reasoners: tuple[Run, ...]
+    informer: Run | None = None
+    process: int = 0
+    processes: int = 1
+    slots: int = 16
+    engine: Callable = open_engine
+    report: Callable = lambda name, done, total: None
+    note: Callable = lambda line: None
+    patience: float = PATIENCE
+    throughput: dict = field(default_factory=dict)
+
+    # --- the stages ---
+
+    def run(self):
+        """All of it: own rows, then, on process 0, files and summary. Returns the summary's cells.
+
+        ValueError naming what differs when `out` was begun with other settings, and where an
+        extraction has nothing to look at. Other processes return None.
+        """
+        if self.plan.describe == 'extract' and self.informer is None:
+            lacking = [asked for asked in self.questions.asked if not asked.information]
+            if lacking:
+                raise ValueError(
+                    f'{len(lacking)} of {len(self.questions.asked)} questions do not say what to '
+                    f'look at (first {lacking[0].id!r}); give --information or --informer, or '
+                    '--describe caption')
+        begin(self.out, self.settings())
+        mine = self._mine()
+        looked = self._inform(mine, self._generate)
+        told = {run.name: self._describe(run, mine, looked, self._generate)
+                for run in self.perceptions}
+        for run in self.reasoners:
+            self._answer(run, mine, told, self._generate)
+        self._keep_throughput()
+        if self.process:
+            return None
+        every = self.questions.asked
+        looked = self._inform(every, self._finish)
+        told = {run.name: self._describe(run, every, looked, self._finish)
+                for run in self.perceptions}
+        for run in self.reasoners:
+            self._answer(run, every, told, self._finish)
+        found = cells.summary(self, told)
+        write_json(self.out / 'summary.json', {'settings': hash_of(self.settings()),
+                                               'scorer': self.questions.scorer, 'cells': found})
+        return found
+
+    def settings(self):
+        """Everything that decides the files, as JSON; slots and processes do not."""
+        def prints(runs):
+            return {run.name: run.fingerprint for run in runs}
+
+        return {'plan': json.loads(json.dumps(dataclasses.asdict(self.plan))),
+                'prompts': self.prompts.hash,
+                'data': {'hash': self.questions.hash, 'questions': len(self.questions.asked),
+                         'scorer': self.questions.scorer},
+                'informer': prints([self.informer] if self.informer else []),
+                'perception': prints(self.perceptions), 'reasoner': prints(self.reasoners)}
+
+    def _mine(self):
+        """Questions of every `processes`-th picture: those that share one stay together, so that
+        it is described once. A question without a picture counts as one."""
+        order = {}
+        for asked in self.questions.asked:
+            order.setdefault(asked.pictures or asked.id, len(order))
+        return [asked for asked in self.questions.asked
+                if order[asked.pictures or asked.id] % self.processes == self.process]
+
+    def _inform(self, every, handle):
+        """{doc_id: what to look at}, from the data or from the informer."""
+        if self.plan.describe == 'caption':
+            return dict.fromkeys((asked.doc_id for asked in every), '')
+        if self.informer is None:
+            return {asked.doc_id: asked.information for asked in every}
+        jobs = []
+        for asked in every:
+            text = self.prompts.inform(asked.text)
+            jobs.append(self._job(self.informer, 'information', asked, text, sample_of(text),
+                                  self._greedy(), self.plan.describe_tokens, thinking=False))
+        records = handle(self.informer, [(f'information-{self.informer.name}', jobs)],
+                         self._greedy())
+        return {doc_id: record['filtered_resps'][0] for doc_id, record in records[0].items()}
+
+    def _describe(self, run, every, looked, handle):
+        """{doc_id: record} of what one perception model writes."""
+        kind, jobs = self.plan.describe, []
+        for asked in every:
+            text = self.prompts.describe(kind, looked[asked.doc_id])
+            jobs.append(self._job(run, f'describe-{kind}', asked, text,
+                                  sample_of(text, *asked.pictures), self._greedy(),
+                                  self.plan.describe_tokens, shown=True))
+        found, = handle(run, [(f'describe-{run.name}', jobs)], self._greedy())
+        return found
+
+    def _answer(self, run, every, told, handle):
+        """What one reasoner makes of every perception model's texts, in every mode: one call, so
+        that no slot waits for a cell to end."""
+        decoding, stages = self.plan.decoding(run.reflexive), []
+        for perception in self.perceptions:
+            for mode in self.plan.reason:
+                jobs = []
+                for asked in every:
+                    description = told[perception.name][asked.doc_id]
+                    text = self.prompts.reason(mode, description['filtered_resps'][0], asked.text)
+                    for repeat in range(self.plan.repeats):
+                        jobs.append(self._job(
+                            run, f'answer-{mode}', asked, text, sample_of(asked.id, str(repeat)),
+                            decoding, self.plan.answer_tokens, thinking=mode == 'think',
+                            think=self.plan.think_tokens if mode == 'think' else None,
+                            repeat=repeat, perception=perception.name,
+                            description=description['key']))
+                stages.append((cells.file_name(perception, run, mode), jobs))
+        handle(run, stages, decoding)
+
+    def _greedy(self):
+        return Decoding(seed=self.plan.seed)
+
+    def _job(self, run, task, asked, text, sample, decoding, limit, thinking=None, think=None,
+             shown=False, **more):
+        """The job of one row; its key covers all that decides the reply."""
+        generation = {**json.loads(json.dumps(dataclasses.asdict(decoding))), 'limit': limit,
+                      'think': think, 'thinking': thinking}
+        generation['banned_thinking'] = hash_of(generation['banned_thinking'])
+        record = {
+            'doc_id': asked.doc_id, 'target': asked.answer or '',
+            'doc': {'id': asked.id, 'family': asked.family, 'cluster': asked.cluster},
+            'input': text, 'arguments': [text, generation], 'task': task, 'model': run.name,
+            'checkpoint': run.fingerprint, 'prompts': self.prompts.hash,
+            'prompt_hash': hash_of(text), **more}
+        record['key'] = key_of({
+            'doc': [asked.doc_id, asked.id], 'task': task, 'text': text, 'sample': sample,
+            'pictures': asked.pictures if shown else [], 'checkpoint': run.fingerprint,
+            'prompts': self.prompts.hash, 'generation': generation})
+        return Job(record, asked, text, shown, thinking, think, limit, sample)
+
+    # --- generating and finishing ---
+
+    def _generate(self, run, stages, decoding):
+        """The own rows of several files are there; only missing ones are generated."""
+        stores = [Samples.open(self.out, name, self.process) for name, _ in stages]
+        todo, total = {}, sum(len(jobs) for _, jobs in stages)
+        for store, (_, jobs) in zip(stores, stages):
+            lacking = set(store.missing(job.record['key'] for job in jobs))
+            for job in jobs:
+                if job.record['key'] in lacking:
+                    todo.setdefault(job.content, []).append((store, job))
+        try:
+            if todo:
+                self._decode(run, list(todo.values()), decoding, total)
+        finally:
+            for store in stores:
+                store.close()
+        return [self._joined(store, jobs) for store, (_, jobs) in zip(stores, stages)]
+
+    def _decode(self, run, groups, decoding, total):
+        """Generate each group of jobs of equal content once and write a row for each of them."""
+        engine = self.engine(run.folder, self.slots)
+        done = total - sum(map(len, groups))
+        for window in self._windows(groups, engine.encoder):
+            requests = [request for request, _ in window]
+            for index, reply in engine.stream(requests, decoding):
+                for store, job in window[index][1]:
+                    store.add({**job.record, **self._outcome(job, reply)})
+                    done += 1
+                self.report(run.name, done, total)
+        self.throughput[run.name] = dict(engine.stats)
+        self.note(f'{run.name}: ' + ', '.join(
+            f'{name} {value:.4g}' for name, value in self.throughput[run.name].items()))
+
+    def _windows(self, groups, encoder):
+        """Lists of (request, its jobs) whose pictures fit in memory together."""
+        window, held = [], 0
+        for group in groups:
+            job = group[0][1]
+            pngs = self.questions.images(job.asked) if job.shown else ()
+            try:
+                prompt = prompt_of(encoder, job.text, pngs, job.thinking)
+            except ValueError as error:
+                raise ValueError(f'question {job.asked.id!r}: {error}') from None
+            size = 0 if prompt.tiles is None else prompt.tiles.nbytes
+            if window and (held + size > WINDOW or len(window) >= ROWS):
+                yield window
+                window, held = [], 0
+            window.append((Request(prompt, job.sample, job.limit, job.think), group))
+            held += size
+        yield window
+
+    def _outcome(self, job, reply):
+        """The fields of a record that come from the reply."""
+        task = job.record['task']
+        if task.startswith('answer'):
+            text, _ = answer_in(reply.text, job.thinking)
+            pred, parsed, score = self.questions.judge(job.asked, text)
+            found = {'pred': pred, 'scorer': self.questions.scorer}
+            found |= {} if score is None else {'score': score}
+        else:
+            text = self.prompts.information_in(reply.text) if task == 'information' \
+                else reply.text.strip()
+            parsed, found = bool(text), {}
+        return {**found, 'resps': [[reply.text]], 'filtered_resps': [text], 'parse_ok': parsed,
+                'finish_reason': reply.finish, 'truncated': reply.finish == 'length',
+                'close': reply.close, 'n_think': reply.thought, 'n_answer': reply.answered}
+
+    def _joined(self, store, jobs):
+        """{doc_id: record} of the first repeat, each checked to be what its job wants."""
+        first = [job.record for job in jobs if not job.record.get('repeat')]
+        return join([store.records[record['key']] for record in first], first)
+
+    def _finish(self, run, stages, decoding):
+        """Every file has all rows and is one file; waits for the rows of other processes."""
+        found = []
+        for name, jobs in stages:
+            store = Samples.open(self.out, name)
+            keys = [job.record['key'] for job in jobs]
+            self._wait(store, keys)
+            store.finalise(keys)
+            found.append(self._joined(store, jobs))
+        return found
+
+    def _wait(self, store, keys):
+        lacking, since = store.missing(keys), time.monotonic()
+        if lacking:
+            self.note(f'waiting for {len(lacking)} rows of {store.name} by other processes')
+        while lacking:
+            if time.monotonic() - since > self.patience:
+                raise RuntimeError(
+                    f'{len(lacking)} of {len(keys)} rows of {store.name} are missing; start all '
+                    f'{self.processes} processes, or the same command with fewer')
+            time.sleep(min(1.0, self.patience / 4))
+            store.reload()
+            before, lacking = len(lacking), store.missing(keys)
+            since = time.monotonic() if len(lacking) < before else since
+
+    def _keep_throughput(self):
+        """What the engines of this process measured stands beside what earlier runs did."""
+        path = self.out / ('throughput.json' if not self.process else
+                           f'throughput.p{self.process}.json')
+        if self.throughput:
+            before = json.loads(path.read_text()) if path.is_file() else {}
+            write_json(path, before | self.throughput)
+
+
+def sample_of(*parts):
+    """The uint32 that a row's randomness hangs on: what is asked, never where it stands."""
+    return zlib.crc32(json.dumps(parts).encode())
+
+
+def begin(out, settings):
+    """`out` is a folder with these settings; ValueError naming what differs from earlier ones."""
+    path = Path(out) / 'settings.json'
+    if not path.is_file():
+        if Path(out).is_dir() and any(Path(out).iterdir()):
+            raise ValueError(f'{out} holds something else; give an empty or new folder')
+        write_json(path, settings)
+        return
+    before, now = _flat(json.loads(path.read_text())), _flat(settings)
+    changed = sorted(name for name in before.keys() | now.keys()
+                     if before.get(name) != now.get(name))
+    if changed:
+        raise ValueError(f'{out} was begun with other settings ({", ".join(changed)}); give '
+                         'another folder with --out')
+
+
+def _flat(value, above=''):
+    """{dotted name: leaf} of nested dicts."""
+    if not isinstance(value, dict):
+        return {above: value}
+    return {name: leaf for key, part in value.items()
+            for name, leaf in _flat(part, f'{above}.{key}' if above else key).items()}

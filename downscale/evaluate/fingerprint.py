@@ -1,0 +1,58 @@
+"""What a checkpoint is, told by its content: the same after a move, another after more training."""
+import hashlib
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from downscale import experiment as experiments
+from downscale.evaluate.answers import hash_of
+from downscale.loading import tokenizer_path
+from downscale.train.checkpoint import latest, open_leaves
+
+WHOLE = 2 ** 22  # leaves up to this many numbers are read whole, larger ones where they lie
+PROBES, PROBE = 16, 2 ** 16  # windows of a file, and their bytes
+SMALL = 2 ** 12  # files below this hold no part of a large leaf, but times and random names
+
+
+def fingerprint(folder):
+    """A short hash that names the newest checkpoint of a run folder and how it is asked.
+
+    It covers the experiment, the step, the tokenizer, the chat format and the pictures' layout,
+    every leaf of up to 2^22 numbers, and where a leaf is larger, size and evenly spread parts of
+    each larger file of the step. Those files have random names and borders, so a large model that
+    is trained twice has two fingerprints; a small one has the same. No weight goes to a device.
+    """
+    folder = Path(folder)
+    experiment, step = experiments.load(folder), latest(folder)
+    leaves, large = {}, False
+    for path, leaf in jax.tree_util.tree_leaves_with_path(open_leaves(folder)):
+        name = jax.tree_util.keystr(path, simple=True, separator='/')
+        leaves[name] = [list(leaf.shape), str(leaf.dtype)]
+        if np.prod(leaf.shape) <= WHOLE:
+            leaves[name].append(_digest(np.ascontiguousarray(leaf.read()).tobytes()))
+        else:
+            large = True
+    files = sorted(_probed(path) for path in (step / 'params').rglob('*')
+                   if path.is_file() and path.stat().st_size >= SMALL) if large else []
+    tokens = tokenizer_path(folder, experiment)
+    return hash_of([
+        json.loads((folder / 'experiment.json').read_text()), step.name, leaves, files,
+        _digest(tokens.read_bytes()) if tokens.is_file() else '',
+        experiment.chat_of(folder.name).hash,
+        repr(experiment.layout(folder.name))])
+
+
+def _digest(data):
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _probed(path):
+    """[size, digest of evenly spread windows] of a file."""
+    size, digest = path.stat().st_size, hashlib.sha256()
+    with open(path, 'rb') as file:
+        for start in np.linspace(0, max(size - PROBE, 0), PROBES).astype(int):
+            file.seek(start)
+            digest.update(file.read(PROBE))
+    return [size, digest.hexdigest()[:16]]

@@ -1,0 +1,70 @@
+"""The models of a chain: run folders with a name, an identity and, when needed, an engine."""
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from downscale import experiment as experiments
+from downscale.data.tokens import Encoder
+from downscale.evaluate.fingerprint import fingerprint
+from downscale.generate.engine import Engine
+from downscale.generate.reflexive import reflexive_ids
+from downscale.loading import load, tokenizer_of, tokenizer_path
+from downscale.sharding import mesh
+from downscale.train.checkpoint import latest, stored_leaves
+
+SEES = {'tower', 'connector'}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A model of the chain; `name` is unique within it, `reflexive` what it may be forbidden."""
+    name: str
+    folder: Path
+    fingerprint: str
+    reflexive: tuple[int, ...] = ()
+
+
+def open_runs(folders, role, sees=False, ban=False):
+    """The `Run`s of run folders, each checked before any work.
+
+    ValueError or FileNotFoundError in one line where one cannot do what its `role` asks, `sees` or
+    `ban`, or stands there twice.
+    """
+    found = []
+    for folder in folders:
+        folder = Path(folder).absolute()
+        experiment = experiments.load(folder)
+        groups = {name.split('/')[0] for name in stored_leaves(latest(folder))}
+        lacking = sorted(({'language'} | (SEES if sees else set())) - groups)
+        if lacking:
+            raise ValueError(f'--{role} {folder} has no {" and no ".join(lacking)}; give a model '
+                             f'that can {"see" if sees else "write"}')
+        if not tokenizer_path(folder, experiment).is_file():
+            raise FileNotFoundError(f'--{role} {folder} has no tokenizer.json, nor a folder above')
+        banned = tuple(sorted(reflexive_ids(tokenizer_of(folder, experiment)))) if ban else ()
+        found.append(Run(_name(folder), folder, fingerprint(folder), banned))
+    prints = [run.fingerprint for run in found]
+    again = [run.folder for k, run in enumerate(found) if run.fingerprint in prints[:k]]
+    if again:
+        raise ValueError(f'--{role}: {again[0]} is given twice, or equals another')
+    names = [run.name for run in found]
+    return tuple(dataclasses.replace(run, name=f'{run.name}-{run.fingerprint[:6]}')
+                 if names.count(run.name) > 1 else run for run in found)
+
+
+def _name(folder):
+    """The cell and stage of a study's folder, or the name of an imported model, fit for a file."""
+    name = f'{folder.parent.name}-{folder.name}' if folder.parent.parent.name == 'cells' \
+        else folder.name
+    return ''.join(letter if letter.isalnum() or letter in '-_.+' else '_' for letter in name)
+
+
+def open_engine(folder, slots):
+    """The engine of a run folder, over the devices of this process."""
+    devices = jax.local_devices()
+    grid = mesh(devices=devices) if len(devices) > 1 else None
+    model, params, tokenizer, experiment = load(folder, grid)
+    encoder = Encoder(tokenizer, experiment.chat_of(folder.name), experiment.layout(folder.name))
+    return Engine(model, params if grid else jax.device_put(params), encoder, slots, grid)

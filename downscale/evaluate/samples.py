@@ -1,0 +1,268 @@
+"""Generated rows on disk: appended as they finish, found again by what they were made from.
+
+One line is one JSON object in the form that lmms-eval writes per sample (`doc_id`, `target`, `doc`,
+`arguments`, `resps`, `filtered_resps`, `score`) with our fields beside it. Its `key` is a hash of
+everything that decides the text, so a row is reused whatever the batch size or process count was,
+and never where anything else differs. No record may hold what depends on time or on the batch.
+
+    <name>.p3.jsonl   rows of process 3, in the order in which they finished
+    <name>.jsonl      all rows, sorted; the parts are gone then
+"""
+import fcntl
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+SYNC_EVERY = 64  # rows between two fsyncs: a power cut costs at most as many
+# What must agree, beside `doc_id`, before a text stands for the description that was wanted.
+JOINED = ('task', 'checkpoint', 'prompt_hash')
+
+
+def key_of(parts):
+    """The content hash of a dict of JSON values: 32 hexadecimal digits."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def line_of(record):
+    """The bytes of a record: equal records, equal bytes. ValueError for a number that is NaN."""
+    return json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b'\n'
+
+
+class Samples:
+    """The records of one stage and model: `records` maps keys to rows, `add` appends one.
+
+    Open with `Samples.open`; `process` is the only one that writes the part of that number.
+    """
+
+    def __init__(self, folder, name, process):
+        self.folder, self.name, self.process = Path(folder), name, process
+        self.records, self._file, self._unsynced = {}, None, 0
+
+    @classmethod
+    def open(cls, folder, name, process=0):
+        """The samples `name` below `folder`, with what any earlier run has left there.
+
+        ValueError names file and line of a damaged record and of two that contradict each other.
+        """
+        found = cls(folder, name, process)
+        found.reload()
+        return found
+
+    @property
+    def path(self):
+        """Where `finalise` puts all rows."""
+        return self.folder / f'{self.name}.jsonl'
+
+    def _part(self, process):
+        return self.folder / f'{self.name}.p{process}.jsonl'
+
+    def parts(self):
+        """The parts there are, by process number."""
+        form = re.compile(re.escape(self.name) + r'\.p(\d+)\.jsonl')
+        there = self.folder.iterdir() if self.folder.is_dir() else ()
+        found = [(int(match[1]), path) for path in there if (match := form.fullmatch(path.name))]
+        return [path for _, path in sorted(found)]
+
+    def reload(self):
+        """`records` holds what every process has written so far."""
+        parts = self.parts()  # before the file is looked for: process 0 may just turn them into it
+        try:
+            self.records = merged([*[self.path] * self.path.is_file(), *parts])
+        except FileNotFoundError:
+            self.records = merged([self.path])
+
+    def missing(self, keys):
+        """The keys without a row, in order and each once."""
+        return [key for key in dict.fromkeys(keys) if key not in self.records]
+
+    def add(self, record):
+        """`record` is written; the operating system has it when this returns."""
+        if record['key'] in self.records:
+            raise ValueError(f'{self.path}: key {record["key"]} is there already')
+        if self._file is None:
+            self._file = self._opened()
+        self._file.write(line_of(record))
+        self._file.flush()
+        self._unsynced += 1
+        if self._unsynced >= SYNC_EVERY:
+            self._sync()
+        self.records[record['key']] = record
+
+    def _opened(self):
+        """The own part, ready to append: a torn last line is cut off, not continued."""
+        path = self._part(self.process)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            raise RuntimeError(f'{path} is being written by another process; wait for it or stop '
+                               'it, or give each process its own number') from None
+        os.ftruncate(handle, path.read_bytes().rfind(b'\n') + 1)
+        return os.fdopen(handle, 'ab')
+
+    def _sync(self):
+        os.fsync(self._file.fileno())
+        self._unsynced = 0
+
+    def close(self):
+        """What was added is on disk and the part is free for another process."""
+        if self._file is not None:
+            self._sync()
+            self._file.close()
+            self._file = None
+
+    def finalise(self, keys):
+        """One file holds exactly the rows of `keys`, by doc_id and key; the parts are removed.
+
+        Equal rows give equal bytes, however they were made. ValueError when a row is missing.
+        """
+        self.close()
+        self.reload()
+        lacking = self.missing(keys)
+        if lacking:
+            raise ValueError(f'{self.path}: {len(lacking)} of {len(set(keys))} rows are missing; '
+                             'run the same command again, with every process')
+        rows = sorted((self.records[key] for key in set(keys)),
+                      key=lambda record: (record['doc_id'], record['key']))
+        partial = self.folder / f'.{self.name}.{os.getpid()}.partial'
+        with open(partial, 'wb') as file:
+            file.writelines(map(line_of, rows))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, self.path)
+        for path in self.parts():
+            path.unlink()
+        return rows
+
+
+def merged(paths):
+    """{key: record} of several files of ours; ValueError for rows that contradict each other."""
+    found, places = {}, {}
+    for path in paths:
+        for number, record in lines(path):
+            key = record.get('key')
+            if not isinstance(key, str):
+                raise ValueError(f'{path}, line {number}: a record without a key')
+            if key in found and found[key] != record:
+                one, other = found[key], record
+                names = sorted(name for name in one.keys() | other.keys()
+                               if one.get(name) != other.get(name))
+                raise ValueError(f'{path}, line {number}: contradicts {places[key]} under the same '
+                                 f'key ({", ".join(names)}); delete the wrong one')
+            found[key] = record
+            places.setdefault(key, f'{path}, line {number}')
+    return found
+
+
+def lines(path):
+    """(line number, object) of a JSONL file; a part may end in a torn line, which is left out.
+
+    ValueError in one line for any other line that is no JSON object.
+    """
+    *whole, last = Path(path).read_bytes().split(b'\n')
+    if last.strip() and not re.search(r'\.p\d+\.jsonl$', str(path)):
+        whole.append(last)  # a finished file need not end with a line break, but its rows must read
+    for number, line in enumerate(whole, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line.decode())
+        except ValueError as error:
+            raise ValueError(f'{path}, line {number}: damaged ({error}); delete that line, and its '
+                             'row is made again') from None
+        if not isinstance(record, dict):
+            raise ValueError(f'{path}, line {number}: a record must be a JSON object, not '
+                             f'{type(record).__name__}')
+        yield number, record
+
+
+# --- records of others ------------------------------------------------------------------------
+
+def read_samples(path):
+    """The records of a samples file, ours or one of lmms-eval, sorted by `doc_id`.
+
+    lmms-eval writes `filtered_resps` as a list up to 0.6 and as plain text from 0.7 on, where there
+    is one response, and then leaves out an equal `resps`; its score may stand inside the dict of a
+    metric. Here `filtered_resps` is [text], `resps` [[text]], `target` a text and `score` a number
+    or None. What only our records have (key, task, checkpoint, prompt_hash) is None in others.
+    """
+    found = []
+    for number, record in lines(path):
+        where = f'{path}, line {number}'
+        if 'doc_id' not in record:
+            raise ValueError(f'{where}: no doc_id; is this a samples file?')
+        kept = first_text(record.get('filtered_resps'))
+        raw = first_text(record.get('resps'))
+        if kept is None and raw is None:
+            raise ValueError(f'{where}: neither filtered_resps nor resps holds a text')
+        kept, raw = raw if kept is None else kept, kept if raw is None else raw
+        found.append({**dict.fromkeys(('key', *JOINED)), **record, 'filtered_resps': [kept],
+                      'resps': [[raw]], 'target': _text(record.get('target')),
+                      'score': score_of(record)})
+    return sorted(found, key=lambda record: _order(record['doc_id']))
+
+
+def _order(doc_id):
+    """Numbers in their order, before texts in theirs."""
+    return (1, 0, doc_id) if isinstance(doc_id, str) else (0, doc_id, '')
+
+
+def first_text(value):
+    """The first response in a text, a list or a nested list; None where there is no text."""
+    while isinstance(value, list):
+        value = value[0] if value else None
+    return value if isinstance(value, str) else None
+
+
+def _text(value):
+    return value if isinstance(value, str) else '' if value is None else json.dumps(value)
+
+
+def score_of(record):
+    """The score of a record: its own, else the first number whose name says so, else that in the
+    dict of a metric; None where there is none."""
+    flat = [value for name, value in record.items() if 'score' in name.lower()]
+    nested = [value.get('score') for name, value in record.items()
+              if isinstance(value, dict) and name != 'doc']
+    for value in (record.get('score'), *flat, *nested):
+        if isinstance(value, (int, float)):
+            return float(value)
+    return None
+
+
+# --- joining the stages -----------------------------------------------------------------------
+
+def join(descriptions, questions):
+    """{doc_id: description record} for every question, each made as the question wants it.
+
+    `questions` are dicts with `doc_id` and what is wanted: `task`, `checkpoint`, `prompt_hash`.
+    Descriptions without a question are left out. ValueError, with counts, where one is missing,
+    is there twice or was made otherwise: an equal doc_id alone proves nothing.
+    """
+    found, twice = {}, 0
+    for record in descriptions:
+        twice += record['doc_id'] in found
+        found[record['doc_id']] = record
+    if twice:
+        raise ValueError(f'{twice} of {len(descriptions)} descriptions have the doc_id of another; '
+                         'give the file of one model, task and filter')
+    lacking = [question['doc_id'] for question in questions if question['doc_id'] not in found]
+    if lacking:
+        raise ValueError(f'{len(lacking)} of {len(questions)} questions have no description (first '
+                         f'doc_id {lacking[0]}); describe them first, with the same data')
+    for name in JOINED:
+        wrong = [question for question in questions
+                 if found[question['doc_id']].get(name) != question[name]]
+        if wrong:
+            first = wrong[0]
+            raise ValueError(
+                f'{len(wrong)} of {len(questions)} descriptions have another {name} (doc_id '
+                f'{first["doc_id"]}: {found[first["doc_id"]].get(name)!r}, wanted '
+                f'{first[name]!r}); describe again with this model, task and prompt, or give those '
+                'that were used')
+    return {question['doc_id']: found[question['doc_id']] for question in questions}

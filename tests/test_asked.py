@@ -1,0 +1,98 @@
+"""Questions from files: what a wrong line says, what to look at, and how an answer is read."""
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from downscale.evaluate.asked import answer_of, informed, open_questions, plain
+
+PICTURE = Path(__file__).parent / 'data' / 'picture.png'
+
+
+def question_file(folder, *changes, count=3):
+    """A file of questions about the test picture, with changes to its lines (None drops a key)."""
+    shutil.copy(PICTURE, folder)
+    rows = [{'id': f'q{k}', 'question': f'what color {k}', 'images': ['picture.png'],
+             'answer': 'red'} for k in range(count)]
+    for k, change in changes:
+        rows[k] = {name: value for name, value in {**rows[k], **change}.items()
+                   if value is not None}
+    path = folder / 'questions.jsonl'
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    return path
+
+
+def fails(call, *told, error=ValueError):
+    with pytest.raises(error) as caught:
+        call()
+    line = str(caught.value)
+    assert '\n' not in line and all(part in line for part in told), line
+
+
+@pytest.mark.parametrize('change, told', [
+    ({'qustion': 'x'}, "unknown field 'qustion'; did you mean 'question'"),
+    ({'question': None}, "missing field 'question'"), ({'images': 'a.png'}, 'must be a list of'),
+    ({'images': [3]}, 'images must be a list of paths'), ({'answer': 3}, 'answer must be a text'),
+    ({'id': True}, 'id must be a text'), ({'id': 'q0'}, "id 'q0' stands in line 1 already"),
+    ({'images': ['none.png']}, "no picture 'none.png'"),
+    ({'images': ['../picture.png']}, 'leaves its folder'), ({'question': ' '}, 'is empty'),
+    ({'question': '<image>\nwhat'}, 'holds the image mark'),
+    ({'question': 'half \ud800'}, 'no readable JSON')])
+def test_a_wrong_line_is_named_by_its_number(tmp_path, change, told):
+    path = question_file(tmp_path, (1, change))
+    fails(lambda: open_questions(path), 'questions.jsonl, line 2: ', told)
+    assert len(open_questions(path, limit=1).asked) == 1
+
+
+def test_what_is_no_data_is_refused(tmp_path):
+    fails(lambda: open_questions(tmp_path / 'x.json'), 'neither the folder of a study nor')
+    fails(lambda: open_questions(tmp_path / 'x.jsonl'), 'no file', error=FileNotFoundError)
+    fails(lambda: open_questions(tmp_path), 'data.json', error=FileNotFoundError)
+    path = question_file(tmp_path, count=0)
+    fails(lambda: open_questions(path), 'holds no question')
+    path.write_text('[1]\n')
+    fails(lambda: open_questions(path), 'line 1: must be a JSON object, not list')
+    fails(lambda: open_questions(path, limit=0), '--limit 0')
+
+
+def test_information_comes_from_a_file_by_id_or_by_number(tmp_path):
+    questions = open_questions(question_file(tmp_path))
+    path = tmp_path / 'look.json'
+    for names in (('q0', 'q1', 'q2', 'more'), ('0', '1', '2')):
+        path.write_text(json.dumps({name: f'look at {k}' for k, name in enumerate(names)}))
+        found = informed(questions, path)
+        assert [asked.information for asked in found.asked] == [f'look at {k}' for k in range(3)]
+        assert found.hash != questions.hash
+    path.write_text(json.dumps({'q0': 'x', '1': 'y'}))
+    fails(lambda: informed(questions, path), 'lacks 2 of 3 questions')
+    for text in ('["x"]', '{"q0": 3}', '{'):
+        path.write_text(text)
+        fails(lambda: informed(questions, path), 'look.json')
+
+
+# --- reading answers ----------------------------------------------------------------------------
+
+@pytest.mark.parametrize('text, gold, wanted', [
+    ('Answer: B', 'B', 'B'), ('so\nAnswer: B\n', 'B', 'B'), ('**Answer:** B', 'B', 'B'),
+    ('**Answer**: **B**', 'B', 'B'), (r'Answer: \boxed{B}', 'B', 'B'), ('answer : (b) red', 'B',
+                                                                       'B'),
+    ('B. red', 'C', 'B'), ('B', 'B', 'B'), ('A cat sits there', 'A', ''), ('Because', 'B', ''),
+    ('Answer: A\nno\nAnswer: C', 'A', 'C'), ('Answer:', 'B', ''), ('', 'B', ''),
+    ('Answer: red.', 'red', 'red'), ('it is\nred', 'red', 'red'), ('Answer: A cat', 'A cat',
+                                                                  'A cat'),
+    ('I think\n\n"Red"', None, 'Red'), ('', None, '')])
+def test_an_answer_is_read_as_it_stands_and_never_guessed(text, gold, wanted):
+    assert answer_of(text, True, gold) == wanted
+
+
+def test_the_judge_compares_words_and_letters_and_not_their_dress(tmp_path):
+    assert plain(' The  Cat. ') == plain('the cat') and plain('Ｒed') == plain('red')
+    assert plain('a') != plain('b') and plain('1.5') == '1.5'
+    questions = open_questions(question_file(tmp_path, (1, {'answer': 'B'}), (2, {'answer': None})))
+    red, letter, unknown = questions.asked
+    assert questions.judge(red, 'so\nAnswer: Red.') == ('Red', True, 1.0)
+    assert questions.judge(red, 'blue') == ('blue', True, 0.0)
+    assert questions.judge(letter, 'Answer: B) yes') == ('B', True, 1.0)
+    assert questions.judge(letter, 'a long story') == ('', False, 0.0)
+    assert questions.judge(unknown, 'x') == ('x', True, None)
