@@ -95,13 +95,12 @@ class Data:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is asked after training. Lengths are tokens; `batch` rows decode together.
+    """What is asked after training. At most `batch` rows are written at once.
 
-    `answer`, `write` and `think` bound a direct answer, a description and a thought.
+    `answer`, `write` and `think` bound an answer, a description and a thought, in tokens.
     """
     scenes: int = 0
     batch: int = 128
-    length: int = 112
     answer: int = 8
     write: int = 64
     think: int = 80

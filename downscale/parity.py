@@ -17,7 +17,8 @@ import numpy as np
 from downscale.convert.source import open_source
 from downscale.data import images
 from downscale.experiment import Experiment
-from downscale.generate.engine import Bucket, Prompt, decode, padded
+from downscale.generate.engine import Engine, Prompt, Request
+from downscale.generate.requests import prompt_arrays
 from downscale.model.vision import Connector, Tower
 from downscale.model.vlm import splice
 
@@ -92,30 +93,25 @@ def _prompt(ids, placed, tiles):
                   tiles, np.pad(placed.weight_LC, around))
 
 
-def _batch(cell, prompt):
-    """The arrays of one prompt, as the engine pads them."""
-    bucket = Bucket(1, len(prompt.tokens), len(prompt.tiles), 0)
-    return padded([prompt], None, bucket, cell.vision, images.NEWLINE)
-
-
 def _computed(cell, params, prompt, expected):
     """{array name: ours, whole} of everything that the expected arrays show a part of."""
-    batch, model = _batch(cell, prompt), cell.model()
-    tiles_IPQ, index_BLC = batch['tiles'][0], batch['image_index']
+    model, tiles_IPQ = cell.model(), images.normalise(prompt.tiles)
+    tokens_BL, index_BLC, weight_BLC = prompt_arrays(
+        [prompt], len(prompt.tokens), cell.vision, len(prompt.tiles), whole=True)
     features_IPW = Tower(cell.vision).apply({'params': params['tower']}, tiles_IPQ)
     projected_IPD = Connector(cell.language.D).apply({'params': params['connector']}, features_IPW)
     features_LD = projected_IPD.reshape(-1, cell.language.D)
     if model.newline:
         features_LD = jnp.concatenate([features_LD, params['image_newline_D'][None]])
-    image_BLD = splice(features_LD[None], index_BLC, batch.get('image_weight'))
-    embedded_BLD = jnp.asarray(params['language']['embedding_VD'])[batch['tokens']]
+    image_BLD = splice(features_LD[None], index_BLC, weight_BLC)
+    embedded_BLD = jnp.asarray(params['language']['embedding_VD'])[tokens_BL]
     embedded_BLD = jnp.where(index_BLC[:, :, :1] >= 0, image_BLD, embedded_BLD)
     ours = {'pixel_values': tiles_IPQ, 'vision_features_head': features_IPW,
             'projected_head': projected_IPD, 'inputs_embeds_head': embedded_BLD[0],
             'inputs_embeds_tail': embedded_BLD[0]}
     if 'logits_last' in expected:
-        ours['logits_last'] = _logits(model, params, batch['tokens'], batch['tiles'], index_BLC,
-                                      batch.get('image_weight'))[0]
+        ours['logits_last'] = _logits(model, params, tokens_BL, tiles_IPQ[None], index_BLC,
+                                      weight_BLC)[0]
     if 'text_logits' in expected:
         alone = {'language': params['language']}
         ids_BL = expected['text_ids'].reshape(1, -1).astype(np.int32)
@@ -126,9 +122,8 @@ def _computed(cell, params, prompt, expected):
 def _logits(model, params, tokens_BL, *pictures):
     """Logits [B, L, V] of whole rows."""
     positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
-    logits_BLV = jax.jit(model.apply)({'params': params}, tokens_BL, positions_BL,
-                                         jnp.ones_like(positions_BL), *pictures)
-    return logits_BLV
+    return jax.jit(model.apply)({'params': params}, tokens_BL, positions_BL,
+                                jnp.ones_like(positions_BL), *pictures)
 
 
 def _errors(ours, expected, vision):
@@ -147,9 +142,16 @@ def _errors(ours, expected, vision):
     return dict(sorted(errors.items()))
 
 
+class _Ids:
+    """As much of an encoder as the engine needs: no id ends a reply, the original had a length."""
+    stop, thought = -1, (-1, -1, -1)
+
+    def text(self, ids):
+        return ''
+
+
 def _greedy(cell, params, prompt, expected):
     """Whether greedy decoding behind the prompt gives these ids."""
     wanted = np.asarray(expected).reshape(-1).tolist()
-    out, _, _ = decode(params, _batch(cell, prompt), jnp.int32(len(wanted)), model=cell.model(),
-                       room=len(wanted), stop=-1)  # no id ends it: the original was cut at a length
-    return np.asarray(out)[0].tolist() == wanted
+    reply, = Engine(cell.model(), params, _Ids(), 1).write([Request(prompt, len(wanted))])
+    return list(reply.ids) == wanted

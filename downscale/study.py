@@ -70,7 +70,7 @@ def _evaluations(cell, writers):
     """The evaluation tasks that the stages of a cell allow."""
     def task(name, needs, weight):
         return Task(f'evaluate {name} {cell.name}', cell, name, 'evaluate', tuple(needs),
-                    weight * _size(cell) * cell.evaluation.scenes * cell.evaluation.length * 20)
+                    weight * _size(cell) * cell.evaluation.scenes * 2000)
 
     found = []
     if 'instruct' in names(cell):

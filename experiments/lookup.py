@@ -22,7 +22,7 @@ def get_config(arg=''):
         data=dict(train=8000, validation=32, test=128),
         stages=dict(text=dict(steps=1000, **common),
                     reason=dict(steps=15000, replay=dict(text=0.1), **common)),
-        evaluation=dict(scenes=128, batch=128, length=112, write=64, think=48, texts=['caption']),
+        evaluation=dict(scenes=128, batch=128, write=64, think=64, texts=['caption']),
         unroll=8))
 
 

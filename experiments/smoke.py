@@ -31,7 +31,7 @@ def get_config(arg=''):
             caption=dict(steps=15, rates=rates, **picture),
             extract=dict(steps=15, rates=rates, **picture),
             reason=dict(steps=40, rates=rates, **text)),
-        evaluation=dict(scenes=32, batch=128, length=112, write=64, think=48),
+        evaluation=dict(scenes=32, batch=128, write=64, think=64),
         unroll=8))
 
 

@@ -26,7 +26,7 @@ def get_config(arg=''):
         world=dict(min_objects=2, max_objects=3, n_facts=8),
         data=dict(train=24, validation=4, test=6),
         stages=dict(text=dict(steps=8, **common), reason=dict(steps=8, **common)),
-        evaluation=dict(scenes=4, batch=32, length=112, write=64, think=16, texts=['caption'])))
+        evaluation=dict(scenes=4, batch=32, write=64, think=16, texts=['caption'])))
 
 def sweep(arg=''):
     return [dict(size='w32d1', seed=0)]

@@ -50,14 +50,9 @@ def prompt_of(encoder, text, pngs=(), thinking=None):
     return Prompt(arrays['tokens'], arrays['image_index'], tiles, arrays.get('image_weight'))
 
 
-def most_tiles(prompts):
-    """The tiles of the prompt that shows most of them."""
-    return max((len(prompt.tiles) for prompt in prompts if prompt.tiles is not None), default=0)
-
-
 def gold_ids(encoder, question):
     """The tokens of the right answer and the stop token."""
-    return [*encoder.ids(question.answer), encoder.stop]
+    return (*encoder.ids(question.answer), encoder.stop)
 
 
 def answer_in(text, thinking):
@@ -75,11 +70,11 @@ def hash_of(value):
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def row(item, reply, encoder, *, eval_id, condition, data_hash, prompt_hash, p_run='',
+def row(item, reply, *, eval_id, condition, data_hash, prompt_hash, p_run='',
         r_run='', text_kind='', thinking=False):
     """One row of the items table (schema: `items.py`)."""
     question = item.question
-    found, parsed = answer_in(encoder.text(reply.ids), thinking)
+    found, parsed = answer_in(reply.text, thinking)
     return {'eval_id': eval_id, 'task': question.family, 'category': question.kind,
             'item_id': question.item_id, 'cluster_id': question.cluster_id, 'p_run': p_run,
             'r_run': r_run, 'text_kind': text_kind, 'thinking': thinking, 'condition': condition,

@@ -3,11 +3,9 @@
 `describe` runs once per perception model; `answer` reads those texts for every pair, so the whole
 perception x reasoner grid costs one description per picture and model.
 """
-import math
-from dataclasses import replace
-
 from downscale.data.mixture import describe_prompt, reasoner_prompt
-from downscale.evaluate.answers import gold_ids, hash_of, most_tiles, prompt_of, row
+from downscale.evaluate.answers import gold_ids, hash_of, prompt_of, row
+from downscale.generate.engine import Request
 
 GOLD = ''  # the perception run of the gold-scene control
 
@@ -23,11 +21,8 @@ def describe(engine, experiment, items, kind, report=lambda done, total: None):
     for item in items:
         prompt = describe_prompt(item.question if kind == 'extraction' else None)
         asked.setdefault((item.example.scene_id, prompt), item)
-    prompts = [prompt_of(encoder, prompt, item.example.images)
-               for (_, prompt), item in asked.items()]
-    # Empty targets keep this the same compiled program as the joint test.
-    written = engine.write(prompts, plan.length, most_tiles(prompts), plan.write,
-                           plan.write, [()] * len(prompts), report)
+    written = engine.write([Request(prompt_of(encoder, prompt, item.example.images), plan.write)
+                            for (_, prompt), item in asked.items()], report=report)
     replies = dict(zip(asked, written, strict=True))
     rows = []
     for item in items:
@@ -35,7 +30,7 @@ def describe(engine, experiment, items, kind, report=lambda done, total: None):
         reply = replies[item.example.scene_id, prompt]
         rows.append({'item_id': item.question.item_id, 'p_run': experiment.name,
                      'text_kind': kind, 'question': item.question.text, 'prompt': prompt,
-                     'text': encoder.text(reply.ids), 'n_tokens': len(reply.ids),
+                     'text': reply.text, 'n_tokens': len(reply.ids),
                      'truncated': reply.truncated})
     return rows
 
@@ -54,22 +49,19 @@ def answer(engine, experiment, items, texts, data_hash, report=lambda done, tota
     plan, encoder = experiment.evaluation, engine.encoder
     rows, cells = [], [(key, think) for think in plan.thinking for key in texts]
     for k, ((run, kind), think) in enumerate(cells):
-        prompts = [prompt_of(encoder, reasoner_prompt(texts[run, kind][item.question.item_id],
-                                                      item.question), thinking=think)
-                   for item in items]
-
         def sofar(done, total, k=k):
             report(k * total + done, len(cells) * total)
 
-        limit = plan.answer + think * plan.think
-        replies = engine.write(prompts, plan.length, 0, limit, plan.answer + plan.think,
-                               [gold_ids(encoder, item.question) for item in items], sofar)
-        if think:  # the likelihood without the thought says nothing about this mode
-            replies = [replace(reply, nll=math.nan) for reply in replies]
+        # The likelihood of an answer without its thought says nothing about thinking.
+        asked = [Request(prompt_of(encoder, reasoner_prompt(
+            texts[run, kind][item.question.item_id], item.question), thinking=think), plan.answer,
+            think=plan.think if think else None,
+            target=None if think else gold_ids(encoder, item.question)) for item in items]
+        replies = engine.write(asked, report=sofar)
         mode = 'think' if think else 'direct'
         eval_id = f'answer-{experiment.name}-{run or "gold"}-{kind}-{mode}'
         prompt_hash = hash_of(['decoupled', kind, think, encoder.chat.hash])
-        rows += [row(item, reply, encoder, eval_id=eval_id, data_hash=data_hash,
+        rows += [row(item, reply, eval_id=eval_id, data_hash=data_hash,
                      condition='image' if run else 'gold_text', prompt_hash=prompt_hash,
                      p_run=run, r_run=experiment.name, text_kind=kind, thinking=think)
                  for item, reply in zip(items, replies, strict=True)]

@@ -223,7 +223,7 @@ class Chain:
                     store.add({**job.record, **self._outcome(job, reply)})
                     done += 1
                 self.report(run.name, done, total)
-        self.throughput[run.name] = dict(engine.stats)
+        self.throughput[run.name] = engine.stats.summary()
         self.note(f'{run.name}: ' + ', '.join(
             f'{name} {value:.4g}' for name, value in self.throughput[run.name].items()))
 

@@ -1,11 +1,9 @@
 """The evaluations of a cell, each from checkpoints to a finished folder under `evaluations/`."""
 from pathlib import Path
 
-import jax
 import pyarrow.parquet as pq
 
 from downscale import stages
-from downscale.data.images import NEWLINE
 from downscale.evaluate import decoupled
 from downscale.evaluate.answers import items_of
 from downscale.evaluate.items import write_items, write_texts
@@ -23,8 +21,8 @@ def engine_of(study, experiment, stage):
         groups += ['tower', 'connector', *['image_newline_D'] * model.newline]
     target = abstract_params(model, tuple(groups))
     params = load_params(stages.folder_of(study, experiment, stage), target)
-    return Engine(model, jax.device_put(params), stages.encoder_of(study, experiment, stage),
-                  experiment.evaluation.batch, NEWLINE)
+    return Engine(model, params, stages.encoder_of(study, experiment, stage),
+                  experiment.evaluation.batch)
 
 
 def test_items(study, experiment):
@@ -60,6 +58,7 @@ def evaluate(study, experiment, name, writers=None, report=lambda done, total: N
         engine = engine_of(study, experiment, {'caption': 'caption', 'extraction': 'extract'}[name])
         write_texts(folder / 'texts.parquet',
                     decoupled.describe(engine, experiment, items, name, report))
+    write_json(folder / 'throughput.json', engine.stats.summary())
     write_json(folder / 'DONE.json', {'hash': experiment.hash})
 
 

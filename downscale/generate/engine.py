@@ -13,6 +13,7 @@ import math
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import islice
 
 import jax
 import numpy as np
@@ -26,6 +27,8 @@ from downscale.model.cache import edges, ladder
 from downscale.sharding import batch_sharding, shardings
 
 ROOM = 32  # tokens a row that one call of decode may write
+PRODUCT = 256  # tokens that are read together where as many are waiting
+GREEDY = Decoding()
 _compiled = {'count': 0, 'seconds': 0.0}
 
 
@@ -82,7 +85,7 @@ class Engine:
         self.params = jax.device_put(params, where)
         self.stats = Stats()
 
-    def write(self, asked, decoding=Decoding(), report=lambda done, total: None):
+    def write(self, asked, decoding=GREEDY, report=lambda done, total: None):
         """A `Reply` for every `Request`, in order."""
         replies = [None] * len(asked)
         for done, (index, reply) in enumerate(self.stream(asked, decoding), 1):
@@ -90,7 +93,7 @@ class Engine:
             report(done, len(asked))
         return replies
 
-    def stream(self, asked, decoding=Decoding()):
+    def stream(self, asked, decoding=GREEDY):
         """(index, `Reply`) of each `Request`, as rows end. ValueError before work starts when a
         request cannot be answered."""
         requests.check(asked, decoding, self.model.language.V, self.encoder.thought[:2])
@@ -118,7 +121,7 @@ class Engine:
 @dataclass
 class _Row:
     """A request in a slot: its index, the position of its last token, what it wrote, and where its
-    nats are (an array over lanes, and the lane)."""
+    nats are (an array, and the place in it)."""
     index: int
     position: int
     nats: tuple
@@ -130,8 +133,8 @@ class _Job:
 
     def __init__(self, engine, asked, decoding):
         self.engine, self.asked, self.decoding = engine, asked, decoding
-        self.waiting = _groups(asked)
-        self.group = [deque() for _ in range(engine.lanes)]  # what a lane has taken from it
+        self.waiting, self.text = _groups(asked)
+        self.group = [self.text] * engine.lanes  # what each lane takes from
         self.free = [list(range(engine.usable))[::-1] for _ in range(engine.lanes)]
         self.busy = {}  # slot -> _Row
         self.scored = max((len(r.target) for r in asked if r.target is not None), default=0)
@@ -169,13 +172,13 @@ class _Job:
         self.stops = {engine.encoder.stop, *decoding.stops} - {-1}
         self.rules = jax.device_put(programs.Rules(
             np.uint32(decoding.seed), mask(self.stops, vocabulary),
-            mask(decoding.forbidden, vocabulary), mask(decoding.banned, vocabulary),
-            np.int32(decoding.min_new)))
+            mask(decoding.forbidden, vocabulary),
+            mask(decoding.banned_thinking, vocabulary), np.int32(decoding.min_new)))
 
     def run(self):
         """Yield (index, Reply) as rows end."""
         began, stats = time.perf_counter(), self.engine.stats
-        while self.waiting or any(self.group) or self.busy:
+        while self.waiting or any(self.group) or self.text or self.busy:
             if self.engine.refill or not self.busy:
                 self._fill()
             for index, reply in self._write():
@@ -189,24 +192,33 @@ class _Job:
     # --- prompts into slots ---------------------------------------------------------------------
 
     def _fill(self):
-        while True:
-            picked = [self._pick(lane) for lane in range(self.engine.lanes)]
-            if not any(request is not None for request in picked):
-                return
-            self._show(picked)
-            self._read(picked)
+        """Requests wait only while no slot is free that can take them."""
+        while any(offers := self._offers()):
+            most = PRODUCT // max(self._suffix(self.asked[found[0]]) for found in offers if found)
+            # Idle company would cost as much as a prompt: as many as make a good product, or one.
+            size = most if most > 1 and all(len(f) >= most for f in offers if f) else 1
+            picked = [found[:size] for found in offers]
+            for lane, found in enumerate(picked):
+                for k in found:
+                    self.group[lane].remove(k)
+            self._show([self.asked[found[0]].prompt if found else None for found in picked])
+            self._read(picked, size)
 
-    def _pick(self, lane):
-        """The index of the next request of a lane with a free slot, or None."""
-        if not self.free[lane]:
-            return None
-        if not self.group[lane] and self.waiting:
-            self.group[lane] = self.waiting.popleft()
-        return self.group[lane].popleft() if self.group[lane] else None
+    def _offers(self):
+        """For each lane the indices of requests of one static length that it can take next."""
+        offers, offered = [], set()
+        for lane, free in enumerate(self.free):
+            if not self.group[lane]:
+                self.group[lane] = self.waiting.popleft() if self.waiting else self.text
+            ahead = [k for k in islice(self.group[lane], 64) if k not in offered]
+            lengths = [self._suffix(self.asked[k]) for k in ahead]
+            same = [k for k, length in zip(ahead, lengths) if length == lengths[0]]
+            offers.append(same[:len(free)])
+            offered |= set(offers[-1])
+        return offers
 
-    def _show(self, picked):
-        """Every lane's pictures are those that its picked request asks about."""
-        prompts = [None if k is None else self.asked[k].prompt for k in picked]
+    def _show(self, prompts):
+        """Every lane's pictures are those that its prompt (None: any) shows."""
         new = [prompt if prompt and prompt.prefix and prompt.prefix_hash != held else None
                for prompt, held in zip(prompts, self.lane_prefix)]
         if not any(new):
@@ -216,7 +228,7 @@ class _Job:
             has = np.array([prompt is not None and at < len(prompt.tiles) for prompt in new])
             tiles_BPQ = np.zeros((len(new), vision.P, vision.Q), np.float32)
             for lane in np.flatnonzero(has):
-                tiles_BPQ[lane] = images.normalise(new[lane].tiles[at:at + 1])[0]
+                tiles_BPQ[lane] = images.normalise(new[lane].tiles[at])
             self.shown = engine.call(programs.see, engine.params, self.shown,
                                      engine.by_lane(tiles_BPQ), np.int32(at), engine.by_lane(has))
         length = ladder(max(prompt.prefix for prompt in new if prompt))
@@ -232,38 +244,36 @@ class _Job:
             if prompt:
                 self.lane_prefix[lane] = prompt.prefix_hash
 
-    def _read(self, picked):
-        """Put the picked requests, one a lane, into free slots."""
-        engine, lanes = self.engine, self.engine.lanes
-        requests_ = [None if k is None else self.asked[k] for k in picked]
-        length = max(self._suffix(request) for request in requests_ if request)
-        tokens = np.zeros((lanes, length), np.int32)
-        weights = np.zeros((lanes, self.scored), np.float32)
-        rows = np.zeros((6, lanes), np.int64)
+    def _read(self, picked, size):
+        """Put the picked requests, up to `size` a lane, into free slots."""
+        engine, count = self.engine, self.engine.lanes * size
+        length = max(self._suffix(self.asked[k]) for found in picked for k in found)
+        tokens = np.zeros((count, length), np.int32)
+        weights = np.zeros((count, self.scored), np.float32)
+        rows = np.zeros((6, count), np.int64)
         rows[0], rows[1] = 1, engine.per_lane  # a token to look at, and no slot
         nats = [None]
-        for lane, (k, request) in enumerate(zip(picked, requests_)):
-            if request is None:
-                continue
+        for lane, k in ((lane, k) for lane, found in enumerate(picked) for k in found):
+            request = self.asked[k]
             prompt, target = request.prompt, request.target or ()
             n, own = len(prompt.tokens), prompt.tokens[prompt.prefix:]
-            tokens[lane, :len(own)] = own
-            tokens[lane, len(own):len(own) + len(target)] = target
-            weights[lane, :len(target)] = 1
-            slot = self.free[lane].pop()
-            rows[:, lane] = (len(own), slot, prompt.prefix > 0, request.sample,
-                             -1 if request.think is None else request.think, request.limit)
-            self.busy[lane * engine.per_lane + slot] = _Row(k, n - 1, (nats, lane))
+            slot, at = self.free[lane].pop(), lane * size + picked[lane].index(k)
+            tokens[at, :len(own)] = own
+            tokens[at, len(own):len(own) + len(target)] = target
+            weights[at, :len(target)] = 1
+            rows[:, at] = (len(own), slot, prompt.prefix > 0, request.sample,
+                           -1 if request.think is None else request.think, request.limit)
+            self.busy[lane * engine.per_lane + slot] = _Row(k, n - 1, (nats, at))
             engine.stats.read += len(own) - 1 + len(target)
-        engine.stats.read_padded += length * lanes
+        engine.stats.read_padded += length * count
         arrays = programs.Rows(tokens, rows[0].astype(np.int32), rows[1].astype(np.int32),
                                rows[2] > 0, rows[3].astype(np.uint32), rows[4].astype(np.int32),
                                rows[5].astype(np.int32))
-        blocks = len(edges(self.prefix_room + length))
-        part, rest = self._blocks(blocks)
+        part, rest = self._blocks(len(edges(self.prefix_room + length)))
         part, nats[0] = engine.call(
             programs.prefill, engine.params, part, self.shown,
-            jax.tree.map(engine.by_lane, arrays), engine.by_lane(weights), scored=self.scored)
+            jax.tree.map(engine.by_lane, arrays), engine.by_lane(weights), lanes=engine.lanes,
+            scored=self.scored)
         self._join(part, rest)
 
     def _blocks(self, count):
@@ -279,7 +289,7 @@ class _Job:
     def _write(self):
         """Decode until a row ends; [(index, Reply)] of the rows that did."""
         engine, stats, decoding = self.engine, self.engine.stats, self.decoding
-        more = engine.refill and (self.waiting or any(self.group))
+        more = engine.refill and (self.waiting or any(self.group) or self.text)
         # With few slots each end is worth a refill; with many, a few may wait for company.
         enough = max(1, engine.lanes * engine.usable // 16) if more else len(self.busy)
         alive = np.zeros(engine.lanes * engine.per_lane, bool)
@@ -323,18 +333,18 @@ class _Job:
             keep, text = cut
             answered -= len(ids) - keep
             ids, finish = ids[:keep], 'string'
-        nats, lane = row.nats
-        asked = self.asked[row.index]
-        nll = math.nan if asked.target is None else float(nats[0][lane]) if nats[0] is not None \
-            else 0.0
+        (nats,), at = row.nats
+        nll = math.nan if self.asked[row.index].target is None else \
+            0.0 if nats is None else float(nats[at])
         return Reply(tuple(ids), text_of(ids) if text is None else text, finish, nll, close,
                      thought, answered)
 
 
 def _groups(asked):
-    """Requests that share pictures side by side, those with the longest way to go first."""
+    """(groups of requests that share pictures, those without): the longest way goes first."""
     order = sorted(range(len(asked)), key=lambda k: len(asked[k].prompt.tokens) - asked[k].room)
     groups = {}
     for k in order:
-        groups.setdefault(asked[k].prompt.prefix_hash or k, deque()).append(k)
-    return deque(groups.values())
+        groups.setdefault(asked[k].prompt.prefix_hash, deque()).append(k)
+    text = groups.pop('', deque())
+    return deque(groups.values()), text

@@ -53,8 +53,8 @@ class Rules(NamedTuple):
 def empty_slots(*, model, rows, ends):
     """Slots without any row in them."""
     zero_B = jnp.zeros(rows, jnp.int32)
-    return Slots(*_empty_cache(model, rows, ends), zero_B, zero_B, zero_B, zero_B.astype(jnp.uint32), zero_B > 0,
-                 thinking.begin(zero_B - 1, zero_B))
+    return Slots(*_empty_cache(model, rows, ends), zero_B, zero_B, zero_B,
+                 zero_B.astype(jnp.uint32), zero_B > 0, thinking.begin(zero_B - 1, zero_B))
 
 
 @partial(jax.jit, static_argnames=('model', 'lanes', 'tiles', 'ends'))
@@ -100,9 +100,10 @@ def prefix(params, shown, tokens_BL, index_BLC, weight_BLC, length_B, new_B, *, 
 
 
 class Rows(NamedTuple):
-    """The prompts that a prefill puts into slots, one per lane: tokens behind the prefix [B, L] (a
-    target may follow), their number without it, the slot within the lane (none: its number of
-    slots), whether they continue the lane's pictures, and what `Slots` and `Mind` begin with."""
+    """The prompts that a prefill puts into slots, as many of each lane, lane by lane: tokens behind
+    the prefix [B, L] (a target may follow), their number without it, the slot within the lane
+    (none: the lane's number of slots), whether they continue the lane's pictures, and what `Slots`
+    and `Mind` begin with."""
     tokens_BL: jax.Array
     length_B: jax.Array
     slot_B: jax.Array
@@ -112,8 +113,8 @@ class Rows(NamedTuple):
     limit_B: jax.Array
 
 
-@partial(jax.jit, static_argnames=('model', 'scored'), donate_argnames='slots')
-def prefill(params, slots, shown, rows, weights_BL, *, model, scored):
+@partial(jax.jit, static_argnames=('model', 'lanes', 'scored'), donate_argnames='slots')
+def prefill(params, slots, shown, rows, weights_BL, *, model, lanes, scored):
     """(slots with the rows in them, nats of their targets [B] or None).
 
     `slots` brings the blocks of the cache that the rows can reach. With `scored` > 0 up to that
@@ -123,6 +124,7 @@ def prefill(params, slots, shown, rows, weights_BL, *, model, scored):
     B, L = rows.tokens_BL.shape
     before_B, prefix, room = jnp.zeros(B, jnp.int32), None, L
     if shown:
+        shown = jax.tree.map(lambda leaf: jnp.repeat(leaf, B // lanes, axis=0), shown)
         before_B = jnp.where(rows.pictured_B, shown.length_B, 0)
         prefix = [([block[n] for block in shown.k], [block[n] for block in shown.v])
                   for n in range(model.language.N)]
@@ -131,13 +133,16 @@ def prefill(params, slots, shown, rows, weights_BL, *, model, scored):
     x_BLD, kept = forward.read(model, params, forward.embed(model, params, rows.tokens_BL), ends,
                                prefix, before_B)
     nll_B = _nats(model, params, x_BLD, rows, weights_BL, scored) if scored else None
-    k, v = ([tuple(_put(held[n], kept[n][part][j], rows.slot_B) for n in range(len(held)))
+    def put(held, new):
+        split = held.reshape(lanes, len(held) // lanes, *held.shape[1:])
+        new = new.astype(held.dtype).reshape(lanes, B // lanes, *new.shape[1:])
+        where = rows.slot_B.reshape(lanes, B // lanes)
+        put_lane = jax.vmap(lambda lane, rows, at: lane.at[at].set(rows, mode='drop'))
+        return put_lane(split, new, where).reshape(held.shape)
+
+    k, v = ([tuple(put(held[n], kept[n][part][j]) for n in range(len(held)))
              for j, held in enumerate(blocks)] for part, blocks in enumerate((slots.k, slots.v)))
     last_B1 = jnp.take_along_axis(rows.tokens_BL, rows.length_B[:, None] - 1, axis=1)
-
-    def put(old_B, new_B):
-        return _put(old_B, new_B.astype(old_B.dtype), rows.slot_B)
-
     begun = thinking.begin(rows.budget_B, rows.limit_B)
     return Slots(k, v, put(slots.token_B, last_B1[:, 0]),
                  put(slots.position_B, before_B + rows.length_B - 1),
@@ -157,14 +162,6 @@ def _nats(model, params, x_BLD, rows, weights_BL, scored):
     of_target_BL = jnp.take_along_axis(logits_BLV, targets_BL[:, :, None], axis=2)[:, :, 0]
     nll_BL = jax.nn.logsumexp(logits_BLV, axis=-1) - of_target_BL
     return (nll_BL * weights_BL).sum(-1)
-
-
-def _put(held, new, slot_B):
-    """`held` [slots, ...] with `new` [lanes, ...] in the slot of each lane."""
-    lanes = len(slot_B)
-    split = held.reshape(lanes, len(held) // lanes, *held.shape[1:])
-    put = jax.vmap(lambda lane, row, slot: lane.at[slot].set(row.astype(lane.dtype), mode='drop'))
-    return put(split, new, slot_B).reshape(held.shape)
 
 
 @partial(jax.jit, static_argnames=('model', 'room', 'sampling', 'mode'), donate_argnames='slots')

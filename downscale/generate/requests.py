@@ -62,8 +62,8 @@ class Decoding:
     """How rows are written: everything that, with a request and the weights, decides a reply.
 
     `stops` are further ids that end a row, `stop_strings` texts that do, wherever tokens cut them.
-    `min_new` tokens come before any stop id. `forbidden` ids are never written, `banned` ones not
-    in a thought. `nudge` and `reference_compat` are those of `thinking.Thinking`.
+    `min_new` tokens come before any stop id. `forbidden` ids are never written, `banned_thinking`
+    ones not in a thought. `nudge` and `reference_compat` are those of `thinking.Thinking`.
     """
     sampling: Sampling = Sampling()
     seed: int = 0
@@ -71,7 +71,7 @@ class Decoding:
     stop_strings: tuple[str, ...] = ()
     min_new: int = 0
     forbidden: tuple[int, ...] = ()
-    banned: tuple[int, ...] = ()
+    banned_thinking: tuple[int, ...] = ()
     nudge: float = 0.0
     reference_compat: bool = False
 
@@ -142,20 +142,21 @@ def first_stop(ids, text_of, stop_strings):
     return high, text[:at]
 
 
-def prompt_arrays(prompts, length, vision, tiles):
-    """Prefix arrays of one prompt (or None) a lane: tokens [B, L], image_index [B, L, C] and, for
-    C > 1, image_weight; padded to `length`, the newline behind the features of `tiles` tiles."""
+def prompt_arrays(prompts, length, vision, tiles, whole=False):
+    """Arrays of one prompt (or None) a row: tokens [B, L], image_index [B, L, C] and, for C > 1,
+    image_weight (else None), of their prefixes or of the `whole` prompts; padded to `length`, with
+    `image_newline` behind the features of `tiles` tiles."""
     C = next(prompt.image_index.shape[1] for prompt in prompts if prompt is not None)
     tokens = np.zeros((len(prompts), length), np.int32)
     index = np.full((len(prompts), length, C), -1, np.int32)
     weight = np.zeros(index.shape, np.float32)
-    for lane, prompt in enumerate(prompts):
+    for row, prompt in enumerate(prompts):
         if prompt is None:
             continue
-        n = prompt.prefix
+        n = len(prompt.tokens) if whole else prompt.prefix
         shown = prompt.image_index[:n]
-        tokens[lane, :n] = prompt.tokens[:n]
-        index[lane, :n] = np.where(shown == images.NEWLINE, vision.P * tiles, shown)
+        tokens[row, :n] = prompt.tokens[:n]
+        index[row, :n] = np.where(shown == images.NEWLINE, vision.P * tiles, shown)
         if C > 1:
-            weight[lane, :n] = prompt.image_weight[:n]
+            weight[row, :n] = prompt.image_weight[:n]
     return tokens, index, weight if C > 1 else None

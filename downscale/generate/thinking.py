@@ -5,7 +5,8 @@ Pure functions on arrays, one entry per row, for use inside jit and while_loop: 
 never after it: a forced token must win over every ban.
 
 With budget n a thought that is not closed by the model holds exactly n tokens behind `<think>`,
-n - 1 free ones and a forced newline, and is then closed once by force.
+n - 1 free ones and a forced newline, and is then closed once by force. A vocabulary without a
+newline (-1) has none forced: there all n tokens are free.
 """
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -85,12 +86,13 @@ def steer(thinking, mind, banned_V, logits_BV):
     if thinking.reference_compat:
         due_B = jnp.where(~thinks_B | mind.forced_B, ANSWER,
                           _unclosed(mind.written_B, mind.budget_B))
+        due_B = _freed(thinking, due_B)
         ban_BV = banned_V & thinks_B[:, None]
         late_B = (due_B == THINK) & (mind.written_B * 20 > mind.budget_B * 19)
         factor_B = 1 + mind.written_B / jnp.maximum(mind.budget_B, 1)
         nudged_BV = (logits_BV[:, thinking.close] * factor_B)[:, None]
     else:
-        due_B = mind.phase_B
+        due_B = _freed(thinking, mind.phase_B)
         ban_BV = (banned_V & (due_B == THINK)[:, None]
                   | is_close_V & (thinks_B & (due_B == ANSWER))[:, None])
         late_B = (due_B == THINK) & (mind.thought_B * 20 >= mind.budget_B * 19)
@@ -100,6 +102,11 @@ def steer(thinking, mind, banned_V, logits_BV):
     forced_BV = jnp.where((due_B == CLOSE)[:, None], is_close_V, is_newline_V)
     free_B = (due_B == THINK) | (due_B == ANSWER)
     return jnp.where(free_B[:, None], logits_BV, jnp.where(forced_BV, 0, -jnp.inf))
+
+
+def _freed(thinking, phase_B):
+    """`phase_B` where there is a newline to force; else that step of a thought is free."""
+    return phase_B if thinking.newline >= 0 else jnp.where(phase_B == FORCE_NEWLINE, THINK, phase_B)
 
 
 def advance(thinking, mind, token_B):

@@ -37,7 +37,7 @@ def whole_text(block, x_BLD, turn, mask_BLS):
 
 
 def score(x_BLD, table, tied):
-    """Logits [B, L, V] in float32, by the embedding [V, D] where `tied`, else by the head [D, V]."""
+    """Logits [B, L, V], float32, by the embedding [V, D] where `tied`, else by the head [D, V]."""
     return jnp.einsum('BLD,VD->BLV' if tied else 'BLD,DV->BLV', x_BLD, table.astype(x_BLD.dtype),
                       preferred_element_type=jnp.float32)
 
