@@ -72,7 +72,8 @@ def test_information_is_asked_for_with_pairs_and_read_without_the_mark():
     asked = paper.inform('How many?')
     assert asked.count('Question:') == asked.count('Contents to observe:') == 6
     assert asked.endswith('Question: How many?\nContents to observe:')
-    for reply in ('Contents to observe: the cups', ' the cups\n', 'contents to observe:\nthe cups'):
+    for reply in ('Contents to observe: the cups', ' the cups\n',
+                  'contents to observe:\nthe\ncups'):
         assert paper.information_in(reply) == 'the cups'
 
 

@@ -47,22 +47,22 @@ def answer(engine, experiment, items, texts, data_hash, report=lambda done, tota
     `texts` maps (perception run or GOLD, kind) to {item_id: text}.
     """
     plan, encoder = experiment.evaluation, engine.encoder
-    rows, cells = [], [(key, think) for think in plan.thinking for key in texts]
-    for k, ((run, kind), think) in enumerate(cells):
-        def sofar(done, total, k=k):
-            report(k * total + done, len(cells) * total)
-
-        # The likelihood of an answer without its thought says nothing about thinking.
-        asked = [Request(prompt_of(encoder, reasoner_prompt(
-            texts[run, kind][item.question.item_id], item.question), thinking=think), plan.answer,
-            think=plan.think if think else None,
-            target=None if think else gold_ids(encoder, item.question)) for item in items]
-        replies = engine.write(asked, report=sofar)
+    cells = [(run, kind, think) for think in plan.thinking for run, kind in texts]
+    asked = []
+    for run, kind, think in cells:
+        for item in items:
+            prompt = reasoner_prompt(texts[run, kind][item.question.item_id], item.question)
+            # The likelihood of an answer without its thought says nothing about thinking.
+            asked.append(Request(prompt_of(encoder, prompt, thinking=think), plan.answer,
+                                 think=plan.think if think else None,
+                                 target=None if think else gold_ids(encoder, item.question)))
+    replies, rows = iter(engine.write(asked, report=report)), []
+    for run, kind, think in cells:
         mode = 'think' if think else 'direct'
         eval_id = f'answer-{experiment.name}-{run or "gold"}-{kind}-{mode}'
         prompt_hash = hash_of(['decoupled', kind, think, encoder.chat.hash])
-        rows += [row(item, reply, eval_id=eval_id, data_hash=data_hash,
+        rows += [row(item, next(replies), eval_id=eval_id, data_hash=data_hash,
                      condition='image' if run else 'gold_text', prompt_hash=prompt_hash,
                      p_run=run, r_run=experiment.name, text_kind=kind, thinking=think)
-                 for item, reply in zip(items, replies, strict=True)]
+                 for item in items]
     return rows

@@ -9,7 +9,7 @@ import json
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from downscale.evaluate import cells
@@ -67,7 +67,6 @@ class Chain:
     report: Callable = lambda name, done, total: None
     note: Callable = lambda line: None
     patience: float = PATIENCE
-    throughput: dict = field(default_factory=dict)
 
     # --- the stages ---
 
@@ -91,7 +90,6 @@ class Chain:
                 for run in self.perceptions}
         for run in self.reasoners:
             self._answer(run, mine, told, self._generate)
-        self._keep_throughput()
         if self.process:
             return None
         every = self.questions.asked
@@ -223,9 +221,7 @@ class Chain:
                     store.add({**job.record, **self._outcome(job, reply)})
                     done += 1
                 self.report(run.name, done, total)
-        self.throughput[run.name] = engine.stats.summary()
-        self.note(f'{run.name}: ' + ', '.join(
-            f'{name} {value:.4g}' for name, value in self.throughput[run.name].items()))
+        self._keep_throughput(run, engine.stats.summary())
 
     def _windows(self, groups, encoder):
         """Lists of (request, its jobs) whose pictures fit in memory together."""
@@ -291,13 +287,14 @@ class Chain:
             before, lacking = len(lacking), store.missing(keys)
             since = time.monotonic() if len(lacking) < before else since
 
-    def _keep_throughput(self):
-        """What the engines of this process measured stands beside what earlier runs did."""
+    def _keep_throughput(self, run, stats):
+        """What this process measured with a model stands beside what it did with others before."""
         path = self.out / ('throughput.json' if not self.process else
                            f'throughput.p{self.process}.json')
-        if self.throughput:
-            before = json.loads(path.read_text()) if path.is_file() else {}
-            write_json(path, before | self.throughput)
+        before = json.loads(path.read_text()) if path.is_file() else {}
+        write_json(path, before | {run.name: stats})
+        self.note(f'{run.name}: ' + ', '.join(f'{name} {value:.4g}'
+                                              for name, value in stats.items()))
 
 
 def sample_of(*parts):

@@ -7,11 +7,14 @@ import jax.numpy as jnp
 
 
 def ladder(n, least=16):
-    """The smallest static size of 16, 32, 48, 64, 96, 128, 192, 256, 384 ... that holds `n`."""
+    """The smallest static size of 16, 32, 64, 128, 192, 256, 384, 512 ... that holds `n`.
+
+    Short sizes are few, since each is a program to compile; of a long one a third may be padding.
+    """
     size = least
     while size < n:
-        # Sizes 2^k and 3 * 2^(k - 1) in turn: at most a third of a long prompt is padding.
-        size = size * 2 if size < 32 else size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+        size *= 2 if size < 128 else 3 / 2 if size & (size - 1) == 0 else 4 / 3
+        size = round(size)
     return size
 
 
