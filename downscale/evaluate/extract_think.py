@@ -237,7 +237,7 @@ class Chain:
             if window and (held + size > WINDOW or len(window) >= ROWS):
                 yield window
                 window, held = [], 0
-            window.append((Request(prompt, job.sample, job.limit, job.think), group))
+            window.append((Request(prompt, job.limit, job.sample, job.think), group))
             held += size
         yield window
 
