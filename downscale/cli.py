@@ -236,17 +236,17 @@ def chain_of(args, bars):
     if not 0 <= args.process < args.processes:
         raise ValueError(f'--process {args.process} must be one of 0 to --processes - 1 '
                          f'({args.processes - 1})')
+    if args.information and args.informer:
+        raise ValueError('--information and --informer both say what to look at; give one')
+    if args.describe != 'extract' and (args.information or args.informer):
+        raise ValueError('a caption looks at everything; give --describe extract with '
+                         '--information or --informer')
     folders = [*args.perception, *args.reasoner, *[args.informer] * bool(args.informer)]
     worded = prompts.load(args.prompts or prompts_for(folders))
     args.reason = tuple(args.reason) if args.reason else None
     limits = {name: vars(worded)[name] for name in prompts.LIMITS}
     plan = Plan(**limits | {field.name: value for field in dataclasses.fields(Plan)
                             if (value := vars(args)[field.name]) is not None})
-    if args.information and args.informer:
-        raise ValueError('--information and --informer both say what to look at; give one')
-    if plan.describe == 'caption' and (args.information or args.informer):
-        raise ValueError('a caption looks at everything; give --describe extract with '
-                         '--information or --informer')
     questions = open_questions(args.data, args.split, args.limit)
     if args.information:
         questions = informed(questions, args.information)
