@@ -233,9 +233,12 @@ def chain_of(args, bars):
     from downscale.evaluate.extract_think import Chain
     from downscale.evaluate.plan import Plan
     from downscale.evaluate.runs import open_runs, prompts_for
+    if min(args.slots, args.processes) < 1:
+        raise ValueError(f'--slots {args.slots} and --processes {args.processes} must be at least '
+                         '1')
     if not 0 <= args.process < args.processes:
-        raise ValueError(f'--process {args.process} must be one of 0 to --processes - 1 '
-                         f'({args.processes - 1})')
+        raise ValueError(f'--process {args.process} must be a number from 0 to '
+                         f'{args.processes - 1}, below --processes')
     if args.information and args.informer:
         raise ValueError('--information and --informer both say what to look at; give one')
     if args.describe != 'extract' and (args.information or args.informer):

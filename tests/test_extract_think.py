@@ -113,8 +113,9 @@ def test_planted_rates_come_out_as_planted():
     assert (blank['scored'], blank['truncated'], blank['families']) == (0, 0.1, {})
     cell = {'perception': 'p', 'reasoner': 'r', 'mode': 'think', 'descriptions_truncated': 0.0}
     lines = list(table([{**cell, **found}, {**cell, **blank, 'mode': 'direct'}]))
-    assert len(lines) == 4 and '0.600' in lines[1] and '10.0 %' in lines[2] and '-' in lines[2]
-    assert len({len(line) for line in lines[:3]}) == 1 and len(lines[0]) < 100
+    assert len(lines) == 5 and '0.600' in lines[1] and '10.0 %' in lines[2] and '-' in lines[2]
+    assert '   10  ' in lines[1] and ' 0 of 10  ' in lines[2] and lines[3].startswith('n: ')
+    assert len({len(line) for line in lines[:3]}) == 1
     *_, last = table([{**cell, **found, 'descriptions_truncated': 0.25}])
     assert last == '25.0 % of the descriptions of p were cut off; give more --describe-tokens'
 

@@ -40,7 +40,8 @@ def test_one_command_runs_the_grid(tmp_path, monkeypatch, capsys):
     assert 'answer w32d2-s0-reason: 160 rows, ' in out and 'summary: ' in out
     for more, told in ((['--seed', '1'], 'plan.seed'), (['--limit', '0'], '--limit 0'),
                        (['--prompts', 'micr'], "did you mean 'micro'"),
-                       (['--processes', '2', '--process', '2'], 'must be one of 0 to'),
+                       (['--processes', '2', '--process', '2'], 'a number from 0 to 1'),
+                       (['--slots', '0'], 'must be at least 1'),
                        (['--information', 'x', '--informer', 'y'], 'give one'),
                        (['--describe', 'caption', '--informer', 'y'], 'a caption looks at')):
         assert cli.main([*argv, *more]) == 1

@@ -67,13 +67,17 @@ def table(cells):
     rows = [[*names, 'n', 'accuracy', '95 %', *SHARES, 'completed']]
     for cell in cells:
         reach = '' if cell['low'] is None else f'{cell["low"]:.3f}-{cell["high"]:.3f}'
-        rows.append([*(cell[name] for name in names), str(cell['n']), _shown(cell['accuracy']),
-                     reach, *(f'{100 * cell[name]:.1f} %' for name in SHARES),
+        known = '' if cell['scored'] == cell['n'] else f'{cell["scored"]} of '
+        rows.append([*(cell[name] for name in names), f'{known}{cell["n"]}',
+                     _shown(cell['accuracy']), reach,
+                     *(f'{100 * cell[name]:.1f} %' for name in SHARES),
                      _shown(cell['accuracy_completed'])])
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         yield '  '.join(text.ljust(width) if k < len(names) else text.rjust(width)
                         for k, (text, width) in enumerate(zip(row, widths)))
+    if any(cell['scored'] < cell['n'] for cell in cells):
+        yield 'n: rows whose right answer is in the data, of all'
     yield ('truncated: cut off at a limit; unparsed: no answer to read; unclosed: the thought '
            'never ended; completed: accuracy on the rest')
     cut = {cell['perception']: cell['descriptions_truncated'] for cell in cells}
