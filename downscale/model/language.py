@@ -44,8 +44,10 @@ def whole_text(block, x_BLD, turn, mask_BLS):
 
 def score(x_BLD, table, tied):
     """Logits [B, L, V], float32, by the embedding [V, D] where `tied`, else by the head [D, V]."""
-    return jnp.einsum('BLD,VD->BLV' if tied else 'BLD,DV->BLV', x_BLD, table.astype(x_BLD.dtype),
-                      preferred_element_type=jnp.float32)
+    table = table.astype(x_BLD.dtype)
+    if tied:
+        return jnp.einsum('BLD,VD->BLV', x_BLD, table, preferred_element_type=jnp.float32)
+    return jnp.einsum('BLD,DV->BLV', x_BLD, table, preferred_element_type=jnp.float32)
 
 
 class Language(nn.Module):
