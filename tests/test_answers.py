@@ -168,15 +168,15 @@ def test_the_joint_test_asks_every_question_under_every_condition(items, picture
 def test_a_caption_is_written_once_a_picture_and_an_extraction_once_a_question(items):
     for kind, count in (('caption', 8), ('extraction', None)):
         engine = Asked(small.encoder())
-        rows = describe(engine, CELL, items, kind)
+        texts = describe(engine, CELL, items, kind)
         (asked,) = engine.calls
-        assert len(asked) == (count or len({(item.example.scene_id, row['prompt'])
-                                            for item, row in zip(items, rows)}))
+        assert len(asked) == (count or len({(item.example.scene_id, text['prompt'])
+                                            for item, text in zip(items, texts)}))
         assert {(r.limit, r.think, r.target) for r in asked} == {(33, None, None)}
-        assert [row['item_id'] for row in rows] == [item.question.item_id for item in items]
-        for row, item in zip(rows, items, strict=True):
-            request = asked[int(row['text'])]
-            wanted = prompt_of(engine.encoder, row['prompt'], item.example.images)
+        assert [text['item_id'] for text in texts] == [item.question.item_id for item in items]
+        for text, item in zip(texts, items, strict=True):
+            request = asked[int(text['text'])]
+            wanted = prompt_of(engine.encoder, text['prompt'], item.example.images)
             np.testing.assert_array_equal(request.prompt.tokens, wanted.tokens)
             assert request.prompt.prefix_hash == wanted.prefix_hash
 
@@ -185,18 +185,19 @@ def test_a_reasoner_answers_from_every_text_with_a_thought_and_without(items):
     engine = Asked(small.encoder())
     texts = {(GOLD, 'caption'): gold_texts(items, 'caption'),
              ('w64d2-s0', 'extraction'): {item.question.item_id: 'red' for item in items}}
-    rows = answer(engine, CELL, items, texts, 'd')
+    found = answer(engine, CELL, items, texts, 'd')
     (asked,) = engine.calls
-    assert [row['pred'] for row in rows] == [str(k) for k in range(4 * len(items))]
-    assert len({row['eval_id'] for row in rows}) == len({row['prompt_hash'] for row in rows}) == 4
-    for row, request, item in zip(rows, asked, 4 * items, strict=True):
-        gold, think = row['p_run'] == GOLD, row['thinking']
-        assert (row['condition'], row['text_kind']) == (
+    assert [each['pred'] for each in found] == [str(k) for k in range(4 * len(items))]
+    for name in ('eval_id', 'prompt_hash'):
+        assert len({each[name] for each in found}) == 4
+    for each, request, item in zip(found, asked, 4 * items, strict=True):
+        gold, think = each['p_run'] == GOLD, each['thinking']
+        assert (each['condition'], each['text_kind']) == (
             ('gold_text', 'caption') if gold else ('image', 'extraction'))
         assert (request.limit, request.think) == (5, 21 if think else None)
         # A likelihood of the answer without its thought would say nothing.
         assert request.target == (None if think else gold_ids(engine.encoder, item.question))
-        assert math.isnan(row['nll_gold']) == think
+        assert math.isnan(each['nll_gold']) == think
         text = engine.encoder.text(request.prompt.tokens)
         assert item.question.text in text and request.prompt.tiles is None
         assert (item.example.caption if gold else 'red') in text
