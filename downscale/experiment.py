@@ -258,6 +258,8 @@ def load(folder):
     except ValueError as error:
         raise ValueError(f'{path} is damaged ({error}); delete it and run the stage '
                          'again') from None
+    if isinstance(value, dict) and isinstance(value.get('evaluation'), dict):
+        value['evaluation'].pop('length', None)  # of runs from before prompts had any length
     return from_dict(Experiment, value, str(path))
 
 

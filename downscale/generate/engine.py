@@ -333,9 +333,10 @@ class _Job:
             keep, text = cut
             answered -= len(ids) - keep
             ids, finish = ids[:keep], 'string'
-        (nats,), at = row.nats
+        held, at = row.nats
+        held[0] = None if held[0] is None else np.asarray(held[0])
         nll = math.nan if self.asked[row.index].target is None else \
-            0.0 if nats is None else float(nats[at])
+            0.0 if held[0] is None else float(held[0][at])
         return Reply(tuple(ids), text_of(ids) if text is None else text, finish, nll, close,
                      thought, answered)
 

@@ -100,8 +100,7 @@ def selfcheck(prompts, slots, seed, temperature, tokens=24, dtype='float32',
         engine = Engine(model, params, encoder, count, mesh, refill)
         replies = engine.write(asked[::order], decoding)[::order]
         first = first or replies
-        wrong = [k for k in range(prompts) if first[k] != replies[k]
-                 and first[k].ids != replies[k].ids]
+        wrong = [k for k in range(prompts) if first[k].ids != replies[k].ids]
         differing += len(wrong)
         if wrong and difference is None:
             a, b = first[wrong[0]].ids, replies[wrong[0]].ids
@@ -111,6 +110,7 @@ def selfcheck(prompts, slots, seed, temperature, tokens=24, dtype='float32',
         report(done, len(settings))
     return {'identical': differing == 0, 'settings': len(settings),
             'rows': prompts * (len(settings) - 1), 'rows_that_differ': differing,
+            'flip_rate': differing / max(1, prompts * (len(settings) - 1)),
             'tokens': sum(len(reply.ids) for reply in first), 'temperature': temperature,
             'dtype': dtype, 'difference': difference}
 
