@@ -28,7 +28,7 @@ PICTURED = ((0, 1, 2), (0, 1, 17), (0, 1, 55), (0, 1, 110), (0, 1, 140), (20, 1,
             (100, 1, 9), (0, 3, 30))
 SHOWN = range(len(TEXTS), len(TEXTS) + len(PICTURED))
 ALL = (*range(len(TEXTS)), *SHOWN)
-FEW = (0, 2, 3, 12, 13, 20)  # short ones: three without pictures, two about one picture, one about three
+FEW = (0, 2, 3, 12, 13, 20)  # short: three without pictures, two about one, one about three
 SHORT = (0, 1, 2, 3, 4)  # without pictures
 
 
@@ -40,6 +40,9 @@ class Letters:
 
     def text(self, ids):
         return ''.join('</think>' if i == self.thought[1] else f'{i:x}' for i in ids)
+
+
+GREEDY, LETTERS = Decoding(), Letters()
 
 
 @cache
@@ -120,8 +123,8 @@ def logits_of(prompt, more):
 drawn = jax.jit(choose, static_argnums=0)
 
 
-def plain(request, decoding=Decoding(), encoder=Letters()):
-    """The `Reply` to one request, by the plain loop; its thought is cut by no string."""
+def plain(request, decoding=GREEDY, encoder=LETTERS):
+    """The `Reply` to one request."""
     (opened, closed, newline), stops = encoder.thought, {encoder.stop, *decoding.stops} - {-1}
     ids, thought, answered, finish = [], 0, 0, ''
     close = '' if request.think is None else 'open'
@@ -177,7 +180,7 @@ def asked(which=ALL, limit=None, **changes):
     return [Request(prompts()[k], limit or 3 + 5 * k % 13, 7 * k, **changes) for k in which]
 
 
-def engine(slots=3, encoder=Letters(), **settings):
+def engine(slots=3, encoder=LETTERS, **settings):
     return Engine(MODEL, params(), encoder, slots, **settings)
 
 

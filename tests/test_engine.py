@@ -7,7 +7,7 @@ import numpy as np
 import plain_loop
 import pytest
 import small
-from plain_loop import ALL, FEW, SHORT, SHOWN, asked, engine, plain, prompts, same
+from plain_loop import ALL, FEW, GREEDY, SHOWN, asked, engine, plain, prompts, same
 
 from downscale.data.images import NEWLINE
 from downscale.generate.engine import Decoding, Request
@@ -19,7 +19,7 @@ from downscale.sharding import mesh
 DRAWN = Decoding(Sampling(0.6, top_k=40, top_p=0.9), seed=11)
 
 
-def of(requests, decoding=Decoding()):
+def of(requests, decoding=GREEDY):
     return [plain(request, decoding) for request in requests]
 
 
@@ -149,7 +149,8 @@ def test_a_prefix_is_named_by_all_that_is_seen_and_by_nothing_behind_it():
 @pytest.mark.parametrize('data, tensor', [(4, 1), (2, 2)])
 def test_a_mesh_of_four_devices_writes_the_same(data, tensor):
     """Pictures of each lane its own; fewer slots than lanes, and more."""
-    requests = [replace(r, target=(5, 6) if k % 2 else None) for k, r in enumerate(asked(FEW))]
+    requests = [replace(r, sample=k, target=(5, 6) if k % 2 else None)
+                for k, r in enumerate(asked((12, 0, 17, 1, 12, 17, 0)))]
     over = mesh(data, 1, tensor, jax.devices()[:4])
     for slots, decoding in ((1, DRAWN), (6, DRAWN)) if tensor == 1 else ((3, DRAWN),):
         writer = engine(slots, mesh=over)
@@ -171,5 +172,5 @@ def test_nothing_asked_is_nothing_written():
 
 def test_progress_counts_rows_as_they_end():
     seen = []
-    engine().write(asked(SHORT), report=lambda *at: seen.append(at))
-    assert seen == [(k, 5) for k in range(1, 6)]
+    engine().write(asked(FEW), report=lambda *at: seen.append(at))
+    assert seen == [(k, 6) for k in range(1, 7)]
