@@ -3,15 +3,16 @@ import math
 import random
 import re
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from downscale import accounting
-from downscale.model.cache import empty_cache
-from downscale.model.init import abstract_params
-from downscale.model.language import Language
+from downscale.generate import forward
+from downscale.model.cache import edges, empty_cache
+from downscale.model.init import abstract_params, init_params
 from downscale.model.vlm import Vlm
 from downscale.sizes import LANGUAGE, MICRO, QWEN2, QWEN3, SIGLIP, SMOLLM2, VisionConfig, scale
 
@@ -100,9 +101,10 @@ def test_an_untied_head_counts_once_among_the_active_parameters():
 def test_cache_bytes_per_token_are_the_published_ones():
     assert accounting.kv_bytes(QWEN3['0.6b']) == accounting.kv_bytes(QWEN3['1.7b']) == 114_688
     assert accounting.kv_bytes(QWEN3['4b']) == accounting.kv_bytes(QWEN3['8b']) == 147_456
-    cache = jax.eval_shape(lambda: empty_cache(SMALL, 3, 7, 'float32'))
-    held = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in cache)
-    assert held == 3 * 7 * accounting.kv_bytes(SMALL, 4)
+    for size, dtype in ((4, 'float32'), (2, 'bfloat16')):
+        cache = jax.eval_shape(lambda dtype=dtype: empty_cache(SMALL, 3, edges(150), dtype))
+        held = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
+        assert held == 3 * 192 * accounting.kv_bytes(SMALL, size)
 
 
 def test_a_train_state_holds_parameters_and_two_moments_of_what_is_trained():
@@ -202,25 +204,30 @@ def test_train_flops_are_those_of_the_compiled_step(groups, how):
 
 
 def test_forward_prefill_and_decode_flops_are_those_of_the_compiled_program():
-    model = Language(SMALL)
-    params = jax.eval_shape(lambda: model.init(
-        jax.random.key(0), *[jnp.zeros((1, 2), jnp.int32)] * 3))
+    model = Vlm(SMALL, TINY_TOWER)
+    params = abstract_params(model, ('language',))
+    layers = forward.unstack(init_params(model, 0, ('language',)), model.dtype)
     block, column = jax.ShapeDtypeStruct((2, 20), jnp.int32), jax.ShapeDtypeStruct((2,), jnp.int32)
 
     def count(function, *shapes):
-        return dot_flops(compiled(jax.jit(function).lower(params, *shapes)))
+        return dot_flops(compiled(jax.jit(function).lower(*shapes)))
 
-    forward = count(lambda p, t: model.apply(p, t, t, t)[0], block)
+    whole = count(lambda p, t: model.apply({'params': p}, t, t, t), params, block)
     expected = accounting.forward_flops(SMALL, rows=2, length=20)
-    assert forward == pytest.approx(expected['total'], rel=BAND)
+    assert whole == pytest.approx(expected['total'], rel=BAND)
     assert expected['total'] == expected['language'] + expected['head']
-    last = count(lambda p, t, at: model.apply(p, t, t, t, last_B=at)[0], block, column)
+
+    def read(layers, tokens_BL, last_B):
+        x_BLD, kept = forward.read(model, layers, forward.embed(model, layers, tokens_BL), (20,))
+        x_B1D = jnp.take_along_axis(x_BLD, last_B[:, None, None], axis=1)
+        return forward.logits(model, layers, x_B1D), kept
+
     prefill = accounting.forward_flops(SMALL, rows=2, length=20, head_positions=2)
-    assert last == pytest.approx(prefill['total'], rel=BAND)
-    cache = jax.eval_shape(lambda: empty_cache(SMALL, 2, 12))
-    one = jax.ShapeDtypeStruct((2, 1), jnp.int32)
-    decode = count(lambda p, t, c: model.apply(p, t, t, cache=c), one, cache)
-    assert decode == pytest.approx(2 * accounting.decode_flops(SMALL, 12), rel=BAND)
+    assert count(read, layers, block, column) == pytest.approx(prefill['total'], rel=BAND)
+    for ends in ((12,), (64, 128)):
+        k, v = jax.eval_shape(lambda ends=ends: empty_cache(SMALL, 2, ends))
+        decode = count(partial(forward.step, model), layers, column, column, k, v)
+        assert decode == pytest.approx(2 * accounting.decode_flops(SMALL, ends[-1]), rel=BAND)
 
 
 def test_the_price_of_long_sequences_is_the_6nd_rule_and_attention_on_top():

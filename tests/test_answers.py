@@ -15,12 +15,11 @@ from downscale.evaluate.answers import (
     gold_ids,
     hash_of,
     items_of,
-    most_tiles,
     prompt_of,
     row,
     shown,
 )
-from downscale.evaluate.decoupled import describe
+from downscale.evaluate.decoupled import GOLD, answer, describe, gold_texts
 from downscale.evaluate.items import ITEMS, read_items, write_items
 from downscale.evaluate.joint import joint
 from downscale.experiment import Evaluation
@@ -85,7 +84,7 @@ def test_a_prompt_is_what_training_shows_up_to_the_answer(items):
     n = len(prompt.tokens)
     np.testing.assert_array_equal(prompt.tokens, trained['tokens'][:n])
     np.testing.assert_array_equal(prompt.image_index, trained['image_index'][:n])
-    assert trained['tokens'][n:].tolist() == gold_ids(encoder, question)
+    assert (*trained['tokens'][n:].tolist(),) == gold_ids(encoder, question)
     for thought in ('', question.trace.text, question.trace.scan):
         think = bool(thought)
         prompt = prompt_of(encoder, question.text, thinking=think)
@@ -96,7 +95,7 @@ def test_a_prompt_is_what_training_shows_up_to_the_answer(items):
         assert not trained['weights'][:n].any() and trained['weights'][n:].all()
         rest = encoder.text(trained['tokens'][n:])
         assert answer_in(rest, think) == (question.answer, True)
-        assert think or trained['tokens'][n:].tolist() == gold_ids(encoder, question)
+        assert think or (*trained['tokens'][n:].tolist(),) == gold_ids(encoder, question)
 
 
 def test_a_reasoner_never_learns_whether_to_think():
@@ -124,34 +123,84 @@ def test_a_prompt_carries_its_tiles_and_a_blind_one_has_none(items):
     assert blind.tiles is None and (blind.image_index == -1).all()
     np.testing.assert_array_equal(blind.tokens,
                                   prompt.tokens[sum(picture.tokens for picture in placed):])
-    assert (most_tiles([blind, prompt]), most_tiles([blind]), most_tiles([])) == (3, 0, 0)
+    assert blind.prefix == 0 and blind.prefix_hash == ''
+    assert prompt.prefix == len(prompt.tokens) - len(blind.tokens)
 
 
 class Asked:
-    """An engine that notes the shape of what it is asked, and says nothing."""
+    """An engine that notes what it is asked, and answers with the number of the request."""
 
     def __init__(self, encoder):
-        self.encoder, self.tiles, self.prompts = encoder, [], []
+        self.encoder, self.calls = encoder, []
 
-    def write(self, prompts, length, tiles, limit, room, targets=None, report=None):
-        self.tiles.append(tiles)
-        self.prompts += prompts
-        return [Reply((), False, 0.0) for _ in prompts]
+    def write(self, asked, report=None):
+        self.calls.append(asked)
+        return [Reply((k, k), f'{THINK[1]} {k}' if request.think is not None else f'{k}', 'stop',
+                      math.nan if request.target is None else float(k),
+                      '' if request.think is None else 'natural', 0, 1)
+                for k, request in enumerate(asked)]
+
+
+CELL = SimpleNamespace(evaluation=Evaluation(answer=5, write=33, think=21), name='w32d1-s0')
 
 
 @pytest.mark.parametrize('pictures', [small.PADDED, Pictures('anyres', 1, ((2, 2),))])
-def test_all_conditions_and_descriptions_of_one_test_run_in_one_shape(items, pictures):
-    """Blind rows go through the program of the rows with pictures."""
-    cell = SimpleNamespace(evaluation=Evaluation(), name='w32d1-s0')
+def test_the_joint_test_asks_every_question_under_every_condition(items, pictures):
     engine = Asked(small.encoder(pictures))
-    found = joint(engine, cell, items, 'd')
-    describe(engine, cell, items, 'caption')
-    most = 3 if pictures is small.PADDED else 5
-    assert engine.tiles == [most] * 4 and most_tiles(engine.prompts) == most
-    assert [row['condition'] for row in found[::len(items)]] == list(Evaluation().conditions)
-    shown = [[p.tiles is not None for p in engine.prompts[k * len(items):(k + 1) * len(items)]]
-             for k in range(3)]
-    assert [all(row) for row in shown] == [any(row) for row in shown] == [True, False, True]
+    found = joint(engine, CELL, items, 'd')
+    conditions, n = Evaluation().conditions, len(items)
+    assert [row['condition'] for row in found] == [name for name in conditions for _ in items]
+    assert [row['item_id'] for row in found] == 3 * [item.question.item_id for item in items]
+    assert [row['pred'] for row in found] == 3 * [str(k) for k in range(n)]
+    for condition, asked in zip(conditions, engine.calls, strict=True):
+        assert {(r.limit, r.think, r.sample) for r in asked} == {(5, None, 0)}
+        for request, item in zip(asked, items, strict=True):
+            assert request.target == gold_ids(engine.encoder, item.question)
+            assert (request.prompt.tiles is None) == (condition == 'blind')
+        # Questions about one picture share what is read of it; each scene has its own.
+        prefixes = {}
+        for request, item in zip(asked, items, strict=True):
+            prefixes.setdefault(item.example.scene_id, set()).add(request.prompt.prefix_hash)
+        assert all(len(found) == 1 for found in prefixes.values())
+        assert len(set.union(*prefixes.values())) == (1 if condition == 'blind' else 8)
+
+
+def test_a_caption_is_written_once_a_picture_and_an_extraction_once_a_question(items):
+    for kind, count in (('caption', 8), ('extraction', None)):
+        engine = Asked(small.encoder())
+        texts = describe(engine, CELL, items, kind)
+        (asked,) = engine.calls
+        assert len(asked) == (count or len({(item.example.scene_id, text['prompt'])
+                                            for item, text in zip(items, texts)}))
+        assert {(r.limit, r.think, r.target) for r in asked} == {(33, None, None)}
+        assert [text['item_id'] for text in texts] == [item.question.item_id for item in items]
+        for text, item in zip(texts, items, strict=True):
+            request = asked[int(text['text'])]
+            wanted = prompt_of(engine.encoder, text['prompt'], item.example.images)
+            np.testing.assert_array_equal(request.prompt.tokens, wanted.tokens)
+            assert request.prompt.prefix_hash == wanted.prefix_hash
+
+
+def test_a_reasoner_answers_from_every_text_with_a_thought_and_without(items):
+    engine = Asked(small.encoder())
+    texts = {(GOLD, 'caption'): gold_texts(items, 'caption'),
+             ('w64d2-s0', 'extraction'): {item.question.item_id: 'red' for item in items}}
+    found = answer(engine, CELL, items, texts, 'd')
+    (asked,) = engine.calls
+    assert [each['pred'] for each in found] == [str(k) for k in range(4 * len(items))]
+    for name in ('eval_id', 'prompt_hash'):
+        assert len({each[name] for each in found}) == 4
+    for each, request, item in zip(found, asked, 4 * items, strict=True):
+        gold, think = each['p_run'] == GOLD, each['thinking']
+        assert (each['condition'], each['text_kind']) == (
+            ('gold_text', 'caption') if gold else ('image', 'extraction'))
+        assert (request.limit, request.think) == (5, 21 if think else None)
+        # A likelihood of the answer without its thought would say nothing.
+        assert request.target == (None if think else gold_ids(engine.encoder, item.question))
+        assert math.isnan(each['nll_gold']) == think
+        text = engine.encoder.text(request.prompt.tokens)
+        assert item.question.text in text and request.prompt.tiles is None
+        assert (item.example.caption if gold else 'red') in text
 
 
 def test_a_tiled_prompt_keeps_its_weights_and_text_behind_it_has_none(items):
@@ -188,9 +237,11 @@ def test_the_answer_stands_behind_a_closed_thought(text, thinking, wanted):
 
 def rows_of(item, text, **changes):
     encoder = small.encoder()
-    reply = Reply((*encoder.ids(text),), False, 1.5)
-    return row(item, reply, encoder, **{'eval_id': 'e', 'condition': 'image', 'data_hash': 'd',
-                                        'prompt_hash': 'p', 'p_run': 'w32d1-s0', **changes})
+    thinking = changes.get('thinking', False)
+    close = 'natural' if THINK[1] in text else 'open' if thinking else ''
+    reply = Reply((*encoder.ids(text),), text, 'stop', 1.5, close, int(thinking), 1)
+    return row(item, reply, **{'eval_id': 'e', 'condition': 'image', 'data_hash': 'd',
+                               'prompt_hash': 'p', 'p_run': 'w32d1-s0', **changes})
 
 
 def test_a_row_fits_the_table_of_items_exactly(items, tmp_path):
@@ -203,7 +254,6 @@ def test_a_row_fits_the_table_of_items_exactly(items, tmp_path):
 
 
 def test_a_row_scores_the_answer_and_keeps_what_was_said(items):
-    encoder = small.encoder()
     for item in items:
         right, wrong = item.question.answer, item.question.distractors[0]
         assert (rows_of(item, right)['score'], rows_of(item, wrong)['score']) == (1.0, 0.0)
@@ -212,7 +262,8 @@ def test_a_row_scores_the_answer_and_keeps_what_was_said(items):
     assert (good['score'], good['parse_ok'], good['pred']) == (1, True, item.question.answer)
     open_thought = rows_of(item, item.question.answer, thinking=True)
     assert (open_thought['score'], open_thought['parse_ok'], open_thought['pred']) == (0, False, '')
-    cut = row(item, Reply((*encoder.ids('a1'),), True, math.nan), encoder, eval_id='e',
+    assert (good['n_think_tokens'], good['close'], open_thought['close']) == (1, 'natural', 'open')
+    cut = row(item, Reply((9,), 'a1', 'length', math.nan, '', 0, 1), eval_id='e',
               condition='image', data_hash='d', prompt_hash='p')
     assert cut['truncated'] and math.isnan(cut['nll_gold']) and cut['n_gen_tokens'] == 1
     assert good['nll_gold'] == 1.5 and not good['truncated']

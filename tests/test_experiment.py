@@ -315,25 +315,16 @@ def test_every_stage_of_a_study_file_has_room_for_its_conversations(study, token
 
 
 @pytest.mark.parametrize('study', STUDIES, ids=lambda path: Path(path).stem + path[-6:])
-def test_the_evaluation_of_a_study_file_has_room_for_the_longest_prompt(study, tokenizer_of):
+def test_the_limits_of_a_study_file_cut_no_right_reply(study, tokenizer_of):
     cell = resolve(study)[-1]
     plan, encoder = cell.evaluation, Encoder(tokenizer_of(cell.world), CHATS[cell.chat],
                                              cell.layout('instruct'))
-    examples = [library(cell.world).example(index) for index in range(100)]
-    for example in examples:
-        pictures = sum(placed.tokens for placed in encoder.layout.cut(example.images)[0])
+
+    def longest(texts):  # with the token that ends each
+        return max(len(encoder.ids(text)) + 1 for text in texts)
+    for example in (library(cell.world).example(index) for index in range(100)):
         for question in example.questions:
-            asked, gold = len(encoder.ids(question.text)), len(encoder.ids(question.answer)) + 1
-            assert pictures + asked + 1 + gold <= plan.length
-            # A reasoner reads at most what may be written, or the gold text; its prompt ends with
-            # the marks of an empty thought.
-            read = max(plan.write, len(encoder.ids(example.caption)),
-                       len(encoder.ids(question.extraction.text)))
-            assert read + asked + 3 + gold <= plan.length
-            assert gold <= plan.answer
-            # What a faultless model writes and thinks must not be cut.
-            texts = (example.caption, question.extraction.text)
-            assert max(len(encoder.ids(text)) for text in texts) + 1 <= plan.write
-            for thought in (question.trace.text, question.trace.scan):
-                assert len(encoder.ids(thought)) + 1 <= plan.think
+            assert longest([question.answer]) <= plan.answer
+            assert longest([example.caption, question.extraction.text]) <= plan.write
+            assert longest([question.trace.text, question.trace.scan]) <= plan.think
     assert plan.scenes <= cell.data.test

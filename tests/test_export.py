@@ -182,6 +182,6 @@ def test_our_own_model_computes_the_same_in_transformers(tmp_path):
     export_folder(tmp_path / 'out', 'qwen3', jax.tree.map(Held, tree), model.language)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'out').eval()
     positions = np.tile(np.arange(TOKENS.shape[1]), (len(TOKENS), 1))
-    ours = small.quick(model.apply)({'params': tree}, TOKENS, positions, np.ones_like(TOKENS))[0]
+    ours = small.quick(model.apply)({'params': tree}, TOKENS, positions, np.ones_like(TOKENS))
     with torch.no_grad():
         np.testing.assert_allclose(ours, theirs(torch.tensor(TOKENS)).logits, atol=2e-5, rtol=2e-5)

@@ -174,13 +174,15 @@ def einsum_faults(tree):
         call = node.value if isinstance(node, (ast.Assign, ast.Return)) else node
         if not (isinstance(call, ast.Call) and ast.unparse(call.func).endswith('einsum')):
             continue
-        letters, _, result = call.args[0].value.partition('->')
-        pairs = list(zip(letters.split(','), call.args[1:], strict=True))
-        if isinstance(node, ast.Assign):
-            pairs.append((result, node.targets[0]))
-        for expected, operand in pairs:
-            if isinstance(operand, ast.Name) and suffix(operand.id) not in ('', expected):
-                yield f'line {call.lineno}: {operand.id} stands for {expected}'
+        spec = call.args[0]
+        for text in (spec.body, spec.orelse) if isinstance(spec, ast.IfExp) else (spec,):
+            letters, _, result = text.value.partition('->')
+            pairs = list(zip(letters.split(','), call.args[1:], strict=True))
+            if isinstance(node, ast.Assign):
+                pairs.append((result, node.targets[0]))
+            for expected, operand in pairs:
+                if isinstance(operand, ast.Name) and suffix(operand.id) not in ('', expected):
+                    yield f'line {call.lineno}: {operand.id} stands for {expected}'
 
 
 def rank_faults(tree):
@@ -206,6 +208,8 @@ def test_einsum_letters_are_those_of_the_operands():
             assert not list(einsum_faults(tree)), name
     bad = "y_BLF = jnp.einsum('BLD,FD->BLF', x_BLD, up_DF)\nz_BL = jnp.einsum('BLD->BD', x_BLD)"
     assert len(set(einsum_faults(ast.parse(bad)))) == 2
+    either = "y_BLV = jnp.einsum('BLD,VD->BLV' if tied else 'BLD,DV->BVL', x_BLD, table)"
+    assert len(list(einsum_faults(ast.parse(either)))) == 1
 
 
 def test_parameter_names_tell_their_rank():

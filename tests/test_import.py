@@ -25,7 +25,7 @@ def logits(source, tree, tokens):
     positions = np.tile(np.arange(tokens.shape[1]), (len(tokens), 1))
     model = Vlm(source.language, source.vision)
     return small.quick(model.apply)({'params': {'language': tree['language']}}, tokens, positions,
-                                    np.ones_like(tokens))[0]
+                                    np.ones_like(tokens))
 
 
 def computed(source, name):

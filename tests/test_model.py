@@ -3,7 +3,8 @@ import jax
 import numpy as np
 import pytest
 
-from downscale.model.cache import empty_cache
+from downscale.generate import forward
+from downscale.model.cache import edges
 from downscale.model.init import init_params
 from downscale.model.vlm import Vlm
 from downscale.sizes import MICRO, LanguageConfig, VisionConfig, scale
@@ -31,7 +32,7 @@ def test_a_token_cannot_see_the_future(batch):
     tokens, positions, segments, tiles, index = batch
     changed = tokens.copy()
     changed[0, 7] += 1
-    before, after = (np.asarray(apply(t, positions, segments, tiles, index)[0])
+    before, after = (np.asarray(apply(t, positions, segments, tiles, index))
                      for t in (tokens, changed % 64))
     np.testing.assert_array_equal(before[:, :7], after[:, :7])
     assert np.any(before[0, 7:] != after[0, 7:])
@@ -42,7 +43,7 @@ def test_segments_do_not_see_each_other(batch):
     segments[:, 6:] = 2
     changed = tokens.copy()
     changed[0, 2] = (changed[0, 2] + 1) % 64
-    before, after = (np.asarray(apply(t, positions, segments, tiles, index)[0])
+    before, after = (np.asarray(apply(t, positions, segments, tiles, index))
                      for t in (tokens, changed))
     np.testing.assert_array_equal(before[0, 6:], after[0, 6:])
     assert np.any(before[0, 2:6] != after[0, 2:6])
@@ -53,30 +54,40 @@ def test_a_tile_that_nothing_points_to_cannot_be_seen_and_one_that_is_can(batch)
     changed = tiles.copy()
     changed[1, 1] += 1
     changed[2, 1] += 1
-    before, after = (np.asarray(apply(tokens, positions, segments, t, index)[0])
+    before, after = (np.asarray(apply(tokens, positions, segments, t, index))
                      for t in (tiles, changed))
     np.testing.assert_array_equal(before[:2], after[:2])
     assert np.any(before[2] != after[2])
 
 
 def test_rows_of_one_batch_answer_as_they_do_with_other_rows(batch):
-    together = np.asarray(apply(*batch)[0])
-    swapped = np.asarray(apply(*(x[::-1] for x in batch))[0])[::-1]
+    together = np.asarray(apply(*batch))
+    swapped = np.asarray(apply(*(x[::-1] for x in batch)))[::-1]
     np.testing.assert_allclose(together, swapped, rtol=1e-5, atol=1e-5)
 
 
 def test_decoding_with_a_cache_equals_the_whole_pass_for_ragged_rows(batch):
     tokens, positions, segments, tiles, index = batch
-    whole = np.asarray(apply(tokens, positions, segments, tiles, index)[0])
-    lengths = np.array([5, 7, 10])
-    padded = np.where(positions < lengths[:, None], tokens, 0)
-    filled, cache = apply(padded, positions, None, tiles, index,
-                          cache=empty_cache(MODEL.language, 3, L + 2))
+    whole = np.asarray(apply(tokens, positions, segments, tiles, index))
+    params = jax.device_put(forward.unstack(PARAMS, 'float32'))
+    lengths, ends = np.array([5, 7, 10]), edges(L)
+
+    @jax.jit
+    def read(tokens):
+        features = jax.vmap(lambda tile: forward.see(MODEL, params, tile), 1, 1)(tiles)
+        x = forward.embed(MODEL, params, tokens)
+        x = forward.show(MODEL, params, x, features.reshape(3, -1, x.shape[2]), index, None)
+        x, kept = forward.read(MODEL, params, x, ends)
+        k, v = ([tuple(layer[part][0] for layer in kept)] for part in (0, 1))
+        return forward.logits(MODEL, params, x), k, v
+
+    filled, k, v = read(np.where(positions < lengths[:, None], tokens, 0))
     rows = np.arange(3)
     np.testing.assert_allclose(np.asarray(filled)[rows, lengths - 1], whole[rows, lengths - 1],
                                rtol=1e-4, atol=1e-4)
-    step, _ = apply(tokens[rows, lengths][:, None], lengths[:, None].astype(np.int32), cache=cache)
-    np.testing.assert_allclose(np.asarray(step)[:, 0], whole[rows, lengths], rtol=1e-4, atol=1e-4)
+    step, _, _ = jax.jit(lambda *args: forward.step(MODEL, params, *args))(
+        tokens[rows, lengths], lengths, k, v)
+    np.testing.assert_allclose(step, whole[rows, lengths], rtol=1e-4, atol=1e-4)
 
 
 def test_a_group_starts_from_the_same_values_whatever_is_made_beside_it():

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from downscale.model.cache import empty_cache
+from downscale.generate import forward
+from downscale.model.cache import attend_blocks, cut, edges, empty_cache, ladder
 from downscale.model.init import abstract_params, init_params
 from downscale.model.layers import attend, rotary, rotate
 from downscale.model.vlm import Vlm, splice
@@ -28,10 +29,10 @@ CLOSE = {'rtol': 1e-4, 'atol': 1e-5}  # float32, two layers, logits of size 1
 @lru_cache
 def program(model):
     """`model.apply` under jit, compiled once per model and shape."""
-    def apply(params, tokens_BL, positions_BL, segments_BL=None, tiles=None, index_BLC=None,
-              weight_BLC=None, cache=None, last_B=None):
+    def apply(params, tokens_BL, positions_BL, segments_BL, tiles=None, index_BLC=None,
+              weight_BLC=None):
         return model.apply({'params': params}, tokens_BL, positions_BL, segments_BL, tiles,
-                           index_BLC, weight_BLC, cache, last_B)
+                           index_BLC, weight_BLC)
     return jax.jit(apply)
 
 
@@ -43,7 +44,7 @@ def params():
 def text(params, tokens_BL, segments_BL=ONES_BL, positions_BL=POSITIONS_BL, model=MODEL):
     """Logits without images."""
     return np.asarray(program(model)({'language': params['language']}, tokens_BL, positions_BL,
-                                     segments_BL)[0])
+                                     segments_BL))
 
 
 def changed(tokens_BL, *places):
@@ -79,19 +80,52 @@ def test_segments_do_not_see_each_other_nor_padding(params):
 
 
 def test_cached_decoding_with_ragged_rows_equals_the_full_forward(params):
+    """Across the end of a block, of which each row crosses it at another step."""
     full, lengths_B = text(params, TOKENS_BL), np.array([3, 7, 5], np.int32)
-    language, rows = {'language': params['language']}, np.arange(B)
+    rows, ends = np.arange(B), (6, 9, L)
+    layers = jax.device_put(forward.unstack({'language': params['language']}, 'float32'))
+
+    @jax.jit
+    def read(tokens_BL):
+        x_BLD = forward.embed(MODEL, layers, tokens_BL)
+        x_BLD, kept = forward.read(MODEL, layers, x_BLD, ends)
+        k, v = ([tuple(layer[part][j] for layer in kept) for j in range(3)] for part in (0, 1))
+        return forward.logits(MODEL, layers, x_BLD), k, v
+
     # Right padding: what a short row writes beyond its end must never be read.
-    prompt_BL = np.where(POSITIONS_BL[:, :7] < lengths_B[:, None], TOKENS_BL[:, :7], 63)
-    logits, cache = program(MODEL)(language, prompt_BL, POSITIONS_BL[:, :7],
-                                   cache=empty_cache(SMALL, B, L), last_B=lengths_B - 1)
-    assert logits.shape == (B, 1, SMALL.V)
-    np.testing.assert_allclose(logits[:, 0], full[rows, lengths_B - 1], **CLOSE)
-    for step in range(5):
-        at_B = lengths_B + step
-        logits, cache = program(MODEL)(language, TOKENS_BL[rows, at_B][:, None], at_B[:, None],
-                                       cache=cache)
-        np.testing.assert_allclose(logits[:, 0], full[rows, at_B], **CLOSE)
+    logits, k, v = read(np.where(POSITIONS_BL[:, :7] < lengths_B[:, None], TOKENS_BL[:, :7], 63))
+    assert logits.shape == (B, 7, SMALL.V)
+    np.testing.assert_allclose(np.asarray(logits)[rows, lengths_B - 1], full[rows, lengths_B - 1],
+                               **CLOSE)
+    step = jax.jit(lambda *args: forward.step(MODEL, layers, *args))
+    for at_B in (lengths_B + n for n in range(5)):
+        logits, k, v = step(TOKENS_BL[rows, at_B], at_B, k, v)
+        np.testing.assert_allclose(logits, full[rows, at_B], **CLOSE)
+
+
+def test_a_block_that_nothing_has_reached_changes_no_bit(params):
+    """Else a reply would depend on how much cache others need."""
+    draw = np.random.default_rng(5)
+    q_BLHE, k_BKES, v_BKSE = (draw.standard_normal(shape).astype(np.float32) for shape in
+                              ((2, 1, 6, 4), (2, 3, 4, 12), (2, 3, 12, 4)))
+    positions_BL = np.array([[3], [7]])
+
+    def mixed(ends):
+        return np.asarray(attend_blocks(q_BLHE, *cut(k_BKES, v_BKSE, ends), positions_BL))
+    np.testing.assert_array_equal(mixed((8,)), mixed((8, 12)))
+    assert np.abs(mixed((8,)) - mixed((4,)))[1].min() > 1e-3  # the second row looks beyond 4
+
+
+def test_the_ladder_holds_what_is_asked_and_blocks_end_on_it():
+    assert [ladder(n) for n in (1, 16, 17, 64, 65, 129, 193, 257, 385, 513)] == [
+        16, 16, 32, 64, 128, 192, 256, 384, 512, 768]
+    for n in range(1, 3000, 7):
+        assert n <= ladder(n) <= max(16, 2 * n) and (n <= 128 or ladder(n) < 1.51 * n)
+        assert edges(n)[-1] == max(64, ladder(n)) and edges(n)[:-1] == tuple(
+            end for end in edges(3000) if end < edges(n)[-1])
+    k, v = empty_cache(SMALL, 2, edges(100))
+    assert [leaf[1].shape for leaf in k] == [(2, 2, 8, 64), (2, 2, 8, 64)]
+    assert [leaf[1].shape for leaf in v] == [(2, 2, 64, 8), (2, 2, 64, 8)]
 
 
 @pytest.fixture(scope='module')
@@ -108,7 +142,7 @@ def pictures():
 def seen(params, tiles, index_BLC, tokens_BL=TOKENS_BL, rows=slice(None)):
     """Logits with images, of all rows in one batch or of some."""
     return np.asarray(program(MODEL)(params, tokens_BL[rows], POSITIONS_BL[rows], ONES_BL[rows],
-                                     tiles[rows], index_BLC[rows])[0])
+                                     tiles[rows], index_BLC[rows]))
 
 
 def test_rows_with_and_without_images_equal_themselves_alone(params, pictures):
@@ -186,10 +220,10 @@ def test_one_corner_with_all_the_weight_is_the_feature_itself(params, pictures):
     tiles, index_BLC = pictures
     four_BLC = np.where(np.arange(4) == 0, index_BLC, np.maximum(index_BLC, 0))
     first_BLC = np.broadcast_to(np.float32([1, 0, 0, 0]), (B, L, 4))
-    found, _ = program(MODEL)(params, TOKENS_BL, POSITIONS_BL, ONES_BL, tiles, four_BLC, first_BLC)
+    found = program(MODEL)(params, TOKENS_BL, POSITIONS_BL, ONES_BL, tiles, four_BLC, first_BLC)
     np.testing.assert_array_equal(seen(params, tiles, index_BLC), found)
-    swapped, _ = program(MODEL)(params, TOKENS_BL, POSITIONS_BL, ONES_BL, tiles, four_BLC,
-                                0.5 * first_BLC)
+    swapped = program(MODEL)(params, TOKENS_BL, POSITIONS_BL, ONES_BL, tiles, four_BLC,
+                             0.5 * first_BLC)
     assert np.abs(np.asarray(swapped)[1:] - found[1:]).max() > 0.01
     np.testing.assert_array_equal(swapped[0], found[0])
 

@@ -95,10 +95,9 @@ def test_a_row_tells_how_its_reply_ended(tmp_path, finish, close, text):
     question = SimpleNamespace(family='color', kind='visual', item_id='i0', cluster_id='c0',
                                answer='red', chance=.25)
     reply = SimpleNamespace(ids=(5, 6, 7), finish=finish, close=close, thought=2 * bool(close),
-                            nll=.5)
-    found = row(SimpleNamespace(question=question), reply, SimpleNamespace(text=lambda ids: text),
-                eval_id='e', condition='image', data_hash='d', prompt_hash='p',
-                p_run='w16d2-s0', thinking=bool(close))
+                            nll=.5, text=text)
+    found = row(SimpleNamespace(question=question), reply, eval_id='e', condition='image',
+                data_hash='d', prompt_hash='p', p_run='w16d2-s0', thinking=bool(close))
     assert (found['finish'], found['close'], found['n_think_tokens'], found['truncated']) == (
         finish, close, 2 * bool(close), finish == 'length')
     assert found['parse_ok'] == (close != 'open')

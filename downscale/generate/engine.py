@@ -332,8 +332,10 @@ class _Job:
         text = None
         if cut:
             keep, text = cut
-            answered -= len(ids) - keep
             ids, finish = ids[:keep], 'string'
+            # How much the call wrote behind the string must leave no trace.
+            close, thought, answered = thinking.recount(
+                self.mode, self.asked[row.index].think, ids, close)
         held, at = row.nats
         held[0] = None if held[0] is None else np.asarray(held[0])
         nll = math.nan if self.asked[row.index].target is None else \

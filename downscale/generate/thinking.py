@@ -142,3 +142,19 @@ def endings(mind):
                  for field in (mind.budget_B, mind.phase_B, mind.forced_B)))
     return ['' if budget < 0 else 'open' if phase != ANSWER else 'forced' if forced else 'natural'
             for budget, phase, forced in rows]
+
+
+def recount(thinking, budget, ids, close):
+    """(close, thought, answered) of a reply of which a stop string leaves only `ids`.
+
+    `close` is how the thought of the whole reply ended; `budget` is None for a direct row.
+    """
+    if budget is None:
+        return '', 0, len(ids)
+    opened = ids[0] == thinking.open and not thinking.reference_compat
+    if thinking.close not in ids:
+        return 'open', len(ids) - opened, 0
+    if thinking.reference_compat:  # a forced close in the answer may be among what is cut off
+        close = 'forced' if len(ids) > budget else 'natural'
+    at = ids.index(thinking.close)
+    return close, at - opened, len(ids) - at - 1
