@@ -296,7 +296,7 @@ class _Job:
         alive = np.zeros(engine.lanes * engine.per_lane, bool)
         alive[list(self.busy)] = True
         furthest = max(row.position for row in self.busy.values())
-        part, rest = self._blocks(next(j for j, end in enumerate(self.ends, 1) if end > furthest))
+        part, rest = self._blocks(len(edges(furthest + 1)))
         part, out, active = engine.call(
             programs.decode, engine.params, part, self.rules, engine.by_lane(alive),
             np.int32(8 if decoding.stop_strings else ROOM), np.int32(enough), room=ROOM,
