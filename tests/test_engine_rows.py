@@ -9,7 +9,7 @@ import pytest
 from plain_loop import ALL, FEW, GREEDY, LETTERS, SHORT, Letters, asked, engine, plain, same
 
 from downscale.generate import programs
-from downscale.generate.engine import ROOM, Decoding, Request
+from downscale.generate.engine import ROOM, SHORTEST, Decoding, Request
 from downscale.generate.requests import Prompt, first_stop
 from downscale.generate.thinking import Thinking, advance, begin, endings, recount
 from downscale.model.cache import edges, ladder
@@ -244,7 +244,7 @@ def test_the_figures_of_an_engine_are_those_of_its_rows():
     assert found['slot_occupancy'] == stats.tokens / stats.slot_steps < 1
     lengths = [len(request.prompt.tokens) for request in requests]
     assert stats.read == sum(lengths) - 10  # the last token of a prompt is read by decode
-    assert stats.read_padded == sum(map(ladder, lengths))
+    assert stats.read_padded == sum(ladder(n, SHORTEST) for n in lengths)
     assert found['padding_waste'] == pytest.approx(1 - stats.read / stats.read_padded)
     assert found['tokens_per_second'] == stats.tokens / stats.seconds > 0
     assert set(engine().stats.summary().values()) == {0}
@@ -303,8 +303,8 @@ def compiled():
 
 def test_no_more_is_compiled_than_there_are_buckets_and_two(compiled):
     requests = asked((*ALL[2:6], *FEW, 15, 19, 8))
-    prefixes = {ladder(r.prompt.prefix) for r in requests if r.prompt.prefix}
-    prefills = {ladder(len(r.prompt.tokens) - r.prompt.prefix) for r in requests}
+    prefixes = {ladder(r.prompt.prefix, SHORTEST) for r in requests if r.prompt.prefix}
+    prefills = {ladder(len(r.prompt.tokens) - r.prompt.prefix, SHORTEST) for r in requests}
     reached = {end for r in requests for at in range(r.limit)
                for end in edges(len(r.prompt.tokens) + at)[-1:]}
     assert len(prefixes) == 2 and len(prefills) == 5 and len(reached) == 3

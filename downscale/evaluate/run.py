@@ -49,8 +49,8 @@ def evaluate(study, experiment, name, writers=None, report=lambda done, total: N
         data = stages.data_hash(experiment)
         write_items(folder / 'items.parquet', joint(engine, experiment, items, data, report))
     elif name == 'reason':
-        engine = engine_of(study, experiment, 'reason')
         texts = _texts(study, experiment, items, writers or {})
+        engine = engine_of(study, experiment, 'reason')
         data = stages.data_hash(experiment)
         write_items(folder / 'items.parquet',
                     decoupled.answer(engine, experiment, items, texts, data, report))

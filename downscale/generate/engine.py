@@ -1,10 +1,10 @@
 """Batched decoding over a fixed set of slots, exact with respect to the batch.
 
 A row's tokens depend on its request, the decoding rules and the weights: not on its slot, its
-company, the order, the number of slots or when others finish. Rows are read one at a time (one per
-data shard of the mesh) into a free slot and written together; a slot that ends is filled again at
-once. Randomness is named by request and token, cache sums run in fixed blocks, and at least two
-rows per device keep every product a matrix product: one row alone would be summed in another order.
+company, the order, the number of slots or when others finish. Rows are read into free slots and
+written together; a slot that ends is filled again at once. Randomness is named by request and
+token; sums run in a fixed order and in fixed blocks; and the rows of a step stay within the numbers
+that this machine sums alike (`alike.py`), the tokens of a prefill above them.
 
 Several processes each run an engine over their own devices and their own share of the requests.
 """
@@ -20,6 +20,7 @@ import numpy as np
 
 from downscale.data import images
 from downscale.generate import forward, programs, requests, thinking
+from downscale.generate.alike import alike
 from downscale.generate.requests import Decoding, Prompt, Reply, Request  # noqa: F401
 from downscale.generate.sampling import mask
 from downscale.memory import give_back
@@ -27,7 +28,7 @@ from downscale.model.cache import edges, ladder
 from downscale.sharding import batch_sharding, shardings
 
 ROOM = 32  # tokens a row that one call of decode may write
-SHORTEST = 64  # tokens of a prefill; products of less than 48 rows are summed otherwise
+SHORTEST = 64  # tokens of a prefill: shorter products may be summed otherwise (`alike.py`)
 PRODUCT = 256  # tokens that are read together where as many are waiting
 GREEDY = Decoding()
 _compiled = {'count': 0, 'seconds': 0.0}
@@ -45,7 +46,8 @@ jax.monitoring.register_event_duration_secs_listener(_count)
 @dataclass
 class Stats:
     """What an engine has done: rows and tokens written, decode steps, prompt tokens read with and
-    without padding, programs compiled, seconds of all and of compiling."""
+    without padding, programs compiled (or found in the persistent cache), seconds of all and of
+    compiling."""
     rows: int = 0
     tokens: int = 0
     steps: int = 0
@@ -69,7 +71,8 @@ class Stats:
 class Engine:
     """A model and its parameters, ready to write replies and to score given ones.
 
-    At most `slots` rows are written at once. `mesh` (see `sharding.mesh`, over devices of this
+    At most `slots` rows are written at once, rounded up to a multiple of the lanes, and fewer where
+    more would be summed otherwise (`alike.py`). `mesh` (see `sharding.mesh`, over devices of this
     process) shares slots out over its data axes and weights over its tensor axis. Without `refill`
     a new batch begins only when the last row of the one before has ended.
     """
@@ -79,8 +82,10 @@ class Engine:
             raise ValueError(f'{slots} slots; at least 1 is needed')
         self.model, self.encoder, self.mesh, self.refill = model, encoder, mesh, refill
         self.lanes = mesh.shape['data'] * mesh.shape['fsdp'] if mesh else 1
-        self.usable = math.ceil(slots / self.lanes)  # slots of a lane
-        self.per_lane = max(2, self.usable)
+        cfg, ways = model.language, mesh.shape['tensor'] if mesh else 1
+        fewest, most = alike((cfg.D, cfg.H * cfg.E // ways, cfg.F // ways))
+        self.usable = min(math.ceil(slots / self.lanes), most or slots)  # slots of a lane
+        self.per_lane = max(fewest, self.usable)
         params = forward.unstack(params, model.dtype)
         where = shardings(params, mesh, model.rules) if mesh else None
         self.params = jax.device_put(params, where)
@@ -97,7 +102,8 @@ class Engine:
     def stream(self, asked, decoding=GREEDY):
         """(index, `Reply`) of each `Request`, as rows end. ValueError before work starts when a
         request cannot be answered."""
-        requests.check(asked, decoding, self.model.language.V, self.encoder.thought[:2])
+        patches = self.model.vision.P if 'tower' in self.params else 0
+        requests.check(asked, decoding, self.model.language.V, self.encoder.thought[:2], patches)
         return _Job(self, asked, decoding).run() if asked else iter(())
 
     def call(self, program, *args, **static):
@@ -140,8 +146,8 @@ class _Job:
         self.busy = {}  # slot -> _Row
         self.scored = max((len(r.target) for r in asked if r.target is not None), default=0)
         self.scored = self.scored and ladder(self.scored, 8)
-        self._room()
         self._rules()
+        self._room()
 
     def _room(self):
         """Make the slots, and room for pictures where any are asked about."""
@@ -209,9 +215,9 @@ class _Job:
         """For each lane the indices of requests of one static length that it can take next."""
         offers, offered = [], set()
         for lane, free in enumerate(self.free):
-            if not self.group[lane]:
+            if free and not self.group[lane]:
                 self.group[lane] = self.waiting.popleft() if self.waiting else self.text
-            ahead = [k for k in islice(self.group[lane], 64) if k not in offered]
+            ahead = list(islice((k for k in self.group[lane] if k not in offered), 64))
             lengths = [self._suffix(self.asked[k]) for k in ahead]
             same = [k for k, length in zip(ahead, lengths) if length == lengths[0]]
             offers.append(same[:len(free)])
@@ -250,7 +256,6 @@ class _Job:
         engine, count = self.engine, self.engine.lanes * size
         length = max(self._suffix(self.asked[k]) for found in picked for k in found)
         tokens = np.zeros((count, length), np.int32)
-        weights = np.zeros((count, self.scored), np.float32)
         rows = np.zeros((6, count), np.int64)
         rows[0], rows[1] = 1, engine.per_lane  # a token to look at, and no slot
         nats = [None]
@@ -261,7 +266,6 @@ class _Job:
             slot, at = self.free[lane].pop(), lane * size + picked[lane].index(k)
             tokens[at, :len(own)] = own
             tokens[at, len(own):len(own) + len(target)] = target
-            weights[at, :len(target)] = 1
             rows[:, at] = (len(own), slot, prompt.prefix > 0, request.sample,
                            -1 if request.think is None else request.think, request.limit)
             self.busy[lane * engine.per_lane + slot] = _Row(k, n - 1, (nats, at))
@@ -273,8 +277,7 @@ class _Job:
         part, rest = self._blocks(len(edges(self.prefix_room + length)))
         part, nats[0] = engine.call(
             programs.prefill, engine.params, part, self.shown,
-            jax.tree.map(engine.by_lane, arrays), engine.by_lane(weights), lanes=engine.lanes,
-            scored=self.scored)
+            jax.tree.map(engine.by_lane, arrays), lanes=engine.lanes, scored=self.scored)
         self._join(part, rest)
 
     def _blocks(self, count):
@@ -338,8 +341,9 @@ class _Job:
                 self.mode, self.asked[row.index].think, ids, close)
         held, at = row.nats
         held[0] = None if held[0] is None else np.asarray(held[0])
-        nll = math.nan if self.asked[row.index].target is None else \
-            0.0 if held[0] is None else float(held[0][at])
+        target = self.asked[row.index].target
+        nll = math.nan if target is None else \
+            math.fsum(held[0][at, :len(target)].tolist()) if len(target) else 0.0
         return Reply(tuple(ids), text_of(ids) if text is None else text, finish, nll, close,
                      thought, answered)
 

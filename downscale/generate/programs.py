@@ -124,12 +124,12 @@ class Rows(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=('model', 'lanes', 'scored'), donate_argnames='slots')
-def prefill(params, slots, shown, rows, weights_BL, *, model, lanes, scored):
-    """(slots with the rows in them, nats of their targets [B] or None).
+def prefill(params, slots, shown, rows, *, model, lanes, scored):
+    """(slots with the rows in them, nats [B, scored] of the tokens behind each prompt, or None).
 
-    `slots` brings the blocks of the cache that the rows can reach. With `scored` > 0 up to that
-    many tokens behind each prompt are its target, marked by `weights_BL`; what they leave in the
-    cache stands behind the row's position: nothing reads it before it is overwritten.
+    `slots` brings the blocks of the cache that the rows can reach. The first of `scored` tokens (a
+    multiple of 8) are a row's target; what they leave in the cache stands behind the row's
+    position: nothing reads it before it is overwritten.
     """
     B, L = rows.tokens_BL.shape
     before_B, prefix, room = jnp.zeros(B, jnp.int32), None, L
@@ -142,7 +142,7 @@ def prefill(params, slots, shown, rows, weights_BL, *, model, lanes, scored):
     ends = edges(room)
     x_BLD, kept = forward.read(model, params, forward.embed(model, params, rows.tokens_BL), ends,
                                prefix, before_B)
-    nll_B = _nats(model, params, x_BLD, rows, weights_BL, scored) if scored else None
+    nll_BL = _nats(model, params, x_BLD, rows, lanes, scored) if scored else None
     def put(held, new):
         split = held.reshape(lanes, len(held) // lanes, *held.shape[1:])
         new = new.astype(held.dtype).reshape(lanes, B // lanes, *new.shape[1:])
@@ -160,19 +160,26 @@ def prefill(params, slots, shown, rows, weights_BL, *, model, lanes, scored):
                   put(slots.sample_B, rows.sample_B),
                   put(slots.active_B, jnp.ones_like(rows.pictured_B)),
                   jax.tree.map(put, slots.mind, begun))
-    return _kept(model, slots), nll_B
+    return _kept(model, slots), nll_BL
 
 
-def _nats(model, params, x_BLD, rows, weights_BL, scored):
-    """Nats [B] of the targets behind the prompts; only their positions reach the vocabulary."""
-    at_BL = rows.length_B[:, None] + jnp.arange(scored)
-    at_BL = jnp.minimum(at_BL, x_BLD.shape[1] - 1)
+def _nats(model, params, x_BLD, rows, lanes, scored):
+    """Nats [B, scored] of what stands behind the prompts; only that reaches the vocabulary."""
+    B, L, D = x_BLD.shape
+    at_BL = jnp.minimum(rows.length_B[:, None] + jnp.arange(scored), L - 1)
     x_BLD = jnp.take_along_axis(x_BLD, at_BL[:, :, None] - 1, axis=1)
     targets_BL = jnp.take_along_axis(rows.tokens_BL, at_BL, axis=1)
-    logits_BLV = forward.logits(model, params, x_BLD)
-    of_target_BL = jnp.take_along_axis(logits_BLV, targets_BL[:, :, None], axis=2)[:, :, 0]
-    nll_BL = jax.nn.logsumexp(logits_BLV, axis=-1) - of_target_BL
-    return (nll_BL * weights_BL).sum(-1)
+
+    def of_eight(part):
+        x_BLD, targets_BL = part
+        logits_BLV = forward.logits(model, params, x_BLD)
+        chosen_BL = jnp.take_along_axis(logits_BLV, targets_BL[:, :, None], axis=2)[:, :, 0]
+        return jax.nn.logsumexp(logits_BLV, axis=-1) - chosen_BL
+
+    # Eight rows a product and a lane, whatever else is asked: that would decide how it is summed.
+    parts = (x_BLD.reshape(lanes, -1, 8, D).swapaxes(0, 1),
+             targets_BL.reshape(lanes, -1, 8).swapaxes(0, 1))
+    return jax.lax.map(of_eight, parts).swapaxes(0, 1).reshape(B, scored)
 
 
 @partial(jax.jit, static_argnames=('model', 'room', 'sampling', 'mode'), donate_argnames='slots')

@@ -61,7 +61,8 @@ class Request:
 class Decoding:
     """How rows are written: everything that, with a request and the weights, decides a reply.
 
-    `stops` are further ids that end a row, `stop_strings` texts that do, wherever tokens cut them.
+    `stops` are further ids that end a row, `stop_strings` texts that do, wherever tokens cut them
+    (the text of a reply has no space around it: a stop that is only spaces needs something behind).
     `min_new` tokens come before any stop id. `forbidden` ids are never written, `banned_thinking`
     ones not in a thought. `nudge` and `reference_compat` are those of `thinking.Thinking`.
     """
@@ -97,13 +98,18 @@ class Reply:
         return self.finish == 'length'
 
 
-def check(requests, decoding, vocabulary, marks):
+def check(requests, decoding, vocabulary, marks, patches):
     """ValueError, in one line and before work starts, for requests that cannot be answered.
 
-    `marks` are the ids of <think> and </think>, -1 where the tokenizer lacks them.
+    `marks` are the ids of <think> and </think>, -1 where the tokenizer lacks them; `patches` those
+    of a tile, 0 for a model that cannot see.
     """
+    if not 0 <= decoding.seed < 2**32:
+        raise ValueError(f'seed {decoding.seed} is no uint32')
+    if set(range(vocabulary)) <= set(decoding.forbidden):
+        raise ValueError('every token is forbidden; leave some that may be written')
     for k, request in enumerate(requests):
-        n, target = len(request.prompt.tokens), request.target or ()
+        n, target = len(request.prompt.tokens), () if request.target is None else request.target
         if n == 0 or request.prompt.prefix == n:
             raise ValueError(f'request {k}: a prompt must end with a token of text')
         if request.limit < 1 or (request.think is not None and request.think < 0):
@@ -113,12 +119,25 @@ def check(requests, decoding, vocabulary, marks):
             raise ValueError(f'request {k} thinks, but the tokenizer has no <think> and </think>')
         if not 0 <= request.sample < 2**32:
             raise ValueError(f'request {k}: sample {request.sample} is no uint32')
+        if request.prompt.prefix:
+            _check_pictures(request.prompt, patches, k)
         ids = np.asarray([*request.prompt.tokens, *target])
         if ids.min() < 0 or ids.max() >= vocabulary:
             raise ValueError(f'request {k}: token ids {ids.min()} to {ids.max()} are not all below '
                              f'the {vocabulary} rows of the embedding')
     if any(not text for text in decoding.stop_strings):
         raise ValueError('a stop string is empty; leave it out')
+
+
+def _check_pictures(prompt, patches, k):
+    """ValueError when image tokens of request `k` show what is not there."""
+    if not patches:
+        raise ValueError(f'request {k} shows a picture, but the model has no vision tower')
+    shown = prompt.image_index[prompt.image_index != images.NEWLINE]
+    features = patches * (0 if prompt.tiles is None else len(prompt.tiles))
+    if shown.max(initial=-1) >= features:
+        raise ValueError(f'request {k}: image_index reaches {shown.max()}, but its tiles have '
+                         f'{features} features')
 
 
 def first_stop(ids, text_of, stop_strings):

@@ -19,23 +19,24 @@ def parser():
     top = argparse.ArgumentParser(prog='python -m downscale.generate.selfcheck',
                                   description=__doc__.splitlines()[0])
     top.add_argument('--prompts', type=int, default=40, help='ragged prompts to write behind')
-    top.add_argument('--slots', default='1,5,13', help='numbers of slots, comma-separated')
+    top.add_argument('--slots', default='1,5,13,40', help='numbers of slots, comma-separated')
     top.add_argument('--seed', type=int, default=0, help='of weights, prompts and sampling')
     top.add_argument('--temperature', type=float, default=0.6, help='0 is greedy')
     top.add_argument('--tokens', type=int, default=24, help='most tokens of an answer')
+    top.add_argument('--width', type=int, default=576, help='width of the model, a multiple of 32')
     top.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32')
     top.add_argument('--json', action='store_true', help='one JSON object')
     return top
 
 
-def tiny(seed, dtype):
+def tiny(seed, dtype, width=576):
     """(model, params, encoder) with loud random weights: else a reply repeats its first token."""
     import jax
 
     from downscale.model.init import init_params
     from downscale.model.vlm import Vlm
     from downscale.sizes import LANGUAGE, VisionConfig, scale
-    language = scale(LANGUAGE['micro']['w64d2'], 64, 3, vocabulary=128)
+    language = scale(LANGUAGE['micro']['w64d2'], width, 2, vocabulary=128)
     vision = VisionConfig(layers=1, W=32, H=2, F=64, patch=4, image=16)
     model = Vlm(language, vision, dtype=dtype)
     params = init_params(model, seed)
@@ -53,7 +54,7 @@ class Ids:
 
 def ragged(model, count, tokens, seed):
     """`count` requests of many lengths: a third with a picture, two of them sharing each, a third
-    that think."""
+    that think, half with a target."""
     import numpy as np
 
     from downscale.generate.requests import Prompt, Request
@@ -68,7 +69,8 @@ def ragged(model, count, tokens, seed):
             ids = np.concatenate([np.zeros(patches, np.int32), ids])
             index = np.concatenate([np.arange(patches, dtype=np.int32)[:, None], index])
         found.append(Request(Prompt(ids, index, tiles), int(rng.integers(1, tokens + 1)), k,
-                             think=int(rng.integers(0, tokens)) if k % 3 == 1 else None))
+                             think=int(rng.integers(0, tokens)) if k % 3 == 1 else None,
+                             target=tuple(range(5, 6 + k % 20)) if k % 2 else None))
     return found
 
 
@@ -85,12 +87,12 @@ def meshes():
     return found
 
 
-def selfcheck(prompts, slots, seed, temperature, tokens=24, dtype='float32',
+def selfcheck(prompts, slots, seed, temperature, tokens=24, dtype='float32', width=576,
               report=lambda done, total: None):
     """{'identical', 'settings', 'rows', 'rows_that_differ', 'difference'} over all settings."""
     from downscale.generate.engine import Decoding, Engine
     from downscale.generate.sampling import Sampling
-    model, params, encoder = tiny(seed, dtype)
+    model, params, encoder = tiny(seed, dtype, width)
     asked = ragged(model, prompts, tokens, seed)
     decoding = Decoding(Sampling(temperature), seed)
     settings = [(name, mesh, count, order, refill) for name, mesh in meshes().items()
@@ -100,7 +102,7 @@ def selfcheck(prompts, slots, seed, temperature, tokens=24, dtype='float32',
         engine = Engine(model, params, encoder, count, mesh, refill)
         replies = engine.write(asked[::order], decoding)[::order]
         first = first or replies
-        wrong = [k for k in range(prompts) if first[k].ids != replies[k].ids]
+        wrong = [k for k in range(prompts) if repr(first[k]) != repr(replies[k])]  # NaN is NaN
         differing += len(wrong)
         if wrong and difference is None:
             a, b = first[wrong[0]].ids, replies[wrong[0]].ids
@@ -120,14 +122,17 @@ def main(argv=None):
     args = parser().parse_args(argv)
     try:
         slots = [int(text) for text in args.slots.split(',')]
-        if args.prompts < 1 or min(slots) < 1 or args.tokens < 1:
+        if min(args.prompts, *slots, args.tokens) < 1 or args.width % 32 or args.temperature < 0 \
+                or not 0 <= args.seed < 2**32:
             raise ValueError
     except ValueError:
         parser().error('--prompts, --tokens and every number of --slots must be at least 1, as in '
-                       '--slots 1,5,13')
+                       '--slots 1,5,13; --width a multiple of 32, --temperature and --seed at '
+                       'least 0')
     with progress_bars(args.json) as bars:
         result = selfcheck(args.prompts, slots, args.seed, args.temperature, args.tokens,
-                           args.dtype, lambda done, total: bars('settings', done, total))
+                           args.dtype, args.width,
+                           lambda done, total: bars('settings', done, total))
     if args.json:
         print(json.dumps(result))
     else:
