@@ -1,11 +1,11 @@
 """Tokens per second of greedy decoding on CPU against transformers, as ratios from one run.
 
 The same float32 weights (SmolLM2-135M's shape with random values, or `--model` with real ones) on
-both sides, two threads each, interleaved, every side in a process of its own; one at a time is measured once. Fixed batches: 64
+both sides, two threads each, interleaved, every side in a process of its own. Fixed batches: 64
 prompt tokens and 32 new ones. Ragged: 64 requests with prompts of 16 to 256 and replies of 8 to 128
-tokens; transformers pads them to batches of 16, or takes them one at a time. Beside each figure
-stands the bound that memory sets: a step reads all weights and the cache once. Compiling is not
-timed, but printed.
+tokens; transformers pads them to batches of 16, or takes them one at a time (measured once). Beside
+each figure stands the bound that memory sets: a step reads all weights and the cache once. Then:
+does a step get slower by cache that is allocated and not used? Compiling is not timed.
 """
 import argparse
 import json
@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 FIXED, PROMPT, NEW, REQUESTS, SLOTS = (1, 8, 32), 64, 32, 64, 16
+UNUSED = (96, 4000)
 GOALS = {'batch 1': 1.5, 'batch 8': 2.0, 'batch 32': 2.0, 'ragged': 4.0, 'ragged, one by one': 8.0}
 
 
@@ -57,11 +58,12 @@ def tasks(vocabulary):
 
 
 class NoText:
-    """As much of an encoder as the engine needs where only ids count and nothing ends a row."""
-    stop, thought = -1, (-1, -1, -1)
+    """As much of an encoder as the engine needs where only ids count and nothing ends a row but,
+    where it is asked to, a number of tokens."""
+    stop, thought, most = -1, (-1, -1, -1), 0
 
     def text(self, ids):
-        return ''
+        return 'enough' if 0 < self.most <= len(ids) else ''
 
 
 def make_ours(folder):
@@ -79,6 +81,8 @@ def make_ours(folder):
     engines = {}
 
     def run(name, asked):
+        if name == 'unused cache':
+            return step_seconds(model, params, *asked), {}
         slots = min(SLOTS, len(asked)) if name == 'ragged' else len(asked)
         if slots not in engines:
             engines[slots] = Engine(model, params, NoText(), slots)
@@ -87,6 +91,26 @@ def make_ours(folder):
         replies = [list(reply.ids) for reply in engines[slots].write(asked)]
         return replies, engines[slots].stats.summary()
     return run
+
+
+def step_seconds(model, params, *limits):
+    """Seconds of a decode step of 8 rows that have come 64 to 160 tokens far, for each number of
+    tokens that they might have written: the slope between 32 and 96 tokens."""
+    import numpy as np
+
+    from downscale.generate.engine import Decoding, Engine, Prompt, Request
+    found, encoder = [], NoText()
+    engine = Engine(model, params, encoder, 8)
+    prompt = Prompt(np.arange(PROMPT, dtype=np.int32), np.full((PROMPT, 1), -1))
+    for limit in limits:
+        times = {32: [], 96: []}
+        for _ in range(4):
+            for encoder.most in times:
+                begin = time.perf_counter()
+                engine.write([Request(prompt, limit)] * 8, Decoding(stop_strings=('enough',)))
+                times[encoder.most].append(time.perf_counter() - begin)
+        found.append((min(times[96]) - min(times[32])) / 64)
+    return found
 
 
 def make_theirs(folder):
@@ -177,9 +201,11 @@ def measure(folder, repeats):
                 pairs = [(a, b) for x, y in zip(*replies.values()) for a, b in zip(x, y)]
                 found[name]['same'] = sum(a == b for a, b in pairs) / len(pairs)
             print(f'  round {turn} of {repeats}: {name}', flush=True)
+    pipes['ours'].send(('unused cache', UNUSED))
+    _, steps, _ = pipes['ours'].recv()
     for pipe in pipes.values():
         pipe.send(None)
-    return config, work, found
+    return config, work, found, steps
 
 
 def main():
@@ -190,7 +216,7 @@ def main():
             random_model(made)
         rate = bandwidth()
         print(f'memory: {rate / 1e9:.1f} GB/s read by two threads')
-        config, work, found = measure(args.model or Path(made), args.repeats)
+        config, work, found, steps = measure(args.model or Path(made), args.repeats)
     for name, row in found.items():
         asked = work['ragged' if 'ragged' in name else name]
         tokens = sum(new for _, new in asked)
@@ -208,8 +234,11 @@ def main():
             print(f'{"":20s}slot occupancy {c["slot_occupancy"]:.0%}, padding of prompts '
                   f'{c["padding_waste"]:.0%}, {c["compiles"]} compilations in '
                   f'{c["compile_seconds"]:.0f} s')
+    print('decode step of 8 rows, at most 160 tokens far, by the tokens they may write: '
+          + ', '.join(f'{limit}: {1e3 * s:.1f} ms' for limit, s in zip(UNUSED, steps)))
     if args.json:
-        Path(args.json).write_text(json.dumps({'bandwidth': rate, 'tasks': found}, indent=1))
+        found |= {'bandwidth': rate, 'step_seconds': dict(zip(UNUSED, steps))}
+        Path(args.json).write_text(json.dumps(found, indent=1))
 
 
 if __name__ == '__main__':

@@ -21,14 +21,14 @@ from downscale.evaluate.extract_think import Chain
 from downscale.evaluate.plan import Plan
 from downscale.evaluate.runs import open_runs
 from downscale.experiment import Experiment
-from downscale.generate.engine import Reply
+from downscale.generate.engine import Reply, Stats
 from downscale.loading import load
 from downscale.model.init import init_params
 from downscale.train import checkpoint
 
 LIMIT = 20
-PLAN = Plan('extract', ('think', 'direct'), think_tokens=30, answer_tokens=8, describe_tokens=20,
-            temperature=0.6, repeats=2)
+PLAN = Plan(describe='extract', reason=('think', 'direct'), think_tokens=30, answer_tokens=8,
+            describe_tokens=20, temperature=0.6, repeats=2)
 WORDS = ('red', 'blue', 'a1', 'b2', 'circle', 'square', 'yes', 'no', '1', '2')
 
 
@@ -40,7 +40,7 @@ class Fake:
     def __init__(self, folder, slots):
         _, _, tokenizer, cell = load(folder)
         self.encoder = Encoder(tokenizer, cell.chat_of(folder.name), cell.layout(folder.name))
-        self.folder, self.slots, self.stats = folder, slots, {'tokens': 0, 'rows': 0}
+        self.folder, self.slots, self.stats = folder, slots, Stats()
 
     def stream(self, requests, decoding):
         for start in range(0, len(requests), self.slots):
@@ -50,8 +50,8 @@ class Fake:
                         raise KeyboardInterrupt
                     Fake.after -= 1
                 reply = self.reply(requests[index], decoding)
-                self.stats = {name: self.stats[name] + more for name, more in
-                              (('tokens', len(reply.ids)), ('rows', 1))}
+                self.stats.rows, self.stats.tokens = \
+                    self.stats.rows + 1, self.stats.tokens + len(reply.ids)
                 yield index, reply
 
     def reply(self, request, decoding):

@@ -66,6 +66,8 @@ def test_information_comes_from_a_file_by_id_or_by_number(tmp_path):
         assert found.hash != questions.hash
     path.write_text(json.dumps({'q0': 'x', '1': 'y'}))
     fails(lambda: informed(questions, path), 'lacks 2 of 3 questions')
+    fails(lambda: informed(questions, tmp_path / 'x'), 'no file of information',
+          error=FileNotFoundError)
     for text in ('["x"]', '{"q0": 3}', '{'):
         path.write_text(text)
         fails(lambda: informed(questions, path), 'look.json')

@@ -2,8 +2,6 @@
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +10,11 @@ import small
 from fake_chain import LIMIT, PLAN, Fake, chain, files, plain_run, runs, save_run, study
 from test_asked import PICTURE, fails, question_file
 
-from downscale import cli
 from downscale.data.mixture import describe_prompt, reasoner_prompt
 from downscale.evaluate import prompts
 from downscale.evaluate.answers import items_of
 from downscale.evaluate.asked import open_questions
 from downscale.evaluate.cells import measured, table
-from downscale.evaluate.extract_think import Chain
-from downscale.evaluate.plan import Plan
-from downscale.evaluate.prompts import PLACES
 from downscale.evaluate.runs import open_runs
 from downscale.evaluate.samples import read_samples
 
@@ -93,15 +87,16 @@ def test_the_summary_counts_what_the_samples_hold():
         assert all(row['pred'] == '' and not row['parse_ok'] for row in rows
                    if row['close'] == 'open')
     kept = json.loads((out / 'throughput.json').read_text())
-    assert set(kept) == {run.name for role in ('perception', 'reasoner') for run in runs(role)}
+    assert set(kept) == {f'{step} {run.name}' for step, role in (
+        ('describe', 'perception'), ('answer', 'reasoner')) for run in runs(role)}
     assert not any(word in path.read_text() for path in out.glob('*-*.jsonl')
                    for word in ('tokens_per', 'seconds', 'slots', 'process'))
 
 
 def test_planted_rates_come_out_as_planted():
     def row(k, **changes):
-        return {'doc': {'cluster': str(k)}, 'score': 1.0, 'truncated': False, 'parse_ok': True,
-                'close': 'natural', **changes}
+        return {'doc': {'cluster': str(k), 'family': 'odd' if k % 2 else 'even'}, 'score': 1.0,
+                'truncated': False, 'parse_ok': True, 'close': 'natural', **changes}
 
     rows = [*(row(k) for k in range(6)), row(6, score=0.0),
             row(7, truncated=True, score=0.0), row(8, parse_ok=False, score=0.0),
@@ -111,12 +106,18 @@ def test_planted_rates_come_out_as_planted():
     assert (found['accuracy'], found['accuracy_completed']) == (0.6, pytest.approx(6 / 7))
     assert (found['n'], found['completed'], found['clusters']) == (10, 7, 10)
     assert 0 <= found['low'] < 0.6 < found['high'] <= 1
+    assert found['families'] == {'even': {'n': 5, 'accuracy': 0.6}, 'odd': {'n': 5,
+                                                                            'accuracy': 0.6}}
     blank = measured([{**one, 'score': None} for one in rows])
     assert blank['accuracy'] is blank['accuracy_completed'] is blank['low'] is None
-    assert (blank['scored'], blank['truncated']) == (0, 0.1)
-    lines = list(table([{'perception': 'p', 'reasoner': 'r', 'mode': 'think', **found},
-                        {'perception': 'p', 'reasoner': 'r', 'mode': 'direct', **blank}]))
-    assert len(lines) == 3 and '0.600' in lines[1] and '10.0 %' in lines[2] and '-' in lines[2]
+    assert (blank['scored'], blank['truncated'], blank['families']) == (0, 0.1, {})
+    cell = {'perception': 'p', 'reasoner': 'r', 'mode': 'think', 'descriptions_truncated': 0.0}
+    lines = list(table([{**cell, **found}, {**cell, **blank, 'mode': 'direct'}]))
+    assert len(lines) == 5 and '0.600' in lines[1] and '10.0 %' in lines[2] and '-' in lines[2]
+    assert '   10  ' in lines[1] and ' 0 of 10  ' in lines[2] and lines[3].startswith('n: ')
+    assert len({len(line) for line in lines[:3]}) == 1
+    *_, last = table([{**cell, **found, 'descriptions_truncated': 0.25}])
+    assert last == '25.0 % of the descriptions of p were cut off; give more --describe-tokens'
 
 
 # --- kills, slots and processes -----------------------------------------------------------------
@@ -135,7 +136,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, rows, torn):
     for process in (2, 1, 0):  # process 0 last: it waits for nobody here
         found = chain(out, slots=5, process=process, processes=3).run()
     assert files(out) == files(plain_run()[0]) and found == plain_run()[1]
-    finished = {'w32d1-s0-extract', 'w32d1-s0-reason', 'w32d2-s0-reason'}  # by some process 0
+    finished = {'describe w32d1-s0-extract', 'answer w32d1-s0-reason', 'answer w32d2-s0-reason'}
     assert finished <= set(json.loads((out / 'throughput.json').read_text()))
     assert len(Fake.asked) == asked + (torn > 0)  # nothing is made twice but the torn row
 
@@ -186,18 +187,33 @@ def test_pictures_are_shown_in_windows_that_fit_in_memory(tmp_path, monkeypatch)
 def test_a_folder_that_was_begun_otherwise_is_refused_by_name(tmp_path):
     out = tmp_path / 'copy'
     shutil.copytree(plain_run()[0], out)
-    for changes, name in (
-            ({'plan': dataclasses.replace(PLAN, seed=1)}, '(plan.seed)'),
-            ({'plan': dataclasses.replace(PLAN, reason=('think',))}, '(plan.reason)'),
+    for changes, *told in (
+            ({'plan': dataclasses.replace(PLAN, seed=1)}, '(plan.seed was 0, now 1)'),
+            ({'plan': dataclasses.replace(PLAN, reason=('think',))},
+             "(plan.reason was ['think', 'direct'], now ['think'])"),
             ({'prompts': dataclasses.replace(prompts.load('micro'), question_start='Q ')},
-             '(prompts)'),
-            ({'reasoners': runs('reasoner', 1)}, '(reasoner.w32d2-s0-reason)'),
-            ({'questions': open_questions(study(), limit=7)}, '(data.hash, data.questions)')):
-        fails(chain(out, **changes).run, 'begun with other settings', name)
+             '(prompts was '),
+            ({'reasoners': runs('reasoner', 1)}, '(reasoner.w32d2-s0-reason was ',
+             'now not there)'),
+            ({'questions': open_questions(study(), limit=7)}, '(data.hash was ',
+             '; data.questions was 20, now 7)')):
+        fails(chain(out, **changes).run, 'begun with other settings', *told)
     (tmp_path / 'full').mkdir()
     (tmp_path / 'full' / 'mine.txt').write_text('x')
     fails(chain(tmp_path / 'full').run, 'holds something else')
     assert not Fake.asked
+
+
+def test_settings_under_which_nothing_was_written_give_way(tmp_path):
+    """As after a first try that did not fit in memory; but others may be about to write."""
+    out = tmp_path / 'out'
+    Fake.after = 0
+    with pytest.raises(KeyboardInterrupt):
+        chain(out, plan=dataclasses.replace(PLAN, describe_tokens=10 ** 6)).run()
+    fails(chain(out, processes=2).run, 'plan.describe_tokens was 1000000, now 20')
+    Fake.after = None
+    chain(out).run()
+    assert files(out) == files(plain_run()[0])
 
 
 def test_a_further_trained_model_is_another_one(tmp_path):
@@ -211,7 +227,8 @@ def test_a_further_trained_model_is_another_one(tmp_path):
     trained, = open_runs([folder], 'reasoner')
     out = tmp_path / 'copy'
     shutil.copytree(plain_run()[0], out)
-    fails(chain(out, reasoners=(trained, runs('reasoner')[1])).run, '(reasoner.w32d1-s0-reason)')
+    fails(chain(out, reasoners=(trained, runs('reasoner')[1])).run,
+          '(reasoner.w32d1-s0-reason was ')
 
 
 def test_a_model_that_cannot_do_its_part_is_refused_before_any_work(tmp_path):
@@ -308,7 +325,7 @@ def test_a_file_of_questions_goes_through_the_chain(tmp_path):
     assert [asked.id for asked in questions.asked] == ['7', 'q1', 'q2']
     assert [len(questions.images(asked)) for asked in questions.asked] == [1, 1, 0]
     assert [asked.cluster for asked in questions.asked][2] == 'q2'
-    plan = Plan(reason=('direct',), answer_tokens=4, describe_tokens=4)
+    plan = dataclasses.replace(PLAN, describe='caption', reason=('direct',), repeats=1)
     found, = chain(tmp_path / 'out', plan=plan, questions=questions,
                    perceptions=runs('perception', 1), reasoners=runs('reasoner', 1)).run()
     assert (found['n'], found['scored']) == (3, 2)
@@ -351,7 +368,7 @@ def test_texts_with_braces_and_marks_reach_the_reasoner(tmp_path):
             return dataclasses.replace(reply, text='{question} <image> \u2028 {') \
                 if self.folder.name == 'extract' else reply
 
-    plan = Plan(reason=('direct',), answer_tokens=4, describe_tokens=4)
+    plan = dataclasses.replace(PLAN, describe='caption', reason=('direct',), repeats=1)
     chain(tmp_path / 'out', plan=plan, questions=questions, engine=Odd).run()
     for path in (tmp_path / 'out').glob('answer-*.jsonl'):
         first = read_samples(path)[0]['input']
@@ -364,53 +381,3 @@ def test_the_world_judges_its_own_questions():
         assert world.judge(asked, f' {asked.answer} ')[2] == 1.0
         assert world.judge(asked, 'Answer: ' + asked.answer)[2] == 1.0
         assert world.judge(asked, 'nonsense')[1:] == (True, 0.0)
-
-
-# --- the console --------------------------------------------------------------------------------
-
-def test_one_command_runs_the_grid(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, 'cache_folder', lambda: tmp_path / 'cache')
-    monkeypatch.setattr('downscale.study.use_cache', lambda folder: None)
-    monkeypatch.setattr('downscale.evaluate.extract_think.open_engine', Fake)
-    monkeypatch.setattr(Chain, '__init__', _with_fake(Chain.__init__))
-    argv = ['extract-think', '--data', str(study()), '--out', str(tmp_path / 'out'), '--limit',
-            str(LIMIT), '--describe', 'extract', '--reason', 'think', 'direct', '--think-tokens',
-            '30', '--answer-tokens', '8', '--describe-tokens', '20', '--temperature', '0.6',
-            '--repeats', '2', '--slots', '4', '--quiet', '--perception',
-            *(str(run.folder) for run in runs('perception')), '--reasoner',
-            *(str(run.folder) for run in runs('reasoner'))]
-    assert cli.main(argv) == 0
-    assert files(tmp_path / 'out') == files(plain_run()[0])
-    out = capsys.readouterr().out
-    assert len(out.splitlines()) == 14 and 'w32d2-s0-reason: tokens ' in out
-    assert 'summary: ' in out and 'unclosed' in out
-    for more, told in ((['--seed', '1'], 'plan.seed'), (['--limit', '0'], '--limit 0'),
-                       (['--prompts', 'micr'], "did you mean 'micro'"),
-                       (['--information', 'x', '--informer', 'y'], 'give one'),
-                       (['--describe', 'caption', '--informer', 'y'], 'a caption looks at')):
-        assert cli.main([*argv, *more]) == 1
-        line = capsys.readouterr().err
-        assert line.startswith('error: ') and line.count('\n') == 1 and told in line
-
-
-def _with_fake(begin):
-    def init(self, *args, **more):
-        begin(self, *args, **{**more, 'engine': Fake})
-    return init
-
-
-def test_the_help_needs_no_jax():
-    code = ('import sys; from downscale import cli; cli.parser(); '
-            'sys.exit("jax" in sys.modules or "numpy" in sys.modules)')
-    assert subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=False).returncode == 0
-    example = cli.EXAMPLES['extract-think'].split()
-    args = cli.parser().parse_args(example[1:])
-    assert args.run is cli.extract_think and args.describe == 'extract'
-
-
-def test_prompt_files_are_part_of_the_package():
-    import configparser
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / 'setup.cfg')
-    assert 'prompts/*.json' in setup['options.package_data']['downscale.evaluate']
-    assert set(PLACES) <= set(vars(prompts.load('paper')))

@@ -124,8 +124,8 @@ def test_the_ladder_holds_what_is_asked_and_blocks_end_on_it():
         assert edges(n)[-1] == max(64, ladder(n)) and edges(n)[:-1] == tuple(
             end for end in edges(3000) if end < edges(n)[-1])
     k, v = empty_cache(SMALL, 2, edges(100))
-    assert [leaf[1].shape for leaf in k] == [(2, 2, 8, 64), (2, 2, 8, 64)]
-    assert [leaf[1].shape for leaf in v] == [(2, 2, 64, 8), (2, 2, 64, 8)]
+    assert [leaf[1].shape for leaf in k] == [(2, 2, 8, 32), (2, 2, 8, 32), (2, 2, 8, 64)]
+    assert [leaf[1].shape for leaf in v] == [(2, 2, 32, 8), (2, 2, 32, 8), (2, 2, 64, 8)]
 
 
 @pytest.fixture(scope='module')

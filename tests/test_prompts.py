@@ -83,19 +83,25 @@ def test_the_hash_tells_every_field_but_the_remark(tmp_path):
     assert prompts.load(written(tmp_path, lambda v: v.update(about='x'))).hash == paper.hash
     seen = {paper.hash}
     for name in vars(paper):
-        if name not in ('about', 'information_pairs'):
+        if name not in ('about', 'information_pairs', *prompts.LIMITS):
             def change(value, name=name):
                 value[name] = [*value[name], 'x'] if isinstance(value[name], list) \
                     else value[name] + '!'
             seen.add(prompts.load(written(tmp_path, change)).hash)
     seen.add(prompts.load(written(tmp_path, lambda v: v['information_pairs'].pop())).hash)
-    assert len(seen) == len(vars(paper))
+    assert len(seen) == len(vars(paper)) - len(prompts.LIMITS)
+    for name in prompts.LIMITS:  # each row records the limits that it was written under
+        other = prompts.load(written(tmp_path, lambda v, name=name: v.update({name: 9})))
+        assert other.hash == paper.hash and vars(other)[name] == 9
 
 
 @pytest.mark.parametrize('change, message', [
     (lambda v: v.update(captoin='x'), "unknown field 'captoin'; did you mean 'caption'"),
     (lambda v: v.pop('extract'), "missing field 'extract'"),
     (lambda v: v.update(caption=3), "'caption' must be a text"),
+    (lambda v: v.pop('think_tokens'), "missing field 'think_tokens'"),
+    (lambda v: v.update(think_tokens='9'), "'think_tokens' must be a number of tokens"),
+    (lambda v: v.update(answer_tokens=0), "'answer_tokens' must be a number of tokens"),
     (lambda v: v.update(question_starts='hint:'), "'question_starts' must be a list of texts"),
     (lambda v: v.update(question_starts=['']), "'question_starts' must be a list of texts"),
     (lambda v: v.update(information_pairs=[['q', 'a']]), 'must be a list of'),

@@ -238,3 +238,14 @@ def test_the_reference_allows_a_second_close():
     assert one(script, 9, 4)[0] == [WORD, CLOSE, ELSE, WORD]
     assert one(script, 9, 4, COMPAT)[0] == [WORD, CLOSE, CLOSE, WORD]
     assert one([CLOSE], 2, 4, COMPAT)[0] == [CLOSE, NEWLINE] + [CLOSE] * 4
+
+
+def test_a_vocabulary_without_a_newline_spends_its_whole_budget_freely():
+    thinking = Thinking(OPEN, CLOSE, -1)
+    PLAYERS[thinking] = quick(partial(play, thinking))
+    rows = [([WORD], 3, 2), ([WORD, WORD, CLOSE, WORD, STOP], 3, 2), ([WAIT], 1, 1)]
+    written, mind = drive(rows, thinking)
+    assert written == [[WORD] * 3 + [CLOSE] + [WORD] * 2, [WORD, WORD, CLOSE, WORD],
+                       [ELSE, CLOSE, WAIT]]
+    assert endings(mind) == ['forced', 'natural', 'forced']
+    assert mind.thought_B.tolist() == [3, 2, 1]

@@ -172,8 +172,11 @@ def _checked(line, where):
 def informed(questions, path):
     """`questions` with the information of a JSON file {id or number in the data: text}.
 
-    ValueError in one line for a damaged file and, with counts, for questions that it leaves out.
+    FileNotFoundError or ValueError in one line for a missing or damaged file and, with counts, for
+    questions that it leaves out.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'no file of information {path}')
     try:
         found = json.loads(Path(path).read_text(encoding='utf-8'))
     except ValueError as error:

@@ -46,10 +46,15 @@ def measured(rows):
     wrong = {'truncated': [row['truncated'] for row in rows],
              'unparsed': [not row['parse_ok'] for row in rows],
              'unclosed': [row['close'] == 'open' for row in rows]}
+    families = {}
+    for row in scored:
+        families.setdefault(row['doc']['family'], []).append(row['score'])
     return {**found, **{name: float(np.mean(wrong[name])) for name in SHARES},
             'completed': len(completed),
             'accuracy_completed': float(np.mean([row['score'] for row in completed]))
-            if completed else None}
+            if completed else None,
+            'families': {name: {'n': len(scores), 'accuracy': float(np.mean(scores))}
+                         for name, scores in sorted(families.items())}}
 
 
 def _number(value):
@@ -57,19 +62,29 @@ def _number(value):
 
 
 def table(cells):
-    """The lines of a short table for a person."""
-    wide = max(len(cell[name]) for cell in cells for name in ('perception', 'reasoner'))
-    wide = max(wide, len('perception'))
-    heads = ('accuracy', '95 %', 'n', *SHARES, 'completed')
-    yield '  '.join([f'{"perception":{wide}}', f'{"reasoner":{wide}}', 'mode  ',
-                     *(f'{head:>12}' for head in heads)])
+    """The lines of a short table for a person, with what its columns mean."""
+    names = ('perception', 'reasoner', 'mode')
+    rows = [[*names, 'n', 'accuracy', '95 %', *SHARES, 'completed']]
     for cell in cells:
         reach = '' if cell['low'] is None else f'{cell["low"]:.3f}-{cell["high"]:.3f}'
-        shown = [_shown(cell['accuracy']), reach, str(cell['n']),
-                 *(f'{100 * cell[name]:.1f} %' for name in SHARES),
-                 _shown(cell['accuracy_completed'])]
-        yield '  '.join([f'{cell["perception"]:{wide}}', f'{cell["reasoner"]:{wide}}',
-                         f'{cell["mode"]:6}', *(f'{text:>12}' for text in shown)])
+        known = '' if cell['scored'] == cell['n'] else f'{cell["scored"]} of '
+        rows.append([*(cell[name] for name in names), f'{known}{cell["n"]}',
+                     _shown(cell['accuracy']), reach,
+                     *(f'{100 * cell[name]:.1f} %' for name in SHARES),
+                     _shown(cell['accuracy_completed'])])
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        yield '  '.join(text.ljust(width) if k < len(names) else text.rjust(width)
+                        for k, (text, width) in enumerate(zip(row, widths)))
+    if any(cell['scored'] < cell['n'] for cell in cells):
+        yield 'n: rows whose right answer is in the data, of all'
+    yield ('truncated: cut off at a limit; unparsed: no answer to read; unclosed: the thought '
+           'never ended; completed: accuracy on the rest')
+    cut = {cell['perception']: cell['descriptions_truncated'] for cell in cells}
+    for name, share in cut.items():
+        if share:
+            yield (f'{100 * share:.1f} % of the descriptions of {name} were cut off; give more '
+                   '--describe-tokens')
 
 
 def _shown(value):

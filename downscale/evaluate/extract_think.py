@@ -83,7 +83,7 @@ class Chain:
                     f'{len(lacking)} of {len(self.questions.asked)} questions do not say what to '
                     f'look at (first {lacking[0].id!r}); give --information or --informer, or '
                     '--describe caption')
-        begin(self.out, self.settings())
+        begin(self.out, self.settings(), alone=self.processes == 1)
         mine = self._mine()
         looked = self._inform(mine, self._generate)
         told = {run.name: self._describe(run, mine, looked, self._generate)
@@ -212,16 +212,18 @@ class Chain:
 
     def _decode(self, run, groups, decoding, total):
         """Generate each group of jobs of equal content once and write a row for each of them."""
+        task, _, _ = groups[0][0][1].record['task'].partition('-')
+        name, done = f'{task} {run.name}', total - sum(map(len, groups))
+        self.report(name, done, total)
         engine = self.engine(run.folder, self.slots)
-        done = total - sum(map(len, groups))
         for window in self._windows(groups, engine.encoder):
             requests = [request for request, _ in window]
             for index, reply in engine.stream(requests, decoding):
                 for store, job in window[index][1]:
                     store.add({**job.record, **self._outcome(job, reply)})
                     done += 1
-                self.report(run.name, done, total)
-        self._keep_throughput(run, engine.stats.summary())
+                self.report(name, done, total)
+        self._keep_throughput(name, engine.stats.summary())
 
     def _windows(self, groups, encoder):
         """Lists of (request, its jobs) whose pictures fit in memory together."""
@@ -237,7 +239,7 @@ class Chain:
             if window and (held + size > WINDOW or len(window) >= ROWS):
                 yield window
                 window, held = [], 0
-            window.append((Request(prompt, job.sample, job.limit, job.think), group))
+            window.append((Request(prompt, job.limit, job.sample, job.think), group))
             held += size
         yield window
 
@@ -287,14 +289,17 @@ class Chain:
             before, lacking = len(lacking), store.missing(keys)
             since = time.monotonic() if len(lacking) < before else since
 
-    def _keep_throughput(self, run, stats):
-        """What this process measured with a model stands beside what it did with others before."""
+    def _keep_throughput(self, name, stats):
+        """What this process measured in a step stands beside what it did in others before."""
         path = self.out / ('throughput.json' if not self.process else
                            f'throughput.p{self.process}.json')
         before = json.loads(path.read_text()) if path.is_file() else {}
-        write_json(path, before | {run.name: stats})
-        self.note(f'{run.name}: ' + ', '.join(f'{name} {value:.4g}'
-                                              for name, value in stats.items()))
+        write_json(path, before | {name: stats})
+        self.note(f'{name}: {stats["rows"]} rows, {stats["tokens"]} tokens in '
+                  f'{stats["seconds"]:.1f} s ({stats["tokens_per_second"]:.0f} tokens/s); '
+                  f'{stats["compiles"]} programs compiled in {stats["compile_seconds"]:.1f} s of '
+                  f'that; slots {stats["slot_occupancy"]:.0%} busy; '
+                  f'{stats["padding_waste"]:.0%} of what was read is padding')
 
 
 def sample_of(*parts):
@@ -302,20 +307,29 @@ def sample_of(*parts):
     return zlib.crc32(json.dumps(parts).encode())
 
 
-def begin(out, settings):
-    """`out` is a folder with these settings; ValueError naming what differs from earlier ones."""
+def begin(out, settings, alone=True):
+    """`out` is a folder with these settings; ValueError naming what differs from earlier ones.
+
+    Earlier ones under which nothing was written give way, unless other processes may be about to.
+    """
     path = Path(out) / 'settings.json'
-    if not path.is_file():
-        if Path(out).is_dir() and any(Path(out).iterdir()):
+    there = {file.name for file in Path(out).iterdir() if not file.name.startswith('.')} \
+        if Path(out).is_dir() else set()
+    if path.name not in there:
+        if there:
             raise ValueError(f'{out} holds something else; give an empty or new folder')
         write_json(path, settings)
         return
     before, now = _flat(json.loads(path.read_text())), _flat(settings)
     changed = sorted(name for name in before.keys() | now.keys()
                      if before.get(name) != now.get(name))
-    if changed:
-        raise ValueError(f'{out} was begun with other settings ({", ".join(changed)}); give '
-                         'another folder with --out')
+    if changed and alone and there == {path.name}:
+        write_json(path, settings)
+    elif changed:
+        told = '; '.join(f'{name} was {before.get(name, "not there")}, now '
+                         f'{now.get(name, "not there")}' for name in changed)
+        raise ValueError(f'{out} was begun with other settings ({told}); give another folder with '
+                         '--out, or those settings')
 
 
 def _flat(value, above=''):

@@ -7,19 +7,18 @@ from downscale.generate.engine import Decoding
 from downscale.generate.sampling import Sampling
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What decides the texts beside data, prompts and models; limits are tokens.
 
     `temperature`, `top_k`, `top_p`, `ban_reflexive`, `nudge`, `reference_compat` and `repeats` are
-    the reasoner's: descriptions are written greedily and once (arXiv 2511.17487, its code; the
-    limits are its own too).
+    the reasoner's: descriptions are written greedily and once (arXiv 2511.17487, its code).
     """
+    describe_tokens: int
+    think_tokens: int
+    answer_tokens: int
     describe: str = 'caption'
     reason: tuple[str, ...] = ('think',)
-    think_tokens: int = 4096
-    answer_tokens: int = 1024
-    describe_tokens: int = 1024
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0

@@ -17,6 +17,7 @@ from downscale.experiment import unknown
 FOLDER = Path(__file__).parent / 'prompts'
 KINDS = ('caption', 'extract')
 MODES = ('think', 'direct')
+LIMITS = ('describe_tokens', 'think_tokens', 'answer_tokens')
 # The placeholders that a template must have, each at least once, and no other.
 PLACES = {
     'caption': (), 'extract': ('information',),
@@ -33,7 +34,8 @@ class Prompts:
     `information_task` asks a language model what to look at, after `information_pairs`, each
     written as `information_pair`; what it writes loses a leading `information_mark`.
     `information_end` closes an information that does not end so; `question_start` opens a question
-    that begins with none of `question_starts` (whatever their case).
+    that begins with none of `question_starts` (whatever their case). The limits, in tokens, are
+    what these prompts need where a person gives none.
     """
     about: str
     caption: str
@@ -47,12 +49,18 @@ class Prompts:
     question_starts: tuple[str, ...]
     reason_think: str
     reason_direct: str
+    describe_tokens: int
+    think_tokens: int
+    answer_tokens: int
 
     @property
     def hash(self):
-        """A short hash of everything that reaches a model or its reply."""
+        """A short hash of everything that reaches a model or its reply.
+
+        Limits are no part: those in use are recorded with each row, wherever they came from.
+        """
         return hash_of({field.name: vars(self)[field.name] for field in fields(self)
-                        if field.name != 'about'})
+                        if field.name not in ('about', *LIMITS)})
 
     def describe(self, kind, information=''):
         """What a perception model is asked for `kind` 'caption' or 'extract'."""
@@ -144,6 +152,9 @@ def _check_type(path, name, value):
     elif name == 'question_starts':
         good = isinstance(value, list) and all(isinstance(text, str) and text for text in value)
         wanted = 'a list of texts'
+    elif name in LIMITS:
+        good = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        wanted = 'a number of tokens'
     else:
         good, wanted = isinstance(value, str), 'a text'
     if not good:

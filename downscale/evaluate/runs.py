@@ -54,6 +54,20 @@ def open_runs(folders, role, sees=False, ban=False):
                  if names.count(run.name) > 1 else run for run in found)
 
 
+def prompts_for(folders):
+    """The name of the prompts that the models of these run folders are used to.
+
+    ValueError where the scene world's models stand beside others: no prompts suit both.
+    """
+    micro = {folder: experiments.load(folder).chat == 'micro' for folder in folders}
+    if len(set(micro.values())) > 1:
+        one, other = (next(folder for folder in micro if micro[folder] == kind)
+                      for kind in (True, False))
+        raise ValueError(f'{one} is a model of the scene world, {other} is not; say with --prompts '
+                         'how to ask both: micro, paper or a file')
+    return 'micro' if all(micro.values()) else 'paper'
+
+
 def _name(folder):
     """The cell and stage of a study's folder, or the name of an imported model, fit for a file."""
     name = f'{folder.parent.name}-{folder.name}' if folder.parent.parent.name == 'cells' \

@@ -129,7 +129,7 @@ class Samples:
                              'run the same command again, with every process')
         rows = sorted((self.records[key] for key in set(keys)),
                       key=lambda record: (record['doc_id'], record['key']))
-        partial = self.folder / f'.{self.name}.{os.getpid()}.partial'
+        partial = self.folder / f'.{self.name}.partial'  # of one name: a kill leaves at most one
         with open(partial, 'wb') as file:
             file.writelines(map(line_of, rows))
             file.flush()

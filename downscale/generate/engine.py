@@ -27,6 +27,7 @@ from downscale.model.cache import edges, ladder
 from downscale.sharding import batch_sharding, shardings
 
 ROOM = 32  # tokens a row that one call of decode may write
+SHORTEST = 64  # tokens of a prefill; products of less than 48 rows are summed otherwise
 PRODUCT = 256  # tokens that are read together where as many are waiting
 GREEDY = Decoding()
 _compiled = {'count': 0, 'seconds': 0.0}
@@ -162,7 +163,7 @@ class _Job:
     def _suffix(self, request):
         """Static length of what a prefill reads of a request: all behind its pictures."""
         return ladder(len(request.prompt.tokens) - request.prompt.prefix
-                      + len(request.target or ()))
+                      + len(request.target or ()), SHORTEST)
 
     def _rules(self):
         engine, decoding, vocabulary = self.engine, self.decoding, self.engine.model.language.V
@@ -231,7 +232,7 @@ class _Job:
                 tiles_BPQ[lane] = images.normalise(new[lane].tiles[at])
             self.shown = engine.call(programs.see, engine.params, self.shown,
                                      engine.by_lane(tiles_BPQ), np.int32(at), engine.by_lane(has))
-        length = ladder(max(prompt.prefix for prompt in new if prompt))
+        length = ladder(max(prompt.prefix for prompt in new if prompt), SHORTEST)
         arrays = requests.prompt_arrays(new, length, vision, self.tiles)
         lengths = np.array([prompt.prefix if prompt else 0 for prompt in new], np.int32)
         self.shown = engine.call(
@@ -295,7 +296,7 @@ class _Job:
         alive = np.zeros(engine.lanes * engine.per_lane, bool)
         alive[list(self.busy)] = True
         furthest = max(row.position for row in self.busy.values())
-        part, rest = self._blocks(next(j for j, end in enumerate(self.ends, 1) if end > furthest))
+        part, rest = self._blocks(len(edges(furthest + 1)))
         part, out, active = engine.call(
             programs.decode, engine.params, part, self.rules, engine.by_lane(alive),
             np.int32(8 if decoding.stop_strings else ROOM), np.int32(enough), room=ROOM,

@@ -44,7 +44,7 @@ def through_blocks(model, params, x_BLD, positions_BL, mixes):
     cfg, kept = model.language, []
     turn = rotary(positions_BL, cfg.E, cfg.theta)
     for layer, mix in zip(params['language']['blocks'], mixes, strict=True):
-        x_BLD, new = Block(cfg, model.rules).apply({'params': layer}, x_BLD, turn, mix)
+        x_BLD, new = Block(cfg, model.rules, exact=True).apply({'params': layer}, x_BLD, turn, mix)
         kept.append(new)
     return x_BLD, kept
 
@@ -52,7 +52,7 @@ def through_blocks(model, params, x_BLD, positions_BL, mixes):
 def logits(model, params, x_BLD):
     """Logits [B, L, V], float32, of what left the last block."""
     language, cfg = params['language'], model.language
-    x_BLD = rms_norm(x_BLD, language['final_norm']['scale_D'], cfg.eps)
+    x_BLD = rms_norm(x_BLD, language['final_norm']['scale_D'], cfg.eps, exact=True)
     table = language['embedding_VD' if cfg.tie else 'head_DV']
     return constrain(score(x_BLD, table, cfg.tie), 'BLV', model.rules)
 

@@ -39,6 +39,19 @@ class Shown(NamedTuple):
     length_B: jax.Array
 
 
+def _kept(model, state):
+    """`state` (`Slots` or `Shown`) sharded as ever: else each program would leave it otherwise, and
+    the next be compiled again for that."""
+    def by_letters(leaf, letters):
+        return constrain(leaf, letters, model.rules)
+
+    k = [tuple(by_letters(leaf, 'BKES') for leaf in block) for block in state.k]
+    v = [tuple(by_letters(leaf, 'BKSE') for leaf in block) for block in state.v]
+    rest = jax.tree.map(lambda leaf: by_letters(leaf, 'BIPD'[:leaf.ndim]),
+                        state._replace(k=(), v=()))
+    return rest._replace(k=k, v=v)
+
+
 class Rules(NamedTuple):
     """What decoding must heed, in arrays: the seed, which tokens end a row, are never written or
     are not written while thinking [V], and how many must be written before a stop."""
@@ -53,21 +66,17 @@ class Rules(NamedTuple):
 def empty_slots(*, model, rows, ends):
     """Slots without any row in them."""
     zero_B = jnp.zeros(rows, jnp.int32)
-    return Slots(*_empty_cache(model, rows, ends), zero_B, zero_B, zero_B,
-                 zero_B.astype(jnp.uint32), zero_B > 0, thinking.begin(zero_B - 1, zero_B))
+    k, v = empty_cache(model.language, rows, ends, model.dtype)
+    return _kept(model, Slots(k, v, zero_B, zero_B, zero_B, zero_B.astype(jnp.uint32), zero_B > 0,
+                              thinking.begin(zero_B - 1, zero_B)))
 
 
 @partial(jax.jit, static_argnames=('model', 'lanes', 'tiles', 'ends'))
 def empty_shown(*, model, lanes, tiles, ends):
     """Room for the pictures of one prompt a lane."""
     features_BIPD = jnp.zeros((lanes, tiles, model.vision.P, model.language.D), model.dtype)
-    return Shown(features_BIPD, *_empty_cache(model, lanes, ends), jnp.zeros(lanes, jnp.int32))
-
-
-def _empty_cache(model, rows, ends):
-    k, v = empty_cache(model.language, rows, ends, model.dtype)
-    return ([tuple(constrain(leaf, 'BKES', model.rules) for leaf in block) for block in k],
-            [tuple(constrain(leaf, 'BKSE', model.rules) for leaf in block) for block in v])
+    k, v = empty_cache(model.language, lanes, ends, model.dtype)
+    return _kept(model, Shown(features_BIPD, k, v, jnp.zeros(lanes, jnp.int32)))
 
 
 @partial(jax.jit, static_argnames='model', donate_argnames='shown')
@@ -76,8 +85,8 @@ def see(params, shown, tiles_BPQ, at, new_B, *, model):
     features_BPD = forward.see(model, params, tiles_BPQ)
     held_BPD = jax.lax.dynamic_index_in_dim(shown.features_BIPD, at, 1, keepdims=False)
     features_BPD = jnp.where(new_B[:, None, None], features_BPD, held_BPD)
-    return shown._replace(features_BIPD=jax.lax.dynamic_update_index_in_dim(
-        shown.features_BIPD, features_BPD, at, 1))
+    return _kept(model, shown._replace(features_BIPD=jax.lax.dynamic_update_index_in_dim(
+        shown.features_BIPD, features_BPD, at, 1)))
 
 
 @partial(jax.jit, static_argnames='model', donate_argnames='shown')
@@ -96,7 +105,8 @@ def prefix(params, shown, tokens_BL, index_BLC, weight_BLC, length_B, new_B, *, 
     k, v = ([tuple(renewed(held[n], kept[n][part][j]) for n in range(len(held)))
              for j, held in enumerate(blocks[:len(ends)])] + blocks[len(ends):]
             for part, blocks in enumerate((shown.k, shown.v)))
-    return shown._replace(k=k, v=v, length_B=jnp.where(new_B, length_B, shown.length_B))
+    return _kept(model, shown._replace(k=k, v=v,
+                                       length_B=jnp.where(new_B, length_B, shown.length_B)))
 
 
 class Rows(NamedTuple):
@@ -144,12 +154,13 @@ def prefill(params, slots, shown, rows, weights_BL, *, model, lanes, scored):
              for j, held in enumerate(blocks)] for part, blocks in enumerate((slots.k, slots.v)))
     last_B1 = jnp.take_along_axis(rows.tokens_BL, rows.length_B[:, None] - 1, axis=1)
     begun = thinking.begin(rows.budget_B, rows.limit_B)
-    return Slots(k, v, put(slots.token_B, last_B1[:, 0]),
-                 put(slots.position_B, before_B + rows.length_B - 1),
-                 put(slots.step_B, jnp.zeros_like(rows.length_B)),
-                 put(slots.sample_B, rows.sample_B),
-                 put(slots.active_B, jnp.ones_like(rows.pictured_B)),
-                 jax.tree.map(put, slots.mind, begun)), nll_B
+    slots = Slots(k, v, put(slots.token_B, last_B1[:, 0]),
+                  put(slots.position_B, before_B + rows.length_B - 1),
+                  put(slots.step_B, jnp.zeros_like(rows.length_B)),
+                  put(slots.sample_B, rows.sample_B),
+                  put(slots.active_B, jnp.ones_like(rows.pictured_B)),
+                  jax.tree.map(put, slots.mind, begun))
+    return _kept(model, slots), nll_B
 
 
 def _nats(model, params, x_BLD, rows, weights_BL, scored):
@@ -204,4 +215,4 @@ def decode(params, slots, rules, alive_B, steps, enough, *, model, room, samplin
         return t + 1, slots, out_BL
 
     _, slots, out_BL = jax.lax.while_loop(unfinished, write, (0, slots, out_BL))
-    return slots, out_BL, slots.active_B
+    return _kept(model, slots), out_BL, slots.active_B

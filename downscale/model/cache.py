@@ -5,6 +5,8 @@ do not depend on how many that are: sums run block by block, and a masked key ad
 """
 import jax.numpy as jnp
 
+from downscale.model.layers import total
+
 
 def ladder(n, least=16):
     """The smallest static size of 16, 32, 64, 128, 192, 256, 384, 512 ... that holds `n`.
@@ -18,11 +20,14 @@ def ladder(n, least=16):
     return size
 
 
-def edges(capacity, least=64):
-    """Where blocks end: every size of the ladder from `least` until `capacity` tokens fit."""
-    found = [least]
+def edges(capacity):
+    """Where blocks end, as far as `capacity` tokens: 32, 64, 128, 192, 256, 384 ...
+
+    There are at least two: XLA rounds the softmax of a single block otherwise.
+    """
+    found = [32, 64]
     while found[-1] < capacity:
-        found.append(ladder(found[-1] + 1, least))
+        found.append(ladder(found[-1] + 1))
     return tuple(found)
 
 
@@ -77,7 +82,7 @@ def attend_blocks(q_BLHE, k_blocks, v_blocks, positions_BL):
     total_BKM, out_BKME = 0, 0
     for score_BKMS, v_BKSE in zip(scores, v_blocks, strict=True):
         weights_BKMS = jnp.exp(score_BKMS - most_BKM[..., None])
-        total_BKM += weights_BKMS.sum(-1)
+        total_BKM += total(weights_BKMS)
         out_BKME += jnp.einsum('BKMS,BKSE->BKME', weights_BKMS.astype(q_BKME.dtype),
                                v_BKSE.astype(q_BKME.dtype), preferred_element_type=jnp.float32)
     out_BKME = (out_BKME / total_BKM[..., None]).astype(q_BLHE.dtype)

@@ -16,17 +16,23 @@ def causal_mask(segments_BL):
 
 
 class Block(nn.Module):
-    """One pre-norm decoder block; `mix` and what is returned beside x are those of `Attention`."""
+    """One pre-norm decoder block; `mix` and what is returned beside x are those of `Attention`.
+
+    `exact` sums norms in a fixed order, so that a row does not depend on how many there are.
+    """
     cfg: LanguageConfig
     rules: Rules
+    exact: bool = False
 
     @nn.compact
     def __call__(self, x_BLD, turn, mix):
         c = self.cfg
-        normed_BLD = RmsNorm(c.eps, name='attention_norm')(x_BLD)
-        mixed_BLD, kept = Attention(c, self.rules, name='attention')(normed_BLD, turn, mix)
+        normed_BLD = RmsNorm(c.eps, self.exact, name='attention_norm')(x_BLD)
+        attention = Attention(c, self.rules, self.exact, name='attention')
+        mixed_BLD, kept = attention(normed_BLD, turn, mix)
         x_BLD = x_BLD + mixed_BLD
-        x_BLD = x_BLD + Mlp(c, self.rules, name='mlp')(RmsNorm(c.eps, name='mlp_norm')(x_BLD))
+        normed_BLD = RmsNorm(c.eps, self.exact, name='mlp_norm')(x_BLD)
+        x_BLD = x_BLD + Mlp(c, self.rules, name='mlp')(normed_BLD)
         return constrain(x_BLD, 'BLD', self.rules), kept
 
 
@@ -38,8 +44,10 @@ def whole_text(block, x_BLD, turn, mask_BLS):
 
 def score(x_BLD, table, tied):
     """Logits [B, L, V], float32, by the embedding [V, D] where `tied`, else by the head [D, V]."""
-    return jnp.einsum('BLD,VD->BLV' if tied else 'BLD,DV->BLV', x_BLD, table.astype(x_BLD.dtype),
-                      preferred_element_type=jnp.float32)
+    table = table.astype(x_BLD.dtype)
+    if tied:
+        return jnp.einsum('BLD,VD->BLV', x_BLD, table, preferred_element_type=jnp.float32)
+    return jnp.einsum('BLD,DV->BLV', x_BLD, table, preferred_element_type=jnp.float32)
 
 
 class Language(nn.Module):

@@ -8,21 +8,40 @@ from downscale.sharding import Rules, constrain
 from downscale.sizes import LanguageConfig
 
 
-def rms_norm(x, scale_E, eps):
-    """`x` scaled to unit root mean square over its last axis, in float32; the dtype is kept."""
+def total(x):
+    """The sum over the last axis, added up in one fixed order.
+
+    `sum` adds in an order that depends on how many rows there are and on what it is compiled with;
+    element by element the order is ours.
+    """
+    while x.shape[-1] > 1:
+        if x.shape[-1] % 2:
+            x = jnp.concatenate([x, jnp.zeros_like(x[..., :1])], axis=-1)
+        half = x.shape[-1] // 2
+        x = x[..., :half] + x[..., half:]
+    return x[..., 0]
+
+
+def rms_norm(x, scale_E, eps, exact=False):
+    """`x` scaled to unit root mean square over its last axis, in float32; the dtype is kept.
+
+    `exact` makes a row independent of how many there are (see `total`), which takes longer.
+    """
     wide = x.astype(jnp.float32)
-    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return (wide * scale_E).astype(x.dtype)
+    square = wide * wide
+    mean = total(square)[..., None] / x.shape[-1] if exact else square.mean(-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(mean + eps) * scale_E).astype(x.dtype)
 
 
 class RmsNorm(nn.Module):
     """RMSNorm over the width D with a learned gain."""
     eps: float
+    exact: bool = False
 
     @nn.compact
     def __call__(self, x_BLD):
         scale_D = self.param('scale_D', SHAPE_ONLY, (x_BLD.shape[-1],))
-        return rms_norm(x_BLD, scale_D, self.eps)
+        return rms_norm(x_BLD, scale_D, self.eps, self.exact)
 
 
 def rotary(positions_BL, width, theta):
@@ -94,6 +113,7 @@ class Attention(nn.Module):
     """
     cfg: LanguageConfig
     rules: Rules
+    exact: bool = False
 
     @nn.compact
     def __call__(self, x_BLD, turn, mix):
@@ -110,8 +130,10 @@ class Attention(nn.Module):
             k_BLKE += self.param('k_bias_KE', SHAPE_ONLY, (c.K, c.E)).astype(dtype)
             v_BLKE += self.param('v_bias_KE', SHAPE_ONLY, (c.K, c.E)).astype(dtype)
         if c.qk_norm:
-            q_BLHE = rms_norm(q_BLHE, self.param('q_scale_E', SHAPE_ONLY, (c.E,)), c.eps)
-            k_BLKE = rms_norm(k_BLKE, self.param('k_scale_E', SHAPE_ONLY, (c.E,)), c.eps)
+            q_scale_E = self.param('q_scale_E', SHAPE_ONLY, (c.E,))
+            k_scale_E = self.param('k_scale_E', SHAPE_ONLY, (c.E,))
+            q_BLHE = rms_norm(q_BLHE, q_scale_E, c.eps, self.exact)
+            k_BLKE = rms_norm(k_BLKE, k_scale_E, c.eps, self.exact)
         q_BLHE = constrain(rotate(q_BLHE, *turn), 'BLHE', self.rules)
         k_BLKE = constrain(rotate(k_BLKE, *turn), 'BLKE', self.rules)
         out_BLHE, kept = mix(q_BLHE, k_BLKE, v_BLKE)
