@@ -210,6 +210,7 @@ def text(*ids):
 @pytest.mark.parametrize('request_, decoding, message', [
     (Request(text(), 4), {}, 'request 1: a prompt must end with a token of text'),
     (Request(Prompt(np.int32([5, 0]), np.int32([[-1], [0]])), 4), {}, 'end with a token of text'),
+    (Request(Prompt(np.int32([0, 5]), np.int32([[0], [-1]])), 4), {}, 'image tokens without tiles'),
     (Request(text(5), 0), {}, 'request 1: limit 0 must be at least 1'),
     (Request(text(5), 4, think=-1), {}, 'think -1 at least 0 or None'),
     (Request(text(5), 4, think=3), {}, 'request 1 thinks, but the tokenizer has no <think>'),

@@ -112,6 +112,8 @@ def check(requests, decoding, vocabulary, marks, patches):
         n, target = len(request.prompt.tokens), () if request.target is None else request.target
         if n == 0 or request.prompt.prefix == n:
             raise ValueError(f'request {k}: a prompt must end with a token of text')
+        if request.prompt.prefix and request.prompt.tiles is None:
+            raise ValueError(f'request {k}: image tokens without tiles; give the pictures as tiles')
         if request.limit < 1 or (request.think is not None and request.think < 0):
             raise ValueError(f'request {k}: limit {request.limit} must be at least 1, and think '
                              f'{request.think} at least 0 or None')
