@@ -211,6 +211,10 @@ def text(*ids):
     (Request(text(), 4), {}, 'request 1: a prompt must end with a token of text'),
     (Request(Prompt(np.int32([5, 0]), np.int32([[-1], [0]])), 4), {}, 'end with a token of text'),
     (Request(Prompt(np.int32([0, 5]), np.int32([[0], [-1]])), 4), {}, 'image tokens without tiles'),
+    (Request(Prompt(np.int32([0, 5]), np.int32([[9 * plain_loop.P], [-1]]), np.zeros((9, 1))), 4),
+     {}, f'request 1: image_index reaches {9 * plain_loop.P}, but its tiles have'),
+    (Request(text(5), 4), {'seed': -1}, 'seed -1 is no uint32'),
+    (Request(text(5), 4), {'forbidden': tuple(range(320))}, 'every token is forbidden'),
     (Request(text(5), 0), {}, 'request 1: limit 0 must be at least 1'),
     (Request(text(5), 4, think=-1), {}, 'think -1 at least 0 or None'),
     (Request(text(5), 4, think=3), {}, 'request 1 thinks, but the tokenizer has no <think>'),
@@ -228,6 +232,12 @@ def test_what_cannot_be_answered_is_refused_before_work_starts(request_, decodin
     with pytest.raises(ValueError, match=message) as error:
         writer.stream([asked((0,))[0], request_], Decoding(**decoding))  # before the first row
     assert '\n' not in str(error.value) and writer.stats.steps == writer.stats.read == 0
+
+
+def test_a_model_that_cannot_see_refuses_pictures():
+    blind = {'language': plain_loop.params()['language']}
+    with pytest.raises(ValueError, match='request 0 shows a picture, but the model has no vision'):
+        plain_loop.Engine(plain_loop.MODEL, blind, LETTERS, 1).stream(asked(FEW[-1:]))
 
 
 # --- figures ------------------------------------------------------------------------------------
@@ -308,7 +318,7 @@ def test_no_more_is_compiled_than_there_are_buckets_and_two(compiled):
     prefills = {ladder(len(r.prompt.tokens) - r.prompt.prefix, SHORTEST) for r in requests}
     reached = {end for r in requests for at in range(r.limit)
                for end in edges(len(r.prompt.tokens) + at)[-1:]}
-    assert len(prefixes) == 2 and len(prefills) == 5 and len(reached) == 3
+    assert len(prefixes) == 2 and len(prefills) == 3 and len(reached) == 3
     buckets = len(prefixes) + len(prefills) + len(reached) + 1  # and one shape of picture
     writer = engine(1)
     del compiled[:]

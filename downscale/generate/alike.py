@@ -1,7 +1,7 @@
 """How many rows of a step are summed alike: matrix products on CPU are not independent of them.
 
-XLA on CPU adds up a product over K terms in another order from some number of rows on: 33 where K
-is 576, five where it is 960, none where it is 1,024 or more (jax 0.10.2, x86). Nothing documents
+XLA on CPU adds up a product in another order from some number of rows on: for wide outputs 33 where
+576 terms are summed, five where it is 960, none from 1,024 (jax 0.10.2, x86). Nothing documents
 these numbers, so they are found out here, on the machine that decodes. Steps then stay on one side.
 """
 from functools import cache
@@ -11,22 +11,28 @@ import numpy as np
 
 USUAL = 16
 FEWER, MORE = (8, 4, 2), (24, 32, 48, 64, 96, 128, 192, 256)
+WIDEST = 2048  # outputs: a wider product changes where this one does
 
 
-def alike(widths):
-    """(fewest, most) rows of a step on one device whose products over each of `widths` are summed
-    as those of 16 rows; most None: any number, fewest 2 and most None away from CPU."""
+def alike(products, wanted):
+    """(fewest, most) rows of a step on one device that are summed as those of 16 rows.
+
+    `products` are the (terms, outputs) of every matrix product of a row, `wanted` the rows that one
+    would like; most is None where nothing speaks against them. (2, None) away from CPU.
+    """
     if jax.default_backend() != 'cpu':
         return 2, None
-    found = [_alike(width) for width in sorted(set(widths))]
+    counts = MORE[:sum(count < wanted for count in MORE) + 1] if wanted > USUAL else ()
+    found = [_alike(terms, min(outputs, WIDEST), counts)
+             for terms, outputs in sorted(set(products))]
     return max(low for low, _ in found), min((high for _, high in found if high), default=None)
 
 
 @cache
-def _alike(width):
+def _alike(terms, outputs, counts):
     rng = np.random.default_rng(0)
-    x_BD = rng.standard_normal((MORE[-1], width), np.float32)
-    w_DF = rng.standard_normal((width, 512), np.float32)  # narrow products hide the change
+    x_BD = rng.standard_normal((max(USUAL, *counts, 0), terms), np.float32)
+    w_DF = rng.standard_normal((terms, outputs), np.float32)
     product = jax.jit(lambda x_BD, w_DF: x_BD @ w_DF)
     usual = np.asarray(product(x_BD[:USUAL], w_DF))
 
@@ -40,4 +46,4 @@ def _alike(width):
             kept = count
         return None
 
-    return last(FEWER) or FEWER[-1], last(MORE)
+    return last(FEWER) or FEWER[-1], last(counts)

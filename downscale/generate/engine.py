@@ -82,9 +82,9 @@ class Engine:
             raise ValueError(f'{slots} slots; at least 1 is needed')
         self.model, self.encoder, self.mesh, self.refill = model, encoder, mesh, refill
         self.lanes = mesh.shape['data'] * mesh.shape['fsdp'] if mesh else 1
-        cfg, ways = model.language, mesh.shape['tensor'] if mesh else 1
-        fewest, most = alike((cfg.D, cfg.H * cfg.E // ways, cfg.F // ways))
-        self.usable = min(math.ceil(slots / self.lanes), most or slots)  # slots of a lane
+        wanted = math.ceil(slots / self.lanes)
+        fewest, most = alike(_products(model.language, mesh.shape['tensor'] if mesh else 1), wanted)
+        self.usable = min(wanted, most or wanted)  # slots of a lane
         self.per_lane = max(fewest, self.usable)
         params = forward.unstack(params, model.dtype)
         where = shardings(params, mesh, model.rules) if mesh else None
@@ -133,6 +133,13 @@ class _Row:
     position: int
     nats: tuple
     ids: list = field(default_factory=list)
+
+
+def _products(cfg, ways):
+    """(terms, outputs) of the matrix products of one decoded token on one of `ways` devices."""
+    heads, groups, hidden = cfg.H * cfg.E // ways, cfg.K * cfg.E // ways, cfg.F // ways
+    return ((cfg.D, heads), (cfg.D, groups), (heads, cfg.D), (cfg.D, hidden), (hidden, cfg.D),
+            (cfg.D, cfg.V // ways))
 
 
 class _Job:
