@@ -112,6 +112,8 @@ class Engine:
         before = dict(_compiled)
         with within:
             result = program(*args, model=self.model, **static)
+        if jax.default_backend() == 'cpu':
+            jax.block_until_ready(result)  # side by side two programs take longer than in turn
         new = _compiled['count'] - before['count']
         if new:
             self.stats.compiles += new
@@ -153,6 +155,7 @@ class _Job:
         self.busy = {}  # slot -> _Row
         self.scored = max((len(r.target) for r in asked if r.target is not None), default=0)
         self.scored = self.scored and ladder(self.scored, 8)
+        self.thinks = any(request.think is not None for request in asked)
         self._rules()
         self._room()
 
@@ -310,11 +313,13 @@ class _Job:
         part, out, active = engine.call(
             programs.decode, engine.params, part, self.rules, engine.by_lane(alive),
             np.int32(8 if decoding.stop_strings else ROOM), np.int32(enough), room=ROOM,
-            sampling=decoding.sampling, mode=self.mode)
+            sampling=decoding.sampling, mode=self.mode, thinks=self.thinks,
+            forbids=bool(decoding.forbidden) or decoding.min_new > 0)
         self._join(part, rest)
         out, active, mind = jax.device_get((out, active, self.slots.mind))
         closes = thinking.endings(mind)
         written = (out >= 0).sum(axis=1)
+        assert written.max() > 0, 'no row had room in the cache; this loop would never end'
         stats.steps += int(written.max())
         stats.slot_steps += int(written.max()) * engine.lanes * engine.usable
         ended = []

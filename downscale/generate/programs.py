@@ -182,13 +182,16 @@ def _nats(model, params, x_BLD, rows, lanes, scored):
     return jax.lax.map(of_eight, parts).swapaxes(0, 1).reshape(B, scored)
 
 
-@partial(jax.jit, static_argnames=('model', 'room', 'sampling', 'mode'), donate_argnames='slots')
-def decode(params, slots, rules, alive_B, steps, enough, *, model, room, sampling, mode):
+@partial(jax.jit, static_argnames=('model', 'room', 'sampling', 'mode', 'thinks', 'forbids'),
+         donate_argnames='slots')
+def decode(params, slots, rules, alive_B, steps, enough, *, model, room, sampling, mode, thinks,
+           forbids):
     """(slots, tokens [B, room] with -1 where none was written, whether rows are active [B]).
 
     Writes until `steps` <= `room` tokens a row are there, `enough` rows have ended since, none is
     left, or one needs more cache than the blocks that `slots` brings. The token that ends a row is
-    among those returned. `mode` is the `Thinking`, `alive_B` switches rows off.
+    among those returned. `mode` is the `Thinking`, `alive_B` switches rows off. Where no row
+    `thinks`, or no rule `forbids` a token, the passes over all logits for that are left out.
     """
     live = sum(block[0].shape[2] for block in slots.v)
     slots = slots._replace(active_B=slots.active_B & alive_B)
@@ -205,9 +208,11 @@ def decode(params, slots, rules, alive_B, steps, enough, *, model, room, samplin
         t, slots, out_BL = carry
         logits_BV, k, v = forward.step(model, params, slots.token_B, slots.position_B,
                                        slots.k, slots.v)
-        logits_BV = forbid(logits_BV, rules.forbidden_V, True)
-        logits_BV = forbid(logits_BV, rules.stops_V, slots.step_B < rules.min_new)
-        logits_BV = thinking.steer(mode, slots.mind, rules.banned_V, logits_BV)
+        if forbids:
+            logits_BV = forbid(logits_BV, rules.forbidden_V, True)
+            logits_BV = forbid(logits_BV, rules.stops_V, slots.step_B < rules.min_new)
+        if thinks:
+            logits_BV = thinking.steer(mode, slots.mind, rules.banned_V, logits_BV)
         token_B = choose(sampling, logits_BV, rules.seed, slots.sample_B, slots.step_B)
         active_B = slots.active_B
         stopped_B = rules.stops_V[token_B]
