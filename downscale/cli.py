@@ -7,6 +7,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from downscale.launch.arguments import add_arguments
 from downscale.memory import keep_freed_memory
 
 EXAMPLES = {
@@ -16,6 +17,7 @@ EXAMPLES = {
                 '--only joint',
     'report': 'downscale report runs/smoke',
     'data': 'downscale data experiments/smoke.py --out runs/smoke --show 4',
+    'plan': 'downscale plan experiments/extraction_tuning.py --topology v5e:16x16 v6e:16x16',
     'extract-think': 'downscale extract-think --perception runs/smoke/cells/w64d4-s0/extract '
                      '--reasoner runs/smoke/cells/w64d4-s0/reason --data runs/smoke --out '
                      'runs/chain --describe extract --reason think direct',
@@ -202,6 +204,26 @@ def data(args):
         for question in example.questions:
             print(f'  {question.text}? {question.answer}  [{question.family}, '
                   f'guess {question.chance:.2f}]')
+
+
+def plan(args):
+    """Compile every program of a study for TPUs, on this machine: what fits, takes and costs what.
+
+    No TPU is needed. The same command continues after an interruption.
+    """
+    os.environ['JAX_PLATFORMS'] = 'cpu'
+    _, experiments, folder = open_study(args)
+    from downscale.console import progress_bars
+    from downscale.launch import table
+    from downscale.launch.plan import Plan
+    from downscale.launch.programs import Wish
+    from downscale.launch.worker import refuse
+    wish = Wish(tuple(args.only), args.per_chip_batch, args.seq, args.text_only)
+    with progress_bars(args.quiet or args.json) as bars:
+        found = Plan(experiments, args.topology, wish, refuse, args.out or folder / 'plan',
+                     args.jobs, args.limit, bars).run()
+    print(json.dumps(found) if args.json else '\n'.join(table.lines(found)))
+    return int(any(row['error'] for row in found['cells']))
 
 
 def extract_think(args):
@@ -414,6 +436,7 @@ def parser():
                              'on CPU, at most one per cell; else 1)')
         if name == 'data':
             sub.add_argument('--show', type=int, default=2, help='examples to print')
+    add_arguments(_command(commands, plan))
     _add_extract_think(commands)
     _add_exchange(commands)
     return top

@@ -9,7 +9,7 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 WIDTHS = {'pred': 1, 's8': 1, 'u8': 1, 'f8e4m3fn': 1, 'f8e5m2': 1, 's16': 2, 'u16': 2, 'f16': 2,
           'bf16': 2, 's32': 4, 'u32': 4, 'f32': 4, 's64': 8, 'u64': 8, 'f64': 8}
@@ -172,7 +172,7 @@ def product_flops(instruction, table):
     return flops
 
 
-@lru_cache(maxsize=None)
+@cache
 def _terms(inputs, taps, outputs, stride, low, left_dilation, right_dilation):
     """How many (output, tap) pairs of one axis of a convolution meet an input."""
     reach = (inputs - 1) * left_dilation

@@ -82,8 +82,8 @@ def topology(name):
     found = re.fullmatch(r'(?:(\d+)x)?(\w+):([\dx]+)', name)
     slices, generation, shape = found.groups() if found else (None, name.partition(':')[0], '')
     if generation not in CHIPS:
-        raise ValueError(f'unknown topology {name!r}; a generation ({", ".join(CHIPS)}) and a shape '
-                         'are meant, as v5e:16x16 or, for two slices, 2xv5e:16x16')
+        raise ValueError(f'unknown topology {name!r}; a generation ({", ".join(CHIPS)}) and a '
+                         'shape are meant, as v5e:16x16 or, for two slices, 2xv5e:16x16')
     if shape not in SHAPES[generation] or slices == '0':
         raise ValueError(f'unknown topology {name!r}; known of {generation} are '
                          f'{", ".join(f"{generation}:{shape}" for shape in SHAPES[generation])}, '
