@@ -211,11 +211,12 @@ def plan(args):
 
     No TPU is needed. The same command continues after an interruption.
     """
-    os.environ['JAX_PLATFORMS'] = 'cpu'
-    _, experiments, folder = open_study(args)
     from downscale.console import progress_bars
     from downscale.launch import table
     from downscale.launch.plan import Plan
+    from downscale.launch.pool import ENVIRONMENT
+    os.environ.update(ENVIRONMENT)
+    _, experiments, folder = open_study(args)
     from downscale.launch.programs import Wish
     from downscale.launch.worker import refuse
     wish = Wish(tuple(args.only), args.per_chip_batch, args.seq, args.text_only)

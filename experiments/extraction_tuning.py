@@ -35,5 +35,7 @@ def sweep(arg=''):
     """One cell per size and seed of `arg`, 'SIZE,SIZE/SEED,SEED'; all sizes and seed 0 by default.
     """
     sizes, _, seeds = arg.partition('/')
+    if not all(seed.isdecimal() for seed in (seeds or '0').split(',')):
+        raise ValueError(f'extraction_tuning:{arg}: seeds must be numbers, as in 0.6b,8b/0,1')
     return [dict(size=size, seed=int(seed)) for seed in (seeds or '0').split(',')
             for size in (sizes.split(',') if sizes else SIZES)]

@@ -29,13 +29,16 @@ class Plan:
     def __init__(self, cells, places, wish, refuse, folder, jobs, limit, bars):
         if jobs < 1 or limit <= 0:
             raise ValueError(f'--jobs {jobs} must be at least 1 and --limit {limit:g} above 0')
-        self.versions = versions()
+        self.versions = versions()  # no compiler, no plan
         self.refuse, self.folder = refuse, Path(folder)
         self.uses = [use for place in map(topology, places) for use in uses(cells, place, wish)]
         if not self.uses:
             raise ValueError('nothing to plan: no cell has a program of the kind that is asked for')
-        for request in {key_of(use.request): use.request for use in self.uses}.values():
-            refuse(request)
+        for use in {key_of(use.request): use for use in self.uses}.values():
+            try:
+                refuse(use.request)
+            except ValueError as error:
+                raise ValueError(f'{_title(use)}: {error}') from None
         self.pool = Pool(self.folder / 'programs', jobs, limit, bars)
 
     def run(self):

@@ -21,7 +21,9 @@ SOURCES = ('model', 'train', 'generate', 'sharding.py', 'experiment.py', 'sizes.
            'launch/hlo.py', 'launch/worker.py', 'launch/topologies.py')
 # The compiler is asked on a machine without TPUs, several processes of it at once.
 ENVIRONMENT = {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1',
-               'TPU_WORKER_HOSTNAMES': 'localhost', 'ALLOW_MULTIPLE_LIBTPU_LOAD': 'true'}
+               'TPU_WORKER_HOSTNAMES': 'localhost', 'ALLOW_MULTIPLE_LIBTPU_LOAD': 'true',
+               # Any known type will do: the topology is named by each request.
+               'TPU_ACCELERATOR_TYPE': 'v5litepod-16'}
 
 
 def versions():

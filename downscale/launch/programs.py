@@ -245,7 +245,7 @@ def _train_formula(request, language, vision):
     def price(rows, length):
         return accounting.train_flops(
             language, vision, rows=rows, length=length, tiles=request.rows * request.tiles,
-            groups=request.stage['trainable'], remat=request.cell['remat'],
+            groups=request.stage['trainable'], remat=request.cell['remat'] not in (False, 'none'),
             head_positions=request.rows * request.length)
     whole = price(request.rows, request.length)
     halves = price(2 * request.rows, request.length / 2)

@@ -68,10 +68,10 @@ class Topology:
         """GiB that a program may use on one device."""
         return self.chip.hbm_gib / self.chip.devices
 
-    def single_host(self):
-        """The smallest slice of this generation that holds one whole host of four chips."""
-        shape = '2x2' if self.shape.count('x') == 1 else '2x2x1'
-        return topology(f'{self.generation}:{shape}')
+    def least(self, devices):
+        """The smallest slice of this generation, of at least one host, that has `devices`."""
+        whole = [topology(f'{self.generation}:{shape}') for shape in SHAPES[self.generation]]
+        return next(place for place in whole if place.chips >= 4 and place.devices >= devices)
 
 
 def topology(name):

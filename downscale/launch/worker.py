@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
-from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from downscale import experiment as experiments
 from downscale.data.images import corners
@@ -28,7 +28,7 @@ from downscale.launch.topologies import topology
 from downscale.model.cache import edges
 from downscale.model.contrastive import abstract_pair_params
 from downscale.model.init import abstract_params
-from downscale.sharding import MESH_AXES, batch_sharding, mesh, shardings, spec
+from downscale.sharding import batch_sharding, mesh, shardings, spec
 from downscale.train.checkpoint import write_json
 from downscale.train.state import abstract, new_state, state_shardings
 from downscale.train.step import compiled_step
@@ -39,7 +39,7 @@ WRITTEN = 32  # tokens that one call of decode may write, as in `generate/engine
 
 def experiment_of(request):
     """The `Experiment` of a request, with one stage where one is trained."""
-    stages, sizes = [], dict(zip(MESH_AXES, request.mesh))
+    stages, sizes = [], dict(zip(('data', 'fsdp', 'tensor'), request.mesh))
     if request.stage is not None:
         groups = list(request.stage['trainable'])
         stages = [{'name': request.stage['name'], 'steps': 1, 'batch': request.rows,
@@ -66,7 +66,8 @@ def refuse(request):
     compiled for it."""
     cell = experiment_of(request)
     model = cell.model(request.stage['name'] if request.stage else 'instruct')
-    shardings(params_of(model, request), AbstractMesh(request.mesh, MESH_AXES), model.rules)
+    target = mesh(*request.mesh, devices=devices_of(request))
+    shardings(params_of(model, request), target, model.rules)
 
 
 # --- lowering ---------------------------------------------------------------------------------
@@ -75,7 +76,7 @@ def devices_of(request):
     """The devices of a request; a program of fewer than a host's chips takes the first ones."""
     place = topology(request.topology)
     if request.devices != place.devices:
-        place = place.single_host()
+        place = place.least(request.devices)
     shape, options = f'{place.generation}:{place.shape}', {}
     if place.chips == 1:
         options['chips_per_host_bounds'] = [1] * (place.shape.count('x') + 1)
