@@ -124,7 +124,8 @@ def row(use, facts):
         'parameters': parameters(request), 'hbm_gib': None,
         'hbm_limit_gib': facts.get('hbm_limit_gib') or place.hbm_gib, 'fits': None,
         'flops_formula': None, 'flops_compiled': None, 'estimated_cycles': None,
-        'collective_bytes': None, 'compile_s': facts.get('compile_s'), 'step_s': None,
+        'collective_bytes': None, 'compile_s': facts.get('compile_s'),
+        'cpu_s': facts.get('cpu_s'), 'step_s': None,
         'mfu_bound': None, 'chip_hours': None, 'usd': None, 'usd_spot': None, 'proposal': None,
         'error': facts.get('error')}
     if found['error']:

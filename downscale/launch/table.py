@@ -2,7 +2,7 @@
 from downscale.launch.topologies import topology
 
 HEAD = ('program', 'mesh', 'rows/chip', 'length', 'GiB', 'fits', 'Mcycles', 'TFLOP', 'moved GiB',
-        'step ms', 'MFU <=', 'chip-hours', '$', 'compile s')
+        'step ms', 'MFU <=', 'chip-hours', '$', 'CPU s')
 
 
 def lines(plan):
@@ -61,7 +61,7 @@ def _cells(row):
         '-' if row['mfu_bound'] is None else f'{row["mfu_bound"]:.2f}',
         '-' if row['chip_hours'] is None else _span(row['chip_hours'], '.3g'),
         '-' if row['usd'] is None else _span(row['usd'], ',.0f'),
-        '-' if row['compile_s'] is None else f'{row["compile_s"]:.0f}')
+        '-' if row['cpu_s'] is None else f'{row["cpu_s"]:.0f}')
 
 
 def _flops(row):

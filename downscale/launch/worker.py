@@ -55,9 +55,10 @@ def params_of(model, request):
     """ShapeDtypeStructs of the parameters that a program holds."""
     if request.kind == 'train' and request.stage['name'] == 'tower':
         return abstract_pair_params(model)
-    parts = ['language']
-    if request.tiles:
-        parts += ['tower', 'connector', *['image_newline_D'] * model.newline]
+    newline = ['image_newline_D'] * model.newline
+    parts = {'see': ['tower', 'connector'], 'prefix': ['language', *newline]}.get(
+        request.kind, ['language', 'tower', 'connector', *newline] if request.tiles
+        else ['language'])
     return abstract_params(model, tuple(parts))
 
 
@@ -174,11 +175,15 @@ class _Placing:
 
     def params(self, params, dtype):
         """Layers apart, matrices in `dtype`, gains as stored: see `forward.unstack`."""
+        if 'language' not in params:
+            return self._typed(params, dtype)
         blocks = params['language']['blocks']
         layers = jax.tree.leaves(blocks)[0].shape[0]
         layer = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), blocks)
         params = {**params, 'language': {**params['language'], 'blocks': (layer,) * layers}}
+        return self._typed(params, dtype)
 
+    def _typed(self, params, dtype):
         def typed(path, leaf, where):
             kind = leaf.dtype if 'scale' in str(path[-1].key) else dtype
             return jax.ShapeDtypeStruct(leaf.shape, kind, sharding=where)
@@ -221,21 +226,24 @@ def compiled_facts(request):
     held = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
                for leaf in jax.tree.leaves(args)) / GIB
     found = {'room': room, 'lower_s': time.perf_counter() - began, 'argument_gib': held}
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     try:
         compiled = program.compile()
     except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
             raise
-        return {**found, **exhausted(str(error), held), 'fits': False,
-                'compile_s': time.perf_counter() - began}
-    found['compile_s'] = time.perf_counter() - began
+        found |= {**exhausted(str(error), held), 'fits': False}
+        compiled = None
+    # Seconds of the clock, and of all cores: other work on the machine changes only the first.
+    found |= {'compile_s': time.perf_counter() - began, 'cpu_s': time.process_time() - used}
+    if compiled is None:
+        return found
     memory = compiled.memory_analysis()
     bytes_by = {'argument': memory.argument_size_in_bytes, 'temp': memory.temp_size_in_bytes,
                 'output': memory.output_size_in_bytes, 'alias': memory.alias_size_in_bytes}
-    used = sum(bytes_by.values()) - 2 * bytes_by['alias']
+    held = sum(bytes_by.values()) - 2 * bytes_by['alias']
     return {**found, **hlo.facts(compiled.as_text()), 'memory_bytes': bytes_by,
-            'hbm_gib': used / GIB}
+            'hbm_gib': held / GIB}
 
 
 def exhausted(message, held):
