@@ -7,7 +7,7 @@ where they are most of what is held.
 import math
 from dataclasses import replace
 
-from downscale import accounting
+from downscale.accounting import trainable
 from downscale.launch.programs import configs, parameters, with_accumulation
 
 TRIES = 4  # compilations that are spent on finding a fit
@@ -34,7 +34,7 @@ def _smaller_step(request, used, limit, divides):
     micro = request.rows // (request.accumulate * data * fsdp)
     if micro > 1:
         language, vision = configs(request)
-        trained = accounting.trainable(language, vision, request.stage['trainable'])
+        trained = trainable(language, vision, request.stage['trainable'])
         # Parameters, moments and gradients, in float32, stay when there are more micro-batches.
         fixed = (4 * parameters(request) + 12 * trained) / (fsdp * tensor) / GIB
         factor = (used - fixed) / (limit - fixed) if fixed < limit else micro

@@ -19,6 +19,7 @@ PACKAGE = Path(__file__).parent.parent
 # What makes programs or facts; the rest of the package may change without a new compilation.
 SOURCES = ('model', 'train', 'generate', 'sharding.py', 'experiment.py', 'sizes.py', 'letters.py',
            'launch/hlo.py', 'launch/worker.py', 'launch/topologies.py')
+WORKER = 'downscale.launch.worker'
 # The compiler is asked on a machine without TPUs, several processes of it at once.
 ENVIRONMENT = {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1',
                'TPU_WORKER_HOSTNAMES': 'localhost', 'ALLOW_MULTIPLE_LIBTPU_LOAD': 'true',
@@ -105,8 +106,8 @@ class Pool:
         path = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get('PYTHONPATH')])])
         with (self.folder / f'{key}.log').open('w') as log:
             process = subprocess.Popen(
-                [sys.executable, '-m', 'downscale.launch.worker', str(asked),
-                 str(self._path(key))], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                [sys.executable, '-m', WORKER, str(asked), str(self._path(key))],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 env={**os.environ, **ENVIRONMENT, 'PYTHONPATH': path})
         return _Job(name, process)
 

@@ -7,7 +7,8 @@ import dataclasses
 import math
 from dataclasses import dataclass, replace
 
-from downscale import accounting
+from downscale.accounting import decode_flops, forward_flops, kv_bytes, train_flops
+from downscale.accounting import parameters as parts_of
 from downscale.launch.topologies import topology
 from downscale.sizes import LanguageConfig, VisionConfig
 
@@ -156,10 +157,10 @@ def _served(cell, place, wish):
         found += [Request('decode', place.name, mesh, rows, live, 0, text, slots=rows)
                   for live in sorted({max(64, length // 4), length})]
     width = 2 if cell.dtype == 'bfloat16' else 4
-    whole = sum(accounting.parameters(cell.language, cell.vision if sees else None).values())
+    whole = sum(parts_of(cell.language, cell.vision if sees else None).values())
     cached = ('prefill', 'decode')  # these take the cache of their slots themselves
     return [Use(f'{cell.name}/{request.kind}', request, None, width * (whole - parameters(request)),
-                accounting.kv_bytes(cell.language, width)
+                kv_bytes(cell.language, width)
                 * (length - (request.length if request.kind in cached else 0)))
             for request in found]
 
@@ -221,7 +222,7 @@ def formula(request):
             return None
         return _train_formula(request, language, vision)
     if request.kind == 'decode':
-        total = rows * accounting.decode_flops(language, length)
+        total = rows * decode_flops(language, length)
         attention = rows * 4 * language.N * language.H * language.E * length
     else:
         total = _read_flops(request, language, vision, rows, length)
@@ -233,17 +234,17 @@ def formula(request):
 def _read_flops(request, language, vision, rows, length):
     """FLOPs of reading prompts: nothing needs more of the last block than its keys and values."""
     if request.kind == 'see':
-        found = accounting.forward_flops(language, vision, rows=rows, length=0,
+        found = forward_flops(language, vision, rows=rows, length=0,
                                          tiles=request.tiles, head_positions=0)
         return found['tower'] + found['connector']
-    blocks = accounting.forward_flops(replace(language, N=language.N - 1), rows=rows,
+    blocks = forward_flops(replace(language, N=language.N - 1), rows=rows,
                                       length=length, head_positions=0)
     return blocks['language'] + 4 * rows * length * language.D * language.K * language.E
 
 
 def _train_formula(request, language, vision):
     def price(rows, length):
-        return accounting.train_flops(
+        return train_flops(
             language, vision, rows=rows, length=length, tiles=request.rows * request.tiles,
             groups=request.stage['trainable'], remat=request.cell['remat'] not in (False, 'none'),
             head_positions=request.rows * request.length)
@@ -256,7 +257,7 @@ def _train_formula(request, language, vision):
 def parameters(request):
     """Parameters that the program holds: all of the model, or those of its part."""
     language, vision = configs(request)
-    parts = accounting.parameters(language, vision)
+    parts = parts_of(language, vision)
     if request.kind == 'see':
         return parts['tower'] + parts['connector']
     if request.kind in ('prefill', 'prefix', 'decode') or not request.tiles:

@@ -1,0 +1,345 @@
+"""Plans: what is compiled, once and no more; what fits; what is said when something does not."""
+import dataclasses
+import importlib.metadata
+import json
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from downscale import accounting, cli
+from downscale.console import progress_bars
+from downscale.experiment import Evaluation, Experiment, MeshSize, Stage
+from downscale.launch import bounds, nearest, pool, table
+from downscale.launch.plan import Plan, row
+from downscale.launch.programs import Request, Use, Wish, formula, uses
+from downscale.launch.topologies import CHIPS, SHAPES, topology
+from downscale.sizes import MICRO, VisionConfig
+from downscale.train.optimizer import Optimizer
+
+ROOT = Path(__file__).parents[1]
+STUDY = str(ROOT / 'experiments' / 'extraction_tuning.py')
+TOWER = VisionConfig(layers=2, W=64, H=4, F=192, patch=20, image=80)
+RATES = {'language': 1e-3, 'tower': 1e-3, 'connector': 1e-3}
+TPU_COMPILER = find_spec('libtpu') is not None
+
+
+def stage(name='extract', batch=64, length=1024, tiles=3, steps=100):
+    return Stage(name, steps, batch, length, tiles, RATES, tuple(RATES), {})
+
+
+EXTRACT = stage()
+
+
+def cell(seed=0, size='w64d2', vision=TOWER, stages=(EXTRACT,), **more):
+    return Experiment(f'{size}-s{seed}', size, seed, MICRO[size], vision, stages=stages, **{
+        'mesh': MeshSize(1, -1, 1), 'remat': True, 'dtype': 'bfloat16',
+        'evaluation': Evaluation(batch=8), **more})
+
+
+@pytest.fixture
+def planned(tmp_path, monkeypatch):
+    """Make a plan with the compiler that only pretends: (plan, what it compiled since the last)."""
+    monkeypatch.setattr(pool, 'WORKER', 'tests.fake_compiler')
+    monkeypatch.setattr(importlib.metadata, 'version', lambda name: '1')
+    log = tmp_path / 'compiled'
+    monkeypatch.setenv('COMPILED', str(log))
+
+    def make(cells, places=('v5e:4x4',), limit=20.0, jobs=2, **wish):
+        log.write_text('')
+        with progress_bars(quiet=True) as bars:
+            plan = Plan(cells, places, Wish(**wish), lambda request: None, tmp_path / 'plan', jobs,
+                        limit, bars).run()
+        return plan, sorted(log.read_text().splitlines())
+    return make
+
+
+# --- what is compiled -------------------------------------------------------------------------
+
+def test_seeds_and_like_stages_share_programs(planned):
+    stages = stage('instruct'), stage('extract', steps=7)
+    plan, compiled = planned([cell(seed, stages=stages) for seed in range(3)], only=('train',))
+    assert len(plan['cells']) == 6 and compiled == ['train 64 1024']
+    plan, compiled = planned([cell(0), cell(1), cell(0, 'w32d2')], only=('decode',))
+    assert len(plan['cells']) == 6 and len(compiled) == 4
+
+
+def test_a_repeated_plan_compiles_nothing_and_says_the_same(planned):
+    first, compiled = planned([cell()])
+    assert compiled == ['decode 8 2048', 'decode 8 512', 'prefill 1 2048', 'prefix 1 2048',
+                        'see 1 0', 'train 64 1024']
+    again, compiled = planned([cell()])
+    assert compiled == [] and again == first
+    _, compiled = planned([cell()], only=('train',), seq=512)
+    assert compiled == ['train 64 512']
+
+
+def test_whatever_decides_a_program_is_in_its_key(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, 'version', lambda name: '1')
+    place = topology('v5e:4x4')
+
+    def key(**change):
+        return pool.key_of(uses([cell(**change)], place, Wish(('train',)))[0].request)
+    same = {key(), key(seed=4), key(stages=(stage(steps=9),)), key(evaluation=Evaluation(batch=3)),
+            key(chat='chatml')}
+    assert len(same) == 1
+    other = [key(remat=False), key(dtype='float32'), key(mesh=MeshSize(2, -1, 1)), key(unroll=2),
+             key(optimizer=Optimizer(accumulate=2)), key(size='w64d3'),
+             key(stages=(stage(tiles=4),))]
+    assert len({*same, *other}) == 1 + len(other)
+    monkeypatch.setattr(pool, 'source_hash', lambda: 'edited')
+    assert key() not in same
+
+
+def test_a_program_that_takes_too_long_or_dies_is_one_line_and_the_plan_goes_on(planned):
+    stages = stage('text', length=7, tiles=0), stage('instruct', length=8), stage('caption')
+    plan, compiled = planned([cell(stages=stages)], only=('train',), limit=2.0)
+    text, instruct, caption = plan['cells']
+    assert text['error'] == 'not compiled within --limit 2 s'
+    assert 'ended with code 9 (something broke)' in instruct['error']
+    assert caption['fits'] and len(compiled) == 3
+    # What failed is tried again, what is known is not.
+    _, compiled = planned([cell(stages=stages)], only=('train',), limit=2.0)
+    assert compiled == ['train 64 7', 'train 64 8']
+
+
+def test_a_compiler_that_refuses_is_quoted(planned):
+    plan, _ = planned([cell(stages=(stage(length=9),))], only=('train',))
+    assert plan['cells'][0]['error'] == 'INTERNAL: no such thing'
+    assert plan['cells'][0]['fits'] is None
+    assert 'w64d2-s0/extract: INTERNAL: no such thing' in table.lines(plan)
+
+
+# --- what fits --------------------------------------------------------------------------------
+
+def test_what_does_not_fit_says_by_how_much_and_what_would(planned):
+    """8 rows a device of 3 GiB each; four micro-batches of two are the fewest that fit."""
+    plan, compiled = planned([cell(stages=(stage(batch=128, length=3072),))], only=('train',))
+    found = plan['cells'][0]
+    assert (found['fits'], found['hbm_gib'], found['hbm_limit_gib']) == (False, 24, 15.75)
+    near = found['proposal']
+    assert near['fits'] and near['change'] == 'optimizer.accumulate=2'
+    assert (near['rows'], near['per_chip_batch'], near['accumulate']) == (128, 4, 2)
+    assert len(compiled) == 2
+    said = next(line for line in table.lines(plan) if 'does not fit' in line)
+    assert '24.00 of 15.75 GiB, 8.25 too many' in said and 'optimizer.accumulate=2' in said
+
+
+def test_decoding_that_does_not_fit_is_proposed_fewer_rows(planned):
+    plan, _ = planned([cell(evaluation=Evaluation(batch=100))], only=('decode',), text_only=True)
+    near = plan['cells'][1]['proposal']
+    assert near['change'] == f'{near["slots"]} rows' and 60 <= near['slots'] <= 78
+    assert near['fits']
+
+
+def request(**change):
+    found = uses([cell()], topology('v5e:4x4'), Wish(('train',)))[0].request
+    value = {**found.cell, **change.pop('cell', {})}
+    return dataclasses.replace(found, cell=value, **change)
+
+
+def changes(asked, used=40.0, divides=lambda request: True):
+    return nearest.change(asked, nearest.smaller(asked, used, 15.75, divides))
+
+
+def test_the_least_change_comes_first():
+    assert changes(request(cell={'remat': False})) == 'remat=True'
+    assert changes(request(cell={'remat': 'none'})) == 'remat=full'
+    assert changes(request()) == 'optimizer.accumulate=4'
+    assert changes(request(), used=20.0) == 'optimizer.accumulate=2'
+    alone = request(rows=16)
+    assert changes(dataclasses.replace(alone, mesh=(4, 4, 1))) == 'mesh data=2 x fsdp=8 x tensor=1'
+    # Where no width can be split further the heads are, and the global batch stays.
+    split = nearest.smaller(alone, None, 15.75, lambda request: request.mesh[2] < 4)
+    assert (split.mesh, split.rows, split.accumulate) == ((1, 8, 2), 16, 2)
+    assert nearest.smaller(alone, None, 15.75, lambda request: False) is None
+
+
+def test_what_an_engine_holds_beside_a_program_counts(planned):
+    """Prefill does not take the tower, decoding at 512 tokens not the cache behind them."""
+    plan, _ = planned([cell()], only=('prefill', 'decode'))
+    found = {(part['kind'], part['length']): part['hbm_gib'] for part in plan['cells']}
+    parts = accounting.parameters(MICRO['w64d2'], TOWER)
+    seeing = 2 * (parts['tower'] + parts['connector'] + parts['newline'])
+    cached = 8 * accounting.kv_bytes(MICRO['w64d2'])
+    gib = 2 ** 30
+    assert found['prefill', 2048] - 1.6 == pytest.approx(seeing / gib, rel=1e-6)
+    assert found['decode', 2048] - 1.6 == pytest.approx(seeing / gib, rel=1e-6)
+    assert found['decode', 512] - 1.6 == pytest.approx((seeing + 1536 * cached) / gib, rel=1e-6)
+    text = 2 * (sum(parts.values())) - seeing
+    assert found['see', 0] - 1.6 == pytest.approx(
+        (text + 2 * parts['newline'] + 2048 * cached) / gib, rel=1e-6)
+
+
+# --- figures ----------------------------------------------------------------------------------
+
+def test_a_step_takes_between_its_slowest_part_and_all_parts(planned):
+    """197 GFLOP, 819 MB and 400 MB at the peaks of v5e are one millisecond each."""
+    plan, _ = planned([cell()], only=('train',))
+    found = plan['cells'][0]
+    assert found['step_s'] == pytest.approx((1.002e-3, 3.002e-3), rel=2e-3)
+    assert found['chip_hours'] == pytest.approx([100 * end * 16 / 3600 for end in found['step_s']])
+    assert found['usd'] == pytest.approx([1.2 * hours for hours in found['chip_hours']])
+    assert found['usd_spot'] == pytest.approx([0.24 * found['chip_hours'][0],
+                                               0.60 * found['chip_hours'][1]])
+    assert plan['prices_as_of'] in table.lines(plan)[-1]
+
+
+def test_what_is_updated_in_place_is_not_written_again_by_serving():
+    facts = {'memory_bytes': {'argument': 8, 'output': 5, 'alias': 4, 'temp': 0}, 'wire_bytes': 0}
+    chip = dataclasses.replace(CHIPS['v5e'], hbm_bandwidth=1.0)
+    assert bounds.interval(facts, 0, chip, serving=True)['memory_s'] == 9
+    assert bounds.interval(facts, 0, chip, serving=False)['memory_s'] == 13
+
+
+def test_the_formula_is_that_of_accounting_and_attention_is_a_part_of_it():
+    train = uses([cell()], topology('v5e:4x4'), Wish(('train',)))[0].request
+    whole = formula(train)
+    expected = accounting.train_flops(MICRO['w64d2'], TOWER, rows=64, length=1024, tiles=64 * 3,
+                                      remat=True)
+    assert whole['total'] == expected['total']
+    assert whole['model'] == expected['total'] - expected['recompute']
+    c = MICRO['w64d2']
+    # Forward, twice backward, and once again.
+    assert whole['attention'] == 4 * 64 * 1024 ** 2 * c.N * 4 * c.H * c.E
+    decode = uses([cell()], topology('v5e:4x4'), Wish(('decode',)))[-1].request
+    assert formula(decode)['total'] == 8 * accounting.decode_flops(c, 2048)
+
+
+def test_flops_of_a_kernel_are_added_by_formula_and_said(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, 'version', lambda name: '1')
+    from tests.fake_compiler import rule
+    use = uses([cell()], topology('v5e:4x4'), Wish(('train',)))[0]
+    priced = formula(use.request)
+    facts = rule(json.loads(json.dumps(dataclasses.asdict(use.request))))
+    facts['flops'] = (priced['total'] - priced['attention']) // 16
+    assert row(use, facts)['flops_agree'] is False
+    found = row(use, {**facts, 'kernels': {'splash': 2}})
+    assert found['flops_agree'] and found['flops_compiled'] == found['flops_formula']
+    lines = table.lines({'cells': [found], 'method': '', 'prices_as_of': ''})
+    assert any('run in kernels (splash) and are counted by formula' in line for line in lines)
+
+
+def test_rows_have_what_is_promised_of_them(planned):
+    plan, _ = planned([cell()])
+    promised = {'name', 'topology', 'chips', 'hbm_gib', 'hbm_limit_gib', 'fits', 'compile_s',
+                'estimated_cycles', 'flops_formula', 'flops_compiled', 'collective_bytes',
+                'chip_hours', 'usd', 'mesh', 'parameters', 'tokens_per_step', 'mfu_bound'}
+    assert all(promised <= set(found) for found in plan['cells'])
+    assert json.loads(json.dumps(plan)) == json.loads(json.dumps(plan, sort_keys=True))
+
+
+def test_text_only_and_per_chip_batch_narrow_what_is_asked():
+    cells = [cell(stages=(stage('align'), stage()), optimizer=Optimizer(accumulate=2))]
+    found = uses(cells, topology('v5e:4x4'), Wish(text_only=True, per_chip_batch=3, seq=256))
+    assert {part.request.kind for part in found} == {'train', 'prefill', 'decode'}
+    train = [part.request for part in found if part.request.kind == 'train']
+    assert all((r.rows, r.length, r.tiles) == (96, 256, 0) for r in train)
+    assert train[0].stage['trainable'] == ('language',) and train[0].cell['vision'] is None
+    assert [part.request.rows for part in found if part.request.kind == 'decode'] == [3, 3]
+
+
+# --- topologies and bad input -----------------------------------------------------------------
+
+def test_known_topologies_count_chips_and_devices():
+    assert (topology('v5e:16x16').chips, topology('v5p:4x4x4').chips) == (256, 64)
+    assert (topology('2xv5e:16x16').chips, topology('v5p:8x8x8').chips) == (512, 512)
+    assert topology('tpu7x:4x4x4').devices == 128 and topology('tpu7x:4x4x4').hbm_gib == 94.75
+    assert topology('v6e:1x1').least(3).shape == '2x2' and topology('v5p:4x4x4').least(8).chips == 8
+    for generation, shapes in SHAPES.items():
+        chips = [topology(f'{generation}:{shape}').chips for shape in shapes]
+        assert chips == sorted(set(chips))
+
+
+@pytest.mark.parametrize(('name', 'known'), [
+    ('v5e:3x4', 'v5e:2x2, v5e:2x4'), ('v7:4x4', 'v5e, v5p, v6e, tpu7x'), ('v5e', 'v5e:16x16'),
+    ('0xv5e:4x4', 'known of v5e'), ('v5p:16x16', 'v5p:4x4x4')])
+def test_an_unknown_topology_lists_the_known_ones(name, known):
+    with pytest.raises(ValueError, match='unknown topology') as error:
+        topology(name)
+    assert known in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(('cells', 'place', 'message'), [
+    (cell(mesh=MeshSize(-1, 32, 1)), 'v5e:4x4', 'multiples of 32, not its 16 devices'),
+    (cell(mesh=MeshSize(2, 2, 1)), 'v5e:4x4', 'mesh data 2 x fsdp 2 x tensor 1'),
+    (cell(stages=(stage(batch=24),)), 'v5e:4x4', r'24 % 16 = 8\); the nearest is 32'),
+    (cell(mesh=MeshSize(1, -1, 1)), '2xv5e:4x4', r'data 1 % 2 = 1; --set mesh.data=2'),
+    (cell(optimizer=Optimizer(accumulate=8)), 'v5e:4x4', r'8 micro-batches .*\(64 % 128 = 64\)'),
+])
+def test_what_does_not_divide_is_refused_with_the_arithmetic(planned, cells, place, message):
+    with pytest.raises(ValueError, match=message):
+        planned([cells], (place,))
+
+
+@pytest.mark.parametrize(('wish', 'message'), [
+    ({'per_chip_batch': 0}, '--per-chip-batch 0 must be at least 1'),
+    ({'seq': -1}, '--seq -1 must'), ({'jobs': 0}, '--jobs 0'), ({'limit': 0.0}, '--limit 0')])
+def test_senseless_numbers_are_refused(planned, wish, message):
+    with pytest.raises(ValueError, match=message):
+        planned([cell()], **wish)
+
+
+def test_without_a_compiler_the_extra_is_named(monkeypatch, capsys, tmp_path):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+    monkeypatch.setattr(importlib.metadata, 'version', missing)
+    for name in pool.ENVIRONMENT:
+        monkeypatch.setenv(name, os.environ.get(name, ''))  # what the command sets is undone
+    assert cli.main(['plan', STUDY, '--out', str(tmp_path)]) == 1
+    line = capsys.readouterr().err
+    assert "pip install 'downscale[plan]'" in line and line.count('\n') == 1
+
+
+@pytest.mark.parametrize(('message', 'used', 'limit'), [
+    ('RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries '
+     '(18.95G) exceeds available HBM (15.75G).', 20.95, 15.75),
+    ('RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 1.50T of 31.25G hbm. '
+     'Exceeded hbm capacity by 3.2G.', 1536, 31.25),
+    ('RESOURCE_EXHAUSTED: something else', None, None)])
+def test_out_of_memory_messages_are_read(message, used, limit):
+    from downscale.launch.worker import exhausted
+    found = exhausted(message, 2.0)
+    assert found == {'hbm_gib': pytest.approx(used) if used else None, 'hbm_limit_gib': limit}
+
+
+# --- the real compiler ------------------------------------------------------------------------
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TPU_COMPILER, reason="no TPU compiler: pip install '.[plan]'")
+def test_compiled_programs_have_the_flops_of_the_formula(tmp_path):
+    """Train, prefill and decode of a small model; a step costs what is live, not what there is."""
+    small = cell(stages=(stage(batch=8, length=256),))
+    wanted = uses([small], topology('v5e:2x2'), Wish(seq=256))
+    with progress_bars(quiet=True) as bars:
+        facts = pool.Pool(tmp_path, 2, 300.0, bars).facts(
+            {f'{use.name} {use.request.length}': use.request for use in wanted})
+    rows = [row(use, facts[pool.key_of(use.request)]) for use in wanted]
+    assert [found['error'] for found in rows] == [None] * 6
+    assert all(found['flops_agree'] and found['fits'] for found in rows)
+    short, full = rows[-2:]
+    assert short['length'] < full['length'] and short['slots'] == full['slots']
+    assert short['flops_compiled'] < full['flops_compiled']
+    assert short['estimated_cycles'] < full['estimated_cycles']
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TPU_COMPILER, reason="no TPU compiler: pip install '.[plan]'")
+def test_heads_that_do_not_divide_are_refused_before_anything_is_compiled(tmp_path):
+    """In a process of its own, which reads the compiler's environment once."""
+    import subprocess
+    import sys
+    done = subprocess.run(
+        [sys.executable, '-m', 'downscale.cli', 'plan', f'{STUDY}:0.6b', '--set', 'mesh.fsdp=16',
+         '--set', 'mesh.tensor=16', '--out', str(tmp_path / 'plan')],
+        cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and '8 % 16 = 8' in done.stderr, done.stderr
+    assert not (tmp_path / 'plan').exists()
+
+
+def test_a_use_and_a_request_say_nothing_of_a_cell_that_its_program_does_not_need():
+    found = {field.name for kind in (Use, Request) for field in dataclasses.fields(kind)}
+    assert not {'seed', 'data', 'world', 'rates'} & found
+    request = uses([cell()], topology('v5e:4x4'), Wish(('train',)))[0].request
+    assert not {'seed', 'name', 'world', 'data', 'evaluation', 'stages'} & set(request.cell)
