@@ -114,8 +114,12 @@ def test_a_loop_whose_end_depends_on_data_counts_once():
     text = TEXT.replace('  ROOT %less', '  %less').replace(
         'direction=LT\n', 'direction=LT\n  %go = pred[] constant(true)\n'
         '  ROOT %both = pred[] and(%less, %go)\n', 1)
+    text = text.replace('%next = s32[] add(%kept, %two)',
+                        '%next = s32[] add(%kept, %two), backend_config={"estimated_cycles":"70"}')
     found = hlo.facts(text)
     assert (found['endless_loops'], found['flops']) == (1, 2 * 8 * 16 * 16)
+    assert (found['estimated_cycles'], found['endless_cycles']) == (75, 70)
+    assert hlo.facts(TEXT)['endless_cycles'] == 0
 
 
 def test_a_reduction_that_is_fused_with_its_slice_is_a_reduce_scatter():
@@ -158,6 +162,22 @@ ENTRY %main (a: {left}, b: {right}) -> {out} {{
 }}
 '''
     assert hlo.facts(text)['flops'] == flops
+
+
+def test_a_collective_counts_its_larger_side_however_it_is_written():
+    def one(op, given, result):
+        return hlo.facts(f'''HloModule one
+ENTRY %main (x: {given}) -> {result} {{
+  %x = {given} parameter(0)
+  ROOT %y = {result} {op}(%x), channel_id=1
+}}
+''')['collectives']
+    assert one('reduce-scatter', 'f32[64,8]', 'f32[16,8]')['reduce-scatter']['bytes'] == 2048
+    assert one('all-gather', 'bf16[16,8]', 'bf16[64,8]')['all-gather']['bytes'] == 1024
+    started = one('all-gather-start', 'bf16[16,8]', '(bf16[16,8], bf16[64,8])')
+    assert started == {'all-gather': {'count': 1, 'bytes': 1024}}
+    # What is converted on the way is moved as it arrives.
+    assert one('all-reduce', 'f32[64,8]', 'bf16[64,8]')['all-reduce']['bytes'] == 1024
 
 
 def test_a_text_without_entry_is_refused():

@@ -109,6 +109,8 @@ def test_a_compiler_that_refuses_is_quoted(planned):
     assert plan['cells'][0]['error'] == 'INTERNAL: no such thing'
     assert plan['cells'][0]['fits'] is None
     assert 'w64d2-s0/extract: INTERNAL: no such thing' in table.lines(plan)
+    _, compiled = planned([cell(stages=(stage(length=9),))], only=('train',))
+    assert compiled == ['train 64 9']
 
 
 # --- what fits --------------------------------------------------------------------------------
@@ -184,6 +186,13 @@ def test_a_step_takes_between_its_slowest_part_and_all_parts(planned):
     assert found['usd_spot'] == pytest.approx([0.24 * found['chip_hours'][0],
                                                0.60 * found['chip_hours'][1]])
     assert plan['prices_as_of'] in table.lines(plan)[-1]
+
+
+def test_decoding_is_told_by_the_step(planned):
+    plan, _ = planned([cell()], only=('decode',))
+    assert [(found['estimated_cycles'], found['cycles_once']) for found in plan['cells']] == [
+        (3, 2), (3, 2)]
+    assert any('more once for every 32 steps' in line for line in table.lines(plan))
 
 
 def test_what_is_updated_in_place_is_not_written_again_by_serving():
@@ -343,3 +352,15 @@ def test_a_use_and_a_request_say_nothing_of_a_cell_that_its_program_does_not_nee
     assert not {'seed', 'data', 'world', 'rates'} & found
     request = uses([cell()], topology('v5e:4x4'), Wish(('train',)))[0].request
     assert not {'seed', 'name', 'world', 'data', 'evaluation', 'stages'} & set(request.cell)
+
+
+def test_the_benchmark_gates_exact_figures_and_never_the_estimate():
+    from benchmarks.compiled_programs import GATED, compared
+    before = {'step': dict.fromkeys((*GATED, 'estimated_cycles'), 100)}
+
+    def grown(**change):
+        return compared(before, {'step': {**before['step'], **change}, 'new': before['step']})[1]
+    assert grown() == [] and grown(flops=105) == [] and grown(estimated_cycles=900) == []
+    assert [grown(**{key: 106}) for key in GATED] == [[f'step {key}'] for key in GATED]
+    assert compared({'step': dict.fromkeys(before['step'], 0)}, before)[1] == [
+        f'step {key}' for key in GATED]

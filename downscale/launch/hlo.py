@@ -196,6 +196,7 @@ class _Counts:
     def __init__(self, module):
         self.module = module
         self.flops, self.cycles, self.uncosted, self.endless = 0, 0, 0, 0
+        self.endless_cycles = 0
         self.calls, self.bytes, self.kernels = Counter(), Counter(), Counter()
         self.largest = {'bytes': 0, 'times': 0, 'operation': ''}
         self.seen, self.fused = set(), {}
@@ -205,9 +206,10 @@ class _Counts:
         table = self.module.computations[name]
         for instruction in table.values():
             if instruction.op == 'while':
-                count = trips(self.module, instruction)
-                self.endless += count is None
+                count, before = trips(self.module, instruction), self.cycles
                 self.walk(instruction.attribute('body')[0], times * (count or 1))
+                self.endless += count is None
+                self.endless_cycles += self.cycles - before if count is None else 0
             elif instruction.op in ('call', 'async-start'):
                 self.walk((instruction.attribute('to_apply') or instruction.attribute('calls'))[0],
                           times)
@@ -294,7 +296,8 @@ def facts(text):
     instructions without estimated cycles. collectives: {kind: {'count', 'bytes'}}, the bytes of the
     larger side of each. wire_bytes: what a ring moves for them, twice that for an all-reduce.
     largest_all_reduce: {'bytes' of one execution, 'times', 'operation'}. kernels: {name: calls}.
-    endless_loops: loops whose end depends on data; their bodies count once.
+    endless_loops: loops whose end depends on data; their bodies count once. endless_cycles: what of
+    the estimated cycles is theirs.
     """
     module = parse(text)
     counts = _Counts(module)
@@ -306,4 +309,4 @@ def facts(text):
             'wire_bytes': sum(row['bytes'] * (2 if kind == 'all-reduce' else 1)
                               for kind, row in moved.items()),
             'largest_all_reduce': counts.largest, 'kernels': dict(sorted(counts.kernels.items())),
-            'endless_loops': counts.endless}
+            'endless_loops': counts.endless, 'endless_cycles': counts.endless_cycles}

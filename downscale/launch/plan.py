@@ -151,7 +151,9 @@ def _tokens(request):
 
 def _compiled(use, facts, per_chip, chip, served):
     """The part of a row that only a compiled program tells."""
-    flops = facts['flops'] * chip.devices
+    flops, cycles = facts['flops'] * chip.devices, facts['estimated_cycles']
+    if facts['endless_loops']:
+        cycles = facts['endless_cycles']  # a step of decoding; the rest is done once a call
     inside = per_chip['attention'] if facts['kernels'] and per_chip else 0
     bound = bounds.interval(facts, (flops + inside) / chip.devices, chip, served)
     steps = bound['step_s']
@@ -159,7 +161,8 @@ def _compiled(use, facts, per_chip, chip, served):
         'flops_compiled': flops + inside, 'flops_in_kernels': inside,
         'flops_agree': per_chip and abs(flops + inside - per_chip['total'])
         <= AGREE * per_chip['total'],
-        'kernels': facts['kernels'], 'estimated_cycles': facts['estimated_cycles'],
+        'kernels': facts['kernels'], 'estimated_cycles': cycles,
+        'cycles_once': facts['estimated_cycles'] - cycles,
         'peak_cycles': flops / chip.flops * chip.clock, 'uncosted_flops': facts['uncosted_flops'],
         'collective_bytes': {kind: part['bytes'] for kind, part in facts['collectives'].items()},
         'collective_counts': {kind: part['count'] for kind, part in facts['collectives'].items()},

@@ -88,6 +88,9 @@ def _remarks(row):
     if row['flops_compiled'] is not None and row['flops_agree'] is False:
         yield (f'{name}: compiled FLOPs {row["flops_compiled"]:.4g}, formula '
                f'{row["flops_formula"]:.4g} (!)')
+    if row['flops_compiled'] is not None and row['cycles_once']:
+        yield (f'{name} at {row["length"]}: {row["cycles_once"] / 1e6:.1f} Mcycles more once for '
+               'every 32 steps')
     if row['flops_compiled'] is not None and row['kernels']:
         yield (f'{name}: {row["flops_in_kernels"]:.3g} FLOPs of attention run in kernels '
                f'({", ".join(row["kernels"])}) and are counted by formula')
