@@ -303,13 +303,13 @@ def test_without_a_compiler_the_extra_is_named(monkeypatch, capsys, tmp_path):
 
 @pytest.mark.parametrize(('message', 'used', 'limit'), [
     ('RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries '
-     '(18.95G) exceeds available HBM (15.75G).', 20.95, 15.75),
+     '(18.95G) exceeds available HBM (15.75G).', 18.95, 15.75),
     ('RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 1.50T of 31.25G hbm. '
      'Exceeded hbm capacity by 3.2G.', 1536, 31.25),
     ('RESOURCE_EXHAUSTED: something else', None, None)])
 def test_out_of_memory_messages_are_read(message, used, limit):
     from downscale.launch.worker import exhausted
-    found = exhausted(message, 2.0)
+    found = exhausted(message)
     assert found == {'hbm_gib': pytest.approx(used) if used else None, 'hbm_limit_gib': limit}
 
 

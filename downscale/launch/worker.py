@@ -5,7 +5,6 @@ of one compilation, and may be killed when it takes too long. The TPU compiler r
 topology is a description of devices that nobody has.
 """
 import json
-import math
 import os
 import re
 import sys
@@ -99,7 +98,7 @@ def lowered_train(cell, request, target):
     rates = {group: jax.ShapeDtypeStruct((), jnp.float32) for group in groups}
     batch = _batch(cell, stage, batch_sharding(target, model.rules))
     step = compiled_step(model, stage.loss, cell.optimizer, groups, target)
-    return step.lower(state, batch, rates), (state, batch)
+    return step.lower(state, batch, rates)
 
 
 def _batch(cell, stage, where):
@@ -134,13 +133,13 @@ def lowered_served(cell, request, target):
         if request.kind == 'see':
             tiles_BPQ = place.rows((B, model.vision.P, model.vision.Q), 'float32')
             args = params, shown, tiles_BPQ, place.whole((), 'int32'), new_B
-            return programs.see.lower(*args, model=model), args
+            return programs.see.lower(*args, model=model)
         C = corners(cell.pictures)
         args = (params, shown, place.rows((B, ends[-1]), 'int32'),
                 place.rows((B, ends[-1], C), 'int32'),
                 place.rows((B, ends[-1], C), 'float32') if C > 1 else None,
                 place.rows((B,), 'int32'), new_B)
-        return programs.prefix.lower(*args, model=model), args
+        return programs.prefix.lower(*args, model=model)
     slots = place.state(jax.eval_shape(lambda: programs.empty_slots(
         model=model, rows=request.slots, ends=ends)))
     if request.kind == 'prefill':
@@ -148,7 +147,7 @@ def lowered_served(cell, request, target):
         rows = programs.Rows(place.rows((B, ends[-1]), 'int32'),
                              *(place.rows((B,), kind) for kind in kinds))
         args = params, slots, None, rows
-        return programs.prefill.lower(*args, model=model, lanes=1, scored=0), args
+        return programs.prefill.lower(*args, model=model, lanes=1, scored=0)
     V = (model.language.V,)
     heed = programs.Rules(place.whole((), 'uint32'), *(place.whole(V, 'bool') for _ in range(3)),
                           place.whole((), 'int32'))
@@ -156,7 +155,7 @@ def lowered_served(cell, request, target):
             place.whole((), 'int32'))
     return programs.decode.lower(*args, model=model, room=WRITTEN, sampling=Sampling(),
                                  mode=thinking.Thinking(0, 1, 2), thinks=True,
-                                 forbids=False), args
+                                 forbids=False)
 
 
 class _Placing:
@@ -206,7 +205,7 @@ class _Placing:
 # --- compiling --------------------------------------------------------------------------------
 
 def lowered(request):
-    """(the lowered program, its abstract arguments) of a request."""
+    """The lowered program of a request."""
     cell = experiment_of(request)
     target = mesh(*request.mesh, devices=devices_of(request))
     with jax.set_mesh(target):
@@ -221,18 +220,16 @@ def compiled_facts(request):
     `hbm_gib` and `hbm_limit_gib`, and no other facts.
     """
     began = time.perf_counter()
-    program, args = lowered(request)
+    program = lowered(request)
     room = edges(max(request.length, 1))[-1] if request.kind != 'train' else request.length
-    held = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-               for leaf in jax.tree.leaves(args)) / GIB
-    found = {'room': room, 'lower_s': time.perf_counter() - began, 'argument_gib': held}
+    found = {'room': room, 'lower_s': time.perf_counter() - began}
     began, used = time.perf_counter(), time.process_time()
     try:
         compiled = program.compile()
     except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
             raise
-        found |= {**exhausted(str(error), held), 'fits': False}
+        found |= {**exhausted(str(error)), 'fits': False}
         compiled = None
     # Seconds of the clock, and of all cores: other work on the machine changes only the first.
     found |= {'compile_s': time.perf_counter() - began, 'cpu_s': time.process_time() - used}
@@ -246,21 +243,19 @@ def compiled_facts(request):
             'hbm_gib': held / GIB}
 
 
-def exhausted(message, held):
+def exhausted(message):
     """{'hbm_gib', 'hbm_limit_gib'} that an out-of-memory message of the compiler tells.
 
-    One form gives temporaries alone: the arguments, `held` GiB, come on top.
+    One form speaks of temporaries; it means all, arguments and outputs included (libtpu 0.0.42).
     """
     sizes = {'K': 2 ** -20, 'M': 2 ** -10, 'G': 1, 'T': 2 ** 10}
     number = r'([\d.]+)([KMGT])'
-    used = re.search(rf'Used {number}\S* of {number}\S* hbm', message)
-    temporaries = re.search(rf'temporaries \({number}\S*\) exceeds available HBM \({number}',
-                            message)
-    if not used and not temporaries:
+    found = re.search(rf'Used {number}\S* of {number}\S* hbm', message) or re.search(
+        rf'temporaries \({number}\S*\) exceeds available HBM \({number}', message)
+    if not found:
         return {'hbm_gib': None, 'hbm_limit_gib': None}
-    first, unit, limit, limit_unit = (used or temporaries).groups()
-    return {'hbm_gib': float(first) * sizes[unit] + (0 if used else held),
-            'hbm_limit_gib': float(limit) * sizes[limit_unit]}
+    used, unit, limit, limit_unit = found.groups()
+    return {'hbm_gib': float(used) * sizes[unit], 'hbm_limit_gib': float(limit) * sizes[limit_unit]}
 
 
 def _end_with_parent():
