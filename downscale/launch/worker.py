@@ -79,7 +79,7 @@ def devices_of(request):
         place = place.least(request.devices)
     shape, options = f'{place.generation}:{place.shape}', {}
     if place.chips == 1:
-        options['chips_per_host_bounds'] = [1] * (place.shape.count('x') + 1)
+        options['chips_per_host_bounds'] = [1, 1, 1]
     if place.slices > 1:
         options['num_slices'] = place.slices
     found = topologies.get_topology_desc(platform='tpu', topology_name=shape, **options).devices
