@@ -18,6 +18,7 @@ from downscale.data.pipeline import Recipe, Shape
 from downscale.data.scenes import World
 from downscale.data.tokens import Layout
 from downscale.model.contrastive import PairModel
+from downscale.model.remat import POLICIES
 from downscale.model.vlm import Vlm
 from downscale.sizes import LANGUAGE, LanguageConfig, Pictures, VisionConfig, scale
 from downscale.train.checkpoint import write_json
@@ -143,7 +144,7 @@ class Experiment:
     legacy_structural_loss: bool = False
     tokenizer: str = ''
     dtype: str = 'float32'
-    remat: bool = False
+    remat: str = 'none'
     unroll: int = 1
 
     def __post_init__(self):
@@ -154,6 +155,8 @@ class Experiment:
             raise ValueError(f'imports: {unknown("group", foreign[0], [*_ALL])}')
         if self.dtype not in ('float32', 'bfloat16'):
             raise ValueError(f"dtype {self.dtype!r} must be 'float32' or 'bfloat16'")
+        if self.remat not in POLICIES:
+            raise ValueError(unknown('remat', self.remat, list(POLICIES)))
         most = self.optimizer.accumulate
         for stage in self.stages:
             if stage.batch % most:
@@ -260,6 +263,8 @@ def load(folder):
                          'again') from None
     if isinstance(value, dict) and isinstance(value.get('evaluation'), dict):
         value['evaluation'].pop('length', None)  # of runs from before prompts had any length
+    if isinstance(value, dict) and isinstance(value.get('remat'), bool):  # before it had a name
+        value['remat'] = 'full' if value['remat'] else 'none'
     return from_dict(Experiment, value, str(path))
 
 

@@ -18,6 +18,7 @@ TOWER = VisionConfig(layers=2, W=16, H=2, F=32, patch=2, image=4)
 MODEL = Vlm(SMALL, TOWER)
 MESHES = {'data=4': {'data': 4}, 'fsdp=4': {'data': 1, 'fsdp': 4},
           'data=2 x fsdp=2': {'data': 2, 'fsdp': 2},
+          'fsdp=2 x 2': {'data': 1, 'fsdp': 4, 'ring': 2},
           'tensor=2 x data=2': {'data': 2, 'tensor': 2}}
 
 
@@ -37,8 +38,9 @@ def test_a_name_that_disagrees_with_its_rank_raises():
 
 
 def test_a_mesh_axis_is_used_once_and_by_the_first_letter():
-    assert spec('DD', Rules().params) == PartitionSpec('fsdp', None)
-    assert spec('BLF', Rules().activations) == PartitionSpec(('data', 'fsdp'), None, 'tensor')
+    assert spec('DD', Rules().params) == PartitionSpec(('fsdp', 'fsdp_ring'), None)
+    assert spec('BLF', Rules().activations) == PartitionSpec(
+        ('data', 'fsdp', 'fsdp_ring'), None, 'tensor')
 
 
 def test_what_does_not_divide_raises_with_the_arithmetic():
@@ -61,8 +63,8 @@ def test_every_leaf_of_the_model_gets_a_sharding(language, vision):
                                    strict=True):
         axes = leaf_axes(path, leaf)
         assert isinstance(shard, NamedSharding) and len(axes) == leaf.ndim == len(shard.spec)
-        # Every matrix of more than one split letter is really split.
-        if {'D', 'W', 'F', 'H', 'K', 'V'} & set(axes):
+        # Every matrix is really split; a vector stays whole.
+        if len(axes.lstrip('N')) > 1 and {'D', 'W', 'F', 'H', 'K', 'V'} & set(axes):
             assert not shard.is_fully_replicated, jax.tree_util.keystr(path)
 
 
@@ -72,7 +74,7 @@ def test_constrain_splits_on_four_devices_and_leaves_one_alone():
     with jax.set_mesh(target):
         y_BLD = jax.jit(lambda x: constrain(x, 'BLD', rules))(x_BLD)
     assert y_BLD.sharding.is_equivalent_to(
-        NamedSharding(target, PartitionSpec(('data', 'fsdp'))), 3)
+        NamedSharding(target, PartitionSpec(('data', 'fsdp', 'fsdp_ring'))), 3)
     assert y_BLD.addressable_shards[0].data.shape == (2, 4, 6)
     with jax.set_mesh(mesh(devices=jax.devices()[:1])):
         assert constrain(x_BLD, 'BLD', rules) is x_BLD
