@@ -77,7 +77,7 @@ def _arranged(devices, sizes):
     """The devices as a grid whose axes follow the wires, slices along the first one."""
     if devices[0].platform != 'tpu':
         return np.asarray(devices).reshape(sizes)
-    slices = len({device.slice_index for device in devices})
+    slices = len({getattr(device, 'slice_index', 0) for device in devices})
     if slices == 1:
         return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     if sizes[0] % slices:

@@ -140,12 +140,6 @@ class Attention(nn.Module):
         return jnp.einsum('BLHE,HED->BLD', out_BLHE, o_HED), kept
 
 
-def project(x_BLD, kernel_DF):
-    """`x_BLD @ kernel_DF` over one axis of tokens: on CPU its gradient is twice as fast so."""
-    B, L, D = x_BLD.shape
-    return (x_BLD.reshape(B * L, D) @ kernel_DF).reshape(B, L, -1)
-
-
 class Mlp(nn.Module):
     """The gated MLP (SwiGLU): width D to F and back."""
     cfg: LanguageConfig
@@ -157,6 +151,7 @@ class Mlp(nn.Module):
         gate_DF = weight(self, 'gate_DF', (c.D, c.F), dtype)
         up_DF = weight(self, 'up_DF', (c.D, c.F), dtype)
         down_FD = weight(self, 'down_FD', (c.F, c.D), dtype)
-        gate_BLF = nn.silu(project(x_BLD, gate_DF))
-        hidden_BLF = constrain(gate_BLF * project(x_BLD, up_DF), 'BLF', self.rules)
-        return project(hidden_BLF, down_FD)
+        # Over one axis of tokens, B: on CPU the gradient is twice as fast so.
+        x_BD = x_BLD.reshape(-1, c.D)
+        hidden_BF = constrain(nn.silu(x_BD @ gate_DF) * (x_BD @ up_DF), 'BF', self.rules)
+        return (hidden_BF @ down_FD).reshape(x_BLD.shape)

@@ -42,8 +42,8 @@ def _loss_and_gradient(x_TD, share_VD, targets_T, weights_T, names):
     V = share_VD.shape[0]
     split, ring = _roles(V, names)
     ways = _size(split)
-    chunks = math.ceil(T * V * 4 / LOGIT_BYTES)
-    size = math.ceil(T / chunks)
+    size = _chunk(T, LOGIT_BYTES // (4 * V))
+    chunks = math.ceil(T / size)
     parts = tuple(
         jnp.pad(part, [(0, chunks * size - T)] + [(0, 0)] * (part.ndim - 1)).reshape(
             chunks, size, *part.shape[1:]) for part in (x_TD, targets_T, weights_T))
@@ -84,6 +84,14 @@ def _gradient(names, gradients, out):
 
 
 _loss.defvjp(lambda *inputs: _loss_and_gradient(*inputs), _gradient)
+
+
+def _chunk(T, most):
+    """Tokens of a chunk, at most `most`: a multiple of 128 that divides T, where there is one."""
+    if T <= most:
+        return T
+    sizes = range(most // 128 * 128, 0, -128)
+    return next((size for size in sizes if T % size == 0), max(most // 128 * 128, 128))
 
 
 def _roles(V, names):
