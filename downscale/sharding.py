@@ -23,6 +23,7 @@ from downscale import letters
 MESH_AXES = ('data', 'fsdp', 'fsdp_ring', 'tensor')
 BATCH_AXES = MESH_AXES[:3]
 FSDP = ('fsdp', 'fsdp_ring')
+SMALL_BYTES = 2 ** 24
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,12 @@ def gather(share, axis, names):
     """All shares along `axis` over the mesh axes `names`, the first of them varying slowest."""
     # In front the shares are contiguous; elsewhere XLA copies the whole once more.
     share = jnp.moveaxis(share, axis, 0)
-    return jnp.moveaxis(jax.lax.all_gather(share, names, axis=0, tiled=True), 0, axis)
+    current = jax.sharding.get_abstract_mesh()
+    size = share.size * share.dtype.itemsize * math.prod(current.shape[name] for name in names)
+    # XLA sums what is small and comes from two axes at once, which moves twice the bytes.
+    for part in [(name,) for name in reversed(names)] if size < SMALL_BYTES else [names]:
+        share = jax.lax.all_gather(share, part, axis=0, tiled=True)
+    return jnp.moveaxis(share, 0, axis)
 
 
 def _scatter(axis, names, _, grad):

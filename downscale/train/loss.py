@@ -51,7 +51,7 @@ def _loss_and_gradient(x_TD, share_VD, targets_T, weights_T, names):
     first = jax.lax.axis_index(split) * len(head_VD) if split else 0
 
     def chunk(carry, part):
-        loss, hits, grad_VD = carry
+        loss, hits, grad_DV = carry
         x_TD, targets_T, weights_T = (gather(x, 0, split) if split else x for x in part)
         logits_TV = jnp.einsum('TD,VD->TV', x_TD, head_VD, preferred_element_type=jnp.float32)
         most_T = _across(jax.lax.pmax, logits_TV.max(-1), split)
@@ -63,18 +63,18 @@ def _loss_and_gradient(x_TD, share_VD, targets_T, weights_T, names):
         hits += ((own_T >= most_T) * weights_T).sum()
         slope_TV = exp_TV * (weights_T / sum_T)[:, None]
         slope_TV = (slope_TV - jnp.where(target_TV, weights_T[:, None], 0)).astype(x_TD.dtype)
-        grad_VD += jnp.einsum('TV,TD->VD', slope_TV, x_TD, preferred_element_type=jnp.float32)
+        grad_DV += jnp.einsum('TV,TD->DV', slope_TV, x_TD, preferred_element_type=jnp.float32)
         grad_TD = jnp.einsum('TV,VD->TD', slope_TV, head_VD, preferred_element_type=jnp.float32)
         if split:
             grad_TD = jax.lax.psum_scatter(grad_TD, split, scatter_dimension=0, tiled=True)
-        return (loss, hits, grad_VD), grad_TD.astype(x_TD.dtype)
+        return (loss, hits, grad_DV), grad_TD.astype(x_TD.dtype)
 
     zero = jnp.float32(0)
-    (loss, hits, grad_VD), grads = jax.lax.scan(
-        chunk, (zero, zero, jnp.zeros(head_VD.shape, jnp.float32)), parts)
+    (loss, hits, grad_DV), grads = jax.lax.scan(
+        chunk, (zero, zero, jnp.zeros(head_VD.shape[::-1], jnp.float32)), parts)
     grad_TD = grads.reshape(chunks * size, D)[:T]
     # Every chip of `split` has counted the tokens of all of them.
-    return (loss / ways, hits / ways), (grad_TD, _spread(grad_VD, split, ring, share_VD.shape))
+    return (loss / ways, hits / ways), (grad_TD, _spread(grad_DV, split, ring, share_VD.shape))
 
 
 def _gradient(names, gradients, out):
@@ -118,17 +118,18 @@ def _collect(share_VD, split, ring):
     ways = _size(split)
     share = jax.lax.all_to_all(share_VD.reshape(ways, V // ways, D), split, 0, 1)
     # Columns lie in the order of both axes, `split` varying slowest.
-    return jax.lax.all_gather(share, ring, axis=2).reshape(V // ways, -1)
+    return jnp.moveaxis(jax.lax.all_gather(share, ring), 0, 2).reshape(V // ways, -1)
 
 
-def _spread(grad_VD, split, ring, shape):
-    """The way back of `_collect`: summed over chips, this chip's columns of all rows."""
-    if not split:
-        for name in ring:
-            grad_VD = jax.lax.psum_scatter(grad_VD, name, scatter_dimension=1, tiled=True)
-        return grad_VD
+def _spread(grad_DV, split, ring, shape):
+    """The way back of `_collect`: summed over chips, this chip's columns of all rows [V, D]."""
     V, D = shape
     ways = _size(split)
-    grad = grad_VD.reshape(V // ways, ways, -1, D)
-    grad = jax.lax.psum_scatter(grad, ring, scatter_dimension=2)
-    return jax.lax.all_to_all(grad, split, 1, 0).reshape(V, D)
+    # The axis that is scattered in front: else each chip gets the sum of everything, and cuts it.
+    grad = grad_DV.reshape(ways, -1, D, V // ways).swapaxes(0, 1).reshape(-1, V // ways)
+    for name in ring:
+        grad = jax.lax.psum_scatter(grad, name, scatter_dimension=0, tiled=True)
+    grad = grad.reshape(ways, D, V // ways)
+    if split:
+        grad = jax.lax.all_to_all(grad, split, 0, 0)
+    return grad.transpose(0, 2, 1).reshape(V, D)
