@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from downscale.model.init import SHAPE_ONLY, weight
-from downscale.model.remat import rematerialised
 from downscale.model.layers import attend
+from downscale.model.remat import rematerialised
 from downscale.sharding import Rules, constrain
 from downscale.sizes import VisionConfig
 

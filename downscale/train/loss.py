@@ -88,7 +88,7 @@ _loss.defvjp(lambda *inputs: _loss_and_gradient(*inputs), _gradient)
 
 def _chunk(T, most):
     """Tokens of a chunk, at most `most`: a multiple of 128 that divides T, where there is one."""
-    if T <= most:
+    if most >= T:
         return T
     sizes = range(most // 128 * 128, 0, -128)
     return next((size for size in sizes if T % size == 0), max(most // 128 * 128, 128))
