@@ -79,8 +79,9 @@ class Tower(nn.Module):
         position_PW = weight(self, 'position_PW', (c.P, c.W), self.dtype)
         x_BPW = jnp.einsum('BPQ,QW->BPW', patches_BPQ.astype(self.dtype), patch_QW)
         x_BPW = x_BPW + patch_bias_W + position_PW
-        blocks = nn.scan(rematerialised(VisionBlock, self.remat), variable_axes={'params': 0}, split_rngs={'params': True},
-                         length=c.layers, unroll=min(self.unroll, c.layers))
+        blocks = nn.scan(rematerialised(VisionBlock, self.remat), variable_axes={'params': 0},
+                         split_rngs={'params': True}, length=c.layers,
+                         unroll=min(self.unroll, c.layers))
         x_BPW, _ = blocks(c, self.rules, name='blocks')(x_BPW, None)
         return x_BPW
 
