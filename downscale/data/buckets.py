@@ -9,6 +9,7 @@ import numpy as np
 
 STEP = 128  # lengths of proposed buckets are multiples of it: the lanes of a TPU register
 MOST_LENGTHS = 64  # lengths that a proposal tries, so that it takes seconds for any `length`
+FILL = 0.9  # how full rows of mixed sizes get; measured on pictures and on texts, 0.84 to 0.98
 OPEN = 16  # rows that still take conversations; more fill better, but conversations wait longer
 
 
@@ -158,10 +159,9 @@ def propose(sizes, shape, count, flops):
 
     `sizes` [n, 2] are tokens and tiles of conversations, `flops(length, tiles)` those of one row.
     Buckets are nested, each at least as long and with as many tiles as the one before; lengths are
-    multiples of 128. A conversation is charged the share of a row that it takes among its equals;
-    mixed sizes pack better, which `padding` counts. Batches are multiples of `shape.batch` such
-    that no bucket has more tokens or tiles in a step than `shape`. ValueError when a conversation
-    does not fit `shape`.
+    multiples of 128. What a conversation takes of a row is estimated by `shares`; `padding` counts
+    it. Batches are multiples of `shape.batch` such that no bucket has more tokens or tiles in a
+    step than `shape`. ValueError when a conversation does not fit `shape`.
     """
     pairs, times = np.unique(sizes, axis=0, return_counts=True)
     if not shape.holds(*pairs.max(0)):
@@ -193,12 +193,16 @@ def candidates(shape):
 
 
 def shares(length, tiles, pairs):
-    """The part of a row that a conversation of each of `pairs` [U, 2] takes among its equals; 0
-    for one that does not fit."""
-    per_row = length // pairs[:, 0]
-    with_tiles = pairs[:, 1] > 0
-    per_row[with_tiles] = np.minimum(per_row, tiles // np.maximum(pairs[:, 1], 1))[with_tiles]
-    return np.where(per_row > 0, 1 / np.maximum(per_row, 1), 0.0)
+    """The part of a row that a conversation of each of `pairs` [U, 2] is expected to take; 0 for
+    one that does not fit.
+
+    Among its equals it takes 1 / n of a row that holds n; others may fill the rest of a row, but
+    for a tenth (FILL).
+    """
+    used = np.maximum(pairs[:, 0] / length, pairs[:, 1] / max(tiles, 1))
+    used[(pairs[:, 1] > 0) & (tiles == 0)] = np.inf
+    equals = np.floor(1 / used + 1e-9)  # 1 / (1 / 3) may be less than 3
+    return np.where(equals > 0, np.minimum(1 / np.maximum(equals, 1), used / FILL), 0.0)
 
 
 def _charges(found, pairs, times, flops):
