@@ -276,8 +276,6 @@ def test_two_processes_share_out_exactly_what_one_would_read():
         return np.stack([batch['tiles'][:, 0, 0] for batch in found])
     whole, first, second = shades(0, 1), shades(0, 2), shades(1, 2)
     assert whole.shape == (6, 8) and first.shape == second.shape == (6, 4)
-    np.testing.assert_array_equal(np.sort(np.hstack([first, second])), np.sort(whole))
-    np.testing.assert_array_equal(first.ravel(), whole.ravel()[0::2])
-    np.testing.assert_array_equal(second.ravel(), whole.ravel()[1::2])
-    epoch = whole.ravel()[:12]  # within an epoch no example goes to both
-    assert len(set(epoch)) == 12 and not set(epoch[0::2]) & set(epoch[1::2])
+    np.testing.assert_array_equal(np.hstack([first, second]), whole)
+    epoch = whole.ravel()[:12]  # no example twice: none goes to both
+    assert len(set(epoch)) == 12

@@ -63,8 +63,8 @@ class Packer:
     """Conversations one by one -> batches of rows of the smallest bucket that holds each.
 
     A conversation joins the first open row of its bucket that has room; where none has, it opens
-    one, and with more than `most_open` open the oldest row closes (0: every row is one
-    conversation). A batch is ready as soon as its bucket has enough closed rows, so how often a
+    one, and with more than `most_open`, or a batch, open the oldest row closes (0: every row is
+    one conversation). A batch is ready as soon as its bucket has enough closed rows, so how often a
     bucket comes follows from the data, and nobody has to agree on it: who adds the same
     conversations gets the same batches. None is lost or doubled; they wait in `state()`.
     """
@@ -86,7 +86,7 @@ class Packer:
             rows.append(row)
         row.tokens, row.tiles = row.tokens + tokens, row.tiles + tiles
         row.positions.append(position)
-        if len(rows) > self.most_open:
+        if len(rows) > min(self.most_open, shape.batch):
             closed.append(rows.pop(0).positions)
         if len(closed) < shape.batch:
             return None
