@@ -341,7 +341,7 @@ def test_figures_compare_buckets_with_one_shape_and_lines_propose_better_ones():
 def padded(shape, talks):
     """The same conversations, two to a row, in rows of another shape."""
     made = sampler(largest=Shape(2, 256, 40))
-    arrays = [made.encoded(talk) for talk in talks]
+    arrays = [made.encoded(talk, *made.cut(talk)) for talk in talks]
     return packed_batch([arrays[:2], arrays[2:]], shape, made.encoder.layout)
 
 

@@ -8,6 +8,8 @@ Batches are planned before they are made: every process draws every conversation
 without a word, for any number of them; then each decodes the pictures of its own rows. What every
 process does alike costs about as much as tokenising, and grows with the global batch.
 """
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import grain
@@ -39,6 +41,8 @@ class Library:
         if index not in self._scenes:
             self._scenes[index] = self.source.scenes(index)
         return self._scenes[index]
+
+READERS = 16  # threads that cut pictures; Pillow lets go of the interpreter lock
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,8 @@ class Sampler:
         return in_order((*self.buckets, self.shape))
 
     def __call__(self, index, rng):
-        return self.encoded(self.draw(index, rng))
+        drawn = self.draw(index, rng)
+        return self.encoded(drawn, *self.cut(drawn))
 
     def draw(self, index, rng):
         """The `Drawn` of example `index`; no pixel is touched."""
@@ -121,12 +126,15 @@ class Sampler:
                 'example is never cut inside an image; raise `length` or `tiles` of the stage')
         return Drawn(where, talk, tokens, tiles)
 
-    def encoded(self, drawn):
-        """Arrays of one conversation, its tiles uint8 [I, P, Q] or None; ValueError when none of
-        its tokens is supervised."""
-        talk, where = drawn.talk, drawn.where
-        placed, tiles = self.encoder.layout.cut(talk.images, where)
-        arrays = self.encoder.encode(talk.turns, pictures=placed)
+    def cut(self, drawn):
+        """(the `Placed` of each picture, their tiles uint8 [I, P, Q] or None): all pixel work.
+        Any thread may do it."""
+        return self.encoder.layout.cut(drawn.talk.images, drawn.where)
+
+    def encoded(self, drawn, placed, tiles):
+        """Arrays of one conversation whose pictures were `cut`; ValueError when none of its tokens
+        is supervised."""
+        where, arrays = drawn.where, self.encoder.encode(drawn.talk.turns, pictures=placed)
         found = len(arrays['tokens']), sum(picture.tiles for picture in placed)
         if found != (drawn.tokens, drawn.tiles):
             raise ValueError(f'{where}: (tokens, tiles) are {found}, but headers of its pictures '
@@ -231,6 +239,7 @@ class _Iterator(grain.DatasetIterator):
         self.sampler, self.drawn, self.process, self.processes = sampler, drawn, process, processes
         self.packer = Packer(sampler.shapes, most_open(sampler.recipe))
         self.next, self.waiting = 0, {}
+        self.pool = ThreadPoolExecutor(min(READERS, os.cpu_count()))
 
     def __next__(self):
         ready = None
@@ -243,9 +252,14 @@ class _Iterator(grain.DatasetIterator):
         own = len(rows) // self.processes
         # One block of rows, so that the global batch is the same array for any number of processes.
         rows = rows[self.process * own:(self.process + 1) * own]
+        cuts = self.pool.map(self.sampler.cut, (one for row in rows for one in row))
+        rows = [[self.sampler.encoded(one, *next(cuts)) for one in row] for row in rows]
         make = pair_batch if self.sampler.recipe.stage == 'tower' else packed_batch
-        return make([[self.sampler.encoded(one) for one in row] for row in rows],
-                    self.sampler.shapes[bucket], self.sampler.encoder.layout)
+        return make(rows, self.sampler.shapes[bucket], self.sampler.encoder.layout)
+
+    def close(self):
+        super().close()
+        self.pool.shutdown(wait=False)
 
     def get_state(self):
         return {'next': self.next, **self.packer.state()}
@@ -267,6 +281,6 @@ def stream(sampler, seed, process=0, processes=1, devices=1):
     """
     for shape in sampler.shapes:
         shape.local_batch(processes, devices)
-    # One thread: parsing holds the interpreter lock, more would only contend for it.
+    # One batch ahead: parsing holds the interpreter lock, more threads would contend for it.
     return grain.experimental.ThreadPrefetchIterDataset(
         _Batches(sampler, seed, process, processes), prefetch_buffer_size=1)
