@@ -73,17 +73,13 @@ def sampler_of(study, experiment, stage):
     return sampler, zlib.crc32(f'{experiment.seed} {stage.name}'.encode())
 
 
-def sizes_of(study, experiment, stage):
-    """Tokens and tiles of the conversations of a stage's first epoch, [n, 2]; see `padding`."""
-    sampler, seed = sampler_of(study, experiment, stage)
-    return padding.sizes(sampler.library.source.folder, sampler, seed)
-
-
 def padding_lines(study, experiment):
     """What each packed stage of a cell wastes, and the buckets that would waste less, as lines."""
     for stage in experiment.stages:
         if stage.loss == 'tokens':
-            yield from padding.lines(experiment, stage, sizes_of(study, experiment, stage))
+            sampler, seed = sampler_of(study, experiment, stage)
+            sizes = padding.sizes(sampler.library.source.folder, sampler, seed)
+            yield from padding.lines(experiment, stage, sizes)
 
 
 def folder_of(study, experiment, stage):
@@ -138,9 +134,10 @@ def train_stage(study, experiment, name, report=lambda step, metrics: None):
         size = experiment.mesh
         batches = iter(stream(sampler, seed, jax.process_index(), jax.process_count(),
                               jax.device_count()))
-        found = sizes_of(study, experiment, stage)  # says now what would not fit hours later
+        # Says now what would not fit hours later.
+        sizes = padding.sizes(sampler.library.source.folder, sampler, seed)
         if stage.loss == 'tokens' and jax.process_index() == 0:
-            write_json(folder / 'padding.json', padding.figures(experiment, stage, found))
+            write_json(folder / 'padding.json', padding.figures(experiment, stage, sizes))
         with contextlib.closing(batches):  # its thread would wait for ever to hand over a batch
             loop.train(folder, experiment.model(name), stage.loss, experiment.optimizer,
                        tuple(stage.trainable), stage.rates, stage.schedule,
