@@ -8,6 +8,8 @@ Pictures of real sizes: the same stream over JPEGs of 300 to 1920 pixels cut int
 tiling of LLaVA-OneVision for SigLIP-so400m), in one shape and in the buckets that are proposed;
 no model of that size trains here. Planning is what every process does alike: drawing, tokenising
 and measuring, without a pixel.
+Buckets: conversations per second of training a small model on pictures of 2 to 37 tiles, in one
+shape and in the proposed buckets, against the ratio that the counted FLOPs promise.
 """
 import argparse
 import dataclasses
@@ -27,7 +29,7 @@ def arguments():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='example: python benchmarks/input_pipeline.py --rounds 5 --json out.json')
     parser.add_argument('--rounds', type=int, default=3, help='timed rounds (default 3)')
-    parser.add_argument('--steps', type=int, default=20, help='batches of a round (default 20)')
+    parser.add_argument('--steps', type=int, default=10, help='batches of a round (default 10)')
     parser.add_argument('--json', metavar='FILE', help='also write the figures to FILE')
     return parser.parse_args()
 
@@ -130,13 +132,13 @@ def measure_stage(cell, stage, folder, args):
 class Photos:
     """Examples of one JPEG each, blurred noise of many sizes, with a caption of some words."""
 
-    def __init__(self, seed):
+    def __init__(self, seed, low, high):
         import numpy as np
         from PIL import Image
         rng = np.random.default_rng(seed)
         self.found = []
         for _ in range(PICTURES):
-            size = tuple(int(side) for side in np.exp(rng.uniform(np.log(300), np.log(1920), 2)))
+            size = tuple(int(side) for side in np.exp(rng.uniform(np.log(low), np.log(high), 2)))
             noise = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8))
             file = io.BytesIO()
             noise.resize(size, Image.Resampling.BICUBIC).save(file, 'JPEG', quality=90)
@@ -168,8 +170,8 @@ def measure_pictures(tokenizer, world, args):
                            tiles=int(tiles))['total']
     for count in (1, SHAPES):
         # Pictures of their own: what was cut once is remembered.
-        sampler = pipeline.Sampler(pipeline.Recipe('caption'), Photos(count), encoder, world,
-                                   largest)
+        sampler = pipeline.Sampler(pipeline.Recipe('caption'), Photos(count, 300, 1920), encoder,
+                                   world, largest)
         begin = time.perf_counter()
         sizes = pipeline.epoch(sampler, 0)
         planned = len(sizes) / (time.perf_counter() - begin)
@@ -184,6 +186,43 @@ def measure_pictures(tokenizer, world, args):
                         'stream_per_second': list(rates), 'planned_per_second': planned,
                         'waste': buckets.padding((*smaller, largest), sizes, flops)['total']})
     return figures
+
+
+def measure_buckets(cell, tokenizer, args):
+    """Training in one shape against training in the proposed buckets, interleaved."""
+    from downscale import padding
+    from downscale.data import buckets, pipeline
+    from downscale.data.tokens import Encoder
+    from downscale.sizes import Pictures
+    cell = dataclasses.replace(cell, pictures=Pictures('anyres'),
+                               vision=dataclasses.replace(cell.vision, image=160))
+    stage = dataclasses.replace(cell.stage('caption'), batch=4, length=896, tiles=37)
+    encoder = Encoder(tokenizer, cell.chat_of('caption'), cell.layout('caption'))
+    sampler = pipeline.Sampler(stage.recipe, Photos(0, 120, 820), encoder, cell.world, stage.shape)
+    sizes, flops = pipeline.epoch(sampler, 0), padding.row_flops(cell, stage)
+    smaller = buckets.propose(sizes, stage.shape, SHAPES, flops)
+    runs, rates, useful = [], ([], []), []
+    for chosen in ((), smaller):
+        batches = iter(pipeline.stream(dataclasses.replace(sampler, buckets=chosen), 0))
+        total = buckets.padding((*chosen, stage.shape), sizes, flops)['total']
+        useful.append(1 - total['flop_waste'])
+        runs.append((make_step(cell, stage, next(batches)), batches))
+        compiled = set()
+        while len(compiled) <= len(chosen):
+            batch = next(batches)
+            compiled.add(batch['image_index'].shape[1:2] + batch['tiles'].shape[1:2])
+            runs[-1][0](1, iter([batch]))
+    for _ in range(args.rounds):
+        for (step, batches), found in zip(runs, rates):
+            taken = [next(batches) for _ in range(args.steps)]
+            spent = seconds(lambda: step(args.steps, iter(taken)))  # noqa: B023
+            found.append(contents(taken)[0] / spent)
+    for _, batches in runs:
+        batches.close()
+    one, several = (statistics.median(found) for found in rates)
+    return {'shapes': [[s.batch, s.length, s.tiles] for s in (*smaller, stage.shape)],
+            'one_shape_per_second': one, 'buckets_per_second': several,
+            'ratio': several / one, 'promised': useful[1] / useful[0]}
 
 
 def main():
@@ -206,6 +245,7 @@ def main():
                 print(f'  {name:9s} {what:13s} {said:13,.0f} {tokens:9,.0f} {tiles:7,.0f} {more}',
                       flush=True)
         tokenizer = stages.encoder_of(folder, cell, 'caption').tokenizer
+        result['buckets'] = measure_buckets(cell, tokenizer, args)
         result['pictures'] = measure_pictures(tokenizer, cell.world, args)
     print('\npictures of 300 to 1920 pixels, per second')
     for row in result['pictures']:
@@ -214,6 +254,10 @@ def main():
               f'{tiles:6.1f} tiles; {row["waste"]["tile_waste"]:.0%} of tiles and '
               f'{row["waste"]["flop_waste"]:.0%} of FLOPs are padding; '
               f'{row["planned_per_second"]:,.0f} planned', flush=True)
+    row = result['buckets']
+    print(f'\ntraining on pictures of 2 to 37 tiles: {row["one_shape_per_second"]:.1f} a second in '
+          f'one shape, {row["buckets_per_second"]:.1f} in {len(row["shapes"])}: '
+          f'{row["ratio"]:.2f} (FLOPs promise {row["promised"]:.2f})')
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=1) + '\n')
 

@@ -135,6 +135,7 @@ class Sampler:
         """Arrays of one conversation whose pictures were `cut`; ValueError when none of its tokens
         is supervised."""
         where, arrays = drawn.where, self.encoder.encode(drawn.talk.turns, pictures=placed)
+        # Rows were planned with what the headers said; a row that overflows would be cut.
         found = len(arrays['tokens']), sum(picture.tiles for picture in placed)
         if found != (drawn.tokens, drawn.tiles):
             raise ValueError(f'{where}: (tokens, tiles) are {found}, but headers of its pictures '
@@ -162,6 +163,7 @@ def packed_batch(rows, shape, layout):
         out['image_index'] = empty(np.int32, corners, value=-1)
         if corners > 1:
             out['image_weight'] = empty(np.float32, corners)
+        # Unused tiles are encoded, but nothing points to them.
         out['tiles'] = np.zeros((len(rows), shape.tiles, vision.P, vision.Q), np.float32)
     for row, conversations in enumerate(rows):
         start = first = 0
