@@ -195,6 +195,8 @@ def data(args):
         built = stages.prepare(folder, experiments[0],
                                lambda done, total: bars('scenes', done, total))
     print(f'data: {built}')
+    if args.padding:
+        print(*stages.padding_lines(folder, experiments[-1]), sep='\n')
     test = stages.library(str(folder), 'test')
     for index in range(min(args.show, len(test))):
         example = test.example(index)
@@ -414,6 +416,8 @@ def parser():
                              'on CPU, at most one per cell; else 1)')
         if name == 'data':
             sub.add_argument('--show', type=int, default=2, help='examples to print')
+            sub.add_argument('--padding', action='store_true', help='count what the batches of '
+                             'each stage waste, and propose buckets that waste less')
     _add_extract_think(commands)
     _add_exchange(commands)
     return top

@@ -1,4 +1,5 @@
 """One stage of one cell, from its parents' checkpoints to its own: what `study` and `train` run."""
+import contextlib
 import dataclasses
 import json
 import zlib
@@ -8,6 +9,7 @@ from pathlib import Path
 import jax
 
 from downscale import experiment as experiments
+from downscale import padding
 from downscale.data.facts import vocabulary
 from downscale.data.pipeline import Library, Sampler, stream
 from downscale.data.tokens import Encoder, load_tokenizer, train_tokenizer
@@ -63,6 +65,23 @@ def encoder_of(study, experiment, stage):
     return Encoder(tokenizer, experiment.chat_of(stage), experiment.layout(stage))
 
 
+def sampler_of(study, experiment, stage):
+    """The sampler of a stage, and the seed of its stream."""
+    sampler = Sampler(stage.recipe, library(str(study), 'train'),
+                      encoder_of(study, experiment, stage.name), experiment.world, stage.shape,
+                      stage.buckets)
+    return sampler, zlib.crc32(f'{experiment.seed} {stage.name}'.encode())
+
+
+def padding_lines(study, experiment):
+    """What each packed stage of a cell wastes, and the buckets that would waste less, as lines."""
+    for stage in experiment.stages:
+        if stage.loss == 'tokens':
+            sampler, seed = sampler_of(study, experiment, stage)
+            sizes = padding.sizes(sampler.library.source.folder, sampler, seed)
+            yield from padding.lines(experiment, stage, sizes)
+
+
 def folder_of(study, experiment, stage):
     """Where a stage of a cell lives."""
     return Path(study) / 'cells' / experiment.name / stage
@@ -111,18 +130,20 @@ def train_stage(study, experiment, name, report=lambda step, metrics: None):
         if (folder / 'experiment.json').is_file():
             refuse_other(folder, experiment)
         experiments.save(experiment, folder)
-        encoder = encoder_of(study, experiment, name)
-        sampler = Sampler(stage.recipe, library(str(study), 'train'), encoder, experiment.world,
-                          stage.shape)
-        seed = zlib.crc32(f'{experiment.seed} {name}'.encode())
+        sampler, seed = sampler_of(study, experiment, stage)
         size = experiment.mesh
         batches = iter(stream(sampler, seed, jax.process_index(), jax.process_count(),
                               jax.device_count()))
-        loop.train(folder, experiment.model(name), stage.loss, experiment.optimizer,
-                   tuple(stage.trainable), stage.rates, stage.schedule,
-                   mesh(size.data, size.fsdp, size.tensor),
-                   lambda: start_params(study, experiment, stage), batches, stage.save_every,
-                   report)
+        # Says now what would not fit hours later.
+        sizes = padding.sizes(sampler.library.source.folder, sampler, seed)
+        if stage.loss == 'tokens' and jax.process_index() == 0:
+            write_json(folder / 'padding.json', padding.figures(experiment, stage, sizes))
+        with contextlib.closing(batches):  # its thread would wait for ever to hand over a batch
+            loop.train(folder, experiment.model(name), stage.loss, experiment.optimizer,
+                       tuple(stage.trainable), stage.rates, stage.schedule,
+                       mesh(size.data, size.fsdp, size.tensor),
+                       lambda: start_params(study, experiment, stage), batches, stage.save_every,
+                       report)
         write_json(folder / 'DONE.json', {'hash': experiment.hash, 'steps': stage.steps})
 
 
