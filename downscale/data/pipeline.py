@@ -1,9 +1,12 @@
-"""Conversations to batches: one deterministic, packed, checkpointable grain stream per process.
+"""Conversations to batches: one deterministic, packed, checkpointable grain stream.
 
+Every process reads the same stream of global batches and keeps its own rows, so neither order nor
+position depends on how many processes there are.
 A row holds several conversations up to `length` tokens and `tiles` image tiles; `segments`
 numbers them from 1 (0 is padding), `positions` restart in each, and nothing attends across.
 """
 from dataclasses import dataclass
+from functools import partial
 
 import grain
 import numpy as np
@@ -26,14 +29,20 @@ class Shape:
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} {getattr(self, name)} must be at least 1')
 
-    def local_batch(self, processes, devices):
-        """Rows of one process; ValueError with the arithmetic when rows do not divide."""
-        for count, what in ((devices, 'devices'), (processes, 'processes')):
-            if self.batch % count:
-                raise ValueError(f'global batch {self.batch} does not divide over {count} {what} '
-                                 f'({self.batch} % {count} = {self.batch % count}); '
-                                 f'the nearest is {max(1, round(self.batch / count)) * count}')
-        return self.batch // processes
+
+@dataclass(frozen=True)
+class Share:
+    """Which rows of every batch are kept: `blocks` of the `ways` equal parts along the rows."""
+    ways: int = 1
+    blocks: tuple[int, ...] = (0,)
+
+    def rows(self, batch):
+        """Indices of the rows kept; ValueError with the arithmetic when rows do not divide."""
+        if batch % self.ways:
+            raise ValueError(f'global batch {batch} does not divide over {self.ways} groups of '
+                             f'devices ({batch} % {self.ways} = {batch % self.ways}); the nearest '
+                             f'is {max(1, round(batch / self.ways)) * self.ways}')
+        return np.arange(batch).reshape(self.ways, -1)[list(self.blocks)].ravel()
 
 
 class Library:
@@ -153,22 +162,29 @@ def pair_row(arrays, length):
             'tiles': images.normalise(arrays['tiles'][0])}
 
 
-def stream(sampler, seed, process=0, processes=1, devices=1):
-    """The endless grain dataset of batches of one process; `iter()` of it can be checkpointed.
+def stacked(rows, kept, finish):
+    """The batch of `rows[kept]`, finished here so that only kept pixels become floats."""
+    done = [finish(rows[k]) for k in kept]
+    return {name: np.stack([row[name] for row in done]) for name in done[0]}
+
+
+def stream(sampler, seed, share=Share()):
+    """The endless grain dataset of batches, with the rows of `share`; `iter()` of it can be saved.
 
     Leaves of a batch: tokens, segments, positions int32 [B, L], weights float32 [B, L] and, where
     the shape has tiles, tiles float32 [B, I, P, Q], image_index int32 [B, L, C] and, for C > 1,
     image_weight float32 [B, L, C]. The contrastive stage gives tokens, segments [B, L] and tiles
-    [B, P, Q].
+    [B, P, Q]. ValueError when the rows do not divide.
     """
     shape, layout = sampler.shape, sampler.encoder.layout
-    rows = shape.local_batch(processes, devices)
+    kept = share.rows(shape.batch)
     data = grain.MapDataset.range(len(sampler.library)).seed(seed).shuffle().repeat()
-    data = data.random_map(sampler, seed=seed)[process::processes]
+    data = data.random_map(sampler, seed=seed)
     # One reader thread: parsing holds the interpreter lock, more would only contend for it.
-    data = data.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=rows))
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=shape.batch)
+    data = data.to_iter_dataset(options)
     if sampler.recipe.stage == 'tower':
-        data = data.map(lambda arrays: pair_row(arrays, shape.length))
+        finish = partial(pair_row, length=shape.length)
     else:
         lengths = {'tokens': shape.length, 'weights': shape.length}
         if shape.tiles:
@@ -176,7 +192,6 @@ def stream(sampler, seed, process=0, processes=1, devices=1):
             if images.corners(layout.pictures) > 1:
                 lengths['image_weight'] = shape.length
         data = grain.experimental.FirstFitPackIterDataset(
-            data, length_struct=lengths, num_packing_bins=min(16, rows))
-        patches = layout.vision.P if shape.tiles else 0
-        data = data.map(lambda row: packed_row(row, patches))
-    return data.batch(rows)
+            data, length_struct=lengths, num_packing_bins=min(16, shape.batch))
+        finish = partial(packed_row, patches=layout.vision.P if shape.tiles else 0)
+    return data.batch(shape.batch, batch_fn=lambda rows: stacked(rows, kept, finish))
