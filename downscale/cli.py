@@ -156,20 +156,27 @@ def report(args):
 
 
 def train(args):
-    """Train one stage of one cell; its parents must be finished."""
+    """Train one stage of one cell; its parents must be finished.
+
+    Over several processes: start the same command in each, on a folder that all can reach, with
+    JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID set; a TPU slice needs
+    none of them.
+    """
     _, experiments, folder = open_study(args)
     cell = find_cell(experiments, args.cell)
-    from downscale import stages
+    from downscale import distributed, stages
     from downscale.console import progress_bars
     from downscale.study import use_cache
-    cell.stage(args.stage)
+    total = cell.stage(args.stage).steps
     use_cache(cache_folder())
-    stages.prepare(folder, cell)
-    with progress_bars(args.quiet) as bars:
-        total = cell.stage(args.stage).steps
-        stages.train_stage(folder, cell, args.stage, lambda step, row: bars(
-            f'{cell.name}/{args.stage}', step, total, f'loss {row["loss"]:.3f}'))
-    print(f'checkpoints: {stages.folder_of(folder, cell, args.stage)}')
+    with distributed.joined():
+        stages.grid_of(cell)
+        distributed.once(lambda: str(stages.prepare(folder, cell)))
+        with progress_bars(args.quiet or not distributed.first()) as bars:
+            stages.train_stage(folder, cell, args.stage, lambda step, row: bars(
+                f'{cell.name}/{args.stage}', step, total, f'loss {row["loss"]:.3f}'))
+        if distributed.first():
+            print(f'checkpoints: {stages.folder_of(folder, cell, args.stage)}')
 
 
 def evaluate(args):

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -49,7 +48,7 @@ def save(manager, state, stream, meta, force=False):
         return
     manager.save(step, force=force, args=ocp.args.Composite(
         params=ocp.args.StandardSave(state['params']), train=ocp.args.StandardSave(train),
-        data=grain.checkpoint.CheckpointSave(stream), meta=ocp.args.JsonSave(meta)))
+        data=ocp.args.JsonSave(stream.get_state()), meta=ocp.args.JsonSave(meta)))
 
 
 def restore(manager, target, stream):
@@ -66,7 +65,9 @@ def restore(manager, target, stream):
     found = manager.restore(step, args=ocp.args.Composite(
         params=ocp.args.StandardRestore(target['params']),
         train=ocp.args.StandardRestore(train),
-        data=grain.checkpoint.CheckpointRestore(stream), meta=ocp.args.JsonRestore()))
+        data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore()))
+    # Every process is at the same place of the same stream, so one position serves any number.
+    stream.set_state(found['data'])
     return {'params': found['params'], **found['train']}, found['meta']
 
 
