@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import threading
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -126,28 +127,26 @@ def _watch(client, over):
             told = client.key_value_try_get(FAILED)
         except jax.errors.JaxRuntimeError:  # nobody has failed
             continue
-        if over.is_set():
+        if over.wait(2 * POLL_SECONDS):  # this one fails as well, and has its own words for it
             return
         print(f'error: {told}', file=sys.stderr, flush=True)
-        _say_goodbye(client)
-        os._exit(1)  # the main thread may be stuck in a collective
+        _leave(client, 1)  # the main thread may be stuck in a collective
 
 
 def _give_up(error):
-    """Tell the others; this process ends without JAX's own wait for them, which takes minutes."""
+    """Tell the others; this process will end without JAX's own wait for them, of minutes."""
     client = global_state.client
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one was quicker
         client.key_value_set(FAILED, f'process {global_state.process_id}: {line_of(error)}')
-    _say_goodbye(client)
-
-    def leave():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)
-    atexit.register(leave)
+    atexit.register(_leave, client, 130 if isinstance(error, KeyboardInterrupt) else 1)
 
 
-def _say_goodbye(client):
-    """Wait for the others to have heard: JAX kills those that outlive process 0, with pages."""
+def _leave(client, code):
+    """End at once, but process 0 after the others: JAX kills with pages those that outlive it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         client.wait_at_barrier('downscale/goodbye', 1000 * GOODBYE_SECONDS)
+    if first():
+        time.sleep(POLL_SECONDS)
+    os._exit(code)
