@@ -116,6 +116,14 @@ def on_cpu():
     return os.environ.get('JAX_PLATFORMS') == 'cpu'
 
 
+def refuse_many():
+    """Raise ValueError where the environment names several processes, which only train knows."""
+    from downscale.distributed import given
+    if given():
+        raise ValueError('only `downscale train` runs over several processes; unset '
+                         'JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID for this')
+
+
 def find_cell(experiments, name):
     """The experiment called `name`; ValueError with the nearest."""
     from downscale.experiment import unknown
@@ -134,6 +142,7 @@ def cache_folder():
 def study(args):
     """Train, evaluate and compare every cell; then write the report."""
     config, experiments, folder = open_study(args)
+    refuse_many()
     from downscale.study import run
     jobs = args.jobs
     if jobs is None:
@@ -182,6 +191,7 @@ def train(args):
 def evaluate(args):
     """Run one evaluation of one cell: joint, caption, extraction or reason."""
     _, experiments, folder = open_study(args)
+    refuse_many()
     cell = find_cell(experiments, args.cell)
     from downscale.console import progress_bars
     from downscale.evaluate.run import evaluate as run_evaluation
