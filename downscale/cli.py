@@ -177,9 +177,9 @@ def train(args):
     from downscale.console import progress_bars
     from downscale.study import use_cache
     total = cell.stage(args.stage).steps
-    use_cache(cache_folder())
     with distributed.joined():
         stages.grid_of(cell)
+        use_cache(cache_folder())
         distributed.once(lambda: str(stages.prepare(folder, cell)))
         with progress_bars(args.quiet or not distributed.first()) as bars:
             stages.train_stage(folder, cell, args.stage, lambda step, row: bars(
