@@ -15,7 +15,7 @@ from downscale import experiment, padding
 from downscale.accounting import train_flops
 from downscale.data import buckets, images, measure, pipeline
 from downscale.data.buckets import Packer, Shape
-from downscale.data.pipeline import packed_batch, stream
+from downscale.data.pipeline import Share, packed_batch, stream
 from downscale.data.records import IMAGE, Conversation, Turn
 from downscale.data.tokens import Layout
 from downscale.experiment import Stage
@@ -112,7 +112,7 @@ def test_a_rare_bucket_comes_as_often_as_the_data_has_it(batches):
 
 def test_two_processes_draw_the_same_buckets_and_share_out_each_batch():
     def drawn(process, processes):
-        iterator = iter(stream(sampler(), 7, process, processes))
+        iterator = iter(stream(sampler(), 7, Share(processes, (process,))))
         return taken(iterator, 12), iterator.get_state()
     (whole, state), (first, other), (second, same) = drawn(0, 1), drawn(0, 2), drawn(1, 2)
     assert len({batch['tokens'].shape for batch in whole}) == 3
@@ -128,7 +128,7 @@ def test_a_stream_of_buckets_continues_where_it_stopped_on_any_number_of_process
     state = json.loads(json.dumps(iterator.get_state()))
     wanted = taken(iterator, 9)
     for process in range(processes):
-        fresh = iter(stream(sampler(), 5, process, processes))
+        fresh = iter(stream(sampler(), 5, Share(processes, (process,))))
         fresh.set_state(state)
         assert equal(taken(fresh, 9), [
             {name: np.split(array, processes)[process] for name, array in batch.items()}
@@ -309,8 +309,8 @@ def test_every_bucket_must_divide_into_the_micro_batches():
 
 
 def test_every_bucket_must_divide_over_the_devices():
-    with pytest.raises(ValueError, match='batch 6 does not divide over 4 devices'):
-        stream(sampler(largest=Shape(4, 64, 16)), 0, devices=4)
+    with pytest.raises(ValueError, match='batch 6 does not divide over 4 groups of devices'):
+        stream(sampler(largest=Shape(4, 64, 16)), 0, Share(4))
 
 
 def test_sizes_are_counted_once_and_a_misfit_is_still_named(tmp_path, monkeypatch):

@@ -25,15 +25,6 @@ class Shape:
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} {getattr(self, name)} must be at least 1')
 
-    def local_batch(self, processes, devices):
-        """Rows of one process; ValueError with the arithmetic when rows do not divide."""
-        for count, what in ((devices, 'devices'), (processes, 'processes')):
-            if self.batch % count:
-                raise ValueError(f'global batch {self.batch} does not divide over {count} {what} '
-                                 f'({self.batch} % {count} = {self.batch % count}); '
-                                 f'the nearest is {max(1, round(self.batch / count)) * count}')
-        return self.batch // processes
-
     def holds(self, tokens, tiles):
         """Whether a row has room for that many tokens and tiles."""
         return tokens <= self.length and tiles <= self.tiles

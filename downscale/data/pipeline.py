@@ -1,4 +1,4 @@
-"""Conversations to batches: one deterministic, packed, checkpointable grain stream per process.
+"""Conversations to batches: one deterministic, packed, checkpointable grain stream.
 
 A row holds several conversations up to the tokens and image tiles of its bucket; `segments`
 numbers them from 1 (0 is padding), `positions` restart in each, and nothing attends across.
@@ -21,6 +21,21 @@ from downscale.data.mixture import MIXTURES
 from downscale.data.records import Conversation
 from downscale.data.scenes import World
 from downscale.data.tokens import Encoder
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which rows of every batch are kept: `blocks` of the `ways` equal parts along the rows."""
+    ways: int = 1
+    blocks: tuple[int, ...] = (0,)
+
+    def rows(self, batch):
+        """Indices of the rows kept; ValueError with the arithmetic when rows do not divide."""
+        if batch % self.ways:
+            raise ValueError(f'global batch {batch} does not divide over {self.ways} groups of '
+                             f'devices ({batch} % {self.ways} = {batch % self.ways}); the nearest '
+                             f'is {max(1, round(batch / self.ways)) * self.ways}')
+        return np.arange(batch).reshape(self.ways, -1)[list(self.blocks)].ravel()
 
 
 class Library:
@@ -222,23 +237,21 @@ def epoch(sampler, seed):
 class _Batches(grain.IterDataset):
     """The batches of one process; see `stream`."""
 
-    def __init__(self, sampler, seed, process, processes):
+    def __init__(self, sampler, seed, share):
         super().__init__()
-        self.sampler, self.seed = sampler, seed
-        self.process, self.processes = process, processes
+        self.sampler, self.seed, self.share = sampler, seed, share
 
     def __iter__(self):
-        return _Iterator(self.sampler, conversations(self.sampler, self.seed), self.process,
-                         self.processes)
+        return _Iterator(self.sampler, conversations(self.sampler, self.seed), self.share)
 
 
 class _Iterator(grain.DatasetIterator):
     """Plans global batches and makes this process's rows of them. Its state is the plan's, the
     same in every process."""
 
-    def __init__(self, sampler, drawn, process, processes):
+    def __init__(self, sampler, drawn, share):
         super().__init__()
-        self.sampler, self.drawn, self.process, self.processes = sampler, drawn, process, processes
+        self.sampler, self.drawn, self.share = sampler, drawn, share
         self.packer = Packer(sampler.shapes, most_open(sampler.recipe))
         self.next, self.waiting = 0, {}
         self.pool = ThreadPoolExecutor(min(READERS, os.cpu_count()))
@@ -251,9 +264,7 @@ class _Iterator(grain.DatasetIterator):
             self.next += 1
         bucket, rows = ready
         rows = [[self.waiting.pop(position) for position in row] for row in rows]
-        own = len(rows) // self.processes
-        # One block of rows, so that the global batch is the same array for any number of processes.
-        rows = rows[self.process * own:(self.process + 1) * own]
+        rows = [rows[row] for row in self.share.rows(len(rows))]
         cuts = self.pool.map(self.sampler.cut, (one for row in rows for one in row))
         rows = [[self.sampler.encoded(one, *next(cuts)) for one in row] for row in rows]
         make = pair_batch if self.sampler.recipe.stage == 'tower' else packed_batch
@@ -271,8 +282,8 @@ class _Iterator(grain.DatasetIterator):
         self.waiting = {position: self.drawn[position] for position in self.packer.restore(state)}
 
 
-def stream(sampler, seed, process=0, processes=1, devices=1):
-    """The endless grain dataset of batches of one process; `iter()` of it can be checkpointed.
+def stream(sampler, seed, share=Share()):
+    """The endless grain dataset of batches, with the rows of `share`; `iter()` of it can be saved.
 
     Batches have the shapes of `sampler.shapes`, in an order that follows from the data: a batch
     comes when its bucket has the rows. Batch n of all processes together is the same for any number
@@ -280,9 +291,10 @@ def stream(sampler, seed, process=0, processes=1, devices=1):
     weights float32 [B, L] and, where the shape has tiles, tiles float32 [B, I, P, Q], image_index
     int32 [B, L, C] and, for C > 1, image_weight float32 [B, L, C]. The contrastive stage gives
     tokens, segments [B, L] and tiles [B, P, Q].
+    ValueError when the rows do not divide.
     """
     for shape in sampler.shapes:
-        shape.local_batch(processes, devices)
+        share.rows(shape.batch)
     # One batch ahead: parsing holds the interpreter lock, more threads would contend for it.
     return grain.experimental.ThreadPrefetchIterDataset(
-        _Batches(sampler, seed, process, processes), prefetch_buffer_size=1)
+        _Batches(sampler, seed, share), prefetch_buffer_size=1)
