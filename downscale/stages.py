@@ -6,9 +6,8 @@ import zlib
 from functools import cache
 from pathlib import Path
 
-from downscale import distributed
+from downscale import distributed, padding
 from downscale import experiment as experiments
-from downscale import padding
 from downscale.data.facts import vocabulary
 from downscale.data.pipeline import Library, Sampler, stream
 from downscale.data.tokens import Encoder, load_tokenizer, train_tokenizer
