@@ -38,7 +38,7 @@ def cells():
         'small', 'small', 0, scale(QWEN3['0.6b'], 256, 2, 8192),
         VisionConfig(layers=2, W=128, H=2, F=512, patch=14, image=112), stages=stages,
         pictures=Pictures('anyres'), evaluation=Evaluation(batch=8), mesh=MeshSize(1, -1, 1),
-        dtype='bfloat16', remat=True)]
+        dtype='bfloat16', remat='full')]
 
 
 def figures(jobs):

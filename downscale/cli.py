@@ -118,6 +118,14 @@ def on_cpu():
     return os.environ.get('JAX_PLATFORMS') == 'cpu'
 
 
+def refuse_many():
+    """Raise ValueError where the environment names several processes, which only train knows."""
+    from downscale.distributed import given
+    if given():
+        raise ValueError('only `downscale train` runs over several processes; unset '
+                         'JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID for this')
+
+
 def find_cell(experiments, name):
     """The experiment called `name`; ValueError with the nearest."""
     from downscale.experiment import unknown
@@ -136,6 +144,7 @@ def cache_folder():
 def study(args):
     """Train, evaluate and compare every cell; then write the report."""
     config, experiments, folder = open_study(args)
+    refuse_many()
     from downscale.study import run
     jobs = args.jobs
     if jobs is None:
@@ -158,25 +167,33 @@ def report(args):
 
 
 def train(args):
-    """Train one stage of one cell; its parents must be finished."""
+    """Train one stage of one cell; its parents must be finished.
+
+    Over several processes: start the same command in each, on a folder that all can reach, with
+    JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID set; a TPU slice needs
+    none of them.
+    """
     _, experiments, folder = open_study(args)
     cell = find_cell(experiments, args.cell)
-    from downscale import stages
+    from downscale import distributed, stages
     from downscale.console import progress_bars
     from downscale.study import use_cache
-    cell.stage(args.stage)
-    use_cache(cache_folder())
-    stages.prepare(folder, cell)
-    with progress_bars(args.quiet) as bars:
-        total = cell.stage(args.stage).steps
-        stages.train_stage(folder, cell, args.stage, lambda step, row: bars(
-            f'{cell.name}/{args.stage}', step, total, f'loss {row["loss"]:.3f}'))
-    print(f'checkpoints: {stages.folder_of(folder, cell, args.stage)}')
+    total = cell.stage(args.stage).steps
+    with distributed.joined():
+        stages.grid_of(cell)
+        use_cache(cache_folder())
+        distributed.once(lambda: str(stages.prepare(folder, cell)))
+        with progress_bars(args.quiet or not distributed.first()) as bars:
+            stages.train_stage(folder, cell, args.stage, lambda step, row: bars(
+                f'{cell.name}/{args.stage}', step, total, f'loss {row["loss"]:.3f}'))
+        if distributed.first():
+            print(f'checkpoints: {stages.folder_of(folder, cell, args.stage)}')
 
 
 def evaluate(args):
     """Run one evaluation of one cell: joint, caption, extraction or reason."""
     _, experiments, folder = open_study(args)
+    refuse_many()
     cell = find_cell(experiments, args.cell)
     from downscale.console import progress_bars
     from downscale.evaluate.run import evaluate as run_evaluation
@@ -197,6 +214,8 @@ def data(args):
         built = stages.prepare(folder, experiments[0],
                                lambda done, total: bars('scenes', done, total))
     print(f'data: {built}')
+    if args.padding:
+        print(*stages.padding_lines(folder, experiments[-1]), sep='\n')
     test = stages.library(str(folder), 'test')
     for index in range(min(args.show, len(test))):
         example = test.example(index)
@@ -437,6 +456,8 @@ def parser():
                              'on CPU, at most one per cell; else 1)')
         if name == 'data':
             sub.add_argument('--show', type=int, default=2, help='examples to print')
+            sub.add_argument('--padding', action='store_true', help='count what the batches of '
+                             'each stage waste, and propose buckets that waste less')
     add_arguments(_command(commands, plan))
     _add_extract_think(commands)
     _add_exchange(commands)

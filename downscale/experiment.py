@@ -13,11 +13,13 @@ import typing
 from dataclasses import dataclass
 from pathlib import Path
 
+from downscale.data.buckets import Shape, in_order
 from downscale.data.chat import CHATS
-from downscale.data.pipeline import Recipe, Shape
+from downscale.data.pipeline import Recipe
 from downscale.data.scenes import World
 from downscale.data.tokens import Layout
 from downscale.model.contrastive import PairModel
+from downscale.model.remat import POLICIES
 from downscale.model.vlm import Vlm
 from downscale.sizes import LANGUAGE, LanguageConfig, Pictures, VisionConfig, scale
 from downscale.train.checkpoint import write_json
@@ -40,7 +42,11 @@ STAGES = {
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a cell. `batch` is global; `rates` are peak learning rates by group."""
+    """One stage of a cell. `batch` is global; `rates` are peak learning rates by group.
+
+    `buckets` are smaller shapes of batches for what does not need `length` and `tiles`; `steps`
+    counts the batches of all shapes. See `pipeline.Recipe` for what they do to the loss.
+    """
     name: str
     steps: int
     batch: int
@@ -55,6 +61,7 @@ class Stage:
     loss_norm: str = 'token'
     turns: int = 6
     save_every: int = 200
+    buckets: tuple[Shape, ...] = ()
 
     def __post_init__(self):
         if self.name not in STAGES:
@@ -66,6 +73,21 @@ class Stage:
             raise ValueError(f'stage {self.name}: steps {self.steps} and save_every '
                              f'{self.save_every} must be at least 1')
         assert self.recipe and self.shape  # made here for their own checks, before work starts
+        self._check_buckets()
+
+    def _check_buckets(self):
+        if self.buckets and self.name == 'tower':
+            raise ValueError('stage tower compares all pictures and captions of a batch, which has '
+                             'one shape; leave out its buckets')
+        sizes = [(bucket.length, bucket.tiles) for bucket in self.buckets]
+        for size in sizes:
+            where = f'stage {self.name}: a bucket of {size[0]} tokens and {size[1]} tiles'
+            if not self.shape.holds(*size) or size == (self.length, self.tiles):
+                raise ValueError(f'{where} is not smaller than the stage\'s rows of {self.length} '
+                                 f'tokens and {self.tiles} tiles; raise `length` or `tiles`, or '
+                                 'leave it out')
+            if sizes.count(size) > 1:
+                raise ValueError(f'{where} occurs {sizes.count(size)} times; keep one')
 
     @property
     def loss(self):
@@ -78,6 +100,11 @@ class Stage:
     @property
     def shape(self):
         return Shape(self.batch, self.length, self.tiles)
+
+    @property
+    def shapes(self):
+        """The shapes of all batches, from the smallest to `shape`."""
+        return in_order((*self.buckets, self.shape))
 
     @property
     def schedule(self):
@@ -143,7 +170,7 @@ class Experiment:
     legacy_structural_loss: bool = False
     tokenizer: str = ''
     dtype: str = 'float32'
-    remat: bool = False
+    remat: str = 'none'
     unroll: int = 1
 
     def __post_init__(self):
@@ -154,12 +181,14 @@ class Experiment:
             raise ValueError(f'imports: {unknown("group", foreign[0], [*_ALL])}')
         if self.dtype not in ('float32', 'bfloat16'):
             raise ValueError(f"dtype {self.dtype!r} must be 'float32' or 'bfloat16'")
+        if self.remat not in POLICIES:
+            raise ValueError(unknown('remat', self.remat, list(POLICIES)))
         most = self.optimizer.accumulate
         for stage in self.stages:
-            if stage.batch % most:
-                raise ValueError(f'stage {stage.name}: batch {stage.batch} does not divide into '
-                                 f'{most} micro-batches ({stage.batch} % {most} = '
-                                 f'{stage.batch % most})')
+            for batch in (shape.batch for shape in stage.shapes):
+                if batch % most:
+                    raise ValueError(f'stage {stage.name}: batch {batch} does not divide into '
+                                     f'{most} micro-batches ({batch} % {most} = {batch % most})')
 
     def stage(self, name):
         """The stage called `name`; ValueError naming the nearest."""
@@ -260,6 +289,8 @@ def load(folder):
                          'again') from None
     if isinstance(value, dict) and isinstance(value.get('evaluation'), dict):
         value['evaluation'].pop('length', None)  # of runs from before prompts had any length
+    if isinstance(value, dict) and isinstance(value.get('remat'), bool):  # before it had a name
+        value['remat'] = 'full' if value['remat'] else 'none'
     return from_dict(Experiment, value, str(path))
 
 

@@ -2,16 +2,28 @@
 
 Rules are a frozen value that is passed in, never ambient: a letter without a rule is an error,
 and the rules are part of every jit key because they are part of the module that holds them.
+
+Decoding leaves collectives to the partitioner. The train step states its own: it runs per device
+(`jax.shard_map` over the batch axes, see `train/step.py`), where a module holds a share of each
+weight and `whole` gathers it. `fsdp` is two mesh axes, since a sum that is scattered over one ring
+of chips is a reduce-scatter, and over two at once an all-reduce of everything (libtpu 0.0.52).
 """
+import math
 from dataclasses import dataclass
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from downscale import letters
 
-MESH_AXES = ('data', 'fsdp', 'tensor')
+MESH_AXES = ('data', 'fsdp', 'fsdp_ring', 'tensor')
+BATCH_AXES = MESH_AXES[:3]
+FSDP = ('fsdp', 'fsdp_ring')
+SMALL_BYTES = 2 ** 24
 
 
 @dataclass(frozen=True)
@@ -21,29 +33,65 @@ class Rules:
     Parameters and activations have a table each: D is split for weights, not for activations.
     """
     params: tuple = (
-        ('D', 'fsdp'), ('W', 'fsdp'), ('F', 'tensor'), ('H', 'tensor'), ('K', 'tensor'),
+        ('D', FSDP), ('W', FSDP), ('F', 'tensor'), ('H', 'tensor'), ('K', 'tensor'),
         ('V', 'tensor'), ('E', None), ('N', None), ('P', None), ('Q', None), ('L', None))
     activations: tuple = (
-        ('B', ('data', 'fsdp')), ('I', None), ('L', None), ('S', None), ('D', None),
+        ('B', BATCH_AXES), ('I', None), ('L', None), ('S', None), ('D', None),
         ('F', 'tensor'), ('H', 'tensor'), ('K', 'tensor'), ('G', None), ('V', 'tensor'),
         ('E', None), ('N', None), ('P', None), ('Q', None), ('W', None))
 
 
-def mesh(data=-1, fsdp=1, tensor=1, devices=None):
+def mesh(data=-1, fsdp=1, tensor=1, devices=None, ring=0):
     """A mesh over `devices` (all by default); one size may be -1 and takes what is left.
 
-    Raises ValueError with the arithmetic when the sizes do not multiply to the device count.
+    `ring` is how many of the `fsdp` devices lie on one ring of chips; 0 reads it off the chips.
+    Several slices lie along `data`. Raises ValueError with the arithmetic when the sizes do not
+    multiply to the device count, or `data` to the slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
-    known = int(np.prod([s for s in sizes if s != -1]))
+    known = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) == 1 and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
-    if -1 in sizes or int(np.prod(sizes)) != len(devices):
-        raise ValueError(f'mesh {dict(zip(MESH_AXES, (data, fsdp, tensor)))} does not fit '
+    if -1 in sizes or math.prod(sizes) != len(devices):
+        asked = dict(zip(('data', 'fsdp', 'tensor'), (data, fsdp, tensor)))
+        raise ValueError(f'mesh {asked} does not fit '
                          f'{len(devices)} devices; the sizes must multiply to {len(devices)}')
-    grid = np.asarray(devices).reshape(sizes)
+    data, fsdp, tensor = sizes
+    ring = ring or _ring(devices, fsdp)
+    if fsdp % ring:
+        raise ValueError(f'fsdp {fsdp} does not divide into rings of {ring} '
+                         f'({fsdp} % {ring} = {fsdp % ring})')
+    grid = _arranged(devices, (data, fsdp // ring, ring, tensor))
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _ring(devices, fsdp):
+    """The longest side of the chips' torus that divides `fsdp`; all of it where there is none."""
+    if devices[0].platform != 'tpu':
+        return fsdp
+    sides = np.max([device.coords for device in devices], axis=0) + 1
+    return max((int(side) for side in sides if fsdp % side == 0), default=1)
+
+
+def _arranged(devices, sizes):
+    """The devices as a grid whose axes follow the wires, slices along the first one."""
+    if devices[0].platform != 'tpu':
+        return np.asarray(devices).reshape(sizes)
+    slices = len({getattr(device, 'slice_index', 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    if sizes[0] % slices:
+        raise ValueError(f'data {sizes[0]} does not divide over {slices} slices '
+                         f'({sizes[0]} % {slices} = {sizes[0] % slices})')
+    return mesh_utils.create_hybrid_device_mesh(
+        (sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1), devices,
+        allow_split_physical_axes=True)
+
+
+def batch_ways(target):
+    """Over how many shares the rows of a batch are split on mesh `target`."""
+    return math.prod(target.shape[name] for name in BATCH_AXES)
 
 
 def spec(axes, table):
@@ -55,20 +103,107 @@ def spec(axes, table):
     for letter in axes:
         if letter not in table:
             raise KeyError(f'axis letter {letter!r} of {axes!r} has no sharding rule')
-        rule = table[letter]
-        names = (rule,) if isinstance(rule, str) else tuple(rule or ())
-        names = tuple(name for name in names if name not in used)
+        names = tuple(name for name in _names(table[letter]) if name not in used)
         used.update(names)
         parts.append(names if len(names) > 1 else names[0] if names else None)
     return PartitionSpec(*parts)
 
 
+def _names(part):
+    """The mesh axes of one part of a PartitionSpec."""
+    return (part,) if isinstance(part, str) else tuple(part or ())
+
+
+def param_spec(axes, shape, target, rules, where=''):
+    """The PartitionSpec of a parameter on mesh `target`.
+
+    A vector stays whole: gathering it costs more than keeping it. Where all of `fsdp` does not
+    divide an axis (1,152 of SigLIP over 256), one ring does. Raises ValueError with the arithmetic
+    where nothing does.
+    """
+    if len(axes.lstrip('N')) < 2:
+        return PartitionSpec(*[None] * len(axes))
+    parts = []
+    for letter, size, part in zip(axes, shape, spec(axes, rules.params)):
+        names = tuple(name for name in _names(part) if target.shape[name] > 1)
+        split = math.prod(target.shape[name] for name in names)
+        while size % math.prod(target.shape[name] for name in names) and len(names) > 1:
+            names = names[1:]
+        ways = math.prod(target.shape[name] for name in names)
+        if size % ways:
+            raise ValueError(f'{where}: axis {letter} of {size} does not divide over {split} '
+                             f'devices of mesh axes {_names(part)} '
+                             f'({size} % {split} = {size % split})')
+        parts.append(names if len(names) > 1 else names[0] if names else None)
+    return PartitionSpec(*parts)
+
+
+def by_hand():
+    """The mesh axes whose collectives the code around states itself: those of `jax.shard_map`."""
+    current = jax.sharding.get_abstract_mesh()
+    return () if current.empty else current.manual_axes
+
+
 def constrain(x, axes, rules):
     """`x` with the sharding of its axes fixed; nothing to do where the mesh has one device."""
-    current = jax.sharding.get_abstract_mesh()
-    if current.empty or current.size == 1:
+    current, own = jax.sharding.get_abstract_mesh(), by_hand()
+    if current.empty or math.prod(
+            size for name, size in current.shape.items() if name not in own) == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(axes, rules.activations))
+    parts = [tuple(name for name in _names(part) if name not in own) or None
+             for part in spec(axes, rules.activations)]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*parts))
+
+
+def shares(axes, shape, rules):
+    """For each axis of a parameter the mesh axes that split it by hand; () everywhere outside."""
+    current, own = jax.sharding.get_abstract_mesh(), by_hand()
+    if not own:
+        return ((),) * len(shape)
+    return tuple(tuple(name for name in _names(part) if name in own)
+                 for part in param_spec(axes, shape, current, rules))
+
+
+def share_shape(axes, shape, rules):
+    """The shape of the part of a parameter that is at hand: all of it outside `jax.shard_map`."""
+    current = jax.sharding.get_abstract_mesh()
+    return tuple(size // math.prod(current.shape[name] for name in names)
+                 for size, names in zip(shape, shares(axes, shape, rules)))
+
+
+def whole(share, axes, shape, rules):
+    """The parameter of which `share` is at hand, gathered; its gradient goes back in shares."""
+    for axis, names in enumerate(shares(axes, shape, rules)):
+        share = gather(share, axis, names) if names else share
+    return share
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def gather(share, axis, names):
+    """All shares along `axis` over the mesh axes `names`, the first of them varying slowest."""
+    # In front the shares are contiguous; elsewhere XLA copies the whole once more.
+    share = jnp.moveaxis(share, axis, 0)
+    current = jax.sharding.get_abstract_mesh()
+    size = share.size * share.dtype.itemsize * math.prod(current.shape[name] for name in names)
+    # XLA sums what is small and comes from two axes at once, which moves twice the bytes.
+    for part in [(name,) for name in reversed(names)] if size < SMALL_BYTES else [names]:
+        share = jax.lax.all_gather(share, part, axis=0, tiled=True)
+    return jnp.moveaxis(share, 0, axis)
+
+
+def _scatter(axis, names, _, grad):
+    grad = jnp.moveaxis(grad, axis, 0)
+    for name in names:
+        grad = jax.lax.psum_scatter(grad, name, scatter_dimension=0, tiled=True)
+    return (jnp.moveaxis(grad, 0, axis),)
+
+
+gather.defvjp(lambda share, axis, names: (gather(share, axis, names), None), _scatter)
+
+
+def of_all_devices(x):
+    """`x` [B, ...] of every device along the batch axes, in the order of the batch."""
+    return gather(x, 0, BATCH_AXES) if by_hand() else x
 
 
 def leaf_axes(path, leaf):
@@ -87,23 +222,19 @@ def leaf_axes(path, leaf):
     return axes
 
 
+def specs(tree, target, rules):
+    """The PartitionSpec on mesh `target` of every leaf of `tree`, read off the leaf's own name."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: param_spec(
+        leaf_axes(path, leaf), leaf.shape, target, rules, jax.tree_util.keystr(path)), tree)
+
+
 def shardings(tree, target, rules):
     """The NamedSharding on mesh `target` of every leaf of `tree`, read off the leaf's own name.
 
     Raises ValueError, with the arithmetic, where a mesh axis does not divide a parameter's axis.
     """
-    def one(path, leaf):
-        axes = leaf_axes(path, leaf)
-        parts = spec(axes, rules.params)
-        for letter, size, names in zip(axes, leaf.shape, parts):
-            names = (names,) if isinstance(names, str) else names or ()
-            ways = int(np.prod([target.shape[name] for name in names]))
-            if size % ways:
-                raise ValueError(f'{jax.tree_util.keystr(path)}: axis {letter} of {size} does not '
-                                 f'divide over {ways} devices of mesh axes {names} '
-                                 f'({size} % {ways} = {size % ways})')
-        return NamedSharding(target, parts)
-    return jax.tree_util.tree_map_with_path(one, tree)
+    return jax.tree.map(lambda parts: NamedSharding(target, parts), specs(tree, target, rules),
+                        is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
 
 
 def batch_sharding(target, rules):

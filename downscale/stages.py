@@ -1,12 +1,12 @@
 """One stage of one cell, from its parents' checkpoints to its own: what `study` and `train` run."""
+import contextlib
 import dataclasses
 import json
 import zlib
 from functools import cache
 from pathlib import Path
 
-import jax
-
+from downscale import distributed, padding
 from downscale import experiment as experiments
 from downscale.data.facts import vocabulary
 from downscale.data.pipeline import Library, Sampler, stream
@@ -63,6 +63,23 @@ def encoder_of(study, experiment, stage):
     return Encoder(tokenizer, experiment.chat_of(stage), experiment.layout(stage))
 
 
+def sampler_of(study, experiment, stage):
+    """The sampler of a stage, and the seed of its stream."""
+    sampler = Sampler(stage.recipe, library(str(study), 'train'),
+                      encoder_of(study, experiment, stage.name), experiment.world, stage.shape,
+                      stage.buckets)
+    return sampler, zlib.crc32(f'{experiment.seed} {stage.name}'.encode())
+
+
+def padding_lines(study, experiment):
+    """What each packed stage of a cell wastes, and the buckets that would waste less, as lines."""
+    for stage in experiment.stages:
+        if stage.loss == 'tokens':
+            sampler, seed = sampler_of(study, experiment, stage)
+            sizes = padding.sizes(sampler.library.source.folder, sampler, seed)
+            yield from padding.lines(experiment, stage, sizes)
+
+
 def folder_of(study, experiment, stage):
     """Where a stage of a cell lives."""
     return Path(study) / 'cells' / experiment.name / stage
@@ -97,40 +114,68 @@ def start_params(study, experiment, stage):
     return params
 
 
+def grid_of(experiment):
+    """The cell's mesh over the devices at hand; ValueError when it, or a batch, does not fit."""
+    size = experiment.mesh
+    grid = mesh(size.data, size.fsdp, size.tensor)
+    for stage in experiment.stages:
+        try:
+            loop.share(grid, experiment.model(stage.name).rules).rows(stage.batch)
+        except ValueError as error:
+            raise ValueError(f'{experiment.name}, stage {stage.name}: {error}') from None
+    return grid
+
+
 def train_stage(study, experiment, name, report=lambda step, metrics: None):
     """Stage `name` of the cell is finished under its folder; resumes by itself, skips when done.
 
     A folder that holds another configuration is refused: ValueError says which keys differ.
     """
-    stage = experiment.stage(name)
+    stage, grid = experiment.stage(name), grid_of(experiment)
     folder = folder_of(study, experiment, name)
-    if is_done(folder, experiment):
+    task = [experiment.hash, name]
+    if distributed.once(lambda: task) != task:
+        raise ValueError('this process has another configuration, cell or stage than process 0; '
+                         'start the same command in all')
+    if distributed.once(lambda: is_done(folder, experiment)):
         return
     with loop.only_process(folder):
-        (folder / 'FATAL.json').unlink(missing_ok=True)
-        if (folder / 'experiment.json').is_file():
-            refuse_other(folder, experiment)
-        experiments.save(experiment, folder)
-        encoder = encoder_of(study, experiment, name)
-        sampler = Sampler(stage.recipe, library(str(study), 'train'), encoder, experiment.world,
-                          stage.shape)
-        seed = zlib.crc32(f'{experiment.seed} {name}'.encode())
-        size = experiment.mesh
-        batches = iter(stream(sampler, seed, jax.process_index(), jax.process_count(),
-                              jax.device_count()))
-        loop.train(folder, experiment.model(name), stage.loss, experiment.optimizer,
-                   tuple(stage.trainable), stage.rates, stage.schedule,
-                   mesh(size.data, size.fsdp, size.tensor),
-                   lambda: start_params(study, experiment, stage), batches, stage.save_every,
-                   report)
-        write_json(folder / 'DONE.json', {'hash': experiment.hash, 'steps': stage.steps})
+        distributed.once(lambda: _open(folder, experiment))
+        sampler, seed = sampler_of(study, experiment, stage)
+        model = experiment.model(name)
+        batches = iter(stream(sampler, seed, loop.share(grid, model.rules)))
+        distributed.once(lambda: _count_padding(folder, experiment, stage, sampler, seed))
+        with contextlib.closing(batches):  # its thread would wait for ever to hand over a batch
+            loop.train(folder, model, stage.loss, experiment.optimizer, tuple(stage.trainable),
+                       stage.rates, stage.schedule, grid,
+                       lambda: start_params(study, experiment, stage), batches, stage.save_every,
+                       report)
+        distributed.wait()
+        distributed.once(lambda: write_json(folder / 'DONE.json', {
+            'hash': experiment.hash, 'steps': stage.steps}))
+
+
+def _open(folder, experiment):
+    """`folder` says what runs in it, and not that it failed; ValueError when it is another's."""
+    (folder / 'FATAL.json').unlink(missing_ok=True)
+    if (folder / 'experiment.json').is_file():
+        refuse_other(folder, experiment)
+    experiments.save(experiment, folder)
+
+
+def _count_padding(folder, experiment, stage, sampler, seed):
+    """Says now what would not fit hours later, and writes `padding.json`."""
+    sizes = padding.sizes(sampler.library.source.folder, sampler, seed)
+    if stage.loss == 'tokens':
+        write_json(folder / 'padding.json', padding.figures(experiment, stage, sizes))
 
 
 def refuse_other(folder, experiment):
     """Raise ValueError naming what differs when `folder` was started with another experiment."""
     before, now = (json.loads(json.dumps(dataclasses.asdict(cell)))
                    for cell in (experiments.load(folder), experiment))
-    changed = sorted(key for key in now if now[key] != before[key])
+    # The mesh says where the work is done, not what: a checkpoint continues on any.
+    changed = sorted(key for key in now if now[key] != before[key] and key != 'mesh')
     if changed:
         raise ValueError(f'{folder} was started with other settings ({", ".join(changed)}); give '
                          'the study another folder with --out, or delete this one')

@@ -143,6 +143,26 @@ def use_cache(folder):
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
 
+@contextlib.contextmanager
+def _workers(jobs, cache):
+    """(pool of `jobs` workers, queue of what they report); each has a core, where there are enough.
+    """
+    context = multiprocessing.get_context('spawn')
+    queue, cores = context.Queue(), context.Queue()
+    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
+    for job in range(jobs):
+        cores.put(usable[job] if jobs > 1 and jobs <= len(usable) else None)
+    with ProcessPoolExecutor(jobs, context, _start_worker, (queue, cores, str(cache))) as pool:
+        yield pool, queue
+
+
+def _check_devices(experiments):
+    """Raise ValueError when the mesh or a batch of a cell does not fit the devices."""
+    from downscale import stages
+    for cell in experiments:
+        stages.grid_of(cell)
+
+
 def _in_worker(study, task, writers):
     last = [0.0]
 
@@ -163,11 +183,13 @@ def run(study, name, experiments, jobs, cache, quiet=False):
     """
     study = Path(study)
     from downscale.train.loop import only_process
-    with only_process(study):
-        begun = time.time()
-        _prepare(study, name, experiments, quiet)
-        tasks = tasks_of(experiments)
-        failed = _run_all(study, tasks, experiments, jobs, cache, quiet)
+    with _workers(jobs, cache) as (pool, queue):
+        begun, tasks = time.time(), tasks_of(experiments)
+        # By a worker: a TPU belongs to the first process that looks at it.
+        pool.submit(_check_devices, experiments).result()
+        with only_process(study):
+            _prepare(study, name, experiments, quiet)
+            failed = _run_all(study, tasks, experiments, jobs, pool, queue, quiet)
         if failed:
             causes = {task: why for task, why in failed.items() if why is not None}
             lines = '; '.join(f'{task}: {why}' for task, why in causes.items())
@@ -198,21 +220,15 @@ def _run_row(cell):
             'depth': cell.language.N, 'seed': cell.seed, **totals(cell.language, cell.vision)}
 
 
-def _run_all(study, tasks, experiments, jobs, cache, quiet):
+def _run_all(study, tasks, experiments, jobs, pool, queue, quiet):
     """Run tasks as their needs finish, most urgent first.
 
     Returns {name: reason} of those that failed, with None for those that wait for one that did.
     """
-    context = multiprocessing.get_context('spawn')
-    queue, cores = context.Queue(), context.Queue()
-    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
-    for job in range(jobs):
-        cores.put(usable[job] if jobs > 1 and jobs <= len(usable) else None)
     order = urgency(tasks)
     waiting = sorted(tasks, key=lambda task: -order[task.name])
     done, failed, running = set(), {}, {}
-    with progress_bars(quiet) as bars, ProcessPoolExecutor(
-            jobs, context, _start_worker, (queue, cores, str(cache))) as pool:
+    with progress_bars(quiet) as bars:
         while waiting or running:
             for task in list(waiting):
                 if failed.keys() & set(task.needs):

@@ -28,7 +28,7 @@ def get_config(arg=''):
                                  warmup=0.03, final=0.0)),
         evaluation=dict(batch=50, write=1024, think=4096),
         optimizer=dict(b2=0.999), mesh=dict(data=-1, fsdp=64, tensor=1),
-        dtype='bfloat16', remat=True))
+        dtype='bfloat16', remat='full'))
 
 
 def sweep(arg=''):

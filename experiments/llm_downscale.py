@@ -36,7 +36,8 @@ def get_config(arg=''):
             extract=dict(steps=500, rates=rates, **picture),
             reason=dict(steps=2000, rates=rates, **text)),
         evaluation=dict(scenes=256, batch=128, write=64, think=64),
-        dtype='bfloat16' if large else 'float32', remat=large, unroll=1 if large else 8))
+        dtype='bfloat16' if large else 'float32', remat='full' if large else 'none',
+        unroll=1 if large else 8))
 
 
 def sweep(arg=''):

@@ -30,7 +30,8 @@ def rule(request):
     used = 0.2 * request['slots'] / tensor
     if request['kind'] == 'train':
         rows = request['rows'] / data / fsdp / request['cell']['optimizer']['accumulate']
-        used = rows * request['length'] / 1024 / tensor * (1 if request['cell']['remat'] else 3)
+        kept = 3 if request['cell']['remat'] == 'none' else 1
+        used = kept * rows * request['length'] / 1024 / tensor
     facts = {'room': request['length'], 'hbm_gib': used, 'compile_s': 1.0, 'cpu_s': 2.0,
              'lower_s': 0.5}
     if used > 15.75:

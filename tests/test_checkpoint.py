@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import small
 
+from downscale.data.pipeline import Share, stream
 from downscale.model.init import abstract_params, init_params
 from downscale.sharding import mesh
 from downscale.train import checkpoint
 from downscale.train.optimizer import Optimizer
 from downscale.train.state import abstract, new_state, state_shardings
+
+WHOLE = Share()
 
 
 def flat(tree):
@@ -35,14 +38,14 @@ def state_at(step, depth=2):
 def written(tmp_path_factory):
     """A folder with steps 3 and 5 (2 was thrown away), and the batch that follows step 5."""
     folder = tmp_path_factory.mktemp('run')
-    stream = small.batches('text', tiles=0)
+    batches = small.batches('text', tiles=0)
     manager = checkpoint.open_manager(folder)
     for step in (2, 3, 5):
-        next(stream)
-        checkpoint.save(manager, state_at(step), stream, {'tokens': 100 * step}, force=True)
+        next(batches)
+        checkpoint.save(manager, state_at(step), batches, {'tokens': 100 * step}, force=True)
     manager.wait_until_finished()
     manager.close()
-    return folder, next(stream)
+    return folder, next(batches)
 
 
 @pytest.fixture
@@ -51,17 +54,17 @@ def folder(written, tmp_path):
     return tmp_path / 'run'
 
 
-def restored(folder, devices, depth=2):
+def restored(folder, devices, depth=2, share=WHOLE):
     """(state, meta, next batch) of the newest checkpoint, put on a mesh."""
-    stream = small.batches('text', tiles=0)
+    batches = iter(stream(small.sampler('text', tiles=0), 0, share))
     state = jax.eval_shape(lambda: state_at(0, depth))
     shards = state_shardings(state, devices, small.model().rules)
     manager = checkpoint.open_manager(folder)
     try:
-        found, meta = checkpoint.restore(manager, abstract(state, shards), stream)
+        found, meta = checkpoint.restore(manager, abstract(state, shards), batches)
     finally:
         manager.close()
-    return found, meta, shards, next(stream)
+    return found, meta, shards, next(batches)
 
 
 @pytest.mark.parametrize('sizes', [dict(), dict(fsdp=4, data=1), dict(fsdp=2, data=2)])
@@ -75,6 +78,12 @@ def test_a_state_comes_back_equal_on_any_mesh(written, sizes):
     if sizes:
         kernel = found['params']['language']['blocks']['mlp']['gate_DF']
         assert kernel.addressable_shards[0].data.size == kernel.size // sizes['fsdp']
+
+
+@pytest.mark.parametrize('block', [0, 1])
+def test_a_process_of_two_continues_with_its_rows_where_a_single_one_stopped(written, block):
+    *_, batch = restored(written[0], mesh(devices=jax.devices()[:1]), share=Share(2, (block,)))
+    assert_same(batch, {name: array[4 * block:4 * block + 4] for name, array in written[1].items()})
 
 
 def test_only_the_newest_two_are_kept_and_the_newest_is_read(written):

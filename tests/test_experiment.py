@@ -78,7 +78,9 @@ def damaged(path, value=None, drop=False):
     (('seed',), 1.5, 'experiment.seed = 1.5 must be of type int'),
     (('seed',), True, 'experiment.seed = True must be of type int'),
     (('seed',), None, 'experiment.seed = None must be of type int'),
-    (('remat',), 1, 'experiment.remat = 1 must be of type bool'),
+    (('remat',), 1, 'experiment.remat = 1 must be of type str'),
+    (('remat',), 'ful', "unknown remat 'ful'; did you mean 'full'"),
+    (('legacy_structural_loss',), 1, 'legacy_structural_loss = 1 must be of type bool'),
     (('stages', 0, 'rates', 'language'), True, 'rates.language = True must be of type float'),
     (('stages', 0, 'rates', 'language'), '3e-3', "rates.language = '3e-3' must be of type float"),
     (('stages', 0, 'rates'), [1], r'rates must be a mapping, not \[1\]'),
@@ -162,7 +164,8 @@ def test_the_hash_changes_with_every_entry():
     assert len(seen) > 100
     assert {path[-1] for path in impossible} <= {
         'K', 'name', 'chat', 'dtype', 'loss_norm', 'accumulate', 'max_objects', 'n_objects',
-        'min_objects', 'n_shapes', 'n_colors', 'n_chars', 'grid', 'jitter_px', 'mode', 'trainable'}
+        'min_objects', 'n_shapes', 'n_colors', 'n_chars', 'grid', 'jitter_px', 'mode', 'trainable',
+        'remat', 'first_moment'}
 
 
 # --- cells ------------------------------------------------------------------------------------

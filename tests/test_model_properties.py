@@ -245,7 +245,7 @@ def test_remat_and_unrolling_leave_the_gradients_alone(params, pictures):
 
     plain = grads(MODEL)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(plain))
-    for other in (replace(MODEL, remat=True), replace(MODEL, unroll=2)):
+    for other in (replace(MODEL, remat='full'), replace(MODEL, unroll=2)):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7),
                      plain, grads(other))
 

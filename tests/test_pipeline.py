@@ -8,7 +8,7 @@ import small
 from PIL import Image
 
 from downscale.data.images import NEWLINE
-from downscale.data.pipeline import Recipe, Shape, stream
+from downscale.data.pipeline import Recipe, Shape, Share, stream
 from downscale.data.records import IMAGE, Conversation, Example, Turn
 from downscale.sizes import Pictures
 
@@ -197,7 +197,7 @@ def test_a_picture_of_more_tiles_than_a_row_is_refused_with_the_numbers():
     sampler = small.sampler('align', tiles=9, examples=Sizes(), pictures=Pictures('anyres'))
     message = r'align example 3: \d+ tokens and 10 tiles of 1 images do not fit .* and 9 tiles'
     with pytest.raises(ValueError, match=message):
-        sampler.encoded(Conversation(Sizes().example(3).images[:1], (
+        sampler.measured(Conversation(Sizes().example(3).images[:1], (
             Turn('user', IMAGE, False), Turn('assistant', 'red', True))), 'align example 3')
 
 
@@ -205,7 +205,7 @@ def test_a_conversation_without_a_supervised_token_is_refused():
     sampler = small.sampler('text')
     talk = Conversation((), (Turn('user', 'red ring', False), Turn('assistant', 'yes', False)))
     with pytest.raises(ValueError, match='here: none of its 5 tokens is supervised'):
-        sampler.encoded(talk, 'here')
+        sampler.encoded(sampler.measured(talk, 'here'), (), None)
 
 
 def test_the_example_norm_gives_every_conversation_the_same_weight():
@@ -249,16 +249,14 @@ def test_a_senseless_recipe_is_refused(settings, message):
         Recipe(**settings)
 
 
-@pytest.mark.parametrize('batch, processes, devices', [(10, 1, 4), (3, 1, 4), (9, 2, 1), (6, 4, 2)])
-def test_a_batch_that_does_not_divide_is_refused_with_arithmetic_and_the_nearest(
-        batch, processes, devices):
-    count = devices if batch % devices else processes
-    message = rf'batch {batch} does not divide .*\({batch} % {count} = {batch % count}\).*nearest'
+@pytest.mark.parametrize('batch, ways', [(10, 4), (3, 4), (9, 2), (6, 4)])
+def test_a_batch_that_does_not_divide_is_refused_with_arithmetic_and_the_nearest(batch, ways):
+    message = rf'batch {batch} does not divide .*\({batch} % {ways} = {batch % ways}\).*nearest'
     with pytest.raises(ValueError, match=message) as error:
-        stream(small.sampler('text', batch=batch, tiles=0), 0, 0, processes, devices)
+        stream(small.sampler('text', batch=batch, tiles=0), 0, Share(ways))
     nearest = int(re.search(r'nearest is (\d+)', str(error.value))[1])
-    assert nearest > 0 and nearest % count == 0
-    assert abs(nearest - batch) == min(abs(k * count - batch) for k in range(1, 9))
+    assert nearest > 0 and nearest % ways == 0
+    assert abs(nearest - batch) == min(abs(k * ways - batch) for k in range(1, 9))
 
 
 @pytest.mark.parametrize('name', ['batch', 'length'])
@@ -272,12 +270,24 @@ def test_two_processes_share_out_exactly_what_one_would_read():
     sampler = small.sampler('tower', batch=8, length=48, tiles=1, examples=Shades())
 
     def shades(process, processes):
-        found = taken(iter(stream(sampler, 7, process, processes)), 6)
+        found = taken(iter(stream(sampler, 7, Share(processes, (process,)))), 6)
         return np.stack([batch['tiles'][:, 0, 0] for batch in found])
     whole, first, second = shades(0, 1), shades(0, 2), shades(1, 2)
     assert whole.shape == (6, 8) and first.shape == second.shape == (6, 4)
-    np.testing.assert_array_equal(np.sort(np.hstack([first, second])), np.sort(whole))
-    np.testing.assert_array_equal(first.ravel(), whole.ravel()[0::2])
-    np.testing.assert_array_equal(second.ravel(), whole.ravel()[1::2])
-    epoch = whole.ravel()[:12]  # within an epoch no example goes to both
-    assert len(set(epoch)) == 12 and not set(epoch[0::2]) & set(epoch[1::2])
+    np.testing.assert_array_equal(np.hstack([first, second]), whole)
+    epoch = whole.ravel()[:12]  # no example twice: none goes to both
+    assert len(set(epoch)) == 12
+
+
+@pytest.mark.parametrize('stage, tiles', [('text', 0), ('align', 3), ('tower', 1)])
+def test_shares_are_the_rows_of_the_same_global_batches(stage, tiles):
+    """However they are cut, and at the same position of the stream: any share may continue it."""
+    sampler = small.sampler(stage, tiles=tiles)
+    whole = iter(stream(sampler, 7))
+    batches = taken(whole, 3)
+    for ways, blocks, rows in ((2, (0,), [0, 1, 2, 3]), (2, (1,), [4, 5, 6, 7]), (4, (2,), [4, 5]),
+                               (4, (0, 3), [0, 1, 6, 7]), (1, (0,), range(8))):
+        part = iter(stream(sampler, 7, Share(ways, blocks)))
+        assert equal(taken(part, 3), [{name: array[list(rows)] for name, array in batch.items()}
+                                      for batch in batches])
+        assert part.get_state() == whole.get_state()

@@ -34,7 +34,7 @@ EXTRACT = stage()
 
 def cell(seed=0, size='w64d2', vision=TOWER, stages=(EXTRACT,), **more):
     return Experiment(f'{size}-s{seed}', size, seed, MICRO[size], vision, stages=stages, **{
-        'mesh': MeshSize(1, -1, 1), 'remat': True, 'dtype': 'bfloat16',
+        'mesh': MeshSize(1, -1, 1), 'remat': 'full', 'dtype': 'bfloat16',
         'evaluation': Evaluation(batch=8), **more})
 
 
@@ -84,7 +84,7 @@ def test_whatever_decides_a_program_is_in_its_key(monkeypatch):
     same = {key(), key(seed=4), key(stages=(stage(steps=9),)), key(evaluation=Evaluation(batch=3)),
             key(chat='chatml')}
     assert len(same) == 1
-    other = [key(remat=False), key(dtype='float32'), key(mesh=MeshSize(2, -1, 1)), key(unroll=2),
+    other = [key(remat='none'), key(dtype='float32'), key(mesh=MeshSize(2, -1, 1)), key(unroll=2),
              key(optimizer=Optimizer(accumulate=2)), key(size='w64d3'),
              key(stages=(stage(tiles=4),))]
     assert len({*same, *other}) == 1 + len(other)
@@ -146,8 +146,7 @@ def changes(asked, used=40.0, divides=lambda request: True):
 
 
 def test_the_least_change_comes_first():
-    assert changes(request(cell={'remat': False})) == 'remat=True'
-    assert changes(request(cell={'remat': 'none'})) == 'remat=full'
+    assert changes(request(cell={'remat': 'dots'})) == 'remat=full'
     assert changes(request()) == 'optimizer.accumulate=4'
     assert changes(request(), used=20.0) == 'optimizer.accumulate=2'
     alone = request(rows=16)

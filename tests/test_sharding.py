@@ -7,9 +7,19 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from downscale.model.init import abstract_params, init_params
+from downscale.model.contrastive import PairModel, abstract_pair_params
+from downscale.model.init import abstract_params, init_params, init_tree
 from downscale.model.vlm import Vlm
-from downscale.sharding import Rules, batch_sharding, constrain, leaf_axes, mesh, shardings, spec
+from downscale.sharding import (
+    Rules,
+    batch_sharding,
+    constrain,
+    leaf_axes,
+    mesh,
+    param_spec,
+    shardings,
+    spec,
+)
 from downscale.sizes import MICRO, QWEN3, SIGLIP, VisionConfig, scale
 from downscale.train.step import gradients
 
@@ -18,6 +28,7 @@ TOWER = VisionConfig(layers=2, W=16, H=2, F=32, patch=2, image=4)
 MODEL = Vlm(SMALL, TOWER)
 MESHES = {'data=4': {'data': 4}, 'fsdp=4': {'data': 1, 'fsdp': 4},
           'data=2 x fsdp=2': {'data': 2, 'fsdp': 2},
+          'fsdp=2 x 2': {'data': 1, 'fsdp': 4, 'ring': 2},
           'tensor=2 x data=2': {'data': 2, 'tensor': 2}}
 
 
@@ -37,8 +48,9 @@ def test_a_name_that_disagrees_with_its_rank_raises():
 
 
 def test_a_mesh_axis_is_used_once_and_by_the_first_letter():
-    assert spec('DD', Rules().params) == PartitionSpec('fsdp', None)
-    assert spec('BLF', Rules().activations) == PartitionSpec(('data', 'fsdp'), None, 'tensor')
+    assert spec('DD', Rules().params) == PartitionSpec(('fsdp', 'fsdp_ring'), None)
+    assert spec('BLF', Rules().activations) == PartitionSpec(
+        ('data', 'fsdp', 'fsdp_ring'), None, 'tensor')
 
 
 def test_what_does_not_divide_raises_with_the_arithmetic():
@@ -51,6 +63,17 @@ def test_what_does_not_divide_raises_with_the_arithmetic():
             mesh(*sizes)
 
 
+def test_a_width_that_all_of_fsdp_does_not_divide_is_split_over_one_ring():
+    target = mesh(1, 4, ring=2)
+    assert param_spec('WF', (6, 8), target, Rules()) == PartitionSpec('fsdp_ring', None)
+    assert param_spec('WF', (8, 8), target, Rules()) == PartitionSpec(('fsdp', 'fsdp_ring'), None)
+    assert param_spec('ND', (3, 8), target, Rules()) == PartitionSpec(None, None)
+    with pytest.raises(ValueError, match=r'axis W of 7 does not divide over 4 .*7 % 4 = 3'):
+        param_spec('WF', (7, 8), target, Rules())
+    with pytest.raises(ValueError, match=r'fsdp 4 does not divide into rings of 3'):
+        mesh(1, 4, ring=3)
+
+
 @pytest.mark.parametrize(('language', 'vision'), [
     (MICRO['w64d3'], SIGLIP['micro']), (QWEN3['0.6b'], SIGLIP['so400m-patch14-384'])])
 def test_every_leaf_of_the_model_gets_a_sharding(language, vision):
@@ -61,8 +84,8 @@ def test_every_leaf_of_the_model_gets_a_sharding(language, vision):
                                    strict=True):
         axes = leaf_axes(path, leaf)
         assert isinstance(shard, NamedSharding) and len(axes) == leaf.ndim == len(shard.spec)
-        # Every matrix of more than one split letter is really split.
-        if {'D', 'W', 'F', 'H', 'K', 'V'} & set(axes):
+        # Every matrix is really split; a vector stays whole.
+        if len(axes.lstrip('N')) > 1 and {'D', 'W', 'F', 'H', 'K', 'V'} & set(axes):
             assert not shard.is_fully_replicated, jax.tree_util.keystr(path)
 
 
@@ -72,7 +95,7 @@ def test_constrain_splits_on_four_devices_and_leaves_one_alone():
     with jax.set_mesh(target):
         y_BLD = jax.jit(lambda x: constrain(x, 'BLD', rules))(x_BLD)
     assert y_BLD.sharding.is_equivalent_to(
-        NamedSharding(target, PartitionSpec(('data', 'fsdp'))), 3)
+        NamedSharding(target, PartitionSpec(('data', 'fsdp', 'fsdp_ring'))), 3)
     assert y_BLD.addressable_shards[0].data.shape == (2, 4, 6)
     with jax.set_mesh(mesh(devices=jax.devices()[:1])):
         assert constrain(x_BLD, 'BLD', rules) is x_BLD
@@ -131,3 +154,61 @@ def test_every_mesh_has_the_loss_and_gradients_of_one_device(sizes, batch, alone
                                    err_msg=jax.tree_util.keystr(path))
     split = [leaf for leaf in jax.tree.leaves(grads) if not leaf.sharding.is_fully_replicated]
     assert bool(split) == any(axis != 'data' for axis in sizes if sizes[axis] > 1)
+
+
+STEPS = {'data=4': dict(data=4), 'fsdp=4': dict(data=1, fsdp=4),
+         'data=2 x tensor=2': dict(data=2, tensor=2), 'fsdp=2 x 2': dict(data=1, fsdp=4, ring=2)}
+
+
+def three_steps(target, batch):
+    """The losses of three plain gradient steps on the mesh `target`; Adam would hide a scale."""
+    shards = shardings(abstract_params(MODEL), target, MODEL.rules)
+    params = jax.device_put(init_params(MODEL, 0), shards)
+    batch = jax.device_put(batch, batch_sharding(target, MODEL.rules))
+
+    @jax.jit
+    def step(params, batch):
+        grads, loss, *_ = gradients(MODEL, 'tokens', params, {}, batch, 1)
+        params = jax.tree.map(lambda p, g: p - 0.3 * g, params, grads)
+        return jax.lax.with_sharding_constraint(params, shards), loss
+    losses = []
+    with jax.set_mesh(target):
+        for _ in range(3):
+            params, loss = step(params, batch)
+            losses.append(float(loss))
+    return losses
+
+
+@pytest.fixture(scope='module')
+def losses_alone(batch):
+    return three_steps(mesh(devices=jax.devices()[:1]), batch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('sizes', STEPS.values(), ids=STEPS.keys())
+def test_every_mesh_learns_the_same_in_three_steps(sizes, batch, losses_alone):
+    assert losses_alone[0] - losses_alone[2] > 0.1
+    np.testing.assert_allclose(three_steps(mesh(**sizes), batch), losses_alone, rtol=1e-5)
+
+
+def pair_gradients(target):
+    """(gradients, loss, hits) of the pair loss over all images and texts of eight rows."""
+    draw = np.random.default_rng(0)
+    model = PairModel(TOWER, 16)
+    batch = {'tiles': draw.uniform(-1, 1, (8, TOWER.P, TOWER.Q)).astype(np.float32),
+             'tokens': draw.integers(0, 16, (8, 6), dtype=np.int32),
+             'segments': np.ones((8, 6), np.int32)}
+    params = init_tree(abstract_pair_params(model), 0)
+    with jax.set_mesh(target):
+        return jax.jit(lambda params, batch: gradients(model, 'pairs', params, {}, batch, 1)[:3])(
+            jax.device_put(params, shardings(params, target, model.rules)), batch)
+
+
+def test_every_image_meets_the_texts_of_all_devices():
+    (grads, *numbers), (others, *other_numbers) = (
+        pair_gradients(target) for target in (mesh(devices=jax.devices()[:1]),
+                                              mesh(2, 2, devices=jax.devices())))
+    np.testing.assert_allclose(other_numbers, numbers, rtol=1e-5)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads))
+    for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(others), strict=True):
+        np.testing.assert_allclose(other, one, atol=1e-5 * largest, rtol=0)

@@ -1,11 +1,13 @@
 """A stage's folder: which cell may continue in it."""
 import dataclasses
+import json
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 from downscale import cli, experiment, stages
+from downscale.data.buckets import Shape
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,3 +33,42 @@ def test_another_cell_may_not_and_hears_what_differs(tmp_path):
     other = dataclasses.replace(cell, seed=cell.seed + 1, unroll=cell.unroll + 1)
     with pytest.raises(ValueError, match=r'other settings \(seed, unroll\)'):
         stages.refuse_other(tmp_path, other)
+
+
+@pytest.fixture(scope='module')
+def study(tmp_path_factory):
+    """A folder with eight training examples, and a cell of it whose captions have two buckets."""
+    folder, cell = tmp_path_factory.mktemp('study'), smoke()[-1]
+    caption = dataclasses.replace(cell.stage('caption'), buckets=(Shape(32, 64, 1),))
+    cell = dataclasses.replace(cell, data=experiment.Data(train=8, validation=1, test=1),
+                               stages=(cell.stage('text'), caption))
+    stages.prepare(folder, cell)
+    return folder, cell
+
+
+def test_a_stage_counts_its_padding_and_closes_its_stream(study, monkeypatch):
+    given = []
+    monkeypatch.setattr(stages.loop, 'train', lambda *args: given.extend(
+        [args[9], {next(args[9])['tokens'].shape for _ in range(20)}]))
+    folder, cell = study
+    stages.train_stage(folder, cell, 'caption')
+    stream, shapes = given
+    assert shapes == {(32, 64), (16, 128)}
+    with pytest.raises(ValueError, match='closed'):
+        next(stream)
+    written = json.loads((folder / f'cells/{cell.name}/caption/padding.json').read_text())
+    assert [row['length'] for row in written['buckets']] == [64, 128]
+    assert written['total']['conversations'] == written['one_shape']['conversations'] == 8
+    text = list(stages.padding_lines(folder, cell))
+    assert [line for line in text if ' 8 conversations of ' in line] == [
+        line for line in text if line.startswith(('text', 'caption'))]
+    assert sum('in the largest rows' in line for line in text) == 1
+
+
+def test_a_conversation_without_room_is_named_before_training_starts(study, monkeypatch):
+    monkeypatch.setattr(stages.loop, 'train', None)
+    folder, cell = study
+    cramped = dataclasses.replace(cell.stage('caption'), name='extract', length=40, buckets=())
+    cell = dataclasses.replace(cell, stages=(cramped,))
+    with pytest.raises(ValueError, match=r'extract example \d: .* do not fit a row of 40 tokens'):
+        stages.train_stage(folder, cell, 'extract')

@@ -1,39 +1,41 @@
-"""Conversations to batches: one deterministic, packed, checkpointable grain stream per process.
+"""Conversations to batches: one deterministic, packed, checkpointable grain stream.
 
-A row holds several conversations up to `length` tokens and `tiles` image tiles; `segments`
+A row holds several conversations up to the tokens and image tiles of its bucket; `segments`
 numbers them from 1 (0 is padding), `positions` restart in each, and nothing attends across.
+
+Batches are planned before they are made: every process draws every conversation, measures it
+(texts and picture headers only) and packs it, so all agree on each global batch and on its bucket
+without a word, for any number of them; then each decodes the pictures of its own rows. What every
+process does alike costs about as much as tokenising, and grows with the global batch.
 """
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import grain
 import numpy as np
 
-from downscale.data import images
+from downscale.data import images, measure
+from downscale.data.buckets import OPEN, Packer, Shape, in_order, smallest
 from downscale.data.mixture import MIXTURES
+from downscale.data.records import Conversation
 from downscale.data.scenes import World
 from downscale.data.tokens import Encoder
 
 
 @dataclass(frozen=True)
-class Shape:
-    """The static shape of a batch: rows over all processes, tokens and image tiles per row."""
-    batch: int
-    length: int
-    tiles: int
+class Share:
+    """Which rows of every batch are kept: `blocks` of the `ways` equal parts along the rows."""
+    ways: int = 1
+    blocks: tuple[int, ...] = (0,)
 
-    def __post_init__(self):
-        for name in ('batch', 'length'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name} {getattr(self, name)} must be at least 1')
-
-    def local_batch(self, processes, devices):
-        """Rows of one process; ValueError with the arithmetic when rows do not divide."""
-        for count, what in ((devices, 'devices'), (processes, 'processes')):
-            if self.batch % count:
-                raise ValueError(f'global batch {self.batch} does not divide over {count} {what} '
-                                 f'({self.batch} % {count} = {self.batch % count}); '
-                                 f'the nearest is {max(1, round(self.batch / count)) * count}')
-        return self.batch // processes
+    def rows(self, batch):
+        """Indices of the rows kept; ValueError with the arithmetic when rows do not divide."""
+        if batch % self.ways:
+            raise ValueError(f'global batch {batch} does not divide over {self.ways} groups of '
+                             f'devices ({batch} % {self.ways} = {batch % self.ways}); the nearest '
+                             f'is {max(1, round(batch / self.ways)) * self.ways}')
+        return np.arange(batch).reshape(self.ways, -1)[list(self.blocks)].ravel()
 
 
 class Library:
@@ -55,12 +57,17 @@ class Library:
             self._scenes[index] = self.source.scenes(index)
         return self._scenes[index]
 
+READERS = 16  # threads that cut pictures; Pillow lets go of the interpreter lock
+
 
 @dataclass(frozen=True)
 class Recipe:
     """How a stage samples: its mixture, replayed stages with their shares, and the loss norm.
 
-    `loss_norm` 'token' weighs supervised tokens equally, 'example' conversations equally.
+    `loss_norm` 'token' weighs supervised tokens equally, 'example' conversations equally, both
+    within a batch. Every step counts alike: where buckets have batches of several sizes, a token
+    (or conversation) of a batch with fewer of them weighs more than one of a batch with many. Give
+    all buckets one `batch` to weigh conversations about equally over a whole run.
     `turns` is the most questions of one conversation.
     """
     stage: str
@@ -88,95 +95,206 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """A conversation before its pictures are decoded: where it is from and what it takes."""
+    where: str
+    talk: Conversation
+    tokens: int
+    tiles: int
+
+
+@dataclass(frozen=True)
 class Sampler:
-    """Index and grain's generator for it -> the encoded conversation of one stage."""
+    """Index and grain's generator for it -> the conversation of one stage, drawn or encoded.
+
+    `buckets` are the smaller shapes beside `shape`, which takes what they do not hold.
+    """
     recipe: Recipe
     library: Library
     encoder: Encoder
     world: World
     shape: Shape
+    buckets: tuple[Shape, ...] = ()
+
+    @property
+    def shapes(self):
+        """All shapes of batches, from the smallest to the largest."""
+        return in_order((*self.buckets, self.shape))
 
     def __call__(self, index, rng):
+        drawn = self.draw(index, rng)
+        return self.encoded(drawn, *self.cut(drawn))
+
+    def draw(self, index, rng):
+        """The `Drawn` of example `index`; no pixel is touched."""
         stage = self.recipe.draw(rng)
         talk = MIXTURES[stage](self.library, index, rng, self.world, self.recipe.turns)
-        return self.encoded(talk, f'{stage} example {index}')
+        return self.measured(talk, f'{stage} example {index}')
 
-    def encoded(self, talk, where):
-        """Arrays of one conversation; ValueError when it does not fit or supervises nothing."""
-        placed, tiles = self.encoder.layout.cut(talk.images, where)
-        arrays = self.encoder.encode(talk.turns, pictures=placed)
-        n, cut = len(arrays['tokens']), sum(picture.tiles for picture in placed)
-        if n > self.shape.length or cut > self.shape.tiles:
+    def measured(self, talk, where):
+        """The `Drawn` of a conversation; ValueError when no bucket holds it."""
+        tokens, tiles = measure.cost(self.encoder, talk, where)
+        if smallest(self.shapes, tokens, tiles) is None:
             raise ValueError(
-                f'{where}: {n} tokens and {cut} tiles of {len(placed)} images do not fit a row of '
-                f'{self.shape.length} tokens and {self.shape.tiles} tiles, and an example is never '
-                'cut inside an image; raise `length` or `tiles` of the stage')
+                f'{where}: {tokens} tokens and {tiles} tiles of {len(talk.images)} images do not '
+                f'fit a row of {self.shape.length} tokens and {self.shape.tiles} tiles, and an '
+                'example is never cut inside an image; raise `length` or `tiles` of the stage')
+        return Drawn(where, talk, tokens, tiles)
+
+    def cut(self, drawn):
+        """(the `Placed` of each picture, their tiles uint8 [I, P, Q] or None): all pixel work.
+        Any thread may do it."""
+        return self.encoder.layout.cut(drawn.talk.images, drawn.where)
+
+    def encoded(self, drawn, placed, tiles):
+        """Arrays of one conversation whose pictures were `cut`; ValueError when none of its tokens
+        is supervised."""
+        where, arrays = drawn.where, self.encoder.encode(drawn.talk.turns, pictures=placed)
+        # Rows were planned with what the headers said; a row that overflows would be cut.
+        found = len(arrays['tokens']), sum(picture.tiles for picture in placed)
+        if found != (drawn.tokens, drawn.tiles):
+            raise ValueError(f'{where}: (tokens, tiles) are {found}, but headers of its pictures '
+                             f'tell {(drawn.tokens, drawn.tiles)}; save these pictures anew')
         supervised = arrays['weights'].sum()
         if supervised == 0:
-            raise ValueError(f'{where}: none of its {n} tokens is supervised; nothing to learn')
+            raise ValueError(f'{where}: none of its {found[0]} tokens is supervised; nothing to '
+                             'learn')
         if self.recipe.loss_norm == 'example':
             arrays['weights'] /= supervised
-        if self.shape.tiles:
-            vision = self.encoder.layout.vision
-            empty = np.zeros((0, vision.P, vision.Q), np.uint8)
-            arrays['tiles'] = empty if tiles is None else tiles
-            return arrays
-        return {name: arrays[name] for name in ('tokens', 'weights')}
+        return arrays | {'tiles': tiles}
 
 
-def packed_row(row, patches):
-    """A packed row with segments, positions and an image_index that counts the row's own tiles."""
-    out = {'tokens': row['tokens'], 'weights': row['weights'],
-           'segments': row['tokens_segment_ids'], 'positions': row['tokens_positions']}
-    if 'tiles' in row:
-        tiles = len(row['tiles'])
-        first = np.zeros(out['segments'].max(initial=0) + 1, np.int32)
-        for slot in range(tiles - 1, -1, -1):
-            first[row['tiles_segment_ids'][slot]] = slot
-        index, segments = row['image_index'], out['segments'][:, None]
-        shifted = np.where(index >= 0, index + first[segments] * patches, -1)
-        shifted = np.where(index == images.NEWLINE, tiles * patches, shifted)
-        # Padding positions hold index 0, which would name the first patch.
-        out['image_index'] = np.where(segments > 0, shifted, -1).astype(np.int32)
-        if 'image_weight' in row:
-            out['image_weight'] = row['image_weight']
-        out['tiles'] = images.normalise(row['tiles'])
+def packed_batch(rows, shape, layout):
+    """Batch arrays of `rows`, each a list of `Sampler.encoded` conversations that fit in `shape`.
+
+    An `image_index` counts the tiles of its own row. Leaves as in `stream`.
+    """
+    def empty(kind, *axes, value=0):
+        return np.full((len(rows), shape.length, *axes), value, kind)
+    out = {'tokens': empty(np.int32), 'weights': empty(np.float32), 'segments': empty(np.int32),
+           'positions': empty(np.int32)}
+    if shape.tiles:
+        vision, corners = layout.vision, images.corners(layout.pictures)
+        out['image_index'] = empty(np.int32, corners, value=-1)
+        if corners > 1:
+            out['image_weight'] = empty(np.float32, corners)
+        # Unused tiles are encoded, but nothing points to them.
+        out['tiles'] = np.zeros((len(rows), shape.tiles, vision.P, vision.Q), np.float32)
+    for row, conversations in enumerate(rows):
+        start = first = 0
+        for number, arrays in enumerate(conversations, 1):
+            stop = start + len(arrays['tokens'])
+            for name in {'tokens', 'weights', 'image_weight'} & set(out):
+                out[name][row, start:stop] = arrays[name]
+            out['segments'][row, start:stop] = number
+            out['positions'][row, start:stop] = np.arange(stop - start)
+            if shape.tiles and arrays['tiles'] is not None:
+                index, shown = arrays['image_index'], len(arrays['tiles'])
+                moved = np.where(index >= 0, index + first * vision.P, -1)
+                out['image_index'][row, start:stop] = np.where(
+                    index == images.NEWLINE, shape.tiles * vision.P, moved)
+                out['tiles'][row, first:first + shown] = images.normalise(arrays['tiles'])
+                first += shown
+            start = stop
     return out
 
 
-def pair_row(arrays, length):
-    """One picture and its padded caption, for the contrastive stage: nothing is packed."""
-    text = arrays['weights'] > 0
-    tokens = arrays['tokens'][text]
-    pad = (0, length - len(tokens))
-    return {'tokens': np.pad(tokens, pad), 'segments': np.pad(np.ones_like(tokens), pad),
-            'tiles': images.normalise(arrays['tiles'][0])}
+def pair_batch(rows, shape, layout):
+    """Pictures and their padded captions, for the contrastive stage: a row is one conversation."""
+    vision = layout.vision
+    out = {'tokens': np.zeros((len(rows), shape.length), np.int32),
+           'segments': np.zeros((len(rows), shape.length), np.int32),
+           'tiles': np.zeros((len(rows), vision.P, vision.Q), np.float32)}
+    for row, (arrays,) in enumerate(rows):
+        tokens = arrays['tokens'][arrays['weights'] > 0]
+        out['tokens'][row, :len(tokens)] = tokens
+        out['segments'][row, :len(tokens)] = 1
+        out['tiles'][row] = images.normalise(arrays['tiles'][0])
+    return out
 
 
-def stream(sampler, seed, process=0, processes=1, devices=1):
-    """The endless grain dataset of batches of one process; `iter()` of it can be checkpointed.
-
-    Leaves of a batch: tokens, segments, positions int32 [B, L], weights float32 [B, L] and, where
-    the shape has tiles, tiles float32 [B, I, P, Q], image_index int32 [B, L, C] and, for C > 1,
-    image_weight float32 [B, L, C]. The contrastive stage gives tokens, segments [B, L] and tiles
-    [B, P, Q].
-    """
-    shape, layout = sampler.shape, sampler.encoder.layout
-    rows = shape.local_batch(processes, devices)
+def conversations(sampler, seed):
+    """The endless sequence of `Drawn`, by position; every epoch has another order."""
     data = grain.MapDataset.range(len(sampler.library)).seed(seed).shuffle().repeat()
-    data = data.random_map(sampler, seed=seed)[process::processes]
-    # One reader thread: parsing holds the interpreter lock, more would only contend for it.
-    data = data.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=rows))
-    if sampler.recipe.stage == 'tower':
-        data = data.map(lambda arrays: pair_row(arrays, shape.length))
-    else:
-        lengths = {'tokens': shape.length, 'weights': shape.length}
-        if shape.tiles:
-            lengths |= {'image_index': shape.length, 'tiles': shape.tiles}
-            if images.corners(layout.pictures) > 1:
-                lengths['image_weight'] = shape.length
-        data = grain.experimental.FirstFitPackIterDataset(
-            data, length_struct=lengths, num_packing_bins=min(16, rows))
-        patches = layout.vision.P if shape.tiles else 0
-        data = data.map(lambda row: packed_row(row, patches))
-    return data.batch(rows)
+    return data.random_map(sampler.draw, seed=seed)
+
+
+def most_open(recipe):
+    """How many rows of a bucket are open at once: pictures and captions in pairs are not packed."""
+    return 0 if recipe.stage == 'tower' else OPEN
+
+
+def epoch(sampler, seed):
+    """int32 [n, 2]: tokens and tiles of every conversation of the first epoch, in its order.
+
+    ValueError for the first one that no bucket holds.
+    """
+    drawn = conversations(sampler, seed)
+    return np.array([(one.tokens, one.tiles) for one in
+                     (drawn[position] for position in range(len(sampler.library)))], np.int32)
+
+
+class _Batches(grain.IterDataset):
+    """The batches of one process; see `stream`."""
+
+    def __init__(self, sampler, seed, share):
+        super().__init__()
+        self.sampler, self.seed, self.share = sampler, seed, share
+
+    def __iter__(self):
+        return _Iterator(self.sampler, conversations(self.sampler, self.seed), self.share)
+
+
+class _Iterator(grain.DatasetIterator):
+    """Plans global batches and makes this process's rows of them. Its state is the plan's, the
+    same in every process."""
+
+    def __init__(self, sampler, drawn, share):
+        super().__init__()
+        self.sampler, self.drawn, self.share = sampler, drawn, share
+        self.packer = Packer(sampler.shapes, most_open(sampler.recipe))
+        self.next, self.waiting = 0, {}
+        self.pool = ThreadPoolExecutor(min(READERS, os.cpu_count()))
+
+    def __next__(self):
+        ready = None
+        while ready is None:
+            one = self.waiting[self.next] = self.drawn[self.next]
+            ready = self.packer.add(self.next, one.tokens, one.tiles)
+            self.next += 1
+        bucket, rows = ready
+        rows = [[self.waiting.pop(position) for position in row] for row in rows]
+        rows = [rows[row] for row in self.share.rows(len(rows))]
+        cuts = self.pool.map(self.sampler.cut, (one for row in rows for one in row))
+        rows = [[self.sampler.encoded(one, *next(cuts)) for one in row] for row in rows]
+        make = pair_batch if self.sampler.recipe.stage == 'tower' else packed_batch
+        return make(rows, self.sampler.shapes[bucket], self.sampler.encoder.layout)
+
+    def close(self):
+        super().close()
+        self.pool.shutdown(wait=False)
+
+    def get_state(self):
+        return {'next': self.next, **self.packer.state()}
+
+    def set_state(self, state):
+        self.next = state['next']
+        self.waiting = {position: self.drawn[position] for position in self.packer.restore(state)}
+
+
+def stream(sampler, seed, share=Share()):
+    """The endless grain dataset of batches, with the rows of `share`; `iter()` of it can be saved.
+
+    Batches have the shapes of `sampler.shapes`, in an order that follows from the data: a batch
+    comes when its bucket has the rows. Batch n of all processes together is the same for any number
+    of them, and so is the state. Leaves of a batch: tokens, segments, positions int32 [B, L],
+    weights float32 [B, L] and, where the shape has tiles, tiles float32 [B, I, P, Q], image_index
+    int32 [B, L, C] and, for C > 1, image_weight float32 [B, L, C]. The contrastive stage gives
+    tokens, segments [B, L] and tiles [B, P, Q].
+    ValueError when the rows do not divide.
+    """
+    for shape in sampler.shapes:
+        share.rows(shape.batch)
+    # One batch ahead: parsing holds the interpreter lock, more threads would contend for it.
+    return grain.experimental.ThreadPrefetchIterDataset(
+        _Batches(sampler, seed, share), prefetch_buffer_size=1)

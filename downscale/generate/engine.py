@@ -25,7 +25,7 @@ from downscale.generate.requests import Decoding, Prompt, Reply, Request  # noqa
 from downscale.generate.sampling import mask
 from downscale.memory import give_back
 from downscale.model.cache import edges, ladder
-from downscale.sharding import batch_sharding, shardings
+from downscale.sharding import batch_sharding, batch_ways, shardings
 
 ROOM = 32  # tokens a row that one call of decode may write
 SHORTEST = 64  # tokens of a prefill: shorter products may be summed otherwise (`alike.py`)
@@ -81,7 +81,7 @@ class Engine:
         if slots < 1:
             raise ValueError(f'{slots} slots; at least 1 is needed')
         self.model, self.encoder, self.mesh, self.refill = model, encoder, mesh, refill
-        self.lanes = mesh.shape['data'] * mesh.shape['fsdp'] if mesh else 1
+        self.lanes = batch_ways(mesh) if mesh else 1
         wanted = math.ceil(slots / self.lanes)
         fewest, most = alike(_products(model.language, mesh.shape['tensor'] if mesh else 1), wanted)
         self.usable = min(wanted, most or wanted)  # slots of a lane

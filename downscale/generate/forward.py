@@ -61,7 +61,7 @@ def see(model, params, tiles_BPQ):
     """Features [B, P, D] of one tile per row, at the decoder's width."""
     tower = Tower(model.vision, model.rules, model.dtype, unroll=model.unroll)
     features_BPW = tower.apply({'params': params['tower']}, tiles_BPQ)
-    connector = Connector(model.language.D, model.dtype)
+    connector = Connector(model.language.D, model.rules, model.dtype)
     return connector.apply({'params': params['connector']}, features_BPW)
 
 

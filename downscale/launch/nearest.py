@@ -27,9 +27,8 @@ def smaller(request, used_gib, limit_gib, divides):
 
 
 def _smaller_step(request, used, limit, divides):
-    if request.cell['remat'] in (False, 'none'):
-        policy = 'full' if request.cell['remat'] == 'none' else True
-        return replace(request, cell={**request.cell, 'remat': policy})
+    if request.cell['remat'] != 'full':
+        return replace(request, cell={**request.cell, 'remat': 'full'})
     data, fsdp, tensor = request.mesh
     micro = request.rows // (request.accumulate * data * fsdp)
     if micro > 1:

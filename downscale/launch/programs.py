@@ -71,7 +71,8 @@ class Wish:
 @dataclass(frozen=True)
 class Use:
     """A program and what a cell does with it: `name` is cell/stage, `steps` how often it runs
-    (None: as long as questions come). An engine keeps the whole model and a cache for all its
+    (None: as long as questions come; of several shapes nobody knows the shares, so each is told
+    as if all batches had it). An engine keeps the whole model and a cache for all its
     slots: `beside` are bytes of weights, and `beside_slot` bytes of cache for each slot, that it
     holds on all devices of the program while that runs.
     """
@@ -105,13 +106,8 @@ def uses(cells, place, wish):
     return found
 
 
-def _shapes(stage):
-    """The static shapes (rows, length, tiles) of a stage; each is a program of its own."""
-    return [(stage.batch, stage.length, stage.tiles)]
-
-
 def _trained(cell, stage, place, wish):
-    """The train programs of one stage."""
+    """The train programs of one stage, one for each shape of its batches."""
     groups = tuple(stage.trainable)
     if wish.text_only:
         if 'language' not in groups:
@@ -119,7 +115,8 @@ def _trained(cell, stage, place, wish):
         groups = ('language',)
     where = f'{cell.name}/{stage.name} on {place.name}'
     mesh = _mesh(cell.mesh, place, where)
-    for rows, length, tiles in _shapes(stage):
+    for shape in stage.shapes:
+        rows, length, tiles = shape.batch, shape.length, shape.tiles
         if wish.per_chip_batch:
             rows = wish.per_chip_batch * place.chips * cell.optimizer.accumulate
         tiles = 0 if wish.text_only else tiles
@@ -213,12 +210,13 @@ def formula(request):
 
     'model' leaves out what remat computes again, as MFU does; 'attention' are the scores and values
     of the decoder, which a Pallas kernel may compute. None where there is no formula: the
-    contrastive stage has a text encoder of its own.
+    contrastive stage has a text encoder of its own, and what a policy between 'none' and 'full'
+    computes again is the compiler's affair.
     """
     language, vision = configs(request)
     rows, length = request.rows, request.length
     if request.kind == 'train':
-        if request.stage['name'] == 'tower':
+        if request.stage['name'] == 'tower' or request.cell['remat'] not in ('none', 'full'):
             return None
         return _train_formula(request, language, vision)
     if request.kind == 'decode':
@@ -246,7 +244,7 @@ def _train_formula(request, language, vision):
     def price(rows, length):
         return train_flops(
             language, vision, rows=rows, length=length, tiles=request.rows * request.tiles,
-            groups=request.stage['trainable'], remat=request.cell['remat'] not in (False, 'none'),
+            groups=request.stage['trainable'], remat=request.cell['remat'] == 'full',
             head_positions=request.rows * request.length)
     whole = price(request.rows, request.length)
     halves = price(2 * request.rows, request.length / 2)

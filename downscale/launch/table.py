@@ -97,13 +97,23 @@ def _remarks(row):
 
 
 def _sums(rows):
-    """The total of what is priced: every stage of every cell, at the least and at the most."""
-    priced = [row for row in rows if row['chip_hours'] is not None]
+    """What all stages of all cells take and cost, at the least and at the most.
+
+    A stage of several shapes takes something between its cheapest and its dearest.
+    """
+    stages = {}
+    for row in rows:
+        if row['kind'] == 'train':
+            stages.setdefault(row['name'], []).append(row)
+    priced = [shapes for shapes in stages.values() if all(row['chip_hours'] for row in shapes)]
     if not priced:
         return
-    hours, usd = ([sum(row[key][end] for row in priced if row[key]) for end in (0, 1)]
-                  for key in ('chip_hours', 'usd'))
-    lacking = len([row for row in rows if row['kind'] == 'train']) - len(priced)
-    yield (f'all stages of all cells: {_span(hours, ",.3g")} chip-hours'
+
+    def span(key):
+        ends = [[row[key] for row in shapes if row[key]] for shapes in priced]
+        return [sum(pick(end[at] for end in shapes) for shapes in ends if shapes)
+                for at, pick in enumerate((min, max))]
+    usd, lacking = span('usd'), len(stages) - len(priced)
+    yield (f'all stages of all cells: {_span(span("chip_hours"), ",.3g")} chip-hours'
            + f', {_span(usd, ",.0f")} $' * bool(usd[1])
            + f', without {lacking} that have no time' * (lacking > 0))

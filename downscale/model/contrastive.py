@@ -7,9 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from downscale.model.init import SHAPE_ONLY
+from downscale.model.init import SHAPE_ONLY, weight
 from downscale.model.vision import LayerNorm, Tower, VisionBlock
-from downscale.sharding import Rules
+from downscale.sharding import Rules, of_all_devices
 from downscale.sizes import VisionConfig
 
 MOST_TEXT = 128
@@ -29,8 +29,8 @@ class TextEncoder(nn.Module):
     @nn.compact
     def __call__(self, tokens_BL, segments_BL):
         c = self.cfg
-        embedding_VW = self.param('embedding_VW', SHAPE_ONLY, (self.vocabulary, c.W))
-        position_LW = self.param('position_LW', SHAPE_ONLY, (MOST_TEXT, c.W))
+        embedding_VW = weight(self, 'embedding_VW', (self.vocabulary, c.W), 'float32')
+        position_LW = weight(self, 'position_LW', (MOST_TEXT, c.W), 'float32')
         L = tokens_BL.shape[1]
         x_BLW = embedding_VW[tokens_BL] + position_LW[:L]
         blocks = nn.scan(VisionBlock, variable_axes={'params': 0}, split_rngs={'params': True},
@@ -43,7 +43,10 @@ class TextEncoder(nn.Module):
 
 
 class PairModel(nn.Module):
-    """Tiles [B, P, Q] and texts [B, L] -> logits [B, B]: row image, column text."""
+    """Tiles [B, P, Q] and texts [B, L] -> logits [B, B]: row image, column text.
+
+    Inside the train step the rows are those of one device, the columns the texts of all.
+    """
     vision: VisionConfig
     vocabulary: int
     rules: Rules = Rules()
@@ -55,13 +58,13 @@ class PairModel(nn.Module):
         x_BPW = Tower(self.vision, self.rules, unroll=self.unroll, name='tower')(tiles_BPQ)
         # Each patch votes with its own projection before pooling, so that the feature of the last
         # block, which the connector will read, has to carry the content itself.
-        pool_WW = self.param('pool_WW', SHAPE_ONLY, (W, W))
+        pool_WW = weight(self, 'pool_WW', (W, W), 'float32')
         image_BW = normalised(nn.gelu(LayerNorm(1e-6, name='pool_norm')(x_BPW) @ pool_WW).mean(1))
         text_BW = normalised(TextEncoder(self.vision, self.vocabulary, self.rules,
                                          name='text')(tokens_BL, segments_BL))
         scale_W = self.param('logit_scale_W', SHAPE_ONLY, (1,))
         bias_W = self.param('logit_bias_W', SHAPE_ONLY, (1,))
-        return image_BW @ text_BW.T * jnp.exp(scale_W) + bias_W
+        return image_BW @ of_all_devices(text_BW).T * jnp.exp(scale_W) + bias_W
 
 
 def abstract_pair_params(model):

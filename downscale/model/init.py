@@ -11,11 +11,22 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from downscale.sharding import leaf_axes
+from downscale.letters import axes_of
+from downscale.sharding import leaf_axes, share_shape, whole
 
 # Modules pass this to `self.param`: `init_params` replaces what it makes.
 SHAPE_ONLY = nn.initializers.zeros
 PARTS = ('language', 'tower', 'connector', 'image_newline_D')
+
+
+def share(module, name, shape):
+    """The parameter `name` of `module`, or the share of it that is at hand (see `sharding.py`)."""
+    return module.param(name, SHAPE_ONLY, share_shape(axes_of(name), shape, module.rules))
+
+
+def weight(module, name, shape, dtype):
+    """The whole parameter `name` of `module`, as `dtype`; inside the train step it is gathered."""
+    return whole(share(module, name, shape).astype(dtype), axes_of(name), shape, module.rules)
 
 
 def start_value(path, leaf):

@@ -1,10 +1,13 @@
 """The decoder: Qwen3, Qwen2 and Llama/SmolLM2 are rows of one table (`sizes.py`)."""
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
-from downscale.model.init import SHAPE_ONLY
+from downscale.model import splash
+from downscale.model.init import share
 from downscale.model.layers import Attention, Mlp, RmsNorm, attend, rotary
-from downscale.sharding import Rules, constrain
+from downscale.model.remat import rematerialised
+from downscale.sharding import Rules, constrain, gather, shares, whole
 from downscale.sizes import LanguageConfig
 
 
@@ -36,10 +39,30 @@ class Block(nn.Module):
         return constrain(x_BLD, 'BLD', self.rules), kept
 
 
-def whole_text(block, x_BLD, turn, mask_BLS):
-    """One step of the scan over layers: `block` where every key is a token of this very call."""
-    x_BLD, _ = block(x_BLD, turn, lambda *qkv: (attend(*qkv, mask_BLS), None))
+def whole_text(block, x_BLD, turn, attention):
+    """One step of the scan over layers: `block` where every key is a token of this very call.
+
+    `attention` is a mask [B, L, S], or segments [B, L] for the TPU kernel.
+    """
+    def mix(q_BLHE, k_BLKE, v_BLKE):
+        attend_here = attend if attention.ndim == 3 else splash.attend_packed
+        return attend_here(q_BLHE, k_BLKE, v_BLKE, attention), None
+
+    x_BLD, _ = block(x_BLD, turn, mix)
     return x_BLD, None
+
+
+def look_up(share_VD, tokens_BL, shape, rules):
+    """Embeddings [B, L, D] of tokens, from the share of the table [V, D] that is at hand.
+
+    Each device looks up the tokens of all for its columns; what travels is the result, not the
+    table.
+    """
+    _, names = shares('VD', shape, rules)
+    if not names:
+        return share_VD[tokens_BL]
+    x_BLD = share_VD[gather(tokens_BL, 0, names)]
+    return jax.lax.all_to_all(x_BLD, names, split_axis=0, concat_axis=2, tiled=True)
 
 
 def score(x_BLD, table, tied):
@@ -54,29 +77,38 @@ class Language(nn.Module):
     """Tokens [B, L] -> logits [B, L, V] in float32.
 
     `image_BLD` replaces the embedding where `image_mask_BL` is True; attention follows
-    `segments_BL`. `unroll` trades compile time for CPU speed. Writing token by token is the
-    business of `generate/`, which applies the same blocks with a cache.
+    `segments_BL`. `unroll` trades compile time for CPU speed; `kernels` takes the TPU kernel for
+    attention where it fits. `finish(x_BLD, share)`, where given, replaces the logits: it gets what
+    left the last norm and the share of the head that is at hand, as [V, D]. Writing token by token
+    is the business of `generate/`, which applies the same blocks with a cache.
     """
     cfg: LanguageConfig
     rules: Rules = Rules()
     dtype: str = 'float32'
-    remat: bool = False
+    remat: str = 'none'
     unroll: int = 1
+    kernels: bool = False
 
     @nn.compact
-    def __call__(self, tokens_BL, positions_BL, segments_BL, image_BLD=None, image_mask_BL=None):
+    def __call__(self, tokens_BL, positions_BL, segments_BL, image_BLD=None, image_mask_BL=None,
+                 finish=None):
         c = self.cfg
-        embedding_VD = self.param('embedding_VD', SHAPE_ONLY, (c.V, c.D))
-        x_BLD = embedding_VD[tokens_BL].astype(self.dtype)
+        embedding_VD = share(self, 'embedding_VD', (c.V, c.D))
+        x_BLD = look_up(embedding_VD, tokens_BL, (c.V, c.D), self.rules).astype(self.dtype)
         if image_BLD is not None:
             x_BLD = jnp.where(image_mask_BL[:, :, None], image_BLD.astype(self.dtype), x_BLD)
         x_BLD = constrain(x_BLD, 'BLD', self.rules)
-        layer = nn.remat(whole_text, prevent_cse=False) if self.remat else whole_text
-        blocks = nn.scan(layer, variable_axes={'params': 0}, split_rngs={'params': True},
-                         in_axes=(nn.broadcast, nn.broadcast), length=c.N,
-                         unroll=min(self.unroll, c.N))
+        blocks = nn.scan(rematerialised(whole_text, self.remat), variable_axes={'params': 0},
+                         split_rngs={'params': True}, in_axes=(nn.broadcast, nn.broadcast),
+                         length=c.N, unroll=min(self.unroll, c.N))
+        kernels = self.kernels and splash.fits(tokens_BL.shape[1], c.E)
         x_BLD, _ = blocks(Block(c, self.rules, name='blocks'), x_BLD,
-                          rotary(positions_BL, c.E, c.theta), causal_mask(segments_BL))
+                          rotary(positions_BL, c.E, c.theta),
+                          segments_BL if kernels else causal_mask(segments_BL))
         x_BLD = RmsNorm(c.eps, name='final_norm')(x_BLD)
-        table = embedding_VD if c.tie else self.param('head_DV', SHAPE_ONLY, (c.D, c.V))
+        name, shape = ('embedding_VD', (c.V, c.D)) if c.tie else ('head_DV', (c.D, c.V))
+        table = embedding_VD if c.tie else share(self, name, shape)
+        if finish is not None:
+            return finish(x_BLD, table if c.tie else table.T)
+        table = whole(table, name[-2:], shape, self.rules)
         return constrain(score(x_BLD, table, c.tie), 'BLV', self.rules)

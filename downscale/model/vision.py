@@ -7,8 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from downscale.model.init import SHAPE_ONLY
+from downscale.model.init import SHAPE_ONLY, weight
 from downscale.model.layers import attend
+from downscale.model.remat import rematerialised
 from downscale.sharding import Rules, constrain
 from downscale.sizes import VisionConfig
 
@@ -39,23 +40,23 @@ class VisionBlock(nn.Module):
         normed_BPW = LayerNorm(c.eps, name='attention_norm')(x_BPW)
 
         def heads(name):
-            kernel_WHE = self.param(f'{name}_WHE', SHAPE_ONLY, (c.W, c.H, c.E)).astype(dtype)
-            bias_HE = self.param(f'{name}_bias_HE', SHAPE_ONLY, (c.H, c.E)).astype(dtype)
+            kernel_WHE = weight(self, f'{name}_WHE', (c.W, c.H, c.E), dtype)
+            bias_HE = weight(self, f'{name}_bias_HE', (c.H, c.E), dtype)
             return jnp.einsum('BPW,WHE->BPHE', normed_BPW, kernel_WHE) + bias_HE
 
         P = x_BPW.shape[1]
         if mask_BPP is None:
             mask_BPP = jnp.ones((1, 1, P), bool)
         out_BPHE = attend(heads('q'), heads('k'), heads('v'), mask_BPP)
-        o_HEW = self.param('o_HEW', SHAPE_ONLY, (c.H, c.E, c.W)).astype(dtype)
-        o_bias_W = self.param('o_bias_W', SHAPE_ONLY, (c.W,)).astype(dtype)
+        o_HEW = weight(self, 'o_HEW', (c.H, c.E, c.W), dtype)
+        o_bias_W = weight(self, 'o_bias_W', (c.W,), dtype)
         x_BPW = x_BPW + jnp.einsum('BPHE,HEW->BPW', out_BPHE, o_HEW) + o_bias_W
 
         normed_BPW = LayerNorm(c.eps, name='mlp_norm')(x_BPW)
-        up_WF = self.param('up_WF', SHAPE_ONLY, (c.W, c.F)).astype(dtype)
-        up_bias_F = self.param('up_bias_F', SHAPE_ONLY, (c.F,)).astype(dtype)
-        down_FW = self.param('down_FW', SHAPE_ONLY, (c.F, c.W)).astype(dtype)
-        down_bias_W = self.param('down_bias_W', SHAPE_ONLY, (c.W,)).astype(dtype)
+        up_WF = weight(self, 'up_WF', (c.W, c.F), dtype)
+        up_bias_F = weight(self, 'up_bias_F', (c.F,), dtype)
+        down_FW = weight(self, 'down_FW', (c.F, c.W), dtype)
+        down_bias_W = weight(self, 'down_bias_W', (c.W,), dtype)
         hidden_BPF = jnp.einsum('BPW,WF->BPF', normed_BPW, up_WF) + up_bias_F
         hidden_BPF = nn.gelu(hidden_BPF, approximate=True)
         x_BPW = x_BPW + jnp.einsum('BPF,FW->BPW', hidden_BPF, down_FW) + down_bias_W
@@ -67,20 +68,20 @@ class Tower(nn.Module):
     cfg: VisionConfig
     rules: Rules = Rules()
     dtype: str = 'float32'
-    remat: bool = False
+    remat: str = 'none'
     unroll: int = 1
 
     @nn.compact
     def __call__(self, patches_BPQ):
         c = self.cfg
-        patch_QW = self.param('patch_QW', SHAPE_ONLY, (c.Q, c.W)).astype(self.dtype)
-        patch_bias_W = self.param('patch_bias_W', SHAPE_ONLY, (c.W,)).astype(self.dtype)
-        position_PW = self.param('position_PW', SHAPE_ONLY, (c.P, c.W)).astype(self.dtype)
+        patch_QW = weight(self, 'patch_QW', (c.Q, c.W), self.dtype)
+        patch_bias_W = weight(self, 'patch_bias_W', (c.W,), self.dtype)
+        position_PW = weight(self, 'position_PW', (c.P, c.W), self.dtype)
         x_BPW = jnp.einsum('BPQ,QW->BPW', patches_BPQ.astype(self.dtype), patch_QW)
         x_BPW = x_BPW + patch_bias_W + position_PW
-        block = nn.remat(VisionBlock, prevent_cse=False) if self.remat else VisionBlock
-        blocks = nn.scan(block, variable_axes={'params': 0}, split_rngs={'params': True},
-                         length=c.layers, unroll=min(self.unroll, c.layers))
+        blocks = nn.scan(rematerialised(VisionBlock, self.remat), variable_axes={'params': 0},
+                         split_rngs={'params': True}, length=c.layers,
+                         unroll=min(self.unroll, c.layers))
         x_BPW, _ = blocks(c, self.rules, name='blocks')(x_BPW, None)
         return x_BPW
 
@@ -88,15 +89,16 @@ class Tower(nn.Module):
 class Connector(nn.Module):
     """Features [B, P, W] -> decoder width [B, P, D]: linear, exact GELU, linear."""
     width: int
+    rules: Rules = Rules()
     dtype: str = 'float32'
 
     @nn.compact
     def __call__(self, x_BPW):
         W, D = x_BPW.shape[-1], self.width
-        first_WD = self.param('first_WD', SHAPE_ONLY, (W, D)).astype(self.dtype)
-        first_bias_D = self.param('first_bias_D', SHAPE_ONLY, (D,)).astype(self.dtype)
-        second_DD = self.param('second_DD', SHAPE_ONLY, (D, D)).astype(self.dtype)
-        second_bias_D = self.param('second_bias_D', SHAPE_ONLY, (D,)).astype(self.dtype)
+        first_WD = weight(self, 'first_WD', (W, D), self.dtype)
+        first_bias_D = weight(self, 'first_bias_D', (D,), self.dtype)
+        second_DD = weight(self, 'second_DD', (D, D), self.dtype)
+        second_bias_D = weight(self, 'second_bias_D', (D,), self.dtype)
         x_BPD = nn.gelu(jnp.einsum('BPW,WD->BPD', x_BPW, first_WD) + first_bias_D,
                         approximate=False)
         return x_BPD @ second_DD + second_bias_D

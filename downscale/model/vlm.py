@@ -40,28 +40,29 @@ class Vlm(nn.Module):
 
     The parameter tree has the groups `language`, `tower`, `connector` and, with `newline`,
     `image_newline_D`; a text-only model is the same module without tiles, whose tree holds
-    `language` alone.
+    `language` alone. `kernels` and `finish` are those of `Language`.
     """
     language: LanguageConfig
     vision: VisionConfig
     rules: Rules = Rules()
     dtype: str = 'float32'
-    remat: bool = False
+    remat: str = 'none'
     unroll: int = 1
     newline: bool = True
+    kernels: bool = False
 
     @nn.compact
     def __call__(self, tokens_BL, positions_BL, segments_BL, tiles_BIPQ=None,
-                 image_index_BLC=None, image_weight_BLC=None):
+                 image_index_BLC=None, image_weight_BLC=None, finish=None):
         decoder = Language(self.language, self.rules, self.dtype, self.remat, self.unroll,
-                           name='language')
+                           self.kernels, name='language')
         if tiles_BIPQ is None:
-            return decoder(tokens_BL, positions_BL, segments_BL)
+            return decoder(tokens_BL, positions_BL, segments_BL, finish=finish)
         B, I, P, Q = tiles_BIPQ.shape
         tower = Tower(self.vision, self.rules, self.dtype, self.remat, self.unroll, name='tower')
         features_BPW = tower(tiles_BIPQ.reshape(B * I, P, Q))
         width = self.language.D
-        features_BPD = Connector(width, self.dtype, name='connector')(features_BPW)
+        features_BPD = Connector(width, self.rules, self.dtype, name='connector')(features_BPW)
         features_BLD = features_BPD.reshape(B, I * P, width)
         if self.newline:
             newline_D = self.param('image_newline_D', SHAPE_ONLY, (width,)).astype(self.dtype)
@@ -70,4 +71,4 @@ class Vlm(nn.Module):
         image_BLD = splice(features_BLD, image_index_BLC, image_weight_BLC)
         image_BLD = constrain(image_BLD, 'BLD', self.rules)
         return decoder(tokens_BL, positions_BL, segments_BL, image_BLD,
-                       image_index_BLC[:, :, 0] >= 0)
+                       image_index_BLC[:, :, 0] >= 0, finish)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -37,8 +36,12 @@ def open_manager(folder, keep=2, every=1000):
     """A checkpoint manager on `folder/checkpoints` that saves each `every` steps, keeps `keep`."""
     options = ocp.CheckpointManagerOptions(
         save_interval_steps=every, max_to_keep=keep, enable_async_checkpointing=True)
+    # Weights do not compress: 7 % fewer bytes for twice the processor time of a save.
+    handlers = {name: ocp.PyTreeCheckpointHandler(use_compression=False)
+                for name in ('params', 'train')}
+    handlers |= {name: ocp.JsonCheckpointHandler() for name in ('data', 'meta')}
     return ocp.CheckpointManager(Path(folder).absolute() / 'checkpoints', options=options,
-                                 item_names=('params', 'train', 'data', 'meta'))
+                                 item_handlers=handlers)
 
 
 def save(manager, state, stream, meta, force=False):
@@ -48,8 +51,8 @@ def save(manager, state, stream, meta, force=False):
     if manager.latest_step() == step:
         return
     manager.save(step, force=force, args=ocp.args.Composite(
-        params=ocp.args.StandardSave(state['params']), train=ocp.args.StandardSave(train),
-        data=grain.checkpoint.CheckpointSave(stream), meta=ocp.args.JsonSave(meta)))
+        params=ocp.args.PyTreeSave(state['params']), train=ocp.args.PyTreeSave(train),
+        data=ocp.args.JsonSave(stream.get_state()), meta=ocp.args.JsonSave(meta)))
 
 
 def restore(manager, target, stream):
@@ -64,9 +67,10 @@ def restore(manager, target, stream):
     compare(stored_leaves(manager.directory / str(step)), target['params'], manager.directory)
     train = {name: tree for name, tree in target.items() if name != 'params'}
     found = manager.restore(step, args=ocp.args.Composite(
-        params=ocp.args.StandardRestore(target['params']),
-        train=ocp.args.StandardRestore(train),
-        data=grain.checkpoint.CheckpointRestore(stream), meta=ocp.args.JsonRestore()))
+        params=_restoring(target['params']), train=_restoring(train),
+        data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore()))
+    # Every process is at the same place of the same stream, so one position serves any number.
+    stream.set_state(found['data'])
     return {'params': found['params'], **found['train']}, found['meta']
 
 
@@ -124,18 +128,22 @@ def load_params(folder, target, groups=None):
     return _restore(step_folder, target)
 
 
-def _restore(step_folder, target):
-    """The leaves of `target` from a step, on their devices where they have a sharding."""
+def _restoring(target, partial=False):
+    """What tells orbax to read the leaves of `target`, or only those of a larger tree."""
     def how(leaf):
         if getattr(leaf, 'sharding', None) is None:
             return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
         return ocp.ArrayRestoreArgs(sharding=leaf.sharding, dtype=leaf.dtype,
                                     global_shape=leaf.shape)
+    return ocp.args.PyTreeRestore(item=target, restore_args=jax.tree.map(how, target),
+                                  partial_restore=partial)
 
+
+def _restore(step_folder, target):
+    """The leaves of `target` from a step, on their devices where they have a sharding."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(
-            (Path(step_folder) / 'params').absolute(), args=ocp.args.PyTreeRestore(
-                item=target, restore_args=jax.tree.map(how, target), partial_restore=True))
+        return checkpointer.restore((Path(step_folder) / 'params').absolute(),
+                                    args=_restoring(target, partial=True))
 
 
 class _Lazy:

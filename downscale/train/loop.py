@@ -9,12 +9,15 @@ import json
 import math
 import os
 import time
+from functools import lru_cache
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from downscale import distributed
+from downscale.data.pipeline import Share
 from downscale.memory import give_back
 from downscale.sharding import batch_sharding
 from downscale.train import checkpoint
@@ -26,120 +29,176 @@ LOG_EVERY = 10
 
 @contextlib.contextmanager
 def only_process(folder):
-    """Hold `folder` for this process; RuntimeError in one line when another one holds it."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    handle = os.open(Path(folder) / '.lock', os.O_CREAT | os.O_RDWR)
+    """Hold `folder` for this run, however many processes it has.
+
+    RuntimeError in one line when another run holds it.
+    """
+    handle = distributed.once(lambda: _lock(Path(folder)))
+    try:
+        yield
+    finally:
+        if distributed.first():
+            os.close(handle)
+
+
+def _lock(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / '.lock', os.O_CREAT | os.O_RDWR)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(handle)
         raise RuntimeError(f'{folder} is in use by another process; wait for it or stop it, or '
                            'give this run another folder') from None
-    try:
-        yield
-    finally:
-        os.close(handle)
+    return handle
+
+
+def share(mesh, rules):
+    """The `Share` of every batch that the devices of this process hold.
+
+    With an axis such as `tensor` across processes several of them hold the same rows.
+    """
+    devices = mesh.size
+    parts = batch_sharding(mesh, rules).addressable_devices_indices_map((devices,))
+    starts = sorted({part.start or 0 for part, in parts.values()})
+    each = batch_sharding(mesh, rules).shard_shape((devices,))[0]
+    return Share(devices // each, tuple(start // each for start in starts))
 
 
 def train(folder, model, loss, optimizer, trainable, rates, schedule, mesh, params, stream,
           save_every, report=lambda step, metrics: None):
     """Train for `schedule.steps` steps and return the final parameters.
 
-    `params()` gives fresh or inherited parameters; it is called only when there is no checkpoint
-    under `folder`. `stream` is a checkpointable iterator of batches. Raises FloatingPointError on a
-    non-finite loss and ValueError on a batch without supervised tokens, with the step.
+    `params()` gives fresh or inherited parameters as numpy; it is called only when there is no
+    checkpoint under `folder`. `stream` is a checkpointable iterator of this process' `share` of the
+    batches. Raises FloatingPointError on a non-finite loss and ValueError on a batch without
+    supervised tokens, with the step. Process 0 alone writes metrics.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         # Closing waits for a save in flight, also when a step raises.
         manager = stack.enter_context(
             contextlib.closing(checkpoint.open_manager(folder, every=save_every)))
-        state = _start(manager, params, optimizer, trainable, mesh, model.rules, stream)
+        state, tokens = _start(manager, params, optimizer, trainable, mesh, model.rules, stream)
         step_fn = compiled_step(model, loss, optimizer, trainable, mesh)
-        first = int(state['step'])
-        log = stack.enter_context(contextlib.closing(_Log(folder, first)))
-        pending, tokens = None, log.tokens
+        first, mine = int(state['step']), share(mesh, model.rules)
+        log = stack.enter_context(contextlib.closing(_Log(folder, first, tokens)))
+        pending = None
         for step in range(first, schedule.steps):
             batch = next(stream)
             if loss == 'tokens' and not batch['weights'].any():
                 raise ValueError(f'step {step}: no token of the batch {batch["tokens"].shape} is '
                                  'supervised; check `length` and the stage\'s data')
-            tokens += int((batch['segments'] > 0).sum())
             factor = schedule.factor(step)
             now = {group: jnp.float32(factor * rate) for group, rate in rates.items()}
-            state, metrics = step_fn(state, _on_devices(batch, mesh, model.rules), now)
+            batch = _on_devices(batch, mine, mesh, model.rules)
+            read = tokens_of(batch['segments'])  # before the step, whose time it hides in
+            state, metrics = step_fn(state, batch, now)
             if pending:
                 report(*log.write(*pending))
             if step == first + 1:  # the first step compiled
                 give_back()
-            pending = (step, tokens, factor, metrics)
+            pending = (step, read, factor, metrics)
             if (step + 1) % save_every == 0 and step + 1 < schedule.steps:
                 report(*log.write(*pending))
                 pending = None
-                _save(manager, state, stream, tokens)
+                _save(manager, state, stream, log.tokens)
         if pending:
             report(*log.write(*pending))
-        _save(manager, state, stream, tokens)
+        _save(manager, state, stream, log.tokens)
         manager.wait_until_finished()
     return state['params']
 
 
+@jax.jit
+def tokens_of(segments_BL):
+    """How many tokens of a global batch are no padding."""
+    return (segments_BL > 0).sum()
+
+
 def _start(manager, params, optimizer, trainable, mesh, rules, stream):
-    """The newest checkpointed state, or step 0 with `params()`, sharded over the mesh."""
-    fresh = jax.eval_shape(lambda: new_state(params(), optimizer, trainable)) \
-        if manager.latest_step() is not None else new_state(params(), optimizer, trainable)
-    shards = state_shardings(fresh, mesh, rules)
-    if manager.latest_step() is None:
-        return jax.device_put(fresh, shards)
-    state, _ = checkpoint.restore(manager, abstract(fresh, shards), stream)
-    return state
+    """(state, tokens seen) of the newest checkpoint, or of step 0 with `params()`, on the mesh."""
+    fresh = manager.latest_step() is None
+    values = params() if fresh else jax.eval_shape(params)
+    shape = jax.eval_shape(lambda: new_state(values, optimizer, trainable))
+    shards = state_shardings(shape, mesh, rules)
+    if fresh:
+        placed = jax.tree.map(lambda leaf, sharding: jax.make_array_from_callback(
+            leaf.shape, sharding, lambda index: leaf[index]), values, shards['params'])
+        return _new_state_on(optimizer, trainable, mesh, rules)(placed), 0
+    state, meta = checkpoint.restore(manager, abstract(shape, shards), stream)
+    return state, meta['tokens']
+
+
+@lru_cache
+def _new_state_on(optimizer, trainable, mesh, rules):
+    """`new_state` under jit: no device ever holds the whole of an optimiser's moments."""
+    def make(params):
+        state = new_state(params, optimizer, trainable)
+        return jax.lax.with_sharding_constraint(state, state_shardings(state, mesh, rules))
+    return jax.jit(make, donate_argnums=0)
 
 
 def _save(manager, state, stream, tokens):
     checkpoint.save(manager, state, stream, {'tokens': tokens}, force=True)
 
 
-def _on_devices(batch, mesh, rules):
-    sharding = batch_sharding(mesh, rules)
-    return {name: jax.make_array_from_process_local_data(sharding, array)
-            for name, array in batch.items()}
+def _on_devices(batch, mine, mesh, rules):
+    """The global batch of which `batch` holds the rows of the share `mine`."""
+    sharding, held = batch_sharding(mesh, rules), len(mine.blocks)
+
+    def place(array):
+        rows = len(array) // held
+        blocks = dict(zip(mine.blocks, array.reshape(held, rows, *array.shape[1:])))
+        return jax.make_array_from_callback(
+            (rows * mine.ways, *array.shape[1:]), sharding,
+            lambda index: blocks[(index[0].start or 0) // rows])
+    return {name: place(array) for name, array in batch.items()}
 
 
 class _Log:
-    """`metrics.jsonl` and `timing.jsonl`; on resume, rows past the checkpoint are dropped."""
+    """`metrics.jsonl` and `timing.jsonl`; on resume, rows past the checkpoint are dropped.
 
-    def __init__(self, folder, first):
-        self.path = Path(folder) / 'metrics.jsonl'
-        kept, self.tokens = [], 0
-        if self.path.exists():
-            for line in self.path.read_text().splitlines():
-                with contextlib.suppress(ValueError):  # a torn last line
-                    row = json.loads(line)
-                    if row['step'] <= first:
-                        kept.append(line)
-                        self.tokens = row['tokens']
-        self.path.write_text(''.join(f'{line}\n' for line in kept))
-        self.metrics = self.path.open('a')
-        self.timing = self.path.with_name('timing.jsonl').open('a')
-        self.began, self.before = time.perf_counter(), self.tokens
+    Every process reads the metrics, and fails where they are not finite; process 0 writes them.
+    """
 
-    def write(self, step, tokens, factor, metrics):
+    def __init__(self, folder, first, tokens):
+        self.tokens = self.before = tokens
+        self.began, self.files = time.perf_counter(), contextlib.ExitStack()
+        paths = [Path(os.devnull)] * 2
+        if distributed.first():
+            paths = [Path(folder) / name for name in ('metrics.jsonl', 'timing.jsonl')]
+            _cut(paths[0], first)
+        self.metrics, self.timing = (self.files.enter_context(path.open('a')) for path in paths)
+
+    def write(self, step, read, factor, metrics):
         """Append the row of a finished step; returns (steps done, row). Waits for the device."""
         row = {name: float(np.asarray(value)) for name, value in metrics.items()}
         if not math.isfinite(row['loss']) or not math.isfinite(row['grad_norm']):
             raise FloatingPointError(
                 f'step {step}: loss {row["loss"]}, gradient norm {row["grad_norm"]}; lower the '
                 'learning rate or look at the data of this step')
-        row = {'step': step + 1, 'tokens': tokens, 'lr_factor': factor, **row}
+        self.tokens += int(read)
+        row = {'step': step + 1, 'tokens': self.tokens, 'lr_factor': factor, **row}
         self.metrics.write(json.dumps(row) + '\n')
         self.metrics.flush()
         if (step + 1) % LOG_EVERY == 0:
             seconds = time.perf_counter() - self.began
+            speed = (self.tokens - self.before) / seconds
             self.timing.write(json.dumps({'step': step + 1, 'seconds': round(seconds, 3),
-                                          'tokens_per_s': (tokens - self.before) / seconds}) + '\n')
+                                          'tokens_per_s': speed}) + '\n')
             self.timing.flush()
         return step + 1, row
 
     def close(self):
-        self.metrics.close()
-        self.timing.close()
+        self.files.close()
+
+
+def _cut(path, first):
+    """Keep the rows of `path` up to step `first`; a torn last line goes as well."""
+    kept = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            if json.loads(line)['step'] <= first:
+                kept.append(line)
+    path.write_text(''.join(f'{line}\n' for line in kept))

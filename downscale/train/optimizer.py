@@ -15,13 +15,21 @@ GROUPS = ('tower', 'connector', 'language')
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW after global-norm clipping; `accumulate` micro-batches make one step."""
+    """AdamW after global-norm clipping; `accumulate` micro-batches make one step.
+
+    `first_moment` is the dtype of Adam's mean of gradients; bfloat16 saves 2 bytes a parameter.
+    """
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip: float = 1.0
     accumulate: int = 1
+    first_moment: str = 'float32'
+
+    def __post_init__(self):
+        if self.first_moment not in ('float32', 'bfloat16'):
+            raise ValueError(f"first_moment {self.first_moment!r} must be 'float32' or 'bfloat16'")
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,8 @@ def transform(optimizer):
                 ('scale', 'bias', 'newline')), params)
     return optax.chain(
         optax.clip_by_global_norm(optimizer.clip),
-        optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps),
+        optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps,
+                            mu_dtype=optimizer.first_moment),
         optax.add_decayed_weights(optimizer.weight_decay, mask=decayed))
 
 

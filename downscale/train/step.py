@@ -1,11 +1,13 @@
 """One train step for every stage: loss, gradient of the trainable groups, update."""
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 
-from downscale.sharding import batch_sharding
+from downscale.sharding import BATCH_AXES, batch_sharding, specs
+from downscale.train.loss import next_token
 from downscale.train.optimizer import scaled, transform
 from downscale.train.state import split, state_shardings
 
@@ -15,30 +17,26 @@ def token_loss(model, params, batch):
 
     `batch['weights']` marks targets: the token at position i is predicted from position i - 1.
     """
-    logits_BLV = model.apply(
+    shape = model.language.V, model.language.D
+    loss, hits = model.apply(
         {'params': params}, batch['tokens'], batch['positions'], batch['segments'],
-        batch.get('tiles'), batch.get('image_index'), batch.get('image_weight'))
-    weights_BL = batch['weights'][:, 1:]
-    targets_BL = batch['tokens'][:, 1:]
-    logits_BLV = logits_BLV[:, :-1]
-    loss_BL = optax.softmax_cross_entropy_with_integer_labels(logits_BLV, targets_BL)
-    # The maximum is shared with the loss; argmax is a pass of its own, and slow on CPU.
-    of_target_BL = jnp.take_along_axis(logits_BLV, targets_BL[:, :, None], axis=-1)[:, :, 0]
-    hits_BL = of_target_BL >= logits_BLV.max(axis=-1)
-    return (loss_BL * weights_BL).sum(), weights_BL.sum(), (hits_BL * weights_BL).sum()
+        batch.get('tiles'), batch.get('image_index'), batch.get('image_weight'),
+        finish=partial(next_token, batch=batch, shape=shape, rules=model.rules))
+    return loss, batch['weights'][:, 1:].sum(), hits
 
 
 def pair_loss(model, params, batch):
-    """Sigmoid image-text loss (SigLIP): every image against every text of the batch.
+    """Sigmoid image-text loss (SigLIP): every image at hand against every text of the batch.
 
     Same form as `token_loss`: (sum over images, number of images, images whose own text wins).
     """
     logits_BB = model.apply({'params': params}, batch['tiles'], batch['tokens'],
                             batch['segments'])
-    B = logits_BB.shape[0]
-    signs_BB = 2 * jnp.eye(B) - 1
-    loss = -jax.nn.log_sigmoid(signs_BB * logits_BB).sum()
-    hits = (jnp.argmax(logits_BB, axis=1) == jnp.arange(B)).sum()
+    B, texts = logits_BB.shape
+    first = jax.lax.axis_index(BATCH_AXES) * B if texts > B else 0
+    own_BB = first + jnp.arange(B)[:, None] == jnp.arange(texts)
+    loss = -jax.nn.log_sigmoid(jnp.where(own_BB, 1, -1) * logits_BB).sum()
+    hits = (jnp.argmax(logits_BB, axis=1) == first + jnp.arange(B)).sum()
     return loss, jnp.float32(B), hits.astype(jnp.float32)
 
 
@@ -48,28 +46,67 @@ LOSSES = {'tokens': token_loss, 'pairs': pair_loss}
 def gradients(model, loss, moving, frozen, batch, accumulate):
     """(grads of the mean loss, loss, hits, weight) over `accumulate` equal micro-batches.
 
-    The mean is over the whole batch's weight, so micro-batches change memory, not the result.
+    The mean is over the whole batch's weight, so micro-batches change memory, not the result. On a
+    mesh, each device takes its rows and holds its shares of the parameters; the model gathers them,
+    `tensor` is left to the partitioner. ValueError where rows do not divide.
     """
+    current = jax.sharding.get_abstract_mesh()
+    if current.empty or current.size == 1:
+        sums = _sums(model, loss, accumulate, moving, frozen, batch)
+    else:
+        shares = partial(specs, target=current, rules=model.rules)
+        by_batch = jax.tree.map(
+            lambda parts: PartitionSpec(*[_within(part, BATCH_AXES) for part in parts]),
+            (shares(moving), shares(frozen)), is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
+
+        def per_device(moving, frozen, batch):
+            grads, numbers = _sums(model, loss, accumulate, moving, frozen, batch)
+            # A gathered weight's gradient comes back summed over the devices that share it.
+            rest = jax.tree.map(lambda parts: tuple(
+                name for name in BATCH_AXES if name not in jax.tree.leaves(tuple(parts))),
+                by_batch[0], is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
+            grads = jax.tree.map(lambda grad, names: jax.lax.psum(grad, names), grads, rest)
+            return grads, jax.lax.psum(numbers, BATCH_AXES)
+
+        sums = jax.shard_map(
+            per_device, in_specs=(*by_batch, PartitionSpec(BATCH_AXES)),
+            out_specs=(by_batch[0], PartitionSpec()), axis_names=set(BATCH_AXES),
+            check_vma=False)(moving, frozen, batch)
+    grads, (value, weight, hits) = sums
+    weight = jnp.maximum(weight, 1e-9)
+    return jax.tree.map(lambda g: g / weight, grads), value / weight, hits / weight, weight
+
+
+def _within(part, names):
+    """The mesh axes of one part of a PartitionSpec that are among `names`."""
+    part = (part,) if isinstance(part, str) else tuple(part or ())
+    return tuple(name for name in part if name in names) or None
+
+
+def _sums(model, loss, accumulate, moving, frozen, batch):
+    """(grads, (value, weight, hits)), summed over the rows at hand."""
     def total(moving, part):
         value, weight, hits = LOSSES[loss](model, {**moving, **frozen}, part)
         return value, (weight, hits)
 
     grad = jax.value_and_grad(total, has_aux=True)
+    rows = len(batch['tokens'])
+    if rows % accumulate:
+        raise ValueError(f'{rows} rows of a device do not divide into {accumulate} micro-batches '
+                         f'({rows} % {accumulate} = {rows % accumulate})')
     if accumulate == 1:
-        (value, (weight, hits)), grads = grad(moving, batch)
-    else:
-        parts = jax.tree.map(
-            lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]), batch)
+        (value, aux), grads = grad(moving, batch)
+        return grads, (value, *aux)
+    parts = jax.tree.map(
+        lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]), batch)
 
-        def add(carry, part):
-            (value, aux), grads = grad(moving, part)
-            return jax.tree.map(jnp.add, carry, (value, aux, grads)), None
+    def add(carry, part):
+        (value, aux), grads = grad(moving, part)
+        return jax.tree.map(jnp.add, carry, (grads, (value, *aux))), None
 
-        zero = jax.tree.map(jnp.zeros_like, moving)
-        start = (jnp.float32(0), (jnp.float32(0), jnp.float32(0)), zero)
-        (value, (weight, hits), grads), _ = jax.lax.scan(add, start, parts)
-    weight = jnp.maximum(weight, 1e-9)
-    return jax.tree.map(lambda g: g / weight, grads), value / weight, hits / weight, weight
+    zero = jnp.float32(0)
+    start = jax.tree.map(jnp.zeros_like, moving), (zero, zero, zero)
+    return jax.lax.scan(add, start, parts)[0]
 
 
 def train_step(state, batch, rates, *, model, loss, optimizer, trainable):
@@ -91,6 +128,9 @@ def compiled_step(model, loss, optimizer, trainable, mesh):
 
     Memoised, so stages and cells of one process that agree in these values share a program.
     """
+    if mesh.devices.flat[0].platform == 'tpu' and loss == 'tokens':
+        model = model.clone(kernels=True)
+
     def step(state, batch, rates):
         shards = state_shardings(state, mesh, model.rules)
         state, metrics = train_step(state, batch, rates, model=model, loss=loss,

@@ -1,0 +1,51 @@
+"""How many tokens and tiles a conversation takes, read off texts and picture headers: no pixels."""
+import io
+import math
+
+from PIL import ExifTags, Image
+
+from downscale.data import images
+from downscale.data.chat import render
+from downscale.data.records import IMAGE
+
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+# Pillow decodes a PNG to look for an orientation behind its pixels; without these there is none.
+_MARKS = (b'eXIf', b'exif', b'xmp')
+
+
+def picture_size(data, where='image'):
+    """(width, height) of the upright picture in encoded bytes, from the header where that tells.
+
+    ValueError in one line when it is no readable picture.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=images.FORMATS) as image:
+            plain = image.format == 'PNG' and not any(mark in data for mark in _MARKS)
+            turned = not plain and image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+            size, tells = image.size, image.format != 'TIFF'  # Pillow turns a TIFF as it loads it
+    except Exception:  # of many kinds; decoding says which, or that only the header is odd
+        tells = False
+    if not tells:
+        return images.decode(data, where).size
+    return size[::-1] if turned else size
+
+
+def picture_cost(width, height, layout, alone):
+    """(tokens, tiles) of a picture of that many pixels, as `images.place` lays it out."""
+    vision, pictures = layout.vision, layout.pictures
+    tiles = 1
+    if images.mode_of(pictures, alone) == 'anyres':
+        tiles += math.prod(images.best_grid(width, height, vision, pictures))
+    return images.token_count(width, height, vision, pictures, alone), tiles
+
+
+def cost(encoder, talk, where):
+    """(tokens, tiles) of a conversation, exactly those that it has once it is encoded."""
+    tokens = sum(len(encoder.ids(part)) for text, _ in render(encoder.chat, talk.turns)
+                 for part in text.split(IMAGE))
+    tiles = 0
+    for k, data in enumerate(talk.images):
+        width, height = picture_size(data, f'{where}, picture {k}')
+        more, cut = picture_cost(width, height, encoder.layout, len(talk.images) == 1)
+        tokens, tiles = tokens + more, tiles + cut
+    return tokens, tiles

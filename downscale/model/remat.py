@@ -1,0 +1,14 @@
+"""What a block keeps for the backward pass: the policies of rematerialisation, by name."""
+import flax.linen as nn
+import jax
+
+# 'none' keeps everything, 'dots' the products with weights, 'full' a block's input alone.
+POLICIES = {'none': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+            'full': jax.checkpoint_policies.nothing_saveable}
+
+
+def rematerialised(layer, name):
+    """`layer` (a module or a function of one, for `nn.scan`) under the policy called `name`."""
+    if name == 'none':
+        return layer
+    return nn.remat(layer, prevent_cse=False, policy=POLICIES[name])

@@ -1,0 +1,54 @@
+"""Causal attention within segments by the TPU kernel "splash" of `jax.experimental.pallas`.
+
+The kernel never holds the scores of a whole row and skips blocks of the future. Elsewhere, and for
+shapes that it does not take, `layers.attend` computes the same.
+"""
+import jax
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.sharding import PartitionSpec
+
+from downscale.sharding import BATCH_AXES, by_hand
+
+LANES = 128
+BLOCKS = (512, 384, 256, 128)
+
+
+def fits(L, E):
+    """Whether the kernel takes rows of `L` tokens and heads of width `E`."""
+    return L % LANES == 0 and E % LANES == 0
+
+
+def _kernel(heads, L, interpret):
+    block = next(size for size in BLOCKS if L % size == 0)
+    # Two backward kernels: the fused one leaves a sum over blocks outside, a tenth of a step more.
+    sizes = kernels.BlockSizes(
+        block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block,
+        block_kv_dkv=block, block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block)
+    return kernels.make_splash_mha(
+        mask=masks.MultiHeadMask([masks.CausalMask((L, L))] * heads), block_sizes=sizes,
+        head_shards=1, q_seq_shards=1, interpret=interpret)
+
+
+def attend_packed(q_BLHE, k_BLKE, v_BLKE, segments_BL, interpret=False):
+    """Softmax attention [B, L, H, E] over earlier tokens of the same segment, itself included.
+
+    Padding (segment 0) sees padding. The kernel runs per device, on its rows and heads.
+    """
+    def local(q_BHLE, k_BKLE, v_BKLE, segments_BL):
+        H, L, E = q_BHLE.shape[1:]
+        kernel = _kernel(H, L, interpret)
+        return jax.vmap(lambda q_HLE, k_KLE, v_KLE, segments_L: kernel(
+            q_HLE * E ** -0.5, k_KLE, v_KLE,
+            segment_ids=kernels.SegmentIds(segments_L, segments_L)))(
+                q_BHLE, k_BKLE, v_BKLE, segments_BL)
+
+    current = jax.sharding.get_abstract_mesh()
+    if not current.empty:
+        rest = tuple(name for name in current.axis_names if name not in by_hand())
+        rows = tuple(name for name in rest if name in BATCH_AXES)
+        heads = PartitionSpec(rows or None, 'tensor')
+        local = jax.shard_map(local, in_specs=(heads, heads, heads, PartitionSpec(rows or None)),
+                              out_specs=heads, axis_names=set(rest), check_vma=False)
+    q_BHLE, k_BKLE, v_BKLE = (x.swapaxes(1, 2) for x in (q_BLHE, k_BLKE, v_BLKE))
+    return local(q_BHLE, k_BKLE, v_BKLE, segments_BL).swapaxes(1, 2)

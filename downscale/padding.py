@@ -1,0 +1,93 @@
+"""How much of a stage's work is padding, counted before it trains, and which buckets would help."""
+import dataclasses
+import os
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from downscale.accounting import STAGE_GROUPS, train_flops
+from downscale.data import buckets, pipeline
+from downscale.data.tokens import hash_of
+from downscale.evaluate.answers import hash_of as short_hash
+
+SHAPES = (2, 3, 4, 6)  # how many shapes a proposal may have; each is one more program to compile
+WORTH = 0.01  # share of the FLOPs that one more proposal must save to be shown
+
+
+def sizes(folder, sampler, seed):
+    """int32 [n, 2]: tokens and tiles of every conversation of the first epoch, in its order.
+
+    They are counted once and kept in `folder`, the data set's. ValueError naming the first
+    conversation that no bucket of `sampler` holds.
+    """
+    encoder = sampler.encoder
+    key = short_hash([dataclasses.asdict(sampler.recipe), seed, len(sampler.library),
+                      hash_of(encoder.tokenizer), encoder.chat.hash,
+                      dataclasses.asdict(encoder.layout)])
+    path = Path(folder) / f'sizes-{key}.npy'
+    if not path.exists():
+        partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+        with partial.open('wb') as file:
+            np.save(file, pipeline.epoch(sampler, seed))
+        os.replace(partial, path)
+    found = np.load(path)
+    for size in np.unique(found, axis=0):
+        if buckets.smallest(sampler.shapes, *size) is None:  # counted for larger buckets
+            first = int(np.flatnonzero((found == size).all(1))[0])
+            pipeline.conversations(sampler, seed)[first]  # raises, with the name
+    return found
+
+
+def row_flops(experiment, stage):
+    """FLOPs of training on one row, a function of its length and tiles; recomputation for memory
+    (remat) is left out, which repeats about the same share of every row."""
+    groups = tuple(group for group in stage.trainable if group in STAGE_GROUPS)
+
+    @cache
+    def flops(length, tiles):
+        return train_flops(experiment.language, experiment.vision, rows=1, length=int(length),
+                           tiles=int(tiles), groups=groups)['total']
+    return flops
+
+
+def figures(experiment, stage, found):
+    """`buckets.padding` of a stage whose conversations have the sizes `found`.
+
+    With buckets, `one_shape` holds the total of the same conversations in rows of the stage's own
+    shape alone.
+    """
+    flops = row_flops(experiment, stage)
+    value = {'stage': stage.name, **buckets.padding(stage.shapes, found, flops)}
+    if stage.buckets:
+        value['one_shape'] = buckets.padding((stage.shape,), found, flops)['total']
+    return value
+
+
+def lines(experiment, stage, found):
+    """What a person reads: the waste of a stage's shapes, and proposals that waste less."""
+    value = figures(experiment, stage, found)
+    low, high = found.min(0), found.max(0)
+    yield (f'{stage.name}: {len(found)} conversations of {low[0]} to {high[0]} tokens and {low[1]} '
+           f'to {high[1]} tiles')
+    yield '    length  tiles  batch  conversations    rows  steps  wasted: tokens  tiles  FLOPs'
+    for row in value['buckets']:
+        yield (f'    {row["length"]:6d} {row["tiles_per_row"]:6d} {row["batch"]:6d} '
+               f'{row["conversations"]:14d} {row["rows"]:7d} {row["share_of_steps"]:6.1%} '
+               + _wasted(row))
+    if 'one_shape' in value:
+        yield f'    {"all":57s} {_wasted(value["total"])}'
+        yield f'    {"all of them in the largest rows":57s} {_wasted(value["one_shape"])}'
+    flops, least = row_flops(experiment, stage), value['total']['flop_waste']
+    for count in SHAPES:
+        proposed = buckets.propose(found, stage.shape, count, flops)
+        total = buckets.padding((*proposed, stage.shape), found, flops)['total']
+        if total['flop_waste'] < least - WORTH:
+            least = total['flop_waste']
+            rows = ', '.join(f'dict(batch={shape.batch}, length={shape.length}, '
+                             f'tiles={shape.tiles})' for shape in proposed)
+            yield f'  proposed, {least:.1%} of the FLOPs wasted: buckets=[{rows}]'
+
+
+def _wasted(row):
+    return f'{row["token_waste"]:14.1%} {row["tile_waste"]:6.1%} {row["flop_waste"]:6.1%}'
