@@ -51,7 +51,7 @@ def figures(jobs):
     with tempfile.TemporaryDirectory() as folder, progress_bars() as bars:
         wanted = {f'{use.name} {use.request.length}': use.request
                   for use in uses(cells(), topology(PLACE), Wish(seq=512))}
-        facts = pool.Pool(folder, jobs, 900.0, bars).facts(wanted)
+        facts = pool.Pool(folder, jobs, 900.0, bars).facts(list(wanted.items()))
         for name, request in wanted.items():
             fact = facts[pool.key_of(request)]
             if 'error' in fact:

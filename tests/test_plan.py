@@ -10,6 +10,7 @@ import pytest
 
 from downscale import accounting, cli
 from downscale.console import progress_bars
+from downscale.data.buckets import Shape
 from downscale.experiment import Evaluation, Experiment, MeshSize, Stage
 from downscale.launch import bounds, nearest, pool, table
 from downscale.launch.plan import Plan, row
@@ -194,6 +195,18 @@ def test_decoding_is_told_by_the_step(planned):
     assert any('more once for every 32 steps' in line for line in table.lines(plan))
 
 
+def test_each_shape_of_a_stage_is_a_program_and_the_total_lies_between_them(planned):
+    both = stage(batch=32, length=2048)
+    both = dataclasses.replace(both, buckets=(Shape(64, 512, 2),))
+    plan, compiled = planned([cell(stages=(both,))], only=('train',))
+    assert compiled == ['train 32 2048', 'train 64 512']
+    small, large = plan['cells']
+    small['chip_hours'], large['chip_hours'] = (1.0, 2.0), (10.0, 30.0)
+    total = next(line for line in table.lines(plan) if line.startswith('all stages'))
+    assert '1-30 chip-hours' in total
+    assert len(planned([cell(stages=(both,))], only=('train',), seq=512)[0]['cells']) == 1
+
+
 def test_what_is_updated_in_place_is_not_written_again_by_serving():
     facts = {'memory_bytes': {'argument': 8, 'output': 5, 'alias': 4, 'temp': 0}, 'wire_bytes': 0}
     chip = dataclasses.replace(CHIPS['v5e'], hbm_bandwidth=1.0)
@@ -322,7 +335,7 @@ def test_compiled_programs_have_the_flops_of_the_formula(tmp_path):
     wanted = uses([small], topology('v5e:2x2'), Wish(seq=256))
     with progress_bars(quiet=True) as bars:
         facts = pool.Pool(tmp_path, 2, 300.0, bars).facts(
-            {f'{use.name} {use.request.length}': use.request for use in wanted})
+            [(use.name, use.request) for use in wanted])
     rows = [row(use, facts[pool.key_of(use.request)]) for use in wanted]
     assert [found['error'] for found in rows] == [None] * 6
     assert all(found['flops_agree'] and found['fits'] for found in rows)

@@ -46,7 +46,7 @@ class Plan:
 
         Seeds of one size share programs, and a program that does not fit is made smaller once.
         """
-        found = self.pool.facts({_title(use): use.request for use in self.uses})
+        found = self.pool.facts([(_title(use), use.request) for use in self.uses])
         rows = [row(use, found[key_of(use.request)]) for use in self.uses]
         fitting = {}
         for use, planned in zip(self.uses, rows):
@@ -70,7 +70,7 @@ class Plan:
                 return None
             at = replace(use, request=request)
             said = nearest.change(use.request, request)
-            facts = self.pool.facts({f'{_title(use)} with {said}': request})
+            facts = self.pool.facts([(f'{_title(use)} with {said}', request)])
             current = row(at, facts[key_of(request)])
             if current['error']:
                 return None
@@ -89,8 +89,8 @@ class Plan:
 def _title(use):
     """The name of a program for people: what asks for it, and where."""
     request = use.request
-    live = f' at {request.length}' if request.kind == 'decode' else ''
-    return f'{use.name}{live} on {request.topology}'
+    long = f' at {request.length}' if request.length else ''
+    return f'{use.name}{long} on {request.topology}'
 
 
 def _write(path, value):

@@ -62,13 +62,13 @@ class Pool:
         self.known = {}
 
     def facts(self, wanted):
-        """{request key: facts} of {name: request}, compiled where no file tells.
+        """{request key: facts} of (name, request) pairs, compiled where no file tells.
 
         Facts of a program that failed or took too long hold 'error', and are not kept: the next
         plan tries again.
         """
         waiting, running, total = {}, {}, 0
-        for name, request in wanted.items():
+        for name, request in wanted:
             key = key_of(request)
             if key not in self.known and not self._read(key):
                 waiting.setdefault(key, (name, request))
@@ -87,7 +87,7 @@ class Pool:
             for job in running.values():
                 job.process.kill()
                 job.process.wait()
-        return {key_of(request): self.known[key_of(request)] for request in wanted.values()}
+        return {key_of(request): self.known[key_of(request)] for _, request in wanted}
 
     def _path(self, key):
         return self.folder / f'{key}.json'

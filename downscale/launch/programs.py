@@ -115,7 +115,8 @@ def _trained(cell, stage, place, wish):
         groups = ('language',)
     where = f'{cell.name}/{stage.name} on {place.name}'
     mesh = _mesh(cell.mesh, place, where)
-    for shape in stage.shapes:
+    # Buckets of one length would be one program.
+    for shape in [stage.shape] if wish.seq else stage.shapes:
         rows, length, tiles = shape.batch, shape.length, shape.tiles
         if wish.per_chip_batch:
             rows = wish.per_chip_batch * place.chips * cell.optimizer.accumulate
