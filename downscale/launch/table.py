@@ -40,10 +40,14 @@ def _aligned(rows):
             for row in rows]
 
 
-def _span(values, form):
+def _number(value):
+    """Three digits, and all of those before the point."""
+    return f'{value:,.0f}' if value >= 100 else f'{value:.3g}'
+
+
+def _span(values):
     """'a-b', or one figure where both ends read the same."""
-    ends = list(dict.fromkeys(format(value, form) for value in values))
-    return '-'.join(ends)
+    return '-'.join(dict.fromkeys(map(_number, values)))
 
 
 def _cells(row):
@@ -57,10 +61,10 @@ def _cells(row):
         {True: 'yes', False: 'NO', None: '?'}[row['fits']],
         '-' if row['estimated_cycles'] is None else f'{row["estimated_cycles"] / 1e6:.1f}',
         _flops(row), '-' if moved is None else f'{sum(moved.values()) / 2 ** 30:.2f}',
-        '-' if row['step_s'] is None else _span([1e3 * end for end in row['step_s']], '.3g'),
+        '-' if row['step_s'] is None else _span([1e3 * end for end in row['step_s']]),
         '-' if row['mfu_bound'] is None else f'{row["mfu_bound"]:.2f}',
-        '-' if row['chip_hours'] is None else _span(row['chip_hours'], '.3g'),
-        '-' if row['usd'] is None else _span(row['usd'], ',.0f'),
+        '-' if row['chip_hours'] is None else _span(row['chip_hours']),
+        '-' if row['usd'] is None else _span(row['usd']),
         '-' if row['cpu_s'] is None else f'{row["cpu_s"]:.0f}')
 
 
@@ -114,6 +118,6 @@ def _sums(rows):
         return [sum(pick(end[at] for end in shapes) for shapes in ends if shapes)
                 for at, pick in enumerate((min, max))]
     usd, lacking = span('usd'), len(stages) - len(priced)
-    yield (f'all stages of all cells: {_span(span("chip_hours"), ",.3g")} chip-hours'
-           + f', {_span(usd, ",.0f")} $' * bool(usd[1])
+    yield (f'all stages of all cells: {_span(span("chip_hours"))} chip-hours'
+           + f', {_span(usd)} $' * bool(usd[1])
            + f', without {lacking} that have no time' * (lacking > 0))
