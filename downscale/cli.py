@@ -1,6 +1,7 @@
 """The console script `downscale`. JAX is imported only by the command that needs it."""
 import argparse
 import ast
+import contextlib
 import json
 import os
 import sys
@@ -236,10 +237,11 @@ def plan(args):
     from downscale.launch.pool import ENVIRONMENT
     os.environ.update(ENVIRONMENT)
     _, experiments, folder = open_study(args)
+    said = sys.stderr if args.json else sys.stdout  # stdout is then one JSON object
     from downscale.launch.programs import Wish
     from downscale.launch.worker import refuse
     wish = Wish(tuple(args.only), args.per_chip_batch, args.seq, args.text_only)
-    with progress_bars(args.quiet or args.json) as bars:
+    with contextlib.redirect_stdout(said), progress_bars(args.quiet) as bars:
         found = Plan(experiments, args.topology, wish, refuse, args.out or folder / 'plan',
                      args.jobs, args.limit, bars).run()
     print(json.dumps(found) if args.json else '\n'.join(table.lines(found)))

@@ -302,12 +302,37 @@ def test_senseless_numbers_are_refused(planned, wish, message):
         planned([cell()], **wish)
 
 
+def undone(monkeypatch):
+    """What the command sets in the environment ends with the test."""
+    for name in pool.ENVIRONMENT:
+        monkeypatch.setenv(name, os.environ.get(name, ''))
+
+
+def test_the_command_prints_a_table_or_one_json_object(planned, monkeypatch, capsys, tmp_path):
+    undone(monkeypatch)
+    monkeypatch.setattr('downscale.launch.worker.refuse', lambda request: None)
+    argv = ['plan', f'{STUDY}:0.6b,1.7b/0,1', '--only', 'train', '--out', str(tmp_path / 'plan'),
+            '--seq', '1024', '--quiet']
+    (tmp_path / 'compiled').write_text('')
+    assert cli.main([*argv, '--json']) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [part['name'] for part in found['cells']] == [
+        f'{size}-s{seed}/extract' for seed in (0, 1) for size in ('0.6b', '1.7b')]
+    assert found == json.loads((tmp_path / 'plan' / 'plan.json').read_text())
+    assert cli.main(argv) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert 'v5e:16x16: 256 chips, 15.75 GiB a device, figures per chip' in lines
+    assert [line.split()[:2] for line in lines if '/extract +1 ' in line] == [
+        ['0.6b-s0/extract', '+1'], ['1.7b-s0/extract', '+1']]
+    assert len((tmp_path / 'compiled').read_text().splitlines()) == 2
+    assert cli.main([*argv, '--seq', '9', '--topology', 'v5p:4x4x4']) == 1  # the compiler fails
+
+
 def test_without_a_compiler_the_extra_is_named(monkeypatch, capsys, tmp_path):
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
     monkeypatch.setattr(importlib.metadata, 'version', missing)
-    for name in pool.ENVIRONMENT:
-        monkeypatch.setenv(name, os.environ.get(name, ''))  # what the command sets is undone
+    undone(monkeypatch)
     assert cli.main(['plan', STUDY, '--out', str(tmp_path)]) == 1
     line = capsys.readouterr().err
     assert "pip install 'downscale[plan]'" in line and line.count('\n') == 1
