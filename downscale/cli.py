@@ -1,12 +1,14 @@
 """The console script `downscale`. JAX is imported only by the command that needs it."""
 import argparse
 import ast
+import contextlib
 import json
 import os
 import sys
 import traceback
 from pathlib import Path
 
+from downscale.launch.arguments import add_arguments
 from downscale.memory import keep_freed_memory
 
 EXAMPLES = {
@@ -16,6 +18,7 @@ EXAMPLES = {
                 '--only joint',
     'report': 'downscale report runs/smoke',
     'data': 'downscale data experiments/smoke.py --out runs/smoke --show 4',
+    'plan': 'downscale plan experiments/extraction_tuning.py --topology v5e:16x16 v6e:16x16',
     'extract-think': 'downscale extract-think --perception runs/smoke/cells/w64d4-s0/extract '
                      '--reasoner runs/smoke/cells/w64d4-s0/reason --data runs/smoke --out '
                      'runs/chain --describe extract --reason think direct',
@@ -221,6 +224,28 @@ def data(args):
         for question in example.questions:
             print(f'  {question.text}? {question.answer}  [{question.family}, '
                   f'guess {question.chance:.2f}]')
+
+
+def plan(args):
+    """Compile every program of a study for TPUs, on this machine: what fits, takes and costs what.
+
+    No TPU is needed. The same command continues after an interruption.
+    """
+    from downscale.console import progress_bars
+    from downscale.launch import table
+    from downscale.launch.plan import Plan
+    from downscale.launch.pool import ENVIRONMENT
+    os.environ.update(ENVIRONMENT)
+    _, experiments, folder = open_study(args)
+    said = sys.stderr if args.json else sys.stdout  # stdout is then one JSON object
+    from downscale.launch.programs import Wish
+    from downscale.launch.worker import refuse
+    wish = Wish(tuple(args.only), args.per_chip_batch, args.seq, args.text_only)
+    with contextlib.redirect_stdout(said), progress_bars(args.quiet) as bars:
+        found = Plan(experiments, args.topology, wish, refuse, args.out or folder / 'plan',
+                     args.jobs, args.limit, bars).run()
+    print(json.dumps(found) if args.json else '\n'.join(table.lines(found)))
+    return int(any(row['error'] for row in found['cells']))
 
 
 def extract_think(args):
@@ -435,6 +460,7 @@ def parser():
             sub.add_argument('--show', type=int, default=2, help='examples to print')
             sub.add_argument('--padding', action='store_true', help='count what the batches of '
                              'each stage waste, and propose buckets that waste less')
+    add_arguments(_command(commands, plan))
     _add_extract_think(commands)
     _add_exchange(commands)
     return top

@@ -1,0 +1,1 @@
+"""What runs need, told before they run: plans of whole studies, compiled without their hardware."""

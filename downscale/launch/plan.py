@@ -1,0 +1,174 @@
+"""The plan of a study: every program compiled for its topology, what fits, what it takes and costs.
+
+`Plan.run` compiles (`pool.py`), turns facts into rows (`row`) and, for what does not fit, compiles
+smaller programs until one does (`nearest.py`). A row is a plain dict: the table and plan.json say
+the same.
+"""
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from downscale.launch import bounds, nearest
+from downscale.launch.pool import Pool, key_of, versions
+from downscale.launch.programs import formula, parameters, uses
+from downscale.launch.topologies import PRICES_AS_OF, topology
+
+GIB = 2 ** 30
+AGREE = 0.01  # relative difference between formula and compiled FLOPs that counts as equal
+
+
+class Plan:
+    """What `cells` need on the named topologies, narrowed by a `Wish`.
+
+    `refuse(request)` raises ValueError where a mesh does not divide a parameter. All of it is
+    checked here, before anything is compiled: one-line ValueErrors. Facts are kept in `folder`;
+    `jobs` programs are compiled at once, none for longer than `limit` seconds.
+    """
+
+    def __init__(self, cells, places, wish, refuse, folder, jobs, limit, bars):
+        if jobs < 1 or limit <= 0:
+            raise ValueError(f'--jobs {jobs} must be at least 1 and --limit {limit:g} above 0')
+        self.versions = versions()  # no compiler, no plan
+        self.refuse, self.folder = refuse, Path(folder)
+        self.uses = [use for place in map(topology, places) for use in uses(cells, place, wish)]
+        if not self.uses:
+            raise ValueError('nothing to plan: no cell has a program of the kind that is asked for')
+        for use in {key_of(use.request): use for use in self.uses}.values():
+            try:
+                refuse(use.request)
+            except ValueError as error:
+                raise ValueError(f'{_title(use)}: {error}') from None
+        self.pool = Pool(self.folder / 'programs', jobs, limit, bars)
+
+    def run(self):
+        """The rows of all programs, in the order of the cells; plan.json is written.
+
+        Seeds of one size share programs, and a program that does not fit is made smaller once.
+        """
+        found = self.pool.facts([(_title(use), use.request) for use in self.uses])
+        rows = [row(use, found[key_of(use.request)]) for use in self.uses]
+        fitting = {}
+        for use, planned in zip(self.uses, rows):
+            key = key_of(use.request), use.beside_bytes
+            if planned['fits'] is False:
+                if key not in fitting:
+                    fitting[key] = self._fit(use, planned)
+                planned['proposal'] = fitting[key]
+        value = {'cells': rows, 'method': bounds.METHOD, 'prices_as_of': PRICES_AS_OF,
+                 'versions': self.versions}
+        _write(self.folder / 'plan.json', value)
+        return value
+
+    def _fit(self, use, planned):
+        """The row of the nearest program that fits, with what was changed, or None."""
+        current, at = planned, use
+        for _ in range(nearest.TRIES):
+            request = nearest.smaller(at.request, current['hbm_gib'],
+                                      current['hbm_limit_gib'], self._divides)
+            if request is None:
+                return None
+            at = replace(use, request=request)
+            said = nearest.change(use.request, request)
+            facts = self.pool.facts([(f'{_title(use)} with {said}', request)])
+            current = row(at, facts[key_of(request)])
+            if current['error']:
+                return None
+            if current['fits']:
+                return {**current, 'change': said}
+        return None
+
+    def _divides(self, request):
+        try:
+            self.refuse(request)
+        except ValueError:
+            return False
+        return request.devices <= topology(request.topology).devices
+
+
+def _title(use):
+    """The name of a program for people: what asks for it, and where."""
+    request = use.request
+    long = f' at {request.length}' if request.length else ''
+    return f'{use.name}{long} on {request.topology}'
+
+
+def _write(path, value):
+    """JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+    partial.write_text(json.dumps(value, indent=1) + '\n')
+    os.replace(partial, path)
+
+
+# --- rows -------------------------------------------------------------------------------------
+
+def row(use, facts):
+    """One program of one cell: what was asked, and, where it was compiled, what it needs.
+
+    Per chip, where the name says nothing else. `fits` is None where the compiler failed, and
+    `error` says why. Times and prices are intervals (from, to) by `bounds.METHOD`.
+    """
+    request = use.request
+    place = topology(request.topology)
+    served = request.kind != 'train'
+    # The engine rounds lengths up to those of its programs.
+    asked = replace(request, length=facts['room']) if served and facts.get('room') \
+        and request.length else request
+    micro = (request.rows if served else request.rows // request.accumulate) / request.chips
+    found = {
+        'name': use.name, 'kind': request.kind, 'topology': place.name, 'chips': request.chips,
+        'mesh': list(request.mesh), 'per_chip_batch': micro, 'accumulate': request.accumulate,
+        'remat': request.cell['remat'], 'rows': request.rows, 'length': asked.length,
+        'tiles': request.tiles, 'slots': request.slots, 'tokens_per_step': _tokens(asked),
+        'parameters': parameters(request), 'hbm_gib': None,
+        'hbm_limit_gib': facts.get('hbm_limit_gib') or place.hbm_gib, 'fits': None,
+        'flops_formula': None, 'flops_compiled': None, 'estimated_cycles': None,
+        'collective_bytes': None, 'compile_s': facts.get('compile_s'),
+        'cpu_s': facts.get('cpu_s'), 'step_s': None,
+        'mfu_bound': None, 'chip_hours': None, 'usd': None, 'usd_spot': None, 'proposal': None,
+        'error': facts.get('error')}
+    if found['error']:
+        return found
+    if facts['hbm_gib'] is not None:
+        found['hbm_gib'] = facts['hbm_gib'] + use.beside_bytes / GIB
+    found['fits'] = facts.get('fits', True) and found['hbm_gib'] <= found['hbm_limit_gib']
+    priced = formula(asked)
+    per_chip = {name: count / request.chips for name, count in priced.items()} if priced else None
+    found['flops_formula'] = per_chip and per_chip['total']
+    if 'memory_bytes' in facts:
+        found |= _compiled(use, facts, per_chip, place.chip, served)
+    return found
+
+
+def _tokens(request):
+    """Tokens that one step reads or writes, on all devices; the patches of a tile count as such."""
+    if request.kind == 'see':
+        vision = request.cell['vision']
+        return (vision['image'] // vision['patch']) ** 2
+    return request.rows * (1 if request.kind == 'decode' else request.length)
+
+
+def _compiled(use, facts, per_chip, chip, served):
+    """The part of a row that only a compiled program tells."""
+    flops, cycles = facts['flops'] * chip.devices, facts['estimated_cycles']
+    if facts['endless_loops']:
+        cycles = facts['endless_cycles']  # a step of decoding; the rest is done once a call
+    inside = per_chip['attention'] if facts['kernels'] and per_chip else 0
+    bound = bounds.interval(facts, (flops + inside) / chip.devices, chip, served)
+    steps = bound['step_s']
+    found = {
+        'flops_compiled': flops + inside, 'flops_in_kernels': inside,
+        'flops_agree': per_chip and abs(flops + inside - per_chip['total'])
+        <= AGREE * per_chip['total'],
+        'kernels': facts['kernels'], 'estimated_cycles': cycles,
+        'cycles_once': facts['estimated_cycles'] - cycles,
+        'peak_cycles': flops / chip.flops * chip.clock, 'uncosted_flops': facts['uncosted_flops'],
+        'collective_bytes': {kind: part['bytes'] for kind, part in facts['collectives'].items()},
+        'collective_counts': {kind: part['count'] for kind, part in facts['collectives'].items()},
+        'largest_all_reduce': facts['largest_all_reduce'], 'memory_bytes': facts['memory_bytes'],
+        'lower_s': facts['lower_s'], **bound,
+        'mfu_bound': per_chip and per_chip['model'] / (steps[0] * chip.flops)}
+    if use.steps:
+        found |= bounds.price(steps, use.steps, use.request.chips, chip)
+    return found

@@ -1,0 +1,145 @@
+"""Programs compiled in worker processes, a few at once, each once: facts are kept in a folder.
+
+A fact file is named by a hash of all that decides the program: the request, the versions of the
+compiler and the sources that make programs. It is written whole or not at all, so a plan that was
+killed continues, and a repeated one only reads.
+"""
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent
+# What makes programs or facts; the rest of the package may change without a new compilation.
+SOURCES = ('model', 'train', 'generate', 'sharding.py', 'experiment.py', 'sizes.py', 'letters.py',
+           'launch/hlo.py', 'launch/worker.py', 'launch/topologies.py')
+WORKER = 'downscale.launch.worker'
+# The compiler is asked on a machine without TPUs, several processes of it at once.
+ENVIRONMENT = {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1',
+               'TPU_WORKER_HOSTNAMES': 'localhost', 'ALLOW_MULTIPLE_LIBTPU_LOAD': 'true',
+               # Any known type will do: the topology is named by each request.
+               'TPU_ACCELERATOR_TYPE': 'v5litepod-16'}
+
+
+def versions():
+    """{'jax', 'libtpu'}: versions of the compiler; ValueError saying which extra brings it."""
+    try:
+        return {name: importlib.metadata.version(name) for name in ('jax', 'libtpu')}
+    except importlib.metadata.PackageNotFoundError:
+        raise ValueError('no libtpu, which holds the TPU compiler; it needs no TPU: '
+                         "pip install 'downscale[plan]'") from None
+
+
+@cache
+def source_hash():
+    """A hash of the package's files that decide a program or its facts."""
+    digest = hashlib.sha256()
+    for name in SOURCES:
+        path = PACKAGE / name
+        for file in sorted(path.rglob('*.py')) if path.is_dir() else [path]:
+            digest.update(file.relative_to(PACKAGE).as_posix().encode() + b'\0')
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def key_of(request):
+    """The hash that names the facts of a request."""
+    value = [dataclasses.asdict(request), versions(), source_hash()]
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:20]
+
+
+class Pool:
+    """Compiles requests for `folder`, `jobs` at once, none longer than `limit` seconds."""
+
+    def __init__(self, folder, jobs, limit, bars):
+        self.folder, self.jobs, self.limit, self.bars = Path(folder), jobs, limit, bars
+        self.known = {}
+
+    def facts(self, wanted):
+        """{request key: facts} of (name, request) pairs, compiled where no file tells.
+
+        Facts of a program that failed or took too long hold 'error', and are not kept: the next
+        plan tries again.
+        """
+        waiting, running, total = {}, {}, 0
+        for name, request in wanted:
+            key = key_of(request)
+            if key not in self.known and not self._read(key):
+                waiting.setdefault(key, (name, request))
+        total, done = len(waiting), 0
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.jobs:
+                    key = next(iter(waiting))
+                    running[key] = self._start(key, *waiting.pop(key))
+                self.bars('programs', done, total, ', '.join(job.name for job in running.values()))
+                time.sleep(0.1)
+                for key in [key for key, job in running.items() if job.ended(self.limit)]:
+                    self._finish(key, running.pop(key))
+                    done += 1
+        finally:
+            for job in running.values():
+                job.process.kill()
+                job.process.wait()
+        return {key_of(request): self.known[key_of(request)] for _, request in wanted}
+
+    def _path(self, key):
+        return self.folder / f'{key}.json'
+
+    def _read(self, key):
+        try:
+            self.known[key] = json.loads(self._path(key).read_text())
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def _start(self, key, name, request):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        asked = self.folder / f'{key}.request'
+        asked.write_text(json.dumps(dataclasses.asdict(request)))
+        path = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get('PYTHONPATH')])])
+        with (self.folder / f'{key}.log').open('w') as log:
+            process = subprocess.Popen(
+                [sys.executable, '-m', WORKER, str(asked), str(self._path(key))],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env={**os.environ, **ENVIRONMENT, 'PYTHONPATH': path})
+        return _Job(name, process)
+
+    def _finish(self, key, job):
+        """Read what a worker wrote, or say why there is nothing."""
+        if job.late:
+            self.known[key] = {'error': f'not compiled within --limit {self.limit:g} s'}
+        elif not self._read(key):
+            log = (self.folder / f'{key}.log').read_text(errors='replace').strip().splitlines()
+            last = log[-1] if log else 'no output'
+            self.known[key] = {'error': f'the compiler ended with code {job.process.returncode} '
+                                        f'({last[:200]}); out of memory on this machine?'}
+        if 'error' in self.known[key]:
+            self._path(key).unlink(missing_ok=True)
+            self.bars.note(f'failed: {job.name}: {self.known[key]["error"]}')
+            return
+        for kind in ('request', 'log'):
+            (self.folder / f'{key}.{kind}').unlink(missing_ok=True)
+        self.bars.finished(job.name)
+
+
+class _Job:
+    """A running worker."""
+
+    def __init__(self, name, process):
+        self.name, self.process, self.late = name, process, False
+        self.began = time.monotonic()
+
+    def ended(self, limit):
+        """Whether the process is gone; one that takes longer than `limit` seconds is killed."""
+        if self.process.poll() is None and time.monotonic() - self.began > limit:
+            self.late = True
+            self.process.kill()
+            self.process.wait()
+        return self.process.poll() is not None

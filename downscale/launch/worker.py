@@ -1,0 +1,286 @@
+"""Lower and compile one program for TPUs that are not there, and write its facts: one process each.
+
+`python -m downscale.launch.worker REQUEST.json FACTS.json`. A process holds libtpu and the memory
+of one compilation, and may be killed when it takes too long. The TPU compiler runs on a CPU; the
+topology is a description of devices that nobody has.
+"""
+import json
+import os
+import re
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
+
+from downscale import experiment as experiments
+from downscale.data.images import corners
+from downscale.generate import programs, thinking
+from downscale.generate.sampling import Sampling
+from downscale.launch import hlo
+from downscale.launch.programs import Request
+from downscale.launch.topologies import topology
+from downscale.model.cache import edges
+from downscale.model.contrastive import abstract_pair_params
+from downscale.model.init import abstract_params
+from downscale.sharding import batch_sharding, mesh, shardings, spec
+from downscale.train.checkpoint import write_json
+from downscale.train.state import abstract, new_state, state_shardings
+from downscale.train.step import compiled_step
+
+GIB = 2 ** 30
+WRITTEN = 32  # tokens that one call of decode may write, as in `generate/engine.py`
+
+
+def experiment_of(request):
+    """The `Experiment` of a request, with one stage where one is trained."""
+    stages, sizes = [], dict(zip(('data', 'fsdp', 'tensor'), request.mesh))
+    if request.stage is not None:
+        groups = list(request.stage['trainable'])
+        stages = [{'name': request.stage['name'], 'steps': 1, 'batch': request.rows,
+                   'length': request.length, 'tiles': request.tiles, 'trainable': groups,
+                   'rates': dict.fromkeys(groups, 1.0), 'parents': {}}]
+    cell = {key: part for key, part in request.cell.items() if part is not None}
+    return experiments.from_dict(experiments.Experiment, {
+        **cell, 'name': 'cell', 'size': 'any', 'seed': 0, 'mesh': sizes, 'stages': stages,
+        'language': request.cell['language'], 'vision': request.cell['vision']})
+
+
+def params_of(model, request):
+    """ShapeDtypeStructs of the parameters that a program holds."""
+    if request.kind == 'train' and request.stage['name'] == 'tower':
+        return abstract_pair_params(model)
+    newline = ['image_newline_D'] * model.newline
+    parts = {'see': ['tower', 'connector'], 'prefix': ['language', *newline]}.get(
+        request.kind, ['language', 'tower', 'connector', *newline] if request.tiles
+        else ['language'])
+    return abstract_params(model, tuple(parts))
+
+
+def refuse(request):
+    """Raise ValueError, with the arithmetic, where the mesh does not divide a parameter; nothing is
+    compiled for it."""
+    cell = experiment_of(request)
+    model = cell.model(request.stage['name'] if request.stage else 'instruct')
+    target = mesh(*request.mesh, devices=devices_of(request))
+    shardings(params_of(model, request), target, model.rules)
+
+
+# --- lowering ---------------------------------------------------------------------------------
+
+def devices_of(request):
+    """The devices of a request; a program of fewer than a host's chips takes the first ones."""
+    place = topology(request.topology)
+    if request.devices != place.devices:
+        place = place.least(request.devices)
+    shape, options = f'{place.generation}:{place.shape}', {}
+    if place.chips == 1:
+        options['chips_per_host_bounds'] = [1, 1, 1]
+    if place.slices > 1:
+        options['num_slices'] = place.slices
+    found = topologies.get_topology_desc(platform='tpu', topology_name=shape, **options).devices
+    return found[:request.devices]
+
+
+def lowered_train(cell, request, target):
+    """The lowered train step of the cell's only stage, on the mesh `target`."""
+    stage, = cell.stages
+    model, groups = cell.model(stage.name), tuple(stage.trainable)
+    params = params_of(model, request)
+    state = jax.eval_shape(lambda: new_state(
+        jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params), cell.optimizer,
+        groups))
+    state = abstract(state, state_shardings(state, target, model.rules))
+    rates = {group: jax.ShapeDtypeStruct((), jnp.float32) for group in groups}
+    batch = _batch(cell, stage, batch_sharding(target, model.rules))
+    step = compiled_step(model, stage.loss, cell.optimizer, groups, target)
+    return step.lower(state, batch, rates)
+
+
+def _batch(cell, stage, where):
+    """The leaves that `data/pipeline.py` makes for a stage, as ShapeDtypeStructs."""
+    B, L, I = stage.batch, stage.length, stage.tiles
+    vision, pair = cell.vision, stage.name == 'tower'
+    leaves = {'tokens': ((B, L), 'int32'), 'segments': ((B, L), 'int32')}
+    if not pair:
+        leaves |= {'positions': ((B, L), 'int32'), 'weights': ((B, L), 'float32')}
+    if I:
+        leaves['tiles'] = (B, *(() if pair else (I,)), vision.P, vision.Q), 'float32'
+    if I and not pair:
+        C = corners(cell.layout(stage.name).pictures)
+        leaves['image_index'] = (B, L, C), 'int32'
+        if C > 1:
+            leaves['image_weight'] = (B, L, C), 'float32'
+    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+            for name, (shape, dtype) in leaves.items()}
+
+
+def lowered_served(cell, request, target):
+    """The lowered program of the engine: see, prefix, prefill or decode."""
+    model, rules = cell.model(), cell.model().rules
+    place = _Placing(target, rules)
+    params = place.params(params_of(model, request), model.dtype)
+    B, L = request.rows, request.length
+    ends = edges(max(L, 1))
+    if request.kind in ('see', 'prefix'):
+        shown = place.state(jax.eval_shape(lambda: programs.empty_shown(
+            model=model, lanes=B, tiles=request.tiles, ends=ends)))
+        new_B = place.rows((B,), bool)
+        if request.kind == 'see':
+            tiles_BPQ = place.rows((B, model.vision.P, model.vision.Q), 'float32')
+            args = params, shown, tiles_BPQ, place.whole((), 'int32'), new_B
+            return programs.see.lower(*args, model=model)
+        C = corners(cell.pictures)
+        args = (params, shown, place.rows((B, ends[-1]), 'int32'),
+                place.rows((B, ends[-1], C), 'int32'),
+                place.rows((B, ends[-1], C), 'float32') if C > 1 else None,
+                place.rows((B,), 'int32'), new_B)
+        return programs.prefix.lower(*args, model=model)
+    slots = place.state(jax.eval_shape(lambda: programs.empty_slots(
+        model=model, rows=request.slots, ends=ends)))
+    if request.kind == 'prefill':
+        kinds = ('int32', 'int32', 'bool', 'uint32', 'int32', 'int32')
+        rows = programs.Rows(place.rows((B, ends[-1]), 'int32'),
+                             *(place.rows((B,), kind) for kind in kinds))
+        args = params, slots, None, rows
+        return programs.prefill.lower(*args, model=model, lanes=1, scored=0)
+    V = (model.language.V,)
+    heed = programs.Rules(place.whole((), 'uint32'), *(place.whole(V, 'bool') for _ in range(3)),
+                          place.whole((), 'int32'))
+    args = (params, slots, heed, place.rows((B,), 'bool'), place.whole((), 'int32'),
+            place.whole((), 'int32'))
+    return programs.decode.lower(*args, model=model, room=WRITTEN, sampling=Sampling(),
+                                 mode=thinking.Thinking(0, 1, 2), thinks=True,
+                                 forbids=False)
+
+
+class _Placing:
+    """ShapeDtypeStructs of what the engine passes to its programs, sharded as it shards them."""
+
+    def __init__(self, target, rules):
+        self.target, self.table = target, rules.activations
+        self.rules = rules
+
+    def whole(self, shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype,
+                                    sharding=NamedSharding(self.target, PartitionSpec()))
+
+    def rows(self, shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(self.target, self.rules))
+
+    def params(self, params, dtype):
+        """Layers apart, matrices in `dtype`, gains as stored: see `forward.unstack`."""
+        if 'language' not in params:
+            return self._typed(params, dtype)
+        blocks = params['language']['blocks']
+        layers = jax.tree.leaves(blocks)[0].shape[0]
+        layer = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), blocks)
+        params = {**params, 'language': {**params['language'], 'blocks': (layer,) * layers}}
+        return self._typed(params, dtype)
+
+    def _typed(self, params, dtype):
+        def typed(path, leaf, where):
+            kind = leaf.dtype if 'scale' in str(path[-1].key) else dtype
+            return jax.ShapeDtypeStruct(leaf.shape, kind, sharding=where)
+        return jax.tree_util.tree_map_with_path(
+            typed, params, shardings(params, self.target, self.rules))
+
+    def state(self, state):
+        """`Slots` or `Shown`, placed as every program leaves them."""
+        def by(letters):
+            def one(leaf):
+                axes = letters[:leaf.ndim]
+                where = NamedSharding(self.target, spec(axes, self.table))
+                return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+            return one
+        rest = jax.tree.map(by('BIPD'), state._replace(k=(), v=()))
+        return rest._replace(k=jax.tree.map(by('BKES'), state.k),
+                             v=jax.tree.map(by('BKSE'), state.v))
+
+
+# --- compiling --------------------------------------------------------------------------------
+
+def lowered(request):
+    """The lowered program of a request."""
+    cell = experiment_of(request)
+    target = mesh(*request.mesh, devices=devices_of(request))
+    with jax.set_mesh(target):
+        make = lowered_train if request.kind == 'train' else lowered_served
+        return make(cell, request, target)
+
+
+def compiled_facts(request):
+    """The facts of a request: see `hlo.facts`, and memory, seconds and the cache's room.
+
+    A program that needs more memory than a device has, as the compiler says it, has `fits` False,
+    `hbm_gib` and `hbm_limit_gib`, and no other facts.
+    """
+    began = time.perf_counter()
+    program = lowered(request)
+    room = edges(max(request.length, 1))[-1] if request.kind != 'train' else request.length
+    found = {'room': room, 'lower_s': time.perf_counter() - began}
+    began, used = time.perf_counter(), time.process_time()
+    try:
+        compiled = program.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        found |= {**exhausted(str(error)), 'fits': False}
+        compiled = None
+    # Seconds of the clock, and of all cores: other work on the machine changes only the first.
+    found |= {'compile_s': time.perf_counter() - began, 'cpu_s': time.process_time() - used}
+    if compiled is None:
+        return found
+    memory = compiled.memory_analysis()
+    bytes_by = {'argument': memory.argument_size_in_bytes, 'temp': memory.temp_size_in_bytes,
+                'output': memory.output_size_in_bytes, 'alias': memory.alias_size_in_bytes}
+    held = sum(bytes_by.values()) - 2 * bytes_by['alias']
+    return {**found, **hlo.facts(compiled.as_text()), 'memory_bytes': bytes_by,
+            'hbm_gib': held / GIB}
+
+
+def exhausted(message):
+    """{'hbm_gib', 'hbm_limit_gib'} that an out-of-memory message of the compiler tells.
+
+    One form speaks of temporaries; it means all, arguments and outputs included (libtpu 0.0.42).
+    """
+    sizes = {'K': 2 ** -20, 'M': 2 ** -10, 'G': 1, 'T': 2 ** 10}
+    number = r'([\d.]+)([KMGT])'
+    found = re.search(rf'Used {number}\S* of {number}\S* hbm', message) or re.search(
+        rf'temporaries \({number}\S*\) exceeds available HBM \({number}', message)
+    if not found:
+        return {'hbm_gib': None, 'hbm_limit_gib': None}
+    used, unit, limit, limit_unit = found.groups()
+    return {'hbm_gib': float(used) * sizes[unit], 'hbm_limit_gib': float(limit) * sizes[limit_unit]}
+
+
+def _end_with_parent():
+    """A worker left behind would hold the compiler and a core."""
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(argv):
+    """Compile what the first file asks for; facts, or the reason of a failure, go to the second."""
+    _end_with_parent()
+    value = json.loads(Path(argv[0]).read_text())
+    request = Request(**{**value, 'mesh': tuple(value['mesh'])})
+    try:
+        found = compiled_facts(request)
+    except Exception as error:  # any failure must reach the plan as one line
+        text = str(error).strip().splitlines() or [type(error).__name__]
+        found = {'error': text[0]}
+    write_json(Path(argv[1]), found)
+
+
+if __name__ == '__main__':
+    main(sys.argv[1:])

@@ -1,0 +1,42 @@
+"""A small cell to plan, and plans of it with a compiler that only pretends."""
+import importlib.metadata
+
+from downscale.console import progress_bars
+from downscale.experiment import Evaluation, Experiment, MeshSize, Stage
+from downscale.launch import pool
+from downscale.launch.plan import Plan
+from downscale.launch.programs import Wish
+from downscale.sizes import MICRO, VisionConfig
+
+TOWER = VisionConfig(layers=2, W=64, H=4, F=192, patch=20, image=80)
+RATES = {'language': 1e-3, 'tower': 1e-3, 'connector': 1e-3}
+
+
+def stage(name='extract', batch=64, length=1024, tiles=3, steps=100):
+    return Stage(name, steps, batch, length, tiles, RATES, tuple(RATES), {})
+
+
+EXTRACT = stage()
+
+
+def cell(seed=0, size='w64d2', vision=TOWER, stages=(EXTRACT,), **more):
+    return Experiment(f'{size}-s{seed}', size, seed, MICRO[size], vision, stages=stages, **{
+        'mesh': MeshSize(1, -1, 1), 'remat': 'full', 'dtype': 'bfloat16',
+        'evaluation': Evaluation(batch=8), **more})
+
+
+def planner(tmp_path, monkeypatch):
+    """A function that makes a plan by the compiler that only pretends: it gives the plan, and what
+    was compiled for it."""
+    monkeypatch.setattr(pool, 'WORKER', 'tests.fake_compiler')
+    monkeypatch.setattr(importlib.metadata, 'version', lambda name: '1')
+    log = tmp_path / 'compiled'
+    monkeypatch.setenv('COMPILED', str(log))
+
+    def make(cells, places=('v5e:4x4',), limit=20.0, jobs=2, **wish):
+        log.write_text('')
+        with progress_bars(quiet=True) as bars:
+            plan = Plan(cells, places, Wish(**wish), lambda request: None, tmp_path / 'plan', jobs,
+                        limit, bars).run()
+        return plan, sorted(log.read_text().splitlines())
+    return make

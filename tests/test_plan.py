@@ -1,0 +1,271 @@
+"""Plans: what is compiled, once and no more; what fits; what is said when something does not."""
+import dataclasses
+import importlib.metadata
+import json
+from importlib.util import find_spec
+
+import fake_plan
+import pytest
+from fake_compiler import rule
+from fake_plan import TOWER, cell, stage
+
+from downscale import accounting
+from downscale.console import progress_bars
+from downscale.data.buckets import Shape
+from downscale.experiment import Evaluation, MeshSize
+from downscale.launch import bounds, nearest, pool, table
+from downscale.launch.plan import row
+from downscale.launch.programs import Request, Use, Wish, formula, uses
+from downscale.launch.topologies import CHIPS, topology
+from downscale.sizes import MICRO
+from downscale.train.optimizer import Optimizer
+
+TPU_COMPILER = find_spec('libtpu') is not None
+
+
+@pytest.fixture
+def planned(tmp_path, monkeypatch):
+    return fake_plan.planner(tmp_path, monkeypatch)
+
+
+# --- what is compiled -------------------------------------------------------------------------
+
+def test_seeds_and_like_stages_share_programs(planned):
+    stages = stage('instruct'), stage('extract', steps=7)
+    plan, compiled = planned([cell(seed, stages=stages) for seed in range(3)], only=('train',))
+    assert len(plan['cells']) == 6 and compiled == ['train 64 1024']
+    plan, compiled = planned([cell(0), cell(1), cell(0, 'w32d2')], only=('decode',))
+    assert len(plan['cells']) == 6 and len(compiled) == 4
+
+
+def test_a_repeated_plan_compiles_nothing_and_says_the_same(planned):
+    first, compiled = planned([cell()])
+    assert compiled == ['decode 8 2048', 'decode 8 512', 'prefill 1 2048', 'prefix 1 2048',
+                        'see 1 0', 'train 64 1024']
+    again, compiled = planned([cell()])
+    assert compiled == [] and again == first
+    _, compiled = planned([cell()], only=('train',), seq=512)
+    assert compiled == ['train 64 512']
+
+
+def test_whatever_decides_a_program_is_in_its_key(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, 'version', lambda name: '1')
+    place = topology('v5e:4x4')
+
+    def key(**change):
+        return pool.key_of(uses([cell(**change)], place, Wish(('train',)))[0].request)
+    same = {key(), key(seed=4), key(stages=(stage(steps=9),)), key(evaluation=Evaluation(batch=3)),
+            key(chat='chatml')}
+    assert len(same) == 1
+    other = [key(remat='none'), key(dtype='float32'), key(mesh=MeshSize(2, -1, 1)), key(unroll=2),
+             key(optimizer=Optimizer(accumulate=2)), key(size='w64d3'),
+             key(stages=(stage(tiles=4),))]
+    assert len({*same, *other}) == 1 + len(other)
+    monkeypatch.setattr(pool, 'source_hash', lambda: 'edited')
+    assert key() not in same
+
+
+def test_a_program_that_takes_too_long_or_dies_is_one_line_and_the_plan_goes_on(planned):
+    stages = stage('text', length=7, tiles=0), stage('instruct', length=8), stage('caption')
+    plan, compiled = planned([cell(stages=stages)], only=('train',), limit=2.0)
+    text, instruct, caption = plan['cells']
+    assert text['error'] == 'not compiled within --limit 2 s'
+    assert 'ended with code 9 (something broke)' in instruct['error']
+    assert caption['fits'] and len(compiled) == 3
+    # What failed is tried again, what is known is not.
+    _, compiled = planned([cell(stages=stages)], only=('train',), limit=2.0)
+    assert compiled == ['train 64 7', 'train 64 8']
+
+
+def test_a_compiler_that_refuses_is_quoted(planned):
+    plan, _ = planned([cell(stages=(stage(length=9),))], only=('train',))
+    assert plan['cells'][0]['error'] == 'INTERNAL: no such thing'
+    assert plan['cells'][0]['fits'] is None
+    assert 'w64d2-s0/extract: INTERNAL: no such thing' in table.lines(plan)
+    _, compiled = planned([cell(stages=(stage(length=9),))], only=('train',))
+    assert compiled == ['train 64 9']
+
+
+# --- what fits --------------------------------------------------------------------------------
+
+def test_what_does_not_fit_says_by_how_much_and_what_would(planned):
+    """8 rows a device of 3 GiB each; four micro-batches of two are the fewest that fit."""
+    plan, compiled = planned([cell(stages=(stage(batch=128, length=3072),))], only=('train',))
+    found = plan['cells'][0]
+    assert (found['fits'], found['hbm_gib'], found['hbm_limit_gib']) == (False, 24, 15.75)
+    near = found['proposal']
+    assert near['fits'] and near['change'] == 'optimizer.accumulate=2'
+    assert (near['rows'], near['per_chip_batch'], near['accumulate']) == (128, 4, 2)
+    assert len(compiled) == 2
+    said = next(line for line in table.lines(plan) if 'does not fit' in line)
+    assert '24.00 of 15.75 GiB, 8.25 too many' in said and 'optimizer.accumulate=2' in said
+
+
+def test_decoding_that_does_not_fit_is_proposed_fewer_rows(planned):
+    plan, _ = planned([cell(evaluation=Evaluation(batch=100))], only=('decode',), text_only=True)
+    near = plan['cells'][1]['proposal']
+    assert near['change'] == f'{near["slots"]} rows' and 60 <= near['slots'] <= 78
+    assert near['fits']
+
+
+def request(**change):
+    found = uses([cell()], topology('v5e:4x4'), Wish(('train',)))[0].request
+    value = {**found.cell, **change.pop('cell', {})}
+    return dataclasses.replace(found, cell=value, **change)
+
+
+def changes(asked, used=40.0, divides=lambda request: True):
+    return nearest.change(asked, nearest.smaller(asked, used, 15.75, divides))
+
+
+def test_the_least_change_comes_first():
+    assert changes(request(cell={'remat': 'dots'})) == 'remat=full'
+    assert changes(request()) == 'optimizer.accumulate=4'
+    assert changes(request(), used=20.0) == 'optimizer.accumulate=2'
+    alone = request(rows=16)
+    assert changes(dataclasses.replace(alone, mesh=(4, 4, 1))) == 'mesh data=2 x fsdp=8 x tensor=1'
+    # Where no width can be split further the heads are, and the global batch stays.
+    split = nearest.smaller(alone, None, 15.75, lambda request: request.mesh[2] < 4)
+    assert (split.mesh, split.rows, split.accumulate) == ((1, 8, 2), 16, 2)
+    assert nearest.smaller(alone, None, 15.75, lambda request: False) is None
+
+
+def test_what_an_engine_holds_beside_a_program_counts(planned):
+    """Prefill does not take the tower, decoding at 512 tokens not the cache behind them."""
+    plan, _ = planned([cell()], only=('prefill', 'decode'))
+    found = {(part['kind'], part['length']): part['hbm_gib'] for part in plan['cells']}
+    parts = accounting.parameters(MICRO['w64d2'], TOWER)
+    seeing = 2 * (parts['tower'] + parts['connector'] + parts['newline'])
+    cached = 8 * accounting.kv_bytes(MICRO['w64d2'])
+    gib = 2 ** 30
+    assert found['prefill', 2048] - 1.6 == pytest.approx(seeing / gib, rel=1e-6)
+    assert found['decode', 2048] - 1.6 == pytest.approx(seeing / gib, rel=1e-6)
+    assert found['decode', 512] - 1.6 == pytest.approx((seeing + 1536 * cached) / gib, rel=1e-6)
+    text = 2 * (sum(parts.values())) - seeing
+    assert found['see', 0] - 1.6 == pytest.approx(
+        (text + 2 * parts['newline'] + 2048 * cached) / gib, rel=1e-6)
+
+
+# --- figures ----------------------------------------------------------------------------------
+
+def test_a_step_takes_between_its_slowest_part_and_all_parts(planned):
+    """197 GFLOP, 819 MB and 400 MB at the peaks of v5e are one millisecond each."""
+    plan, _ = planned([cell()], only=('train',))
+    found = plan['cells'][0]
+    assert found['step_s'] == pytest.approx((1.002e-3, 3.002e-3), rel=2e-3)
+    assert found['chip_hours'] == pytest.approx([100 * end * 16 / 3600 for end in found['step_s']])
+    assert found['usd'] == pytest.approx([1.2 * hours for hours in found['chip_hours']])
+    assert found['usd_spot'] == pytest.approx([0.24 * found['chip_hours'][0],
+                                               0.60 * found['chip_hours'][1]])
+    assert plan['prices_as_of'] in table.lines(plan)[-1]
+
+
+def test_decoding_is_told_by_the_step(planned):
+    plan, _ = planned([cell()], only=('decode',))
+    assert [(found['estimated_cycles'], found['cycles_once']) for found in plan['cells']] == [
+        (3, 2), (3, 2)]
+    assert any('more once for every 32 steps' in line for line in table.lines(plan))
+
+
+def test_each_shape_of_a_stage_is_a_program_and_the_total_lies_between_them(planned):
+    both = stage(batch=32, length=2048)
+    both = dataclasses.replace(both, buckets=(Shape(64, 512, 2),))
+    plan, compiled = planned([cell(stages=(both,))], only=('train',))
+    assert compiled == ['train 32 2048', 'train 64 512']
+    small, large = plan['cells']
+    small['chip_hours'], large['chip_hours'] = (1.0, 2.0), (10.0, 30.0)
+    total = next(line for line in table.lines(plan) if line.startswith('all stages'))
+    assert '1-30 chip-hours' in total
+    assert len(planned([cell(stages=(both,))], only=('train',), seq=512)[0]['cells']) == 1
+
+
+def test_what_is_updated_in_place_is_not_written_again_by_serving():
+    facts = {'memory_bytes': {'argument': 8, 'output': 5, 'alias': 4, 'temp': 0}, 'wire_bytes': 0}
+    chip = dataclasses.replace(CHIPS['v5e'], hbm_bandwidth=1.0)
+    assert bounds.interval(facts, 0, chip, serving=True)['memory_s'] == 9
+    assert bounds.interval(facts, 0, chip, serving=False)['memory_s'] == 13
+
+
+def test_the_formula_is_that_of_accounting_and_attention_is_a_part_of_it():
+    train = uses([cell()], topology('v5e:4x4'), Wish(('train',)))[0].request
+    whole = formula(train)
+    expected = accounting.train_flops(MICRO['w64d2'], TOWER, rows=64, length=1024, tiles=64 * 3,
+                                      remat=True)
+    assert whole['total'] == expected['total']
+    assert whole['model'] == expected['total'] - expected['recompute']
+    c = MICRO['w64d2']
+    # Forward, twice backward, and once again.
+    assert whole['attention'] == 4 * 64 * 1024 ** 2 * c.N * 4 * c.H * c.E
+    decode = uses([cell()], topology('v5e:4x4'), Wish(('decode',)))[-1].request
+    assert formula(decode)['total'] == 8 * accounting.decode_flops(c, 2048)
+
+
+def test_flops_of_a_kernel_are_added_by_formula_and_said(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, 'version', lambda name: '1')
+    use = uses([cell()], topology('v5e:4x4'), Wish(('train',)))[0]
+    priced = formula(use.request)
+    facts = rule(json.loads(json.dumps(dataclasses.asdict(use.request))))
+    facts['flops'] = (priced['total'] - priced['attention']) // 16
+    assert row(use, facts)['flops_agree'] is False
+    found = row(use, {**facts, 'kernels': {'splash': 2}})
+    assert found['flops_agree'] and found['flops_compiled'] == found['flops_formula']
+    lines = table.lines({'cells': [found], 'method': '', 'prices_as_of': ''})
+    assert any('run in kernels (splash) and are counted by formula' in line for line in lines)
+
+
+def test_rows_have_what_is_promised_of_them(planned):
+    plan, _ = planned([cell()])
+    promised = {'name', 'topology', 'chips', 'hbm_gib', 'hbm_limit_gib', 'fits', 'compile_s',
+                'estimated_cycles', 'flops_formula', 'flops_compiled', 'collective_bytes',
+                'chip_hours', 'usd', 'mesh', 'parameters', 'tokens_per_step', 'mfu_bound'}
+    assert all(promised <= set(found) for found in plan['cells'])
+    assert json.loads(json.dumps(plan)) == json.loads(json.dumps(plan, sort_keys=True))
+
+
+def test_text_only_and_per_chip_batch_narrow_what_is_asked():
+    cells = [cell(stages=(stage('align'), stage()), optimizer=Optimizer(accumulate=2))]
+    found = uses(cells, topology('v5e:4x4'), Wish(text_only=True, per_chip_batch=3, seq=256))
+    assert {part.request.kind for part in found} == {'train', 'prefill', 'decode'}
+    train = [part.request for part in found if part.request.kind == 'train']
+    assert all((r.rows, r.length, r.tiles) == (96, 256, 0) for r in train)
+    assert train[0].stage['trainable'] == ('language',) and train[0].cell['vision'] is None
+    assert [part.request.rows for part in found if part.request.kind == 'decode'] == [3, 3]
+
+
+# --- the real compiler ------------------------------------------------------------------------
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TPU_COMPILER, reason="no TPU compiler: pip install '.[plan]'")
+def test_compiled_programs_have_the_flops_of_the_formula(tmp_path):
+    """Train, prefill and decode of a small model; a step costs what is live, not what there is."""
+    small = cell(stages=(stage(batch=8, length=256),))
+    wanted = uses([small], topology('v5e:2x2'), Wish(seq=256))
+    with progress_bars(quiet=True) as bars:
+        facts = pool.Pool(tmp_path, 2, 300.0, bars).facts(
+            [(use.name, use.request) for use in wanted])
+    rows = [row(use, facts[pool.key_of(use.request)]) for use in wanted]
+    assert [found['error'] for found in rows] == [None] * 6
+    assert all(found['flops_agree'] and found['fits'] for found in rows)
+    short, full = rows[-2:]
+    assert short['length'] < full['length'] and short['slots'] == full['slots']
+    assert short['flops_compiled'] < full['flops_compiled']
+    assert short['estimated_cycles'] < full['estimated_cycles']
+
+
+def test_a_use_and_a_request_say_nothing_of_a_cell_that_its_program_does_not_need():
+    found = {field.name for kind in (Use, Request) for field in dataclasses.fields(kind)}
+    assert not {'seed', 'data', 'world', 'rates'} & found
+    request = uses([cell()], topology('v5e:4x4'), Wish(('train',)))[0].request
+    assert not {'seed', 'name', 'world', 'data', 'evaluation', 'stages'} & set(request.cell)
+
+
+def test_the_benchmark_gates_exact_figures_and_never_the_estimate():
+    from benchmarks.compiled_programs import GATED, compared
+    before = {'step': dict.fromkeys((*GATED, 'estimated_cycles'), 100)}
+
+    def grown(**change):
+        return compared(before, {'step': {**before['step'], **change}, 'new': before['step']})[1]
+    assert grown() == [] and grown(flops=105) == [] and grown(estimated_cycles=900) == []
+    assert [grown(**{key: 106}) for key in GATED] == [[f'step {key}'] for key in GATED]
+    assert compared({'step': dict.fromkeys(before['step'], 0)}, before)[1] == [
+        f'step {key}' for key in GATED]
