@@ -33,10 +33,11 @@ def planner(tmp_path, monkeypatch):
     log = tmp_path / 'compiled'
     monkeypatch.setenv('COMPILED', str(log))
 
-    def make(cells, places=('v5e:4x4',), limit=20.0, jobs=2, **wish):
+    def make(cells, places=('v5e:4x4',), limit=20.0, jobs=2, refuse=lambda request: None,
+             **wish):
         log.write_text('')
         with progress_bars(quiet=True) as bars:
-            plan = Plan(cells, places, Wish(**wish), lambda request: None, tmp_path / 'plan', jobs,
-                        limit, bars).run()
+            plan = Plan(cells, places, Wish(**wish), refuse, tmp_path / 'plan', jobs, limit,
+                        bars).run()
         return plan, sorted(log.read_text().splitlines())
     return make

@@ -101,6 +101,18 @@ def test_what_does_not_fit_says_by_how_much_and_what_would(planned):
     assert '24.00 of 15.75 GiB, 8.25 too many' in said and 'optimizer.accumulate=2' in said
 
 
+def test_programs_without_any_fit_say_so_and_those_of_one_round_are_tried_together(planned):
+    def refuse(request):
+        if request.mesh != (1, 16, 1):
+            raise ValueError('no other mesh')
+    stages = stage(batch=16, length=20000), stage('caption', batch=64, length=8192)
+    plan, compiled = planned([cell(stages=stages)], only=('train',), refuse=refuse)
+    huge, large = plan['cells']
+    assert huge['fits'] is False and huge['proposal'] is None
+    assert large['proposal']['change'] == 'optimizer.accumulate=4' and len(compiled) == 3
+    assert any('nothing smaller that was tried fits' in line for line in table.lines(plan))
+
+
 def test_decoding_that_does_not_fit_is_proposed_fewer_rows(planned):
     plan, _ = planned([cell(evaluation=Evaluation(batch=100))], only=('decode',), text_only=True)
     near = plan['cells'][1]['proposal']

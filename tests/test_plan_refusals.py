@@ -67,6 +67,12 @@ def test_senseless_numbers_are_refused(planned, wish, message):
         planned([cell()], **wish)
 
 
+def test_seeds_that_are_no_numbers_are_refused(monkeypatch, capsys):
+    undone(monkeypatch)
+    assert cli.main(['plan', f'{STUDY}:0.6b/x']) == 1
+    assert 'seeds must be numbers' in capsys.readouterr().err
+
+
 def undone(monkeypatch):
     """What the command sets in the environment ends with the test."""
     for name in pool.ENVIRONMENT:

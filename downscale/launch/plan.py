@@ -48,35 +48,39 @@ class Plan:
         """
         found = self.pool.facts([(_title(use), use.request) for use in self.uses])
         rows = [row(use, found[key_of(use.request)]) for use in self.uses]
-        fitting = {}
-        for use, planned in zip(self.uses, rows):
-            key = key_of(use.request), use.beside_bytes
-            if planned['fits'] is False:
-                if key not in fitting:
-                    fitting[key] = self._fit(use, planned)
-                planned['proposal'] = fitting[key]
+        lacking = [(use, planned) for use, planned in zip(self.uses, rows)
+                   if planned['fits'] is False]
+        fitting = self._fitting({_same(use): (use, planned) for use, planned in lacking})
+        for use, planned in lacking:
+            planned['proposal'] = fitting.get(_same(use))
         value = {'cells': rows, 'method': bounds.METHOD, 'prices_as_of': PRICES_AS_OF,
                  'versions': self.versions}
         _write(self.folder / 'plan.json', value)
         return value
 
-    def _fit(self, use, planned):
-        """The row of the nearest program that fits, with what was changed, or None."""
-        current, at = planned, use
+    def _fitting(self, lacking):
+        """{key: row of the nearest program that fits, with its `change`} of {key: (use, row)}.
+
+        What does not fit is made smaller round by round, so that the programs of a round are
+        compiled side by side; a key is absent where `nearest.TRIES` rounds find nothing.
+        """
+        found, at = {}, {key: (use.request, planned) for key, (use, planned) in lacking.items()}
         for _ in range(nearest.TRIES):
-            request = nearest.smaller(at.request, current['hbm_gib'],
-                                      current['hbm_limit_gib'], self._divides)
-            if request is None:
-                return None
-            at = replace(use, request=request)
-            said = nearest.change(use.request, request)
-            facts = self.pool.facts([(f'{_title(use)} with {said}', request)])
-            current = row(at, facts[key_of(request)])
-            if current['error']:
-                return None
-            if current['fits']:
-                return {**current, 'change': said}
-        return None
+            smaller = {key: nearest.smaller(request, planned['hbm_gib'], planned['hbm_limit_gib'],
+                                            self._divides)
+                       for key, (request, planned) in at.items()}
+            tried = {key: replace(lacking[key][0], request=request)
+                     for key, request in smaller.items() if request is not None}
+            said = {key: nearest.change(lacking[key][0].request, use.request)
+                    for key, use in tried.items()}
+            facts = self.pool.facts([(f'{_title(lacking[key][0])} with {said[key]}', use.request)
+                                     for key, use in tried.items()])
+            rows = {key: row(use, facts[key_of(use.request)]) for key, use in tried.items()}
+            found |= {key: {**planned, 'change': said[key]} for key, planned in rows.items()
+                      if planned['fits']}
+            at = {key: (tried[key].request, planned) for key, planned in rows.items()
+                  if planned['fits'] is False}
+        return found
 
     def _divides(self, request):
         try:
@@ -84,6 +88,11 @@ class Plan:
         except ValueError:
             return False
         return request.devices <= topology(request.topology).devices
+
+
+def _same(use):
+    """What makes two uses fit alike: the program, and what is held beside it."""
+    return key_of(use.request), use.beside_bytes
 
 
 def _title(use):
