@@ -25,8 +25,14 @@ smoke: install
 lint: install
 	$(BIN)/ruff check .
 
-test: install lint
+# The TPU compiler, which needs no TPU.
+$(BIN)/.compiler: $(BIN)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tpu]'
+	touch $@
+
+test: install lint $(BIN)/.compiler
 	$(BIN)/python -m pytest
+	$(BIN)/python benchmarks/compiled_programs.py
 
 clean:
 	rm -rf runs/smoke

@@ -6,7 +6,8 @@ accelerator and its host; otherwise steps and writer would compete for cores, wh
 Each round times, in turn and between plain steps,
 - a save that the step waits for, until it is on the disk;
 - a save as the loop does it: the call, and by how much the steps until it is on the disk are
-  slower (memory they still share);
+  slower, by the clock and by the time that their threads run: the difference is waiting for cores,
+  which on a busy machine says more about other programs than about the save;
 - a step whose old state is held, as a save holds it, with nobody writing: it cannot be updated in
   place then. The call and this are the stall;
 - reading the bytes of the step back with plain reads, and restoring it, neither of them from the
@@ -23,7 +24,7 @@ import tempfile
 import time
 from pathlib import Path
 
-TARGET, TOKENS, VOCABULARY, BLOCK = 0.10, 64, 32_000, 2 ** 24
+TARGET, STEPS, TOKENS, VOCABULARY, BLOCK = 0.10, 3, 64, 32_000, 2 ** 24
 
 
 def arguments():
@@ -90,15 +91,15 @@ class Trainer:
         jax.block_until_ready((self.state, metrics))
         return time.perf_counter() - begin
 
-    def steps(self, count=3):
-        return statistics.median(self.step() for _ in range(count))
+    def steps(self):
+        return statistics.median(self.step() for _ in range(STEPS))
 
-    def held(self, count=3):
+    def held(self):
         """Seconds that a step takes longer while the host holds the state before it."""
         import jax
         import numpy as np
         plain, held = [], []
-        for _ in range(count):
+        for _ in range(STEPS):
             plain.append(self.step())
             views = [np.asarray(leaf) for leaf in jax.tree.leaves(self.state)]
             held.append(self.step())
@@ -126,22 +127,25 @@ def read(paths):
                 pass
 
 
-def one_round(trainer, folder):
-    """{what: seconds} of one round; leaves one step in `folder`."""
+def one_round(trainer, folder, cores):
+    """{what: seconds} of one round, whose steps run on `cores`; leaves one step in `folder`."""
     from downscale.train import checkpoint
     times = {}
     manager = checkpoint.open_manager(folder, keep=1)
     with contextlib.closing(manager):
-        plain = [trainer.steps()]
+        trainer.step()  # the first on a restored state is slower
+        begin, plain = ran(cores), [trainer.steps()]
+        step_ran = (ran(cores) - begin) / STEPS
         with timed(times, 'blocking'):
             checkpoint.save(manager, trainer.state, Position(), {}, force=True)
             manager.wait_until_finished()
         plain.append(trainer.steps())
         with timed(times, 'call'):
             checkpoint.save(manager, trainer.state, Position(), {}, force=True)
-        during = []
+        begin, during = ran(cores), []
         while manager.is_saving_in_progress():
             during.append(trainer.step())
+        times['longer run'] = ran(cores) - begin - step_ran * len(during)
         manager.wait_until_finished()
         plain.append(trainer.steps())
         times['step'] = statistics.median(plain)
@@ -159,13 +163,25 @@ def one_round(trainer, folder):
 
 
 def halve_cores():
-    """Threads of XLA stay on one half of the cores, those that start later on the other."""
+    """Threads of XLA stay on the half of the cores returned, those that start later on the other.
+    """
     import jax
     cores = sorted(os.sched_getaffinity(0))
     half = max(1, len(cores) // 2)
     os.sched_setaffinity(0, cores[:half])
     jax.devices()
     os.sched_setaffinity(0, cores[half:] or cores)
+    return set(cores[:half])
+
+
+def ran(cores):
+    """Seconds that the threads of this process on exactly `cores` have run, not waited."""
+    total = 0
+    for task in Path('/proc/self/task').iterdir():
+        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+            if os.sched_getaffinity(int(task.name)) == cores:
+                total += int((task / 'schedstat').read_text().split()[0])
+    return total / 1e9 / len(cores)
 
 
 def main():
@@ -176,13 +192,14 @@ def main():
     import jax
 
     from downscale.sharding import mesh
-    halve_cores()
+    cores = halve_cores()
     folder = Path(tempfile.mkdtemp(prefix='checkpoint-', dir=args.work)).absolute()
     try:
         with jax.set_mesh(mesh()):
             trainer = Trainer(args.layers)
-            one_round(trainer, folder / 'warm-up')  # compiles, and gets memory from the system
-            rounds = [one_round(trainer, folder / str(k)) for k in range(args.rounds)]
+            # Compiles, and gets memory from the system.
+            one_round(trainer, folder / 'warm-up', cores)
+            rounds = [one_round(trainer, folder / str(k), cores) for k in range(args.rounds)]
     finally:
         shutil.rmtree(folder)
 
@@ -199,7 +216,8 @@ def main():
     print(f'  stall: both          {median("stall"):6.2f} s: {ratio("stall", "blocking"):.3f} of '
           f'it (target at most {TARGET:.2f})')
     print(f'  steps until written  {median("until written"):6.2f} s slower: '
-          f'{ratio("until written", "blocking"):.2f} of it')
+          f'{ratio("until written", "blocking"):.2f} of it; their threads ran '
+          f'{median("longer run"):.2f} s longer: {ratio("longer run", "blocking"):.3f} of it')
     print(f'  plain read           {median("read"):6.2f} s')
     print(f'  restore              {median("restore"):6.2f} s: {ratio("restore", "read"):.2f} of a '
           'read')

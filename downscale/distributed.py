@@ -22,7 +22,8 @@ from jax._src.distributed import global_state
 
 VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 FAILED = 'downscale/failed'
-POLL_SECONDS, GOODBYE_SECONDS, LONGEST_SECONDS = 0.5, 10, 30 * 24 * 3600
+TOGETHER_SECONDS, GOODBYE_SECONDS, LONGEST_SECONDS = 300, 10, 30 * 24 * 3600
+POLL_SECONDS = 0.5
 _turns = itertools.count()
 
 
@@ -56,19 +57,23 @@ def given():
 def joined():
     """Join the processes that the environment names; an error in one ends all, with one line each.
 
-    Returns at once for a lone process. RuntimeError when the others do not come within JAX's five
-    minutes.
+    Returns at once for a lone process. One that waits for the others in vain says so and ends.
     """
     arguments = given()
     if arguments is None:
         yield
         return
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+    late = threading.Timer(TOGETHER_SECONDS, _miss_others)
+    late.daemon = True
+    late.start()
     try:
-        jax.distributed.initialize(**arguments)
+        jax.distributed.initialize(**arguments, initialization_timeout=2 * TOGETHER_SECONDS)
     except RuntimeError as error:
-        raise RuntimeError(f'the processes did not come together ({error}); start the same command '
-                           'on all of them') from None
+        raise RuntimeError(f'cannot join the other processes ({line_of(error)}); is the port of '
+                           f'{VARIABLES[0]} free, and can all reach it?') from None
+    finally:
+        late.cancel()
     over = threading.Event()
     threading.Thread(target=_watch, args=(global_state.client, over), daemon=True).start()
     try:
@@ -118,6 +123,14 @@ def wait():
 def line_of(error):
     """An error as one line."""
     return ' '.join(str(error).split()) or type(error).__name__
+
+
+def _miss_others():
+    """End this process with a line, before JAX does with pages."""
+    print(f'error: not all processes have come together within {TOGETHER_SECONDS} s; start the '
+          f'same command in each, with the same {VARIABLES[0]} and {VARIABLES[1]}',
+          file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _watch(client, over):

@@ -4,11 +4,11 @@ Command:   downscale plan experiments/extraction_tuning.py                    (f
            downscale plan experiments/extraction_tuning.py:1.7b,8b/0,1,2 --topology v5p:4x4x4
            downscale plan experiments/extraction_tuning.py:0.6b --text-only --per-chip-batch 4 \\
                --seq 2048 --topology v5e:4x4 --only train
-Hardware:  the plan: 2 CPU cores; training: a TPU slice of 64 chips or more (--set mesh.fsdp=16 for
-           smaller ones)
+Hardware:  the plan: 2 CPU cores; training: a TPU slice
 Expect:    nothing trained yet: the pictures of this repository are rendered scenes. The shapes are
            those of the 382K examples of arXiv 2511.17487: pictures of at most 8,765 tokens in 37
-           tiles, packed 2.8 to a row, so that 530 steps of 256 rows are one epoch.
+           tiles, packed 2.8 to a row, so that 530 steps of 256 rows are one epoch. This is the paper's
+           direct variant: the connector learns captions (3 to a row), then all learns to extract.
 """
 from ml_collections import ConfigDict
 
@@ -18,14 +18,17 @@ SIZES = ('0.6b', '1.7b', '4b', '8b')
 def get_config(arg=''):
     """The study's settings, the same for every size and seed (see `sweep` for `arg`)."""
     sweep(arg)
-    # 1,152 values of the tower's width divide over 128 devices at most; 64 suit every slice.
     rates = dict(language=1e-5, connector=1e-5, tower=2e-6)
     return ConfigDict(dict(
         study='extraction_tuning', platform='', family='qwen3', vocabulary=0, chat='chatml',
         vision=dict(layers=26, W=1152, H=16, F=4304, patch=14, image=384),
         pictures=dict(mode='anyres'),
-        stages=dict(extract=dict(steps=530, batch=256, length=9216, tiles=37, rates=rates,
-                                 warmup=0.03, final=0.0)),
+        stages=dict(
+            align=dict(steps=730, batch=256, length=2432, tiles=3, warmup=0.03, final=0.0,
+                       parents={}, rates=dict(connector=1e-3)),
+            extract=dict(steps=530, batch=256, length=9216, tiles=37, warmup=0.03, final=0.0,
+                         parents=dict.fromkeys(('language', 'tower', 'connector'), 'align'),
+                         rates=rates)),
         evaluation=dict(batch=50, write=1024, think=4096),
         optimizer=dict(b2=0.999), mesh=dict(data=-1, fsdp=64, tensor=1),
         dtype='bfloat16', remat='full'))

@@ -76,7 +76,7 @@ def save_run(folder, groups, seed, depth=1):
     params = init_params(small.model(depth), seed)
     manager = checkpoint.open_manager(folder, every=1)
     manager.save(1, args=ocp.args.Composite(
-        params=ocp.args.StandardSave({name: params[name] for name in groups}),
+        params=ocp.args.PyTreeSave({name: params[name] for name in groups}),
         meta=ocp.args.JsonSave({})))
     manager.close()
     experiments.save(Experiment(f'w32d{depth}-s0', 'w32', 0, small.language(depth), small.VISION,

@@ -214,7 +214,7 @@ def test_cpu_programs_are_counted_too():
     assert hlo.facts(text)['flops'] == pytest.approx(5 * 3 * 2 * 40 * 48 * 48, rel=0.001)
 
 
-@pytest.mark.skipif(find_spec('libtpu') is None, reason="no TPU compiler: pip install '.[plan]'")
+@pytest.mark.skipif(find_spec('libtpu') is None, reason="no TPU compiler: pip install '.[tpu]'")
 def test_a_tpu_program_has_the_flops_of_the_formula():
     """In a process of its own: libtpu is not unloaded, and reads its environment once."""
     import subprocess

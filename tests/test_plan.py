@@ -247,7 +247,7 @@ def test_text_only_and_per_chip_batch_narrow_what_is_asked():
 # --- the real compiler ------------------------------------------------------------------------
 
 @pytest.mark.slow
-@pytest.mark.skipif(not TPU_COMPILER, reason="no TPU compiler: pip install '.[plan]'")
+@pytest.mark.skipif(not TPU_COMPILER, reason="no TPU compiler: pip install '.[tpu]'")
 def test_compiled_programs_have_the_flops_of_the_formula(tmp_path):
     """Train, prefill and decode of a small model; a step costs what is live, not what there is.
 

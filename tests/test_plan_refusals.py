@@ -106,7 +106,7 @@ def test_without_a_compiler_the_extra_is_named(monkeypatch, capsys, tmp_path):
     undone(monkeypatch)
     assert cli.main(['plan', STUDY, '--out', str(tmp_path)]) == 1
     line = capsys.readouterr().err
-    assert "pip install 'downscale[plan]'" in line and line.count('\n') == 1
+    assert "pip install 'downscale[tpu]'" in line and line.count('\n') == 1
 
 
 @pytest.mark.parametrize(('message', 'used', 'limit'), [
@@ -121,7 +121,7 @@ def test_out_of_memory_messages_are_read(message, used, limit):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not TPU_COMPILER, reason="no TPU compiler: pip install '.[plan]'")
+@pytest.mark.skipif(not TPU_COMPILER, reason="no TPU compiler: pip install '.[tpu]'")
 def test_heads_that_do_not_divide_are_refused_before_anything_is_compiled(tmp_path):
     """In a process of its own, which reads the compiler's environment once."""
     done = subprocess.run(

@@ -86,12 +86,15 @@ def together(tmp_path_factory, study_file):
     return folder, {stage: both(study_file, folder, stage) for stage in STAGES}
 
 
-def both(study_file, folder, stage, *more, code=None):
-    """[(exit code, stdout, stderr)] of two processes that run `downscale train` together."""
+def free_port():
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    found = []
+        return free.getsockname()[1]
+
+
+def both(study_file, folder, stage, *more, code=None):
+    """[(exit code, stdout, stderr)] of two processes that run `downscale train` together."""
+    port, found = free_port(), []
     for index in range(2):
         program = ['-c', code.format(process=index, index='{index}')] if code else [
             '-m', 'downscale.cli']
@@ -238,6 +241,19 @@ def test_an_environment_that_makes_no_sense_is_refused(monkeypatch, values, mess
     with pytest.raises(ValueError, match=message) as error, distributed.joined():
         raise AssertionError('joined')
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('index', [0, 1])
+def test_a_process_that_waits_in_vain_for_the_others_says_so(index):
+    environment = {**os.environ, 'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{free_port()}',
+                   'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': str(index)}
+    done = subprocess.run(
+        [sys.executable, '-c', 'from downscale import distributed\n'
+         'distributed.TOGETHER_SECONDS = 2\nwith distributed.joined(): pass'],
+        cwd=ROOT, env=environment, text=True, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert [line[:41] for line in done.stderr.splitlines()] == [
+        'error: not all processes have come togeth']
 
 
 @pytest.mark.parametrize('command', ['study', 'evaluate'])

@@ -203,7 +203,7 @@ def test_a_description_is_joined_only_where_all_of_it_agrees():
 def saved(folder, params, step=3, **cell):
     """A run folder with one step, written as training does."""
     manager = checkpoint.open_manager(folder, every=1)
-    manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params),
+    manager.save(step, args=ocp.args.Composite(params=ocp.args.PyTreeSave(params),
                                                meta=ocp.args.JsonSave({})))
     manager.close()
     experiments.save(Experiment('w32d1-s0', 'w32d1', 0, small.language(), small.VISION, **cell),

@@ -25,8 +25,8 @@ def test_every_mesh_of_these_devices_is_tried():
     found = selfcheck.meshes()
     assert list(found) == ['one device', 'data 4 x tensor 1', 'data 2 x tensor 2']
     assert found.pop('one device') is None
-    assert [dict(mesh.shape) for mesh in found.values()] == [
-        {'data': 4, 'fsdp': 1, 'tensor': 1}, {'data': 2, 'fsdp': 1, 'tensor': 2}]
+    assert [tuple(mesh.shape.values()) for mesh in found.values()] == [
+        (4, 1, 1, 1), (2, 1, 1, 2)]
 
 
 def test_prompts_are_ragged_share_pictures_and_some_think():

@@ -33,7 +33,7 @@ def versions():
         return {name: importlib.metadata.version(name) for name in ('jax', 'libtpu')}
     except importlib.metadata.PackageNotFoundError:
         raise ValueError('no libtpu, which holds the TPU compiler; it needs no TPU: '
-                         "pip install 'downscale[plan]'") from None
+                         "pip install 'downscale[tpu]'") from None
 
 
 @cache
