@@ -88,14 +88,15 @@ def test_the_command_prints_a_table_or_one_json_object(planned, monkeypatch, cap
     assert cli.main([*argv, '--json']) == 0
     found = json.loads(capsys.readouterr().out)
     assert [part['name'] for part in found['cells']] == [
-        f'{size}-s{seed}/extract' for seed in (0, 1) for size in ('0.6b', '1.7b')]
+        f'{size}-s{seed}/{stage}' for seed in (0, 1) for size in ('0.6b', '1.7b')
+        for stage in ('align', 'extract')]
     assert found == json.loads((tmp_path / 'plan' / 'plan.json').read_text())
     assert cli.main(argv) == 0
     lines = capsys.readouterr().out.splitlines()
     assert 'v5e:16x16: 256 chips, 15.75 GiB a device, figures per chip' in lines
     assert [line.split()[:2] for line in lines if '/extract +1 ' in line] == [
         ['0.6b-s0/extract', '+1'], ['1.7b-s0/extract', '+1']]
-    assert len((tmp_path / 'compiled').read_text().splitlines()) == 2
+    assert len((tmp_path / 'compiled').read_text().splitlines()) == 4
     assert cli.main([*argv, '--seq', '9', '--topology', 'v5p:4x4x4']) == 1  # the compiler fails
 
 
