@@ -7,8 +7,9 @@ Command:   downscale plan experiments/extraction_tuning.py                    (f
 Hardware:  the plan: 2 CPU cores; training: a TPU slice
 Expect:    nothing trained yet: the pictures of this repository are rendered scenes. The shapes are
            those of the 382K examples of arXiv 2511.17487: pictures of at most 8,765 tokens in 37
-           tiles, packed 2.8 to a row, so that 530 steps of 256 rows are one epoch. This is the paper's
-           direct variant: the connector learns captions (3 to a row), then all learns to extract.
+           tiles, packed 2.8 to a row, so that 530 steps of 256 rows are one epoch. This is the
+           direct variant of the paper: the connector learns captions (3 to a row), then all learns
+           to extract.
 """
 from ml_collections import ConfigDict
 

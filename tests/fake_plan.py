@@ -13,7 +13,8 @@ RATES = {'language': 1e-3, 'tower': 1e-3, 'connector': 1e-3}
 
 
 def stage(name='extract', batch=64, length=1024, tiles=3, steps=100):
-    return Stage(name, steps, batch, length, tiles, RATES, tuple(RATES), {})
+    groups = {'tower': ('tower',), 'align': ('connector',)}.get(name, tuple(RATES))
+    return Stage(name, steps, batch, length, tiles, RATES, groups, {})
 
 
 EXTRACT = stage()

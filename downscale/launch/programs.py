@@ -140,7 +140,9 @@ def _served(cell, place, wish):
                          f'{place.devices} devices ({place.devices} % {ways} = '
                          f'{place.devices % ways})')
     mesh, length = (1, 1, ways), wish.seq or SERVED
-    rows = wish.per_chip_batch * ways if wish.per_chip_batch else cell.evaluation.batch
+    rows = cell.evaluation.batch
+    if wish.per_chip_batch:
+        rows = max(1, wish.per_chip_batch * ways // place.chip.devices)
     sees = cell.vision is not None and not wish.text_only
     text, found = _essence(cell, 0), []
     if 'prefill' in wish.only and sees:

@@ -66,8 +66,8 @@ def refuse(request):
     compiled for it."""
     cell = experiment_of(request)
     model = cell.model(request.stage['name'] if request.stage else 'instruct')
-    target = mesh(*request.mesh, devices=devices_of(request))
-    shardings(params_of(model, request), target, model.rules)
+    shardings(params_of(model, request), mesh(*request.mesh, devices=devices_of(request)),
+              model.rules)
 
 
 # --- lowering ---------------------------------------------------------------------------------
@@ -86,11 +86,10 @@ def devices_of(request):
     return found[:request.devices]
 
 
-def lowered_train(cell, request, target):
+def lowered_train(cell, request, target, params):
     """The lowered train step of the cell's only stage, on the mesh `target`."""
     stage, = cell.stages
     model, groups = cell.model(stage.name), tuple(stage.trainable)
-    params = params_of(model, request)
     state = jax.eval_shape(lambda: new_state(
         jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params), cell.optimizer,
         groups))
@@ -119,11 +118,11 @@ def _batch(cell, stage, where):
             for name, (shape, dtype) in leaves.items()}
 
 
-def lowered_served(cell, request, target):
+def lowered_served(cell, request, target, params):
     """The lowered program of the engine: see, prefix, prefill or decode."""
     model, rules = cell.model(), cell.model().rules
     place = _Placing(target, rules)
-    params = place.params(params_of(model, request), model.dtype)
+    params = place.params(params, model.dtype)
     B, L = request.rows, request.length
     ends = edges(max(L, 1))
     if request.kind in ('see', 'prefix'):
@@ -208,9 +207,11 @@ def lowered(request):
     """The lowered program of a request."""
     cell = experiment_of(request)
     target = mesh(*request.mesh, devices=devices_of(request))
+    # Shapes are found out before: on this mesh nothing can be computed, not even a zero.
+    params = params_of(cell.model(request.stage['name'] if request.stage else 'instruct'), request)
     with jax.set_mesh(target):
         make = lowered_train if request.kind == 'train' else lowered_served
-        return make(cell, request, target)
+        return make(cell, request, target, params)
 
 
 def compiled_facts(request):
