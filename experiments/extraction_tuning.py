@@ -31,7 +31,7 @@ def get_config(arg=''):
                          parents=dict.fromkeys(('language', 'tower', 'connector'), 'align'),
                          rates=rates)),
         evaluation=dict(batch=50, write=1024, think=4096),
-        optimizer=dict(b2=0.999), mesh=dict(data=-1, fsdp=64, tensor=1),
+        optimizer=dict(b2=0.999), mesh=dict(data=1, fsdp=-1, tensor=1),
         dtype='bfloat16', remat='full'))
 
 
