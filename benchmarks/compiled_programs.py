@@ -1,7 +1,7 @@
 """Did our compiled programs get worse? Small ones for v5e:4x4, against the table that is committed.
 
-Exact figures are gated: the program of no row may need over 5 % more memory, matmul FLOPs or bytes
-moved than the table says (exit code 1). The compiler's cycle estimate is shown and never gated.
+Exact figures are gated: the program of no row may need over 5 % more memory, matmul FLOPs, bytes
+moved or a larger all-reduce than the table says (exit code 1). The compiler's cycle estimate is shown and never gated.
 Compilers differ more than that (a tenth of the memory), so versions that the table lacks are shown
 beside the newest that it has, and gated once their figures are added.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 TABLE = Path(__file__).with_suffix('.json')
 PLACE, GROWTH = 'v5e:4x4', 1.05
-GATED = ('hbm_bytes', 'flops', 'collective_bytes')
+GATED = ('hbm_bytes', 'flops', 'collective_bytes', 'largest_all_reduce')
 
 
 def arguments():
