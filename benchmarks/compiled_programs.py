@@ -1,7 +1,8 @@
 """Did our compiled programs get worse? Small ones for v5e:4x4, against the table that is committed.
 
 Exact figures are gated: the program of no row may need over 5 % more memory, matmul FLOPs, bytes
-moved or a larger all-reduce than the table says (exit code 1). The compiler's cycle estimate is shown and never gated.
+moved or a larger all-reduce than the table says (exit code 1). The compiler's cycle estimate is
+shown and never gated.
 Compilers differ more than that (a tenth of the memory), so versions that the table lacks are shown
 beside the newest that it has, and gated once their figures are added.
 """
