@@ -109,6 +109,13 @@ def test_lines_of_a_kernels_metadata_hide_nothing_behind_them():
         'x', 'w', 'zero', 'kernel.7', 'start', 'loop', 'end']
 
 
+def test_what_runs_on_a_sparse_core_ends_where_it_says_so():
+    marked = TEXT.replace('\n}\n', '\n}, execution_thread="sparsecore"\n', 1)
+    assert marked != TEXT
+    assert hlo.parse(marked).computations.keys() == hlo.parse(TEXT).computations.keys()
+    assert hlo.facts(marked) == hlo.facts(TEXT)
+
+
 def test_a_loop_whose_end_depends_on_data_counts_once():
     """Its condition holds a constant all the same: the room of a cache, which is no trip count."""
     text = TEXT.replace('  ROOT %less', '  %less').replace(

@@ -15,6 +15,7 @@ WIDTHS = {'pred': 1, 's8': 1, 'u8': 1, 'f8e4m3fn': 1, 'f8e5m2': 1, 's16': 2, 'u1
           'bf16': 2, 's32': 4, 'u32': 4, 'f32': 4, 's64': 8, 'u64': 8, 'f64': 8}
 COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
 _BEGINS = re.compile(r'^ +(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(')
+_ENDS = re.compile(r'\}(, execution_thread="\w+")?$')  # what runs on a SparseCore says so
 _ARRAY = re.compile(r'\b([a-z]\w*)\[([\d,]*)\]')
 
 
@@ -56,12 +57,13 @@ def parse(text):
 
     for line in text.splitlines():
         header = re.match(r'(ENTRY )?%?([\w.\-]+) .*-> .*\{$', line)
-        if current is None or line == '}' or _BEGINS.match(line):
+        ends = _ENDS.match(line)
+        if current is None or ends or _BEGINS.match(line):
             keep()
-            lines = [line] if current is not None and line != '}' else []
+            lines = [line] if current is not None and not ends else []
         else:
             lines.append(line)
-        if line == '}':
+        if ends:
             current = None
         elif header and not line.startswith(' ') and current is None:
             current, lines = header[2], []
