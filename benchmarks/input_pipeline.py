@@ -42,8 +42,9 @@ def seconds(run):
 
 def smoke_cell(folder):
     """The cell of the smoke study whose rates are measured, its data prepared in `folder`."""
-    from downscale import cli, experiment, stages
-    config, sweep = cli.load_study(str(Path(__file__).parents[1] / 'experiments/smoke.py'), ())
+    from downscale import experiment, stages, study_files
+    smoke = Path(__file__).parents[1] / 'experiments' / 'smoke.py'
+    config, sweep = study_files.load_study(smoke, ())
     with config.unlocked():
         del config['platform']
     cells = experiment.cells(config, sweep)

@@ -1,6 +1,5 @@
 """The console script `downscale`. JAX is imported only by the command that needs it."""
 import argparse
-import ast
 import contextlib
 import json
 import os
@@ -8,8 +7,10 @@ import sys
 import traceback
 from pathlib import Path
 
+from downscale.evaluate import command as chain_command
 from downscale.launch.arguments import add_arguments
 from downscale.memory import keep_freed_memory
+from downscale.study_files import find_cell, on_cpu, open_study
 
 EXAMPLES = {
     'study': 'downscale study experiments/smoke.py --out runs/smoke --set stages.text.steps=50',
@@ -28,112 +29,12 @@ EXAMPLES = {
 }
 
 
-def load_study(config_file, overrides):
-    """(ConfigDict, sweep) of `FILE.py` or `FILE.py:ARG`, with `key.path=value` overrides set.
-
-    ValueError in one line for a missing file, a file without `get_config` and `sweep`, or an
-    unknown key (with the nearest one).
-    """
-    import importlib.util
-    path, _, arg = str(config_file).partition(':')
-    if not Path(path).is_file():
-        raise ValueError(f'no study file {path}; there are {studies_nearby()}')
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    for name in ('get_config', 'sweep'):
-        if not hasattr(module, name):
-            raise ValueError(f'{path} has no function {name}()')
-    config = module.get_config(arg)
-    for override in overrides:
-        set_key(config, override)
-    return config.lock(), module.sweep(arg)
-
-
-def studies_nearby():
-    """Names of the study files below `experiments/`, for error messages."""
-    found = sorted(str(path) for path in Path('experiments').glob('*.py'))
-    return ', '.join(found) or 'none in ./experiments'
-
-
-def set_key(config, override):
-    """Set one `key.path=value`; the value is a Python literal, or else a string."""
-    from downscale.experiment import unknown
-    key, equals, text = override.partition('=')
-    if not equals:
-        raise ValueError(f'--set {override!r} must look like key.path=value')
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
-    path, node = tuple(key.split('.')), config
-    for depth, name in enumerate(path):
-        written = set(node.keys()) if hasattr(node, 'keys') else set()
-        known = sorted(written | _fields(path[:depth]))
-        if name not in known:
-            raise ValueError(f'--set {key}: {unknown("key", name, known)}')
-        if depth == len(path) - 1:
-            break
-        if name not in written:  # a group whose defaults the study file left alone
-            node[name] = {}
-        node = node[name]
-    try:
-        node[path[-1]] = value
-    except TypeError:
-        raise ValueError(f'--set {key}: {text!r} must be of type '
-                         f'{type(node[path[-1]]).__name__}') from None
-
-
-def _fields(group):
-    """The names that an `Experiment` has in `group` (a path), also those left at their default."""
-    from dataclasses import fields, is_dataclass
-    from typing import get_type_hints
-
-    from downscale.experiment import Experiment, Stage
-    if not group:
-        given_elsewhere = {'name', 'size', 'seed', 'language', 'stages'}  # sweep and stage table
-        return {field.name for field in fields(Experiment)} - given_elsewhere
-    if group[0] == 'stages':
-        return {field.name for field in fields(Stage)} - {'name'} if len(group) == 2 else set()
-    kind = get_type_hints(Experiment).get(group[0])
-    return {field.name for field in fields(kind)} if len(group) == 1 and is_dataclass(kind) \
-        else set()
-
-
-def open_study(args):
-    """(config, experiments, folder) of the command line; the platform is chosen here, before JAX
-    is imported."""
-    config, sweep = load_study(args.config, args.set)
-    if config.platform:
-        os.environ.setdefault('JAX_PLATFORMS', config.platform)
-    if on_cpu():
-        keep_freed_memory()
-    from downscale.experiment import cells
-    with config.unlocked():
-        del config['platform']
-    return config, cells(config, sweep), Path(args.out or Path('runs') / config.study)
-
-
-def on_cpu():
-    """Whether JAX will compute on the CPU only."""
-    return os.environ.get('JAX_PLATFORMS') == 'cpu'
-
-
 def refuse_many():
     """Raise ValueError where the environment names several processes, which only train knows."""
     from downscale.distributed import given
     if given():
         raise ValueError('only `downscale train` runs over several processes; unset '
                          'JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID for this')
-
-
-def find_cell(experiments, name):
-    """The experiment called `name`; ValueError with the nearest."""
-    from downscale.experiment import unknown
-    for cell in experiments:
-        if cell.name == name:
-            return cell
-    raise ValueError(unknown('cell', name, [cell.name for cell in experiments]))
 
 
 def cache_folder():
@@ -260,50 +161,12 @@ def extract_think(args):
     from downscale.study import use_cache
     use_cache(cache_folder())
     with progress_bars(args.quiet) as bars:
-        found = chain_of(args, bars).run()
+        found = chain_command.chain_of(args, bars).run()
     if found is not None:
         print(*table(found), sep='\n')
         print(f'summary: {args.out / "summary.json"}')
     else:
         print(f'process {args.process} of {args.processes} is done; process 0 joins the files')
-
-
-def chain_of(args, bars):
-    """The `Chain` of the command line, everything that it names checked."""
-    import dataclasses
-
-    from downscale.evaluate import prompts
-    from downscale.evaluate.asked import informed, open_questions
-    from downscale.evaluate.extract_think import Chain
-    from downscale.evaluate.plan import Plan
-    from downscale.evaluate.runs import open_runs, prompts_for
-    if min(args.slots, args.processes) < 1:
-        raise ValueError(f'--slots {args.slots} and --processes {args.processes} must be at least '
-                         '1')
-    if not 0 <= args.process < args.processes:
-        raise ValueError(f'--process {args.process} must be a number from 0 to '
-                         f'{args.processes - 1}, below --processes')
-    if args.information and args.informer:
-        raise ValueError('--information and --informer both say what to look at; give one')
-    if args.describe != 'extract' and (args.information or args.informer):
-        raise ValueError('a caption looks at everything; give --describe extract with '
-                         '--information or --informer')
-    folders = [*args.perception, *args.reasoner, *[args.informer] * bool(args.informer)]
-    worded = prompts.load(args.prompts or prompts_for(folders))
-    args.reason = tuple(args.reason) if args.reason else None
-    limits = {name: vars(worded)[name] for name in prompts.LIMITS}
-    plan = Plan(**limits | {field.name: value for field in dataclasses.fields(Plan)
-                            if (value := vars(args)[field.name]) is not None})
-    questions = open_questions(args.data, args.split, args.limit)
-    if args.information:
-        questions = informed(questions, args.information)
-    sees = any(asked.pictures for asked in questions.asked)
-    informer = open_runs([args.informer] if args.informer else [], 'informer')
-    return Chain(
-        args.out, plan, worded, questions, open_runs(args.perception, 'perception', sees=sees),
-        open_runs(args.reasoner, 'reasoner', ban=plan.ban_reflexive), *informer,
-        process=args.process, processes=args.processes, slots=args.slots, report=bars,
-        note=bars.note)
 
 
 def import_(args):
@@ -357,68 +220,6 @@ def _add_exchange(commands):
     sub.add_argument('--json', action='store_true', help='one JSON object')
 
 
-def _add_extract_think(commands):
-    """The parser of extract-think; what is not given is left to `Plan` and, for limits, to the
-    prompts."""
-    sub = _command(commands, extract_think)
-    runs = {'nargs': '+', 'type': Path, 'required': True, 'metavar': 'RUN'}
-    sub.add_argument('--perception', help='run folders of models that describe pictures', **runs)
-    sub.add_argument('--reasoner', help='run folders of models that answer from texts', **runs)
-    sub.add_argument('--data', type=Path, required=True,
-                     help='folder of a study, or .jsonl file of questions with "id", "question", '
-                     '"images" (paths beside the file) and, if known, "answer", "information", '
-                     '"family"')
-    sub.add_argument('--out', type=Path, required=True, help='folder of the results')
-    sub.add_argument('--split', default='test', help='split of a study (default: test)')
-    sub.add_argument('--limit', type=int, metavar='N', help='only the first N questions')
-    _add_wording(sub.add_argument_group('what is asked'))
-    _add_writing(sub.add_argument_group('how the reasoner writes (descriptions are greedy)'))
-    group = sub.add_argument_group('how the work is done; no result depends on it')
-    group.add_argument('--slots', type=int, default=16, metavar='N',
-                       help='rows that decode at once (default 16)')
-    group.add_argument('--processes', type=int, default=1, metavar='N', help='start the command N '
-                       'times, on a folder that all can reach (default 1)')
-    group.add_argument('--process', type=int, default=0, metavar='I',
-                       help='with number I, from 0 to N - 1; 0 joins the files (default 0)')
-    group.add_argument('--quiet', action='store_true', help='no progress bars')
-
-
-def _add_wording(group):
-    """The arguments of extract-think that decide the questions to both kinds of model."""
-    group.add_argument('--describe', choices=('caption', 'extract'), help='describe everything '
-                       '(default), or what the question needs')
-    group.add_argument('--information', type=Path, metavar='FILE', help='what to look at, instead '
-                       'of that in the data: JSON, question id or number to text')
-    group.add_argument('--informer', type=Path, metavar='RUN', help='model that writes what to '
-                       'look at, instead of that in the data')
-    group.add_argument('--reason', nargs='+', choices=('think', 'direct'), help='default: think')
-    group.add_argument('--prompts', metavar='NAME', help='micro, paper or a JSON file (default: '
-                       'what the models are used to); released checkpoints want their own exact '
-                       'strings')
-    for name, text in (('describe', 'of a description'), ('answer', 'of an answer'),
-                       ('think', 'of a thought, counted from <think>')):
-        group.add_argument(f'--{name}-tokens', type=int, metavar='N',
-                           help=f'most tokens {text} (default: that of the prompts)')
-
-
-def _add_writing(group):
-    """The arguments of extract-think that decide how a reasoner's tokens are chosen."""
-    group.add_argument('--temperature', type=float, metavar='X', help='default 0: greedy')
-    group.add_argument('--top-k', type=int, metavar='N',
-                       help='likeliest tokens to choose from (default: all)')
-    group.add_argument('--top-p', type=float, metavar='X',
-                       help='mass of likeliest tokens (default 1)')
-    group.add_argument('--seed', type=int, metavar='N', help='default 0')
-    group.add_argument('--repeats', type=int, metavar='N', help='answers per question (default 1)')
-    group.add_argument('--ban-reflexive', action='store_true',
-                       help='no "wait", "however" and the like while thinking')
-    group.add_argument('--nudge', type=float, metavar='X', help='added to </think> and newline '
-                       'after 95 %% of the budget (default 0)')
-    group.add_argument('--reference-compat', action='store_true',
-                       help='keep the thinking budget as the code of arXiv 2511.17487 does, '
-                       'defects included')
-
-
 def _command(commands, run):
     """The parser of one command, which runs `run`."""
     name = run.__name__.rstrip('_').replace('_', '-')
@@ -461,7 +262,7 @@ def parser():
             sub.add_argument('--padding', action='store_true', help='count what the batches of '
                              'each stage waste, and propose buckets that waste less')
     add_arguments(_command(commands, plan))
-    _add_extract_think(commands)
+    chain_command.add_arguments(_command(commands, extract_think))
     _add_exchange(commands)
     return top
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from downscale import cli, experiment
+from downscale import cli, experiment, study_files
 
 ROOT = Path(__file__).parents[1]
 SMOKE = str(ROOT / 'experiments' / 'smoke.py')
@@ -159,7 +159,7 @@ def test_the_traceback_of_an_error_is_shown_on_request(capsys, tmp_path):
 @pytest.mark.parametrize('override', ['optimizer.accumulate=2', 'stages.text.save_every=5',
                                       'evaluation.answer=9', 'chat=chatml'])
 def test_a_key_that_the_study_file_leaves_at_its_default_can_be_set(override):
-    config, sweep = cli.load_study(ROOT / 'experiments' / 'smoke.py', [override])
+    config, sweep = study_files.load_study(ROOT / 'experiments' / 'smoke.py', [override])
     with config.unlocked():
         del config['platform']
     cell = experiment.cells(config, sweep)[1]
@@ -173,4 +173,4 @@ def test_a_key_that_the_study_file_leaves_at_its_default_can_be_set(override):
                                       'stages.txt.steps=5', 'seed=3', 'optimizer.b1.c=1'])
 def test_an_unknown_or_foreign_key_is_still_refused(override):
     with pytest.raises(ValueError, match='unknown key'):
-        cli.load_study(ROOT / 'experiments' / 'smoke.py', [override])
+        study_files.load_study(ROOT / 'experiments' / 'smoke.py', [override])

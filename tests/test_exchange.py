@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import downscale
-from downscale import cli, exchange, experiment, sharding, stages
+from downscale import cli, exchange, experiment, sharding, stages, study_files
 from downscale.data.tokens import train_tokenizer
 from downscale.parity import parity
 from downscale.train.checkpoint import latest, stored_leaves
@@ -139,7 +139,8 @@ def test_pinpoints_may_be_written_as_a_range(imported, tmp_path):
 
 def test_a_study_starts_from_what_was_imported(imported):
     """Groups without a stage of their own come from the imports, the others as ever."""
-    config, sweep = cli.load_study(str(Path(__file__).parents[1] / 'experiments/smoke.py'), ())
+    smoke = Path(__file__).parents[1] / 'experiments' / 'smoke.py'
+    config, sweep = study_files.load_study(smoke, ())
     config = config.copy_and_resolve_references()
     with config.unlocked():
         del config['platform'], config.stages['text'], config.stages['tower']

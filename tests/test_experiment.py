@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from downscale import cli, experiment
+from downscale import experiment, study_files
 from downscale.data.chat import CHATS
 from downscale.data.facts import vocabulary
 from downscale.data.pipeline import Sampler
@@ -24,7 +24,7 @@ STUDIES = [*sorted(str(path) for path in (ROOT / 'experiments').glob('*.py')),
 
 @cache
 def resolve(study, *overrides):
-    config, sweep = cli.load_study(study, overrides)
+    config, sweep = study_files.load_study(study, overrides)
     with config.unlocked():
         del config['platform']
     return cells(config, sweep)
@@ -171,7 +171,7 @@ def test_the_hash_changes_with_every_entry():
 # --- cells ------------------------------------------------------------------------------------
 
 def test_every_size_has_a_cell_per_seed_and_the_tower_is_shared_by_the_sizes():
-    config, _ = cli.load_study(str(ROOT / 'experiments' / 'smoke.py'), [])
+    config, _ = study_files.load_study(str(ROOT / 'experiments' / 'smoke.py'), [])
     with config.unlocked():
         del config['platform']
     found = cells(config, [dict(size=size, seed=seed) for seed in (0, 3)
@@ -237,7 +237,7 @@ def test_an_impossible_size_is_refused_with_the_nearest(size, family, message):
 
 
 def test_an_unknown_stage_is_refused_with_the_nearest():
-    config, sweep = cli.load_study(str(ROOT / 'experiments' / 'lookup.py'), [])
+    config, sweep = study_files.load_study(str(ROOT / 'experiments' / 'lookup.py'), [])
     config = ConfigDict(config.to_dict())
     del config['platform']
     config.stages['reasn'] = config.stages['reason']

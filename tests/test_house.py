@@ -19,7 +19,7 @@ FILES = [*MODULES.items(), *((path.relative_to(ROOT).as_posix(), ast.parse(path.
 LEVELS = {
     'letters.py': 0, 'sizes.py': 0,
     'accounting.py': 1, 'sharding.py': 1, 'data/records.py': 1, 'console.py': 1,
-    'memory.py': 1, 'distributed.py': 1,
+    'memory.py': 1, 'exits.py': 0, 'distributed.py': 1,
     'model/': 2, 'data/': 2,
     'train/state.py': 3, 'train/optimizer.py': 3, 'train/loss.py': 3, 'train/step.py': 3,
     'train/checkpoint.py': 3,
@@ -27,8 +27,9 @@ LEVELS = {
     'train/loop.py': 4, 'generate/': 4,
     'experiment.py': 5, 'stages.py': 5, 'evaluate/': 5, 'loading.py': 5, 'exchange.py': 5,
     'parity.py': 5, 'padding.py': 5,
-    'evaluate/cells.py': 6, 'evaluate/extract_think.py': 6,  # they need the analysis' intervals
-    'study.py': 6, 'analysis/': 6, 'launch/': 6, 'cli.py': 6}
+    # These need the analysis' intervals.
+    'evaluate/cells.py': 6, 'evaluate/extract_think.py': 6, 'evaluate/command.py': 6,
+    'study_files.py': 6, 'study.py': 6, 'analysis/': 6, 'launch/': 6, 'cli.py': 6}
 OPEN_LEVELS = {5, 6}  # files of these levels import one another freely
 
 

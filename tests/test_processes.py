@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from downscale import cli, distributed, experiment, stages
+from downscale import cli, distributed, experiment, stages, study_files
 from downscale.data.pipeline import Share
 from downscale.experiment import MeshSize
 from downscale.sharding import Rules, mesh
@@ -63,7 +63,7 @@ def study_file(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def cells(study_file):
-    config, sweep = cli.load_study(study_file, ())
+    config, sweep = study_files.load_study(study_file, ())
     with config.unlocked():
         del config['platform']
     return {cell.name: cell for cell in experiment.cells(config, sweep)}

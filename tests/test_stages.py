@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from downscale import cli, experiment, stages
+from downscale import experiment, stages, study_files
 from downscale.data.buckets import Shape
 
 ROOT = Path(__file__).parents[1]
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 @cache
 def smoke():
-    config, sweep = cli.load_study(str(ROOT / 'experiments' / 'smoke.py'), ())
+    config, sweep = study_files.load_study(str(ROOT / 'experiments' / 'smoke.py'), ())
     with config.unlocked():
         del config['platform']
     return experiment.cells(config, sweep)

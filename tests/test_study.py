@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from downscale import cli, experiment
+from downscale import experiment, study_files
 from downscale.evaluate.items import read_items
 from downscale.study import Task, tasks_of, urgency
 
@@ -34,7 +34,7 @@ def sweep(arg=''):
 
 
 def smoke_cells():
-    config, sweep = cli.load_study(ROOT / 'experiments' / 'smoke.py', [])
+    config, sweep = study_files.load_study(ROOT / 'experiments' / 'smoke.py', [])
     with config.unlocked():
         del config['platform']
     return experiment.cells(config, sweep)

@@ -1,0 +1,101 @@
+"""The arguments of `downscale extract-think`, and the `Chain` that they ask for."""
+from pathlib import Path
+
+
+def add_arguments(sub):
+    """`sub` (an argparse parser) takes what `chain_of` reads; what is not given is left to `Plan`
+    and, for limits, to the prompts."""
+    runs = {'nargs': '+', 'type': Path, 'required': True, 'metavar': 'RUN'}
+    sub.add_argument('--perception', help='run folders of models that describe pictures', **runs)
+    sub.add_argument('--reasoner', help='run folders of models that answer from texts', **runs)
+    sub.add_argument('--data', type=Path, required=True,
+                     help='folder of a study, or .jsonl file of questions with "id", "question", '
+                     '"images" (paths beside the file) and, if known, "answer", "information", '
+                     '"family"')
+    sub.add_argument('--out', type=Path, required=True, help='folder of the results')
+    sub.add_argument('--split', default='test', help='split of a study (default: test)')
+    sub.add_argument('--limit', type=int, metavar='N', help='only the first N questions')
+    _add_wording(sub.add_argument_group('what is asked'))
+    _add_writing(sub.add_argument_group('how the reasoner writes (descriptions are greedy)'))
+    group = sub.add_argument_group('how the work is done; no result depends on it')
+    group.add_argument('--slots', type=int, default=16, metavar='N',
+                       help='rows that decode at once (default 16)')
+    group.add_argument('--processes', type=int, default=1, metavar='N', help='start the command N '
+                       'times, on a folder that all can reach (default 1)')
+    group.add_argument('--process', type=int, default=0, metavar='I',
+                       help='with number I, from 0 to N - 1; 0 joins the files (default 0)')
+    group.add_argument('--quiet', action='store_true', help='no progress bars')
+
+
+def _add_wording(group):
+    """The arguments of extract-think that decide the questions to both kinds of model."""
+    group.add_argument('--describe', choices=('caption', 'extract'), help='describe everything '
+                       '(default), or what the question needs')
+    group.add_argument('--information', type=Path, metavar='FILE', help='what to look at, instead '
+                       'of that in the data: JSON, question id or number to text')
+    group.add_argument('--informer', type=Path, metavar='RUN', help='model that writes what to '
+                       'look at, instead of that in the data')
+    group.add_argument('--reason', nargs='+', choices=('think', 'direct'), help='default: think')
+    group.add_argument('--prompts', metavar='NAME', help='micro, paper or a JSON file (default: '
+                       'what the models are used to); released checkpoints want their own exact '
+                       'strings')
+    for name, text in (('describe', 'of a description'), ('answer', 'of an answer'),
+                       ('think', 'of a thought, counted from <think>')):
+        group.add_argument(f'--{name}-tokens', type=int, metavar='N',
+                           help=f'most tokens {text} (default: that of the prompts)')
+
+
+def _add_writing(group):
+    """The arguments of extract-think that decide how a reasoner's tokens are chosen."""
+    group.add_argument('--temperature', type=float, metavar='X', help='default 0: greedy')
+    group.add_argument('--top-k', type=int, metavar='N',
+                       help='likeliest tokens to choose from (default: all)')
+    group.add_argument('--top-p', type=float, metavar='X',
+                       help='mass of likeliest tokens (default 1)')
+    group.add_argument('--seed', type=int, metavar='N', help='default 0')
+    group.add_argument('--repeats', type=int, metavar='N', help='answers per question (default 1)')
+    group.add_argument('--ban-reflexive', action='store_true',
+                       help='no "wait", "however" and the like while thinking')
+    group.add_argument('--nudge', type=float, metavar='X', help='added to </think> and newline '
+                       'after 95 %% of the budget (default 0)')
+    group.add_argument('--reference-compat', action='store_true',
+                       help='keep the thinking budget as the code of arXiv 2511.17487 does, '
+                       'defects included')
+
+
+def chain_of(args, bars):
+    """The `Chain` of the command line, everything that it names checked."""
+    import dataclasses
+
+    from downscale.evaluate import prompts
+    from downscale.evaluate.asked import informed, open_questions
+    from downscale.evaluate.extract_think import Chain
+    from downscale.evaluate.plan import Plan
+    from downscale.evaluate.runs import open_runs, prompts_for
+    if min(args.slots, args.processes) < 1:
+        raise ValueError(f'--slots {args.slots} and --processes {args.processes} must be at least '
+                         '1')
+    if not 0 <= args.process < args.processes:
+        raise ValueError(f'--process {args.process} must be a number from 0 to '
+                         f'{args.processes - 1}, below --processes')
+    if args.information and args.informer:
+        raise ValueError('--information and --informer both say what to look at; give one')
+    if args.describe != 'extract' and (args.information or args.informer):
+        raise ValueError('a caption looks at everything; give --describe extract with '
+                         '--information or --informer')
+    folders = [*args.perception, *args.reasoner, *[args.informer] * bool(args.informer)]
+    worded = prompts.load(args.prompts or prompts_for(folders))
+    args.reason = tuple(args.reason) if args.reason else None
+    limits = {name: vars(worded)[name] for name in prompts.LIMITS}
+    plan = Plan(**limits | {field.name: value for field in dataclasses.fields(Plan)
+                            if (value := vars(args)[field.name]) is not None})
+    questions = open_questions(args.data, args.split, args.limit)
+    if args.information:
+        questions = informed(questions, args.information)
+    sees = any(asked.pictures for asked in questions.asked)
+    informer = open_runs([args.informer] if args.informer else [], 'informer')
+    return Chain(
+        args.out, plan, worded, questions, open_runs(args.perception, 'perception', sees=sees),
+        open_runs(args.reasoner, 'reasoner', ban=plan.ban_reflexive), *informer,
+        process=args.process, processes=args.processes, slots=args.slots, report=bars,
+        note=bars.note)

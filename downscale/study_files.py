@@ -1,0 +1,106 @@
+"""Study files and what the command line changes in them."""
+import ast
+import os
+from pathlib import Path
+
+from downscale.memory import keep_freed_memory
+
+
+def load_study(config_file, overrides):
+    """(ConfigDict, sweep) of `FILE.py` or `FILE.py:ARG`, with `key.path=value` overrides set.
+
+    ValueError in one line for a missing file, a file without `get_config` and `sweep`, or an
+    unknown key (with the nearest one).
+    """
+    import importlib.util
+    path, _, arg = str(config_file).partition(':')
+    if not Path(path).is_file():
+        raise ValueError(f'no study file {path}; there are {studies_nearby()}')
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name in ('get_config', 'sweep'):
+        if not hasattr(module, name):
+            raise ValueError(f'{path} has no function {name}()')
+    config = module.get_config(arg)
+    for override in overrides:
+        set_key(config, override)
+    return config.lock(), module.sweep(arg)
+
+
+def studies_nearby():
+    """Names of the study files below `experiments/`, for error messages."""
+    found = sorted(str(path) for path in Path('experiments').glob('*.py'))
+    return ', '.join(found) or 'none in ./experiments'
+
+
+def set_key(config, override):
+    """Set one `key.path=value`; the value is a Python literal, or else a string."""
+    from downscale.experiment import unknown
+    key, equals, text = override.partition('=')
+    if not equals:
+        raise ValueError(f'--set {override!r} must look like key.path=value')
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    path, node = tuple(key.split('.')), config
+    for depth, name in enumerate(path):
+        written = set(node.keys()) if hasattr(node, 'keys') else set()
+        known = sorted(written | _fields(path[:depth]))
+        if name not in known:
+            raise ValueError(f'--set {key}: {unknown("key", name, known)}')
+        if depth == len(path) - 1:
+            break
+        if name not in written:  # a group whose defaults the study file left alone
+            node[name] = {}
+        node = node[name]
+    try:
+        node[path[-1]] = value
+    except TypeError:
+        raise ValueError(f'--set {key}: {text!r} must be of type '
+                         f'{type(node[path[-1]]).__name__}') from None
+
+
+def _fields(group):
+    """The names that an `Experiment` has in `group` (a path), also those left at their default."""
+    from dataclasses import fields, is_dataclass
+    from typing import get_type_hints
+
+    from downscale.experiment import Experiment, Stage
+    if not group:
+        given_elsewhere = {'name', 'size', 'seed', 'language', 'stages'}  # sweep and stage table
+        return {field.name for field in fields(Experiment)} - given_elsewhere
+    if group[0] == 'stages':
+        return {field.name for field in fields(Stage)} - {'name'} if len(group) == 2 else set()
+    kind = get_type_hints(Experiment).get(group[0])
+    return {field.name for field in fields(kind)} if len(group) == 1 and is_dataclass(kind) \
+        else set()
+
+
+def open_study(args):
+    """(config, experiments, folder) of the command line; the platform is chosen here, before JAX
+    is imported."""
+    config, sweep = load_study(args.config, args.set)
+    if config.platform:
+        os.environ.setdefault('JAX_PLATFORMS', config.platform)
+    if on_cpu():
+        keep_freed_memory()
+    from downscale.experiment import cells
+    with config.unlocked():
+        del config['platform']
+    return config, cells(config, sweep), Path(args.out or Path('runs') / config.study)
+
+
+def on_cpu():
+    """Whether JAX will compute on the CPU only."""
+    return os.environ.get('JAX_PLATFORMS') == 'cpu'
+
+
+def find_cell(experiments, name):
+    """The experiment called `name`; ValueError with the nearest."""
+    from downscale.experiment import unknown
+    for cell in experiments:
+        if cell.name == name:
+            return cell
+    raise ValueError(unknown('cell', name, [cell.name for cell in experiments]))
