@@ -13,10 +13,10 @@ from downscale import accounting
 from downscale.console import progress_bars
 from downscale.data.buckets import Shape
 from downscale.experiment import Evaluation, MeshSize
-from downscale.launch import bounds, nearest, pool, table
+from downscale.launch import bounds, hardware, nearest, pool, table
 from downscale.launch.plan import row
 from downscale.launch.programs import Request, Use, Wish, formula, uses
-from downscale.launch.topologies import CHIPS, topology
+from downscale.launch.topologies import topology
 from downscale.sizes import MICRO
 from downscale.train.optimizer import Optimizer
 
@@ -193,7 +193,7 @@ def test_each_shape_of_a_stage_is_a_program_and_the_total_lies_between_them(plan
 
 def test_what_is_updated_in_place_is_not_written_again_by_serving():
     facts = {'memory_bytes': {'argument': 8, 'output': 5, 'alias': 4, 'temp': 0}, 'wire_bytes': 0}
-    chip = dataclasses.replace(CHIPS['v5e'], hbm_bandwidth=1.0)
+    chip = dataclasses.replace(hardware.chip('v5e'), hbm_bandwidth=1.0)
     assert bounds.interval(facts, 0, chip, serving=True)['memory_s'] == 9
     assert bounds.interval(facts, 0, chip, serving=False)['memory_s'] == 13
 

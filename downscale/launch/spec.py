@@ -11,7 +11,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from downscale.launch.topologies import topology
+from downscale.launch.topologies import SHAPES, topology
 
 PARTS = ('train', 'write', 'reason')
 LONGEST_NAME = 35  # leaves JobSet room in 63 characters: '-slice-<job>-<pod>-abcde'
@@ -77,3 +77,45 @@ def processes(name):
         return int(local[1]), int(local[2])
     place = topology(name)
     return place.hosts, place.devices // place.hosts
+
+
+def specs_of(sweep, config, overrides, tasks, topology_name, image, commit, run):
+    """The `Spec` of every cell and part of a study, those that are needed before those that need.
+
+    `tasks` are those of `study.tasks_of`. What writes and reasons is the work of one process, so it
+    runs on the least slice of the same generation, which is one machine.
+    """
+    cells, part = {task.experiment.name: task.experiment for task in tasks}, {}
+    for task in tasks:
+        kind = 'train' if task.kind == 'train' else 'reason' if task.stage == 'reason' else 'write'
+        part[task.name] = f'{task.experiment.name}/{kind}'
+    found = []
+    for kind in PARTS:
+        for name, cell in cells.items():
+            key = f'{name}/{kind}'
+            own = [task for task in tasks if part[task.name] == key]
+            if not own:
+                continue
+            needs = dict.fromkeys(part[need] for task in own for need in task.needs)
+            steps = sum(cell.stage(task.stage).steps if task.kind == 'train' else 1 for task in own)
+            found.append(Spec(
+                sweep, name, kind, config, tuple(overrides), cell.hash,
+                tuple(task.name for task in own), tuple(need for need in needs if need != key),
+                steps, topology_name if kind == 'train' else one_host(topology_name), image, commit,
+                run))
+    names = {}
+    for spec in found:
+        if names.setdefault(spec.name, spec) is not spec:
+            raise ValueError(f'{spec.key} and {names[spec.name].key} would have the same name '
+                             f'{spec.name}; give the study or its cells other names')
+    return found
+
+
+def one_host(name):
+    """The topology for what is the work of one process, beside `name`."""
+    if name.startswith('cpu:'):
+        return 'cpu:1x1'
+    place = topology(name)
+    least = next(shape for shape in SHAPES[place.generation]
+                 if topology(f'{place.generation}:{shape}').chips == place.machine.chips)
+    return f'{place.generation}:{least}'
