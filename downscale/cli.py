@@ -8,6 +8,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from downscale import exits
 from downscale.launch.arguments import add_arguments
 from downscale.memory import keep_freed_memory
 
@@ -467,7 +468,10 @@ def parser():
 
 
 def main(argv=None):
-    """Run one command; errors are one line on stderr and exit code 1 (2 for bad usage)."""
+    """Run one command; errors are one line on stderr and exit code 1 (2 for bad usage).
+
+    That of `train` is after `exits.TABLE`.
+    """
     args = parser().parse_args(argv)
     try:
         return args.run(args) or 0
@@ -479,7 +483,10 @@ def main(argv=None):
             traceback.print_exc()
         text = ' '.join(str(error).split()) or type(error).__name__
         print(f'error: {text}', file=sys.stderr)
-        return 1
+        return exits.code_of(error) if args.run is train else 1
+    except exits.Preempted as error:
+        print(f'{error}; the same command continues', file=sys.stderr)
+        return error.code
 
 
 if __name__ == '__main__':

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from downscale import distributed
+from downscale import distributed, exits
 from downscale.data.pipeline import Share
 from downscale.memory import give_back
 from downscale.sharding import batch_sharding
@@ -66,8 +66,11 @@ def share(mesh, rules):
 
 
 def train(folder, model, loss, optimizer, trainable, rates, schedule, mesh, params, stream,
-          save_every, report=lambda step, metrics: None):
+          save_every, report=lambda step, metrics: None, stop=distributed.stop):
     """Train for `schedule.steps` steps and return the final parameters.
+
+    After a step of which `stop(step)` is true, in all processes, it is saved and `exits.Preempted`
+    raised.
 
     `params()` gives fresh or inherited parameters as numpy; it is called only when there is no
     checkpoint under `folder`. `stream` is a checkpointable iterator of this process' `share` of the
@@ -83,6 +86,7 @@ def train(folder, model, loss, optimizer, trainable, rates, schedule, mesh, para
         step_fn = compiled_step(model, loss, optimizer, trainable, mesh)
         first, mine = int(state['step']), share(mesh, model.rules)
         log = stack.enter_context(contextlib.closing(_Log(folder, first, tokens)))
+        stack.enter_context(distributed.stepping())
         pending = None
         for step in range(first, schedule.steps):
             batch = next(stream)
@@ -99,10 +103,15 @@ def train(folder, model, loss, optimizer, trainable, rates, schedule, mesh, para
             if step == first + 1:  # the first step compiled
                 give_back()
             pending = (step, read, factor, metrics)
-            if (step + 1) % save_every == 0 and step + 1 < schedule.steps:
+            stopped = stop(step + 1) and step + 1 < schedule.steps
+            if stopped or ((step + 1) % save_every == 0 and step + 1 < schedule.steps):
                 report(*log.write(*pending))
                 pending = None
                 _save(manager, state, stream, log.tokens)
+            if stopped:
+                manager.wait_until_finished()
+                raise exits.Preempted(f'stopped by SIGTERM: step {step + 1} of {schedule.steps} is '
+                                      'saved')
         if pending:
             report(*log.write(*pending))
         _save(manager, state, stream, log.tokens)
