@@ -19,6 +19,7 @@ import numpy as np
 from downscale import distributed, exits
 from downscale.data.pipeline import Share
 from downscale.memory import give_back
+from downscale.places import in_bucket, place, scratch, write_bytes
 from downscale.sharding import batch_sharding
 from downscale.train import checkpoint
 from downscale.train.state import abstract, new_state, state_shardings
@@ -33,7 +34,7 @@ def only_process(folder):
 
     RuntimeError in one line when another run holds it.
     """
-    handle = distributed.once(lambda: _lock(Path(folder)))
+    handle = distributed.once(lambda: _lock(scratch(folder)))
     try:
         yield
     finally:
@@ -107,14 +108,14 @@ def train(folder, model, loss, optimizer, trainable, rates, schedule, mesh, para
             if stopped or ((step + 1) % save_every == 0 and step + 1 < schedule.steps):
                 report(*log.write(*pending))
                 pending = None
-                _save(manager, state, stream, log.tokens)
+                _save(manager, state, stream, log)
             if stopped:
                 manager.wait_until_finished()
                 raise exits.Preempted(f'stopped by SIGTERM: step {step + 1} of {schedule.steps} is '
                                       'saved')
         if pending:
             report(*log.write(*pending))
-        _save(manager, state, stream, log.tokens)
+        _save(manager, state, stream, log)
         manager.wait_until_finished()
     return state['params']
 
@@ -148,8 +149,9 @@ def _new_state_on(optimizer, trainable, mesh, rules):
     return jax.jit(make, donate_argnums=0)
 
 
-def _save(manager, state, stream, tokens):
-    checkpoint.save(manager, state, stream, {'tokens': tokens}, force=True)
+def _save(manager, state, stream, log):
+    log.upload()  # before the step is there to be resumed from
+    checkpoint.save(manager, state, stream, {'tokens': log.tokens}, force=True)
 
 
 def _on_devices(batch, mine, mesh, rules):
@@ -175,8 +177,12 @@ class _Log:
         self.tokens = self.before = tokens
         self.began, self.files = time.perf_counter(), contextlib.ExitStack()
         paths = [Path(os.devnull)] * 2
+        self.copies = {}
         if distributed.first():
-            paths = [Path(folder) / name for name in ('metrics.jsonl', 'timing.jsonl')]
+            paths = [scratch(folder) / name for name in ('metrics.jsonl', 'timing.jsonl')]
+            if in_bucket(folder):
+                self.copies = {path: place(folder) / path.name for path in paths}
+                _fetch(self.copies)
             _cut(paths[0], first)
         self.metrics, self.timing = (self.files.enter_context(path.open('a')) for path in paths)
 
@@ -199,8 +205,19 @@ class _Log:
             self.timing.flush()
         return step + 1, row
 
+    def upload(self):
+        """The rows are in the run folder, also when that is in a bucket."""
+        for path, copy in self.copies.items():
+            write_bytes(copy, path.read_bytes())
+
     def close(self):
         self.files.close()
+
+
+def _fetch(copies):
+    """Go on with the rows that another machine may have written."""
+    for path, copy in copies.items():
+        path.write_bytes(copy.read_bytes() if copy.exists() else b'')
 
 
 def _cut(path, first):
@@ -210,4 +227,4 @@ def _cut(path, first):
         with contextlib.suppress(ValueError):
             if json.loads(line)['step'] <= first:
                 kept.append(line)
-    path.write_text(''.join(f'{line}\n' for line in kept))
+    write_bytes(path, ''.join(f'{line}\n' for line in kept).encode())
