@@ -62,9 +62,9 @@ def seconds(name, default):
 
 
 @contextlib.contextmanager
-def joined():
+def joined(ending=lambda code, text: None):
     """Join the processes that the environment names; an error in one ends all, with one line each
-    and the exit code of the first.
+    and the exit code of the first, after `ending(code, text)`.
 
     A lone process goes on at once. One that waits for the others in vain says so and ends. SIGTERM
     ends all with `exits.PREEMPTED`: at a step where all have saved (`stop`), or at once where there
@@ -74,10 +74,14 @@ def joined():
     global _peers
     arguments = given()
     together, heartbeat = seconds('INITIALIZATION', 300), seconds('HEARTBEAT', 100)
-    _peers = Peers(heartbeat / 2)  # quicker than JAX, whose words are pages
+    _peers = Peers(heartbeat / 2, ending)  # quicker than JAX, whose words are pages
     if arguments is None:
         with _own_sigterm():
-            yield
+            try:
+                yield
+            except BaseException as error:
+                ending(exits.code_of(error), line_of(error))
+                raise
         return
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     late = threading.Timer(together, _miss_others, [together])

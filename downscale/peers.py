@@ -32,12 +32,14 @@ AGAIN = 'a restart continues from the last checkpoint'
 class Peers:
     """The processes of this run, watched by a thread until `part` or `fail`.
 
-    One that says nothing for `silence` seconds has gone. `notice` is set once the machine of any of
-    them is wanted back; `stepping` is whether the work is in a loop that will save by itself then.
+    One that says nothing for `silence` seconds has gone. `ending(code, text)` is called before this
+    process ends for a reason, its own or another's, in whichever thread finds it. `notice` is set
+    once the machine of any of them is wanted back; `stepping` is whether the work is in a loop that
+    will save by itself then.
     """
 
-    def __init__(self, silence):
-        self.silence, self.over = silence, threading.Event()
+    def __init__(self, silence, ending=lambda code, text: None):
+        self.silence, self.ending, self.over = silence, ending, threading.Event()
         self.notice = self.stepping = self.leaving = False
         self.counts = {}
 
@@ -61,18 +63,21 @@ class Peers:
         if isinstance(error, jax.errors.JaxRuntimeError) and exits.code_of(error) == exits.CRASHED:
             self.over.wait(self.silence + 4 * POLL_SECONDS)  # the thread ends this process
         self.over.set()
-        code = exits.code_of(error)
+        code, text = exits.code_of(error), line_of(error)
         if code != exits.PREEMPTED:  # all have saved, each ends by itself
-            self._tell(code, f'process {self.rank}: {line_of(error)}')
-            told = self._alive().get(FAILED)
-            code = json.loads(told)['code'] if told else code
+            self._tell(code, f'process {self.rank}: {text}')
+            told = json.loads(self._alive().get(FAILED, '{}'))
+            code, text = told.get('code', code), told.get('text', text)
+        self.ending(code, text)
         atexit.register(self._leave, code)
 
     def lost(self):
         """End at once: JAX's client will not go on."""
         if not self.leaving:
-            say('error: lost the coordinator in process 0, or it has lost a process (killed, or '
-                f'its machine is gone); {AGAIN}')
+            text = ('lost the coordinator in process 0, or it has lost a process (killed, or its '
+                    f'machine is gone); {AGAIN}')
+            say(f'error: {text}')
+            self.ending(self._code(), text)
         os._exit(self.leaving or self._code())
 
     def _watch(self):
@@ -92,6 +97,7 @@ class Peers:
                 return
             told = json.loads(told)
             say(f'error: {told["text"]}')
+            self.ending(told['code'], told['text'])
             self._leave(told['code'], told['gone'])
         self.counts = {key: self.counts[key] if self.counts.get(key, ('',))[0] == count
                        else (count, now) for key, count in alive.items()}
