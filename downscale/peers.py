@@ -61,7 +61,9 @@ class Peers:
         When the others may be the cause, first wait for what they have to say.
         """
         if isinstance(error, jax.errors.JaxRuntimeError) and exits.code_of(error) == exits.CRASHED:
-            self.over.wait(self.silence + 4 * POLL_SECONDS)  # the thread ends this process
+            self.over.wait(self.silence + 4 * POLL_SECONDS)
+            if self.leaving:
+                threading.Event().wait()  # the thread ends this process
         self.over.set()
         code, text = exits.code_of(error), line_of(error)
         if code != exits.PREEMPTED:  # all have saved, each ends by itself
@@ -93,9 +95,10 @@ class Peers:
         alive, now = self._alive(), time.monotonic()
         told = alive.pop(FAILED, None)
         if told:
-            if self.over.wait(2 * POLL_SECONDS):  # this one fails as well, in its own words
-                return
             told = json.loads(told)
+            if told['gone'] is None and self.over.wait(2 * POLL_SECONDS):
+                return  # this one fails as well, in its own words
+            self.leaving = told['code']
             say(f'error: {told["text"]}')
             self.ending(told['code'], told['text'])
             self._leave(told['code'], told['gone'])

@@ -1,0 +1,102 @@
+"""Jobs on this machine: each is some processes, joined as they would be in the cloud.
+
+A job of topology 'cpu:PxD' is P processes of D devices. They end when this process does: each saves
+and stops, as after SIGTERM. What they print is in RUN/launch/CELL/PART/logs/NNN-RANK.log.
+"""
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from downscale.exits import FATAL, MISMATCH, PREEMPTED
+from downscale.launch import state
+from downscale.launch.spec import processes
+from downscale.places import scratch
+
+PACKAGE = Path(__file__).parent.parent
+LINGER_SECONDS = 120  # for the rest of a group, once one of its processes has ended
+
+
+def commands(spec):
+    """[(argv, environment)] of each process of a job; the environment is without that of this
+    process. ValueError for a topology that is not of this machine."""
+    if not spec.topology.startswith('cpu:'):
+        raise ValueError(f'{spec.key} is for {spec.topology}; the local backend runs cpu:PxD, for '
+                         'P processes of D devices, as cpu:2x1')
+    count, devices = processes(spec.topology)
+    argv = [sys.executable, '-m', 'downscale.launch.entry',
+            str(state.folder_of(spec.run, spec) / 'spec.json')]
+    path = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get('PYTHONPATH')])])
+    common = {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': path, 'DOWNSCALE_LAUNCHER': str(os.getpid()),
+              'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
+    common['TF_CPP_MIN_LOG_LEVEL'] = '3'  # else a lost process is told of in several lines more
+    if count > 1:
+        common |= {'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{_free_port()}',
+                   'JAX_NUM_PROCESSES': str(count)}
+    ranks = [{'JAX_PROCESS_ID': str(rank)} if count > 1 else {} for rank in range(count)]
+    return [(argv, common | rank) for rank in ranks]
+
+
+class Group:
+    """The processes of one attempt at a job, started at once."""
+
+    def __init__(self, spec):
+        self.spec, self.ended = spec, None
+        state.save_spec(spec)
+        found = state.attempts(state.folder_of(spec.run, spec))
+        number = found[-1]['attempt'] + 1 if found else 0
+        self.processes = [self._start(argv, environment, log_of(spec, number, rank))
+                          for rank, (argv, environment) in enumerate(commands(spec))]
+
+    def _start(self, argv, environment, log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open('a') as file:
+            return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+                                    env={**os.environ, **environment}, process_group=0)
+
+    def code(self):
+        """The exit code of the job, by the first of its processes that failed; None while any runs.
+        """
+        codes = [process.poll() for process in self.processes]
+        if None not in codes:
+            return _code_of(codes)
+        if self.ended is None and any(code is not None for code in codes):
+            self.ended = time.monotonic()
+        if self.ended and time.monotonic() - self.ended > LINGER_SECONDS:
+            self.signal(signal.SIGKILL)
+        return None
+
+    def wait(self, seconds):
+        """The exit code of the job, which ends within `seconds`; else subprocess.TimeoutExpired."""
+        until = time.monotonic() + seconds
+        for process in self.processes:
+            process.wait(until - time.monotonic())
+        return self.code()
+
+    def signal(self, number):
+        """Send a signal to every process that runs, and to what it has started."""
+        for process in self.processes:
+            if process.poll() is None:
+                os.killpg(process.pid, number)
+
+
+def log_of(spec, attempt, rank):
+    """Where a process of an attempt prints."""
+    return scratch(state.folder_of(spec.run, spec)) / 'logs' / f'{attempt:03d}-{rank}.log'
+
+
+def _code_of(codes):
+    """One exit code of a group: that which says most of what the others only followed."""
+    for telling in (FATAL, MISMATCH, PREEMPTED):
+        if telling in codes:
+            return telling
+    return next((code for code in codes if code), 0)
+
+
+def _free_port():
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return free.getsockname()[1]
