@@ -10,9 +10,10 @@ import os
 import tempfile
 from pathlib import Path
 
+import fsspec
 from etils import epath
 
-BUCKET = 'gs://'
+BUCKET, LOCK = 'gs://', '.lock'
 
 
 def in_bucket(path):
@@ -22,7 +23,11 @@ def in_bucket(path):
 
 def place(path):
     """`path` with the methods of pathlib; a bucket's needs `pip install 'downscale[gcs]'`."""
-    return epath.Path(path) if in_bucket(path) else Path(path)
+    if not in_bucket(path):
+        return Path(path)
+    # What other machines write would stay unseen.
+    fsspec.config.conf['gcs'] = {'use_listings_cache': False, **fsspec.config.conf.get('gcs', {})}
+    return epath.Path(path)
 
 
 def absolute(path):
@@ -65,6 +70,22 @@ def read_json(path):
         return json.loads(place(path).read_text())
     except FileNotFoundError:
         return None
+
+
+def lock(folder):
+    """The descriptor of a lock on a local folder, held until it is closed or this process ends.
+
+    RuntimeError in one line when another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise RuntimeError(f'{folder} is in use by another process; wait for it or stop it, or '
+                           'give this run another folder') from None
+    return handle
 
 
 @contextlib.contextmanager

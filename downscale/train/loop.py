@@ -4,7 +4,6 @@ Metrics of step n are read after step n + 1 is dispatched, so the device never w
 `metrics.jsonl` holds only numbers that a rerun repeats bit by bit; speeds go to `timing.jsonl`.
 """
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -19,7 +18,7 @@ import numpy as np
 from downscale import distributed, exits
 from downscale.data.pipeline import Share
 from downscale.memory import give_back
-from downscale.places import in_bucket, place, scratch, write_bytes
+from downscale.places import in_bucket, lock, place, scratch, write_bytes
 from downscale.sharding import batch_sharding
 from downscale.train import checkpoint
 from downscale.train.state import abstract, new_state, state_shardings
@@ -34,24 +33,12 @@ def only_process(folder):
 
     RuntimeError in one line when another run holds it.
     """
-    handle = distributed.once(lambda: _lock(scratch(folder)))
+    handle = distributed.once(lambda: lock(scratch(folder)))
     try:
         yield
     finally:
         if distributed.first():
             os.close(handle)
-
-
-def _lock(folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / '.lock', os.O_CREAT | os.O_RDWR)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise RuntimeError(f'{folder} is in use by another process; wait for it or stop it, or '
-                           'give this run another folder') from None
-    return handle
 
 
 def share(mesh, rules):
