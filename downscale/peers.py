@@ -70,17 +70,20 @@ class Peers:
             self._tell(code, f'process {self.rank}: {text}')
             told = json.loads(self._alive().get(FAILED, '{}'))
             code, text = told.get('code', code), told.get('text', text)
-        self.ending(code, text)
         atexit.register(self._leave, code)
+        self.ending(code, text)
 
     def lost(self):
         """End at once: JAX's client will not go on."""
-        if not self.leaving:
-            text = ('lost the coordinator in process 0, or it has lost a process (killed, or its '
-                    f'machine is gone); {AGAIN}')
-            say(f'error: {text}')
-            self.ending(self._code(), text)
-        os._exit(self.leaving or self._code())
+        code = self.leaving or self._code()
+        try:
+            if not self.leaving:
+                text = ('lost the coordinator in process 0, or it has lost a process (killed, or '
+                        f'its machine is gone); {AGAIN}')
+                say(f'error: {text}')
+                self.ending(code, text)
+        finally:
+            os._exit(code)
 
     def _watch(self):
         for count in itertools.count():
@@ -99,9 +102,11 @@ class Peers:
             if told['gone'] is None and self.over.wait(2 * POLL_SECONDS):
                 return  # this one fails as well, in its own words
             self.leaving = told['code']
-            say(f'error: {told["text"]}')
-            self.ending(told['code'], told['text'])
-            self._leave(told['code'], told['gone'])
+            say(told['text'] if self.leaving == exits.PREEMPTED else f'error: {told["text"]}')
+            try:
+                self.ending(told['code'], told['text'])
+            finally:
+                self._leave(told['code'], told['gone'])
         self.counts = {key: self.counts[key] if self.counts.get(key, ('',))[0] == count
                        else (count, now) for key, count in alive.items()}
         for key, (_, since) in self.counts.items():

@@ -62,10 +62,10 @@ def work(record):
     stages.grid_of(cell)
     studies.use_cache(os.environ.get('JAX_COMPILATION_CACHE_DIR')
                       or place(spec.run) / 'launch' / 'cache')
-    distributed.once(lambda: _prepare(spec.run, config.study, cells))
-    if in_bucket(spec.run):  # the others of this machine may have done so
+    if in_bucket(spec.run):  # every machine makes its own copy, at the same time
         with held(scratch(spec.run)):
             stages.prepare(spec.run, cell)
+    distributed.once(lambda: _prepare(spec.run, config.study, cells))
     writers = studies.writers_of(cell, cells)
     for task in tasks:
         record.begin(task)
