@@ -1,85 +1,28 @@
 """A job that loses processes ends with a line each, and goes on to the same result, bit by bit."""
 import dataclasses
-import signal
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
-from pathlib import Path
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
 import pytest
+from local_jobs import (
+    ROOT,
+    SILENCE,
+    STUDY,
+    assert_same_run,
+    attempt,
+    logs,
+    run_of,
+    spec_of,
+    told,
+    wait_until,
+)
 
-from downscale import cli, exits, experiment
+from downscale import exits
 from downscale.launch import local, state
-from downscale.launch.spec import Spec
-from downscale.places import place
 from downscale.train import checkpoint
-
-ROOT = Path(__file__).parents[1]
-# The study file is run in every process of a job. In the first attempt, process RANK of HARM does
-# something to itself when it has read the batch of a step, or while it saves one.
-STUDY = '''
-import os, signal
-from pathlib import Path
-from ml_collections import ConfigDict
-
-def get_config(arg=''):
-    rates = dict(language=3e-3, tower=3e-3)
-    common = dict(batch=8, length=112, rates=rates, steps=40, save_every=10)
-    return ConfigDict(dict(
-        study='tiny', platform='cpu', family='micro', vocabulary=320,
-        vision=dict(layers=1, W=32, H=2, F=64, patch=20, image=40),
-        world=dict(grid=2, min_objects=2, max_objects=3, n_facts=8),
-        data=dict(train=24, validation=4, test=6), evaluation=dict(scenes=4, pictures=2),
-        stages=dict(text=dict(tiles=0, **common))))
-
-def sweep(arg=''):
-    return [dict(size=size, seed=0) for size in ('w64d1', 'w64d2')]
-
-def harm(rank, what, step, once):
-    from downscale.train import loop
-    if Path(once).exists() or os.environ.get('JAX_PROCESS_ID', '0') != rank:
-        return
-    def act():
-        Path(once).touch()
-        os.kill(os.getpid(), signal.SIGKILL if what == 'commit' else getattr(signal, what))
-    if what == 'commit':  # a step is complete once its folder is renamed, in a bucket once it has
-        rename = os.rename                     # a file that says so
-        def dying_rename(source, target, **options):
-            return act() if str(target).endswith(f'checkpoints/{step}') else rename(
-                source, target, **options)
-        os.rename = dying_rename
-        from etils.epath import gpath
-        write = gpath._GPath.write_text
-        def dying_write(path, *text, **options):
-            return act() if str(path).endswith(f'/{step}/commit_success.txt') else write(
-                path, *text, **options)
-        gpath._GPath.write_text = dying_write
-        return
-    from jax._src.distributed import global_state
-    place, save, calls, managers = loop._on_devices, loop._save, [], []
-    def saving(manager, *rest):
-        managers.append(manager)
-        save(manager, *rest)
-    def on_devices(*args):
-        calls.append(1)
-        if len(calls) == int(step) + 1:
-            managers[-1].wait_until_finished()  # what came before is safe, and the steps are quick
-            act()
-            if global_state.client and what == 'SIGTERM':
-                global_state.client.blocking_key_value_get('RECEIVED_PREEMPTION_NOTICE', 60000)
-        return place(*args)
-    loop._save = saving
-    loop._on_devices = on_devices
-
-if os.environ.get('HARM'):
-    harm(*os.environ['HARM'].split(','))
-'''
-SILENCE = {'DOWNSCALE_HEARTBEAT_SECONDS': '8', 'DOWNSCALE_INITIALIZATION_SECONDS': '60'}
 
 
 @pytest.fixture(scope='module')
@@ -96,26 +39,6 @@ def environment(monkeypatch, study_file):
     monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(study_file.parent / 'cache'))
 
 
-def spec_of(study_file, run, topology='cpu:2x1', overrides=(), which=0):
-    config, sweep = cli.load_study(study_file, overrides)
-    with config.unlocked():
-        del config['platform']
-    cell = experiment.cells(config, sweep)[which]
-    return Spec('tiny', cell.name, 'train', str(study_file), tuple(overrides), cell.hash,
-                (f'{cell.name}/text',), (), 40, topology, None, 'none', str(run))
-
-
-def attempt(spec, harm=None, once=''):
-    """The exit code of one attempt, disturbed as `harm` says unless the file `once` is there."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('HARM', f'{harm},{once}' if harm else '')
-        group = local.Group(spec)
-        try:
-            return group.wait(120)
-        finally:
-            group.signal(signal.SIGKILL)
-
-
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory, study_file):
     """The run folder of a job of two processes that nobody disturbed."""
@@ -127,58 +50,13 @@ def undisturbed(tmp_path_factory, study_file):
     return run
 
 
-def logs(spec, number=0):
-    """What each process said, without the few lines of the libraries below JAX."""
-    found = []
-    for rank in range(int(spec.topology[4])):
-        lines = local.log_of(spec, number, rank).read_text().splitlines()
-        assert len(lines) < 16, lines  # else there are pages, of JAX or of Python
-        found.append([line for line in lines if line.startswith(('error: ', 'stopped by '))])
-    return found
-
-
-def told(spec):
-    """(exit, first step, last step, steps lost) of every attempt."""
-    return [tuple(row[name] for name in ('exit', 'first_step', 'last_step', 'steps_lost'))
-            for row in state.attempts(state.folder_of(spec.run, spec))]
-
-
-def run_of(run):
-    return place(run) / 'cells' / 'w64d1-s0' / 'text'
-
-
-def assert_same_run(one, other):
-    """The same rows, and the same bits of parameters, optimiser and data position."""
-    assert (run_of(one) / 'metrics.jsonl').read_text() == (
-        run_of(other) / 'metrics.jsonl').read_text()
-    steps = [checkpoint.latest(str(run_of(run))) for run in (one, other)]
-    for part in ('data', 'meta'):
-        (text, again) = [(step / part / 'metadata').read_text() for step in steps]
-        assert text == again
-    for part in ('params', 'train'):
-        leaves, again = (leaves_of(step / part) for step in steps)
-        assert leaves.keys() == again.keys()
-        for name, leaf in leaves.items():
-            assert leaf.tobytes() == again[name].tobytes(), name
-
-
-def leaves_of(path):
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        tree = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
-                            checkpointer.metadata(path).item_metadata.tree)
-        found = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=tree))
-    return {jax.tree_util.keystr(name): leaf
-            for name, leaf in jax.tree_util.tree_leaves_with_path(found)}
-
-
 # --- lost processes ---------------------------------------------------------------------------
 
 @pytest.mark.slow
-@pytest.mark.parametrize('rank', [0, 1])
-def test_sigterm_to_one_saves_the_same_step_in_all(undisturbed, study_file, tmp_path, rank):
+def test_sigterm_to_one_saves_the_same_step_in_all(undisturbed, study_file, tmp_path):
     spec = spec_of(study_file, tmp_path / 'run')
     once = tmp_path / 'once'
-    assert attempt(spec, f'{rank},SIGTERM,12', once) == exits.PREEMPTED, logs(spec)
+    assert attempt(spec, '1,SIGTERM,12', once) == exits.PREEMPTED, logs(spec)
     (code, first, step, lost), = told(spec)
     assert (code, first, lost) == (exits.PREEMPTED, 0, 0) and 12 < step < 40
     for said in logs(spec):
@@ -186,6 +64,14 @@ def test_sigterm_to_one_saves_the_same_step_in_all(undisturbed, study_file, tmp_
     assert attempt(spec) == exits.DONE, logs(spec, 1)
     assert told(spec)[1:] == [(exits.DONE, step, 40, 0)]
     assert_same_run(undisturbed, spec.run)
+
+
+def test_sigterm_before_there_is_work_ends_all_at_once(study_file, tmp_path):
+    spec = spec_of(study_file, tmp_path / 'run')
+    assert attempt(spec, '1,early,0', tmp_path / 'once') == exits.PREEMPTED, logs(spec)
+    assert told(spec) == [(exits.PREEMPTED, 0, 0, 0)]
+    for line, in logs(spec):
+        assert line.startswith('stopped by SIGTERM, with nothing to save')
 
 
 @pytest.mark.slow
@@ -218,6 +104,23 @@ def test_a_kill_during_a_save_leaves_the_step_before(undisturbed, study_file, tm
     assert_same_run(undisturbed, spec.run)
 
 
+@pytest.mark.slow
+def test_an_evaluation_is_a_job_of_one_process(study_file, tmp_path):
+    train = spec_of(f'{study_file}:reason', tmp_path / 'run', 'cpu:1x2')
+    train = dataclasses.replace(train, tasks=(*train.tasks, f'{train.cell}/reason'), steps=80)
+    assert attempt(train) == exits.DONE, logs(train)
+    assert told(train) == [(exits.DONE, 0, 80, 0)]
+    spec = dataclasses.replace(train, part='reason', tasks=(f'evaluate reason {train.cell}',),
+                               needs=(train.key,), steps=1, topology='cpu:1x1')
+    assert attempt(spec, '0,early,0', tmp_path / 'once') == exits.PREEMPTED, logs(spec)
+    assert attempt(spec) == exits.DONE, logs(spec, 1)
+    assert told(spec) == [(exits.PREEMPTED, 0, 0, 0), (exits.DONE, 0, 1, 0)]
+    assert (tmp_path / 'run' / 'evaluations' / f'reason-{train.cell}' / 'items.parquet').exists()
+    two = dataclasses.replace(spec, topology='cpu:2x1', cell=train.cell, part='write')
+    assert attempt(two) == exits.FATAL
+    assert 'the work of one process' in logs(two)[0][0]
+
+
 # --- jobs that must not run again -------------------------------------------------------------
 
 def test_other_devices_than_expected_are_a_mismatch(study_file, tmp_path, monkeypatch):
@@ -233,7 +136,7 @@ def test_other_devices_than_expected_are_a_mismatch(study_file, tmp_path, monkey
 
 @pytest.mark.parametrize('change, message', [
     ({'experiment': 'other'}, 'makes another cell w64d1-s0 now'),
-    ({'cell': 'w64d2-s0'}, "unknown cell 'w64d2-s0'"), ({'config': 'no.py'}, 'no study file no.py'),
+    ({'cell': 'w64d9-s0'}, "unknown cell 'w64d9-s0'"), ({'config': 'no.py'}, 'no study file no.py'),
     ({'overrides': ('stages.text.batch=6',)}, 'stage text: global batch 6 does not divide')])
 def test_what_a_second_try_cannot_mend_is_fatal(study_file, tmp_path, change, message):
     run = tmp_path / 'run'
@@ -357,10 +260,3 @@ def test_jobs_save_and_end_with_their_supervisor(study_file, tmp_path, end):
         supervisor.kill()
     assert last('exit') == exits.PREEMPTED and last('steps_lost') == 0
     wait_until(lambda: not local.cancel(spec.run))
-
-
-def wait_until(true, seconds=60):
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until
-        time.sleep(0.1)

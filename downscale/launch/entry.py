@@ -34,7 +34,10 @@ def tick(record, over):
         if launcher and os.getppid() != int(launcher):
             launcher = None
             os.kill(os.getpid(), signal.SIGTERM)
-        record.write()
+        try:
+            record.write()
+        except Exception as error:  # a bucket may be out of reach for a while
+            print(f'cannot write {record.path}: {distributed.line_of(error)}', file=sys.stderr)
 
 
 def work(record):

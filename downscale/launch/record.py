@@ -16,8 +16,9 @@ class Record:
 
     def __init__(self, spec, began):
         self.spec, self.folder = spec, state.folder_of(spec.run, spec)
-        self.lock, self.closed = threading.RLock(), False
-        self.tasks, self.before, self.stage = [], 0, None
+        # Reports must not wait for a slow bucket, so values and files have a lock each.
+        self.lock, self.writing, self.closed = threading.RLock(), threading.RLock(), False
+        self.tasks, self.before = [], 0
         self.marks = None  # (seconds, tokens) of the first report of a task
         self.path = self.progress = None
         self.value = {'spec': spec.hash, 'began': began, 'ended': None, 'exit': None, 'reason': '',
@@ -47,26 +48,25 @@ class Record:
 
     def plan(self, tasks):
         """These tasks are the job."""
+        step = sum(self._committed(task) for task in tasks)
+        old = read_json(self.folder / 'progress.json')
         with self.lock:
             self.tasks = tasks
-            self.total = sum(steps_of(task) for task in tasks)
-            step = sum(self._committed(task) for task in tasks)
             self.value |= {'first_step': step, 'last_step': step, 'devices': jax.device_count(),
                            'processes': jax.process_count()}
-            self.progress = {'task': None, 'step': 0, 'total': None, 'job_step': step,
-                             'job_total': self.total, 'loss': None, 'tokens_per_s': None,
-                             'committed': step, 'checkpoint_time': None}
-            old = read_json(self.folder / 'progress.json')
-            if old and old['committed'] == step:
-                self.progress['checkpoint_time'] = old['checkpoint_time']
-            self._amend(step)
-            self.write()
+            self.progress = {
+                'task': None, 'step': 0, 'total': None, 'job_step': step,
+                'job_total': sum(steps_of(task) for task in tasks), 'loss': None,
+                'tokens_per_s': None, 'committed': step, 'checkpoint_time':
+                    old['checkpoint_time'] if old and old['committed'] == step else None}
+        self._amend(step)
+        self.write()
 
     def begin(self, task):
         """`task` is what is worked on."""
+        before = sum(self._committed(other) for other in self.tasks if other != task)
         with self.lock:
-            self.stage, self.marks = task, None
-            self.before = sum(self._committed(other) for other in self.tasks if other != task)
+            self.before, self.marks = before, None
             self.value['task'] = task.name
             self.progress |= {'task': task.name, 'step': 0, 'total': None, 'loss': None,
                               'tokens_per_s': None}
@@ -95,23 +95,27 @@ class Record:
 
     def write(self):
         """The files say how things stand."""
-        with self.lock:
+        with self.writing:
             if self.path is None or self.closed or not distributed.first():
                 return
-            self.value['seen'] = time.time()
-            if self.progress:
-                step = sum(self._committed(task) for task in self.tasks)
-                if step > self.progress['committed']:
-                    self.progress |= {'committed': step, 'checkpoint_time': time.time()}
-                self.progress['job_step'] = max(self.progress['job_step'], step)
-                self.value |= {'last_step': step,
-                               'steps_lost': self.progress['job_step'] - step}
-                write_json(self.folder / 'progress.json', self.progress | {'time': time.time()})
-            write_json(self.path, self.value)
+            step, now = sum(self._committed(task) for task in self.tasks), time.time()
+            with self.lock:
+                self.value['seen'] = now
+                if self.progress:
+                    if step > self.progress['committed']:
+                        self.progress |= {'committed': step, 'checkpoint_time': now}
+                    self.progress['job_step'] = max(self.progress['job_step'], step)
+                    self.value |= {'last_step': step,
+                                   'steps_lost': self.progress['job_step'] - step}
+                value = dict(self.value)
+                progress = self.progress and self.progress | {'time': now}
+            if progress:
+                write_json(self.folder / 'progress.json', progress)
+            write_json(self.path, value)
 
     def close(self, code, text):
         """The attempt has ended; a marker says so where the job has."""
-        with self.lock:
+        with self.writing:
             if self.path is None or self.closed or not distributed.first():
                 return
             self.value |= {'ended': time.time(), 'exit': code, 'reason': text}

@@ -86,8 +86,7 @@ def latest(folder):
 
 def committed(folder):
     """The newest complete step under `folder`, None when there is none."""
-    path = absolute(folder) / 'checkpoints'
-    return max(ocp.utils.checkpoint_steps(path), default=None) if path.exists() else None
+    return max(ocp.utils.checkpoint_steps(absolute(folder) / 'checkpoints'), default=None)
 
 
 def stored_leaves(step_folder):
