@@ -177,6 +177,14 @@ def log_of(spec, attempt, rank):
     return scratch(state.folder_of(spec.run, spec)) / 'logs' / f'{attempt:03d}-{rank}.log'
 
 
+def logs(spec, rank=0):
+    """The log of a process in the newest attempt; FileNotFoundError when there was none."""
+    found = sorted(log_of(spec, 0, rank).parent.glob(f'*-{rank}.log'))
+    if not found:
+        raise FileNotFoundError(f'no process {rank} of {spec.key} has run on this machine')
+    return found[-1]
+
+
 def _code_of(codes):
     """One exit code of a group: that which says most of what the others only followed."""
     for telling in (FATAL, MISMATCH, PREEMPTED):
