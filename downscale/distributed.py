@@ -132,7 +132,7 @@ def _own_sigterm():
         yield
         return
 
-    def note(*signal):
+    def note(*_):
         _peers.notice = True
         if not _peers.stepping:
             raise exits.Preempted('stopped by SIGTERM')

@@ -22,6 +22,7 @@ from local_jobs import (
 
 from downscale import exits
 from downscale.launch import local, state
+from downscale.places import write_json
 from downscale.train import checkpoint
 
 
@@ -165,6 +166,18 @@ def test_a_job_that_crashes_without_progress_gives_up(study_file, tmp_path):
     assert attempt(spec) == exits.DONE, logs(spec, 4)
     assert state.read(spec.run, [spec], time.time())[0].state == 'done'
     assert attempt(spec) == exits.DONE and len(told(spec)) == 5  # nothing was left to do
+
+
+def test_a_job_that_is_killed_without_progress_gives_up(study_file, tmp_path):
+    spec = spec_of(study_file, tmp_path / 'run', 'cpu:1x1')
+    for number in range(state.CRASHES):
+        write_json(state.folder_of(spec.run, spec) / 'attempts' / f'{number:03d}.json', {
+            'attempt': number, 'spec': spec.hash, 'exit': None, 'reason': '', 'first_step': 0,
+            'last_step': 0, 'steps_lost': 7, 'steps_s': 1.0, 'began': 0.0, 'ended': None,
+            'seen': 9.0})
+    assert attempt(spec) == exits.FATAL, logs(spec, state.CRASHES)
+    job, = state.read(spec.run, [spec], time.time())
+    assert job.state == 'fatal' and 'killed without a word' in job.reason
 
 
 # --- a run folder in a bucket -----------------------------------------------------------------

@@ -40,17 +40,16 @@ class Record:
         if found:
             step = found[-1]['last_step']
             self.value |= {'first_step': step, 'last_step': step}
-        reason = state.hopeless([row for row in found if row['spec'] == self.spec.hash])
         self.write()
-        if reason:
-            raise exits.Failed(reason, exits.FATAL)
+        if found and found[-1]['exit'] is not None:  # else `plan` will know how far it came
+            self._refuse_hopeless(found)
         return True
 
     def plan(self, tasks):
-        """These tasks are the job."""
+        """These tasks are the job; `exits.Failed` as in `open`."""
         step = sum(self._committed(task) for task in tasks)
         old = read_json(self.folder / 'progress.json')
-        with self.lock:
+        with self.writing, self.lock:
             self.tasks = tasks
             self.value |= {'first_step': step, 'last_step': step, 'devices': jax.device_count(),
                            'processes': jax.process_count()}
@@ -59,8 +58,10 @@ class Record:
                 'job_total': sum(steps_of(task) for task in tasks), 'loss': None,
                 'tokens_per_s': None, 'committed': step, 'checkpoint_time':
                     old['checkpoint_time'] if old and old['committed'] == step else None}
-        self._amend(step)
-        self.write()
+        if self.path:
+            self._amend(step)
+            self.write()
+            self._refuse_hopeless(state.attempts(self.folder)[:-1])
 
     def begin(self, task):
         """`task` is what is worked on."""
@@ -127,6 +128,11 @@ class Record:
                     'spec': self.spec.hash, 'time': time.time(), 'reason': text, 'exit': code,
                     'steps': self.value['last_step'], 'attempts': self.value['attempt'] + 1})
 
+    def _refuse_hopeless(self, found):
+        reason = state.hopeless([row for row in found if row['spec'] == self.spec.hash])
+        if reason:
+            raise exits.Failed(reason, exits.FATAL)
+
     def _committed(self, task):
         """The steps of a task that nothing can undo."""
         if task.kind == 'evaluate':
@@ -137,7 +143,7 @@ class Record:
 
     def _amend(self, step):
         """The attempt before, when it was killed, could not say how many steps it lost."""
-        if not (self.path and self.value['attempt']):
+        if not self.value['attempt']:
             return
         path = self.folder / 'attempts' / f'{self.value["attempt"] - 1:03d}.json'
         old = read_json(path)
