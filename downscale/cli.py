@@ -7,6 +7,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from downscale import exits
 from downscale.evaluate import command as chain_command
 from downscale.launch.arguments import add_arguments
 from downscale.memory import keep_freed_memory
@@ -70,6 +71,8 @@ def report(args):
 
 def train(args):
     """Train one stage of one cell; its parents must be finished.
+
+    SIGTERM saves a step and ends with exit code 42; the same command continues.
 
     Over several processes: start the same command in each, on a folder that all can reach, with
     JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID set; a TPU slice needs
@@ -268,7 +271,10 @@ def parser():
 
 
 def main(argv=None):
-    """Run one command; errors are one line on stderr and exit code 1 (2 for bad usage)."""
+    """Run one command; errors are one line on stderr and exit code 1 (2 for bad usage).
+
+    That of `train` is after `exits.TABLE`.
+    """
     args = parser().parse_args(argv)
     try:
         return args.run(args) or 0
@@ -280,7 +286,10 @@ def main(argv=None):
             traceback.print_exc()
         text = ' '.join(str(error).split()) or type(error).__name__
         print(f'error: {text}', file=sys.stderr)
-        return 1
+        return exits.code_of(error) if args.run is train else 1
+    except exits.Preempted as error:
+        print(f'{error}; the same command continues', file=sys.stderr)
+        return error.code
 
 
 if __name__ == '__main__':

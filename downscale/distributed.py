@@ -4,27 +4,26 @@ Each process drives its own devices and runs the same program. `joined` is enter
 touches a device; without it everything here behaves as one process does. Words go through the
 key-value store of JAX's coordinator, which waits for hours where a collective would time out.
 """
-import atexit
 import contextlib
 import itertools
 import json
 import os
-import sys
+import signal
 import threading
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
 import jax
+from jax._src.distributed import global_state  # see peers.py
+from jax.experimental.multihost_utils import reached_preemption_sync_point
 
-# `jax.distributed` has no public way to its key-value store; this is the only private import.
-from jax._src.distributed import global_state
+from downscale import exits
+from downscale.peers import Peers, line_of, say, told_of_loss
 
 VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
-FAILED = 'downscale/failed'
-TOGETHER_SECONDS, GOODBYE_SECONDS, LONGEST_SECONDS = 300, 10, 30 * 24 * 3600
-POLL_SECONDS = 0.5
-_turns = itertools.count()
+LONGEST_SECONDS = 30 * 24 * 3600
+_turns, _polls = itertools.count(), itertools.count(1)
+_peers = Peers(0)
 
 
 def given():
@@ -53,36 +52,95 @@ def given():
             'cluster_detection_method': 'deactivate'}
 
 
-@contextlib.contextmanager
-def joined():
-    """Join the processes that the environment names; an error in one ends all, with one line each.
+def seconds(name, default):
+    """The whole number of seconds in DOWNSCALE_`name`_SECONDS, or `default`."""
+    name = f'DOWNSCALE_{name}_SECONDS'
+    value = os.environ.get(name, str(default))
+    if not (value.isdigit() and int(value)):
+        raise ValueError(f'{name}={value} must be a whole number of seconds above 0')
+    return int(value)
 
-    Returns at once for a lone process. One that waits for the others in vain says so and ends.
+
+@contextlib.contextmanager
+def joined(ending=lambda code, text: None):
+    """Join the processes that the environment names; an error in one ends all, with one line each
+    and the exit code of the first, after `ending(code, text)`.
+
+    A lone process goes on at once. One that waits for the others in vain says so and ends. SIGTERM
+    ends all with `exits.PREEMPTED`: at a step where all have saved (`stop`), or at once where there
+    is nothing to save. DOWNSCALE_INITIALIZATION_SECONDS, DOWNSCALE_HEARTBEAT_SECONDS and
+    DOWNSCALE_SHUTDOWN_SECONDS change how long the others are waited for.
     """
+    global _peers
     arguments = given()
+    together, heartbeat = seconds('INITIALIZATION', 300), seconds('HEARTBEAT', 100)
+    _peers = Peers(heartbeat / 2, ending)  # quicker than JAX, whose words are pages
     if arguments is None:
-        yield
+        with _own_sigterm():
+            try:
+                yield
+            except BaseException as error:
+                ending(exits.code_of(error), line_of(error))
+                raise
         return
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-    late = threading.Timer(TOGETHER_SECONDS, _miss_others)
+    late = threading.Timer(together, _miss_others, [together])
     late.daemon = True
     late.start()
     try:
-        jax.distributed.initialize(**arguments, initialization_timeout=2 * TOGETHER_SECONDS)
+        with told_of_loss(_peers.lost):
+            jax.distributed.initialize(
+                **arguments, initialization_timeout=2 * together,
+                heartbeat_timeout_seconds=heartbeat,
+                shutdown_timeout_seconds=seconds('SHUTDOWN', 300))
     except RuntimeError as error:
         raise RuntimeError(f'cannot join the other processes ({line_of(error)}); is the port of '
                            f'{VARIABLES[0]} free, and can all reach it?') from None
     finally:
         late.cancel()
-    over = threading.Event()
-    threading.Thread(target=_watch, args=(global_state.client, over), daemon=True).start()
+    say(f'process {global_state.process_id} of {global_state.num_processes}, coordinator '
+        f'{global_state.coordinator_address}')
+    _peers.start()
     try:
         yield
     except BaseException as error:
-        over.set()
-        _give_up(error)
+        _peers.fail(error)
         raise
-    over.set()
+    _peers.part()
+
+
+@contextlib.contextmanager
+def stepping():
+    """In this context `stop` is asked after every step, and SIGTERM waits for it."""
+    _peers.stepping = True
+    yield
+    _peers.stepping = False  # not after an error: then this process has its own reason to end
+
+
+def stop(step):
+    """Whether to save now, after `step`, and raise `exits.Preempted`: the same in all processes."""
+    del step  # it starts anew with each stage; JAX wants a number that only grows
+    if global_state.preemption_sync_manager is None:
+        return _peers.notice
+    return reached_preemption_sync_point(next(_polls))
+
+
+@contextlib.contextmanager
+def _own_sigterm():
+    """SIGTERM sets the notice, or raises `exits.Preempted` where nothing will ask for it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(*_):
+        _peers.notice = True
+        if not _peers.stepping:
+            raise exits.Preempted('stopped by SIGTERM')
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def first():
@@ -93,7 +151,7 @@ def first():
 def once(action):
     """What `action()` returns in process 0 (something JSON can hold); the others wait for it.
 
-    Where it fails, process 0 raises its error and the others a RuntimeError that repeats it.
+    Where it fails, process 0 raises its error and the others an `exits.Failed` that repeats it.
     """
     client = global_state.client
     if client is None:
@@ -103,13 +161,14 @@ def once(action):
         try:
             value = action()
         except BaseException as error:
-            client.key_value_set(key, json.dumps({'error': line_of(error)}))
+            told = {'error': line_of(error), 'code': exits.code_of(error)}
+            client.key_value_set(key, json.dumps(told))
             raise
         client.key_value_set(key, json.dumps({'value': value}))
         return value
     told = json.loads(client.blocking_key_value_get(key, 1000 * LONGEST_SECONDS))
     if 'error' in told:
-        raise RuntimeError(f'process 0: {told["error"]}')
+        raise exits.Failed(f'process 0: {told["error"]}', told['code'])
     return told['value']
 
 
@@ -120,46 +179,8 @@ def wait():
                                             1000 * LONGEST_SECONDS)
 
 
-def line_of(error):
-    """An error as one line."""
-    return ' '.join(str(error).split()) or type(error).__name__
-
-
-def _miss_others():
+def _miss_others(together):
     """End this process with a line, before JAX does with pages."""
-    print(f'error: not all processes have come together within {TOGETHER_SECONDS} s; start the '
-          f'same command in each, with the same {VARIABLES[0]} and {VARIABLES[1]}',
-          file=sys.stderr, flush=True)
-    os._exit(1)
-
-
-def _watch(client, over):
-    """End this process, with one line, as soon as another one has failed."""
-    while not over.wait(POLL_SECONDS):
-        try:
-            told = client.key_value_try_get(FAILED)
-        except jax.errors.JaxRuntimeError:  # nobody has failed
-            continue
-        if over.wait(2 * POLL_SECONDS):  # this one fails as well, and has its own words for it
-            return
-        print(f'error: {told}', file=sys.stderr, flush=True)
-        _leave(client, 1)  # the main thread may be stuck in a collective
-
-
-def _give_up(error):
-    """Tell the others; this process will end without JAX's own wait for them, of minutes."""
-    client = global_state.client
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one was quicker
-        client.key_value_set(FAILED, f'process {global_state.process_id}: {line_of(error)}')
-    atexit.register(_leave, client, 130 if isinstance(error, KeyboardInterrupt) else 1)
-
-
-def _leave(client, code):
-    """End at once, but process 0 after the others: JAX kills with pages those that outlive it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-        client.wait_at_barrier('downscale/goodbye', 1000 * GOODBYE_SECONDS)
-    if first():
-        time.sleep(POLL_SECONDS)
-    os._exit(code)
+    say(f'error: not all processes have come together within {together} s; start the same command '
+        f'in each, with the same {VARIABLES[0]} and {VARIABLES[1]}')
+    os._exit(exits.CRASHED)

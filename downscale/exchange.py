@@ -20,8 +20,9 @@ from downscale.convert.write import export_folder
 from downscale.data.tokens import load_tokenizer
 from downscale.experiment import Experiment
 from downscale.loading import tokenizer_path
+from downscale.places import write_json
 from downscale.sizes import Pictures
-from downscale.train.checkpoint import open_leaves, save_leaves, write_json
+from downscale.train.checkpoint import open_leaves, save_leaves
 
 CONFIG = 'config.json'
 # The chat format of each architecture; perception models speak ChatML (arXiv 2511.17487).

@@ -1,7 +1,7 @@
 """How a run ends: one table for the trainer, manifests, the start-up script and the watcher."""
 from dataclasses import dataclass
 
-DONE, CRASHED, PREEMPTED, FATAL, MISMATCH = 0, 1, 42, 64, 69
+DONE, CRASHED, PREEMPTED, FATAL, MISMATCH, INTERRUPTED = 0, 1, 42, 64, 69, 130
 
 
 @dataclass(frozen=True)
@@ -23,3 +23,34 @@ _CRASH = Ending('crashed', 'counted')
 def ending(code):
     """The `Ending` of an exit code; negative ones are signals, as `subprocess` gives them."""
     return TABLE.get(code, _CRASH)
+
+
+class Failed(RuntimeError):
+    """An error with an exit code of its own."""
+
+    def __init__(self, text, code):
+        super().__init__(text)
+        self.code = code
+
+
+class Preempted(SystemExit):
+    """The machine is wanted back; what there was to save is saved. Ends the process with 42."""
+
+    def __init__(self, text):
+        super().__init__(PREEMPTED)
+        self.text = text
+
+    def __str__(self):
+        return self.text
+
+
+def code_of(error):
+    """The exit code that an exception stands for."""
+    if isinstance(error, (Failed, SystemExit)):
+        return error.code
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    # A second try would only find the same settings, data or memory.
+    if isinstance(error, (ValueError, FloatingPointError)) or 'RESOURCE_EXHAUSTED' in str(error):
+        return FATAL
+    return CRASHED

@@ -11,7 +11,6 @@ import json
 import types
 import typing
 from dataclasses import dataclass
-from pathlib import Path
 
 from downscale.data.buckets import Shape, in_order
 from downscale.data.chat import CHATS
@@ -21,8 +20,8 @@ from downscale.data.tokens import Layout
 from downscale.model.contrastive import PairModel
 from downscale.model.remat import POLICIES
 from downscale.model.vlm import Vlm
+from downscale.places import place, write_json
 from downscale.sizes import LANGUAGE, LanguageConfig, Pictures, VisionConfig, scale
-from downscale.train.checkpoint import write_json
 from downscale.train.optimizer import GROUPS, Optimizer, Schedule
 
 _ALL = ('language', 'tower', 'connector')
@@ -274,12 +273,12 @@ def from_dict(kind, value, where='experiment'):
 
 def save(experiment, folder):
     """Write `folder/experiment.json`."""
-    write_json(Path(folder) / 'experiment.json', dataclasses.asdict(experiment))
+    write_json(place(folder) / 'experiment.json', dataclasses.asdict(experiment))
 
 
 def load(folder):
     """The experiment of a run folder; one-line errors when the file is missing or damaged."""
-    path = Path(folder) / 'experiment.json'
+    path = place(folder) / 'experiment.json'
     if not path.is_file():
         raise FileNotFoundError(f'no {path}; is {folder} a run folder?')
     try:
@@ -348,6 +347,6 @@ def parent_folder(study, experiment, reference):
     """The folder of a parent stage: 'text' of this cell, or 'tower/tower' of the shared cell."""
     cell, _, stage = reference.rpartition('/')
     name = f'{cell}-s{experiment.seed}' if cell else experiment.name
-    return Path(study) / 'cells' / name / stage
+    return place(study) / 'cells' / name / stage
 
 

@@ -15,18 +15,18 @@ from downscale.data.world_builder import build, source
 from downscale.evaluate.answers import hash_of
 from downscale.model.contrastive import abstract_pair_params
 from downscale.model.init import abstract_params, init_tree
+from downscale.places import place, read_json, scratch, write_json
 from downscale.sharding import mesh
 from downscale.train import loop
-from downscale.train.checkpoint import load_params, write_json
+from downscale.train.checkpoint import load_params
 
 
 def prepare(study, experiment, progress=None):
-    """The data set and tokenizer of a study exist under `study`; nothing is made twice.
+    """The data set and tokenizer of a study exist under its `scratch`; nothing is made twice.
 
     Returns the folder of the data set. ValueError when the vocabulary has too few rows.
     """
-    study = Path(study)
-    data = experiment.data
+    study, data = scratch(study), experiment.data
     counts = {'train': data.train, 'validation': data.validation, 'test': data.test}
     folder = build(experiment.world, study / 'data', counts,
                    similarity_share=data.similarity_share, progress=progress)
@@ -45,16 +45,16 @@ def data_hash(experiment):
 
 def tokenizer_path(study, experiment):
     """The configured tokenizer.json, or the one trained for this study."""
-    return Path(experiment.tokenizer or Path(study) / 'tokenizer.json')
+    return Path(experiment.tokenizer or scratch(study) / 'tokenizer.json')
 
 
 @cache
 def library(study, split):
     """The examples of one split of a study's data set, parsed once per process."""
-    path = Path(study) / 'data.json'
+    path = scratch(study) / 'data.json'
     if not path.is_file():
         raise FileNotFoundError(f'no {path}; run `downscale data` or `downscale study` first')
-    return Library(source(Path(study) / json.loads(path.read_text())['folder'], split))
+    return Library(source(path.parent / json.loads(path.read_text())['folder'], split))
 
 
 def encoder_of(study, experiment, stage):
@@ -82,13 +82,13 @@ def padding_lines(study, experiment):
 
 def folder_of(study, experiment, stage):
     """Where a stage of a cell lives."""
-    return Path(study) / 'cells' / experiment.name / stage
+    return place(study) / 'cells' / experiment.name / stage
 
 
 def is_done(folder, experiment):
     """Whether `folder` holds a finished run of exactly this cell."""
-    path = Path(folder) / 'DONE.json'
-    return path.is_file() and json.loads(path.read_text()).get('hash') == experiment.hash
+    done = read_json(place(folder) / 'DONE.json')
+    return done is not None and done.get('hash') == experiment.hash
 
 
 def start_params(study, experiment, stage):

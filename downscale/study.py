@@ -4,7 +4,6 @@ The run folder is the truth. A task is finished when its DONE.json carries its c
 same command continues after any interruption and does nothing when all is done.
 """
 import contextlib
-import json
 import multiprocessing
 import os
 import threading
@@ -19,7 +18,7 @@ from downscale.console import progress_bars
 from downscale.evaluate.answers import hash_of
 from downscale.experiment import Experiment
 from downscale.memory import give_back
-from downscale.train.checkpoint import write_json
+from downscale.places import place, read_json, scratch, write_json
 
 # Which stage's checkpoint writes which kind of text.
 WRITER = {'caption': 'caption', 'extraction': 'extract'}
@@ -188,7 +187,7 @@ def run(study, name, experiments, jobs, cache, quiet=False):
         # By a worker: a TPU belongs to the first process that looks at it.
         pool.submit(_check_devices, experiments).result()
         with only_process(study):
-            _prepare(study, name, experiments, quiet)
+            prepare(study, name, experiments, quiet)
             failed = _run_all(study, tasks, experiments, jobs, pool, queue, quiet)
         if failed:
             causes = {task: why for task, why in failed.items() if why is not None}
@@ -199,16 +198,17 @@ def run(study, name, experiments, jobs, cache, quiet=False):
     return time.time() - begun
 
 
-def _prepare(study, name, experiments, quiet):
+def prepare(study, name, experiments, quiet):
+    """The data set, some pictures and `study.json` are there, whatever was there before."""
     from downscale import stages
     from downscale.evaluate.run import save_pictures
     with progress_bars(quiet) as bars:
         stages.prepare(study, experiments[0], lambda done, total: bars('scenes', done, total))
     save_pictures(study, experiments[0])
-    data = json.loads((study / 'data.json').read_text())
-    baselines = json.loads((study / data['folder'] / 'baselines.json').read_text())['test']
+    data = read_json(scratch(study) / 'data.json')
+    baselines = read_json(scratch(study) / data['folder'] / 'baselines.json')['test']
     runs = [_run_row(cell) for cell in experiments if not cell.name.startswith('tower')]
-    write_json(study / 'study.json', {
+    write_json(place(study) / 'study.json', {
         'name': name, 'seed': experiments[0].seed, 'runs': runs,
         'config_hash': hash_of([cell.hash for cell in experiments]),
         'stages': {cell.name: [stage.name for stage in cell.stages] for cell in experiments},

@@ -8,6 +8,7 @@ import small
 
 from downscale.data.pipeline import Share, stream
 from downscale.model.init import abstract_params, init_params
+from downscale.places import write_json
 from downscale.sharding import mesh
 from downscale.train import checkpoint
 from downscale.train.optimizer import Optimizer
@@ -177,10 +178,10 @@ def test_a_run_without_a_complete_step_starts_afresh_and_its_children_wait(tmp_p
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / 'deep' / 'value.json'
-    checkpoint.write_json(path, {'b': 1, 'a': [2]})
+    write_json(path, {'b': 1, 'a': [2]})
     text = path.read_text()
-    checkpoint.write_json(path, {'a': [2], 'b': 1})
+    write_json(path, {'a': [2], 'b': 1})
     assert path.read_text() == text  # the order of keys leaves no trace
     with pytest.raises(TypeError):
-        checkpoint.write_json(path, {'a': object()})
+        write_json(path, {'a': object()})
     assert path.read_text() == text and list(path.parent.iterdir()) == [path]

@@ -117,9 +117,10 @@ def both(study_file, folder, stage, *more, code=None):
 
 
 def lines(text):
-    """The lines of a process without those of gloo, whose threads tear one another's."""
+    """The lines of a process without the first, which names it, and those of gloo, whose threads
+    tear one another's."""
     return [line for line in text.splitlines()
-            if not any(word in line for word in ('Gloo', 'peer ranks'))]
+            if not any(word in line for word in ('Gloo', 'peer ranks', ', coordinator 127.'))]
 
 
 def run_of(study, stage):
@@ -204,8 +205,8 @@ def test_an_error_in_one_process_ends_both_with_a_line_each(alone, study_file, t
     shutil.rmtree(run_of(folder, 'text'))
     found = errors(both(study_file, folder, 'text',
                         code=BROKEN.replace('{index}', str(index))))
-    assert found[index] == (1, ['error: a damaged picture'])
-    assert found[1 - index] == (1, [f'error: process {index}: a damaged picture'])
+    assert found[index] == (64, ['error: a damaged picture'])
+    assert found[1 - index] == (64, [f'error: process {index}: a damaged picture'])
     assert not (run_of(folder, 'text') / 'DONE.json').exists()
 
 
@@ -246,10 +247,11 @@ def test_an_environment_that_makes_no_sense_is_refused(monkeypatch, values, mess
 @pytest.mark.parametrize('index', [0, 1])
 def test_a_process_that_waits_in_vain_for_the_others_says_so(index):
     environment = {**os.environ, 'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{free_port()}',
-                   'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': str(index)}
+                   'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': str(index),
+                   'DOWNSCALE_INITIALIZATION_SECONDS': '2'}
     done = subprocess.run(
         [sys.executable, '-c', 'from downscale import distributed\n'
-         'distributed.TOGETHER_SECONDS = 2\nwith distributed.joined(): pass'],
+         'with distributed.joined(): pass'],
         cwd=ROOT, env=environment, text=True, capture_output=True, timeout=60, check=False)
     assert done.returncode == 1
     assert [line[:41] for line in done.stderr.splitlines()] == [
@@ -272,8 +274,9 @@ def test_other_commands_than_train_refuse_several_processes(
 def test_what_does_not_fit_the_devices_is_refused_before_data_is_built(
         capsys, study_file, tmp_path, setting, message):
     where = [str(study_file), '--out', str(tmp_path / 'run'), '--set', setting]
-    for command in (['train', *where, '--cell', 'w64d1-s0', '--stage', 'text'], ['study', *where]):
-        assert cli.main(command) == 1
+    for command, code in ((['train', *where, '--cell', 'w64d1-s0', '--stage', 'text'], 64),
+                          (['study', *where], 1)):
+        assert cli.main(command) == code
         error = capsys.readouterr().err
         assert message in error and len(error.splitlines()) == 1
         assert not (tmp_path / 'run').exists()

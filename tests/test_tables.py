@@ -1,5 +1,6 @@
 """Schemas, strict writing, loading and pairing."""
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -37,10 +38,10 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     write_items(path, [item_row()])
     before = path.read_bytes()
 
-    def half(table, where, **options):
-        where.write_bytes(b'half')
+    def half(file, data):
+        file.write_text('half')
         raise OSError('disk full')
-    monkeypatch.setattr(items.pq, 'write_table', half)
+    monkeypatch.setattr(Path, 'write_bytes', half)
     with pytest.raises(OSError, match='disk full'):
         write_items(path, [item_row(score=0.)])
     assert path.read_bytes() == before

@@ -20,7 +20,7 @@ from downscale.evaluate.prompts import Prompts
 from downscale.evaluate.runs import Run, open_engine
 from downscale.evaluate.samples import Samples, join, key_of
 from downscale.generate.engine import Decoding, Request
-from downscale.train.checkpoint import write_json
+from downscale.places import write_json
 
 WINDOW = 2 ** 30  # bytes of image tiles that are held at once; a large picture has 4 MB of them
 ROWS = 4096

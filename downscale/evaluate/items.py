@@ -3,13 +3,13 @@
 `write_items` and `write_texts` are strict and atomic, and equal rows give equal bytes; `read` is
 as strict. Analysis reads only these. Errors are one line long and carry counts.
 """
-import os
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from downscale.places import write_bytes
 
 CATEGORIES = ('knowledge', 'visual')
 TEXT_KINDS = ('', 'caption', 'extraction')
@@ -60,14 +60,9 @@ def _write(path, rows, schema, key, what, check):
         raise TableError(f'{what}: a value has the wrong type: {one_line(error)}') from error
     _check_table(table, schema, key, what)
     check(table, what)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        pq.write_table(table, temporary, compression='zstd')
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression='zstd')
+    write_bytes(path, sink.getvalue().to_pybytes())
 
 
 def one_line(error):

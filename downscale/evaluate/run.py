@@ -1,6 +1,6 @@
 """The evaluations of a cell, each from checkpoints to a finished folder under `evaluations/`."""
-from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from downscale import stages
@@ -10,7 +10,8 @@ from downscale.evaluate.items import write_items, write_texts
 from downscale.evaluate.joint import joint
 from downscale.generate.engine import Engine
 from downscale.model.init import abstract_params
-from downscale.train.checkpoint import load_params, write_json
+from downscale.places import place, write_bytes, write_json
+from downscale.train.checkpoint import load_params
 
 
 def engine_of(study, experiment, stage):
@@ -40,7 +41,7 @@ def evaluate(study, experiment, name, writers=None, report=lambda done, total: N
     'reason' answers from gold texts and from those of `writers` {kind: experiments}. Rows go to
     `evaluations/<name>-<cell>/`; a finished folder of the same cell is left alone.
     """
-    folder = Path(study) / 'evaluations' / f'{name}-{experiment.name}'
+    folder = place(study) / 'evaluations' / f'{name}-{experiment.name}'
     if stages.is_done(folder, experiment):
         return
     items = test_items(study, experiment)
@@ -68,8 +69,9 @@ def _texts(study, experiment, items, writers):
     for kind in experiment.evaluation.texts:
         found[decoupled.GOLD, kind] = decoupled.gold_texts(items, kind)
         for other in writers.get(kind, ()):
-            path = Path(study) / 'evaluations' / f'{kind}-{other.name}' / 'texts.parquet'
-            rows = pq.read_table(path, columns=['item_id', 'text']).to_pylist()
+            path = place(study) / 'evaluations' / f'{kind}-{other.name}' / 'texts.parquet'
+            table = pq.read_table(pa.BufferReader(path.read_bytes()), columns=['item_id', 'text'])
+            rows = table.to_pylist()
             found[other.name, kind] = {row['item_id']: row['text'] for row in rows}
             lacking = [i for i in items if i.question.item_id not in found[other.name, kind]]
             if lacking:
@@ -80,12 +82,11 @@ def _texts(study, experiment, items, writers):
 
 def save_pictures(study, experiment):
     """The first test pictures lie as PNG files under `pictures/`, for the report's gallery."""
-    folder = Path(study) / 'pictures'
-    folder.mkdir(parents=True, exist_ok=True)
     shown = {}
     for item in test_items(study, experiment):
         if len(shown) < experiment.evaluation.pictures and item.question.kind == 'visual':
             shown.setdefault(item.question.cluster_id, item.example.images)
     for cluster, pngs in shown.items():
         for k, png in enumerate(pngs):
-            (folder / f'{cluster.replace("/", "_")}-{k}.png').write_bytes(png)
+            name = f'{cluster.replace("/", "_")}-{k}.png'
+            write_bytes(place(study) / 'pictures' / name, png)

@@ -27,8 +27,8 @@ from downscale.launch.topologies import topology
 from downscale.model.cache import edges
 from downscale.model.contrastive import abstract_pair_params
 from downscale.model.init import abstract_params
+from downscale.places import write_json
 from downscale.sharding import batch_sharding, mesh, shardings, spec
-from downscale.train.checkpoint import write_json
 from downscale.train.state import abstract, new_state, state_shardings
 from downscale.train.step import compiled_step
 

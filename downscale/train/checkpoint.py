@@ -4,7 +4,6 @@ One step holds the items `params` (by group), `train` (step and optimiser state)
 of the input stream) and `meta` (JSON). `experiment.json` lies beside the steps, so an analysis can
 rebuild the model from the folder alone.
 """
-import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -18,18 +17,20 @@ import orbax.checkpoint as ocp
 import tensorstore
 from absl import logging
 
+from downscale.places import absolute, write_json
+
 MOST_SHOWN = 10
 READERS = 2
 WRITE_BYTES = 2 ** 18  # one call for 32 MiB costs the kernel three times the time
 
 
-def write_json(path, value):
-    """Write `value` as JSON to `path`, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
-    partial.write_text(json.dumps(value, indent=1, sort_keys=True) + '\n')
-    os.replace(partial, path)
+class _Manager(ocp.CheckpointManager):
+
+    def reached_preemption(self, step):
+        """No: JAX compares the last question of each process, and only the train loop's are alike.
+        """
+        del step
+        return False
 
 
 def open_manager(folder, keep=2, every=1000):
@@ -40,8 +41,8 @@ def open_manager(folder, keep=2, every=1000):
     handlers = {name: ocp.PyTreeCheckpointHandler(use_compression=False)
                 for name in ('params', 'train')}
     handlers |= {name: ocp.JsonCheckpointHandler() for name in ('data', 'meta')}
-    return ocp.CheckpointManager(Path(folder).absolute() / 'checkpoints', options=options,
-                                 item_handlers=handlers)
+    return _Manager(absolute(folder) / 'checkpoints', options=options,
+                    item_handlers=handlers)
 
 
 def save(manager, state, stream, meta, force=False):
@@ -76,18 +77,21 @@ def restore(manager, target, stream):
 
 def latest(folder):
     """The folder of the newest complete step; FileNotFoundError with advice when there is none."""
-    steps = sorted((int(path.name), path) for path in Path(folder, 'checkpoints').glob('*')
-                   if path.name.isdigit())
-    if not steps:
+    step = committed(folder)
+    if step is None:
         raise FileNotFoundError(f'no complete checkpoint in {folder}/checkpoints; run or resume '
                                 'that stage first')
-    return steps[-1][1]
+    return absolute(folder) / 'checkpoints' / str(step)
+
+
+def committed(folder):
+    """The newest complete step under `folder`, None when there is none."""
+    return max(ocp.utils.checkpoint_steps(absolute(folder) / 'checkpoints'), default=None)
 
 
 def stored_leaves(step_folder):
     """{path: (shape, dtype)} of the stored parameters, without reading them."""
-    path = Path(step_folder) / 'params'
-    metadata = ocp.PyTreeCheckpointHandler().metadata(path.absolute())
+    metadata = ocp.PyTreeCheckpointHandler().metadata(absolute(step_folder) / 'params')
     tree = getattr(metadata, 'tree', metadata)
     return {jax.tree_util.keystr(p, simple=True, separator='/'): (tuple(m.shape), str(m.dtype))
             for p, m in jax.tree_util.tree_leaves_with_path(tree)}
@@ -142,7 +146,7 @@ def _restoring(target, partial=False):
 def _restore(step_folder, target):
     """The leaves of `target` from a step, on their devices where they have a sharding."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        return checkpointer.restore((Path(step_folder) / 'params').absolute(),
+        return checkpointer.restore(absolute(step_folder) / 'params',
                                     args=_restoring(target, partial=True))
 
 
@@ -199,7 +203,7 @@ def save_leaves(folder, leaves, meta, step=0):
     `leaves` is a nested dict; a leaf has `shape`, `dtype`, `chunk` (a shape) and `read(index)`, and
     is never held as a whole. Raises FileExistsError when the step is there already.
     """
-    path = Path(folder).absolute() / 'checkpoints' / str(step)
+    path = absolute(folder) / 'checkpoints' / str(step)
     if path.exists():
         raise FileExistsError(f'{path} is there already; give another folder or remove it')
     partial = path.with_name(f'.{step}.{os.getpid()}.partial')

@@ -4,7 +4,6 @@ Metrics of step n are read after step n + 1 is dispatched, so the device never w
 `metrics.jsonl` holds only numbers that a rerun repeats bit by bit; speeds go to `timing.jsonl`.
 """
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -16,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from downscale import distributed
+from downscale import distributed, exits
 from downscale.data.pipeline import Share
 from downscale.memory import give_back
+from downscale.places import in_bucket, lock, place, scratch, write_bytes
 from downscale.sharding import batch_sharding
 from downscale.train import checkpoint
 from downscale.train.state import abstract, new_state, state_shardings
@@ -33,24 +33,12 @@ def only_process(folder):
 
     RuntimeError in one line when another run holds it.
     """
-    handle = distributed.once(lambda: _lock(Path(folder)))
+    handle = distributed.once(lambda: lock(scratch(folder)))
     try:
         yield
     finally:
         if distributed.first():
             os.close(handle)
-
-
-def _lock(folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / '.lock', os.O_CREAT | os.O_RDWR)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise RuntimeError(f'{folder} is in use by another process; wait for it or stop it, or '
-                           'give this run another folder') from None
-    return handle
 
 
 def share(mesh, rules):
@@ -66,8 +54,11 @@ def share(mesh, rules):
 
 
 def train(folder, model, loss, optimizer, trainable, rates, schedule, mesh, params, stream,
-          save_every, report=lambda step, metrics: None):
+          save_every, report=lambda step, metrics: None, stop=distributed.stop):
     """Train for `schedule.steps` steps and return the final parameters.
+
+    After a step of which `stop(step)` is true, in all processes, it is saved and `exits.Preempted`
+    raised.
 
     `params()` gives fresh or inherited parameters as numpy; it is called only when there is no
     checkpoint under `folder`. `stream` is a checkpointable iterator of this process' `share` of the
@@ -83,6 +74,7 @@ def train(folder, model, loss, optimizer, trainable, rates, schedule, mesh, para
         step_fn = compiled_step(model, loss, optimizer, trainable, mesh)
         first, mine = int(state['step']), share(mesh, model.rules)
         log = stack.enter_context(contextlib.closing(_Log(folder, first, tokens)))
+        stack.enter_context(distributed.stepping())
         pending = None
         for step in range(first, schedule.steps):
             batch = next(stream)
@@ -99,13 +91,18 @@ def train(folder, model, loss, optimizer, trainable, rates, schedule, mesh, para
             if step == first + 1:  # the first step compiled
                 give_back()
             pending = (step, read, factor, metrics)
-            if (step + 1) % save_every == 0 and step + 1 < schedule.steps:
+            stopped = stop(step + 1) and step + 1 < schedule.steps
+            if stopped or ((step + 1) % save_every == 0 and step + 1 < schedule.steps):
                 report(*log.write(*pending))
                 pending = None
-                _save(manager, state, stream, log.tokens)
+                _save(manager, state, stream, log)
+            if stopped:
+                manager.wait_until_finished()
+                raise exits.Preempted(f'stopped by SIGTERM: step {step + 1} of {schedule.steps} is '
+                                      'saved')
         if pending:
             report(*log.write(*pending))
-        _save(manager, state, stream, log.tokens)
+        _save(manager, state, stream, log)
         manager.wait_until_finished()
     return state['params']
 
@@ -139,8 +136,9 @@ def _new_state_on(optimizer, trainable, mesh, rules):
     return jax.jit(make, donate_argnums=0)
 
 
-def _save(manager, state, stream, tokens):
-    checkpoint.save(manager, state, stream, {'tokens': tokens}, force=True)
+def _save(manager, state, stream, log):
+    log.upload()  # before the step is there to be resumed from
+    checkpoint.save(manager, state, stream, {'tokens': log.tokens}, force=True)
 
 
 def _on_devices(batch, mine, mesh, rules):
@@ -166,8 +164,12 @@ class _Log:
         self.tokens = self.before = tokens
         self.began, self.files = time.perf_counter(), contextlib.ExitStack()
         paths = [Path(os.devnull)] * 2
+        self.copies = {}
         if distributed.first():
-            paths = [Path(folder) / name for name in ('metrics.jsonl', 'timing.jsonl')]
+            paths = [scratch(folder) / name for name in ('metrics.jsonl', 'timing.jsonl')]
+            if in_bucket(folder):
+                self.copies = {path: place(folder) / path.name for path in paths}
+                _fetch(self.copies)
             _cut(paths[0], first)
         self.metrics, self.timing = (self.files.enter_context(path.open('a')) for path in paths)
 
@@ -190,8 +192,19 @@ class _Log:
             self.timing.flush()
         return step + 1, row
 
+    def upload(self):
+        """The rows are in the run folder, also when that is in a bucket."""
+        for path, copy in self.copies.items():
+            write_bytes(copy, path.read_bytes())
+
     def close(self):
         self.files.close()
+
+
+def _fetch(copies):
+    """Go on with the rows that another machine may have written."""
+    for path, copy in copies.items():
+        path.write_bytes(copy.read_bytes() if copy.exists() else b'')
 
 
 def _cut(path, first):
@@ -201,4 +214,4 @@ def _cut(path, first):
         with contextlib.suppress(ValueError):
             if json.loads(line)['step'] <= first:
                 kept.append(line)
-    path.write_text(''.join(f'{line}\n' for line in kept))
+    write_bytes(path, ''.join(f'{line}\n' for line in kept).encode())

@@ -1,0 +1,158 @@
+"""What process 0 writes of an attempt: its `attempts/NNN.json`, `progress.json` and a marker."""
+import socket
+import threading
+import time
+
+import jax
+
+from downscale import distributed, exits, stages
+from downscale.launch import state
+from downscale.places import place, read_json, write_json
+from downscale.train.checkpoint import committed
+
+
+class Record:
+    """What the job's folder says of this attempt; only process 0 writes, others only count."""
+
+    def __init__(self, spec, began):
+        self.spec, self.folder = spec, state.folder_of(spec.run, spec)
+        # Reports must not wait for a slow bucket, so values and files have a lock each.
+        self.lock, self.writing, self.closed = threading.RLock(), threading.RLock(), False
+        self.tasks, self.before = [], 0
+        self.marks = None  # (seconds, tokens) of the first report of a task
+        self.path = self.progress = None
+        self.value = {'spec': spec.hash, 'began': began, 'ended': None, 'exit': None, 'reason': '',
+                      'task': None, 'first_step': 0, 'last_step': 0, 'steps_lost': 0,
+                      'restore_s': 0.0, 'compile_s': 0.0, 'steps_s': 0.0, 'seen': began,
+                      'processes': None, 'devices': None, 'host': socket.gethostname()}
+
+    def open(self):
+        """The attempt has a number; returns whether there is anything to do.
+
+        `exits.Failed` when attempts keep crashing without a newer checkpoint.
+        """
+        if state.ended(self.spec.run, self.spec, 'DONE.json'):
+            return False
+        (self.folder / 'FATAL.json').unlink(missing_ok=True)
+        found = state.attempts(self.folder)
+        self.value['attempt'] = found[-1]['attempt'] + 1 if found else 0
+        self.path = self.folder / 'attempts' / f'{self.value["attempt"]:03d}.json'
+        if found:
+            step = found[-1]['last_step']
+            self.value |= {'first_step': step, 'last_step': step}
+        self.write()
+        if found and found[-1]['exit'] is not None:  # else `plan` will know how far it came
+            self._refuse_hopeless(found)
+        return True
+
+    def plan(self, tasks):
+        """These tasks are the job; `exits.Failed` as in `open`."""
+        step = sum(self._committed(task) for task in tasks)
+        old = read_json(self.folder / 'progress.json')
+        with self.writing, self.lock:
+            self.tasks = tasks
+            self.value |= {'first_step': step, 'last_step': step, 'devices': jax.device_count(),
+                           'processes': jax.process_count()}
+            self.progress = {
+                'task': None, 'step': 0, 'total': None, 'job_step': step,
+                'job_total': sum(steps_of(task) for task in tasks), 'loss': None,
+                'tokens_per_s': None, 'committed': step, 'checkpoint_time':
+                    old['checkpoint_time'] if old and old['committed'] == step else None}
+        if self.path:
+            self._amend(step)
+            self.write()
+            self._refuse_hopeless(state.attempts(self.folder)[:-1])
+
+    def begin(self, task):
+        """`task` is what is worked on."""
+        before = sum(self._committed(other) for other in self.tasks if other != task)
+        with self.lock:
+            self.before, self.marks = before, None
+            self.value['task'] = task.name
+            self.progress |= {'task': task.name, 'step': 0, 'total': None, 'loss': None,
+                              'tokens_per_s': None}
+
+    def report(self, step, total, row=None):
+        """`step` of `total` of the task is done, for a train step with its row of metrics."""
+        now = time.time()
+        with self.lock:
+            self.progress |= {'step': step, 'total': total}
+            tokens = row['tokens'] if row else 0
+            if self.marks is None:
+                self.marks, self.last = (now, tokens), now
+            self.value['steps_s'] += now - self.last
+            self.last = now
+            if row:
+                self.progress |= {'job_step': self.before + step, 'loss': row['loss']}
+                if now > self.marks[0]:
+                    self.progress['tokens_per_s'] = (tokens - self.marks[1]) / (now - self.marks[0])
+
+    def listen(self, event, seconds, **_):
+        """Count what JAX and orbax say of compiling and restoring."""
+        name = {'/jax/core/compile/backend_compile_duration': 'compile_s',
+                '/jax/orbax/read/total_duration_secs': 'restore_s'}.get(event)
+        if name:
+            self.value[name] += seconds
+
+    def write(self):
+        """The files say how things stand."""
+        with self.writing:
+            if self.path is None or self.closed or not distributed.first():
+                return
+            step, now = sum(self._committed(task) for task in self.tasks), time.time()
+            with self.lock:
+                self.value['seen'] = now
+                if self.progress:
+                    if step > self.progress['committed']:
+                        self.progress |= {'committed': step, 'checkpoint_time': now}
+                    self.progress['job_step'] = max(self.progress['job_step'], step)
+                    self.value |= {'last_step': step,
+                                   'steps_lost': self.progress['job_step'] - step}
+                value = dict(self.value)
+                progress = self.progress and self.progress | {'time': now}
+            if progress:
+                write_json(self.folder / 'progress.json', progress)
+            write_json(self.path, value)
+
+    def close(self, code, text):
+        """The attempt has ended; a marker says so where the job has."""
+        with self.writing:
+            if self.path is None or self.closed or not distributed.first():
+                return
+            self.value |= {'ended': time.time(), 'exit': code, 'reason': text}
+            self.write()
+            self.closed = True
+            marker = {exits.DONE: 'DONE.json', exits.FATAL: 'FATAL.json'}.get(code)
+            if marker:
+                write_json(self.folder / marker, {
+                    'spec': self.spec.hash, 'time': time.time(), 'reason': text, 'exit': code,
+                    'steps': self.value['last_step'], 'attempts': self.value['attempt'] + 1})
+
+    def _refuse_hopeless(self, found):
+        reason = state.hopeless([row for row in found if row['spec'] == self.spec.hash])
+        if reason:
+            raise exits.Failed(reason, exits.FATAL)
+
+    def _committed(self, task):
+        """The steps of a task that nothing can undo."""
+        if task.kind == 'evaluate':
+            folder = place(self.spec.run) / 'evaluations' / f'{task.stage}-{task.experiment.name}'
+            return int(stages.is_done(folder, task.experiment))
+        folder = stages.folder_of(self.spec.run, task.experiment, task.stage)
+        return committed(folder) or 0
+
+    def _amend(self, step):
+        """The attempt before, when it was killed, could not say how many steps it lost."""
+        if not self.value['attempt']:
+            return
+        path = self.folder / 'attempts' / f'{self.value["attempt"] - 1:03d}.json'
+        old = read_json(path)
+        if old['exit'] is None:
+            reached = old['last_step'] + old['steps_lost']
+            write_json(path, old | {'last_step': step, 'steps_lost': max(reached - step, 0),
+                                    'reason': 'killed without a word, or its machine is gone'})
+
+
+def steps_of(task):
+    """The steps of a task; an evaluation is one."""
+    return 1 if task.kind == 'evaluate' else task.experiment.stage(task.stage).steps

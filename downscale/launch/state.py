@@ -1,0 +1,175 @@
+"""What a run folder says of its jobs: nothing but files is asked, so no cluster can lose it.
+
+Each job has a folder RUN/launch/CELL/PART with `spec.json`, `attempts/NNN.json`, `progress.json`
+and, in the end, `DONE.json` or `FATAL.json`; process 0 of `entry.py` writes all but the first.
+Steps are counted over the tasks of a job; an evaluation is one step.
+"""
+import dataclasses
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from downscale.exits import FATAL, ending
+from downscale.launch.spec import Spec, processes
+from downscale.launch.topologies import topology
+from downscale.places import place, read_json, write_json
+
+STALE_SECONDS = 300  # a running attempt writes at least every `entry.TICK_SECONDS`
+READERS = 16
+CRASHES = 3  # attempts in a row that crash without a newer checkpoint: it will not get better
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job at one time.
+
+    `state` is waiting (for what it needs), missing (never ran), running, stale (no sign of life),
+    failed (may start again), fatal or done. `age` is seconds since the last checkpoint, `eta`
+    seconds to the end; `goodput` is the share of all attempts' time that went into steps that
+    count, `lost` how many did not. What is not known is None.
+    """
+    key: str
+    name: str
+    state: str
+    reason: str = ''
+    attempt: int | None = None
+    task: str | None = None
+    step: int = 0
+    total: int | None = None
+    age: float | None = None
+    tokens_per_s: float | None = None
+    chip_hours: float = 0.0
+    usd: float | None = None
+    eta: float | None = None
+    goodput: float | None = None
+    lost: int = 0
+
+
+def folder_of(run, spec):
+    """The folder of a job."""
+    return place(run) / 'launch' / spec.cell / spec.part
+
+
+def save_spec(spec):
+    """`spec.json` is in the job's folder; returns its path."""
+    path = folder_of(spec.run, spec) / 'spec.json'
+    write_json(path, {**dataclasses.asdict(spec), 'hash': spec.hash, 'name': spec.name})
+    return path
+
+
+def load_spec(path):
+    """The `Spec` of a `spec.json`; ValueError in one line when it is none."""
+    try:
+        value = json.loads(place(path).read_text())
+        fields = {field.name: value[field.name] for field in dataclasses.fields(Spec)}
+        spec = Spec(**{name: tuple(part) if isinstance(part, list) else part
+                       for name, part in fields.items()})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{path} is no spec.json of a launch ({type(error).__name__}: {error}); '
+                         'submit the job again') from None
+    if value.get('hash') != spec.hash:
+        raise ValueError(f'{path} was changed by hand or written by another version (hash '
+                         f'{value.get("hash")}, content {spec.hash}); submit the job again')
+    return spec
+
+
+def ended(run, spec, name):
+    """The value of 'DONE.json' or 'FATAL.json' where it is of exactly this spec, else None."""
+    value = read_json(folder_of(run, spec) / name)
+    return value if value and value['spec'] == spec.hash else None
+
+
+def attempts(folder):
+    """The attempts of a job, oldest first."""
+    path = place(folder) / 'attempts'
+    names = sorted(found.name for found in path.iterdir()) if path.is_dir() else []
+    return [read_json(path / name) for name in names
+            if name.endswith('.json') and not name.startswith('.')]
+
+
+def hopeless(found):
+    """Why another attempt after those `found` makes no sense, None where it does."""
+    row = []
+    for attempt in found:
+        counted = attempt['exit'] is None or ending(attempt['exit']).restart == 'counted'
+        if attempt['exit'] == FATAL or attempt['last_step'] > attempt['first_step']:
+            row = []
+        elif counted:
+            row.append(attempt)
+    if len(row) < CRASHES:
+        return None
+    return (f'{len(row)} attempts in a row ended without a newer checkpoint than step '
+            f'{row[-1]["last_step"]} (the last: {row[-1]["reason"] or "killed without a word"}); '
+            'see logs, then submit again')
+
+
+def read(run, specs, now):
+    """A `Job` for each spec at the unix time `now`."""
+    with ThreadPoolExecutor(READERS) as pool:  # a file of a bucket takes a tenth of a second
+        done = pool.map(lambda spec: spec.key if ended(run, spec, 'DONE.json') else None, specs)
+        done = set(done) - {None}
+        return list(pool.map(lambda spec: _job(run, spec, done, now), specs))
+
+
+def _job(run, spec, done, now):
+    folder = folder_of(run, spec)
+    found, progress = attempts(folder), read_json(folder / 'progress.json') or {}
+    state, reason = _state(run, spec, found, done, now)
+    seconds = sum(_seconds(attempt) for attempt in found)
+    chips, price = _chips(spec)
+    hours = chips * seconds / 3600
+    gained = sum(attempt['last_step'] - attempt['first_step'] for attempt in found)
+    lost = sum(attempt['steps_lost'] for attempt in found)
+    stepping = sum(attempt['steps_s'] for attempt in found)
+    total, step = progress.get('job_total'), progress.get('job_step', 0)
+    eta = None
+    if state == 'running' and stepping and gained + lost:
+        eta = (total - step) * stepping / (gained + lost)
+    return Job(
+        spec.key, spec.name, state, reason, found[-1]['attempt'] if found else None,
+        progress.get('task'), step, total,
+        now - progress['checkpoint_time'] if progress.get('checkpoint_time') else None,
+        progress.get('tokens_per_s') if state == 'running' else None, hours,
+        None if price is None else hours * price, eta,
+        sum(goodput(attempt) * _seconds(attempt) for attempt in found) / seconds if seconds
+        else None, lost)
+
+
+def _state(run, spec, found, done, now):
+    """(state, reason) of a job."""
+    if spec.key in done:
+        return 'done', ''
+    fatal = ended(run, spec, 'FATAL.json')
+    if fatal:
+        return 'fatal', fatal['reason']
+    last = found[-1] if found else None
+    if last is None or last['spec'] != spec.hash:
+        missing = [need for need in spec.needs if need not in done and not (
+            place(run) / 'launch' / need / 'DONE.json').exists()]
+        return ('waiting', f'needs {", ".join(missing)}') if missing else ('missing', '')
+    if last['exit'] is not None:
+        return 'failed', last['reason']
+    silent = now - last['seen']
+    if silent > STALE_SECONDS:
+        return 'stale', f'no sign of life for {silent:.0f} s'
+    return 'running', ''
+
+
+def goodput(attempt):
+    """The share of an attempt's time that went into steps that a checkpoint holds."""
+    gained = attempt['last_step'] - attempt['first_step']
+    executed, seconds = gained + attempt['steps_lost'], _seconds(attempt)
+    return attempt['steps_s'] / seconds * gained / executed if executed and seconds else 0.0
+
+
+def _seconds(attempt):
+    return (attempt['ended'] or attempt['seen']) - attempt['began']
+
+
+def _chips(spec):
+    """(chips, dollars per chip-hour or None) of a spec; a device of this machine is a chip."""
+    if spec.topology.startswith('cpu:'):
+        count, devices = processes(spec.topology)
+        return count * devices, None
+    slices = topology(spec.topology)
+    return slices.chips, slices.chip.usd

@@ -1,0 +1,194 @@
+"""How each process of a run learns that another one has ended, and ends as well: one line each.
+
+Everything goes through the key-value store of JAX's coordinator, which lives in process 0. Each
+process counts up a key of its own; one whose count stands still has gone. What failed first is told
+to all, with its exit code.
+"""
+import atexit
+import contextlib
+import ctypes
+import functools
+import itertools
+import json
+import os
+import sys
+import threading
+import time
+
+import jax
+
+# JAX has no public way to be told of its loss, nor to its key-value store.
+from jax._src import distributed as jax_distributed
+
+from downscale import exits
+
+ALIVE = 'downscale/alive/'
+FAILED = f'{ALIVE}failed'
+NOTICE = 'RECEIVED_PREEMPTION_NOTICE'  # JAX's own key: one process has had SIGTERM
+POLL_SECONDS, GOODBYE_SECONDS = 0.5, 10
+AGAIN = 'a restart continues from the last checkpoint'
+
+
+class Peers:
+    """The processes of this run, watched by a thread until `part` or `fail`.
+
+    One that says nothing for `silence` seconds has gone. `ending(code, text)` is called before this
+    process ends for a reason, its own or another's, in whichever thread finds it. `notice` is set
+    once the machine of any of them is wanted back; `stepping` is whether the work is in a loop that
+    will save by itself then.
+    """
+
+    def __init__(self, silence, ending=lambda code, text: None):
+        self.silence, self.ending, self.over = silence, ending, threading.Event()
+        self.notice = self.stepping = self.leaving = False
+        self.counts = {}
+
+    def start(self):
+        """Watch from now on; JAX must be initialised."""
+        self.client = jax_distributed.global_state.client
+        self.rank = jax_distributed.global_state.process_id
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def part(self):
+        """This process has done its share; the others may go on without it."""
+        self.over.set()
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            self.client.key_value_delete(f'{ALIVE}{self.rank}')
+
+    def fail(self, error):
+        """Tell the others; this process will end without JAX's own wait for them, of minutes.
+
+        When the others may be the cause, first wait for what they have to say.
+        """
+        if isinstance(error, jax.errors.JaxRuntimeError) and exits.code_of(error) == exits.CRASHED:
+            self.over.wait(self.silence + 4 * POLL_SECONDS)
+            if self.leaving:
+                threading.Event().wait()  # the thread ends this process
+        self.over.set()
+        code, text = exits.code_of(error), line_of(error)
+        if code != exits.PREEMPTED:  # all have saved, each ends by itself
+            self._tell(code, f'process {self.rank}: {text}')
+            told = json.loads(self._alive().get(FAILED, '{}'))
+            code, text = told.get('code', code), told.get('text', text)
+        atexit.register(self._leave, code)
+        self.ending(code, text)
+
+    def lost(self):
+        """End at once: JAX's client will not go on."""
+        code = self.leaving or self._code()
+        try:
+            if not self.leaving:
+                text = ('lost the coordinator in process 0, or it has lost a process (killed, or '
+                        f'its machine is gone); {AGAIN}')
+                say(f'error: {text}')
+                self.ending(code, text)
+        finally:
+            os._exit(code)
+
+    def _watch(self):
+        for count in itertools.count():
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                self.client.key_value_set(f'{ALIVE}{self.rank}', str(count), allow_overwrite=True)
+            self._look()
+            if self.over.wait(POLL_SECONDS):
+                return
+
+    def _look(self):
+        """End this process, with one line, as soon as another has failed or gone."""
+        alive, now = self._alive(), time.monotonic()
+        told = alive.pop(FAILED, None)
+        if told:
+            told = json.loads(told)
+            if told['gone'] is None and self.over.wait(2 * POLL_SECONDS):
+                return  # this one fails as well, in its own words
+            self.leaving = told['code']
+            say(told['text'] if self.leaving == exits.PREEMPTED else f'error: {told["text"]}')
+            try:
+                self.ending(told['code'], told['text'])
+            finally:
+                self._leave(told['code'], told['gone'])
+        self.counts = {key: self.counts[key] if self.counts.get(key, ('',))[0] == count
+                       else (count, now) for key, count in alive.items()}
+        for key, (_, since) in self.counts.items():
+            if now - since > self.silence:
+                rank = int(key.removeprefix(ALIVE))
+                self._tell(self._code(), f'process {rank} has gone: no sign of it for '
+                           f'{self.silence:g} s (killed, or its machine is lost); {AGAIN}', rank)
+        if not self.notice:
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # nobody has had SIGTERM
+                self.notice = bool(self.client.key_value_try_get(NOTICE))
+        if self.notice and not self.stepping:
+            self._tell(exits.PREEMPTED, f'stopped by SIGTERM, with nothing to save; {AGAIN}')
+
+    def _alive(self):
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            return dict(self.client.key_value_dir_get(ALIVE))
+        return {}
+
+    def _tell(self, code, text, gone=None):
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one was quicker
+            self.client.key_value_set(FAILED, json.dumps({'code': code, 'text': text,
+                                                          'gone': gone}))
+
+    def _code(self):
+        """A peer that died after the notice has been taken away, not crashed."""
+        return exits.PREEMPTED if self.notice else exits.CRASHED
+
+    def _leave(self, code, gone=None):
+        """End at once, but process 0 after the others, for JAX ends those that outlive it."""
+        self.leaving = code
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if gone is None:
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                self.client.wait_at_barrier('downscale/goodbye', 1000 * GOODBYE_SECONDS)
+        if self.rank == 0:
+            time.sleep(POLL_SECONDS if gone is None else 4 * POLL_SECONDS)
+        os._exit(code)
+
+
+def line_of(error):
+    """An error as one line."""
+    return ' '.join(str(error).split()) or type(error).__name__
+
+
+def say(text):
+    """Print a line on stderr now, from any thread."""
+    os.write(2, f'{text}\n'.encode())
+
+
+@contextlib.contextmanager
+def told_of_loss(action):
+    """JAX's client, when it is made in this context, calls `action` instead of aborting with pages.
+    """
+    make = jax_distributed._jax.get_distributed_runtime_client
+    _catch_terminate(action)
+    jax_distributed._jax.get_distributed_runtime_client = functools.partial(
+        make, missed_heartbeat_callback=lambda *status: action())
+    try:
+        yield
+    finally:
+        jax_distributed._jax.get_distributed_runtime_client = make
+
+
+def _catch_terminate(action):
+    """`action` also runs where jaxlib 0.10 fails to hand its status to Python (std::bad_cast)."""
+    try:
+        library = ctypes.CDLL('libstdc++.so.6')
+        library._ZSt13set_terminatePFvvE.restype = ctypes.CFUNCTYPE(None)
+        kind = library.__cxa_current_exception_type
+    except (OSError, AttributeError):  # another system: the process aborts with three lines
+        return
+    kind.restype = ctypes.POINTER(ctypes.c_char_p)
+
+    @ctypes.CFUNCTYPE(None)
+    def terminate():
+        found = kind()
+        if found and found[1] == b'St8bad_cast':  # type_info: its table, then its name
+            action()
+        before()
+    before = library._ZSt13set_terminatePFvvE(terminate)
+    _kept.append(terminate)
+
+
+_kept = []  # ctypes does not hold what C++ may call

@@ -1,0 +1,98 @@
+"""Where files lie: in a folder, or as objects of a bucket (gs://), written whole or not at all.
+
+A bucket knows no append, no rename and no lock. What needs them stays in a folder of this machine
+that stands for the one in the bucket, its `scratch`.
+"""
+import contextlib
+import fcntl
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import fsspec
+from etils import epath
+
+BUCKET, LOCK = 'gs://', '.lock'
+
+
+def in_bucket(path):
+    """Whether `path` is in a bucket."""
+    return str(path).startswith(BUCKET)
+
+
+def place(path):
+    """`path` with the methods of pathlib; a bucket's needs `pip install 'downscale[gcs]'`."""
+    if not in_bucket(path):
+        return Path(path)
+    # What other machines write would stay unseen.
+    fsspec.config.conf['gcs'] = {'use_listings_cache': False, **fsspec.config.conf.get('gcs', {})}
+    return epath.Path(path)
+
+
+def absolute(path):
+    """`path` from the root of its file system, or with its bucket."""
+    return place(path) if in_bucket(path) else Path(path).absolute()
+
+
+def scratch(path):
+    """The folder of this machine that stands for `path`: itself, or one under DOWNSCALE_SCRATCH
+    (default: the temporary folder)."""
+    if not in_bucket(path):
+        return Path(path)
+    top = os.environ.get('DOWNSCALE_SCRATCH') or Path(tempfile.gettempdir()) / 'downscale'
+    return Path(top) / str(path).removeprefix(BUCKET)
+
+
+def write_bytes(path, data):
+    """`path` holds `data`, whole or not at all; folders are made."""
+    path = place(path)
+    if in_bucket(path):
+        path.write_bytes(data)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path, value):
+    """Write `value` as JSON to `path`, whole or not at all."""
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + '\n').encode())
+
+
+def read_json(path):
+    """The value in `path`; None when there is no such file."""
+    try:
+        return json.loads(place(path).read_text())
+    except FileNotFoundError:
+        return None
+
+
+def lock(folder):
+    """The descriptor of a lock on a local folder, held until it is closed or this process ends.
+
+    RuntimeError in one line when another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise RuntimeError(f'{folder} is in use by another process; wait for it or stop it, or '
+                           'give this run another folder') from None
+    return handle
+
+
+@contextlib.contextmanager
+def held(folder):
+    """In this context no other process of this machine is in the same one, for the local `folder`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / '.held').open('w') as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,132 @@
+"""What a run folder tells of its jobs, exit codes, and files that are whole or not there."""
+import dataclasses
+import json
+
+import pytest
+
+from downscale import distributed, exits, places
+from downscale.launch import state
+from downscale.launch.spec import Spec
+
+SPEC = Spec('tiny', 'w64d1-s0', 'train', 'tiny.py', (), 'abc', ('w64d1-s0/text',), (), 100,
+            'v5e:2x2', None, 'none', 'run')
+ATTEMPT = {'spec': SPEC.hash, 'began': 1000.0, 'ended': None, 'exit': None, 'reason': '',
+           'first_step': 0, 'last_step': 0, 'steps_lost': 0, 'steps_s': 0.0, 'seen': 1000.0}
+
+
+def spec_in(tmp_path, **changes):
+    return dataclasses.replace(SPEC, run=str(tmp_path), **changes)
+
+
+def tell(spec, attempts=(), progress=None, **markers):
+    """The folder of a job, with these files."""
+    folder = state.folder_of(spec.run, spec)
+    for number, attempt in enumerate(attempts):
+        places.write_json(folder / 'attempts' / f'{number:03d}.json', {
+            **ATTEMPT, 'spec': spec.hash, 'attempt': number, **attempt})
+    if progress:
+        places.write_json(folder / 'progress.json', progress)
+    for name, value in markers.items():
+        places.write_json(folder / f'{name}.json', {'spec': spec.hash, **value})
+
+
+def test_a_spec_comes_back_and_a_changed_one_is_refused(tmp_path):
+    spec = spec_in(tmp_path)
+    path = state.save_spec(spec)
+    assert state.load_spec(path) == spec
+    for change in ({'steps': 7}, {'hash': 'other'}):
+        places.write_json(path, json.loads(path.read_text()) | change)
+        with pytest.raises(ValueError, match='submit the job again') as error:
+            state.load_spec(path)
+        assert '\n' not in str(error.value)
+        state.save_spec(spec)
+    with pytest.raises(ValueError, match='no spec.json of a launch'):
+        state.load_spec(tmp_path / 'nothing.json')
+
+
+def test_states_follow_from_the_files(tmp_path):
+    spec = spec_in(tmp_path)
+    after = dataclasses.replace(spec, part='reason', needs=(spec.key,))
+
+    def states(now=1000.0):
+        return [(job.state, job.reason) for job in state.read(tmp_path, [spec, after], now)]
+    waits = ('waiting', f'needs {spec.key}')
+    assert states() == [('missing', ''), waits]
+    tell(spec, [{}])
+    assert states(1000 + state.STALE_SECONDS) == [('running', ''), waits]
+    assert states(1001 + state.STALE_SECONDS) == [('stale', 'no sign of life for 301 s'), waits]
+    tell(spec, [{'ended': 1010.0, 'exit': 42, 'reason': 'stopped'}])
+    assert states() == [('failed', 'stopped'), waits]
+    tell(spec, FATAL={'reason': 'no such key'})
+    assert states() == [('fatal', 'no such key'), waits]
+    tell(spec, DONE={})
+    assert states() == [('done', ''), ('missing', '')]
+    changed = dataclasses.replace(spec, steps=200)  # done is only what this spec asks for
+    assert state.read(tmp_path, [changed], 0)[0].state == 'missing'
+
+
+def test_cost_goodput_and_time_left_come_from_all_attempts(tmp_path):
+    spec = spec_in(tmp_path)
+    tell(spec, [
+        {'ended': 1100.0, 'exit': 1, 'last_step': 20, 'steps_lost': 5, 'steps_s': 50.0},
+        {'began': 1200.0, 'seen': 1300.0, 'first_step': 20, 'last_step': 50, 'steps_lost': 0,
+         'steps_s': 60.0}],
+        {'task': 'w64d1-s0/text', 'job_step': 50, 'job_total': 100, 'checkpoint_time': 1290.0,
+         'tokens_per_s': 7.0})
+    job, = state.read(tmp_path, [spec], 1301.0)
+    assert (job.attempt, job.step, job.total, job.age, job.lost) == (1, 50, 100, 11, 5)
+    assert job.chip_hours == pytest.approx(4 * 200 / 3600)
+    assert job.usd == pytest.approx(1.2 * job.chip_hours)
+    assert job.eta == pytest.approx(50 * 110 / 55)
+    assert job.goodput == pytest.approx((50 * 20 / 25 + 60) / 200)
+
+
+@pytest.mark.parametrize('rows, gives_up', [
+    ([(1, 0, 0)] * 3, True), ([(None, 0, 0)] * 3, True), ([(1, 0, 0)] * 2, False),
+    ([(1, 0, 0), (1, 0, 9), (1, 9, 9), (1, 9, 9)], False),
+    ([(1, 0, 9), (1, 9, 9), (69, 9, 9), (-9, 9, 9)], True),
+    ([(1, 0, 0), (42, 0, 0), (1, 0, 0), (42, 0, 0), (1, 0, 0)], True),
+    ([(42, 0, 0)] * 9, False), ([(1, 0, 0)] * 3 + [(64, 0, 0), (1, 0, 0)], False)])
+def test_only_crashes_in_a_row_without_progress_give_up(rows, gives_up):
+    found = [{'exit': code, 'first_step': first, 'last_step': last, 'reason': 'why'}
+             for code, first, last in rows]
+    assert bool(state.hopeless(found)) == gives_up
+
+
+@pytest.mark.parametrize('error, code', [
+    (ValueError('a key'), 64), (FloatingPointError('loss nan'), 64), (RuntimeError('?'), 1),
+    (RuntimeError('RESOURCE_EXHAUSTED: out of memory'), 64), (OSError('disk'), 1),
+    (exits.Failed('other devices', 69), 69), (exits.Preempted('saved'), 42),
+    (KeyboardInterrupt(), 130)])
+def test_every_error_has_an_exit_code(error, code):
+    assert exits.code_of(error) == code
+    assert (exits.ending(code).restart == 'never') == (code == 64)
+
+
+@pytest.mark.parametrize('value', ['0', '-3', 'soon', '1.5'])
+def test_a_timeout_that_is_no_number_of_seconds_is_refused(monkeypatch, value):
+    monkeypatch.setenv('DOWNSCALE_HEARTBEAT_SECONDS', value)
+    with (pytest.raises(ValueError, match=f'DOWNSCALE_HEARTBEAT_SECONDS={value} must be a whole'),
+          distributed.joined()):
+        raise AssertionError('joined')
+
+
+def test_sigterm_stops_a_lone_process_at_once_where_nothing_is_to_save():
+    import os
+    import signal
+    with pytest.raises(exits.Preempted) as error, distributed.joined():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError('not stopped')
+    assert error.value.code == exits.PREEMPTED
+    with distributed.joined(), distributed.stepping():
+        assert not distributed.stop(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert distributed.stop(2)
+
+
+def test_a_bucket_has_a_scratch_folder_and_a_folder_is_its_own(monkeypatch, tmp_path):
+    monkeypatch.setenv('DOWNSCALE_SCRATCH', str(tmp_path))
+    assert places.scratch('gs://bucket/study') == tmp_path / 'bucket' / 'study'
+    assert places.scratch(tmp_path / 'study') == tmp_path / 'study'
+    assert str(places.place('gs://bucket/study') / 'DONE.json') == 'gs://bucket/study/DONE.json'
+    assert places.read_json(tmp_path / 'nothing.json') is None
