@@ -1,0 +1,261 @@
+"""What to do next for a sweep, from what is wanted, what the backend shows, and the time.
+
+Nothing is remembered between two calls: attempts and tries are in the run folder and resources at
+the backend, so a watcher that was killed anywhere goes on where it was.
+"""
+from dataclasses import dataclass
+
+from downscale.exits import ending
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt of a job: when it began, when it was last heard of (unix s), its exit code (None
+    when it was lost without one), and whether a newer checkpoint came of it."""
+    began: float
+    ended: float
+    code: int | None
+    gained: bool
+
+
+@dataclass(frozen=True)
+class Try:
+    """One creation of a resource at the unix time `at`; `code` is how its program ended, where the
+    backend could tell."""
+    at: float
+    code: int | None = None
+
+
+@dataclass(frozen=True)
+class Desired:
+    """One job of the sweep, as its folder tells; `state` is that of `state.Job`. `hopeless` is why
+    another attempt makes no sense, None where it does."""
+    key: str
+    name: str
+    hash: str
+    state: str
+    needs: tuple[str, ...] = ()
+    chips: int = 1
+    usd: float = 0.0
+    usd_per_hour: float = 0.0
+    attempts: tuple[Attempt, ...] = ()
+    tries: tuple[Try, ...] = ()
+    hopeless: str | None = None
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One resource of the sweep at the backend, there since the unix time `since`; `state` is
+    pending, running, ended (with exit `code`), suspended, failed or deleting."""
+    name: str
+    hash: str
+    state: str
+    since: float
+    zone: str = ''
+    code: int | None = None
+    message: str = ''
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Limits of a sweep. A job waits `base` seconds after what brought it no further, twice as
+    long each time in a row, up to `longest`; it may crash `counted` times. What has ended by its
+    files has `grace` seconds until its machine goes."""
+    max_parallel: int
+    max_chips: int | None = None
+    max_usd: float | None = None
+    base: float = 60
+    longest: float = 3600
+    zones: tuple[str, ...] = ('',)
+    counted: int = 3
+    grace: float = 60
+
+
+@dataclass(frozen=True)
+class Create:
+    key: str
+    zone: str
+
+
+@dataclass(frozen=True)
+class Delete:
+    name: str
+    zone: str
+    why: str
+    code: int | None = None
+
+
+@dataclass(frozen=True)
+class Wait:
+    key: str
+    why: str
+    until: float | None = None
+
+
+@dataclass(frozen=True)
+class Hold:
+    """The resource of this job is left as it is, `until` (if known) something else is due."""
+    key: str
+    why: str
+    until: float | None = None
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """This job will not go on."""
+    key: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Nothing more is created."""
+    why: str
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A resource of this sweep that none of its jobs asks for; `gc` deletes it."""
+    name: str
+    zone: str
+
+
+def reconcile(desired, observed, now, policy):
+    """The actions that bring a sweep on, in order.
+
+    Jobs are created in the order of `desired`, where their needs are done.
+    """
+    found = {resource.name: resource for resource in observed}
+    wanted = {job.name: job for job in desired}
+    actions = [Orphan(resource.name, resource.zone) for resource in observed
+               if resource.name not in wanted]
+    held = [job for job in desired if job.name in found]
+    chips, parallel = sum(job.chips for job in held), len(held)
+    spent, states = 0.0, {job.key: job.state for job in desired}
+    for job in desired:
+        spent += job.usd + _idle_usd(job, found.get(job.name), now)
+    stopped = policy.max_usd is not None and spent >= policy.max_usd
+    over = _over(desired, policy)
+    for job in desired:
+        why, resource = over.get(job.key), found.get(job.name)
+        if resource:
+            actions.append(_of_resource(job, resource, why, now, policy))
+            continue
+        if job.state == 'done':
+            continue
+        if why:
+            actions.append(GiveUp(job.key, why))
+            continue
+        wait = _wait(job, states, now, policy)
+        if wait:
+            actions.append(wait)
+        elif stopped:
+            actions.append(Stop(f'{spent:.2f} dollars of {policy.max_usd:.2f} are spent (estimate);'
+                                f' {job.key} is not started'))
+        elif parallel >= policy.max_parallel or (
+                policy.max_chips is not None and chips + job.chips > policy.max_chips):
+            actions.append(Wait(job.key, f'{parallel} jobs hold {chips} chips'))
+        else:
+            parallel, chips = parallel + 1, chips + job.chips
+            actions.append(Create(job.key, _zone(job, policy)))
+    return actions
+
+
+def finished(actions):
+    """Whether a sweep with these actions will need no others, unless it is changed."""
+    kinds = {type(action) for action in actions}
+    return not kinds & {Create, Delete, Hold} and (Stop in kinds or Wait not in kinds)
+
+
+def _over(desired, policy):
+    """{key: why} of the jobs that will not go on."""
+    found = {job.key: why for job in desired if (why := _own_end(job, policy))}
+    while True:
+        more = {job.key: f'needs {need}, which will not be done' for job in desired
+                for need in job.needs
+                if need in found and job.key not in found and job.state != 'done'}
+        if not more:
+            return found
+        found |= more
+
+
+def _own_end(job, policy):
+    if job.state == 'done':
+        return None
+    if job.state == 'fatal':
+        return 'fatal'
+    if job.hopeless:
+        return job.hopeless
+    early = [one.code for one in _fruitless(job) if one.code is not None]
+    for code in early:
+        if ending(code).restart == 'never':
+            return f'ended with exit code {code} before it could say why; see logs'
+    codes = early + [attempt.code for attempt in job.attempts if attempt.code is not None]
+    crashes = sum(ending(code).restart == 'counted' for code in codes)
+    if crashes > policy.counted:
+        return f'crashed {crashes} times; see logs'
+    if policy.max_chips is not None and job.chips > policy.max_chips:
+        return f'takes {job.chips} chips and --max-chips is {policy.max_chips}'
+    return None
+
+
+def _of_resource(job, resource, why, now, policy):
+    """What happens to the resource of a job; `why` it will not go on, None where it may."""
+    def delete(text):
+        return Delete(resource.name, resource.zone, text, resource.code)
+    if resource.state == 'deleting':
+        return Hold(job.key, 'its resource is being deleted')
+    if resource.state in ('suspended', 'failed'):
+        return delete(f'{resource.state}: {resource.message}'.rstrip(': '))
+    if resource.state == 'ended':
+        return delete(f'{ending(resource.code).meaning} (exit code {resource.code})')
+    last = job.attempts[-1] if job.attempts else None
+    own = resource.state == 'running' and last and last.began >= resource.since
+    if own and (why or job.state in ('done', 'failed')) and now < last.ended + policy.grace:
+        return Hold(job.key, 'its program is ending', last.ended + policy.grace)
+    if job.state == 'done' or why:
+        return delete(why or 'done')
+    if own and job.state == 'failed':
+        return delete(f'{ending(last.code).meaning} (exit code {last.code})')
+    if own and job.state == 'stale':
+        return delete('no sign of life')
+    return Hold(job.key, resource.state)
+
+
+def _wait(job, states, now, policy):
+    """The `Wait` of a job that may not start now, None where it may."""
+    needs = [need for need in job.needs if states.get(need, 'done') != 'done']
+    if needs or job.state == 'waiting':
+        return Wait(job.key, f'needs {", ".join(needs or job.needs)}')
+    vain = len(_fruitless(job))
+    for attempt in reversed(job.attempts):
+        if attempt.gained:
+            break
+        vain += 1
+    last = max([one.at for one in job.tries] + [attempt.ended for attempt in job.attempts],
+               default=now)
+    until = last + min(policy.longest, policy.base * 2 ** min(vain - 1, 30)) if vain else now
+    if now < until:
+        return Wait(job.key, f'{vain} tries in a row brought it no further', until)
+    return None
+
+
+def _fruitless(job):
+    """The tries that no attempt came of, after the last attempt."""
+    began = job.attempts[-1].began if job.attempts else float('-inf')
+    return [one for one in job.tries if one.at > began]
+
+
+def _zone(job, policy):
+    """The next zone after each try that found no machine or lost it."""
+    moves = sum(one.code is None for one in _fruitless(job)) + sum(
+        attempt.code is None or ending(attempt.code).restart == 'free' for attempt in job.attempts)
+    return policy.zones[moves % len(policy.zones)]
+
+
+def _idle_usd(job, resource, now):
+    """What a running resource cost before its first attempt, which no attempt tells of."""
+    if not resource or resource.state != 'running' or any(
+            attempt.began >= resource.since for attempt in job.attempts):
+        return 0.0
+    return (now - resource.since) / 3600 * job.usd_per_hour
