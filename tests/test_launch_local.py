@@ -22,7 +22,7 @@ from local_jobs import (
 )
 
 from downscale import exits
-from downscale.launch import local, state
+from downscale.launch import local, state, supervise
 from downscale.places import write_json
 from downscale.train import checkpoint
 
@@ -244,7 +244,10 @@ def test_a_job_without_restarts_left_holds_up_what_needs_it(study_file, tmp_path
     said = []
     jobs = local.run([first, second], 2, crashes=1, note=said.append)
     assert [job.state for job in jobs] == ['missing', 'waiting']
-    assert said == [f'{first.key}: started', f'{first.key}: crashed (exit code 3)'] * 2
+    assert [line for line in said if 'again at' not in line] == [
+        f'{first.key}: started', f'{first.key}: crashed (exit code 3)'] * 2 + [
+        f'{first.key}: crashed 2 times; see logs',
+        f'{second.key}: needs {first.key}, which will not be done']
 
 
 SUPERVISOR = """
@@ -258,7 +261,7 @@ local.run([state.load_spec(path) for path in sys.argv[1:]], 2)
 @pytest.mark.parametrize('end', ['killed', 'cancelled'])
 def test_jobs_save_and_end_with_their_supervisor(study_file, tmp_path, end):
     spec = spec_of(study_file, tmp_path / 'run', 'cpu:1x1', ('stages.text.steps=100000',))
-    assert not local.cancel(spec.run)
+    assert not supervise.stop(spec.run)
     supervisor = subprocess.Popen([sys.executable, '-c', SUPERVISOR, str(state.save_spec(spec))],
                                   cwd=ROOT, stderr=subprocess.DEVNULL)
     folder = state.folder_of(spec.run, spec)
@@ -271,9 +274,9 @@ def test_jobs_save_and_end_with_their_supervisor(study_file, tmp_path, end):
         if end == 'killed':
             supervisor.kill()
         else:
-            assert local.cancel(spec.run)
+            assert supervise.stop(spec.run)
         wait_until(lambda: last('exit') is not None)
     finally:
         supervisor.kill()
     assert last('exit') == exits.PREEMPTED and last('steps_lost') == 0
-    wait_until(lambda: not local.cancel(spec.run))
+    wait_until(lambda: not supervise.stop(spec.run))

@@ -11,10 +11,11 @@ import sys
 import time
 from pathlib import Path
 
-from downscale.exits import FATAL, MISMATCH, PREEMPTED, ending
-from downscale.launch import state
+from downscale.exits import FATAL, MISMATCH, PREEMPTED
+from downscale.launch import state, supervise
 from downscale.launch.spec import processes
-from downscale.places import LOCK, lock, scratch
+from downscale.launch.watch import Observed, Policy
+from downscale.places import scratch
 
 PACKAGE = Path(__file__).parent.parent
 POLL_SECONDS, GRACE_SECONDS = 0.5, 60
@@ -84,92 +85,53 @@ class Group:
                 os.killpg(process.pid, number)
 
 
-def run(specs, parallel, crashes=3, preemptions=100, note=print):
-    """No job of a sweep can go on: each is done, fatal, has used up its restarts, or needs such a
-    one. Returns `state.read` of them.
-
-    At most `parallel` run at once, in the order of `specs` where their needs are done. A job may
-    crash `crashes` times and be preempted `preemptions` times more than that. SIGTERM and Ctrl-C
-    stop all jobs, which save first; the same call continues.
-    """
-    study = specs[0].run
-    handle = lock(scratch(study) / 'launch')
-    os.ftruncate(handle, 0)
-    os.write(handle, str(os.getpid()).encode())
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    budgets = {'counted': crashes, 'free': preemptions, 'none': 0, 'never': 0}
-    sweep = _Sweep(specs, parallel, budgets, note)
-    try:
-        while sweep.advance():
-            time.sleep(POLL_SECONDS)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        sweep.stop()
-        os.close(handle)
-    return state.read(study, specs, time.time())
+def run(specs, parallel, crashes=3, note=print):
+    """`supervise.run` on this machine: at most `parallel` jobs at once, in the order of `specs`
+    where their needs are done; each may crash `crashes` times more than once."""
+    return supervise.run(Backend(), specs, Policy(
+        parallel, base=1, longest=60, counted=crashes, grace=LINGER_SECONDS), note)
 
 
-def cancel(study):
-    """Tell the process that runs this study here to stop; returns whether there is one."""
-    folder = scratch(study) / 'launch'
-    try:
-        os.close(lock(folder))
-    except RuntimeError:
-        os.kill(int((folder / LOCK).read_text()), signal.SIGTERM)
-        return True
-    return False
+class Backend:
+    """Groups of processes by the name of their job; all of them end with `close`."""
+    poll = POLL_SECONDS
 
+    def __init__(self):
+        self.groups = {}  # name: [group, when it began, by when it must have ended or None]
 
-class _Sweep:
-    """The jobs of a sweep, the groups that run now, and how often each has ended in which way."""
-
-    def __init__(self, specs, parallel, budgets, note):
-        self.specs, self.parallel, self.budgets, self.note = specs, parallel, budgets, note
-        self.groups, self.wake = {}, {}
-        self.spent = {spec.key: dict.fromkeys(budgets, 0) for spec in specs}
-
-    def advance(self):
-        """Note what has ended and start what can; returns whether anything runs or may yet."""
-        for key, group in list(self.groups.items()):
+    def observe(self, specs):
+        """The `watch.Observed` of every group."""
+        found = []
+        for name, (group, since, until) in list(self.groups.items()):
             code = group.code()
-            if code is not None:
-                del self.groups[key]
-                self._end(key, code)
-        able = [spec for spec, job in zip(self.specs, state.read(
-            self.specs[0].run, self.specs, time.time())) if self._may_start(spec, job)]
-        now = time.monotonic()
-        for spec in [spec for spec in able if self.wake.get(spec.key, 0) <= now]:
-            if len(self.groups) < self.parallel:
-                self.groups[spec.key] = Group(spec)
-                self.note(f'{spec.key}: started')
-        return bool(self.groups or able)
+            if until and code is not None:
+                del self.groups[name]
+                continue
+            if until and time.time() > until:
+                group.signal(signal.SIGKILL)
+            found.append(Observed(name, group.spec.hash, 'deleting' if until else 'running'
+                                  if code is None else 'ended', since, code=code))
+        return found
 
-    def _may_start(self, spec, job):
-        # What the files call running is either ours or was killed with the process before this.
-        return spec.key not in self.groups and job.state in (
-            'missing', 'failed', 'running', 'stale') and all(
-            self.spent[spec.key][kind] <= most for kind, most in self.budgets.items())
+    def create(self, spec, zone):
+        """The processes of a job have started."""
+        since = time.time()
+        self.groups[spec.name] = [Group(spec), since, None]
 
-    def _end(self, key, code):
-        how, spent = ending(code), self.spent[key]
-        self.note(f'{key}: {how.meaning} (exit code {code})')
-        spent[how.restart] += 1
-        self.wake[key] = time.monotonic() + 2 ** spent['counted'] - 1
+    def delete(self, name, zone):
+        """A group is gone, or will be when it has saved."""
+        if self.groups[name][0].code() is not None:
+            del self.groups[name]
+            return
+        self.groups[name][0].signal(signal.SIGTERM)
+        self.groups[name][2] = time.time() + GRACE_SECONDS
 
-    def stop(self):
+    def close(self):
         """Every group has ended, after it was asked to."""
-        for group in self.groups.values():
-            group.signal(signal.SIGTERM)
-        until = time.monotonic() + GRACE_SECONDS
-        while any(group.code() is None for group in self.groups.values()):
-            if time.monotonic() > until:
-                for group in self.groups.values():
-                    group.signal(signal.SIGKILL)
+        for name in list(self.groups):
+            self.delete(name, '')
+        while self.observe(()):
             time.sleep(POLL_SECONDS)
-
-
-def _interrupt(*_):
-    raise KeyboardInterrupt
 
 
 def log_of(spec, attempt, rank):

@@ -116,7 +116,7 @@ def _job(run, spec, done, now):
     found, progress = attempts(folder), read_json(folder / 'progress.json') or {}
     state, reason = _state(run, spec, found, done, now)
     seconds = sum(_seconds(attempt) for attempt in found)
-    chips, price = _chips(spec)
+    chips, price = chips_of(spec)
     hours = chips * seconds / 3600
     gained = sum(attempt['last_step'] - attempt['first_step'] for attempt in found)
     lost = sum(attempt['steps_lost'] for attempt in found)
@@ -166,7 +166,7 @@ def _seconds(attempt):
     return (attempt['ended'] or attempt['seen']) - attempt['began']
 
 
-def _chips(spec):
+def chips_of(spec):
     """(chips, dollars per chip-hour or None) of a spec; a device of this machine is a chip."""
     if spec.topology.startswith('cpu:'):
         count, devices = processes(spec.topology)

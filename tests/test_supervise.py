@@ -1,0 +1,84 @@
+"""A sweep on this machine, whose jobs are stubs, runs to its end by the watcher's decisions."""
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from local_jobs import wait_until
+
+from downscale import exits
+from downscale.launch import local, state, supervise
+from downscale.launch.spec import Spec
+
+STUB = Path(__file__).with_name('stub_job.py')
+
+
+def spec_of(run, cell, needs=()):
+    return Spec('s', cell, 'train', 'x.py', (), 'h', (), needs, 1, 'cpu:1x1', None, 'none',
+                str(run))
+
+
+def commands(whats):
+    return lambda spec: [([sys.executable, str(STUB), str(state.folder_of(spec.run, spec)),
+                           spec.hash, *whats[spec.cell].split()], {})]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(local, 'POLL_SECONDS', 0.05)
+    monkeypatch.setattr(local.Backend, 'poll', 0.05)
+
+
+def test_a_fatal_job_stops_what_needs_it_and_a_killed_one_starts_again(tmp_path, monkeypatch):
+    bad, good = spec_of(tmp_path, 'bad'), spec_of(tmp_path, 'good')
+    after, never = (spec_of(tmp_path, name, (need.key,)) for name, need in (
+        ('after', good), ('never', bad)))
+    monkeypatch.setattr(local, 'commands', commands(
+        {'bad': 'fatal', 'good': 'kill 42 done', 'after': 'done', 'never': 'done'}))
+    said = []
+    jobs = local.run([never, after, bad, good], 1, note=said.append)
+    assert [job.state for job in jobs] == ['waiting', 'done', 'fatal', 'done']
+    assert [line for line in said if line.startswith(('good', 'after'))] == [
+        'good/train: started', 'good/train: crashed (exit code -9)', 'good/train: started',
+        'good/train: preempted, saved (exit code 42)', 'good/train: started',
+        'good/train: done (exit code 0)', 'after/train: started', 'after/train: done (exit code 0)']
+    assert said.count('never/train: needs bad/train, which will not be done') == 1
+    assert len(state.attempts(state.folder_of(tmp_path, good))) == 3
+    assert not supervise.stop(tmp_path)
+    again = []
+    local.run([never, after, bad, good], 1, note=again.append)
+    assert sorted(again) == ['bad/train: fatal',
+                             'never/train: needs bad/train, which will not be done']
+
+
+def test_a_job_that_dies_before_it_can_say_so_is_not_started_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, 'commands', lambda spec: [
+        ([sys.executable, '-c', f'exit({exits.FATAL})'], {})])
+    said = []
+    local.run([spec_of(tmp_path, 'a')], 1, note=said.append)
+    assert said[2:] == ['a/train: ended with exit code 64 before it could say why; see logs']
+
+
+SUPERVISOR = '''
+import sys
+sys.path.insert(0, sys.argv[1])
+import test_supervise
+from downscale.launch import local
+local.commands = test_supervise.commands({'a': 'wait done'})
+local.run([test_supervise.spec_of(sys.argv[2], 'a')], 1)
+'''
+
+
+def test_sigterm_ends_the_loop_and_lets_its_jobs_save(tmp_path):
+    watcher = subprocess.Popen([sys.executable, '-c', SUPERVISOR, str(STUB.parent), str(tmp_path)],
+                               stderr=subprocess.DEVNULL)
+    folder = state.folder_of(tmp_path, spec_of(tmp_path, 'a'))
+    try:
+        wait_until(lambda: state.attempts(folder))
+        with pytest.raises(RuntimeError, match='in use by another process'):
+            local.run([spec_of(tmp_path, 'a')], 1)
+        assert supervise.stop(tmp_path)
+        assert watcher.wait(30) != 0
+    finally:
+        watcher.kill()
+    assert [row['exit'] for row in state.attempts(folder)] == [exits.PREEMPTED]
