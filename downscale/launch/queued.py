@@ -1,0 +1,183 @@
+"""Jobs on TPU virtual machines: one queued resource each, through `gcloud`.
+
+The machines run a start-up script that reads what to do from their metadata. Nothing restarts them;
+`watch.py` deletes what was suspended or has failed, and creates it again.
+"""
+import json
+import re
+import subprocess
+from dataclasses import dataclass
+from datetime import datetime
+
+from downscale.launch import state
+from downscale.launch.topologies import topology
+from downscale.launch.watch import Observed
+
+TIMEOUT_SECONDS = 300
+STATES = {'ACTIVE': 'running', 'SUSPENDED': 'suspended', 'FAILED': 'failed', 'DELETING': 'deleting',
+          'SUSPENDING': 'running'}  # all others wait for machines
+
+
+@dataclass(frozen=True)
+class QueuedOptions:
+    """How machines are asked for. `kind` is 'spot', 'reserved' or 'guaranteed'; a request lapses
+    after `valid_for` (as '6h'). `script` is the path of the start-up script."""
+    zones: tuple[str, ...]
+    script: str
+    kind: str = 'spot'
+    valid_for: str | None = None
+    service_account: str | None = None
+    internal_ips: bool = False
+
+
+def labels(spec):
+    """What the resources of a job are found by."""
+    return {'downscale-sweep': label(spec.sweep), 'downscale-cell': label(spec.cell),
+            'downscale-part': spec.part, 'downscale-spec': spec.hash}
+
+
+def label(text):
+    """`text` as a label value: at most 63 lower-case letters, digits, '-' and '_'."""
+    return re.sub('[^a-z0-9_-]', '-', text.lower())[:63]
+
+
+def create_command(spec, options, zone):
+    """The argv that asks for the machines of a job; ValueError where the TPU API has none."""
+    if spec.topology.startswith('cpu:'):
+        raise ValueError(f'{spec.key} is for {spec.topology}, which is this machine; use --backend '
+                         'local, or a TPU topology such as v5e:4x4')
+    place = topology(spec.topology)
+    if place.machine.runtime is None:
+        raise ValueError(f'{spec.key}: {place.generation} is on GKE only; use --backend gke')
+    metadata = {'downscale-spec': str(state.folder_of(spec.run, spec) / 'spec.json'),
+                'downscale-image': spec.image or ''}
+    argv = [*_gcloud('create'), spec.name, f'--zone={zone}', '--async',
+            f'--accelerator-type={place.accelerator_type}',
+            f'--runtime-version={place.machine.runtime}', f'--{options.kind}',
+            f'--labels={_pairs(labels(spec))}', f'--metadata={_pairs(metadata)}',
+            f'--metadata-from-file=startup-script={options.script}']
+    argv += [f'--node-count={place.slices}', f'--node-prefix={spec.name}'] if place.slices > 1 \
+        else [f'--node-id={spec.name}']
+    if options.valid_for:
+        argv.append(f'--valid-until-duration={options.valid_for}')
+    if options.service_account:
+        argv.append(f'--service-account={options.service_account}')
+    return argv + ['--internal-ips'] * options.internal_ips
+
+
+def list_command(zone):
+    """The argv that lists a zone's queued resources."""
+    return [*_gcloud('list'), f'--zone={zone}']
+
+
+def describe_command(name, zone):
+    """The argv that shows one queued resource."""
+    return [*_gcloud('describe'), name, f'--zone={zone}']
+
+
+def delete_command(name, zone):
+    """The argv that deletes a queued resource with its machines."""
+    return [*_gcloud('delete'), name, f'--zone={zone}', '--force', '--async']
+
+
+def _gcloud(verb):
+    return ['gcloud', 'compute', 'tpus', 'queued-resources', verb, '--quiet', '--format=json']
+
+
+def _pairs(values):
+    return ','.join(f'{name}={value}' for name, value in values.items())
+
+
+def call(argv):
+    """What gcloud answers, from JSON; RuntimeError in one line when it fails."""
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT_SECONDS,
+                              stdin=subprocess.DEVNULL)
+    except FileNotFoundError:
+        raise ValueError('there is no gcloud; install the Google Cloud CLI and log in') from None
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f'gcloud {argv[4]} gave no answer in {TIMEOUT_SECONDS} s') from None
+    if done.returncode:
+        text = ' '.join(done.stderr.split()).rpartition('ERROR: ')[2]
+        raise RuntimeError(f'gcloud {argv[4]}: {text[:400]}')
+    return json.loads(done.stdout) if done.stdout.strip() else None
+
+
+class Backend:
+    """The queued resources of a sweep in the zones of `options`."""
+    poll = 30
+
+    def __init__(self, options):
+        self.options = options
+
+    def observe(self, specs):
+        """The `watch.Observed` of every resource with the label of this sweep."""
+        return resources(label(specs[0].sweep), self.options.zones)
+
+    def create(self, spec, zone):
+        """The resource of a job is asked for, or was already.
+
+        ValueError when there is one of that name for another spec.
+        """
+        try:
+            call(create_command(spec, self.options, zone))
+        except RuntimeError as error:
+            if not re.search('ALREADY_EXISTS|already exists', str(error)):
+                raise
+            found = _labels(call(describe_command(spec.name, zone))).get('downscale-spec')
+            if found != spec.hash:
+                raise ValueError(f'{spec.name} in {zone} is there for spec {found}, not '
+                                 f'{spec.hash}; cancel it, then submit again') from None
+
+    def delete(self, name, zone):
+        """The resource is gone, or will be soon."""
+        try:
+            call(delete_command(name, zone))
+        except RuntimeError as error:
+            if 'NOT_FOUND' not in str(error):
+                raise
+
+    def close(self):
+        """Machines run on without a watcher."""
+
+
+def resources(sweep, zones):
+    """The `watch.Observed` of every queued resource in `zones` with a sweep's label."""
+    return [_observed(value, zone) for zone in zones for value in call(list_command(zone)) or []
+            if _labels(value).get('downscale-sweep') == sweep]
+
+
+def submit(backend, specs):
+    """Each of `specs` has a resource in the first zone; those that had one anywhere keep it."""
+    there = {resource.name for resource in backend.observe(specs)}
+    for spec in specs:
+        if spec.name not in there:
+            state.save_spec(spec)
+            backend.create(spec, backend.options.zones[0])
+
+
+def cancel(backend, specs):
+    """Every resource of the sweep is deleted; returns their names."""
+    found = backend.observe(specs)
+    for resource in found:
+        backend.delete(resource.name, resource.zone)
+    return [resource.name for resource in found]
+
+
+def orphans(backend, specs):
+    """The resources of the sweep that none of `specs` asks for."""
+    names = {spec.name for spec in specs}
+    return [resource for resource in backend.observe(specs) if resource.name not in names]
+
+
+def _labels(value):
+    return value['tpu']['nodeSpec'][0]['node'].get('labels', {})
+
+
+def _observed(value, zone):
+    found = value['state']
+    message = found.get('failedData', {}).get('error', {}).get('message', '')
+    since = datetime.fromisoformat(value['createTime']).timestamp()
+    return Observed(value['name'].rpartition('/')[2], _labels(value).get('downscale-spec', ''),
+                    STATES.get(found['state'], 'pending'), since, zone,
+                    message=' '.join(message.split()))

@@ -1,0 +1,152 @@
+"""Queued resources through the real gcloud, against an API of this process."""
+import dataclasses
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_tpu import FakeTpu
+from local_jobs import wait_until
+
+from downscale.launch import queued, state, supervise
+from downscale.launch.spec import Spec
+from downscale.launch.watch import Policy
+from downscale.places import write_json
+
+needs_gcloud = pytest.mark.skipif(
+    not shutil.which('gcloud'), reason='NOT TESTED: gcloud is missing, so the TPU VM route is not')
+
+
+@pytest.fixture
+def api(monkeypatch, tmp_path):
+    server = FakeTpu()
+    for name, value in {
+            'CLOUDSDK_API_ENDPOINT_OVERRIDES_TPU': f'http://127.0.0.1:{server.server_port}/',
+            'CLOUDSDK_AUTH_DISABLE_CREDENTIALS': 'true', 'CLOUDSDK_CORE_PROJECT': 'demo',
+            'CLOUDSDK_CONFIG': str(tmp_path / 'gcloud'), 'CLOUDSDK_CORE_DISABLE_PROMPTS': '1'
+            }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(queued.Backend, 'poll', 0.1)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def spec_of(folder, topology='v5e:4x4', **fields):
+    return Spec('My Sweep', 'w64d2-s0', 'train', 'x.py', (), 'h', (), (), 1, topology, None, 'none',
+                str(folder / 'run'), **fields)
+
+
+def backend_of(folder):
+    script = folder / 'startup.sh'
+    script.write_text('#!/bin/bash\n')
+    return queued.Backend(queued.QueuedOptions(('z0', 'z1'), str(script), valid_for='6h'))
+
+
+def finish(spec):
+    write_json(state.folder_of(spec.run, spec) / 'DONE.json', {'spec': spec.hash})
+
+
+def test_a_command_names_slices_and_refuses_what_is_on_gke_only(tmp_path):
+    options = queued.QueuedOptions(('z0',), 's.sh', kind='reserved', internal_ips=True)
+    spec = spec_of(tmp_path, '2xv5p:2x2x2')
+    argv = queued.create_command(spec, options, 'z0')
+    assert {'--node-count=2', f'--node-prefix={spec.name}', '--accelerator-type=v5p-16',
+            '--reserved', '--internal-ips', '--runtime-version=v2-alpha-tpuv5'} <= set(argv)
+    assert queued.label('A b.' + 'x' * 70) == 'a-b-' + 'x' * 59
+    with pytest.raises(ValueError, match='tpu7x is on GKE only'):
+        queued.create_command(spec_of(tmp_path, 'tpu7x:2x2x1'), options, 'z0')
+
+
+@needs_gcloud
+def test_submitting_twice_asks_once_and_cancelling_leaves_nothing(api, tmp_path):
+    backend, spec = backend_of(tmp_path), spec_of(tmp_path)
+    queued.submit(backend, [spec])
+    queued.submit(backend, [spec])
+    assert [call[1:3] for call in api.made()] == [('z0', spec.name)]
+    backend.create(spec, 'z0')  # as one that had not yet seen it would
+    assert len(api.resources) == 1
+    value, = api.resources.values()
+    node, = value['tpu']['nodeSpec']
+    assert node['node']['acceleratorType'] == 'v5litepod-16' and 'spot' in value
+    assert node['node']['metadata']['startup-script'] == '#!/bin/bash\n'
+    assert node['node']['labels'] == queued.labels(spec)
+    node['node']['labels']['downscale-spec'] = 'other'
+    with pytest.raises(ValueError, match='is there for spec other'):
+        backend.create(spec, 'z0')
+    assert [one.name for one in queued.orphans(backend, [dataclasses.replace(spec, cell='b')])] == [
+        spec.name]
+    assert queued.cancel(backend, [spec]) == [spec.name] and not api.resources
+    assert 'force' in api.deleted()[0][3]
+
+
+@needs_gcloud
+def test_errors_of_gcloud_are_one_line(api, tmp_path):
+    with pytest.raises(RuntimeError) as error:
+        queued.call(queued.describe_command('nothing', 'z0'))
+    assert 'NOT_FOUND' in str(error.value) and '\n' not in str(error.value)
+    with pytest.raises(RuntimeError, match='unrecognized arguments'):
+        queued.call([*queued.list_command('z0'), '--wrong'])
+    backend_of(tmp_path).delete('nothing', 'z0')
+
+
+@needs_gcloud
+def test_the_loop_moves_on_from_suspension_and_tells_of_quota(api, tmp_path):
+    spec, said = spec_of(tmp_path), []
+    fates = iter(['refused', 'FAILED', 'SUSPENDED', 'ACTIVE'])
+
+    class Fated(queued.Backend):
+        def create(self, spec, zone):
+            fate = next(fates)
+            api.refuse = 'Quota A exceeded' if fate == 'refused' else None
+            super().create(spec, zone)
+            api.set(spec.name, fate, 'Quota B exceeded' if fate == 'FAILED' else '')
+            if fate == 'ACTIVE':
+                finish(spec)
+    supervise.run(Fated(backend_of(tmp_path).options), [spec],
+                  Policy(1, base=0.1, zones=('z0', 'z1'), grace=0), said.append)
+    assert not api.resources
+    assert [call[1] for call in api.made()] == ['z0', 'z1', 'z0', 'z1']
+    told = [line.partition(': ')[2] for line in said if 'again at' not in line]
+    assert 'Quota A exceeded' in told.pop(1)
+    assert told == ['started in z0', 'started in z1', 'failed: Quota B exceeded', 'started in z0',
+                    'suspended', 'started in z1', 'done']
+
+
+WATCHER = '''
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+import test_queued
+from downscale.launch import queued, supervise
+from downscale.launch.watch import Policy
+queued.Backend.poll = 0.1
+if sys.argv[3] == 'die':
+    delete = queued.Backend.delete
+    def deadly(self, name, zone):
+        delete(self, name, zone)
+        os.kill(os.getpid(), signal.SIGKILL)
+    queued.Backend.delete = deadly
+folder = Path(sys.argv[2])
+supervise.run(test_queued.backend_of(folder), [test_queued.spec_of(folder)],
+              Policy(1, base=0.1, zones=('z0', 'z1'), grace=0))
+'''
+
+
+@needs_gcloud
+def test_a_watcher_killed_between_delete_and_create_goes_on_when_restarted(api, tmp_path):
+    spec = spec_of(tmp_path)
+    queued.submit(backend_of(tmp_path), [spec])
+    api.set(spec.name, 'FAILED', 'no capacity')
+    argv = [sys.executable, '-c', WATCHER, str(Path(__file__).parent), str(tmp_path)]
+    assert subprocess.run([*argv, 'die'], timeout=60).returncode == -9
+    assert not api.resources
+    watcher = subprocess.Popen([*argv, 'live'])
+    try:
+        wait_until(lambda: api.resources)
+        finish(spec)
+        assert watcher.wait(60) == 0
+    finally:
+        watcher.kill()
+    assert not api.resources and len(api.made()) == 2
