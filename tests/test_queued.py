@@ -38,10 +38,10 @@ def spec_of(folder, topology='v5e:4x4', **fields):
                 str(folder / 'run'), **fields)
 
 
-def backend_of(folder):
+def backend_of(folder, zones=('z0', 'z1')):
     script = folder / 'startup.sh'
     script.write_text('#!/bin/bash\n')
-    return queued.Backend(queued.QueuedOptions(('z0', 'z1'), str(script), valid_for='6h'))
+    return queued.Backend(queued.QueuedOptions(zones, str(script), valid_for='6h'))
 
 
 def finish(spec):
@@ -129,15 +129,15 @@ if sys.argv[3] == 'die':
         os.kill(os.getpid(), signal.SIGKILL)
     queued.Backend.delete = deadly
 folder = Path(sys.argv[2])
-supervise.run(test_queued.backend_of(folder), [test_queued.spec_of(folder)],
-              Policy(1, base=0.1, zones=('z0', 'z1'), grace=0))
+supervise.run(test_queued.backend_of(folder, ('z0',)), [test_queued.spec_of(folder)],
+              Policy(1, base=0.1, zones=('z0',), grace=0))
 '''
 
 
 @needs_gcloud
 def test_a_watcher_killed_between_delete_and_create_goes_on_when_restarted(api, tmp_path):
     spec = spec_of(tmp_path)
-    queued.submit(backend_of(tmp_path), [spec])
+    queued.submit(backend_of(tmp_path, ('z0',)), [spec])
     api.set(spec.name, 'FAILED', 'no capacity')
     argv = [sys.executable, '-c', WATCHER, str(Path(__file__).parent), str(tmp_path)]
     assert subprocess.run([*argv, 'die'], timeout=60).returncode == -9

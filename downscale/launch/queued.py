@@ -6,6 +6,7 @@ The machines run a start-up script that reads what to do from their metadata. No
 import json
 import re
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -143,8 +144,11 @@ class Backend:
 
 def resources(sweep, zones):
     """The `watch.Observed` of every queued resource in `zones` with a sweep's label."""
-    return [_observed(value, zone) for zone in zones for value in call(list_command(zone)) or []
-            if _labels(value).get('downscale-sweep') == sweep]
+    with ThreadPoolExecutor(len(zones)) as pool:  # each takes a second or more
+        found = pool.map(lambda zone: call(list_command(zone)) or [], zones)
+        return [_observed(value, zone) for zone, values in zip(zones, found, strict=True)
+                for value in values
+                if _labels(value).get('downscale-sweep') == sweep]
 
 
 def submit(backend, specs):

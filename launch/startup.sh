@@ -1,0 +1,44 @@
+#!/bin/bash
+# What a TPU virtual machine runs of a job: its image, or without one Python of this machine. The
+# metadata downscale-spec and downscale-image say which; exit codes are of downscale/exits.py.
+set -uo pipefail
+
+metadata() {
+  curl --silent --fail --retry 10 --retry-connrefused --header 'Metadata-Flavor: Google' \
+    "http://metadata.google.internal/computeMetadata/v1/instance/attributes/$1"
+}
+
+spec=$(metadata downscale-spec) || { echo 'no downscale-spec in the metadata' >&2; exit 64; }
+image=$(metadata downscale-image) || image=
+worker=$(metadata agent-worker-number) || worker=0
+log=$(mktemp "${TMPDIR:-/tmp}/downscale.XXXXXX")
+entry=(python3 -m downscale.launch.entry "$spec")
+if [[ -n $image ]]; then
+  # Python is the first process of the container, and docker passes signals on to it.
+  entry=(docker run --rm --privileged --network=host --name=downscale
+         --stop-timeout=60 --entrypoint=python3 "$image" -m downscale.launch.entry "$spec")
+fi
+
+"${entry[@]}" >"$log" 2>&1 &
+program=$!
+# bash would act on the signal only once the program has ended.
+trap 'kill -TERM "$program"' TERM INT
+
+# The signal also ends `wait`, with a code that is not the program's.
+wait "$program"
+code=$?
+while kill -0 "$program" 2>/dev/null; do
+  wait "$program"
+  code=$?
+done
+wait "$program"
+last=$?
+if [[ $last != 127 ]]; then code=$last; fi
+
+target="${spec%/*}/logs/host-$worker-$(date +%s).log"
+if [[ $target == gs://* ]]; then
+  gcloud storage cp --quiet "$log" "$target" || echo "$log could not be copied to $target" >&2
+else
+  mkdir -p "${target%/*}" && cp "$log" "$target"
+fi
+exit "$code"
