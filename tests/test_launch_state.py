@@ -1,6 +1,11 @@
 """What a run folder tells of its jobs, exit codes, and files that are whole or not there."""
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -111,13 +116,23 @@ def test_a_timeout_that_is_no_number_of_seconds_is_refused(monkeypatch, value):
         raise AssertionError('joined')
 
 
+LONE = """
+import os, signal
+from downscale import distributed
+with distributed.joined(lambda code, text: print(code, text, flush=True)):
+    os.kill(os.getpid(), signal.SIGTERM)
+    print('not stopped')
+"""
+
+
 def test_sigterm_stops_a_lone_process_at_once_where_nothing_is_to_save():
-    import os
-    import signal
-    with pytest.raises(exits.Preempted) as error, distributed.joined():
-        os.kill(os.getpid(), signal.SIGTERM)
-        raise AssertionError('not stopped')
-    assert error.value.code == exits.PREEMPTED
+    done = subprocess.run([sys.executable, '-c', LONE], text=True, capture_output=True, timeout=60,
+                          cwd=Path(__file__).parents[1], check=False)
+    assert (done.returncode, done.stdout) == (exits.PREEMPTED, '42 stopped by SIGTERM\n')
+    assert done.stderr == 'stopped by SIGTERM, with nothing to save\n'
+
+
+def test_sigterm_waits_for_the_end_of_a_step():
     with distributed.joined(), distributed.stepping():
         assert not distributed.stop(1)
         os.kill(os.getpid(), signal.SIGTERM)

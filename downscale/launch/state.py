@@ -1,7 +1,7 @@
 """What a run folder says of its jobs: nothing but files is asked, so no cluster can lose it.
 
 Each job has a folder RUN/launch/CELL/PART with `spec.json`, `attempts/NNN.json`, `progress.json`
-and, in the end, `DONE.json` or `FATAL.json`; process 0 of `entry.py` writes all but the first.
+and, in the end, `DONE.json` or `FATAL.json`; process 0 of `attempt.py` writes all but the first.
 Steps are counted over the tasks of a job; an evaluation is one step.
 """
 import dataclasses
@@ -14,7 +14,7 @@ from downscale.launch.spec import Spec, processes
 from downscale.launch.topologies import topology
 from downscale.places import place, read_json, write_json
 
-STALE_SECONDS = 300  # a running attempt writes at least every `entry.TICK_SECONDS`
+STALE_SECONDS = 300  # a running attempt writes at least every `attempt.TICK_SECONDS`
 READERS = 16
 CRASHES = 3  # attempts in a row that crash without a newer checkpoint: it will not get better
 
