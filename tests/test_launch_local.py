@@ -110,11 +110,14 @@ def test_a_kill_during_a_save_leaves_the_step_before(undisturbed, study_file, tm
 
 
 @pytest.mark.slow
-def test_an_evaluation_is_a_job_of_one_process(study_file, tmp_path):
-    train = spec_of(f'{study_file}:reason', tmp_path / 'run', 'cpu:1x2')
+def test_a_second_stage_goes_on_and_its_evaluation_is_a_job_of_one_process(study_file, tmp_path):
+    train = spec_of(f'{study_file}:reason', tmp_path / 'run')
     train = dataclasses.replace(train, tasks=(*train.tasks, f'{train.cell}/reason'), steps=80)
-    assert attempt(train) == exits.DONE, logs(train)
-    assert told(train) == [(exits.DONE, 0, 80, 0)]
+    assert attempt(train, '1,SIGTERM,52', tmp_path / 'before') == exits.PREEMPTED, logs(train)
+    assert attempt(train) == exits.DONE, logs(train, 1)
+    first, second = told(train)
+    assert first[:2] == (exits.PREEMPTED, 0) and 52 < first[2] < 80
+    assert second == (exits.DONE, first[2], 80, 0)
     spec = dataclasses.replace(train, part='reason', tasks=(f'evaluate reason {train.cell}',),
                                needs=(train.key,), steps=1, topology='cpu:1x1')
     assert attempt(spec, '0,early,0', tmp_path / 'once') == exits.PREEMPTED, logs(spec)
