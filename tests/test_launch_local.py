@@ -95,7 +95,7 @@ def test_a_killed_process_ends_the_others_and_a_restart_goes_on(
     assert attempt(spec) == exits.DONE, logs(spec, 1)
     first, second = told(spec)
     assert first[2] == 10 and first[3] <= 4 and second == (exits.DONE, 10, 40, 0)
-    assert first[0] == (exits.CRASHED if rank else None)
+    assert first[0] == (exits.LOST if rank else None)
     assert_same_run(undisturbed, spec.run)
 
 
@@ -174,12 +174,12 @@ def test_a_job_that_crashes_without_progress_gives_up(study_file, tmp_path):
 
 def test_a_job_that_is_killed_without_progress_gives_up(study_file, tmp_path):
     spec = spec_of(study_file, tmp_path / 'run', 'cpu:1x1')
-    for number in range(state.CRASHES):
+    for number in range(state.KILLS):
         write_json(state.folder_of(spec.run, spec) / 'attempts' / f'{number:03d}.json', {
             'attempt': number, 'spec': spec.hash, 'exit': None, 'reason': '', 'first_step': 0,
             'last_step': 0, 'steps_lost': 7, 'steps_s': 1.0, 'began': 0.0, 'ended': None,
             'seen': 9.0})
-    assert attempt(spec) == exits.FATAL, logs(spec, state.CRASHES)
+    assert attempt(spec) == exits.FATAL, logs(spec, state.KILLS)
     job, = state.read(spec.run, [spec], time.time())
     assert job.state == 'fatal' and 'killed without a word' in job.reason
 

@@ -87,9 +87,10 @@ def test_cost_goodput_and_time_left_come_from_all_attempts(tmp_path):
 
 
 @pytest.mark.parametrize('rows, gives_up', [
-    ([(1, 0, 0)] * 3, True), ([(None, 0, 0)] * 3, True), ([(1, 0, 0)] * 2, False),
+    ([(1, 0, 0)] * 3, True), ([(1, 0, 0)] * 2, False), ([(None, 0, 0)] * 9, False),
+    ([(None, 0, 0), (70, 0, 0)] * 5, True),
     ([(1, 0, 0), (1, 0, 9), (1, 9, 9), (1, 9, 9)], False),
-    ([(1, 0, 9), (1, 9, 9), (69, 9, 9), (-9, 9, 9)], True),
+    ([(1, 0, 9), (1, 9, 9), (69, 9, 9), (134, 9, 9)], True),
     ([(1, 0, 0), (42, 0, 0), (1, 0, 0), (42, 0, 0), (1, 0, 0)], True),
     ([(42, 0, 0)] * 9, False), ([(1, 0, 0)] * 3 + [(64, 0, 0), (1, 0, 0)], False)])
 def test_only_crashes_in_a_row_without_progress_give_up(rows, gives_up):
