@@ -124,12 +124,13 @@ def main():
                      daemon=True).start()
     seconds, jobs = finish(config, work / 'killed')
     over.set()
-    attempts = sum(job.attempt + 1 for job in jobs)
-    total = sum(job.chip_hours for job in jobs)
+    jobs_run = [job for job in jobs if job.attempt is not None]
+    attempts = sum(job.attempt + 1 for job in jobs_run)
+    total = sum(job.chip_hours for job in jobs_run)
     print(f'disturbed: {len(jobs)} jobs in {seconds:.0f} s, {len(killed)} processes ended '
           f'({sum(name == "SIGTERM" for name, _ in killed)} by SIGTERM), {attempts} attempts, '
           f'{sum(job.lost for job in jobs)} steps lost, goodput '
-          f'{sum(job.goodput * job.chip_hours for job in jobs) / total:.0%}')
+          f'{sum(job.goodput * job.chip_hours for job in jobs_run) / total:.0%}')
     before, after = digests(work / 'quiet'), digests(work / 'killed')
     different = sorted(name for name in before.keys() | after.keys()
                        if before.get(name) != after.get(name))

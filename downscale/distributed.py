@@ -76,7 +76,7 @@ def joined(ending=lambda code, text: None):
     together, heartbeat = seconds('INITIALIZATION', 300), seconds('HEARTBEAT', 100)
     _peers = Peers(heartbeat / 2, ending)  # quicker than JAX, whose words are pages
     if arguments is None:
-        with _own_sigterm():
+        with _own_sigterm(ending):
             try:
                 yield
             except BaseException as error:
@@ -126,16 +126,20 @@ def stop(step):
 
 
 @contextlib.contextmanager
-def _own_sigterm():
-    """SIGTERM sets the notice, or raises `exits.Preempted` where nothing will ask for it."""
+def _own_sigterm(ending):
+    """SIGTERM sets the notice, or ends this process where nothing will ask for it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def note(*_):
         _peers.notice = True
-        if not _peers.stepping:
-            raise exits.Preempted('stopped by SIGTERM')
+        if not _peers.stepping:  # an exception would come amid a compilation, and end in a crash
+            say('stopped by SIGTERM, with nothing to save')
+            try:
+                ending(exits.PREEMPTED, 'stopped by SIGTERM')
+            finally:
+                os._exit(exits.PREEMPTED)
     before = signal.signal(signal.SIGTERM, note)
     try:
         yield

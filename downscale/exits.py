@@ -1,7 +1,7 @@
 """How a run ends: one table for the trainer, manifests, the start-up script and the watcher."""
 from dataclasses import dataclass
 
-DONE, CRASHED, PREEMPTED, FATAL, MISMATCH, INTERRUPTED = 0, 1, 42, 64, 69, 130
+DONE, CRASHED, PREEMPTED, FATAL, MISMATCH, LOST, INTERRUPTED = 0, 1, 42, 64, 69, 70, 130
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ TABLE = {
     DONE: Ending('done', 'none'),
     PREEMPTED: Ending('preempted, saved', 'free'),
     FATAL: Ending('fatal: configuration, data, or out of device memory', 'never'),
-    MISMATCH: Ending('other devices than the launch expects', 'counted')}
+    MISMATCH: Ending('other devices than the launch expects', 'counted'),
+    LOST: Ending('another process was killed, or its machine is gone', 'counted')}
 _CRASH = Ending('crashed', 'counted')
 
 

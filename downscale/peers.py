@@ -132,7 +132,7 @@ class Peers:
 
     def _code(self):
         """A peer that died after the notice has been taken away, not crashed."""
-        return exits.PREEMPTED if self.notice else exits.CRASHED
+        return exits.PREEMPTED if self.notice else exits.LOST
 
     def _leave(self, code, gone=None):
         """End at once, but process 0 after the others, for JAX ends those that outlive it."""

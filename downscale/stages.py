@@ -91,15 +91,23 @@ def is_done(folder, experiment):
     return done is not None and done.get('hash') == experiment.hash
 
 
-def start_params(study, experiment, stage):
-    """Inherited groups from the parents' checkpoints or from imports, fresh ones from the seed."""
+def start_shapes(experiment, stage):
+    """The ShapeDtypeStructs of `start_params`; nothing is read."""
     model = experiment.model(stage.name)
     if stage.name == 'tower':
-        return init_tree(abstract_pair_params(model), experiment.seed)
+        return abstract_pair_params(model)
     groups = ['language']
     if stage.tiles:
         groups += ['tower', 'connector', *['image_newline_D'] * model.newline]
-    target = abstract_params(model, tuple(groups))
+    return abstract_params(model, tuple(groups))
+
+
+def start_params(study, experiment, stage):
+    """Inherited groups from the parents' checkpoints or from imports, fresh ones from the seed."""
+    target = start_shapes(experiment, stage)
+    if stage.name == 'tower':
+        return init_tree(target, experiment.seed)
+    groups = list(target)
     rest = [name for name in groups if name not in stage.parents]
     params = init_tree({name: target[name] for name in rest if name not in experiment.imports},
                        experiment.seed)
@@ -149,7 +157,7 @@ def train_stage(study, experiment, name, report=lambda step, metrics: None):
             loop.train(folder, model, stage.loss, experiment.optimizer, tuple(stage.trainable),
                        stage.rates, stage.schedule, grid,
                        lambda: start_params(study, experiment, stage), batches, stage.save_every,
-                       report)
+                       report, shapes=start_shapes(experiment, stage))
         distributed.wait()
         distributed.once(lambda: write_json(folder / 'DONE.json', {
             'hash': experiment.hash, 'steps': stage.steps}))

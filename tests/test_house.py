@@ -127,7 +127,7 @@ def test_libraries_stay_behind_their_doors():
 
 # Files that must import without JAX: the planner prices runs and the analysis reads folders. One
 # process a program compiles for the planner, and one trains.
-HEAVY = ('launch/worker.py', 'launch/entry.py', 'launch/record.py')
+HEAVY = ('launch/worker.py', 'launch/entry.py', 'launch/attempt.py', 'launch/record.py')
 LIGHT = [name for name in MODULES if name.startswith(('analysis/', 'launch/'))
          and name not in HEAVY] + [
     'letters.py', 'sizes.py', 'accounting.py', 'console.py', 'data/records.py']

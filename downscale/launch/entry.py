@@ -1,121 +1,21 @@
-"""One attempt at a job, in each of its processes: what every backend starts.
+"""What every backend starts in each process of a job.
 
-`python -m downscale.launch.entry RUN/launch/CELL/PART/spec.json`. It works through the tasks that
-are not done, and ends by `exits.TABLE`; what happened is in the job's folder (`state.py`).
+`python -m downscale.launch.entry RUN/launch/CELL/PART/spec.json`; see `attempt.py`.
 """
 import os
 import signal
 import sys
-import threading
-import time
-import traceback
 
-import jax
-
-from downscale import distributed, exits, stages, study_files
-from downscale import experiment as experiments
-from downscale import study as studies
-from downscale.evaluate.answers import hash_of
-from downscale.launch import state
-from downscale.launch.record import Record, steps_of
-from downscale.launch.spec import processes
-from downscale.memory import keep_freed_memory
-from downscale.places import held, in_bucket, place, read_json, scratch
-
-TICK_SECONDS, BUCKET_TICK_SECONDS = 1, 15
-LAUNCHER = 'DOWNSCALE_LAUNCHER'  # process id of a local supervisor, without which work ends
-
-
-def tick(record, over):
-    """Until `over`: the files are kept up to date, and work ends when its launcher has."""
-    launcher = os.environ.get(LAUNCHER)
-    every = BUCKET_TICK_SECONDS if in_bucket(record.spec.run) else TICK_SECONDS
-    while not over.wait(every):
-        if launcher and os.getppid() != int(launcher):
-            launcher = None
-            os.kill(os.getpid(), signal.SIGTERM)
-        try:
-            record.write()
-        except Exception as error:  # a bucket may be out of reach for a while
-            print(f'cannot write {record.path}: {distributed.line_of(error)}', file=sys.stderr)
-
-
-def work(record):
-    """The tasks of the job are done; what prevents it is raised."""
-    spec = record.spec
-    count, each = processes(spec.topology)
-    if jax.device_count() != count * each:
-        raise exits.Failed(f'{spec.topology} has {count * each} devices, here are '
-                           f'{jax.device_count()} ({jax.process_count()} processes)',
-                           exits.MISMATCH)
-    config, sweep = study_files.load_study(spec.config, spec.overrides)
-    with config.unlocked():
-        del config['platform']
-    cells = experiments.cells(config, sweep)
-    cell = study_files.find_cell(cells, spec.cell)
-    if cell.hash != spec.experiment:
-        raise ValueError(f'{spec.config} makes another cell {spec.cell} now ({cell.hash}) than was '
-                         f'submitted ({spec.experiment}); submit it again')
-    found = {task.name: task for task in studies.tasks_of(cells)}
-    tasks = [found[name] for name in spec.tasks]
-    if jax.process_count() > 1 and any(task.kind == 'evaluate' for task in tasks):
-        raise ValueError(f'{spec.key} evaluates, which is the work of one process; launch it on a '
-                         'topology of one host')
-    record.plan(tasks)
-    stages.grid_of(cell)
-    studies.use_cache(os.environ.get('JAX_COMPILATION_CACHE_DIR')
-                      or place(spec.run) / 'launch' / 'cache')
-    if in_bucket(spec.run):  # every machine makes its own copy, at the same time
-        with held(scratch(spec.run)):
-            stages.prepare(spec.run, cell)
-    distributed.once(lambda: _prepare(spec.run, config.study, cells))
-    writers = studies.writers_of(cell, cells)
-    for task in tasks:
-        record.begin(task)
-        if task.kind == 'evaluate':
-            studies.run_task(spec.run, task, writers,
-                             lambda done, total, text: record.report(done, total))
-        else:
-            stages.train_stage(spec.run, cell, task.stage, lambda step, row: record.report(
-                step, steps_of(task), row))
-    distributed.once(lambda: record.close(exits.DONE, ''))
-
-
-def _prepare(run, name, cells):
-    """The study's data are on this machine, and its description in the run folder."""
-    with held(scratch(run)):
-        stages.prepare(run, cells[0])
-        described = read_json(place(run) / 'study.json')
-        if not described or described['config_hash'] != hash_of([cell.hash for cell in cells]):
-            studies.prepare(run, name, cells, quiet=True)
+from downscale.exits import PREEMPTED
 
 
 def main(argv):
-    """One attempt; the exit code is after `exits.TABLE`."""
-    over = threading.Event()
-    if study_files.on_cpu():
-        keep_freed_memory()
-    try:
-        record = Record(state.load_spec(argv[0]), time.time())
-        jax.monitoring.register_event_duration_secs_listener(record.listen)
-        threading.Thread(target=tick, args=(record, over), daemon=True).start()
-        with distributed.joined(record.close):
-            if distributed.once(record.open):
-                work(record)
-    except exits.Preempted as error:
-        print(f'{error}; a restart continues', file=sys.stderr)
-        return error.code
-    except KeyboardInterrupt:
-        return exits.INTERRUPTED
-    except Exception as error:
-        code = exits.code_of(error)
-        if code == exits.CRASHED:
-            traceback.print_exc()
-        print(f'error: {distributed.line_of(error)}', file=sys.stderr)
-        return code
-    finally:
-        over.set()
-    return exits.DONE
+    """One attempt at the job; the exit code is after `exits.TABLE`."""
+    # JAX takes seconds to import and more to join the others. Until then SIGTERM would count as a
+    # crash, and the first process of a container does not even notice it.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(PREEMPTED))
+    from downscale.launch.attempt import run
+    return run(argv[0])
 
 
 if __name__ == '__main__':

@@ -19,7 +19,7 @@ from downscale.places import scratch
 
 PACKAGE = Path(__file__).parent.parent
 POLL_SECONDS, GRACE_SECONDS = 0.5, 60
-LINGER_SECONDS = 120  # for the rest of a group, once one of its processes has ended
+LINGER_SECONDS = 20  # beyond a heartbeat, for the rest of a group once one of it has ended
 
 
 def commands(spec):
@@ -67,7 +67,8 @@ class Group:
             return _code_of(codes)
         if self.ended is None and any(code is not None for code in codes):
             self.ended = time.monotonic()
-        if self.ended and time.monotonic() - self.ended > LINGER_SECONDS:
+        linger = LINGER_SECONDS + int(os.environ.get('DOWNSCALE_HEARTBEAT_SECONDS', '100'))
+        if self.ended and time.monotonic() - self.ended > linger:
             self.signal(signal.SIGKILL)
         return None
 

@@ -1,7 +1,7 @@
 """What a run folder says of its jobs: nothing but files is asked, so no cluster can lose it.
 
 Each job has a folder RUN/launch/CELL/PART with `spec.json`, `attempts/NNN.json`, `progress.json`
-and, in the end, `DONE.json` or `FATAL.json`; process 0 of `entry.py` writes all but the first.
+and, in the end, `DONE.json` or `FATAL.json`; process 0 of `attempt.py` writes all but the first.
 Steps are counted over the tasks of a job; an evaluation is one step.
 """
 import dataclasses
@@ -9,14 +9,16 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from downscale.exits import FATAL, ending
+from downscale.exits import FATAL, LOST, ending
 from downscale.launch.spec import Spec, processes
 from downscale.launch.topologies import topology
 from downscale.places import place, read_json, write_json
 
-STALE_SECONDS = 300  # a running attempt writes at least every `entry.TICK_SECONDS`
+STALE_SECONDS = 300  # a running attempt writes at least every `attempt.TICK_SECONDS`
 READERS = 16
-CRASHES = 3  # attempts in a row that crash without a newer checkpoint: it will not get better
+# Attempts in a row without a newer checkpoint after which it will not get better: those that
+# crashed by themselves, and those that were killed, for which they may not be to blame.
+CRASHES, KILLS = 3, 10
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def hopeless(found):
             row = []
         elif counted:
             row.append(attempt)
-    if len(row) < CRASHES:
+    killed = sum(attempt['exit'] in (None, LOST) for attempt in row)
+    if len(row) - killed < CRASHES and killed < KILLS:
         return None
     return (f'{len(row)} attempts in a row ended without a newer checkpoint than step '
             f'{row[-1]["last_step"]} (the last: {row[-1]["reason"] or "killed without a word"}); '

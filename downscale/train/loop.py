@@ -54,23 +54,25 @@ def share(mesh, rules):
 
 
 def train(folder, model, loss, optimizer, trainable, rates, schedule, mesh, params, stream,
-          save_every, report=lambda step, metrics: None, stop=distributed.stop):
+          save_every, report=lambda step, metrics: None, stop=distributed.stop, shapes=None):
     """Train for `schedule.steps` steps and return the final parameters.
 
     After a step of which `stop(step)` is true, in all processes, it is saved and `exits.Preempted`
     raised.
 
     `params()` gives fresh or inherited parameters as numpy; it is called only when there is no
-    checkpoint under `folder`. `stream` is a checkpointable iterator of this process' `share` of the
-    batches. Raises FloatingPointError on a non-finite loss and ValueError on a batch without
-    supervised tokens, with the step. Process 0 alone writes metrics.
+    checkpoint under `folder`, or where their `shapes` are not given. `stream` is a checkpointable
+    iterator of this process' `share` of the batches. Raises FloatingPointError on a non-finite loss
+    and ValueError on a batch without supervised tokens, with the step. Process 0 alone writes
+    metrics.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         # Closing waits for a save in flight, also when a step raises.
         manager = stack.enter_context(
             contextlib.closing(checkpoint.open_manager(folder, every=save_every)))
-        state, tokens = _start(manager, params, optimizer, trainable, mesh, model.rules, stream)
+        state, tokens = _start(manager, params, shapes, optimizer, trainable, mesh, model.rules,
+                               stream)
         step_fn = compiled_step(model, loss, optimizer, trainable, mesh)
         first, mine = int(state['step']), share(mesh, model.rules)
         log = stack.enter_context(contextlib.closing(_Log(folder, first, tokens)))
@@ -113,10 +115,10 @@ def tokens_of(segments_BL):
     return (segments_BL > 0).sum()
 
 
-def _start(manager, params, optimizer, trainable, mesh, rules, stream):
+def _start(manager, params, shapes, optimizer, trainable, mesh, rules, stream):
     """(state, tokens seen) of the newest checkpoint, or of step 0 with `params()`, on the mesh."""
     fresh = manager.latest_step() is None
-    values = params() if fresh else jax.eval_shape(params)
+    values = params() if fresh else shapes or jax.eval_shape(params)
     shape = jax.eval_shape(lambda: new_state(values, optimizer, trainable))
     shards = state_shardings(shape, mesh, rules)
     if fresh:
