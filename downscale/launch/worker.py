@@ -24,7 +24,7 @@ from downscale.generate.sampling import Sampling
 from downscale.launch import hlo
 from downscale.launch.programs import Request
 from downscale.launch.topologies import topology
-from downscale.model.cache import edges
+from downscale.model.cache import edges, kept_axes
 from downscale.model.contrastive import abstract_pair_params
 from downscale.model.init import abstract_params
 from downscale.sharding import batch_sharding, mesh, shardings, spec
@@ -120,7 +120,8 @@ def _batch(cell, stage, where):
 
 def lowered_served(cell, request, target, params):
     """The lowered program of the engine: see, prefix, prefill or decode."""
-    model, rules = cell.model(), cell.model().rules
+    model = cell.model().clone(kernels=True)
+    rules = model.rules
     place = _Placing(target, rules)
     params = place.params(params, model.dtype)
     B, L = request.rows, request.length
@@ -197,8 +198,9 @@ class _Placing:
                 return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
             return one
         rest = jax.tree.map(by('BIPD'), state._replace(k=(), v=()))
-        return rest._replace(k=jax.tree.map(by('BKES'), state.k),
-                             v=jax.tree.map(by('BKSE'), state.v))
+        k_axes, v_axes = kept_axes(True)
+        return rest._replace(k=jax.tree.map(by(k_axes), state.k),
+                             v=jax.tree.map(by(v_axes), state.v))
 
 
 # --- compiling --------------------------------------------------------------------------------

@@ -31,6 +31,15 @@ def edges(capacity):
     return tuple(found)
 
 
+def kept_axes(kernels):
+    """Axes of keys and of values between programs; within one they are BKES and BKSE.
+
+    With `kernels` (on a TPU) positions come before heads, as the compiler wants a cache that is
+    written position by position: another order would be copied at both ends of every call.
+    """
+    return ('BSKE', 'BSKE') if kernels else ('BKES', 'BKSE')
+
+
 def empty_cache(cfg, rows, ends, dtype='float32'):
     """(k, v): for each block up to `ends` a tuple over layers of zeros, k [B, K, E, S] and
     v [B, K, S, E]. Keys lie with S last: queries meet them in one plain product."""
