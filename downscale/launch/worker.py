@@ -10,6 +10,7 @@ import re
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -19,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from downscale import experiment as experiments
 from downscale.data.images import corners
-from downscale.generate import programs, thinking
+from downscale.generate import forward, programs, thinking
 from downscale.generate.sampling import Sampling
 from downscale.launch import hlo
 from downscale.launch.programs import Request
@@ -173,21 +174,9 @@ class _Placing:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(self.target, self.rules))
 
     def params(self, params, dtype):
-        """Layers apart, matrices in `dtype`, gains as stored: see `forward.unstack`."""
-        if 'language' not in params:
-            return self._typed(params, dtype)
-        blocks = params['language']['blocks']
-        layers = jax.tree.leaves(blocks)[0].shape[0]
-        layer = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), blocks)
-        params = {**params, 'language': {**params['language'], 'blocks': (layer,) * layers}}
-        return self._typed(params, dtype)
-
-    def _typed(self, params, dtype):
-        def typed(path, leaf, where):
-            kind = leaf.dtype if 'scale' in str(path[-1].key) else dtype
-            return jax.ShapeDtypeStruct(leaf.shape, kind, sharding=where)
-        return jax.tree_util.tree_map_with_path(
-            typed, params, shardings(params, self.target, self.rules))
+        """What `forward.unstack` makes of them."""
+        found = jax.eval_shape(partial(forward.unstack, dtype=dtype), params)
+        return abstract(found, shardings(found, self.target, self.rules))
 
     def state(self, state):
         """`Slots` or `Shown`, placed as every program leaves them."""
