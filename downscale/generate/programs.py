@@ -39,24 +39,29 @@ class Shown(NamedTuple):
     length_B: jax.Array
 
 
+def _turned(blocks, axes, to):
+    """Cache blocks whose arrays have the `axes`, with those of `to`."""
+    order = [axes.index(letter) for letter in to]
+    return [tuple(leaf.transpose(order) for leaf in block) for block in blocks]
+
+
 def _kept(model, state):
     """`state` (`Slots` or `Shown`) as all programs hand it on: sharded as ever, else each would
     leave it otherwise and the next be compiled again for that, with the axes of `kept_axes`."""
-    def turned(blocks, axes, to):
-        return [tuple(constrain(jnp.einsum(f'{axes}->{to}', leaf), to, model.rules)
-                      for leaf in block) for block in blocks]
-
     k_axes, v_axes = kept_axes(model.kernels)
-    rest = jax.tree.map(lambda leaf: constrain(leaf, 'BIPD'[:leaf.ndim], model.rules),
-                        state._replace(k=(), v=()))
-    return rest._replace(k=turned(state.k, 'BKES', k_axes), v=turned(state.v, 'BKSE', v_axes))
+    k, v = _turned(state.k, 'BKES', k_axes), _turned(state.v, 'BKSE', v_axes)
+
+    def placed(tree, letters):
+        return jax.tree.map(lambda leaf: constrain(leaf, letters[:leaf.ndim], model.rules), tree)
+
+    return placed(state._replace(k=(), v=()), 'BIPD')._replace(k=placed(k, k_axes),
+                                                               v=placed(v, v_axes))
 
 
 def _opened(model, state):
     """`state` with the axes that `model/cache.py` computes with; undone by `_kept`."""
     k_axes, v_axes = kept_axes(model.kernels)
-    return state._replace(k=jax.tree.map(partial(jnp.einsum, f'{k_axes}->BKES'), state.k),
-                          v=jax.tree.map(partial(jnp.einsum, f'{v_axes}->BKSE'), state.v))
+    return state._replace(k=_turned(state.k, k_axes, 'BKES'), v=_turned(state.v, v_axes, 'BKSE'))
 
 
 class Rules(NamedTuple):
