@@ -10,6 +10,7 @@ import small
 from plain_loop import ALL, FEW, GREEDY, SHOWN, asked, engine, plain, prompts, same
 
 from downscale.data.images import NEWLINE
+from downscale.generate import programs
 from downscale.generate.engine import Decoding, Request
 from downscale.generate.requests import prompt_arrays
 from downscale.generate.sampling import Sampling
@@ -159,6 +160,18 @@ def test_a_mesh_of_four_devices_writes_the_same(data, tensor):
     place = writer.params['language']['blocks'][0]['mlp']['gate_DF'].sharding
     assert place.device_set == set(jax.devices()[:4])
     assert place.is_fully_replicated == (tensor == 1)
+
+
+@pytest.mark.parametrize('over', [None, (2, 2)])
+def test_the_order_of_a_cache_on_a_tpu_changes_no_reply(over):
+    """Rows first and positions next: there programs hand the cache on as `kept_axes` says."""
+    writer = engine(3, mesh=over and mesh(over[0], 1, over[1], jax.devices()[:4]))
+    writer.model = writer.model.clone(kernels=True)
+    slots = jax.eval_shape(lambda: programs.empty_slots(model=writer.model, rows=3, ends=(32, 96)))
+    c = plain_loop.MODEL.language
+    assert {leaf.shape for leaf in (*slots.k[1], *slots.v[1])} == {(3, 64, c.K, c.E)}
+    requests = asked(FEW) if over else asked()
+    assert same(writer.write(requests), of(requests))
 
 
 def test_no_slots_are_refused():

@@ -120,6 +120,20 @@ def test_decoding_that_does_not_fit_is_proposed_fewer_rows(planned):
     assert near['fits']
 
 
+def test_what_sees_beside_too_large_a_cache_is_proposed_fewer_rows_and_not_compiled_again():
+    gib = 2 ** 30
+    for kind in ('see', 'prefix'):
+        use, = [use for use in uses([cell()], topology('v5e:4x4'), Wish(('prefill',)))
+                if use.request.kind == kind]
+        use = dataclasses.replace(use, beside=8 * gib, beside_slot=2 * gib)
+        fewer = nearest.smaller(use, 8 + 2 * use.request.slots, 15.75, lambda request: True)
+        assert nearest.change(use.request, fewer) == '3 rows'
+        assert pool.key_of(fewer) == pool.key_of(use.request)
+        heavy = dataclasses.replace(use, beside=13 * gib)
+        split = nearest.smaller(heavy, 29.0, 15.75, lambda request: True)
+        assert nearest.change(use.request, split) == 'mesh data=1 x fsdp=1 x tensor=2'
+
+
 def request(**change):
     found = uses([cell()], topology('v5e:4x4'), Wish(('train',)))[0].request
     value = {**found.cell, **change.pop('cell', {})}
@@ -127,7 +141,11 @@ def request(**change):
 
 
 def changes(asked, used=40.0, divides=lambda request: True):
-    return nearest.change(asked, nearest.smaller(asked, used, 15.75, divides))
+    return nearest.change(asked, smaller(asked, used, divides))
+
+
+def smaller(asked, used, divides):
+    return nearest.smaller(Use('cell/train', asked, None), used, 15.75, divides)
 
 
 def test_the_least_change_comes_first():
@@ -137,9 +155,9 @@ def test_the_least_change_comes_first():
     alone = request(rows=16)
     assert changes(dataclasses.replace(alone, mesh=(4, 4, 1))) == 'mesh data=2 x fsdp=8 x tensor=1'
     # Where no width can be split further the heads are, and the global batch stays.
-    split = nearest.smaller(alone, None, 15.75, lambda request: request.mesh[2] < 4)
+    split = smaller(alone, None, lambda request: request.mesh[2] < 4)
     assert (split.mesh, split.rows, split.accumulate) == ((1, 8, 2), 16, 2)
-    assert nearest.smaller(alone, None, 15.75, lambda request: False) is None
+    assert smaller(alone, None, lambda request: False) is None
 
 
 def test_what_an_engine_holds_beside_a_program_counts(planned):

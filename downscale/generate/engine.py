@@ -80,13 +80,14 @@ class Engine:
     def __init__(self, model, params, encoder, slots=16, mesh=None, refill=True):
         if slots < 1:
             raise ValueError(f'{slots} slots; at least 1 is needed')
-        self.model, self.encoder, self.mesh, self.refill = model, encoder, mesh, refill
+        self.model = model.clone(kernels=jax.default_backend() == 'tpu')
+        self.encoder, self.mesh, self.refill = encoder, mesh, refill
         self.lanes = batch_ways(mesh) if mesh else 1
         wanted = math.ceil(slots / self.lanes)
         fewest, most = alike(_products(model.language, mesh.shape['tensor'] if mesh else 1), wanted)
         self.usable = min(wanted, most or wanted)  # slots of a lane
         self.per_lane = max(fewest, self.usable)
-        params = forward.unstack(params, model.dtype)
+        params = forward.unstack(jax.tree.map(np.asarray, params), model.dtype)
         where = shardings(params, mesh, model.rules) if mesh else None
         self.params = jax.device_put(params, where)
         self.stats = Stats()

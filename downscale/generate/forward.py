@@ -7,7 +7,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from downscale.model.cache import attend_blocks, cut, remember
 from downscale.model.language import Block, score
@@ -20,13 +19,15 @@ from downscale.sharding import constrain
 def unstack(params, dtype):
     """`params` for this module: `language.blocks` as a tuple of layers, matrices in `dtype`.
 
-    Gains stay as they are stored: norms are computed in float32.
+    Gains stay as they are stored: norms are computed in float32. Layers of numpy arrays are views.
     """
     def typed(path, leaf):
         gain = 'scale' in str(path[-1].key)
-        return np.asarray(leaf) if gain else np.asarray(leaf).astype(dtype, copy=False)
+        return leaf if gain else leaf.astype(dtype, copy=False)
 
     params = jax.tree_util.tree_map_with_path(typed, params)
+    if 'language' not in params:
+        return params
     blocks = params['language']['blocks']
     layers = len(jax.tree.leaves(blocks)[0])
     apart = tuple(jax.tree.map(lambda leaf: leaf[n], blocks) for n in range(layers))

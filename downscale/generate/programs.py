@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from downscale.generate import forward, thinking
 from downscale.generate.sampling import choose, forbid
-from downscale.model.cache import edges, empty_cache
+from downscale.model.cache import edges, empty_cache, kept_axes
 from downscale.sharding import constrain
 
 
@@ -39,17 +39,29 @@ class Shown(NamedTuple):
     length_B: jax.Array
 
 
-def _kept(model, state):
-    """`state` (`Slots` or `Shown`) sharded as ever: else each program would leave it otherwise, and
-    the next be compiled again for that."""
-    def by_letters(leaf, letters):
-        return constrain(leaf, letters, model.rules)
+def _turned(blocks, axes, to):
+    """Cache blocks whose arrays have the `axes`, with those of `to`."""
+    order = [axes.index(letter) for letter in to]
+    return [tuple(leaf.transpose(order) for leaf in block) for block in blocks]
 
-    k = [tuple(by_letters(leaf, 'BKES') for leaf in block) for block in state.k]
-    v = [tuple(by_letters(leaf, 'BKSE') for leaf in block) for block in state.v]
-    rest = jax.tree.map(lambda leaf: by_letters(leaf, 'BIPD'[:leaf.ndim]),
-                        state._replace(k=(), v=()))
-    return rest._replace(k=k, v=v)
+
+def _kept(model, state):
+    """`state` (`Slots` or `Shown`) as all programs hand it on: sharded as ever, else each would
+    leave it otherwise and the next be compiled again for that, with the axes of `kept_axes`."""
+    k_axes, v_axes = kept_axes(model.kernels)
+    k, v = _turned(state.k, 'BKES', k_axes), _turned(state.v, 'BKSE', v_axes)
+
+    def placed(tree, letters):
+        return jax.tree.map(lambda leaf: constrain(leaf, letters[:leaf.ndim], model.rules), tree)
+
+    return placed(state._replace(k=(), v=()), 'BIPD')._replace(k=placed(k, k_axes),
+                                                               v=placed(v, v_axes))
+
+
+def _opened(model, state):
+    """`state` with the axes that `model/cache.py` computes with; undone by `_kept`."""
+    k_axes, v_axes = kept_axes(model.kernels)
+    return state._replace(k=_turned(state.k, k_axes, 'BKES'), v=_turned(state.v, v_axes, 'BKSE'))
 
 
 class Rules(NamedTuple):
@@ -82,6 +94,7 @@ def empty_shown(*, model, lanes, tiles, ends):
 @partial(jax.jit, static_argnames='model', donate_argnames='shown')
 def see(params, shown, tiles_BPQ, at, new_B, *, model):
     """`shown` with the features of tile number `at` of every lane where `new_B`."""
+    shown = _opened(model, shown)
     features_BPD = forward.see(model, params, tiles_BPQ)
     held_BPD = jax.lax.dynamic_index_in_dim(shown.features_BIPD, at, 1, keepdims=False)
     features_BPD = jnp.where(new_B[:, None, None], features_BPD, held_BPD)
@@ -92,6 +105,7 @@ def see(params, shown, tiles_BPQ, at, new_B, *, model):
 @partial(jax.jit, static_argnames='model', donate_argnames='shown')
 def prefix(params, shown, tokens_BL, index_BLC, weight_BLC, length_B, new_B, *, model):
     """`shown` with the prefix of every lane where `new_B`, read from its tokens and features."""
+    shown = _opened(model, shown)
     B, L = tokens_BL.shape
     x_BLD = forward.embed(model, params, tokens_BL)
     x_BLD = forward.show(model, params, x_BLD, shown.features_BIPD.reshape(B, -1, x_BLD.shape[-1]),
@@ -132,9 +146,11 @@ def prefill(params, slots, shown, rows, *, model, lanes, scored):
     position: nothing reads it before it is overwritten.
     """
     B, L = rows.tokens_BL.shape
+    slots = _opened(model, slots)
     before_B, prefix, room = jnp.zeros(B, jnp.int32), None, L
     if shown:
-        shown = jax.tree.map(lambda leaf: jnp.repeat(leaf, B // lanes, axis=0), shown)
+        shown = jax.tree.map(lambda leaf: jnp.repeat(leaf, B // lanes, axis=0),
+                             _opened(model, shown))
         before_B = jnp.where(rows.pictured_B, shown.length_B, 0)
         prefix = [([block[n] for block in shown.k], [block[n] for block in shown.v])
                   for n in range(model.language.N)]
@@ -193,6 +209,7 @@ def decode(params, slots, rules, alive_B, steps, enough, *, model, room, samplin
     among those returned. `mode` is the `Thinking`, `alive_B` switches rows off. Where no row
     `thinks`, or no rule `forbids` a token, the passes over all logits for that are left out.
     """
+    slots = _opened(model, slots)
     live = sum(block[0].shape[2] for block in slots.v)
     slots = slots._replace(active_B=slots.active_B & alive_B)
     begun_B = slots.active_B

@@ -48,7 +48,7 @@ def choose(sampling, logits_BV, seed, sample_B, step_B):
     batch.
     """
     if sampling.temperature == 0:
-        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+        return _best(logits_BV)
     logits_BV = logits_BV.astype(jnp.float32)
     if 0 < sampling.top_k < logits_BV.shape[1]:
         logits_BV, ids_BV = jax.lax.top_k(logits_BV, sampling.top_k)  # V: candidates, from here on
@@ -60,6 +60,16 @@ def choose(sampling, logits_BV, seed, sample_B, step_B):
         score_BV = jnp.where(_nucleus(gap_BV, sampling.top_p), score_BV, -jnp.inf)
     best_B = jnp.argmax(score_BV, axis=-1)
     return jnp.take_along_axis(ids_BV, best_B[:, None], axis=1)[:, 0]
+
+
+def _best(logits_BV):
+    """The lowest id of the highest logit of each row, int32 [B]; the last one where all are NaN.
+
+    Two plain reductions: `argmax` compares pairs, and takes five times as long on CPU.
+    """
+    V = logits_BV.shape[1]
+    best_B1 = logits_BV.max(axis=-1, keepdims=True)
+    return jnp.where(logits_BV == best_B1, jnp.arange(V, dtype=jnp.int32), V - 1).min(axis=-1)
 
 
 def _nucleus(gap_BV, top_p):

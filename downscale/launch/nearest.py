@@ -14,16 +14,17 @@ TRIES = 4  # compilations that are spent on finding a fit
 GIB = 2 ** 30
 
 
-def smaller(request, used_gib, limit_gib, divides):
-    """The next `Request` to try after `request` needed `used_gib` (None: unknown) of `limit_gib`.
+def smaller(use, used_gib, limit_gib, divides):
+    """The next `Request` to try after that of `use` needed `used_gib` (None: unknown) of
+    `limit_gib`, what is held beside it included.
 
     None where nothing is left to change. `divides(request)` says whether a mesh divides every
     parameter.
     """
     used = used_gib or 2 * limit_gib
-    if request.kind == 'train':
-        return _smaller_step(request, used, limit_gib, divides)
-    return _smaller_engine(request, used, limit_gib, divides)
+    if use.request.kind == 'train':
+        return _smaller_step(use.request, used, limit_gib, divides)
+    return _smaller_engine(use, used, limit_gib, divides)
 
 
 def _smaller_step(request, used, limit, divides):
@@ -51,12 +52,12 @@ def _smaller_step(request, used, limit, divides):
     return None
 
 
-def _smaller_engine(request, used, limit, divides):
-    ways = request.mesh[2]
+def _smaller_engine(use, used, limit, divides):
+    request, ways = use.request, use.request.mesh[2]
     width = 2 if request.cell['dtype'] == 'bfloat16' else 4
-    weights = width * parameters(request) / ways / GIB
+    weights = (width * parameters(request) + use.beside) / ways / GIB
     # A quarter of the memory for caches is the least that makes a useful batch.
-    if request.slots > 1 and weights < 0.75 * limit and request.kind in ('prefill', 'decode'):
+    if request.slots > 1 and weights < 0.75 * limit:
         share = (limit - weights) / max(used - weights, limit - weights)
         slots = max(1, min(math.floor(0.95 * share * request.slots), request.slots - 1))
         rows = slots if request.kind == 'decode' else request.rows

@@ -64,11 +64,11 @@ class Plan:
         What does not fit is made smaller round by round, so that the programs of a round are
         compiled side by side; a key is absent where `nearest.TRIES` rounds find nothing.
         """
-        found, at = {}, {key: (use.request, planned) for key, (use, planned) in lacking.items()}
+        found, at = {}, dict(lacking)
         for _ in range(nearest.TRIES):
-            smaller = {key: nearest.smaller(request, planned['hbm_gib'], planned['hbm_limit_gib'],
+            smaller = {key: nearest.smaller(use, planned['hbm_gib'], planned['hbm_limit_gib'],
                                             self._divides)
-                       for key, (request, planned) in at.items()}
+                       for key, (use, planned) in at.items()}
             tried = {key: replace(lacking[key][0], request=request)
                      for key, request in smaller.items() if request is not None}
             said = {key: nearest.change(lacking[key][0].request, use.request)
@@ -78,7 +78,7 @@ class Plan:
             rows = {key: row(use, facts[key_of(use.request)]) for key, use in tried.items()}
             found |= {key: {**planned, 'change': said[key]} for key, planned in rows.items()
                       if planned['fits']}
-            at = {key: (tried[key].request, planned) for key, planned in rows.items()
+            at = {key: (tried[key], planned) for key, planned in rows.items()
                   if planned['fits'] is False}
         return found
 

@@ -49,7 +49,9 @@ def source_hash():
 
 
 def key_of(request):
-    """The hash that names the facts of a request."""
+    """The hash that names the facts of a request; the cache lies beside those that see."""
+    if request.kind in ('see', 'prefix'):
+        request = dataclasses.replace(request, slots=0)
     value = [dataclasses.asdict(request), versions(), source_hash()]
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:20]
 

@@ -10,6 +10,7 @@ import re
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -19,12 +20,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from downscale import experiment as experiments
 from downscale.data.images import corners
-from downscale.generate import programs, thinking
+from downscale.generate import forward, programs, thinking
 from downscale.generate.sampling import Sampling
 from downscale.launch import hlo
 from downscale.launch.programs import Request
 from downscale.launch.topologies import topology
-from downscale.model.cache import edges
+from downscale.model.cache import edges, kept_axes
 from downscale.model.contrastive import abstract_pair_params
 from downscale.model.init import abstract_params
 from downscale.places import write_json
@@ -120,7 +121,8 @@ def _batch(cell, stage, where):
 
 def lowered_served(cell, request, target, params):
     """The lowered program of the engine: see, prefix, prefill or decode."""
-    model, rules = cell.model(), cell.model().rules
+    model = cell.model().clone(kernels=True)
+    rules = model.rules
     place = _Placing(target, rules)
     params = place.params(params, model.dtype)
     B, L = request.rows, request.length
@@ -172,21 +174,9 @@ class _Placing:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(self.target, self.rules))
 
     def params(self, params, dtype):
-        """Layers apart, matrices in `dtype`, gains as stored: see `forward.unstack`."""
-        if 'language' not in params:
-            return self._typed(params, dtype)
-        blocks = params['language']['blocks']
-        layers = jax.tree.leaves(blocks)[0].shape[0]
-        layer = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), blocks)
-        params = {**params, 'language': {**params['language'], 'blocks': (layer,) * layers}}
-        return self._typed(params, dtype)
-
-    def _typed(self, params, dtype):
-        def typed(path, leaf, where):
-            kind = leaf.dtype if 'scale' in str(path[-1].key) else dtype
-            return jax.ShapeDtypeStruct(leaf.shape, kind, sharding=where)
-        return jax.tree_util.tree_map_with_path(
-            typed, params, shardings(params, self.target, self.rules))
+        """What `forward.unstack` makes of them."""
+        found = jax.eval_shape(partial(forward.unstack, dtype=dtype), params)
+        return abstract(found, shardings(found, self.target, self.rules))
 
     def state(self, state):
         """`Slots` or `Shown`, placed as every program leaves them."""
@@ -197,8 +187,9 @@ class _Placing:
                 return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
             return one
         rest = jax.tree.map(by('BIPD'), state._replace(k=(), v=()))
-        return rest._replace(k=jax.tree.map(by('BKES'), state.k),
-                             v=jax.tree.map(by('BKSE'), state.v))
+        k_axes, v_axes = kept_axes(True)
+        return rest._replace(k=jax.tree.map(by(k_axes), state.k),
+                             v=jax.tree.map(by(v_axes), state.v))
 
 
 # --- compiling --------------------------------------------------------------------------------

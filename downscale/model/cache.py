@@ -9,19 +9,19 @@ from downscale.model.layers import total
 
 
 def ladder(n, least=16):
-    """The smallest static size of 16, 32, 64, 128, 192, 256, 384, 512 ... that holds `n`.
+    """The smallest static size of 16, 32, 64, 96, 128, 192, 256, 384 ... that holds `n`.
 
     Short sizes are few, since each is a program to compile; of a long one a third may be padding.
     """
     size = least
     while size < n:
-        size *= 2 if size < 128 else 3 / 2 if size & (size - 1) == 0 else 4 / 3
+        size *= 2 if size < 64 else 3 / 2 if size & (size - 1) == 0 else 4 / 3
         size = round(size)
     return size
 
 
 def edges(capacity):
-    """Where blocks end, as far as `capacity` tokens: 32, 64, 128, 192, 256, 384 ...
+    """Where blocks end, as far as `capacity` tokens: 32, 64, 96, 128, 192, 256 ...
 
     There are at least two: XLA rounds the softmax of a single block otherwise.
     """
@@ -29,6 +29,15 @@ def edges(capacity):
     while found[-1] < capacity:
         found.append(ladder(found[-1] + 1))
     return tuple(found)
+
+
+def kept_axes(kernels):
+    """Axes of keys and of values between programs; within one they are BKES and BKSE.
+
+    With `kernels` (on a TPU) positions come before heads, as the compiler wants a cache that is
+    written position by position: another order would be copied at both ends of every call.
+    """
+    return ('BSKE', 'BSKE') if kernels else ('BKES', 'BKSE')
 
 
 def empty_cache(cfg, rows, ends, dtype='float32'):
