@@ -22,7 +22,7 @@ from local_jobs import (
 )
 
 from downscale import exits
-from downscale.launch import local, state, supervise
+from downscale.launch import local, state
 from downscale.places import write_json
 from downscale.train import checkpoint
 
@@ -261,10 +261,9 @@ local.run([state.load_spec(path) for path in sys.argv[1:]], 2)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('end', ['killed', 'cancelled'])
+@pytest.mark.parametrize('end', ['killed', 'stopped'])
 def test_jobs_save_and_end_with_their_supervisor(study_file, tmp_path, end):
     spec = spec_of(study_file, tmp_path / 'run', 'cpu:1x1', ('stages.text.steps=100000',))
-    assert not supervise.stop(spec.run)
     supervisor = subprocess.Popen([sys.executable, '-c', SUPERVISOR, str(state.save_spec(spec))],
                                   cwd=ROOT, stderr=subprocess.DEVNULL)
     folder = state.folder_of(spec.run, spec)
@@ -277,9 +276,8 @@ def test_jobs_save_and_end_with_their_supervisor(study_file, tmp_path, end):
         if end == 'killed':
             supervisor.kill()
         else:
-            assert supervise.stop(spec.run)
+            supervisor.terminate()
         wait_until(lambda: last('exit') is not None)
     finally:
         supervisor.kill()
     assert last('exit') == exits.PREEMPTED and last('steps_lost') == 0
-    wait_until(lambda: not supervise.stop(spec.run))

@@ -3,6 +3,8 @@ import dataclasses
 import shutil
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -62,8 +64,9 @@ def test_a_command_names_slices_and_refuses_what_is_on_gke_only(tmp_path):
 @needs_gcloud
 def test_submitting_twice_asks_once_and_cancelling_leaves_nothing(api, tmp_path):
     backend, spec = backend_of(tmp_path), spec_of(tmp_path)
-    queued.submit(backend, [spec])
-    queued.submit(backend, [spec])
+    step = partial(supervise.step, backend, [spec], Policy(1, zones=('z0', 'z1')), [].append)
+    step()
+    step()
     assert [call[1:3] for call in api.made()] == [('z0', spec.name)]
     backend.create(spec, 'z0')  # as one that had not yet seen it would
     assert len(api.resources) == 1
@@ -77,7 +80,12 @@ def test_submitting_twice_asks_once_and_cancelling_leaves_nothing(api, tmp_path)
         backend.create(spec, 'z0')
     assert [one.name for one in queued.orphans(backend, [dataclasses.replace(spec, cell='b')])] == [
         spec.name]
-    assert queued.cancel(backend, [spec]) == [spec.name] and not api.resources
+    node['node']['labels']['downscale-spec'] = spec.hash
+    state.cancel(spec, time.time())
+    step()
+    assert not api.resources
+    step()
+    assert len(api.made()) == 3  # two of them refused
     assert 'force' in api.deleted()[0][3]
 
 
@@ -137,7 +145,7 @@ supervise.run(test_queued.backend_of(folder, ('z0',)), [test_queued.spec_of(fold
 @needs_gcloud
 def test_a_watcher_killed_between_delete_and_create_goes_on_when_restarted(api, tmp_path):
     spec = spec_of(tmp_path)
-    queued.submit(backend_of(tmp_path, ('z0',)), [spec])
+    supervise.step(backend_of(tmp_path, ('z0',)), [spec], Policy(1, zones=('z0',)))
     api.set(spec.name, 'FAILED', 'no capacity')
     argv = [sys.executable, '-c', WATCHER, str(Path(__file__).parent), str(tmp_path)]
     assert subprocess.run([*argv, 'die'], timeout=60).returncode == -9

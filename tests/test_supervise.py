@@ -1,13 +1,15 @@
 """A sweep on this machine, whose jobs are stubs, runs to its end by the watcher's decisions."""
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from local_jobs import wait_until
 
 from downscale import exits
-from downscale.launch import local, state, supervise
+from downscale.launch import local, state
 from downscale.launch.spec import Spec
 
 STUB = Path(__file__).with_name('stub_job.py')
@@ -44,11 +46,30 @@ def test_a_fatal_job_stops_what_needs_it_and_a_killed_one_starts_again(tmp_path,
         'good/train: done (exit code 0)', 'after/train: started', 'after/train: done (exit code 0)']
     assert said.count('never/train: needs bad/train, which will not be done') == 1
     assert len(state.attempts(state.folder_of(tmp_path, good))) == 3
-    assert not supervise.stop(tmp_path)
     again = []
     local.run([never, after, bad, good], 1, note=again.append)
     assert sorted(again) == ['bad/train: fatal',
                              'never/train: needs bad/train, which will not be done']
+    state.resume(bad, time.time())
+    monkeypatch.setattr(local, 'commands', commands({'bad': 'done', 'never': 'done'}))
+    assert [job.state for job in local.run([never, after, bad, good], 1)] == ['done'] * 4
+
+
+def test_a_cancelled_job_is_asked_to_save_and_starts_when_it_is_resumed(tmp_path, monkeypatch):
+    spec, said = spec_of(tmp_path, 'a'), []
+    monkeypatch.setattr(local, 'commands', commands({'a': 'wait done'}))
+
+    def cancel():
+        wait_until(lambda: state.attempts(state.folder_of(tmp_path, spec)))
+        state.cancel(spec, time.time())
+    threading.Thread(target=cancel).start()
+    assert [job.state for job in local.run([spec], 1, note=said.append)] == ['cancelled']
+    assert said == ['a/train: started', 'a/train: cancelled']
+    exit_of = [row['exit'] for row in state.attempts(state.folder_of(tmp_path, spec))]
+    assert exit_of == [exits.PREEMPTED]
+    state.resume(spec, time.time())
+    monkeypatch.setattr(local, 'commands', commands({'a': 'done'}))
+    assert [job.state for job in local.run([spec], 1)] == ['done']
 
 
 def test_a_job_that_dies_before_it_can_say_so_is_not_started_for_ever(tmp_path, monkeypatch):
@@ -77,7 +98,7 @@ def test_sigterm_ends_the_loop_and_lets_its_jobs_save(tmp_path):
         wait_until(lambda: state.attempts(folder))
         with pytest.raises(RuntimeError, match='in use by another process'):
             local.run([spec_of(tmp_path, 'a')], 1)
-        assert supervise.stop(tmp_path)
+        watcher.terminate()
         assert watcher.wait(30) != 0
     finally:
         watcher.kill()

@@ -62,6 +62,19 @@ def test_what_gained_a_checkpoint_starts_again_at_once():
     assert act(job, resource('running'), now=1059).why == 'preempted, saved (exit code 42)'
 
 
+def test_a_machine_on_which_nothing_begins_is_given_back():
+    assert isinstance(act(JOB, resource('running'), now=2300), Hold)
+    assert act(JOB, resource('running'), now=2301).why == 'nothing began in 30 minutes'
+    began = changed(state='running', attempts=(Attempt(600, 2300, None, False),))
+    assert isinstance(act(began, resource('running'), now=2301), Hold)
+
+
+def test_what_is_cancelled_goes_at_once_and_nothing_comes_of_it():
+    job = changed(state='cancelled', attempts=(Attempt(600, 1000, None, False),))
+    assert act(job, resource('running')).why == 'cancelled'
+    assert act(job) == GiveUp('a/train', 'cancelled')
+
+
 def test_an_older_attempt_does_not_end_a_newer_machine():
     job = changed(state='failed', attempts=(Attempt(1, 2, 1, False),))
     assert act(job, resource('running')) == Hold('a/train', 'running')

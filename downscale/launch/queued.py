@@ -33,8 +33,9 @@ class QueuedOptions:
 
 def labels(spec):
     """What the resources of a job are found by."""
-    return {'downscale-sweep': label(spec.sweep), 'downscale-cell': label(spec.cell),
-            'downscale-part': spec.part, 'downscale-spec': spec.hash}
+    return {'downscale-run': spec.group, 'downscale-sweep': label(spec.sweep),
+            'downscale-cell': label(spec.cell), 'downscale-part': spec.part,
+            'downscale-spec': spec.hash}
 
 
 def label(text):
@@ -112,8 +113,8 @@ class Backend:
         self.options = options
 
     def observe(self, specs):
-        """The `watch.Observed` of every resource with the label of this sweep."""
-        return resources(label(specs[0].sweep), self.options.zones)
+        """The `watch.Observed` of every resource of this run folder."""
+        return resources(specs[0].group, self.options.zones)
 
     def create(self, spec, zone):
         """The resource of a job is asked for, or was already.
@@ -142,34 +143,17 @@ class Backend:
         """Machines run on without a watcher."""
 
 
-def resources(sweep, zones):
-    """The `watch.Observed` of every queued resource in `zones` with a sweep's label."""
+def resources(group, zones):
+    """The `watch.Observed` of every queued resource in `zones` with the label of a run folder."""
     with ThreadPoolExecutor(len(zones)) as pool:  # each takes a second or more
         found = pool.map(lambda zone: call(list_command(zone)) or [], zones)
         return [_observed(value, zone) for zone, values in zip(zones, found, strict=True)
                 for value in values
-                if _labels(value).get('downscale-sweep') == sweep]
-
-
-def submit(backend, specs):
-    """Each of `specs` has a resource in the first zone; those that had one anywhere keep it."""
-    there = {resource.name for resource in backend.observe(specs)}
-    for spec in specs:
-        if spec.name not in there:
-            state.save_spec(spec)
-            backend.create(spec, backend.options.zones[0])
-
-
-def cancel(backend, specs):
-    """Every resource of the sweep is deleted; returns their names."""
-    found = backend.observe(specs)
-    for resource in found:
-        backend.delete(resource.name, resource.zone)
-    return [resource.name for resource in found]
+                if _labels(value).get('downscale-run') == group]
 
 
 def orphans(backend, specs):
-    """The resources of the sweep that none of `specs` asks for."""
+    """The resources of the run folder that none of `specs` asks for."""
     names = {spec.name for spec in specs}
     return [resource for resource in backend.observe(specs) if resource.name not in names]
 

@@ -129,7 +129,7 @@ class Record:
                     'steps': self.value['last_step'], 'attempts': self.value['attempt'] + 1})
 
     def _refuse_hopeless(self, found):
-        reason = state.hopeless([row for row in found if row['spec'] == self.spec.hash])
+        reason = state.hopeless(state.counting(self.spec, found))
         if reason:
             raise exits.Failed(reason, exits.FATAL)
 

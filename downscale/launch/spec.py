@@ -51,14 +51,26 @@ class Spec:
         """Ten characters that change with whatever decides the result."""
         value = {name: part for name, part in dataclasses.asdict(self).items()
                  if name not in ('run', 'commit')}
-        return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
+        return _digest(value)
+
+    @property
+    def group(self):
+        """Ten characters that all jobs of one run folder share, and no others."""
+        return _digest(self.run)
 
     @property
     def name(self):
-        """The name of the job on any backend: a DNS-1035 label of at most `LONGEST_NAME`."""
-        tail = f'-{self.hash[:5]}'
+        """The name of the job on any backend: a DNS-1035 label of at most `LONGEST_NAME`.
+
+        Equal specs of two run folders have two names.
+        """
+        tail = f'-{_digest([self.hash, self.run])[:5]}'
         head = f'{slug(self.sweep)[:12]}-{slug(self.cell)}-{self.part}'
         return re.sub('-+', '-', head[:LONGEST_NAME - len(tail)].rstrip('-') + tail)
+
+
+def _digest(value):
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def slug(text):

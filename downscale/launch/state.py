@@ -2,6 +2,7 @@
 
 Each job has a folder RUN/launch/CELL/PART with `spec.json`, `attempts/NNN.json`, `progress.json`
 and, in the end, `DONE.json` or `FATAL.json`; process 0 of `attempt.py` writes all but the first.
+`CANCELLED.json` and `resumed.json` are a person's word (`cancel`, `resume`).
 Steps are counted over the tasks of a job; an evaluation is one step.
 """
 import dataclasses
@@ -26,9 +27,9 @@ class Job:
     """One job at one time.
 
     `state` is waiting (for what it needs), missing (never ran), running, stale (no sign of life),
-    failed (may start again), fatal or done. `age` is seconds since the last checkpoint, `eta`
-    seconds to the end; `goodput` is the share of all attempts' time that went into steps that
-    count, `lost` how many did not. What is not known is None.
+    failed (may start again), cancelled, fatal or done. `age` is seconds since the last checkpoint,
+    `eta` seconds to the end; `goodput` is the share of all attempts' time that went into steps
+    that count, `lost` how many did not. What is not known is None.
     """
     key: str
     name: str
@@ -89,6 +90,26 @@ def attempts(folder):
             if name.endswith('.json') and not name.startswith('.')]
 
 
+def cancel(spec, now):
+    """No attempt of a job that is not done shall run or start, until `resume`."""
+    write_json(folder_of(spec.run, spec) / 'CANCELLED.json', {'spec': spec.hash, 'time': now})
+
+
+def resume(spec, now):
+    """A job may start again, and what went wrong before the unix time `now` does not count."""
+    folder = folder_of(spec.run, spec)
+    write_json(folder / 'resumed.json', {'time': now})
+    for name in ('CANCELLED.json', 'FATAL.json'):
+        (folder / name).unlink(missing_ok=True)
+
+
+def counting(spec, found):
+    """Those of the attempts or tries `found` that are of this spec and later than `resume`."""
+    resumed = read_json(folder_of(spec.run, spec) / 'resumed.json') or {'time': float('-inf')}
+    return [row for row in found if row['spec'] == spec.hash
+            and row.get('began', row.get('at')) > resumed['time']]
+
+
 def hopeless(found):
     """Why another attempt after those `found` makes no sense, None where it does."""
     row = []
@@ -103,7 +124,7 @@ def hopeless(found):
         return None
     return (f'{len(row)} attempts in a row ended without a newer checkpoint than step '
             f'{row[-1]["last_step"]} (the last: {row[-1]["reason"] or "killed without a word"}); '
-            'see logs, then submit again')
+            'see logs, then resume')
 
 
 def read(run, specs, now):
@@ -142,6 +163,8 @@ def _state(run, spec, found, done, now):
     """(state, reason) of a job."""
     if spec.key in done:
         return 'done', ''
+    if ended(run, spec, 'CANCELLED.json'):
+        return 'cancelled', ''
     fatal = ended(run, spec, 'FATAL.json')
     if fatal:
         return 'fatal', fatal['reason']

@@ -9,7 +9,7 @@ import signal
 import time
 
 from downscale.launch import state, watch
-from downscale.places import LOCK, lock, read_json, scratch, write_json
+from downscale.places import lock, read_json, scratch, write_json
 
 
 def run(backend, specs, policy, note=print):
@@ -17,58 +17,59 @@ def run(backend, specs, policy, note=print):
     spent. Returns `state.read` of them.
 
     One line is noted per action. SIGTERM and Ctrl-C end the loop and `close` the backend; the same
-    call continues. RuntimeError when another process watches this study.
+    call continues. RuntimeError when another process of this machine watches this study.
     """
-    by_key = {spec.key: spec for spec in specs}
-    key_of = {spec.name: spec.key for spec in specs}
     study, told = specs[0].run, {}
     with _watching(study):
         try:
-            for spec in specs:
-                state.save_spec(spec)
-            observed = backend.observe(specs)
-            while True:
-                # Resources first: what has ended there has written its files.
-                now = time.time()
-                actions = watch.reconcile(desired_of(specs, now), observed, now, policy)
-                for action in actions:
-                    _execute(backend, action, by_key, key_of, told, note)
-                if watch.finished(actions):
-                    return state.read(study, specs, time.time())
+            actions = step(backend, specs, policy, note, told)
+            while not watch.finished(actions):
                 time.sleep(backend.poll)
-                observed = _observe(backend, specs, note)
+                try:
+                    actions = step(backend, specs, policy, note, told)
+                except RuntimeError as error:  # it is asked again
+                    _once(told, 'look', f'cannot look: {error}', note)
+            return state.read(study, specs, time.time())
         finally:
             backend.close()
+
+
+def step(backend, specs, policy, note=print, told=None):
+    """Look, decide and act once; returns the actions. What is in `told` is not noted again."""
+    told = {} if told is None else told
+    actions = decide(backend, specs, policy)
+    told.pop('look', None)
+    by_key = {spec.key: spec for spec in specs}
+    by_name = {spec.name: spec for spec in specs}
+    for action in actions:
+        _execute(backend, action, by_key, by_name, told, note)
+    return actions
+
+
+def decide(backend, specs, policy):
+    """The actions that are due now."""
+    # Resources first: what has ended there has written its files.
+    observed, now = backend.observe(specs), time.time()
+    return watch.reconcile(desired_of(specs, now), observed, now, policy)
 
 
 def desired_of(specs, now):
     """The `watch.Desired` of each spec, from the run folder at the unix time `now`."""
     found = []
     for spec, job in zip(specs, state.read(specs[0].run, specs, now), strict=True):
-        rows = [row for row in state.attempts(state.folder_of(spec.run, spec))
-                if row['spec'] == spec.hash]
+        rows = state.counting(spec, state.attempts(state.folder_of(spec.run, spec)))
         chips, usd = state.chips_of(spec)
         found.append(watch.Desired(
             spec.key, spec.name, spec.hash, job.state, spec.needs, chips, job.usd or 0.0,
             chips * (usd or 0.0), tuple(watch.Attempt(
                 row['began'], row['ended'] or row['seen'], row['exit'],
                 row['last_step'] > row['first_step']) for row in rows),
-            tuple(watch.Try(row['at'], row['code']) for row in _tries(spec)
-                  if row['spec'] == spec.hash), state.hopeless(rows)))
+            tuple(watch.Try(row['at'], row['code'])
+                  for row in state.counting(spec, _tries(spec))), state.hopeless(rows)))
     return found
 
 
-def _observe(backend, specs, note):
-    """What the backend shows; while it cannot be reached it is asked again."""
-    while True:
-        try:
-            return backend.observe(specs)
-        except RuntimeError as error:
-            note(f'cannot look: {error}')
-            time.sleep(backend.poll)
-
-
-def _execute(backend, action, by_key, key_of, told, note):
+def _execute(backend, action, by_key, by_name, told, note):
     match action:
         case watch.Create(key, zone):
             spec, now = by_key[key], time.time()
@@ -77,11 +78,12 @@ def _execute(backend, action, by_key, key_of, told, note):
             _attempt(f'{key}: started' + (f' in {zone}' if zone else ''), note,
                      lambda: backend.create(spec, zone))
         case watch.Delete(name, zone, why, code):
-            spec = by_key[key_of[name]]
+            spec = by_name[name]
             tries = _tries(spec)
             if code is not None and tries:
                 _write_tries(spec, [*tries[:-1], tries[-1] | {'code': code}])
-            _attempt(f'{spec.key}: {why}', note, lambda: backend.delete(name, zone))
+            told[spec.key] = f'{spec.key}: {why}'
+            _attempt(told[spec.key], note, lambda: backend.delete(name, zone))
         case watch.Wait(key, why, until) if until:
             _once(told, key, f'{key}: {why}; again at {time.ctime(until)}', note)
         case watch.GiveUp(key, why):
@@ -125,8 +127,6 @@ def _watching(study):
     """In this context this process is the only one that watches a study, and SIGTERM interrupts.
     """
     handle = lock(scratch(study) / 'launch')
-    os.ftruncate(handle, 0)
-    os.write(handle, str(os.getpid()).encode())
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
@@ -138,13 +138,3 @@ def _watching(study):
 def _interrupt(*_):
     raise KeyboardInterrupt
 
-
-def stop(study):
-    """Tell the process that watches this study here to stop; returns whether there is one."""
-    folder = scratch(study) / 'launch'
-    try:
-        os.close(lock(folder))
-    except RuntimeError:
-        os.kill(int((folder / LOCK).read_text()), signal.SIGTERM)
-        return True
-    return False

@@ -60,7 +60,7 @@ class Observed:
 class Policy:
     """Limits of a sweep. A job waits `base` seconds after what brought it no further, twice as
     long each time in a row, up to `longest`; it may crash `counted` times. What has ended by its
-    files has `grace` seconds until its machine goes."""
+    files has `grace` seconds until its machine goes, and a machine `start` seconds to begin."""
     max_parallel: int
     max_chips: int | None = None
     max_usd: float | None = None
@@ -69,6 +69,7 @@ class Policy:
     zones: tuple[str, ...] = ('',)
     counted: int = 3
     grace: float = 60
+    start: float = 1800
 
 
 @dataclass(frozen=True)
@@ -182,8 +183,8 @@ def _over(desired, policy):
 def _own_end(job, policy):
     if job.state == 'done':
         return None
-    if job.state == 'fatal':
-        return 'fatal'
+    if job.state in ('fatal', 'cancelled'):
+        return job.state
     if job.hopeless:
         return job.hopeless
     early = [one.code for one in _fruitless(job) if one.code is not None]
@@ -209,6 +210,8 @@ def _of_resource(job, resource, why, now, policy):
         return delete(f'{resource.state}: {resource.message}'.rstrip(': '))
     if resource.state == 'ended':
         return delete(f'{ending(resource.code).meaning} (exit code {resource.code})')
+    if job.state == 'cancelled':
+        return delete('cancelled')
     last = job.attempts[-1] if job.attempts else None
     own = resource.state == 'running' and last and last.began >= resource.since
     if own and (why or job.state in ('done', 'failed')) and now < last.ended + policy.grace:
@@ -219,6 +222,8 @@ def _of_resource(job, resource, why, now, policy):
         return delete(f'{ending(last.code).meaning} (exit code {last.code})')
     if own and job.state == 'stale':
         return delete('no sign of life')
+    if resource.state == 'running' and not own and now > resource.since + policy.start:
+        return delete(f'nothing began in {policy.start / 60:.0f} minutes')
     return Hold(job.key, resource.state)
 
 
