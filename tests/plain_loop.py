@@ -22,7 +22,7 @@ from downscale.sizes import Pictures
 # Two layers, two key heads of two query heads each: what a tensor axis of 2 can share out.
 MODEL, P = Vlm(replace(small.language(2), H=4, K=2, E=8), small.VISION), small.VISION.P
 LENGTH = 320  # tokens of the longest text
-TEXTS = (1, 16, 17, 40, 58, 65, 100, 124, 129, 188, 193, 254)  # lengths of prompts without pictures
+TEXTS = (1, 16, 17, 40, 58, 65, 93, 124, 129, 188, 193, 254)  # lengths of prompts without pictures
 # (words before the pictures, pictures, words behind them); the first five show the same picture.
 PICTURED = ((0, 1, 2), (0, 1, 17), (0, 1, 55), (0, 1, 110), (0, 1, 140), (20, 1, 3), (40, 3, 60),
             (100, 1, 9), (0, 3, 30))

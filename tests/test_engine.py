@@ -31,12 +31,12 @@ def wanted():
 
 def test_the_prompts_are_of_every_kind():
     suffixes = {ladder(len(p.tokens) - p.prefix) for p in prompts()}
-    assert suffixes == {16, 32, 64, 128, 192, 256}
+    assert suffixes == {16, 32, 64, 96, 128, 192, 256}
     assert {ladder(p.prefix) for p in prompts() if p.prefix} == {16, 32, 64, 128}
     assert {0 if p.tiles is None else len(p.tiles) for p in prompts()} == {0, 1, 3}
     crossed = {end for request in asked() for end in edges(320)
                if len(request.prompt.tokens) < end < len(request.prompt.tokens) + request.limit}
-    assert crossed == {32, 64, 128, 192, 256}  # replies that run from one block into the next
+    assert crossed == {32, 64, 96, 128, 192, 256}  # replies that run from one block into the next
     assert len({reply.ids for reply in wanted()}) == len(ALL)
     assert len({request.limit for request in asked()}) > 8
 

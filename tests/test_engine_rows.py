@@ -286,16 +286,16 @@ def test_a_step_does_not_pay_for_cache_that_nobody_has_reached(monkeypatch):
     monkeypatch.setattr(plain_loop.Engine, 'call', call)
     stops = Decoding(stops=tuple(reply.ids[8] for reply in free()))
     replies = [engine().write(asked(SHORT, limit), stops) for limit in (12, 1500)]
-    assert same(*replies) and made == [128, 2048]
-    assert {live for live, _, _ in given} == {64, 128}  # the longest is 58 tokens and 9 more
+    assert same(*replies) and made == [96, 2048]
+    assert {live for live, _, _ in given} == {64, 96}  # the longest is 58 tokens and 9 more
     # And this is worth it: the more a step is given, the more it computes.
     work = {}
     for live, args, static in given:
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
         work[live] = programs.decode.lower(*shapes, model=plain_loop.MODEL, **static) \
             .cost_analysis()['flops']
-    # 2 layers, 3 rows, 64 more positions: scores and mix, 4 heads of width 8.
-    assert work[128] - work[64] > 2 * 3 * 64 * 2 * 2 * 4 * 8
+    # 2 layers, 3 rows, 32 more positions: scores and mix, 4 heads of width 8.
+    assert work[96] - work[64] > 2 * 3 * 32 * 2 * 2 * 4 * 8
 
 
 @pytest.fixture
@@ -318,7 +318,7 @@ def test_no_more_is_compiled_than_there_are_buckets_and_two(compiled):
     prefills = {ladder(len(r.prompt.tokens) - r.prompt.prefix, SHORTEST) for r in requests}
     reached = {end for r in requests for at in range(r.limit)
                for end in edges(len(r.prompt.tokens) + at)[-1:]}
-    assert len(prefixes) == 2 and len(prefills) == 3 and len(reached) == 3
+    assert len(prefixes) == 2 and len(prefills) == 4 and len(reached) == 4
     buckets = len(prefixes) + len(prefills) + len(reached) + 1  # and one shape of picture
     writer = engine(1)
     del compiled[:]

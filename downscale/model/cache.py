@@ -35,7 +35,8 @@ def kept_axes(kernels):
     """Axes of keys and of values between programs; within one they are BKES and BKSE.
 
     With `kernels` (on a TPU) positions come before heads, as the compiler wants a cache that is
-    written position by position: another order would be copied at both ends of every call.
+    written position by position: another order would be copied at both ends of every call. The
+    price is padding where a device has fewer than four KV heads, or heads less than 128 wide.
     """
     return ('BSKE', 'BSKE') if kernels else ('BKES', 'BKSE')
 
