@@ -9,7 +9,7 @@ from pathlib import Path
 
 from downscale import exits
 from downscale.evaluate import command as chain_command
-from downscale.launch.arguments import add_arguments
+from downscale.launch.arguments import LAUNCH_EXAMPLES, add_arguments, add_launch_arguments
 from downscale.memory import keep_freed_memory
 from downscale.study_files import find_cell, on_cpu, open_study
 
@@ -21,6 +21,7 @@ EXAMPLES = {
     'report': 'downscale report runs/smoke',
     'data': 'downscale data experiments/smoke.py --out runs/smoke --show 4',
     'plan': 'downscale plan experiments/extraction_tuning.py --topology v5e:16x16 v6e:16x16',
+    'launch': LAUNCH_EXAMPLES['submit'],
     'extract-think': 'downscale extract-think --perception runs/smoke/cells/w64d4-s0/extract '
                      '--reasoner runs/smoke/cells/w64d4-s0/reason --data runs/smoke --out '
                      'runs/chain --describe extract --reason think direct',
@@ -144,12 +145,21 @@ def plan(args):
     said = sys.stderr if args.json else sys.stdout  # stdout is then one JSON object
     from downscale.launch.programs import Wish
     from downscale.launch.worker import refuse
+    from downscale.places import write_json
     wish = Wish(tuple(args.only), args.per_chip_batch, args.seq, args.text_only)
+    out = args.out or folder / 'plan'
     with contextlib.redirect_stdout(said), progress_bars(args.quiet) as bars:
-        found = Plan(experiments, args.topology, wish, refuse, args.out or folder / 'plan',
-                     args.jobs, args.limit, bars).run()
+        found = Plan(experiments, args.topology, wish, refuse, out, args.jobs, args.limit,
+                     bars).run()
+    write_json(out / 'plan.json', found)
     print(json.dumps(found) if args.json else '\n'.join(table.lines(found)))
     return int(any(row['error'] for row in found['cells']))
+
+
+def launch(args):
+    """Run a study's jobs on Cloud TPU or here: submit, watch, see, stop and continue them."""
+    from downscale.launch.command import VERBS
+    return VERBS[args.verb](args)
 
 
 def extract_think(args):
@@ -265,6 +275,7 @@ def parser():
             sub.add_argument('--padding', action='store_true', help='count what the batches of '
                              'each stage waste, and propose buckets that waste less')
     add_arguments(_command(commands, plan))
+    add_launch_arguments(_command(commands, launch))
     chain_command.add_arguments(_command(commands, extract_think))
     _add_exchange(commands)
     return top

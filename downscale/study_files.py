@@ -78,10 +78,10 @@ def _fields(group):
         else set()
 
 
-def open_study(args):
-    """(config, experiments, folder) of the command line; the platform is chosen here, before JAX
-    is imported."""
-    config, sweep = load_study(args.config, args.set)
+def open_cells(config_file, overrides):
+    """(config, experiments) of a study file; the platform is chosen here, before JAX is imported.
+    """
+    config, sweep = load_study(config_file, overrides)
     if config.platform:
         os.environ.setdefault('JAX_PLATFORMS', config.platform)
     if on_cpu():
@@ -89,7 +89,13 @@ def open_study(args):
     from downscale.experiment import cells
     with config.unlocked():
         del config['platform']
-    return config, cells(config, sweep), Path(args.out or Path('runs') / config.study)
+    return config, cells(config, sweep)
+
+
+def open_study(args):
+    """(config, experiments, folder) of the command line."""
+    config, experiments = open_cells(args.config, args.set)
+    return config, experiments, Path(args.out or Path('runs') / config.study)
 
 
 def on_cpu():

@@ -104,7 +104,7 @@ def test_what_needs_a_job_that_is_over_is_given_up_and_others_go_on():
         Create('c', 'z0')]
 
 
-def test_money_stops_new_machines():
+def test_when_the_money_is_spent_nothing_starts_and_what_runs_is_stopped():
     job = changed(usd=5.0, state='failed')
     assert isinstance(act(job, policy=Policy(1, max_usd=5)), Stop)
     assert isinstance(act(job, policy=Policy(1, max_usd=5.1)), Create)
@@ -112,6 +112,10 @@ def test_money_stops_new_machines():
     acts = reconcile([JOB, silent], [Observed('b', 'h', 'running', 900)], 1000,
                      Policy(5, max_usd=100))
     assert isinstance(acts[0], Stop)
+    assert acts[1] == Delete('b', '', '100.00 dollars of 100.00 are spent (estimate)')
+    working = changed(usd=5.0, state='running', attempts=(Attempt(950, 1000, None, True),))
+    assert isinstance(act(working, resource('running'), policy=Policy(1, max_usd=5)), Delete)
+    assert isinstance(act(working, resource('running'), policy=Policy(1, max_usd=6)), Hold)
 
 
 def test_machines_of_no_job_are_only_told_of():

@@ -1,4 +1,4 @@
-"""The arguments of `downscale plan`."""
+"""The arguments of `downscale plan` and `downscale launch`."""
 from pathlib import Path
 
 from downscale.launch.programs import KINDS
@@ -27,3 +27,107 @@ def add_arguments(sub):
                      help='override a configuration value; may be repeated')
     sub.add_argument('--json', action='store_true', help='one JSON object, no table')
     sub.add_argument('--quiet', action='store_true', help='no progress bars')
+
+
+# --- downscale launch -------------------------------------------------------------------------
+
+WATCH = 'downscale launch watch experiments/extraction_tuning.py --run gs://BUCKET/extraction'
+LAUNCH_EXAMPLES = {
+    'plan': 'downscale launch plan experiments/extraction_tuning.py --topology v5e:16x16 --dry-run',
+    'validate': 'downscale launch validate experiments/extraction_tuning.py --topology v5e:16x16',
+    'submit': 'downscale launch submit experiments/smoke.py --topology cpu:2x1 --max-parallel 1',
+    'status': 'downscale launch status experiments/smoke.py --only failed,running',
+    'logs': 'downscale launch logs experiments/smoke.py --cell w64d2-s0 --lines 100',
+    'cancel': 'downscale launch cancel experiments/smoke.py --cell w64d2-s0',
+    'resume': 'downscale launch resume experiments/smoke.py --only failed,fatal',
+    'cost': WATCH.replace('watch', 'cost'),
+    'watch': f'{WATCH} --max-usd 500',
+    'gc': f'{WATCH.replace("watch", "gc")} --dry-run'}
+SUMMARY = {
+    'plan': 'write the manifest or commands of every job, and check that each cell fits',
+    'validate': 'check what would be sent for every job, without a network',
+    'submit': 'start every job that may start; what is there already is left alone',
+    'status': 'show what the run folder says of every job',
+    'logs': 'show the end of the newest log of every job',
+    'cancel': 'stop jobs: each saves and ends, and does not start until resume',
+    'resume': 'start again what failed, was cancelled or ended as fatal',
+    'cost': 'show chip-hours and dollars of every cell so far (an estimate)',
+    'watch': 'keep a sweep in the cloud going until nothing more can be done',
+    'gc': 'delete what runs for this run folder and belongs to no job of it'}
+STARTING, FITTING = ('submit', 'resume', 'watch'), ('plan', 'submit', 'resume')
+
+
+def add_launch_arguments(sub):
+    """`sub` (an argparse parser) takes everything that `launch/command.py` reads."""
+    verbs = sub.add_subparsers(dest='verb', required=True, metavar='VERB')
+    for verb, text in SUMMARY.items():
+        one = verbs.add_parser(verb, help=text, description=f'{text[0].upper()}{text[1:]}.',
+                               epilog=f'example: {LAUNCH_EXAMPLES[verb]}')
+        one.add_argument('config', metavar='EXPERIMENT', help='study file, FILE.py or FILE.py:ARG')
+        one.add_argument('--run', metavar='FOLDER', help='run folder: local, or gs://BUCKET/... '
+                         'for the cloud (default: runs/STUDY)')
+        one.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
+                         help='override a configuration value; may be repeated')
+        one.add_argument('--json', action='store_true', help='one JSON object, no table')
+        one.add_argument('--debug', action='store_true', help='show the traceback of an error')
+        _add_choice(one, verb)
+        _add_backend(one.add_argument_group(
+            'where it runs', 'What is not given is as in the last submit or resume.'), verb)
+
+
+def _add_choice(one, verb):
+    """Which jobs a verb means, and how it goes about them."""
+    if verb not in ('validate', 'watch', 'gc'):
+        one.add_argument('--cell', nargs='+', metavar='CELL', help='only these cells'
+                         + ', and what they need' * (verb in FITTING))
+        one.add_argument('--only', nargs='+', metavar='STATE', help='only jobs in these states: '
+                         'waiting, missing, running, stale, failed, cancelled, fatal, done')
+    if verb in ('plan', 'cancel', 'gc', *STARTING):
+        one.add_argument('--dry-run', action='store_true', help={
+            'plan': 'read no run folder: no network is needed'}.get(
+                verb, 'show what would be done, and do nothing'))
+    if verb in FITTING:
+        one.add_argument('--no-fit', action='store_true',
+                         help='do not compile for TPUs whether each cell fits')
+        one.add_argument('--quiet', action='store_true', help='no progress bars')
+    if verb in ('submit', 'resume'):
+        one.add_argument('--allow-dirty', action='store_true',
+                         help='launch although files differ from the commit')
+    if verb == 'plan':
+        one.add_argument('--out', metavar='FOLDER', help='folder of the manifests or commands and '
+                         'of plan.json (default: runs/STUDY/launch-plan)')
+    if verb == 'logs':
+        one.add_argument('--process', type=int, default=0, metavar='N',
+                         help='process of the job (default 0)')
+        one.add_argument('--lines', type=int, default=40, metavar='N',
+                         help='lines of each log (default 40)')
+
+
+def _add_backend(group, verb):
+    """Fields of `sweep.Settings`."""
+    group.add_argument('--backend', choices=('gke', 'tpuvm', 'local'), help='default: gke for a '
+                       'TPU topology, else local')
+    group.add_argument('--topology', metavar='NAME', help='v5e:4x4 or, for two slices, '
+                       '2xv5e:16x16; on this machine cpu:PxD, P processes of D devices '
+                       '(default cpu:1x1)')
+    group.add_argument('--image', help='container image by its digest, NAME@sha256:...')
+    group.add_argument('--capacity', choices=('spot', 'on-demand', 'reserved'),
+                       help='what kind of machines (default spot)')
+    group.add_argument('--service-account', metavar='NAME', help='who the machines are')
+    if verb in (*STARTING, 'plan', 'validate'):
+        group.add_argument('--max-parallel', type=int, metavar='N', help='jobs at once (default: '
+                           '4 in the cloud, and as many as this machine has cores for)')
+        group.add_argument('--max-chips', type=int, metavar='N', help='chips held at once')
+        group.add_argument('--max-usd', type=float, metavar='X', help='when an estimated X dollars '
+                           'are spent, what runs is stopped and nothing more is started')
+    group.add_argument('--zone', dest='zones', nargs='+', metavar='ZONE',
+                       help='tpuvm: zones to try, in turn')
+    group.add_argument('--valid-for', metavar='TIME',
+                       help='tpuvm: how long to wait for machines, as 6h')
+    group.add_argument('--internal-ips', action='store_true', default=None,
+                       help='tpuvm: no external addresses')
+    group.add_argument('--namespace', help='gke: default "default"')
+    group.add_argument('--queue', metavar='NAME', help='gke: LocalQueue of Kueue')
+    group.add_argument('--priority', metavar='NAME', help='gke: WorkloadPriorityClass of Kueue')
+    group.add_argument('--reservation', metavar='NAME', help='gke: with --capacity reserved')
+    group.add_argument('--context', metavar='NAME', help='gke: context of kubectl')

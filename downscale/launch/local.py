@@ -86,11 +86,15 @@ class Group:
                 os.killpg(process.pid, number)
 
 
+def policy(parallel, crashes=3):
+    """The `Policy` of this machine: at most `parallel` jobs at once; each may crash `crashes` times
+    and start again."""
+    return Policy(parallel, base=1, longest=60, counted=crashes, grace=LINGER_SECONDS)
+
+
 def run(specs, parallel, crashes=3, note=print):
-    """`supervise.run` on this machine: at most `parallel` jobs at once, in the order of `specs`
-    where their needs are done; each may crash `crashes` times more than once."""
-    return supervise.run(Backend(), specs, Policy(
-        parallel, base=1, longest=60, counted=crashes, grace=LINGER_SECONDS), note)
+    """`supervise.run` on this machine, in the order of `specs` where their needs are done."""
+    return supervise.run(Backend(), specs, policy(parallel, crashes), note)
 
 
 class Backend:

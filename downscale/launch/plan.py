@@ -4,8 +4,6 @@
 smaller programs until one does (`nearest.py`). A row is a plain dict: the table and plan.json say
 the same.
 """
-import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,7 +40,7 @@ class Plan:
         self.pool = Pool(self.folder / 'programs', jobs, limit, bars)
 
     def run(self):
-        """The rows of all programs, in the order of the cells; plan.json is written.
+        """{'cells': the rows of all programs, in the order of the cells, and what they rest on}.
 
         Seeds of one size share programs, and a program that does not fit is made smaller once.
         """
@@ -53,10 +51,8 @@ class Plan:
         fitting = self._fitting({_same(use): (use, planned) for use, planned in lacking})
         for use, planned in lacking:
             planned['proposal'] = fitting.get(_same(use))
-        value = {'cells': rows, 'method': bounds.METHOD, 'prices_as_of': PRICES_AS_OF,
-                 'versions': self.versions}
-        _write(self.folder / 'plan.json', value)
-        return value
+        return {'cells': rows, 'method': bounds.METHOD, 'prices_as_of': PRICES_AS_OF,
+                'versions': self.versions}
 
     def _fitting(self, lacking):
         """{key: row of the nearest program that fits, with its `change`} of {key: (use, row)}.
@@ -100,14 +96,6 @@ def _title(use):
     request = use.request
     long = f' at {request.length}' if request.length else ''
     return f'{use.name}{long} on {request.topology}'
-
-
-def _write(path, value):
-    """JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
-    partial.write_text(json.dumps(value, indent=1) + '\n')
-    os.replace(partial, path)
 
 
 # --- rows -------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ def lines(plan):
         rows = _merged([row for row in plan['cells'] if row['topology'] == name])
         place = topology(name)
         found += ['', f'{name}: {place.chips} chips, {place.hbm_gib:g} GiB a device, figures per '
-                  'chip', *_aligned([HEAD, *map(_cells, rows)])]
+                  'chip', *aligned([HEAD, *map(_cells, rows)])]
         found += [line for row in rows for line in _remarks(row)]
         found += _sums([row for row in plan['cells'] if row['topology'] == name])
     return found + [
@@ -33,7 +33,8 @@ def _merged(rows):
             for group in groups.values()]
 
 
-def _aligned(rows):
+def aligned(rows):
+    """Rows of text as lines: the first two columns to the left, the others to the right."""
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
     return ['  '.join(cell.ljust(width) if n < 2 else cell.rjust(width)
                       for n, (cell, width) in enumerate(zip(row, widths))).rstrip()
@@ -45,7 +46,7 @@ def _number(value):
     return f'{value:,.0f}' if value >= 100 else f'{value:.3g}'
 
 
-def _span(values):
+def span(values):
     """'a-b', or one figure where both ends read the same."""
     return '-'.join(dict.fromkeys(map(_number, values)))
 
@@ -61,10 +62,10 @@ def _cells(row):
         {True: 'yes', False: 'NO', None: '?'}[row['fits']],
         '-' if row['estimated_cycles'] is None else f'{row["estimated_cycles"] / 1e6:.1f}',
         _flops(row), '-' if moved is None else f'{sum(moved.values()) / 2 ** 30:.2f}',
-        '-' if row['step_s'] is None else _span([1e3 * end for end in row['step_s']]),
+        '-' if row['step_s'] is None else span([1e3 * end for end in row['step_s']]),
         '-' if row['mfu_bound'] is None else f'{row["mfu_bound"]:.2f}',
-        '-' if row['chip_hours'] is None else _span(row['chip_hours']),
-        '-' if row['usd'] is None else _span(row['usd']),
+        '-' if row['chip_hours'] is None else span(row['chip_hours']),
+        '-' if row['usd'] is None else span(row['usd']),
         '-' if row['cpu_s'] is None else f'{row["cpu_s"]:.0f}')
 
 
@@ -113,11 +114,11 @@ def _sums(rows):
     if not priced:
         return
 
-    def span(key):
+    def sum_of(key):
         ends = [[row[key] for row in shapes if row[key]] for shapes in priced]
         return [sum(pick(end[at] for end in shapes) for shapes in ends if shapes)
                 for at, pick in enumerate((min, max))]
-    usd, lacking = span('usd'), len(stages) - len(priced)
-    yield (f'all stages of all cells: {_span(span("chip_hours"))} chip-hours'
-           + f', {_span(usd)} $' * bool(usd[1])
+    usd, lacking = sum_of('usd'), len(stages) - len(priced)
+    yield (f'all stages of all cells: {span(sum_of("chip_hours"))} chip-hours'
+           + f', {span(usd)} $' * bool(usd[1])
            + f', without {lacking} that have no time' * (lacking > 0))

@@ -110,7 +110,7 @@ class GiveUp:
 
 @dataclass(frozen=True)
 class Stop:
-    """Nothing more is created."""
+    """Nothing more is created: the money is spent."""
     why: str
 
 
@@ -135,12 +135,14 @@ def reconcile(desired, observed, now, policy):
     spent, states = 0.0, {job.key: job.state for job in desired}
     for job in desired:
         spent += job.usd + _idle_usd(job, found.get(job.name), now)
-    stopped = policy.max_usd is not None and spent >= policy.max_usd
+    stopped = None
+    if policy.max_usd is not None and spent >= policy.max_usd:
+        stopped = f'{spent:.2f} dollars of {policy.max_usd:.2f} are spent (estimate)'
     over = _over(desired, policy)
     for job in desired:
         why, resource = over.get(job.key), found.get(job.name)
         if resource:
-            actions.append(_of_resource(job, resource, why, now, policy))
+            actions.append(_of_resource(job, resource, why, stopped, now, policy))
             continue
         if job.state == 'done':
             continue
@@ -151,8 +153,7 @@ def reconcile(desired, observed, now, policy):
         if wait:
             actions.append(wait)
         elif stopped:
-            actions.append(Stop(f'{spent:.2f} dollars of {policy.max_usd:.2f} are spent (estimate);'
-                                f' {job.key} is not started'))
+            actions.append(Stop(f'{stopped}; {job.key} is not started'))
         elif parallel >= policy.max_parallel or (
                 policy.max_chips is not None and chips + job.chips > policy.max_chips):
             actions.append(Wait(job.key, f'{parallel} jobs hold {chips} chips'))
@@ -200,8 +201,9 @@ def _own_end(job, policy):
     return None
 
 
-def _of_resource(job, resource, why, now, policy):
-    """What happens to the resource of a job; `why` it will not go on, None where it may."""
+def _of_resource(job, resource, why, stopped, now, policy):
+    """What happens to the resource of a job; `why` it, and why the sweep (`stopped`), will not go
+    on, None where it may."""
     def delete(text):
         return Delete(resource.name, resource.zone, text, resource.code)
     if resource.state == 'deleting':
@@ -212,6 +214,8 @@ def _of_resource(job, resource, why, now, policy):
         return delete(f'{ending(resource.code).meaning} (exit code {resource.code})')
     if job.state == 'cancelled':
         return delete('cancelled')
+    if stopped and job.state != 'done':
+        return delete(stopped)
     last = job.attempts[-1] if job.attempts else None
     own = resource.state == 'running' and last and last.began >= resource.since
     if own and (why or job.state in ('done', 'failed')) and now < last.ended + policy.grace:

@@ -1,0 +1,285 @@
+"""A study as it is launched: its jobs, where they run and how, and which of them are meant.
+
+How it was launched last is in RUN/launch/settings.json, so that later commands need not be told
+again; what a job was launched as is in its `spec.json`.
+"""
+import dataclasses
+import difflib
+import os
+import shlex
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from downscale.launch import local, queued, state, watch
+from downscale.launch.spec import processes, specs_of
+from downscale.places import absolute, in_bucket, place, read_json, write_json
+
+SCRIPT = local.PACKAGE.parent / 'launch' / 'startup.sh'
+STATES = ('waiting', 'missing', 'running', 'stale', 'failed', 'cancelled', 'fatal', 'done')
+CLOUD_PARALLEL = 4
+NO_IMAGE = f'IMAGE@sha256:{"0" * 64}'
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where and how the jobs of a study run; None is what the backend does by itself.
+
+    `capacity` is 'spot', 'on-demand' or 'reserved'. What each backend reads is in `BACKENDS`.
+    """
+    backend: str = 'local'
+    topology: str | None = None
+    image: str | None = None
+    max_parallel: int | None = None
+    max_chips: int | None = None
+    max_usd: float | None = None
+    capacity: str = 'spot'
+    service_account: str | None = None
+    zones: tuple[str, ...] = ()
+    valid_for: str | None = None
+    internal_ips: bool = False
+    namespace: str = 'default'
+    queue: str | None = None
+    priority: str | None = None
+    reservation: str | None = None
+    context: str | None = None
+
+
+CLOUD = ('image', 'capacity', 'service_account')
+BACKENDS = {  # what each reads beside topology and limits
+    'local': (), 'tpuvm': (*CLOUD, 'zones', 'valid_for', 'internal_ips'),
+    'gke': (*CLOUD, 'namespace', 'queue', 'priority', 'reservation', 'context')}
+LIMITS = ('topology', 'max_parallel', 'max_chips', 'max_usd')
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The jobs of a study as it is now (`planned`), and as they were submitted (`saved`, by key).
+    """
+    name: str
+    run: str
+    settings: Settings
+    cells: tuple
+    planned: tuple
+    saved: dict
+
+    @property
+    def known(self):
+        """Every job: as it was submitted, or else as it would be."""
+        return [self.saved.get(spec.key, spec) for spec in self.planned]
+
+
+def settings_of(args, before):
+    """The `Settings` that the command line asks for, on top of those `before` (a dict or None).
+
+    ValueError in one line for a flag that the backend does not read, and for what it lacks.
+    """
+    names = [field.name for field in dataclasses.fields(Settings)]
+    given = {name: value for name, value in vars(args).items()
+             if name in names and value is not None}
+    before = before or {}
+    on_slices = not given.get('topology', 'cpu:').startswith('cpu:')
+    backend = given.get('backend', before.get('backend', 'gke' if on_slices else 'local'))
+    if backend != before.get('backend', backend):
+        before = {}
+    read = ('backend', *LIMITS, *BACKENDS[backend])
+    for name in given:
+        if name not in read:
+            others = [other for other, reads in BACKENDS.items() if name in reads]
+            raise ValueError(f'{flag(name)} is not for --backend {backend}, but for '
+                             f'{" and ".join(others)}')
+    value = before | given
+    if backend == 'local':
+        value.setdefault('topology', 'cpu:1x1')
+    found = Settings(**value | {'zones': tuple(value.get('zones', ()))})
+    if found.topology is None:
+        raise ValueError(f'say on which slices: --backend {backend} --topology v5e:4x4')
+    processes(found.topology)
+    if (backend == 'local') != found.topology.startswith('cpu:'):
+        raise ValueError(f'--topology {found.topology} is not for --backend {backend}; ' + (
+            'it runs cpu:PxD, P processes of D devices' if backend == 'local' else
+            'it runs on slices, as v5e:4x4'))
+    for name in ('max_parallel', 'max_chips', 'max_usd'):
+        limit = value.get(name)
+        if limit is not None and not limit > 0:
+            raise ValueError(f'{flag(name)} {limit} must be above 0')
+    return found
+
+
+def flag(name):
+    """How a field of `Settings` is written on the command line."""
+    return '--zone' if name == 'zones' else f'--{name.replace("_", "-")}'
+
+
+def open_sweep(args, asked=True):
+    """The `Sweep` of the command line; ValueError in one line for what it lacks.
+
+    Unless `asked`, nothing is read of the run folder, and what is not given is filled in with
+    names in capitals.
+    """
+    from downscale.study import tasks_of
+    from downscale.study_files import open_cells
+    config, cells = open_cells(args.config, args.set)
+    run = str(absolute(args.run or Path('runs') / config.study))
+    settings = settings_of(args, read_json(settings_path(run)) if asked else None)
+    if settings.backend != 'local':
+        if not asked:
+            run = args.run or f'gs://BUCKET/{config.study}'
+            settings = dataclasses.replace(settings, image=settings.image or NO_IMAGE,
+                                           zones=settings.zones or ('ZONE',))
+        _refuse_for_the_cloud(args, run, settings)
+    planned = specs_of(config.study, args.config, args.set, tasks_of(cells), settings.topology,
+                       settings.image, commit(), run)
+    return Sweep(config.study, run, settings, tuple(cells), tuple(planned),
+                 _saved(planned) if asked else {})
+
+
+def _saved(planned):
+    """{key: the `Spec` that was submitted} of the jobs that were."""
+    def load(spec):
+        path = state.folder_of(spec.run, spec) / 'spec.json'
+        return state.load_spec(path) if path.exists() else None
+    with ThreadPoolExecutor(state.READERS) as pool:
+        found = zip(planned, pool.map(load, planned), strict=True)
+        return {spec.key: saved for spec, saved in found if saved}
+
+
+def settings_path(run):
+    """Where the settings of a launched study are."""
+    return place(run) / 'launch' / 'settings.json'
+
+
+def _refuse_for_the_cloud(args, run, settings):
+    """ValueError for what machines elsewhere could not find."""
+    if not in_bucket(run):
+        raise ValueError(f'--run {run} is on this machine, which --backend {settings.backend} '
+                         'cannot reach; give a folder of a bucket, as gs://BUCKET/runs/NAME')
+    path = Path(args.config.partition(':')[0])
+    if path.is_absolute() or '..' in path.parts or path.parts[0] != 'experiments':
+        raise ValueError(f'{path} is not in the image of --backend {settings.backend}, which holds '
+                         'experiments/; put it there, and launch from the folder above')
+    if not settings.image or '@sha256:' not in settings.image:
+        raise ValueError('--image must name an image by its digest, as REGION-docker.pkg.dev/'
+                         'PROJECT/downscale/downscale@sha256:...; a tag could change under the '
+                         'sweep')
+    if settings.backend == 'tpuvm' and not settings.zones:
+        raise ValueError('--backend tpuvm needs --zone, as --zone us-west4-a us-east5-b')
+
+
+# --- git --------------------------------------------------------------------------------------
+
+def commit():
+    """The commit of the working tree, 'none' where there is no git."""
+    return _git('rev-parse', 'HEAD') or 'none'
+
+
+def changed():
+    """The files of the working tree that differ from its commit."""
+    return [line[3:] for line in (_git('status', '--porcelain') or '').splitlines()]
+
+
+def _git(*argv):
+    try:
+        done = subprocess.run(['git', *argv], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip('\n') if done.returncode == 0 else None
+
+
+# --- which jobs -------------------------------------------------------------------------------
+
+def select(sweep, args, specs, asked=True):
+    """Those of `specs` that --cell and --only mean, with their `state.Job`s (None unless `asked`).
+    """
+    wanted = args.cell or []
+    names = list(dict.fromkeys(spec.cell for spec in sweep.planned))
+    for name in wanted:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1, 0.4)
+            raise ValueError(f'no cell {name!r}; ' + (f'did you mean {near[0]!r}?' if near else
+                                                     f'known are {", ".join(names)}'))
+    only = [part for text in args.only or () for part in text.split(',')]
+    for name in only:
+        if name not in STATES:
+            raise ValueError(f'--only {name}: a job is {", ".join(STATES[:-1])} or {STATES[-1]}')
+    if only and not asked:
+        raise ValueError('--only needs the run folder, which --dry-run does not read')
+    jobs = state.read(sweep.run, specs, time.time()) if asked else [None] * len(specs)
+    return [(spec, job) for spec, job in zip(specs, jobs, strict=True)
+            if (not wanted or spec.cell in wanted) and (not only or job.state in only)]
+
+
+def with_needs(specs, known):
+    """`specs` and all of `known` that they need, in the order of `known`."""
+    by_key, found = {spec.key: spec for spec in known}, set()
+    todo = [spec.key for spec in specs]
+    while todo:
+        key = todo.pop()
+        if key in by_key and key not in found:
+            found.add(key)
+            todo += by_key[key].needs
+    return [spec for spec in known if spec.key in found]
+
+
+# --- backends ---------------------------------------------------------------------------------
+
+def backend_of(settings):
+    """What runs the jobs: see `supervise.py`."""
+    if settings.backend == 'local':
+        return local.Backend()
+    if settings.backend == 'tpuvm':
+        return queued.Backend(_queued_options(settings))
+    from downscale.launch import jobset
+    return jobset.Backend(_gke_options(settings))
+
+
+def policy_of(settings):
+    """The limits of a sweep."""
+    limits = {'max_chips': settings.max_chips, 'max_usd': settings.max_usd}
+    if settings.backend == 'local':
+        parallel = max(1, (os.cpu_count() or 1) // processes(settings.topology)[0])
+        return dataclasses.replace(local.policy(settings.max_parallel or parallel), **limits)
+    return watch.Policy(settings.max_parallel or CLOUD_PARALLEL,
+                        zones=settings.zones or ('',), **limits)
+
+
+def written(spec, settings):
+    """(ending of a file name, text) of what would be sent to the backend for a job: a manifest, or
+    commands for a shell. ValueError in one line for what the backend would refuse."""
+    if settings.backend == 'gke':
+        from downscale.launch import jobset
+        return '.yaml', jobset.text(jobset.manifest(spec, _gke_options(settings)))
+    if settings.backend == 'tpuvm':
+        options = _queued_options(settings)
+        commands = [queued.create_command(spec, options, options.zones[0])]
+    else:
+        commands = [['env', *(f'{name}={value}' for name, value in environment.items()), *argv]
+                    for argv, environment in local.commands(spec)]
+    return '.sh', '\n'.join(map(shlex.join, commands)) + '\n'
+
+
+def _queued_options(settings):
+    if not SCRIPT.is_file():
+        raise ValueError(f'no {SCRIPT}; launch from a clone of the repository')
+    kind = {'on-demand': 'guaranteed'}.get(settings.capacity, settings.capacity)
+    return queued.QueuedOptions(settings.zones, str(SCRIPT), kind, settings.valid_for,
+                                settings.service_account, settings.internal_ips)
+
+
+def _gke_options(settings):
+    from downscale.launch import jobset
+    if (settings.capacity == 'reserved') != bool(settings.reservation):
+        raise ValueError('--capacity reserved and --reservation NAME go together on --backend gke')
+    return jobset.GkeOptions(
+        namespace=settings.namespace, queue=settings.queue, priority=settings.priority,
+        spot=settings.capacity == 'spot', reservation=settings.reservation,
+        service_account=settings.service_account, context=settings.context)
+
+
+def save(sweep, specs):
+    """The jobs `specs` are submitted, as far as their folders tell."""
+    write_json(settings_path(sweep.run), dataclasses.asdict(sweep.settings))
+    with ThreadPoolExecutor(state.READERS) as pool:
+        list(pool.map(state.save_spec, specs))

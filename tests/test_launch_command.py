@@ -1,0 +1,229 @@
+"""`downscale launch`: what each verb does to a run folder, to a cloud of this machine, and says."""
+import json
+import os
+import shutil
+import subprocess
+import time
+
+import pytest
+from local_jobs import STUDY
+
+from downscale import cli
+from downscale.launch import arguments, command, fit, local, pool, state
+from downscale.places import write_json
+
+IMAGE = f'europe-docker.pkg.dev/p/d/d@sha256:{"a" * 64}'
+TPU = ('--backend', 'tpuvm', '--topology', 'v5e:4x4', '--zone', 'z0', '--no-fit', '--allow-dirty')
+needs_gcloud = pytest.mark.skipif(
+    not shutil.which('gcloud'), reason='NOT TESTED: gcloud is missing, so the TPU VM route is not')
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with a study of two cells of one job each, as the current one."""
+    (tmp_path / 'experiments').mkdir()
+    (tmp_path / 'experiments' / 'tiny.py').write_text(STUDY)
+    monkeypatch.chdir(tmp_path)
+    for name in ('JAX_PLATFORMS', *pool.ENVIRONMENT):  # a command may set them
+        monkeypatch.setenv(name, os.environ.get(name, ''))
+    return tmp_path
+
+
+@pytest.fixture
+def launch(folder, capsys):
+    """A function that runs a verb: (exit code, what --json printed, or the error line)."""
+    def run(verb, *rest, code=0):
+        capsys.readouterr()
+        found = cli.main(['launch', verb, 'experiments/tiny.py', '--json', *map(str, rest)])
+        said = capsys.readouterr()
+        assert found == code, said
+        if not said.out:
+            line = said.err.splitlines()[-1]
+            assert line.startswith('error: '), said
+            return line
+        return json.loads(said.out)
+    return run
+
+
+def states(found):
+    return {job['key']: job['state'] for job in found['jobs']}
+
+
+def test_every_verb_has_an_example_that_parses_and_a_summary():
+    assert set(arguments.LAUNCH_EXAMPLES) == set(arguments.SUMMARY) == set(command.VERBS)
+    for verb, example in arguments.LAUNCH_EXAMPLES.items():
+        args = cli.parser().parse_args(example.split()[1:])
+        assert (args.run, args.verb) != (None, None) and args.verb == verb
+
+
+# --- on this machine --------------------------------------------------------------------------
+
+@pytest.mark.slow
+def test_a_local_sweep_is_submitted_seen_and_done(launch, folder, capsys):
+    assert states(launch('status')) == dict.fromkeys(
+        ('w64d1-s0/train', 'w64d2-s0/train'), 'missing')
+    assert states(launch('submit', '--cell', 'w64d2-s0', '--max-parallel', 2)) == {
+        'w64d2-s0/train': 'done'}
+    found = launch('status', '--only', 'done,failed')
+    job, = found['jobs']
+    assert (job['key'], job['step'], job['total'], job['attempt']) == (
+        'w64d2-s0/train', 40, 40, 0) and job['usd'] is None and 0 < job['goodput'] <= 1
+    # Another submit finds it done, and starts only the other.
+    launch('submit')
+    assert [len(state.attempts(folder / 'runs/tiny/launch' / cell / 'train'))
+            for cell in ('w64d1-s0', 'w64d2-s0')] == [1, 1]
+    log = launch('logs', '--cell', 'w64d2-s0')['w64d2-s0/train']
+    assert log['log'].endswith('000-0.log')
+    cost = launch('cost')
+    assert set(cost['cells']) == {'w64d1-s0', 'w64d2-s0'} and cost['chip_hours'] > 0
+    assert cli.main(['launch', 'status', 'experiments/tiny.py']) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ['job', 'state', 'attempt']
+    assert lines[-1].startswith('2 jobs: 2 done; ')
+
+
+def test_what_was_cancelled_starts_only_after_resume(launch, folder, monkeypatch):
+    started = []
+
+    class Group(local.Group):
+        def __init__(self, spec):
+            self.spec, self.processes = spec, []
+            started.append(spec.key)
+            write_json(state.folder_of(spec.run, spec) / 'DONE.json', {'spec': spec.hash})
+
+        def code(self):
+            return 0
+    monkeypatch.setattr(local, 'Group', Group)
+    launch('submit', '--cell', 'w64d1-s0', '--topology', 'cpu:2x1')
+    assert started == ['w64d1-s0/train']
+    assert launch('cancel') == {'cancelled': [], 'deleted': []}
+    spec = state.load_spec(folder / 'runs/tiny/launch/w64d1-s0/train/spec.json')
+    assert spec.topology == 'cpu:2x1'
+    (folder / 'runs/tiny/launch/w64d1-s0/train/DONE.json').unlink()
+    assert launch('cancel', '--dry-run')['cancelled'] == ['w64d1-s0/train']
+    assert launch('cancel')['cancelled'] == ['w64d1-s0/train']
+    assert states(launch('submit', '--cell', 'w64d1-s0', code=1)) == {'w64d1-s0/train': 'cancelled'}
+    assert started == ['w64d1-s0/train']
+    # The settings of the last submit hold: it is the same job.
+    assert states(launch('resume', '--only', 'cancelled')) == {'w64d1-s0/train': 'done'}
+    assert started == 2 * ['w64d1-s0/train']
+
+
+def test_a_job_that_runs_as_it_was_is_not_replaced(launch, folder):
+    launch('submit', '--dry-run')
+    assert not (folder / 'runs').exists()
+    now = time.time()
+    assert [act['action'] for act in launch('submit', '--dry-run')['actions']][0] == 'Create'
+    spec = command.sweep.open_sweep(cli.parser().parse_args(
+        ['launch', 'submit', 'experiments/tiny.py'])).planned[0]
+    state.save_spec(spec)
+    write_json(state.folder_of(spec.run, spec) / 'attempts' / '000.json', {
+        'attempt': 0, 'spec': spec.hash, 'began': now, 'seen': now, 'ended': None, 'exit': None,
+        'reason': '', 'first_step': 0, 'last_step': 0, 'steps_lost': 0, 'steps_s': 0.0})
+    line = launch('submit', '--set', 'stages.text.steps=50', code=1)
+    assert 'w64d1-s0/train runs as it was before' in line and 'cancel it first' in line
+
+
+def test_files_that_differ_from_the_commit_are_refused(launch, folder):
+    subprocess.run(['git', 'init', '-q'], check=True)
+    assert 'experiments/ differ from the commit' in launch('submit', '--dry-run', code=1)
+    assert launch('submit', '--dry-run', '--allow-dirty')['actions']
+
+
+@pytest.mark.parametrize(('argv', 'message'), [
+    (['--cell', 'w64d3-s0'], "no cell 'w64d3-s0'; did you mean 'w64d"),
+    (['--only', 'lost'], '--only lost: a job is waiting, missing'),
+    (['--topology', 'v5e:4x4', '--backend', 'local'], 'is not for --backend local; it runs cpu:PxD'),
+    (['--topology', 'v5e:4x5'], 'v5e:4x5'),
+    (['--zone', 'z'], '--zone is not for --backend local, but for tpuvm'),
+    (['--max-parallel', '0'], '--max-parallel 0 must be above 0'),
+    (['--backend', 'gke'], 'say on which slices'),
+    (['--topology', 'v5e:4x4'], 'which --backend gke cannot reach; give a folder of a bucket'),
+    (['--topology', 'v5e:4x4', '--run', 'gs://runs/x', '--image', 'name:tag'],
+     'name an image by its digest'),
+    (['--backend', 'tpuvm', '--topology', 'v5e:4x4', '--run', 'gs://runs/x', '--image', IMAGE],
+     'needs --zone')])
+def test_a_mistake_is_one_line_before_anything_starts(launch, folder, monkeypatch, argv, message):
+    monkeypatch.setattr(command.sweep, 'read_json', lambda path: None)  # no bucket is asked
+    assert message in launch('submit', '--dry-run', *argv, code=1)
+
+
+def test_only_studies_of_the_image_go_to_the_cloud(folder, capsys):
+    shutil.copy('experiments/tiny.py', 'mine.py')
+    assert cli.main(['launch', 'plan', 'mine.py', '--topology', 'v5e:4x4', '--dry-run']) == 1
+    assert 'mine.py is not in the image' in capsys.readouterr().err
+
+
+# --- before anything is sent ------------------------------------------------------------------
+
+def test_a_plan_writes_every_command_without_a_network(launch, folder):
+    found = launch('plan', '--backend', 'tpuvm', '--topology', 'v5e:4x4', '--dry-run', '--no-fit',
+                   '--out', 'plan')
+    assert [job['job'] for job in found['jobs']] == ['w64d1-s0/train', 'w64d2-s0/train']
+    assert {job['chips'] for job in found['jobs']} == {16} and 'not checked' in found['fit']
+    text = (folder / found['jobs'][0]['file']).read_text()
+    assert text.startswith('gcloud compute tpus queued-resources create tiny-w64d1-s0-train-')
+    assert 'gs://BUCKET/tiny/launch/w64d1-s0/train/spec.json' in text
+    assert json.loads((folder / 'plan' / 'plan.json').read_text()) == found
+    local_ = launch('plan', '--dry-run', '--topology', 'cpu:2x1', '--out', 'here')
+    assert len((folder / local_['jobs'][0]['file']).read_text().splitlines()) == 2
+
+
+def test_what_does_not_fit_or_costs_too_much_is_not_started(launch, monkeypatch):
+    one = fit.Fit(True, 3.0, 15.75, (1.0, 2.0), (10.0, 20.0))
+    bad = fit.Fit(False, 20.0, 15.75, None, None, 'w64d2-s0/text does not fit')
+    fits = {'w64d1-s0': one, 'w64d2-s0': one}
+    monkeypatch.setattr(fit, 'check', lambda *rest: fits)
+    monkeypatch.setattr(command.sweep, 'read_json', lambda path: None)
+    monkeypatch.setattr(command.sweep, '_saved', lambda planned: {})
+    monkeypatch.setattr(command.supervise, 'decide', lambda *rest: [])
+    monkeypatch.setattr(state, 'read', lambda *rest: [])
+    argv = ['--dry-run', '--run', 'gs://runs/x', '--image', IMAGE, *TPU]
+    argv.remove('--no-fit')
+    monkeypatch.setattr(command.sweep, 'select', lambda sweep, args, specs, asked=True: [
+        (spec, None) for spec in specs])
+    monkeypatch.setattr(command, '_running_otherwise', lambda *rest: None)
+    line = launch('submit', *argv, '--max-usd', 39, code=1)
+    assert 'may cost up to 40.00 dollars (estimate), over --max-usd 39' in line
+    assert launch('submit', *argv, '--max-usd', 41) == {'actions': []}
+    fits['w64d2-s0'] = bad
+    assert 'w64d2-s0/text does not fit; see: downscale plan' in launch('submit', *argv, code=1)
+
+
+def test_the_fit_of_a_cell_is_that_of_its_worst_program():
+    row = dict(fits=True, hbm_gib=2.0, hbm_limit_gib=15.75, chip_hours=[1.0, 2.0], usd=[3.0, 4.0],
+               error=None, proposal=None)
+    rows = [{**row, 'name': 'a/align'}, {**row, 'name': 'a/extract', 'hbm_gib': 5.0},
+            {**row, 'name': 'a/extract', 'chip_hours': [2.0, 5.0]},
+            {**row, 'name': 'b/align', 'fits': False, 'usd': None,
+             'proposal': {'change': '1 row a chip'}}]
+    found = fit.of_cells({'cells': rows})
+    assert found['a'] == fit.Fit(True, 5.0, 15.75, (2.0, 7.0), (6.0, 8.0))
+    assert found['b'] == fit.Fit(False, 2.0, 15.75, (1.0, 2.0), None,
+                                 'b/align does not fit; with 1 row a chip it does')
+
+
+# --- in the cloud -----------------------------------------------------------------------------
+
+@needs_gcloud
+def test_machines_are_asked_for_once_watched_cancelled_and_collected(launch, api, bucket):
+    run = f'{bucket}/command'
+    argv = ['--run', run, '--image', IMAGE, '--max-parallel', 1, *TPU]
+    assert len(launch('validate', *argv[:4], *TPU[:6])['problems']) == 0
+    assert states(launch('submit', *argv)) == dict.fromkeys(
+        ('w64d1-s0/train', 'w64d2-s0/train'), 'missing')
+    launch('submit', *argv)
+    first, = [name for _, _, name, *_ in api.made()]
+    # From now on the run folder knows the backend.
+    actions = launch('watch', '--run', run, '--dry-run')['actions']
+    assert [act['action'] for act in actions] == ['Hold', 'Wait']
+    assert launch('cost', '--run', run)['max_usd'] is None
+    found = launch('cancel', '--run', run, '--cell', 'w64d1-s0')
+    assert found['deleted'] == [f'w64d1-s0/train: {first} is deleted'] and len(api.deleted()) == 1
+    # What another version of the study left behind is told of, then deleted.
+    api.resources.clear()
+    launch('resume', '--cell', 'w64d1-s0', '--run', run, '--no-fit', '--allow-dirty')
+    (state.place(run) / 'launch/w64d1-s0/train/spec.json').unlink()
+    assert launch('gc', '--run', run, '--dry-run') == {'would_be_deleted': [first]}
+    assert len(api.deleted()) == 1
+    assert launch('gc', '--run', run) == {'deleted': [first]} and len(api.deleted()) == 2
