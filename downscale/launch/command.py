@@ -11,8 +11,7 @@ from pathlib import Path
 
 from downscale.launch import board, fit, local, state, supervise, sweep
 from downscale.launch.topologies import PRICES_AS_OF
-from downscale.launch.watch import Delete
-from downscale.places import in_bucket, write_bytes, write_json
+from downscale.places import write_bytes, write_json
 
 RESTS = 'in its files; a machine that waits, or has begun nothing yet, is not in them'
 

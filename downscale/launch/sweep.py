@@ -90,7 +90,7 @@ def settings_of(args, before):
             others = [other for other, reads in BACKENDS.items() if name in reads]
             raise ValueError(f'{flag(name)} is not for --backend {backend}, but for '
                              f'{" and ".join(others)}')
-    value = before | given
+    value = before | given | {'backend': backend}
     if backend == 'local':
         value.setdefault('topology', 'cpu:1x1')
     found = Settings(**value | {'zones': tuple(value.get('zones', ()))})
@@ -122,11 +122,11 @@ def open_sweep(args, asked=True):
     from downscale.study import tasks_of
     from downscale.study_files import open_cells
     config, cells = open_cells(args.config, args.set)
-    run = str(absolute(args.run or Path('runs') / config.study))
+    run = str(absolute(args.folder or Path('runs') / config.study))
     settings = settings_of(args, read_json(settings_path(run)) if asked else None)
     if settings.backend != 'local':
         if not asked:
-            run = args.run or f'gs://BUCKET/{config.study}'
+            run = args.folder or f'gs://BUCKET/{config.study}'
             settings = dataclasses.replace(settings, image=settings.image or NO_IMAGE,
                                            zones=settings.zones or ('ZONE',))
         _refuse_for_the_cloud(args, run, settings)
