@@ -37,9 +37,13 @@ class Bars:
 
     def finished(self, name):
         """Name a finished task, and when it did."""
-        if self.progress is not None and name in self.ids:
-            self.progress.remove_task(self.ids.pop(name))
+        self.remove(name)
         self.note(f'{time.monotonic() - self.began:7.1f} s  {name}')
+
+    def remove(self, name):
+        """There is no bar of that name."""
+        if name in self.ids:
+            self.progress.remove_task(self.ids.pop(name))
 
     def note(self, text):
         """Print one line above the bars."""

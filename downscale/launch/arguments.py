@@ -89,6 +89,7 @@ def _add_choice(one, verb):
     if verb in FITTING:
         one.add_argument('--no-fit', action='store_true',
                          help='do not compile for TPUs whether each cell fits')
+    if verb in (*FITTING, 'watch'):
         one.add_argument('--quiet', action='store_true', help='no progress bars')
     if verb in ('submit', 'resume'):
         one.add_argument('--allow-dirty', action='store_true',

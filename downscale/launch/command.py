@@ -2,6 +2,7 @@
 
 Study, run folder and settings are read by `sweep.py`; what goes on is decided by `watch.py`.
 """
+import contextlib
 import dataclasses
 import json
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from downscale.console import progress_bars
 from downscale.launch import board, fit, local, state, supervise, sweep
 from downscale.launch.topologies import PRICES_AS_OF
 from downscale.places import write_bytes, write_json
@@ -127,8 +129,7 @@ def watch(args):
     backend, policy = sweep.backend_of(found.settings), sweep.policy_of(found.settings)
     if args.dry_run:
         return _say_actions(args, supervise.decide(backend, specs, policy))
-    jobs = supervise.run(backend, specs, policy, _note(args))
-    return _ended(args, jobs)
+    return _ended(args, _supervised(args, backend, specs, policy))
 
 
 def gc(args):
@@ -177,11 +178,25 @@ def _start(args, found, specs, forgiven=()):
         state.resume(spec, time.time())
     sweep.save(found, specs)
     if found.settings.backend == 'local':
-        return _ended(args, supervise.run(backend, specs, policy, _note(args)))
+        return _ended(args, _supervised(args, backend, specs, policy))
     supervise.step(backend, specs, policy, _note(args))
     return _ended(args, state.read(found.run, specs, time.time()), [
         'what waits, and what ends too early, is started by: downscale launch watch '
         f'{args.config} --run {found.run}'])
+
+
+def _supervised(args, backend, specs, policy):
+    """`supervise.run` with a bar for each job that runs."""
+    said = sys.stderr if args.json else sys.stdout
+    with contextlib.redirect_stdout(said), progress_bars(args.quiet) as bars:
+        def show(jobs):
+            for job in jobs:
+                if job.state == 'running' and job.total:
+                    bars(job.key, job.step, job.total, job.task or '')
+                else:
+                    bars.remove(job.key)
+        return supervise.run(backend, specs, policy, lambda text: bars.note(
+            f'{time.strftime("%H:%M:%S")} {text}'), show)
 
 
 def _refuse_changed_files(args):

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from downscale.console import progress_bars
 from downscale.launch.pool import ENVIRONMENT
 
 JOBS, LIMIT_SECONDS = 2, 1800.0
@@ -30,7 +31,6 @@ def check(cells, topology, folder, quiet=False):
     ValueError without a TPU compiler, and where a mesh does not divide a parameter.
     """
     os.environ.update(ENVIRONMENT)
-    from downscale.console import progress_bars
     from downscale.launch.plan import Plan
     from downscale.launch.programs import Wish
     from downscale.launch.worker import refuse

@@ -12,21 +12,21 @@ from downscale.launch import state, watch
 from downscale.places import lock, read_json, scratch, write_json
 
 
-def run(backend, specs, policy, note=print):
+def run(backend, specs, policy, note=print, show=lambda jobs: None):
     """No job of a sweep can go on: each is done, given up, or needs such a one, or the money is
     spent. Returns `state.read` of them.
 
-    One line is noted per action. SIGTERM and Ctrl-C end the loop and `close` the backend; the same
+    One line is noted per action, and `show` gets the jobs in each round. SIGTERM and Ctrl-C end the loop and `close` the backend; the same
     call continues. RuntimeError when another process of this machine watches this study.
     """
     study, told = specs[0].run, {}
     with _watching(study):
         try:
-            actions = step(backend, specs, policy, note, told)
+            actions = step(backend, specs, policy, note, told, show)
             while not watch.finished(actions):
                 time.sleep(backend.poll)
                 try:
-                    actions = step(backend, specs, policy, note, told)
+                    actions = step(backend, specs, policy, note, told, show)
                 except RuntimeError as error:  # it is asked again
                     _once(told, 'look', f'cannot look: {error}', note)
             return state.read(study, specs, time.time())
@@ -34,10 +34,10 @@ def run(backend, specs, policy, note=print):
             backend.close()
 
 
-def step(backend, specs, policy, note=print, told=None):
+def step(backend, specs, policy, note=print, told=None, show=lambda jobs: None):
     """Look, decide and act once; returns the actions. What is in `told` is not noted again."""
     told = {} if told is None else told
-    actions = decide(backend, specs, policy)
+    actions = decide(backend, specs, policy, show)
     told.pop('look', None)
     by_key = {spec.key: spec for spec in specs}
     by_name = {spec.name: spec for spec in specs}
@@ -46,17 +46,19 @@ def step(backend, specs, policy, note=print, told=None):
     return actions
 
 
-def decide(backend, specs, policy):
+def decide(backend, specs, policy, show=lambda jobs: None):
     """The actions that are due now."""
     # Resources first: what has ended there has written its files.
     observed, now = backend.observe(specs), time.time()
-    return watch.reconcile(desired_of(specs, now), observed, now, policy)
+    jobs = state.read(specs[0].run, specs, now)
+    show(jobs)
+    return watch.reconcile(desired_of(specs, jobs), observed, now, policy)
 
 
-def desired_of(specs, now):
-    """The `watch.Desired` of each spec, from the run folder at the unix time `now`."""
+def desired_of(specs, jobs):
+    """The `watch.Desired` of each spec, from what the run folder says of it."""
     found = []
-    for spec, job in zip(specs, state.read(specs[0].run, specs, now), strict=True):
+    for spec, job in zip(specs, jobs, strict=True):
         rows = state.counting(spec, state.attempts(state.folder_of(spec.run, spec)))
         chips, usd = state.chips_of(spec)
         found.append(watch.Desired(
