@@ -118,6 +118,18 @@ def test_when_the_money_is_spent_nothing_starts_and_what_runs_is_stopped():
     assert isinstance(act(working, resource('running'), policy=Policy(1, max_usd=6)), Hold)
 
 
+def test_what_restarts_by_itself_is_left_alone_until_its_job_is_over():
+    failed = changed(state='failed', attempts=(Attempt(600, 700, 1, False),))
+    for job in (failed, dataclasses.replace(failed, state='stale'), JOB):
+        assert isinstance(act(job, resource('running', restarts=True), now=9000), Hold)
+        assert isinstance(act(job, resource('running'), now=9000), Delete)
+    assert act(changed(state='done'), resource('running', restarts=True)).why == 'done'
+    idle = changed(state='missing', usd_per_hour=3600)
+    rich = Policy(1, max_usd=100)
+    assert isinstance(act(idle, resource('running', restarts=True), policy=rich), Hold)
+    assert isinstance(act(idle, resource('running'), policy=rich), Delete)
+
+
 def test_machines_of_no_job_are_only_told_of():
     assert reconcile([], [Observed('x', 'h', 'running', 0, 'z')], 0, POLICY) == [Orphan('x', 'z')]
 

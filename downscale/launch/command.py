@@ -5,7 +5,6 @@ Study, run folder and settings are read by `sweep.py`; what goes on is decided b
 import contextlib
 import dataclasses
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -298,9 +297,7 @@ def _log(spec, settings, args):
         path = local.logs(spec, args.process)
         return str(path), path.read_text(errors='replace')
     if settings.backend == 'gke':
-        argv = sweep.backend_of(settings).log_command(spec, args.process)
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
-        return ' '.join(argv), done.stdout + done.stderr
+        return spec.name, sweep.backend_of(settings).log(spec, args.process)
     folder = state.folder_of(spec.run, spec) / 'logs'
     found = sorted(path for path in folder.glob(f'host-{args.process}-*.log'))
     if not found:

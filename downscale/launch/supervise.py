@@ -16,8 +16,9 @@ def run(backend, specs, policy, note=print, show=lambda jobs: None):
     """No job of a sweep can go on: each is done, given up, or needs such a one, or the money is
     spent. Returns `state.read` of them.
 
-    One line is noted per action, and `show` gets the jobs in each round. SIGTERM and Ctrl-C end the loop and `close` the backend; the same
-    call continues. RuntimeError when another process of this machine watches this study.
+    One line is noted per action, and `show` gets the jobs in each round. SIGTERM and Ctrl-C end
+    the loop and `close` the backend; the same call continues. RuntimeError when another process of
+    this machine watches this study.
     """
     study, told = specs[0].run, {}
     with _watching(study):

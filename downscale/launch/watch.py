@@ -46,7 +46,9 @@ class Desired:
 @dataclass(frozen=True)
 class Observed:
     """One resource of the sweep at the backend, there since the unix time `since`; `state` is
-    pending, running, ended (with exit `code`), suspended, failed or deleting."""
+    pending, running, ended (with exit `code`), suspended, failed or deleting. One that `restarts`
+    its program by itself may wait for machines also when it has run, so how long its machines have
+    been there is not known."""
     name: str
     hash: str
     state: str
@@ -54,6 +56,7 @@ class Observed:
     zone: str = ''
     code: int | None = None
     message: str = ''
+    restarts: bool = False
 
 
 @dataclass(frozen=True)
@@ -222,6 +225,8 @@ def _of_resource(job, resource, why, stopped, now, policy):
         return Hold(job.key, 'its program is ending', last.ended + policy.grace)
     if job.state == 'done' or why:
         return delete(why or 'done')
+    if resource.restarts:
+        return Hold(job.key, resource.state)
     if own and job.state == 'failed':
         return delete(f'{ending(last.code).meaning} (exit code {last.code})')
     if own and job.state == 'stale':
@@ -264,7 +269,7 @@ def _zone(job, policy):
 
 def _idle_usd(job, resource, now):
     """What a running resource cost before its first attempt, which no attempt tells of."""
-    if not resource or resource.state != 'running' or any(
+    if not resource or resource.restarts or resource.state != 'running' or any(
             attempt.began >= resource.since for attempt in job.attempts):
         return 0.0
     return (now - resource.since) / 3600 * job.usd_per_hour

@@ -1,0 +1,266 @@
+"""Jobs on Google Kubernetes Engine: one JobSet each, through `kubectl`.
+
+A JobSet restarts its pods by itself: as often as a machine is taken away, and a few times after a
+crash (its rules are those of `exits.TABLE`). Kueue, where a queue is named, decides when it begins.
+"""
+import json
+import re
+import subprocess
+from dataclasses import dataclass
+from datetime import datetime
+
+from downscale.exits import TABLE
+from downscale.launch import state
+from downscale.launch.topologies import topology
+from downscale.launch.watch import Observed
+from downscale.places import in_bucket
+
+API_VERSION, DOMAIN, JOB, CONTAINER = 'jobset.x-k8s.io/v1alpha2', 'downscale.dev', 'slice', 'main'
+TIMEOUT_SECONDS = 120
+SPOT = 'cloud.google.com/gke-spot'
+CRASHES, GRACE_SECONDS = 3, 60
+MEMORY_SHARE = 0.8  # of a machine's memory is asked for; the rest is the node's own
+ACTIONS = {'free': 'RestartJobSetAndIgnoreMaxRestarts', 'never': 'FailJobSet'}
+# A download that stands still is given up and tried again.
+ENVIRONMENT = {'TPU_STDERR_LOG_LEVEL': '0', 'TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS': '60',
+               'TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES': '256'}
+
+
+@dataclass(frozen=True)
+class GkeOptions:
+    """Where pods go: a `namespace`; a `queue` and `priority` of Kueue; `spot` machines or those of
+    a `reservation`; a Kubernetes `service_account`; a `context` of kubectl."""
+    namespace: str = 'default'
+    queue: str | None = None
+    priority: str | None = None
+    spot: bool = True
+    reservation: str | None = None
+    service_account: str | None = None
+    context: str | None = None
+
+
+# --- the manifest -----------------------------------------------------------------------------
+
+def manifest(spec, options):
+    """The JobSet of a job, as a plain dict; ValueError in one line where GKE could not run it."""
+    _refuse(spec)
+    labels = labels_of(spec)
+    queue = {'kueue.x-k8s.io/queue-name': options.queue,
+             'kueue.x-k8s.io/priority-class': options.priority}
+    notes = {f'{DOMAIN}/commit': spec.commit, f'{DOMAIN}/run': spec.run}
+    place = topology(spec.topology)
+    several = {'alpha.jobset.sigs.k8s.io/exclusive-topology': 'cloud.google.com/gke-nodepool'}
+    return {
+        'apiVersion': API_VERSION, 'kind': 'JobSet',
+        'metadata': {
+            'name': spec.name, 'namespace': options.namespace,
+            'labels': labels | {name: value for name, value in queue.items() if value},
+            'annotations': notes | (several if place.hosts > place.slices else {})},
+        'spec': {
+            'failurePolicy': {'maxRestarts': CRASHES, 'rules': failure_rules()},
+            'replicatedJobs': [{'name': JOB, 'replicas': place.slices,
+                                'template': {'spec': _job(spec, options, labels, notes)}}]}}
+
+
+def labels_of(spec):
+    """What the JobSet and the pods of a job are found by."""
+    return {f'{DOMAIN}/{name}': value for name, value in (
+        ('run', spec.group), ('sweep', label(spec.sweep)), ('cell', label(spec.cell)),
+        ('part', spec.part), ('spec', spec.hash))}
+
+
+def label(text):
+    """`text` as a label value: at most 63 letters, digits, '-', '_' and '.', no sign at an end."""
+    return re.sub('[^A-Za-z0-9_.-]', '-', text)[:63].strip('-_.')
+
+
+def failure_rules():
+    """What the JobSet does when its Job has failed, by the message: a pod was evicted, or its
+    program ended with a code of `exits.TABLE`. All else restarts it, `CRASHES` times."""
+    patterns = {action: [] for action in ACTIONS.values()}
+    patterns[ACTIONS['free']].append('.*has condition DisruptionTarget .*')
+    for code in _ruled():
+        patterns[ACTIONS[TABLE[code].restart]].append(f'.*failed with exit code {code} .*')
+    return [{'name': {'free': 'preempted', 'never': 'fatal'}[restart], 'action': action,
+             'onJobFailureReasons': ['PodFailurePolicy'],
+             'onJobFailureMessagePatterns': patterns[action]}
+            for restart, action in ACTIONS.items()]
+
+
+def _ruled():
+    """The exit codes that have a rule of their own."""
+    return [code for code, end in TABLE.items() if end.restart in ACTIONS]
+
+
+def _job(spec, options, labels, notes):
+    place = topology(spec.topology)
+    hosts = place.hosts // place.slices
+    # A rule of its own makes the code a part of the Job's message, by which JobSet decides.
+    codes = [{'action': 'FailJob', 'onExitCodes': {
+        'containerName': CONTAINER, 'operator': 'In', 'values': [code]}} for code in _ruled()]
+    evicted = {'action': 'FailJob',
+               'onPodConditions': [{'type': 'DisruptionTarget', 'status': 'True'}]}
+    return {'completionMode': 'Indexed', 'parallelism': hosts, 'completions': hosts,
+            'backoffLimit': 0, 'podFailurePolicy': {'rules': [evicted, *codes]},
+            'template': {'metadata': {'labels': labels, 'annotations': notes},
+                         'spec': _pod(spec, options, place)}}
+
+
+def _pod(spec, options, place):
+    chips = place.chips // place.hosts
+    memory = int(place.machine.memory_gib * MEMORY_SHARE * chips / place.machine.chips)
+    nodes = node_labels(place, options.spot)
+    if options.reservation:
+        nodes['cloud.google.com/reservation-name'] = options.reservation
+    pod = {
+        'restartPolicy': 'Never', 'terminationGracePeriodSeconds': GRACE_SECONDS,
+        'nodeSelector': nodes,
+        'tolerations': [{'key': key, 'operator': 'Exists', 'effect': 'NoSchedule'}
+                        for key in ['google.com/tpu'] + [SPOT] * options.spot],
+        'containers': [{
+            'name': CONTAINER, 'image': spec.image,
+            # Python is the first process, so that SIGTERM reaches it.
+            'command': ['python', '-m', 'downscale.launch.entry',
+                        str(state.folder_of(spec.run, spec) / 'spec.json')],
+            'securityContext': {'privileged': True},  # the TPU's runtime locks much memory
+            'env': [{'name': name, 'value': value} for name, value in ENVIRONMENT.items()],
+            'resources': {'requests': {'memory': f'{memory}Gi'},
+                          'limits': {'google.com/tpu': chips}}}]}
+    if options.service_account:
+        pod['serviceAccountName'] = options.service_account
+    return pod
+
+
+def node_labels(place, spot):
+    """How GKE labels the machines of a slice."""
+    found = {'cloud.google.com/gke-tpu-accelerator': place.machine.accelerator,
+             'cloud.google.com/gke-tpu-topology': place.shape}
+    return found | ({SPOT: 'true'} if spot else {})
+
+
+def _refuse(spec):
+    if spec.topology.startswith('cpu:'):
+        raise ValueError(f'{spec.key} is for {spec.topology}, which is this machine; use --backend '
+                         'local, or a TPU topology such as v5e:4x4')
+    place = topology(spec.topology)
+    if str(place.chips // place.hosts) not in place.machine.types:
+        raise ValueError(f'{spec.key}: GKE has no machine of {place.chips // place.hosts} '
+                         f'{place.generation} chip; take a larger topology')
+    if not spec.image or '@sha256:' not in spec.image:
+        raise ValueError(f'{spec.key}: --image must be a digest, as NAME@sha256:..., so that it '
+                         'stays the same')
+    if not in_bucket(spec.run):
+        raise ValueError(f'{spec.key}: pods share no disk; give --run gs://BUCKET/...')
+
+
+def text(manifest):
+    """A manifest as YAML; ImportError naming the extra that brings the library."""
+    try:
+        import yaml
+    except ImportError:
+        raise ImportError("no pyyaml; pip install 'downscale[launch]'") from None
+    return yaml.safe_dump(manifest, sort_keys=False)
+
+
+# --- the names that the schema does not check -------------------------------------------------
+
+def check_names(manifest):
+    """What JobSet's webhook and Kubernetes would refuse, a line each; [] where there is nothing."""
+    name, found = manifest['metadata']['name'], []
+    if not re.fullmatch('[a-z]([-a-z0-9]{0,61}[a-z0-9])?', name):
+        found.append(f'{name!r} is no DNS-1035 label')
+    for job in manifest['spec']['replicatedJobs']:
+        pods = job['template']['spec']['completions'] - 1
+        longest = f'{name}-{job["name"]}-{job["replicas"] - 1}-{pods}-abcde'
+        if len(longest) > 63:
+            found.append(f'{longest} would be a pod, of {len(longest)} characters; at most 63 may '
+                         'be')
+    for rule in manifest['spec'].get('failurePolicy', {}).get('rules', []):
+        if not re.fullmatch('[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?', rule['name']):
+            found.append(f'{rule["name"]!r} is no name of a failure rule')
+    for key, value in manifest['metadata']['labels'].items():
+        if not re.fullmatch('([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?', value):
+            found.append(f'{key}: {value!r} is no label value')
+    return found
+
+
+# --- kubectl ----------------------------------------------------------------------------------
+
+class Backend:
+    """The JobSets of a run folder."""
+    poll = 30
+
+    def __init__(self, options):
+        self.options = options
+
+    def observe(self, specs):
+        """The `watch.Observed` of every JobSet of this run folder."""
+        said = self._call(['get', 'jobsets.jobset.x-k8s.io', '--output=json',
+                           f'--selector={DOMAIN}/run={specs[0].group}'])
+        return [_observed(value) for value in json.loads(said)['items']]
+
+    def create(self, spec, zone):
+        """The JobSet is there. ValueError when there is one of that name for another spec."""
+        try:
+            self._call(['create', '--filename=-'], json.dumps(manifest(spec, self.options)))
+        except RuntimeError as error:
+            if '(AlreadyExists)' not in str(error):
+                raise
+            there = json.loads(self._call(['get', 'jobsets.jobset.x-k8s.io', spec.name,
+                                           '--output=json']))
+            found = there['metadata'].get('labels', {}).get(f'{DOMAIN}/spec')
+            if found != spec.hash:
+                raise ValueError(f'{spec.name} is there for spec {found}, not {spec.hash}; cancel '
+                                 'it, then submit again') from None
+
+    def delete(self, name, zone):
+        """The JobSet is gone, or will be when its pods have saved."""
+        self._call(['delete', 'jobsets.jobset.x-k8s.io', name, '--wait=false',
+                    '--cascade=foreground', '--ignore-not-found'])
+
+    def close(self):
+        """Pods run on without a watcher."""
+
+    def log(self, spec, process):
+        """What the newest pod of a process of a job has printed."""
+        return self._call(['logs', '--tail=-1', f'--container={CONTAINER}', '--selector='
+                           f'{DOMAIN}/spec={spec.hash},{DOMAIN}/run={spec.group},'
+                           f'batch.kubernetes.io/job-completion-index={process}'])
+
+    def _call(self, rest, given=None):
+        """What kubectl prints; RuntimeError in one line when it fails."""
+        argv = ['kubectl', f'--namespace={self.options.namespace}', *(
+            [f'--context={self.options.context}'] if self.options.context else []), *rest]
+        try:
+            done = subprocess.run(argv, input=given, capture_output=True, text=True, check=False,
+                                  timeout=TIMEOUT_SECONDS)
+        except FileNotFoundError:
+            raise ValueError('there is no kubectl; install it and log in to the cluster') from None
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f'kubectl {rest[0]} gave no answer in {TIMEOUT_SECONDS} s') from None
+        if done.returncode:
+            raise RuntimeError(f'kubectl {rest[0]}: {" ".join(done.stderr.split())[:400]}')
+        return done.stdout
+
+
+def _observed(value):
+    """The `watch.Observed` of a JobSet as the API shows it."""
+    meta, status = value['metadata'], value.get('status', {})
+    conditions = {one['type']: one for one in status.get('conditions', [])
+                  if one['status'] == 'True'}
+    ready = sum(job.get('ready', 0) for job in status.get('replicatedJobsStatus', []))
+    message, code = '', None
+    if 'deletionTimestamp' in meta:
+        found = 'deleting'
+    elif 'Completed' in conditions:
+        found, code = 'ended', 0
+    elif 'Failed' in conditions:
+        found, message = 'failed', conditions['Failed'].get('message', '')
+    elif ready:
+        found = 'running'
+    else:
+        found = 'pending'
+        message = conditions.get('Suspended', {}).get('message', '')
+    return Observed(meta['name'], meta.get('labels', {}).get(f'{DOMAIN}/spec', ''), found,
+                    datetime.fromisoformat(meta['creationTimestamp']).timestamp(), code=code,
+                    message=' '.join(message.split()), restarts=True)
