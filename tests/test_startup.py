@@ -1,8 +1,8 @@
 """The start-up script of a TPU machine, under bash with stubs of what is around it."""
 import os
-import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
