@@ -1,0 +1,140 @@
+"""JobSets through the real kubectl, against an API server of this process."""
+import dataclasses
+import shutil
+import time
+
+import pytest
+from fake_kubernetes import FakeKubernetes
+from test_jobset import spec_of as cloud_spec
+
+from downscale.launch import jobset, state, supervise, validate
+from downscale.launch.watch import Create, GiveUp, Hold, Policy
+from downscale.places import write_json
+
+pytestmark = pytest.mark.skipif(
+    not shutil.which('kubectl'), reason='NOT TESTED: kubectl is missing, so the GKE route is not')
+
+
+@pytest.fixture
+def cluster(monkeypatch, tmp_path):
+    server = FakeKubernetes(validate.problems)
+    monkeypatch.setenv('KUBECONFIG', str(server.kubeconfig(tmp_path / 'kubeconfig')))
+    monkeypatch.setenv('HOME', str(tmp_path))  # kubectl keeps what it has discovered there
+    monkeypatch.setattr(jobset.Backend, 'poll', 0.1)
+    monkeypatch.setattr(jobset, 'in_bucket', lambda path: True)  # run folders of this machine
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def backend():
+    return jobset.Backend(jobset.GkeOptions(namespace='research'))
+
+
+def spec_of(folder, **fields):
+    return cloud_spec(run=str(folder / 'run'), **fields)
+
+
+def finish(spec):
+    write_json(state.folder_of(spec.run, spec) / 'DONE.json', {'spec': spec.hash})
+
+
+def test_what_is_created_is_listed_and_deleted_and_nothing_else(cluster, backend, tmp_path):
+    spec = spec_of(tmp_path)
+    other = spec_of(tmp_path / 'other')
+    assert backend.observe([spec]) == []
+    before = time.time() - 1
+    backend.create(spec, '')
+    backend.create(other, '')
+    assert set(cluster.objects) == {spec.name, other.name}
+    found, = backend.observe([spec])
+    assert (found.name, found.hash, found.state, found.restarts) == (
+        spec.name, spec.hash, 'pending', True) and found.since >= before
+    backend.delete(spec.name, '')
+    backend.delete(spec.name, '')  # what is gone is no error
+    assert set(cluster.objects) == {other.name}
+
+
+def test_a_job_set_that_is_there_is_left_alone_and_another_spec_is_refused(
+        cluster, backend, tmp_path):
+    spec = spec_of(tmp_path)
+    backend.create(spec, '')
+    backend.create(spec, '')
+    assert len(cluster.objects) == 1 and len(cluster.made()) == 2
+    cluster.objects[spec.name]['metadata']['labels']['downscale.dev/spec'] = 'another'
+    with pytest.raises(ValueError, match=f'is there for spec another, not {spec.hash}; cancel'):
+        backend.create(spec, '')
+
+
+def test_what_the_cluster_refuses_is_one_line(cluster, backend, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobset, 'CRASHES', 'three')
+    with pytest.raises(RuntimeError, match='^kubectl create: .*maxRestarts') as error:
+        backend.create(spec_of(tmp_path), '')
+    assert '\n' not in str(error.value) and not cluster.objects
+
+
+@pytest.mark.parametrize(('status', 'expected', 'message'), [
+    ({}, 'pending', ''),
+    ({'conditions': [{'type': 'Suspended', 'status': 'True', 'message': 'in the queue'}]},
+     'pending', 'in the queue'),
+    ({'replicatedJobsStatus': [{'name': 'slice', 'ready': 1}]}, 'running', ''),
+    ({'conditions': [{'type': 'Completed', 'status': 'True'}]}, 'ended', ''),
+    ({'conditions': [{'type': 'Failed', 'status': 'True', 'message': 'code 64'}]}, 'failed',
+     'code 64'),
+    ({'conditions': [{'type': 'Suspended', 'status': 'False', 'message': 'resumed'}]}, 'pending',
+     '')])
+def test_states_of_a_job_set_are_told_apart(cluster, backend, tmp_path, status, expected, message):
+    spec = spec_of(tmp_path)
+    backend.create(spec, '')
+    cluster.set(spec.name, **status)
+    found, = backend.observe([spec])
+    assert (found.state, found.message) == (expected, message)
+
+
+def test_a_sweep_of_two_jobs_goes_to_its_end(cluster, backend, tmp_path):
+    train = spec_of(tmp_path)
+    reason = dataclasses.replace(train, part='reason', needs=(train.key,), topology='v5e:2x2')
+    said, rounds = [], []
+
+    def act(jobs):
+        """What the cluster does between two rounds."""
+        rounds.append([job.state for job in jobs])
+        for spec in (train, reason):
+            if spec.name in cluster.objects and len(rounds) % 2:
+                finish(spec)
+                cluster.set(spec.name, conditions=[{'type': 'Completed', 'status': 'True'}])
+    jobs = supervise.run(backend, [train, reason], Policy(2, base=0), said.append, act)
+    assert [job.state for job in jobs] == ['done', 'done'] and not cluster.objects
+    assert cluster.made() == [train.name, reason.name]
+    assert said == ['0.6b-s0/train: started', '0.6b-s0/train: done (exit code 0)',
+                    '0.6b-s0/reason: started', '0.6b-s0/reason: done (exit code 0)']
+
+
+def test_a_job_set_that_failed_for_good_is_deleted_and_its_job_given_up(
+        cluster, backend, tmp_path):
+    spec, policy = spec_of(tmp_path), Policy(1)
+    state.save_spec(spec)
+    assert supervise.step(backend, [spec], policy, [].append) == [Create(spec.key, '')]
+    cluster.set(spec.name, replicatedJobsStatus=[{'name': 'slice', 'ready': 1}])
+    assert supervise.decide(backend, [spec], policy) == [Hold(spec.key, 'running')]
+    write_json(state.folder_of(spec.run, spec) / 'FATAL.json', {
+        'spec': spec.hash, 'reason': 'no such file', 'exit': 64, 'time': time.time()})
+    cluster.set(spec.name, conditions=[{'type': 'Failed', 'status': 'True', 'message': 'x'}])
+    supervise.step(backend, [spec], policy, [].append)
+    assert not cluster.objects
+    assert supervise.decide(backend, [spec], policy) == [GiveUp(spec.key, 'fatal')]
+
+
+def test_the_log_of_a_process_is_that_of_its_pod(cluster, backend, tmp_path):
+    spec = spec_of(tmp_path)
+    backend.create(spec, '')
+    cluster.add_pod(spec.name, 1, 'step 5\nstep 6\n')
+    assert backend.log(spec, 1) == 'step 5\nstep 6\n'
+    assert 'step' not in backend.log(spec, 0)
+
+
+def test_without_kubectl_it_says_what_to_install(cluster, backend, tmp_path, monkeypatch):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    with pytest.raises(ValueError, match='there is no kubectl'):
+        backend.observe([spec_of(tmp_path)])
