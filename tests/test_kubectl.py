@@ -4,10 +4,9 @@ import shutil
 import time
 
 import pytest
-from fake_kubernetes import FakeKubernetes
 from test_jobset import spec_of as cloud_spec
 
-from downscale.launch import jobset, state, supervise, validate
+from downscale.launch import jobset, state, supervise
 from downscale.launch.watch import Create, GiveUp, Hold, Policy
 from downscale.places import write_json
 
@@ -15,16 +14,9 @@ pytestmark = pytest.mark.skipif(
     not shutil.which('kubectl'), reason='NOT TESTED: kubectl is missing, so the GKE route is not')
 
 
-@pytest.fixture
-def cluster(monkeypatch, tmp_path):
-    server = FakeKubernetes(validate.problems)
-    monkeypatch.setenv('KUBECONFIG', str(server.kubeconfig(tmp_path / 'kubeconfig')))
-    monkeypatch.setenv('HOME', str(tmp_path))  # kubectl keeps what it has discovered there
-    monkeypatch.setattr(jobset.Backend, 'poll', 0.1)
-    monkeypatch.setattr(jobset, 'in_bucket', lambda path: True)  # run folders of this machine
-    yield server
-    server.shutdown()
-    server.server_close()
+@pytest.fixture(autouse=True)
+def runs_of_this_machine(monkeypatch):
+    monkeypatch.setattr(jobset, 'in_bucket', lambda path: True)
 
 
 @pytest.fixture
@@ -61,7 +53,7 @@ def test_a_job_set_that_is_there_is_left_alone_and_another_spec_is_refused(
     spec = spec_of(tmp_path)
     backend.create(spec, '')
     backend.create(spec, '')
-    assert len(cluster.objects) == 1 and len(cluster.made()) == 2
+    assert cluster.made() == [spec.name]
     cluster.objects[spec.name]['metadata']['labels']['downscale.dev/spec'] = 'another'
     with pytest.raises(ValueError, match=f'is there for spec another, not {spec.hash}; cancel'):
         backend.create(spec, '')

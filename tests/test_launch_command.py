@@ -16,6 +16,8 @@ IMAGE = f'europe-docker.pkg.dev/p/d/d@sha256:{"a" * 64}'
 TPU = ('--backend', 'tpuvm', '--topology', 'v5e:4x4', '--zone', 'z0', '--no-fit', '--allow-dirty')
 needs_gcloud = pytest.mark.skipif(
     not shutil.which('gcloud'), reason='NOT TESTED: gcloud is missing, so the TPU VM route is not')
+needs_kubectl = pytest.mark.skipif(
+    not shutil.which('kubectl'), reason='NOT TESTED: kubectl is missing, so the GKE route is not')
 
 
 @pytest.fixture
@@ -198,6 +200,15 @@ def test_the_fit_of_a_cell_is_that_of_its_worst_program():
                                  'b/align does not fit; with 1 row a chip it does')
 
 
+def test_manifests_are_valid_before_there_is_a_cluster(launch, folder):
+    argv = ('--topology', 'v5e:4x4')
+    assert launch('validate', *argv) == {'jobs': 2, 'problems': []}
+    job, _ = launch('plan', *argv, '--dry-run', '--no-fit')['jobs']
+    assert job['file'].endswith('.yaml') and 'kind: JobSet' in (folder / job['file']).read_text()
+    found = launch('validate', '--topology', 'v5p:1x1x1', code=1)
+    assert len(found['problems']) == 2 and 'no machine of 1 v5p chip' in found['problems'][0]
+
+
 # --- in the cloud -----------------------------------------------------------------------------
 
 @needs_gcloud
@@ -222,3 +233,24 @@ def test_machines_are_asked_for_once_watched_cancelled_and_collected(launch, api
     assert launch('gc', '--run', run, '--dry-run') == {'would_be_deleted': [first]}
     assert len(api.deleted()) == 1
     assert launch('gc', '--run', run) == {'deleted': [first]} and len(api.deleted()) == 2
+
+
+@needs_kubectl
+def test_job_sets_are_made_once_watched_cancelled_and_collected(launch, cluster, bucket):
+    run = f'{bucket}/job-sets'
+    argv = ['--run', run, '--topology', 'v5e:4x4', '--image', IMAGE, '--no-fit', '--allow-dirty',
+            '--max-parallel', 1, '--queue', 'tpu']
+    launch('submit', *argv)
+    launch('submit', *argv)
+    first, = cluster.made()
+    labels = cluster.objects[first]['metadata']['labels']
+    assert labels['kueue.x-k8s.io/queue-name'] == 'tpu'
+    assert [act['action'] for act in launch('watch', '--run', run, '--dry-run')['actions']] == [
+        'Hold', 'Wait']
+    cluster.add_pod(first, 0, 'step 5\n')
+    assert launch('cancel', '--run', run)['deleted'] == [f'w64d1-s0/train: {first} is deleted']
+    assert not cluster.objects
+    launch('resume', '--run', run, '--no-fit', '--allow-dirty', '--cell', 'w64d1-s0')
+    assert set(cluster.objects) == {first}
+    (state.place(run) / 'launch/w64d1-s0/train/spec.json').unlink()
+    assert launch('gc', '--run', run) == {'deleted': [first]} and not cluster.objects
