@@ -145,6 +145,7 @@ def _own_sigterm(ending):
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        _peers.notice = False
 
 
 def first():

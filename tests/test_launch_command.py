@@ -111,6 +111,13 @@ def test_what_was_cancelled_starts_only_after_resume(launch, folder, monkeypatch
     assert started == 2 * ['w64d1-s0/train']
 
 
+def test_a_job_is_submitted_with_what_it_needs(launch, folder):
+    (folder / 'experiments' / 'tiny.py').write_text(STUDY.replace("('text',", "('text', 'reason',"))
+    found = launch('submit', '--dry-run', '--cell', 'w64d2-s0', '--only', 'waiting')
+    assert [(act['action'], act['key']) for act in found['actions']] == [
+        ('Create', 'w64d2-s0/train'), ('Wait', 'w64d2-s0/reason')]
+
+
 def test_a_job_that_runs_as_it_was_is_not_replaced(launch, folder):
     launch('submit', '--dry-run')
     assert not (folder / 'runs').exists()
@@ -193,10 +200,10 @@ def test_the_fit_of_a_cell_is_that_of_its_worst_program():
     rows = [{**row, 'name': 'a/align'}, {**row, 'name': 'a/extract', 'hbm_gib': 5.0},
             {**row, 'name': 'a/extract', 'chip_hours': [2.0, 5.0]},
             {**row, 'name': 'b/align', 'fits': False, 'usd': None,
-             'proposal': {'change': '1 row a chip'}}]
+             'proposal': {'change': '1 row a chip'}}, {**row, 'name': 'b/extract', 'usd': None}]
     found = fit.of_cells({'cells': rows})
     assert found['a'] == fit.Fit(True, 5.0, 15.75, (2.0, 7.0), (6.0, 8.0))
-    assert found['b'] == fit.Fit(False, 2.0, 15.75, (1.0, 2.0), None,
+    assert found['b'] == fit.Fit(False, 2.0, 15.75, (2.0, 4.0), None,
                                  'b/align does not fit; with 1 row a chip it does')
 
 

@@ -138,6 +138,7 @@ def test_sigterm_waits_for_the_end_of_a_step():
         assert not distributed.stop(1)
         os.kill(os.getpid(), signal.SIGTERM)
         assert distributed.stop(2)
+    assert not distributed.stop(3)  # what follows in this process was not meant
 
 
 def test_a_bucket_has_a_scratch_folder_and_a_folder_is_its_own(monkeypatch, tmp_path):

@@ -79,7 +79,7 @@ def settings_of(args, before):
     names = [field.name for field in dataclasses.fields(Settings)]
     given = {name: value for name, value in vars(args).items()
              if name in names and value is not None}
-    before = before or {}
+    before = {name: value for name, value in (before or {}).items() if name in names}
     on_slices = not given.get('topology', 'cpu:').startswith('cpu:')
     backend = given.get('backend', before.get('backend', 'gke' if on_slices else 'local'))
     if backend != before.get('backend', backend):
