@@ -29,8 +29,9 @@ def plan(args):
         files[spec.key] = out / f'{spec.name}{ending}'
         write_bytes(files[spec.key], text.encode())
     fits, why = _fits(found, args)
-    write_json(out / 'plan.json', board.plan_value(chosen, fits, why, files))
-    _print(args, board.plan_value(chosen, fits, why, files), board.plan_lines(
+    value = board.plan_value(chosen, fits, why, files)
+    write_json(out / 'plan.json', value)
+    _print(args, value, board.plan_lines(
         chosen, fits, why, _placeholders(found.settings) + [f'files: {out}']))
     return int(any(not one.fits for one in fits.values()))
 
