@@ -232,7 +232,7 @@ def test_machines_are_asked_for_once_watched_cancelled_and_collected(launch, api
     assert [act['action'] for act in actions] == ['Hold', 'Wait']
     assert launch('cost', '--run', run)['max_usd'] is None
     found = launch('cancel', '--run', run, '--cell', 'w64d1-s0')
-    assert found['deleted'] == [f'w64d1-s0/train: {first} is deleted'] and len(api.deleted()) == 1
+    assert found['deleted'] == [f'w64d1-s0/train: {first} deleted'] and len(api.deleted()) == 1
     # What another version of the study left behind is told of, then deleted.
     api.resources.clear()
     launch('resume', '--cell', 'w64d1-s0', '--run', run, '--no-fit', '--allow-dirty')
@@ -255,9 +255,10 @@ def test_job_sets_are_made_once_watched_cancelled_and_collected(launch, cluster,
     assert [act['action'] for act in launch('watch', '--run', run, '--dry-run')['actions']] == [
         'Hold', 'Wait']
     cluster.add_pod(first, 0, 'step 5\n')
-    assert launch('cancel', '--run', run)['deleted'] == [f'w64d1-s0/train: {first} is deleted']
+    assert launch('cancel', '--run', run)['deleted'] == [f'w64d1-s0/train: {first} deleted']
     assert not cluster.objects
     launch('resume', '--run', run, '--no-fit', '--allow-dirty', '--cell', 'w64d1-s0')
     assert set(cluster.objects) == {first}
     (state.place(run) / 'launch/w64d1-s0/train/spec.json').unlink()
     assert launch('gc', '--run', run) == {'deleted': [first]} and not cluster.objects
+    assert launch('gc', '--run', run) == {'deleted': []}

@@ -102,7 +102,7 @@ def cancel(args):
     found = sweep.open_sweep(args)
     chosen = [spec for spec, job in sweep.select(found, args, list(found.saved.values()))
               if job.state not in ('done', 'fatal', 'cancelled')]
-    said = []
+    said, would = [], 'would be ' * args.dry_run
     if not args.dry_run:
         for spec in chosen:
             state.cancel(spec, time.time())
@@ -111,11 +111,11 @@ def cancel(args):
         backend = sweep.backend_of(found.settings)
         for resource in backend.observe(chosen):
             if resource.name in names and resource.state != 'deleting':
-                said.append(f'{names[resource.name]}: {resource.name} is deleted')
+                said.append(f'{names[resource.name]}: {resource.name} {would}deleted')
                 if not args.dry_run:
                     backend.delete(resource.name, resource.zone)
     _print(args, {'cancelled': [spec.key for spec in chosen], 'deleted': said}, [
-        *(f'{spec.key}: cancelled' for spec in chosen), *said,
+        *(f'{spec.key}: {would}cancelled' for spec in chosen), *said,
         *['nothing to cancel'] * (not chosen)])
     return 0
 
@@ -137,10 +137,10 @@ def gc(args):
     found = sweep.open_sweep(args)
     left = []
     if found.settings.backend != 'local':
-        specs = _submitted(found)
-        backend, names = sweep.backend_of(found.settings), {spec.name for spec in specs}
-        left = [resource for resource in backend.observe(specs) if resource.name not in names
-                and resource.state != 'deleting']
+        names = {spec.name for spec in found.saved.values()}
+        backend = sweep.backend_of(found.settings)
+        left = [resource for resource in backend.observe(found.planned)
+                if resource.name not in names and resource.state != 'deleting']
         if not args.dry_run:
             for resource in left:
                 backend.delete(resource.name, resource.zone)
