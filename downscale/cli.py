@@ -8,6 +8,7 @@ import traceback
 from pathlib import Path
 
 from downscale import exits
+from downscale.data_command import DATA_EXAMPLES, add_data_arguments, with_verb
 from downscale.evaluate import command as chain_command
 from downscale.launch.arguments import LAUNCH_EXAMPLES, add_arguments, add_launch_arguments
 from downscale.memory import keep_freed_memory
@@ -19,7 +20,7 @@ EXAMPLES = {
     'evaluate': 'downscale evaluate experiments/smoke.py --out runs/smoke --cell w64d2-s0 '
                 '--only joint',
     'report': 'downscale report runs/smoke',
-    'data': 'downscale data experiments/smoke.py --out runs/smoke --show 4',
+    'data': DATA_EXAMPLES['world'],
     'plan': 'downscale plan experiments/extraction_tuning.py --topology v5e:16x16 v6e:16x16',
     'launch': LAUNCH_EXAMPLES['submit'],
     'extract-think': 'downscale extract-think --perception runs/smoke/cells/w64d4-s0/extract '
@@ -112,23 +113,9 @@ def evaluate(args):
 
 
 def data(args):
-    """Build the data set of a study, and show some of it."""
-    _, experiments, folder = open_study(args)
-    from downscale import stages
-    from downscale.console import progress_bars
-    with progress_bars(args.quiet) as bars:
-        built = stages.prepare(folder, experiments[0],
-                               lambda done, total: bars('scenes', done, total))
-    print(f'data: {built}')
-    if args.padding:
-        print(*stages.padding_lines(folder, experiments[-1]), sep='\n')
-    test = stages.library(str(folder), 'test')
-    for index in range(min(args.show, len(test))):
-        example = test.example(index)
-        print(f'\n{example.scene_id}: {example.caption}')
-        for question in example.questions:
-            print(f'  {question.text}? {question.answer}  [{question.family}, '
-                  f'guess {question.chance:.2f}]')
+    """Data: the scene world of a study, and mixtures of published sets."""
+    from downscale.data_command import VERBS
+    return VERBS[args.verb](args)
 
 
 def plan(args):
@@ -250,7 +237,7 @@ def parser():
         'multimodal model gets small, and how to repair it.',
         epilog=f'example: {EXAMPLES["study"]}')
     commands = top.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for run in (study, train, evaluate, report, data):
+    for run in (study, train, evaluate, report):
         name, sub = run.__name__, _command(commands, run)
         if name == 'report':
             sub.add_argument('study', type=Path, help='folder of a study')
@@ -270,10 +257,7 @@ def parser():
         if name == 'study':
             sub.add_argument('--jobs', type=int, help='tasks run at once (default: one per core '
                              'on CPU, at most one per cell; else 1)')
-        if name == 'data':
-            sub.add_argument('--show', type=int, default=2, help='examples to print')
-            sub.add_argument('--padding', action='store_true', help='count what the batches of '
-                             'each stage waste, and propose buckets that waste less')
+    add_data_arguments(_command(commands, data))
     add_arguments(_command(commands, plan))
     add_launch_arguments(_command(commands, launch))
     chain_command.add_arguments(_command(commands, extract_think))
@@ -286,7 +270,7 @@ def main(argv=None):
 
     That of `train` is after `exits.TABLE`.
     """
-    args = parser().parse_args(argv)
+    args = parser().parse_args(with_verb(argv))
     try:
         return args.run(args) or 0
     except KeyboardInterrupt:

@@ -35,7 +35,7 @@ def sizes(folder, sampler, seed):
     for size in np.unique(found, axis=0):
         if buckets.smallest(sampler.shapes, *size) is None:  # counted for larger buckets
             first = int(np.flatnonzero((found == size).all(1))[0])
-            pipeline.conversations(sampler, seed)[first]  # raises, with the name
+            sampler.sequence(seed)[first]  # raises, with the name
     return found
 
 

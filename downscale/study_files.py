@@ -12,26 +12,39 @@ def load_study(config_file, overrides):
     ValueError in one line for a missing file, a file without `get_config` and `sweep`, or an
     unknown key (with the nearest one).
     """
-    import importlib.util
-    path, _, arg = str(config_file).partition(':')
-    if not Path(path).is_file():
-        raise ValueError(f'no study file {path}; there are {studies_nearby()}')
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    for name in ('get_config', 'sweep'):
-        if not hasattr(module, name):
-            raise ValueError(f'{path} has no function {name}()')
+    module, arg = _load('study', config_file, ('get_config', 'sweep'), 'experiments')
     config = module.get_config(arg)
     for override in overrides:
         set_key(config, override)
     return config.lock(), module.sweep(arg)
 
 
-def studies_nearby():
-    """Names of the study files below `experiments/`, for error messages."""
-    found = sorted(str(path) for path in Path('experiments').glob('*.py'))
-    return ', '.join(found) or 'none in ./experiments'
+def load_mixture(mixture_file):
+    """The `Mixture` of `FILE.py` or `FILE.py:ARG`; ValueError in one line for a missing file or one
+    without `get_mixture`."""
+    module, arg = _load('mixture', mixture_file, ('get_mixture',), 'experiments/mixtures')
+    return module.get_mixture(arg)
+
+
+def _load(what, file, functions, folder):
+    """(module, argument) of `FILE.py` or `FILE.py:ARG`, which must have these functions."""
+    import importlib.util
+    path, _, arg = str(file).partition(':')
+    if not Path(path).is_file():
+        raise ValueError(f'no {what} file {path}; there are {files_nearby(folder)}')
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name in functions:
+        if not hasattr(module, name):
+            raise ValueError(f'{path} has no function {name}()')
+    return module, arg
+
+
+def files_nearby(folder):
+    """Names of the Python files in `folder`, for error messages."""
+    found = sorted(str(path) for path in Path(folder).glob('*.py'))
+    return ', '.join(found) or f'none in ./{folder}'
 
 
 def set_key(config, override):

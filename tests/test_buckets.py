@@ -92,7 +92,7 @@ def test_a_conversation_is_in_the_smallest_bucket_that_holds_it(batches):
 def test_no_conversation_is_lost_or_doubled(batches):
     """What came and what still waits is what one shape would have drawn, example for example."""
     found, state = batches
-    one = pipeline.conversations(sampler(()), 5)
+    one = sampler(()).sequence(5)
     assert state['next'] > 5 * len(Sizes())
     names = Counter(one[position].where for position in range(state['next']))
     came = Counter(f'caption example {example_of(batch, row, places)}' for batch in found
@@ -341,12 +341,12 @@ def test_figures_compare_buckets_with_one_shape_and_lines_propose_better_ones():
 def padded(shape, talks):
     """The same conversations, two to a row, in rows of another shape."""
     made = sampler(largest=Shape(2, 256, 40))
-    arrays = [made.encoded(talk, *made.cut(talk)) for talk in talks]
+    arrays = [made.make(talk) for talk in talks]
     return packed_batch([arrays[:2], arrays[2:]], shape, made.encoder.layout)
 
 
 def test_padding_more_changes_neither_loss_nor_gradients():
-    drawn = pipeline.conversations(sampler(), 5)
+    drawn = sampler().sequence(5)
     talks = [drawn[position] for position in range(4)]
     model = small.model()
     params = init_params(model, 0, ('language', 'tower', 'connector', 'image_newline_D'))

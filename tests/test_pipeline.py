@@ -205,7 +205,7 @@ def test_a_conversation_without_a_supervised_token_is_refused():
     sampler = small.sampler('text')
     talk = Conversation((), (Turn('user', 'red ring', False), Turn('assistant', 'yes', False)))
     with pytest.raises(ValueError, match='here: none of its 5 tokens is supervised'):
-        sampler.encoded(sampler.measured(talk, 'here'), (), None)
+        sampler.make(sampler.measured(talk, 'here'))
 
 
 def test_the_example_norm_gives_every_conversation_the_same_weight():

@@ -41,11 +41,19 @@ def picture_cost(width, height, layout, alone):
 
 def cost(encoder, talk, where):
     """(tokens, tiles) of a conversation, exactly those that it has once it is encoded."""
-    tokens = sum(len(encoder.ids(part)) for text, _ in render(encoder.chat, talk.turns)
-                 for part in text.split(IMAGE))
-    tiles = 0
+    return counts(encoder, talk, where)[:2]
+
+
+def counts(encoder, talk, where):
+    """(tokens, tiles, tokens of pictures, supervised tokens) of a conversation, as encoded."""
+    tokens, tiles, shown, learnt = 0, 0, 0, 0
+    for text, weight in render(encoder.chat, talk.turns):
+        for part in text.split(IMAGE):
+            ids = encoder.ids(part)
+            tokens += len(ids)
+            learnt += len(ids) if weight else sum(i in encoder.structure for i in ids)
     for k, data in enumerate(talk.images):
         width, height = picture_size(data, f'{where}, picture {k}')
         more, cut = picture_cost(width, height, encoder.layout, len(talk.images) == 1)
-        tokens, tiles = tokens + more, tiles + cut
-    return tokens, tiles
+        shown, tiles = shown + more, tiles + cut
+    return tokens + shown, tiles, shown, learnt

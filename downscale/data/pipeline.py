@@ -57,7 +57,7 @@ class Library:
             self._scenes[index] = self.source.scenes(index)
         return self._scenes[index]
 
-READERS = 16  # threads that cut pictures; Pillow lets go of the interpreter lock
+READERS = 16  # threads that make conversations; Pillow lets go of the interpreter lock
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,10 @@ class Recipe:
 class Drawn:
     """A conversation before its pictures are decoded: where it is from and what it takes."""
     where: str
-    talk: Conversation
+    talk: Conversation | None  # None: record `number` of a corpus, read when it is made
     tokens: int
     tiles: int
+    number: int = -1
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,12 @@ class Sampler:
         return in_order((*self.buckets, self.shape))
 
     def __call__(self, index, rng):
-        drawn = self.draw(index, rng)
-        return self.encoded(drawn, *self.cut(drawn))
+        return self.make(self.draw(index, rng))
+
+    def sequence(self, seed):
+        """The endless sequence of `Drawn`, by position; every epoch has another order."""
+        data = grain.MapDataset.range(len(self.library)).seed(seed).shuffle().repeat()
+        return data.random_map(self.draw, seed=seed)
 
     def draw(self, index, rng):
         """The `Drawn` of example `index`; no pixel is touched."""
@@ -141,27 +146,30 @@ class Sampler:
                 'example is never cut inside an image; raise `length` or `tiles` of the stage')
         return Drawn(where, talk, tokens, tiles)
 
-    def cut(self, drawn):
-        """(the `Placed` of each picture, their tiles uint8 [I, P, Q] or None): all pixel work.
-        Any thread may do it."""
-        return self.encoder.layout.cut(drawn.talk.images, drawn.where)
+    def make(self, drawn):
+        """Arrays of one conversation."""
+        return encoded(drawn, self.encoder, self.recipe.loss_norm)
 
-    def encoded(self, drawn, placed, tiles):
-        """Arrays of one conversation whose pictures were `cut`; ValueError when none of its tokens
-        is supervised."""
-        where, arrays = drawn.where, self.encoder.encode(drawn.talk.turns, pictures=placed)
-        # Rows were planned with what the headers said; a row that overflows would be cut.
-        found = len(arrays['tokens']), sum(picture.tiles for picture in placed)
-        if found != (drawn.tokens, drawn.tiles):
-            raise ValueError(f'{where}: (tokens, tiles) are {found}, but headers of its pictures '
-                             f'tell {(drawn.tokens, drawn.tiles)}; save these pictures anew')
-        supervised = arrays['weights'].sum()
-        if supervised == 0:
-            raise ValueError(f'{where}: none of its {found[0]} tokens is supervised; nothing to '
-                             'learn')
-        if self.recipe.loss_norm == 'example':
-            arrays['weights'] /= supervised
-        return arrays | {'tiles': tiles}
+
+def encoded(drawn, encoder, loss_norm):
+    """Arrays of one conversation, its pictures decoded and cut; any thread may make them.
+
+    ValueError when none of its tokens is supervised.
+    """
+    where = drawn.where
+    placed, tiles = encoder.layout.cut(drawn.talk.images, where)
+    arrays = encoder.encode(drawn.talk.turns, pictures=placed)
+    # Rows were planned with what the headers said; a row that overflows would be cut.
+    found = len(arrays['tokens']), sum(picture.tiles for picture in placed)
+    if found != (drawn.tokens, drawn.tiles):
+        raise ValueError(f'{where}: (tokens, tiles) are {found}, but headers of its pictures '
+                         f'tell {(drawn.tokens, drawn.tiles)}; save these pictures anew')
+    supervised = arrays['weights'].sum()
+    if supervised == 0:
+        raise ValueError(f'{where}: none of its {found[0]} tokens is supervised; nothing to learn')
+    if loss_norm == 'example':
+        arrays['weights'] /= supervised
+    return arrays | {'tiles': tiles}
 
 
 def packed_batch(rows, shape, layout):
@@ -213,12 +221,6 @@ def pair_batch(rows, shape, layout):
     return out
 
 
-def conversations(sampler, seed):
-    """The endless sequence of `Drawn`, by position; every epoch has another order."""
-    data = grain.MapDataset.range(len(sampler.library)).seed(seed).shuffle().repeat()
-    return data.random_map(sampler.draw, seed=seed)
-
-
 def most_open(recipe):
     """How many rows of a bucket are open at once: pictures and captions in pairs are not packed."""
     return 0 if recipe.stage == 'tower' else OPEN
@@ -229,7 +231,7 @@ def epoch(sampler, seed):
 
     ValueError for the first one that no bucket holds.
     """
-    drawn = conversations(sampler, seed)
+    drawn = sampler.sequence(seed)
     return np.array([(one.tokens, one.tiles) for one in
                      (drawn[position] for position in range(len(sampler.library)))], np.int32)
 
@@ -242,7 +244,7 @@ class _Batches(grain.IterDataset):
         self.sampler, self.seed, self.share = sampler, seed, share
 
     def __iter__(self):
-        return _Iterator(self.sampler, conversations(self.sampler, self.seed), self.share)
+        return _Iterator(self.sampler, self.sampler.sequence(self.seed), self.share)
 
 
 class _Iterator(grain.DatasetIterator):
@@ -265,8 +267,8 @@ class _Iterator(grain.DatasetIterator):
         bucket, rows = ready
         rows = [[self.waiting.pop(position) for position in row] for row in rows]
         rows = [rows[row] for row in self.share.rows(len(rows))]
-        cuts = self.pool.map(self.sampler.cut, (one for row in rows for one in row))
-        rows = [[self.sampler.encoded(one, *next(cuts)) for one in row] for row in rows]
+        made = self.pool.map(self.sampler.make, (one for row in rows for one in row))
+        rows = [[next(made) for _ in row] for row in rows]
         make = pair_batch if self.sampler.recipe.stage == 'tower' else packed_batch
         return make(rows, self.sampler.shapes[bucket], self.sampler.encoder.layout)
 

@@ -79,3 +79,11 @@ class Conversation:
     """What a model is trained on: turns in order, and the images that `<image>` marks name."""
     images: tuple[bytes, ...]
     turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One example of a published data set; `id` is unique within its `source`."""
+    id: str
+    source: str
+    talk: Conversation

@@ -131,11 +131,12 @@ class Encoder:
 
     def ids(self, text):
         """Token ids of plain text. Texts repeat (questions, words), so they are remembered."""
-        if text not in self.known:
-            if len(self.known) > 200_000:
+        found = self.known.get(text)
+        if found is None:
+            if len(self.known) > 200_000:  # another thread may be here as well
                 self.known.clear()
-            self.known[text] = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return self.known[text]
+            found = self.known[text] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return found
 
     def text(self, ids):
         """The text of generated ids, without the stop token and what follows it."""

@@ -1,0 +1,80 @@
+"""What `downscale data show` shows of a built mixture: lines for a terminal, a page of samples."""
+import base64
+from html import escape
+
+from downscale.analysis.page import page, paragraph, table
+from downscale.data.corpus import Corpus, epoch_order
+from downscale.places import write_bytes
+
+PICTURE_BYTES, TEXT_LENGTH = 400_000, 1200
+FORMATS = {b'\x89PNG': 'png', b'\xff\xd8\xff': 'jpeg', b'GIF8': 'gif', b'RIFF': 'webp',
+           b'BM': 'bmp'}
+
+
+def lines(manifest):
+    """The manifest as a person reads it."""
+    epoch = manifest['epoch']
+    yield (f'{manifest["mixture"]["name"]}: {epoch["conversations"]:,} conversations an epoch, '
+           f'{manifest["mixture"]["order"]}, hash {manifest["hash"]}')
+    for name, one in manifest['sources'].items():
+        yield (f'  {name}: {one["accepted"]:,} of {one["rows"]:,} rows ({one["subset"]}), '
+               f'{epoch["sources"][name]:,} an epoch, {one["pictures"]:,} pictures, '
+               f'{one["bytes"] / 1e6:,.1f} MB; licence: {one["licence"]}')
+        if one['tokens']:
+            yield '    tokens: ' + ', '.join(
+                f'{kind} {value["sum"]:,} (mean {value["mean"]:,.0f}, most {value["max"]:,})'
+                for kind, value in one['tokens'].items())
+        if one['rejected']:
+            yield '    rejected: ' + ', '.join(f'{reason} {count:,}'
+                                               for reason, count in one['rejected'].items())
+    if not manifest['encoder']:
+        yield '  tokens are not counted; build with --tokenizer tokenizer.json'
+
+
+def write_page(folder, path, samples=24):
+    """`path` is an offline HTML page: the manifest as tables and samples of every source."""
+    corpus = Corpus(folder)
+    manifest = corpus.manifest
+    body = [f'<h1>{escape(corpus.mixture.name)}</h1>', *map(paragraph, lines(manifest))]
+    headers = ('source', 'rows', 'accepted', 'an epoch', 'pictures', 'MB', 'subset', 'licence')
+    body += ['<h2>Sources</h2>', table(headers, [
+        (name, one['rows'], one['accepted'], manifest['epoch']['sources'][name], one['pictures'],
+         one['bytes'] / 1e6, one['subset'], one['licence'])
+        for name, one in manifest['sources'].items()])]
+    rejected = [(name, *row) for name, one in manifest['sources'].items()
+                for row in one['rejected_first']]
+    if rejected:
+        body += ['<h2>Rejected rows</h2>', paragraph(
+            'The first of each source; all are in rejected.jsonl.', 'soft'),
+            table(('source', 'id', 'reason', 'detail'), rejected)]
+    body += ['<h2>Samples</h2>', *_samples(corpus, samples)]
+    count = sum(sum(one['rejected'].values()) for one in manifest['sources'].values())
+    line = f'{len(corpus):,} records, {count:,} rejected'
+    write_bytes(path, page(corpus.mixture.name, line, not count, ''.join(body)).encode())
+
+
+def _samples(corpus, count):
+    """Cards of the first records of each source in training order, about `count` in all."""
+    each = max(1, count // len(corpus.mixture.sources))
+    order = epoch_order(corpus.mixture, corpus.counts)
+    for k, source in enumerate(corpus.mixture.sources):
+        inside = order[(order >= corpus.starts[k]) & (order < corpus.starts[k + 1])][:each]
+        yield f'<h3>{escape(source.name)}</h3><div class="cards">'
+        yield from (_card(corpus.record(index)) for index in inside)
+        yield '</div>'
+
+
+def _card(record):
+    pictures = ''.join(map(_picture, record.talk.images))
+    turns = ''.join(f'<dt>{turn.role}<dd>{escape(turn.text[:TEXT_LENGTH])}'
+                    f'{" …" if len(turn.text) > TEXT_LENGTH else ""}'
+                    for turn in record.talk.turns)
+    return (f'<div class="card">{pictures}<div class="soft">{escape(record.id)}</div>'
+            f'<dl>{turns}</dl></div>')
+
+
+def _picture(data):
+    kind = next((kind for start, kind in FORMATS.items() if data.startswith(start)), None)
+    if kind is None or len(data) > PICTURE_BYTES:
+        return f'<span class="soft">picture of {len(data):,} bytes left out</span>'
+    return f'<img alt="" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'

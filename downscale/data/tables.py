@@ -1,0 +1,233 @@
+"""Rows of published data: JSON, JSONL, CSV, Parquet, TFDS; opened whole or a part at a time.
+
+Every table has `len`, `name(i)` (an id), `group(i)` (the set that a row says it is from, or ''),
+`digest(i)` (to tell a second copy of a row from a second row of its name) and `part(indices)`; a
+part can be sent to another process and gives its rows there, as dicts in the names that
+`sources.py` reads.
+"""
+import csv
+import hashlib
+import json
+import zlib
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+import numpy as np
+
+NAMES = ('id', 'question_id', 'sample_id', 'index')
+METADATA = ('metadata.jsonl', 'metadata.csv', 'metadata.json')
+
+
+class Rows:
+    """The rows of one JSON, JSONL or CSV file, read whole; one that is no JSON is kept as text."""
+
+    def __init__(self, path):
+        self.paths = (path,)
+        self.rows = _rows_of(path)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def name(self, index):
+        return _name(self.rows[index], index)
+
+    def group(self, index):
+        return _group(self.rows[index])
+
+    def digest(self, index):
+        return hashlib.sha256(repr(self.rows[index]).encode('utf-8', 'replace')).hexdigest()
+
+    def part(self, indices):
+        return [self.rows[index] for index in indices]
+
+
+def _rows_of(path):
+    try:
+        if path.suffix == '.csv':
+            with path.open(newline='', encoding='utf-8') as file:
+                return list(csv.DictReader(file))
+        if path.suffix == '.jsonl':
+            with path.open('rb') as file:
+                return [_line(line) for line in file if line.strip()]
+        rows = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{path} is no readable {path.suffix[1:]} ({error}); download it '
+                         'again') from None
+    if not isinstance(rows, list):
+        raise ValueError(f'{path} must hold a JSON list of rows, not {type(rows).__name__}')
+    return rows
+
+
+def _line(line):
+    """The value of a line; one that is no JSON is a row of wrong type, which is counted."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return line.decode('utf-8', 'replace')[:200]
+
+
+def _name(row, index):
+    found = next((row[key] for key in NAMES if row.get(key) is not None), None) \
+        if isinstance(row, dict) else None
+    if isinstance(found, bool) or not isinstance(found, (str, int)):
+        return f'row{index}'
+    return str(found).encode('utf-8', 'replace').decode()
+
+
+def _group(row):
+    if not isinstance(row, dict):
+        return ''
+    about = row.get('metadata')
+    found = row.get('data_source', about.get('dataset') if isinstance(about, dict) else None)
+    return found if isinstance(found, str) else ''
+
+
+class Parquet:
+    """The rows of Parquet files; a part is read where it is used, a row group at a time."""
+
+    def __init__(self, paths):
+        import pyarrow.parquet as pq
+        self.paths, self.counts = tuple(paths), []
+        for path in self.paths:
+            try:
+                self.counts.append(pq.ParquetFile(path).metadata.num_rows)
+            except Exception as error:  # pyarrow raises several kinds
+                raise ValueError(f'{path} is no readable Parquet file ({error}); download it '
+                                 'again') from None
+        self.starts = np.cumsum([0, *self.counts])
+
+    def __len__(self):
+        return int(self.starts[-1])
+
+    @cached_property
+    def heads(self):
+        """The columns that name rows and their sets, of all rows."""
+        import pyarrow.parquet as pq
+        found = []
+        for path in self.paths:
+            file = pq.ParquetFile(path)
+            names = [name for name in (*NAMES, 'data_source', 'metadata')
+                     if name in file.schema_arrow.names]
+            found += file.read(names).to_pylist() if names else [{}] * file.metadata.num_rows
+        return found
+
+    def name(self, index):
+        return _name(self.heads[index], index)
+
+    def group(self, index):
+        return _group(self.heads[index])
+
+    def digest(self, index):
+        return hashlib.sha256(repr(next(iter(self.part([index])))).encode()).hexdigest()
+
+    def part(self, indices):
+        return _ParquetPart(self.paths, tuple(self.starts.tolist()), tuple(indices))
+
+
+@dataclass(frozen=True)
+class _ParquetPart:
+    """Rows `indices` (ascending) of several files, read as they are walked through."""
+    paths: tuple[Path, ...]
+    starts: tuple[int, ...]
+    indices: tuple[int, ...]
+
+    def __iter__(self):
+        import pyarrow.parquet as pq
+        wanted = np.asarray(self.indices)
+        for path, start in zip(self.paths, self.starts):  # one more start than files
+            file = pq.ParquetFile(path)
+            for group in range(file.num_row_groups):
+                end = start + file.metadata.row_group(group).num_rows
+                inside = wanted[(wanted >= start) & (wanted < end)] - start
+                if len(inside):
+                    yield from file.read_row_group(group).take(inside).to_pylist()
+                start = end
+
+
+class Prepared:
+    """The examples of a prepared TFDS data set, read without TensorFlow."""
+
+    def __init__(self, folder, kind, split):
+        self.paths, self.kind, self.split = (folder,), kind, split
+
+    def __len__(self):
+        return len(_data_source(self.paths[0], self.kind, self.split))
+
+    def name(self, index):
+        return f'{self.split}-{index}'
+
+    def group(self, index):
+        return ''
+
+    def digest(self, index):
+        return self.name(index)
+
+    def part(self, indices):
+        return _PreparedPart(self.paths[0], self.kind, self.split, tuple(indices))
+
+
+@dataclass(frozen=True)
+class _PreparedPart:
+    folder: Path
+    kind: str
+    split: str
+    indices: tuple[int, ...]
+
+    def __iter__(self):
+        examples = _data_source(self.folder, self.kind, self.split)
+        return (TFDS[self.kind](examples[index]) for index in self.indices)
+
+
+@cache
+def _data_source(folder, kind, split):
+    import tensorflow_datasets as tfds
+    try:
+        builder = tfds.builder_from_directory(str(folder))
+    except Exception as error:  # TFDS raises several kinds
+        raise FileNotFoundError(f'{folder} is no prepared TFDS folder ({error}); prepare {kind} '
+                                "with file_format='array_record'") from None
+    if split not in builder.info.splits:
+        raise ValueError(f'{folder} has no split {split!r}; there are '
+                         f'{", ".join(builder.info.splits)}')
+    return builder.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()})
+
+
+# --- TFDS: rows in the names above; text comes as bytes, a sequence of dicts as a dict of lists --
+
+def _clevr(example):
+    asked = example['question_answer']
+    return _picture(example) | {'texts': [
+        {'user': question.decode(), 'assistant': answer.decode()}
+        for question, answer in zip(asked['question'], asked['answer'], strict=True)]}
+
+
+def _coco_captions(example):
+    texts = [text.decode() for text in example['captions']['text']]
+    # One of five by a fixed rule: another epoch sees the same.
+    return _picture(example) | {'caption': texts[zlib.crc32(texts[0].encode()) % len(texts)]}
+
+
+def _ai2dcaption(example):
+    return _picture(example) | {'caption': example['caption'].decode()}
+
+
+def _ref_coco(example):
+    """Each phrase asks for its box, [x0, y0, x1, y1] as shares of width and height."""
+    things, texts = example['objects'], []
+    for box, phrases in zip(things['bbox'], things['refexp'], strict=True):
+        y0, x0, y1, x1 = (float(edge) for edge in box)
+        for phrase in phrases['raw'] if isinstance(phrases, dict) else \
+                [phrase['raw'] for phrase in phrases]:
+            texts.append({'user': GROUND.format(phrase.decode()),
+                          'assistant': f'[{x0:.2f},{y0:.2f},{x1:.2f},{y1:.2f}]'})
+    return _picture(example) | {'texts': texts}
+
+
+def _picture(example):
+    return {'image': {'bytes': bytes(example['image'])}}
+
+
+GROUND = 'Where is "{}"? Give its box as [x0,y0,x1,y1], in shares of width and height.'
+TFDS = {'clevr': _clevr, 'coco_captions': _coco_captions, 'ai2dcaption': _ai2dcaption,
+        'ref_coco': _ref_coco}

@@ -1,0 +1,124 @@
+"""The verbs of `downscale data`: the world of a study, mixtures of published sets, extraction data.
+"""
+import os
+import sys
+from pathlib import Path
+
+DATA_EXAMPLES = {
+    'world': 'downscale data world experiments/smoke.py --out runs/smoke --show 4',
+    'build': 'downscale data build experiments/mixtures/align_blip558k.py --root data --to '
+             'data/built/align --tokenizer models/qwen3-0.6b/tokenizer.json',
+    'show': 'downscale data show data/built/align',
+}
+
+
+def add_data_arguments(sub):
+    """`sub` (an argparse parser) takes a verb and what that verb reads."""
+    verbs = sub.add_subparsers(dest='verb', required=True, metavar='VERB')
+    for name, run in VERBS.items():
+        one = verbs.add_parser(name, help=run.__doc__.splitlines()[0], description=run.__doc__,
+                               epilog=f'example: {DATA_EXAMPLES[name]}')
+        one.add_argument('--debug', action='store_true', help='show the traceback of an error')
+        ADD[name](one)
+
+
+def _add_world(sub):
+    sub.add_argument('config', help='study file, FILE.py or FILE.py:ARG')
+    sub.add_argument('--out', type=Path, help='folder of the study (default: runs/NAME)')
+    sub.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
+                     help='override a configuration value; may be repeated')
+    sub.add_argument('--quiet', action='store_true', help='no progress bars')
+    sub.add_argument('--show', type=int, default=2, help='examples to print')
+    sub.add_argument('--padding', action='store_true', help='count what the batches of each stage '
+                     'waste, and propose buckets that waste less')
+
+
+def _add_build(sub):
+    sub.add_argument('mixture', help='mixture file, FILE.py or FILE.py:ARG')
+    sub.add_argument('--to', type=Path, required=True, metavar='DIR', help='folder of the result')
+    sub.add_argument('--root', type=Path, default=Path('data'), metavar='DIR',
+                     help='folder below which all sources lie (default: data)')
+    sub.add_argument('--tokenizer', type=Path, metavar='FILE', help='tokenizer.json that counts '
+                     'tokens; training with the same need not count again')
+    sub.add_argument('--length', type=int, metavar='N', help='reject records of more tokens '
+                     '(default 32768; needs --tokenizer)')
+    sub.add_argument('--most-rejected', type=float, metavar='X', help='share of the rows of a '
+                     'source that may be rejected (default 0.01)')
+    sub.add_argument('--jobs', type=int, help='processes (default: one a core)')
+    sub.add_argument('--quiet', action='store_true', help='no progress bars')
+
+
+def _add_show(sub):
+    sub.add_argument('folder', type=Path, help='folder of `downscale data build`')
+    sub.add_argument('--page', type=Path, metavar='FILE', help='where the page goes (default: '
+                     'show.html in the folder)')
+    sub.add_argument('--samples', type=int, default=24, metavar='N',
+                     help='samples on the page (default 24)')
+
+
+def world(args):
+    """Build the scene world of a study, and show some of it."""
+    from downscale.study_files import open_study
+    _, experiments, folder = open_study(args)
+    from downscale import stages
+    from downscale.console import progress_bars
+    with progress_bars(args.quiet) as bars:
+        built = stages.prepare(folder, experiments[0],
+                               lambda done, total: bars('scenes', done, total))
+    print(f'data: {built}')
+    if args.padding:
+        print(*stages.padding_lines(folder, experiments[-1]), sep='\n')
+    if built is None:
+        return
+    test = stages.library(str(folder), 'test')
+    for index in range(min(args.show, len(test))):
+        example = test.example(index)
+        print(f'\n{example.scene_id}: {example.caption}')
+        for question in example.questions:
+            print(f'  {question.text}? {question.answer}  [{question.family}, '
+                  f'guess {question.chance:.2f}]')
+
+
+def build(args):
+    """Bring the sources of a mixture into one folder of records with a manifest.
+
+    What cannot be used is rejected with a reason and counted. The same command continues after an
+    interruption.
+    """
+    from downscale.console import progress_bars
+    from downscale.corpus_page import lines
+    from downscale.data.build import Settings
+    from downscale.data.build import build as build_mixture
+    from downscale.study_files import load_mixture
+    given = {name: value for name in ('tokenizer', 'length', 'most_rejected')
+             if (value := vars(args)[name]) is not None}
+    if args.length and not args.tokenizer:
+        raise ValueError('--length counts tokens; give --tokenizer tokenizer.json with it')
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 1
+    with progress_bars(args.quiet) as bars:
+        manifest = build_mixture(load_mixture(args.mixture), args.to, Settings(args.root, **given),
+                                 args.jobs or cores, bars)
+    print(*lines(manifest), sep='\n')
+    print(f'manifest: {args.to / "manifest.json"}')
+
+
+def show(args):
+    """Print the manifest of a built mixture, and write a page of samples."""
+    from downscale.corpus_page import lines, write_page
+    from downscale.data.corpus import Corpus
+    print(*lines(Corpus(args.folder).manifest), sep='\n')
+    path = args.page or args.folder / 'show.html'
+    write_page(args.folder, path, args.samples)
+    print(f'page: {path}')
+
+
+VERBS = {'world': world, 'build': build, 'show': show}
+ADD = {'world': _add_world, 'build': _add_build, 'show': _add_show}
+
+
+def with_verb(argv):
+    """`argv` with the verb 'world' where a study file follows `data` directly."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ['data'] and len(argv) > 1 and argv[1].partition(':')[0].endswith('.py'):
+        argv.insert(1, 'world')
+    return argv
