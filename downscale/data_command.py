@@ -87,8 +87,8 @@ def build(args):
     """
     from downscale.console import progress_bars
     from downscale.corpus_page import lines
-    from downscale.data.build import Settings
     from downscale.data.build import build as build_mixture
+    from downscale.data.shards import Settings
     from downscale.study_files import load_mixture
     given = {name: value for name in ('tokenizer', 'length', 'most_rejected')
              if (value := vars(args)[name]) is not None}

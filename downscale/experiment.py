@@ -33,6 +33,7 @@ STAGES = {
     'text': {'parents': {}, 'trainable': ('language',)},
     'align': {'parents': {'language': 'text', 'tower': 'tower/tower'}, 'trainable': ('connector',)},
     'instruct': {'parents': {name: 'align' for name in _ALL}, 'trainable': GROUPS},
+    'interleave': {'parents': {name: 'instruct' for name in _FROM_INSTRUCT}, 'trainable': GROUPS},
     'caption': {'parents': {name: 'instruct' for name in _FROM_INSTRUCT}, 'trainable': GROUPS},
     'extract': {'parents': {name: 'caption' for name in _FROM_INSTRUCT}, 'trainable': GROUPS},
     'reason': {'parents': {'language': 'text'}, 'trainable': ('language',)},
@@ -45,6 +46,8 @@ class Stage:
 
     `buckets` are smaller shapes of batches for what does not need `length` and `tiles`; `steps`
     counts the batches of all shapes. See `pipeline.Recipe` for what they do to the loss.
+    `mixture` is the folder of a mixture built from published sets (`downscale data build`); without
+    it the stage is trained on the scene world.
     """
     name: str
     steps: int
@@ -61,6 +64,7 @@ class Stage:
     turns: int = 6
     save_every: int = 200
     buckets: tuple[Shape, ...] = ()
+    mixture: str = ''
 
     def __post_init__(self):
         if self.name not in STAGES:
@@ -71,6 +75,9 @@ class Stage:
         if self.steps < 1 or self.save_every < 1:
             raise ValueError(f'stage {self.name}: steps {self.steps} and save_every '
                              f'{self.save_every} must be at least 1')
+        if self.mixture and (self.name == 'tower' or self.replay):
+            raise ValueError(f'stage {self.name}: a mixture is neither for the tower stage nor for '
+                             '`replay`; give its sources their shares in the mixture')
         assert self.recipe and self.shape  # made here for their own checks, before work starts
         self._check_buckets()
 
@@ -124,6 +131,8 @@ class Evaluation:
     """What is asked after training. At most `batch` rows are written at once.
 
     `answer`, `write` and `think` bound an answer, a description and a thought, in tokens.
+    `benchmarks` maps names of published benchmarks to their files, and `information` to those that
+    say what to look at (see `downscale benchmark`); with any, they take the place of the scenes.
     """
     scenes: int = 0
     batch: int = 128
@@ -134,6 +143,8 @@ class Evaluation:
     texts: tuple[str, ...] = ('caption', 'extraction')
     thinking: tuple[bool, ...] = (False, True)
     pictures: int = 24
+    benchmarks: dict[str, str] = dataclasses.field(default_factory=dict)
+    information: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from downscale import distributed, padding
 from downscale import experiment as experiments
+from downscale.data.corpus import Corpus
+from downscale.data.corpus_stream import CorpusSampler
 from downscale.data.facts import vocabulary
 from downscale.data.pipeline import Library, Sampler, stream
 from downscale.data.tokens import Encoder, load_tokenizer, train_tokenizer
@@ -24,8 +26,15 @@ from downscale.train.checkpoint import load_params
 def prepare(study, experiment, progress=None):
     """The data set and tokenizer of a study exist under its `scratch`; nothing is made twice.
 
-    Returns the folder of the data set. ValueError when the vocabulary has too few rows.
+    Returns the folder of the data set, None where nothing is asked of the scene world. ValueError
+    when the vocabulary has too few rows, FileNotFoundError when a stage's mixture is not built.
     """
+    for stage in experiment.stages:
+        if stage.mixture:
+            corpus(stage.mixture)
+    if not in_world(experiment):
+        load_tokenizer(tokenizer_path(study, experiment), experiment.language.V)
+        return None
     study, data = scratch(study), experiment.data
     counts = {'train': data.train, 'validation': data.validation, 'test': data.test}
     folder = build(experiment.world, study / 'data', counts,
@@ -36,6 +45,18 @@ def prepare(study, experiment, progress=None):
         train_tokenizer(vocabulary(experiment.world), study / 'tokenizer.json')
     load_tokenizer(tokenizer_path(study, experiment), experiment.language.V)
     return folder
+
+
+def in_world(experiment):
+    """Whether a stage or the evaluation of a cell is about the scene world."""
+    return not experiment.evaluation.benchmarks or any(not stage.mixture
+                                                       for stage in experiment.stages)
+
+
+@cache
+def corpus(folder):
+    """The corpus of a built mixture, opened once per process."""
+    return Corpus(folder)
 
 
 def data_hash(experiment):
@@ -65,10 +86,20 @@ def encoder_of(study, experiment, stage):
 
 def sampler_of(study, experiment, stage):
     """The sampler of a stage, and the seed of its stream."""
-    sampler = Sampler(stage.recipe, library(str(study), 'train'),
-                      encoder_of(study, experiment, stage.name), experiment.world, stage.shape,
-                      stage.buckets)
-    return sampler, zlib.crc32(f'{experiment.seed} {stage.name}'.encode())
+    seed = zlib.crc32(f'{experiment.seed} {stage.name}'.encode())
+    encoder = encoder_of(study, experiment, stage.name)
+    if stage.mixture:
+        return CorpusSampler(corpus(stage.mixture), encoder, stage.recipe, stage.shape,
+                             stage.buckets), seed
+    return Sampler(stage.recipe, library(str(study), 'train'), encoder, experiment.world,
+                   stage.shape, stage.buckets), seed
+
+
+def sizes_of(stage, sampler, seed):
+    """int32 [n, 2]: tokens and tiles of the conversations of a stage's first epoch."""
+    if stage.mixture:
+        return sampler.sizes(seed)
+    return padding.sizes(sampler.library.source.folder, sampler, seed)
 
 
 def padding_lines(study, experiment):
@@ -76,8 +107,7 @@ def padding_lines(study, experiment):
     for stage in experiment.stages:
         if stage.loss == 'tokens':
             sampler, seed = sampler_of(study, experiment, stage)
-            sizes = padding.sizes(sampler.library.source.folder, sampler, seed)
-            yield from padding.lines(experiment, stage, sizes)
+            yield from padding.lines(experiment, stage, sizes_of(stage, sampler, seed))
 
 
 def folder_of(study, experiment, stage):
@@ -172,8 +202,13 @@ def _open(folder, experiment):
 
 
 def _count_padding(folder, experiment, stage, sampler, seed):
-    """Says now what would not fit hours later, and writes `padding.json`."""
-    sizes = padding.sizes(sampler.library.source.folder, sampler, seed)
+    """Says now what would not fit hours later, and writes `padding.json`; of a mixture also
+    `mixture.json`, what an epoch of it holds."""
+    sizes = sizes_of(stage, sampler, seed)
+    if stage.mixture:
+        write_json(folder / 'mixture.json', {
+            'name': sampler.corpus.mixture.name, 'hash': sampler.corpus.hash, 'seed': seed,
+            'epoch': sampler.realised(seed), 'left_out': sampler.left_out})
     if stage.loss == 'tokens':
         write_json(folder / 'padding.json', padding.figures(experiment, stage, sizes))
 

@@ -5,109 +5,25 @@ what was rejected and why. A chunk is done when that JSON is there, so a killed 
 the chunks it was in. Chunks, and so all bytes of the folder, do not depend on the number of
 processes.
 """
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 
-from downscale.data import measure
-from downscale.data.chat import CHATS
-from downscale.data.corpus import COSTS, Mixture, epoch_order, key_of, per_epoch
-from downscale.data.sources import Rejected, Source, open_rows, pack, record_of, under
-from downscale.data.tokens import Encoder, Layout, load_tokenizer
+from downscale.data.corpus import Mixture, epoch_order, key_of, per_epoch
+from downscale.data.shards import Chunk, write
+from downscale.data.sources import open_rows, under
 from downscale.places import lock, read_json, write_json
-from downscale.sizes import SIGLIP, Pictures
 
 CHUNK = 1000  # rows of a shard
-LENGTH = 32768  # tokens of a record (arXiv 2511.17487 and its code: the tokenizer's maximum)
 SHOWN = 20  # rejected rows that the manifest names; `rejected.jsonl` names all
-VISION = SIGLIP['so400m-patch14-384']
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides a build beside the mixture and the files: where the sources lie, the tokenizer
-    that counts, the most tokens of a record, and the share of a source that may be rejected."""
-    root: Path
-    tokenizer: Path | None = None
-    length: int = LENGTH
-    most_rejected: float = 0.01
-
-    def encoder(self, stage):
-        """The encoder that counts tokens as `stage` does; None without a tokenizer."""
-        if self.tokenizer is None:
-            return None
-        plain = stage in ('align', 'tower')
-        return Encoder(load_tokenizer(self.tokenizer), CHATS['plain' if plain else 'chatml'],
-                       Layout(VISION, Pictures('flat' if plain else 'anyres')))
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """Rows of one source that become one shard."""
-    source: Source
-    number: int
-    names: tuple[str, ...]
-    part: object
-
-    @property
-    def stem(self):
-        return f'{self.source.name}-{self.number:05d}'
-
-
-# --- one shard --------------------------------------------------------------------------------
-
-def _write(chunk, settings, stage, to):
-    """The shard of a chunk is in `to`; returns its JSON. Runs in a process of its own."""
-    encoder = settings.encoder(stage)
-    folder = under(settings.root, chunk.source.images or '.', chunk.source)
-    path = to / f'{chunk.stem}.arrayrecord'
-    partial = path.with_name(f'.{path.name}.partial')
-    rejected, ids, costs, size, pictures = [], [], [], 0, 0
-    digest = hashlib.sha256()
-    writer = ArrayRecordWriter(str(partial), 'group_size:1')
-    for name, row in zip(chunk.names, chunk.part, strict=True):
-        try:
-            record = record_of(row, name, chunk.source, folder)
-            costs.append(_cost(encoder, record, settings.length))
-        except Rejected as error:
-            rejected.append([name, error.reason, str(error)])
-            continue
-        data = pack(record)
-        writer.write(data)
-        digest.update(data)
-        ids.append(name)
-        size, pictures = size + len(data), pictures + len(record.talk.images)
-    writer.close()
-    costs_path = path.with_suffix('.npy')
-    with partial.with_suffix('.npy').open('wb') as file:
-        np.save(file, np.array(costs, np.int32).reshape(-1, len(COSTS)))
-    os.replace(partial.with_suffix('.npy'), costs_path)
-    os.replace(partial, path)
-    value = {'file': path.name, 'costs': costs_path.name, 'source': chunk.source.name,
-             'records': len(ids), 'pictures': pictures, 'bytes': size,
-             'hash': digest.hexdigest()[:32], 'rejected': rejected}
-    write_json(path.with_suffix('.json'), value)
-    return value
-
-
-def _cost(encoder, record, length):
-    """`COSTS` of a record, zeros without an encoder; `Rejected` when it is too long."""
-    if encoder is None:
-        return (0,) * len(COSTS)
-    found = measure.counts(encoder, record.talk, record.id)
-    if found[0] > length:
-        raise Rejected('too long', f'{found[0]:,} tokens are more than {length:,}')
-    return found
-
 
 # --- the folder -------------------------------------------------------------------------------
 
@@ -117,9 +33,14 @@ class Build:
     def __init__(self, mixture, to, settings, jobs=1, report=lambda name, done, total: None):
         self.mixture, self.to, self.settings = mixture, Path(to), settings
         self.jobs, self.report = jobs, report
-        self.tables = {source.name: open_rows(source, settings.root) for source in mixture.sources}
+        opened = {}  # several sources may be parts of one file
         for source in mixture.sources:
+            key = source.path, source.tfds, source.split
+            if key not in opened:
+                opened[key] = open_rows(source, settings.root)
             under(settings.root, source.images or '.', source)
+        self.tables = {source.name: opened[source.path, source.tfds, source.split]
+                       for source in mixture.sources}
 
     def run(self):
         """The manifest, written last; what an earlier, killed run made is used.
@@ -135,12 +56,19 @@ class Build:
             if manifest and all((self.to / shard['file']).is_file()
                                 for shard in manifest['shards']):
                 return manifest
-            done = {}
-            for source in self.mixture.sources:
-                done[source.name] = self._source(source)
-            return self._manifest(done)
+            with self._workers():
+                return self._manifest({source.name: self._source(source)
+                                       for source in self.mixture.sources})
         finally:
             os.close(handle)
+
+    def _workers(self):
+        """The pool of processes, which starts with its first task; None for one process."""
+        self.pool = None
+        if self.jobs == 1:
+            return contextlib.nullcontext()
+        self.pool = ProcessPoolExecutor(self.jobs, mp_context=get_context('spawn'))
+        return self.pool
 
     def _begin(self):
         """`plan.json` says what is built here; ValueError where something else was begun."""
@@ -175,7 +103,7 @@ class Build:
         shards, taken, accepted = [], 0, 0
         while accepted < wanted and taken < len(rows):
             chosen = sorted(rows[taken:taken + wanted - accepted])
-            chunks = [_Chunk(source, len(shards) + k, tuple(names[i] for i in part),
+            chunks = [Chunk(source, len(shards) + k, tuple(names[i] for i in part),
                              table.part(part))
                       for k, part in enumerate(_parts(chosen, CHUNK))]
             shards += self._chunks(source, chunks, shards, wanted)
@@ -198,7 +126,7 @@ class Build:
             self._check(source, [*before, *found.values()], wanted)
             self.report(source.name, sum(rows[k] for k in found), sum(rows.values()))
         self._check(source, [*before, *found.values()], wanted)
-        if self.jobs == 1 or len(todo) < 2:
+        if self.pool is None:
             for chunk in todo:
                 settle(chunk.number, self._made(chunk))
         else:
@@ -215,18 +143,17 @@ class Build:
         return value
 
     def _made(self, chunk):
-        return _write(chunk, self.settings, self.mixture.stage, self.to)
+        return write(chunk, self.settings, self.mixture.stage, self.to)
 
     def _in_processes(self, todo, settle):
         todo, running = list(reversed(todo)), {}
-        with ProcessPoolExecutor(self.jobs, mp_context=get_context('spawn')) as pool:
-            while todo or running:
-                while todo and len(running) < 2 * self.jobs:  # parts are sent as they are needed
-                    chunk = todo.pop()
-                    running[pool.submit(_write, chunk, self.settings, self.mixture.stage,
-                                        self.to)] = chunk.number
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    settle(running.pop(future), future.result())
+        while todo or running:
+            while todo and len(running) < 2 * self.jobs:  # parts are sent as they are needed
+                chunk = todo.pop()
+                running[self.pool.submit(write, chunk, self.settings, self.mixture.stage,
+                                         self.to)] = chunk.number
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                settle(running.pop(future), future.result())
 
     def _check(self, source, shards, wanted):
         rejected = sum(len(shard['rejected']) for shard in shards)

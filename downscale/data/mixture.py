@@ -113,5 +113,5 @@ def reason(library, index, rng, world, turns):
     return Conversation((), tuple(said))
 
 
-MIXTURES = {'text': text, 'align': align, 'instruct': instruct, 'caption': caption,
-            'extract': extract, 'reason': reason, 'tower': tower}
+MIXTURES = {'text': text, 'align': align, 'instruct': instruct, 'interleave': instruct,
+            'caption': caption, 'extract': extract, 'reason': reason, 'tower': tower}

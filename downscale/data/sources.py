@@ -118,7 +118,7 @@ def _asked(pairs):
 
 def _answer(row):
     """The answer of a question row: of several the most frequent, the first among equals."""
-    answers = row['answers'] if row.get('answer') is None else row['answer']
+    answers = row.get('answers') if row.get('answer') is None else row['answer']
     if isinstance(answers, str):
         return answers
     if not isinstance(answers, (list, tuple)) or not answers:

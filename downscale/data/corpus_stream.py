@@ -1,0 +1,89 @@
+"""Training on a corpus: which record stands where in an epoch, planned from costs alone.
+
+Every process plans every global batch, so nothing but the costs of a record may be needed for that;
+records are read, decoded and tokenised by the process that trains on them.
+"""
+import dataclasses
+
+import numpy as np
+
+from downscale.data.buckets import in_order
+from downscale.data.corpus import epoch_order
+from downscale.data.pipeline import Drawn, encoded
+
+MOST_LEFT_OUT = 0.05  # share of an epoch that may be too long for a stage's rows
+
+
+class CorpusSampler:
+    """Positions -> records of a corpus, as `pipeline.stream` asks for them; see `Sampler`.
+
+    Records that no row of `shape` holds, and those without a supervised token, are left out of
+    every epoch and counted in `left_out`. ValueError when that is more than a twentieth.
+    """
+
+    def __init__(self, corpus, encoder, recipe, shape, buckets=()):
+        self.corpus, self.encoder, self.recipe, self.shape = corpus, encoder, recipe, shape
+        self.shapes = in_order((*buckets, shape))
+        self.costs = corpus.costs(encoder)
+        long = (self.costs[:, 0] > shape.length) | (self.costs[:, 1] > shape.tiles)
+        self.left_out = {'too long': int(long.sum()),
+                         'nothing supervised': int((~long & (self.costs[:, 3] == 0)).sum())}
+        self.kept = ~long & (self.costs[:, 3] > 0)
+        if (~self.kept).mean() > MOST_LEFT_OUT:
+            tokens, tiles = self.costs[:, :2].max(0)
+            raise ValueError(
+                f'{corpus.folder}: {(~self.kept).sum()} of {len(corpus)} records do not fit rows '
+                f'of {shape.length} tokens and {shape.tiles} tiles, or have nothing to learn '
+                f'(largest {tokens} and {tiles}); raise `length` and `tiles` of the stage, or '
+                'build with another --length')
+
+    def __len__(self):
+        return len(self.order(0, 0))
+
+    def order(self, seed, epoch):
+        """The records of an epoch that are trained on, in order."""
+        order = epoch_order(self.corpus.mixture, self.corpus.counts, seed, epoch)
+        return order[self.kept[order]]
+
+    def sequence(self, seed):
+        """The endless sequence of `Drawn`, by position."""
+        return _Sequence(self, seed)
+
+    def sizes(self, seed):
+        """int32 [n, 2]: tokens and tiles of the conversations of the first epoch, in order."""
+        return self.costs[self.order(seed, 0), :2]
+
+    def realised(self, seed):
+        """{source: conversations of the first epoch}, as they come."""
+        which = np.searchsorted(self.corpus.starts, self.order(seed, 0), 'right') - 1
+        return {source.name: int((which == k).sum())
+                for k, source in enumerate(self.corpus.mixture.sources)}
+
+    def make(self, drawn):
+        """Arrays of one conversation; the record is read here."""
+        record = self.corpus.record(drawn.number)
+        where = f'{record.source} {record.id}'
+        drawn = dataclasses.replace(drawn, where=where, talk=record.talk)
+        return encoded(drawn, self.encoder, self.recipe.loss_norm)
+
+
+class _Sequence:
+    """Position -> `Drawn`, from the costs alone: no record is read."""
+
+    def __init__(self, sampler, seed):
+        self.sampler, self.seed, self.epochs = sampler, seed, {}
+
+    def __getitem__(self, position):
+        # Epochs may differ in length: which records fill a part of a source changes.
+        epoch = 0
+        while position >= len(order := self._order(epoch)):
+            position, epoch = position - len(order), epoch + 1
+        number = int(order[position])
+        tokens, tiles = self.sampler.costs[number, :2].tolist()
+        return Drawn(f'record {number}', None, tokens, tiles, number)
+
+    def _order(self, epoch):
+        if epoch not in self.epochs:
+            self.epochs[epoch] = self.sampler.order(self.seed, epoch)
+        return self.epochs[epoch]
+

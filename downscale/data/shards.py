@@ -1,0 +1,94 @@
+"""One shard of a build: rows of a source -> records, what they cost, and what was rejected."""
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from downscale.data import measure
+from downscale.data.chat import CHATS
+from downscale.data.corpus import COSTS
+from downscale.data.sources import Rejected, Source, pack, record_of, under
+from downscale.data.tokens import Encoder, Layout, load_tokenizer
+from downscale.places import write_json
+from downscale.sizes import SIGLIP, Pictures
+
+LENGTH = 32768  # tokens of a record (arXiv 2511.17487 and its code: the tokenizer's maximum)
+VISION = SIGLIP['so400m-patch14-384']
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides a build beside the mixture and the files: where the sources lie, the tokenizer
+    that counts, the most tokens of a record, and the share of a source that may be rejected."""
+    root: Path
+    tokenizer: Path | None = None
+    length: int = LENGTH
+    most_rejected: float = 0.01
+
+    def encoder(self, stage):
+        """The encoder that counts tokens as `stage` does; None without a tokenizer."""
+        if self.tokenizer is None:
+            return None
+        plain = stage in ('align', 'tower')
+        return Encoder(load_tokenizer(self.tokenizer), CHATS['plain' if plain else 'chatml'],
+                       Layout(VISION, Pictures('flat' if plain else 'anyres')))
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows of one source that become one shard."""
+    source: Source
+    number: int
+    names: tuple[str, ...]
+    part: object
+
+    @property
+    def stem(self):
+        return f'{self.source.name}-{self.number:05d}'
+
+
+def write(chunk, settings, stage, to):
+    """The shard of a chunk is in `to`; returns its JSON. Runs in a process of its own."""
+    encoder = settings.encoder(stage)
+    folder = under(settings.root, chunk.source.images or '.', chunk.source)
+    path = to / f'{chunk.stem}.arrayrecord'
+    partial = path.with_name(f'.{path.name}.partial')
+    rejected, ids, costs, size, pictures = [], [], [], 0, 0
+    digest = hashlib.sha256()
+    writer = ArrayRecordWriter(str(partial), 'group_size:1')
+    for name, row in zip(chunk.names, chunk.part, strict=True):
+        try:
+            record = record_of(row, name, chunk.source, folder)
+            costs.append(_cost(encoder, record, settings.length))
+        except Rejected as error:
+            rejected.append([name, error.reason, str(error)])
+            continue
+        data = pack(record)
+        writer.write(data)
+        digest.update(data)
+        ids.append(name)
+        size, pictures = size + len(data), pictures + len(record.talk.images)
+    writer.close()
+    costs_path = path.with_suffix('.npy')
+    with partial.with_suffix('.npy').open('wb') as file:
+        np.save(file, np.array(costs, np.int32).reshape(-1, len(COSTS)))
+    os.replace(partial.with_suffix('.npy'), costs_path)
+    os.replace(partial, path)
+    value = {'file': path.name, 'costs': costs_path.name, 'source': chunk.source.name,
+             'records': len(ids), 'pictures': pictures, 'bytes': size,
+             'hash': digest.hexdigest()[:32], 'rejected': rejected}
+    write_json(path.with_suffix('.json'), value)
+    return value
+
+
+def _cost(encoder, record, length):
+    """`COSTS` of a record, zeros without an encoder; `Rejected` when it is too long."""
+    if encoder is None:
+        return (0,) * len(COSTS)
+    found = measure.counts(encoder, record.talk, record.id)
+    if found[0] > length:
+        raise Rejected('too long', f'{found[0]:,} tokens are more than {length:,}')
+    return found
