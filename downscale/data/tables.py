@@ -215,12 +215,10 @@ def _ai2dcaption(example):
 def _ref_coco(example):
     """Each phrase asks for its box, [x0, y0, x1, y1] as shares of width and height."""
     things, texts = example['objects'], []
-    for box, phrases in zip(things['bbox'], things['refexp'], strict=True):
+    for box, phrases in zip(things['bbox'], things['refexp']['raw'], strict=True):
         y0, x0, y1, x1 = (float(edge) for edge in box)
-        for phrase in phrases['raw'] if isinstance(phrases, dict) else \
-                [phrase['raw'] for phrase in phrases]:
-            texts.append({'user': GROUND.format(phrase.decode()),
-                          'assistant': f'[{x0:.2f},{y0:.2f},{x1:.2f},{y1:.2f}]'})
+        texts += [{'user': GROUND.format(phrase.decode()),
+                   'assistant': f'[{x0:.2f},{y0:.2f},{x1:.2f},{y1:.2f}]'} for phrase in phrases]
     return _picture(example) | {'texts': texts}
 
 
