@@ -19,7 +19,7 @@ from downscale.data import images
 from downscale.experiment import Experiment
 from downscale.generate.engine import Engine, Prompt, Request
 from downscale.generate.requests import prompt_arrays
-from downscale.model.vision import Connector, Tower
+from downscale.model.vision import Connector, Tower, scaled
 from downscale.model.vlm import splice
 
 PICTURE = -200
@@ -95,7 +95,7 @@ def _prompt(ids, placed, tiles):
 
 def _computed(cell, params, prompt, expected):
     """{array name: ours, whole} of everything that the expected arrays show a part of."""
-    model, tiles_IPQ = cell.model(), images.normalise(prompt.tiles)
+    model, tiles_IPQ = cell.model(), prompt.tiles
     tokens_BL, index_BLC, weight_BLC = prompt_arrays(
         [prompt], len(prompt.tokens), cell.vision, len(prompt.tiles), whole=True)
     features_IPW = Tower(cell.vision).apply({'params': params['tower']}, tiles_IPQ)
@@ -106,7 +106,7 @@ def _computed(cell, params, prompt, expected):
     image_BLD = splice(features_LD[None], index_BLC, weight_BLC)
     embedded_BLD = jnp.asarray(params['language']['embedding_VD'])[tokens_BL]
     embedded_BLD = jnp.where(index_BLC[:, :, :1] >= 0, image_BLD, embedded_BLD)
-    ours = {'pixel_values': tiles_IPQ, 'vision_features_head': features_IPW,
+    ours = {'pixel_values': scaled(tiles_IPQ), 'vision_features_head': features_IPW,
             'projected_head': projected_IPD, 'inputs_embeds_head': embedded_BLD[0],
             'inputs_embeds_tail': embedded_BLD[0]}
     if 'logits_last' in expected:

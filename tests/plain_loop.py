@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import small
 
-from downscale.data import images
 from downscale.data.images import NEWLINE
 from downscale.data.records import IMAGE, Turn
 from downscale.generate.engine import Decoding, Engine, Prompt, Reply, Request
@@ -102,9 +101,9 @@ def arrays_of(prompt, more):
     index, weight = np.full((1, LENGTH, 4), -1, np.int32), np.zeros((1, LENGTH, 4), np.float32)
     index[0, :n, :C] = np.where(prompt.image_index == NEWLINE, P * tiles, prompt.image_index)
     weight[0, :n, :C] = 1 if prompt.image_weight is None else prompt.image_weight
-    seen = np.zeros((1, tiles, P, small.VISION.Q), np.float32)
+    seen = np.zeros((1, tiles, P, small.VISION.Q), np.uint8)
     if prompt.tiles is not None:
-        seen[0, :len(prompt.tiles)] = images.normalise(prompt.tiles)
+        seen[0, :len(prompt.tiles)] = prompt.tiles
     return ids, segments, seen, index, weight
 
 

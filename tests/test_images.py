@@ -207,12 +207,6 @@ def test_a_long_strip_is_padded_without_a_huge_square(monkeypatch):
     assert tile.max() > 127 and tile.shape == (TINY.P, TINY.Q)
 
 
-def test_normalised_pixels_span_minus_one_to_one():
-    found = images.normalise(np.array([0, 255], np.uint8))
-    assert found.dtype == np.float32
-    assert found.tolist() == [-1.0, 1.0]
-
-
 def test_a_remembered_picture_equals_a_fresh_one_in_every_mode():
     data = (DATA / 'picture.png').read_bytes()
     for pictures in (FLAT, PADDED, FEW):

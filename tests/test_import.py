@@ -12,7 +12,7 @@ from hub_models import FOLDER, NAMES, TOKENS, build, compute, llava_qwen3, paths
 from downscale.convert.leaves import CHUNK_BYTES, turn
 from downscale.convert.shards import INDEX, open_tensors, write_tensors
 from downscale.convert.source import open_source
-from downscale.data.images import normalise, patchify
+from downscale.data.images import patchify
 from downscale.model.init import abstract_params
 from downscale.model.vision import Connector, Tower
 from downscale.model.vlm import Vlm
@@ -36,7 +36,7 @@ def computed(source, name):
         found['logits'] = logits(source, tree, tokens)
     if source.vision:
         pictures = np.load(FOLDER / name / 'expected.npz')['pictures']
-        patches = normalise(np.stack([patchify(p, source.vision.patch) for p in pictures]))
+        patches = np.stack([patchify(p, source.vision.patch) for p in pictures])
         found['features'] = small.quick(Tower(source.vision).apply)(
             {'params': tree['tower']}, patches)
         if source.language:

@@ -6,6 +6,7 @@ import pytest
 from downscale.generate import forward
 from downscale.model.cache import edges
 from downscale.model.init import init_params
+from downscale.model.vision import Tower, scaled
 from downscale.model.vlm import Vlm
 from downscale.sizes import MICRO, LanguageConfig, VisionConfig, scale
 
@@ -26,6 +27,14 @@ def batch():
     index[1, 1:5, 0] = np.arange(4)  # one picture
     index[2, 1:9, 0], index[2, 9] = np.arange(8), 8  # two pictures and a newline
     return tokens, positions, np.ones((3, L), np.int32), tiles, index
+
+
+def test_a_tower_sees_bytes_as_their_values_between_minus_one_and_one():
+    pixels = np.random.default_rng(0).integers(0, 256, (2, VISION.P, VISION.Q), np.uint8)
+    assert scaled(np.array([0, 255], np.uint8)).tolist() == [-1, 1]
+    features, again = (Tower(VISION).apply({'params': PARAMS['tower']}, x)
+                       for x in (pixels, pixels.astype(np.float32) / 127.5 - 1))
+    np.testing.assert_allclose(features, again, atol=1e-6)
 
 
 def test_a_token_cannot_see_the_future(batch):

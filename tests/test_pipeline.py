@@ -131,7 +131,7 @@ def test_segments_follow_each_other_and_positions_restart_in_each(packed):
 def test_a_conversation_sees_its_own_pictures_and_no_other(packed):
     several = 0
     for batch in packed:
-        shades = np.round((batch['tiles'] + 1) * 127.5).astype(int)
+        shades = batch['tiles']
         for row, segment, places in conversations(batch):
             index = batch['image_index'][row, places, 0]
             words = small.encoder().text(batch['tokens'][row, places][index < 0][1:])
@@ -153,7 +153,7 @@ def test_a_packed_conversation_mixes_features_of_its_own_tiles_alone():
     for batch in taken(iter(stream(sampler, 5)), 8):
         index, weight = batch['image_index'], batch['image_weight']
         assert index.shape == weight.shape == (4, 72, 4)
-        levels = np.round((batch['tiles'].max(-1) + 1) * 127.5).reshape(4, -1)
+        levels = batch['tiles'].max(-1).reshape(4, -1)
         for row, segment, places in conversations(batch):
             own, shares = index[row, places], weight[row, places]
             words = batch['tokens'][row, places][own[:, 0] < 0]

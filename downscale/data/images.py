@@ -1,7 +1,7 @@
 """Pictures to arrays: decoding, cutting into tiles of patches, and what each image token shows.
 
-Patches leave here as [P, Q] with values in [-1, 1] (SigLIP: mean = std = 0.5), so that image
-height and width never meet the letters H and W. How a picture is cut is `sizes.Pictures`.
+Patches leave here as [P, Q] of bytes, which the tower scales, so that image height and width never
+meet the letters H and W. How a picture is cut is `sizes.Pictures`.
 """
 import io
 import math
@@ -331,8 +331,3 @@ def cut(data, vision, pictures, alone=True, where='image'):
         found = placed, patches
         _cache.put(key, found)
     return found
-
-
-def normalise(tiles):
-    """uint8 -> float32 in [-1, 1]."""
-    return tiles.astype(np.float32) / 127.5 - 1

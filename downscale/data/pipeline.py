@@ -187,7 +187,7 @@ def packed_batch(rows, shape, layout):
         if corners > 1:
             out['image_weight'] = empty(np.float32, corners)
         # Unused tiles are encoded, but nothing points to them.
-        out['tiles'] = np.zeros((len(rows), shape.tiles, vision.P, vision.Q), np.float32)
+        out['tiles'] = np.zeros((len(rows), shape.tiles, vision.P, vision.Q), np.uint8)
     for row, conversations in enumerate(rows):
         start = first = 0
         for number, arrays in enumerate(conversations, 1):
@@ -201,7 +201,7 @@ def packed_batch(rows, shape, layout):
                 moved = np.where(index >= 0, index + first * vision.P, -1)
                 out['image_index'][row, start:stop] = np.where(
                     index == images.NEWLINE, shape.tiles * vision.P, moved)
-                out['tiles'][row, first:first + shown] = images.normalise(arrays['tiles'])
+                out['tiles'][row, first:first + shown] = arrays['tiles']
                 first += shown
             start = stop
     return out
@@ -212,12 +212,12 @@ def pair_batch(rows, shape, layout):
     vision = layout.vision
     out = {'tokens': np.zeros((len(rows), shape.length), np.int32),
            'segments': np.zeros((len(rows), shape.length), np.int32),
-           'tiles': np.zeros((len(rows), vision.P, vision.Q), np.float32)}
+           'tiles': np.zeros((len(rows), vision.P, vision.Q), np.uint8)}
     for row, (arrays,) in enumerate(rows):
         tokens = arrays['tokens'][arrays['weights'] > 0]
         out['tokens'][row, :len(tokens)] = tokens
         out['segments'][row, :len(tokens)] = 1
-        out['tiles'][row] = images.normalise(arrays['tiles'][0])
+        out['tiles'][row] = arrays['tiles'][0]
     return out
 
 
@@ -249,16 +249,27 @@ class _Batches(grain.IterDataset):
 
 class _Iterator(grain.DatasetIterator):
     """Plans global batches and makes this process's rows of them. Its state is the plan's, the
-    same in every process."""
+    same in every process.
+
+    The conversations of the batch after next are being made while one is packed.
+    """
 
     def __init__(self, sampler, drawn, share):
         super().__init__()
         self.sampler, self.drawn, self.share = sampler, drawn, share
         self.packer = Packer(sampler.shapes, most_open(sampler.recipe))
-        self.next, self.waiting = 0, {}
+        self.next, self.waiting, self.ahead, self.state = 0, {}, None, None
         self.pool = ThreadPoolExecutor(min(READERS, os.cpu_count()))
 
     def __next__(self):
+        bucket, rows, self.state = self.ahead or self._plan()
+        self.ahead = self._plan()
+        rows = [[made.result() for made in row] for row in rows]
+        make = pair_batch if self.sampler.recipe.stage == 'tower' else packed_batch
+        return make(rows, self.sampler.shapes[bucket], self.sampler.encoder.layout)
+
+    def _plan(self):
+        """(number of the shape, rows of conversations in the making, state behind this batch)."""
         ready = None
         while ready is None:
             one = self.waiting[self.next] = self.drawn[self.next]
@@ -267,20 +278,18 @@ class _Iterator(grain.DatasetIterator):
         bucket, rows = ready
         rows = [[self.waiting.pop(position) for position in row] for row in rows]
         rows = [rows[row] for row in self.share.rows(len(rows))]
-        made = self.pool.map(self.sampler.make, (one for row in rows for one in row))
-        rows = [[next(made) for _ in row] for row in rows]
-        make = pair_batch if self.sampler.recipe.stage == 'tower' else packed_batch
-        return make(rows, self.sampler.shapes[bucket], self.sampler.encoder.layout)
+        made = [[self.pool.submit(self.sampler.make, one) for one in row] for row in rows]
+        return bucket, made, {'next': self.next, **self.packer.state()}
 
     def close(self):
         super().close()
-        self.pool.shutdown(wait=False)
+        self.pool.shutdown(wait=False, cancel_futures=True)
 
     def get_state(self):
-        return {'next': self.next, **self.packer.state()}
+        return self.state or {'next': self.next, **self.packer.state()}
 
     def set_state(self, state):
-        self.next = state['next']
+        self.next, self.ahead, self.state = state['next'], None, state
         self.waiting = {position: self.drawn[position] for position in self.packer.restore(state)}
 
 
@@ -290,7 +299,7 @@ def stream(sampler, seed, share=Share()):
     Batches have the shapes of `sampler.shapes`, in an order that follows from the data: a batch
     comes when its bucket has the rows. Batch n of all processes together is the same for any number
     of them, and so is the state. Leaves of a batch: tokens, segments, positions int32 [B, L],
-    weights float32 [B, L] and, where the shape has tiles, tiles float32 [B, I, P, Q], image_index
+    weights float32 [B, L] and, where the shape has tiles, tiles uint8 [B, I, P, Q], image_index
     int32 [B, L, C] and, for C > 1, image_weight float32 [B, L, C]. The contrastive stage gives
     tokens, segments [B, L] and tiles [B, P, Q].
     ValueError when the rows do not divide.

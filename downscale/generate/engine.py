@@ -18,7 +18,6 @@ from itertools import islice
 import jax
 import numpy as np
 
-from downscale.data import images
 from downscale.generate import forward, programs, requests, thinking
 from downscale.generate.alike import alike
 from downscale.generate.requests import Decoding, Prompt, Reply, Request  # noqa: F401
@@ -244,9 +243,9 @@ class _Job:
         engine, vision = self.engine, self.engine.model.vision
         for at in range(max(len(prompt.tiles) for prompt in new if prompt)):
             has = np.array([prompt is not None and at < len(prompt.tiles) for prompt in new])
-            tiles_BPQ = np.zeros((len(new), vision.P, vision.Q), np.float32)
+            tiles_BPQ = np.zeros((len(new), vision.P, vision.Q), np.uint8)
             for lane in np.flatnonzero(has):
-                tiles_BPQ[lane] = images.normalise(new[lane].tiles[at])
+                tiles_BPQ[lane] = new[lane].tiles[at]
             self.shown = engine.call(programs.see, engine.params, self.shown,
                                      engine.by_lane(tiles_BPQ), np.int32(at), engine.by_lane(has))
         length = ladder(max(prompt.prefix for prompt in new if prompt), SHORTEST)

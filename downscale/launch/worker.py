@@ -109,7 +109,7 @@ def _batch(cell, stage, where):
     if not pair:
         leaves |= {'positions': ((B, L), 'int32'), 'weights': ((B, L), 'float32')}
     if I:
-        leaves['tiles'] = (B, *(() if pair else (I,)), vision.P, vision.Q), 'float32'
+        leaves['tiles'] = (B, *(() if pair else (I,)), vision.P, vision.Q), 'uint8'
     if I and not pair:
         C = corners(cell.layout(stage.name).pictures)
         leaves['image_index'] = (B, L, C), 'int32'
@@ -132,7 +132,7 @@ def lowered_served(cell, request, target, params):
             model=model, lanes=B, tiles=request.tiles, ends=ends)))
         new_B = place.rows((B,), bool)
         if request.kind == 'see':
-            tiles_BPQ = place.rows((B, model.vision.P, model.vision.Q), 'float32')
+            tiles_BPQ = place.rows((B, model.vision.P, model.vision.Q), 'uint8')
             args = params, shown, tiles_BPQ, place.whole((), 'int32'), new_B
             return programs.see.lower(*args, model=model)
         C = corners(cell.pictures)

@@ -63,8 +63,16 @@ class VisionBlock(nn.Module):
         return constrain(x_BPW, 'BPW', self.rules), None
 
 
+def scaled(patches):
+    """uint8 pixels as float32 in [-1, 1] (SigLIP: mean = std = 0.5); floats stay as they are."""
+    return patches.astype(jnp.float32) / 127.5 - 1 if patches.dtype == jnp.uint8 else patches
+
+
 class Tower(nn.Module):
-    """Patches [B, P, Q], values in [-1, 1] -> features [B, P, W]."""
+    """Patches [B, P, Q], pixels as `scaled` takes them -> features [B, P, W].
+
+    Pixels travel to the device as bytes: a row of 37 tiles of 384 is 16 MB, in float32 63.
+    """
     cfg: VisionConfig
     rules: Rules = Rules()
     dtype: str = 'float32'
@@ -77,7 +85,7 @@ class Tower(nn.Module):
         patch_QW = weight(self, 'patch_QW', (c.Q, c.W), self.dtype)
         patch_bias_W = weight(self, 'patch_bias_W', (c.W,), self.dtype)
         position_PW = weight(self, 'position_PW', (c.P, c.W), self.dtype)
-        x_BPW = jnp.einsum('BPQ,QW->BPW', patches_BPQ.astype(self.dtype), patch_QW)
+        x_BPW = jnp.einsum('BPQ,QW->BPW', scaled(patches_BPQ).astype(self.dtype), patch_QW)
         x_BPW = x_BPW + patch_bias_W + position_PW
         blocks = nn.scan(rematerialised(VisionBlock, self.remat), variable_axes={'params': 0},
                          split_rngs={'params': True}, length=c.layers,
