@@ -9,6 +9,7 @@ from pathlib import Path
 
 from downscale import exits
 from downscale.evaluate import command as chain_command
+from downscale.evaluate import scoring_command
 from downscale.launch.arguments import LAUNCH_EXAMPLES, add_arguments, add_launch_arguments
 from downscale.memory import keep_freed_memory
 from downscale.study_files import find_cell, on_cpu, open_study
@@ -25,6 +26,7 @@ EXAMPLES = {
     'extract-think': 'downscale extract-think --perception runs/smoke/cells/w64d4-s0/extract '
                      '--reasoner runs/smoke/cells/w64d4-s0/reason --data runs/smoke --out '
                      'runs/chain --describe extract --reason think direct',
+    'rescore': 'downscale rescore runs/chain/answer-r-from-p-think.jsonl',
     'import': 'downscale import Qwen3-0.6B --to models/qwen3-0.6b',
     'export': 'downscale export models/qwen3-0.6b --to Qwen3-0.6B-copy --format qwen3',
     'parity': 'downscale parity tests/data/llava_qwen3_tiny --json',
@@ -182,6 +184,11 @@ def extract_think(args):
         print(f'process {args.process} of {args.processes} is done; process 0 joins the files')
 
 
+def rescore(args):
+    """Judge stored replies again by every named scorer, without generating anything."""
+    print(*scoring_command.rescore_lines(args), sep='\n')
+
+
 def import_(args):
     """Bring a Hugging Face folder or a GGUF file into a run folder."""
     from downscale.console import progress_bars
@@ -277,6 +284,7 @@ def parser():
     add_arguments(_command(commands, plan))
     add_launch_arguments(_command(commands, launch))
     chain_command.add_arguments(_command(commands, extract_think))
+    scoring_command.add_rescore_arguments(_command(commands, rescore))
     _add_exchange(commands)
     return top
 

@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 
 LETTERS = 'ABCDEFGH'
-# The question of the published comparison of scorers, asked where a row says no options: one rule
-# looks for their texts, so its verdicts mean nothing without them.
+# The question of the published comparison of scorers, for rows that do not say what was asked: some
+# rules look for the texts of options, so their verdicts mean nothing without any.
 COMPARISON = {'A': 'one cat', 'B': 'two dogs', 'C': 'three birds', 'D': 'no animals'}
 
 _LAST_LINE_MARK = re.compile(r'Answer\s*:\s*([^\n]+)', re.IGNORECASE)
@@ -125,5 +125,5 @@ def vmcbench(text, options):
         return max(bare, key=lambda letter: text.rfind(f' {letter} '))
     if len(text.split()) <= 5:
         return None
-    said = [letter for letter, option in options.items() if option.lower() in lower]
+    said = [letter for letter, option in options.items() if option and option.lower() in lower]
     return max(said, key=lambda letter: lower.rfind(options[letter].lower())) if said else None

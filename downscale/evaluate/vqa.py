@@ -38,9 +38,9 @@ def one_line(text):
     return text.replace('\n', ' ').replace('\t', ' ').strip()
 
 
-def normal_marks(text):
+def normal_marks(text, comma=_COMMA):
     """`text` without marks: removed beside a blank or where a number has a comma, else a blank."""
-    found, comma = text, _COMMA.search(text)
+    found, comma = text, comma.search(text)
     for mark in MARKS:
         beside = comma or mark + ' ' in text or ' ' + mark in text
         found = found.replace(mark, '' if beside else ' ')
@@ -63,12 +63,12 @@ def agreement(found, answers):
 
 
 def soft(text, answers):
-    """Agreement of `text` after `normal` (TextVQA and VizWiz in lmms-eval; M4C, so CoIN's TextVQA)."""
+    """Agreement of `text` after `normal` (lmms-eval: TextVQA, VizWiz; M4C and so CoIN: TextVQA)."""
     return agreement(normal(text), [normal(answer) for answer in answers])
 
 
 def soft_vqav2(text, answers):
-    """Agreement as VQAv2 in lmms-eval 0.7 counts it: marks and words normalised, words not split."""
+    """Agreement as VQAv2 in lmms-eval 0.7 counts it: marks and words normalised, not split."""
     text, *answers = [normal_words(normal_marks(one_line(side))) for side in (text, *answers)]
     return agreement(text, answers)
 
