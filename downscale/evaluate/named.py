@@ -19,11 +19,13 @@ SAME = 1e-9
 class Target:
     """What is right: one answer or those of several people, and what some rules ask for.
 
-    `choices` are (letter, text) pairs; `share` is how many people took B of A and B.
+    `choices` are (letter, text) pairs; `share` is how many people took B of A and B; a `free`
+    answer is a description, which no reply will equal.
     """
     answers: tuple[str, ...]
     choices: tuple[tuple[str, str], ...] = ()
     share: float | None = None
+    free: bool = False
 
     @property
     def gold(self):
@@ -37,8 +39,10 @@ class Target:
 
     @property
     def forms(self):
-        """What the answers can be taken for: 'letter', 'box', 'people', 'share', 'yes', 'text'."""
+        """What the answers can be taken for: letter, box, people, share, yes, text or free."""
         gold = self.gold.strip()
+        if self.free:
+            return {'free'}
         if self.share is not None:
             return {'share', 'letter'}
         if len(self.answers) > 1:
@@ -67,13 +71,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Scorer:
-    """A named rule: `read` makes a `Verdict` of (text, `Target`) where the target has its `form`.
+    """A named rule: `read` makes a `Verdict` of (text, `Target`) where the target has such a form.
 
     `strip` is what its harness does to a stored reply before the rule sees it.
     """
     name: str
     version: str
-    form: str
+    forms: tuple[str, ...]
     read: Callable
     strip: Callable = str
 
@@ -116,6 +120,14 @@ def _rouge(text, target):
     return Verdict(value, value, bool(text.strip()))
 
 
+def _interleave(text, target):
+    if target.free:
+        return _rouge(text, target)
+    rule = words.interleave_choice
+    return _accepting(rule)(text, target) if 'letter' in target.forms else \
+        _number(rule)(text, target)
+
+
 def _own(text, target):
     found = answer_of(without_thought(text), True, target.gold)
     score = max(float(plain(found) == plain(answer)) for answer in target.answers)
@@ -134,46 +146,42 @@ def _preferred(text, target):
 
 
 _TABLE = (
-    Scorer('lmms_v04', 'lmms-eval 0.4, MMStar', 'letter', _accepting(scorers.lmms_v04)),
-    Scorer('ref_stage2', 'arXiv 2511.17487, second stage', 'letter',
+    Scorer('lmms_v04', 'lmms-eval 0.4, MMStar', ('letter',), _accepting(scorers.lmms_v04)),
+    Scorer('ref_stage2', 'arXiv 2511.17487, second stage', ('letter',),
            _accepting(scorers.ref_stage2)),
-    Scorer('lmms_v07_letter', 'lmms-eval 0.7, letters A-H', 'letter',
+    Scorer('lmms_v07_letter', 'lmms-eval 0.7, letters A-H', ('letter',),
            _letter(lambda text, target: scorers.lmms_v07_letter(text)), lmms_without_thoughts),
-    Scorer('lmms_v07_mmstar', 'lmms-eval 0.7, MMStar (letters A-D)', 'letter',
+    Scorer('lmms_v07_mmstar', 'lmms-eval 0.7, MMStar (letters A-D)', ('letter',),
            _letter(lambda text, target: scorers.lmms_v07_letter(text, 'ABCD')),
            lmms_without_thoughts),
-    Scorer('vlmevalkit', 'VLMEvalKit, can_infer without a judge', 'letter',
+    Scorer('vlmevalkit', 'VLMEvalKit, can_infer without a judge', ('letter',),
            _letter(lambda text, target: scorers.vlmevalkit(text, target.options))),
-    Scorer('vmcbench', 'lmms-eval 0.4, VMCBench, never drawn at random', 'letter',
+    Scorer('vmcbench', 'lmms-eval 0.4, VMCBench, never drawn at random', ('letter',),
            _letter(lambda text, target: scorers.vmcbench(text, target.options))),
-    Scorer('coin_scienceqa', 'CoIN, ScienceQA', 'letter', _letter(
+    Scorer('coin_scienceqa', 'CoIN, ScienceQA', ('letter',), _letter(
         lambda text, target: words.coin_scienceqa(text, len(target.choices) or 5))),
-    Scorer('lmms_scienceqa', 'lmms-eval 0.4, ScienceQA', 'letter',
+    Scorer('lmms_scienceqa', 'lmms-eval 0.4, ScienceQA', ('letter',),
            _accepting(words.lmms_scienceqa)),
-    Scorer('interleave', 'LLaVA-NeXT, evaluate_interleave', 'letter',
-           _accepting(words.interleave_choice)),
-    Scorer('lmms_interleave', 'lmms-eval 0.4, LLaVA-Interleave', 'letter',
+    Scorer('lmms_interleave', 'lmms-eval 0.4, LLaVA-Interleave', ('letter',),
            _accepting(words.lmms_interleave)),
-    Scorer('preferred', 'downscale 1, share of people', 'share', _preferred),
-    Scorer('lmms_exact', 'lmms-eval 0.4, GQA', 'text', _number(words.same_words)),
-    Scorer('coin_equal', 'CoIN, VQAv2 and VizWiz', 'text', _number(words.coin_equal)),
-    Scorer('coin_ocrvqa', 'CoIN, OCR-VQA', 'text', _number(words.coin_ocrvqa)),
-    Scorer('coin_imagenet', 'CoIN, ImageNet; an empty reply is wrong', 'text',
+    Scorer('preferred', 'downscale 1, share of people', ('share',), _preferred),
+    Scorer('lmms_exact', 'lmms-eval 0.4, GQA', ('text',), _number(words.same_words)),
+    Scorer('coin_equal', 'CoIN, VQAv2 and VizWiz', ('text',), _number(words.coin_equal)),
+    Scorer('coin_ocrvqa', 'CoIN, OCR-VQA', ('text',), _number(words.coin_ocrvqa)),
+    Scorer('coin_imagenet', 'CoIN, ImageNet; an empty reply is wrong', ('text',),
            _number(words.coin_imagenet)),
-    Scorer('interleave_text', 'LLaVA-NeXT, evaluate_interleave', 'text',
-           _number(words.interleave_choice)),
-    Scorer('rouge_l', 'LLaVA-NeXT, evaluate_interleave (rouge 1.0.1)', 'text', _rouge),
-    Scorer('pope', 'lmms-eval 0.4, POPE', 'yes', _number(words.pope)),
-    Scorer('yes_no', 'downscale 1', 'yes', _yes),
-    Scorer('vqa', 'EvalAI: TextVQA, VizWiz, M4C', 'people', _people(vqa.soft)),
-    Scorer('vqav2', 'lmms-eval 0.7, VQAv2', 'people', _people(vqa.soft_vqav2)),
-    Scorer('vqav2_v04', 'lmms-eval 0.4, VQAv2', 'people', _people(vqa.soft_vqav2_v04)),
-    Scorer('coin', 'CoIN, Grounding, its parsing mended', 'box', _number(boxes.coin)),
-    Scorer('coin_compat', 'CoIN, Grounding as published', 'box', _number(boxes.coin_compat)),
-    Scorer('refcoco', 'lmms-eval 0.4, RefCOCO ACC@0.5', 'box', _number(boxes.refcoco)),
-    Scorer('exact-1', 'downscale 1', 'letter', _own),
-    Scorer('exact-1', 'downscale 1', 'text', _own),
-    Scorer('exact-1', 'downscale 1', 'people', _own),
+    Scorer('interleave', 'LLaVA-NeXT, evaluate_interleave', ('letter', 'text', 'free'),
+           _interleave),
+    Scorer('rouge_l', 'LLaVA-NeXT, evaluate_interleave (rouge 1.0.1)', ('text', 'free'), _rouge),
+    Scorer('pope', 'lmms-eval 0.4, POPE', ('yes',), _number(words.pope)),
+    Scorer('yes_no', 'downscale 1', ('yes',), _yes),
+    Scorer('vqa', 'EvalAI: TextVQA, VizWiz, M4C', ('people',), _people(vqa.soft)),
+    Scorer('vqav2', 'lmms-eval 0.7, VQAv2', ('people',), _people(vqa.soft_vqav2)),
+    Scorer('vqav2_v04', 'lmms-eval 0.4, VQAv2', ('people',), _people(vqa.soft_vqav2_v04)),
+    Scorer('coin', 'CoIN, Grounding, its parsing mended', ('box',), _number(boxes.coin)),
+    Scorer('coin_compat', 'CoIN, Grounding as published', ('box',), _number(boxes.coin_compat)),
+    Scorer('refcoco', 'lmms-eval 0.4, RefCOCO ACC@0.5', ('box',), _number(boxes.refcoco)),
+    Scorer('exact-1', 'downscale 1', ('letter', 'text', 'people'), _own),
 )
 SCORERS = {scorer.name: scorer for scorer in _TABLE}
 
@@ -182,7 +190,7 @@ def applying(target, names=None):
     """The `Scorer`s, in the table's order, that can judge replies to `target`; of `names` only."""
     forms = target.forms
     return [scorer for scorer in _TABLE
-            if scorer.form in forms and (names is None or scorer.name in names)]
+            if forms.intersection(scorer.forms) and (names is None or scorer.name in names)]
 
 
 def verdicts(text, target, names=None, stored=False):

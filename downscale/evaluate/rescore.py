@@ -113,7 +113,8 @@ def _of_sample(record):
 
 def target_of(doc, answers):
     """The `Target` that the `doc` of a record describes."""
-    return Target(tuple(answers), tuple(map(tuple, doc.get('choices') or ())), doc.get('share'))
+    return Target(tuple(answers), tuple(map(tuple, doc.get('choices') or ())), doc.get('share'),
+                  bool(doc.get('free')))
 
 
 def judged(rows, names=None):
