@@ -15,7 +15,7 @@ from downscale.data.images import open_under
 from downscale.data.questions import correct
 from downscale.data.records import IMAGE
 from downscale.evaluate.answers import hash_of
-from downscale.evaluate.named import SCORERS, Target
+from downscale.evaluate.named import Target, verdicts
 from downscale.evaluate.reading import answer_of
 from downscale.experiment import unknown
 
@@ -69,17 +69,18 @@ class Questions:
                 row.pop(name) if not row[name] else None
         return hash_of([self.scorer, rows])
 
-    def judge(self, asked, text):
+    def judge(self, asked, text, marked=True):
         """(answer, whether one was found, its score) of a reply without its thought.
 
-        The score is None where the data has no answer. What cannot be read is never guessed.
+        `marked` says that an 'Answer: X' was asked for (see `named.verdicts`). The score is None
+        where the data has no answer. What cannot be read is never guessed.
         """
         if self.scorer == 'scene-1' or asked.right is None:
             pred = answer_of(text, self.scorer != 'scene-1', asked.answer)
             score = None if asked.answer is None else float(
                 correct(asked.family, pred, asked.answer))
             return pred, bool(pred), score
-        found = SCORERS[self.scorer].read(text, asked.right)
+        found = verdicts(text, asked.right, [self.scorer], marked=marked)[self.scorer]
         return found.value, found.parsed, found.score
 
 

@@ -63,10 +63,12 @@ def _is_box(gold):
 
 @dataclass(frozen=True)
 class Verdict:
-    """A scorer's own value, the score that it means, and whether an answer was found."""
+    """A scorer's own value, the score that it means, whether an answer was found, and, from rules
+    for yes and no, which of the two was `said`."""
     value: str | float | None
     score: float | None
     parsed: bool
+    said: str = ''
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,12 @@ def _own(text, target):
 
 def _yes(text, target):
     found = words.yes_or_no(answer_of(without_thought(text), True))
-    return Verdict(found, float(found == target.gold.strip().lower()), bool(found))
+    return Verdict(found, float(found == target.gold.strip().lower()), bool(found), found)
+
+
+def _pope(text, target):
+    value, said = words.pope(text, target.gold), text.lower().strip()
+    return Verdict(value, value, said in ('yes', 'no'), said)
 
 
 def _preferred(text, target):
@@ -173,7 +180,7 @@ _TABLE = (
     Scorer('interleave', 'LLaVA-NeXT, evaluate_interleave', ('letter', 'text', 'free'),
            _interleave),
     Scorer('rouge_l', 'LLaVA-NeXT, evaluate_interleave (rouge 1.0.1)', ('text', 'free'), _rouge),
-    Scorer('pope', 'lmms-eval 0.4, POPE', ('yes',), _number(words.pope)),
+    Scorer('pope', 'lmms-eval 0.4, POPE', ('yes',), _pope),
     Scorer('yes_no', 'downscale 1', ('yes',), _yes),
     Scorer('vqa', 'EvalAI: TextVQA, VizWiz, M4C', ('people',), _people(vqa.soft)),
     Scorer('vqav2', 'lmms-eval 0.7, VQAv2', ('people',), _people(vqa.soft_vqav2)),
@@ -193,13 +200,18 @@ def applying(target, names=None):
             if forms.intersection(scorer.forms) and (names is None or scorer.name in names)]
 
 
-def verdicts(text, target, names=None, stored=False):
+def verdicts(text, target, names=None, stored=False, marked=False):
     """{name: `Verdict`} of every scorer that can judge `text`.
 
     `stored` is a reply as a harness keeps it; the harness's own stripping comes before its rule.
+    `marked` is the reply of a model that was asked to end in 'Answer: X'; rules for words, boxes
+    and people's answers, which know no such mark, get what stands behind it.
     """
-    return {scorer.name: scorer.read(scorer.strip(text) if stored else text, target)
-            for scorer in applying(target, names)}
+    found, behind = {}, answer_of(text, True) if marked else text
+    for scorer in applying(target, names):
+        said = text if 'letter' in scorer.forms else behind
+        found[scorer.name] = scorer.read(scorer.strip(said) if stored else said, target)
+    return found
 
 
 def disagree(found):

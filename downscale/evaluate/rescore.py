@@ -17,6 +17,7 @@ from downscale.evaluate.samples import first_text, read_samples
 from downscale.evaluate.scorers import COMPARISON
 from downscale.experiment import unknown
 
+MARKED = ('answer-think', 'answer-direct')  # rows of reasoners, who are asked for 'Answer: X'
 OTHERS = ('doc_id', 'doc', 'key')  # what the dict of a metric of lmms-eval cannot be called
 
 
@@ -24,7 +25,7 @@ OTHERS = ('doc_id', 'doc', 'key')  # what the dict of a metric of lmms-eval cann
 class Row:
     """A stored reply with what is right, and what the statistics need to know about it.
 
-    `gold` is as the file has it. `stored` says that a harness's stripping is still to come.
+    `gold` is as the file has it. `stored` and `marked` are those of `named.verdicts`.
     """
     text: str
     gold: object
@@ -33,6 +34,7 @@ class Row:
     strata: tuple[str, ...] = ()
     truncated: bool | None = None
     stored: bool = False
+    marked: bool = False
 
 
 def read_rows(path):
@@ -107,8 +109,10 @@ def _of_sample(record):
         strata = tuple(part for name, value in record.items() if isinstance(value, dict)
                        and name not in (*OTHERS, 'average') and 'l2_category' in value
                        for part in (name, value['l2_category']))
-    return Row(first_text(record['filtered_resps']), answers or record['target'], target,
-               str(doc.get('cluster', record['doc_id'])), strata, record.get('truncated'), True)
+    gold = answers if answers and len(answers) > 1 else target.answers[0]
+    return Row(first_text(record['filtered_resps']), gold, target,
+               str(doc.get('cluster', record['doc_id'])), strata, record.get('truncated'), True,
+               record['task'] in MARKED)
 
 
 def target_of(doc, answers):
@@ -125,7 +129,7 @@ def judged(rows, names=None):
     for name in names or ():
         if name not in SCORERS:
             raise ValueError(unknown('scorer', name, list(SCORERS)))
-    found = [verdicts(row.text, row.target, names, row.stored) for row in rows]
+    found = [verdicts(row.text, row.target, names, row.stored, row.marked) for row in rows]
     if rows and not any(found):
         raise ValueError(f'{", ".join(names)}: made for other answers than those of this file '
                          f'(first: {json.dumps(rows[0].gold)[:60]})')
@@ -165,6 +169,8 @@ def _measured(mine):
              'truncated': float(np.mean(cut)) if cut else None,
              'differs': float(np.mean([disagree(pair) for pair in zip(given, first)])),
              'completed': len(done), 'accuracy_completed': float(np.mean(done)) if done else None}
+    if any(verdict.said for verdict in given):
+        found |= _of_yes(rows, [verdict.said for verdict in given])
     if all(row.strata for row in rows):
         found['average'] = macro_of(scores, [' / '.join(row.strata) for row in rows])
         groups = {}
@@ -173,6 +179,20 @@ def _measured(mine):
         found['categories'] = {name: macro_of(*zip(*group))
                                for name, group in sorted(groups.items())}
     return found
+
+
+def _of_yes(rows, said):
+    """Precision, recall and F1 of 'yes', and how often it was said (POPE)."""
+    right = [row.target.gold.strip().lower() == 'yes' for row in rows]
+    yes = [word == 'yes' for word in said]
+    hits, recalled = sum(map(min, right, yes)), [word == 'no' for word in said]
+    # An answer that is neither is no missed 'yes' (lmms-eval counts so).
+    missed = sum(map(min, right, recalled))
+    precision = hits / sum(yes) if any(yes) else 0.0
+    recall = hits / (hits + missed) if hits + missed else 0.0
+    both = precision + recall
+    return {'precision': precision, 'recall': recall,
+            'f1': 2 * precision * recall / both if both else 0.0, 'yes': float(np.mean(yes))}
 
 
 def table(measured, rows, found, left_out=0):
