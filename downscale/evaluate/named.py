@@ -152,7 +152,7 @@ def _preferred(text, target):
     return Verdict(found, words.preferred(found, target.share), bool(found))
 
 
-_TABLE = (
+SCORERS = {scorer.name: scorer for scorer in (
     Scorer('lmms_v04', 'lmms-eval 0.4, MMStar', ('letter',), _accepting(scorers.lmms_v04)),
     Scorer('ref_stage2', 'arXiv 2511.17487, second stage', ('letter',),
            _accepting(scorers.ref_stage2)),
@@ -189,15 +189,13 @@ _TABLE = (
     Scorer('coin_compat', 'CoIN, Grounding as published', ('box',), _number(boxes.coin_compat)),
     Scorer('refcoco', 'lmms-eval 0.4, RefCOCO ACC@0.5', ('box',), _number(boxes.refcoco)),
     Scorer('exact-1', 'downscale 1', ('letter', 'text', 'people'), _own),
-)
-SCORERS = {scorer.name: scorer for scorer in _TABLE}
+)}
 
 
 def applying(target, names=None):
-    """The `Scorer`s, in the table's order, that can judge replies to `target`; of `names` only."""
+    """The `Scorer`s that can judge replies to `target`, of all or of `names`, in that order."""
     forms = target.forms
-    return [scorer for scorer in _TABLE
-            if forms.intersection(scorer.forms) and (names is None or scorer.name in names)]
+    return [SCORERS[name] for name in names or SCORERS if forms.intersection(SCORERS[name].forms)]
 
 
 def verdicts(text, target, names=None, stored=False, marked=False):

@@ -97,7 +97,8 @@ def _answers(gold, where):
 
 
 def _doc(record):
-    return record['doc'] if isinstance(record.get('doc'), dict) else {}
+    """What our records say of their question; others may mean something else by the same names."""
+    return record['doc'] if record['key'] and isinstance(record.get('doc'), dict) else {}
 
 
 def _of_sample(record):
@@ -106,13 +107,14 @@ def _of_sample(record):
     target = target_of(doc, answers or [record['target']])
     strata = tuple(doc.get('strata') or ())
     if not strata:
-        strata = tuple(part for name, value in record.items() if isinstance(value, dict)
+        strata = tuple(str(part) for name, value in record.items() if isinstance(value, dict)
                        and name not in (*OTHERS, 'average') and 'l2_category' in value
                        for part in (name, value['l2_category']))
     gold = answers if answers and len(answers) > 1 else target.answers[0]
+    cut = record.get('truncated')
     return Row(first_text(record['filtered_resps']), gold, target,
-               str(doc.get('cluster', record['doc_id'])), strata, record.get('truncated'), True,
-               record['task'] in MARKED)
+               str(doc.get('cluster', record['doc_id'])), strata,
+               cut if isinstance(cut, bool) else None, True, record['task'] in MARKED)
 
 
 def target_of(doc, answers):
@@ -122,7 +124,7 @@ def target_of(doc, answers):
 
 
 def judged(rows, names=None):
-    """[{scorer name: `Verdict`}] of every row, by all scorers or by `names`, in the table's order.
+    """[{scorer name: `Verdict`}] of every row, by all scorers or by `names`, in that order.
 
     ValueError for a name that no scorer has, and where none of them can judge any row.
     """
@@ -150,7 +152,7 @@ def summary(rows, found):
     them. A row is completed when it was not cut off and an answer was found.
     """
     measured = {}
-    for name in SCORERS:
+    for name in dict.fromkeys(name for given in found for name in given):
         mine = [(row, given[name], next(iter(given.values()))) for row, given in zip(rows, found)
                 if name in given and given[name].score is not None]
         if mine:
