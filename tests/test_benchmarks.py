@@ -208,6 +208,7 @@ def test_tasks_with_several_pictures_have_their_own_rule_and_group(tmp_path):
     assert free.strata == ('Spot-Diff', 'Spot-the-Diff') and choice.strata == ('Puzzle', 'RAVEN')
     assert found.judge(free, 'the cat came')[2] == pytest.approx(2 / 3, abs=1e-6)
     assert found.judge(choice, 'Answer: B')[2] == 1.0
+    assert found.judge(free, 'so\nAnswer: the cat left')[2] == pytest.approx(1.0)
 
 
 def test_damaged_data_is_refused_in_one_line_with_counts(tmp_path):
@@ -262,6 +263,8 @@ def test_our_files_feed_a_reader_of_filtered_resps(tmp_path):
     with open(out / 'answer-w32d1-s0-extract-joint.jsonl', encoding='utf-8') as file:
         samples = {row['doc_id']: row for row in map(json.loads, file)}
     texts = [samples[k]['filtered_resps'][0] for k in range(6)]
+    tail = BENCHMARKS['mmstar'].tail
+    assert all(samples[k]['input'].endswith(tail) for k in range(6)) and len(tail) > 20
     assert texts == [SAID[index] for index, *_ in STAR]
     assert [samples[k]['score'] for k in range(6)] == [1.0, 1.0, 0.0, 1.0, 0.0, 1.0]
 

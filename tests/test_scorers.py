@@ -40,6 +40,9 @@ VERDICTS = [
     ('E', 'E', 1.0, 1.0, 'E', None, None),
     ('It shows two dogs on the grass', 'B', 0.0, 0.0, '', 'B', 'B'),
     ('(A) or B. yes', 'B', 0.0, 0.0, 'A', None, 'A'),
+    ('The answer is (B) or (A) or (B) here', 'A', 0.0, 0.0, 'A', None, 'B'),
+    ('B is what we see', 'B', 1.0, 1.0, 'B', None, 'B'),
+    ('B is what see', 'B', 1.0, 1.0, 'B', 'B', 'B'),
 ]
 LONG = [start + piece * (100000 // len(piece)) for start, piece in (
     ('', 'A'), ('answer is', ' '), ('', 'Answer: '), ('Answer', '*'), ('A.', '\n'), ('', '\x00'),

@@ -64,10 +64,10 @@ class Questions:
     def hash(self):
         """A short hash of all that is asked, shown and right."""
         rows = [dataclasses.asdict(asked) for asked in self.asked]
-        for row in rows:  # what only benchmarks have leaves the hash of other data alone
-            for name in ('target', 'strata'):
-                row.pop(name) if not row[name] else None
-        return hash_of([self.scorer, rows])
+        # What only benchmarks have leaves the hash of other data alone.
+        return hash_of([self.scorer, [
+            {name: value for name, value in row.items()
+             if value or name not in ('target', 'strata')} for row in rows]])
 
     def judge(self, asked, text, marked=True):
         """(answer, whether one was found, its score) of a reply without its thought.

@@ -27,10 +27,10 @@ def chain_of(args, bars):
     """(`Chain`, `Benchmark`) of the command line, everything that it names checked."""
     from downscale.evaluate.benchmarks import BENCHMARKS, questions_of
     from downscale.experiment import unknown
+    if not args.runs or args.on is None or args.data is None:
+        raise ValueError('give at least one RUN, --on NAME and --data PATH; --list names all')
     if args.on not in BENCHMARKS:
-        raise ValueError(unknown('benchmark', args.on or '', list(BENCHMARKS)))
-    if not args.runs or args.data is None:
-        raise ValueError('give at least one RUN, and --data')
+        raise ValueError(unknown('benchmark', args.on, list(BENCHMARKS)))
     if (args.information or args.informer or args.describe) and not args.reasoner:
         raise ValueError('--describe, --information and --informer are for reasoners; give '
                          '--reasoner')

@@ -202,14 +202,12 @@ def verdicts(text, target, names=None, stored=False, marked=False):
     """{name: `Verdict`} of every scorer that can judge `text`.
 
     `stored` is a reply as a harness keeps it; the harness's own stripping comes before its rule.
-    `marked` is the reply of a model that was asked to end in 'Answer: X'; rules for words, boxes
-    and people's answers, which know no such mark, get what stands behind it.
+    `marked` is the reply of a model that was asked to end in 'Answer: X'; rules for anything but
+    options know no such mark and get what stands behind it.
     """
-    found, behind = {}, answer_of(text, True) if marked else text
-    for scorer in applying(target, names):
-        said = text if 'letter' in scorer.forms else behind
-        found[scorer.name] = scorer.read(scorer.strip(said) if stored else said, target)
-    return found
+    said = answer_of(text, True) if marked and 'letter' not in target.forms else text
+    return {scorer.name: scorer.read(scorer.strip(said) if stored else said, target)
+            for scorer in applying(target, names)}
 
 
 def disagree(found):
