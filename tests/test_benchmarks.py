@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from test_asked import fails
 
-from downscale.cli import parser
+from downscale.cli import main, parser
 from downscale.evaluate import benchmark_command, rescore
 from downscale.evaluate.asked import informed
 from downscale.evaluate.benchmarks import BENCHMARKS, inline_options, questions_of
@@ -189,6 +189,9 @@ def test_preferences_are_worth_their_votes(tmp_path):
     (tmp_path / 'p.csv').write_text('reference,left,right,share\n0.png,1.png,2.png,0.25\n')
     pieapp = questions_of(BENCHMARKS['pieapp'], tmp_path / 'p.csv')
     assert [pieapp.judge(pieapp.asked[0], said)[2] for said in 'AB'] == [0.75, 0.25]
+    for share, told in (('x', "'x' is no number"), ('2', 'from 0 to 1')):
+        (tmp_path / 'p.csv').write_text(f'reference,left,right,share\n0.png,1.png,2.png,{share}\n')
+        fails(lambda: questions_of(BENCHMARKS['pieapp'], tmp_path / 'p.csv'), 'entry 0', told)
 
 
 def test_tasks_with_several_pictures_have_their_own_rule_and_group(tmp_path):
@@ -285,6 +288,18 @@ def test_decoupled_rows_and_joint_rows_stand_beside_each_other_and_resume(tmp_pa
     assert fake_chain.files(tmp_path / 'out') == first and len(Scripted.asked) == count
     other, _ = chain(tmp_path / 'out', 'mmstar', questions, **both, tail='?')
     fails(lambda: begin(tmp_path / 'out', other.settings()), 'begun with other settings')
+
+
+def test_the_command_asks_a_model_and_continues_without_asking_again(tmp_path, capsys):
+    run, = fake_chain.runs('perception', 1)
+    words = ['benchmark', str(run.folder), '--on', 'mmstar', '--data', str(star(tmp_path)),
+             '--out', str(tmp_path / 'out'), '--answer-tokens', '4', '--limit', '3', '--quiet']
+    assert main(words) == 0
+    first = fake_chain.files(tmp_path / 'out')
+    assert first.keys() == {'settings.json', 'summary.json', f'answer-{run.name}-joint.jsonl'}
+    assert main(words) == 0 and fake_chain.files(tmp_path / 'out') == first
+    assert 'ref_stage2' in capsys.readouterr().out
+    assert main(['rescore', str(tmp_path / 'out' / f'answer-{run.name}-joint.jsonl')]) == 0
 
 
 def test_information_goes_by_the_index_and_never_by_the_row(tmp_path):

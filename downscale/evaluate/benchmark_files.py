@@ -184,6 +184,14 @@ def csv_rows(path, needed):
         yield number, dict(zip(header, line)), line
 
 
+def number_of(text, where):
+    """The number in a CSV value; ValueError names where it stands."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f'{where}: {text!r} is no number') from None
+
+
 def beside(root, names):
     """Calls that read picture files inside the folder `root`."""
     return [partial(_read, root, name) for name in names]

@@ -121,9 +121,8 @@ def _mmstar(path, images):
         options = tuple((letter, row[letter]) for letter in 'ABCD' if row[letter]) if inside \
             else inline_options(row['question'])
         question = f'{row["question"]}\nOptions:\n{listed(options)}' if inside else row['question']
-        strata = (row['category'], row['l2_category'])
-        yield entry(number, row['index'], question, [picture], Target((row['answer'],), options),
-                    strata[0], strata)
+        strata, target = (row['category'], row['l2_category']), Target((row['answer'],), options)
+        yield entry(number, row['index'], question, [picture], target, strata[0], strata)
 
 
 def _vmcbench(path, images, only=None):
@@ -133,7 +132,8 @@ def _vmcbench(path, images, only=None):
             options = tuple((letter, str(row[letter])) for letter in 'ABCD')
             question = f'Question: {row["question"]}\nOptions:\n{listed(options)}'
             yield entry(number, row['index'], question, [picture],
-                        Target((row['answer'],), options), row['category'], (row['category'],))
+                        Target((str(row['answer']),), options), row['category'],
+                        (row['category'],))
 
 
 def _six(path, images):
@@ -152,7 +152,8 @@ def _scienceqa(path, images):
 def _gqa(path, images):
     for number, row, picture in files.joined_rows(
             path, ('id', 'imageId', 'question', 'answer'), '_instructions', '_images'):
-        yield entry(number, row['id'], row['question'], [picture], Target((row['answer'],)))
+        yield entry(number, row['id'], row['question'], [picture],
+                    Target((str(row['answer']),)))
 
 
 def _textvqa(path, images):
@@ -172,7 +173,7 @@ def _pope(path, images):
     needed = ('question_id', 'question', 'answer', 'category')
     for number, row, picture in files.parquet_rows(path, needed):
         yield entry(number, f'{row["category"]}-{row["question_id"]}', row['question'], [picture],
-                    Target((row['answer'],)), row['category'])
+                    Target((str(row['answer']),)), row['category'])
 
 
 def _coin(path, images):
@@ -188,10 +189,11 @@ def _coin(path, images):
 def _nights(path, images):
     """dreamsim's data.csv, by place: 0 id, 2 whether right won, 4 to 6 reference, left, right."""
     for number, row, line in files.csv_rows(path, ('votes', 'split')):
-        if row['split'] == 'test' and float(row['votes']) >= VOTES:
-            share = float(line[2])
+        where = f'{path}, entry {number}'
+        if row['split'] == 'test' and files.number_of(row['votes'], where) >= VOTES:
+            kind = 'imagenet' if row.get('is_imagenet') == 'True' else 'other'
             yield entry(number, line[0], PREFERENCE, files.beside(images, line[4:7]),
-                        _shared(share), 'imagenet' if row.get('is_imagenet') == 'True' else 'other')
+                        _shared(line[2], where), kind)
 
 
 def _pieapp(path, images):
@@ -199,12 +201,13 @@ def _pieapp(path, images):
     for number, row, _ in files.csv_rows(path, ('reference', 'left', 'right', 'share')):
         names = [row[name] for name in ('reference', 'left', 'right')]
         yield entry(number, number, PREFERENCE, files.beside(images, names),
-                    _shared(float(row['share'])), names[0])
+                    _shared(row['share'], f'{path}, entry {number}'), names[0])
 
 
-def _shared(share):
+def _shared(text, where):
+    share = files.number_of(text, where)
     if not 0 <= share <= 1:
-        raise ValueError(f'a share of people must be from 0 to 1, not {share}')
+        raise ValueError(f'{where}: a share of people must be from 0 to 1, not {share}')
     options = (('A', 'the second picture'), ('B', 'the third picture'))
     return Target(('B' if share > 0.5 else 'A',), options, share)
 
