@@ -9,6 +9,7 @@ from pathlib import Path
 
 from downscale import exits
 from downscale.data_command import DATA_EXAMPLES, add_data_arguments, with_verb
+from downscale.evaluate import benchmark_command, scoring_command
 from downscale.evaluate import command as chain_command
 from downscale.launch.arguments import LAUNCH_EXAMPLES, add_arguments, add_launch_arguments
 from downscale.memory import keep_freed_memory
@@ -26,6 +27,9 @@ EXAMPLES = {
     'extract-think': 'downscale extract-think --perception runs/smoke/cells/w64d4-s0/extract '
                      '--reasoner runs/smoke/cells/w64d4-s0/reason --data runs/smoke --out '
                      'runs/chain --describe extract --reason think direct',
+    'benchmark': 'downscale benchmark models/vlm --on mmstar --data mmstar.parquet --reasoner '
+                 'models/qwen3-1.7b --information information.json',
+    'rescore': 'downscale rescore runs/chain/answer-r-from-p-think.jsonl',
     'import': 'downscale import Qwen3-0.6B --to models/qwen3-0.6b',
     'export': 'downscale export models/qwen3-0.6b --to Qwen3-0.6B-copy --format qwen3',
     'parity': 'downscale parity tests/data/llava_qwen3_tiny --json',
@@ -169,6 +173,34 @@ def extract_think(args):
         print(f'process {args.process} of {args.processes} is done; process 0 joins the files')
 
 
+def benchmark(args):
+    """Let models answer a public benchmark with its pictures, and reasoners from descriptions.
+
+    Every scorer that fits is reported. The same command continues after an interruption.
+    """
+    if args.list:
+        print(*benchmark_command.listing(), sep='\n')
+        return
+    if on_cpu():
+        keep_freed_memory()
+    from downscale.console import progress_bars
+    from downscale.study import use_cache
+    use_cache(cache_folder())
+    with progress_bars(args.quiet) as bars:
+        chain, asked = benchmark_command.chain_of(args, bars)
+        found = chain.run()
+    if found is not None:
+        print(*benchmark_command.scored(chain, asked)[1], sep='\n')
+        print(f'summary: {args.out / "summary.json"}')
+    else:
+        print(f'process {args.process} of {args.processes} is done; process 0 joins the files')
+
+
+def rescore(args):
+    """Judge stored replies again by every named scorer, without generating anything."""
+    print(*scoring_command.rescore_lines(args), sep='\n')
+
+
 def import_(args):
     """Bring a Hugging Face folder or a GGUF file into a run folder."""
     from downscale.console import progress_bars
@@ -261,6 +293,8 @@ def parser():
     add_arguments(_command(commands, plan))
     add_launch_arguments(_command(commands, launch))
     chain_command.add_arguments(_command(commands, extract_think))
+    benchmark_command.add_benchmark_arguments(_command(commands, benchmark))
+    scoring_command.add_rescore_arguments(_command(commands, rescore))
     _add_exchange(commands)
     return top
 

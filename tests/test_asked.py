@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from downscale.evaluate.asked import answer_of, informed, open_questions, plain
+from downscale.evaluate.asked import informed, open_questions
+from downscale.evaluate.reading import answer_of, plain
 
 PICTURE = Path(__file__).parent / 'data' / 'picture.png'
 

@@ -6,8 +6,6 @@ A line of such a file is {"id", "question", "images": [paths beside the file], "
 import dataclasses
 import hashlib
 import json
-import re
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,8 @@ from downscale.data.images import open_under
 from downscale.data.questions import correct
 from downscale.data.records import IMAGE
 from downscale.evaluate.answers import hash_of
+from downscale.evaluate.named import Target, verdicts
+from downscale.evaluate.reading import answer_of
 from downscale.experiment import unknown
 
 FIELDS = {'id': (str, int), 'question': str, 'images': list, 'answer': str, 'information': str,
@@ -29,7 +29,8 @@ class Asked:
     """One question: its number in the data, its id, and digests of its pictures in their order.
 
     `answer` and `information` are None where the data has none. Questions of one `cluster` share
-    their pictures.
+    their pictures. A benchmark gives a `target`, more than one answer, and `strata`, its axes from
+    the broadest to the finest.
     """
     doc_id: int
     id: str
@@ -39,14 +40,21 @@ class Asked:
     information: str | None
     family: str
     cluster: str
+    target: Target | None = None
+    strata: tuple[str, ...] = ()
+
+    @property
+    def right(self):
+        """What the named scorers judge by; None where the data has no answer."""
+        return self.target or (None if self.answer is None else Target((self.answer,)))
 
 
 @dataclass(frozen=True)
 class Questions:
     """Questions, how their pictures are opened (Asked -> bytes of each) and who judges.
 
-    `scorer` names the rule and its version: 'scene-1' is the scene world's, 'exact-1' equal text or
-    the same option letter.
+    `scorer` names the rule and its version: 'scene-1' is the scene world's, the others are those of
+    `named.py`, with 'exact-1' for equal text or the same option letter.
     """
     asked: tuple[Asked, ...]
     images: Callable
@@ -55,19 +63,25 @@ class Questions:
     @property
     def hash(self):
         """A short hash of all that is asked, shown and right."""
-        return hash_of([self.scorer, [dataclasses.asdict(asked) for asked in self.asked]])
+        rows = [dataclasses.asdict(asked) for asked in self.asked]
+        # What only benchmarks have leaves the hash of other data alone.
+        return hash_of([self.scorer, [
+            {name: value for name, value in row.items()
+             if value or name not in ('target', 'strata')} for row in rows]])
 
-    def judge(self, asked, text):
+    def judge(self, asked, text, marked=True):
         """(answer, whether one was found, its score) of a reply without its thought.
 
-        The score is None where the data has no answer. What cannot be read is never guessed.
+        `marked` says that an 'Answer: X' was asked for (see `named.verdicts`). The score is None
+        where the data has no answer. What cannot be read is never guessed.
         """
-        pred = answer_of(text, self.scorer == 'exact-1', asked.answer)
-        if asked.answer is None:
-            return pred, bool(pred), None
-        if self.scorer == 'exact-1':
-            return pred, bool(pred), float(plain(pred) == plain(asked.answer))
-        return pred, bool(pred), float(correct(asked.family, pred, asked.answer))
+        if self.scorer == 'scene-1' or asked.right is None:
+            pred = answer_of(text, self.scorer != 'scene-1', asked.answer)
+            score = None if asked.answer is None else float(
+                correct(asked.family, pred, asked.answer))
+            return pred, bool(pred), score
+        found = verdicts(text, asked.right, [self.scorer], marked=marked)[self.scorer]
+        return found.value, found.parsed, found.score
 
 
 def open_questions(path, split='test', limit=None):
@@ -169,8 +183,9 @@ def _checked(line, where):
 
 # --- what to look at --------------------------------------------------------------------------
 
-def informed(questions, path):
-    """`questions` with the information of a JSON file {id or number in the data: text}.
+def informed(questions, path, numbers=True):
+    """`questions` with the information of a JSON file {id or, with `numbers`, number in the data:
+    text}.
 
     FileNotFoundError or ValueError in one line for a missing or damaged file and, with counts, for
     questions that it leaves out.
@@ -183,48 +198,12 @@ def informed(questions, path):
         raise ValueError(f'{path} is no readable JSON ({error})') from None
     if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
         raise ValueError(f'{path} must hold one JSON object of texts')
-    ids = all(asked.id in found for asked in questions.asked)
+    ids = not numbers or all(asked.id in found for asked in questions.asked)
     names = {asked.doc_id: asked.id if ids else str(asked.doc_id) for asked in questions.asked}
     lacking = [name for name in names.values() if name not in found]
     if lacking:
-        raise ValueError(f'{path} lacks {len(lacking)} of {len(names)} questions, by id and by '
-                         f'number (first {lacking[0]!r})')
+        raise ValueError(f'{path} lacks {len(lacking)} of {len(names)} questions, by id'
+                         f'{" and by number" * numbers} (first {lacking[0]!r})')
     return dataclasses.replace(questions, asked=tuple(
         dataclasses.replace(asked, information=found[names[asked.doc_id]])
         for asked in questions.asked))
-
-
-# --- reading an answer ------------------------------------------------------------------------
-
-# 'Answer: X', also as '**Answer:** X' and '**Answer**: X'.
-_MARK = re.compile(r'\banswer[ *_]*:[ *_]*([^\n]*)', re.IGNORECASE)
-_BOXED = re.compile(r'\\boxed\{([^{}]*)\}')
-# An option: '(B) ..', 'B', 'B.', 'B) ..', 'B: ..'. In 'A cat' the letter is a word.
-_OPTION = re.compile(r'\(([A-Z])\)|([A-Z])(?:[.:),]|$)')
-
-
-def answer_of(text, by_line, gold=None):
-    """The answer in a reply: behind its last 'Answer:', or its last line, or (not `by_line`) all.
-
-    Where `gold` is an option letter the answer is one too, or '' when there is none to read.
-    """
-    text = text.strip()
-    marked = _MARK.findall(text)
-    if not marked and not by_line:
-        return text
-    found = bare(marked[-1] if marked else text.rpartition('\n')[2])
-    if gold is None or not re.fullmatch('[A-Z]', gold):
-        return found
-    option = _OPTION.match(found.upper())
-    return option[1] or option[2] if option else ''
-
-
-def bare(text):
-    """`text` without a box, emphasis, quotes and a full stop around it."""
-    return _BOXED.sub(r'\1', text).strip(' *_`$"\'').removesuffix('.').strip(' *_`$"\'')
-
-
-def plain(text):
-    """`text` as it is compared: case, width of letters, blanks and final marks do not count."""
-    folded = unicodedata.normalize('NFKC', bare(text)).casefold()
-    return ' '.join(folded.split()).strip('.,;:!? ')

@@ -12,6 +12,11 @@ def file_name(perception, reasoner, mode):
     return f'answer-{reasoner.name}-from-{perception.name}-{mode}'
 
 
+def joint_name(run):
+    """The samples of one model that sees the pictures and answers by itself."""
+    return f'answer-{run.name}-joint'
+
+
 def summary(chain, told):
     """One dict per cell of a finished chain; `told` holds the descriptions by perception model."""
     found = []

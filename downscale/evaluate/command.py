@@ -15,6 +15,11 @@ def add_arguments(sub):
     sub.add_argument('--out', type=Path, required=True, help='folder of the results')
     sub.add_argument('--split', default='test', help='split of a study (default: test)')
     sub.add_argument('--limit', type=int, metavar='N', help='only the first N questions')
+    add_manner(sub)
+
+
+def add_manner(sub):
+    """`sub` takes how is asked, written and worked: what extract-think and benchmark share."""
     _add_wording(sub.add_argument_group('what is asked'))
     _add_writing(sub.add_argument_group('how the reasoner writes (descriptions are greedy)'))
     group = sub.add_argument_group('how the work is done; no result depends on it')
@@ -65,10 +70,20 @@ def _add_writing(group):
 
 def chain_of(args, bars):
     """The `Chain` of the command line, everything that it names checked."""
+    from downscale.evaluate.asked import open_questions
+    return assembled(args, bars, lambda: open_questions(args.data, args.split, args.limit))
+
+
+def assembled(args, bars, open_data, numbers=True, sighted=(), tail=''):
+    """The `Chain` of arguments with `perception` and `reasoner`, over what `open_data` returns.
+
+    `numbers` says that an information file may go by numbers in the data; `sighted` are folders of
+    models that answer themselves, with `tail` behind their question.
+    """
     import dataclasses
 
     from downscale.evaluate import prompts
-    from downscale.evaluate.asked import informed, open_questions
+    from downscale.evaluate.asked import informed
     from downscale.evaluate.extract_think import Chain
     from downscale.evaluate.plan import Plan
     from downscale.evaluate.runs import open_runs, prompts_for
@@ -83,19 +98,20 @@ def chain_of(args, bars):
     if args.describe != 'extract' and (args.information or args.informer):
         raise ValueError('a caption looks at everything; give --describe extract with '
                          '--information or --informer')
-    folders = [*args.perception, *args.reasoner, *[args.informer] * bool(args.informer)]
+    folders = [*dict.fromkeys((*sighted, *args.perception)), *args.reasoner,
+               *[args.informer] * bool(args.informer)]
     worded = prompts.load(args.prompts or prompts_for(folders))
     args.reason = tuple(args.reason) if args.reason else None
     limits = {name: vars(worded)[name] for name in prompts.LIMITS}
     plan = Plan(**limits | {field.name: value for field in dataclasses.fields(Plan)
                             if (value := vars(args)[field.name]) is not None})
-    questions = open_questions(args.data, args.split, args.limit)
+    questions = open_data()
     if args.information:
-        questions = informed(questions, args.information)
+        questions = informed(questions, args.information, numbers)
     sees = any(asked.pictures for asked in questions.asked)
     informer = open_runs([args.informer] if args.informer else [], 'informer')
     return Chain(
         args.out, plan, worded, questions, open_runs(args.perception, 'perception', sees=sees),
         open_runs(args.reasoner, 'reasoner', ban=plan.ban_reflexive), *informer,
-        process=args.process, processes=args.processes, slots=args.slots, report=bars,
-        note=bars.note)
+        sighted=open_runs(sighted, 'run', sees=sees), tail=tail, process=args.process,
+        processes=args.processes, slots=args.slots, report=bars, note=bars.note)

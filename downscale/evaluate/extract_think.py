@@ -49,7 +49,8 @@ class Job:
 class Chain:
     """A grid of perception models and reasoners over questions, to be written below `out`.
 
-    `informer` writes what to look at where it is given. `process` of `processes` takes every
+    `informer` writes what to look at where it is given; `sighted` models answer with the picture
+    themselves, their question followed by `tail`. `process` of `processes` takes every
     `processes`-th picture. `engine` opens a run folder (folder, slots); `report` is called with
     (name, done, total), `note` with lines for a person.
     """
@@ -60,6 +61,8 @@ class Chain:
     perceptions: tuple[Run, ...]
     reasoners: tuple[Run, ...]
     informer: Run | None = None
+    sighted: tuple[Run, ...] = ()
+    tail: str = ''
     process: int = 0
     processes: int = 1
     slots: int = 16
@@ -76,7 +79,7 @@ class Chain:
         ValueError naming what differs when `out` was begun with other settings, and where an
         extraction has nothing to look at. Other processes return None.
         """
-        if self.plan.describe == 'extract' and self.informer is None:
+        if self.plan.describe == 'extract' and self.informer is None and self.perceptions:
             lacking = [asked for asked in self.questions.asked if not asked.information]
             if lacking:
                 raise ValueError(
@@ -90,6 +93,8 @@ class Chain:
                 for run in self.perceptions}
         for run in self.reasoners:
             self._answer(run, mine, told, self._generate)
+        for run in self.sighted:
+            self._see(run, mine, self._generate)
         if self.process:
             return None
         every = self.questions.asked
@@ -98,6 +103,8 @@ class Chain:
                 for run in self.perceptions}
         for run in self.reasoners:
             self._answer(run, every, told, self._finish)
+        for run in self.sighted:
+            self._see(run, every, self._finish)
         found = cells.summary(self, told)
         write_json(self.out / 'summary.json', {'settings': hash_of(self.settings()),
                                                'scorer': self.questions.scorer, 'cells': found})
@@ -108,7 +115,8 @@ class Chain:
         def prints(runs):
             return {run.name: run.fingerprint for run in runs}
 
-        return {'plan': json.loads(json.dumps(dataclasses.asdict(self.plan))),
+        joint = {'sighted': prints(self.sighted), 'tail': repr(self.tail)} if self.sighted else {}
+        return {**joint, 'plan': json.loads(json.dumps(dataclasses.asdict(self.plan))),
                 'prompts': self.prompts.hash,
                 'data': {'hash': self.questions.hash, 'questions': len(self.questions.asked),
                          'scorer': self.questions.scorer},
@@ -170,6 +178,13 @@ class Chain:
                 stages.append((cells.file_name(perception, run, mode), jobs))
         handle(run, stages, decoding)
 
+    def _see(self, run, every, handle):
+        """What a model that sees the picture answers by itself."""
+        jobs = [self._job(run, 'answer-joint', asked, asked.text + self.tail,
+                          sample_of(asked.id, 'joint'), self._greedy(), self.plan.answer_tokens,
+                          shown=True) for asked in every]
+        handle(run, [(cells.joint_name(run), jobs)], self._greedy())
+
     def _greedy(self):
         return Decoding(seed=self.plan.seed)
 
@@ -181,7 +196,8 @@ class Chain:
         generation['banned_thinking'] = hash_of(generation['banned_thinking'])
         record = {
             'doc_id': asked.doc_id, 'target': asked.answer or '',
-            'doc': {'id': asked.id, 'family': asked.family, 'cluster': asked.cluster},
+            'doc': {'id': asked.id, 'family': asked.family, 'cluster': asked.cluster,
+                    **benchmark_fields(asked)},
             'input': text, 'arguments': [text, generation], 'task': task, 'model': run.name,
             'checkpoint': run.fingerprint, 'prompts': self.prompts.hash,
             'prompt_hash': hash_of(text), **more}
@@ -248,7 +264,7 @@ class Chain:
         task = job.record['task']
         if task.startswith('answer'):
             text, _ = answer_in(reply.text, job.thinking)
-            pred, parsed, score = self.questions.judge(job.asked, text)
+            pred, parsed, score = self.questions.judge(job.asked, text, task != 'answer-joint')
             found = {'pred': pred, 'scorer': self.questions.scorer}
             found |= {} if score is None else {'score': score}
         else:
@@ -300,6 +316,14 @@ class Chain:
                   f'{stats["compiles"]} programs compiled in {stats["compile_seconds"]:.1f} s of '
                   f'that; slots {stats["slot_occupancy"]:.0%} busy; '
                   f'{stats["padding_waste"]:.0%} of what was read is padding')
+
+
+def benchmark_fields(asked):
+    """What the named scorers need beside the reply, in the form that `rescore` reads."""
+    if asked.target is None:
+        return {'strata': list(asked.strata)} if asked.strata else {}
+    return {'answers': list(asked.target.answers), 'choices': list(map(list, asked.target.choices)),
+            'share': asked.target.share, 'free': asked.target.free, 'strata': list(asked.strata)}
 
 
 def sample_of(*parts):

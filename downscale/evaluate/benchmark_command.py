@@ -1,0 +1,73 @@
+"""`downscale benchmark`: its arguments, its chain, and every fitting score of what was written."""
+import json
+from pathlib import Path
+
+from downscale.evaluate.command import add_manner, assembled
+
+
+def add_benchmark_arguments(sub):
+    """`sub` (an argparse parser) takes what `run` reads."""
+    sub.add_argument('runs', nargs='*', type=Path, metavar='RUN',
+                     help='run folders of models that see the pictures and answer')
+    sub.add_argument('--on', metavar='NAME', help='the benchmark (see --list)')
+    sub.add_argument('--list', action='store_true', help='name every benchmark, its scorers and '
+                     'where its data comes from')
+    sub.add_argument('--data', type=Path, help='its file or folder, as published')
+    sub.add_argument('--images', type=Path, metavar='FOLDER', help='where picture files lie that '
+                     'the data names (default: beside it)')
+    sub.add_argument('--reasoner', nargs='+', type=Path, default=[], metavar='RUN', help='models '
+                     'that answer from what each RUN describes, too')
+    sub.add_argument('--out', type=Path, help='folder of the results (default: '
+                     'runs/benchmark-NAME)')
+    sub.add_argument('--limit', type=int, metavar='N', help='only the first N questions')
+    add_manner(sub)
+
+
+def chain_of(args, bars):
+    """(`Chain`, `Benchmark`) of the command line, everything that it names checked."""
+    from downscale.evaluate.benchmarks import BENCHMARKS, questions_of
+    from downscale.experiment import unknown
+    if not args.runs or args.on is None or args.data is None:
+        raise ValueError('give at least one RUN, --on NAME and --data PATH; --list names all')
+    if args.on not in BENCHMARKS:
+        raise ValueError(unknown('benchmark', args.on, list(BENCHMARKS)))
+    if (args.information or args.informer or args.describe) and not args.reasoner:
+        raise ValueError('--describe, --information and --informer are for reasoners; give '
+                         '--reasoner')
+    if (args.information or args.informer) and args.describe is None:
+        args.describe = 'extract'
+    benchmark = BENCHMARKS[args.on]
+    args.perception = args.runs if args.reasoner else []
+    args.out = args.out or Path('runs') / f'benchmark-{benchmark.name}'
+    # A data set's own ids, as MMStar's index, decide: its rows may stand in another order.
+    chain = assembled(args, bars,
+                      lambda: questions_of(benchmark, args.data, args.images, args.limit),
+                      numbers=False, sighted=args.runs, tail=benchmark.tail)
+    return chain, benchmark
+
+
+def scored(chain, benchmark):
+    """{samples name: summary of every scorer} of a finished chain; it joins `summary.json`."""
+    from downscale.evaluate import cells, rescore
+    from downscale.places import write_json
+    names = [cells.joint_name(run) for run in chain.sighted]
+    names += [cells.file_name(perception, reasoner, mode) for perception in chain.perceptions
+              for reasoner in chain.reasoners for mode in chain.plan.reason]
+    found, lines = {}, []
+    for name in names:
+        rows, left_out = rescore.read_rows(chain.out / f'{name}.jsonl')
+        judged = rescore.judged(rows, benchmark.scorers)
+        found[name] = rescore.summary(rows, judged)
+        lines += [name, *rescore.table(found[name], rows, judged, left_out), '']
+    path = chain.out / 'summary.json'
+    write_json(path, json.loads(path.read_text()) | {
+        'benchmark': benchmark.name, 'headline': benchmark.scorers[0], 'source': benchmark.source,
+        'scores': found})
+    return found, lines
+
+
+def listing():
+    """The lines of --list."""
+    from downscale.evaluate.benchmarks import BENCHMARKS
+    for benchmark in BENCHMARKS.values():
+        yield f'{benchmark.name}: {benchmark.source}\n    scorers: {", ".join(benchmark.scorers)}'

@@ -1,0 +1,211 @@
+"""Published files of questions: parquet shards, TSV with pictures inside, JSON and CSV beside them.
+
+A reader yields an `Entry` per question. Pictures are calls that read when they are made: nothing
+but one group of rows of a parquet file is held, and no path leaves its folder.
+"""
+import base64
+import csv
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from downscale.data.images import open_under
+from downscale.data.records import IMAGE
+from downscale.evaluate.named import Target
+
+NO_PICTURE = 64  # a shorter TSV picture is the index of the row that holds it (VLMEvalKit)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One question: its row in the data, its id, and its pictures as calls that return bytes.
+
+    `target` is None where the data has no answer, `strata` its axes from broad to fine. A call
+    returns None where the data has no picture.
+    """
+    row: int
+    id: str
+    question: str
+    pictures: tuple[Callable, ...]
+    target: Target | None
+    family: str = ''
+    strata: tuple[str, ...] = ()
+
+
+def entry(row, name, question, pictures, target, family='', strata=()):
+    """An `Entry` whose question has no image marks: pictures are put in front."""
+    text = str(question).replace(f'{IMAGE}\n', '').replace(IMAGE, '').strip()
+    axes = tuple(map(str, strata))
+    return Entry(row, str(name), text, tuple(pictures), target, str(family), axes)
+
+
+def lacking(path, names, needed):
+    """Raise ValueError naming the columns of `needed` that are not in `names`."""
+    gone = [name for name in needed if name not in names]
+    if gone:
+        raise ValueError(f'{path} has no {", ".join(map(repr, gone))}; it has '
+                         f'{", ".join(map(repr, names))}')
+
+
+# --- parquet ----------------------------------------------------------------------------------
+
+def parquet_rows(path, needed, image='image'):
+    """(number, row without its picture, call that reads it) of a file, or of a folder's shards.
+
+    The files of a folder must be one split ('dev-00000-of-00002.parquet').
+    """
+    number = 0
+    for file in _shards(Path(path)):
+        opened = _opened(file)
+        names = opened.schema_arrow.names
+        lacking(file, names, [*needed, *[image] * bool(image)])
+        columns = [name for name in names if name != image]
+        for group in range(opened.num_row_groups):
+            rows = opened.read_row_group(group, columns=columns).to_pylist()
+            for k, row in enumerate(rows):
+                yield number, row, partial(_picture, str(file), group, k, image)
+                number += 1
+
+
+def _opened(file):
+    try:
+        return pq.ParquetFile(file)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f'{file} is no readable parquet file ({error})') from None
+
+
+def _shards(path):
+    if path.is_file():
+        return [path]
+    found = sorted(path.glob('*.parquet')) if path.is_dir() else []
+    if not found:
+        raise FileNotFoundError(f'no parquet file {path}, nor any in a folder of that name')
+    splits = sorted({file.stem.split('-')[0] for file in found})
+    if len(splits) > 1:
+        raise ValueError(f'{path} holds several splits ({", ".join(splits)}); give one file, or a '
+                         'folder with one split')
+    return found
+
+
+@lru_cache(maxsize=2)
+def _group(file, group, image):
+    return pq.ParquetFile(file).read_row_group(group, columns=[image]).column(image)
+
+
+def _picture(file, group, k, image):
+    value = _group(file, group, image)[k].as_py()
+    return value.get('bytes') if isinstance(value, dict) else value
+
+
+def joined_rows(path, needed, questions, images):
+    """As `parquet_rows`, of two folders below `path`: one ends in `questions`, one in `images`.
+
+    Pictures are found by their `id` from the questions' `imageId` (GQA).
+    """
+    def below(end):
+        found = [folder for folder in sorted(Path(path).glob(f'*{end}')) if folder.is_dir()]
+        if len(found) != 1:
+            raise FileNotFoundError(f'{path} must hold one folder *{end}, not {len(found)}')
+        return found[0]
+
+    pictures = {}
+    for _, row, picture in parquet_rows(below(images), ['id']):
+        if str(row['id']) in pictures:
+            raise ValueError(f'{below(images)}: picture {row["id"]!r} is there twice')
+        pictures[str(row['id'])] = picture
+    for number, row, _ in parquet_rows(below(questions), needed, image=None):
+        yield number, row, pictures.get(str(row['imageId']), lambda: None)
+
+
+# --- text files ---------------------------------------------------------------------------------
+
+def tsv_rows(path, needed):
+    """(number, row without its picture, call that decodes it) of a TSV with base64 pictures."""
+    path = _there(path)
+    with open(path, 'rb') as file:
+        header = file.readline().decode('utf-8-sig').rstrip('\r\n').split('\t')
+    lacking(path, header, [*needed, 'image'])
+    try:
+        table = pa_csv.read_csv(
+            path, pa_csv.ReadOptions(block_size=path.stat().st_size + 1),
+            pa_csv.ParseOptions(delimiter='\t', newlines_in_values=True),
+            pa_csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string())))
+    except pa.ArrowInvalid as error:
+        raise ValueError(f'{path} is no readable TSV ({error})') from None
+    images, rows = table.column('image'), table.drop_columns(['image']).to_pylist()
+    places = {row['index']: k for k, row in enumerate(rows)}
+
+    def decoded(k, index):
+        text = images[k].as_py()
+        if text and len(text) < NO_PICTURE and text != index and text in places:
+            text = images[places[text]].as_py()
+        try:
+            return base64.b64decode(text, validate=True) or None
+        except ValueError:
+            return None
+
+    for number, row in enumerate(rows):
+        yield number, row, partial(decoded, number, row['index'])
+
+
+def json_list(path, needed):
+    """(number, object) of a JSON list of objects; ValueError names the number of a wrong one."""
+    path = _there(path)
+    try:
+        found = json.loads(path.read_bytes().decode('utf-8-sig'))
+    except ValueError as error:
+        raise ValueError(f'{path} is no readable JSON ({error})') from None
+    if not isinstance(found, list):
+        raise ValueError(f'{path} must hold one JSON list, not {type(found).__name__}')
+    for number, value in enumerate(found):
+        if not isinstance(value, dict):
+            raise ValueError(f'{path}, entry {number}: must be an object')
+        lacking(f'{path}, entry {number}', list(value), needed)
+        yield number, value
+
+
+def csv_rows(path, needed):
+    """(number, {column: text}, [texts by place]) of a CSV file with a header."""
+    path = _there(path)
+    lines = csv.reader(io.StringIO(path.read_bytes().decode('utf-8-sig'), newline=''))
+    header = next(lines, [])
+    lacking(path, header, needed)
+    for number, line in enumerate(lines):
+        if len(line) != len(header):
+            raise ValueError(f'{path}, line {lines.line_num}: {len(line)} values for '
+                             f'{len(header)} columns')
+        yield number, dict(zip(header, line)), line
+
+
+def number_of(text, where):
+    """The number in a CSV value; ValueError names where it stands."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f'{where}: {text!r} is no number') from None
+
+
+def beside(root, names):
+    """Calls that read picture files inside the folder `root`."""
+    return [partial(_read, root, name) for name in names]
+
+
+def _read(root, name):
+    try:
+        return open_under(root, name)
+    except FileNotFoundError:
+        return None
+
+
+def _there(path):
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'no file {path}')
+    return path

@@ -1,0 +1,51 @@
+"""How sure a score is: Wilson for single right or wrong rows, clusters, and means over strata."""
+import math
+
+import numpy as np
+from scipy import stats
+
+from downscale.analysis.stats import mean_ci, wilson
+
+
+def mean_of(scores, clusters):
+    """{'value', 'low', 'high', 'method', 'clusters'} of a mean; None for bounds that do not exist.
+
+    Rows of one cluster (a picture) move together. Where every row is its own cluster and right or
+    wrong the interval is Wilson's.
+    """
+    alone = len(set(clusters)) == len(clusters)
+    if alone and set(scores) <= {0.0, 1.0}:
+        low, high = wilson(sum(scores), len(scores))
+        return {'value': float(np.mean(scores)), 'low': low, 'high': high, 'method': 'Wilson',
+                'clusters': len(scores)}
+    found = mean_ci(scores, clusters, bounds=(0, 1))
+    low, high = (None if math.isnan(bound) else bound for bound in (found.low, found.high))
+    return {'value': found.value, 'low': low, 'high': high, 'method': found.method,
+            'clusters': found.clusters}
+
+
+def macro_of(scores, strata, level=0.95):
+    """The plain mean over strata means, with `se` sqrt(sum w^2 s^2 / n) and its normal interval.
+
+    A stratum of one row has no variance of its own, so that there is no interval then; where no row
+    differs from its stratum the interval is Wilson's for as many rows.
+    """
+    parts = {}
+    for score, stratum in zip(scores, strata, strict=True):
+        parts.setdefault(stratum, []).append(score)
+    weight = 1 / len(parts)
+    value = sum(weight * float(np.mean(part)) for part in parts.values())
+    known = all(len(part) > 1 for part in parts.values())
+    se = math.sqrt(sum(weight ** 2 * np.var(part, ddof=1) / len(part)
+                       for part in parts.values())) if known else None
+    if se is None:
+        low, high, method = None, None, 'none (a stratum has one row)'
+    elif se < 1e-12:
+        low, high = wilson(value * len(scores), len(scores), level)
+        method = 'Wilson, no variance within strata'
+    else:
+        reach = stats.norm.ppf((1 + level) / 2) * se
+        low, high, method = max(0.0, value - reach), min(1.0, value + reach), 'stratified'
+    found = {name: {'n': len(part), 'mean': float(np.mean(part))}
+             for name, part in sorted(parts.items())}
+    return {'value': value, 'se': se, 'low': low, 'high': high, 'method': method, 'strata': found}

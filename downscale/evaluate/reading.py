@@ -1,0 +1,59 @@
+"""How an answer is read out of a reply: what stands behind 'Answer:', letters, and what counts."""
+import re
+import unicodedata
+
+from downscale.data.records import THINK
+
+# 'Answer: X', also as '**Answer:** X' and '**Answer**: X'.
+_MARK = re.compile(r'\banswer[ *_]*:[ *_]*([^\n]*)', re.IGNORECASE)
+_BOXED = re.compile(r'\\boxed\{([^{}]*)\}')
+# An option: '(B) ..', 'B', 'B.', 'B) ..', 'B: ..'. In 'A cat' the letter is a word.
+_OPTION = re.compile(r'\(([A-Z])\)|([A-Z])(?:[.:),]|$)')
+
+
+def answer_of(text, by_line, gold=None):
+    """The answer in a reply: behind its last 'Answer:', or its last line, or (not `by_line`) all.
+
+    Where `gold` is an option letter the answer is one too, or '' when there is none to read.
+    """
+    text = text.strip()
+    marked = _MARK.findall(text)
+    if not marked and not by_line:
+        return text
+    found = bare(marked[-1] if marked else text.rpartition('\n')[2])
+    if gold is None or not re.fullmatch('[A-Z]', gold):
+        return found
+    option = _OPTION.match(found.upper())
+    return option[1] or option[2] if option else ''
+
+
+def bare(text):
+    """`text` without a box, emphasis, quotes and a full stop around it."""
+    return _BOXED.sub(r'\1', text).strip(' *_`$"\'').removesuffix('.').strip(' *_`$"\'')
+
+
+def plain(text):
+    """`text` as it is compared: case, width of letters, blanks and final marks do not count."""
+    folded = unicodedata.normalize('NFKC', bare(text)).casefold()
+    return ' '.join(folded.split()).strip('.,;:!? ')
+
+
+def without_thought(text):
+    """`text` behind its thought, whether the prompt opened it or not; '' where it never closes."""
+    before, closed, after = text.rpartition(THINK[1])
+    if closed:
+        return after.strip()
+    return '' if THINK[0] in text else text
+
+
+def lmms_without_thoughts(text):
+    """`text` as lmms-eval 0.7 hands it to its scorers: no closed thoughts; an open one stays."""
+    while THINK[0] in text and THINK[1] in text:
+        start = text.find(THINK[0])
+        end = text.find(THINK[1], start)
+        if end < 0:
+            break
+        text = text[:start] + text[end + len(THINK[1]):]
+    if THINK[1] in text and THINK[0] not in text:
+        text = text.rpartition(THINK[1])[2]
+    return text.strip()

@@ -1,0 +1,221 @@
+"""Stored replies judged again by every named scorer, without generating anything.
+
+The file is a JSON list of {"text", "gold"} or a samples file, ours or one of lmms-eval. The text of
+a list is what a scorer is given; a samples file holds what a harness stored, so that each scorer
+first gets what its own harness would strip (a closed thought, in lmms-eval 0.7). Our samples hold
+the reply behind its thought: a thought that never closed is an empty reply.
+"""
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from downscale.evaluate.intervals import macro_of, mean_of
+from downscale.evaluate.named import SCORERS, Target, disagree, verdicts
+from downscale.evaluate.samples import first_text, read_samples
+from downscale.evaluate.scorers import COMPARISON
+from downscale.experiment import unknown
+
+MARKED = ('answer-think', 'answer-direct')  # rows of reasoners, who are asked for 'Answer: X'
+OTHERS = ('doc_id', 'doc', 'key')  # what the dict of a metric of lmms-eval cannot be called
+
+
+@dataclass(frozen=True)
+class Row:
+    """A stored reply with what is right, and what the statistics need to know about it.
+
+    `gold` is as the file has it. `stored` and `marked` are those of `named.verdicts`.
+    """
+    text: str
+    gold: object
+    target: Target
+    cluster: str
+    strata: tuple[str, ...] = ()
+    truncated: bool | None = None
+    stored: bool = False
+    marked: bool = False
+
+
+def read_rows(path):
+    """(rows, how many were left out for want of a right answer) of a file of replies.
+
+    FileNotFoundError or ValueError in one line, with the number of the row that cannot be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'no file of replies {path}')
+    if path.suffix == '.jsonl':
+        records = read_samples(path)
+        known = [record for record in records if record['target'] or _doc(record).get('answers')]
+        return [_of_sample(record) for record in known], len(records) - len(known)
+    try:
+        found = json.loads(path.read_bytes().decode('utf-8-sig'))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{path} is no readable JSON ({error}); give a JSON list of '
+                         '{"text", "gold"} or a samples file ending in .jsonl') from None
+    if not isinstance(found, list):
+        raise ValueError(f'{path} must hold one JSON list, not {type(found).__name__}')
+    return [_of_list(value, f'{path}, row {k}', str(k)) for k, value in enumerate(found, 1)], 0
+
+
+def _of_list(value, where, number):
+    """A `Row` of one object of a JSON list; fields that it does not know are left alone."""
+    if not isinstance(value, dict):
+        raise ValueError(f'{where}: must be an object with "text" and "gold", not '
+                         f'{type(value).__name__}')
+    for name in ('text', 'gold'):
+        if name not in value:
+            raise ValueError(f'{where}: missing field {name!r}')
+    if not isinstance(value['text'], str):
+        raise ValueError(f'{where}: text must be a text, not {json.dumps(value["text"])[:60]}')
+    choices = value.get('choices', COMPARISON)
+    if not isinstance(choices, dict) or not choices \
+            or not all(isinstance(option, str) for option in choices.values()):
+        raise ValueError(f'{where}: choices must be an object of letters and texts, not '
+                         f'{json.dumps(choices)[:60]}')
+    share = value.get('share')
+    if share is not None and (isinstance(share, bool) or not isinstance(share, (int, float))
+                              or not 0 <= share <= 1):
+        raise ValueError(f'{where}: share must be a number from 0 to 1, not {share!r}')
+    target = Target(_answers(value['gold'], where), tuple(choices.items()), share)
+    return Row(value['text'], value['gold'], target, str(value.get('cluster', number)))
+
+
+def _answers(gold, where):
+    """The right answers: a text, a list of texts, or the four numbers of a box."""
+    if isinstance(gold, str):
+        return (gold,)
+    if isinstance(gold, list) and gold and all(isinstance(answer, str) for answer in gold):
+        return tuple(gold)
+    numbers = isinstance(gold, list) and len(gold) == 4 and all(
+        isinstance(number, (int, float)) and not isinstance(number, bool) for number in gold)
+    if numbers:
+        return (json.dumps(gold),)
+    raise ValueError(f'{where}: gold must be a text, a list of texts or a box of four numbers, not '
+                     f'{json.dumps(gold)[:60]}')
+
+
+def _doc(record):
+    """What our records say of their question; others may mean something else by the same names."""
+    return record['doc'] if record['key'] and isinstance(record.get('doc'), dict) else {}
+
+
+def _of_sample(record):
+    """A `Row` of a samples record; MMStar's axes of lmms-eval stand in the dicts of its metrics."""
+    doc, answers = _doc(record), _doc(record).get('answers')
+    target = target_of(doc, answers or [record['target']])
+    strata = tuple(doc.get('strata') or ())
+    if not strata:
+        strata = tuple(str(part) for name, value in record.items() if isinstance(value, dict)
+                       and name not in (*OTHERS, 'average') and 'l2_category' in value
+                       for part in (name, value['l2_category']))
+    gold = answers if answers and len(answers) > 1 else target.answers[0]
+    cut = record.get('truncated')
+    return Row(first_text(record['filtered_resps']), gold, target,
+               str(doc.get('cluster', record['doc_id'])), strata,
+               cut if isinstance(cut, bool) else None, True, record['task'] in MARKED)
+
+
+def target_of(doc, answers):
+    """The `Target` that the `doc` of a record describes."""
+    return Target(tuple(answers), tuple(map(tuple, doc.get('choices') or ())), doc.get('share'),
+                  bool(doc.get('free')))
+
+
+def judged(rows, names=None):
+    """[{scorer name: `Verdict`}] of every row, by all scorers or by `names`, in that order.
+
+    ValueError for a name that no scorer has, and where none of them can judge any row.
+    """
+    for name in names or ():
+        if name not in SCORERS:
+            raise ValueError(unknown('scorer', name, list(SCORERS)))
+    found = [verdicts(row.text, row.target, names, row.stored, row.marked) for row in rows]
+    if rows and not any(found):
+        raise ValueError(f'{", ".join(names)}: made for other answers than those of this file '
+                         f'(first: {json.dumps(rows[0].gold)[:60]})')
+    return found
+
+
+def as_json(rows, found):
+    """The rows as JSON values: what was said, what is right, and each scorer's own value."""
+    return [{'text': row.text, 'gold': row.gold,
+             **{name: verdict.value for name, verdict in given.items()}}
+            for row, given in zip(rows, found)]
+
+
+def summary(rows, found):
+    """{scorer: accuracy with its interval, shares, accuracy on completed rows, means over axes}.
+
+    `differs` is the share of rows with another score than that of the first scorer that judged
+    them. A row is completed when it was not cut off and an answer was found.
+    """
+    measured = {}
+    for name in dict.fromkeys(name for given in found for name in given):
+        mine = [(row, given[name], next(iter(given.values()))) for row, given in zip(rows, found)
+                if name in given and given[name].score is not None]
+        if mine:
+            measured[name] = _measured(mine) | {'version': SCORERS[name].version}
+    return measured
+
+
+def _measured(mine):
+    """The numbers of one scorer from (row, verdict, first verdict)."""
+    rows, given, first = zip(*mine)
+    scores = [verdict.score for verdict in given]
+    done = [verdict.score for row, verdict, _ in mine if verdict.parsed and not row.truncated]
+    cut = [row.truncated for row in rows if row.truncated is not None]
+    found = {'n': len(rows), **mean_of(scores, [row.cluster for row in rows]),
+             'unparsed': float(np.mean([not verdict.parsed for verdict in given])),
+             'truncated': float(np.mean(cut)) if cut else None,
+             'differs': float(np.mean([disagree(pair) for pair in zip(given, first)])),
+             'completed': len(done), 'accuracy_completed': float(np.mean(done)) if done else None}
+    if any(verdict.said for verdict in given):
+        found |= _of_yes(rows, [verdict.said for verdict in given])
+    if all(row.strata for row in rows):
+        found['average'] = macro_of(scores, [' / '.join(row.strata) for row in rows])
+        groups = {}
+        for row, score in zip(rows, scores):
+            groups.setdefault(row.strata[0], []).append((score, ' / '.join(row.strata)))
+        found['categories'] = {name: macro_of(*zip(*group))
+                               for name, group in sorted(groups.items())}
+    return found
+
+
+def _of_yes(rows, said):
+    """Precision, recall and F1 of 'yes', and how often it was said (POPE)."""
+    right = [row.target.gold.strip().lower() == 'yes' for row in rows]
+    yes = [word == 'yes' for word in said]
+    hits, recalled = sum(map(min, right, yes)), [word == 'no' for word in said]
+    # An answer that is neither is no missed 'yes' (lmms-eval counts so).
+    missed = sum(map(min, right, recalled))
+    precision = hits / sum(yes) if any(yes) else 0.0
+    recall = hits / (hits + missed) if hits + missed else 0.0
+    both = precision + recall
+    return {'precision': precision, 'recall': recall,
+            'f1': 2 * precision * recall / both if both else 0.0, 'yes': float(np.mean(yes))}
+
+
+def table(measured, rows, found, left_out=0):
+    """The lines of a table of `summary` for a person."""
+    lines = [['scorer', 'n', 'accuracy', '95 %', 'unparsed', 'truncated', 'differs', 'completed',
+              'version']]
+    for name, one in measured.items():
+        at = one.get('average', one)
+        reach = '' if at['low'] is None else f'{at["low"]:.3f}-{at["high"]:.3f}'
+        cut = '' if one['truncated'] is None else f'{100 * one["truncated"]:.1f} %'
+        done = one['accuracy_completed']
+        lines.append([name, str(one['n']), f'{at["value"]:.4f}', reach,
+                      f'{100 * one["unparsed"]:.1f} %', cut, f'{100 * one["differs"]:.1f} %',
+                      '' if done is None else f'{done:.4f}', one['version']])
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    for line in lines:
+        yield '  '.join(text.rjust(width) if 0 < k < len(line) - 1 else text.ljust(width)
+                        for k, (text, width) in enumerate(zip(line, widths))).rstrip()
+    apart = sum(disagree(given.values()) for given in found)
+    yield f'scorers differ on {apart} of {len(rows)} rows; differs: from the first that judged'
+    if any('average' in one for one in measured.values()):
+        yield 'accuracy is the mean over the means of the finest axes, its interval stratified'
+    if left_out:
+        yield f'{left_out} rows without a right answer are left out'

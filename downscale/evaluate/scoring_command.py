@@ -1,0 +1,30 @@
+"""The arguments of `downscale rescore` and what it prints."""
+import json
+from pathlib import Path
+
+
+def add_rescore_arguments(sub):
+    """`sub` (an argparse parser) takes what `rescore_lines` reads."""
+    sub.add_argument('file', type=Path, help='JSON list of {"text", "gold"}, or a samples file '
+                     '(.jsonl) of downscale or lmms-eval. A row of a list may have "choices" '
+                     '({letter: text}; without them those of the published comparison of scorers: '
+                     'A one cat, B two dogs, C three birds, D no animals), "share" (of people who '
+                     'took B) and "cluster"; gold is a text, a list of texts of several people, or '
+                     'a box of four numbers. The text of a list is scored as it stands; of a '
+                     'samples file a scorer gets what its harness leaves of it')
+    sub.add_argument('--json', action='store_true', help='one JSON list, a row each with every '
+                     "scorer's own value")
+    sub.add_argument('--scorers', nargs='+', metavar='NAME', help='only these (default: all that '
+                     'can judge a row)')
+
+
+def rescore_lines(args):
+    """The lines that `downscale rescore` prints."""
+    from downscale.evaluate import rescore
+    rows, left_out = rescore.read_rows(args.file)
+    if not rows and (left_out or not args.json):
+        raise ValueError(f'{args.file} holds no row with a right answer')
+    found = rescore.judged(rows, args.scorers)
+    if args.json:
+        return [json.dumps(rescore.as_json(rows, found))]
+    return list(rescore.table(rescore.summary(rows, found), rows, found, left_out))

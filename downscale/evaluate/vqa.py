@@ -1,0 +1,79 @@
+"""Accuracy against ten people's answers, after the normaliser of the VQA evaluation servers.
+
+The normaliser's oddities decide published numbers and are kept: 'none' becomes '0', an article
+alone becomes nothing, and at most 32 full stops are removed, because the original passes a flag of
+the value 32 where the count belongs. Answers of the data are never changed.
+"""
+import json
+import re
+from functools import cache
+from pathlib import Path
+from statistics import mean
+
+NUMBERS = {word: str(k) for k, word in enumerate(
+    ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten'))}
+NUMBERS['none'] = '0'
+ARTICLES = ('a', 'an', 'the')
+MARKS = ';/[]"{}()=+\\_-><@`,?!'
+STOPS = 32
+
+_COMMA = re.compile(r'(?<=\d),+(?=\d)')
+_STOP = re.compile(r'\.(?!\d)')
+
+
+@cache
+def _contractions():
+    return json.loads((Path(__file__).parent / 'tables' / 'contractions.json').read_text(
+        encoding='utf-8'))['contractions']
+
+
+def normal(text):
+    """`text` as TextVQA, VizWiz and M4C compare it (EvalAI's processor, words split first)."""
+    text = text.lower().replace(',', '').replace('?', '').replace("'s", " 's")
+    return normal_words(normal_marks(one_line(text.strip())))
+
+
+def one_line(text):
+    """`text` without line breaks, tabs and blanks around it."""
+    return text.replace('\n', ' ').replace('\t', ' ').strip()
+
+
+def normal_marks(text, comma=_COMMA):
+    """`text` without marks: removed beside a blank or where a number has a comma, else a blank."""
+    found, comma = text, comma.search(text)
+    for mark in MARKS:
+        beside = comma or mark + ' ' in text or ' ' + mark in text
+        found = found.replace(mark, '' if beside else ' ')
+    return _STOP.sub('', found, count=STOPS)
+
+
+def normal_words(text):
+    """`text` in lower case with digits for small numbers, no articles, contractions spelled out."""
+    words = (NUMBERS.get(word, word) for word in text.lower().split())
+    return ' '.join(_contractions().get(word, word) for word in words if word not in ARTICLES)
+
+
+def agreement(found, answers):
+    """The share of people whom `found` satisfies: three others who say it are full agreement.
+
+    Each of `answers` is left out once (VQA accuracy). Both are compared as they stand.
+    """
+    same = [answer == found for answer in answers]
+    return float(mean(min(1, (sum(same) - one) / 3) for one in same))
+
+
+def soft(text, answers):
+    """Agreement of `text` after `normal` (lmms-eval: TextVQA, VizWiz; M4C and so CoIN: TextVQA)."""
+    return agreement(normal(text), [normal(answer) for answer in answers])
+
+
+def soft_vqav2(text, answers):
+    """Agreement as VQAv2 in lmms-eval 0.7 counts it: marks and words normalised, not split."""
+    text, *answers = [normal_words(normal_marks(one_line(side))) for side in (text, *answers)]
+    return agreement(text, answers)
+
+
+def soft_vqav2_v04(text, answers):
+    """`soft_vqav2`, but nothing is normalised where all people agree (lmms-eval 0.4)."""
+    plain = [one_line(answer) for answer in answers]
+    return soft_vqav2(text, answers) if len(set(plain)) > 1 else agreement(one_line(text), plain)

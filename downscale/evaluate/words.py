@@ -1,0 +1,144 @@
+"""Published rules for short answers, choices, yes and no, and free descriptions (ROUGE-L)."""
+import re
+import string
+
+from downscale.evaluate.vqa import normal_marks, one_line
+
+LONGEST = 512  # letters of a description that count (LLaVA-NeXT, evaluate_interleave)
+_WORD = re.compile(r'\b(\w)\b')
+_NO_MARKS = str.maketrans('', '', string.punctuation)
+_FIRST_WORD = re.compile(r'[\W_]*(yes|no)\b', re.IGNORECASE)
+_LETTER = re.compile(r'\b([A-E])\b', re.IGNORECASE)
+_COMMA = re.compile(r'\d,\d')
+
+
+def same_words(text, gold):
+    """1.0 where case and ASCII punctuation alone differ, else 0.0 (lmms-eval: GQA)."""
+    return float(text.lower().translate(_NO_MARKS) == gold.lower().translate(_NO_MARKS))
+
+
+def coin_equal(text, gold):
+    """1.0 where only case differs from the one answer, else 0.0 (CoIN: VQAv2, VizWiz)."""
+    return float(text.upper() == gold.upper())
+
+
+def coin_ocrvqa(text, gold):
+    """As `coin_equal`; a text with 'Unanswerable' is always wrong (CoIN: OCR-VQA)."""
+    return float('Unanswerable' not in text and text.lower() == gold.lower())
+
+
+def coin_imagenet(text, gold):
+    """1.0 where one contains the other, else 0.0 (CoIN: ImageNet).
+
+    An empty reply is contained in every name, and right in the original; here it is wrong.
+    """
+    return float(bool(text) and (gold in text or text in gold))
+
+
+def coin_scienceqa(text, count=5):
+    """The letter of one of `count` options: all, 'X. ' in front, or the first lone letter of any
+    kind; '' for none (CoIN: ScienceQA)."""
+    if text in ('A', 'B', 'C', 'D', 'E'):
+        letter = text
+    elif text[:1] in ('A', 'B', 'C', 'D', 'E') and text[1:3] == '. ':
+        letter = text[0]
+    else:
+        found = _WORD.search(text)
+        letter = found[1].upper() if found else ''
+    return letter if letter and letter in 'ABCDE'[:count] else ''
+
+
+def lmms_scienceqa(text, gold):
+    """1.0 for the letter alone or 'X.' in front, else 0.0 (lmms-eval: ScienceQA)."""
+    text, gold = text.strip(), gold.strip().lower()
+    return float(text.lower() == gold
+                 or text[:1].isupper() and text[1:2] == '.' and text[0].lower() == gold)
+
+
+def pope(text, gold):
+    """1.0 for exactly the right word in any case, else 0.0: 'Yes.' is wrong (lmms-eval: POPE)."""
+    return float(text.lower().strip() == gold.lower().strip())
+
+
+def yes_or_no(text):
+    """'yes' or 'no' where `text` begins with that word, else ''."""
+    found = _FIRST_WORD.match(text)
+    return found[1].lower() if found else ''
+
+
+def preferred(letter, share):
+    """What a choice is worth when `share` of people took B: 1 - share for A, share for B.
+
+    Undecided people (0.5) give a half to either; no choice gives 0.0 (NIGHTS, PieAPP: 2AFC).
+    """
+    return {'A': 1.0 - share, 'B': float(share)}.get(letter, 0.0)
+
+
+# --- tasks with several pictures -----------------------------------------------------------------
+
+def interleave_words(text):
+    """`text` as the multi-image tasks compare it: marks out, lower case."""
+    bare = normal_marks(one_line(text), _COMMA)
+    return bare.strip("'").strip('"').strip(')').strip('(').strip().lower()
+
+
+def interleave_choice(text, gold):
+    """1.0 for equal words, or for a lone a-h between colons, else 0.0 (evaluate_interleave)."""
+    text = interleave_words(text)
+    letters = [part.strip() for part in text.split(':')] if ':' in text else []
+    for part in letters:
+        text = part if len(part) == 1 and part in 'abcdefgh' else text
+    return float(text == interleave_words(gold))
+
+
+def lmms_interleave(text, gold):
+    """1.0 for the same letter A-E or the same words, else 0.0 (lmms-eval: LLaVA-Interleave)."""
+    return float(_choice(text) == _choice(gold))
+
+
+def _choice(text):
+    text = text.strip()
+    before, _, line = text[2:].rpartition('\n')
+    if text[:1].upper() in tuple('ABCDE') and text[1:2] == '.' and line and not before.strip():
+        return text[0].upper()
+    words = interleave_words(text)
+    letter = _LETTER.search(words)
+    return letter[1].upper() if letter else words
+
+
+def rouge_l(text, gold):
+    """ROUGE-L F1 of normalised words (evaluate_interleave); None where the gold has no words."""
+    gold, text = interleave_words(gold), interleave_words(text)[:LONGEST]
+    return rouge_f1(text, gold) if gold.strip('.') else None
+
+
+def rouge_f1(text, gold):
+    """The summary-level ROUGE-L F1 of the package `rouge`: sets of words, sentences end in '.'."""
+    said, right = [[' '.join(part.split()).split(' ') for part in side.split('.') if part]
+                   for side in (text, gold)]
+    words_said, words_right = (set().union(*side) for side in (said, right))
+    if not words_said or not words_right:
+        return 0.0
+    common = set().union(*(common_words(one, other) for one in right for other in said))
+    precision, recall = len(common) / len(words_said), len(common) / len(words_right)
+    return 2 * precision * recall / (precision + recall + 1e-8)
+
+
+def common_words(one, other):
+    """The words of the longest common subsequence that is found from the end."""
+    lengths = [[0] * (len(other) + 1)]
+    for word in one:
+        row, above = [0], lengths[-1]
+        for k, candidate in enumerate(other):
+            row.append(above[k] + 1 if word == candidate else max(row[k], above[k + 1]))
+        lengths.append(row)
+    found, i, j = set(), len(one), len(other)
+    while i and j:
+        if one[i - 1] == other[j - 1]:
+            found.add(one[i - 1])
+            i, j = i - 1, j - 1
+        elif lengths[i - 1][j] > lengths[i][j - 1]:
+            i -= 1
+        else:
+            j -= 1
+    return found

@@ -1,0 +1,103 @@
+"""Boxes and short answers: overlaps by hand, the published defect, and where rules part."""
+import pytest
+
+from downscale.evaluate import words
+from downscale.evaluate.boxes import box_in, box_of, coin, coin_compat, iou, refcoco
+from downscale.evaluate.named import Target, verdicts
+
+HALF = '[0.0, 0.0, 0.5, 1.0]'
+ALL = '[0.0, 0.0, 1.0, 1.0]'
+
+
+def test_overlap_is_intersection_over_union():
+    assert iou((0, 0, 2, 2), (1, 1, 3, 3)) == pytest.approx(1 / 7)
+    assert iou((0, 0, 1, 1), (0, 0, 1, 1)) == 1.0 and iou((0, 0, 1, 1), (2, 2, 3, 3)) == 0.0
+
+
+@pytest.mark.parametrize('box', [(0, 0, 0, 0), (1, 1, 0, 0), (0, 0, 1e308, 1e308),
+                                 (float('nan'),) * 4, (float('inf'),) * 4])
+def test_a_box_without_an_area_overlaps_nothing(box):
+    assert iou(box, box) in (0.0, 1.0) and iou((0, 0, 0, 0), box) == 0.0
+    assert iou((0, 0, 0, 0), (0, 0, 0, 0)) == 0.0
+
+
+def test_exactly_a_half_is_enough_for_refcoco_and_not_for_coin():
+    assert refcoco(HALF, ALL) == 1.0 and coin(HALF, ALL) == 0.0
+    assert coin('[0.0, 0.0, 0.51, 1.0]', ALL) == 1.0
+
+
+def test_the_first_four_numbers_in_brackets_are_the_box():
+    assert box_in('at [0.1, 0.2,0.3 ,0.4] and [1,1,1,1]') == (0.1, 0.2, 0.3, 0.4)
+    assert box_in('[0.1, 0.2, 0.3]') is None and box_in('0.1, 0.2, 0.3, 0.4') is None
+    assert coin('no box', ALL) is None is refcoco('', ALL)
+    assert box_of('[0, 0, 1, 1]') == box_of('0,0,1,1')
+    for wrong in ('[0, 0, 1]', '[0, 0, 1, nan]', 'x'):
+        with pytest.raises(ValueError):
+            box_of(wrong)
+
+
+def test_the_published_defect_hangs_on_the_digits_that_are_printed():
+    gold = '[0.25, 0.3, 0.75, 0.9]'
+    # '[0.25,0.3,0.75,0.9]' ends in '0.'; another digit or a number of three letters survives
+    assert coin_compat('[0.25,0.3,0.75,0.9]', gold) == 0.0
+    assert coin('[0.25,0.3,0.75,0.9]', gold) == 1.0
+    assert coin_compat('[0.25,0.3,0.75,0.90]', gold) == 1.0
+    assert coin_compat('[0.25,0.3,0.75,1.0]', '[0.25, 0.3, 0.75, 1.0]') == 1.0
+    assert coin_compat('nothing', gold) is None
+
+
+def test_a_reply_without_a_box_is_unparsed_and_wrong():
+    found = verdicts('the dog', Target((ALL,)))
+    assert {name: (verdict.score, verdict.parsed) for name, verdict in found.items()} == {
+        'coin': (0.0, False), 'coin_compat': (0.0, False), 'refcoco': (0.0, False)}
+
+
+# --- short answers ----------------------------------------------------------------------------
+
+def test_equality_ignores_case_and_no_more_than_each_rule_says():
+    assert words.coin_equal('YES', 'yes') == 1.0 and words.coin_equal('yes.', 'yes') == 0.0
+    assert words.same_words('Yes.', 'yes') == 1.0 and words.same_words('yes it is', 'yes') == 0.0
+    assert words.coin_ocrvqa('Unanswerable', 'unanswerable') == 0.0
+    assert words.coin_ocrvqa('The Cat', 'the cat') == 1.0
+
+
+def test_imagenet_takes_a_part_either_way_but_no_empty_reply():
+    assert words.coin_imagenet('tabby', 'tabby cat') == words.coin_imagenet('a tabby', 'tabby') == 1
+    assert words.coin_imagenet('', 'tabby') == 0.0 == words.coin_imagenet('Tabby', 'tabby cat')
+
+
+@pytest.mark.parametrize('text, letter', [('B', 'B'), ('B. red', 'B'), ('(b) red', 'B'), ('A cat',
+                         'A'), ('I think B', ''), ('the answer is C', 'C'), ('E', ''), ('', '')])
+def test_scienceqa_takes_the_first_lone_letter(text, letter):
+    assert words.coin_scienceqa(text, 4) == letter
+
+
+def test_yes_is_exact_for_pope_and_a_first_word_for_us():
+    assert words.pope(' YES\n', 'yes') == 1.0 and words.pope('Yes.', 'yes') == 0.0
+    assert words.yes_or_no('**Yes**, there is') == 'yes' and words.yes_or_no('No.') == 'no'
+    assert words.yes_or_no('Nothing') == words.yes_or_no('there is') == ''
+
+
+def test_a_choice_is_worth_the_people_who_made_it():
+    assert words.preferred('A', 0.25) == 0.75 and words.preferred('B', 0.25) == 0.25
+    assert words.preferred('A', 0.5) == words.preferred('B', 0.5) == 0.5
+    found = verdicts('Answer: B', Target(('B',), share=0.8))['preferred']
+    assert (found.value, found.score) == ('B', 0.8)
+    none = verdicts('both', Target(('B',), share=0.5))['preferred']
+    assert (none.score, none.parsed) == (0.0, False)
+
+
+# --- several pictures ----------------------------------------------------------------------------
+
+def test_rouge_is_the_f1_of_words_in_common_order():
+    # 2 of 3 said and 2 of 4 right words are in common
+    assert words.rouge_l('the cat sat', 'the black cat ran') == pytest.approx(4 / 7, abs=1e-6)
+    assert words.rouge_l('cat the', 'the cat') == pytest.approx(0.5, abs=1e-6)
+    assert words.rouge_l('', 'the cat') == 0.0 and words.rouge_l('x', '?') is None
+    assert words.rouge_l('x ' * 256 + 'cat', 'cat') == 0.0  # letters behind 512 do not count
+
+
+def test_choices_of_several_pictures_are_equal_words_or_a_letter_between_colons():
+    assert words.interleave_choice('Left.', 'left') == 1.0
+    assert words.interleave_choice('answer: B', 'b') == 1.0 == words.lmms_interleave('B. x', 'b')
+    assert words.interleave_choice('B. x', 'b') == 0.0

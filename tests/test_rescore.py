@@ -1,0 +1,139 @@
+"""Scoring again what is stored: lists, both forms of samples, axes, and files that are wrong."""
+import json
+from pathlib import Path
+
+import pytest
+from test_asked import fails
+
+from downscale.cli import main
+from downscale.evaluate.intervals import macro_of, mean_of
+from downscale.evaluate.rescore import judged, read_rows, summary, table
+
+FIXTURE = Path(__file__).parent / 'data' / 'mcq_scorers.json'
+
+
+def written(path, value):
+    lines = value if path.suffix == '.jsonl' else [value]
+    path.write_text('\n'.join(map(json.dumps, lines)))
+    return path
+
+
+def printed(capsys, *words):
+    assert main(['rescore', *map(str, words)]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_command_prints_every_scorers_own_value(capsys):
+    found = json.loads(printed(capsys, FIXTURE, '--json'))
+    wanted = json.loads(FIXTURE.read_text())
+    assert [{name: row[name] for name in right} for row, right in zip(found, wanted)] == wanted
+    only = json.loads(printed(capsys, FIXTURE, '--json', '--scorers', 'vlmevalkit'))
+    assert only[0].keys() == {'text', 'gold', 'vlmevalkit'}
+
+
+def test_the_table_tells_accuracy_interval_unparsed_and_disagreement(capsys):
+    lines = printed(capsys, FIXTURE, '--scorers', 'lmms_v04', 'vlmevalkit').splitlines()
+    rows = json.loads(FIXTURE.read_text())
+    right = sum(row['lmms_v04'] for row in rows)
+    apart = sum(row['lmms_v04'] != (row['vlmevalkit'] == row['gold']) for row in rows)
+    none = sum(row['vlmevalkit'] is None for row in rows)
+    assert lines[1].split()[:3] == ['lmms_v04', '72', f'{right / 72:.4f}']
+    assert f'{100 * none / 72:.1f} %' in lines[2] and f'{100 * apart / 72:.1f} %' in lines[2]
+    assert f'scorers differ on {apart} of 72 rows' in lines[3]
+
+
+def test_options_people_boxes_and_shares_of_a_row_are_used(tmp_path):
+    rows, _ = read_rows(written(tmp_path / 'x.json', [
+        {'text': 'the red one', 'gold': 'B', 'choices': {'A': 'blue', 'B': 'red'}},
+        {'text': '2', 'gold': ['two'] * 9 + ['three']},
+        {'text': '[0, 0, 1, 1]', 'gold': [0, 0, 1, 1]},
+        {'text': 'B', 'gold': 'B', 'share': 0.75}, {'text': 'Yes.', 'gold': 'yes'},
+        {'text': 'nul \0', 'gold': 'x', 'other': 1}]))
+    found = judged(rows)
+    assert found[0]['vlmevalkit'].value == 'B'
+    assert found[1]['vqa'].value == 1.0 and found[1].keys() >= {'vqav2', 'vqav2_v04'}
+    assert found[2]['coin'].value == 1.0 and found[3]['preferred'].score == 0.75
+    assert found[4]['pope'].value == 0.0 and found[4]['yes_no'].value == 'yes'
+
+
+@pytest.mark.parametrize('kept', [['so\nAnswer: B'], 'so\nAnswer: B'])
+def test_both_forms_of_samples_are_read_and_thoughts_go_where_the_harness_strips(tmp_path, kept):
+    again = '<think>The answer is A</think>none'
+    path = written(tmp_path / 'x.jsonl', [
+        {'doc_id': 7, 'target': 'B', 'filtered_resps': kept},
+        {'doc_id': 3, 'target': 'A', 'filtered_resps': [again], 'resps': [[again]]},
+        {'doc_id': 4, 'target': '', 'filtered_resps': ['x']}])
+    rows, left_out = read_rows(path)
+    assert [row.text for row in rows] == [again, 'so\nAnswer: B'] and left_out == 1
+    found = judged(rows)
+    assert found[1]['ref_stage2'].value == 1.0 and found[0]['lmms_v07_letter'].value == ''
+    assert 'left out' in list(table(summary(rows, found), rows, found, left_out))[-1]
+
+
+def test_axes_of_stored_samples_become_a_mean_over_axes(tmp_path):
+    def record(k, axis, text):
+        score = {'question_id': 100 - k, 'l2_category': axis, 'score': 0.0}
+        return {'doc_id': k, 'target': 'A', 'filtered_resps': text, 'math': score, 'average': score}
+    path = written(tmp_path / 'x.jsonl', [
+        *(record(k, 'geometry', 'A' if k else 'B') for k in range(4)),
+        *(record(k, 'statistics', 'B') for k in range(4, 6))])
+    rows, _ = read_rows(path)
+    found = summary(rows, judged(rows))['lmms_v04']
+    assert found['value'] == pytest.approx(3 / 6)
+    assert found['average']['value'] == pytest.approx((3 / 4 + 0) / 2)
+    assert found['categories'].keys() == {'math'}
+
+
+def test_completed_rows_are_those_that_were_neither_cut_off_nor_empty(tmp_path):
+    path = written(tmp_path / 'x.jsonl', [
+        {'doc_id': k, 'target': 'A', 'filtered_resps': [text], 'truncated': cut}
+        for k, (text, cut) in enumerate([('A', False), ('B', False), ('A', True), ('', False)])])
+    rows, _ = read_rows(path)
+    found = summary(rows, judged(rows))['exact-1']
+    assert (found['truncated'], found['unparsed']) == (0.25, 0.25)
+    assert (found['completed'], found['accuracy_completed'], found['value']) == (2, 0.5, 0.5)
+
+
+@pytest.mark.parametrize('value, told', [
+    ([{'text': 'a', 'gold': 'A'}, 1], 'row 2: must be an object'),
+    ([{'text': 'a'}], "row 1: missing field 'gold'"), ([{'text': 3, 'gold': 'A'}], 'a text'),
+    ([{'text': 'a', 'gold': None}], 'gold must be'), ([{'text': 'a', 'gold': []}], 'gold must be'),
+    ([{'text': 'a', 'gold': 'A', 'choices': ['x']}], 'choices must be'), ({'a': 1}, 'JSON list'),
+    ([{'text': 'a', 'gold': 'A', 'share': 2}], 'share must be')])
+def test_a_wrong_row_is_named_by_its_number(tmp_path, capsys, value, told):
+    path = written(tmp_path / 'x.json', value)
+    fails(lambda: read_rows(path), 'x.json', told)
+    assert main(['rescore', str(path)]) == 1
+    assert capsys.readouterr().err.count('\n') == 1
+
+
+def test_what_cannot_be_scored_is_refused(tmp_path):
+    fails(lambda: read_rows(tmp_path / 'no.json'), 'no file', error=FileNotFoundError)
+    (tmp_path / 'x.json').write_bytes(b'\xff[')
+    fails(lambda: read_rows(tmp_path / 'x.json'), 'no readable JSON')
+    (tmp_path / 'x.json').write_text('[' * 100000)
+    fails(lambda: read_rows(tmp_path / 'x.json'), 'no readable JSON')
+    rows, _ = read_rows(FIXTURE)
+    fails(lambda: judged(rows, ['lmms_v4']), "did you mean 'lmms_v04'")
+    fails(lambda: judged(rows, ['vqa']), 'made for other answers')
+
+
+# --- intervals ------------------------------------------------------------------------------------
+
+def test_the_mean_over_strata_has_the_stratified_error():
+    found = macro_of([1, 0, 1, 1, 0, 0], ['a', 'a', 'a', 'a', 'b', 'b'])
+    assert found['value'] == pytest.approx((0.75 + 0) / 2)
+    # only stratum a varies: s^2 = 4 * 0.75 * 0.25 / 3
+    assert found['se'] == pytest.approx((0.5 ** 2 * 0.25 / 4) ** 0.5)
+    assert found['high'] - found['value'] == pytest.approx(1.96 * found['se'], rel=1e-3)
+    sure = macro_of([1.0] * 4, ['a', 'a', 'b', 'b'])
+    assert sure['low'] < sure['value'] == 1.0
+    assert macro_of([1.0, 0.0, 0.0], ['a', 'b', 'b'])['low'] is None
+
+
+def test_rows_of_one_picture_make_the_interval_wider():
+    alone = mean_of([1.0, 0.0] * 30, [str(k) for k in range(60)])
+    together = mean_of([1.0, 1.0, 0.0, 0.0] * 15, [str(k // 2) for k in range(60)])
+    assert alone['method'] == 'Wilson' and together['clusters'] == 30
+    assert together['high'] - together['low'] > 1.2 * (alone['high'] - alone['low'])
+    assert mean_of([0.5], ['a'])['low'] is None
