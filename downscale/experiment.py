@@ -1,15 +1,12 @@
-"""One cell: a frozen `Experiment`, and the strict way from a ConfigDict or JSON to it.
+"""One cell: a frozen `Experiment`, and the way from a ConfigDict or JSON to it.
 
 A study file gives `get_config(arg)` and `sweep()`. `cells(config, sweep)` turns them into
 experiments; `load` and `save` move one to and from `experiment.json`. Nothing below this module
 sees a ConfigDict.
 """
 import dataclasses
-import difflib
 import hashlib
 import json
-import types
-import typing
 from dataclasses import dataclass
 
 from downscale.data.buckets import Shape, in_order
@@ -22,6 +19,7 @@ from downscale.model.remat import POLICIES
 from downscale.model.vlm import Vlm
 from downscale.places import place, write_json
 from downscale.sizes import LANGUAGE, LanguageConfig, Pictures, VisionConfig, scale
+from downscale.strict import from_dict, unknown
 from downscale.train.optimizer import GROUPS, Optimizer, Schedule
 
 _ALL = ('language', 'tower', 'connector')
@@ -38,6 +36,8 @@ STAGES = {
     'extract': {'parents': {name: 'caption' for name in _FROM_INSTRUCT}, 'trainable': GROUPS},
     'reason': {'parents': {'language': 'text'}, 'trainable': ('language',)},
 }
+
+WRITER = {'caption': 'caption', 'extraction': 'extract'}  # kind of text: the stage tuned for it
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,9 @@ class Evaluation:
     """What is asked after training. At most `batch` rows are written at once.
 
     `answer`, `write` and `think` bound an answer, a description and a thought, in tokens.
-    `benchmarks` maps names of published benchmarks to their files, and `information` to those that
-    say what to look at (see `downscale benchmark`); with any, they take the place of the scenes.
+    `benchmarks` maps names of published benchmarks to their files, `images` to the folders of their
+    pictures and `information` to files that say what to look at (see `downscale benchmark`); with
+    any, they take the place of the scenes, and `scenes` is how many questions of each (0: all).
     """
     scenes: int = 0
     batch: int = 128
@@ -145,6 +146,7 @@ class Evaluation:
     pictures: int = 24
     benchmarks: dict[str, str] = dataclasses.field(default_factory=dict)
     information: dict[str, str] = dataclasses.field(default_factory=dict)
+    images: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,19 @@ class Experiment:
                 return stage
         raise ValueError(unknown('stage', name, [stage.name for stage in self.stages]))
 
+    @property
+    def joint_stage(self):
+        """The stage that answers with the picture, the last of instruction tuning; None without."""
+        names = [stage.name for stage in self.stages]
+        return next((name for name in ('interleave', 'instruct') if name in names), None)
+
+    def writer_stage(self, kind):
+        """The stage that writes texts of a `kind`: its own, or where published data has made no
+        such stage the one that answers; None without."""
+        if WRITER[kind] in [stage.name for stage in self.stages]:
+            return WRITER[kind]
+        return self.joint_stage if self.evaluation.benchmarks else None
+
     def model(self, stage='instruct'):
         """The module that a stage trains."""
         if stage == 'tower':
@@ -230,56 +245,6 @@ class Experiment:
         """A short hash of everything in this cell."""
         text = json.dumps(dataclasses.asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def unknown(what, name, known):
-    """The one-line message for a name that does not exist, with the nearest that does."""
-    near = difflib.get_close_matches(str(name), [str(k) for k in known], 1, 0.4)
-    hint = f'; did you mean {near[0]!r}?' if near else f'; known are {", ".join(map(str, known))}'
-    return f'unknown {what} {name!r}{hint}'
-
-
-def from_dict(kind, value, where='experiment'):
-    """`value` (dicts, lists, scalars) as the frozen dataclass or type `kind`, strictly.
-
-    ValueError for an unknown key (with the nearest one), a missing key or a wrong type.
-    """
-    origin = typing.get_origin(kind)
-    if origin is types.UnionType:  # only `X | None` occurs
-        return None if value is None else from_dict(typing.get_args(kind)[0], value, where)
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise ValueError(f'{where} must be a mapping, not {value!r}')
-        fields = {f.name: f for f in dataclasses.fields(kind)}
-        hints = typing.get_type_hints(kind)
-        for key in value:
-            if key not in fields:
-                raise ValueError(f'{where}: {unknown("key", key, list(fields))}')
-        missing = [name for name, f in fields.items() if name not in value
-                   and f.default is dataclasses.MISSING
-                   and f.default_factory is dataclasses.MISSING]
-        if missing:
-            raise ValueError(f'{where}: missing key {", ".join(map(repr, missing))}')
-        return kind(**{key: from_dict(hints[key], part, f'{where}.{key}')
-                       for key, part in value.items()})
-    if origin is tuple:
-        inner, *rest = typing.get_args(kind)
-        if not isinstance(value, (list, tuple)):
-            raise ValueError(f'{where} must be a list, not {value!r}')
-        if rest != [...] and len(value) != 1 + len(rest):
-            raise ValueError(f'{where} must have {1 + len(rest)} entries, not {len(value)}')
-        return tuple(from_dict(inner, part, f'{where}[{i}]') for i, part in enumerate(value))
-    if origin is dict:
-        inner = typing.get_args(kind)[1]
-        if not isinstance(value, dict):
-            raise ValueError(f'{where} must be a mapping, not {value!r}')
-        return {str(key): from_dict(inner, part, f'{where}.{key}') for key, part in value.items()}
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        name = kind.__name__ if isinstance(kind, type) else kind
-        raise ValueError(f'{where} = {value!r} must be of type {name}')
-    return value
 
 
 def save(experiment, folder):
@@ -320,8 +285,9 @@ def language_of(family, size, vocabulary):
 def cells(config, sweep):
     """(experiments of the study, shared tower cells included).
 
-    `config` is the locked ConfigDict of `get_config`; `sweep` lists {'size', 'seed'} overrides.
-    Every cell is checked here, before any work starts.
+    `config` is the locked ConfigDict of `get_config`; `sweep` lists {'size', 'seed'} overrides and,
+    where sizes differ in more, 'imports' and the names of 'stages'. Every cell is checked here,
+    before any work starts.
     """
     value = config.to_dict()
     family, vocabulary = value.pop('family'), value.pop('vocabulary')
@@ -332,26 +298,31 @@ def cells(config, sweep):
             raise ValueError(f'stages: {unknown("stage", name, list(STAGES))}')
     # A ConfigDict sorts its keys; STAGES holds parents before children.
     full = [{'name': name, **STAGES[name], **stages[name]} for name in STAGES if name in stages]
-    for stage in full:  # an imported group has no parent unless a stage of this study makes it
-        stage['parents'] = {group: parent for group, parent in stage['parents'].items()
-                            if group not in value.get('imports', ())
-                            or parent.rpartition('/')[2] in stages}
     found = []
     for seed in dict.fromkeys(point['seed'] for point in sweep):
-        own = [point['size'] for point in sweep if point['seed'] == seed]
+        own = [point for point in sweep if point['seed'] == seed]
         if 'tower' in stages:
             tower = [stage for stage in full if stage['name'] == 'tower']
-            found.append(_cell(value, f'tower-s{seed}', own[0], seed, family, vocabulary, tower))
-        for size in own:
-            rest = [stage for stage in full if stage['name'] != 'tower']
-            found.append(_cell(value, f'{size}-s{seed}', size, seed, family, vocabulary, rest))
+            found.append(_cell(value, f'tower-s{seed}', own[0], family, vocabulary, tower, full))
+        for point in own:
+            rest = [stage for stage in full if stage['name'] != 'tower'
+                    and stage['name'] in point.get('stages', stages)]
+            found.append(_cell(value, f'{point["size"]}-s{seed}', point, family, vocabulary, rest,
+                               full))
     return tuple(found)
 
 
-def _cell(value, name, size, seed, family, vocabulary, stages):
-    language = dataclasses.asdict(language_of(family, size, vocabulary))
-    return from_dict(Experiment, {**value, 'name': name, 'size': size, 'seed': seed,
-                                  'language': language, 'stages': stages}, name)
+def _cell(value, name, point, family, vocabulary, stages, full):
+    language = dataclasses.asdict(language_of(family, point['size'], vocabulary))
+    imports = {**value.get('imports', {}), **point.get('imports', {})}
+    made = [stage['name'] for stage in full]
+    # An imported group has no parent unless a stage of this study makes it.
+    stages = [stage | {'parents': {group: parent for group, parent in stage['parents'].items()
+                                   if group not in imports or parent.rpartition('/')[2] in made}}
+              for stage in stages]
+    return from_dict(Experiment, {**value, 'name': name, 'size': point['size'],
+                                  'seed': point['seed'], 'language': language, 'stages': stages,
+                                  'imports': imports}, name)
 
 
 def parent_folder(study, experiment, reference):

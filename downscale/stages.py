@@ -60,7 +60,10 @@ def corpus(folder):
 
 
 def data_hash(experiment):
-    """A short hash of the world and the split sizes: items pair only when it agrees."""
+    """A short hash of what is asked about, scenes or benchmarks: items pair only when it agrees."""
+    asked = experiment.evaluation
+    if asked.benchmarks:
+        return hash_of([asked.benchmarks, asked.information, asked.scenes])
     return hash_of([dataclasses.asdict(experiment.world), dataclasses.asdict(experiment.data)])
 
 

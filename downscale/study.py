@@ -20,9 +20,6 @@ from downscale.experiment import Experiment
 from downscale.memory import give_back
 from downscale.places import place, read_json, scratch, write_json
 
-# Which stage's checkpoint writes which kind of text.
-WRITER = {'caption': 'caption', 'extraction': 'extract'}
-
 
 @dataclass(frozen=True)
 class Task:
@@ -56,7 +53,7 @@ def tasks_of(experiments):
 def writers_of(cell, experiments):
     """{kind of text: cells of the same seed that write it}."""
     same = [other for other in experiments if other.seed == cell.seed]
-    return {kind: [other for other in same if WRITER[kind] in names(other)]
+    return {kind: [other for other in same if other.writer_stage(kind)]
             for kind in cell.evaluation.texts}
 
 
@@ -72,15 +69,17 @@ def _evaluations(cell, writers):
                     weight * _size(cell) * cell.evaluation.scenes * 2000)
 
     found = []
-    if 'instruct' in names(cell):
-        found.append(task('joint', [f'{cell.name}/instruct'], 1))
+    if cell.joint_stage:
+        found.append(task('joint', [f'{cell.name}/{cell.joint_stage}'], 1))
     for kind, cells in writers.items():
         if cell in cells:
-            found.append(task(kind, [f'{cell.name}/{WRITER[kind]}'], 1))
-    if 'reason' in names(cell):
+            found.append(task(kind, [f'{cell.name}/{cell.writer_stage(kind)}'], 1))
+    own = 'reason' in names(cell)  # else the reasoner is the imported language model, untrained
+    reads = any(writers.values()) and 'language' in cell.imports
+    if own or cell.evaluation.benchmarks and reads:
         texts = [f'evaluate {kind} {other.name}' for kind, cells in writers.items()
                  for other in cells]
-        found.append(task('reason', [f'{cell.name}/reason', *texts], 2 + 2 * len(texts)))
+        found.append(task('reason', [*[f'{cell.name}/reason'] * own, *texts], 2 + 2 * len(texts)))
     return found
 
 
@@ -205,8 +204,10 @@ def prepare(study, name, experiments, quiet):
     with progress_bars(quiet) as bars:
         stages.prepare(study, experiments[0], lambda done, total: bars('scenes', done, total))
     save_pictures(study, experiments[0])
-    data = read_json(scratch(study) / 'data.json')
-    baselines = read_json(scratch(study) / data['folder'] / 'baselines.json')['test']
+    baselines = {}
+    if not experiments[0].evaluation.benchmarks:
+        data = read_json(scratch(study) / 'data.json')
+        baselines = read_json(scratch(study) / data['folder'] / 'baselines.json')['test']
     runs = [_run_row(cell) for cell in experiments if not cell.name.startswith('tower')]
     write_json(place(study) / 'study.json', {
         'name': name, 'seed': experiments[0].seed, 'runs': runs,

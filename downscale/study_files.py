@@ -49,7 +49,7 @@ def files_nearby(folder):
 
 def set_key(config, override):
     """Set one `key.path=value`; the value is a Python literal, or else a string."""
-    from downscale.experiment import unknown
+    from downscale.strict import unknown
     key, equals, text = override.partition('=')
     if not equals:
         raise ValueError(f'--set {override!r} must look like key.path=value')
@@ -118,7 +118,7 @@ def on_cpu():
 
 def find_cell(experiments, name):
     """The experiment called `name`; ValueError with the nearest."""
-    from downscale.experiment import unknown
+    from downscale.strict import unknown
     for cell in experiments:
         if cell.name == name:
             return cell

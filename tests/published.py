@@ -139,3 +139,44 @@ def everything(root):
     allava(root)
     extraction(root)
     return root
+
+
+# --- benchmarks -------------------------------------------------------------------------------
+
+def coin_tests(root, count=3):
+    """The test files of CoIN: one question a row, `answer` or `answer_bbox`."""
+    for name in COIN:
+        rows = []
+        for k in range(count):
+            row = {'question_id': f'{name}-{k}', 'text': 'what is shown?\nAnswer shortly.',
+                   'image': put(root / 'coin/pictures', f'{name}/test{k}.jpg', k, 'JPEG')}
+            row |= {'answer_bbox': '[0.10,0.20,0.50,0.60]', 'size': [120, 80]} \
+                if name == 'Grounding' else {'answer': ['shapes'] * 10} \
+                if name == 'TextVQA' else {'answer': 'A' if name == 'ScienceQA' else 'shapes'}
+            rows.append(row)
+        write_rows(root / f'coin/{name}/test.json', rows)
+
+
+def mmstar(root, count=6):
+    rows = [{'index': 7 * k, 'question': 'what is it?\nOptions: A: red, B: blue, C: green, D: no',
+             'image': {'bytes': picture(k), 'path': f'{k}.png'}, 'answer': 'ABCD'[k % 4],
+             'category': ('math', 'logical reasoning')[k % 2], 'l2_category': f'axis {k % 3}',
+             'meta_info': {'source': 's', 'split': 'val', 'image_path': 'p'}}
+            for k in range(count)]
+    _benchmark(root / 'mmstar', 'mmstar.parquet', rows)
+
+
+def vmcbench(root, count=6):
+    sets = ('VQAv2', 'GQA', 'VizWiz', 'TextVQA', 'OCRVQA', 'ScienceQA')
+    rows = [{'index': k, 'question': 'what is it?', 'A': 'red', 'B': 'blue', 'C': 'green',
+             'D': 'none', 'answer': 'ABCD'[k % 4], 'category': sets[k % 6],
+             'image': {'bytes': picture(k), 'path': None}} for k in range(count)]
+    _benchmark(root / 'vmcbench', 'test.parquet', rows)
+
+
+def _benchmark(folder, name, rows):
+    """A Parquet file, and the file that says what to look at, by the data's own index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), folder / name)
+    write_rows(folder / 'information.json', {
+        str(row['index']): 'The shapes in the middle' for row in rows})

@@ -115,7 +115,7 @@ def test_a_file_that_is_no_study_says_what_it_lacks(capsys, tmp_path):
 
 def test_a_senseless_argument_of_a_study_is_one_line(capsys):
     study = ROOT / 'experiments' / 'llm_downscale.py'
-    assert 'the argument must be micro or qwen3' in fails(capsys, 'study', f'{study}:qwen')
+    assert 'the argument must be micro, qwen3 or dry' in fails(capsys, 'study', f'{study}:qwen')
 
 
 @pytest.mark.parametrize('argv, message', [

@@ -1,9 +1,11 @@
 """From a question to a prompt, and from generated text to a scored row."""
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 
-from downscale.data.mixture import pictures
+from downscale.data.mixture import describe_prompt, pictures, reasoner_prompt
 from downscale.data.questions import correct
 from downscale.data.records import THINK, Example, Question, Turn
 from downscale.generate.requests import Prompt
@@ -11,15 +13,41 @@ from downscale.generate.requests import Prompt
 
 @dataclass(frozen=True)
 class Item:
-    """One question and the pictures that it may be asked with."""
+    """One question and the pictures that it may be asked with.
+
+    `judge` (reply without its thought, whether 'Answer: X' was asked for) -> (answer, whether one
+    was found, its score).
+    """
     question: Question
     example: Example
+    judge: Callable = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How items are asked: `joint(item)` of a model that sees, `describe(item, kind)` for a
+    'caption' or an 'extraction', `reason(item, text, thinking)` of a reader; `name` for results."""
+    name: str
+    joint: Callable
+    describe: Callable
+    reason: Callable
+
+
+SCENE = Wording(
+    '', lambda item: item.question.text,
+    lambda item, kind: describe_prompt(item.question if kind == 'extraction' else None),
+    lambda item, text, thinking: reasoner_prompt(text, item.question))
 
 
 def items_of(source, scenes):
     """Every question about the first `scenes` examples of a source, in order."""
-    return [Item(question, example) for example in (source[i] for i in range(scenes))
-            for question in example.questions]
+    return [Item(question, example, partial(_judge, question))
+            for example in (source[i] for i in range(scenes)) for question in example.questions]
+
+
+def _judge(question, text, marked):
+    """The scene world's own verdict: all of the reply is the answer."""
+    return text, bool(text), float(correct(question.family, text, question.answer))
 
 
 def shown(item, condition, items):
@@ -27,7 +55,7 @@ def shown(item, condition, items):
 
     'shuffled' takes the pictures of the next example that has as many and is another one.
     """
-    if condition == 'blind':
+    if condition == 'blind' or not item.example.images:
         return ()
     if condition == 'image':
         return item.example.images
@@ -74,11 +102,12 @@ def row(item, reply, *, eval_id, condition, data_hash, prompt_hash, p_run='',
         r_run='', text_kind='', thinking=False):
     """One row of the items table (schema: `items.py`)."""
     question = item.question
-    found, parsed = answer_in(reply.text, thinking)
+    text, answered = answer_in(reply.text, thinking)
+    found, parsed, score = item.judge(text, bool(r_run)) if answered else ('', False, 0.0)
     return {'eval_id': eval_id, 'task': question.family, 'category': question.kind,
             'item_id': question.item_id, 'cluster_id': question.cluster_id, 'p_run': p_run,
             'r_run': r_run, 'text_kind': text_kind, 'thinking': thinking, 'condition': condition,
-            'repeat': 0, 'score': float(correct(question.family, found, question.answer)),
+            'repeat': 0, 'score': score,
             'nll_gold': reply.nll, 'chance': question.chance, 'pred': found,
             'gold': question.answer, 'parse_ok': parsed, 'n_gen_tokens': len(reply.ids),
             'truncated': reply.finish == 'length', 'finish': reply.finish, 'close': reply.close,

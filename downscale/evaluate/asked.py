@@ -17,7 +17,7 @@ from downscale.data.records import IMAGE
 from downscale.evaluate.answers import hash_of
 from downscale.evaluate.named import Target, verdicts
 from downscale.evaluate.reading import answer_of
-from downscale.experiment import unknown
+from downscale.strict import unknown
 
 FIELDS = {'id': (str, int), 'question': str, 'images': list, 'answer': str, 'information': str,
           'family': str}

@@ -3,14 +3,13 @@
 `describe` runs once per perception model; `answer` reads those texts for every pair, so the whole
 perception x reasoner grid costs one description per picture and model.
 """
-from downscale.data.mixture import describe_prompt, reasoner_prompt
-from downscale.evaluate.answers import gold_ids, hash_of, prompt_of, row
+from downscale.evaluate.answers import SCENE, gold_ids, hash_of, prompt_of, row
 from downscale.generate.engine import Request
 
 GOLD = ''  # the perception run of the gold-scene control
 
 
-def describe(engine, experiment, items, kind, report=lambda done, total: None):
+def describe(engine, experiment, items, kind, report=lambda done, total: None, wording=SCENE):
     """Rows of the texts table: what the perception model writes for each item.
 
     A 'caption' is written once per picture and shared by its questions; an 'extraction' is
@@ -19,14 +18,14 @@ def describe(engine, experiment, items, kind, report=lambda done, total: None):
     plan, encoder = experiment.evaluation, engine.encoder
     asked = {}
     for item in items:
-        prompt = describe_prompt(item.question if kind == 'extraction' else None)
+        prompt = wording.describe(item, kind)
         asked.setdefault((item.example.scene_id, prompt), item)
     written = engine.write([Request(prompt_of(encoder, prompt, item.example.images), plan.write)
                             for (_, prompt), item in asked.items()], report=report)
     replies = dict(zip(asked, written, strict=True))
     rows = []
     for item in items:
-        prompt = describe_prompt(item.question if kind == 'extraction' else None)
+        prompt = wording.describe(item, kind)
         reply = replies[item.example.scene_id, prompt]
         rows.append({'item_id': item.question.item_id, 'p_run': experiment.name,
                      'text_kind': kind, 'question': item.question.text, 'prompt': prompt,
@@ -41,7 +40,8 @@ def gold_texts(items, kind):
             else item.question.extraction.text for item in items}
 
 
-def answer(engine, experiment, items, texts, data_hash, report=lambda done, total: None):
+def answer(engine, experiment, items, texts, data_hash, report=lambda done, total: None,
+           wording=SCENE):
     """Rows of the items table: this reasoner on every text, directly and thinking.
 
     `texts` maps (perception run or GOLD, kind) to {item_id: text}.
@@ -51,7 +51,7 @@ def answer(engine, experiment, items, texts, data_hash, report=lambda done, tota
     asked = []
     for run, kind, think in cells:
         for item in items:
-            prompt = reasoner_prompt(texts[run, kind][item.question.item_id], item.question)
+            prompt = wording.reason(item, texts[run, kind][item.question.item_id], think)
             # The likelihood of an answer without its thought says nothing about thinking.
             asked.append(Request(prompt_of(encoder, prompt, thinking=think), plan.answer,
                                  think=plan.think if think else None,
@@ -60,7 +60,8 @@ def answer(engine, experiment, items, texts, data_hash, report=lambda done, tota
     for run, kind, think in cells:
         mode = 'think' if think else 'direct'
         eval_id = f'answer-{experiment.name}-{run or "gold"}-{kind}-{mode}'
-        prompt_hash = hash_of(['decoupled', kind, think, encoder.chat.hash])
+        prompt_hash = hash_of(['decoupled', kind, think, encoder.chat.hash,
+                               *[wording.name] * bool(wording.name)])
         rows += [row(item, next(replies), eval_id=eval_id, data_hash=data_hash,
                      condition='image' if run else 'gold_text', prompt_hash=prompt_hash,
                      p_run=run, r_run=experiment.name, text_kind=kind, thinking=think)

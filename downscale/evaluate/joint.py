@@ -1,9 +1,9 @@
 """The joint test: one model sees the picture and answers; and the same without, or with another."""
-from downscale.evaluate.answers import gold_ids, hash_of, prompt_of, row, shown
+from downscale.evaluate.answers import SCENE, gold_ids, hash_of, prompt_of, row, shown
 from downscale.generate.engine import Request
 
 
-def joint(engine, experiment, items, data_hash, report=lambda done, total: None):
+def joint(engine, experiment, items, data_hash, report=lambda done, total: None, wording=SCENE):
     """Rows of the items table for every question under every condition of the experiment."""
     plan = experiment.evaluation
     encoder, rows = engine.encoder, []
@@ -12,11 +12,11 @@ def joint(engine, experiment, items, data_hash, report=lambda done, total: None)
         def sofar(done, total, k=k):
             report(k * total + done, len(plan.conditions) * total)
 
-        asked = [Request(prompt_of(encoder, item.question.text, shown(item, condition, items)),
+        asked = [Request(prompt_of(encoder, wording.joint(item), shown(item, condition, items)),
                          plan.answer, target=gold_ids(encoder, item.question)) for item in items]
         replies = engine.write(asked, report=sofar)
         eval_id = f'joint-{experiment.name}-{condition}'
-        prompt_hash = hash_of(['joint', encoder.chat.hash])
+        prompt_hash = hash_of(['joint', encoder.chat.hash, *[wording.name] * bool(wording.name)])
         rows += [row(item, reply, eval_id=eval_id, condition=condition, data_hash=data_hash,
                      prompt_hash=prompt_hash, p_run=experiment.name)
                  for item, reply in zip(items, replies, strict=True)]

@@ -2,9 +2,9 @@
 from dataclasses import dataclass
 
 from downscale.evaluate.prompts import KINDS, MODES
-from downscale.experiment import unknown
 from downscale.generate.engine import Decoding
 from downscale.generate.sampling import Sampling
+from downscale.strict import unknown
 
 
 @dataclass(frozen=True, kw_only=True)

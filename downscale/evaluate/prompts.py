@@ -12,7 +12,7 @@ from pathlib import Path
 
 from downscale.data.records import IMAGE
 from downscale.evaluate.answers import hash_of
-from downscale.experiment import unknown
+from downscale.strict import unknown
 
 FOLDER = Path(__file__).parent / 'prompts'
 KINDS = ('caption', 'extract')

@@ -15,7 +15,7 @@ from downscale.evaluate.intervals import macro_of, mean_of
 from downscale.evaluate.named import SCORERS, Target, disagree, verdicts
 from downscale.evaluate.samples import first_text, read_samples
 from downscale.evaluate.scorers import COMPARISON
-from downscale.experiment import unknown
+from downscale.strict import unknown
 
 MARKED = ('answer-think', 'answer-direct')  # rows of reasoners, who are asked for 'Answer: X'
 OTHERS = ('doc_id', 'doc', 'key')  # what the dict of a metric of lmms-eval cannot be called

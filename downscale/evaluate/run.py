@@ -1,13 +1,15 @@
 """The evaluations of a cell, each from checkpoints to a finished folder under `evaluations/`."""
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from downscale import stages
-from downscale.evaluate import decoupled
-from downscale.evaluate.answers import items_of
+from downscale.evaluate import decoupled, public
+from downscale.evaluate.answers import SCENE, items_of
 from downscale.evaluate.items import write_items, write_texts
 from downscale.evaluate.joint import joint
+from downscale.evaluate.runs import open_engine
 from downscale.generate.engine import Engine
 from downscale.model.init import abstract_params
 from downscale.places import place, write_bytes, write_json
@@ -15,7 +17,9 @@ from downscale.train.checkpoint import load_params
 
 
 def engine_of(study, experiment, stage):
-    """The engine of a finished stage of a cell."""
+    """The engine of a finished stage of a cell; of 'reason' without one, of the imported model."""
+    if stage == 'reason' and not any(one.name == stage for one in experiment.stages):
+        return open_engine(Path(experiment.imports['language']), experiment.evaluation.batch)
     model = experiment.model(stage)
     groups = ['language']
     if stage != 'reason':
@@ -27,7 +31,9 @@ def engine_of(study, experiment, stage):
 
 
 def test_items(study, experiment):
-    """Every question about the first `evaluation.scenes` test examples."""
+    """Every question about the first `evaluation.scenes` test examples, or of the benchmarks."""
+    if experiment.evaluation.benchmarks:
+        return public.items(experiment.evaluation)
     test = stages.library(str(study), 'test')
     if experiment.evaluation.scenes > len(test):
         raise ValueError(f'evaluation.scenes {experiment.evaluation.scenes} > {len(test)} examples '
@@ -45,20 +51,22 @@ def evaluate(study, experiment, name, writers=None, report=lambda done, total: N
     if stages.is_done(folder, experiment):
         return
     items = test_items(study, experiment)
+    wording = public.wording(experiment) if experiment.evaluation.benchmarks else SCENE
     if name == 'joint':
-        engine = engine_of(study, experiment, 'instruct')
+        engine = engine_of(study, experiment, experiment.joint_stage)
         data = stages.data_hash(experiment)
-        write_items(folder / 'items.parquet', joint(engine, experiment, items, data, report))
+        write_items(folder / 'items.parquet',
+                    joint(engine, experiment, items, data, report, wording))
     elif name == 'reason':
         texts = _texts(study, experiment, items, writers or {})
         engine = engine_of(study, experiment, 'reason')
         data = stages.data_hash(experiment)
         write_items(folder / 'items.parquet',
-                    decoupled.answer(engine, experiment, items, texts, data, report))
+                    decoupled.answer(engine, experiment, items, texts, data, report, wording))
     else:
-        engine = engine_of(study, experiment, {'caption': 'caption', 'extraction': 'extract'}[name])
+        engine = engine_of(study, experiment, experiment.writer_stage(name))
         write_texts(folder / 'texts.parquet',
-                    decoupled.describe(engine, experiment, items, name, report))
+                    decoupled.describe(engine, experiment, items, name, report, wording))
     write_json(folder / 'throughput.json', engine.stats.summary())
     write_json(folder / 'DONE.json', {'hash': experiment.hash})
 
@@ -67,7 +75,8 @@ def _texts(study, experiment, items, writers):
     """{(perception run or GOLD, kind): {item_id: text}} of everything there is to read."""
     found = {}
     for kind in experiment.evaluation.texts:
-        found[decoupled.GOLD, kind] = decoupled.gold_texts(items, kind)
+        if not experiment.evaluation.benchmarks:  # nobody has written what their pictures show
+            found[decoupled.GOLD, kind] = decoupled.gold_texts(items, kind)
         for other in writers.get(kind, ()):
             path = place(study) / 'evaluations' / f'{kind}-{other.name}' / 'texts.parquet'
             table = pq.read_table(pa.BufferReader(path.read_bytes()), columns=['item_id', 'text'])

@@ -30,6 +30,7 @@ from downscale.model.contrastive import abstract_pair_params
 from downscale.model.init import abstract_params
 from downscale.places import write_json
 from downscale.sharding import batch_sharding, mesh, shardings, spec
+from downscale.strict import from_dict
 from downscale.train.state import abstract, new_state, state_shardings
 from downscale.train.step import compiled_step
 
@@ -46,7 +47,7 @@ def experiment_of(request):
                    'length': request.length, 'tiles': request.tiles, 'trainable': groups,
                    'rates': dict.fromkeys(groups, 1.0), 'parents': {}}]
     cell = {key: part for key, part in request.cell.items() if part is not None}
-    return experiments.from_dict(experiments.Experiment, {
+    return from_dict(experiments.Experiment, {
         **cell, 'name': 'cell', 'size': 'any', 'seed': 0, 'mesh': sizes, 'stages': stages,
         'language': request.cell['language'], 'vision': request.cell['vision']})
 

@@ -1,0 +1,80 @@
+"""The recipe of arXiv 2511.17487 as study settings; what neither paper nor code says is ours.
+
+From the paper and the code it follows (LLaVA-OneVision, LLaVA-NeXT): which stage trains what on
+what; rates 1e-3 for the connector alone, else 1e-5 and 2e-6 for the tower; AdamW with betas 0.9 and
+0.999, no weight decay, clipping at 1; warm-up over 3 % of the steps, cosine to 0; one epoch; bf16.
+Inferred: conversations weigh equally (`loss_norm`).
+Ours: stages 3 and 4 (captions, extraction) repeat the settings of stage 2, theirs are not
+published. Rows are packed, so that a batch counts rows: 256 hold about 700 pictures with AnyRes
+tiling, and 770 in stage 1 (LLaVA-OneVision: 512 examples, 256 for 7B). Steps are those of one
+epoch at 2.8 conversations a row (3 in stage 1); `downscale data world STUDY --padding` counts
+them for the data that is there.
+"""
+BUILT = 'data/built'
+ALL = ('language', 'tower', 'connector')
+FULL = dict(language=1e-5, connector=1e-5, tower=2e-6)
+# name: (mixture, stage that it starts from, steps of one epoch)
+STAGES = {'align': ('align', None, 730), 'instruct': ('single', 'align', 800),
+          'interleave': ('multi', 'instruct', 640), 'caption': ('caption', 'interleave', 1330),
+          'extract': ('extraction', 'caption', 530)}
+SIZES, DRY_SIZES = ('0.6b', '1.7b', '4b', '8b'), ('w32d2', 'w64d2')
+COIN = {'ScienceQA': 'scienceqa', 'TextVQA': 'textvqa', 'GQA': 'gqa', 'VQAv2': 'vqav2',
+        'VizWiz': 'vizwiz', 'OCRVQA': 'ocrvqa', 'ImageNet': 'imagenet', 'Grounding': 'grounding'}
+# The six sets in multiple-choice form, and what no model was trained on.
+CHOICE = {'vmcbench-six': 'data/vmcbench/test.parquet', 'mmstar': 'data/mmstar/mmstar.parquet'}
+INFORMATION = {'vmcbench-six': 'data/vmcbench/information.json',
+               'mmstar': 'data/mmstar/information.json'}
+
+
+def study(name, stages, evaluation, dry):
+    """The settings of a study whose cells pass `stages` of `STAGES`, each from the one before.
+
+    With `dry` everything is the same but what makes it large: models, rows and steps.
+    """
+    found, before = {}, None
+    for stage in stages:
+        mixture, parent, steps = STAGES[stage]
+        parent = parent if parent in stages else before
+        groups = ALL if stage in ('align', 'instruct') or parent == 'align' else \
+            (*ALL, 'image_newline_D')
+        found[stage] = dict(
+            steps=2 if dry else steps, batch=4 if dry else 256, warmup=0.03, final=0.0,
+            loss_norm='example', mixture=f'{BUILT}/{mixture}',
+            rates=dict(connector=1e-3) if stage == 'align' else FULL,
+            parents=dict.fromkeys(groups, parent) if parent else {},
+            **(dict(length=1024, tiles=48) if dry else dict(length=2432, tiles=3)
+               if stage == 'align' else dict(length=9216, tiles=37)))
+        before = stage
+    small = dict(family='micro', vocabulary=400, tokenizer='data/tokenizer.json', dtype='float32',
+                 vision=dict(layers=2, W=32, H=2, F=64, patch=14, image=56), mesh=dict(data=-1))
+    large = dict(family='qwen3', vocabulary=0, dtype='bfloat16', remat='full',
+                 vision=dict(layers=26, W=1152, H=16, F=4304, patch=14, image=384),
+                 mesh=dict(data=1, fsdp=-1, tensor=1))
+    return dict(study=name, platform='cpu' if dry else '', chat='chatml',
+                pictures=dict(mode='anyres'), stages=found, optimizer=dict(b2=0.999),
+                evaluation=dict(conditions=('image', 'blind'), **evaluation, **(
+                    dict(batch=8, answer=4, write=8, think=8, pictures=2) if dry else
+                    dict(batch=50, answer=1024, write=1024, think=4096))),
+                **(small if dry else large))
+
+
+def points(sizes, seeds=(0,), readers=()):
+    """One cell per size and seed, each started from its imported language model and the shared
+    tower; `readers` are sizes that only read: their language model answers, untrained."""
+    return [dict(size=size, seed=seed, imports=dict(language=f'models/qwen3-{size}',
+                                                    tower='models/siglip-so400m'),
+                 **(dict(stages=()) if size in readers else {}))
+            for seed in seeds for size in (*sizes, *readers)]
+
+
+def parsed(name, arg):
+    """(whether it is a dry run, sizes, seeds) of 'SIZE,SIZE/SEED,SEED'; 'dry' names two tiny sizes.
+
+    ValueError in one line for seeds that are no numbers.
+    """
+    sizes, _, seeds = arg.partition('/')
+    if not all(seed.isdecimal() for seed in (seeds or '0').split(',')):
+        raise ValueError(f'{name}:{arg}: seeds must be numbers, as in 0.6b,8b/0,1')
+    dry = sizes == 'dry'
+    chosen = DRY_SIZES if dry else tuple(sizes.split(',')) if sizes else SIZES
+    return dry, chosen, tuple(int(seed) for seed in (seeds or '0').split(','))
