@@ -1,1 +1,1 @@
-"""Makes data for visual extraction tuning: from questions with answers to what a model should write."""
+"""Data for visual extraction tuning: from questions with answers to what a model should write."""

@@ -109,10 +109,11 @@ def _contradicts(claim, answer, sentence, entailed):
     wanted, there = set(_stems(claim)), set(_stems(sentence))
     if wanted <= there and len(there) <= len(wanted) + 3 and _flipped(claim, answer, sentence):
         return True
-    return _other_value(claim, sentence, entailed) or _other_word(claim, answer, sentence, entailed)
+    return _other_value(claim, answer, sentence, entailed) \
+        or _other_word(claim, answer, sentence, entailed)
 
 
-def _other_value(claim, sentence, entailed):
+def _other_value(claim, answer, sentence, entailed):
     """Whether a sentence gives the claim's thing another value of the same class.
 
     'A red car' and 'a blue car' may be two cars: that counts only where the claim is not said.
@@ -121,7 +122,8 @@ def _other_value(claim, sentence, entailed):
     for one in mine:
         values = {b.value for b in mine if b.kind == one.kind and b.heads == one.heads}
         rivals = [b for b in given if b.kind == one.kind and b.heads == one.heads and not b.denied]
-        if one.denied or not one.said or any(b.value in values for b in rivals):
+        asserted = one.said or one.value in answer
+        if one.denied or not asserted or any(b.value in values for b in rivals):
             continue
         if any(b.said or not entailed for b in rivals):
             return True

@@ -92,7 +92,9 @@ def _polar(question, information):
     for words in sentences(information):
         raws = {word.raw for word in words}
         clause = {word.stem for word in words if word.content}
-        if len(wanted) > 1 and wanted <= clause and raws & _VERBS and not raws & _OPEN:
+        # Of one word the question tells too little: 'are the lights on', 'the lights are old'.
+        claimed = wanted <= clause if len(wanted) > 1 else wanted == clause
+        if claimed and raws & _VERBS and not raws & _OPEN:
             return f'claim {" ".join(word.raw for word in words)!r}'
     return ''
 

@@ -23,11 +23,12 @@ CHECKS = {
 LENGTHS = {'statements': (3, 600), 'information': (2, 120), 'descriptions': (12, 1200)}
 NAMES = {'statements': 'statements', 'information': 'information', 'descriptions': 'description'}
 _REFUSAL = re.compile(
-    r"\b(?:i(?:'m| am) (?:sorry|unable|not able)|i (?:cannot|can't|can not) (?:see|view|help|assist|"
-    r"describe|provide|access|process|identify|answer|comply|fulfil)|as an ai\b|as a (?:large )?"
-    r"language model|unable to (?:view|see|process|access|assist)|no (?:image|picture) (?:was|is|has "
-    r"been) (?:provided|attached|given)|(?:please|could you) (?:provide|upload|share) (?:the|an|a) "
-    r"(?:image|picture)|against (?:my|the) (?:guidelines|policy))", re.IGNORECASE)
+    r"\b(?:i(?:'m| am) (?:sorry|unable|not able)|i (?:cannot|can't|can not) (?:see|view|help|"
+    r"assist|describe|provide|access|process|identify|answer|comply|fulfil)|as an ai\b|"
+    r"as a (?:large )?language model|unable to (?:view|see|process|access|assist)|"
+    r"no (?:image|picture) (?:was|is|has been) (?:provided|attached|given)|(?:please|could you) "
+    r"(?:provide|upload|share) (?:the|an|a) (?:image|picture)|against (?:my|the) (?:guidelines|"
+    r"policy))", re.IGNORECASE)
 _MARKUP = re.compile(r'</?[a-z][a-z0-9]*(?:\s[^<>]*)?/?>|```|\{\s*"|"\s*:\s*["\[{]|\\u[0-9a-f]{4}'
                      r'|<\|\w+\|>|\{\w+\}', re.IGNORECASE)
 _VERDICT = re.compile(r'^\W*(?:statement )?(\d+)\W+(yes|no)\b', re.IGNORECASE | re.MULTILINE)
@@ -72,8 +73,9 @@ def check(pairs, rows, missing, judged):
 
 
 def spoilt(row):
-    """Whether a text is cut off, a refusal or rubbish, so that no later step should build on it."""
-    return any(kind in ('truncated', 'refusal', 'rubbish') for kind, _ in _spoilt(row, None, ()))
+    """Whether a text is cut off, a refusal, a loop or rubbish: no later step may build on it."""
+    return any(kind in ('truncated', 'refusal', 'rubbish', 'repetition')
+               for kind, _ in _spoilt(row, None, ()))
 
 
 def _spoilt(row, step, pairs):

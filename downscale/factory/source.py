@@ -121,8 +121,8 @@ def _checked(record, where):
 
 
 # What LLaVA's sets append so that a model answers in a form; it is nothing to describe.
-_FORM = re.compile(r"\n?\s*answer (the question )?(using|with) (a single word|the option|one)[^\n]*$"
-                   r"|\n?\s*answer with the option[^\n]*$", re.IGNORECASE)
+_FORM = re.compile(r'\s*answer (?:the question )?(?:using|with) (?:a single word|the option|one)'
+                   r'[^\n]*$', re.IGNORECASE)
 
 
 def bare_question(text):

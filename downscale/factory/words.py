@@ -1,4 +1,4 @@
-"""Texts as the checks compare them: content words, numbers, what is negated, and what goes with what.
+"""Texts as the checks compare them: content words, numbers, what is denied, what goes with what.
 
 English only. Everything here is deliberately shallow: it must be fast, the same on every machine,
 and wrong only in ways that a person can follow.
@@ -6,42 +6,51 @@ and wrong only in ways that a person can follow.
 import functools
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import snowballstemmer
 
-_UNITS = ('zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen '
-          'fifteen sixteen seventeen eighteen nineteen twenty').split()
+
+def _set(text):
+    return frozenset(text.split())
+
+
+_UNITS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten',
+          'eleven', 'twelve', 'thirteen', 'fourteen', 'fifteen', 'sixteen', 'seventeen',
+          'eighteen', 'nineteen', 'twenty')
+_TENS = ('thirty', 'forty', 'fifty', 'sixty', 'seventy', 'eighty', 'ninety', 'hundred')
 NUMBERS = {word: str(k) for k, word in enumerate(_UNITS)} | {
-    word: str(10 * k) for k, word in enumerate('thirty forty fifty sixty seventy eighty ninety '
-                                               'hundred'.split(), 3)}
-BE = set('is are was were be been looks look appears appear seems seem'.split())
-STOP = BE | set(
-    'a an the this that these those it its they their he she his her him them being am do does did '
+    word: str(10 * k) for k, word in enumerate(_TENS, 3)}
+BE = _set('is are was were be been looks look appears appear seems seem')
+STOP = BE | _set(
+    'a an the this that these those it its their they he she his her him them being am do does did '
     'has have had there here of to and or with by as for from can could will would which who whom '
     'what where when how whose why if whether also very just some any so than then in on at into '
     'onto near beside while but both all each every other another i you we our your my me image '
-    'picture photo photograph scene shown visible seen see appearing located ca wo sha'.split())  # the last of can't, won't, shan't
-NEGATORS = set('not no never without none neither nor nobody nothing cannot'.split())
-BORDERS = set(', ; : and but or while which that who where'.split())
-PLACES = set('at in on of with near by beside from to under behind above below inside over '
-             'against'.split())
-PRONOUNS = set('it they this these he she its their his her'.split())
+    'picture photo photograph scene shown visible seen see appearing located '
+    'ca wo sha')  # of can't, won't, shan't
+NEGATORS = _set('not no never without none neither nor nobody nothing cannot')
+RELATIVE = _set('which that who')
+BORDERS = RELATIVE | _set(', ; : and but or while where')
+PLACES = _set('at in on of with near by beside before from to under behind above below inside over '
+              'against')
+PRONOUNS = _set('it they this these he she its their his her')
 # What names a kind of value says nothing itself: 'the color of the car is red'.
-KINDS = set('color colour size number count total amount'.split())
+KINDS = _set('color colour size number count total amount')
 # Of one class a thing has one value.
 CLASSES = {word: kind for kind, words in {
     'color': 'red green blue yellow purple orange cyan pink brown black white gray grey golden '
              'silver beige violet turquoise magenta maroon navy teal',
     'size': 'small large big tiny huge little',
-    'material': 'wooden metallic plastic glass leather brick stone',
+    'material': 'wood metal plastic leather',
     'state': 'open closed', 'power': 'lit unlit', 'wet': 'wet dry', 'full': 'full empty',
     'time': 'day night', 'weather': 'sunny cloudy rainy snowy foggy', 'age': 'young old',
     'side': 'left right', 'height': 'top bottom', 'texture': 'striped plain checkered dotted',
 }.items() for word in words.split()}
 SAME = {'grey': 'gray', 'big': 'large', 'huge': 'large', 'tiny': 'small', 'little': 'small',
         'colour': 'color', 'people': 'person', 'men': 'man', 'women': 'woman',
-        'children': 'child', 'feet': 'foot', 'mice': 'mouse', 'bigger': 'larger'}
+        'children': 'child', 'longer': 'taller', 'bigger': 'larger',
+        'wooden': 'wood', 'metallic': 'metal'}
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*(?:[.,:/]\d+)*|[,;:]")
 _SENTENCE = re.compile(r'(?<=[.!?;])\s+|\n+')
 _stemmer = snowballstemmer.stemmer('english')
@@ -49,7 +58,7 @@ _stemmer = snowballstemmer.stemmer('english')
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a sentence: as written, as compared, and whether it carries content or is denied."""
+    """A word of a sentence as written and as compared; whether it has content, and is denied."""
     raw: str
     stem: str
     content: bool
@@ -79,7 +88,7 @@ def sentences(text):
 def _words(text):
     folded = unicodedata.normalize('NFKC', text).casefold()
     raws = [raw for found in _WORD.findall(folded) for raw in _apart(found)]
-    words, left = [], 0
+    words, left, negated = [], 0, False
     for k, raw in enumerate(raws):
         content = raw not in STOP and raw not in NEGATORS and raw[0].isalnum()
         before = raws[k - 1] if k else ''
@@ -87,8 +96,11 @@ def _words(text):
                                        'other', 'another'):
             content = False  # a pronoun, no number
         left = 0 if raw in BORDERS else 3 if raw in NEGATORS else left
+        negated |= raw in NEGATORS
         words.append(Word(SAME.get(raw, raw), stem(raw), content, content and left > 0))
         left -= content and left > 0
+    if negated and not any(word.denied for word in words):  # 'the lights are not on'
+        words = [replace(word, denied=word.content) for word in words]
     return tuple(words)
 
 
@@ -160,6 +172,8 @@ def _subject(words, k):
     if not verbs:
         return []
     borders = [i for i in range(verbs[-1]) if words[i].raw in BORDERS]
+    if borders and words[borders[-1]].raw in RELATIVE:  # 'the car that stands there is red'
+        return [word.stem for word in words[:borders[-1]] if word.content][-1:]
     start = borders[-1] + 1 if borders else 0
     heads, kinds = [], False
     for i in range(start, verbs[-1]):
@@ -170,8 +184,6 @@ def _subject(words, k):
             break
         elif word.content:
             heads.append(word.stem)
-    if not heads and borders and words[borders[-1]].raw in ('which', 'that', 'who'):
-        heads = [word.stem for word in words[:borders[-1]] if word.content][-1:]
     return heads
 
 
@@ -185,7 +197,7 @@ _RELATIONS = {'left': ('left', False), 'right': ('left', True), 'above': ('above
               'before': ('before', False), 'after': ('before', True)} | {
     word: (name, turned) for name, other in (
         ('larger', 'smaller'), ('taller', 'shorter'), ('older', 'younger'), ('higher', 'lower'),
-        ('longer', 'shorter'), ('wider', 'narrower'), ('heavier', 'lighter'),
+        ('wider', 'narrower'), ('heavier', 'lighter'),
         ('darker', 'brighter')) for word, turned in ((name, False), (other, True))}
 _NEED = {'left': 'of', 'right': 'of', 'front': 'of'}
 
