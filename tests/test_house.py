@@ -29,7 +29,8 @@ LEVELS = {
     'parity.py': 5, 'padding.py': 5,
     # These need the analysis' intervals.
     'evaluate/cells.py': 6, 'evaluate/extract_think.py': 6, 'evaluate/command.py': 6,
-    'study_files.py': 6, 'study.py': 6, 'analysis/': 6, 'launch/': 6, 'cli.py': 6}
+    'study_files.py': 6, 'study.py': 6, 'analysis/': 6, 'launch/': 6,
+    'factory/': 6, 'cli.py': 6}
 OPEN_LEVELS = {5, 6}  # files of these levels import one another freely
 
 

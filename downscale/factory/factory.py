@@ -4,7 +4,7 @@ Every row is kept as it ends, under a hash of all that decides it (`evaluate/sam
 killed run goes on where it was and ends with the bytes of one that was not disturbed. What depends
 on time (attempts, seconds) goes to `usage.jsonl` alone.
 """
-import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from pathlib import Path
 from downscale.data.images import open_under
 from downscale.evaluate.answers import hash_of
 from downscale.evaluate.extract_think import begin, sample_of
-from downscale.evaluate.samples import Samples, key_of
+from downscale.evaluate.samples import Samples, key_of, line_of
 from downscale.factory import quality, training
-from downscale.factory.prompts import Steps
 from downscale.factory.source import Pictured, Skipped
+from downscale.factory.steps import Steps
 from downscale.factory.teachers import Ask, Failure
-from downscale.places import write_json
+from downscale.places import lock, write_json
 
 FEW = 50  # replies before which a share of failures says little
 STEPS = ('statements', 'information', 'descriptions', 'judgements')
@@ -54,7 +54,14 @@ class Factory:
     def run(self):
         """All steps; returns the rows of `quality.jsonl`. RuntimeError in one line where too many
         replies fail, ValueError where `to` was begun otherwise."""
-        begin(self.to, self.settings())
+        handle = lock(self.to)
+        try:
+            begin(self.to, self.settings())
+            return self._run()
+        finally:
+            os.close(handle)
+
+    def _run(self):
         steps, failed = self.steps, {}
         statements = self._step('statements', failed, [
             (item, steps.ask_statements(item.pairs)) for item in self.items])
@@ -109,12 +116,8 @@ class Factory:
                     reasons[item.image] = reply.reason
                     self._give_up(name, reasons, max(done, FEW))
                 else:
-                    store.add({**record, **outcome(reply)})
-                usage.write(json.dumps({
-                    'step': name, 'key': ask.key, 'attempts': reply.attempts,
-                    'seconds': round(time.monotonic() - began, 3), 'unix': round(time.time()),
-                    'failure': reply.reason if isinstance(reply, Failure) else None}).encode()
-                    + b'\n')
+                    store.add({**record, **outcome(reply, name, self.steps)})
+                usage.write(_usage(name, ask, reply, time.monotonic() - began))
                 usage.flush()
                 self.report(name, total - len(jobs) + done, total)
             if jobs:
@@ -172,8 +175,24 @@ class Factory:
         return store.finalise([record['key'] for record in rows])
 
 
-def outcome(reply):
-    """The fields of a row that come from the reply; a thought before the text is left out."""
+def _usage(name, ask, reply, seconds):
+    """A line of the log of calls: what came of one after how many attempts, and when."""
+    failed = isinstance(reply, Failure)
+    return line_of({'step': name, 'key': ask.key, 'attempts': reply.attempts,
+                    'seconds': round(seconds, 3), 'unix': round(time.time()),
+                    'failure': reply.reason if failed else None,
+                    'tokens_in': None if failed else reply.tokens_in,
+                    'tokens_out': None if failed else reply.tokens_out})
+
+
+def outcome(reply, name, steps):
+    """The fields of a row that come from the reply; a thought and a mark before the text are left
+    out, and what to look at is one line."""
     text = reply.text.rpartition(THOUGHT)[2].strip()
+    mark = {'information': steps.information_mark, 'descriptions': steps.description_mark}.get(name)
+    if mark and text.casefold().startswith(mark.casefold()):
+        text = text[len(mark):].strip()
+    if name == 'information':
+        text = ' '.join(text.split())
     return {'text': text, 'finish': reply.finish, 'tokens_in': reply.tokens_in,
             'tokens_out': reply.tokens_out}

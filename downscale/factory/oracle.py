@@ -11,7 +11,7 @@ from pathlib import Path
 from downscale.data.world_builder import source
 from downscale.evaluate.asked import digest
 from downscale.factory.teachers import Reply
-from downscale.places import write_bytes, write_json
+from downscale.places import read_json, write_bytes, write_json
 
 _PAIRS = re.compile(r'^Question \d+: (.*)\nAnswer \d+: (.*)$', re.MULTILINE)
 _QUESTIONS = re.compile(r'^Question \d+: (.*)$', re.MULTILINE)
@@ -72,6 +72,12 @@ def lay_out(folder, split, to, limit=None):
     write_json(Path(to) / 'gold.json', gold)
     write_json(Path(to) / 'questions.json', records)  # last: what is there is then complete
     return Path(to) / 'questions.json', Path(to) / 'pictures'
+
+
+def data_of(folder):
+    """The folder of the data set in a study's folder, or `folder` itself when it is one."""
+    named = read_json(Path(folder) / 'data.json')
+    return Path(folder) if named is None else Path(folder) / named['folder']
 
 
 @dataclass(frozen=True)

@@ -160,8 +160,8 @@ class Server:
         if response.status_code in RETRIED:
             raise Retry(f'HTTP {response.status_code}', seconds(response.headers))
         if response.status_code in REFUSED:
-            raise ValueError(f'{self.url} refuses (HTTP {response.status_code}: {_said(data)}); check '
-                             f'the address, the model {self.model!r} and the key')
+            raise ValueError(f'{self.url} refuses (HTTP {response.status_code}: {_said(data)}); '
+                             f'check the address, the model {self.model!r} and the key')
         if response.status_code != 200:
             raise Unanswerable(f'HTTP {response.status_code}: {_said(data)}')
         return _reply(data, attempt)

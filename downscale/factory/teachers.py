@@ -83,9 +83,9 @@ class Engine:
                     len(requests[index].prompt.tokens), len(reply.ids))
 
 
-def open_engine(folder, temperature, top_p, slots):
+def open_engine(folder, role, temperature, top_p, slots):
     """The `Engine` of a run folder, checked to see before any work; errors in one line."""
     from downscale.evaluate import runs
-    run, = runs.open_runs([folder], 'teacher', sees=True)
+    run, = runs.open_runs([folder], role, sees=True)
     return Engine(run.folder, run.name, run.fingerprint, temperature, top_p, slots,
                   runs.open_engine)

@@ -8,7 +8,7 @@ from downscale.evaluate.answers import hash_of
 from downscale.evaluate.prompts import fill
 from downscale.experiment import unknown
 
-DEFAULT = Path(__file__).parent / 'prompts' / 'default.json'
+DEFAULT = Path(__file__).parent / 'prompts' / 'default.json'  # package data
 LIMITS = ('statements_tokens', 'information_tokens', 'description_tokens', 'judge_tokens')
 # The placeholders that a template must have, and no other.
 PLACES = {'pair': {'number', 'question', 'answer'}, 'statements': {'pairs'},
