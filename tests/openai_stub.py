@@ -54,6 +54,7 @@ class OpenAiStub(ThreadingHTTPServer):
     """Listens at `url`. `rates` are shares of requests per kind of trouble (see `RATES`); `seen`
     counts attempts by request, `calls` what was done with them, `held` most calls at once."""
     daemon_threads = True
+    request_queue_size = 128  # what the queue of connections drops comes back a second later
 
     def __init__(self, gold, rates=RATES, key=None, delay=0.0):
         super().__init__(('127.0.0.1', 0), _Handler)

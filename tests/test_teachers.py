@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import small
-from fake_chain import save_run
+from fake_chain import study
 from openai_stub import OpenAiStub
 from PIL import Image
 
@@ -193,12 +193,9 @@ def test_asks_are_taken_as_room_comes_free():
     work.close()
 
 
-def test_a_model_of_ours_is_a_teacher(tmp_path):
-    small.data()
-    save_run(tmp_path / 'runs/w32/extract', ('language', 'tower', 'connector'), 0)
-    (tmp_path / 'runs/w32/tokenizer.json').write_bytes(
-        (small.data().parents[2] / 'tokenizer.json').read_bytes())
-    teacher = open_engine(tmp_path / 'runs/w32/extract', 'teacher', 0.0, 1.0, 2)
+def test_a_model_of_ours_is_a_teacher():
+    folder = study() / 'cells/w32d1-s0/extract'
+    teacher = open_engine(folder, 'teacher', 0.0, 1.0, 2)
     assert len(teacher.fingerprint) > 5 and teacher.settings['teacher'] == 'engine'
     picture = small.library().example(23).images[0]
     given = [Ask('a', 'where is the circle', None, 4, 0), Ask('b', 'describe', picture, 4, 1)]
