@@ -111,10 +111,10 @@ def test_answers_never_reach_the_question_what_to_look_at(laid, tmp_path):
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_bytes_of_a_quiet_one(laid, tmp_path):
     rates = RATES | {'500': .1, 'dead': .02}
-    quiet = run(laid, tmp_path / 'quiet', *of_stub(OpenAiStub(laid[2], rates), '--attempts', 4))
+    quiet = run(laid, tmp_path / 'quiet', *of_stub(OpenAiStub(laid[2], rates), '--attempts', 3))
     stub, chance, kills = OpenAiStub(laid[2], rates, delay=.15), random.Random(1), 0
     program = [sys.executable, str(Path(__file__).with_name('run_factory.py')),
-               *arguments(laid, tmp_path / 'killed', *of_stub(stub, '--attempts', 4),
+               *arguments(laid, tmp_path / 'killed', *of_stub(stub, '--attempts', 3),
                           '--concurrency', 3)]
     for goal in (2, 25, 40):
         running = subprocess.Popen(program, stdout=subprocess.DEVNULL)
@@ -128,7 +128,7 @@ def test_a_killed_run_ends_with_the_bytes_of_a_quiet_one(laid, tmp_path):
             part.write_bytes(part.read_bytes()[:-7])
     assert kills == 3
     asked = sum(stub.calls.values())
-    killed = run(laid, tmp_path / 'killed', *of_stub(stub, '--attempts', 4))
+    killed = run(laid, tmp_path / 'killed', *of_stub(stub, '--attempts', 3))
     assert sum(stub.calls.values()) - asked < sum(stub.calls.values()) * .75  # some were kept
     assert set(killed) == set(quiet) == {*UNTIMED, 'usage.jsonl'}
     assert {name: killed[name] == quiet[name] for name in UNTIMED} == dict.fromkeys(UNTIMED, True)
@@ -136,8 +136,8 @@ def test_a_killed_run_ends_with_the_bytes_of_a_quiet_one(laid, tmp_path):
 
 
 def test_a_finished_run_asks_nothing_again_and_failures_are_tried_again(laid, tmp_path):
-    stub = OpenAiStub(laid[2], {'dead': .03})
-    first = run(laid, tmp_path / 'a', *of_stub(stub, '--attempts', 1))
+    stub = OpenAiStub(laid[2], {'dead': .1})
+    first = run(laid, tmp_path / 'a', *of_stub(stub, '--attempts', 1, '--most-failures', 1))
     failed = json.loads(first['failures.json'])
     assert failed and set(failed.values()) == {'HTTP 500'}
     rejected = [row for row in read(first['quality.jsonl']) if row['checks']['reply']]
@@ -154,7 +154,8 @@ def test_a_finished_run_asks_nothing_again_and_failures_are_tried_again(laid, tm
 
 def test_a_dead_server_stops_the_work_in_one_line(laid, tmp_path):
     stub = OpenAiStub(laid[2], {'dead': 1.0})
-    with pytest.raises(RuntimeError, match='statements: .* replies failed .first: HTTP 500') as info:
+    words = 'statements: .* replies failed .first: HTTP 500'
+    with pytest.raises(RuntimeError, match=words) as info:
         run(laid, tmp_path / 'a', *of_stub(stub, '--attempts', 1))
     assert '\n' not in str(info.value) and not (tmp_path / 'a/training.json').exists()
     stub.rates = {}

@@ -1,4 +1,5 @@
 """Teachers: what a server does wrong is borne, bounded and said; a model of ours is one too."""
+import contextlib
 import io
 import json
 import threading
@@ -55,10 +56,8 @@ class _Scripted(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        try:
+        with contextlib.suppress(OSError):  # the client gave up
             body(self.wfile) if callable(body) else self.wfile.write(body)
-        except OSError:
-            pass
 
 
 def said(text='fine', finish='stop', **usage):
