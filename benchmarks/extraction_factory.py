@@ -63,6 +63,8 @@ def kill_often(begin, to, stub, quiet, kills, chance):
         while running.poll() is None and sum(stub.calls.values()) < share * total:
             time.sleep(.01)
         came = running.poll() is None
+        if running.poll():
+            sys.exit('the command failed; see log.txt')
         running.kill()
         running.wait()
         lost = 0

@@ -3,6 +3,7 @@ import argparse
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -10,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import small
+from fake_chain import study
 from openai_stub import RATES, OpenAiStub
 
 from downscale.data.images import open_under
 from downscale.evaluate.samples import lines
-from downscale.factory import command, oracle, source
+from downscale.factory import command, oracle, source, steps
 from downscale.factory.source import Skipped
 
 UNTIMED = ('statements.jsonl', 'information.jsonl', 'descriptions.jsonl', 'quality.jsonl',
@@ -136,8 +138,10 @@ def test_a_killed_run_ends_with_the_bytes_of_a_quiet_one(laid, tmp_path):
 
 
 def test_a_finished_run_asks_nothing_again_and_failures_are_tried_again(laid, tmp_path):
-    stub = OpenAiStub(laid[2], {'dead': .1})
-    first = run(laid, tmp_path / 'a', *of_stub(stub, '--attempts', 1, '--most-failures', 1))
+    stub, trying = OpenAiStub(laid[2], {'dead': .1}), ('--attempts', 1, '--most-failures', .3)
+    first = run(laid, tmp_path / 'a', *of_stub(stub, *trying))
+    again = run(laid, tmp_path / 'a', *of_stub(stub, *trying))  # only what failed, and all fails
+    assert {name: first[name] == again[name] for name in UNTIMED} == dict.fromkeys(UNTIMED, True)
     failed = json.loads(first['failures.json'])
     assert failed and set(failed.values()) == {'HTTP 500'}
     rejected = [row for row in read(first['quality.jsonl']) if row['checks']['reply']]
@@ -209,6 +213,17 @@ def test_records_of_one_picture_are_joined_and_what_is_no_work_is_counted(laid, 
         Skipped('7', 'picture: leaves its folder')]
 
 
+def test_a_picture_that_breaks_off_rejects_its_row_alone(laid, tmp_path):
+    pictures = tmp_path / 'pictures'
+    shutil.copytree(laid[1], pictures)
+    broken = sorted(pictures.iterdir())[2]
+    broken.write_bytes(broken.read_bytes()[:-150])
+    made = run((laid[0], pictures), tmp_path / 'a', *of_stub(OpenAiStub(laid[2], {})))
+    rejected, = (row for row in read(made['quality.jsonl']) if not row['accepted'])
+    assert rejected['doc_id'] == broken.name
+    assert rejected['checks']['reply'] == ['descriptions: unreadable picture']
+
+
 def test_a_file_of_another_form_is_refused_with_its_line(tmp_path):
     path = tmp_path / 'q.jsonl'
     good = json.dumps(talk('1', 'x.png', ('a', 'b')))
@@ -243,3 +258,18 @@ def test_a_data_set_of_scenes_is_a_source(tmp_path):
                                    '--teacher', 'oracle', '--limit', '3', '--quiet']))
     assert len(list((tmp_path / 'a-source/pictures').iterdir())) == 3
     assert sum(1 for _ in lines(tmp_path / 'a/quality.jsonl')) == 3
+
+
+@pytest.mark.slow
+def test_a_model_of_ours_goes_the_whole_way(laid, tmp_path):
+    """Untrained, it writes nothing that passes; what it writes does not depend on its slots."""
+    limits = dict.fromkeys(steps.LIMITS, 12)
+    worded = write(tmp_path / 'p.json', json.loads(steps.DEFAULT.read_text()) | limits)
+    folder = study() / 'cells/w32d1-s0/extract'
+    made = [run(laid, tmp_path / str(slots), '--teacher', f'engine:{folder}', '--prompts', worded,
+                '--limit', 3, '--slots', slots) for slots in (1, 3)]
+    assert all(made[0][name] == made[1][name] for name in UNTIMED)
+    rows = read(made[0]['quality.jsonl'])
+    assert len(rows) == 3 and not any(row['accepted'] for row in rows)
+    assert all(row['teacher']['model'] == 'w32d1-s0-extract' and row['tokens_out'] <= 12
+               for row in read(made[0]['statements.jsonl']))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from downscale.data.images import open_under
+from downscale.data.images import decode, open_under
 from downscale.evaluate.answers import hash_of
 from downscale.evaluate.extract_think import begin, sample_of
 from downscale.evaluate.samples import Samples, key_of, line_of
@@ -106,11 +106,13 @@ class Factory:
 
     def _write(self, name, store, jobs, shown, reasons):
         teacher = self.judge if name == 'judgements' else self.teacher
-        total = len(store.records) + len(jobs)
+        kept = len(store.records)  # by which few failures that stay do not end each later run
+        total = kept + len(jobs)
         with open(self.to / 'usage.jsonl', 'ab') as usage:
             usage.write(b'\n')  # behind what a kill may have torn
             began = time.monotonic()
-            for done, (ask, reply) in enumerate(teacher.write(self._asks(name, jobs, shown)), 1):
+            asks = self._asks(name, jobs, shown, reasons)
+            for done, (ask, reply) in enumerate(teacher.write(asks), kept + 1):
                 item, _, record = jobs[ask.key]
                 if isinstance(reply, Failure):
                     reasons[item.image] = reply.reason
@@ -119,9 +121,9 @@ class Factory:
                     store.add({**record, **outcome(reply, name, self.steps)})
                 usage.write(_usage(name, ask, reply, time.monotonic() - began))
                 usage.flush()
-                self.report(name, total - len(jobs) + done, total)
+                self.report(name, done, total)
             if jobs:
-                self._give_up(name, reasons, len(jobs))
+                self._give_up(name, reasons, total)
 
     def _give_up(self, name, reasons, done):
         """RuntimeError when more of `done` replies failed than may."""
@@ -132,10 +134,17 @@ class Factory:
                 f'--most-failures {self.most_failures:g} of {done}; what was written is kept: see '
                 'to the teacher and run the same command again')
 
-    def _asks(self, name, jobs, shown):
+    def _asks(self, name, jobs, shown, reasons):
+        """What a teacher is asked; a picture that its header belied goes into `reasons` instead."""
         limit = self._limit(name)
         for key, (item, prompt, record) in jobs.items():
             image = open_under(self.root, item.image) if shown else None
+            try:
+                if shown:
+                    decode(image, item.image)
+            except ValueError:
+                reasons[item.image] = 'unreadable picture'
+                continue
             yield Ask(key, prompt, image, limit, record['seed'])
 
     def _limit(self, name):

@@ -145,8 +145,11 @@ def _card(row, item, texts, root):
 
 
 def _picture(root, name):
-    """A small copy of a picture as a data address."""
-    image = decode(open_under(root, name))
+    """A small copy of a picture as a data address; '' for one that cannot be read."""
+    try:
+        image = decode(open_under(root, name))
+    except ValueError:
+        return ''
     image.thumbnail((SIDE, SIDE))
     out = io.BytesIO()
     image.save(out, 'PNG')

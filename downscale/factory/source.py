@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from downscale.data.images import decode, open_under
+from downscale.data.images import open_under
+from downscale.data.measure import picture_size
 from downscale.data.records import IMAGE
 from downscale.evaluate.asked import digest
 
@@ -51,7 +52,7 @@ def read(path, root, limit=None):
         pairs = tuple(dict.fromkeys(pair for _, some in by_image[image] for pair in some))
         try:
             data = open_under(root, image)
-            decode(data, image)
+            picture_size(data, image)  # the header: every start reads all pictures
         except (ValueError, OSError) as error:
             skipped.append(Skipped(ids[0], f'picture: {_short(error)}'))
             continue
