@@ -16,7 +16,7 @@ from openai_stub import RATES, OpenAiStub
 
 from downscale.data.images import open_under
 from downscale.evaluate.samples import lines
-from downscale.factory import command, oracle, source, steps
+from downscale.factory import command, factory, oracle, source, steps
 from downscale.factory.source import Skipped
 
 UNTIMED = ('statements.jsonl', 'information.jsonl', 'descriptions.jsonl', 'quality.jsonl',
@@ -137,9 +137,11 @@ def test_a_killed_run_ends_with_the_bytes_of_a_quiet_one(laid, tmp_path):
     assert read(quiet['quality.jsonl']) != [] and 0 < len(json.loads(quiet['training.json'])) < 18
 
 
-def test_a_finished_run_asks_nothing_again_and_failures_are_tried_again(laid, tmp_path):
+def test_a_finished_run_asks_nothing_again_and_failures_are_tried_again(laid, tmp_path,
+                                                                        monkeypatch):
     stub, trying = OpenAiStub(laid[2], {'dead': .1}), ('--attempts', 1, '--most-failures', .3)
     first = run(laid, tmp_path / 'a', *of_stub(stub, *trying))
+    monkeypatch.setattr(factory, 'FEW', 1)
     again = run(laid, tmp_path / 'a', *of_stub(stub, *trying))  # only what failed, and all fails
     assert {name: first[name] == again[name] for name in UNTIMED} == dict.fromkeys(UNTIMED, True)
     failed = json.loads(first['failures.json'])
@@ -156,12 +158,14 @@ def test_a_finished_run_asks_nothing_again_and_failures_are_tried_again(laid, tm
     assert stub.calls.total() == before
 
 
-def test_a_dead_server_stops_the_work_in_one_line(laid, tmp_path):
+def test_a_dead_server_stops_the_work_in_one_line(laid, tmp_path, monkeypatch):
+    monkeypatch.setattr(factory, 'FEW', 10)
     stub = OpenAiStub(laid[2], {'dead': 1.0})
     words = 'statements: .* replies failed .first: HTTP 500'
     with pytest.raises(RuntimeError, match=words) as info:
-        run(laid, tmp_path / 'a', *of_stub(stub, '--attempts', 1))
-    assert '\n' not in str(info.value) and not (tmp_path / 'a/training.json').exists()
+        run(laid, tmp_path / 'a', *of_stub(stub, '--attempts', 1, '--concurrency', 2))
+    assert stub.calls.total() < 18 and '\n' not in str(info.value)
+    assert not (tmp_path / 'a/training.json').exists()
     stub.rates = {}
     assert len(json.loads(run(laid, tmp_path / 'a', *of_stub(stub))['training.json'])) == 18
 
