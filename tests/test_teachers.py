@@ -110,8 +110,15 @@ def test_a_key_is_taken_from_the_environment_by_name(monkeypatch):
 
 def test_retry_after_holds_everyone_back():
     stub = Scripted((429, {'Retry-After': '0.4'}, b''), (200, {}, said()))
-    assert one(stub).text == 'fine'
-    assert stub.times[1] - stub.times[0] >= .4
+    assert one(stub).text == 'fine' and stub.times[1] - stub.times[0] >= .4
+
+    def slow(file):
+        time.sleep(.2)
+        file.write(said())
+
+    stub = Scripted((429, {'Retry-After': '0.6'}, b''), *[(200, {}, slow)] * 3)
+    assert len(list(Server(stub.url, 'm', concurrency=2, backoff=.01).write(asks(3)))) == 3
+    assert stub.times[2] - stub.times[0] >= .55  # the third ask had a free hand all the while
     assert server.seconds({'retry-after': 'Wed, 21 Oct 2015 07:28:00 GMT'}) == 0
     assert server.seconds({'retry-after': 'soon'}) is None and server.seconds({}) is None
 

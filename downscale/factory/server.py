@@ -126,10 +126,10 @@ class Server:
             except Unanswerable as error:
                 return Failure(str(error), attempt)
             pause = self.backoff * 2 ** (attempt - 1) * (.5 + chance.random())
-            if attempt < self.attempts and after is not None:
-                pace.hold(min(max(after, pause), LONGEST_WAIT))  # the others would be sent away too
-            elif attempt < self.attempts:
-                pace.rest(min(pause, LONGEST_WAIT))
+            if after is not None:
+                pace.hold(min(after, LONGEST_WAIT))  # the others would be sent away too
+            if attempt < self.attempts:
+                pace.rest(min(max(pause, after or 0), LONGEST_WAIT))
         return Failure(reason, self.attempts)
 
     def _body(self, ask):
