@@ -4,11 +4,14 @@ import os
 import sys
 from pathlib import Path
 
+from downscale.factory import command as factory_command
+
 DATA_EXAMPLES = {
     'world': 'downscale data world experiments/smoke.py --out runs/smoke --show 4',
     'build': 'downscale data build experiments/mixtures/align_blip558k.py --root data --to '
              'data/built/align --tokenizer models/qwen3-0.6b/tokenizer.json',
     'show': 'downscale data show data/built/align',
+    'extract': factory_command.EXAMPLE,
 }
 
 
@@ -112,8 +115,18 @@ def show(args):
     print(f'page: {path}')
 
 
-VERBS = {'world': world, 'build': build, 'show': show}
-ADD = {'world': _add_world, 'build': _add_build, 'show': _add_show}
+def extract(args):
+    """Make data for visual extraction tuning from questions with answers about pictures.
+
+    Teachers write statements, what to look at and descriptions; rules, and a judge if one is named,
+    check them. The same command continues after an interruption.
+    """
+    factory_command.run(args)
+
+
+VERBS = {'world': world, 'build': build, 'show': show, 'extract': extract}
+ADD = {'world': _add_world, 'build': _add_build, 'show': _add_show,
+       'extract': factory_command.add_arguments}
 
 
 def with_verb(argv):

@@ -1,0 +1,119 @@
+"""The arguments of `downscale data extract`, and the work that they ask for."""
+from pathlib import Path
+
+EXAMPLE = ('downscale data extract --from train.json --images pictures --to runs/extraction '
+           '--teacher openai:http://localhost:8000/v1 --model Qwen3-VL-8B-Instruct')
+
+
+def add_arguments(sub):
+    """`sub` (an argparse parser) takes what `run` reads."""
+    sub.add_argument('--from', dest='source', type=Path, required=True, metavar='FILE',
+                     help='questions with answers about pictures: LLaVA .json or .jsonl; or the '
+                     'folder of a study or data set of scenes, which is laid out in DIR-source')
+    sub.add_argument('--images', type=Path, metavar='ROOT', help='folder that the paths of '
+                     'pictures start from (default: that of FILE)')
+    sub.add_argument('--to', type=Path, required=True, metavar='DIR', help='folder of the results')
+    sub.add_argument('--limit', type=int, metavar='N', help='only the first N pictures')
+    sub.add_argument('--split', default='train', help='split of a folder of scenes '
+                     '(default: train)')
+    group = sub.add_argument_group('who writes')
+    group.add_argument('--teacher', required=True, metavar='WHO', help='engine:RUN (a run folder '
+                       'of a model that sees), openai:URL (a server, up to /v1), or oracle (knows '
+                       'the scenes)')
+    group.add_argument('--model', metavar='NAME', help='model of the server')
+    group.add_argument('--judge', metavar='WHO', help='a teacher that also judges descriptions')
+    group.add_argument('--judge-model', metavar='NAME', help='its model (default: --model)')
+    group.add_argument('--key-variable', metavar='VAR', help='environment variable that holds the '
+                       "server's key (default: no key)")
+    group.add_argument('--temperature', type=float, default=0.0, metavar='X', help='default 0')
+    group.add_argument('--top-p', type=float, default=1.0, metavar='X', help='default 1')
+    group.add_argument('--seed', type=int, default=0, metavar='N', help='default 0')
+    group.add_argument('--prompts', type=Path, metavar='FILE', help='prompts of the steps, in the '
+                       'form of downscale/factory/prompts/default.json')
+    group.add_argument('--training-prompts', default='paper', metavar='NAME', help='whose '
+                       'perception prompt the training data has: micro, paper or a JSON file '
+                       '(default: paper)')
+    group = sub.add_argument_group('how the work is done; no text depends on it')
+    group.add_argument('--concurrency', type=int, default=8, metavar='N',
+                       help='calls of a server at once (default 8)')
+    group.add_argument('--per-minute', type=float, metavar='N', help='most calls a minute')
+    group.add_argument('--timeout', type=float, default=120.0, metavar='S',
+                       help='seconds for a whole call (default 120)')
+    group.add_argument('--attempts', type=int, default=5, metavar='N',
+                       help='of a call that fails in passing (default 5)')
+    group.add_argument('--slots', type=int, default=16, metavar='N',
+                       help='rows that an engine decodes at once (default 16)')
+    group.add_argument('--most-failures', type=float, default=0.1, metavar='X',
+                       help='share of failed replies at which to give up (default 0.1)')
+    group.add_argument('--price', type=float, nargs=2, metavar=('IN', 'OUT'),
+                       help='dollars for a million tokens read and written by the teacher')
+    group.add_argument('--quiet', action='store_true', help='no progress bars')
+
+
+def run(args):
+    """The data below `args.to` is made, checked and reported; the same command continues.
+
+    ValueError, FileNotFoundError or RuntimeError in one line.
+    """
+    import dataclasses
+
+    from downscale.console import progress_bars
+    from downscale.factory.report import write_report
+    factory = factory_of(args)
+    with progress_bars(args.quiet) as bars:
+        factory = dataclasses.replace(factory, report=bars)
+        rows = factory.run()
+    print(f'accepted: {sum(row["accepted"] for row in rows)} of {len(rows)} pictures')
+    print(f'training data: {args.to / "training.json"}')
+    print(f'report: {write_report(factory, args.price)}')
+
+
+def factory_of(args):
+    """The `Factory` of the command line, everything that it names checked."""
+    from downscale.evaluate import prompts
+    from downscale.factory import oracle, source, steps
+    from downscale.factory.factory import Factory
+    for name in ('concurrency', 'attempts', 'slots', 'timeout', 'per_minute', 'limit'):
+        value = vars(args)[name]
+        if value is not None and value < (1 if isinstance(value, int) else 1e-9):
+            raise ValueError(f'--{name.replace("_", "-")} {value} must be above 0')
+    worded = steps.load(args.prompts) if args.prompts else steps.load()
+    form = prompts.load(args.training_prompts)
+    questions, root = args.source, args.images or args.source.parent
+    if args.source.is_dir():
+        if args.images:
+            raise ValueError('--images: a folder of scenes has pictures of its own; leave it out')
+        questions, root = oracle.lay_out(oracle.data_of(args.source), args.split,
+                                         args.to.with_name(f'{args.to.name}-source'), args.limit)
+    elif not root.is_dir():
+        raise FileNotFoundError(f'no folder {root}; say with --images where pictures are')
+    items, skipped = source.read(questions, root, args.limit)
+    if not items:
+        raise ValueError(f'{questions} holds no picture with a question and an answer '
+                         f'({len(skipped)} records left out)')
+    gold = questions.with_name('gold.json')
+    judge = _teacher(args.judge, 'judge', args.judge_model or args.model, args, gold) \
+        if args.judge else None
+    return Factory(args.to, items, skipped, root,
+                   _teacher(args.teacher, 'teacher', args.model, args, gold), worded, form, judge,
+                   args.seed, args.most_failures)
+
+
+def _teacher(who, role, model, args, gold):
+    """The teacher that `--teacher` or `--judge` names."""
+    kind, _, place = who.partition(':')
+    if kind == 'oracle' and not place:
+        from downscale.factory.oracle import open_oracle
+        return open_oracle(gold)
+    if kind == 'engine' and place:
+        from downscale.factory.teachers import open_engine
+        return open_engine(Path(place), role, args.temperature, args.top_p, args.slots)
+    if kind != 'openai' or not place.startswith(('http://', 'https://')):
+        raise ValueError(f'--{role} {who} must be engine:RUN, openai:URL (http:// or https://) or '
+                         'oracle')
+    if not model:
+        raise ValueError(f'--{role} {who}: say with --{"judge-" * (role == "judge")}model which '
+                         'model of that server')
+    from downscale.factory.server import Server, key_in
+    return Server(place, model, key_in(args.key_variable), args.temperature, args.top_p,
+                  args.concurrency, args.timeout, args.attempts, per_minute=args.per_minute)

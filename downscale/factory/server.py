@@ -1,0 +1,230 @@
+"""A teacher behind HTTP: any server that speaks OpenAI's chat completions."""
+import base64
+import email.utils
+import io
+import json
+import os
+import random
+import threading
+import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+
+import httpx
+from PIL import Image
+
+from downscale.data.images import decode
+from downscale.factory.teachers import Failure, Reply
+
+RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+REFUSED = {401, 403, 404}  # no other ask would fare better
+MOST_BYTES = 16 << 20  # of a reply; a server that sends on and on must not fill the memory
+LONGEST_WAIT = 300.0  # seconds, whatever a Retry-After says
+PASSED = {'PNG': 'image/png', 'JPEG': 'image/jpeg'}  # what every such server reads
+
+
+class Retry(Exception):
+    """An attempt failed in a way that may pass; `after` is what the server asked to wait."""
+
+    def __init__(self, reason, after=None):
+        super().__init__(reason)
+        self.reason, self.after = reason, after
+
+
+@dataclass
+class Pace:
+    """Lets through at most `per_minute` calls (None: any number), and none before a hold ends."""
+    per_minute: float | None
+    stopped: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    free: float = 0.0
+
+    def enter(self):
+        """Returns when it is this call's turn."""
+        with self.lock:
+            at = max(time.monotonic(), self.free)
+            if self.per_minute:
+                self.free = at + 60 / self.per_minute
+        self.rest(at - time.monotonic())
+
+    def hold(self, seconds):
+        """Nobody enters for so long."""
+        with self.lock:
+            self.free = max(self.free, time.monotonic() + seconds)
+
+    def rest(self, seconds):
+        """Sleep, but not on when the work is given up."""
+        if seconds > 0:
+            self.stopped.wait(seconds)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A model at `url` (up to and with /v1). `key` is a secret and in no settings.
+
+    `timeout` bounds a whole call in seconds, however it trickles; a failed one is tried `attempts`
+    times in all, `backoff` seconds apart at first and twice as long each time.
+    """
+    url: str
+    model: str
+    key: str | None = field(default=None, repr=False)
+    temperature: float = 0.0
+    top_p: float = 1.0
+    concurrency: int = 8
+    timeout: float = 120.0
+    attempts: int = 5
+    backoff: float = 1.0
+    per_minute: float | None = None
+
+    @property
+    def name(self):
+        return self.model
+
+    @property
+    def settings(self):
+        """All that decides its text; where the server stands does not."""
+        return {'teacher': 'openai', 'model': self.model, 'temperature': self.temperature,
+                'top_p': self.top_p}
+
+    def write(self, asks):
+        """(`Ask`, `Reply` or `Failure`) as they end. ValueError in one line when the server
+        refuses the key, the model or the address."""
+        headers = {'Authorization': f'Bearer {self.key}'} if self.key else {}
+        pace = Pace(self.per_minute)
+        pool = ThreadPoolExecutor(self.concurrency)
+        limits = httpx.Limits(max_connections=self.concurrency)
+        with httpx.Client(headers=headers, timeout=self.timeout, limits=limits) as client:
+            try:
+                waiting = {}
+                for ask in asks:
+                    waiting[pool.submit(self._one, client, pace, ask)] = ask
+                    if len(waiting) >= 2 * self.concurrency:
+                        yield from self._ended(waiting, FIRST_COMPLETED)
+                while waiting:
+                    yield from self._ended(waiting, FIRST_COMPLETED)
+            finally:
+                pace.stopped.set()
+                pool.shutdown(cancel_futures=True)
+
+    def _ended(self, waiting, when):
+        done, _ = wait(waiting, return_when=when)
+        for future in done:
+            yield waiting.pop(future), future.result()
+
+    def _one(self, client, pace, ask):
+        """The reply to one ask, or why there is none after every attempt."""
+        body = self._body(ask)
+        chance = random.Random(ask.seed)  # only of pauses: no text depends on it
+        for attempt in range(1, self.attempts + 1):
+            pace.enter()
+            if pace.stopped.is_set():
+                return Failure('given up', attempt)
+            try:
+                return self._call(client, body, attempt)
+            except Retry as error:
+                reason, after = error.reason, error.after
+            except Unanswerable as error:
+                return Failure(str(error), attempt)
+            pause = self.backoff * 2 ** (attempt - 1) * (.5 + chance.random())
+            if after is not None:
+                pace.hold(min(after, LONGEST_WAIT))  # the others would be sent away too
+            if attempt < self.attempts:
+                pace.rest(min(max(pause, after or 0), LONGEST_WAIT))
+        return Failure(reason, self.attempts)
+
+    def _body(self, ask):
+        content = ask.prompt
+        if ask.image is not None:
+            content = [{'type': 'image_url', 'image_url': {'url': address(ask.image)}},
+                       {'type': 'text', 'text': ask.prompt}]
+        return {'model': self.model, 'messages': [{'role': 'user', 'content': content}],
+                'max_tokens': ask.limit, 'temperature': self.temperature, 'top_p': self.top_p,
+                'seed': ask.seed % 2**31}  # some servers keep seeds in a signed int
+
+    def _call(self, client, body, attempt):
+        """One attempt; `Retry` when another may go better."""
+        end, data = time.monotonic() + self.timeout, b''
+        try:
+            with client.stream('POST', f'{self.url.rstrip("/")}/chat/completions',
+                               json=body) as response:
+                for part in response.iter_bytes():
+                    data += part
+                    if time.monotonic() > end:
+                        raise Retry('timeout')
+                    if len(data) > MOST_BYTES:
+                        raise Retry('reply without end')
+        except httpx.TimeoutException:
+            raise Retry('timeout') from None
+        except httpx.TransportError as error:
+            raise Retry(f'connection: {type(error).__name__}') from None
+        if response.status_code in RETRIED:
+            raise Retry(f'HTTP {response.status_code}', seconds(response.headers))
+        if response.status_code in REFUSED:
+            raise ValueError(f'{self.url} refuses (HTTP {response.status_code}: {_said(data)}); '
+                             f'check the address, the model {self.model!r} and the key')
+        if response.status_code != 200:
+            raise Unanswerable(f'HTTP {response.status_code}: {_said(data)}')
+        return _reply(data, attempt)
+
+
+class Unanswerable(Exception):
+    """The server will not answer this ask, however often it is put."""
+
+
+def _reply(data, attempt):
+    """The `Reply` in the body of an answer; `Retry` where there is none."""
+    try:
+        value = json.loads(data)
+        choice, usage = value['choices'][0], value.get('usage') or {}
+        text = choice['message'].get('content')
+        text = text if isinstance(text, str) else ''
+        tokens = [usage.get(name) for name in ('prompt_tokens', 'completion_tokens')]
+        return Reply(text.encode(errors='replace').decode(),  # half a surrogate pair fits no file
+                     str(choice.get('finish_reason')),
+                     *(count if isinstance(count, int) else None for count in tokens), attempt)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        raise Retry('no chat completion in the reply') from None
+
+
+def _said(data):
+    """The message of an error, on one short line."""
+    try:
+        message = json.loads(data)['error']['message']
+    except (ValueError, KeyError, TypeError):
+        message = data.decode(errors='replace')
+    return ' '.join(str(message).split())[:160]
+
+
+def seconds(headers):
+    """The seconds that a Retry-After header asks for, a number or a date; None without one."""
+    text = headers.get('retry-after')
+    if text is None:
+        return None
+    try:
+        return max(0.0, float(text))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def address(data):
+    """An encoded picture as a data address; what is neither PNG nor JPEG becomes PNG."""
+    kind = PASSED.get(Image.open(io.BytesIO(data)).format)
+    if kind is None:
+        out = io.BytesIO()
+        decode(data).save(out, 'PNG')
+        kind, data = 'image/png', out.getvalue()
+    return f'data:{kind};base64,{base64.b64encode(data).decode()}'
+
+
+def key_in(variable):
+    """The secret in an environment variable, None without a name; ValueError when it is unset."""
+    if variable is None:
+        return None
+    if not os.environ.get(variable):
+        raise ValueError(f'the environment variable {variable} holds no key; set it, or leave '
+                         '--key-variable out')
+    return os.environ[variable]

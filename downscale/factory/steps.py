@@ -1,0 +1,103 @@
+"""What teachers are asked, step by step: a JSON file of templates with a hash."""
+import json
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from downscale.evaluate.answers import hash_of
+from downscale.evaluate.prompts import fill
+from downscale.experiment import unknown
+
+DEFAULT = Path(__file__).parent / 'prompts' / 'default.json'  # package data
+LIMITS = ('statements_tokens', 'information_tokens', 'description_tokens', 'judge_tokens')
+# The placeholders that a template must have, and no other.
+PLACES = {'pair': {'number', 'question', 'answer'}, 'statements': {'pairs'},
+          'question': {'number', 'question'}, 'information': {'questions'},
+          'description': {'statements'}, 'statement': {'text'},
+          'judge': {'description', 'statements'}, 'judged': {'number', 'text'},
+          'information_mark': set(), 'description_mark': set()}
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The templates of the steps, what a reply may begin with, and limits in tokens.
+
+    `pair`, `question`, `statement` and `judged` write one entry of the lists in the others.
+    """
+    about: str
+    pair: str
+    statements: str
+    question: str
+    information: str
+    information_mark: str
+    description: str
+    description_mark: str
+    statement: str
+    judge: str
+    judged: str
+    statements_tokens: int
+    information_tokens: int
+    description_tokens: int
+    judge_tokens: int
+
+    @property
+    def hash(self):
+        """A short hash of everything but `about`."""
+        return hash_of({name: value for name, value in vars(self).items() if name != 'about'})
+
+    def ask_statements(self, pairs):
+        """What is asked so that (question, answer) pairs become sentences."""
+        return fill(self.statements, pairs=''.join(
+            fill(self.pair, number=str(k), question=question, answer=answer)
+            for k, (question, answer) in enumerate(pairs, 1)))
+
+    def ask_information(self, pairs):
+        """What is asked so that a phrase says what to look at; no answer is in it."""
+        return fill(self.information, questions=''.join(
+            fill(self.question, number=str(k), question=question)
+            for k, (question, _) in enumerate(pairs, 1)))
+
+    def ask_description(self, statements):
+        """What is asked, with the picture, so that a description holds the statements."""
+        return fill(self.description, statements=''.join(
+            fill(self.statement, text=text) for text in statements))
+
+    def ask_judge(self, statements, description):
+        """What is asked so that each statement is said to be in the description or not."""
+        return fill(self.judge, description=description, statements=''.join(
+            fill(self.judged, number=str(k), text=text) for k, text in enumerate(statements, 1)))
+
+
+def load(path=DEFAULT):
+    """The `Steps` in a file; FileNotFoundError or ValueError in one line, naming the field."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'no file of prompts {path}; leave --prompts out, or copy the '
+                                f'default ({DEFAULT.name}) and edit it')
+    try:
+        value = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{path} is no readable JSON ({error})') from None
+    if not isinstance(value, dict):
+        raise ValueError(f'{path} must hold one JSON object, not {type(value).__name__}')
+    names = [field.name for field in fields(Steps)]
+    for name in value:
+        if name not in names:
+            raise ValueError(f'{path}: {unknown("field", name, names)}')
+    for name in names:
+        _check(path, name, value.get(name))
+    return Steps(**value)
+
+
+def _check(path, name, value):
+    if name in LIMITS:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f'{path}: field {name!r} must be a number of tokens')
+        return
+    if not isinstance(value, str):
+        raise ValueError(f'{path}: field {name!r} must be a text')
+    found, wanted = set(re.findall(r'\{(\w+)\}', value)), PLACES.get(name, set())
+    if found != wanted and name in PLACES:
+        raise ValueError(f'{path}: {name} must hold the placeholders '
+                         f'{", ".join(sorted(wanted)) or "none"}, and holds '
+                         f'{", ".join(sorted(found)) or "none"}')

@@ -1,0 +1,91 @@
+"""Who writes: one small interface, and the teacher that is a model of ours.
+
+A teacher has `name`, `settings` (JSON, all that decides its text) and `write(asks)`, an iterator of
+(`Ask`, `Reply` or `Failure`) as they end. Asks are taken as room comes free: their pictures are
+never all in memory.
+"""
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+WINDOW = 64  # asks that the engine is given at once; as many pictures are held
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What one row needs: its key, a prompt, perhaps a picture (encoded), a limit in tokens and
+    the uint32 that its randomness hangs on."""
+    key: str
+    prompt: str
+    image: bytes | None
+    limit: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back; `finish` is 'stop', 'length' or what else a server says. Tokens are those
+    that the teacher counted, None where it did not."""
+    text: str
+    finish: str
+    tokens_in: int | None
+    tokens_out: int | None
+    attempts: int = 1
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why there is no reply; the next run asks again."""
+    reason: str
+    attempts: int = 1
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The model of a run folder, which must see; `open` opens it (folder, slots) when needed."""
+    folder: Path
+    name: str
+    fingerprint: str
+    temperature: float
+    top_p: float
+    slots: int
+    open: Callable
+
+    @property
+    def settings(self):
+        """All that decides its text."""
+        return {'teacher': 'engine', 'model': self.name, 'checkpoint': self.fingerprint,
+                'temperature': self.temperature, 'top_p': self.top_p}
+
+    def write(self, asks):
+        """(`Ask`, `Reply` or `Failure`) as rows end; a prompt that does not fit is a failure."""
+        from downscale.evaluate.answers import prompt_of
+        from downscale.generate.engine import Decoding, Request
+        from downscale.generate.sampling import Sampling
+        decoding = Decoding(Sampling(self.temperature, top_p=self.top_p))
+        asks, engine = iter(asks), None
+        while window := list(islice(asks, WINDOW)):
+            engine = engine or self.open(self.folder, self.slots)
+            given, requests = [], []
+            for ask in window:
+                try:
+                    prompt = prompt_of(engine.encoder, ask.prompt,
+                                       () if ask.image is None else (ask.image,), False)
+                except ValueError as error:
+                    yield ask, Failure(f'prompt: {error}')
+                    continue
+                given.append(ask)
+                requests.append(Request(prompt, ask.limit, ask.seed))
+            for index, reply in engine.stream(requests, decoding):
+                yield given[index], Reply(
+                    reply.text, 'length' if reply.finish == 'length' else 'stop',
+                    len(requests[index].prompt.tokens), len(reply.ids))
+
+
+def open_engine(folder, role, temperature, top_p, slots):
+    """The `Engine` of a run folder, checked to see before any work; errors in one line."""
+    from downscale.evaluate import runs
+    run, = runs.open_runs([folder], role, sees=True)
+    return Engine(run.folder, run.name, run.fingerprint, temperature, top_p, slots,
+                  runs.open_engine)

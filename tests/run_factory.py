@@ -1,0 +1,13 @@
+"""`downscale data extract` as a program of its own, to be killed."""
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from downscale.factory import command  # noqa: E402
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    command.run(parser.parse_args())
