@@ -29,11 +29,11 @@ def prepare(study, experiment, progress=None):
     Returns the folder of the data set, None where nothing is asked of the scene world. ValueError
     when the vocabulary has too few rows, FileNotFoundError when a stage's mixture is not built.
     """
-    for stage in experiment.stages:
-        if stage.mixture:
-            corpus(stage.mixture)
+    published = [stage for stage in experiment.stages if stage.mixture]
+    for stage in published:
+        corpus(stage.mixture)
     if not in_world(experiment):
-        load_tokenizer(tokenizer_path(study, experiment), experiment.language.V)
+        _check_published(study, experiment, published)
         return None
     study, data = scratch(study), experiment.data
     counts = {'train': data.train, 'validation': data.validation, 'test': data.test}
@@ -43,8 +43,15 @@ def prepare(study, experiment, progress=None):
                                      'hash': data_hash(experiment)})
     if not experiment.tokenizer and not (study / 'tokenizer.json').exists():
         train_tokenizer(vocabulary(experiment.world), study / 'tokenizer.json')
-    load_tokenizer(tokenizer_path(study, experiment), experiment.language.V)
+    _check_published(study, experiment, published)
     return folder
+
+
+def _check_published(study, experiment, published):
+    """The vocabulary has room for the tokenizer, and rows for the records of `published` stages."""
+    load_tokenizer(tokenizer_path(study, experiment), experiment.language.V)
+    for stage in published:
+        sampler_of(study, experiment, stage)
 
 
 def in_world(experiment):
