@@ -1,7 +1,8 @@
 """The one train loop: restore, step, log, save. It reads aloud.
 
 Metrics of step n are read after step n + 1 is dispatched, so the device never waits for the host.
-`metrics.jsonl` holds only numbers that a rerun repeats bit by bit; speeds go to `timing.jsonl`.
+`metrics.jsonl` holds only numbers that a rerun repeats bit by bit; speeds, and the share of time
+that went into waiting for input, go to `timing.jsonl`.
 """
 import contextlib
 import json
@@ -79,7 +80,7 @@ def train(folder, model, loss, optimizer, trainable, rates, schedule, mesh, para
         stack.enter_context(distributed.stepping())
         pending = None
         for step in range(first, schedule.steps):
-            batch = next(stream)
+            batch = log.timed(stream)
             if loss == 'tokens' and not batch['weights'].any():
                 raise ValueError(f'step {step}: no token of the batch {batch["tokens"].shape} is '
                                  'supervised; check `length` and the stage\'s data')
@@ -164,6 +165,7 @@ class _Log:
 
     def __init__(self, folder, first, tokens):
         self.tokens = self.before = tokens
+        self.waited = 0.0
         self.began, self.files = time.perf_counter(), contextlib.ExitStack()
         paths = [Path(os.devnull)] * 2
         self.copies = {}
@@ -174,6 +176,13 @@ class _Log:
                 _fetch(self.copies)
             _cut(paths[0], first)
         self.metrics, self.timing = (self.files.enter_context(path.open('a')) for path in paths)
+
+    def timed(self, stream):
+        """The next batch; what it took counts as waiting for input."""
+        begin = time.perf_counter()
+        batch = next(stream)
+        self.waited += time.perf_counter() - begin
+        return batch
 
     def write(self, step, read, factor, metrics):
         """Append the row of a finished step; returns (steps done, row). Waits for the device."""
@@ -190,7 +199,8 @@ class _Log:
             seconds = time.perf_counter() - self.began
             speed = (self.tokens - self.before) / seconds
             self.timing.write(json.dumps({'step': step + 1, 'seconds': round(seconds, 3),
-                                          'tokens_per_s': speed}) + '\n')
+                                          'tokens_per_s': speed,
+                                          'input_share': self.waited / seconds}) + '\n')
             self.timing.flush()
         return step + 1, row
 
