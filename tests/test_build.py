@@ -57,7 +57,8 @@ def tokenizer(tmp_path_factory):
 @pytest.mark.parametrize('path', MIXTURES, ids=lambda path: path.stem)
 def test_every_mixture_of_the_paper_builds_from_files_in_the_published_formats(root, tmp_path,
                                                                                path):
-    arg = ':16' if 'multi' in path.stem else ''
+    arg = {'instruct_multi459k': ':16',
+           'own': ':extraction/GQA.json,coin/pictures'}.get(path.stem, '')
     manifest = build(load_mixture(f'{path}{arg}'), tmp_path, Settings(root))
     corpus = Corpus(tmp_path)
     assert len(corpus) == sum(one['accepted'] for one in manifest['sources'].values()) > 0

@@ -2,7 +2,7 @@
 
 Build:   downscale data build experiments/mixtures/extraction382k.py --root data --to \\
              data/built/extraction --tokenizer models/qwen3-0.6b/tokenizer.json
-Own:     what `downscale data extract` wrote takes the place of a JSON here.
+Own:     what `downscale data extract` wrote is built by own.py beside this file.
 Paper:   arXiv 2511.17487, section 4.1: six sets of CoIN, without ImageNet and Grounding.
 """
 from downscale.data.corpus import Mixture

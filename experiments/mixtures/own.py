@@ -1,0 +1,16 @@
+"""One file of your own in a published form, such as what `downscale data extract` has written.
+
+Build:   downscale data build experiments/mixtures/own.py:runs/extraction/training.json,pictures \\
+             --root . --to data/built/own --tokenizer models/qwen3-0.6b/tokenizer.json
+"""
+from downscale.data.corpus import Mixture
+from downscale.data.sources import Source
+
+
+def get_mixture(arg=''):
+    """All rows of FILE, its pictures below IMAGES: `arg` is 'FILE,IMAGES', both below --root."""
+    file, _, images = arg.partition(',')
+    if not file:
+        raise ValueError('own.py: say which file, as own.py:FILE,IMAGES')
+    return Mixture('own', stage='extract', sources=(
+        Source('own', file, images=images, licence='your own', obtain='it is your own'),))
