@@ -4,7 +4,7 @@ import pytest
 from downscale.data.records import Example
 from downscale.evaluate.answers import Item, shown
 
-ITEMS = [Item(None, Example(name, pictures, '', ())) for name, pictures in (
+ITEMS = [Item(None, Example(name, pictures, '', ()), None) for name, pictures in (
     ('one', (b'1',)), ('two', (b'2',)), ('three', (b'3',)),
     ('triple', (b'a', b'b', b'c')), ('other triple', (b'd', b'e', b'f')))]
 
