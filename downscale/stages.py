@@ -1,6 +1,7 @@
 """One stage of one cell, from its parents' checkpoints to its own: what `study` and `train` run."""
 import contextlib
 import dataclasses
+import hashlib
 import json
 import zlib
 from functools import cache
@@ -70,13 +71,30 @@ def data_hash(experiment):
     """A short hash of what is asked about, scenes or benchmarks: items pair only when it agrees."""
     asked = experiment.evaluation
     if asked.benchmarks:
-        return hash_of([asked.benchmarks, asked.information, asked.scenes])
+        files = {path: _digest(path) for path in (*asked.benchmarks.values(),
+                                                  *asked.information.values())}
+        return hash_of([asked.benchmarks, asked.information, asked.scenes, files])
     return hash_of([dataclasses.asdict(experiment.world), dataclasses.asdict(experiment.data)])
 
 
+@cache
+def _digest(path):
+    """A short hash of a file's bytes; of a folder, of the names and sizes in it."""
+    path = Path(path)
+    if path.is_dir():
+        return hash_of([[str(one), one.stat().st_size] for one in sorted(path.rglob('*'))])
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
 def tokenizer_path(study, experiment):
-    """The configured tokenizer.json, or the one trained for this study."""
-    return Path(experiment.tokenizer or scratch(study) / 'tokenizer.json')
+    """The configured tokenizer.json, else that of the imported language model, else the one that is
+    trained for this study."""
+    if experiment.tokenizer:
+        return Path(experiment.tokenizer)
+    imported = Path(experiment.imports.get('language', '')) / 'tokenizer.json'
+    own = 'language' in experiment.imports and imported.is_file()
+    return imported if own else Path(scratch(study) / 'tokenizer.json')
 
 
 @cache
@@ -185,6 +203,7 @@ def train_stage(study, experiment, name, report=lambda step, metrics: None):
     if distributed.once(lambda: task) != task:
         raise ValueError('this process has another configuration, cell or stage than process 0; '
                          'start the same command in all')
+    distributed.once(lambda: _refuse_other_mixture(folder, stage))
     if distributed.once(lambda: is_done(folder, experiment)):
         return
     with loop.only_process(folder):
@@ -199,6 +218,9 @@ def train_stage(study, experiment, name, report=lambda step, metrics: None):
                        lambda: start_params(study, experiment, stage), batches, stage.save_every,
                        report, shapes=start_shapes(experiment, stage))
         distributed.wait()
+        if stage.mixture:
+            seen = sampler.seen(seed, batches.get_state())
+            distributed.once(lambda: _told(folder, seen=seen))
         distributed.once(lambda: write_json(folder / 'DONE.json', {
             'hash': experiment.hash, 'steps': stage.steps}))
 
@@ -211,16 +233,28 @@ def _open(folder, experiment):
     experiments.save(experiment, folder)
 
 
+def _refuse_other_mixture(folder, stage):
+    """Raise ValueError when the stage was begun on other records than its mixture holds now."""
+    begun = read_json(folder / 'mixture.json') if stage.mixture else None
+    if begun is not None and begun['hash'] != corpus(stage.mixture).hash:
+        raise ValueError(f'{folder} was begun on other records than {stage.mixture} holds now; '
+                         'give the study another folder with --out, or delete this one')
+
+
 def _count_padding(folder, experiment, stage, sampler, seed):
     """Says now what would not fit hours later, and writes `padding.json`; of a mixture also
-    `mixture.json`, what an epoch of it holds."""
+    `mixture.json`, what an epoch of it holds, to which its end adds what was seen."""
     sizes = sizes_of(stage, sampler, seed)
     if stage.mixture:
-        write_json(folder / 'mixture.json', {
-            'name': sampler.corpus.mixture.name, 'hash': sampler.corpus.hash, 'seed': seed,
-            'epoch': sampler.realised(seed), 'left_out': sampler.left_out})
+        _told(folder, name=sampler.corpus.mixture.name, hash=sampler.corpus.hash, seed=seed,
+              epoch=sampler.realised(seed), left_out=sampler.left_out)
     if stage.loss == 'tokens':
         write_json(folder / 'padding.json', padding.figures(experiment, stage, sizes))
+
+
+def _told(folder, **facts):
+    """`mixture.json` of a stage says these facts, beside what it said before."""
+    write_json(folder / 'mixture.json', (read_json(folder / 'mixture.json') or {}) | facts)
 
 
 def refuse_other(folder, experiment):

@@ -176,6 +176,38 @@ def test_coin_files_are_read_with_their_own_rules(tmp_path, name, row, right):
     assert found.judge(found.asked[0], right, False)[1:] == (True, 1.0)
 
 
+@pytest.mark.parametrize('name, row, said', [
+    ('coin-vqav2', {'answer': 'C'}, 'c'), ('coin-ocrvqa', {'answer': 'X'}, 'x'),
+    ('coin-gqa', {'answer': 'b'}, 'B'), ('coin-scienceqa', {'answer': 'B'}, 'B'),
+    ('coin-grounding', {'answer_bbox': [.1, .2, .5, .6], 'size': [9, 9]}, '[0.10,0.20,0.50,0.60]')])
+def test_an_answer_of_one_letter_and_a_box_as_a_list_are_judged(tmp_path, name, row, said):
+    rows = [{'question_id': 1, 'text': 'which letter?', 'image': 'a.png', **row}]
+    (tmp_path / 'a.png').write_bytes(png(1))
+    (tmp_path / 'test.json').write_text(json.dumps(rows))
+    questions = questions_of(BENCHMARKS[name], tmp_path / 'test.json')
+    assert questions.judge(questions.asked[0], said, False)[2] == 1.0
+
+
+def test_an_answer_that_the_headline_cannot_judge_is_refused_before_anything_is_asked(tmp_path):
+    (tmp_path / 'a.png').write_bytes(png(1))
+    row = {'question_id': 7, 'text': 'what is it?', 'image': 'a.png', 'answer': 'a long story'}
+    (tmp_path / 'test.json').write_text(json.dumps([row]))
+    with pytest.raises(ValueError, match="coin cannot judge 1 of 1 answers .*'a long story'"):
+        questions_of(BENCHMARKS['coin-grounding'], tmp_path / 'test.json')
+
+
+def test_the_answers_of_ten_people_stand_in_the_file_of_textvqa(tmp_path):
+    (tmp_path / 'a.png').write_bytes(png(1))
+    (tmp_path / 'test.json').write_text(json.dumps([
+        {'question_id': 7, 'text': 'brand?', 'image': 'a.png', 'answer': 'nokia'}]))
+    alone = questions_of(BENCHMARKS['coin-textvqa'], tmp_path / 'test.json')
+    assert alone.asked[0].right is None  # one answer is not what ten people said
+    (tmp_path / 'TextVQA_0.5.1_val.json').write_text(json.dumps({'data': [
+        {'question_id': 7, 'answers': ['nokia'] * 6 + ['samsung'] * 4}]}))
+    questions = questions_of(BENCHMARKS['coin-textvqa'], tmp_path / 'test.json')
+    assert questions.judge(questions.asked[0], 'nokia', False)[2] == 1.0
+
+
 def test_preferences_are_worth_their_votes(tmp_path):
     for k in range(3):
         (tmp_path / f'{k}.png').write_bytes(png(k))

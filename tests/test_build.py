@@ -175,6 +175,60 @@ def test_a_subset_is_a_function_of_its_seed_and_rejected_rows_are_replaced(tmp_p
     assert len(ids('all')[0]) == 10
 
 
+def test_pictures_mended_between_two_runs_leave_no_trace_in_a_subset(tmp_path, monkeypatch):
+    """Which rows replace rejected ones follows from what is rejected now, not at an earlier run."""
+    monkeypatch.setattr(building, 'CHUNK', 5)
+    published.coin(tmp_path, 'GQA', 30)
+    published.coin(tmp_path, 'VizWiz', 4)
+    lost = [tmp_path / f'coin/pictures/GQA/{k}.jpg' for k in range(10)]
+    last = tmp_path / 'coin/pictures/VizWiz/0.jpg'
+    for path in (*lost, last):
+        path.unlink()
+    mine = mixture(coin_source('GQA', take=15), coin_source('VizWiz'))
+    settings = Settings(tmp_path, most_rejected=0.9)
+    build_first(mine, tmp_path / 'to', settings)
+    for k, path in enumerate((*lost[:7], last)):
+        path.write_bytes(published.picture(k, 'JPEG'))
+    resumed = build(mine, tmp_path / 'to', settings)
+    fresh = build(mine, tmp_path / 'fresh', settings)
+    assert resumed['sources']['GQA']['accepted'] == 15 and resumed == fresh
+
+
+def build_first(mine, to, settings):
+    """The first source of a mixture is built, as by a run that was stopped then."""
+    made = Build(mine, to, settings)
+    handle = building.lock(to)
+    made._begin()
+    with made._workers():
+        made._source(mine.sources[0])
+    os.close(handle)
+
+
+def test_rows_of_one_id_are_each_hashed_once(tmp_path):
+    rows = [{'id': 7, 'conversations': published.turns((str(k % 500), 'a'))} for k in range(3000)]
+    published.write_rows(tmp_path / 'rows.json', rows)
+    one = Source('one', 'rows.json', licence='ours', obtain='make it')
+    made, calls = Build(mixture(one), tmp_path / 'to', Settings(tmp_path)), []
+    table = made.tables['one']
+    whole = table.digests
+    table.digests = lambda indices: calls.append(len(indices)) or whole(indices)
+    assert made.run()['sources']['one']['accepted'] == 500 and calls == [3000]
+
+
+@pytest.mark.parametrize('name, text', [
+    ('rows.csv', 'file_name,text\n,' + 'x' * 200_000 + '\n'),
+    ('rows.jsonl', '{"id": 2, "x\\ud83d": 1}\n')])
+def test_odd_cells_and_keys_are_counted(tmp_path, name, text):
+    (tmp_path / name).write_text(text + ('ok,b\n' if name.endswith('csv') else json.dumps(
+        {'id': 1, 'conversations': published.turns(('q', 'a'))}) + '\n'))
+    one = Source('one', name, licence='ours', obtain='make it')
+    if name.endswith('csv'):
+        assert len(Build(mixture(one), tmp_path / 'to', Settings(tmp_path)).tables['one']) == 2
+        return
+    told = build(mixture(one), tmp_path / 'to', Settings(tmp_path, most_rejected=0.9))
+    assert told['sources']['one']['rejected'] == {'no answer': 1}
+
+
 def test_equal_rows_count_as_duplicates_and_others_of_the_same_id_are_kept(tmp_path):
     rows = [{'id': 7, 'conversations': published.turns((text, 'a'))} for text in 'ppqp']
     published.write_rows(tmp_path / 'rows.json', rows)

@@ -189,6 +189,22 @@ def test_records_that_fit_no_row_are_left_out_and_counted(corpus):
         assert not seen & set(np.flatnonzero(many).tolist())
 
 
+def test_an_epoch_without_a_record_is_refused(corpus, monkeypatch):
+    few = dataclasses.replace(corpus.mixture, sources=tuple(
+        dataclasses.replace(one, epochs=0.001) for one in corpus.mixture.sources))
+    monkeypatch.setattr(corpus, 'mixture', few)
+    with pytest.raises(ValueError, match='holds no record'):
+        sampler(corpus)
+
+
+def test_what_was_seen_is_what_stood_in_the_batches(corpus):
+    made = sampler(corpus)
+    batches = iter(stream(made, 2))
+    count = sum(int(batch['segments'].max(1).sum()) for batch in taken(batches, 5))
+    seen = made.seen(2, batches.get_state())
+    assert sum(seen.values()) == count and set(seen) == set(corpus.counts)
+
+
 def test_loss_norm_weighs_conversations_equally(corpus):
     batch = next(iter(stream(sampler(corpus, loss_norm='example'), 1)))
     sums = [batch['weights'][row, batch['segments'][row] == s].sum()

@@ -228,17 +228,33 @@ def test_a_picture_that_breaks_off_rejects_its_row_alone(laid, tmp_path):
     assert rejected['checks']['reply'] == ['descriptions: unreadable picture']
 
 
-def test_a_file_of_another_form_is_refused_with_its_line(tmp_path):
+def test_fewer_pictures_in_between_cost_no_reply(laid, tmp_path):
+    stub = OpenAiStub(laid[2], rates={})
+    whole = run(laid, tmp_path / 'a', *of_stub(stub))
+    asked = sum(stub.calls.values())
+    few = run(laid, tmp_path / 'a', *of_stub(stub, '--limit', 2))
+    again = run(laid, tmp_path / 'a', *of_stub(stub))
+    assert sum(stub.calls.values()) == asked > 6
+    assert len(json.loads(few['training.json'])) <= 2
+    assert all(again[name] == whole[name] for name in UNTIMED)
+
+
+def test_a_record_of_another_form_is_counted_and_a_file_that_is_no_json_refused(tmp_path):
     path = tmp_path / 'q.jsonl'
     good = json.dumps(talk('1', 'x.png', ('a', 'b')))
-    for bad, words in (('{', 'line 2: no readable JSON'), ('{"id": 1}', 'line 2: must be an obj'),
+    for bad, words in (('{"id": 1}', 'must be an obj'), ('[]', 'must be an obj'),
                        ('{"id": "1", "conversations": [{"from": "me", "value": "x"}]}',
-                        'line 2: a turn must be'),
-                       ('{"id": null, "conversations": []}', 'line 2: id must be')):
+                        'a turn must be'),
+                       ('{"id": "1", "conversations": [{"from": "gpt", "value": "\\ud800"}]}',
+                        'surrogates'),
+                       ('{"id": null, "conversations": []}', 'id must be')):
         path.write_text(f'{good}\n{bad}\n')
-        with pytest.raises(ValueError, match=words) as info:
-            source.read(path, tmp_path)
-        assert '\n' not in str(info.value)
+        _, skipped = source.read(path, tmp_path)
+        assert [one.id for one in skipped] == ['line 2', '1'] and words in skipped[0].reason
+    path.write_text(f'{good}\n{{\n')
+    with pytest.raises(ValueError, match='line 2: no readable JSON') as info:
+        source.read(path, tmp_path)
+    assert '\n' not in str(info.value)
     with pytest.raises(FileNotFoundError, match='no file'):
         source.read(tmp_path / 'none.json', tmp_path)
 

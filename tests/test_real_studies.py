@@ -10,6 +10,7 @@ import small_bpe
 
 from downscale import cli, recipe, study_files
 from downscale import experiment as experiments
+from downscale import stages as stages_
 from downscale.model.init import init_params
 from downscale.places import write_json
 from downscale.train.checkpoint import save_leaves
@@ -96,6 +97,7 @@ def test_a_study_of_the_paper_runs_from_mixture_to_report(place, capfd, name):
             manifest = json.loads((place / stage.mixture / 'manifest.json').read_text())
             assert told['epoch'] == manifest['epoch']['sources'] and told['hash'] \
                 == manifest['hash'] and set(told['left_out'].values()) == {0}
+            assert sum(told['seen'].values()) >= 2 * 4  # steps, and rows of a batch
     rows = [row for path in folder.glob('evaluations/*/items.parquet')
             for row in pq.read_table(path).to_pylist()]
     asked = {row['task'] for row in rows}
@@ -116,6 +118,14 @@ def test_the_large_studies_are_the_dry_ones_but_for_size(place):
     for name in large:
         differ = {key for key in large[name] if large[name][key] != dry[name][key]}
         assert differ == {'steps', 'batch', 'length', 'tiles'}
+    config, sweep = study_files.load_study(EXPERIMENTS / 'llm_downscale.py:qwen3', ())
+    with config.unlocked():
+        del config['platform']
+    cell = experiments.cells(config, sweep)[0]
+    own = place / cell.imports['language'] / 'tokenizer.json'
+    own.parent.mkdir(parents=True)
+    own.write_bytes((place / 'data/tokenizer.json').read_bytes())
+    assert stages_.tokenizer_path('runs/x', cell).samefile(own)
     assert large['align']['rates'] == {'connector': 1e-3}
     assert all(large[name]['rates'] == {'language': 1e-5, 'connector': 1e-5, 'tower': 2e-6}
                and (large[name]['warmup'], large[name]['final']) == (0.03, 0.0)
@@ -134,6 +144,20 @@ def test_what_a_study_lacks_is_one_line_before_any_work(place, capsys, key, mess
                      '--set', key, '--jobs', '1', '--quiet']) == 1
     line = capsys.readouterr().err
     assert message in line and line.count('\n') == 1
+
+
+def test_a_mixture_that_was_built_anew_does_not_continue_a_stage(place, capsys):
+    console('data', 'build', EXPERIMENTS / 'mixtures' / 'own.py:extraction/GQA.json,coin/pictures',
+            '--to', 'data/built/own', '--tokenizer', 'data/tokenizer.json', '--jobs', 1, '--quiet')
+    study = ('train', f'{EXPERIMENTS / "extraction_tuning.py"}:dry', '--out', 'runs/anew', '--cell',
+             'w32d2-s0', '--stage', 'align', '--set', 'stages.align.mixture=data/built/own',
+             '--quiet')
+    console(*study)
+    manifest = place / 'data/built/own/manifest.json'
+    manifest.write_text(manifest.read_text().replace('"hash": "', '"hash": "0', 1))
+    stages_.corpus.cache_clear()
+    assert cli.main(list(map(str, study))) == 64
+    assert 'was begun on other records' in capsys.readouterr().err
 
 
 def test_readers_alone_have_no_stage_and_answer_untrained():

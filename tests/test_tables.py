@@ -1,5 +1,6 @@
 """Schemas, strict writing, loading and pairing."""
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -97,7 +98,8 @@ def test_a_row_tells_how_its_reply_ended(tmp_path, finish, close, text):
                                answer='red', chance=.25)
     reply = SimpleNamespace(ids=(5, 6, 7), finish=finish, close=close, thought=2 * bool(close),
                             nll=.5, text=text)
-    found = row(SimpleNamespace(question=question), reply, eval_id='e', condition='image',
+    item = SimpleNamespace(question=question, judge=lambda text, marked: (text, True, 1.0))
+    found = row(item, reply, eval_id='e', condition='image',
                 data_hash='d', prompt_hash='p', p_run='w16d2-s0', thinking=bool(close))
     assert (found['finish'], found['close'], found['n_think_tokens'], found['truncated']) == (
         finish, close, 2 * bool(close), finish == 'length')
@@ -160,6 +162,14 @@ def test_unfinished_failed_and_absent_stages_are_listed(study_dir):
              for u in load_study(study_dir).unfinished]
     assert found == [('w16d2-s0', 'text', 'failed'), ('w16d2-s0', 'align', 'no DONE.json'),
                      ('w32d4-s0', 'reason', 'never started')]
+
+
+def test_a_run_that_only_reads_lacks_no_stage(study_dir):
+    shutil.rmtree(study_dir / 'cells' / 'w32d4-s0')
+    meta = json.loads((study_dir / 'study.json').read_text())
+    assert {u['run_id'] for u in load_study(study_dir).unfinished} == {'w32d4-s0'}
+    (study_dir / 'study.json').write_text(json.dumps(meta | {'stages': {'w32d4-s0': []}}))
+    assert load_study(study_dir).unfinished == ()
 
 
 def test_throughput_is_read_where_it_is_and_none_where_it_is_not(study_dir):

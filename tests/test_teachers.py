@@ -72,6 +72,11 @@ def one(stub, image=None, **settings):
     return reply
 
 
+def test_a_body_that_is_not_what_its_header_says_is_tried_again():
+    reply = one(Scripted((200, {'Content-Encoding': 'gzip'}, b'no gzip'), (200, {}, said())))
+    assert reply.text == 'fine' and reply.attempts == 2
+
+
 def test_every_ask_is_answered_through_passing_failures():
     stub = OpenAiStub({}, {'500': .2, '429': .2, 'stall': .1, 'garbage': .2})
     teacher = Server(stub.url, 'm', timeout=.5, backoff=.01, concurrency=6)

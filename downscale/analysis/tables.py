@@ -23,7 +23,7 @@ from downscale.evaluate.items import (
     read_texts,
 )
 
-STAGES = ('tower', 'text', 'align', 'instruct', 'caption', 'extract', 'reason')
+STAGES = ('tower', 'text', 'align', 'instruct', 'interleave', 'caption', 'extract', 'reason')
 
 
 class Cell(NamedTuple):
@@ -140,11 +140,12 @@ def _read_cells(root, meta):
         elif not (folder / 'DONE.json').is_file():
             unfinished.append({'run_id': run_id, 'stage': stage, 'reason': 'no DONE.json'})
     runs = [run['run_id'] for run in meta['runs']]
-    expected = set().union(*(stages.get(run, set()) for run in runs))
+    anywhere = set().union(*(stages.get(run, set()) for run in runs))
     for run in runs:
+        expected = set(meta.get('stages', {}).get(run, anywhere))
         for stage in sorted(expected - stages.get(run, set()), key=_stage_order):
             unfinished.append({'run_id': run, 'stage': stage, 'reason': 'never started'})
-        if not expected:
+        if not anywhere:
             unfinished.append({'run_id': run, 'stage': '', 'reason': 'no folder under cells/'})
     return curves, tuple(sorted(unfinished, key=lambda u: (u['run_id'], _stage_order(u['stage']))))
 

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,7 +22,7 @@ from downscale.data.shards import Chunk, write
 from downscale.data.sources import open_rows, under
 from downscale.places import lock, read_json, write_json
 
-CHUNK = 1000  # rows of a shard
+CHUNK = 4000  # rows of a shard; every shard that is read stays open
 SHOWN = 20  # rejected rows that the manifest names; `rejected.jsonl` names all
 
 # --- the folder -------------------------------------------------------------------------------
@@ -137,8 +137,9 @@ class Build:
         """The JSON of a chunk that need not be made again; None where a picture was at fault,
         which may have been mended since."""
         value = read_json(self.to / f'{chunk.stem}.json')
-        if value is None or not (self.to / value['file']).is_file() or \
-                any('image' in reason for _, reason, _ in value['rejected']):
+        if value is None or value['rows'] != chunk.hash \
+                or not (self.to / value['file']).is_file() \
+                or any('image' in reason for _, reason, _ in value['rejected']):
             return None
         return value
 
@@ -244,15 +245,19 @@ def _names(table, rows):
 
     Published sets reuse ids: a second conversation about a picture keeps its own row, as 'id#2'.
     """
-    first, names, doubled = {}, {}, set()
+    same = defaultdict(list)
     for index in rows:
-        name = table.name(index)
-        others = first.setdefault(name, [])
-        if others and table.digest(index) in [table.digest(other) for other in others]:
-            doubled.add(index)
-        else:
-            others.append(index)
-        names[index] = name if len(others) < 2 else f'{name}#{len(others)}'
+        same[table.name(index)].append(index)
+    again = sorted(index for shared in same.values() if len(shared) > 1 for index in shared)
+    digests = dict(zip(again, table.digests(again), strict=True))
+    names, doubled = {}, set()
+    for name, shared in same.items():
+        seen = set()
+        for index in shared:
+            if digests.get(index) in seen:
+                doubled.add(index)
+            seen.add(digests.get(index))
+            names[index] = name if len(seen) < 2 else f'{name}#{len(seen)}'
     return names, doubled
 
 

@@ -36,6 +36,9 @@ class CorpusSampler:
                 f'of {shape.length} tokens and {shape.tiles} tiles, or have nothing to learn '
                 f'(largest {tokens} and {tiles}); raise `length` and `tiles` of the stage, or '
                 'build with another --length')
+        if not len(self):
+            raise ValueError(f'{corpus.folder}: an epoch of the mixture holds no record; give its '
+                             'sources more `epochs`')
 
     def __len__(self):
         return len(self.order(0, 0))
@@ -55,7 +58,18 @@ class CorpusSampler:
 
     def realised(self, seed):
         """{source: conversations of the first epoch}, as they come."""
-        which = np.searchsorted(self.corpus.starts, self.order(seed, 0), 'right') - 1
+        return self._by_source(self.order(seed, 0))
+
+    def seen(self, seed, state):
+        """{source: conversations in all batches so far}, from the state of a stream's iterator."""
+        waiting = [position for rows in state['open'] for row in rows for position in row[2]]
+        waiting += [position for rows in state['closed'] for row in rows for position in row]
+        sequence = self.sequence(seed)
+        past = set(range(state['next'])).difference(waiting)
+        return self._by_source([sequence[position].number for position in sorted(past)])
+
+    def _by_source(self, numbers):
+        which = np.searchsorted(self.corpus.starts, np.asarray(numbers, int), 'right') - 1
         return {source.name: int((which == k).sum())
                 for k, source in enumerate(self.corpus.mixture.sources)}
 

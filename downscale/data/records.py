@@ -60,6 +60,11 @@ class Example:
     caption: str
     questions: tuple[Question, ...]
 
+    @property
+    def count(self):
+        """How many pictures it has."""
+        return len(self.images)
+
 
 @dataclass(frozen=True)
 class Turn:

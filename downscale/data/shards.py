@@ -46,6 +46,11 @@ class Chunk:
     part: object
 
     @property
+    def hash(self):
+        """A hash of which rows these are: pictures that were mended move rows between chunks."""
+        return hashlib.sha256('\n'.join(self.names).encode()).hexdigest()[:32]
+
+    @property
     def stem(self):
         return f'{self.source.name}-{self.number:05d}'
 
@@ -77,8 +82,8 @@ def write(chunk, settings, stage, to):
         np.save(file, np.array(costs, np.int32).reshape(-1, len(COSTS)))
     os.replace(partial.with_suffix('.npy'), costs_path)
     os.replace(partial, path)
-    value = {'file': path.name, 'costs': costs_path.name, 'source': chunk.source.name,
-             'records': len(ids), 'pictures': pictures, 'bytes': size,
+    value = {'rows': chunk.hash, 'file': path.name, 'costs': costs_path.name,
+             'source': chunk.source.name, 'records': len(ids), 'pictures': pictures, 'bytes': size,
              'hash': digest.hexdigest()[:32], 'rejected': rejected}
     write_json(path.with_suffix('.json'), value)
     return value

@@ -101,7 +101,7 @@ def _turns(row, source):
         caption = next((row[key] for key in ('caption', 'text') if row.get(key) is not None), None)
         if caption is None:
             raise Rejected('no answer', 'none of conversations, texts, question, caption or text '
-                           f'in {", ".join(map(str, list(row)[:12]))}')
+                           f'in {ascii(list(row)[:12])}')
         pairs = [(source.ask, caption)]
     return _asked(pairs)
 

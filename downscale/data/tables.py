@@ -1,9 +1,9 @@
 """Rows of published data: JSON, JSONL, CSV, Parquet, TFDS; opened whole or a part at a time.
 
 Every table has `len`, `name(i)` (an id), `group(i)` (the set that a row says it is from, or ''),
-`digest(i)` (to tell a second copy of a row from a second row of its name) and `part(indices)`; a
-part can be sent to another process and gives its rows there, as dicts in the names that
-`sources.py` reads.
+`digests(indices)` (to tell a second copy of a row from a second row of its name) and
+`part(indices)`, both of ascending indices; a part can be sent to another process and gives its rows
+there, as dicts in the names that `sources.py` reads.
 """
 import csv
 import hashlib
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 NAMES = ('id', 'question_id', 'sample_id', 'index')
+LONGEST = 1 << 24  # characters of one cell of a CSV file
 METADATA = ('metadata.jsonl', 'metadata.csv', 'metadata.json')
 
 
@@ -35,8 +36,8 @@ class Rows:
     def group(self, index):
         return _group(self.rows[index])
 
-    def digest(self, index):
-        return hashlib.sha256(repr(self.rows[index]).encode('utf-8', 'replace')).hexdigest()
+    def digests(self, indices):
+        return map(_digest, self.part(indices))
 
     def part(self, indices):
         return [self.rows[index] for index in indices]
@@ -45,13 +46,14 @@ class Rows:
 def _rows_of(path):
     try:
         if path.suffix == '.csv':
+            csv.field_size_limit(LONGEST)
             with path.open(newline='', encoding='utf-8') as file:
                 return list(csv.DictReader(file))
         if path.suffix == '.jsonl':
             with path.open('rb') as file:
                 return [_line(line) for line in file if line.strip()]
         rows = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, csv.Error) as error:
         raise ValueError(f'{path} is no readable {path.suffix[1:]} ({error}); download it '
                          'again') from None
     if not isinstance(rows, list):
@@ -73,6 +75,10 @@ def _name(row, index):
     if isinstance(found, bool) or not isinstance(found, (str, int)):
         return f'row{index}'
     return str(found).encode('utf-8', 'replace').decode()
+
+
+def _digest(row):
+    return hashlib.sha256(repr(row).encode('utf-8', 'replace')).digest()
 
 
 def _group(row):
@@ -118,8 +124,8 @@ class Parquet:
     def group(self, index):
         return _group(self.heads[index])
 
-    def digest(self, index):
-        return hashlib.sha256(repr(next(iter(self.part([index])))).encode()).hexdigest()
+    def digests(self, indices):
+        return map(_digest, self.part(indices))
 
     def part(self, indices):
         return _ParquetPart(self.paths, tuple(self.starts.tolist()), tuple(indices))
@@ -160,8 +166,8 @@ class Prepared:
     def group(self, index):
         return ''
 
-    def digest(self, index):
-        return self.name(index)
+    def digests(self, indices):
+        return map(self.name, indices)
 
     def part(self, indices):
         return _PreparedPart(self.paths[0], self.kind, self.split, tuple(indices))

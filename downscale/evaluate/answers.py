@@ -10,6 +10,8 @@ from downscale.data.questions import correct
 from downscale.data.records import THINK, Example, Question, Turn
 from downscale.generate.requests import Prompt
 
+WINDOW = 2 ** 30  # bytes of image tiles that are held at once
+
 
 @dataclass(frozen=True)
 class Item:
@@ -55,15 +57,15 @@ def shown(item, condition, items):
 
     'shuffled' takes the pictures of the next example that has as many and is another one.
     """
-    if condition == 'blind' or not item.example.images:
+    if condition == 'blind' or not item.example.count:
         return ()
     if condition == 'image':
         return item.example.images
     others = {other.example.scene_id: other.example for other in items
-              if len(other.example.images) == len(item.example.images)}
+              if other.example.count == item.example.count}
     names = list(others)
     if len(names) < 2:
-        raise ValueError(f"condition 'shuffled' needs two examples with {len(item.example.images)} "
+        raise ValueError(f"condition 'shuffled' needs two examples with {item.example.count} "
                          f'pictures, there is only {names[0]}; raise evaluation.scenes or leave '
                          'the condition out')
     following = names[(names.index(item.example.scene_id) + 1) % len(names)]
@@ -76,6 +78,25 @@ def prompt_of(encoder, text, pngs=(), thinking=None):
     placed, tiles = encoder.layout.cut(pngs)
     arrays = encoder.encode([Turn('user', mark + text, False)], True, thinking, placed)
     return Prompt(arrays['tokens'], arrays['image_index'], tiles, arrays.get('image_weight'))
+
+
+def write(engine, requests, total, report=lambda done, total: None):
+    """A `Reply` for each of `total` requests, in order.
+
+    They are made in windows: the tiles of one picture are up to 16 MB, of thousands too many.
+    """
+    replies, window, held = [], [], 0
+    for request in requests:
+        window.append(request)
+        held += request.prompt.tiles.nbytes if request.prompt.tiles is not None else 0
+        if held > WINDOW:
+            replies += _window(engine, window, len(replies), total, report)
+            window, held = [], 0
+    return replies + _window(engine, window, len(replies), total, report)
+
+
+def _window(engine, window, before, total, report):
+    return engine.write(window, report=lambda done, _: report(before + done, total))
 
 
 def gold_ids(encoder, question):

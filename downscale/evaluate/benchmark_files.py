@@ -174,14 +174,25 @@ def json_list(path, needed):
 def csv_rows(path, needed):
     """(number, {column: text}, [texts by place]) of a CSV file with a header."""
     path = _there(path)
-    lines = csv.reader(io.StringIO(path.read_bytes().decode('utf-8-sig'), newline=''))
-    header = next(lines, [])
+    try:
+        header, *lines = csv.reader(io.StringIO(path.read_text('utf-8-sig'), newline=''))
+    except (csv.Error, ValueError) as error:
+        raise ValueError(f'{path} is no readable CSV with a header ({error})') from None
     lacking(path, header, needed)
     for number, line in enumerate(lines):
         if len(line) != len(header):
-            raise ValueError(f'{path}, line {lines.line_num}: {len(line)} values for '
-                             f'{len(header)} columns')
+            raise ValueError(f'{path}, entry {number}: {len(line)} values for {len(header)} '
+                             'columns')
         yield number, dict(zip(header, line)), line
+
+
+def textvqa_answers(path):
+    """{question id: the answers of ten people} of TextVQA's annotation file."""
+    try:
+        rows = json.loads(path.read_bytes())['data']
+        return {str(row['question_id']): list(map(str, row['answers'])) for row in rows}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{path}: no annotations of TextVQA ({error!r})') from None
 
 
 def number_of(text, where):

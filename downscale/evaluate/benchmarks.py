@@ -5,6 +5,7 @@ The first scorer of a benchmark is its headline, chosen so that it reads both a 
 those of lmms-eval, without which scores cannot be compared. Licences: see the card of each set;
 what is known is noted.
 """
+import json
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from downscale.evaluate import benchmark_files as files
 from downscale.evaluate.answers import hash_of
 from downscale.evaluate.asked import Asked, Questions, digest
 from downscale.evaluate.benchmark_files import entry
-from downscale.evaluate.named import LETTERS, Target
+from downscale.evaluate.named import LETTERS, Target, applying
 
 OPTION = "Answer with the option's letter from the given choices directly"
 SHORT = '\nAnswer the question using a single word or phrase.'
@@ -80,6 +81,12 @@ def questions_of(benchmark, path, images=None, limit=None):
         asked.append(Asked(one.row, one.id, one.question, pictures,
                            one.target and one.target.gold, None, one.family,
                            hash_of(pictures) if pictures else one.id, one.target, one.strata))
+    headline = benchmark.scorers[0]
+    odd = [one for one in asked if one.target and not applying(one.target, [headline])]
+    if odd:
+        raise ValueError(f'{path}: {headline} cannot judge {len(odd)} of {len(names)} answers '
+                         f'(first {odd[0].id!r}: {odd[0].answer!r}); is this the file of '
+                         f'{benchmark.name}?')
     if gone:
         raise FileNotFoundError(f'{path}: {len(gone)} of {len(names)} questions lack a picture '
                                 f'(first {gone[0]!r}); give the folder of the pictures with '
@@ -87,7 +94,7 @@ def questions_of(benchmark, path, images=None, limit=None):
     calls = {one.row: one.pictures for one in entries}
     return Questions(tuple(asked), lambda one: tuple(
         data for data in (picture() for picture in calls[one.doc_id]) if data),
-        benchmark.scorers[0])
+        headline)
 
 
 def listed(options):
@@ -132,8 +139,8 @@ def _vmcbench(path, images, only=None):
             options = tuple((letter, str(row[letter])) for letter in 'ABCD')
             question = f'Question: {row["question"]}\nOptions:\n{listed(options)}'
             yield entry(number, row['index'], question, [picture],
-                        Target((str(row['answer']),), options), row['category'],
-                        (row['category'],))
+                        None if row['answer'] is None else Target((str(row['answer']),), options),
+                        row['category'], (row['category'],))
 
 
 def _six(path, images):
@@ -176,14 +183,25 @@ def _pope(path, images):
                     Target((str(row['answer']),)), row['category'])
 
 
-def _coin(path, images):
-    """CoIN's test files: `answer` is a text or a list, `answer_bbox` a text of four numbers."""
+def _coin(path, images, people=None):
+    """CoIN's test files: `answer` is a text, `answer_bbox` four numbers; `people` maps question ids
+    to the answers of several, where the file has none."""
     for number, row in files.json_list(path, ('question_id', 'text')):
         answer = row.get('answer_bbox', row.get('answer'))
+        if people is not None and not isinstance(answer, list):
+            answer = people.get(str(row['question_id']))
+        elif 'answer_bbox' in row and isinstance(answer, list):
+            answer = json.dumps(answer)
         target = _people(answer) if isinstance(answer, list) else \
             None if answer is None else Target((str(answer),), inline_options(row['text']))
         shown = files.beside(images, [row['image']] if row.get('image') else [])
         yield entry(number, row['question_id'], row['text'], shown, target)
+
+
+def _coin_textvqa(path, images):
+    """The answers of ten people stand in TextVQA's own file, beside CoIN's."""
+    own = path.with_name('TextVQA_0.5.1_val.json')
+    return _coin(path, images, files.textvqa_answers(own) if own.is_file() else {})
 
 
 def _nights(path, images):
@@ -256,7 +274,9 @@ def _table():
             ('ocrvqa', ('coin_ocrvqa', 'coin_equal', 'exact-1')),
             ('imagenet', ('coin_imagenet', 'coin_equal', 'exact-1')),
             ('grounding', ('coin', 'coin_compat', 'refcoco'))):
-        yield Benchmark(f'coin-{name}', _coin, '', scorers, coin, blind=name == 'scienceqa')
+        read, source = (_coin_textvqa, f'{coin}, TextVQA_0.5.1_val.json beside it') \
+            if name == 'textvqa' else (_coin, coin)
+        yield Benchmark(f'coin-{name}', read, '', scorers, source, blind=name == 'scienceqa')
     yield Benchmark('nights', _nights, f'\n{OPTION}.', two,
                     'dreamsim (github.com/ssundaram21/dreamsim), data.csv; votes >= 6, test')
     yield Benchmark('pieapp', _pieapp, f'\n{OPTION}.', two,

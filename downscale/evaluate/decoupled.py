@@ -3,7 +3,7 @@
 `describe` runs once per perception model; `answer` reads those texts for every pair, so the whole
 perception x reasoner grid costs one description per picture and model.
 """
-from downscale.evaluate.answers import SCENE, gold_ids, hash_of, prompt_of, row
+from downscale.evaluate.answers import SCENE, gold_ids, hash_of, prompt_of, row, write
 from downscale.generate.engine import Request
 
 GOLD = ''  # the perception run of the gold-scene control
@@ -20,8 +20,8 @@ def describe(engine, experiment, items, kind, report=lambda done, total: None, w
     for item in items:
         prompt = wording.describe(item, kind)
         asked.setdefault((item.example.scene_id, prompt), item)
-    written = engine.write([Request(prompt_of(encoder, prompt, item.example.images), plan.write)
-                            for (_, prompt), item in asked.items()], report=report)
+    written = write(engine, (Request(prompt_of(encoder, prompt, item.example.images), plan.write)
+                             for (_, prompt), item in asked.items()), len(asked), report)
     replies = dict(zip(asked, written, strict=True))
     rows = []
     for item in items:

@@ -1,5 +1,5 @@
 """The joint test: one model sees the picture and answers; and the same without, or with another."""
-from downscale.evaluate.answers import SCENE, gold_ids, hash_of, prompt_of, row, shown
+from downscale.evaluate.answers import SCENE, gold_ids, hash_of, prompt_of, row, shown, write
 from downscale.generate.engine import Request
 
 
@@ -12,9 +12,9 @@ def joint(engine, experiment, items, data_hash, report=lambda done, total: None,
         def sofar(done, total, k=k):
             report(k * total + done, len(plan.conditions) * total)
 
-        asked = [Request(prompt_of(encoder, wording.joint(item), shown(item, condition, items)),
-                         plan.answer, target=gold_ids(encoder, item.question)) for item in items]
-        replies = engine.write(asked, report=sofar)
+        asked = (Request(prompt_of(encoder, wording.joint(item), shown(item, condition, items)),
+                         plan.answer, target=gold_ids(encoder, item.question)) for item in items)
+        replies = write(engine, asked, len(items), sofar)
         eval_id = f'joint-{experiment.name}-{condition}'
         prompt_hash = hash_of(['joint', encoder.chat.hash, *[wording.name] * bool(wording.name)])
         rows += [row(item, reply, eval_id=eval_id, condition=condition, data_hash=data_hash,

@@ -47,8 +47,8 @@ class Target:
             return {'share', 'letter'}
         if len(self.answers) > 1:
             return {'people'}
-        if gold.upper() in tuple(LETTERS):
-            return {'letter'}
+        if gold.upper() in tuple(LETTERS):  # without options a letter may be what was read
+            return {'letter'} if self.choices else {'letter', 'text'}
         if _is_box(gold):
             return {'box'}
         return {'text', 'yes'} if gold.lower() in ('yes', 'no') else {'text'}

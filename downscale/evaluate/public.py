@@ -1,11 +1,12 @@
 """Published benchmarks in the place of scenes: their questions as a study's items, and how they are
 asked (arXiv 2511.17487, sections 3.2 and 3.3)."""
+from dataclasses import dataclass
 from functools import partial
 
-from downscale.data.records import Example, Extraction, Question, Trace
+from downscale.data.records import Extraction, Question, Trace
 from downscale.evaluate import prompts
 from downscale.evaluate.answers import Item, Wording
-from downscale.evaluate.asked import informed
+from downscale.evaluate.asked import Asked, Questions, informed
 from downscale.evaluate.benchmarks import BENCHMARKS, questions_of
 from downscale.strict import unknown
 
@@ -33,8 +34,26 @@ def items(evaluation):
             raise ValueError(f'evaluation.texts names extractions, but evaluation.information has '
                              f'no file for {name}; add it, or leave extraction out')
         found += [_item(benchmark, questions, asked) for asked in questions.asked
-                  if asked.right is not None]
+                  if asked.right is not None and questions.judge(asked, 'x', False)[2] is not None]
     return found
+
+
+@dataclass(frozen=True)
+class _Pictured:
+    """An example whose pictures are read when they are shown: those of all would fill the memory.
+    """
+    scene_id: str
+    questions: Questions
+    asked: Asked
+    caption: str = ''
+
+    @property
+    def images(self):
+        return self.questions.images(self.asked)
+
+    @property
+    def count(self):
+        return len(self.asked.pictures)
 
 
 def _item(benchmark, questions, asked):
@@ -45,8 +64,7 @@ def _item(benchmark, questions, asked):
         f'{name}/{asked.id}', cluster, name, 'visual' if asked.pictures else 'knowledge',
         asked.text + benchmark.tail, asked.right.gold, (), 1 / len(choices) if choices else 0.0,
         Extraction(asked.information or '', ''), Trace('', ''))
-    return Item(question, Example(cluster, questions.images(asked), '', (question,)),
-                partial(_judge, questions, asked))
+    return Item(question, _Pictured(cluster, questions, asked), partial(_judge, questions, asked))
 
 
 def _judge(questions, asked, text, marked):

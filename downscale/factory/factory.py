@@ -99,7 +99,7 @@ class Factory:
             self._write(name, store, {key: jobs[key] for key in missing}, shown, reasons)
         finally:
             store.close()
-        store.finalise([key for key in jobs if key in store.records])
+        store.finalise(store.records)  # also of pictures that are not asked about this time
         failed |= {f'{name} {image}': reason for image, reason in reasons.items()}
         return {item.image: store.records[key] for key, (item, _, _) in jobs.items()
                 if key in store.records}

@@ -155,7 +155,7 @@ class Server:
                         raise Retry('reply without end')
         except httpx.TimeoutException:
             raise Retry('timeout') from None
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise Retry(f'connection: {type(error).__name__}') from None
         if response.status_code in RETRIED:
             raise Retry(f'HTTP {response.status_code}', seconds(response.headers))

@@ -34,12 +34,16 @@ class Skipped:
 def read(path, root, limit=None):
     """(`Pictured` of the first `limit` pictures, sorted by path; `Skipped` records).
 
-    Records that show one picture are joined. ValueError or FileNotFoundError in one line, with the
-    line or the record's number, for a file of another form.
+    Records that show one picture are joined; those of another form are skipped. ValueError or
+    FileNotFoundError in one line for a file that is no JSON.
     """
     by_image, skipped = {}, []
     for where, record in _records(Path(path)):
-        name, image, pairs = _checked(record, where)
+        try:
+            name, image, pairs = _checked(record)
+        except ValueError as error:  # also for half a surrogate pair, which fits no request
+            skipped.append(Skipped(where, str(error)))
+            continue
         reason = 'no picture' if image is None else 'several pictures' if isinstance(image, list) \
             else '' if pairs else 'no question with an answer'
         if reason:
@@ -79,12 +83,12 @@ def _records(path):
     if path.suffix == '.jsonl':
         for number, line in enumerate(data.split(b'\n'), 1):
             if line.strip():
-                yield f'{path}, line {number}', _json(line, f'{path}, line {number}')
+                yield f'line {number}', _json(line, f'{path}, line {number}')
         return
     value = _json(data, path)
     if not isinstance(value, list):
         raise ValueError(f'{path} must hold a JSON list of records, not {type(value).__name__}')
-    yield from ((f'{path}, record {k}', record) for k, record in enumerate(value))
+    yield from ((f'record {k}', record) for k, record in enumerate(value))
 
 
 def _json(data, where):
@@ -94,24 +98,24 @@ def _json(data, where):
         raise ValueError(f'{where}: no readable JSON ({error})') from None
 
 
-def _checked(record, where):
-    """(id, image, pairs) of one record; ValueError for another form."""
+def _checked(record):
+    """(id, image, pairs) of one record; ValueError for another form, or text that is no Unicode."""
+    json.dumps(record, ensure_ascii=False).encode()
     if not isinstance(record, dict) or not isinstance(record.get('conversations'), list):
-        raise ValueError(f'{where}: must be an object with "id", "image" and a list '
-                         '"conversations"')
+        raise ValueError('must be an object with "id", "image" and a list "conversations"')
     name, image = record.get('id'), record.get('image')
     if not isinstance(name, (str, int)) or isinstance(name, bool):
-        raise ValueError(f'{where}: id must be a text or a number, not {name!r}')
+        raise ValueError(f'id must be a text or a number, not {name!r}')
     if isinstance(image, list) and len(image) == 1:
         image = image[0]
     if not isinstance(image, (str, list)) and image is not None:
-        raise ValueError(f'{where}: image must be a path, not {image!r}')
+        raise ValueError(f'image must be a path, not {image!r}')
     pairs, question = [], None
     for turn in record['conversations']:
         if not isinstance(turn, dict) or not isinstance(turn.get('value'), str) \
                 or turn.get('from') not in {*SPEAKERS, 'system'}:
-            raise ValueError(f'{where}: a turn must be {{"from": "human" or "gpt", "value": '
-                             f'text}}, not {json.dumps(turn)[:80]}')
+            raise ValueError('a turn must be {"from": "human" or "gpt", "value": text}, not '
+                             f'{json.dumps(turn)[:80]}')
         text = turn['value'].replace(IMAGE, '').strip()
         if SPEAKERS.get(turn['from']) == 'question':
             question = bare_question(text)
