@@ -1,0 +1,42 @@
+"""How alike two sets of features of the same items are, without the bias of wide layers."""
+import numpy as np
+
+
+def hsic(first, second):
+    """The unbiased estimate of HSIC with linear kernels, for features [items, width].
+
+    Song et al. 2012, eq. 5. It may be negative, and needs at least four items.
+    """
+    if len(first) != len(second) or len(first) < 4:
+        raise ValueError(f'HSIC needs the same four or more items on both sides, '
+                         f'found {len(first)} and {len(second)}')
+    return _hsic(_kernel(first), _kernel(second))
+
+
+def cka(first, second):
+    """Unbiased linear centred kernel alignment of features [items, width] of the same items.
+
+    1 up to rotation and scale, about 0 for independent features of any width; the biased estimate
+    would be .84 for widths 1024 and 2048 of 256 items. NaN where a side does not vary, since its
+    own term is then no square.
+    """
+    own = hsic(first, first), hsic(second, second)
+    if min(own) <= 0:
+        return np.nan
+    return float(hsic(first, second) / np.sqrt(own[0]) / np.sqrt(own[1]))
+
+
+def _kernel(features):
+    features = np.asarray(features, dtype=np.float64)
+    spread = features - features.mean(axis=0)  # changes no estimate, and saves digits
+    if np.linalg.norm(spread) <= 1e-12 * np.linalg.norm(features):
+        spread = np.zeros_like(spread)  # what is left of a constant is rounding
+    kernel = spread @ spread.T
+    np.fill_diagonal(kernel, 0)
+    return kernel
+
+
+def _hsic(k, m):
+    n, k_sums, m_sums = len(k), k.sum(axis=0), m.sum(axis=0)
+    whole = np.sum(k * m) + k_sums.sum() * m_sums.sum() / ((n - 1) * (n - 2))
+    return float((whole - 2 * (k_sums @ m_sums) / (n - 2)) / (n * (n - 3)))
