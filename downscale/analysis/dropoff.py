@@ -11,7 +11,6 @@ from downscale.analysis.inference import ratio_interval
 from downscale.analysis.measures import Missing
 
 SIZE_COLUMNS = ('n_nonembed', 'n_total')  # a slope per decade moves by up to 1.3x with the choice
-MEASURES = ('abs', 'rel', 'rel_chance', 'slope')
 FEW_TASKS = 4   # a line or a rank through fewer says nothing
 SPLITS = 50
 
@@ -27,7 +26,7 @@ class Relation:
 
 
 def drops(s, size='n_nonembed'):
-    """{family or 'macro': {measure: Interval}} of the sizes that answered with the picture.
+    """The sizes 'large' and 'small', and 'drops': {family or 'macro': {measure: Interval}}.
 
     abs: accuracy of the largest size minus that of the smallest. rel: abs / accuracy of the
     largest. rel_chance: abs / (accuracy of the largest - chance). slope: accuracy gained per
@@ -38,15 +37,12 @@ def drops(s, size='n_nonembed'):
     have = [one for one in s.sizes if measures.joint_cells(s, one, 'image')]
     if len(have) < 2:
         raise Missing(f'a drop needs two sizes that answered with the picture, found {len(have)}')
-    _, means, chance = measures.means_of(s, [measures.joint_cells(s, one, 'image')
-                                             for one in have])
+    _, *means = measures.means_of(s, [measures.joint_cells(s, one, 'image') for one in have])
+    means, chance = map(stats.with_macro, means)
     decades = np.log10([one.n_nonembed if size == 'n_nonembed' else one.n_total for one in have])
-    found = {task: _drops_of(means, chance, column, decades)
-             for column, task in enumerate(means.groups)}
-    return {'large': have[-1].name, 'small': have[0].name, 'size': size,
-            'sizes': {one.name: 10 ** float(x) for one, x in zip(have, decades, strict=True)},
-            'families': found,
-            'macro': _drops_of(stats.macro(means), stats.macro(chance), 0, decades)}
+    return {'large': have[-1].name, 'small': have[0].name,
+            'drops': {task: _drops_of(means, chance, column, decades)
+                      for column, task in enumerate(means.groups)}}
 
 
 def _drops_of(means, chance, column, decades):
@@ -60,7 +56,7 @@ def _drops_of(means, chance, column, decades):
                                           *counts)}
     if np.ptp(decades) > 0:
         lever = (decades - decades.mean()) / np.sum((decades - decades.mean()) ** 2)
-        found['slope'] = stats.interval(lever @ value, draws @ lever, *counts)
+        found['slope'] = stats.contrast(means, lever, column, (-np.inf, np.inf))
     return found
 
 
@@ -101,12 +97,21 @@ def relation(large, without, small, task, cluster, split=True, bootstraps=2000, 
         x, y = _halves(relied, fell, place, cluster, len(names), rng)
     picks = rng.integers(len(names), size=(bootstraps, len(names)))
     found = []
-    for measure, bounds in ((_spearman, (-1, 1)), (_slope, (-np.inf, np.inf))):
+    for measure in (_spearman, _slope):
         draws = np.stack([measure(a[picks], b[picks]) for a, b in zip(x, y, strict=True)])
-        draws = draws.mean(axis=0)  # NaN where a draw of tasks has no spread: left out
-        found.append(stats.interval(np.mean(measure(x, y)), draws, len(place), len(names),
-                                    bounds=bounds))
+        found.append(_over_tasks(measure(x, y).mean(), draws.mean(axis=0), len(place),
+                                 len(names)))
     return Relation(tuple(names.tolist()), *points, *found)
+
+
+def _over_tasks(value, draws, items, tasks):
+    draws = draws[np.isfinite(draws)]  # a draw of tasks may have no spread
+    low, high = np.quantile(draws, [.025, .975]) if len(draws) > 1 else (np.nan, np.nan)
+    method = 'bootstrap over tasks'
+    if not high - low > 1e-9:
+        low = high = np.nan
+        method = 'none (tasks do not differ)'
+    return stats.Interval(float(value), float(low), float(high), items, tasks, method)
 
 
 def _halves(relied, fell, place, cluster, tasks, rng):
