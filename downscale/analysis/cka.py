@@ -1,6 +1,8 @@
 """How alike two sets of features of the same items are, without the bias of wide layers."""
 import numpy as np
 
+ROUNDING = 1e-12
+
 
 def hsic(first, second):
     """The unbiased estimate of HSIC with linear kernels, for features [items, width].
@@ -17,19 +19,21 @@ def cka(first, second):
     """Unbiased linear centred kernel alignment of features [items, width] of the same items.
 
     1 up to rotation and scale, about 0 for independent features of any width; the biased estimate
-    would be .84 for widths 1024 and 2048 of 256 items. NaN where a side does not vary, since its
-    own term is then no square.
+    would be .84 for widths 1024 and 2048 of 256 items. NaN where no two items of a side are more
+    alike than others: its own term is then zero but for rounding, of either sign.
     """
-    own = hsic(first, first), hsic(second, second)
-    if min(own) <= 0:
+    together = hsic(first, second)
+    kernels = _kernel(first), _kernel(second)
+    own = [_hsic(k, k) for k in kernels]
+    if any(term <= ROUNDING * np.mean(k * k) for term, k in zip(own, kernels, strict=True)):
         return np.nan
-    return float(hsic(first, second) / np.sqrt(own[0]) / np.sqrt(own[1]))
+    return float(together / np.sqrt(own[0]) / np.sqrt(own[1]))
 
 
 def _kernel(features):
     features = np.asarray(features, dtype=np.float64)
     spread = features - features.mean(axis=0)  # changes no estimate, and saves digits
-    if np.linalg.norm(spread) <= 1e-12 * np.linalg.norm(features):
+    if np.linalg.norm(spread) <= ROUNDING * np.linalg.norm(features):
         spread = np.zeros_like(spread)  # what is left of a constant is rounding
     kernel = spread @ spread.T
     np.fill_diagonal(kernel, 0)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from downscale.analysis import measures, stats
-from downscale.analysis.attribution import CLASSES, Shares, attribute, partition
+from downscale.analysis.attribution import CLASSES, attribute, partition
 from downscale.analysis.measures import MODES, Missing
 from downscale.analysis.tables import pair
 
@@ -59,6 +59,15 @@ def panels(s):
     found = {(kind, mode): measures.pair_groups(s, kind, thinking)
              for kind in TEXTS for mode, thinking in MODES.items()}
     return {name: groups for name, groups in found.items() if groups}
+
+
+def accuracies(s, groups):
+    """{(p size or GOLD, r size): {family or 'macro': Interval}} of one panel."""
+    _, means, _ = measures.means_of(s, list(groups.values()))
+    means = stats.with_macro(means)
+    return {key: {task: measures.one(means, row, column)
+                  for column, task in enumerate(means.groups)}
+            for row, key in enumerate(groups)}
 
 
 def curves(s, groups):
@@ -135,7 +144,7 @@ def shares(s, found, scale='accuracy'):
     return attribute(_corner_means(s, found.groups(CORNERS)), SIDES, scale)
 
 
-def all_factors(s, found, scale='accuracy') -> tuple[tuple, dict[str, Shares]]:
+def all_factors(s, found, scale='accuracy'):
     """(names, {family or 'macro': Shares}) with thinking and extraction as further factors.
 
     `found` maps (kind of text, mode) to Corners. Of thinking and extraction those count for which
@@ -162,14 +171,10 @@ def _corner_means(s, groups):
 def items(s, found):
     """The `Partition` of the items of one panel, averaged over seeds."""
     keys = (*CORNERS, *(((GOLD, 0), (GOLD, 1)) if found.gold else ()))
-    weight, change, right = 0.0, 0.0, 0.0
-    for cells in found.seeds.values():
-        paired = pair(s.study, [[cells[key]] for key in keys])
-        here = partition(paired.scores[:4].reshape(2, 2, -1))
-        weight, change = weight + here[0], change + here[1]
-        if found.gold:
-            right = right + here[0][None] * paired.scores[4:, None]   # [reasoners, classes, items]
-    weight, change = weight / len(found.seeds), change / len(found.seeds)
+    paired = pair(s.study, [[cells[key]] for cells in found.seeds.values() for key in keys])
+    answers = paired.scores.reshape(len(found.seeds), len(keys), -1)
+    split = [partition(one[:4].reshape(2, 2, -1)) for one in answers]
+    weight, change = np.mean(split, axis=0)
     rows = np.concatenate([weight, change, change.sum(axis=0)[None]])
     means = stats.with_macro(stats.group_means(rows, paired.task, paired.cluster_id, s.resamples))
     share, moved, drop = {}, {}, {}
@@ -180,8 +185,10 @@ def items(s, found):
         drop[task] = one[-1]
     gold = {}
     if found.gold:
-        gold = {name: tuple(_gold(s, paired, right[r, row] / len(found.seeds), weight[row])
-                            for r in (1, 0)) for row, name in enumerate(CLASSES)}
+        right = {r: np.mean([here * one[4 + r] for (here, _), one in zip(
+            split, answers, strict=True)], axis=0) for r in (0, 1)}
+        gold = {name: tuple(_gold(s, paired, right[r][row], weight[row]) for r in (1, 0))
+                for row, name in enumerate(CLASSES)}
     return Partition(share, moved, drop, gold, dict(zip(CLASSES, weight.sum(axis=1).tolist(),
                                                         strict=True)))
 

@@ -32,19 +32,23 @@ def newcombe(first, second, level=0.95):
     return float(p - q - down), float(p - q + up)
 
 
-def clustered_p(difference, clusters):
-    """Two-sided p that the mean of a per-item difference is zero, pictures moving together.
+def standard_error(draws, clusters):
+    """The standard error that the draws of a mean (stats.Means) show; NaN with one cluster."""
+    if clusters < 2:
+        return np.nan
+    # the variance of a bootstrap is short by (clusters - 1) / clusters
+    return float(np.nanstd(draws) * np.sqrt(clusters / (clusters - 1)))
 
-    A t test on the clustered standard error; NaN with one cluster, 1 where no item differs.
+
+def p_value(value, draws, clusters):
+    """Two-sided p of a t test that a mean or difference is zero, pictures moving together.
+
+    1 where it is zero in every draw; NaN with one cluster.
     """
-    difference = np.asarray(difference, dtype=float)
-    if not np.any(difference):
-        return 1.0
-    freedom = len(np.unique(np.asarray(clusters, dtype=str))) - 1
-    error = stats.clustered_se(difference, clusters)
-    if not error > 0:  # all differ alike: as sure as the number of clusters allows
-        return float(.5 ** freedom) if freedom > 0 else np.nan
-    return float(2 * distributions.t.sf(abs(difference.mean()) / error, freedom))
+    error = standard_error(draws, clusters)
+    if error < 1e-12:  # no draw differs: as sure as that many coins that fall alike
+        return min(1.0, 2 * .5 ** clusters) if abs(value) > 1e-12 else 1.0
+    return float(2 * distributions.t.sf(abs(value) / error, clusters - 1))
 
 
 def benjamini_hochberg(p_values):
