@@ -9,10 +9,7 @@ def hsic(first, second):
 
     Song et al. 2012, eq. 5. It may be negative, and needs at least four items.
     """
-    if len(first) != len(second) or len(first) < 4:
-        raise ValueError(f'HSIC needs the same four or more items on both sides, '
-                         f'found {len(first)} and {len(second)}')
-    return _hsic(_kernel(first), _kernel(second))
+    return _hsic(*_kernels(first, second))
 
 
 def cka(first, second):
@@ -22,12 +19,18 @@ def cka(first, second):
     would be .84 for widths 1024 and 2048 of 256 items. NaN where no two items of a side are more
     alike than others: its own term is then zero but for rounding, of either sign.
     """
-    together = hsic(first, second)
-    kernels = _kernel(first), _kernel(second)
+    kernels = _kernels(first, second)
     own = [_hsic(k, k) for k in kernels]
     if any(term <= ROUNDING * np.mean(k * k) for term, k in zip(own, kernels, strict=True)):
         return np.nan
-    return float(together / np.sqrt(own[0]) / np.sqrt(own[1]))
+    return float(_hsic(*kernels) / np.sqrt(own[0]) / np.sqrt(own[1]))
+
+
+def _kernels(first, second):
+    if len(first) != len(second) or len(first) < 4:
+        raise ValueError(f'HSIC needs the same four or more items on both sides, '
+                         f'found {len(first)} and {len(second)}')
+    return _kernel(first), _kernel(second)
 
 
 def _kernel(features):
