@@ -94,13 +94,16 @@ def test_intervals_of_shares_and_interaction_cover_what_was_planted():
     assert all(.90 <= count / trials <= .98 for count in hits.values()), hits
 
 
-@pytest.mark.parametrize(('joint', 'flagged'), [(.3, (SIDES,)), (0., ())])
-def test_an_interaction_is_always_given_and_flagged_when_it_is_large(joint, flagged):
-    answers, clusters = _answers(np.random.default_rng(2), 4000, effects=(.1, .1), joint=joint)
-    found = attribute(_means(answers, np.full(12000, 'a'), clusters), SIDES)['a']
-    assert found.interactions[SIDES].value == pytest.approx(joint, abs=.03)
-    # without an interaction its estimate is noise, as wide as the intervals of the shares
-    assert found.flagged == flagged or (not joint and abs(found.interactions[SIDES].value) < .03)
+@pytest.mark.parametrize(('joint', 'flagged'), [(.3, (SIDES,)), (-.02, ()), (0., ())])
+def test_an_interaction_is_always_given_and_flagged_when_it_is_larger_than_an_interval(
+        joint, flagged):
+    luck = np.tile((np.arange(100) + .5) / 100, 2)   # evenly spaced: accuracies are exact
+    rates = np.array([.3, .4, .5, .6 + joint])
+    means = _means(luck < rates[:, None], np.full(200, 'a'), np.arange(200), bootstraps=1000)
+    found = attribute(means, SIDES)['a']
+    assert found.interactions[SIDES].value == pytest.approx(joint)
+    assert found.interactions[SIDES].low < joint < found.interactions[SIDES].high
+    assert found.flagged == flagged
     assert sum(x.value for x in found.shares.values()) == pytest.approx(found.total.value)
 
 

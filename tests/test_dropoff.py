@@ -71,7 +71,7 @@ def _noisy_tasks(rng, tasks=12, pictures=30, effect=0.):
 
 def test_disjoint_halves_remove_the_slope_that_a_shared_term_makes():
     rng, slopes, ranks = np.random.default_rng(1), [], []
-    for trial in range(80):
+    for trial in range(50):
         columns = _noisy_tasks(rng)
         both = [dropoff.relation(**columns, split=split, bootstraps=2, seed=trial)
                 for split in (False, True)]
@@ -91,7 +91,7 @@ def test_disjoint_halves_keep_a_true_relation():
         found = dropoff.relation(**columns, split=split, bootstraps=300)
         assert found.slope.value == pytest.approx(.8, abs=.12)
         assert found.slope.low > .4 and found.spearman.value > .8
-        assert found == found and found.spearman.clusters == 12
+        assert found.spearman.clusters == 12
 
 
 def test_the_same_seed_gives_the_same_relation_and_another_one_other_halves():

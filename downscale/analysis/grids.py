@@ -55,10 +55,16 @@ CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
 
 
 def panels(s):
-    """{(kind of text, mode): {(p size or GOLD, r size): cells}} of all that was evaluated."""
+    """{(kind of text, mode): {(p size or GOLD, r size): cells}} of all that was evaluated.
+
+    `Missing` when that is none.
+    """
     found = {(kind, mode): measures.pair_groups(s, kind, thinking)
              for kind in TEXTS for mode, thinking in MODES.items()}
-    return {name: groups for name, groups in found.items() if groups}
+    found = {name: groups for name, groups in found.items() if groups}
+    if not found:
+        raise Missing('no perception x reasoner pairs and no gold texts were evaluated')
+    return found
 
 
 def accuracies(s, groups):
