@@ -163,6 +163,12 @@ def test_seeds_are_compared_with_themselves(capsys, tmp_path):
     study = fake_study(tmp_path / 'study', pictures=20)
     first = analyze(capsys, 'attribute', study, '--json')
     add_seed(study, 1, flip=lambda k: True)
+    for name in ('w16d2-s0', 'w64d4-s0'):   # nor one that reads the texts of another
+        path = study / 'evaluations' / f'{name}-caption-False-w64d4-s0-image' / 'items.parquet'
+        rows = pq.ParquetFile(path).read().to_pylist()
+        write_items(study / 'evaluations' / f'mixed-{name}' / 'items.parquet', [
+            {**row, 'eval_id': 'mixed', 'p_run': row['p_run'].replace('s0', 's1'),
+             'score': 1 - row['score']} for row in rows])
     both = analyze(capsys, 'attribute', study, '--json')
     assert any('2 seeds' in note for note in both['notes'])
     one, two = (values(found, 'items by class', setting='caption, direct', family='macro')

@@ -7,7 +7,7 @@ ROUNDING = 1e-12
 def hsic(first, second):
     """The unbiased estimate of HSIC with linear kernels, for features [items, width].
 
-    Song et al. 2012, eq. 5. It may be negative, and needs at least four items.
+    After Song et al. 2012 (JMLR 13:1393). It may be negative, and needs at least four items.
     """
     return _hsic(*_kernels(first, second))
 

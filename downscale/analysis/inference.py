@@ -68,7 +68,7 @@ def ratio_interval(top, bottom, n, clusters, level=0.95):
     pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
     if clusters < 2 or pairs.shape[1] < 2 or not below:
         return stats.Interval(np.nan, np.nan, np.nan, int(n), int(clusters), 'none (no ratio)')
-    scale = clusters / (clusters - 1)  # the variance of a bootstrap is short by that
+    scale = clusters / (clusters - 1)  # as in `standard_error`
     (v11, v12), (_, v22) = np.cov(pairs) * scale
     value = above / below
     if abs(below) > NEAR * np.sqrt(v22):
@@ -140,7 +140,7 @@ def better(first, second, bootstraps=2000, seed=0):
 def items_needed(difference, variance, power=0.8, level=0.95):
     """How many items show a paired `difference` when per-item differences have this `variance`.
 
-    Miller 2411.00640, eq. 9: variance is that of the difference of per-item means, so that
+    Miller 2411.00640, on power: variance is that of the difference of per-item means, so that
     repeated answers lower it. Items are independent here; with clusters multiply by the design
     effect.
     """

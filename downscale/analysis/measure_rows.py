@@ -50,6 +50,10 @@ def drop_rows(s, size='n_nonembed'):
     setting = f'{found["large"]} - {found["small"]}'
     rows = [_row('drop', setting, task, f'slope per decade of {size}' if what == 'slope' else what,
                  x) for task, of in found['drops'].items() for what, x in of.items()]
+    try:
+        relied = measures.reliance(s)['conditions']
+    except Missing:
+        relied = {}
     for condition in ('blind', 'shuffled'):
         try:
             columns = dropoff.visual_reliance(s, condition)
@@ -59,7 +63,7 @@ def drop_rows(s, size='n_nonembed'):
                 rows += [_row('drop against reliance', name, '', 'Spearman', x.spearman),
                          _row('drop against reliance', name, '', 'slope', x.slope)]
             rows += [_row('reliance', f'image - {condition}', task, 'reliance', x) for task, x in
-                     measures.reliance(s)['conditions'][condition].items()]
+                     relied[condition].items()]
         except Missing as reason:
             notes.append(f'skipped: {reason}')
     return rows, notes
