@@ -170,7 +170,7 @@ def test_seeds_are_compared_with_themselves(capsys, tmp_path):
             {**row, 'eval_id': 'mixed', 'p_run': row['p_run'].replace('s0', 's1'),
              'score': 1 - row['score']} for row in rows])
     both = analyze(capsys, 'attribute', study, '--json')
-    assert any('2 seeds' in note for note in both['notes'])
+    assert any('seeds 0, 1' in note for note in both['notes'])
     one, two = (values(found, 'items by class', setting='caption, direct', family='macro')
                 for found in (first, both))
     opposite = {'right everywhere': 'wrong everywhere', 'wrong everywhere': 'right everywhere'}

@@ -145,7 +145,8 @@ def _share_rows(table, setting, of, scale):
 def _panel_notes(s, setting, panel):
     p, r = panel.perception, panel.reasoner
     notes = [f'{setting}: perception {p[0]} to {p[1]}, reasoner {r[0]} to {r[1]}, '
-             f'{len(panel.seeds)} seeds' + ('' if panel.gold else ', no answers on gold text')]
+             f'seeds {", ".join(map(str, panel.seeds))}'
+             + ('' if panel.gold else ', no answers on gold text')]
     if panel.left_out:
         notes.append(f'{setting}: seeds without all four pairs are left out: {panel.left_out}')
     rate = grids.flip_rate(s, panel)
