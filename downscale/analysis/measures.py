@@ -219,9 +219,7 @@ def grid(s):
     result = {}
     for kind in ('caption', 'extraction'):
         for mode, thinking in MODES.items():
-            cells = [c for c in s.study.cells if c.r_run and c.text_kind == kind
-                     and c.thinking == thinking]
-            panel = _panel(s, cells)
+            panel = _panel(s, pair_groups(s, kind, thinking))
             if panel:
                 result[f'{kind}, {mode}'] = panel
     if not result:
@@ -229,12 +227,18 @@ def grid(s):
     return result
 
 
-def _panel(s, cells):
+def pair_groups(s, kind, thinking):
+    """{(perception size or 'gold', reasoner size): cells} of one kind of text and mode."""
     home = {run: size.name for size in s.sizes for run in size.runs}
     groups = {}
-    for cell in sorted(cells):
+    for cell in sorted(cell for cell in s.study.cells if cell.r_run and cell.text_kind == kind
+                       and cell.thinking == thinking):
         p_size = home[cell.p_run] if cell.p_run else 'gold'
         groups.setdefault((p_size, home[cell.r_run]), []).append(cell)
+    return groups
+
+
+def _panel(s, groups):
     if not groups:
         return None
     keys = list(groups)

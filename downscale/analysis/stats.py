@@ -111,6 +111,21 @@ def macro(means):
                  means.clusters.min(keepdims=True))
 
 
+def with_macro(means):
+    """The same means, and behind the groups their plain mean as the group 'macro'."""
+    whole = macro(means)
+    return Means((*means.groups, *whole.groups),
+                 *(np.concatenate(pair, axis=-1) for pair in (
+                     (means.value, whole.value), (means.draws, whole.draws),
+                     (means.n, whole.n), (means.clusters, whole.clusters))))
+
+
+def contrast(means, weights, column, bounds=(-1, 1)):
+    """The interval of a weighted sum of rows in one group, all rows under the same resamples."""
+    return interval(float(weights @ means.value[:, column]), means.draws[:, :, column] @ weights,
+                    means.n[column], means.clusters[column], bounds=bounds)
+
+
 def interval(value, draws, n, clusters, level=0.95, bounds=(-np.inf, np.inf)):
     """The percentile interval of `draws`, widened where few clusters make it too sure of itself.
 

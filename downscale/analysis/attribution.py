@@ -1,0 +1,149 @@
+"""Whose fault is a drop: exact shares of two to five factors, and the items behind them.
+
+Each factor is small (0) or large (1); values and answers are arrays with one axis of length two
+per factor.
+"""
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from downscale.analysis import stats
+
+MOST = 5        # factors: 2^5 corners
+SCALES = ('accuracy', 'log-odds')   # they differ near ceilings
+CLASSES = ('perception loss', 'reasoning loss', 'both', 'lost only when both are small',
+           'recovered', 'right everywhere', 'right only in a mixed pair', 'wrong everywhere')
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The total from all small to all large, each factor's share of it, and all interactions.
+
+    `shares` add up to `total`. `interactions` maps tuples of factors to what only they do together
+    (2x2: LL - LS - SL + SS). `flagged` are those larger than half the interval of a share of one
+    of their factors: there the shares depend on the order in which factors are changed.
+    """
+    total: stats.Interval
+    shares: dict
+    interactions: dict
+    flagged: tuple
+
+
+def shapley(values, factors):
+    """Shapley shares [factors, ...] of values [2, ..., 2, ...]; they sum to all large - all small.
+
+    The mean over all orders in which the factors may become large, exactly (2^factors corners).
+    """
+    _check(values, factors)
+    shares = []
+    for own in range(factors):
+        step, share = np.diff(values, axis=own).squeeze(own), 0.0
+        for others in itertools.product((0, 1), repeat=factors - 1):
+            before = sum(others)
+            weight = (math.factorial(before) * math.factorial(factors - 1 - before)
+                      / math.factorial(factors))
+            share = share + weight * step[others]
+        shares.append(share)
+    return np.stack(shares)
+
+
+def interactions(values, factors):
+    """{factors that act together: what is left when all that fewer of them do is taken away}.
+
+    Against the corner where all are small; tuples of two or more places of factors.
+    """
+    _check(values, factors)
+    found = {}
+    for order in range(2, factors + 1):
+        for group in itertools.combinations(range(factors), order):
+            corner = [slice(None) if place in group else 0 for place in range(factors)]
+            part = values[tuple(corner)]
+            for _ in group:
+                part = np.diff(part, axis=0)[0]
+            found[group] = part
+    return found
+
+
+def _check(values, factors):
+    if not 2 <= factors <= MOST or values.shape[:factors] != (2,) * factors:
+        raise ValueError(f'an attribution takes 2 to {MOST} factors with two levels each, '
+                         f'not {factors} factors of shape {values.shape[:factors]}')
+
+
+def log_odds(means):
+    """The same means as log-odds; half an item is added on both sides, so that 0 and 1 are finite.
+    """
+    def logit(share):
+        right = share * means.n + .5
+        return np.log(right / (means.n + 1 - right))
+    return stats.Means(means.groups, logit(means.value), logit(means.draws), means.n,
+                       means.clusters)
+
+
+def attribute(means, names, scale='accuracy'):
+    """{family and 'macro': Shares} of means whose rows are the corners in binary order.
+
+    Row 0 has all factors `names` small, the last row all large; the last factor changes fastest.
+    On 'log-odds' the macro mean is that of the families' log-odds.
+    """
+    factors, found = len(names), {}
+    means = stats.with_macro(log_odds(means) if scale == 'log-odds' else means)
+    for column, task in enumerate(means.groups):
+        table = np.concatenate([means.value[None, :, column], means.draws[:, :, column]])
+        table = table.T.reshape(*(2,) * factors, -1)   # the value in front of its draws
+
+        def known(part, column=column):
+            return _known(part, means.n[column], means.clusters[column], scale)
+        shares = {name: known(part) for name, part in zip(names, shapley(table, factors),
+                                                          strict=True)}
+        both = {tuple(names[place] for place in group): known(part)
+                for group, part in interactions(table, factors).items()}
+        total = known(table[(1,) * factors] - table[(0,) * factors])
+        flagged = tuple(group for group, part in both.items()
+                        if any(abs(part.value) > shares[name].half for name in group))
+        found[task] = Shares(total, shares, both, flagged)
+    return found
+
+
+def _known(part, n, clusters, scale):
+    if scale == 'accuracy':
+        return stats.interval(part[0], part[1:], n, clusters, bounds=(-2, 2))
+    draws = part[np.isfinite(part)]
+    if np.ptp(draws) < 1e-9:  # the bound for unseen change is one of shares, not of log-odds
+        return stats.Interval(float(part[0]), np.nan, np.nan, int(n), int(clusters),
+                              'none (draws agree)')
+    return stats.interval(part[0], part[1:], n, clusters)
+
+
+def class_of(large, small_p, small_r, small):
+    """The class of an item by which pairs had it right: both large, P small, R small, both small.
+    """
+    if large and not small_p:
+        return 'perception loss' if small_r else 'both'
+    if large and not small_r:
+        return 'reasoning loss'
+    if large:
+        return 'right everywhere' if small else 'lost only when both are small'
+    if small:
+        return 'recovered'
+    return 'right only in a mixed pair' if small_p or small_r else 'wrong everywhere'
+
+
+def partition(corners):
+    """(weight, change) [classes, items] of answers [perception 2, reasoner 2, items].
+
+    Weights of an item sum to 1 over `CLASSES`: one class where answers are right or wrong, a share
+    of each where they are means of repeats, which are taken as independent between pairs. Changes
+    are what a class adds to large - small: summed over classes, exactly that of the item.
+    """
+    corners = np.asarray(corners, dtype=float)
+    weight, change = (np.zeros((len(CLASSES), corners.shape[-1])) for _ in range(2))
+    right = (corners[1, 1], corners[0, 1], corners[1, 0], corners[0, 0])
+    for pattern in itertools.product((1, 0), repeat=4):
+        mass = np.prod([y if hit else 1 - y for y, hit in zip(right, pattern, strict=True)], axis=0)
+        row = CLASSES.index(class_of(*pattern))
+        weight[row] += mass
+        change[row] += mass * (pattern[0] - pattern[3])
+    return weight, change

@@ -1,0 +1,135 @@
+"""The verbs drop, grid, attribute and compare of `downscale analyze`: what they take and print."""
+import csv
+import dataclasses
+import io
+import itertools
+import json
+import math
+from pathlib import Path
+
+from downscale.analysis import measures
+from downscale.analysis.dropoff import SIZE_COLUMNS
+from downscale.analysis.measure_rows import (
+    Row,
+    attribution_rows,
+    compare_rows,
+    drop_rows,
+    grid_rows,
+)
+from downscale.analysis.measures import Missing
+from downscale.analysis.tables import load_study
+from downscale.places import write_bytes
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
+MEASURE_EXAMPLES = {
+    'drop': 'downscale analyze drop runs/smoke --size n_total',
+    'grid': 'downscale analyze grid runs/smoke --csv grid.csv',
+    'attribute': 'downscale analyze attribute runs/smoke --macro',
+    'compare': 'downscale analyze compare runs/smoke --sizes w32d2 w64d4 --json',
+}
+
+
+def drop(s, args):
+    """Absolute, relative, chance-corrected drop and slope per decade; drop against reliance."""
+    return drop_rows(s, args.size)
+
+
+def grid(s, args):
+    """Accuracy of perception x reasoner pairs with marginal curves, the other side fixed or not."""
+    return grid_rows(s)
+
+
+def attribute(s, args):
+    """Shapley shares of the drop with interactions, and items by class that sum to the drop."""
+    return attribution_rows(s)
+
+
+def compare(s, args):
+    """Sizes on the same items: paired differences, adjusted p values, power; runs by IQM."""
+    return compare_rows(s, args.sizes)
+
+
+MEASURES = {'drop': drop, 'grid': grid, 'attribute': attribute, 'compare': compare}
+
+
+def add_measure_arguments(sub, verb):
+    """`sub` (an argparse parser) takes what `run` reads for this verb of `MEASURES`."""
+    sub.set_defaults(verb=verb)
+    sub.add_argument('study', type=Path, help='folder of a study')
+    sub.add_argument('--json', action='store_true', help='one JSON object instead of tables')
+    sub.add_argument('--csv', type=Path, metavar='FILE', help='write every number there as well')
+    sub.add_argument('--macro', action='store_true', help='print means over families only')
+    sub.add_argument('--bootstraps', type=int, default=2000, metavar='N',
+                     help='resamples of the pictures (default 2000)')
+    sub.add_argument('--seed', type=int, default=0, help='seed of the resamples (default 0)')
+    if verb == 'drop':
+        sub.add_argument('--size', choices=SIZE_COLUMNS, default=SIZE_COLUMNS[0],
+                         help=f'what a decade is counted in (default {SIZE_COLUMNS[0]})')
+    if verb == 'compare':
+        sub.add_argument('--sizes', nargs=2, metavar='SIZE', help='two sizes (default: all pairs)')
+
+
+def run(args):
+    """Print the numbers of one verb of `MEASURES`; the same study and seed give the same bytes.
+
+    ValueError with the reason when the study has none of them.
+    """
+    if args.bootstraps < 100:
+        raise ValueError(f'--bootstraps {args.bootstraps} is too few for an interval; 100 or more')
+    study = load_study(args.study)
+    try:
+        rows, notes = MEASURES[args.verb](measures.scored(study, args.bootstraps, args.seed), args)
+    except Missing as reason:
+        raise ValueError(f'{args.study}: {reason}') from None
+    if args.csv:
+        write_bytes(args.csv, as_csv(rows).encode())
+    if args.json:
+        found = {'verb': args.verb, 'input_hash': study.input_hash, 'level': 0.95,
+                 'bootstraps': args.bootstraps, 'seed': args.seed, 'notes': notes,
+                 'rows': [_plain(row) for row in rows]}
+        print(json.dumps(found, indent=1, allow_nan=False))
+        return
+    print(*lines([row for row in rows if not args.macro or row.family in ('macro', '')], notes),
+          sep='\n')
+
+
+def as_csv(rows):
+    """The rows as CSV with a header; empty cells where there is no number."""
+    sink = io.StringIO()
+    writer = csv.writer(sink, lineterminator='\n')
+    writer.writerow(COLUMNS)
+    writer.writerows(_plain(row).values() for row in rows)
+    return sink.getvalue()
+
+
+def _plain(row):
+    """The row as JSON and CSV hold it: rounded, and None for what is no finite number."""
+    return {name: (round(value, 6) if math.isfinite(value) else None)
+            if isinstance(value, float) else value if isinstance(value, str) else int(value)
+            for name, value in dataclasses.asdict(row).items()}
+
+
+def lines(rows, notes):
+    """Notes, then a table for each `table` of the rows, as lines of text."""
+    yield from notes
+    order = list(dict.fromkeys(row.table for row in rows))
+    rows = sorted(rows, key=lambda row: order.index(row.table))
+    for table, group in itertools.groupby(rows, key=lambda row: row.table):
+        yield f'\n{table}'
+        texts = [('', 'family', '', 'value', '95 % interval', 'items', 'clusters', 'method', '')]
+        texts += [_texts(row) for row in group]
+        keep = [place for place, column in enumerate(zip(*texts[1:], strict=True)) if any(column)]
+        widths = {place: max(len(text[place]) for text in texts) for place in keep}
+        for text in texts:
+            yield '  '.join(text[place].rjust(widths[place]) if 3 <= place <= 6
+                            else text[place].ljust(widths[place]) for place in keep).rstrip()
+
+
+def _texts(row):
+    bounds = ''
+    if row.method:
+        bounds = 'none' if math.isnan(row.low) else f'[{row.low:.3f}, {row.high:.3f}]'
+    value = f'{row.value:.3g}' if row.what.startswith(('p,', 'items for')) or row.what == 'p' \
+        else f'{row.value:.3f}'
+    return (row.setting, row.family, row.what, value, bounds, str(row.n or ''),
+            str(row.clusters or ''), row.method, row.note)
