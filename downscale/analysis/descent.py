@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize
 
-ROUNDS = 300
+ROUNDS = 100
 CHUNK = 256       # vectors at once: their gradients then stay in the cache
 STUCK = 1e10      # damping above this: no step of any use makes the objective smaller
 EXACT = 1e-26     # decrease still to be expected (objective units) at the reported solution

@@ -42,10 +42,9 @@ def of_others(parameters, cross, without):
     found = []
     for other, name in ((cross, 'plain squares (variable projection)'),
                         (without and without['parameters'], 'the fit without its worst points')):
-        moved = [f'{key} {interval.value:.4g} to {other[key]:.4g}'
-                 for key, interval in parameters.items()
-                 if other and not (interval.low <= other[key] <= interval.high)
-                 and interval.high > interval.low]
+        moved = [f'{key} {one.value:.4g} to {other[key]:.4g}' for key, one in parameters.items()
+                 if other and (other[key] < one.low - BETTER * abs(one.value)
+                               or other[key] > one.high + BETTER * abs(one.value))]
         if moved:
             found.append(f'{name} leaves the interval: {", ".join(moved)}')
     return found

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 
 import numpy as np
 
-from downscale.analysis import descent, doubts, laws
+from downscale.analysis import descent, doubts
 from downscale.analysis.stats import Interval, resample
 
 FEW_DRAWS = 40  # a 95 % interval needs one draw outside on either side
@@ -21,20 +21,21 @@ class Jsonable:
 
     def to_dict(self):
         """The fields that are printed, as dicts, lists and numbers; what is not finite is None."""
-        return _plain({f.name: getattr(self, f.name) for f in fields(self) if f.repr})
+        return plain({f.name: getattr(self, f.name) for f in fields(self) if f.repr})
 
 
-def _plain(value):
+def plain(value):
+    """`value` as dicts, lists and numbers for JSON; what is not finite is None."""
     if isinstance(value, Jsonable):
         return value.to_dict()
     if is_dataclass(value):
-        return _plain(asdict(value))
+        return plain(asdict(value))
     if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
+        return [plain(one) for one in value]
     if isinstance(value, (np.ndarray, np.generic)):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -79,7 +80,7 @@ class Fit(Jsonable):
 
     def interval(self, value, drawn, positive):
         """The `Interval` of a quantity from its value and its draws under this fit's resamples."""
-        return _interval(value, drawn, self.n, self.runs, len(self.theta), positive)
+        return spread(value, drawn, self.n, self.runs, len(self.theta), positive)
 
     def _values(self, theta, x):
         u = np.log(_inputs(x, self.law.axes)) - self.centre
@@ -124,16 +125,17 @@ def _problem(law, x, y, delta):
     return descent.Problem(law, np.log(x) - centre, law.target(y), delta), centre
 
 
-def _interval(value, drawn, n, runs, parameters, positive):
-    """Percentiles of run resamples, stretched about the value by sqrt(runs / (runs - parameters)).
+def spread(value, drawn, n, runs, parameters, positive):
+    """The interval of a quantity from its resamples; of its log if it is `positive` by nature.
 
-    Unstretched they are short by the share of the scatter that the fit itself explains.
+    Percentiles, stretched about the value by sqrt(runs / (runs - parameters)): unstretched they
+    are short by the share of the scatter that the fit itself explains.
     """
     drawn = np.asarray(drawn)[np.isfinite(drawn)]
     if len(drawn) < FEW_DRAWS or not np.isfinite(value):
         return Interval(float(value), np.nan, np.nan, n, runs, 'none (too few resamples)')
     if positive and value > 0 and np.all(drawn > 0):
-        log = _interval(np.log(value), np.log(drawn), n, runs, parameters, False)
+        log = spread(np.log(value), np.log(drawn), n, runs, parameters, False)
         with np.errstate(over='ignore'):
             low, high = np.exp([log.low, log.high])
         return Interval(float(value), float(low), float(high), n, runs, log.method)
@@ -252,7 +254,7 @@ def _numbers(natural):
 
 
 def _intervals(values, drawn, bound, positive):
-    return {name: _interval(values[name][0], drawn[name], *bound, name in positive)
+    return {name: spread(values[name][0], drawn[name], *bound, name in positive)
             for name in values}
 
 
