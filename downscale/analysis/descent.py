@@ -12,6 +12,7 @@ from scipy.optimize import minimize
 ROUNDS = 100
 CHUNK = 256       # vectors at once: their gradients then stay in the cache
 STUCK = 1e10      # damping above this: no step of any use makes the objective smaller
+RIDGE = 1e-12
 EXACT = 1e-26     # decrease still to be expected (objective units) at the reported solution
 CLOSE = 1e-11     # the same for starts and resamples
 
@@ -56,11 +57,15 @@ def _curvature(problem, weights, theta):
 
 
 def _steps(gradient, near, above, damping):
-    """Steps [S, p] of the damped curvature, no coordinate by more than 2."""
-    p = gradient.shape[1]
-    ridge = 1e-15 * np.trace(above, axis1=1, axis2=2) + 1e-300
-    matrix = near + damping[:, None, None] * above + ridge[:, None, None] * np.eye(p)
-    steps = np.linalg.solve(matrix, -gradient[..., None])[..., 0]
+    """Steps [S, p] of the damped curvature, no coordinate by more than 2.
+
+    In units in which the majorant has ones on its diagonal; the ridge keeps directions that the
+    points leave open from making it singular.
+    """
+    unit = np.sqrt(np.maximum(np.diagonal(above, axis1=1, axis2=2), 1e-300))
+    matrix = (near + damping[:, None, None] * above) / (unit[:, :, None] * unit[:, None])
+    matrix += (RIDGE * (1 + damping))[:, None, None] * np.eye(len(unit[0]))
+    steps = np.linalg.solve(matrix, (-gradient / unit)[..., None])[..., 0] / unit
     return steps * np.minimum(1, 2 / np.maximum(np.abs(steps).max(axis=1), 1e-300))[:, None]
 
 

@@ -92,8 +92,8 @@ def _compute(names, compute):
     try:
         found = np.asarray(names if compute is None else compute).astype(float)
     except ValueError:
-        raise ValueError(f'budget {names[0]!r} is no number of FLOPs; name the column that holds '
-                         'them') from None
+        raise ValueError(f'budget {str(names[0])!r} is no number of FLOPs; name the column that '
+                         'holds them') from None
     if len(found) != len(names) or not np.all(np.isfinite(found) & (found > 0)):
         raise ValueError('compute must be one positive number per row')
     return found
