@@ -46,7 +46,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
     true, names = TRUE | {'a': 0.28 / 0.62}, ('a', 'alpha', 'beta', 'E')
     hits = dict.fromkeys(names, 0)
     for trial in range(200):
-        found = fits.fit(CHINCHILLA, X, noisy(5e-3, trial), draws=100, seed=trial)
+        found = fits.fit(CHINCHILLA, X, noisy(5e-3, trial), draws=80, seed=trial)
         for name in names:
             one = (found.parameters | found.derived)[name]
             hits[name] += one.low <= true[name] <= one.high

@@ -51,12 +51,13 @@ class Additive:
     def model(self, theta, u):
         """Targets [S, n] at inputs u [n, axes] for S parameter vectors, and gradient [S, n, p]."""
         k = self.axes
-        terms = np.concatenate([np.broadcast_to(theta[:, None, :1], (len(theta), len(u), 1)),
-                                theta[:, None, 1:k + 1] - theta[:, None, k + 1:] * u], axis=2)
+        terms = np.empty((len(theta), len(u), 1 + k))
+        terms[..., 0] = theta[:, :1]
+        terms[..., 1:] = theta[:, None, 1:k + 1] - theta[:, None, k + 1:] * u
         top = terms.max(axis=2, keepdims=True)
-        parts = np.exp(terms - top)
-        whole = parts.sum(axis=2, keepdims=True)
-        shares = parts / whole
+        shares = np.exp(terms - top)
+        whole = shares.sum(axis=2, keepdims=True)
+        shares /= whole
         return ((top + np.log(whole))[..., 0],
                 np.concatenate([shares, -shares[..., 1:] * u], axis=2))
 
@@ -113,7 +114,7 @@ class Additive:
                         key=lambda start: np.sum(linear(start)[1] ** 2))
         found = min((least_squares(lambda exponents: linear(exponents)[1], start, jac='3-point',
                                    bounds=(1e-4, 10), xtol=1e-15, ftol=1e-15, gtol=1e-15)
-                     for start in starts[:3]), key=lambda one: one.cost)
+                     for start in starts[:2]), key=lambda one: one.cost)
         terms = np.maximum(linear(found.x)[0], y.min() * np.exp(-FLOOR))
         return [np.concatenate([np.log(terms), found.x])]
 
