@@ -14,9 +14,9 @@ from downscale.analysis import fit_command
 
 @pytest.fixture
 def table(tmp_path):
-    """The planted surface as a Parquet file, a run per row."""
+    """The planted surface as a Parquet file, two rows per run."""
     columns = {'n_nonembed': X[:, 0], 'tokens': X[:, 1], 'loss': LOSS,
-               'flops': 6 * X[:, 0] * X[:, 1], 'run_id': [f'r{i}' for i in range(len(X))]}
+               'flops': 6 * X[:, 0] * X[:, 1], 'run_id': [f'r{i // 2}' for i in range(len(X))]}
     parquet.write_table(pa.table(columns), tmp_path / 'table.parquet')
     return tmp_path / 'table.parquet'
 
@@ -37,7 +37,7 @@ def test_a_table_is_fitted_from_the_command_line(table, capsys):
     found = json.loads(capsys.readouterr().out)
     assert {name: one['value'] for name, one in found['parameters'].items()} == pytest.approx(
         TRUE, rel=1e-6)
-    assert found['runs'] == 30 and found['holdout']['error'] < 1e-6
+    assert found['runs'] == 15 and found['holdout']['error'] < 1e-6
     assert found['optimum']['N*']['value'] > 1e9 and len(found['without']['rows']) == 2
     fit(table, '--tokens', 'tokens', '--draws', 60, '--compute', 'flops', '--below', 1e21)
     said = capsys.readouterr().out
@@ -46,15 +46,14 @@ def test_a_table_is_fitted_from_the_command_line(table, capsys):
 
 def test_a_table_of_budgets_is_read_as_csv(tmp_path, capsys):
     x, y, budget = planted()
-    names = [f'{one:.0e}' for one in budget]
+    names = [f'{one:.0e}'.replace('+', '') for one in budget]
     csv.write_csv(pa.table({'n_nonembed': x, 'loss': y, 'budget': names}), tmp_path / 't.csv')
     args = (fit_command.add_isoflop_arguments, fit_command.run_isoflop, tmp_path / 't.csv',
             '--budget', 'budget', '--draws', 60)
     analyze(*args, '--json')
     found = json.loads(capsys.readouterr().out)
     assert found['exponent']['value'] == pytest.approx(0.5)
-    assert [one['budget'] for one in found['minima']] == ['1e+18', '3e+18', '1e+19', '3e+19',
-                                                          '1e+20']
+    assert [one['budget'] for one in found['minima']] == ['1e18', '3e18', '1e19', '3e19', '1e20']
     analyze(*args)
     assert capsys.readouterr().out.count('kept') == 5
 

@@ -7,7 +7,7 @@ from scipy.optimize import minimize, minimize_scalar
 
 from downscale.analysis import descent, doubts, fits
 from downscale.analysis.extrapolation import holdout, optimum
-from downscale.analysis.laws import CHINCHILLA, POWER, Saturating
+from downscale.analysis.laws import CHINCHILLA, POWER, Additive, Saturating
 
 TRUE = {'E': 1.69, 'A': 406.4, 'B': 410.7, 'alpha': 0.34, 'beta': 0.28}
 WRONG = {'E': 1.65, 'A': 2e4, 'B': 2e4, 'alpha': 0.5, 'beta': 0.5}
@@ -39,6 +39,12 @@ def test_a_surface_without_noise_is_recovered():
     assert not found.alarms and found.starts_agree > 0.8
     power = fits.fit(POWER, X[::5, 0], 1.5 + 30 * X[::5, 0] ** -0.2, draws=60)
     assert values(power) == pytest.approx({'E': 1.5, 'A': 30, 'alpha': 0.2}, rel=1e-6)
+
+
+def test_the_huber_fit_is_exact_without_the_help_of_the_cross_check(monkeypatch):
+    monkeypatch.setattr(Additive, 'project', lambda law, u, y: [])
+    found = fits.fit(CHINCHILLA, X, LOSS, draws=0)
+    assert values(found) == pytest.approx(TRUE, rel=1e-6) and found.cross_check is None
 
 
 @pytest.mark.slow
