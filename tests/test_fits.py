@@ -44,11 +44,13 @@ def test_a_surface_without_noise_is_recovered():
 def test_the_huber_fit_is_exact_without_the_help_of_the_cross_check(monkeypatch):
     monkeypatch.setattr(Additive, 'project', lambda law, u, y: [])
     found = fits.fit(CHINCHILLA, X, LOSS, draws=0)
-    assert values(found) == pytest.approx(TRUE, rel=1e-6) and found.cross_check is None
+    assert values(found) == pytest.approx(TRUE, rel=1e-11) and found.cross_check is None
 
 
 @pytest.mark.slow
-def test_intervals_cover_the_truth_about_as_often_as_they_say():
+def test_intervals_cover_the_truth_about_as_often_as_they_say(monkeypatch):
+    grid = Additive.grid  # one start in sixteen is enough beside the cross-check's
+    monkeypatch.setattr(Additive, 'grid', lambda *args: grid(*args)[::16])
     true, names = TRUE | {'a': 0.28 / 0.62}, ('a', 'alpha', 'beta', 'E')
     hits = dict.fromkeys(names, 0)
     for trial in range(200):
