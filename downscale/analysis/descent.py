@@ -1,0 +1,135 @@
+"""Minimise the Huber sum of a law for many starts or resamples at once.
+
+The objective is the SUM over points of weight * huber(residual / delta). Divided by the number of
+points and by no delta^2, it is so small that an optimiser's usual tolerances stop it where it
+started.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize
+
+ROUNDS = 100
+CHUNK = 256       # vectors at once: their gradients then stay in the cache
+STUCK = 1e10      # damping above this: no step of any use makes the objective smaller
+RIDGE = 1e-12
+EXACT = 1e-26     # decrease still to be expected (objective units) at the reported solution
+CLOSE = 1e-11     # the same for starts and resamples
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A law to be fitted to targets [n] at centred log inputs u [n, axes], Huber from `delta`."""
+    law: object
+    u: np.ndarray
+    target: np.ndarray
+    delta: float
+
+    def scaled(self, theta):
+        """Residuals [S, n] in units of delta, and their gradients [S, n, p]."""
+        predicted, slopes = self.law.model(theta, self.u)
+        return (predicted - self.target) / self.delta, slopes / self.delta
+
+
+def objective(problem, weights, theta):
+    """The Huber sums [S] and gradients [S, p] at parameter vectors theta [S, p]."""
+    scaled, slopes = problem.scaled(theta)
+    size = np.abs(scaled)
+    value = np.sum(weights * np.where(size <= 1, scaled ** 2 / 2, size - 0.5), axis=1)
+    gradient = np.einsum('sn,snp->sp', weights * np.clip(scaled, -1, 1), slopes)
+    return value, gradient
+
+
+def _curvature(problem, weights, theta):
+    """Value, gradient, and two curvatures: of the points within delta, and of a majorant.
+
+    Beyond delta the objective is straight, so only near points curve it; the majorant (weights
+    of iteratively reweighted least squares) keeps steps short where few points are near.
+    """
+    scaled, slopes = problem.scaled(theta)
+    size = np.abs(scaled)
+    value = np.sum(weights * np.where(size <= 1, scaled ** 2 / 2, size - 0.5), axis=1)
+    across = np.swapaxes(slopes, 1, 2)
+    gradient = (across @ (weights * np.clip(scaled, -1, 1))[..., None])[..., 0]
+    near = (across * (weights * (size <= 1))[:, None]) @ slopes
+    above = (across * (weights / np.maximum(size, 1))[:, None]) @ slopes
+    return value, gradient, near, above
+
+
+def _steps(gradient, near, above, damping):
+    """Steps [S, p] of the damped curvature, no coordinate by more than 2.
+
+    In units in which the majorant has ones on its diagonal; the ridge keeps directions that the
+    points leave open from making it singular.
+    """
+    unit = np.sqrt(np.maximum(np.diagonal(above, axis1=1, axis2=2), 1e-300))
+    matrix = (near + damping[:, None, None] * above) / (unit[:, :, None] * unit[:, None])
+    matrix += (RIDGE * (1 + damping))[:, None, None] * np.eye(len(unit[0]))
+    steps = np.linalg.solve(matrix, (-gradient / unit)[..., None])[..., 0] / unit
+    return steps * np.minimum(1, 2 / np.maximum(np.abs(steps).max(axis=1), 1e-300))[:, None]
+
+
+def descend(problem, weights, theta, close=CLOSE):
+    """Parameter vectors [S, p] at minima reached from `theta`, and their Huber sums [S].
+
+    `weights` [S, n] may differ by vector: a resample is a start with weights.
+    """
+    parts = [_descend(problem, weights[i:i + CHUNK], theta[i:i + CHUNK], close)
+             for i in range(0, len(theta), CHUNK)]
+    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+
+
+def _descend(problem, weights, theta, close):
+    theta = problem.law.bounded(theta, problem.target)
+    value, gradient, near, above = _curvature(problem, weights, theta)
+    damping, alive = np.full(len(theta), 0.1), np.arange(len(theta))
+    for _ in range(ROUNDS):
+        steps = _steps(gradient[alive], near[alive], above[alive], damping[alive])
+        expected = -np.einsum('sp,sp->s', steps, gradient[alive])
+        moving = (expected > close) & (damping[alive] < STUCK)
+        alive, steps = alive[moving], steps[moving]
+        if not len(alive):
+            break
+        tried = problem.law.bounded(theta[alive] + steps, problem.target)
+        found = _curvature(problem, weights[alive], tried)
+        better = found[0] < value[alive]
+        damping[alive] *= np.where(better, 0.2, 4.0)
+        kept = alive[better]
+        theta[kept] = tried[better]
+        for whole, new in zip((value, gradient, near, above), found, strict=True):
+            whole[kept] = new[better]
+    return theta, value
+
+
+def polish(problem, weights, theta):
+    """The vector [p] of the minimum next to `theta`, as exactly as floats allow; its Huber sum."""
+    found, value = descend(problem, weights[None], theta[None], EXACT)
+    return found[0], float(value[0])
+
+
+def quasi_newton(problem, weights, start):
+    """The vector [p] and Huber sum that L-BFGS reaches from `start` with tight tolerances.
+
+    It shares nothing with `descend` but the objective, so the two check each other.
+    """
+    def one(theta):
+        value, gradient = objective(problem, weights, theta[None])
+        return value[0], gradient[0]
+
+    found = minimize(one, start, jac=True, method='L-BFGS-B',
+                     options={'maxiter': 5000, 'maxfun': 20000, 'ftol': 1e-14, 'gtol': 1e-9,
+                              'maxcor': 20})
+    return problem.law.bounded(found.x[None], problem.target)[0], float(found.fun)
+
+
+def remaining(problem, weights, theta):
+    """How much the objective at `theta` [p] can still fall by its gradient; 0 at a minimum."""
+    _, gradient, _, above = _curvature(problem, weights, theta[None])
+    step = _steps(gradient, np.zeros_like(above), above, np.ones(1))
+    return float(-step[0] @ gradient[0])
+
+
+def condition(problem, theta):
+    """The condition of the prediction's gradients at `theta` [p], columns of equal length."""
+    slopes = problem.scaled(theta[None])[1][0]
+    return float(np.linalg.cond(slopes / np.maximum(np.linalg.norm(slopes, axis=0), 1e-300)) ** 2)

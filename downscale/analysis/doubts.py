@@ -1,0 +1,62 @@
+"""Reasons not to believe a fit, each one sentence; a fit without any returns none."""
+import numpy as np
+
+from downscale.analysis import descent
+
+AGREE = 1e-4      # relative difference up to which two starts reached the same objective
+BETTER = 1e-6     # relative difference from which another objective is lower
+FLAT = 1e-6       # decrease that a minimum may still promise, in objective units
+BLURRED = 1e8     # condition from which a direction of the parameters is not identified
+TOGETHER = 0.98   # correlation of the log inputs
+LOST = 0.05       # share of resamples without a fit
+FAR = 10          # residual over the median residual; 4.4 is usual among 250 normal ones
+
+
+def lower(value, than):
+    """Whether an objective is lower than another by more than rounding."""
+    return value < than * (1 - BETTER) - FLAT
+
+
+def of_descent(problem, weights, theta, value):
+    """Whether `theta` [p] with objective `value` is no minimum."""
+    left = descent.remaining(problem, weights, theta)
+    if left > FLAT * max(1, value):
+        return [f'not converged: the gradient still promises {left:.2g} of {value:.6g}']
+    return []
+
+
+def of_fit(problem, theta, runs, draws, drawn):
+    """Whether the law is out of place, its parameters not identified or its resamples too few."""
+    found = list(problem.law.faults(theta, problem.target))
+    size = np.abs(problem.scaled(theta[None])[0][0])
+    far = np.flatnonzero((size > FAR * np.median(size)) & (size > 1)) + 1
+    if len(far):
+        found.append(f'{len(far)} residuals are over {FAR} times the median, of rows '
+                     f'{far[:10].tolist()}: look at worst={len(far)}')
+    blur = descent.condition(problem, theta)
+    if blur > BLURRED:
+        found.append(f'not identified: condition {blur:.1g}; quote predictions, not parameters')
+    together = np.corrcoef(problem.u.T) if problem.u.shape[1] > 1 else np.eye(2)
+    if abs(together[0, 1]) > TOGETHER:
+        found.append(f'the inputs move together (correlation of logs {together[0, 1]:.3f}), so '
+                     'their exponents are not told apart; quote predictions, not parameters')
+    if draws and runs <= len(theta) + 1:
+        found.append(f'no intervals: {runs} runs are too few to be resampled for {len(theta)} '
+                     f'parameters; at least {len(theta) + 2} are needed')
+    elif draws - drawn > LOST * draws:
+        found.append(f'{draws - drawn} of {draws} resamples held too few different points and '
+                     'are left out of the intervals')
+    return found
+
+
+def of_others(parameters, cross, without):
+    """Whether plain squares, or the fit without its worst points, lie outside the intervals."""
+    found = []
+    for other, name in ((cross, 'plain squares (variable projection)'),
+                        (without and without['parameters'], 'the fit without its worst points')):
+        moved = [f'{key} {one.value:.4g} to {other[key]:.4g}' for key, one in parameters.items()
+                 if other and (other[key] < one.low - BETTER * abs(one.value)
+                               or other[key] > one.high + BETTER * abs(one.value))]
+        if moved:
+            found.append(f'{name} leaves the interval: {", ".join(moved)}')
+    return found

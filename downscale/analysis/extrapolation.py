@@ -1,0 +1,84 @@
+"""What a fit says beyond its points: held-out larger runs, and the best split of a budget.
+
+A good prediction is no well-identified exponent: the error can stay flat while the exponents
+wander, so both are reported.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+
+from downscale.analysis.fits import Fit, Jsonable, fit
+
+
+@dataclass(frozen=True)
+class HoldOut(Jsonable):
+    """A fit of the points below a compute threshold and its errors on those at or above it.
+
+    `error` is the mean and `largest` the largest |predicted / seen - 1|, `bias` the mean of
+    predicted / seen - 1. `points` hold x, seen, predicted and whether seen is inside the
+    interval of the curve; seed noise is not in that interval.
+    """
+    below: float
+    held: int
+    reach: float
+    error: float
+    largest: float
+    bias: float
+    inside: float
+    points: tuple
+    fit: Fit
+
+
+def holdout(law, x, y, compute, below, *, runs=None, delta=None, draws=1000, seed=0):
+    """The `HoldOut` of `law`: fitted where compute [n] < below, compared at or above it.
+
+    `reach` is the largest held-out compute over the largest fitted. ValueError when nothing is
+    held out or the rest cannot carry the law.
+    """
+    x, y, compute = (np.asarray(one, dtype=float) for one in (x, y, compute))
+    if not np.all(np.isfinite(compute)):
+        raise ValueError('a compute value is not finite, so its row is on neither side')
+    low = compute < below
+    if low.all():
+        raise ValueError(f'no point has compute of {below:g} or more (largest {compute.max():g}); '
+                         'lower the threshold')
+    names = None if runs is None else np.asarray(runs, dtype=str)[low]
+    found = fit(law, x[low], y[low], runs=names, delta=delta, draws=draws, seed=seed)
+    guesses, seen = found.predict_intervals(x[~low]), y[~low]
+    ratio = np.array([guess.value for guess in guesses]) / seen - 1
+    inside = [bool(guess.low <= one <= guess.high) for guess, one in zip(guesses, seen)]
+    points = tuple({'x': where, 'seen': one, 'predicted': guess, 'inside': within}
+                   for where, one, guess, within in zip(x[~low], seen, guesses, inside))
+    return HoldOut(float(below), len(seen), float(compute.max() / compute[low].max()),
+                   float(np.mean(np.abs(ratio))), float(np.max(np.abs(ratio))),
+                   float(ratio.mean()), float(np.mean(inside)), points, found)
+
+
+def optimum(found, budget, flops_per=6.0):
+    """The best split of a compute budget by a two-input fit: N*, D* and loss, as intervals.
+
+    With compute = flops_per * N * D, N* = G (budget / flops_per)^(beta / (alpha + beta)) and
+    G = (alpha A / (beta B))^(1 / (alpha + beta)) (arXiv 2203.15556, equation 4). A resample
+    whose exponents are not positive has no optimum and is left out.
+    """
+    if found.law.axes != 2:
+        raise ValueError(f'the {found.form} form has one input; a budget is split between two')
+    if not budget > 0:
+        raise ValueError(f'budget {budget:g} must be positive')
+    log_product = np.log(budget / flops_per)
+    split = {}
+    for name, theta in (('value', found.theta[None]), ('drawn', found.drawn)):
+        alpha, beta = theta[:, 3], theta[:, 4]
+        with np.errstate(invalid='ignore', divide='ignore'):
+            log_a = theta[:, 1] + alpha * found.centre[0] + np.log(alpha)
+            log_b = theta[:, 2] + beta * found.centre[1] + np.log(beta)
+            log_n = (log_a - log_b + beta * log_product) / (alpha + beta)
+        log_n[(alpha <= 0) | (beta <= 0)] = np.nan
+        u = np.stack([log_n, log_product - log_n], axis=1) - found.centre
+        loss = np.array([np.exp(found.law.model(one[None], where[None])[0][0, 0])
+                         for one, where in zip(theta, u)])
+        split[name] = (np.exp(log_n), np.exp(log_product - log_n), loss)
+    if not np.isfinite(split['value'][0][0]):
+        raise ValueError('the fitted exponents are not both positive, so no split is best')
+    return {name: found.interval(value[0], drawn, True) for name, value, drawn in
+            zip(('N*', 'D*', 'loss'), split['value'], split['drawn'], strict=True)}

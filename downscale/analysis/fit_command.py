@@ -1,0 +1,158 @@
+"""The arguments of `downscale analyze fit` and `isoflop`, and what they print."""
+import json
+from pathlib import Path
+
+import numpy as np
+
+FORMS = ('power', 'chinchilla', 'saturating')
+
+
+def add_fit_arguments(sub):
+    """`sub` (an argparse parser) takes what `run` reads."""
+    _add_shared(sub, 'n_nonembed')
+    sub.add_argument('--tokens', metavar='COLUMN', help='second input, for --form chinchilla')
+    sub.add_argument('--form', choices=FORMS, help='y = E + A x^-alpha; with + B tokens^-beta '
+                     '(default with --tokens); accuracy between chance and 1')
+    sub.add_argument('--chance', type=float, default=0.0, help='floor of --form saturating')
+    sub.add_argument('--delta', type=float, help='residual from which the Huber loss is linear '
+                     '(default: 0.001 of log y, 0.01 of an accuracy)')
+    sub.add_argument('--worst', type=int, default=0, metavar='K',
+                     help='also fit without the K points of highest residual')
+    sub.add_argument('--compute', metavar='COLUMN', help='FLOPs of each row, for --below')
+    sub.add_argument('--below', type=float, metavar='FLOPS',
+                     help='fit the rows below this compute and predict the others')
+    sub.add_argument('--budget', type=float, metavar='FLOPS',
+                     help='best N and D for this budget, C = 6 N D (--form chinchilla)')
+
+
+def add_isoflop_arguments(sub):
+    """`sub` (an argparse parser) takes what `run_isoflop` reads."""
+    _add_shared(sub, 'n_nonembed')
+    sub.add_argument('--budget', required=True, metavar='COLUMN',
+                     help='declared budget of each row; rows are grouped by it as it stands')
+    sub.add_argument('--compute', metavar='COLUMN',
+                     help='FLOPs of each row (default: the budget is the number)')
+
+
+def _add_shared(sub, x):
+    sub.add_argument('table', type=Path, help='.csv or .parquet, a row per measured point')
+    sub.add_argument('--x', default=x, metavar='COLUMN', help=f'size (default: {x})')
+    sub.add_argument('--y', default='loss', metavar='COLUMN', help='measured (default: loss)')
+    sub.add_argument('--run', metavar='COLUMN', help='run of each row, which is resampled whole '
+                     '(default: every row is a run)')
+    sub.add_argument('--draws', type=int, default=1000, help='resamples (default: 1000)')
+    sub.add_argument('--seed', type=int, default=0)
+    sub.add_argument('--json', action='store_true', help='one JSON object')
+
+
+def run(args):
+    """`analyze fit`: the law, its intervals and alarms are printed."""
+    from downscale.analysis import extrapolation, fits
+    law = _law(args)
+    columns = [args.x, *([args.tokens] if args.tokens else []), args.y]
+    if (args.below is None) != (args.compute is None):
+        raise ValueError('--below and --compute go together: a threshold, and the column it is of')
+    table = _read(args.table, [*columns, *([args.compute] if args.compute else [])],
+                  [args.run] if args.run else [])
+    x, y = np.column_stack([table[name] for name in columns[:-1]]), table[args.y]
+    options = {'runs': table.get(args.run), 'delta': args.delta, 'draws': args.draws,
+               'seed': args.seed}
+    found = fits.fit(law, x, y, worst=args.worst, **options)
+    result, lines = found.to_dict(), _fit_lines(found)
+    if args.budget is not None:
+        best = extrapolation.optimum(found, args.budget)
+        result['optimum'] = {name: fits.plain(one) for name, one in best.items()}
+        lines += [f'at {args.budget:.4g} FLOPs:', *_interval_lines(best)]
+    if args.below is not None:
+        held = extrapolation.holdout(law, x, y, table[args.compute], args.below, **options)
+        result['holdout'] = held.to_dict()
+        lines += _holdout_lines(held)
+    print(json.dumps(result) if args.json else '\n'.join(lines))
+
+
+def run_isoflop(args):
+    """`analyze isoflop`: the minimum of each budget and the line through them are printed."""
+    from downscale.analysis.isoflop import isoflop
+    numbers = [args.x, args.y, *([args.compute] if args.compute else [])]
+    table = _read(args.table, numbers, [args.budget, *([args.run] if args.run else [])])
+    found = isoflop(table[args.x], table[args.y], table[args.budget], runs=table.get(args.run),
+                    compute=table.get(args.compute), draws=args.draws, seed=args.seed)
+    lines = [f'{found.method}; {found.n} points, {found.runs} runs, {found.draws} resamples']
+    for one in found.minima:
+        lines.append(f'{one.budget:>12}  {args.x} {_show(one.x)}  {args.y} {_show(one.y)}  '
+                     f'{one.state}')
+    if found.exponent:
+        lines += _interval_lines({'exponent': found.exponent, 'coefficient': found.coefficient})
+    lines += [f'alarm: {alarm}' for alarm in found.alarms]
+    print(json.dumps(found.to_dict()) if args.json else '\n'.join(lines))
+
+
+def _law(args):
+    from downscale.analysis import laws
+    form = args.form or ('chinchilla' if args.tokens else 'power')
+    if (form == 'chinchilla') != bool(args.tokens):
+        raise ValueError(f'--form {form} takes ' + (
+            'a second input: name its column with --tokens' if form == 'chinchilla' else
+            'one input: leave --tokens out'))
+    if form == 'saturating':
+        return laws.Saturating(args.chance)
+    return laws.POWER if form == 'power' else laws.CHINCHILLA
+
+
+def _read(path, numbers, names):
+    """Columns of a table by name: `numbers` as floats, `names` as text."""
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+    if not path.is_file():
+        raise FileNotFoundError(f'{path} does not exist; give a .csv or .parquet table')
+    if path.suffix not in ('.csv', '.parquet'):
+        raise ValueError(f'{path} must be a .csv or .parquet table')
+    try:
+        # As text: a budget of 1e18 must not be rounded or rewritten before rows are grouped by it.
+        as_text = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
+        table = (csv.read_csv(path, convert_options=as_text) if path.suffix == '.csv'
+                 else parquet.read_table(path))
+    except pa.ArrowInvalid as error:
+        raise ValueError(f'{path} is no readable {path.suffix[1:]} table ({error})') from None
+    missing = [name for name in [*numbers, *names] if name not in table.column_names]
+    if missing:
+        raise ValueError(f'{path} has no column {missing[0]!r}; it has '
+                         f'{", ".join(table.column_names)}')
+    found = {name: np.array([str(one) for one in table.column(name).to_pylist()])
+             for name in names}
+    for name in numbers:
+        try:
+            found[name] = np.array(table.column(name).to_pylist(), dtype=float)
+        except (ValueError, TypeError):
+            raise ValueError(f'{path}: column {name!r} is not all numbers') from None
+    return found
+
+
+def _show(one):
+    return f'{one.value:.5g} [{one.low:.5g}, {one.high:.5g}]'
+
+
+def _interval_lines(intervals):
+    return [f'{name:>12}  {_show(one)}' for name, one in intervals.items()]
+
+
+def _fit_lines(found):
+    lines = [f'{found.form}: {found.method}, delta {found.delta:g}, objective '
+             f'{found.objective:.6g}; {found.n} points, {found.runs} runs, {found.draws} '
+             f'resamples, {found.starts_agree:.0%} of starts agree',
+             *_interval_lines({**found.parameters, **found.derived})]
+    for title, other in (('plain squares', found.cross_check), (
+            f'without rows {found.without["rows"]}' if found.without else '',
+            found.without and found.without['parameters'])):
+        if other:
+            lines.append(f'{title}: ' + ', '.join(f'{key} {one:.5g}'
+                                                  for key, one in other.items()))
+    return lines + [f'alarm: {alarm}' for alarm in found.alarms]
+
+
+def _holdout_lines(held):
+    return [f'fitted below {held.below:.4g} FLOPs on {held.fit.n} points, {held.held} held out, up '
+            f'to {held.reach:.3g}x: error {held.error:.2%} (largest {held.largest:.2%}, bias '
+            f'{held.bias:+.2%}), {held.inside:.0%} inside the interval of the curve',
+            *_interval_lines({**held.fit.parameters, **held.fit.derived}),
+            *(f'alarm: {alarm}' for alarm in held.fit.alarms)]

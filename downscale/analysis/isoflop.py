@@ -1,0 +1,200 @@
+"""IsoFLOP parabolas: the best size of every compute budget, and how it grows with the budget.
+
+Ordinary least squares of y on a quadratic in log x within each declared budget (Hoffmann et al.,
+arXiv 2203.15556, section 3.2), then a line through the logs of the minima. It is biased when the
+sampled sizes are off-centre or the two exponents differ: read it beside the five-parameter fit.
+"""
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+
+from downscale.analysis.fits import Jsonable, spread
+from downscale.analysis.stats import Interval, resample
+
+PARABOLA, LINE = 3, 2  # parameters
+LOST = 0.05            # share of resamples without an upward parabola
+
+
+@dataclass(frozen=True)
+class Minimum(Jsonable):
+    """One budget's parabola: best x and its loss with intervals, and whether it counts.
+
+    `state` is 'kept', or begins with 'edge' (the minimum is not enclosed by the sampled sizes) or
+    'rejected' (opens downward, or too few points), with the reason. Only what is kept enters the
+    line. `curvature` is the coefficient of (log x)^2.
+    """
+    budget: str
+    compute: float
+    n: int
+    x: Interval
+    y: Interval
+    curvature: float
+    state: str
+
+
+@dataclass(frozen=True)
+class Isoflop(Jsonable):
+    """All minima and the line log x* = exponent * log compute + log coefficient through the kept.
+
+    `exponent` and `coefficient` are None when fewer than 4 minima are kept; `alarms` says so.
+    """
+    method: str
+    n: int
+    runs: int
+    minima: tuple
+    exponent: Interval | None
+    coefficient: Interval | None
+    draws: int
+    alarms: tuple
+
+
+def isoflop(x, y, budget, *, compute=None, runs=None, draws=1000, seed=0):
+    """The `Isoflop` of points x (size or tokens), y (loss), grouped by declared `budget` ids [n].
+
+    `compute` [n] gives the FLOPs of each row, averaged within a budget; by default the id is the
+    number. Runs are resampled among the runs that were given the same budgets. ValueError when
+    no budget has 5 different sizes.
+    """
+    x, y, names = _checked(x, y, budget)
+    compute = _compute(names, compute)
+    place = {name: names == name for name in np.unique(names)}
+    place = dict(sorted(place.items(), key=lambda pair: compute[pair[1]].mean()))
+    log_x = np.log(x)
+    runs = np.asarray(np.arange(len(x)) if runs is None else runs, dtype=str)
+    weights = _weights(runs, names, draws, seed)
+    minima, log_best = [], []
+    for name, rows in place.items():
+        found, drawn = _minimum(name, log_x[rows], y[rows], compute[rows].mean(), runs[rows],
+                                weights[:, rows])
+        minima.append(found)
+        log_best.append(drawn)
+    if all(one.state.startswith('rejected: too few') for one in minima):
+        raise ValueError(f'no budget has {PARABOLA + 2} different sizes, which a parabola needs; '
+                         f'the largest has {max(one.n for one in minima)} points')
+    count = len(np.unique(runs))
+    exponent, coefficient, alarms = _line(minima, np.array(log_best), len(x), count)
+    return Isoflop('OLS parabola in log x per budget, line through the logs of the minima', len(x),
+                   count, tuple(minima), exponent, coefficient, draws, tuple(alarms))
+
+
+def _checked(x, y, budget):
+    x, y, names = np.asarray(x, float), np.asarray(y, float), np.asarray(budget).astype(str)
+    if not len(x) == len(y) == len(names):
+        raise ValueError(f'{len(x)} sizes, {len(y)} values and {len(names)} budgets')
+    bad = ~(np.isfinite(x) & (x > 0) & np.isfinite(y))
+    if np.any(bad):
+        raise ValueError(f'row {int(np.argmax(bad)) + 1}: size must be positive and y finite')
+    return x, y, names
+
+
+def _compute(names, compute):
+    try:
+        found = np.asarray(names if compute is None else compute).astype(float)
+    except ValueError:
+        raise ValueError(f'budget {str(names[0])!r} is no number of FLOPs; name the column that '
+                         'holds them') from None
+    if len(found) != len(names) or not np.all(np.isfinite(found) & (found > 0)):
+        raise ValueError('compute must be one positive number per row')
+    return found
+
+
+def _weights(runs, names, draws, seed):
+    """Weights [draws, n] of resampled runs, within runs that were given the same budgets."""
+    budgets, strata = defaultdict(set), defaultdict(list)
+    for run, name in zip(runs, names, strict=True):
+        budgets[run].add(name)
+    for run, given in budgets.items():
+        strata[tuple(sorted(given))].append(run)
+    weights = np.ones((draws, len(runs)))
+    for index, given in enumerate(sorted(strata)):
+        drawn = resample(strata[given], draws, (seed, index))
+        rows = np.isin(runs, strata[given])
+        weights[:, rows] = drawn.weights[:, np.searchsorted(drawn.clusters, runs[rows])]
+    return weights
+
+
+def _parabolas(log_x, y, weights):
+    """Weighted OLS of y on 1, z, z^2 [S, 3], z centred and scaled log x; NaN if under 4 sizes."""
+    z = (log_x - log_x.mean()) / log_x.std()
+    design = np.stack([np.ones_like(z), z, z * z], axis=1)
+    sizes = np.unique(log_x, return_inverse=True)[1]
+    seen = (weights @ (sizes[:, None] == np.arange(sizes.max() + 1)) > 0).sum(axis=1)
+    found = np.full((len(weights), 3), np.nan)
+    fine = seen > PARABOLA
+    across = weights[fine, None] * design.T
+    found[fine] = np.linalg.solve(across @ design, (across @ y)[..., None])[..., 0]
+    return found
+
+
+def _vertex(log_x, parabolas):
+    """Log of the best x and the y there, NaN where the parabola opens downward."""
+    constant, slope, curve = np.where(parabolas[:, 2:] > 0, parabolas, np.nan).T
+    z = -slope / (2 * curve)
+    return log_x.mean() + log_x.std() * z, constant + slope * z / 2
+
+
+def _minimum(name, log_x, y, compute, runs, weights):
+    """The `Minimum` of one budget and the log of its best x under every resample."""
+    sizes = len(np.unique(log_x))
+    blank = Interval(np.nan, np.nan, np.nan, len(y), len(y), 'none')
+    if sizes <= PARABOLA + 1:
+        return Minimum(name, float(compute), len(y), blank, blank, np.nan,
+                       f'rejected: too few sizes ({sizes})'), np.full(len(weights) + 1, np.nan)
+    parabolas = _parabolas(log_x, y, np.vstack([np.ones(len(y)), weights]))
+    best, lowest = _vertex(log_x, parabolas)
+    curvature = float(parabolas[0, 2] / log_x.std() ** 2)
+    if not curvature > 0:
+        return Minimum(name, float(compute), len(y), blank, blank, curvature,
+                       'rejected: opens downward'), np.full(len(best), np.nan)
+    means = [y[log_x == one].mean() for one in np.unique(log_x)]
+    state = 'kept'
+    if not log_x.min() < best[0] < log_x.max():
+        state = 'edge: the minimum is outside the sampled sizes'
+    elif np.argmin(means) in (0, sizes - 1):
+        state = 'edge: the lowest point is at the end of the sampled sizes'
+    count = len(np.unique(runs))
+    x = _interval(np.exp(best), len(y), count, positive=True)
+    return Minimum(name, float(compute), len(y), x, _interval(lowest, len(y), count), curvature,
+                   state), best
+
+
+def _interval(values, n, runs, positive=False):
+    """The interval of values[0] from its resamples values[1:].
+
+    It is not stretched: resampling the few points of a parabola already makes it too wide.
+    """
+    return spread(values[0], values[1:], n, runs, 0, positive)
+
+
+def _line(minima, log_best, n, runs):
+    """Exponent and coefficient of the line through the kept minima, and the alarms."""
+    kept = np.array([one.state == 'kept' for one in minima])
+    alarms = [f'budget {one.budget}: {one.state}' for one in minima if one.state != 'kept']
+    for one, drawn in zip(minima, log_best):
+        lost = np.mean(~np.isfinite(drawn[1:])) if len(drawn) > 1 else 0
+        if one.state == 'kept' and lost > LOST:
+            alarms.append(f'budget {one.budget}: {lost:.0%} of the resamples give no minimum '
+                          'and are left out of its interval')
+    if kept.sum() <= LINE + 1:
+        alarms.append(f'no line: {kept.sum()} kept minima cannot carry its 2 parameters; at least '
+                      f'{LINE + 2} are needed')
+        return None, None, alarms
+    slope, start = _lines(np.log([one.compute for one, use in zip(minima, kept) if use]),
+                          log_best[kept].T)
+    coefficient = _interval(np.exp(start), n, runs, positive=True)
+    return _interval(slope, n, runs), coefficient, alarms
+
+
+def _lines(log_c, log_best):
+    """Slopes and starts [S] of OLS lines through log_best [S, budgets]; NaN below 3 minima.
+
+    A resample without a minimum in one budget still has a line through the others.
+    """
+    there = np.isfinite(log_best)
+    count = np.where(there.sum(axis=1) > LINE, there.sum(axis=1), np.nan)
+    best, mean_c = np.where(there, log_best, 0), there @ log_c / count
+    apart = np.where(there, log_c - mean_c[:, None], 0)
+    across = np.where(np.isfinite(count), np.sum(apart ** 2, axis=1), np.nan)
+    slope = np.sum(apart * best, axis=1) / across
+    return slope, best.sum(axis=1) / count - slope * mean_c

@@ -1,0 +1,202 @@
+"""The laws that size is thought to follow, in coordinates in which they can be fitted.
+
+A law knows its parameters, its prediction with the gradient for many parameter vectors at once,
+and where to start. Inputs are logs about their mean: with raw logs a coefficient and its exponent
+are nearly the same direction (condition 3.5e11 of the Hessian for the five-parameter law).
+"""
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import least_squares, nnls
+from scipy.special import expit
+
+FLOOR = 25.0  # a term e^-25 of the smallest loss is zero
+EXPONENTS = (0.1, 0.3, 0.6, 1.2)
+
+
+@dataclass(frozen=True)
+class Additive:
+    """y = E + A x1^-alpha (+ B x2^-beta): power law of one input, Chinchilla form of two.
+
+    Fitted on log y (Hoffmann et al., arXiv 2203.15556, section D.2). A vector of parameters is
+    (log E, log coefficients at the mean input, exponents).
+    """
+    name: str
+    axes: int
+    delta: float = 1e-3
+    scale: str = 'log y'
+
+    @property
+    def names(self):
+        """The natural parameters, in the order of `natural`."""
+        return ('E', *'AB'[:self.axes], *('alpha', 'beta')[:self.axes])
+
+    @property
+    def positive(self):
+        """The parameters whose intervals are made on the log scale."""
+        return tuple('AB'[:self.axes])
+
+    def target(self, y):
+        """What residuals are taken of; ValueError unless all of `y` is positive."""
+        if np.any(y <= 0):
+            raise ValueError(f'row {int(np.argmax(y <= 0)) + 1}: y = {y[np.argmax(y <= 0)]:g}, but '
+                             f'the {self.name} form is fitted on log y; give a positive loss')
+        return np.log(y)
+
+    def value(self, target):
+        """The inverse of `target`."""
+        return np.exp(target)
+
+    def model(self, theta, u):
+        """Targets [S, n] at inputs u [n, axes] for S parameter vectors, and gradient [S, n, p]."""
+        k = self.axes
+        terms = np.empty((len(theta), len(u), 1 + k))
+        terms[..., 0] = theta[:, :1]
+        terms[..., 1:] = theta[:, None, 1:k + 1] - theta[:, None, k + 1:] * u
+        top = terms.max(axis=2, keepdims=True)
+        shares = np.exp(terms - top)
+        whole = shares.sum(axis=2, keepdims=True)
+        shares /= whole
+        return ((top + np.log(whole))[..., 0],
+                np.concatenate([shares, -shares[..., 1:] * u], axis=2))
+
+    def bounded(self, theta, target):
+        """`theta` with vanished terms kept at a finite log, where they no longer count."""
+        low = target.min() - FLOOR
+        theta = theta.copy()
+        theta[:, :self.axes + 1] = np.maximum(theta[:, :self.axes + 1], low)
+        return theta
+
+    def grid(self, u, target):
+        """Starting vectors [S, p] over floors, coefficients and exponents."""
+        k, low, mean = self.axes, target.min(), target.mean()
+        return np.array([
+            [low + np.log(floor), *[mean + np.log(share)] * k, *exponents]
+            for floor, share in itertools.product((0.2, 0.6, 0.95), (0.03, 0.3))
+            for exponents in itertools.product(EXPONENTS, repeat=k)])
+
+    def natural(self, theta, centre):
+        """The natural parameters, name -> [S], of vectors [S, p] about the mean logs `centre`."""
+        k, theta = self.axes, np.atleast_2d(theta)
+        raw = theta[:, 1:k + 1] + theta[:, k + 1:] * centre
+        with np.errstate(over='ignore'):
+            return dict(zip(self.names, [np.exp(theta[:, 0]), *np.exp(raw).T, *theta[:, k + 1:].T],
+                            strict=True))
+
+    def internal(self, natural, centre):
+        """The vector [p] of natural parameters; the inverse of `natural`."""
+        values = np.array([natural[name] for name in self.names], dtype=float)
+        k, exponents = self.axes, values[self.axes + 1:]
+        return np.concatenate([np.log(values[:1]), np.log(values[1:k + 1]) - exponents * centre,
+                               exponents])
+
+    def derived(self, theta):
+        """For two inputs, a = beta / (alpha + beta): the optimal x1 grows as compute^a."""
+        if self.axes == 1:
+            return {}
+        alpha, beta = np.atleast_2d(theta)[:, -2:].T
+        return {'a': beta / (alpha + beta)}
+
+    def project(self, u, y):
+        """[the least-squares vector [p]] by variable projection of y itself, not of its log.
+
+        E, A and B are found by non-negative least squares for every pair of exponents, so only
+        the exponents are searched. It is a start and a cross-check, not the Huber fit.
+        """
+        def linear(exponents):
+            design = np.column_stack([np.ones(len(y)), np.exp(-u * exponents)])
+            length = np.linalg.norm(design, axis=0)
+            found = nnls(design / length, y)[0] / length
+            return found, design @ found - y
+
+        starts = sorted(itertools.product((0.05, *EXPONENTS, 2.0), repeat=self.axes),
+                        key=lambda start: np.sum(linear(start)[1] ** 2))
+        found = min((least_squares(lambda exponents: linear(exponents)[1], start, jac='3-point',
+                                   bounds=(1e-4, 10), xtol=1e-15, ftol=1e-15, gtol=1e-15)
+                     for start in starts[:2]), key=lambda one: one.cost)
+        terms = np.maximum(linear(found.x)[0], y.min() * np.exp(-FLOOR))
+        return [np.concatenate([np.log(terms), found.x])]
+
+    def faults(self, theta, target):
+        """What is wrong with a fitted vector as a law, as sentences."""
+        k, low = self.axes, target.min() - FLOOR / 2
+        for name, log_term in zip(self.names[:k + 1], theta[:k + 1], strict=True):
+            if log_term < low:
+                yield f'{name} has gone to zero: these points do not need this term'
+        for name, exponent in zip(self.names[k + 1:], theta[k + 1:], strict=True):
+            if exponent <= 0:
+                yield f'{name} = {exponent:.3g} is not positive: loss grows along this input'
+
+
+@dataclass(frozen=True)
+class Saturating:
+    """acc = c + (1 - c) s with odds s / (1 - s) = (x / half)^slope and a known chance floor c.
+
+    Fitted on accuracy itself. A vector of parameters is (log odds at the mean input, slope).
+    """
+    chance: float = 0.0
+    name: str = 'saturating'
+    axes: int = 1
+    delta: float = 1e-2
+    scale: str = 'y'
+    names: tuple = ('half', 'slope')
+    positive: tuple = ('half',)
+
+    def __post_init__(self):
+        if not 0 <= self.chance < 1:
+            raise ValueError(f'chance {self.chance:g} must be at least 0 and below 1')
+
+    def target(self, y):
+        """What residuals are taken of; ValueError unless all of `y` is an accuracy."""
+        bad = (y < 0) | (y > 1)
+        if np.any(bad):
+            raise ValueError(f'row {int(np.argmax(bad)) + 1}: y = {y[np.argmax(bad)]:g} is no '
+                             'accuracy between 0 and 1')
+        return y
+
+    def value(self, target):
+        """The inverse of `target`."""
+        return target
+
+    def model(self, theta, u):
+        """Targets [S, n] at inputs u [n, 1] for S parameter vectors, and gradient [S, n, 2]."""
+        s = expit(theta[:, :1] + theta[:, 1:] * u[:, 0])
+        change = (1 - self.chance) * s * (1 - s)
+        return self.chance + (1 - self.chance) * s, np.stack([change, change * u[:, 0]], axis=2)
+
+    def bounded(self, theta, target):
+        """`theta` as it is; nothing here can vanish."""
+        return theta
+
+    def grid(self, u, target):
+        """Starting vectors [S, 2] over the log odds at the mean and the slope, both signs."""
+        return np.array(list(itertools.product((-3.0, -1.0, 0.0, 1.0, 3.0),
+                                               (-3.0, -1.0, -0.3, 0.3, 1.0, 3.0))))
+
+    def natural(self, theta, centre):
+        """`half` (the x at half-way) and `slope`, name -> [S], of vectors [S, 2]."""
+        theta = np.atleast_2d(theta)
+        with np.errstate(over='ignore', divide='ignore', invalid='ignore'):
+            return {'half': np.exp(centre[0] - theta[:, 0] / theta[:, 1]), 'slope': theta[:, 1]}
+
+    def internal(self, natural, centre):
+        """The vector [2] of natural parameters; the inverse of `natural`."""
+        slope = natural['slope']
+        return np.array([slope * (centre[0] - np.log(natural['half'])), slope])
+
+    def derived(self, theta):
+        """No further quantity."""
+        return {}
+
+    def project(self, u, y):
+        """No cross-check: no parameter is linear here."""
+        return []
+
+    def faults(self, theta, target):
+        """What is wrong with a fitted vector as a law, as sentences."""
+        if np.mean(target <= self.chance) > 0.5:
+            yield f'more than half of the points lie at or below chance ({self.chance:g})'
+
+
+POWER, CHINCHILLA = Additive('power', 1), Additive('chinchilla', 2)
