@@ -3,9 +3,11 @@
 Models of 4 widths, and of 4 depths, from 3 seeds are trained for 4 steps at one large rate. The
 slope of log2(mean absolute change of an activation) against log2(size) has to lie within +-0.15
 under muP, and above 0.3 in standard parametrisation where it is known to grow: at the outputs of
-attention and MLP over the width, in the residual stream over the depth. Exit code 1 otherwise.
-Logits may shrink with the width: what the blocks change reaches them first through the random head,
-whose part of them falls as 1 / sqrt(m).
+attention and MLP over the width, of attention and of the last block over the depth. Exit code 1
+otherwise. Two may fall under muP. Logits over the width: what the blocks change reaches them first
+through the random head, whose part of them falls as 1 / sqrt(m). And the last block's output over
+the depth: random branches add up to 1 / sqrt(l) of what they are at the base, in its size as in its
+change. Norms, which all its readers begin with, see their ratio: `share`, which has to be level.
 
 Command:   python benchmarks/coordinate_check.py
 Hardware:  2 CPU cores
@@ -36,7 +38,8 @@ WIDTHS, DEPTHS, SEEDS, STEPS, RATE = (32, 64, 128, 256), (2, 4, 8, 16), (0, 1, 2
 TOWER = VisionConfig(layers=1, W=32, H=2, F=64, patch=8, image=16)
 TRAINED = ('language', 'connector')
 FLAT, STEEP = 0.15, 0.3
-GROWS = {'width': ('attention', 'mlp'), 'depth': ('stream',)}
+GROWS = {'width': ('attention', 'mlp'), 'depth': ('attention', 'stream')}
+FALLS = {'width': ('logits',), 'depth': ('stream',)}
 
 
 def model_of(kind, width, depth):
@@ -90,7 +93,10 @@ def quick(function, *arguments):
 
 @lru_cache
 def changes(model, seeds=SEEDS, rate=RATE):
-    """{module: mean over seeds of the mean absolute change of its outputs after the last step}."""
+    """{module: mean over seeds of the mean absolute change of its outputs after the last step}.
+
+    `share` is that of the stream divided by its mean absolute size at the start.
+    """
     devices = mesh(devices=jax.devices()[:1])
     rates, found, look = {group: jnp.float32(rate) for group in TRAINED}, [], None
     for seed in seeds:
@@ -105,7 +111,8 @@ def changes(model, seeds=SEEDS, rate=RATE):
             for _ in range(STEPS):
                 state, _ = step(state, batch, rates)
             after = jax.device_get(look(state['params'], batch))
-        found.append({name: np.abs(after[name] - before[name]).mean() for name in before})
+        change = {name: np.abs(after[name] - before[name]).mean() for name in before}
+        found.append(change | {'share': change['stream'] / np.abs(before['stream']).mean()})
     return {name: float(np.mean([change[name] for change in found])) for name in found[0]}
 
 
@@ -127,7 +134,7 @@ def faults(kind, axis, slopes):
     if kind == 'mup':
         return [f'{kind} over {axis}: {name} has slope {value:+.2f}, not within +-{FLAT}'
                 for name, value in slopes.items()
-                if value > FLAT or value < -FLAT and name != 'logits']
+                if value > FLAT or value < -FLAT and name not in FALLS[axis]]
     return [f'{kind} over {axis}: {name} has slope {slopes[name]:+.2f}, not above {STEEP}: this '
             'check could not fail' for name in GROWS[axis] if slopes[name] <= STEEP]
 

@@ -259,12 +259,15 @@ def test_activations_change_alike_under_mup_and_not_otherwise(axis, sizes):
 
 def test_the_coordinate_check_can_fail():
     assert coordinate_check.slope((32, 64, 128), (1.0, 2.0, 4.0)) == pytest.approx(1)
-    flat = {'attention': 0.0, 'mlp': 0.1, 'stream': -0.1, 'logits': -0.4}
+    flat = {'attention': 0.0, 'mlp': 0.1, 'stream': -0.1, 'share': 0.0, 'logits': -0.4}
     assert coordinate_check.faults('mup', 'width', flat) == []
     assert len(coordinate_check.faults('standard', 'width', flat)) == 2
-    assert len(coordinate_check.faults('standard', 'depth', flat)) == 1
-    for name, value in (('mlp', 0.2), ('mlp', -0.2), ('logits', 0.2)):
+    assert len(coordinate_check.faults('standard', 'depth', flat)) == 2
+    for name, value in (('mlp', 0.2), ('mlp', -0.2), ('logits', 0.2), ('stream', -0.2)):
         assert len(coordinate_check.faults('mup', 'width', flat | {name: value})) == 1
+    level = flat | {'logits': 0.0, 'stream': -0.4}
+    assert coordinate_check.faults('mup', 'depth', level) == []
+    assert len(coordinate_check.faults('mup', 'depth', level | {'share': -0.2})) == 1
 
 
 # --- the experiment ---------------------------------------------------------------------------
