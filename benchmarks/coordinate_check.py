@@ -11,6 +11,7 @@ change. Norms, which all its readers begin with, see their ratio: `share`, which
 
 Command:   python benchmarks/coordinate_check.py
 Hardware:  2 CPU cores
+Time:      2 minutes of processor time
 """
 import argparse
 import json

@@ -7,6 +7,7 @@ otherwise. Standard parametrisation is trained for comparison and judges nothing
 
 Command:   python benchmarks/lr_transfer.py
 Hardware:  2 CPU cores
+Time:      3 minutes of processor time for each kind
 """
 import argparse
 import json
