@@ -20,6 +20,7 @@ from downscale.convert.write import export_folder
 from downscale.data.tokens import load_tokenizer
 from downscale.experiment import Experiment
 from downscale.loading import tokenizer_path
+from downscale.mup import BASE
 from downscale.places import write_json
 from downscale.sizes import Pictures
 from downscale.train.checkpoint import open_leaves, save_leaves
@@ -125,6 +126,9 @@ def export_model(run, to, form):
     """
     run = Path(run)
     experiment = experiments.load(run)
+    if experiment.language and experiment.parametrisation.growth(experiment.language) != BASE:
+        raise ValueError(f'{run}: parametrisation mup multiplies branches and logits, which no '
+                         'format can say; train it as standard, or at the base size')
     origin = run if (run / CONFIG).is_file() else Path(experiment.imports.get('language', run))
     base = json.loads((origin / CONFIG).read_text()) if (origin / CONFIG).is_file() else None
     files = {name: origin / name for name in SIDE_FILES if (origin / name).is_file()}

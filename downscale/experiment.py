@@ -17,6 +17,7 @@ from downscale.data.tokens import Layout
 from downscale.model.contrastive import PairModel
 from downscale.model.remat import POLICIES
 from downscale.model.vlm import Vlm
+from downscale.mup import Parametrisation
 from downscale.places import place, write_json
 from downscale.sizes import LANGUAGE, LanguageConfig, Pictures, VisionConfig, scale
 from downscale.strict import from_dict, unknown
@@ -177,6 +178,7 @@ class Experiment:
     pictures: Pictures = Pictures()
     imports: dict[str, str] = dataclasses.field(default_factory=dict)
     optimizer: Optimizer = Optimizer()
+    parametrisation: Parametrisation = Parametrisation()
     mesh: MeshSize = MeshSize()
     chat: str = 'micro'
     legacy_structural_loss: bool = False
@@ -195,12 +197,22 @@ class Experiment:
             raise ValueError(f"dtype {self.dtype!r} must be 'float32' or 'bfloat16'")
         if self.remat not in POLICIES:
             raise ValueError(unknown('remat', self.remat, list(POLICIES)))
+        self._check_parametrisation()
         most = self.optimizer.accumulate
         for stage in self.stages:
             for batch in (shape.batch for shape in stage.shapes):
                 if batch % most:
                     raise ValueError(f'stage {stage.name}: batch {batch} does not divide into '
                                      f'{most} micro-batches ({batch} % {most} = {batch % most})')
+
+    def _check_parametrisation(self):
+        if self.parametrisation.kind == 'mup':
+            given = sorted(set(self.imports) - {'tower'})
+            if given or self.language is None:
+                raise ValueError('parametrisation mup is for language models that start from random'
+                                 f' values, not for imports of {given}; take kind \'standard\' and '
+                                 'choose the rate of each size')
+            assert self.parametrisation.growth(self.language)  # for its own check
 
     def stage(self, name):
         """The stage called `name`; ValueError naming the nearest."""
@@ -227,7 +239,8 @@ class Experiment:
         if stage == 'tower':
             return PairModel(self.vision, self.language.V, unroll=self.unroll)
         return Vlm(self.language, self.vision, dtype=self.dtype, remat=self.remat,
-                   unroll=self.unroll, newline=self.layout(stage).newline)
+                   unroll=self.unroll, newline=self.layout(stage).newline,
+                   growth=self.parametrisation.growth(self.language))
 
     def layout(self, stage):
         """How a stage cuts pictures; connector and tower see each one squashed into one tile, with
@@ -243,7 +256,10 @@ class Experiment:
     @property
     def hash(self):
         """A short hash of everything in this cell."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        value = dataclasses.asdict(self)
+        if self.parametrisation == Parametrisation():
+            del value['parametrisation']  # runs from before there was a choice keep their hash
+        text = json.dumps(value, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

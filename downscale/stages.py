@@ -168,7 +168,7 @@ def start_params(study, experiment, stage):
     groups = list(target)
     rest = [name for name in groups if name not in stage.parents]
     params = init_tree({name: target[name] for name in rest if name not in experiment.imports},
-                       experiment.seed)
+                       experiment.seed, experiment.model(stage.name).growth)
     for name in rest:
         if name in experiment.imports:
             params |= load_params(experiment.imports[name], target, [name])

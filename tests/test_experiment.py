@@ -168,7 +168,7 @@ def test_the_hash_changes_with_every_entry():
     assert {path[-1] for path in impossible} <= {
         'K', 'name', 'chat', 'dtype', 'loss_norm', 'accumulate', 'max_objects', 'n_objects',
         'min_objects', 'n_shapes', 'n_colors', 'n_chars', 'grid', 'jitter_px', 'mode', 'trainable',
-        'remat', 'first_moment'}
+        'remat', 'first_moment', 'kind'}
 
 
 # --- cells ------------------------------------------------------------------------------------

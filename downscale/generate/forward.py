@@ -13,6 +13,7 @@ from downscale.model.language import Block, score
 from downscale.model.layers import rms_norm, rotary
 from downscale.model.vision import Connector, Tower
 from downscale.model.vlm import splice
+from downscale.mup import times
 from downscale.sharding import constrain
 
 
@@ -43,9 +44,10 @@ def embed(model, params, tokens_BL):
 def through_blocks(model, params, x_BLD, positions_BL, mixes):
     """(x after all blocks, what each layer's mix kept); `mixes` holds one function a layer."""
     cfg, kept = model.language, []
+    block = Block(cfg, model.rules, exact=True, growth=model.growth)
     turn = rotary(positions_BL, cfg.E, cfg.theta)
     for layer, mix in zip(params['language']['blocks'], mixes, strict=True):
-        x_BLD, new = Block(cfg, model.rules, exact=True).apply({'params': layer}, x_BLD, turn, mix)
+        x_BLD, new = block.apply({'params': layer}, x_BLD, turn, mix)
         kept.append(new)
     return x_BLD, kept
 
@@ -54,6 +56,7 @@ def logits(model, params, x_BLD):
     """Logits [B, L, V], float32, of what left the last block."""
     language, cfg = params['language'], model.language
     x_BLD = rms_norm(x_BLD, language['final_norm']['scale_D'], cfg.eps, exact=True)
+    x_BLD = times(x_BLD, model.growth.output)
     table = language['embedding_VD' if cfg.tie else 'head_DV']
     return constrain(score(x_BLD, table, cfg.tie), 'BLV', model.rules)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from downscale.model.init import SHAPE_ONLY, weight
 from downscale.model.vision import LayerNorm, Tower, VisionBlock
+from downscale.mup import BASE
 from downscale.sharding import Rules, of_all_devices
 from downscale.sizes import VisionConfig
 
@@ -51,6 +52,7 @@ class PairModel(nn.Module):
     vocabulary: int
     rules: Rules = Rules()
     unroll: int = 1
+    growth = BASE  # no field: the tower has one size, whatever that of the language model
 
     @nn.compact
     def __call__(self, tiles_BPQ, tokens_BL, segments_BL):

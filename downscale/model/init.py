@@ -12,6 +12,7 @@ import numpy as np
 from flax import linen as nn
 
 from downscale.letters import axes_of
+from downscale.mup import BASE, multipliers
 from downscale.sharding import leaf_axes, share_shape, whole
 
 # Modules pass this to `self.param`: `init_params` replaces what it makes.
@@ -54,17 +55,17 @@ def start_value(path, leaf):
     return 0.0, inputs ** -0.5
 
 
-def init_tree(abstract, seed):
-    """float32 numpy values for a tree of ShapeDtypeStructs, from an integer seed."""
-    def one(path, leaf):
+def init_tree(abstract, seed, growth=BASE):
+    """float32 numpy values for a tree of ShapeDtypeStructs by group, from an integer seed."""
+    def one(path, leaf, factor):
         mean, std = start_value(path, leaf)
         where = zlib.crc32(jax.tree_util.keystr(path).encode())
         if not std:
             return np.full(leaf.shape, mean, np.float32)
         draw = np.random.Generator(np.random.Philox([seed, where])).standard_normal(
             leaf.shape, np.float32)
-        return draw * np.float32(std)
-    return jax.tree_util.tree_map_with_path(one, abstract)
+        return draw * np.float32(std * factor)
+    return jax.tree_util.tree_map_with_path(one, abstract, multipliers(abstract, growth).init)
 
 
 @lru_cache
@@ -85,4 +86,4 @@ def abstract_params(model, parts=PARTS):
 
 def init_params(model, seed, parts=PARTS):
     """Fresh values of the named groups of a `Vlm`, as numpy."""
-    return init_tree(abstract_params(model, tuple(parts)), seed)
+    return init_tree(abstract_params(model, tuple(parts)), seed, model.growth)

@@ -7,6 +7,7 @@ from downscale.model import splash
 from downscale.model.init import share
 from downscale.model.layers import Attention, Mlp, RmsNorm, attend, rotary
 from downscale.model.remat import rematerialised
+from downscale.mup import BASE, Growth, times
 from downscale.sharding import Rules, constrain, gather, shares, whole
 from downscale.sizes import LanguageConfig
 
@@ -22,10 +23,12 @@ class Block(nn.Module):
     """One pre-norm decoder block; `mix` and what is returned beside x are those of `Attention`.
 
     `exact` sums norms in a fixed order, so that a row does not depend on how many there are.
+    `growth` is what muP says of the branches (see `mup.py`).
     """
     cfg: LanguageConfig
     rules: Rules
     exact: bool = False
+    growth: Growth = BASE
 
     @nn.compact
     def __call__(self, x_BLD, turn, mix):
@@ -33,9 +36,10 @@ class Block(nn.Module):
         normed_BLD = RmsNorm(c.eps, self.exact, name='attention_norm')(x_BLD)
         attention = Attention(c, self.rules, self.exact, name='attention')
         mixed_BLD, kept = attention(normed_BLD, turn, mix)
-        x_BLD = x_BLD + mixed_BLD
+        x_BLD = x_BLD + times(mixed_BLD, self.growth.residual)
         normed_BLD = RmsNorm(c.eps, self.exact, name='mlp_norm')(x_BLD)
-        x_BLD = x_BLD + Mlp(c, self.rules, name='mlp')(normed_BLD)
+        hidden_BLD = Mlp(c, self.rules, name='mlp')(normed_BLD)
+        x_BLD = x_BLD + times(hidden_BLD, self.growth.residual)
         return constrain(x_BLD, 'BLD', self.rules), kept
 
 
@@ -88,6 +92,7 @@ class Language(nn.Module):
     remat: str = 'none'
     unroll: int = 1
     kernels: bool = False
+    growth: Growth = BASE
 
     @nn.compact
     def __call__(self, tokens_BL, positions_BL, segments_BL, image_BLD=None, image_mask_BL=None,
@@ -102,10 +107,10 @@ class Language(nn.Module):
                          split_rngs={'params': True}, in_axes=(nn.broadcast, nn.broadcast),
                          length=c.N, unroll=min(self.unroll, c.N))
         kernels = self.kernels and splash.fits(tokens_BL.shape[1], c.E)
-        x_BLD, _ = blocks(Block(c, self.rules, name='blocks'), x_BLD,
+        x_BLD, _ = blocks(Block(c, self.rules, growth=self.growth, name='blocks'), x_BLD,
                           rotary(positions_BL, c.E, c.theta),
                           segments_BL if kernels else causal_mask(segments_BL))
-        x_BLD = RmsNorm(c.eps, name='final_norm')(x_BLD)
+        x_BLD = times(RmsNorm(c.eps, name='final_norm')(x_BLD), self.growth.output)
         name, shape = ('embedding_VD', (c.V, c.D)) if c.tie else ('head_DV', (c.D, c.V))
         table = embedding_VD if c.tie else share(self, name, shape)
         if finish is not None:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from downscale.model.init import SHAPE_ONLY
 from downscale.model.language import Language
 from downscale.model.vision import Connector, Tower
+from downscale.mup import BASE, Growth
 from downscale.sharding import Rules, constrain
 from downscale.sizes import LanguageConfig, VisionConfig
 
@@ -40,7 +41,7 @@ class Vlm(nn.Module):
 
     The parameter tree has the groups `language`, `tower`, `connector` and, with `newline`,
     `image_newline_D`; a text-only model is the same module without tiles, whose tree holds
-    `language` alone. `kernels` and `finish` are those of `Language`.
+    `language` alone. `kernels`, `growth` and `finish` are those of `Language`.
     """
     language: LanguageConfig
     vision: VisionConfig
@@ -50,12 +51,13 @@ class Vlm(nn.Module):
     unroll: int = 1
     newline: bool = True
     kernels: bool = False
+    growth: Growth = BASE
 
     @nn.compact
     def __call__(self, tokens_BL, positions_BL, segments_BL, tiles_BIPQ=None,
                  image_index_BLC=None, image_weight_BLC=None, finish=None):
         decoder = Language(self.language, self.rules, self.dtype, self.remat, self.unroll,
-                           self.kernels, name='language')
+                           self.kernels, self.growth, name='language')
         if tiles_BIPQ is None:
             return decoder(tokens_BL, positions_BL, segments_BL, finish=finish)
         B, I, P, Q = tiles_BIPQ.shape

@@ -10,6 +10,8 @@ from functools import lru_cache
 import jax
 import optax
 
+from downscale.mup import BASE, multipliers, times
+
 GROUPS = ('tower', 'connector', 'language')
 
 
@@ -60,21 +62,42 @@ def group_of(name):
 
 
 @lru_cache
-def transform(optimizer):
-    """The optax transform whose updates are still to be scaled by minus the learning rate."""
+def transform(optimizer, growth=BASE):
+    """The optax transform whose updates are still to be scaled by minus the learning rate.
+
+    `growth` sets epsilon and decay of each leaf; the state has the same leaves for any.
+    """
     def decayed(params):
         # Matrices decay; gains, biases and single vectors do not.
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: not str(path[-1].key).rpartition('_')[0].endswith(
                 ('scale', 'bias', 'newline')), params)
+    clip = optax.clip_by_global_norm(optimizer.clip)
+    decay = optax.add_decayed_weights(optimizer.weight_decay, mask=decayed)
+
+    def clipped(grads, state, params=None):
+        # Adam of g / k with epsilon is Adam of g with k * epsilon, but optax has one for all.
+        grads, state = clip.update(grads, state, params)
+        return jax.tree.map(lambda g, k: times(g, 1 / k), grads,
+                            multipliers(grads, growth).eps), state
+
+    def with_decay(updates, state, params):
+        return decay.update(updates, state, jax.tree.map(
+            times, params, multipliers(params, growth).decay))
+
     return optax.chain(
-        optax.clip_by_global_norm(optimizer.clip),
+        optax.GradientTransformation(clip.init, clipped),
         optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps,
                             mu_dtype=optimizer.first_moment),
-        optax.add_decayed_weights(optimizer.weight_decay, mask=decayed))
+        optax.GradientTransformation(decay.init, with_decay))
 
 
-def scaled(updates, rates):
-    """`updates` times minus the rate of each leaf's group; `rates` maps group names to numbers."""
-    return {name: jax.tree.map(lambda u: -rates[group_of(name)] * u, tree)
+def scaled(updates, rates, growth=BASE):
+    """`updates` times minus the rate of each leaf's group, times what `growth` makes of it.
+
+    `rates` maps group names to numbers.
+    """
+    factors = multipliers(updates, growth).rate
+    return {name: jax.tree.map(lambda u, factor: times(-rates[group_of(name)], factor) * u, tree,
+                               factors[name])
             for name, tree in updates.items()}

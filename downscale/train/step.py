@@ -114,8 +114,9 @@ def train_step(state, batch, rates, *, model, loss, optimizer, trainable):
     moving, frozen = split(state['params'], trainable)
     grads, value, hits, weight = gradients(
         model, loss, moving, frozen, batch, optimizer.accumulate)
-    updates, opt_state = transform(optimizer).update(grads, state['opt_state'], moving)
-    moving = optax.apply_updates(moving, scaled(updates, rates))
+    tx = transform(optimizer, model.growth)
+    updates, opt_state = tx.update(grads, state['opt_state'], moving)
+    moving = optax.apply_updates(moving, scaled(updates, rates, model.growth))
     metrics = {'loss': value, 'accuracy': hits, 'grad_norm': optax.global_norm(grads),
                'weight': weight}
     state = {'step': state['step'] + 1, 'params': {**moving, **frozen}, 'opt_state': opt_state}

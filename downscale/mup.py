@@ -1,0 +1,133 @@
+"""muP for the width and CompleteP for the depth: hyperparameters tuned at a base size fit others.
+
+A leaf's role is read off its name: the axes D, F, H and K grow with the language model, all others
+(vocabulary, patches, the width of a head, the scan over layers) do not. For models that are trained
+from random initialisation; a vision tower has one size and keeps its base values.
+Sources: Yang et al., arXiv 2203.03466, table 8; Dey et al., arXiv 2505.01618, table 1 (alpha = 1).
+Attention needs no factor of its own: all sizes of a family share the width of a head, so 1 / E and
+1 / sqrt(E) differ by what is 1 at the base. The connector is our extension: its first layer reads
+the tower, which does not grow, and so behaves as an embedding does.
+"""
+from dataclasses import dataclass
+
+import jax
+
+from downscale.letters import axes_of
+from downscale.sizes import scale
+
+KINDS = ('standard', 'mup')
+GROWING = frozenset('DFHK')
+# What grows with the language model; everything else belongs to the tower and its pair model.
+_GROUPS = ('language', 'connector', 'image_newline_D')
+_FIXED = ('tower', 'text', 'pool_WW', 'pool_norm', 'logit_scale_W', 'logit_bias_W')
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How many times wider (m) and deeper (l) a model is than the base of its hyperparameters."""
+    width: float = 1.0
+    depth: float = 1.0
+
+    @property
+    def residual(self):
+        """What each residual branch is multiplied by: 1 / l."""
+        return 1 / self.depth
+
+    @property
+    def output(self):
+        """What the head reads is multiplied by this: 1 / m, also where it is the embedding."""
+        return 1 / self.width
+
+
+BASE = Growth()
+
+
+@dataclass(frozen=True)
+class Parametrisation:
+    """How a cell's hyperparameters depend on its size: not at all ('standard'), or by 'mup'.
+
+    The base is the size at which they were tuned: there both kinds are the same program.
+    """
+    kind: str = 'standard'
+    base_width: int = 0
+    base_depth: int = 0
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"parametrisation kind {self.kind!r} must be 'standard' or 'mup'")
+        if self.kind == 'mup' and min(self.base_width, self.base_depth) < 1:
+            raise ValueError(f'parametrisation mup: base_width {self.base_width} and base_depth '
+                             f'{self.base_depth} must say at which size the rates were tuned')
+
+    def growth(self, language):
+        """The `Growth` of a LanguageConfig; ValueError where its family has no such base."""
+        if self.kind == 'standard':
+            return BASE
+        scale(language, self.base_width, self.base_depth)  # for its check
+        return Growth(language.D / self.base_width, language.N / self.base_depth)
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """Trees of floats, one a parameter, by which the base's values are multiplied: the standard
+    deviation at the start, learning rate, weight decay and Adam's epsilon."""
+    init: dict
+    rate: dict
+    decay: dict
+    eps: dict
+
+
+def role_of(path):
+    """'embed', 'hidden', 'norm', 'bias', 'readout', 'connector_in' or 'frozen', of one leaf.
+
+    `path` is its key path in a parameter dict by group. ValueError for a leaf that has no role.
+    """
+    group, name = str(path[0].key), str(path[-1].key)
+    stem, axes = name.rpartition('_')[0], axes_of(name)
+    if group in _FIXED:
+        return 'frozen'
+    if group in _GROUPS and axes:
+        for end, role in (('scale', 'norm'), ('bias', 'bias'), ('newline', 'embed')):
+            if stem.endswith(end):
+                return role
+        reads, writes = axes[0] in GROWING, bool(GROWING & set(axes[1:]))
+        if reads:
+            return 'hidden' if writes else 'readout'
+        if writes:
+            return 'connector_in' if group == 'connector' else 'embed'
+    raise ValueError(f'parameter {jax.tree_util.keystr(path, simple=True, separator="/")} has no '
+                     'role: name it after the rules of `mup.role_of`, or add it there')
+
+
+def roles(params):
+    """The role of every leaf of a parameter dict, as a tree like it."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: role_of(path), params)
+
+
+def multipliers(params, growth):
+    """The `Multipliers` of a parameter dict; all are 1 at the base.
+
+    `init` is relative to `model/init.py`, whose kernels have variance 1 / fan-in, as muP wants for
+    hidden ones; embedding and head keep the base's variance at every width. Decay is multiplied by
+    the rate afterwards, so their product stays. Gradients shrink by m, in the blocks by m * l, and
+    epsilon with them.
+    """
+    m, l = growth.width, growth.depth
+
+    def tree(rule):
+        return jax.tree_util.tree_map_with_path(lambda path, _: rule(role_of(path), path), params)
+
+    def eps(role, path):
+        in_block = any(str(part.key) == 'blocks' for part in path)
+        return 1.0 if role == 'frozen' else 1 / (m * l) if in_block else 1 / m
+
+    return Multipliers(
+        init=tree(lambda role, _: m ** 0.5 if role in ('embed', 'readout') else 1.0),
+        rate=tree(lambda role, _: 1 / m if role == 'hidden' else 1.0),
+        decay=tree(lambda role, _: m if role == 'hidden' else 1.0),
+        eps=tree(eps))
+
+
+def times(x, factor):
+    """`x * factor` in the dtype of `x`; where the factor is 1 the program is as without it."""
+    return x if factor == 1 else x * factor
