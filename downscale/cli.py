@@ -7,7 +7,8 @@ import sys
 import traceback
 from pathlib import Path
 
-from downscale import exits
+from downscale import analyze_command, exits
+from downscale.analyze_command import ANALYZE_EXAMPLES
 from downscale.data_command import DATA_EXAMPLES, add_data_arguments, with_verb
 from downscale.evaluate import benchmark_command, scoring_command
 from downscale.evaluate import command as chain_command
@@ -29,6 +30,7 @@ EXAMPLES = {
                      'runs/chain --describe extract --reason think direct',
     'benchmark': 'downscale benchmark models/vlm --on mmstar --data mmstar.parquet --reasoner '
                  'models/qwen3-1.7b --information information.json',
+    'analyze': ANALYZE_EXAMPLES['drop'],
     'rescore': 'downscale rescore runs/chain/answer-r-from-p-think.jsonl',
     'import': 'downscale import Qwen3-0.6B --to models/qwen3-0.6b',
     'export': 'downscale export models/qwen3-0.6b --to Qwen3-0.6B-copy --format qwen3',
@@ -196,6 +198,11 @@ def benchmark(args):
         print(f'process {args.process} of {args.processes} is done; process 0 joins the files')
 
 
+def analyze(args):
+    """Laws of size from tables, and drops, grids and shares of a study, with intervals."""
+    analyze_command.run(args)
+
+
 def rescore(args):
     """Judge stored replies again by every named scorer, without generating anything."""
     print(*scoring_command.rescore_lines(args), sep='\n')
@@ -295,6 +302,7 @@ def parser():
     chain_command.add_arguments(_command(commands, extract_think))
     benchmark_command.add_benchmark_arguments(_command(commands, benchmark))
     scoring_command.add_rescore_arguments(_command(commands, rescore))
+    analyze_command.add_analyze_arguments(_command(commands, analyze))
     _add_exchange(commands)
     return top
 

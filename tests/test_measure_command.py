@@ -9,8 +9,9 @@ import pytest
 from fake_study import FAMILIES, SIZES, fake_study
 
 from downscale.analysis import grids, measures
-from downscale.analysis.measure_command import MEASURES, add_measure_arguments, run
+from downscale.analysis.measure_command import MEASURES, run
 from downscale.analysis.tables import load_study
+from downscale.analyze_command import SIZE_COLUMNS, add_measure_arguments
 from downscale.evaluate.items import write_items
 
 PANELS = {f'{kind}, {mode}' for kind in ('caption', 'extraction') for mode in ('direct', 'think')}
@@ -257,3 +258,8 @@ def test_unfinished_answers_are_named_where_they_are(capsys, tmp_path):
     assert 'count' in noted['count'] and 'count' in noted['macro'] and not noted['color']
     notes = analyze(capsys, 'attribute', study, '--json')['notes']
     assert any('w64d4 -> w64d4: over 5% unfinished or unparsed: count' in note for note in notes)
+
+
+def test_the_console_knows_the_size_columns():
+    from downscale.analysis import dropoff
+    assert SIZE_COLUMNS == dropoff.SIZE_COLUMNS

@@ -2,8 +2,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
-
 FORMS = ('power', 'chinchilla', 'saturating')
 
 
@@ -47,6 +45,8 @@ def _add_shared(sub, x):
 
 def run(args):
     """`analyze fit`: the law, its intervals and alarms are printed."""
+    import numpy as np
+
     from downscale.analysis import extrapolation, fits
     law = _law(args)
     columns = [args.x, *([args.tokens] if args.tokens else []), args.y]
@@ -101,6 +101,7 @@ def _law(args):
 
 def _read(path, numbers, names):
     """Columns of a table by name: `numbers` as floats, `names` as text."""
+    import numpy as np
     import pyarrow as pa
     from pyarrow import csv, parquet
     if not path.is_file():

@@ -1,14 +1,12 @@
-"""The verbs drop, grid, attribute and compare of `downscale analyze`: what they take and print."""
+"""What the verbs drop, grid, attribute and compare of `downscale analyze` print."""
 import csv
 import dataclasses
 import io
 import itertools
 import json
 import math
-from pathlib import Path
 
 from downscale.analysis import measures
-from downscale.analysis.dropoff import SIZE_COLUMNS
 from downscale.analysis.measure_rows import (
     Row,
     attribution_rows,
@@ -21,13 +19,6 @@ from downscale.analysis.tables import load_study
 from downscale.places import write_bytes
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
-MEASURE_EXAMPLES = {
-    'drop': 'downscale analyze drop runs/smoke --size n_total',
-    'grid': 'downscale analyze grid runs/smoke --csv grid.csv',
-    'attribute': 'downscale analyze attribute runs/smoke --macro',
-    'compare': 'downscale analyze compare runs/smoke --sizes w32d2 w64d4 --json',
-}
-
 
 def drop(s, args):
     """Absolute, relative, chance-corrected drop and slope per decade; drop against reliance."""
@@ -50,23 +41,6 @@ def compare(s, args):
 
 
 MEASURES = {'drop': drop, 'grid': grid, 'attribute': attribute, 'compare': compare}
-
-
-def add_measure_arguments(sub, verb):
-    """`sub` (an argparse parser) takes what `run` reads for this verb of `MEASURES`."""
-    sub.set_defaults(verb=verb)
-    sub.add_argument('study', type=Path, help='folder of a study')
-    sub.add_argument('--json', action='store_true', help='one JSON object instead of tables')
-    sub.add_argument('--csv', type=Path, metavar='FILE', help='write every number there as well')
-    sub.add_argument('--macro', action='store_true', help='print means over families only')
-    sub.add_argument('--bootstraps', type=int, default=2000, metavar='N',
-                     help='resamples of the pictures (default 2000)')
-    sub.add_argument('--seed', type=int, default=0, help='seed of the resamples (default 0)')
-    if verb == 'drop':
-        sub.add_argument('--size', choices=SIZE_COLUMNS, default=SIZE_COLUMNS[0],
-                         help=f'what a decade is counted in (default {SIZE_COLUMNS[0]})')
-    if verb == 'compare':
-        sub.add_argument('--sizes', nargs=2, metavar='SIZE', help='two sizes (default: all pairs)')
 
 
 def run(args):

@@ -1,0 +1,65 @@
+"""The verbs of `downscale analyze` and their arguments: laws of tables, and measures of studies."""
+from pathlib import Path
+
+from downscale.analysis import fit_command
+
+SIZE_COLUMNS = ('n_nonembed', 'n_total')  # those of `analysis/dropoff.py`, which needs numpy
+ANALYZE_EXAMPLES = {
+    'fit': 'downscale analyze fit runs.csv --x n_nonembed --tokens tokens --run run_id',
+    'isoflop': 'downscale analyze isoflop runs.csv --budget budget',
+    'drop': 'downscale analyze drop runs/smoke --size n_total',
+    'grid': 'downscale analyze grid runs/smoke --csv grid.csv',
+    'attribute': 'downscale analyze attribute runs/smoke --macro',
+    'compare': 'downscale analyze compare runs/smoke --sizes w32d2 w64d4 --json',
+}
+HELP = {
+    'fit': 'Fit a law of size (and tokens) to a table, with intervals and alarms.',
+    'isoflop': 'The best size of each compute budget, and the line through them.',
+    'drop': 'Drop from the largest to the smallest size, four ways; drop against image reliance.',
+    'grid': 'Accuracy of perception x reasoner pairs, with marginal curves.',
+    'attribute': 'Shares of the drop by Shapley values, and items by class that sum to it.',
+    'compare': 'Sizes on the same items: paired differences, adjusted p values, power.',
+}
+
+
+def add_analyze_arguments(sub):
+    """`sub` (an argparse parser) takes a verb and what that verb reads."""
+    verbs = sub.add_subparsers(dest='verb', required=True, metavar='VERB')
+    for verb, text in HELP.items():
+        one = verbs.add_parser(verb, help=text, description=text,
+                               epilog=f'example: {ANALYZE_EXAMPLES[verb]}')
+        one.add_argument('--debug', action='store_true', help='show the traceback of an error')
+        if verb == 'fit':
+            fit_command.add_fit_arguments(one)
+        elif verb == 'isoflop':
+            fit_command.add_isoflop_arguments(one)
+        else:
+            add_measure_arguments(one, verb)
+
+
+def add_measure_arguments(sub, verb):
+    """`sub` takes what `measure_command.run` reads for this verb."""
+    sub.set_defaults(verb=verb)
+    sub.add_argument('study', type=Path, help='folder of a study')
+    sub.add_argument('--json', action='store_true', help='one JSON object instead of tables')
+    sub.add_argument('--csv', type=Path, metavar='FILE', help='write every number there as well')
+    sub.add_argument('--macro', action='store_true', help='print means over families only')
+    sub.add_argument('--bootstraps', type=int, default=2000, metavar='N',
+                     help='resamples of the pictures (default 2000)')
+    sub.add_argument('--seed', type=int, default=0, help='seed of the resamples (default 0)')
+    if verb == 'drop':
+        sub.add_argument('--size', choices=SIZE_COLUMNS, default=SIZE_COLUMNS[0],
+                         help=f'what a decade is counted in (default {SIZE_COLUMNS[0]})')
+    if verb == 'compare':
+        sub.add_argument('--sizes', nargs=2, metavar='SIZE', help='two sizes (default: all pairs)')
+
+
+def run(args):
+    """Run one verb."""
+    if args.verb == 'fit':
+        fit_command.run(args)
+    elif args.verb == 'isoflop':
+        fit_command.run_isoflop(args)
+    else:
+        from downscale.analysis import measure_command
+        measure_command.run(args)
