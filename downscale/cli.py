@@ -57,11 +57,14 @@ def study(args):
     config, experiments, folder = open_study(args)
     refuse_many()
     from downscale.study import run
+    from downscale.train.trackers import require
+    require(args.tracker)
     jobs = args.jobs
     if jobs is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 1
         jobs = min(cores, len(experiments)) if on_cpu() else 1
-    seconds = run(folder, config.study, experiments, jobs, cache_folder(), args.quiet)
+    seconds = run(folder, config.study, experiments, jobs, cache_folder(), args.quiet,
+                  args.together, args.tracker)
     print(f'study done in {seconds:.0f} s')
     print(f'report: {write(folder)}')
 
@@ -91,6 +94,8 @@ def train(args):
     from downscale import distributed, stages
     from downscale.console import progress_bars
     from downscale.study import use_cache
+    from downscale.train.trackers import require
+    require(args.tracker)
     total = cell.stage(args.stage).steps
     with distributed.joined():
         stages.grid_of(cell)
@@ -98,7 +103,7 @@ def train(args):
         distributed.once(lambda: str(stages.prepare(folder, cell)))
         with progress_bars(args.quiet or not distributed.first()) as bars:
             stages.train_stage(folder, cell, args.stage, lambda step, row: bars(
-                f'{cell.name}/{args.stage}', step, total, f'loss {row["loss"]:.3f}'))
+                f'{cell.name}/{args.stage}', step, total, f'loss {row["loss"]:.3f}'), args.tracker)
         if distributed.first():
             print(f'checkpoints: {stages.folder_of(folder, cell, args.stage)}')
 
@@ -269,6 +274,13 @@ def _command(commands, run):
     return sub
 
 
+def count(text):
+    """A whole number above 0, of the command line."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f'{text!r} must be a whole number above 0')
+    return int(text)
+
+
 def parser():
     """The argument parser of every command."""
     top = argparse.ArgumentParser(
@@ -293,7 +305,13 @@ def parser():
         if name == 'evaluate':
             sub.add_argument('--only', required=True,
                              choices=('joint', 'caption', 'extraction', 'reason'))
+        if name in ('study', 'train'):
+            sub.add_argument('--tracker', choices=('tensorboard', 'wandb', 'none'),
+                             default='tensorboard', help='curves to look at, beside the files of '
+                             'the run folder (default: tensorboard, in each stage)')
         if name == 'study':
+            sub.add_argument('--together', type=count, default=1, metavar='N', help='train up to N '
+                             'cells that differ in seed and rates only in one program (default: 1)')
             sub.add_argument('--jobs', type=int, help='tasks run at once (default: one per core '
                              'on CPU, at most one per cell; else 1)')
     add_data_arguments(_command(commands, data))

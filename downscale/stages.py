@@ -20,7 +20,7 @@ from downscale.model.contrastive import abstract_pair_params
 from downscale.model.init import abstract_params, init_tree
 from downscale.places import place, read_json, scratch, write_json
 from downscale.sharding import mesh
-from downscale.train import loop
+from downscale.train import loop, together
 from downscale.train.checkpoint import load_params
 
 
@@ -192,10 +192,11 @@ def grid_of(experiment):
     return grid
 
 
-def train_stage(study, experiment, name, report=lambda step, metrics: None):
+def train_stage(study, experiment, name, report=lambda step, metrics: None, tracker='tensorboard'):
     """Stage `name` of the cell is finished under its folder; resumes by itself, skips when done.
 
     A folder that holds another configuration is refused: ValueError says which keys differ.
+    `tracker` is a key of `trackers.WRITERS`.
     """
     stage, grid = experiment.stage(name), grid_of(experiment)
     folder = folder_of(study, experiment, name)
@@ -207,22 +208,96 @@ def train_stage(study, experiment, name, report=lambda step, metrics: None):
     if distributed.once(lambda: is_done(folder, experiment)):
         return
     with loop.only_process(folder):
-        distributed.once(lambda: _open(folder, experiment))
-        sampler, seed = sampler_of(study, experiment, stage)
+        sampler, seed = _begin(study, experiment, stage, folder)
         model = experiment.model(name)
         batches = iter(stream(sampler, seed, loop.share(grid, model.rules)))
-        distributed.once(lambda: _count_padding(folder, experiment, stage, sampler, seed))
         with contextlib.closing(batches):  # its thread would wait for ever to hand over a batch
             loop.train(folder, model, stage.loss, experiment.optimizer, tuple(stage.trainable),
                        stage.rates, stage.schedule, grid,
                        lambda: start_params(study, experiment, stage), batches, stage.save_every,
-                       report, shapes=start_shapes(experiment, stage))
+                       report, shapes=start_shapes(experiment, stage), tracker=tracker)
         distributed.wait()
-        if stage.mixture:
-            seen = sampler.seen(seed, batches.get_state())
-            distributed.once(lambda: _told(folder, seen=seen))
-        distributed.once(lambda: write_json(folder / 'DONE.json', {
-            'hash': experiment.hash, 'steps': stage.steps}))
+        _end(experiment, stage, folder, sampler, seed, batches.get_state())
+
+
+def train_together(study, cells, name, report=lambda cell, step, metrics: None,
+                   tracker='tensorboard'):
+    """Stage `name` of all `cells` is finished, as `train_stage` would finish each, in one program.
+
+    The cells must agree in `program_of` that stage. Returns {cell name: error} of those that
+    failed.
+    """
+    failed, begun = {}, {}
+    with contextlib.ExitStack() as stack:
+        for cell in cells:
+            folder, stage = folder_of(study, cell, name), cell.stage(name)
+            try:
+                _refuse_other_mixture(folder, stage)
+                if not is_done(folder, cell):
+                    stack.enter_context(loop.only_process(folder))
+                    begun[folder] = cell, *_begin(study, cell, stage, folder)
+            except Exception as error:  # one cell's folder must not stop the others
+                failed[cell.name] = error
+        if begun:
+            cell, stage = cells[0], cells[0].stage(name)
+            runs = [_run(study, folder, *rest, name, report) for folder, rest in begun.items()]
+            ended = together.train(
+                runs, cell.model(name), stage.loss, cell.optimizer, tuple(stage.trainable),
+                stage.schedule, one_device(cell), stage.save_every, start_shapes(cell, stage),
+                tracker=tracker)
+            for folder, (error, position) in ended.items():
+                cell, sampler, seed = begun[folder]
+                if error is None:
+                    _end(cell, cell.stage(name), folder, sampler, seed, position)
+                else:
+                    failed[cell.name] = error
+    return failed
+
+
+def _run(study, folder, cell, sampler, seed, name, report):
+    """The `together.Run` of one cell."""
+    stage = cell.stage(name)
+    return together.Run(folder, lambda: start_params(study, cell, stage), stage.rates, seed,
+                        lambda: iter(stream(sampler, seed)),
+                        lambda step, row: report(cell, step, row))
+
+
+def program_of(experiment, name):
+    """A hash that cells share whose stage `name` can be trained together: they differ in names,
+    seeds and rates only. None where batches have several shapes, which would not come in step."""
+    value = dataclasses.asdict(experiment)
+    for key in ('name', 'seed', 'stages', 'evaluation'):
+        del value[key]
+    stage = experiment.stage(name)
+    value['stage'] = dataclasses.asdict(stage) | {'rates': None}
+    return None if stage.buckets else hash_of(value)
+
+
+def one_device(experiment):
+    """The cell's mesh; ValueError when it has several devices, over which no cells are stacked."""
+    grid = grid_of(experiment)
+    if grid.size > 1:
+        raise ValueError(f'cells are trained together on one device, and the mesh of '
+                         f'{experiment.name} has {grid.size}; leave out --together, or let this '
+                         'process see one device')
+    return grid
+
+
+def _begin(study, experiment, stage, folder):
+    """(sampler, seed of its stream) of a stage whose folder is ours; says what runs in it."""
+    distributed.once(lambda: _open(folder, experiment))
+    sampler, seed = sampler_of(study, experiment, stage)
+    distributed.once(lambda: _count_padding(folder, experiment, stage, sampler, seed))
+    return sampler, seed
+
+
+def _end(experiment, stage, folder, sampler, seed, position):
+    """The stage is marked as done; `position` is where its stream ended."""
+    if stage.mixture:
+        seen = sampler.seen(seed, position)
+        distributed.once(lambda: _told(folder, seen=seen))
+    distributed.once(lambda: write_json(folder / 'DONE.json', {
+        'hash': experiment.hash, 'steps': stage.steps}))
 
 
 def _open(folder, experiment):

@@ -4,6 +4,7 @@ The run folder is the truth. A task is finished when its DONE.json carries its c
 same command continues after any interruption and does nothing when all is done.
 """
 import contextlib
+import math
 import multiprocessing
 import os
 import threading
@@ -97,14 +98,14 @@ def urgency(tasks):
     return value
 
 
-def run_task(study, task, writers, report):
+def run_task(study, task, writers, report, tracker='tensorboard'):
     """Run one task in this process; `report(done, total, text)` is called as it goes."""
     from downscale import stages
     from downscale.evaluate.run import evaluate
     if task.kind == 'train':
         total = task.experiment.stage(task.stage).steps
         stages.train_stage(study, task.experiment, task.stage, lambda step, row: report(
-            step, total, f'loss {row["loss"]:.3f}'))
+            step, total, f'loss {row["loss"]:.3f}'), tracker)
     else:
         evaluate(study, task.experiment, task.stage, writers,
                  lambda done, total: report(done, total, ''))
@@ -154,40 +155,63 @@ def _workers(jobs, cache):
         yield pool, queue
 
 
-def _check_devices(experiments):
+def _check_devices(experiments, together):
     """Raise ValueError when the mesh or a batch of a cell does not fit the devices."""
     from downscale import stages
     for cell in experiments:
-        stages.grid_of(cell)
+        (stages.one_device if together > 1 else stages.grid_of)(cell)
 
 
-def _in_worker(study, task, writers):
-    last = [0.0]
+def label(tasks):
+    """What tasks that run together are called in the progress."""
+    return tasks[0].name + (f' and {len(tasks) - 1} more' if len(tasks) > 1 else '')
+
+
+def _in_worker(study, tasks, writers, tracker):
+    """Run one task, or several that share a program; {task name: reason} of those that failed."""
+    last, name, failed = [0.0], label(tasks), {}
 
     def report(done, total, text):
         if time.monotonic() - last[0] > 0.3 or done == total:
             last[0] = time.monotonic()
-            _queue.put((task.name, done, total, text))
+            _queue.put((name, done, total, text))
 
-    run_task(study, task, writers, report)
+    if len(tasks) == 1:
+        run_task(study, tasks[0], writers, report, tracker)
+    else:
+        from downscale import stages
+        total = tasks[0].experiment.stage(tasks[0].stage).steps
+        found = stages.train_together(
+            study, [task.experiment for task in tasks], tasks[0].stage,
+            lambda cell, step, row: report(step, total, f'loss {row["loss"]:.3f}'), tracker)
+        failed = {task.name: _reason(found[task.experiment.name]) for task in tasks
+                  if task.experiment.name in found}
     give_back()
-    return task.name
+    return failed
 
 
-def run(study, name, experiments, jobs, cache, quiet=False):
+def _reason(error):
+    """The first line of an error."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def run(study, name, experiments, jobs, cache, quiet=False, together=1, tracker='tensorboard'):
     """Every task of the study is finished; raises RuntimeError naming what failed, after the rest.
 
-    `jobs` worker processes share the machine's cores, one each; `cache` holds compiled programs.
+    `jobs` worker processes share the machine's cores, one each; `cache` holds compiled programs. Up
+    to `together` cells that share a program are trained in one (see `stages.program_of`).
     """
     study = Path(study)
     from downscale.train.loop import only_process
     with _workers(jobs, cache) as (pool, queue):
         begun, tasks = time.time(), tasks_of(experiments)
         # By a worker: a TPU belongs to the first process that looks at it.
-        pool.submit(_check_devices, experiments).result()
+        pool.submit(_check_devices, experiments, together).result()
         with only_process(study):
             prepare(study, name, experiments, quiet)
-            failed = _run_all(study, tasks, experiments, jobs, pool, queue, quiet)
+            with progress_bars(quiet) as bars:
+                failed = _Queue(study, tasks, experiments, jobs, together, tracker).run(
+                    pool, queue, bars)
         if failed:
             causes = {task: why for task, why in failed.items() if why is not None}
             lines = '; '.join(f'{task}: {why}' for task, why in causes.items())
@@ -221,46 +245,78 @@ def _run_row(cell):
             'depth': cell.language.N, 'seed': cell.seed, **totals(cell.language, cell.vision)}
 
 
-def _run_all(study, tasks, experiments, jobs, pool, queue, quiet):
-    """Run tasks as their needs finish, most urgent first.
+class _Queue:
+    """The tasks of a study, run as their needs finish, most urgent first."""
 
-    Returns {name: reason} of those that failed, with None for those that wait for one that did.
-    """
-    order = urgency(tasks)
-    waiting = sorted(tasks, key=lambda task: -order[task.name])
-    done, failed, running = set(), {}, {}
-    with progress_bars(quiet) as bars:
-        while waiting or running:
-            for task in list(waiting):
-                if failed.keys() & set(task.needs):
-                    failed[task.name] = None
-                    waiting.remove(task)
-                elif len(running) < jobs and done.issuperset(task.needs):
-                    peers = writers_of(task.experiment, experiments)
-                    running[pool.submit(_in_worker, study, task, peers)] = task
-                    waiting.remove(task)
-            finished, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+    def __init__(self, study, tasks, experiments, jobs, together, tracker):
+        self.study, self.experiments, self.tracker = study, experiments, tracker
+        self.jobs, self.together = jobs, together
+        self.programs = {task.name: self._program(task) for task in tasks}
+        order = urgency(tasks)
+        self.waiting = sorted(tasks, key=lambda task: -order[task.name])
+        self.done, self.failed, self.running = set(), {}, {}
+
+    def run(self, pool, queue, bars):
+        """{name: reason} of the tasks that failed, with None for those that wait for one that did.
+        """
+        while self.waiting or self.running:
+            for tasks in self.next():
+                if len(tasks) > 1:
+                    bars.note(f'together: {", ".join(task.name for task in tasks)}')
+                writers = writers_of(tasks[0].experiment, self.experiments)
+                self.running[pool.submit(_in_worker, self.study, tasks, writers,
+                                         self.tracker)] = tasks
+            finished, _ = wait(self.running, timeout=0.5, return_when=FIRST_COMPLETED)
             while not queue.empty():
                 bars(*queue.get())
             for future in finished:
-                task = running.pop(future)
-                _settle(study, task, future, done, failed, bars)
-    return failed
+                self._settle(future, bars)
+        return self.failed
 
+    def next(self):
+        """What to start now, as lists of tasks for a worker each; none of it waits any more."""
+        found = []
+        for task in self.waiting:
+            if self.failed.keys() & set(task.needs):
+                self.failed[task.name] = None
+        self.waiting = [task for task in self.waiting if task.name not in self.failed]
+        ready = [task for task in self.waiting if self.done.issuperset(task.needs)]
+        while ready and len(self.running) + len(found) < self.jobs:
+            alike = [task for task in ready
+                     if self.programs[task.name] == self.programs[ready[0].name]]
+            # A worker takes its share only, so that none stands idle.
+            share = math.ceil(len(alike) / (self.jobs - len(self.running) - len(found)))
+            found.append(alike[:min(self.together, share)])
+            ready = [task for task in ready if task not in found[-1]]
+        taken = {task.name for tasks in found for task in tasks}
+        self.waiting = [task for task in self.waiting if task.name not in taken]
+        return found
 
-def _settle(study, task, future, done, failed, bars):
-    """Note how a task ended: in `done`, or in `failed` and in its FATAL.json."""
-    try:
-        future.result()
-    except BrokenProcessPool:
-        raise RuntimeError(f'a worker died during {task.name} (out of memory?); the same command '
-                           'continues, with fewer --jobs if memory is short') from None
-    except Exception as error:  # any failure of one task must not stop the others
-        failed[task.name] = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if task.kind == 'train':
-            write_json(study / 'cells' / task.experiment.name / task.stage / 'FATAL.json',
-                       {'reason': failed[task.name]})
-        bars.note(f'failed: {task.name}: {failed[task.name]}')
-    else:
-        done.add(task.name)
-        bars.finished(task.name)
+    def _program(self, task):
+        """What tasks share that can be trained together; of others, their name."""
+        from downscale.stages import program_of
+        same = self.together > 1 and task.kind == 'train' and program_of(task.experiment,
+                                                                         task.stage)
+        return same or task.name
+
+    def _settle(self, future, bars):
+        """Note how tasks ended: in `done`, or in `failed` and in their FATAL.json."""
+        tasks = self.running.pop(future)
+        bars.remove(label(tasks))
+        try:
+            failed = future.result()
+        except BrokenProcessPool:
+            raise RuntimeError(f'a worker died during {label(tasks)} (out of memory?); the same '
+                               'command continues, with fewer --jobs if memory is short') from None
+        except Exception as error:  # any failure of one task must not stop the others
+            failed = dict.fromkeys([task.name for task in tasks], _reason(error))
+        for task in tasks:
+            if task.name not in failed:
+                self.done.add(task.name)
+                bars.finished(task.name)
+                continue
+            if task.kind == 'train':
+                write_json(self.study / 'cells' / task.experiment.name / task.stage / 'FATAL.json',
+                           {'reason': failed[task.name]})
+            bars.note(f'failed: {task.name}: {failed[task.name]}')
+        self.failed |= failed

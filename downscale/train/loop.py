@@ -24,6 +24,7 @@ from downscale.sharding import batch_sharding
 from downscale.train import checkpoint
 from downscale.train.state import abstract, new_state, state_shardings
 from downscale.train.step import compiled_step
+from downscale.train.trackers import Tracker
 
 LOG_EVERY = 10
 
@@ -55,7 +56,8 @@ def share(mesh, rules):
 
 
 def train(folder, model, loss, optimizer, trainable, rates, schedule, mesh, params, stream,
-          save_every, report=lambda step, metrics: None, stop=distributed.stop, shapes=None):
+          save_every, report=lambda step, metrics: None, stop=distributed.stop, shapes=None,
+          tracker='none'):
     """Train for `schedule.steps` steps and return the final parameters.
 
     After a step of which `stop(step)` is true, in all processes, it is saved and `exits.Preempted`
@@ -63,27 +65,25 @@ def train(folder, model, loss, optimizer, trainable, rates, schedule, mesh, para
 
     `params()` gives fresh or inherited parameters as numpy; it is called only when there is no
     checkpoint under `folder`, or where their `shapes` are not given. `stream` is a checkpointable
-    iterator of this process' `share` of the batches. Raises FloatingPointError on a non-finite loss
-    and ValueError on a batch without supervised tokens, with the step. Process 0 alone writes
-    metrics.
+    iterator of this process' `share` of the batches. `tracker` is a key of `trackers.WRITERS`.
+    Raises FloatingPointError on a non-finite loss and ValueError on a batch without supervised
+    tokens, with the step. Process 0 alone writes metrics.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         # Closing waits for a save in flight, also when a step raises.
         manager = stack.enter_context(
             contextlib.closing(checkpoint.open_manager(folder, every=save_every)))
-        state, tokens = _start(manager, params, shapes, optimizer, trainable, mesh, model.rules,
+        state, tokens = start(manager, params, shapes, optimizer, trainable, mesh, model.rules,
                                stream)
         step_fn = compiled_step(model, loss, optimizer, trainable, mesh)
         first, mine = int(state['step']), share(mesh, model.rules)
-        log = stack.enter_context(contextlib.closing(_Log(folder, first, tokens)))
+        log = stack.enter_context(contextlib.closing(Log(folder, first, tokens, tracker)))
         stack.enter_context(distributed.stepping())
         pending = None
         for step in range(first, schedule.steps):
             batch = log.timed(stream)
-            if loss == 'tokens' and not batch['weights'].any():
-                raise ValueError(f'step {step}: no token of the batch {batch["tokens"].shape} is '
-                                 'supervised; check `length` and the stage\'s data')
+            check_supervised(loss, step, batch)
             factor = schedule.factor(step)
             now = {group: jnp.float32(factor * rate) for group, rate in rates.items()}
             batch = _on_devices(batch, mine, mesh, model.rules)
@@ -110,13 +110,20 @@ def train(folder, model, loss, optimizer, trainable, rates, schedule, mesh, para
     return state['params']
 
 
+def check_supervised(loss, step, batch):
+    """Raise ValueError with the step where a batch of a stage of tokens has nothing to learn."""
+    if loss == 'tokens' and not batch['weights'].any():
+        raise ValueError(f'step {step}: no token of the batch {batch["tokens"].shape} is '
+                         'supervised; check `length` and the stage\'s data')
+
+
 @jax.jit
 def tokens_of(segments_BL):
     """How many tokens of a global batch are no padding."""
     return (segments_BL > 0).sum()
 
 
-def _start(manager, params, shapes, optimizer, trainable, mesh, rules, stream):
+def start(manager, params, shapes, optimizer, trainable, mesh, rules, stream):
     """(state, tokens seen) of the newest checkpoint, or of step 0 with `params()`, on the mesh."""
     fresh = manager.latest_step() is None
     values = params() if fresh else shapes or jax.eval_shape(params)
@@ -157,13 +164,14 @@ def _on_devices(batch, mine, mesh, rules):
     return {name: place(array) for name, array in batch.items()}
 
 
-class _Log:
+class Log:
     """`metrics.jsonl` and `timing.jsonl`; on resume, rows past the checkpoint are dropped.
 
-    Every process reads the metrics, and fails where they are not finite; process 0 writes them.
+    Every process reads the metrics, and fails where they are not finite; process 0 writes them, and
+    to a tracker.
     """
 
-    def __init__(self, folder, first, tokens):
+    def __init__(self, folder, first, tokens, tracker):
         self.tokens = self.before = tokens
         self.waited = 0.0
         self.began, self.files = time.perf_counter(), contextlib.ExitStack()
@@ -175,6 +183,11 @@ class _Log:
                 self.copies = {path: place(folder) / path.name for path in paths}
                 _fetch(self.copies)
             _cut(paths[0], first)
+        self.tracker = Tracker(tracker if distributed.first() else 'none', scratch(folder), first)
+        self.files.callback(self.tracker.close)
+        if self.copies and self.tracker.path:
+            path = self.tracker.path
+            self.copies[path] = place(folder) / path.parent.name / path.name
         self.metrics, self.timing = (self.files.enter_context(path.open('a')) for path in paths)
 
     def timed(self, stream):
@@ -192,20 +205,25 @@ class _Log:
                 f'step {step}: loss {row["loss"]}, gradient norm {row["grad_norm"]}; lower the '
                 'learning rate or look at the data of this step')
         self.tokens += int(read)
-        row = {'step': step + 1, 'tokens': self.tokens, 'lr_factor': factor, **row}
+        row = {'tokens': self.tokens, 'lr_factor': factor, **row}
+        self.tracker.write(step + 1, row)
+        row = {'step': step + 1, **row}
         self.metrics.write(json.dumps(row) + '\n')
         self.metrics.flush()
         if (step + 1) % LOG_EVERY == 0:
             seconds = time.perf_counter() - self.began
-            speed = (self.tokens - self.before) / seconds
+            speed = {'tokens_per_s': (self.tokens - self.before) / seconds,
+                     'input_share': self.waited / seconds}
+            self.tracker.write(step + 1, speed)
             self.timing.write(json.dumps({'step': step + 1, 'seconds': round(seconds, 3),
-                                          'tokens_per_s': speed,
-                                          'input_share': self.waited / seconds}) + '\n')
+                                          **speed}) + '\n')
             self.timing.flush()
         return step + 1, row
 
     def upload(self):
         """The rows are in the run folder, also when that is in a bucket."""
+        if self.copies:
+            self.tracker.flush()
         for path, copy in self.copies.items():
             write_bytes(copy, path.read_bytes())
 

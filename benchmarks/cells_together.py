@@ -1,0 +1,112 @@
+"""Eight small cells in one program against the same cells one after another.
+
+Both sides train the text stage of the smoke study (16 rows of 128 tokens) from its data to its
+checkpoints, in one process, by turns; compiling is not counted. A round's ratio is the time of the
+one side over that of the other. Cells of one seed share their batches.
+
+Command:   python benchmarks/cells_together.py
+Hardware:  all cores that this process may use
+Time:      8 minutes on one core
+"""
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+WIDTHS, CELLS = (32, 64, 128), 8
+STUDY = Path(__file__).parents[1] / 'experiments' / 'smoke.py'
+
+
+def cells_of(width, seeds, steps):
+    """Eight cells of the smoke study's text stage: `seeds` seeds with 8 / `seeds` rates each."""
+    from downscale import study_files
+    from downscale.experiment import cells
+    config, _ = study_files.load_study(STUDY, [f'stages.text.steps={steps}'])
+    with config.unlocked():
+        del config['platform']
+    first = cells(config, [{'size': f'w{width}d2', 'seed': 0}])[1]
+    found = []
+    for at in range(CELLS):
+        text = dataclasses.replace(first.stage('text'), rates={'language': 1e-3 * 1.3 ** at})
+        found.append(dataclasses.replace(first, name=f'cell{at}', seed=at % seeds, stages=(text,)))
+    return found
+
+
+def alone(folder, cells):
+    """Train the cells one after another."""
+    from downscale import stages
+    for cell in cells:
+        stages.train_stage(folder, cell, 'text', tracker='none')
+
+
+def together(folder, cells):
+    """Train the cells in one program."""
+    from downscale import stages
+    failed = stages.train_together(folder, cells, 'text', tracker='none')
+    if failed:
+        raise RuntimeError(f'cells failed: {failed}')
+
+
+def seconds(run, folder, cells):
+    """How long `run` takes for these cells, from nothing to their checkpoints."""
+    shutil.rmtree(folder / 'cells', ignore_errors=True)
+    begin = time.perf_counter()
+    run(folder, cells)
+    return time.perf_counter() - begin
+
+
+def measure(folder, width, seeds, steps, rounds):
+    """The times of both sides, a list of (alone, together) for each round."""
+    from downscale import stages
+    stages.prepare(folder, cells_of(width, seeds, steps)[0])
+    warm = cells_of(width, seeds, 3)
+    for run in (alone, together):
+        seconds(run, folder, warm)
+    cells = cells_of(width, seeds, steps)
+    return [(seconds(alone, folder, cells), seconds(together, folder, cells))
+            for _ in range(rounds)]
+
+
+def line(width, seeds, steps, times):
+    """One printed line of a case."""
+    tokens = CELLS * steps * 16 * 128
+    rates = [statistics.median(side) for side in zip(*times)]
+    ratios = [one / other for one, other in times]
+    return (f'w{width}d2, {CELLS} cells of {seeds} seed{"s" * (seeds > 1)}: one after another '
+            f'{tokens / rates[0]:,.0f} tok/s, together {tokens / rates[1]:,.0f} tok/s, ratio '
+            f'{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}, '
+            f'{len(ratios)} rounds)')
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog='example: python benchmarks/cells_together.py --widths 32 --rounds 7')
+    parser.add_argument('--widths', type=int, nargs='*', default=WIDTHS)
+    parser.add_argument('--seeds', type=int, nargs='*', default=(1, 8), choices=(1, 2, 4, 8),
+                        help='seeds among the eight cells (default: 1 8)')
+    parser.add_argument('--steps', type=int, default=100, help='of each cell (default 100)')
+    parser.add_argument('--rounds', type=int, default=3)
+    parser.add_argument('--json', metavar='FILE', help='also write every time to FILE')
+    asked = parser.parse_args()
+    os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+    from downscale.memory import keep_freed_memory
+    keep_freed_memory()
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for width in asked.widths:
+            for seeds in asked.seeds:
+                times = measure(Path(folder), width, seeds, asked.steps, asked.rounds)
+                found.append({'width': width, 'seeds': seeds, 'seconds': times})
+                print(line(width, seeds, asked.steps, times), flush=True)
+    if asked.json:
+        Path(asked.json).write_text(json.dumps({'steps': asked.steps, 'cases': found}, indent=1))
+
+
+if __name__ == '__main__':
+    main()

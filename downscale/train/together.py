@@ -1,0 +1,220 @@
+"""Several runs of one program, trained as one: cells of a sweep that differ in seeds and rates.
+
+Parameters, moments and rates of all are stacked along a first axis, and one compiled step moves
+them: `train_step` under `jax.vmap`. Each run keeps what it has alone (folder, data order,
+checkpoints, metrics), so that it continues alone or in any company. Runs at one place of one stream
+share its batches: to make a batch for small models costs as much as half a step.
+"""
+import contextlib
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from downscale import distributed, exits
+from downscale.train import checkpoint
+from downscale.train.loop import Log, check_supervised, start
+from downscale.train.step import train_step
+
+
+@dataclass(frozen=True)
+class Run:
+    """One of the runs. `params`, `rates` and `report` are those of `loop.train`.
+
+    `stream()` opens a checkpointable iterator of batches; runs of equal `data` have the same one.
+    """
+    folder: Path
+    params: Callable
+    rates: dict[str, float]
+    data: Hashable
+    stream: Callable
+    report: Callable
+
+
+class _Position:
+    """Where the newest checkpoint of a run has left its stream, which others may read as well."""
+    state = None
+
+    def set_state(self, state):
+        self.state = state
+
+
+class _Lane:
+    """A run with its open files and its state at the start; `error` ends it, not the others."""
+
+    def __init__(self, run, closing, save_every, begin, tracker):
+        self.run, self.error, self.position = run, None, _Position()
+        self.manager = closing(checkpoint.open_manager(run.folder, every=save_every))
+        self.state, tokens = begin(self.manager, run.params, self.position)
+        self.step = int(self.state['step'])
+        self.log = closing(Log(run.folder, self.step, tokens, tracker))
+
+    def write(self, step, read, factor, metrics):
+        """Log a finished step; a loss that is not finite becomes the lane's error."""
+        if self.error is None:
+            try:
+                self.run.report(*self.log.write(step, read, factor, metrics))
+            except FloatingPointError as error:
+                self.error = error
+
+    def save(self, state):
+        """Start saving `state`, which must be logged."""
+        self.position.state = self.stream.get_state()
+        self.log.upload()
+        checkpoint.save(self.manager, state, self.stream, {'tokens': self.log.tokens}, force=True)
+
+
+class _Group:
+    """The lanes that still go on, their stacked state, and the step that is not logged yet."""
+
+    def __init__(self, lanes, step_fn, trainable, schedule, loss):
+        self.step_fn, self.trainable, self.schedule, self.loss = step_fn, trainable, schedule, loss
+        self.live, self.pending = list(lanes), None
+        self.state = _stack([lane.state for lane in lanes])
+        shards = jax.tree.map(lambda leaf: leaf.sharding, lanes[0].state)
+        self.pick = jax.jit(_at, out_shardings=shards)  # as the state of a run that is alone
+        for lane in lanes:
+            lane.state = None
+        self.drop()
+
+    def drop(self):
+        """Lanes that have ended leave the stack."""
+        keep = [at for at, lane in enumerate(self.live)
+                if lane.error is None and lane.step < self.schedule.steps]
+        if len(keep) < len(self.live):
+            self.live = [self.live[at] for at in keep]
+            self.state = _at(self.state, np.array(keep)) if keep else None
+
+    def advance(self):
+        """Dispatch one step of every lane, and log the one before."""
+        batches = self._read()
+        self.drop()
+        if not self.live:
+            return
+        streams = list(dict.fromkeys(lane.stream for lane in self.live))
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *[batches[s] for s in streams])
+        which = np.array([streams.index(lane.stream) for lane in self.live], np.int32)
+        factors = [self.schedule.factor(lane.step) for lane in self.live]
+        rates = {group: np.array([factor * lane.run.rates[group] for factor, lane
+                                  in zip(factors, self.live)], np.float32)
+                 for group in self.trainable}
+        self.state, metrics = self.step_fn(self.state, stacked, which, rates)
+        self.settle()
+        reads = [(batches[lane.stream]['segments'] > 0).sum() for lane in self.live]
+        self.pending = [*zip(self.live, [lane.step for lane in self.live], reads, factors)], metrics
+        for lane in self.live:
+            lane.step += 1
+
+    def _read(self):
+        """{stream: its next batch}; where that fails, its lanes have an error."""
+        found, began = {}, time.perf_counter()
+        for lane in self.live:
+            try:
+                if lane.stream not in found:
+                    found[lane.stream] = next(lane.stream)
+                check_supervised(self.loss, lane.step, found[lane.stream])
+            except Exception as error:  # the data of one stream must not end the others
+                lane.error = error
+        for lane in self.live:
+            lane.log.waited += time.perf_counter() - began
+        return found
+
+    def settle(self):
+        """The last step is logged; waits for the device."""
+        if self.pending:
+            rows, metrics = self.pending
+            metrics = jax.device_get(metrics)
+            for at, (lane, *row) in enumerate(rows):
+                lane.write(*row, {name: values[at] for name, values in metrics.items()})
+            self.pending = None
+
+    def save(self, every, stopped):
+        """Save the lanes for which it is time, or all when `stopped`; what has ended leaves."""
+        due = [at for at, lane in enumerate(self.live) if stopped or lane.step % every == 0
+               or lane.step == self.schedule.steps]
+        if due:
+            self.settle()
+        for at in due:
+            if self.live[at].error is None:
+                self.live[at].save(self.pick(self.state, at))
+        self.drop()
+
+
+def train(runs, model, loss, optimizer, trainable, schedule, mesh, save_every, shapes,
+          stop=distributed.stop, tracker='none'):
+    """Train all `runs` to the end of `schedule`, as `loop.train` would each of them.
+
+    Returns {folder: (error, position of its stream)}; the error, None where all went well, is of a
+    loss that is not finite or of the data, and the others are not touched by it. Numbers differ
+    from those of `loop.train` by rounding, as stacked products add in another order. `mesh` must
+    have one device. SIGTERM saves all.
+    """
+    def begin(manager, params, position):
+        return start(manager, params, shapes, optimizer, trainable, mesh, model.rules, position)
+
+    with contextlib.ExitStack() as stack:
+        def closing(thing):
+            return stack.enter_context(contextlib.closing(thing))
+
+        stack.enter_context(jax.set_mesh(mesh))
+        lanes = [_Lane(run, closing, save_every, begin, tracker) for run in runs]
+        _open_streams(lanes, closing)
+        group = _Group(lanes, compiled_cells(model, loss, optimizer, trainable), trainable,
+                       schedule, loss)
+        stack.enter_context(distributed.stepping())
+        while group.live:
+            group.advance()
+            steps = [lane.step for lane in group.live]
+            stopped = bool(steps) and stop(max(steps))
+            group.save(save_every, stopped)
+            if stopped and group.live:
+                for lane in group.live:
+                    lane.manager.wait_until_finished()
+                raise exits.Preempted(f'stopped by SIGTERM: {len(group.live)} runs are saved at '
+                                      f'step {max(steps)} of {schedule.steps}')
+    return {lane.run.folder: (lane.error, lane.position.state) for lane in lanes}
+
+
+def _open_streams(lanes, closing):
+    """Every lane has its stream, where its checkpoint has left it; equal ones are shared."""
+    opened = {}
+    for lane in lanes:
+        place = lane.run.data, lane.step
+        if place not in opened:
+            opened[place] = closing(lane.run.stream())
+            if lane.position.state is not None:
+                opened[place].set_state(lane.position.state)
+        lane.stream = opened[place]
+
+
+@lru_cache
+def compiled_cells(model, loss, optimizer, trainable):
+    """`train_step` of C runs under jit, with the stacked state donated.
+
+    Takes (state [C, ...], batches [U, ...] of U streams, int32 [C] which of them each run reads,
+    {group: float32 [C]} rates) and returns (state, metrics [C]). Attention is not the TPU kernel,
+    which takes no heads as narrow as those of models that are worth stacking.
+    """
+    def step(state, batches, which, rates):
+        def one(state, stream, rates):
+            return train_step(state, jax.tree.map(lambda leaf: leaf[stream], batches), rates,
+                              model=model, loss=loss, optimizer=optimizer, trainable=trainable)
+        return jax.vmap(one)(state, which, rates)
+
+    return jax.jit(step, donate_argnums=0)
+
+
+@jax.jit
+def _stack(states):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+
+@jax.jit
+def _at(state, places):
+    """What of a stacked state is at one place, or at several."""
+    return jax.tree.map(lambda leaf: leaf[places], state)

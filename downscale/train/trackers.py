@@ -1,0 +1,123 @@
+"""Curves to look at while a run goes on: TensorBoard, or Weights & Biases.
+
+They are copies. The files of the run folder stay the truth: nothing here is ever read by analysis,
+and training goes on where writing fails.
+"""
+import importlib
+import os
+import time
+from pathlib import Path
+
+from downscale.peers import line_of, say
+
+FLUSH_SECONDS = 10
+
+
+class _TensorBoard:
+    """An event file in `folder/tensorboard`, one more for each time that the run is continued.
+
+    TensorBoard's record writer needs neither TensorFlow nor PyTorch, and 0.2 s to import; its
+    summary writer, and tensorboardX, import one or the other where they are installed.
+    """
+
+    def __init__(self, folder, first):
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        self.event, self.summary = Event, Summary
+        folder = Path(folder) / 'tensorboard'
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f'events.out.tfevents.{time.time_ns()}.{os.getpid()}'
+        self.file = self.path.open('xb')
+        self.records, self.flushed = RecordWriter(self.file), time.monotonic()
+        self._add(file_version='brain.Event:2')
+        # What an earlier session has written from this step on is not shown.
+        self._add(step=first + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def _add(self, **fields):
+        event = self.event(wall_time=time.time(), **fields)
+        self.records.write(event.SerializeToString())
+
+    def write(self, step, row):
+        values = [self.summary.Value(tag=name, simple_value=value) for name, value in row.items()]
+        self._add(step=step, summary=self.summary(value=values))
+        if time.monotonic() - self.flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self):
+        self.file.flush()
+        self.flushed = time.monotonic()
+
+    def close(self):
+        self.file.close()
+
+
+class _Wandb:
+    """A run of the project named after the study; continued, it stays the same run, which takes no
+    step a second time."""
+    path = None
+
+    def __init__(self, folder, first):
+        import wandb
+        del first
+        *_, study, _, cell, stage = Path(folder).absolute().parts
+        self.run = wandb.init(project=study, name=f'{cell}/{stage}', id=f'{study}-{cell}-{stage}',
+                              group=cell, dir=str(folder), resume='allow', reinit='create_new')
+
+    def write(self, step, row):
+        self.run.log(row, step=step)
+
+    def flush(self):
+        pass
+
+    def close(self):
+        self.run.finish()
+
+
+WRITERS = {'tensorboard': _TensorBoard, 'wandb': _Wandb, 'none': None}
+
+
+def require(kind):
+    """Raise ImportError, with what to install, where the library of a tracker is missing."""
+    if kind == 'wandb':
+        try:
+            importlib.import_module('wandb')
+        except ImportError:
+            raise ImportError("no wandb; pip install 'downscale[wandb]'") from None
+
+
+class Tracker:
+    """The writer of a `kind` for the run in a local `folder` that goes on behind step `first`.
+
+    The first error is said in one line, and ends the writer instead of the run.
+    """
+
+    def __init__(self, kind, folder, first):
+        self.kind, self.writer = kind, None
+        if WRITERS[kind]:
+            self.writer = self._tried(lambda: WRITERS[kind](folder, first))
+        self.path = self.writer and self.writer.path
+
+    def write(self, step, row):
+        """Add the numbers of `row` at `step`."""
+        self._do('write', step, row)
+
+    def flush(self):
+        """What was written is in the file."""
+        self._do('flush')
+
+    def close(self):
+        """Nothing more will be written."""
+        self._do('close')
+
+    def _do(self, method, *values):
+        if self.writer is not None:
+            self._tried(lambda: getattr(self.writer, method)(*values))
+
+    def _tried(self, action):
+        try:
+            return action()
+        except Exception as error:  # a full disk or a lost network must not cost a run
+            self.writer = None
+            say(f'tracker {self.kind}: {line_of(error)}; training goes on without it')
+            return None
