@@ -9,6 +9,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 
+from downscale import sweeps
 from downscale.data.buckets import Shape, in_order
 from downscale.data.chat import CHATS
 from downscale.data.pipeline import Recipe
@@ -301,43 +302,42 @@ def language_of(family, size, vocabulary):
 def cells(config, sweep):
     """(experiments of the study, shared tower cells included).
 
-    `config` is the locked ConfigDict of `get_config`; `sweep` lists {'size', 'seed'} overrides and,
-    where sizes differ in more, 'imports' and the names of 'stages'. Every cell is checked here,
-    before any work starts.
+    `config` is the locked ConfigDict of `get_config`; `sweep` lists points (see `sweeps.py`). Every
+    cell is checked here, before any work starts.
     """
     value = config.to_dict()
-    family, vocabulary = value.pop('family'), value.pop('vocabulary')
     value.pop('study')
-    stages = value.pop('stages')
+    stages = value['stages']
     for name in stages:
         if name not in STAGES:
             raise ValueError(f'stages: {unknown("stage", name, list(STAGES))}')
-    # A ConfigDict sorts its keys; STAGES holds parents before children.
-    full = [{'name': name, **STAGES[name], **stages[name]} for name in STAGES if name in stages]
+    sweeps.check(sweep, stages)
     found = []
     for seed in dict.fromkeys(point['seed'] for point in sweep):
-        own = [point for point in sweep if point['seed'] == seed]
+        points = [point for point in sweep if point['seed'] == seed]
         if 'tower' in stages:
-            tower = [stage for stage in full if stage['name'] == 'tower']
-            found.append(_cell(value, f'tower-s{seed}', own[0], family, vocabulary, tower, full))
-        for point in own:
-            rest = [stage for stage in full if stage['name'] != 'tower'
-                    and stage['name'] in point.get('stages', stages)]
-            found.append(_cell(value, f'{point["size"]}-s{seed}', point, family, vocabulary, rest,
-                               full))
+            found.append(_cell(value, f'tower-s{seed}', sweeps.shared(points[0]), ['tower']))
+        for point in points:
+            own = [name for name in point.get('stages', stages) if name != 'tower']
+            found.append(_cell(value, sweeps.name_of(point), point, own))
     return tuple(found)
 
 
-def _cell(value, name, point, family, vocabulary, stages, full):
+def _cell(value, name, point, stages):
+    """The cell of a point, with the named ones of the study's stages."""
+    value = sweeps.applied(value, point)
+    family, vocabulary, made = (value.pop(key) for key in ('family', 'vocabulary', 'stages'))
     language = dataclasses.asdict(language_of(family, point['size'], vocabulary))
     imports = {**value.get('imports', {}), **point.get('imports', {})}
-    made = [stage['name'] for stage in full]
+    # A ConfigDict sorts its keys; STAGES holds parents before children.
+    full = [{'name': stage, **STAGES[stage], **made[stage]} for stage in STAGES
+            if stage in made and stage in stages]
     # An imported group has no parent unless a stage of this study makes it.
-    stages = [stage | {'parents': {group: parent for group, parent in stage['parents'].items()
-                                   if group not in imports or parent.rpartition('/')[2] in made}}
-              for stage in stages]
+    full = [stage | {'parents': {group: parent for group, parent in stage['parents'].items()
+                                 if group not in imports or parent.rpartition('/')[2] in made}}
+            for stage in full]
     return from_dict(Experiment, {**value, 'name': name, 'size': point['size'],
-                                  'seed': point['seed'], 'language': language, 'stages': stages,
+                                  'seed': point['seed'], 'language': language, 'stages': full,
                                   'imports': imports}, name)
 
 
@@ -346,5 +346,3 @@ def parent_folder(study, experiment, reference):
     cell, _, stage = reference.rpartition('/')
     name = f'{cell}-s{experiment.seed}' if cell else experiment.name
     return place(study) / 'cells' / name / stage
-
-

@@ -12,8 +12,10 @@ def load_study(config_file, overrides):
     ValueError in one line for a missing file, a file without `get_config` and `sweep`, or an
     unknown key (with the nearest one).
     """
+    from downscale.sweeps import copied
     module, arg = _load('study', config_file, ('get_config', 'sweep'), 'experiments')
     config = module.get_config(arg)
+    config = type(config)(copied(config.to_dict()))
     for override in overrides:
         set_key(config, override)
     return config.lock(), module.sweep(arg)
@@ -49,7 +51,7 @@ def files_nearby(folder):
 
 def set_key(config, override):
     """Set one `key.path=value`; the value is a Python literal, or else a string."""
-    from downscale.strict import unknown
+    from downscale.sweeps import set_value
     key, equals, text = override.partition('=')
     if not equals:
         raise ValueError(f'--set {override!r} must look like key.path=value')
@@ -57,38 +59,7 @@ def set_key(config, override):
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = text
-    path, node = tuple(key.split('.')), config
-    for depth, name in enumerate(path):
-        written = set(node.keys()) if hasattr(node, 'keys') else set()
-        known = sorted(written | _fields(path[:depth]))
-        if name not in known:
-            raise ValueError(f'--set {key}: {unknown("key", name, known)}')
-        if depth == len(path) - 1:
-            break
-        if name not in written:  # a group whose defaults the study file left alone
-            node[name] = {}
-        node = node[name]
-    try:
-        node[path[-1]] = value
-    except TypeError:
-        raise ValueError(f'--set {key}: {text!r} must be of type '
-                         f'{type(node[path[-1]]).__name__}') from None
-
-
-def _fields(group):
-    """The names that an `Experiment` has in `group` (a path), also those left at their default."""
-    from dataclasses import fields, is_dataclass
-    from typing import get_type_hints
-
-    from downscale.experiment import Experiment, Stage
-    if not group:
-        given_elsewhere = {'name', 'size', 'seed', 'language', 'stages'}  # sweep and stage table
-        return {field.name for field in fields(Experiment)} - given_elsewhere
-    if group[0] == 'stages':
-        return {field.name for field in fields(Stage)} - {'name'} if len(group) == 2 else set()
-    kind = get_type_hints(Experiment).get(group[0])
-    return {field.name for field in fields(kind)} if len(group) == 1 and is_dataclass(kind) \
-        else set()
+    set_value(config, key, value, '--set')
 
 
 def open_cells(config_file, overrides):

@@ -90,6 +90,8 @@ def test_overrides_reach_the_cells(tmp_path):
     config, cells, folder = cli.open_study(args)
     text = next(cell for cell in cells if cell.name == 'w64d2-s0').stage('text')
     assert (text.steps, text.rates['language']) == (7, 1e-4)
+    others = [stage for cell in cells for stage in cell.stages if stage.name != 'text']
+    assert not any(stage.rates.get('language') == 1e-4 or stage.steps == 7 for stage in others)
     assert (config.study, folder) == ('other', tmp_path)
     assert 'platform' not in config
 

@@ -1,0 +1,143 @@
+"""Sweeps as values: a sweep is a list of points, a point what one cell changes in its study.
+
+A point has a 'size' and a 'seed', may have 'imports' and the names of its 'stages', and changes
+settings by their path: {'size': 'w32d2', 'seed': 0, 'stages.text.rates.language': 3e-3}.
+"""
+from downscale.strict import unknown
+
+POINT = ('size', 'seed', 'imports', 'stages')
+# What cells of one study may differ in; its data, questions and tower are shared.
+GROUPS = ('stages', 'optimizer', 'parametrisation', 'mesh', 'dtype', 'remat', 'unroll')
+
+
+def axis(key, values):
+    """The sweep over the values of one key."""
+    return union([{key: value} for value in values])
+
+
+def product(*sweeps):
+    """Every combination of points, the last sweep varying fastest."""
+    found = [{}]
+    for sweep in sweeps:
+        found = [_merged(one, other) for one in found for other in sweep]
+    return union(found)
+
+
+def zipped(*sweeps):
+    """First points together, second points together, and so on; ValueError for unequal lengths."""
+    lengths = [len(sweep) for sweep in sweeps]
+    if len(set(lengths)) > 1:
+        raise ValueError(f'zipped sweeps must be of one length, not of {lengths}')
+    return union([_joined(points) for points in zip(*sweeps)])
+
+
+def union(*sweeps):
+    """All points, in order; ValueError for one that occurs twice."""
+    found = []
+    for point in [point for sweep in sweeps for point in sweep]:
+        if point in found:
+            raise ValueError(f'the sweep has the point {point} twice')
+        found.append(point)
+    return found
+
+
+def _joined(points):
+    found = {}
+    for point in points:
+        found = _merged(found, point)
+    return found
+
+
+def _merged(one, other):
+    for key in one.keys() & other.keys():
+        if one[key] != other[key]:
+            raise ValueError(f'one point cannot have {key} {one[key]!r} and {other[key]!r}; take '
+                             'the union of these sweeps, not their product')
+    return one | other
+
+
+def shared(point):
+    """What of a point is of the tower cell of its seed, which all of that seed share."""
+    return {key: value for key, value in point.items() if key in ('size', 'seed', 'imports')}
+
+
+def name_of(point):
+    """The name of a point's cell: size, seed, and the last words of what else it changes."""
+    words = [f'{key.rpartition(".")[2]}{value}' for key, value in point.items() if key not in POINT]
+    return '-'.join([point['size'], f's{point["seed"]}', *dict.fromkeys(words)])
+
+
+def check(sweep, stages):
+    """Raise ValueError where points of a study with these `stages` are wrong or share a name."""
+    names = {}
+    for point in sweep:
+        missing = [key for key in ('size', 'seed') if key not in point]
+        if missing:
+            raise ValueError(f'the point {point} of the sweep has no {" and no ".join(missing)}')
+        for key in point.keys() - set(POINT):
+            group, _, rest = key.partition('.')
+            if group not in GROUPS or (group == 'stages' and not rest):
+                raise ValueError(f'sweep: {unknown("key", key, [*POINT, *GROUPS])} (data, '
+                                 'questions and tower are one for all cells of a study)')
+            if key.startswith('stages.tower.'):
+                raise ValueError(f'sweep: {key}: all cells of a seed share the tower; change it '
+                                 'for all with --set')
+        for name in point.get('stages', ()):
+            if name not in stages:
+                raise ValueError(f'sweep: {unknown("stage", name, list(stages))}')
+        name = name_of(point)
+        if name in names:
+            raise ValueError(f'two cells would be called {name}: {names[name]} and {point}')
+        names[name] = point
+
+
+def applied(settings, point):
+    """A copy of a study's settings (plain dicts) with what a point changes by path."""
+    settings = copied(settings)
+    for key, value in point.items():
+        if key not in POINT:
+            set_value(settings, key, value, 'sweep')
+    return settings
+
+
+def copied(settings):
+    """Nested dicts anew. What a study file has written once for several places is then several:
+    to change the rates of one stage changes no other."""
+    return {key: copied(value) if isinstance(value, dict) else value
+            for key, value in settings.items()}
+
+
+def set_value(settings, key, value, where):
+    """Set `key.path` of nested mappings; ValueError with the nearest valid key, after `where`."""
+    path, node = tuple(key.split('.')), settings
+    for depth, name in enumerate(path):
+        written = set(node.keys()) if hasattr(node, 'keys') else set()
+        known = sorted(written | _fields(path[:depth]))
+        if name not in known:
+            raise ValueError(f'{where} {key}: {unknown("key", name, known)}')
+        if depth == len(path) - 1:
+            break
+        if name not in written:  # a group whose defaults the study file left alone
+            node[name] = {}
+        node = node[name]
+    try:
+        node[path[-1]] = value
+    except TypeError:  # of a ConfigDict
+        raise ValueError(f'{where} {key}: {str(value)!r} must be of type '
+                         f'{type(node[path[-1]]).__name__}') from None
+
+
+def _fields(group):
+    """The names that an `Experiment` has in `group` (a path), also those left at their default."""
+    from dataclasses import fields, is_dataclass
+    from typing import get_type_hints
+
+    from downscale.experiment import Experiment, Stage
+    if not group:
+        given_elsewhere = {'name', 'size', 'seed', 'language', 'stages'}  # sweep and stage table
+        return {field.name for field in fields(Experiment)} - given_elsewhere
+    if group[0] == 'stages':
+        return {field.name for field in fields(Stage)} - {'name'} if len(group) == 2 else set()
+    kind = get_type_hints(Experiment).get(group[0])
+    return {field.name for field in fields(kind)} if len(group) == 1 and is_dataclass(kind) \
+        else set()

@@ -1,0 +1,290 @@
+"""Cells in one program: each ends as it does alone, whatever happens to the others."""
+import dataclasses
+import json
+import shutil
+import time
+from functools import cache
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import small
+
+from downscale import exits, stages
+from downscale import experiment as experiments
+from downscale.mup import Parametrisation
+from downscale.sharding import mesh
+from downscale.train import checkpoint, together
+from downscale.train.optimizer import Optimizer, Schedule
+
+STEPS, EVERY = 6, 2
+# Stacked products add in another order: a rounding of 1e-7 a step, which Adam's division by small
+# moments amplifies. Seen after six steps: 2e-6 in losses, 2e-5 of the largest weight.
+LOSS, WEIGHT = 2e-5, 2e-4
+
+
+def stage(rate=3e-3, **changes):
+    return experiments.Stage('text', STEPS, 8, 96, 0, {'language': rate}, ('language',), {},
+                             save_every=EVERY, **changes)
+
+
+def cell(number, seed, rate=3e-3, **changes):
+    """A cell of width 32; `number` names it."""
+    return experiments.Experiment(
+        f'cell{number}', 'w32d1', seed, small.language(), small.VISION, world=small.WORLD,
+        stages=(stage(rate),), **changes)
+
+
+CELLS = (cell(0, 0, 1e-3), cell(1, 0, 1e-2), cell(2, 1, 3e-3))
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A study folder whose data and tokenizer are there."""
+    return prepared(tmp_path / 'study')
+
+
+def prepared(folder):
+    return Path(shutil.copytree(made(), folder))
+
+
+@cache
+def made():
+    folder = Path(small._folder.name) / 'together'
+    stages.prepare(folder, dataclasses.replace(CELLS[0], data=experiments.Data(24, 2, 2)))
+    return folder
+
+
+def devices(count):
+    return mesh(devices=jax.devices()[:count])
+
+
+@pytest.fixture(autouse=True)
+def _one_device(monkeypatch):
+    """The tests have four devices; stacks live on one."""
+    monkeypatch.setattr(stages, 'mesh', lambda *sizes: devices(1))
+
+
+MUP = tuple(dataclasses.replace(one, parametrisation=Parametrisation('mup', 64, 2))
+            for one in CELLS[:2])
+
+
+@cache
+def alone(mup=False):
+    """A study folder in which the cells were trained one after another."""
+    folder = prepared(Path(small._folder.name) / f'alone{mup}')
+    for one in MUP if mup else CELLS:
+        stages.train_stage(folder, one, 'text')
+    return folder
+
+
+def rows(folder, one):
+    path = folder / 'cells' / one.name / 'text' / 'metrics.jsonl'
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def files(folder, one):
+    """Names of what a cell has left, but for those that hold times."""
+    top = folder / 'cells' / one.name / 'text'
+    return {path.relative_to(top).as_posix() for path in top.rglob('*')
+            if path.is_file() and 'tensorboard' not in path.parts and 'ocdbt' not in str(path)
+            and '/d/' not in str(path)}
+
+
+def weights(folder, one):
+    tree = checkpoint.load_params(folder / 'cells' / one.name / 'text',
+                                  stages.start_shapes(one, one.stage('text')))
+    return {jax.tree_util.keystr(path): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def assert_alike(folder, cells=CELLS, other=None):
+    """The cells have left what they leave alone: data to the bit, numbers but for rounding."""
+    other = other or alone()
+    for one in cells:
+        assert files(folder, one) == files(other, one)
+        for mine, theirs in zip(rows(folder, one), rows(other, one), strict=True):
+            exact = ('step', 'tokens', 'lr_factor', 'weight')
+            assert [mine[key] for key in exact] == [theirs[key] for key in exact]
+            for key in ('loss', 'grad_norm'):
+                np.testing.assert_allclose(mine[key], theirs[key], rtol=LOSS, err_msg=key)
+        found, wanted = weights(folder, one), weights(other, one)
+        for name in wanted:
+            np.testing.assert_allclose(found[name], wanted[name], rtol=0, err_msg=name,
+                                       atol=WEIGHT * np.abs(wanted[name]).max())
+        for name in (f'checkpoints/{STEPS}/data/metadata', 'DONE.json', 'experiment.json'):
+            paths = [top / 'cells' / one.name / 'text' / name for top in (folder, other)]
+            assert len({path.read_bytes() for path in paths}) == 1, name
+
+
+def test_cells_that_are_trained_together_end_as_they_do_alone(study):
+    seen = []
+    assert stages.train_together(study, CELLS, 'text', lambda one, step, row: seen.append(
+        (one.name, step, row['loss']))) == {}
+    assert_alike(study)
+    assert [(name, step) for name, step, _ in seen] == [
+        (one.name, step) for step in range(1, STEPS + 1) for one in CELLS]
+    last = {name: loss for name, _, loss in seen}
+    assert len(set(last.values())) == 3  # seeds and rates do make a difference
+    before = {path: path.stat().st_mtime_ns for path in study.rglob('*') if path.is_file()}
+    stages.train_together(study, CELLS, 'text', lambda *row: 1 / 0)  # all are done
+    assert before == {path: path.stat().st_mtime_ns for path in study.rglob('*') if path.is_file()}
+
+
+def test_under_mup_each_cell_keeps_its_rates(study):
+    stages.train_together(study, MUP, 'text')
+    assert_alike(study, MUP, alone(mup=True))
+    plain, wide = rows(alone(), CELLS[1])[-1], rows(study, MUP[1])[-1]
+    assert abs(plain['loss'] - wide['loss']) > 100 * LOSS
+
+
+class Stop(Exception):
+    """What a test stops a run with."""
+
+
+def stopped_at(study, step, cells=CELLS):
+    """Train `cells` together until `step` is logged, with what was due before it saved."""
+    def report(one, done, row):
+        if done == step and one is cells[-1]:
+            for other in cells:
+                saved = study / 'cells' / other.name / 'text' / 'checkpoints' / str(
+                    (step - 1) // EVERY * EVERY)
+                deadline = time.monotonic() + 60
+                while not saved.is_dir():
+                    assert time.monotonic() < deadline
+                    time.sleep(0.01)
+            raise Stop
+    with pytest.raises(Stop):
+        stages.train_together(study, cells, 'text', report)
+
+
+def test_stopped_cells_go_on_together_and_one_of_them_alone(study):
+    stopped_at(study, 3)
+    stages.train_stage(study, CELLS[1], 'text')
+    seen = []
+    stages.train_together(study, CELLS, 'text', lambda one, step, row: seen.append(
+        (one.name, step)))
+    assert seen == [(name, step) for step in range(EVERY + 1, STEPS + 1)
+                    for name in ('cell0', 'cell2')]
+    assert_alike(study)
+
+
+def test_cells_at_different_steps_go_on_together(study):
+    """One of two cells of the same seed is ahead: they share no batch any more."""
+    def report(step, row):
+        if step == 5:
+            raise Stop
+    with pytest.raises(Stop):
+        stages.train_stage(study, CELLS[0], 'text', report)
+    seen = []
+    stages.train_together(study, CELLS, 'text', lambda one, step, row: seen.append(
+        (one.name, step)))
+    assert [step for name, step in seen if name == 'cell0'] == list(range(
+        rows_before(seen), STEPS + 1))
+    assert [step for name, step in seen if name == 'cell1'] == list(range(1, STEPS + 1))
+    assert_alike(study)
+
+
+def rows_before(seen):
+    """The first step that cell0 has trained here: behind checkpoint 2 or 4, by the time it had."""
+    first = next(step for name, step in seen if name == 'cell0')
+    assert first in (3, 5)
+    return first
+
+
+def test_one_cell_that_diverges_does_not_touch_the_others(study, monkeypatch):
+    start = stages.start_params
+
+    def broken(study, one, stage):
+        params = start(study, one, stage)
+        if one.name == 'cell1':
+            params['language']['embedding_VD'][:] = np.nan
+        return params
+    wanted = alone()
+    monkeypatch.setattr(stages, 'start_params', broken)
+    failed = stages.train_together(study, CELLS, 'text')
+    assert list(failed) == ['cell1'] and 'step 0: loss nan' in str(failed['cell1'])
+    assert_alike(study, (CELLS[0], CELLS[2]), wanted)
+    folder = study / 'cells' / 'cell1' / 'text'
+    assert not (folder / 'DONE.json').exists() and not list(folder.glob('checkpoints/[0-9]*'))
+
+
+def test_a_folder_of_another_cell_fails_that_cell_only(study):
+    other = dataclasses.replace(CELLS[1], unroll=2)
+    experiments.save(other, study / 'cells' / 'cell1' / 'text')
+    failed = stages.train_together(study, CELLS, 'text')
+    assert list(failed) == ['cell1'] and 'other settings (unroll)' in str(failed['cell1'])
+    assert_alike(study, (CELLS[0], CELLS[2]), alone())
+
+
+def runs(folder, streams):
+    """A `together.Run` for each stream, in the tests' small model."""
+    params = stages.init_tree(stages.abstract_params(small.model(), ('language',)), 0)
+    return [together.Run(folder / str(at), lambda: params, {'language': 3e-3}, at,
+                         lambda made=made: made, lambda step, row: None)
+            for at, made in enumerate(streams)]
+
+
+def train(asked, **changes):
+    shapes = stages.abstract_params(small.model(), ('language',))
+    return together.train(asked, small.model(), 'tokens', Optimizer(), ('language',), Schedule(4),
+                          devices(1), 100, shapes, **changes)
+
+
+class Faulty:
+    """A stream that fails behind its second batch."""
+
+    def __init__(self):
+        self.stream, self.left = small.batches('text', tiles=0), 2
+
+    def __next__(self):
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError('a damaged record')
+        return next(self.stream)
+
+    def close(self):
+        self.stream.close()
+
+
+def test_data_that_fail_end_their_own_run_only(tmp_path):
+    ended = train(runs(tmp_path, [Faulty(), small.batches('text', tiles=0)]))
+    assert [str(error) for error, _ in ended.values()] == ['a damaged record', 'None']
+    steps = [[json.loads(line)['step'] for line in (tmp_path / str(at) / 'metrics.jsonl').open()]
+             for at in range(2)]
+    assert steps[1] == [1, 2, 3, 4]
+    assert checkpoint.committed(tmp_path / '1') == 4 and not checkpoint.committed(tmp_path / '0')
+
+
+def test_sigterm_saves_all_of_them(tmp_path):
+    asked = runs(tmp_path, [small.batches('text', tiles=0) for _ in range(2)])
+    with pytest.raises(exits.Preempted, match='2 runs are saved at step 3 of 4'):
+        train(asked, stop=lambda step: step == 3)
+    assert [checkpoint.committed(tmp_path / str(at)) for at in range(2)] == [3, 3]
+
+
+# --- which cells go together ------------------------------------------------------------------
+
+@pytest.mark.parametrize('changes, same', [
+    (dict(seed=7), True), (dict(name='x'), True), (dict(stages=(stage(1.0),)), True),
+    (dict(stages=(stage(warmup=0.5),)), False), (dict(optimizer=Optimizer(b1=0.5)), False),
+    (dict(language=small.language(2)), False), (dict(remat='full'), False),
+    (dict(parametrisation=Parametrisation('mup', 64, 2)), False),
+])
+def test_cells_share_a_program_when_they_differ_in_name_seed_and_rates_only(changes, same):
+    other = dataclasses.replace(CELLS[0], **changes)
+    programs = stages.program_of(CELLS[0], 'text'), stages.program_of(other, 'text')
+    assert (programs[0] == programs[1]) is same
+
+
+def test_cells_with_buckets_are_not_stacked():
+    shapes = (experiments.Shape(8, 48, 0),)
+    assert stages.program_of(dataclasses.replace(CELLS[0], stages=(stage(buckets=shapes),)),
+                             'text') is None
+
+
+def test_a_mesh_of_several_devices_is_refused(monkeypatch):
+    monkeypatch.setattr(stages, 'mesh', lambda *sizes: devices(2))
+    with pytest.raises(ValueError, match='on one device, and the mesh of cell0 has 2'):
+        stages.one_device(CELLS[0])
