@@ -2,7 +2,8 @@
 
 Both sides train the text stage of the smoke study (16 rows of 128 tokens) from its data to its
 checkpoints, in one process, by turns; compiling is not counted. A round's ratio is the time of the
-one side over that of the other. Cells of one seed share their batches.
+one side over that of the other; that of processor time stays fair where others use the same cores.
+Cells of one seed share their batches.
 
 Command:   python benchmarks/cells_together.py
 Hardware:  all cores that this process may use
@@ -53,15 +54,15 @@ def together(folder, cells):
 
 
 def seconds(run, folder, cells):
-    """How long `run` takes for these cells, from nothing to their checkpoints."""
+    """(seconds, processor seconds) of `run` for these cells, from nothing to their checkpoints."""
     shutil.rmtree(folder / 'cells', ignore_errors=True)
-    begin = time.perf_counter()
+    begin = time.perf_counter(), time.process_time()
     run(folder, cells)
-    return time.perf_counter() - begin
+    return time.perf_counter() - begin[0], time.process_time() - begin[1]
 
 
 def measure(folder, width, seeds, steps, rounds):
-    """The times of both sides, a list of (alone, together) for each round."""
+    """The times of both sides (see `seconds`), as (alone, together) of each round."""
     from downscale import stages
     stages.prepare(folder, cells_of(width, seeds, steps)[0])
     warm = cells_of(width, seeds, 3)
@@ -72,15 +73,20 @@ def measure(folder, width, seeds, steps, rounds):
             for _ in range(rounds)]
 
 
+def middle(values):
+    """Median and range, as text."""
+    return f'{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})'
+
+
 def line(width, seeds, steps, times):
     """One printed line of a case."""
     tokens = CELLS * steps * 16 * 128
-    rates = [statistics.median(side) for side in zip(*times)]
-    ratios = [one / other for one, other in times]
+    alone, together = (tokens / statistics.median(wall for wall, _ in side)
+                       for side in zip(*times))
+    wall, processor = ([one[at] / other[at] for one, other in times] for at in (0, 1))
     return (f'w{width}d2, {CELLS} cells of {seeds} seed{"s" * (seeds > 1)}: one after another '
-            f'{tokens / rates[0]:,.0f} tok/s, together {tokens / rates[1]:,.0f} tok/s, ratio '
-            f'{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}, '
-            f'{len(ratios)} rounds)')
+            f'{alone:,.0f} tok/s, together {together:,.0f} tok/s, ratio {middle(wall)}, of '
+            f'processor time {middle(processor)}, {len(times)} rounds')
 
 
 def main():

@@ -11,7 +11,8 @@ import pytest
 
 from downscale import experiment, study_files
 from downscale.evaluate.items import read_items
-from downscale.study import Task, tasks_of, urgency
+from downscale.study import Task, _Queue, tasks_of, urgency
+from downscale.sweeps import axis, product
 
 ROOT = Path(__file__).parents[1]
 STUDY = '''
@@ -110,3 +111,70 @@ def test_a_killed_study_ends_with_the_same_bytes_as_an_undisturbed_one(tmp_path)
     finish(folder, study_file)
     assert done.stat().st_mtime_ns == before
     assert json.loads(done.read_text())['steps'] == 8
+
+
+def lookup_cells(rates=(1e-3, 3e-3, 1e-2), sizes=('w32d2',)):
+    """Cells of two text stages that differ in their rate, of each size."""
+    config, _ = study_files.load_study(ROOT / 'experiments' / 'lookup.py', [])
+    with config.unlocked():
+        del config['platform']
+    return experiment.cells(config, product(axis('size', sizes), axis('seed', [0]), axis(
+        'stages.text.rates.language', rates)))
+
+
+def started(queue):
+    """Names of what a queue starts now, a list for each worker, without the words they share."""
+    found = queue.next()
+    for tasks in found:
+        queue.running[object()] = tasks
+    return [[task.name.replace('-s0-language', ' ') for task in tasks] for tasks in found]
+
+
+def queue_of(cells, jobs, together):
+    return _Queue('study', tasks_of(cells), cells, jobs, together, 'none')
+
+
+@pytest.mark.parametrize('jobs, together, wanted', [
+    (1, 1, [['w32d2 0.001/text']]),
+    (1, 8, [['w32d2 0.001/text', 'w32d2 0.003/text', 'w32d2 0.01/text']]),
+    (1, 2, [['w32d2 0.001/text', 'w32d2 0.003/text']]),
+    (2, 8, [['w32d2 0.001/text', 'w32d2 0.003/text'], ['w32d2 0.01/text']]),
+    (4, 8, [['w32d2 0.001/text'], ['w32d2 0.003/text'], ['w32d2 0.01/text']]),
+])
+def test_cells_of_one_program_start_together_and_no_worker_stands_idle(jobs, together, wanted):
+    assert started(queue_of(lookup_cells(), jobs, together)) == wanted
+
+
+def test_cells_of_two_sizes_share_no_program_and_stages_wait_for_their_own():
+    queue = queue_of(lookup_cells((1e-3, 1e-2), ('w32d2', 'w64d2')), 1, 8)
+    assert started(queue) == [['w64d2 0.001/text', 'w64d2 0.01/text']]  # the larger is urgent
+    assert not queue.next()  # the worker is taken
+    (tasks,) = queue.running.values()
+    queue.running.clear()
+    queue.done.add(tasks[0].name)
+    queue.failed[tasks[1].name] = 'a reason'
+    assert started(queue) == [['w64d2 0.001/reason']]
+    assert queue.failed['w64d2-s0-language0.01/reason'] is None
+
+
+@pytest.mark.slow
+def test_a_study_trains_cells_together_and_one_that_fails_stops_no_other(tmp_path):
+    """At one of the rates of the sweep nothing stays finite."""
+    study_file, folder = tmp_path / 'tiny.py', tmp_path / 'study'
+    study_file.write_text(STUDY.replace(', reason=dict(steps=8, **common)', '').replace(
+        "[dict(size='w32d1', seed=0)]", """[
+            {'size': 'w32d1', 'seed': 0, 'stages.text.rates.language': rate}
+            for rate in (1e-3, 1e-2, 1e38)]"""))
+    command = [sys.executable, '-m', 'downscale.cli', 'study', str(study_file), '--out',
+               str(folder), '--jobs', '1', '--together', '4']
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env={
+        **os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '',
+        'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'cache')})
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    names = [f'w32d1-s0-language{rate}/text' for rate in ('0.001', '0.01', '1e+38')]
+    assert f'together: {", ".join(names)}' in ran.stdout
+    assert f'failed: {names[2]}: step ' in ran.stdout
+    assert f'1 of 3 tasks failed ({names[2]}: step ' in ran.stderr
+    assert [(folder / 'cells' / name / 'DONE.json').exists() for name in names] == [1, 1, 0]
+    assert (folder / 'cells' / names[2] / 'FATAL.json').exists()
+    assert len(list(folder.glob('cells/*/text/tensorboard/events.*'))) == 3
