@@ -307,8 +307,7 @@ def parser():
                              choices=('joint', 'caption', 'extraction', 'reason'))
         if name in ('study', 'train'):
             sub.add_argument('--tracker', choices=('tensorboard', 'wandb', 'none'),
-                             default='tensorboard', help='curves to look at, beside the files of '
-                             'the run folder (default: tensorboard, in each stage)')
+                             default='tensorboard', help='curves to look at (default: tensorboard)')
         if name == 'study':
             sub.add_argument('--together', type=count, default=1, metavar='N', help='train up to N '
                              'cells that differ in seed and rates only in one program (default: 1)')
