@@ -14,9 +14,9 @@ from downscale.train.trackers import Tracker
 
 
 def shown(folder):
-    """{tag: {step: value}} as TensorBoard itself reads a folder."""
+    """{tag: [(step, value)]} as TensorBoard itself reads a folder."""
     found = EventAccumulator(str(folder)).Reload()
-    return {tag: {event.step: event.value for event in found.Scalars(tag)}
+    return {tag: [(event.step, event.value) for event in found.Scalars(tag)]
             for tag in found.Tags()['scalars']}
 
 
@@ -31,16 +31,17 @@ def log(folder, first, rows, tracker='tensorboard'):
 def test_tensorboard_shows_what_the_run_folder_says(tmp_path):
     log(tmp_path, 0, [3.5, 2.5, 1.5] + 9 * [1])
     found = shown(tmp_path / 'tensorboard')
-    assert found['loss'] == {1: 3.5, 2: 2.5, 3: 1.5} | dict.fromkeys(range(4, 13), 1)
-    assert found['tokens'] == {step: 7 * step for step in range(1, 13)}
-    assert list(found['tokens_per_s']) == [10] == list(found['input_share'])
+    assert found['loss'] == [(1, 3.5), (2, 2.5), (3, 1.5), *((step, 1) for step in range(4, 13))]
+    assert found['tokens'] == [(step, 7 * step) for step in range(1, 13)]
+    assert [step for step, _ in found['tokens_per_s'] + found['input_share']] == [10, 10]
 
 
 def test_what_a_resumed_run_writes_again_is_shown_once(tmp_path):
     log(tmp_path, 0, [3, 2, 1, 0.5])
     log(tmp_path, 2, [1.25, 0.75, 0.25])
     assert len(list((tmp_path / 'tensorboard').iterdir())) == 2
-    assert shown(tmp_path / 'tensorboard')['loss'] == {1: 3, 2: 2, 3: 1.25, 4: 0.75, 5: 0.25}
+    assert shown(tmp_path / 'tensorboard')['loss'] == [
+        (1, 3), (2, 2), (3, 1.25), (4, 0.75), (5, 0.25)]
 
 
 def test_without_a_tracker_nothing_is_written(tmp_path):
