@@ -229,8 +229,8 @@ def test_embeddings_and_what_the_head_reads_have_multipliers_of_their_own():
     np.testing.assert_allclose(found, 4 * louder, rtol=1e-4, atol=1e-5)
     assert np.abs(louder - base).max() > 0.1
     assert Parametrisation(input=8.0, output=4.0).growth(FULL) == Growth(input=8.0, head=4.0)
-    assert Parametrisation('mup', FULL.D // 2, 1, 8.0, 4.0).growth(FULL) == \
-        Growth(2.0, FULL.N, 8.0, 4.0)
+    assert Parametrisation('mup', FULL.D, 1, 8.0, 4.0).growth(FULL) == \
+        Growth(1.0, FULL.N, 8.0, 4.0)
     with pytest.raises(ValueError, match='input 0 and output 1.0 must be above 0'):
         Parametrisation(input=0)
 
@@ -322,7 +322,7 @@ def test_a_base_that_cannot_be_is_refused_before_any_work(change, message):
 
 
 def test_mup_is_refused_for_imported_models_and_at_export(tmp_path):
-    with pytest.raises(ValueError, match="not for imports of .'language'.; take kind 'standard'"):
+    with pytest.raises(ValueError, match="not for imports of .'language'.; leave it out"):
         cell(parametrisation=MUP, imports={'language': 'x', 'tower': 'y'})
     cell(parametrisation=MUP, imports={'tower': 'y'})
     experiments.save(cell(parametrisation=MUP), tmp_path)
