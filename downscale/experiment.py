@@ -207,12 +207,12 @@ class Experiment:
                                      f'{most} micro-batches ({batch} % {most} = {batch % most})')
 
     def _check_parametrisation(self):
-        if self.parametrisation.kind == 'mup':
+        if self.parametrisation != Parametrisation():
             given = sorted(set(self.imports) - {'tower'})
             if given or self.language is None:
-                raise ValueError('parametrisation mup is for language models that start from random'
-                                 f' values, not for imports of {given}; take kind \'standard\' and '
-                                 'choose the rate of each size')
+                raise ValueError('a parametrisation is for language models that start from random '
+                                 f'values, not for imports of {given}; leave it out and choose the '
+                                 'rate of each size')
             assert self.parametrisation.growth(self.language)  # for its own check
 
     def stage(self, name):

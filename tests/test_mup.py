@@ -21,7 +21,7 @@ from downscale.model.cache import edges
 from downscale.model.contrastive import PairModel, abstract_pair_params
 from downscale.model.init import abstract_params, init_params, init_tree
 from downscale.model.vlm import Vlm
-from downscale.mup import BASE, Growth, multipliers, role_of, roles
+from downscale.mup import BASE, Growth, Parametrisation, multipliers, role_of, roles
 from downscale.sharding import mesh
 from downscale.strict import from_dict
 from downscale.train.optimizer import GROUPS, Optimizer, scaled, transform
@@ -220,8 +220,23 @@ def test_logits_are_divided_by_the_width_and_branches_by_the_depth(tie):
     assert np.abs(deep - base).max() > 0.1
 
 
+def test_embeddings_and_what_the_head_reads_have_multipliers_of_their_own():
+    _, params, base = logits_of(BASE, False)
+    found = logits_of(Growth(2.0, input=8.0, head=8.0), False)[2]
+    params['language']['embedding_VD'] = 8 * params['language']['embedding_VD']
+    model = Vlm(replace(small.language(2), tie=False), small.VISION)
+    louder = small.quick(model.apply)({'params': params}, TOKENS, PLACES, ONES)
+    np.testing.assert_allclose(found, 4 * louder, rtol=1e-4, atol=1e-5)
+    assert np.abs(louder - base).max() > 0.1
+    assert Parametrisation(input=8.0, output=4.0).growth(FULL) == Growth(input=8.0, head=4.0)
+    assert Parametrisation('mup', FULL.D, 1, 8.0, 4.0).growth(FULL) == \
+        Growth(1.0, FULL.N, 8.0, 4.0)
+    with pytest.raises(ValueError, match='input 0 and output 1.0 must be above 0'):
+        Parametrisation(input=0)
+
+
 def test_decoding_knows_the_multipliers():
-    model, params, logits = logits_of(GROWN)
+    model, params, logits = logits_of(replace(GROWN, input=8.0, head=3.0))
     layers = jax.device_put(forward.unstack(params, 'float32'))
 
     @small.quick
@@ -307,7 +322,7 @@ def test_a_base_that_cannot_be_is_refused_before_any_work(change, message):
 
 
 def test_mup_is_refused_for_imported_models_and_at_export(tmp_path):
-    with pytest.raises(ValueError, match="not for imports of .'language'.; take kind 'standard'"):
+    with pytest.raises(ValueError, match="not for imports of .'language'.; leave it out"):
         cell(parametrisation=MUP, imports={'language': 'x', 'tower': 'y'})
     cell(parametrisation=MUP, imports={'tower': 'y'})
     experiments.save(cell(parametrisation=MUP), tmp_path)

@@ -6,7 +6,7 @@ import pytest
 
 from downscale.data import facts, questions
 from downscale.data.records import Example
-from downscale.data.scenes import FIELDS, World, box_text, caption, record, sample, stream, triple
+from downscale.data.scenes import FIELDS, SIZES, World, box_text, caption, record, sample, stream, triple
 from downscale.data.world_builder import scene_example, triple_example
 
 WORLD = World()
@@ -106,41 +106,59 @@ def test_every_extracted_record_is_a_record_of_the_scene():
                 assert not part or part in known or part.startswith('no ')
 
 
-def test_a_trace_begins_with_the_evidence_and_ends_with_what_decides():
+def test_a_trace_repeats_the_evidence_and_ends_with_what_decides():
     for scene in SCENES[:100]:
+        row = {obj.shape: obj for obj in scene.objects}
         for q in asked(scene):
+            steps, _, end = q.trace.text.rpartition(' ; ')
+            named = [word for word in q.text.split() if word in WORLD.shapes]
             if q.family == 'fact':
                 assert q.trace.text in {fact.statement for fact in questions.facts(WORLD)}
-                continue
-            evidence = q.extraction.text.split(' box ')[0].removesuffix(' ;')
-            assert q.trace.text.startswith(evidence + ' ;')
-            end = q.trace.text[len(evidence) + 3:]
-            if q.family == 'relation':
+            elif q.family in ('attribute', 'position', 'ground', 'read'):
+                assert steps == record(row[named[0]]) and end.split(' ', 1)[1] == q.answer
+            elif q.family == 'content':
+                assert steps == record(row[q.answer], 'cell') and end == f'shape {q.answer}'
+            elif q.family == 'relation':
+                assert steps == ' '.join(f'{shape} {row[shape].cell}' for shape in named)
                 low, order, high = end.split()
                 assert order == ('before' if low < high else 'after') and low != high
             elif q.family == 'compare':
-                assert end == f'{q.answer} {q.text.split()[2]}'
+                assert steps == ' '.join(' '.join(record(row[shape]).split()[:3])
+                                         for shape in named)
+                wanted = {'larger': 'large', 'smaller': 'small'}[q.text.split()[2]]
+                assert end == f'{wanted} {q.answer}' and row[q.answer].size == wanted
             else:
-                assert end.split(' ', 1)[1] == q.answer
+                assert q.trace.text.endswith(f'; total {q.answer}')
 
 
-def test_a_scan_reads_the_caption_up_to_the_object_and_then_concludes():
-    """Where a question names a late field of a record; elsewhere it is the trace itself."""
-    scanned = Counter()
+def test_a_scan_tells_thing_after_thing_of_the_caption():
+    """To find one by what is not its first field, or to count; elsewhere it is the trace itself."""
     for scene in SCENES[:100]:
-        rows = caption(scene).split(' ; ')
         for q in asked(scene):
-            if q.family not in ('attribute', 'position', 'ground', 'read'):
+            key = q.text.split()[-1]
+            field = 'cell' if q.family == 'content' else 'size' if key in SIZES else 'color'
+            hits = [vars(obj)[field] == key for obj in scene.objects]
+            rows = [f'{obj.shape} {vars(obj)[field]}' for obj in scene.objects]
+            if q.family == 'content':
+                rows = rows[:hits.index(True) + 1]
+                assert q.trace.scan == ' '.join([*rows, f'; shape {q.answer}'])
+            elif q.family == 'count':
+                rows = [f'{row} {sum(hits[:k + 1])}' for k, row in enumerate(rows)]
+                assert q.trace.scan == ' '.join([*rows, f'; total {q.answer}'])
+                kept = [row for row, hit in zip(rows, hits, strict=True) if hit]
+                assert q.trace.text == ' '.join([*kept, f'; total {q.answer}'])
+            else:
                 assert q.trace.scan == q.trace.text
-                continue
-            shape = next(word for word in q.text.split() if word in WORLD.shapes)
-            read = next(k for k, row in enumerate(rows) if shape in row.split()) + 1
-            start = ' ; '.join(rows[:read]).removesuffix(' ;') + ' ;'
-            assert q.trace.scan.startswith(start + ' ')
-            end = q.trace.scan[len(start) + 1:]
-            assert end == q.trace.text.rsplit(' ; ', 1)[1] and end.split(' ', 1)[1] == q.answer
-            scanned[read] += 1
-    assert min(scanned[1], scanned[2], scanned[3]) > 20
+
+
+def told(first, other, name):
+    """What a trace says of two pictures' rows by shape: fields in turn, and differences so far."""
+    count = 0
+    for shape in first:
+        yield f'first {" ".join(first[shape].values())} {name} {shape}'
+        for field in FIELDS[1:]:
+            count += first[shape][field] != other[shape][field]
+            yield f'{other[shape][field]} {count}'
 
 
 def test_similarity_follows_from_the_three_captions():
@@ -149,16 +167,18 @@ def test_similarity_follows_from_the_three_captions():
         example, _ = triple_example(WORLD, 'train', i)
         (question,) = example.questions
         assert len(example.images) == 3
-        counts = []
-        parts = example.caption.split(' : ')[1:]
-        graphs = [{row['shape']: row for row in rows_of(part.rsplit(' ;', 1)[0] + ' ;')}
-                  for part in parts]
-        for other in graphs[1:]:
-            counts.append(sum(graphs[0][shape][field] != other[shape][field]
-                              for shape in other for field in FIELDS))
+        graphs = {name: {} for name in ('first', 'second', 'third')}
+        for part in example.caption.removesuffix(' ;').split(' ; '):
+            name, _, row = part.partition(' ')
+            (row,) = rows_of(f'{row} ;')
+            graphs[name][row['shape']] = row
+        first, *others = graphs.values()
+        counts = [sum(first[shape][field] != other[shape][field]
+                      for shape in other for field in FIELDS) for other in others]
         assert question.answer == ('second' if counts[0] < counts[1] else 'third')
-        assert question.trace.text.endswith(
-            f'second differs {counts[0]} ; third differs {counts[1]}')
+        steps = [step for name in ('second', 'third') for step in told(first, graphs[name], name)]
+        assert question.trace.text == ' '.join(
+            [*steps, f'; second {counts[0]} third {counts[1]}'])
         assert question.chance == 0.5 and question.distractors != (question.answer,)
         answers[question.answer] += 1
     assert min(answers.values()) > 15

@@ -17,10 +17,10 @@ def pixels(world, scene):
 
 
 def parse(text):
-    """Records in cell-first form -> list of dicts; written without the module under test."""
+    """Records in shape-first form -> list of dicts; written without the module under test."""
     words = text.split()
     assert len(words) % 6 == 0 and set(words[5::6]) == {';'}
-    return [dict(zip(('cell', 'size', 'color', 'shape', 'char'), words[i:i + 5], strict=True))
+    return [dict(zip(('shape', 'cell', 'size', 'color', 'char'), words[i:i + 5], strict=True))
             for i in range(0, len(words), 6)]
 
 

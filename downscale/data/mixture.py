@@ -8,6 +8,9 @@ from downscale.data.records import IMAGE, THINK, Conversation, Turn
 from downscale.data.scenes import caption as describe_scene
 
 DESCRIBE = 'describe'
+# Of a reasoner's conversations. A thought teaches at every word, an answer without one hardly at
+# all until look-ups are learnt; and captions hold what has to be searched.
+THINKING, EXTRACTED = 0.8, 0.3
 
 
 def describe_prompt(question=None):
@@ -95,13 +98,13 @@ def extract(library, index, rng, world, turns):
 
 
 def reason(library, index, rng, world, turns):
-    """The text-only reasoner: description and question in, answer out, half of them step by step.
+    """The text-only reasoner: description and question in, answer out, most of them step by step.
 
     Descriptions are captions or extractions, so that it can read what either perception writes.
     Whether it thinks is given, not learnt: else it would be a coin toss after each `<think>`.
     """
-    example, think = library.example(index), rng.random() < 0.5
-    if rng.random() < 0.5:
+    example, think = library.example(index), rng.random() < THINKING
+    if rng.random() < EXTRACTED:
         question, = _some(rng, example.questions, 1)
         prompt = reasoner_prompt(question.extraction.text, question)
         reply = answer_text(question, think * question.trace.text)

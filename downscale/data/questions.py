@@ -20,7 +20,6 @@ from downscale.data.scenes import (
     World,
     box_text,
     caption,
-    differences,
     record,
     records,
 )
@@ -44,12 +43,12 @@ class _Ask:
 
 def _attribute(world, scene):
     asks = []
-    for obj, scan in zip(scene.objects, _scans(scene), strict=True):
+    for obj in scene.objects:
         shown = records([obj], 'shape')
         for field in ('color', 'size'):
             value = vars(obj)[field]
             asks.append(_Ask(f'what {field} is the {obj.shape}', value, f'look at the {obj.shape}',
-                             shown, f'{shown} {field} {value}', f'{scan} {field} {value}'))
+                             shown, f'{shown} {field} {value}'))
     return asks
 
 
@@ -57,30 +56,27 @@ def _one_object(text, answer_field, key):
     """A family that asks for one field of the object named by its field `key`."""
     def asks(world, scene):
         found = []
-        for obj, scan in zip(scene.objects, _scans(scene), strict=True):
+        for k, obj in enumerate(scene.objects):
             name, answer, shown = vars(obj)[key], vars(obj)[answer_field], records([obj], key)
             the = name if key == 'cell' else f'the {name}'
+            # A record is found by its first field; for another, things are told until it is met.
+            told = ' '.join(f'{one.shape} {vars(one)[key]}' for one in scene.objects[:k + 1])
             decides = f'{answer_field} {answer}'
             found.append(_Ask(text.format(the), answer, f'look at {the}', shown,
                               f'{shown} {decides}',
-                              None if key == FIELDS[0] else f'{scan} {decides}'))
+                              None if key == FIELDS[0] else f'{told} ; {decides}'))
         return found
     return asks
 
 
 def _ground(world, scene):
     asks = []
-    for obj, scan in zip(scene.objects, _scans(scene), strict=True):
+    for obj in scene.objects:
         box = box_text(world, obj.box)
+        shown = record(obj, 'shape')
         asks.append(_Ask(f'box of the {obj.shape}', box, f'look at the {obj.shape}',
-                         f'{record(obj, "shape")} box {box} ;',
-                         f'{record(obj, "shape")} ; box {box}', f'{scan} box {box}'))
+                         f'{shown} box {box} ;', f'{shown} ; box {box}'))
     return asks
-
-
-def _scans(scene):
-    """For each object, the caption up to it: small models cannot jump to the middle of a record."""
-    return [records(scene.objects[:k + 1]) for k in range(len(scene.objects))]
 
 
 def _count(world, scene):
@@ -98,8 +94,17 @@ def _count(world, scene):
         shown = records(found[value], field) or f'no {value} things ;'
         asks.append(_Ask(f'how many things are {value}', str(len(found[value])),
                          f'look at all {value} things', shown,
-                         f'{shown} total {len(found[value])}'))
+                         _counted(found[value], field, value), _counted(scene.objects, field, value)))
     return asks
+
+
+def _counted(objects, field, value):
+    """Each object, its `field` and how many have had `value` so far; then how many do."""
+    steps, total = [], 0
+    for obj in objects:
+        total += vars(obj)[field] == value
+        steps.append(f'{obj.shape} {vars(obj)[field]} {total}')
+    return ' '.join([*steps, f'; total {total}'])
 
 
 def _compare(world, scene):
@@ -108,11 +113,12 @@ def _compare(world, scene):
         if one.size == other.size:
             continue
         shown = records([one, other], 'shape')
+        steps = ' '.join(f'{obj.shape} {obj.cell} {obj.size}' for obj in (one, other))
         for word, size in (('larger', 'large'), ('smaller', 'small')):
             answer = one.shape if one.size == size else other.shape
             asks.append(_Ask(f'which is {word} {one.shape} or {other.shape}', answer,
                              f'look at the {one.shape} and the {other.shape}', shown,
-                             f'{shown} {answer} {word}'))
+                             f'{steps} ; {size} {answer}'))
     return asks
 
 
@@ -128,7 +134,8 @@ def _relation(world, scene):
             asks.append(_Ask(f'is the {one.shape} {direction} the {other.shape}',
                              'yes' if order == wanted else 'no',
                              f'look at the {one.shape} and the {other.shape}', shown,
-                             f'{shown} {here} {order} {there}'))
+                             f'{one.shape} {one.cell} {other.shape} {other.cell} ; '
+                             f'{here} {order} {there}'))
     return asks
 
 
@@ -170,31 +177,45 @@ def questions_for(world: World, scene: Scene, rng: np.random.Generator,
     return tuple(questions)
 
 
+_NAMES = ('first', 'second', 'third')
+
+
 def similarity_question(world: World, scenes: Sequence[Scene],
                         rng: np.random.Generator) -> Question:
     """Which of two pictures differs less from the first; objects match by shape (see `triple`)."""
     order = [obj.shape for obj in scenes[0].objects]
-    names = ('first', 'second', 'third')
-    parts, steps, counts = [], [], []
-    for name, scene in zip(names, scenes, strict=True):
-        objects = sorted(scene.objects, key=lambda obj: order.index(obj.shape))
-        parts.append(f'{name} : {records(objects, "shape")}')
-        if name != 'first':
-            changes = differences(scenes[0], scene)
-            counts.append(len(changes))
-            steps.append(f'{name} : {" ".join(f"{shape} {field}" for shape, field in changes)} ;')
-    ask = _Ask('which is more like the first', names[1 + int(counts[1] < counts[0])],
-               'look at all pictures', ' '.join(parts),
-               f'{" ".join(steps)} second differs {counts[0]} ; third differs {counts[1]}')
+    first, *others = [sorted(scene.objects, key=lambda obj: order.index(obj.shape))
+                      for scene in scenes]
+    steps, counts = zip(*(_compared(first, objects, name)
+                          for name, objects in zip(_NAMES[1:], others, strict=True)), strict=True)
+    ask = _Ask('which is more like the first', _NAMES[1 + int(counts[1] < counts[0])],
+               'look at all pictures', _named_records((first, *others)),
+               f'{" ".join(steps)} ; second {counts[0]} third {counts[1]}')
     return _question(world, scenes[0].scene_id, 'similarity', 0, ask, rng, [], chance=0.5)
 
 
+def _compared(objects, others, name):
+    """Each object in the first picture and in that of this `name`, with how many fields have
+    differed so far after each; and how many do."""
+    steps, count = [], 0
+    for one, other in zip(objects, others, strict=True):
+        steps += ['first', record(one), name, other.shape]
+        for field in FIELDS[1:]:
+            count += vars(one)[field] != vars(other)[field]
+            steps.append(f'{vars(other)[field]} {count}')
+    return ' '.join(steps), count
+
+
 def caption_of(scenes: Sequence[Scene]) -> str:
-    """The exhaustive caption of one picture, or of three named first, second, third."""
+    """The exhaustive caption of one picture, or of three, each record after its picture's name."""
     if len(scenes) == 1:
         return caption(scenes[0])
-    names = ('first', 'second', 'third')
-    return ' '.join(f'{n} : {caption(scene)}' for n, scene in zip(names, scenes, strict=True))
+    return _named_records([scene.objects for scene in scenes])
+
+
+def _named_records(pictures):
+    return ' '.join(f'{name} {records([obj])}' for name, objects in zip(_NAMES, pictures, strict=True)
+                    for obj in objects)
 
 
 def informed_chance(family: str, peers: Sequence[str]) -> float:

@@ -13,9 +13,8 @@ THINK = ('<think>', '</think>')  # stand around a thought
 class Trace:
     """Step-by-step text that leads to an answer: from the extraction, and from the caption.
 
-    `text` repeats the evidence and concludes. `scan` reads the caption from its start until the
-    evidence is found and then concludes; it is `text` where there is nothing to search for by a
-    field that stands late in a record.
+    `text` repeats the evidence and concludes. `scan` tells one thing of the caption after another,
+    to find or count some, where the extraction holds only those; elsewhere it is `text`.
     """
     text: str
     scan: str

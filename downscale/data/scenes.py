@@ -20,9 +20,9 @@ COLORS = {'red': (222, 52, 48), 'green': (52, 162, 72), 'blue': (44, 104, 222),
           'cyan': (72, 200, 212), 'pink': (247, 150, 194), 'brown': (132, 86, 52),
           'black': (48, 48, 52)}
 # In the order that keeps the least alike pair most different at 12 px (greedy maximin).
-CHARS = ('K', 'C', 'T', 'A', 'P', 'H', 'V', 'L', '2', '5', 'Z', '4', 'U', '9', 'X', 'Y')
+CHARS = ('K', 'C', 'T', 'A', 'P', 'H', 'V', 'L', '2', '5', 'Z', '4', 'U', '9', 'W', 'Y')
 SIZES = ('small', 'large')
-FIELDS = ('cell', 'size', 'color', 'shape', 'char')  # the cyclic order of a written record
+FIELDS = ('shape', 'cell', 'size', 'color', 'char')  # the cyclic order of a written record
 SPLITS = ('train', 'validation', 'test')
 UNITS = 16  # written boxes count in sixteenths of the image
 
@@ -47,7 +47,7 @@ class World:
     n_facts: int = 64
     jitter_px: int = 2
     seed: int = 0
-    version: str = '1.1.0'
+    version: str = '1.2.0'
 
     def __post_init__(self):
         limits = {'grid': (2, 9), 'n_shapes': (2, len(SHAPES)), 'n_colors': (2, len(COLORS)),
@@ -234,13 +234,13 @@ def _placed(world, rng, scene_id, objects):
 
 # --- writing ----------------------------------------------------------------------------------
 
-def record(obj: Object, first: str = 'cell') -> str:
+def record(obj: Object, first: str = 'shape') -> str:
     """The five fields of an object in cyclic order, rotated to begin with field `first`."""
     at = FIELDS.index(first)
     return ' '.join(vars(obj)[field] for field in FIELDS[at:] + FIELDS[:at])
 
 
-def records(objects, first: str = 'cell') -> str:
+def records(objects, first: str = 'shape') -> str:
     """All records, each ended by ' ;'."""
     return ' '.join(f'{record(obj, first)} ;' for obj in objects)
 

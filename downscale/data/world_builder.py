@@ -36,7 +36,7 @@ class _Config(tfds.core.BuilderConfig):
 
 class SceneWorld(tfds.core.GeneratorBasedBuilder):
     """Scenes, triples of pictures and their questions. Made by `build`, read by `source`."""
-    VERSION = tfds.core.Version('1.1.0')
+    VERSION = tfds.core.Version('1.2.0')
     # TFDS 4.9.10 looks here for checksums of downloads, of which there are none, and in doing so
     # imports importlib_resources, which it does not install.
     code_path = None

@@ -38,7 +38,7 @@ def unstack(params, dtype):
 def embed(model, params, tokens_BL):
     """What the decoder reads for text, [B, L, D]."""
     x_BLD = params['language']['embedding_VD'][tokens_BL].astype(model.dtype)
-    return constrain(x_BLD, 'BLD', model.rules)
+    return constrain(times(x_BLD, model.growth.input), 'BLD', model.rules)
 
 
 def through_blocks(model, params, x_BLD, positions_BL, mixes):

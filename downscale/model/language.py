@@ -100,6 +100,7 @@ class Language(nn.Module):
         c = self.cfg
         embedding_VD = share(self, 'embedding_VD', (c.V, c.D))
         x_BLD = look_up(embedding_VD, tokens_BL, (c.V, c.D), self.rules).astype(self.dtype)
+        x_BLD = times(x_BLD, self.growth.input)
         if image_BLD is not None:
             x_BLD = jnp.where(image_mask_BL[:, :, None], image_BLD.astype(self.dtype), x_BLD)
         x_BLD = constrain(x_BLD, 'BLD', self.rules)
