@@ -30,7 +30,7 @@ STUDY = '''
 from ml_collections import ConfigDict
 
 def get_config(arg=''):
-    common = dict(batch=16, length=128, tiles=0, turns=6, rates=dict(language=3e-3))
+    common = dict(batch=12, length=176, tiles=0, turns=6, rates=dict(language=3e-3))
     return ConfigDict(dict(
         study='kill_sweep', platform='cpu', family='micro', vocabulary=320,
         vision=dict(layers=1, W=32, H=2, F=64, patch=20, image=40),

@@ -141,7 +141,7 @@ class Evaluation:
     batch: int = 128
     answer: int = 8
     write: int = 64
-    think: int = 80
+    think: int = 104
     conditions: tuple[str, ...] = ('image', 'blind', 'shuffled')
     texts: tuple[str, ...] = ('caption', 'extraction')
     thinking: tuple[bool, ...] = (False, True)

@@ -27,12 +27,13 @@ def get_config(arg=''):
                              for folder, name in recipe.COIN.items()},
                  images={f'coin-{name}': 'data/coin/pictures' for name in recipe.COIN.values()},
                  texts=()), arg == 'dry'))
-    text = dict(batch=16, length=128, tiles=0, turns=6)
-    picture = dict(text, tiles=3)
-    rates = dict(language=3e-3, connector=3e-3, tower=1e-3)
+    text = dict(batch=12, length=176, tiles=0, turns=6)
+    picture = dict(batch=16, length=128, tiles=3, turns=6)
+    rates = dict(language=4e-3, connector=3e-3, tower=1e-3)
     return ConfigDict(dict(
         study='llm_downscale_micro', platform='cpu', family='micro', vocabulary=320,
         vision=dict(layers=2, W=64, H=4, F=192, patch=20, image=80),
+        parametrisation=dict(input=8.0, output=4.0),
         world=dict(min_objects=2, max_objects=4, n_facts=64),
         data=dict(train=4000, validation=128, test=256),
         stages=dict(
@@ -43,7 +44,7 @@ def get_config(arg=''):
             caption=dict(steps=500, rates=rates, **picture),
             extract=dict(steps=500, rates=rates, **picture),
             reason=dict(steps=2000, rates=rates, **text)),
-        evaluation=dict(scenes=256, batch=128, write=64, think=64), unroll=8))
+        evaluation=dict(scenes=256, batch=128, write=64, think=104), unroll=8))
 
 
 def sweep(arg=''):

@@ -51,7 +51,7 @@ def encoder(pictures=PADDED, chat='micro'):
     return Encoder(tokenizer(), CHATS[chat], Layout(VISION, pictures))
 
 
-def sampler(stage, batch=8, length=112, tiles=3, examples=None, pictures=PADDED, **recipe):
+def sampler(stage, batch=8, length=176, tiles=3, examples=None, pictures=PADDED, **recipe):
     return Sampler(Recipe(stage, **recipe), examples or library(), encoder(pictures), WORLD,
                    Shape(batch, length, tiles))
 

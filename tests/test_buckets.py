@@ -138,7 +138,7 @@ def test_a_stream_of_buckets_continues_where_it_stopped_on_any_number_of_process
 def test_a_bucket_without_tiles_has_no_pictures_to_encode():
     mixed = sampler((Shape(4, 64, 0),), replay=(('text', 0.5),))
     mixed = pipeline.Sampler(mixed.recipe, small.library(), small.encoder(), small.WORLD,
-                             Shape(4, 112, 3), (Shape(4, 64, 0),))
+                             Shape(4, 176, 3), (Shape(4, 64, 0),))
     names = {frozenset(batch) for batch in taken(iter(stream(mixed, 0)), 12)}
     texts = frozenset(('tokens', 'weights', 'segments', 'positions'))
     assert names == {texts, texts | {'tiles', 'image_index'}}
@@ -365,7 +365,7 @@ def test_padding_more_changes_neither_loss_nor_gradients():
 
 def test_a_run_over_buckets_continues_as_if_it_had_not_stopped(tmp_path):
     texts = pipeline.Sampler(pipeline.Recipe('text'), small.library(), small.encoder(),
-                             small.WORLD, Shape(4, 112, 0), (Shape(4, 48, 0),))
+                             small.WORLD, Shape(4, 176, 0), (Shape(4, 48, 0),))
     model = small.model()
 
     def run(folder, steps):
@@ -378,4 +378,4 @@ def test_a_run_over_buckets_continues_as_if_it_had_not_stopped(tmp_path):
     whole, parts = ((tmp_path / name / 'metrics.jsonl').read_text() for name in ('whole', 'parts'))
     assert whole == parts and len(whole.splitlines()) == 8
     lengths = [batch['tokens'].shape[1] for batch in taken(iter(stream(texts, 5)), 8)]
-    assert set(lengths[:3]) == set(lengths[3:]) == {48, 112}
+    assert set(lengths[:3]) == set(lengths[3:]) == {48, 176}

@@ -288,7 +288,7 @@ def test_the_coordinate_check_can_fail():
 # --- the experiment ---------------------------------------------------------------------------
 
 def cell(**change):
-    return from_dict(Experiment, plain() | {'imports': {}} | change)
+    return from_dict(Experiment, plain() | {'imports': {}, 'parametrisation': {}} | change)
 
 
 def test_a_cell_knows_its_base_and_keeps_it_in_its_file(tmp_path):

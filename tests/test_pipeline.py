@@ -75,7 +75,7 @@ def test_the_same_seed_gives_the_same_batches_and_another_seed_others(stage):
     tiles = 0 if stage in ('text', 'reason') else 3
     first, again, other = (taken(small.batches(stage, seed, tiles=tiles), 2) for seed in (3, 3, 4))
     assert equal(first, again) and not equal(first, other)
-    assert first[0]['tokens'].shape == (8, 112)
+    assert first[0]['tokens'].shape == (8, 176)
     assert ('image_index' in first[0]) == (tiles > 0 and stage != 'tower')
 
 

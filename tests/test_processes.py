@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 def get_config(arg=''):
     rates = dict(language=3e-3, tower=3e-3)
-    common = dict(batch=8, length=112, rates=rates, steps=6, save_every=2)
+    common = dict(batch=8, length=176, rates=rates, steps=6, save_every=2)
     return ConfigDict(dict(
         study='tiny', platform='cpu', family='micro', vocabulary=320,
         vision=dict(layers=1, W=32, H=2, F=64, patch=20, image=40),

@@ -233,7 +233,7 @@ def train(asked, **changes):
 
 
 def batches():
-    return small.batches('text', length=96, tiles=0)
+    return small.batches('text', length=176, tiles=0)
 
 
 class Faulty:

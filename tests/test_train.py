@@ -287,8 +287,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(tmp_path):
 def test_a_batch_without_supervised_tokens_ends_the_run_and_names_the_step(tmp_path):
     def blank(batches):
         yield next(batches)
-        yield {**next(batches), 'weights': np.zeros((8, 112), np.float32)}
-    with pytest.raises(ValueError, match=r'step 1: no token of the batch \(8, 112\)'):
+        yield {**next(batches), 'weights': np.zeros((8, 176), np.float32)}
+    with pytest.raises(ValueError, match=r'step 1: no token of the batch \(8, 176\)'):
         train(tmp_path, save_every=100, stream=blank(small.batches('text', tiles=0)))
 
 
