@@ -31,7 +31,7 @@ def load(folder, mesh=None, dtype=None):
     folder = Path(folder)
     experiment = experiments.load(folder)
     model = model_of(experiment, folder.name)
-    target = _target(model, stored_leaves(latest(folder)), dtype)
+    target = abstract_of(model, stored_leaves(latest(folder)), dtype)
     if mesh is not None:
         target = jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
@@ -46,7 +46,7 @@ def model_of(experiment, stage):
     return experiment.model(stage)
 
 
-def _target(model, stored, dtype):
+def abstract_of(model, stored, dtype=None):
     """ShapeDtypeStructs of the groups that were stored, in `dtype` or as they were stored."""
     if isinstance(model, Tower):
         patches = np.zeros((1, model.cfg.P, model.cfg.Q), np.float32)
