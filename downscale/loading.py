@@ -11,7 +11,7 @@ import numpy as np
 from downscale import experiment as experiments
 from downscale.data.tokens import load_tokenizer
 from downscale.model.contrastive import PairModel, abstract_pair_params
-from downscale.model.init import abstract_params
+from downscale.model.init import PARTS, abstract_params
 from downscale.model.vision import Tower
 from downscale.sharding import Rules, shardings
 from downscale.train.checkpoint import latest, load_params, stored_leaves
@@ -54,7 +54,8 @@ def abstract_of(model, stored, dtype=None):
     elif isinstance(model, PairModel):
         tree = abstract_pair_params(model)
     else:
-        tree = abstract_params(model, tuple(sorted({name.split('/')[0] for name in stored})))
+        groups = {name.split('/')[0] for name in stored}  # a foreign one is told later
+        tree = abstract_params(model, tuple(sorted(groups & set(PARTS))))
 
     def typed(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator='/')

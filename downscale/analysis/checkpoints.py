@@ -13,7 +13,7 @@ from downscale import experiment as experiments
 from downscale.letters import axes_of
 from downscale.loading import abstract_of, model_of
 from downscale.strict import unknown
-from downscale.train.checkpoint import compare, latest, load_params, open_leaves, stored_leaves
+from downscale.train.checkpoint import StoredLeaf, compare, latest, load_params, stored_leaves
 
 SMALL = 32  # below this width a whole decomposition is as fast as the largest value alone
 
@@ -27,9 +27,14 @@ class CheckpointView:
     folder: Path
     config: experiments.Experiment
     stage: str
-    step: int
+    step_folder: Path
     leaves: dict
     target: dict = field(repr=False)
+
+    @property
+    def step(self):
+        """The step that was saved."""
+        return int(self.step_folder.name)
 
     @property
     def model(self):
@@ -40,10 +45,8 @@ class CheckpointView:
         """One leaf as numpy; KeyError naming the nearest when there is none of that name."""
         if name not in self.leaves:
             raise KeyError(unknown('leaf', name, list(self.leaves)))
-        node = open_leaves(self.folder)
-        for key in name.split('/'):
-            node = node[key]
-        return node.read()
+        shape, dtype = self.leaves[name]
+        return StoredLeaf(self.step_folder, name, shape, np.dtype(dtype)).read()
 
     def params(self, groups=None):
         """The parameters as nested numpy, only the `groups` named (all by default)."""
@@ -67,7 +70,7 @@ def open_checkpoint(path):
     target = abstract_of(model_of(config, folder.name), stored)
     wanted = {name: 'float32' for name in stored} if config.stages else None
     compare(stored, target, step, wanted)
-    return CheckpointView(folder, config, folder.name, int(step.name), stored, target)
+    return CheckpointView(folder, config, folder.name, step, stored, target)
 
 
 def diff(after, before):
