@@ -5,7 +5,6 @@ Needs JAX, and no accelerator: whatever mesh wrote the checkpoint, its leaves co
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import jax
 import numpy as np
 from scipy.sparse.linalg import svds
 

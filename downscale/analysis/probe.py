@@ -1,191 +1,81 @@
-"""Where a model that answers about pictures holds what it needs: passes over a study's own items.
+"""Where a model that answers about pictures holds what it needs: probes of every run of a study.
 
-Prompts, pictures and right answers are those of the joint evaluation. Each batch takes one forward
-pass for all taps, one without the picture, and one for every band of layers in which text may not
-look at the picture. Needs JAX; what is made of the numbers (`readout`, `ledger`) does not.
+Items, prompts and right answers are those of the joint evaluation; probes are trained on scenes
+that nothing else uses. `passes` needs JAX; what is made of the numbers (`readout`, `ledger`) not.
 """
+import dataclasses
+import io
+import itertools
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 
+from downscale import experiment as experiments_
 from downscale import stages
-from downscale.analysis.checkpoints import open_checkpoint
-from downscale.analysis.probe_tables import NO_DEPTH
+from downscale.analysis import stats
+from downscale.analysis.cka import cka, knn_overlap
+from downscale.analysis.passes import DEPTHS, Looker
+from downscale.analysis.probe_tables import (
+    NO_DEPTH,
+    SCHEMAS,
+    items_table,
+    means_table,
+    read,
+    write,
+)
+from downscale.analysis.readout import read_out
 from downscale.data.world_builder import scene_example, triple_example
-from downscale.evaluate import public
-from downscale.evaluate.answers import SCENE, gold_ids, items_of, prompt_of, shown
-from downscale.generate.requests import prompt_arrays
-from downscale.model.cache import ladder
-from downscale.model.language import score
-from downscale.model.taps import SITES, Taps
+from downscale.evaluate.answers import hash_of, items_of
+from downscale.evaluate.fingerprint import fingerprint
+from downscale.evaluate.items import read_items
+from downscale.evaluate.run import test_items
+from downscale.places import place, read_json, write_bytes, write_json
 
-DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-BATCH = 32
-FIRST_TOKENS = 8  # of an answer have a KL of their own; the mean is over all
-
-
-class Batch(NamedTuple):
-    """Prompts [B, L] with the right answer behind each: `length_B` tokens of prompt, and what is to
-    be answered, [B, T], -1 where there is nothing. Without pictures `tiles_BIPQ` is None."""
-    tokens_BL: np.ndarray
-    length_B: np.ndarray
-    target_BT: np.ndarray
-    tiles_BIPQ: np.ndarray | None
-    index_BLC: np.ndarray
-    weight_BLC: np.ndarray | None
+JOINT = ('interleave', 'instruct')  # the stages that answer with the picture, the later one first
+MOST_DIMENSIONS, MOST_BANDS = 256, 4
+MOST_ALIKE, NEIGHBOURS = 1024, 10  # items that layers are compared on, and neighbours of each
 
 
-@partial(jax.jit, static_argnames='model')
-def look(params, batch, cut_N, *, model):
-    """(what taps read or None, log-probabilities [B, T, V] where the answer stands).
+@dataclass(frozen=True)
+class Plan:
+    """What decides the numbers of a run beside its weights and the data.
 
-    Of taps the five `DEPTHS` are kept, [5, B, D]: of two layers equally near the deeper one.
+    `dimensions` that every probe gets, `bands` of layers that are cut off in turn, fresh `pictures`
+    that probes are trained on.
     """
-    length_B, T = batch.length_B, batch.target_BT.shape[1]
-    B, L = batch.tokens_BL.shape
-    positions_BL = jnp.broadcast_to(jnp.arange(L), (B, L))
-    behind_B1 = (length_B + (batch.target_BT >= 0).sum(axis=1))[:, None]
-    at_BT = jnp.minimum(length_B[:, None] - 1 + jnp.arange(T), L - 1)
-
-    def finish(x_BLD, head_VD):
-        x_BTD = jnp.take_along_axis(x_BLD, at_BT[:, :, None], axis=1)
-        return jax.nn.log_softmax(score(x_BTD, head_VD, tied=True))
-
-    pictures, taps = (), None
-    if batch.tiles_BIPQ is not None:
-        pictures, taps = batch[3:], Taps(length_B - 1, cut_N)
-    out = model.apply({'params': params}, batch.tokens_BL, positions_BL,
-                      (positions_BL < behind_B1).astype(jnp.int32), *pictures, finish=finish,
-                      taps=taps)
-    if taps is None:
-        return None, out
-    at = [int(depth * model.language.N + .5) for depth in DEPTHS]
-    return {name: x[jnp.array(at)] if x.ndim == 3 else x[None]
-            for name, x in out[1].items()}, out[0]
+    dimensions: int
+    bands: int
+    pictures: int
+    bootstraps: int
+    seed: int
 
 
-@jax.jit
-def told(logits_BTV, target_BT):
-    """(nats [B] of the right answer, whether it is what greedy decoding would write [B])."""
-    there_BT = target_BT >= 0
-    chosen_BT = jnp.take_along_axis(logits_BTV, jnp.maximum(target_BT, 0)[:, :, None], 2)[:, :, 0]
-    best_BT = jnp.argmax(logits_BTV, axis=2) == target_BT
-    return -jnp.where(there_BT, chosen_BT, 0).sum(axis=1), (best_BT | ~there_BT).all(axis=1)
+def plan_of(experiments, pictures=256, bootstraps=2000, seed=0):
+    """The `Plan` that treats all these cells alike: no probe sees more dimensions than the
+    narrowest of their features has, and no band is without a layer in the shallowest."""
+    widths = [w for cell in experiments for w in (cell.vision.W, cell.language.D)]
+    return Plan(min(MOST_DIMENSIONS, *widths),
+                min(MOST_BANDS, *(cell.language.N for cell in experiments)), pictures, bootstraps,
+                seed)
 
 
-@partial(jax.jit, static_argnames='words')
-def divergence(logits_BTV, blind_BTV, *, words):
-    """KL [B, T] of the first distribution from the second, over the first `words` of the rows: the
-    vocabulary may be padded."""
-    p, q = (jax.nn.log_softmax(x[:, :, :words]) for x in (logits_BTV, blind_BTV))
-    return jnp.maximum((jnp.exp(p) * (p - q)).sum(axis=2), 0)
-
-
-class Looker:
-    """A model, its parameters on the device, and how it is asked."""
-
-    def __init__(self, study, experiment, groups=None):
-        self.experiment, self.stage = experiment, experiment.joint_stage
-        view = open_checkpoint(stages.folder_of(study, experiment, self.stage))
-        self.model, self.params = view.model, jax.device_put(view.params(groups))
-        self.encoder = stages.encoder_of(study, experiment, self.stage)
-        self.wording = public.wording(experiment) if experiment.evaluation.benchmarks else SCENE
-        self.words = self.encoder.tokenizer.get_vocab_size(with_added_tokens=True)
-        self.shapes = {}  # tiles -> longest L so far: each shape is a program to compile
-
-    def batch(self, items, condition='image'):
-        """The `Batch` of some items, with their pictures ('image') or 'blind'."""
-        prompts = [prompt_of(self.encoder, self.wording.joint(item), shown(item, condition, items))
-                   for item in items]
-        targets = [gold_ids(self.encoder, item.question) for item in items]
-        tiles = max((len(p.tiles) for p in prompts if p.tiles is not None), default=0)
-        most = ladder(max(map(len, targets)), 8)
-        L = max(self.shapes.get((tiles, most), 0),
-                ladder(max(len(p.tokens) + len(t) for p, t in zip(prompts, targets))))
-        self.shapes[tiles, most] = L
-        tokens_BL, index_BLC, weight_BLC = prompt_arrays(prompts, L, self.model.vision, tiles, True)
-        target_BT = np.full((len(items), most), -1, np.int32)
-        for row, (prompt, target) in enumerate(zip(prompts, targets)):
-            n = len(prompt.tokens)
-            tokens_BL[row, n:n + len(target)] = target
-            target_BT[row, :len(target)] = target
-        length_B = np.array([len(p.tokens) for p in prompts], np.int32)
-        if not tiles:
-            return Batch(tokens_BL, length_B, target_BT, None, index_BLC, None)
-        vision = self.model.vision
-        tiles_BIPQ = np.zeros((len(items), tiles, vision.P, vision.Q), np.uint8)
-        for row, prompt in enumerate(prompts):
-            if prompt.tiles is not None:
-                tiles_BIPQ[row, :len(prompt.tiles)] = prompt.tiles
-        return Batch(tokens_BL, length_B, target_BT, tiles_BIPQ, index_BLC, weight_BLC)
-
-    def see(self, items, bands=0, report=lambda done: None):
-        """({(site, depth): features [n, width]}, {(site, depth, metric): [n]}) of all items.
-
-        Without `bands` only the features; else also the nats of the right answer, whether greedy
-        decoding writes it, with the picture, blind, and cut off band by band; and the KL.
-        """
-        features, measures, order = {}, {}, batches(items)
-        for done, rows in enumerate(order):
-            full = [*rows, *rows[:1] * (BATCH - len(rows))]
-            seen, found = self._see([items[k] for k in full], items, bands)
-            for into, new in ((features, seen), (measures, found)):
-                for key, values in new.items():
-                    if key not in into:
-                        into[key] = np.full((len(items), *values.shape[1:]), np.nan, np.float32)
-                    into[key][rows] = values[:len(rows)]
-            report(min((done + 1) * BATCH, len(items)))
-        return features, measures
-
-    def _see(self, items, bands):
-        batch, layers = self.batch(items), self.model.language.N
-        run = partial(look, self.params, model=self.model)
-        if batch.tiles_BIPQ is None:
-            raise ValueError('items without pictures have no place in probes')
-        taps, logits = run(batch, np.zeros(layers, bool))
-        depths = {site: DEPTHS if site in ('image', 'answer') else (NO_DEPTH,) for site in SITES}
-        features = {(site, depth): np.asarray(taps[site][k]) for site in SITES
-                    for k, depth in enumerate(depths[site])}
-        if not bands:
-            return features, {}
-        blind = self.batch(items, 'blind')
-        _, without = run(blind, np.zeros(layers, bool))
-        kl_BT = np.asarray(divergence(logits, without, words=self.words))
-        there_BT = batch.target_BT >= 0
-        kl_BT = np.where(there_BT, kl_BT, np.nan)
-        measured = {('output', 1.0): told(logits, batch.target_BT),
-                    ('blind', NO_DEPTH): told(without, batch.target_BT)}
-        band_N = ((np.arange(layers) + .5) / layers * bands).astype(int)
-        for band in range(bands):
-            _, cut = run(batch, band_N == band)
-            measured['knock-out', (band + .5) / bands] = told(cut, batch.target_BT)
-        _, cut = run(batch, np.ones(layers, bool))
-        measured['knock-out everywhere', NO_DEPTH] = told(cut, batch.target_BT)
-        found = {(*key, metric): np.asarray(values, np.float32) for key, pair in measured.items()
-                 for metric, values in zip(('nll', 'exact'), pair)}
-        found['output', 1.0, 'kl'] = np.nanmean(kl_BT, axis=1)
-        for k in range(min(FIRST_TOKENS, kl_BT.shape[1])):
-            found[f'token {k + 1}', 1.0, 'kl'] = kl_BT[:, k]
-        return features, found
-
-
-def batches(items):
-    """Indices of up to `BATCH` items at a time, with as many pictures each and the longest first:
-    nearly all have one shape."""
-    def size(k):
-        return -items[k].example.count, -len(items[k].question.text)
-
-    found = []
-    for k in sorted(range(len(items)), key=size):
-        same = found and items[found[-1][0]].example.count == items[k].example.count
-        if same and len(found[-1]) < BATCH:
-            found[-1].append(k)
+def probed_cells(study, meta):
+    """(experiments of the runs that can answer with the picture, why others are left out)."""
+    found, without = [], []
+    for run in meta['runs']:
+        folders = [place(study) / 'cells' / run['run_id'] / name for name in JOINT]
+        folder = next((one for one in folders if (one / 'DONE.json').exists()), None)
+        if folder is None:
+            without.append(f'{run["run_id"]}: skipped: no finished stage {" or ".join(JOINT)}')
+            continue
+        cell = experiments_.load(folder)
+        if cell.joint_stage != folder.name or not stages.is_done(folder, cell):
+            without.append(f'{run["run_id"]}: skipped: stage {cell.joint_stage} is not finished')
         else:
-            found.append([k])
-    return found
+            found.append(cell)
+    return found, without
 
 
 def fresh_items(experiment, asked, pictures):
@@ -200,3 +90,125 @@ def fresh_items(experiment, asked, pictures):
              for k in range(pictures)]
     found = [example for example in found if example.caption not in known]
     return items_of(found, len(found))
+
+
+def probe_study(study, pictures=256, bootstraps=2000, seed=0,
+                report=lambda name, done, total: None):
+    """The tables of `probe_tables` are in the study folder; returns notes on what was left out.
+
+    Finished runs of the same weights, data and plan are left alone. ValueError when no run of the
+    study can be probed.
+    """
+    meta = read_json(place(study) / 'study.json')
+    if meta is None:
+        raise ValueError(f'{study}: no study.json, so this is no study folder')
+    cells, notes = probed_cells(study, meta)
+    if not cells:
+        raise ValueError(f'{study}: nothing to probe: {"; ".join(notes) or "no runs"}')
+    plan = plan_of(cells, pictures, bootstraps, seed)
+    for cell in cells:
+        notes += _probe_run(study, cell, plan, partial(report, cell.name))
+    folders = [_folder(study, cell) for cell in cells]
+    for name in ('probes', 'probe_items'):
+        write(study, name, pa.concat_tables([read(folder, name) for folder in folders]))
+    write(study, 'probe_pairs', pairs_table(cells, folders))
+    return notes
+
+
+def _folder(study, cell):
+    return place(study) / 'probes' / cell.name
+
+
+def _probe_run(study, cell, plan, report):
+    """One run's tables and features are in its folder; returns notes."""
+    folder = _folder(study, cell)
+    weights = fingerprint(stages.folder_of(study, cell, cell.joint_stage))
+    key = hash_of([weights, stages.data_hash(cell), dataclasses.asdict(plan)])
+    done = read_json(folder / 'DONE.json')
+    if done is None or done['hash'] != key:
+        asked = [item for item in test_items(study, cell) if item.example.count]
+        check_items(study, cell, asked)
+        spare = fresh_items(cell, asked, plan.pictures)
+        looker, total = Looker(study, cell), len(asked) + len(spare)
+        features, measures = looker.see(asked, plan.bands, lambda n: report(n, total))
+        rest, _ = looker.see(spare, report=lambda n: report(len(asked) + n, total)) if spare else (
+            {key: x[:0] for key, x in features.items()}, None)
+        tasks, without = read_out(features, rest, asked, spare, plan.dimensions, plan.seed,
+                                  lambda n, all_: report(n, all_))
+        _add(tasks, measures, asked)
+        resamples = stats.resample([item.question.cluster_id for item in asked], plan.bootstraps,
+                                   plan.seed)
+        write(folder, 'probe_items', items_table(cell.name, tasks))
+        write(folder, 'probes', means_table(cell.name, tasks, resamples))
+        sink = io.BytesIO()
+        np.savez(sink, item_id=[item.question.item_id for item in asked],
+                 scene=[item.example.scene_id for item in asked],
+                 **{f'{site} {depth}': x for (site, depth), x in features.items()})
+        write_bytes(folder / 'features.npz', sink.getvalue())
+        done = {'hash': key, 'without': without}
+        write_json(folder / 'DONE.json', done)
+    return [f'{cell.name}: no probe of {task}: {why}' for task, why in done['without'].items()]
+
+
+def _add(tasks, measures, asked):
+    """What was measured of the answers stands beside the probes of each family, and its chance."""
+    for task, one in tasks.items():
+        here = [k for k, item in enumerate(asked) if item.question.family == task]
+        if one.family:
+            one.values |= {key: values[here] for key, values in measures.items()}
+            one.values['question', NO_DEPTH, 'chance'] = np.array(
+                [asked[k].question.chance for k in here])
+
+
+def check_items(study, cell, asked):
+    """Raise ValueError, with counts, when the study's own joint evaluation asked other items."""
+    path = place(study) / 'evaluations' / f'joint-{cell.name}' / 'items.parquet'
+    if not path.exists():
+        return
+    table = read_items(path)
+    ids = {item for item, condition in zip(table['item_id'].to_pylist(),
+                                           table['condition'].to_pylist()) if condition == 'image'}
+    lost = sorted({item.question.item_id for item in asked} ^ ids)
+    if lost:
+        raise ValueError(f'{path} holds other items than the data set: {len(lost)} differ, first '
+                         f'{lost[:3]}; evaluate {cell.name} again')
+
+
+def pairs_table(cells, folders):
+    """The `probe_pairs` of a study: of every seed, each run against the largest, layer by layer.
+
+    CKA and the overlap of neighbours, over pictures at 'image' and over items at 'answer'.
+    """
+    rows, size = [], {cell.name: (cell.language.N * cell.language.D ** 2, cell.name)
+                      for cell in cells}
+    for seed in sorted({cell.seed for cell in cells}):
+        own = [(cell, folder) for cell, folder in zip(cells, folders) if cell.seed == seed]
+        large = max(own, key=lambda pair: size[pair[0].name])
+        for cell, folder in own:
+            if cell is not large[0]:
+                rows += _alike(cell.name, _features(folder), large[0].name, _features(large[1]))
+    return pa.Table.from_pylist(rows, schema=SCHEMAS['probe_pairs'])
+
+
+def _features(folder):
+    with np.load(io.BytesIO((folder / 'features.npz').read_bytes()), allow_pickle=False) as held:
+        return dict(held)
+
+
+def _alike(run, features, other, others):
+    _, scenes = np.unique(features['scene'], return_index=True)
+    items, rows = np.arange(len(features['item_id'])), []
+    if not np.array_equal(features['item_id'], others['item_id']):
+        raise ValueError(f'{run} and {other} were probed on other items; delete `probes` and probe '
+                         'again')
+    for site, at in (('image', scenes[:MOST_ALIKE]), ('answer', items[:MOST_ALIKE])):
+        for depth, own in itertools.product(DEPTHS, DEPTHS):
+            pair = features[f'{site} {depth}'][at], others[f'{site} {own}'][at]
+            common = {'run_id': run, 'other_id': other, 'site': site, 'rel_depth': depth,
+                      'other_depth': own, 'n': len(at)}
+            if len(at) >= 4:
+                rows.append({**common, 'metric': 'cka', 'value': cka(*pair)})
+            if len(at) > NEIGHBOURS:
+                rows.append({**common, 'metric': 'neighbours', 'value': knn_overlap(
+                    *pair, NEIGHBOURS)})
+    return rows

@@ -72,14 +72,14 @@ def read(folder, name):
 
 def items_table(run_id, tasks):
     """The `probe_items` of a run, from {task: Measured}."""
-    parts = []
+    parts = [SCHEMAS['probe_items'].empty_table()]
     for task, one in tasks.items():
-        n = len(one.item_id)
-        parts += [_table('probe_items', n, run_id=run_id, task=task, item_id=one.item_id,
-                         cluster_id=one.cluster_id, site=site, rel_depth=depth, metric=metric,
-                         value=value)
-                  for (site, depth, metric), value in one.values.items()]
-    return pa.concat_tables([SCHEMAS['probe_items'].empty_table(), *parts])
+        for (site, depth, metric), value in one.values.items():
+            there = np.isfinite(value)
+            parts.append(_table('probe_items', there.sum(), run_id=run_id, task=task, site=site,
+                                rel_depth=depth, metric=metric, item_id=one.item_id[there],
+                                cluster_id=one.cluster_id[there], value=value[there]))
+    return pa.concat_tables(parts)
 
 
 def _table(name, length, **columns):
@@ -99,11 +99,13 @@ def means_table(run_id, tasks, resamples):
     """
     rows, macro = [], {}
     for task, one in tasks.items():
-        values = one.values | _differences(one.values)
-        means = stats.group_means(list(values.values()), np.full(len(one.item_id), task),
-                                  one.cluster_id, resamples)
-        for row, key in enumerate(values):
-            x = means.value[row, 0], means.draws[:, row, 0], means.n[0], means.clusters[0]
+        for key, value in (one.values | _differences(one.values)).items():
+            there = np.isfinite(value)
+            if not there.any():  # no answer has that many tokens
+                continue
+            means = stats.group_means(value[there], np.full(there.sum(), task),
+                                      one.cluster_id[there], resamples)
+            x = means.value[0, 0], means.draws[:, 0, 0], means.n[0], means.clusters[0]
             rows.append((task, key, x))
             if one.family:
                 macro.setdefault(key, []).append(x)

@@ -111,7 +111,7 @@ def read_out(features, spare_features, asked, spare, dimensions, seed=0,
     found, without, tasks = {}, {}, tasks_of(asked, spare)
     for done, (task, index) in enumerate(tasks):
         folds, ids = task.folds(seed), [item.question for item in task.items[:task.studied]]
-        for t, name in enumerate(task.names):
+        for name in task.names:
             found[name] = Measured(np.array([one.item_id for one in ids]),
                                    np.array([one.cluster_id for one in ids]),
                                    not name.startswith(ASKED))

@@ -1,7 +1,7 @@
 """What is read of a pass beside its logits: means and single tokens, taken on the device.
 
-No [B, L, D] leaves it. What is read has a name, one of `SITES`; 'image' and 'answer' are read before
-the first block and behind every block.
+No [B, L, D] leaves it. What is read has a name, one of `SITES`; 'image' and 'answer' are read
+before the first block and behind every block.
 """
 from dataclasses import dataclass
 
