@@ -139,11 +139,11 @@ def _differences(values):
 
 
 def hits(table, run_id, site, depth):
-    """{item_id: (task, hit)} of the probes of a run at one site, over the families' own tasks."""
+    """{item_id: hit} of the probes of a run at one site, over the families' own tasks."""
     at = pc.is_nan(table['rel_depth']) if np.isnan(depth) else pc.equal(table['rel_depth'], depth)
     for name, value in (('run_id', run_id), ('site', site), ('metric', 'accuracy')):
         at = pc.and_(at, pc.equal(table[name], value))
     part = table.filter(at)
-    return {item: (task, hit) for item, task, hit in zip(
+    return {item: hit for item, task, hit in zip(
         part['item_id'].to_pylist(), part['task'].to_pylist(), part['value'].to_pylist(),
         strict=True) if not task.startswith(ASKED)}
