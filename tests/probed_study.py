@@ -27,7 +27,7 @@ def cell(size):
     return Experiment(
         f'{size}-s0', size, 0, language, dataclasses.replace(small.VISION, image=40), WORLD,
         Data(train=2, validation=2, test=30, similarity_share=.1), (STAGE,),
-        Evaluation(scenes=30, texts=()), small.PADDED)
+        Evaluation(scenes=30, texts=(), conditions=('image', 'blind')), small.PADDED)
 
 
 def save(folder, params, experiment):

@@ -12,7 +12,6 @@ from downscale.analysis.probe_tables import MACRO, SCHEMAS, read
 from downscale.analysis.tables import load_study
 from downscale.places import write_bytes
 
-
 # Of probes the files hold every family and measure; these are printed, in the mean over families.
 SHOWN = ('accuracy', 'selectivity', 'nll rise', 'exact drop', 'kl', 'cka')
 

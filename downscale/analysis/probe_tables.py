@@ -32,7 +32,7 @@ SCHEMAS = {
                            metric=_S, value=_F, n=_I)}
 NO_DEPTH = float('nan')
 MACRO = 'macro'
-ASKED = 'asked '  # begins the tasks that are no family: what the asked object is like
+ASKED = 'asked '  # begins tasks that are no family: what the asked object is like
 
 
 @dataclass
@@ -99,13 +99,7 @@ def means_table(run_id, tasks, resamples):
     """
     rows, macro = [], {}
     for task, one in tasks.items():
-        for key, value in (one.values | _differences(one.values)).items():
-            there = np.isfinite(value)
-            if not there.any():  # no answer has that many tokens
-                continue
-            means = stats.group_means(value[there], np.full(there.sum(), task),
-                                      one.cluster_id[there], resamples)
-            x = means.value[0, 0], means.draws[:, 0, 0], means.n[0], means.clusters[0]
+        for key, x in _means(one, resamples).items():
             rows.append((task, key, x))
             if one.family:
                 macro.setdefault(key, []).append(x)
@@ -123,6 +117,23 @@ def means_table(run_id, tasks, resamples):
 
 BOUNDS = {'accuracy': (0, 1), 'control': (0, 1), 'chance': (0, 1), 'exact': (0, 1),
           'selectivity': (-1, 1), 'exact drop': (-1, 1), 'kl': (0, np.inf), 'nll': (0, np.inf)}
+
+
+def _means(one, resamples):
+    """{key: (mean, draws, items, clusters)}, over the items that have that measure: not every
+    answer has a third token."""
+    values, found = one.values | _differences(one.values), {}
+    alike = {}
+    for key, value in values.items():
+        alike.setdefault(np.isfinite(value).tobytes(), []).append(key)
+    for mask, keys in alike.items():
+        there = np.frombuffer(mask, bool)
+        if there.any():
+            means = stats.group_means([values[key][there] for key in keys],
+                                      np.full(there.sum(), ''), one.cluster_id[there], resamples)
+            found |= {key: (means.value[row, 0], means.draws[:, row, 0], means.n[0],
+                            means.clusters[0]) for row, key in enumerate(keys)}
+    return found
 
 
 def _differences(values):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy.linalg import solve
 
 from downscale.analysis.probe_tables import ASKED, NO_DEPTH, Measured
 from downscale.data.scenes import FIELDS
@@ -223,7 +224,7 @@ def _fit(kernel, hot, across, ridge):
     """Scores [test items, classes]: the training shares of the classes, and what the ridge adds."""
     mean = hot.mean(axis=0)
     weight = ridge * np.trace(kernel) / len(kernel)
-    dual = np.linalg.solve(kernel + weight * np.eye(len(kernel)), hot - mean)
+    dual = solve(kernel + weight * np.eye(len(kernel)), hot - mean, assume_a='pos')
     return mean + across @ dual
 
 
