@@ -108,7 +108,12 @@ def test_means_have_intervals_and_selectivity_is_a_difference_on_the_same_items(
         a, c, s = (held[LARGE, 'read', 'answer', depth, m]['value']
                    for m in ('accuracy', 'control', 'selectivity'))
         assert s == pytest.approx(a - c)
-    assert {row['task'] for row in rows} >= {'macro', 'fact', 'asked cell'}
+    families = {task for _, task, *_ in held} - {'macro', 'similarity'}  # of three items
+    alone = [held[LARGE, task, 'image', .5, 'accuracy'] for task in families
+             if not task.startswith('asked')]
+    macro = held[LARGE, 'macro', 'image', .5, 'accuracy']
+    assert macro['value'] == pytest.approx(np.mean([row['value'] for row in alone]))
+    assert macro['n'] == sum(row['n'] for row in alone) and {'fact', 'asked cell'} <= families
     pairs = read(study[0], 'probe_pairs').to_pylist()
     assert {(p['run_id'], p['other_id']) for p in pairs} == {(SMALL, LARGE)}
     assert {(p['rel_depth'], p['other_depth']) for p in pairs if p['metric'] == 'cka'} \

@@ -85,10 +85,10 @@ def divergence(logits_BTV, blind_BTV, *, words):
 class Looker:
     """A model, its parameters on the device, and how it is asked."""
 
-    def __init__(self, study, experiment, groups=None):
+    def __init__(self, study, experiment):
         self.experiment, self.stage = experiment, experiment.joint_stage
         view = open_checkpoint(stages.folder_of(study, experiment, self.stage))
-        self.model, self.params = view.model, jax.device_put(view.params(groups))
+        self.model, self.params = view.model, jax.device_put(view.params())
         self.encoder = stages.encoder_of(study, experiment, self.stage)
         self.wording = public.wording(experiment) if experiment.evaluation.benchmarks else SCENE
         self.words = self.encoder.tokenizer.get_vocab_size(with_added_tokens=True)
@@ -141,8 +141,6 @@ class Looker:
     def _see(self, items, bands):
         batch, layers = self.batch(items), self.model.language.N
         run = partial(look, self.params, model=self.model)
-        if batch.tiles_BIPQ is None:
-            raise ValueError('items without pictures have no place in probes')
         taps, logits = run(batch, np.zeros(layers, bool))
         depths = {site: DEPTHS if site in ('image', 'answer') else (NO_DEPTH,) for site in SITES}
         features = {(site, depth): np.asarray(taps[site][k]) for site in SITES

@@ -123,31 +123,35 @@ def _probe_run(study, cell, plan, report):
     """One run's tables and features are in its folder; returns notes."""
     folder = _folder(study, cell)
     weights = fingerprint(stages.folder_of(study, cell, cell.joint_stage))
-    key = hash_of([weights, stages.data_hash(cell), dataclasses.asdict(plan)])
+    digest = hash_of([weights, stages.data_hash(cell), dataclasses.asdict(plan)])
     done = read_json(folder / 'DONE.json')
-    if done is None or done['hash'] != key:
-        asked = [item for item in test_items(study, cell) if item.example.count]
-        check_items(study, cell, asked)
-        spare = fresh_items(cell, asked, plan.pictures)
-        looker, total = Looker(study, cell), len(asked) + len(spare)
-        features, measures = looker.see(asked, plan.bands, lambda n: report(n, total))
-        rest, _ = looker.see(spare, report=lambda n: report(len(asked) + n, total)) if spare else (
-            {key: x[:0] for key, x in features.items()}, None)
-        tasks, without = read_out(features, rest, asked, spare, plan.dimensions, plan.seed,
-                                  lambda n, all_: report(n, all_))
-        _add(tasks, measures, asked)
-        resamples = stats.resample([item.question.cluster_id for item in asked], plan.bootstraps,
-                                   plan.seed)
-        write(folder, 'probe_items', items_table(cell.name, tasks))
-        write(folder, 'probes', means_table(cell.name, tasks, resamples))
-        sink = io.BytesIO()
-        np.savez(sink, item_id=[item.question.item_id for item in asked],
-                 scene=[item.example.scene_id for item in asked],
-                 **{f'{site} {depth}': x for (site, depth), x in features.items()})
-        write_bytes(folder / 'features.npz', sink.getvalue())
-        done = {'hash': key, 'without': without}
+    if done is None or done['hash'] != digest:
+        done = {'hash': digest, 'without': _probe(study, cell, plan, report, folder)}
         write_json(folder / 'DONE.json', done)
     return [f'{cell.name}: no probe of {task}: {why}' for task, why in done['without'].items()]
+
+
+def _probe(study, cell, plan, report, folder):
+    """Look at all items and read out what is there; returns why some tasks have no probe."""
+    asked = [item for item in test_items(study, cell) if item.example.count]
+    check_items(study, cell, asked)
+    spare = fresh_items(cell, asked, plan.pictures)
+    looker, total = Looker(study, cell), len(asked) + len(spare)
+    features, measures = looker.see(asked, plan.bands, lambda n: report(n, total))
+    rest, _ = looker.see(spare, report=lambda n: report(len(asked) + n, total))
+    rest = rest or {site: x[:0] for site, x in features.items()}
+    tasks, without = read_out(features, rest, asked, spare, plan.dimensions, plan.seed, report)
+    _add(tasks, measures, asked)
+    resamples = stats.resample([item.question.cluster_id for item in asked], plan.bootstraps,
+                               plan.seed)
+    write(folder, 'probe_items', items_table(cell.name, tasks))
+    write(folder, 'probes', means_table(cell.name, tasks, resamples))
+    sink = io.BytesIO()
+    np.savez(sink, item_id=[item.question.item_id for item in asked],
+             scene=[item.example.scene_id for item in asked],
+             **{f'{site} {depth}': x for (site, depth), x in features.items()})
+    write_bytes(folder / 'features.npz', sink.getvalue())
+    return without
 
 
 def _add(tasks, measures, asked):
