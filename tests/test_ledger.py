@@ -42,7 +42,7 @@ def probe_items(pictures=PICTURES, families=FAMILIES):
 
 @pytest.fixture(scope='module')
 def study(tmp_path_factory):
-    return fake_study(tmp_path_factory.mktemp('ledger') / 'study', pictures=PICTURES)
+    return fake_study(tmp_path_factory.mktemp('ledger') / 'study', 2, PICTURES)
 
 
 @pytest.fixture(scope='module')
@@ -81,6 +81,10 @@ def test_the_reader_is_the_largest_and_chosen_on_gold_texts_alone(found, scored)
     note = next(note for note in found.notes if note.startswith('written'))
     assert 'w64d4 on ' in note and 'on gold texts' in note
     kind, mode = note.partition('w64d4 on ')[2].split(' answers')[0].split(', ')
+    gold = {(k, m): measures.means_of(scored, [measures.pair_groups(scored, k, m == 'think')[
+        'gold', 'w64d4']])[1].value.mean() for k in ('caption', 'extraction')
+        for m in ('direct', 'think')}
+    assert (kind, mode) == max(gold, key=gold.get) and (kind, mode) != next(iter(gold))
     cells = measures.pair_groups(scored, kind, mode == 'think')['w16d2', 'w64d4']
     means = measures.means_of(scored, [cells])[1]
     written = found.levels['w16d2']['written']

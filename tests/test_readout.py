@@ -76,6 +76,8 @@ def test_without_other_pictures_the_own_ones_are_read_part_by_part(monkeypatch):
 
     def watched(train_x, train, test_x, test):
         trained.append((set(train.clusters), set(test.clusters)))
+        real, control = train.labels.reshape(2, -1, len(train.words))
+        assert np.any(real != control)
         return whole(train_x, train, test_x, test)
 
     monkeypatch.setattr(readout, 'predict', watched)
