@@ -145,6 +145,18 @@ def test_an_ignored_picture_has_no_divergence_and_a_used_one_has(study, tmp_path
     np.testing.assert_allclose(found['knock-out', .25, 'nll'], found['output', 1.0, 'nll'])
 
 
+def test_what_is_seen_does_not_depend_on_what_is_looked_at_together(study, monkeypatch):
+    asked = asked_items(study[0], study[1][0])
+    items = sorted(asked, key=lambda item: item.example.count)[-7:]  # three of three pictures
+    looker = Looker(study[0], study[1][0])
+    together = looker.see(items)[0]
+    monkeypatch.setattr(passes, 'SCORES', 2 * looker.model.language.H * 32 ** 2)
+    assert looker.rows(items) == 2
+    apart = looker.see(items)[0]
+    for site, x in together.items():
+        np.testing.assert_allclose(x, apart[site], rtol=1e-4, atol=1e-5)
+
+
 def test_finished_runs_are_left_alone_and_a_lost_one_comes_back_the_same(study, tmp_path,
                                                                           monkeypatch):
     folder = shutil.copytree(study[0], tmp_path / 'study')

@@ -22,6 +22,7 @@ from downscale.model.taps import SITES, Taps
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 BATCH = 32
+SCORES = 2 ** 28  # attention scores of a layer that may be in memory: 1 GiB
 FIRST_TOKENS = 8  # of an answer have a KL of their own; the mean is over all
 
 
@@ -120,22 +121,29 @@ class Looker:
                 tiles_BIPQ[row, :len(prompt.tiles)] = prompt.tiles
         return Batch(tokens_BL, length_B, target_BT, tiles_BIPQ, index_BLC, weight_BLC)
 
+    def rows(self, items):
+        """How many of these items are looked at together: at most `BATCH`, fewer of long ones."""
+        longest = [items[rows[0]] for rows in batches(items, 1)[:1]]
+        L = max((self.batch([item]).tokens_BL.shape[1] for item in longest), default=1)
+        return max(1, min(BATCH, SCORES // (self.model.language.H * L * L)))
+
     def see(self, items, bands=0, report=lambda done: None):
         """({(site, depth): features [n, width]}, {(site, depth, metric): [n]}) of all items.
 
         Without `bands` only the features; else also the nats of the right answer, whether greedy
         decoding writes it, with the picture, blind, and cut off band by band; and the KL.
         """
-        features, measures, order = {}, {}, batches(items)
-        for done, rows in enumerate(order):
-            full = [*rows, *rows[:1] * (BATCH - len(rows))]
+        features, measures, most, done = {}, {}, self.rows(items), 0
+        for rows in batches(items, most):
+            full = [*rows, *rows[:1] * (most - len(rows))]
             seen, found = self._see([items[k] for k in full], bands)
             for into, new in ((features, seen), (measures, found)):
                 for key, values in new.items():
                     if key not in into:
                         into[key] = np.full((len(items), *values.shape[1:]), np.nan, np.float32)
                     into[key][rows] = values[:len(rows)]
-            report(min((done + 1) * BATCH, len(items)))
+            done += len(rows)
+            report(done)
         return features, measures
 
     def _see(self, items, bands):
@@ -168,8 +176,8 @@ class Looker:
         return features, found
 
 
-def batches(items):
-    """Indices of up to `BATCH` items at a time, with as many pictures each and the longest first:
+def batches(items, most):
+    """Indices of up to `most` items at a time, with as many pictures each and the longest first:
     nearly all have one shape."""
     def size(k):
         return -items[k].example.count, -len(items[k].question.text)
@@ -177,7 +185,7 @@ def batches(items):
     found = []
     for k in sorted(range(len(items)), key=size):
         same = found and items[found[-1][0]].example.count == items[k].example.count
-        if same and len(found[-1]) < BATCH:
+        if same and len(found[-1]) < most:
             found[-1].append(k)
         else:
             found.append([k])
