@@ -23,7 +23,7 @@ def _reach(rows):
 
 PANELS = {'image': ('accuracy', 'image tokens: probe accuracy'),
           'answer': ('accuracy', 'answer position: probe accuracy'),
-          'knock-out': ('nll rise', 'picture hidden in a band: nats of the answer')}
+          'knock-out': ('nll rise', 'picture hidden in one band: nats')}
 
 
 def layer_curves(rows):
@@ -37,21 +37,22 @@ def layer_curves(rows):
     runs = list(dict.fromkeys(row['run_id'] for row in rows))
     shades = matplotlib.colormaps['viridis_r'](np.linspace(.15, .8, len(runs)))
     for axis, (site, (metric, title)) in zip(axes, PANELS.items(), strict=True):
-        for run, shade in zip(runs, shades, strict=True):
+        for k, (run, shade) in enumerate(zip(runs, shades, strict=True)):
             here = sorted((row for row in rows if (row['run_id'], row['task'], row['site'],
                                                    row['metric']) == (run, 'macro', site, metric)),
                           key=lambda row: row['rel_depth'])
             if here:
-                axis.errorbar([row['rel_depth'] for row in here], [row['value'] for row in here],
-                              yerr=_reach(here), fmt='o-', ms=3.5, lw=1.2, capsize=2, color=shade,
-                              label=run)
+                beside = .012 * (k - (len(runs) - 1) / 2)  # so that intervals do not cover others
+                axis.errorbar([row['rel_depth'] + beside for row in here],
+                              [row['value'] for row in here], yerr=_reach(here), fmt='o-',
+                              ms=3.5, lw=1.2, capsize=2, color=shade, label=run)
         if metric == 'accuracy':
             floor = [row['value'] for row in rows if row['task'] == 'macro'
                      and row['site'] == 'question' and row['metric'] == 'accuracy']
             if floor:
                 axis.axhline(np.mean(floor), color=GREY, ls='--', lw=1)
-                axis.annotate('question alone', (0, np.mean(floor)), fontsize=7, color=GREY,
-                              xytext=(0, 2), textcoords='offset points')
+                axis.annotate('question alone', (1.05, np.mean(floor)), fontsize=7, color=GREY,
+                              xytext=(0, -8), textcoords='offset points', ha='right')
         else:
             axis.axhline(0, color=GREY, lw=.8)
         axis.set(title=title, xlabel='relative depth', xlim=(-.05, 1.05))

@@ -16,7 +16,7 @@ from downscale.data.scenes import FIELDS
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 INNER_FOLDS = 3   # choose the ridge
 OUTER_FOLDS = 5   # where there are no other items to train on
-MOST_ROWS = 512   # a probe of a task is trained on; more would cost with their cube
+MOST_ROWS = 1024  # a probe of a task is trained on; more would cost with their cube
 FEWEST = 16       # items that a probe is trained on
 ONE_OBJECT = {'attribute': 'shape', 'position': 'shape', 'read': 'shape', 'ground': 'shape',
               'content': 'cell'}  # families that ask about one object: what they name it by
