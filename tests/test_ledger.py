@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from fake_study import FAMILIES, fake_study
 
+from downscale import cli
 from downscale.analysis import ledger as ledgers
 from downscale.analysis import measures, probe_tables
 from downscale.analysis.ledger import SITES, STEPS, ledger, ledger_rows
@@ -14,6 +15,7 @@ from downscale.analysis.measures import Missing
 from downscale.analysis.probe_command import show_ledger
 from downscale.analysis.probe_tables import ASKED, Measured, items_table, write
 from downscale.analysis.tables import load_study
+from downscale.analyze_command import ANALYZE_EXAMPLES
 from downscale.evaluate.items import TableError
 
 PICTURES = 120
@@ -139,3 +141,9 @@ def test_the_command_prints_the_rows_and_leaves_three_files(study, tmp_path, cap
     assert json.loads(capsys.readouterr().out) == held
     assert (tmp_path / 'out' / 'ledger.json').read_bytes() == before
     assert ledgers.FLOOR in {row['what'] for row in held['rows']}
+
+
+@pytest.mark.parametrize('verb', ['probe', 'ledger'])
+def test_the_example_of_the_help_parses(verb):
+    args = cli.parser().parse_args(ANALYZE_EXAMPLES[verb].split()[1:])
+    assert args.verb == verb and args.run is cli.analyze and args.study.name == 'smoke'

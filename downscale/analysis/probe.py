@@ -133,8 +133,9 @@ def _probe_run(study, cell, plan, report):
 
 def _probe(study, cell, plan, report, folder):
     """Look at all items and read out what is there; returns why some tasks have no probe."""
-    asked = [item for item in test_items(study, cell) if item.example.count]
-    check_items(study, cell, asked)
+    every = test_items(study, cell)
+    check_items(study, cell, every)
+    asked = [item for item in every if item.example.count]
     spare = fresh_items(cell, asked, plan.pictures)
     looker, total = Looker(study, cell), len(asked) + len(spare)
     features, measures = looker.see(asked, plan.bands, lambda n: report(n, total))
