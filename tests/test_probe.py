@@ -1,5 +1,4 @@
 """`downscale analyze probe` and `ledger` on a study in whose weights something was planted."""
-import dataclasses
 import json
 import shutil
 
@@ -213,7 +212,7 @@ def test_what_cannot_be_probed_is_one_line(capsys, argv, told):
 
 
 def test_a_study_without_a_model_that_sees_says_so(study, tmp_path):
-    cell = dataclasses.replace(study[1][0])
+    cell = study[1][0]
     write_json(tmp_path / 'study.json', {'runs': [{'run_id': cell.name}]})
     with pytest.raises(ValueError, match=f'nothing to probe: {cell.name}: skipped: no finished'):
         probe.probe_study(tmp_path)
@@ -235,4 +234,4 @@ def test_fresh_scenes_are_none_that_the_study_asks_about(study):
     for part in ('scene_id', 'caption'):
         assert not {getattr(item.example, part) for item in asked} \
             & {getattr(item.example, part) for item in spare}
-    assert jax.tree.leaves(spare) and all(item.example.count for item in spare)
+    assert all(item.example.count for item in spare)
