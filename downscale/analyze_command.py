@@ -1,4 +1,6 @@
 """The verbs of `downscale analyze` and their arguments: laws of tables, and measures of studies."""
+import contextlib
+import sys
 from pathlib import Path
 
 from downscale.analysis import fit_command
@@ -11,6 +13,8 @@ ANALYZE_EXAMPLES = {
     'grid': 'downscale analyze grid runs/smoke --csv grid.csv',
     'attribute': 'downscale analyze attribute runs/smoke --macro',
     'compare': 'downscale analyze compare runs/smoke --sizes w32d2 w64d4 --json',
+    'probe': 'downscale analyze probe runs/smoke --pictures 256',
+    'ledger': 'downscale analyze ledger runs/smoke --out runs/smoke/analysis',
 }
 HELP = {
     'fit': 'Fit a law of size (and tokens) to a table, with intervals and alarms.',
@@ -19,6 +23,8 @@ HELP = {
     'grid': 'Accuracy of perception x reasoner pairs, with marginal curves.',
     'attribute': 'Shares of the drop by Shapley values, and items by class that sum to it.',
     'compare': 'Sizes on the same items: paired differences, adjusted p values, power.',
+    'probe': 'What every run holds of its pictures, layer by layer, and what hiding them costs.',
+    'ledger': 'Where small sizes lose against the largest, from the picture to the answer.',
 }
 
 
@@ -33,6 +39,8 @@ def add_analyze_arguments(sub):
             fit_command.add_fit_arguments(one)
         elif verb == 'isoflop':
             fit_command.add_isoflop_arguments(one)
+        elif verb in ('probe', 'ledger'):
+            add_probe_arguments(one, verb)
         else:
             add_measure_arguments(one, verb)
 
@@ -54,12 +62,48 @@ def add_measure_arguments(sub, verb):
         sub.add_argument('--sizes', nargs=2, metavar='SIZE', help='two sizes (default: all pairs)')
 
 
+def add_probe_arguments(sub, verb):
+    """`sub` takes what `probe_command` reads for this verb."""
+    sub.set_defaults(verb=verb)
+    sub.add_argument('study', type=Path, help='folder of a study')
+    sub.add_argument('--out', type=Path, help='folder of JSON, CSV and figure (STUDY/analysis)')
+    sub.add_argument('--json', action='store_true', help='one JSON object instead of tables')
+    sub.add_argument('--bootstraps', type=int, default=2000, metavar='N',
+                     help='resamples of the pictures (default 2000)')
+    sub.add_argument('--seed', type=int, default=0, help='seed of the resamples (default 0)')
+    if verb == 'ledger':
+        sub.add_argument('--macro', action='store_true', help='print means over families only')
+    else:
+        sub.add_argument('--pictures', type=int, default=256, metavar='N',
+                         help='fresh scenes that probes are trained on (default 256)')
+        sub.add_argument('--quiet', action='store_true', help='no progress bars')
+
+
+def probe(args):
+    """Probe every run of a study that is not probed yet; the same command continues."""
+    from downscale.analysis import probe_command
+    probe_command.check(args)
+    if args.pictures < 0:
+        raise ValueError(f'--pictures {args.pictures} must be at least 0')
+    from downscale.analysis.probe import probe_study
+    from downscale.console import progress_bars
+    said = sys.stderr if args.json else sys.stdout  # stdout is then one JSON object
+    with contextlib.redirect_stdout(said), progress_bars(args.quiet) as bars:
+        notes = probe_study(args.study, args.pictures, args.bootstraps, args.seed, bars)
+    probe_command.show_probes(args, notes)
+
+
 def run(args):
     """Run one verb."""
     if args.verb == 'fit':
         fit_command.run(args)
     elif args.verb == 'isoflop':
         fit_command.run_isoflop(args)
+    elif args.verb == 'probe':
+        probe(args)
+    elif args.verb == 'ledger':
+        from downscale.analysis import probe_command
+        probe_command.show_ledger(args)
     else:
         from downscale.analysis import measure_command
         measure_command.run(args)

@@ -204,7 +204,12 @@ def benchmark(args):
 
 
 def analyze(args):
-    """Laws of size from tables, and drops, grids and shares of a study, with intervals."""
+    """Laws of size from tables; drops, shares and probes of a study, with intervals."""
+    if args.verb == 'probe':  # the only one that runs models
+        if on_cpu():
+            keep_freed_memory()
+        from downscale.study import use_cache
+        use_cache(cache_folder())
     analyze_command.run(args)
 
 

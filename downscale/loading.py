@@ -11,7 +11,7 @@ import numpy as np
 from downscale import experiment as experiments
 from downscale.data.tokens import load_tokenizer
 from downscale.model.contrastive import PairModel, abstract_pair_params
-from downscale.model.init import abstract_params
+from downscale.model.init import PARTS, abstract_params
 from downscale.model.vision import Tower
 from downscale.sharding import Rules, shardings
 from downscale.train.checkpoint import latest, load_params, stored_leaves
@@ -31,7 +31,7 @@ def load(folder, mesh=None, dtype=None):
     folder = Path(folder)
     experiment = experiments.load(folder)
     model = model_of(experiment, folder.name)
-    target = _target(model, stored_leaves(latest(folder)), dtype)
+    target = abstract_of(model, stored_leaves(latest(folder)), dtype)
     if mesh is not None:
         target = jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
@@ -46,7 +46,7 @@ def model_of(experiment, stage):
     return experiment.model(stage)
 
 
-def _target(model, stored, dtype):
+def abstract_of(model, stored, dtype=None):
     """ShapeDtypeStructs of the groups that were stored, in `dtype` or as they were stored."""
     if isinstance(model, Tower):
         patches = np.zeros((1, model.cfg.P, model.cfg.Q), np.float32)
@@ -54,7 +54,8 @@ def _target(model, stored, dtype):
     elif isinstance(model, PairModel):
         tree = abstract_pair_params(model)
     else:
-        tree = abstract_params(model, tuple(sorted({name.split('/')[0] for name in stored})))
+        groups = {name.split('/')[0] for name in stored}  # a foreign one is told later
+        tree = abstract_params(model, tuple(sorted(groups & set(PARTS))))
 
     def typed(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator='/')

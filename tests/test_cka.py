@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from downscale.analysis.cka import cka, hsic
+from downscale.analysis.cka import cka, hsic, knn_overlap
 
 ITEMS = 256
 
@@ -51,3 +51,19 @@ def test_items_must_be_the_same_and_at_least_four():
         cka(np.ones((3, 2)), np.ones((3, 2)))
     with pytest.raises(ValueError, match='found 5 and 6'):
         hsic(np.ones((5, 2)), np.ones((6, 2)))
+
+
+def test_neighbours_are_shared_up_to_rotation_and_by_chance_without_any_relation():
+    first = _features(8, 16)
+    turn = np.linalg.qr(_features(9, 16)[:16])[0]
+    assert knn_overlap(first, 2 * first @ turn + 3) == 1
+    chance = 10 / (ITEMS - 1)
+    assert knn_overlap(first, _features(10, 512)) == pytest.approx(chance, abs=.02)
+    noisy = first + .5 * _features(11, 16)
+    assert 5 * chance < knn_overlap(first, noisy) < .9
+
+
+def test_neighbours_need_more_items_than_are_counted_and_features_that_vary():
+    with pytest.raises(ValueError, match='11 or more items on both sides, found 10 and 10'):
+        knn_overlap(np.eye(10), np.eye(10))
+    assert np.isnan(knn_overlap(np.ones((20, 3)), _features(12, 3)[:20]))

@@ -47,3 +47,26 @@ def _hsic(k, m):
     n, k_sums, m_sums = len(k), k.sum(axis=0), m.sum(axis=0)
     whole = np.sum(k * m) + k_sums.sum() * m_sums.sum() / ((n - 1) * (n - 2))
     return float((whole - 2 * (k_sums @ m_sums) / (n - 2)) / (n * (n - 3)))
+
+
+def knn_overlap(first, second, k=10):
+    """The share of each item's `k` nearest others that features [items, width] of both sides have
+    in common, on average; about k / (items - 1) for independent ones.
+
+    Nearness is the cosine of centred features (mutual k-NN, Huh et al. 2405.07987). NaN where a
+    side does not vary. ValueError with `k` or fewer items.
+    """
+    if len(first) != len(second) or len(first) <= k:
+        raise ValueError(f'{k} neighbours need the same {k + 1} or more items on both sides, found '
+                         f'{len(first)} and {len(second)}')
+    near = []
+    for features in (first, second):
+        features = np.asarray(features, dtype=np.float64)
+        spread = features - features.mean(axis=0)
+        if np.linalg.norm(spread) <= ROUNDING * np.linalg.norm(features):
+            return np.nan
+        spread /= np.maximum(np.linalg.norm(spread, axis=1, keepdims=True), ROUNDING)
+        alike = spread @ spread.T
+        np.fill_diagonal(alike, -np.inf)
+        near.append(np.argpartition(-alike, k - 1, axis=1)[:, :k])
+    return float(np.mean([len(set(a) & set(b)) / k for a, b in zip(*near, strict=True)]))

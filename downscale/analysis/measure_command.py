@@ -58,13 +58,18 @@ def run(args):
     if args.csv:
         write_bytes(args.csv, as_csv(rows).encode())
     if args.json:
-        found = {'verb': args.verb, 'input_hash': study.input_hash, 'level': 0.95,
-                 'bootstraps': args.bootstraps, 'seed': args.seed, 'notes': notes,
-                 'rows': [_plain(row) for row in rows]}
-        print(json.dumps(found, indent=1, allow_nan=False))
+        print(as_json(args, study.input_hash, rows, notes))
         return
     print(*lines([row for row in rows if not args.macro or row.family in ('macro', '')], notes),
           sep='\n')
+
+
+def as_json(args, input_hash, rows, notes):
+    """The rows as one JSON object, with what they were made of."""
+    found = {'verb': args.verb, 'input_hash': input_hash, 'level': 0.95,
+             'bootstraps': args.bootstraps, 'seed': args.seed, 'notes': notes,
+             'rows': [_plain(row) for row in rows]}
+    return json.dumps(found, indent=1, allow_nan=False)
 
 
 def as_csv(rows):

@@ -1,4 +1,6 @@
 """The decoder: Qwen3, Qwen2 and Llama/SmolLM2 are rows of one table (`sizes.py`)."""
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -43,17 +45,21 @@ class Block(nn.Module):
         return constrain(x_BLD, 'BLD', self.rules), kept
 
 
-def whole_text(block, x_BLD, turn, attention):
+def whole_text(block, x_BLD, cut, turn, attention, read=None):
     """One step of the scan over layers: `block` where every key is a token of this very call.
 
-    `attention` is a mask [B, L, S], or segments [B, L] for the TPU kernel.
+    `attention` is a mask [B, L, S], or segments [B, L] for the TPU kernel. With `read` (a `Reader`)
+    `cut` says whether text sees no pictures in this layer, and what it reads comes back beside x.
     """
+    if read is not None:
+        attention = attention & ~(cut & read.pictures_BLS)
+
     def mix(q_BLHE, k_BLKE, v_BLKE):
         attend_here = attend if attention.ndim == 3 else splash.attend_packed
         return attend_here(q_BLHE, k_BLKE, v_BLKE, attention), None
 
     x_BLD, _ = block(x_BLD, turn, mix)
-    return x_BLD, None
+    return x_BLD, None if read is None else read(x_BLD)
 
 
 def look_up(share_VD, tokens_BL, shape, rules):
@@ -83,8 +89,9 @@ class Language(nn.Module):
     `image_BLD` replaces the embedding where `image_mask_BL` is True; attention follows
     `segments_BL`. `unroll` trades compile time for CPU speed; `kernels` takes the TPU kernel for
     attention where it fits. `finish(x_BLD, share)`, where given, replaces the logits: it gets what
-    left the last norm and the share of the head that is at hand, as [V, D]. Writing token by token
-    is the business of `generate/`, which applies the same blocks with a cache.
+    left the last norm and the share of the head that is at hand, as [V, D]. With `taps` (see
+    `taps.py`) the result is (that, what was read of every layer). Writing token by token is the
+    business of `generate/`, which applies the same blocks with a cache.
     """
     cfg: LanguageConfig
     rules: Rules = Rules()
@@ -96,7 +103,7 @@ class Language(nn.Module):
 
     @nn.compact
     def __call__(self, tokens_BL, positions_BL, segments_BL, image_BLD=None, image_mask_BL=None,
-                 finish=None):
+                 finish=None, taps=None):
         c = self.cfg
         embedding_VD = share(self, 'embedding_VD', (c.V, c.D))
         x_BLD = look_up(embedding_VD, tokens_BL, (c.V, c.D), self.rules).astype(self.dtype)
@@ -104,17 +111,22 @@ class Language(nn.Module):
         if image_BLD is not None:
             x_BLD = jnp.where(image_mask_BL[:, :, None], image_BLD.astype(self.dtype), x_BLD)
         x_BLD = constrain(x_BLD, 'BLD', self.rules)
-        blocks = nn.scan(rematerialised(whole_text, self.remat), variable_axes={'params': 0},
-                         split_rngs={'params': True}, in_axes=(nn.broadcast, nn.broadcast),
-                         length=c.N, unroll=min(self.unroll, c.N))
-        kernels = self.kernels and splash.fits(tokens_BL.shape[1], c.E)
-        x_BLD, _ = blocks(Block(c, self.rules, growth=self.growth, name='blocks'), x_BLD,
-                          rotary(positions_BL, c.E, c.theta),
-                          segments_BL if kernels else causal_mask(segments_BL))
+        read = taps and taps.reader(image_mask_BL)
+        blocks = nn.scan(rematerialised(partial(whole_text, read=read), self.remat),
+                         variable_axes={'params': 0}, split_rngs={'params': True},
+                         in_axes=(0, nn.broadcast, nn.broadcast), length=c.N,
+                         unroll=min(self.unroll, c.N))
+        kernels = self.kernels and not taps and splash.fits(tokens_BL.shape[1], c.E)
+        begun_BLD = x_BLD
+        x_BLD, seen = blocks(Block(c, self.rules, growth=self.growth, name='blocks'), x_BLD,
+                             taps and taps.cut_N, rotary(positions_BL, c.E, c.theta),
+                             segments_BL if kernels else causal_mask(segments_BL))
         x_BLD = times(RmsNorm(c.eps, name='final_norm')(x_BLD), self.growth.output)
         name, shape = ('embedding_VD', (c.V, c.D)) if c.tie else ('head_DV', (c.D, c.V))
         table = embedding_VD if c.tie else share(self, name, shape)
         if finish is not None:
-            return finish(x_BLD, table if c.tie else table.T)
-        table = whole(table, name[-2:], shape, self.rules)
-        return constrain(score(x_BLD, table, c.tie), 'BLV', self.rules)
+            out = finish(x_BLD, table if c.tie else table.T)
+        else:
+            table = whole(table, name[-2:], shape, self.rules)
+            out = constrain(score(x_BLD, table, c.tie), 'BLV', self.rules)
+        return (out, read.layers(begun_BLD, seen)) if taps else out

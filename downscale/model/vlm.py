@@ -41,7 +41,8 @@ class Vlm(nn.Module):
 
     The parameter tree has the groups `language`, `tower`, `connector` and, with `newline`,
     `image_newline_D`; a text-only model is the same module without tiles, whose tree holds
-    `language` alone. `kernels`, `growth` and `finish` are those of `Language`.
+    `language` alone. `kernels`, `growth`, `finish` and `taps` are those of `Language`; of taps the
+    tower and the connector are read as well.
     """
     language: LanguageConfig
     vision: VisionConfig
@@ -55,11 +56,11 @@ class Vlm(nn.Module):
 
     @nn.compact
     def __call__(self, tokens_BL, positions_BL, segments_BL, tiles_BIPQ=None,
-                 image_index_BLC=None, image_weight_BLC=None, finish=None):
+                 image_index_BLC=None, image_weight_BLC=None, finish=None, taps=None):
         decoder = Language(self.language, self.rules, self.dtype, self.remat, self.unroll,
                            self.kernels, self.growth, name='language')
         if tiles_BIPQ is None:
-            return decoder(tokens_BL, positions_BL, segments_BL, finish=finish)
+            return decoder(tokens_BL, positions_BL, segments_BL, finish=finish, taps=taps)
         B, I, P, Q = tiles_BIPQ.shape
         tower = Tower(self.vision, self.rules, self.dtype, self.remat, self.unroll, name='tower')
         features_BPW = tower(tiles_BIPQ.reshape(B * I, P, Q))
@@ -72,5 +73,8 @@ class Vlm(nn.Module):
                 [features_BLD, jnp.broadcast_to(newline_D, (B, 1, width))], axis=1)
         image_BLD = splice(features_BLD, image_index_BLC, image_weight_BLC)
         image_BLD = constrain(image_BLD, 'BLD', self.rules)
-        return decoder(tokens_BL, positions_BL, segments_BL, image_BLD,
-                       image_index_BLC[:, :, 0] >= 0, finish)
+        out = decoder(tokens_BL, positions_BL, segments_BL, image_BLD,
+                      image_index_BLC[:, :, 0] >= 0, finish, taps)
+        if not taps:
+            return out
+        return out[0], taps.features(features_BPW, features_BPD, image_index_BLC) | out[1]

@@ -97,10 +97,11 @@ def stored_leaves(step_folder):
             for p, m in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def compare(stored, target, where):
+def compare(stored, target, where, dtypes=None):
     """Raise ValueError listing missing, unexpected and mis-shaped leaves; silent when equal.
 
-    orbax alone lets a checkpoint of fewer layers pass into a deeper model.
+    orbax alone lets a checkpoint of fewer layers pass into a deeper model. `dtypes` {path: dtype}
+    are compared where they are given.
     """
     wanted = {jax.tree_util.keystr(p, simple=True, separator='/'): tuple(leaf.shape)
               for p, leaf in jax.tree_util.tree_leaves_with_path(target)}
@@ -110,6 +111,8 @@ def compare(stored, target, where):
     problems += [f'{name}: stored {stored[name][0]}, model {wanted[name]}'
                  for name in sorted(wanted.keys() & stored.keys())
                  if stored[name][0] != wanted[name]]
+    problems += [f'{name}: stored as {stored[name][1]}, model {dtype}'
+                 for name, dtype in sorted((dtypes or {}).items()) if stored[name][1] != dtype]
     if problems:
         shown = '; '.join(problems[:MOST_SHOWN])
         more = f'; and {len(problems) - MOST_SHOWN} more' if len(problems) > MOST_SHOWN else ''

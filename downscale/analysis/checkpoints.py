@@ -1,0 +1,121 @@
+"""A checkpoint as an analysis sees it: checked against its own config, read a leaf at a time.
+
+Needs JAX, and no accelerator: whatever mesh wrote the checkpoint, its leaves come back as numpy.
+"""
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from scipy.sparse.linalg import svds
+
+from downscale import experiment as experiments
+from downscale.letters import axes_of
+from downscale.loading import abstract_of, model_of
+from downscale.strict import unknown
+from downscale.train.checkpoint import StoredLeaf, compare, latest, load_params, stored_leaves
+
+SMALL = 32  # below this width a whole decomposition is as fast as the largest value alone
+
+
+@dataclass(frozen=True)
+class CheckpointView:
+    """The newest checkpoint of a run folder; nothing is read before it is asked for.
+
+    `leaves` maps names such as 'language/final_norm/scale_D' to (shape, dtype).
+    """
+    folder: Path
+    config: experiments.Experiment
+    stage: str
+    step_folder: Path
+    leaves: dict
+    target: dict = field(repr=False)
+
+    @property
+    def step(self):
+        """The step that was saved."""
+        return int(self.step_folder.name)
+
+    @property
+    def model(self):
+        """The module whose parameters these are."""
+        return model_of(self.config, self.stage)
+
+    def leaf(self, name):
+        """One leaf as numpy; KeyError naming the nearest when there is none of that name."""
+        if name not in self.leaves:
+            raise KeyError(unknown('leaf', name, list(self.leaves)))
+        shape, dtype = self.leaves[name]
+        return StoredLeaf(self.step_folder, name, shape, np.dtype(dtype)).read()
+
+    def params(self, groups=None):
+        """The parameters as nested numpy, only the `groups` named (all by default)."""
+        for name in groups or ():
+            if name not in self.target:
+                raise ValueError(unknown('group', name, list(self.target)))
+        return load_params(self.folder, self.target, groups)
+
+
+def open_checkpoint(path):
+    """The `CheckpointView` of a run folder, its metadata read and every leaf checked.
+
+    ValueError listing the first leaves whose path, shape or dtype is not that of the model that
+    `experiment.json` describes; FileNotFoundError where there is no checkpoint. Parameters that
+    were trained here are float32; an import keeps the dtypes that it came with.
+    """
+    folder = Path(path)
+    config = experiments.load(folder)
+    step = latest(folder)
+    stored = stored_leaves(step)
+    target = abstract_of(model_of(config, folder.name), stored)
+    wanted = {name: 'float32' for name in stored} if config.stages else None
+    compare(stored, target, step, wanted)
+    return CheckpointView(folder, config, folder.name, step, stored, target)
+
+
+def diff(after, before):
+    """How far the weights of one checkpoint are from those of another, read leaf by leaf.
+
+    Returns (rows, groups). A row holds leaf, group, `change` = ||W - W0|| / ||W0||, the `rank` of W
+    and `change_rank` of W - W0: the stable rank ||A||_F^2 / ||A||_2^2, its median over layers where
+    they are stacked, None for vectors and for what did not change. `groups` maps a group to its
+    change. ValueError listing the leaves that only one has, or with another shape.
+    """
+    compare(after.leaves, before.target, after.folder)
+    rows, sums = [], {}
+    for name in sorted(after.leaves):
+        new, old = (view.leaf(name).astype(np.float64) for view in (after, before))
+        group, moved, size = name.split('/')[0], np.sum((new - old) ** 2), np.sum(old ** 2)
+        total = sums.setdefault(group, np.zeros(2))
+        total += moved, size
+        rows.append({'leaf': name, 'group': group, 'change': _ratio(moved, size),
+                     'rank': _stable_rank(name, new), 'change_rank': _stable_rank(name, new - old)})
+    return rows, {group: _ratio(*total) for group, total in sums.items()}
+
+
+def _ratio(moved, size):
+    """Of two sums of squares; None where a leaf that was all zeros has moved."""
+    if not size:
+        return None if moved else 0.0
+    return float(np.sqrt(moved / size))
+
+
+def _stable_rank(name, leaf):
+    axes = axes_of(name.rpartition('/')[2])
+    layers = leaf if leaf.ndim > len(axes) else leaf[None]
+    if len(axes) < 2:
+        return None
+    # Heads are read by o_HED and written by q_DHE: inputs first, outputs last.
+    inputs = 2 if axes.startswith('HE') and len(axes) > 2 else 1
+    found = [_rank(layer.reshape(int(np.prod(layer.shape[:inputs])), -1)) for layer in layers]
+    found = [rank for rank in found if rank is not None]
+    return float(np.median(found)) if found else None
+
+
+def _rank(matrix):
+    whole = float(np.sum(matrix ** 2))
+    if not whole:
+        return None
+    if min(matrix.shape) <= SMALL:
+        return whole / float(np.linalg.norm(matrix, 2)) ** 2
+    largest = svds(matrix, k=1, return_singular_vectors=False, random_state=0)[0]
+    return whole / float(largest) ** 2

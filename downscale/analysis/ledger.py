@@ -1,0 +1,174 @@
+"""The loss ledger: from the picture to the answer, where small models lose against the largest.
+
+Every column is a number an item: whether a probe reads the answer at a site, whether the largest
+reasoner can answer from what this size wrote, and whether this size answers. Columns are other
+instruments, so levels of two columns do not compare; what small loses against large in one column
+does, and its change from column to column is where that happens.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+
+from downscale.analysis import gate, inference, measures, stats
+from downscale.analysis.measure_rows import Row
+from downscale.analysis.measures import MODES, Missing
+from downscale.analysis.probe_tables import NO_DEPTH, hits
+from downscale.analysis.tables import pair
+from downscale.evaluate.items import TableError
+
+FLOOR = 'question alone'
+SITES = {FLOOR: ('question', NO_DEPTH), 'tower': ('vision', NO_DEPTH),
+         'connector': ('connector', NO_DEPTH), 'middle of the LLM': ('image', 0.5),
+         'answer position': ('answer', 1.0)}
+WRITTEN, ANSWERED = 'written', 'answered'
+# What is lost between a column and the one before it.
+STEPS = {'tower': 'tower', 'connector': 'connector', 'middle of the LLM': 'early LLM',
+         'answer position': 'late LLM', WRITTEN: 'known but not said',
+         ANSWERED: 'said but not used'}
+UNSAID = 'known but not used'  # the last step where nothing was written for a reader
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """`levels` {size: {column: {family or 'macro': Interval}}}, `losses` {size: {step: {...}}} of
+    every size but the largest, whose steps add up to its 'total' in every family."""
+    large: str
+    levels: dict
+    losses: dict
+    notes: tuple
+
+
+def ledger(s, table):
+    """The `Ledger` of a scored study and its `probe_items`; `Missing` or `TableError` with the
+    reason where a size cannot be compared with another."""
+    probed = set(table['run_id'].unique().to_pylist())
+    groups, left_out = {}, []
+    for size in s.sizes:
+        cells = measures.joint_cells(s, size, 'image')
+        held = [cell for cell in cells if cell.p_run in probed]
+        left_out += [cell.p_run for cell in cells if cell not in held]
+        if held:
+            groups[size] = held
+    if len(groups) < 2:
+        raise Missing(f'a ledger needs two sizes that were probed and answered with the picture, '
+                      f'found {len(groups)}; run `downscale analyze probe {s.study.root}`')
+    written, said = _written(s, groups)
+    notes = [gate.gate(s)['line'], said, 'columns are other instruments: compare sizes within one, '
+             'and losses from one to the next']
+    if left_out:
+        notes.append(f'runs without probes are left out: {", ".join(sorted(left_out))}')
+    few = [size.name for size, cells in groups.items() if len(cells) < inference.FEW_RUNS]
+    if few:
+        notes.append(f'fewer than {inference.FEW_RUNS} seeds for {", ".join(few)}: intervals cover '
+                     'the choice of pictures, not of training seeds')
+    sizes = list(groups)
+    paired = pair(s.study, [*groups.values(), *written.values()])
+    probes, keep = _probes(table, groups, paired)
+    skipped = sorted(set(paired.task[~keep]))
+    if skipped:
+        notes.append(f'skipped: {", ".join(skipped)}: no probe at every site')
+    if not keep.any():
+        raise Missing('no family was probed at every site')
+    columns = [*SITES, *([WRITTEN] if written else []), ANSWERED]
+    values = np.stack([np.stack([*probes[size], *(
+        [paired.scores[len(sizes) + k]] if written else []), paired.scores[k]])
+        for k, size in enumerate(sizes)])[:, :, keep]
+    means = stats.with_macro(stats.group_means(
+        values.reshape(len(sizes) * len(columns), -1), paired.task[keep],
+        paired.cluster_id[keep], s.resamples))
+    return Ledger(sizes[-1].name, _levels(means, sizes, columns),
+                  _losses(means, sizes, columns), tuple(notes))
+
+
+def _written(s, groups):
+    """({size: cells of the fixed reader on this size's texts}, what it is or why there is none).
+
+    The reader is the largest reasoner, of each seed its own, with the kind of text and the mode in
+    which it reads gold texts best: that choice knows nothing of the sizes compared.
+    """
+    seed = {run['run_id']: run['seed'] for run in s.study.meta['runs']}
+    best = None
+    for kind in ('caption', 'extraction'):
+        for mode, thinking in MODES.items():
+            pairs = measures.pair_groups(s, kind, thinking)
+            readers = [size.name for size in s.sizes if any(r == size.name for _, r in pairs)]
+            runs = {cell.p_run for cells in groups.values() for cell in cells}
+            own = {size: [cell for cell in pairs.get((size.name, readers[-1]), ())
+                          if seed[cell.p_run] == seed[cell.r_run] and cell.p_run in runs]
+                   for size in groups} if readers else {}
+            gold = pairs.get(('gold', readers[-1])) if readers else None
+            if gold and all(len(own[size]) == len(cells) for size, cells in groups.items()):
+                x = measures.one(stats.macro(measures.means_of(s, [gold])[1]), 0, 0)
+                if best is None or x.value > best[0].value:
+                    best = x, own, f'{readers[-1]} on {kind}, {mode}'
+    if best is None:
+        return {}, f'{WRITTEN}: skipped: no reasoner read gold texts and those of every size'
+    x, own, name = best
+    return own, (f'{WRITTEN}: what {name} answers from; on gold texts it is right in {x.value:.3f} '
+                 f'[{x.low:.3f}, {x.high:.3f}] of the items (mean over families)')
+
+
+def _probes(table, groups, paired):
+    """({size: [hits of each site]} in the order of `paired`, which items have all of them).
+
+    `TableError` with counts where probes saw items that the study's table lacks.
+    """
+    found, keep = {}, np.ones(len(paired.item_id), bool)
+    for size, cells in groups.items():
+        found[size] = []
+        for site, depth in SITES.values():
+            runs = []
+            for cell in cells:
+                held = hits(table, cell.p_run, site, depth)
+                foreign = sorted(set(held) - set(paired.item_id))
+                if foreign:
+                    raise TableError(f'pairing: {cell.p_run} was probed on {len(foreign)} items '
+                                     f'that it was not asked, first {foreign[:3]}; probe again')
+                runs.append([held.get(item, np.nan) for item in paired.item_id])
+            found[size].append(np.mean(runs, axis=0))
+            keep &= np.isfinite(found[size][-1])
+    # A family counts with all of its items or not at all.
+    return found, ~np.isin(paired.task, paired.task[~keep])
+
+
+def _levels(means, sizes, columns):
+    return {size.name: {column: {task: measures.one(means, k * len(columns) + c, place)
+                                 for place, task in enumerate(means.groups)}
+                        for c, column in enumerate(columns)}
+            for k, size in enumerate(sizes)}
+
+
+def _losses(means, sizes, columns):
+    """What each smaller size loses to the largest, step by step: paired, one set of resamples."""
+    found, chain = {}, [column for column in columns if column != FLOOR]
+    for k, size in enumerate(sizes[:-1]):
+        def gap(column, k=k):
+            weights = np.zeros(len(sizes) * len(columns))
+            weights[(len(sizes) - 1) * len(columns) + columns.index(column)] = 1
+            weights[k * len(columns) + columns.index(column)] = -1
+            return weights
+
+        steps, before = {}, 0
+        for column in chain:
+            name = UNSAID if column == ANSWERED and WRITTEN not in chain else STEPS[column]
+            steps[name] = gap(column) - before
+            before = gap(column)
+        steps['total'] = before
+        found[size.name] = {name: {task: stats.contrast(means, weights, place, (-2, 2))
+                                   for place, task in enumerate(means.groups)}
+                            for name, weights in steps.items()}
+    return found
+
+
+def ledger_rows(found):
+    """The numbers of a `Ledger` as `Row`s, and its notes."""
+    rows = [_row('levels', size, task, column, x) for size, columns in found.levels.items()
+            for column, tasks in columns.items() for task, x in tasks.items()]
+    rows += [_row('losses', f'{found.large} - {size}', task, step, x)
+             for size, steps in found.losses.items() for step, tasks in steps.items()
+             for task, x in tasks.items()]
+    return rows, list(found.notes)
+
+
+def _row(table, setting, task, what, x):
+    return Row(table, setting, task, what, x.value, x.low, x.high, x.n, x.clusters, x.method)

@@ -1,0 +1,219 @@
+"""Where a model that answers about pictures holds what it needs: probes of every run of a study.
+
+Items, prompts and right answers are those of the joint evaluation; probes are trained on scenes
+that nothing else uses. `passes` needs JAX; what is made of the numbers (`readout`, `ledger`) not.
+"""
+import dataclasses
+import io
+import itertools
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+
+from downscale import experiment as experiments_
+from downscale import stages
+from downscale.analysis import stats
+from downscale.analysis.cka import cka, knn_overlap
+from downscale.analysis.passes import DEPTHS, Looker
+from downscale.analysis.probe_tables import (
+    NO_DEPTH,
+    SCHEMAS,
+    items_table,
+    means_table,
+    read,
+    write,
+)
+from downscale.analysis.readout import read_out
+from downscale.data.world_builder import scene_example, triple_example
+from downscale.evaluate.answers import hash_of, items_of
+from downscale.evaluate.fingerprint import fingerprint
+from downscale.evaluate.items import read_items
+from downscale.evaluate.run import test_items
+from downscale.places import place, read_json, write_bytes, write_json
+
+JOINT = ('interleave', 'instruct')  # the stages that answer with the picture, the later one first
+MOST_DIMENSIONS, MOST_BANDS = 256, 4
+MOST_ALIKE, NEIGHBOURS = 1024, 10  # items that layers are compared on, and neighbours of each
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What decides the numbers of a run beside its weights and the data.
+
+    `dimensions` that every probe gets, `bands` of layers that are cut off in turn, fresh `pictures`
+    that probes are trained on.
+    """
+    dimensions: int
+    bands: int
+    pictures: int
+    bootstraps: int
+    seed: int
+
+
+def plan_of(experiments, pictures=256, bootstraps=2000, seed=0):
+    """The `Plan` that treats all these cells alike: no probe sees more dimensions than the
+    narrowest of their features has, and no band is without a layer in the shallowest."""
+    widths = [w for cell in experiments for w in (cell.vision.W, cell.language.D)]
+    return Plan(min(MOST_DIMENSIONS, *widths),
+                min(MOST_BANDS, *(cell.language.N for cell in experiments)), pictures, bootstraps,
+                seed)
+
+
+def probed_cells(study, meta):
+    """(experiments of the runs that can answer with the picture, why others are left out)."""
+    found, without = [], []
+    for run in meta['runs']:
+        folders = [place(study) / 'cells' / run['run_id'] / name for name in JOINT]
+        folder = next((one for one in folders if (one / 'DONE.json').exists()), None)
+        if folder is None:
+            without.append(f'{run["run_id"]}: skipped: no finished stage {" or ".join(JOINT)}')
+            continue
+        cell = experiments_.load(folder)
+        if cell.joint_stage != folder.name or not stages.is_done(folder, cell):
+            without.append(f'{run["run_id"]}: skipped: stage {cell.joint_stage} is not finished')
+        else:
+            found.append(cell)
+    return found, without
+
+
+def fresh_items(experiment, asked, pictures):
+    """Questions about `pictures` scenes of the test split that are behind all that exist: nothing
+    was trained on them, nothing is evaluated. None where benchmarks are asked."""
+    if experiment.evaluation.benchmarks:
+        return []
+    world, start = experiment.world, experiment.data.test
+    triples = round(pictures * experiment.data.similarity_share)
+    known = {item.example.caption for item in asked}
+    found = [(triple_example if k < triples else scene_example)(world, 'test', start + k)[0]
+             for k in range(pictures)]
+    found = [example for example in found if example.caption not in known]
+    return items_of(found, len(found))
+
+
+def probe_study(study, pictures=256, bootstraps=2000, seed=0,
+                report=lambda name, done, total: None):
+    """The tables of `probe_tables` are in the study folder; returns notes on what was left out.
+
+    Finished runs of the same weights, data and plan are left alone. ValueError when no run of the
+    study can be probed.
+    """
+    meta = read_json(place(study) / 'study.json')
+    if meta is None:
+        raise ValueError(f'{study}: no study.json, so this is no study folder')
+    cells, notes = probed_cells(study, meta)
+    if not cells:
+        raise ValueError(f'{study}: nothing to probe: {"; ".join(notes) or "no runs"}')
+    plan = plan_of(cells, pictures, bootstraps, seed)
+    for cell in cells:
+        notes += _probe_run(study, cell, plan, partial(report, cell.name))
+    folders = [_folder(study, cell) for cell in cells]
+    for name in ('probes', 'probe_items'):
+        write(study, name, pa.concat_tables([read(folder, name) for folder in folders]))
+    write(study, 'probe_pairs', pairs_table(cells, folders))
+    return notes
+
+
+def _folder(study, cell):
+    return place(study) / 'probes' / cell.name
+
+
+def _probe_run(study, cell, plan, report):
+    """One run's tables and features are in its folder; returns notes."""
+    folder = _folder(study, cell)
+    weights = fingerprint(stages.folder_of(study, cell, cell.joint_stage))
+    digest = hash_of([weights, stages.data_hash(cell), dataclasses.asdict(plan)])
+    done = read_json(folder / 'DONE.json')
+    if done is None or done['hash'] != digest:
+        done = {'hash': digest, 'without': _probe(study, cell, plan, report, folder)}
+        write_json(folder / 'DONE.json', done)
+    return [f'{cell.name}: no probe of {task}: {why}' for task, why in done['without'].items()]
+
+
+def _probe(study, cell, plan, report, folder):
+    """Look at all items and read out what is there; returns why some tasks have no probe."""
+    every = test_items(study, cell)
+    check_items(study, cell, every)
+    asked = [item for item in every if item.example.count]
+    spare = fresh_items(cell, asked, plan.pictures)
+    looker, total = Looker(study, cell), len(asked) + len(spare)
+    features, measures = looker.see(asked, plan.bands, lambda n: report(n, total))
+    rest, _ = looker.see(spare, report=lambda n: report(len(asked) + n, total))
+    rest = rest or {site: x[:0] for site, x in features.items()}
+    tasks, without = read_out(features, rest, asked, spare, plan.dimensions, plan.seed, report)
+    _add(tasks, measures, asked)
+    resamples = stats.resample([item.question.cluster_id for item in asked], plan.bootstraps,
+                               plan.seed)
+    write(folder, 'probe_items', items_table(cell.name, tasks))
+    write(folder, 'probes', means_table(cell.name, tasks, resamples))
+    sink = io.BytesIO()
+    np.savez(sink, item_id=[item.question.item_id for item in asked],
+             scene=[item.example.scene_id for item in asked],
+             **{f'{site} {depth}': x for (site, depth), x in features.items()})
+    write_bytes(folder / 'features.npz', sink.getvalue())
+    return without
+
+
+def _add(tasks, measures, asked):
+    """What was measured of the answers stands beside the probes of each family, and its chance."""
+    for task, one in tasks.items():
+        here = [k for k, item in enumerate(asked) if item.question.family == task]
+        if one.family:
+            one.values |= {key: values[here] for key, values in measures.items()}
+            one.values['question', NO_DEPTH, 'chance'] = np.array(
+                [asked[k].question.chance for k in here])
+
+
+def check_items(study, cell, asked):
+    """Raise ValueError, with counts, when the study's own joint evaluation asked other items."""
+    path = place(study) / 'evaluations' / f'joint-{cell.name}' / 'items.parquet'
+    if not path.exists():
+        return
+    table = read_items(path)
+    ids = {item for item, condition in zip(table['item_id'].to_pylist(),
+                                           table['condition'].to_pylist()) if condition == 'image'}
+    lost = sorted({item.question.item_id for item in asked} ^ ids)
+    if lost:
+        raise ValueError(f'{path} holds other items than the data set: {len(lost)} differ, first '
+                         f'{lost[:3]}; evaluate {cell.name} again')
+
+
+def pairs_table(cells, folders):
+    """The `probe_pairs` of a study: of every seed, each run against the largest, layer by layer.
+
+    CKA and the overlap of neighbours, over pictures at 'image' and over items at 'answer'.
+    """
+    rows, size = [], {cell.name: (cell.language.N * cell.language.D ** 2, cell.name)
+                      for cell in cells}
+    for seed in sorted({cell.seed for cell in cells}):
+        own = [(cell, folder) for cell, folder in zip(cells, folders) if cell.seed == seed]
+        large = max(own, key=lambda pair: size[pair[0].name])
+        for cell, folder in own:
+            if cell is not large[0]:
+                rows += _alike(cell.name, _features(folder), large[0].name, _features(large[1]))
+    return pa.Table.from_pylist(rows, schema=SCHEMAS['probe_pairs'])
+
+
+def _features(folder):
+    with np.load(io.BytesIO((folder / 'features.npz').read_bytes()), allow_pickle=False) as held:
+        return dict(held)
+
+
+def _alike(run, features, other, others):
+    _, scenes = np.unique(features['scene'], return_index=True)
+    items, rows = np.arange(len(features['item_id'])), []
+    if not np.array_equal(features['item_id'], others['item_id']):
+        raise ValueError(f'{run} and {other} were probed on other items; delete `probes` and probe '
+                         'again')
+    for site, at in (('image', scenes[:MOST_ALIKE]), ('answer', items[:MOST_ALIKE])):
+        for depth, own in itertools.product(DEPTHS, DEPTHS):
+            pair = features[f'{site} {depth}'][at], others[f'{site} {own}'][at]
+            common = {'run_id': run, 'other_id': other, 'site': site, 'rel_depth': depth,
+                      'other_depth': own, 'n': len(at)}
+            if len(at) >= 4:
+                rows.append({**common, 'metric': 'cka', 'value': cka(*pair)})
+            if len(at) > NEIGHBOURS:
+                rows.append({**common, 'metric': 'neighbours', 'value': knn_overlap(
+                    *pair, NEIGHBOURS)})
+    return rows

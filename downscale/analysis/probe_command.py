@@ -1,0 +1,78 @@
+"""What `downscale analyze probe` and `ledger` print and leave in --out, once all is probed."""
+import hashlib
+import math
+
+from downscale.analysis import measures
+from downscale.analysis.ledger import ledger, ledger_rows
+from downscale.analysis.measure_command import as_csv, as_json, lines
+from downscale.analysis.measure_rows import Row
+from downscale.analysis.measures import Missing
+from downscale.analysis.probe_figures import layer_curves, ledger_bars, save_figure
+from downscale.analysis.probe_tables import MACRO, SCHEMAS, read
+from downscale.analysis.tables import load_study
+from downscale.places import write_bytes
+
+# Of probes the files hold every family and measure; these are printed, in the mean over families.
+SHOWN = ('accuracy', 'selectivity', 'nll rise', 'exact drop', 'kl', 'cka')
+
+
+def check(args):
+    """Raise ValueError in one line for arguments that no study can meet."""
+    if args.bootstraps < 100:
+        raise ValueError(f'--bootstraps {args.bootstraps} is too few for an interval; 100 or more')
+
+
+def show_probes(args, notes):
+    """Print the probes of a study, and leave them in --out as JSON, CSV and figure."""
+    probes = read(args.study, 'probes').to_pylist()
+    rows = [Row(row['run_id'], _site(row), row['task'], row['metric'], row['value'], row['lo'],
+                row['hi'], row['n'], method='bootstrap over pictures') for row in probes]
+    rows += [Row(f'{row["run_id"]} and {row["other_id"]}',
+                 f'{row["site"]} {row["rel_depth"]:g} and {row["other_depth"]:g}', '',
+                 row['metric'], row['value'], n=row['n'])
+             for row in read(args.study, 'probe_pairs').to_pylist()]
+    notes = [*notes, 'selectivity: accuracy of a probe minus that on shuffled answers; nll, kl: '
+             'nats; exact: share of answers that greedy decoding writes word for word']
+    shown = [row for row in rows if row.family in (MACRO, '') and row.what in SHOWN]
+    _leave(args, 'probe', rows, shown, notes, layer_curves, probes)
+
+
+def show_ledger(args):
+    """Print the loss ledger of a study, and leave it in --out as JSON, CSV and figure."""
+    check(args)
+    study = load_study(args.study)
+    try:
+        found = ledger(measures.scored(study, args.bootstraps, args.seed),
+                       read(args.study, 'probe_items'))
+    except Missing as reason:
+        raise ValueError(f'{args.study}: {reason}') from None
+    rows, notes = ledger_rows(found)
+    shown = [row for row in rows if row.family == MACRO or not args.macro]
+    _leave(args, 'ledger', rows, shown, notes, ledger_bars, found)
+
+
+def _site(row):
+    depth = row['rel_depth']
+    return row['site'] if math.isnan(depth) else f'{row["site"]} {depth:g}'
+
+
+def _leave(args, name, rows, shown, notes, draw, drawn):
+    """All `rows` in files in --out (default: STUDY/analysis); those `shown`, or JSON, on stdout."""
+    out = args.out or args.study / 'analysis'
+    save_figure(draw, drawn, out, name)
+    text = as_json(args, _hash(args.study), rows, notes)
+    write_bytes(out / f'{name}.json', (text + '\n').encode())
+    write_bytes(out / f'{name}.csv', as_csv(rows).encode())
+    if args.json:
+        print(text)
+        return
+    print(*lines(shown, notes), sep='\n')
+    print(f'\nfiles: {out / name}.json, .csv, .png')
+
+
+def _hash(study):
+    """SHA-256 of all that the numbers of a study's probes and ledger come from."""
+    digest = hashlib.sha256(load_study(study).input_hash.encode())
+    for name in SCHEMAS:
+        digest.update((study / f'{name}.parquet').read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,85 @@
+"""Figures of probes and of the loss ledger, drawn and saved as `figures.py` says."""
+from downscale.analysis.figures import BLUE, GREY, ORANGE, save
+
+
+def _axes(count, width, height):
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(width * count, height))
+    return figure, figure.subplots(1, count, squeeze=False).ravel()
+
+
+def save_figure(draw, result, folder, name):
+    """`name`.png and `name`.csv are in `folder`, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save(draw, result, folder, name)
+
+
+def _reach(rows):
+    """Distances from values to both ends; none where there is no interval."""
+    return [[max(0, r[side] - r['value']) if sign > 0 else max(0, r['value'] - r[side])
+             if r[side] == r[side] else 0 for r in rows]
+            for side, sign in (('lo', -1), ('hi', 1))]
+
+
+PANELS = {'image': ('accuracy', 'image tokens: probe accuracy'),
+          'answer': ('accuracy', 'answer position: probe accuracy'),
+          'knock-out': ('nll rise', 'picture hidden in one band: nats')}
+
+
+def layer_curves(rows):
+    """Probes and knock-out by relative depth, one line a run, in the mean over families.
+
+    `rows` are those of the `probes` table, as dicts; sizes go from light to dark in their order.
+    """
+    import matplotlib
+    import numpy as np
+    figure, axes = _axes(len(PANELS), 3.3, 2.9)
+    runs = list(dict.fromkeys(row['run_id'] for row in rows))
+    shades = matplotlib.colormaps['viridis_r'](np.linspace(.15, .8, len(runs)))
+    for axis, (site, (metric, title)) in zip(axes, PANELS.items(), strict=True):
+        for k, (run, shade) in enumerate(zip(runs, shades, strict=True)):
+            here = sorted((row for row in rows if (row['run_id'], row['task'], row['site'],
+                                                   row['metric']) == (run, 'macro', site, metric)),
+                          key=lambda row: row['rel_depth'])
+            if here:
+                beside = .012 * (k - (len(runs) - 1) / 2)  # so that intervals do not cover others
+                axis.errorbar([row['rel_depth'] + beside for row in here],
+                              [row['value'] for row in here], yerr=_reach(here), fmt='o-',
+                              ms=3.5, lw=1.2, capsize=2, color=shade, label=run)
+        if metric == 'accuracy':
+            floor = [row['value'] for row in rows if row['task'] == 'macro'
+                     and row['site'] == 'question' and row['metric'] == 'accuracy']
+            if floor:
+                axis.axhline(np.mean(floor), color=GREY, ls='--', lw=1)
+                axis.annotate('question alone', (1.05, np.mean(floor)), fontsize=7, color=GREY,
+                              xytext=(0, -8), textcoords='offset points', ha='right')
+        else:
+            axis.axhline(0, color=GREY, lw=.8)
+        axis.set(title=title, xlabel='relative depth', xlim=(-.05, 1.05))
+        axis.grid(axis='y', color=GREY, alpha=.25, lw=.6)
+    axes[0].legend(fontsize=7.5, loc='best')
+    figure.tight_layout()
+    return figure, rows
+
+
+def ledger_bars(found):
+    """What each size loses to the largest, step by step, in the mean over families."""
+    figure, axes = _axes(len(found.losses), 3.6, 2.9)
+    rows = []
+    for axis, (size, steps) in zip(axes, found.losses.items(), strict=True):
+        for place, (name, tasks) in enumerate(steps.items()):
+            x = tasks['macro']
+            colour = ORANGE if name == 'total' else BLUE if x.clear else GREY
+            axis.barh(place, x.value, color=colour, height=.62, alpha=.75)
+            axis.plot([x.low, x.high], [place, place], color='black', lw=1.1)
+            rows += [{'size': size, 'step': name, 'family': task, 'value': y.value, 'low': y.low,
+                      'high': y.high, 'n': y.n, 'clusters': y.clusters}
+                     for task, y in tasks.items()]
+        axis.axvline(0, color='black', lw=.8)
+        axis.set_yticks(range(len(steps)), list(steps) if axis is axes[0] else [])
+        axis.invert_yaxis()
+        axis.tick_params(length=0)
+        axis.set(title=f'{found.large} - {size}', xlabel='accuracy lost at this step')
+        axis.grid(axis='x', color=GREY, alpha=.25, lw=.6)
+    figure.tight_layout()
+    return figure, rows

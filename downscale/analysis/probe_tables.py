@@ -1,0 +1,160 @@
+"""The tables that probes leave in a study folder, and how they are summed up: no JAX.
+
+`probe_items.parquet` holds one number an item and measure, `probes.parquet` their means with
+intervals, `probe_pairs.parquet` how alike the features of two runs are. `rel_depth` is the depth
+relative to the language model's, NaN where a site has none.
+"""
+import io
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from downscale.analysis import stats
+from downscale.evaluate.items import TableError, one_line
+from downscale.places import place, write_bytes
+
+_S, _F, _I = pa.string(), pa.float64(), pa.int64()
+
+
+def _schema(**columns):
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
+
+
+SCHEMAS = {
+    'probes': _schema(run_id=_S, task=_S, site=_S, rel_depth=_F, metric=_S, value=_F, lo=_F, hi=_F,
+                      n=_I),
+    'probe_items': _schema(run_id=_S, task=_S, item_id=_S, cluster_id=_S, site=_S, rel_depth=_F,
+                           metric=_S, value=_F),
+    'probe_pairs': _schema(run_id=_S, other_id=_S, site=_S, rel_depth=_F, other_depth=_F,
+                           metric=_S, value=_F, n=_I)}
+NO_DEPTH = float('nan')
+MACRO = 'macro'
+ASKED = 'asked '  # begins tasks that are no family: what the asked object is like
+
+
+@dataclass
+class Measured:
+    """One task of one run: its items, and {(site, rel_depth, metric): a number an item}.
+
+    `family` says whether these are the questions of a family, which the macro mean is over; else
+    they are what is asked of the probe alone.
+    """
+    item_id: np.ndarray
+    cluster_id: np.ndarray
+    family: bool
+    values: dict = field(default_factory=dict)
+
+
+def write(folder, name, table):
+    """`folder/name.parquet` holds `table`, whole or not at all."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.cast(SCHEMAS[name]), sink, compression='zstd')
+    write_bytes(place(folder) / f'{name}.parquet', sink.getvalue().to_pybytes())
+
+
+def read(folder, name):
+    """The table `folder/name.parquet`; `TableError` in one line when it is missing or another."""
+    path = place(folder) / f'{name}.parquet'
+    if not path.exists():
+        raise TableError(f'no {path}; run `downscale analyze probe {folder}` first')
+    try:
+        table = pq.read_table(io.BytesIO(path.read_bytes()))
+    except (OSError, pa.ArrowException) as error:
+        raise TableError(f'{path}: not readable as Parquet: {one_line(error)}') from error
+    if not table.schema.equals(SCHEMAS[name]):
+        raise TableError(f'{path} has columns {table.column_names}, not '
+                         f'{SCHEMAS[name].names}; delete it and probe again')
+    return table
+
+
+def items_table(run_id, tasks):
+    """The `probe_items` of a run, from {task: Measured}."""
+    parts = [SCHEMAS['probe_items'].empty_table()]
+    for task, one in tasks.items():
+        for (site, depth, metric), value in one.values.items():
+            there = np.isfinite(value)
+            parts.append(_table('probe_items', there.sum(), run_id=run_id, task=task, site=site,
+                                rel_depth=depth, metric=metric, item_id=one.item_id[there],
+                                cluster_id=one.cluster_id[there], value=value[there]))
+    return pa.concat_tables(parts)
+
+
+def _table(name, length, **columns):
+    """A table of columns; what is no array is the same in every row."""
+    return pa.table([pa.array(columns[one.name] if isinstance(columns[one.name], np.ndarray)
+                              else [columns[one.name]] * length, one.type)
+                     for one in SCHEMAS[name]], schema=SCHEMAS[name])
+
+
+def means_table(run_id, tasks, resamples):
+    """The `probes` of a run: means over items with intervals over pictures, and of families the
+    mean as task 'macro'.
+
+    Beside the measures of `tasks` there are differences on the same items: 'selectivity' is
+    accuracy minus that of the control, 'nll rise' and 'exact drop' what a site does to the answer
+    with the picture.
+    """
+    rows, macro = [], {}
+    for task, one in tasks.items():
+        for key, x in _means(one, resamples).items():
+            rows.append((task, key, x))
+            if one.family:
+                macro.setdefault(key, []).append(x)
+    rows += [(MACRO, key, (np.mean([x[0] for x in xs]), np.mean([x[1] for x in xs], axis=0),
+                           sum(x[2] for x in xs), min(x[3] for x in xs)))
+             for key, xs in macro.items()]
+    found = []
+    for task, (site, depth, metric), x in rows:
+        bounds = BOUNDS.get(metric, (-np.inf, np.inf))
+        at = stats.interval(*x, bounds=bounds)
+        found.append({'run_id': run_id, 'task': task, 'site': site, 'rel_depth': depth,
+                      'metric': metric, 'value': at.value, 'lo': at.low, 'hi': at.high, 'n': at.n})
+    return pa.Table.from_pylist(found, schema=SCHEMAS['probes'])
+
+
+BOUNDS = {'accuracy': (0, 1), 'control': (0, 1), 'chance': (0, 1), 'exact': (0, 1),
+          'selectivity': (-1, 1), 'exact drop': (-1, 1), 'kl': (0, np.inf), 'nll': (0, np.inf)}
+
+
+def _means(one, resamples):
+    """{key: (mean, draws, items, clusters)}, over the items that have that measure: not every
+    answer has a third token."""
+    values, found = one.values | _differences(one.values), {}
+    alike = {}
+    for key, value in values.items():
+        alike.setdefault(np.isfinite(value).tobytes(), []).append(key)
+    for mask, keys in alike.items():
+        there = np.frombuffer(mask, bool)
+        if there.any():
+            means = stats.group_means([values[key][there] for key in keys],
+                                      np.full(there.sum(), ''), one.cluster_id[there], resamples)
+            found |= {key: (means.value[row, 0], means.draws[:, row, 0], means.n[0],
+                            means.clusters[0]) for row, key in enumerate(keys)}
+    return found
+
+
+def _differences(values):
+    found = {}
+    for site, depth, metric in values:
+        if metric == 'control':
+            found[site, depth, 'selectivity'] = \
+                values[site, depth, 'accuracy'] - values[site, depth, metric]
+        if site in ('blind', 'knock-out', 'knock-out everywhere') and metric in ('nll', 'exact'):
+            seen = values['output', 1.0, metric]
+            name, sign = ('nll rise', 1) if metric == 'nll' else ('exact drop', -1)
+            found[site, depth, name] = sign * (values[site, depth, metric] - seen)
+    return found
+
+
+def hits(table, run_id, site, depth):
+    """{item_id: hit} of the probes of a run at one site, over the families' own tasks."""
+    at = pc.is_nan(table['rel_depth']) if np.isnan(depth) else pc.equal(table['rel_depth'], depth)
+    for name, value in (('run_id', run_id), ('site', site), ('metric', 'accuracy')):
+        at = pc.and_(at, pc.equal(table[name], value))
+    part = table.filter(at)
+    return {item: hit for item, task, hit in zip(
+        part['item_id'].to_pylist(), part['task'].to_pylist(), part['value'].to_pylist(),
+        strict=True) if not task.startswith(ASKED)}

@@ -1,0 +1,52 @@
+"""A study folder of two sizes with weights that nobody trained, in which something was planted."""
+import dataclasses
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import small
+
+from downscale import experiment as experiments
+from downscale import stages, study
+from downscale.data.scenes import World
+from downscale.experiment import Data, Evaluation, Experiment, Stage
+from downscale.model.init import init_params
+from downscale.places import write_json
+from downscale.sizes import LANGUAGE, scale
+from downscale.train import checkpoint
+
+WORLD = World(grid=2, n_shapes=3, n_colors=3, n_chars=2, min_objects=2, max_objects=3, n_facts=8)
+STAGE = Stage('instruct', 1, 8, 112, 3, dict(language=1e-3), ('language',), {})
+SIZES = {'w32d2': (32, 2), 'w64d4': (64, 4)}  # small and large
+
+
+def cell(size):
+    """The experiment of one size."""
+    width, depth = SIZES[size]
+    language = scale(LANGUAGE['micro']['w64d2'], width, depth, small.ROWS)
+    return Experiment(
+        f'{size}-s0', size, 0, language, dataclasses.replace(small.VISION, image=40), WORLD,
+        Data(train=2, validation=2, test=30, similarity_share=.1), (STAGE,),
+        Evaluation(scenes=30, texts=(), conditions=('image', 'blind')), small.PADDED)
+
+
+def save(folder, params, experiment):
+    """`folder` holds a finished run of `experiment` with these parameters."""
+    manager = checkpoint.open_manager(folder, every=1)
+    manager.save(1, args=ocp.args.Composite(params=ocp.args.PyTreeSave(params),
+                                            meta=ocp.args.JsonSave({})))
+    manager.close()
+    experiments.save(experiment, folder)
+    write_json(folder / 'DONE.json', {'hash': experiment.hash})
+
+
+def build(folder):
+    """A study in `folder`: the large connector passes on what it gets, the small one nothing."""
+    cells = [cell(size) for size in SIZES]
+    study.prepare(folder, 'planted', cells, True)
+    for one in cells:
+        params = init_params(one.model(), 1)
+        if one.size == 'w32d2':
+            params['connector'] = jax.tree.map(np.zeros_like, params['connector'])
+        save(stages.folder_of(folder, one, 'instruct'), params, one)
+    return folder, cells

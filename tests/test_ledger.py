@@ -1,0 +1,149 @@
+"""The loss ledger on a study with planted losses, and what it refuses."""
+import argparse
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from fake_study import FAMILIES, fake_study
+
+from downscale import cli
+from downscale.analysis import ledger as ledgers
+from downscale.analysis import measures, probe_tables
+from downscale.analysis.ledger import SITES, STEPS, ledger, ledger_rows
+from downscale.analysis.measures import Missing
+from downscale.analysis.probe_command import show_ledger
+from downscale.analysis.probe_tables import ASKED, Measured, items_table, write
+from downscale.analysis.tables import load_study
+from downscale.analyze_command import ANALYZE_EXAMPLES
+from downscale.evaluate.items import TableError
+
+PICTURES = 120
+# Probe accuracy: {size: column: ...}; the small model loses .3 at the connector, .2 in late layers.
+PLANTED = {'w16d2': (.3, .8, .5, .5, .3), 'w32d4': (.3, .8, .8, .8, .8),
+           'w64d4': (.3, .8, .8, .8, .8)}
+
+
+def probe_items(pictures=PICTURES, families=FAMILIES):
+    """Exactly the planted share of right items in every family, nested from column to column."""
+    tables = []
+    for size, shares in PLANTED.items():
+        tasks = {}
+        for family in families:
+            ids = np.array([f'{family}{k}' for k in range(pictures)])
+            one = Measured(ids, np.array([f'c{k}' for k in range(pictures)]), True)
+            place = np.random.default_rng(3).permutation(pictures)
+            for (site, depth), share in zip(SITES.values(), shares, strict=True):
+                one.values[site, depth, 'accuracy'] = (place < share * pictures).astype(float)
+            tasks[family] = one
+        tasks[f'{ASKED}color'] = Measured(ids, one.cluster_id, False, {
+            ('vision', np.nan, 'accuracy'): np.zeros(pictures)})
+        tables.append(items_table(f'{size}-s0', tasks))
+    return pa.concat_tables(tables)
+
+
+@pytest.fixture(scope='module')
+def study(tmp_path_factory):
+    return fake_study(tmp_path_factory.mktemp('ledger') / 'study', 2, PICTURES)
+
+
+@pytest.fixture(scope='module')
+def scored(study):
+    return measures.scored(load_study(study), 300)
+
+
+@pytest.fixture(scope='module')
+def found(scored):
+    return ledger(scored, probe_items())
+
+
+def test_planted_losses_stand_at_the_step_where_they_were_planted(found):
+    assert found.large == 'w64d4' and set(found.losses) == {'w16d2', 'w32d4'}
+    small = {step: tasks['macro'] for step, tasks in found.losses['w16d2'].items()}
+    assert small['connector'].value == pytest.approx(.3) and small['connector'].low > .2
+    assert small['late LLM'].value == pytest.approx(.2) and small['late LLM'].low > .1
+    for step in ('tower', 'early LLM'):
+        assert small[step].value == pytest.approx(0)
+        assert small[step].low < 0 < small[step].high  # no interval has zero width
+    assert found.levels['w32d4']['question alone']['color'].value == pytest.approx(.3)
+
+
+def test_steps_add_up_to_the_drop_of_the_joint_answers_in_every_family(found, scored):
+    drops = measures.drops(scored)  # w64d4 - w16d2
+    for task in (*FAMILIES, 'macro'):
+        steps = found.losses['w16d2']
+        assert set(steps) == {*STEPS.values(), 'total'}
+        total = sum(steps[name][task].value for name in STEPS.values())
+        assert total == pytest.approx(steps['total'][task].value, abs=1e-12)
+        drop = drops['macro'] if task == 'macro' else drops['families'][task]
+        assert total == pytest.approx(drop['absolute'].value, abs=1e-12)
+
+
+def test_the_reader_is_the_largest_and_chosen_on_gold_texts_alone(found, scored):
+    note = next(note for note in found.notes if note.startswith('written'))
+    assert 'w64d4 on ' in note and 'on gold texts' in note
+    kind, mode = note.partition('w64d4 on ')[2].split(' answers')[0].split(', ')
+    gold = {(k, m): measures.means_of(scored, [measures.pair_groups(scored, k, m == 'think')[
+        'gold', 'w64d4']])[1].value.mean() for k in ('caption', 'extraction')
+        for m in ('direct', 'think')}
+    assert (kind, mode) == max(gold, key=gold.get) and (kind, mode) != next(iter(gold))
+    cells = measures.pair_groups(scored, kind, mode == 'think')['w16d2', 'w64d4']
+    means = measures.means_of(scored, [cells])[1]
+    written = found.levels['w16d2']['written']
+    for column, task in enumerate(means.groups):
+        assert written[task].value == pytest.approx(means.value[0, column])
+
+
+def test_without_a_reader_that_step_is_named_otherwise_and_the_sum_stays(tmp_path):
+    folder = fake_study(tmp_path / 'study', pictures=20, decoupled=False)
+    found = ledger(measures.scored(load_study(folder), 100), probe_items(20))
+    steps = found.losses['w16d2']
+    assert 'known but not said' not in steps and 'known but not used' in steps
+    assert any(note.startswith('written: skipped') for note in found.notes)
+    assert sum(x['macro'].value for name, x in steps.items() if name != 'total') \
+        == pytest.approx(steps['total']['macro'].value)
+
+
+def test_a_family_without_probes_is_named_and_left_out(scored):
+    found = ledger(scored, probe_items(families=[f for f in FAMILIES if f != 'animal']))
+    assert 'animal' not in found.losses['w16d2']['total']
+    assert 'skipped: animal: no probe at every site' in found.notes
+
+
+def test_probes_of_other_items_and_of_one_size_are_refused(scored):
+    with pytest.raises(TableError, match=r'w16d2-s0 was probed on 4 items .*animal120'):
+        ledger(scored, probe_items(PICTURES + 1))
+    table = probe_items()
+    one = table.filter(pa.compute.equal(table['run_id'], 'w64d4-s0'))
+    with pytest.raises(Missing, match='two sizes that were probed .* found 1; run'):
+        ledger(scored, one)
+
+
+def test_the_command_prints_the_rows_and_leaves_three_files(study, tmp_path, capsys):
+    args = argparse.Namespace(study=study, out=tmp_path / 'out', json=False, macro=True,
+                              bootstraps=300, seed=0, verb='ledger')
+    with pytest.raises(TableError, match='run `downscale analyze probe'):
+        show_ledger(args)
+    for name in probe_tables.SCHEMAS:
+        write(study, name, probe_items() if name == 'probe_items'
+              else probe_tables.SCHEMAS[name].empty_table())
+    show_ledger(args)
+    out = capsys.readouterr().out
+    assert 'known but not said' in out and 'w64d4 - w16d2' in out and 'color' not in out
+    held = json.loads((tmp_path / 'out' / 'ledger.json').read_text())
+    rows, notes = ledger_rows(ledger(measures.scored(load_study(study), 300), probe_items()))
+    assert held['notes'] == notes and len(held['rows']) == len(rows)
+    figure = (tmp_path / 'out' / 'ledger.csv').read_text().splitlines()
+    assert len(figure) == len(rows) + 1
+    assert (tmp_path / 'out' / 'ledger.png').read_bytes()[:4] == b'\x89PNG'
+    before = (tmp_path / 'out' / 'ledger.json').read_bytes()
+    show_ledger(argparse.Namespace(**{**vars(args), 'json': True}))
+    assert json.loads(capsys.readouterr().out) == held
+    assert (tmp_path / 'out' / 'ledger.json').read_bytes() == before
+    assert ledgers.FLOOR in {row['what'] for row in held['rows']}
+
+
+@pytest.mark.parametrize('verb', ['probe', 'ledger'])
+def test_the_example_of_the_help_parses(verb):
+    args = cli.parser().parse_args(ANALYZE_EXAMPLES[verb].split()[1:])
+    assert args.verb == verb and args.run is cli.analyze and args.study.name == 'smoke'
