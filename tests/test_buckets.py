@@ -372,10 +372,10 @@ def test_a_run_over_buckets_continues_as_if_it_had_not_stopped(tmp_path):
         loop.train(folder, model, 'tokens', Optimizer(), ('language',), {'language': 1e-2},
                    Schedule(steps, 0.0, 1.0), mesh(), lambda: init_params(model, 0, ('language',)),
                    iter(stream(texts, 5)), 100)
-    run(tmp_path / 'whole', 8)
-    run(tmp_path / 'parts', 3)
-    run(tmp_path / 'parts', 8)
+    run(tmp_path / 'whole', 12)
+    run(tmp_path / 'parts', 6)
+    run(tmp_path / 'parts', 12)
     whole, parts = ((tmp_path / name / 'metrics.jsonl').read_text() for name in ('whole', 'parts'))
-    assert whole == parts and len(whole.splitlines()) == 8
-    lengths = [batch['tokens'].shape[1] for batch in taken(iter(stream(texts, 5)), 8)]
-    assert set(lengths[:3]) == set(lengths[3:]) == {48, 176}
+    assert whole == parts and len(whole.splitlines()) == 12
+    lengths = [batch['tokens'].shape[1] for batch in taken(iter(stream(texts, 5)), 12)]
+    assert set(lengths[:6]) == set(lengths[6:]) == {48, 176}
