@@ -5,10 +5,10 @@ import math
 import os
 from pathlib import Path
 
-from downscale.analysis import completeness, gallery, gate, health, measures, page, sections
-from downscale.analysis.completeness import Completion
+import numpy as np
+
+from downscale.analysis import completeness, dropoff, gallery, gate, health, measures, page, sections
 from downscale.analysis.measures import Missing
-from downscale.analysis.stats import Interval
 from downscale.analysis.tables import load_study
 from downscale.analysis.throughput import throughput
 from downscale.evaluate.items import TableError
@@ -45,7 +45,7 @@ def write_report(study_dir, out_dir=None, bootstraps=2000, seed=0):
 def _results(s):
     """Every part that has data, and the reason for every part that has none."""
     parts = {'gate': gate.gate, 'accuracy': measures.accuracy, 'drops': measures.drops,
-             'reliance': measures.reliance, 'grid': measures.grid, 'losses': measures.losses,
+             'reliance': dropoff.reliance, 'grid': measures.grid, 'losses': measures.losses,
              'gallery': gallery.samples, 'health': health.health, 'texts': health.texts,
              'runs': health.runs, 'throughput': throughput}
     results, skipped = {}, {}
@@ -140,8 +140,10 @@ def _without_bulk(results):
 
 def _plain(value):
     """JSON values; floats are rounded so that the order of a sum cannot change the bytes."""
-    if isinstance(value, Interval | Completion):
+    if dataclasses.is_dataclass(value):
         value = dataclasses.asdict(value)
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
     if isinstance(value, dict):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,6 +1,7 @@
 """The sections of the report as HTML, from the numbers of `measures`, `gate` and `health`."""
 from downscale.analysis import figures, gallery, page
 from downscale.analysis.completeness import LIMIT, sentence
+from downscale.analysis.dropoff import FEW_TASKS
 
 METHODS = (
     'Intervals are 95 % intervals from a bootstrap over pictures: all questions about one picture '
@@ -116,12 +117,13 @@ def _reliance_html(result, out):
     rows = [[task, *(result['conditions'][c][task] for c in conditions), result['drop'][task]]
             for task in tasks]
     parts.append(page.table(('family', *(f'image - {c}' for c in conditions), 'drop'), rows, True))
-    for condition, x in result['spearman'].items():
-        parts.append(page.paragraph(
-            f'Rank correlation with image - {condition}: ' + (
-                'not given (fewer than 4 families, or no spread)' if x is None else
-                f'{x["value"]:+.2f} over {x["families"]} families, from disjoint halves of the '
-                'pictures; with so few families this describes, it does not prove') + '.', 'soft'))
+    rows = [[f'image - {condition}', split, x.spearman, x.slope, len(x.tasks)]
+            for condition, of in result['relation'].items() for split, x in of.items()]
+    parts.append(page.table(('reliance', 'axes from', 'Spearman', 'slope', 'families'), rows, True)
+                 + page.paragraph('Split halves: the axes are from disjoint halves of the '
+                                  'pictures, so that noise in the largest model is not on both. '
+                                  'Intervals are over families.', 'soft') if rows else
+                 page.paragraph(f'Skipped: a relation needs {FEW_TASKS} families.', 'skip'))
     for condition in result['missing']:
         parts.append(page.paragraph(f'Skipped: no {condition} condition for {result["large"]}.',
                                     'skip'))
