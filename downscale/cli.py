@@ -63,18 +63,13 @@ def study(args):
         jobs = min(cores, len(experiments)) if on_cpu() else 1
     seconds = run(folder, config.study, experiments, jobs, cache_folder(), args.quiet)
     print(f'study done in {seconds:.0f} s')
-    print(f'report: {write(folder)}')
-
-
-def write(folder):
-    """The report of a study folder; returns its path."""
     from downscale.analysis.report import write_report
-    return write_report(folder)
+    print(f'report: {write_report(folder)}')
 
 
 def report(args):
-    """Write the report of a finished or unfinished study."""
-    print(f'report: {write(args.study)}')
+    """Write the report of a finished or unfinished study (the same as `analyze report`)."""
+    analyze_command.report(args)
 
 
 def train(args):
@@ -199,8 +194,8 @@ def benchmark(args):
 
 
 def analyze(args):
-    """Laws of size from tables, and drops, grids and shares of a study, with intervals."""
-    analyze_command.run(args)
+    """Laws of size from tables; drops, shares, costs and the report of a study, with intervals."""
+    return analyze_command.run(args)
 
 
 def rescore(args):
@@ -279,7 +274,7 @@ def parser():
     for run in (study, train, evaluate, report):
         name, sub = run.__name__, _command(commands, run)
         if name == 'report':
-            sub.add_argument('study', type=Path, help='folder of a study')
+            analyze_command.add_report_arguments(sub)
             continue
         sub.add_argument('config', help='study file, FILE.py or FILE.py:ARG')
         sub.add_argument('--out', type=Path, help='folder of the study (default: runs/NAME)')

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from downscale.analysis import dropoff, gate, grids, inference, measures, stats
+from downscale.analysis import dropoff, gate, grids, inference, measures, pareto, stats
 from downscale.analysis.attribution import SCALES
 from downscale.analysis.completeness import LIMIT, completion
 from downscale.analysis.measures import Missing
@@ -22,7 +22,8 @@ THRESHOLDS = (.1, .3, .5, .7, .9)
 class Row:
     """One number; `low` and `high` are NaN for numbers without an interval.
 
-    From three `seeds` on the interval is over seeds too. `clusters` are what the interval is over: pictures, families or runs, as `method` says.
+    `clusters` are what the interval is over: pictures, families or runs, as `method` says; from
+    three `seeds` on it is over seeds too.
     """
     table: str
     setting: str
@@ -159,6 +160,18 @@ def _panel_notes(s, setting, panel):
         if over:
             notes.append(f'{setting}: {p[key[0]]} -> {r[key[1]]}: {_unfinished(over, "macro")}')
     return notes
+
+
+def pareto_rows(s, cost):
+    """Cost, accuracy and probability of being on the frontier of every way of answering."""
+    found, rows = pareto.pareto(s, cost), []
+    for one in found['rows']:
+        table, note = f'accuracy against {found["unit"]}', 'on the frontier' if one['on'] else ''
+        rows += [Row(table, one['way'], 'macro', found['unit'], one['cost']),
+                 _row(table, one['way'], 'macro', 'accuracy', one['accuracy'], note),
+                 Row(table, one['way'], 'macro', 'P(on the frontier)', one['probability'])]
+    return rows, [f'skipped: {len(ways)} ways: {reason}'
+                  for reason, ways in found['skipped'].items()]
 
 
 def compare_rows(s, sizes=None):

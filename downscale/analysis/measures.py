@@ -84,14 +84,14 @@ def means_of(s, groups):
     """
     paired = pair(s.study, groups)
     _make_means(s, [cell for cells in groups for cell in cells])
-    by_seed = [_by_seed(s, cells) for cells in groups]
-    seeds = [sorted((seed, len(cells)) for seed, cells in group.items()) for group in by_seed]
+    seeded = [by_seed(s, cells) for cells in groups]
+    seeds = [sorted((seed, len(cells)) for seed, cells in group.items()) for group in seeded]
     alike = all(own == seeds[0] for own in seeds) and len({count for _, count in seeds[0]}) == 1
     fewest = min(len(own) for own in seeds)
     over = alike and fewest >= stats.FEW_SEEDS
     weights = s.resamples.over_seeds(fewest) if over else None
     rows = []
-    for cells, group in zip(groups, by_seed, strict=True):
+    for cells, group in zip(groups, seeded, strict=True):
         parts = [np.mean([s.made[cell][1] for cell in group[seed]], axis=0)
                  for seed in sorted(group)] if over else [s.made[cell][1] for cell in cells]
         draws = np.einsum('bs,sbg->bg', weights, parts) if over else np.mean(parts, axis=0)
@@ -121,7 +121,7 @@ def _chance(s, paired):
     return s.made[key]
 
 
-def _by_seed(s, cells):
+def by_seed(s, cells):
     """{seed: cells of it}; a pair has the seed of its reasoner."""
     seed_of = {run['run_id']: run['seed'] for run in s.study.meta['runs']}
     found = {}
@@ -304,7 +304,8 @@ def losses(s):
     for run, stage in sorted(s.study.curves, key=lambda key: (order.get(key[1], 99), key[1],
                                                               key[0])):
         curve = s.study.curves[run, stage]
-        if not len(curve['loss']):
+        # runs of a sweep over rates or budgets have parts of their own
+        if not len(curve['loss']) or run not in home and stage != 'tower':
             continue
         axis = 'tokens' if np.all(np.isfinite(curve['tokens'])) else 'step'
         stages.setdefault(stage, []).append({

@@ -42,8 +42,8 @@ class Study:
     """A loaded study: `items` and `texts` are columns of equal length, `cells` maps to rows.
 
     `codes` holds the ranks of the values of some columns of `items`, and `averaged` what `pair`
-    has made of cells. `curves` maps (run_id, stage) to columns; `unfinished` lists dicts run_id, stage, reason;
-    `throughput` maps evaluations to their figures or None.
+    has made of cells. `curves` maps (run_id, stage) to columns; `unfinished` lists dicts run_id,
+    stage, reason; `throughput` maps evaluations to their figures or None.
     """
     root: Path
     meta: dict
@@ -98,12 +98,17 @@ def load_study(directory):
              for path in sorted(root.glob('evaluations/*/items.parquet'))]
     texts = [read_texts(path)
              for path in sorted(root.glob('evaluations/*/texts.parquet'))]
+    return study_of(root, meta, items, texts, *_read_cells(root, meta), read_throughput(root),
+                    _input_hash(root))
+
+
+def study_of(root, meta, items, texts, curves, unfinished, throughput, input_hash):
+    """A `Study` of checked Arrow tables: lists of `items` and `texts`."""
     items, codes = _columns(pa.concat_tables([ITEMS.empty_table(), *items]), ITEMS)
     texts, _ = _columns(pa.concat_tables([TEXTS.empty_table(), *texts]), TEXTS)
     texts, notes = _merge_texts(texts)
-    curves, unfinished = _read_cells(root, meta)
-    return Study(root, meta, curves, items, texts, unfinished, read_throughput(root), notes,
-                 _input_hash(root), _index_cells(items, codes, meta), codes)
+    return Study(root, meta, curves, items, texts, unfinished, throughput, notes, input_hash,
+                 _index_cells(items, codes, meta), codes)
 
 
 def _index_cells(items, codes, meta):
