@@ -14,7 +14,7 @@ from downscale.evaluate import benchmark_command, scoring_command
 from downscale.evaluate import command as chain_command
 from downscale.launch.arguments import LAUNCH_EXAMPLES, add_arguments, add_launch_arguments
 from downscale.memory import keep_freed_memory
-from downscale.study_files import find_cell, on_cpu, open_study
+from downscale.study_files import claims_of, find_cell, on_cpu, open_study
 
 EXAMPLES = {
     'study': 'downscale study experiments/smoke.py --out runs/smoke --set stages.text.steps=50',
@@ -61,7 +61,8 @@ def study(args):
     if jobs is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 1
         jobs = min(cores, len(experiments)) if on_cpu() else 1
-    seconds = run(folder, config.study, experiments, jobs, cache_folder(), args.quiet)
+    seconds = run(folder, config.study, experiments, jobs, cache_folder(), args.quiet,
+                  claims_of(config))
     print(f'study done in {seconds:.0f} s')
     from downscale.analysis.report import write_report
     print(f'report: {write_report(folder)}')

@@ -308,6 +308,7 @@ def cells(config, sweep):
     value = config.to_dict()
     family, vocabulary = value.pop('family'), value.pop('vocabulary')
     value.pop('study')
+    value.pop('claims', None)  # of the study, not of a cell
     stages = value.pop('stages')
     for name in stages:
         if name not in STAGES:

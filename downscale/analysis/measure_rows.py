@@ -167,9 +167,9 @@ def pareto_rows(s, cost):
     found, rows = pareto.pareto(s, cost), []
     for one in found['rows']:
         table, note = f'accuracy against {found["unit"]}', 'on the frontier' if one['on'] else ''
-        rows += [Row(table, one['way'], 'macro', found['unit'], one['cost']),
-                 _row(table, one['way'], 'macro', 'accuracy', one['accuracy'], note),
-                 Row(table, one['way'], 'macro', 'P(on the frontier)', one['probability'])]
+        rows += [Row(table, one['way'], '', found['unit'], one['cost']),
+                 _row(table, one['way'], '', 'accuracy', one['accuracy'], note),
+                 Row(table, one['way'], '', 'P(on the frontier)', one['probability'])]
     return rows, [f'skipped: {len(ways)} ways: {reason}'
                   for reason, ways in found['skipped'].items()]
 

@@ -66,7 +66,8 @@ def grid_families(result):
             axis.text(at[1], at[0] - .27, f'±{x.half:.2f}', ha='center', va='center', fontsize=6,
                       color=ink)
             rows.append({'family': task, 'perception': p, 'reasoner': r, **numbers(x)})
-        axis.imshow(values, cmap='Blues', vmin=-.1, vmax=1.05, origin='lower', aspect='auto')
+        axis.pcolormesh(np.arange(len(r_sizes) + 1) - .5, np.arange(len(p_sizes) + 1) - .5, values,
+                        cmap='Blues', vmin=-.1, vmax=1.05, edgecolors='white', linewidth=.8)
         axis.set_title(task)
         axis.set_xticks(range(len(r_sizes)), r_sizes, fontsize=7, rotation=45)
         axis.set_yticks(range(len(p_sizes)), p_sizes if axis.get_subplotspec().is_first_col()

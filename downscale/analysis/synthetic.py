@@ -106,8 +106,8 @@ def synth(seed=0, to=None, *, sizes=4, seeds=3, items=800, planted=None, full=No
     evaluations = _answer(rng, design, to is not None if full is None else full)
     texts, meta, truth = _texts(rng, design), _meta(design, seed), _truth(design)
     if to is None:
-        return Synthetic(study_of(Path(), meta, list(evaluations.values()), [texts], {}, (), {},
-                                  f'synthetic {seed}'), None, truth)
+        return Synthetic(study_of(Path(), meta, list(evaluations.values()), list(texts.values()),
+                                  {}, (), {}, f'synthetic {seed}'), None, truth)
     from downscale.analysis.synthetic_files import write_folder
     folder = Path(tempfile.mkdtemp(prefix='synth-') if to is True else to)
     study = write_folder(folder, rng, design, meta, evaluations, texts)
@@ -199,21 +199,21 @@ def _table(rng, cell, seed, name, items, share):
 
 
 def _texts(rng, design):
-    """What every perception run wrote about every question."""
-    rows, items = [], design.items
+    """{name of an evaluation: its texts table}: what every perception run wrote."""
+    found, items = {}, design.items
     for size in design.models:
         for seed in range(design.seeds):
             for kind in KINDS:
                 factor = design.planted.tokens if kind == 'extraction' else 1
-                rows.append(pa.table({
+                found[f'{kind}-{size}-s{seed}'] = pa.table({
                     'item_id': items['item_id'], 'p_run': [f'{size}-s{seed}'] * len(items['task']),
                     'text_kind': [kind] * len(items['task']),
                     'question': [f'What {task} is it?' for task in items['task']],
                     'prompt': ['describe'] * len(items['task']),
                     'text': [f'{size} writes a {kind} about {task}' for task in items['task']],
                     'n_tokens': (factor * rng.integers(30, 50, len(items['task']))).astype(int),
-                    'truncated': [False] * len(items['task'])}, schema=TEXTS))
-    return pa.concat_tables(rows)
+                    'truncated': [False] * len(items['task'])}, schema=TEXTS)
+    return found
 
 
 def _meta(design, seed):

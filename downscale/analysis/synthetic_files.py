@@ -4,12 +4,13 @@ import json
 from dataclasses import asdict
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from downscale.accounting import totals
 from downscale.analysis.synthetic import SIZES
 from downscale.analysis.tables import load_study
-from downscale.evaluate.items import write_items, write_texts
 from downscale.places import write_bytes, write_json
 from downscale.sizes import MICRO, SIGLIP, scale
 
@@ -37,19 +38,23 @@ def write_folder(folder, rng, design, meta, evaluations, texts):
     names = {run['run_id']: list(STAGES) for run in meta['runs']}
     write_json(folder / 'study.json', {**meta, 'stages': names, 'budgets': budgets})
     for name, table in evaluations.items():
-        write_items(folder / 'evaluations' / name / 'items.parquet', table.to_pylist())
+        _write(folder / 'evaluations' / name / 'items.parquet', table)
         write_json(folder / 'evaluations' / name / 'DONE.json', {'hash': 'synthetic'})
-    rows = texts.to_pylist()
-    for run in names:
-        for kind in ('caption', 'extraction'):
-            write_texts(folder / 'evaluations' / f'{kind}-{run}' / 'texts.parquet',
-                        [row for row in rows if (row['p_run'], row['text_kind']) == (run, kind)])
+    for name, table in texts.items():
+        _write(folder / 'evaluations' / name / 'texts.parquet', table)
     for cluster in np.unique(design.items['cluster_id'])[:PICTURES]:
         sink = io.BytesIO()
         pixels = np.kron(rng.integers(0, 255, (4, 4, 3)), np.ones((16, 16, 1))).astype(np.uint8)
         Image.fromarray(pixels).save(sink, 'PNG')
         write_bytes(folder / 'pictures' / f'{cluster}-0.png', sink.getvalue())
     return load_study(folder)
+
+
+def _write(path, table):
+    """Columns as they are: `items.write_items` takes rows, of which a large study has millions."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression='zstd')
+    write_bytes(path, sink.getvalue().to_pybytes())
 
 
 def loss_of(planted, n, tokens, rate=RATE):
