@@ -32,6 +32,7 @@ def save(draw, result, folder, name):
     """`name`.png and `name`.csv are in `folder`; the returned string is the figure as SVG."""
     with plotting().rc_context(STYLE):
         figure, rows = draw(result)
+        figure.set_layout_engine(None)   # it is laid out: each file is drawn once, not twice
         plotting().backends.backend_agg.FigureCanvasAgg(figure)
         box, buffer = figure.get_tightbbox().padded(.08), io.StringIO()
         figure.savefig(folder / f'{name}.png', dpi=150, facecolor='white', bbox_inches=box,
@@ -153,12 +154,13 @@ def reliance(result):
     figure, axes = small_axes(len(result['conditions']), 4.4, 3.6, across=2)
     rows = []
     for axis, (condition, found) in zip(axes, result['conditions'].items(), strict=True):
-        for family, x in found.items():
-            y = result['drop'][family]
+        for place, family in enumerate(sorted(found, key=lambda one: result['drop'][one].value)):
+            x, y, side = found[family], result['drop'][family], 1 - 2 * (place % 2)
             axis.errorbar(x.value, y.value, xerr=errors(x), yerr=errors(y), fmt='o', ms=4.5,
                           color=BLUE, ecolor=GREY, elinewidth=.8)
-            axis.annotate(family, (x.value, y.value), xytext=(5, 4), textcoords='offset points',
-                          fontsize=8.5)
+            # neighbours in height are named on different sides
+            axis.annotate(family, (x.value, y.value), xytext=(5 * side, 4), fontsize=8.5,
+                          textcoords='offset points', ha='left' if side > 0 else 'right')
             rows.append({'family': family, 'condition': condition, 'reliance': x.value,
                          'reliance_low': x.low, 'reliance_high': x.high, 'drop': y.value,
                          'drop_low': y.low, 'drop_high': y.high, 'n': x.n})
