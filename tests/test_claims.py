@@ -80,7 +80,7 @@ def test_planted_effects_are_found_and_told_by_the_report(planted):
         assert rows[name]['seeds'] == 3 and 't over 3 seeds' in rows[name]['method']
     verdicts = {row['id']: row['verdict'] for row in found['claims']}
     assert verdicts['a'] == verdicts['d1'] == verdicts['d2'] == verdicts['f'] == 'supported'
-    assert 'supported' not in (verdicts['c'],) and not rows['thinking']['registered']
+    assert verdicts['c'] != 'supported' and not rows['thinking']['registered']
     shares = found['shares']['macro']['extraction, think']
     for side in grids.SIDES:
         x = shares['shares'][side]

@@ -3,6 +3,8 @@ import numpy as np
 
 from downscale.analysis.figures import BLUE, GREY, INK, ORANGE, plotting, short_count, small_axes
 
+SIZE = 'parameters (n_nonembed)'
+
 
 def laws(result):
     """Points and fitted curve of every law of size: {title: part of `study_laws`}.
@@ -27,7 +29,7 @@ def laws(result):
         if 'chance' in part:
             axis.axhline(part['chance'], color=GREY, ls=':', lw=1.2, label='informed guess')
             axis.legend(fontsize=8, loc='lower right')
-        axis.set(xscale='log', title=title, xlabel='parameters (n_nonembed)')
+        axis.set(xscale='log', title=title, xlabel=part.get('x', SIZE))
         axis.grid(color=GREY, alpha=.25, lw=.6)
         _counts(axis)
         rows += [{'law': title, 'kind': 'held out' if point['held'] else 'point', 'n': point['n'],
@@ -65,7 +67,8 @@ def isoflop(result):
         rows.append({'budget': one.budget, 'compute': one.compute, 'best_n': one.x.value,
                      'low': one.x.low, 'high': one.x.high, 'loss': one.y.value,
                      'curvature': one.curvature, 'state': one.state})
-    left.set(xscale='log', xlabel='parameters (n_nonembed)', title='loss; x: minimum not enclosed')
+    size = result.get('x', SIZE)
+    left.set(xscale='log', xlabel=size, title='loss; x: minimum not enclosed')
     left.legend(title='FLOPs', fontsize=7.5, title_fontsize=8, ncols=2)
     if found.exponent is not None:
         c = np.array([one.compute for one in found.minima if one.state == 'kept'])
@@ -73,7 +76,7 @@ def isoflop(result):
         right.plot(c, found.coefficient.value * c ** x.value, color=INK, lw=1,
                    label=f'exponent {x.value:.2f} [{x.low:.2f}, {x.high:.2f}]')
         right.legend(fontsize=8, loc='upper left')
-    right.set(xscale='log', yscale='log', xlabel='compute (FLOPs)', title='best n_nonembed')
+    right.set(xscale='log', yscale='log', xlabel='compute (FLOPs)', title=f'best {size}')
     _counts(left)
     right.yaxis.set_major_locator(plotting().ticker.LogLocator(subs=(1, 2, 5)))
     right.yaxis.set_minor_locator(plotting().ticker.NullLocator())

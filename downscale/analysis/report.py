@@ -184,7 +184,7 @@ def _plain(value):
     if isinstance(value, (list, tuple)):
         return [_plain(inner) for inner in value]
     if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
+        return float(f'{round(value, 12):.9g}') if math.isfinite(value) else None
     return value
 
 

@@ -27,13 +27,13 @@ def finals(s, stage):
                 if (s.study.root / 'cells' / cell / name / 'DONE.json').is_file()}
     runs, rows = {run['run_id'] for run in s.study.meta['runs']}, []
     for cell, name in sorted(finished):
-        curve = s.study.curves.get((cell, name))
+        seen = s.study.curves.get((cell, name))
         one = costs.stages_of(s)[cell, name]
-        if name != stage or curve is None or not len(curve['loss']):
+        if name != stage or seen is None or not len(seen['loss']):
             continue
-        last = curve['loss'][-max(1, round(lr.LAST * len(curve['loss']))):]
+        last = seen['loss'][-max(1, round(lr.LAST * len(seen['loss']))):]
         rows.append({'cell': cell, 'size': one.size, 'seed': one.seed,
-                     'n': totals(one.language)['n_nonembed'], 'tokens': float(curve['tokens'][-1]),
+                     'n': totals(one.language)['n_nonembed'], 'tokens': float(seen['tokens'][-1]),
                      'loss': float(np.mean(last)), 'planned': cell in runs,
                      'rate': one.stage['rates'].get('language', np.nan)})
     if not rows:
@@ -83,7 +83,7 @@ def _loss_law(s, stage):
     here = columns['tokens'] == tokens
     return {'fit': fitted, 'holdout': held, 'tokens': tokens,
             'points': _points(columns, here, compute.max() if not isinstance(held, str) else None),
-            'curve': _curve(fitted, columns['n'], tokens if two else None)}
+            'curve': curve(fitted, columns['n'], tokens if two else None)}
 
 
 def _points(columns, here, most):
@@ -98,7 +98,11 @@ def _points(columns, here, most):
     return rows
 
 
-def _curve(fitted, n, tokens):
+def curve(fitted, n, tokens=None):
+    """The fitted law on a grid from the smallest n to `REACH` times the largest, as dicts.
+
+    A law of two inputs is drawn at one number of `tokens`.
+    """
     grid = np.geomspace(n.min(), n.max() * REACH, GRID)
     x = grid if tokens is None else np.column_stack([grid, np.full(GRID, tokens)])
     return [{'n': float(size), 'value': y.value, 'low': y.low, 'high': y.high,
@@ -142,7 +146,7 @@ def accuracy_by_size(s):
     rows = [{'size': name, 'n': int(n[points.index(name)]), 'held': False,
              'value': float(y[[one == name for one in points]].mean())}
             for name in dict.fromkeys(points)]
-    return {'fit': fitted, 'chance': floor, 'points': rows, 'curve': _curve(fitted, n, None)}
+    return {'fit': fitted, 'chance': floor, 'points': rows, 'curve': curve(fitted, n)}
 
 
 def budgets(s, stage='text'):
