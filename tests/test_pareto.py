@@ -97,11 +97,18 @@ def test_seconds_of_several_sessions_and_chips_add_up(s, tmp_path):
 def test_what_a_study_does_not_tell_is_skipped_with_the_reason(tmp_path):
     place = tmp_path / 'study'
     made = synth(2, place, sizes=2, seeds=1, items=32)
-    for path in place.glob(f'cells/{LARGE}-s0/reason/experiment.json'):
+    pair = Cell(f'{SMALL}-s0', f'{LARGE}-s0', 'extraction', True, 'image')
+    whole = costs.of_cell(measures.scored(made.study, 100), pair, 'chip_hours')
+    for stage in ('reason', 'extract'):   # imported reasoners, and no writers of their own
+        for path in place.glob(f'cells/*/{stage}/experiment.json'):
+            path.unlink()
+    s = measures.scored(load_study(place), 100)
+    assert costs.of_cell(s, pair, 'chip_hours') == pytest.approx(whole * 4 / 7)
+    for path in place.glob(f'cells/{LARGE}-s0/instruct/experiment.json'):
         path.unlink()
     found = pareto.pareto(measures.scored(load_study(place), 100), 'samples')
-    assert list(found['skipped']) == [f'no finished stage of {LARGE}-s0 for reason answers']
-    assert len(next(iter(found['skipped'].values()))) == 8
+    assert f'no finished stage of {LARGE}-s0 for joint answers' in found['skipped']
+    assert f'joint {LARGE}' in next(iter(found['skipped'].values()))
     for path in place.glob('cells/*/*/experiment.json'):
         path.unlink()
     s = measures.scored(made.study, 100)

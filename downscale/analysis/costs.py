@@ -96,12 +96,21 @@ def ancestry(s, end):
 
 
 def stage_of(s, run, kind):
-    """(cell, stage) that wrote a kind of text, or with '' that answers with the picture."""
-    names = [stage for cell, stage in stages_of(s) if cell == run]
-    for name in (WRITER[kind],) if kind in WRITER else (kind,) if kind else JOINT:
-        if name in names:
+    """(cell, stage) that wrote a kind of text, or with '' that answers with the picture.
+
+    Where published data has made no writer, the model that answers has written.
+    """
+    for name in (*([WRITER[kind]] if kind else ()), *JOINT):
+        if (run, name) in stages_of(s):
             return run, name
     raise Missing(f'no finished stage of {run} for {kind or "joint"} answers')
+
+
+def reasoner_of(s, run):
+    """(LanguageConfig of a reasoner, the stages behind it); an imported one was not trained."""
+    if (run, 'reason') in stages_of(s):
+        return stages_of(s)[run, 'reason'].language, ancestry(s, (run, 'reason'))
+    return stages_of(s)[stage_of(s, run, '')].language, {}
 
 
 def tuned_examples(s, sizes, kind):
@@ -134,7 +143,7 @@ def of_cell(s, cell, cost):
         return known[cell.p_run] + (known[cell.r_run] - vision[cell.r_run] if cell.r_run else 0)
     behind = ancestry(s, stage_of(s, cell.p_run, cell.text_kind))
     if cell.r_run:
-        behind = {**behind, **ancestry(s, stage_of(s, cell.r_run, 'reason'))}
+        behind = {**behind, **reasoner_of(s, cell.r_run)[1]}
     stages = list(behind.values())
     if cost == 'train_flops':
         return sum(one.flops for one in stages)
@@ -166,7 +175,7 @@ def _inference(s, cell):
     if not here.any():
         raise Missing(f'no texts of {cell.p_run}')
     length = float(np.mean(texts['n_tokens'][here]))
-    reasoner = stages_of(s)[stage_of(s, cell.r_run, 'reason')].language
+    reasoner, _ = reasoner_of(s, cell.r_run)
     return (whole + _decoded(own.language, seen, length)
             + forward_flops(reasoner, None, rows=1, length=max(1, round(length)),
                             head_positions=1)['total']
