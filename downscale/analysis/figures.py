@@ -154,13 +154,16 @@ def reliance(result):
     figure, axes = small_axes(len(result['conditions']), 4.4, 3.6, across=2)
     rows = []
     for axis, (condition, found) in zip(axes, result['conditions'].items(), strict=True):
-        for place, family in enumerate(sorted(found, key=lambda one: result['drop'][one].value)):
-            x, y, side = found[family], result['drop'][family], 1 - 2 * (place % 2)
+        near = .03 * np.ptp([result['drop'][family].high for family in found] + [0])
+        for family, x in found.items():
+            y = result['drop'][family]
+            # of neighbours in height the left one is named to its left, above
+            left = any(other.value > x.value and abs(result['drop'][name].value - y.value) < near
+                       for name, other in found.items())
             axis.errorbar(x.value, y.value, xerr=errors(x), yerr=errors(y), fmt='o', ms=4.5,
                           color=BLUE, ecolor=GREY, elinewidth=.8)
-            # neighbours in height are named on different sides
-            axis.annotate(family, (x.value, y.value), xytext=(5 * side, 4), fontsize=8.5,
-                          textcoords='offset points', ha='left' if side > 0 else 'right')
+            axis.annotate(family, (x.value, y.value), xytext=(-5, 4) if left else (5, -10),
+                          textcoords='offset points', ha='right' if left else 'left', fontsize=8.5)
             rows.append({'family': family, 'condition': condition, 'reliance': x.value,
                          'reliance_low': x.low, 'reliance_high': x.high, 'drop': y.value,
                          'drop_low': y.low, 'drop_high': y.high, 'n': x.n})

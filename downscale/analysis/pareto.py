@@ -37,7 +37,7 @@ def pareto(s, cost='params'):
         rows.append((price, name))
         cells.append(group)
     if len(rows) < 2:
-        raise Missing(f'a frontier needs two ways of answering with a cost ({cost}); '
+        raise Missing('a frontier needs two ways of answering with a cost; '
                       f'{"; ".join(skipped) or "nobody answered with a picture"}')
     _, means, _ = measures.means_of(s, cells)
     whole = stats.macro(means)
