@@ -92,6 +92,8 @@ def test_seconds_of_several_sessions_and_chips_add_up(s, tmp_path):
         for step, seconds in ((10, 5.), (20, 9.), (30, 4.), (40, 6.))) + '{"step": 5')
     assert costs._chip_seconds(tmp_path, {'data': 4, 'fsdp': -1, 'tensor': 2}) == 15 * 8
     assert costs._chip_seconds(tmp_path / 'nowhere', {}) is None
+    (tmp_path / 'timing.jsonl').write_text('')   # fewer steps than are timed
+    assert costs._chip_seconds(tmp_path, {}) is None
 
 
 def test_what_a_study_does_not_tell_is_skipped_with_the_reason(tmp_path):

@@ -88,7 +88,7 @@ def test_failed_runs_and_bad_endings_are_notes(capsys, tmp_path):
     assert (code, errors) == (0, [])
     assert notes[0] == 'w16d2-s0/text: failed: {"reason": "nan"}'
     assert notes[1:] == [
-        f'{size}-s0 direct image: count: 10.0% truncated (over 5%)'
+        f'{size}-s0 direct image: truncated over 5% in 1 families, most in count (10.0%)'
         for size in ('w16d2', 'w32d4', 'w64d4')]
 
 

@@ -48,9 +48,10 @@ def over(s, groups, *parts):
         draws = draws + means.draws[:, :, here].mean(axis=2) @ part
         columns |= set(here)
     columns = sorted(columns)
-    reach = sum(float(np.abs(part).sum()) for part, _ in parts)
+    weights = np.concatenate([np.asarray(part, dtype=float) for part, _ in parts])
+    bounds = float(np.minimum(weights, 0).sum()), float(np.maximum(weights, 0).sum())
     return stats.interval(value, draws, means.n[columns].sum(), means.clusters[columns].min(),
-                          bounds=(-reach, reach), seeds=means.seeds)
+                          bounds=bounds, seeds=means.seeds)
 
 
 def _ends(s):

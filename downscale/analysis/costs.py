@@ -67,7 +67,7 @@ def _trained(folder, cell, value, one):
 def _chip_seconds(folder, mesh):
     """Seconds of training, sessions added up, times the chips that the mesh names (-1 is one).
 
-    None without timing.
+    None without timing, as in a run of very few steps.
     """
     path = folder / 'timing.jsonl'
     if not path.is_file():
@@ -79,6 +79,8 @@ def _chip_seconds(folder, mesh):
         except ValueError:
             break   # a torn last line
         whole, last = whole + (last if now < last else 0.), now
+    if not whole + last:
+        return None   # so short that no time was noted
     return (whole + last) * math.prod(max(1, size) for size in mesh.values())
 
 
@@ -150,7 +152,7 @@ def of_cell(s, cell, cost):
     if cost == 'samples':
         return sum(one.stage['steps'] * one.stage['batch'] for one in stages if one.stage['tiles'])
     if any(one.chip_seconds is None for one in stages):
-        raise Missing('a stage has no timing.jsonl')
+        raise Missing('a stage has no times in timing.jsonl')
     return sum(one.chip_seconds for one in stages) / 3600
 
 

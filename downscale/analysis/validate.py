@@ -88,9 +88,12 @@ def _rates(study):
                                      'think' if cell.thinking else 'direct', cell.condition)))
         rows.append({'who': who, 'answers': ended.answers,
                      **{kind: getattr(ended, kind) for kind in KINDS}})
-        for task, kinds in ended.over.items():
-            notes += [f'{who}: {task}: {share:.1%} {kind} (over {LIMIT:.0%})'
-                      for kind, share in kinds.items()]
+        for kind in KINDS:
+            over = {task: kinds[kind] for task, kinds in ended.over.items() if kind in kinds}
+            if over:
+                worst = max(over, key=over.get)
+                notes.append(f'{who}: {kind} over {LIMIT:.0%} in {len(over)} families, most in '
+                             f'{worst} ({over[worst]:.1%})')
     return rows, notes
 
 
