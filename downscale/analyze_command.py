@@ -5,6 +5,7 @@ from pathlib import Path
 
 from downscale.analysis import fit_command
 
+COSTS = ('params', 'train_flops', 'inference_flops', 'samples', 'chip_hours')  # of `costs.py`
 SIZE_COLUMNS = ('n_nonembed', 'n_total')  # those of `analysis/dropoff.py`, which needs numpy
 ANALYZE_EXAMPLES = {
     'fit': 'downscale analyze fit runs.csv --x n_nonembed --tokens tokens --run run_id',
@@ -15,6 +16,9 @@ ANALYZE_EXAMPLES = {
     'compare': 'downscale analyze compare runs/smoke --sizes w32d2 w64d4 --json',
     'probe': 'downscale analyze probe runs/smoke --pictures 256',
     'ledger': 'downscale analyze ledger runs/smoke --out runs/smoke/analysis',
+    'validate': 'downscale analyze validate runs/smoke',
+    'pareto': 'downscale analyze pareto runs/smoke --cost inference_flops --out runs/smoke/pareto',
+    'report': 'downscale analyze report runs/smoke --bootstraps 500 --out runs/smoke/quick',
 }
 HELP = {
     'fit': 'Fit a law of size (and tokens) to a table, with intervals and alarms.',
@@ -25,6 +29,9 @@ HELP = {
     'compare': 'Sizes on the same items: paired differences, adjusted p values, power.',
     'probe': 'What every run holds of its pictures, layer by layer, and what hiding them costs.',
     'ledger': 'Where small sizes lose against the largest, from the picture to the answer.',
+    'validate': 'Schemas, pairing, failed runs and endings of a study; exit code 2 on errors.',
+    'pareto': 'Accuracy against cost: the frontier, and the probability of being on it.',
+    'report': 'One offline HTML file, every number as JSON, and a PNG and CSV per figure.',
 }
 
 
@@ -41,8 +48,26 @@ def add_analyze_arguments(sub):
             fit_command.add_isoflop_arguments(one)
         elif verb in ('probe', 'ledger'):
             add_probe_arguments(one, verb)
+        elif verb == 'validate':
+            one.add_argument('study', type=Path, help='folder of a study')
+            one.add_argument('--json', action='store_true', help='one JSON object instead of text')
+        elif verb == 'report':
+            add_report_arguments(one)
         else:
             add_measure_arguments(one, verb)
+
+
+def add_report_arguments(sub):
+    """`sub` takes what `report` reads."""
+    sub.add_argument('study', type=Path, help='folder of a study')
+    sub.add_argument('--out', type=Path, metavar='DIR', help='where to (default: STUDY/report)')
+    _add_resamples(sub)
+
+
+def _add_resamples(sub):
+    sub.add_argument('--bootstraps', type=int, default=2000, metavar='N',
+                     help='resamples of the pictures (default 2000)')
+    sub.add_argument('--seed', type=int, default=0, help='seed of the resamples (default 0)')
 
 
 def add_measure_arguments(sub, verb):
@@ -51,13 +76,16 @@ def add_measure_arguments(sub, verb):
     sub.add_argument('study', type=Path, help='folder of a study')
     sub.add_argument('--json', action='store_true', help='one JSON object instead of tables')
     sub.add_argument('--csv', type=Path, metavar='FILE', help='write every number there as well')
+    sub.add_argument('--out', type=Path, metavar='DIR',
+                     help='write the numbers as JSON and CSV, and figures, there as well')
     sub.add_argument('--macro', action='store_true', help='print means over families only')
-    sub.add_argument('--bootstraps', type=int, default=2000, metavar='N',
-                     help='resamples of the pictures (default 2000)')
-    sub.add_argument('--seed', type=int, default=0, help='seed of the resamples (default 0)')
+    _add_resamples(sub)
     if verb == 'drop':
         sub.add_argument('--size', choices=SIZE_COLUMNS, default=SIZE_COLUMNS[0],
                          help=f'what a decade is counted in (default {SIZE_COLUMNS[0]})')
+    if verb == 'pareto':
+        sub.add_argument('--cost', choices=COSTS, default=COSTS[0],
+                         help=f'cost of an answer or of its models (default {COSTS[0]})')
     if verb == 'compare':
         sub.add_argument('--sizes', nargs=2, metavar='SIZE', help='two sizes (default: all pairs)')
 
@@ -68,9 +96,7 @@ def add_probe_arguments(sub, verb):
     sub.add_argument('study', type=Path, help='folder of a study')
     sub.add_argument('--out', type=Path, help='folder of JSON, CSV and figure (STUDY/analysis)')
     sub.add_argument('--json', action='store_true', help='one JSON object instead of tables')
-    sub.add_argument('--bootstraps', type=int, default=2000, metavar='N',
-                     help='resamples of the pictures (default 2000)')
-    sub.add_argument('--seed', type=int, default=0, help='seed of the resamples (default 0)')
+    _add_resamples(sub)
     if verb == 'ledger':
         sub.add_argument('--macro', action='store_true', help='print means over families only')
     else:
@@ -93,8 +119,28 @@ def probe(args):
     probe_command.show_probes(args, notes)
 
 
+def report(args):
+    """Write the report of a finished or unfinished study."""
+    from downscale.analysis.measure_command import check_resamples
+    from downscale.analysis.report import write_report
+    check_resamples(args.bootstraps)
+    print(f'report: {write_report(args.study, args.out, args.bootstraps, args.seed)}')
+
+
+def validate(args):
+    """Print what is wrong with a study; 2 where numbers would be wrong, else 0."""
+    import json
+
+    from downscale.analysis.validate import lines
+    from downscale.analysis.validate import validate as find
+    errors, notes, rates = find(args.study)
+    print(json.dumps({'errors': errors, 'notes': notes, 'answers': rates}, indent=1) if args.json
+          else '\n'.join(lines(errors, notes, rates)))
+    return 2 if errors else 0
+
+
 def run(args):
-    """Run one verb."""
+    """Run one verb; returns its exit code (None: 0)."""
     if args.verb == 'fit':
         fit_command.run(args)
     elif args.verb == 'isoflop':
@@ -104,6 +150,11 @@ def run(args):
     elif args.verb == 'ledger':
         from downscale.analysis import probe_command
         probe_command.show_ledger(args)
+    elif args.verb == 'report':
+        report(args)
+    elif args.verb == 'validate':
+        return validate(args)
     else:
         from downscale.analysis import measure_command
         measure_command.run(args)
+    return None

@@ -14,7 +14,7 @@ from downscale.evaluate import benchmark_command, scoring_command
 from downscale.evaluate import command as chain_command
 from downscale.launch.arguments import LAUNCH_EXAMPLES, add_arguments, add_launch_arguments
 from downscale.memory import keep_freed_memory
-from downscale.study_files import find_cell, on_cpu, open_study
+from downscale.study_files import claims_of, find_cell, on_cpu, open_study
 
 EXAMPLES = {
     'study': 'downscale study experiments/smoke.py --out runs/smoke --set stages.text.steps=50',
@@ -64,20 +64,15 @@ def study(args):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 1
         jobs = min(cores, len(experiments)) if on_cpu() else 1
     seconds = run(folder, config.study, experiments, jobs, cache_folder(), args.quiet,
-                  args.together, args.tracker)
+                  claims_of(config), args.together, args.tracker)
     print(f'study done in {seconds:.0f} s')
-    print(f'report: {write(folder)}')
-
-
-def write(folder):
-    """The report of a study folder; returns its path."""
     from downscale.analysis.report import write_report
-    return write_report(folder)
+    print(f'report: {write_report(folder)}')
 
 
 def report(args):
-    """Write the report of a finished or unfinished study."""
-    print(f'report: {write(args.study)}')
+    """Write the report of a finished or unfinished study (the same as `analyze report`)."""
+    analyze_command.report(args)
 
 
 def train(args):
@@ -204,13 +199,13 @@ def benchmark(args):
 
 
 def analyze(args):
-    """Laws of size from tables; drops, shares and probes of a study, with intervals."""
+    """Laws of size from tables; drops, shares, probes, costs and report of a study."""
     if args.verb == 'probe':  # the only one that runs models
         if on_cpu():
             keep_freed_memory()
         from downscale.study import use_cache
         use_cache(cache_folder())
-    analyze_command.run(args)
+    return analyze_command.run(args)
 
 
 def rescore(args):
@@ -296,7 +291,7 @@ def parser():
     for run in (study, train, evaluate, report):
         name, sub = run.__name__, _command(commands, run)
         if name == 'report':
-            sub.add_argument('study', type=Path, help='folder of a study')
+            analyze_command.add_report_arguments(sub)
             continue
         sub.add_argument('config', help='study file, FILE.py or FILE.py:ARG')
         sub.add_argument('--out', type=Path, help='folder of the study (default: runs/NAME)')

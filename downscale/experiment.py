@@ -307,6 +307,7 @@ def cells(config, sweep):
     """
     value = config.to_dict()
     value.pop('study')
+    value.pop('claims', None)  # of the study, not of a cell
     stages = value['stages']
     for name in stages:
         if name not in STAGES:

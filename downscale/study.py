@@ -11,7 +11,7 @@ import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from downscale.accounting import totals
@@ -195,7 +195,8 @@ def _reason(error):
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def run(study, name, experiments, jobs, cache, quiet=False, together=1, tracker='tensorboard'):
+def run(study, name, experiments, jobs, cache, quiet=False, claims=None, together=1,
+        tracker='tensorboard'):
     """Every task of the study is finished; raises RuntimeError naming what failed, after the rest.
 
     `jobs` worker processes share the machine's cores, one each; `cache` holds compiled programs. Up
@@ -208,7 +209,7 @@ def run(study, name, experiments, jobs, cache, quiet=False, together=1, tracker=
         # By a worker: a TPU belongs to the first process that looks at it.
         pool.submit(_check_devices, experiments, together).result()
         with only_process(study):
-            prepare(study, name, experiments, quiet)
+            prepare(study, name, experiments, quiet, claims)
             with progress_bars(quiet) as bars:
                 failed = _Queue(study, tasks, experiments, jobs, together, tracker).run(
                     pool, queue, bars)
@@ -221,9 +222,14 @@ def run(study, name, experiments, jobs, cache, quiet=False, together=1, tracker=
     return time.time() - begun
 
 
-def prepare(study, name, experiments, quiet):
-    """The data set, some pictures and `study.json` are there, whatever was there before."""
+def prepare(study, name, experiments, quiet, claims=None):
+    """The data set, some pictures and `study.json` are there, whatever was there before.
+
+    `claims` are those that the study file declares; ValueError where they differ from what was
+    written before an evaluation that is finished.
+    """
     from downscale import stages
+    claims = _registered(study, claims)
     from downscale.evaluate.run import save_pictures
     with progress_bars(quiet) as bars:
         stages.prepare(study, experiments[0], lambda done, total: bars('scenes', done, total))
@@ -237,7 +243,20 @@ def prepare(study, name, experiments, quiet):
         'name': name, 'seed': experiments[0].seed, 'runs': runs,
         'config_hash': hash_of([cell.hash for cell in experiments]),
         'stages': {cell.name: [stage.name for stage in cell.stages] for cell in experiments},
-        'data': {'baselines': baselines, 'image_px': experiments[0].world.side}})
+        'data': {'baselines': baselines, 'image_px': experiments[0].world.side}, **claims})
+
+
+def _registered(study, claims):
+    """{'claims': the claims with all their defaults}, or {} without; see `prepare`."""
+    from downscale.analysis.claims import read
+    found = {} if claims is None else {'claims': [asdict(claim) for claim in read(claims)]}
+    before = read_json(place(study) / 'study.json')
+    if before and before.get('claims') != found.get('claims') \
+            and any(place(study).glob('evaluations/*/DONE.json')):
+        raise ValueError(f'the claims differ from those in {study}/study.json, which were declared '
+                         'before the evaluations that are finished; put them back, or give the '
+                         'study another folder')
+    return found
 
 
 def _run_row(cell):

@@ -73,7 +73,16 @@ def open_cells(config_file, overrides):
     from downscale.experiment import cells
     with config.unlocked():
         del config['platform']
-    return config, cells(config, sweep)
+    found = cells(config, sweep)
+    if claims_of(config) is not None:
+        from downscale.analysis.claims import read
+        read(claims_of(config))   # for its own checks, before work starts
+    return config, found
+
+
+def claims_of(config):
+    """The claims that a study file declares (`claims` of its config), or None."""
+    return config.to_dict().get('claims')
 
 
 def open_study(args):

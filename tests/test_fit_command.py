@@ -58,6 +58,24 @@ def test_a_table_of_budgets_is_read_as_csv(tmp_path, capsys):
     assert capsys.readouterr().out.count('kept') == 5
 
 
+def test_results_and_figures_are_written_where_asked(table, tmp_path, capsys):
+    fit(table, '--tokens', 'tokens', '--draws', 60, '--compute', 'flops', '--below', 1e21, '--json',
+        '--out', tmp_path / 'out')
+    assert json.loads((tmp_path / 'out' / 'fit.json').read_text()) == json.loads(
+        capsys.readouterr().out)
+    rows = (tmp_path / 'out' / 'fit.csv').read_text()
+    at = X[:, 1] == max(set(X[:, 1]), key=lambda d: (list(X[:, 1]).count(d), -d))
+    assert rows.count(',point,') + rows.count(',held out,') == at.sum()
+    assert rows.count(',extrapolation,') > 5
+    x, y, budget = planted()
+    csv.write_csv(pa.table({'n_nonembed': x, 'loss': y, 'budget': budget}), tmp_path / 't.csv')
+    analyze(fit_command.add_isoflop_arguments, fit_command.run_isoflop, tmp_path / 't.csv',
+            '--budget', 'budget', '--draws', 60, '--out', tmp_path / 'out')
+    assert (tmp_path / 'out' / 'isoflop.csv').read_text().count('kept') == 5
+    assert all((tmp_path / 'out' / f'{name}.png').stat().st_size > 2000
+               for name in ('fit', 'isoflop'))
+
+
 def test_what_cannot_be_fitted_is_said_in_one_line(table, tmp_path):
     for argv, said in (((table, '--y', 'lost'), "no column 'lost'"),
                        ((table, '--y', 'run_id'), "'run_id' is not all numbers"),

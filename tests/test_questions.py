@@ -6,7 +6,7 @@ import pytest
 
 from downscale.data import facts, questions
 from downscale.data.records import Example
-from downscale.data.scenes import FIELDS, SIZES, World, box_text, caption, record, sample, stream, triple
+from downscale.data.scenes import FIELDS, SIZES, World, box_text, record, sample, stream, triple
 from downscale.data.world_builder import scene_example, triple_example
 
 WORLD = World()
@@ -337,4 +337,5 @@ def test_the_vocabulary_covers_every_text(world):
 def test_a_triple_is_asked_in_three_pictures():
     scenes = triple(WORLD, 'test', 3)
     text = questions.caption_of(scenes)
-    assert [text.split().count(name) for name in ('first', 'second', 'third')] == [len(scene.objects) for scene in scenes]
+    assert [text.split().count(name) for name in ('first', 'second', 'third')] == [
+        len(scene.objects) for scene in scenes]

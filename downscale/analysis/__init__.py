@@ -1,1 +1,9 @@
 """Compare the runs of a study from the files they wrote; nothing in here needs JAX."""
+
+
+def __getattr__(name):
+    """`downscale.analysis.synth`, imported on first use so that the package stays instant."""
+    if name == 'synth':
+        from downscale.analysis.synthetic import synth
+        return synth
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -76,10 +76,11 @@ def log_odds(means):
     """The same means as log-odds; half an item is added on both sides, so that 0 and 1 are finite.
     """
     def logit(share):
-        right = share * means.n + .5
+        # a draw over seeds may leave 0..1
+        right = np.clip(share, 0, 1) * means.n + .5
         return np.log(right / (means.n + 1 - right))
     return stats.Means(means.groups, logit(means.value), logit(means.draws), means.n,
-                       means.clusters)
+                       means.clusters, means.seeds)
 
 
 def attribute(means, names, scale='accuracy'):
@@ -95,7 +96,7 @@ def attribute(means, names, scale='accuracy'):
         table = table.T.reshape(*(2,) * factors, -1)   # the value in front of its draws
 
         def known(part, column=column):
-            return _known(part, means.n[column], means.clusters[column], scale)
+            return _known(part, means.n[column], means.clusters[column], scale, means.seeds)
         shares = {name: known(part) for name, part in zip(names, shapley(table, factors),
                                                           strict=True)}
         both = {tuple(names[place] for place in group): known(part)
@@ -107,14 +108,14 @@ def attribute(means, names, scale='accuracy'):
     return found
 
 
-def _known(part, n, clusters, scale):
+def _known(part, n, clusters, scale, seeds):
     if scale == 'accuracy':
-        return stats.interval(part[0], part[1:], n, clusters, bounds=(-2, 2))
+        return stats.interval(part[0], part[1:], n, clusters, bounds=(-2, 2), seeds=seeds)
     draws = part[np.isfinite(part)]
     if np.ptp(draws) < 1e-9:  # the bound for unseen change is one of shares, not of log-odds
         return stats.Interval(float(part[0]), np.nan, np.nan, int(n), int(clusters),
-                              'none (draws agree)')
-    return stats.interval(part[0], part[1:], n, clusters)
+                              'none (draws agree)', seeds)
+    return stats.interval(part[0], part[1:], n, clusters, seeds=seeds)
 
 
 def class_of(large, small_p, small_r, small):

@@ -47,18 +47,23 @@ def completion(s, cells):
     counts each family alike. Accuracy on completed answers is a ratio of sums over pictures.
     """
     rows, weights = _weighed(s, cells)
-    items = {name: column[rows] for name, column in s.study.items.items()}
+    items = {name: s.study.items[name][rows] for name in ('score', 'truncated', 'parse_ok',
+                                                          'close')}
     ended = {'truncated': items['truncated'].astype(bool),
              'unparsed': ~items['parse_ok'].astype(bool), 'unclosed': items['close'] == 'open'}
     done = ~np.any(list(ended.values()), axis=0)
     thinking, parts = any(cell.thinking for cell in cells), {}
-    for task in sorted(set(items['task'])):
-        here = items['task'] == task
-        whole = _mean(s, items, weights, here)
-        shares = {kind: Share(weights[here & flags].sum() / weights[here].sum())
+    codes, first, place = np.unique(s.study.codes['task'][rows], return_index=True,
+                                    return_inverse=True)
+    means = [_means(s, rows, place, weights * kept, items['score'], kept)
+             for kept in (np.ones(len(rows)), done.astype(float))]
+    whole = np.bincount(place, weights)
+    for column, task in enumerate(s.study.items['task'][rows[first]]):
+        shares = {kind: Share(np.bincount(place, weights * flags)[column] / whole[column])
                   for kind, flags in ended.items() if thinking or kind != 'unclosed'}
-        parts[task] = (shares, whole, _mean(s, items, weights, here & done),
-                       int(here.sum()), int((here & done).sum()))
+        here = place == column
+        parts[task] = (shares, *(mean[column] for mean in means), int(here.sum()),
+                       int((here & done).sum()))
     return ({task: _completion({task: part}) for task, part in parts.items()},
             _completion(parts))
 
@@ -68,19 +73,29 @@ def _weighed(s, cells):
     rows, weights = [], []
     for cell in cells:
         index = s.study.cells[cell]
-        _, place, repeats = np.unique(s.study.items['item_id'][index].astype(str),
-                                      return_inverse=True, return_counts=True)
+        _, place, repeats = np.unique(s.study.codes['item_id'][index], return_inverse=True,
+                                      return_counts=True)
         rows.append(index)
         weights.append(1 / repeats[place])
     return np.concatenate(rows), np.concatenate(weights)
 
 
-def _mean(s, items, weights, keep):
-    """(mean score of the kept rows, its draws, items, clusters); NaN where none is kept."""
-    cluster = items['cluster_id'][keep]
-    value, draws = stats.ratio(weights[keep] * items['score'][keep], weights[keep], cluster,
-                               s.resamples)
-    return value, draws, len(set(items['item_id'][keep])), len(set(cluster))
+def _means(s, rows, place, weights, score, kept):
+    """(mean score of the kept rows, its draws, items, clusters) of each group; NaN where none is.
+
+    `place` [rows] is the group of each row. The ranks of clusters are the columns of resamples.
+    """
+    groups, clusters = place.max() + 1, len(s.resamples.clusters)
+    key = s.study.codes['cluster_id'][rows] * groups + place
+    top, bottom, seen = (np.bincount(key, values, clusters * groups).reshape(clusters, groups)
+                         for values in (weights * score, weights, kept))
+    drawn = s.resamples.weights @ np.concatenate([top, bottom], axis=1)
+    with np.errstate(invalid='ignore'):
+        value = top.sum(axis=0) / bottom.sum(axis=0)
+        draws = drawn[:, :groups] / drawn[:, groups:]
+    item = np.unique(s.study.codes['item_id'][rows[kept > 0]] * groups + place[kept > 0])
+    items = np.bincount(item % groups, minlength=groups)
+    return list(zip(value, draws.T, items, np.count_nonzero(seen, axis=0), strict=True))
 
 
 def _completion(parts):

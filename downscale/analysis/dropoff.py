@@ -1,10 +1,10 @@
 """How much is lost from the largest to the smallest size, by four measures, and whether what is
 lost is what relied on the picture.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import norm, rankdata
 
 from downscale.analysis import measures, stats
 from downscale.analysis.inference import ratio_interval
@@ -47,13 +47,13 @@ def drops(s, size='n_nonembed'):
 
 def _drops_of(means, chance, column, decades):
     value, draws = means.value[:, column], means.draws[:, :, column]
-    counts = means.n[column], means.clusters[column]
+    counts, seeds = (means.n[column], means.clusters[column]), means.seeds
     fall = value[-1] - value[0], draws[:, -1] - draws[:, 0]
     floor = chance.value[0, column], chance.draws[:, 0, column]
-    found = {'abs': stats.interval(*fall, *counts, bounds=(-1, 1)),
-             'rel': ratio_interval(fall, (value[-1], draws[:, -1]), *counts),
+    found = {'abs': stats.interval(*fall, *counts, bounds=(-1, 1), seeds=seeds),
+             'rel': ratio_interval(fall, (value[-1], draws[:, -1]), *counts, seeds=seeds),
              'rel_chance': ratio_interval(fall, (value[-1] - floor[0], draws[:, -1] - floor[1]),
-                                          *counts)}
+                                          *counts, seeds=seeds)}
     if np.ptp(decades) > 0:
         lever = (decades - decades.mean()) / np.sum((decades - decades.mean()) ** 2)
         found['slope'] = stats.contrast(means, lever, column, (-np.inf, np.inf))
@@ -101,7 +101,40 @@ def relation(large, without, small, task, cluster, split=True, bootstraps=2000, 
         draws = np.stack([measure(a[picks], b[picks]) for a, b in zip(x, y, strict=True)])
         found.append(_over_tasks(measure(x, y).mean(), draws.mean(axis=0), len(place),
                                  len(names)))
+    found[0] = _with_small_sample(found[0])
     return Relation(tuple(names.tolist()), *points, *found)
+
+
+def _with_small_sample(x):
+    """A rank correlation whose interval holds that of Fisher's z as well.
+
+    With the standard error of Bonett and Wright 2000 (Psychometrika 65:23): drawing few tasks
+    with replacement alone is too sure.
+    """
+    if not np.isfinite(x.low):
+        return x
+    at = np.clip(x.value, -.999, .999)
+    reach = norm.ppf(.975) * np.sqrt((1 + at * at / 2) / max(x.clusters - 3, 1))
+    low, high = np.tanh(np.arctanh(at) + np.array([-reach, reach]))
+    return replace(x, low=float(min(x.low, low)), high=float(max(x.high, high)),
+                   method=f'{x.method} and Fisher z')
+
+
+def reliance(s):
+    """`measures.reliance`, and 'relation': {condition: {'same items' | 'split halves': Relation}}.
+
+    A condition is absent from the latter where there are too few tasks.
+    """
+    found = {**measures.reliance(s), 'relation': {}}
+    for condition in found['conditions']:
+        try:
+            columns = visual_reliance(s, condition)
+            found['relation'][condition] = {
+                name: relation(**columns, split=split, bootstraps=len(s.resamples.weights))
+                for name, split in (('same items', False), ('split halves', True))}
+        except Missing:
+            continue
+    return found
 
 
 def _over_tasks(value, draws, items, tasks):

@@ -7,6 +7,8 @@ import csv
 import io
 import re
 
+import numpy as np
+
 INK = '#0f1113'   # becomes `currentColor` in the page, so that dark mode can read it
 BLUE, ORANGE, GREY = '#3b82c4', '#d9822b', '#8a8f98'
 STYLE = {'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False,
@@ -17,7 +19,7 @@ STYLE = {'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False,
 POINTS = 300      # a longer curve is drawn as means of neighbours; its CSV keeps every point
 
 
-def _matplotlib():
+def plotting():
     try:
         import matplotlib.backends.backend_agg
         import matplotlib.figure
@@ -28,9 +30,10 @@ def _matplotlib():
 
 def save(draw, result, folder, name):
     """`name`.png and `name`.csv are in `folder`; the returned string is the figure as SVG."""
-    with _matplotlib().rc_context(STYLE):
+    with plotting().rc_context(STYLE):
         figure, rows = draw(result)
-        _matplotlib().backends.backend_agg.FigureCanvasAgg(figure)
+        figure.set_layout_engine(None)   # it is laid out: each file is drawn once, not twice
+        plotting().backends.backend_agg.FigureCanvasAgg(figure)
         box, buffer = figure.get_tightbbox().padded(.08), io.StringIO()
         figure.savefig(folder / f'{name}.png', dpi=150, facecolor='white', bbox_inches=box,
                        metadata={'Software': None})
@@ -50,19 +53,20 @@ def save(draw, result, folder, name):
                   ' xmlns:xlink="http://www.w3.org/1999/xlink"', svg, count=1, flags=re.DOTALL)
 
 
-def _panels(count, width=2.35, height=1.95, across=4):
+def small_axes(count, width=2.35, height=1.95, across=4):
     """A figure of `count` small axes, at most `across` side by side."""
     rows = -(-count // across)
     columns = -(-count // rows)   # balanced: five panels are three and two
-    figure = _matplotlib().figure.Figure(figsize=(width * columns, height * rows + .35))
+    figure = plotting().figure.Figure(figsize=(width * columns, height * rows + .35))
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for spare in axes[count:]:
         spare.set_visible(False)
     return figure, axes[:count]
 
 
-def _numbers(x):
-    return {'value': x.value, 'low': x.low, 'high': x.high, 'n': x.n, 'clusters': x.clusters}
+def numbers(x):
+    return {'value': x.value, 'low': x.low, 'high': x.high, 'n': x.n, 'clusters': x.clusters,
+            'seeds': x.seeds}
 
 
 def _ended(x):
@@ -71,7 +75,7 @@ def _ended(x):
             'value_completed': None if x.completed is None else x.completed.value}
 
 
-def _bar(x):
+def errors(x):
     """Distances from the value to both ends; a percentile end may lie past the value."""
     return [[max(0, x.value - x.low)], [max(0, x.high - x.value)]]
 
@@ -87,7 +91,7 @@ def short_count(number):
 def accuracy(result):
     """Accuracy against parameters, a panel per family and one for the macro mean."""
     panels = {**result['families'], 'macro mean': result['macro']}
-    figure, axes = _panels(len(panels))
+    figure, axes = small_axes(len(panels))
     rows, n_total = [], result['n_total']
     for axis, (name, panel) in zip(axes, panels.items(), strict=True):
         x = [n_total[size] for size in panel['sizes']]
@@ -104,7 +108,7 @@ def accuracy(result):
         axis.tick_params(axis='x', labelrotation=45 if len(x) > 4 else 0)
         axis.grid(axis='y', color=GREY, alpha=.25, lw=.6)
         axis.tick_params(labelleft=axis.get_subplotspec().is_first_col(), length=2)
-        rows += [{'family': name, 'size': size, 'n_total': n_total[size], **_numbers(v),
+        rows += [{'family': name, 'size': size, 'n_total': n_total[size], **numbers(v),
                   'chance': panel['chance'], 'majority': panel['majority'],
                   **_ended(panel['completion'][size])}
                  for size, v in panel['sizes'].items()]
@@ -120,7 +124,7 @@ def drops(result):
     """Drop by family, sorted: points left, share of what was above chance right."""
     names = [*result['families'], 'macro mean']
     table = {**result['families'], 'macro mean': result['macro']}
-    figure, axes = _panels(2, 4.4, .27 * len(names) + .6, across=2)
+    figure, axes = small_axes(2, 4.4, .27 * len(names) + .6, across=2)
     titles = {'absolute': 'points of accuracy', 'relative_chance': 'share of what was above chance'}
     rows = []
     for axis, (kind, title) in zip(axes, titles.items(), strict=True):
@@ -132,10 +136,11 @@ def drops(result):
                 continue
             colour = ORANGE if name == 'macro mean' else BLUE if x.clear else GREY
             axis.barh(place, x.value, color=colour, height=.62, alpha=.75)
-            axis.errorbar(x.value, place, xerr=_bar(x), color=INK, lw=1.1, capsize=2)
-            rows.append({'family': name, 'kind': kind, **_numbers(x)})
+            axis.errorbar(x.value, place, xerr=errors(x), color=INK, lw=1.1, capsize=2)
+            rows.append({'family': name, 'kind': kind, **numbers(x)})
         axis.axvline(0, color=INK, lw=.8)
-        axis.set_yticks(range(len(names)), names if kind == 'absolute' else [])
+        axis.set_yticks(range(len(names)), [f'{name} ({table[name]["absolute"].n})'
+                                            for name in names] if kind == 'absolute' else [])
         axis.tick_params(length=0)
         axis.invert_yaxis()
         axis.grid(axis='x', color=GREY, alpha=.25, lw=.6)
@@ -146,20 +151,35 @@ def drops(result):
 
 def reliance(result):
     """Reliance on the picture against the drop, one labelled point per family."""
-    figure, axes = _panels(len(result['conditions']), 4.4, 3.6, across=2)
+    figure, axes = small_axes(len(result['conditions']), 4.4, 3.6, across=2)
     rows = []
     for axis, (condition, found) in zip(axes, result['conditions'].items(), strict=True):
+        near = .03 * np.ptp([result['drop'][family].high for family in found] + [0])
         for family, x in found.items():
             y = result['drop'][family]
-            axis.errorbar(x.value, y.value, xerr=_bar(x), yerr=_bar(y), fmt='o', ms=4.5,
+            # of neighbours in height the left one is named to its left, above
+            left = any(other.value > x.value and abs(result['drop'][name].value - y.value) < near
+                       for name, other in found.items())
+            axis.errorbar(x.value, y.value, xerr=errors(x), yerr=errors(y), fmt='o', ms=4.5,
                           color=BLUE, ecolor=GREY, elinewidth=.8)
-            axis.annotate(family, (x.value, y.value), xytext=(5, 4), textcoords='offset points',
-                          fontsize=8.5)
+            axis.annotate(family, (x.value, y.value), xytext=(-5, 4) if left else (5, -10),
+                          textcoords='offset points', ha='right' if left else 'left', fontsize=8.5)
             rows.append({'family': family, 'condition': condition, 'reliance': x.value,
                          'reliance_low': x.low, 'reliance_high': x.high, 'drop': y.value,
                          'drop_low': y.low, 'drop_high': y.high, 'n': x.n})
         axis.axhline(0, color=GREY, lw=.7)
         axis.axvline(0, color=GREY, lw=.7)
+        split = result['relation'].get(condition, {}).get('split halves')
+        far = _outliers(split) if split else set()
+        for family in far:
+            axis.plot(found[family].value, result['drop'][family].value, 'o', ms=9, mfc='none',
+                      color=ORANGE)
+        if split:
+            x = split.slope
+            at = np.array(axis.get_xlim())
+            axis.plot(at, split.drop.mean() + x.value * (at - split.reliance.mean()), color=GREY,
+                      lw=1, label=f'slope {x.value:.2f} [{x.low:.2f}, {x.high:.2f}], split halves')
+            axis.legend(fontsize=8, loc='upper left')
         axis.margins(.12)
         axis.set(xlabel=f'accuracy with image - {condition} (largest)',
                  title=f'against {condition}')
@@ -168,13 +188,22 @@ def reliance(result):
     return figure, rows
 
 
+def _outliers(found):
+    """Families farther from the line of a `Relation` than 3 robust standard deviations."""
+    off = found.drop - found.drop.mean() - found.slope.value * (found.reliance
+                                                                - found.reliance.mean())
+    size = np.abs(off - np.median(off))
+    return {task for task, far in zip(found.tasks, size > 3 * 1.4826 * np.median(size), strict=True)
+            if far}
+
+
 def grid(result):
     """Macro accuracy per perception x reasoner pair, gold text on top, one panel per setting."""
     widest = max(len(panel['r_sizes']) for panel in result.values())
     tallest = max(len(panel['p_sizes']) for panel in result.values())
-    figure, axes = _panels(len(result), .8 * widest + 1.3, .5 * (tallest + 1) + .9, across=2)
+    figure, axes = small_axes(len(result), .8 * widest + 1.3, .5 * (tallest + 1) + .9, across=2)
     cells = [cell['accuracy'] for panel in result.values() for cell in panel['cells']]
-    norm = _matplotlib().colors.Normalize(min(x.value for x in cells), max(x.value for x in cells))
+    norm = plotting().colors.Normalize(min(x.value for x in cells), max(x.value for x in cells))
     rows = []
     for axis, (name, panel) in zip(axes, result.items(), strict=True):
         ys = {p: place for place, p in enumerate(panel['p_sizes'])}
@@ -183,7 +212,7 @@ def grid(result):
         for cell in panel['cells']:
             _heat_cell(axis, xs[cell['r']], ys[cell['p']], cell, norm)
             rows.append({'panel': name, 'perception': cell['p'], 'reasoner': cell['r'],
-                         **_numbers(cell['accuracy']), **_ended(cell['completion'])})
+                         **numbers(cell['accuracy']), **_ended(cell['completion'])})
         axis.set(xlim=(-.5, len(xs) - .5), ylim=(-.5, ys['gold'] + .5), title=name)
         axis.set_xticks(list(xs.values()), list(xs), fontsize=8)
         axis.set_yticks(list(ys.values()), list(ys), fontsize=8)
@@ -199,8 +228,8 @@ def _heat_cell(axis, x, y, cell, norm):
     accuracy, mark = cell['accuracy'], ' !' if cell['completion'].over else ''
     link = '#completed'   # the table of these cells in the page
     share = float(norm(accuracy.value)) if norm.vmax > norm.vmin else .5
-    colour = _matplotlib().colormaps['Blues'](.12 + .78 * share)
-    axis.add_patch(_matplotlib().patches.Rectangle((x - .48, y - .47), .96, .94,
+    colour = plotting().colormaps['Blues'](.12 + .78 * share)
+    axis.add_patch(plotting().patches.Rectangle((x - .48, y - .47), .96, .94,
                                                    color=colour, lw=0, url=link))
     ink = '#ffffff' if share > .55 else '#10151c'
     axis.text(x, y + .12, f'{accuracy.value:.2f}{mark}', ha='center', va='center', color=ink,
@@ -215,7 +244,7 @@ def marginals(result):
     families = {task for sides in panels.values() for side in ('perception', 'reasoner')
                 if side in sides for task in sides[side]['families']}
     names = [*sorted(families), 'macro mean']
-    figure, axes = _panels(len(panels), 4.2, .3 * len(names) + .9, across=2)
+    figure, axes = small_axes(len(panels), 4.2, .3 * len(names) + .9, across=2)
     rows, colours = [], {'perception': BLUE, 'reasoner': ORANGE}
     for axis, (panel, sides) in zip(axes, panels.items(), strict=True):
         for side, shift in (('perception', -.14), ('reasoner', .14)):
@@ -223,9 +252,9 @@ def marginals(result):
             for name, x in {**drop['families'], 'macro mean': drop['macro']}.items():
                 if x is None:
                     continue
-                axis.errorbar(x.value, names.index(name) + shift, xerr=_bar(x), fmt='o', ms=4,
+                axis.errorbar(x.value, names.index(name) + shift, xerr=errors(x), fmt='o', ms=4,
                               color=colours[side], label=f'{side} shrinks', lw=1.2)
-                rows.append({'panel': panel, 'side': side, 'family': name, **_numbers(x)})
+                rows.append({'panel': panel, 'side': side, 'family': name, **numbers(x)})
         axis.axvline(0, color=GREY, lw=.8)
         axis.set_yticks(range(len(names)),
                         names if axis.get_subplotspec().is_first_col() else [])
@@ -246,9 +275,8 @@ def marginals(result):
 
 def losses(result):
     """Training loss of every run, a panel per stage; small sizes light, large sizes dark."""
-    import numpy as np
-    figure, axes = _panels(len(result['stages']), 2.9, 2.3, across=3)
-    shades = _matplotlib().colormaps['viridis_r'](np.linspace(.2, .68, len(result['sizes'])))
+    figure, axes = small_axes(len(result['stages']), 2.9, 2.3, across=3)
+    shades = plotting().colormaps['viridis_r'](np.linspace(.2, .68, len(result['sizes'])))
     colours = dict(zip(result['sizes'], shades, strict=True))
     rows, named = [], {}
     for axis, (stage, curves) in zip(axes, result['stages'].items(), strict=True):
@@ -264,7 +292,7 @@ def losses(result):
         axis.set(title=stage, xlabel=curves[0]['axis'])
         axis.grid(color=GREY, alpha=.25, lw=.6)
         axis.xaxis.set_major_formatter(lambda value, _: short_count(value))
-        axis.xaxis.set_major_locator(_matplotlib().ticker.MaxNLocator(4))
+        axis.xaxis.set_major_locator(plotting().ticker.MaxNLocator(4))
     axes[0].set_ylabel('training loss')
     figure.tight_layout(h_pad=1.2)
     named = {name: named[name] for name in [*result['sizes'], 'tower'] if name in named}

@@ -36,6 +36,8 @@ def _add_shared(sub, x):
     sub.add_argument('table', type=Path, help='.csv or .parquet, a row per measured point')
     sub.add_argument('--x', default=x, metavar='COLUMN', help=f'size (default: {x})')
     sub.add_argument('--y', default='loss', metavar='COLUMN', help='measured (default: loss)')
+    sub.add_argument('--out', type=Path, metavar='DIR',
+                     help='write the result as JSON and a figure with its CSV there as well')
     sub.add_argument('--run', metavar='COLUMN', help='run of each row, which is resampled whole '
                      '(default: every row is a run)')
     sub.add_argument('--draws', type=int, default=1000, help='resamples (default: 1000)')
@@ -67,7 +69,28 @@ def run(args):
         held = extrapolation.holdout(law, x, y, table[args.compute], args.below, **options)
         result['holdout'] = held.to_dict()
         lines += _holdout_lines(held)
+    if args.out:
+        _write_fit(args, found, table, result)
     print(json.dumps(result) if args.json else '\n'.join(lines))
+
+
+def _write_fit(args, found, table, result):
+    """fit.json, and fit.png with its CSV: of two inputs at the tokens that most rows have."""
+    import numpy as np
+
+    from downscale.analysis import figures, law_figures, study_laws
+    from downscale.places import write_json
+    tokens, here = None, np.ones(len(table[args.x]), dtype=bool)
+    if args.tokens:
+        values, counts = np.unique(table[args.tokens], return_counts=True)
+        tokens = float(values[np.argmax(counts)])
+        here = table[args.tokens] == tokens
+    held = table[args.compute] >= args.below if args.compute else np.zeros(len(here), dtype=bool)
+    points = [{'n': float(n), 'value': float(y), 'held': bool(out)} for n, y, out in
+              zip(table[args.x][here], table[args.y][here], held[here], strict=True)]
+    write_json(args.out / 'fit.json', result)
+    part = {'x': args.x, 'points': points, 'curve': study_laws.curve(found, table[args.x], tokens)}
+    figures.save(law_figures.laws, {f'{args.y}, {found.form}': part}, args.out, 'fit')
 
 
 def run_isoflop(args):
@@ -84,6 +107,14 @@ def run_isoflop(args):
     if found.exponent:
         lines += _interval_lines({'exponent': found.exponent, 'coefficient': found.coefficient})
     lines += [f'alarm: {alarm}' for alarm in found.alarms]
+    if args.out:
+        from downscale.analysis import figures, law_figures
+        from downscale.places import write_json
+        write_json(args.out / 'isoflop.json', found.to_dict())
+        figures.save(law_figures.isoflop, {'fit': found, 'x': args.x, 'points': [
+            {'budget': budget, 'n': n, 'loss': y} for budget, n, y in
+            zip(table[args.budget], table[args.x], table[args.y], strict=True)]}, args.out,
+            'isoflop')
     print(json.dumps(found.to_dict()) if args.json else '\n'.join(lines))
 
 

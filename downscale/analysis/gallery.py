@@ -3,50 +3,83 @@ import base64
 import hashlib
 from html import escape
 
+from downscale.analysis import grids, measures
+from downscale.analysis.attribution import CLASSES, class_of
 from downscale.analysis.measures import Missing, joint_cells
+from downscale.analysis.shares import PREFERRED
 
 PICTURE_BYTES, TOTAL_BYTES = 150_000, 3_000_000
-PER_CLASS = 6
+PER_CLASS = 4
 TEXT_LENGTH = 400
-CLASSES = {'lost': 'Right at the largest size, wrong at the smallest',
-           'wrong': 'Wrong at every size', 'right': 'Right at every size'}
+# By the four pairs of smallest and largest sizes (attribution.CLASSES), or without pairs by the
+# models that see and answer.
+TITLES = {
+    'perception loss': 'Perception loss: wrong as soon as the small model looks',
+    'reasoning loss': 'Reasoning loss: wrong as soon as the small model reasons',
+    'both': 'Both: wrong when either model is small',
+    'lost only when both are small': 'Wrong only when both models are small',
+    'recovered': 'Recovered: right with small models, wrong with large ones',
+    'right everywhere': 'Right with every pair',
+    'right only in a mixed pair': 'Right only with one small and one large model',
+    'wrong everywhere': 'Wrong with every pair',
+    'lost': 'Right at the largest size, wrong at the smallest',
+    'wrong': 'Wrong at every size', 'right': 'Right at every size'}
+JOINT = ('lost', 'wrong', 'right')
 
 
 def samples(s):
-    """Up to `PER_CLASS` samples of each class, spread over families; equal for equal studies."""
-    study, answers = s.study, _answers(s)
-    if not answers:
+    """{class: up to `PER_CLASS` samples}, spread over families; equal for equal studies."""
+    answers, pairs = _answers(s), _pairs(s)
+    if not answers and not pairs:
         raise Missing('no model was asked with the picture, so there are no answers to show')
-    sizes = list(answers)
-    shared = set.intersection(*(set(found) for found in answers.values()))
-    written = _written(s)
-    picked = {name: [] for name in CLASSES}
-    for item in sorted(shared, key=lambda item: hashlib.sha256(item.encode()).hexdigest()):
-        rows = [answers[size][item] for size in sizes]
-        right = [bool(study.items['score'][row] > .5) for row in rows]
-        kind = 'right' if all(right) else 'wrong' if not any(right) else \
-            'lost' if right[-1] and not right[0] else None
+    study = s.study
+    picked = {name: [] for name in (CLASSES if pairs else JOINT)}
+    shared = set.intersection(*(set(found) for found in (pairs or answers).values()))
+
+    def order(item):
+        row = next(iter((pairs or answers).values()))[item]
+        return (not _path(study.root, study.items['cluster_id'][row], 0).is_file(),
+                hashlib.sha256(item.encode()).hexdigest())
+    for item in sorted(shared, key=order):
+        rows = {name: found[item] for name, found in (pairs or answers).items()}
+        right = [bool(study.items['score'][row] > .5) for row in rows.values()]
+        kind = class_of(*right) if pairs else 'right' if all(right) else 'wrong' \
+            if not any(right) else 'lost' if right[-1] and not right[0] else None
         if kind:
-            picked[kind].append((study.items['task'][rows[0]], item, rows, right))
-    budget, result = [TOTAL_BYTES], {}
-    for kind, found in picked.items():
-        chosen = _spread(found)
-        result[kind] = [_sample(study, task, item, sizes, rows, right, written, budget)
-                        for task, item, rows, right in chosen]
-    return result
+            picked[kind].append((study.items['task'][next(iter(rows.values()))], item))
+    budget, written = [TOTAL_BYTES], _written(s)
+    return {kind: [_sample(study, task, item, {**answers, **pairs}, written, budget)
+                   for task, item in _spread(found)] for kind, found in picked.items()}
+
+
+def _pairs(s):
+    """Answer rows of the four pairs of ends: {name: item -> row}, as `class_of` takes them.
+
+    Of the lowest seed, and of the first of `PREFERRED` that has all four; empty without.
+    """
+    for kind, mode in PREFERRED:
+        try:
+            found = grids.corners(s, measures.pair_groups(s, kind, measures.MODES[mode]))
+        except Missing:
+            continue
+        cells, p, r = next(iter(found.seeds.values())), found.perception, found.reasoner
+        return {f'{p[a]} → {r[b]} ({kind}, {mode})': _first_rows(s, cells[a, b])
+                for a, b in ((1, 1), (0, 1), (1, 0), (0, 0))}
+    return {}
+
+
+def _first_rows(s, cell):
+    """item -> row of the first repeat of a cell."""
+    index = s.study.cells[cell]
+    repeat = s.study.items['repeat'][index]
+    index = index[repeat == repeat.min()]
+    return dict(zip(s.study.items['item_id'][index], index, strict=True))
 
 
 def _answers(s):
     """First-repeat answer rows of the lowest-seed run of each size: size -> item -> row."""
-    answers = {}
-    for size in s.sizes:
-        cells = joint_cells(s, size, 'image')
-        if cells:
-            index = s.study.cells[cells[0]]
-            repeat = s.study.items['repeat'][index]
-            index = index[repeat == repeat.min()]
-            answers[size.name] = dict(zip(s.study.items['item_id'][index], index, strict=True))
-    return answers
+    groups = {size.name: joint_cells(s, size, 'image') for size in s.sizes}
+    return {name: _first_rows(s, cells[0]) for name, cells in groups.items() if cells}
 
 
 def _written(s):
@@ -77,23 +110,29 @@ def _spread(found):
     return chosen
 
 
-def _sample(study, task, item, sizes, rows, right, written, budget):
+def _sample(study, task, item, answers, written, budget):
     items, about = study.items, written.get(item, {'question': '', 'texts': {}})
-    pictures, note = _pictures(study.root, items['cluster_id'][rows[0]], budget)
+    rows = {name: found[item] for name, found in answers.items() if item in found}
+    one = next(iter(rows.values()))
+    pictures, note = _pictures(study.root, items['cluster_id'][one], budget)
     return {
-        'item_id': item, 'family': task, 'gold': items['gold'][rows[0]],
+        'item_id': item, 'family': task, 'gold': items['gold'][one],
         'question': about['question'], 'pictures': pictures, 'picture_note': note,
         'texts': [{'size': size, 'kind': kind, 'text': text}
                   for (_, size), (_, kind, text) in sorted(about['texts'].items())],
-        'answers': [{'size': size, 'pred': items['pred'][row], 'right': fine}
-                    for size, row, fine in zip(sizes, rows, right, strict=True)]}
+        'answers': [{'size': name, 'pred': items['pred'][row],
+                     'right': bool(items['score'][row] > .5)} for name, row in rows.items()]}
+
+
+def _path(root, cluster, k):
+    """The picture `k` of a cluster, as `evaluate.run.save_pictures` names it."""
+    return root / 'pictures' / f'{cluster.replace("/", "_")}-{k}.png'
 
 
 def _pictures(root, cluster, budget):
     """Pictures of a cluster as data addresses, within the size caps, and why any is left out."""
     found, k = [], 0
-    folder = (root / 'pictures').resolve()
-    while (path := folder / f'{cluster}-{k}.png').is_file() and path.resolve().parent == folder:
+    while (path := _path(root, cluster, k)).is_file():
         size = path.stat().st_size
         if size > PICTURE_BYTES or size > budget[0]:
             return found, 'picture left out (size cap)'
@@ -106,11 +145,11 @@ def _pictures(root, cluster, budget):
 def cards(result):
     """The samples as HTML, all text escaped; right and wrong have marks as well as colours."""
     parts = []
-    for kind, title in CLASSES.items():
-        parts.append(f'<h3>{title}</h3>')
-        if not result[kind]:
+    for kind, found in result.items():
+        parts.append(f'<h3>{TITLES[kind]}</h3>')
+        if not found:
             parts.append('<p class="soft">No such question.</p>')
-        parts.append('<div class="cards">' + ''.join(map(_card, result[kind])) + '</div>')
+        parts.append('<div class="cards">' + ''.join(map(_card, found)) + '</div>')
     return ''.join(parts)
 
 

@@ -3,10 +3,10 @@
 It stands above every other result, because a reasoner that guesses makes all decoupled numbers
 meaningless whatever the perception model wrote.
 """
-from downscale.analysis import stats
+import dataclasses
+
 from downscale.analysis.completeness import completion
-from downscale.analysis.measures import MODES, one
-from downscale.analysis.tables import pair
+from downscale.analysis.measures import MODES, means_of, one
 
 
 def gate(s):
@@ -39,16 +39,15 @@ def gate(s):
 
 
 def _gate_mode(s, cells, mode, table):
-    paired = pair(s.study, [cells])
-    margin = stats.group_means(paired.scores - paired.chance, paired.task, paired.cluster_id,
-                               s.resamples)
-    score = stats.group_means(paired.scores, paired.task, paired.cluster_id, s.resamples)
+    _, score, chance = means_of(s, [cells])
+    margin = dataclasses.replace(score, value=score.value - chance.value,
+                                 draws=score.draws - chance.draws)
     ended, _ = completion(s, cells)
     for column, task in enumerate(margin.groups):
         above = one(margin, 0, column, bounds=(-1, 1))
         table[task][mode] = {
             'margin': above, 'accuracy': one(score, 0, column),
-            'chance': float(paired.chance[paired.task == task].mean()),
+            'chance': float(chance.value[0, column]),
             'completion': ended[task], 'passes': bool(above.low > 0)}
 
 

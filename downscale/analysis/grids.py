@@ -180,12 +180,14 @@ def items(s, found):
     paired = pair(s.study, [[cells[key]] for cells in found.seeds.values() for key in keys])
     answers = paired.scores.reshape(len(found.seeds), len(keys), -1)
     split = [partition(one[:4].reshape(2, 2, -1)) for one in answers]
-    weight, change = np.mean(split, axis=0)
-    rows = np.concatenate([weight, change, change.sum(axis=0)[None]])
-    means = stats.with_macro(stats.group_means(rows, paired.task, paired.cluster_id, s.resamples))
+    rows = np.stack([[*weight, *change, change.sum(axis=0)] for weight, change in split])
+    count, weight = rows.shape[1], np.mean([weight for weight, _ in split], axis=0)
+    means = stats.group_means(rows.reshape(-1, rows.shape[2]), paired.task, paired.cluster_id,
+                              s.resamples)
+    means = stats.with_macro(stats.over_seeds(means, len(split), s.resamples))
     share, moved, drop = {}, {}, {}
     for column, task in enumerate(means.groups):
-        one = [measures.one(means, row, column, bounds=(-1, 1)) for row in range(len(rows))]
+        one = [measures.one(means, row, column, bounds=(-1, 1)) for row in range(count)]
         share[task] = {name: measures.one(means, row, column) for row, name in enumerate(CLASSES)}
         moved[task] = dict(zip(CLASSES, one[len(CLASSES):-1], strict=True))
         drop[task] = one[-1]

@@ -1,11 +1,14 @@
 """Tests, ratios, runs and power, beside the means of `stats.py` and under the same resamples."""
+import dataclasses
+
 import numpy as np
 from scipy import stats as distributions
 
 from downscale.analysis import stats
 
 NEAR = 5        # a denominator closer to zero than this many standard errors needs Fieller
-FEW_RUNS = 3    # fewer runs show no spread between seeds
+FEW_RUNS = stats.FEW_SEEDS
+Z = distributions.norm.ppf(.975)
 
 
 def newcombe(first, second, level=0.95):
@@ -32,20 +35,29 @@ def newcombe(first, second, level=0.95):
     return float(p - q - down), float(p - q + up)
 
 
-def standard_error(draws, clusters):
-    """The standard error that the draws of a mean (stats.Means) show; NaN with one cluster."""
+def standard_error(draws, clusters, seeds=1):
+    """The standard error that the draws of a mean (stats.Means) show; NaN with one cluster.
+
+    Over seeds it is that of a normal variable with the same 95 % interval.
+    """
     if clusters < 2:
         return np.nan
+    if seeds >= stats.FEW_SEEDS:
+        return float(np.diff(np.nanquantile(draws, [.025, .975]))[0] / (2 * Z))
     # the variance of a bootstrap is short by (clusters - 1) / clusters
     return float(np.nanstd(draws) * np.sqrt(clusters / (clusters - 1)))
 
 
-def p_value(value, draws, clusters):
+def p_value(value, draws, clusters, seeds=1):
     """Two-sided p of a t test that a mean or difference is zero, pictures moving together.
 
-    1 where it is zero in every draw; NaN with one cluster.
+    1 where it is zero in every draw; NaN with one cluster. Over seeds: twice the share of draws
+    beyond zero, so that p is below .05 where the interval leaves out zero.
     """
-    error = standard_error(draws, clusters)
+    error = standard_error(draws, clusters, seeds)
+    if seeds >= stats.FEW_SEEDS and error >= 1e-12:
+        beyond = min(np.sum(draws <= 0), np.sum(draws >= 0))
+        return float(min(1, 2 * (beyond + 1) / (len(draws) + 1)))
     if error < 1e-12:  # no draw differs: as sure as that many coins that fall alike
         return min(1.0, 2 * .5 ** clusters) if abs(value) > 1e-12 else 1.0
     return float(2 * distributions.t.sf(abs(value) / error, clusters - 1))
@@ -56,12 +68,13 @@ def benjamini_hochberg(p_values):
     return distributions.false_discovery_control(np.asarray(p_values, dtype=float))
 
 
-def ratio_interval(top, bottom, n, clusters, level=0.95):
+def ratio_interval(top, bottom, n, clusters, level=0.95, seeds=1):
     """The interval of top / bottom, each a pair (value, draws) under the same resamples.
 
     Percentiles of the drawn ratios, or Fieller's interval where the denominator is within `NEAR`
     standard errors of zero. There the bounds are infinite when the denominator itself cannot be
-    told from zero: the ratio may then be anything.
+    told from zero: the ratio may then be anything. Over seeds, whose draws have no variance, only
+    percentiles are taken.
     """
     (above, above_draws), (below, below_draws) = top, bottom
     pairs = np.stack([above_draws, below_draws])
@@ -71,17 +84,23 @@ def ratio_interval(top, bottom, n, clusters, level=0.95):
     scale = clusters / (clusters - 1)  # as in `standard_error`
     (v11, v12), (_, v22) = np.cov(pairs) * scale
     value = above / below
+    open_ended = stats.Interval(float(value), -np.inf, np.inf, int(n), int(clusters),
+                                'unbounded: the denominator may be zero', seeds)
+    if seeds >= stats.FEW_SEEDS:
+        crossed = np.mean(pairs[1] * below <= 0) > (1 - level) / 2
+        return open_ended if crossed else stats.interval(value, pairs[0] / pairs[1], n, clusters,
+                                                         level, seeds=seeds)
     if abs(below) > NEAR * np.sqrt(v22):
-        return stats.interval(value, pairs[0] / pairs[1], n, clusters, level)
+        return stats.interval(value, pairs[0] / pairs[1], n, clusters, level, seeds=seeds)
     reach = distributions.t.ppf((1 + level) / 2, clusters - 1) ** 2
     room = below ** 2 - reach * v22
     middle = above * below - reach * v12
     root = middle ** 2 - room * (above ** 2 - reach * v11)
     if room <= 0 or root < 0:
-        return stats.Interval(float(value), -np.inf, np.inf, int(n), int(clusters),
-                              'Fieller, unbounded: the denominator may be zero')
+        return dataclasses.replace(open_ended, method=f'Fieller, {open_ended.method}')
     low, high = (middle - root ** .5) / room, (middle + root ** .5) / room
-    return stats.Interval(float(value), float(low), float(high), int(n), int(clusters), 'Fieller')
+    return stats.Interval(float(value), float(low), float(high), int(n), int(clusters), 'Fieller',
+                          seeds)
 
 
 def iqm(scores):

@@ -1,4 +1,5 @@
-"""What the verbs drop, grid, attribute and compare of `downscale analyze` print."""
+"""What the verbs drop, grid, attribute, compare and pareto of `downscale analyze` print."""
+import contextlib
 import csv
 import dataclasses
 import io
@@ -7,18 +8,22 @@ import json
 import math
 
 from downscale.analysis import measures
+from downscale.analysis.figures import save
 from downscale.analysis.measure_rows import (
     Row,
     attribution_rows,
     compare_rows,
     drop_rows,
     grid_rows,
+    pareto_rows,
 )
 from downscale.analysis.measures import Missing
 from downscale.analysis.tables import load_study
+from downscale.evaluate.items import TableError
 from downscale.places import write_bytes
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
+
 
 def drop(s, args):
     """Absolute, relative, chance-corrected drop and slope per decade; drop against reliance."""
@@ -40,7 +45,35 @@ def compare(s, args):
     return compare_rows(s, args.sizes)
 
 
-MEASURES = {'drop': drop, 'grid': grid, 'attribute': attribute, 'compare': compare}
+def pareto(s, args):
+    """The cost and accuracy of every way of answering, and how surely it is on the frontier."""
+    return pareto_rows(s, args.cost)
+
+
+MEASURES = {'drop': drop, 'grid': grid, 'attribute': attribute, 'compare': compare,
+            'pareto': pareto}
+
+
+def _figures(s, args):
+    """(name, figure function, what it draws) of one verb; those without data are left out."""
+    from downscale.analysis import dropoff, figures, share_figures, shares
+    from downscale.analysis import pareto as costs
+    wanted = {'drop': (('drops', figures.drops, measures.drops),
+                       ('reliance', figures.reliance, dropoff.reliance)),
+              'grid': (('grid', figures.grid, measures.grid),
+                       ('families', share_figures.grid_families, shares.families)),
+              'attribute': (('shares', share_figures.waterfall,
+                             lambda s: shares.shares(s)['macro']),),
+              'pareto': (('pareto', share_figures.pareto, lambda s: costs.pareto(s, args.cost)),)}
+    for name, draw, compute in wanted.get(args.verb, ()):
+        with contextlib.suppress(Missing, TableError):
+            yield name, draw, compute(s)
+
+
+def check_resamples(bootstraps):
+    """ValueError when so few resamples give no interval."""
+    if bootstraps < 100:
+        raise ValueError(f'--bootstraps {bootstraps} is too few for an interval; 100 or more')
 
 
 def run(args):
@@ -48,17 +81,23 @@ def run(args):
 
     ValueError with the reason when the study has none of them.
     """
-    if args.bootstraps < 100:
-        raise ValueError(f'--bootstraps {args.bootstraps} is too few for an interval; 100 or more')
+    check_resamples(args.bootstraps)
     study = load_study(args.study)
+    s = measures.scored(study, args.bootstraps, args.seed)
     try:
-        rows, notes = MEASURES[args.verb](measures.scored(study, args.bootstraps, args.seed), args)
+        rows, notes = MEASURES[args.verb](s, args)
     except Missing as reason:
         raise ValueError(f'{args.study}: {reason}') from None
     if args.csv:
         write_bytes(args.csv, as_csv(rows).encode())
+    text = as_json(args, study.input_hash, rows, notes)
+    if args.out:
+        write_bytes(args.out / f'{args.verb}.json', (text + '\n').encode())
+        write_bytes(args.out / f'{args.verb}.csv', as_csv(rows).encode())
+        for name, draw, result in _figures(s, args):
+            save(draw, result, args.out, f'{args.verb}_{name}')
     if args.json:
-        print(as_json(args, study.input_hash, rows, notes))
+        print(text)
         return
     print(*lines([row for row in rows if not args.macro or row.family in ('macro', '')], notes),
           sep='\n')

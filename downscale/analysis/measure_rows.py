@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from downscale.analysis import dropoff, gate, grids, inference, measures, stats
+from downscale.analysis import dropoff, gate, grids, inference, measures, pareto, stats
 from downscale.analysis.attribution import SCALES
 from downscale.analysis.completeness import LIMIT, completion
 from downscale.analysis.measures import Missing
@@ -22,7 +22,8 @@ THRESHOLDS = (.1, .3, .5, .7, .9)
 class Row:
     """One number; `low` and `high` are NaN for numbers without an interval.
 
-    `clusters` are what the interval is over: pictures, families or runs, as `method` says.
+    `clusters` are what the interval is over: pictures, families or runs, as `method` says; from
+    three `seeds` on it is over seeds too.
     """
     table: str
     setting: str
@@ -35,12 +36,13 @@ class Row:
     clusters: int = 0
     method: str = ''
     note: str = ''
+    seeds: int = 1
 
 
 def _row(table, setting, family, what, x, note=''):
     if isinstance(x, stats.Interval):
         return Row(table, setting, family, what, x.value, x.low, x.high, x.n, x.clusters,
-                   x.method, note)
+                   x.method, note, x.seeds)
     return Row(table, setting, family, what, float(x), note=note)
 
 
@@ -51,21 +53,21 @@ def drop_rows(s, size='n_nonembed'):
     rows = [_row('drop', setting, task, f'slope per decade of {size}' if what == 'slope' else what,
                  x) for task, of in found['drops'].items() for what, x in of.items()]
     try:
-        relied = measures.reliance(s)['conditions']
-    except Missing:
-        relied = {}
-    for condition in ('blind', 'shuffled'):
-        try:
-            columns = dropoff.visual_reliance(s, condition)
-            for split in (False, True):
-                name = f'image - {condition}, ' + ('split halves' if split else 'same items')
-                x = dropoff.relation(**columns, split=split, bootstraps=len(s.resamples.weights))
-                rows += [_row('drop against reliance', name, '', 'Spearman', x.spearman),
-                         _row('drop against reliance', name, '', 'slope', x.slope)]
-            rows += [_row('reliance', f'image - {condition}', task, 'reliance', x) for task, x in
-                     relied[condition].items()]
-        except Missing as reason:
-            notes.append(f'skipped: {reason}')
+        found = dropoff.reliance(s)
+    except Missing as reason:
+        return rows, [*notes, f'skipped: {reason}']
+    for condition, relied in found['conditions'].items():
+        rows += [_row('reliance', f'image - {condition}', task, 'reliance', x)
+                 for task, x in relied.items()]
+        if condition not in found['relation']:
+            notes.append(f'skipped: drop against reliance on {condition} needs '
+                         f'{dropoff.FEW_TASKS} tasks, found {len(relied)}')
+        for split, x in found['relation'].get(condition, {}).items():
+            name = f'image - {condition}, {split}'
+            rows += [_row('drop against reliance', name, '', 'Spearman', x.spearman),
+                     _row('drop against reliance', name, '', 'slope', x.slope)]
+    notes += [f'skipped: no {condition} condition for the largest size'
+              for condition in found['missing']]
     return rows, notes
 
 
@@ -160,6 +162,18 @@ def _panel_notes(s, setting, panel):
     return notes
 
 
+def pareto_rows(s, cost):
+    """Cost, accuracy and probability of being on the frontier of every way of answering."""
+    found, rows = pareto.pareto(s, cost), []
+    for one in found['rows']:
+        table, note = f'accuracy against {found["unit"]}', 'on the frontier' if one['on'] else ''
+        rows += [Row(table, one['way'], '', found['unit'], one['cost']),
+                 _row(table, one['way'], '', 'accuracy', one['accuracy'], note),
+                 Row(table, one['way'], '', 'P(on the frontier)', one['probability'])]
+    return rows, [f'skipped: {len(ways)} ways: {reason}'
+                  for reason, ways in found['skipped'].items()]
+
+
 def compare_rows(s, sizes=None):
     """Sizes against each other on the same items: differences, p values and power; runs by IQM.
 
@@ -192,13 +206,13 @@ def _difference_rows(setting, paired, means, large, small):
         n, clusters = means.n[column], means.clusters[column]
         x = measures.one(means, large, column, minus=small)
         draws = means.draws[:, large, column] - means.draws[:, small, column]
-        error = inference.standard_error(draws, clusters)
+        error = inference.standard_error(draws, clusters, means.seeds)
         here = slice(None) if task == 'macro' else paired.task == task
         first, second = paired.scores[large, here], paired.scores[small, here]
         rows += [_row('differences', setting, task, what, value) for what, value in (
-            ('difference', x), ('p', inference.p_value(x.value, draws, clusters)),
+            ('difference', x), ('p', inference.p_value(x.value, draws, clusters, means.seeds)),
             ('difference seen with 80 % power', inference.detectable_difference(error)))]
-        if x.value and error > 0:
+        if x.value and error > 0 and means.seeds < stats.FEW_SEEDS:  # items do not mend seeds
             rows.append(_row('differences', setting, task, 'items for 80 % power at this size',
                              inference.items_needed(x.value, error ** 2 * n)))
         binary = np.all((first == np.round(first)) & (second == np.round(second)))

@@ -4,10 +4,9 @@ Every function takes a `Scored` study and returns plain dicts whose leaves are `
 that the page, the figures and report.json print the same numbers. A part that cannot be computed
 raises `Missing` with the reason.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from downscale.analysis import stats
 from downscale.analysis.completeness import completion
@@ -37,6 +36,7 @@ class Scored:
     study: Study
     sizes: tuple
     resamples: stats.Resamples
+    made: dict = field(default_factory=dict, repr=False)   # means of cells, made once
 
 
 def scored(study, bootstraps=2000, seed=0):
@@ -76,17 +76,58 @@ def joint_cells(s, size, condition):
                   and cell.thinking == (not direct))
 
 
-def means_of(s, groups, select=None):
+def means_of(s, groups):
     """The pairing, its means and mean chance [groups, families] of the groups of cells.
 
-    `select` keeps some clusters.
+    The draws are over pictures, and over seeds where all groups have the same ones, at least
+    `stats.FEW_SEEDS`, each as often.
     """
     paired = pair(s.study, groups)
-    keep = slice(None) if select is None else np.isin(paired.cluster_id, select)
-    task, cluster = paired.task[keep], paired.cluster_id[keep]
-    means = stats.group_means(paired.scores[:, keep], task, cluster, s.resamples)
-    chance = stats.group_means(paired.chance[keep], task, cluster, s.resamples)
-    return paired, means, chance
+    _make_means(s, [cell for cells in groups for cell in cells])
+    seeded = [by_seed(s, cells) for cells in groups]
+    seeds = [sorted((seed, len(cells)) for seed, cells in group.items()) for group in seeded]
+    alike = all(own == seeds[0] for own in seeds) and len({count for _, count in seeds[0]}) == 1
+    fewest = min(len(own) for own in seeds)
+    over = alike and fewest >= stats.FEW_SEEDS
+    weights = s.resamples.over_seeds(fewest) if over else None
+    rows = []
+    for cells, group in zip(groups, seeded, strict=True):
+        parts = [np.mean([s.made[cell][1] for cell in group[seed]], axis=0)
+                 for seed in sorted(group)] if over else [s.made[cell][1] for cell in cells]
+        draws = np.einsum('bs,sbg->bg', weights, parts) if over else np.mean(parts, axis=0)
+        rows.append((np.mean([s.made[cell][0] for cell in cells], axis=0), draws))
+    chance = _chance(s, paired)
+    return paired, stats.Means(
+        chance.groups, np.stack([value for value, _ in rows]),
+        np.stack([draws for _, draws in rows], axis=1), chance.n, chance.clusters,
+        fewest if over else min(fewest, stats.FEW_SEEDS - 1)), chance
+
+
+def _make_means(s, cells):
+    """Values [families] and draws [bootstraps, families] of these cells are in `s.made`."""
+    missing = [cell for cell in dict.fromkeys(cells) if cell not in s.made]
+    if missing:
+        paired = pair(s.study, [[cell] for cell in missing])
+        means = stats.group_means(paired.scores, paired.task, paired.cluster_id, s.resamples)
+        for row, cell in enumerate(missing):
+            s.made[cell] = means.value[row], means.draws[:, row]
+
+
+def _chance(s, paired):
+    """The mean chance by family as `stats.Means` of one row, made once for the same items."""
+    key = paired.item_id.tobytes()
+    if key not in s.made:
+        s.made[key] = stats.group_means(paired.chance, paired.task, paired.cluster_id, s.resamples)
+    return s.made[key]
+
+
+def by_seed(s, cells):
+    """{seed: cells of it}; a pair has the seed of its reasoner."""
+    seed_of = {run['run_id']: run['seed'] for run in s.study.meta['runs']}
+    found = {}
+    for cell in cells:
+        found.setdefault(seed_of[cell.r_run or cell.p_run], []).append(cell)
+    return found
 
 
 def one(means, row, column, bounds=(0, 1), minus=None):
@@ -95,7 +136,8 @@ def one(means, row, column, bounds=(0, 1), minus=None):
     if minus is not None:
         value, draws = value - means.value[minus, column], draws - means.draws[:, minus, column]
         bounds = (-1, 1)
-    return stats.interval(value, draws, means.n[column], means.clusters[column], bounds=bounds)
+    return stats.interval(value, draws, means.n[column], means.clusters[column], bounds=bounds,
+                          seeds=means.seeds)
 
 
 def accuracy(s):
@@ -155,7 +197,7 @@ def drops(s):
         result['lead'] = stats.interval(
             rows[order[0]]['absolute'].value - rows[order[1]]['absolute'].value,
             fall[:, first] - fall[:, second], means.n[[first, second]].sum(),
-            means.clusters[[first, second]].min(), bounds=(-2, 2))
+            means.clusters[[first, second]].min(), bounds=(-2, 2), seeds=means.seeds)
     return result
 
 
@@ -169,12 +211,12 @@ def _relative(means, chance, column):
     room = means.draws[:, 0, column] - chance.draws[:, 0, column]
     value = means.value[0, column] - chance.value[0, column]
     counts = (means.n[column], means.clusters[column])
-    above = stats.interval(value, room, *counts)
+    above = stats.interval(value, room, *counts, seeds=means.seeds)
     if not above.low > 0:
         return None
     fall = means.draws[:, 0, column] - means.draws[:, 1, column]
     return stats.interval((means.value[0, column] - means.value[1, column]) / value,
-                          fall / np.where(room > 0, room, np.nan), *counts)
+                          fall / np.where(room > 0, room, np.nan), *counts, seeds=means.seeds)
 
 
 def reliance(s):
@@ -192,26 +234,7 @@ def reliance(s):
         raise Missing(f'no blind and no shuffled condition for the largest model ({large.name})')
     return {'large': large.name, 'conditions': found,
             'missing': [c for c in ('blind', 'shuffled') if c not in found],
-            'drop': {task: row['absolute'] for task, row in result['families'].items()},
-            'spearman': {c: _spearman(s, large, c, result['small']) for c in found}}
-
-
-def _spearman(s, large, condition, small_name):
-    """Rank correlation of reliance and drop over families, from disjoint halves of the pictures.
-
-    acc(large) is in both, so noise in it alone would correlate them; halves remove that.
-    """
-    small = next(size for size in s.sizes if size.name == small_name)
-    groups = [joint_cells(s, large, 'image'), joint_cells(s, large, condition),
-              joint_cells(s, small, 'image')]
-    clusters = s.resamples.clusters
-    (_, x, _), (_, y, _) = (means_of(s, groups, clusters[half::2]) for half in (0, 1))
-    if x.groups != y.groups or len(x.groups) < 4:
-        return None
-    relied, fell = x.value[0] - x.value[1], y.value[0] - y.value[2]
-    if np.ptp(relied) == 0 or np.ptp(fell) == 0:
-        return None
-    return {'value': float(spearmanr(relied, fell).statistic), 'families': len(x.groups)}
+            'drop': {task: row['absolute'] for task, row in result['families'].items()}}
 
 
 def grid(s):
@@ -281,7 +304,8 @@ def losses(s):
     for run, stage in sorted(s.study.curves, key=lambda key: (order.get(key[1], 99), key[1],
                                                               key[0])):
         curve = s.study.curves[run, stage]
-        if not len(curve['loss']):
+        # runs of a sweep over rates or budgets have parts of their own
+        if not len(curve['loss']) or run not in home and stage != 'tower':
             continue
         axis = 'tokens' if np.all(np.isfinite(curve['tokens'])) else 'step'
         stages.setdefault(stage, []).append({

@@ -57,6 +57,7 @@ document.querySelectorAll('th').forEach(function(th){th.addEventListener('click'
   var order=isNaN(x)||isNaN(y)?x.localeCompare(y):x-y;return direction*order})
   .forEach(function(row){body.appendChild(row)})})});
 '''
+MARKS = {'supported': ' good', 'contradicted': ' bad'}   # of words that are verdicts
 
 
 def number(value, digits=2, sign=False):
@@ -84,7 +85,7 @@ def cell(value, sign=False):
     if isinstance(value, float):
         shown = '<0.001' if 0 < value < .0005 else number(value, 3)
         return f'<td data-v="{value:.6g}">{escape(shown)}'
-    return f'<td class="text">{escape(str(value))}'
+    return f'<td class="text{MARKS.get(value, "")}">{escape(str(value))}'
 
 
 def percent(share):

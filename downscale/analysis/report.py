@@ -5,10 +5,25 @@ import math
 import os
 from pathlib import Path
 
-from downscale.analysis import completeness, gallery, gate, health, measures, page, sections
-from downscale.analysis.completeness import Completion
+import numpy as np
+
+from downscale.analysis import (
+    claims,
+    completeness,
+    dropoff,
+    gallery,
+    gate,
+    health,
+    layers,
+    measures,
+    page,
+    sections,
+    shares,
+    study_laws,
+)
+from downscale.analysis.fits import Jsonable
 from downscale.analysis.measures import Missing
-from downscale.analysis.stats import Interval
+from downscale.analysis.stats import FEW_SEEDS
 from downscale.analysis.tables import load_study
 from downscale.analysis.throughput import throughput
 from downscale.evaluate.items import TableError
@@ -45,9 +60,12 @@ def write_report(study_dir, out_dir=None, bootstraps=2000, seed=0):
 def _results(s):
     """Every part that has data, and the reason for every part that has none."""
     parts = {'gate': gate.gate, 'accuracy': measures.accuracy, 'drops': measures.drops,
-             'reliance': measures.reliance, 'grid': measures.grid, 'losses': measures.losses,
+             'reliance': dropoff.reliance, 'grid': measures.grid, 'losses': measures.losses,
              'gallery': gallery.samples, 'health': health.health, 'texts': health.texts,
-             'runs': health.runs, 'throughput': throughput}
+             'runs': health.runs, 'throughput': throughput, 'claims': claims.judge,
+             'families': shares.families, 'shares': shares.shares, 'flips': study_laws.flips,
+             'pareto': shares.frontiers, 'laws': study_laws.laws, 'isoflop': study_laws.budgets,
+             'rates': study_laws.rates, 'layers': layers.layers}
     results, skipped = {}, {}
     for name, compute in parts.items():
         try:
@@ -78,8 +96,15 @@ def _summary(s, results):
         say('There is one seed per size: intervals cover the choice of questions and pictures, '
             'not of training seeds. A second seed could move any number by more than they say.')
     else:
-        say(f'Up to {seeds} seeds per size are averaged; intervals still cover pictures only, '
-            'see the table of runs for the spread between seeds.')
+        fewest = min(len(size.seeds) for size in s.sizes)
+        say(f'{fewest} to {seeds} seeds per size are averaged; intervals cover pictures' + (
+            ' and seeds where all that is compared has the same three or more.'
+            if fewest >= FEW_SEEDS else ' only, see the table of runs for the spread between seeds.'
+        ))
+    verdicts = [row['verdict'] for row in results.get('claims', ())]
+    if verdicts:
+        say('Claims: ' + ', '.join(f'{verdicts.count(verdict)} {verdict}' for verdict in
+                                   claims.VERDICTS if verdict in verdicts) + '.')
     if s.study.unfinished:
         say(f'Failed or unfinished stages: {len(s.study.unfinished)} (listed under Health).')
     return found
@@ -132,6 +157,13 @@ def _without_bulk(results):
     kept = dict(results)
     if 'losses' in kept:
         kept['losses'] = kept['losses']['last']
+    if 'laws' in kept:
+        kept['laws'] = {title: {name: value for name, value in part.items() if name != 'curve'}
+                        for title, part in kept['laws'].items()}
+    if 'families' in kept:
+        kept['families'] = {**kept['families'], 'families': {
+            task: [{'p': p, 'r': r, 'accuracy': x} for (p, r), x in of.items()]
+            for task, of in kept['families']['families'].items()}}
     if 'gallery' in kept:
         kept['gallery'] = {kind: [sample['item_id'] for sample in found]
                            for kind, found in kept['gallery'].items()}
@@ -140,14 +172,19 @@ def _without_bulk(results):
 
 def _plain(value):
     """JSON values; floats are rounded so that the order of a sum cannot change the bytes."""
-    if isinstance(value, Interval | Completion):
+    if isinstance(value, Jsonable):
+        value = value.to_dict()
+    if dataclasses.is_dataclass(value):
         value = dataclasses.asdict(value)
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
     if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {' x '.join(key) if isinstance(key, tuple) else str(key): _plain(inner)
+                for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(inner) for inner in value]
     if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
+        return float(f'{round(value, 12):.9g}') if math.isfinite(value) else None
     return value
 
 

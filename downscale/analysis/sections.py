@@ -1,15 +1,19 @@
 """The sections of the report as HTML, from the numbers of `measures`, `gate` and `health`."""
-from downscale.analysis import figures, gallery, page
+from downscale.analysis import claim_sections, figures, gallery, law_sections, page
 from downscale.analysis.completeness import LIMIT, sentence
+from downscale.analysis.dropoff import FEW_TASKS
 
 METHODS = (
     'Intervals are 95 % intervals from a bootstrap over pictures: all questions about one picture '
     'are drawn together, and every model and family sees the same drawn pictures, so differences '
-    'are paired. Below 30 pictures a t interval is joined to it, and where every resample agrees '
-    'it is widened, so no interval has zero width. Repeats and seeds are averaged per question. '
-    'A completed answer is not truncated, was parsed, and closed its thought where it had one; '
-    'each model completes other questions, so accuracies on completed answers are not paired, and '
-    'a high one beside many uncompleted answers says little.')
+    'are paired. From three training seeds on, seeds are redrawn as well, as a t variable, in '
+    'whatever compares the same seeds; else intervals cover pictures only. Below 30 pictures a t '
+    'interval is joined to it, and where every resample agrees it is widened, so no interval has '
+    'zero width. Repeats and seeds are averaged per question. A completed answer is not '
+    'truncated, was parsed, and closed its thought where it had one; each model completes other '
+    'questions, so accuracies on completed answers are not paired, and a high one beside many '
+    'uncompleted answers says little. report.json holds every number with its interval, counts, '
+    'seeds and method.')
 ENDINGS = (
     'Accuracy on completed answers with its interval; below it accuracy on all answers, and the '
     'per cent of all answers that are truncated / unparsed / unclosed (an open thought; – where '
@@ -27,12 +31,21 @@ def body(s, results, skipped, summary, out):
              '<details><summary>How the numbers are made</summary>', page.paragraph(METHODS),
              '</details>', '<h2>Gate</h2>', _warning_html(warned, 'gate'),
              _gate_html(results['gate'])]
-    sections = (('accuracy', 'Accuracy by family and size', _accuracy_html),
+    sections = (('claims', 'Claims', claim_sections.claims),
+                ('accuracy', 'Accuracy by family and size', _accuracy_html),
                 ('drops', 'Drop from the largest to the smallest size', _drops_html),
                 ('reliance', 'Reliance on the picture', _reliance_html),
                 ('grid', 'Perception × reasoner', _grid_html),
+                ('families', 'Perception × reasoner by family', claim_sections.families),
+                ('shares', 'Whose fault is the drop', claim_sections.shares),
+                ('flips', 'Answers that change', claim_sections.flips),
+                ('pareto', 'Accuracy against cost', claim_sections.pareto),
+                ('laws', 'Laws of size', law_sections.laws),
+                ('isoflop', 'Best size of a compute budget', law_sections.isoflop),
+                ('rates', 'Learning rates', law_sections.rates),
+                ('layers', 'Layers', claim_sections.layers),
                 ('losses', 'Training loss by stage', _losses_html),
-                ('gallery', 'Samples', lambda result, out: gallery.cards(result)))
+                ('gallery', 'Samples by class', lambda result, out: gallery.cards(result)))
     for name, title, render in sections:
         # a drop is a difference of the accuracies above it
         about = 'accuracy' if name == 'drops' else name
@@ -97,8 +110,8 @@ def _drops_html(result, out):
              row['absolute'].clusters] for name, row in
             [*result['families'].items(), ('macro mean', result['macro'])]]
     caption = (f'{result["large"]} minus {result["small"]}, paired on the same pictures. Right: '
-               'the drop as a share of (largest - chance). Grey bars: interval includes 0. '
-               'drops.png, drops.csv')
+               'the drop as a share of (largest - chance). In brackets: questions. '
+               'Grey bars: interval includes 0. drops.png, drops.csv')
     headers = ('family', 'drop', 'share of above chance', 'p (McNemar, Holm)', 'items', 'pictures')
     note = page.paragraph('p is exact McNemar over questions, as if independent, adjusted by Holm '
                           'over families; the interval respects pictures.', 'soft')
@@ -110,18 +123,20 @@ def _reliance_html(result, out):
     conditions = list(result['conditions'])
     parts = [page.figure(svg, f'Reliance of {result["large"]} on the picture against the drop. '
                          'The accuracy of the largest model is on both axes, which alone pulls '
-                         'the points towards a rising line. reliance.png, reliance.csv')]
+                         'the points towards a rising line; the slope from split halves is free '
+                         'of that. Ringed: far from the line. reliance.png, reliance.csv')]
     tasks = [task for task in result['drop']
              if all(task in found for found in result['conditions'].values())]
     rows = [[task, *(result['conditions'][c][task] for c in conditions), result['drop'][task]]
             for task in tasks]
     parts.append(page.table(('family', *(f'image - {c}' for c in conditions), 'drop'), rows, True))
-    for condition, x in result['spearman'].items():
-        parts.append(page.paragraph(
-            f'Rank correlation with image - {condition}: ' + (
-                'not given (fewer than 4 families, or no spread)' if x is None else
-                f'{x["value"]:+.2f} over {x["families"]} families, from disjoint halves of the '
-                'pictures; with so few families this describes, it does not prove') + '.', 'soft'))
+    rows = [[f'image - {condition}', split, x.spearman, x.slope, len(x.tasks)]
+            for condition, of in result['relation'].items() for split, x in of.items()]
+    parts.append(page.table(('reliance', 'axes from', 'Spearman', 'slope', 'families'), rows, True)
+                 + page.paragraph('Split halves: the axes are from disjoint halves of the '
+                                  'pictures, so that noise in the largest model is not on both. '
+                                  'Intervals are over families.', 'soft') if rows else
+                 page.paragraph(f'Skipped: a relation needs {FEW_TASKS} families.', 'skip'))
     for condition in result['missing']:
         parts.append(page.paragraph(f'Skipped: no {condition} condition for {result["large"]}.',
                                     'skip'))

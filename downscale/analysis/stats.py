@@ -1,25 +1,31 @@
 """Item-level statistics: one set of resampled pictures for all models, so that all is paired.
 
 Questions about one picture are dependent, therefore pictures (clusters) are resampled, not
-questions (Miller 2411.00640). Intervals cover the choice of pictures, not of training seeds.
+questions (Miller 2411.00640). From `FEW_SEEDS` training seeds on, intervals cover the seeds too;
+with fewer they cover the choice of pictures only.
 """
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
+FEW_SEEDS = 3  # fewer training seeds show no spread between them
 FEW = 30  # below this many clusters percentile intervals are too narrow: join a t interval
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A number, its 95 % interval, and how many items and clusters stand behind it."""
+    """A number, its 95 % interval, and how many items, clusters and seeds stand behind it.
+
+    The interval covers the choice of seeds where there are `FEW_SEEDS` or more.
+    """
     value: float
     low: float
     high: float
     n: int
     clusters: int
     method: str
+    seeds: int = 1
 
     @property
     def half(self):
@@ -37,26 +43,44 @@ class Resamples:
     """How often each cluster is drawn: weights [bootstraps, clusters] for sorted `clusters`."""
     clusters: np.ndarray
     weights: np.ndarray
+    seed: int | tuple = 0
+
+    def over_seeds(self, count):
+        """Weights [bootstraps, count] under which the mean of `count` seeds is redrawn.
+
+        Weighted sums scatter about the mean of the seeds by s / sqrt(count) times a t variable
+        with count - 1 degrees: for normal seeds the exact interval of their mean. Three seeds
+        drawn with replacement would scatter by far less. One set of weights for all models.
+        """
+        rng = np.random.default_rng([count, *np.atleast_1d(self.seed)])
+        shape = len(self.weights), count
+        lever = rng.standard_normal(shape)
+        lever -= lever.mean(axis=1, keepdims=True)
+        return 1 / count + lever / np.sqrt(count * rng.chisquare(count - 1, (shape[0], 1)))
 
 
 @dataclass(frozen=True)
 class Means:
-    """Means of rows (models) in groups (families) and their draws [bootstraps, rows, groups]."""
+    """Means of rows (models) in groups (families) and their draws [bootstraps, rows, groups].
+
+    Each row is over `seeds` training seeds; from `FEW_SEEDS` on the draws are over them too.
+    """
     groups: tuple
     value: np.ndarray
     draws: np.ndarray
     n: np.ndarray
     clusters: np.ndarray
+    seeds: int = 1
 
 
 def resample(clusters, bootstraps=2000, seed=0):
     """One seeded multinomial weight per bootstrap and cluster, to be shared by all models."""
     names = np.unique(np.asarray(clusters, dtype=str))
     if not len(names):
-        return Resamples(names, np.zeros((bootstraps, 0)))
+        return Resamples(names, np.zeros((bootstraps, 0)), seed)
     share = np.full(len(names), 1 / len(names))
     weights = np.random.default_rng(seed).multinomial(len(names), share, size=bootstraps)
-    return Resamples(names, weights.astype(np.float64))
+    return Resamples(names, weights.astype(np.float64), seed)
 
 
 def group_means(values, groups, clusters, resamples):
@@ -81,6 +105,19 @@ def group_means(values, groups, clusters, resamples):
         pictures.append(int(np.count_nonzero(items)))
     return Means(tuple(names), np.stack(value, 1), np.stack(draws, 2), np.array(counts),
                  np.array(pictures))
+
+
+def over_seeds(means, count, resamples):
+    """The mean over seeds of `means`, whose rows are those of seed one, then of seed two and so on.
+
+    From `FEW_SEEDS` on its draws are over seeds as well.
+    """
+    few = count < FEW_SEEDS
+    weights = np.full((len(means.draws), count), 1 / count) if few else resamples.over_seeds(count)
+    value = means.value.reshape(count, -1, len(means.groups)).mean(axis=0)
+    draws = means.draws.reshape(len(means.draws), count, *value.shape)
+    return Means(means.groups, value, np.einsum('bs,bsrg->brg', weights, draws), means.n,
+                 means.clusters, count)
 
 
 def _places(clusters, resamples):
@@ -108,7 +145,7 @@ def macro(means):
     """The plain mean over groups as a single group; a small family counts as much as a large."""
     return Means(('macro',), means.value.mean(axis=1, keepdims=True),
                  means.draws.mean(axis=2, keepdims=True), means.n.sum(keepdims=True),
-                 means.clusters.min(keepdims=True))
+                 means.clusters.min(keepdims=True), means.seeds)
 
 
 def with_macro(means):
@@ -117,16 +154,16 @@ def with_macro(means):
     return Means((*means.groups, *whole.groups),
                  *(np.concatenate(pair, axis=-1) for pair in (
                      (means.value, whole.value), (means.draws, whole.draws),
-                     (means.n, whole.n), (means.clusters, whole.clusters))))
+                     (means.n, whole.n), (means.clusters, whole.clusters))), means.seeds)
 
 
 def contrast(means, weights, column, bounds=(-1, 1)):
     """The interval of a weighted sum of rows in one group, all rows under the same resamples."""
     return interval(float(weights @ means.value[:, column]), means.draws[:, :, column] @ weights,
-                    means.n[column], means.clusters[column], bounds=bounds)
+                    means.n[column], means.clusters[column], bounds=bounds, seeds=means.seeds)
 
 
-def interval(value, draws, n, clusters, level=0.95, bounds=(-np.inf, np.inf)):
+def interval(value, draws, n, clusters, level=0.95, bounds=(-np.inf, np.inf), seeds=1):
     """The percentile interval of `draws`, widened where few clusters make it too sure of itself.
 
     Below `FEW` clusters it is joined with a t interval. When all draws agree it is widened by
@@ -135,22 +172,25 @@ def interval(value, draws, n, clusters, level=0.95, bounds=(-np.inf, np.inf)):
     """
     draws = np.asarray(draws)[np.isfinite(draws)]
     if clusters < 2 or len(draws) < 2 or not np.isfinite(value):
-        return Interval(float(value), np.nan, np.nan, int(n), int(clusters), 'none (1 cluster)')
-    tail = (1 - level) / 2
+        return Interval(float(value), np.nan, np.nan, int(n), int(clusters), 'none (1 cluster)',
+                        seeds)
+    tail, over = (1 - level) / 2, seeds >= FEW_SEEDS
     low, high = np.quantile(draws, [tail, 1 - tail])
-    method = 'cluster bootstrap'
+    method = 'cluster bootstrap' + f', t over {seeds} seeds' * over
     if clusters < FEW:
+        # A t variable with two degrees has no variance, so that its quantiles are taken.
+        spread = (high - low) / (2 * stats.norm.ppf(1 - tail)) if over else draws.std()
         # bootstrap variance is short by (clusters - 1) / clusters
-        spread = draws.std() * np.sqrt(clusters / (clusters - 1))
+        spread *= np.sqrt(clusters / (clusters - 1))
         reach = stats.t.ppf(1 - tail, clusters - 1) * spread
         low, high = min(low, value - reach), max(high, value + reach)
-        method = 'cluster bootstrap and t'
+        method = method.replace('bootstrap', 'bootstrap and t')
     if high - low < 1e-9:
         margin = wilson(0, clusters, level)[1]
         low, high = value - margin, value + margin
         method = 'Wilson bound on unseen change'
     low, high = max(low, bounds[0]), min(high, bounds[1])
-    return Interval(float(value), float(low), float(high), int(n), int(clusters), method)
+    return Interval(float(value), float(low), float(high), int(n), int(clusters), method, seeds)
 
 
 def mean_ci(values, clusters, bootstraps=2000, seed=0, bounds=(-np.inf, np.inf)):

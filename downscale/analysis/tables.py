@@ -4,7 +4,6 @@ Errors are one line long and carry counts.
 """
 import hashlib
 import json
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +24,9 @@ from downscale.evaluate.items import (
 
 STAGES = ('tower', 'text', 'align', 'instruct', 'interleave', 'caption', 'extract', 'reason')
 
+FACTS = ('task', 'cluster_id', 'chance', 'data_hash')  # of an item, equal in all its answers
+KEYS = ('item_id', 'task', 'cluster_id', 'data_hash', 'p_run', 'r_run', 'text_kind', 'condition')
+
 
 class Cell(NamedTuple):
     """Who answered and what they saw; rows of one cell differ by question and repeat only."""
@@ -39,8 +41,9 @@ class Cell(NamedTuple):
 class Study:
     """A loaded study: `items` and `texts` are columns of equal length, `cells` maps to rows.
 
-    `curves` maps (run_id, stage) to columns; `unfinished` lists dicts run_id, stage, reason;
-    `throughput` maps evaluations to their figures or None.
+    `codes` holds the ranks of the values of some columns of `items`, and `averaged` what `pair`
+    has made of cells. `curves` maps (run_id, stage) to columns; `unfinished` lists dicts run_id,
+    stage, reason; `throughput` maps evaluations to their figures or None.
     """
     root: Path
     meta: dict
@@ -52,6 +55,8 @@ class Study:
     notes: tuple
     input_hash: str
     cells: dict = field(repr=False)
+    codes: dict = field(repr=False)
+    averaged: dict = field(repr=False, default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,15 +70,22 @@ class Paired:
 
 
 def _columns(table, schema):
-    """Columns as numpy; text stays Python objects, since answers differ much in length."""
-    columns = {}
+    """Columns as numpy, and {name: rank of each row's value} for the text columns in `KEYS`.
+
+    Text stays Python objects, since answers differ much in length; equal ones are one object.
+    """
+    columns, codes = {}, {}
     for name in schema.names:
-        values = table.column(name)
-        if schema.field(name).type == pa.string():
-            columns[name] = np.array(values.to_pylist() + [None], dtype=object)[:-1]
-        else:
-            columns[name] = values.to_numpy(zero_copy_only=False) if len(table) else np.zeros(0)
-    return columns
+        if schema.field(name).type != pa.string():
+            columns[name] = table.column(name).to_numpy()
+            continue
+        encoded = table.column(name).combine_chunks().dictionary_encode()
+        place = encoded.indices.to_numpy()
+        values = np.array([*encoded.dictionary.to_pylist(), None], dtype=object)[:-1]
+        columns[name] = values[place]
+        if name in KEYS:
+            codes[name] = np.argsort(np.argsort(values))[place]
+    return columns, codes
 
 
 def load_study(directory):
@@ -86,23 +98,36 @@ def load_study(directory):
              for path in sorted(root.glob('evaluations/*/items.parquet'))]
     texts = [read_texts(path)
              for path in sorted(root.glob('evaluations/*/texts.parquet'))]
-    items = _columns(pa.concat_tables([ITEMS.empty_table(), *items]), ITEMS)
-    texts, notes = _merge_texts(_columns(pa.concat_tables([TEXTS.empty_table(), *texts]), TEXTS))
-    curves, unfinished = _read_cells(root, meta)
-    return Study(root, meta, curves, items, texts, unfinished, read_throughput(root), notes,
-                 _input_hash(root), _index_cells(items, meta))
+    return study_of(root, meta, items, texts, *_read_cells(root, meta), read_throughput(root),
+                    _input_hash(root))
 
 
-def _index_cells(items, meta):
+def study_of(root, meta, items, texts, curves, unfinished, throughput, input_hash):
+    """A `Study` of checked Arrow tables: lists of `items` and `texts`."""
+    items, codes = _columns(pa.concat_tables([ITEMS.empty_table(), *items]), ITEMS)
+    texts, _ = _columns(pa.concat_tables([TEXTS.empty_table(), *texts]), TEXTS)
+    texts, notes = _merge_texts(texts)
+    return Study(root, meta, curves, items, texts, unfinished, throughput, notes, input_hash,
+                 _index_cells(items, codes, meta), codes)
+
+
+def _index_cells(items, codes, meta):
     """Rows of each cell; an unknown run or a question answered twice in one cell raises."""
+    key = np.zeros(len(items['score']), dtype=np.int64)
+    for name in Cell._fields:
+        here = codes.get(name, items[name]).astype(np.int64)
+        key = key * (here.max(initial=0) + 1) + here
+    order = np.argsort(key, kind='stable')
+    found = np.split(order, np.flatnonzero(np.diff(key[order])) + 1) if len(order) else []
     rows, again = {}, []
-    for index, key in enumerate(zip(*(items[name] for name in Cell._fields), strict=True)):
-        rows.setdefault(key, []).append(index)
-    rows = {Cell(*key[:3], bool(key[3]), key[4]): np.array(index) for key, index in rows.items()}
-    for cell, index in rows.items():
-        answers = Counter(zip(items['item_id'][index], items['repeat'][index].tolist(),
-                              strict=True))
-        again += [(*cell, *answer) for answer, count in answers.items() if count > 1]
+    for index in sorted(found, key=lambda index: index[0]):
+        cell = Cell(*(items[name][index[0]] for name in Cell._fields))
+        rows[cell._replace(thinking=bool(cell.thinking))] = index
+        repeat = items['repeat'][index]
+        answers = codes['item_id'][index] * (repeat.max() + 1) + repeat
+        _, first, count = np.unique(answers, return_index=True, return_counts=True)
+        again += [(*cell, items['item_id'][row], int(items['repeat'][row]))
+                  for row in index[first[count > 1]]]
     if again:
         raise TableError(f'items: {len(again)} answers appear in two evaluations of one cell, '
                          f'first {again[:3]}')
@@ -181,6 +206,17 @@ def _input_hash(root):
     return digest.hexdigest()
 
 
+def _mean_scores(study, cell):
+    """(ranks of the items, a row of each, mean score over repeats) of a cell, made once."""
+    if cell not in study.averaged:
+        index = study.cells[cell]
+        ids, first, inverse = np.unique(study.codes['item_id'][index], return_index=True,
+                                        return_inverse=True)
+        scores = np.bincount(inverse, study.items['score'][index]) / np.bincount(inverse)
+        study.averaged[cell] = ids, index[first], scores
+    return study.averaged[cell]
+
+
 def pair(study, groups):
     """Each group of cells has one mean score per item; all cells must hold the same items.
 
@@ -188,34 +224,32 @@ def pair(study, groups):
     averaged within an item. Raises `TableError` when item ids, data hashes or the facts of an
     item (task, cluster, chance) differ between cells.
     """
-    reference, facts, scores = None, None, []
+    reference, rows, scores = None, None, []
     for cells in groups:
         total = 0.0
         for cell in cells:
-            index = study.cells[cell]
-            ids, first, inverse = np.unique(
-                study.items['item_id'][index].astype(str), return_index=True, return_inverse=True)
-            names = ('task', 'cluster_id', 'chance', 'data_hash')
-            here = {name: study.items[name][index][first] for name in names}
+            ids, here, score = _mean_scores(study, cell)
             if reference is None:
-                reference, facts = ids, here
-            _check_pairing(reference, ids, facts, here, cell)
-            total = total + np.bincount(
-                inverse, study.items['score'][index]) / np.bincount(inverse)
+                reference, rows = ids, here
+            _check_pairing(study, cell, (reference, rows), (ids, here))
+            total = total + score
         scores.append(total / len(cells))
-    return Paired(np.array(scores), reference, facts['task'].astype(str),
+    facts = {name: study.items[name][rows] for name in ('item_id', *FACTS)}
+    return Paired(np.array(scores), facts['item_id'].astype(str), facts['task'].astype(str),
                   facts['cluster_id'].astype(str), facts['chance'].astype(float))
 
 
-def _check_pairing(reference, ids, facts, here, cell):
+def _check_pairing(study, cell, expected, found):
     who = f'{"/".join(filter(None, cell[:3]))} {cell.condition}'
+    (reference, rows), (ids, here), items = expected, found, study.items
     if not np.array_equal(reference, ids):
-        lost = sorted(set(reference) - set(ids))
-        new = sorted(set(ids) - set(reference))
+        expected, found = set(items['item_id'][rows]), set(items['item_id'][here])
+        lost, new = sorted(expected - found), sorted(found - expected)
         raise TableError(f'pairing: {who} lacks {len(lost)} of {len(reference)} items '
                          f'{lost[:3]} and has {len(new)} others {new[:3]}')
-    for name, values in facts.items():
-        differ = values != here[name]
+    for name in FACTS:
+        values = study.codes.get(name, items[name])
+        differ = values[rows] != values[here]
         if np.any(differ):
             raise TableError(f'pairing: {name} of {who} differs on {int(np.sum(differ))} of '
-                             f'{len(ids)} items, first {list(reference[differ][:3])}')
+                             f'{len(ids)} items, first {list(items["item_id"][rows][differ][:3])}')

@@ -94,7 +94,8 @@ def _count(world, scene):
         shown = records(found[value], field) or f'no {value} things ;'
         asks.append(_Ask(f'how many things are {value}', str(len(found[value])),
                          f'look at all {value} things', shown,
-                         _counted(found[value], field, value), _counted(scene.objects, field, value)))
+                         _counted(found[value], field, value),
+                         _counted(scene.objects, field, value)))
     return asks
 
 
@@ -214,8 +215,8 @@ def caption_of(scenes: Sequence[Scene]) -> str:
 
 
 def _named_records(pictures):
-    return ' '.join(f'{name} {records([obj])}' for name, objects in zip(_NAMES, pictures, strict=True)
-                    for obj in objects)
+    return ' '.join(f'{name} {records([obj])}'
+                    for name, objects in zip(_NAMES, pictures, strict=True) for obj in objects)
 
 
 def informed_chance(family: str, peers: Sequence[str]) -> float:

@@ -84,10 +84,17 @@ def _check_table(table, schema, key, what):
     for name in schema.names:
         if table.column(name).null_count:
             raise TableError(f'{what}: column {name!r} has {table.column(name).null_count} nulls')
-    seen = Counter(zip(*(table.column(name).to_pylist() for name in key), strict=True))
-    again = sorted(k for k, count in seen.items() if count > 1)
+    again = sorted(k for k, count in _counted(table, key) if count > 1)
     if again:
         raise TableError(f'{what}: {len(again)} duplicate ({", ".join(key)}), first {again[:3]}')
+
+
+def _counted(table, names):
+    """(values, how many rows) of every combination of these columns."""
+    found = table.group_by(list(names)).aggregate([([], 'count_all')])
+    counts = found.column('count_all').to_pylist()
+    return zip(zip(*(found.column(name).to_pylist() for name in names), strict=True), counts,
+               strict=True)
 
 
 def _check_items(table, what):
@@ -98,19 +105,18 @@ def _check_items(table, what):
             raise TableError(f'{what}: {bad} of {len(values)} rows have {name} outside 0..1')
     for name, allowed in (('category', CATEGORIES), ('text_kind', TEXT_KINDS),
                           ('condition', CONDITIONS), ('finish', FINISHES), ('close', CLOSES)):
-        wrong = Counter(v for v in table.column(name).to_pylist() if v not in allowed)
+        wrong = {v: count for (v,), count in _counted(table, (name,)) if v not in allowed}
         if wrong:
             raise TableError(f'{what}: {sum(wrong.values())} rows have an unknown {name}: '
                              f'{sorted(wrong)[:3]}')
-    wrong = Counter()
-    columns = ('p_run', 'r_run', 'text_kind', 'condition')
-    for p_run, r_run, kind, condition in zip(
-            *(table.column(name).to_pylist() for name in columns), strict=True):
+    wrong = {}
+    for key, count in _counted(table, ('p_run', 'r_run', 'text_kind', 'condition')):
+        p_run, r_run, kind, condition = key
         joint = bool(p_run) and not r_run and not kind and condition != 'gold_text'
         decoupled = bool(p_run and r_run and kind) and condition == 'image'
         gold = not p_run and bool(r_run and kind) and condition == 'gold_text'
         if not (joint or decoupled or gold):
-            wrong[p_run, r_run, kind, condition] += 1
+            wrong[key] = count
     if wrong:
         raise TableError(f'{what}: {sum(wrong.values())} rows are neither joint, decoupled nor '
                          f'gold (p_run, r_run, text_kind, condition), first {min(wrong)}')

@@ -67,7 +67,8 @@ def work(record):
     if in_bucket(spec.run):  # every machine makes its own copy, at the same time
         with held(scratch(spec.run)):
             stages.prepare(spec.run, cell)
-    distributed.once(lambda: _prepare(spec.run, config.study, cells))
+    distributed.once(lambda: _prepare(spec.run, config.study, cells,
+                                       study_files.claims_of(config)))
     writers = studies.writers_of(cell, cells)
     for task in tasks:
         record.begin(task)
@@ -80,13 +81,13 @@ def work(record):
     distributed.once(lambda: record.close(exits.DONE, ''))
 
 
-def _prepare(run, name, cells):
+def _prepare(run, name, cells, claims):
     """The study's data are on this machine, and its description in the run folder."""
     with held(scratch(run)):
         stages.prepare(run, cells[0])
         described = read_json(place(run) / 'study.json')
         if not described or described['config_hash'] != hash_of([cell.hash for cell in cells]):
-            studies.prepare(run, name, cells, quiet=True)
+            studies.prepare(run, name, cells, quiet=True, claims=claims)
 
 
 def run(path):

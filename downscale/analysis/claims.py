@@ -1,0 +1,162 @@
+"""Claims as data: what is claimed, by which number it is judged, and what the study says of it.
+
+An experiment file may declare its own list before the run (`claims` of its config); it is kept in
+`study.json`. The claims of the paper (arXiv 2511.17487) with thresholds of ours are the default.
+"""
+from dataclasses import asdict, dataclass
+
+from downscale.analysis import stats
+from downscale.analysis.contrasts import CONTRASTS, families_of, over
+from downscale.analysis.gate import gate
+from downscale.analysis.measures import Missing, joint_cells, means_of
+from downscale.evaluate.items import TableError
+from downscale.strict import from_dict, unknown
+
+TESTS = ('greater', 'equivalent')
+GATES = ('reasoner', 'joint', 'none')
+MODES = ('', 'direct', 'think')
+VERDICTS = ('supported', 'contradicted', 'inconclusive', 'not interpretable')
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim and how it is judged, all of it said before the run.
+
+    `contrast` names one of `contrasts.CONTRASTS`. 'greater': supported when the whole 95 % interval
+    is above `threshold`, contradicted when it is below. 'equivalent': supported when it is within
+    +-threshold, contradicted when it is outside. Else inconclusive, as with fewer than `seeds`
+    seeds. `gate`: what must hold for the number to mean anything: the largest reasoner beats an
+    informed guess on gold texts ('reasoner'), or the largest joint model beats chance ('joint').
+    `mode` is how reasoners answer; '' takes the one whose gate passes, thinking first.
+    """
+    id: str
+    text: str
+    contrast: str
+    test: str = 'greater'
+    threshold: float = 0.
+    gate: str = 'reasoner'
+    mode: str = ''
+    seeds: int = stats.FEW_SEEDS
+
+    def __post_init__(self):
+        for what, name, known in (('contrast', self.contrast, CONTRASTS),
+                                  ('test', self.test, TESTS), ('gate', self.gate, GATES),
+                                  ('mode', self.mode, MODES)):
+            if name not in known:
+                raise ValueError(f'claim {self.id}: {unknown(what, name, list(known))}')
+        if self.test == 'equivalent' and not self.threshold > 0:
+            raise ValueError(f'claim {self.id}: the threshold of an equivalence must be above 0')
+
+
+CLAIMS = (
+    Claim('a', 'Downscaling hurts visual tasks more than knowledge', 'visual_minus_knowledge',
+          gate='joint'),
+    Claim('b', 'The drop tracks reliance on the picture', 'drop_by_reliance', gate='joint'),
+    Claim('c', 'Perception falls as much as reasoning', 'perception_minus_reasoning',
+          test='equivalent', threshold=.05),
+    Claim('d1', 'Extraction tuning beats captioning at equal examples',
+          'extraction_minus_caption'),
+    Claim('d2', 'Extraction tuning beats captioning at equal tokens',
+          'extraction_minus_caption_equal_tokens'),
+    Claim('e', 'Step-by-step answers help', 'thinking', mode='think'),
+    Claim('f', 'Extract+Think beats end-to-end', 'chain_minus_joint', mode='think'))
+
+
+def read(values):
+    """The `Claim`s of a list of dicts; ValueError naming the nearest key, or an id given twice."""
+    if not isinstance(values, (list, tuple)):
+        raise ValueError(f'claims must be a list of mappings, not {values!r}')
+    claims = tuple(from_dict(Claim, dict(value), f'claims[{place}]')
+                   for place, value in enumerate(values))
+    ids = [claim.id for claim in claims]
+    again = sorted({one for one in ids if ids.count(one) > 1})
+    if again:
+        raise ValueError(f'claims: id {again[0]!r} is given twice')
+    return claims
+
+
+def judge(s):
+    """A dict for each claim of the study, or of `CLAIMS` where it declared none.
+
+    Keys: id, text, verdict, reason, effect, low, high, n, clusters, seeds, method, gate (passed or
+    failed, with the reason), contrast, test, threshold, where, by_size and registered.
+    """
+    declared = s.study.meta.get('claims')
+    try:
+        reasoner = gate(s)
+    except TableError as reason:
+        reasoner = {'modes': {}, 'line': f'Not interpretable on the reasoning side: {reason}'}
+    return [{**_judge(s, claim, reasoner), 'registered': declared is not None}
+            for claim in (CLAIMS if declared is None else read(declared))]
+
+
+def _judge(s, claim, reasoner):
+    mode = claim.mode or _mode(reasoner)
+    passed, said = _gate(s, claim, mode, reasoner)
+    row = {'id': claim.id, 'text': claim.text, 'contrast': claim.contrast, 'test': claim.test,
+           'threshold': claim.threshold, 'gate': said, 'needs_seeds': claim.seeds}
+    try:
+        found = CONTRASTS[claim.contrast](s, mode)
+    except (Missing, TableError) as reason:
+        blank = dict.fromkeys(('effect', 'low', 'high'))
+        return {**row, **blank, 'n': 0, 'clusters': 0, 'seeds': 0, 'method': '', 'where': '',
+                'by_size': {}, 'verdict': 'not interpretable', 'reason': str(reason)}
+    x = found.effect
+    verdict, reason = verdict_of(claim, x, found.doubt, found.one_sided)
+    if not passed:
+        verdict, reason = 'not interpretable', said
+    return {**row, 'effect': x.value, 'low': x.low, 'high': x.high, 'n': x.n,
+            'clusters': x.clusters, 'seeds': x.seeds, 'method': x.method, 'where': found.where,
+            'by_size': {size: asdict(one) for size, one in found.by_size.items()},
+            'verdict': verdict, 'reason': reason}
+
+
+def verdict_of(claim, x, doubt='', one_sided=False):
+    """(verdict, reason) of a claim whose effect is the interval `x`, its gate aside."""
+    at = claim.threshold
+    if claim.test == 'greater':
+        holds, fails = x.low > at, x.high < at
+    else:
+        holds, fails = x.low > -at and x.high < at, x.low > at or x.high < -at
+    if doubt and not (one_sided and holds):
+        return 'not interpretable', doubt
+    if not holds and not fails:
+        return 'inconclusive', f'the interval includes {"" if claim.test == "greater" else "+-"}' \
+                               f'{at:g}' if x.low == x.low else 'there is no interval'
+    if x.seeds < claim.seeds:
+        return 'inconclusive', f'seeds are missing: {x.seeds} of at least {claim.seeds}; the ' \
+                               'interval covers pictures only'
+    return ('supported' if holds else 'contradicted'), (f'although {doubt}' if doubt else '')
+
+
+def _mode(reasoner):
+    """The mode in which pairs are read: thinking, unless only answering directly passes."""
+    good = [mode for mode, facts in reasoner['modes'].items() if facts['interpretable']]
+    return 'direct' if good == ['direct'] else 'think'
+
+
+def _gate(s, claim, mode, reasoner):
+    """(whether the claim's gate passes, what it said)."""
+    if claim.gate == 'none':
+        return True, 'none'
+    if claim.gate == 'reasoner':
+        passed = reasoner['modes'].get(mode, {}).get('interpretable', False)
+        return passed, f'passed ({mode})' if passed else f'failed ({mode}): {reasoner["line"]}'
+    return _joint_gate(s)
+
+
+def _joint_gate(s):
+    """Whether the largest joint model is above chance in the mean of either kind of family."""
+    have = [size for size in s.sizes if joint_cells(s, size, 'image')]
+    if not have:
+        return False, 'failed: no model was asked with the picture'
+    cells = joint_cells(s, have[-1], 'image')
+    _, _, chance = means_of(s, [cells])
+    for kind, tasks in zip(('visual', 'knowledge'), families_of(s), strict=True):
+        here = [column for column, name in enumerate(chance.groups) if name in tasks]
+        if here:
+            score, floor = over(s, [cells], ((1,), tasks)), chance.value[0, here].mean()
+            if not score.low > floor:
+                return False, (f'failed: {have[-1].name} has {score.value:.2f} [{score.low:.2f}, '
+                               f'{score.high:.2f}] in {kind} families, chance {floor:.2f}')
+    return True, f'passed ({have[-1].name} is above chance)'

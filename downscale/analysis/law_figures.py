@@ -1,0 +1,108 @@
+"""Figures of laws of size, as in `figures`: a result in, a matplotlib figure and CSV rows out."""
+import numpy as np
+
+from downscale.analysis.figures import BLUE, GREY, INK, ORANGE, plotting, short_count, small_axes
+
+SIZE = 'parameters (n_nonembed)'
+
+
+def laws(result):
+    """Points and fitted curve of every law of size: {title: part of `study_laws`}.
+
+    Solid within the sizes seen, dashed beyond; held-out points are hollow.
+    """
+    figure, axes = small_axes(len(result), 3.1, 2.7, across=3)
+    rows = []
+    for axis, (title, part) in zip(axes, result.items(), strict=True):
+        y = 'loss' if 'loss' in part['points'][0] else 'value'
+        curve = part['curve']
+        inside = [row for row in curve if row['inside']]
+        beyond = [inside[-1], *(row for row in curve if not row['inside'])]
+        for piece, style in ((inside, '-'), (beyond, '--')):
+            n = [row['n'] for row in piece]
+            axis.plot(n, [row['value'] for row in piece], style, color=BLUE, lw=1.4)
+            axis.fill_between(n, [row['low'] for row in piece], [row['high'] for row in piece],
+                              color=BLUE, alpha=.18, lw=0)
+        for point in part['points']:
+            axis.plot(point['n'], point[y], 'o', color=ORANGE, ms=5, mew=1.2,
+                      mfc='none' if point['held'] else ORANGE)
+        if 'chance' in part:
+            axis.axhline(part['chance'], color=GREY, ls=':', lw=1.2, label='informed guess')
+            axis.legend(fontsize=8, loc='lower right')
+        axis.set(xscale='log', title=title, xlabel=part.get('x', SIZE))
+        axis.grid(color=GREY, alpha=.25, lw=.6)
+        _counts(axis)
+        rows += [{'law': title, 'kind': 'held out' if point['held'] else 'point', 'n': point['n'],
+                  'value': point[y], 'low': None, 'high': None} for point in part['points']]
+        rows += [{'law': title, 'kind': 'curve' if row['inside'] else 'extrapolation',
+                  **{key: row[key] for key in ('n', 'value', 'low', 'high')}} for row in curve]
+    figure.tight_layout(h_pad=1.2, w_pad=1.5)
+    return figure, rows
+
+
+def _counts(axis):
+    ticker = plotting().ticker
+    axis.xaxis.set_major_locator(ticker.LogLocator(numticks=5))
+    axis.xaxis.set_minor_locator(ticker.NullLocator())
+    axis.xaxis.set_major_formatter(lambda value, _: short_count(value))
+
+
+def isoflop(result):
+    """Loss against size for every budget with its minimum; the best size against compute."""
+    found, points = result['fit'], result['points']
+    figure, (left, right) = small_axes(2, 4.4, 3.3, across=2)
+    shades = plotting().colormaps['viridis_r'](np.linspace(.15, .85, len(found.minima)))
+    rows = []
+    for colour, one in zip(shades, found.minima, strict=True):
+        mine = sorted((row['n'], row['loss']) for row in points if row['budget'] == one.budget)
+        left.plot(*zip(*mine, strict=True), 'o-', color=colour, ms=3, lw=1,
+                  label=f'{float(one.compute):.2g}')
+        kept = one.state == 'kept'
+        if np.isfinite(one.x.value):
+            left.plot(one.x.value, one.y.value, 'D' if kept else 'x', color=INK, ms=5, zorder=3)
+            right.errorbar(one.compute, one.x.value, yerr=[
+                [max(0, one.x.value - one.x.low)] if kept else [0],
+                [max(0, one.x.high - one.x.value)] if kept else [0]], fmt='D' if kept else 'x',
+                color=colour, ecolor=GREY, capsize=2, ms=5)
+        rows.append({'budget': one.budget, 'compute': one.compute, 'best_n': one.x.value,
+                     'low': one.x.low, 'high': one.x.high, 'loss': one.y.value,
+                     'curvature': one.curvature, 'state': one.state})
+    size = result.get('x', SIZE)
+    left.set(xscale='log', xlabel=size, title='loss; x: minimum not enclosed')
+    left.legend(title='FLOPs', fontsize=7.5, title_fontsize=8, ncols=2)
+    if found.exponent is not None:
+        c = np.array([one.compute for one in found.minima if one.state == 'kept'])
+        x = found.exponent
+        right.plot(c, found.coefficient.value * c ** x.value, color=INK, lw=1,
+                   label=f'exponent {x.value:.2f} [{x.low:.2f}, {x.high:.2f}]')
+        right.legend(fontsize=8, loc='upper left')
+    right.set(xscale='log', yscale='log', xlabel='compute (FLOPs)', title=f'best {size}')
+    _counts(left)
+    right.yaxis.set_major_locator(plotting().ticker.LogLocator(subs=(1, 2, 5)))
+    right.yaxis.set_minor_locator(plotting().ticker.NullLocator())
+    right.yaxis.set_major_formatter(lambda value, _: short_count(value))
+    for axis in (left, right):
+        axis.grid(color=GREY, alpha=.25, lw=.6)
+    figure.tight_layout(w_pad=2)
+    return figure, rows
+
+
+def rates(result):
+    """Final loss against learning rate, a line per size; the chosen rate is filled."""
+    figure, (axis,) = small_axes(1, 4.6, 3.1)
+    shades = plotting().colormaps['viridis_r'](np.linspace(.2, .75, len(result['choices'])))
+    rows = []
+    for colour, (size, choice) in zip(shades, result['choices'].items(), strict=True):
+        grid = [(rate, loss) for rate, loss in choice.grid if np.isfinite(loss)]
+        axis.plot(*zip(*grid, strict=True), 'o-', color=colour, mfc='white', ms=4, lw=1.2)
+        axis.plot(choice.lr, choice.loss, 'o', color=colour, ms=6, label=size + (
+            f' ({choice.edge} of the grid!)' if choice.edge else ''))
+        rows += [{'size': size, 'rate': rate, 'loss': loss if np.isfinite(loss) else None,
+                  'chosen': rate == choice.lr, 'seeds': result['seeds'][size]}
+                 for rate, loss in choice.grid]
+    axis.set(xscale='log', xlabel='learning rate of the language model', ylabel='final loss',
+             title=f'stage {result["stage"]}')
+    axis.grid(color=GREY, alpha=.25, lw=.6)
+    axis.legend(fontsize=8)
+    figure.tight_layout()
+    return figure, rows

@@ -1,0 +1,54 @@
+"""Sections of the report on laws of size, isoFLOP budgets and learning rates, as HTML."""
+from downscale.analysis import figures, law_figures, page
+
+
+def laws(result, out):
+    """The laws' figure and the table of fits."""
+    svg = figures.save(law_figures.laws, result, out, 'laws')
+    names = list(dict.fromkeys(name for part in result.values()
+                               for name in (*part['fit'].parameters, *part['fit'].derived)))
+    rows = []
+    for title, part in result.items():
+        fit, held = part['fit'], part.get('holdout')
+        every = {**fit.parameters, **fit.derived}
+        rows.append([title, fit.form, *(_shown(every.get(name)) for name in names), fit.n, fit.runs,
+                     f'{fit.delta:g}', 0, None if held is None or isinstance(held, str) else
+                     f'{100 * held.error:.2f} % of {held.held}',
+                     '; '.join(fit.alarms) or 'none'])
+    headers = ('law', 'form', *names, 'points', 'runs', 'delta', 'dropped', 'held-out error',
+               'alarms')
+    texts = [f'{title}: no hold-out: {part["holdout"]}' for title, part in result.items()
+             if isinstance(part.get('holdout'), str)]
+    return page.figure(svg, 'Bands: 95 % of the curve, over resampled runs. Dashed: beyond the '
+                            'sizes seen. Hollow: held out of the fit that the held-out error is '
+                            'of. laws.png, laws.csv') + page.table(headers, rows) + ''.join(
+        page.paragraph(text + '.', 'soft') for text in texts) + page.paragraph(
+        'Huber fits of the sum over points, from a grid of starts, checked by plain squares. '
+        'Sizes are n_nonembed; a good prediction is no well-identified exponent.', 'soft')
+
+
+def _shown(x):
+    """A parameter as text with four digits, since their sizes differ."""
+    return None if x is None else f'{x.value:.4g} [{x.low:.4g}, {x.high:.4g}]'
+
+
+def isoflop(result, out):
+    """Parabolas of every budget and the line through their minima."""
+    svg = figures.save(law_figures.isoflop, result, out, 'isoflop')
+    found = result['fit']
+    rows = [[one.budget, one.n, _shown(one.x), _shown(one.y), one.state] for one in found.minima]
+    return page.figure(svg, f'{found.method}. isoflop.png, isoflop.csv') + page.table(
+        ('budget', 'points', 'best n_nonembed', 'loss', 'state'), rows) + page.bullets(
+        [f'exponent {_shown(found.exponent)}'] * (found.exponent is not None)
+        + [f'alarm: {alarm}' for alarm in found.alarms])
+
+
+def rates(result, out):
+    """Loss against learning rate for every size that was trained at several."""
+    svg = figures.save(law_figures.rates, result, out, 'rates')
+    rows = [[size, f'{choice.lr:.3g}', choice.loss, result['seeds'][size], choice.edge or 'inside']
+            for size, choice in result['choices'].items()]
+    return page.figure(svg, 'Filled: the rate of lowest mean loss over seeds. rates.png, '
+                            'rates.csv') + page.table(
+        ('size', 'chosen rate', 'loss', 'seeds', 'place in the grid'), rows) + page.bullets(
+        [f'alarm: {alarm}' for alarm in result['alarms']])

@@ -1,0 +1,45 @@
+"""What `probes.parquet` holds, for the report: curves by relative depth, and what has no depth."""
+import numpy as np
+import pyarrow.parquet as pq
+
+from downscale.analysis.measures import Missing
+from downscale.evaluate.items import TableError
+
+COLUMNS = ('run_id', 'task', 'site', 'rel_depth', 'metric', 'value', 'lo', 'hi', 'n')
+
+
+def layers(s):
+    """A dict: 'sizes', 'curves' {'metric, task': {size: points}}, 'others' rows without a depth.
+
+    A point is the mean over the seeds of a size; its bounds are the means of theirs, which hold
+    pictures only. At most 12 panels: metrics of the mean over tasks first, then of each task.
+    """
+    path = s.study.root / 'probes.parquet'
+    if not path.is_file():
+        raise Missing('no probes.parquet; `downscale analyze probe` writes it')
+    table = pq.ParquetFile(path).read()
+    lacking = sorted(set(COLUMNS) - set(table.column_names))
+    if lacking:
+        raise TableError(f'{path.name}: {len(lacking)} columns missing {lacking}')
+    home = {run: size.name for size in s.sizes for run in size.runs}
+    found, others = {}, []
+    for row in table.select(COLUMNS).to_pylist():
+        depth = row['rel_depth']
+        if row['run_id'] not in home or depth is None or not np.isfinite(depth):
+            others.append([row[name] for name in COLUMNS if name != 'rel_depth'])
+            continue
+        # Sites at one depth (image tokens, answer position) are different curves.
+        site = row['site'].rstrip('0123456789.') if row['site'] else ''
+        key = ', '.join(filter(None, (row['metric'], site, row['task'])))
+        of = found.setdefault(key, {}).setdefault(home[row['run_id']], {})
+        of.setdefault(float(depth), []).append([row[name] for name in ('value', 'lo', 'hi', 'n')])
+    order = sorted(found, key=lambda key: (not key.endswith('macro'), key))[:12]
+    curves = {key: {size: [_point(depth, values) for depth, values in sorted(of.items())]
+                    for size, of in found[key].items()} for key in order}
+    return {'sizes': [size.name for size in s.sizes], 'curves': curves, 'others': others}
+
+
+def _point(depth, values):
+    value, low, high, n = np.mean(np.array(values, dtype=float), axis=0)
+    return {'rel_depth': depth, 'value': float(value), 'low': float(low), 'high': float(high),
+            'n': int(n)}

@@ -1,0 +1,63 @@
+"""Which ways of answering are worth what they cost: the frontier, and how sure it is."""
+import numpy as np
+
+from downscale.analysis import costs, measures, stats
+from downscale.analysis.measures import MODES, Missing
+
+
+def ways(s):
+    """{name: cells} of every joint model and every perception x reasoner pair."""
+    found = {}
+    for size in s.sizes:
+        cells = measures.joint_cells(s, size, 'image')
+        if cells:
+            found[f'joint {size.name}'] = cells
+    for kind in ('caption', 'extraction'):
+        for mode, thinking in MODES.items():
+            for (p, r), cells in measures.pair_groups(s, kind, thinking).items():
+                if p != 'gold':
+                    found[f'{p} -> {r}, {kind}, {mode}'] = cells
+    return found
+
+
+def pareto(s, cost='params'):
+    """The ways of answering by their cost, each with its macro accuracy and place on the frontier.
+
+    A dict of 'cost', 'rows' (dicts way, cost, accuracy, on, probability; cheapest first) and
+    'skipped' ({reason: ways}). A way is on the frontier when none that costs as little or less is
+    more accurate; `probability` is the share of resamples in which that is so.
+    """
+    rows, cells, skipped = [], [], {}
+    for name, group in ways(s).items():
+        try:
+            price = float(np.mean([costs.of_cell(s, cell, cost) for cell in group]))
+        except Missing as reason:
+            skipped.setdefault(str(reason), []).append(name)
+            continue
+        rows.append((price, name))
+        cells.append(group)
+    if len(rows) < 2:
+        raise Missing('a frontier needs two ways of answering with a cost; '
+                      f'{"; ".join(skipped) or "nobody answered with a picture"}')
+    _, means, _ = measures.means_of(s, cells)
+    whole = stats.macro(means)
+    order = sorted(range(len(rows)), key=lambda row: rows[row])
+    prices = np.array([rows[row][0] for row in order])
+    on = frontier(prices, whole.value[order, 0])
+    often = frontier(prices, whole.draws[:, order, 0]).mean(axis=0)
+    return {'cost': cost, 'unit': costs.COSTS[cost], 'skipped': skipped, 'rows': [
+        {'way': rows[row][1], 'cost': rows[row][0], 'accuracy': measures.one(whole, row, 0),
+         'on': bool(here), 'probability': float(share)}
+        for row, here, share in zip(order, on, often, strict=True)]}
+
+
+def frontier(prices, values):
+    """Whether each way is on the frontier: values [..., ways] at ascending prices [ways].
+
+    Of ways that cost the same only the best ones are.
+    """
+    start = np.searchsorted(prices, prices, side='left')
+    stop = np.searchsorted(prices, prices, side='right')
+    best = np.maximum.accumulate(values, axis=-1)
+    below = np.concatenate([np.full((*values.shape[:-1], 1), -np.inf), best], axis=-1)[..., start]
+    return (values > below) & (values >= best[..., stop - 1])

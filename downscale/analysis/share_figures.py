@@ -1,0 +1,134 @@
+"""Figures of shares, costs and layers, as in `figures`: a result in, a figure and CSV rows out."""
+import numpy as np
+
+from downscale.analysis.figures import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    errors,
+    numbers,
+    plotting,
+    short_count,
+    small_axes,
+)
+
+GREEN = '#4f9a6b'
+
+
+def waterfall(result):
+    """Shapley shares as steps from all small to all large, then the interactions: {name: Shares}.
+
+    The interaction is no further step: the shares already divide it.
+    """
+    figure, axes = small_axes(len(result), 4.6, 2.5, across=2)
+    rows = []
+    for axis, (name, found) in zip(axes, result.items(), strict=True):
+        steps = [*found.shares.items(), ('total', found.total),
+                 *((' x '.join(group), x) for group, x in found.interactions.items()
+                   if len(group) == 2)]
+        at = 0.
+        for place, (label, x) in enumerate(steps):
+            share = place < len(found.shares)
+            start = at if share else 0.
+            colour = BLUE if share else ORANGE if label == 'total' else GREY
+            axis.barh(place, x.value, left=start, color=colour, height=.6, alpha=.8)
+            axis.errorbar(start + x.value, place, xerr=errors(x), color=INK, lw=1, capsize=2)
+            axis.annotate(f'{x.value:+.2f}', (start + max(x.high, x.value, 0), place),
+                          xytext=(4, 0), textcoords='offset points', va='center', fontsize=8)
+            at += x.value if share else 0
+            rows.append({'panel': name, 'part': label, 'start': start, **numbers(x)})
+        axis.axvline(0, color=INK, lw=.8)
+        axis.set_yticks(range(len(steps)), [label for label, _ in steps], fontsize=8)
+        axis.invert_yaxis()
+        axis.margins(x=.14)
+        axis.tick_params(length=0)
+        axis.set(title=name, xlabel='accuracy, all small to all large')
+        axis.grid(axis='x', color=GREY, alpha=.25, lw=.6)
+    figure.tight_layout(h_pad=1.4, w_pad=1.5)
+    return figure, rows
+
+
+def grid_families(result):
+    """Accuracy of every perception x reasoner pair, a panel per family."""
+    p_sizes, r_sizes, found = result['p_sizes'], result['r_sizes'], result['families']
+    figure, axes = small_axes(len(found), .55 * len(r_sizes) + .9,
+                              .4 * len(p_sizes) + .7, across=3)
+    rows = []
+    for axis, (task, cells) in zip(axes, found.items(), strict=True):
+        values = np.full((len(p_sizes), len(r_sizes)), np.nan)
+        for (p, r), x in cells.items():
+            at = p_sizes.index(p), r_sizes.index(r)
+            values[at] = x.value
+            ink = '#ffffff' if x.value > .6 else '#10151c'
+            axis.text(at[1], at[0] + .13, f'{x.value:.2f}', ha='center', va='center', fontsize=8,
+                      color=ink)
+            axis.text(at[1], at[0] - .27, f'±{x.half:.2f}', ha='center', va='center', fontsize=6,
+                      color=ink)
+            rows.append({'family': task, 'perception': p, 'reasoner': r, **numbers(x)})
+        axis.pcolormesh(np.arange(len(r_sizes) + 1) - .5, np.arange(len(p_sizes) + 1) - .5, values,
+                        cmap='Blues', vmin=-.1, vmax=1.05, edgecolors='white', linewidth=.8)
+        axis.set_title(task)
+        axis.set_xticks(range(len(r_sizes)), r_sizes, fontsize=7, rotation=45)
+        axis.set_yticks(range(len(p_sizes)), p_sizes if axis.get_subplotspec().is_first_col()
+                        else [], fontsize=7)
+        axis.tick_params(length=0)
+        for side in ('left', 'bottom'):
+            axis.spines[side].set_visible(False)
+        if axis.get_subplotspec().is_first_col():
+            axis.set_ylabel('perception')
+    figure.supxlabel('reasoner', fontsize=9)
+    figure.tight_layout(h_pad=1, w_pad=.8)
+    return figure, rows
+
+
+def pareto(result):
+    """Macro accuracy against cost with the frontier as steps; labels name what is on it."""
+    figure, (axis,) = small_axes(1, 8.4, 4.)
+    rows = result['rows']
+    colours = {'joint': ORANGE, 'direct': GREEN, 'think': BLUE}
+    for row in rows:
+        kind = 'joint' if row['way'].startswith('joint') else row['way'].rpartition(', ')[2]
+        axis.errorbar(row['cost'], row['accuracy'].value, yerr=errors(row['accuracy']), fmt='o',
+                      ms=6 if row['on'] else 3, color=colours[kind], ecolor=GREY,
+                      elinewidth=.6, alpha=1 if row['on'] else .45, label=kind)
+    on = [row for row in rows if row['on']]
+    costs = [row['cost'] for row in on] + [max(row['cost'] for row in rows)]
+    values = [row['accuracy'].value for row in on]
+    axis.step(costs, [*values, values[-1]], where='post', color=INK, lw=1.2)
+    top = axis.get_ylim()[1]
+    for place, row in enumerate(on):
+        axis.annotate(str(place + 1), (row['cost'], row['accuracy'].high), xytext=(0, 3),
+                      textcoords='offset points', ha='center', fontsize=8)
+    axis.set_ylim(top=top + .03)
+    named = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    axis.legend(named.values(), named, fontsize=8, loc='lower right')
+    axis.set(xscale='log', xlabel=result['unit'], ylabel='accuracy, mean over families')
+    if result['cost'] == 'params':
+        axis.xaxis.set_major_formatter(lambda value, _: short_count(value))
+        axis.xaxis.set_minor_locator(plotting().ticker.NullLocator())
+    axis.grid(color=GREY, alpha=.25, lw=.6)
+    figure.tight_layout()
+    return figure, [{**{key: row[key] for key in ('way', 'cost', 'on', 'probability')},
+                     **numbers(row['accuracy'])} for row in rows]
+
+
+def layers(result):
+    """Every probed metric by relative depth, a line per size, a panel per metric and task."""
+    figure, axes = small_axes(len(result['curves']), 3., 2.4, across=3)
+    shades = plotting().colormaps['viridis_r'](np.linspace(.2, .75, len(result['sizes'])))
+    colours, rows = dict(zip(result['sizes'], shades, strict=True)), []
+    for axis, (title, lines) in zip(axes, result['curves'].items(), strict=True):
+        for size, points in lines.items():
+            x = [point['rel_depth'] for point in points]
+            axis.plot(x, [point['value'] for point in points], 'o-', ms=3, lw=1.2,
+                      color=colours[size], label=size)
+            axis.fill_between(x, [point['low'] for point in points],
+                              [point['high'] for point in points], color=colours[size],
+                              alpha=.15, lw=0)
+            rows += [{'panel': title, 'size': size, **point} for point in points]
+        axis.set(title=title, xlabel='relative depth', xlim=(-.04, 1.04))
+        axis.grid(color=GREY, alpha=.25, lw=.6)
+    axes[0].legend(fontsize=8)
+    figure.tight_layout(h_pad=1.2)
+    return figure, rows

@@ -1,0 +1,235 @@
+"""Laws of size over the runs of a study: final losses, isoFLOP budgets and learning rates.
+
+A run's final loss is the mean of its last tenth. Tokens are those it was trained on.
+"""
+import numpy as np
+
+from downscale.accounting import totals
+from downscale.analysis import costs, lr, measures, stats
+from downscale.analysis.extrapolation import holdout
+from downscale.analysis.fits import fit
+from downscale.analysis.isoflop import isoflop
+from downscale.analysis.laws import CHINCHILLA, POWER, Saturating
+from downscale.analysis.measures import Missing
+
+STAGES = ('text', 'instruct')   # whose loss is a law of size: all parts that grow are trained
+REACH = 4      # a curve is drawn to so many times the largest size
+GRID = 60      # points of a drawn curve
+
+
+def finals(s, stage):
+    """Columns of the finished runs of a stage: cell, size, seed, n, tokens, loss, rate, planned.
+
+    n is n_nonembed, `rate` that of the language model (NaN where it is not trained). `planned`
+    marks the runs of the study itself, beside those of a sweep over rates or budgets.
+    """
+    finished = {(cell, name) for cell, name in costs.stages_of(s)
+                if (s.study.root / 'cells' / cell / name / 'DONE.json').is_file()}
+    runs, rows = {run['run_id'] for run in s.study.meta['runs']}, []
+    for cell, name in sorted(finished):
+        seen = s.study.curves.get((cell, name))
+        one = costs.stages_of(s)[cell, name]
+        if name != stage or seen is None or not len(seen['loss']):
+            continue
+        last = seen['loss'][-max(1, round(lr.LAST * len(seen['loss']))):]
+        rows.append({'cell': cell, 'size': one.size, 'seed': one.seed,
+                     'n': totals(one.language)['n_nonembed'], 'tokens': float(seen['tokens'][-1]),
+                     'loss': float(np.mean(last)), 'planned': cell in runs,
+                     'rate': one.stage['rates'].get('language', np.nan)})
+    if not rows:
+        raise Missing(f'no finished {stage} stage with a loss and its experiment.json')
+    return {key: np.array([row[key] for row in rows]) for key in rows[0]}
+
+
+def _columns(s, stage):
+    """`finals` of the study's runs and of those with a budget, and each row's budget ('')."""
+    found, budgets = finals(s, stage), s.study.meta.get('budgets', {})
+    budget = np.array([str(budgets.get(cell, '')) for cell in found['cell']])
+    keep = found['planned'] | (budget != '')
+    return {key: column[keep] for key, column in found.items()}, budget[keep]
+
+
+def losses_by_size(s):
+    """{stage: loss law}: the `Fit`, its hold-out, its curve and the points, or the reason.
+
+    With three numbers of tokens or more the law has two inputs, else one. Held out are the runs
+    of most compute.
+    """
+    found, why = {}, []
+    for stage in STAGES:
+        try:
+            found[stage] = _loss_law(s, stage)
+        except (Missing, ValueError) as reason:
+            why.append(f'{stage}: {reason}')
+    if not found:
+        raise Missing('; '.join(why))
+    return found
+
+
+def _loss_law(s, stage):
+    columns, _ = _columns(s, stage)
+    two = len(set(columns['tokens'])) >= 3
+    law = CHINCHILLA if two else POWER
+    x = np.column_stack([columns['n'], columns['tokens']]) if two else columns['n']
+    draws, compute = len(s.resamples.weights), columns['n'] * columns['tokens'] * 6
+    options = {'runs': columns['cell'], 'draws': min(draws, 1000)}
+    fitted = fit(law, x, columns['loss'], **options)
+    try:
+        held = holdout(law, x, columns['loss'], compute, compute.max(), **options)
+    except ValueError as reason:
+        held = str(reason)
+    usual = columns['tokens'][columns['planned']]
+    tokens = float(np.median(usual if len(usual) else columns['tokens']))
+    here = columns['tokens'] == tokens
+    return {'fit': fitted, 'holdout': held, 'tokens': tokens,
+            'points': _points(columns, here, compute.max() if not isinstance(held, str) else None),
+            'curve': curve(fitted, columns['n'], tokens if two else None)}
+
+
+def _points(columns, here, most):
+    """Mean loss of each size over its runs, `held` where they were held out."""
+    rows = []
+    for n in sorted(set(columns['n'][here])):
+        mine = here & (columns['n'] == n)
+        compute = 6 * n * columns['tokens'][mine][0]
+        rows.append({'size': str(columns['size'][mine][0]), 'n': int(n),
+                     'loss': float(columns['loss'][mine].mean()), 'runs': int(mine.sum()),
+                     'held': bool(most is not None and compute >= most)})
+    return rows
+
+
+def curve(fitted, n, tokens=None):
+    """The fitted law on a grid from the smallest n to `REACH` times the largest, as dicts.
+
+    A law of two inputs is drawn at one number of `tokens`.
+    """
+    grid = np.geomspace(n.min(), n.max() * REACH, GRID)
+    x = grid if tokens is None else np.column_stack([grid, np.full(GRID, tokens)])
+    return [{'n': float(size), 'value': y.value, 'low': y.low, 'high': y.high,
+             'inside': bool(size <= n.max())}
+            for size, y in zip(grid, fitted.predict_intervals(x), strict=True)]
+
+
+def laws(s):
+    """{title: a law of size with its points and curve}: losses by stage and the macro accuracy."""
+    found, why = {}, []
+    try:
+        found = {f'loss of stage {stage}': part for stage, part in losses_by_size(s).items()}
+    except Missing as reason:
+        why.append(str(reason))
+    try:
+        found['macro accuracy'] = accuracy_by_size(s)
+    except Missing as reason:
+        why.append(f'accuracy: {reason}')
+    if not found:
+        raise Missing('; '.join(why))
+    return found
+
+
+def accuracy_by_size(s):
+    """The saturating law of the macro accuracy over runs: fit, chance, curve and points."""
+    groups, n, points = [], [], []
+    for size in s.sizes:
+        for cell in measures.joint_cells(s, size, 'image'):
+            groups.append([cell])
+            n.append(size.n_nonembed)
+            points.append(size.name)
+    if not groups:
+        raise Missing('no model was asked with the picture')
+    _, means, chance = measures.means_of(s, groups)
+    y, floor, n = means.value.mean(axis=1), float(chance.value.mean()), np.array(n, dtype=float)
+    try:
+        fitted = fit(Saturating(floor), n, y, runs=[group[0].p_run for group in groups],
+                     draws=min(len(s.resamples.weights), 1000))
+    except ValueError as reason:
+        raise Missing(str(reason)) from None
+    rows = [{'size': name, 'n': int(n[points.index(name)]), 'held': False,
+             'value': float(y[[one == name for one in points]].mean())}
+            for name in dict.fromkeys(points)]
+    return {'fit': fitted, 'chance': floor, 'points': rows, 'curve': curve(fitted, n)}
+
+
+def budgets(s, stage='text'):
+    """The `Isoflop` over the runs that have a budget in `study.json`, and its points."""
+    if not s.study.meta.get('budgets'):
+        raise Missing('study.json declares no budgets ({cell: FLOPs})')
+    columns, budget = _columns(s, stage)
+    columns = {key: column[budget != ''] for key, column in columns.items()}
+    budget = budget[budget != '']
+    try:
+        found = isoflop(columns['n'], columns['loss'], budget,
+                        draws=min(len(s.resamples.weights), 1000))
+    except ValueError as reason:
+        raise Missing(str(reason)) from None
+    return {'fit': found, 'points': [
+        {'budget': str(name), 'n': int(n), 'loss': float(loss)}
+        for name, n, loss in zip(budget, columns['n'], columns['loss'], strict=True)]}
+
+
+def rates(s, stage='text'):
+    """Loss against learning rate: {size: lr.Choice} over sizes with several rates, and alarms.
+
+    Of each size the runs of one number of tokens, that with the most rates; seeds that were not
+    trained at all of them are left out.
+    """
+    columns, budget = finals(s, stage), s.study.meta.get('budgets', {})
+    found = {}
+    for row in np.argsort(columns['n'], kind='stable'):
+        if np.isfinite(columns['rate'][row]) and columns['cell'][row] not in budget:
+            one = found.setdefault(str(columns['size'][row]), {}).setdefault(
+                columns['tokens'][row], {})
+            one.setdefault(float(columns['rate'][row]), {})[int(columns['seed'][row])] = float(
+                columns['loss'][row])
+    runs = {}
+    for size, by_tokens in found.items():
+        losses = max(by_tokens.values(), key=len)
+        seeds = set.intersection(*(set(mine) for mine in losses.values()))
+        if len(losses) > 1 and seeds:
+            runs[size] = [lr.Run(rate, seed, mine[seed]) for rate, mine in losses.items()
+                          for seed in sorted(seeds)]
+    if not runs:
+        raise Missing(f'no size was trained at several learning rates (stage {stage})')
+    choices, alarms = lr.choose_all(runs)
+    return {'stage': stage, 'choices': choices, 'alarms': alarms,
+            'seeds': {size: len({run.seed for run in mine}) for size, mine in runs.items()}}
+
+
+def flips(s):
+    """{comparison: {what: Interval}}: shares of questions that change between the ends.
+
+    Comparisons: joint, and the perception and the reasoner side of every kind of text and mode,
+    the other side at its largest. `right to wrong` - `wrong to right` is the drop.
+    """
+    found = {}
+    have = [size for size in s.sizes if measures.joint_cells(s, size, 'image')]
+    if len(have) > 1:
+        found[f'joint, {have[-1].name} to {have[0].name}'] = [
+            measures.joint_cells(s, size, 'image') for size in (have[-1], have[0])]
+    for kind in ('caption', 'extraction'):
+        for mode, thinking in measures.MODES.items():
+            groups = measures.pair_groups(s, kind, thinking)
+            p, r = ([size.name for size in s.sizes if any(key[side] == size.name
+                                                          for key in groups)] for side in (0, 1))
+            for side, other in (('perception', (p[:1], r[-1:])), ('reasoner', (p[-1:], r[:1]))):
+                low, top = ((*a, *b) for a, b in (other, (p[-1:], r[-1:])))
+                if low != top and low in groups and top in groups:
+                    found[f'{side}, {kind}, {mode}'] = [groups[top], groups[low]]
+    if not found:
+        raise Missing('needs two sizes that answered the same questions')
+    return {name: _flips(s, *groups) for name, groups in found.items()}
+
+
+def _flips(s, large, small):
+    seeds = [measures.by_seed(s, cells) for cells in (large, small)]
+    both = sorted(set(seeds[0]) & set(seeds[1]))
+    if not both:
+        raise Missing('no seed answered at both ends')
+    paired = measures.pair(s.study, [side[seed] for seed in both for side in seeds])
+    first, second = paired.scores[0::2], paired.scores[1::2]
+    rows = np.stack([first * (1 - second), (1 - first) * second, first * second,
+                     (1 - first) * (1 - second)], axis=1)
+    means = stats.group_means(rows.reshape(-1, rows.shape[2]), paired.task, paired.cluster_id,
+                              s.resamples)
+    whole = stats.macro(stats.over_seeds(means, len(both), s.resamples))
+    names = ('right to wrong', 'wrong to right', 'right at both', 'wrong at both')
+    return {name: measures.one(whole, row, 0) for row, name in enumerate(names)}

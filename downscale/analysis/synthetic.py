@@ -1,0 +1,266 @@
+"""`synth`: a study that nobody trained, with effects that are known, to check the analysis with.
+
+Answers are right with a probability that is chance plus the rest of the way through a logit. The
+logit adds what is planted for sizes, texts and thinking, and normal draws for pictures (questions
+of one picture move together), questions and training seeds.
+"""
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from scipy.special import expit
+
+from downscale.accounting import totals
+from downscale.analysis.tables import Cell, study_of
+from downscale.evaluate.items import ITEMS, TEXTS
+from downscale.sizes import MICRO, SIGLIP, scale
+
+SIZES = ((32, 2), (64, 2), (64, 4), (96, 4), (128, 4), (160, 6), (192, 6), (256, 8))
+# How much of a family the picture decides; 0 is a knowledge family.
+RELIANCE = {'attribute': 1., 'position': .85, 'relation': .7, 'read': .55, 'count': .4,
+            'compare': .25, 'fact': 0., 'origin': 0.}
+EASE = {'attribute': 2.2, 'position': 2., 'relation': 1.6, 'read': 2.2, 'count': 1.8,
+        'compare': 1.5, 'fact': 2., 'origin': 1.7}
+CHANCE, KINDS = .25, ('caption', 'extraction')
+
+
+@dataclass(frozen=True)
+class Planted:
+    """What is planted; effects are in log-odds, and down goes from 0 (largest size) to 1.
+
+    perception: lost with perception that is all down, by a family that relies on the picture
+    alone. reasoner: lost in all families with a reasoner that is all down. interaction: lost
+    beyond both. extraction: gained over captions. thinking: gained by the largest reasoner, and
+    nothing by the smallest. joint: gained by one model that sees and answers. blind: lost without
+    the picture, times reliance. tokens: length of extractions over that of captions. picture, item
+    and seed are standard deviations. The loss law is E + A / N^alpha + B / tokens^beta, with log
+    standard deviation `noise` between runs.
+    """
+    perception: float = 2.
+    reasoner: float = 1.
+    interaction: float = .6
+    extraction: float = .5
+    thinking: float = .8
+    joint: float = -.6
+    blind: float = 2.5
+    tokens: float = 1.
+    picture: float = .8
+    item: float = .6
+    seed: float = .1
+    E: float = 1.2
+    A: float = 30.
+    alpha: float = .35
+    B: float = 300.
+    beta: float = .4
+    noise: float = .003
+
+
+NOTHING = Planted(perception=0., reasoner=0., interaction=0., extraction=0., thinking=0., joint=0.)
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """A study (its `folder`, or None) and the truth behind it.
+
+    `truth` holds 'accuracy' {Cell of sizes: {family: expected share}}, 'drop' and 'shares' (of the
+    macro mean), 'claims' {name of a contrast: effect} and 'law' {parameter: value}.
+    """
+    study: object
+    folder: Path | None
+    truth: dict
+
+
+@dataclass(frozen=True)
+class Design:
+    """Who answers what: sizes and seeds, and questions as columns."""
+    models: dict
+    seeds: int
+    items: dict
+    planted: Planted
+
+    @property
+    def down(self):
+        """How far below the largest each size is, in shares of the log of all sizes."""
+        logs = np.log([totals(language, SIGLIP['micro'])['n_nonembed']
+                       for language in self.models.values()])
+        return dict(zip(self.models, (logs[-1] - logs) / (logs[-1] - logs[0]), strict=True))
+
+
+def synth(seed=0, to=None, *, sizes=4, seeds=3, items=800, planted=None, full=None):
+    """A `Synthetic` study: `sizes` x `seeds` runs that answer `items` questions on pictures.
+
+    With `to`, the folder holds the files of a real study folder; True makes a temporary one.
+    Without, the study is in memory only, without curves and stages. `full` pairs all sizes of
+    perception and reasoner (default: with a folder), else only the ends and equal sizes.
+    """
+    if not 2 <= sizes <= len(SIZES) or seeds < 1 or items < 2 * len(RELIANCE):
+        raise ValueError(f'synth needs 2 to {len(SIZES)} sizes, a seed and {2 * len(RELIANCE)} '
+                         f'items, not {sizes}, {seeds} and {items}')
+    rng, planted = np.random.default_rng(seed), planted or Planted()
+    places = np.linspace(0, len(SIZES) - 1, sizes).round().astype(int)
+    models = {f'w{width}d{depth}': scale(MICRO['w64d2'], width, depth, 320)
+              for width, depth in (SIZES[place] for place in places)}
+    design = Design(models, seeds, _items(rng, items, planted), planted)
+    evaluations = _answer(rng, design, to is not None if full is None else full)
+    texts, meta, truth = _texts(rng, design), _meta(design, seed), _truth(design)
+    if to is None:
+        return Synthetic(study_of(Path(), meta, list(evaluations.values()), list(texts.values()),
+                                  {}, (), {}, f'synthetic {seed}'), None, truth)
+    from downscale.analysis.synthetic_files import write_folder
+    folder = Path(tempfile.mkdtemp(prefix='synth-') if to is True else to)
+    study = write_folder(folder, rng, design, meta, evaluations, texts)
+    return Synthetic(study, folder, truth)
+
+
+def _items(rng, count, planted):
+    """The questions as columns: one of every family about each picture in turn."""
+    place = np.arange(count) % len(RELIANCE)
+    task = np.array(list(RELIANCE))[place]
+    picture = np.arange(count) // len(RELIANCE)
+    luck = (planted.picture * rng.standard_normal(picture.max() + 1)[picture]
+            + planted.item * rng.standard_normal(count))
+    words = np.array(['red', 'blue', 'left', 'two'])
+    return {'task': task, 'luck': luck, 'reliance': np.array(list(RELIANCE.values()))[place],
+            'ease': np.array(list(EASE.values()))[place],
+            'category': np.where(np.array(list(RELIANCE.values()))[place] > 0, 'visual',
+                                 'knowledge'),
+            'item_id': np.array([f'{name}-{k:05d}' for name, k in zip(task, picture)]),
+            'cluster_id': np.array([f'scene{k:05d}' for k in picture]),
+            'gold': words[rng.integers(len(words), size=count)]}
+
+
+def logit(planted, down, cell, reliance, ease):
+    """The planted logit of a `Cell` of sizes, without luck and seeds."""
+    p, r = down.get(cell.p_run, 0), down.get(cell.r_run, 0)
+    if not cell.r_run:
+        lost = planted.perception * reliance * p + planted.reasoner * p
+        lost = lost + planted.interaction * reliance * p * p - planted.joint
+        return ease - lost - (planted.blind * reliance if cell.condition == 'blind' else 0)
+    lost = planted.perception * reliance * p + planted.reasoner * r
+    lost = lost + planted.interaction * reliance * p * r
+    return ease - lost + planted.thinking * (1 - r) * cell.thinking + (
+        planted.extraction * (cell.text_kind == 'extraction') if cell.p_run else .5)
+
+
+def _cells(sizes, full):
+    """Cells with sizes in place of runs."""
+    found = [Cell(p, '', '', False, condition) for p in sizes for condition in ('image', 'blind')]
+    for kind in KINDS:
+        for thinking in (False, True):
+            found += [Cell('', r, kind, thinking, 'gold_text') for r in sizes]
+            found += [Cell(p, r, kind, thinking, 'image') for p in sizes for r in sizes
+                      if full or p == r or {p, r} <= {sizes[0], sizes[-1]} or r == sizes[-1]
+                      or p == sizes[-1]]
+    return found
+
+
+def _answer(rng, design, full):
+    """{name of an evaluation: its items table}, as a study names them."""
+    planted, items, found = design.planted, design.items, {}
+    cells = _cells(list(design.models), full)
+    for seed in range(design.seeds):
+        # Each trained stage has its own draw: joint, two writers, two ways of answering.
+        drawn = {(size, stage): planted.seed * rng.standard_normal() for size in design.models
+                 for stage in ('', *KINDS, False, True)}
+        for cell in cells:
+            own = logit(planted, design.down, cell, items['reliance'], items['ease'])
+            own = own + items['luck']
+            if cell.p_run:
+                own = own + drawn[cell.p_run, cell.text_kind]
+            if cell.r_run:
+                own = own + drawn[cell.r_run, cell.thinking]
+            share = CHANCE + (1 - CHANCE) * expit(own)
+            name = f'{"reason" if cell.r_run else "joint"}-{cell.r_run or cell.p_run}-s{seed}'
+            found.setdefault(name, []).append(_table(rng, cell, seed, name, items, share))
+    return {name: pa.concat_tables(parts) for name, parts in found.items()}
+
+
+def _table(rng, cell, seed, name, items, share):
+    count = len(share)
+    right = rng.random(count) < share
+    thought = rng.integers(20, 40, count) if cell.thinking else np.zeros(count, int)
+    same = {'p_run': cell.p_run and f'{cell.p_run}-s{seed}',
+            'r_run': cell.r_run and f'{cell.r_run}-s{seed}', 'text_kind': cell.text_kind,
+            'condition': cell.condition, 'finish': 'stop',
+            'close': 'natural' if cell.thinking else '', 'prompt_hash': 'synthetic',
+            'data_hash': 'synthetic', 'thinking': cell.thinking, 'repeat': 0, 'chance': CHANCE,
+            'parse_ok': True, 'truncated': False}
+    same['eval_id'] = '/'.join((name, same['p_run'], cell.text_kind, str(cell.thinking),
+                                cell.condition))
+    columns = {**{key: np.full(count, value) for key, value in same.items()},
+               **{key: items[key] for key in ('task', 'category', 'item_id', 'cluster_id', 'gold')},
+               'score': right.astype(float), 'nll_gold': -np.log(share),
+               'pred': np.where(right, items['gold'], 'other'),
+               'n_think_tokens': thought, 'n_gen_tokens': thought + 3}
+    return pa.table({key: pa.array(columns[key], ITEMS.field(key).type) for key in ITEMS.names},
+                    schema=ITEMS)
+
+
+def _texts(rng, design):
+    """{name of an evaluation: its texts table}: what every perception run wrote."""
+    found, items = {}, design.items
+    for size in design.models:
+        for seed in range(design.seeds):
+            for kind in KINDS:
+                factor = design.planted.tokens if kind == 'extraction' else 1
+                found[f'{kind}-{size}-s{seed}'] = pa.table({
+                    'item_id': items['item_id'], 'p_run': [f'{size}-s{seed}'] * len(items['task']),
+                    'text_kind': [kind] * len(items['task']),
+                    'question': [f'What {task} is it?' for task in items['task']],
+                    'prompt': ['describe'] * len(items['task']),
+                    'text': [f'{size} writes a {kind} about {task}' for task in items['task']],
+                    'n_tokens': (factor * rng.integers(30, 50, len(items['task']))).astype(int),
+                    'truncated': [False] * len(items['task'])}, schema=TEXTS)
+    return found
+
+
+def _meta(design, seed):
+    runs = [{'run_id': f'{size}-s{k}', 'size': size, 'width': language.D, 'depth': language.N,
+             'seed': k, **totals(language, SIGLIP['micro'])}
+            for size, language in design.models.items() for k in range(design.seeds)]
+    informed = {'informed': CHANCE, 'majority': CHANCE, 'uniform': CHANCE}
+    return {'name': 'synthetic', 'seed': seed, 'config_hash': f'synthetic {seed}', 'runs': runs,
+            'data': {'baselines': dict.fromkeys(RELIANCE, informed), 'image_px': 80}}
+
+
+def _truth(design):
+    """Expected shares of every cell of sizes, and the effects that follow from them."""
+    planted, sizes = design.planted, list(design.models)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    accuracy = {}
+    for cell in _cells(sizes, True):
+        stages = bool(cell.p_run) + bool(cell.r_run)
+        sd = np.sqrt(planted.picture ** 2 + planted.item ** 2 + stages * planted.seed ** 2)
+        accuracy[cell] = {task: CHANCE + (1 - CHANCE) * float(expit(
+            logit(planted, design.down, cell, RELIANCE[task], EASE[task]) + sd * nodes)
+            @ weights / weights.sum()) for task in RELIANCE}
+    visual = [task for task, share in RELIANCE.items() if share > 0]
+
+    def mean(cell, tasks=visual):
+        return float(np.mean([accuracy[cell][task] for task in tasks]))
+
+    def pair(p, r, kind='extraction', thinking=True):
+        return Cell(sizes[p], sizes[r], kind, thinking, 'image')
+    joint = [Cell(size, '', '', False, 'image') for size in sizes]
+    drop = {task: accuracy[joint[-1]][task] - accuracy[joint[0]][task] for task in RELIANCE}
+    corner = {(p, r): mean(pair(p, r), RELIANCE) for p in (0, -1) for r in (0, -1)}
+    cross, straight = corner[-1, 0] - corner[0, -1], corner[-1, -1] - corner[0, 0]
+    every = range(len(sizes))
+    return {'accuracy': accuracy, 'drop': drop,
+            'shares': {'perception': (straight - (corner[0, -1] - corner[-1, 0])) / 2,
+                       'reasoner': (straight - cross) / 2,
+                       'interaction': straight - (corner[-1, 0] - corner[0, 0])
+                       - (corner[0, -1] - corner[0, 0])},
+            'claims': {
+                'visual_minus_knowledge': float(np.mean([drop[task] for task in visual]) - np.mean(
+                    [drop[task] for task in drop if task not in visual])),
+                'perception_minus_reasoning': mean(pair(-1, 0)) - mean(pair(0, -1)),
+                'extraction_minus_caption': float(np.mean([
+                    mean(pair(p, -1)) - mean(pair(p, -1, 'caption')) for p in every])),
+                'thinking': mean(pair(-1, -1)) - mean(pair(-1, -1, thinking=False)),
+                'chain_minus_joint': float(np.mean([mean(pair(k, k)) - mean(joint[k])
+                                                    for k in every]))},
+            'law': {name: value for name, value in asdict(planted).items()
+                    if name in ('E', 'A', 'alpha', 'B', 'beta')}}

@@ -1,0 +1,109 @@
+"""Is a study fit to be analysed? Its schemas, pairing, unfinished runs and endings of answers."""
+import json
+
+import numpy as np
+
+from downscale.analysis import claims, measures
+from downscale.analysis.completeness import KINDS, LIMIT, completion
+from downscale.analysis.tables import load_study, pair
+from downscale.evaluate.items import TableError, read_items, read_texts
+
+RUN_KEYS = ('run_id', 'size', 'seed', 'n_total', 'n_nonembed', 'n_vision')
+
+
+def validate(root):
+    """(errors, notes, rates): lines of text, and a dict per way of answering.
+
+    Errors break a schema or a pairing and make numbers wrong or impossible; notes are runs that
+    failed and shares above the limit. Every file is looked at, also after a first error.
+    """
+    errors = [*_meta_errors(root), *_table_errors(root)]
+    if errors:
+        return errors, [], []
+    try:
+        study = load_study(root)
+    except TableError as error:
+        return [str(error)], [], []
+    if 'claims' in study.meta:
+        try:
+            claims.read(study.meta['claims'])
+        except ValueError as error:
+            errors.append(f'study.json: {error}')
+    errors += _pairing_errors(study)
+    notes = [f'{one["run_id"]}/{one["stage"]}: {one["reason"]}' for one in study.unfinished]
+    if not len(study.items['score']):
+        notes.append('no evaluation has items')
+    rates, more = _rates(study)
+    return errors, [*notes, *study.notes, *more], rates
+
+
+def _meta_errors(root):
+    path = root / 'study.json'
+    if not path.is_file():
+        yield f'{root}: no study.json, so this is no study folder'
+        return
+    try:
+        meta = json.loads(path.read_text())
+        runs = meta['runs']
+        lacking = [(run.get('run_id', place), key) for place, run in enumerate(runs)
+                   for key in RUN_KEYS if key not in run]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        yield f'{path}: not readable as a study ({type(error).__name__}: {error})'
+        return
+    if lacking:
+        yield f'{path}: {len(lacking)} facts of runs are missing, first {lacking[0]}'
+    names = [run.get('run_id') for run in runs]
+    again = sorted({str(name) for name in names if names.count(name) > 1})
+    if again:
+        yield f'{path}: {len(again)} run_ids are given twice, first {again[0]!r}'
+
+
+def _table_errors(root):
+    for name, read in (('items', read_items), ('texts', read_texts)):
+        for path in sorted(root.glob(f'evaluations/*/{name}.parquet')):
+            try:
+                read(path)
+            except TableError as error:
+                yield str(error)
+
+
+def _pairing_errors(study):
+    """Cells whose items are not those of the first of their kind: joint, or with a reasoner."""
+    for decoupled in (False, True):
+        cells = sorted(cell for cell in study.cells if bool(cell.r_run) == decoupled)
+        for cell in cells[1:]:
+            try:
+                pair(study, [cells[:1], [cell]])
+            except TableError as error:
+                yield str(error)
+
+
+def _rates(study):
+    """(a dict per cell: who, answers and shares of bad endings, lines on what is above the limit).
+    """
+    s, rows, notes = measures.scored(study, 2), [], []
+    for cell in sorted(study.cells):
+        _, ended = completion(s, [cell])
+        who = ' '.join(filter(None, (cell.p_run, cell.r_run and f'-> {cell.r_run}', cell.text_kind,
+                                     'think' if cell.thinking else 'direct', cell.condition)))
+        rows.append({'who': who, 'answers': ended.answers,
+                     **{kind: getattr(ended, kind) for kind in KINDS}})
+        for kind in KINDS:
+            over = {task: kinds[kind] for task, kinds in ended.over.items() if kind in kinds}
+            if over:
+                worst = max(over, key=over.get)
+                notes.append(f'{who}: {kind} over {LIMIT:.0%} in {len(over)} families, most in '
+                             f'{worst} ({over[worst]:.1%})')
+    return rows, notes
+
+
+def lines(errors, notes, rates):
+    """The findings as lines of text: errors, notes, then shares over all answers."""
+    yield from (f'error: {line}' for line in errors)
+    yield from (f'note: {line}' for line in notes)
+    if rates:
+        answers = np.array([row['answers'] for row in rates])
+        shares = ', '.join(f'{np.average([row[kind] or 0 for row in rates], weights=answers):.2%} '
+                           f'{kind}' for kind in KINDS)
+        yield f'{len(rates)} groups of answers, {answers.sum():,} answers: {shares}'
+    yield f'{len(errors)} errors, {len(notes)} notes'

@@ -1,0 +1,144 @@
+"""Parts of the report beside accuracy: laws, budgets, rates, layers, changed answers, classes."""
+import csv
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fake_study import fake_study
+
+from downscale.analysis import (
+    figures,
+    gallery,
+    grids,
+    law_figures,
+    layers,
+    measures,
+    report,
+    share_figures,
+    study_laws,
+)
+from downscale.analysis.attribution import class_of
+from downscale.analysis.fits import fit
+from downscale.analysis.isoflop import isoflop
+from downscale.analysis.laws import POWER
+from downscale.analysis.lr import Run, choose_all
+from downscale.analysis.measures import Missing
+from downscale.analysis.tables import load_study
+from downscale.places import read_json
+
+N = np.geomspace(1e4, 1e7, 7)
+
+
+@pytest.fixture(scope='module')
+def s(tmp_path_factory):
+    root = fake_study(tmp_path_factory.mktemp('parts') / 'study', pictures=40)
+    return measures.scored(load_study(root), 200)
+
+
+def drawn(draw, result, folder):
+    """The CSV rows of a figure, which is saved."""
+    svg = figures.save(draw, result, folder, 'one')
+    assert svg.startswith('<svg') and (folder / 'one.png').stat().st_size > 2000
+    with (folder / 'one.csv').open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_law_is_solid_where_sizes_were_dashed_beyond_and_hollow_where_held_out(tmp_path):
+    loss = 1.2 + 30 * N ** -.35
+    found = fit(POWER, N, loss, draws=100)
+    points = [{'size': 'x', 'n': int(n), 'loss': float(y), 'runs': 1, 'held': n == N[-1]}
+              for n, y in zip(N, loss, strict=True)]
+    part = {'fit': found, 'points': points, 'curve': study_laws.curve(found, N)}
+    rows = drawn(law_figures.laws, {'loss': part}, tmp_path)
+    by_kind = {kind: [float(row['n']) for row in rows if row['kind'] == kind]
+               for kind in ('point', 'held out', 'curve', 'extrapolation')}
+    assert (len(by_kind['point']), by_kind['held out']) == (6, [float(int(N[-1]))])
+    assert max(by_kind['curve']) <= N[-1] < min(by_kind['extrapolation'])
+    assert max(by_kind['extrapolation']) == pytest.approx(N[-1] * study_laws.REACH)
+    middle = next(row for row in rows if row['kind'] == 'curve' and float(row['n']) > 1e5)
+    assert float(middle['value']) == pytest.approx(1.2 + 30 * float(middle['n']) ** -.35, rel=1e-4)
+
+
+def test_minima_that_are_not_enclosed_are_told_apart(tmp_path):
+    x = np.tile(np.geomspace(1e4, 1e6, 6), 2)
+    budget = np.repeat(['1e13', '1e15'], 6)
+    y = np.where(budget == '1e13', (np.log(x) - np.log(1e5)) ** 2, (np.log(x) - np.log(4e6)) ** 2)
+    found = isoflop(x, 2 + .01 * y, budget, draws=100)
+    rows = drawn(law_figures.isoflop, {'fit': found, 'points': [
+        {'budget': b, 'n': n, 'loss': z} for b, n, z in zip(budget, x, y, strict=True)]}, tmp_path)
+    assert [row['state'].partition(':')[0] for row in rows] == ['kept', 'edge']
+    assert float(rows[0]['best_n']) == pytest.approx(1e5, rel=1e-3)
+
+
+def test_rates_name_the_chosen_one_and_leave_out_what_diverged(tmp_path):
+    choices, alarms = choose_all({'w32': [Run(rate, 0, loss) for rate, loss in (
+        (1e-3, 3.), (2e-3, 2.), (4e-3, 2.5), (8e-3, np.inf))]})
+    rows = drawn(law_figures.rates, {'stage': 'text', 'choices': choices, 'alarms': alarms,
+                                     'seeds': {'w32': 1}}, tmp_path)
+    assert [row['chosen'] for row in rows] == ['False', 'True', 'False', 'False']
+    assert rows[-1]['loss'] == ''
+
+
+def probes(root, rows):
+    names = ('run_id', 'task', 'site', 'rel_depth', 'metric', 'value', 'lo', 'hi', 'n')
+    pq.write_table(pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows]),
+                   root / 'probes.parquet')
+
+
+def test_probes_are_drawn_by_depth_and_listed_without_one(tmp_path):
+    root = fake_study(tmp_path / 'study', pictures=4, decoupled=False, conditions=('image',))
+    s = measures.scored(load_study(root), 20)
+    with pytest.raises(Missing, match='no probes.parquet'):
+        layers.layers(s)
+    probes(root, [(f'{size}-s0', 'color', 'image', depth, 'accuracy', .5 + .1 * depth, .4, .8, 9)
+                  for size in ('w16d2', 'w64d4') for depth in (1., 0., .5)]
+           + [('w16d2-s0', 'color', 'connector', None, 'accuracy', .7, .6, .8, 9)])
+    found = layers.layers(s)
+    curve = found['curves']['accuracy, image, color']
+    assert [point['rel_depth'] for point in curve['w16d2']] == [0, .5, 1]
+    assert found['others'] == [['w16d2-s0', 'color', 'connector', 'accuracy', .7, .6, .8, 9]]
+    rows = drawn(share_figures.layers, found, tmp_path)
+    assert len(rows) == 6 and float(rows[0]['value']) == .5
+    html = report.write_report(root, bootstraps=20).read_text()
+    assert 'By relative depth of the language model' in html and '>connector' in html
+    pq.write_table(pa.table({'run_id': ['x']}), root / 'probes.parquet')
+    told = read_json(report.write_report(root, bootstraps=20).parent / 'report.json')['skipped']
+    assert told['layers'].startswith('probes.parquet: 8 columns missing')
+
+
+def test_answers_that_change_make_the_drop(s):
+    flips, drop = study_laws.flips(s), measures.drops(s)['macro']['absolute']
+    of = flips['joint, w64d4 to w16d2']
+    assert sum(x.value for x in of.values()) == pytest.approx(1)
+    assert of['right to wrong'].value - of['wrong to right'].value == pytest.approx(drop.value)
+    assert of['wrong to right'].value > .01
+    assert set(flips) >= {'perception, caption, think', 'reasoner, extraction, direct'}
+
+
+def test_samples_are_in_the_class_of_their_four_pairs(s):
+    panel = grids.corners(s, grids.panels(s)['extraction', 'think'])
+    cells, items = next(iter(panel.seeds.values())), s.study.items
+    right = {key: {items['item_id'][row]: items['score'][row] > .5
+                   for row in s.study.cells[cells[key]]} for key in grids.CORNERS}
+    found = gallery.samples(s)
+    for kind, samples in found.items():
+        assert len(samples) <= gallery.PER_CLASS
+        for sample in samples:
+            item = sample['item_id']
+            assert class_of(*(right[key][item] for key in ((1, 1), (0, 1), (1, 0), (0, 0)))) \
+                == kind
+            named = [answer['size'] for answer in sample['answers']]
+            assert named[:3] == ['w16d2', 'w32d4', 'w64d4']
+            assert named[3:] == [f'{p} → {r} (extraction, think)' for p, r in (
+                ('w64d4', 'w64d4'), ('w16d2', 'w64d4'), ('w64d4', 'w16d2'), ('w16d2', 'w16d2'))]
+    assert sum(map(len, found.values())) > 15
+    assert all(sample['pictures'] for samples in found.values() for sample in samples)
+
+
+def test_a_study_without_pairs_shows_its_joint_answers(tmp_path):
+    root = fake_study(tmp_path / 'study', pictures=20, decoupled=False, conditions=('image',))
+    found = gallery.samples(measures.scored(load_study(root), 20))
+    assert set(found) == set(gallery.JOINT) and found['lost']
+    answers = found['lost'][0]['answers']
+    assert [answer['right'] for answer in answers][::2] == [False, True]

@@ -1,0 +1,97 @@
+"""`downscale analyze validate`: one line for every fault, and exit code 2 where numbers suffer."""
+import json
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fake_study import fake_study
+
+from downscale import cli
+from downscale.evaluate.items import write_items
+from downscale.places import read_json, write_json
+
+
+@pytest.fixture(scope='module')
+def good(tmp_path_factory):
+    return fake_study(tmp_path_factory.mktemp('validate') / 'study', pictures=6)
+
+
+@pytest.fixture
+def study(good, tmp_path):
+    return shutil.copytree(good, tmp_path / 'study')
+
+
+def validate(capsys, root):
+    """(exit code, errors, notes) of the command; its text has one line for each."""
+    code = cli.main(['analyze', 'validate', str(root), '--json'])
+    found = json.loads(capsys.readouterr().out)
+    assert cli.main(['analyze', 'validate', str(root)]) == code
+    text = capsys.readouterr().out
+    assert text.count('error: ') == len(found['errors'])
+    assert text.count('note: ') == len(found['notes'])
+    assert f'{len(found["errors"])} errors, {len(found["notes"])} notes' in text
+    return code, found['errors'], found['notes']
+
+
+def rows_of(path):
+    return pq.ParquetFile(path).read().to_pylist()
+
+
+def test_a_whole_study_has_no_errors(capsys, good):
+    assert validate(capsys, good) == (0, [], [])
+
+
+def test_every_broken_table_is_named_not_only_the_first(capsys, study):
+    for name, column in (('w16d2-s0-image', 'gold'), ('w32d4-s0-image', 'score')):
+        path = study / 'evaluations' / name / 'items.parquet'
+        pq.write_table(pq.ParquetFile(path).read().drop_columns([column]), path)
+    path = study / 'evaluations' / 'w64d4-s0-image' / 'items.parquet'
+    table = pq.ParquetFile(path).read()
+    pq.write_table(pa.concat_tables([table, table.slice(0, 3)]), path)
+    code, errors, _ = validate(capsys, study)
+    assert code == 2 and len(errors) == 3
+    assert "1 columns missing ['gold']" in errors[0] and "['score']" in errors[1]
+    assert '3 duplicate (eval_id, item_id, repeat)' in errors[2]
+    assert not any('\n' in error for error in errors)
+
+
+def test_items_and_hashes_that_do_not_pair_are_errors(capsys, study):
+    path = study / 'evaluations' / 'w64d4-s0-shuffled' / 'items.parquet'
+    write_items(path, rows_of(path)[2:])
+    path = study / 'evaluations' / 'w64d4-s0-caption-False-w64d4-s0-image' / 'items.parquet'
+    write_items(path, [{**row, 'data_hash': 'other'} for row in rows_of(path)])
+    code, errors, _ = validate(capsys, study)
+    assert code == 2 and len(errors) == 2
+    assert errors[0].startswith('pairing: w64d4-s0 shuffled lacks 2 of 24 items')
+    assert 'data_hash' in errors[1] and 'differs on 24 of 24' in errors[1]
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    (lambda meta: {**meta, 'runs': meta['runs'] + meta['runs'][:1]}, 'run_ids are given twice'),
+    (lambda meta: {**meta, 'runs': [{'run_id': 'x'}]}, "5 facts of runs are missing, first ('x'"),
+    (lambda meta: {'name': 'x'}, 'not readable as a study'),
+    (lambda meta: {**meta, 'runs': meta['runs'][1:]}, '1 runs are not in study.json'),
+    (lambda meta: {**meta, 'claims': [{'id': 'a', 'text': '', 'contrast': 'drop'}]},
+     "unknown contrast 'drop'")])
+def test_a_study_file_that_is_wrong_is_an_error(capsys, study, change, message):
+    write_json(study / 'study.json', change(read_json(study / 'study.json')))
+    code, errors, _ = validate(capsys, study)
+    assert code == 2 and len(errors) == 1 and message in errors[0]
+
+
+def test_failed_runs_and_bad_endings_are_notes(capsys, tmp_path):
+    root = fake_study(tmp_path / 'study', pictures=20, faults={'count': {'truncated': .1}},
+                      decoupled=False, conditions=('image',))
+    (root / 'cells' / 'w16d2-s0' / 'text' / 'FATAL.json').write_text('{"reason": "nan"}')
+    code, errors, notes = validate(capsys, root)
+    assert (code, errors) == (0, [])
+    assert notes[0] == 'w16d2-s0/text: failed: {"reason": "nan"}'
+    assert notes[1:] == [
+        f'{size}-s0 direct image: truncated over 5% in 1 families, most in count (10.0%)'
+        for size in ('w16d2', 'w32d4', 'w64d4')]
+
+
+def test_no_study_is_one_error(capsys, tmp_path):
+    code, errors, _ = validate(capsys, tmp_path)
+    assert code == 2 and len(errors) == 1 and 'no study.json' in errors[0]
