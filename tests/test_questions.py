@@ -6,7 +6,17 @@ import pytest
 
 from downscale.data import facts, questions
 from downscale.data.records import Example
-from downscale.data.scenes import FIELDS, SIZES, World, box_text, record, sample, stream, triple
+from downscale.data.scenes import (
+    FIELDS,
+    SIZES,
+    World,
+    box_text,
+    caption,
+    record,
+    sample,
+    stream,
+    triple,
+)
 from downscale.data.world_builder import scene_example, triple_example
 
 WORLD = World()
