@@ -61,7 +61,7 @@ def test_a_point_changes_its_own_cell_only_and_names_it():
         'w32d2-s0-language0.01-weight_decay0.1']
     rates = [[cell.stage(name).rates['language'] for name in ('text', 'reason', 'instruct')]
              for cell in (plain, slow, fast)]
-    assert rates == [[3e-3] * 3, [1e-3, 1e-3, 3e-3], [1e-2, 1e-2, 3e-3]]
+    assert rates == [[4e-3] * 3, [1e-3, 1e-3, 4e-3], [1e-2, 1e-2, 4e-3]]
     assert [cell.optimizer.weight_decay for cell in (plain, slow, fast)] == [0, 0, 0.1]
     assert len({cell.hash for cell in (plain, slow, fast)}) == 3
 
