@@ -40,6 +40,7 @@ STAGES = {
 }
 
 WRITER = {'caption': 'caption', 'extraction': 'extract'}  # kind of text: the stage tuned for it
+BRIEF = 'brief'  # a caption cut to the length of the extraction that the same model wrote
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,8 @@ class Evaluation:
     """What is asked after training. At most `batch` rows are written at once.
 
     `answer`, `write` and `think` bound an answer, a description and a thought, in tokens.
+    `texts` are the kinds of text that reasoners read: 'caption', 'extraction' and 'brief', a
+    caption cut to the length of the extraction that the same model wrote for the question.
     `benchmarks` maps names of published benchmarks to their files, `images` to the folders of their
     pictures and `information` to files that say what to look at (see `downscale benchmark`); with
     any, they take the place of the scenes, and `scenes` is how many questions of each (0: all).
@@ -149,6 +152,14 @@ class Evaluation:
     benchmarks: dict[str, str] = dataclasses.field(default_factory=dict)
     information: dict[str, str] = dataclasses.field(default_factory=dict)
     images: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        for kind in self.texts:
+            if kind not in (*WRITER, BRIEF):
+                raise ValueError(f'evaluation.texts: {unknown("kind", kind, [*WRITER, BRIEF])}')
+        if BRIEF in self.texts and not set(WRITER) <= set(self.texts):
+            raise ValueError(f'evaluation.texts: {BRIEF!r} is cut from a caption to the length of '
+                             'an extraction; ask for both as well')
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from downscale.accounting import totals
 from downscale.console import progress_bars
 from downscale.evaluate.answers import hash_of
-from downscale.experiment import Experiment
+from downscale.experiment import WRITER, Experiment
 from downscale.memory import give_back
 from downscale.places import place, read_json, scratch, write_json
 
@@ -55,7 +55,7 @@ def writers_of(cell, experiments):
     """{kind of text: cells of the same seed that write it}."""
     same = [other for other in experiments if other.seed == cell.seed]
     return {kind: [other for other in same if other.writer_stage(kind)]
-            for kind in cell.evaluation.texts}
+            for kind in cell.evaluation.texts if kind in WRITER}
 
 
 def names(cell):

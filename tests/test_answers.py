@@ -19,7 +19,7 @@ from downscale.evaluate.answers import (
     row,
     shown,
 )
-from downscale.evaluate.decoupled import GOLD, answer, describe, gold_texts
+from downscale.evaluate.decoupled import GOLD, answer, brief_texts, describe, gold_texts
 from downscale.evaluate.items import ITEMS, read_items, write_items
 from downscale.evaluate.joint import joint
 from downscale.experiment import Evaluation
@@ -273,3 +273,14 @@ def test_a_row_scores_the_answer_and_keeps_what_was_said(items):
 def test_the_hash_knows_values_and_not_the_order_of_keys():
     assert hash_of({'a': 1, 'b': [2]}) == hash_of({'b': [2], 'a': 1})
     assert len({hash_of(value) for value in ({'a': 1}, {'a': 2}, {'b': 1}, [1], ['1'])}) == 5
+
+
+def test_a_brief_caption_is_its_start_as_long_as_the_extraction_of_the_same_item(items):
+    encoder = small.encoder()
+    captions, extractions = (gold_texts(items, kind) for kind in ('caption', 'extraction'))
+    brief, cut = brief_texts(captions, extractions, encoder), 0
+    for item, caption in captions.items():
+        words = len(extractions[item].split())  # one token each
+        assert brief[item].split() == caption.split()[:words]
+        cut += brief[item] != caption
+    assert len(brief) == len(items) and cut > len(items) / 2

@@ -1,6 +1,7 @@
 """Claims: verdicts against declared thresholds, gates, seeds and budgets, and what is declared."""
 import json
 
+import fake_study as fake
 import numpy as np
 import pytest
 from fake_study import fake_study
@@ -119,6 +120,18 @@ def test_longer_texts_spoil_a_win_and_shorter_ones_do_not(tokens, verdict):
         tokens=tokens, extraction=2.)).study, 300)
     row = {row['id']: row for row in claims.judge(s)}['d2']
     assert row['verdict'] == verdict and 'tokens a text' in row['reason']
+
+
+def test_captions_cut_to_the_length_of_extractions_are_what_equal_tokens_compares(
+        tmp_path, monkeypatch):
+    monkeypatch.setitem(fake.TEXTS_OF, 'brief', .3)
+    study = load_study(fake_study(tmp_path / 'study', pictures=80))
+    s = measures.scored(study, 300)
+    found = CONTRASTS['extraction_minus_caption_equal_tokens'](s, 'think')
+    cut, whole = found.effect, CONTRASTS['extraction_minus_caption'](s, 'think').effect
+    assert found.where.startswith('brief captions, ') and not found.doubt
+    assert cut.low > whole.high and cut.low < .3 < cut.high
+    assert 'brief, think' in measures.grid(s)
 
 
 def test_one_seed_supports_nothing_and_says_so():

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 STUDIES = [*sorted(str(path) for path in (ROOT / 'experiments').glob('*.py')),
            str(ROOT / 'experiments' / 'llm_downscale.py:qwen3')]
 SCENES = [str(ROOT / 'experiments' / name) for name in ('smoke.py', 'lookup.py',
-                                                        'llm_downscale.py')]
+                                                        'llm_downscale.py', 'micro_study.py')]
 
 
 @cache
@@ -89,6 +89,8 @@ def damaged(path, value=None, drop=False):
     (('stages', 0, 'rates'), [1], r'rates must be a mapping, not \[1\]'),
     (('evaluation', 'texts'), 'caption', "evaluation.texts must be a list, not 'caption'"),
     (('evaluation', 'texts'), [1], r'evaluation.texts\[0\] = 1 must be of type str'),
+    (('evaluation', 'texts'), ['capton'], "unknown kind 'capton'; did you mean 'caption'"),
+    (('evaluation', 'texts'), ['caption', 'brief'], "'brief' is cut from a caption"),
     (('vision',), 3, 'experiment.vision must be a mapping, not 3'),
     (('chat',), 'chatl', "unknown chat 'chatl'"), (('dtype',), 'float16', 'must be .float32'),
     (('stages', 0, 'name'), 'txt', "unknown stage 'txt'"),

@@ -121,16 +121,17 @@ def perception_minus_reasoning(s, mode):
                  doubt='' if lost.low > 0 else 'no side loses clearly, so nothing is compared')
 
 
-def _writers(s, mode):
-    """(pairs that read extractions, that read captions, sizes of perception) at the largest R."""
-    both = [_pairs(s, mode, (kind,))[1] for kind in ('extraction', 'caption')]
+def _writers(s, mode, other):
+    """(pairs that read extractions, that read the `other` kind, sizes of perception) at the largest
+    R."""
+    both = [_pairs(s, mode, (kind,))[1] for kind in ('extraction', other)]
     p = [size for size in _sizes(s, both[0], 0) if size in _sizes(s, both[1], 0)]
     r = _sizes(s, both[0], 1)[-1]
     return *(_need(groups, [(size, r) for size in p]) for groups in both), p, r
 
 
-def _tuned_difference(s, mode):
-    extracted, captioned, p, r = _writers(s, mode)
+def _tuned_difference(s, mode, other='caption'):
+    extracted, captioned, p, r = _writers(s, mode, other)
     visual, _ = families_of(s)
     weights = [1 / len(p)] * len(p) + [-1 / len(p)] * len(p)
     each = {size: over(s, pair, ((1, -1), visual))
@@ -150,7 +151,11 @@ def extraction_minus_caption(s, mode):
 
 
 def extraction_minus_caption_equal_tokens(s, mode):
-    """The same, in doubt unless extractions are as long as captions, in tokens."""
+    """The same over captions cut to the length of the extraction; without such, in doubt unless
+    extractions are as long as captions, in tokens."""
+    if any(cell.text_kind == 'brief' for cell in s.study.cells):
+        effect, each, p, r = _tuned_difference(s, mode, 'brief')
+        return Found(effect, f'brief captions, reasoner {r}, {mode}, {len(p)} sizes', each)
     effect, each, p, r = _tuned_difference(s, mode)
     runs = {run for size in s.sizes if size.name in p for run in size.runs}
     texts, counts = s.study.texts, {}

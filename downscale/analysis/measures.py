@@ -240,7 +240,7 @@ def reliance(s):
 def grid(s):
     """Macro accuracy of every perception x reasoner pair, per kind of text and mode, with drops."""
     result = {}
-    for kind in ('caption', 'extraction'):
+    for kind in ('caption', 'extraction', 'brief'):
         for mode, thinking in MODES.items():
             panel = _panel(s, pair_groups(s, kind, thinking))
             if panel:

@@ -40,6 +40,15 @@ def gold_texts(items, kind):
             else item.question.extraction.text for item in items}
 
 
+def brief_texts(captions, extractions, encoder):
+    """Captions cut to as many tokens as the extraction of the same item has, as (item_id -> text).
+
+    What they leave out is what is written last: with equal tokens, is it better to be asked for?
+    """
+    return {item: encoder.text(encoder.ids(text)[:len(encoder.ids(extractions[item]))])
+            for item, text in captions.items()}
+
+
 def answer(engine, experiment, items, texts, data_hash, report=lambda done, total: None,
            wording=SCENE):
     """Rows of the items table: this reasoner on every text, directly and thinking.

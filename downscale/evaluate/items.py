@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from downscale.places import write_bytes
 
 CATEGORIES = ('knowledge', 'visual')
-TEXT_KINDS = ('', 'caption', 'extraction')
+TEXT_KINDS = ('', 'caption', 'extraction', 'brief')
 CONDITIONS = ('image', 'blind', 'shuffled', 'gold_text')
 FINISHES = ('stop', 'string', 'length')          # what ended a reply: only the last cut it off
 CLOSES = ('', 'natural', 'forced', 'open')       # how a thought ended; '' where none was asked for

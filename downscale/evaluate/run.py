@@ -10,6 +10,7 @@ from downscale.evaluate.answers import SCENE, items_of
 from downscale.evaluate.items import write_items, write_texts
 from downscale.evaluate.joint import joint
 from downscale.evaluate.runs import open_engine
+from downscale.experiment import BRIEF, WRITER
 from downscale.generate.engine import Engine
 from downscale.model.init import abstract_params
 from downscale.places import place, write_bytes, write_json
@@ -58,8 +59,8 @@ def evaluate(study, experiment, name, writers=None, report=lambda done, total: N
         write_items(folder / 'items.parquet',
                     joint(engine, experiment, items, data, report, wording))
     elif name == 'reason':
-        texts = _texts(study, experiment, items, writers or {})
         engine = engine_of(study, experiment, 'reason')
+        texts = _texts(study, experiment, items, writers or {}, engine.encoder)
         data = stages.data_hash(experiment)
         write_items(folder / 'items.parquet',
                     decoupled.answer(engine, experiment, items, texts, data, report, wording))
@@ -71,10 +72,11 @@ def evaluate(study, experiment, name, writers=None, report=lambda done, total: N
     write_json(folder / 'DONE.json', {'hash': experiment.hash})
 
 
-def _texts(study, experiment, items, writers):
+def _texts(study, experiment, items, writers, encoder):
     """{(perception run or GOLD, kind): {item_id: text}} of everything there is to read."""
     found = {}
-    for kind in experiment.evaluation.texts:
+    kinds = experiment.evaluation.texts
+    for kind in (kind for kind in kinds if kind in WRITER):
         if not experiment.evaluation.benchmarks:  # nobody has written what their pictures show
             found[decoupled.GOLD, kind] = decoupled.gold_texts(items, kind)
         for other in writers.get(kind, ()):
@@ -86,6 +88,10 @@ def _texts(study, experiment, items, writers):
             if lacking:
                 raise ValueError(f'{path} lacks {len(lacking)} of {len(items)} items; delete its '
                                  'folder and run again')
+    if BRIEF in kinds:
+        both = [run for run, kind in found if kind == 'extraction' and (run, 'caption') in found]
+        found |= {(run, BRIEF): decoupled.brief_texts(
+            found[run, 'caption'], found[run, 'extraction'], encoder) for run in both}
     return found
 
 

@@ -1,0 +1,81 @@
+"""What breaks first when the language model gets small? Three widths, two depths, three seeds.
+
+Every size from random values in muP, tuned at the base w64d4; perception and reasoners in all
+pairs; captions whole and cut to the length of an extraction. What is claimed, by which number it
+is judged and against which threshold stands in `CLAIMS`, written before the run. What can be known
+without looking is decided by how many facts there are to learn, so their number is an axis: the
+arguments facts32 and facts512 train the two ends of the ladder in worlds of other counts.
+
+Command:   downscale study experiments/micro_study.py                (the study: 128 facts)
+           downscale study experiments/micro_study.py:facts32        (and :facts512)
+           downscale study experiments/micro_study.py:rates          (the rate over three widths)
+           downscale study experiments/micro_study.py:dry            (all of it, tiny)
+Hardware:  2 CPU cores, 4 GiB
+Time:      not measured yet; each command continues where it was stopped
+Expect:    nothing known yet
+"""
+from ml_collections import ConfigDict
+
+from downscale.sweeps import axis, product
+
+WIDTHS, DEPTHS, SEEDS = (32, 64, 128), (2, 4), (0, 1, 2)
+FACTS = {'': 128, 'facts32': 32, 'facts512': 512, 'rates': 128, 'dry': 8}
+RATES = tuple(4e-3 * 2.0 ** power for power in range(-3, 3))
+CLAIMS = (
+    dict(id='a', text='Downscaling hurts visual tasks more than knowledge',
+         contrast='visual_minus_knowledge', gate='joint'),
+    dict(id='b', text='The drop tracks reliance on the picture', contrast='drop_by_reliance',
+         gate='joint'),
+    dict(id='c', text='Perception falls as much as reasoning', test='equivalent', threshold=0.05,
+         contrast='perception_minus_reasoning', mode='think'),
+    dict(id='d1', text='Extraction tuning beats captioning at equal examples',
+         contrast='extraction_minus_caption', mode='think'),
+    dict(id='d2', text='Extraction tuning beats captioning at equal tokens',
+         contrast='extraction_minus_caption_equal_tokens', mode='think'),
+    dict(id='e', text='Step-by-step answers help', contrast='thinking', mode='think'),
+    dict(id='f', text='Extract+Think beats end-to-end', contrast='chain_minus_joint',
+         mode='think'))
+_SEES = ('language', 'tower', 'connector', 'image_newline_D')
+
+
+def get_config(arg=''):
+    """The study's settings for `arg` '' (the study), 'facts32', 'facts512', 'rates' or 'dry'."""
+    if arg not in FACTS:
+        raise ValueError(f'micro_study:{arg}: the argument must be facts32, facts512, rates or dry')
+    few = arg == 'dry'
+    text = dict(batch=8, length=176, tiles=0, turns=6, rates=dict(language=4e-3), save_every=500)
+    picture = dict(batch=12, length=128, tiles=3, turns=5, save_every=500,
+                   rates=dict(language=4e-3, connector=4e-3, tower=1e-3))
+    # Both writers start from the model that answers, and see as many examples.
+    writer = dict(steps=800, parents={name: 'instruct' for name in _SEES}, **picture)
+    stages = dict(
+        tower=dict(steps=1500, batch=32, length=72, tiles=1, rates=dict(tower=1e-3)),
+        text=dict(steps=1000, **text),
+        align=dict(steps=200, **picture),
+        instruct=dict(steps=2500, replay=dict(text=0.1), **picture),
+        caption=writer, extract=writer,
+        reason=dict(steps=5000, replay=dict(text=0.2), **text))
+    kept = {'rates': ('text',), 'facts32': ('tower', 'text', 'align', 'instruct')}
+    kept = kept.get(arg.replace('512', '32'), tuple(stages))
+    return ConfigDict(dict(
+        study=f'micro_study_{arg}' if arg else 'micro_study', platform='cpu', family='micro',
+        vocabulary=384, vision=dict(layers=2, W=64, H=4, F=192, patch=20, image=80),
+        parametrisation=dict(kind='mup', base_width=64, base_depth=4, input=8.0, output=4.0),
+        world=dict(min_objects=2, max_objects=4, n_facts=FACTS[arg], jitter_px=0),
+        data=dict(train=60 if few else 8000, validation=16, test=16 if few else 128,
+                  similarity_share=0.2),
+        stages={name: {**stages[name], **(dict(steps=4) if few else {})} for name in kept},
+        evaluation=dict(scenes=4 if few else 96, batch=128, write=64, think=104,
+                        texts=['caption', 'extraction', 'brief']),
+        claims=CLAIMS, unroll=8))
+
+
+def sweep(arg=''):
+    """Every width, depth and seed; the ends of the ladder for another count of facts."""
+    if arg == 'rates':
+        return product(axis('size', [f'w{width}d2' for width in WIDTHS]), axis('seed', SEEDS[:2]),
+                       axis('stages.text.rates.language', RATES))
+    sizes = {'dry': ('w32d2', 'w32d4'), '': [f'w{width}d{depth}' for width in WIDTHS
+                                             for depth in DEPTHS]}
+    return product(axis('size', sizes.get(arg, ('w32d2', 'w64d4'))),
+                   axis('seed', SEEDS[:1] if arg == 'dry' else SEEDS))
