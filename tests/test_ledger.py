@@ -9,7 +9,7 @@ from fake_study import FAMILIES, fake_study
 
 from downscale import cli
 from downscale.analysis import ledger as ledgers
-from downscale.analysis import measures, probe_tables
+from downscale.analysis import measures, probe_tables, report
 from downscale.analysis.ledger import SITES, STEPS, ledger, ledger_rows
 from downscale.analysis.measures import Missing
 from downscale.analysis.probe_command import show_ledger
@@ -77,6 +77,19 @@ def test_steps_add_up_to_the_drop_of_the_joint_answers_in_every_family(found, sc
         assert total == pytest.approx(steps['total'][task].value, abs=1e-12)
         drop = drops['macro'] if task == 'macro' else drops['families'][task]
         assert total == pytest.approx(drop['absolute'].value, abs=1e-12)
+
+
+def test_the_report_shows_the_ledger_of_a_study_that_was_probed(study, found):
+    write(study, 'probe_items', probe_items())
+    path = report.write_report(study, study / 'told', 300)
+    told = json.loads((path.parent / 'report.json').read_text())['ledger']
+    (study / 'probe_items.parquet').unlink()
+    for step, tasks in found.losses['w16d2'].items():
+        x = told['losses']['w16d2'][step]['macro']
+        assert (x['value'], x['low']) == pytest.approx((tasks['macro'].value, tasks['macro'].low))
+    text = path.read_text()
+    assert all(note in text for note in ('known but not said', 'lost against w64d4'))
+    assert (path.parent / 'ledger.csv').is_file() and (path.parent / 'ledger.png').is_file()
 
 
 def test_the_reader_is_the_largest_and_chosen_on_gold_texts_alone(found, scored):

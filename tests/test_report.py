@@ -16,7 +16,7 @@ FAULTS = {'count': {'truncated': .1, 'unparsed': .05, 'unclosed': .2},
           'color': {'truncated': .05, 'unparsed': .05}}
 FIGURES = ('accuracy', 'drops', 'reliance', 'grid', 'marginals', 'losses', 'grid_families',
            'shares', 'pareto_params')
-WITHOUT = {'laws', 'isoflop', 'rates', 'layers'}   # the fake study has no experiment.json
+WITHOUT = {'laws', 'isoflop', 'rates', 'layers', 'ledger'}   # the fake study has no experiment.json
 
 
 @pytest.fixture(scope='module')

@@ -1,5 +1,5 @@
-"""Sections of the report on claims, shares of the drop, flips, costs and layers, as HTML."""
-from downscale.analysis import figures, page, share_figures
+"""Sections of the report on claims, shares of the drop, flips, costs, layers, ledger, as HTML."""
+from downscale.analysis import figures, page, probe_figures, share_figures
 
 COSTS_SHOWN = .05   # ways below this probability of being on the frontier are in the CSV only
 
@@ -109,3 +109,14 @@ def layers(result, out):
         parts.append(page.table(('run', 'task', 'site', 'metric', 'value', 'low', 'high', 'n'),
                                 result['others']))
     return ''.join(parts)
+
+
+def ledger(result, out):
+    """What small sizes lose against the largest, from the picture to the answer."""
+    svg = figures.save(probe_figures.ledger_bars, result, out, 'ledger')
+    table = page.table(('size', 'step', f'lost against {result.large}'), [
+        [size, step, families['macro']] for size, steps in result.losses.items()
+        for step, families in steps.items()])
+    return page.figure(svg, 'Accuracy lost at each step, the mean over families, 95 %; the steps '
+                            'sum to the drop. ledger.png, ledger.csv') + table + page.bullets(
+        result.notes)

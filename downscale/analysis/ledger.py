@@ -12,7 +12,7 @@ import numpy as np
 from downscale.analysis import gate, inference, measures, stats
 from downscale.analysis.measure_rows import Row
 from downscale.analysis.measures import MODES, Missing
-from downscale.analysis.probe_tables import NO_DEPTH, hits
+from downscale.analysis.probe_tables import NO_DEPTH, hits, read
 from downscale.analysis.tables import pair
 from downscale.evaluate.items import TableError
 
@@ -36,6 +36,13 @@ class Ledger:
     levels: dict
     losses: dict
     notes: tuple
+
+
+def of_study(s):
+    """The `Ledger` of a scored study whose folder holds its probes; `Missing` without them."""
+    if not (s.study.root / 'probe_items.parquet').is_file():
+        raise Missing('no probe_items.parquet; `downscale analyze probe` writes it')
+    return ledger(s, read(s.study.root, 'probe_items'))
 
 
 def ledger(s, table):

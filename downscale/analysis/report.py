@@ -15,6 +15,7 @@ from downscale.analysis import (
     gate,
     health,
     layers,
+    ledger,
     measures,
     page,
     sections,
@@ -65,7 +66,8 @@ def _results(s):
              'runs': health.runs, 'throughput': throughput, 'claims': claims.judge,
              'families': shares.families, 'shares': shares.shares, 'flips': study_laws.flips,
              'pareto': shares.frontiers, 'laws': study_laws.laws, 'isoflop': study_laws.budgets,
-             'rates': study_laws.rates, 'layers': layers.layers}
+             'rates': study_laws.rates, 'layers': layers.layers,
+             'ledger': ledger.of_study}
     results, skipped = {}, {}
     for name, compute in parts.items():
         try:

@@ -44,6 +44,7 @@ def body(s, results, skipped, summary, out):
                 ('isoflop', 'Best size of a compute budget', law_sections.isoflop),
                 ('rates', 'Learning rates', law_sections.rates),
                 ('layers', 'Layers', claim_sections.layers),
+                ('ledger', 'Where it is lost', claim_sections.ledger),
                 ('losses', 'Training loss by stage', _losses_html),
                 ('gallery', 'Samples by class', lambda result, out: gallery.cards(result)))
     for name, title, render in sections:
