@@ -44,7 +44,7 @@ def get_config(arg=''):
         raise ValueError(f'micro_study:{arg}: the argument must be facts32, facts512, rates or dry')
     few = arg == 'dry'
     text = dict(batch=8, length=176, tiles=0, turns=6, rates=dict(language=4e-3), save_every=500)
-    picture = dict(batch=12, length=128, tiles=3, turns=5, save_every=500,
+    picture = dict(batch=8, length=176, tiles=3, turns=5, save_every=500,
                    rates=dict(language=4e-3, connector=4e-3, tower=1e-3))
     # Both writers start from the model that answers, and see as many examples.
     writer = dict(steps=800, parents={name: 'instruct' for name in _SEES}, **picture)

@@ -93,11 +93,14 @@ def test_probes_are_drawn_by_depth_and_listed_without_one(tmp_path):
         layers.layers(s)
     probes(root, [(f'{size}-s0', 'color', 'image', depth, 'accuracy', .5 + .1 * depth, .4, .8, 9)
                   for size in ('w16d2', 'w64d4') for depth in (1., 0., .5)]
-           + [('w16d2-s0', 'color', 'connector', None, 'accuracy', .7, .6, .8, 9)])
+           + [('w16d2-s0', 'color', 'connector', None, 'accuracy', .7, .6, .8, 9),
+              ('w16d2-s0', 'color', 'output', 1., 'kl', .2, .1, .3, 9)])
     found = layers.layers(s)
     curve = found['curves']['accuracy, image, color']
     assert [point['rel_depth'] for point in curve['w16d2']] == [0, .5, 1]
-    assert found['others'] == [['w16d2-s0', 'color', 'connector', 'accuracy', .7, .6, .8, 9]]
+    assert list(found['curves']) == ['accuracy, image, color']
+    assert found['others'] == [['w16d2-s0', 'color', 'connector', 'accuracy', .7, .6, .8, 9],
+                               ['w16d2-s0', 'color', 'output', 'kl', .2, .1, .3, 9]]
     rows = drawn(share_figures.layers, found, tmp_path)
     assert len(rows) == 6 and float(rows[0]['value']) == .5
     html = report.write_report(root, bootstraps=20).read_text()
