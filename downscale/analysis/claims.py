@@ -66,7 +66,7 @@ def read(values):
     """The `Claim`s of a list of dicts; ValueError naming the nearest key, or an id given twice."""
     if not isinstance(values, (list, tuple)):
         raise ValueError(f'claims must be a list of mappings, not {values!r}')
-    claims = tuple(from_dict(Claim, dict(value), f'claims[{place}]')
+    claims = tuple(from_dict(Claim, value, f'claims[{place}]')
                    for place, value in enumerate(values))
     ids = [claim.id for claim in claims]
     again = sorted({one for one in ids if ids.count(one) > 1})
@@ -125,7 +125,7 @@ def verdict_of(claim, x, doubt='', one_sided=False):
                                f'{at:g}' if x.low == x.low else 'there is no interval'
     if x.seeds < claim.seeds:
         return 'inconclusive', f'seeds are missing: {x.seeds} of at least {claim.seeds}; the ' \
-                               'interval covers pictures only'
+                               'interval covers no more'
     return ('supported' if holds else 'contradicted'), (f'although {doubt}' if doubt else '')
 
 

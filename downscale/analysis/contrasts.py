@@ -3,7 +3,7 @@
 Every contrast compares the same questions, with one resampling of pictures and, from three seeds
 on, of seeds. Visual families are those of which a question is marked 'visual'.
 """
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -40,17 +40,18 @@ def over(s, groups, *parts):
     Each of `parts` is (weights [groups], tasks over which the mean is taken); they are added up.
     """
     _, means, _ = measures.means_of(s, groups)
-    value, draws, columns = 0., 0., set()
+    value, draws, shares = 0., 0., np.zeros(len(means.groups))
     for part, names in parts:
         here = [column for column, name in enumerate(means.groups) if name in names]
         part = np.asarray(part, dtype=float)
         value = value + part @ means.value[:, here].mean(axis=1)
         draws = draws + means.draws[:, :, here].mean(axis=2) @ part
-        columns |= set(here)
-    columns = sorted(columns)
+        shares[here] += np.abs(part).max() / len(here)
+    columns = shares > 0
     weights = np.concatenate([np.asarray(part, dtype=float) for part, _ in parts])
     bounds = float(np.minimum(weights, 0).sum()), float(np.maximum(weights, 0).sum())
-    return stats.interval(value, draws, means.n[columns].sum(), means.clusters[columns].min(),
+    return stats.interval(value, draws, means.n[columns].sum(),
+                          stats.effective(means.clusters[columns], shares[columns]),
                           bounds=bounds, seeds=means.seeds)
 
 
@@ -73,13 +74,17 @@ def visual_minus_knowledge(s, mode):
 
 
 def drop_by_reliance(s, mode):
-    """Spearman of drop and reliance on the picture (image - blind), axes from split halves."""
+    """Spearman of drop and reliance on the picture (image - blind), axes from split halves.
+
+    Its interval is over families, of all seeds averaged; no seeds are redrawn, so that it counts
+    as that of one.
+    """
     found = dropoff.reliance(s)
     if 'blind' not in found['relation']:
         raise Missing(f'needs the blind condition in {dropoff.FEW_TASKS} families')
     x = found['relation']['blind']['split halves'].spearman
-    x = replace(x, seeds=min(len(size.seeds) for size in _ends(s)))
-    return Found(x, f'{x.clusters} families, image - blind, split halves')
+    return Found(x, f'{x.clusters} families, image - blind, split halves; the interval covers '
+                    'families, not seeds')
 
 
 def _pairs(s, mode, kinds=('extraction', 'caption')):
@@ -151,19 +156,33 @@ def extraction_minus_caption(s, mode):
 
 
 def extraction_minus_caption_equal_tokens(s, mode):
-    """The same over captions cut to the length of the extraction; without such, in doubt unless
-    extractions are as long as captions, in tokens."""
-    if any(cell.text_kind == 'brief' for cell in s.study.cells):
-        effect, each, p, r = _tuned_difference(s, mode, 'brief')
-        return Found(effect, f'brief captions, reasoner {r}, {mode}, {len(p)} sizes', each)
-    effect, each, p, r = _tuned_difference(s, mode)
-    runs = {run for size in s.sizes if size.name in p for run in size.runs}
-    texts, counts = s.study.texts, {}
+    """The same over captions cut to the length of the extraction, or whole ones without such.
+
+    In doubt unless both are as long, in tokens: a caption may be shorter than it may be.
+    """
+    brief = any(cell.text_kind == 'brief' for cell in s.study.cells)
+    effect, each, p, r = _tuned_difference(s, mode, 'brief' if brief else 'caption')
+    return Found(effect, f'{"brief captions, " * brief}reasoner {r}, {mode}, {len(p)} sizes', each,
+                 *_budget('tokens a text', _lengths(s, p, brief)))
+
+
+def _lengths(s, sizes, cut):
+    """{kind: mean tokens of what these sizes wrote}, None without texts.
+
+    `cut`: captions count as no longer than the extraction of the same item by the same run.
+    """
+    runs = {run for size in s.sizes if size.name in sizes for run in size.runs}
+    texts, found = s.study.texts, {}
     for kind in ('caption', 'extraction'):
         here = (texts['text_kind'] == kind) & np.isin(texts['p_run'], list(runs))
-        counts[kind] = float(texts['n_tokens'][here].mean()) if here.any() else None
-    return Found(effect, f'reasoner {r}, {mode}, {len(p)} sizes', each,
-                 *_budget('tokens a text', counts))
+        found[kind] = dict(zip(zip(texts['item_id'][here], texts['p_run'][here], strict=True),
+                               texts['n_tokens'][here].tolist(), strict=True))
+    if cut:
+        found['caption'] = {key: min(count, found['extraction'][key])
+                            for key, count in found['caption'].items()
+                            if key in found['extraction']}
+    return {kind: float(np.mean(list(counts.values()))) if counts else None
+            for kind, counts in found.items()}
 
 
 def _budget(what, counts):

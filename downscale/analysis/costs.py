@@ -64,6 +64,15 @@ def _trained(folder, cell, value, one):
                    parents)
 
 
+def planned_tokens(stage):
+    """Tokens that the steps of a `stage` dict have room for, the mean over its shapes of batches.
+
+    Those it saw differ from seed to seed by how well its rows were packed.
+    """
+    return stage['steps'] * float(np.mean([shape['batch'] * shape['length'] for shape in
+                                           (stage, *stage.get('buckets', ()))]))
+
+
 def _chip_seconds(folder, mesh):
     """Seconds of training, sessions added up, times the chips that the mesh names (-1 is one).
 

@@ -88,6 +88,16 @@ def short_count(number):
     return f'{number:g}'
 
 
+def counts(axis):
+    """Ticks of a log axis of counts: 1, 2 and 5 of every decade, of many decades 1 only."""
+    low, high = axis.get_view_interval()
+    ticker = plotting().ticker
+    axis.set_major_locator(ticker.MaxNLocator(4) if high < 5 * low else ticker.LogLocator(
+        subs=(1, 2, 5) if high < 100 * low else (1,), numticks=9))
+    axis.set_minor_locator(ticker.NullLocator())
+    axis.set_major_formatter(lambda value, _: short_count(value))
+
+
 def accuracy(result):
     """Accuracy against parameters, a panel per family and one for the macro mean."""
     panels = {**result['families'], 'macro mean': result['macro']}
@@ -154,16 +164,20 @@ def reliance(result):
     figure, axes = small_axes(len(result['conditions']), 4.4, 3.6, across=2)
     rows = []
     for axis, (condition, found) in zip(axes, result['conditions'].items(), strict=True):
+        at = {}   # families of one point share a label
+        for family, x in found.items():
+            at.setdefault((round(x.value, 6), round(result['drop'][family].value, 6)),
+                          []).append(family)
         near = .03 * np.ptp([result['drop'][family].high for family in found] + [0])
+        for (x, y), names in at.items():
+            # of neighbours in height the left one is named to its left, above
+            left = any(other > x and abs(height - y) < near for other, height in at)
+            axis.annotate(', '.join(names), (x, y), xytext=(-5, 4) if left else (5, -10),
+                          textcoords='offset points', ha='right' if left else 'left', fontsize=8.5)
         for family, x in found.items():
             y = result['drop'][family]
-            # of neighbours in height the left one is named to its left, above
-            left = any(other.value > x.value and abs(result['drop'][name].value - y.value) < near
-                       for name, other in found.items())
             axis.errorbar(x.value, y.value, xerr=errors(x), yerr=errors(y), fmt='o', ms=4.5,
                           color=BLUE, ecolor=GREY, elinewidth=.8)
-            axis.annotate(family, (x.value, y.value), xytext=(-5, 4) if left else (5, -10),
-                          textcoords='offset points', ha='right' if left else 'left', fontsize=8.5)
             rows.append({'family': family, 'condition': condition, 'reliance': x.value,
                          'reliance_low': x.low, 'reliance_high': x.high, 'drop': y.value,
                          'drop_low': y.low, 'drop_high': y.high, 'n': x.n})
@@ -175,10 +189,11 @@ def reliance(result):
             axis.plot(found[family].value, result['drop'][family].value, 'o', ms=9, mfc='none',
                       color=ORANGE)
         if split:
-            x = split.slope
-            at = np.array(axis.get_xlim())
-            axis.plot(at, split.drop.mean() + x.value * (at - split.reliance.mean()), color=GREY,
-                      lw=1, label=f'slope {x.value:.2f} [{x.low:.2f}, {x.high:.2f}], split halves')
+            x, ends = split.slope, np.array(axis.get_xlim())
+            told = 'no slope' if np.isnan(x.value) else \
+                f'slope {x.value:.2f} [{x.low:.2f}, {x.high:.2f}]'
+            axis.plot(ends, split.drop.mean() + x.value * (ends - split.reliance.mean()),
+                      color=GREY, lw=1, label=f'{told}, split halves')
             axis.legend(fontsize=8, loc='upper left')
         axis.margins(.12)
         axis.set(xlabel=f'accuracy with image - {condition} (largest)',

@@ -1,7 +1,7 @@
 """Figures of laws of size, as in `figures`: a result in, a matplotlib figure and CSV rows out."""
 import numpy as np
 
-from downscale.analysis.figures import BLUE, GREY, INK, ORANGE, plotting, short_count, small_axes
+from downscale.analysis.figures import BLUE, GREY, INK, ORANGE, counts, plotting, small_axes
 
 SIZE = 'parameters (n_nonembed)'
 
@@ -31,20 +31,13 @@ def laws(result):
             axis.legend(fontsize=8, loc='lower right')
         axis.set(xscale='log', title=title, xlabel=part.get('x', SIZE))
         axis.grid(color=GREY, alpha=.25, lw=.6)
-        _counts(axis)
+        counts(axis.xaxis)
         rows += [{'law': title, 'kind': 'held out' if point['held'] else 'point', 'n': point['n'],
                   'value': point[y], 'low': None, 'high': None} for point in part['points']]
         rows += [{'law': title, 'kind': 'curve' if row['inside'] else 'extrapolation',
                   **{key: row[key] for key in ('n', 'value', 'low', 'high')}} for row in curve]
     figure.tight_layout(h_pad=1.2, w_pad=1.5)
     return figure, rows
-
-
-def _counts(axis):
-    ticker = plotting().ticker
-    axis.xaxis.set_major_locator(ticker.LogLocator(numticks=5))
-    axis.xaxis.set_minor_locator(ticker.NullLocator())
-    axis.xaxis.set_major_formatter(lambda value, _: short_count(value))
 
 
 def isoflop(result):
@@ -77,10 +70,8 @@ def isoflop(result):
                    label=f'exponent {x.value:.2f} [{x.low:.2f}, {x.high:.2f}]')
         right.legend(fontsize=8, loc='upper left')
     right.set(xscale='log', yscale='log', xlabel='compute (FLOPs)', title=f'best {size}')
-    _counts(left)
-    right.yaxis.set_major_locator(plotting().ticker.LogLocator(subs=(1, 2, 5)))
-    right.yaxis.set_minor_locator(plotting().ticker.NullLocator())
-    right.yaxis.set_major_formatter(lambda value, _: short_count(value))
+    counts(left.xaxis)
+    counts(right.yaxis)
     for axis in (left, right):
         axis.grid(color=GREY, alpha=.25, lw=.6)
     figure.tight_layout(w_pad=2)

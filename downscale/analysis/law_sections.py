@@ -19,6 +19,8 @@ def laws(result, out):
                'alarms')
     texts = [f'{title}: no hold-out: {part["holdout"]}' for title, part in result.items()
              if isinstance(part.get('holdout'), str)]
+    texts += [f'{title}: without runs that diverged: {", ".join(part["diverged"])}'
+              for title, part in result.items() if part.get('diverged')]
     return page.figure(svg, 'Bands: 95 % of the curve, over resampled runs. Dashed: beyond the '
                             'sizes seen. Hollow: held out of the fit that the held-out error is '
                             'of. laws.png, laws.csv') + page.table(headers, rows) + ''.join(
@@ -40,7 +42,9 @@ def isoflop(result, out):
     return page.figure(svg, f'{found.method}. isoflop.png, isoflop.csv') + page.table(
         ('budget', 'points', 'best n_nonembed', 'loss', 'state'), rows) + page.bullets(
         [f'exponent {_shown(found.exponent)}'] * (found.exponent is not None)
-        + [f'alarm: {alarm}' for alarm in found.alarms])
+        + [f'alarm: {alarm}' for alarm in found.alarms]
+        + [f'without runs that diverged: {", ".join(result["diverged"])}']
+        * bool(result['diverged']))
 
 
 def rates(result, out):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from downscale.analysis import gate, inference, measures, stats
+from downscale.analysis import gate, measures, stats
 from downscale.analysis.measure_rows import Row
 from downscale.analysis.measures import MODES, Missing
 from downscale.analysis.probe_tables import NO_DEPTH, hits, read
@@ -61,13 +61,10 @@ def ledger(s, table):
                       f'found {len(groups)}; run `downscale analyze probe {s.study.root}`')
     written, said = _written(s, groups)
     notes = [gate.gate(s)['line'], said, 'columns are other instruments: compare sizes within one, '
-             'and losses from one to the next']
+             'and losses from one to the next', 'intervals cover the choice of pictures, not of '
+             'training seeds, over which values are averaged']
     if left_out:
         notes.append(f'runs without probes are left out: {", ".join(sorted(left_out))}')
-    few = [size.name for size, cells in groups.items() if len(cells) < inference.FEW_RUNS]
-    if few:
-        notes.append(f'fewer than {inference.FEW_RUNS} seeds for {", ".join(few)}: intervals cover '
-                     'the choice of pictures, not of training seeds')
     sizes = list(groups)
     paired = pair(s.study, [*groups.values(), *written.values()])
     probes, keep = _probes(table, groups, paired)

@@ -197,7 +197,7 @@ def drops(s):
         result['lead'] = stats.interval(
             rows[order[0]]['absolute'].value - rows[order[1]]['absolute'].value,
             fall[:, first] - fall[:, second], means.n[[first, second]].sum(),
-            means.clusters[[first, second]].min(), bounds=(-2, 2), seeds=means.seeds)
+            stats.effective(means.clusters[[first, second]]), bounds=(-2, 2), seeds=means.seeds)
     return result
 
 

@@ -25,7 +25,8 @@ def pareto(s, cost='params'):
 
     A dict of 'cost', 'rows' (dicts way, cost, accuracy, on, probability; cheapest first) and
     'skipped' ({reason: ways}). A way is on the frontier when none that costs as little or less is
-    more accurate; `probability` is the share of resamples in which that is so.
+    more accurate; `probability` is the share of resamples in which that is so,
+    of those that hold pictures of every family.
     """
     rows, cells, skipped = [], [], {}
     for name, group in ways(s).items():
@@ -44,7 +45,8 @@ def pareto(s, cost='params'):
     order = sorted(range(len(rows)), key=lambda row: rows[row])
     prices = np.array([rows[row][0] for row in order])
     on = frontier(prices, whole.value[order, 0])
-    often = frontier(prices, whole.draws[:, order, 0]).mean(axis=0)
+    draws = whole.draws[:, order, 0]
+    often = frontier(prices, draws[np.isfinite(draws).all(axis=1)]).mean(axis=0)
     return {'cost': cost, 'unit': costs.COSTS[cost], 'skipped': skipped, 'rows': [
         {'way': rows[row][1], 'cost': rows[row][0], 'accuracy': measures.one(whole, row, 0),
          'on': bool(here), 'probability': float(share)}

@@ -79,8 +79,11 @@ def probed_cells(study, meta):
 
 
 def fresh_items(experiment, asked, pictures):
-    """Questions about `pictures` scenes of the test split that are behind all that exist: nothing
-    was trained on them, nothing is evaluated. None where benchmarks are asked."""
+    """Questions about `pictures` scenes of the test split, behind all that exist there: nothing was
+    trained on them or is evaluated on them, and a scene worded like one `asked` is left out.
+
+    An empty list where benchmarks are asked, which have no more pictures.
+    """
     if experiment.evaluation.benchmarks:
         return []
     world, start = experiment.world, experiment.data.test

@@ -4,7 +4,7 @@ import math
 
 from downscale.analysis import measures
 from downscale.analysis.ledger import ledger, ledger_rows
-from downscale.analysis.measure_command import as_csv, as_json, lines
+from downscale.analysis.measure_command import as_csv, as_json, check_resamples, lines
 from downscale.analysis.measure_rows import Row
 from downscale.analysis.measures import Missing
 from downscale.analysis.probe_figures import layer_curves, ledger_bars, save_figure
@@ -18,8 +18,7 @@ SHOWN = ('accuracy', 'selectivity', 'nll rise', 'exact drop', 'kl', 'cka')
 
 def check(args):
     """Raise ValueError in one line for arguments that no study can meet."""
-    if args.bootstraps < 100:
-        raise ValueError(f'--bootstraps {args.bootstraps} is too few for an interval; 100 or more')
+    check_resamples(args.bootstraps)
 
 
 def show_probes(args, notes):

@@ -6,10 +6,10 @@ from downscale.analysis.figures import (
     GREY,
     INK,
     ORANGE,
+    counts,
     errors,
     numbers,
     plotting,
-    short_count,
     small_axes,
 )
 
@@ -102,11 +102,11 @@ def pareto(result):
                       textcoords='offset points', ha='center', fontsize=8)
     axis.set_ylim(top=top + .03)
     named = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    axis.legend(named.values(), named, fontsize=8, loc='lower right')
+    axis.legend(named.values(), named, fontsize=8, loc='lower left', ncols=3,
+                bbox_to_anchor=(0, 1), borderaxespad=0)
     axis.set(xscale='log', xlabel=result['unit'], ylabel='accuracy, mean over families')
     if result['cost'] == 'params':
-        axis.xaxis.set_major_formatter(lambda value, _: short_count(value))
-        axis.xaxis.set_minor_locator(plotting().ticker.NullLocator())
+        counts(axis.xaxis)
     axis.grid(color=GREY, alpha=.25, lw=.6)
     figure.tight_layout()
     return figure, [{**{key: row[key] for key in ('way', 'cost', 'on', 'probability')},

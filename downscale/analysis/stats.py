@@ -17,7 +17,8 @@ FEW = 30  # below this many clusters percentile intervals are too narrow: join a
 class Interval:
     """A number, its 95 % interval, and how many items, clusters and seeds stand behind it.
 
-    The interval covers the choice of seeds where there are `FEW_SEEDS` or more.
+    The interval covers the choice of seeds where there are `FEW_SEEDS` or more. Of a mean over
+    families `clusters` is the `effective` number.
     """
     value: float
     low: float
@@ -141,11 +142,30 @@ def ratio(numerator, denominator, clusters, resamples):
     return (float(whole[0] / whole[1]) if whole[1] > 0 else np.nan), drawn[:, 0] / below
 
 
+def effective(clusters, weights=1.):
+    """The number of clusters that a weighted sum of family means is as sure of its spread as.
+
+    One more than Satterthwaite's degrees of freedom (Biometrics 2:110, 1946), as if pictures
+    varied alike in every family: the variance seen in a tiny one may be zero by chance. Rounded
+    down, and no more than the largest family has, since families may share their pictures. That
+    of the smallest where it has one.
+    """
+    clusters = np.asarray(clusters, dtype=float)
+    if clusters.min() < 2:
+        return int(clusters.min())
+    part = np.square(weights) / clusters
+    degrees = part.sum() ** 2 / np.sum(part ** 2 / (clusters - 1))
+    return int(min(degrees + 1 + 1e-9, clusters.max()))
+
+
 def macro(means):
-    """The plain mean over groups as a single group; a small family counts as much as a large."""
+    """The plain mean over groups as a single group; a small family counts as much as a large.
+
+    Its clusters are the `effective` number.
+    """
     return Means(('macro',), means.value.mean(axis=1, keepdims=True),
                  means.draws.mean(axis=2, keepdims=True), means.n.sum(keepdims=True),
-                 means.clusters.min(keepdims=True), means.seeds)
+                 np.array([effective(means.clusters)]), means.seeds)
 
 
 def with_macro(means):

@@ -1,7 +1,11 @@
 """Laws of size over the runs of a study: final losses, isoFLOP budgets and learning rates.
 
-A run's final loss is the mean of its last tenth. Tokens are those it was trained on.
+A run's final loss is the mean of its last tenth, and infinite where it diverged. Tokens are those
+that its steps have room for, the same for every seed.
 """
+import re
+from collections import Counter
+
 import numpy as np
 
 from downscale.accounting import totals
@@ -11,49 +15,66 @@ from downscale.analysis.fits import fit
 from downscale.analysis.isoflop import isoflop
 from downscale.analysis.laws import CHINCHILLA, POWER, Saturating
 from downscale.analysis.measures import Missing
+from downscale.places import read_json
 
 STAGES = ('text', 'instruct')   # whose loss is a law of size: all parts that grow are trained
 REACH = 4      # a curve is drawn to so many times the largest size
 GRID = 60      # points of a drawn curve
+# What the training loop says of a loss or gradient that is not finite.
+NOT_FINITE = re.compile(r'(loss|norm) -?(nan|inf)')
 
 
 def finals(s, stage):
-    """Columns of the finished runs of a stage: cell, size, seed, n, tokens, loss, rate, planned.
+    """Columns of the ended runs of a stage: cell, size, seed, n, tokens, loss, rate, planned.
 
     n is n_nonembed, `rate` that of the language model (NaN where it is not trained). `planned`
-    marks the runs of the study itself, beside those of a sweep over rates or budgets.
+    marks the runs of the study itself, beside those of a sweep over rates or budgets. Runs that
+    failed otherwise than by diverging are left out.
     """
-    finished = {(cell, name) for cell, name in costs.stages_of(s)
-                if (s.study.root / 'cells' / cell / name / 'DONE.json').is_file()}
     runs, rows = {run['run_id'] for run in s.study.meta['runs']}, []
-    for cell, name in sorted(finished):
-        seen = s.study.curves.get((cell, name))
-        one = costs.stages_of(s)[cell, name]
-        if name != stage or seen is None or not len(seen['loss']):
-            continue
-        last = seen['loss'][-max(1, round(lr.LAST * len(seen['loss']))):]
-        rows.append({'cell': cell, 'size': one.size, 'seed': one.seed,
-                     'n': totals(one.language)['n_nonembed'], 'tokens': float(seen['tokens'][-1]),
-                     'loss': float(np.mean(last)), 'planned': cell in runs,
-                     'rate': one.stage['rates'].get('language', np.nan)})
+    for (cell, name), one in sorted(costs.stages_of(s).items()):
+        loss = _final(s, cell, name) if name == stage else None
+        if loss is not None:
+            rows.append({'cell': cell, 'size': one.size, 'seed': one.seed,
+                         'n': totals(one.language)['n_nonembed'],
+                         'tokens': costs.planned_tokens(one.stage), 'loss': loss,
+                         'planned': cell in runs,
+                         'rate': one.stage['rates'].get('language', np.nan)})
     if not rows:
         raise Missing(f'no finished {stage} stage with a loss and its experiment.json')
     return {key: np.array([row[key] for row in rows]) for key in rows[0]}
 
 
+def _final(s, cell, stage):
+    """The final loss of a run; inf where it diverged, None where it has none."""
+    folder = s.study.root / 'cells' / cell / stage
+    failed = read_json(folder / 'FATAL.json')
+    if failed is not None:
+        # The loop ends with the loss that was not finite.
+        return np.inf if NOT_FINITE.search(str(failed.get('reason', ''))) else None
+    seen = s.study.curves.get((cell, stage))
+    if seen is None or not len(seen['loss']) or not (folder / 'DONE.json').is_file():
+        return None
+    loss = float(np.mean(seen['loss'][-max(1, round(lr.LAST * len(seen['loss']))):]))
+    return loss if np.isfinite(loss) else np.inf
+
+
 def _columns(s, stage):
-    """`finals` of the study's runs and of those with a budget, and each row's budget ('')."""
+    """(`finals` of the study's runs and of those with a budget, each row's budget ('')), without
+    runs that diverged, and the names of those."""
     found, budgets = finals(s, stage), s.study.meta.get('budgets', {})
     budget = np.array([str(budgets.get(cell, '')) for cell in found['cell']])
-    keep = found['planned'] | (budget != '')
-    return {key: column[keep] for key, column in found.items()}, budget[keep]
+    wanted, whole = found['planned'] | (budget != ''), np.isfinite(found['loss'])
+    keep = wanted & whole
+    return ({key: column[keep] for key, column in found.items()}, budget[keep],
+            found['cell'][wanted & ~whole].tolist())
 
 
 def losses_by_size(s):
     """{stage: loss law}: the `Fit`, its hold-out, its curve and the points, or the reason.
 
     With three numbers of tokens or more the law has two inputs, else one. Held out are the runs
-    of most compute.
+    of most compute, in all their seeds. Runs that diverged have no loss to fit; they are named.
     """
     found, why = {}, []
     for stage in STAGES:
@@ -67,7 +88,7 @@ def losses_by_size(s):
 
 
 def _loss_law(s, stage):
-    columns, _ = _columns(s, stage)
+    columns, _, diverged = _columns(s, stage)
     two = len(set(columns['tokens'])) >= 3
     law = CHINCHILLA if two else POWER
     x = np.column_stack([columns['n'], columns['tokens']]) if two else columns['n']
@@ -79,9 +100,10 @@ def _loss_law(s, stage):
     except ValueError as reason:
         held = str(reason)
     usual = columns['tokens'][columns['planned']]
-    tokens = float(np.median(usual if len(usual) else columns['tokens']))
+    often = Counter((usual if len(usual) else columns['tokens']).tolist())
+    tokens = max(often, key=lambda count: (often[count], count))
     here = columns['tokens'] == tokens
-    return {'fit': fitted, 'holdout': held, 'tokens': tokens,
+    return {'fit': fitted, 'holdout': held, 'tokens': tokens, 'diverged': diverged,
             'points': _points(columns, here, compute.max() if not isinstance(held, str) else None),
             'curve': curve(fitted, columns['n'], tokens if two else None)}
 
@@ -153,7 +175,7 @@ def budgets(s, stage='text'):
     """The `Isoflop` over the runs that have a budget in `study.json`, and its points."""
     if not s.study.meta.get('budgets'):
         raise Missing('study.json declares no budgets ({cell: FLOPs})')
-    columns, budget = _columns(s, stage)
+    columns, budget, diverged = _columns(s, stage)
     columns = {key: column[budget != ''] for key, column in columns.items()}
     budget = budget[budget != '']
     try:
@@ -161,7 +183,8 @@ def budgets(s, stage='text'):
                         draws=min(len(s.resamples.weights), 1000))
     except ValueError as reason:
         raise Missing(str(reason)) from None
-    return {'fit': found, 'points': [
+    diverged = [cell for cell in diverged if cell in s.study.meta['budgets']]
+    return {'fit': found, 'diverged': diverged, 'points': [
         {'budget': str(name), 'n': int(n), 'loss': float(loss)}
         for name, n, loss in zip(budget, columns['n'], columns['loss'], strict=True)]}
 
@@ -170,7 +193,7 @@ def rates(s, stage='text'):
     """Loss against learning rate: {size: lr.Choice} over sizes with several rates, and alarms.
 
     Of each size the runs of one number of tokens, that with the most rates; seeds that were not
-    trained at all of them are left out.
+    trained at all of them are left out. A size that diverged at every rate is an alarm.
     """
     columns, budget = finals(s, stage), s.study.meta.get('budgets', {})
     found = {}
@@ -189,9 +212,17 @@ def rates(s, stage='text'):
                           for seed in sorted(seeds)]
     if not runs:
         raise Missing(f'no size was trained at several learning rates (stage {stage})')
-    choices, alarms = lr.choose_all(runs)
+    choices, alarms = {}, []
+    for size, mine in runs.items():
+        try:
+            choice, told = lr.choose_all({size: mine})
+        except ValueError as reason:
+            choice, told = {}, [str(reason)]
+        choices, alarms = choices | choice, alarms + told
+    if not choices:
+        raise Missing('; '.join(alarms))
     return {'stage': stage, 'choices': choices, 'alarms': alarms,
-            'seeds': {size: len({run.seed for run in mine}) for size, mine in runs.items()}}
+            'seeds': {size: len({run.seed for run in runs[size]}) for size in choices}}
 
 
 def flips(s):
