@@ -209,6 +209,30 @@ def test_claims_of_a_study_file_are_written_before_the_run_and_stay(tmp_path):
     with pytest.raises(ValueError, match="unknown gate 'joined'; did you mean 'joint'"):
         open_cells(file, [])
 
+@pytest.mark.parametrize('value', ['a', ['a', 'b'], 3])
+def test_a_claim_that_is_no_mapping_is_named(value):
+    with pytest.raises(ValueError, match=r'claims\[0\] must be a mapping, not '):
+        claims.read([value])
+
+
+def test_reliance_counts_as_one_seed_since_its_interval_is_over_families(planted):
+    s = measures.scored(load_study(planted.folder), 200)
+    found = CONTRASTS['drop_by_reliance'](s, 'think')
+    assert found.effect.seeds == 1 and 'families, not seeds' in found.where
+    row = {row['id']: row for row in claims.judge(s)}['b']
+    assert row['verdict'] == 'inconclusive'
+
+
+def test_captions_shorter_than_what_they_are_cut_to_raise_a_doubt(tmp_path, monkeypatch):
+    monkeypatch.setitem(fake.TEXTS_OF, 'brief', .3)
+    study = load_study(fake_study(tmp_path / 'study', pictures=20))
+    study.texts['n_tokens'] = np.where(study.texts['text_kind'] == 'caption', 3, 5)
+    found = CONTRASTS['extraction_minus_caption_equal_tokens'](measures.scored(study, 100), 'think')
+    assert found.doubt == 'extraction has 5 tokens a text, captioning 3' and not found.one_sided
+    study.texts['n_tokens'] = np.where(study.texts['text_kind'] == 'caption', 9, 5)
+    found = CONTRASTS['extraction_minus_caption_equal_tokens'](measures.scored(study, 100), 'think')
+    assert not found.doubt   # the longer ones were cut
+
 
 # --- how often intervals hold the truth ---------------------------------------------------------
 

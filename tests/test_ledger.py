@@ -8,8 +8,8 @@ import pytest
 from fake_study import FAMILIES, fake_study
 
 from downscale import cli
+from downscale.analysis import inference, measures, probe_tables, report
 from downscale.analysis import ledger as ledgers
-from downscale.analysis import measures, probe_tables, report
 from downscale.analysis.ledger import SITES, STEPS, ledger, ledger_rows
 from downscale.analysis.measures import Missing
 from downscale.analysis.probe_command import show_ledger
@@ -115,6 +115,12 @@ def test_without_a_reader_that_step_is_named_otherwise_and_the_sum_stays(tmp_pat
     assert any(note.startswith('written: skipped') for note in found.notes)
     assert sum(x['macro'].value for name, x in steps.items() if name != 'total') \
         == pytest.approx(steps['total']['macro'].value)
+
+
+def test_it_is_said_that_intervals_cover_no_seeds_however_many_there_are(scored, monkeypatch):
+    monkeypatch.setattr(inference, 'FEW_RUNS', 1)
+    found = ledger(scored, probe_items())
+    assert any('not of training seeds' in note for note in found.notes)
 
 
 def test_a_family_without_probes_is_named_and_left_out(scored):

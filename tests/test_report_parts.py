@@ -1,5 +1,6 @@
 """Parts of the report beside accuracy: laws, budgets, rates, layers, changed answers, classes."""
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +9,7 @@ import pytest
 from fake_study import fake_study
 
 from downscale.analysis import (
+    dropoff,
     figures,
     gallery,
     grids,
@@ -16,6 +18,7 @@ from downscale.analysis import (
     measures,
     report,
     share_figures,
+    stats,
     study_laws,
 )
 from downscale.analysis.attribution import class_of
@@ -145,3 +148,45 @@ def test_a_study_without_pairs_shows_its_joint_answers(tmp_path):
     assert set(found) == set(gallery.JOINT) and found['lost']
     answers = found['lost'][0]['answers']
     assert [answer['right'] for answer in answers][::2] == [False, True]
+
+
+def labels(axis):
+    """Texts of the ticks within the limits of an x axis."""
+    low, high = axis.get_xlim()
+    return [str(axis.xaxis.get_major_formatter()(at)) for at in axis.get_xticks()
+            if low <= at <= high]
+
+
+@pytest.mark.parametrize('top', [1.3, 3, 9, 90, 3e5])
+def test_counts_are_ticked_within_a_decade_and_over_many(top):
+    figure, (axis,) = figures.small_axes(1)
+    axis.plot([1.1e5, 1.1e5 * top], [0, 1])
+    axis.set(xscale='log')
+    figures.counts(axis.xaxis)
+    assert 2 <= len(labels(axis)) <= 9
+
+
+def test_the_frontier_has_labelled_costs_and_its_legend_above_the_axes():
+    x = stats.Interval(.5, .4, .6, 9, 9, 'planted')
+    rows = [{'way': f'joint {k}', 'cost': cost, 'accuracy': x, 'on': not k, 'probability': 1.}
+            for k, cost in enumerate((2.2e5, 4.1e5))]
+    figure, _ = share_figures.pareto({'cost': 'params', 'unit': 'parameters', 'rows': rows})
+    axis, = figure.axes
+    figure.draw_without_rendering()
+    assert len(labels(axis)) >= 2
+    legend = axis.get_legend().get_window_extent()
+    assert legend.y0 >= axis.get_window_extent().y1
+
+
+def test_families_of_one_point_share_a_label_and_no_slope_is_said(s):
+    found = dropoff.reliance(s)
+    one = found['conditions']['blind']['color']
+    split = found['relation']['blind']['split halves']
+    none = replace(split, slope=replace(split.slope, value=np.nan))
+    figure, rows = figures.reliance({
+        'conditions': {'blind': {'color': one, 'count': one}},
+        'drop': dict.fromkeys(('color', 'count'), found['drop']['color']),
+        'relation': {'blind': {'split halves': none}}})
+    axis, = figure.axes
+    assert [text.get_text() for text in axis.texts] == ['color, count'] and len(rows) == 2
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ['no slope, split halves']

@@ -131,3 +131,21 @@ def test_mcnemar_is_the_exact_binomial_of_the_discordant_pairs():
 def test_holm_steps_down_and_keeps_the_order():
     np.testing.assert_allclose(stats.holm([.01, .04, .03, .005]), [.03, .06, .06, .02])
     assert stats.holm([.9, .8]).max() == 1
+
+
+def test_a_small_family_weighs_by_its_share_of_the_variance_and_intervals_cover():
+    assert stats.effective([100] * 9) == 100
+    assert stats.effective([100] * 9 + [10]) == 29
+    assert stats.effective([100, 1]) == 1
+    # a family that hardly weighs does not set the number
+    assert stats.effective([100, 5], [1, .01]) > 90
+    sizes, hits, halves = [100] * 9 + [5], 0, []
+    groups = np.repeat([f'g{k}' for k in range(10)], sizes)
+    rng, names = np.random.default_rng(8), np.arange(sum(sizes))
+    for trial in range(100):
+        means = stats.macro(stats.group_means([rng.random(len(names)) < .5], groups, names,
+                                              stats.resample(names, 200, trial)))
+        x = stats.interval(means.value[0, 0], means.draws[:, 0, 0], means.n[0], means.clusters[0])
+        hits += x.low <= .5 <= x.high
+        halves.append(x.half)
+    assert hits >= 88 and np.mean(halves) < .078   # .084 with the number of the smallest
