@@ -260,8 +260,12 @@ def _registered(study, claims):
 
 
 def _run_row(cell):
+    """`changes` is what a point of the sweep sets beside size and seed, as the cell's name says it:
+    'language0.001', or '' for a plain one."""
+    _, _, changes = cell.name.partition(f'{cell.size}-s{cell.seed}-')
     return {'run_id': cell.name, 'size': cell.size, 'width': cell.language.D,
-            'depth': cell.language.N, 'seed': cell.seed, **totals(cell.language, cell.vision)}
+            'depth': cell.language.N, 'seed': cell.seed, 'changes': changes,
+            **totals(cell.language, cell.vision)}
 
 
 class _Queue:

@@ -25,7 +25,7 @@ def finals(s, stage):
     """
     finished = {(cell, name) for cell, name in costs.stages_of(s)
                 if (s.study.root / 'cells' / cell / name / 'DONE.json').is_file()}
-    runs, rows = {run['run_id'] for run in s.study.meta['runs']}, []
+    runs, rows = {run for size in s.sizes for run in size.runs}, []
     for cell, name in sorted(finished):
         seen = s.study.curves.get((cell, name))
         one = costs.stages_of(s)[cell, name]
