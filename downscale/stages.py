@@ -149,6 +149,15 @@ def is_done(folder, experiment):
     return done is not None and done.get('hash') == experiment.hash
 
 
+def _nothing_to_do(folder, experiment):
+    """Whether the stage in `folder` is done; it then no longer says that it failed, as it would
+    after an attempt that ended in an error of a cell beside it."""
+    done = is_done(folder, experiment)
+    if done:
+        (folder / 'FATAL.json').unlink(missing_ok=True)
+    return done
+
+
 def start_shapes(experiment, stage):
     """The ShapeDtypeStructs of `start_params`; nothing is read."""
     model = experiment.model(stage.name)
@@ -205,7 +214,7 @@ def train_stage(study, experiment, name, report=lambda step, metrics: None, trac
         raise ValueError('this process has another configuration, cell or stage than process 0; '
                          'start the same command in all')
     distributed.once(lambda: _refuse_other_mixture(folder, stage))
-    if distributed.once(lambda: is_done(folder, experiment)):
+    if distributed.once(lambda: _nothing_to_do(folder, experiment)):
         return
     with loop.only_process(folder):
         sampler, seed = _begin(study, experiment, stage, folder)
@@ -233,7 +242,7 @@ def train_together(study, cells, name, report=lambda cell, step, metrics: None,
             folder, stage = folder_of(study, cell, name), cell.stage(name)
             try:
                 _refuse_other_mixture(folder, stage)
-                if not is_done(folder, cell):
+                if not _nothing_to_do(folder, cell):
                     stack.enter_context(loop.only_process(folder))
                     begun[folder] = cell, *_begin(study, cell, stage, folder)
             except Exception as error:  # one cell's folder must not stop the others

@@ -229,7 +229,7 @@ def prepare(study, name, experiments, quiet, claims=None):
     written before an evaluation that is finished.
     """
     from downscale import stages
-    claims = _registered(study, claims)
+    claims = registered(study, claims)
     from downscale.evaluate.run import save_pictures
     with progress_bars(quiet) as bars:
         stages.prepare(study, experiments[0], lambda done, total: bars('scenes', done, total))
@@ -246,7 +246,7 @@ def prepare(study, name, experiments, quiet, claims=None):
         'data': {'baselines': baselines, 'image_px': experiments[0].world.side}, **claims})
 
 
-def _registered(study, claims):
+def registered(study, claims):
     """{'claims': the claims with all their defaults}, or {} without; see `prepare`."""
     from downscale.analysis.claims import read
     found = {} if claims is None else {'claims': [asdict(claim) for claim in read(claims)]}
@@ -260,8 +260,12 @@ def _registered(study, claims):
 
 
 def _run_row(cell):
+    """`changes` is what a point of the sweep sets beside size and seed, as the cell's name says it:
+    'language0.001', or '' for a plain one."""
+    _, _, changes = cell.name.partition(f'{cell.size}-s{cell.seed}-')
     return {'run_id': cell.name, 'size': cell.size, 'width': cell.language.D,
-            'depth': cell.language.N, 'seed': cell.seed, **totals(cell.language, cell.vision)}
+            'depth': cell.language.N, 'seed': cell.seed, 'changes': changes,
+            **totals(cell.language, cell.vision)}
 
 
 class _Queue:

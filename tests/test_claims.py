@@ -234,6 +234,23 @@ def test_captions_shorter_than_what_they_are_cut_to_raise_a_doubt(tmp_path, monk
     assert not found.doubt   # the longer ones were cut
 
 
+def test_a_launched_job_registers_claims_as_a_study_does(tmp_path):
+    from downscale.launch import attempt
+    from downscale.study_files import claims_of, open_cells
+    file, run = tmp_path / 'tiny.py', tmp_path / 'run'
+    file.write_text(DECLARING)
+    config, cells = open_cells(file, [])
+    attempt._prepare(run, 'tiny', cells, None)
+    attempt._prepare(run, 'tiny', cells, claims_of(config))   # nothing but the claims has changed
+    assert read_json(run / 'study.json')['claims'][0]['id'] == 'a'
+    before = (run / 'study.json').stat().st_mtime_ns
+    attempt._prepare(run, 'tiny', cells, claims_of(config))
+    assert (run / 'study.json').stat().st_mtime_ns == before
+    write_json(run / 'evaluations' / 'joint' / 'DONE.json', {})
+    with pytest.raises(ValueError, match='the claims differ from those in'):
+        attempt._prepare(run, 'tiny', cells, None)
+
+
 # --- how often intervals hold the truth ---------------------------------------------------------
 
 STUDIES = 40

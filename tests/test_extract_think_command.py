@@ -37,6 +37,7 @@ def test_one_command_runs_the_grid(tmp_path, monkeypatch, capsys):
     assert files(tmp_path / 'out') == files(plain_run()[0])
     out = capsys.readouterr().out
     assert len(out.splitlines()) == 4 + 10 + 2 + 1  # models, table, cut descriptions, summary
+    print(out[:3000])
     assert 'answer w32d2-s0-reason: 160 rows, ' in out and 'summary: ' in out
     for more, told in ((['--seed', '1'], 'plan.seed'), (['--limit', '0'], '--limit 0'),
                        (['--prompts', 'micr'], "did you mean 'micro'"),

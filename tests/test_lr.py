@@ -75,6 +75,6 @@ def test_a_finished_run_tells_its_rate_seed_and_final_loss(tmp_path):
     with pytest.raises(FileNotFoundError, match='DONE.json; .* finished'):
         read_run(folder)
     (folder / 'DONE.json').write_text('{}')
-    assert read_run(folder) == Run(3e-3, cell['seed'], 20.5)  # of the last 2 of 20 steps
+    assert read_run(folder) == Run(4e-3, cell['seed'], 20.5)  # of the last 2 of 20 steps
     with pytest.raises(ValueError, match="no stage 'text' that trains 'tower'"):
         read_run(folder, 'tower')

@@ -92,8 +92,26 @@ def test_seconds_of_several_sessions_and_chips_add_up(s, tmp_path):
         for step, seconds in ((10, 5.), (20, 9.), (30, 4.), (40, 6.))) + '{"step": 5')
     assert costs._chip_seconds(tmp_path, {'data': 4, 'fsdp': -1, 'tensor': 2}) == 15 * 8
     assert costs._chip_seconds(tmp_path / 'nowhere', {}) is None
+    (tmp_path / 'timing.jsonl').write_text(''.join(
+        json.dumps({'began': began, 'seconds': seconds, 'cells': cells}) + '\n{"torn\n'
+        for began, seconds, cells in ((1., 4., 4), (1., 8., 2), (5., 9., 1))))
+    assert costs._chip_seconds(tmp_path, {}) == 1 + 2 + 9   # the last is a session of its own
     (tmp_path / 'timing.jsonl').write_text('')   # fewer steps than are timed
     assert costs._chip_seconds(tmp_path, {}) is None
+
+
+def test_examples_are_conversations_however_they_are_packed(tmp_path):
+    made = synth(2, tmp_path / 'study', sizes=2, seeds=1, items=32)
+    cells = tmp_path / 'study' / 'cells'
+    write_json(cells / f'{LARGE}-s0' / 'caption' / 'padding.json', {
+        'total': {'conversations': 600, 'rows': 180}, 'buckets': [
+            {'batch': 16, 'rows': 160}, {'batch': 4, 'rows': 20}]})
+    s = measures.scored(made.study, 100)
+    assert costs.tuned_examples(s, [LARGE], 'extraction') == 4000 * 16   # one to a row
+    assert costs.tuned_examples(s, [LARGE], 'caption') == 4000 * 600 / (160 / 16 + 20 / 4)
+    (cells / f'{LARGE}-s0' / 'caption' / 'padding.json').unlink()
+    s = measures.scored(made.study, 100)
+    assert costs.tuned_examples(s, [LARGE], 'caption') is None
 
 
 def test_what_a_study_does_not_tell_is_skipped_with_the_reason(tmp_path):

@@ -13,6 +13,7 @@ from downscale.analysis import (
     figures,
     gallery,
     grids,
+    health,
     law_figures,
     layers,
     measures,
@@ -20,6 +21,7 @@ from downscale.analysis import (
     share_figures,
     stats,
     study_laws,
+    synth,
 )
 from downscale.analysis.attribution import class_of
 from downscale.analysis.fits import fit
@@ -28,7 +30,7 @@ from downscale.analysis.laws import POWER
 from downscale.analysis.lr import Run, choose_all
 from downscale.analysis.measures import Missing
 from downscale.analysis.tables import load_study
-from downscale.places import read_json
+from downscale.places import read_json, write_json
 
 N = np.geomspace(1e4, 1e7, 7)
 
@@ -191,3 +193,35 @@ def test_families_of_one_point_share_a_label_and_no_slope_is_said(s):
     axis, = figure.axes
     assert [text.get_text() for text in axis.texts] == ['color, count'] and len(rows) == 2
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ['no slope, split halves']
+
+
+def of_sweep(root, changes):
+    """The study of `root` scored as if its sweep had set the `changes` of {size: {seed: }}."""
+    meta = read_json(root / 'study.json')
+    runs = [{**run, 'changes': changes.get(run['size'], {}).get(run['seed'], '')}
+            for run in meta['runs']]
+    write_json(root / 'study.json', {**meta, 'runs': runs})
+    return measures.scored(load_study(root), 100)
+
+
+def test_runs_under_other_settings_are_no_seeds_of_their_size(tmp_path):
+    root, rate = tmp_path / 'study', 'language0.01'
+    synth(4, root, sizes=2, seeds=2, items=64)
+    both = {0: rate, 1: rate}
+    plain, alike, mixed = (of_sweep(root, changes) for changes in (
+        {}, {'w32d2': both}, {'w32d2': {1: rate}, 'w256d8': {1: rate}}))
+    assert plain.sizes == alike.sizes and [size.seeds for size in plain.sizes] == [(0, 1)] * 2
+    assert [size.runs for size in mixed.sizes] == [('w32d2-s0',), ('w256d8-s0',)]
+    assert not plain.study.notes and '2 runs differ from others' in mixed.study.notes[-1]
+    value = measures.accuracy(mixed)['macro']['sizes']['w32d2'].value
+    cell, = measures.joint_cells(mixed, mixed.sizes[0], 'image')
+    _, means, _ = measures.means_of(plain, [[cell]])
+    assert value == pytest.approx(means.value.mean())
+    for part in (measures.grid, grids.panels, health.health, study_laws.flips, gallery.samples):
+        assert part(mixed)
+    found = study_laws.finals(mixed, 'text')
+    assert set(found['cell'][found['planned']]) == {'w32d2-s0', 'w256d8-s0'}
+    assert {run for run in found['cell'] if run.endswith('s1')} == {'w32d2-s1', 'w256d8-s1'}
+    assert len(study_laws.rates(mixed)['choices']) == 1
+    told = read_json(report.write_report(root, bootstraps=20).parent / 'report.json')['notes']
+    assert any('w256d8-s1, w32d2-s1' in note for note in told)

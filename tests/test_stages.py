@@ -8,6 +8,7 @@ import pytest
 
 from downscale import experiment, stages, study_files
 from downscale.data.buckets import Shape
+from downscale.places import write_json
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,3 +73,15 @@ def test_a_conversation_without_room_is_named_before_training_starts(study, monk
     cell = dataclasses.replace(cell, stages=(cramped,))
     with pytest.raises(ValueError, match=r'extract example \d: .* do not fit a row of 40 tokens'):
         stages.train_stage(folder, cell, 'extract')
+
+
+@pytest.mark.parametrize('train', [
+    lambda folder, cell: stages.train_stage(folder, cell, 'text'),
+    lambda folder, cell: stages.train_together(folder, [cell], 'text')])
+def test_a_stage_that_is_done_does_not_say_that_it_failed(tmp_path, train):
+    cell = smoke()[-1]
+    folder = tmp_path / 'cells' / cell.name / 'text'
+    write_json(folder / 'DONE.json', {'hash': cell.hash})
+    write_json(folder / 'FATAL.json', {'reason': 'the one beside it ran out of memory'})
+    train(tmp_path, cell)
+    assert [path.name for path in folder.iterdir()] == ['DONE.json']

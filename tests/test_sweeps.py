@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from downscale import experiment, study_files
+from downscale import experiment, study, study_files
 from downscale.sweeps import axis, product, union, zipped
 
 SMOKE = str(Path(__file__).parents[1] / 'experiments' / 'smoke.py')
@@ -94,3 +94,9 @@ def test_a_point_without_size_or_seed_and_cells_of_one_name_are_refused():
     both = [{'size': 'w32d2', 'seed': 0, f'stages.{stage}.steps': 3} for stage in ('text', 'align')]
     with pytest.raises(ValueError, match='two cells would be called w32d2-s0-steps3'):
         cells_of(both)
+
+
+def test_study_json_says_what_a_run_changes():
+    one, changed = [{'size': 'w32d2', 'seed': 0, **more} for more in ({}, {RATE: 1e-3})]
+    assert [study._run_row(cell)['changes'] for cell in cells_of([one, changed])[1:]] == [
+        '', 'language0.001']

@@ -1,4 +1,5 @@
 """Cells in one program: each ends as it does alone, whatever happens to the others."""
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -15,7 +16,7 @@ from downscale import exits, stages
 from downscale import experiment as experiments
 from downscale.mup import Parametrisation
 from downscale.sharding import mesh
-from downscale.train import checkpoint, together
+from downscale.train import checkpoint, loop, together
 from downscale.train.optimizer import Optimizer, Schedule
 
 STEPS, EVERY = 6, 2
@@ -25,7 +26,7 @@ LOSS, WEIGHT = 2e-6, 5e-6
 
 
 def stage(rate=3e-3, **changes):
-    return experiments.Stage('text', STEPS, 8, 96, 0, {'language': rate}, ('language',), {},
+    return experiments.Stage('text', STEPS, 8, 176, 0, {'language': rate}, ('language',), {},
                              save_every=EVERY, **changes)
 
 
@@ -219,6 +220,23 @@ def test_a_folder_of_another_cell_fails_that_cell_only(study):
     assert_alike(study, (CELLS[0], CELLS[2]), alone())
 
 
+def test_a_damaged_checkpoint_fails_its_own_cell_only(study):
+    stopped_at(study, 3)
+    for path in (study / 'cells' / 'cell0' / 'text' / 'checkpoints').rglob('*'):
+        if path.is_file():
+            path.write_bytes(b'')
+    failed = stages.train_together(study, CELLS, 'text')
+    assert list(failed) == ['cell0']
+    assert_alike(study, CELLS[1:])
+    assert list(stages.train_together(study, CELLS[:2], 'text')) == ['cell0']
+
+
+def test_a_stream_that_cannot_go_on_fails_its_own_run_only(tmp_path):
+    asked = runs(tmp_path, [batches(), batches()])
+    ended = train([dataclasses.replace(asked[0], stream=lambda: 1 / 0), asked[1]])
+    assert [str(error) for error, _ in ended.values()] == ['division by zero', 'None']
+
+
 def runs(folder, streams):
     """A `together.Run` for each stream, with the model of the cells."""
     params = stages.init_tree(SHAPES, 0)
@@ -259,6 +277,16 @@ def test_data_that_fail_end_their_own_run_only(tmp_path):
              for at in range(3)]
     assert steps == [[1, 2, 3, 4], [1], [1, 2, 3, 4]]
     assert [checkpoint.committed(tmp_path / str(at)) for at in range(3)] == [4, None, 4]
+
+
+def test_times_say_how_many_runs_shared_the_program(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, 'LOG_EVERY', 1)
+    train(runs(tmp_path, [batches(), Faulty()]))
+    rows = [json.loads(line) for line in (tmp_path / '0' / 'timing.jsonl').open()]
+    assert [row['cells'] for row in rows] == [2, 2, 1, 1]
+    assert len({row['began'] for row in rows}) == 1
+    with contextlib.closing(loop.Log(tmp_path / '0', 4, 0, 'none')) as log:
+        assert log.session > rows[0]['began']
 
 
 def test_sigterm_saves_all_of_them(tmp_path):

@@ -24,7 +24,10 @@ JOINT = ('interleave', 'instruct')
 
 @dataclass(frozen=True)
 class Trained:
-    """One stage of a cell: its `stage` dict, models, cost and what it started from."""
+    """One stage of a cell: its `stage` dict, models, cost and what it started from.
+
+    `conversations` are those it was trained on, None where nothing tells how rows were packed.
+    """
     size: str
     seed: int
     stage: dict
@@ -32,6 +35,7 @@ class Trained:
     vision: VisionConfig | None
     flops: float
     chip_seconds: float | None
+    conversations: float | None
     parents: tuple
 
 
@@ -61,7 +65,16 @@ def _trained(folder, cell, value, one):
                                            dict.fromkeys(one['parents'].values())))
     return Trained(value['size'], value['seed'], one, language, vision,
                    float(flops) * one['steps'], _chip_seconds(folder, value.get('mesh', {})),
-                   parents)
+                   _conversations(folder, one['steps']), parents)
+
+
+def _conversations(folder, steps):
+    """Conversations that `steps` steps hold, by the packing that `padding.json` has counted."""
+    told = read_json(folder / 'padding.json')
+    if not told:
+        return None
+    batches = sum(shape['rows'] / shape['batch'] for shape in told['buckets'])
+    return steps * told['total']['conversations'] / batches
 
 
 def planned_tokens(stage):
@@ -76,21 +89,24 @@ def planned_tokens(stage):
 def _chip_seconds(folder, mesh):
     """Seconds of training, sessions added up, times the chips that the mesh names (-1 is one).
 
-    None without timing, as in a run of very few steps.
+    Cells that were trained in one program have an equal share of its time. None without timing, as
+    in a run of very few steps.
     """
     path = folder / 'timing.jsonl'
     if not path.is_file():
         return None
-    whole = last = 0.
+    whole, last, session = 0., 0., None
     for line in path.read_text().splitlines():
         try:
-            now = json.loads(line)['seconds']
+            row = json.loads(line)
         except ValueError:
-            break   # a torn last line
-        whole, last = whole + (last if now < last else 0.), now
-    if not whole + last:
+            continue   # torn by a kill; the next row of its session holds its time
+        if row.get('began') != session or row['seconds'] < last:   # old rows have no `began`
+            session, last = row.get('began'), 0.
+        whole, last = whole + (row['seconds'] - last) / row.get('cells', 1), row['seconds']
+    if not whole:
         return None   # so short that no time was noted
-    return (whole + last) * math.prod(max(1, size) for size in mesh.values())
+    return whole * math.prod(max(1, size) for size in mesh.values())
 
 
 def ancestry(s, end):
@@ -125,17 +141,22 @@ def reasoner_of(s, run):
 
 
 def tuned_examples(s, sizes, kind):
-    """Rows that the writers of a kind were tuned on, behind the model that answers; mean over runs.
+    """Examples that the writers of a kind were tuned on, behind the model that answers; mean over
+    runs.
 
-    None where a run has no files of it.
+    An example is a picture with its conversation: one caption, or all questions of an extraction.
+    Rows would not do, since captions are packed more to a row. None where a run has no files of it,
+    or no `padding.json`.
     """
     counts = []
     try:
         for run in (run for size in s.sizes if size.name in sizes for run in size.runs):
             base = ancestry(s, stage_of(s, run, ''))
             own = ancestry(s, stage_of(s, run, kind))
-            counts.append(sum(one.stage['steps'] * one.stage['batch']
-                              for key, one in own.items() if key not in base))
+            tuned = [one.conversations for key, one in own.items() if key not in base]
+            if None in tuned:
+                return None
+            counts.append(sum(tuned))
     except Missing:
         return None
     return float(np.mean(counts)) if counts else None

@@ -4,7 +4,7 @@ Every function takes a `Scored` study and returns plain dicts whose leaves are `
 that the page, the figures and report.json print the same numbers. A part that cannot be computed
 raises `Missing` with the reason.
 """
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -40,16 +40,33 @@ class Scored:
 
 
 def scored(study, bootstraps=2000, seed=0):
-    """The study with one resampling of all its pictures."""
+    """The study with one resampling of all its pictures; without the answers of `apart` runs."""
+    out = apart(study.meta)
+    if out:
+        note = (f'{len(out)} runs differ from others of their size in more than the seed and are '
+                f'in no number of sizes, only in learning rates: {", ".join(sorted(out))}')
+        study = replace(study, notes=(*study.notes, note), cells={
+            cell: rows for cell, rows in study.cells.items() if not out & {cell.p_run, cell.r_run}})
     return Scored(study, sizes_of(study.meta),
                   stats.resample(study.items['cluster_id'], bootstraps, seed))
 
 
-def sizes_of(meta):
-    """Sizes in the order of their total parameter count."""
-    runs = {}
+def apart(meta):
+    """Names of the runs that are no seeds of their size: where a sweep has trained it under several
+    settings, those that change any."""
+    settings = {}
     for run in meta['runs']:
-        runs.setdefault(run['size'], []).append(run)
+        settings.setdefault(run['size'], set()).add(run.get('changes', ''))
+    return {run['run_id'] for run in meta['runs']
+            if run.get('changes') and len(settings[run['size']]) > 1}
+
+
+def sizes_of(meta):
+    """Sizes in the order of their total parameter count, of the runs that are not `apart`."""
+    runs, out = {}, apart(meta)
+    for run in meta['runs']:
+        if run['run_id'] not in out:
+            runs.setdefault(run['size'], []).append(run)
     sizes = [Size(name, group[0]['n_total'], group[0]['n_nonembed'], group[0]['n_vision'],
                   tuple(sorted(run['run_id'] for run in group)),
                   tuple(sorted({run['seed'] for run in group})))

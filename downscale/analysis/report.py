@@ -47,7 +47,7 @@ def write_report(study_dir, out_dir=None, bootstraps=2000, seed=0):
     numbers = {'input_hash': study.input_hash, 'level': 0.95, 'bootstraps': bootstraps,
                'seed': seed, 'study': {key: study.meta.get(key) for key in
                                        ('name', 'seed', 'config_hash')},
-               'summary': summary, 'skipped': skipped, 'notes': list(study.notes),
+               'summary': summary, 'skipped': skipped, 'notes': list(s.study.notes),
                'unfinished': list(study.unfinished), **_without_bulk(results)}
     _replace(out / 'report.json', json.dumps(_plain(numbers), indent=1, sort_keys=True,
                                              allow_nan=False) + '\n')

@@ -31,7 +31,7 @@ def finals(s, stage):
     marks the runs of the study itself, beside those of a sweep over rates or budgets. Runs that
     failed otherwise than by diverging are left out.
     """
-    runs, rows = {run['run_id'] for run in s.study.meta['runs']}, []
+    runs, rows = {run for size in s.sizes for run in size.runs}, []
     for (cell, name), one in sorted(costs.stages_of(s).items()):
         loss = _final(s, cell, name) if name == stage else None
         if loss is not None:

@@ -97,6 +97,8 @@ def _stage(folder, rng, design, cell, size, seed, stage, steps=STEPS, rate=RATE,
     write_json(place / 'experiment.json', {
         'name': cell, 'size': size, 'seed': seed, 'language': asdict(language),
         'vision': asdict(SIGLIP['micro']), 'stages': [one]})
+    packed = {'conversations': ROWS * BATCH, 'rows': ROWS * BATCH}   # one to a row
+    write_json(place / 'padding.json', {'buckets': [{'batch': BATCH, **packed}], 'total': packed})
     tokens = steps * BATCH * LENGTH
     final = loss_of(design.planted, totals(language)['n_nonembed'], tokens, rate)
     final *= np.exp(design.planted.noise * rng.standard_normal())

@@ -85,8 +85,10 @@ def _prepare(run, name, cells, claims):
     """The study's data are on this machine, and its description in the run folder."""
     with held(scratch(run)):
         stages.prepare(run, cells[0])
-        described = read_json(place(run) / 'study.json')
-        if not described or described['config_hash'] != hash_of([cell.hash for cell in cells]):
+        described = read_json(place(run) / 'study.json') or {}
+        told = studies.registered(run, claims).get('claims')
+        if described.get('config_hash') != hash_of([cell.hash for cell in cells]) \
+                or described.get('claims') != told:
             studies.prepare(run, name, cells, quiet=True, claims=claims)
 
 

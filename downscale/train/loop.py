@@ -168,12 +168,13 @@ class Log:
     """`metrics.jsonl` and `timing.jsonl`; on resume, rows past the checkpoint are dropped.
 
     Every process reads the metrics, and fails where they are not finite; process 0 writes them, and
-    to a tracker.
+    to a tracker. A row of `timing.jsonl` says when its session `began` (Unix time) and how many
+    `cells` shared the program, and thus its `seconds` since then.
     """
 
     def __init__(self, folder, first, tokens, tracker):
         self.tokens = self.before = tokens
-        self.waited = 0.0
+        self.waited, self.cells, self.session = 0.0, 1, round(time.time(), 3)
         self.began, self.files = time.perf_counter(), contextlib.ExitStack()
         paths = [Path(os.devnull)] * 2
         self.copies = {}
@@ -215,8 +216,9 @@ class Log:
             speed = {'tokens_per_s': (self.tokens - self.before) / seconds,
                      'input_share': self.waited / seconds}
             self.tracker.write(step + 1, speed)
-            self.timing.write(json.dumps({'step': step + 1, 'seconds': round(seconds, 3),
-                                          **speed}) + '\n')
+            self.timing.write(json.dumps({
+                'step': step + 1, 'began': self.session, 'seconds': round(seconds, 3),
+                'cells': self.cells, **speed}) + '\n')
             self.timing.flush()
         return step + 1, row
 

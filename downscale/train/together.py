@@ -45,13 +45,23 @@ class _Position:
 
 
 class _Lane:
-    """A run with its open files and its state at the start; `error` ends it, not the others."""
+    """A run with its open files and its state at the start; `error` ends it, not the others.
 
-    def __init__(self, run, closing, save_every, begin, tracker):
+    `opened` {(data, step): stream} are those of lanes before: lanes at one place share one.
+    """
+
+    def __init__(self, run, closing, save_every, begin, tracker, opened):
         self.run, self.error, self.position = run, None, _Position()
         self.manager = closing(checkpoint.open_manager(run.folder, every=save_every))
         self.state, tokens = begin(self.manager, run.params, self.position)
         self.step = int(self.state['step'])
+        place = run.data, self.step
+        if place not in opened:
+            stream = closing(run.stream())
+            if self.position.state is not None:
+                stream.set_state(self.position.state)
+            opened[place] = stream
+        self.stream = opened[place]
         self.log = closing(Log(run.folder, self.step, tokens, tracker))
 
     def write(self, step, read, factor, metrics):
@@ -130,6 +140,7 @@ class _Group:
             rows, metrics = self.pending
             metrics = jax.device_get(metrics)
             for at, (lane, *row) in enumerate(rows):
+                lane.log.cells = len(rows)
                 lane.write(*row, {name: values[at] for name, values in metrics.items()})
             self.pending = None
 
@@ -149,10 +160,10 @@ def train(runs, model, loss, optimizer, trainable, schedule, mesh, save_every, s
           stop=distributed.stop, tracker='none'):
     """Train all `runs` to the end of `schedule`, as `loop.train` would each of them.
 
-    Returns {folder: (error, position of its stream)}; the error, None where all went well, is of a
-    loss that is not finite or of the data, and the others are not touched by it. Numbers differ
-    from those of `loop.train` by rounding, as stacked products add in another order. `mesh` must
-    have one device. SIGTERM saves all.
+    Returns {folder: (error, position of its stream)}; the error, None where all went well, is of
+    the start, of a loss that is not finite or of the data, and the others are not touched by it.
+    Numbers differ from those of `loop.train` by rounding, as stacked products add in another order.
+    `mesh` must have one device. SIGTERM saves all.
     """
     def begin(manager, params, position):
         return start(manager, params, shapes, optimizer, trainable, mesh, model.rules, position)
@@ -162,8 +173,14 @@ def train(runs, model, loss, optimizer, trainable, schedule, mesh, save_every, s
             return stack.enter_context(contextlib.closing(thing))
 
         stack.enter_context(jax.set_mesh(mesh))
-        lanes = [_Lane(run, closing, save_every, begin, tracker) for run in runs]
-        _open_streams(lanes, closing)
+        lanes, opened, failed = [], {}, {}
+        for run in runs:
+            try:
+                lanes.append(_Lane(run, closing, save_every, begin, tracker, opened))
+            except Exception as error:  # a damaged checkpoint or parent must not end the others
+                failed[run.folder] = error, None
+        if not lanes:
+            return failed
         group = _Group(lanes, compiled_cells(model, loss, optimizer, trainable), trainable,
                        schedule, loss)
         stack.enter_context(distributed.stepping())
@@ -177,19 +194,7 @@ def train(runs, model, loss, optimizer, trainable, schedule, mesh, save_every, s
                     lane.manager.wait_until_finished()
                 raise exits.Preempted(f'stopped by SIGTERM: {len(group.live)} runs are saved at '
                                       f'step {max(steps)} of {schedule.steps}')
-    return {lane.run.folder: (lane.error, lane.position.state) for lane in lanes}
-
-
-def _open_streams(lanes, closing):
-    """Every lane has its stream, where its checkpoint has left it; equal ones are shared."""
-    opened = {}
-    for lane in lanes:
-        place = lane.run.data, lane.step
-        if place not in opened:
-            opened[place] = closing(lane.run.stream())
-            if lane.position.state is not None:
-                opened[place].set_state(lane.position.state)
-        lane.stream = opened[place]
+    return failed | {lane.run.folder: (lane.error, lane.position.state) for lane in lanes}
 
 
 @lru_cache
