@@ -32,9 +32,10 @@ def study(root, runs):
             write_json(folder / 'DONE.json', {})
             curves[cell, 'text'] = {'tokens': np.full(10, PACKED[seed % 3] * steps / 14),
                                     'loss': np.full(10, loss)}
-        names.append({'run_id': cell})
+        names.append(cell)
     return SimpleNamespace(made={}, resamples=SimpleNamespace(weights=np.zeros((100, 1))),
-                           study=SimpleNamespace(root=root, meta={'runs': names}, curves=curves))
+                           sizes=(SimpleNamespace(runs=tuple(names)),),
+                           study=SimpleNamespace(root=root, curves=curves))
 
 
 def loss_of(size, seed):
