@@ -35,7 +35,7 @@ def study(root, runs):
         names.append(cell)
     return SimpleNamespace(made={}, resamples=SimpleNamespace(weights=np.zeros((100, 1))),
                            sizes=(SimpleNamespace(runs=tuple(names)),),
-                           study=SimpleNamespace(root=root, curves=curves))
+                           study=SimpleNamespace(root=root, meta={}, curves=curves))
 
 
 def loss_of(size, seed):
