@@ -165,13 +165,6 @@ def split_of(scene: Scene) -> str:
     return {0: 'validation', 1: 'test'}.get(int(graph_key(scene), 16) % 10, 'train')
 
 
-def differences(first: Scene, second: Scene) -> tuple[tuple[str, str], ...]:
-    """(shape, field) of everything that differs between two pictures with the same shapes."""
-    other = {obj.shape: obj for obj in second.objects}
-    return tuple((obj.shape, field) for obj in first.objects for field in FIELDS
-                 if vars(obj)[field] != vars(other[obj.shape])[field])
-
-
 def _first_in(split, draw, tries, world=None):
     """The first drawn scene of `split`; after `tries`: None, or an error when `world` is given."""
     if split not in SPLITS:
