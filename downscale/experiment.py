@@ -15,9 +15,9 @@ from downscale.data.chat import CHATS
 from downscale.data.pipeline import Recipe
 from downscale.data.scenes import World
 from downscale.data.tokens import Layout
-from downscale.model.contrastive import PairModel
 from downscale.model.remat import POLICIES
 from downscale.model.vlm import Vlm
+from downscale.model.words import WordModel
 from downscale.mup import Parametrisation
 from downscale.places import place, write_json
 from downscale.sizes import LANGUAGE, LanguageConfig, Pictures, VisionConfig, scale
@@ -86,8 +86,8 @@ class Stage:
 
     def _check_buckets(self):
         if self.buckets and self.name == 'tower':
-            raise ValueError('stage tower compares all pictures and captions of a batch, which has '
-                             'one shape; leave out its buckets')
+            raise ValueError('stage tower has one picture and its caption in a row, and one shape; '
+                             'leave out its buckets')
         sizes = [(bucket.length, bucket.tiles) for bucket in self.buckets]
         for size in sizes:
             where = f'stage {self.name}: a bucket of {size[0]} tokens and {size[1]} tiles'
@@ -100,7 +100,7 @@ class Stage:
 
     @property
     def loss(self):
-        return 'pairs' if self.name == 'tower' else 'tokens'
+        return 'words' if self.name == 'tower' else 'tokens'
 
     @property
     def recipe(self):
@@ -249,7 +249,7 @@ class Experiment:
     def model(self, stage='instruct'):
         """The module that a stage trains."""
         if stage == 'tower':
-            return PairModel(self.vision, self.language.V, unroll=self.unroll)
+            return WordModel(self.vision, self.language.V, unroll=self.unroll)
         return Vlm(self.language, self.vision, dtype=self.dtype, remat=self.remat,
                    unroll=self.unroll, newline=self.layout(stage).newline,
                    growth=self.parametrisation.growth(self.language))

@@ -10,9 +10,9 @@ import numpy as np
 
 from downscale import experiment as experiments
 from downscale.data.tokens import load_tokenizer
-from downscale.model.contrastive import PairModel, abstract_pair_params
 from downscale.model.init import PARTS, abstract_params
 from downscale.model.vision import Tower
+from downscale.model.words import WordModel, abstract_word_params
 from downscale.sharding import Rules, shardings
 from downscale.train.checkpoint import latest, load_params, stored_leaves
 
@@ -51,8 +51,8 @@ def abstract_of(model, stored, dtype=None):
     if isinstance(model, Tower):
         patches = np.zeros((1, model.cfg.P, model.cfg.Q), np.float32)
         tree = {'tower': jax.eval_shape(model.init, jax.random.key(0), patches)['params']}
-    elif isinstance(model, PairModel):
-        tree = abstract_pair_params(model)
+    elif isinstance(model, WordModel):
+        tree = abstract_word_params(model)
     else:
         groups = {name.split('/')[0] for name in stored}  # a foreign one is told later
         tree = abstract_params(model, tuple(sorted(groups & set(PARTS))))

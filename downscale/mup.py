@@ -17,9 +17,9 @@ from downscale.sizes import scale
 
 KINDS = ('standard', 'mup')
 GROWING = frozenset('DFHK')
-# What grows with the language model; everything else belongs to the tower and its pair model.
+# What grows with the language model; everything else belongs to the tower and its word model.
 _GROUPS = ('language', 'connector', 'image_newline_D')
-_FIXED = ('tower', 'text', 'pool_WW', 'pool_norm', 'logit_scale_W', 'logit_bias_W')
+_FIXED = ('tower', 'word_norm', 'word_WV', 'word_bias_V')
 
 
 @dataclass(frozen=True)

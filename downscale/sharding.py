@@ -201,11 +201,6 @@ def _scatter(axis, names, _, grad):
 gather.defvjp(lambda share, axis, names: (gather(share, axis, names), None), _scatter)
 
 
-def of_all_devices(x):
-    """`x` [B, ...] of every device along the batch axes, in the order of the batch."""
-    return gather(x, 0, BATCH_AXES) if by_hand() else x
-
-
 def leaf_axes(path, leaf):
     """The axis letters of one leaf of a parameter or optimiser tree, from its own name.
 

@@ -16,8 +16,8 @@ from downscale.data.pipeline import Library, Sampler, stream
 from downscale.data.tokens import Encoder, load_tokenizer, train_tokenizer
 from downscale.data.world_builder import build, source
 from downscale.evaluate.answers import hash_of
-from downscale.model.contrastive import abstract_pair_params
 from downscale.model.init import abstract_params, init_tree
+from downscale.model.words import abstract_word_params
 from downscale.places import place, read_json, scratch, write_json
 from downscale.sharding import mesh
 from downscale.train import loop, together
@@ -162,7 +162,7 @@ def start_shapes(experiment, stage):
     """The ShapeDtypeStructs of `start_params`; nothing is read."""
     model = experiment.model(stage.name)
     if stage.name == 'tower':
-        return abstract_pair_params(model)
+        return abstract_word_params(model)
     groups = ['language']
     if stage.tiles:
         groups += ['tower', 'connector', *['image_newline_D'] * model.newline]

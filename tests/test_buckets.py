@@ -285,7 +285,7 @@ def stage(**settings):
     (dict(length=48), 'bucket of 48 tokens and 16 tiles is not smaller than .* 48 tokens and 16'),
     (dict(tiles=8), 'bucket of 48 tokens and 16 tiles is not smaller'),
     (dict(buckets=(Shape(4, 32, 4), Shape(8, 32, 4))), '32 tokens and 4 tiles occurs 2 times'),
-    (dict(name='tower'), 'stage tower compares all .* leave out its buckets')])
+    (dict(name='tower'), 'stage tower has one picture .* leave out its buckets')])
 def test_senseless_buckets_are_refused(settings, message):
     with pytest.raises(ValueError, match=message) as error:
         stage(**settings)

@@ -18,9 +18,9 @@ from downscale import experiment as experiments
 from downscale.experiment import Experiment
 from downscale.generate import forward
 from downscale.model.cache import edges
-from downscale.model.contrastive import PairModel, abstract_pair_params
 from downscale.model.init import abstract_params, init_params, init_tree
 from downscale.model.vlm import Vlm
+from downscale.model.words import WordModel, abstract_word_params
 from downscale.mup import BASE, Growth, Parametrisation, multipliers, role_of, roles
 from downscale.sharding import mesh
 from downscale.strict import from_dict
@@ -68,8 +68,8 @@ def test_every_leaf_has_the_role_that_its_axes_say():
         'q_bias_HE', 'k_bias_KE', 'v_bias_KE')}
     expected |= {f'connector/{name}': 'bias' for name in ('first_bias_D', 'second_bias_D')}
     assert found == expected
-    pair = by_name(roles(abstract_pair_params(PairModel(small.VISION, 16))))
-    assert len(pair) > 30 and set(pair.values()) == {'frozen'}
+    words = by_name(roles(abstract_word_params(WordModel(small.VISION, 16))))
+    assert len(words) > 15 and set(words.values()) == {'frozen'}
 
 
 @pytest.mark.parametrize('group, name', [

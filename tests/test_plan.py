@@ -269,7 +269,7 @@ def test_text_only_and_per_chip_batch_narrow_what_is_asked():
 def test_compiled_programs_have_the_flops_of_the_formula(tmp_path):
     """Train, prefill and decode of a small model; a step costs what is live, not what there is.
 
-    There is no formula for the contrastive stage, but a program.
+    There is no formula for the tower stage, but a program.
     """
     small = cell(stages=(stage('tower', 8, 48, 1), stage('align', 8, 256),
                          stage('extract', 8, 256)))

@@ -151,7 +151,7 @@ def assert_same_run(one, other):
 @pytest.mark.slow
 @pytest.mark.parametrize('stage', STAGES)
 def test_two_processes_train_what_one_trains(alone, together, stage):
-    """In the contrastive stage every row meets those of the other process."""
+    """The tower stage has a batch and a loss of its own."""
     (first, _), (second, _) = [(code, err) for code, _, err in together[1][stage]]
     assert (first, second) == (0, 0), together[1][stage]
     assert_same_run(run_of(alone, stage), run_of(together[0], stage))

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from downscale.model.contrastive import PairModel, abstract_pair_params
 from downscale.model.init import abstract_params, init_params, init_tree
 from downscale.model.vlm import Vlm
+from downscale.model.words import WordModel, abstract_word_params
 from downscale.sharding import (
     Rules,
     batch_sharding,
@@ -191,22 +191,22 @@ def test_every_mesh_learns_the_same_in_three_steps(sizes, batch, losses_alone):
     np.testing.assert_allclose(three_steps(mesh(**sizes), batch), losses_alone, rtol=1e-5)
 
 
-def pair_gradients(target):
-    """(gradients, loss, hits) of the pair loss over all images and texts of eight rows."""
+def word_gradients(target):
+    """(gradients, loss, hits) of the tower stage for eight rows."""
     draw = np.random.default_rng(0)
-    model = PairModel(TOWER, 16)
+    model = WordModel(TOWER, 16)
     batch = {'tiles': draw.uniform(-1, 1, (8, TOWER.P, TOWER.Q)).astype(np.float32),
              'tokens': draw.integers(0, 16, (8, 6), dtype=np.int32),
              'segments': np.ones((8, 6), np.int32)}
-    params = init_tree(abstract_pair_params(model), 0)
+    params = init_tree(abstract_word_params(model), 0)
     with jax.set_mesh(target):
-        return jax.jit(lambda params, batch: gradients(model, 'pairs', params, {}, batch, 1)[:3])(
+        return jax.jit(lambda params, batch: gradients(model, 'words', params, {}, batch, 1)[:3])(
             jax.device_put(params, shardings(params, target, model.rules)), batch)
 
 
-def test_every_image_meets_the_texts_of_all_devices():
+def test_a_tower_learns_the_same_words_on_every_mesh():
     (grads, *numbers), (others, *other_numbers) = (
-        pair_gradients(target) for target in (mesh(devices=jax.devices()[:1]),
+        word_gradients(target) for target in (mesh(devices=jax.devices()[:1]),
                                               mesh(2, 2, devices=jax.devices())))
     np.testing.assert_allclose(other_numbers, numbers, rtol=1e-5)
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads))

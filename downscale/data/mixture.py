@@ -57,7 +57,7 @@ def text(library, index, rng, world, turns):
 
 
 def tower(library, index, rng, world, turns):
-    """Contrastive pretraining: one picture and its caption."""
+    """Tower pretraining: one picture and its caption."""
     scene, *_ = library.scenes(index)
     return Conversation(library.example(index).images[:1], (
         Turn('user', IMAGE, False), Turn('assistant', describe_scene(scene), True)))

@@ -207,8 +207,8 @@ def packed_batch(rows, shape, layout):
     return out
 
 
-def pair_batch(rows, shape, layout):
-    """Pictures and their padded captions, for the contrastive stage: a row is one conversation."""
+def captioned_batch(rows, shape, layout):
+    """Pictures and their padded captions, for the tower stage: a row is one conversation."""
     vision = layout.vision
     out = {'tokens': np.zeros((len(rows), shape.length), np.int32),
            'segments': np.zeros((len(rows), shape.length), np.int32),
@@ -222,7 +222,7 @@ def pair_batch(rows, shape, layout):
 
 
 def most_open(recipe):
-    """How many rows of a bucket are open at once: pictures and captions in pairs are not packed."""
+    """How many rows of a bucket are open at once: a picture and its caption are a row."""
     return 0 if recipe.stage == 'tower' else OPEN
 
 
@@ -265,7 +265,7 @@ class _Iterator(grain.DatasetIterator):
         bucket, rows, self.state = self.ahead or self._plan()
         self.ahead = self._plan()
         rows = [[made.result() for made in row] for row in rows]
-        make = pair_batch if self.sampler.recipe.stage == 'tower' else packed_batch
+        make = captioned_batch if self.sampler.recipe.stage == 'tower' else packed_batch
         return make(rows, self.sampler.shapes[bucket], self.sampler.encoder.layout)
 
     def _plan(self):
@@ -300,7 +300,7 @@ def stream(sampler, seed, share=Share()):
     comes when its bucket has the rows. Batch n of all processes together is the same for any number
     of them, and so is the state. Leaves of a batch: tokens, segments, positions int32 [B, L],
     weights float32 [B, L] and, where the shape has tiles, tiles uint8 [B, I, P, Q], image_index
-    int32 [B, L, C] and, for C > 1, image_weight float32 [B, L, C]. The contrastive stage gives
+    int32 [B, L, C] and, for C > 1, image_weight float32 [B, L, C]. The tower stage gives
     tokens, segments [B, L] and tiles [B, P, Q].
     ValueError when the rows do not divide.
     """

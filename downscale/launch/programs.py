@@ -212,9 +212,9 @@ def formula(request):
     """{'total', 'model', 'attention'}: FLOPs of one step on all devices, by `accounting.py`.
 
     'model' leaves out what remat computes again, as MFU does; 'attention' are the scores and values
-    of the decoder, which a Pallas kernel may compute. None where there is no formula: the
-    contrastive stage has a text encoder of its own, and what a policy between 'none' and 'full'
-    computes again is the compiler's affair.
+    of the decoder, which a Pallas kernel may compute. None where there is no formula: of
+    the tower stage, which scores words, and of what a policy between 'none' and 'full'
+    computes again, the compiler's affair.
     """
     language, vision = configs(request)
     rows, length = request.rows, request.length

@@ -26,8 +26,8 @@ from downscale.launch import hlo
 from downscale.launch.programs import Request
 from downscale.launch.topologies import topology
 from downscale.model.cache import edges, kept_axes
-from downscale.model.contrastive import abstract_pair_params
 from downscale.model.init import abstract_params
+from downscale.model.words import abstract_word_params
 from downscale.places import write_json
 from downscale.sharding import batch_sharding, mesh, shardings, spec
 from downscale.strict import from_dict
@@ -55,7 +55,7 @@ def experiment_of(request):
 def params_of(model, request):
     """ShapeDtypeStructs of the parameters that a program holds."""
     if request.kind == 'train' and request.stage['name'] == 'tower':
-        return abstract_pair_params(model)
+        return abstract_word_params(model)
     newline = ['image_newline_D'] * model.newline
     parts = {'see': ['tower', 'connector'], 'prefix': ['language', *newline]}.get(
         request.kind, ['language', 'tower', 'connector', *newline] if request.tiles

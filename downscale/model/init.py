@@ -40,9 +40,6 @@ def start_value(path, leaf):
     name = str(path[-1].key)
     stem, axes = name.rpartition('_')[0], leaf_axes(path, leaf).lstrip('N')
     shape = leaf.shape[len(leaf.shape) - len(axes):]
-    constants = {'logit_scale': math.log(10), 'logit_bias': -10.0}  # SigLIP, arXiv 2303.15343
-    if stem in constants:
-        return constants[stem], 0.0
     if stem.endswith('scale'):
         return 1.0, 0.0
     if stem.endswith('bias'):

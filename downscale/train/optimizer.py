@@ -50,10 +50,10 @@ class Schedule:
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-# `image_newline` learns with the decoder, as in the reference recipe; what only the contrastive
-# stage has learns with the tower.
-_GROUP = {'image_newline_D': 'language', 'text': 'tower', 'pool_WW': 'tower',
-          'pool_norm': 'tower', 'logit_scale_W': 'tower', 'logit_bias_W': 'tower'}
+# `image_newline` learns with the decoder, as in the reference recipe; what only the tower's
+# own stage has learns with it.
+_GROUP = {'image_newline_D': 'language', 'word_norm': 'tower', 'word_WV': 'tower',
+          'word_bias_V': 'tower'}
 
 
 def group_of(name):

@@ -25,22 +25,21 @@ def token_loss(model, params, batch):
     return loss, batch['weights'][:, 1:].sum(), hits
 
 
-def pair_loss(model, params, batch):
-    """Sigmoid image-text loss (SigLIP): every image at hand against every text of the batch.
+def word_loss(model, params, batch):
+    """Which words of the vocabulary does the caption of each picture hold? Cross-entropy of each.
 
-    Same form as `token_loss`: (sum over images, number of images, images whose own text wins).
+    Same form as `token_loss`: (sum over pictures, number of pictures, those with all words right).
     """
-    logits_BB = model.apply({'params': params}, batch['tiles'], batch['tokens'],
-                            batch['segments'])
-    B, texts = logits_BB.shape
-    first = jax.lax.axis_index(BATCH_AXES) * B if texts > B else 0
-    own_BB = first + jnp.arange(B)[:, None] == jnp.arange(texts)
-    loss = -jax.nn.log_sigmoid(jnp.where(own_BB, 1, -1) * logits_BB).sum()
-    hits = (jnp.argmax(logits_BB, axis=1) == first + jnp.arange(B)).sum()
+    logits_BV = model.apply({'params': params}, batch['tiles'])
+    B = len(logits_BV)
+    held_BV = jnp.zeros(logits_BV.shape, bool).at[
+        jnp.arange(B)[:, None], batch['tokens']].max(batch['segments'] > 0)
+    loss = optax.sigmoid_binary_cross_entropy(logits_BV, held_BV).sum()
+    hits = ((logits_BV > 0) == held_BV).all(1).sum()
     return loss, jnp.float32(B), hits.astype(jnp.float32)
 
 
-LOSSES = {'tokens': token_loss, 'pairs': pair_loss}
+LOSSES = {'tokens': token_loss, 'words': word_loss}
 
 
 def gradients(model, loss, moving, frozen, batch, accumulate):

@@ -1,0 +1,67 @@
+"""The tower stage: which words does the caption of a picture hold?"""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+
+from downscale.model.init import init_tree
+from downscale.model.words import WordModel, abstract_word_params
+from downscale.train.step import word_loss
+
+WORDS = 7
+
+
+@pytest.fixture(scope='module')
+def batch():
+    draw = np.random.default_rng(0)
+    return {'tiles': draw.uniform(-1, 1, (3, small.VISION.P, small.VISION.Q)).astype(np.float32),
+            'tokens': np.array([[1, 2, 2, 0], [3, 0, 0, 0], [4, 5, 6, 1]], np.int32),
+            'segments': np.array([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]], np.int32)}
+
+
+@pytest.fixture(scope='module')
+def model():
+    return WordModel(small.VISION, WORDS)
+
+
+@pytest.fixture(scope='module')
+def params(model):
+    return init_tree(abstract_word_params(model), 0)
+
+
+def test_the_loss_is_the_cross_entropy_of_every_word(batch, model, params):
+    """A word that occurs twice counts once, and padding is no word."""
+    logits = np.asarray(model.apply({'params': params}, batch['tiles']), np.float64)
+    held = np.zeros((3, WORDS), bool)
+    for row, words in enumerate(([1, 2], [3], [4, 5, 6, 1])):
+        held[row, words] = True
+    expected = np.log1p(np.exp(np.where(held, -logits, logits))).sum()
+    loss, count, hits = word_loss(model, params, batch)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert count == 3
+    assert hits == ((logits > 0) == held).all(1).sum()
+
+
+def test_one_patch_is_enough_to_tell_a_word(batch, model, params):
+    """Patches in another order, positions with them, tell the same words."""
+    order = np.random.default_rng(1).permutation(small.VISION.P)
+    tower = {**params['tower'], 'position_PW': params['tower']['position_PW'][order]}
+    logits = model.apply({'params': params}, batch['tiles'])
+    moved = model.apply({'params': {**params, 'tower': tower}}, batch['tiles'][:, order])
+    np.testing.assert_allclose(moved, logits, atol=1e-5)
+
+
+def test_the_words_of_three_pictures_are_learnt(batch, model, params):
+    @jax.jit
+    def step(params):
+        (loss, (_, hits)), grads = jax.value_and_grad(
+            lambda p: (lambda loss, count, hits: (loss, (count, hits)))(
+                *word_loss(model, p, batch)), has_aux=True)(params)
+        return jax.tree.map(lambda p, g: p - 0.03 * g, params, grads), loss, hits
+    params = jax.tree.map(jnp.asarray, params)
+    losses = []
+    for _ in range(60):
+        params, loss, hits = step(params)
+        losses.append(float(loss))
+    assert losses[-1] < losses[0] / 4 and hits == 3
