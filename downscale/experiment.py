@@ -176,7 +176,7 @@ class Experiment:
 
     `imports` maps groups to the folders of imported models that they start from; paths count from
     where the study is run. An imported model is itself a cell, without stages; it may lack
-    `language` (a tower alone) or `vision`.
+    `language` (a tower alone) or `vision`. `budget` is a label of the compute that the cell spends.
     """
     name: str
     size: str
@@ -198,6 +198,7 @@ class Experiment:
     dtype: str = 'float32'
     remat: str = 'none'
     unroll: int = 1
+    budget: str = ''
 
     def __post_init__(self):
         if self.chat not in CHATS:
@@ -269,6 +270,7 @@ class Experiment:
     def hash(self):
         """A short hash of everything in this cell."""
         value = dataclasses.asdict(self)
+        del value['budget']  # a label changes nothing
         if self.parametrisation == Parametrisation():
             del value['parametrisation']  # runs from before there was a choice keep their hash
         text = json.dumps(value, sort_keys=True)
@@ -350,7 +352,8 @@ def _cell(value, name, point, stages):
             for stage in full]
     return from_dict(Experiment, {**value, 'name': name, 'size': point['size'],
                                   'seed': point['seed'], 'language': language, 'stages': full,
-                                  'imports': imports}, name)
+                                  'imports': imports,
+                                  'budget': point.get('budget', '')}, name)
 
 
 def parent_folder(study, experiment, reference):

@@ -275,7 +275,7 @@ def program_of(experiment, name):
     """A hash that cells share whose stage `name` can be trained together: they differ in names,
     seeds and rates only. None where batches have several shapes, which would not come in step."""
     value = dataclasses.asdict(experiment)
-    for key in ('name', 'seed', 'stages', 'evaluation'):
+    for key in ('name', 'seed', 'stages', 'evaluation', 'budget'):
         del value[key]
     stage = experiment.stage(name)
     value['stage'] = dataclasses.asdict(stage) | {'rates': None}
@@ -345,8 +345,10 @@ def refuse_other(folder, experiment):
     """Raise ValueError naming what differs when `folder` was started with another experiment."""
     before, now = (json.loads(json.dumps(dataclasses.asdict(cell)))
                    for cell in (experiments.load(folder), experiment))
-    # The mesh says where the work is done, not what: a checkpoint continues on any.
-    changed = sorted(key for key in now if now[key] != before[key] and key != 'mesh')
+    # Where the work is done is not what is done: a checkpoint continues on any mesh. A budget is
+    # a label.
+    changed = sorted(key for key in now if now[key] != before[key]
+                     and key not in ('mesh', 'budget'))
     if changed:
         raise ValueError(f'{folder} was started with other settings ({", ".join(changed)}); give '
                          'the study another folder with --out, or delete this one')

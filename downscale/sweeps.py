@@ -1,11 +1,12 @@
 """Sweeps as values: a sweep is a list of points, a point what one cell changes in its study.
 
 A point has a 'size' and a 'seed', may have 'imports' and the names of its 'stages', and changes
-settings by their path: {'size': 'w32d2', 'seed': 0, 'stages.text.rates.language': 3e-3}.
+settings by their path: {'size': 'w32d2', 'seed': 0, 'stages.text.rates.language': 3e-3}. Its
+'budget' (text, as '1e12') says which compute it spends: isoFLOP curves group by it as it stands.
 """
 from downscale.strict import unknown
 
-POINT = ('size', 'seed', 'imports', 'stages')
+POINT = ('size', 'seed', 'imports', 'stages', 'budget')
 # What cells of one study may differ in; its data, questions and tower are shared.
 GROUPS = ('stages', 'optimizer', 'parametrisation', 'mesh', 'dtype', 'remat', 'unroll')
 

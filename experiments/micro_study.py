@@ -43,18 +43,24 @@ def get_config(arg=''):
     if arg not in FACTS:
         raise ValueError(f'micro_study:{arg}: the argument must be facts32, facts512, rates or dry')
     few = arg == 'dry'
-    text = dict(batch=8, length=176, tiles=0, turns=6, rates=dict(language=4e-3), save_every=500)
-    picture = dict(batch=8, length=176, tiles=3, turns=5, save_every=500,
-                   rates=dict(language=4e-3, connector=4e-3, tower=1e-3))
+    # Most rows are short; those of three pictures are the long ones.
+    text = dict(batch=8, length=176, tiles=0, turns=6, rates=dict(language=4e-3), save_every=500,
+                buckets=[dict(batch=16, length=88, tiles=0)])
+    picture = dict(batch=8, length=128, tiles=3, turns=3, save_every=500,
+                   rates=dict(language=4e-3, connector=4e-3, tower=1e-3),
+                   buckets=[dict(batch=24, length=56, tiles=1)])
     # Both writers start from the model that answers, and see as many examples.
-    writer = dict(steps=800, parents={name: 'instruct' for name in _SEES}, **picture)
+    writer = {**picture, 'parents': {name: 'instruct' for name in _SEES}}
     stages = dict(
-        tower=dict(steps=1500, batch=32, length=72, tiles=1, rates=dict(tower=1e-3)),
-        text=dict(steps=1000, **text),
-        align=dict(steps=200, **picture),
-        instruct=dict(steps=2500, replay=dict(text=0.1), **picture),
-        caption=writer, extract=writer,
-        reason=dict(steps=5000, replay=dict(text=0.2), **text))
+        tower=dict(steps=1000, batch=32, length=48, tiles=1, rates=dict(tower=4e-3)),
+        text=dict(steps=600, **text),
+        align=dict(steps=1500, trainable=('language', 'tower', 'connector'), **picture),
+        instruct=dict(steps=1500, replay=dict(align=0.3), **picture),
+        caption=dict(steps=300, **writer),
+        extract=dict(steps=400, **writer | dict(buckets=[dict(batch=16, length=72, tiles=1)])),
+        reason=dict(steps=5000, replay=dict(text=0.05), **text))
+    if arg == 'rates':
+        stages['text']['steps'] = 300
     kept = {'rates': ('text',), 'facts32': ('tower', 'text', 'align', 'instruct')}
     kept = kept.get(arg.replace('512', '32'), tuple(stages))
     return ConfigDict(dict(
@@ -77,5 +83,5 @@ def sweep(arg=''):
                        axis('stages.text.rates.language', RATES))
     sizes = {'dry': ('w32d2', 'w32d4'), '': [f'w{width}d{depth}' for width in WIDTHS
                                              for depth in DEPTHS]}
-    return product(axis('size', sizes.get(arg, ('w32d2', 'w64d4'))),
+    return product(axis('size', sizes.get(arg, ('w32d2', 'w128d4'))),
                    axis('seed', SEEDS[:1] if arg == 'dry' else SEEDS))

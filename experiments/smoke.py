@@ -25,7 +25,7 @@ def get_config(arg=''):
         world=dict(min_objects=2, max_objects=4, n_facts=32),
         data=dict(train=400, validation=16, test=32),
         stages=dict(
-            tower=dict(steps=40, batch=32, length=48, tiles=1, rates=dict(tower=1e-3)),
+            tower=dict(steps=40, batch=32, length=48, tiles=1, rates=dict(tower=4e-3)),
             text=dict(steps=120, rates=rates, **text),
             align=dict(steps=15, rates=rates, **picture),
             instruct=dict(steps=40, rates=rates, **picture),

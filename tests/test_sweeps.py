@@ -1,9 +1,11 @@
 """Sweeps: what combinations give, what is refused, and that cells differ by what a point says."""
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from downscale import experiment, study, study_files
+from downscale import experiment, stages, study, study_files
+from downscale.places import read_json
 from downscale.sweeps import axis, product, union, zipped
 
 SMOKE = str(Path(__file__).parents[1] / 'experiments' / 'smoke.py')
@@ -100,3 +102,18 @@ def test_study_json_says_what_a_run_changes():
     one, changed = [{'size': 'w32d2', 'seed': 0, **more} for more in ({}, {RATE: 1e-3})]
     assert [study._run_row(cell)['changes'] for cell in cells_of([one, changed])[1:]] == [
         '', 'language0.001']
+
+
+def test_a_budget_is_a_label_that_study_json_keeps(tmp_path):
+    """It changes neither the name nor the hash of a cell, and a run goes on under another."""
+    plain, = cells_of([{'size': 'w32d2', 'seed': 0}])[1:]
+    steps = zipped(axis('size', ['w32d2', 'w64d2']), axis('stages.text.steps', [40, 20]))
+    point = product(steps, axis('seed', [0]), axis('budget', ['1e10']))
+    small, large = cells_of(point)[1:]
+    assert (small.name, large.name) == ('w32d2-s0-steps40', 'w64d2-s0-steps20')
+    assert cells_of([{'size': 'w32d2', 'seed': 0, 'budget': '1e9'}])[1].hash == plain.hash
+    experiment.save(plain, tmp_path)
+    stages.refuse_other(tmp_path, replace(plain, budget='1e9'))
+    study.prepare(tmp_path / 'run', 'tiny', [plain, small, large], True)
+    assert read_json(tmp_path / 'run' / 'study.json')['budgets'] == {
+        small.name: '1e10', large.name: '1e10'}

@@ -10,7 +10,7 @@ from downscale.data.scenes import caption as describe_scene
 DESCRIBE = 'describe'
 # Of a reasoner's conversations. A thought teaches at every word, an answer without one hardly at
 # all until look-ups are learnt; and captions hold what has to be searched.
-THINKING, EXTRACTED = 0.8, 0.3
+THINKING, EXTRACTED = 0.8, 0.2
 
 
 def describe_prompt(question=None):
