@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from downscale.sweeps import axis, product
 
-WIDTHS, DEPTHS, SEEDS = (32, 64, 128), (2, 4), (0, 1, 2)
+WIDTHS, DEPTHS, SEEDS = (32, 64, 96), (2, 4), (0, 1, 2)
 FACTS = {'': 128, 'facts32': 32, 'facts512': 512, 'rates': 128, 'dry': 8}
 RATES = tuple(4e-3 * 2.0 ** power for power in range(-3, 3))
 CLAIMS = (
@@ -79,9 +79,9 @@ def get_config(arg=''):
 def sweep(arg=''):
     """Every width, depth and seed; the ends of the ladder for another count of facts."""
     if arg == 'rates':
-        return product(axis('size', [f'w{width}d2' for width in WIDTHS]), axis('seed', SEEDS[:2]),
+        return product(axis('size', ('w32d2', 'w64d2', 'w128d2')), axis('seed', SEEDS[:2]),
                        axis('stages.text.rates.language', RATES))
     sizes = {'dry': ('w32d2', 'w32d4'), '': [f'w{width}d{depth}' for width in WIDTHS
                                              for depth in DEPTHS]}
-    return product(axis('size', sizes.get(arg, ('w32d2', 'w128d4'))),
+    return product(axis('size', sizes.get(arg, ('w32d2', 'w96d4'))),
                    axis('seed', SEEDS[:1] if arg == 'dry' else SEEDS))
