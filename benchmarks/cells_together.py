@@ -1,16 +1,18 @@
 """Eight small cells in one program against the same cells one after another.
 
-Both sides train the text stage of the smoke study (16 rows of 128 tokens) from its data to its
+Both sides train the text stage of the smoke study (rows of 176 tokens) from its data to its
 checkpoints, in one process, by turns; compiling is not counted. A round's ratio is the time of the
 one side over that of the other; that of processor time stays fair where others use the same cores.
+What is saved is input and dispatch, not arithmetic: the smaller a step, the more.
 Cells of one seed share their batches.
 
 Command:   python benchmarks/cells_together.py
 Hardware:  all cores that this process may use
-Time:      8 minutes on one core
+Time:      20 minutes on one core; --widths 32 a quarter of that
 """
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -19,15 +21,16 @@ import tempfile
 import time
 from pathlib import Path
 
-WIDTHS, CELLS = (32, 64, 128), 8
+WIDTHS, BATCHES, CELLS = (32, 64, 128), (1, 4, 12), 8
 STUDY = Path(__file__).parents[1] / 'experiments' / 'smoke.py'
 
 
-def cells_of(width, seeds, steps):
+def cells_of(width, batch, seeds, steps):
     """Eight cells of the smoke study's text stage: `seeds` seeds with 8 / `seeds` rates each."""
     from downscale import study_files
     from downscale.experiment import cells
-    config, _ = study_files.load_study(STUDY, [f'stages.text.steps={steps}'])
+    config, _ = study_files.load_study(STUDY, [f'stages.text.steps={steps}',
+                                              f'stages.text.batch={batch}'])
     with config.unlocked():
         del config['platform']
     first = cells(config, [{'size': f'w{width}d2', 'seed': 0}])[1]
@@ -61,14 +64,15 @@ def seconds(run, folder, cells):
     return time.perf_counter() - begin[0], time.process_time() - begin[1]
 
 
-def measure(folder, width, seeds, steps, rounds):
-    """The times of both sides (see `seconds`), as (alone, together) of each round."""
+def measure(folder, case, steps, rounds):
+    """The times of both sides (see `seconds`), as (alone, together) of each round; a `case` is
+    (width, batch, seeds)."""
     from downscale import stages
-    stages.prepare(folder, cells_of(width, seeds, steps)[0])
-    warm = cells_of(width, seeds, 3)
+    stages.prepare(folder, cells_of(*case, steps)[0])
+    warm = cells_of(*case, 3)
     for run in (alone, together):
         seconds(run, folder, warm)
-    cells = cells_of(width, seeds, steps)
+    cells = cells_of(*case, steps)
     return [(seconds(alone, folder, cells), seconds(together, folder, cells))
             for _ in range(rounds)]
 
@@ -78,15 +82,16 @@ def middle(values):
     return f'{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})'
 
 
-def line(width, seeds, steps, times):
+def line(case, steps, times):
     """One printed line of a case."""
-    tokens = CELLS * steps * 16 * 128
+    width, batch, seeds = case
+    tokens = CELLS * steps * batch * cells_of(*case, steps)[0].stage('text').length
     alone, together = (tokens / statistics.median(wall for wall, _ in side)
                        for side in zip(*times))
     wall, processor = ([one[at] / other[at] for one, other in times] for at in (0, 1))
-    return (f'w{width}d2, {CELLS} cells of {seeds} seed{"s" * (seeds > 1)}: one after another '
-            f'{alone:,.0f} tok/s, together {together:,.0f} tok/s, ratio {middle(wall)}, of '
-            f'processor time {middle(processor)}, {len(times)} rounds')
+    name = f'w{width}d2, {batch} rows, {CELLS} cells of {seeds} seed{"s" * (seeds > 1)}'
+    return (f'{name}: one after another {alone:,.0f} tok/s, together {together:,.0f} tok/s, ratio '
+            f'{middle(wall)}, of processor time {middle(processor)}, {len(times)} rounds')
 
 
 def main():
@@ -94,6 +99,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='example: python benchmarks/cells_together.py --widths 32 --rounds 7')
     parser.add_argument('--widths', type=int, nargs='*', default=WIDTHS)
+    parser.add_argument('--batches', type=int, nargs='*', default=BATCHES, help='rows of a step')
     parser.add_argument('--seeds', type=int, nargs='*', default=(1, 8), choices=(1, 2, 4, 8),
                         help='seeds among the eight cells (default: 1 8)')
     parser.add_argument('--steps', type=int, default=100, help='of each cell (default 100)')
@@ -105,11 +111,10 @@ def main():
     keep_freed_memory()
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        for width in asked.widths:
-            for seeds in asked.seeds:
-                times = measure(Path(folder), width, seeds, asked.steps, asked.rounds)
-                found.append({'width': width, 'seeds': seeds, 'seconds': times})
-                print(line(width, seeds, asked.steps, times), flush=True)
+        for case in itertools.product(asked.widths, asked.batches, asked.seeds):
+            times = measure(Path(folder), case, asked.steps, asked.rounds)
+            found.append(dict(zip(('width', 'batch', 'seeds', 'seconds'), (*case, times))))
+            print(line(case, asked.steps, times), flush=True)
     if asked.json:
         Path(asked.json).write_text(json.dumps({'steps': asked.steps, 'cases': found}, indent=1))
 

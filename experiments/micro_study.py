@@ -58,7 +58,7 @@ def get_config(arg=''):
         instruct=dict(steps=1500, replay=dict(align=0.3), **picture),
         caption=dict(steps=300, **writer),
         extract=dict(steps=400, **writer | dict(buckets=[dict(batch=16, length=72, tiles=1)])),
-        reason=dict(steps=5000, replay=dict(text=0.05), **text))
+        reason=dict(steps=6500, replay=dict(text=0.05), **text))
     if arg == 'rates':
         stages['text']['steps'] = 300
     kept = {'rates': ('text',), 'facts32': ('tower', 'text', 'align', 'instruct')}

@@ -135,7 +135,8 @@ def test_libraries_stay_behind_their_doors():
 # needs JAX, and so do the three files that know of it, lazily. Checkpoints and probes run models.
 HEAVY = ('launch/worker.py', 'launch/entry.py', 'launch/attempt.py', 'launch/record.py',
          'launch/command.py', 'launch/sweep.py', 'launch/fit.py',
-         'analysis/checkpoints.py', 'analysis/passes.py', 'analysis/probe.py')
+         'analysis/attentive.py', 'analysis/checkpoints.py', 'analysis/passes.py',
+         'analysis/probe.py')
 LIGHT = [name for name in MODULES if name.startswith(('analysis/', 'launch/'))
          and name not in HEAVY] + [
     'letters.py', 'sizes.py', 'accounting.py', 'console.py', 'data/records.py']

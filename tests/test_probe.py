@@ -12,6 +12,7 @@ from downscale import cli, stages
 from downscale.analysis import passes, probe
 from downscale.analysis.passes import Looker
 from downscale.analysis.probe_tables import NO_DEPTH, read
+from downscale.analysis.readout import ONE_OBJECT
 from downscale.evaluate.items import read_items, write_items
 from downscale.evaluate.run import evaluate
 from downscale.evaluate.run import test_items as asked_items
@@ -96,6 +97,23 @@ def test_planted_colours_are_read_from_the_tower_and_shuffled_ones_are_not(study
         for site, metric in (('vision', 'accuracy'), ('question', 'accuracy'),
                              ('vision', 'control')))
     assert right > floor + .15 and right > control + .15
+
+
+def test_a_probe_that_attends_is_asked_about_one_object_of_one_picture(study):
+    for family in ONE_OBJECT:
+        found = values(study, LARGE, family, 'vision', metric='attentive')
+        assert found.keys() == values(study, LARGE, family, 'vision').keys() and found
+        assert found.keys() == values(study, SMALL, family, 'vision',
+                                      metric='attentive control').keys()
+    assert not values(study, LARGE, 'relation', 'vision', metric='attentive')
+
+
+def test_patches_that_would_fill_the_memory_are_left_out(study, monkeypatch):
+    looker = Looker(study[0], study[1][0])
+    items = asked_items(study[0], study[1][0])[:2]
+    assert looker.patches(items).any()
+    monkeypatch.setattr(passes, 'PATCHES', 100)
+    assert looker.patches(items) is None
 
 
 def test_means_have_intervals_and_selectivity_is_a_difference_on_the_same_items(study):

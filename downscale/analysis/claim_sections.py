@@ -7,8 +7,9 @@ COSTS_SHOWN = .05   # ways below this probability of being on the frontier are i
 def claims(result, out):
     """The claims table; `result` is that of `claims.judge`."""
     rows = [[row['id'], row['text'], row['verdict'], row['effect'], row['low'], row['high'],
-             _asked(row), row['seeds'], row['n'], row['clusters'], row['gate'], row['where'],
-             row['reason']] for row in result]
+             _asked(row), row['seeds'], row['n'], row['clusters'],
+             row['gate'].partition(':')[0],  # what failed is told at length at the top
+             row['where'], row['reason']] for row in result]
     headers = ('', 'claim', 'verdict', 'effect', 'low', 'high', 'supported when', 'seeds',
                'questions', 'clusters', 'gate', 'where', 'why not')
     told = ('Declared in the experiment file and written to study.json before the run.'
@@ -106,8 +107,10 @@ def layers(result, out):
         parts.append(page.figure(svg, 'By relative depth of the language model, bands: 95 %. '
                                       'layers.png, layers.csv'))
     if result['others']:
-        parts.append(page.table(('run', 'task', 'site', 'metric', 'value', 'low', 'high', 'n'),
-                                result['others']))
+        count = f'{len(result["others"]):,} numbers without a depth'
+        parts.append(f'<details><summary>{count}</summary>' + page.table(
+            ('run', 'task', 'site', 'metric', 'value', 'low', 'high', 'n'), result['others'])
+            + '</details>')
     return ''.join(parts)
 
 

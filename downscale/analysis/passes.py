@@ -19,10 +19,12 @@ from downscale.generate.requests import prompt_arrays
 from downscale.model.cache import ladder
 from downscale.model.language import score
 from downscale.model.taps import SITES, Taps
+from downscale.model.vision import Tower
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 BATCH = 32
 SCORES = 2 ** 28  # attention scores of a layer that may be in memory: 1 GiB
+PATCHES = 2 ** 30  # bytes of patches of all pictures that may be in memory
 FIRST_TOKENS = 8  # of an answer have a KL of their own; the mean is over all
 
 
@@ -83,6 +85,12 @@ def divergence(logits_BTV, blind_BTV, *, words):
     return jnp.maximum((jnp.exp(p) * (p - q)).sum(axis=2), 0)
 
 
+@partial(jax.jit, static_argnames='vision')
+def _tower(params, tiles_BPQ, *, vision):
+    """The tower's features, float32 [B, P, W]."""
+    return Tower(vision).apply({'params': params}, tiles_BPQ)
+
+
 class Looker:
     """A model, its parameters on the device, and how it is asked."""
 
@@ -126,6 +134,25 @@ class Looker:
         longest = [items[rows[0]] for rows in batches(items, 1)[:1]]
         L = max((self.batch([item]).tokens_BL.shape[1] for item in longest), default=1)
         return max(1, min(BATCH, SCORES // (self.model.language.H * L * L)))
+
+    def patches(self, items):
+        """What the tower gives for the pictures of these items, float32 [items, P, W], zeros for
+        items with none or several; None where that is over `PATCHES` bytes."""
+        vision = self.model.vision
+        if 4 * len(items) * vision.P * vision.W > PATCHES:
+            return None
+        found, one = np.zeros((len(items), vision.P, vision.W), np.float32), {}
+        for k, item in enumerate(items):
+            if item.example.count == 1:
+                one.setdefault(item.example.scene_id, []).append(k)
+        for part in _parts(list(one.values()), BATCH):
+            prompts = [prompt_of(self.encoder, '', items[rows[0]].example.images) for rows in part]
+            tiles_BPQ = np.stack([prompt.tiles[0] for prompt in prompts])
+            tiles_BPQ = np.pad(tiles_BPQ, ((0, BATCH - len(part)), (0, 0), (0, 0)))
+            for rows, x_PW in zip(part, np.asarray(_tower(self.params['tower'], tiles_BPQ,
+                                                          vision=vision))):
+                found[rows] = x_PW
+        return found
 
     def see(self, items, bands=0, report=lambda done: None):
         """({(site, depth): features [n, width]}, {(site, depth, metric): [n]}) of all items.
@@ -174,6 +201,11 @@ class Looker:
         for k in range(min(FIRST_TOKENS, kl_BT.shape[1])):
             found[f'token {k + 1}', 1.0, 'kl'] = kl_BT[:, k]
         return features, found
+
+
+def _parts(rows, most):
+    """`rows` in lists of at most `most`."""
+    return [rows[k:k + most] for k in range(0, len(rows), most)]
 
 
 def batches(items, most):

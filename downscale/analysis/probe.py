@@ -15,8 +15,9 @@ import pyarrow as pa
 from downscale import experiment as experiments_
 from downscale import stages
 from downscale.analysis import stats
+from downscale.analysis.attentive import attend_read
 from downscale.analysis.cka import cka, knn_overlap
-from downscale.analysis.passes import DEPTHS, Looker
+from downscale.analysis.passes import DEPTHS, PATCHES, Looker
 from downscale.analysis.probe_tables import (
     NO_DEPTH,
     SCHEMAS,
@@ -126,7 +127,7 @@ def _probe_run(study, cell, plan, report):
     """One run's tables and features are in its folder; returns notes."""
     folder = _folder(study, cell)
     weights = fingerprint(stages.folder_of(study, cell, cell.joint_stage))
-    digest = hash_of([weights, stages.data_hash(cell), dataclasses.asdict(plan)])
+    digest = hash_of([weights, stages.data_hash(cell), dataclasses.asdict(plan), 'attentive'])
     done = read_json(folder / 'DONE.json')
     if done is None or done['hash'] != digest:
         done = {'hash': digest, 'without': _probe(study, cell, plan, report, folder)}
@@ -146,6 +147,7 @@ def _probe(study, cell, plan, report, folder):
     rest = rest or {site: x[:0] for site, x in features.items()}
     tasks, without = read_out(features, rest, asked, spare, plan.dimensions, plan.seed, report)
     _add(tasks, measures, asked)
+    without |= _attend(tasks, looker, asked, spare, plan)
     resamples = stats.resample([item.question.cluster_id for item in asked], plan.bootstraps,
                                plan.seed)
     write(folder, 'probe_items', items_table(cell.name, tasks))
@@ -156,6 +158,18 @@ def _probe(study, cell, plan, report, folder):
              **{f'{site} {depth}': x for (site, depth), x in features.items()})
     write_bytes(folder / 'features.npz', sink.getvalue())
     return without
+
+
+def _attend(tasks, looker, asked, spare, plan):
+    """The families of `tasks` have what a probe reads that may look; why not, by family."""
+    patches, others = looker.patches(asked), looker.patches(spare)
+    if patches is None or others is None:
+        return {'patches': f'those of {len(asked) + len(spare)} items would take over '
+                           f'{PATCHES >> 30} GiB'}
+    for family, values in attend_read(patches, others, asked, spare, plan.dimensions,
+                                      plan.seed).items():
+        tasks[family].values |= values
+    return {}
 
 
 def _add(tasks, measures, asked):

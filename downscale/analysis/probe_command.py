@@ -13,7 +13,7 @@ from downscale.analysis.tables import load_study
 from downscale.places import write_bytes
 
 # Of probes the files hold every family and measure; these are printed, in the mean over families.
-SHOWN = ('accuracy', 'selectivity', 'nll rise', 'exact drop', 'kl', 'cka')
+SHOWN = ('accuracy', 'selectivity', 'attentive', 'nll rise', 'exact drop', 'kl', 'cka')
 
 
 def check(args):

@@ -115,7 +115,8 @@ def means_table(run_id, tasks, resamples):
     return pa.Table.from_pylist(found, schema=SCHEMAS['probes'])
 
 
-BOUNDS = {'accuracy': (0, 1), 'control': (0, 1), 'chance': (0, 1), 'exact': (0, 1),
+BOUNDS = {'accuracy': (0, 1), 'control': (0, 1), 'attentive': (0, 1),
+          'attentive control': (0, 1), 'chance': (0, 1), 'exact': (0, 1),
           'selectivity': (-1, 1), 'exact drop': (-1, 1), 'kl': (0, np.inf), 'nll': (0, np.inf)}
 
 

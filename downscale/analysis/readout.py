@@ -120,7 +120,7 @@ def read_out(features, spare_features, asked, spare, dimensions, seed=0,
             without |= dict.fromkeys(task.names, f'{task.studied} items, and fewer than {FEWEST} '
                                      'of other pictures to train on')
             continue
-        order = _shuffled(task, seed)
+        order = shuffled(task, seed)
         blank = np.zeros((len(index), 1))
         for site, depth in (('question', NO_DEPTH), *features):
             x = blank if site == 'question' else np.concatenate(
@@ -134,7 +134,7 @@ def read_out(features, spare_features, asked, spare, dimensions, seed=0,
     return found, without
 
 
-def _shuffled(task, seed):
+def shuffled(task, seed):
     """Another item for every item, whose answer is its label in the control task."""
     rng = np.random.default_rng(seed)
     return np.concatenate([rng.permutation(task.studied), task.studied + rng.permutation(
@@ -190,8 +190,8 @@ def predict(train_x, train, test_x, test):
     `train_x` and `test_x` come from `principal`. The ridge of each target is the one with the
     smallest squared error on pictures left out of `train`.
     """
-    words = _vocabulary(train.words)
-    q, test_q = (_one_hot(rows.words, words) for rows in (train, test))
+    words = vocabulary(train.words)
+    q, test_q = (one_hot(rows.words, words) for rows in (train, test))
     kernel = (1 + q @ q.T) * (1 + train_x @ train_x.T)
     across = (1 + test_q @ q.T) * (1 + test_x @ train_x.T)
     targets = [np.unique(labels, return_inverse=True) for labels in train.labels]
@@ -228,14 +228,14 @@ def _fit(kernel, hot, across, ridge):
     return mean + across @ dual
 
 
-def _vocabulary(texts):
+def vocabulary(texts):
     """{(place, word): column} of the words that tell these questions apart."""
     asked = [set(enumerate(text.split())) for text in texts]
     always = set.intersection(*asked)
     return {word: k for k, word in enumerate(sorted(set().union(*asked) - always))}
 
 
-def _one_hot(texts, words):
+def one_hot(texts, words):
     """Questions as vectors of unit length, zeros where no word is known."""
     found = np.zeros((len(texts), len(words)))
     for row, text in enumerate(texts):

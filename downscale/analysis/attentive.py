@@ -1,0 +1,112 @@
+"""What a probe reads that may look: one query, made of a question's words, attends over patches.
+
+The mean over a picture forgets which patch showed what; this probe finds its patch, and so tells
+what the tower could give at most to a reader that looks once. It is asked in families about one
+object of one picture. Needs JAX; source: `analysis.readout` for rows, folds and controls.
+"""
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from downscale.analysis.probe_tables import NO_DEPTH
+from downscale.analysis.readout import (
+    ONE_OBJECT,
+    Rows,
+    one_hot,
+    principal,
+    shuffled,
+    split,
+    tasks_of,
+    vocabulary,
+)
+
+STEPS, RATE, DECAY = 400, 0.03, 1e-3
+KEPT_OUT = 5  # one in so many training pictures says after which step to stop
+
+
+def attend_read(patches, spare_patches, asked, spare, dimensions, seed=0):
+    """{family: {('vision', NO_DEPTH, metric): [items]}}, metrics 'attentive' and its 'control'.
+
+    `patches` and `spare_patches` [items, P, W] are those of `asked` and `spare`, in their order.
+    """
+    every, found = np.concatenate([patches, spare_patches]), {}
+    for task, index in tasks_of(asked, spare):
+        family, folds = task.names[0], task.folds(seed)
+        if family not in ONE_OBJECT or not folds:
+            continue
+        order = shuffled(task, seed)
+        rows = Rows(task.rows.words, task.rows.clusters,
+                    np.concatenate([task.labels, task.labels[:, order]]))
+        hits = np.zeros((2, task.studied))
+        for train, tested in folds:
+            x, test_x = _principal(every[index][train], every[index][tested], dimensions)
+            for t, guess in enumerate(predict(x, rows.at(train), test_x, rows.at(tested), seed)):
+                judged = order[tested] if t else tested
+                hits[t, tested] = [task.right(0, k, word)
+                                   for k, word in zip(judged, guess, strict=True)]
+        found[family] = {('vision', NO_DEPTH, 'attentive'): hits[0],
+                         ('vision', NO_DEPTH, 'attentive control'): hits[1]}
+    return found
+
+
+def _principal(train, others, dimensions):
+    """Patches on the first principal axes of those of `train`, of unit variance on average."""
+    n, P, W = train.shape
+    axes = principal(train.reshape(-1, W), others.reshape(-1, W), dimensions)
+    return [(x * np.sqrt(x.shape[1])).reshape(-1, P, x.shape[1]).astype(np.float32) for x in axes]
+
+
+def predict(x, train, test_x, test, seed=0):
+    """Labels [targets, test items] that a probe for each target of `train` tells for `test_x`.
+
+    Of all steps that is taken whose loss is least on training pictures that it does not see.
+    """
+    words = vocabulary(train.words)
+    q, test_q = (one_hot(rows.words, words).astype(np.float32) for rows in (train, test))
+    names = np.unique(train.labels)
+    labels = np.searchsorted(names, train.labels)
+    seen = split(train.clusters, KEPT_OUT, seed) > 0
+    best = _fit(x, q, labels, seen, seed, classes=len(names))
+    return names[np.argmax(_scores(best, test_x, test_q), axis=2)]
+
+
+@jax.jit
+@partial(jax.vmap, in_axes=(0, None, None))
+def _scores(probe, x_nPd, q_nQ):
+    """Scores [n, classes] of one probe."""
+    query_nd = q_nQ @ probe['query_Qd']
+    look_nP = jax.nn.softmax(jnp.einsum('nPd,nd->nP', x_nPd, query_nd), axis=1)
+    return (jnp.einsum('nP,nPd->nd', look_nP, x_nPd) @ probe['read_dC'] + q_nQ @ probe['word_QC']
+            + probe['bias_C'])
+
+
+@partial(jax.jit, static_argnames='classes')
+def _fit(x_nPd, q_nQ, labels_Tn, seen_n, seed, *, classes):
+    """The probes of T targets, each after its best step."""
+    T, Q, d = len(labels_Tn), q_nQ.shape[1], x_nPd.shape[2]
+    start = {'query_Qd': jax.random.normal(jax.random.key(seed), (T, Q, d)) * d ** -.5,
+             'read_dC': jnp.zeros((T, d, classes)), 'word_QC': jnp.zeros((T, Q, classes)),
+             'bias_C': jnp.zeros((T, classes))}
+    tx = optax.adamw(RATE, weight_decay=DECAY)
+
+    def losses(probe):
+        cross_Tn = optax.softmax_cross_entropy_with_integer_labels(
+            _scores(probe, x_nPd, q_nQ), labels_Tn)
+        return [jnp.where(part, cross_Tn, 0).sum(axis=1) / part.sum() for part in (seen_n, ~seen_n)]
+
+    def step(carry, _):
+        probe, state, best, least_T = carry
+        grads, kept_out_T = jax.grad(lambda p: (lambda a, b: (a.sum(), b))(*losses(p)),
+                                     has_aux=True)(probe)
+        better_T = kept_out_T < least_T
+        best = jax.tree.map(lambda new, old: jnp.where(
+            better_T.reshape(-1, *[1] * (new.ndim - 1)), new, old), probe, best)
+        updates, state = tx.update(grads, state, probe)
+        return (optax.apply_updates(probe, updates), state, best,
+                jnp.minimum(kept_out_T, least_T)), None
+
+    carry = start, tx.init(start), start, jnp.full(T, jnp.inf)
+    return jax.lax.scan(step, carry, None, STEPS)[0][2]
