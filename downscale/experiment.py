@@ -340,6 +340,9 @@ def cells(config, sweep):
 def _cell(value, name, point, stages):
     """The cell of a point, with the named ones of the study's stages."""
     value = sweeps.applied(value, point)
+    if 'budget' in value:
+        raise ValueError('budget is declared by the points of sweep(), each its own; leave it out '
+                         'of get_config()')
     family, vocabulary, made = (value.pop(key) for key in ('family', 'vocabulary', 'stages'))
     language = dataclasses.asdict(language_of(family, point['size'], vocabulary))
     imports = {**value.get('imports', {}), **point.get('imports', {})}

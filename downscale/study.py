@@ -243,8 +243,13 @@ def prepare(study, name, experiments, quiet, claims=None):
         'name': name, 'seed': experiments[0].seed, 'runs': runs,
         'config_hash': hash_of([cell.hash for cell in experiments]),
         'stages': {cell.name: [stage.name for stage in cell.stages] for cell in experiments},
-        'budgets': {cell.name: cell.budget for cell in experiments if cell.budget},
+        'budgets': budgets_of(experiments),
         'data': {'baselines': baselines, 'image_px': experiments[0].world.side}, **claims})
+
+
+def budgets_of(experiments):
+    """{cell: the budget that its point declares}, of those that declare one."""
+    return {cell.name: cell.budget for cell in experiments if cell.budget}
 
 
 def registered(study, claims):

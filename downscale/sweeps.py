@@ -135,7 +135,8 @@ def _fields(group):
 
     from downscale.experiment import Experiment, Stage
     if not group:
-        given_elsewhere = {'name', 'size', 'seed', 'language', 'stages'}  # sweep and stage table
+        # By the points of the sweep, and in the table of stages.
+        given_elsewhere = {'name', 'size', 'seed', 'language', 'stages', 'budget'}
         return {field.name for field in fields(Experiment)} - given_elsewhere
     if group[0] == 'stages':
         return {field.name for field in fields(Stage)} - {'name'} if len(group) == 2 else set()

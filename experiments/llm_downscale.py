@@ -37,7 +37,7 @@ def get_config(arg=''):
         world=dict(min_objects=2, max_objects=4, n_facts=64),
         data=dict(train=4000, validation=128, test=256),
         stages=dict(
-            tower=dict(steps=1000, batch=32, length=48, tiles=1, rates=dict(tower=1e-3)),
+            tower=dict(steps=1000, batch=32, length=48, tiles=1, rates=dict(tower=4e-3)),
             text=dict(steps=4000, rates=rates, **text),
             align=dict(steps=200, rates=dict(connector=3e-3), **picture),
             instruct=dict(steps=2000, rates=rates, **picture),

@@ -8,7 +8,7 @@ arguments facts32 and facts512 train the two ends of the ladder in worlds of oth
 
 Command:   downscale study experiments/micro_study.py                (the study: 128 facts)
            downscale study experiments/micro_study.py:facts32        (and :facts512)
-           downscale study experiments/micro_study.py:rates          (the rate over three widths)
+           downscale study experiments/micro_study.py:rates          (rates, widths 32 to 128)
            downscale study experiments/micro_study.py:dry            (all of it, tiny)
 Hardware:  2 CPU cores, 4 GiB
 Time:      not measured yet; each command continues where it was stopped

@@ -108,12 +108,22 @@ def test_a_probe_that_attends_is_asked_about_one_object_of_one_picture(study):
     assert not values(study, LARGE, 'relation', 'vision', metric='attentive')
 
 
-def test_patches_that_would_fill_the_memory_are_left_out(study, monkeypatch):
+def test_patches_are_those_of_each_item(study):
     looker = Looker(study[0], study[1][0])
-    items = asked_items(study[0], study[1][0])[:2]
-    assert looker.patches(items).any()
-    monkeypatch.setattr(passes, 'PATCHES', 100)
-    assert looker.patches(items) is None
+    items = [item for item in asked_items(study[0], study[1][0])
+             if item.question.family in ONE_OBJECT][:70]
+    means = looker.see(items)[0]['vision', NO_DEPTH]
+    np.testing.assert_allclose(looker.patches(items).mean(1), means, atol=1e-5)
+    assert np.abs(means[0] - means[-1]).max() > 1e-3
+
+
+def test_patches_that_would_fill_the_memory_are_left_out(study, monkeypatch):
+    looker, plan = Looker(study[0], study[1][0]), probe.plan_of(study[1])
+    items = asked_items(study[0], study[1][0])
+    monkeypatch.setattr(probe, 'PATCHES', 100)
+    assert probe._attend({}, looker, items, [], plan).keys() == set(ONE_OBJECT)
+    other = [item for item in items if item.question.family == 'count']
+    assert probe._attend({}, looker, other, [], plan) == {}
 
 
 def test_means_have_intervals_and_selectivity_is_a_difference_on_the_same_items(study):

@@ -68,8 +68,9 @@ def predict(x, train, test_x, test, seed=0):
     q, test_q = (one_hot(rows.words, words).astype(np.float32) for rows in (train, test))
     names = np.unique(train.labels)
     labels = np.searchsorted(names, train.labels)
-    seen = split(train.clusters, KEPT_OUT, seed) > 0
-    best = _fit(x, q, labels, seen, seed, classes=len(names))
+    kept_out = split(train.clusters, KEPT_OUT, seed) == 0
+    seen = kept_out if kept_out.all() else ~kept_out  # of one picture all is seen
+    best = _fit(x, q, labels, seen, kept_out, seed, classes=len(names))
     return names[np.argmax(_scores(best, test_x, test_q), axis=2)]
 
 
@@ -84,7 +85,7 @@ def _scores(probe, x_nPd, q_nQ):
 
 
 @partial(jax.jit, static_argnames='classes')
-def _fit(x_nPd, q_nQ, labels_Tn, seen_n, seed, *, classes):
+def _fit(x_nPd, q_nQ, labels_Tn, seen_n, kept_out_n, seed, *, classes):
     """The probes of T targets, each after its best step."""
     T, Q, d = len(labels_Tn), q_nQ.shape[1], x_nPd.shape[2]
     start = {'query_Qd': jax.random.normal(jax.random.key(seed), (T, Q, d)) * d ** -.5,
@@ -95,7 +96,8 @@ def _fit(x_nPd, q_nQ, labels_Tn, seen_n, seed, *, classes):
     def losses(probe):
         cross_Tn = optax.softmax_cross_entropy_with_integer_labels(
             _scores(probe, x_nPd, q_nQ), labels_Tn)
-        return [jnp.where(part, cross_Tn, 0).sum(axis=1) / part.sum() for part in (seen_n, ~seen_n)]
+        return [jnp.where(part, cross_Tn, 0).sum(axis=1) / part.sum()
+                for part in (seen_n, kept_out_n)]
 
     def step(carry, _):
         probe, state, best, least_T = carry

@@ -8,8 +8,7 @@ def claims(result, out):
     """The claims table; `result` is that of `claims.judge`."""
     rows = [[row['id'], row['text'], row['verdict'], row['effect'], row['low'], row['high'],
              _asked(row), row['seeds'], row['n'], row['clusters'],
-             row['gate'].partition(':')[0],  # what failed is told at length at the top
-             row['where'], row['reason']] for row in result]
+             _gate(row['gate']), row['where'], row['reason']] for row in result]
     headers = ('', 'claim', 'verdict', 'effect', 'low', 'high', 'supported when', 'seeds',
                'questions', 'clusters', 'gate', 'where', 'why not')
     told = ('Declared in the experiment file and written to study.json before the run.'
@@ -27,6 +26,11 @@ def claims(result, out):
                              [size, x['value'], x['low'], x['high'], x['n']]
                              for size, x in row['by_size'].items()]) + '</details>')
     return ''.join(parts)
+
+
+def _gate(said):
+    """What a gate said; of a reasoner's only the verdict, as the top of the report has the rest."""
+    return said.partition(':')[0] if said.startswith('failed (') else said
 
 
 def _asked(row):

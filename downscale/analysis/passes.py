@@ -24,7 +24,6 @@ from downscale.model.vision import Tower
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 BATCH = 32
 SCORES = 2 ** 28  # attention scores of a layer that may be in memory: 1 GiB
-PATCHES = 2 ** 30  # bytes of patches of all pictures that may be in memory
 FIRST_TOKENS = 8  # of an answer have a KL of their own; the mean is over all
 
 
@@ -85,10 +84,10 @@ def divergence(logits_BTV, blind_BTV, *, words):
     return jnp.maximum((jnp.exp(p) * (p - q)).sum(axis=2), 0)
 
 
-@partial(jax.jit, static_argnames='vision')
-def _tower(params, tiles_BPQ, *, vision):
+@partial(jax.jit, static_argnames=('vision', 'dtype'))
+def _tower(params, tiles_BPQ, *, vision, dtype):
     """The tower's features, float32 [B, P, W]."""
-    return Tower(vision).apply({'params': params}, tiles_BPQ)
+    return Tower(vision, dtype=dtype).apply({'params': params}, tiles_BPQ).astype(jnp.float32)
 
 
 class Looker:
@@ -136,21 +135,19 @@ class Looker:
         return max(1, min(BATCH, SCORES // (self.model.language.H * L * L)))
 
     def patches(self, items):
-        """What the tower gives for the pictures of these items, float32 [items, P, W], zeros for
-        items with none or several; None where that is over `PATCHES` bytes."""
+        """What the tower gives for the one picture of each of these items, float32 [items, P, W]:
+        the whole picture in one tile, also where it is cut into others as well."""
         vision = self.model.vision
-        if 4 * len(items) * vision.P * vision.W > PATCHES:
-            return None
         found, one = np.zeros((len(items), vision.P, vision.W), np.float32), {}
         for k, item in enumerate(items):
-            if item.example.count == 1:
-                one.setdefault(item.example.scene_id, []).append(k)
+            one.setdefault(item.example.scene_id, []).append(k)
         for part in _parts(list(one.values()), BATCH):
             prompts = [prompt_of(self.encoder, '', items[rows[0]].example.images) for rows in part]
             tiles_BPQ = np.stack([prompt.tiles[0] for prompt in prompts])
             tiles_BPQ = np.pad(tiles_BPQ, ((0, BATCH - len(part)), (0, 0), (0, 0)))
-            for rows, x_PW in zip(part, np.asarray(_tower(self.params['tower'], tiles_BPQ,
-                                                          vision=vision))):
+            x_BPW = np.asarray(_tower(self.params['tower'], tiles_BPQ, vision=vision,
+                                      dtype=self.model.dtype))
+            for rows, x_PW in zip(part, x_BPW):
                 found[rows] = x_PW
         return found
 

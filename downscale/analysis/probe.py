@@ -1,7 +1,8 @@
 """Where a model that answers about pictures holds what it needs: probes of every run of a study.
 
 Items, prompts and right answers are those of the joint evaluation; probes are trained on scenes
-that nothing else uses. `passes` needs JAX; what is made of the numbers (`readout`, `ledger`) not.
+that nothing else uses. `passes` and `attentive` need JAX; what is made of the numbers (`readout`,
+`ledger`) not.
 """
 import dataclasses
 import io
@@ -17,7 +18,7 @@ from downscale import stages
 from downscale.analysis import stats
 from downscale.analysis.attentive import attend_read
 from downscale.analysis.cka import cka, knn_overlap
-from downscale.analysis.passes import DEPTHS, PATCHES, Looker
+from downscale.analysis.passes import DEPTHS, Looker
 from downscale.analysis.probe_tables import (
     NO_DEPTH,
     SCHEMAS,
@@ -26,7 +27,7 @@ from downscale.analysis.probe_tables import (
     read,
     write,
 )
-from downscale.analysis.readout import read_out
+from downscale.analysis.readout import ONE_OBJECT, read_out
 from downscale.data.world_builder import scene_example, triple_example
 from downscale.evaluate.answers import hash_of, items_of
 from downscale.evaluate.fingerprint import fingerprint
@@ -37,6 +38,7 @@ from downscale.places import place, read_json, write_bytes, write_json
 JOINT = ('interleave', 'instruct')  # the stages that answer with the picture, the later one first
 MOST_DIMENSIONS, MOST_BANDS = 256, 4
 MOST_ALIKE, NEIGHBOURS = 1024, 10  # items that layers are compared on, and neighbours of each
+PATCHES = 2 ** 28  # bytes of the patches that a probe attends over; their axes take some times that
 
 
 @dataclass(frozen=True)
@@ -161,14 +163,18 @@ def _probe(study, cell, plan, report, folder):
 
 
 def _attend(tasks, looker, asked, spare, plan):
-    """The families of `tasks` have what a probe reads that may look; why not, by family."""
-    patches, others = looker.patches(asked), looker.patches(spare)
-    if patches is None or others is None:
-        return {'patches': f'those of {len(asked) + len(spare)} items would take over '
-                           f'{PATCHES >> 30} GiB'}
-    for family, values in attend_read(patches, others, asked, spare, plan.dimensions,
-                                      plan.seed).items():
-        tasks[family].values |= values
+    """The families about one object have what a probe reads that may look; why not, by family."""
+    mine, others = ([item for item in items if item.question.family in ONE_OBJECT]
+                    for items in (asked, spare))
+    vision = looker.model.vision
+    size = 4 * (len(mine) + len(others)) * vision.P * vision.W
+    if size > PATCHES:
+        why = f'attending: patches of {size / 2 ** 30:.1f} GiB, of at most {PATCHES / 2 ** 30:g}'
+        return dict.fromkeys({item.question.family for item in mine}, why)
+    if mine:
+        for family, values in attend_read(looker.patches(mine), looker.patches(others), mine,
+                                          others, plan.dimensions, plan.seed).items():
+            tasks[family].values |= values
     return {}
 
 

@@ -13,7 +13,8 @@ from downscale.analysis.tables import load_study
 from downscale.places import write_bytes
 
 # Of probes the files hold every family and measure; these are printed, in the mean over families.
-SHOWN = ('accuracy', 'selectivity', 'attentive', 'nll rise', 'exact drop', 'kl', 'cka')
+SHOWN = ('accuracy', 'selectivity', 'attentive', 'attentive control', 'nll rise', 'exact drop',
+         'kl', 'cka')
 
 
 def check(args):
@@ -31,7 +32,8 @@ def show_probes(args, notes):
                  row['metric'], row['value'], n=row['n'])
              for row in read(args.study, 'probe_pairs').to_pylist()]
     notes = [*notes, 'selectivity: accuracy of a probe minus that on shuffled answers; nll, kl: '
-             'nats; exact: share of answers that greedy decoding writes word for word']
+             'nats; exact: share of answers that greedy decoding writes word for word; attentive: '
+             'of the families about one object alone']
     shown = [row for row in rows if row.family in (MACRO, '') and row.what in SHOWN]
     _leave(args, 'probe', rows, shown, notes, layer_curves, probes)
 

@@ -88,7 +88,8 @@ def _prepare(run, name, cells, claims):
         described = read_json(place(run) / 'study.json') or {}
         told = studies.registered(run, claims).get('claims')
         if described.get('config_hash') != hash_of([cell.hash for cell in cells]) \
-                or described.get('claims') != told:
+                or described.get('claims') != told \
+                or described.get('budgets') != studies.budgets_of(cells):
             studies.prepare(run, name, cells, quiet=True, claims=claims)
 
 

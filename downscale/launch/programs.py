@@ -17,7 +17,7 @@ SERVED = 2048  # tokens that a row may hold when nothing else is asked for
 READ = 256  # tokens that one prefill reads where as many are waiting (`generate/engine.py`)
 # Fields of an Experiment that no program depends on.
 _FREE = ('name', 'size', 'seed', 'world', 'data', 'stages', 'evaluation', 'imports', 'chat',
-         'legacy_structural_loss', 'tokenizer', 'mesh')
+         'legacy_structural_loss', 'tokenizer', 'mesh', 'budget')
 
 
 @dataclass(frozen=True)
@@ -212,9 +212,9 @@ def formula(request):
     """{'total', 'model', 'attention'}: FLOPs of one step on all devices, by `accounting.py`.
 
     'model' leaves out what remat computes again, as MFU does; 'attention' are the scores and values
-    of the decoder, which a Pallas kernel may compute. None where there is no formula: of
-    the tower stage, which scores words, and of what a policy between 'none' and 'full'
-    computes again, the compiler's affair.
+    of the decoder, which a Pallas kernel may compute. None where there is no formula: the tower
+    stage scores words, and what a policy between 'none' and 'full' computes again is the compiler's
+    affair.
     """
     language, vision = configs(request)
     rows, length = request.rows, request.length

@@ -105,13 +105,13 @@ def lowered_train(cell, request, target, params):
 def _batch(cell, stage, where):
     """The leaves that `data/pipeline.py` makes for a stage, as ShapeDtypeStructs."""
     B, L, I = stage.batch, stage.length, stage.tiles
-    vision, pair = cell.vision, stage.name == 'tower'
+    vision, tower = cell.vision, stage.name == 'tower'
     leaves = {'tokens': ((B, L), 'int32'), 'segments': ((B, L), 'int32')}
-    if not pair:
+    if not tower:
         leaves |= {'positions': ((B, L), 'int32'), 'weights': ((B, L), 'float32')}
     if I:
-        leaves['tiles'] = (B, *(() if pair else (I,)), vision.P, vision.Q), 'uint8'
-    if I and not pair:
+        leaves['tiles'] = (B, *(() if tower else (I,)), vision.P, vision.Q), 'uint8'
+    if I and not tower:
         C = corners(cell.layout(stage.name).pictures)
         leaves['image_index'] = (B, L, C), 'int32'
         if C > 1:

@@ -30,12 +30,12 @@ class LayerNorm(nn.Module):
 
 
 class VisionBlock(nn.Module):
-    """One pre-norm block: attention over all patches (or those of `mask_BPP`), then a GELU MLP."""
+    """One pre-norm block: attention over all patches, then a GELU MLP."""
     cfg: VisionConfig
     rules: Rules
 
     @nn.compact
-    def __call__(self, x_BPW, mask_BPP=None):
+    def __call__(self, x_BPW, _):  # the scan over blocks hands over nothing else
         c, dtype = self.cfg, x_BPW.dtype
         normed_BPW = LayerNorm(c.eps, name='attention_norm')(x_BPW)
 
@@ -44,10 +44,8 @@ class VisionBlock(nn.Module):
             bias_HE = weight(self, f'{name}_bias_HE', (c.H, c.E), dtype)
             return jnp.einsum('BPW,WHE->BPHE', normed_BPW, kernel_WHE) + bias_HE
 
-        P = x_BPW.shape[1]
-        if mask_BPP is None:
-            mask_BPP = jnp.ones((1, 1, P), bool)
-        out_BPHE = attend(heads('q'), heads('k'), heads('v'), mask_BPP)
+        everywhere_BLS = jnp.ones((1, 1, x_BPW.shape[1]), bool)
+        out_BPHE = attend(heads('q'), heads('k'), heads('v'), everywhere_BLS)
         o_HEW = weight(self, 'o_HEW', (c.H, c.E, c.W), dtype)
         o_bias_W = weight(self, 'o_bias_W', (c.W,), dtype)
         x_BPW = x_BPW + jnp.einsum('BPHE,HEW->BPW', out_BPHE, o_HEW) + o_bias_W

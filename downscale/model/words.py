@@ -19,7 +19,10 @@ from downscale.sizes import VisionConfig
 
 
 class WordModel(nn.Module):
-    """Tiles [B, P, Q] -> logits [B, V]: does the caption hold the word?"""
+    """Tiles [B, P, Q] -> logits [B, V]: does the caption hold the word?
+
+    For small vocabularies: [B, P, V] are in memory.
+    """
     vision: VisionConfig
     vocabulary: int
     rules: Rules = Rules()
