@@ -11,8 +11,9 @@ Command:   downscale study experiments/micro_study.py                (the study:
            downscale study experiments/micro_study.py:rates          (rates, widths 32 to 128)
            downscale study experiments/micro_study.py:dry            (all of it, tiny)
 Hardware:  2 CPU cores, 4 GiB
-Time:      not measured yet; each command continues where it was stopped
-Expect:    nothing known yet
+Time:      one seed took 50 minutes beside other work, 7 minutes the rates; each command continues
+           where it was stopped
+Expect:    the gate is met (of one seed); the best rate is 0.016 at every width of 300 steps
 """
 from ml_collections import ConfigDict
 
