@@ -3,12 +3,11 @@
 Both sides train the text stage of the smoke study (rows of 176 tokens) from its data to its
 checkpoints, in one process, by turns; compiling is not counted. A round's ratio is the time of the
 one side over that of the other; that of processor time stays fair where others use the same cores.
-What is saved is input and dispatch, not arithmetic: the smaller a step, the more.
 Cells of one seed share their batches.
 
 Command:   python benchmarks/cells_together.py
 Hardware:  all cores that this process may use
-Time:      20 minutes on one core; --widths 32 a quarter of that
+Time:      width 32 took 7 minutes with 60 steps on two cores
 """
 import argparse
 import dataclasses

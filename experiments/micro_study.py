@@ -21,7 +21,7 @@ from downscale.sweeps import axis, product
 
 WIDTHS, DEPTHS, SEEDS = (32, 64, 96), (2, 4), (0, 1, 2)
 FACTS = {'': 128, 'facts32': 32, 'facts512': 512, 'rates': 128, 'dry': 8}
-RATES = tuple(4e-3 * 2.0 ** power for power in range(-2, 5))
+RATES = tuple(4e-3 * 2.0 ** power for power in range(-3, 5))
 CLAIMS = (
     dict(id='a', text='Downscaling hurts visual tasks more than knowledge',
          contrast='visual_minus_knowledge', gate='joint'),

@@ -4,8 +4,9 @@ Every patch scores every word, and a word of the caption has to be told by one p
 Only the tower is kept afterwards; the scores belong to this stage alone. Sources: captions as
 labels, arXiv 2411.03313; the largest score of all patches is multiple-instance learning. A sigmoid
 loss over pairs of pictures and texts (SigLIP, arXiv 2303.15343) did not teach a small tower to
-read: batches of 32 are told apart by shapes and colours alone, and after 1,500 of its steps a
-linear probe of a thing's own patch found 0.24 of eight characters, after 1,000 of these 0.88.
+read: batches of 32 are told apart by shapes and colours alone, and after 1,500 of its steps
+(texts of two fields) a linear probe of a thing's own patch found 0.24 of eight characters, after
+1,000 of these 0.88.
 """
 import flax.linen as nn
 import jax
