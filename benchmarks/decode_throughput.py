@@ -4,8 +4,9 @@ The same float32 weights (SmolLM2-135M's shape with random values, or `--model` 
 both sides, two threads each, interleaved, every side in a process of its own. Fixed batches: 64
 prompt tokens and 32 new ones. Ragged: 64 requests with prompts of 16 to 256 and replies of 8 to 128
 tokens; transformers pads them to batches of 16, or takes them one at a time (measured once). Beside
-each figure stands the bound that memory sets: a step reads all weights and the cache once. Then:
-does a step get slower by cache that is allocated and not used? Compiling is not timed.
+each figure stand two bounds: memory (a step reads all weights and the cache once) and products (of
+prompts and steps, nothing else, in the faster of XLA and torch). Then: does a step get slower by
+cache that is allocated and not used? Compiling is not timed.
 """
 import argparse
 import json
@@ -18,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 FIXED, PROMPT, NEW, REQUESTS, SLOTS = (1, 8, 32), 64, 32, 64, 16
-UNUSED = (96, 4000)
+UNUSED, READ = (96, 4000), 1024  # prompt tokens that are multiplied at once where they are ragged
 GOALS = {'batch 1': 1.5, 'batch 8': 2.0, 'batch 32': 2.0, 'ragged': 4.0, 'ragged, one by one': 8.0}
 
 
@@ -83,6 +84,8 @@ def make_ours(folder):
     def run(name, asked):
         if name == 'unused cache':
             return step_seconds(model, params, *asked), {}
+        if name == 'products':
+            return xla_products(*asked), {}
         slots = min(SLOTS, len(asked)) if name == 'ragged' else len(asked)
         if slots not in engines:
             engines[slots] = Engine(model, params, NoText(), slots)
@@ -113,6 +116,52 @@ def step_seconds(model, params, *limits):
     return found
 
 
+def matrices(config):
+    """(inputs, outputs) of each product that a token takes through the layers, then of the head."""
+    width, inner, heads, groups, head = sizes(config)
+    layer = [(width, heads * head), (width, groups * head), (width, groups * head),
+             (heads * head, width), (width, inner), (width, inner), (inner, width)]
+    return config['num_hidden_layers'] * layer, [(width, config['vocab_size'])]
+
+
+def xla_products(config, rows):
+    """{number of rows: seconds of the layers' products, of the head's} under jit."""
+    import jax
+    import jax.numpy as jnp
+
+    @jax.jit
+    def multiply(x, weights):
+        return [x[len(weight)] @ weight for weight in weights]
+
+    def seconds(shapes, n):
+        x = {width: jnp.ones((n, width)) for width, _ in shapes}
+        weights = [jnp.ones(shape) for shape in shapes]
+        return fastest(lambda: jax.block_until_ready(multiply(x, weights)))
+    return {n: [seconds(shapes, n) for shapes in matrices(config)] for n in rows}
+
+
+def torch_products(config, rows):
+    """The same in torch."""
+    import torch
+    from torch.nn.functional import linear
+
+    def seconds(shapes, n):
+        x = {width: torch.ones(n, width) for width, _ in shapes}
+        weights = [torch.ones(outputs, inputs) for inputs, outputs in shapes]
+        return fastest(lambda: [linear(x[weight.shape[1]], weight) for weight in weights])
+    return {n: [seconds(shapes, n) for shapes in matrices(config)] for n in rows}
+
+
+def fastest(run):
+    """Seconds of the best of five, after one that is not timed."""
+    times = []
+    for _ in range(6):
+        begin = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begin)
+    return min(times[1:])
+
+
 def make_theirs(folder):
     """The same for transformers; 'one by one' in a name takes requests singly."""
     import torch
@@ -130,6 +179,8 @@ def make_theirs(folder):
         return [row[longest:longest + n].tolist() for row, (_, n) in zip(out, asked)]
 
     def run(name, asked):
+        if name == 'products':
+            return torch_products(*asked), {}
         size = 1 if 'one by one' in name else SLOTS if name == 'ragged' else len(asked)
         parts = (generate(asked[at:at + size]) for at in range(0, len(asked), size))
         return [ids for part in parts for ids in part], {}
@@ -158,17 +209,33 @@ def bandwidth():
     return best
 
 
-def bound(config, asked, slots, rate):
+def sizes(config):
+    """(width, MLP width, heads, key heads, width of a head) of a Hugging Face config."""
+    width, heads = config['hidden_size'], config['num_attention_heads']
+    return (width, config['intermediate_size'], heads, config['num_key_value_heads'],
+            config.get('head_dim') or width // heads)
+
+
+def memory_bound(config, asked, slots, rate):
     """Tokens per second if a step did nothing but read the weights and the live cache, with all
     `slots` busy; reading prompts is left out."""
-    head = config.get('head_dim') or config['hidden_size'] // config['num_attention_heads']
-    width, layers = config['hidden_size'], config['num_hidden_layers']
-    heads, groups = config['num_attention_heads'], config['num_key_value_heads']
-    block = width * head * (2 * heads + 2 * groups) + 3 * width * config['intermediate_size']
-    weights = 4 * (layers * block + config['vocab_size'] * width)
+    _, _, _, groups, head = sizes(config)
+    weights = 4 * sum(a * b for shapes in matrices(config) for a, b in shapes)
     live = statistics.mean(len(ids) + new / 2 for ids, new in asked)
-    cache = 8 * layers * groups * head * live
+    cache = 8 * config['num_hidden_layers'] * groups * head * live
     return slots / ((weights + slots * cache) / rate)
+
+
+def product_bound(asked, slots, read, products):
+    """Tokens per second if prompts, `read` tokens at once, and steps of `slots` rows were products
+    alone, no slot ever idle; `products` are those of `xla_products`."""
+    prompts, new = sum(len(ids) for ids, _ in asked), sum(new for _, new in asked)
+    return new / (prompts / read * products[read][0] + new / slots * sum(products[slots]))
+
+
+def at_once(name, asked):
+    """(slots, prompt tokens that are read at once) of a task."""
+    return (SLOTS, READ) if 'ragged' in name else (len(asked), PROMPT * len(asked))
 
 
 def measure(folder, repeats):
@@ -203,9 +270,14 @@ def measure(folder, repeats):
             print(f'  round {turn} of {repeats}: {name}', flush=True)
     pipes['ours'].send(('unused cache', UNUSED))
     _, steps, _ = pipes['ours'].recv()
+    products, rows = [], {n for name, _, asked in rounds for n in at_once(name, asked)}
+    for pipe in pipes.values():
+        pipe.send(('products', (config, sorted(rows))))
+        products.append(pipe.recv()[1])
+    best = {n: [min(pair) for pair in zip(*(side[n] for side in products))] for n in rows}
     for pipe in pipes.values():
         pipe.send(None)
-    return config, work, found, steps
+    return config, work, found, steps, best
 
 
 def main():
@@ -216,19 +288,23 @@ def main():
             random_model(made)
         rate = bandwidth()
         print(f'memory: {rate / 1e9:.1f} GB/s read by two threads')
-        config, work, found, steps = measure(args.model or Path(made), args.repeats)
+        config, work, found, steps, products = measure(args.model or Path(made), args.repeats)
     for name, row in found.items():
         asked = work['ragged' if 'ragged' in name else name]
         tokens = sum(new for _, new in asked)
         ours, theirs = (tokens / statistics.median(row[side]) for side in ('ours', 'theirs'))
         ratios = [b / a for a, b in zip(row['ours'], row['theirs'])]
         row['ratio'], row['tokens'] = statistics.median(ratios), tokens
-        slots = min(SLOTS, len(asked)) if 'ragged' in name else len(asked)
-        row['bound'] = bound(config, asked, slots, rate)
+        slots, read = at_once(name, asked)
+        row['memory bound'] = memory_bound(config, asked, slots, rate)
+        row['product bound'] = product_bound(asked, slots, read, products)
+        bounds = ', '.join(f'{kind} {row[kind]:.0f} tok/s ({ours / row[kind]:.0%} of it; that is '
+                           f'{row[kind] / theirs:.2f} x theirs)'
+                           for kind in ('memory bound', 'product bound'))
         agree = f', {row["same"]:.1%} of tokens equal' if 'same' in row else ''
         print(f'{name:20s}{ours:8.1f} tok/s against {theirs:7.1f}: {row["ratio"]:.2f} '
-              f'({min(ratios):.2f} to {max(ratios):.2f}; goal {GOALS[name]}); memory bound '
-              f'{row["bound"]:.0f} tok/s, {ours / row["bound"]:.0%} of it{agree}', flush=True)
+              f'({min(ratios):.2f} to {max(ratios):.2f}; goal {GOALS[name]}){agree}\n{"":20s}'
+              f'{bounds}', flush=True)
         if 'counters' in row:
             c = row['counters']
             print(f'{"":20s}slot occupancy {c["slot_occupancy"]:.0%}, padding of prompts '

@@ -7,9 +7,9 @@ METHODS = (
     'Intervals are 95 % intervals from a bootstrap over pictures: all questions about one picture '
     'are drawn together, and every model and family sees the same drawn pictures, so differences '
     'are paired. From three training seeds on, seeds are redrawn as well, as a t variable, in '
-    'whatever compares the same seeds; else intervals cover pictures only, and those of rank '
-    'correlations with the drop cover families only. Below 30 pictures (in a mean over families an '
-    'effective number) a t interval is joined to it, and where every resample agrees it is '
+    'whatever compares the same seeds; else intervals cover pictures only. Those of rank '
+    'correlations with the drop are over families in place of pictures. Below 30 pictures (in a '
+    'mean over families an effective number) a t interval is joined to it, and where every resample agrees it is '
     'widened, so no interval has zero width. Repeats and seeds are averaged per question. A '
     'completed answer is not '
     'truncated, was parsed, and closed its thought where it had one; each model completes other '
@@ -138,7 +138,8 @@ def _reliance_html(result, out):
     parts.append(page.table(('reliance', 'axes from', 'Spearman', 'slope', 'families'), rows, True)
                  + page.paragraph('Split halves: the axes are from disjoint halves of the '
                                   'pictures, so that noise in the largest model is not on both. '
-                                  'Intervals are over families.', 'soft') if rows else
+                                  'Intervals are over families, and over seeds from three on.',
+                                  'soft') if rows else
                  page.paragraph(f'Skipped: a relation needs {FEW_TASKS} families.', 'skip'))
     for condition in result['missing']:
         parts.append(page.paragraph(f'Skipped: no {condition} condition for {result["large"]}.',
