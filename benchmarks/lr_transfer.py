@@ -1,6 +1,6 @@
 """Does the best learning rate stay where it is when the model gets wider?
 
-Models of three widths, a factor 4 apart, learn a random Markov chain at each rate of a grid of
+Models of three widths over a factor 4 learn a random Markov chain at each rate of a grid of
 factors 2 and from two seeds. Under muP the best rate has to move by at most one step of the grid
 and the widest model, at the rate tuned for the narrowest, must not be worse than it. Exit code 1
 otherwise. Standard parametrisation is trained for comparison and judges nothing.

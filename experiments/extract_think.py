@@ -1,8 +1,8 @@
 """Does Extract+Think repair it? All five stages, then reasoners of all sizes read the texts.
 
 Command:   downscale study experiments/extract_think.py            (0.6B and 1.7B see, 4B reads)
-           downscale study experiments/extract_think.py:dry        (tiny models, tiny files)
-Hardware:  a TPU slice; the dry run 2 CPU cores, a minute
+           downscale study experiments/extract_think.py:dry        (of tests/test_real_studies.py)
+Hardware:  one TPU host (more: downscale launch); the dry run 2 CPU cores, a minute
 Data:      all of experiments/mixtures built below data/built/, VMCBench and MMStar below data/,
            models imported; see README.
 Expect:    nothing trained yet at this scale: no published data was at hand. arXiv 2511.17487, table

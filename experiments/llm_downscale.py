@@ -2,8 +2,9 @@
 
 Command:   downscale study experiments/llm_downscale.py             (micro, CPU)
            downscale study experiments/llm_downscale.py:qwen3       (0.6B to 8B, TPU)
-           downscale study experiments/llm_downscale.py:dry         (tiny models, tiny files)
-Hardware:  micro: 2 CPU cores for some hours; qwen3: a TPU slice; dry: 2 CPU cores, a minute
+           downscale study experiments/llm_downscale.py:dry         (of tests/test_real_studies.py)
+Hardware:  micro: 2 CPU cores for some hours; qwen3: one TPU host (more: downscale launch); dry:
+           2 CPU cores, a minute
 Data:      qwen3: experiments/mixtures/{align_blip558k,instruct_single574k,instruct_multi459k}.py
            built below data/built/, test files of CoIN below data/coin/, models imported (README)
 Expect:    nothing known yet. Of the paper's sixteen tasks (section 3.2) the eight of CoIN are

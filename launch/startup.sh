@@ -14,6 +14,7 @@ worker=$(metadata agent-worker-number) || worker=0
 log=$(mktemp "${TMPDIR:-/tmp}/downscale.XXXXXX")
 entry=(python3 -m downscale.launch.entry "$spec")
 if [[ -n $image ]]; then
+  gcloud auth configure-docker --quiet "${image%%/*}"  # pulled as the account of this machine
   # Python is the first process of the container, and docker passes signals on to it.
   entry=(docker run --rm --privileged --network=host --name=downscale
          --stop-timeout=60 --entrypoint=python3 "$image" -m downscale.launch.entry "$spec")

@@ -26,7 +26,9 @@ cat "$STUBS/meta/${file##*/}"
 def start(tmp_path):
     (tmp_path / 'meta').mkdir()
     for name, text in {'docker': PROGRAM, 'python3': PROGRAM, 'curl': CURL,
-                       'gcloud': '#!/bin/bash\ncp "${@: -2:1}" "$STUBS/uploaded"\n'
+                       'gcloud': '#!/bin/bash\n'
+                                 '[[ $1 == auth ]] && { echo "$*" > "$STUBS/login"; exit; }\n'
+                                 'cp "${@: -2:1}" "$STUBS/uploaded"\n'
                                  'echo "${@: -1:1}" > "$STUBS/target"\n'}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
@@ -50,6 +52,9 @@ def test_sigterm_reaches_the_program_and_its_log_is_kept(start, tmp_path, image)
     assert said[0].startswith('docker run' if image else 'python3 -m downscale.launch.entry')
     assert said[0].endswith('downscale.launch.entry gs://b/run/launch/c/train/spec.json')
     assert said[1] == 'saved'
+    login = tmp_path / 'login'
+    assert login.exists() == bool(image)
+    assert not image or login.read_text().split()[-1] == 'registry'
     assert (tmp_path / 'target').read_text().startswith('gs://b/run/launch/c/train/logs/host-0-')
 
 
