@@ -8,12 +8,13 @@ import pytest
 from fake_study import FAMILIES, fake_study
 
 from downscale import cli
-from downscale.analysis import inference, measures, probe_tables, report
 from downscale.analysis import ledger as ledgers
+from downscale.analysis import measures, probe_tables, report
 from downscale.analysis.ledger import SITES, STEPS, ledger, ledger_rows
 from downscale.analysis.measures import Missing
 from downscale.analysis.probe_command import show_ledger
 from downscale.analysis.probe_tables import ASKED, Measured, items_table, write
+from downscale.analysis.synthetic import synth
 from downscale.analysis.tables import load_study
 from downscale.analyze_command import ANALYZE_EXAMPLES
 from downscale.evaluate.items import TableError
@@ -117,10 +118,36 @@ def test_without_a_reader_that_step_is_named_otherwise_and_the_sum_stays(tmp_pat
         == pytest.approx(steps['total']['macro'].value)
 
 
-def test_it_is_said_that_intervals_cover_no_seeds_however_many_there_are(scored, monkeypatch):
-    monkeypatch.setattr(inference, 'FEW_RUNS', 1)
-    found = ledger(scored, probe_items())
-    assert any('not of training seeds' in note for note in found.notes)
+def test_it_is_said_that_intervals_of_one_seed_cover_pictures_only(found):
+    assert 'intervals cover the choice of pictures' in found.notes
+
+
+def test_from_three_seeds_on_the_total_has_the_interval_of_the_drop(tmp_path):
+    made = synth(7, tmp_path / 'study', sizes=2, seeds=3, items=320, full=False)
+    s = measures.scored(load_study(made.folder), 300)
+    items = s.study.items
+    tables = []
+    for run in s.study.meta['runs']:
+        share = .5 + .1 * run['seed']  # of each seed another
+        tasks = {}
+        for family in sorted(set(items['task'])):
+            here = items['task'] == family
+            ids, first = np.unique(items['item_id'][here], return_index=True)
+            one = Measured(ids, items['cluster_id'][here][first], True)
+            for site, depth in SITES.values():
+                one.values[site, depth, 'accuracy'] = (
+                    np.arange(len(ids)) < share * len(ids)).astype(float)
+            tasks[family] = one
+        tables.append(items_table(run['run_id'], tasks))
+    found = ledger(s, pa.concat_tables(tables))
+    assert 'intervals cover the choice of pictures and of seeds' in found.notes
+    drop = measures.drops(s)['macro']['absolute']
+    total = next(iter(found.losses.values()))['total']['macro']
+    assert total.seeds == drop.seeds == 3 and total.method == drop.method
+    assert (total.value, total.low, total.high) == pytest.approx((drop.value, drop.low, drop.high))
+    tower = found.levels[found.large]['tower']['macro']
+    assert tower.value == pytest.approx(.6, abs=.02)
+    assert tower.high - tower.low > 2 * 4.3 * .1 / 3 ** .5 * .9   # t of two degrees, spread .1
 
 
 def test_a_family_without_probes_is_named_and_left_out(scored):

@@ -61,25 +61,27 @@ def ledger(s, table):
                       f'found {len(groups)}; run `downscale analyze probe {s.study.root}`')
     written, said = _written(s, groups)
     notes = [gate.gate(s)['line'], said, 'columns are other instruments: compare sizes within one, '
-             'and losses from one to the next', 'intervals cover the choice of pictures, not of '
-             'training seeds, over which values are averaged']
+             'and losses from one to the next']
     if left_out:
         notes.append(f'runs without probes are left out: {", ".join(sorted(left_out))}')
-    sizes = list(groups)
-    paired = pair(s.study, [*groups.values(), *written.values()])
-    probes, keep = _probes(table, groups, paired)
+    sizes, parts = list(groups), _by_seed(s, groups, written)
+    notes.append(f'intervals cover the choice of pictures{" and of seeds" * (len(parts) > 1)}')
+    paired = pair(s.study, [cells for part in parts for of in part for cells in of.values()])
+    probes = [_probes(table, answers, paired) for answers, _ in parts]
+    keep = np.all([kept for _, kept in probes], axis=0)
     skipped = sorted(set(paired.task[~keep]))
     if skipped:
         notes.append(f'skipped: {", ".join(skipped)}: no probe at every site')
     if not keep.any():
         raise Missing('no family was probed at every site')
     columns = [*SITES, *([WRITTEN] if written else []), ANSWERED]
-    values = np.stack([np.stack([*probes[size], *(
-        [paired.scores[len(sizes) + k]] if written else []), paired.scores[k]])
-        for k, size in enumerate(sizes)])[:, :, keep]
-    means = stats.with_macro(stats.group_means(
-        values.reshape(len(sizes) * len(columns), -1), paired.task[keep],
-        paired.cluster_id[keep], s.resamples))
+    scores = paired.scores.reshape(len(parts), -1, len(sizes), len(keep))  # answered, then written
+    values = np.concatenate([[*found[size], *scores[part, ::-1, k]]
+                             for part, (found, _) in enumerate(probes)
+                             for k, size in enumerate(sizes)])
+    means = stats.with_macro(stats.over_seeds(stats.group_means(
+        values[:, keep], paired.task[keep], paired.cluster_id[keep], s.resamples),
+        len(parts), s.resamples))
     return Ledger(sizes[-1].name, _levels(means, sizes, columns),
                   _losses(means, sizes, columns), tuple(notes))
 
@@ -110,6 +112,19 @@ def _written(s, groups):
     x, own, name = best
     return own, (f'{WRITTEN}: what {name} answers from; on gold texts it is right in {x.value:.3f} '
                  f'[{x.low:.3f}, {x.high:.3f}] of the items (mean over families)')
+
+
+def _by_seed(s, groups, written):
+    """[(cells that answered, cells of the reader)] by size, for each seed where all sizes have the
+    same ones, at least `stats.FEW_SEEDS`; else once for all runs."""
+    sides = [{size: measures.by_seed(s, cells) for size, cells in side.items()}
+             for side in (groups, written)]
+    seeds = {tuple(sorted(found)) for side in sides for found in side.values()}
+    shared = seeds.pop() if len(seeds) == 1 else ()
+    if len(shared) < stats.FEW_SEEDS:
+        return [(groups, written)]
+    return [tuple({size: found[seed] for size, found in side.items()} for side in sides)
+            for seed in shared]
 
 
 def _probes(table, groups, paired):
