@@ -1,4 +1,5 @@
 """Claims: verdicts against declared thresholds, gates, seeds and budgets, and what is declared."""
+import csv
 import json
 
 import fake_study as fake
@@ -99,7 +100,12 @@ def test_planted_effects_are_found_and_told_by_the_report(planted):
     html = (root / 'report' / 'report.html').read_text()
     assert '<td class="text good">supported' in html and 'Claims: ' in html
     assert html.count('<svg') == len(list((root / 'report').glob('*.png')))
-    assert len(list((root / 'report').glob('*.csv'))) == len(list((root / 'report').glob('*.png')))
+    tables = {path.stem for path in (root / 'report').glob('*.csv')}
+    assert tables == {path.stem for path in (root / 'report').glob('*.png')} | {'claims'}
+    with open(root / 'report' / 'claims.csv', newline='') as file:
+        told = {row['id']: row for row in csv.DictReader(file)}
+    assert {name: row['verdict'] for name, row in told.items()} == verdicts
+    assert float(told['a']['low']) == pytest.approx(rows['visual_minus_knowledge']['low'])
 
 
 def test_unequal_budgets_make_a_claim_not_interpretable(planted):

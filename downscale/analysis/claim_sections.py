@@ -5,7 +5,10 @@ COSTS_SHOWN = .05   # ways below this probability of being on the frontier are i
 
 
 def claims(result, out):
-    """The claims table; `result` is that of `claims.judge`."""
+    """The claims table, also as claims.csv; `result` is that of `claims.judge`."""
+    if result:
+        figures.write_csv([{key: x for key, x in row.items() if key != 'by_size'}
+                           for row in result], out, 'claims')
     rows = [[row['id'], row['text'], row['verdict'], row['effect'], row['low'], row['high'],
              _asked(row), row['seeds'], row['n'], row['clusters'],
              _gate(row['gate']), row['where'], row['reason']] for row in result]

@@ -28,6 +28,14 @@ def plotting():
     return matplotlib
 
 
+def write_csv(rows, folder, name):
+    """`rows`, dicts of the same keys, are in `folder` as `name`.csv."""
+    with open(folder / f'{name}.csv', 'w', newline='') as file:
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def save(draw, result, folder, name):
     """`name`.png and `name`.csv are in `folder`; the returned string is the figure as SVG."""
     with plotting().rc_context(STYLE):
@@ -39,10 +47,7 @@ def save(draw, result, folder, name):
                        metadata={'Software': None})
         figure.savefig(buffer, format='svg', transparent=True, bbox_inches=box,
                        metadata={'Date': None})
-    with open(folder / f'{name}.csv', 'w', newline='') as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(rows, folder, name)
     svg = buffer.getvalue()
     svg = svg[svg.index('<svg'):].replace(INK, 'currentColor')
     width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups()

@@ -99,7 +99,8 @@ def _summary(s, results):
             'not of training seeds. A second seed could move any number by more than they say.')
     else:
         fewest = min(len(size.seeds) for size in s.sizes)
-        say(f'{fewest} to {seeds} seeds per size are averaged; intervals cover pictures' + (
+        count = str(seeds) if fewest == seeds else f'{fewest} to {seeds}'
+        say(f'{count} seeds per size are averaged; intervals cover pictures' + (
             ' and seeds where all that is compared has the same three or more.'
             if fewest >= FEW_SEEDS else ' only, see the table of runs for the spread between seeds.'
         ))
