@@ -221,12 +221,12 @@ def test_a_claim_that_is_no_mapping_is_named(value):
         claims.read([value])
 
 
-def test_reliance_is_judged_over_families_and_seeds(planted):
+def test_reliance_counts_as_one_seed_since_its_interval_is_over_families(planted):
     s = measures.scored(load_study(planted.folder), 200)
     found = CONTRASTS['drop_by_reliance'](s, 'think')
-    assert found.effect.seeds == 3 and 'over tasks, t over 3 seeds' in found.effect.method
+    assert found.effect.seeds == 1 and 'families, not seeds' in found.where
     row = {row['id']: row for row in claims.judge(s)}['b']
-    assert row['verdict'] == 'supported' and row['low'] > 0
+    assert row['verdict'] == 'inconclusive'
 
 
 def test_captions_shorter_than_what_they_are_cut_to_raise_a_doubt(tmp_path, monkeypatch):

@@ -115,30 +115,3 @@ def test_reliance_of_a_study_is_image_minus_blind(scored):
     found = dropoff.relation(**dropoff.visual_reliance(scored), bootstraps=100)
     expected = measures.reliance(scored)['conditions']['blind']
     np.testing.assert_allclose(found.reliance, [expected[task].value for task in found.tasks])
-
-
-def test_the_interval_of_a_relation_covers_seeds_that_differ():
-    rng, covered, alone = np.random.default_rng(5), 0, 0
-    for trial in range(60):
-        relied = np.linspace(0, 1, 12)
-        slopes = .5 + rng.normal(0, .4, 3)          # of each seed; their mean is .5
-        task, cluster = np.repeat(np.arange(12), 20), np.tile(np.arange(20), 12)
-        large = np.zeros((3, len(task)))
-        columns = dict(large=large, without=large - relied[task],
-                       small=-slopes[:, None] * relied[task], task=task, cluster=cluster)
-        found = dropoff.relation(**columns, bootstraps=200, seed=trial).slope
-        assert found.seeds == 3 and found.value == pytest.approx(slopes.mean())
-        covered += found.low <= .5 <= found.high
-        mean = dropoff.relation(**{name: column.mean(axis=0) if column.ndim > 1 else column
-                                   for name, column in columns.items()}, bootstraps=200).slope
-        alone += mean.low <= .5 <= mean.high
-    assert 53 <= covered <= 60 and alone < 10   # binomial(60, .95): 53 and fewer have 3 %
-
-
-def test_a_rank_correlation_stays_within_its_bounds_however_seeds_scatter():
-    relied = np.linspace(0, 1, 6)
-    task, cluster = np.repeat(np.arange(6), 8), np.tile(np.arange(8), 6)
-    small = np.stack([-relied, relied, -relied])[:, task]
-    large = np.zeros_like(small)
-    found = dropoff.relation(large, large - relied[task], small, task, cluster, bootstraps=200)
-    assert -1 <= found.spearman.low < 0 < found.spearman.high <= 1

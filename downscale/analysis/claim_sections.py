@@ -111,8 +111,8 @@ def layers(result, out):
     parts = []
     if result['curves']:
         svg = figures.save(share_figures.layers, result, out, 'layers')
-        parts.append(page.figure(svg, 'By relative depth of the language model, bands: 95 %. '
-                                      'layers.png, layers.csv'))
+        parts.append(page.figure(svg, 'By relative depth of the language model, bands: 95 % over '
+                                      'pictures. layers.png, layers.csv'))
     if result['others']:
         count = f'{len(result["others"]):,} numbers without a depth'
         parts.append(f'<details><summary>{count}</summary>' + page.table(

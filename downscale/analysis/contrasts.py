@@ -76,13 +76,15 @@ def visual_minus_knowledge(s, mode):
 def drop_by_reliance(s, mode):
     """Spearman of drop and reliance on the picture (image - blind), axes from split halves.
 
-    Its interval is over families and, from three seeds on, over seeds.
+    Its interval is over families, of all seeds averaged; no seeds are redrawn, so that it counts
+    as that of one.
     """
     found = dropoff.reliance(s)
     if 'blind' not in found['relation']:
         raise Missing(f'needs the blind condition in {dropoff.FEW_TASKS} families')
     x = found['relation']['blind']['split halves'].spearman
-    return Found(x, f'{x.clusters} families, image - blind, split halves')
+    return Found(x, f'{x.clusters} families, image - blind, split halves; the interval covers '
+                    'families, not seeds')
 
 
 def _pairs(s, mode, kinds=('extraction', 'caption')):

@@ -4,9 +4,9 @@ lost is what relied on the picture.
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import norm, rankdata, t
+from scipy.stats import norm, rankdata
 
-from downscale.analysis import measures, stats, tables
+from downscale.analysis import measures, stats
 from downscale.analysis.inference import ratio_interval
 from downscale.analysis.measures import Missing
 
@@ -63,79 +63,60 @@ def _drops_of(means, chance, column, decades):
 def visual_reliance(s, condition='blind'):
     """The four columns that `relation` compares, of the largest and the smallest size.
 
-    A dict of large, without, small (scores [seeds, items]), task and cluster. `without` is the
-    largest size asked under `condition`. One row, the mean, where the three do not have the same
-    seeds, at least `stats.FEW_SEEDS`.
+    A dict of large, without, small (scores per item), task and cluster. `without` is the largest
+    size asked under `condition`.
     """
     have = [size for size in s.sizes if measures.joint_cells(s, size, 'image')]
     cells = measures.joint_cells(s, have[-1], condition) if have else []
     if len(have) < 2 or not cells:
         raise Missing(f'visual reliance needs two sizes that answered with the picture, and the '
                       f'largest under {condition}')
-    groups = [measures.joint_cells(s, have[-1], 'image'), cells,
-              measures.joint_cells(s, have[0], 'image')]
-    seeded = [measures.by_seed(s, group) for group in groups]
-    seeds = sorted(seeded[0])
-    if len(seeds) >= stats.FEW_SEEDS and all(sorted(group) == seeds for group in seeded):
-        groups = [group[seed] for group in seeded for seed in seeds]
-    paired = tables.pair(s.study, groups)
-    large, without, small = np.split(paired.scores, 3)
-    return {'large': large, 'without': without, 'small': small, 'task': paired.task,
-            'cluster': paired.cluster_id}
+    paired, _, _ = measures.means_of(s, [measures.joint_cells(s, have[-1], 'image'), cells,
+                                         measures.joint_cells(s, have[0], 'image')])
+    return {'large': paired.scores[0], 'without': paired.scores[1], 'small': paired.scores[2],
+            'task': paired.task, 'cluster': paired.cluster_id}
 
 
 def relation(large, without, small, task, cluster, split=True, bootstraps=2000, seed=0):
     """Drop (large - small) against reliance (large - without) over tasks, as a `Relation`.
 
-    Scores are [items] or [seeds, items]. `large` is on both axes, so that its noise alone makes a
-    rising line. With `split` the axes come from disjoint halves of the pictures, which removes
-    that; the result is the mean over random halves. Noise in the reliance still flattens the slope.
-    The points of the result are those of all items and seeds. Interval: bootstrap over tasks, to
-    which seeds, where there are several, add the t interval of their mean.
+    `large` is on both axes, so that its noise alone makes a rising line. With `split` the axes
+    come from disjoint halves of the pictures, which removes that; the result is the mean over
+    random halves. Noise in the reliance still flattens the slope. The points of the result are
+    those of all items. Interval: bootstrap over tasks.
     """
     rng = np.random.default_rng(seed)
     names, place = np.unique(np.asarray(task, dtype=str), return_inverse=True)
-    relied, fell = (np.atleast_2d(np.asarray(large) - np.asarray(other))
-                    for other in (without, small))
-    points = [_task_means(values.mean(axis=0), place, np.ones(len(place), bool), len(names))
+    relied, fell = (np.asarray(large) - np.asarray(other) for other in (without, small))
+    points = [_task_means(values, place, np.ones(len(place), bool), len(names))
               for values in (relied, fell)]
     if len(names) < FEW_TASKS:
         raise Missing(f'drop against reliance needs {FEW_TASKS} tasks, found {len(names)}')
-
-    def axes(relied, fell, rng):
-        whole = np.ones(len(place), bool)
-        return _halves(relied, fell, place, cluster, len(names), rng) if split else [
-            _task_means(values, place, whole, len(names))[None] for values in (relied, fell)]
-
-    x, y = axes(relied.mean(axis=0), fell.mean(axis=0), rng)
-    by_seed = [axes(*one, np.random.default_rng(seed)) for one in zip(relied, fell, strict=True)]
+    x, y = (values[None] for values in points)
+    if split:
+        x, y = _halves(relied, fell, place, cluster, len(names), rng)
     picks = rng.integers(len(names), size=(bootstraps, len(names)))
     found = []
     for measure in (_spearman, _slope):
         draws = np.stack([measure(a[picks], b[picks]) for a, b in zip(x, y, strict=True)])
-        of_seeds = np.array([measure(*one).mean() for one in by_seed])
-        found.append(_over_tasks(measure(x, y).mean(), draws.mean(axis=0), of_seeds, len(place),
+        found.append(_over_tasks(measure(x, y).mean(), draws.mean(axis=0), len(place),
                                  len(names)))
-        if measure is _spearman:
-            found[0] = _with_small_sample(found[0], of_seeds)
+    found[0] = _with_small_sample(found[0])
     return Relation(tuple(names.tolist()), *points, *found)
 
 
-def _with_small_sample(x, of_seeds):
+def _with_small_sample(x):
     """A rank correlation whose interval holds that of Fisher's z as well.
 
     With the standard error of Bonett and Wright 2000 (Psychometrika 65:23): drawing few tasks
-    with replacement alone is too sure. The error of the mean of `of_seeds` is added to it.
+    with replacement alone is too sure.
     """
     if not np.isfinite(x.low):
         return x
-    at, seeds = np.clip(x.value, -.999, .999), len(of_seeds)
+    at = np.clip(x.value, -.999, .999)
     reach = norm.ppf(.975) * np.sqrt((1 + at * at / 2) / max(x.clusters - 3, 1))
-    if x.seeds > 1:
-        spread = np.std(np.arctanh(np.clip(of_seeds, -.999, .999)), ddof=1)
-        reach = np.hypot(reach, t.ppf(.975, seeds - 1) * spread / np.sqrt(seeds))
     low, high = np.tanh(np.arctanh(at) + np.array([-reach, reach]))
-    return replace(x, low=float(max(min(x.low, low), -1)), high=float(min(max(x.high, high), 1)),
+    return replace(x, low=float(min(x.low, low)), high=float(max(x.high, high)),
                    method=f'{x.method} and Fisher z')
 
 
@@ -156,18 +137,14 @@ def reliance(s):
     return found
 
 
-def _over_tasks(value, draws, of_seeds, items, tasks):
-    seeds = len(of_seeds) if len(of_seeds) > 1 and np.isfinite(of_seeds).all() else 1
-    method = 'bootstrap over tasks' + f', t over {seeds} seeds' * (seeds > 1)
-    if seeds > 1:
-        weights = stats.resample((), len(draws)).over_seeds(seeds)
-        draws = draws + (weights - 1 / seeds) @ of_seeds
+def _over_tasks(value, draws, items, tasks):
     draws = draws[np.isfinite(draws)]  # a draw of tasks may have no spread
     low, high = np.quantile(draws, [.025, .975]) if len(draws) > 1 else (np.nan, np.nan)
+    method = 'bootstrap over tasks'
     if not high - low > 1e-9:
         low = high = np.nan
         method = 'none (tasks do not differ)'
-    return stats.Interval(float(value), float(low), float(high), items, tasks, method, seeds)
+    return stats.Interval(float(value), float(low), float(high), items, tasks, method)
 
 
 def _halves(relied, fell, place, cluster, tasks, rng):

@@ -23,7 +23,7 @@ SITES = {FLOOR: ('question', NO_DEPTH), 'tower': ('vision', NO_DEPTH),
 WRITTEN, ANSWERED = 'written', 'answered'
 # What is lost between a column and the one before it.
 STEPS = {'tower': 'tower', 'connector': 'connector', 'middle of the LLM': 'early LLM',
-         'answer position': 'late LLM', WRITTEN: 'known but not said',
+         'answer position': 'to the answer position', WRITTEN: 'known but not said',
          ANSWERED: 'said but not used'}
 UNSAID = 'known but not used'  # the last step where nothing was written for a reader
 
@@ -82,6 +82,10 @@ def ledger(s, table):
     means = stats.with_macro(stats.over_seeds(stats.group_means(
         values[:, keep], paired.task[keep], paired.cluster_id[keep], s.resamples),
         len(parts), s.resamples))
+    unread = _unread(means, (len(sizes) - 1) * len(columns), columns)
+    if unread:
+        notes.append(f'what is lost before {" and ".join(unread)} cannot show: not even of '
+                     f'{sizes[-1].name} do probes read more there than from the question alone')
     return Ledger(sizes[-1].name, _levels(means, sizes, columns),
                   _losses(means, sizes, columns), tuple(notes))
 
@@ -150,6 +154,19 @@ def _probes(table, groups, paired):
     return found, ~np.isin(paired.task, paired.task[~keep])
 
 
+def _unread(means, first, columns):
+    """The probed columns of the largest size, whose rows begin at `first`, that are not clearly
+    above its floor in the mean over families."""
+    found, macro = [], means.groups.index('macro')
+    for column in SITES:
+        weights = np.zeros(len(means.value))
+        weights[first + columns.index(column)] += 1
+        weights[first + columns.index(FLOOR)] -= 1
+        if column != FLOOR and not stats.contrast(means, weights, macro, (-1, 1)).low > 0:
+            found.append(column)
+    return found
+
+
 def _levels(means, sizes, columns):
     return {size.name: {column: {task: measures.one(means, k * len(columns) + c, place)
                                  for place, task in enumerate(means.groups)}
@@ -190,4 +207,5 @@ def ledger_rows(found):
 
 
 def _row(table, setting, task, what, x):
-    return Row(table, setting, task, what, x.value, x.low, x.high, x.n, x.clusters, x.method)
+    return Row(table, setting, task, what, x.value, x.low, x.high, x.n, x.clusters, x.method,
+               seeds=x.seeds)

@@ -7,8 +7,8 @@ METHODS = (
     'Intervals are 95 % intervals from a bootstrap over pictures: all questions about one picture '
     'are drawn together, and every model and family sees the same drawn pictures, so differences '
     'are paired. From three training seeds on, seeds are redrawn as well, as a t variable, in '
-    'whatever compares the same seeds; else intervals cover pictures only. Those of rank '
-    'correlations with the drop are over families in place of pictures. Below 30 pictures (in a '
+    'whatever compares the same seeds; else intervals cover pictures only, and those of rank '
+    'correlations with the drop cover families only. Below 30 pictures (in a '
     'mean over families an effective number) a t interval is joined to it, and where every '
     'resample agrees it is widened, so no interval has zero width. Repeats and seeds are averaged '
     'per question. A completed answer is not truncated, was parsed, and closed its thought where '
@@ -19,7 +19,8 @@ METHODS = (
 ENDINGS = (
     'Accuracy on completed answers with its interval; below it accuracy on all answers, and the '
     'per cent of all answers that are truncated / unparsed / unclosed (an open thought; – where '
-    'none was asked for). Shares are means over families, as the accuracy is.')
+    'none was asked for). Shares are means over families, as the accuracy is; intervals are over '
+    'pictures only.')
 
 
 def body(s, results, skipped, summary, out):
@@ -27,7 +28,7 @@ def body(s, results, skipped, summary, out):
     study, warned = s.study, results['warnings']
     sizes = ', '.join(f'{z.name} ({figures.short_count(z.n_total)})' for z in s.sizes)
     parts = [f'<h1>{page.escape(str(study.meta.get("name", "study")))}</h1>',
-             page.paragraph(f'{len(s.resamples.clusters):,} pictures · sizes {sizes} · '
+             page.paragraph(f'{len(s.resamples.clusters):,} pictures and facts · sizes {sizes} · '
                             f'input {study.input_hash[:12]}', 'soft'),
              _warnings_html(warned), page.bullets(summary['sentences']),
              '<details><summary>How the numbers are made</summary>', page.paragraph(METHODS),
@@ -98,7 +99,7 @@ def _accuracy_html(result, out):
              next(iter(row['sizes'].values())).n] for name, row in
             [*result['families'].items(), ('macro mean', result['macro'])]]
     headers = ('family', *result['macro']['sizes'], 'chance', 'majority', 'items')
-    caption = ('The model sees the picture and answers by itself. Bands: 95 % over pictures. The '
+    caption = ('The model sees the picture and answers by itself. Bands: 95 %. The '
                'macro mean is the plain mean over families. accuracy.png, accuracy.csv')
     ended = [[name, *row['completion'].values()] for name, row in
              [*result['families'].items(), ('macro mean', result['macro'])]]
@@ -116,8 +117,9 @@ def _drops_html(result, out):
                'the drop as a share of (largest - chance). In brackets: questions. '
                'Grey bars: interval includes 0. drops.png, drops.csv')
     headers = ('family', 'drop', 'share of above chance', 'p (McNemar, Holm)', 'items', 'pictures')
-    note = page.paragraph('p is exact McNemar over questions, as if independent, adjusted by Holm '
-                          'over families; the interval respects pictures.', 'soft')
+    note = '' if all(row[3] is None for row in rows) else page.paragraph(
+        'p is exact McNemar over questions, as if independent, adjusted by Holm over families; the '
+        'interval respects pictures.', 'soft')
     return page.figure(svg, caption) + page.table(headers, rows, sign=True) + note
 
 
@@ -138,8 +140,7 @@ def _reliance_html(result, out):
     parts.append(page.table(('reliance', 'axes from', 'Spearman', 'slope', 'families'), rows, True)
                  + page.paragraph('Split halves: the axes are from disjoint halves of the '
                                   'pictures, so that noise in the largest model is not on both. '
-                                  'Intervals are over families, and over seeds from three on.',
-                                  'soft') if rows else
+                                  'Intervals are over families.', 'soft') if rows else
                  page.paragraph(f'Skipped: a relation needs {FEW_TASKS} families.', 'skip'))
     for condition in result['missing']:
         parts.append(page.paragraph(f'Skipped: no {condition} condition for {result["large"]}.',
