@@ -103,7 +103,7 @@ def add_probe_arguments(sub, verb):
     if verb == 'ledger':
         sub.add_argument('--macro', action='store_true', help='print means over families only')
     else:
-        sub.add_argument('--pictures', type=natural, default=256, metavar='N',
+        sub.add_argument('--pictures', type=int, default=256, metavar='N',
                          help='fresh scenes that probes are trained on (default 256)')
         sub.add_argument('--quiet', action='store_true', help='no progress bars')
 
@@ -112,6 +112,8 @@ def probe(args):
     """Probe every run of a study that is not probed yet; the same command continues."""
     from downscale.analysis import probe_command
     probe_command.check(args)
+    if args.pictures < 0:
+        raise ValueError(f'--pictures {args.pictures} must be at least 0')
     from downscale.analysis.probe import probe_study
     from downscale.console import progress_bars
     said = sys.stderr if args.json else sys.stdout  # stdout is then one JSON object
@@ -124,7 +126,9 @@ def report(args):
     """Write the report of a finished or unfinished study."""
     from downscale.analysis.figures import plotting
     plotting()  # all numbers are made before the first figure
+    from downscale.analysis.measure_command import check_resamples
     from downscale.analysis.report import write_report
+    check_resamples(args.bootstraps)
     print(f'report: {write_report(args.study, args.out, args.bootstraps, args.seed)}')
 
 

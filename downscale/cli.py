@@ -1,6 +1,5 @@
 """The console script `downscale`. JAX is imported only by the command that needs it."""
 import contextlib
-import importlib.metadata
 import json
 import os
 import sys
@@ -288,7 +287,6 @@ def parser():
         prog='downscale', description='What breaks first when the language model inside a '
         'multimodal model gets small, and how to repair it.',
         epilog=f'example: {EXAMPLES["study"]}')
-    top.add_argument('--version', action='version', version=importlib.metadata.version('downscale'))
     commands = top.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for run in (study, train, evaluate, report):
         name, sub = run.__name__, _command(commands, run)
@@ -350,7 +348,7 @@ def main(argv=None):
         if not isinstance(error, EXPECTED):
             return _ended(f'internal error: {type(error).__name__}: {error}', exits.BUG)
         return _ended(f'error: {cause_of(error)}',
-                      exits.code_of(error) if args.run is train else exits.CRASHED)
+                      exits.code_of(error) if args and args.run is train else exits.CRASHED)
 
 
 def _ended(text, code):

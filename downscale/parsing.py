@@ -92,8 +92,7 @@ def _number(kind, holds, meaning):
 
 count = _number(int, lambda value: 1 <= value < 2**31, 'a whole number above 0')
 natural = _number(int, lambda value: 0 <= value < 2**31, 'a whole number of at least 0')
-resamples = _number(int, lambda value: 100 <= value <= 10**6,
-                    'a whole number from 100 (fewer give no interval) to 1000000')
+resamples = _number(int, lambda value: 1 <= value <= 10**6, 'a whole number from 1 to 1000000')
 positive = _number(float, lambda value: 0 < value < math.inf, 'a number above 0')
 amount = _number(float, lambda value: 0 <= value < math.inf, 'a number of at least 0')
 share = _number(float, lambda value: 0 <= value <= 1, 'a number from 0 to 1')
@@ -110,6 +109,15 @@ def local_path(text):
             f'{text} is in a bucket, which only `downscale launch --run` reads and writes; for the '
             'rest copy it here: gcloud storage cp --recursive')
     return Path(text)
+
+
+def run_folder(text):
+    """The text of a run folder of a launch: on this machine, or gs://BUCKET/... of a bucket."""
+    if not text.startswith('gs://'):
+        return str(local_path(text))
+    if not text.removeprefix('gs://').partition('/')[0]:
+        raise argparse.ArgumentTypeError(f'{text} names no bucket; as gs://BUCKET/runs/NAME')
+    return text
 
 
 def new_folder(text):

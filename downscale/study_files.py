@@ -18,10 +18,10 @@ def load_study(config_file, overrides):
     unknown key (with the nearest one).
     """
     from downscale.sweeps import copied
-    module, arg = _load('study', config_file, ('get_config', 'sweep'), 'experiments')
-    with _explained(module.__file__):
+    module, path, arg = _load('study', config_file, ('get_config', 'sweep'), 'experiments')
+    with _explained(path):
         config, points = module.get_config(arg), module.sweep(arg)
-    config = _checked(module.__file__, config, points)
+    config = _checked(path, config, points)
     config = type(config)(copied(config.to_dict()))
     for override in overrides:
         set_key(config, override)
@@ -50,13 +50,13 @@ def _checked(path, config, points):
 def load_mixture(mixture_file):
     """The `Mixture` of `FILE.py` or `FILE.py:ARG`; ValueError in one line for a missing file or one
     without `get_mixture`."""
-    module, arg = _load('mixture', mixture_file, ('get_mixture',), 'experiments/mixtures')
-    with _explained(module.__file__):
+    module, path, arg = _load('mixture', mixture_file, ('get_mixture',), 'experiments/mixtures')
+    with _explained(path):
         return module.get_mixture(arg)
 
 
 def _load(what, file, functions, folder):
-    """(module, argument) of `FILE.py` or `FILE.py:ARG`, which must have these functions."""
+    """(module, path, argument) of `FILE.py` or `FILE.py:ARG`, which must have these functions."""
     import importlib.util
     path, _, arg = str(file).partition(':')
     if not Path(path).is_file():
@@ -70,7 +70,7 @@ def _load(what, file, functions, folder):
     for name in functions:
         if not hasattr(module, name):
             raise ValueError(f'{path} has no function {name}()')
-    return module, arg
+    return module, path, arg
 
 
 @contextlib.contextmanager
@@ -85,7 +85,7 @@ def _explained(path):
         raise ValueError(f'{path}, line {error.lineno}: {error.msg}') from error
     except (Exception, SystemExit) as error:
         own = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-               if frame.filename == str(path)]
+               if frame.filename == os.path.abspath(path)]
         where = f'{path}, line {own[-1]}' if own else str(path)
         raise ValueError(f'{where}: {type(error).__name__}: {error}') from error
 

@@ -1,7 +1,7 @@
 """The arguments of `downscale analyze fit` and `isoflop`, and what they print."""
 import json
 
-from downscale.parsing import count, local_path, natural, new_folder, positive, share
+from downscale.parsing import local_path, natural, new_folder, positive, resamples, share
 
 FORMS = ('power', 'chinchilla', 'saturating')
 
@@ -41,7 +41,7 @@ def _add_shared(sub, x):
                      help='write the result as JSON and a figure with its CSV there as well')
     sub.add_argument('--run', dest='run_column', metavar='COLUMN',
                      help='run of each row, which is resampled whole (default: every row is a run)')
-    sub.add_argument('--draws', type=count, default=1000, help='resamples (default: 1000)')
+    sub.add_argument('--draws', type=resamples, default=1000, help='resamples (default: 1000)')
     sub.add_argument('--seed', type=natural, default=0)
     sub.add_argument('--json', action='store_true', help='one JSON object')
 

@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 
 from downscale.evaluate.command import add_manner, assembled
-from downscale.parsing import count, local_path, new_folder
+from downscale.parsing import local_path, new_folder
 
 
 def add_benchmark_arguments(sub):
@@ -22,7 +22,7 @@ def add_benchmark_arguments(sub):
                      'that answer from what each RUN describes, too')
     sub.add_argument('--out', type=new_folder, help='folder of the results (default: '
                      'runs/benchmark-NAME)')
-    sub.add_argument('--limit', type=count, metavar='N', help='only the first N questions')
+    sub.add_argument('--limit', type=int, metavar='N', help='only the first N questions')
     add_manner(sub)
 
 

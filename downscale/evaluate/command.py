@@ -1,5 +1,5 @@
 """The arguments of `downscale extract-think`, and the `Chain` that they ask for."""
-from downscale.parsing import count, local_path, new_folder
+from downscale.parsing import local_path, new_folder
 
 
 def add_arguments(sub):
@@ -14,7 +14,7 @@ def add_arguments(sub):
                      '"family"')
     sub.add_argument('--out', type=new_folder, required=True, help='folder of the results')
     sub.add_argument('--split', default='test', help='split of a study (default: test)')
-    sub.add_argument('--limit', type=count, metavar='N', help='only the first N questions')
+    sub.add_argument('--limit', type=int, metavar='N', help='only the first N questions')
     add_manner(sub)
 
 

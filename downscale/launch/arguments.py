@@ -1,6 +1,6 @@
 """The arguments of `downscale plan` and `downscale launch`."""
 from downscale.launch.programs import KINDS
-from downscale.parsing import count, natural, new_folder, positive
+from downscale.parsing import count, natural, new_folder, positive, run_folder
 
 
 def add_arguments(sub):
@@ -64,7 +64,8 @@ def add_launch_arguments(sub):
         one = verbs.add_parser(verb, help=text, description=f'{text[0].upper()}{text[1:]}.',
                                epilog=f'example: {LAUNCH_EXAMPLES[verb]}')
         one.add_argument('config', metavar='EXPERIMENT', help='study file, FILE.py or FILE.py:ARG')
-        one.add_argument('--run', dest='folder', metavar='FOLDER', help='run folder: local, or '
+        one.add_argument('--run', type=run_folder, dest='folder', metavar='FOLDER',
+                         help='run folder: local, or '
                          'gs://BUCKET/... for the cloud (default: runs/STUDY)')
         one.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
                          help='override a configuration value; may be repeated')
