@@ -105,7 +105,8 @@ def model(folder, groups, vision=None, chat='qwen3', seed=0):
     language = scale(LANGUAGE['micro']['w64d2'], 32, 1, 384)
     cell = Experiment(folder.name, 'micro', 0, language, vision, chat=chat)
     probed_study.save(folder, init_params(cell.model(), seed, groups), cell)
-    small_bpe.tokenizer().save(str(folder / 'tokenizer.json'))
+    words = (*small_bpe.TEXT, *['wait but wait'] * 9)  # something to ban
+    small_bpe.tokenizer(text=words).save(str(folder / 'tokenizer.json'))
     return folder
 
 
