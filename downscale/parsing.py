@@ -4,11 +4,10 @@ What a command will write to is checked as it is parsed, which may be hours befo
 """
 import argparse
 import math
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
+from downscale.outputs import require_folder
 from downscale.streams import shortened
 from downscale.strict import unknown
 
@@ -122,7 +121,9 @@ def run_folder(text):
 
 def new_folder(text):
     """The path of a folder that can be made, and written to."""
-    return _tried(require_folder, local_path(text))
+    path = local_path(text)
+    _require(path, path)
+    return path
 
 
 def new_file(text):
@@ -130,38 +131,12 @@ def new_file(text):
     path = local_path(text)
     if path.is_dir():
         raise argparse.ArgumentTypeError(f'{path} is a folder; give a file')
-    _tried(require_folder, path.parent)
+    _require(path.parent, path)
     return path
 
 
-def _tried(check, path):
+def _require(folder, path):
     try:
-        return check(path)
+        require_folder(folder)
     except OSError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def require_folder(path):
-    """Return `path`; OSError in one line when it is no folder and cannot become one."""
-    there = path
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir():
-        raise NotADirectoryError(f'{path}: {there} is a file, not a folder')
-    try:
-        tempfile.TemporaryFile(dir=there).close()
-    except OSError as error:
-        raise PermissionError(f'{path}: nothing can be written in {there} '
-                              f'({error.strerror})') from None
-    return path
-
-
-def require_room(path, size):
-    """OSError in one line when the disk of `path` has no room for `size` bytes."""
-    there = path.absolute()
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
-    if free < size:
-        raise OSError(f'{path}: {size / 2**30:.2f} GiB are to be written, and the disk has '
-                      f'{free / 2**30:.2f} GiB left')
+        raise argparse.ArgumentTypeError(f'{path}: {error}') from None

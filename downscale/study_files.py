@@ -6,6 +6,7 @@ import traceback
 from pathlib import Path
 
 from downscale.memory import keep_freed_memory
+from downscale.outputs import require_folder
 
 # What every `get_config()` gives, beside its stages.
 REQUIRED = {'study': str, 'platform': str, 'family': str, 'vocabulary': int}
@@ -135,7 +136,7 @@ def claims_of(config):
 def open_study(args):
     """(config, experiments, folder) of the command line."""
     config, experiments = open_cells(args.config, args.set)
-    return config, experiments, Path(args.out or Path('runs') / config.study)
+    return config, experiments, args.out or require_folder(Path('runs') / config.study)
 
 
 def on_cpu():

@@ -51,7 +51,7 @@ def stages_of(s):
                 one = next((one for one in value['stages'] if one['name'] == stage), None)
                 if one is not None:
                     found[cell, stage] = _trained(path.parent, cell, value, one)
-            except (KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
                 raise TableError(f'{path}: not readable as an experiment '
                                  f'({type(error).__name__}: {error})') from None
         s.made['stages'] = found
