@@ -84,9 +84,10 @@ SUBSTITUTIONS = (  # in this order
 # Sizes, and what keeps a line from starting what would not end here.
 SHORT = '--describe-tokens 8 --think-tokens 8 --answer-tokens 4 --slots 4'
 APPENDED = (
-    (r'extract-think|benchmark', SHORT), (r'extract-think --perception \S+ --r', '--out runs/one'),
+    (r'extract-think|benchmark', SHORT),
+    (r'extract-think --perception runs/\S+ --r', '--out runs/one'),
     (r'launch (submit experiments/smoke|watch)', '--dry-run'),
-    # Whether it fits is asked of a compiler that pretends, by which it would not fit there.
+    # 16 rows a chip do not fit on so small a slice, as the real compiler says as well.
     (r'launch (plan|submit).* v5e:4x4', '--no-fit'))
 HOURS = 'takes hours, or wants published data; test_real_studies.py runs `:dry` of the real ones'
 NOT_RUN = {  # pattern: (what is left out, reason)
