@@ -126,7 +126,7 @@ def lines(draw):
     return words + draw(st.lists(VALUE, max_size=1))
 
 
-@settings(FUZZ, max_examples=600)
+@settings(FUZZ, max_examples=400)
 @given(lines())
 @example([])
 @example(['--', 'study'])
@@ -167,13 +167,16 @@ def harmed(draw, value):
     node = value
     for key in path[:-1]:
         node = node[key]
-    match draw(st.sampled_from(('value', 'value', 'without', 'key', 'cut', 'byte', 'utf-16'))):
+    kinds = ('value', 'value', 'without', 'key', 'whole', 'cut', 'byte', 'utf-16')
+    match draw(st.sampled_from(kinds)):
         case 'value':
             node[path[-1]] = draw(JSON)
         case 'without':
             del node[path[-1]]
         case 'key' if isinstance(node, dict):
             node[draw(st.text(max_size=6))] = draw(JSON)
+        case 'whole':
+            value = draw(JSON)
         case 'cut':
             data = json.dumps(value).encode()
             return data[:draw(st.integers(0, len(data) - 1))]
