@@ -1,7 +1,7 @@
 """Kill extract-think after some rows, continue it otherwise, and compare with a quiet run.
 
-Command:   python benchmarks/kill_extract_think.py --kills 5 -- --perception RUN --reasoner RUN
-           --data FOLDER --reason think direct --temperature 0.6
+Command:   python benchmarks/kill_extract_think.py --kills 5 -- --perception RUN --reasoner RUN \\
+               --data FOLDER --reason think direct --temperature 0.6
 Hardware:  2 CPU cores
 Time:      with the models of `make smoke` 15 s for each kill and for either full run
 

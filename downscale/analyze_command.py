@@ -1,9 +1,9 @@
 """The verbs of `downscale analyze` and their arguments: laws of tables, and measures of studies."""
 import contextlib
 import sys
-from pathlib import Path
 
 from downscale.analysis import fit_command
+from downscale.parsing import local_path, natural, new_file, new_folder, resamples
 
 COSTS = ('params', 'train_flops', 'inference_flops', 'samples', 'chip_hours')  # of `costs.py`
 SIZE_COLUMNS = ('n_nonembed', 'n_total')  # those of `analysis/dropoff.py`, which needs numpy
@@ -20,6 +20,7 @@ ANALYZE_EXAMPLES = {
     'pareto': 'downscale analyze pareto runs/smoke --cost inference_flops --out runs/smoke/pareto',
     'report': 'downscale analyze report runs/smoke --bootstraps 500 --out runs/smoke/quick',
 }
+DRAWN = ('fit', 'isoflop', 'drop', 'grid', 'attribute', 'pareto')  # with --out
 HELP = {
     'fit': 'Fit a law of size (and tokens) to a table, with intervals and alarms.',
     'isoflop': 'The best size of each compute budget, and the line through them.',
@@ -41,7 +42,6 @@ def add_analyze_arguments(sub):
     for verb, text in HELP.items():
         one = verbs.add_parser(verb, help=text, description=text,
                                epilog=f'example: {ANALYZE_EXAMPLES[verb]}')
-        one.add_argument('--debug', action='store_true', help='show the traceback of an error')
         if verb == 'fit':
             fit_command.add_fit_arguments(one)
         elif verb == 'isoflop':
@@ -49,7 +49,7 @@ def add_analyze_arguments(sub):
         elif verb in ('probe', 'ledger'):
             add_probe_arguments(one, verb)
         elif verb == 'validate':
-            one.add_argument('study', type=Path, help='folder of a study')
+            one.add_argument('study', type=local_path, help='folder of a study')
             one.add_argument('--json', action='store_true', help='one JSON object instead of text')
         elif verb == 'report':
             add_report_arguments(one)
@@ -59,24 +59,26 @@ def add_analyze_arguments(sub):
 
 def add_report_arguments(sub):
     """`sub` takes what `report` reads."""
-    sub.add_argument('study', type=Path, help='folder of a study')
-    sub.add_argument('--out', type=Path, metavar='DIR', help='where to (default: STUDY/report)')
+    sub.add_argument('study', type=local_path, help='folder of a study')
+    sub.add_argument('--out', type=new_folder, metavar='DIR',
+                     help='where to (default: STUDY/report)')
     _add_resamples(sub)
 
 
 def _add_resamples(sub):
-    sub.add_argument('--bootstraps', type=int, default=2000, metavar='N',
+    sub.add_argument('--bootstraps', type=resamples, default=2000, metavar='N',
                      help='resamples of the pictures (default 2000)')
-    sub.add_argument('--seed', type=int, default=0, help='seed of the resamples (default 0)')
+    sub.add_argument('--seed', type=natural, default=0, help='seed of the resamples (default 0)')
 
 
 def add_measure_arguments(sub, verb):
     """`sub` takes what `measure_command.run` reads for this verb."""
     sub.set_defaults(verb=verb)
-    sub.add_argument('study', type=Path, help='folder of a study')
+    sub.add_argument('study', type=local_path, help='folder of a study')
     sub.add_argument('--json', action='store_true', help='one JSON object instead of tables')
-    sub.add_argument('--csv', type=Path, metavar='FILE', help='write every number there as well')
-    sub.add_argument('--out', type=Path, metavar='DIR',
+    sub.add_argument('--csv', type=new_file, metavar='FILE',
+                     help='write every number there as well')
+    sub.add_argument('--out', type=new_folder, metavar='DIR',
                      help='write the numbers as JSON and CSV, and figures, there as well')
     sub.add_argument('--macro', action='store_true', help='print means over families only')
     _add_resamples(sub)
@@ -93,8 +95,9 @@ def add_measure_arguments(sub, verb):
 def add_probe_arguments(sub, verb):
     """`sub` takes what `probe_command` reads for this verb."""
     sub.set_defaults(verb=verb)
-    sub.add_argument('study', type=Path, help='folder of a study')
-    sub.add_argument('--out', type=Path, help='folder of JSON, CSV and figure (STUDY/analysis)')
+    sub.add_argument('study', type=local_path, help='folder of a study')
+    sub.add_argument('--out', type=new_folder,
+                     help='folder of JSON, CSV and figure (STUDY/analysis)')
     sub.add_argument('--json', action='store_true', help='one JSON object instead of tables')
     _add_resamples(sub)
     if verb == 'ledger':
@@ -121,6 +124,8 @@ def probe(args):
 
 def report(args):
     """Write the report of a finished or unfinished study."""
+    from downscale.analysis.figures import plotting
+    plotting()  # all numbers are made before the first figure
     from downscale.analysis.measure_command import check_resamples
     from downscale.analysis.report import write_report
     check_resamples(args.bootstraps)
@@ -141,6 +146,9 @@ def validate(args):
 
 def run(args):
     """Run one verb; returns its exit code (None: 0)."""
+    if args.verb in ('probe', 'ledger') or args.verb in DRAWN and args.out:
+        from downscale.analysis.figures import plotting
+        plotting()  # all numbers are made before the first figure
     if args.verb == 'fit':
         fit_command.run(args)
     elif args.verb == 'isoflop':

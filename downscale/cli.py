@@ -1,5 +1,4 @@
 """The console script `downscale`. JAX is imported only by the command that needs it."""
-import argparse
 import contextlib
 import json
 import os
@@ -14,6 +13,8 @@ from downscale.evaluate import benchmark_command, scoring_command
 from downscale.evaluate import command as chain_command
 from downscale.launch.arguments import LAUNCH_EXAMPLES, add_arguments, add_launch_arguments
 from downscale.memory import keep_freed_memory
+from downscale.parsing import Parser, count, local_path, new_folder
+from downscale.streams import LONGEST_ERROR, cause_of, keep_streams, shortened
 from downscale.study_files import claims_of, find_cell, on_cpu, open_study
 
 EXAMPLES = {
@@ -38,6 +39,10 @@ EXAMPLES = {
 }
 
 
+# What is raised on purpose, about input, settings or the machine; all else is a fault of ours.
+EXPECTED = (ValueError, ImportError, RuntimeError, FloatingPointError, OSError, MemoryError)
+
+
 def refuse_many():
     """Raise ValueError where the environment names several processes, which only train knows."""
     from downscale.distributed import given
@@ -56,6 +61,8 @@ def study(args):
     """Train, evaluate and compare every cell; then write the report."""
     config, experiments, folder = open_study(args)
     refuse_many()
+    from downscale.analysis.figures import plotting
+    plotting()  # of the report, hours later
     from downscale.study import run
     from downscale.train.trackers import require
     require(args.tracker)
@@ -250,17 +257,18 @@ def parity(args):
 def _add_exchange(commands):
     """The parsers of import, export and parity."""
     sub = _command(commands, import_)
-    sub.add_argument('source', type=Path, help='Hugging Face folder, or a .gguf file')
-    sub.add_argument('--to', type=Path, required=True, help='new run folder')
+    sub.add_argument('source', type=local_path, help='Hugging Face folder, or a .gguf file')
+    sub.add_argument('--to', type=new_folder, required=True, help='new run folder')
     sub.add_argument('--quiet', action='store_true', help='no progress bar')
     sub = _command(commands, export)
-    sub.add_argument('run_folder', metavar='run', type=Path,
+    sub.add_argument('run_folder', metavar='run', type=local_path,
                      help='imported model, or STUDY/cells/CELL/STAGE')
-    sub.add_argument('--to', type=Path, required=True, help='new Hugging Face folder')
+    sub.add_argument('--to', type=new_folder, required=True, help='new Hugging Face folder')
     sub.add_argument('--format', required=True, choices=(
         'qwen3', 'qwen2', 'llama', 'llava_qwen_3', 'llava_onevision'))
     sub = _command(commands, parity)
-    sub.add_argument('folder', type=Path, help='config.json, safetensors, image.png, expected.npz')
+    sub.add_argument('folder', type=local_path,
+                     help='config.json, safetensors, image.png, expected.npz')
     sub.add_argument('--json', action='store_true', help='one JSON object')
 
 
@@ -270,20 +278,12 @@ def _command(commands, run):
     sub = commands.add_parser(name, help=run.__doc__.splitlines()[0], description=run.__doc__,
                               epilog=f'example: {EXAMPLES[name]}')
     sub.set_defaults(run=run)
-    sub.add_argument('--debug', action='store_true', help='show the traceback of an error')
     return sub
-
-
-def count(text):
-    """A whole number above 0, of the command line."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f'{text!r} must be a whole number above 0')
-    return int(text)
 
 
 def parser():
     """The argument parser of every command."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog='downscale', description='What breaks first when the language model inside a '
         'multimodal model gets small, and how to repair it.',
         epilog=f'example: {EXAMPLES["study"]}')
@@ -294,7 +294,8 @@ def parser():
             analyze_command.add_report_arguments(sub)
             continue
         sub.add_argument('config', help='study file, FILE.py or FILE.py:ARG')
-        sub.add_argument('--out', type=Path, help='folder of the study (default: runs/NAME)')
+        sub.add_argument('--out', type=new_folder,
+                         help='folder of the study (default: runs/NAME)')
         sub.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
                          help='override a configuration value; may be repeated')
         sub.add_argument('--quiet', action='store_true', help='no progress bars')
@@ -311,7 +312,7 @@ def parser():
         if name == 'study':
             sub.add_argument('--together', type=count, default=1, metavar='N', help='train up to N '
                              'cells that differ in seed and rates only in one program (default: 1)')
-            sub.add_argument('--jobs', type=int, help='tasks run at once (default: one per core '
+            sub.add_argument('--jobs', type=count, help='tasks run at once (default: one per core '
                              'on CPU, at most one per cell; else 1)')
     add_data_arguments(_command(commands, data))
     add_arguments(_command(commands, plan))
@@ -327,23 +328,34 @@ def parser():
 def main(argv=None):
     """Run one command; errors are one line on stderr and exit code 1 (2 for bad usage).
 
-    That of `train` is after `exits.TABLE`.
+    A fault of this program itself ends with `exits.BUG`, and `train` after `exits.TABLE`.
     """
-    args = parser().parse_args(with_verb(argv))
+    argv, args = with_verb(argv), None
+    keep_streams()
     try:
-        return args.run(args) or 0
+        args = parser().parse_args(argv)
+        code = args.run(args) or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a full disk is told here, not when Python ends
+        return code
     except KeyboardInterrupt:
-        print('stopped; the same command continues', file=sys.stderr)
-        return 130
-    except (ValueError, KeyError, ImportError, RuntimeError, FloatingPointError, OSError) as error:
-        if args.debug:
-            traceback.print_exc()
-        text = ' '.join(str(error).split()) or type(error).__name__
-        print(f'error: {text}', file=sys.stderr)
-        return exits.code_of(error) if args.run is train else 1
+        return _ended('stopped; the same command continues', exits.INTERRUPTED)
     except exits.Preempted as error:
-        print(f'{error}; the same command continues', file=sys.stderr)
-        return error.code
+        return _ended(f'{error}; the same command continues', error.code)
+    except Exception as error:
+        if '--debug' in argv:
+            traceback.print_exc()
+        if not isinstance(error, EXPECTED):
+            return _ended(f'internal error: {type(error).__name__}: {error}', exits.BUG)
+        return _ended(f'error: {cause_of(error)}',
+                      exits.code_of(error) if args and args.run is train else exits.CRASHED)
+
+
+def _ended(text, code):
+    """Print why a command ends, in one line, and return its exit code."""
+    hint = '; --debug shows the traceback' if code == exits.BUG else ''
+    print(shortened(text, LONGEST_ERROR - len(hint)) + hint, file=sys.stderr)
+    return code
 
 
 if __name__ == '__main__':

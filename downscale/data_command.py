@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from downscale.factory import command as factory_command
+from downscale.parsing import count, local_path, natural, new_file, new_folder, share
 
 DATA_EXAMPLES = {
     'world': 'downscale data world experiments/smoke.py --out runs/smoke --show 4',
@@ -21,41 +22,42 @@ def add_data_arguments(sub):
     for name, run in VERBS.items():
         one = verbs.add_parser(name, help=run.__doc__.splitlines()[0], description=run.__doc__,
                                epilog=f'example: {DATA_EXAMPLES[name]}')
-        one.add_argument('--debug', action='store_true', help='show the traceback of an error')
         ADD[name](one)
 
 
 def _add_world(sub):
     sub.add_argument('config', help='study file, FILE.py or FILE.py:ARG')
-    sub.add_argument('--out', type=Path, help='folder of the study (default: runs/NAME)')
+    sub.add_argument('--out', type=new_folder, help='folder of the study (default: runs/NAME)')
     sub.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
                      help='override a configuration value; may be repeated')
     sub.add_argument('--quiet', action='store_true', help='no progress bars')
-    sub.add_argument('--show', type=int, default=2, help='examples to print')
+    sub.add_argument('--show', type=natural, default=2, help='examples to print')
     sub.add_argument('--padding', action='store_true', help='count what the batches of each stage '
                      'waste, and propose buckets that waste less')
 
 
 def _add_build(sub):
     sub.add_argument('mixture', help='mixture file, FILE.py or FILE.py:ARG')
-    sub.add_argument('--to', type=Path, required=True, metavar='DIR', help='folder of the result')
-    sub.add_argument('--root', type=Path, default=Path('data'), metavar='DIR',
+    sub.add_argument('--to', type=new_folder, required=True, metavar='DIR',
+                     help='folder of the result')
+    sub.add_argument('--root', type=local_path, default=Path('data'), metavar='DIR',
                      help='folder below which all sources lie (default: data)')
-    sub.add_argument('--tokenizer', type=Path, metavar='FILE', help='tokenizer.json that counts '
+    sub.add_argument('--tokenizer', type=local_path, metavar='FILE',
+                     help='tokenizer.json that counts '
                      'tokens; training with the same need not count again')
-    sub.add_argument('--length', type=int, metavar='N', help='reject records of more tokens '
+    sub.add_argument('--length', type=count, metavar='N', help='reject records of more tokens '
                      '(default 32768; needs --tokenizer)')
-    sub.add_argument('--most-rejected', type=float, metavar='X', help='share of the rows of a '
+    sub.add_argument('--most-rejected', type=share, metavar='X', help='share of the rows of a '
                      'source that may be rejected (default 0.01)')
-    sub.add_argument('--jobs', type=int, help='processes (default: one a core)')
+    sub.add_argument('--jobs', type=count, help='processes (default: one a core)')
     sub.add_argument('--quiet', action='store_true', help='no progress bars')
 
 
 def _add_show(sub):
-    sub.add_argument('folder', type=Path, help='folder of `downscale data build`')
-    sub.add_argument('--page', type=Path, metavar='FILE', help='where the page goes (default: '
+    sub.add_argument('folder', type=local_path, help='folder of `downscale data build`')
+    sub.add_argument('--page', type=new_file, metavar='FILE', help='where the page goes (default: '
                      'show.html in the folder)')
-    sub.add_argument('--samples', type=int, default=24, metavar='N',
+    sub.add_argument('--samples', type=count, default=24, metavar='N',
                      help='samples on the page (default 24)')
 
 

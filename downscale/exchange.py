@@ -21,6 +21,7 @@ from downscale.data.tokens import load_tokenizer
 from downscale.experiment import Experiment
 from downscale.loading import tokenizer_path
 from downscale.mup import BASE
+from downscale.outputs import require_room
 from downscale.places import write_json
 from downscale.sizes import Pictures
 from downscale.train.checkpoint import open_leaves, save_leaves
@@ -76,6 +77,7 @@ def import_model(source, to, report=lambda done, total: None):
     opened = open_model(source, to.name)
     if to.is_file() or to.is_dir() and any(to.iterdir()):
         raise FileExistsError(f'{to} is there already; give another folder or remove it')
+    require_room(to, _bytes(opened.leaves))
     partial = to.with_name(f'.{to.name}.{os.getpid()}.partial')
     try:
         save_leaves(partial, _counted(opened.leaves, report), {'source': str(source)})
@@ -106,9 +108,13 @@ class _Counted:
         return array
 
 
+def _bytes(leaves):
+    return sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+               for leaf in jax.tree.leaves(leaves))
+
+
 def _counted(leaves, report):
-    total = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(leaves))
-    done = [0]
+    total, done = _bytes(leaves), [0]
 
     def tell(count):
         done[0] += count
@@ -135,5 +141,7 @@ def export_model(run, to, form):
     if experiment.language and (path := tokenizer_path(run, experiment)).is_file():
         files['tokenizer.json'] = path
     pictures = experiment.layout(run.name).pictures
-    export_folder(to, form, open_leaves(run), experiment.language, experiment.vision, pictures,
+    leaves = open_leaves(run)
+    require_room(Path(to), _bytes(leaves))
+    export_folder(to, form, leaves, experiment.language, experiment.vision, pictures,
                   base, tuple(files.values()))

@@ -1,7 +1,7 @@
 """How a run ends: one table for the trainer, manifests, the start-up script and the watcher."""
 from dataclasses import dataclass
 
-DONE, CRASHED, PREEMPTED, FATAL, MISMATCH, LOST, INTERRUPTED = 0, 1, 42, 64, 69, 70, 130
+DONE, CRASHED, BUG, PREEMPTED, FATAL, MISMATCH, LOST, INTERRUPTED = 0, 1, 3, 42, 64, 69, 70, 130
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,7 @@ class Ending:
 
 TABLE = {
     DONE: Ending('done', 'none'),
+    BUG: Ending('crashed by a fault of downscale itself', 'counted'),
     PREEMPTED: Ending('preempted, saved', 'free'),
     FATAL: Ending('fatal: configuration, data, or out of device memory', 'never'),
     MISMATCH: Ending('other devices than the launch expects', 'counted'),

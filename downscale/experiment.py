@@ -296,7 +296,10 @@ def load(folder):
         value['evaluation'].pop('length', None)  # of runs from before prompts had any length
     if isinstance(value, dict) and isinstance(value.get('remat'), bool):  # before it had a name
         value['remat'] = 'full' if value['remat'] else 'none'
-    return from_dict(Experiment, value, str(path))
+    try:
+        return from_dict(Experiment, value, str(path))
+    except ValueError as error:  # of a value, which does not know whose it is
+        raise ValueError(str(error) if str(path) in str(error) else f'{path}: {error}') from None
 
 
 def language_of(family, size, vocabulary):

@@ -66,12 +66,20 @@ def write_json(path, value):
     write_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + '\n').encode())
 
 
-def read_json(path):
-    """The value in `path`; None when there is no such file."""
+def read_json(path, kind=dict):
+    """The value in `path`, a `kind`; None when there is no such file.
+
+    ValueError in one line that names the file when it is cut, or holds something else.
+    """
     try:
-        return json.loads(place(path).read_text())
+        value = json.loads(place(path).read_text(encoding='utf-8'))
     except FileNotFoundError:
         return None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{path} is damaged ({error})') from None
+    if not isinstance(value, kind):
+        raise ValueError(f'{path} is damaged (a {type(value).__name__}, not a {kind.__name__})')
+    return value
 
 
 def lock(folder):

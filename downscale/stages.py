@@ -101,9 +101,12 @@ def tokenizer_path(study, experiment):
 def library(study, split):
     """The examples of one split of a study's data set, parsed once per process."""
     path = scratch(study) / 'data.json'
-    if not path.is_file():
+    named = read_json(path)
+    if named is None:
         raise FileNotFoundError(f'no {path}; run `downscale data` or `downscale study` first')
-    return Library(source(path.parent / json.loads(path.read_text())['folder'], split))
+    if 'folder' not in named:
+        raise ValueError(f"{path} is damaged (it has no key 'folder')")
+    return Library(source(path.parent / named['folder'], split))
 
 
 def encoder_of(study, experiment, stage):

@@ -1,9 +1,15 @@
 """Study files and what the command line changes in them."""
 import ast
+import contextlib
 import os
+import traceback
 from pathlib import Path
 
 from downscale.memory import keep_freed_memory
+from downscale.outputs import require_folder
+
+# What every `get_config()` gives, beside its stages.
+REQUIRED = {'study': str, 'platform': str, 'family': str, 'vocabulary': int}
 
 
 def load_study(config_file, overrides):
@@ -13,34 +19,76 @@ def load_study(config_file, overrides):
     unknown key (with the nearest one).
     """
     from downscale.sweeps import copied
-    module, arg = _load('study', config_file, ('get_config', 'sweep'), 'experiments')
-    config = module.get_config(arg)
+    module, path, arg = _load('study', config_file, ('get_config', 'sweep'), 'experiments')
+    with _explained(path):
+        config, points = module.get_config(arg), module.sweep(arg)
+    config = _checked(path, config, points)
     config = type(config)(copied(config.to_dict()))
     for override in overrides:
         set_key(config, override)
-    return config.lock(), module.sweep(arg)
+    return config.lock(), points
+
+
+def _checked(path, config, points):
+    """`config`, if it and the `points` of its sweep are of the types that a study file returns."""
+    from ml_collections import ConfigDict
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f'{path}: get_config() must return a ConfigDict, not '
+                         f'{type(config).__name__}')
+    for key, kind in (*REQUIRED.items(), ('stages', ConfigDict)):
+        if key not in config:
+            raise ValueError(f'{path}: get_config() has no key {key!r}')
+        if not isinstance(config[key], kind):
+            raise ValueError(f'{path}: {key} must be of type {kind.__name__}')
+    for name, stage in config.stages.items():
+        if not isinstance(stage, ConfigDict):
+            raise ValueError(f'{path}: stages.{name} must be a ConfigDict, not {stage!r}')
+    if not isinstance(points, (list, tuple)) or not all(isinstance(p, dict) for p in points):
+        raise ValueError(f'{path}: sweep() must return a list of points (dicts)')
+    return config
 
 
 def load_mixture(mixture_file):
     """The `Mixture` of `FILE.py` or `FILE.py:ARG`; ValueError in one line for a missing file or one
     without `get_mixture`."""
-    module, arg = _load('mixture', mixture_file, ('get_mixture',), 'experiments/mixtures')
-    return module.get_mixture(arg)
+    module, path, arg = _load('mixture', mixture_file, ('get_mixture',), 'experiments/mixtures')
+    with _explained(path):
+        return module.get_mixture(arg)
 
 
 def _load(what, file, functions, folder):
-    """(module, argument) of `FILE.py` or `FILE.py:ARG`, which must have these functions."""
+    """(module, path, argument) of `FILE.py` or `FILE.py:ARG`, which must have these functions."""
     import importlib.util
     path, _, arg = str(file).partition(':')
     if not Path(path).is_file():
         raise ValueError(f'no {what} file {path}; there are {files_nearby(folder)}')
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None:
+        raise ValueError(f'{path} is no Python file; there are {files_nearby(folder)}')
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with _explained(path):
+        spec.loader.exec_module(module)
     for name in functions:
         if not hasattr(module, name):
             raise ValueError(f'{path} has no function {name}()')
-    return module, arg
+    return module, path, arg
+
+
+@contextlib.contextmanager
+def _explained(path):
+    """In this context the user's own file at `path` runs: what it raises is a ValueError that names
+    file and, where that is known, the line."""
+    try:
+        yield
+    except ValueError as error:  # what it refuses itself
+        raise ValueError(f'{path}: {error}') from error
+    except SyntaxError as error:
+        raise ValueError(f'{path}, line {error.lineno}: {error.msg}') from error
+    except (Exception, SystemExit) as error:
+        own = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+               if frame.filename == os.path.abspath(path)]
+        where = f'{path}, line {own[-1]}' if own else str(path)
+        raise ValueError(f'{where}: {type(error).__name__}: {error}') from error
 
 
 def files_nearby(folder):
@@ -88,7 +136,7 @@ def claims_of(config):
 def open_study(args):
     """(config, experiments, folder) of the command line."""
     config, experiments = open_cells(args.config, args.set)
-    return config, experiments, Path(args.out or Path('runs') / config.study)
+    return config, experiments, args.out or require_folder(Path('runs') / config.study)
 
 
 def on_cpu():

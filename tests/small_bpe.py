@@ -41,8 +41,8 @@ def smollm_cut():
 
 
 @cache
-def tokenizer(cut=qwen_cut):
-    """The tokenizer trained on TEXT; special tokens follow the vocabulary, as in Qwen3."""
+def tokenizer(cut=qwen_cut, text=TEXT):
+    """The tokenizer trained on `text`; special tokens follow the vocabulary, as in Qwen3."""
     made = Tokenizer(models.BPE())
     normalizer, made.pre_tokenizer = cut()
     if normalizer:
@@ -50,7 +50,7 @@ def tokenizer(cut=qwen_cut):
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=330, show_progress=False,
                                   initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
-    made.train_from_iterator(TEXT * 3, trainer)
+    made.train_from_iterator(text * 3, trainer)
     made.add_special_tokens([AddedToken(token, normalized=False) for token in CONTROL])
     made.add_tokens([AddedToken(token, normalized=False) for token in USER_DEFINED])
     return made

@@ -1,12 +1,16 @@
 """The console: quick help without JAX, and one line for every mistake."""
 import json
+import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
+from fake_study import fake_study
 
-from downscale import cli, experiment, study_files
+from downscale import cli, exits, experiment, outputs, streams, study_files
+from downscale.train import trackers
 
 ROOT = Path(__file__).parents[1]
 SMOKE = str(ROOT / 'experiments' / 'smoke.py')
@@ -176,3 +180,167 @@ def test_a_key_that_the_study_file_leaves_at_its_default_can_be_set(override):
 def test_an_unknown_or_foreign_key_is_still_refused(override):
     with pytest.raises(ValueError, match='unknown key'):
         study_files.load_study(ROOT / 'experiments' / 'smoke.py', [override])
+
+
+# --- asked for at the start, and told in one line ---------------------------------------------
+
+CONSOLE = [sys.executable, '-m', 'downscale.cli']
+
+
+@pytest.mark.parametrize('argv', [
+    ('study', SMOKE), ('report', 'runs'), ('analyze', 'report', 'runs'),
+    ('analyze', 'drop', 'runs', '--out', 'out'), ('analyze', 'pareto', 'runs', '--out', 'out'),
+    ('analyze', 'fit', 'runs.csv', '--out', 'out'), ('analyze', 'probe', 'runs'),
+    ('analyze', 'isoflop', 'runs.csv', '--budget', 'b', '--out', 'out'),
+    ('analyze', 'ledger', 'runs')])
+def test_figures_are_asked_for_before_any_number(capsys, monkeypatch, argv):
+    """Nothing is there but the missing library, and nothing else is looked for."""
+    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
+    assert "pip install 'downscale[report]'" in fails(capsys, *argv)
+
+
+def test_a_tracker_that_knows_nobody_is_refused_before_any_work(monkeypatch):
+    def login():
+        raise RuntimeError('No API key configured.')
+    monkeypatch.setitem(sys.modules, 'wandb', types.SimpleNamespace(login=login))
+    monkeypatch.delenv('WANDB_MODE', raising=False)
+    with pytest.raises(RuntimeError, match='No API key .*WANDB_MODE=offline'):
+        trackers.require('wandb')
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    trackers.require('wandb')
+    monkeypatch.setitem(sys.modules, 'tensorboard', None)
+    with pytest.raises(ImportError, match="no tensorboard; pip install 'tensorboard'"):
+        trackers.require('tensorboard')
+
+
+@pytest.mark.parametrize('option', ['--out', '--to', '--csv', '--page'])
+def test_what_cannot_be_written_is_refused_with_the_arguments(capsys, tmp_path, option):
+    argv = {'--out': ['report', 'runs'], '--to': ['import', 'model'],
+            '--csv': ['analyze', 'drop', 'runs'], '--page': ['data', 'show', 'runs']}[option]
+    (tmp_path / 'file').write_text('')
+    for place in (tmp_path / 'file' / 'below', '', 'gs://bucket/run', '/proc/none/here'):
+        with pytest.raises(SystemExit):
+            cli.main([*argv, option, str(place)])
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert f'error: argument {option}: ' in line and str(place) in line
+
+
+def test_a_default_folder_is_checked_as_a_given_one(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'runs').write_text('')
+    assert 'runs is a file, not a folder' in fails(capsys, 'study', SMOKE)
+    line = fails(capsys, 'extract-think', '--perception', 'a', '--reasoner', 'b', '--data', 'q',
+                 '--out', 'o')
+    assert 'experiment.json' in line
+
+
+def test_a_disk_without_room_is_told_before_it_is_full(capsys, tmp_path, monkeypatch):
+    model = ROOT / 'tests' / 'data' / 'hub' / 'qwen3'
+    assert cli.main(['import', str(model), '--to', str(tmp_path / 'run'), '--quiet']) == 0
+    monkeypatch.setattr(outputs.shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=5))
+    for argv in (('import', model), ('export', tmp_path / 'run', '--format', 'qwen3')):
+        line = fails(capsys, *argv, '--to', tmp_path / 'new' / 'model')
+        assert 'GiB are to be written, and the disk has 0.00 GiB left' in line
+    assert not (tmp_path / 'new').exists()
+
+
+@pytest.mark.parametrize('argv, hint', [
+    (('studdy', SMOKE), "did you mean 'study'"), (('fit', 'x.csv'), "did you mean 'analyze fit'"),
+    (('study', SMOKE, '--outt', 'x'), "did you mean '--out'"),
+    (('train', SMOKE, '--cel', 'x'), "did you mean '--cell'"),
+    (('analyze', 'dropp', 'runs'), "did you mean 'drop'"),
+    (('launch', 'status', SMOKE, '--onli', 'failed'), "did you mean '--only'"),
+    (('--quiet', 'study', SMOKE), '--quiet belongs behind the COMMAND'),
+    ((), 'COMMAND is missing: study, train'), (('data',), 'VERB is missing: world, build')])
+def test_a_wrong_word_is_answered_with_the_nearest(capsys, argv, hint):
+    with pytest.raises(SystemExit) as error:
+        cli.main(list(argv))
+    assert error.value.code == 2 and hint in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize('argv', [('--debug', 'report', 'nowhere'),
+                                  ('report', '--debug', 'nowhere'),
+                                  ('analyze', '--debug', 'drop', 'nowhere'),
+                                  ('analyze', 'drop', 'nowhere', '--debug')])
+def test_debug_stands_anywhere(capsys, argv):
+    assert cli.main(list(argv)) == 1
+    assert 'Traceback' in capsys.readouterr().err
+
+
+def test_a_fault_of_our_own_is_told_apart(capsys, monkeypatch):
+    def broken(*args):
+        raise TypeError('x' * 5000)
+    monkeypatch.setattr(cli, 'open_study', broken)
+    assert cli.main(['study', SMOKE]) == exits.BUG
+    line = capsys.readouterr().err
+    assert line.startswith('internal error: TypeError: xxx') and len(line) == 301
+    assert line.endswith('; --debug shows the traceback\n')
+    assert exits.BUG not in (exits.CRASHED, 2) and exits.ending(exits.BUG).restart == 'counted'
+
+
+def test_a_long_error_keeps_its_path_and_its_cause(capsys, tmp_path):
+    line = fails(capsys, 'study', SMOKE, '--out', tmp_path, '--set',
+                 f'stages.text.steps={"9" * 5000}')
+    assert len(line) == 301 and line.startswith('error: --set stages.text.steps: ')
+    assert line.endswith('must be of type int\n')
+    assert streams.shortened('a\x1b[31m\nb\ud800') == 'a\\x1b[31m b\\ud800'
+
+
+def test_a_reader_that_goes_away_ends_no_work(tmp_path):
+    """Both streams are closed by the reader, and the work behind them is done all the same."""
+    code = ('import sys\nfrom downscale import cli, study_files\n'
+            'def work(args):\n'
+            '    for _ in range(9):\n'
+            '        print("line", flush=True); print("line", file=sys.stderr, flush=True)\n'
+            f'    open({str(tmp_path / "done")!r}, "w").close()\n'
+            'cli.analyze_command.report = work\n'
+            'sys.exit(cli.main(["report", "x"]))')
+    pipe, end = os.pipe()
+    os.close(pipe)
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, stdout=end, stderr=end,
+                          check=False)
+    assert done.returncode == 0 and (tmp_path / 'done').is_file()
+
+
+def test_a_full_disk_behind_stdout_is_one_line():
+    with open('/dev/full', 'w') as full:
+        done = subprocess.run([*CONSOLE, 'benchmark', '--list'], cwd=ROOT, stdout=full,
+                              stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, 'error: [Errno 28] No space left on device\n')
+
+
+def test_a_terminal_without_unicode_gets_escapes(tmp_path):
+    done = subprocess.run([*CONSOLE, 'report', 'nö/☃'], cwd=ROOT, capture_output=True, text=True,
+                          check=False, env={**os.environ, 'PYTHONIOENCODING': 'ascii'})
+    assert done.stderr == ('error: n\\xf6/\\u2603: no study.json, so this is no study folder\n')
+
+
+@pytest.mark.parametrize('text, message', [
+    ('import nothing_like_this', "line 1: ModuleNotFoundError: No module named 'nothing_like"),
+    ('def get_config(:', 'line 1: invalid syntax'),
+    ('def get_config(arg):\n    return {}["x"]\ndef sweep(arg): return []',
+     "line 2: KeyError: 'x'"),
+    ('def get_config(arg): return 3\ndef sweep(arg): return []',
+     'get_config() must return a ConfigDict, not int'),
+    ('from ml_collections import ConfigDict\ndef get_config(arg): return ConfigDict()\n'
+     'def sweep(arg): return []', "get_config() has no key 'study'"),
+    ('import sys\nsys.exit(3)', 'line 2: SystemExit: 3')])
+def test_a_study_file_that_breaks_says_where(capsys, tmp_path, text, message):
+    (tmp_path / 'mine.py').write_text(text)
+    assert f'{tmp_path / "mine.py"}' in (line := fails(capsys, 'study', tmp_path / 'mine.py'))
+    assert message in line
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda meta: {**meta, 'newer': 1}, "unknown key 'newer'"),
+    (lambda meta: {key: meta[key] for key in meta if key != 'runs'}, "missing key 'runs'"),
+    (lambda meta: {**meta, 'runs': [{**meta['runs'][0], 'seed': 'x'}]}, "runs[0].seed = 'x' must"),
+    (lambda meta: [], 'damaged (a list, not a dict)'), (lambda meta: None, 'damaged')])
+def test_a_study_json_that_is_cut_older_or_newer_is_one_line(capsys, tmp_path, change, message):
+    fake_study(tmp_path, pictures=2, decoupled=False)
+    path = tmp_path / 'study.json'
+    changed = change(json.loads(path.read_text()))
+    path.write_text(json.dumps(changed) if changed is not None else path.read_text()[:40])
+    for argv in (('analyze', 'drop'), ('report',)):
+        line = fails(capsys, *argv, tmp_path)
+        assert str(path) in line and message in line

@@ -241,7 +241,9 @@ def test_what_cannot_be_probed_is_one_line(capsys, argv, told):
 
 def test_a_study_without_a_model_that_sees_says_so(study, tmp_path):
     cell = study[1][0]
-    write_json(tmp_path / 'study.json', {'runs': [{'run_id': cell.name}]})
+    rows = read_json(study[0] / 'study.json')['runs']
+    write_json(tmp_path / 'study.json', {
+        'runs': [row for row in rows if row['run_id'] == cell.name]})
     with pytest.raises(ValueError, match=f'nothing to probe: {cell.name}: skipped: no finished'):
         probe.probe_study(tmp_path)
 

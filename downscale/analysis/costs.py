@@ -11,6 +11,7 @@ import numpy as np
 
 from downscale.accounting import decode_flops, forward_flops, train_flops
 from downscale.analysis.measures import Missing
+from downscale.evaluate.items import TableError
 from downscale.places import read_json
 from downscale.sizes import LanguageConfig, VisionConfig
 from downscale.strict import from_dict, unknown
@@ -46,9 +47,13 @@ def stages_of(s):
         for path in sorted(s.study.root.glob('cells/*/*/experiment.json')):
             cell, stage = path.parent.parent.name, path.parent.name
             value = read_json(path)
-            one = next((one for one in value['stages'] if one['name'] == stage), None)
-            if one is not None:
-                found[cell, stage] = _trained(path.parent, cell, value, one)
+            try:
+                one = next((one for one in value['stages'] if one['name'] == stage), None)
+                if one is not None:
+                    found[cell, stage] = _trained(path.parent, cell, value, one)
+            except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+                raise TableError(f'{path}: not readable as an experiment '
+                                 f'({type(error).__name__}: {error})') from None
         s.made['stages'] = found
     return s.made['stages']
 

@@ -1,6 +1,7 @@
 """The arguments of `downscale analyze fit` and `isoflop`, and what they print."""
 import json
-from pathlib import Path
+
+from downscale.parsing import local_path, natural, new_folder, positive, resamples, share
 
 FORMS = ('power', 'chinchilla', 'saturating')
 
@@ -11,15 +12,15 @@ def add_fit_arguments(sub):
     sub.add_argument('--tokens', metavar='COLUMN', help='second input, for --form chinchilla')
     sub.add_argument('--form', choices=FORMS, help='y = E + A x^-alpha; with + B tokens^-beta '
                      '(default with --tokens); accuracy between chance and 1')
-    sub.add_argument('--chance', type=float, default=0.0, help='floor of --form saturating')
-    sub.add_argument('--delta', type=float, help='residual from which the Huber loss is linear '
-                     '(default: 0.001 of log y, 0.01 of an accuracy)')
-    sub.add_argument('--worst', type=int, default=0, metavar='K',
+    sub.add_argument('--chance', type=share, default=0.0, help='floor of --form saturating')
+    sub.add_argument('--delta', type=positive, help='residual from which the '
+                     'Huber loss is linear (default: 0.001 of log y, 0.01 of an accuracy)')
+    sub.add_argument('--worst', type=natural, default=0, metavar='K',
                      help='also fit without the K points of highest residual')
     sub.add_argument('--compute', metavar='COLUMN', help='FLOPs of each row, for --below')
-    sub.add_argument('--below', type=float, metavar='FLOPS',
+    sub.add_argument('--below', type=positive, metavar='FLOPS',
                      help='fit the rows below this compute and predict the others')
-    sub.add_argument('--budget', type=float, metavar='FLOPS',
+    sub.add_argument('--budget', type=positive, metavar='FLOPS',
                      help='best N and D for this budget, C = 6 N D (--form chinchilla)')
 
 
@@ -33,15 +34,15 @@ def add_isoflop_arguments(sub):
 
 
 def _add_shared(sub, x):
-    sub.add_argument('table', type=Path, help='.csv or .parquet, a row per measured point')
+    sub.add_argument('table', type=local_path, help='.csv or .parquet, a row per measured point')
     sub.add_argument('--x', default=x, metavar='COLUMN', help=f'size (default: {x})')
     sub.add_argument('--y', default='loss', metavar='COLUMN', help='measured (default: loss)')
-    sub.add_argument('--out', type=Path, metavar='DIR',
+    sub.add_argument('--out', type=new_folder, metavar='DIR',
                      help='write the result as JSON and a figure with its CSV there as well')
-    sub.add_argument('--run', metavar='COLUMN', help='run of each row, which is resampled whole '
-                     '(default: every row is a run)')
-    sub.add_argument('--draws', type=int, default=1000, help='resamples (default: 1000)')
-    sub.add_argument('--seed', type=int, default=0)
+    sub.add_argument('--run', dest='run_column', metavar='COLUMN',
+                     help='run of each row, which is resampled whole (default: every row is a run)')
+    sub.add_argument('--draws', type=resamples, default=1000, help='resamples (default: 1000)')
+    sub.add_argument('--seed', type=natural, default=0)
     sub.add_argument('--json', action='store_true', help='one JSON object')
 
 
@@ -55,9 +56,9 @@ def run(args):
     if (args.below is None) != (args.compute is None):
         raise ValueError('--below and --compute go together: a threshold, and the column it is of')
     table = _read(args.table, [*columns, *([args.compute] if args.compute else [])],
-                  [args.run] if args.run else [])
+                  [args.run_column] if args.run_column else [])
     x, y = np.column_stack([table[name] for name in columns[:-1]]), table[args.y]
-    options = {'runs': table.get(args.run), 'delta': args.delta, 'draws': args.draws,
+    options = {'runs': table.get(args.run_column), 'delta': args.delta, 'draws': args.draws,
                'seed': args.seed}
     found = fits.fit(law, x, y, worst=args.worst, **options)
     result, lines = found.to_dict(), _fit_lines(found)
@@ -97,9 +98,11 @@ def run_isoflop(args):
     """`analyze isoflop`: the minimum of each budget and the line through them are printed."""
     from downscale.analysis.isoflop import isoflop
     numbers = [args.x, args.y, *([args.compute] if args.compute else [])]
-    table = _read(args.table, numbers, [args.budget, *([args.run] if args.run else [])])
-    found = isoflop(table[args.x], table[args.y], table[args.budget], runs=table.get(args.run),
-                    compute=table.get(args.compute), draws=args.draws, seed=args.seed)
+    runs = [args.run_column] if args.run_column else []
+    table = _read(args.table, numbers, [args.budget, *runs])
+    found = isoflop(table[args.x], table[args.y], table[args.budget],
+                    runs=table.get(args.run_column), compute=table.get(args.compute),
+                    draws=args.draws, seed=args.seed)
     lines = [f'{found.method}; {found.n} points, {found.runs} runs, {found.draws} resamples']
     for one in found.minima:
         lines.append(f'{one.budget:>12}  {args.x} {_show(one.x)}  {args.y} {_show(one.y)}  '

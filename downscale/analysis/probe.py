@@ -34,6 +34,7 @@ from downscale.evaluate.fingerprint import fingerprint
 from downscale.evaluate.items import read_items
 from downscale.evaluate.run import test_items
 from downscale.places import place, read_json, write_bytes, write_json
+from downscale.study_json import read_study
 
 JOINT = ('interleave', 'instruct')  # the stages that answer with the picture, the later one first
 MOST_DIMENSIONS, MOST_BANDS = 256, 4
@@ -105,9 +106,7 @@ def probe_study(study, pictures=256, bootstraps=2000, seed=0,
     Finished runs of the same weights, data and plan are left alone. ValueError when no run of the
     study can be probed.
     """
-    meta = read_json(place(study) / 'study.json')
-    if meta is None:
-        raise ValueError(f'{study}: no study.json, so this is no study folder')
+    meta = read_study(study)
     cells, notes = probed_cells(study, meta)
     if not cells:
         raise ValueError(f'{study}: nothing to probe: {"; ".join(notes) or "no runs"}')
@@ -131,7 +130,7 @@ def _probe_run(study, cell, plan, report):
     weights = fingerprint(stages.folder_of(study, cell, cell.joint_stage))
     digest = hash_of([weights, stages.data_hash(cell), dataclasses.asdict(plan), 'attentive'])
     done = read_json(folder / 'DONE.json')
-    if done is None or done['hash'] != digest:
+    if done is None or done.get('hash') != digest or 'without' not in done:
         done = {'hash': digest, 'without': _probe(study, cell, plan, report, folder)}
         write_json(folder / 'DONE.json', done)
     return [f'{cell.name}: no probe of {task}: {why}' for task, why in done['without'].items()]

@@ -21,6 +21,7 @@ from downscale.evaluate.items import (
     read_items,
     read_texts,
 )
+from downscale.study_json import read_study
 
 STAGES = ('tower', 'text', 'align', 'instruct', 'interleave', 'caption', 'extract', 'reason')
 
@@ -91,9 +92,10 @@ def _columns(table, schema):
 def load_study(directory):
     """The whole study folder is read and checked; unfinished runs are listed, never dropped."""
     root = Path(directory)
-    if not (root / 'study.json').is_file():
-        raise TableError(f'{root}: no study.json, so this is no study folder')
-    meta = json.loads((root / 'study.json').read_text())
+    try:
+        meta = read_study(root)
+    except ValueError as error:
+        raise TableError(str(error)) from None
     items = [read_items(path)
              for path in sorted(root.glob('evaluations/*/items.parquet'))]
     texts = [read_texts(path)
@@ -188,6 +190,8 @@ def _read_metrics(path):
         except json.JSONDecodeError:
             # a killed run may leave half a line; what came before it is still true
             break
+        if not isinstance(row, dict):
+            raise TableError(f'{path}: line {number} is a {type(row).__name__}, not a mapping')
         if row.get('loss') is not None:
             rows.append((row.get('step', number), row.get('tokens', np.nan), row['loss']))
     array = np.array(rows, dtype=float).reshape(-1, 3)

@@ -3,21 +3,24 @@ import json
 from pathlib import Path
 
 from downscale.evaluate.command import add_manner, assembled
+from downscale.parsing import local_path, new_folder
 
 
 def add_benchmark_arguments(sub):
     """`sub` (an argparse parser) takes what `run` reads."""
-    sub.add_argument('runs', nargs='*', type=Path, metavar='RUN',
+    sub.add_argument('runs', nargs='*', type=local_path, metavar='RUN',
                      help='run folders of models that see the pictures and answer')
     sub.add_argument('--on', metavar='NAME', help='the benchmark (see --list)')
     sub.add_argument('--list', action='store_true', help='name every benchmark, its scorers and '
                      'where its data comes from')
-    sub.add_argument('--data', type=Path, help='its file or folder, as published')
-    sub.add_argument('--images', type=Path, metavar='FOLDER', help='where picture files lie that '
+    sub.add_argument('--data', type=local_path, help='its file or folder, as published')
+    sub.add_argument('--images', type=local_path, metavar='FOLDER',
+                     help='where picture files lie that '
                      'the data names (default: beside it)')
-    sub.add_argument('--reasoner', nargs='+', type=Path, default=[], metavar='RUN', help='models '
+    sub.add_argument('--reasoner', nargs='+', type=local_path, default=[], metavar='RUN',
+                     help='models '
                      'that answer from what each RUN describes, too')
-    sub.add_argument('--out', type=Path, help='folder of the results (default: '
+    sub.add_argument('--out', type=new_folder, help='folder of the results (default: '
                      'runs/benchmark-NAME)')
     sub.add_argument('--limit', type=int, metavar='N', help='only the first N questions')
     add_manner(sub)

@@ -1,18 +1,18 @@
 """The arguments of `downscale extract-think`, and the `Chain` that they ask for."""
-from pathlib import Path
+from downscale.parsing import local_path, new_folder
 
 
 def add_arguments(sub):
     """`sub` (an argparse parser) takes what `chain_of` reads; what is not given is left to `Plan`
     and, for limits, to the prompts."""
-    runs = {'nargs': '+', 'type': Path, 'required': True, 'metavar': 'RUN'}
+    runs = {'nargs': '+', 'type': local_path, 'required': True, 'metavar': 'RUN'}
     sub.add_argument('--perception', help='run folders of models that describe pictures', **runs)
     sub.add_argument('--reasoner', help='run folders of models that answer from texts', **runs)
-    sub.add_argument('--data', type=Path, required=True,
+    sub.add_argument('--data', type=local_path, required=True,
                      help='folder of a study, or .jsonl file of questions with "id", "question", '
                      '"images" (paths beside the file) and, if known, "answer", "information", '
                      '"family"')
-    sub.add_argument('--out', type=Path, required=True, help='folder of the results')
+    sub.add_argument('--out', type=new_folder, required=True, help='folder of the results')
     sub.add_argument('--split', default='test', help='split of a study (default: test)')
     sub.add_argument('--limit', type=int, metavar='N', help='only the first N questions')
     add_manner(sub)
@@ -36,9 +36,11 @@ def _add_wording(group):
     """The arguments of extract-think that decide the questions to both kinds of model."""
     group.add_argument('--describe', choices=('caption', 'extract'), help='describe everything '
                        '(default), or what the question needs')
-    group.add_argument('--information', type=Path, metavar='FILE', help='what to look at, instead '
+    group.add_argument('--information', type=local_path, metavar='FILE',
+                       help='what to look at, instead '
                        'of that in the data: JSON, question id or number to text')
-    group.add_argument('--informer', type=Path, metavar='RUN', help='model that writes what to '
+    group.add_argument('--informer', type=local_path, metavar='RUN',
+                       help='model that writes what to '
                        'look at, instead of that in the data')
     group.add_argument('--reason', nargs='+', choices=('think', 'direct'), help='default: think')
     group.add_argument('--prompts', metavar='NAME', help='micro, paper or a JSON file (default: '

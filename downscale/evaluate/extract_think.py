@@ -20,7 +20,7 @@ from downscale.evaluate.prompts import Prompts
 from downscale.evaluate.runs import Run, open_engine
 from downscale.evaluate.samples import Samples, join, key_of
 from downscale.generate.engine import Decoding, Request
-from downscale.places import write_json
+from downscale.places import read_json, write_json
 
 WINDOW = 2 ** 30  # bytes of image tiles that are held at once; a large picture has 4 MB of them
 ROWS = 4096
@@ -309,7 +309,7 @@ class Chain:
         """What this process measured in a step stands beside what it did in others before."""
         path = self.out / ('throughput.json' if not self.process else
                            f'throughput.p{self.process}.json')
-        before = json.loads(path.read_text()) if path.is_file() else {}
+        before = read_json(path) or {}
         write_json(path, before | {name: stats})
         self.note(f'{name}: {stats["rows"]} rows, {stats["tokens"]} tokens in '
                   f'{stats["seconds"]:.1f} s ({stats["tokens_per_second"]:.0f} tokens/s); '
@@ -344,7 +344,7 @@ def begin(out, settings, alone=True):
             raise ValueError(f'{out} holds something else; give an empty or new folder')
         write_json(path, settings)
         return
-    before, now = _flat(json.loads(path.read_text())), _flat(settings)
+    before, now = _flat(read_json(path)), _flat(settings)
     changed = sorted(name for name in before.keys() | now.keys()
                      if before.get(name) != now.get(name))
     if changed and alone and there == {path.name}:

@@ -1,11 +1,13 @@
 """The arguments of `downscale rescore` and what it prints."""
 import json
-from pathlib import Path
+
+from downscale.parsing import local_path
 
 
 def add_rescore_arguments(sub):
     """`sub` (an argparse parser) takes what `rescore_lines` reads."""
-    sub.add_argument('file', type=Path, help='JSON list of {"text", "gold"}, or a samples file '
+    sub.add_argument('file', type=local_path,
+                     help='JSON list of {"text", "gold"}, or a samples file '
                      '(.jsonl) of downscale or lmms-eval. A row of a list may have "choices" '
                      '({letter: text}; without them those of the published comparison of scorers: '
                      'A one cat, B two dogs, C three birds, D no animals), "share" (of people who '

@@ -1,18 +1,21 @@
 """The arguments of `downscale data extract`, and the work that they ask for."""
 from pathlib import Path
 
+from downscale.parsing import amount, local_path, natural, new_folder, share
+
 EXAMPLE = ('downscale data extract --from train.json --images pictures --to runs/extraction '
            '--teacher openai:http://localhost:8000/v1 --model Qwen3-VL-8B-Instruct')
 
 
 def add_arguments(sub):
     """`sub` (an argparse parser) takes what `run` reads."""
-    sub.add_argument('--from', dest='source', type=Path, required=True, metavar='FILE',
+    sub.add_argument('--from', dest='source', type=local_path, required=True, metavar='FILE',
                      help='questions with answers about pictures: LLaVA .json or .jsonl; or the '
                      'folder of a study or data set of scenes, which is laid out in DIR-source')
-    sub.add_argument('--images', type=Path, metavar='ROOT', help='folder that the paths of '
+    sub.add_argument('--images', type=local_path, metavar='ROOT', help='folder that the paths of '
                      'pictures start from (default: that of FILE)')
-    sub.add_argument('--to', type=Path, required=True, metavar='DIR', help='folder of the results')
+    sub.add_argument('--to', type=new_folder, required=True, metavar='DIR',
+                     help='folder of the results')
     sub.add_argument('--limit', type=int, metavar='N', help='only the first N pictures')
     sub.add_argument('--split', default='train', help='split of a folder of scenes '
                      '(default: train)')
@@ -25,10 +28,11 @@ def add_arguments(sub):
     group.add_argument('--judge-model', metavar='NAME', help='its model (default: --model)')
     group.add_argument('--key-variable', metavar='VAR', help='environment variable that holds the '
                        "server's key (default: no key)")
-    group.add_argument('--temperature', type=float, default=0.0, metavar='X', help='default 0')
-    group.add_argument('--top-p', type=float, default=1.0, metavar='X', help='default 1')
-    group.add_argument('--seed', type=int, default=0, metavar='N', help='default 0')
-    group.add_argument('--prompts', type=Path, metavar='FILE', help='prompts of the steps, in the '
+    group.add_argument('--temperature', type=amount, default=0.0, metavar='X', help='default 0')
+    group.add_argument('--top-p', type=share, default=1.0, metavar='X', help='default 1')
+    group.add_argument('--seed', type=natural, default=0, metavar='N', help='default 0')
+    group.add_argument('--prompts', type=local_path, metavar='FILE',
+                       help='prompts of the steps, in the '
                        'form of downscale/factory/prompts/default.json')
     group.add_argument('--training-prompts', default='paper', metavar='NAME', help='whose '
                        'perception prompt the training data has: micro, paper or a JSON file '
@@ -43,9 +47,9 @@ def add_arguments(sub):
                        help='of a call that fails in passing (default 5)')
     group.add_argument('--slots', type=int, default=16, metavar='N',
                        help='rows that an engine decodes at once (default 16)')
-    group.add_argument('--most-failures', type=float, default=0.1, metavar='X',
+    group.add_argument('--most-failures', type=share, default=0.1, metavar='X',
                        help='share of failed replies at which to give up (default 0.1)')
-    group.add_argument('--price', type=float, nargs=2, metavar=('IN', 'OUT'),
+    group.add_argument('--price', type=amount, nargs=2, metavar=('IN', 'OUT'),
                        help='dollars for a million tokens read and written by the teacher')
     group.add_argument('--quiet', action='store_true', help='no progress bars')
 

@@ -77,6 +77,8 @@ def lay_out(folder, split, to, limit=None):
 def data_of(folder):
     """The folder of the data set in a study's folder, or `folder` itself when it is one."""
     named = read_json(Path(folder) / 'data.json')
+    if named is not None and 'folder' not in named:
+        raise ValueError(f"{Path(folder) / 'data.json'} is damaged (it has no key 'folder')")
     return Path(folder) if named is None else Path(folder) / named['folder']
 
 

@@ -1,7 +1,6 @@
 """The arguments of `downscale plan` and `downscale launch`."""
-from pathlib import Path
-
 from downscale.launch.programs import KINDS
+from downscale.parsing import count, natural, new_folder, positive, run_folder
 
 
 def add_arguments(sub):
@@ -17,11 +16,12 @@ def add_arguments(sub):
     sub.add_argument('--seq', type=int, metavar='L', help='tokens of a row (default: those of the '
                      'stage; 2048 for prefill and decode)')
     sub.add_argument('--text-only', action='store_true', help='without pictures')
-    sub.add_argument('--out', type=Path, metavar='FOLDER', help='folder of plan.json and of what '
+    sub.add_argument('--out', type=new_folder, metavar='FOLDER',
+                     help='folder of plan.json and of what '
                      'is compiled already (default: runs/STUDY/plan)')
-    sub.add_argument('--jobs', type=int, default=2, metavar='N',
+    sub.add_argument('--jobs', type=count, default=2, metavar='N',
                      help='programs compiled at once (default 2)')
-    sub.add_argument('--limit', type=float, default=1800, metavar='SECONDS',
+    sub.add_argument('--limit', type=positive, default=1800, metavar='SECONDS',
                      help='longest compilation of a program (default 1800)')
     sub.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
                      help='override a configuration value; may be repeated')
@@ -64,12 +64,12 @@ def add_launch_arguments(sub):
         one = verbs.add_parser(verb, help=text, description=f'{text[0].upper()}{text[1:]}.',
                                epilog=f'example: {LAUNCH_EXAMPLES[verb]}')
         one.add_argument('config', metavar='EXPERIMENT', help='study file, FILE.py or FILE.py:ARG')
-        one.add_argument('--run', dest='folder', metavar='FOLDER', help='run folder: local, or '
+        one.add_argument('--run', type=run_folder, dest='folder', metavar='FOLDER',
+                         help='run folder: local, or '
                          'gs://BUCKET/... for the cloud (default: runs/STUDY)')
         one.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
                          help='override a configuration value; may be repeated')
         one.add_argument('--json', action='store_true', help='one JSON object, no table')
-        one.add_argument('--debug', action='store_true', help='show the traceback of an error')
         _add_choice(one, verb)
         _add_backend(one.add_argument_group(
             'where it runs', 'What is not given is as in the last submit or resume.'), verb)
@@ -95,12 +95,13 @@ def _add_choice(one, verb):
         one.add_argument('--allow-dirty', action='store_true',
                          help='launch although files differ from the commit')
     if verb == 'plan':
-        one.add_argument('--out', metavar='FOLDER', help='folder of the manifests or commands and '
+        one.add_argument('--out', type=new_folder, metavar='FOLDER',
+                         help='folder of the manifests or commands and '
                          'of plan.json (default: runs/STUDY/launch-plan)')
     if verb == 'logs':
-        one.add_argument('--process', type=int, default=0, metavar='N',
+        one.add_argument('--process', type=natural, default=0, metavar='N',
                          help='process of the job (default 0)')
-        one.add_argument('--lines', type=int, default=40, metavar='N',
+        one.add_argument('--lines', type=count, default=40, metavar='N',
                          help='lines of each log (default 40)')
 
 

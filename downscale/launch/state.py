@@ -79,7 +79,7 @@ def load_spec(path):
 def ended(run, spec, name):
     """The value of 'DONE.json' or 'FATAL.json' where it is of exactly this spec, else None."""
     value = read_json(folder_of(run, spec) / name)
-    return value if value and value['spec'] == spec.hash else None
+    return value if value and value.get('spec') == spec.hash else None
 
 
 def attempts(folder):

@@ -118,7 +118,7 @@ def _path(spec):
 
 
 def _tries(spec):
-    return read_json(_path(spec)) or []
+    return read_json(_path(spec), list) or []
 
 
 def _write_tries(spec, tries):

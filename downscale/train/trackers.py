@@ -78,12 +78,21 @@ WRITERS = {'tensorboard': _TensorBoard, 'wandb': _Wandb, 'none': None}
 
 
 def require(kind):
-    """Raise ImportError, with what to install, where the library of a tracker is missing."""
-    if kind == 'wandb':
+    """Raise ImportError, with what to install, where the library of a tracker is missing, and
+    RuntimeError where Weights & Biases does not know who we are."""
+    if kind == 'none':
+        return
+    try:
+        library = importlib.import_module(kind)
+    except ImportError:
+        extra = {'wandb': 'downscale[wandb]'}.get(kind, kind)
+        raise ImportError(f"no {kind}; pip install '{extra}', or --tracker none") from None
+    if kind == 'wandb' and os.environ.get('WANDB_MODE', 'online') in ('online', 'shared'):
         try:
-            importlib.import_module('wandb')
-        except ImportError:
-            raise ImportError("no wandb; pip install 'downscale[wandb]'") from None
+            library.login()
+        except Exception as error:
+            raise RuntimeError(f'--tracker wandb: {line_of(error)}; `wandb login` first, or set '
+                               'WANDB_MODE=offline') from None
 
 
 class Tracker:

@@ -1,0 +1,142 @@
+"""Arguments of the console: a parser that names the nearest valid word, and types with ranges.
+
+What a command will write to is checked as it is parsed, which may be hours before it is written.
+"""
+import argparse
+import math
+import sys
+from pathlib import Path
+
+from downscale.outputs import require_folder
+from downscale.streams import shortened
+from downscale.strict import unknown
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser that takes `--debug` anywhere and answers a wrong word with the nearest.
+
+    Options are not abbreviated: what a short one means would change when options are added.
+    """
+
+    def __init__(self, **settings):
+        super().__init__(allow_abbrev=False, **settings)
+        self.add_argument('--debug', action='store_true', help='show the traceback of an error')
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse does it; but an option that does not exist is refused before any that is
+        missing, and by the parser that it was meant for."""
+        args = list(sys.argv[1:] if args is None else args)
+        verbs = self.verbs()
+        own = args if verbs is None else _until(args, lambda word: not word.startswith('-'))
+        options = [word.partition('=')[0] for word in _until(own, lambda word: word == '--')
+                   if word.startswith('--') and ' ' not in word]
+        for option in options:
+            if option not in self._option_string_actions:
+                if verbs and any(option in sub._option_string_actions
+                                 for sub in verbs.choices.values()):
+                    self.error(f'{option} belongs behind the {verbs.metavar}')
+                self.error(unknown('option', option, self._option_string_actions))
+        if verbs and own == args and not {'-h', '--help'} & set(own):
+            self.error(f'{verbs.metavar} is missing: {", ".join(verbs.choices)}')
+        namespace, rest = super().parse_known_args(args, namespace)
+        if rest:
+            self.error(f'unrecognized arguments: {" ".join(rest)}')
+        return namespace, rest
+
+    def verbs(self):
+        """The argparse action whose choices are commands or verbs; None where there are none."""
+        return next((action for action in self._actions
+                     if isinstance(action, argparse._SubParsersAction)), None)
+
+    def _check_value(self, action, value):
+        """Name the nearest of the choices, or the command that has such a verb."""
+        if action.choices is None or value in action.choices:
+            return
+        nested = [f'{name} {value}' for name, sub in action.choices.items()
+                  if sub.verbs() and value in sub.verbs().choices] if action is self.verbs() else []
+        raise argparse.ArgumentError(action, f'{value!r} is the verb of a command; did you mean '
+                                     f'{nested[0]!r}' if nested else
+                                     unknown('word', value, action.choices))
+
+    def error(self, message):
+        """Print usage and one short line; exit with 2."""
+        self.print_usage(sys.stderr)
+        self.exit(2, shortened(f'{self.prog}: error: {message}') + '\n')
+
+
+def _until(words, ends):
+    """The words before the first one that `ends` is true of."""
+    found = []
+    for word in words:
+        if ends(word):
+            break
+        found.append(word)
+    return found
+
+
+# --- numbers ----------------------------------------------------------------------------------
+
+def _number(kind, holds, meaning):
+    """The type of an argument that is an int or float within a range."""
+    def read(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not holds(value):
+            raise argparse.ArgumentTypeError(f'{text!r} must be {meaning}')
+        return value
+    return read
+
+
+count = _number(int, lambda value: 1 <= value < 2**31, 'a whole number above 0')
+natural = _number(int, lambda value: 0 <= value < 2**31, 'a whole number of at least 0')
+resamples = _number(int, lambda value: 1 <= value <= 10**6, 'a whole number from 1 to 1000000')
+positive = _number(float, lambda value: 0 < value < math.inf, 'a number above 0')
+amount = _number(float, lambda value: 0 <= value < math.inf, 'a number of at least 0')
+share = _number(float, lambda value: 0 <= value <= 1, 'a number from 0 to 1')
+
+
+# --- places -----------------------------------------------------------------------------------
+
+def local_path(text):
+    """The path of a file or folder of this machine, which may or may not be there."""
+    if not text or '\0' in text:
+        raise argparse.ArgumentTypeError(f'{text!r} is no path')
+    if text.startswith('gs://'):
+        raise argparse.ArgumentTypeError(
+            f'{text} is in a bucket, which only `downscale launch --run` reads and writes; for the '
+            'rest copy it here: gcloud storage cp --recursive')
+    return Path(text)
+
+
+def run_folder(text):
+    """The text of a run folder of a launch: on this machine, or gs://BUCKET/... of a bucket."""
+    if not text.startswith('gs://'):
+        return str(local_path(text))
+    if not text.removeprefix('gs://').partition('/')[0]:
+        raise argparse.ArgumentTypeError(f'{text} names no bucket; as gs://BUCKET/runs/NAME')
+    return text
+
+
+def new_folder(text):
+    """The path of a folder that can be made, and written to."""
+    path = local_path(text)
+    _require(path, path)
+    return path
+
+
+def new_file(text):
+    """The path of a file that can be written, or replaced."""
+    path = local_path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f'{path} is a folder; give a file')
+    _require(path.parent, path)
+    return path
+
+
+def _require(folder, path):
+    try:
+        require_folder(folder)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f'{path}: {error}') from None

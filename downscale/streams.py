@@ -1,0 +1,58 @@
+"""What leaves the console: errors of one line, and streams whose reader may go away."""
+import io
+import sys
+
+LONGEST_ERROR = 300
+_CUT = ' ... '
+
+
+def shortened(text, most=LONGEST_ERROR):
+    """`text` as one printable line of at most `most` characters for stderr.
+
+    The cut is in the middle: what it is about stands in front of an error, and why at its end.
+    """
+    line = ' '.join(text.split())
+    line = ''.join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+    encoding = sys.stderr.encoding or 'ascii'
+    line = line.encode(encoding, 'backslashreplace').decode(encoding)
+    if len(line) <= most:
+        return line
+    tail = (most - len(_CUT)) * 2 // 5
+    return line[:most - len(_CUT) - tail] + _CUT + line[-tail:]
+
+
+def cause_of(error):
+    """What an exception says; of an error of the system the path and why, without its number."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f'{error.filename}: {error.strerror}'
+    return str(error) or type(error).__name__
+
+
+class _Descriptor(io.FileIO):
+    """An open descriptor. What nobody reads any more is dropped, and the work goes on."""
+    failed = False
+
+    def write(self, data):
+        """Write `data`; an error other than a closed pipe is raised once, and then no more."""
+        try:
+            return len(data) if self.failed else super().write(data)
+        except BrokenPipeError:
+            return len(data)
+        except OSError:
+            self.failed = True  # else Python would print a traceback of its own when it ends
+            raise
+
+
+def _steady(stream):
+    """`stream` over a `_Descriptor`, and letters that its encoding lacks written as escapes."""
+    raw = io.BufferedWriter(_Descriptor(stream.fileno(), 'w', closefd=False))
+    return io.TextIOWrapper(raw, stream.encoding, 'backslashreplace',
+                            line_buffering=stream.isatty() or stream is sys.__stderr__)
+
+
+def keep_streams():
+    """Let stdout and stderr of this process survive `| head -1` and an ascii terminal."""
+    if sys.stdout is not None and sys.stdout is sys.__stdout__:
+        sys.stdout = _steady(sys.stdout)
+    if sys.stderr is not None and sys.stderr is sys.__stderr__:
+        sys.stderr = _steady(sys.stderr)
