@@ -4,7 +4,7 @@ Errors are one line long and carry counts.
 """
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from downscale.analysis.throughput import read_throughput
+from downscale.curves import lost_rows, row_of
 from downscale.evaluate.items import (
     ITEMS,
     TEXT_KEY,
@@ -21,6 +22,7 @@ from downscale.evaluate.items import (
     read_items,
     read_texts,
 )
+from downscale.places import read_json
 
 STAGES = ('tower', 'text', 'align', 'instruct', 'interleave', 'caption', 'extract', 'reason')
 
@@ -98,8 +100,9 @@ def load_study(directory):
              for path in sorted(root.glob('evaluations/*/items.parquet'))]
     texts = [read_texts(path)
              for path in sorted(root.glob('evaluations/*/texts.parquet'))]
-    return study_of(root, meta, items, texts, *_read_cells(root, meta), read_throughput(root),
-                    _input_hash(root))
+    study = study_of(root, meta, items, texts, *_read_cells(root, meta), read_throughput(root),
+                     _input_hash(root))
+    return replace(study, notes=(*study.notes, *_doubts(root, study.curves)))
 
 
 def study_of(root, meta, items, texts, curves, unfinished, throughput, input_hash):
@@ -180,18 +183,31 @@ def _stage_order(stage):
 
 
 def _read_metrics(path):
-    """Columns step, tokens and loss of the rows that have a loss (other rows are evaluations)."""
-    rows = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            # a killed run may leave half a line; what came before it is still true
-            break
-        if row.get('loss') is not None:
-            rows.append((row.get('step', number), row.get('tokens', np.nan), row['loss']))
-    array = np.array(rows, dtype=float).reshape(-1, 3)
-    return {'step': array[:, 0], 'tokens': array[:, 1], 'loss': array[:, 2]}
+    """Columns step, tokens, loss and lr_factor of the rows of steps, and the groups that the stage
+    has not moved. A line that a killed run has torn is left out; `_doubts` names lost rows."""
+    rows = [row for row in map(row_of, path.read_text().splitlines())
+            if row and row.get('loss') is not None]
+    columns = {name: np.array([row.get(name, np.nan) for row in rows], dtype=float)
+               for name in ('step', 'tokens', 'loss', 'lr_factor')}
+    return columns | {'unmoved': rows[-1].get('unmoved', []) if rows else []}
+
+
+def _doubts(root, curves):
+    """What is wrong with the training of a stage that has ended, a line each."""
+    for (run, stage), curve in sorted(curves.items()):
+        folder, steps = root / 'cells' / run / stage, curve['step']
+        # Rows that somebody has thinned out are no loss; the train loop writes one a step.
+        every_step = len(steps) < 2 or np.diff(steps).min() <= 1
+        done = read_json(folder / 'DONE.json') or {}
+        last = done.get('steps', int(steps.max(initial=0)))
+        lost = lost_rows(steps.astype(int).tolist(), last) if every_step else ''
+        if lost:
+            yield f'{folder / "metrics.jsonl"} {lost}.'
+        if curve['unmoved']:
+            yield f'{run}/{stage}: training moved no weight of {", ".join(curve["unmoved"])}.'
+        if done and curve['lr_factor'].max(initial=-np.inf) < 1 - 1e-6 and every_step:
+            yield (f'{run}/{stage}: the rate never reached its peak, only '
+                   f'{curve["lr_factor"].max():.0%} of it.')
 
 
 def _input_hash(root):

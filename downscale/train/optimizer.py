@@ -15,7 +15,7 @@ from downscale.mup import BASE, multipliers, times
 from downscale.strict import COUNT, Choice, Range, check
 
 GROUPS = ('tower', 'connector', 'language')
-# Of a schedule; a stage declares the same.
+# Of a stage; 1 is more likely meant as one step than as all of them.
 WARMUP = Annotated[float, Range(0, 1, 'the share of the steps in which the rate climbs, 0.03 for 3 '
                                 'per cent; not a number of steps', without=(1,))]
 FINAL = Annotated[float, Range(0, 1, 'the share of the peak rate that the last step has')]
@@ -48,7 +48,7 @@ class Optimizer:
 class Schedule:
     """Linear warm-up over a share of the steps, then cosine to `final` of the peak rate."""
     steps: Annotated[int, Range(1, COUNT, 'steps of the stage')]
-    warmup: WARMUP = 0.03
+    warmup: Annotated[float, Range(0, 1, 'the share of the steps in which the rate climbs')] = 0.03
     final: FINAL = 0.0
 
     def __post_init__(self):
