@@ -1,5 +1,8 @@
-"""What `metrics.jsonl` of a stage holds: one row a step, from 1 on; and what of it is lost."""
+"""What `metrics.jsonl` of a stage holds: one row a step, from 1 on; and what is doubtful in it."""
 import json
+import math
+
+from downscale.places import read_json
 
 
 def row_of(line):
@@ -21,3 +24,27 @@ def lost_rows(steps, last):
     if doubled:
         words.append(f'has {doubled} rows twice')
     return ' and '.join(words)
+
+
+def doubts(study):
+    """What is wrong with the training of the stages of a local study folder, a line each."""
+    for path in sorted(study.glob('cells/*/*/metrics.jsonl')):
+        rows = [row for row in map(row_of, path.read_text(errors='replace').splitlines()) if row]
+        # The train loop writes a factor in every row; logs of other makers may be thinned out.
+        if rows and all('lr_factor' in row for row in rows):
+            name, done = path.relative_to(study), read_json(path.with_name('DONE.json')) or {}
+            yield from (f'{name}: {text}.' for text in _doubts(rows, done))
+
+
+def _doubts(rows, done):
+    lost = lost_rows([row['step'] for row in rows], done.get('steps', rows[-1]['step']))
+    if lost:
+        yield lost
+    bad = [row['step'] for row in rows if not math.isfinite(row.get('loss', math.nan))]
+    if bad:
+        yield f'the loss is no number from step {bad[0]} on'
+    if rows[-1].get('unmoved'):
+        yield f'training moved no weight of {", ".join(rows[-1]["unmoved"])}'
+    peak = max(row['lr_factor'] for row in rows)
+    if done and peak < 1 - 1e-6:
+        yield f'the rate never reached its peak, only {peak:.1%} of it'

@@ -218,6 +218,12 @@ class Experiment:
     def __post_init__(self):
         check(self)
         self._check_parametrisation()
+        for stage in self.stages:
+            lacks = 'language' if self.language is None else 'vision' if self.vision is None \
+                and (stage.tiles or stage.name == 'tower') else None
+            if lacks:
+                raise ValueError(f'stage {stage.name} needs a model that the cell does not have: '
+                                 f'its {lacks} is None')
         most = self.optimizer.accumulate
         for stage in self.stages:
             for batch in (shape.batch for shape in stage.shapes):
@@ -326,7 +332,10 @@ def cells(config, sweep):
     cell is checked here, before any work starts.
     """
     value = config.to_dict()
-    value.pop('study')
+    name = value.pop('study', None)
+    if not isinstance(name, str) or not re.fullmatch(r'\w[\w .,+-]{0,99}', name):
+        raise ValueError(f'study {shown(name)} must be the name of one folder: letters, digits and '
+                         'any of " .,+-", at most 100')
     value.pop('claims', None)  # of the study, not of a cell
     for key, kind in (('family', str), ('vocabulary', int), ('stages', dict)):
         if not isinstance(value.get(key), kind):

@@ -24,7 +24,7 @@ def digest(value, digits=DIGITS):
 def _sorted(value):
     """Mappings as pairs in the order of their keys, which need not be comparable."""
     if isinstance(value, dict):
-        return [[key, _sorted(value[key])] for key in sorted(value, key=lambda key: str(key))]
+        return {'': [[key, _sorted(value[key])] for key in sorted(value, key=str)]}
     return [_sorted(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from downscale.analysis.throughput import read_throughput
-from downscale.curves import lost_rows, row_of
+from downscale.curves import doubts
 from downscale.evaluate.items import (
     ITEMS,
     TEXT_KEY,
@@ -22,7 +22,6 @@ from downscale.evaluate.items import (
     read_items,
     read_texts,
 )
-from downscale.places import read_json
 
 STAGES = ('tower', 'text', 'align', 'instruct', 'interleave', 'caption', 'extract', 'reason')
 
@@ -102,7 +101,7 @@ def load_study(directory):
              for path in sorted(root.glob('evaluations/*/texts.parquet'))]
     study = study_of(root, meta, items, texts, *_read_cells(root, meta), read_throughput(root),
                      _input_hash(root))
-    return replace(study, notes=(*study.notes, *_doubts(root, study.curves)))
+    return replace(study, notes=(*study.notes, *doubts(root)))
 
 
 def study_of(root, meta, items, texts, curves, unfinished, throughput, input_hash):
@@ -183,31 +182,18 @@ def _stage_order(stage):
 
 
 def _read_metrics(path):
-    """Columns step, tokens, loss and lr_factor of the rows of steps, and the groups that the stage
-    has not moved. A line that a killed run has torn is left out; `_doubts` names lost rows."""
-    rows = [row for row in map(row_of, path.read_text().splitlines())
-            if row and row.get('loss') is not None]
-    columns = {name: np.array([row.get(name, np.nan) for row in rows], dtype=float)
-               for name in ('step', 'tokens', 'loss', 'lr_factor')}
-    return columns | {'unmoved': rows[-1].get('unmoved', []) if rows else []}
-
-
-def _doubts(root, curves):
-    """What is wrong with the training of a stage that has ended, a line each."""
-    for (run, stage), curve in sorted(curves.items()):
-        folder, steps = root / 'cells' / run / stage, curve['step']
-        # Rows that somebody has thinned out are no loss; the train loop writes one a step.
-        every_step = len(steps) < 2 or np.diff(steps).min() <= 1
-        done = read_json(folder / 'DONE.json') or {}
-        last = done.get('steps', int(steps.max(initial=0)))
-        lost = lost_rows(steps.astype(int).tolist(), last) if every_step else ''
-        if lost:
-            yield f'{folder / "metrics.jsonl"} {lost}.'
-        if curve['unmoved']:
-            yield f'{run}/{stage}: training moved no weight of {", ".join(curve["unmoved"])}.'
-        if done and curve['lr_factor'].max(initial=-np.inf) < 1 - 1e-6 and every_step:
-            yield (f'{run}/{stage}: the rate never reached its peak, only '
-                   f'{curve["lr_factor"].max():.0%} of it.')
+    """Columns step, tokens and loss of the rows that have a loss (other rows are evaluations)."""
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            # a killed run may leave half a line; what came before it is still true
+            break
+        if row.get('loss') is not None:
+            rows.append((row.get('step', number), row.get('tokens', np.nan), row['loss']))
+    array = np.array(rows, dtype=float).reshape(-1, 3)
+    return {'step': array[:, 0], 'tokens': array[:, 1], 'loss': array[:, 2]}
 
 
 def _input_hash(root):
