@@ -7,12 +7,14 @@ sees a ConfigDict.
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass
+from typing import Annotated
 
 from downscale import sweeps
-from downscale.data.buckets import Shape, in_order
+from downscale.data.buckets import BATCH, LENGTH, TILES, Shape, in_order
 from downscale.data.chat import CHATS
-from downscale.data.pipeline import Recipe
+from downscale.data.pipeline import LOSS_NORM, SHARE, STAGE, TURNS, Recipe
 from downscale.data.scenes import World
 from downscale.data.tokens import Layout
 from downscale.model.remat import POLICIES
@@ -21,11 +23,13 @@ from downscale.model.words import WordModel
 from downscale.mup import Parametrisation
 from downscale.places import place, write_json
 from downscale.sizes import LANGUAGE, LanguageConfig, Pictures, VisionConfig, scale
-from downscale.strict import from_dict, unknown
-from downscale.train.optimizer import GROUPS, Optimizer, Schedule
+from downscale.strict import COUNT, Choice, Range, Several, check, from_dict, shown, unknown
+from downscale.train.optimizer import FINAL, GROUPS, WARMUP, Optimizer, Schedule
 
 _ALL = ('language', 'tower', 'connector')
 _FROM_INSTRUCT = (*_ALL, 'image_newline_D')
+_GROUP = Annotated[str, Choice(GROUPS, 'group')]
+_PARENTED = Annotated[str, Choice(_FROM_INSTRUCT, 'group')]
 # What each stage starts from (group -> stage) and which groups it trains. A parent written as
 # 'tower/tower' is the stage of another cell: the tower is shared by all sizes of one seed.
 STAGES = {
@@ -52,32 +56,30 @@ class Stage:
     `mixture` is the folder of a mixture built from published sets (`downscale data build`); without
     it the stage is trained on the scene world.
     """
-    name: str
-    steps: int
-    batch: int
-    length: int
-    tiles: int
-    rates: dict[str, float]
-    trainable: tuple[str, ...]
-    parents: dict[str, str]
-    warmup: float = 0.05
-    final: float = 0.1
-    replay: dict[str, float] = dataclasses.field(default_factory=dict)
-    loss_norm: str = 'token'
-    turns: int = 6
-    save_every: int = 200
+    name: STAGE
+    steps: Annotated[int, Range(1, COUNT, 'steps of the stage')]
+    batch: BATCH
+    length: LENGTH
+    tiles: TILES
+    rates: dict[_GROUP, Annotated[float, Range(
+        0, 1e38, 'peak learning rate of a group; leave a group out of `trainable` to freeze it',
+        without=(0,))]]
+    trainable: Annotated[tuple[_GROUP, ...], Several(1, 'the groups that a stage trains')]
+    parents: dict[_PARENTED, str]
+    warmup: WARMUP = 0.05
+    final: FINAL = 0.1
+    replay: dict[STAGE, SHARE] = dataclasses.field(default_factory=dict)
+    loss_norm: LOSS_NORM = 'token'
+    turns: TURNS = 6
+    save_every: Annotated[int, Range(1, COUNT, 'steps from one checkpoint to the next')] = 200
     buckets: tuple[Shape, ...] = ()
     mixture: str = ''
 
     def __post_init__(self):
-        if self.name not in STAGES:
-            raise ValueError(f'unknown stage {self.name!r}; known are {", ".join(STAGES)}')
+        check(self)
         lacking = sorted(set(self.trainable) - set(self.rates))
         if lacking:
             raise ValueError(f'stage {self.name} trains {lacking} without a rate in `rates`')
-        if self.steps < 1 or self.save_every < 1:
-            raise ValueError(f'stage {self.name}: steps {self.steps} and save_every '
-                             f'{self.save_every} must be at least 1')
         if self.mixture and (self.name == 'tower' or self.replay):
             raise ValueError(f'stage {self.name}: a mixture is neither for the tower stage nor for '
                              '`replay`; give its sources their shares in the mixture')
@@ -123,10 +125,13 @@ class Stage:
 @dataclass(frozen=True)
 class Data:
     """How many scenes each split holds, and the share of picture triples among them."""
-    train: int = 0
-    validation: int = 0
-    test: int = 0
-    similarity_share: float = 0.1
+    train: Annotated[int, Range(0, COUNT, 'scenes to train on')] = 0
+    validation: Annotated[int, Range(0, COUNT, 'scenes to validate on')] = 0
+    test: Annotated[int, Range(0, COUNT, 'scenes to ask about')] = 0
+    similarity_share: Annotated[float, Range(0, 1, 'share of picture triples among them')] = 0.1
+
+    def __post_init__(self):
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -140,34 +145,44 @@ class Evaluation:
     pictures and `information` to files that say what to look at (see `downscale benchmark`); with
     any, they take the place of the scenes, and `scenes` is how many questions of each (0: all).
     """
-    scenes: int = 0
-    batch: int = 128
-    answer: int = 8
-    write: int = 64
-    think: int = 104
-    conditions: tuple[str, ...] = ('image', 'blind', 'shuffled')
-    texts: tuple[str, ...] = ('caption', 'extraction')
-    thinking: tuple[bool, ...] = (False, True)
-    pictures: int = 24
+    scenes: Annotated[int, Range(0, COUNT, 'scenes, or questions of each benchmark')] = 0
+    batch: Annotated[int, Range(1, 2 ** 20, 'rows that are written at once')] = 128
+    answer: Annotated[int, Range(1, 2 ** 20, 'tokens of an answer at most')] = 8
+    write: Annotated[int, Range(1, 2 ** 20, 'tokens of a description at most')] = 64
+    think: Annotated[int, Range(0, 2 ** 20, 'tokens of a thought at most')] = 104
+    conditions: Annotated[
+        tuple[Annotated[str, Choice(('image', 'blind', 'shuffled'), 'condition')], ...],
+        Several(0, 'what a model that sees is shown')] = ('image', 'blind', 'shuffled')
+    texts: Annotated[
+        tuple[Annotated[str, Choice((*WRITER, BRIEF), 'kind')], ...],
+        Several(0, 'the kinds of text that reasoners read')] = ('caption', 'extraction')
+    thinking: Annotated[tuple[bool, ...],
+                        Several(1, 'whether reasoners think before they answer')] = (False, True)
+    pictures: Annotated[int, Range(0, 100_000, 'pictures that the report may show')] = 24
     benchmarks: dict[str, str] = dataclasses.field(default_factory=dict)
     information: dict[str, str] = dataclasses.field(default_factory=dict)
     images: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        for kind in self.texts:
-            if kind not in (*WRITER, BRIEF):
-                raise ValueError(f'evaluation.texts: {unknown("kind", kind, [*WRITER, BRIEF])}')
+        check(self)
         if BRIEF in self.texts and not set(WRITER) <= set(self.texts):
             raise ValueError(f'evaluation.texts: {BRIEF!r} is cut from a caption to the length of '
                              'an extraction; ask for both as well')
 
 
+_DEVICES = Annotated[int, Range(-1, 2 ** 20, 'devices along an axis; -1 is what is left',
+                                without=(0,))]
+
+
 @dataclass(frozen=True)
 class MeshSize:
     """Devices along each mesh axis; -1 takes what is left."""
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: _DEVICES = -1
+    fsdp: _DEVICES = 1
+    tensor: _DEVICES = 1
+
+    def __post_init__(self):
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -180,7 +195,7 @@ class Experiment:
     """
     name: str
     size: str
-    seed: int
+    seed: Annotated[int, Range(0, 2 ** 32 - 1, 'seed of the cell')]
     language: LanguageConfig | None
     vision: VisionConfig | None
     world: World = World()
@@ -188,29 +203,27 @@ class Experiment:
     stages: tuple[Stage, ...] = ()
     evaluation: Evaluation = Evaluation()
     pictures: Pictures = Pictures()
-    imports: dict[str, str] = dataclasses.field(default_factory=dict)
+    imports: dict[_PARENTED, str] = dataclasses.field(default_factory=dict)
     optimizer: Optimizer = Optimizer()
     parametrisation: Parametrisation = Parametrisation()
     mesh: MeshSize = MeshSize()
-    chat: str = 'micro'
+    chat: Annotated[str, Choice(tuple(CHATS), 'chat')] = 'micro'
     legacy_structural_loss: bool = False
     tokenizer: str = ''
-    dtype: str = 'float32'
-    remat: str = 'none'
-    unroll: int = 1
+    dtype: Annotated[str, Choice(('float32', 'bfloat16'), 'dtype')] = 'float32'
+    remat: Annotated[str, Choice(tuple(POLICIES), 'remat')] = 'none'
+    unroll: Annotated[int, Range(1, 10_000, 'layers in one turn of the loop over layers')] = 1
     budget: str = ''
 
     def __post_init__(self):
-        if self.chat not in CHATS:
-            raise ValueError(f'unknown chat {self.chat!r}; known are {sorted(CHATS)}')
-        foreign = sorted(set(self.imports) - {*_ALL, 'image_newline_D'})
-        if foreign:
-            raise ValueError(f'imports: {unknown("group", foreign[0], [*_ALL])}')
-        if self.dtype not in ('float32', 'bfloat16'):
-            raise ValueError(f"dtype {self.dtype!r} must be 'float32' or 'bfloat16'")
-        if self.remat not in POLICIES:
-            raise ValueError(unknown('remat', self.remat, list(POLICIES)))
+        check(self)
         self._check_parametrisation()
+        for stage in self.stages:
+            lacks = 'language' if self.language is None else 'vision' if self.vision is None \
+                and (stage.tiles or stage.name == 'tower') else None
+            if lacks:
+                raise ValueError(f'stage {stage.name} needs a model that the cell does not have: '
+                                 f'its {lacks} is None')
         most = self.optimizer.accumulate
         for stage in self.stages:
             for batch in (shape.batch for shape in stage.shapes):
@@ -309,9 +322,9 @@ def language_of(family, size, vocabulary):
     table = LANGUAGE[family]
     if size in table:
         return scale(table[size], vocabulary=vocabulary or None)
-    width, _, depth = size.removeprefix('w').partition('d')
-    if family == 'micro' and size.startswith('w') and width.isdigit() and depth.isdigit():
-        return scale(table['w64d2'], int(width), int(depth), vocabulary or None)
+    point = re.fullmatch('w(0|[1-9][0-9]{0,5})d(0|[1-9][0-9]{0,5})', size)
+    if family == 'micro' and point:
+        return scale(table['w64d2'], int(point[1]), int(point[2]), vocabulary or None)
     raise ValueError(unknown(f'{family} size', size, list(table)))
 
 
@@ -322,12 +335,21 @@ def cells(config, sweep):
     cell is checked here, before any work starts.
     """
     value = config.to_dict()
-    value.pop('study')
+    name = value.pop('study', None)
+    if not isinstance(name, str) or not re.fullmatch(r'\w[\w .,+-]{0,99}', name):
+        raise ValueError(f'study {shown(name)} must be the name of one folder: letters, digits and '
+                         'any of " .,+-", at most 100')
     value.pop('claims', None)  # of the study, not of a cell
+    for key, kind in (('family', str), ('vocabulary', int), ('stages', dict)):
+        if not isinstance(value.get(key), kind):
+            raise ValueError(f'get_config(): {key} {shown(value.get(key))} must be of type '
+                             f'{kind.__name__}')
     stages = value['stages']
-    for name in stages:
+    for name, settings in stages.items():
         if name not in STAGES:
             raise ValueError(f'stages: {unknown("stage", name, list(STAGES))}')
+        if not isinstance(settings, dict):
+            raise ValueError(f'stages.{name} must be a mapping, not {shown(settings)}')
     sweeps.check(sweep, stages)
     found = []
     for seed in dict.fromkeys(point['seed'] for point in sweep):
@@ -337,7 +359,30 @@ def cells(config, sweep):
         for point in points:
             own = [name for name in point.get('stages', stages) if name != 'tower']
             found.append(_cell(value, sweeps.name_of(point), point, own))
+    _check_parents(found)
     return tuple(found)
+
+
+def _check_parents(cells):
+    """Raise ValueError where a stage starts from one that is not before it: it would wait for ever.
+    """
+    before = set()
+    for cell in cells:
+        for stage in cell.stages:
+            for reference in stage.parents.values():
+                name = reference_of(cell, reference)
+                if name not in before:
+                    known = [place.partition('/')[2] for place in before
+                             if place.startswith(f'{cell.name}/')]
+                    raise ValueError(f'{cell.name}, stage {stage.name}, parents: '
+                                     f'{unknown("stage", reference, known)}')
+            before.add(f'{cell.name}/{stage.name}')
+
+
+def reference_of(cell, reference):
+    """'CELL/STAGE' of a parent: 'text' of this cell, or 'tower/tower' of the shared one."""
+    other, _, stage = reference.rpartition('/')
+    return f'{other}-s{cell.seed}/{stage}' if other else f'{cell.name}/{stage}'
 
 
 def _cell(value, name, point, stages):
@@ -364,6 +409,4 @@ def _cell(value, name, point, stages):
 
 def parent_folder(study, experiment, reference):
     """The folder of a parent stage: 'text' of this cell, or 'tower/tower' of the shared cell."""
-    cell, _, stage = reference.rpartition('/')
-    name = f'{cell}-s{experiment.seed}' if cell else experiment.name
-    return place(study) / 'cells' / name / stage
+    return place(study) / 'cells' / reference_of(experiment, reference)

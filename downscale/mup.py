@@ -9,11 +9,13 @@ Attention needs no factor of its own: all sizes of a family share the width of a
 the tower, which does not grow, and so behaves as an embedding does.
 """
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 
 from downscale.letters import axes_of
-from downscale.sizes import scale
+from downscale.sizes import WIDEST, scale
+from downscale.strict import Choice, Range, check
 
 KINDS = ('standard', 'mup')
 GROWING = frozenset('DFHK')
@@ -56,18 +58,16 @@ class Parametrisation:
     hyperparameters of models that start from random values (arXiv 2203.03466, section 6). With 8
     and 4 the micro family learns to look things up several times sooner than with 1 and 1.
     """
-    kind: str = 'standard'
-    base_width: int = 0
-    base_depth: int = 0
-    input: float = 1.0
-    output: float = 1.0
+    kind: Annotated[str, Choice(KINDS, 'kind of parametrisation')] = 'standard'
+    base_width: Annotated[int, Range(0, WIDEST, 'width at which the rates were tuned')] = 0
+    base_depth: Annotated[int, Range(0, 10_000, 'depth at which the rates were tuned')] = 0
+    input: Annotated[float, Range(0, 1e6, 'what token embeddings are multiplied by',
+                                  without=(0,))] = 1.0
+    output: Annotated[float, Range(0, 1e6, 'what the head reads is multiplied by',
+                                   without=(0,))] = 1.0
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            raise ValueError(f"parametrisation kind {self.kind!r} must be 'standard' or 'mup'")
-        if min(self.input, self.output) <= 0:
-            raise ValueError(f'parametrisation: input {self.input} and output {self.output} must '
-                             'be above 0')
+        check(self)
         if self.kind == 'mup' and min(self.base_width, self.base_depth) < 1:
             raise ValueError(f'parametrisation mup: base_width {self.base_width} and base_depth '
                              f'{self.base_depth} must say at which size the rates were tuned')

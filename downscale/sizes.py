@@ -4,6 +4,11 @@ Everything that depends on a model's size is read from here; see `accounting.py`
 Sources: the public model configurations, as listed in arXiv 2511.17487 and its releases.
 """
 from dataclasses import dataclass, replace
+from typing import Annotated
+
+from downscale.strict import Choice, Range, Several, check
+
+WIDEST = 2 ** 20  # of any axis
 
 
 @dataclass(frozen=True)
@@ -12,20 +17,21 @@ class LanguageConfig:
 
     H * E need not equal D (Qwen3-0.6B: 2048 against 1024). V counts embedding rows.
     """
-    N: int
-    D: int
-    H: int
-    K: int
-    E: int
-    F: int
-    V: int
+    N: Annotated[int, Range(1, 10_000, 'layers')]
+    D: Annotated[int, Range(1, WIDEST, 'width')]
+    H: Annotated[int, Range(1, WIDEST, 'query heads')]
+    K: Annotated[int, Range(1, WIDEST, 'key/value heads')]
+    E: Annotated[int, Range(2, WIDEST, 'width of a head')]
+    F: Annotated[int, Range(1, WIDEST, 'width of the MLP')]
+    V: Annotated[int, Range(0, 2 ** 24, 'rows of the embedding')]
     tie: bool = True
     qk_norm: bool = False
     qkv_bias: bool = False
-    theta: float = 1e6
-    eps: float = 1e-6
+    theta: Annotated[float, Range(0, 1e12, 'base of the rotary angles', without=(0,))] = 1e6
+    eps: Annotated[float, Range(0, 1, 'what the norms add to a variance', without=(0, 1))] = 1e-6
 
     def __post_init__(self):
+        check(self)
         if self.H % self.K:
             raise ValueError(f'{self.H} query heads are not a multiple of {self.K} key/value heads '
                              f'({self.H} % {self.K} = {self.H % self.K}); change heads or width')
@@ -40,15 +46,19 @@ class VisionConfig:
     `image` and `patch` are in pixels; pixels beyond the last whole patch are dropped, as a
     convolution with 'valid' padding does. SigLIP is used without its last block.
     """
-    layers: int
-    W: int
-    H: int
-    F: int
-    patch: int
-    image: int
-    eps: float = 1e-6
+    layers: Annotated[int, Range(1, 10_000, 'blocks that are run')]
+    W: Annotated[int, Range(1, WIDEST, 'width')]
+    H: Annotated[int, Range(1, WIDEST, 'heads')]
+    F: Annotated[int, Range(1, WIDEST, 'width of the MLP')]
+    patch: Annotated[int, Range(1, 4096, 'pixels along a patch')]
+    image: Annotated[int, Range(1, 65_536, 'pixels along a tile')]
+    eps: Annotated[float, Range(0, 1, 'what the norms add to a variance', without=(0, 1))] = 1e-6
 
     def __post_init__(self):
+        check(self)
+        if self.image < self.patch:
+            raise ValueError(f'vision: a tile of {self.image} pixels holds no patch of '
+                             f'{self.patch}; raise `image` or lower `patch`')
         if self.W % self.H:
             raise ValueError(f'vision width {self.W} is not divisible by {self.H} heads '
                              f'({self.W} % {self.H} = {self.W % self.H})')
@@ -80,16 +90,16 @@ class Pictures:
     allowed (columns, rows), in the order in which ties are broken. Several pictures in one
     conversation are 'padded' in this mode too.
     """
-    mode: str = 'padded'
-    max_tiles: int = 9
-    grids: tuple[tuple[int, int], ...] = tuple((x, y) for x in range(1, 7) for y in range(1, 7))
+    mode: Annotated[str, Choice(('flat', 'padded', 'anyres'), 'mode of pictures')] = 'padded'
+    max_tiles: Annotated[int, Range(1, 10_000, 'tiles whose tokens a picture may take')] = 9
+    grids: Annotated[
+        tuple[tuple[Annotated[int, Range(1, 1000, 'columns of tiles')],
+                    Annotated[int, Range(1, 1000, 'rows of tiles')]], ...],
+        Several(1, 'the grids of tiles that a picture may be cut into')] = tuple(
+            (x, y) for x in range(1, 7) for y in range(1, 7))
 
     def __post_init__(self):
-        if self.mode not in ('flat', 'padded', 'anyres'):
-            raise ValueError(f"pictures mode {self.mode!r} must be 'flat', 'padded' or 'anyres'")
-        if self.max_tiles < 1 or not self.grids:
-            raise ValueError(f'pictures: max_tiles {self.max_tiles} and the number of grids '
-                             f'{len(self.grids)} must be at least 1')
+        check(self)
 
 
 def _qwen3(N, D, H, F, tie=True):

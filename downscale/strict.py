@@ -1,55 +1,165 @@
-"""Plain values to frozen dataclasses, strictly, and messages that name the nearest valid key."""
+"""Plain values to frozen dataclasses, strictly, and messages that name the nearest valid key.
+
+What a field may hold stands beside it: `Annotated[int, Range(1, 9, 'what it means')]`, or `Choice`
+and `Several`. `from_dict` reads the annotations, and `check` does so for a record that was built
+in Python.
+"""
 import dataclasses
 import difflib
 import types
 import typing
+from dataclasses import dataclass
+from functools import cache
+from numbers import Real
+
+SHOWN = 70  # characters of a value, or of a list of names, in a message
+COUNT = 2 ** 31 - 1  # the largest count: steps and tokens are 32-bit integers on the device
 
 
-def unknown(what, name, known):
-    """The one-line message for a name that does not exist, with the nearest that does."""
-    near = difflib.get_close_matches(str(name), [str(k) for k in known], 1, 0.4)
-    hint = f'; did you mean {near[0]!r}?' if near else f'; known are {", ".join(map(str, known))}'
-    return f'unknown {what} {name!r}{hint}'
+# --- what a field may hold --------------------------------------------------------------------
 
+@dataclass(frozen=True)
+class Range:
+    """A number from `low` to `high`, but none of `without`; `meaning` says what it stands for."""
+    low: float
+    high: float
+    meaning: str
+    without: tuple[float, ...] = ()
+
+    def check(self, value, where):
+        """Raise ValueError where `value` is outside, NaN included; None is for the type to judge.
+        """
+        if value is None or isinstance(value, Real) and self.low <= value <= self.high \
+                and value not in self.without:
+            return
+        low = 'above' if self.low in self.without else 'at least'
+        high = 'below' if self.high in self.without else 'at most'
+        others = [f', not {x:g}' for x in self.without if x not in (self.low, self.high)]
+        raise ValueError(f'{where} = {shown(value)} must be {low} {self.low:.10g} and {high} '
+                         f'{self.high:.10g}{"".join(others)}: {self.meaning}')
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of `values`; `what` is what a message calls it."""
+    values: tuple[str, ...]
+    what: str
+
+    def check(self, value, where):
+        """Raise ValueError naming the nearest where `value` is none of them."""
+        if value not in self.values:
+            raise ValueError(f'{where}: {unknown(self.what, value, self.values)}')
+
+
+@dataclass(frozen=True)
+class Several:
+    """At least `least` entries, none of them twice."""
+    least: int
+    meaning: str
+
+    def check(self, value, where):
+        """Raise ValueError for too few entries and for one that occurs twice."""
+        if len(value) < self.least:
+            raise ValueError(f'{where} = {shown(value)} must have at least {self.least} '
+                             f'entries: {self.meaning}')
+        for entry in value:
+            if value.count(entry) > 1:
+                raise ValueError(f'{where} has {shown(entry)} {value.count(entry)} times; keep one')
+
+
+# --- reading ----------------------------------------------------------------------------------
 
 def from_dict(kind, value, where='experiment'):
     """`value` (dicts, lists, scalars) as the frozen dataclass or type `kind`, strictly.
 
-    ValueError for an unknown key (with the nearest one), a missing key or a wrong type.
+    ValueError for an unknown key (with the nearest one), a missing key, a wrong type or what its
+    annotation does not allow.
     """
+    if type(value) is kind:
+        return value
     origin = typing.get_origin(kind)
-    if origin is types.UnionType:  # only `X | None` occurs
+    if origin is typing.Annotated:
+        value = from_dict(kind.__origin__, value, where)
+        for rule in kind.__metadata__:
+            rule.check(value, where)
+        return value
+    if origin in (types.UnionType, typing.Union):  # only `X | None` occurs
         return None if value is None else from_dict(typing.get_args(kind)[0], value, where)
     if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise ValueError(f'{where} must be a mapping, not {value!r}')
-        fields = {f.name: f for f in dataclasses.fields(kind)}
-        hints = typing.get_type_hints(kind)
-        for key in value:
-            if key not in fields:
-                raise ValueError(f'{where}: {unknown("key", key, list(fields))}')
-        missing = [name for name, f in fields.items() if name not in value
-                   and f.default is dataclasses.MISSING
-                   and f.default_factory is dataclasses.MISSING]
-        if missing:
-            raise ValueError(f'{where}: missing key {", ".join(map(repr, missing))}')
-        return kind(**{key: from_dict(hints[key], part, f'{where}.{key}')
-                       for key, part in value.items()})
+        return _record(kind, value, where)
     if origin is tuple:
-        inner, *rest = typing.get_args(kind)
+        inner = typing.get_args(kind)
         if not isinstance(value, (list, tuple)):
-            raise ValueError(f'{where} must be a list, not {value!r}')
-        if rest != [...] and len(value) != 1 + len(rest):
-            raise ValueError(f'{where} must have {1 + len(rest)} entries, not {len(value)}')
-        return tuple(from_dict(inner, part, f'{where}[{i}]') for i, part in enumerate(value))
+            raise ValueError(f'{where} must be a list, not {shown(value)}')
+        if inner[-1] is ...:
+            inner = inner[:1] * len(value)
+        if len(value) != len(inner):
+            raise ValueError(f'{where} must have {len(inner)} entries, not {len(value)}')
+        return tuple(from_dict(part, entry, f'{where}[{i}]')
+                     for i, (part, entry) in enumerate(zip(inner, value, strict=True)))
     if origin is dict:
-        inner = typing.get_args(kind)[1]
+        keys, inner = typing.get_args(kind)
         if not isinstance(value, dict):
-            raise ValueError(f'{where} must be a mapping, not {value!r}')
-        return {str(key): from_dict(inner, part, f'{where}.{key}') for key, part in value.items()}
+            raise ValueError(f'{where} must be a mapping, not {shown(value)}')
+        return {from_dict(keys, str(key), where): from_dict(inner, part, f'{where}.{key}')
+                for key, part in value.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) > COUNT ** 2:
+            raise ValueError(f'{where} = {shown(value)} is too large for a number')
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         name = kind.__name__ if isinstance(kind, type) else kind
-        raise ValueError(f'{where} = {value!r} must be of type {name}')
+        raise ValueError(f'{where} = {shown(value)} must be of type {name}')
     return value
+
+
+def _record(kind, value, where):
+    """A mapping as the dataclass `kind`."""
+    if not isinstance(value, dict):
+        raise ValueError(f'{where} must be a mapping, not {shown(value)}')
+    fields, hints = {f.name: f for f in dataclasses.fields(kind)}, hints_of(kind)
+    for key in value:
+        if key not in fields:
+            raise ValueError(f'{where}: {unknown("key", key, list(fields))}')
+    missing = [name for name, f in fields.items() if name not in value
+               and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    if missing:
+        raise ValueError(f'{where}: missing key {", ".join(map(repr, missing))}')
+    return kind(**{key: from_dict(hints[key], part, f'{where}.{key}')
+                   for key, part in value.items()})
+
+
+@cache
+def hints_of(kind):
+    """{field: its type, with what it may hold} of a dataclass."""
+    return typing.get_type_hints(kind, include_extras=True)
+
+
+def check(record):
+    """Raise ValueError where a field of a dataclass holds what its annotation does not allow."""
+    for name, hint in hints_of(type(record)).items():
+        from_dict(hint, vars(record)[name], f'{type(record).__name__}.{name}')
+
+
+# --- messages ---------------------------------------------------------------------------------
+
+def shown(value, most=SHOWN):
+    """`value` as a message shows it: on one line, and cut where it is long."""
+    try:
+        text = ' '.join(repr(value).split())
+    except ValueError:  # a number of more digits than Python writes
+        text = f'a huge {type(value).__name__}'
+    return text if len(text) <= most else f'{text[:most]}...'
+
+
+def unknown(what, name, known):
+    """The one-line message for a name that does not exist, with the nearest that does."""
+    known = [str(name) or "''" for name in known]
+    near = difflib.get_close_matches(str(name)[:200], known, 1, 0.4)
+    if near:
+        return f'unknown {what} {shown(name)}; did you mean {shown(near[0], 120)}?'
+    listed = ', '.join(known)
+    if len(listed) > 2 * SHOWN:
+        listed = f'{listed[:2 * SHOWN].rpartition(", ")[0]} and others ({len(known)} in all)'
+    return f'unknown {what} {shown(name)}; ' + (f'known are {listed}' if known else
+                                                'there is none')

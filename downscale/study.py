@@ -17,7 +17,7 @@ from pathlib import Path
 from downscale.accounting import totals
 from downscale.console import progress_bars
 from downscale.evaluate.answers import hash_of
-from downscale.experiment import WRITER, Experiment
+from downscale.experiment import WRITER, Experiment, reference_of
 from downscale.memory import give_back
 from downscale.places import place, read_json, scratch, write_json
 
@@ -38,15 +38,18 @@ def tasks_of(experiments):
     found = []
     for cell in experiments:
         for stage in cell.stages:
-            needs = []
-            for reference in dict.fromkeys(stage.parents.values()):
-                other, _, name = reference.rpartition('/')
-                needs.append(f'{f"{other}-s{cell.seed}" if other else cell.name}/{name}')
+            needs = [reference_of(cell, reference)
+                     for reference in dict.fromkeys(stage.parents.values())]
             cost = _size(cell) * stage.steps * stage.batch * stage.length
             found.append(Task(f'{cell.name}/{stage.name}', cell, stage.name, 'train',
                               tuple(needs), cost))
+    texts = {}
     for cell in experiments:
-        found += _evaluations(cell, writers_of(cell, experiments))
+        alike = cell.seed, cell.evaluation.texts  # they read the same texts, made once for all
+        if alike not in texts:
+            texts[alike] = tuple(f'evaluate {kind} {other.name}' for kind, others
+                                 in writers_of(cell, experiments).items() for other in others)
+        found += _evaluations(cell, texts[alike])
     # A reasoner reads what all cells of its seed have written.
     return sorted(found, key=lambda task: task.kind == 'evaluate' and task.stage == 'reason')
 
@@ -63,8 +66,8 @@ def names(cell):
     return [stage.name for stage in cell.stages]
 
 
-def _evaluations(cell, writers):
-    """The evaluation tasks that the stages of a cell allow."""
+def _evaluations(cell, texts):
+    """The evaluation tasks that the stages of a cell allow; `texts` are those that write for it."""
     def task(name, needs, weight):
         return Task(f'evaluate {name} {cell.name}', cell, name, 'evaluate', tuple(needs),
                     weight * _size(cell) * cell.evaluation.scenes * 2000)
@@ -72,14 +75,11 @@ def _evaluations(cell, writers):
     found = []
     if cell.joint_stage:
         found.append(task('joint', [f'{cell.name}/{cell.joint_stage}'], 1))
-    for kind, cells in writers.items():
-        if cell in cells:
+    for kind in cell.evaluation.texts:
+        if kind in WRITER and cell.writer_stage(kind):
             found.append(task(kind, [f'{cell.name}/{cell.writer_stage(kind)}'], 1))
     own = 'reason' in names(cell)  # else the reasoner is the imported language model, untrained
-    reads = any(writers.values()) and 'language' in cell.imports
-    if own or cell.evaluation.benchmarks and reads:
-        texts = [f'evaluate {kind} {other.name}' for kind, cells in writers.items()
-                 for other in cells]
+    if own or cell.evaluation.benchmarks and texts and 'language' in cell.imports:
         found.append(task('reason', [*[f'{cell.name}/reason'] * own, *texts], 2 + 2 * len(texts)))
     return found
 
@@ -90,11 +90,12 @@ def _size(cell):
 
 def urgency(tasks):
     """{task name: cost of the longest chain that starts with it}: the longest chain runs first."""
-    value = {}
+    value, after = {}, {}  # after: cost of the longest chain that waits for a task
     for task in reversed(tasks):
-        after = [value[other.name] for other in tasks if task.name in other.needs
-                 and other.name in value]
-        value[task.name] = task.cost + max(after, default=0)
+        cost = value[task.name] = task.cost + after.get(task.name, 0)
+        for name in task.needs:
+            if after.get(name, 0) < cost:
+                after[name] = cost
     return value
 
 
@@ -292,7 +293,8 @@ class _Queue:
             for tasks in self.next():
                 if len(tasks) > 1:
                     bars.note(f'together: {", ".join(task.name for task in tasks)}')
-                writers = writers_of(tasks[0].experiment, self.experiments)
+                reads = (tasks[0].kind, tasks[0].stage) == ('evaluate', 'reason')
+                writers = writers_of(tasks[0].experiment, self.experiments) if reads else {}
                 self.running[pool.submit(_in_worker, self.study, tasks, writers,
                                          self.tracker)] = tasks
             finished, _ = wait(self.running, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -305,8 +307,8 @@ class _Queue:
     def next(self):
         """What to start now, as lists of tasks for a worker each; none of it waits any more."""
         found = []
-        for task in self.waiting:
-            if self.failed.keys() & set(task.needs):
+        for task in self.waiting if self.failed else ():
+            if not self.failed.keys().isdisjoint(task.needs):
                 self.failed[task.name] = None
         self.waiting = [task for task in self.waiting if task.name not in self.failed]
         ready = [task for task in self.waiting if self.done.issuperset(task.needs)]

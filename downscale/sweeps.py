@@ -4,7 +4,10 @@ A point has a 'size' and a 'seed', may have 'imports' and the names of its 'stag
 settings by their path: {'size': 'w32d2', 'seed': 0, 'stages.text.rates.language': 3e-3}. Its
 'budget' (text, as '1e12') says which compute it spends: isoFLOP curves group by it as it stands.
 """
-from downscale.strict import unknown
+from collections.abc import Hashable
+
+from downscale import names
+from downscale.strict import shown, unknown
 
 POINT = ('size', 'seed', 'imports', 'stages', 'budget')
 # What cells of one study may differ in; its data, questions and tower are shared.
@@ -34,12 +37,20 @@ def zipped(*sweeps):
 
 def union(*sweeps):
     """All points, in order; ValueError for one that occurs twice."""
-    found = []
+    found = {}
     for point in [point for sweep in sweeps for point in sweep]:
-        if point in found:
-            raise ValueError(f'the sweep has the point {point} twice')
-        found.append(point)
-    return found
+        if found.setdefault(_frozen(point), point) is not point:
+            raise ValueError(f'the sweep has the point {shown(point, 160)} twice')
+    return list(found.values())
+
+
+def _frozen(value):
+    """A value that can be a key, equal for equal values: thousands of points are compared."""
+    if isinstance(value, dict):
+        return frozenset((key, _frozen(part)) for key, part in value.items())
+    if isinstance(value, (list, tuple)):
+        return type(value), tuple(_frozen(part) for part in value)
+    return value if isinstance(value, Hashable) else repr(value)
 
 
 def _joined(points):
@@ -52,8 +63,9 @@ def _joined(points):
 def _merged(one, other):
     for key in one.keys() & other.keys():
         if one[key] != other[key]:
-            raise ValueError(f'one point cannot have {key} {one[key]!r} and {other[key]!r}; take '
-                             'the union of these sweeps, not their product')
+            raise ValueError(f'one point cannot have {key} {shown(one[key])} and '
+                             f'{shown(other[key])}; take the union of these sweeps, not their '
+                             'product')
     return one | other
 
 
@@ -63,33 +75,57 @@ def shared(point):
 
 
 def name_of(point):
-    """The name of a point's cell: size, seed, and the last words of what else it changes."""
-    words = [f'{key.rpartition(".")[2]}{value}' for key, value in point.items() if key not in POINT]
-    return '-'.join([point['size'], f's{point["seed"]}', *dict.fromkeys(words)])
+    """The name of a point's cell: size, seed, and the last words of what else it changes.
+
+    It is fit for folders, labels and shells whatever the values are; see `names.py`.
+    """
+    changed = {key: value for key, value in point.items() if key not in POINT}
+    words = dict.fromkeys(names.word(key, value) for key, value in changed.items())
+    return names.short('-'.join([point['size'], f's{point["seed"]}', *words]), changed)
 
 
 def check(sweep, stages):
     """Raise ValueError where points of a study with these `stages` are wrong or share a name."""
-    names = {}
+    if not isinstance(sweep, (list, tuple)) or not sweep:
+        raise ValueError(f'sweep() gives {shown(sweep)}; it must give a list of points, one or '
+                         "more, as {'size': 'w32d2', 'seed': 0}")
     for point in sweep:
-        missing = [key for key in ('size', 'seed') if key not in point]
-        if missing:
-            raise ValueError(f'the point {point} of the sweep has no {" and no ".join(missing)}')
-        for key in point.keys() - set(POINT):
-            group, _, rest = key.partition('.')
-            if group not in GROUPS or (group == 'stages' and not rest):
-                raise ValueError(f'sweep: {unknown("key", key, [*POINT, *GROUPS])} (data, '
-                                 'questions and tower are one for all cells of a study)')
-            if key.startswith('stages.tower.'):
-                raise ValueError(f'sweep: {key}: all cells of a seed share the tower; change it '
-                                 'for all with --set')
-        for name in point.get('stages', ()):
-            if name not in stages:
-                raise ValueError(f'sweep: {unknown("stage", name, list(stages))}')
+        _check_point(point, stages)
+    taken = {}
+    for point in union(sweep):
         name = name_of(point)
-        if name in names:
-            raise ValueError(f'two cells would be called {name}: {names[name]} and {point}')
-        names[name] = point
+        if name.lower() in taken:
+            raise ValueError(f'two cells would be called {name}: {shown(taken[name.lower()])} and '
+                             f'{shown(point)}')
+        taken[name.lower()] = point
+
+
+def _check_point(point, stages):
+    """Raise ValueError where a point of the sweep lacks something or changes what it may not."""
+    if not isinstance(point, dict) or not all(isinstance(key, str) for key in point):
+        raise ValueError(f'the point {shown(point)} of the sweep must be a mapping of names')
+    missing = [key for key in ('size', 'seed') if key not in point]
+    if missing:
+        raise ValueError(f'the point {shown(point)} of the sweep has no '
+                         f'{" and no ".join(missing)}')
+    for key, kind in (('size', str), ('seed', int), ('imports', dict), ('budget', str)):
+        value = point.get(key, kind())
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f'sweep: {key} {shown(value)} must be of type {kind.__name__}')
+    chosen = point.get('stages', ())
+    if not isinstance(chosen, (list, tuple)):
+        raise ValueError(f'sweep: stages {shown(chosen)} must be a list of names')
+    for name in chosen:
+        if name not in stages:
+            raise ValueError(f'sweep: {unknown("stage", name, list(stages))}')
+    for key in sorted(point.keys() - set(POINT)):
+        group, _, rest = key.partition('.')
+        if group not in GROUPS or (group == 'stages' and not rest):
+            raise ValueError(f'sweep: {unknown("key", key, [*POINT, *GROUPS])} (data, '
+                             'questions and tower are one for all cells of a study)')
+        if key.startswith('stages.tower.'):
+            raise ValueError(f'sweep: {shown(key)}: all cells of a seed share the tower; change it '
+                             'for all with --set')
 
 
 def applied(settings, point):
@@ -115,7 +151,7 @@ def set_value(settings, key, value, where):
         written = set(node.keys()) if hasattr(node, 'keys') else set()
         known = sorted(written | _fields(path[:depth]))
         if name not in known:
-            raise ValueError(f'{where} {key}: {unknown("key", name, known)}')
+            raise ValueError(f'{where} {shown(key)}: {unknown("key", name, known)}')
         if depth == len(path) - 1:
             break
         if name not in written:  # a group whose defaults the study file left alone
@@ -124,7 +160,7 @@ def set_value(settings, key, value, where):
     try:
         node[path[-1]] = value
     except TypeError:  # of a ConfigDict
-        raise ValueError(f'{where} {key}: {str(value)!r} must be of type '
+        raise ValueError(f'{where} {shown(key)}: {shown(value)} must be of type '
                          f'{type(node[path[-1]]).__name__}') from None
 
 

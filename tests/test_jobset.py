@@ -136,6 +136,13 @@ def test_names_and_labels_are_legal_whatever_a_study_is_called(sweep, cell, plac
         assert spec_of(f'{slices}x{place}', sweep=sweep, cell=other).name != spec.name
 
 
+def test_a_thousand_cells_with_one_beginning_have_names_of_their_own():
+    specs = [spec_of(cell=f'w32d2-s0-language{k}e-05', part=part) for k in range(1000, 2000)
+             for part in ('train', 'write', 'reason')]
+    assert len({spec.name for spec in specs}) == 3000
+    assert max(len(spec.name) for spec in specs) <= 35
+
+
 # --- endings ----------------------------------------------------------------------------------
 
 def decided(message):

@@ -231,7 +231,7 @@ def test_embeddings_and_what_the_head_reads_have_multipliers_of_their_own():
     assert Parametrisation(input=8.0, output=4.0).growth(FULL) == Growth(input=8.0, head=4.0)
     assert Parametrisation('mup', FULL.D, 1, 8.0, 4.0).growth(FULL) == \
         Growth(1.0, FULL.N, 8.0, 4.0)
-    with pytest.raises(ValueError, match='input 0 and output 1.0 must be above 0'):
+    with pytest.raises(ValueError, match='input = 0.0 must be above 0'):
         Parametrisation(input=0)
 
 
@@ -312,7 +312,7 @@ def test_cells_from_before_there_was_a_choice_keep_their_hash():
 
 
 @pytest.mark.parametrize('change, message', [
-    ({'kind': 'ntk'}, "kind 'ntk' must be 'standard' or 'mup'"),
+    ({'kind': 'ntk'}, "unknown kind of parametrisation 'ntk'; known are standard, mup"),
     ({'base_width': 0}, 'base_width 0 and base_depth 1 must say at which size'),
     ({'base_width': 33}, 'width 33: H = .* is not whole'),
 ])

@@ -241,9 +241,9 @@ def test_replay_reaches_the_stream_and_none_leaves_it_pure():
 
 
 @pytest.mark.parametrize('settings, message', [
-    (dict(stage='texts'), "unknown stages .'texts'"),
+    (dict(stage='texts'), "unknown stage 'texts'; did you mean 'text'"),
     (dict(stage='text', replay=(('align', 0.6), ('caption', 0.4))), 'sum to less than 1'),
-    (dict(stage='text', loss_norm='tokens'), "'token' or 'example'")])
+    (dict(stage='text', loss_norm='tokens'), "unknown loss_norm 'tokens'; did you mean 'token'")])
 def test_a_senseless_recipe_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Recipe(**settings)
@@ -261,7 +261,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_arithmetic_and_the_nearest
 
 @pytest.mark.parametrize('name', ['batch', 'length'])
 def test_an_empty_shape_is_refused(name):
-    with pytest.raises(ValueError, match=f'{name} 0 must be at least 1'):
+    with pytest.raises(ValueError, match=f'{name} = 0 must be at least 1'):
         Shape(**{'batch': 4, 'length': 8, 'tiles': 0, name: 0})
 
 

@@ -1,5 +1,6 @@
 """Queued resources through the real gcloud, against an API of this process."""
 import dataclasses
+import re
 import shutil
 import subprocess
 import sys
@@ -40,7 +41,6 @@ def test_a_command_names_slices_and_refuses_what_is_on_gke_only(tmp_path):
     argv = queued.create_command(spec, options, 'z0')
     assert {'--node-count=2', f'--node-prefix={spec.name}', '--accelerator-type=v5p-16',
             '--reserved', '--internal-ips', '--runtime-version=v2-alpha-tpuv5'} <= set(argv)
-    assert queued.label('A b.' + 'x' * 70) == 'a-b-' + 'x' * 59
     with pytest.raises(ValueError, match='tpu7x is on GKE only'):
         queued.create_command(spec_of(tmp_path, 'tpu7x:2x2x1'), options, 'z0')
 
@@ -71,6 +71,28 @@ def test_submitting_twice_asks_once_and_cancelling_leaves_nothing(api, tmp_path)
     step()
     assert len(api.made()) == 3  # two of them refused
     assert 'force' in api.deleted()[0][3]
+
+
+@needs_gcloud
+@pytest.mark.parametrize('name', ['a,b', 'a,b|c;d', "it's $(x) & 'y'", 'ü=^,^', 'x~,~y'])
+def test_whatever_a_folder_is_called_gcloud_passes_it_on(api, tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    spec = dataclasses.replace(spec_of(folder), cell='w32d2-s0-language0.001', sweep='Ünï, é')
+    backend_of(folder).create(spec, 'z0')
+    value, = api.resources.values()
+    node = value['tpu']['nodeSpec'][0]['node']
+    assert node['metadata']['downscale-spec'] == str(state.folder_of(spec.run, spec) / 'spec.json')
+    assert node['metadata']['startup-script'] == '#!/bin/bash\n'
+    assert node['labels'] == queued.labels(spec)
+    assert all(re.fullmatch('[a-z0-9_-]{1,63}', part) for part in node['labels'].values())
+
+
+def test_a_folder_that_gcloud_could_not_part_is_refused(tmp_path):
+    spec = dataclasses.replace(spec_of(tmp_path), run=queued.SEPARATORS)
+    with pytest.raises(ValueError, match='give --run another name') as error:
+        queued.create_command(spec, queued.QueuedOptions(('z0',), 's.sh'), 'z0')
+    assert '\n' not in str(error.value)
 
 
 @needs_gcloud

@@ -1,4 +1,5 @@
 """A whole study through the console: killed at any moment, it ends as if it had not been."""
+import dataclasses
 import json
 import os
 import signal
@@ -54,6 +55,17 @@ def test_a_task_is_more_urgent_than_whatever_waits_for_it():
     for task in tasks:
         for need in task.needs:
             assert value[need] > value[task.name]
+
+
+def test_a_thousand_cells_are_ordered_in_no_time():
+    """All reasoners of a seed read what all its cells write, so needs grow with the square."""
+    shared, cell = [cell for cell in smoke_cells() if cell.name in ('tower-s0', 'w32d2-s0')]
+    many = [shared, *(dataclasses.replace(cell, name=f'w32d2-s0-{k}') for k in range(1000))]
+    began = time.process_time()
+    tasks = tasks_of(many)
+    order = urgency(tasks)
+    assert time.process_time() - began < 1
+    assert len(tasks) == len(order) > 8000 and max(len(task.needs) for task in tasks) == 2001
 
 
 def test_the_urgency_of_a_task_is_the_cost_of_the_longest_chain_that_it_starts():

@@ -1,10 +1,13 @@
 """Sweeps: what combinations give, what is refused, and that cells differ by what a point says."""
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from downscale import experiment, stages, study, study_files
+from downscale import experiment, names, stages, study, study_files, sweeps
 from downscale.places import read_json
 from downscale.sweeps import axis, product, union, zipped
 
@@ -88,6 +91,89 @@ def test_a_wrong_key_of_a_point_is_named_with_the_nearest(point, message):
     with pytest.raises(ValueError, match=message) as error:
         cells_of([{'size': 'w32d2', 'seed': 0, **point}])
     assert '\n' not in str(error.value)
+
+
+WEIRD = [
+    'data/built/a', 'data/built/b', 'data/built/A', ('language', 'connector'), ('language',),
+    [{'batch': 4, 'length': 24, 'tiles': 0}], [{'tiles': 0, 'length': 25, 'batch': 4}], {}, [],
+    {'b': 1, 2: {'c': None}}, None, '', ' ', '.', '..', '-rf', '--', '~', 'ünï', '🔥', '猫' * 300,
+    'x' * 300, 'x' * 299, 'a\nb', 'a b', 'a,b', "it's", '"q"', '$(reboot)', '`x`', 'a\x00b',
+    '../../etc', '/etc', 'C:\\x', 'Aa', 'aA', 1, 1.5, 1e-3, 1e-5, 1e22, -0.5, True, False,
+    float('nan'), float('inf'), 10 ** 60, 'con', 'a=b', '%2f', 'a;b', 'a|b', '*', '?', '\ud800']
+SAFE = re.compile('[a-z0-9][a-z0-9._+-]*')
+
+
+def test_whatever_a_value_is_its_cell_has_a_short_safe_name_of_its_own():
+    points = [{'size': 'w32d2', 'seed': 0, 'stages.text.mixture': value} for value in WEIRD]
+    found = [sweeps.name_of(point) for point in points]
+    assert len(set(found)) == len(WEIRD)
+    for name in found:
+        assert SAFE.fullmatch(name) and len(name) <= names.LONGEST and '..' not in (name, name[:2])
+    for form in (names.GOOGLE, names.KUBERNETES):
+        labels = [names.label(name, form) for name in found]
+        assert len(set(labels)) == len(labels) and all(map(form.fullmatch, labels))
+
+
+@given(st.lists(st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6), min_size=2, max_size=2))
+@settings(max_examples=300, deadline=None)
+def test_any_two_values_have_two_safe_names_or_one_where_they_are_written_alike(values):
+    one, other = (sweeps.name_of({'size': 'w32d2', 'seed': 0, 'stages.text.mixture': value})
+                  for value in values)
+    assert SAFE.fullmatch(one) and len(one) <= names.LONGEST
+    assert (one == other) == (names.digest(values[0]) == names.digest(values[1])
+                              or str(values[0]) == str(values[1]))
+
+
+def test_many_changes_give_a_name_that_is_cut_and_still_its_own():
+    points = [{'size': 'w32d2', 'seed': 0, **{
+        f'stages.{stage}.{key}': value + last for stage in ('text', 'align', 'instruct')
+        for key in ('steps', 'save_every', 'turns', 'batch', 'length')
+        for value in (len(stage) * len(key) * 1000,)}} for last in (0, 1)]
+    one, other = map(sweeps.name_of, points)
+    assert one != other and len(one) == len(other) == names.LONGEST
+
+
+def test_two_changes_of_one_mixture_train_in_two_folders_inside_the_study():
+    sweep = product(axis('size', ['w32d2']), axis('seed', [0]),
+                    axis('stages.text.mixture', ['data/a', 'data/b', '../../c']))
+    cells = list(cells_of(sweep)[1:])
+    folders = {stages.folder_of('s', cell, 'text') for cell in cells}
+    assert {folder.parent.parent for folder in folders} == {Path('s/cells')} and len(folders) == 3
+    assert [study_files.find_cell(cells, cell.name) for cell in cells] == cells
+
+
+@pytest.mark.parametrize('sweep, message', [
+    ([], r'sweep\(\) gives \[\]; it must give a list of points'), (None, 'gives None'),
+    (5, 'gives 5'), ([5], 'the point 5 of the sweep must be a mapping'),
+    ([{'size': 'w32d2', 'seed': '0'}], "seed '0' must be of type int"),
+    ([{'size': 'w32d2', 'seed': True}], 'seed True must be of type int'),
+    ([{'size': 'w32d2', 'seed': -1}], 's-1.seed = -1 must be at least 0'),
+    ([{'size': 'w32d2', 'seed': 2 ** 32}], 'seed = 4294967296 must be at least 0 and at most'),
+    ([{'size': 32, 'seed': 0}], 'size 32 must be of type str'),
+    ([{'size': 'w32d²', 'seed': 0}], 'unknown micro size'),
+    ([{'size': 'w032d2', 'seed': 0}], 'unknown micro size'),
+    ([{'size': 'w32d2', 'seed': 0, 'stages': None}], 'stages None must be a list of names'),
+    ([{'size': 'w32d2', 'seed': 0, 'imports': None}], 'imports None must be of type dict'),
+    ([{'size': 'w32d2', 'seed': 0, RATE: rate} for rate in (1, 1.0)], 'twice'),
+    ([{'size': 'w32d2', 'seed': 0, 'stages.text.mixture': 'x' * 5000,
+       'stages.align.mixture': 'y' * 5000, 'data.x' * 200: 1}], 'unknown key'),
+])
+def test_a_sweep_of_another_form_is_refused_in_one_short_line(sweep, message):
+    with pytest.raises(ValueError, match=message) as error:
+        cells_of(sweep)
+    assert '\n' not in str(error.value) and len(str(error.value)) <= 300
+
+
+def test_a_stage_that_starts_from_none_of_its_cell_is_refused_at_once():
+    """It would wait for ever."""
+    for parents, message in (({'language': 'txt'}, "unknown stage 'txt'; did you mean 'text'"),
+                             ({'language': 'reason'}, "unknown stage 'reason'"),
+                             ({'language': 'other/text'}, "unknown stage 'other/text'")):
+        with pytest.raises(ValueError, match=f'stage align, parents: {message}'):
+            cells_of([{'size': 'w32d2', 'seed': 0, 'stages.align.parents': parents}])
 
 
 def test_a_point_without_size_or_seed_and_cells_of_one_name_are_refused():

@@ -254,6 +254,15 @@ def batches():
     return small.batches('text', length=176, tiles=0)
 
 
+def test_runs_that_move_nothing_say_so_and_the_others_do_not(tmp_path, capfd):
+    one, other = runs(tmp_path, [batches(), batches()])
+    train([one, dataclasses.replace(other, rates={'language': 1e-30})])
+    ends = [json.loads((tmp_path / name / 'metrics.jsonl').read_text().splitlines()[-1])
+            for name in '01']
+    assert [end.get('unmoved') for end in ends] == [None, ['language']]
+    assert 'moved no weight of language' in capfd.readouterr().err
+
+
 class Faulty:
     """A stream that fails behind its second batch."""
 

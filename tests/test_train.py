@@ -2,6 +2,7 @@
 import itertools
 import json
 import math
+import shutil
 import time
 from functools import cache
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import small
 
+from downscale import exits
 from downscale.model.init import init_params
 from downscale.sharding import batch_sharding, mesh
 from downscale.train import checkpoint, loop
@@ -225,6 +227,40 @@ def test_every_step_has_one_row_with_the_tokens_seen(undisturbed):
     seen = itertools.accumulate(int((next(batches)['segments'] > 0).sum()) for _ in range(6))
     assert [row['tokens'] for row in found] == list(seen)
     assert [row['lr_factor'] for row in found] == [Schedule(6).factor(k) for k in range(6)]
+
+
+@pytest.mark.parametrize('rate, still', [(1e-3, None), (1e-30, ['language'])])
+def test_a_training_that_moves_nothing_says_so_also_when_it_was_interrupted(
+        tmp_path, capfd, rate, still):
+    def run(steps, schedule):
+        loop.train(tmp_path, small.model(), 'tokens', Optimizer(eps=1.0), ('language',),
+                   {'language': rate}, Schedule(schedule), one_device(), text_params,
+                   small.batches('text', tiles=0), 1, lambda step, row: None,
+                   stop=lambda step: step == steps)
+    with pytest.raises(exits.Preempted):
+        run(2, 3)
+    run(None, 3)
+    found = rows(tmp_path)
+    assert [row.get('unmoved') for row in found] == [None, None, still]
+    said = capfd.readouterr().err
+    assert ('training moved no weight of language; look at its rate' in said) == bool(still)
+    assert len(said.splitlines()) == bool(still)
+
+
+@pytest.mark.parametrize('lost, words', [
+    ([1], 'lacks 1 of 4 rows, the first of step 2'),
+    ([0, 1, 2, 3], 'lacks 4 of 4 rows, the first of step 1'), ([], '')])
+def test_rows_that_are_lost_from_the_log_are_said_on_resume(
+        undisturbed, tmp_path, capfd, lost, words):
+    folder = shutil.copytree(undisturbed[0], tmp_path / 'run')
+    shutil.rmtree(folder / 'checkpoints' / '6')
+    lines = (folder / 'metrics.jsonl').read_text().splitlines(True)
+    text = [line for at, line in enumerate(lines) if at not in lost]
+    (folder / 'metrics.jsonl').write_text(''.join(text))
+    train(folder)
+    assert [row['step'] for row in rows(folder)] == [at + 1 for at in range(6) if at not in lost]
+    said = capfd.readouterr().err
+    assert words in said and len(said.splitlines()) == bool(words)
 
 
 class Stop(Exception):

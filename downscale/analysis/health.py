@@ -3,7 +3,7 @@ import numpy as np
 
 from downscale.analysis import stats
 from downscale.analysis.completeness import Share, completion
-from downscale.analysis.measures import joint_cells, means_of, one
+from downscale.analysis.measures import joint_cells, means_of, one, with_apart
 
 
 def health(s):
@@ -47,8 +47,9 @@ def texts(s):
 
 
 def runs(s):
-    """One row per trained run with its own macro accuracy, so that seeds can be compared."""
-    rows = []
+    """One row per trained run with its own macro accuracy, so that seeds can be compared, and what
+    a sweep has changed."""
+    s, rows = with_apart(s), []
     for size in s.sizes:
         for run in size.runs:
             cells = [cell for cell in joint_cells(s, size, 'image') if cell.p_run == run]

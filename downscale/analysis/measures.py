@@ -32,23 +32,25 @@ class Size:
 
 @dataclass(frozen=True)
 class Scored:
-    """A study with its sizes (small to large) and the resamples that all numbers share."""
+    """A study with its sizes (small to large) and the resamples that all numbers share; `whole` is
+    the study with the answers of `apart` runs, where there are any."""
     study: Study
     sizes: tuple
     resamples: stats.Resamples
+    whole: Study | None = None
     made: dict = field(default_factory=dict, repr=False)   # means of cells, made once
 
 
 def scored(study, bootstraps=2000, seed=0):
     """The study with one resampling of all its pictures; without the answers of `apart` runs."""
-    out = apart(study.meta)
+    out, whole = apart(study.meta), study
     if out:
         note = (f'{len(out)} runs differ from others of their size in more than the seed and are '
                 f'in no number of sizes, only in learning rates: {", ".join(sorted(out))}')
         study = replace(study, notes=(*study.notes, note), cells={
             cell: rows for cell, rows in study.cells.items() if not out & {cell.p_run, cell.r_run}})
     return Scored(study, sizes_of(study.meta),
-                  stats.resample(study.items['cluster_id'], bootstraps, seed))
+                  stats.resample(study.items['cluster_id'], bootstraps, seed), whole)
 
 
 def apart(meta):
@@ -67,11 +69,22 @@ def sizes_of(meta):
     for run in meta['runs']:
         if run['run_id'] not in out:
             runs.setdefault(run['size'], []).append(run)
-    sizes = [Size(name, group[0]['n_total'], group[0]['n_nonembed'], group[0]['n_vision'],
-                  tuple(sorted(run['run_id'] for run in group)),
-                  tuple(sorted({run['seed'] for run in group})))
-             for name, group in runs.items()]
-    return tuple(sorted(sizes, key=lambda size: (size.n_total, size.name)))
+    return tuple(sorted(map(_size, runs.values()), key=lambda size: (size.n_total, size.name)))
+
+
+def _size(runs):
+    """The `Size` of runs that differ in their seed only."""
+    first = runs[0]
+    return Size(first['size'], first['n_total'], first['n_nonembed'], first['n_vision'],
+                tuple(sorted(run['run_id'] for run in runs)),
+                tuple(sorted({run['seed'] for run in runs})))
+
+
+def with_apart(s):
+    """The same with the answers of all runs; those that are `apart` are sizes of their own."""
+    out = apart(s.study.meta)
+    alone = [_size([run]) for run in s.study.meta['runs'] if run['run_id'] in out]
+    return replace(s, study=s.whole or s.study, sizes=(*s.sizes, *alone))
 
 
 def families(s):

@@ -4,7 +4,7 @@ Errors are one line long and carry counts.
 """
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from downscale.analysis.throughput import read_throughput
+from downscale.curves import doubts
 from downscale.evaluate.items import (
     ITEMS,
     TEXT_KEY,
@@ -100,8 +101,9 @@ def load_study(directory):
              for path in sorted(root.glob('evaluations/*/items.parquet'))]
     texts = [read_texts(path)
              for path in sorted(root.glob('evaluations/*/texts.parquet'))]
-    return study_of(root, meta, items, texts, *_read_cells(root, meta), read_throughput(root),
-                    _input_hash(root))
+    study = study_of(root, meta, items, texts, *_read_cells(root, meta), read_throughput(root),
+                     _input_hash(root))
+    return replace(study, notes=(*study.notes, *doubts(root)))
 
 
 def study_of(root, meta, items, texts, curves, unfinished, throughput, input_hash):

@@ -81,7 +81,7 @@ def _pairing_errors(study):
 def _rates(study):
     """(a dict per cell: who, answers and shares of bad endings, lines on what is above the limit).
     """
-    s, rows, notes = measures.scored(study, 2), [], []
+    s, rows, notes = measures.with_apart(measures.scored(study, 2)), [], []
     for cell in sorted(study.cells):
         _, ended = completion(s, [cell])
         who = ' '.join(filter(None, (cell.p_run, cell.r_run and f'-> {cell.r_run}', cell.text_kind,

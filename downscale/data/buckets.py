@@ -4,26 +4,32 @@ A picture takes 729 to 8,765 tokens and 2 to 37 tiles (LLaVA-OneVision's tiling 
 so that one shape for all computes mostly padding. Plain Python and numpy: no example is read here.
 """
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
+
+from downscale.strict import Range, check
 
 STEP = 128  # lengths of proposed buckets are multiples of it: the lanes of a TPU register
 MOST_LENGTHS = 64  # lengths that a proposal tries, so that it takes seconds for any `length`
 FILL = 0.9  # how full rows of mixed sizes get; measured on pictures and on texts, 0.84 to 0.98
 OPEN = 16  # rows that still take conversations; more fill better, but conversations wait longer
 
+# Of a batch; a stage declares the same.
+BATCH = Annotated[int, Range(1, 2 ** 24, 'rows of a batch over all processes')]
+LENGTH = Annotated[int, Range(1, 2 ** 24, 'tokens of a row')]
+TILES = Annotated[int, Range(0, 2 ** 20, 'image tiles of a row')]
+
 
 @dataclass(frozen=True)
 class Shape:
     """The static shape of a batch: rows over all processes, tokens and image tiles per row."""
-    batch: int
-    length: int
-    tiles: int
+    batch: BATCH
+    length: LENGTH
+    tiles: TILES
 
     def __post_init__(self):
-        for name in ('batch', 'length'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name} {getattr(self, name)} must be at least 1')
+        check(self)
 
     def holds(self, tokens, tiles):
         """Whether a row has room for that many tokens and tiles."""

@@ -11,14 +11,17 @@ import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from downscale.data import measure
+from downscale.data.mixture import MIXTURES
 from downscale.data.sources import Source, unpack
 from downscale.data.tokens import hash_of
 from downscale.places import read_json
+from downscale.strict import Choice, Range, check
 
 ORDERS = ('shuffled', 'listed')
 COSTS = ('tokens', 'tiles', 'image tokens', 'supervised tokens')
@@ -34,17 +37,15 @@ class Mixture:
     """
     name: str
     sources: tuple[Source, ...]
-    stage: str = 'instruct'
-    seed: int = 0
-    order: str = 'shuffled'
+    stage: Annotated[str, Choice(tuple(MIXTURES), 'stage')] = 'instruct'
+    seed: Annotated[int, Range(0, 2 ** 32 - 1, 'seed of the order')] = 0
+    order: Annotated[str, Choice(ORDERS, 'order')] = 'shuffled'
 
     def __post_init__(self):
+        check(self)
         names = [source.name for source in self.sources]
         if not names or len(set(names)) != len(names):
             raise ValueError(f'mixture {self.name}: source names {names} must be given, each once')
-        if self.order not in ORDERS:
-            raise ValueError(f'mixture {self.name}: order {self.order!r} must be one of '
-                             f'{", ".join(ORDERS)}')
 
 
 def epoch_order(mixture, counts, seed=0, epoch=0):

@@ -11,6 +11,7 @@ process does alike costs about as much as tokenising, and grows with the global 
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Annotated
 
 import grain
 import numpy as np
@@ -21,6 +22,7 @@ from downscale.data.mixture import MIXTURES
 from downscale.data.records import Conversation
 from downscale.data.scenes import World
 from downscale.data.tokens import Encoder
+from downscale.strict import Choice, Range, check
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,13 @@ class Library:
 
 READERS = 16  # threads that make conversations; Pillow lets go of the interpreter lock
 
+# Of a recipe; a stage declares the same.
+STAGE = Annotated[str, Choice(tuple(MIXTURES), 'stage')]
+SHARE = Annotated[float, Range(0, 1, 'the share of conversations that are of another stage',
+                               without=(1,))]
+LOSS_NORM = Annotated[str, Choice(('token', 'example'), 'loss_norm')]
+TURNS = Annotated[int, Range(1, 10_000, 'the most questions of one conversation')]
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -70,17 +79,13 @@ class Recipe:
     all buckets one `batch` to weigh conversations about equally over a whole run.
     `turns` is the most questions of one conversation.
     """
-    stage: str
-    replay: tuple[tuple[str, float], ...] = ()
-    loss_norm: str = 'token'
-    turns: int = 6
+    stage: STAGE
+    replay: tuple[tuple[STAGE, SHARE], ...] = ()
+    loss_norm: LOSS_NORM = 'token'
+    turns: TURNS = 6
 
     def __post_init__(self):
-        if self.loss_norm not in ('token', 'example'):
-            raise ValueError(f"loss_norm {self.loss_norm!r} must be 'token' or 'example'")
-        unknown = sorted({self.stage, *dict(self.replay)} - set(MIXTURES))
-        if unknown:
-            raise ValueError(f'unknown stages {unknown}; known are {sorted(MIXTURES)}')
+        check(self)
         if not 0 <= sum(dict(self.replay).values()) < 1:
             raise ValueError(f'replay shares {dict(self.replay)} must sum to less than 1')
 

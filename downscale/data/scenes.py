@@ -9,9 +9,12 @@ import io
 import math
 import zlib
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from downscale.strict import Range, check
 
 SHAPES = ('circle', 'square', 'triangle', 'diamond', 'star', 'cross', 'ring', 'heart', 'hexagon',
           'arrow')
@@ -37,26 +40,23 @@ class World:
     Lengths are pixels. A large object fills its cell up to the jitter; a small one is about 0.72
     of that. Raises ValueError, with the arithmetic, when the parameters do not fit together.
     """
-    grid: int = 4
-    cell_px: int = 20
-    n_shapes: int = 8
-    n_colors: int = 6
-    n_chars: int = 8
-    min_objects: int = 2
-    max_objects: int = 8
-    n_facts: int = 64
-    jitter_px: int = 2
-    seed: int = 0
+    grid: Annotated[int, Range(2, 9, 'cells along the image')] = 4
+    cell_px: Annotated[int, Range(10, 1000, 'pixels along a cell')] = 20
+    n_shapes: Annotated[int, Range(2, len(SHAPES), 'shapes that occur')] = 8
+    n_colors: Annotated[int, Range(2, len(COLORS), 'colours that occur')] = 6
+    n_chars: Annotated[int, Range(2, len(CHARS), 'characters that occur')] = 8
+    min_objects: Annotated[int, Range(2, 80, 'the fewest objects of a scene')] = 2
+    max_objects: Annotated[int, Range(2, 80, 'the most objects of a scene')] = 8
+    n_facts: Annotated[int, Range(4, 100_000, 'facts that are to be learnt')] = 64
+    jitter_px: Annotated[int, Range(0, 1000, 'pixels that an object may be off its place')] = 2
+    seed: Annotated[int, Range(0, 2 ** 63 - 1, 'seed of the world')] = 0
     version: str = '1.2.0'
 
     def __post_init__(self):
-        limits = {'grid': (2, 9), 'n_shapes': (2, len(SHAPES)), 'n_colors': (2, len(COLORS)),
-                  'n_chars': (2, len(CHARS)), 'min_objects': (2, self.max_objects),
-                  'n_facts': (4, 100_000), 'jitter_px': (0, self.cell_px), 'seed': (0, 2**63 - 1)}
-        for name, (low, high) in limits.items():
-            value = vars(self)[name]
-            if not low <= value <= high:
-                raise ValueError(f'World.{name}={value} must lie in {low}..{high}')
+        check(self)
+        if self.min_objects > self.max_objects:
+            raise ValueError(f'min_objects={self.min_objects} > max_objects={self.max_objects}: '
+                             'lower the one or raise the other')
         if self.max_objects > self.n_shapes:
             raise ValueError(f'max_objects={self.max_objects} > n_shapes={self.n_shapes}: '
                              'shapes are distinct within a scene')

@@ -10,12 +10,14 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import msgpack
 
 from downscale.data import images, measure
 from downscale.data.records import IMAGE, Conversation, Record, Turn
 from downscale.data.tables import METADATA, TFDS, Parquet, Prepared, Rows
+from downscale.strict import COUNT, Choice, Range, Several, check
 
 REASONS = ('wrong type', 'no answer', 'unknown role', 'bad text', 'chat token', 'image marks',
            'missing image', 'image path', 'unreadable image', 'too long', 'duplicate')
@@ -51,23 +53,19 @@ class Source:
     licence: str
     obtain: str
     images: str = ''
-    tfds: str = ''
+    tfds: Annotated[str, Choice(('', *TFDS), 'tfds')] = ''
     split: str = 'train'
-    only: tuple[str, ...] = ()
-    take: int | None = None
-    seed: int = 0
-    epochs: float = 1.0
+    only: Annotated[tuple[str, ...], Several(0, 'the sets whose rows are taken')] = ()
+    take: Annotated[int | None, Range(1, COUNT, 'rows that are taken; None is all')] = None
+    seed: Annotated[int, Range(0, 2 ** 32 - 1, 'seed by which rows are taken')] = 0
+    epochs: Annotated[float, Range(0, 10_000, 'how often a record is seen in an epoch of the '
+                                   'mixture', without=(0,))] = 1.0
     ask: str = 'Describe the image.'
 
     def __post_init__(self):
         if not re.fullmatch(r'[A-Za-z0-9_.+-]+', self.name):
             raise ValueError(f'source name {self.name!r} may hold letters, digits and _.+- only')
-        if self.epochs <= 0 or self.take is not None and self.take < 1:
-            raise ValueError(f'source {self.name}: epochs {self.epochs} and take {self.take} must '
-                             'be more than 0')
-        if self.tfds and self.tfds not in TFDS:
-            raise ValueError(f'source {self.name}: tfds {self.tfds!r} must be one of '
-                             f'{", ".join(TFDS)}')
+        check(self)
 
 
 # --- rows -------------------------------------------------------------------------------------

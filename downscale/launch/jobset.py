@@ -13,6 +13,7 @@ from downscale.exits import TABLE
 from downscale.launch import state
 from downscale.launch.topologies import topology
 from downscale.launch.watch import Observed
+from downscale.names import KUBERNETES, label
 from downscale.places import in_bucket
 
 API_VERSION, DOMAIN, JOB, CONTAINER = 'jobset.x-k8s.io/v1alpha2', 'downscale.dev', 'slice', 'main'
@@ -65,13 +66,9 @@ def manifest(spec, options):
 def labels_of(spec):
     """What the JobSet and the pods of a job are found by."""
     return {f'{DOMAIN}/{name}': value for name, value in (
-        ('run', spec.group), ('sweep', label(spec.sweep)), ('cell', label(spec.cell)),
+        ('run', spec.group), ('sweep', label(spec.sweep, KUBERNETES)),
+        ('cell', label(spec.cell, KUBERNETES)),
         ('part', spec.part), ('spec', spec.hash))}
-
-
-def label(text):
-    """`text` as a label value: at most 63 letters, digits, '-', '_' and '.', no sign at an end."""
-    return re.sub('[^A-Za-z0-9_.-]', '-', text)[:63].strip('-_.')
 
 
 def failure_rules():

@@ -13,8 +13,11 @@ from datetime import datetime
 from downscale.launch import state
 from downscale.launch.topologies import topology
 from downscale.launch.watch import Observed
+from downscale.names import GOOGLE, label
+from downscale.strict import shown
 
 TIMEOUT_SECONDS = 300
+SEPARATORS = ',|;~#%@!'  # of pairs
 STATES = {'ACTIVE': 'running', 'SUSPENDED': 'suspended', 'FAILED': 'failed', 'DELETING': 'deleting',
           'SUSPENDING': 'running'}  # all others wait for machines
 
@@ -33,14 +36,9 @@ class QueuedOptions:
 
 def labels(spec):
     """What the resources of a job are found by."""
-    return {'downscale-run': spec.group, 'downscale-sweep': label(spec.sweep),
-            'downscale-cell': label(spec.cell), 'downscale-part': spec.part,
+    return {'downscale-run': spec.group, 'downscale-sweep': label(spec.sweep, GOOGLE),
+            'downscale-cell': label(spec.cell, GOOGLE), 'downscale-part': spec.part,
             'downscale-spec': spec.hash}
-
-
-def label(text):
-    """`text` as a label value: at most 63 lower-case letters, digits, '-' and '_'."""
-    return re.sub('[^a-z0-9_-]', '-', text.lower())[:63]
 
 
 def create_command(spec, options, zone):
@@ -57,7 +55,7 @@ def create_command(spec, options, zone):
             f'--accelerator-type={place.accelerator_type}',
             f'--runtime-version={place.machine.runtime}', f'--{options.kind}',
             f'--labels={_pairs(labels(spec))}', f'--metadata={_pairs(metadata)}',
-            f'--metadata-from-file=startup-script={options.script}']
+            f'--metadata-from-file={_pairs({"startup-script": options.script})}']
     argv += [f'--node-count={place.slices}', f'--node-prefix={spec.name}'] if place.slices > 1 \
         else [f'--node-id={spec.name}']
     if options.valid_for:
@@ -87,7 +85,14 @@ def _gcloud(verb):
 
 
 def _pairs(values):
-    return ','.join(f'{name}={value}' for name, value in values.items())
+    """NAME=VALUE pairs as gcloud takes them: where a value holds a comma, with another sign between
+    them, which '^SIGN^' declares (`gcloud topic escaping`). ValueError where it holds them all."""
+    pairs = [f'{name}={value}' for name, value in values.items()]
+    for sign in SEPARATORS:
+        if not any(sign in pair for pair in pairs):
+            return sign.join(pairs) if sign == ',' else f'^{sign}^{sign.join(pairs)}'
+    raise ValueError(f'{shown(pairs)} holds all of {SEPARATORS}, so that gcloud could not part it; '
+                     'give --run another name')
 
 
 def call(argv):

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 
 from downscale.launch.topologies import SHAPES, topology
+from downscale.names import slug
 
 PARTS = ('train', 'write', 'reason')
 LONGEST_NAME = 35  # leaves JobSet room in 63 characters: '-slice-<job>-<pod>-abcde'
@@ -64,19 +65,15 @@ class Spec:
 
         Equal specs of two run folders have two names.
         """
-        tail = f'-{_digest([self.hash, self.run])[:5]}'
+        digest = _digest([self.hash, self.run])
         head = f'{slug(self.sweep)[:12]}-{slug(self.cell)}-{self.part}'
+        # Where the cell cannot be told in full, the digest alone must tell hundreds of them apart.
+        tail = f'-{digest[:5]}' if len(head) + 6 <= LONGEST_NAME else f'-{digest}'
         return re.sub('-+', '-', head[:LONGEST_NAME - len(tail)].rstrip('-') + tail)
 
 
 def _digest(value):
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def slug(text):
-    """`text` in lower-case letters, digits and single hyphens, beginning with a letter."""
-    found = re.sub('[^a-z0-9]+', '-', text.lower()).strip('-') or 'x'
-    return found if found[0].isalpha() else f'x{found}'
 
 
 def processes(name):
@@ -97,15 +94,16 @@ def specs_of(sweep, config, overrides, tasks, topology_name, image, commit, run)
     `tasks` are those of `study.tasks_of`. What writes and reasons is the work of one process, so it
     runs on the least slice of the same generation, which is one machine.
     """
-    cells, part = {task.experiment.name: task.experiment for task in tasks}, {}
+    cells, part, owned = {task.experiment.name: task.experiment for task in tasks}, {}, {}
     for task in tasks:
         kind = 'train' if task.kind == 'train' else 'reason' if task.stage == 'reason' else 'write'
         part[task.name] = f'{task.experiment.name}/{kind}'
+        owned.setdefault(part[task.name], []).append(task)
     found = []
     for kind in PARTS:
         for name, cell in cells.items():
             key = f'{name}/{kind}'
-            own = [task for task in tasks if part[task.name] == key]
+            own = owned.get(key)
             if not own:
                 continue
             needs = dict.fromkeys(part[need] for task in own for need in task.needs)

@@ -17,12 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from downscale import distributed, exits
+from downscale.curves import lost_rows, row_of
 from downscale.data.pipeline import Share
 from downscale.memory import give_back
+from downscale.peers import say
 from downscale.places import in_bucket, lock, place, scratch, write_bytes
 from downscale.sharding import batch_sharding
 from downscale.train import checkpoint
-from downscale.train.state import abstract, new_state, state_shardings
+from downscale.train.state import abstract, bits, new_state, state_shardings, unmoved
 from downscale.train.step import compiled_step
 from downscale.train.trackers import Tracker
 
@@ -74,11 +76,12 @@ def train(folder, model, loss, optimizer, trainable, rates, schedule, mesh, para
         # Closing waits for a save in flight, also when a step raises.
         manager = stack.enter_context(
             contextlib.closing(checkpoint.open_manager(folder, every=save_every)))
-        state, tokens = start(manager, params, shapes, optimizer, trainable, mesh, model.rules,
-                               stream)
+        state, meta = start(manager, params, shapes, optimizer, trainable, mesh, model.rules,
+                             stream)
         step_fn = compiled_step(model, loss, optimizer, trainable, mesh)
         first, mine = int(state['step']), share(mesh, model.rules)
-        log = stack.enter_context(contextlib.closing(Log(folder, first, tokens, tracker)))
+        log = stack.enter_context(contextlib.closing(Log(
+            folder, first, meta['tokens'], tracker, meta.get('bits'))))
         stack.enter_context(distributed.stepping())
         pending = None
         for step in range(first, schedule.steps):
@@ -104,7 +107,7 @@ def train(folder, model, loss, optimizer, trainable, rates, schedule, mesh, para
                 raise exits.Preempted(f'stopped by SIGTERM: step {step + 1} of {schedule.steps} is '
                                       'saved')
         if pending:
-            report(*log.write(*pending))
+            report(*log.write(*pending, unmoved(log.bits, state['params'])))
         _save(manager, state, stream, log)
         manager.wait_until_finished()
     return state['params']
@@ -124,7 +127,10 @@ def tokens_of(segments_BL):
 
 
 def start(manager, params, shapes, optimizer, trainable, mesh, rules, stream):
-    """(state, tokens seen) of the newest checkpoint, or of step 0 with `params()`, on the mesh."""
+    """(state, what is saved beside it) of the newest checkpoint, or of step 0 with `params()`.
+
+    Beside the state are the tokens seen, and the `bits` of the weights that the stage began with.
+    """
     fresh = manager.latest_step() is None
     values = params() if fresh else shapes or jax.eval_shape(params)
     shape = jax.eval_shape(lambda: new_state(values, optimizer, trainable))
@@ -132,9 +138,10 @@ def start(manager, params, shapes, optimizer, trainable, mesh, rules, stream):
     if fresh:
         placed = jax.tree.map(lambda leaf, sharding: jax.make_array_from_callback(
             leaf.shape, sharding, lambda index: leaf[index]), values, shards['params'])
-        return _new_state_on(optimizer, trainable, mesh, rules)(placed), 0
-    state, meta = checkpoint.restore(manager, abstract(shape, shards), stream)
-    return state, meta['tokens']
+        state = _new_state_on(optimizer, trainable, mesh, rules)(placed)
+        sums = jax.device_get(bits(state['params'], trainable))
+        return state, {'tokens': 0, 'bits': {group: int(sums[group]) for group in trainable}}
+    return checkpoint.restore(manager, abstract(shape, shards), stream)
 
 
 @lru_cache
@@ -148,7 +155,7 @@ def _new_state_on(optimizer, trainable, mesh, rules):
 
 def _save(manager, state, stream, log):
     log.upload()  # before the step is there to be resumed from
-    checkpoint.save(manager, state, stream, {'tokens': log.tokens}, force=True)
+    checkpoint.save(manager, state, stream, log.meta, force=True)
 
 
 def _on_devices(batch, mine, mesh, rules):
@@ -172,8 +179,9 @@ class Log:
     `cells` shared the program, and thus its `seconds` since then.
     """
 
-    def __init__(self, folder, first, tokens, tracker):
+    def __init__(self, folder, first, tokens, tracker, bits=None):
         self.tokens = self.before = tokens
+        self.bits = bits or {}  # checkpoints from before there were any have none
         self.waited, self.cells, self.session = 0.0, 1, round(time.time(), 3)
         self.began, self.files = time.perf_counter(), contextlib.ExitStack()
         paths = [Path(os.devnull)] * 2
@@ -198,8 +206,16 @@ class Log:
         self.waited += time.perf_counter() - begin
         return batch
 
-    def write(self, step, read, factor, metrics):
-        """Append the row of a finished step; returns (steps done, row). Waits for the device."""
+    @property
+    def meta(self):
+        """What a checkpoint holds beside the state."""
+        return {'tokens': self.tokens} | ({'bits': self.bits} if self.bits else {})
+
+    def write(self, step, read, factor, metrics, still=()):
+        """Append the row of a finished step; returns (steps done, row). Waits for the device.
+
+        `still` are groups that the whole stage has not moved: said, and in the row of its end.
+        """
         row = {name: float(np.asarray(value)) for name, value in metrics.items()}
         if not math.isfinite(row['loss']) or not math.isfinite(row['grad_norm']):
             raise FloatingPointError(
@@ -208,7 +224,10 @@ class Log:
         self.tokens += int(read)
         row = {'tokens': self.tokens, 'lr_factor': factor, **row}
         self.tracker.write(step + 1, row)
-        row = {'step': step + 1, **row}
+        row = {'step': step + 1, **row, **({'unmoved': still} if still else {})}
+        if still and distributed.first():
+            say(f'{self.metrics.name}: training moved no weight of {", ".join(still)}; look at its '
+                'rate, at `clip`, and whether the data reach it')
         self.metrics.write(json.dumps(row) + '\n')
         self.metrics.flush()
         if (step + 1) % LOG_EVERY == 0:
@@ -240,10 +259,14 @@ def _fetch(copies):
 
 
 def _cut(path, first):
-    """Keep the rows of `path` up to step `first`; a torn last line goes as well."""
-    kept = []
+    """Keep the rows of `path` up to step `first`; a torn last line goes as well. What else is
+    missing is said."""
+    kept, steps = [], []
     for line in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
-            if json.loads(line)['step'] <= first:
-                kept.append(line)
+        row = row_of(line)
+        if row and row['step'] <= first:
+            kept.append(line)
+            steps.append(row['step'])
     write_bytes(path, ''.join(f'{line}\n' for line in kept).encode())
+    if lost := lost_rows(steps, first):
+        say(f'{path} {lost}: it was cut or changed; training goes on, its curve keeps the gap')

@@ -6,40 +6,53 @@ one program.
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Annotated
 
 import jax
 import optax
 
 from downscale.mup import BASE, multipliers, times
+from downscale.strict import COUNT, Choice, Range, check
 
 GROUPS = ('tower', 'connector', 'language')
+# Of a stage; 1 is more likely meant as one step than as all of them.
+WARMUP = Annotated[float, Range(0, 1, 'the share of the steps in which the rate climbs, 0.03 for 3 '
+                                'per cent; not a number of steps', without=(1,))]
+FINAL = Annotated[float, Range(0, 1, 'the share of the peak rate that the last step has')]
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW after global-norm clipping; `accumulate` micro-batches make one step.
+    """AdamW after clipping by the global norm; `accumulate` micro-batches make one step.
 
     `first_moment` is the dtype of Adam's mean of gradients; bfloat16 saves 2 bytes a parameter.
     """
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    accumulate: int = 1
-    first_moment: str = 'float32'
+    b1: Annotated[float, Range(0, 1, 'share of its mean of gradients that a step keeps',
+                               without=(1,))] = 0.9
+    b2: Annotated[float, Range(0, 1, 'share of its mean of squares that a step keeps',
+                               without=(1,))] = 0.95
+    eps: Annotated[float, Range(0, 1, 'what is added to the root of the squares',
+                                without=(0,))] = 1e-8
+    weight_decay: Annotated[float, Range(0, 10, 'share of a weight that a rate of 1 takes off'
+                                         )] = 0.0
+    clip: Annotated[float | None, Range(0, 1e12, 'the norm that gradients are cut to; None is no '
+                                        'clipping', without=(0,))] = 1.0
+    accumulate: Annotated[int, Range(1, 2 ** 20, 'micro-batches of a step')] = 1
+    first_moment: Annotated[str, Choice(('float32', 'bfloat16'), 'first_moment')] = 'float32'
 
     def __post_init__(self):
-        if self.first_moment not in ('float32', 'bfloat16'):
-            raise ValueError(f"first_moment {self.first_moment!r} must be 'float32' or 'bfloat16'")
+        check(self)
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Linear warm-up over a share of the steps, then cosine to `final` of the peak rate."""
-    steps: int
-    warmup: float = 0.03
-    final: float = 0.0
+    steps: Annotated[int, Range(1, COUNT, 'steps of the stage')]
+    warmup: Annotated[float, Range(0, 1, 'the share of the steps in which the rate climbs')] = 0.03
+    final: FINAL = 0.0
+
+    def __post_init__(self):
+        check(self)
 
     def factor(self, step):
         """Share of the peak rate at `step` (0-based), in (0, 1]."""
@@ -72,7 +85,8 @@ def transform(optimizer, growth=BASE):
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: not str(path[-1].key).rpartition('_')[0].endswith(
                 ('scale', 'bias', 'newline')), params)
-    clip = optax.clip_by_global_norm(optimizer.clip)
+    clip = optax.identity() if optimizer.clip is None else \
+        optax.clip_by_global_norm(optimizer.clip)
     decay = optax.add_decayed_weights(optimizer.weight_decay, mask=decayed)
 
     def clipped(grads, state, params=None):

@@ -2,6 +2,8 @@
 
 `{'step': int32, 'params': {group: tree}, 'opt_state': optax state of the trainable groups}`.
 """
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -24,6 +26,28 @@ def new_state(params, optimizer, trainable):
                          f'({sorted(params)}); fix the stage\'s `trainable` or its parents')
     return {'step': jnp.zeros((), jnp.int32), 'params': params,
             'opt_state': transform(optimizer).init(moving)}
+
+
+@partial(jax.jit, static_argnames='trainable')
+def bits(params, trainable):
+    """{group: uint32} of the trainable groups: the sum of the bits of all their weights.
+
+    Whole numbers add up to the same on every mesh, and a weight that moves changes its sum.
+    """
+    moving, _ = split(params, trainable)
+    sums = dict.fromkeys(trainable, jnp.uint32(0))
+    for name, tree in moving.items():
+        for leaf in jax.tree.leaves(tree):
+            width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+            words = jax.lax.bitcast_convert_type(leaf, width).astype(jnp.uint32)
+            sums[group_of(name)] += words.sum(dtype=jnp.uint32)
+    return sums
+
+
+def unmoved(before, params):
+    """The groups of `before`, what `bits` gave as plain numbers, that `params` hold unchanged."""
+    after = bits(params, tuple(before))
+    return [group for group, total in before.items() if int(after[group]) == total]
 
 
 def state_shardings(state, mesh, rules):

@@ -19,6 +19,7 @@ import numpy as np
 from downscale import distributed, exits
 from downscale.train import checkpoint
 from downscale.train.loop import Log, check_supervised, start
+from downscale.train.state import unmoved
 from downscale.train.step import train_step
 
 
@@ -53,7 +54,7 @@ class _Lane:
     def __init__(self, run, closing, save_every, begin, tracker, opened):
         self.run, self.error, self.position = run, None, _Position()
         self.manager = closing(checkpoint.open_manager(run.folder, every=save_every))
-        self.state, tokens = begin(self.manager, run.params, self.position)
+        self.state, meta = begin(self.manager, run.params, self.position)
         self.step = int(self.state['step'])
         place = run.data, self.step
         if place not in opened:
@@ -62,13 +63,14 @@ class _Lane:
                 stream.set_state(self.position.state)
             opened[place] = stream
         self.stream = opened[place]
-        self.log = closing(Log(run.folder, self.step, tokens, tracker))
+        self.log = closing(Log(run.folder, self.step, meta['tokens'], tracker,
+                               meta.get('bits')))
 
-    def write(self, step, read, factor, metrics):
+    def write(self, step, read, factor, metrics, still=()):
         """Log a finished step; a loss that is not finite becomes the lane's error."""
         if self.error is None:
             try:
-                self.run.report(*self.log.write(step, read, factor, metrics))
+                self.run.report(*self.log.write(step, read, factor, metrics, still))
             except FloatingPointError as error:
                 self.error = error
 
@@ -76,7 +78,7 @@ class _Lane:
         """Start saving `state`, which must be logged."""
         self.position.state = self.stream.get_state()
         self.log.upload()
-        checkpoint.save(self.manager, state, self.stream, {'tokens': self.log.tokens}, force=True)
+        checkpoint.save(self.manager, state, self.stream, self.log.meta, force=True)
 
 
 class _Group:
@@ -141,7 +143,10 @@ class _Group:
             metrics = jax.device_get(metrics)
             for at, (lane, *row) in enumerate(rows):
                 lane.log.cells = len(rows)
-                lane.write(*row, {name: values[at] for name, values in metrics.items()})
+                values = {name: values[at] for name, values in metrics.items()}
+                ended = lane.step == self.schedule.steps
+                still = unmoved(lane.log.bits, _at(self.state['params'], at)) if ended else ()
+                lane.write(*row, values, still)
             self.pending = None
 
     def save(self, every, stopped):

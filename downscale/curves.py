@@ -1,0 +1,50 @@
+"""What `metrics.jsonl` of a stage holds: one row a step, from 1 on; and what is doubtful in it."""
+import json
+import math
+
+from downscale.places import read_json
+
+
+def row_of(line):
+    """The row of a line; None where it is torn or no row of a step."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and type(row.get('step')) is int else None
+
+
+def lost_rows(steps, last):
+    """What is missing of the rows of `steps` 1 to `last`, as text; '' where each is there once."""
+    missing = sorted(set(range(1, last + 1)).difference(steps))
+    doubled = len(steps) - len(set(steps))
+    words = []
+    if missing:
+        words.append(f'lacks {len(missing)} of {last} rows, the first of step {missing[0]}')
+    if doubled:
+        words.append(f'has {doubled} rows twice')
+    return ' and '.join(words)
+
+
+def doubts(study):
+    """What is wrong with the training of the stages of a local study folder, a line each."""
+    for path in sorted(study.glob('cells/*/*/metrics.jsonl')):
+        rows = [row for row in map(row_of, path.read_text(errors='replace').splitlines()) if row]
+        # The train loop writes a factor in every row; logs of other makers may be thinned out.
+        if rows and all('lr_factor' in row for row in rows):
+            name, done = path.relative_to(study), read_json(path.with_name('DONE.json')) or {}
+            yield from (f'{name}: {text}.' for text in _doubts(rows, done))
+
+
+def _doubts(rows, done):
+    lost = lost_rows([row['step'] for row in rows], done.get('steps', rows[-1]['step']))
+    if lost:
+        yield lost
+    bad = [row['step'] for row in rows if not math.isfinite(row.get('loss', math.nan))]
+    if bad:
+        yield f'the loss is no number from step {bad[0]} on'
+    if rows[-1].get('unmoved'):
+        yield f'training moved no weight of {", ".join(rows[-1]["unmoved"])}'
+    peak = max(row['lr_factor'] for row in rows)
+    if done and peak < 1 - 1e-6:
+        yield f'the rate never reached its peak, only {peak:.1%} of it'
