@@ -22,7 +22,7 @@ LEVELS = {
     'memory.py': 1, 'peers.py': 1, 'mup.py': 1,
     'model/': 2, 'data/': 2, 'distributed.py': 2,
     'train/state.py': 3, 'train/optimizer.py': 3, 'train/loss.py': 3, 'train/step.py': 3,
-    'train/checkpoint.py': 3, 'train/trackers.py': 3,
+    'train/checkpoint.py': 3, 'train/checksums.py': 3, 'train/trackers.py': 3,
     'convert/': 3,
     'train/loop.py': 4, 'train/together.py': 4, 'generate/': 4,
     'experiment.py': 5, 'stages.py': 5, 'evaluate/': 5, 'loading.py': 5, 'exchange.py': 5,
