@@ -1,6 +1,7 @@
 """Study files and what the command line changes in them."""
 import ast
 import os
+import sys
 from pathlib import Path
 
 from downscale.memory import keep_freed_memory
@@ -63,11 +64,13 @@ def set_key(config, override):
 
 
 def open_cells(config_file, overrides):
-    """(config, experiments) of a study file; the platform is chosen here, before JAX is imported.
+    """(config, experiments) of a study file; the platform is chosen here, before JAX looks for one.
     """
     config, sweep = load_study(config_file, overrides)
     if config.platform:
-        os.environ.setdefault('JAX_PLATFORMS', config.platform)
+        platform = os.environ.setdefault('JAX_PLATFORMS', config.platform)
+        if 'jax' in sys.modules:  # by a study file, or to know the keys that --set may change
+            sys.modules['jax'].config.update('jax_platforms', platform)
     if on_cpu():
         keep_freed_memory()
     from downscale.experiment import cells

@@ -10,8 +10,10 @@ import logging
 import os
 import re
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -77,7 +79,13 @@ def _saving(path):
     except Failed:
         raise
     except Exception as error:
-        raise Failed(f'cannot save checkpoint {path} ({line_of(error)})', CRASHED) from None
+        raise Failed(f'cannot save checkpoint {_about(path, error)}', CRASHED) from None
+
+
+def _about(path, error):
+    """An error as a line that names `path` once."""
+    line = line_of(error)
+    return line if line.startswith(str(path)) else f'{path}: {line}'
 
 
 class _Steps(ocp.path.step.NameFormat):
@@ -194,18 +202,26 @@ def _reading(step_folder):
         raise
     except Exception as error:
         if passes(error):
-            raise Failed(f'cannot read checkpoint {step_folder} ({line_of(error)})',
-                         CRASHED) from None
+            raise Failed(f'cannot read checkpoint {_about(step_folder, error)}', CRASHED) from None
         # The innermost knows most: orbax wraps what tensorstore says in pages.
         while error.__cause__ is not None:
             error = error.__cause__
-        raise checksums.Damaged(f'checkpoint {step_folder} is damaged: {line_of(error)}') from None
+        line = line_of(error).removeprefix(f'{step_folder}: ')
+        raise checksums.Damaged(f'checkpoint {step_folder} is damaged: {line}') from None
 
 
+@cache
 def _hush():
     """orbax, asyncio and tensorstore also print what they raise, in pages and from threads."""
     absl_logging.get_absl_logger().addFilter(_is_foreign)
     logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+    hook = sys.unraisablehook
+
+    def print_unless_late(unraisable):
+        # What tensorstore still has to tell orbax after another write has failed.
+        if str(unraisable.exc_value) != 'Event loop is closed':
+            hook(unraisable)
+    sys.unraisablehook = print_unless_late
 
 
 def _is_foreign(record):
