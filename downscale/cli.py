@@ -7,13 +7,14 @@ import sys
 import traceback
 from pathlib import Path
 
-from downscale import analyze_command, exits
+from downscale import analyze_command, exits, start
 from downscale.analyze_command import ANALYZE_EXAMPLES
 from downscale.data_command import DATA_EXAMPLES, add_data_arguments, with_verb
 from downscale.evaluate import benchmark_command, scoring_command
 from downscale.evaluate import command as chain_command
 from downscale.launch.arguments import LAUNCH_EXAMPLES, add_arguments, add_launch_arguments
 from downscale.memory import keep_freed_memory
+from downscale.start import cache_folder
 from downscale.study_files import claims_of, find_cell, on_cpu, open_study
 
 EXAMPLES = {
@@ -44,12 +45,6 @@ def refuse_many():
     if given():
         raise ValueError('only `downscale train` runs over several processes; unset '
                          'JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID for this')
-
-
-def cache_folder():
-    """Where compiled programs are kept: JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
-    default = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'downscale' / 'xla'
-    return Path(os.environ.get('JAX_COMPILATION_CACHE_DIR', default))
 
 
 def study(args):
@@ -331,10 +326,10 @@ def main(argv=None):
     """
     args = parser().parse_args(with_verb(argv))
     try:
+        start.begin(args, console=argv is None)
         return args.run(args) or 0
     except KeyboardInterrupt:
-        print('stopped; the same command continues', file=sys.stderr)
-        return 130
+        return start.stopped()
     except (ValueError, KeyError, ImportError, RuntimeError, FloatingPointError, OSError) as error:
         if args.debug:
             traceback.print_exc()

@@ -1,5 +1,6 @@
 """How a run ends: one table for the trainer, manifests, the start-up script and the watcher."""
 import errno
+import os
 import re
 from dataclasses import dataclass
 
@@ -125,3 +126,8 @@ def _translated(text):
     # Of a checkpoint the step is enough.
     path = re.sub(r'(/checkpoints/\d+)\b.*', r'\1', paths[0]) if paths else ''
     return f'{path.rstrip("/")}: {cause}' if path and path not in cause else cause
+
+
+def say(text):
+    """Print a line on stderr now, from any thread."""
+    os.write(2, f'{text}\n'.encode())

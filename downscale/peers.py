@@ -21,7 +21,7 @@ import jax
 from jax._src import distributed as jax_distributed
 
 from downscale import exits
-from downscale.exits import line_of
+from downscale.exits import line_of, say
 
 ALIVE = 'downscale/alive/'
 FAILED = f'{ALIVE}failed'
@@ -146,11 +146,6 @@ class Peers:
         if self.rank == 0:
             time.sleep(POLL_SECONDS if gone is None else 4 * POLL_SECONDS)
         os._exit(code)
-
-
-def say(text):
-    """Print a line on stderr now, from any thread."""
-    os.write(2, f'{text}\n'.encode())
 
 
 @contextlib.contextmanager

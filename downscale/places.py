@@ -48,6 +48,16 @@ def scratch(path):
     return Path(top) / str(path).removeprefix(BUCKET)
 
 
+def writable(folder):
+    """Whether files can be made in a local folder, which is made where it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
 def write_bytes(path, data):
     """`path` holds `data`, whole or not at all; folders are made."""
     path = place(path)

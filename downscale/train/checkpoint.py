@@ -25,8 +25,7 @@ from absl import logging as absl_logging
 from etils import epath
 
 from downscale import distributed
-from downscale.exits import CRASHED, Failed, line_of, passes
-from downscale.peers import say
+from downscale.exits import CRASHED, Failed, line_of, passes, say
 from downscale.places import absolute, in_bucket, write_json
 from downscale.train import checksums
 
