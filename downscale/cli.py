@@ -329,7 +329,7 @@ def main(argv=None):
         start.begin(args, console=argv is None)
         return args.run(args) or 0
     except KeyboardInterrupt:
-        return start.stopped()
+        return start.stopped(console=argv is None)
     except (ValueError, KeyError, ImportError, RuntimeError, FloatingPointError, OSError) as error:
         if args.debug:
             traceback.print_exc()

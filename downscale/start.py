@@ -127,9 +127,10 @@ def _patient(stream):
     return _Patient(stream.detach(), options[0], 'backslashreplace', line_buffering=options[1])
 
 
-def stopped():
+def stopped(console):
     """Say that Ctrl-C has ended this command, and let no further one disturb its end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if console:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     say('stopped; the same command continues')
     return INTERRUPTED
 
