@@ -4,9 +4,8 @@ import json
 import os
 import sys
 import traceback
-from pathlib import Path
 
-from downscale import analyze_command, exits
+from downscale import analyze_command, exits, start
 from downscale.analyze_command import ANALYZE_EXAMPLES
 from downscale.data_command import DATA_EXAMPLES, add_data_arguments, with_verb
 from downscale.evaluate import benchmark_command, scoring_command
@@ -14,6 +13,7 @@ from downscale.evaluate import command as chain_command
 from downscale.launch.arguments import LAUNCH_EXAMPLES, add_arguments, add_launch_arguments
 from downscale.memory import keep_freed_memory
 from downscale.parsing import Parser, count, local_path, new_folder
+from downscale.start import cache_folder
 from downscale.streams import LONGEST_ERROR, cause_of, keep_streams, shortened
 from downscale.study_files import claims_of, find_cell, on_cpu, open_study
 
@@ -49,12 +49,6 @@ def refuse_many():
     if given():
         raise ValueError('only `downscale train` runs over several processes; unset '
                          'JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID for this')
-
-
-def cache_folder():
-    """Where compiled programs are kept: JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
-    default = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'downscale' / 'xla'
-    return Path(os.environ.get('JAX_COMPILATION_CACHE_DIR', default))
 
 
 def study(args):
@@ -330,16 +324,18 @@ def main(argv=None):
 
     A fault of this program itself ends with `exits.BUG`, and `train` after `exits.TABLE`.
     """
+    console = argv is None  # the whole program: its streams and interrupts are ours
     argv, args = with_verb(argv), None
     keep_streams()
     try:
         args = parser().parse_args(argv)
+        start.begin(args, console)
         code = args.run(args) or 0
         if sys.stdout is not None:
             sys.stdout.flush()  # a full disk is told here, not when Python ends
         return code
     except KeyboardInterrupt:
-        return _ended('stopped; the same command continues', exits.INTERRUPTED)
+        return start.stopped(console)
     except exits.Preempted as error:
         return _ended(f'{error}; the same command continues', error.code)
     except Exception as error:

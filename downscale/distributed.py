@@ -153,6 +153,11 @@ def first():
     return global_state.process_id == 0
 
 
+def several():
+    """Whether other processes work on this run."""
+    return global_state.client is not None
+
+
 def once(action):
     """What `action()` returns in process 0 (something JSON can hold); the others wait for it.
 

@@ -1,4 +1,7 @@
 """How a run ends: one table for the trainer, manifests, the start-up script and the watcher."""
+import errno
+import os
+import re
 from dataclasses import dataclass
 
 DONE, CRASHED, BUG, PREEMPTED, FATAL, MISMATCH, LOST, INTERRUPTED = 0, 1, 3, 42, 64, 69, 70, 130
@@ -46,13 +49,86 @@ class Preempted(SystemExit):
         return self.text
 
 
+# What tensorstore says first, as a ValueError: absl's names of status codes. Those of the second
+# line say that what was asked for is wrong or missing; with the others it may succeed later.
+_STATUS = re.compile(r'([A-Z]+(?:_[A-Z]+)*): ')
+_STAYS = ('INVALID_ARGUMENT', 'OUT_OF_RANGE', 'NOT_FOUND', 'ALREADY_EXISTS', 'DATA_LOSS',
+          'UNIMPLEMENTED', 'FAILED_PRECONDITION')
+_PASSES = ('UNAVAILABLE', 'RESOURCE_EXHAUSTED', 'PERMISSION_DENIED', 'UNAUTHENTICATED',
+           'DEADLINE_EXCEEDED', 'ABORTED', 'CANCELLED', 'INTERNAL', 'UNKNOWN')
+_SYSTEM = re.compile(r"([^:]*) \[os_error_code='(\d+)'")
+_HTTP = re.compile(r"http_response_code='(\d+)'")
+_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST)
+# Libraries that speak to buckets and raise classes of their own.
+_CLIENTS = ('gcsfs', 'aiohttp', 'google', 'requests', 'urllib3')
+MOST_CHARACTERS = 300
+
+
 def code_of(error):
     """The exit code that an exception stands for."""
     if isinstance(error, (Failed, SystemExit)):
         return error.code
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
+    if passes(error):
+        return CRASHED
     # A second try would only find the same settings, data or memory.
-    if isinstance(error, (ValueError, FloatingPointError)) or 'RESOURCE_EXHAUSTED' in str(error):
+    if isinstance(error, (ValueError, FloatingPointError, FileNotFoundError)) \
+            or 'RESOURCE_EXHAUSTED' in str(error):
         return FATAL
     return CRASHED
+
+
+def passes(error):
+    """Whether an error is of a disk, a bucket or a network that may be well again later: a full
+    disk, a quota, a bucket that refuses; not a file that is missing or wrong."""
+    while error is not None:
+        if isinstance(error, OSError):
+            missing = isinstance(error, (FileNotFoundError, FileExistsError))
+            return not missing and error.errno not in _MISSING
+        if type(error).__module__.partition('.')[0] in _CLIENTS:
+            return True
+        status = isinstance(error, ValueError) and _STATUS.match(str(error))
+        if status and status[1] in _STAYS + _PASSES:
+            return _status_passes(status[1], str(error))
+        error = error.__cause__
+    return False
+
+
+def _status_passes(status, text):
+    system, answer = _SYSTEM.search(text), _HTTP.search(text)
+    if system:
+        return int(system[2]) not in _MISSING
+    if answer:
+        return answer[1] not in ('400', '404')
+    return status in _PASSES
+
+
+def line_of(error):
+    """An error as one line; what tensorstore says is cut to path and cause."""
+    text = ' '.join(str(error).split()) or type(error).__name__
+    status = _STATUS.match(text)
+    if isinstance(error, ValueError) and status and status[1] in _STAYS + _PASSES:
+        text = _translated(text)
+        return text if len(text) <= MOST_CHARACTERS else f'{text[:MOST_CHARACTERS - 4]} ...'
+    return text
+
+
+def _translated(text):
+    paths = re.findall(r'gs://[^\s":]+|(?<=")/[^"]+', text)
+    system, answer = _SYSTEM.search(text), _HTTP.search(text)
+    text = re.sub(r' \[[a-z_]+=.*', '', text)  # details, the body of an answer among them
+    if system:
+        cause = system[1].strip()
+    elif answer:
+        cause = f'the bucket answered {answer[1]} ({text.rpartition(": ")[2]})'
+    else:
+        cause = text.partition(': ')[2]
+    # Of a checkpoint the step is enough.
+    path = re.sub(r'(/checkpoints/\d+)\b.*', r'\1', paths[0]) if paths else ''
+    return f'{path.rstrip("/")}: {cause}' if path and path not in cause else cause
+
+
+def say(text):
+    """Print a line on stderr now, from any thread."""
+    os.write(2, f'{text}\n'.encode())

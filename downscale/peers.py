@@ -21,6 +21,7 @@ import jax
 from jax._src import distributed as jax_distributed
 
 from downscale import exits
+from downscale.exits import line_of, say
 
 ALIVE = 'downscale/alive/'
 FAILED = f'{ALIVE}failed'
@@ -145,16 +146,6 @@ class Peers:
         if self.rank == 0:
             time.sleep(POLL_SECONDS if gone is None else 4 * POLL_SECONDS)
         os._exit(code)
-
-
-def line_of(error):
-    """An error as one line."""
-    return ' '.join(str(error).split()) or type(error).__name__
-
-
-def say(text):
-    """Print a line on stderr now, from any thread."""
-    os.write(2, f'{text}\n'.encode())
 
 
 @contextlib.contextmanager

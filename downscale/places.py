@@ -4,10 +4,12 @@ A bucket knows no append, no rename and no lock. What needs them stays in a fold
 that stands for the one in the bucket, its `scratch`.
 """
 import contextlib
+import errno
 import fcntl
 import json
 import logging
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -46,19 +48,45 @@ def scratch(path):
     return Path(top) / str(path).removeprefix(BUCKET)
 
 
+def writable(folder):
+    """Whether files can be made in a local folder, which is made where it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
 def write_bytes(path, data):
     """`path` holds `data`, whole or not at all; folders are made."""
     path = place(path)
     if in_bucket(path):
-        path.write_bytes(data)
+        with naming(path):
+            path.write_bytes(data)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
     try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
+        with naming(path):
+            partial.write_bytes(data)
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path):
+    """An OSError that is raised in this context says that it is of `path`.
+
+    That of a write or of a flush names no file, and a user with a full disk has several.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 def write_json(path, value):
@@ -85,24 +113,50 @@ def read_json(path, kind=dict):
 def lock(folder):
     """The descriptor of a lock on a local folder, held until it is closed or this process ends.
 
-    RuntimeError in one line when another process holds it.
+    RuntimeError in one line when another process holds it. A file system without locks is told
+    of, once; there nothing keeps two commands apart.
     """
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        if not _locked(handle, folder, wait=False):
+            raise RuntimeError(f'{folder} is in use by another process; wait for it or stop it, '
+                               'or give this run another folder')
+    except BaseException:
         os.close(handle)
-        raise RuntimeError(f'{folder} is in use by another process; wait for it or stop it, or '
-                           'give this run another folder') from None
+        raise
     return handle
 
 
 @contextlib.contextmanager
 def held(folder):
     """In this context no other process of this machine is in the same one, for the local `folder`.
+
+    A line is said where one must be waited for.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / '.held').open('w') as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        if not _locked(handle, folder, wait=False):
+            print(f'waiting for another process that prepares {folder}', file=sys.stderr)
+            _locked(handle, folder, wait=True)
         yield
+
+
+# What `flock` answers where there are no locks: NFS without its daemon, Lustre and FUSE without the
+# option.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
+
+
+def _locked(handle, folder, wait):
+    """Whether the open file `handle` of `folder` is locked now, or cannot be for lack of locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            error.filename = str(folder)
+            raise
+        print(f'note: {folder}: this file system has no locks ({error.strerror}); start no second '
+              'command on it', file=sys.stderr)
+    return True

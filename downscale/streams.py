@@ -2,6 +2,8 @@
 import io
 import sys
 
+from downscale.exits import line_of
+
 LONGEST_ERROR = 300
 _CUT = ' ... '
 
@@ -25,7 +27,7 @@ def cause_of(error):
     """What an exception says; of an error of the system the path and why, without its number."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f'{error.filename}: {error.strerror}'
-    return str(error) or type(error).__name__
+    return line_of(error)
 
 
 class _Descriptor(io.FileIO):

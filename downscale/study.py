@@ -7,8 +7,10 @@ import contextlib
 import math
 import multiprocessing
 import os
+import signal
 import threading
 import time
+import warnings
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -17,6 +19,7 @@ from pathlib import Path
 from downscale.accounting import totals
 from downscale.console import progress_bars
 from downscale.evaluate.answers import hash_of
+from downscale.exits import line_of, passes
 from downscale.experiment import WRITER, Experiment, reference_of
 from downscale.memory import give_back
 from downscale.places import place, read_json, scratch, write_json
@@ -137,8 +140,12 @@ def _start_worker(queue, cores, cache):
 
 
 def use_cache(folder):
-    """Compiled programs are kept in `folder` across processes and runs."""
+    """Compiled programs are kept in `folder` across processes and runs.
+
+    Where it cannot be written they are compiled again, and nobody is told of each.
+    """
     import jax
+    warnings.filterwarnings('ignore', 'Error (reading|writing) persistent compilation cache')
     jax.config.update('jax_compilation_cache_dir', str(folder))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
@@ -152,8 +159,21 @@ def _workers(jobs, cache):
     usable = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
     for job in range(jobs):
         cores.put(usable[job] if jobs > 1 and jobs <= len(usable) else None)
-    with ProcessPoolExecutor(jobs, context, _start_worker, (queue, cores, str(cache))) as pool:
+    pool = ProcessPoolExecutor(jobs, context, _start_worker, (queue, cores, str(cache)))
+    try:
+        # A terminal sends Ctrl-C to all; it is for this process alone, which ends the others. What
+        # is blocked now stays so in what is started now.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        started = pool.submit(os.getpid)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        started.result()
         yield pool, queue
+    except BaseException:
+        for child in multiprocessing.active_children():
+            child.kill()  # what is not saved is made again, bit by bit
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _check_devices(experiments, together):
@@ -192,7 +212,9 @@ def _in_worker(study, tasks, writers, tracker):
 
 
 def _reason(error):
-    """The first line of an error."""
+    """The first line of an error, or what is to be known of what a disk or bucket answered."""
+    if passes(error):
+        return line_of(error)
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
@@ -347,7 +369,8 @@ class _Queue:
                 bars.finished(task.name)
                 continue
             if task.kind == 'train':
-                write_json(self.study / 'cells' / task.experiment.name / task.stage / 'FATAL.json',
-                           {'reason': failed[task.name]})
+                with contextlib.suppress(OSError):  # the line below says as much on a full disk
+                    write_json(self.study / 'cells' / task.experiment.name / task.stage
+                               / 'FATAL.json', {'reason': failed[task.name]})
             bars.note(f'failed: {task.name}: {failed[task.name]}')
         self.failed |= failed

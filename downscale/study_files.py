@@ -2,6 +2,7 @@
 import ast
 import contextlib
 import os
+import sys
 import traceback
 from pathlib import Path
 
@@ -111,11 +112,13 @@ def set_key(config, override):
 
 
 def open_cells(config_file, overrides):
-    """(config, experiments) of a study file; the platform is chosen here, before JAX is imported.
+    """(config, experiments) of a study file; the platform is chosen here, before JAX looks for one.
     """
     config, sweep = load_study(config_file, overrides)
     if config.platform:
-        os.environ.setdefault('JAX_PLATFORMS', config.platform)
+        platform = os.environ.setdefault('JAX_PLATFORMS', config.platform)
+        if 'jax' in sys.modules:  # by a study file, or to know the keys that --set may change
+            sys.modules['jax'].config.update('jax_platforms', platform)
     if on_cpu():
         keep_freed_memory()
     from downscale.experiment import cells

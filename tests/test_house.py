@@ -23,7 +23,7 @@ LEVELS = {
     'memory.py': 1, 'peers.py': 1, 'mup.py': 1,
     'model/': 2, 'data/': 2, 'distributed.py': 2,
     'train/state.py': 3, 'train/optimizer.py': 3, 'train/loss.py': 3, 'train/step.py': 3,
-    'train/checkpoint.py': 3, 'train/trackers.py': 3,
+    'train/checkpoint.py': 3, 'train/checksums.py': 3, 'train/trackers.py': 3,
     'convert/': 3,
     'train/loop.py': 4, 'train/together.py': 4, 'generate/': 4,
     'experiment.py': 5, 'stages.py': 5, 'evaluate/': 5, 'loading.py': 5, 'exchange.py': 5,
@@ -32,6 +32,7 @@ LEVELS = {
     'evaluate/cells.py': 6, 'evaluate/extract_think.py': 6, 'evaluate/command.py': 6,
     'evaluate/intervals.py': 6, 'evaluate/rescore.py': 6, 'evaluate/scoring_command.py': 6,
     'evaluate/benchmark_command.py': 6,
+    'start.py': 2,
     'study_files.py': 6, 'study.py': 6, 'data_command.py': 6, 'analyze_command.py': 6,
     'corpus_page.py': 6, 'analysis/': 6, 'factory/': 6, 'launch/': 6, 'cli.py': 6}
 OPEN_LEVELS = {5, 6}  # files of these levels import one another freely

@@ -21,6 +21,7 @@ from PIL import Image
 from downscale.data import questions as asking
 from downscale.data.records import Example, Extraction, Question, Trace
 from downscale.data.scenes import Object, Scene, World, render, sample, stream, triple
+from downscale.places import held
 
 BASELINE_EXAMPLES = 2000  # of each split; reading more would cost as much as building
 _SEPARATOR = '\n'  # between distractors: a sequence within a sequence needs TensorFlow to read
@@ -123,11 +124,12 @@ def build(world: World, data_dir: str | Path, counts: Mapping[str, int],
     logging.set_verbosity(logging.ERROR)  # a configuration that is not listed in the class warns
     builder = SceneWorld(data_dir=str(data_dir), config=config, file_format='array_record')
     logging.set_verbosity(verbosity)
-    builder.download_and_prepare()
     folder = Path(builder.data_dir)
     if not (folder / 'baselines.json').exists():
-        _write_json(folder / 'world.json', asked)
-        _write_json(folder / 'baselines.json', _baselines(world, folder, counts))
+        with held(Path(data_dir)):  # of two commands on a fresh folder one builds
+            builder.download_and_prepare()
+            _write_json(folder / 'world.json', asked)
+            _write_json(folder / 'baselines.json', _baselines(world, folder, counts))
     return folder
 
 

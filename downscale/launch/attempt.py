@@ -2,9 +2,9 @@
 
 It ends by `exits.TABLE`; what happened is in the job's folder (`state.py`).
 """
+import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -27,7 +27,7 @@ LAUNCHER = 'DOWNSCALE_LAUNCHER'  # process id of a local supervisor, without whi
 
 def tick(record, over):
     """Until `over`: the files are kept up to date, and work ends when its launcher has."""
-    launcher = os.environ.get(LAUNCHER)
+    launcher, failed = os.environ.get(LAUNCHER), False
     every = BUCKET_TICK_SECONDS if in_bucket(record.spec.run) else TICK_SECONDS
     while not over.wait(every):
         if launcher and os.getppid() != int(launcher):
@@ -35,8 +35,17 @@ def tick(record, over):
             os.kill(os.getpid(), signal.SIGTERM)
         try:
             record.write()
-        except Exception as error:  # a bucket may be out of reach for a while
-            print(f'cannot write {record.path}: {distributed.line_of(error)}', file=sys.stderr)
+            failed = False
+        except Exception as error:  # a bucket may be out of reach, or a disk full, for a while
+            if not failed:
+                _say(f'cannot write {record.path}, and will again: {exits.line_of(error)}')
+            failed = True
+
+
+def _say(text):
+    """Print a line on stderr, where the disk of the log has room for it."""
+    with contextlib.suppress(OSError):
+        exits.say(text)
 
 
 def work(record):
@@ -93,6 +102,16 @@ def _prepare(run, name, cells, claims):
             studies.prepare(run, name, cells, quiet=True, claims=claims)
 
 
+def close(record, code, text):
+    """The record says how the attempt ended; where it cannot, a line and the exit code do."""
+    try:
+        record.close(code, text)
+    except Exception as error:
+        if not exits.passes(error):
+            raise
+        _say(f'cannot write {record.path}: {exits.line_of(error)}')
+
+
 def run(path):
     """One attempt at the job of a `spec.json`, in this process; returns the exit code."""
     over = threading.Event()
@@ -102,19 +121,20 @@ def run(path):
         record = Record(state.load_spec(path), time.time())
         jax.monitoring.register_event_duration_secs_listener(record.listen)
         threading.Thread(target=tick, args=(record, over), daemon=True).start()
-        with distributed.joined(record.close):
+        with distributed.joined(lambda code, text: close(record, code, text)):
             if distributed.once(record.open):
                 work(record)
     except exits.Preempted as error:
-        print(f'{error}; a restart continues', file=sys.stderr)
+        _say(f'{error}; a restart continues')
         return error.code
     except KeyboardInterrupt:
         return exits.INTERRUPTED
     except Exception as error:
         code = exits.code_of(error)
-        if code == exits.CRASHED:
-            traceback.print_exc()
-        print(f'error: {distributed.line_of(error)}', file=sys.stderr)
+        if code == exits.CRASHED and not isinstance(error, exits.Failed) \
+                and not exits.passes(error):
+            _say(traceback.format_exc().rstrip())
+        _say(f'error: {exits.line_of(error)}')
         return code
     finally:
         over.set()

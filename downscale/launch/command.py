@@ -200,7 +200,13 @@ def _supervised(args, backend, specs, policy):
 
 
 def _refuse_changed_files(args):
-    changed = [] if args.allow_dirty else sweep.changed()
+    if args.allow_dirty:
+        return
+    try:
+        changed = sweep.changed()
+    except ValueError as error:
+        raise ValueError(f'whether files differ from the commit that the jobs will name cannot be '
+                         f'checked ({error}); put that right, or say --allow-dirty') from None
     if changed:
         more = f' and {len(changed) - 1} more' if len(changed) > 1 else ''
         raise ValueError(f'{changed[0]}{more} differ from the commit that the jobs will name; '

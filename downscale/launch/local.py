@@ -47,11 +47,17 @@ class Group:
 
     def __init__(self, spec):
         self.spec, self.ended = spec, None
-        state.save_spec(spec)
+        self._save_spec()
         found = state.attempts(state.folder_of(spec.run, spec))
         number = found[-1]['attempt'] + 1 if found else 0
         self.processes = [self._start(argv, environment, log_of(spec, number, rank))
                           for rank, (argv, environment) in enumerate(commands(spec))]
+
+    def _save_spec(self):
+        """`spec.json` is there; what is there already needs no room on a full disk."""
+        path = state.folder_of(self.spec.run, self.spec) / 'spec.json'
+        if not path.exists() or state.load_spec(path) != self.spec:
+            state.save_spec(self.spec)
 
     def _start(self, argv, environment, log):
         log.parent.mkdir(parents=True, exist_ok=True)

@@ -7,15 +7,17 @@ Steps are counted over the tasks of a job; an evaluation is one step.
 """
 import dataclasses
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from downscale.exits import FATAL, LOST, ending
+from downscale.exits import FATAL, LOST, ending, passes
 from downscale.launch.spec import Spec, processes
 from downscale.launch.topologies import topology
-from downscale.places import place, read_json, write_json
+from downscale.places import in_bucket, place, read_json, write_json
 
 STALE_SECONDS = 300  # a running attempt writes at least every `attempt.TICK_SECONDS`
+LOOK_SECONDS, BUCKET_LOOK_SECONDS = 4, 45  # some ticks: what a single look waits for a new stamp
 READERS = 16
 # Attempts in a row without a newer checkpoint after which it will not get better: those that
 # crashed by themselves, and those that were killed, for which they may not be to blame.
@@ -68,6 +70,8 @@ def load_spec(path):
         spec = Spec(**{name: tuple(part) if isinstance(part, list) else part
                        for name, part in fields.items()})
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if passes(error):  # a bucket out of reach says nothing about its files
+            raise
         raise ValueError(f'{path} is no spec.json of a launch ({type(error).__name__}: {error}); '
                          'submit the job again') from None
     if value.get('hash') != spec.hash:
@@ -127,18 +131,52 @@ def hopeless(found):
             'see logs, then resume')
 
 
-def read(run, specs, now):
-    """A `Job` for each spec at the unix time `now`."""
+class Stamps:
+    """How long the stamp of life of each job has stood still, by the clock of this process alone:
+    clocks of two machines are never compared."""
+
+    def __init__(self, clock=time.monotonic):
+        self.clock, self.last = clock, {}
+
+    def still(self, key, stamp):
+        """Seconds for which `key` has had this stamp, as far as this process has seen."""
+        now = self.clock()
+        if self.last.get(key, (None, now))[0] != stamp:
+            self.last[key] = stamp, now
+        return now - self.last[key][1]
+
+
+def read(run, specs, now, stamps=None):
+    """A `Job` for each spec at the unix time `now`.
+
+    Without the `stamps` of a process that watches, jobs whose stamp looks old are looked at twice,
+    some seconds apart, and those whose stamp has not moved are stale.
+    """
+    if stamps is not None:
+        return _read(run, specs, now, stamps, dict.fromkeys([spec.key for spec in specs],
+                                                            STALE_SECONDS))
+    stamps, wait = Stamps(), BUCKET_LOOK_SECONDS if in_bucket(run) else LOOK_SECONDS
+    jobs = _read(run, specs, now, stamps, {})
+    doubtful = [key for key, (stamp, _) in stamps.last.items() if abs(now - stamp) > STALE_SECONDS]
+    if not doubtful:
+        return jobs
+    time.sleep(wait)
+    return _read(run, specs, now + wait, stamps, dict.fromkeys(doubtful, wait / 2))
+
+
+def _read(run, specs, now, stamps, limits):
+    """`read`, with the seconds of stillness from which on a job is stale; {} for never."""
     with ThreadPoolExecutor(READERS) as pool:  # a file of a bucket takes a tenth of a second
         done = pool.map(lambda spec: spec.key if ended(run, spec, 'DONE.json') else None, specs)
         done = set(done) - {None}
-        return list(pool.map(lambda spec: _job(run, spec, done, now), specs))
+        return list(pool.map(lambda spec: _job(run, spec, done, now, lambda stamp: (
+            stamps.still(spec.key, stamp), limits.get(spec.key))), specs))
 
 
-def _job(run, spec, done, now):
+def _job(run, spec, done, now, stillness):
     folder = folder_of(run, spec)
     found, progress = attempts(folder), read_json(folder / 'progress.json') or {}
-    state, reason = _state(run, spec, found, done, now)
+    state, reason = _state(run, spec, found, done, stillness)
     seconds = sum(_seconds(attempt) for attempt in found)
     chips, price = chips_of(spec)
     hours = chips * seconds / 3600
@@ -152,15 +190,16 @@ def _job(run, spec, done, now):
     return Job(
         spec.key, spec.name, state, reason, found[-1]['attempt'] if found else None,
         progress.get('task'), step, total,
-        now - progress['checkpoint_time'] if progress.get('checkpoint_time') else None,
+        max(0.0, now - progress['checkpoint_time']) if progress.get('checkpoint_time') else None,
         progress.get('tokens_per_s') if state == 'running' else None, hours,
         None if price is None else hours * price, eta,
         sum(goodput(attempt) * _seconds(attempt) for attempt in found) / seconds if seconds
         else None, lost)
 
 
-def _state(run, spec, found, done, now):
-    """(state, reason) of a job."""
+def _state(run, spec, found, done, stillness):
+    """(state, reason) of a job; `stillness` of a stamp is (seconds, those from which on it is
+    stale or None)."""
     if spec.key in done:
         return 'done', ''
     if ended(run, spec, 'CANCELLED.json'):
@@ -175,9 +214,9 @@ def _state(run, spec, found, done, now):
         return ('waiting', f'needs {", ".join(missing)}') if missing else ('missing', '')
     if last['exit'] is not None:
         return 'failed', last['reason']
-    silent = now - last['seen']
-    if silent > STALE_SECONDS:
-        return 'stale', f'no sign of life for {silent:.0f} s'
+    silent, limit = stillness(last['seen'])
+    if limit is not None and silent >= limit:
+        return 'stale', f'no sign of life since {time.ctime(last["seen"])} of its own clock'
     return 'running', ''
 
 

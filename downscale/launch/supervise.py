@@ -7,56 +7,93 @@ import contextlib
 import os
 import signal
 import time
+from dataclasses import dataclass, field
 
+from downscale.exits import line_of, passes
 from downscale.launch import state, watch
 from downscale.places import lock, read_json, scratch, write_json
+
+
+@dataclass
+class Memory:
+    """What a watcher knows beside the files: `lines` {what: the line noted of it last}, `stamps`
+    of life, and `tries` {path: rows} that a full disk or a bucket out of reach did not take."""
+    lines: dict = field(default_factory=dict)
+    stamps: state.Stamps = field(default_factory=state.Stamps)
+    tries: dict = field(default_factory=dict)
 
 
 def run(backend, specs, policy, note=print, show=lambda jobs: None):
     """No job of a sweep can go on: each is done, given up, or needs such a one, or the money is
     spent. Returns `state.read` of them.
 
-    One line is noted per action, and `show` gets the jobs in each round. SIGTERM and Ctrl-C end
-    the loop and `close` the backend; the same call continues. RuntimeError when another process of
-    this machine watches this study.
+    One line is noted per action, and `show` gets the jobs in each round. A disk that is full, or a
+    bucket or cloud out of reach, is asked again. SIGTERM and Ctrl-C end the loop, `close` the
+    backend and say what still runs there; the same call continues. RuntimeError when another
+    process of this machine watches this study.
     """
-    study, told = specs[0].run, {}
+    study, memory = specs[0].run, Memory()
     with _watching(study):
         try:
-            actions = step(backend, specs, policy, note, told, show)
+            actions = step(backend, specs, policy, note, memory, show)
             while not watch.finished(actions):
                 time.sleep(backend.poll)
                 try:
-                    actions = step(backend, specs, policy, note, told, show)
-                except RuntimeError as error:  # it is asked again
-                    _once(told, 'look', f'cannot look: {error}', note)
-            return state.read(study, specs, time.time())
+                    actions = step(backend, specs, policy, note, memory, show)
+                except Exception as error:
+                    if not isinstance(error, RuntimeError) and not passes(error):
+                        raise
+                    _once(memory, 'look', f'cannot look, and will again: {line_of(error)}', note)
+            return state.read(study, specs, time.time(), memory.stamps)
+        except KeyboardInterrupt:
+            backend.close()
+            _note_left(backend, specs, note)
+            raise
         finally:
             backend.close()
 
 
-def step(backend, specs, policy, note=print, told=None, show=lambda jobs: None):
-    """Look, decide and act once; returns the actions. What is in `told` is not noted again."""
-    told = {} if told is None else told
-    actions = decide(backend, specs, policy, show)
-    told.pop('look', None)
+def _note_left(backend, specs, note):
+    """Note what goes on without a watcher, and what it costs."""
+    try:
+        observed = backend.observe(specs)
+    except Exception as error:
+        note(f'what still runs is not known: {line_of(error)}')
+        return
+    by_name, left, hourly = {spec.name: spec for spec in specs}, [], 0.0
+    for resource in observed:
+        if resource.name in by_name and resource.state in ('pending', 'running'):
+            chips, usd = state.chips_of(by_name[resource.name])
+            left.append(f'{by_name[resource.name].key} ({resource.state}, {chips} chips)')
+            hourly += chips * (usd or 0.0) * (resource.state == 'running')
+    if left:
+        note(f'nobody watches now, but these go on and cost up to {hourly:.2f} $ an hour '
+             f'(estimate), until `launch cancel` or `launch watch`: {", ".join(left)}')
+
+
+def step(backend, specs, policy, note=print, memory=None, show=lambda jobs: None):
+    """Look, decide and act once; returns the actions. What is in `memory` is not noted again."""
+    memory = memory or Memory()
+    actions = decide(backend, specs, policy, show, memory)
+    memory.lines.pop('look', None)
     by_key = {spec.key: spec for spec in specs}
     by_name = {spec.name: spec for spec in specs}
     for action in actions:
-        _execute(backend, action, by_key, by_name, told, note)
+        _execute(backend, action, by_key, by_name, memory, note)
     return actions
 
 
-def decide(backend, specs, policy, show=lambda jobs: None):
+def decide(backend, specs, policy, show=lambda jobs: None, memory=None):
     """The actions that are due now."""
+    memory = memory or Memory()
     # Resources first: what has ended there has written its files.
     observed, now = backend.observe(specs), time.time()
-    jobs = state.read(specs[0].run, specs, now)
+    jobs = state.read(specs[0].run, specs, now, memory.stamps)
     show(jobs)
-    return watch.reconcile(desired_of(specs, jobs), observed, now, policy)
+    return watch.reconcile(desired_of(specs, jobs, memory), observed, now, policy)
 
 
-def desired_of(specs, jobs):
+def desired_of(specs, jobs, memory):
     """The `watch.Desired` of each spec, from what the run folder says of it."""
     found = []
     for spec, job in zip(specs, jobs, strict=True):
@@ -68,33 +105,33 @@ def desired_of(specs, jobs):
                 row['began'], row['ended'] or row['seen'], row['exit'],
                 row['last_step'] > row['first_step']) for row in rows),
             tuple(watch.Try(row['at'], row['code'])
-                  for row in state.counting(spec, _tries(spec))), state.hopeless(rows)))
+                  for row in state.counting(spec, _tries(spec, memory))), state.hopeless(rows)))
     return found
 
 
-def _execute(backend, action, by_key, by_name, told, note):
+def _execute(backend, action, by_key, by_name, memory, note):
     match action:
         case watch.Create(key, zone):
             spec, now = by_key[key], time.time()
-            _write_tries(spec, [*_tries(spec), {'spec': spec.hash, 'at': now, 'zone': zone,
-                                                'code': None}])
+            row = {'spec': spec.hash, 'at': now, 'zone': zone, 'code': None}
+            _write_tries(spec, [*_tries(spec, memory), row], memory, note)
             _attempt(f'{key}: started' + (f' in {zone}' if zone else ''), note,
                      lambda: backend.create(spec, zone))
         case watch.Delete(name, zone, why, code):
             spec = by_name[name]
-            tries = _tries(spec)
+            tries = _tries(spec, memory)
             if code is not None and tries:
-                _write_tries(spec, [*tries[:-1], tries[-1] | {'code': code}])
-            told[spec.key] = f'{spec.key}: {why}'
-            _attempt(told[spec.key], note, lambda: backend.delete(name, zone))
+                _write_tries(spec, [*tries[:-1], tries[-1] | {'code': code}], memory, note)
+            memory.lines[spec.key] = f'{spec.key}: {why}'
+            _attempt(memory.lines[spec.key], note, lambda: backend.delete(name, zone))
         case watch.Wait(key, why, until) if until:
-            _once(told, key, f'{key}: {why}; again at {time.ctime(until)}', note)
+            _once(memory, key, f'{key}: {why}; again at {time.ctime(until)}', note)
         case watch.GiveUp(key, why):
-            _once(told, key, f'{key}: {why}', note)
+            _once(memory, key, f'{key}: {why}', note)
         case watch.Stop(why):
-            _once(told, 'stop', why, note)
+            _once(memory, 'stop', why, note)
         case watch.Orphan(name, zone):
-            _once(told, name, f'{name} in {zone} belongs to no job of this study; gc deletes it',
+            _once(memory, name, f'{name} in {zone} belongs to no job of this study; gc deletes it',
                   note)
 
 
@@ -103,13 +140,15 @@ def _attempt(text, note, act):
     note(text)
     try:
         act()
-    except RuntimeError as error:
-        note(f'{text.partition(": ")[0]}: {error}')
+    except Exception as error:
+        if not isinstance(error, RuntimeError) and not passes(error):
+            raise
+        note(f'{text.partition(": ")[0]}: {line_of(error)}')
 
 
-def _once(told, key, text, note):
-    if told.get(key) != text:
-        told[key] = text
+def _once(memory, key, text, note):
+    if memory.lines.get(key) != text:
+        memory.lines[key] = text
         note(text)
 
 
@@ -117,12 +156,23 @@ def _path(spec):
     return state.folder_of(spec.run, spec) / 'tries.json'
 
 
-def _tries(spec):
-    return read_json(_path(spec), list) or []
+def _tries(spec, memory):
+    path = _path(spec)
+    return memory.tries[str(path)] if str(path) in memory.tries else read_json(path, list) or []
 
 
-def _write_tries(spec, tries):
-    write_json(_path(spec), tries)
+def _write_tries(spec, tries, memory, note):
+    """The tries of a job are in its folder, or kept in mind where they cannot be written: a job
+    must not start for ever because its disk is full."""
+    path = _path(spec)
+    try:
+        write_json(path, tries)
+        memory.tries.pop(str(path), None)
+    except Exception as error:
+        if not passes(error):
+            raise
+        memory.tries[str(path)] = tries
+        _once(memory, 'write', f'cannot write, and goes on: {line_of(error)}', note)
 
 
 @contextlib.contextmanager

@@ -171,21 +171,34 @@ def _refuse_for_the_cloud(args, run, settings):
 # --- git --------------------------------------------------------------------------------------
 
 def commit():
-    """The commit of the working tree, 'none' where there is no git."""
-    return _git('rev-parse', 'HEAD') or 'none'
+    """The commit of the working tree, 'none' where there is none to be read."""
+    done = _git('rev-parse', 'HEAD')
+    return done.stdout.strip() if done and done.returncode == 0 else 'none'
 
 
 def changed():
-    """The files of the working tree that differ from its commit."""
-    return [line[3:] for line in (_git('status', '--porcelain') or '').splitlines()]
+    """The files of the working tree that differ from its commit, none outside a repository.
+
+    ValueError where git cannot tell: it is missing, or refuses to read the tree.
+    """
+    done = _git('status', '--porcelain')
+    if done is None:
+        raise ValueError('git is not installed')
+    if done.returncode:
+        why = done.stderr.strip().partition('\n')[0].removeprefix('fatal: ')
+        if why.startswith('not a git repository'):
+            return []
+        raise ValueError(f'git refuses: {why}')
+    return [line[3:] for line in done.stdout.strip('\n').splitlines()]
 
 
 def _git(*argv):
+    """What git answers, in English; None without git."""
     try:
-        done = subprocess.run(['git', *argv], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
+        return subprocess.run(['git', *argv], capture_output=True, text=True, check=False,
+                              env={**os.environ, 'LC_ALL': 'C'})
+    except OSError:
         return None
-    return done.stdout.strip('\n') if done.returncode == 0 else None
 
 
 # --- which jobs -------------------------------------------------------------------------------

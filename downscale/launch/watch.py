@@ -231,7 +231,9 @@ def _of_resource(job, resource, why, stopped, now, policy):
         return delete(f'{ending(last.code).meaning} (exit code {last.code})')
     if own and job.state == 'stale':
         return delete('no sign of life')
-    if resource.state == 'running' and not own and now > resource.since + policy.start:
+    # A job that gives new signs of life has begun, whatever its clock says of when.
+    if resource.state == 'running' and not own and job.state != 'running' \
+            and now > resource.since + policy.start:
         return delete(f'nothing began in {policy.start / 60:.0f} minutes')
     return Hold(job.key, resource.state)
 

@@ -1,13 +1,19 @@
 """Checkpoints through orbax: atomic, asynchronous, and strict about what they are loaded into.
 
 One step holds the items `params` (by group), `train` (step and optimiser state), `data` (position
-of the input stream) and `meta` (JSON). `experiment.json` lies beside the steps, so an analysis can
-rebuild the model from the folder alone.
+of the input stream) and `meta` (JSON), and in `checksums.json` the size and checksum of every file,
+which are compared before a step is used. `experiment.json` lies beside the steps, so an analysis
+can rebuild the model from the folder alone.
 """
+import contextlib
+import logging
 import os
+import re
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -15,16 +21,26 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
-from absl import logging
+from absl import logging as absl_logging
+from etils import epath
 
-from downscale.places import absolute, write_json
+from downscale import distributed
+from downscale.exits import CRASHED, Failed, line_of, passes, say
+from downscale.places import absolute, in_bucket, write_json
+from downscale.train import checksums
 
 MOST_SHOWN = 10
 READERS = 2
 WRITE_BYTES = 2 ** 18  # one call for 32 MiB costs the kernel three times the time
 
 
+STEP = re.compile('0|[1-9][0-9]*')
+
+
 class _Manager(ocp.CheckpointManager):
+    """Orbax's manager that writes checksums before a step counts as complete, and whose errors are
+    a line each: what prevents a save is no fault of the settings, and may pass."""
+    saving = None
 
     def reached_preemption(self, step):
         """No: JAX compares the last question of each process, and only the train loop's are alike.
@@ -32,17 +48,76 @@ class _Manager(ocp.CheckpointManager):
         del step
         return False
 
+    def save(self, step, *args, **options):
+        self.wait_until_finished()  # before `saving` is that of the next
+        self.saving = step
+        with _saving(self.directory / str(step)):
+            return super().save(step, *args, **options)
+
+    def wait_until_finished(self):
+        with _saving(self.directory / str(self.saving)):
+            super().wait_until_finished()
+
+    def close(self):
+        with _saving(self.directory / str(self.saving)):
+            super().close()
+
+    def sum_up(self):
+        """Write the checksums of the step being saved, whose files are all there."""
+        if distributed.first():
+            folder = self.directory / str(self.saving)
+            if not in_bucket(folder):  # orbax renames it next
+                folder, = self.directory.glob(f'{self.saving}.orbax-checkpoint-tmp*')
+            checksums.write(folder)
+
+
+@contextlib.contextmanager
+def _saving(path):
+    try:
+        yield
+    except Failed:
+        raise
+    except Exception as error:
+        raise Failed(f'cannot save checkpoint {_about(path, error)}', CRASHED) from None
+
+
+def _about(path, error):
+    """An error as a line that names `path` once."""
+    line = line_of(error)
+    return line if line.startswith(str(path)) else f'{path}: {line}'
+
+
+class _Steps(ocp.path.step.NameFormat):
+    """The steps of a folder as `steps` finds them, for orbax."""
+
+    def build_name(self, step):
+        return str(step)
+
+    def find_all(self, base_path):
+        return (ocp.path.step.Metadata(step=step, path=path)
+                for step, path in _steps_in(base_path).items())
+
+    def find_step(self, base_path, step):
+        found = _steps_in(base_path)
+        if step not in found:
+            raise ValueError(f'no complete step {step} in {base_path}')
+        return ocp.path.step.Metadata(step=step, path=found[step])
+
 
 def open_manager(folder, keep=2, every=1000):
     """A checkpoint manager on `folder/checkpoints` that saves each `every` steps, keeps `keep`."""
+    _hush()
     options = ocp.CheckpointManagerOptions(
-        save_interval_steps=every, max_to_keep=keep, enable_async_checkpointing=True)
+        save_interval_steps=every, max_to_keep=keep, enable_async_checkpointing=True,
+        step_name_format=_Steps(),
+        async_options=ocp.AsyncOptions(post_finalization_callback=lambda: manager.sum_up()))
     # Weights do not compress: 7 % fewer bytes for twice the processor time of a save.
     handlers = {name: ocp.PyTreeCheckpointHandler(use_compression=False)
                 for name in ('params', 'train')}
     handlers |= {name: ocp.JsonCheckpointHandler() for name in ('data', 'meta')}
-    return _Manager(absolute(folder) / 'checkpoints', options=options,
-                    item_handlers=handlers)
+    manager = _Manager(absolute(folder) / 'checkpoints', options=options,
+                       item_handlers=handlers)
+    return manager
 
 
 def save(manager, state, stream, meta, force=False):
@@ -60,38 +135,131 @@ def restore(manager, target, stream):
     """The newest complete state, put where `target` (ShapeDtypeStructs) says, `stream` moved along.
 
     Returns (state, meta), or (None, None) when no complete checkpoint exists; half-written ones
-    are ignored. Raises ValueError listing the leaves when the checkpoint is of another model.
+    are ignored. A damaged one is said, renamed and passed over for the one before; where there is
+    none, `checksums.Damaged` is raised. Raises ValueError listing the leaves when the checkpoint is
+    of another model.
     """
     step = manager.latest_step()
     if step is None:
         return None, None
-    compare(stored_leaves(manager.directory / str(step)), target['params'], manager.directory)
+    path = manager.directory / str(step)
+    why = distributed.once(lambda: _damage(path))
+    if why is None:
+        compare(stored_leaves(path), target['params'], manager.directory)
+        try:
+            return _restore_step(manager, step, target, stream)
+        except checksums.Damaged as error:
+            if distributed.several():
+                raise  # the others may have read theirs
+            why = str(error)
+    before = [other for other in manager.all_steps() if other < step]
+    if not before:
+        raise checksums.Damaged(f'{why}; there is no step before it: delete '
+                                f'{manager.directory} to begin anew')
+    if distributed.first():
+        say(f'{why}; going on from step {max(before)}')
+    distributed.once(lambda: _set_aside(path))
+    manager.reload()
+    return restore(manager, target, stream)
+
+
+def _damage(step_folder):
+    """What is wrong with a step, None where nothing is."""
+    try:
+        checksums.check(step_folder)
+        stored_leaves(step_folder)
+    except checksums.Damaged as error:
+        return str(error)
+
+
+def _set_aside(step_folder):
+    """A damaged step is kept under a name that no reader takes for one."""
+    aside = step_folder.with_name(f'{step_folder.name}.damaged')
+    if aside.exists():
+        aside.rmtree()
+    step_folder.rename(aside)
+
+
+def _restore_step(manager, step, target, stream):
     train = {name: tree for name, tree in target.items() if name != 'params'}
-    found = manager.restore(step, args=ocp.args.Composite(
-        params=_restoring(target['params']), train=_restoring(train),
-        data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore()))
+    with _reading(manager.directory / str(step)):
+        found = manager.restore(step, args=ocp.args.Composite(
+            params=_restoring(target['params']), train=_restoring(train),
+            data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore()))
     # Every process is at the same place of the same stream, so one position serves any number.
     stream.set_state(found['data'])
     return {'params': found['params'], **found['train']}, found['meta']
 
 
+@contextlib.contextmanager
+def _reading(step_folder):
+    """What orbax raises in this context becomes one line: `checksums.Damaged`, or `exits.Failed`
+    where the same may be read later."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:  # of a device
+        raise
+    except Exception as error:
+        if passes(error):
+            raise Failed(f'cannot read checkpoint {_about(step_folder, error)}', CRASHED) from None
+        # The innermost knows most: orbax wraps what tensorstore says in pages.
+        while error.__cause__ is not None:
+            error = error.__cause__
+        line = line_of(error).removeprefix(f'{step_folder}: ')
+        raise checksums.Damaged(f'checkpoint {step_folder} is damaged: {line}') from None
+
+
+@cache
+def _hush():
+    """orbax, asyncio and tensorstore also print what they raise, in pages and from threads."""
+    absl_logging.get_absl_logger().addFilter(_is_foreign)
+    logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+    hook = sys.unraisablehook
+
+    def print_unless_late(unraisable):
+        # What tensorstore still has to tell orbax after another write has failed.
+        if str(unraisable.exc_value) != 'Event loop is closed':
+            hook(unraisable)
+    sys.unraisablehook = print_unless_late
+
+
+def _is_foreign(record):
+    return '/orbax/' not in record.pathname
+
+
 def latest(folder):
     """The folder of the newest complete step; FileNotFoundError with advice when there is none."""
-    step = committed(folder)
-    if step is None:
+    found = steps(folder)
+    if not found:
         raise FileNotFoundError(f'no complete checkpoint in {folder}/checkpoints; run or resume '
                                 'that stage first')
-    return absolute(folder) / 'checkpoints' / str(step)
+    return found[max(found)]
 
 
 def committed(folder):
     """The newest complete step under `folder`, None when there is none."""
-    return max(ocp.utils.checkpoint_steps(absolute(folder) / 'checkpoints'), default=None)
+    return max(steps(folder), default=None)
+
+
+def steps(folder):
+    """{step: its folder} of the complete steps under `folder`; whatever else lies beside them is
+    no concern of any reader."""
+    return _steps_in(absolute(folder) / 'checkpoints')
+
+
+def _steps_in(path):
+    path = epath.Path(path)
+    if not path.exists():
+        return {}
+    named = {int(child.name): child for child in path.iterdir() if STEP.fullmatch(child.name)}
+    return {step: named[step] for step in sorted(named)
+            if named[step].is_dir() and ocp.utils.is_checkpoint_finalized(named[step])}
 
 
 def stored_leaves(step_folder):
     """{path: (shape, dtype)} of the stored parameters, without reading them."""
-    metadata = ocp.PyTreeCheckpointHandler().metadata(absolute(step_folder) / 'params')
+    with _reading(step_folder):
+        metadata = ocp.PyTreeCheckpointHandler().metadata(absolute(step_folder) / 'params')
     tree = getattr(metadata, 'tree', metadata)
     return {jax.tree_util.keystr(p, simple=True, separator='/'): (tuple(m.shape), str(m.dtype))
             for p, m in jax.tree_util.tree_leaves_with_path(tree)}
@@ -148,7 +316,8 @@ def _restoring(target, partial=False):
 
 def _restore(step_folder, target):
     """The leaves of `target` from a step, on their devices where they have a sharding."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    checksums.check(step_folder, 'params/')
+    with _reading(step_folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         return checkpointer.restore(absolute(step_folder) / 'params',
                                     args=_restoring(target, partial=True))
 
@@ -211,8 +380,8 @@ def save_leaves(folder, leaves, meta, step=0):
         raise FileExistsError(f'{path} is there already; give another folder or remove it')
     partial = path.with_name(f'.{step}.{os.getpid()}.partial')
     registry = ocp.type_handlers.create_type_handler_registry((_Lazy, _LazyHandler()))
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # orbax warns that there is no shard database to merge
+    verbosity = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.ERROR)  # orbax warns: no shard database to merge
     try:
         handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False,
                                               type_handler_registry=registry)
@@ -221,9 +390,10 @@ def save_leaves(folder, leaves, meta, step=0):
                      args=ocp.args.PyTreeSave(jax.tree.map(_Lazy, leaves)))
         handler.close()
         write_json(partial / 'meta' / 'metadata', meta)
+        checksums.write(partial)
         os.replace(partial, path)
     finally:
-        logging.set_verbosity(verbosity)
+        absl_logging.set_verbosity(verbosity)
         shutil.rmtree(partial, ignore_errors=True)
 
 

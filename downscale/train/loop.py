@@ -21,7 +21,7 @@ from downscale.curves import lost_rows, row_of
 from downscale.data.pipeline import Share
 from downscale.memory import give_back
 from downscale.peers import say
-from downscale.places import in_bucket, lock, place, scratch, write_bytes
+from downscale.places import in_bucket, lock, naming, place, scratch, write_bytes
 from downscale.sharding import batch_sharding
 from downscale.train import checkpoint
 from downscale.train.state import abstract, bits, new_state, state_shardings, unmoved
@@ -228,17 +228,15 @@ class Log:
         if still and distributed.first():
             say(f'{self.metrics.name}: training moved no weight of {", ".join(still)}; look at its '
                 'rate, at `clip`, and whether the data reach it')
-        self.metrics.write(json.dumps(row) + '\n')
-        self.metrics.flush()
+        _append(self.metrics, row)
         if (step + 1) % LOG_EVERY == 0:
             seconds = time.perf_counter() - self.began
             speed = {'tokens_per_s': (self.tokens - self.before) / seconds,
                      'input_share': self.waited / seconds}
             self.tracker.write(step + 1, speed)
-            self.timing.write(json.dumps({
+            _append(self.timing, {
                 'step': step + 1, 'began': self.session, 'seconds': round(seconds, 3),
-                'cells': self.cells, **speed}) + '\n')
-            self.timing.flush()
+                'cells': self.cells, **speed})
         return step + 1, row
 
     def upload(self):
@@ -249,7 +247,15 @@ class Log:
             write_bytes(copy, path.read_bytes())
 
     def close(self):
-        self.files.close()
+        with naming(self.metrics.name):  # what could not be written is tried once more
+            self.files.close()
+
+
+def _append(file, row):
+    """Add a row to an open file now."""
+    with naming(file.name):
+        file.write(json.dumps(row) + '\n')
+        file.flush()
 
 
 def _fetch(copies):

@@ -1,0 +1,136 @@
+"""What a command sees to before it begins: where it may write, what it inherits, how it is stopped.
+
+Everything here either works by itself afterwards or is refused in one line.
+"""
+import locale
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from downscale.exits import INTERRUPTED, say
+from downscale.places import BUCKET, writable
+
+# `Path` has made one slash of two; a single letter would be a drive.
+_ADDRESS = re.compile('[A-Za-z][A-Za-z0-9+.-]+:/')
+# What JAX must be set to, where it is set: with others it computes other numbers than ever before.
+_YES, _NO = ('1', 'true', 'on', 'yes', 't', 'y'), ('0', 'false', 'off', 'no', 'f', 'n')
+_WANTED = {'JAX_ENABLE_X64': _NO, 'JAX_NUMPY_DTYPE_PROMOTION': ('standard',),
+           'JAX_DEFAULT_PRNG_IMPL': ('threefry2x32',), 'JAX_THREEFRY_PARTITIONABLE': _YES}
+
+
+def begin(args, console):
+    """Refuse what the command `args` could not do, with ValueError; `console` is whether this is
+    the whole program, whose interrupts are then ours."""
+    if console:
+        _catch_interrupts()
+    _refuse_addresses(args)
+    _refuse_environment()
+
+
+# --- where it may write -----------------------------------------------------------------------
+
+def _refuse_addresses(args):
+    """Only `launch` reads and writes buckets; elsewhere a folder `gs:` would come of one."""
+    for name, value in vars(args).items():
+        for part in value if isinstance(value, (list, tuple)) else [value]:
+            text = str(part)
+            if isinstance(part, Path) and _ADDRESS.match(text):
+                raise ValueError(
+                    f'{text.replace(":/", "://", 1)} is no folder or file of this machine, which '
+                    'is all that this command reads and writes; copy it here, or train in a '
+                    f'bucket by `downscale launch submit STUDY.py --run {BUCKET}BUCKET/NAME`')
+            run = name == 'folder' and args.command == 'launch' and isinstance(part, str)
+            if run and _ADDRESS.match(text) and not text.startswith(BUCKET):
+                raise ValueError(f'--run {text}: a run folder is one of this machine, or of a '
+                                 f'bucket of Google Cloud ({BUCKET}BUCKET/NAME)')
+
+
+def cache_folder():
+    """Where compiled programs are kept: JAX_COMPILATION_CACHE_DIR, or the user's cache folder.
+
+    A user who has none, or may not write there, gets one under the temporary folder.
+    """
+    given = os.environ.get('JAX_COMPILATION_CACHE_DIR')
+    if given:
+        folder = given if given.startswith(BUCKET) else Path(given)
+    else:
+        folder = _user_cache() / 'downscale' / 'xla'
+    if str(folder).startswith(BUCKET) or writable(folder):
+        return folder
+    instead = Path(tempfile.gettempdir()) / f'downscale-{os.getuid()}' / 'xla'
+    say(f'note: the cache {folder} cannot be written; compiled programs are kept in {instead}')
+    return instead
+
+
+def _user_cache():
+    """The cache folder of this user, as the XDG rules have it: a variable that is empty or no
+    absolute path does not count."""
+    folder = Path(os.environ.get('XDG_CACHE_HOME', ''))
+    if folder.is_absolute():
+        return folder
+    try:
+        return Path.home() / '.cache'
+    except RuntimeError:  # neither HOME nor an entry in the list of users
+        return Path(tempfile.gettempdir()) / f'downscale-{os.getuid()}'
+
+
+# --- what it inherits -------------------------------------------------------------------------
+
+def _refuse_environment():
+    for name, wanted in _WANTED.items():
+        value = os.environ.get(name, '')
+        if value and value.lower() not in wanted:
+            raise ValueError(f'{name}={value} changes what JAX computes, and no result could be '
+                             'compared with others; unset it')
+    encoding = locale.getpreferredencoding(False)
+    if encoding.lower().replace('-', '') != 'utf8':
+        raise ValueError(f'files are UTF-8, and the locale of this shell reads them as {encoding}; '
+                         'set PYTHONUTF8=1 or LC_ALL=C.UTF-8')
+
+
+# --- how it is stopped ------------------------------------------------------------------------
+
+def stopped(console):
+    """Say that Ctrl-C has ended this command, and let no further one disturb its end."""
+    if console:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    say('stopped; the same command continues')
+    return INTERRUPTED
+
+
+def _catch_interrupts():
+    """Ctrl-C raises KeyboardInterrupt, wherever it comes; a second one, while the first is dealt
+    with, ends all at once: what this process has started notices and ends as well."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return
+    pressed, hook = [], sys.unraisablehook
+
+    def interrupt(number, frame):
+        # Half an import may be tried again, and libraries abort when they are loaded twice.
+        if pressed or _importing(frame):
+            say('stopped; the same command continues')
+            os._exit(INTERRUPTED)
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    def print_or_repeat(unraisable):
+        if unraisable.exc_type is not KeyboardInterrupt:
+            hook(unraisable)
+            return
+        # It came amid a callback or a destructor, which cannot raise; a moment later it can.
+        pressed.clear()
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+    signal.signal(signal.SIGINT, interrupt)
+    sys.unraisablehook = print_or_repeat
+
+
+def _importing(frame):
+    while frame is not None:
+        if frame.f_code.co_filename.startswith('<frozen importlib'):
+            return True
+        frame = frame.f_back
+    return False
