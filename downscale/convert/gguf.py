@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer
 
+from downscale.convert.side_files import gguf_side_files
+from downscale.convert.vocabulary import PRE_TOKENIZERS, byte_pairs
 from downscale.sizes import LanguageConfig
 
 # GGUF architecture -> (Hugging Face class, what our decoder has of it).
@@ -38,11 +40,6 @@ _BIAS = (('attn_q.bias', 'self_attn.q_proj.bias', 'Q'),
          ('attn_v.bias', 'self_attn.v_proj.bias', 'K'))
 _NORM = (('attn_q_norm.weight', 'self_attn.q_norm.weight', 'E'),
          ('attn_k_norm.weight', 'self_attn.k_norm.weight', 'E'))
-# How text is cut before byte-pair merging, by `tokenizer.ggml.pre`. Qwen's expression is the one in
-# its tokenizer.json; SmolLM's cuts digits apart and then as GPT-2 does.
-_QWEN2 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
-          r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-PRE_TOKENIZERS = ('qwen2', 'smollm')
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # values of `tokenizer.ggml.token_type`
 _SCALARS = {0: 'B', 1: 'b', 2: 'H', 3: 'h', 4: 'I', 5: 'i', 6: 'f', 7: '?', 10: 'Q', 11: 'q',
             12: 'd'}
@@ -85,14 +82,16 @@ class Tensor:
 class Gguf:
     """A language model in a GGUF file.
 
-    `architecture` is the Hugging Face class that the names of `tensors` belong to; `chat_template`
-    is '' where the file has none.
+    `architecture` is the Hugging Face class that the names of `tensors` belong to; `files` are the
+    JSON files that Hugging Face would have beside the weights, `context` the positions that the
+    model was trained on (0: unknown).
     """
     architecture: str
     language: LanguageConfig
     tensors: dict[str, Tensor]
     tokenizer: Tokenizer
-    chat_template: str
+    files: dict[str, dict]
+    context: int
 
 
 def read_gguf(path):
@@ -110,9 +109,11 @@ def read_gguf(path):
         header = _Header(path)
         name, traits = _supported(header.metadata)
         language = _language(header, traits)
-        return Gguf(name, language, _tensors(path, header, language),
-                    _tokenizer(header.metadata, language.V),
-                    header.metadata.get('tokenizer.chat_template', ''))
+        tensors = _tensors(path, header, language)
+        tokenizer = _tokenizer(header.metadata, language.V)
+        context = header.metadata.get(f'{header.metadata["general.architecture"]}.context_length')
+        return Gguf(name, language, tensors, tokenizer, gguf_side_files(header.metadata, tokenizer),
+                    context or 0)
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from None
 
@@ -305,24 +306,7 @@ def _tokenizer(metadata, rows):
     if used > rows or len(set(tokens)) != used:
         raise ValueError(f'{used} tokens, {len(set(tokens))} different ones, for {rows} embedding '
                          'rows: the file is damaged')
-    # Special tokens keep their ids by being part of the vocabulary, whatever their place in it.
-    try:
-        model = models.BPE({token: k for k, token in enumerate(tokens)},
-                           [tuple(merge.split(' ')) for merge in merges])
-    except Exception as error:  # the library raises bare Exception for an unknown merge
-        raise ValueError(f'the tokenizer is damaged: {error}') from None
-    tokenizer = Tokenizer(model)
-    if pre == 'qwen2':
-        tokenizer.normalizer = normalizers.NFC()
-        cut = [pre_tokenizers.Split(Regex(_QWEN2), 'isolated'),
-               pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    else:
-        cut = [pre_tokenizers.Digits(individual_digits=True),
-               pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cut)
-    tokenizer.decoder = decoders.ByteLevel()
-    # Both kinds are found in text before it is cut; only control tokens can be left out of it.
-    added = [AddedToken(token, special=kind == _CONTROL, normalized=False)
-             for token, kind in zip(tokens, kinds) if kind in (_CONTROL, _USER_DEFINED)]
-    tokenizer.add_tokens(added)
-    return tokenizer
+    added = [(token, kind == _CONTROL) for token, kind in zip(tokens, kinds)
+             if kind in (_CONTROL, _USER_DEFINED)]
+    return byte_pairs({token: k for k, token in enumerate(tokens)},
+                      [tuple(merge.split(' ')) for merge in merges], pre, added)

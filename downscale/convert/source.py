@@ -9,15 +9,11 @@ from downscale.convert import config as configs
 from downscale.convert.leaves import Leaf
 from downscale.convert.names import entries, present_prefixes, unused
 from downscale.convert.shards import open_tensors, read_json
+from downscale.convert.side_files import SIDE_FILES
 from downscale.sizes import LanguageConfig, Pictures, VisionConfig
 
 MOST_SHOWN = 10
 COMPARE_ROWS = 2048
-# Files that go along with the weights, never code.
-SIDE_FILES = (
-    'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json',
-    'vocab.json', 'merges.txt', 'chat_template.jinja', 'chat_template.json',
-    'generation_config.json', 'preprocessor_config.json', 'processor_config.json')
 
 
 @dataclass(frozen=True, eq=False)
