@@ -52,12 +52,11 @@ def test_what_is_exported_is_imported_bit_by_bit(name, dtype, tmp_path):
     config = json.loads((out / 'config.json').read_text())
     assert config['dtype'] == np.dtype(dtype).name
     # Every key is kept; those that the other generation of transformers reads are added.
-    inner = 'text_config' if 'text_config' in config else None
-    for before, after in ((source.config, config), *[(source.config[inner], config[inner])] * bool(
-            inner)):
+    text = config.get('text_config', config)
+    for before, after in ((source.config, config),
+                          (source.config.get('text_config', source.config), text)):
         assert not [key for key, value in before.items() if after[key] != value
                     and key not in ('dtype', 'vision_config', 'text_config')]
-    text = config[inner] if inner else config
     assert text['rope_theta'] == text['rope_parameters']['rope_theta'] == source.language.theta
     assert config['torch_dtype'] == config['dtype']
     # The tensors too, under the names of today.

@@ -5,7 +5,7 @@ Every file is used, or listed in a note as left out, or refused by name; see `SI
 import json
 from pathlib import Path
 
-from downscale.convert.shards import read_json
+from downscale.convert.shards import read_object
 from downscale.data.chat import CHATS, render
 from downscale.data.records import IMAGE, Turn
 from downscale.data.templates import Origin, Template
@@ -30,16 +30,6 @@ _NEUTRAL = {'processor_class', 'image_processor_type', 'feature_extractor_type',
             'data_format', 'input_data_format', 'default_to_square', 'device', 'disable_grouping',
             'return_tensors', 'do_pad', 'pad_size', 'image_seq_length', '_valid_processor_keys'}
 MOST_NAMED = 6
-
-
-def read_object(path):
-    """The JSON object in `path`, {} where there is no such file; ValueError for anything else."""
-    if not Path(path).is_file():
-        return {}
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise ValueError(f'{path} holds no JSON object; download it again')
-    return value
 
 
 def read_side_files(folder):

@@ -3,7 +3,8 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from downscale.convert.side_files import named, read_object
+from downscale.convert.shards import read_object
+from downscale.convert.side_files import named
 from downscale.data.tokens import load_tokenizer
 
 # How text is cut before byte pairs are merged. Qwen's expression is the one in its tokenizer.json;
