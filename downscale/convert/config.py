@@ -145,8 +145,6 @@ def language_config(config, kind, where):
     _sizes(c, where, ('head_dim',))
     if type(c['max_window_layers']) is not int or not isinstance(c.get('layer_types', []), list):
         raise ValueError(f'{where}: max_window_layers must be a number and layer_types a list')
-    if c['head_dim'] % 2:
-        raise ValueError(f'{where}: heads of {c["head_dim"]} values cannot be rotated in pairs')
     _refuse(where, {
         # 'swish' is its other name.
         f'hidden_act {str(c.get("hidden_act"))[:40]!r}':
@@ -166,10 +164,9 @@ def vision_config(config, where, unused=0):
     """The tower of a SigLIP vision config, of whose blocks the last `unused` are not run."""
     c = {**VISION_DEFAULTS, **config}
     _sizes(c, where, tuple(VISION_DEFAULTS))
-    if c['hidden_size'] % c['num_attention_heads'] or c['patch_size'] > c['image_size']:
-        raise ValueError(f'{where}: a vision width of {c["hidden_size"]} does not divide into '
-                         f'{c["num_attention_heads"]} heads, or no patch of {c["patch_size"]} fits '
-                         f'a picture of {c["image_size"]}')
+    if c['patch_size'] > c['image_size']:
+        raise ValueError(f'{where}: no patch of {c["patch_size"]} fits a picture of '
+                         f'{c["image_size"]}')
     act = c.get('hidden_act', 'gelu_pytorch_tanh')
     _refuse(where, {
         f'vision model_type {str(c.get("model_type"))[:40]!r}':

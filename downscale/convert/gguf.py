@@ -251,8 +251,6 @@ def _language(header, traits):
         V=header.tensors['token_embd.weight'][0][0], tie='output.weight' not in header.tensors,
         theta=float(number('rope.freq_base', 10000.0)),
         eps=number('attention.layer_norm_rms_epsilon'), **traits)
-    if language.E % 2:
-        raise ValueError(f'heads of {language.E} values cannot be rotated in pairs')
     turned = number('rope.dimension_count', language.E)
     if turned != language.E:
         raise ValueError(f'{turned} of the {language.E} values of a head turn by position; only '

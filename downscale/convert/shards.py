@@ -139,7 +139,8 @@ def _weight_map(folder):
     """{tensor name: file name} of the index; ValueError when it is none, or leaves its folder."""
     listed = read_object(folder / INDEX).get('weight_map')
     if not isinstance(listed, dict) or not all(
-            isinstance(name, str) and name == Path(name).name for name in listed.values()):
+            isinstance(name, str) and name.isprintable() and name == Path(name).name
+            and len(name.encode()) < 256 for name in listed.values()):
         raise ValueError(f'{folder / INDEX} has no weight_map of file names in its folder; '
                          'download it again')
     return listed

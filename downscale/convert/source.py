@@ -12,7 +12,7 @@ from downscale.convert.shards import BUFFERS, DTYPES, INDEX, SINGLE, open_tensor
 from downscale.convert.side_files import SIDE_FILES, named
 from downscale.sizes import LanguageConfig, Pictures, VisionConfig
 
-MOST_SHOWN = 3
+MOST_SHOWN, MOST_LETTERS = 3, 190  # problems in one line, and letters of them
 COMPARE_ROWS = 2048
 
 
@@ -122,10 +122,14 @@ def arrange(architecture, tensors, language, vision, pictures, where):
                  for entry in plan if len(kinds := {tensors[name].dtype for name in entry.names
                                                     if name in tensors}) > 1]
     if problems:
-        shown = '; '.join(problems[:MOST_SHOWN])
-        more = f'; and {len(problems) - MOST_SHOWN} more' if len(problems) > MOST_SHOWN else ''
+        shown = [problems[0][:100]]
+        for problem in problems[1:MOST_SHOWN]:
+            if len('; '.join(shown)) + len(problem) < MOST_LETTERS:
+                shown.append(problem)
+        rest = len(problems) - len(shown)
+        more = f'; and {rest} more' if rest else ''
         raise ValueError(f'{where}: {len(problems)} tensors do not match config.json: '
-                         f'{shown}{more}. Config and weights must be of one model')
+                         f'{"; ".join(shown)}{more}. Config and weights must be of one model')
     leaves = {}
     for entry in plan:
         parts = tuple(tensors[name] for name in entry.names)
