@@ -40,15 +40,28 @@ _NEUTRAL = {
 MOST_LAYERS, MOST_SIZE = 10_000, 10 ** 8
 
 
+_SIGHT = {
+    'text_config', 'vision_config', 'image_token_index', 'image_token_id', 'video_token_index',
+    'video_token_id', 'image_grid_pinpoints', 'vision_aspect_ratio', 'vision_feature_layer',
+    'vision_feature_select_strategy', 'projector_hidden_act', 'multimodal_projector_bias',
+    'image_size', 'patch_size', 'num_channels', 'layer_norm_eps', 'vision_use_head',
+    'image_seq_length', 'projection_dim', 'initializer_factor', 'logit_scale_init_value',
+    'image_aspect_ratio', 'image_crop_resolution', 'image_split_resolution', 'use_mm_proj',
+    'tokenizer_model_max_length', 'tokenizer_padding_side', 'unfreeze_mm_vision_tower'}
+
+
 def notes(config, architecture):
-    """Sentences on what a config of a language model says that is not used."""
+    """Sentences on what a config says that is not used; keys that begin with mm_ are LLaVA's."""
     told = []
     if config.get('auto_map'):
         told.append(f'auto_map names code, which is never run; read as {architecture}')
-    kind = next(kind for kind, name in MODEL_TYPES.items() if name == architecture)
-    unused = config.keys() - _CHECKED - _NEUTRAL if kind in TEXT_DEFAULTS else ()
+    unused = set()
+    for part in (config, config.get('text_config'), config.get('vision_config')):
+        keys = part.keys() if isinstance(part, dict) else ()
+        unused |= {key for key in keys if key not in _CHECKED | _NEUTRAL | _SIGHT
+                   and not key.startswith('mm_')}
     if unused:
-        names = ', '.join(sorted(name[:30] for name in unused)[:6])
+        names = ', '.join(sorted(repr(key)[1:-1][:30] for key in unused)[:6])
         told.append(f'config.json: not used: {names}{" and more" * (len(unused) > 6)}')
     return tuple(told)
 
