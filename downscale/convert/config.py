@@ -45,7 +45,8 @@ _SIGHT = {
     'video_token_id', 'image_grid_pinpoints', 'vision_aspect_ratio', 'vision_feature_layer',
     'vision_feature_select_strategy', 'projector_hidden_act', 'multimodal_projector_bias',
     'image_size', 'patch_size', 'num_channels', 'layer_norm_eps', 'vision_use_head',
-    'image_seq_length', 'projection_dim', 'initializer_factor', 'logit_scale_init_value',
+    'image_seq_length', 'projection_dim', 'projection_size', 'initializer_factor',
+    'logit_scale_init_value',
     'image_aspect_ratio', 'image_crop_resolution', 'image_split_resolution', 'use_mm_proj',
     'tokenizer_model_max_length', 'tokenizer_padding_side', 'unfreeze_mm_vision_tower'}
 

@@ -51,7 +51,7 @@ def named(names):
     """A few of many names, for a line."""
     names = sorted(map(str, names))
     more = f' and {len(names) - MOST_NAMED} more' if len(names) > MOST_NAMED else ''
-    return ', '.join(name[:30] for name in names[:MOST_NAMED]) + more
+    return ', '.join(repr(name)[1:-1][:30] for name in names[:MOST_NAMED]) + more
 
 
 def origin_of(files, config, tokenizer, rows, sees, templated=True):
@@ -84,6 +84,9 @@ def origin_of(files, config, tokenizer, rows, sees, templated=True):
     if tokenizer.token_to_id(form.stop) is None:
         raise ValueError(f'the chat template ends replies with {form.stop!r}, which is no token of '
                          'the tokenizer; give the tokenizer that belongs to it')
+    if not form.closing:
+        notes.append('the chat template ends replies with no end token of this model, so it can '
+                     'answer with it, but not be trained with it')
     if 'strftime_now' in template:
         notes.append('the chat template asks for the date; it always gets 26 July 2024')
     same = _builtin(form)
@@ -198,7 +201,7 @@ def _form(text, tokens, ends, image, sees):
         asked = f'{IMAGE}{words}' if sees else words
         try:
             if words in form.rendered((Turn('user', asked, False),), True):
-                form.stop  # noqa: B018  a template that fails with a reply fails now
+                form.closing  # noqa: B018  a template that fails with a reply fails now
                 return form
         except ValueError as error:
             problem = problem or error

@@ -85,12 +85,16 @@ class Template:
         return hashlib.sha256(repr(self).encode()).hexdigest()[:12]
 
     @cached_property
-    def stop(self):
-        """The token that ends a reply: what follows an assistant's text, or the first of `ends`."""
+    def closing(self):
+        """The one of `ends` that follows an assistant's text, '' where none does."""
         turns = (Turn('user', 'a', False), Turn('assistant', _PLACE, False))
         after = self.rendered(turns).rpartition(_PLACE)[2].lstrip()
-        closing = [end for end in self.ends if after.startswith(end)]
-        return max(closing, key=len) if closing else next(iter(self.ends), '')
+        return max((end for end in self.ends if after.startswith(end)), key=len, default='')
+
+    @property
+    def stop(self):
+        """The token that ends a reply; where the template writes none, the first of `ends`."""
+        return self.closing or next(iter(self.ends), '')
 
     def rendered(self, turns, reply=False, thinking=None):
         """The text of a conversation; with `reply` a model may continue it.
