@@ -7,17 +7,27 @@ from it by `imports`, `load` opens it, `export_model` turns it back into what it
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from downscale import experiment as experiments
+from downscale.convert.config import MODEL_TYPES
+from downscale.convert.describe import describe
 from downscale.convert.gguf import read_gguf
-from downscale.convert.source import SIDE_FILES, arrange, open_source
+from downscale.convert.side_files import (
+    SIDE_FILES,
+    check_pictures,
+    origin_of,
+    read_side_files,
+    write_files,
+)
+from downscale.convert.source import arrange, open_source
+from downscale.convert.vocabulary import open_tokenizer
 from downscale.convert.write import export_folder
-from downscale.data.tokens import load_tokenizer
+from downscale.data.templates import Origin
 from downscale.experiment import Experiment
 from downscale.loading import tokenizer_path
 from downscale.mup import BASE
@@ -33,11 +43,15 @@ _CHATS = {'Qwen3ForCausalLM': 'qwen3', 'LlamaForCausalLM': 'smollm2'}
 
 @dataclass(frozen=True)
 class Opened:
-    """A source that passed every check: its leaves, its cell, and what it says of itself."""
+    """A source that passed every check: its leaves, its cell, and what it says of itself.
+
+    `files` are copied, then `written` {name: JSON object} is, and `tokenizer` where it is given.
+    """
     leaves: dict
     experiment: Experiment
     files: tuple[Path, ...]
     notes: tuple[str, ...]
+    written: dict
     tokenizer: object = None
 
 
@@ -47,34 +61,103 @@ def open_model(source, name):
     FileNotFoundError, ImportError and ValueError say in one line why it cannot be imported.
     """
     source = Path(source)
-    if source.suffix == '.gguf':
-        found = read_gguf(source)
-        leaves, notes = arrange(found.architecture, found.tensors, found.language, None, None,
-                                source)
-        return Opened(leaves, _cell(name, found.architecture, found.language, None, None), (),
-                      notes, found.tokenizer)
-    found = open_source(source)
-    if found.language and (source / 'tokenizer.json').is_file():
-        load_tokenizer(source / 'tokenizer.json', found.language.V)
-    cell = _cell(name, found.architecture, found.language, found.vision, found.pictures)
-    return Opened(found.leaves, cell, (source / CONFIG, *found.files), found.notes)
+    return (_open_gguf if source.suffix == '.gguf' else _open_folder)(source, name)
 
 
-def _cell(name, architecture, language, vision, pictures):
-    """The experiment of an imported model: it computes in float32 whatever is stored."""
-    return Experiment(name=name, size=architecture, seed=0, language=language, vision=vision,
-                      pictures=pictures or Pictures(),
-                      chat=_CHATS.get(architecture, 'chatml'))
+def _open_gguf(source, name):
+    model = read_gguf(source)
+    leaves, notes = arrange(model.architecture, model.tensors, model.language, None, None, source)
+    generation = model.files['generation_config.json']
+    form = next(form for form, known in MODEL_TYPES.items() if known == model.architecture)
+    config = describe(form, model.language, None, None, 'float32') | generation | (
+        {'max_position_embeddings': model.context} if model.context else {})
+    cell, more = _cell(name, model, (None, None), model.files, config, model.tokenizer)
+    return Opened(leaves, cell, (), (*notes, *more), {CONFIG: config, **model.files},
+                  model.tokenizer)
 
 
-def import_model(source, to, report=lambda done, total: None):
+def _open_folder(source, name):
+    model = open_source(source)
+    tokenizer, own, more = None, False, []
+    if model.language:
+        tokenizer, own, more = open_tokenizer(source, model.language.V)
+    if model.vision:
+        more += check_pictures(source, model.vision, model.pictures)
+    cell, others = _cell(name, model, (model.vision, model.pictures), read_side_files(source),
+                         model.config, tokenizer)
+    return Opened(model.leaves, cell, (source / CONFIG, *model.files),
+                  (*model.notes, *more, *others), {}, tokenizer if own else None)
+
+
+def _cell(name, model, sight, files, config, tokenizer):
+    """(the experiment of an imported model, notes); it computes in float32 whatever is stored.
+
+    `sight` is (vision, pictures), `files` what stands beside the weights.
+    """
+    vision, pictures = sight
+    architecture, origin, chat, notes = model.architecture, None, None, []
+    if model.language:
+        # The code of LlavaQwen3 speaks ChatML, whatever template its tokenizer carries.
+        templated = architecture != 'LlavaQwen3ForCausalLM'
+        origin, chat, notes = origin_of(files, config, tokenizer, model.language.V, bool(vision),
+                                        templated)
+        if tokenizer is not None and chat is None:
+            notes.append(f'no chat template is used; asked as {_CHATS.get(architecture, "chatml")}')
+    chat = chat or _CHATS.get(architecture, 'chatml')
+    return Experiment(name=name, size=architecture, seed=0, language=model.language, vision=vision,
+                      pictures=pictures or Pictures(), chat=chat,
+                      origin=None if origin == Origin() else origin), notes
+
+
+def kept_layers(text, N):
+    """The layers that `text` asks for, of `N`: a count, or a list such as '0,2,5'.
+
+    A count keeps evenly spaced layers, the first and the last included: layer round(k (N-1) /
+    (count-1)) for each k. ValueError in one line for what cannot be kept.
+    """
+    numbers = [part.strip() for part in text.split(',')]
+    if not all(part.isdecimal() and len(part) < 10 for part in numbers):
+        raise ValueError(f'--layers {text[:60]}: give how many layers to keep, as 15, or their '
+                         'numbers from 0, as 0,2,5')
+    layers = [int(part) for part in numbers]
+    if len(layers) == 1:
+        count, = layers
+        if not 2 <= count <= N:
+            raise ValueError(f'--layers {count}: keep 2 to {N} of the {N} layers')
+        return [round(k * (N - 1) / (count - 1)) for k in range(count)]
+    if layers != sorted(set(layers)) or layers[-1] >= N:
+        raise ValueError(f'--layers {text[:60]}: give each layer once, in order, from 0 to {N - 1}')
+    return layers
+
+
+def pruned(opened, text):
+    """The `Opened` model with the layers of the decoder that `text` asks for (see `kept_layers`).
+
+    ValueError when it has no language model, or not these layers.
+    """
+    language = opened.experiment.language
+    if language is None:
+        raise ValueError('--layers is for language models, and this is a tower alone')
+    layers = kept_layers(text, language.N)
+    blocks = jax.tree.map(lambda leaf: leaf.of_layers(layers), opened.leaves['language']['blocks'])
+    leaves = {**opened.leaves, 'language': {**opened.leaves['language'], 'blocks': blocks}}
+    cell = replace(opened.experiment, language=replace(language, N=len(layers)))
+    note = (f'kept {len(layers)} of {language.N} layers of the language model: '
+            f'{", ".join(map(str, layers))}')
+    return replace(opened, leaves=leaves, experiment=cell, notes=(*opened.notes, note))
+
+
+def import_model(source, to, report=lambda done, total: None, layers=''):
     """The folder `to` holds the model of `source`, whole or not at all; returns what was left out.
 
     Leaves keep their dtype and are written a part at a time. `report` gets bytes done and in total.
+    `layers` keeps a part of the language model's layers (see `kept_layers`; '': all).
     FileExistsError when `to` holds something; see `open_model` for what is wrong with a source.
     """
     to = Path(to).absolute()
     opened = open_model(source, to.name)
+    if layers:
+        opened = pruned(opened, layers)
     if to.is_file() or to.is_dir() and any(to.iterdir()):
         raise FileExistsError(f'{to} is there already; give another folder or remove it')
     require_room(to, _bytes(opened.leaves))
@@ -83,6 +166,7 @@ def import_model(source, to, report=lambda done, total: None):
         save_leaves(partial, _counted(opened.leaves, report), {'source': str(source)})
         for path in opened.files:
             shutil.copyfile(path, partial / path.name)
+        write_files(partial, opened.written)
         if opened.tokenizer is not None:
             opened.tokenizer.save(str(partial / 'tokenizer.json'))
         experiments.save(opened.experiment, partial)
@@ -123,6 +207,14 @@ def _counted(leaves, report):
     return jax.tree.map(lambda leaf: _Counted(leaf, tell), leaves)
 
 
+def imported_from(run):
+    """The folder of the import that a run folder is, or that its language model came from."""
+    imports = experiments.load(run).imports
+    if (run / CONFIG).is_file() or 'language' not in imports:
+        return run
+    return imported_from(Path(imports['language']))
+
+
 def export_model(run, to, form):
     """The Hugging Face folder `to` of format `form` holds the newest parameters of a run folder.
 
@@ -135,7 +227,7 @@ def export_model(run, to, form):
     if experiment.language and experiment.parametrisation.growth(experiment.language) != BASE:
         raise ValueError(f'{run}: parametrisation mup multiplies branches and logits, which no '
                          'format can say; train it as standard, or at the base size')
-    origin = run if (run / CONFIG).is_file() else Path(experiment.imports.get('language', run))
+    origin = imported_from(run)
     base = json.loads((origin / CONFIG).read_text()) if (origin / CONFIG).is_file() else None
     files = {name: origin / name for name in SIDE_FILES if (origin / name).is_file()}
     if experiment.language and (path := tokenizer_path(run, experiment)).is_file():

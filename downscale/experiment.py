@@ -16,6 +16,7 @@ from downscale.data.buckets import BATCH, LENGTH, TILES, Shape, in_order
 from downscale.data.chat import CHATS
 from downscale.data.pipeline import LOSS_NORM, SHARE, STAGE, TURNS, Recipe
 from downscale.data.scenes import World
+from downscale.data.templates import Origin
 from downscale.data.tokens import Layout
 from downscale.model.remat import POLICIES
 from downscale.model.vlm import Vlm
@@ -44,6 +45,7 @@ STAGES = {
 }
 
 WRITER = {'caption': 'caption', 'extraction': 'extract'}  # kind of text: the stage tuned for it
+TEMPLATE = 'template'  # the chat that came along with an imported language model
 BRIEF = 'brief'  # a caption cut to the length of the extraction that the same model wrote
 
 
@@ -192,6 +194,8 @@ class Experiment:
     `imports` maps groups to the folders of imported models that they start from; paths count from
     where the study is run. An imported model is itself a cell, without stages; it may lack
     `language` (a tower alone) or `vision`. `budget` is a label of the compute that the cell spends.
+    `chat` names a built-in chat, or is 'template': that of the imported language model. `origin`
+    is of an imported model alone.
     """
     name: str
     size: str
@@ -207,16 +211,18 @@ class Experiment:
     optimizer: Optimizer = Optimizer()
     parametrisation: Parametrisation = Parametrisation()
     mesh: MeshSize = MeshSize()
-    chat: Annotated[str, Choice(tuple(CHATS), 'chat')] = 'micro'
+    chat: Annotated[str, Choice((*CHATS, TEMPLATE), 'chat')] = 'micro'
     legacy_structural_loss: bool = False
     tokenizer: str = ''
     dtype: Annotated[str, Choice(('float32', 'bfloat16'), 'dtype')] = 'float32'
     remat: Annotated[str, Choice(tuple(POLICIES), 'remat')] = 'none'
     unroll: Annotated[int, Range(1, 10_000, 'layers in one turn of the loop over layers')] = 1
     budget: str = ''
+    origin: Origin | None = None
 
     def __post_init__(self):
         check(self)
+        self._check_chat()
         self._check_parametrisation()
         for stage in self.stages:
             lacks = 'language' if self.language is None else 'vision' if self.vision is None \
@@ -230,6 +236,15 @@ class Experiment:
                 if batch % most:
                     raise ValueError(f'stage {stage.name}: batch {batch} does not divide into '
                                      f'{most} micro-batches ({batch} % {most} = {batch % most})')
+
+    def _check_chat(self):
+        if self.chat == TEMPLATE:
+            if self.origin is None and 'language' not in self.imports:
+                raise ValueError(f'chat {TEMPLATE!r} is that of an imported language model; give '
+                                 f'`imports` one, or a built-in chat of {sorted(CHATS)}')
+            if self.legacy_structural_loss:
+                raise ValueError('legacy_structural_loss learns the headers of a built-in chat; '
+                                 f'leave it out where chat is {TEMPLATE!r}')
 
     def _check_parametrisation(self):
         if self.parametrisation != Parametrisation():
@@ -276,14 +291,28 @@ class Experiment:
 
     def chat_of(self, stage):
         """The format of a stage; where ChatML is spoken, the connector learns bare captions."""
+        if self.chat == TEMPLATE:
+            if not self.published.template:
+                raise ValueError(f'{self.name}: chat is {TEMPLATE!r}, but the imported language '
+                                 f'model brought none; choose one of {sorted(CHATS)}')
+            return self.published.chat
         name = 'plain' if (self.chat, stage) == ('chatml', 'align') else self.chat
         return dataclasses.replace(CHATS[name], legacy_structural_loss=self.legacy_structural_loss)
+
+    @property
+    def published(self):
+        """The `Origin` of the language model, its own or that of its import."""
+        if self.origin is not None or 'language' not in self.imports:
+            return self.origin or Origin()
+        return load(self.imports['language']).published
 
     @property
     def hash(self):
         """A short hash of everything in this cell."""
         value = dataclasses.asdict(self)
         del value['budget']  # a label changes nothing
+        if self.origin is None:
+            del value['origin']
         if self.parametrisation == Parametrisation():
             del value['parametrisation']  # runs from before there was a choice keep their hash
         text = json.dumps(value, sort_keys=True)
@@ -292,7 +321,10 @@ class Experiment:
 
 def save(experiment, folder):
     """Write `folder/experiment.json`."""
-    write_json(place(folder) / 'experiment.json', dataclasses.asdict(experiment))
+    value = dataclasses.asdict(experiment)
+    if experiment.origin is None:  # as in the files of before there was one
+        del value['origin']
+    write_json(place(folder) / 'experiment.json', value)
 
 
 def load(folder):

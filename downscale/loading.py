@@ -9,14 +9,12 @@ import jax
 import numpy as np
 
 from downscale import experiment as experiments
-from downscale.data.tokens import load_tokenizer
+from downscale.data.tokens import Encoder, load_tokenizer
 from downscale.model.init import PARTS, abstract_params
 from downscale.model.vision import Tower
 from downscale.model.words import WordModel, abstract_word_params
 from downscale.sharding import Rules, shardings
 from downscale.train.checkpoint import latest, load_params, stored_leaves
-
-_LEVELS_UP = 4  # a stage's folder is <study>/cells/<cell>/<stage>
 
 
 def load(folder, mesh=None, dtype=None):
@@ -66,10 +64,32 @@ def abstract_of(model, stored, dtype=None):
 
 
 def tokenizer_path(folder, experiment):
-    """The configured tokenizer.json, or that of a run folder, or of the study above it."""
-    above = [folder, *list(folder.absolute().parents)[:_LEVELS_UP - 1]]
-    found = [path / 'tokenizer.json' for path in above if (path / 'tokenizer.json').is_file()]
-    return Path(experiment.tokenizer or (found[0] if found else folder / 'tokenizer.json'))
+    """The tokenizer.json of a study, of a stage in it, or of an imported model.
+
+    It is the configured one; else that of the imported language model; else the run folder's own
+    or, for STUDY/cells/CELL/STAGE, the study's. The file may be missing, as for a tower alone;
+    FileNotFoundError when the imported folder is.
+    """
+    if experiment.tokenizer:
+        return Path(experiment.tokenizer)
+    if 'language' in experiment.imports:
+        source = Path(experiment.imports['language'])
+        imported = tokenizer_path(source, experiments.load(source))
+        if imported.is_file():
+            return imported
+    folder = Path(folder).absolute()
+    own = folder / 'tokenizer.json'
+    if own.is_file() or folder.parent.parent.name != 'cells':
+        return own
+    return folder.parents[2] / 'tokenizer.json'
+
+
+def encoder_of(folder, experiment, stage):
+    """The `Encoder` of a stage of a study, or of a run folder whose name is `stage`."""
+    published = experiment.published
+    tokenizer = load_tokenizer(tokenizer_path(folder, experiment), experiment.language.V)
+    return Encoder(tokenizer, experiment.chat_of(stage), experiment.layout(stage), published.ends,
+                   published.context)
 
 
 def tokenizer_of(folder, experiment):

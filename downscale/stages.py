@@ -7,13 +7,13 @@ import zlib
 from functools import cache
 from pathlib import Path
 
-from downscale import distributed, padding
+from downscale import distributed, loading, padding
 from downscale import experiment as experiments
 from downscale.data.corpus import Corpus
 from downscale.data.corpus_stream import CorpusSampler
 from downscale.data.facts import vocabulary
 from downscale.data.pipeline import Library, Sampler, stream
-from downscale.data.tokens import Encoder, load_tokenizer, train_tokenizer
+from downscale.data.tokens import load_tokenizer, train_tokenizer
 from downscale.data.world_builder import build, source
 from downscale.evaluate.answers import hash_of
 from downscale.model.init import abstract_params, init_tree
@@ -42,15 +42,16 @@ def prepare(study, experiment, progress=None):
                    similarity_share=data.similarity_share, progress=progress)
     write_json(study / 'data.json', {'folder': str(folder.relative_to(study)),
                                      'hash': data_hash(experiment)})
-    if not experiment.tokenizer and not (study / 'tokenizer.json').exists():
-        train_tokenizer(vocabulary(experiment.world), study / 'tokenizer.json')
+    own = study.absolute() / 'tokenizer.json'
+    if loading.tokenizer_path(study, experiment) == own and not own.exists():
+        train_tokenizer(vocabulary(experiment.world), own)
     _check_published(study, experiment, published)
     return folder
 
 
 def _check_published(study, experiment, published):
     """The vocabulary has room for the tokenizer, and rows for the records of `published` stages."""
-    load_tokenizer(tokenizer_path(study, experiment), experiment.language.V)
+    load_tokenizer(loading.tokenizer_path(scratch(study), experiment), experiment.language.V)
     for stage in published:
         sampler_of(study, experiment, stage)
 
@@ -87,16 +88,6 @@ def _digest(path):
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def tokenizer_path(study, experiment):
-    """The configured tokenizer.json, else that of the imported language model, else the one that is
-    trained for this study."""
-    if experiment.tokenizer:
-        return Path(experiment.tokenizer)
-    imported = Path(experiment.imports.get('language', '')) / 'tokenizer.json'
-    own = 'language' in experiment.imports and imported.is_file()
-    return imported if own else Path(scratch(study) / 'tokenizer.json')
-
-
 @cache
 def library(study, split):
     """The examples of one split of a study's data set, parsed once per process."""
@@ -111,8 +102,7 @@ def library(study, split):
 
 def encoder_of(study, experiment, stage):
     """The text encoder of a stage."""
-    tokenizer = load_tokenizer(tokenizer_path(study, experiment), experiment.language.V)
-    return Encoder(tokenizer, experiment.chat_of(stage), experiment.layout(stage))
+    return loading.encoder_of(scratch(study), experiment, stage)
 
 
 def sampler_of(study, experiment, stage):

@@ -239,3 +239,43 @@ def test_shards_are_read_through_their_index(tmp_path):
     (folder / INDEX).unlink()
     with pytest.raises(FileNotFoundError, match='2 safetensors files and no .*; download the ind'):
         open_source(folder)
+
+
+@pytest.mark.parametrize('prefix', ['language_model.model.', 'model.language_model.', ''])
+def test_a_decoder_is_found_under_every_prefix(tmp_path, prefix):
+    whole = open_source(FOLDER / 'qwen3')
+    other = open_source(rewrite('qwen3', tmp_path / 'm', rename=lambda name: name.replace(
+        'model.', prefix, 1) if name.startswith('model.') else name))
+    one, two = paths(values(whole)), paths(values(other))
+    for key, array in one.items():
+        np.testing.assert_array_equal(array, two[key])
+
+
+def test_tied_values_stored_under_the_name_of_the_head_are_the_embedding(tmp_path):
+    folder = rewrite('qwen2', tmp_path / 'm', rename=lambda name: 'lm_head.weight'
+                     if name == 'model.embed_tokens.weight' else name)
+    np.testing.assert_array_equal(values(open_source(folder))['language']['embedding_VD'],
+                                  values(open_source(FOLDER / 'qwen2'))['language']['embedding_VD'])
+
+
+def test_buffers_that_are_no_weights_are_left_out_with_a_note(tmp_path):
+    folder = shutil.copytree(FOLDER / 'qwen3', tmp_path / 'm')
+    path = folder / 'model.safetensors'
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], 'little')
+    header = json.loads(data[8:8 + length])
+    end = len(data) - 8 - length
+    header['model.layers.0.self_attn.bias'] = {'dtype': 'BOOL', 'shape': [2, 2],
+                                               'data_offsets': [end, end + 4]}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, 'little') + text + data[8 + length:] + b'abcd')
+    source = open_source(folder)
+    assert 'left out buffers that are no weights: model.layers.0.self_attn.bias' in source.notes
+    np.testing.assert_array_equal(values(source)['language']['embedding_VD'],
+                                  values(open_source(FOLDER / 'qwen3'))['language']['embedding_VD'])
+
+
+def test_a_stale_index_beside_a_whole_file_does_not_count(tmp_path):
+    folder = shutil.copytree(FOLDER / 'qwen3', tmp_path / 'm')
+    (folder / INDEX).write_text('{"weight_map": {"x": "model-00001-of-00002.safetensors"}}')
+    assert any(INDEX in note for note in open_source(folder).notes)
