@@ -11,8 +11,8 @@ from downscale.data.images import NEWLINE
 from downscale.data.mixture import MIXTURES, THINK, answer_text
 from downscale.data.records import Turn
 from downscale.evaluate.answers import (
-    following,
     answer_in,
+    following,
     gold_ids,
     hash_of,
     items_of,

@@ -47,9 +47,9 @@ def _tally(items):
     tally = Counter()
     for item in items:
         answers = item.example.asked.right.answers
-        # Several people's answers repeat; the most frequent is the one to guess. Spellings do not.
-        several = len(set(answers)) == len(answers)
-        tally.update({plain(answer) for answer in (answers if several else (item.question.answer,))})
+        if len(set(answers)) < len(answers):  # of several people: the most frequent is right
+            answers = (item.question.answer,)
+        tally.update({plain(answer) for answer in answers})
     return tally
 
 

@@ -43,8 +43,8 @@ class OwnQuestion:
 
 
 def own_questions(path, images=None, limit=None, scorer=''):
-    """The first `limit` `OwnQuestion`s of a file; `images` is the folder of their pictures (default:
-    beside the file), `scorer` judges where a row names none.
+    """The first `limit` `OwnQuestion`s of a file; `images` is the folder of their pictures, without
+    one that of the file, and `scorer` judges where a row names none.
 
     FileNotFoundError or ValueError in one line with the number of the line or row.
     """

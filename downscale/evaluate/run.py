@@ -99,7 +99,7 @@ def _texts(study, experiment, items, writers, encoder):
 
 
 def save_pictures(study, experiment, items):
-    """The first pictures of `items` lie as PNG files under `pictures/`, for the report's gallery."""
+    """The first pictures of `items` lie as files under `pictures/`, for the report's gallery."""
     shown = {}
     for item in items:
         if len(shown) < experiment.evaluation.pictures and item.question.kind == 'visual':
