@@ -131,7 +131,7 @@ def test_parquet_benchmarks_have_a_question_a_picture_and_their_right_answers(tm
     right = 'red' if asked.target.forms == {'people'} else {'pope': 'yes'}.get(name, 'B')
     pred, parsed, score = found.judge(asked, right, False)
     assert (parsed, score) == (True, 1.0) and found.judge(asked, 'zebra', False)[2] == 0.0
-    row = rescore.Row(right, right, asked.target, '')
+    row = rescore.Row(right, right, asked.target, '', '')
     assert set(rescore.judged([row], BENCHMARKS[name].scorers)[0]) == set(BENCHMARKS[name].scorers)
 
 
@@ -346,7 +346,7 @@ def test_information_goes_by_the_index_and_never_by_the_row(tmp_path):
 
 def test_yes_and_no_have_precision_and_recall():
     def row(text, gold):
-        return rescore.Row(text, gold, rescore.Target((gold,)), text + gold)
+        return rescore.Row(text, gold, rescore.Target((gold,)), text + gold, text + gold)
     rows = [row('yes', 'yes'), row('Yes.', 'yes'), row('no', 'yes'), row('yes', 'no'),
             row('maybe', 'no')]
     found = rescore.summary(rows, rescore.judged(rows, ['pope', 'yes_no']))

@@ -16,7 +16,7 @@ from downscale.evaluate.answers import prompt_of
 from downscale.evaluate.extract_think import Chain, sample_of
 from downscale.evaluate.prompts import PLACES
 from downscale.evaluate.runs import open_engine, prompts_for
-from downscale.evaluate.samples import read_samples
+from downscale.evaluate.sample_files import read_samples
 from downscale.generate.engine import Request
 
 ROOT = Path(__file__).parents[1]

@@ -48,7 +48,7 @@ def test_options_people_boxes_and_shares_of_a_row_are_used(tmp_path):
         {'text': '2', 'gold': ['two'] * 9 + ['three']},
         {'text': '[0, 0, 1, 1]', 'gold': [0, 0, 1, 1]},
         {'text': 'B', 'gold': 'B', 'share': 0.75}, {'text': 'Yes.', 'gold': 'yes'},
-        {'text': 'nul \0', 'gold': 'x', 'other': 1}]))
+        {'text': 'nul \0', 'gold': 'x', 'id': 1}]))
     found = judged(rows)
     assert found[0]['vlmevalkit'].value == 'B'
     assert found[1]['vqa'].value == 1.0 and found[1].keys() >= {'vqav2', 'vqav2_v04'}
@@ -63,11 +63,12 @@ def test_both_forms_of_samples_are_read_and_thoughts_go_where_the_harness_strips
         {'doc_id': 7, 'target': 'B', 'filtered_resps': kept},
         {'doc_id': 3, 'target': 'A', 'filtered_resps': [again], 'resps': [[again]]},
         {'doc_id': 4, 'target': '', 'filtered_resps': ['x']}])
-    rows, left_out = read_rows(path)
-    assert [row.text for row in rows] == [again, 'so\nAnswer: B'] and left_out == 1
+    rows, notes = read_rows(path)
+    assert [row.text for row in rows] == [again, 'so\nAnswer: B'] and notes == [
+        '1 records without a right answer are left out']
     found = judged(rows)
     assert found[1]['ref_stage2'].value == 1.0 and found[0]['lmms_v07_letter'].value == ''
-    assert 'left out' in list(table(summary(rows, found), rows, found, left_out))[-1]
+    assert 'left out' in list(table(summary(rows, found), rows, found, notes))[-1]
 
 
 def test_axes_of_stored_samples_become_a_mean_over_axes(tmp_path):
@@ -95,8 +96,8 @@ def test_completed_rows_are_those_that_were_neither_cut_off_nor_empty(tmp_path):
 
 
 @pytest.mark.parametrize('value, told', [
-    ([{'text': 'a', 'gold': 'A'}, 1], 'row 2: must be an object'),
-    ([{'text': 'a'}], "row 1: missing field 'gold'"), ([{'text': 3, 'gold': 'A'}], 'a text'),
+    ([{'text': 'a', 'gold': 'A'}, 1], 'entry 2: must be a JSON object'),
+    ([{'text': 'a'}], "entry 1: missing field 'gold'"), ([{'text': 3, 'gold': 'A'}], 'a text'),
     ([{'text': 'a', 'gold': None}], 'gold must be'), ([{'text': 'a', 'gold': []}], 'gold must be'),
     ([{'text': 'a', 'gold': 'A', 'choices': ['x']}], 'choices must be'), ({'a': 1}, 'JSON list'),
     ([{'text': 'a', 'gold': 'A', 'share': 2}], 'share must be')])
@@ -109,13 +110,93 @@ def test_a_wrong_row_is_named_by_its_number(tmp_path, capsys, value, told):
 
 def test_what_cannot_be_scored_is_refused(tmp_path):
     fails(lambda: read_rows(tmp_path / 'no.json'), 'no file', error=FileNotFoundError)
-    (tmp_path / 'x.json').write_bytes(b'\xff[')
-    fails(lambda: read_rows(tmp_path / 'x.json'), 'no readable JSON')
-    (tmp_path / 'x.json').write_text('[' * 100000)
-    fails(lambda: read_rows(tmp_path / 'x.json'), 'no readable JSON')
+    fails(lambda: read_rows(tmp_path), 'but a folder', error=FileNotFoundError)
+    for data in (b'\xff[', b'[' * 100000, b'PK\x03\x04'):
+        (tmp_path / 'x.json').write_bytes(data)
+        fails(lambda: read_rows(tmp_path / 'x.json'), 'x.json')
     rows, _ = read_rows(FIXTURE)
     fails(lambda: judged(rows, ['lmms_v4']), "did you mean 'lmms_v04'")
     fails(lambda: judged(rows, ['vqa']), 'made for other answers')
+
+
+# --- one question, one record ---------------------------------------------------------------------
+
+def stored(k, target, *texts, **more):
+    return {'doc_id': k, 'doc': {'question': f'q{k}'}, 'target': target, 'resps': [list(texts)],
+            'filtered_resps': list(texts), **more}
+
+
+def scores(path, name='exact-1'):
+    """(n, accuracy of a scorer, notes) of a file."""
+    rows, notes = read_rows(path)
+    found = summary(rows, judged(rows))[name]
+    return found['n'], found['value'], notes
+
+
+def test_filters_of_the_same_replies_are_scored_each_by_itself(tmp_path, capsys):
+    path = written(tmp_path / 'x.jsonl', [
+        {**stored(k, 'B', text), 'filter': name}
+        for name, some in (('strict', 4), ('loose', 10))
+        for k, text in enumerate(['B'] * some + ['[invalid]'] * (10 - some))])
+    lines = printed(capsys, path, '--scorers', 'exact-1').splitlines()
+    assert lines[0] == 'filter strict:' and lines[2].split()[1:3] == ['10', '0.4000']
+    assert lines[4] == 'filter loose:' and lines[6].split()[1:3] == ['10', '1.0000']
+    rows = json.loads(printed(capsys, path, '--json'))
+    assert [row['filter'] for row in rows].count('loose') == 10 and len(rows) == 20
+
+
+@pytest.mark.parametrize('many', [['A', 'B', 'B', 'B'], [['A', 'B', 'B', 'B']]])
+def test_several_replies_to_a_question_are_one_of_n_and_told(tmp_path, many):
+    path = written(tmp_path / 'x.jsonl', [
+        {**stored(k, 'B'), 'filtered_resps': many} for k in range(10)])
+    n, value, notes = scores(path)
+    assert (n, value) == (10, 0.75) and notes[0].startswith('40 replies to 10 questions')
+
+
+def test_padded_records_count_once_and_other_replies_are_refused(tmp_path):
+    rows = [stored(k, 'B', 'B' if k else 'A') for k in range(4)]
+    assert scores(written(tmp_path / 'x.jsonl', [*rows, rows[0], rows[1]])) == (
+        4, 0.75, ['2 of 6 records stand there again (padded batches); each counts once'])
+    for other, what in ((stored(0, 'B', 'B'), 'another reply'), (stored('1', 'C', 'B'),
+                                                                 'another question')):
+        fails(lambda: read_rows(written(tmp_path / 'x.jsonl', [*rows, other])), what, 'one task')
+
+
+@pytest.mark.parametrize('target, doc, text, right', [
+    (['two', '2'], {}, '2', True), ("['two', '2']", {}, '2', True), (['two'], {}, 'two', True),
+    ("['two']", {}, 'two', True), (1, {'choices': ['red', 'blue']}, 'B', True),
+    ('1', {'choices': ['red', 'blue']}, 'B', True), (1, {'choices': {'text': ['red', 'blue'],
+                                                                     'label': ['A', 'B']}}, 'B',
+                                                     True),
+    (7, {}, '7', True), ('7', {'options': "['5', '7']"}, 'B', True),
+    ('[1, 2]', {}, '[1, 2]', True), (True, {}, 'true', True), (2.5, {}, '2.5', True)])
+def test_what_is_right_keeps_its_structure(tmp_path, target, doc, text, right):
+    path = written(tmp_path / 'x.jsonl', [{**stored(0, target, text), 'doc': doc}])
+    assert scores(path) == (1, float(right), [])
+
+
+@pytest.mark.parametrize('change, told', [
+    ({'target': {'a': 1}}, 'target must be a text'), ({'target': [[1]]}, 'target must be a text'),
+    ({'target': 1, 'doc': {'choices': ['1', '2']}}, "target 1 names 2 of the options"),
+    ({'doc_id': None}, 'doc_id must be'), ({'doc_id': [1]}, 'doc_id must be'),
+    ({'filtered_resps': [['-3.2', 'False'], ['-1.0', 'True']]}, 'likelihoods of options'),
+    ({'filtered_resps': [3]}, 'a reply must be a text, not 3'),
+    ({'filtered_resps': [], 'resps': []}, 'neither filtered_resps nor resps')])
+def test_what_no_record_can_mean_is_refused(tmp_path, change, told):
+    path = written(tmp_path / 'x.jsonl', [stored(3, 'B', 'B'), {**stored(1, 'B', 'B'), **change}])
+    fails(lambda: read_rows(path), 'x.jsonl: line 2: ', told)
+
+
+def test_a_box_of_a_sample_and_samples_as_one_list_are_read(tmp_path):
+    rows = [stored(0, [0.1, 0.1, 0.5, 0.5], '[0.1, 0.1, 0.5, 0.5]')]
+    for name, value in (('x.jsonl', rows), ('x.json', rows)):
+        assert scores(written(tmp_path / name, value), 'refcoco') == (1, 1.0, [])
+    rows = [{'text': 'B', 'gold': 'B'}]
+    assert scores(written(tmp_path / 'y.jsonl', rows)) == (1, 1.0, [])
+    fails(lambda: read_rows(written(tmp_path / 'y.json', [{**rows[0], 'choises': {}}])),
+          "entry 1: unknown field 'choises'; did you mean 'choices'")
+    fails(lambda: read_rows(written(tmp_path / 'z.jsonl', [{'doc_id': 1, 'filtered_resp': 'B'}])),
+          "did you mean 'filtered_resps'")
 
 
 # --- intervals ------------------------------------------------------------------------------------

@@ -58,10 +58,10 @@ def scored(chain, benchmark):
               for reasoner in chain.reasoners for mode in chain.plan.reason]
     found, lines = {}, []
     for name in names:
-        rows, left_out = rescore.read_rows(chain.out / f'{name}.jsonl')
+        rows, notes = rescore.read_rows(chain.out / f'{name}.jsonl')
         judged = rescore.judged(rows, benchmark.scorers)
         found[name] = rescore.summary(rows, judged)
-        lines += [name, *rescore.table(found[name], rows, judged, left_out), '']
+        lines += [name, *rescore.table(found[name], rows, judged, notes), '']
     path = chain.out / 'summary.json'
     write_json(path, json.loads(path.read_text()) | {
         'benchmark': benchmark.name, 'headline': benchmark.scorers[0], 'source': benchmark.source,

@@ -2,7 +2,7 @@
 import numpy as np
 
 from downscale.analysis.stats import mean_ci
-from downscale.evaluate.samples import read_samples
+from downscale.evaluate.sample_files import read_samples
 
 SHARES = ('truncated', 'unparsed', 'unclosed')
 

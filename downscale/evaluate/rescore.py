@@ -1,7 +1,8 @@
 """Stored replies judged again by every named scorer, without generating anything.
 
-The file is a JSON list of {"text", "gold"} or a samples file, ours or one of lmms-eval. The text of
-a list is what a scorer is given; a samples file holds what a harness stored, so that each scorer
+The file is a list of {"text", "gold"} or a samples file, ours or one of lm-eval or lmms-eval, as
+JSON or JSON lines; several filters of the same replies are scored each by itself. The text of a
+list is what a scorer is given; a samples file holds what a harness stored, so that each scorer
 first gets what its own harness would strip (a closed thought, in lmms-eval 0.7). Our samples hold
 the reply behind its thought: a thought that never closed is an empty reply.
 """
@@ -11,13 +12,25 @@ from pathlib import Path
 
 import numpy as np
 
+from downscale.data import files
+from downscale.data.files import fault, shown
 from downscale.evaluate.intervals import macro_of, mean_of
 from downscale.evaluate.named import SCORERS, Target, disagree, verdicts
-from downscale.evaluate.samples import first_text, read_samples
+from downscale.evaluate.sample_files import (
+    distinct,
+    is_ours,
+    opened,
+    records_of,
+    several,
+)
 from downscale.evaluate.scorers import COMPARISON
 from downscale.strict import unknown
 
 MARKED = ('answer-think', 'answer-direct')  # rows of reasoners, who are asked for 'Answer: X'
+FIELDS = ('text', 'gold', 'choices', 'share', 'cluster')
+# Beside the names of scorers, which our own --json writes: about a row, and no matter of its score.
+ASIDE = ('id', 'question_id', 'index', 'filter', 'question', 'prompt', 'image', 'images', 'model',
+         'task', 'dataset', 'source', 'category', 'family', 'metadata', 'score', 'correct', 'pred')
 OTHERS = ('doc_id', 'doc', 'key')  # what the dict of a metric of lmms-eval cannot be called
 
 
@@ -25,12 +38,15 @@ OTHERS = ('doc_id', 'doc', 'key')  # what the dict of a metric of lmms-eval cann
 class Row:
     """A stored reply with what is right, and what the statistics need to know about it.
 
-    `gold` is as the file has it. `stored` and `marked` are those of `named.verdicts`.
+    `gold` is as the file has it. `stored` and `marked` are those of `named.verdicts`. Replies to
+    one `question` count as one (of one `filter`).
     """
     text: str
     gold: object
     target: Target
     cluster: str
+    question: str
+    filter: str = ''
     strata: tuple[str, ...] = ()
     truncated: bool | None = None
     stored: bool = False
@@ -38,48 +54,49 @@ class Row:
 
 
 def read_rows(path):
-    """(rows, how many were left out for want of a right answer) of a file of replies.
+    """(rows, notes for a person) of a file of replies; rows without a right answer are left out.
 
     FileNotFoundError or ValueError in one line, with the number of the row that cannot be read.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f'no file of replies {path}')
-    if path.suffix == '.jsonl':
-        records = read_samples(path)
-        known = [record for record in records if record['target'] or _doc(record).get('answers')]
-        return [_of_sample(record) for record in known], len(records) - len(known)
-    try:
-        found = json.loads(path.read_bytes().decode('utf-8-sig'))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f'{path} is no readable JSON ({error}); give a JSON list of '
-                         '{"text", "gold"} or a samples file ending in .jsonl') from None
-    if not isinstance(found, list):
-        raise ValueError(f'{path} must hold one JSON list, not {type(found).__name__}')
-    return [_of_list(value, f'{path}, row {k}', str(k)) for k, value in enumerate(found, 1)], 0
+        raise FileNotFoundError(f'no file of replies {path}' + ' but a folder' * path.is_dir())
+    if path.suffix not in files.FORMS:
+        raise fault(path, 'replies are in .json or .jsonl files')
+    rows = opened(path)
+    if rows and 'doc_id' not in rows[0][1] and ('gold' in rows[0][1] or path.suffix == '.json'):
+        return [_of_list(value, f'{path}, {where}', where) for where, value in rows], []
+    records, notes = distinct(records_of(rows, path), path)
+    known = [record for record in records if record['target'] or _doc(record).get('answers')]
+    rows = [row for record in known for row in _of_sample(record)]
+    notes += several(rows)
+    left_out = len(records) - len(known)
+    notes += [f'{left_out} records without a right answer are left out'] * bool(left_out)
+    return rows, notes
 
 
 def _of_list(value, where, number):
-    """A `Row` of one object of a JSON list; fields that it does not know are left alone."""
-    if not isinstance(value, dict):
-        raise ValueError(f'{where}: must be an object with "text" and "gold", not '
-                         f'{type(value).__name__}')
+    """A `Row` of one object of a list."""
+    for name in value:
+        if name not in FIELDS and name not in ASIDE and name not in SCORERS:
+            raise ValueError(f'{where}: {unknown("field", shown(name, 40), FIELDS)}')
     for name in ('text', 'gold'):
         if name not in value:
             raise ValueError(f'{where}: missing field {name!r}')
     if not isinstance(value['text'], str):
-        raise ValueError(f'{where}: text must be a text, not {json.dumps(value["text"])[:60]}')
+        raise ValueError(f'{where}: text must be a text, not {shown(json.dumps(value["text"]))}')
     choices = value.get('choices', COMPARISON)
     if not isinstance(choices, dict) or not choices \
             or not all(isinstance(option, str) for option in choices.values()):
         raise ValueError(f'{where}: choices must be an object of letters and texts, not '
-                         f'{json.dumps(choices)[:60]}')
+                         f'{shown(json.dumps(choices))}')
     share = value.get('share')
     if share is not None and (isinstance(share, bool) or not isinstance(share, (int, float))
                               or not 0 <= share <= 1):
-        raise ValueError(f'{where}: share must be a number from 0 to 1, not {share!r}')
+        raise ValueError(f'{where}: share must be a number from 0 to 1, not {shown(repr(share))}')
     target = Target(_answers(value['gold'], where), tuple(choices.items()), share)
-    return Row(value['text'], value['gold'], target, str(value.get('cluster', number)))
+    return Row(value['text'], value['gold'], target, cluster=str(value.get('cluster', number)),
+               question=number, filter=str(value.get('filter', '')))
 
 
 def _answers(gold, where):
@@ -93,28 +110,32 @@ def _answers(gold, where):
     if numbers:
         return (json.dumps(gold),)
     raise ValueError(f'{where}: gold must be a text, a list of texts or a box of four numbers, not '
-                     f'{json.dumps(gold)[:60]}')
+                     f'{shown(json.dumps(gold))}')
 
 
 def _doc(record):
     """What our records say of their question; others may mean something else by the same names."""
-    return record['doc'] if record['key'] and isinstance(record.get('doc'), dict) else {}
+    return record['doc'] if is_ours(record) and isinstance(record.get('doc'), dict) else {}
 
 
 def _of_sample(record):
-    """A `Row` of a samples record; MMStar's axes of lmms-eval stand in the dicts of its metrics."""
-    doc, answers = _doc(record), _doc(record).get('answers')
-    target = target_of(doc, answers or [record['target']])
+    """A `Row` for each reply of a samples record; MMStar's axes of lmms-eval stand in the dicts of
+    its metrics."""
+    doc = _doc(record)
+    answers = doc.get('answers') or record['target']
+    answers = [answers] if isinstance(answers, str) else answers
+    target = target_of(doc or record, answers)
     strata = tuple(doc.get('strata') or ())
     if not strata:
         strata = tuple(str(part) for name, value in record.items() if isinstance(value, dict)
                        and name not in (*OTHERS, 'average') and 'l2_category' in value
                        for part in (name, value['l2_category']))
-    gold = answers if answers and len(answers) > 1 else target.answers[0]
     cut = record.get('truncated')
-    return Row(first_text(record['filtered_resps']), gold, target,
-               str(doc.get('cluster', record['doc_id'])), strata,
-               cut if isinstance(cut, bool) else None, True, record['task'] in MARKED)
+    return [Row(text, answers if len(answers) > 1 else answers[0], target,
+                cluster=str(doc.get('cluster', record['doc_id'])), question=str(record['doc_id']),
+                filter=record.get('filter', ''), strata=strata,
+                truncated=cut if isinstance(cut, bool) else None, stored=True,
+                marked=record['task'] in MARKED) for text in record['filtered_resps']]
 
 
 def target_of(doc, answers):
@@ -134,13 +155,13 @@ def judged(rows, names=None):
     found = [verdicts(row.text, row.target, names, row.stored, row.marked) for row in rows]
     if rows and not any(found):
         raise ValueError(f'{", ".join(names)}: made for other answers than those of this file '
-                         f'(first: {json.dumps(rows[0].gold)[:60]})')
+                         f'(first: {shown(json.dumps(rows[0].gold))})')
     return found
 
 
 def as_json(rows, found):
     """The rows as JSON values: what was said, what is right, and each scorer's own value."""
-    return [{'text': row.text, 'gold': row.gold,
+    return [{'text': row.text, 'gold': row.gold, **({'filter': row.filter} if row.filter else {}),
              **{name: verdict.value for name, verdict in given.items()}}
             for row, given in zip(rows, found)]
 
@@ -163,10 +184,13 @@ def summary(rows, found):
 def _measured(mine):
     """The numbers of one scorer from (row, verdict, first verdict)."""
     rows, given, first = zip(*mine)
-    scores = [verdict.score for verdict in given]
-    done = [verdict.score for row, verdict, _ in mine if verdict.parsed and not row.truncated]
+    place = _places(rows)
+    alone = [rows[k] for k in np.unique(place, return_index=True)[1]]  # one row of each question
+    scores = _means(place, [verdict.score for verdict in given])
+    done = [k for k, verdict in enumerate(given) if verdict.parsed and not rows[k].truncated]
+    done = _means(place[done], [given[k].score for k in done])
     cut = [row.truncated for row in rows if row.truncated is not None]
-    found = {'n': len(rows), **mean_of(scores, [row.cluster for row in rows]),
+    found = {'n': len(scores), **mean_of(scores, [row.cluster for row in alone]),
              'unparsed': float(np.mean([not verdict.parsed for verdict in given])),
              'truncated': float(np.mean(cut)) if cut else None,
              'differs': float(np.mean([disagree(pair) for pair in zip(given, first)])),
@@ -174,13 +198,26 @@ def _measured(mine):
     if any(verdict.said for verdict in given):
         found |= _of_yes(rows, [verdict.said for verdict in given])
     if all(row.strata for row in rows):
-        found['average'] = macro_of(scores, [' / '.join(row.strata) for row in rows])
+        found['average'] = macro_of(scores, [' / '.join(row.strata) for row in alone])
         groups = {}
-        for row, score in zip(rows, scores):
+        for row, score in zip(alone, scores):
             groups.setdefault(row.strata[0], []).append((score, ' / '.join(row.strata)))
         found['categories'] = {name: macro_of(*zip(*group))
                                for name, group in sorted(groups.items())}
     return found
+
+
+def _places(rows):
+    """The number of the question of each row, in the order in which questions come."""
+    numbers = {}
+    return np.array([numbers.setdefault(row.question, len(numbers)) for row in rows])
+
+
+def _means(place, values):
+    """The mean of the values of each question that has any, as a list in the order of questions."""
+    count = np.bincount(place)
+    total = np.bincount(place, values) if len(place) else count
+    return (total[count > 0] / count[count > 0]).tolist()
 
 
 def _of_yes(rows, said):
@@ -197,8 +234,8 @@ def _of_yes(rows, said):
             'f1': 2 * precision * recall / both if both else 0.0, 'yes': float(np.mean(yes))}
 
 
-def table(measured, rows, found, left_out=0):
-    """The lines of a table of `summary` for a person."""
+def table(measured, rows, found, notes=()):
+    """The lines of a table of `summary` for a person, then the `notes`."""
     lines = [['scorer', 'n', 'accuracy', '95 %', 'unparsed', 'truncated', 'differs', 'completed',
               'version']]
     for name, one in measured.items():
@@ -217,5 +254,4 @@ def table(measured, rows, found, left_out=0):
     yield f'scorers differ on {apart} of {len(rows)} rows; differs: from the first that judged'
     if any('average' in one for one in measured.values()):
         yield 'accuracy is the mean over the means of the finest axes, its interval stratified'
-    if left_out:
-        yield f'{left_out} rows without a right answer are left out'
+    yield from notes

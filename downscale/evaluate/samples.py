@@ -15,6 +15,8 @@ import os
 import re
 from pathlib import Path
 
+from downscale.data.files import fault
+
 SYNC_EVERY = 64  # rows between two fsyncs: a power cut costs at most as many
 # What must agree, beside `doc_id`, before a text stands for the description that was wanted.
 JOINED = ('task', 'checkpoint', 'prompt_hash')
@@ -147,23 +149,21 @@ def merged(paths):
         for number, record in lines(path):
             key = record.get('key')
             if not isinstance(key, str):
-                raise ValueError(f'{path}, line {number}: a record without a key')
+                raise fault(path, f'line {number}: a record without a key')
             if key in found and found[key] != record:
                 one, other = found[key], record
                 names = sorted(name for name in one.keys() | other.keys()
                                if one.get(name) != other.get(name))
-                raise ValueError(f'{path}, line {number}: contradicts {places[key]} under the same '
-                                 f'key ({", ".join(names)}); delete the wrong one')
+                raise fault(path, f'line {number}: contradicts {places[key]} under the same key '
+                            f'({", ".join(names)}); delete the wrong one')
             found[key] = record
-            places.setdefault(key, f'{path}, line {number}')
+            places.setdefault(key, f'{Path(path).name}, line {number}')
     return found
 
 
 def lines(path):
-    """(line number, object) of a JSONL file; a part may end in a torn line, which is left out.
-
-    ValueError in one line for any other line that is no JSON object.
-    """
+    """(line number, object) of a JSONL file of ours; a part may end in a torn line, which is left
+    out. ValueError in one line for any other line that is no JSON object."""
     *whole, last = Path(path).read_bytes().split(b'\n')
     if last.strip() and not re.search(r'\.p\d+\.jsonl$', str(path)):
         whole.append(last)  # a finished file need not end with a line break, but its rows must read
@@ -172,67 +172,13 @@ def lines(path):
             continue
         try:
             record = json.loads(line.decode())
-        except ValueError as error:
-            raise ValueError(f'{path}, line {number}: damaged ({error}); delete that line, and its '
-                             'row is made again') from None
+        except (ValueError, RecursionError) as error:
+            raise fault(path, f'line {number}: damaged ({error}); delete that line, and its row is '
+                        'made again') from None
         if not isinstance(record, dict):
-            raise ValueError(f'{path}, line {number}: a record must be a JSON object, not '
-                             f'{type(record).__name__}')
+            raise fault(path, f'line {number}: a record must be a JSON object, not '
+                        f'{type(record).__name__}')
         yield number, record
-
-
-# --- records of others ------------------------------------------------------------------------
-
-def read_samples(path):
-    """The records of a samples file, ours or one of lmms-eval, sorted by `doc_id`.
-
-    lmms-eval writes `filtered_resps` as a list up to 0.6 and as plain text from 0.7 on, where there
-    is one response, and then leaves out an equal `resps`; its score may stand inside the dict of a
-    metric. Here `filtered_resps` is [text], `resps` [[text]], `target` a text and `score` a number
-    or None. What only our records have (key, task, checkpoint, prompt_hash) is None in others.
-    """
-    found = []
-    for number, record in lines(path):
-        where = f'{path}, line {number}'
-        if 'doc_id' not in record:
-            raise ValueError(f'{where}: no doc_id; is this a samples file?')
-        kept = first_text(record.get('filtered_resps'))
-        raw = first_text(record.get('resps'))
-        if kept is None and raw is None:
-            raise ValueError(f'{where}: neither filtered_resps nor resps holds a text')
-        kept, raw = raw if kept is None else kept, kept if raw is None else raw
-        found.append({**dict.fromkeys(('key', *JOINED)), **record, 'filtered_resps': [kept],
-                      'resps': [[raw]], 'target': _text(record.get('target')),
-                      'score': score_of(record)})
-    return sorted(found, key=lambda record: _order(record['doc_id']))
-
-
-def _order(doc_id):
-    """Numbers in their order, before texts in theirs."""
-    return (1, 0, doc_id) if isinstance(doc_id, str) else (0, doc_id, '')
-
-
-def first_text(value):
-    """The first response in a text, a list or a nested list; None where there is no text."""
-    while isinstance(value, list):
-        value = value[0] if value else None
-    return value if isinstance(value, str) else None
-
-
-def _text(value):
-    return value if isinstance(value, str) else '' if value is None else json.dumps(value)
-
-
-def score_of(record):
-    """The score of a record: its own, else the first number whose name says so, else that in the
-    dict of a metric; None where there is none."""
-    flat = [value for name, value in record.items() if 'score' in name.lower()]
-    nested = [value.get('score') for name, value in record.items()
-              if isinstance(value, dict) and name != 'doc']
-    for value in (record.get('score'), *flat, *nested):
-        if isinstance(value, (int, float)):
-            return float(value)
-    return None
 
 
 # --- joining the stages -----------------------------------------------------------------------

@@ -23,10 +23,17 @@ def add_rescore_arguments(sub):
 def rescore_lines(args):
     """The lines that `downscale rescore` prints."""
     from downscale.evaluate import rescore
-    rows, left_out = rescore.read_rows(args.file)
-    if not rows and (left_out or not args.json):
+    rows, notes = rescore.read_rows(args.file)
+    if not rows and (notes or not args.json):
         raise ValueError(f'{args.file} holds no row with a right answer')
     found = rescore.judged(rows, args.scorers)
     if args.json:
         return [json.dumps(rescore.as_json(rows, found))]
-    return list(rescore.table(rescore.summary(rows, found), rows, found, left_out))
+    printed = []
+    filters = dict.fromkeys(row.filter for row in rows)
+    for name in filters:
+        some = [k for k, row in enumerate(rows) if row.filter == name]
+        part, judged = [rows[k] for k in some], [found[k] for k in some]
+        printed += [f'filter {name or "(none)"}:'] * (len(filters) > 1)
+        printed += rescore.table(rescore.summary(part, judged), part, judged)
+    return [*printed, *notes]
