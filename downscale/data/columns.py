@@ -128,7 +128,8 @@ def _nearest(name):
 
 
 def _way_on(name):
-    return f'Source(ignore=({shown(name, 40)!r},)) leaves it out'
+    name = shown(name, 40)
+    return f'Source(ignore=({name!r},)), or in data extract --ignore {name}, leaves it out'
 
 
 def typed(value, kind, what):

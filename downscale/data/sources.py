@@ -86,7 +86,7 @@ def record_from(parts, name, source, folder):
     pictures = tuple(picture if isinstance(picture, bytes) else _opened(picture, folder)
                      for picture in parts.pictures)
     turns = _marked(parts.turns, len(pictures))
-    _check_texts(turns)
+    check_texts(turns)
     for k, data in enumerate(pictures):
         try:
             if measure.picture_size(data, f'picture {k}') != images.decode(data, f'picture {k}'
@@ -111,7 +111,8 @@ def _marked(turns, count):
     return tuple(turns)
 
 
-def _check_texts(turns):
+def check_texts(turns):
+    """`Rejected` where no reply can be learnt, or a text holds what no text may."""
     if not any(turn.supervised and turn.text.strip() for turn in turns):
         raise Rejected('no answer', 'no reply that could be learnt')
     for turn in turns:
@@ -131,7 +132,7 @@ def _check_texts(turns):
 
 def _opened(name, folder):
     """The bytes of picture file `name` below `folder`, or of the picture that it encodes."""
-    if name.startswith('data:') or len(name) >= 64 and name.startswith(BASE64):
+    if inside(name):
         return _decoded(name)
     if '\x00' in name:
         raise Rejected('image path', f'{shown(name)!r} holds a NUL')
@@ -144,6 +145,11 @@ def _opened(name, folder):
         raise Rejected('missing image', str(error)) from None
     except (ValueError, OSError) as error:
         raise Rejected('image path', str(error)) from None
+
+
+def inside(text):
+    """Whether a text is a picture itself, as base64, and no path."""
+    return text.startswith('data:') or len(text) >= 64 and text.startswith(BASE64)
 
 
 def _decoded(text):

@@ -30,7 +30,7 @@ class Rows:
         return len(self.rows)
 
     def name(self, index):
-        return _name(self.rows[index], index)
+        return name_of(self.rows[index], index)
 
     def group(self, index):
         return _group(self.rows[index])
@@ -42,7 +42,8 @@ class Rows:
         return [self.rows[index] for index in indices]
 
 
-def _name(row, index):
+def name_of(row, index):
+    """The id of a row, 'row7' where it has none."""
     found = next((row[key] for key in IDS if row.get(key) not in (None, '')), None) \
         if isinstance(row, dict) else None
     if isinstance(found, float) and found.is_integer():  # a column of numbers with a gap
@@ -98,7 +99,7 @@ class Parquet:
         return found
 
     def name(self, index):
-        return _name(self.heads[index], index)
+        return name_of(self.heads[index], index)
 
     def group(self, index):
         return _group(self.heads[index])

@@ -4,14 +4,13 @@ A line of such a file is {"id", "question", "images": [paths beside the file], "
 "information"?, "family"?}. Pictures are read when they are shown, not before.
 """
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from downscale import stages
-from downscale.data.images import open_under
+from downscale.data.images import digest, open_under
 from downscale.data.questions import correct
 from downscale.data.records import IMAGE
 from downscale.evaluate.answers import hash_of
@@ -101,11 +100,6 @@ def open_questions(path, split='test', limit=None):
     if not found.asked:
         raise ValueError(f'{path} holds no question')
     return found
-
-
-def digest(data):
-    """The digest that stands for a picture."""
-    return hashlib.sha256(data).hexdigest()[:32]
 
 
 # --- a study ----------------------------------------------------------------------------------
