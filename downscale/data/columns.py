@@ -119,12 +119,15 @@ def _check_known(name, filled):
         raise Rejected('video', f'column {name!r}: videos are not read; {_way_on(name)}')
     if not isinstance(name, str) or not NUMBERED.fullmatch(name) and not (
             name in LETTERS and 'question' in filled):
-        raise Rejected('unknown column', f'{_nearest(name)}; {_way_on(name)}')
+        raise Rejected('unknown column', f'{_nearest(shown(name, 40))} {_way_on(name)}')
 
 
 @lru_cache(maxsize=256)  # as many rows as the file has ask for the same names
 def _nearest(name):
-    return unknown('column', shown(name, 40), KNOWN).removeprefix('unknown column ')
+    hint = unknown('column', name, KNOWN)
+    if not hint.endswith('?'):
+        hint = unknown('column', name, KNOWN[:5]) + ' ...;'
+    return hint.removeprefix('unknown column ')
 
 
 def _way_on(name):
@@ -183,17 +186,22 @@ _PLACE = re.compile(r'<image[ _]?(\d{1,2})>')
 
 
 def _numbered(cells, turns):
-    """(pictures, turns) where the marks `<image 1>` have become `IMAGE`, pictures in their order.
-    """
+    """(pictures, turns) where the marks `<image 1>` have become `IMAGE`, pictures in their order;
+    those that no mark names stand in front of the first question."""
     places = [int(place) for turn in turns for place in _PLACE.findall(turn.text)]
     if not places:
         return tuple(cells.values()), turns
-    if any(IMAGE in turn.text for turn in turns) or set(places) != set(cells):
+    if any(IMAGE in turn.text for turn in turns) or not set(places) <= set(cells):
         raise Rejected('image marks', f'the text shows the pictures {places[:9]}, the row has '
                        f'{list(cells)[:9]}')
-    return (tuple(cells[place] for place in places),
-            tuple(Turn(turn.role, _PLACE.sub(IMAGE, turn.text), turn.supervised)
-                  for turn in turns))
+    others = [number for number in cells if number not in places]
+    marked, front = [], (IMAGE + '\n') * len(others)
+    for turn in turns:
+        text = _PLACE.sub(IMAGE, turn.text)
+        if turn.role == 'user':
+            text, front = front + text, ''
+        marked.append(Turn(turn.role, text, turn.supervised))
+    return tuple(cells[number] for number in (*others, *places)), tuple(marked)
 
 
 # --- turns ------------------------------------------------------------------------------------
