@@ -1,4 +1,4 @@
-"""Plain values to frozen dataclasses, strictly, and messages that name the nearest valid key.
+"""Plain values to frozen dataclasses, strictly, messages that name the nearest key, and one hash.
 
 What a field may hold stands beside it: `Annotated[int, Range(1, 9, 'what it means')]`, or `Choice`
 and `Several`. `from_dict` reads the annotations, and `check` does so for a record that was built
@@ -6,6 +6,8 @@ in Python.
 """
 import dataclasses
 import difflib
+import hashlib
+import json
 import types
 import typing
 from dataclasses import dataclass
@@ -163,3 +165,8 @@ def unknown(what, name, known):
         listed = f'{listed[:2 * SHOWN].rpartition(", ")[0]} and others ({len(known)} in all)'
     return f'unknown {what} {shown(name)}; ' + (f'known are {listed}' if known else
                                                 'there is none')
+
+
+def hash_of(value):
+    """A short hash of any JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

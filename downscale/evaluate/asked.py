@@ -1,13 +1,13 @@
 """What is asked: the questions of a study's split or of a file (`question_files.py`), their judge.
 """
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from downscale import stages
+from downscale.data.images import digest
 from downscale.data.questions import correct
 from downscale.evaluate.answers import hash_of
 from downscale.evaluate.named import Target, verdicts
@@ -101,11 +101,6 @@ def open_questions(path, split='test', limit=None):
     if not found.asked:
         raise ValueError(f'{path} holds no question')
     return found
-
-
-def digest(data):
-    """The digest that stands for a picture."""
-    return hashlib.sha256(data).hexdigest()[:32]
 
 
 # --- a study ----------------------------------------------------------------------------------

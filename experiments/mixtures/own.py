@@ -8,9 +8,11 @@ from downscale.data.sources import Source
 
 
 def get_mixture(arg=''):
-    """All rows of FILE, its pictures below IMAGES: `arg` is 'FILE,IMAGES', both below --root."""
-    file, _, images = arg.partition(',')
+    """All rows of FILE, its pictures below IMAGES: `arg` is 'FILE,IMAGES', both below --root, and
+    perhaps names of columns that may be left out: 'FILE,IMAGES,COLUMN,COLUMN'."""
+    file, images, *ignore = *arg.split(','), ''
     if not file:
         raise ValueError('own.py: say which file, as own.py:FILE,IMAGES')
     return Mixture('own', stage='extract', sources=(
-        Source('own', file, images=images, licence='your own', obtain='it is your own'),))
+        Source('own', file, images=images, licence='your own', obtain='it is your own',
+               ignore=tuple(filter(None, ignore))),))
