@@ -42,7 +42,6 @@ OTHERS = {b'\x1f\x8b': 'packed with gzip; unpack it first',
           b'ARROW1': 'Arrow; save it as Parquet',
           b'version https://git-lfs': 'a pointer of Git LFS, not the file; fetch it with git lfs'}
 _SPACE = re.compile(r'[ \t\r\n]*')
-_ODD = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
 
 
 @dataclass(frozen=True)
@@ -61,9 +60,12 @@ class BadRow:
 
 def shown(value, most=60):
     """`value` as it may stand in a message: one line of at most `most` characters."""
-    text = str(value)
-    escaped = _ODD.sub(lambda match: ascii(match[0])[1:-1], text[:most + 1])
-    return escaped if len(escaped) <= most else f'{escaped[:most - 3]}...'
+    text = _printable(str(value)[:most + 1])
+    return text if len(text) <= most else f'{text[:most - 3]}...'
+
+
+def _printable(text):
+    return ''.join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def fault(path, cause):
@@ -74,7 +76,7 @@ def fault(path, cause):
 
 def _short_path(path):
     """The end of a long path: the name of the file stands there."""
-    text = _ODD.sub(lambda match: ascii(match[0])[1:-1], str(path))
+    text = _printable(str(path))
     return text if len(text) <= 80 else f'...{text[-77:]}'
 
 
