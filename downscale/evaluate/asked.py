@@ -15,7 +15,7 @@ from downscale.data.images import open_under
 from downscale.data.questions import correct
 from downscale.data.records import IMAGE
 from downscale.evaluate.answers import hash_of
-from downscale.evaluate.named import Target, verdicts
+from downscale.evaluate.named import DEFAULT, Target, verdicts
 from downscale.evaluate.reading import answer_of
 from downscale.strict import unknown
 
@@ -54,7 +54,7 @@ class Questions:
     """Questions, how their pictures are opened (Asked -> bytes of each) and who judges.
 
     `scorer` names the rule and its version: 'scene-1' is the scene world's, the others are those of
-    `named.py`, with 'exact-1' for equal text or the same option letter.
+    `named.py`, `DEFAULT` where the data names none.
     """
     asked: tuple[Asked, ...]
     images: Callable
@@ -64,6 +64,9 @@ class Questions:
     def hash(self):
         """A short hash of all that is asked, shown and right."""
         rows = [dataclasses.asdict(asked) for asked in self.asked]
+        for target in (row['target'] for row in rows if row['target']):
+            if target['size'] is None:
+                del target['size']
         # What only benchmarks have leaves the hash of other data alone.
         return hash_of([self.scorer, [
             {name: value for name, value in row.items()
@@ -80,7 +83,8 @@ class Questions:
             score = None if asked.answer is None else float(
                 correct(asked.family, pred, asked.answer))
             return pred, bool(pred), score
-        found = verdicts(text, asked.right, [self.scorer], marked=marked)[self.scorer]
+        found = verdicts(text, asked.right, [self.scorer], marked=marked,
+                         behind=True)[self.scorer]
         return found.value, found.parsed, found.score
 
 
@@ -150,7 +154,7 @@ def _of_file(path, limit):
                            value.get('information'), value.get('family', ''),
                            hash_of(pictures) if pictures else name))
     return Questions(tuple(asked), lambda one: tuple(
-        open_under(path.parent, image) for image in names[one.doc_id]), 'exact-1')
+        open_under(path.parent, image) for image in names[one.doc_id]), DEFAULT)
 
 
 def _checked(line, where):

@@ -322,8 +322,10 @@ def benchmark_fields(asked):
     """What the named scorers need beside the reply, in the form that `rescore` reads."""
     if asked.target is None:
         return {'strata': list(asked.strata)} if asked.strata else {}
+    size = {'size': list(asked.target.size)} if asked.target.size else {}
     return {'answers': list(asked.target.answers), 'choices': list(map(list, asked.target.choices)),
-            'share': asked.target.share, 'free': asked.target.free, 'strata': list(asked.strata)}
+            'share': asked.target.share, 'free': asked.target.free, 'strata': list(asked.strata),
+            **size}
 
 
 def sample_of(*parts):
