@@ -2,7 +2,7 @@
 import pytest
 
 from downscale.data.records import Example
-from downscale.evaluate.answers import Item, shown
+from downscale.evaluate.answers import Item, shown, shown_each
 
 ITEMS = [Item(None, Example(name, pictures, '', ()), None) for name, pictures in (
     ('one', (b'1',)), ('two', (b'2',)), ('three', (b'3',)),
@@ -24,3 +24,33 @@ def test_an_example_without_another_like_it_cannot_be_shuffled():
 def test_blind_shows_nothing_and_image_the_own_pictures():
     assert shown(ITEMS[3], 'blind', ITEMS) == ()
     assert shown(ITEMS[3], 'image', ITEMS) == ITEMS[3].example.images
+
+
+class Counting(Example):
+    """An example that counts how often its number of pictures is asked for."""
+    asked = 0
+
+    @property
+    def count(self):
+        Counting.asked += 1
+        return len(self.images)
+
+
+def test_the_cost_of_shuffling_grows_with_the_questions_not_with_their_square():
+    def calls(n):
+        items = [Item(None, Counting(str(k % (n // 2)), (b'%d' % k,), '', ()), None)
+                 for k in range(n)]
+        Counting.asked = 0
+        given = list(shown_each('shuffled', items))
+        return Counting.asked, given, items
+
+    few, _, _ = calls(100)
+    many, given, items = calls(400)
+    assert many <= 4.5 * few and many <= 4 * len(items)
+    assert given[:50] == [shown(item, 'shuffled', items) for item in items[:50]]
+
+
+def test_all_at_once_are_shown_what_each_is_shown_alone():
+    for condition in ('image', 'blind', 'shuffled'):
+        assert list(shown_each(condition, ITEMS)) == [
+            shown(item, condition, ITEMS) for item in ITEMS]

@@ -53,23 +53,44 @@ def _judge(question, text, marked):
 
 
 def shown(item, condition, items):
-    """The encoded pictures that `item` is asked with under `condition`.
+    """The encoded pictures that `item` is asked with under `condition`; see `shown_each`."""
+    return _pictures(item, condition, _lenders(items) if condition == 'shuffled' else {})
+
+
+def shown_each(condition, items):
+    """The encoded pictures that each of `items` is asked with under `condition`, in order.
 
     'shuffled' takes the pictures of the next example that has as many and is another one.
     """
-    if condition == 'blind' or not item.example.count:
+    lenders = _lenders(items) if condition == 'shuffled' else {}
+    for item in items:
+        yield _pictures(item, condition, lenders)
+
+
+def _lenders(items):
+    """{id of an example: the next one with as many pictures}, none for the only one of a count."""
+    groups = {}
+    for item in items:
+        groups.setdefault(item.example.count, {})[item.example.scene_id] = item.example
+    lenders = {}
+    for group in groups.values():
+        if len(group) > 1:
+            first, *others = group.values()
+            lenders.update(zip(group, [*others, first]))
+    return lenders
+
+
+def _pictures(item, condition, lenders):
+    example = item.example
+    if condition == 'blind' or not example.count:
         return ()
     if condition == 'image':
-        return item.example.images
-    others = {other.example.scene_id: other.example for other in items
-              if other.example.count == item.example.count}
-    names = list(others)
-    if len(names) < 2:
-        raise ValueError(f"condition 'shuffled' needs two examples with {item.example.count} "
-                         f'pictures, there is only {names[0]}; raise evaluation.scenes or leave '
-                         'the condition out')
-    following = names[(names.index(item.example.scene_id) + 1) % len(names)]
-    return others[following].images
+        return example.images
+    if example.scene_id not in lenders:
+        raise ValueError(f"condition 'shuffled' needs two examples with {example.count} pictures, "
+                         f'there is only {example.scene_id}; raise evaluation.scenes or leave the '
+                         'condition out')
+    return lenders[example.scene_id].images
 
 
 def prompt_of(encoder, text, pngs=(), thinking=None):
@@ -104,12 +125,17 @@ def gold_ids(encoder, question):
     return (*encoder.ids(question.answer), encoder.stop)
 
 
-def answer_in(text, thinking):
-    """(answer, whether one was found): what follows the thought; an open thought has no answer."""
+def answer_in(text, thinking, spelled=0):
+    """(answer, whether one was found): what follows the thought; an open thought has no answer.
+
+    `spelled` marks of its end stand in the thought as letters, before the token that closed it
+    (`Reply.spelled`); one in the answer belongs to the answer.
+    """
     if thinking:
-        _, closed, text = text.partition(THINK[1])
-        if not closed:
+        parts = text.split(THINK[1], spelled + 1)
+        if len(parts) < spelled + 2:
             return '', False
+        text = parts[-1]
     text = text.strip()
     return text, bool(text)
 
@@ -123,7 +149,7 @@ def row(item, reply, *, eval_id, condition, data_hash, prompt_hash, p_run='',
         r_run='', text_kind='', thinking=False):
     """One row of the items table (schema: `items.py`)."""
     question = item.question
-    text, answered = answer_in(reply.text, thinking)
+    text, answered = answer_in(reply.text, thinking, reply.spelled)
     found, parsed, score = item.judge(text, bool(r_run)) if answered else ('', False, 0.0)
     return {'eval_id': eval_id, 'task': question.family, 'category': question.kind,
             'item_id': question.item_id, 'cluster_id': question.cluster_id, 'p_run': p_run,

@@ -10,20 +10,22 @@ from functools import lru_cache
 from downscale.evaluate.statements import goes_on, plain_reply, statements
 
 LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
+REACH = 1000  # letters of a statement in which further keys are looked for
 NOTHING = ''  # a reply, or its last statement, that chooses no one option
 
-_CLOSERS = r'''[\s)\]}>.:?!*_"'#-]*'''
-_OPENERS = r'''[\s(\[{<*_"'#-]*'''
+# Runs of marks are bounded, so that no reply of 100,000 marks takes longer than one of words.
+_CLOSERS = r'''[\s)\]}>.:?!*_"'#-]{0,9}'''
+_OPENERS = r'''[\s(\[{<*_"'#-]{0,9}'''
 _LEAD = (r"""(?:[\s*_"'#>:=~.,({\[<-]|(?i:(?:so|therefore|thus|hence|it|this|that|is|it's|that's|must"""
          r'|be|would|should|probably|likely|most|clearly|definitely|simply|the|my|i|think|believe'
          r'|final|correct|right|best|answer|choice|option|letter|number|label|either|both'
-         r"""|选项|選項)(?![A-Za-z0-9'])))*?""")
-_JOIN = (r'(?:\s*(?:,|/|&|\+|;|\||(?i:\b(?:and|or|und|oder|et|ou|y|o|e|и|или)\b)|或者?|和|及|与|與'
-         r'|や|と|または|또는))+')
+         r"""|选项|選項)(?![A-Za-z0-9']))){0,30}?""")
+_JOIN = (r'(?:\s{0,3}(?:,|/|&|\+|;|\||(?i:\b(?:and|or|und|oder|et|ou|y|o|e|и|или)\b)|或者?|和|及|与|與'
+         r'|や|と|または|또는)){1,3}')
 _AFTER = re.compile(r'\s*(?:$|[^\s\w]|(?:because|as|since|for|is|was|would|seems|due|which|with|'
                     r'given|based|but|so|from|and|not|over|rather|instead|of|选项|選項)\b|[^\x00-\x7f])',
                     re.IGNORECASE)
-_WRONG = re.compile(r"""[\s)\].:*"']*,?\s*(?:which\s+|that\s+)?(?:(?:is|was|are|seems)\s+(?:not\b"""
+_WRONG = re.compile(r"""[\s)\].:*"']{0,9},?\s?(?:which\s+|that\s+)?(?:(?:is|was|are|seems)\s+(?:not\b"""
                     r"""|wrong|incorrect|false|impossible|unlikely|ruled|out\b)|isn't|cannot|can't"""
                     r"""|can\s+be\s+ruled)""", re.IGNORECASE)
 _NOT = r"(?i:not|isn't|never|no longer|不是|nicht|no es|n'est pas)\s*(?i:option|choice|answer)?"
@@ -50,15 +52,15 @@ class Keys:
         upper, lower = (self._any(map(case, keys)) for case in (str.upper, str.lower))
         end = r"(?![A-Za-z0-9]|['-][A-Za-z]|\.\d)"
         self.quick = re.compile(
-            r'[\s*_#]*(?P<mark>(?:final\s+|the\s+|correct\s+)*answer[\s*_]*(?::|is\b)[\s*_:]*)?[\s(*_\[]*'
-            rf'(?P<key>{upper})[\s*_.)\]]*', re.IGNORECASE)
+            r'[\s*_#]{0,9}(?P<mark>(?:final\s|the\s|correct\s){0,3}answer[\s*_]{0,5}(?::|is\b)'
+            rf'[\s*_:]{{0,5}})?[\s(*_\[]{{0,5}}(?P<key>{upper})[\s*_.)\]]{{0,9}}', re.IGNORECASE)
         self.head = re.compile(
-            rf'{_LEAD}(?:(?P<sure>[(\[{{<"\'*_]*)(?P<upper>{upper}){end}'
+            rf'{_LEAD}(?:(?P<sure>[(\[{{<"\'*_]{{0,9}})(?P<upper>{upper}){end}'
             rf'|[(\[{{]\s*(?P<boxed>{lower})\s*[)\]}}]|(?i:option|choice|letter)\W{{1,4}}'
             rf'(?P<called>{lower}){end}|(?P<lower>{lower})(?=\s*(?:[).:](?![A-Za-z0-9])'
-            rf'|["\'*_\])}}.\s]*$)))')
+            rf'|["\'*_\])}}.\s]{{0,9}}$)))')
         self.joined = re.compile(rf'{_CLOSERS}{_JOIN}{_OPENERS}(?i:(?:option|choice|possibly|maybe|'
-                                 rf'perhaps|also|even)\s*)*{_OPENERS}(?P<key>{upper}|{lower}|[A-J]){end}')
+                                 rf'perhaps|also|even)\s{{0,3}}){{0,3}}{_OPENERS}(?P<key>{upper}|{lower}|[A-J]){end}')
         self.beside = re.compile(rf'(?=\W){_CLOSERS}{_OPENERS}(?P<key>{upper}){end}')
         self.denied = re.compile(rf'{_LEAD}{_NOT}{_OPENERS}(?P<key>{upper}|[(\[]{lower}[)\]])'
                                  rf'{_CLOSERS}')
@@ -216,6 +218,7 @@ class _Reading:
 
     def _label(self, text, strict=False):
         """The key at the head of `text`; '' where others are joined to it."""
+        text = text[:REACH]
         denied = self.keys.denied.match(text)
         if denied:
             rest = text[denied.end():]
@@ -268,19 +271,24 @@ class _Reading:
     def _named(self, text):
         """The keys whose texts stand in `text` as whole words, the longest first, not denied."""
         text, keys = ' '.join(text.casefold().split()), set()
+        taken = bytearray(len(text))
         for form in self.longest:
-            start = text.find(form)
-            while start >= 0:
-                end = start + len(form)
-                whole = not (text[start - 1:start].isalnum() or text[end:end + 1].isalnum()
-                             or form[0].isdigit() and text[start - 2:start][-1:] in ('.', ',', '-')
-                             or re.match(r'[.,]\d', text[end:end + 2]))
-                if whole:
-                    if not _DENIED.search(text[:start]):
+            for found in re.finditer(re.escape(form), text):
+                start, end = found.span()
+                if _is_whole(text, start, end) and not taken[start]:
+                    taken[start:end] = b'\1' * (end - start)
+                    if not _DENIED.search(text[max(0, start - 20):start]):
                         keys.add(self.plain[form])
-                    text = text[:start] + '\x03' * len(form) + text[end:]
-                start = text.find(form, end)
         return keys
+
+
+def _is_whole(text, start, end):
+    """Whether no word and no number of `text` is cut at `start` or `end`."""
+    if text[start - 1:start].isalnum() or text[end:end + 1].isalnum():
+        return False
+    number = text[start].isdigit() and text[max(0, start - 2):start - 1].isdigit() \
+        and text[start - 1] in '.,'
+    return not number and not (text[end - 1].isdigit() and re.match(r'[.,]\d', text[end:end + 2]))
 
 
 def _matched(found):

@@ -263,7 +263,7 @@ class Chain:
         """The fields of a record that come from the reply."""
         task = job.record['task']
         if task.startswith('answer'):
-            text, _ = answer_in(reply.text, job.thinking)
+            text, _ = answer_in(reply.text, job.thinking, reply.spelled)
             pred, parsed, score = self.questions.judge(job.asked, text, task != 'answer-joint')
             found = {'pred': pred, 'scorer': self.questions.scorer}
             found |= {} if score is None else {'score': score}

@@ -1,5 +1,5 @@
 """The joint test: one model sees the picture and answers; and the same without, or with another."""
-from downscale.evaluate.answers import SCENE, gold_ids, hash_of, prompt_of, row, shown, write
+from downscale.evaluate.answers import SCENE, gold_ids, hash_of, prompt_of, row, shown_each, write
 from downscale.generate.engine import Request
 
 
@@ -12,8 +12,9 @@ def joint(engine, experiment, items, data_hash, report=lambda done, total: None,
         def sofar(done, total, k=k):
             report(k * total + done, len(plan.conditions) * total)
 
-        asked = (Request(prompt_of(encoder, wording.joint(item), shown(item, condition, items)),
-                         plan.answer, target=gold_ids(encoder, item.question)) for item in items)
+        asked = (Request(prompt_of(encoder, wording.joint(item), pngs), plan.answer,
+                         target=gold_ids(encoder, item.question))
+                 for item, pngs in zip(items, shown_each(condition, items), strict=True))
         replies = write(engine, asked, len(items), sofar)
         eval_id = f'joint-{experiment.name}-{condition}'
         prompt_hash = hash_of(['joint', encoder.chat.hash, *[wording.name] * bool(wording.name)])

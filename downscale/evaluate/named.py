@@ -11,7 +11,13 @@ from functools import cached_property
 
 from downscale.evaluate import boxes, scorers, vqa, words
 from downscale.evaluate.choices import LETTERS, Options
-from downscale.evaluate.reading import answer_of, lmms_without_thoughts, plain, without_thought
+from downscale.evaluate.reading import (
+    answer_of,
+    bare,
+    lmms_without_thoughts,
+    plain,
+    without_thought,
+)
 from downscale.evaluate.statements import behind_thought, same_answer, short_answer
 
 DEFAULT = 'exact-2'  # the rule of data that names no other
@@ -46,6 +52,8 @@ class Target:
     def letters(self):
         """The options that the answers name in any dress, by text or by number from 0; () where an
         answer names none, as one of several people."""
+        if len(self.answers) > 1 and not self.choices:
+            return ()
         found = [self.reader.gold(answer) for answer in self.answers]
         return () if None in found else tuple(found)
 
@@ -201,7 +209,7 @@ def _exact(text, target):
         return _yes(text, target)
     found = short_answer(text)
     score = float(any(same_answer(found, answer) for answer in target.answers))
-    return Verdict(found, score, bool(found))
+    return Verdict(bare(found), score, bool(found))
 
 
 def _yes(text, target):

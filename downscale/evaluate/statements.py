@@ -44,7 +44,7 @@ _STATEMENT = re.compile(
 _DRESS = re.compile(r'[\s*_\'"#>:=~]*')
 _LEAD = re.compile(r"(?:so|therefore|thus|hence|it is|it's|this is|that is|they are)\b[\s,:]*",
                    re.IGNORECASE)
-_CLAUSE = re.compile(r'\.\s+|\s+-+\s+|\s*[;(\[]|,?\s+(?:because|since|as it|as the|given that)\b',
+_CLAUSE = re.compile(r'\.\s|\s-{1,3}\s|[;(\[]|\s(?:because|since|as it|as the|given that)\b',
                      re.IGNORECASE)
 # What follows a clause does not explain it but names more.
 _MORE = re.compile(r'[\s(\[.,;-]*(?:(?:or|and|maybe|possibly|also)\b|\d)', re.IGNORECASE)
