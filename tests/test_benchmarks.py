@@ -283,7 +283,7 @@ def test_the_average_of_mmstar_is_the_mean_over_axes_computed_by_hand(tmp_path):
     v04 = found['answer-w32d1-s0-extract-joint']['lmms_v04']  # does not see 'Answer: D'
     assert v04['average']['value'] == pytest.approx((2 / 3 + 0 + 1 / 2) / 3)
     assert one['truncated'] == pytest.approx(1 / 6)
-    own = found['answer-w32d1-s0-extract-joint']['exact-1']
+    own = found['answer-w32d1-s0-extract-joint']['exact-2']
     assert own['unparsed'] == pytest.approx(1 / 6) and own['completed'] == 4
     assert own['accuracy_completed'] == pytest.approx(3 / 4)
     summary = json.loads((out / 'summary.json').read_text())

@@ -24,3 +24,25 @@ def test_an_example_without_another_like_it_cannot_be_shuffled():
 def test_blind_shows_nothing_and_image_the_own_pictures():
     assert shown(ITEMS[3], 'blind', ITEMS) == ()
     assert shown(ITEMS[3], 'image', ITEMS) == ITEMS[3].example.images
+
+
+class Counting(Example):
+    """An example that counts how often its number of pictures is asked for."""
+    asked = 0
+
+    @property
+    def count(self):
+        Counting.asked += 1
+        return len(self.images)
+
+
+def test_the_cost_of_shuffling_grows_with_the_questions_not_with_their_square():
+    def calls(n):
+        items = [Item(None, Counting(str(k % (n // 2)), (b'%d' % k,), '', ()), None)
+                 for k in range(n)]
+        Counting.asked = 0
+        others = following(items)
+        assert all(shown(item, 'shuffled', others) for item in items)
+        return Counting.asked
+
+    assert calls(400) <= 4.5 * calls(100)

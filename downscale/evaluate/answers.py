@@ -109,12 +109,17 @@ def gold_ids(encoder, question):
     return (*encoder.ids(question.answer), encoder.stop)
 
 
-def answer_in(text, thinking):
-    """(answer, whether one was found): what follows the thought; an open thought has no answer."""
+def answer_in(text, thinking, spelled=0):
+    """(answer, whether one was found): what follows the thought; an open thought has no answer.
+
+    `spelled` marks of its end stand in the thought as letters, before the token that closed it
+    (`Reply.spelled`); one in the answer belongs to the answer.
+    """
     if thinking:
-        _, closed, text = text.partition(THINK[1])
-        if not closed:
+        parts = text.split(THINK[1], spelled + 1)
+        if len(parts) < spelled + 2:
             return '', False
+        text = parts[-1]
     text = text.strip()
     return text, bool(text)
 
@@ -123,7 +128,7 @@ def row(item, reply, *, eval_id, condition, data_hash, prompt_hash, p_run='',
         r_run='', text_kind='', thinking=False):
     """One row of the items table (schema: `items.py`)."""
     question = item.question
-    text, answered = answer_in(reply.text, thinking)
+    text, answered = answer_in(reply.text, thinking, reply.spelled)
     found, parsed, score = item.judge(text, bool(r_run)) if answered else ('', False, 0.0)
     return {'eval_id': eval_id, 'task': question.family, 'category': question.kind,
             'item_id': question.item_id, 'cluster_id': question.cluster_id, 'p_run': p_run,

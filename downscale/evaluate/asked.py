@@ -10,11 +10,9 @@ from downscale import stages
 from downscale.data.images import digest
 from downscale.data.questions import correct
 from downscale.evaluate.answers import hash_of
-from downscale.evaluate.named import Target, verdicts
+from downscale.evaluate.named import DEFAULT, Target, verdicts
 from downscale.evaluate.question_files import SUFFIXES, own_questions
 from downscale.evaluate.reading import answer_of
-
-EXACT = 'exact-1'  # judges what names no scorer
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Questions:
     """Questions, how their pictures are opened (Asked -> bytes of each) and who judges.
 
     `scorer` names the rule and its version: 'scene-1' is the scene world's, the others are those of
-    `named.py`, with 'exact-1' for equal text or the same option letter.
+    `named.py`, `DEFAULT` where the data names none.
     """
     asked: tuple[Asked, ...]
     images: Callable
@@ -58,6 +56,9 @@ class Questions:
     def hash(self):
         """A short hash of all that is asked, shown and right."""
         rows = [dataclasses.asdict(asked) for asked in self.asked]
+        for target in (row['target'] for row in rows if row['target']):
+            if target['size'] is None:
+                del target['size']
         # What only benchmarks have leaves the hash of other data alone.
         return hash_of([self.scorer, [
             {name: value for name, value in row.items()
@@ -79,7 +80,7 @@ class Questions:
             score = None if asked.answer is None else float(
                 correct(asked.family, pred, asked.answer))
             return pred, bool(pred), score
-        found = verdicts(text, asked.right, [scorer], marked=marked)[scorer]
+        found = verdicts(text, asked.right, [scorer], marked=marked, behind=True)[scorer]
         return found.value, found.parsed, found.score
 
 
@@ -137,7 +138,7 @@ def of_file(path, images=None, limit=None, scorer=''):
             number, question.id, question.text, pictures, target and target.gold,
             question.information, question.family, hash_of(pictures) if pictures else question.id,
             None if bare else target, (), question.scorer))
-    return Questions(tuple(asked), lambda one: own[one.doc_id].pictures(), EXACT)
+    return Questions(tuple(asked), lambda one: own[one.doc_id].pictures(), DEFAULT)
 
 
 # --- what to look at --------------------------------------------------------------------------

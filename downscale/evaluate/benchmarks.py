@@ -17,12 +17,12 @@ from downscale.evaluate import benchmark_files as files
 from downscale.evaluate.answers import hash_of
 from downscale.evaluate.asked import Asked, Questions, digest
 from downscale.evaluate.benchmark_files import entry
-from downscale.evaluate.named import LETTERS, SCORERS, Target, applying
+from downscale.evaluate.named import DEFAULT, LETTERS, SCORERS, Target, applying
 from downscale.strict import unknown
 
 OPTION = "Answer with the option's letter from the given choices directly"
 SHORT = '\nAnswer the question using a single word or phrase.'
-LETTER = ('exact-1', 'lmms_v04', 'lmms_v07_letter', 'lmms_v07_mmstar', 'vlmevalkit')
+LETTER = (DEFAULT, 'lmms_v04', 'lmms_v07_letter', 'lmms_v07_mmstar', 'vlmevalkit')
 # The six sets of VMCBench that arXiv 2511.17487 trains on (its in-domain tasks).
 SIX = ('VQAv2', 'GQA', 'VizWiz', 'TextVQA', 'OCRVQA', 'ScienceQA')
 # The groups of tasks with several pictures (LLaVA-NeXT, evaluate_interleave; the paper's names).
@@ -248,7 +248,7 @@ def _interleave(path, images):
 
 
 def _table():
-    two = ('preferred', 'exact-1', 'lmms_v04', 'vlmevalkit')
+    two = ('preferred', DEFAULT, 'lmms_v04', 'vlmevalkit')
     coin = 'CoIN (github.com/zackschen/CoIN): test.json, its pictures below --images'
     yield Benchmark('mmstar', _mmstar, f'\n{OPTION}', ('ref_stage2', *LETTER),
                     'hub Lin-Chen/MMStar, mmstar.parquet; or MMStar.tsv of VLMEvalKit')
@@ -259,25 +259,25 @@ def _table():
     yield Benchmark('scienceqa', _scienceqa, f'\n{OPTION}.',
                     ('coin_scienceqa', 'lmms_scienceqa', *LETTER),
                     'hub lmms-lab/ScienceQA (CC BY-NC-SA 4.0)', blind=True)
-    yield Benchmark('gqa', _gqa, SHORT, ('lmms_exact', 'exact-1', 'coin_equal'),
+    yield Benchmark('gqa', _gqa, SHORT, ('lmms_exact', DEFAULT, 'coin_equal'),
                     'hub lmms-lab/GQA, a folder with testdev_balanced_instructions and '
                     'testdev_balanced_images (CC BY 4.0)')
-    yield Benchmark('textvqa', _textvqa, SHORT, ('vqa', 'exact-1'),
+    yield Benchmark('textvqa', _textvqa, SHORT, ('vqa', DEFAULT),
                     'hub lmms-lab/textvqa, validation (CC BY 4.0)')
     yield Benchmark('vizwiz', _textvqa, '\nWhen the provided information is insufficient, respond '
-                    f"with 'Unanswerable'.{SHORT}", ('vqa', 'exact-1'),
+                    f"with 'Unanswerable'.{SHORT}", ('vqa', DEFAULT),
                     'hub lmms-lab/VizWiz-VQA, val (CC BY 4.0)')
-    yield Benchmark('vqav2', _vqav2, SHORT, ('vqav2', 'vqav2_v04', 'vqa', 'exact-1'),
+    yield Benchmark('vqav2', _vqav2, SHORT, ('vqav2', 'vqav2_v04', 'vqa', DEFAULT),
                     'hub lmms-lab/VQAv2, validation (questions CC BY 4.0; pictures of COCO)')
-    yield Benchmark('pope', _pope, SHORT, ('pope', 'yes_no', 'exact-1'),
+    yield Benchmark('pope', _pope, SHORT, ('pope', 'yes_no', DEFAULT),
                     'hub lmms-lab/POPE, test (pictures of COCO)')
     for name, scorers in (
             ('scienceqa', ('coin_scienceqa', 'lmms_scienceqa', *LETTER)),
-            ('textvqa', ('vqa', 'exact-1')), ('gqa', ('lmms_exact', 'coin_equal', 'exact-1')),
-            ('vqav2', ('coin_equal', 'exact-1')), ('vizwiz', ('coin_equal', 'exact-1')),
-            ('ocrvqa', ('coin_ocrvqa', 'coin_equal', 'exact-1')),
-            ('imagenet', ('coin_imagenet', 'coin_equal', 'exact-1')),
-            ('grounding', ('coin', 'coin_compat', 'refcoco'))):
+            ('textvqa', ('vqa', DEFAULT)), ('gqa', ('lmms_exact', 'coin_equal', DEFAULT)),
+            ('vqav2', ('coin_equal', DEFAULT)), ('vizwiz', ('coin_equal', DEFAULT)),
+            ('ocrvqa', ('coin_ocrvqa', 'coin_equal', DEFAULT)),
+            ('imagenet', ('coin_imagenet', 'coin_equal', DEFAULT)),
+            ('grounding', ('coin', 'coin_compat', 'refcoco', DEFAULT))):
         read, source = (_coin_textvqa, f'{coin}, TextVQA_0.5.1_val.json beside it') \
             if name == 'textvqa' else (_coin, coin)
         yield Benchmark(f'coin-{name}', read, '', scorers, source, blind=name == 'scienceqa')

@@ -1,6 +1,12 @@
-"""Boxes in replies: four numbers x1, y1, x2, y2 as shares of a side, and how far two overlap."""
+"""Boxes in replies: four numbers x1, y1, x2, y2 as shares of a side, and how far two overlap.
+
+The published rules read one form and take every number for a share. `read` is our own: it reads the
+forms in use, and says so where a reply counts in another scale than the right box does.
+"""
 import math
 import re
+
+from downscale.evaluate.statements import plain_reply, statements
 
 _NUMBER = r'\s*(-?\d+(?:\.\d+)?)\s*'
 # The first four numbers in one pair of brackets; lmms-eval allows blanks before a number only.
@@ -58,3 +64,132 @@ def coin_compat(text, gold):
     except ValueError:
         return None
     return float(iou(found, box_of(gold)) > 0.5) if len(found) == 4 else None
+
+
+# --- every form, and scales -------------------------------------------------------------------
+
+OTHER_SCALE = 'other scale'
+ENOUGH = 0.5  # overlap of a right box
+OVER = 1.05  # a share may miss the edge of its picture by as much
+THOUSAND = 1000
+_ONE = r'[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?\s*%?'
+_BETWEEN = r'\s*[,;\s]\s*'
+_GROUP = re.compile(rf'[\[({{]\s*({_ONE}(?:{_BETWEEN}{_ONE})*)\s*,?\s*[\])}}]')
+_BARE = re.compile(rf'\W*?({_ONE}(?:{_BETWEEN}{_ONE}){{3}})\W*')
+_TAG = re.compile(r'<[^<>\d]*>')
+_NAMED = re.compile(rf'["\']?\b([a-z][a-z0-9_]*)["\']?\s*[:=]\s*["\']?({_ONE})', re.IGNORECASE)
+# Names of two corners, or of a corner and the sides, which a bare list cannot say of itself.
+_CORNERS = (('x1', 'y1', 'x2', 'y2'), ('x0', 'y0', 'x1', 'y1'), ('xmin', 'ymin', 'xmax', 'ymax'),
+            ('left', 'top', 'right', 'bottom'))
+_SIDES = (('x', 'y', 'width', 'height'), ('x', 'y', 'w', 'h'), ('left', 'top', 'width', 'height'))
+
+
+def read(text):
+    """((x1, y1, x2, y2), whether they are per cent) of the one box that a reply names; None for no box or
+    several.
+
+    Read are '[x1, y1, x2, y2]', '(x1, y1), (x2, y2)' also with words between, in tags and JSON,
+    numbers alone, and corners or sides by name. Four numbers without names are corners: where the
+    third is not right of the first, or the fourth not below the second, they are no box.
+    """
+    text = plain_reply(text)
+    stated = [one.text for one in statements(text)] + [text]
+    boxes = next((given for given in map(_all, stated) if given), [])
+    if len(boxes) != 1:
+        return None
+    numbers, percent = boxes[0]
+    ordered = numbers[0] < numbers[2] and numbers[1] < numbers[3]
+    return (numbers, percent) if ordered and all(map(math.isfinite, numbers)) else None
+
+
+def _all(text):
+    """The different boxes in a text."""
+    text = _TAG.sub(' ', text)
+    named = _by_name(text)
+    if named:
+        return named
+    groups = [_numbers(group[1]) for group in _GROUP.finditer(text)]
+    boxes = [group for group in groups if len(group) == 4]
+    points = [group for group in groups if len(group) == 2]
+    if not boxes and len(points) == 2:
+        boxes = [points[0] + points[1]]
+    bare = _BARE.fullmatch(text)
+    if not groups and bare:
+        boxes = [_numbers(bare[1])]
+    return list(dict.fromkeys(_parsed(box) for box in boxes))
+
+
+def _numbers(text):
+    return re.findall(_ONE, text)
+
+
+def _parsed(texts):
+    """(numbers, whether all are per cent) of four texts."""
+    percent = [text.endswith('%') for text in texts]
+    return tuple(float(text.rstrip('% ')) for text in texts), all(percent)
+
+
+def _by_name(text):
+    """The different boxes whose four numbers have names, as `_parsed`."""
+    pairs = [(name.lower().replace('_', ''), value) for name, value in _NAMED.findall(text)]
+    found = []
+    for k in range(len(pairs) - 3):
+        values = dict(pairs[k:k + 4])
+        kind = next((kind for kind in (*_CORNERS, *_SIDES) if set(kind) == values.keys()), None)
+        if kind:
+            numbers, percent = _parsed([values[name] for name in kind])
+            if kind in _SIDES:
+                x, y, width, height = numbers
+                numbers = (x, y, x + width, y + height)
+            found.append((numbers, percent))
+    return list(dict.fromkeys(found))
+
+
+def in_scale(box, percent, gold, size=None):
+    """(`box`, `gold`) in one scale, None where `box` must count in another than `gold`.
+
+    Without the `size` (width, height) of the picture only shares (up to 1), per cent that say so,
+    and anything larger can be told apart. With it both become shares: numbers that fit into the
+    picture are pixels, others up to 1000 are thousandths of a side.
+    """
+    if size:
+        both = _shares(box, percent, size), _shares(gold, False, size)
+        return None if None in both else both
+    if percent:
+        box = tuple(number / 100 for number in box)
+    return (box, gold) if _are_shares(box) == _are_shares(gold) else None
+
+
+def _are_shares(box):
+    return max(map(abs, box)) <= OVER
+
+
+def _shares(box, percent, size):
+    """`box` as shares of the sides of a picture; None for numbers that no scale explains."""
+    sides = (*size, *size)
+    if percent:
+        return tuple(number / 100 for number in box)
+    if _are_shares(box):
+        return box
+    if all(abs(number) <= OVER * side for number, side in zip(box, sides)):
+        return tuple(number / side for number, side in zip(box, sides))
+    if max(map(abs, box)) <= OVER * THOUSAND:
+        return tuple(number / THOUSAND for number in box)
+    return None
+
+
+def judge(text, gold, size=None):
+    """(the box as text, OTHER_SCALE or '' for none; 1.0 where it overlaps by a half, else 0.0)."""
+    found = read(text)
+    if found is None:
+        return '', 0.0
+    both = in_scale(*found, box_of(gold), size)
+    if both is None:
+        return OTHER_SCALE, 0.0
+    return str(list(found[0])), float(iou(*both) >= ENOUGH)
+
+
+def other_scale(text, gold):
+    """Whether the first box in `text`, as the published rules read it, counts otherwise."""
+    found = box_in(text)
+    return found is not None and in_scale(found, False, box_of(gold)) is None

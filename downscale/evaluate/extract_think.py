@@ -263,7 +263,7 @@ class Chain:
         """The fields of a record that come from the reply."""
         task = job.record['task']
         if task.startswith('answer'):
-            text, _ = answer_in(reply.text, job.thinking)
+            text, _ = answer_in(reply.text, job.thinking, reply.spelled)
             pred, parsed, score = self.questions.judge(job.asked, text, task != 'answer-joint')
             found = {'pred': pred, 'scorer': self.questions.scorer_of(job.asked)}
             found |= {} if score is None else {'score': score}
@@ -322,5 +322,7 @@ def benchmark_fields(asked):
     """What the named scorers need beside the reply, in the form that `rescore` reads."""
     if asked.target is None:
         return {'strata': list(asked.strata)} if asked.strata else {}
+    size = {'size': list(asked.target.size)} if asked.target.size else {}
     return {'answers': list(asked.target.answers), 'choices': list(map(list, asked.target.choices)),
-            'share': asked.target.share, 'free': asked.target.free, 'strata': list(asked.strata)}
+            'share': asked.target.share, 'free': asked.target.free, 'strata': list(asked.strata),
+            **size}

@@ -6,13 +6,22 @@ each scorer can be asked again: a score without the name of its scorer means lit
 """
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from downscale.evaluate import boxes, scorers, vqa, words
-from downscale.evaluate.reading import answer_of, lmms_without_thoughts, plain, without_thought
+from downscale.evaluate.choices import LETTERS, Options
+from downscale.evaluate.reading import (
+    answer_of,
+    bare,
+    lmms_without_thoughts,
+    plain,
+    without_thought,
+)
+from downscale.evaluate.statements import behind_thought, same_answer, short_answer
 
-LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
-SAME = 1e-9
+DEFAULT = 'exact-2'  # the rule of data that names no other
+SAME = 1e-6  # scores as far apart are equal: ROUGE-L of two equal texts is 1 - 5e-9
 
 
 @dataclass(frozen=True)
@@ -20,24 +29,52 @@ class Target:
     """What is right: one answer or those of several people, and what some rules ask for.
 
     `choices` are (letter, text) pairs; `share` is how many people took B of A and B; a `free`
-    answer is a description, which no reply will equal.
+    answer is a description, which no reply will equal. `size` is the width and height in pixels of
+    the picture that a box is in, where the data names them.
     """
     answers: tuple[str, ...]
     choices: tuple[tuple[str, str], ...] = ()
     share: float | None = None
     free: bool = False
+    size: tuple[float, float] | None = None
 
-    @property
+    @cached_property
     def gold(self):
         """The one answer, or what most people said (the first of several)."""
         return max(self.answers, key=self.answers.count)
+
+    @cached_property
+    def bare(self):
+        """Whether the answer is one letter and nothing else."""
+        return self.gold.strip().upper() in tuple(LETTERS)
+
+    @cached_property
+    def letters(self):
+        """The options that the answers name in any dress, by text or by number from 0; () where an
+        answer names none, as one of several people."""
+        if len(self.answers) > 1 and not self.choices:
+            return ()
+        found = [self.reader.gold(answer) for answer in self.answers]
+        return () if None in found else tuple(found)
+
+    @cached_property
+    def reader(self):
+        """The `Options` that replies choose from: all letters where the data has none."""
+        known = self.gold.strip().upper() in {letter for letter, _ in self.choices} \
+            or self.choices and not self.bare
+        return Options(self.choices) if known else EVERY_LETTER
+
+    @property
+    def letter(self):
+        """The letter for rules about options; without one, the answer as it stands."""
+        return self.letters[0] if len(self.letters) == 1 else self.gold
 
     @property
     def options(self):
         """The texts by letter; without any, four letters of which nothing more is known."""
         return dict(self.choices) or dict.fromkeys('ABCD', '')
 
-    @property
+    @cached_property
     def forms(self):
         """What the answers can be taken for: letter, box, people, share, yes, text or free."""
         gold = self.gold.strip()
@@ -47,11 +84,22 @@ class Target:
             return {'share', 'letter'}
         if len(self.answers) > 1:
             return {'people'}
-        if gold.upper() in tuple(LETTERS):  # without options a letter may be what was read
+        if self.bare:  # without options a letter may be what was read
             return {'letter'} if self.choices else {'letter', 'text'}
         if _is_box(gold):
             return {'box'}
-        return {'text', 'yes'} if gold.lower() in ('yes', 'no') else {'text'}
+        if self.letters:
+            return {'letter', 'text'}
+        return {'text', 'yes'} if self.yes else {'text'}
+
+    @cached_property
+    def yes(self):
+        """'yes' or 'no' where that is the answer, else ''."""
+        word = plain(self.gold)
+        return word if word in ('yes', 'no') else ''
+
+
+EVERY_LETTER = Options(tuple((letter, '') for letter in LETTERS))
 
 
 def _is_box(gold):
@@ -64,30 +112,34 @@ def _is_box(gold):
 @dataclass(frozen=True)
 class Verdict:
     """A scorer's own value, the score that it means, whether an answer was found, and, from rules
-    for yes and no, which of the two was `said`."""
+    for yes and no, which of the two was `said`. A box in `other_scale` than the right one was
+    read, but says nothing about how well the model points."""
     value: str | float | None
     score: float | None
     parsed: bool
     said: str = ''
+    other_scale: bool = False
 
 
 @dataclass(frozen=True)
 class Scorer:
     """A named rule: `read` makes a `Verdict` of (text, `Target`) where the target has such a form.
 
-    `strip` is what its harness does to a stored reply before the rule sees it.
+    `strip` is what its harness does to a stored reply before the rule sees it. A `whole` rule is
+    ours and gets all that stands behind the thought; it finds 'Answer: X' itself.
     """
     name: str
     version: str
     forms: tuple[str, ...]
     read: Callable
     strip: Callable = str
+    whole: bool = False
 
 
 def _accepting(rule):
     """A rule (text, gold) -> 1.0 or 0.0; an answer was found where some option is accepted."""
     def read(text, target):
-        value = rule(text, target.gold)
+        value = rule(text, target.letter)
         letters = [letter for letter, _ in target.choices] or LETTERS
         return Verdict(value, value, value > 0 or any(rule(text, one) for one in letters))
     return read
@@ -97,7 +149,7 @@ def _letter(rule):
     """A rule (text, target) -> letter, '' or None; 'Z' is a refusal, not an answer."""
     def read(text, target):
         found = rule(text, target)
-        gold = target.gold.strip().upper()
+        gold = target.letter.strip().upper()
         return Verdict(found, float(found == gold), bool(found) and (found != 'Z' or gold == 'Z'))
     return read
 
@@ -107,6 +159,15 @@ def _number(rule):
     def read(text, target):
         value = rule(text, target.gold)
         return Verdict(value, 0.0 if value is None else value, value is not None and bool(text))
+    return read
+
+
+def _box(rule):
+    """As `_number`, for boxes: whether the reply counts in another scale is noted."""
+    judge = _number(rule)
+
+    def read(text, target):
+        return replace(judge(text, target), other_scale=boxes.other_scale(text, target.gold))
     return read
 
 
@@ -126,8 +187,7 @@ def _interleave(text, target):
     if target.free:
         return _rouge(text, target)
     rule = words.interleave_choice
-    return _accepting(rule)(text, target) if 'letter' in target.forms else \
-        _number(rule)(text, target)
+    return _accepting(rule)(text, target) if target.bare else _number(rule)(text, target)
 
 
 def _own(text, target):
@@ -136,23 +196,40 @@ def _own(text, target):
     return Verdict(found, score, bool(found))
 
 
+def _exact(text, target):
+    """exact-2: an option, a box, yes or no, else words; each as usual replies write them."""
+    if target.letters:
+        found = target.reader.chosen(text)
+        return Verdict(found, float(found in target.letters), bool(found))
+    if 'box' in target.forms:
+        found, score = boxes.judge(text, target.gold, target.size)
+        return Verdict(found, score, found not in ('', boxes.OTHER_SCALE),
+                       other_scale=found == boxes.OTHER_SCALE)
+    if target.yes:
+        return _yes(text, target)
+    found = short_answer(text)
+    score = float(any(same_answer(found, answer) for answer in target.answers))
+    return Verdict(bare(found), score, bool(found))
+
+
 def _yes(text, target):
-    found = words.yes_or_no(answer_of(without_thought(text), True))
-    return Verdict(found, float(found == target.gold.strip().lower()), bool(found), found)
+    found = words.yes_or_no(text)
+    return Verdict(found, float(found == target.yes), bool(found), found)
 
 
 def _pope(text, target):
-    value, said = words.pope(text, target.gold), text.lower().strip()
+    value, said = words.pope(text, target.yes), text.lower().strip()
     return Verdict(value, value, said in ('yes', 'no'), said)
 
 
 def _preferred(text, target):
-    found = answer_of(without_thought(text), True, 'A')
+    found = target.reader.chosen(text)
     found = found if found in ('A', 'B') else ''
     return Verdict(found, words.preferred(found, target.share), bool(found))
 
 
 SCORERS = {scorer.name: scorer for scorer in (
+    Scorer(DEFAULT, 'downscale 2', ('letter', 'text', 'people', 'box'), _exact, whole=True),
     Scorer('lmms_v04', 'lmms-eval 0.4, MMStar', ('letter',), _accepting(scorers.lmms_v04)),
     Scorer('ref_stage2', 'arXiv 2511.17487, second stage', ('letter',),
            _accepting(scorers.ref_stage2)),
@@ -171,7 +248,7 @@ SCORERS = {scorer.name: scorer for scorer in (
            _accepting(words.lmms_scienceqa)),
     Scorer('lmms_interleave', 'lmms-eval 0.4, LLaVA-Interleave', ('letter',),
            _accepting(words.lmms_interleave)),
-    Scorer('preferred', 'downscale 1, share of people', ('share',), _preferred),
+    Scorer('preferred', 'downscale 2, share of people', ('share',), _preferred, whole=True),
     Scorer('lmms_exact', 'lmms-eval 0.4, GQA', ('text',), _number(words.same_words)),
     Scorer('coin_equal', 'CoIN, VQAv2 and VizWiz', ('text',), _number(words.coin_equal)),
     Scorer('coin_ocrvqa', 'CoIN, OCR-VQA', ('text',), _number(words.coin_ocrvqa)),
@@ -181,13 +258,13 @@ SCORERS = {scorer.name: scorer for scorer in (
            _interleave),
     Scorer('rouge_l', 'LLaVA-NeXT, evaluate_interleave (rouge 1.0.1)', ('text', 'free'), _rouge),
     Scorer('pope', 'lmms-eval 0.4, POPE', ('yes',), _pope),
-    Scorer('yes_no', 'downscale 1', ('yes',), _yes),
+    Scorer('yes_no', 'downscale 2', ('yes',), _yes, whole=True),
     Scorer('vqa', 'EvalAI: TextVQA, VizWiz, M4C', ('people',), _people(vqa.soft)),
     Scorer('vqav2', 'lmms-eval 0.7, VQAv2', ('people',), _people(vqa.soft_vqav2)),
     Scorer('vqav2_v04', 'lmms-eval 0.4, VQAv2', ('people',), _people(vqa.soft_vqav2_v04)),
-    Scorer('coin', 'CoIN, Grounding, its parsing mended', ('box',), _number(boxes.coin)),
-    Scorer('coin_compat', 'CoIN, Grounding as published', ('box',), _number(boxes.coin_compat)),
-    Scorer('refcoco', 'lmms-eval 0.4, RefCOCO ACC@0.5', ('box',), _number(boxes.refcoco)),
+    Scorer('coin', 'CoIN, Grounding, its parsing mended', ('box',), _box(boxes.coin)),
+    Scorer('coin_compat', 'CoIN, Grounding as published', ('box',), _box(boxes.coin_compat)),
+    Scorer('refcoco', 'lmms-eval 0.4, RefCOCO ACC@0.5', ('box',), _box(boxes.refcoco)),
     Scorer('exact-1', 'downscale 1', ('letter', 'text', 'people'), _own),
 )}
 
@@ -198,19 +275,33 @@ def applying(target, names=None):
     return [SCORERS[name] for name in names or SCORERS if forms.intersection(SCORERS[name].forms)]
 
 
-def verdicts(text, target, names=None, stored=False, marked=False):
+def verdicts(text, target, names=None, stored=False, marked=False, behind=False):
     """{name: `Verdict`} of every scorer that can judge `text`.
 
     `stored` is a reply as a harness keeps it; the harness's own stripping comes before its rule.
-    `marked` is the reply of a model that was asked to end in 'Answer: X'; rules for anything but
-    options know no such mark and get what stands behind it.
+    `marked` is the reply of a model that was asked to end in 'Answer: X'; published rules for
+    anything but options know no such mark and get what stands behind it. `behind` says that `text`
+    stands behind its thought, as where an engine closed it: marks of thoughts in it are its own.
     """
-    said = answer_of(text, True) if marked and 'letter' not in target.forms else text
-    return {scorer.name: scorer.read(scorer.strip(said) if stored else said, target)
-            for scorer in applying(target, names)}
+    found = {}
+    for scorer in applying(target, names):
+        if scorer.whole:
+            given = text if behind else behind_thought(text)
+        else:
+            given = answer_of(text, True) if marked and not _about_options(scorer, target) else text
+            given = scorer.strip(given) if stored else given
+        found[scorer.name] = scorer.read(given, target)
+    return found
+
+
+def _about_options(scorer, target):
+    """Whether a published rule reads an option out of replies to `target`."""
+    if 'text' in scorer.forms:
+        return target.share is not None or target.bare and len(target.answers) == 1
+    return 'letter' in target.forms
 
 
 def disagree(found):
-    """Whether the scores of some `Verdict`s differ."""
+    """Whether the scores of some `Verdict`s differ by more than rounding."""
     scores = [verdict.score for verdict in found if verdict.score is not None]
     return bool(scores) and not math.isclose(max(scores), min(scores), abs_tol=SAME)

@@ -6,6 +6,7 @@ list is what a scorer is given; a samples file holds what a harness stored, so t
 first gets what its own harness would strip (a closed thought, in lmms-eval 0.7). Our samples hold
 the reply behind its thought: a thought that never closed is an empty reply.
 """
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from downscale.data import files
 from downscale.data.files import fault, shown
 from downscale.evaluate.intervals import macro_of, mean_of
-from downscale.evaluate.named import SCORERS, Target, disagree, verdicts
+from downscale.evaluate.named import DEFAULT, SCORERS, Target, disagree, verdicts
 from downscale.evaluate.sample_files import (
     distinct,
     is_ours,
@@ -38,8 +39,9 @@ OTHERS = ('doc_id', 'doc', 'key')  # what the dict of a metric of lmms-eval cann
 class Row:
     """A stored reply with what is right, and what the statistics need to know about it.
 
-    `gold` is as the file has it. `stored` and `marked` are those of `named.verdicts`. Replies to
-    one `question` count as one (of one `filter`).
+    `gold` is as the file has it, `family` the kind of question (POPE's random, popular, ...).
+    `stored`, `marked` and `behind` are those of `named.verdicts`. Replies to one `question` count
+    as one (of one `filter`).
     """
     text: str
     gold: object
@@ -51,6 +53,8 @@ class Row:
     truncated: bool | None = None
     stored: bool = False
     marked: bool = False
+    behind: bool = False
+    family: str = ''
 
 
 def read_rows(path):
@@ -94,9 +98,26 @@ def _of_list(value, where, number):
     if share is not None and (isinstance(share, bool) or not isinstance(share, (int, float))
                               or not 0 <= share <= 1):
         raise ValueError(f'{where}: share must be a number from 0 to 1, not {shown(repr(share))}')
-    target = Target(_answers(value['gold'], where), tuple(choices.items()), share)
+    answers = _answers(value['gold'], where)
+    target = Target(answers, tuple(choices.items()), share, size=_size(value, where))
+    if 'choices' not in value and not target.bare:
+        # The options of the comparison stand in only where an answer is a letter.
+        target = dataclasses.replace(target, choices=())
     return Row(value['text'], value['gold'], target, cluster=str(value.get('cluster', number)),
-               question=number, filter=str(value.get('filter', '')))
+               question=number, filter=str(value.get('filter', '')),
+               family=str(value.get('family', '')))
+
+
+def _size(value, where):
+    """The (width, height) of a row's picture in pixels, None where the row names none."""
+    size = tuple(value.get(name) for name in ('width', 'height'))
+    if size == (None, None):
+        return None
+    if any(isinstance(side, bool) or not isinstance(side, (int, float)) or not 0 < side < 2 ** 31
+           for side in size):
+        raise ValueError(f'{where}: width and height must both be positive numbers of pixels, not '
+                         f'{json.dumps(size)[:60]}')
+    return size
 
 
 def _answers(gold, where):
@@ -135,13 +156,24 @@ def _of_sample(record):
                 cluster=str(doc.get('cluster', record['doc_id'])), question=str(record['doc_id']),
                 filter=record.get('filter', ''), strata=strata,
                 truncated=cut if isinstance(cut, bool) else None, stored=True,
-                marked=record['task'] in MARKED) for text in record['filtered_resps']]
+                marked=record['task'] in MARKED,
+                behind=bool(record['key'] and 'close' in record), family=_family(record))
+            for text in record['filtered_resps']]
+
+
+def _family(record):
+    """The kind of question of a samples record; lmms-eval keeps POPE's as the category."""
+    doc = record.get('doc')
+    names = ('family',) if record['key'] else ('family', 'category')
+    found = [doc[name] for name in names if isinstance(doc, dict) and isinstance(doc.get(name), str)]
+    return found[0] if found else ''
 
 
 def target_of(doc, answers):
     """The `Target` that the `doc` of a record describes."""
+    size = doc.get('size')
     return Target(tuple(answers), tuple(map(tuple, doc.get('choices') or ())), doc.get('share'),
-                  bool(doc.get('free')))
+                  bool(doc.get('free')), tuple(size) if size else None)
 
 
 def judged(rows, names=None):
@@ -152,7 +184,8 @@ def judged(rows, names=None):
     for name in names or ():
         if name not in SCORERS:
             raise ValueError(unknown('scorer', name, list(SCORERS)))
-    found = [verdicts(row.text, row.target, names, row.stored, row.marked) for row in rows]
+    found = [verdicts(row.text, row.target, names, row.stored, row.marked, row.behind)
+             for row in rows]
     if rows and not any(found):
         raise ValueError(f'{", ".join(names)}: made for other answers than those of this file '
                          f'(first: {shown(json.dumps(rows[0].gold))})')
@@ -170,7 +203,8 @@ def summary(rows, found):
     """{scorer: accuracy with its interval, shares, accuracy on completed rows, means over axes}.
 
     `differs` is the share of rows with another score than that of the first scorer that judged
-    them. A row is completed when it was not cut off and an answer was found.
+    them. A row is completed when it was not cut off and an answer was found. Boxes have the share
+    in `other_scale`, yes and no precision, recall, F1 and the share of 'yes', also by family.
     """
     measured = {}
     for name in dict.fromkeys(name for given in found for name in given):
@@ -195,8 +229,14 @@ def _measured(mine):
              'truncated': float(np.mean(cut)) if cut else None,
              'differs': float(np.mean([disagree(pair) for pair in zip(given, first)])),
              'completed': len(done), 'accuracy_completed': float(np.mean(done)) if done else None}
+    if all('box' in row.target.forms for row in rows):
+        found['other_scale'] = float(np.mean([verdict.other_scale for verdict in given]))
     if any(verdict.said for verdict in given):
-        found |= _of_yes(rows, [verdict.said for verdict in given])
+        found |= _of_yes(rows, given)
+        families = sorted({row.family for row in rows})
+        parts = {name: [(row, verdict) for row, verdict in zip(rows, given) if row.family == name]
+                 for name in families * (len(families) > 1)}
+        found['families'] = {name: _of_yes(*zip(*part)) for name, part in parts.items()}
     if all(row.strata for row in rows):
         found['average'] = macro_of(scores, [' / '.join(row.strata) for row in alone])
         groups = {}
@@ -220,17 +260,18 @@ def _means(place, values):
     return (total[count > 0] / count[count > 0]).tolist()
 
 
-def _of_yes(rows, said):
-    """Precision, recall and F1 of 'yes', and how often it was said (POPE)."""
-    right = [row.target.gold.strip().lower() == 'yes' for row in rows]
-    yes = [word == 'yes' for word in said]
-    hits, recalled = sum(map(min, right, yes)), [word == 'no' for word in said]
+def _of_yes(rows, given):
+    """Accuracy, precision, recall and F1 of 'yes', and how often it was said (POPE)."""
+    right = [row.target.yes == 'yes' for row in rows]
+    yes = [verdict.said == 'yes' for verdict in given]
+    hits, recalled = sum(map(min, right, yes)), [verdict.said == 'no' for verdict in given]
     # An answer that is neither is no missed 'yes' (lmms-eval counts so).
     missed = sum(map(min, right, recalled))
     precision = hits / sum(yes) if any(yes) else 0.0
     recall = hits / (hits + missed) if hits + missed else 0.0
     both = precision + recall
-    return {'precision': precision, 'recall': recall,
+    return {'rows': len(rows), 'accuracy': float(np.mean([verdict.score for verdict in given])),
+            'precision': precision, 'recall': recall,
             'f1': 2 * precision * recall / both if both else 0.0, 'yes': float(np.mean(yes))}
 
 
@@ -252,6 +293,26 @@ def table(measured, rows, found, notes=()):
                         for k, (text, width) in enumerate(zip(line, widths))).rstrip()
     apart = sum(disagree(given.values()) for given in found)
     yield f'scorers differ on {apart} of {len(rows)} rows; differs: from the first that judged'
+    for name, one in measured.items():
+        if one.get('other_scale'):
+            yield (f'{name}: {100 * one["other_scale"]:.1f} % of the boxes count in another scale '
+                   'than the right ones (pixels, thousandths, per cent); rows with width and height '
+                   f'are converted by {DEFAULT}')
+    yield from _of_yes_lines(measured)
     if any('average' in one for one in measured.values()):
         yield 'accuracy is the mean over the means of the finest axes, its interval stratified'
     yield from notes
+
+
+def _of_yes_lines(measured):
+    """The lines of a table of 'yes' for a person, by scorer and kind of question."""
+    parts = [(name, family, part) for name, one in measured.items() if 'f1' in one
+             for family, part in (('all', one | {'accuracy': one['value']}),
+                                  *one['families'].items())]
+    if parts:
+        wide = max(len(f'{name} {family}') for name, family, _ in parts)
+        yield f"{'yes and no'.ljust(wide)}      n  accuracy  precision  recall      F1    yes"
+    for name, family, part in parts:
+        yield (f"{f'{name} {family}'.ljust(wide)}  {part['rows']:5}  {part['accuracy']:8.4f}  "
+               f"{part['precision']:9.4f}  {part['recall']:6.4f}  {part['f1']:6.4f}  "
+               f"{100 * part['yes']:4.1f} %")

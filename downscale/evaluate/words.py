@@ -2,12 +2,34 @@
 import re
 import string
 
+from downscale.evaluate.statements import plain_reply, statements
 from downscale.evaluate.vqa import normal_marks, one_line
 
 LONGEST = 512  # letters of a description that count (LLaVA-NeXT, evaluate_interleave)
 _WORD = re.compile(r'\b(\w)\b')
 _NO_MARKS = str.maketrans('', '', string.punctuation)
-_FIRST_WORD = re.compile(r'[\W_]*(yes|no)\b', re.IGNORECASE)
+_YES_WORDS = {**dict.fromkeys(('yes', 'yeah', 'yep', '是', '是的', '对', '有', 'はい', '네', '예', 'да', 'oui',
+                               'sí', 'si', 'ja', 'sim'), 'yes'),
+              **dict.fromkeys(('no', 'nope', '否', '不是', '不', '没有', 'いいえ', '아니요', '아니오', 'нет',
+                               'non', 'nein', 'não'), 'no')}
+_YES_NO = '|'.join(sorted(_YES_WORDS, key=len, reverse=True))
+# 'No' in 'no doubt', 'no idea' and 'no kettle' at a head: the first two say nothing.
+_IDIOM = r'(?!\s+(?:doubt|question|problem|idea|matter|wonder|way to|answer)\b)'
+_HEAD_WORD = re.compile(rf'(?i:[\W_]{{0,9}}(?:so|well|then|definitely|clearly)?[\W_]{{0,9}}({_YES_NO})(?![a-zé])'
+                        rf'{_IDIOM})')
+_LONE_WORD = re.compile(rf'(?i:[.!?:,\n]\s{{0,3}}[*_"\']{{0,3}}({_YES_NO})(?=[*_"\'\s]{{0,5}}(?:[.,!;\n]|$)))')
+_BOTH = re.compile(r'(?i:[\W_]{0,9}(?:yes|no)\W{0,4}(?:(?:and|or)\W{1,4}|/\W{0,3})(?:yes|no)\b)')
+_CUE = re.compile(r'(?i:\b(?:wait|actually|correction|scratch that|on second thought)\b[\s,.:!-]{0,9})')
+_DOUBT = re.compile(r"(?i:\b(?:sure|certain|unclear|maybe|perhaps|might|may|could|possibly|sorry|"
+                    r"(?:see|view|access|process|identify) (?:the|this|an?|any|your) "
+                    r"(?:image|picture|photo)s?)\b)")
+_IS_NOT = re.compile(
+    r"(?i:\bthere(?:'s| is| are)(?:n't)? (?:no|not|never)\b|\bthere (?:isn't|aren't)\b"
+    r"|\b(?:do not|don't|cannot|can not|can't) see\b|\b(?:does not|doesn't|do not|don't) "
+    r"(?:contain|show|include|have|appear)\b|\b(?:is|are)(?: not|n't) (?:visible|present|there|"
+    r"shown|in the|any)\b)")
+_IS = re.compile(r"(?i:\W*(?:i (?:can )?see|there(?:'s| is| are)) (?:an?|the|one|two|three|some|"
+                 r"several|many|\d+)\b)")
 _LETTER = re.compile(r'\b([A-E])\b', re.IGNORECASE)
 _COMMA = re.compile(r'\d,\d')
 
@@ -61,9 +83,38 @@ def pope(text, gold):
 
 
 def yes_or_no(text):
-    """'yes' or 'no' where `text` begins with that word, else ''."""
-    found = _FIRST_WORD.match(text)
-    return found[1].lower() if found else ''
+    """'yes' or 'no' as a reply says it last in a statement, at its head or as a sentence such as
+    'There is no kettle'; '' where it says both or neither."""
+    text = plain_reply(text)
+    start, answer = 0, None
+    for stated in statements(text):
+        word = _HEAD_WORD.match(stated.text)
+        if word:
+            start = stated.start
+            answer = '' if _BOTH.match(stated.text) else _YES_WORDS[word[1].casefold()]
+            break
+    for cue in reversed(list(_CUE.finditer(text, start))):
+        changed = _HEAD_WORD.match(text, cue.end())
+        if changed:
+            return _YES_WORDS[changed[1].casefold()]
+    if answer is not None:
+        return answer
+    head = _HEAD_WORD.match(text)
+    if head and _BOTH.match(text):
+        return ''
+    said = {_YES_WORDS[word[1].casefold()] for word in _LONE_WORD.finditer(text)}
+    if head:
+        said.add(_YES_WORDS[head[1].casefold()])
+    return said.pop() if len(said) == 1 else '' if said else _of_sentence(text)
+
+
+def _of_sentence(text):
+    """What one sentence says of whether something is there; '' for several and for others."""
+    if '\n' in text or _DOUBT.search(text):
+        return ''
+    if _IS_NOT.search(text):
+        return 'no'
+    return 'yes' if _IS.match(text) else ''
 
 
 def preferred(letter, share):

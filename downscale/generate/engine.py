@@ -18,6 +18,7 @@ from itertools import islice
 import jax
 import numpy as np
 
+from downscale.data.records import THINK
 from downscale.generate import forward, programs, requests, thinking
 from downscale.generate.alike import alike
 from downscale.generate.requests import Decoding, Prompt, Reply, Request  # noqa: F401
@@ -357,8 +358,11 @@ class _Job:
         target = self.asked[row.index].target
         nll = math.nan if target is None else \
             math.fsum(held[0][at, :len(target)].tolist()) if len(target) else 0.0
-        return Reply(tuple(ids), text_of(ids) if text is None else text, finish, nll, close,
-                     thought, answered)
+        text = text_of(ids) if text is None else text
+        # One mark is the token that closes; only of several may one stand in the thought.
+        spelled = thinking.spelled(self.mode, ids, text_of, THINK[1]) \
+            if close and (close == 'open' or text.count(THINK[1]) > 1) else 0
+        return Reply(tuple(ids), text, finish, nll, close, thought, answered, spelled)
 
 
 def _groups(asked):

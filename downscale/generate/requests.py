@@ -83,7 +83,8 @@ class Reply:
 
     `finish` is 'stop', 'string' or 'length'; `nll` the nats of the target (NaN without one).
     `close` says how the thought ended: '' (none was asked for), 'natural', 'forced', 'open';
-    `thought` and `answered` count its tokens and those of the answer.
+    `thought` and `answered` count its tokens and those of the answer; `spelled` counts the
+    `</think>` that the thought writes in other tokens than the one that closes it.
     """
     ids: tuple[int, ...]
     text: str
@@ -92,6 +93,7 @@ class Reply:
     close: str
     thought: int
     answered: int
+    spelled: int = 0
 
     @property
     def truncated(self):

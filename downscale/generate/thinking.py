@@ -158,3 +158,9 @@ def recount(thinking, budget, ids, close):
         close = 'forced' if len(ids) > budget else 'natural'
     at = ids.index(thinking.close)
     return close, at - opened, len(ids) - at - 1
+
+
+def spelled(thinking, ids, text_of, mark):
+    """How often a thought of a reply writes `mark`, the text of its close, in other tokens."""
+    thought = ids[:ids.index(thinking.close)] if thinking.close in ids else ids
+    return text_of(thought).count(mark)

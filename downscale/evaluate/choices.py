@@ -1,0 +1,303 @@
+"""Which one option a reply chooses: exact-2 for multiple choice.
+
+An option is named by its key ('B', '(B)', '**B.**', 'option b') or by its text. A reply that names
+several options as its answer, none, or only those that it rules out has chosen nothing: '' is the
+value, never a guess. Small letters count in brackets, before a mark or alone: 'a' is an article.
+"""
+import re
+from functools import lru_cache
+
+from downscale.evaluate.statements import goes_on, plain_reply, statements
+
+LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
+REACH = 1000  # letters of a statement in which further keys are looked for
+NOTHING = ''  # a reply, or its last statement, that chooses no one option
+
+# Runs of marks are bounded, so that no reply of 100,000 marks takes longer than one of words.
+_CLOSERS = r'''[\s)\]}>.:?!*_"'#-]{0,9}'''
+_OPENERS = r'''[\s(\[{<*_"'#-]{0,9}'''
+_LEAD = (r"""(?:[\s*_"'#>:=~.,({\[<-]|(?i:(?:so|therefore|thus|hence|it|this|that|is|it's|that's|must"""
+         r'|be|would|should|probably|likely|most|clearly|definitely|simply|the|my|i|think|believe'
+         r'|final|correct|right|best|answer|choice|option|letter|number|label|either|both'
+         r"""|选项|選項)(?![A-Za-z0-9']))){0,30}?""")
+_JOIN = (r'(?:\s{0,3}(?:,|/|&|\+|;|\||(?i:\b(?:and|or|und|oder|et|ou|y|o|e|и|или)\b)|或者?|和|及|与|與'
+         r'|や|と|または|또는)){1,3}')
+_AFTER = re.compile(r'\s*(?:$|[^\s\w]|(?:because|as|since|for|is|was|would|seems|due|which|with|'
+                    r'given|based|but|so|from|and|not|over|rather|instead|of|选项|選項)\b|[^\x00-\x7f])',
+                    re.IGNORECASE)
+_WRONG = re.compile(r"""[\s)\].:*"']{0,9},?\s?(?:which\s+|that\s+)?(?:(?:is|was|are|seems)\s+(?:not\b"""
+                    r"""|wrong|incorrect|false|impossible|unlikely|ruled|out\b)|isn't|cannot|can't"""
+                    r"""|can\s+be\s+ruled)""", re.IGNORECASE)
+_NOT = r"(?i:not|isn't|never|no longer|不是|nicht|no es|n'est pas)\s*(?i:option|choice|answer)?"
+_NONE = re.compile(r"""\W*(?:it\s+is\s+|it's\s+)?(?:neither|none|both|either|all\s+of|unknown|unclear"""
+                   r"""|undetermined|undecided|cannot|can't|not|impossible|n/?a)\b""", re.IGNORECASE)
+_INSTEAD = re.compile(r"""[\s,.;:-]*(?:but|rather|instead|it\s+is|it's|sondern|而是)\b""",
+                      re.IGNORECASE)
+_CHANGED = re.compile(r'\b(?:wait|actually|correction|scratch that|on second thought|i mean|sorry)\b'
+                      r'[\s,.:!-]*(?:no\b[\s,.:!-]*)?', re.IGNORECASE)
+_TAKEN_BACK = re.compile(r"""\b(?:wait,? no|no,? wait|scratch that|i was wrong|that(?:'s|\s+is|\s+was)"""
+                         r"""\s+(?:wrong|incorrect|not right))\b""", re.IGNORECASE)
+_ENDING = re.compile(r'\b(?:so|therefore|thus|hence|consequently)\b(?=[^.\n]*[.\n]?\s*$)',
+                     re.IGNORECASE)
+_DENIED = re.compile(r"\b(?:not|no|never|without|neither|nor|isn't|aren't|rather than)\s+"
+                     r"(?:an?\s+|the\s+|any\s+|of\s+)?$")
+_ARTICLE = re.compile(r'(?:a|an|the)\s+(?=\S)')
+
+
+class Keys:
+    """The patterns of one tuple of keys; those of 'ABCD' are the same for every row."""
+
+    def __init__(self, keys):
+        self.key = {form: key for key in keys for form in (key.lower(), key.upper(), key)}
+        upper, lower = (self._any(map(case, keys)) for case in (str.upper, str.lower))
+        end = r"(?![A-Za-z0-9]|['-][A-Za-z]|\.\d)"
+        self.quick = re.compile(
+            r'[\s*_#]{0,9}(?P<mark>(?:final\s|the\s|correct\s){0,3}answer[\s*_]{0,5}(?::|is\b)'
+            rf'[\s*_:]{{0,5}})?[\s(*_\[]{{0,5}}(?P<key>{upper})[\s*_.)\]]{{0,9}}', re.IGNORECASE)
+        self.head = re.compile(
+            rf'{_LEAD}(?:(?P<sure>[(\[{{<"\'*_]{{0,9}})(?P<upper>{upper}){end}'
+            rf'|[(\[{{]\s*(?P<boxed>{lower})\s*[)\]}}]|(?i:option|choice|letter)\W{{1,4}}'
+            rf'(?P<called>{lower}){end}|(?P<lower>{lower})(?=\s*(?:[).:](?![A-Za-z0-9])'
+            rf'|["\'*_\])}}.\s]{{0,9}}$)))')
+        self.joined = re.compile(rf'{_CLOSERS}{_JOIN}{_OPENERS}(?i:(?:option|choice|possibly|maybe|'
+                                 rf'perhaps|also|even)\s{{0,3}}){{0,3}}{_OPENERS}(?P<key>{upper}|{lower}|[A-J]){end}')
+        self.beside = re.compile(rf'(?=\W){_CLOSERS}{_OPENERS}(?P<key>{upper}){end}')
+        self.denied = re.compile(rf'{_LEAD}{_NOT}{_OPENERS}(?P<key>{upper}|[(\[]{lower}[)\]])'
+                                 rf'{_CLOSERS}')
+        self.praised = re.compile(
+            rf'(?<![A-Za-z0-9])(?P<key>{upper})[)\]"\'*.:]{{0,3}}\s+(?i:is|was|must be|seems|would '
+            r'be|should be)\s+(?i:clearly\s|definitely\s|most\s|likely\s|the\s|probably\s)*'
+            r'(?i:correct|best|right(?!\s+(?:next|of|in|on|at|beside|above|below|to|behind)))\b')
+
+    @staticmethod
+    def _any(keys):
+        return '|'.join(map(re.escape, sorted(keys, key=len, reverse=True)))
+
+
+keys_of = lru_cache(maxsize=256)(Keys)
+
+
+class Options:
+    """(key, text) options that replies choose from; a text may be '' where it is not known."""
+
+    def __init__(self, choices):
+        self.texts = {key: text for key, text in choices}
+        self.keys = keys_of(tuple(self.texts))
+
+    @property
+    def plain(self):
+        """{text as it is compared: key}, without texts of two options and empty ones."""
+        pairs = [(_compared(plain_reply(text)), key) for key, text in self.texts.items()]
+        forms = [form for form, _ in pairs]
+        return {form: key for form, key in pairs if form and forms.count(form) == 1}
+
+    def chosen(self, text):
+        """The key of the one option that a reply chooses, else ''."""
+        key = self._quick(text)
+        if key:
+            return key
+        text = plain_reply(text)
+        return _Reading(self, text).answer() or NOTHING
+
+    def _quick(self, text):
+        """The key where the reply, or its last line behind a mark, is a dressed capital alone."""
+        text = text.strip()
+        line = text[text.rfind('\n') + 1:]
+        alone = self.keys.quick.fullmatch(line)
+        if alone and alone['key'] in self.texts and (
+                len(line) == len(text) or alone['mark'] and goes_on(text) is None):
+            return alone['key']
+        return None
+
+    def gold(self, text):
+        """The key that an answer of the data names: as replies do, by its text, or by its number
+        from 0; None where it names none."""
+        text = plain_reply(text)
+        found = self.keys.head.match(text)
+        if found:
+            key, rest = self.keys.key[_matched(found)], text[found.end():].strip(' \n)]}>.:*_"\'-')
+            if not rest or _compared(rest) == _compared(plain_reply(self.texts[key])):
+                return key
+        same = self.plain.get(_compared(text))
+        if same is None and text.strip().isdecimal() and int(text) < len(self.texts):
+            return list(self.texts)[int(text)]
+        return same
+
+
+class _Reading:
+    """One plain reply to some options. Its methods return a key, '' for no one option, or None
+    where nothing is said about options."""
+
+    def __init__(self, options, text):
+        self.texts, self.keys, self.text = options.texts, options.keys, text
+        self.plain = options.plain
+        self.longest = sorted(self.plain, key=len, reverse=True)
+
+    def answer(self):
+        """The last statement that says something, else the reply itself; a later correction wins.
+        """
+        places = [(one.start, one.text) for one in statements(self.text)]
+        places += [(praised.start(), praised) for praised in self.keys.praised.finditer(self.text)]
+        for start, stated in sorted(places, key=lambda place: -place[0]):
+            key = self.segment(stated) if isinstance(stated, str) else self._praised(stated)
+            if key is not None:
+                return self._changed(start, key)
+        key = self._lines()
+        return key if key is None else self._changed(0, key)
+
+    def _praised(self, found):
+        before = self.text[:found.start()].rstrip(' (["\'*')
+        several = re.search(r'(?:\b(?:n?or|and|not|if|whether)|[,/&])(?:\s+option)?$', before, re.IGNORECASE)
+        return NOTHING if several else self.keys.key[found['key']]
+
+    def _changed(self, start, key):
+        """`key`, or what a correction behind `start` names, '' where the answer was taken back."""
+        for change in reversed(list(_CHANGED.finditer(self.text, start))):
+            other = self._label(self.text[change.end():].partition('\n')[0], strict=True)
+            if other is not None:
+                return other
+        return NOTHING if _TAKEN_BACK.search(self.text, start) else key
+
+    def _lines(self):
+        """What a reply without a statement says: one line, or the first and last of several, which
+        must agree, as must all lines that begin with a key."""
+        lines = [line for line in self.text.split('\n') if line.strip()]
+        lines = self._without_listing(lines)
+        if len(lines) == 1:
+            key = self.segment(lines[0], strict=True)
+            return self._conclusion(lines[0]) if key is None else key
+        sides = {self._firm(line) for line in lines[:1] + lines[-1:]} - {None}
+        if sides:
+            return sides.pop() if len(sides) == 1 else NOTHING
+        labels = [self._label(line, strict=True) for line in lines]
+        said = {key for key in labels if key is not None}
+        if len(said) == 1 and (labels[0] or labels[-1]):
+            return said.pop()
+        if said:
+            return NOTHING
+        last = self._conclusion(lines[-1]) if lines else None
+        texts = {self.plain.get(_compared(line)) for line in lines[:1] + lines[-1:]} - {None}
+        return texts.pop() if last is None and len(texts) == 1 else last
+
+    def _firm(self, line):
+        """The key of a line that holds nothing but a key, or a key and its text."""
+        key, found = self._label(line, strict=True), self.keys.head.match(line)
+        if not key or not found:
+            return key
+        rest = line[found.end():]
+        return None if re.search(r'\w', rest[self._own_text(key, rest):]) else key
+
+    def _without_listing(self, lines):
+        """`lines` without one that repeats the options, all of them, each on its own line."""
+        listed = {key: f'{key} {_compared(plain_reply(text))}' for key, text in self.texts.items()}
+        wanted = set(listed.values())
+        rows = [' '.join(_compared(line).split()) for line in lines]
+        rows = [re.sub(r'^([a-z0-9]+)[).:]+\s*(?:an? |the )?', r'\1 ', row) for row in rows]
+        wanted = {text.casefold() for text in wanted}
+        if len(lines) > len(wanted) and wanted <= set(rows):
+            return [line for line, row in zip(lines, rows) if row not in wanted]
+        return lines
+
+    def _conclusion(self, line):
+        ending = _ENDING.search(line)
+        return ending and self._label(line[ending.end():], strict=True)
+
+    def segment(self, text, strict=False):
+        """What a statement, or (`strict`) a reply of one line, names: a text, a key, or a text
+        among other words."""
+        same = self.plain.get(_compared(text))
+        if same is not None and text.strip() not in self.texts:
+            return same
+        key = self._label(text, strict)
+        if key is not None:
+            return key
+        named = self._named(text)
+        if named:
+            return named.pop() if len(named) == 1 else NOTHING
+        return NOTHING if _NONE.match(text) else None
+
+    def _label(self, text, strict=False):
+        """The key at the head of `text`; '' where others are joined to it."""
+        text = text[:REACH]
+        denied = self.keys.denied.match(text)
+        if denied:
+            rest = text[denied.end():]
+            instead = _INSTEAD.match(rest)
+            key = self._label(rest[instead.end():] if instead else rest, strict=True)
+            return NOTHING if key is None else key
+        found = self.keys.head.match(text)
+        if not found:
+            return None
+        key, rest = self.keys.key[_matched(found)], text[found.end():]
+        if _WRONG.match(rest):
+            return None
+        own = self._own_text(key, rest)
+        if self._more(key, rest) or own and self._more(key, rest[own:]):
+            return NOTHING
+        word = found['upper'] in ('A', 'I') and not found['sure']
+        if (strict or word) and not own and not _AFTER.match(rest):
+            return None
+        clause = self.plain.get(_compared(re.split(r'[.;\n](?:\s|$)', rest.strip(' )]}>.:*_"\'-'), maxsplit=1)[0]))
+        return key if clause in (None, key) else NOTHING
+
+    def _own_text(self, key, rest):
+        """How much of `rest` is the text of option `key`, behind marks; 0 for none."""
+        text = plain_reply(self.texts.get(key, '')).strip().rstrip('.').casefold()
+        start = len(rest) - len(rest.lstrip(' )]}>.:*_"\'-(['))
+        there = rest[start:start + len(text)].casefold() == text
+        return start + len(text) if text and there \
+            and not rest[start + len(text):start + len(text) + 1].isalnum() else 0
+
+    def _more(self, key, rest):
+        """Whether another key is joined to `key` at the head of `rest`."""
+        while True:
+            joined = self.keys.joined.match(rest)
+            beside = joined or self.keys.beside.match(rest)
+            if not beside:
+                return False
+            other = self.keys.key.get(beside['key'])  # None for a letter that is no option
+            tail = rest[beside.end():]
+            word = beside['key'] in ('A', 'I', 'a', 'i') or beside['key'].islower()
+            if joined and word and not _AFTER.match(tail) and not self._own_text(other, tail):
+                return False
+            lone = not tail.strip(' )]}>.:?!*_"\'-\n') or self.keys.joined.match(tail) \
+                or self.keys.beside.match(tail) or self._own_text(other, tail)
+            if not joined and not lone:
+                return False
+            if other != key:
+                return True
+            rest = tail
+
+    def _named(self, text):
+        """The keys whose texts stand in `text` as whole words, the longest first, not denied."""
+        text, keys = ' '.join(text.casefold().split()), set()
+        taken = bytearray(len(text))
+        for form in self.longest:
+            for found in re.finditer(re.escape(form), text):
+                start, end = found.span()
+                if _is_whole(text, start, end) and not taken[start]:
+                    taken[start:end] = b'\1' * (end - start)
+                    if not _DENIED.search(text[max(0, start - 20):start]):
+                        keys.add(self.plain[form])
+        return keys
+
+
+def _is_whole(text, start, end):
+    """Whether no word and no number of `text` is cut at `start` or `end`."""
+    if text[start - 1:start].isalnum() or text[end:end + 1].isalnum():
+        return False
+    number = text[start].isdigit() and text[max(0, start - 2):start - 1].isdigit() \
+        and text[start - 1] in '.,'
+    return not number and not (text[end - 1].isdigit() and re.match(r'[.,]\d', text[end:end + 2]))
+
+
+def _matched(found):
+    """The key as it stands in a match of `head`."""
+    return found['upper'] or found['boxed'] or found['called'] or found['lower']
+
+
+def _compared(text):
+    """`text` as texts of options are compared: case, marks around and articles do not count."""
+    text = ' '.join(text.casefold().replace('*', ' ').split()).strip(' _`$"\'.,;:!?()[]{}#>\x02')
+    text = text.removeprefix('- ')
+    return _ARTICLE.sub('', text) if _ARTICLE.match(text) else text
