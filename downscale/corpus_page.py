@@ -4,6 +4,7 @@ from html import escape
 
 from downscale.analysis.page import page, paragraph, table
 from downscale.data.corpus import Corpus, epoch_order
+from downscale.data.files import shown
 from downscale.places import write_bytes
 
 PICTURE_BYTES, TEXT_LENGTH = 400_000, 1200
@@ -24,6 +25,11 @@ def lines(manifest):
             yield '    tokens: ' + ', '.join(
                 f'{kind} {value["sum"]:,} (mean {value["mean"]:,.0f}, most {value["max"]:,})'
                 for kind, value in one['tokens'].items())
+        if one.get('without_picture'):  # folders of older versions do not tell
+            yield f'    rows without a picture: {one["without_picture"]:,}'
+        if one.get('left_out'):
+            yield '    columns left out (rows that had them): ' + ', '.join(
+                f'{shown(name, 40)} {count:,}' for name, count in one['left_out'].items())
         if one['rejected']:
             yield '    rejected: ' + ', '.join(f'{reason} {count:,}'
                                                for reason, count in one['rejected'].items())

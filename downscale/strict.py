@@ -1,6 +1,8 @@
-"""Plain values to frozen dataclasses, strictly, and messages that name the nearest valid key."""
+"""Plain values to frozen dataclasses, strictly; messages with the nearest valid key; one hash."""
 import dataclasses
 import difflib
+import hashlib
+import json
 import types
 import typing
 
@@ -53,3 +55,8 @@ def from_dict(kind, value, where='experiment'):
         name = kind.__name__ if isinstance(kind, type) else kind
         raise ValueError(f'{where} = {value!r} must be of type {name}')
     return value
+
+
+def hash_of(value):
+    """A short hash of any JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

@@ -226,7 +226,7 @@ def test_odd_cells_and_keys_are_counted(tmp_path, name, text):
         assert len(Build(mixture(one), tmp_path / 'to', Settings(tmp_path)).tables['one']) == 2
         return
     told = build(mixture(one), tmp_path / 'to', Settings(tmp_path, most_rejected=0.9))
-    assert told['sources']['one']['rejected'] == {'no answer': 1}
+    assert told['sources']['one']['rejected'] == {'bad text': 1}
 
 
 def test_equal_rows_count_as_duplicates_and_others_of_the_same_id_are_kept(tmp_path):

@@ -212,7 +212,8 @@ def test_records_of_one_picture_are_joined_and_what_is_no_work_is_counted(laid, 
     item, = items
     assert item.ids == ('1', '2') and item.pairs == (('Where is it?', 'here'), ('Is it', 'A'))
     assert sorted(skipped, key=lambda one: one.id) == [
-        Skipped('3', 'no picture'), Skipped('4', 'no question with an answer'),
+        Skipped('3', 'no picture: the record shows none'),
+        Skipped('4', 'no answer: no reply that could be learnt'),
         Skipped('5', 'picture: unreadable'), Skipped('6', 'picture: there is none'),
         Skipped('7', 'picture: leaves its folder')]
 
@@ -239,20 +240,23 @@ def test_fewer_pictures_in_between_cost_no_reply(laid, tmp_path):
     assert all(again[name] == whole[name] for name in UNTIMED)
 
 
-def test_a_record_of_another_form_is_counted_and_a_file_that_is_no_json_refused(tmp_path):
+def test_a_record_of_another_form_is_counted_and_a_file_that_is_no_list_refused(tmp_path):
     path = tmp_path / 'q.jsonl'
     good = json.dumps(talk('1', 'x.png', ('a', 'b')))
-    for bad, words in (('{"id": 1}', 'must be an obj'), ('[]', 'must be an obj'),
-                       ('{"id": "1", "conversations": [{"from": "me", "value": "x"}]}',
-                        'a turn must be'),
-                       ('{"id": "1", "conversations": [{"from": "gpt", "value": "\\ud800"}]}',
-                        'surrogates'),
-                       ('{"id": null, "conversations": []}', 'id must be')):
+    for bad, name, words in (
+            ('{"id": 5}', '5', 'no answer: none of'), ('[]', 'line 2', 'wrong type: line 2'),
+            ('{"id": "6", "conversations": [{"from": "me", "value": "x"}]}', '6', 'unknown role'),
+            ('{"conversations": [{"from": "gpt", "value": "\\ud800"}]}', 'line 2',
+             'bad text: line 2: half a surrogate pair'),
+            ('{"id": null, "conversations": []}', 'row1', 'no answer'),
+            ('{"id": 9, "ima', 'line 2', 'unreadable row: line 2: no readable JSON'),
+            ('{"id": 7, "bild": "x.png", "question": "q", "answer": "a"}', '7',
+             "unknown column: 'bild'")):
         path.write_text(f'{good}\n{bad}\n')
         _, skipped = source.read(path, tmp_path)
-        assert [one.id for one in skipped] == ['line 2', '1'] and words in skipped[0].reason
-    path.write_text(f'{good}\n{{\n')
-    with pytest.raises(ValueError, match='line 2: no readable JSON') as info:
+        assert [one.id for one in skipped] == [name, '1'] and words in skipped[0].reason
+    path.write_text('[{"torn')
+    with pytest.raises(ValueError, match='the file ends inside it') as info:
         source.read(path, tmp_path)
     assert '\n' not in str(info.value)
     with pytest.raises(FileNotFoundError, match='no file'):

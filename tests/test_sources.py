@@ -13,10 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from downscale.data.columns import REASONS, Rejected
 from downscale.data.records import IMAGE, Record
 from downscale.data.sources import (
-    REASONS,
-    Rejected,
     Source,
     open_rows,
     pack,
@@ -78,7 +77,8 @@ def test_parquet_rows_are_those_asked_for_across_row_groups_and_files(tmp_path):
     ({'question': 'q', 'answer': 'a'}, [('user', 'q'), ('assistant', 'a')]),
     ({'question': 'q', 'answers': ['x', 'y', 'y']}, [('user', 'q'), ('assistant', 'y')]),
     ({'question': 'q', 'answers': [{'answer': 'x'}]}, [('user', 'q'), ('assistant', 'x')]),
-    ({'caption': 'a cat'}, [('user', 'Describe the image.'), ('assistant', 'a cat')]),
+    ({'image': {'bytes': published.picture(0)}, 'caption': 'a cat'},
+     [('user', '<image>\nDescribe the image.'), ('assistant', 'a cat')]),
     ({'conversations': [{'role': 'system', 'content': 's'}, {'role': 'user', 'content': 'u'},
                         {'role': 'assistant', 'content': 'v'}]},
      [('system', 's'), ('user', 'u'), ('assistant', 'v')]),
@@ -175,9 +175,9 @@ def test_packed_records_come_back_equal(tmp_path):
 
 @pytest.mark.parametrize('path, text, message', [
     ('no.json', None, 'no no.json in'), ('rows.json', '{"a": 1}', 'must hold a JSON list'),
-    ('rows.json', '[1, 2', 'is no readable json'), ('rows.txt', 'x', 'must be .json'),
+    ('rows.json', '[1, 2', 'the file ends behind entry 2'), ('rows.txt', 'x', 'it must be .json'),
     ('../rows.json', None, 'leaves the root'), ('rows.parquet', 'x', 'is no readable Parquet'),
-    ('rows.json', '[' * 100_000, 'is no readable json'),
+    ('rows.json', '[' * 100_000, 'nested more than'),
 ])
 def test_a_source_that_cannot_be_opened_is_one_line(tmp_path, path, text, message):
     if text is not None:

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from downscale.data.corpus import Mixture, epoch_order, key_of, per_epoch
+from downscale.data.files import LONGEST_ERROR, shown
 from downscale.data.shards import Chunk, write
 from downscale.data.sources import open_rows, under
 from downscale.places import lock, read_json, write_json
@@ -100,19 +101,28 @@ class Build:
                              f'{len(rows):,} rows')
         if source.take is not None:
             rows = np.random.default_rng(source.seed).permutation(rows).tolist()
-        shards, taken, accepted = [], 0, 0
+        shards = self._taken(source, rows, names, wanted)
+        # Where no mark in the text tells which rows have pictures, those that lack one lost it.
+        if not source.text_rows and any(shard['blank'] for shard in shards) \
+                and any(shard['unmarked'] for shard in shards):
+            shards = self._taken(source, rows, names, wanted, pictured=True)
+        return {'rows': len(mine), 'doubled': [names[i] for i in sorted(doubled)],
+                'shards': shards}
+
+    def _taken(self, source, rows, names, wanted, pictured=False):
+        """The JSON of the shards of the first `wanted` usable rows."""
+        table, shards, taken, accepted = self.tables[source.name], [], 0, 0
         while accepted < wanted and taken < len(rows):
             chosen = sorted(rows[taken:taken + wanted - accepted])
             chunks = [Chunk(source, len(shards) + k, tuple(names[i] for i in part),
-                             table.part(part))
+                            table.part(part), pictured)
                       for k, part in enumerate(_parts(chosen, CHUNK))]
             shards += self._chunks(source, chunks, shards, wanted)
             taken += len(chosen)
             accepted = sum(shard['records'] for shard in shards)
         if not accepted:
             raise ValueError(f'source {source.name} has no usable row{_reasons(shards)}')
-        return {'rows': len(mine), 'doubled': [names[i] for i in sorted(doubled)],
-                'shards': shards}
+        return shards
 
     def _chunks(self, source, chunks, before, wanted):
         """The JSON of each chunk, in order; those that are there already are not made again."""
@@ -137,7 +147,7 @@ class Build:
         """The JSON of a chunk that need not be made again; None where a picture was at fault,
         which may have been mended since."""
         value = read_json(self.to / f'{chunk.stem}.json')
-        if value is None or value['rows'] != chunk.hash \
+        if value is None or value['rows'] != chunk.hash or 'aside' not in value \
                 or not (self.to / value['file']).is_file() \
                 or any('image' in reason for _, reason, _ in value['rejected']):
             return None
@@ -161,10 +171,11 @@ class Build:
         most = self.settings.most_rejected
         if rejected > most * wanted:
             first = next(shard['rejected'][0] for shard in shards if shard['rejected'])
-            raise ValueError(
-                f'source {source.name}: {rejected} of {wanted:,} rows so far are rejected'
-                f'{_reasons(shards)}, more than {most:.1%}; first {first[0]!r}: {first[2]}. Mend '
-                'that, or raise --most-rejected; what is built is kept')
+            head = (f'source {shown(source.name, 30)}: {rejected} of {wanted:,} rows so far are '
+                    f'rejected{_reasons(shards)}, more than {most:.1%}; first '
+                    f'{shown(first[0], 20)!r}: ')
+            tail = '. Mend it, or raise --most-rejected'
+            raise ValueError(head + shown(first[2], LONGEST_ERROR - len(head) - len(tail)) + tail)
 
     # --- the manifest ---
 
@@ -200,6 +211,8 @@ class Build:
             'licence': source.licence, 'obtain': source.obtain, 'rows': one['rows'],
             'subset': subset, 'accepted': len(costs),
             'pictures': sum(shard['pictures'] for shard in shards),
+            'without_picture': sum(shard['blank'] for shard in shards),
+            'left_out': _summed(shard['aside'] for shard in shards),
             'bytes': sum(shard['bytes'] for shard in shards),
             'hash': hashlib.sha256(''.join(shard['hash'] for shard in shards).encode()
                                    ).hexdigest()[:32],
@@ -209,7 +222,14 @@ class Build:
 
 
 def _json(mixture):
-    return json.loads(json.dumps(dataclasses.asdict(mixture)))
+    """The mixture as JSON; what most sources leave out is not written, as older folders had none.
+    """
+    value = json.loads(json.dumps(dataclasses.asdict(mixture)))
+    for source in value['sources']:
+        for name in ('ignore', 'text_rows'):
+            if not source[name]:
+                del source[name]
+    return value
 
 
 def _rejected(one):
@@ -221,7 +241,15 @@ def _rejected(one):
 
 def _reasons(shards):
     counts = Counter(row[1] for shard in shards for row in shard['rejected'])
-    return f' ({", ".join(f"{name} {n}" for name, n in counts.most_common())})' if counts else ''
+    return f' ({", ".join(f"{name} {n}" for name, n in counts.most_common(3))})' if counts else ''
+
+
+def _summed(counts):
+    """Counts by name of several; a column that was always empty stays, with 0."""
+    total = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(sorted(total.items()))
 
 
 def _parts(rows, size):

@@ -138,8 +138,10 @@ class Corpus:
 
 def mixture_of(value):
     """The `Mixture` of a manifest's dict."""
-    return Mixture(**value | {'sources': tuple(Source(**one | {'only': tuple(one['only'])})
-                                               for one in value['sources'])})
+    sources = tuple(Source(**one | {'only': tuple(one['only']),
+                                    'ignore': tuple(one.get('ignore', ()))})
+                    for one in value['sources'])
+    return Mixture(**value | {'sources': sources})
 
 
 def key_of(encoder):

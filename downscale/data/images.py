@@ -3,6 +3,7 @@
 Patches leave here as [P, Q] of bytes, which the tower scales, so that image height and width never
 meet the letters H and W. How a picture is cut is `sizes.Pictures`.
 """
+import hashlib
 import io
 import math
 import threading
@@ -52,6 +53,9 @@ def open_under(root, name):
     """
     root, relative = Path(root).resolve(), PurePath(name)
     path = (root / relative).resolve()
+    if '\\' in str(name) and not path.exists():  # written on Windows
+        relative = PurePath(str(name).replace('\\', '/'))
+        path = (root / relative).resolve()
     if relative.is_absolute() or '..' in relative.parts or not path.is_relative_to(root):
         raise ValueError(f'picture path {str(name)!r} leaves its folder {root}; give a path inside '
                          'it')
@@ -59,6 +63,11 @@ def open_under(root, name):
         raise FileNotFoundError(f'no picture {str(name)!r} in {root}; put it there or drop the '
                                 'example')
     return path.read_bytes()
+
+
+def digest(data):
+    """The digest that stands for a picture."""
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def decode(data, where='image'):

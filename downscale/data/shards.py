@@ -1,6 +1,7 @@
 """One shard of a build: rows of a source -> records, what they cost, and what was rejected."""
 import hashlib
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +10,10 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from downscale.data import measure
 from downscale.data.chat import CHATS
+from downscale.data.columns import Rejected, parts_of
 from downscale.data.corpus import COSTS
-from downscale.data.sources import Rejected, Source, pack, record_of, under
+from downscale.data.records import IMAGE
+from downscale.data.sources import TEXT_ROWS, Source, pack, record_from, under
 from downscale.data.tokens import Encoder, Layout, load_tokenizer
 from downscale.places import write_json
 from downscale.sizes import SIGLIP, Pictures
@@ -39,16 +42,19 @@ class Settings:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows of one source that become one shard."""
+    """Rows of one source that become one shard; `pictured` says that rows without a picture are
+    rejected, as those of a set whose pictures no mark in the text names."""
     source: Source
     number: int
     names: tuple[str, ...]
     part: object
+    pictured: bool = False
 
     @property
     def hash(self):
         """A hash of which rows these are: pictures that were mended move rows between chunks."""
-        return hashlib.sha256('\n'.join(self.names).encode()).hexdigest()[:32]
+        marks = ['\npictured'] if self.pictured else []
+        return hashlib.sha256('\n'.join([*self.names, *marks]).encode()).hexdigest()[:32]
 
     @property
     def stem(self):
@@ -62,11 +68,15 @@ def write(chunk, settings, stage, to):
     path = to / f'{chunk.stem}.arrayrecord'
     partial = path.with_name(f'.{path.name}.partial')
     rejected, ids, costs, size, pictures = [], [], [], 0, 0
+    aside, blank, unmarked = Counter(), 0, 0
     digest = hashlib.sha256()
     writer = ArrayRecordWriter(str(partial), 'group_size:1')
     for name, row in zip(chunk.names, chunk.part, strict=True):
         try:
-            record = record_of(row, name, chunk.source, folder)
+            parts = parts_of(row, chunk.source.ask, chunk.source.ignore)
+            if chunk.pictured and not parts.pictures:
+                raise Rejected('no picture', f'other rows of this set have one; {TEXT_ROWS}')
+            record = record_from(parts, name, chunk.source, folder)
             costs.append(_cost(encoder, record, settings.length))
         except Rejected as error:
             rejected.append([name, error.reason, str(error)])
@@ -76,6 +86,9 @@ def write(chunk, settings, stage, to):
         digest.update(data)
         ids.append(name)
         size, pictures = size + len(data), pictures + len(record.talk.images)
+        aside.update(parts.aside)
+        blank += not parts.pictures
+        unmarked += bool(parts.pictures) and not any(IMAGE in turn.text for turn in parts.turns)
     writer.close()
     costs_path = path.with_suffix('.npy')
     with partial.with_suffix('.npy').open('wb') as file:
@@ -84,7 +97,8 @@ def write(chunk, settings, stage, to):
     os.replace(partial, path)
     value = {'rows': chunk.hash, 'file': path.name, 'costs': costs_path.name,
              'source': chunk.source.name, 'records': len(ids), 'pictures': pictures, 'bytes': size,
-             'hash': digest.hexdigest()[:32], 'rejected': rejected}
+             'hash': digest.hexdigest()[:32], 'rejected': rejected,
+             'aside': dict(sorted(aside.items())), 'blank': blank, 'unmarked': unmarked}
     write_json(path.with_suffix('.json'), value)
     return value
 

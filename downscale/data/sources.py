@@ -1,11 +1,10 @@
-"""Published data as it lies on disk -> records: JSON, JSONL, Parquet, folders, TFDS; one row each.
+"""Published data as it lies on disk -> records: JSON, JSONL, CSV, TSV, Parquet, folders, TFDS.
 
-What a row holds is read off its names, which are those of the published sets: `conversations`
-(LLaVA, M4-Instruct, ALLaVA, LLaVA-OneVision, the released extraction set), `texts` (Cauldron),
-`question` with `answer` or `answers`, `caption` or `text`; pictures in `image`, `images` or
-`file_name`, as paths below the source's folder of pictures or as {bytes, path}. A row that cannot
-be used is `Rejected` with one of `REASONS`; nothing is repaired by guessing.
+What the columns of a row mean is `columns.py`. Pictures are paths below the source's folder of
+pictures, {bytes, path}, bytes, base64 or `data:` texts. A row that cannot be used is `Rejected`
+with one of `REASONS`; nothing is repaired by guessing.
 """
+import base64
 import dataclasses
 import re
 from dataclasses import dataclass
@@ -14,37 +13,34 @@ from pathlib import Path
 import msgpack
 
 from downscale.data import images, measure
+from downscale.data.columns import Rejected, parts_of
+from downscale.data.files import FORMS, fault, shown
 from downscale.data.records import IMAGE, Conversation, Record, Turn
 from downscale.data.tables import METADATA, TFDS, Parquet, Prepared, Rows
 
-REASONS = ('wrong type', 'no answer', 'unknown role', 'bad text', 'chat token', 'image marks',
-           'missing image', 'image path', 'unreadable image', 'too long', 'duplicate')
-ROLES = {'human': 'user', 'user': 'user', 'gpt': 'assistant', 'assistant': 'assistant',
-         'system': 'system'}
 # Text may not speak for another turn: in data these would become the chat's own tokens.
 CHAT_TOKENS = ('<|im_start|>', '<|im_end|>', '<|endoftext|>')
+TEXT_ROWS = 'Source(text_rows=True) takes rows of text'
+# Other models' marks of a picture: left in the text they would be learnt as words.
+MARKS = ('<|image|>', '<|image_1|>', '<|image_pad|>', '<|vision_start|>', '<image_placeholder>',
+         '<ImageHere>')
+# How the base64 of a picture begins: PNG, JPEG, GIF, WebP, BMP, TIFF of both orders.
+BASE64 = ('iVBORw0KGgo', '/9j/', 'R0lGOD', 'UklGR', 'Qk', 'SUkqA', 'TU0AK')
 MOST_TEXT = 400_000  # characters of one record, about 10^5 tokens
 _CONTROL = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]')
-
-
-class Rejected(ValueError):
-    """A row that cannot be used: `reason` is one of `REASONS`, the message says what is wrong."""
-
-    def __init__(self, reason, detail):
-        super().__init__(f'{reason}: {detail}')
-        self.reason = reason
 
 
 @dataclass(frozen=True)
 class Source:
     """Where a published set lies below the root of all data, and how much of it is taken.
 
-    `path` is a .json, .jsonl or .parquet file, a folder of Parquet files or one with a metadata
-    file, or (`tfds`) a prepared TFDS folder; `images` is the folder of its pictures. `take` rows
-    are chosen by `seed` (None: all), of those only that name one of the sets `only` in
+    `path` is a .json, .jsonl, .csv, .tsv or .parquet file, a folder of Parquet files or one with a
+    metadata file, or (`tfds`) a prepared TFDS folder; `images` is the folder of its pictures.
+    `take` rows are chosen by `seed` (None: all), of those only that name one of the sets `only` in
     `data_source` or `metadata.dataset` (empty: all); each is seen `epochs` times an epoch of the
-    mixture. `ask` is what is asked where a row holds a caption only. `licence` and `obtain` are
-    notes for people.
+    mixture. `ask` is what is asked where a row holds a caption only. `ignore` are columns that are
+    left out though they may matter; `text_rows` says that rows without a picture are meant to be so
+    though others show one. `licence` and `obtain` are notes for people.
     """
     name: str
     path: str
@@ -58,6 +54,8 @@ class Source:
     seed: int = 0
     epochs: float = 1.0
     ask: str = 'Describe the image.'
+    ignore: tuple[str, ...] = ()
+    text_rows: bool = False
 
     def __post_init__(self):
         if not re.fullmatch(r'[A-Za-z0-9_.+-]+', self.name):
@@ -68,17 +66,27 @@ class Source:
         if self.tfds and self.tfds not in TFDS:
             raise ValueError(f'source {self.name}: tfds {self.tfds!r} must be one of '
                              f'{", ".join(TFDS)}')
+        if not isinstance(self.ignore, tuple):
+            raise ValueError(f'source {self.name}: ignore {self.ignore!r} must be a tuple of names '
+                             "of columns, as ('hint',)")
 
 
 # --- rows -------------------------------------------------------------------------------------
 
 def record_of(row, name, source, folder):
     """The `Record` called `name` of one row, its pictures read and decoded once; or `Rejected`."""
-    if not isinstance(row, dict):
-        raise Rejected('wrong type', f'a row must be an object, not {type(row).__name__}')
-    pictures = _pictures(row, folder)
-    turns = _marked(_turns(row, source), len(pictures))
-    _check_texts(turns)
+    return record_from(parts_of(row, source.ask, source.ignore), name, source, folder)
+
+
+def record_from(parts, name, source, folder):
+    """The `Record` of the `Parts` of a row."""
+    if not parts.pictures and not source.text_rows and (parts.captioned or parts.pointer):
+        raise Rejected('no picture', (f'{parts.pointer!r} tells of one' if parts.pointer else
+                                      'a caption without one') + f'; {TEXT_ROWS}')
+    pictures = tuple(picture if isinstance(picture, bytes) else picture_of(picture, folder)
+                     for picture in parts.pictures)
+    turns = _marked(parts.turns, len(pictures))
+    check_texts(turns)
     for k, data in enumerate(pictures):
         try:
             if measure.picture_size(data, f'picture {k}') != images.decode(data, f'picture {k}'
@@ -87,72 +95,6 @@ def record_of(row, name, source, folder):
         except ValueError as error:
             raise Rejected('unreadable image', str(error)) from None
     return Record(name, source.name, Conversation(pictures, turns))
-
-
-def _turns(row, source):
-    """The turns of a row, whatever names it uses."""
-    if row.get('conversations') is not None:
-        return _conversation(row['conversations'])
-    if row.get('texts') is not None:
-        pairs = [(part.get('user'), part.get('assistant')) for part in _dicts(row['texts'])]
-    elif row.get('question') is not None:
-        pairs = [(row['question'], _answer(row))]
-    else:
-        caption = next((row[key] for key in ('caption', 'text') if row.get(key) is not None), None)
-        if caption is None:
-            raise Rejected('no answer', 'none of conversations, texts, question, caption or text '
-                           f'in {ascii(list(row)[:12])}')
-        pairs = [(source.ask, caption)]
-    return _asked(pairs)
-
-
-def _asked(pairs):
-    """Turns of (question, answer) pairs."""
-    found = []
-    for question, answer in pairs:
-        _typed(question, str, 'question')
-        _typed(answer, str, 'answer')
-        found += [Turn('user', question, False), Turn('assistant', answer, True)]
-    return found
-
-
-def _answer(row):
-    """The answer of a question row: of several the most frequent, the first among equals."""
-    answers = row.get('answers') if row.get('answer') is None else row['answer']
-    if isinstance(answers, str):
-        return answers
-    if not isinstance(answers, (list, tuple)) or not answers:
-        raise Rejected('no answer', 'neither answer nor answers holds a text')
-    texts = [part.get('answer') if isinstance(part, dict) else part for part in answers]
-    return max(texts, key=texts.count)
-
-
-def _conversation(value):
-    """Turns of [{from, value}] or [{role, content}]; what stands before the first user turn, but a
-    system turn, is left out, as LLaVA's loader does."""
-    turns = []
-    for part in _dicts(value):
-        role = part.get('from', part.get('role'))
-        if not isinstance(role, str) or role not in ROLES:
-            raise Rejected('unknown role', f'{role!r}; known are {", ".join(ROLES)}')
-        text = part.get('value', part.get('content'))
-        _typed(text, str, 'value of a turn')
-        turns.append(Turn(ROLES[role], text, ROLES[role] == 'assistant'))
-    while turns and turns[0].role == 'assistant':
-        turns.pop(0)
-    return turns
-
-
-def _dicts(value):
-    _typed(value, (list, tuple), 'conversations or texts')
-    for part in value:
-        _typed(part, dict, 'turn')
-    return value
-
-
-def _typed(value, kind, what):
-    if not isinstance(value, kind):
-        raise Rejected('wrong type', f'{what} is {type(value).__name__}')
 
 
 def _marked(turns, count):
@@ -169,7 +111,8 @@ def _marked(turns, count):
     return tuple(turns)
 
 
-def _check_texts(turns):
+def check_texts(turns):
+    """`Rejected` where no reply can be learnt, or a text holds what no text may."""
     if not any(turn.supervised and turn.text.strip() for turn in turns):
         raise Rejected('no answer', 'no reply that could be learnt')
     for turn in turns:
@@ -182,26 +125,20 @@ def _check_texts(turns):
         for token in CHAT_TOKENS:
             if token in turn.text:
                 raise Rejected('chat token', f'{token} in the text')
+        for mark in MARKS:
+            if mark in turn.text:
+                raise Rejected('image marks', f'{mark} in the text; {IMAGE} is the mark here')
 
 
-def _pictures(row, folder):
-    """The encoded pictures of a row, in order."""
-    given = next((row[key] for key in ('images', 'image', 'file_name')
-                  if row.get(key) is not None), [])
-    found = []
-    for one in given if isinstance(given, (list, tuple)) else [given]:
-        data = one.get('bytes') if isinstance(one, dict) else one
-        if isinstance(one, dict) and data is None:
-            data = one.get('path')
-        found.append(data if isinstance(data, bytes) else _opened(data, folder))
-    return tuple(found)
-
-
-def _opened(name, folder):
-    """The bytes of picture file `name` below `folder`."""
-    _typed(name, str, 'image')
+def picture_of(name, folder):
+    """The bytes of picture file `name` below `folder`, or of the picture that it encodes."""
+    if inside(name):
+        return _decoded(name)
     if '\x00' in name:
-        raise Rejected('image path', f'{name!r} holds a NUL')
+        raise Rejected('image path', f'{shown(name)!r} holds a NUL')
+    if re.match('(https?|s3|gs|hf)://', name):
+        raise Rejected('image path', f'{shown(name)!r} is not fetched; put the picture into a '
+                       'folder and give its path')
     try:
         return images.open_under(folder, name)
     except FileNotFoundError as error:
@@ -210,27 +147,46 @@ def _opened(name, folder):
         raise Rejected('image path', str(error)) from None
 
 
+def inside(text):
+    """Whether a text is a picture itself, as base64, and no path."""
+    return text.startswith('data:') or len(text) >= 64 and text.startswith(BASE64)
+
+
+def _decoded(text):
+    """The bytes of a `data:` text, or of base64 alone."""
+    head, comma, body = text.partition(',') if text.startswith('data:') else ('', ',', text)
+    if not comma or head and not head.endswith(';base64'):
+        raise Rejected('unreadable image', f'{shown(head, 40)!r} is no data:image/...;base64,')
+    try:
+        return base64.b64decode(''.join(body.split()), validate=True)
+    except ValueError as error:
+        raise Rejected('unreadable image', f'{shown(text, 30)!r} is no base64 ({error})') from None
+
+
 def open_rows(source, root):
     """The table of a `Source` below `root`; FileNotFoundError says how the set is obtained."""
     path = under(root, source.path, source)
     if source.tfds:
         return Prepared(path, source.tfds, source.split)
     if path.is_dir():
-        for name in METADATA:
-            if (path / name).is_file():
-                return Rows(path / name)
+        about = [name for name in METADATA if (path / name).is_file()]
+        if len(about) > 1:
+            raise fault(path, f'holds {" and ".join(about)}; name one of them as the path')
+        if about and about[0].endswith('.parquet'):
+            return Parquet([path / about[0]])
+        if about:
+            return Rows(path / about[0])
         parts = sorted(path.glob('*.parquet'))
         if not parts:
             raise FileNotFoundError(f'{path} holds neither Parquet files nor one of '
                                     f'{", ".join(METADATA)}')
         return Parquet([under(root, part.relative_to(Path(root).resolve()), source)
                         for part in parts])
-    if path.suffix == '.parquet':
+    if path.suffix.lower() in ('.parquet', '.pq'):
         return Parquet([path])
-    if path.suffix in ('.json', '.jsonl', '.csv'):
+    if path.suffix.lower() in FORMS:
         return Rows(path)
-    raise ValueError(f'source {source.name}: {path.name} must be .json, .jsonl, .csv, .parquet or '
-                     'a folder')
+    raise fault(path, f'source {source.name}: it must be {", ".join(FORMS)}, .parquet or a folder')
 
 
 def under(root, name, source):

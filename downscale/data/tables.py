@@ -1,13 +1,11 @@
-"""Rows of published data: JSON, JSONL, CSV, Parquet, TFDS; opened whole or a part at a time.
+"""Rows of published data: text files, Parquet, TFDS; opened whole or a part at a time.
 
 Every table has `len`, `name(i)` (an id), `group(i)` (the set that a row says it is from, or ''),
 `digests(indices)` (to tell a second copy of a row from a second row of its name) and
 `part(indices)`, both of ascending indices; a part can be sent to another process and gives its rows
 there, as dicts in the names that `sources.py` reads.
 """
-import csv
 import hashlib
-import json
 import zlib
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -15,23 +13,24 @@ from pathlib import Path
 
 import numpy as np
 
-NAMES = ('id', 'question_id', 'sample_id', 'index')
-LONGEST = 1 << 24  # characters of one cell of a CSV file
-METADATA = ('metadata.jsonl', 'metadata.csv', 'metadata.json')
+from downscale.data import files
+from downscale.data.columns import IDS
+
+METADATA = ('metadata.jsonl', 'metadata.csv', 'metadata.tsv', 'metadata.json', 'metadata.parquet')
 
 
 class Rows:
-    """The rows of one JSON, JSONL or CSV file, read whole; one that is no JSON is kept as text."""
+    """The rows of one file that `files.read` reads, whole; a bad row is one of them."""
 
     def __init__(self, path):
         self.paths = (path,)
-        self.rows = _rows_of(path)
+        self.rows = [row for _, row in files.read(path)]
 
     def __len__(self):
         return len(self.rows)
 
     def name(self, index):
-        return _name(self.rows[index], index)
+        return name_of(self.rows[index], index)
 
     def group(self, index):
         return _group(self.rows[index])
@@ -43,35 +42,12 @@ class Rows:
         return [self.rows[index] for index in indices]
 
 
-def _rows_of(path):
-    try:
-        if path.suffix == '.csv':
-            csv.field_size_limit(LONGEST)
-            with path.open(newline='', encoding='utf-8') as file:
-                return list(csv.DictReader(file))
-        if path.suffix == '.jsonl':
-            with path.open('rb') as file:
-                return [_line(line) for line in file if line.strip()]
-        rows = json.loads(path.read_bytes())
-    except (ValueError, RecursionError, csv.Error) as error:
-        raise ValueError(f'{path} is no readable {path.suffix[1:]} ({error}); download it '
-                         'again') from None
-    if not isinstance(rows, list):
-        raise ValueError(f'{path} must hold a JSON list of rows, not {type(rows).__name__}')
-    return rows
-
-
-def _line(line):
-    """The value of a line; one that is no JSON is a row of wrong type, which is counted."""
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return line.decode('utf-8', 'replace')[:200]
-
-
-def _name(row, index):
-    found = next((row[key] for key in NAMES if row.get(key) is not None), None) \
+def name_of(row, index):
+    """The id of a row, 'row7' where it has none."""
+    found = next((row[key] for key in IDS if row.get(key) not in (None, '')), None) \
         if isinstance(row, dict) else None
+    if isinstance(found, float) and found.is_integer():  # a column of numbers with a gap
+        found = int(found)
     if isinstance(found, bool) or not isinstance(found, (str, int)):
         return f'row{index}'
     return str(found).encode('utf-8', 'replace').decode()
@@ -97,10 +73,14 @@ class Parquet:
         self.paths, self.counts = tuple(paths), []
         for path in self.paths:
             try:
-                self.counts.append(pq.ParquetFile(path).metadata.num_rows)
+                file = pq.ParquetFile(path)
             except Exception as error:  # pyarrow raises several kinds
-                raise ValueError(f'{path} is no readable Parquet file ({error}); download it '
-                                 'again') from None
+                raise files.fault(path, f'is no readable Parquet file ({error})') from None
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names):  # a dict of them would keep the last
+                raise files.fault(path, 'names a column twice: '
+                                  f'{sorted({name for name in names if names.count(name) > 1})}')
+            self.counts.append(file.metadata.num_rows)
         self.starts = np.cumsum([0, *self.counts])
 
     def __len__(self):
@@ -113,13 +93,13 @@ class Parquet:
         found = []
         for path in self.paths:
             file = pq.ParquetFile(path)
-            names = [name for name in (*NAMES, 'data_source', 'metadata')
+            names = [name for name in (*IDS, 'data_source', 'metadata')
                      if name in file.schema_arrow.names]
             found += file.read(names).to_pylist() if names else [{}] * file.metadata.num_rows
         return found
 
     def name(self, index):
-        return _name(self.heads[index], index)
+        return name_of(self.heads[index], index)
 
     def group(self, index):
         return _group(self.heads[index])

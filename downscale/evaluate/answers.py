@@ -1,6 +1,4 @@
 """From a question to a prompt, and from generated text to a scored row."""
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,6 +7,7 @@ from downscale.data.mixture import describe_prompt, pictures, reasoner_prompt
 from downscale.data.questions import correct
 from downscale.data.records import THINK, Example, Question, Turn
 from downscale.generate.requests import Prompt
+from downscale.strict import hash_of  # noqa: F401 (offered here too)
 
 WINDOW = 2 ** 30  # bytes of image tiles that are held at once
 
@@ -118,11 +117,6 @@ def answer_in(text, thinking):
             return '', False
     text = text.strip()
     return text, bool(text)
-
-
-def hash_of(value):
-    """A short hash of any JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def row(item, reply, *, eval_id, condition, data_hash, prompt_hash, p_run='',

@@ -7,7 +7,6 @@ process 0 joins the parts. See `samples.py` for what makes the result independen
 import dataclasses
 import json
 import time
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from downscale.evaluate.answers import answer_in, hash_of, prompt_of
 from downscale.evaluate.asked import Asked, Questions
 from downscale.evaluate.plan import Plan
 from downscale.evaluate.prompts import Prompts
+from downscale.evaluate.run_settings import begin, sample_of
 from downscale.evaluate.runs import Run, open_engine
 from downscale.evaluate.samples import Samples, join, key_of
 from downscale.generate.engine import Decoding, Request
@@ -324,41 +324,3 @@ def benchmark_fields(asked):
         return {'strata': list(asked.strata)} if asked.strata else {}
     return {'answers': list(asked.target.answers), 'choices': list(map(list, asked.target.choices)),
             'share': asked.target.share, 'free': asked.target.free, 'strata': list(asked.strata)}
-
-
-def sample_of(*parts):
-    """The uint32 that a row's randomness hangs on: what is asked, never where it stands."""
-    return zlib.crc32(json.dumps(parts).encode())
-
-
-def begin(out, settings, alone=True):
-    """`out` is a folder with these settings; ValueError naming what differs from earlier ones.
-
-    Earlier ones under which nothing was written give way, unless other processes may be about to.
-    """
-    path = Path(out) / 'settings.json'
-    there = {file.name for file in Path(out).iterdir() if not file.name.startswith('.')} \
-        if Path(out).is_dir() else set()
-    if path.name not in there:
-        if there:
-            raise ValueError(f'{out} holds something else; give an empty or new folder')
-        write_json(path, settings)
-        return
-    before, now = _flat(json.loads(path.read_text())), _flat(settings)
-    changed = sorted(name for name in before.keys() | now.keys()
-                     if before.get(name) != now.get(name))
-    if changed and alone and there == {path.name}:
-        write_json(path, settings)
-    elif changed:
-        told = '; '.join(f'{name} was {before.get(name, "not there")}, now '
-                         f'{now.get(name, "not there")}' for name in changed)
-        raise ValueError(f'{out} was begun with other settings ({told}); give another folder with '
-                         '--out, or those settings')
-
-
-def _flat(value, above=''):
-    """{dotted name: leaf} of nested dicts."""
-    if not isinstance(value, dict):
-        return {above: value}
-    return {name: leaf for key, part in value.items()
-            for name, leaf in _flat(part, f'{above}.{key}' if above else key).items()}

@@ -11,8 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from downscale.data.records import IMAGE
-from downscale.evaluate.answers import hash_of
-from downscale.strict import unknown
+from downscale.strict import hash_of, unknown
 
 FOLDER = Path(__file__).parent / 'prompts'
 KINDS = ('caption', 'extract')

@@ -8,12 +8,15 @@ EXAMPLE = ('downscale data extract --from train.json --images pictures --to runs
 def add_arguments(sub):
     """`sub` (an argparse parser) takes what `run` reads."""
     sub.add_argument('--from', dest='source', type=Path, required=True, metavar='FILE',
-                     help='questions with answers about pictures: LLaVA .json or .jsonl; or the '
-                     'folder of a study or data set of scenes, which is laid out in DIR-source')
+                     help='questions with answers about pictures, in any form of data build: '
+                     '.json, .jsonl, .csv or .tsv; or the folder of a study or data set of scenes, '
+                     'which is laid out in DIR-source')
     sub.add_argument('--images', type=Path, metavar='ROOT', help='folder that the paths of '
                      'pictures start from (default: that of FILE)')
     sub.add_argument('--to', type=Path, required=True, metavar='DIR', help='folder of the results')
     sub.add_argument('--limit', type=int, metavar='N', help='only the first N pictures')
+    sub.add_argument('--ignore', action='append', default=[], metavar='COLUMN',
+                     help='a column of FILE that may be left out; may be repeated')
     sub.add_argument('--split', default='train', help='split of a folder of scenes '
                      '(default: train)')
     group = sub.add_argument_group('who writes')
@@ -56,6 +59,7 @@ def run(args):
     ValueError, FileNotFoundError or RuntimeError in one line.
     """
     import dataclasses
+    from collections import Counter
 
     from downscale.console import progress_bars
     from downscale.factory.report import write_report
@@ -64,14 +68,20 @@ def run(args):
         factory = dataclasses.replace(factory, report=bars)
         rows = factory.run()
     print(f'accepted: {sum(row["accepted"] for row in rows)} of {len(rows)} pictures')
+    if factory.skipped:
+        reasons = Counter(one.reason.partition(':')[0] for one in factory.skipped)
+        told = ', '.join(f'{name} {count:,}' for name, count in reasons.most_common())
+        print(f'records left out: {len(factory.skipped):,} ({told}); see '
+              f'{args.to / "skipped.json"}')
     print(f'training data: {args.to / "training.json"}')
     print(f'report: {write_report(factory, args.price)}')
 
 
 def factory_of(args):
     """The `Factory` of the command line, everything that it names checked."""
+    from downscale.data.files import fault
     from downscale.evaluate import prompts
-    from downscale.factory import oracle, source, steps
+    from downscale.factory import source, steps
     from downscale.factory.factory import Factory
     for name in ('concurrency', 'attempts', 'slots', 'timeout', 'per_minute', 'limit'):
         value = vars(args)[name]
@@ -81,16 +91,18 @@ def factory_of(args):
     form = prompts.load(args.training_prompts)
     questions, root = args.source, args.images or args.source.parent
     if args.source.is_dir():
+        from downscale.factory import oracle
         if args.images:
             raise ValueError('--images: a folder of scenes has pictures of its own; leave it out')
         questions, root = oracle.lay_out(oracle.data_of(args.source), args.split,
                                          args.to.with_name(f'{args.to.name}-source'), args.limit)
     elif not root.is_dir():
         raise FileNotFoundError(f'no folder {root}; say with --images where pictures are')
-    items, skipped = source.read(questions, root, args.limit)
+    items, skipped = source.read(questions, root, args.limit, args.ignore)
     if not items:
-        raise ValueError(f'{questions} holds no picture with a question and an answer '
-                         f'({len(skipped)} records left out)')
+        first = f', first {skipped[0].id}: {skipped[0].reason}' if skipped else ''
+        raise fault(questions, 'holds no picture with a question and an answer '
+                    f'({len(skipped)} records left out{first})')
     gold = questions.with_name('gold.json')
     judge = _teacher(args.judge, 'judge', args.judge_model or args.model, args, gold) \
         if args.judge else None

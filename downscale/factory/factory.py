@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from downscale.data.images import decode, open_under
-from downscale.evaluate.answers import hash_of
-from downscale.evaluate.extract_think import begin, sample_of
+from downscale.evaluate.run_settings import begin, sample_of
 from downscale.evaluate.samples import Samples, key_of, line_of
 from downscale.factory import quality, training
 from downscale.factory.source import Pictured, Skipped
 from downscale.factory.steps import Steps
 from downscale.factory.teachers import Ask, Failure
 from downscale.places import lock, write_json
+from downscale.strict import hash_of
 
 FEW = 50  # replies before which a share of failures says little
 STEPS = ('statements', 'information', 'descriptions', 'judgements')

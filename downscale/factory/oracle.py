@@ -8,8 +8,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from downscale.data.images import digest
 from downscale.data.world_builder import source
-from downscale.evaluate.asked import digest
 from downscale.factory.teachers import Reply
 from downscale.places import read_json, write_bytes, write_json
 

@@ -1,15 +1,15 @@
-"""What the factory starts from: questions with answers about pictures, in LLaVA's JSON or JSONL."""
-import json
+"""What the factory starts from: questions with answers about pictures, read as `data build` reads.
+"""
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
-from downscale.data.images import open_under
+from downscale.data import files
+from downscale.data.columns import Rejected, parts_of
+from downscale.data.images import digest, open_under
 from downscale.data.measure import picture_size
 from downscale.data.records import IMAGE
-from downscale.evaluate.asked import digest
-
-SPEAKERS = {'human': 'question', 'user': 'question', 'gpt': 'answer', 'assistant': 'answer'}
+from downscale.data.sources import check_texts, inside
+from downscale.data.tables import name_of
 
 
 @dataclass(frozen=True)
@@ -31,26 +31,23 @@ class Skipped:
     reason: str
 
 
-def read(path, root, limit=None):
+def read(path, root, limit=None, ignore=()):
     """(`Pictured` of the first `limit` pictures, sorted by path; `Skipped` records).
 
-    Records that show one picture are joined; those of another form are skipped. ValueError or
-    FileNotFoundError in one line for a file that is no JSON.
+    Records that show one picture are joined; those that `data build` would reject are skipped with
+    its reason, but for the columns `ignore`. ValueError or FileNotFoundError in one line for a file
+    that is none.
     """
     by_image, skipped = {}, []
-    for where, record in _records(Path(path)):
+    for index, (where, row) in enumerate(files.read(path)):
+        name = where if isinstance(row, files.BadRow) else name_of(row, index)
         try:
-            name, image, pairs = _checked(record)
-        except ValueError as error:  # also for half a surrogate pair, which fits no request
-            skipped.append(Skipped(where, str(error)))
+            image, pairs = _checked(row, ignore)
+        except Rejected as error:
+            skipped.append(Skipped(name, str(error)))
             continue
-        reason = 'no picture' if image is None else 'several pictures' if isinstance(image, list) \
-            else '' if pairs else 'no question with an answer'
-        if reason:
-            skipped.append(Skipped(name, reason))
-        else:
-            by_image.setdefault(image, []).append((name, pairs))
-    found = []
+        by_image.setdefault(image, []).append((name, pairs))
+    items = []
     for image in sorted(by_image)[:limit]:
         ids = tuple(dict.fromkeys(name for name, _ in by_image[image]))
         pairs = tuple(dict.fromkeys(pair for _, some in by_image[image] for pair in some))
@@ -64,8 +61,8 @@ def read(path, root, limit=None):
         if len(set(asked)) < len(asked):
             skipped.append(Skipped(ids[0], 'one question with two answers'))
             continue
-        found.append(Pictured(image, digest(data), ids, pairs))
-    return tuple(found), tuple(skipped)
+        items.append(Pictured(image, digest(data), ids, pairs))
+    return tuple(items), tuple(skipped)
 
 
 def _short(error):
@@ -75,54 +72,30 @@ def _short(error):
     return 'leaves its folder' if 'leaves its folder' in str(error) else 'unreadable'
 
 
-def _records(path):
-    """(where, record) of a JSON list or of a file with one object a line."""
-    if not path.is_file():
-        raise FileNotFoundError(f'no file {path}; give a .json or .jsonl file of conversations')
-    data = path.read_bytes()
-    if path.suffix == '.jsonl':
-        for number, line in enumerate(data.split(b'\n'), 1):
-            if line.strip():
-                yield f'line {number}', _json(line, f'{path}, line {number}')
-        return
-    value = _json(data, path)
-    if not isinstance(value, list):
-        raise ValueError(f'{path} must hold a JSON list of records, not {type(value).__name__}')
-    yield from ((f'record {k}', record) for k, record in enumerate(value))
-
-
-def _json(data, where):
-    try:
-        return json.loads(data.decode())
-    except ValueError as error:
-        raise ValueError(f'{where}: no readable JSON ({error})') from None
-
-
-def _checked(record):
-    """(id, image, pairs) of one record; ValueError for another form, or text that is no Unicode."""
-    json.dumps(record, ensure_ascii=False).encode()
-    if not isinstance(record, dict) or not isinstance(record.get('conversations'), list):
-        raise ValueError('must be an object with "id", "image" and a list "conversations"')
-    name, image = record.get('id'), record.get('image')
-    if not isinstance(name, (str, int)) or isinstance(name, bool):
-        raise ValueError(f'id must be a text or a number, not {name!r}')
-    if isinstance(image, list) and len(image) == 1:
-        image = image[0]
-    if not isinstance(image, (str, list)) and image is not None:
-        raise ValueError(f'image must be a path, not {image!r}')
+def _checked(row, ignore):
+    """(image, (question, answer) pairs) of one record; `Rejected` as `data build` says it, and
+    where it is no work for the factory."""
+    parts = parts_of(row, '', ignore)
+    if not parts.pictures:
+        raise Rejected('no picture', 'the record shows none')
+    if len(parts.pictures) > 1:
+        raise Rejected('image marks', f'{len(parts.pictures)} pictures; one is described')
+    image, = parts.pictures
+    if not isinstance(image, str) or inside(image):
+        raise Rejected('image path', 'the picture stands in the row; put it into a file and give '
+                       'its path')
     pairs, question = [], None
-    for turn in record['conversations']:
-        if not isinstance(turn, dict) or not isinstance(turn.get('value'), str) \
-                or turn.get('from') not in {*SPEAKERS, 'system'}:
-            raise ValueError('a turn must be {"from": "human" or "gpt", "value": text}, not '
-                             f'{json.dumps(turn)[:80]}')
-        text = turn['value'].replace(IMAGE, '').strip()
-        if SPEAKERS.get(turn['from']) == 'question':
+    check_texts(parts.turns)
+    for turn in parts.turns:
+        text = turn.text.replace(IMAGE, '').strip()
+        if turn.role == 'user':
             question = bare_question(text)
-        elif SPEAKERS.get(turn['from']) == 'answer' and question and text:
+        elif turn.role == 'assistant' and question and text:
             pairs.append((question, text))
             question = None
-    return str(name), image or None, pairs
+    if not pairs:
+        raise Rejected('no answer', 'no question with an answer')
+    return image, pairs
 
 
 # What LLaVA's sets append so that a model answers in a form; it is nothing to describe.

@@ -1,12 +1,11 @@
 """What teachers are asked, step by step: a JSON file of templates with a hash."""
-import json
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from downscale.evaluate.answers import hash_of
+from downscale.data.files import read_object
 from downscale.evaluate.prompts import fill
-from downscale.experiment import unknown
+from downscale.strict import hash_of, unknown
 
 DEFAULT = Path(__file__).parent / 'prompts' / 'default.json'  # package data
 LIMITS = ('statements_tokens', 'information_tokens', 'description_tokens', 'judge_tokens')
@@ -74,12 +73,7 @@ def load(path=DEFAULT):
     if not path.is_file():
         raise FileNotFoundError(f'no file of prompts {path}; leave --prompts out, or copy the '
                                 f'default ({DEFAULT.name}) and edit it')
-    try:
-        value = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise ValueError(f'{path} is no readable JSON ({error})') from None
-    if not isinstance(value, dict):
-        raise ValueError(f'{path} must hold one JSON object, not {type(value).__name__}')
+    value = read_object(path)
     names = [field.name for field in fields(Steps)]
     for name in value:
         if name not in names:
