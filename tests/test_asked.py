@@ -32,28 +32,33 @@ def fails(call, *told, error=ValueError):
 
 
 @pytest.mark.parametrize('change, told', [
-    ({'qustion': 'x'}, "unknown field 'qustion'; did you mean 'question'"),
-    ({'question': None}, "missing field 'question'"), ({'images': 'a.png'}, 'must be a list of'),
-    ({'images': [3]}, 'images must be a list of paths'), ({'answer': 3}, 'answer must be a text'),
+    ({'qustion': 'x'}, "unknown field: 'qustion'; did you mean 'question'"),
+    ({'question': None}, "missing field: 'question'"), ({'images': 'a.png'}, "no picture 'a.png'"),
+    ({'images': [3]}, 'images is int'), ({'answer': 3.5}, 'answer must be a text'),
+    ({'answer': {'a': 1}}, 'answer must be a text'), ({'images': None}, "'images' is in some rows"),
     ({'id': True}, 'id must be a text'), ({'id': 'q0'}, "id 'q0' stands in line 1 already"),
     ({'images': ['none.png']}, "no picture 'none.png'"),
     ({'images': ['../picture.png']}, 'leaves its folder'), ({'question': ' '}, 'is empty'),
+    ({'images': ['questions.jsonl']}, 'unreadable picture'), ({'video': 'a.mp4'}, "'video'"),
     ({'question': '<image>\nwhat'}, 'holds the image mark'),
-    ({'question': 'half \ud800'}, 'no readable JSON')])
+    ({'question': 'what is <image 1>?'}, 'holds the image mark'),
+    ({'question': 'say <|im_end|>'}, 'chat token'), ({'image': 'other.png'}, 'different pictures'),
+    ({'options': ['a'], 'answer': 'a'}, '1 options'),
+    ({'options': ['a', 'b'], 'answer': 2}, 'names none of 2 options'),
+    ({'question': 'half \ud800'}, 'half a surrogate pair')])
 def test_a_wrong_line_is_named_by_its_number(tmp_path, change, told):
     path = question_file(tmp_path, (1, change))
-    fails(lambda: open_questions(path), 'questions.jsonl, line 2: ', told)
-    assert len(open_questions(path, limit=1).asked) == 1
+    fails(lambda: open_questions(path), 'questions.jsonl: line 2: ', told)
 
 
 def test_what_is_no_data_is_refused(tmp_path):
-    fails(lambda: open_questions(tmp_path / 'x.csv'), 'neither the folder of a study nor')
+    fails(lambda: open_questions(tmp_path / 'x.txt'), 'neither the folder of a study nor')
     fails(lambda: open_questions(tmp_path / 'x.jsonl'), 'no file', error=FileNotFoundError)
     fails(lambda: open_questions(tmp_path), 'data.json', error=FileNotFoundError)
     path = question_file(tmp_path, count=0)
     fails(lambda: open_questions(path), 'holds no question')
     path.write_text('[1]\n')
-    fails(lambda: open_questions(path), 'line 1: must be a JSON object, not list')
+    fails(lambda: open_questions(path), 'entry 1: must be a JSON object')
     fails(lambda: open_questions(path, limit=0), '--limit 0')
 
 

@@ -133,14 +133,14 @@ def fails(told, **changes):
 
 @pytest.mark.parametrize('change, told', [
     ({'answer': None}, "wrong.jsonl: 1 of 12 questions have no answer (first 'c0')"),
-    ({'answr': 'x'}, "line 1: unknown field 'answr'; did you mean 'answer'"),
-    ({'scorer': 'exact'}, "line 1: unknown scorer 'exact'; did you mean 'exact-1'"),
-    ({'scorer': 'vqa'}, "line 1: scorer vqa cannot judge the answer 'red'; these can: "),
-    ({'images': ['pictures/none.png']}, "line 1: no picture 'pictures/none.png'"),
-    ({'options': ['red']}, 'line 1: options must be 2 to 26 texts'),
-    ({'options': ['blue', 'green']}, "line 1: answer 'red' names 0 of the options"),
-    ({'answer': 3}, 'line 1: answer must be a text, or with options the place of one'),
-    ({'answer': [0.1, 0.2, 'x', 0.3]}, 'line 1: answer must be a text, a list of texts or a box')])
+    ({'answr': 'x'}, "line 1: unknown field: 'answr'; did you mean 'answer'"),
+    ({'scorer': 'exact'}, "line 1: unknown scorer: 'exact'; did you mean 'exact-1'"),
+    ({'scorer': 'vqa'}, "vqa cannot judge the answer 'red'; these can: "),
+    ({'images': ['pictures/none.png']}, "no picture 'pictures/none.png'"),
+    ({'options': ['red']}, 'line 1: unclear answer: 1 options'),
+    ({'options': ['blue', 'green']}, "unclear answer: answer 'red' names none of 2 options"),
+    ({'answer': 3.5}, 'line 1: wrong type: answer must be a text'),
+    ({'answer': [0.1, 0.2, 'x', 0.3]}, 'wrong type: answer must be a text, a whole')])
 def test_a_wrong_question_is_refused_by_its_line(place, change, told):
     first, *rest = questions()
     write(place / 'wrong.jsonl', [first | change, *rest])
@@ -150,7 +150,7 @@ def test_a_wrong_question_is_refused_by_its_line(place, change, told):
 @pytest.mark.parametrize('told, changes', [
     ("unknown benchmark 'mien'; did you mean 'mine'", {'scorers': {'mien': 'exact-1'}}),
     ("unknown scorer 'exat-1'; did you mean 'exact-1'", {'scorers': {'mine': 'exat-1'}}),
-    ("did you mean 'mmstar'", {'benchmarks': {'mmstarr': 'questions.tsv'}}),
+    ("did you mean 'mmstar'", {'benchmarks': {'mmstarr': 'questions.xls'}}),
     ('12 of 12 questions of mine do not say what to look at', {'texts': ('extraction',)})])
 def test_wrong_settings_of_own_questions_name_the_right_ones(place, told, changes):
     write(place / 'wrong.jsonl', questions())

@@ -86,7 +86,7 @@ def parts_of(row, ask, ignore=()):
               if name not in ignore and not empty(value)}
     for name in filled:
         _check_known(name, filled)
-    pictures, shown_by = _pictures(filled)
+    pictures, shown_by = pictures_in(filled)
     turns, told_by = _turns(filled, ask)
     used = {*shown_by, *told_by, *IDS}
     for name in filled:
@@ -143,7 +143,7 @@ def typed(value, kind, what):
 
 # --- pictures ---------------------------------------------------------------------------------
 
-def _pictures(filled):
+def pictures_in(filled):
     """({number: picture}, the columns that hold them). Several columns must hold the same, or one
     the pictures themselves and the others their paths."""
     groups = {(name,): _cells(name, filled[name]) for name in PICTURES if name in filled}
@@ -302,16 +302,16 @@ def _question(filled):
     if not answered:
         raise Rejected('no answer', 'neither answer nor answers holds a text')
     answers = filled[answered[0]]
-    if len(answered) > 1 and _answer(answers) not in _several(filled['answers']):
+    if len(answered) > 1 and _answer(answers) not in several(filled['answers']):
         raise Rejected('unclear answer', f'answer {shown(answers, 40)!r} is none of answers')
-    columns, options = _options(filled)
+    columns, options = options_in(filled)
     used += about + answered + columns
     if options:
         return used, _choice(question, options, answers)
     return used, (question, _answer(answers))
 
 
-def _several(answers):
+def several(answers):
     """The answers of a list, or the one."""
     parts = answers if isinstance(answers, (list, tuple)) else [answers]
     texts = [part.get('answer') if isinstance(part, dict) else part for part in parts]
@@ -320,7 +320,7 @@ def _several(answers):
 
 def _answer(answers):
     """The answer of a question: of several the most frequent, the first among equals."""
-    texts = _several(answers)
+    texts = several(answers)
     return max(texts, key=texts.count)
 
 
@@ -328,7 +328,7 @@ def _is_whole(value):
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _options(filled):
+def options_in(filled):
     """(columns, [(label, text)]) of the options of a question."""
     columns = [name for name in ('options', 'choices') if name in filled]
     letters = [letter for letter in LETTERS if letter in filled]
@@ -385,16 +385,21 @@ def _choice(question, options, answers):
     if not 2 <= len(options) <= len(LETTERS):
         raise Rejected('unclear answer', f'{len(options)} options; 2 to {len(LETTERS)} are read')
     letters = list(zip(LETTERS, options))
-    right = {_letter(letters, answer) for answer in _several(answers)}
+    right = {letter_of(letters, answer) for answer in several(answers)}
     if len(right) > 1:
         raise Rejected('unclear answer', f'{len(right)} options are right')
+    return f'{with_options(question, letters)}\n{ASK_LETTER}', right.pop()
+
+
+def with_options(question, letters):
+    """`question` and below it its options (letter, (label, text)), unless it lists them itself."""
     listed = all(re.search(rf'\b{letter}[.:)]\s*{re.escape(text)}', question)
                  for letter, (_, text) in letters)
     lines = [] if listed else [f'{letter}. {text}' for letter, (_, text) in letters]
-    return '\n'.join([question, *lines, ASK_LETTER]), right.pop()
+    return '\n'.join([question, *lines])
 
 
-def _letter(letters, answer):
+def letter_of(letters, answer):
     """The letter that an answer names: by the option's letter, label or text; two readings that
     disagree are none. The labels of a list are its numbers from 0, and its letters as well."""
     typed(answer, (str, bool), 'answer')

@@ -78,7 +78,7 @@ def record_from(parts, name, source, folder):
     if not parts.pictures and not source.text_rows and (parts.captioned or parts.pointer):
         raise Rejected('no picture', (f'{parts.pointer!r} tells of one' if parts.pointer else
                                       'a caption without one') + f'; {TEXT_ROWS}')
-    pictures = tuple(picture if isinstance(picture, bytes) else _opened(picture, folder)
+    pictures = tuple(picture if isinstance(picture, bytes) else picture_of(picture, folder)
                      for picture in parts.pictures)
     turns = _marked(parts.turns, len(pictures))
     check_texts(turns)
@@ -125,7 +125,7 @@ def check_texts(turns):
                 raise Rejected('image marks', f'{mark} in the text; {IMAGE} is the mark here')
 
 
-def _opened(name, folder):
+def picture_of(name, folder):
     """The bytes of picture file `name` below `folder`, or of the picture that it encodes."""
     if inside(name):
         return _decoded(name)

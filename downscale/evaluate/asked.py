@@ -1,12 +1,12 @@
 """What is asked: the questions of a study's split or of a file (`question_files.py`), their judge.
 """
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from downscale import stages
+from downscale.data import files
 from downscale.data.images import digest
 from downscale.data.questions import correct
 from downscale.evaluate.answers import hash_of
@@ -152,18 +152,17 @@ def informed(questions, path, numbers=True):
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f'no file of information {path}')
-    try:
-        found = json.loads(Path(path).read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise ValueError(f'{path} is no readable JSON ({error})') from None
-    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
-        raise ValueError(f'{path} must hold one JSON object of texts')
+    found = files.read_object(path)
+    wrong = [name for name, text in found.items() if not isinstance(text, str) or not text.strip()]
+    if wrong:
+        raise files.fault(path, f'must hold texts; {len(wrong)} of {len(found)} are none (first '
+                          f'{files.shown(wrong[0], 40)!r})')
     ids = not numbers or all(asked.id in found for asked in questions.asked)
     names = {asked.doc_id: asked.id if ids else str(asked.doc_id) for asked in questions.asked}
     lacking = [name for name in names.values() if name not in found]
     if lacking:
-        raise ValueError(f'{path} lacks {len(lacking)} of {len(names)} questions, by id'
-                         f'{" and by number" * numbers} (first {lacking[0]!r})')
+        raise files.fault(path, f'lacks {len(lacking)} of {len(names)} questions, by id'
+                          f'{" and by number" * numbers} (first {files.shown(lacking[0], 40)!r})')
     return dataclasses.replace(questions, asked=tuple(
         dataclasses.replace(asked, information=found[names[asked.doc_id]])
         for asked in questions.asked))

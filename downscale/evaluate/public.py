@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from downscale.data.columns import ASK_LETTER
 from downscale.data.records import Extraction, Question, Trace
 from downscale.evaluate import guessers, prompts
 from downscale.evaluate.answers import Item, Wording
@@ -29,15 +30,15 @@ def items(evaluation):
                                                               list(evaluation.benchmarks)))
     found = []
     for name in evaluation.benchmarks:
-        questions, tail = _questions(evaluation, name)
-        made = [_item(name, tail, questions, asked) for asked in questions.asked
+        questions = _questions(evaluation, name)
+        made = [_item(name, questions, asked) for asked in questions.asked
                 if asked.right is not None and questions.judge(asked, 'x', False)[2] is not None]
         found += made if name in BENCHMARKS else guessers.with_priors(made)
     return found
 
 
 def _questions(evaluation, name):
-    """(`Questions` of one benchmark, what is put behind each of them)."""
+    """The `Questions` of one benchmark."""
     path, images = evaluation.benchmarks[name], evaluation.images.get(name)
     limit, scorer = evaluation.scenes or None, evaluation.scorers.get(name, '')
     if name in BENCHMARKS:
@@ -54,7 +55,7 @@ def _questions(evaluation, name):
         raise ValueError(f'evaluation.texts names extractions, but {len(lacking)} of '
                          f'{len(questions.asked)} questions of {name} do not say what to look at; '
                          f'add evaluation.information.{name}, or leave extraction out')
-    return questions, BENCHMARKS[name].tail if name in BENCHMARKS else ''
+    return questions
 
 
 def _own(name, path, images, limit, scorer):
@@ -90,9 +91,13 @@ class _Pictured:
         return len(self.asked.pictures)
 
 
-def _item(name, tail, questions, asked):
+def _item(name, questions, asked):
     """One question; its clusters and ids carry the name of the benchmark."""
     choices, cluster = asked.right.choices, f'{name}/{asked.cluster}'
+    if name in BENCHMARKS:
+        tail = BENCHMARKS[name].tail
+    else:  # options are asked for as they are trained on
+        tail = f'\n{ASK_LETTER}' if choices else ''
     family = name if name in BENCHMARKS else asked.family or name
     question = Question(
         f'{name}/{asked.id}', cluster, family, 'visual' if asked.pictures else 'knowledge',

@@ -1,38 +1,42 @@
-"""Files of one's own questions: JSON, JSON lines or Parquet, one question a row.
+"""Files of one's own questions: JSON, JSON lines, CSV, TSV or Parquet, one question a row.
 
-A row is {"id", "question", "images"?, "answer"?, "options"?, "information"?, "family"?, "scorer"?}.
-`answer` is a text, a list of accepted texts, a box of four numbers or, with `options`, a letter,
-the text of one or its place from 0. Every key is known or refused with the nearest one; a null is
-as good as no key. Pictures are read when they are shown, not before.
+A row is {"id", "question", "images", "answer"?, "options"?, "information"?, "family"?, "scorer"?}.
+`images` are paths, {bytes, path}, base64 or `data:` texts, and [] where there are none (a set
+without pictures needs no such key); columns of pictures and of options may have the other names
+that `data build` knows (`columns.py`). `answer` is a text, a whole number, a list of accepted
+texts, a box of four numbers or, with options, a letter, the text of one or its number from 0. Every
+key is known or refused with the nearest one; an empty cell is as good as no key. Pictures are read
+when they are shown, not before.
 """
-import ast
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 
-from downscale.data.images import open_under
-from downscale.data.records import IMAGE
-from downscale.evaluate.benchmark_files import plain_rows
-from downscale.evaluate.named import LETTERS, SCORERS, Target, applying
-from downscale.evaluate.reading import plain
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from downscale.data import columns, files, measure
+from downscale.data.columns import Rejected
+from downscale.data.files import fault, shown
+from downscale.data.records import Turn
+from downscale.data.sources import check_texts, picture_of
+from downscale.evaluate.named import SCORERS, Target, applying
 from downscale.strict import unknown
 
-FIELDS = {'id': (str, int), 'question': str, 'images': list, 'answer': (str, list, int),
-          'options': (list, dict, str), 'information': str, 'family': str, 'scorer': str}
-NEEDED = ('id', 'question')
-WANTED = {'id': 'text or whole number', 'images': 'list of paths', 'options': 'list of texts',
-          'answer': 'text, a list of texts or a box of four numbers'}
-SUFFIXES = ('.jsonl', '.json', '.parquet')
-BOX_SCORER = 'refcoco'  # judges a box where nobody names a scorer
+SUFFIXES = (*files.FORMS, '.parquet')
+TEXTS = ('question', 'information', 'family', 'scorer')
+FIELDS = ('id', *TEXTS, 'images', 'answer', 'answers', 'options', 'choices')
+_MARK = re.compile(r'<image[ _]?\d*>')
 
 
 @dataclass(frozen=True, kw_only=True)
 class OwnQuestion:
     """One row, checked: `pictures` is a call that returns the bytes of each; `target` is None where
-    the row has no answer, `scorer` '' where nobody names one."""
+    the row has no answer, `scorer` '' where the default judges."""
     id: str
     text: str
     pictures: Callable
@@ -46,18 +50,26 @@ def own_questions(path, images=None, limit=None, scorer=''):
     """The first `limit` `OwnQuestion`s of a file; `images` is the folder of their pictures, without
     one that of the file, and `scorer` judges where a row names none.
 
-    FileNotFoundError or ValueError in one line with the number of the line or row.
+    FileNotFoundError or ValueError in one line with the number of the line or entry.
     """
-    path, found, first = Path(path), [], {}
+    path, found, first, pictured = Path(path), [], {}, None
     if scorer and scorer not in SCORERS:
         raise ValueError(unknown('scorer', scorer, list(SCORERS)))
     if not path.is_file():
         raise FileNotFoundError(f'no file of questions {path}')
-    for where, row in islice(_rows(path), limit):
-        question = _question(row, where, Path(images or path.parent), scorer)
-        if question.id in first:
-            raise ValueError(f'{where}: id {question.id!r} stands in {first[question.id]} already')
-        first[question.id] = where.rpartition(', ')[2]
+    for where, row, again in islice(_rows(path), limit):
+        try:
+            question = _question(row, again, Path(images or path.parent), scorer)
+            if pictured not in (None, _tells(row)):
+                raise Rejected('no picture', "'images' is in some rows and not in all; give [] for "
+                               'a question without a picture')
+            pictured = _tells(row)
+            if question.id in first:
+                raise Rejected('duplicate', f'id {shown(question.id)!r} stands in '
+                               f'{first[question.id]} already')
+        except Rejected as error:
+            raise fault(path, f'{where}: {error}') from None
+        first[question.id] = where
         found.append(question)
     if not found:
         raise ValueError(f'{path} holds no question')
@@ -67,162 +79,137 @@ def own_questions(path, images=None, limit=None, scorer=''):
 # --- rows -------------------------------------------------------------------------------------
 
 def _rows(path):
-    """(where it stands, row) of every row of a file."""
-    if path.suffix == '.jsonl':
-        for number, line in enumerate(path.read_bytes().split(b'\n'), 1):
-            if line.strip():
-                yield f'{path}, line {number}', _json(line, f'{path}, line {number}')
-    elif path.suffix == '.json':
-        rows = _json(path.read_bytes(), str(path))
-        if not isinstance(rows, list):
-            raise ValueError(f'{path} must hold one JSON list, not {type(rows).__name__}')
-        for number, row in enumerate(rows, 1):
-            yield f'{path}, row {number}', row
-    elif path.suffix == '.parquet':
-        for number, row in enumerate(plain_rows(path, 'images'), 1):
-            yield f'{path}, row {number}', row
-    else:
-        raise ValueError(f'{path} is no {", ".join(SUFFIXES)} file of questions')
-
-
-def _json(data, where):
+    """(where it stands, row, call that gives it again) of every row of a file."""
+    if path.suffix.lower() != '.parquet':
+        for where, row in files.read_whole(path):
+            yield where, row, partial(dict, row)
+        return
     try:
-        value = json.loads(data.decode('utf-8-sig'))
-        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair fails
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f'{where}: no readable JSON ({error})') from None
-    return value
+        opened = pq.ParquetFile(path)
+        number = 0
+        for group in range(opened.num_row_groups):
+            for k, row in enumerate(_group(str(path), group).to_pylist()):
+                number += 1
+                yield f'entry {number}', row, partial(_again, str(path), group, k)
+    except (pa.ArrowException, OSError) as error:
+        raise fault(path, f'no readable Parquet file ({error})') from None
+
+
+@lru_cache(maxsize=2)
+def _group(path, group):
+    return pq.ParquetFile(path).read_row_group(group)
+
+
+def _again(path, group, k):
+    row, = _group(path, group).slice(k, 1).to_pylist()
+    return row
 
 
 # --- one row ----------------------------------------------------------------------------------
 
-def _question(row, where, folder, scorer):
-    """The `OwnQuestion` of a row."""
-    row = _checked(row, where)
-    options = _options(row.get('options'), where)
-    target = None if 'answer' not in row else Target(
-        _answers(row['answer'], options, where), options)
-    text = row['question']
-    if options and not all(f'{letter}. {option}' in text for letter, option in options):
-        text += '\n' + '\n'.join(f'{letter}. {option}' for letter, option in options)
-    scorer = row.get('scorer', scorer)
-    if target is not None:
-        scorer = _scorer(scorer, target, where)
-    return OwnQuestion(id=str(row['id']), text=text,
-                       pictures=partial(_opened, folder, row.get('images', ()), where),
-                       target=target, information=row.get('information'),
-                       family=row.get('family', ''), scorer=scorer)
+def _question(row, again, folder, scorer):
+    """The `OwnQuestion` of a row, or `Rejected`."""
+    filled = _checked(row)
+    text, target = filled['question'], None
+    _, options = columns.options_in(filled)
+    letters = list(zip(columns.LETTERS, options))
+    if options and len(letters) != len(options) or len(options) == 1:
+        raise Rejected('unclear answer', f'{len(options)} options; 2 to {len(columns.LETTERS)} are '
+                       'read')
+    if options:
+        text = columns.with_options(text, letters)
+    answers = _answers(filled, letters)
+    if answers:
+        target = Target(answers, tuple((letter, option) for letter, (_, option) in letters))
+    check_texts([Turn('user', f'{text} {filled.get("information", "")}', True)])
+    pictures = partial(_pictures, again, folder)
+    for number, data in enumerate(pictures(), 1):
+        try:
+            measure.picture_size(data, f'picture {number}')
+        except ValueError as error:
+            raise Rejected('unreadable image', error) from None
+    return OwnQuestion(id=str(filled['id']), text=text, pictures=pictures, target=target,
+                       information=filled.get('information'), family=filled.get('family', ''),
+                       scorer=_scorer(filled.get('scorer', scorer), target))
 
 
-def _checked(row, where):
-    """The fields of a row that hold something, every one of its type."""
-    if not isinstance(row, dict):
-        raise ValueError(f'{where}: must be a JSON object, not {type(row).__name__}')
-    for name, value in row.items():
-        if name not in FIELDS:
-            raise ValueError(f'{where}: {unknown("field", name, list(FIELDS))}')
-        if value is None or callable(value):
-            continue
-        if isinstance(value, bool) or not isinstance(value, FIELDS[name]):
-            raise ValueError(f'{where}: {name} must be a {WANTED.get(name, "text")}, not '
-                             f'{_short(value)}')
-    row = {name: value for name, value in row.items() if value is not None}
-    missing = [name for name in NEEDED if name not in row]
-    if missing:
-        raise ValueError(f'{where}: missing field {", ".join(map(repr, missing))}')
-    if not row['question'].strip():
-        raise ValueError(f'{where}: the question is empty')
-    images = row.get('images', [])
-    if not callable(images) and not all(isinstance(image, str) and image for image in images):
-        raise ValueError(f'{where}: images must be a list of paths, not {_short(images)}')
-    texts = {name: value for name, value in row.items() if not callable(value)}
-    if IMAGE in json.dumps(texts, ensure_ascii=False):
-        raise ValueError(f'{where}: holds the image mark {IMAGE}; leave it out, pictures are put '
-                         'in front')
-    return row
+def _checked(row):
+    """The cells of a row that hold something, every one known and of its type."""
+    for name in row:
+        picture = name in columns.PICTURES or columns.NUMBERED.fullmatch(name)
+        if name not in FIELDS and not picture and name not in columns.LETTERS:
+            raise Rejected('unknown field', unknown('field', shown(name, 40), FIELDS
+                                                    ).removeprefix('unknown field '))
+    filled = {name: value for name, value in row.items() if not columns.empty(value)}
+    for name in ('id', 'question'):
+        if name not in filled:
+            raise Rejected('missing field', f'{name!r} is empty' if name in row else repr(name))
+    if not isinstance(filled['id'], (str, int)) or isinstance(filled['id'], bool):
+        raise Rejected('wrong type', f'id must be a text or whole number, not {_short(row["id"])}')
+    for name in TEXTS:
+        if name in filled and not isinstance(filled[name], str):
+            raise Rejected('wrong type', f'{name} must be a text, not {_short(filled[name])}')
+        if _MARK.search(filled.get(name, '')):
+            raise Rejected('image marks', f'{name} holds the image mark '
+                           f'{_MARK.search(filled[name])[0]}; leave it out, pictures are put in '
+                           'front')
+    return filled
+
+
+def _tells(row):
+    """Whether a row says which pictures it has, or by an empty list that it has none."""
+    told = [value for name, value in row.items()
+            if name in columns.PICTURES or columns.NUMBERED.fullmatch(name)]
+    return any(isinstance(value, list) or not columns.empty(value) for value in told)
 
 
 def _short(value):
-    """`value` as an error line shows it."""
-    text = repr(value)
-    return text if len(text) <= 60 else f'{text[:57]}...'
+    return shown(repr(value))
 
 
-def _options(options, where):
-    """(letter, text) of every option of a list, of a mapping from letters or of the text of a list.
-    """
-    if options is None:
+def _pictures(again, folder):
+    """The bytes of the pictures of a row."""
+    row = {name: value for name, value in again().items() if not columns.empty(value)}
+    cells, _ = columns.pictures_in(row)
+    return tuple(cell if isinstance(cell, bytes) else picture_of(cell, folder)
+                 for cell in cells.values())
+
+
+def _answers(filled, letters):
+    """The right answers as texts, of options as letters; () where there are none."""
+    answer = filled.get('answer', filled.get('answers'))
+    if answer is None:
         return ()
-    given = options
-    if isinstance(options, str):
-        try:
-            options = ast.literal_eval(options)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            options = None
-    if isinstance(options, list):
-        options = dict(zip(LETTERS, options)) if len(options) <= len(LETTERS) else None
-    if not isinstance(options, dict) or len(options) < 2 or \
-            ''.join(map(str, options)) != LETTERS[:len(options)] or \
-            not all(isinstance(text, str) and text.strip() for text in options.values()):
-        raise ValueError(f'{where}: options must be 2 to {len(LETTERS)} texts, as a list or by the '
-                         f'letters A, B, ..., not {_short(given)}')
-    return tuple(options.items())
-
-
-def _answers(answer, options, where):
-    """The right answers as texts; of options as letters."""
-    if isinstance(answer, int):
-        if not 0 <= answer < len(options):
-            raise ValueError(f'{where}: answer must be a text, or with options the place of one '
-                             f'from 0, not {_short(answer)} of {len(options)} options')
-        return (LETTERS[answer],)
-    if isinstance(answer, str):
-        return (_lettered(answer, options, where),)
-    numbers = [number for number in answer
-               if isinstance(number, (int, float)) and not isinstance(number, bool)]
-    if len(answer) == len(numbers) == 4 and not options:
+    if 'answer' in filled and 'answers' in filled:
+        several = columns.several(filled['answers'])
+        if answer not in several and answer != filled['answers']:
+            raise Rejected('unclear answer', f'answer {_short(answer)} is none of answers')
+        answer = several
+    if letters:
+        return tuple(columns.letter_of(letters, one) for one in columns.several(answer))
+    if isinstance(answer, (str, int)) and not isinstance(answer, bool):
+        return (str(answer),)
+    numbers = isinstance(answer, list) and len(answer) == 4 and all(
+        isinstance(number, (int, float)) and not isinstance(number, bool) for number in answer)
+    if numbers:
         return (json.dumps(answer),)
-    if not answer or not all(isinstance(text, str) for text in answer):
-        raise ValueError(f'{where}: answer must be a text, a list of texts or a box of four '
-                         f'numbers, not {_short(answer)}')
-    return tuple(_lettered(text, options, where) for text in answer)
+    texts = [part.get('answer') if isinstance(part, dict) else part for part in answer] \
+        if isinstance(answer, list) else []
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise Rejected('wrong type', 'answer must be a text, a whole number, a list of texts or a '
+                       f'box of four numbers, not {_short(answer)}')
+    return tuple(texts)
 
 
-def _lettered(answer, options, where):
-    """`answer`; where there are options the letter of the one that it names."""
-    if not answer.strip():
-        raise ValueError(f'{where}: the answer is empty; leave it out where none is known')
-    if not options:
-        return answer
-    bare = answer.strip().strip('().:').upper()
-    fits = {letter for letter, text in options if letter == bare or plain(text) == plain(answer)}
-    if len(fits) != 1:
-        raise ValueError(f'{where}: answer {_short(answer)} names {len(fits)} of the options '
-                         f'{_short([text for _, text in options])}; give the letter of one')
-    return fits.pop()
-
-
-def _scorer(name, target, where):
-    """The scorer that judges a target: `name`, or for a box that of boxes; '' is the default."""
-    if not name:
-        return BOX_SCORER if target.forms == {'box'} else ''
+def _scorer(name, target):
+    """`name`, after a check that it judges such a target; '' is the default, which judges all."""
+    if not name or target is None:
+        return name
     if name not in SCORERS:
-        raise ValueError(f'{where}: {unknown("scorer", name, list(SCORERS))}')
+        raise Rejected('unknown scorer', unknown('scorer', name, list(SCORERS)
+                                                 ).removeprefix('unknown scorer '))
     if not applying(target, [name]):
         fitting = [scorer.name for scorer in applying(target)]
-        raise ValueError(f'{where}: scorer {name} cannot judge the answer {_short(target.gold)}; '
-                         f'these can: {", ".join(fitting)}')
+        raise Rejected('unknown scorer', f'{name} cannot judge the answer {_short(target.gold)}; '
+                       f'these can: {", ".join(fitting)}')
     return name
-
-
-def _opened(folder, given, where):
-    """The bytes of pictures: of files inside `folder`, or as a Parquet file holds them."""
-    found = []
-    for value in given() if callable(given) else given:
-        if isinstance(value, dict):
-            value = value.get('path') if value.get('bytes') is None else value['bytes']
-        try:
-            found.append(value if isinstance(value, bytes) else open_under(folder, value))
-        except (ValueError, OSError, TypeError) as error:
-            raise ValueError(f'{where}: {error}') from None
-    return tuple(found)
