@@ -117,7 +117,7 @@ def open_cells(config_file, overrides):
     config, sweep = load_study(config_file, overrides)
     if config.platform:
         platform = os.environ.setdefault('JAX_PLATFORMS', config.platform)
-        if 'jax' in sys.modules:  # by a study file, or to know the keys that --set may change
+        if platform and 'jax' in sys.modules:  # by a study file, or by --set
             sys.modules['jax'].config.update('jax_platforms', platform)
     if on_cpu():
         keep_freed_memory()

@@ -34,7 +34,9 @@ def main(folder, spec, *whats):
     code = {'done': 0, 'fatal': 64, 'wait': 42}[what] if what.isalpha() else int(what)
     write(ended=time.time(), exit=code)
     if what in ('done', 'fatal'):
-        (folder / f'{what.upper()}.json').write_text(json.dumps({'spec': spec, 'reason': what}))
+        partial = folder / '.marker.partial'
+        partial.write_text(json.dumps({'spec': spec, 'reason': what}))
+        partial.rename(folder / f'{what.upper()}.json')
     return code
 
 

@@ -1,4 +1,7 @@
 """Checkpoints: what was saved comes back, elsewhere and in part, and nothing else passes for it."""
+import contextlib
+import errno
+import os
 import shutil
 
 import jax
@@ -6,11 +9,12 @@ import numpy as np
 import pytest
 import small
 
+from downscale import exits
 from downscale.data.pipeline import Share, stream
 from downscale.model.init import abstract_params, init_params
 from downscale.places import write_json
 from downscale.sharding import mesh
-from downscale.train import checkpoint
+from downscale.train import checkpoint, checksums
 from downscale.train.optimizer import Optimizer
 from downscale.train.state import abstract, new_state, state_shardings
 
@@ -174,6 +178,133 @@ def test_a_run_without_a_complete_step_starts_afresh_and_its_children_wait(tmp_p
     for folder in (tmp_path, tmp_path / 'nowhere'):
         with pytest.raises(FileNotFoundError, match='no complete checkpoint in .*run or resume'):
             checkpoint.load_params(folder, abstract_params(small.model()))
+
+
+def largest(step, item):
+    return max((path for path in (step / item).rglob('*') if path.is_file()),
+               key=lambda path: path.stat().st_size)
+
+
+def cut(step):
+    path = largest(step, 'params')
+    os.truncate(path, path.stat().st_size // 2)
+    return path
+
+
+def flip(step):
+    path = largest(step, 'train')
+    data, stat = bytearray(path.read_bytes()), path.stat()
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert path.stat().st_size == stat.st_size
+    return path
+
+
+def empty(step):
+    (step / 'meta' / 'metadata').write_bytes(b'')
+    return step / 'meta' / 'metadata'
+
+
+def lose(step):
+    path = largest(step, 'params')
+    path.unlink()
+    return path
+
+
+def tear_sums(step):
+    (step / 'checksums.json').write_text('{"kind": "crc')
+    return step / 'checksums.json'
+
+
+def copy_half(step):
+    shutil.rmtree(step / 'train')
+    return step / 'train'
+
+
+DAMAGE = (cut, flip, empty, lose, tear_sums, copy_half)
+
+
+@pytest.mark.parametrize('damage', DAMAGE)
+@pytest.mark.parametrize('old', [False, True])
+def test_a_damaged_newest_step_is_named_and_the_one_before_is_read(folder, capfd, damage, old):
+    step = folder / 'checkpoints' / '5'
+    if old:  # of a version that wrote no checksums, which cannot see all
+        for path in (folder / 'checkpoints').glob('*/checksums.json'):
+            path.unlink()
+        if damage in (flip, tear_sums):
+            return
+    where = damage(step).relative_to(step).as_posix()
+    found, meta, *_ = restored(folder, mesh(devices=jax.devices()[:1]))
+    assert_same(found, state_at(3))
+    assert meta == {'tokens': 300}
+    line, = capfd.readouterr().err.splitlines()
+    assert line.startswith(f'checkpoint {step} is damaged: ')
+    assert line.endswith('; going on from step 3')
+    assert old or where in line
+    assert checkpoint.committed(folder) == 3 and (step.parent / '5.damaged').is_dir()
+    manager = checkpoint.open_manager(folder)
+    checkpoint.save(manager, state_at(5), small.batches('text', tiles=0), {'tokens': 1}, force=True)
+    manager.wait_until_finished()
+    manager.close()
+    assert_same(restored(folder, mesh(devices=jax.devices()[:1]))[0], state_at(5))
+
+
+def test_a_run_whose_only_steps_are_damaged_is_refused(folder):
+    for step in ('3', '5'):
+        cut(folder / 'checkpoints' / step)
+    with pytest.raises(checksums.Damaged, match='is damaged: .*there is no step before it: delete'):
+        restored(folder, mesh(devices=jax.devices()[:1]))
+
+
+@pytest.mark.parametrize('damage', [cut, lose])
+def test_a_reader_of_parameters_refuses_a_damaged_step_and_reads_no_other(folder, damage):
+    where = damage(folder / 'checkpoints' / '5').name
+    for read in (lambda: checkpoint.load_params(folder, abstract_params(small.model(2))),
+                 lambda: checkpoint.open_leaves(folder)['language']['embedding_VD'].read()):
+        with pytest.raises(checksums.Damaged, match=f'checkpoints/5 is damaged: .*{where}'):
+            read()
+    assert (folder / 'checkpoints' / '5').is_dir()
+
+
+def test_a_disk_that_refuses_to_be_read_is_no_damage(folder, monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("UNKNOWN: Error reading local file \"/x\": Input/output error "
+                         "[os_error_code='5']")
+    monkeypatch.setattr(checkpoint._Manager, 'restore', refuse)
+    with pytest.raises(exits.Failed, match='cannot read checkpoint .*Input/output') as error:
+        restored(folder, mesh(devices=jax.devices()[:1]))
+    assert exits.code_of(error.value) == exits.CRASHED
+    assert checkpoint.committed(folder) == 5
+
+
+def test_what_lies_beside_the_steps_is_no_step_to_any_reader(folder):
+    steps = folder / 'checkpoints'
+    for name in ('.ipynb_checkpoints', '8 (copy)', 'tmp', '8.orbax-checkpoint-tmp-123', '08',
+                 '9.damaged', 'step_9', '\u0668', '-9', '9e3'):
+        shutil.copytree(steps / '3', steps / name)
+    (steps / '12').write_text('a file')
+    (steps / 'latest').symlink_to('3')
+    assert list(checkpoint.steps(folder)) == [3, 5]
+    assert checkpoint.latest(folder).name == '5' and checkpoint.committed(folder) == 5
+    manager = checkpoint.open_manager(folder)
+    assert list(manager.all_steps()) == [3, 5]
+    checkpoint.save(manager, state_at(8), small.batches('text', tiles=0), {'tokens': 1}, force=True)
+    manager.close()
+    assert list(checkpoint.steps(folder)) == [5, 8]
+    assert_same(restored(folder, mesh(devices=jax.devices()[:1]))[0], state_at(8))
+
+
+def test_a_full_disk_while_saving_is_a_crash_of_one_line(folder, monkeypatch, capfd):
+    def full(_):
+        raise OSError(errno.ENOSPC, 'No space left on device', 'd')
+    monkeypatch.setattr(checksums, 'write', full)
+    manager = checkpoint.open_manager(folder)
+    with (pytest.raises(exits.Failed, match='^cannot save checkpoint .*/checkpoints/8: .*No space')
+          as error, contextlib.closing(manager)):
+        checkpoint.save(manager, state_at(8), small.batches('text', tiles=0), {}, force=True)
+        manager.wait_until_finished()
+    assert exits.code_of(error.value) == exits.CRASHED and not capfd.readouterr().err
+    assert checkpoint.committed(folder) == 5
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):

@@ -32,9 +32,8 @@ LEVELS = {
     'evaluate/cells.py': 6, 'evaluate/extract_think.py': 6, 'evaluate/command.py': 6,
     'evaluate/intervals.py': 6, 'evaluate/rescore.py': 6, 'evaluate/scoring_command.py': 6,
     'evaluate/benchmark_command.py': 6,
-    'start.py': 2,
     'study_files.py': 6, 'study.py': 6, 'data_command.py': 6, 'analyze_command.py': 6,
-    'corpus_page.py': 6, 'analysis/': 6, 'factory/': 6, 'launch/': 6, 'cli.py': 6}
+    'corpus_page.py': 6, 'start.py': 2, 'analysis/': 6, 'factory/': 6, 'launch/': 6, 'cli.py': 6}
 OPEN_LEVELS = {5, 6}  # files of these levels import one another freely
 
 

@@ -218,6 +218,20 @@ def test_manifests_are_valid_before_there_is_a_cluster(launch, folder):
 
 # --- in the cloud -----------------------------------------------------------------------------
 
+def test_a_tree_that_git_refuses_to_read_counts_as_changed(folder, launch, monkeypatch):
+    bin_folder = folder / 'bin'
+    bin_folder.mkdir()
+    (bin_folder / 'git').write_text('#!/bin/sh\necho "fatal: detected dubious ownership in '
+                                    'repository at /x" >&2\nexit 128\n')
+    (bin_folder / 'git').chmod(0o755)
+    monkeypatch.setenv('PATH', str(bin_folder))
+    for said in ('git refuses: detected dubious ownership in repository', 'git is not installed'):
+        line = launch('submit', '--topology', 'cpu:1x1', '--run', folder / 'run', code=1)
+        assert said in line and 'say --allow-dirty' in line and not (folder / 'run').exists()
+        (bin_folder / 'git').unlink(missing_ok=True)
+    launch('submit', '--topology', 'cpu:1x1', '--run', folder / 'run', '--allow-dirty', '--dry-run')
+
+
 @needs_gcloud
 def test_machines_are_asked_for_once_watched_cancelled_and_collected(launch, api, bucket):
     run = f'{bucket}/command'

@@ -1,10 +1,12 @@
 """What a run folder tells of its jobs, exit codes, and files that are whole or not there."""
 import dataclasses
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from downscale import distributed, exits, places
 from downscale.launch import state
 from downscale.launch.spec import Spec
+from downscale.train.checksums import Damaged
 
 SPEC = Spec('tiny', 'w64d1-s0', 'train', 'tiny.py', (), 'abc', ('w64d1-s0/text',), (), 100,
             'v5e:2x2', None, 'none', 'run')
@@ -59,7 +62,6 @@ def test_states_follow_from_the_files(tmp_path):
     assert states() == [('missing', ''), waits]
     tell(spec, [{}])
     assert states(1000 + state.STALE_SECONDS) == [('running', ''), waits]
-    assert states(1001 + state.STALE_SECONDS) == [('stale', 'no sign of life for 301 s'), waits]
     tell(spec, [{'ended': 1010.0, 'exit': 42, 'reason': 'stopped'}])
     assert states() == [('failed', 'stopped'), waits]
     tell(spec, FATAL={'reason': 'no such key'})
@@ -68,6 +70,38 @@ def test_states_follow_from_the_files(tmp_path):
     assert states() == [('done', ''), ('missing', '')]
     changed = dataclasses.replace(spec, steps=200)  # done is only what this spec asks for
     assert state.read(tmp_path, [changed], 0)[0].state == 'missing'
+
+
+def test_a_job_is_stale_when_its_stamp_stands_still_whatever_the_clocks_say(tmp_path):
+    spec, clock = spec_in(tmp_path), [0.0]
+    stamps = state.Stamps(lambda: clock[0])
+
+    def now(unix, seconds, seen):
+        clock[0] = seconds
+        tell(spec, [{'seen': seen}])
+        return state.read(tmp_path, [spec], unix, stamps)[0].state
+    assert now(1e9, 0, 1000.0) == 'running'  # years behind the watcher
+    assert now(0.0, state.STALE_SECONDS - 1, 1000.0) == 'running'
+    assert now(1000.0, state.STALE_SECONDS, 1000.0) == 'stale'  # at the very time of the watcher
+    assert now(1e9, state.STALE_SECONDS + 1, 1001.0) == 'running'
+    assert now(1e9, 2 * state.STALE_SECONDS, 1001.0) == 'running'
+    assert now(1e9, 2 * state.STALE_SECONDS + 1, 1001.0) == 'stale'
+
+
+@pytest.mark.parametrize('skew', [-7200, 7200])
+@pytest.mark.parametrize('moves', [True, False])
+def test_a_single_look_at_an_old_stamp_waits_for_a_new_one(tmp_path, monkeypatch, skew, moves):
+    spec = spec_in(tmp_path)
+    tell(spec, [{'seen': 1000.0}])
+    monkeypatch.setattr(state, 'LOOK_SECONDS', 0.05)
+
+    def sleep(seconds):
+        threading.Event().wait(seconds)
+        tell(spec, [{'seen': 1000.0 + moves}])
+    monkeypatch.setattr(state.time, 'sleep', sleep)
+    job, = state.read(tmp_path, [spec], 1000.0 + skew)
+    assert job.state == ('running' if moves else 'stale')
+    assert moves or job.reason.startswith('no sign of life since ')
 
 
 def test_cost_goodput_and_time_left_come_from_all_attempts(tmp_path):
@@ -109,6 +143,49 @@ def test_every_error_has_an_exit_code(error, code):
     assert (exits.ending(code).restart == 'never') == (code == 64)
 
 
+FULL = ('RESOURCE_EXHAUSTED: Error writing "step/0" in OCDBT database at local file '
+        '"/r/checkpoints/8.orbax-checkpoint-tmp/train/": Failed writing: '
+        '"/r/checkpoints/8.orbax-checkpoint-tmp/d/e"'
+        ": Failed to write 17539 bytes to file 21: No space left on device [os_error_code='28']")
+REFUSED = ("{status}: Error writing gs://b/r/checkpoints/8/params/_sharding: refused "
+           "[http_response_body='x'] [http_response_code='{code}']")
+
+
+@pytest.mark.parametrize('error, line', [
+    (ValueError(FULL), '/r/checkpoints/8: No space left on device'),
+    (ValueError(REFUSED.format(status='PERMISSION_DENIED', code=401)),
+     'gs://b/r/checkpoints/8: the bucket answered 401 (refused)'),
+    (ValueError(REFUSED.format(status='UNAVAILABLE', code=503)),
+     'gs://b/r/checkpoints/8: the bucket answered 503 (refused)'),
+    (ValueError(REFUSED.format(status='FAILED_PRECONDITION', code=412)),
+     'gs://b/r/checkpoints/8: the bucket answered 412 (refused)'),
+    *((OSError(number, os.strerror(number), '/r/x'),
+       f"[Errno {int(number)}] {os.strerror(number)}: '/r/x'")
+      for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS)),
+    (OSError('Forbidden: https://storage.googleapis.com/b\nno access'),
+     'Forbidden: https://storage.googleapis.com/b no access')])
+def test_what_a_disk_or_a_bucket_refuses_is_tried_again_and_told_in_a_line(error, line):
+    wrapped = Exception('pages')
+    wrapped.__cause__ = error
+    assert exits.passes(error) and exits.passes(wrapped)
+    assert exits.code_of(error) == exits.code_of(wrapped) == exits.CRASHED
+    assert exits.line_of(error) == line
+
+
+@pytest.mark.parametrize('error', [
+    FileNotFoundError('no mixture at x'), FileNotFoundError(errno.ENOENT, 'No such file', 'x'),
+    ValueError('OUT_OF_RANGE: Requested byte range [65536, 77824) is not valid'),
+    ValueError(REFUSED.format(status='NOT_FOUND', code=404)), ValueError('K: no such key'),
+    Damaged('checkpoint 8 is damaged')])
+def test_what_is_wrong_or_missing_is_not_tried_again(error):
+    assert not exits.passes(error) and exits.code_of(error) == exits.FATAL
+
+
+def test_a_client_library_that_cannot_reach_its_bucket_may_reach_it_later():
+    error = type('HttpError', (Exception,), {'__module__': 'gcsfs.retry'})('refused')
+    assert exits.passes(error) and exits.code_of(error) == exits.CRASHED
+
+
 @pytest.mark.parametrize('value', ['0', '-3', 'soon', '1.5'])
 def test_a_timeout_that_is_no_number_of_seconds_is_refused(monkeypatch, value):
     monkeypatch.setenv('DOWNSCALE_HEARTBEAT_SECONDS', value)
@@ -147,3 +224,32 @@ def test_a_bucket_has_a_scratch_folder_and_a_folder_is_its_own(monkeypatch, tmp_
     assert places.scratch(tmp_path / 'study') == tmp_path / 'study'
     assert str(places.place('gs://bucket/study') / 'DONE.json') == 'gs://bucket/study/DONE.json'
     assert places.read_json(tmp_path / 'nothing.json') is None
+
+
+def test_two_processes_do_not_hold_a_folder_and_a_file_system_without_locks_is_told_of(
+        monkeypatch, tmp_path, capsys):
+    handle = places.lock(tmp_path)
+    with pytest.raises(RuntimeError, match='in use by another process'):
+        places.lock(tmp_path)
+    os.close(handle)
+    for number, says in ((errno.ENOSYS, True), (errno.EOPNOTSUPP, True), (errno.EIO, False)):
+        def refuse(*_, number=number):
+            raise OSError(number, os.strerror(number))
+        monkeypatch.setattr(places.fcntl, 'flock', refuse)
+        if says:
+            os.close(places.lock(tmp_path))
+            with places.held(tmp_path):
+                pass
+            assert capsys.readouterr().err.count(f'{tmp_path}: this file system has no locks') == 2
+        else:
+            with pytest.raises(OSError, match=str(tmp_path)):
+                places.lock(tmp_path)
+
+
+def test_a_write_that_fails_names_its_file_and_leaves_nothing(monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(Path, 'write_bytes', full)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/a/b.json'"):
+        places.write_json(tmp_path / 'a' / 'b.json', 1)
+    assert not list((tmp_path / 'a').iterdir())

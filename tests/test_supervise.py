@@ -1,4 +1,6 @@
 """A sweep on this machine, whose jobs are stubs, runs to its end by the watcher's decisions."""
+import dataclasses
+import errno
 import subprocess
 import sys
 import threading
@@ -9,8 +11,9 @@ import pytest
 from local_jobs import wait_until
 
 from downscale import exits
-from downscale.launch import local, state
+from downscale.launch import local, state, supervise
 from downscale.launch.spec import Spec
+from downscale.launch.watch import Observed, Policy
 
 STUB = Path(__file__).with_name('stub_job.py')
 
@@ -78,6 +81,78 @@ def test_a_job_that_dies_before_it_can_say_so_is_not_started_for_ever(tmp_path, 
     said = []
     local.run([spec_of(tmp_path, 'a')], 1, note=said.append)
     assert said[2:] == ['a/train: ended with exit code 64 before it could say why; see logs']
+
+
+def test_a_watcher_outlives_a_full_disk_and_starts_no_job_for_ever(tmp_path, monkeypatch):
+    """The second of three writes of `tries.json` onwards finds no room; jobs crash for it."""
+    spec, said, written = spec_of(tmp_path, 'a'), [], []
+
+    def full(path, value):
+        written.append(path.name)
+        raise OSError(errno.ENOSPC, 'No space left on device', str(path))
+    monkeypatch.setattr(supervise, 'write_json', full)
+    monkeypatch.setattr(local, 'commands', lambda spec: [
+        ([sys.executable, '-c', f'exit({exits.CRASHED})'], {})])
+    monkeypatch.setattr(local, 'policy', lambda *_: Policy(1, base=0.01, grace=0.1))
+    job, = local.run([spec], 1, note=said.append)
+    assert said.count('a/train: started') == 4 and 'a/train: crashed 4 times; see logs' in said
+    full_lines = [line for line in said if 'No space left' in line]
+    assert len(full_lines) == 1 and 'tries.json' in full_lines[0]
+    assert len(written) == 8 and job.state == 'missing'
+
+
+class Unreachable(local.Backend):
+    """A cloud whose looks fail a few times, each in another way."""
+    errors = ()
+
+    def observe(self, specs):
+        if self.errors:
+            raise self.errors.pop(0)
+        return super().observe(specs)
+
+
+def test_a_watcher_outlives_a_bucket_that_refuses(tmp_path, monkeypatch):
+    backend, said = Unreachable(), []
+    monkeypatch.setattr(local, 'commands', commands({'a': 'wait done'}))
+
+    def show(jobs):
+        if jobs[0].state == 'running' and not backend.errors and not said[1:]:
+            client = type('HttpError', (Exception,), {'__module__': 'gcsfs.retry'})
+            backend.errors = [client('503'), OSError('Forbidden: b'), RuntimeError('gcloud')] * 2
+    spec = spec_of(tmp_path, 'a')
+    threading.Timer(2, state.cancel, (spec, time.time())).start()
+    jobs = supervise.run(backend, [spec], local.policy(1), said.append, show)
+    assert [job.state for job in jobs] == ['cancelled']
+    assert len([line for line in said if line.startswith('cannot look, and will again: ')]) == 6
+
+
+class Cloud:
+    """A backend on which one job runs, another waits and a third has gone; Ctrl-C comes."""
+    poll = 0
+
+    def observe(self, specs):
+        states = zip(specs, ('running', 'pending', 'deleting'))
+        return [Observed(spec.name, spec.hash, said, time.time()) for spec, said in states]
+
+    def create(self, spec, zone):
+        raise KeyboardInterrupt
+
+    def delete(self, name, zone):
+        raise AssertionError(name)
+
+    def close(self):
+        """Nothing ends with the watcher."""
+
+
+def test_ctrl_c_says_what_goes_on_without_a_watcher_and_what_it_costs(tmp_path):
+    specs = [dataclasses.replace(spec_of(tmp_path, name), topology='v5e:4x4') for name in 'abcd']
+    said = []
+    with pytest.raises(KeyboardInterrupt):
+        supervise.run(Cloud(), specs, Policy(9), said.append)
+    assert said[-1] == (
+        'nobody watches now, but these go on and cost up to 19.20 $ an hour (estimate), until '
+        '`launch cancel` or `launch watch`: a/train (running, 16 chips), b/train (pending, 16 '
+        'chips)')
 
 
 SUPERVISOR = '''

@@ -10,6 +10,7 @@ import pytest
 from downscale.data import scenes, world_builder
 from downscale.data.scenes import World, sample
 from downscale.data.world_builder import build, scene_example, source, triple_example
+from downscale.places import held
 
 WORLD = World(grid=3, max_objects=4)
 COUNTS = {'train': 24, 'validation': 8, 'test': 8}
@@ -28,6 +29,32 @@ def test_what_is_read_equals_what_was_made(folder):
         made = [triple_example(WORLD, split, i) for i in range(n // 4)]
         made += [scene_example(WORLD, split, i) for i in range(n - n // 4)]
         assert read == {example.scene_id: (example, graphs) for example, graphs in made}
+
+
+BUILDER = """
+import sys
+from downscale.data.scenes import World
+from downscale.data.world_builder import build
+print(build(World(grid=3, max_objects=4), sys.argv[1], {'train': 20, 'test': 8}))
+"""
+
+
+def test_of_two_commands_on_a_fresh_folder_one_builds_and_the_other_waits(tmp_path):
+    with held(tmp_path):  # as the first does
+        child = subprocess.Popen([sys.executable, '-c', BUILDER, str(tmp_path)], text=True,
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert child.stderr.readline() == f'waiting for another process that prepares {tmp_path}\n'
+        assert not list(tmp_path.rglob('*.array_record*'))
+    folder, error = child.communicate(timeout=60)
+    assert child.returncode == 0 and not error
+    assert len(source(folder.strip(), 'train')) == 20
+
+
+def test_a_finished_data_set_that_cannot_be_written_is_read(folder, monkeypatch):
+    def refuse(path):
+        raise OSError(30, 'Read-only file system', str(path))
+    monkeypatch.setattr(world_builder, 'held', refuse)
+    assert build(WORLD, folder.parents[2], COUNTS, similarity_share=0.25) == folder
 
 
 def test_the_scene_of_a_record_is_the_first_picture(folder):

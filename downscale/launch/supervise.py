@@ -4,23 +4,23 @@ A backend has `poll` (seconds), `observe(specs)`, `create(spec, zone)`, `delete(
 `close()`. What is created is noted in the job's `tries.json` first, so whoever goes on knows of it.
 """
 import contextlib
+import dataclasses
 import os
 import signal
 import time
-from dataclasses import dataclass, field
 
 from downscale.exits import line_of, passes
 from downscale.launch import state, watch
 from downscale.places import lock, read_json, scratch, write_json
 
 
-@dataclass
+@dataclasses.dataclass
 class Memory:
     """What a watcher knows beside the files: `lines` {what: the line noted of it last}, `stamps`
     of life, and `tries` {path: rows} that a full disk or a bucket out of reach did not take."""
-    lines: dict = field(default_factory=dict)
-    stamps: state.Stamps = field(default_factory=state.Stamps)
-    tries: dict = field(default_factory=dict)
+    lines: dict = dataclasses.field(default_factory=dict)
+    stamps: state.Stamps = dataclasses.field(default_factory=state.Stamps)
+    tries: dict = dataclasses.field(default_factory=dict)
 
 
 def run(backend, specs, policy, note=print, show=lambda jobs: None):
@@ -44,13 +44,22 @@ def run(backend, specs, policy, note=print, show=lambda jobs: None):
                     if not isinstance(error, RuntimeError) and not passes(error):
                         raise
                     _once(memory, 'look', f'cannot look, and will again: {line_of(error)}', note)
-            return state.read(study, specs, time.time(), memory.stamps)
+            jobs = state.read(study, specs, time.time(), memory.stamps)
+            return [_ended(job, actions) for job in jobs]
         except KeyboardInterrupt:
             backend.close()
             _note_left(backend, specs, note)
             raise
         finally:
             backend.close()
+
+
+def _ended(job, actions):
+    """A job that is given up has failed, also where its files, on a full disk, do not say so."""
+    for action in actions:
+        if isinstance(action, watch.GiveUp) and action.key == job.key and job.state == 'running':
+            return dataclasses.replace(job, state='failed', reason=action.why)
+    return job
 
 
 def _note_left(backend, specs, note):

@@ -67,7 +67,7 @@ class _Manager(ocp.CheckpointManager):
         if distributed.first():
             folder = self.directory / str(self.saving)
             if not in_bucket(folder):  # orbax renames it next
-                folder, = self.directory.glob(f'{self.saving}.orbax-checkpoint-tmp*')
+                folder = self.directory / f'{self.saving}.orbax-checkpoint-tmp'
             checksums.write(folder)
 
 
