@@ -13,6 +13,7 @@ FAMILIES = {'color': 'visual', 'count': 'visual', 'relation': 'visual', 'animal'
 CHANCE = .25
 LOSS_BY_FAMILY = {'color': .02, 'count': .22, 'relation': .1, 'animal': 0.}  # per step down
 FAULTS = dict.fromkeys(FAMILIES, {'unparsed': .02})
+GOLDS = ('red', 'blue', 'green', 'grey')
 TEXTS_OF = {'caption': .05, 'extraction': 0.}
 
 
@@ -82,9 +83,10 @@ def write(path, cell, rng, luck, down, pred, faults, penalty=None):
             draw = luck[k, place] if rng.random() < .7 else rng.random()
             fault = _fault(k, len(luck), faults.get(family, {}), thinking)
             right = bool(draw < skill) and not fault
+            gold = GOLDS[k % len(GOLDS)]
             rows.append(item_row(
                 eval_id=eval_id, task=family, category=category, item_id=f'{family}{k}',
-                cluster_id=f'c{k}', score=float(right), pred='red' if right else pred,
+                cluster_id=f'c{k}', score=float(right), gold=gold, pred=gold if right else pred,
                 n_gen_tokens=int(rng.integers(2, 9)), n_think_tokens=2 * thinking,
                 nll_gold=float('nan') if thinking else .5, **{'r_run': '', **cell},
                 **_ending(fault, thinking)))

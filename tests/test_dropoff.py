@@ -21,10 +21,19 @@ def test_the_four_measures_agree_with_the_accuracies(scored):
         small, middle, large = (row['sizes'][name].value for name in SIZES)
         assert found[task]['abs'].value == pytest.approx(large - small)
         assert found[task]['rel'].value == pytest.approx((large - small) / large)
-        assert found[task]['rel_chance'].value == pytest.approx((large - small) / (large - .25))
+        floor = row['floor']
+        assert floor == max(.25, .3, row['constant'])
+        assert found[task]['rel_chance'].value == pytest.approx((large - small) / (large - floor))
         decades = np.log10([n // 2 for n in SIZES.values()])
         line = np.polyfit(decades, [small, middle, large], 1)[0]
         assert found[task]['slope'].value == pytest.approx(line)
+
+
+def test_report_and_command_have_one_chance_corrected_drop(scored):
+    told, printed = measures.drops(scored), dropoff.drops(scored)['drops']
+    for task, row in (*told['families'].items(), ('macro', told['macro'])):
+        assert row['relative_chance'] == printed[task]['rel_chance']
+        assert row['absolute'] == printed[task]['abs']
 
 
 def test_every_measure_finds_the_planted_drop_and_has_an_interval(scored):

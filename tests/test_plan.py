@@ -306,3 +306,25 @@ def test_the_benchmark_gates_exact_figures_and_never_the_estimate():
     assert [grown(**{key: 106}) for key in GATED] == [[f'step {key}'] for key in GATED]
     assert compared({'step': dict.fromkeys(before['step'], 0)}, before)[1] == [
         f'step {key}' for key in GATED]
+
+
+def test_a_plan_knows_every_file_that_a_worker_imports():
+    found = {path.relative_to(pool.PACKAGE).as_posix() for path in pool.sources()}
+    assert {'launch/worker.py', 'mup.py', 'data/images.py', 'model/layers.py', 'sharding.py',
+            'launch/hardware.json'} <= found
+    assert not any(name.startswith(('analysis/', 'evaluate/')) for name in found)
+
+
+def test_an_added_import_is_seen(tmp_path):
+    package = tmp_path / 'small'
+    (package / 'launch').mkdir(parents=True)
+    files = {'__init__.py': '', 'launch/__init__.py': '', 'launch/worker.py': 'import os\n',
+             'letters.py': 'x = 1\n', 'sizes.py': 'def f():\n    from small import letters\n'}
+    for name, text in files.items():
+        (package / name).write_text(text)
+
+    def names():
+        return [path.name for path in pool.sources(package, 'small.launch.worker')]
+    assert names() == ['worker.py']
+    (package / 'launch' / 'worker.py').write_text('from small.sizes import f\n')
+    assert names() == ['worker.py', 'letters.py', 'sizes.py']

@@ -59,16 +59,23 @@ def test_intervals_over_three_seeds_hold_the_truth(spread):
     assert found.seeds == 3
 
 
-def test_cells_without_a_common_set_of_seeds_are_over_pictures_only():
+def test_cells_are_compared_over_the_seeds_that_all_have_and_intervals_do_not_narrow():
     made = synth(0, sizes=2, seeds=3, items=160)
     s = measures.scored(made.study, 100)
     small, large = (measures.joint_cells(s, size, 'image') for size in s.sizes)
-    for groups, seeds in (([small, large], 3), ([small, large[:2]], 2), ([small[:1]], 1),
-                          ([small, large[:1]], 1)):
-        _, means, _ = measures.means_of(s, groups)
-        assert means.seeds == seeds
-        x = measures.one(means, 0, 0)
-        assert ('seeds' in x.method) == (seeds == 3)
+    width = 0
+    for groups, seeds in (([small, large], 3), ([small, large[:2]], 2), ([small, large[:1]], 1)):
+        paired, means, _ = measures.means_of(s, groups)
+        x = measures.one(stats.macro(means), 0, 0, minus=1)
+        assert means.seeds == x.seeds == seeds and f'{seeds} ' in x.method
+        common = [measures.means_of(s, [[a], [b]])[1] for a, b in zip(*groups, strict=False)]
+        assert x.value == pytest.approx(np.mean([(m.value[0] - m.value[1]).mean() for m in common]))
+        assert paired.scores.shape == (2, 160) and x.high - x.low > width
+        width = x.high - x.low
+    assert (x.low, x.high) == (-1, 1) and not x.clear
+    with pytest.raises(measures.Missing, match='no seed has all that is compared; there are seeds'):
+        measures.means_of(s, [small[:1], large[1:]])
+    assert 'seeds' not in measures.one(measures.of_run(s, small[0]), 0, 0).method
 
 
 def test_p_values_and_ratios_over_seeds_agree_with_their_intervals():

@@ -1,9 +1,11 @@
 """Clustered and paired statistics (analysis reference, R10 and section 5)."""
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import norm
 
-from downscale.analysis import stats
+from downscale.analysis import inference, stats
 
 PICTURES, QUESTIONS = 200, 5
 CLUSTERS = np.repeat(np.arange(PICTURES), QUESTIONS)
@@ -105,7 +107,40 @@ def test_one_cluster_gives_no_interval():
     found = stats.mean_ci([1., 0.], ['a', 'a'], bootstraps=50)
     assert np.isnan(found.low)
     assert not found.clear
-    assert 'none' in found.method
+    assert found.method == 'none (1 cluster)'
+
+
+@pytest.mark.parametrize(('value', 'draws', 'clusters', 'why'), [
+    (.5, [.4, .6], 1, '1 cluster'), (np.nan, [.4, .6], 9, 'no number'),
+    (.5, [np.nan, .6], 9, 'fewer than two draws'), (.5, [.4, .6], 0, '0 clusters')])
+def test_no_interval_says_its_own_reason(value, draws, clusters, why):
+    found = stats.interval(value, draws, 20, clusters)
+    assert found.method == f'none ({why})' and np.isnan(found.low)
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=12), st.booleans())
+def test_a_paired_difference_is_as_clear_as_its_own_test(values, alike):
+    """Fewer than six pictures are never clear, and p and interval of few agree on that."""
+    values = np.array([values[0]] * len(values) if alike else values)
+    names = np.arange(len(values))
+    means = stats.group_means([values, values * 0], np.full(len(names), 'a'), names,
+                              stats.resample(names, 200))
+    draws = means.draws[:, 0, 0]
+    found = stats.interval(values.mean(), draws, len(names), len(names), bounds=(-1, 1))
+    p = inference.p_value(values.mean(), draws, len(names))
+    assert found.low <= found.value + 1e-9 and found.value <= found.high + 1e-9
+    if len(names) < stats.FEW_SIGNS:
+        assert not found.clear and p > .05
+    elif found.clear:
+        assert p < .06
+
+
+def test_three_agreeing_pictures_are_not_clear_and_six_are():
+    for count, clear in ((3, False), (5, False), (6, True)):
+        ones, names = np.ones(count), np.arange(count)
+        found = stats.paired_difference(ones, ones * 0, names, bootstraps=100)
+        assert found.clear == clear and found.high == 1
+    assert .2 < stats.mean_ci(np.ones(3), np.arange(3), 100, bounds=(0, 1)).low < 1
 
 
 def test_few_clusters_widen_the_interval():

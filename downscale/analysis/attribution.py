@@ -80,7 +80,7 @@ def log_odds(means):
         right = np.clip(share, 0, 1) * means.n + .5
         return np.log(right / (means.n + 1 - right))
     return stats.Means(means.groups, logit(means.value), logit(means.draws), means.n,
-                       means.clusters, means.seeds)
+                       means.clusters, means.seeds, means.planned)
 
 
 def attribute(means, names, scale='accuracy'):
@@ -96,7 +96,7 @@ def attribute(means, names, scale='accuracy'):
         table = table.T.reshape(*(2,) * factors, -1)   # the value in front of its draws
 
         def known(part, column=column):
-            return _known(part, means.n[column], means.clusters[column], scale, means.seeds)
+            return _known(means, part, column, scale)
         shares = {name: known(part) for name, part in zip(names, shapley(table, factors),
                                                           strict=True)}
         both = {tuple(names[place] for place in group): known(part)
@@ -108,14 +108,14 @@ def attribute(means, names, scale='accuracy'):
     return found
 
 
-def _known(part, n, clusters, scale, seeds):
+def _known(means, part, column, scale):
     if scale == 'accuracy':
-        return stats.interval(part[0], part[1:], n, clusters, bounds=(-2, 2), seeds=seeds)
+        return means.interval(part[0], part[1:], column, (-2, 2))
     draws = part[np.isfinite(part)]
     if np.ptp(draws) < 1e-9:  # the bound for unseen change is one of shares, not of log-odds
-        return stats.Interval(float(part[0]), np.nan, np.nan, int(n), int(clusters),
-                              'none (draws agree)', seeds)
-    return stats.interval(part[0], part[1:], n, clusters, seeds=seeds)
+        return stats.Interval(float(part[0]), np.nan, np.nan, int(means.n[column]),
+                              int(means.clusters[column]), 'none (draws agree)', means.seeds)
+    return means.interval(part[0], part[1:], column)
 
 
 def class_of(large, small_p, small_r, small):

@@ -5,7 +5,7 @@ An experiment file may declare its own list before the run (`claims` of its conf
 """
 from dataclasses import asdict, dataclass
 
-from downscale.analysis import stats
+from downscale.analysis import floors, stats
 from downscale.analysis.contrasts import CONTRASTS, families_of, over
 from downscale.analysis.gate import gate
 from downscale.analysis.measures import Missing, joint_cells, means_of
@@ -25,8 +25,8 @@ class Claim:
     `contrast` names one of `contrasts.CONTRASTS`. 'greater': supported when the whole 95 % interval
     is above `threshold`, contradicted when it is below. 'equivalent': supported when it is within
     +-threshold, contradicted when it is outside. Else inconclusive, as with fewer than `seeds`
-    seeds. `gate`: what must hold for the number to mean anything: the largest reasoner beats an
-    informed guess on gold texts ('reasoner'), or the largest joint model beats chance ('joint').
+    seeds. `gate`: what must hold for the number to mean anything: the largest reasoner beats every
+    guess on gold texts ('reasoner'), or the largest joint model does with the picture ('joint').
     `mode` is how reasoners answer; '' takes the one whose gate passes, thinking first.
     """
     id: str
@@ -146,17 +146,18 @@ def _gate(s, claim, mode, reasoner):
 
 
 def _joint_gate(s):
-    """Whether the largest joint model is above chance in the mean of either kind of family."""
+    """Whether the largest joint model is above every guess in the mean of either kind of family.
+    """
     have = [size for size in s.sizes if joint_cells(s, size, 'image')]
     if not have:
         return False, 'failed: no model was asked with the picture'
     cells = joint_cells(s, have[-1], 'image')
-    _, _, chance = means_of(s, [cells])
+    guess = floors.floor(s, means_of(s, [cells])[0]).means
     for kind, tasks in zip(('visual', 'knowledge'), families_of(s), strict=True):
-        here = [column for column, name in enumerate(chance.groups) if name in tasks]
+        here = [column for column, name in enumerate(guess.groups) if name in tasks]
         if here:
-            score, floor = over(s, [cells], ((1,), tasks)), chance.value[0, here].mean()
+            score, floor = over(s, [cells], ((1,), tasks)), guess.value[0, here].mean()
             if not score.low > floor:
                 return False, (f'failed: {have[-1].name} has {score.value:.2f} [{score.low:.2f}, '
-                               f'{score.high:.2f}] in {kind} families, chance {floor:.2f}')
-    return True, f'passed ({have[-1].name} is above chance)'
+                               f'{score.high:.2f}] in {kind} families, the best guess {floor:.2f}')
+    return True, f'passed ({have[-1].name} is above every guess)'

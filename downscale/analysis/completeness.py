@@ -40,12 +40,17 @@ class Completion:
     over: dict
 
 
-def completion(s, cells):
+def completion(s, cells, means=None):
     """({family: Completion}, Completion of the macro mean over families) of these cells.
 
-    Cells (seeds) and the repeats of an item weigh as in the accuracy itself; a mean over families
-    counts each family alike. Accuracy on completed answers is a ratio of sums over pictures.
+    The accuracy is that of `means` (a row; by default over seeds as in every other table). Cells
+    (seeds) and the repeats of an item weigh as in it; a mean over families counts each family
+    alike. Accuracy on completed answers is a ratio of sums over pictures, and where all are
+    completed the accuracy itself.
     """
+    from downscale.analysis.measures import means_of, one  # they stand on this page
+    means = stats.with_macro(means_of(s, [cells])[1] if means is None else means)
+    accuracy = {task: one(means, 0, column) for column, task in enumerate(means.groups)}
     rows, weights = _weighed(s, cells)
     items = {name: s.study.items[name][rows] for name in ('score', 'truncated', 'parse_ok',
                                                           'close')}
@@ -55,17 +60,15 @@ def completion(s, cells):
     thinking, parts = any(cell.thinking for cell in cells), {}
     codes, first, place = np.unique(s.study.codes['task'][rows], return_index=True,
                                     return_inverse=True)
-    means = [_means(s, rows, place, weights * kept, items['score'], kept)
-             for kept in (np.ones(len(rows)), done.astype(float))]
+    finished = _means(s, rows, place, weights * done, items['score'], done.astype(float))
     whole = np.bincount(place, weights)
     for column, task in enumerate(s.study.items['task'][rows[first]]):
         shares = {kind: Share(np.bincount(place, weights * flags)[column] / whole[column])
                   for kind, flags in ended.items() if thinking or kind != 'unclosed'}
         here = place == column
-        parts[task] = (shares, *(mean[column] for mean in means), int(here.sum()),
-                       int((here & done).sum()))
-    return ({task: _completion({task: part}) for task, part in parts.items()},
-            _completion(parts))
+        parts[task] = (shares, finished[column], int(here.sum()), int((here & done).sum()))
+    return ({task: _completion({task: part}, accuracy[task]) for task, part in parts.items()},
+            _completion(parts, accuracy['macro']))
 
 
 def _weighed(s, cells):
@@ -98,14 +101,16 @@ def _means(s, rows, place, weights, score, kept):
     return list(zip(value, draws.T, items, np.count_nonzero(seen, axis=0), strict=True))
 
 
-def _completion(parts):
+def _completion(parts, accuracy):
     """One `Completion` of the plain mean over the families in `parts`."""
-    shares, wholes, dones, answers, completed = zip(*parts.values(), strict=True)
+    shares, dones, answers, completed = zip(*parts.values(), strict=True)
+    all_done = sum(answers) == sum(completed)
     means = {kind: Share(np.mean([share[kind] for share in shares])) for kind in shares[0]}
     over = {task: {kind: share for kind, share in part[0].items() if share.over}
             for task, part in parts.items()}
     return Completion(means['truncated'], means['unparsed'], means.get('unclosed'),
-                      _interval(wholes), _interval(dones), sum(answers), sum(completed),
+                      accuracy, accuracy if all_done else _interval(dones), sum(answers),
+                      sum(completed),
                       {task: kinds for task, kinds in over.items() if kinds})
 
 

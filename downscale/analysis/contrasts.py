@@ -52,7 +52,7 @@ def over(s, groups, *parts):
     bounds = float(np.minimum(weights, 0).sum()), float(np.maximum(weights, 0).sum())
     return stats.interval(value, draws, means.n[columns].sum(),
                           stats.effective(means.clusters[columns], shares[columns]),
-                          bounds=bounds, seeds=means.seeds)
+                          bounds=bounds, seeds=means.seeds, planned=means.planned)
 
 
 def _ends(s):

@@ -3,23 +3,26 @@
 Training FLOPs are those of the matrix products (`accounting.train_flops`). A model costs what it
 and all stages it came from have cost, a shared tower included.
 """
-import json
 import math
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from downscale.accounting import decode_flops, forward_flops, train_flops
+from downscale.analysis.files import NUMBER, check, read_lines, read_object, short, shown
 from downscale.analysis.measures import Missing
-from downscale.evaluate.items import TableError
-from downscale.places import read_json
-from downscale.sizes import LanguageConfig, VisionConfig
+from downscale.data.images import best_grid, token_count
+from downscale.evaluate.items import TableError, one_line
+from downscale.sizes import LanguageConfig, Pictures, VisionConfig
 from downscale.strict import from_dict, unknown
 
 COSTS = {'params': 'parameters in total', 'train_flops': 'training FLOPs',
          'inference_flops': 'inference FLOPs a question',
          'samples': 'rows with pictures in training', 'chip_hours': 'chip-hours of training'}
-WRITER = {'caption': 'caption', 'extraction': 'extract'}
+WRITER = {'caption': 'caption', 'extraction': 'extract', 'brief': 'caption'}
+STAGE_FIELDS = {'name': str, 'steps': NUMBER, 'batch': NUMBER, 'length': NUMBER, 'tiles': NUMBER,
+                'trainable': list, 'parents': dict, 'rates': dict}
 JOINT = ('interleave', 'instruct')
 
 
@@ -27,14 +30,16 @@ JOINT = ('interleave', 'instruct')
 class Trained:
     """One stage of a cell: its `stage` dict, models, cost and what it started from.
 
-    `conversations` are those it was trained on, None where nothing tells how rows were packed.
+    `conversations` are those it was trained on, and `flops` what that took: None where nothing
+    tells how rows were packed, or how often each bucket came. `pictures` is how pictures are cut.
     """
     size: str
     seed: int
     stage: dict
     language: LanguageConfig
     vision: VisionConfig | None
-    flops: float
+    pictures: Pictures
+    flops: float | None
     chip_seconds: float | None
     conversations: float | None
     parents: tuple
@@ -46,37 +51,73 @@ def stages_of(s):
         found = {}
         for path in sorted(s.study.root.glob('cells/*/*/experiment.json')):
             cell, stage = path.parent.parent.name, path.parent.name
-            value = read_json(path)
-            try:
-                one = next((one for one in value['stages'] if one['name'] == stage), None)
-                if one is not None:
-                    found[cell, stage] = _trained(path.parent, cell, value, one)
-            except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
-                raise TableError(f'{path}: not readable as an experiment '
-                                 f'({type(error).__name__}: {error})') from None
+            value = read_object(path)
+            check(value, {'size': str, 'seed': int, 'stages': list, 'language': dict}, short(path))
+            one = next((one for one in value['stages']
+                        if isinstance(one, dict) and one.get('name') == stage), None)
+            if one is not None:
+                check(one, STAGE_FIELDS, f'{short(path)}: stage {stage}')
+                found[cell, stage] = _trained(path.parent, cell, value, one)
         s.made['stages'] = found
     return s.made['stages']
 
 
 def _trained(folder, cell, value, one):
-    language = from_dict(LanguageConfig, value['language'], f'{folder}: language')
-    vision = value.get('vision') and from_dict(VisionConfig, value['vision'], f'{folder}: vision')
-    shapes = [one, *one.get('buckets', ())]
-    flops = np.mean([train_flops(language, vision, rows=shape['batch'], length=shape['length'],
-                                 tiles=shape['tiles'] * shape['batch'],
-                                 groups=tuple(one['trainable']))['total'] for shape in shapes])
+    try:
+        language = from_dict(LanguageConfig, value['language'], 'language')
+        vision = value.get('vision') and from_dict(VisionConfig, value['vision'], 'vision')
+        pictures = from_dict(Pictures, value.get('pictures', {}), 'pictures')
+        flops = _flops(folder, one, language, vision)
+    except ValueError as error:
+        if isinstance(error, TableError):
+            raise
+        raise TableError(f'{short(folder / "experiment.json")}: {one_line(error)}') from None
     parents = tuple((f'{other}-s{value["seed"]}' if other else cell, name)
                     for other, _, name in (reference.rpartition('/') for reference in
                                            dict.fromkeys(one['parents'].values())))
-    return Trained(value['size'], value['seed'], one, language, vision,
-                   float(flops) * one['steps'], _chip_seconds(folder, value.get('mesh', {})),
+    return Trained(value['size'], value['seed'], one, language, vision, pictures, flops,
+                   _chip_seconds(folder, value.get('mesh', {})),
                    _conversations(folder, one['steps']), parents)
+
+
+def _flops(folder, one, language, vision):
+    """FLOPs of all steps of a stage, its shapes of batches weighed by how often they come."""
+    shapes, packed = [one, *one.get('buckets', ())], _packed(folder)
+    for shape in shapes:
+        check(shape, dict.fromkeys(('batch', 'length', 'tiles'), NUMBER),
+              f'{short(folder / "experiment.json")}: shape of stage {one["name"]}')
+    weights = {(one['length'], one['tiles']): 1.}
+    if len(shapes) > 1:
+        if packed is None:
+            return None
+        weights = {(row.get('length'), row.get('tiles_per_row')): row['rows'] / row['batch']
+                   for row in packed['buckets']}
+    flops = sum(weights.get((shape['length'], shape['tiles']), 0) * train_flops(
+        language, vision, rows=shape['batch'], length=shape['length'],
+        tiles=shape['tiles'] * shape['batch'], groups=tuple(one['trainable']))['total']
+        for shape in shapes)
+    return float(flops) / sum(weights.values()) * one['steps']
+
+
+def _packed(folder):
+    """The checked `padding.json` of a stage, None without one."""
+    path = folder / 'padding.json'
+    told = read_object(path)
+    if not told:
+        return None
+    check(told, {'buckets': list, 'total': dict}, short(path))
+    check(told['total'], {'conversations': NUMBER}, f'{short(path)}: total')
+    for row in told['buckets']:
+        check(row, {'rows': NUMBER, 'batch': NUMBER}, f'{short(path)}: a bucket')
+    if not sum(row['rows'] > 0 < row['batch'] for row in told['buckets']):
+        raise TableError(f'{short(path)}: field \'buckets\' has no rows')
+    return told
 
 
 def _conversations(folder, steps):
     """Conversations that `steps` steps hold, by the packing that `padding.json` has counted."""
-    told = read_json(folder / 'padding.json')
-    if not told:
+    told = _packed(folder)
+    if told is None:
         return None
     batches = sum(shape['rows'] / shape['batch'] for shape in told['buckets'])
     return steps * told['total']['conversations'] / batches
@@ -101,16 +142,18 @@ def _chip_seconds(folder, mesh):
     if not path.is_file():
         return None
     whole, last, session = 0., 0., None
-    for line in path.read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue   # torn by a kill; the next row of its session holds its time
+    rows, _ = read_lines(path)   # after a torn one the next row of its session holds its time
+    for row in rows:
+        check({'cells': 1, **row}, {'seconds': NUMBER, 'cells': NUMBER}, short(path))
+        if row['seconds'] < 0 or row.get('cells', 1) <= 0:
+            raise TableError(f'{short(path)}: {shown(row)} has impossible seconds or cells')
         if row.get('began') != session or row['seconds'] < last:   # old rows have no `began`
             session, last = row.get('began'), 0.
         whole, last = whole + (row['seconds'] - last) / row.get('cells', 1), row['seconds']
     if not whole:
         return None   # so short that no time was noted
+    names = mesh if isinstance(mesh, dict) else ()
+    check(mesh, dict.fromkeys(names, int), f'{short(folder)}: mesh')
     return whole * math.prod(max(1, size) for size in mesh.values())
 
 
@@ -183,6 +226,9 @@ def of_cell(s, cell, cost):
         behind = {**behind, **reasoner_of(s, cell.r_run)[1]}
     stages = list(behind.values())
     if cost == 'train_flops':
+        if any(one.flops is None for one in stages):
+            raise Missing('a stage with buckets has no padding.json, which says how often each '
+                          'came')
         return sum(one.flops for one in stages)
     if cost == 'samples':
         return sum(one.stage['steps'] * one.stage['batch'] for one in stages if one.stage['tiles'])
@@ -192,7 +238,7 @@ def of_cell(s, cell, cost):
 
 
 def _inference(s, cell):
-    """Mean FLOPs a question: one tile and its tokens are read, texts and thoughts are written.
+    """Mean FLOPs a question: a picture's tiles and tokens are read, texts and thoughts written.
 
     Questions and prompts are left out, since their tokens are not recorded; they are the same for
     all that are compared.
@@ -202,9 +248,11 @@ def _inference(s, cell):
     own = stages_of(s)[stage_of(s, cell.p_run, cell.text_kind)]
     if own.vision is None:
         raise Missing(f'{cell.p_run} has no tower')
-    seen = own.vision.P
-    whole = forward_flops(own.language, own.vision, rows=1, length=seen, tiles=1,
-                          head_positions=1)['total']
+    looked = _seen(s, cell, own)
+    seen = float(np.mean([tokens for tokens, _ in looked]))
+    whole = float(np.mean([forward_flops(own.language, own.vision, rows=1, length=tokens,
+                                         tiles=tiles, head_positions=1)['total']
+                           for tokens, tiles in looked]))
     if not cell.r_run:
         return whole + _decoded(own.language, seen, written)
     texts = s.study.texts
@@ -217,6 +265,38 @@ def _inference(s, cell):
             + forward_flops(reasoner, None, rows=1, length=max(1, round(length)),
                             head_positions=1)['total']
             + _decoded(reasoner, length, written))
+
+
+def _seen(s, cell, own):
+    """[(tokens, tiles)] of pictures: one tile each, and in the mode 'anyres' those of every saved
+    picture that was asked about; `Missing` where none of them is saved."""
+    if own.pictures.mode != 'anyres':
+        return [(own.vision.P, 1)]
+    if 'saved' not in s.made:
+        s.made['saved'] = {}
+        for path in sorted(s.study.root.glob('pictures/*.png')):
+            s.made['saved'].setdefault(path.stem.rpartition('-')[0], []).append(path)
+    asked = np.unique(s.study.items['cluster_id'][s.study.cells[cell]].astype(str))
+    groups = [s.made['saved'].get(cluster.replace('/', '_'), ()) for cluster in asked]
+    found = []
+    for paths in filter(None, groups):
+        sizes = [_pixels(path) for path in paths]
+        alone = len(sizes) == 1   # pictures that share a conversation are one tile each
+        found.append((sum(token_count(*size, own.vision, own.pictures, alone) for size in sizes),
+                      sum(1 + alone * math.prod(best_grid(*size, own.vision, own.pictures))
+                          for size in sizes)))
+    if not found:
+        raise Missing('none of the pictures is saved under pictures/, whose tiles a model that '
+                      'cuts pictures into tiles pays for')
+    return found
+
+
+def _pixels(path):
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, SyntaxError) as error:
+        raise TableError(f'{short(path)}: no readable picture: {one_line(error)}') from None
 
 
 def _decoded(language, live, tokens):

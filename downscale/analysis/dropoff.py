@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import norm, rankdata
 
-from downscale.analysis import measures, stats
-from downscale.analysis.inference import ratio_interval
+from downscale.analysis import floors, measures, stats
 from downscale.analysis.measures import Missing
 
 SIZE_COLUMNS = ('n_nonembed', 'n_total')  # a slope per decade moves by up to 1.3x with the choice
@@ -29,7 +28,7 @@ def drops(s, size='n_nonembed'):
     """The sizes 'large' and 'small', and 'drops': {family or 'macro': {measure: Interval}}.
 
     abs: accuracy of the largest size minus that of the smallest. rel: abs / accuracy of the
-    largest. rel_chance: abs / (accuracy of the largest - chance). slope: accuracy gained per
+    largest. rel_chance: abs / (accuracy of the largest - floor). slope: accuracy gained per
     tenfold `size`, a line by least squares through all sizes. The largest is so by n_total.
     """
     if size not in SIZE_COLUMNS:
@@ -37,26 +36,25 @@ def drops(s, size='n_nonembed'):
     have = [one for one in s.sizes if measures.joint_cells(s, one, 'image')]
     if len(have) < 2:
         raise Missing(f'a drop needs two sizes that answered with the picture, found {len(have)}')
-    _, *means = measures.means_of(s, [measures.joint_cells(s, one, 'image') for one in have])
-    means, chance = map(stats.with_macro, means)
+    cells = [measures.joint_cells(s, one, 'image') for one in have]
+    paired, ends, _ = measures.means_of(s, [cells[-1], cells[0]])
+    floor = stats.with_macro(floors.floor(s, paired).means)
+    ends, line = map(stats.with_macro, (ends, measures.means_of(s, cells)[1]))
     decades = np.log10([one.n_nonembed if size == 'n_nonembed' else one.n_total for one in have])
     return {'large': have[-1].name, 'small': have[0].name,
-            'drops': {task: _drops_of(means, chance, column, decades)
-                      for column, task in enumerate(means.groups)}}
+            'drops': {task: _drops_of(ends, line, floor, column, decades)
+                      for column, task in enumerate(ends.groups)}}
 
 
-def _drops_of(means, chance, column, decades):
-    value, draws = means.value[:, column], means.draws[:, :, column]
-    counts, seeds = (means.n[column], means.clusters[column]), means.seeds
-    fall = value[-1] - value[0], draws[:, -1] - draws[:, 0]
-    floor = chance.value[0, column], chance.draws[:, 0, column]
-    found = {'abs': stats.interval(*fall, *counts, bounds=(-1, 1), seeds=seeds),
-             'rel': ratio_interval(fall, (value[-1], draws[:, -1]), *counts, seeds=seeds),
-             'rel_chance': ratio_interval(fall, (value[-1] - floor[0], draws[:, -1] - floor[1]),
-                                          *counts, seeds=seeds)}
+def _drops_of(ends, line, floor, column, decades):
+    """The measures of one family: `ends` has the largest and the smallest size, `line` all."""
+    nothing = stats.Means(floor.groups, floor.value * 0, floor.draws * 0, floor.n, floor.clusters)
+    found = {'abs': measures.one(ends, 0, column, minus=1),
+             'rel': measures.relative(ends, nothing, column),
+             'rel_chance': measures.relative(ends, floor, column)}
     if np.ptp(decades) > 0:
         lever = (decades - decades.mean()) / np.sum((decades - decades.mean()) ** 2)
-        found['slope'] = stats.contrast(means, lever, column, (-np.inf, np.inf))
+        found['slope'] = stats.contrast(line, lever, column, (-np.inf, np.inf))
     return found
 
 

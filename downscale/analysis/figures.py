@@ -117,6 +117,7 @@ def accuracy(result):
         axis.axhline(panel['chance'], color=GREY, ls='--', lw=1, label='informed guess')
         if panel['majority'] is not None:
             axis.axhline(panel['majority'], color=GREY, ls=':', lw=1.4, label='majority answer')
+        axis.axhline(panel['floor'], color=INK, ls='-', lw=.8, label='highest guess')
         axis.set(xscale='log', ylim=(-.03, 1.03), title=name, xticks=x,
                  xticklabels=[short_count(v) for v in x])
         axis.minorticks_off()
@@ -124,7 +125,7 @@ def accuracy(result):
         axis.grid(axis='y', color=GREY, alpha=.25, lw=.6)
         axis.tick_params(labelleft=axis.get_subplotspec().is_first_col(), length=2)
         rows += [{'family': name, 'size': size, 'n_total': n_total[size], **numbers(v),
-                  'chance': panel['chance'], 'majority': panel['majority'],
+                  **{guess: panel[guess] for guess in ('chance', 'majority', 'constant', 'floor')},
                   **_ended(panel['completion'][size])}
                  for size, v in panel['sizes'].items()]
     axes[0].set_ylabel('accuracy')
@@ -145,14 +146,14 @@ def drops(result):
     for axis, (kind, title) in zip(axes, titles.items(), strict=True):
         for place, name in enumerate(names):
             x = table[name][kind]
-            if x is None:
-                axis.text(.02, place, 'large model not above chance', va='center', fontsize=8,
-                          color=GREY, transform=axis.get_yaxis_transform())
+            rows.append({'family': name, 'kind': kind, **numbers(x)})
+            if not np.isfinite([x.low, x.high]).all():
+                axis.text(.02, place, 'large model may not be above chance', va='center',
+                          fontsize=8, color=GREY, transform=axis.get_yaxis_transform())
                 continue
             colour = ORANGE if name == 'macro mean' else BLUE if x.clear else GREY
             axis.barh(place, x.value, color=colour, height=.62, alpha=.75)
             axis.errorbar(x.value, place, xerr=errors(x), color=INK, lw=1.1, capsize=2)
-            rows.append({'family': name, 'kind': kind, **numbers(x)})
         axis.axvline(0, color=INK, lw=.8)
         axis.set_yticks(range(len(names)), [f'{name} ({table[name]["absolute"].n})'
                                             for name in names] if kind == 'absolute' else [])

@@ -5,14 +5,15 @@ meaningless whatever the perception model wrote.
 """
 import dataclasses
 
+from downscale.analysis import floors
 from downscale.analysis.completeness import completion
 from downscale.analysis.measures import MODES, means_of, one
 
 
 def gate(s):
-    """Whether the largest reasoner, given a true description, beats an informed guess.
+    """Whether the largest reasoner, given a true description, beats every guess (`floors`).
 
-    A mode passes when in every family the lower end of the 95 % interval of mean(score - chance)
+    A mode passes when in every family the lower end of the 95 % interval of mean(score - floor)
     is above zero. Only then does a low score of a pair say something about perception.
     """
     used = {cell.r_run for cell in s.study.cells if cell.r_run}
@@ -39,15 +40,16 @@ def gate(s):
 
 
 def _gate_mode(s, cells, mode, table):
-    _, score, chance = means_of(s, [cells])
-    margin = dataclasses.replace(score, value=score.value - chance.value,
-                                 draws=score.draws - chance.draws)
+    paired, score, _ = means_of(s, [cells])
+    floor = floors.floor(s, paired)
+    margin = dataclasses.replace(score, value=score.value - floor.means.value,
+                                 draws=score.draws - floor.means.draws)
     ended, _ = completion(s, cells)
     for column, task in enumerate(margin.groups):
         above = one(margin, 0, column, bounds=(-1, 1))
         table[task][mode] = {
             'margin': above, 'accuracy': one(score, 0, column),
-            'chance': float(chance.value[0, column]),
+            'floor': float(floor.means.value[0, column]), 'guesser': floor.names[task],
             'completion': ended[task], 'passes': bool(above.low > 0)}
 
 
@@ -64,15 +66,15 @@ def _gate_line(result):
         for task in facts['failing']:
             cell = result['families'][task].get(mode)
             reasons.append(f'{task} not measured' if cell is None else
-                           f'{task} {signed(cell["margin"])} from chance '
-                           f'{cell["chance"]:.2f}')
+                           f'{task} {signed(cell["margin"])} from '
+                           f'{cell["guesser"]} {cell["floor"]:.2f}')
         parts.append(f'{mode} fails in ' + ', '.join(reasons))
     detail = '; '.join(parts)
     who = f'the largest reasoner ({result["reasoner"]}) on gold captions'
     if not good:
         return f'Not interpretable on the reasoning side: {who} — {detail}.'
-    line = f'Interpretable on the reasoning side ({" and ".join(good)}): {who} is above an ' \
-           'informed guess in every family.'
+    line = f'Interpretable on the reasoning side ({" and ".join(good)}): {who} is above ' \
+           'every guess (informed, majority and constant) in every family.'
     return line + (f' Not interpretable — {detail}.' if detail else '')
 
 

@@ -8,9 +8,9 @@ from downscale.analysis.attribution import CLASSES, attribute, partition
 from downscale.analysis.measures import MODES, Missing
 from downscale.analysis.tables import pair
 
-TEXTS = ('caption', 'extraction')
 SIDES = ('perception', 'reasoner')
 GOLD = 'gold'
+BRIEF = 'brief'
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def panels(s):
     `Missing` when that is none.
     """
     found = {(kind, mode): measures.pair_groups(s, kind, thinking)
-             for kind in TEXTS for mode, thinking in MODES.items()}
+             for kind in measures.TEXTS for mode, thinking in MODES.items()}
     found = {name: groups for name, groups in found.items() if groups}
     if not found:
         raise Missing('no perception x reasoner pairs and no gold texts were evaluated')
@@ -69,11 +69,9 @@ def panels(s):
 
 def accuracies(s, groups):
     """{(p size or GOLD, r size): {family or 'macro': Interval}} of one panel."""
-    _, means, _ = measures.means_of(s, list(groups.values()))
-    means = stats.with_macro(means)
-    return {key: {task: measures.one(means, row, column)
-                  for column, task in enumerate(means.groups)}
-            for row, key in enumerate(groups)}
+    _, alone = measures.each(s, list(groups.values()))
+    return {key: _by_family(stats.with_macro(means), np.ones(1), (0, 1))
+            for key, means in zip(groups, alone, strict=True)}
 
 
 def curves(s, groups):
@@ -83,9 +81,7 @@ def curves(s, groups):
     of the other side. 'drop at largest' and 'drop of mean': the largest size minus this one. A
     measure is absent where pairs that it needs are.
     """
-    keys = list(groups)
-    _, means, _ = measures.means_of(s, list(groups.values()))
-    means, order = stats.with_macro(means), [size.name for size in s.sizes]
+    keys, order = list(groups), [size.name for size in s.sizes]
     sizes = [[name for name in order if any(key[side] == name for key in keys)]
              for side in (0, 1)]
     found = {}
@@ -99,13 +95,22 @@ def curves(s, groups):
                     for size in own}
             weights = {size: _weights(keys, row) for size, row in rows.items()
                        if all(key in keys for key in row)}
-            found[name][measure] = {size: _by_family(means, weight, (0, 1))
+            found[name][measure] = {size: _weighted(s, groups, weight, (0, 1))
                                     for size, weight in weights.items()}
             if own[-1] in weights:
                 word = 'drop at largest' if measure == 'at largest' else 'drop of mean'
-                found[name][word] = {size: _by_family(means, weights[own[-1]] - weight, (-1, 1))
-                                     for size, weight in weights.items() if size != own[-1]}
+                found[name][word] = {
+                    size: _weighted(s, groups, weights[own[-1]] - weight, (-1, 1))
+                    for size, weight in weights.items() if size != own[-1]}
     return found
+
+
+def _weighted(s, groups, weights, bounds):
+    """A weighted sum of accuracies by family, over the seeds of those that weigh anything."""
+    used = np.flatnonzero(weights)
+    cells = list(groups.values())
+    _, means, _ = measures.means_of(s, [cells[row] for row in used])
+    return _by_family(stats.with_macro(means), weights[used], bounds)
 
 
 def _weights(keys, row):
@@ -154,8 +159,10 @@ def all_factors(s, found, scale='accuracy'):
     """(names, {family or 'macro': Shares}) with thinking and extraction as further factors.
 
     `found` maps (kind of text, mode) to Corners. Of thinking and extraction those count for which
-    every corner was evaluated, over the seeds that all have; `Missing` when that is neither.
+    every corner was evaluated, over the seeds that all have; `Missing` when that is neither. Brief
+    captions are no level of a factor, and left out.
     """
+    found = {name: panel for name, panel in found.items() if name[0] != BRIEF}
     kinds, modes = (sorted({name[place] for name in found}) for place in (0, 1))
     if len(found) != len(kinds) * len(modes) or len(found) == 1:
         raise Missing('thinking and extraction were not both on and off at all corners')
@@ -184,7 +191,8 @@ def items(s, found):
     count, weight = rows.shape[1], np.mean([weight for weight, _ in split], axis=0)
     means = stats.group_means(rows.reshape(-1, rows.shape[2]), paired.task, paired.cluster_id,
                               s.resamples)
-    means = stats.with_macro(stats.over_seeds(means, len(split), s.resamples))
+    planned = measures.planned_seeds(s, found.groups(CORNERS))
+    means = stats.with_macro(stats.over_seeds(means, len(split), s.resamples, planned))
     share, moved, drop = {}, {}, {}
     for column, task in enumerate(means.groups):
         one = [measures.one(means, row, column, bounds=(-1, 1)) for row in range(count)]

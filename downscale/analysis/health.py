@@ -3,7 +3,7 @@ import numpy as np
 
 from downscale.analysis import stats
 from downscale.analysis.completeness import Share, completion
-from downscale.analysis.measures import joint_cells, means_of, one, with_apart
+from downscale.analysis.measures import joint_cells, of_run, one, with_apart
 
 
 def health(s):
@@ -55,8 +55,8 @@ def runs(s):
             cells = [cell for cell in joint_cells(s, size, 'image') if cell.p_run == run]
             score = ended = None
             if cells:
-                _, means, _ = means_of(s, [cells])
-                score, (_, ended) = one(stats.macro(means), 0, 0), completion(s, cells)
+                means = of_run(s, cells[0])
+                score, (_, ended) = one(stats.macro(means), 0, 0), completion(s, cells, means)
             seed = next(r['seed'] for r in s.study.meta['runs'] if r['run_id'] == run)
             rows.append({'run_id': run, 'size': size.name, 'seed': seed,
                          'n_total': size.n_total, 'n_nonembed': size.n_nonembed,

@@ -35,32 +35,36 @@ def newcombe(first, second, level=0.95):
     return float(p - q - down), float(p - q + up)
 
 
-def standard_error(draws, clusters, seeds=1):
+def standard_error(draws, clusters, seeds=1, planned=1):
     """The standard error that the draws of a mean (stats.Means) show; NaN with one cluster.
 
-    Over seeds it is that of a normal variable with the same 95 % interval.
+    Over seeds it is that of a normal variable with the same 95 % interval, NaN with one of them.
     """
-    if clusters < 2:
+    over = stats.covers_seeds(seeds, planned)
+    if clusters < 2 or over and seeds < 2:
         return np.nan
-    if seeds >= stats.FEW_SEEDS:
+    if over:
         return float(np.diff(np.nanquantile(draws, [.025, .975]))[0] / (2 * Z))
     # the variance of a bootstrap is short by (clusters - 1) / clusters
     return float(np.nanstd(draws) * np.sqrt(clusters / (clusters - 1)))
 
 
-def p_value(value, draws, clusters, seeds=1):
+def p_value(value, draws, clusters, seeds=1, planned=1):
     """Two-sided p of a t test that a mean or difference is zero, pictures moving together.
 
-    1 where it is zero in every draw; NaN with one cluster. Over seeds: twice the share of draws
-    beyond zero, so that p is below .05 where the interval leaves out zero.
+    1 where it is zero in every draw; NaN with one cluster or one of several planned seeds. Over
+    seeds: twice the share of draws beyond zero, so that p is below .05 where the interval leaves
+    out zero. Below `stats.FEW_SIGNS` clusters no lower than the sign test of clusters that agree.
     """
-    error = standard_error(draws, clusters, seeds)
-    if seeds >= stats.FEW_SEEDS and error >= 1e-12:
-        beyond = min(np.sum(draws <= 0), np.sum(draws >= 0))
-        return float(min(1, 2 * (beyond + 1) / (len(draws) + 1)))
+    error, alike = standard_error(draws, clusters, seeds, planned), min(1.0, 2 * .5 ** clusters)
     if error < 1e-12:  # no draw differs: as sure as that many coins that fall alike
-        return min(1.0, 2 * .5 ** clusters) if abs(value) > 1e-12 else 1.0
-    return float(2 * distributions.t.sf(abs(value) / error, clusters - 1))
+        return alike if abs(value) > 1e-12 else 1.0
+    if stats.covers_seeds(seeds, planned):
+        beyond = min(np.sum(draws <= 0), np.sum(draws >= 0))
+        found = min(1, 2 * (beyond + 1) / (len(draws) + 1))
+    else:
+        found = 2 * distributions.t.sf(abs(value) / error, clusters - 1)
+    return float(max(found, alike) if clusters < stats.FEW_SIGNS else found)
 
 
 def benjamini_hochberg(p_values):
@@ -68,13 +72,13 @@ def benjamini_hochberg(p_values):
     return distributions.false_discovery_control(np.asarray(p_values, dtype=float))
 
 
-def ratio_interval(top, bottom, n, clusters, level=0.95, seeds=1):
+def ratio_interval(top, bottom, n, clusters, level=0.95, seeds=1, planned=1):
     """The interval of top / bottom, each a pair (value, draws) under the same resamples.
 
     Percentiles of the drawn ratios, or Fieller's interval where the denominator is within `NEAR`
     standard errors of zero. There the bounds are infinite when the denominator itself cannot be
-    told from zero: the ratio may then be anything. Over seeds, whose draws have no variance, only
-    percentiles are taken.
+    told from zero: the ratio may then be anything, as with one of several planned seeds. Over
+    seeds, whose draws have no variance, only percentiles are taken.
     """
     (above, above_draws), (below, below_draws) = top, bottom
     pairs = np.stack([above_draws, below_draws])
@@ -86,10 +90,10 @@ def ratio_interval(top, bottom, n, clusters, level=0.95, seeds=1):
     value = above / below
     open_ended = stats.Interval(float(value), -np.inf, np.inf, int(n), int(clusters),
                                 'unbounded: the denominator may be zero', seeds)
-    if seeds >= stats.FEW_SEEDS:
-        crossed = np.mean(pairs[1] * below <= 0) > (1 - level) / 2
+    if stats.covers_seeds(seeds, planned):
+        crossed = seeds > 1 and np.mean(pairs[1] * below <= 0) > (1 - level) / 2
         return open_ended if crossed else stats.interval(value, pairs[0] / pairs[1], n, clusters,
-                                                         level, seeds=seeds)
+                                                         level, seeds=seeds, planned=planned)
     if abs(below) > NEAR * np.sqrt(v22):
         return stats.interval(value, pairs[0] / pairs[1], n, clusters, level, seeds=seeds)
     reach = distributions.t.ppf((1 + level) / 2, clusters - 1) ** 2

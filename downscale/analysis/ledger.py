@@ -64,7 +64,7 @@ def ledger(s, table):
              'and losses from one to the next']
     if left_out:
         notes.append(f'runs without probes are left out: {", ".join(sorted(left_out))}')
-    sizes, parts = list(groups), _by_seed(s, groups, written)
+    sizes, (parts, planned) = list(groups), _by_seed(s, groups, written)
     notes.append(f'intervals cover the choice of pictures{" and of seeds" * (len(parts) > 1)}')
     paired = pair(s.study, [cells for part in parts for of in part for cells in of.values()])
     probes = [_probes(table, answers, paired) for answers, _ in parts]
@@ -81,7 +81,7 @@ def ledger(s, table):
                              for k, size in enumerate(sizes)])
     means = stats.with_macro(stats.over_seeds(stats.group_means(
         values[:, keep], paired.task[keep], paired.cluster_id[keep], s.resamples),
-        len(parts), s.resamples))
+        len(parts), s.resamples, planned))
     unread = _unread(means, (len(sizes) - 1) * len(columns), columns)
     if unread:
         notes.append(f'what is lost before {" and ".join(unread)} cannot show: not even of '
@@ -98,7 +98,7 @@ def _written(s, groups):
     """
     seed = {run['run_id']: run['seed'] for run in s.study.meta['runs']}
     best = None
-    for kind in ('caption', 'extraction'):
+    for kind in measures.TEXTS:
         for mode, thinking in MODES.items():
             pairs = measures.pair_groups(s, kind, thinking)
             readers = [size.name for size in s.sizes if any(r == size.name for _, r in pairs)]
@@ -119,16 +119,18 @@ def _written(s, groups):
 
 
 def _by_seed(s, groups, written):
-    """[(cells that answered, cells of the reader)] by size, for each seed where all sizes have the
-    same ones, at least `stats.FEW_SEEDS`; else once for all runs."""
+    """[(cells that answered, cells of the reader)] by size, for each seed that all sizes have, and
+    how many were planned; once for all runs where fewer than `stats.FEW_SEEDS` were."""
+    planned = measures.planned_seeds(s, [*groups.values(), *written.values()])
     sides = [{size: measures.by_seed(s, cells) for size, cells in side.items()}
              for side in (groups, written)]
-    seeds = {tuple(sorted(found)) for side in sides for found in side.values()}
-    shared = seeds.pop() if len(seeds) == 1 else ()
-    if len(shared) < stats.FEW_SEEDS:
-        return [(groups, written)]
+    shared = set.intersection(*(set(found) for side in sides for found in side.values()))
+    if not stats.covers_seeds(len(shared), planned):
+        return [(groups, written)], 1
+    if not shared:
+        raise Missing('no seed was probed and has answered at every size')
     return [tuple({size: found[seed] for size, found in side.items()} for side in sides)
-            for seed in shared]
+            for seed in sorted(shared)], planned
 
 
 def _probes(table, groups, paired):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from downscale.analysis import dropoff, gate, grids, inference, measures, pareto, stats
+from downscale.analysis import dropoff, gate, grids, inference, measures, pareto, shares, stats
 from downscale.analysis.attribution import SCALES
 from downscale.analysis.completeness import LIMIT, completion
 from downscale.analysis.measures import Missing
@@ -108,7 +108,8 @@ def attribution_rows(s):
     try:
         for scale in SCALES:
             names, of = grids.all_factors(s, found, scale)
-            rows += _share_rows('all factors', ' x '.join(names), of, scale)
+            rows += _share_rows('all factors', ' x '.join(names) + shares.without_brief(found), of,
+                                scale)
     except (Missing, TableError) as reason:
         notes.append(f'all factors: skipped: {reason}')
     return rows, notes
@@ -189,30 +190,31 @@ def compare_rows(s, sizes=None):
     if len(chosen) < 2:
         raise Missing(f'a comparison needs two sizes that answered with the picture, found '
                       f'{len(chosen)}')
-    paired, means, _ = measures.means_of(s, [measures.joint_cells(s, have[name], 'image')
-                                             for name in chosen])
-    means, rows, tests = stats.with_macro(means), [], []
-    for small, large in itertools.combinations(range(len(chosen)), 2):
-        rows += _difference_rows(f'{chosen[large]} - {chosen[small]}', paired, means, large, small)
+    rows, tests = [], []
+    for small, large in itertools.combinations(chosen, 2):
+        paired, means, _ = measures.means_of(s, [measures.joint_cells(s, have[name], 'image')
+                                                 for name in (large, small)])
+        rows += _difference_rows(f'{large} - {small}', paired, stats.with_macro(means))
         tests.append(next(row for row in rows[::-1] if row.what == 'p' and row.family == 'macro'))
     rows += [_row('differences', test.setting, 'macro', 'p, Holm over pairs of sizes', p)
              for test, p in zip(tests, stats.holm([test.value for test in tests]), strict=True)]
     return rows + _run_rows(s, [have[name] for name in chosen]), _seed_notes(have, chosen)
 
 
-def _difference_rows(setting, paired, means, large, small):
+def _difference_rows(setting, paired, means):
     rows = []
     for column, task in enumerate(means.groups):
         n, clusters = means.n[column], means.clusters[column]
-        x = measures.one(means, large, column, minus=small)
-        draws = means.draws[:, large, column] - means.draws[:, small, column]
-        error = inference.standard_error(draws, clusters, means.seeds)
+        x = measures.one(means, 0, column, minus=1)
+        draws = means.draws[:, 0, column] - means.draws[:, 1, column]
+        seeds = means.seeds, means.planned
+        error = inference.standard_error(draws, clusters, *seeds)
         here = slice(None) if task == 'macro' else paired.task == task
-        first, second = paired.scores[large, here], paired.scores[small, here]
+        first, second = paired.scores[:, here]
         rows += [_row('differences', setting, task, what, value) for what, value in (
-            ('difference', x), ('p', inference.p_value(x.value, draws, clusters, means.seeds)),
+            ('difference', x), ('p', inference.p_value(x.value, draws, clusters, *seeds)),
             ('difference seen with 80 % power', inference.detectable_difference(error)))]
-        if x.value and error > 0 and means.seeds < stats.FEW_SEEDS:  # items do not mend seeds
+        if x.value and error > 0 and not stats.covers_seeds(*seeds):  # items do not mend seeds
             rows.append(_row('differences', setting, task, 'items for 80 % power at this size',
                              inference.items_needed(x.value, error ** 2 * n)))
         binary = np.all((first == np.round(first)) & (second == np.round(second)))
@@ -232,8 +234,8 @@ def _run_rows(s, sizes):
     """Runs x families of every size: IQM, performance profile, and P(larger is better)."""
     rows, scores = [], {}
     for size in sizes:
-        groups = [[cell] for cell in measures.joint_cells(s, size, 'image')]
-        scores[size.name] = measures.means_of(s, groups)[1].value
+        scores[size.name] = np.concatenate([
+            measures.of_run(s, cell).value for cell in measures.joint_cells(s, size, 'image')])
         rows.append(_row('runs', size.name, '', 'IQM', inference.iqm_interval(scores[size.name])))
         rows += [_row('runs', size.name, '', f'share above {level}', share) for level, share in
                  zip(THRESHOLDS, inference.performance_profile(scores[size.name], THRESHOLDS),

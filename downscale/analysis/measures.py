@@ -8,11 +8,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from downscale.analysis import stats
+from downscale.analysis import floors, stats
 from downscale.analysis.completeness import completion
+from downscale.analysis.inference import ratio_interval
 from downscale.analysis.tables import STAGES, Study, pair
+from downscale.evaluate.items import TEXT_KINDS
 
 MODES = {'direct': False, 'think': True}
+TEXTS = TEXT_KINDS[1:]   # that perception writes; 'brief' is a caption cut short
 
 
 class Missing(Exception):
@@ -107,30 +110,57 @@ def joint_cells(s, size, condition):
 
 
 def means_of(s, groups):
-    """The pairing, its means and mean chance [groups, families] of the groups of cells.
+    """The pairing, its means and mean chance [groups, families] of groups of cells to compare.
 
-    The draws are over pictures, and over seeds where all groups have the same ones, at least
-    `stats.FEW_SEEDS`, each as often.
+    Each is over the seeds that all groups have. The draws are over pictures, and over seeds where
+    `stats.FEW_SEEDS` were planned for each. `Missing` when no seed is in all groups.
     """
-    paired = pair(s.study, groups)
-    _make_means(s, [cell for cells in groups for cell in cells])
-    seeded = [by_seed(s, cells) for cells in groups]
-    seeds = [sorted((seed, len(cells)) for seed, cells in group.items()) for group in seeded]
-    alike = all(own == seeds[0] for own in seeds) and len({count for _, count in seeds[0]}) == 1
-    fewest = min(len(own) for own in seeds)
-    over = alike and fewest >= stats.FEW_SEEDS
-    weights = s.resamples.over_seeds(fewest) if over else None
-    rows = []
-    for cells, group in zip(groups, seeded, strict=True):
-        parts = [np.mean([s.made[cell][1] for cell in group[seed]], axis=0)
-                 for seed in sorted(group)] if over else [s.made[cell][1] for cell in cells]
-        draws = np.einsum('bs,sbg->bg', weights, parts) if over else np.mean(parts, axis=0)
-        rows.append((np.mean([s.made[cell][0] for cell in cells], axis=0), draws))
+    planned = planned_seeds(s, groups)
+    groups = _common_seeds(s, groups)
+    paired = pair(s.study, [cells for group in groups for cells in group])
+    _make_means(s, [cell for group in groups for cells in group for cell in cells])
+    count = len(groups[0])
+    rows = [[np.mean([s.made[cell][part] for cell in cells], axis=0) for part in (0, 1)]
+            for group in groups for cells in group]
+    weights = stats.seed_weights(s.resamples, count, planned)
+    value = np.stack([value for value, _ in rows]).reshape(len(groups), count, -1).mean(axis=1)
+    draws = np.stack([draws for _, draws in rows]).reshape(
+        len(groups), count, len(weights), -1)
     chance = _chance(s, paired)
-    return paired, stats.Means(
-        chance.groups, np.stack([value for value, _ in rows]),
-        np.stack([draws for _, draws in rows], axis=1), chance.n, chance.clusters,
-        fewest if over else min(fewest, stats.FEW_SEEDS - 1)), chance
+    scores = paired.scores.reshape(len(groups), count, -1).mean(axis=1)
+    return replace(paired, scores=scores), stats.Means(
+        chance.groups, value, np.einsum('bs,rsbg->brg', weights, draws), chance.n,
+        chance.clusters, count, planned), chance
+
+
+def planned_seeds(s, groups):
+    """How many seeds the study has for each of these groups of cells, were none missing."""
+    seeds = {run: size.seeds for size in s.sizes for run in size.runs}
+    return min(len(set.intersection(*(set(seeds[run]) for cell in cells for run in cell[:2]
+                                      if run))) for cells in groups)
+
+
+def _common_seeds(s, groups):
+    """[[cells of a seed] of every seed that all groups have] of each group."""
+    seeded = [by_seed(s, cells) for cells in groups]
+    common = sorted(set.intersection(*map(set, seeded)))
+    if not common:
+        raise Missing('no seed has all that is compared; there are seeds ' + ' and '.join(
+            ', '.join(map(str, sorted(group))) for group in seeded))
+    return [[group[seed] for seed in common] for group in seeded]
+
+
+def of_run(s, cell):
+    """The means of one run by itself, over pictures only."""
+    _make_means(s, [cell])
+    chance = _chance(s, pair(s.study, [[cell]]))
+    value, draws = s.made[cell]
+    return stats.Means(chance.groups, value[None], draws[:, None], chance.n, chance.clusters)
+
+
+def each(s, groups):
+    """The pairing, and the means of each of the groups of cells over all of its own seeds."""
+    return pair(s.study, groups), [means_of(s, [cells])[1] for cells in groups]
 
 
 def _make_means(s, cells):
@@ -166,8 +196,7 @@ def one(means, row, column, bounds=(0, 1), minus=None):
     if minus is not None:
         value, draws = value - means.value[minus, column], draws - means.draws[:, minus, column]
         bounds = (-1, 1)
-    return stats.interval(value, draws, means.n[column], means.clusters[column], bounds=bounds,
-                          seeds=means.seeds)
+    return means.interval(value, draws, column, bounds)
 
 
 def accuracy(s):
@@ -176,21 +205,15 @@ def accuracy(s):
     groups = {size: cells for size, cells in groups.items() if cells}
     if not groups:
         raise Missing('no model was asked with the picture (joint rows, condition image)')
-    _, means, chance = means_of(s, list(groups.values()))
-    whole, names = stats.macro(means), [size.name for size in groups]
-    baselines = s.study.meta.get('data', {}).get('baselines', {})
-    rows = {}
-    for task in families(s):
-        if task in means.groups:
-            column = means.groups.index(task)
-            rows[task] = {
-                'chance': float(chance.value[0, column]),
-                'majority': baselines.get(task, {}).get('majority'),
-                'sizes': {name: one(means, row, column) for row, name in enumerate(names)}}
-    floor = [row['majority'] for row in rows.values()]
-    macro = {'chance': float(chance.value.mean()),
-             'majority': None if None in floor else float(np.mean(floor)),
-             'sizes': {name: one(whole, row, 0) for row, name in enumerate(names)}}
+    paired, found = each(s, list(groups.values()))
+    found = dict(zip([size.name for size in groups], map(stats.with_macro, found), strict=True))
+    floor = floors.floor(s, paired)
+    columns = {task: column for column, task in enumerate(floor.means.groups)}
+    rows = {task: {**_guesses(floor, columns[task]), 'guesser': floor.names[task],
+                   'sizes': {name: one(means, 0, columns[task]) for name, means in found.items()}}
+            for task in families(s) if task in columns}
+    macro = {**_guesses(floor, slice(None)), 'guesser': '',
+             'sizes': {name: one(means, 0, -1) for name, means in found.items()}}
     ended = {size.name: completion(s, cells) for size, cells in groups.items()}
     for task, row in rows.items():
         row['completion'] = {name: by_family[task] for name, (by_family, _) in ended.items()}
@@ -199,17 +222,37 @@ def accuracy(s):
             'macro': macro}
 
 
+def _guesses(floor, columns):
+    """The guessers and the floor of a family, or their means over families; None where unknown."""
+    found = {name: float(np.mean(of[columns])) for name, of in floor.guesses.items()}
+    return {**{name: None if np.isnan(value) else value for name, value in found.items()},
+            'floor': float(np.mean(floor.means.value[0, columns]))}
+
+
+def relative(means, floor, column, large=0, small=1):
+    """The chance-corrected drop: that from row `large` to `small` over (large - floor).
+
+    The only definition there is: `ratio_interval`, unbounded where large may be at its floor.
+    """
+    value, draws = means.value[:, column], means.draws[:, :, column]
+    fall = value[large] - value[small], draws[:, large] - draws[:, small]
+    room = value[large] - floor.value[0, column], draws[:, large] - floor.draws[:, 0, column]
+    return ratio_interval(fall, room, means.n[column], means.clusters[column], seeds=means.seeds,
+                          planned=means.planned)
+
+
 def drops(s):
     """Largest minus smallest size by family, with the same pictures drawn for both."""
     have = [size for size in s.sizes if joint_cells(s, size, 'image')]
     if len(have) < 2:
         raise Missing(f'a drop needs two sizes that answered with the picture, found {len(have)}')
     small, large = have[0], have[-1]
-    paired, means, chance = means_of(s, [joint_cells(s, size, 'image') for size in (large, small)])
-    whole, floor = stats.macro(means), stats.macro(chance)
+    paired, means, _ = means_of(s, [joint_cells(s, size, 'image') for size in (large, small)])
+    floor = floors.floor(s, paired).means
+    whole, floor_whole = stats.macro(means), stats.macro(floor)
     binary = bool(np.all((paired.scores == 0) | (paired.scores == 1)))
     rows = {task: {'absolute': one(means, 0, column, minus=1),
-                   'relative_chance': _relative(means, chance, column),
+                   'relative_chance': relative(means, floor, column),
                    'p_mcnemar': _mcnemar(paired, task) if binary else None}
             for column, task in enumerate(means.groups)}
     if binary:
@@ -220,33 +263,21 @@ def drops(s):
     result = {'large': large.name, 'small': small.name,
               'families': {task: rows[task] for task in order},
               'macro': {'absolute': one(whole, 0, 0, minus=1),
-                        'relative_chance': _relative(whole, floor, 0)}}
+                        'relative_chance': relative(whole, floor_whole, 0)}}
     if len(order) > 1:
         first, second = (means.groups.index(task) for task in order[:2])
         fall = means.draws[:, 0] - means.draws[:, 1]
         result['lead'] = stats.interval(
             rows[order[0]]['absolute'].value - rows[order[1]]['absolute'].value,
             fall[:, first] - fall[:, second], means.n[[first, second]].sum(),
-            stats.effective(means.clusters[[first, second]]), bounds=(-2, 2), seeds=means.seeds)
+            stats.effective(means.clusters[[first, second]]), bounds=(-2, 2), seeds=means.seeds,
+            planned=means.planned)
     return result
 
 
 def _mcnemar(paired, task):
     here = paired.task == task
     return stats.mcnemar(paired.scores[0, here], paired.scores[1, here])
-
-
-def _relative(means, chance, column):
-    """Drop over (large - chance); None when the large model itself is not clearly above chance."""
-    room = means.draws[:, 0, column] - chance.draws[:, 0, column]
-    value = means.value[0, column] - chance.value[0, column]
-    counts = (means.n[column], means.clusters[column])
-    above = stats.interval(value, room, *counts, seeds=means.seeds)
-    if not above.low > 0:
-        return None
-    fall = means.draws[:, 0, column] - means.draws[:, 1, column]
-    return stats.interval((means.value[0, column] - means.value[1, column]) / value,
-                          fall / np.where(room > 0, room, np.nan), *counts, seeds=means.seeds)
 
 
 def reliance(s):
@@ -270,7 +301,7 @@ def reliance(s):
 def grid(s):
     """Macro accuracy of every perception x reasoner pair, per kind of text and mode, with drops."""
     result = {}
-    for kind in ('caption', 'extraction', 'brief'):
+    for kind in TEXTS:
         for mode, thinking in MODES.items():
             panel = _panel(s, pair_groups(s, kind, thinking))
             if panel:
@@ -295,34 +326,33 @@ def _panel(s, groups):
     if not groups:
         return None
     keys = list(groups)
-    _, means, _ = means_of(s, list(groups.values()))
-    whole = stats.macro(means)
+    _, alone = each(s, list(groups.values()))
     order = [size.name for size in s.sizes]
     p_sizes = [name for name in order if any(p == name for p, _ in keys)]
     r_sizes = [name for name in order if any(r == name for _, r in keys)]
-    value = {key: one(whole, row, 0) for row, key in enumerate(keys)}
+    value = {key: one(stats.macro(means), 0, 0) for key, means in zip(keys, alone, strict=True)}
     return {'p_sizes': p_sizes, 'r_sizes': r_sizes,
             'cells': [{'p': p, 'r': r, 'accuracy': value[p, r],
                        'completion': completion(s, groups[p, r])[1]} for p, r in sorted(value)],
-            'marginal': _marginal(p_sizes, r_sizes, keys, means, whole)}
+            'marginal': _marginal(s, p_sizes, r_sizes, groups)}
 
 
-def _marginal(p_sizes, r_sizes, keys, means, whole):
+def _marginal(s, p_sizes, r_sizes, groups):
     """Drop of each side, with the other side held at its largest size."""
     if not p_sizes or not r_sizes:
         return {}
     top, drop = (p_sizes[-1], r_sizes[-1]), {}
     for side, low in (('perception', (p_sizes[0], top[1])), ('reasoner', (top[0], r_sizes[0]))):
-        if low != top and low in keys and top in keys:
-            rows = {'row': keys.index(top), 'minus': keys.index(low)}
-            drop[side] = {'macro': one(whole, column=0, **rows), 'families': {
-                task: one(means, column=column, **rows)
-                for column, task in enumerate(means.groups)}}
+        if low != top and low in groups and top in groups:
+            means = stats.with_macro(means_of(s, [groups[top], groups[low]])[1])
+            found = {task: one(means, 0, column, minus=1)
+                     for column, task in enumerate(means.groups)}
+            drop[side] = {'macro': found.pop('macro'), 'families': found}
     low_p, low_r = (p_sizes[0], top[1]), (top[0], r_sizes[0])
     if len(drop) == 2:
         # both drops start at the same pair, so their difference needs the two shrunk pairs only
-        drop['perception_minus_reasoner'] = one(whole, keys.index(low_r), 0,
-                                                minus=keys.index(low_p))
+        whole = stats.macro(means_of(s, [groups[low_r], groups[low_p]])[1])
+        drop['perception_minus_reasoner'] = one(whole, 0, 0, minus=1)
     return drop
 
 

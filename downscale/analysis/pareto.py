@@ -12,7 +12,7 @@ def ways(s):
         cells = measures.joint_cells(s, size, 'image')
         if cells:
             found[f'joint {size.name}'] = cells
-    for kind in ('caption', 'extraction'):
+    for kind in measures.TEXTS:
         for mode, thinking in MODES.items():
             for (p, r), cells in measures.pair_groups(s, kind, thinking).items():
                 if p != 'gold':
@@ -40,17 +40,17 @@ def pareto(s, cost='params'):
     if len(rows) < 2:
         raise Missing('a frontier needs two ways of answering with a cost; '
                       f'{"; ".join(skipped) or "nobody answered with a picture"}')
-    _, means, _ = measures.means_of(s, cells)
-    whole = stats.macro(means)
+    _, found = measures.each(s, cells)
     order = sorted(range(len(rows)), key=lambda row: rows[row])
+    whole = [stats.macro(found[row]) for row in order]
     prices = np.array([rows[row][0] for row in order])
-    on = frontier(prices, whole.value[order, 0])
-    draws = whole.draws[:, order, 0]
+    on = frontier(prices, np.array([means.value[0, 0] for means in whole]))
+    draws = np.stack([means.draws[:, 0, 0] for means in whole], axis=1)
     often = frontier(prices, draws[np.isfinite(draws).all(axis=1)]).mean(axis=0)
     return {'cost': cost, 'unit': costs.COSTS[cost], 'skipped': skipped, 'rows': [
-        {'way': rows[row][1], 'cost': rows[row][0], 'accuracy': measures.one(whole, row, 0),
+        {'way': rows[row][1], 'cost': rows[row][0], 'accuracy': measures.one(means, 0, 0),
          'on': bool(here), 'probability': float(share)}
-        for row, here, share in zip(order, on, often, strict=True)]}
+        for row, means, here, share in zip(order, whole, on, often, strict=True)]}
 
 
 def frontier(prices, values):

@@ -1,5 +1,4 @@
 """What `downscale analyze probe` and `ledger` print and leave in --out, once all is probed."""
-import hashlib
 import math
 
 from downscale.analysis import measures
@@ -8,7 +7,7 @@ from downscale.analysis.measure_command import as_csv, as_json, check_resamples,
 from downscale.analysis.measure_rows import Row
 from downscale.analysis.measures import Missing
 from downscale.analysis.probe_figures import layer_curves, ledger_bars, save_figure
-from downscale.analysis.probe_tables import MACRO, SCHEMAS, read
+from downscale.analysis.probe_tables import MACRO, read
 from downscale.analysis.tables import load_study
 from downscale.places import write_bytes
 
@@ -61,7 +60,7 @@ def _leave(args, name, rows, shown, notes, draw, drawn):
     """All `rows` in files in --out (default: STUDY/analysis); those `shown`, or JSON, on stdout."""
     out = args.out or args.study / 'analysis'
     save_figure(draw, drawn, out, name)
-    text = as_json(args, _hash(args.study), rows, notes)
+    text = as_json(args, load_study(args.study).input_hash, rows, notes)
     write_bytes(out / f'{name}.json', (text + '\n').encode())
     write_bytes(out / f'{name}.csv', as_csv(rows).encode())
     if args.json:
@@ -69,11 +68,3 @@ def _leave(args, name, rows, shown, notes, draw, drawn):
         return
     print(*lines(shown, notes), sep='\n')
     print(f'\nfiles: {out / name}.json, .csv, .png')
-
-
-def _hash(study):
-    """SHA-256 of all that the numbers of a study's probes and ledger come from."""
-    digest = hashlib.sha256(load_study(study).input_hash.encode())
-    for name in SCHEMAS:
-        digest.update((study / f'{name}.parquet').read_bytes())
-    return digest.hexdigest()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from downscale.analysis import (
+    absent,
     claims,
     completeness,
     dropoff,
@@ -52,9 +53,9 @@ def write_report(study_dir, out_dir=None, bootstraps=2000, seed=0):
     _replace(out / 'report.json', json.dumps(_plain(numbers), indent=1, sort_keys=True,
                                              allow_nan=False) + '\n')
     title = f'{study.meta.get("name", "study")} — downscale report'
-    verdict = results['gate']
-    _replace(out / 'report.html',
-             page.page(title, verdict['line'], verdict['interpretable'], body))
+    verdict, gone = results['gate'], absent.sentence(results['missing'])
+    _replace(out / 'report.html', page.page(title, ' '.join(filter(None, (verdict['line'], gone))),
+                                            verdict['interpretable'] and not gone, body))
     return out / 'report.html'
 
 
@@ -77,6 +78,7 @@ def _results(s):
     if 'gate' not in results:
         results['gate'] = {'interpretable': False, 'modes': {}, 'families': {}, 'reasoner': '',
                            'line': f'Not interpretable on the reasoning side: {skipped["gate"]}'}
+    results['missing'] = absent.absent(s)
     results['warnings'] = completeness.warnings(results)
     return results, skipped
 
@@ -88,6 +90,8 @@ def _summary(s, results):
     say = found['sentences'].append
     if s.study.meta.get('data', {}).get('asked') == 0:
         say('This study asks nothing: it has neither evaluation.scenes nor evaluation.benchmarks.')
+    if results['missing']:
+        say(absent.sentence(results['missing']))
     if 'accuracy' in results:
         found['macro'] = results['accuracy']['macro']['sizes']
     if 'drops' in results:

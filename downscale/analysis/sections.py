@@ -2,6 +2,7 @@
 from downscale.analysis import claim_sections, figures, gallery, law_sections, page
 from downscale.analysis.completeness import LIMIT, sentence
 from downscale.analysis.dropoff import FEW_TASKS
+from downscale.analysis.floors import GUESSERS
 
 METHODS = (
     'Intervals are 95 % intervals from a bootstrap over pictures: all questions about one picture '
@@ -10,7 +11,10 @@ METHODS = (
     'whatever compares the same seeds; else intervals cover pictures only, and those of rank '
     'correlations with the drop cover families only. Below 30 pictures (in a '
     'mean over families an effective number) a t interval is joined to it, and where every '
-    'resample agrees it is widened, so no interval has zero width. Repeats and seeds are averaged '
+    'resample agrees it is widened, so no interval has zero width; a difference of fewer than six '
+    'pictures is as unsure as their sign test. What lacks planned seeds is over those that all it '
+    'compares have, as a t variable with fewer degrees; with one of three or more it may be '
+    'anything. Repeats and seeds are averaged '
     'per question. A completed answer is not truncated, was parsed, and closed its thought where '
     'it had one; each model completes other '
     'questions, so accuracies on completed answers are not paired, and a high one beside many '
@@ -19,8 +23,8 @@ METHODS = (
 ENDINGS = (
     'Accuracy on completed answers with its interval; below it accuracy on all answers, and the '
     'per cent of all answers that are truncated / unparsed / unclosed (an open thought; – where '
-    'none was asked for). Shares are means over families, as the accuracy is; intervals are over '
-    'pictures only.')
+    'none was asked for). Shares are means over families, as the accuracy is. Where some answers '
+    'are not completed, intervals of the others are over pictures only.')
 
 
 def body(s, results, skipped, summary, out):
@@ -80,25 +84,26 @@ def _warning_html(warned, part):
 
 
 def _gate_html(verdict):
-    rows = [[task, mode, x['passes'], x['margin'], x['accuracy'], x['completion'], x['chance'],
-             x['margin'].n, x['margin'].clusters] for task, modes in verdict['families'].items()
-            for mode, x in modes.items()]
-    text = ('The gate asks whether the largest reasoner, given the true caption, is above an '
-            'informed guess in every family: the lower end of the 95 % interval of score - chance '
-            'must be above zero. Without that, a low score of a pair says nothing about '
-            'perception.')
-    headers = ('family', 'mode', 'passes', 'score - chance', 'accuracy', 'completed answers',
-               'chance', 'items', 'pictures')
+    rows = [[task, mode, x['passes'], x['margin'], x['accuracy'], x['completion'], x['floor'],
+             x['guesser'], x['margin'].n, x['margin'].clusters]
+            for task, modes in verdict['families'].items() for mode, x in modes.items()]
+    text = ('The gate asks whether the largest reasoner, given the true caption, is above every '
+            'guess in every family: the lower end of the 95 % interval of score - floor must be '
+            'above zero. The floor is the highest of the informed guess, the majority answer by '
+            'wording and the best constant answer. Without that, a low score of a pair says '
+            'nothing about perception.')
+    headers = ('family', 'mode', 'passes', 'score - floor', 'accuracy', 'completed answers',
+               'floor', 'which is the', 'items', 'pictures')
     return page.paragraph(text) + (page.table(headers, rows) + page.paragraph(
         f'Completed answers: {ENDINGS}', 'soft') if rows else '')
 
 
 def _accuracy_html(result, out):
     svg = figures.save(figures.accuracy, result, out, 'accuracy')
-    rows = [[name, *row['sizes'].values(), row['chance'], row['majority'],
+    rows = [[name, *row['sizes'].values(), *(row[guess] for guess in (*GUESSERS, 'floor')),
              next(iter(row['sizes'].values())).n] for name, row in
             [*result['families'].items(), ('macro mean', result['macro'])]]
-    headers = ('family', *result['macro']['sizes'], 'chance', 'majority', 'items')
+    headers = ('family', *result['macro']['sizes'], *GUESSERS.values(), 'floor', 'items')
     caption = ('The model sees the picture and answers by itself. Bands: 95 %. The '
                'macro mean is the plain mean over families. accuracy.png, accuracy.csv')
     ended = [[name, *row['completion'].values()] for name, row in
@@ -114,7 +119,7 @@ def _drops_html(result, out):
              row['absolute'].clusters] for name, row in
             [*result['families'].items(), ('macro mean', result['macro'])]]
     caption = (f'{result["large"]} minus {result["small"]}, paired on the same pictures. Right: '
-               'the drop as a share of (largest - chance). In brackets: questions. '
+               'the drop as a share of (largest - floor). In brackets: questions. '
                'Grey bars: interval includes 0. drops.png, drops.csv')
     headers = ('family', 'drop', 'share of above chance', 'p (McNemar, Holm)', 'items', 'pictures')
     note = '' if all(row[3] is None for row in rows) else page.paragraph(
@@ -202,6 +207,10 @@ def _health_html(s, results, skipped):
     parts.append(page.table(('run', 'stage', 'reason'), [list(u.values()) for u in
                                                          s.study.unfinished])
                  if s.study.unfinished else page.paragraph('None: every stage has finished.'))
+    parts.append('<h3>Missing evaluations</h3>')
+    parts.append(page.table(('evaluation', 'what is missing'), [list(row) for row in
+                                                                results['missing']])
+                 if results['missing'] else page.paragraph('None.'))
     parts.append('<h3>Runs</h3>' + _warning_html(warned, 'runs'))
     if 'runs' in results:
         parts.append(page.table(('run', 'size', 'seed', 'n_total', 'n_nonembed', 'n_vision',

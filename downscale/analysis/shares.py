@@ -5,7 +5,7 @@ from downscale.analysis.measures import Missing
 from downscale.evaluate.items import TableError
 
 PREFERRED = (('extraction', 'think'), ('extraction', 'direct'), ('caption', 'think'),
-             ('caption', 'direct'))
+             ('caption', 'direct'), ('brief', 'think'), ('brief', 'direct'))
 
 
 def shares(s):
@@ -28,7 +28,7 @@ def shares(s):
     macro = {name: of['accuracy'] for name, of in scales.items()}
     try:
         names, of = grids.all_factors(s, found)
-        macro[' x '.join(names)] = of['macro']
+        macro[' x '.join(names) + without_brief(found)] = of['macro']
     except (Missing, TableError) as reason:
         without['all factors'] = str(reason)
     classes = {}
@@ -36,6 +36,11 @@ def shares(s):
         split = grids.items(s, panel)
         classes[name] = {'share': split.share['macro'], 'change': split.change['macro']}
     return {'macro': macro, 'scales': scales, 'classes': classes, 'without': without}
+
+
+def without_brief(panels):
+    """What a table over all factors says of brief captions, which are in none of them."""
+    return ' (brief captions left out)' if any(kind == grids.BRIEF for kind, _ in panels) else ''
 
 
 def families(s):

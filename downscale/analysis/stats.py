@@ -11,6 +11,8 @@ from scipy import stats
 
 FEW_SEEDS = 3  # fewer training seeds show no spread between them
 FEW = 30  # below this many clusters percentile intervals are too narrow: join a t interval
+# Fewer clusters that all agree on the sign of a difference give a sign test p above .05.
+FEW_SIGNS = 6
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Resamples:
 class Means:
     """Means of rows (models) in groups (families) and their draws [bootstraps, rows, groups].
 
-    Each row is over `seeds` training seeds; from `FEW_SEEDS` on the draws are over them too.
+    Each row is over `seeds` training seeds of the `planned` ones; from `FEW_SEEDS` planned seeds on
+    the draws are over them too.
     """
     groups: tuple
     value: np.ndarray
@@ -72,6 +75,12 @@ class Means:
     n: np.ndarray
     clusters: np.ndarray
     seeds: int = 1
+    planned: int = 1
+
+    def interval(self, value, draws, column, bounds=(-np.inf, np.inf)):
+        """The `interval` of a number made of these means in the group `column`."""
+        return interval(value, draws, self.n[column], self.clusters[column], bounds=bounds,
+                        seeds=self.seeds, planned=self.planned)
 
 
 def resample(clusters, bootstraps=2000, seed=0):
@@ -108,17 +117,31 @@ def group_means(values, groups, clusters, resamples):
                  np.array(pictures))
 
 
-def over_seeds(means, count, resamples):
+def covers_seeds(seeds, planned=1):
+    """Whether an interval has to cover the choice of seeds: `FEW_SEEDS` were planned or are there.
+
+    It has to where planned seeds are missing as well; else it would narrow by what is missing.
+    """
+    return max(seeds, planned) >= FEW_SEEDS
+
+
+def over_seeds(means, count, resamples, planned=1):
     """The mean over seeds of `means`, whose rows are those of seed one, then of seed two and so on.
 
-    From `FEW_SEEDS` on its draws are over seeds as well.
+    Where it `covers_seeds` its draws are over seeds as well.
     """
-    few = count < FEW_SEEDS
-    weights = np.full((len(means.draws), count), 1 / count) if few else resamples.over_seeds(count)
+    weights = seed_weights(resamples, count, planned)
     value = means.value.reshape(count, -1, len(means.groups)).mean(axis=0)
     draws = means.draws.reshape(len(means.draws), count, *value.shape)
     return Means(means.groups, value, np.einsum('bs,bsrg->brg', weights, draws), means.n,
-                 means.clusters, count)
+                 means.clusters, count, planned)
+
+
+def seed_weights(resamples, count, planned):
+    """Weights [bootstraps, count] of the seeds; a single one has no spread that could be drawn."""
+    if count > 1 and covers_seeds(count, planned):
+        return resamples.over_seeds(count)
+    return np.full((len(resamples.weights), count), 1 / count)
 
 
 def _places(clusters, resamples):
@@ -165,7 +188,7 @@ def macro(means):
     """
     return Means(('macro',), means.value.mean(axis=1, keepdims=True),
                  means.draws.mean(axis=2, keepdims=True), means.n.sum(keepdims=True),
-                 np.array([effective(means.clusters)]), means.seeds)
+                 np.array([effective(means.clusters)]), means.seeds, means.planned)
 
 
 def with_macro(means):
@@ -174,27 +197,34 @@ def with_macro(means):
     return Means((*means.groups, *whole.groups),
                  *(np.concatenate(pair, axis=-1) for pair in (
                      (means.value, whole.value), (means.draws, whole.draws),
-                     (means.n, whole.n), (means.clusters, whole.clusters))), means.seeds)
+                     (means.n, whole.n), (means.clusters, whole.clusters))), means.seeds,
+                 means.planned)
 
 
 def contrast(means, weights, column, bounds=(-1, 1)):
     """The interval of a weighted sum of rows in one group, all rows under the same resamples."""
-    return interval(float(weights @ means.value[:, column]), means.draws[:, :, column] @ weights,
-                    means.n[column], means.clusters[column], bounds=bounds, seeds=means.seeds)
+    return means.interval(float(weights @ means.value[:, column]),
+                          means.draws[:, :, column] @ weights, column, bounds)
 
 
-def interval(value, draws, n, clusters, level=0.95, bounds=(-np.inf, np.inf), seeds=1):
+def interval(value, draws, n, clusters, level=0.95, bounds=(-np.inf, np.inf), seeds=1, planned=1):
     """The percentile interval of `draws`, widened where few clusters make it too sure of itself.
 
     Below `FEW` clusters it is joined with a t interval. When all draws agree it is widened by
-    Wilson's bound for zero events in `clusters` trials, so that no interval has zero width. One
-    cluster gives no interval (NaN).
+    Wilson's bound for zero events in `clusters` trials, so that no interval has zero width. A
+    difference (`bounds` that begin below zero) of fewer than `FEW_SIGNS` clusters is as unsure as
+    the sign test of clusters that all agree. One cluster gives no interval (NaN), and the only one
+    of several planned seeds all that `bounds` allow.
     """
     draws = np.asarray(draws)[np.isfinite(draws)]
-    if clusters < 2 or len(draws) < 2 or not np.isfinite(value):
-        return Interval(float(value), np.nan, np.nan, int(n), int(clusters), 'none (1 cluster)',
-                        seeds)
-    tail, over = (1 - level) / 2, seeds >= FEW_SEEDS
+    why = 'no number' if not np.isfinite(value) else f'{clusters} cluster{"" if clusters == 1 else "s"}' \
+        if clusters < 2 else 'fewer than two draws' if len(draws) < 2 else ''
+    if why:
+        return Interval(float(value), np.nan, np.nan, int(n), int(clusters), f'none ({why})', seeds)
+    tail, over = (1 - level) / 2, covers_seeds(seeds, planned)
+    if over and seeds < 2:
+        return Interval(float(value), *map(float, bounds), int(n), int(clusters),
+                        f'unbounded: {seeds} of {planned} seeds', seeds)
     low, high = np.quantile(draws, [tail, 1 - tail])
     method = 'cluster bootstrap' + f', t over {seeds} seeds' * over
     if clusters < FEW:
@@ -209,6 +239,11 @@ def interval(value, draws, n, clusters, level=0.95, bounds=(-np.inf, np.inf), se
         margin = wilson(0, clusters, level)[1]
         low, high = value - margin, value + margin
         method = 'Wilson bound on unseen change'
+    if bounds[0] < 0 and clusters < FEW_SIGNS:
+        # All of `clusters` trials won: Clopper and Pearson's bound on the share that would be.
+        edge = value * (2 * tail ** (1 / clusters) - 1)
+        low, high = min(low, edge), max(high, edge)
+        method += ' and sign test'
     low, high = max(low, bounds[0]), min(high, bounds[1])
     return Interval(float(value), float(low), float(high), int(n), int(clusters), method, seeds)
 

@@ -9,13 +9,13 @@ from collections import Counter
 import numpy as np
 
 from downscale.accounting import totals
-from downscale.analysis import costs, lr, measures, stats
+from downscale.analysis import costs, floors, lr, measures, stats
 from downscale.analysis.extrapolation import holdout
+from downscale.analysis.files import read_object
 from downscale.analysis.fits import fit
 from downscale.analysis.isoflop import isoflop
 from downscale.analysis.laws import CHINCHILLA, POWER, Saturating
 from downscale.analysis.measures import Missing
-from downscale.places import read_json
 
 STAGES = ('text', 'instruct')   # whose loss is a law of size: all parts that grow are trained
 REACH = 4      # a curve is drawn to so many times the largest size
@@ -48,7 +48,7 @@ def finals(s, stage):
 def _final(s, cell, stage):
     """The final loss of a run; inf where it diverged, None where it has none."""
     folder = s.study.root / 'cells' / cell / stage
-    failed = read_json(folder / 'FATAL.json')
+    failed = read_object(folder / 'FATAL.json')
     if failed is not None:
         # The loop ends with the loss that was not finite.
         return np.inf if NOT_FINITE.search(str(failed.get('reason', ''))) else None
@@ -149,7 +149,8 @@ def laws(s):
 
 
 def accuracy_by_size(s):
-    """The saturating law of the macro accuracy over runs: fit, chance, curve and points."""
+    """The saturating law of the macro accuracy over runs: fit, chance (the floor), curve, points.
+    """
     groups, n, points = [], [], []
     for size in s.sizes:
         for cell in measures.joint_cells(s, size, 'image'):
@@ -158,8 +159,9 @@ def accuracy_by_size(s):
             points.append(size.name)
     if not groups:
         raise Missing('no model was asked with the picture')
-    _, means, chance = measures.means_of(s, groups)
-    y, floor, n = means.value.mean(axis=1), float(chance.value.mean()), np.array(n, dtype=float)
+    paired = measures.pair(s.study, groups)
+    y = np.array([measures.of_run(s, cell).value.mean() for cell, in groups])
+    floor, n = float(floors.floor(s, paired).means.value.mean()), np.array(n, dtype=float)
     try:
         fitted = fit(Saturating(floor), n, y, runs=[group[0].p_run for group in groups],
                      draws=min(len(s.resamples.weights), 1000))
@@ -236,7 +238,7 @@ def flips(s):
     if len(have) > 1:
         found[f'joint, {have[-1].name} to {have[0].name}'] = [
             measures.joint_cells(s, size, 'image') for size in (have[-1], have[0])]
-    for kind in ('caption', 'extraction'):
+    for kind in measures.TEXTS:
         for mode, thinking in measures.MODES.items():
             groups = measures.pair_groups(s, kind, thinking)
             p, r = ([size.name for size in s.sizes if any(key[side] == size.name
@@ -261,6 +263,7 @@ def _flips(s, large, small):
                      (1 - first) * (1 - second)], axis=1)
     means = stats.group_means(rows.reshape(-1, rows.shape[2]), paired.task, paired.cluster_id,
                               s.resamples)
-    whole = stats.macro(stats.over_seeds(means, len(both), s.resamples))
+    planned = measures.planned_seeds(s, (large, small))
+    whole = stats.macro(stats.over_seeds(means, len(both), s.resamples, planned))
     names = ('right to wrong', 'wrong to right', 'right at both', 'wrong at both')
     return {name: measures.one(whole, row, 0) for row, name in enumerate(names)}

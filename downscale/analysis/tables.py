@@ -3,7 +3,7 @@
 Errors are one line long and carry counts.
 """
 import hashlib
-import json
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from downscale.analysis.files import read_lines, read_object, short, shown, study_errors
 from downscale.analysis.throughput import read_throughput
 from downscale.curves import doubts
 from downscale.evaluate.items import (
@@ -22,8 +23,12 @@ from downscale.evaluate.items import (
     read_items,
     read_texts,
 )
-from downscale.study_json import read_study
 
+# Every file of a study folder that the analysis reads.
+READ = ('study.json', 'evaluations/*/*.parquet', 'evaluations/*/throughput.json', 'probe*.parquet',
+        'pictures/*.png', *(f'cells/*/*/{name}' for name in (
+            'experiment.json', 'padding.json', 'timing.jsonl', 'metrics.jsonl', 'DONE.json',
+            'FATAL.json')))
 STAGES = ('tower', 'text', 'align', 'instruct', 'interleave', 'caption', 'extract', 'reason')
 
 FACTS = ('task', 'cluster_id', 'chance', 'data_hash')  # of an item, equal in all its answers
@@ -93,17 +98,20 @@ def _columns(table, schema):
 def load_study(directory):
     """The whole study folder is read and checked; unfinished runs are listed, never dropped."""
     root = Path(directory)
-    try:
-        meta = read_study(root)
-    except ValueError as error:
-        raise TableError(str(error)) from None
-    items = [read_items(path)
-             for path in sorted(root.glob('evaluations/*/items.parquet'))]
-    texts = [read_texts(path)
-             for path in sorted(root.glob('evaluations/*/texts.parquet'))]
-    study = study_of(root, meta, items, texts, *_read_cells(root, meta), read_throughput(root),
+    meta = read_object(root / 'study.json')
+    if meta is None:
+        raise TableError(f'{root}: no study.json, so this is no study folder')
+    for error in study_errors(root / 'study.json', meta):
+        raise TableError(error)
+    newer = Counter()   # columns that a newer version writes, with the number of tables
+    items = [read_items(path, newer) for path in sorted(root.glob('evaluations/*/items.parquet'))]
+    texts = [read_texts(path, newer) for path in sorted(root.glob('evaluations/*/texts.parquet'))]
+    curves, unfinished, notes = _read_cells(root, meta)
+    notes += [f'column {name!r} of {count} tables is not known and left out'
+              for name, count in sorted(newer.items())]
+    study = study_of(root, meta, items, texts, curves, unfinished, read_throughput(root),
                      _input_hash(root))
-    return replace(study, notes=(*study.notes, *doubts(root)))
+    return replace(study, notes=(*study.notes, *notes, *doubts(root)))
 
 
 def study_of(root, meta, items, texts, curves, unfinished, throughput, input_hash):
@@ -156,15 +164,18 @@ def _merge_texts(texts):
 
 
 def _read_cells(root, meta):
-    """Metrics of every stage, and every stage that is failed, unfinished or absent."""
-    curves, stages, unfinished = {}, {}, []
+    """Metrics of every stage, every stage that is failed, unfinished or absent, and what was torn.
+    """
+    curves, stages, unfinished, notes = {}, {}, [], []
     for folder in sorted(root.glob('cells/*/*/')):
         run_id, stage = folder.parent.name, folder.name
         stages.setdefault(run_id, set()).add(stage)
         if (folder / 'metrics.jsonl').is_file():
-            curves[run_id, stage] = _read_metrics(folder / 'metrics.jsonl')
+            curves[run_id, stage], torn = _read_metrics(folder / 'metrics.jsonl')
+            if torn:
+                notes.append(f'{run_id}/{stage}/metrics.jsonl: {torn} torn lines are left out')
         if (folder / 'FATAL.json').is_file():
-            reason = 'failed: ' + one_line((folder / 'FATAL.json').read_text())
+            reason = 'failed: ' + one_line((folder / 'FATAL.json').read_text(errors='replace'))
             unfinished.append({'run_id': run_id, 'stage': stage, 'reason': reason})
         elif not (folder / 'DONE.json').is_file():
             unfinished.append({'run_id': run_id, 'stage': stage, 'reason': 'no DONE.json'})
@@ -176,7 +187,8 @@ def _read_cells(root, meta):
             unfinished.append({'run_id': run, 'stage': stage, 'reason': 'never started'})
         if not anywhere:
             unfinished.append({'run_id': run, 'stage': '', 'reason': 'no folder under cells/'})
-    return curves, tuple(sorted(unfinished, key=lambda u: (u['run_id'], _stage_order(u['stage']))))
+    return curves, tuple(sorted(unfinished, key=lambda u: (u['run_id'],
+                                                           _stage_order(u['stage'])))), notes
 
 
 def _stage_order(stage):
@@ -184,28 +196,28 @@ def _stage_order(stage):
 
 
 def _read_metrics(path):
-    """Columns step, tokens and loss of the rows that have a loss (other rows are evaluations)."""
+    """(columns step, tokens and loss of the rows that have a loss, how many lines are torn).
+
+    Other rows are evaluations. A loss that is no finite number stays as it is: a run diverged.
+    """
+    found, torn = read_lines(path)
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            # a killed run may leave half a line; what came before it is still true
-            break
-        if not isinstance(row, dict):
-            raise TableError(f'{path}: line {number} is a {type(row).__name__}, not a mapping')
-        if row.get('loss') is not None:
-            rows.append((row.get('step', number), row.get('tokens', np.nan), row['loss']))
+    for number, row in enumerate((row for row in found if row.get('loss') is not None), 1):
+        place = row.get('step', number), row.get('tokens', np.nan), row['loss']
+        for name, value in zip(('step', 'tokens', 'loss'), place, strict=True):
+            if isinstance(value, bool) or not isinstance(value, int | float) \
+                    or name == 'step' and not np.isfinite(value):
+                raise TableError(f'{short(path)}: field {name!r} of the {number}th row with a loss '
+                                 f'is {shown(value)}, not a number')
+        rows.append(place)
     array = np.array(rows, dtype=float).reshape(-1, 3)
-    return {'step': array[:, 0], 'tokens': array[:, 1], 'loss': array[:, 2]}
+    return {'step': array[:, 0], 'tokens': array[:, 1], 'loss': array[:, 2]}, torn
 
 
 def _input_hash(root):
-    """SHA-256 over every file that can change a printed number, with its path."""
+    """SHA-256 over every file that can change what is printed, with its path."""
     digest = hashlib.sha256()
-    paths = [root / 'study.json', *root.glob('evaluations/*/*.parquet'),
-             *root.glob('evaluations/*/throughput.json'), *root.glob('cells/*/*/metrics.jsonl'),
-             *root.glob('cells/*/*/DONE.json'), *root.glob('cells/*/*/FATAL.json')]
+    paths = {path for pattern in READ for path in root.glob(pattern) if path.is_file()}
     for path in sorted(paths):
         digest.update(path.relative_to(root).as_posix().encode() + b'\0')
         digest.update(hashlib.sha256(path.read_bytes()).digest())

@@ -1,14 +1,13 @@
 """Is a study fit to be analysed? Its schemas, pairing, unfinished runs and endings of answers."""
-import json
+from collections import Counter
 
 import numpy as np
 
-from downscale.analysis import claims, measures
+from downscale.analysis import absent, claims, costs, measures
 from downscale.analysis.completeness import KINDS, LIMIT, completion
+from downscale.analysis.files import read_object, study_errors
 from downscale.analysis.tables import load_study, pair
 from downscale.evaluate.items import TableError, read_items, read_texts
-
-RUN_KEYS = ('run_id', 'size', 'seed', 'n_total', 'n_nonembed', 'n_vision')
 
 
 def validate(root):
@@ -33,36 +32,32 @@ def validate(root):
     notes = [f'{one["run_id"]}/{one["stage"]}: {one["reason"]}' for one in study.unfinished]
     if not len(study.items['score']):
         notes.append('no evaluation has items')
-    rates, more = _rates(study)
+    s = measures.scored(study, 2)
+    try:
+        gone = absent.absent(s)
+        costs.stages_of(s)
+    except TableError as error:
+        gone, errors = [], [*errors, str(error)]
+    notes += [f'missing: {name}: {what}' for name, what in gone]
+    rates, more = _rates(s)
     return errors, [*notes, *study.notes, *more], rates
 
 
 def _meta_errors(root):
     path = root / 'study.json'
-    if not path.is_file():
-        yield f'{root}: no study.json, so this is no study folder'
-        return
     try:
-        meta = json.loads(path.read_text())
-        runs = meta['runs']
-        lacking = [(run.get('run_id', place), key) for place, run in enumerate(runs)
-                   for key in RUN_KEYS if key not in run]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        yield f'{path}: not readable as a study ({type(error).__name__}: {error})'
-        return
-    if lacking:
-        yield f'{path}: {len(lacking)} facts of runs are missing, first {lacking[0]}'
-    names = [run.get('run_id') for run in runs]
-    again = sorted({str(name) for name in names if names.count(name) > 1})
-    if again:
-        yield f'{path}: {len(again)} run_ids are given twice, first {again[0]!r}'
+        meta = read_object(path)
+    except TableError as error:
+        return [str(error)]
+    return [f'{root}: no study.json, so this is no study folder'] if meta is None \
+        else list(study_errors(path, meta))
 
 
 def _table_errors(root):
     for name, read in (('items', read_items), ('texts', read_texts)):
         for path in sorted(root.glob(f'evaluations/*/{name}.parquet')):
             try:
-                read(path)
+                read(path, Counter())
             except TableError as error:
                 yield str(error)
 
@@ -78,11 +73,11 @@ def _pairing_errors(study):
                 yield str(error)
 
 
-def _rates(study):
+def _rates(s):
     """(a dict per cell: who, answers and shares of bad endings, lines on what is above the limit).
     """
-    s, rows, notes = measures.with_apart(measures.scored(study, 2)), [], []
-    for cell in sorted(study.cells):
+    s, rows, notes = measures.with_apart(s), [], []
+    for cell in sorted(s.study.cells):
         _, ended = completion(s, [cell])
         who = ' '.join(filter(None, (cell.p_run, cell.r_run and f'-> {cell.r_run}', cell.text_kind,
                                      'think' if cell.thinking else 'direct', cell.condition)))

@@ -324,10 +324,11 @@ def _template(family, text):
 
 
 def baselines(world: World, examples: Iterable[Example]) -> dict[str, dict[str, float]]:
-    """Accuracies of three guessers per family, over the questions of these examples.
+    """Accuracies of four guessers per family, over the questions of these examples.
 
     informed: mean `Question.chance`. majority: the constant answer, one per wording, that is right
-    most often. uniform: 1 / number of possible answers. n: number of questions.
+    most often. constant: one answer for the whole family. uniform: 1 / number of possible answers.
+    n: number of questions. The highest of the first three is the floor (`analysis/floors.py`).
     """
     asked = defaultdict(list)
     for example in examples:
@@ -341,7 +342,9 @@ def baselines(world: World, examples: Iterable[Example]) -> dict[str, dict[str, 
         hits = sum(_best_constant(family, golds) for golds in groups.values())
         uniform = [1 / len(possible_answers(world, family, q.text)) for q in questions]
         result[family] = {'informed': float(np.mean([q.chance for q in questions])),
-                          'majority': hits / len(questions), 'uniform': float(np.mean(uniform)),
+                          'majority': hits / len(questions),
+                          'constant': _best_constant(family, [q.answer for q in questions])
+                          / len(questions), 'uniform': float(np.mean(uniform)),
                           'n': len(questions)}
     return result
 

@@ -137,7 +137,7 @@ def _check_endings(table, what):
             raise TableError(f'{what}: {int(np.sum(bad))} of {len(table)} rows have {fault}')
 
 
-def _read(path, schema, key, check):
+def _read(path, schema, key, check, newer=None):
     what = str(path)
     try:
         table = pq.ParquetFile(path).read()
@@ -145,9 +145,14 @@ def _read(path, schema, key, check):
         raise TableError(f'{what}: not readable as Parquet: {one_line(error)}') from error
     missing = sorted(set(schema.names) - set(table.column_names))
     extra = sorted(set(table.column_names) - set(schema.names))
-    if missing or extra:
-        raise TableError(f'{what}: {len(missing)} columns missing {missing}, '
-                         f'{len(extra)} unknown {extra}; delete its folder and evaluate again')
+    if missing:
+        raise TableError(f'{what}: {len(missing)} columns missing {missing[:6]}; evaluate again '
+                         'into a new folder')
+    twice = [name for name, count in Counter(table.column_names).items() if count > 1]
+    if twice:
+        raise TableError(f'{what}: column {twice[0][:40]!r} is there twice')
+    if newer is not None:
+        newer.update(extra)
     wrong = [n for n in schema.names if table.schema.field(n).type != schema.field(n).type]
     if wrong:
         raise TableError(f'{what}: {len(wrong)} columns of the wrong type, first {wrong[0]!r}')
@@ -156,11 +161,14 @@ def _read(path, schema, key, check):
     return table.select(schema.names)
 
 
-def read_items(path):
-    """The items table at `path`, checked against the schema."""
-    return _read(path, ITEMS, ITEM_KEY, _check_items)
+def read_items(path, newer=None):
+    """The items table at `path`, checked against the schema.
+
+    Columns that no one knows are of a newer version: left out, and counted in `newer`, a Counter.
+    """
+    return _read(path, ITEMS, ITEM_KEY, _check_items, newer)
 
 
-def read_texts(path):
-    """The texts table at `path`, checked against the schema."""
-    return _read(path, TEXTS, TEXT_KEY, lambda table, what: None)
+def read_texts(path, newer=None):
+    """The texts table at `path`, under the same rules as `read_items`."""
+    return _read(path, TEXTS, TEXT_KEY, lambda table, what: None, newer)

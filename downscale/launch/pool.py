@@ -4,6 +4,7 @@ A fact file is named by a hash of all that decides the program: the request, the
 compiler and the sources that make programs. It is written whole or not at all, so a plan that was
 killed continues, and a repeated one only reads.
 """
+import ast
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -16,9 +17,6 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent
-# What makes programs or facts; the rest of the package may change without a new compilation.
-SOURCES = ('model', 'train', 'generate', 'sharding.py', 'experiment.py', 'sizes.py', 'letters.py',
-           'launch/hlo.py', 'launch/worker.py', 'launch/topologies.py')
 WORKER = 'downscale.launch.worker'
 # The compiler is asked on a machine without TPUs, several processes of it at once.
 ENVIRONMENT = {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1',
@@ -38,14 +36,36 @@ def versions():
 
 @cache
 def source_hash():
-    """A hash of the package's files that decide a program or its facts."""
+    """A hash of the package's files that decide a program or its facts; the rest of the package
+    may change without a new compilation."""
     digest = hashlib.sha256()
-    for name in SOURCES:
-        path = PACKAGE / name
-        for file in sorted(path.rglob('*.py')) if path.is_dir() else [path]:
-            digest.update(file.relative_to(PACKAGE).as_posix().encode() + b'\0')
-            digest.update(file.read_bytes())
+    for file in sources():
+        digest.update(file.relative_to(PACKAGE).as_posix().encode() + b'\0')
+        digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def sources(package=PACKAGE, worker=WORKER):
+    """The files that a worker is made of, sorted: all it imports, at the top of a file or when it
+    is needed, and the JSON files beside them that they name."""
+    waiting, found = [worker], set()
+    while waiting:
+        place = package.joinpath(*waiting.pop().split('.')[1:])
+        file = next((path for path in (place.with_suffix('.py'), place / '__init__.py')
+                     if path.is_file()), None)
+        if file in found or file is None:   # None: a name inside a module, or another package
+            continue
+        found.add(file)
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                waiting += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                waiting += [node.module, *(f'{node.module}.{alias.name}' for alias in node.names)]
+            elif isinstance(node, ast.Constant) and str(node.value).endswith('.json') \
+                    and (file.parent / str(node.value)).is_file():
+                found.add(file.parent / str(node.value))
+        waiting = [name for name in waiting if name.split('.')[0] == package.name]
+    return sorted(found)
 
 
 def key_of(request):

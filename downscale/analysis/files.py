@@ -1,0 +1,123 @@
+"""The JSON files of a study folder, read and checked: a fault is one line with file and field."""
+import json
+import math
+
+from downscale.evaluate.items import TableError, one_line
+from downscale.strict import from_dict
+from downscale.study_json import StudyFile
+
+NUMBER = (int, float)
+RUN_FIELDS = {'run_id': str, 'size': str, 'seed': int, 'n_total': NUMBER, 'n_nonembed': NUMBER,
+              'n_vision': NUMBER}
+STUDY_FIELDS = {'stages': dict, 'data': dict, 'budgets': dict}   # a study may lack any of them
+
+
+def read_object(path):
+    """The JSON object in `path`; None without the file, `TableError` where it holds another."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, RecursionError) as error:
+        raise TableError(f'{short(path)}: not readable as JSON: {one_line(error)}') from None
+    if not isinstance(value, dict):
+        raise TableError(f'{short(path)}: holds {shown(value)}, not a JSON object')
+    return value
+
+
+def read_lines(path):
+    """(the JSON objects of the lines of `path`, how many torn lines are left out).
+
+    A killed process leaves half a line, and one that goes on after it writes behind that.
+    `TableError` where a line is whole and another value.
+    """
+    rows, torn = [], 0
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            torn += bool(line.strip())
+            continue
+        if not isinstance(value, dict):
+            raise TableError(f'{short(path)}, line {number}: {shown(value)} is no JSON object')
+        rows.append(value)
+    return rows, torn
+
+
+def check(value, fields, where):
+    """Raise `TableError` unless the dict `value` has all `fields` {name: type or types}."""
+    if not isinstance(value, dict):
+        raise TableError(f'{where}: {shown(value)} is no JSON object')
+    for name, kinds in fields.items():
+        if name not in value:
+            raise TableError(f'{where}: field {name!r} is missing')
+        if not fits(value[name], kinds):
+            raise TableError(f'{where}: field {name!r} is {shown(value[name])}')
+
+
+def fits(value, kinds):
+    """Whether a JSON value is of one of the types; a truth value is no number, and NaN is none."""
+    if isinstance(value, bool):
+        return kinds is bool
+    return isinstance(value, kinds) and not (isinstance(value, float) and not math.isfinite(value))
+
+
+def shown(value):
+    """A value as an error shows it."""
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + '...'
+
+
+def short(path):
+    """A path as an error shows it: its end is what tells files apart."""
+    text = str(path)
+    return text if len(text) <= 120 else '...' + text[-117:]
+
+
+def study_errors(path, meta):
+    """What is wrong with the content of a `study.json`, as lines."""
+    runs, where = meta.get('runs'), short(path)
+    if not isinstance(runs, list):
+        yield f'{where}: field \'runs\' is {shown(runs)}, not a list of runs'
+        return
+    faults = list(filter(None, (_fault(run, place) for place, run in enumerate(runs))))
+    if faults:
+        yield f'{where}: {len(faults)} runs lack facts, first {faults[0]}'
+    names = [str(run['run_id']) for run in runs if isinstance(run, dict) and 'run_id' in run]
+    again = sorted({name for name in names if names.count(name) > 1})
+    if again:
+        yield f'{where}: {len(again)} run_ids are given twice, first {shown(again[0])}'
+    for name, kind in STUDY_FIELDS.items():
+        if not isinstance(meta.get(name, {}), kind):
+            yield f'{where}: field {name!r} is {shown(meta[name])}, not a JSON object'
+            return
+    for run, stages in meta.get('stages', {}).items():
+        if not isinstance(stages, list) or not all(isinstance(stage, str) for stage in stages):
+            yield f'{where}: stages of {shown(run)} are {shown(stages)}, not a list of names'
+    yield from _baseline_errors(meta.get('data', {}).get('baselines', {}), where)
+    if not faults:
+        try:
+            from_dict(StudyFile, meta, where)
+        except ValueError as error:  # a key of a newer version, or another type
+            yield str(error)
+
+
+def _fault(run, place):
+    try:
+        check(run, RUN_FIELDS, f'run {shown(run.get("run_id", place))}'
+              if isinstance(run, dict) else f'run {place}')
+    except TableError as error:
+        return str(error)
+    return None
+
+
+def _baseline_errors(baselines, where):
+    if not isinstance(baselines, dict):
+        yield f'{where}: data.baselines is {shown(baselines)}, not a JSON object'
+        return
+    for task, of in baselines.items():
+        for name in ('majority', 'constant'):
+            value = of.get(name, 0) if isinstance(of, dict) else of
+            if not fits(value, NUMBER) or not 0 <= value <= 1:
+                yield (f'{where}: data.baselines of {shown(task)}: {name!r} is {shown(value)}, '
+                       'not a share in 0..1')
