@@ -223,6 +223,7 @@ def _turns(filled, ask):
         if not told_by:
             raise Rejected('no answer', 'none of conversations, texts, question, caption or text '
                            f'in {shown(list(filled)[:12], 90)}')
+        typed(filled[told_by[0]], str, told_by[0])
         turns = _asked([(ask, filled[told_by[0]])])
     if 'system' in filled:
         told_by.append('system')

@@ -21,9 +21,9 @@ from downscale.data.tables import METADATA, TFDS, Parquet, Prepared, Rows
 # Text may not speak for another turn: in data these would become the chat's own tokens.
 CHAT_TOKENS = ('<|im_start|>', '<|im_end|>', '<|endoftext|>')
 TEXT_ROWS = 'Source(text_rows=True) takes rows of text'
-# Other models' marks of a picture: left in the text they would be learnt as words.
+# Other models' marks of a picture or video: left in the text they would be learnt as words.
 MARKS = ('<|image|>', '<|image_1|>', '<|image_pad|>', '<|vision_start|>', '<image_placeholder>',
-         '<ImageHere>')
+         '<ImageHere>', '<video>')
 # How the base64 of a picture begins: PNG, JPEG, GIF, WebP, BMP, TIFF of both orders.
 BASE64 = ('iVBORw0KGgo', '/9j/', 'R0lGOD', 'UklGR', 'Qk', 'SUkqA', 'TU0AK')
 MOST_TEXT = 400_000  # characters of one record, about 10^5 tokens
