@@ -325,3 +325,26 @@ def test_a_page_of_samples_escapes_what_the_data_holds(tmp_path):
     assert not cli.main(['data', 'show', str(tmp_path / 'to')])
     page = (tmp_path / 'to' / 'show.html').read_text()
     assert '<script>alert' not in page and '<b>' not in page.partition('<main>')[2]
+
+
+def test_rows_that_lack_the_picture_of_others_are_rejected_unless_text_is_meant(tmp_path):
+    published.put(tmp_path, 'a.png', 0)
+    published.write_rows(tmp_path / 'rows.json', [
+        {'id': k, 'image': 'a.png' if k else None, 'question': f'q{k}', 'answer': 'a',
+         'lecture': 'l', 'source': None} for k in range(4)])
+
+    def made(to, most=0.5, **more):
+        one = Source('one', 'rows.json', licence='ours', obtain='make it', **more)
+        return build(mixture(one), tmp_path / to, Settings(tmp_path, most_rejected=most))[
+            'sources']['one']
+    told = made('strict')
+    assert (told['accepted'], told['rejected']) == (3, {'no picture': 1})
+    assert told['left_out'] == {'lecture': 3, 'source': 0} and told['without_picture'] == 0
+    assert made('strict') == told == made('again')
+    told = made('text', text_rows=True)
+    assert (told['accepted'], told['without_picture'], told['rejected']) == (4, 1, {})
+    assert told['left_out'] == {'image': 0, 'lecture': 4, 'source': 0}
+    with pytest.raises(ValueError, match=r'1 of 4 rows so far are rejected \(no picture 1\)') as e:
+        made('few', most=0.1)
+    assert len(str(e.value)) <= 300
+    assert Corpus(tmp_path / 'text').mixture.sources[0].text_rows

@@ -1,6 +1,7 @@
 """The factory: what it reads, what it keeps, and that kills leave no trace."""
 import argparse
 import json
+import os
 import random
 import re
 import shutil
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import published
 import pytest
 import small
 from fake_chain import study
@@ -297,3 +299,18 @@ def test_a_model_of_ours_goes_the_whole_way(laid, tmp_path):
     assert len(rows) == 3 and not any(row['accepted'] for row in rows)
     assert all(row['teacher']['model'] == 'w32d1-s0-extract' and row['tokens_out'] <= 12
                for row in read(made[0]['statements.jsonl']))
+
+
+def test_a_server_is_asked_without_jax(tmp_path):
+    """The program begins, asks (nobody is there) and says so; no library of models was needed."""
+    published.put(tmp_path, 'x.png', 0)
+    write(tmp_path / 'q.json', [talk('1', 'x.png', ('Where is it?', 'here'))])
+    program = ('import sys\nfrom downscale import cli\nfrom downscale.factory import report\n'
+               'code = cli.main(sys.argv[1:])\n'
+               'print(code, {"jax", "flax", "optax", "orbax"} & {*sys.modules})')
+    done = subprocess.run([sys.executable, '-c', program, 'data', 'extract', '--from', 'q.json',
+                           '--to', 'x', '--teacher', 'openai:http://127.0.0.1:9/v1', '--model', 'm',
+                           '--attempts', '1', '--most-failures', '0', '--quiet'], cwd=tmp_path,
+                          env=os.environ | {'PYTHONPATH': str(Path(__file__).parents[1])},
+                          capture_output=True, text=True)
+    assert done.stdout == '1 set()\n' and 'replies failed (first: connection' in done.stderr

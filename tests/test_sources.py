@@ -1,4 +1,5 @@
 """Published formats become the same records; what cannot be used is rejected with its reason."""
+import base64
 import io
 import os
 from pathlib import Path
@@ -267,3 +268,27 @@ def test_a_parquet_file_without_ids_names_its_rows_by_number(tmp_path):
     pq.write_table(pa.Table.from_pylist([{'question': 'q', 'answer': 'a'}]),
                    tmp_path / 'rows.parquet')
     assert open_rows(source('rows.parquet'), tmp_path).name(0) == 'row0'
+
+
+@pytest.mark.parametrize('cell', ['data:image/png;base64,', ''])
+def test_a_picture_may_stand_in_the_row_as_base64(tmp_path, cell):
+    row = {'image': cell + base64.b64encode(published.picture(2)).decode(),
+           'conversations': talk()}
+    assert record_of(row, 'x', source(), tmp_path).talk.images == (published.picture(2),)
+    for broken in ('data:image/png;base64,ab*c', 'data:image/svg+xml,<svg/>', row['image'] + '*'):
+        with pytest.raises(Rejected, match='unreadable image') as caught:
+            record_of({**row, 'image': broken}, 'x', source(), tmp_path)
+        assert len(str(caught.value)) < 220
+
+
+@pytest.mark.parametrize('row, reason', [
+    ({'caption': 'a cat'}, 'no picture'), ({'question': 'q', 'answer': 'a', 'image_id': 3},
+                                           'no picture'),
+    ({'question': '<video>q', 'answer': 'a'}, 'image marks'),
+    ({'image': 'https://x.y/a.png', 'caption': 'c'}, 'image path')])
+def test_a_row_that_lost_its_picture_is_rejected(tmp_path, row, reason):
+    with pytest.raises(Rejected) as caught:
+        record_of(row, 'x', source(), tmp_path)
+    assert caught.value.reason == reason
+    if reason == 'no picture':
+        assert record_of(row, 'x', source(text_rows=True), tmp_path).talk.images == ()

@@ -49,8 +49,9 @@ ASIDE = frozenset((
     'comment', 'choice_list', 'num_sample', 'fullAnswer', 'multiple_choice_answer',
     'question_tokens', 'ocr_tokens', 'isBalanced', 'groups', 'entailed', 'equivalent',
     'annotations', 'semantic', 'semanticStr', 'lecture', 'solution', 'explanation', 'rationale'))
+_PLAIN = {*ASIDE, *KNOWN, *IDS}
 # Of a turn: who says what; the rest is about the turn.
-TURN_KEYS = ('from', 'role', 'value', 'content', 'user', 'assistant')
+TURN_KEYS = {'from', 'role', 'value', 'content', 'user', 'assistant'}
 TURN_ASIDE = ('source', 'id', 'timestamp', 'model')
 ASK_LETTER = "Answer with the option's letter from the given choices directly."
 
@@ -85,7 +86,8 @@ def parts_of(row, ask, ignore=()):
     filled = {name: value for name, value in row.items()
               if name not in ignore and not empty(value)}
     for name in filled:
-        _check_known(name, filled)
+        if name not in _PLAIN:
+            _check_known(name, filled)
     pictures, shown_by = pictures_in(filled)
     turns, told_by = _turns(filled, ask)
     used = {*shown_by, *told_by, *IDS}
@@ -113,8 +115,6 @@ def empty(value):
 
 def _check_known(name, filled):
     """`Rejected` for a column that nothing here knows."""
-    if name in ASIDE or name in KNOWN or name in IDS:
-        return
     if name in VIDEOS:
         raise Rejected('video', f'column {name!r}: videos are not read; {_way_on(name)}')
     if not isinstance(name, str) or not NUMBERED.fullmatch(name) and not (
@@ -223,6 +223,7 @@ def _turns(filled, ask):
         if not told_by:
             raise Rejected('no answer', 'none of conversations, texts, question, caption or text '
                            f'in {shown(list(filled)[:12], 90)}')
+        typed(filled[told_by[0]], str, told_by[0])
         turns = _asked([(ask, filled[told_by[0]])])
     if 'system' in filled:
         told_by.append('system')
@@ -282,7 +283,7 @@ def _dicts(value):
         for name in part:
             if name not in TURN_KEYS and name not in TURN_ASIDE and not empty(part[name]):
                 raise Rejected('unknown column', f'{shown(name, 40)!r} of a turn; known are '
-                               f'{", ".join(TURN_KEYS)}')
+                               f'{", ".join(sorted(TURN_KEYS))}')
     return value
 
 

@@ -23,13 +23,14 @@ from downscale.strict import COUNT, Choice, Range, Several, check
 # Text may not speak for another turn: in data these would become the chat's own tokens.
 CHAT_TOKENS = ('<|im_start|>', '<|im_end|>', '<|endoftext|>')
 TEXT_ROWS = 'Source(text_rows=True) takes rows of text'
-# Other models' marks of a picture: left in the text they would be learnt as words.
+# Other models' marks of a picture or video: left in the text they would be learnt as words.
 MARKS = ('<|image|>', '<|image_1|>', '<|image_pad|>', '<|vision_start|>', '<image_placeholder>',
-         '<ImageHere>')
+         '<ImageHere>', '<video>')
 # How the base64 of a picture begins: PNG, JPEG, GIF, WebP, BMP, TIFF of both orders.
 BASE64 = ('iVBORw0KGgo', '/9j/', 'R0lGOD', 'UklGR', 'Qk', 'SUkqA', 'TU0AK')
 MOST_TEXT = 400_000  # characters of one record, about 10^5 tokens
-_CONTROL = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]')
+_ODD = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]')
+_TOKENS = re.compile('|'.join(map(re.escape, (*CHAT_TOKENS, *MARKS))))
 
 
 @dataclass(frozen=True)
@@ -113,16 +114,14 @@ def check_texts(turns):
     for turn in turns:
         if len(turn.text) > MOST_TEXT:
             raise Rejected('too long', f'{len(turn.text):,} characters in one turn')
-        if found := _CONTROL.search(turn.text):
-            raise Rejected('bad text', f'control character {found[0]!r}')
-        if any('\ud800' <= letter <= '\udfff' for letter in turn.text):
-            raise Rejected('bad text', 'half a surrogate pair')
-        for token in CHAT_TOKENS:
-            if token in turn.text:
-                raise Rejected('chat token', f'{token} in the text')
-        for mark in MARKS:
-            if mark in turn.text:
-                raise Rejected('image marks', f'{mark} in the text; {IMAGE} is the mark here')
+        if odd := _ODD.search(turn.text):
+            raise Rejected('bad text', 'half a surrogate pair' if '\ud800' <= odd[0] <= '\udfff'
+                           else f'control character {odd[0]!r}')
+        token = _TOKENS.search(turn.text)
+        if token and token[0] in MARKS:
+            raise Rejected('image marks', f'{token[0]} in the text; {IMAGE} is the mark here')
+        if token:
+            raise Rejected('chat token', f'{token[0]} in the text')
 
 
 def picture_of(name, folder):
@@ -131,7 +130,7 @@ def picture_of(name, folder):
         return _decoded(name)
     if '\x00' in name:
         raise Rejected('image path', f'{shown(name)!r} holds a NUL')
-    if re.match('(https?|s3|gs|hf)://', name):
+    if '://' in name:
         raise Rejected('image path', f'{shown(name)!r} is not fetched; put the picture into a '
                        'folder and give its path')
     try:
