@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from downscale.data import columns
 from downscale.evaluate import prompts
 from downscale.evaluate.asked import informed, open_questions
 from downscale.evaluate.rescore import read_rows
@@ -111,14 +112,28 @@ def facts(rows):
 
 
 def lost_in_questions(rows):
-    """The keys of accepted rows that hold something and change nothing."""
+    """The keys of accepted rows that hold something and change nothing. Two that agree, as `image`
+    beside `images`, are both read."""
     whole = facts(rows)
     if whole is None:
         return []
     assert len(whole) == len(rows)
-    return [name for k, row in enumerate(rows) for name, value in row.items() if not empty(value)
-            and facts([*rows[:k], {key: row[key] for key in row if key != name}, *rows[k + 1:]])
-            == whole]
+    lost = []
+    for k, row in enumerate(rows):
+        filled = [name for name in row if not empty(row[name])]
+        kinds = [kind_of(name) for name in filled]
+        for name, kind in zip(filled, kinds):
+            less = {key: row[key] for key in row if key != name}
+            if kinds.count(kind) == 1 and facts([*rows[:k], less, *rows[k + 1:]]) == whole:
+                lost.append(name)
+    return lost
+
+
+def kind_of(name):
+    """What a key is about: names of one kind may say the same thing."""
+    if name in columns.PICTURES or columns.NUMBERED.fullmatch(name):
+        return 'images'
+    return 'answer' if name == 'answers' else name
 
 
 def lost_in_samples(rows):
