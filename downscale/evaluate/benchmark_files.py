@@ -4,8 +4,6 @@ A reader yields an `Entry` per question. Pictures are calls that read when they 
 but one group of rows of a parquet file is held, and no path leaves its folder.
 """
 import base64
-import csv
-import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from downscale.data import files
 from downscale.data.images import open_under
 from downscale.data.records import IMAGE
 from downscale.evaluate.named import Target
@@ -51,7 +50,7 @@ def lacking(path, names, needed):
     gone = [name for name in needed if name not in names]
     if gone:
         raise ValueError(f'{path} has no {", ".join(map(repr, gone))}; it has '
-                         f'{", ".join(map(repr, names))}')
+                         f'{files.shown(", ".join(map(repr, names)), 120)}')
 
 
 # --- parquet ----------------------------------------------------------------------------------
@@ -78,7 +77,7 @@ def _opened(file):
     try:
         return pq.ParquetFile(file)
     except pa.ArrowInvalid as error:
-        raise ValueError(f'{file} is no readable parquet file ({error})') from None
+        raise files.fault(file, f'no readable parquet file ({error})') from None
 
 
 def _shards(path):
@@ -138,7 +137,7 @@ def tsv_rows(path, needed):
             pa_csv.ParseOptions(delimiter='\t', newlines_in_values=True),
             pa_csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string())))
     except pa.ArrowInvalid as error:
-        raise ValueError(f'{path} is no readable TSV ({error})') from None
+        raise files.fault(path, f'no readable TSV ({error})') from None
     images, rows = table.column('image'), table.drop_columns(['image']).to_pylist()
     places = {row['index']: k for k, row in enumerate(rows)}
 
@@ -157,33 +156,16 @@ def tsv_rows(path, needed):
 
 def json_list(path, needed):
     """(number, object) of a JSON list of objects; ValueError names the number of a wrong one."""
-    path = _there(path)
-    try:
-        found = json.loads(path.read_bytes().decode('utf-8-sig'))
-    except ValueError as error:
-        raise ValueError(f'{path} is no readable JSON ({error})') from None
-    if not isinstance(found, list):
-        raise ValueError(f'{path} must hold one JSON list, not {type(found).__name__}')
-    for number, value in enumerate(found):
-        if not isinstance(value, dict):
-            raise ValueError(f'{path}, entry {number}: must be an object')
-        lacking(f'{path}, entry {number}', list(value), needed)
+    for number, (where, value) in enumerate(files.read_whole(_there(path))):
+        lacking(f'{path}, {where}', list(value), needed)
         yield number, value
 
 
 def csv_rows(path, needed):
     """(number, {column: text}, [texts by place]) of a CSV file with a header."""
-    path = _there(path)
-    try:
-        header, *lines = csv.reader(io.StringIO(path.read_text('utf-8-sig'), newline=''))
-    except (csv.Error, ValueError) as error:
-        raise ValueError(f'{path} is no readable CSV with a header ({error})') from None
-    lacking(path, header, needed)
-    for number, line in enumerate(lines):
-        if len(line) != len(header):
-            raise ValueError(f'{path}, entry {number}: {len(line)} values for {len(header)} '
-                             'columns')
-        yield number, dict(zip(header, line)), line
+    for number, (_, row) in enumerate(files.read_whole(_there(path))):
+        lacking(path, list(row), needed)
+        yield number, row, list(row.values())
 
 
 def textvqa_answers(path):

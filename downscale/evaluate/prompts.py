@@ -5,11 +5,11 @@ words of our own. Checkpoints released with that paper were tuned on one exact s
 names it `prompt_prefix` (stage_1_utils.py of its MMStar task). Give it as the `caption` and
 `extract` of a file of the same form.
 """
-import json
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from downscale.data import files
 from downscale.data.records import IMAGE
 from downscale.strict import hash_of, unknown
 
@@ -115,24 +115,18 @@ def load(name):
     if not path.is_file():
         raise FileNotFoundError(f'{unknown("prompts", str(name), known)}, or give the path of a '
                                 'JSON file')
-    try:
-        value = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise ValueError(f'{path} is no readable JSON ({error})') from None
-    return _checked(value, path)
+    return _checked(files.read_object(path), path)
 
 
 def _checked(value, path):
     """`value` as `Prompts`, every field of its type and every template with its placeholders."""
-    if not isinstance(value, dict):
-        raise ValueError(f'{path} must hold one JSON object, not {type(value).__name__}')
     names = [field.name for field in fields(Prompts)]
     for name in value:
         if name not in names:
-            raise ValueError(f'{path}: {unknown("field", name, names)}')
+            raise files.fault(path, unknown('field', files.shown(name, 40), names))
     missing = [name for name in names if name not in value]
     if missing:
-        raise ValueError(f'{path}: missing field {", ".join(map(repr, missing))}')
+        raise files.fault(path, f'missing field {", ".join(map(repr, missing))}')
     for name, text in value.items():
         _check_type(path, name, text)
     for name, places in PLACES.items():
@@ -165,9 +159,10 @@ def _check_places(path, name, template, places):
     found = [match[1] for match in _PLACE.finditer(template)]
     for place in found:
         if place not in places:
+            place = files.shown(place, 40)
             hint = unknown('placeholder', place, places) if places else \
                 f'unknown placeholder {place!r}; it takes none'
-            raise ValueError(f'{path}: {name}: {hint}')
+            raise files.fault(path, f'{name}: {hint}')
     missing = [place for place in places if place not in found]
     if missing:
         raise ValueError(f'{path}: {name}: missing placeholder {{{missing[0]}}}')
