@@ -93,9 +93,9 @@ def _of_list(value, where, number):
 
 def _size(value, where):
     """The (width, height) of a row's picture in pixels, None where the row names none."""
-    size = tuple(value.get(name) for name in ('width', 'height'))
-    if size == (None, None):
+    if 'width' not in value and 'height' not in value:
         return None
+    size = value.get('width'), value.get('height')
     if any(isinstance(side, bool) or not isinstance(side, (int, float)) or not 0 < side < 2 ** 31
            for side in size):
         raise ValueError(f'{where}: width and height must both be positive numbers of pixels, not '
