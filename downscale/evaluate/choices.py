@@ -26,18 +26,18 @@ _JOIN = (r'(?:\s{0,3}(?:,|/|&|\+|;|\||(?i:\b(?:and|or|und|oder|et|ou|y|o|e|и|и
 _AFTER = re.compile(r'\s*(?:$|[^\s\w]|(?:because|as|since|for|is|was|would|seems|due|which|with|'
                     r'given|based|but|so|from|and|not|over|rather|instead|of|选项|選項)\b|[^\x00-\x7f])',
                     re.IGNORECASE)
-_WRONG = re.compile(r"""[\s)\].:*"']{0,9},?\s?(?:which\s+|that\s+)?(?:(?:is|was|are|seems)\s+(?:not\b"""
-                    r"""|wrong|incorrect|false|impossible|unlikely|ruled|out\b)|isn't|cannot|can't"""
+_WRONG = re.compile(r"""[\s)\].:*"']{0,9},?\s?(?:which\s+|that\s+)?(?:(?:is|was|are|seems)\s+"""
+                    r"""(?:not\b|wrong|incorrect|false|impossible|unlikely|ruled|out\b)|isn't|cannot|can't"""
                     r"""|can\s+be\s+ruled)""", re.IGNORECASE)
 _NOT = r"(?i:not|isn't|never|no longer|不是|nicht|no es|n'est pas)\s*(?i:option|choice|answer)?"
-_NONE = re.compile(r"""\W*(?:it\s+is\s+|it's\s+)?(?:neither|none|both|either|all\s+of|unknown|unclear"""
-                   r"""|undetermined|undecided|cannot|can't|not|impossible|n/?a)\b""", re.IGNORECASE)
+_NONE = re.compile(r"""\W*(?:it\s+is\s+|it's\s+)?(?:neither|none|both|either|all\s+of|unknown"""
+                   r"""|unclear|undetermined|undecided|cannot|can't|not|impossible|n/?a)\b""", re.IGNORECASE)
 _INSTEAD = re.compile(r"""[\s,.;:-]*(?:but|rather|instead|it\s+is|it's|sondern|而是)\b""",
                       re.IGNORECASE)
-_CHANGED = re.compile(r'\b(?:wait|actually|correction|scratch that|on second thought|i mean|sorry)\b'
+_CHANGED = re.compile(r'\b(?:wait|actually|correction|scratch that|on second thought|i mean)\b'
                       r'[\s,.:!-]*(?:no\b[\s,.:!-]*)?', re.IGNORECASE)
-_TAKEN_BACK = re.compile(r"""\b(?:wait,? no|no,? wait|scratch that|i was wrong|that(?:'s|\s+is|\s+was)"""
-                         r"""\s+(?:wrong|incorrect|not right))\b""", re.IGNORECASE)
+_TAKEN_BACK = re.compile(r"""\b(?:wait,? no|no,? wait|scratch that|i was wrong"""
+                         r"""|that(?:'s|\s+is|\s+was)\s+(?:wrong|incorrect|not right))\b""", re.IGNORECASE)
 _ENDING = re.compile(r'\b(?:so|therefore|thus|hence|consequently)\b(?=[^.\n]*[.\n]?\s*$)',
                      re.IGNORECASE)
 _DENIED = re.compile(r"\b(?:not|no|never|without|neither|nor|isn't|aren't|rather than)\s+"
@@ -128,8 +128,10 @@ class Options:
             if not rest or _compared(rest) == _compared(plain_reply(self.texts[key])):
                 return key
         same = self.plain.get(_compared(text))
-        if same is None and text.strip().isdecimal() and int(text) < len(self.texts):
-            return list(self.texts)[int(text)]
+        number = text.strip()
+        if same is None and any(self.texts.values()) and number.isdecimal() and len(number) < 4 \
+                and int(number) < len(self.texts):
+            return list(self.texts)[int(number)]
         return same
 
 

@@ -143,8 +143,8 @@ def _family(record):
     """The kind of question of a samples record; lmms-eval keeps POPE's as the category."""
     doc = record.get('doc')
     names = ('family',) if record['key'] else ('family', 'category')
-    found = [doc[name] for name in names if isinstance(doc, dict) and isinstance(doc.get(name), str)]
-    return found[0] if found else ''
+    kinds = [doc.get(name) for name in names] if isinstance(doc, dict) else []
+    return next((kind for kind in kinds if isinstance(kind, str)), '')
 
 
 def target_of(doc, answers):
@@ -258,8 +258,8 @@ def table(measured, rows, found, left_out=0):
     for name, one in measured.items():
         if one.get('other_scale'):
             yield (f'{name}: {100 * one["other_scale"]:.1f} % of the boxes count in another scale '
-                   'than the right ones (pixels, thousandths, per cent); rows with width and height '
-                   f'are converted by {DEFAULT}')
+                   'than the right ones (pixels, thousandths, per cent); rows with width and '
+                   f'height are converted by {DEFAULT}')
     yield from _of_yes_lines(measured)
     if any('average' in one for one in measured.values()):
         yield 'accuracy is the mean over the means of the finest axes, its interval stratified'

@@ -8,9 +8,11 @@ from downscale.evaluate.vqa import normal_marks, one_line
 LONGEST = 512  # letters of a description that count (LLaVA-NeXT, evaluate_interleave)
 _WORD = re.compile(r'\b(\w)\b')
 _NO_MARKS = str.maketrans('', '', string.punctuation)
-_YES_WORDS = {**dict.fromkeys(('yes', 'yeah', 'yep', '是', '是的', '对', '有', 'はい', '네', '예', 'да', 'oui',
+_YES_WORDS = {**dict.fromkeys(('yes', 'yeah', 'yep', '是', '是的', '对', '有', 'はい', '네',
+                               '예', 'да', 'oui',
                                'sí', 'si', 'ja', 'sim'), 'yes'),
-              **dict.fromkeys(('no', 'nope', '否', '不是', '不', '没有', 'いいえ', '아니요', '아니오', 'нет',
+              **dict.fromkeys(('no', 'nope', '否', '不是', '不', '没有', 'いいえ', '아니요',
+                               '아니오', 'нет',
                                'non', 'nein', 'não'), 'no')}
 _YES_NO = '|'.join(sorted(_YES_WORDS, key=len, reverse=True))
 # 'No' in 'no doubt', 'no idea' and 'no kettle' at a head: the first two say nothing.
