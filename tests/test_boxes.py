@@ -49,7 +49,8 @@ def test_the_published_defect_hangs_on_the_digits_that_are_printed():
 def test_a_reply_without_a_box_is_unparsed_and_wrong():
     found = verdicts('the dog', Target((ALL,)))
     assert {name: (verdict.score, verdict.parsed) for name, verdict in found.items()} == {
-        'exact-2': (0.0, False), 'coin': (0.0, False), 'coin_compat': (0.0, False), 'refcoco': (0.0, False)}
+        'exact-2': (0.0, False), 'coin': (0.0, False), 'coin_compat': (0.0, False),
+        'refcoco': (0.0, False)}
 
 
 # --- short answers ----------------------------------------------------------------------------

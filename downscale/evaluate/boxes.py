@@ -85,8 +85,8 @@ _SIDES = (('x', 'y', 'width', 'height'), ('x', 'y', 'w', 'h'), ('left', 'top', '
 
 
 def read(text):
-    """((x1, y1, x2, y2), whether they are per cent) of the one box that a reply names; None for no box or
-    several.
+    """((x1, y1, x2, y2), whether they are per cent) of the one box that a reply names; None for
+    no box or several.
 
     Read are '[x1, y1, x2, y2]', '(x1, y1), (x2, y2)' also with words between, in tags and JSON,
     numbers alone, and corners or sides by name. Four numbers without names are corners: where the

@@ -5,7 +5,7 @@ several options as its answer, none, or only those that it rules out has chosen 
 value, never a guess. Small letters count in brackets, before a mark or alone: 'a' is an article.
 """
 import re
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from downscale.evaluate.statements import goes_on, plain_reply, statements
 
@@ -16,31 +16,37 @@ NOTHING = ''  # a reply, or its last statement, that chooses no one option
 # Runs of marks are bounded, so that no reply of 100,000 marks takes longer than one of words.
 _CLOSERS = r'''[\s)\]}>.:?!*_"'#-]{0,9}'''
 _OPENERS = r'''[\s(\[{<*_"'#-]{0,9}'''
-_LEAD = (r"""(?:[\s*_"'#>:=~.,({\[<-]|(?i:(?:so|therefore|thus|hence|it|this|that|is|it's|that's|must"""
+_LEAD = (r"""(?:[\s*_"'#>:=~.,({\[<-]|(?i:(?:so|therefore|thus|hence|it|this|that|is|it's|that's"""
+         r'|must'
          r'|be|would|should|probably|likely|most|clearly|definitely|simply|the|my|i|think|believe'
          r'|final|correct|right|best|answer|choice|option|letter|number|label|either|both'
          r"""|选项|選項)(?![A-Za-z0-9']))){0,30}?""")
-_JOIN = (r'(?:\s{0,3}(?:,|/|&|\+|;|\||(?i:\b(?:and|or|und|oder|et|ou|y|o|e|и|или)\b)|或者?|和|及|与|與'
-         r'|や|と|または|또는)){1,3}')
+_JOIN = (r'(?:\s{0,3}(?:,|/|&|\+|;|\||(?i:\b(?:and|or|und|oder|et|ou|y|o|e|и|или)\b)|或者?|和|及'
+         r'|与|與|や|と|または|또는)){1,3}')
 _AFTER = re.compile(r'\s*(?:$|[^\s\w]|(?:because|as|since|for|is|was|would|seems|due|which|with|'
                     r'given|based|but|so|from|and|not|over|rather|instead|of|选项|選項)\b|[^\x00-\x7f])',
                     re.IGNORECASE)
-_WRONG = re.compile(r"""[\s)\].:*"']{0,9},?\s?(?:which\s+|that\s+)?(?:(?:is|was|are|seems)\s+(?:not\b"""
-                    r"""|wrong|incorrect|false|impossible|unlikely|ruled|out\b)|isn't|cannot|can't"""
+_WRONG = re.compile(r"""[\s)\].:*"']{0,9},?\s?(?:which\s+|that\s+)?(?:(?:is|was|are|seems)\s+"""
+                    r"""(?:not\b|wrong|incorrect|false|impossible|unlikely|ruled|out\b)|isn't|cannot|can't"""
                     r"""|can\s+be\s+ruled)""", re.IGNORECASE)
 _NOT = r"(?i:not|isn't|never|no longer|不是|nicht|no es|n'est pas)\s*(?i:option|choice|answer)?"
-_NONE = re.compile(r"""\W*(?:it\s+is\s+|it's\s+)?(?:neither|none|both|either|all\s+of|unknown|unclear"""
-                   r"""|undetermined|undecided|cannot|can't|not|impossible|n/?a)\b""", re.IGNORECASE)
+_NONE = re.compile(r"""\W*(?:it\s+is\s+|it's\s+)?(?:neither|none|both|either|all\s+of|unknown"""
+                   r"""|unclear|undetermined|undecided|cannot|can't|not|impossible|n/?a)\b""", re.IGNORECASE)
 _INSTEAD = re.compile(r"""[\s,.;:-]*(?:but|rather|instead|it\s+is|it's|sondern|而是)\b""",
                       re.IGNORECASE)
-_CHANGED = re.compile(r'\b(?:wait|actually|correction|scratch that|on second thought|i mean|sorry)\b'
+_CHANGED = re.compile(r'\b(?:wait|actually|correction|scratch that|on second thought|i mean)\b'
                       r'[\s,.:!-]*(?:no\b[\s,.:!-]*)?', re.IGNORECASE)
-_TAKEN_BACK = re.compile(r"""\b(?:wait,? no|no,? wait|scratch that|i was wrong|that(?:'s|\s+is|\s+was)"""
-                         r"""\s+(?:wrong|incorrect|not right))\b""", re.IGNORECASE)
+_TAKEN_BACK = re.compile(r"""\b(?:wait,? no|no,? wait|scratch that|i was wrong"""
+                         r"""|that(?:'s|\s+is|\s+was)\s+(?:wrong|incorrect|not right))\b""", re.IGNORECASE)
 _ENDING = re.compile(r'\b(?:so|therefore|thus|hence|consequently)\b(?=[^.\n]*[.\n]?\s*$)',
                      re.IGNORECASE)
 _DENIED = re.compile(r"\b(?:not|no|never|without|neither|nor|isn't|aren't|rather than)\s+"
                      r"(?:an?\s+|the\s+|any\s+|of\s+)?$")
+# In front of 'B is correct': it is one of several, or asked or denied.
+_BEFORE = re.compile(r'(?:\b(?:n?or|and|not|if|whether)|[,/&])(?:\s+option)?$', re.IGNORECASE)
+_ITEM = re.compile(r'^([a-z0-9]+)[).:]+\s*(?:an? |the )?')
+_SENTENCE = re.compile(r'[.;\n](?:\s|$)')
+_AROUND = ' )]}>.:*_"\'-'
 _ARTICLE = re.compile(r'(?:a|an|the)\s+(?=\S)')
 
 
@@ -53,7 +59,8 @@ class Keys:
         end = r"(?![A-Za-z0-9]|['-][A-Za-z]|\.\d)"
         self.quick = re.compile(
             r'[\s*_#]{0,9}(?P<mark>(?:final\s|the\s|correct\s){0,3}answer[\s*_]{0,5}(?::|is\b)'
-            rf'[\s*_:]{{0,5}})?[\s(*_\[]{{0,5}}(?P<key>{upper})[\s*_.)\]]{{0,9}}', re.IGNORECASE)
+            rf'[\s*_:]{{0,5}})?[\s(*_\[]{{0,5}}(?P<key>{upper})(?:[\s*_.)\]]{{0,9}}'
+            r'|[.:)]{1,2} (?P<text>[^\n]*?)[.*]{0,3})', re.IGNORECASE)
         self.head = re.compile(
             rf'{_LEAD}(?:(?P<sure>[(\[{{<"\'*_]{{0,9}})(?P<upper>{upper}){end}'
             rf'|[(\[{{]\s*(?P<boxed>{lower})\s*[)\]}}]|(?i:option|choice|letter)\W{{1,4}}'
@@ -84,7 +91,7 @@ class Options:
         self.texts = {key: text for key, text in choices}
         self.keys = keys_of(tuple(self.texts))
 
-    @property
+    @cached_property
     def plain(self):
         """{text as it is compared: key}, without texts of two options and empty ones."""
         pairs = [(_compared(plain_reply(text)), key) for key, text in self.texts.items()]
@@ -100,12 +107,14 @@ class Options:
         return _Reading(self, text).answer() or NOTHING
 
     def _quick(self, text):
-        """The key where the reply, or its last line behind a mark, is a dressed capital alone."""
+        """The key where the reply, or its last line behind a mark, is a dressed capital alone or
+        with its text: most are, and need no closer look."""
         text = text.strip()
         line = text[text.rfind('\n') + 1:]
         alone = self.keys.quick.fullmatch(line)
-        if alone and alone['key'] in self.texts and (
-                len(line) == len(text) or alone['mark'] and goes_on(text) is None):
+        if alone and alone['text'] in (None, self.texts.get(alone['key'])) \
+                and alone['key'] in self.texts and (
+                    len(line) == len(text) or alone['mark'] and goes_on(text) is None):
             return alone['key']
         return None
 
@@ -115,12 +124,14 @@ class Options:
         text = plain_reply(text)
         found = self.keys.head.match(text)
         if found:
-            key, rest = self.keys.key[_matched(found)], text[found.end():].strip(' \n)]}>.:*_"\'-')
+            key, rest = self.keys.key[_matched(found)], text[found.end():].strip(_AROUND + '\n')
             if not rest or _compared(rest) == _compared(plain_reply(self.texts[key])):
                 return key
         same = self.plain.get(_compared(text))
-        if same is None and text.strip().isdecimal() and int(text) < len(self.texts):
-            return list(self.texts)[int(text)]
+        number = text.strip()
+        if same is None and any(self.texts.values()) and number.isdecimal() and len(number) < 4 \
+                and int(number) < len(self.texts):
+            return list(self.texts)[int(number)]
         return same
 
 
@@ -146,9 +157,8 @@ class _Reading:
         return key if key is None else self._changed(0, key)
 
     def _praised(self, found):
-        before = self.text[:found.start()].rstrip(' (["\'*')
-        several = re.search(r'(?:\b(?:n?or|and|not|if|whether)|[,/&])(?:\s+option)?$', before, re.IGNORECASE)
-        return NOTHING if several else self.keys.key[found['key']]
+        before = self.text[max(0, found.start() - 40):found.start()].rstrip(' (["\'*')
+        return NOTHING if _BEFORE.search(before) else self.keys.key[found['key']]
 
     def _changed(self, start, key):
         """`key`, or what a correction behind `start` names, '' where the answer was taken back."""
@@ -189,11 +199,9 @@ class _Reading:
 
     def _without_listing(self, lines):
         """`lines` without one that repeats the options, all of them, each on its own line."""
-        listed = {key: f'{key} {_compared(plain_reply(text))}' for key, text in self.texts.items()}
-        wanted = set(listed.values())
-        rows = [' '.join(_compared(line).split()) for line in lines]
-        rows = [re.sub(r'^([a-z0-9]+)[).:]+\s*(?:an? |the )?', r'\1 ', row) for row in rows]
-        wanted = {text.casefold() for text in wanted}
+        wanted = {f'{key} {_compared(plain_reply(text))}'.casefold()
+                  for key, text in self.texts.items()}
+        rows = [_ITEM.sub(r'\1 ', _compared(line)) for line in lines]
         if len(lines) > len(wanted) and wanted <= set(rows):
             return [line for line, row in zip(lines, rows) if row not in wanted]
         return lines
@@ -237,13 +245,13 @@ class _Reading:
         word = found['upper'] in ('A', 'I') and not found['sure']
         if (strict or word) and not own and not _AFTER.match(rest):
             return None
-        clause = self.plain.get(_compared(re.split(r'[.;\n](?:\s|$)', rest.strip(' )]}>.:*_"\'-'), maxsplit=1)[0]))
+        clause = self.plain.get(_compared(_SENTENCE.split(rest.strip(_AROUND), maxsplit=1)[0]))
         return key if clause in (None, key) else NOTHING
 
     def _own_text(self, key, rest):
         """How much of `rest` is the text of option `key`, behind marks; 0 for none."""
         text = plain_reply(self.texts.get(key, '')).strip().rstrip('.').casefold()
-        start = len(rest) - len(rest.lstrip(' )]}>.:*_"\'-(['))
+        start = len(rest) - len(rest.lstrip(_AROUND + '(['))
         there = rest[start:start + len(text)].casefold() == text
         return start + len(text) if text and there \
             and not rest[start + len(text):start + len(text) + 1].isalnum() else 0
@@ -260,7 +268,7 @@ class _Reading:
             word = beside['key'] in ('A', 'I', 'a', 'i') or beside['key'].islower()
             if joined and word and not _AFTER.match(tail) and not self._own_text(other, tail):
                 return False
-            lone = not tail.strip(' )]}>.:?!*_"\'-\n') or self.keys.joined.match(tail) \
+            lone = not tail.strip(_AROUND + '?!\n') or self.keys.joined.match(tail) \
                 or self.keys.beside.match(tail) or self._own_text(other, tail)
             if not joined and not lone:
                 return False

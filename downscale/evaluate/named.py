@@ -38,12 +38,13 @@ class Target:
     free: bool = False
     size: tuple[float, float] | None = None
 
-    @cached_property
+    @property
     def gold(self):
         """The one answer, or what most people said (the first of several)."""
-        return max(self.answers, key=self.answers.count)
+        return max(self.answers, key=self.answers.count) if len(self.answers) > 1 \
+            else self.answers[0]
 
-    @cached_property
+    @property
     def bare(self):
         """Whether the answer is one letter and nothing else."""
         return self.gold.strip().upper() in tuple(LETTERS)
@@ -54,6 +55,8 @@ class Target:
         answer names none, as one of several people."""
         if len(self.answers) > 1 and not self.choices:
             return ()
+        if len(self.answers) == 1 and self.bare:
+            return (self.reader.keys.key[self.gold.strip().upper()],)
         found = [self.reader.gold(answer) for answer in self.answers]
         return () if None in found else tuple(found)
 
@@ -67,14 +70,14 @@ class Target:
     @property
     def letter(self):
         """The letter for rules about options; without one, the answer as it stands."""
-        return self.letters[0] if len(self.letters) == 1 else self.gold
+        return self.gold if self.bare or len(self.letters) != 1 else self.letters[0]
 
     @property
     def options(self):
         """The texts by letter; without any, four letters of which nothing more is known."""
         return dict(self.choices) or dict.fromkeys('ABCD', '')
 
-    @cached_property
+    @property
     def forms(self):
         """What the answers can be taken for: letter, box, people, share, yes, text or free."""
         gold = self.gold.strip()
@@ -92,7 +95,7 @@ class Target:
             return {'letter', 'text'}
         return {'text', 'yes'} if self.yes else {'text'}
 
-    @cached_property
+    @property
     def yes(self):
         """'yes' or 'no' where that is the answer, else ''."""
         word = plain(self.gold)

@@ -110,9 +110,9 @@ def _of_list(value, where, number):
 
 def _size(value, where):
     """The (width, height) of a row's picture in pixels, None where the row names none."""
-    size = tuple(value.get(name) for name in ('width', 'height'))
-    if size == (None, None):
+    if 'width' not in value and 'height' not in value:
         return None
+    size = value.get('width'), value.get('height')
     if any(isinstance(side, bool) or not isinstance(side, (int, float)) or not 0 < side < 2 ** 31
            for side in size):
         raise ValueError(f'{where}: width and height must both be positive numbers of pixels, not '
@@ -165,8 +165,8 @@ def _family(record):
     """The kind of question of a samples record; lmms-eval keeps POPE's as the category."""
     doc = record.get('doc')
     names = ('family',) if record['key'] else ('family', 'category')
-    found = [doc[name] for name in names if isinstance(doc, dict) and isinstance(doc.get(name), str)]
-    return found[0] if found else ''
+    kinds = [doc.get(name) for name in names] if isinstance(doc, dict) else []
+    return next((kind for kind in kinds if isinstance(kind, str)), '')
 
 
 def target_of(doc, answers):
@@ -296,8 +296,8 @@ def table(measured, rows, found, notes=()):
     for name, one in measured.items():
         if one.get('other_scale'):
             yield (f'{name}: {100 * one["other_scale"]:.1f} % of the boxes count in another scale '
-                   'than the right ones (pixels, thousandths, per cent); rows with width and height '
-                   f'are converted by {DEFAULT}')
+                   'than the right ones (pixels, thousandths, per cent); rows with width and '
+                   f'height are converted by {DEFAULT}')
     yield from _of_yes_lines(measured)
     if any('average' in one for one in measured.values()):
         yield 'accuracy is the mean over the means of the finest axes, its interval stratified'

@@ -29,7 +29,8 @@ DEEP = 6  # commands inside one another that are read: \boxed{\mathbf{\text{B}}}
 _NEXT = re.compile(r'\n[\s#*]*(?:question|q|user|human|instruction|问题|問題)\s*\d*[\s*]*:'
                    r'|<\|(?:im_end|endoftext|eot_id|end)\|>|</s>', re.IGNORECASE)
 
-_ANSWER = (r'(?:answer|ans|solution|conclusion|selection|prediction|result|decision|verdict|antwort|respuesta|réponse|resposta|risposta|ответ|'
+_ANSWER = (r'(?:answer|ans|solution|conclusion|selection|prediction|result|decision|verdict|'
+           r'antwort|respuesta|réponse|resposta|risposta|ответ|'
            r'jawaban|cevap|odpowiedź|الإجابة|الجواب|उत्तर|đáp án)')
 _LINK = (r'(?:(?P<colon>[:=])|(?:is|should be|would be|must be|will be|has to be|est|es|ist|é|è|'
          r'это|->|=>|→)(?!\w))')
@@ -52,8 +53,9 @@ _ARTICLE = re.compile(r'(?:a|an|the)\s+(?=\S)')
 _NUMBER = re.compile(r'(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w.]*\d)')
 _YES = re.compile(r'\W*(?:yes|no)\b', re.IGNORECASE)
 _SMALL = {word: str(k) for k, word in enumerate(
-    'zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen '
-    'sixteen seventeen eighteen nineteen twenty'.split())}
+    ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten', 'eleven',
+     'twelve', 'thirteen', 'fourteen', 'fifteen', 'sixteen', 'seventeen', 'eighteen', 'nineteen',
+     'twenty'))}
 _SMALL_WORD = re.compile(rf'(?<![\w-])(?:{"|".join(_SMALL)})(?![\w-])')
 
 

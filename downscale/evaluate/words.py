@@ -8,18 +8,22 @@ from downscale.evaluate.vqa import normal_marks, one_line
 LONGEST = 512  # letters of a description that count (LLaVA-NeXT, evaluate_interleave)
 _WORD = re.compile(r'\b(\w)\b')
 _NO_MARKS = str.maketrans('', '', string.punctuation)
-_YES_WORDS = {**dict.fromkeys(('yes', 'yeah', 'yep', '是', '是的', '对', '有', 'はい', '네', '예', 'да', 'oui',
+_YES_WORDS = {**dict.fromkeys(('yes', 'yeah', 'yep', '是', '是的', '对', '有', 'はい', '네',
+                               '예', 'да', 'oui',
                                'sí', 'si', 'ja', 'sim'), 'yes'),
-              **dict.fromkeys(('no', 'nope', '否', '不是', '不', '没有', 'いいえ', '아니요', '아니오', 'нет',
+              **dict.fromkeys(('no', 'nope', '否', '不是', '不', '没有', 'いいえ', '아니요',
+                               '아니오', 'нет',
                                'non', 'nein', 'não'), 'no')}
 _YES_NO = '|'.join(sorted(_YES_WORDS, key=len, reverse=True))
 # 'No' in 'no doubt', 'no idea' and 'no kettle' at a head: the first two say nothing.
 _IDIOM = r'(?!\s+(?:doubt|question|problem|idea|matter|wonder|way to|answer)\b)'
-_HEAD_WORD = re.compile(rf'(?i:[\W_]{{0,9}}(?:so|well|then|definitely|clearly)?[\W_]{{0,9}}({_YES_NO})(?![a-zé])'
-                        rf'{_IDIOM})')
-_LONE_WORD = re.compile(rf'(?i:[.!?:,\n]\s{{0,3}}[*_"\']{{0,3}}({_YES_NO})(?=[*_"\'\s]{{0,5}}(?:[.,!;\n]|$)))')
+_HEAD_WORD = re.compile(r'[\W_]{0,9}(?:so|well|then|definitely|clearly)?[\W_]{0,9}'
+                        rf'({_YES_NO})(?![a-zé]){_IDIOM}', re.IGNORECASE)
+_LONE_WORD = re.compile(rf'[.!?:,\n]\s{{0,3}}[*_"\']{{0,3}}({_YES_NO})'
+                        r'(?=[*_"\'\s]{0,5}(?:[.,!;\n]|$))', re.IGNORECASE)
 _BOTH = re.compile(r'(?i:[\W_]{0,9}(?:yes|no)\W{0,4}(?:(?:and|or)\W{1,4}|/\W{0,3})(?:yes|no)\b)')
-_CUE = re.compile(r'(?i:\b(?:wait|actually|correction|scratch that|on second thought)\b[\s,.:!-]{0,9})')
+_CUE = re.compile(r'\b(?:wait|actually|correction|scratch that|on second thought)\b[\s,.:!-]{0,9}',
+                  re.IGNORECASE)
 _DOUBT = re.compile(r"(?i:\b(?:sure|certain|unclear|maybe|perhaps|might|may|could|possibly|sorry|"
                     r"(?:see|view|access|process|identify) (?:the|this|an?|any|your) "
                     r"(?:image|picture|photo)s?)\b)")
