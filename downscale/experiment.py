@@ -78,9 +78,9 @@ class Stage:
         if self.steps < 1 or self.save_every < 1:
             raise ValueError(f'stage {self.name}: steps {self.steps} and save_every '
                              f'{self.save_every} must be at least 1')
-        if self.mixture and (self.name == 'tower' or self.replay):
-            raise ValueError(f'stage {self.name}: a mixture is neither for the tower stage nor for '
-                             '`replay`; give its sources their shares in the mixture')
+        if self.mixture and self.replay:
+            raise ValueError(f'stage {self.name}: a mixture is not for `replay`; give its sources '
+                             'their shares in the mixture')
         assert self.recipe and self.shape  # made here for their own checks, before work starts
         self._check_buckets()
 
@@ -300,12 +300,15 @@ def load(folder):
 
 
 def language_of(family, size, vocabulary):
-    """The LanguageConfig of `size` in a family table, or of any micro point like 'w96d5'."""
+    """The LanguageConfig of `size` in a family table, of any micro point like 'w96d5', or of a
+    published size of another depth: '135m-d15' keeps 15 layers (`downscale import --layers`)."""
     if family not in LANGUAGE:
         raise ValueError(unknown('family', family, list(LANGUAGE)))
     table = LANGUAGE[family]
-    if size in table:
-        return scale(table[size], vocabulary=vocabulary or None)
+    base, _, depth = size.partition('-d')
+    if base in table and (depth.isdigit() or size == base):
+        return scale(table[base], depth=int(depth) if depth else None,
+                     vocabulary=vocabulary or None)
     width, _, depth = size.removeprefix('w').partition('d')
     if family == 'micro' and size.startswith('w') and width.isdigit() and depth.isdigit():
         return scale(table['w64d2'], int(width), int(depth), vocabulary or None)
