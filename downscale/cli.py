@@ -219,7 +219,7 @@ def import_(args):
     from downscale.exchange import import_model
     with progress_bars(args.quiet) as bars:
         notes = import_model(args.source, args.to, lambda done, total: bars(
-            'MB', done // 10**6, total // 10**6))
+            'MB', done // 10**6, total // 10**6), args.layers)
     for note in notes:
         print(f'note: {note}')
     print(f'model: {args.to}')
@@ -252,6 +252,8 @@ def _add_exchange(commands):
     sub = _command(commands, import_)
     sub.add_argument('source', type=Path, help='Hugging Face folder, or a .gguf file')
     sub.add_argument('--to', type=Path, required=True, help='new run folder')
+    sub.add_argument('--layers', default='', help='keep a part of the language model\'s layers: '
+                     'how many, evenly spaced from the first to the last, or which, as 0,2,5')
     sub.add_argument('--quiet', action='store_true', help='no progress bar')
     sub = _command(commands, export)
     sub.add_argument('run_folder', metavar='run', type=Path,

@@ -7,7 +7,7 @@ from it by `imports`, `load` opens it, `export_model` turns it back into what it
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -66,14 +66,55 @@ def _cell(name, architecture, language, vision, pictures):
                       chat=_CHATS.get(architecture, 'chatml'))
 
 
-def import_model(source, to, report=lambda done, total: None):
+def kept_layers(text, N):
+    """The layers that `text` asks for, of `N`: a count, or a list such as '0,2,5'.
+
+    A count keeps evenly spaced layers, the first and the last included: layer round(k (N-1) /
+    (count-1)) for each k. ValueError in one line for what cannot be kept.
+    """
+    numbers = [part.strip() for part in text.split(',')]
+    if not all(part.isdecimal() and len(part) < 10 for part in numbers):
+        raise ValueError(f'--layers {text[:60]}: give how many layers to keep, as 15, or their '
+                         'numbers from 0, as 0,2,5')
+    layers = [int(part) for part in numbers]
+    if len(layers) == 1:
+        count, = layers
+        if not 2 <= count <= N:
+            raise ValueError(f'--layers {count}: keep 2 to {N} of the {N} layers')
+        return [round(k * (N - 1) / (count - 1)) for k in range(count)]
+    if layers != sorted(set(layers)) or layers[-1] >= N:
+        raise ValueError(f'--layers {text[:60]}: give each layer once, in order, from 0 to {N - 1}')
+    return layers
+
+
+def pruned(opened, text):
+    """The `Opened` model with the layers of the decoder that `text` asks for (see `kept_layers`).
+
+    ValueError when it has no language model, or not these layers.
+    """
+    language = opened.experiment.language
+    if language is None:
+        raise ValueError('--layers is for language models, and this is a tower alone')
+    layers = kept_layers(text, language.N)
+    blocks = jax.tree.map(lambda leaf: leaf.of_layers(layers), opened.leaves['language']['blocks'])
+    leaves = {**opened.leaves, 'language': {**opened.leaves['language'], 'blocks': blocks}}
+    cell = replace(opened.experiment, language=replace(language, N=len(layers)))
+    note = (f'kept {len(layers)} of {language.N} layers of the language model: '
+            f'{", ".join(map(str, layers))}')
+    return replace(opened, leaves=leaves, experiment=cell, notes=(*opened.notes, note))
+
+
+def import_model(source, to, report=lambda done, total: None, layers=''):
     """The folder `to` holds the model of `source`, whole or not at all; returns what was left out.
 
     Leaves keep their dtype and are written a part at a time. `report` gets bytes done and in total.
+    `layers` keeps a part of the language model's layers (see `kept_layers`; '': all).
     FileExistsError when `to` holds something; see `open_model` for what is wrong with a source.
     """
     to = Path(to).absolute()
     opened = open_model(source, to.name)
+    if layers:
+        opened = pruned(opened, layers)
     if to.is_file() or to.is_dir() and any(to.iterdir()):
         raise FileExistsError(f'{to} is there already; give another folder or remove it')
     partial = to.with_name(f'.{to.name}.{os.getpid()}.partial')
@@ -117,6 +158,14 @@ def _counted(leaves, report):
     return jax.tree.map(lambda leaf: _Counted(leaf, tell), leaves)
 
 
+def origin_of(run):
+    """The folder of the import that a run folder is, or that its language model came from."""
+    imports = experiments.load(run).imports
+    if (run / CONFIG).is_file() or 'language' not in imports:
+        return run
+    return origin_of(Path(imports['language']))
+
+
 def export_model(run, to, form):
     """The Hugging Face folder `to` of format `form` holds the newest parameters of a run folder.
 
@@ -129,7 +178,7 @@ def export_model(run, to, form):
     if experiment.language and experiment.parametrisation.growth(experiment.language) != BASE:
         raise ValueError(f'{run}: parametrisation mup multiplies branches and logits, which no '
                          'format can say; train it as standard, or at the base size')
-    origin = run if (run / CONFIG).is_file() else Path(experiment.imports.get('language', run))
+    origin = origin_of(run)
     base = json.loads((origin / CONFIG).read_text()) if (origin / CONFIG).is_file() else None
     files = {name: origin / name for name in SIDE_FILES if (origin / name).is_file()}
     if experiment.language and (path := tokenizer_path(run, experiment)).is_file():

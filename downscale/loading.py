@@ -16,8 +16,6 @@ from downscale.model.words import WordModel, abstract_word_params
 from downscale.sharding import Rules, shardings
 from downscale.train.checkpoint import latest, load_params, stored_leaves
 
-_LEVELS_UP = 4  # a stage's folder is <study>/cells/<cell>/<stage>
-
 
 def load(folder, mesh=None, dtype=None):
     """(model, params, tokenizer, experiment) of a run folder: an imported model or one stage.
@@ -66,10 +64,24 @@ def abstract_of(model, stored, dtype=None):
 
 
 def tokenizer_path(folder, experiment):
-    """The configured tokenizer.json, or that of a run folder, or of the study above it."""
-    above = [folder, *list(folder.absolute().parents)[:_LEVELS_UP - 1]]
-    found = [path / 'tokenizer.json' for path in above if (path / 'tokenizer.json').is_file()]
-    return Path(experiment.tokenizer or (found[0] if found else folder / 'tokenizer.json'))
+    """The tokenizer.json of a study, of a stage in it, or of an imported model.
+
+    It is the configured one; else that of the imported language model; else the run folder's own
+    or, for STUDY/cells/CELL/STAGE, the study's. The file may be missing, as for a tower alone;
+    FileNotFoundError when the imported folder is.
+    """
+    if experiment.tokenizer:
+        return Path(experiment.tokenizer)
+    if 'language' in experiment.imports:
+        source = Path(experiment.imports['language'])
+        imported = tokenizer_path(source, experiments.load(source))
+        if imported.is_file():
+            return imported
+    folder = Path(folder).absolute()
+    own = folder / 'tokenizer.json'
+    if own.is_file() or folder.parent.parent.name != 'cells':
+        return own
+    return folder.parents[2] / 'tokenizer.json'
 
 
 def tokenizer_of(folder, experiment):

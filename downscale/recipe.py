@@ -45,17 +45,17 @@ def study(name, stages, evaluation, dry):
             **(dict(length=1024, tiles=48) if dry else dict(length=2432, tiles=3)
                if stage == 'align' else dict(length=9216, tiles=37)))
         before = stage
-    small = dict(family='micro', vocabulary=400, tokenizer='data/tokenizer.json', dtype='float32',
-                 vision=dict(layers=2, W=32, H=2, F=64, patch=14, image=56), mesh=dict(data=-1))
-    large = dict(family='qwen3', vocabulary=0, dtype='bfloat16', remat='full',
-                 vision=dict(layers=26, W=1152, H=16, F=4304, patch=14, image=384),
-                 mesh=dict(data=1, fsdp=-1, tensor=1))
+    tower = dict(layers=2, W=32, H=2, F=64, patch=14, image=56) if dry else \
+        dict(layers=26, W=1152, H=16, F=4304, patch=14, image=384)
+    rows = dict(batch=8, answer=4, write=8, think=8, pictures=2) if dry else \
+        dict(batch=50, answer=1024, write=1024, think=4096, pictures=24)
     return dict(study=name, platform='cpu' if dry else '', chat='chatml',
-                pictures=dict(mode='anyres'), stages=found, optimizer=dict(b2=0.999),
-                evaluation=dict(conditions=('image', 'blind'), **evaluation, **(
-                    dict(batch=8, answer=4, write=8, think=8, pictures=2) if dry else
-                    dict(batch=50, answer=1024, write=1024, think=4096))),
-                **(small if dry else large))
+                family='micro' if dry else 'qwen3', vocabulary=400 if dry else 0, vision=tower,
+                # On CPU, XLA aborts where bfloat16 is summed over devices.
+                dtype='float32' if dry else 'bfloat16', remat='full',
+                mesh=dict(data=1, fsdp=-1, tensor=1), pictures=dict(mode='anyres'), stages=found,
+                optimizer=dict(b2=0.999),
+                evaluation=dict(conditions=('image', 'blind'), **evaluation, **rows))
 
 
 def points(sizes, seeds=(0,), readers=()):

@@ -16,6 +16,7 @@ from downscale.data.pipeline import Library, Sampler, stream
 from downscale.data.tokens import Encoder, load_tokenizer, train_tokenizer
 from downscale.data.world_builder import build, source
 from downscale.evaluate.answers import hash_of
+from downscale.loading import tokenizer_path
 from downscale.model.init import abstract_params, init_tree
 from downscale.model.words import abstract_word_params
 from downscale.places import place, read_json, scratch, write_json
@@ -42,15 +43,16 @@ def prepare(study, experiment, progress=None):
                    similarity_share=data.similarity_share, progress=progress)
     write_json(study / 'data.json', {'folder': str(folder.relative_to(study)),
                                      'hash': data_hash(experiment)})
-    if not experiment.tokenizer and not (study / 'tokenizer.json').exists():
-        train_tokenizer(vocabulary(experiment.world), study / 'tokenizer.json')
+    own = study.absolute() / 'tokenizer.json'
+    if tokenizer_path(study, experiment) == own and not own.exists():
+        train_tokenizer(vocabulary(experiment.world), own)
     _check_published(study, experiment, published)
     return folder
 
 
 def _check_published(study, experiment, published):
     """The vocabulary has room for the tokenizer, and rows for the records of `published` stages."""
-    load_tokenizer(tokenizer_path(study, experiment), experiment.language.V)
+    load_tokenizer(tokenizer_path(scratch(study), experiment), experiment.language.V)
     for stage in published:
         sampler_of(study, experiment, stage)
 
@@ -87,16 +89,6 @@ def _digest(path):
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def tokenizer_path(study, experiment):
-    """The configured tokenizer.json, else that of the imported language model, else the one that is
-    trained for this study."""
-    if experiment.tokenizer:
-        return Path(experiment.tokenizer)
-    imported = Path(experiment.imports.get('language', '')) / 'tokenizer.json'
-    own = 'language' in experiment.imports and imported.is_file()
-    return imported if own else Path(scratch(study) / 'tokenizer.json')
-
-
 @cache
 def library(study, split):
     """The examples of one split of a study's data set, parsed once per process."""
@@ -108,7 +100,7 @@ def library(study, split):
 
 def encoder_of(study, experiment, stage):
     """The text encoder of a stage."""
-    tokenizer = load_tokenizer(tokenizer_path(study, experiment), experiment.language.V)
+    tokenizer = load_tokenizer(tokenizer_path(scratch(study), experiment), experiment.language.V)
     return Encoder(tokenizer, experiment.chat_of(stage), experiment.layout(stage))
 
 

@@ -3,6 +3,7 @@ import json
 import shutil
 from pathlib import Path
 
+import hub_models
 import jax
 import numpy as np
 import pytest
@@ -159,3 +160,48 @@ def test_a_study_starts_from_what_was_imported(imported):
     np.testing.assert_array_equal(params['tower']['patch_QW'], stored["['tower']['patch_QW']"])
     assert (params['connector']['first_WD'] != stored["['connector']['first_WD']"]).any()
     assert stored_leaves(latest(imported))
+
+
+# --- a part of the layers -------------------------------------------------------------------------
+
+def test_a_count_keeps_evenly_spaced_layers_with_both_ends():
+    assert exchange.kept_layers('30', 30) == list(range(30))
+    assert exchange.kept_layers('2', 30) == [0, 29]
+    assert exchange.kept_layers('8', 30) == [0, 4, 8, 12, 17, 21, 25, 29]
+    assert exchange.kept_layers('0, 2,5', 6) == [0, 2, 5]
+    for N in range(2, 40):
+        for count in range(2, N + 1):
+            layers = exchange.kept_layers(str(count), N)
+            assert len(set(layers)) == count and (layers[0], layers[-1]) == (0, N - 1)
+            gaps = np.diff(layers)
+            assert gaps.max() - gaps.min() <= 1
+
+
+@pytest.mark.parametrize('text', ['1', '0', '3', '-1', 'a', '0,0', '1,0', '0,2', '0,', '9' * 5000])
+def test_layers_that_are_not_there_are_refused_before_any_work(tmp_path, capsys, text):
+    assert cli.main(['import', str(TINY), '--to', str(tmp_path / 'run'), '--quiet',
+                     f'--layers={text}']) == 1
+    line = capsys.readouterr().err
+    assert line.startswith('error: --layers') and line.count('\n') == 1 and len(line) <= 300
+    assert not list(tmp_path.iterdir())
+
+
+def test_kept_layers_are_the_named_ones_and_sizes_follow(tmp_path):
+    stored = hub_models.open_tensors(hub_models.FOLDER / 'qwen3')
+    deeper = {name.replace(f'layers.{n}.', f'layers.{n + 2}.'): tensor.read() * 3
+              for n in (0, 1) for name, tensor in stored.items() if f'layers.{n}.' in name}
+    source = hub_models.rewrite('qwen3', tmp_path / 'hf', add=deeper, config={
+        'num_hidden_layers': 4, 'layer_types': ['full_attention'] * 4}.items())
+    notes = exchange.import_model(source, tmp_path / 'run', layers='0,3')
+    assert notes == ('kept 2 of 4 layers of the language model: 0, 3',)
+    exchange.export_model(tmp_path / 'run', tmp_path / 'out', 'qwen3')
+    config = json.loads((tmp_path / 'out' / 'config.json').read_text())
+    assert config['num_hidden_layers'] == len(config['layer_types']) == 2
+    before, after = (hub_models.open_tensors(folder) for folder in (source, tmp_path / 'out'))
+    for name in after:
+        np.testing.assert_array_equal(
+            after[name].read(), before[name.replace('layers.1.', 'layers.3.')].read(), name)
+    exchange.import_model(tmp_path / 'out', tmp_path / 'again')
+    assert experiment.load(tmp_path / 'again').language.N == 2
+    with pytest.raises(ValueError, match='a tower alone'):
+        exchange.import_model(hub_models.FOLDER / 'siglip', tmp_path / 'tower', layers='2')

@@ -1,5 +1,6 @@
 """The paper's studies from mixture to report, dry: all is real but size, through the console."""
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 import small_bpe
 
+import downscale
 from downscale import cli, recipe, study_files
 from downscale import experiment as experiments
 from downscale import stages as stages_
+from downscale.convert.write import export_folder
+from downscale.data.tokens import train_tokenizer
 from downscale.model.init import init_params
 from downscale.places import write_json
 from downscale.train.checkpoint import save_leaves
@@ -26,19 +30,21 @@ def console(*argv):
 
 
 def import_tiny(cell, tokenizer):
-    """The run folders that a dry cell imports, with random values."""
-    for group, chat in (('language', 'qwen3'), ('tower', 'chatml')):
-        folder = Path(cell.imports[group])
-        if folder.is_dir():
-            continue
-        one = experiments.Experiment(
-            folder.name, cell.size, 0, cell.language if group == 'language' else None,
-            cell.vision if group == 'tower' else None, chat=chat)
-        params = init_params(cell.model(), 0, (group,))
-        save_leaves(folder, {group: _leaves(params[group])}, {'source': 'made here'})
-        experiments.save(one, folder)
-        write_json(folder / 'DONE.json', {'hash': one.hash, 'steps': 0})
-        tokenizer.save(str(folder / 'tokenizer.json'))
+    """The run folders that a dry cell imports, with random values: the language model from a
+    published folder, through the console; the tower, which no command exports, is saved here."""
+    params = init_params(cell.model(), 0, ('language', 'tower'))
+    language, tower = (Path(cell.imports[group]) for group in ('language', 'tower'))
+    if not language.is_dir():
+        hub = Path('hub') / language.name
+        hub.parent.mkdir(exist_ok=True)
+        export_folder(hub, 'qwen3', {'language': _leaves(params['language'])}, cell.language)
+        tokenizer.save(str(hub / 'tokenizer.json'))
+        console('import', hub, '--to', language, '--quiet')
+    if not tower.is_dir():
+        imported = experiments.Experiment(tower.name, cell.size, 0, None, cell.vision)
+        save_leaves(tower, {'tower': _leaves(params['tower'])}, {'source': 'made here'})
+        experiments.save(imported, tower)
+        write_json(tower / 'DONE.json', {'hash': imported.hash, 'steps': 0})
 
 
 class _Leaf:
@@ -107,31 +113,95 @@ def test_a_study_of_the_paper_runs_from_mixture_to_report(place, capfd, name):
     assert len(pairs) == (0 if name == 'llm_downscale' else 4)
     console('study', f'{EXPERIMENTS / name}.py:dry', '--jobs', 1, '--quiet')  # nothing left to do
     assert 'report' in capfd.readouterr().out
+    if name == 'extract_think':
+        opens(folder / 'cells' / 'w32d2-s0' / 'extract')
 
 
-def test_the_large_studies_are_the_dry_ones_but_for_size(place):
-    def stages(arg):
-        config, _ = study_files.load_study(f'{EXPERIMENTS / "extract_think.py"}{arg}', ())
-        return config.stages.to_dict()
-    large, dry = stages(''), stages(':dry')
-    assert list(large) == list(dry)
-    for name in large:
-        differ = {key for key in large[name] if large[name][key] != dry[name][key]}
-        assert differ == {'steps', 'batch', 'length', 'tiles'}
-    config, sweep = study_files.load_study(EXPERIMENTS / 'llm_downscale.py:qwen3', ())
-    with config.unlocked():
-        del config['platform']
-    cell = experiments.cells(config, sweep)[0]
-    own = place / cell.imports['language'] / 'tokenizer.json'
-    own.parent.mkdir(parents=True)
-    own.write_bytes((place / 'data/tokenizer.json').read_bytes())
-    assert stages_.tokenizer_path('runs/x', cell).samefile(own)
+def opens(run):
+    """What a user does with a trained model: open it, let it describe, write it out."""
+    assert downscale.load(run)[2].to_str() == small_bpe.tokenizer().to_str()
+    picture = next(Path('data/coin/pictures').rglob('*.*g'))
+    Path('own.jsonl').write_text(json.dumps({
+        'id': 'q', 'question': 'What is it?', 'images': [str(picture)], 'answer': 'red'}) + '\n')
+    console('extract-think', '--perception', run, '--reasoner', 'models/qwen3-w32d2', '--data',
+            'own.jsonl', '--out', 'opened', '--describe-tokens', 4, '--answer-tokens', 4,
+            '--think-tokens', 4, '--quiet')
+    console('benchmark', run, '--on', 'mmstar', '--data', 'data/mmstar/mmstar.parquet', '--out',
+            'opened-benchmark', '--limit', 2, '--answer-tokens', 4, '--quiet')
+    console('export', run, '--to', 'opened-whole', '--format', 'llava_onevision')
+
+
+# Numbers are of a smaller machine as well: where it runs, and in which precision.
+SIZES = {'family', 'vocabulary', 'platform', 'dtype', 'study', 'vision', *(
+    f'stages.{stage}.{key}' for stage in recipe.STAGES
+    for key in ('steps', 'batch', 'length', 'tiles')), *(
+    f'evaluation.{key}' for key in ('batch', 'answer', 'write', 'think', 'pictures'))}
+
+
+def flat(value, prefix=''):
+    """{dotted key: value} of nested dicts; the tower is one value."""
+    if not isinstance(value, dict) or prefix == 'vision.':
+        return {prefix[:-1]: value}
+    leaves = {}
+    for key, part in value.items():
+        leaves |= flat(part, f'{prefix}{key}.')
+    return leaves
+
+
+def differing(real, dry):
+    """The keys that two studies do not share, or whose values differ in more than size."""
+    keys = {key for key in real.keys() ^ dry.keys() if not key.startswith('imports.')}
+    return keys | {key for key in real.keys() & dry.keys() - SIZES if real[key] != dry[key]}
+
+
+@pytest.mark.parametrize('name, arg', [('llm_downscale', ':qwen3'), ('decoupled_grid', ''),
+                                       ('extraction_tuning', ''), ('extract_think', '')])
+def test_a_real_study_and_its_dry_twin_differ_in_sizes_and_steps_only(name, arg):
+    real, dry = (study_files.load_study(f'{EXPERIMENTS / name}.py{which}', ())
+                 for which in (arg, ':dry'))
+    large, small = flat(real[0].to_dict()), flat(dry[0].to_dict())
+    assert not differing(large, small) and set(large['vision']) == set(small['vision'])
+    assert 'tokenizer' not in small  # it comes with the imported language model, as in the real one
+    points = [{key: list(value) if isinstance(value, dict) else None for key, value in point.items()
+               if key != 'stages'} for _, sweep in (real, dry) for point in sweep]
+    assert points and all(point == points[0] for point in points)
+    assert differing(large | {'stages.align.clip': 1.0}, small) == {'stages.align.clip'}
+    assert differing(large, small | {'tokenizer': 'x.json'}) == {'tokenizer'}
+    assert differing(large | {'chat': 'qwen3'}, small) == {'chat'}
+
+
+def test_the_settings_are_those_of_the_paper(place):
+    config, sweep = study_files.load_study(EXPERIMENTS / 'extract_think.py', ())
+    large = config.stages.to_dict()
     assert large['align']['rates'] == {'connector': 1e-3}
     assert all(large[name]['rates'] == {'language': 1e-5, 'connector': 1e-5, 'tower': 2e-6}
                and (large[name]['warmup'], large[name]['final']) == (0.03, 0.0)
                for name in large if name != 'align')
     assert large['extract']['parents'] == dict.fromkeys((*recipe.ALL, 'image_newline_D'),
                                                         'caption')
+
+
+def test_a_model_trained_from_imports_opens_as_it_was_trained(place, capsys):
+    """Also where a word tokenizer of the scene world lies in the study's folder."""
+    console('train', f'{EXPERIMENTS / "extraction_tuning.py"}:dry', '--out', 'runs/opens', '--cell',
+            'w32d2-s0', '--stage', 'align', '--quiet')
+    train_tokenizer(['red', 'blue'], 'runs/opens/tokenizer.json')
+    run = place / 'runs/opens/cells/w32d2-s0/align'
+    _, params, tokenizer, cell = downscale.load(run)
+    assert tokenizer.to_str() == small_bpe.tokenizer().to_str() and cell.tokenizer == ''
+    assert set(params) == {'language', 'tower', 'connector'}
+    trained = stages_.encoder_of('runs/opens', cell, 'align').tokenizer
+    assert trained.to_str() == tokenizer.to_str()
+    console('export', run, '--to', 'opened-hf', '--format', 'llava_qwen_3')
+    assert (place / 'opened-hf' / 'tokenizer.json').read_bytes() == (
+        place / 'models/qwen3-w32d2/tokenizer.json').read_bytes()
+    shutil.rmtree('opened-hf')
+    (place / 'models/qwen3-w32d2').rename('models/away')
+    capsys.readouterr()
+    assert cli.main(['export', str(run), '--to', 'opened-hf', '--format', 'llava_qwen_3']) == 1
+    line = capsys.readouterr().err
+    assert 'models/qwen3-w32d2' in line and line.count('\n') == 1
+    (place / 'models/away').rename('models/qwen3-w32d2')
 
 
 @pytest.mark.parametrize('key, message', [

@@ -68,6 +68,8 @@ def _text(language, kind, base):
     if 'rope_parameters' in base:
         rope = {'rope_parameters': {'rope_type': 'default', 'rope_theta': l.theta}}
     head = {} if kind == 'qwen2' else {'head_dim': l.E, 'attention_bias': False}
+    if 'layer_types' in base:  # one for each layer, of which an import may keep a part
+        head['layer_types'] = ['full_attention'] * l.N
     return {'model_type': kind, 'vocab_size': l.V, 'hidden_size': l.D, 'intermediate_size': l.F,
             'num_hidden_layers': l.N, 'num_attention_heads': l.H, 'num_key_value_heads': l.K,
             'rms_norm_eps': l.eps, 'tie_word_embeddings': l.tie, 'hidden_act': 'silu',

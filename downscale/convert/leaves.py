@@ -1,6 +1,6 @@
 """One of our leaves, lazily: published tensors turned into our axes, whole or a part at a time."""
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -55,6 +55,11 @@ class Leaf:
         # Equal parts, so that the last one is not mostly padding.
         parts = -(-self.shape[axis] // many)
         return (*self.shape[:axis], -(-self.shape[axis] // parts), *self.shape[axis + 1:])
+
+    def of_layers(self, layers):
+        """The same leaf of these layers alone; axis N leads it."""
+        return replace(self, shape=(len(layers), *self.shape[1:]),
+                       tensors=tuple(self.tensors[layer] for layer in layers))
 
     def read(self, index=()):
         """A new array of the part `index` (slices, one per axis; the whole leaf by default)."""
