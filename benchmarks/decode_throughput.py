@@ -61,7 +61,7 @@ def tasks(vocabulary):
 class NoText:
     """As much of an encoder as the engine needs where only ids count and nothing ends a row but,
     where it is asked to, a number of tokens."""
-    stop, thought, most = -1, (-1, -1, -1), 0
+    stops, context, thought, most = frozenset(), 0, (-1, -1, -1), 0
 
     def text(self, ids):
         return 'enough' if 0 < self.most <= len(ids) else ''

@@ -14,10 +14,20 @@ import jax
 import numpy as np
 
 from downscale import experiment as experiments
+from downscale.convert.config import MODEL_TYPES
+from downscale.convert.describe import describe
 from downscale.convert.gguf import read_gguf
-from downscale.convert.source import SIDE_FILES, arrange, open_source
+from downscale.convert.side_files import (
+    SIDE_FILES,
+    check_pictures,
+    origin_of,
+    read_side_files,
+    write_files,
+)
+from downscale.convert.source import arrange, open_source
+from downscale.convert.vocabulary import open_tokenizer
 from downscale.convert.write import export_folder
-from downscale.data.tokens import load_tokenizer
+from downscale.data.templates import Origin
 from downscale.experiment import Experiment
 from downscale.loading import tokenizer_path
 from downscale.mup import BASE
@@ -32,11 +42,15 @@ _CHATS = {'Qwen3ForCausalLM': 'qwen3', 'LlamaForCausalLM': 'smollm2'}
 
 @dataclass(frozen=True)
 class Opened:
-    """A source that passed every check: its leaves, its cell, and what it says of itself."""
+    """A source that passed every check: its leaves, its cell, and what it says of itself.
+
+    `files` are copied, then `written` {name: JSON object} is, and `tokenizer` where it is given.
+    """
     leaves: dict
     experiment: Experiment
     files: tuple[Path, ...]
     notes: tuple[str, ...]
+    written: dict
     tokenizer: object = None
 
 
@@ -46,24 +60,52 @@ def open_model(source, name):
     FileNotFoundError, ImportError and ValueError say in one line why it cannot be imported.
     """
     source = Path(source)
-    if source.suffix == '.gguf':
-        found = read_gguf(source)
-        leaves, notes = arrange(found.architecture, found.tensors, found.language, None, None,
-                                source)
-        return Opened(leaves, _cell(name, found.architecture, found.language, None, None), (),
-                      notes, found.tokenizer)
-    found = open_source(source)
-    if found.language and (source / 'tokenizer.json').is_file():
-        load_tokenizer(source / 'tokenizer.json', found.language.V)
-    cell = _cell(name, found.architecture, found.language, found.vision, found.pictures)
-    return Opened(found.leaves, cell, (source / CONFIG, *found.files), found.notes)
+    return (_open_gguf if source.suffix == '.gguf' else _open_folder)(source, name)
 
 
-def _cell(name, architecture, language, vision, pictures):
-    """The experiment of an imported model: it computes in float32 whatever is stored."""
-    return Experiment(name=name, size=architecture, seed=0, language=language, vision=vision,
-                      pictures=pictures or Pictures(),
-                      chat=_CHATS.get(architecture, 'chatml'))
+def _open_gguf(source, name):
+    model = read_gguf(source)
+    leaves, notes = arrange(model.architecture, model.tensors, model.language, None, None, source)
+    generation = model.files['generation_config.json']
+    form = next(form for form, known in MODEL_TYPES.items() if known == model.architecture)
+    config = describe(form, model.language, None, None, 'float32') | generation | (
+        {'max_position_embeddings': model.context} if model.context else {})
+    cell, more = _cell(name, model, (None, None), model.files, config, model.tokenizer)
+    return Opened(leaves, cell, (), (*notes, *more), {CONFIG: config, **model.files},
+                  model.tokenizer)
+
+
+def _open_folder(source, name):
+    model = open_source(source)
+    tokenizer, own, more = None, False, []
+    if model.language:
+        tokenizer, own, more = open_tokenizer(source, model.language.V)
+    if model.vision:
+        more += check_pictures(source, model.vision, model.pictures)
+    cell, others = _cell(name, model, (model.vision, model.pictures), read_side_files(source),
+                         model.config, tokenizer)
+    return Opened(model.leaves, cell, (source / CONFIG, *model.files),
+                  (*model.notes, *more, *others), {}, tokenizer if own else None)
+
+
+def _cell(name, model, sight, files, config, tokenizer):
+    """(the experiment of an imported model, notes); it computes in float32 whatever is stored.
+
+    `sight` is (vision, pictures), `files` what stands beside the weights.
+    """
+    vision, pictures = sight
+    architecture, origin, chat, notes = model.architecture, None, None, []
+    if model.language:
+        # The code of LlavaQwen3 speaks ChatML, whatever template its tokenizer carries.
+        templated = architecture != 'LlavaQwen3ForCausalLM'
+        origin, chat, notes = origin_of(files, config, tokenizer, model.language.V, bool(vision),
+                                        templated)
+        if tokenizer is not None and chat is None:
+            notes.append(f'no chat template is used; asked as {_CHATS.get(architecture, "chatml")}')
+    chat = chat or _CHATS.get(architecture, 'chatml')
+    return Experiment(name=name, size=architecture, seed=0, language=model.language, vision=vision,
+                      pictures=pictures or Pictures(), chat=chat,
+                      origin=None if origin == Origin() else origin), notes
 
 
 def kept_layers(text, N):
@@ -122,6 +164,7 @@ def import_model(source, to, report=lambda done, total: None, layers=''):
         save_leaves(partial, _counted(opened.leaves, report), {'source': str(source)})
         for path in opened.files:
             shutil.copyfile(path, partial / path.name)
+        write_files(partial, opened.written)
         if opened.tokenizer is not None:
             opened.tokenizer.save(str(partial / 'tokenizer.json'))
         experiments.save(opened.experiment, partial)
@@ -158,12 +201,12 @@ def _counted(leaves, report):
     return jax.tree.map(lambda leaf: _Counted(leaf, tell), leaves)
 
 
-def origin_of(run):
+def imported_from(run):
     """The folder of the import that a run folder is, or that its language model came from."""
     imports = experiments.load(run).imports
     if (run / CONFIG).is_file() or 'language' not in imports:
         return run
-    return origin_of(Path(imports['language']))
+    return imported_from(Path(imports['language']))
 
 
 def export_model(run, to, form):
@@ -178,7 +221,7 @@ def export_model(run, to, form):
     if experiment.language and experiment.parametrisation.growth(experiment.language) != BASE:
         raise ValueError(f'{run}: parametrisation mup multiplies branches and logits, which no '
                          'format can say; train it as standard, or at the base size')
-    origin = origin_of(run)
+    origin = imported_from(run)
     base = json.loads((origin / CONFIG).read_text()) if (origin / CONFIG).is_file() else None
     files = {name: origin / name for name in SIDE_FILES if (origin / name).is_file()}
     if experiment.language and (path := tokenizer_path(run, experiment)).is_file():

@@ -14,6 +14,7 @@ from downscale.data.buckets import Shape, in_order
 from downscale.data.chat import CHATS
 from downscale.data.pipeline import Recipe
 from downscale.data.scenes import World
+from downscale.data.templates import Origin
 from downscale.data.tokens import Layout
 from downscale.model.remat import POLICIES
 from downscale.model.vlm import Vlm
@@ -40,6 +41,7 @@ STAGES = {
 }
 
 WRITER = {'caption': 'caption', 'extraction': 'extract'}  # kind of text: the stage tuned for it
+TEMPLATE = 'template'  # the chat that came along with an imported language model
 BRIEF = 'brief'  # a caption cut to the length of the extraction that the same model wrote
 
 
@@ -177,6 +179,8 @@ class Experiment:
     `imports` maps groups to the folders of imported models that they start from; paths count from
     where the study is run. An imported model is itself a cell, without stages; it may lack
     `language` (a tower alone) or `vision`. `budget` is a label of the compute that the cell spends.
+    `chat` names a built-in chat, or is 'template': that of the imported language model. `origin`
+    is of an imported model alone.
     """
     name: str
     size: str
@@ -199,10 +203,18 @@ class Experiment:
     remat: str = 'none'
     unroll: int = 1
     budget: str = ''
+    origin: Origin | None = None
 
     def __post_init__(self):
-        if self.chat not in CHATS:
-            raise ValueError(f'unknown chat {self.chat!r}; known are {sorted(CHATS)}')
+        if self.chat not in (*CHATS, TEMPLATE):
+            raise ValueError(f'unknown chat {self.chat!r}; known are {sorted([*CHATS, TEMPLATE])}')
+        if self.chat == TEMPLATE:
+            if self.origin is None and 'language' not in self.imports:
+                raise ValueError(f'chat {TEMPLATE!r} is that of an imported language model; give '
+                                 f'`imports` one, or a built-in chat of {sorted(CHATS)}')
+            if self.legacy_structural_loss:
+                raise ValueError('legacy_structural_loss learns the headers of a built-in chat; '
+                                 f'leave it out where chat is {TEMPLATE!r}')
         foreign = sorted(set(self.imports) - {*_ALL, 'image_newline_D'})
         if foreign:
             raise ValueError(f'imports: {unknown("group", foreign[0], [*_ALL])}')
@@ -263,14 +275,28 @@ class Experiment:
 
     def chat_of(self, stage):
         """The format of a stage; where ChatML is spoken, the connector learns bare captions."""
+        if self.chat == TEMPLATE:
+            if not self.published.template:
+                raise ValueError(f'{self.name}: chat is {TEMPLATE!r}, but the imported language '
+                                 f'model brought none; choose one of {sorted(CHATS)}')
+            return self.published.chat
         name = 'plain' if (self.chat, stage) == ('chatml', 'align') else self.chat
         return dataclasses.replace(CHATS[name], legacy_structural_loss=self.legacy_structural_loss)
+
+    @property
+    def published(self):
+        """The `Origin` of the language model, its own or that of its import."""
+        if self.origin is not None or 'language' not in self.imports:
+            return self.origin or Origin()
+        return load(self.imports['language']).published
 
     @property
     def hash(self):
         """A short hash of everything in this cell."""
         value = dataclasses.asdict(self)
         del value['budget']  # a label changes nothing
+        if self.origin is None:
+            del value['origin']
         if self.parametrisation == Parametrisation():
             del value['parametrisation']  # runs from before there was a choice keep their hash
         text = json.dumps(value, sort_keys=True)
@@ -279,7 +305,10 @@ class Experiment:
 
 def save(experiment, folder):
     """Write `folder/experiment.json`."""
-    write_json(place(folder) / 'experiment.json', dataclasses.asdict(experiment))
+    value = dataclasses.asdict(experiment)
+    if experiment.origin is None:  # as in the files of before there was one
+        del value['origin']
+    write_json(place(folder) / 'experiment.json', value)
 
 
 def load(folder):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from downscale import experiment as experiments
-from downscale.data.tokens import load_tokenizer
+from downscale.data.tokens import Encoder, load_tokenizer
 from downscale.model.init import PARTS, abstract_params
 from downscale.model.vision import Tower
 from downscale.model.words import WordModel, abstract_word_params
@@ -82,6 +82,14 @@ def tokenizer_path(folder, experiment):
     if own.is_file() or folder.parent.parent.name != 'cells':
         return own
     return folder.parents[2] / 'tokenizer.json'
+
+
+def encoder_of(folder, experiment, stage):
+    """The `Encoder` of a stage of a study, or of a run folder whose name is `stage`."""
+    published = experiment.published
+    tokenizer = load_tokenizer(tokenizer_path(folder, experiment), experiment.language.V)
+    return Encoder(tokenizer, experiment.chat_of(stage), experiment.layout(stage), published.ends,
+                   published.context)
 
 
 def tokenizer_of(folder, experiment):

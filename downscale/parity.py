@@ -144,7 +144,7 @@ def _errors(ours, expected, vision):
 
 class _Ids:
     """As much of an encoder as the engine needs: no id ends a reply, the original had a length."""
-    stop, thought = -1, (-1, -1, -1)
+    stops, context, thought = frozenset(), 0, (-1, -1, -1)
 
     def text(self, ids):
         return ''

@@ -7,16 +7,15 @@ import zlib
 from functools import cache
 from pathlib import Path
 
-from downscale import distributed, padding
+from downscale import distributed, loading, padding
 from downscale import experiment as experiments
 from downscale.data.corpus import Corpus
 from downscale.data.corpus_stream import CorpusSampler
 from downscale.data.facts import vocabulary
 from downscale.data.pipeline import Library, Sampler, stream
-from downscale.data.tokens import Encoder, load_tokenizer, train_tokenizer
+from downscale.data.tokens import load_tokenizer, train_tokenizer
 from downscale.data.world_builder import build, source
 from downscale.evaluate.answers import hash_of
-from downscale.loading import tokenizer_path
 from downscale.model.init import abstract_params, init_tree
 from downscale.model.words import abstract_word_params
 from downscale.places import place, read_json, scratch, write_json
@@ -44,7 +43,7 @@ def prepare(study, experiment, progress=None):
     write_json(study / 'data.json', {'folder': str(folder.relative_to(study)),
                                      'hash': data_hash(experiment)})
     own = study.absolute() / 'tokenizer.json'
-    if tokenizer_path(study, experiment) == own and not own.exists():
+    if loading.tokenizer_path(study, experiment) == own and not own.exists():
         train_tokenizer(vocabulary(experiment.world), own)
     _check_published(study, experiment, published)
     return folder
@@ -52,7 +51,7 @@ def prepare(study, experiment, progress=None):
 
 def _check_published(study, experiment, published):
     """The vocabulary has room for the tokenizer, and rows for the records of `published` stages."""
-    load_tokenizer(tokenizer_path(scratch(study), experiment), experiment.language.V)
+    load_tokenizer(loading.tokenizer_path(scratch(study), experiment), experiment.language.V)
     for stage in published:
         sampler_of(study, experiment, stage)
 
@@ -100,8 +99,7 @@ def library(study, split):
 
 def encoder_of(study, experiment, stage):
     """The text encoder of a stage."""
-    tokenizer = load_tokenizer(tokenizer_path(scratch(study), experiment), experiment.language.V)
-    return Encoder(tokenizer, experiment.chat_of(stage), experiment.layout(stage))
+    return loading.encoder_of(scratch(study), experiment, stage)
 
 
 def sampler_of(study, experiment, stage):

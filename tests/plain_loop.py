@@ -35,7 +35,7 @@ class Letters:
     """As much of an encoder as the engine needs. A token is one to three letters."""
 
     def __init__(self, stop=-1, thought=(2, 3, 4)):
-        self.stop, self.thought = stop, thought
+        self.stops, self.context, self.thought = frozenset((stop,)), 0, thought
 
     def text(self, ids):
         return ''.join('</think>' if i == self.thought[1] else f'{i:x}' for i in ids)
@@ -124,7 +124,7 @@ drawn = jax.jit(choose, static_argnums=0)
 
 def plain(request, decoding=GREEDY, encoder=LETTERS):
     """The `Reply` to one request."""
-    (opened, closed, newline), stops = encoder.thought, {encoder.stop, *decoding.stops} - {-1}
+    (opened, closed, newline), stops = encoder.thought, {*encoder.stops, *decoding.stops} - {-1}
     ids, thought, answered, finish = [], 0, 0, ''
     close = '' if request.think is None else 'open'
     while not finish:

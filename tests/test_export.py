@@ -11,7 +11,8 @@ from hub_models import FOLDER, NAMES, TOKENS, build, compute, llava_qwen3, paths
 
 from downscale.convert import write
 from downscale.convert.shards import INDEX, open_tensors
-from downscale.convert.source import SIDE_FILES, open_source
+from downscale.convert.side_files import SIDE_FILES
+from downscale.convert.source import open_source
 from downscale.convert.write import export_folder
 from downscale.model.init import init_params
 from downscale.model.vlm import Vlm
@@ -50,8 +51,14 @@ def test_what_is_exported_is_imported_bit_by_bit(name, dtype, tmp_path):
     assert_same(source, open_source(out))
     config = json.loads((out / 'config.json').read_text())
     assert config['dtype'] == np.dtype(dtype).name
-    assert not [key for key, value in source.config.items() if config[key] != value
-                and key not in ('dtype', 'vision_config')]
+    # Every key is kept; those that the other generation of transformers reads are added.
+    text = config.get('text_config', config)
+    for before, after in ((source.config, config),
+                          (source.config.get('text_config', source.config), text)):
+        assert not [key for key, value in before.items() if after[key] != value
+                    and key not in ('dtype', 'vision_config', 'text_config')]
+    assert text['rope_theta'] == text['rope_parameters']['rope_theta'] == source.language.theta
+    assert config['torch_dtype'] == config['dtype']
     # The tensors too, under the names of today.
     before, after = open_tensors(folder), open_tensors(out)
     for name in before.keys() & after.keys():

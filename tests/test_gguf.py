@@ -120,7 +120,7 @@ def test_a_model_comes_back_under_hugging_face_names(arch, tmp_path):
     assert model.language == size(arch)
     assert model.architecture == {'llama': 'LlamaForCausalLM', 'qwen2': 'Qwen2ForCausalLM',
                                   'qwen3': 'Qwen3ForCausalLM'}[arch]
-    assert model.chat_template == 'a template'
+    assert model.files['tokenizer_config.json']['chat_template'] == 'a template'
     assert model.tensors.keys() == wanted.keys()
     for name, array in wanted.items():
         assert model.tensors[name].shape == array.shape

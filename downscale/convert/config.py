@@ -21,16 +21,54 @@ MODEL_TYPES = {
     'llava_onevision': 'LlavaOnevisionForConditionalGeneration'}
 
 
+# What computes nothing, or is read elsewhere; other keys are named in a note. Those of `_CHECKED`
+# are read here.
+_CHECKED = {
+    'architectures', 'model_type', 'quantization_config', 'rope_parameters', 'rope_scaling',
+    'rope_theta', 'partial_rotary_factor', 'layer_types', 'use_sliding_window', 'sliding_window',
+    'max_window_layers', 'hidden_act', 'attention_bias', 'mlp_bias', 'hidden_size', 'vocab_size',
+    'intermediate_size', 'num_hidden_layers', 'num_attention_heads', 'num_key_value_heads',
+    'head_dim', 'tie_word_embeddings', 'rms_norm_eps', 'max_position_embeddings', 'eos_token_id',
+    'bos_token_id', 'pad_token_id', 'auto_map'}
+_NEUTRAL = {
+    'attention_dropout', 'initializer_range', 'use_cache', 'torch_dtype', 'dtype', 'pretraining_tp',
+    'transformers_version', '_name_or_path', 'attn_implementation', '_attn_implementation',
+    '_attn_implementation_autoset', 'is_llama_config', 'rope_interleaved', 'unsloth_fixed',
+    'unsloth_version', 'is_encoder_decoder', 'output_attentions', 'output_hidden_states',
+    'return_dict', 'id2label', 'label2id', 'problem_type', 'chunk_size_feed_forward',
+    'transformers.js_config', 'finetuning_task', 'task_specific_params', 'name_or_path'}
+MOST_LAYERS, MOST_SIZE = 10_000, 10 ** 8
+
+
+def notes(config, architecture):
+    """Sentences on what a config of a language model says that is not used."""
+    told = []
+    if config.get('auto_map'):
+        told.append(f'auto_map names code, which is never run; read as {architecture}')
+    kind = next(kind for kind, name in MODEL_TYPES.items() if name == architecture)
+    unused = config.keys() - _CHECKED - _NEUTRAL if kind in TEXT_DEFAULTS else ()
+    if unused:
+        names = ', '.join(sorted(name[:30] for name in unused)[:6])
+        told.append(f'config.json: not used: {names}{" and more" * (len(unused) > 6)}')
+    return tuple(told)
+
+
 def architecture_of(config, where):
     """The architecture that a config names; ValueError listing the supported ones."""
-    named = (config.get('architectures') or [MODEL_TYPES.get(config.get('model_type'))])[0]
-    if named not in MODEL_TYPES.values():
-        raise ValueError(f'{where}: unsupported architecture {named!r}; supported are '
+    classes = config.get('architectures') or MODEL_TYPES.get(str(config.get('model_type')))
+    name = classes[0] if isinstance(classes, list) else classes
+    # A model without its head, as AutoModel saves it; where the head is tied, nothing is missing.
+    name = {'Qwen3Model': 'Qwen3ForCausalLM', 'Qwen2Model': 'Qwen2ForCausalLM',
+            'LlamaModel': 'LlamaForCausalLM'}.get(str(name), name)
+    if name not in MODEL_TYPES.values():
+        raise ValueError(f'{where}: unsupported architecture {str(name)[:40]!r}; supported are '
                          f'{", ".join(MODEL_TYPES.values())}')
-    if config.get('quantization_config'):
+    inner = config.get('text_config')
+    if config.get('quantization_config') or (
+            isinstance(inner, dict) and inner.get('quantization_config')):
         raise ValueError(f'{where}: the weights are quantised (quantization_config); import the '
                          'unquantised model')
-    return named
+    return name
 
 
 def _refuse(where, problems):
@@ -40,24 +78,57 @@ def _refuse(where, problems):
             raise ValueError(f'{where}: {message}, which is not implemented')
 
 
+def _sizes(c, where, keys):
+    """Raise ValueError unless each of `keys` is a whole number above 0, and none is absurd."""
+    for key in keys:
+        value, most = c.get(key), MOST_LAYERS if key == 'num_hidden_layers' else MOST_SIZE
+        if type(value) is not int or not 1 <= value <= most:
+            raise ValueError(f'{where}: {key} {str(value)[:40]} is no whole number from 1 to '
+                             f'{most}')
+
+
+def _number(c, key, default, where):
+    """A positive finite number of a config."""
+    value = c.get(key)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
+        raise ValueError(f'{where}: {key} {str(value)[:40]} is no number above 0')
+    return float(value)
+
+
+def object_of(config, key, where):
+    """The JSON object of a config at `key`, {} where there is none."""
+    value = config.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f'{where}: {key} {str(value)[:40]} is no JSON object')
+    return value or {}
+
+
 def _rope_theta(config, where):
-    """The base of the rotary embedding, from either generation's keys."""
-    rope = config.get('rope_parameters') or config.get('rope_scaling') or {}
-    kind = rope.get('rope_type', rope.get('type', 'default'))
-    layered = any(isinstance(value, dict) for value in rope.values())
-    _refuse(where, {
-        f'rotary scaling of type {kind!r}': kind != 'default' or layered,
-        'a rotary embedding of a part of each head':
-            rope.get('partial_rotary_factor', config.get('partial_rotary_factor', 1)) != 1})
-    return float(rope.get('rope_theta', config.get('rope_theta', 10000.0)))
+    """The base of the rotary embedding, from either generation's keys, which must agree."""
+    thetas = {_number(config, 'rope_theta', 10000.0, where)} if config.get('rope_theta') else set()
+    for key in ('rope_parameters', 'rope_scaling'):
+        rope = object_of(config, key, where)
+        kind = rope.get('rope_type', rope.get('type', 'default'))
+        layered = any(isinstance(value, dict) for value in rope.values())
+        part = rope.get('partial_rotary_factor', config.get('partial_rotary_factor'))
+        _refuse(where, {
+            f'rotary scaling of type {str(kind)[:40]!r}': kind != 'default' or layered,
+            'a rotary embedding of a part of each head': part not in (None, 1)})
+        if rope.get('rope_theta') is not None:
+            thetas.add(_number(rope, 'rope_theta', 10000.0, where))
+    if len(thetas) > 1:
+        raise ValueError(f'{where}: rope_theta is {min(thetas):g} in one place and {max(thetas):g} '
+                         'in another; keep the right one')
+    return thetas.pop() if thetas else 10000.0
 
 
 def _windowed(config, layers):
     """Whether any layer uses sliding-window attention."""
     if config.get('layer_types'):
-        return set(config['layer_types']) != {'full_attention'}
+        return any(kind != 'full_attention' for kind in config['layer_types'])
     return bool(config.get('use_sliding_window') and config.get('sliding_window')
-                and config.get('max_window_layers', 28) < layers)
+                and config['max_window_layers'] < layers)
 
 
 def language_config(config, kind, where):
@@ -66,34 +137,51 @@ def language_config(config, kind, where):
     Raises ValueError naming what the decoder does not implement.
     """
     c = {**TEXT_DEFAULTS[kind], **{key: v for key, v in config.items() if v is not None}}
+    c.setdefault('num_key_value_heads', c['num_attention_heads'])
+    _sizes(c, where, ('num_hidden_layers', 'hidden_size', 'num_attention_heads',
+                      'num_key_value_heads', 'intermediate_size', 'vocab_size'))
+    c.setdefault('head_dim', c['hidden_size'] // c['num_attention_heads'])
+    c.setdefault('max_window_layers', 28)
+    _sizes(c, where, ('head_dim',))
+    if type(c['max_window_layers']) is not int or not isinstance(c.get('layer_types', []), list):
+        raise ValueError(f'{where}: max_window_layers must be a number and layer_types a list')
+    if c['head_dim'] % 2:
+        raise ValueError(f'{where}: heads of {c["head_dim"]} values cannot be rotated in pairs')
     _refuse(where, {
-        f'hidden_act {c.get("hidden_act")!r}': c.get('hidden_act', 'silu') != 'silu',
+        # 'swish' is its other name.
+        f'hidden_act {str(c.get("hidden_act"))[:40]!r}':
+            c.get('hidden_act', 'silu') not in ('silu', 'swish'),
         'attention_bias': c.get('attention_bias', False) and kind != 'qwen2',
         'mlp_bias': c.get('mlp_bias', False),
         'sliding-window attention': _windowed(c, c['num_hidden_layers'])})
-    width, heads = c['hidden_size'], c['num_attention_heads']
     return LanguageConfig(
-        N=c['num_hidden_layers'], D=width, H=heads, K=c.get('num_key_value_heads', heads),
-        E=c.get('head_dim', width // heads), F=c['intermediate_size'], V=c['vocab_size'],
+        N=c['num_hidden_layers'], D=c['hidden_size'], H=c['num_attention_heads'],
+        K=c['num_key_value_heads'], E=c['head_dim'], F=c['intermediate_size'], V=c['vocab_size'],
         tie=bool(c.get('tie_word_embeddings', False)), qk_norm=kind == 'qwen3',
-        qkv_bias=kind == 'qwen2', theta=_rope_theta(c, where), eps=c.get('rms_norm_eps', 1e-6))
+        qkv_bias=kind == 'qwen2', theta=_rope_theta(c, where),
+        eps=_number(c, 'rms_norm_eps', 1e-6, where))
 
 
 def vision_config(config, where, unused=0):
     """The tower of a SigLIP vision config, of whose blocks the last `unused` are not run."""
     c = {**VISION_DEFAULTS, **config}
+    _sizes(c, where, tuple(VISION_DEFAULTS))
+    if c['hidden_size'] % c['num_attention_heads'] or c['patch_size'] > c['image_size']:
+        raise ValueError(f'{where}: a vision width of {c["hidden_size"]} does not divide into '
+                         f'{c["num_attention_heads"]} heads, or no patch of {c["patch_size"]} fits '
+                         f'a picture of {c["image_size"]}')
     act = c.get('hidden_act', 'gelu_pytorch_tanh')
     _refuse(where, {
-        f'vision model_type {c.get("model_type")!r}':
+        f'vision model_type {str(c.get("model_type"))[:40]!r}':
             c.get('model_type', 'siglip_vision_model') != 'siglip_vision_model',
-        f'vision hidden_act {act!r}': act != 'gelu_pytorch_tanh',
-        f'{c.get("num_channels")} colour channels': c.get('num_channels', 3) != 3,
+        f'vision hidden_act {str(act)[:40]!r}': act != 'gelu_pytorch_tanh',
+        f'{str(c.get("num_channels"))[:40]} colour channels': c.get('num_channels', 3) != 3,
         f'{unused} unused of {c["num_hidden_layers"]} vision blocks':
             not 0 <= unused < c['num_hidden_layers']})
     return VisionConfig(layers=c['num_hidden_layers'] - unused, W=c['hidden_size'],
                         H=c['num_attention_heads'], F=c['intermediate_size'],
                         patch=c['patch_size'], image=c['image_size'],
-                        eps=c.get('layer_norm_eps', 1e-6))
+                        eps=_number(c, 'layer_norm_eps', 1e-6, where))
 
 
 def _grid_points(points, image):
@@ -107,12 +195,15 @@ def _grid_points(points, image):
 
 def _anyres(aspect, points, image, where):
     """'anyres_max_9' and its pinpoints, as (width, height) in pixels, to our tiling."""
-    most, points = aspect.removeprefix('anyres_max_'), _grid_points(points, image)
+    most, points = str(aspect).removeprefix('anyres_max_'), _grid_points(points, image)
     _refuse(where, {
-        f'image_aspect_ratio {aspect!r}': not most.isdigit() or most == '0',
+        f'image_aspect_ratio {str(aspect)[:40]!r}':
+            not re.fullmatch('[1-9][0-9]{0,2}', most),
         'image_grid_pinpoints that are no list of multiples of the image size':
-            not isinstance(points, list) or not points
-            or any(side % image or side < image for point in points for side in point)})
+            not isinstance(points, list) or not points or not all(
+                isinstance(point, (list, tuple)) and len(point) == 2 for point in points)
+            or any(type(side) is not int or side % image or side < image
+                   for point in points for side in point)})
     return Pictures('anyres', int(most), tuple((x // image, y // image) for x, y in points))
 
 
@@ -122,16 +213,17 @@ def llava_qwen3(config, where):
     Without `vision_config` (the released checkpoints) the tower is so400m-patch14-384; the last
     block is dropped there already.
     """
-    tower = config.get('mm_vision_tower', '')
+    tower = str(config.get('mm_vision_tower', ''))[:80]
     merge = config.get('mm_patch_merge_type', 'flat')
     known = 'siglip-so400m-patch14-384'
     _refuse(where, {
         f'vision tower {tower!r}': 'vision_config' not in config and known not in tower,
-        f'connector {config.get("mm_projector_type")!r}':
+        f'connector {str(config.get("mm_projector_type"))[:40]!r}':
             config.get('mm_projector_type', 'mlp2x_gelu') != 'mlp2x_gelu',
-        f'mm_patch_merge_type {merge!r}': merge not in ('flat', 'spatial_unpad')})
-    vision = (vision_config(config['vision_config'], where) if 'vision_config' in config
-              else SIGLIP['so400m-patch14-384'])
+        f'mm_patch_merge_type {str(merge)[:40]!r}': merge not in ('flat', 'spatial_unpad')})
+    vision = SIGLIP['so400m-patch14-384']
+    if 'vision_config' in config:
+        vision = vision_config(object_of(config, 'vision_config', where), where)
     aspect = config.get('image_aspect_ratio') or 'square'
     if (aspect, merge) == ('square', 'flat'):
         pictures = Pictures('flat')
@@ -145,11 +237,11 @@ def llava_qwen3(config, where):
 
 def llava_onevision(config, where):
     """(language, vision, pictures) of transformers' config; its pinpoints are (height, width)."""
-    text, layer = config.get('text_config') or {}, config.get('vision_feature_layer', -1)
+    text, layer = object_of(config, 'text_config', where), config.get('vision_feature_layer', -1)
     kind = text.get('model_type', 'qwen2')
     _refuse(where, {
-        f'text model_type {kind!r}': kind not in TEXT_DEFAULTS,
-        f'vision_feature_layer {layer!r}': not isinstance(layer, int),
+        f'text model_type {str(kind)[:40]!r}': kind not in [*TEXT_DEFAULTS],
+        f'vision_feature_layer {str(layer)[:40]}': type(layer) is not int,
         'the selection of image features':
             config.get('vision_feature_select_strategy', 'full') != 'full',
         'a connector without bias': not config.get('multimodal_projector_bias', True),
@@ -157,8 +249,9 @@ def llava_onevision(config, where):
             config.get('projector_hidden_act', 'gelu') != 'gelu'})
     tower = {'hidden_size': 1152, 'intermediate_size': 4304, 'patch_size': 14, 'image_size': 384,
              'num_hidden_layers': 26, 'num_attention_heads': 16} \
-        if not config.get('vision_config') else config['vision_config']
+        if not config.get('vision_config') else object_of(config, 'vision_config', where)
     blocks = {**VISION_DEFAULTS, **tower}['num_hidden_layers']
+    _sizes({'num_hidden_layers': blocks}, where, ('num_hidden_layers',))
     # hidden_states[0] is the embedding, so -1 uses all blocks and k >= 0 the first k.
     vision = vision_config(tower, where, -1 - layer if layer < 0 else blocks - layer)
     # The embedding is shared when either level says so (transformers 5).
@@ -167,6 +260,8 @@ def llava_onevision(config, where):
     points = config.get('image_grid_pinpoints')
     if points is None:
         points = [[y * vision.image, x * vision.image] for y in range(1, 7) for x in range(1, 7)]
-    pictures = _anyres(config.get('vision_aspect_ratio', 'anyres_max_9'),
-                       [[x, y] for y, x in points], vision.image, where)
+    if isinstance(points, list):
+        points = [point[::-1] if isinstance(point, list) else point for point in points]
+    pictures = _anyres(config.get('vision_aspect_ratio', 'anyres_max_9'), points, vision.image,
+                       where)
     return language, vision, pictures

@@ -56,17 +56,16 @@ def describe(form, language, vision, pictures, dtype, base=None, image_token=Non
         ours = {**kept, **_text(language, text_kind(language), base if same else {})}
         if form == 'llava_qwen_3':
             ours.update(_llava_qwen3(vision, pictures, base if same else {}))
-    name = 'dtype' if 'dtype' in base else 'torch_dtype'
+    # transformers 4 reads torch_dtype, 5 dtype.
     return {**(base if same else {}), **ours, 'architectures': [MODEL_TYPES[form]],
-            'model_type': form, name: str(dtype)}
+            'model_type': form, 'torch_dtype': str(dtype), 'dtype': str(dtype)}
 
 
 def _text(language, kind, base):
-    """The decoder's keys, with the rotary base where `base` keeps it (transformers 4 or 5)."""
+    """The decoder's keys, with the rotary base where transformers 4 and 5 look for it."""
     l = language
-    rope = {'rope_theta': l.theta, 'rope_scaling': None}
-    if 'rope_parameters' in base:
-        rope = {'rope_parameters': {'rope_type': 'default', 'rope_theta': l.theta}}
+    rope = {'rope_theta': l.theta, 'rope_scaling': None,
+            'rope_parameters': {'rope_type': 'default', 'rope_theta': l.theta}}
     head = {} if kind == 'qwen2' else {'head_dim': l.E, 'attention_bias': False}
     if 'layer_types' in base:  # one for each layer, of which an import may keep a part
         head['layer_types'] = ['full_attention'] * l.N

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer
 
+from downscale.convert.side_files import gguf_side_files
+from downscale.convert.vocabulary import PRE_TOKENIZERS, byte_pairs
 from downscale.sizes import LanguageConfig
 
 # GGUF architecture -> (Hugging Face class, what our decoder has of it).
@@ -38,11 +40,6 @@ _BIAS = (('attn_q.bias', 'self_attn.q_proj.bias', 'Q'),
          ('attn_v.bias', 'self_attn.v_proj.bias', 'K'))
 _NORM = (('attn_q_norm.weight', 'self_attn.q_norm.weight', 'E'),
          ('attn_k_norm.weight', 'self_attn.k_norm.weight', 'E'))
-# How text is cut before byte-pair merging, by `tokenizer.ggml.pre`. Qwen's expression is the one in
-# its tokenizer.json; SmolLM's cuts digits apart and then as GPT-2 does.
-_QWEN2 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
-          r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-PRE_TOKENIZERS = ('qwen2', 'smollm')
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # values of `tokenizer.ggml.token_type`
 _SCALARS = {0: 'B', 1: 'b', 2: 'H', 3: 'h', 4: 'I', 5: 'i', 6: 'f', 7: '?', 10: 'Q', 11: 'q',
             12: 'd'}
@@ -85,14 +82,16 @@ class Tensor:
 class Gguf:
     """A language model in a GGUF file.
 
-    `architecture` is the Hugging Face class that the names of `tensors` belong to; `chat_template`
-    is '' where the file has none.
+    `architecture` is the Hugging Face class that the names of `tensors` belong to; `files` are the
+    JSON files that Hugging Face would have beside the weights, `context` the positions that the
+    model was trained on (0: unknown).
     """
     architecture: str
     language: LanguageConfig
     tensors: dict[str, Tensor]
     tokenizer: Tokenizer
-    chat_template: str
+    files: dict[str, dict]
+    context: int
 
 
 def read_gguf(path):
@@ -108,11 +107,13 @@ def read_gguf(path):
     _package()
     try:
         header = _Header(path)
-        name, traits = _supported(header.metadata)
+        name, traits = _supported(header.metadata, header.tensors)
         language = _language(header, traits)
-        return Gguf(name, language, _tensors(path, header, language),
-                    _tokenizer(header.metadata, language.V),
-                    header.metadata.get('tokenizer.chat_template', ''))
+        tensors = _tensors(path, header, language)
+        tokenizer = _tokenizer(header.metadata, language.V)
+        context = header.metadata.get(f'{header.metadata["general.architecture"]}.context_length')
+        return Gguf(name, language, tensors, tokenizer, gguf_side_files(header.metadata, tokenizer),
+                    context or 0)
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from None
 
@@ -150,7 +151,11 @@ class _Header:
             self.metadata = dict(self.pair() for _ in range(pairs))
             self.tensors = dict(self.tensor() for _ in range(tensors))
             self.data = self.file.tell()
-        self.data += -self.data % self.metadata.get('general.alignment', 32)
+        alignment = self.metadata.get('general.alignment', 32)
+        if type(alignment) is not int or alignment < 1:
+            raise ValueError(f'the file is damaged: its alignment is {str(alignment)[:40]}')
+        self.data += -self.data % alignment
+        self.alignment = alignment
 
     def take(self, count):
         """The next bytes; a count beyond the end is refused before memory is asked for."""
@@ -175,7 +180,10 @@ class _Header:
                 code = _SCALARS[inner]
                 data = self.take(count * struct.calcsize('<' + code))
                 return list(struct.unpack(f'<{count}{code}', data))
-            return [self.value(inner) for _ in range(count)]
+            if inner != _STRING:  # lists of lists are of no use here, and may be endless
+                raise ValueError(f'the file is damaged: a list has values of type {inner}; '
+                                 'download it again')
+            return [self.string() for _ in range(count)]
         if kind not in _SCALARS:
             raise ValueError(f'the file is damaged: a value has type {kind}; download it again')
         return self.scalar(_SCALARS[kind])
@@ -190,15 +198,20 @@ class _Header:
         return name, (shape, self.scalar('I'), self.scalar('Q'))
 
 
-def _supported(metadata):
+def _supported(metadata, tensors):
     """The row of `ARCHITECTURES`; ValueError for what would be read wrongly."""
     arch = metadata.get('general.architecture')
-    if arch not in ARCHITECTURES:
-        raise ValueError(f'architecture {arch!r} is not supported; supported are '
+    if not isinstance(arch, str) or arch not in ARCHITECTURES:
+        raise ValueError(f'architecture {str(arch)[:40]!r} is not supported; supported are '
                          f'{", ".join(ARCHITECTURES)}')
-    if metadata.get('split.count', 1) > 1:
-        raise ValueError(f'this is one of {metadata["split.count"]} parts of a model; join them '
-                         'with llama-gguf-split --merge')
+    if metadata.get('split.count', 1) not in (0, 1):
+        raise ValueError(f'this is one of {str(metadata["split.count"])[:9]} parts of a model; '
+                         'join them with llama-gguf-split --merge')
+    # Llama 3 and Phi keep their scaling as tensors.
+    scaled = [name for name in tensors if name.startswith('rope_f')]
+    if scaled:
+        raise ValueError(f'rotary positions are scaled ({scaled[0]} holds the factors, as in Llama '
+                         '3.1 and later), which is not supported; use a model without rope scaling')
     # Every kind of scaling changes the angles from the first token on, so none may be ignored.
     for key, value in metadata.items():
         if key.startswith(f'{arch}.rope.scaling.') and value not in ('none', ''):
@@ -213,21 +226,33 @@ def _language(header, traits):
 
     def number(key, default=None):
         value = metadata.get(f'{arch}.{key}', default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-            raise ValueError(f'metadata {arch}.{key} is {value!r}, not a positive number')
+        if isinstance(value, bool) or not isinstance(value, (int, float)) \
+                or not 0 < value < 1e30:
+            raise ValueError(f'metadata {arch}.{key} is {str(value)[:40]}, not a positive number')
         # Single precision is printed as it was meant: 1e-05, not 9.999999747378752e-06.
         return value if isinstance(value, int) else float(str(np.float32(value)))
 
+    def whole(key, default=None):
+        value = number(key, default)
+        if not isinstance(value, int) or value > 10 ** 8:
+            raise ValueError(f'metadata {arch}.{key} is {value!r}, not a whole number of this size')
+        return value
+
     # Left out, key heads are as many as query heads, and heads fill the width, as in llama.cpp.
-    width, heads = number('embedding_length'), number('attention.head_count')
-    if 'token_embd.weight' not in header.tensors:
-        raise ValueError('there is no tensor token_embd.weight')
+    width, heads = whole('embedding_length'), whole('attention.head_count')
+    if len(header.tensors.get('token_embd.weight', ((),))[0]) != 2:
+        raise ValueError('there is no tensor token_embd.weight, or it is no matrix')
+    if whole('block_count') > len(header.tensors):
+        raise ValueError(f'{whole("block_count")} layers, but {len(header.tensors)} tensors: the '
+                         'file is damaged')
     language = LanguageConfig(
-        N=number('block_count'), D=width, H=heads, K=number('attention.head_count_kv', heads),
-        E=number('attention.key_length', width // heads), F=number('feed_forward_length'),
+        N=whole('block_count'), D=width, H=heads, K=whole('attention.head_count_kv', heads),
+        E=whole('attention.key_length', width // heads), F=whole('feed_forward_length'),
         V=header.tensors['token_embd.weight'][0][0], tie='output.weight' not in header.tensors,
         theta=float(number('rope.freq_base', 10000.0)),
         eps=number('attention.layer_norm_rms_epsilon'), **traits)
+    if language.E % 2:
+        raise ValueError(f'heads of {language.E} values cannot be rotated in pairs')
     turned = number('rope.dimension_count', language.E)
     if turned != language.E:
         raise ValueError(f'{turned} of the {language.E} values of a head turn by position; only '
@@ -265,15 +290,22 @@ def _tensors(path, header, language):
     # llama.cpp permutes these rows when it converts a Llama; Qwen's stay as published.
     llama = header.metadata['general.architecture'] == 'llama'
     interleaved = {'attn_q.weight': language.H, 'attn_k.weight': language.K} if llama else {}
-    tensors = {}
+    tensors, spans = {}, []
     for theirs, (name, shape) in expected.items():
         _, kind, offset = found[theirs]
         end = header.data + offset + math.prod(shape[:-1]) * _bytes(kind, shape[-1])
         if end > header.size:
             raise ValueError(f'the file is truncated: {theirs} ends at byte {end:,} of '
                              f'{header.size:,}; download it again')
+        spans.append((offset, end - header.data, theirs))
         heads = interleaved.get(theirs.split('.', 2)[-1], 0)
         tensors[name] = Tensor(shape, path, header.data + offset, kind, heads)
+    due = 0  # each begins where the one before ends, but for padding; else values are another's
+    for offset, end, theirs in sorted(spans):
+        if offset != due:
+            raise ValueError(f'the file is damaged: {theirs} begins at byte {offset:,} of the '
+                             f'values, where {due:,} was due; download it again')
+        due = end + -end % header.alignment
     return tensors
 
 
@@ -291,13 +323,16 @@ def _check_kind(kind):
 def _tokenizer(metadata, rows):
     """The byte-pair tokenizer of the metadata, with the ids of the file."""
     model, pre = metadata.get('tokenizer.ggml.model'), metadata.get('tokenizer.ggml.pre')
-    if model != 'gpt2' or pre not in PRE_TOKENIZERS:
-        raise ValueError(f'tokenizer {model!r} cut by {pre!r} is not supported; supported is gpt2 '
-                         f'cut by {" or ".join(PRE_TOKENIZERS)}')
+    if model != 'gpt2' or pre not in [*PRE_TOKENIZERS]:
+        raise ValueError(f'tokenizer {str(model)[:40]!r} cut by {str(pre)[:40]!r} is not '
+                         'supported; supported is gpt2 cut by '
+                         f'{" or ".join(PRE_TOKENIZERS)}')
     lists = ('tokens', 'token_type', 'merges')
-    lacking = [name for name in lists if f'tokenizer.ggml.{name}' not in metadata]
-    if lacking:
-        raise ValueError(f'there is no metadata tokenizer.ggml.{lacking[0]}')
+    for name, kind in zip(lists, (str, int, str)):
+        values = metadata.get(f'tokenizer.ggml.{name}')
+        if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+            raise ValueError(f'there is no metadata tokenizer.ggml.{name}, or it is no list of '
+                             f'{"texts" if kind is str else "numbers"}')
     tokens, kinds, merges = (metadata[f'tokenizer.ggml.{name}'] for name in lists)
     used = max((k for k, kind in enumerate(kinds) if kind != _UNUSED), default=-1) + 1
     # Behind the last used one are fillers for spare embedding rows, which no text may reach.
@@ -305,24 +340,7 @@ def _tokenizer(metadata, rows):
     if used > rows or len(set(tokens)) != used:
         raise ValueError(f'{used} tokens, {len(set(tokens))} different ones, for {rows} embedding '
                          'rows: the file is damaged')
-    # Special tokens keep their ids by being part of the vocabulary, whatever their place in it.
-    try:
-        model = models.BPE({token: k for k, token in enumerate(tokens)},
-                           [tuple(merge.split(' ')) for merge in merges])
-    except Exception as error:  # the library raises bare Exception for an unknown merge
-        raise ValueError(f'the tokenizer is damaged: {error}') from None
-    tokenizer = Tokenizer(model)
-    if pre == 'qwen2':
-        tokenizer.normalizer = normalizers.NFC()
-        cut = [pre_tokenizers.Split(Regex(_QWEN2), 'isolated'),
-               pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    else:
-        cut = [pre_tokenizers.Digits(individual_digits=True),
-               pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cut)
-    tokenizer.decoder = decoders.ByteLevel()
-    # Both kinds are found in text before it is cut; only control tokens can be left out of it.
-    added = [AddedToken(token, special=kind == _CONTROL, normalized=False)
-             for token, kind in zip(tokens, kinds) if kind in (_CONTROL, _USER_DEFINED)]
-    tokenizer.add_tokens(added)
-    return tokenizer
+    added = [(token, kind == _CONTROL) for token, kind in zip(tokens, kinds)
+             if kind in (_CONTROL, _USER_DEFINED)]
+    return byte_pairs({token: k for k, token in enumerate(tokens)},
+                      [tuple(merge.split(' ')) for merge in merges], pre, added)

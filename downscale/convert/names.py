@@ -62,7 +62,8 @@ SECTIONS = {
                               ('second_bias_D', 'bias', 'copy'))),
     'newline': ('', (('image_newline_D', 'image_newline', 'copy'),)),
 }
-_TEXT = {'decoder': ('model.',), 'head': ('lm_head.',)}
+_TEXT = {'decoder': ('model.', 'language_model.model.', 'model.language_model.', ''),
+         'head': ('lm_head.', 'language_model.lm_head.')}
 # Architecture -> section -> prefixes: the first is what is written (and what transformers saves
 # today, or the reference), the others were published at some time. For the one-stage names of
 # transformers 4.52 and later see its `conversion_mapping`.
@@ -77,7 +78,7 @@ FORMATS = {
         'first': ('model.mm_projector.0.',), 'second': ('model.mm_projector.2.',),
         'newline': ('model.',)},
     'LlavaOnevisionForConditionalGeneration': {
-        'decoder': ('language_model.model.', 'model.language_model.'),
+        'decoder': ('language_model.model.', 'model.language_model.', 'language_model.'),
         'head': ('language_model.lm_head.', 'lm_head.'),
         'tower': ('vision_tower.vision_model.', 'vision_tower.', 'model.vision_tower.vision_model.',
                   'model.vision_tower.'),
@@ -173,12 +174,15 @@ def entries(prefixes, language, vision):
 
 
 def present_prefixes(architecture, names, sections):
-    """{section: the prefix whose first name is among `names`}; where none is, what we write."""
+    """{section: the prefix whose first or last name is among `names`}; where none is, what we
+    write. One alone may be missing: the embedding, where the head that it is tied to is stored."""
     found = {}
     for section in sections:
         candidates = FORMATS[architecture][section]
-        first = SECTIONS[section][1][0][1].format(n=0)
-        found[section] = next((p for p in candidates if p + first in names), candidates[0])
+        rows = SECTIONS[section][1]
+        ends = [rows[k][1].format(n=0) for k in (0, -1)]
+        found[section] = next((prefix for prefix in candidates
+                               if any(prefix + end in names for end in ends)), candidates[0])
     return found
 
 

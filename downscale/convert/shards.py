@@ -17,6 +17,12 @@ import numpy as np
 DTYPES = {'BF16': np.dtype(ml_dtypes.bfloat16), 'F16': np.dtype(np.float16),
           'F32': np.dtype(np.float32)}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
+# Bits of a value of the dtypes that no weight of ours has: buffers, and quantised weights.
+OTHER_BITS = {'BOOL': 8, 'U8': 8, 'I8': 8, 'F8_E4M3': 8, 'F8_E5M2': 8, 'F8_E8M0': 8, 'I16': 16,
+              'U16': 16, 'I32': 32, 'U32': 32, 'I64': 64, 'U64': 64, 'F64': 64, 'C64': 64,
+              'F4': 4, 'F6_E2M3': 6, 'F6_E3M2': 6}
+BUFFERS = {'BOOL', 'U8', 'I8', 'I16', 'U16', 'I32', 'U32', 'I64', 'U64'}
+MOST_HEADER = 10 ** 8  # bytes, as in the safetensors library
 ALIGNMENT = 8
 WRITE_BYTES = 2 ** 18  # larger calls cost the kernel more time than they save
 INDEX, SINGLE = 'model.safetensors.index.json', 'model.safetensors'
@@ -27,10 +33,11 @@ PICKLES = ('.bin', '.pt', '.pth', '.ckpt')
 class Tensor:
     """One tensor in a file: its shape and dtype are known, its values are read on demand.
 
-    Anything with `shape`, `dtype` and `read(start, stop)` may stand for one.
+    Anything with `shape`, `dtype` and `read(start, stop)` may stand for one. `dtype` is the file's
+    code where it is none of `DTYPES`; such values cannot be read.
     """
     shape: tuple[int, ...]
-    dtype: np.dtype
+    dtype: np.dtype | str
     path: Path
     offset: int
 
@@ -56,65 +63,114 @@ class Tensor:
 def read_json(path):
     """The JSON value of a file; one-line errors when it is missing or damaged."""
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text('utf-8-sig'))
     except FileNotFoundError:
         raise FileNotFoundError(f'no {path}; give the folder of a Hugging Face model (config.json '
                                 'and *.safetensors)') from None
-    except ValueError as error:
-        raise ValueError(f'{path} is damaged ({error}); download it again') from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{path} is damaged ({str(error)[:80]}); download it again') from None
+
+
+def read_object(path):
+    """The JSON object in `path`, {} where there is no such file; ValueError for anything else."""
+    if not Path(path).is_file():
+        return {}
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f'{path} holds no JSON object; download it again')
+    return value
+
+
+def _once(pairs):
+    """A dict of JSON pairs; ValueError when a name occurs twice."""
+    names = dict(pairs)
+    if len(names) != len(pairs):
+        raise ValueError('a name occurs twice')
+    return names
+
+
+def _whole(*numbers):
+    """Whether all are whole numbers from 0."""
+    return all(type(number) is int and number >= 0 for number in numbers)
 
 
 def read_header(path):
-    """{name: Tensor} of one file; ValueError when its size is not what its header says."""
+    """{name: Tensor} of one file; ValueError when its size is not what its header says.
+
+    As the format asks, the values fill the file without holes and without overlap.
+    """
     size = os.path.getsize(path)
     with open(path, 'rb') as file:
         start = file.read(8)
         length = struct.unpack('<Q', start)[0] if len(start) == 8 else size
-        if 8 + length > size:
+        if 8 + length > size or length > MOST_HEADER:
             raise ValueError(f'{path} is truncated or no safetensors file ({size:,} bytes); '
                              'download it again')
         try:
-            header = {name: (entry['dtype'], tuple(entry['shape']), *entry['data_offsets'])
-                      for name, entry in json.loads(file.read(length)).items()
-                      if name != '__metadata__'}
-        except (ValueError, KeyError, TypeError):
+            header = json.loads(file.read(length), object_pairs_hook=_once)
+            entries = [(name, entry['dtype'], tuple(entry['shape']), *entry['data_offsets'])
+                       for name, entry in header.items() if name != '__metadata__']
+            entries.sort(key=lambda entry: entry[3:])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ValueError(f'{path} has a damaged header; download it again') from None
-    found, end = {}, 0
-    for name, (code, shape, begin, stop) in header.items():
-        if code not in DTYPES:
-            raise ValueError(f'{path}: {name} has dtype {code}, not one of {", ".join(DTYPES)}; '
-                             'save the model unquantised')
-        if stop - begin != math.prod(shape) * DTYPES[code].itemsize:
-            raise ValueError(f'{path}: {name} {shape} does not fill its {stop - begin} bytes; '
-                             'download the file again')
-        found[name] = Tensor(shape, DTYPES[code], Path(path), 8 + length + begin)
-        end = max(end, stop)
+    tensors, end = {}, 0
+    for name, code, shape, begin, *stop in entries:
+        if not isinstance(code, str) or not _whole(*shape, begin, *stop) or len(stop) != 1:
+            raise ValueError(f'{path} has a damaged header ({name[:60]}); download it again')
+        bits = DTYPES[code].itemsize * 8 if code in DTYPES else OTHER_BITS.get(code)
+        if bits is None:
+            raise ValueError(f'{path}: {name[:60]} has the unknown dtype {code[:20]!r}; save the '
+                             'model unquantised')
+        if (stop[0] - begin) * 8 != math.prod(shape) * bits:
+            raise ValueError(f'{path}: {name[:60]} {shape} does not fill its {stop[0] - begin} '
+                             'bytes; download the file again')
+        if begin != end:
+            raise ValueError(f'{path}: {name[:60]} begins at byte {begin} of the values, where '
+                             f'{end} was due; download the file again')
+        tensors[name] = Tensor(shape, DTYPES.get(code, code), Path(path), 8 + length + begin)
+        end = stop[0]
     if size != 8 + length + end:
         raise ValueError(f'{path} has {size:,} bytes, its header says {8 + length + end:,}; it is '
                          'truncated: download it again')
-    return found
+    return tensors
+
+
+def _weight_map(folder):
+    """{tensor name: file name} of the index; ValueError when it is none, or leaves its folder."""
+    listed = read_object(folder / INDEX).get('weight_map')
+    if not isinstance(listed, dict) or not all(
+            isinstance(name, str) and name == Path(name).name for name in listed.values()):
+        raise ValueError(f'{folder / INDEX} has no weight_map of file names in its folder; '
+                         'download it again')
+    return listed
 
 
 def shard_paths(folder):
-    """The safetensors files of a folder: those of its index, or the one there is.
+    """The safetensors files of a folder: the whole one, else those of its index, else the one
+    there is. As in transformers an index beside a whole file does not count.
 
     Raises FileNotFoundError when there is none, naming a shard that the index asks for, and
-    ValueError when the weights are pickles.
+    ValueError when the weights are pickles, or an adapter.
     """
     folder = Path(folder)
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if (folder / 'adapter_config.json').is_file():
+        raise ValueError(f'{folder} holds an adapter, no model; merge it into its base model '
+                         '(merge_and_unload) and save that')
     if (folder / INDEX).is_file():
-        names = sorted(set(read_json(folder / INDEX)['weight_map'].values()))
+        names = sorted(set(_weight_map(folder).values()))
         for name in names:
             if not (folder / name).is_file():
                 raise FileNotFoundError(f'{folder / INDEX} names {name}, which is not there; '
                                         'download that shard')
         return [folder / name for name in names]
-    found = sorted(folder.glob('*.safetensors'))
-    if len(found) > 1 and folder / SINGLE not in found:
-        raise FileNotFoundError(f'{folder} has {len(found)} safetensors files and no {INDEX}; '
+    files = sorted(folder.glob('*.safetensors'))
+    if len(files) > 1:
+        raise FileNotFoundError(f'{folder} has {len(files)} safetensors files and no {INDEX}; '
                                 'download the index')
-    if found:
-        return [folder / SINGLE] if folder / SINGLE in found else found
+    if files:
+        return files
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     if pickles:
         raise ValueError(f'{folder} has only pickled weights ({pickles[0]}), which can run code '
@@ -127,8 +183,8 @@ def open_tensors(folder):
     folder, tensors = Path(folder), {}
     for path in shard_paths(folder):
         tensors.update(read_header(path))
-    if (folder / INDEX).is_file():
-        listed = read_json(folder / INDEX)['weight_map']
+    if (folder / INDEX).is_file() and not (folder / SINGLE).is_file():
+        listed = _weight_map(folder)
         lost = sorted(name for name, shard in listed.items()
                       if name not in tensors or tensors[name].path.name != shard)
         if lost:

@@ -8,16 +8,12 @@ import numpy as np
 from downscale.convert import config as configs
 from downscale.convert.leaves import Leaf
 from downscale.convert.names import entries, present_prefixes, unused
-from downscale.convert.shards import open_tensors, read_json
+from downscale.convert.shards import BUFFERS, DTYPES, INDEX, SINGLE, open_tensors, read_json
+from downscale.convert.side_files import SIDE_FILES, named
 from downscale.sizes import LanguageConfig, Pictures, VisionConfig
 
-MOST_SHOWN = 10
+MOST_SHOWN = 3
 COMPARE_ROWS = 2048
-# Files that go along with the weights, never code.
-SIDE_FILES = (
-    'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json',
-    'vocab.json', 'merges.txt', 'chat_template.jinja', 'chat_template.json',
-    'generation_config.json', 'preprocessor_config.json', 'processor_config.json')
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +46,16 @@ def open_source(folder):
                                 'model (config.json and *.safetensors)')
     where = folder / 'config.json'
     config = read_json(where)
+    if not isinstance(config, dict):
+        raise ValueError(f'{where} holds no JSON object; download it again')
     architecture = configs.architecture_of(config, where)
     language, vision, pictures = _sizes(architecture, config, where)
     tensors = open_tensors(folder)
     files = tuple(folder / name for name in SIDE_FILES if (folder / name).is_file())
     leaves, notes = arrange(architecture, tensors, language, vision, pictures, folder)
+    notes += configs.notes(config, architecture)
+    if (folder / SINGLE).is_file() and (folder / INDEX).is_file():
+        notes += (f'left out {INDEX}: {SINGLE} is whole',)
     return Source(folder, architecture, config, language, vision, pictures, leaves, notes, files)
 
 
@@ -65,7 +66,8 @@ def _sizes(architecture, config, where):
     if architecture == 'LlavaOnevisionForConditionalGeneration':
         return configs.llava_onevision(config, where)
     if architecture.startswith('Siglip'):
-        tower = config.get('vision_config') or {} if architecture == 'SiglipModel' else config
+        tower = config if architecture != 'SiglipModel' else \
+            configs.object_of(config, 'vision_config', where)
         # Used as a tower, SigLIP runs without its last block (arXiv 2511.17487).
         return None, configs.vision_config(tower, where, 1), None
     kind = next(kind for kind, name in configs.MODEL_TYPES.items() if name == architecture)
@@ -92,14 +94,27 @@ def arrange(architecture, tensors, language, vision, pictures, where):
     ValueError listing what is missing, unexpected or mis-shaped.
     """
     prefixes = present_prefixes(architecture, tensors, _sections(language, vision, pictures))
+    layers = max(language.N if language else 0, vision.layers if vision else 0)
+    if len(tensors) < layers:  # told before lists are made of a stranger's numbers
+        raise ValueError(f'{where}: {layers} layers in config.json, {len(tensors)} tensors in the '
+                         'weights; config and weights must be of one model')
+    tensors = _with_embedding(tensors, prefixes, language)
     plan = entries(prefixes, language, vision)
     spare, notes = _spare(architecture, prefixes, tensors, language, vision, where)
     wanted = {name: entry.theirs for entry in plan for name in entry.names}
     tie = ' (or is it the embedding? then set "tie_word_embeddings" to true)'
     problems = [f'missing {name} {wanted[name]}{tie if name.endswith("lm_head.weight") else ""}'
                 for name in sorted(wanted.keys() - tensors.keys())]
+    unexpected = tensors.keys() - wanted.keys() - spare
+    # Weights are never whole numbers, but for quantised ones, which the names above then lack.
+    buffers = {name for name in unexpected if tensors[name].dtype in BUFFERS}
+    if buffers:
+        notes += (f'left out buffers that are no weights: {named(buffers)}',)
     problems += [f'unexpected {name} {tensors[name].shape}'
-                 for name in sorted(tensors.keys() - wanted.keys() - spare)]
+                 for name in sorted(unexpected - buffers)]
+    problems += [f'{name} has dtype {tensors[name].dtype}, not one of {", ".join(DTYPES)} (save '
+                 'the model unquantised)' for name in sorted(wanted.keys() & tensors.keys())
+                 if isinstance(tensors[name].dtype, str)]
     problems += [f'{name}: stored {tensors[name].shape}, config {wanted[name]}'
                  for name in sorted(wanted.keys() & tensors.keys())
                  if tuple(tensors[name].shape) != wanted[name]]
@@ -120,6 +135,19 @@ def arrange(architecture, tensors, language, vision, pictures, where):
             node = node.setdefault(key, {})
         node[last] = Leaf(entry.leaf, entry.shape, parts[0].dtype, entry.kind, entry.stacked, parts)
     return leaves, notes
+
+
+def _with_embedding(tensors, prefixes, language):
+    """`tensors` with the embedding under its own name where only the head it is tied to is stored.
+
+    safetensors keeps one name of values that are shared, and not always the embedding's.
+    """
+    if not language or not language.tie:
+        return tensors
+    head, embedding = prefixes['head'] + 'weight', prefixes['decoder'] + 'embed_tokens.weight'
+    if embedding in tensors or head not in tensors:
+        return tensors
+    return {name if name != head else embedding: tensor for name, tensor in tensors.items()}
 
 
 def _spare(architecture, prefixes, tensors, language, vision, where):

@@ -3,6 +3,7 @@ import hashlib
 from dataclasses import dataclass, replace
 
 from downscale.data.records import IMAGE, Turn
+from downscale.data.templates import Template
 
 ROLES = ('system', 'user', 'assistant')
 
@@ -69,12 +70,14 @@ def render(chat, turns, reply=False, thinking=None):
     Learnt are the text of a supervised turn and the stop token behind it (see `Chat` for the legacy
     loss, whose `structure` is found among the tokens). With `reply` the header of an assistant turn
     is appended, begun with or without a thought where `thinking` says so. Text is tokenised piece
-    by piece: inside a piece tokens may span a turn's borders, as in the whole text. ValueError for
-    a role that no chat has.
+    by piece: inside a piece tokens may span a turn's borders, as in the whole text. `chat` may be
+    a `templates.Template` as well. ValueError for a role that no chat has.
     """
     unknown = sorted({turn.role for turn in turns} - set(ROLES))
     if unknown:
         raise ValueError(f'unknown role {unknown[0]!r} of a turn; known are {", ".join(ROLES)}')
+    if isinstance(chat, Template):
+        return chat.pieces(tuple(turns), reply, thinking)
     if chat.default_system and (not turns or turns[0].role != 'system'):
         turns = (Turn('system', chat.default_system, False), *turns)
     asked = max((k for k, turn in enumerate(turns) if turn.role == 'user'), default=len(turns) - 1)

@@ -6,6 +6,7 @@ word-level, trained on the scene world's vocabulary and saved in that same forma
 import hashlib
 import os
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -66,19 +67,26 @@ def train_tokenizer(words, path):
 def load_tokenizer(path, rows=None):
     """The tokeniser of a `tokenizer.json`.
 
-    Raises FileNotFoundError or ValueError in one line when the file is missing, is no tokeniser, or
-    has ids beyond the `rows` of the embedding.
+    It neither cuts nor pads, whatever the file asks for: prompts have their own lengths. Raises
+    FileNotFoundError or ValueError in one line when the file is missing, is no tokeniser, or has
+    ids beyond the `rows` of the embedding.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f'no tokenizer at {path}; give a Hugging Face tokenizer.json')
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for a malformed file
-        raise ValueError(f'{path} is not a readable tokenizer.json: {error}') from None
-    size = tokenizer.get_vocab_size(with_added_tokens=True)
-    if rows is not None and size > rows:
-        raise ValueError(f'{path} has {size} tokens, the embedding only {rows} rows; '
-                         f'set vocabulary to at least {size}')
+        raise ValueError(f'{path} is not a readable tokenizer.json: {str(error)[:120]}') from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if rows is not None:
+        # Ids may have holes: what counts is the highest, not how many there are.
+        vocab = tokenizer.get_vocab(with_added_tokens=True)
+        highest = max(vocab.values(), default=-1)
+        if highest >= rows:
+            raise ValueError(f'{path} has {len(vocab)} tokens with ids up to {highest}, the '
+                             f'embedding only {rows} rows; set vocabulary to at least '
+                             f'{highest + 1}')
     return tokenizer
 
 
@@ -119,11 +127,16 @@ def thought_ids(tokenizer):
 
 
 class Encoder:
-    """Turns -> arrays, for one tokeniser, chat format and image layout."""
+    """Turns -> arrays, for one tokeniser, chat format and image layout.
 
-    def __init__(self, tokenizer, chat, layout):
+    `stop` is the id that ends a reply in this chat, `stops` all that do: the published model may
+    have more `ends`. `context` is how many positions that was trained on (0: any number).
+    """
+
+    def __init__(self, tokenizer, chat, layout, ends=(), context=0):
         self.tokenizer, self.chat, self.layout = tokenizer, chat, layout
         self.stop = special_id(tokenizer, chat.stop)
+        self.stops, self.context = frozenset((self.stop, *ends)), context
         self.pad = 0  # any id does: nothing attends to padding, and images replace what they cover
         self.structure = structural_ids(tokenizer, chat)
         self.thought = thought_ids(tokenizer)
@@ -139,10 +152,8 @@ class Encoder:
         return found
 
     def text(self, ids):
-        """The text of generated ids, without the stop token and what follows it."""
-        ids = list(ids)
-        if self.stop in ids:
-            ids = ids[:ids.index(self.stop)]
+        """The text of generated ids, without the first stop token and what follows it."""
+        ids = list(takewhile(lambda token: token not in self.stops, ids))
         return self.tokenizer.decode(ids, skip_special_tokens=False).strip()
 
     def encode(self, turns, reply=False, thinking=None, pictures=()):

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from downscale import experiment as experiments
+from downscale.data.templates import Origin
 from downscale.evaluate.answers import hash_of
 from downscale.loading import tokenizer_path
 from downscale.train.checkpoint import latest, open_leaves
@@ -36,12 +37,14 @@ def fingerprint(folder):
             large = True
     files = sorted(_probed(path) for path in (step / 'params').rglob('*')
                    if path.is_file() and path.stat().st_size >= SMALL) if large else []
-    tokens = tokenizer_path(folder, experiment)
+    tokens, published = tokenizer_path(folder, experiment), experiment.published
     return hash_of([
         json.loads((folder / 'experiment.json').read_text()), step.name, leaves, files,
         _digest(tokens.read_bytes()) if tokens.is_file() else '',
         experiment.chat_of(folder.name).hash,
-        repr(experiment.layout(folder.name))])
+        repr(experiment.layout(folder.name)),
+        # Of an import it is part of the experiment; of what was trained from one it is not.
+        *[repr(published)] * (published not in (Origin(), experiment.origin))])
 
 
 def _digest(data):

@@ -6,11 +6,10 @@ from pathlib import Path
 import jax
 
 from downscale import experiment as experiments
-from downscale.data.tokens import Encoder
 from downscale.evaluate.fingerprint import fingerprint
 from downscale.generate.engine import Engine
 from downscale.generate.reflexive import reflexive_ids
-from downscale.loading import load, tokenizer_of, tokenizer_path
+from downscale.loading import encoder_of, load, tokenizer_of, tokenizer_path
 from downscale.sharding import mesh
 from downscale.train.checkpoint import latest, stored_leaves
 
@@ -79,6 +78,6 @@ def open_engine(folder, slots):
     """The engine of a run folder, over the devices of this process."""
     devices = jax.local_devices()
     grid = mesh(devices=devices) if len(devices) > 1 else None
-    model, params, tokenizer, experiment = load(folder, grid)
-    encoder = Encoder(tokenizer, experiment.chat_of(folder.name), experiment.layout(folder.name))
+    model, params, _, experiment = load(folder, grid)
+    encoder = encoder_of(folder, experiment, folder.name)
     return Engine(model, params if grid else jax.device_put(params), encoder, slots, grid)

@@ -103,7 +103,8 @@ class Engine:
         """(index, `Reply`) of each `Request`, as rows end. ValueError before work starts when a
         request cannot be answered."""
         patches = self.model.vision.P if 'tower' in self.params else 0
-        requests.check(asked, decoding, self.model.language.V, self.encoder.thought[:2], patches)
+        requests.check(asked, decoding, self.model.language.V, self.encoder.thought[:2], patches,
+                       self.encoder.context)
         return _Job(self, asked, decoding).run() if asked else iter(())
 
     def call(self, program, *args, **static):
@@ -186,7 +187,7 @@ class _Job:
         opened, closed, newline = engine.encoder.thought
         self.mode = thinking.Thinking(opened, closed, newline, decoding.nudge,
                                       decoding.reference_compat)
-        self.stops = {engine.encoder.stop, *decoding.stops} - {-1}
+        self.stops = {*engine.encoder.stops, *decoding.stops} - {-1}
         self.rules = jax.device_put(programs.Rules(
             np.uint32(decoding.seed), mask(self.stops, vocabulary),
             mask(decoding.forbidden, vocabulary),

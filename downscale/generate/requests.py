@@ -98,11 +98,12 @@ class Reply:
         return self.finish == 'length'
 
 
-def check(requests, decoding, vocabulary, marks, patches):
+def check(requests, decoding, vocabulary, marks, patches, context=0):
     """ValueError, in one line and before work starts, for requests that cannot be answered.
 
     `marks` are the ids of <think> and </think>, -1 where the tokenizer lacks them; `patches` those
-    of a tile, 0 for a model that cannot see.
+    of a tile, 0 for a model that cannot see; `context` the positions that the model was trained on,
+    0 where they are not limited.
     """
     if not 0 <= decoding.seed < 2**32:
         raise ValueError(f'seed {decoding.seed} is no uint32')
@@ -121,6 +122,12 @@ def check(requests, decoding, vocabulary, marks, patches):
             raise ValueError(f'request {k} thinks, but the tokenizer has no <think> and </think>')
         if not 0 <= request.sample < 2**32:
             raise ValueError(f'request {k}: sample {request.sample} is no uint32')
+        if context and max(request.room, n + len(target)) > context:
+            thought = '' if request.think is None else f', {request.think} of thought'
+            raise ValueError(f'request {k} needs up to {max(request.room, n + len(target))} tokens '
+                             f'({n} of prompt{thought}, {request.limit} of answer), the model was '
+                             f'trained on {context} (max_position_embeddings); allow fewer tokens '
+                             'or shorten the prompt')
         if request.prompt.prefix:
             _check_pictures(request.prompt, patches, k)
         ids = np.asarray([*request.prompt.tokens, *target])

@@ -1,0 +1,186 @@
+"""Chat templates that come with published models: Jinja, rendered as Hugging Face renders it.
+
+A template is text from strangers: it runs in Jinja's sandbox, on strings and lists alone. Which
+part of the rendered text a model learns is found by rendering again with that part replaced.
+"""
+import hashlib
+import json
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache, cached_property
+
+from jinja2 import TemplateError
+from jinja2.ext import Extension
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from downscale.data.records import IMAGE, THINK, Turn
+
+# Stands for a text while its place is looked for; of the private use area, so that no data has it.
+_PLACE = '\ue000text\ue000'
+# A prompt must be the same tomorrow: templates that ask for the date get the one that Llama 3's
+# falls back to.
+TODAY = datetime(2024, 7, 26)
+MOST_REPEATED = 10 ** 6  # characters of a text that a template may repeat
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks what an assistant says and renders what it holds."""
+    tags = {'generation'}
+
+    def parse(self, parser):
+        next(parser.stream)
+        return parser.parse_statements(['name:endgeneration'], drop_needle=True)
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, in which no product is larger than a template needs."""
+    intercepted_binops = frozenset(['*', '**'])
+
+    def call_binop(self, context, operator, left, right):
+        sizes = [len(part) if isinstance(part, (str, list, tuple)) else abs(part)
+                 for part in (left, right)]
+        if sizes[0] * sizes[1] > MOST_REPEATED or operator == '**':
+            raise TemplateError('it multiplies beyond what a prompt needs')
+        return super().call_binop(context, operator, left, right)
+
+
+def _refuse(message):
+    raise TemplateError(message)
+
+
+def _tojson(value, indent=None, separators=None, sort_keys=False, ensure_ascii=False):
+    return json.dumps(value, indent=indent, separators=separators, sort_keys=sort_keys,
+                      ensure_ascii=ensure_ascii)
+
+
+@cache
+def _compiled(text):
+    sandbox = _Sandbox(trim_blocks=True, lstrip_blocks=True,
+                       extensions=[_Generation, 'jinja2.ext.loopcontrols'])
+    sandbox.filters['tojson'] = _tojson
+    sandbox.globals |= {'raise_exception': _refuse, 'strftime_now': TODAY.strftime}
+    return sandbox.from_string(text)
+
+
+@dataclass(frozen=True)
+class Template:
+    """A chat format that is a Jinja template; `chat.render` takes it where it takes a `Chat`.
+
+    `tokens` are the special tokens that it may name ('bos_token': '<s>'), `ends` the tokens that
+    may end a reply. With `parts` a turn's content is a list of texts and pictures, else a string
+    with `IMAGE` in it; `image` is what the template writes for a picture.
+    """
+    text: str
+    tokens: dict[str, str] = field(default_factory=dict)
+    ends: tuple[str, ...] = ()
+    parts: bool = False
+    image: str = IMAGE
+    # Headers cannot be told from the rest of a rendered text, so the legacy loss does not fit.
+    structure = ()
+    legacy_structural_loss = False
+
+    @property
+    def hash(self):
+        """A short hash that names this format in results."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:12]
+
+    @cached_property
+    def stop(self):
+        """The token that ends a reply: what follows an assistant's text, or the first of `ends`."""
+        turns = (Turn('user', 'a', False), Turn('assistant', _PLACE, False))
+        after = self.rendered(turns).rpartition(_PLACE)[2].lstrip()
+        closing = [end for end in self.ends if after.startswith(end)]
+        return max(closing, key=len) if closing else next(iter(self.ends), '')
+
+    def rendered(self, turns, reply=False, thinking=None):
+        """The text of a conversation; with `reply` a model may continue it.
+
+        `thinking` is the template's `enable_thinking`. Where it does not know that and opens a
+        thought all the same, False closes it at once. ValueError in one line where the template
+        refuses the conversation.
+        """
+        messages = [{'role': turn.role, 'content': self._content(turn.text)} for turn in turns]
+        known = {} if thinking is None else {'enable_thinking': thinking}
+        try:
+            text = _compiled(self.text).render(
+                **self.tokens, messages=messages, tools=None, documents=None,
+                add_generation_prompt=reply, **known)
+        except Exception as error:  # a stranger's code may raise anything
+            words = ' '.join(str(error).split()) or type(error).__name__
+            raise ValueError(f'the chat template refuses a conversation: {words[:160]}') from None
+        if self.image != IMAGE:
+            text = text.replace(self.image, IMAGE)
+        marks = sum(turn.text.count(IMAGE) for turn in turns)
+        if text.count(IMAGE) != marks:
+            raise ValueError(f'the chat template writes {text.count(IMAGE)} pictures where the '
+                             f'conversation has {marks}')
+        opened, closed = THINK
+        if reply and thinking is False and text.rstrip().endswith(opened):
+            text = text.rstrip() + f'\n\n{closed}\n\n'
+        return text
+
+    def _content(self, text):
+        """The content of a message; space around a picture is the template's to write."""
+        if not self.parts:
+            return text
+        content = []
+        for k, words in enumerate(text.split(IMAGE)):
+            content += [{'type': 'image'}] * (k > 0)
+            words = words.strip() if IMAGE in text else words
+            content += [{'type': 'text', 'text': words}] * (words != '')
+        return content
+
+    def pieces(self, turns, reply=False, thinking=None):
+        """[(text, weight)] as `chat.render` gives them."""
+        whole = self.rendered(turns, reply, thinking)
+        pieces, at = [], 0
+        for k, turn in enumerate(turns):
+            if turn.supervised:
+                start, stop = self._span(turns, k, whole, reply, thinking)
+                pieces += [(whole[at:start], 0), (whole[start:stop], 1)]
+                at = stop
+        return [piece for piece in (*pieces, (whole[at:], 0)) if piece[0]]
+
+    def _span(self, turns, k, whole, reply, thinking):
+        """[start, stop) of what turn `k` teaches: its text behind the prompt that a model would be
+        given, and the stop token. ValueError where the template does not let them be told."""
+        turn = turns[k]
+        other = (*turns[:k], Turn(turn.role, _PLACE, False), *turns[k + 1:])
+        before, place, after = self.rendered(other, reply, thinking).partition(_PLACE)
+        begun = [before]
+        if turn.role == 'assistant':  # a thought that the prompt opens, or is left empty, is given
+            begun += [self.rendered(turns[:k], True, mode) for mode in (None, True, False)]
+        fits = [len(text) for text in begun if whole.startswith(text)]
+        if not place or not fits or not whole.endswith(after):
+            raise ValueError('the chat template changes a conversation with the text of a reply, '
+                             'so what a model learns cannot be told; train with a built-in chat')
+        blank = len(after) - len(after.lstrip())
+        if turn.role == 'assistant' and not after[blank:].startswith(self.stop or '\0'):
+            raise ValueError('the chat template ends no reply with an end token of the model, so '
+                             'it would never learn to stop; train with a built-in chat')
+        end = len(whole) - len(after)
+        return max(fits), end + (blank + len(self.stop) if turn.role == 'assistant' else 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What the folder of a published language model says of how it is asked.
+
+    `template` is its chat template, '' where that equals the built-in chat of the cell, or there is
+    none; `tokens` are the special tokens by the name that the template may use. With `parts` the
+    template takes lists of texts and pictures, and writes `image` for a picture. `ends` are the ids
+    that end a reply, `end_tokens` their texts; `context` is how many positions the model was
+    trained on, 0 where nothing says so.
+    """
+    template: str = ''
+    tokens: dict[str, str] = field(default_factory=dict)
+    parts: bool = False
+    image: str = IMAGE
+    ends: tuple[int, ...] = ()
+    end_tokens: tuple[str, ...] = ()
+    context: int = 0
+
+    @property
+    def chat(self):
+        """The `Template`."""
+        return Template(self.template, self.tokens, self.end_tokens, self.parts, self.image)
