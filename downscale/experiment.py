@@ -138,9 +138,11 @@ class Evaluation:
     `answer`, `write` and `think` bound an answer, a description and a thought, in tokens.
     `texts` are the kinds of text that reasoners read: 'caption', 'extraction' and 'brief', a
     caption cut to the length of the extraction that the same model wrote for the question.
-    `benchmarks` maps names of published benchmarks to their files, `images` to the folders of their
-    pictures and `information` to files that say what to look at (see `downscale benchmark`); with
-    any, they take the place of the scenes, and `scenes` is how many questions of each (0: all).
+    `benchmarks` maps names of published benchmarks, or any name for one's own questions, to their
+    files (see `downscale benchmark` and `evaluate/question_files.py`), `images` to the folders of
+    their pictures, `information` to files that say what to look at and `scorers` to who judges;
+    with any, they take the place of the scenes, and `scenes` is how many questions of each (0:
+    all). Without any and with no `scenes`, nothing is asked.
     """
     scenes: int = 0
     batch: int = 128
@@ -154,6 +156,7 @@ class Evaluation:
     benchmarks: dict[str, str] = dataclasses.field(default_factory=dict)
     information: dict[str, str] = dataclasses.field(default_factory=dict)
     images: dict[str, str] = dataclasses.field(default_factory=dict)
+    scorers: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         for kind in self.texts:
@@ -291,9 +294,16 @@ class Experiment:
         return load(self.imports['language']).published
 
     @property
+    def asks(self):
+        """Whether anything is asked of this cell, about scenes or from benchmarks."""
+        return bool(self.evaluation.benchmarks) or self.evaluation.scenes > 0
+
+    @property
     def hash(self):
         """A short hash of everything in this cell."""
         value = dataclasses.asdict(self)
+        if not self.evaluation.scorers:
+            del value['evaluation']['scorers']  # as with parametrisation
         del value['budget']  # a label changes nothing
         if self.origin is None:
             del value['origin']

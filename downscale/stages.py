@@ -38,6 +38,15 @@ def prepare(study, experiment, progress=None):
         return None
     study, data = scratch(study), experiment.data
     counts = {'train': data.train, 'validation': data.validation, 'test': data.test}
+    if not experiment.asks:  # what nobody looks at need not be there
+        counts = {split: count for split, count in counts.items() if count}
+    for split, count in counts.items():
+        if not count:
+            raise ValueError(f'data.{split} must be at least 1 for a study that is trained on or '
+                             'asked about scenes; with evaluation.scenes=0 and no benchmarks it '
+                             'asks nothing')
+    if not counts:
+        raise ValueError('data.train must be at least 1 for stages that are trained on scenes')
     folder = build(experiment.world, study / 'data', counts,
                    similarity_share=data.similarity_share, progress=progress)
     write_json(study / 'data.json', {'folder': str(folder.relative_to(study)),
@@ -58,8 +67,8 @@ def _check_published(study, experiment, published):
 
 def in_world(experiment):
     """Whether a stage or the evaluation of a cell is about the scene world."""
-    return not experiment.evaluation.benchmarks or any(not stage.mixture
-                                                       for stage in experiment.stages)
+    asked = experiment.asks and not experiment.evaluation.benchmarks
+    return asked or any(not stage.mixture for stage in experiment.stages)
 
 
 @cache
@@ -74,7 +83,8 @@ def data_hash(experiment):
     if asked.benchmarks:
         files = {path: _digest(path) for path in (*asked.benchmarks.values(),
                                                   *asked.information.values())}
-        return hash_of([asked.benchmarks, asked.information, asked.scenes, files])
+        return hash_of([asked.benchmarks, asked.information, asked.scenes, files,
+                        *[asked.scorers] * bool(asked.scorers)])
     return hash_of([dataclasses.asdict(experiment.world), dataclasses.asdict(experiment.data)])
 
 

@@ -70,6 +70,8 @@ def _evaluations(cell, writers):
                     weight * _size(cell) * cell.evaluation.scenes * 2000)
 
     found = []
+    if not cell.asks:
+        return found
     if cell.joint_stage:
         found.append(task('joint', [f'{cell.name}/{cell.joint_stage}'], 1))
     for kind, cells in writers.items():
@@ -230,12 +232,18 @@ def prepare(study, name, experiments, quiet, claims=None):
     """
     from downscale import stages
     claims = registered(study, claims)
-    from downscale.evaluate.run import save_pictures
+    from downscale.evaluate import guessers
+    from downscale.evaluate.run import save_pictures, test_items
+    cell = experiments[0]
     with progress_bars(quiet) as bars:
-        stages.prepare(study, experiments[0], lambda done, total: bars('scenes', done, total))
-    save_pictures(study, experiments[0])
-    baselines = {}
-    if not experiments[0].evaluation.benchmarks:
+        stages.prepare(study, cell, lambda done, total: bars('scenes', done, total))
+        if not cell.asks:
+            bars.note('this study asks nothing: evaluation.scenes is 0 and there are no benchmarks')
+    items = test_items(study, cell)
+    save_pictures(study, cell, items)
+    if cell.evaluation.benchmarks or not items:
+        baselines = guessers.baselines(items)
+    else:
         data = read_json(scratch(study) / 'data.json')
         baselines = read_json(scratch(study) / data['folder'] / 'baselines.json')['test']
     runs = [_run_row(cell) for cell in experiments if not cell.name.startswith('tower')]
@@ -244,7 +252,8 @@ def prepare(study, name, experiments, quiet, claims=None):
         'config_hash': hash_of([cell.hash for cell in experiments]),
         'stages': {cell.name: [stage.name for stage in cell.stages] for cell in experiments},
         'budgets': budgets_of(experiments),
-        'data': {'baselines': baselines, 'image_px': experiments[0].world.side}, **claims})
+        'data': {'baselines': baselines, 'image_px': cell.world.side, 'asked': len(items)},
+        **claims})
 
 
 def budgets_of(experiments):

@@ -12,6 +12,7 @@ from downscale.data.mixture import MIXTURES, THINK, answer_text
 from downscale.data.records import Turn
 from downscale.evaluate.answers import (
     answer_in,
+    following,
     gold_ids,
     hash_of,
     items_of,
@@ -47,9 +48,9 @@ def test_the_condition_decides_which_pictures_are_shown(items):
     pictures = {item.example.scene_id: item.example.images for item in items}
     for item in items:
         own = item.example.images
-        assert shown(item, 'blind', items) == ()
-        assert shown(item, 'image', items) == own
-        shuffled = shown(item, 'shuffled', items)
+        assert shown(item, 'blind', {}) == ()
+        assert shown(item, 'image', {}) == own
+        shuffled = shown(item, 'shuffled', following(items))
         assert len(shuffled) == len(own)
         assert shuffled in [other for name, other in pictures.items()
                             if name != item.example.scene_id]
@@ -59,7 +60,7 @@ def test_the_condition_decides_which_pictures_are_shown(items):
 def test_shuffling_lends_every_picture_to_exactly_one_other_scene(items):
     lent = {}
     for item in items:
-        lent.setdefault(item.example.scene_id, set()).add(shown(item, 'shuffled', items))
+        lent.setdefault(item.example.scene_id, set()).add(shown(item, 'shuffled', following(items)))
     assert all(len(given) == 1 for given in lent.values())  # the questions of a scene share one
     assert len(set.union(*lent.values())) == len(lent)
 
@@ -68,7 +69,7 @@ def test_a_lone_scene_cannot_be_shown_another_picture(items):
     """It would be asked with its own, and the control would score like the real thing."""
     lone = [item for item in items if item.example.scene_id == items[0].example.scene_id]
     with pytest.raises(ValueError, match='shuffled'):
-        shown(lone[0], 'shuffled', lone)
+        following(lone)
 
 
 def test_a_prompt_is_what_training_shows_up_to_the_answer(items):

@@ -47,7 +47,7 @@ def test_a_wrong_line_is_named_by_its_number(tmp_path, change, told):
 
 
 def test_what_is_no_data_is_refused(tmp_path):
-    fails(lambda: open_questions(tmp_path / 'x.json'), 'neither the folder of a study nor')
+    fails(lambda: open_questions(tmp_path / 'x.csv'), 'neither the folder of a study nor')
     fails(lambda: open_questions(tmp_path / 'x.jsonl'), 'no file', error=FileNotFoundError)
     fails(lambda: open_questions(tmp_path), 'data.json', error=FileNotFoundError)
     path = question_file(tmp_path, count=0)

@@ -2,7 +2,7 @@
 import pytest
 
 from downscale.data.records import Example
-from downscale.evaluate.answers import Item, shown
+from downscale.evaluate.answers import Item, following, shown
 
 ITEMS = [Item(None, Example(name, pictures, '', ()), None) for name, pictures in (
     ('one', (b'1',)), ('two', (b'2',)), ('three', (b'3',)),
@@ -11,14 +11,14 @@ ITEMS = [Item(None, Example(name, pictures, '', ()), None) for name, pictures in
 
 @pytest.mark.parametrize('item', ITEMS)
 def test_shuffled_shows_as_many_pictures_and_never_the_own_ones(item):
-    pictures = shown(item, 'shuffled', ITEMS)
+    pictures = shown(item, 'shuffled', following(ITEMS))
     assert len(pictures) == len(item.example.images)
     assert not set(pictures) & set(item.example.images)
 
 
 def test_an_example_without_another_like_it_cannot_be_shuffled():
     with pytest.raises(ValueError, match='there is only triple; raise evaluation.scenes'):
-        shown(ITEMS[3], 'shuffled', ITEMS[:4])
+        following(ITEMS[:4])
 
 
 def test_blind_shows_nothing_and_image_the_own_pictures():

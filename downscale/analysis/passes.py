@@ -104,7 +104,7 @@ class Looker:
 
     def batch(self, items, condition='image'):
         """The `Batch` of some items, with their pictures ('image') or 'blind'."""
-        prompts = [prompt_of(self.encoder, self.wording.joint(item), shown(item, condition, items))
+        prompts = [prompt_of(self.encoder, self.wording.joint(item), shown(item, condition, {}))
                    for item in items]
         targets = [gold_ids(self.encoder, item.question) for item in items]
         tiles = max((len(p.tiles) for p in prompts if p.tiles is not None), default=0)

@@ -86,6 +86,8 @@ def _summary(s, results):
     found = {'name': s.study.meta.get('name'), 'interpretable': results['gate']['interpretable'],
              'sizes': [size.name for size in s.sizes], 'sentences': []}
     say = found['sentences'].append
+    if s.study.meta.get('data', {}).get('asked') == 0:
+        say('This study asks nothing: it has neither evaluation.scenes nor evaluation.benchmarks.')
     if 'accuracy' in results:
         found['macro'] = results['accuracy']['macro']['sizes']
     if 'drops' in results:

@@ -52,24 +52,30 @@ def _judge(question, text, marked):
     return text, bool(text), float(correct(question.family, text, question.answer))
 
 
-def shown(item, condition, items):
-    """The encoded pictures that `item` is asked with under `condition`.
-
-    'shuffled' takes the pictures of the next example that has as many and is another one.
-    """
+def shown(item, condition, others):
+    """The encoded pictures that `item` is asked with under `condition`; 'shuffled' takes those that
+    `others` (see `following`) holds for its example."""
     if condition == 'blind' or not item.example.count:
         return ()
     if condition == 'image':
         return item.example.images
-    others = {other.example.scene_id: other.example for other in items
-              if other.example.count == item.example.count}
-    names = list(others)
-    if len(names) < 2:
-        raise ValueError(f"condition 'shuffled' needs two examples with {item.example.count} "
-                         f'pictures, there is only {names[0]}; raise evaluation.scenes or leave '
-                         'the condition out')
-    following = names[(names.index(item.example.scene_id) + 1) % len(names)]
-    return others[following].images
+    return others[item.example.scene_id].images
+
+
+def following(items):
+    """{scene: the next example that has as many pictures and is another one} of all that have any;
+    ValueError where one is the only of its number."""
+    by_count, found = {}, {}
+    for item in items:
+        by_count.setdefault(item.example.count, {}).setdefault(item.example.scene_id, item.example)
+    for count, examples in by_count.items():
+        names = list(examples)
+        if count and len(names) < 2:
+            raise ValueError(f"condition 'shuffled' needs two examples with {count} pictures, "
+                             f'there is only {names[0]}; raise evaluation.scenes or leave the '
+                             'condition out')
+        found |= {name: examples[names[(k + 1) % len(names)]] for k, name in enumerate(names)}
+    return found
 
 
 def prompt_of(encoder, text, pngs=(), thinking=None):

@@ -1,7 +1,4 @@
-"""What a chain asks: the questions of a study's split or of a `.jsonl` file, and their judge.
-
-A line of such a file is {"id", "question", "images": [paths beside the file], "answer"?,
-"information"?, "family"?}. Pictures are read when they are shown, not before.
+"""What is asked: the questions of a study's split or of a file (`question_files.py`), their judge.
 """
 import dataclasses
 import hashlib
@@ -11,17 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from downscale import stages
-from downscale.data.images import open_under
 from downscale.data.questions import correct
-from downscale.data.records import IMAGE
 from downscale.evaluate.answers import hash_of
 from downscale.evaluate.named import Target, verdicts
+from downscale.evaluate.question_files import SUFFIXES, own_questions
 from downscale.evaluate.reading import answer_of
-from downscale.strict import unknown
 
-FIELDS = {'id': (str, int), 'question': str, 'images': list, 'answer': str, 'information': str,
-          'family': str}
-NEEDED = ('id', 'question', 'images')
+EXACT = 'exact-1'  # judges what names no scorer
 
 
 @dataclass(frozen=True)
@@ -30,7 +23,7 @@ class Asked:
 
     `answer` and `information` are None where the data has none. Questions of one `cluster` share
     their pictures. A benchmark gives a `target`, more than one answer, and `strata`, its axes from
-    the broadest to the finest.
+    the broadest to the finest. `scorer` judges it in the place of that of all questions.
     """
     doc_id: int
     id: str
@@ -42,6 +35,7 @@ class Asked:
     cluster: str
     target: Target | None = None
     strata: tuple[str, ...] = ()
+    scorer: str = ''
 
     @property
     def right(self):
@@ -67,7 +61,11 @@ class Questions:
         # What only benchmarks have leaves the hash of other data alone.
         return hash_of([self.scorer, [
             {name: value for name, value in row.items()
-             if value or name not in ('target', 'strata')} for row in rows]])
+             if value or name not in ('target', 'strata', 'scorer')} for row in rows]])
+
+    def scorer_of(self, asked):
+        """The name of the rule that judges a question."""
+        return asked.scorer or self.scorer
 
     def judge(self, asked, text, marked=True):
         """(answer, whether one was found, its score) of a reply without its thought.
@@ -75,17 +73,18 @@ class Questions:
         `marked` says that an 'Answer: X' was asked for (see `named.verdicts`). The score is None
         where the data has no answer. What cannot be read is never guessed.
         """
-        if self.scorer == 'scene-1' or asked.right is None:
-            pred = answer_of(text, self.scorer != 'scene-1', asked.answer)
+        scorer = self.scorer_of(asked)
+        if scorer == 'scene-1' or asked.right is None:
+            pred = answer_of(text, scorer != 'scene-1', asked.answer)
             score = None if asked.answer is None else float(
                 correct(asked.family, pred, asked.answer))
             return pred, bool(pred), score
-        found = verdicts(text, asked.right, [self.scorer], marked=marked)[self.scorer]
+        found = verdicts(text, asked.right, [scorer], marked=marked)[scorer]
         return found.value, found.parsed, found.score
 
 
 def open_questions(path, split='test', limit=None):
-    """The first `limit` `Questions` of a study folder's `split`, or of a `.jsonl` file.
+    """The first `limit` `Questions` of a study folder's `split`, or of a file of questions.
 
     FileNotFoundError or ValueError in one line, for a file with the number of the line.
     """
@@ -94,10 +93,11 @@ def open_questions(path, split='test', limit=None):
         raise ValueError(f'--limit {limit} must be at least 1')
     if path.is_dir():
         found = _of_study(path, split, limit)
-    elif path.suffix == '.jsonl':
-        found = _of_file(path, limit)
+    elif path.suffix in SUFFIXES:
+        found = of_file(path, limit=limit)
     else:
-        raise ValueError(f'{path} is neither the folder of a study nor a .jsonl file of questions')
+        raise ValueError(f'{path} is neither the folder of a study nor a {", ".join(SUFFIXES)} '
+                         'file of questions')
     if not found.asked:
         raise ValueError(f'{path} holds no question')
     return found
@@ -128,57 +128,21 @@ def _of_study(folder, split, limit):
 
 # --- a file of questions ------------------------------------------------------------------------
 
-def _of_file(path, limit):
-    if not path.is_file():
-        raise FileNotFoundError(f'no file of questions {path}')
-    asked, names, first = [], {}, {}
-    for number, line in enumerate(path.read_bytes().split(b'\n'), 1):
-        if not line.strip() or limit is not None and len(asked) >= limit:
-            continue
-        where = f'{path}, line {number}'
-        value = _checked(line, where)
-        name = str(value['id'])
-        if name in first:
-            raise ValueError(f'{where}: id {name!r} stands in line {first[name]} already')
-        first[name] = number
-        try:
-            pictures = tuple(digest(open_under(path.parent, image)) for image in value['images'])
-        except (ValueError, OSError) as error:
-            raise ValueError(f'{where}: {error}') from None
-        names[len(asked)] = value['images']
-        asked.append(Asked(len(asked), name, value['question'], pictures, value.get('answer'),
-                           value.get('information'), value.get('family', ''),
-                           hash_of(pictures) if pictures else name))
-    return Questions(tuple(asked), lambda one: tuple(
-        open_under(path.parent, image) for image in names[one.doc_id]), 'exact-1')
-
-
-def _checked(line, where):
-    """The object of one line, every field of its type."""
-    try:
-        value = json.loads(line.decode())
-        line_again = json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair fails
-    except ValueError as error:
-        raise ValueError(f'{where}: no readable JSON ({error})') from None
-    if not isinstance(value, dict):
-        raise ValueError(f'{where}: must be a JSON object, not {type(value).__name__}')
-    for name, given in value.items():
-        if name not in FIELDS:
-            raise ValueError(f'{where}: {unknown("field", name, list(FIELDS))}')
-        if isinstance(given, bool) or not isinstance(given, FIELDS[name]):
-            raise ValueError(f'{where}: {name} must be a '
-                             f'{"list of paths" if name == "images" else "text"}, not {given!r}')
-    missing = [name for name in NEEDED if name not in value]
-    if missing:
-        raise ValueError(f'{where}: missing field {", ".join(map(repr, missing))}')
-    if not value['question'].strip():
-        raise ValueError(f'{where}: the question is empty')
-    if not all(isinstance(image, str) and image for image in value['images']):
-        raise ValueError(f'{where}: images must be a list of paths, not {value["images"]!r}')
-    if IMAGE.encode() in line_again:
-        raise ValueError(f'{where}: holds the image mark {IMAGE}; leave it out, pictures are put '
-                         'in front')
-    return value
+def of_file(path, images=None, limit=None, scorer=''):
+    """The `Questions` of a file of one's own (see `question_files.py`), judged by `scorer` or, '',
+    by the default, where a row names no other."""
+    path = Path(path)
+    own, asked = own_questions(path, images, limit, scorer), []
+    for number, question in enumerate(own):
+        pictures = tuple(map(digest, question.pictures()))
+        # A plain answer needs no target: rows that were written before there were others hold none.
+        target = question.target
+        bare = target is None or target == Target(target.answers[:1])
+        asked.append(Asked(
+            number, question.id, question.text, pictures, target and target.gold,
+            question.information, question.family, hash_of(pictures) if pictures else question.id,
+            None if bare else target, (), question.scorer))
+    return Questions(tuple(asked), lambda one: own[one.doc_id].pictures(), EXACT)
 
 
 # --- what to look at --------------------------------------------------------------------------

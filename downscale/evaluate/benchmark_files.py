@@ -74,6 +74,23 @@ def parquet_rows(path, needed, image='image'):
                 number += 1
 
 
+def plain_rows(path, image):
+    """The rows of a Parquet file as dicts. Where column `image` holds bytes, its value is a call
+    that reads them: a list of what a row holds."""
+    opened = _opened(path)
+    names = opened.schema_arrow.names
+    inside = image in names and 'binary' in str(opened.schema_arrow.field(image).type)
+    columns = [name for name in names if not inside or name != image]
+    for group in range(opened.num_row_groups):
+        for k, row in enumerate(opened.read_row_group(group, columns=columns).to_pylist()):
+            yield row | ({image: partial(_cell, str(path), group, k, image)} if inside else {})
+
+
+def _cell(file, group, k, image):
+    value = _group(file, group, image)[k].as_py()
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
 def _opened(file):
     try:
         return pq.ParquetFile(file)

@@ -17,7 +17,8 @@ from downscale.evaluate import benchmark_files as files
 from downscale.evaluate.answers import hash_of
 from downscale.evaluate.asked import Asked, Questions, digest
 from downscale.evaluate.benchmark_files import entry
-from downscale.evaluate.named import LETTERS, Target, applying
+from downscale.evaluate.named import LETTERS, SCORERS, Target, applying
+from downscale.strict import unknown
 
 OPTION = "Answer with the option's letter from the given choices directly"
 SHORT = '\nAnswer the question using a single word or phrase.'
@@ -55,8 +56,9 @@ class Benchmark:
     blind: bool = False
 
 
-def questions_of(benchmark, path, images=None, limit=None):
-    """The first `limit` `Questions` of a benchmark's data; `images` is the folder of picture files.
+def questions_of(benchmark, path, images=None, limit=None, scorer=''):
+    """The first `limit` `Questions` of a benchmark's data; `images` is the folder of picture files,
+    `scorer` judges in the place of the benchmark's own.
 
     FileNotFoundError or ValueError in one line, with counts, for ids that are there twice and for
     pictures that are missing.
@@ -81,7 +83,9 @@ def questions_of(benchmark, path, images=None, limit=None):
         asked.append(Asked(one.row, one.id, one.question, pictures,
                            one.target and one.target.gold, None, one.family,
                            hash_of(pictures) if pictures else one.id, one.target, one.strata))
-    headline = benchmark.scorers[0]
+    headline = scorer or benchmark.scorers[0]
+    if headline not in SCORERS:
+        raise ValueError(unknown('scorer', headline, list(SCORERS)))
     odd = [one for one in asked if one.target and not applying(one.target, [headline])]
     if odd:
         raise ValueError(f'{path}: {headline} cannot judge {len(odd)} of {len(names)} answers '

@@ -265,7 +265,7 @@ class Chain:
         if task.startswith('answer'):
             text, _ = answer_in(reply.text, job.thinking)
             pred, parsed, score = self.questions.judge(job.asked, text, task != 'answer-joint')
-            found = {'pred': pred, 'scorer': self.questions.scorer}
+            found = {'pred': pred, 'scorer': self.questions.scorer_of(job.asked)}
             found |= {} if score is None else {'score': score}
         else:
             text = self.prompts.information_in(reply.text) if task == 'information' \

@@ -1,5 +1,14 @@
 """The joint test: one model sees the picture and answers; and the same without, or with another."""
-from downscale.evaluate.answers import SCENE, gold_ids, hash_of, prompt_of, row, shown, write
+from downscale.evaluate.answers import (
+    SCENE,
+    following,
+    gold_ids,
+    hash_of,
+    prompt_of,
+    row,
+    shown,
+    write,
+)
 from downscale.generate.engine import Request
 
 
@@ -7,12 +16,13 @@ def joint(engine, experiment, items, data_hash, report=lambda done, total: None,
     """Rows of the items table for every question under every condition of the experiment."""
     plan = experiment.evaluation
     encoder, rows = engine.encoder, []
+    others = following(items) if 'shuffled' in plan.conditions else {}
     for k, condition in enumerate(plan.conditions):
 
         def sofar(done, total, k=k):
             report(k * total + done, len(plan.conditions) * total)
 
-        asked = (Request(prompt_of(encoder, wording.joint(item), shown(item, condition, items)),
+        asked = (Request(prompt_of(encoder, wording.joint(item), shown(item, condition, others)),
                          plan.answer, target=gold_ids(encoder, item.question)) for item in items)
         replies = write(engine, asked, len(items), sofar)
         eval_id = f'joint-{experiment.name}-{condition}'

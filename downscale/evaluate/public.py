@@ -1,41 +1,75 @@
-"""Published benchmarks in the place of scenes: their questions as a study's items, and how they are
+"""Benchmarks and one's own questions in the place of scenes: a study's items, and how they are
 asked (arXiv 2511.17487, sections 3.2 and 3.3)."""
+import difflib
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from downscale.data.records import Extraction, Question, Trace
-from downscale.evaluate import prompts
+from downscale.evaluate import guessers, prompts
 from downscale.evaluate.answers import Item, Wording
-from downscale.evaluate.asked import Asked, Questions, informed
+from downscale.evaluate.asked import Asked, Questions, informed, of_file
 from downscale.evaluate.benchmarks import BENCHMARKS, questions_of
+from downscale.evaluate.question_files import SUFFIXES
 from downscale.strict import unknown
 
 
 def items(evaluation):
     """The `Item`s of every benchmark of an `Evaluation`, the first `scenes` of each (0: all).
 
-    Families are the benchmarks' names; a question without a picture counts as knowledge. ValueError
-    or FileNotFoundError in one line for data that is not there or not as published.
+    A name that is no published benchmark's is that of a file of one's own questions. Families are
+    the benchmarks' names, of own questions those of their rows; a question without a picture counts
+    as knowledge. ValueError or FileNotFoundError in one line for data that is not there or not as
+    published.
     """
-    stray = sorted(set(evaluation.information) - set(evaluation.benchmarks))
-    if stray:
-        raise ValueError('information: ' + unknown('benchmark', stray[0],
-                                                   list(evaluation.benchmarks)))
+    for what in ('information', 'images', 'scorers'):
+        stray = sorted(set(vars(evaluation)[what]) - set(evaluation.benchmarks))
+        if stray:
+            raise ValueError(f'evaluation.{what}: ' + unknown('benchmark', stray[0],
+                                                              list(evaluation.benchmarks)))
     found = []
-    for name, path in evaluation.benchmarks.items():
-        if name not in BENCHMARKS:
-            raise ValueError(unknown('benchmark', name, list(BENCHMARKS)))
-        benchmark = BENCHMARKS[name]
-        questions = questions_of(benchmark, path, evaluation.images.get(name),
-                                 evaluation.scenes or None)
-        if name in evaluation.information:
-            questions = informed(questions, evaluation.information[name], numbers=False)
-        elif 'extraction' in evaluation.texts:
-            raise ValueError(f'evaluation.texts names extractions, but evaluation.information has '
-                             f'no file for {name}; add it, or leave extraction out')
-        found += [_item(benchmark, questions, asked) for asked in questions.asked
-                  if asked.right is not None and questions.judge(asked, 'x', False)[2] is not None]
+    for name in evaluation.benchmarks:
+        questions, tail = _questions(evaluation, name)
+        made = [_item(name, tail, questions, asked) for asked in questions.asked
+                if asked.right is not None and questions.judge(asked, 'x', False)[2] is not None]
+        found += made if name in BENCHMARKS else guessers.with_priors(made)
     return found
+
+
+def _questions(evaluation, name):
+    """(`Questions` of one benchmark, what is put behind each of them)."""
+    path, images = evaluation.benchmarks[name], evaluation.images.get(name)
+    limit, scorer = evaluation.scenes or None, evaluation.scorers.get(name, '')
+    if name in BENCHMARKS:
+        questions = questions_of(BENCHMARKS[name], path, images, limit, scorer)
+    elif Path(path).suffix in SUFFIXES:
+        questions = _own(name, path, images, limit, scorer)
+    else:
+        raise ValueError(f'{unknown("benchmark", name, list(BENCHMARKS))}; own questions are in '
+                         f'{", ".join(SUFFIXES)} files, not {path}')
+    if name in evaluation.information:
+        questions = informed(questions, evaluation.information[name], numbers=False)
+    lacking = [asked for asked in questions.asked if not asked.information]
+    if lacking and 'extraction' in evaluation.texts:
+        raise ValueError(f'evaluation.texts names extractions, but {len(lacking)} of '
+                         f'{len(questions.asked)} questions of {name} do not say what to look at; '
+                         f'add evaluation.information.{name}, or leave extraction out')
+    return questions, BENCHMARKS[name].tail if name in BENCHMARKS else ''
+
+
+def _own(name, path, images, limit, scorer):
+    """The `Questions` of a file of one's own, every one with an answer."""
+    try:
+        questions = of_file(path, images, limit, scorer)
+    except ValueError as error:
+        near = difflib.get_close_matches(name, list(BENCHMARKS), 1, 0.8)
+        hint = f'; or did you mean the benchmark {near[0]!r}?' if near else ''
+        raise ValueError(f'{error}{hint}') from None
+    unknown_ = [asked.id for asked in questions.asked if asked.right is None]
+    if unknown_:
+        raise ValueError(f'{path}: {len(unknown_)} of {len(questions.asked)} questions have no '
+                         f'answer (first {unknown_[0]!r}); an evaluation needs them all')
+    return questions
 
 
 @dataclass(frozen=True)
@@ -56,13 +90,13 @@ class _Pictured:
         return len(self.asked.pictures)
 
 
-def _item(benchmark, questions, asked):
+def _item(name, tail, questions, asked):
     """One question; its clusters and ids carry the name of the benchmark."""
-    name, choices = benchmark.name, asked.right.choices
-    cluster = f'{name}/{asked.cluster}'
+    choices, cluster = asked.right.choices, f'{name}/{asked.cluster}'
+    family = name if name in BENCHMARKS else asked.family or name
     question = Question(
-        f'{name}/{asked.id}', cluster, name, 'visual' if asked.pictures else 'knowledge',
-        asked.text + benchmark.tail, asked.right.gold, (), 1 / len(choices) if choices else 0.0,
+        f'{name}/{asked.id}', cluster, family, 'visual' if asked.pictures else 'knowledge',
+        asked.text + tail, asked.right.gold, (), 1 / len(choices) if choices else 0.0,
         Extraction(asked.information or '', ''), Trace('', ''))
     return Item(question, _Pictured(cluster, questions, asked), partial(_judge, questions, asked))
 
@@ -76,12 +110,9 @@ def wording(experiment):
     """The `Wording` of the prompts that suit a cell's chat; reasoners read no prompt tail."""
     worded = prompts.load('micro' if experiment.chat == 'micro' else 'paper')
 
-    def bare(item):
-        return item.question.text.removesuffix(BENCHMARKS[item.question.family].tail)
-
     return Wording(
         worded.hash, lambda item: item.question.text,
         lambda item, kind: worded.describe('extract' if kind == 'extraction' else kind,
                                            item.question.extraction.information),
         lambda item, text, thinking: worded.reason('think' if thinking else 'direct', text,
-                                                   bare(item)))
+                                                   item.example.asked.text))

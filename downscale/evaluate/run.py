@@ -32,7 +32,10 @@ def engine_of(study, experiment, stage):
 
 
 def test_items(study, experiment):
-    """Every question about the first `evaluation.scenes` test examples, or of the benchmarks."""
+    """Every question about the first `evaluation.scenes` test examples, or of the benchmarks; none
+    where nothing is asked."""
+    if not experiment.asks:
+        return []
     if experiment.evaluation.benchmarks:
         return public.items(experiment.evaluation)
     test = stages.library(str(study), 'test')
@@ -95,10 +98,10 @@ def _texts(study, experiment, items, writers, encoder):
     return found
 
 
-def save_pictures(study, experiment):
-    """The first test pictures lie as PNG files under `pictures/`, for the report's gallery."""
+def save_pictures(study, experiment, items):
+    """The first pictures of `items` lie as files under `pictures/`, for the report's gallery."""
     shown = {}
-    for item in test_items(study, experiment):
+    for item in items:
         if len(shown) < experiment.evaluation.pictures and item.question.kind == 'visual':
             shown.setdefault(item.question.cluster_id, item.example.images)
     for cluster, pngs in shown.items():

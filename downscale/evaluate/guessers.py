@@ -1,0 +1,73 @@
+"""What guessers earn that see no picture: the floors of benchmarks and of one's own questions.
+
+They stand in `study.json` under `data.baselines` as those of the scene world do, by family:
+`informed` is the mean `chance` of its questions, `majority` the best answer for each wording,
+`constant` the best answer for the whole family, `n` the number of questions.
+"""
+import dataclasses
+from collections import Counter, defaultdict
+
+import numpy as np
+
+from downscale.evaluate.reading import plain
+
+FEW = 10      # questions of one wording; of fewer the best answer fits by luck, so they are pooled
+TRIED = 16    # most frequent answers that may be the best constant one
+JUDGED = 5000  # questions of a family that each of them is tried on
+
+
+def with_priors(items):
+    """`items` whose `chance` is at least that of a guesser who knows the answers to its wording."""
+    found = []
+    for item, prior in zip(items, priors(items), strict=True):
+        chance = max(item.question.chance, prior)
+        found.append(dataclasses.replace(
+            item, question=dataclasses.replace(item.question, chance=chance)))
+    return found
+
+
+def priors(items):
+    """How often the best single answer to the wording of each of `items` is right.
+
+    Wordings of fewer than `FEW` questions are one group in their family.
+    """
+    wordings = [(item.question.family, plain(item.question.text)) for item in items]
+    count = Counter(wordings)
+    groups = [(family, text if count[family, text] >= FEW else None) for family, text in wordings]
+    members = defaultdict(list)
+    for item, group in zip(items, groups, strict=True):
+        members[group].append(item)
+    rate = {group: _tally(inside).most_common(1)[0][1] / len(inside)
+            for group, inside in members.items()}
+    return [rate[group] for group in groups]
+
+
+def _tally(items):
+    """How many of `items` accept each answer, as it is compared."""
+    tally = Counter()
+    for item in items:
+        answers = item.example.asked.right.answers
+        if len(set(answers)) < len(answers):  # of several people: the most frequent is right
+            answers = (item.question.answer,)
+        tally.update({plain(answer) for answer in answers})
+    return tally
+
+
+def baselines(items):
+    """{family: what each guesser earns} of the items of benchmarks."""
+    families, prior = defaultdict(list), defaultdict(list)
+    for item, rate in zip(items, priors(items), strict=True):
+        families[item.question.family].append(item)
+        prior[item.question.family].append(rate)
+    return {family: {
+        'informed': float(np.mean([item.question.chance for item in inside])),
+        'majority': float(np.mean(prior[family])), 'constant': _constant(inside),
+        'n': len(inside)} for family, inside in families.items()}
+
+
+def _constant(items):
+    """The mean score of the best constant answer, as the items' own judges score it."""
+    some = items[::-(-len(items) // JUDGED)]
+    golds = Counter(item.question.answer for item in items)
+    return max(float(np.mean([item.judge(answer, False)[2] for item in some]))
+               for answer, _ in golds.most_common(TRIED))
