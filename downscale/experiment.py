@@ -80,9 +80,9 @@ class Stage:
         if self.steps < 1 or self.save_every < 1:
             raise ValueError(f'stage {self.name}: steps {self.steps} and save_every '
                              f'{self.save_every} must be at least 1')
-        if self.mixture and self.replay:
-            raise ValueError(f'stage {self.name}: a mixture is not for `replay`; give its sources '
-                             'their shares in the mixture')
+        if self.mixture and (self.name == 'tower' or self.replay):
+            raise ValueError(f'stage {self.name}: a mixture is neither for the tower stage nor for '
+                             '`replay`; give its sources their shares in the mixture')
         assert self.recipe and self.shape  # made here for their own checks, before work starts
         self._check_buckets()
 

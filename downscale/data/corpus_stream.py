@@ -29,10 +29,6 @@ class CorpusSampler:
         self.left_out = {'too long': int(long.sum()),
                          'nothing supervised': int((~long & (self.costs[:, 3] == 0)).sum())}
         self.kept = ~long & (self.costs[:, 3] > 0)
-        if recipe.stage == 'tower':  # a row of its batches is one picture and its caption
-            single = self.costs[:, 1] == 1
-            self.left_out['not one picture'] = int((self.kept & ~single).sum())
-            self.kept &= single
         if (~self.kept).mean() > MOST_LEFT_OUT:
             tokens, tiles = self.costs[:, :2].max(0)
             raise ValueError(
