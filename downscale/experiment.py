@@ -358,12 +358,15 @@ def load(folder):
 
 
 def language_of(family, size, vocabulary):
-    """The LanguageConfig of `size` in a family table, or of any micro point like 'w96d5'."""
+    """The LanguageConfig of `size` in a family table, of any micro point like 'w96d5', or of a
+    published size of another depth: '135m-d15' keeps 15 layers (`downscale import --layers`)."""
     if family not in LANGUAGE:
         raise ValueError(unknown('family', family, list(LANGUAGE)))
     table = LANGUAGE[family]
-    if size in table:
-        return scale(table[size], vocabulary=vocabulary or None)
+    pruned = re.fullmatch('(.+)-d([1-9][0-9]{0,5})', size)
+    base, depth = (pruned[1], int(pruned[2])) if pruned else (size, None)
+    if base in table:
+        return scale(table[base], depth=depth, vocabulary=vocabulary or None)
     point = re.fullmatch('w(0|[1-9][0-9]{0,5})d(0|[1-9][0-9]{0,5})', size)
     if family == 'micro' and point:
         return scale(table['w64d2'], int(point[1]), int(point[2]), vocabulary or None)
