@@ -1,4 +1,4 @@
-"""easy-VQA: pictures of one coloured shape, each with all its training questions.
+"""easy-VQA: questions about pictures of one coloured shape.
 
 Build:   python experiments/smollm_easyvqa.py data/packages --to data/easy_vqa
          downscale data build experiments/mixtures/easy_vqa.py --root data/easy_vqa --to \\
