@@ -79,7 +79,8 @@ def test_the_summary_counts_what_the_samples_hold():
         rows = read_samples(out / f'answer-{cell["reasoner"]}-from-{cell["perception"]}-'
                             f'{cell["mode"]}.jsonl')
         right = [row['score'] for row in rows]
-        assert cell['accuracy'] == pytest.approx(np.mean(right)) and cell['n'] == len(rows) == 40
+        assert cell['accuracy'] == pytest.approx(np.mean(right)) and cell['n'] == 20
+        assert cell['replies'] == len(rows) == 40
         assert cell['clusters'] == len({row['doc']['cluster'] for row in rows}) < LIMIT
         assert cell['truncated'] == np.mean([row['finish_reason'] == 'length' for row in rows])
         assert cell['unclosed'] == np.mean([row['close'] == 'open' for row in rows])
@@ -95,8 +96,8 @@ def test_the_summary_counts_what_the_samples_hold():
 
 def test_planted_rates_come_out_as_planted():
     def row(k, **changes):
-        return {'doc': {'cluster': str(k), 'family': 'odd' if k % 2 else 'even'}, 'score': 1.0,
-                'truncated': False, 'parse_ok': True, 'close': 'natural', **changes}
+        return {'doc_id': k, 'doc': {'cluster': str(k), 'family': 'odd' if k % 2 else 'even'},
+                'score': 1.0, 'truncated': False, 'parse_ok': True, 'close': 'natural', **changes}
 
     rows = [*(row(k) for k in range(6)), row(6, score=0.0),
             row(7, truncated=True, score=0.0), row(8, parse_ok=False, score=0.0),

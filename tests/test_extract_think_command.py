@@ -36,7 +36,7 @@ def test_one_command_runs_the_grid(tmp_path, monkeypatch, capsys):
     assert cli.main(argv) == 0
     assert files(tmp_path / 'out') == files(plain_run()[0])
     out = capsys.readouterr().out
-    assert len(out.splitlines()) == 4 + 10 + 2 + 1  # models, table, cut descriptions, summary
+    assert len(out.splitlines()) == 4 + 11 + 2 + 1  # models, table, cut descriptions, summary
     told = {json.loads(line)['key'] for path in (tmp_path / 'out').glob('answer-w32d2-*')
             for line in path.read_text().splitlines()}
     assert len(told) > 150  # of 160: what two models describe alike is read once

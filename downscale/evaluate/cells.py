@@ -37,12 +37,17 @@ def measured(rows):
 
     Rows without a right answer in the data count in the shares only. A row is completed when it
     was not cut off, held an answer, and closed its thought. Numbers that do not exist are None.
+    Several replies to a question count as one, with their mean score; `replies` then counts all.
     """
-    scored = [row for row in rows if row['score'] is not None]
-    completed = [row for row in scored if not row['truncated'] and row['parse_ok']
-                 and row['close'] != 'open']
-    found = {'n': len(rows), 'scored': len(scored), 'accuracy': None, 'low': None, 'high': None,
+    judged = [row for row in rows if row['score'] is not None]
+    scored = _of_questions(judged)
+    completed = _of_questions([row for row in judged if not row['truncated'] and row['parse_ok']
+                               and row['close'] != 'open'])
+    asked = {row['doc_id'] for row in rows}
+    found = {'n': len(asked), 'scored': len(scored), 'accuracy': None, 'low': None, 'high': None,
              'clusters': 0, 'method': 'none'}
+    if len(asked) < len(rows):
+        found['replies'] = len(rows)
     if scored:
         at = mean_ci([row['score'] for row in scored],
                      [row['doc']['cluster'] for row in scored], bounds=(0, 1))
@@ -60,6 +65,15 @@ def measured(rows):
             if completed else None,
             'families': {name: {'n': len(scores), 'accuracy': float(np.mean(scores))}
                          for name, scores in sorted(families.items())}}
+
+
+def _of_questions(rows):
+    """A row for each question, with the mean score of its replies."""
+    scores = {}
+    for row in rows:
+        scores.setdefault(row['doc_id'], []).append(row['score'])
+    first = {row['doc_id']: row for row in reversed(rows)}
+    return [{**first[name], 'score': float(np.mean(part))} for name, part in scores.items()]
 
 
 def _number(value):
@@ -83,6 +97,9 @@ def table(cells):
                         for k, (text, width) in enumerate(zip(row, widths)))
     if any(cell['scored'] < cell['n'] for cell in cells):
         yield 'n: rows whose right answer is in the data, of all'
+    several = {cell['replies'] // cell['n'] for cell in cells if 'replies' in cell}
+    if several:
+        yield f'n: questions; the score of one is the mean over {max(several)} replies'
     yield ('truncated: cut off at a limit; unparsed: no answer to read; unclosed: the thought '
            'never ended; completed: accuracy on the rest')
     cut = {cell['perception']: cell['descriptions_truncated'] for cell in cells}

@@ -136,6 +136,8 @@ def _question(row, again, folder, scorer):
 def _checked(row):
     """The cells of a row that hold something, every one known and of its type."""
     for name in row:
+        if name in columns.VIDEOS:
+            raise Rejected('video', f'{name!r}: videos are not read')
         picture = name in columns.PICTURES or columns.NUMBERED.fullmatch(name)
         if name not in FIELDS and not picture and name not in columns.LETTERS:
             raise Rejected('unknown field', unknown('field', shown(name, 40), FIELDS
