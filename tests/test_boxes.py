@@ -102,3 +102,52 @@ def test_choices_of_several_pictures_are_equal_words_or_a_letter_between_colons(
     assert words.interleave_choice('Left.', 'left') == 1.0
     assert words.interleave_choice('answer: B', 'b') == 1.0 == words.lmms_interleave('B. x', 'b')
     assert words.interleave_choice('B. x', 'b') == 0.0
+
+
+# --- every form, and scales ---------------------------------------------------------------------
+
+GOLD = '[0.25, 0.3, 0.75, 0.9]'
+
+
+@pytest.mark.parametrize('text', [
+    GOLD, '(0.25,0.3),(0.75,0.9)', '<box>(0.25, 0.3), (0.75, 0.9)</box>', '[[0.25, 0.3, 0.75, 0.9]]',
+    '```json\n[{"bbox_2d": [0.25, 0.3, 0.75, 0.9], "label": "dog"}]\n```', '0.25, 0.3, 0.75, 0.9',
+    '[25%, 30%, 75%, 90%]', '{"x1": 0.25, "y1": 0.3, "x2": 0.75, "y2": 0.9}', '[.25, .3, .75, .9]',
+    '{"x": 0.25, "y": 0.3, "width": 0.5, "height": 0.6}', 'from (0.25, 0.3) to (0.75, 0.9)',
+    'Answer: [0.25, 0.3, 0.75, 0.9]', '<bbox>0.25 0.3 0.75 0.9</bbox>', '[-0.01, 0.3, 0.75, 0.9]'])
+def test_a_box_is_read_in_every_form_in_use(text):
+    found = verdicts(text, Target((GOLD,)))['exact-2']
+    assert (found.score, found.parsed, found.other_scale) == (1.0, True, False)
+
+
+@pytest.mark.parametrize('text', ['[250, 300, 750, 900]', '[25, 30, 75, 90]',
+                                  '<box>(160,144),(480,432)</box>'])
+def test_another_scale_is_an_outcome_of_its_own(text):
+    found = verdicts(text, Target((GOLD,)))['exact-2']
+    assert (found.value, found.score, found.parsed) == ('other scale', 0.0, False)
+    assert verdicts('[250, 300, 750, 900]', Target((GOLD,)))['refcoco'].other_scale
+
+
+@pytest.mark.parametrize('text', ['[160, 144, 480, 432]', '[250, 300, 750, 900]', GOLD])
+def test_scales_are_converted_where_the_size_of_the_picture_is_known(text):
+    for gold in (GOLD, '[160, 144, 480, 432]'):
+        assert verdicts(text, Target((gold,), size=(640, 480)))['exact-2'].score == 1.0
+    beyond = verdicts('[5000, 1, 6000, 2]', Target((GOLD,), size=(640, 480)))['exact-2']
+    assert beyond.value == 'other scale'
+
+
+@pytest.mark.parametrize('text', ['', '[0.1, 0.2, 0.3]', f'{GOLD} or [0.1, 0.1, 0.2, 0.2]',
+                                  '[0.5, 0.5, 0.25, 0.6]', '[1e999, 0, 1e999, 1]'])
+def test_no_box_several_and_none_with_corners_in_order_are_unparsed(text):
+    found = verdicts(text, Target((GOLD,)))['exact-2']
+    assert (found.value, found.score, found.parsed) == ('', 0.0, False)
+
+
+@pytest.mark.parametrize('said, texts', [
+    ('yes', ('Yes.\nA kettle stands there.', 'No doubt there is one: yes', 'The answer is yes.',
+             '**Yes**\n\n- a kettle', 'There is a kettle.', 'No. Wait, yes.', '\u662f\u7684')),
+    ('no', ('No\n\nThe table is empty.', 'There is no kettle.', "I don't see any kettle.", 'no.',
+            'The image does not contain a kettle.', 'Answer: No, there is not.')),
+    ('', ('Yes or no', 'Yes/No', 'Yes\nNo', 'No idea.', 'I cannot see the image.', 'Note', ''))])
+def test_yes_and_no_are_read_where_a_reply_says_one_of_them(said, texts):
+    assert {words.yes_or_no(text) for text in texts} == {said}

@@ -33,7 +33,7 @@ def test_several_answers_and_none_get_no_credit(text):
         assert (found.value, found.score, found.parsed) == ('', 0.0, False)
 
 
-@pytest.mark.parametrize('gold', ['B', '(B)', 'b', 'B.', '\uff22', '[B]', '**B**', 'two spoons', '1',
+@pytest.mark.parametrize('gold', ['B', '(B)', 'b', 'B.', '\uff22', '[B]', '**B**', 'two spoons', '1',  # noqa: E501
                                   'Two spoons.', 'B. two spoons', '(B) two spoons'])
 def test_golds_are_read_as_replies_are(gold):
     for text in ('B', '(B)', 'B. two spoons', 'Answer: B', 'two spoons'):
@@ -46,7 +46,7 @@ def test_options_may_have_other_keys_and_texts_inside_one_another():
     assert exact('Answer: 2', '2', numbers).value == '2'
     assert exact('dark red', '2', numbers).value == '2' and exact('red', '1', numbers).value == '1'
     arabic = (('\u0623', 'x'), ('\u0628', 'y'))
-    assert exact('\u0627\u0644\u0625\u062c\u0627\u0628\u0629: \u0628', '\u0628', arabic).score == 1.0
+    assert exact('\u0627\u0644\u0625\u062c\u0627\u0628\u0629: \u0628', '\u0628', arabic).score == 1.0  # noqa: E501
     digits = tuple(zip('ABCD', ('1', '13', '3', '1.3')))
     assert exact('Answer: 13', 'B', digits).value == 'B'
     assert exact('Answer: 1.3', 'B', digits).value == 'D'
@@ -67,7 +67,7 @@ def test_a_letter_is_read_where_no_option_is_known():
     ('Answer: red (the ball)', 'red'), ('a red ball', 'red ball'), ('Answer: 4', '4'),
     ('There are 4 spoons.', '4'), ('four', '4'), ('**4**', '4'), ('4.0', '4'), ('1,000', '1000'),
     ('Answer: two dogs', '2 dogs'), ('Answer: 45%', '45%'), ('-3', '-3'),
-    ('\uff11\uff12', '12'), ('\u7b54\u6848\uff1ared\u3002', 'red'), ('Answer: blue. Answer: red', 'red')])
+    ('\uff11\uff12', '12'), ('\u7b54\u6848\uff1ared\u3002', 'red'), ('Answer: blue. Answer: red', 'red')])  # noqa: E501
 def test_words_and_numbers_are_read_in_their_dress(text, gold):
     assert exact(text, gold, ()).score == 1.0
 
@@ -89,17 +89,17 @@ def test_any_of_several_accepted_answers_is_right():
 
 # --- properties ---------------------------------------------------------------------------------
 
-WORDS = st.lists(st.sampled_from('kettle spoon ladle fork table copper old round'.split()),
+WORDS = st.lists(st.sampled_from(('kettle', 'spoon', 'ladle', 'fork', 'table', 'copper', 'old')),
                  min_size=1, max_size=3, unique=True).map(' '.join)
 FOUR = st.lists(WORDS, min_size=4, max_size=4, unique=True).filter(
     lambda texts: not any(one != other and one in other for one in texts for other in texts))
 KEY = st.sampled_from(['{k}', '({k})', '[{k}]', '{k}.', '{k})', '**{k}**', '"{k}"', '{k}. {t}',
                        '({k}) {t}', '{k}: {t}', '{k} ({t})', '{k} - {t}', '**{k}. {t}**', '{t}',
-                       'option {k}', 'Option ({k})', '$\\boxed{{{k}}}$', '\\boxed{{\\text{{{k}}}}}'])
+                       'option {k}', 'Option ({k})', '$\\boxed{{{k}}}$', '\\boxed{{\\text{{{k}}}}}'])  # noqa: E501
 MARK = st.sampled_from(['', 'Answer: ', 'Answer:\n', '**Answer:** ', '### Answer\n', 'answer is ',
                         'The answer is ', 'So the final answer is: ', 'The correct option is ',
-                        'I choose ', '\u7b54\u6848\uff1a', 'Let me see.\nThe table is set.\nAnswer: '])
-REST = st.sampled_from(['', '.', '\n', '\n\nBecause it stands there.', '\n\nExplanation: it shines.'])
+                        'I choose ', '\u7b54\u6848\uff1a', 'Let me see.\nThe table is set.\nAnswer: '])  # noqa: E501
+REST = st.sampled_from(['', '.', '\n', '\n\nBecause it stands there.', '\n\nExplanation: it shines.'])  # noqa: E501
 
 
 @settings(max_examples=400, deadline=None)
@@ -133,7 +133,7 @@ def test_no_reply_is_right_for_two_golds(text):
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from(["I can't tell.", 'Sorry, I cannot help with that.', 'Unknown', 'None of them',
+@given(st.sampled_from(["I can't tell.", 'Sorry, I cannot help with that.', 'Unknown', 'None of them',  # noqa: E501
                         'I am not sure', 'Cannot determine the answer', 'No answer', 'N/A', '?']),
        FOUR, st.sampled_from('ABCD'), MARK)
 def test_a_refusal_is_never_right(refusal, texts, right, mark):
@@ -141,7 +141,7 @@ def test_a_refusal_is_never_right(refusal, texts, right, mark):
     assert (found.score, found.parsed) == (0.0, False)
 
 
-# --- thoughts, old rules and the command -----------------------------------------------------------
+# --- thoughts, old rules and the command -----------------------------------------------------------  # noqa: E501
 
 def test_a_thought_ends_at_its_first_mark_and_later_marks_belong_to_the_answer():
     assert behind_thought('<think>A</think>Answer: B </think>') == 'Answer: B </think>'

@@ -218,3 +218,35 @@ def test_rows_of_one_picture_make_the_interval_wider():
     assert alone['method'] == 'Wilson' and together['clusters'] == 30
     assert together['high'] - together['low'] > 1.2 * (alone['high'] - alone['low'])
     assert mean_of([0.5], ['a'])['low'] is None
+
+
+# --- yes and no by kind, scales, and what differs -----------------------------------------------
+
+def test_yes_and_no_are_counted_by_kind_of_question(tmp_path, capsys):
+    rows = [{'text': text, 'gold': gold, 'family': family} for family, pairs in (
+        ('random', (('Yes.', 'yes'), ('No.', 'no'))), ('popular', (('Yes.', 'no'), ('no', 'yes'))))
+        for text, gold in pairs]
+    path = written(tmp_path / 'x.json', rows)
+    lines = printed(capsys, path, '--scorers', 'yes_no').splitlines()
+    table_ = {tuple(line.split()[:2]): line.split()[2:7] for line in lines if 'yes_no ' in line}
+    assert table_['yes_no', 'random'] == ['2', '1.0000', '1.0000', '1.0000', '1.0000']
+    assert table_['yes_no', 'popular'] == ['2', '0.0000', '0.0000', '0.0000', '0.0000']
+    assert table_['yes_no', 'all'] == ['4', '0.5000', '0.5000', '0.5000', '0.5000']
+
+
+def test_other_scales_are_counted_and_sizes_of_rows_are_used(tmp_path, capsys):
+    row = {'text': '[250, 300, 750, 900]', 'gold': [0.25, 0.3, 0.75, 0.9]}
+    path = written(tmp_path / 'x.json', [row, row | {'width': 640, 'height': 480}])
+    rows, _ = read_rows(path)
+    found = summary(rows, judged(rows))
+    assert found['exact-2']['other_scale'] == 0.5 == found['exact-2']['value']
+    assert found['coin']['other_scale'] == 1.0 and 'another scale' in printed(capsys, path)
+    fails(lambda: read_rows(written(path, [row | {'width': 640}])), 'width and height must both')
+
+
+def test_equal_texts_do_not_differ_by_rounding(tmp_path):
+    path = written(tmp_path / 'x.json', [{'text': 'the cat', 'gold': 'the cat'}])
+    rows, _ = read_rows(path)
+    found = judged(rows, ['rouge_l', 'lmms_exact'])
+    assert found[0]['rouge_l'].score != found[0]['lmms_exact'].score
+    assert 'scorers differ on 0 of 1' in '\n'.join(table(summary(rows, found), rows, found))

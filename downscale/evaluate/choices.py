@@ -31,13 +31,15 @@ _WRONG = re.compile(r"""[\s)\].:*"']{0,9},?\s?(?:which\s+|that\s+)?(?:(?:is|was|
                     r"""|can\s+be\s+ruled)""", re.IGNORECASE)
 _NOT = r"(?i:not|isn't|never|no longer|不是|nicht|no es|n'est pas)\s*(?i:option|choice|answer)?"
 _NONE = re.compile(r"""\W*(?:it\s+is\s+|it's\s+)?(?:neither|none|both|either|all\s+of|unknown"""
-                   r"""|unclear|undetermined|undecided|cannot|can't|not|impossible|n/?a)\b""", re.IGNORECASE)
+                   r"""|unclear|undetermined|undecided|cannot|can't|not|impossible|n/?a)\b""",
+                   re.IGNORECASE)
 _INSTEAD = re.compile(r"""[\s,.;:-]*(?:but|rather|instead|it\s+is|it's|sondern|而是)\b""",
                       re.IGNORECASE)
 _CHANGED = re.compile(r'\b(?:wait|actually|correction|scratch that|on second thought|i mean)\b'
                       r'[\s,.:!-]*(?:no\b[\s,.:!-]*)?', re.IGNORECASE)
 _TAKEN_BACK = re.compile(r"""\b(?:wait,? no|no,? wait|scratch that|i was wrong"""
-                         r"""|that(?:'s|\s+is|\s+was)\s+(?:wrong|incorrect|not right))\b""", re.IGNORECASE)
+                         r"""|that(?:'s|\s+is|\s+was)\s+(?:wrong|incorrect|not right))\b""",
+                         re.IGNORECASE)
 _ENDING = re.compile(r'\b(?:so|therefore|thus|hence|consequently)\b(?=[^.\n]*[.\n]?\s*$)',
                      re.IGNORECASE)
 _DENIED = re.compile(r"\b(?:not|no|never|without|neither|nor|isn't|aren't|rather than)\s+"
@@ -152,9 +154,15 @@ class _Reading:
         for start, stated in sorted(places, key=lambda place: -place[0]):
             key = self.segment(stated) if isinstance(stated, str) else self._praised(stated)
             if key is not None:
-                return self._changed(start, key)
+                return NOTHING if self._goes_on(start, key) else self._changed(start, key)
         key = self._lines()
         return key if key is None else self._changed(0, key)
+
+    def _goes_on(self, start, key):
+        """Whether the line behind that of a statement is another option and nothing else."""
+        line = self.text[start:start + REACH].partition('\n')[2].lstrip().partition('\n')[0]
+        other = self.plain.get(_compared(line)) or self._firm(line)
+        return bool(key and other) and other != key
 
     def _praised(self, found):
         before = self.text[max(0, found.start() - 40):found.start()].rstrip(' (["\'*')
@@ -186,7 +194,7 @@ class _Reading:
         if said:
             return NOTHING
         last = self._conclusion(lines[-1]) if lines else None
-        texts = {self.plain.get(_compared(line)) for line in lines[:1] + lines[-1:]} - {None}
+        texts = {self.plain.get(_compared(line)) for line in lines} - {None}
         return texts.pop() if last is None and len(texts) == 1 else last
 
     def _firm(self, line):

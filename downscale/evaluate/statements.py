@@ -53,8 +53,8 @@ _ARTICLE = re.compile(r'(?:a|an|the)\s+(?=\S)')
 _NUMBER = re.compile(r'(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w.]*\d)')
 _YES = re.compile(r'\W*(?:yes|no)\b', re.IGNORECASE)
 _SMALL = {word: str(k) for k, word in enumerate(
-    ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten', 'eleven',
-     'twelve', 'thirteen', 'fourteen', 'fifteen', 'sixteen', 'seventeen', 'eighteen', 'nineteen',
+    ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten',
+     'eleven', 'twelve', 'thirteen', 'fourteen', 'fifteen', 'sixteen', 'seventeen', 'eighteen', 'nineteen',
      'twenty'))}
 _SMALL_WORD = re.compile(rf'(?<![\w-])(?:{"|".join(_SMALL)})(?![\w-])')
 
