@@ -73,7 +73,7 @@ def world(args):
     print(f'data: {built}')
     if args.padding:
         print(*stages.padding_lines(folder, experiments[-1]), sep='\n')
-    if built is None:
+    if built is None or not experiments[0].data.test:
         return
     test = stages.library(str(folder), 'test')
     for index in range(min(args.show, len(test))):

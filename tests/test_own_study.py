@@ -9,7 +9,7 @@ import pytest
 import small_bpe
 from PIL import Image
 
-from downscale import cli
+from downscale import cli, stages, study_files
 from downscale.evaluate import guessers, public
 from downscale.evaluate.asked import of_file
 from downscale.experiment import Evaluation
@@ -205,3 +205,20 @@ def test_json_and_parquet_hold_the_same_questions(place):
             (a.id, a.text, a.pictures, a.right, a.scorer) for a in texts]
         data, = found.images(found.asked[0])
         assert Image.open(io.BytesIO(data)).getpixel((0, 0)) == COLOURS['red']
+
+
+def scenes(**changes):
+    """The first cell of the smoke study, small and with changes of its settings."""
+    smoke = Path(__file__).parents[1] / 'experiments' / 'smoke.py'
+    told = {'data.train': 6, 'data.validation': 0, 'data.test': 0, 'evaluation.scenes': 0} | changes
+    _, cells = study_files.open_cells(smoke, [f'{key}={value}' for key, value in told.items()])
+    return cells[0]
+
+
+def test_scenes_that_nobody_is_asked_about_need_not_be_made(tmp_path):
+    folder = stages.prepare(tmp_path, scenes())
+    assert set(json.loads((folder / 'baselines.json').read_text())) == {'train'}
+    for changes, told in (({'evaluation.scenes': 2}, 'data.validation must be at least 1'),
+                          ({'data.train': 0}, 'data.train must be at least 1')):
+        with pytest.raises(ValueError, match=told):
+            stages.prepare(tmp_path / 'other', scenes(**changes))

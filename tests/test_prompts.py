@@ -124,5 +124,5 @@ def test_a_missing_or_damaged_file_says_what_there_is(tmp_path):
     with pytest.raises(ValueError, match='no readable JSON'):
         prompts.load(tmp_path / 'bad.json')
     (tmp_path / 'list.json').write_text('[]')
-    with pytest.raises(ValueError, match='must hold one JSON object, not list'):
+    with pytest.raises(ValueError, match='must be a JSON object, not a list'):
         prompts.load(str(tmp_path / 'list.json'))
