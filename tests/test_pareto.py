@@ -1,9 +1,11 @@
 """Costs of runs and answers, and the frontier of accuracy against them."""
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from downscale import cli
 from downscale.accounting import decode_flops, forward_flops, train_flops
@@ -84,6 +86,53 @@ def test_inference_counts_reading_writing_and_thinking(s):
                          head_positions=1)['total']
     assert costs.of_cell(s, Cell(f'{SMALL}-s0', '', '', False, 'image'), 'inference_flops') == \
         pytest.approx(seen + 3 * decode_flops(small, vision.P + 2))
+
+
+def test_flops_of_buckets_are_weighed_by_how_often_each_came(tmp_path):
+    s = measures.scored(synth(2, tmp_path / 'study', sizes=2, seeds=1, items=16).study, 100)
+    folder = tmp_path / 'study' / 'cells' / f'{SMALL}-s0' / 'instruct'
+    told = read_json(folder / 'experiment.json')
+    stage = told['stages'][0]
+    stage['buckets'] = [{'batch': 64, 'length': 32, 'tiles': 1}]
+    write_json(folder / 'experiment.json', told)
+    write_json(folder / 'padding.json', {'total': {'conversations': 1000}, 'buckets': [
+        {'batch': 64, 'length': 32, 'tiles_per_row': 1, 'rows': 64 * 9},
+        {'batch': 16, 'length': 128, 'tiles_per_row': 2, 'rows': 16}]})
+    few, many = (train_flops(scale(MICRO['w64d2'], 32, 2, 320), SIGLIP['micro'], rows=rows,
+                             length=length, tiles=rows * tiles, groups=('language',))['total']
+                 for rows, length, tiles in ((64, 32, 1), (16, 128, 2)))
+    one = costs.stages_of(s)[f'{SMALL}-s0', 'instruct']
+    assert one.flops == pytest.approx(stage['steps'] * (.9 * few + .1 * many))
+    (folder / 'padding.json').unlink()
+    s.made.pop('stages')
+    with pytest.raises(Missing, match=r'buckets has no padding\.json'):
+        costs.of_cell(s, Cell(f'{SMALL}-s0', '', '', False, 'image'), 'train_flops')
+
+
+def test_a_model_that_cuts_pictures_into_tiles_pays_for_them(tmp_path):
+    root = tmp_path / 'study'
+    s = measures.scored(synth(2, root, sizes=2, seeds=1, items=16).study, 100)
+    cell, vision = Cell(f'{SMALL}-s0', '', '', False, 'image'), SIGLIP['micro']
+    one = costs.of_cell(s, cell, 'inference_flops')
+    path = root / 'cells' / f'{SMALL}-s0' / 'instruct' / 'experiment.json'
+    told = read_json(path)
+    write_json(path, {**told, 'pictures': {'mode': 'anyres', 'max_tiles': 9,
+                                           'grids': [[1, 1], [1, 2], [2, 1]]}})
+    s.made.clear()
+    for saved in (root / 'pictures').glob('*.png'):
+        Image.new('RGB', (2 * vision.image, vision.image)).save(saved)   # a grid of 2 x 1
+    tokens = s.study.items['n_gen_tokens'][s.study.cells[cell]].mean()
+    side = vision.image // vision.patch
+    seen = vision.P + side * (2 * side + 1)
+    small = scale(MICRO['w64d2'], 32, 2, 320)
+    assert costs.of_cell(s, cell, 'inference_flops') == pytest.approx(forward_flops(
+        small, vision, rows=1, length=seen, tiles=3, head_positions=1)['total']
+        + tokens * decode_flops(small, seen + (tokens + 1) / 2))
+    assert costs.of_cell(s, cell, 'inference_flops') > 2 * one
+    shutil.rmtree(root / 'pictures')
+    s.made.clear()
+    with pytest.raises(Missing, match='none of the pictures is saved'):
+        costs.of_cell(s, cell, 'inference_flops')
 
 
 def test_seconds_of_several_sessions_and_chips_add_up(s, tmp_path):

@@ -1,9 +1,13 @@
 """Parts of the report beside accuracy: laws, budgets, rates, layers, changed answers, classes."""
 import csv
+import shutil
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from fake_study import fake_study
@@ -16,12 +20,15 @@ from downscale.analysis import (
     health,
     law_figures,
     layers,
+    measure_rows,
     measures,
+    probe_tables,
     report,
     share_figures,
     stats,
     study_laws,
     synth,
+    tables,
 )
 from downscale.analysis.attribution import class_of
 from downscale.analysis.fits import fit
@@ -225,3 +232,69 @@ def test_runs_under_other_settings_are_no_seeds_of_their_size(tmp_path):
     assert len(study_laws.rates(mixed)['choices']) == 1
     told = read_json(report.write_report(root, bootstraps=20).parent / 'report.json')['notes']
     assert any('w256d8-s1, w32d2-s1' in note for note in told)
+
+
+def test_brief_captions_are_in_every_table_or_said_to_be_left_out(tmp_path):
+    root = synth(1, tmp_path / 'study', sizes=2, seeds=3, items=80).folder
+    for folder in root.glob('evaluations/*'):
+        for name in ('items', 'texts'):
+            path = folder / f'{name}.parquet'
+            if path.is_file():
+                table = pq.read_table(path)
+                own = table.filter(pc.and_(pc.equal(table['text_kind'], 'caption'),
+                                           pc.not_equal(table['p_run'], '')))
+                for column in ('text_kind', *['eval_id'] * (name == 'items')):
+                    place = own.schema.get_field_index(column)
+                    own = own.set_column(place, table.schema.field(column), pc.replace_substring(
+                        own[column], 'caption', 'brief'))
+                pq.write_table(pa.concat_tables([table, own]), path)
+    s = measures.scored(load_study(root), 50)
+    grid, _ = measure_rows.grid_rows(s)
+    shared, notes = measure_rows.attribution_rows(s)
+    costed, _ = measure_rows.pareto_rows(s, 'inference_flops')
+    for rows in (grid, shared, costed):
+        assert any('brief' in row.setting for row in rows)
+    assert any(row.table == 'all factors' and row.setting.endswith('(brief captions left out)')
+               for row in shared)
+    found = report._results(s)[0]
+    for name in ('grid', 'flips'):
+        assert any('brief' in key for key in found[name])
+    for name in ('macro', 'scales', 'classes'):
+        assert any('brief' in key for key in found['shares'][name])
+    assert any('left out' in key for key in found['shares']['macro'])
+    assert any('brief' in row['way'] for row in found['pareto']['costs']['params']['rows'])
+
+
+def opened(root, run):
+    """The files under `root` whose bytes `run` reads, those that Arrow opens as well."""
+    found, watching = set(), [True]
+
+    def watch(event, arguments):
+        if watching and event == 'open' and str(arguments[0]).startswith(str(root)):
+            found.add(Path(arguments[0]))
+    sys.addaudithook(watch)
+    run()
+    watching.clear()
+    return {path for path in found if path.is_file()} | set(root.rglob('*.parquet'))
+
+
+def test_the_input_hash_follows_every_file_that_is_read(tmp_path):
+    root = synth(1, tmp_path / 'study', sizes=2, seeds=1, items=80).folder
+    for name in ('probes', 'probe_items'):
+        pq.write_table(probe_tables.SCHEMAS[name].empty_table(), root / f'{name}.parquet')
+    (root / 'pictures' / 'foreign.txt').write_text('not read')
+    for folder in root.glob('cells/*-s0-*'):   # those of sweeps
+        shutil.rmtree(folder)
+    read = opened(root, lambda: report._results(measures.scored(tables.load_study(root), 20)))
+    names = {path.name for path in read}
+    assert {'experiment.json', 'padding.json', 'timing.jsonl', 'probes.parquet', 'study.json',
+            'probe_items.parquet', 'items.parquet', 'metrics.jsonl'} <= names
+    before = tables._input_hash(root)
+    for path in {path.suffix + path.name + path.parent.name: path for path in read}.values():
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        assert tables._input_hash(root) != before, path
+        path.unlink()
+        assert tables._input_hash(root) != before, path
+        path.write_bytes(data)
+    assert tables._input_hash(root) == before

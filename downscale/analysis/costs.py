@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from downscale.accounting import decode_flops, forward_flops, train_flops
+from downscale.accounting import decode_flops, forward_flops, totals, train_flops
 from downscale.analysis.files import NUMBER, check, read_lines, read_object, short, shown
 from downscale.analysis.measures import Missing
 from downscale.data.images import best_grid, token_count
@@ -22,7 +22,8 @@ COSTS = {'params': 'parameters in total', 'train_flops': 'training FLOPs',
          'samples': 'rows with pictures in training', 'chip_hours': 'chip-hours of training'}
 WRITER = {'caption': 'caption', 'extraction': 'extract', 'brief': 'caption'}
 STAGE_FIELDS = {'name': str, 'steps': NUMBER, 'batch': NUMBER, 'length': NUMBER, 'tiles': NUMBER,
-                'trainable': list, 'parents': dict, 'rates': dict}
+                'trainable': list, 'parents': dict, 'rates': dict, 'buckets': list}
+SHAPE_FIELDS = dict.fromkeys(('batch', 'length', 'tiles'), NUMBER)
 JOINT = ('interleave', 'instruct')
 
 
@@ -55,8 +56,10 @@ def stages_of(s):
             check(value, {'size': str, 'seed': int, 'stages': list, 'language': dict}, short(path))
             one = next((one for one in value['stages']
                         if isinstance(one, dict) and one.get('name') == stage), None)
+            if one is None and value['stages']:
+                raise TableError(f'{short(path)}: field \'stages\' has no stage {stage!r}')
             if one is not None:
-                check(one, STAGE_FIELDS, f'{short(path)}: stage {stage}')
+                _check_stage(one, f'{short(path)}: stage {stage}')
                 found[cell, stage] = _trained(path.parent, cell, value, one)
         s.made['stages'] = found
     return s.made['stages']
@@ -80,12 +83,25 @@ def _trained(folder, cell, value, one):
                    _conversations(folder, one['steps']), parents)
 
 
+def _check_stage(one, where):
+    """Raise `TableError` unless a stage of an experiment has what its costs are made of."""
+    check({'buckets': [], **one}, STAGE_FIELDS, where)
+    for shape in one.get('buckets', ()):
+        check(shape, SHAPE_FIELDS, f'{where}: buckets')
+    check(one['parents'], dict.fromkeys(one['parents'], str), f'{where}: parents')
+    check(one['rates'], dict.fromkeys(one['rates'], NUMBER), f'{where}: rates')
+    check(dict(enumerate(one['trainable'])), dict.fromkeys(range(len(one['trainable'])), str),
+          f'{where}: trainable')
+    check(one['rates'], dict.fromkeys(one['trainable'], NUMBER), f'{where}: rates')
+
+
 def _flops(folder, one, language, vision):
     """FLOPs of all steps of a stage, its shapes of batches weighed by how often they come."""
     shapes, packed = [one, *one.get('buckets', ())], _packed(folder)
-    for shape in shapes:
-        check(shape, dict.fromkeys(('batch', 'length', 'tiles'), NUMBER),
-              f'{short(folder / "experiment.json")}: shape of stage {one["name"]}')
+    if totals(language)['n_nonembed'] <= 0:
+        raise ValueError('field \'language\' has no parameters')
+    if vision is None and any(shape['tiles'] for shape in shapes):
+        raise ValueError(f'field \'vision\' is missing, but stage {one["name"]} has tiles')
     weights = {(one['length'], one['tiles']): 1.}
     if len(shapes) > 1:
         if packed is None:
@@ -109,7 +125,9 @@ def _packed(folder):
     check(told['total'], {'conversations': NUMBER}, f'{short(path)}: total')
     for row in told['buckets']:
         check(row, {'rows': NUMBER, 'batch': NUMBER}, f'{short(path)}: a bucket')
-    if not sum(row['rows'] > 0 < row['batch'] for row in told['buckets']):
+        if row['rows'] < 0 or row['batch'] < 1:
+            raise TableError(f'{short(path)}: a bucket has {row["rows"]} rows of {row["batch"]}')
+    if not any(row['rows'] for row in told['buckets']):
         raise TableError(f'{short(path)}: field \'buckets\' has no rows')
     return told
 

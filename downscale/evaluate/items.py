@@ -31,12 +31,18 @@ ITEMS = _schema(
 TEXTS = _schema(
     item_id=_S, p_run=_S, text_kind=_S, question=_S, prompt=_S, text=_S, n_tokens=_I,
     truncated=_B)
+MOST = 300   # characters of an error, whatever the input was
 ITEM_KEY = ('eval_id', 'item_id', 'repeat')
 TEXT_KEY = ('item_id', 'p_run', 'text_kind')
 
 
 class TableError(ValueError):
-    """A table or a pairing breaks the schema; the message is one line with counts."""
+    """A table or a pairing breaks the schema; the message is one line with counts, cut to `MOST`.
+    """
+
+    def __init__(self, message):
+        text = ' '.join(str(message).split())
+        super().__init__(text if len(text) <= MOST else text[:MOST - 2] + ' …')
 
 
 def write_items(path, rows):
@@ -158,7 +164,7 @@ def _read(path, schema, key, check, newer=None):
         raise TableError(f'{what}: {len(wrong)} columns of the wrong type, first {wrong[0]!r}')
     _check_table(table, schema, key, what)
     check(table, what)
-    return table.select(schema.names)
+    return table.select(schema.names).cast(schema)   # other writers let every column be null
 
 
 def read_items(path, newer=None):
