@@ -22,6 +22,7 @@ import pytest
 import small
 import small_bpe
 from console_lines import ENVIRONMENT, ROOT, every_line, spans
+from easy_vqa_package import write_package
 from openai_stub import OpenAiStub
 from pyarrow import csv
 from test_fits import LOSS, X
@@ -66,7 +67,7 @@ TOGETHER = STUDY.replace('NAME', 'together').replace('SEEDS', '[0, 1]').replace(
     'STAGES', 'text=text')
 IMAGE = f'europe-docker.pkg.dev/p/d/d@sha256:{"a" * 64}'
 SUBSTITUTIONS = (  # in this order
-    ('FILE.py', 'experiments/together.py'),
+    ('FILE.py', 'experiments/together.py'), ('--layers 14', '--layers 2'),
     ('stages.text.steps=800', 'stages.text.steps=2'),
     ('stages.text.steps=50', 'stages.text.steps=2'),
     ('w64d4-s0/', 'w32d1-s0/'), ('w64d2-s0/extract', 'w32d1-s0/caption'),
@@ -103,7 +104,7 @@ ELSEWHERE = ('gcloud', 'docker', 'kubectl')  # lines for a cloud that no test ha
 
 def model(folder, groups, vision=None, chat='qwen3', seed=0):
     """`folder` holds a tiny model of random values with these groups, and a tokenizer."""
-    language = scale(LANGUAGE['micro']['w64d2'], 32, 1, 384)
+    language = scale(LANGUAGE['micro']['w64d2'], 32, 2, 384)
     cell = Experiment(folder.name, 'micro', 0, language, vision, chat=chat)
     probed_study.save(folder, init_params(cell.model(), seed, groups), cell)
     words = (*small_bpe.TEXT, *['wait but wait'] * 9)  # something to ban
@@ -153,6 +154,10 @@ def folder(tmp_path_factory):
         shutil.copy(questions, root / 'train.json')
         shutil.copytree(pictures, root / 'pictures')
         (root / 'a.png').write_bytes(published.picture(0))
+        model(root / 'models/smollm2-135m-d8', ('language',))
+        write_package(root / 'packages')
+        written = [sys.executable, 'experiments/smollm_easyvqa.py', 'packages']
+        subprocess.run(written, check=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
         question, = (line.text for line in LINES if line.kind == 'json')
         (root / 'q.jsonl').write_text(question + '\n')
         with patch.context() as one_device:  # so that compiling is short
