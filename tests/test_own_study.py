@@ -134,7 +134,7 @@ def fails(told, **changes):
 @pytest.mark.parametrize('change, told', [
     ({'answer': None}, "wrong.jsonl: 1 of 12 questions have no answer (first 'c0')"),
     ({'answr': 'x'}, "line 1: unknown field: 'answr'; did you mean 'answer'"),
-    ({'scorer': 'exact'}, "line 1: unknown scorer: 'exact'; did you mean 'exact-1'"),
+    ({'scorer': 'exact'}, "line 1: unknown scorer: 'exact'; did you mean 'exact-2'"),
     ({'scorer': 'vqa'}, "vqa cannot judge the answer 'red'; these can: "),
     ({'images': ['pictures/none.png']}, "no picture 'pictures/none.png'"),
     ({'options': ['red']}, 'line 1: unclear answer: 1 options'),
@@ -149,7 +149,7 @@ def test_a_wrong_question_is_refused_by_its_line(place, change, told):
 
 @pytest.mark.parametrize('told, changes', [
     ("unknown benchmark 'mien'; did you mean 'mine'", {'scorers': {'mien': 'exact-1'}}),
-    ("unknown scorer 'exat-1'; did you mean 'exact-1'", {'scorers': {'mine': 'exat-1'}}),
+    ("unknown scorer 'exat-1'; did you mean 'exact-2'", {'scorers': {'mine': 'exat-1'}}),
     ("did you mean 'mmstar'", {'benchmarks': {'mmstarr': 'questions.xls'}}),
     ('12 of 12 questions of mine do not say what to look at', {'texts': ('extraction',)})])
 def test_wrong_settings_of_own_questions_name_the_right_ones(place, told, changes):
