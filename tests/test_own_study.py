@@ -149,7 +149,7 @@ def test_a_wrong_question_is_refused_by_its_line(place, change, told):
 
 @pytest.mark.parametrize('told, changes', [
     ("unknown benchmark 'mien'; did you mean 'mine'", {'scorers': {'mien': 'exact-1'}}),
-    ("unknown scorer 'exat-1'; did you mean 'exact-2'", {'scorers': {'mine': 'exat-1'}}),
+    ("unknown scorer 'exat-1'; did you mean 'exact-1'", {'scorers': {'mine': 'exat-1'}}),
     ("did you mean 'mmstar'", {'benchmarks': {'mmstarr': 'questions.xls'}}),
     ('12 of 12 questions of mine do not say what to look at', {'texts': ('extraction',)})])
 def test_wrong_settings_of_own_questions_name_the_right_ones(place, told, changes):
