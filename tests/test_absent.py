@@ -89,6 +89,24 @@ def test_half_of_the_questions_are_missing_in_part(root):
         (f'{LARGE}-s1, joint, image', '20 of 160 questions lack')]
 
 
+def test_a_question_of_one_run_that_is_missing_leaves_a_report_that_says_so(root):
+    for path in root.glob(f'evaluations/joint-{LARGE}-s1/items.parquet'):
+        pq.write_table(pq.read_table(path).slice(1), path)
+    shutil.copytree(root, root / 'other')
+    for path in (root / 'other').glob(f'evaluations/joint-{LARGE}-s1/items.parquet'):
+        rows = pq.read_table(path)
+        place = rows.schema.get_field_index('data_hash')
+        pq.write_table(rows.set_column(place, rows.schema.field(place),
+                                       pa.array(['other'] * len(rows))), path)
+    for folder, words in ((root, ['1 of 160 questions lack']), (root / 'other', [
+            '1 of 160 questions lack', 'of other data than most (data_hash)'])):
+        s = measures.scored(load_study(folder), 20)
+        results, skipped = report._results(s)
+        assert {what for _, what in results['missing']} == set(words)
+        assert skipped['drops'].startswith(f'pairing: {LARGE}-s1 image lacks 1 of 160 items')
+        assert report._summary(s, results)['sentences'][0].startswith('Missing: ')
+
+
 def test_headline_validate_and_report_name_it_and_no_interval_narrows(root, capsys):
     before = measures.drops(measures.scored(load_study(root), 200))['macro']
     drop(root, p_run=f'{LARGE}-s2', r_run='')

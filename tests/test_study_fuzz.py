@@ -1,4 +1,4 @@
-"""A study folder with any file changed: right, named as missing, or a line with file and field."""
+"""Any file of a study folder mutated: right, named as missing, or one line with file and field."""
 import json
 import shutil
 

@@ -5,6 +5,8 @@ that any run was asked in or that an `experiment.json` declares, for every run o
 stages allow it, and the pairs of sizes that any seed has. A cell with fewer questions than others
 is missing in part.
 """
+from collections import Counter
+
 import numpy as np
 
 from downscale.analysis.costs import JOINT, WRITER
@@ -25,7 +27,17 @@ def absent(s):
         every = np.unique(np.concatenate([*ids.values(), []]))
         found += [(name_of(cell), f'{len(every) - len(ids[cell])} of {len(every)} questions lack')
                   for cell in cells if len(ids[cell]) < len(every)]
+        found += _of_other_data(s, cells)
     return sorted(found)
+
+
+def _of_other_data(s, cells):
+    """Cells whose data have another hash than those of most cells."""
+    hashes = {cell: tuple(np.unique(s.study.codes['data_hash'][s.study.cells[cell]]).tolist())
+              for cell in cells}
+    usual = Counter(sorted(hashes.values())).most_common(1)
+    return [(name_of(cell), 'of other data than most (data_hash)')
+            for cell, of in hashes.items() if of != usual[0][0]]
 
 
 def name_of(cell):

@@ -68,7 +68,7 @@ def stages_of(s):
 def _trained(folder, cell, value, one):
     try:
         language = from_dict(LanguageConfig, value['language'], 'language')
-        vision = value.get('vision') and from_dict(VisionConfig, value['vision'], 'vision')
+        vision = from_dict(VisionConfig | None, value.get('vision'), 'vision')
         pictures = from_dict(Pictures, value.get('pictures', {}), 'pictures')
         flops = _flops(folder, one, language, vision)
     except ValueError as error:

@@ -1,9 +1,10 @@
 """What `probes.parquet` holds, for the report: curves by relative depth, and what has no depth."""
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from downscale.analysis.measures import Missing
-from downscale.evaluate.items import TableError
+from downscale.evaluate.items import TableError, one_line
 
 COLUMNS = ('run_id', 'task', 'site', 'rel_depth', 'metric', 'value', 'lo', 'hi', 'n')
 
@@ -18,7 +19,10 @@ def layers(s):
     path = s.study.root / 'probes.parquet'
     if not path.is_file():
         raise Missing('no probes.parquet; `downscale analyze probe` writes it')
-    table = pq.ParquetFile(path).read()
+    try:
+        table = pq.ParquetFile(path).read()
+    except (OSError, pa.ArrowException) as error:
+        raise TableError(f'{path}: not readable as Parquet: {one_line(error)}') from None
     lacking = sorted(set(COLUMNS) - set(table.column_names))
     if lacking:
         raise TableError(f'{path.name}: {len(lacking)} columns missing {lacking}')

@@ -78,7 +78,12 @@ def _results(s):
     if 'gate' not in results:
         results['gate'] = {'interpretable': False, 'modes': {}, 'families': {}, 'reasoner': '',
                            'line': f'Not interpretable on the reasoning side: {skipped["gate"]}'}
-    results['missing'] = absent.absent(s)
+    try:
+        results['missing'] = absent.absent(s)
+    except TableError as reason:
+        results['missing'] = [('what should be there', str(reason))]
+    for name in ('health', 'texts'):   # lists that other parts go through
+        results.setdefault(name, [])
     results['warnings'] = completeness.warnings(results)
     return results, skipped
 

@@ -217,13 +217,12 @@ def interval(value, draws, n, clusters, level=0.95, bounds=(-np.inf, np.inf), se
     of several planned seeds all that `bounds` allow.
     """
     draws = np.asarray(draws)[np.isfinite(draws)]
-    why = ''
     if not np.isfinite(value):
         why = 'no number'
     elif clusters < 2:
         why = f'{clusters} cluster{"" if clusters == 1 else "s"}'
-    elif len(draws) < 2:
-        why = 'fewer than two draws'
+    else:
+        why = 'fewer than two draws' if len(draws) < 2 else ''
     if why:
         return Interval(float(value), np.nan, np.nan, int(n), int(clusters), f'none ({why})', seeds)
     tail, over = (1 - level) / 2, covers_seeds(seeds, planned)

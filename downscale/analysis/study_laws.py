@@ -180,6 +180,8 @@ def budgets(s, stage='text'):
     columns, budget, diverged = _columns(s, stage)
     columns = {key: column[budget != ''] for key, column in columns.items()}
     budget = budget[budget != '']
+    if not len(budget):
+        raise Missing(f'no run with a budget has finished stage {stage}')
     try:
         found = isoflop(columns['n'], columns['loss'], budget,
                         draws=min(len(s.resamples.weights), 1000))

@@ -172,8 +172,10 @@ def _read_cells(root, meta):
         stages.setdefault(run_id, set()).add(stage)
         if (folder / 'metrics.jsonl').is_file():
             curves[run_id, stage], torn = _read_metrics(folder / 'metrics.jsonl')
-            if torn:
-                notes.append(f'{run_id}/{stage}/metrics.jsonl: {torn} torn lines are left out')
+            bad = int(np.sum(~np.isfinite(curves[run_id, stage]['loss'])))
+            for count, what in ((torn, 'torn lines are left out'), (bad, 'losses are not finite')):
+                if count:
+                    notes.append(f'{run_id}/{stage}/metrics.jsonl: {count} {what}')
         if (folder / 'FATAL.json').is_file():
             reason = 'failed: ' + one_line((folder / 'FATAL.json').read_text(errors='replace'))
             unfinished.append({'run_id': run_id, 'stage': stage, 'reason': reason})

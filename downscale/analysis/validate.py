@@ -6,6 +6,8 @@ import numpy as np
 from downscale.analysis import absent, claims, costs, measures
 from downscale.analysis.completeness import KINDS, LIMIT, completion
 from downscale.analysis.files import read_object, study_errors
+from downscale.analysis.probe_tables import SCHEMAS
+from downscale.analysis.probe_tables import read as read_probes
 from downscale.analysis.tables import load_study, pair
 from downscale.evaluate.items import TableError, read_items, read_texts
 
@@ -60,6 +62,12 @@ def _table_errors(root):
                 read(path, Counter())
             except TableError as error:
                 yield str(error)
+    for name in SCHEMAS:
+        try:
+            if (root / f'{name}.parquet').is_file():
+                read_probes(root, name)
+        except TableError as error:
+            yield str(error)
 
 
 def _pairing_errors(study):
