@@ -30,7 +30,8 @@ CLASSES = (World, Data, Shape, Pictures, Stage, Optimizer, Schedule, Parametrisa
            MeshSize, Experiment, Source, Mixture, Recipe, LanguageConfig, VisionConfig)
 # Words that are no choice: names, paths, and what is looked up elsewhere.
 FREE = {'name', 'size', 'version', 'tokenizer', 'budget', 'mixture', 'path', 'licence', 'obtain',
-        'images', 'split', 'ask', 'only', 'benchmarks', 'information', 'parents', 'imports'}
+        'images', 'split', 'ask', 'only', 'ignore', 'benchmarks', 'information', 'scorers',
+        'parents', 'imports'}
 
 
 def parts(hint, rules=()):

@@ -97,7 +97,7 @@ def test_a_row_tells_how_its_reply_ended(tmp_path, finish, close, text):
     question = SimpleNamespace(family='color', kind='visual', item_id='i0', cluster_id='c0',
                                answer='red', chance=.25)
     reply = SimpleNamespace(ids=(5, 6, 7), finish=finish, close=close, thought=2 * bool(close),
-                            nll=.5, text=text)
+                            nll=.5, text=text, spelled=0)
     item = SimpleNamespace(question=question, judge=lambda text, marked: (text, True, 1.0))
     found = row(item, reply, eval_id='e', condition='image',
                 data_hash='d', prompt_hash='p', p_run='w16d2-s0', thinking=bool(close))

@@ -58,7 +58,7 @@ class Source:
     epochs: Annotated[float, Range(0, 10_000, 'how often a record is seen in an epoch of the '
                                    'mixture', without=(0,))] = 1.0
     ask: str = 'Describe the image.'
-    ignore: tuple[str, ...] = ()
+    ignore: Annotated[tuple[str, ...], Several(0, 'columns that may be left out')] = ()
     text_rows: bool = False
 
     def __post_init__(self):

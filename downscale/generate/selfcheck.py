@@ -47,7 +47,7 @@ def tiny(seed, dtype, width=576):
 
 class Ids:
     """As much of an encoder as the engine needs, where a text is its ids."""
-    stop, thought = 1, (2, 3, 4)
+    stops, thought, context = (1,), (2, 3, 4), 0
 
     def text(self, ids):
         return ' '.join(map(str, ids))
