@@ -115,8 +115,9 @@ def read_header(path):
             raise ValueError(f'{path} has a damaged header; download it again') from None
     tensors, end = {}, 0
     for name, code, shape, begin, *stop in entries:
-        if not isinstance(code, str) or not _whole(*shape, begin, *stop) or len(stop) != 1:
-            raise ValueError(f'{path} has a damaged header ({name[:60]}); download it again')
+        if not isinstance(code, str) or not _whole(*shape, begin, *stop) or len(stop) != 1 \
+                or not name.isprintable():
+            raise ValueError(f'{path} has a damaged header ({ascii(name[:60])}); download it again')
         bits = DTYPES[code].itemsize * 8 if code in DTYPES else OTHER_BITS.get(code)
         if bits is None:
             raise ValueError(f'{path}: {name[:60]} has the unknown dtype {code[:20]!r}; save the '
