@@ -226,12 +226,12 @@ def test_a_job_without_restarts_left_holds_up_what_needs_it(study_file, tmp_path
     first = spec_of(study_file, tmp_path / 'run', 'cpu:1x1')
     second = dataclasses.replace(spec_of(study_file, tmp_path / 'run', 'cpu:1x1', which=1),
                                  needs=(first.key,))
-    monkeypatch.setattr(local, 'commands', lambda spec: [([sys.executable, '-c', 'exit(3)'], {})])
+    monkeypatch.setattr(local, 'commands', lambda spec: [([sys.executable, '-c', 'exit(9)'], {})])
     said = []
     jobs = local.run([first, second], 2, crashes=1, note=said.append)
     assert [job.state for job in jobs] == ['missing', 'waiting']
     assert [line for line in said if 'again at' not in line] == [
-        f'{first.key}: started', f'{first.key}: crashed (exit code 3)'] * 2 + [
+        f'{first.key}: started', f'{first.key}: crashed (exit code 9)'] * 2 + [
         f'{first.key}: crashed 2 times; see logs',
         f'{second.key}: needs {first.key}, which will not be done']
 

@@ -74,6 +74,8 @@ def place(tmp_path_factory):
     tokenizer.save(str(data / 'tokenizer.json'))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
+        # One device a worker: on a single core XLA's collectives of several wait for one another.
+        patch.setenv('XLA_FLAGS', '')
         for name, file in BUILT.items():
             console('data', 'build', EXPERIMENTS / 'mixtures' / file, '--to', f'data/built/{name}',
                     '--tokenizer', 'data/tokenizer.json', '--jobs', 1, '--quiet')
