@@ -26,7 +26,7 @@ def fingerprint(folder):
     is trained twice has two fingerprints; a small one has the same. No weight goes to a device.
     """
     folder = Path(folder)
-    experiment, step = experiments.load(folder), latest(folder)
+    experiment, step = experiments.load(folder), Path(latest(folder))
     leaves, large = {}, False
     for path, leaf in jax.tree_util.tree_leaves_with_path(open_leaves(folder)):
         name = jax.tree_util.keystr(path, simple=True, separator='/')

@@ -28,10 +28,10 @@ from downscale.evaluate.scorers import COMPARISON
 from downscale.strict import unknown
 
 MARKED = ('answer-think', 'answer-direct')  # rows of reasoners, who are asked for 'Answer: X'
-FIELDS = ('text', 'gold', 'choices', 'share', 'cluster')
+FIELDS = ('text', 'gold', 'choices', 'share', 'cluster', 'width', 'height', 'family')
 # Beside the names of scorers, which our own --json writes: about a row, and no matter of its score.
 ASIDE = ('id', 'question_id', 'index', 'filter', 'question', 'prompt', 'image', 'images', 'model',
-         'task', 'dataset', 'source', 'category', 'family', 'metadata', 'score', 'correct', 'pred')
+         'task', 'dataset', 'source', 'category', 'metadata', 'score', 'correct', 'pred')
 OTHERS = ('doc_id', 'doc', 'key')  # what the dict of a metric of lmms-eval cannot be called
 
 
