@@ -109,8 +109,11 @@ def _baseline_errors(baselines, where):
         yield f'{where}: data.baselines is {shown(baselines)}, not a JSON object'
         return
     for task, of in baselines.items():
+        if not isinstance(of, dict):
+            yield f'{where}: data.baselines of {shown(task)} are {shown(of)}, not a JSON object'
+            continue
         for name in ('majority', 'constant'):
-            value = of.get(name, 0) if isinstance(of, dict) else of
+            value = of.get(name, 0)
             if not fits(value, NUMBER) or not 0 <= value <= 1:
                 yield (f'{where}: data.baselines of {shown(task)}: {name!r} is {shown(value)}, '
                        'not a share in 0..1')
