@@ -331,7 +331,7 @@ def main(argv=None):
     keep_streams()
     try:
         args = parser().parse_args(argv)
-        start.begin(args, console)
+        start.begin(console)
         code = args.run(args) or 0
         if sys.stdout is not None:
             sys.stdout.flush()  # a full disk is told here, not when Python ends

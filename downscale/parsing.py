@@ -4,12 +4,15 @@ What a command will write to is checked as it is parsed, which may be hours befo
 """
 import argparse
 import math
+import re
 import sys
 from pathlib import Path
 
 from downscale.outputs import require_folder
 from downscale.streams import shortened
 from downscale.strict import unknown
+
+ADDRESS = re.compile('[A-Za-z][A-Za-z0-9+.-]+://')  # a single letter would be a drive
 
 
 class Parser(argparse.ArgumentParser):
@@ -103,10 +106,10 @@ def local_path(text):
     """The path of a file or folder of this machine, which may or may not be there."""
     if not text or '\0' in text:
         raise argparse.ArgumentTypeError(f'{text!r} is no path')
-    if text.startswith('gs://'):
+    if ADDRESS.match(text):
         raise argparse.ArgumentTypeError(
-            f'{text} is in a bucket, which only `downscale launch --run` reads and writes; for the '
-            'rest copy it here: gcloud storage cp --recursive')
+            f'{text} is no path of this machine; only `downscale launch --run` reads and writes a '
+            'bucket (gs://), for the rest copy it here: gcloud storage cp --recursive')
     return Path(text)
 
 

@@ -4,7 +4,6 @@ Everything here either works by itself afterwards or is refused in one line.
 """
 import locale
 import os
-import re
 import signal
 import sys
 import tempfile
@@ -14,40 +13,21 @@ from pathlib import Path
 from downscale.exits import INTERRUPTED, say
 from downscale.places import BUCKET, writable
 
-# `Path` has made one slash of two; a single letter would be a drive.
-_ADDRESS = re.compile('[A-Za-z][A-Za-z0-9+.-]+:/')
 # What JAX must be set to, where it is set: with others it computes other numbers than ever before.
 _YES, _NO = ('1', 'true', 'on', 'yes', 't', 'y'), ('0', 'false', 'off', 'no', 'f', 'n')
 _WANTED = {'JAX_ENABLE_X64': _NO, 'JAX_NUMPY_DTYPE_PROMOTION': ('standard',),
            'JAX_DEFAULT_PRNG_IMPL': ('threefry2x32',), 'JAX_THREEFRY_PARTITIONABLE': _YES}
 
 
-def begin(args, console):
-    """Refuse what the command `args` could not do, with ValueError; `console` is whether this is
-    the whole program, whose interrupts are then ours."""
+def begin(console):
+    """Refuse with ValueError what no command can do here; `console` is whether this is the whole
+    program, whose interrupts are then ours."""
     if console:
         _catch_interrupts()
-    _refuse_addresses(args)
     _refuse_environment()
 
 
 # --- where it may write -----------------------------------------------------------------------
-
-def _refuse_addresses(args):
-    """Only `launch` reads and writes buckets; elsewhere a folder `gs:` would come of one."""
-    for name, value in vars(args).items():
-        for part in value if isinstance(value, (list, tuple)) else [value]:
-            text = str(part)
-            if isinstance(part, Path) and _ADDRESS.match(text):
-                raise ValueError(
-                    f'{text.replace(":/", "://", 1)} is no folder or file of this machine, which '
-                    'is all that this command reads and writes; copy it here, or train in a '
-                    f'bucket by `downscale launch submit STUDY.py --run {BUCKET}BUCKET/NAME`')
-            run = name == 'folder' and args.command == 'launch' and isinstance(part, str)
-            if run and _ADDRESS.match(text) and not text.startswith(BUCKET):
-                raise ValueError(f'--run {text}: a run folder is one of this machine, or of a '
-                                 f'bucket of Google Cloud ({BUCKET}BUCKET/NAME)')
-
 
 def cache_folder():
     """Where compiled programs are kept: JAX_COMPILATION_CACHE_DIR, or the user's cache folder.

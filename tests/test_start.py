@@ -24,10 +24,11 @@ def test_an_address_is_refused_before_anything_is_written(argv, address, tmp_pat
     monkeypatch.chdir(tmp_path)
     if argv.startswith('launch') and address == 'gs://b/x':
         return
-    assert main([*argv.split(), address]) != 0
-    line, = capsys.readouterr().err.splitlines()
-    assert line.startswith('error: ') and len(line) <= 300
-    assert address.partition(':')[0] in line and not list(tmp_path.iterdir())
+    with pytest.raises(SystemExit) as ended:
+        main([*argv.split(), address])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 2 and 'error: ' in line and len(line) <= 300
+    assert f'{address} is no path of this machine' in line and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('name, value, refused', [
@@ -78,8 +79,8 @@ def python(program, **options):
 
 PRINTER = """
 import sys
-from downscale import start
-sys.stdout = start._patient(sys.stdout)
+from downscale import streams
+streams.keep_streams()
 for k in range(20000):
     print('line', k)
 print('\u00fc', flush=True)
@@ -119,7 +120,7 @@ def swallowed(args):
 run = {'slow': slow_to_end, 'swallowed': swallowed}[sys.argv[1]]
 args = argparse.Namespace(run=run, debug=False, command='x')
 cli.parser = lambda: argparse.Namespace(parse_args=lambda argv: args)
-cli.with_verb = lambda argv: argv
+cli.with_verb = lambda argv: argv or []
 sys.exit(cli.main())
 """
 

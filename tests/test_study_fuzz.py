@@ -20,7 +20,7 @@ LINE_FILES = (f'{CELL}/metrics.jsonl', f'{CELL}/timing.jsonl')
 TABLE = 'evaluations/joint-w32d2-s0/items.parquet'
 JUNK = st.sampled_from([None, True, -1, 0, 1e400, float('nan'), '', 'x', 'x' * 999, [], [1], {},
                         {'x': 1}, '\ud800'])
-FUZZ = settings(max_examples=60, deadline=None, database=None,
+FUZZ = settings(max_examples=40, deadline=None, database=None,
                 suppress_health_check=[HealthCheck.function_scoped_fixture,
                                        HealthCheck.too_slow])
 

@@ -28,7 +28,7 @@ class Floor:
 
 def floor(s, paired):
     """The `Floor` of the items of a pairing, made once for the same items."""
-    key = 'floor', paired.item_id.tobytes()
+    key = 'floor', paired.key
     if key not in s.made:
         s.made[key] = _floor(s, paired)
     return s.made[key]

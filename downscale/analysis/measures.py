@@ -175,7 +175,7 @@ def _make_means(s, cells):
 
 def _chance(s, paired):
     """The mean chance by family as `stats.Means` of one row, made once for the same items."""
-    key = paired.item_id.tobytes()
+    key = paired.key
     if key not in s.made:
         s.made[key] = stats.group_means(paired.chance, paired.task, paired.cluster_id, s.resamples)
     return s.made[key]

@@ -75,6 +75,12 @@ class Paired:
     cluster_id: np.ndarray
     chance: np.ndarray
 
+    @property
+    def key(self):
+        """What tells these items from others, as a key of what is made of them."""
+        return tuple(column.tobytes() for column in (self.item_id, self.task, self.cluster_id,
+                                                     self.chance))
+
 
 def _columns(table, schema):
     """Columns as numpy, and {name: rank of each row's value} for the text columns in `KEYS`.
