@@ -10,13 +10,14 @@ import small
 from hub_models import FOLDER, NAMES, TOKENS, build, compute, llava_qwen3, paths, rewrite, values
 
 from downscale.convert import write
+from downscale.convert.describe import check_format
 from downscale.convert.shards import INDEX, open_tensors
 from downscale.convert.side_files import SIDE_FILES
 from downscale.convert.source import open_source
 from downscale.convert.write import export_folder
 from downscale.model.init import init_params
 from downscale.model.vlm import Vlm
-from downscale.sizes import Pictures
+from downscale.sizes import LANGUAGE, SIGLIP, Pictures
 
 FORMATS = {'qwen3': 'qwen3', 'qwen2': 'qwen2', 'llama': 'llama', 'onevision_qwen2':
            'llava_onevision', 'onevision_qwen3': 'llava_onevision', 'llava_qwen3': 'llava_qwen_3'}
@@ -192,3 +193,11 @@ def test_our_own_model_computes_the_same_in_transformers(tmp_path):
     ours = small.quick(model.apply)({'params': tree}, TOKENS, positions, np.ones_like(TOKENS))
     with torch.no_grad():
         np.testing.assert_allclose(ours, theirs(torch.tensor(TOKENS)).logits, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize('family, advice', [
+    ('qwen3', 'export it as llava_qwen_3'), ('smollm2', 'no published form holds such a model')])
+def test_advice_names_a_form_that_can_hold_the_run(family, advice):
+    language = next(iter(LANGUAGE[family].values()))
+    with pytest.raises(ValueError, match=advice):
+        check_format('llava_onevision', language, SIGLIP['micro'], Pictures('flat'))

@@ -34,8 +34,10 @@ def check_format(form, language, vision, pictures):
     if form.startswith('llava') and (vision is None or pictures is None):
         raise ValueError(f'{form} needs a vision tower, and this run has a language model alone')
     if form == 'llava_onevision' and pictures.mode != 'anyres':
+        other = 'export it as llava_qwen_3' if kind == 'qwen3' else \
+            f'no published form holds such a model with a language model of {kind}'
         raise ValueError(f"llava_onevision cuts pictures as 'anyres', this run as "
-                         f'{pictures.mode!r}; export it as llava_qwen_3')
+                         f'{pictures.mode!r}; {other}')
 
 
 def describe(form, language, vision, pictures, dtype, base=None, image_token=None):
