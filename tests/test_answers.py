@@ -6,10 +6,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import small
+import small_bpe
 
+from downscale.data.chat import CHATS
 from downscale.data.images import NEWLINE
 from downscale.data.mixture import MIXTURES, THINK, answer_text
 from downscale.data.records import Turn
+from downscale.data.tokens import Encoder, Layout
 from downscale.evaluate.answers import (
     answer_in,
     following,
@@ -79,7 +82,7 @@ def test_a_prompt_is_what_training_shows_up_to_the_answer(items):
     question, example = item.question, item.example
     prompt = prompt_of(encoder, question.text, example.images)
     talk = next(talk for seed in range(99) if (talk := MIXTURES['instruct'](
-        small.library('test'), 0, np.random.default_rng(seed), small.WORLD, 1)).turns[1].text
+        small.library('test'), 0, np.random.default_rng(seed), small.WORLD, 1, ' ')).turns[1].text
         == question.answer and talk.turns[0].text.endswith(question.text))
     trained = encoder.encode(talk.turns, pictures=encoder.layout.cut(example.images)[0])
     n = len(prompt.tokens)
@@ -103,7 +106,7 @@ def test_a_reasoner_never_learns_whether_to_think():
     """Else half of its `<think>` would be followed by `</think>`, and greedy decoding would not."""
     encoder, kinds = small.encoder(), set()
     for seed in range(40):
-        talk = MIXTURES['reason'](small.library(), 0, np.random.default_rng(seed), small.WORLD, 2)
+        talk = MIXTURES['reason'](small.library(), 0, np.random.default_rng(seed), small.WORLD, 2, ' ')
         for turn in talk.turns[1::2]:
             assert not turn.text.startswith(THINK[1]) and (THINK[1] in turn.text) == turn.thinking
             kinds.add(turn.thinking)
@@ -285,3 +288,27 @@ def test_a_brief_caption_is_its_start_as_long_as_the_extraction_of_the_same_item
         assert brief[item].split() == caption.split()[:words]
         cut += brief[item] != caption
     assert len(brief) == len(items) and cut > len(items) / 2
+
+
+@pytest.mark.parametrize('chat', [name for name in CHATS if name not in ('plain', 'micro')])
+def test_a_picture_is_asked_about_as_published_data_shows_it(chat):
+    """In LLaVA's form a line break follows the pictures: a token of its own, or part of one."""
+    library, encoder = small.library(), Encoder(small_bpe.tokenizer(), CHATS[chat],
+                                                Layout(small.VISION, small.PADDED))
+    lone, several = (next(k for k in range(99) if library.example(k).count == count)
+                     for count in (1, 3))
+    for index in (lone, several):
+        example = library.example(index)
+        marks = ' '.join(['<image>'] * example.count)
+
+        def encoded(text, pngs=example.images):
+            return encoder.encode([Turn('user', text, False)], True,
+                                  pictures=encoder.layout.cut(pngs)[0])['tokens'].tolist()
+
+        asked = prompt_of(encoder, 'Two or three?', example.images).tokens.tolist()
+        assert asked == encoded(f'{marks}\nTwo or three?')
+        moved = CHATS[chat].after_image and index == lone
+        assert (asked == encoded(f'{marks} Two or three?')) == bool(moved)
+        talk = MIXTURES['instruct'](library, index, np.random.default_rng(0), small.WORLD, 1,
+                                    CHATS[chat].after_pictures)
+        assert talk.turns[0].text.startswith(f'{marks}\n')

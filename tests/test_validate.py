@@ -71,7 +71,7 @@ def test_items_and_hashes_that_do_not_pair_are_errors(capsys, study):
     (lambda meta: {**meta, 'runs': meta['runs'] + meta['runs'][:1]}, 'run_ids are given twice'),
     (lambda meta: {**meta, 'runs': [{'run_id': 'x'}]},
      "1 runs lack facts, first run 'x': field 'size' is missing"),
-    (lambda meta: {**meta, 'data': {'baselines': {'color': 0}}}, "of 'color' are 0, not a JSON"),
+    (lambda meta: {**meta, 'data': {'baselines': {'color': 0}}}, "of 'color' is 0, not a JSON"),
     (lambda meta: {**meta, 'data': {'baselines': {'color': {'majority': 2}}}}, "'majority' is 2"),
     (lambda meta: {'name': 'x'}, "field 'runs' is None, not a list of runs"),
     (lambda meta: {**meta, 'runs': meta['runs'][1:]}, '1 runs are not in study.json'),

@@ -15,6 +15,8 @@ class Chat:
     `user`, `assistant` and `system` hold the text before and after a turn; `stop` ends a reply.
     `default_system` is the system turn of a conversation that begins without one. `after_image`
     follows a lone image, which then moves to the front of its user turn ('': it stays where it is).
+    `after_pictures` stands between the pictures that open a conversation and its first question,
+    where we write them: a line break, as in published data.
     `thought` is the text around the thought of a reply to the last question; earlier replies lose
     theirs (('', ''): thoughts stay as written). `thinking` and `direct` begin a reply with and
     without a thought. `captions` keeps only the images of what is not an assistant's text.
@@ -27,6 +29,7 @@ class Chat:
     stop: str = '<|im_end|>'
     default_system: str = ''
     after_image: str = ''
+    after_pictures: str = '\n'
     thought: tuple[str, str] = ('', '')
     thinking: str = ''
     direct: str = ''
@@ -59,7 +62,7 @@ CHATS = {
                                                'trained by Hugging Face'),
     # One token per border: what a border costs, a small model pays in every turn.
     'micro': Chat(user=('', ''), assistant=('<|im_start|>', '<|im_end|>'), system=('', ''),
-                  thinking='<think>', direct='<think> </think>',
+                  after_pictures=' ', thinking='<think>', direct='<think> </think>',
                   structure=('<|im_start|>', '<|im_end|>')),
 }
 

@@ -2,6 +2,8 @@
 
 Adding a stage means adding a function here and a row to `MIXTURES`. Every function is pure given
 its generator, so position n of a stage's stream is the same on any host and after any restart.
+`gap` stands between the pictures that open a conversation and its first question, as the chat
+format has it.
 """
 from downscale.data.questions import facts, restatement
 from downscale.data.records import IMAGE, THINK, Conversation, Turn
@@ -28,9 +30,9 @@ def answer_text(question, thought=''):
     return f'{thought} {THINK[1]} {question.answer}' if thought else question.answer
 
 
-def pictures(example):
-    """The image marks that open a conversation about `example`."""
-    return ' '.join([IMAGE] * len(example.images))
+def pictures(number):
+    """The image marks that open a conversation about `number` pictures."""
+    return ' '.join([IMAGE] * number)
 
 
 def _ask(text, reply, thinking=None):
@@ -41,7 +43,7 @@ def _some(rng, items, most):
     return [items[i] for i in rng.permutation(len(items))[:most]]
 
 
-def text(library, index, rng, world, turns):
+def text(library, index, rng, world, turns, gap):
     """Language pretraining: restated scenes, facts, and questions about written scenes."""
     kind = rng.random()
     if kind < 0.5:
@@ -53,51 +55,51 @@ def text(library, index, rng, world, turns):
         chosen = _some(rng, known, turns)
         return Conversation((), tuple(turn for fact in chosen
                                       for turn in _ask(fact.question, fact.value)))
-    return reason(library, index, rng, world, turns)
+    return reason(library, index, rng, world, turns, gap)
 
 
-def tower(library, index, rng, world, turns):
+def tower(library, index, rng, world, turns, gap):
     """Tower pretraining: one picture and its caption."""
     scene, *_ = library.scenes(index)
     return Conversation(library.example(index).images[:1], (
         Turn('user', IMAGE, False), Turn('assistant', describe_scene(scene), True)))
 
 
-def align(library, index, rng, world, turns):
+def align(library, index, rng, world, turns, gap):
     """Connector training: a picture and its caption, nothing asked."""
     example = library.example(index)
-    return Conversation(example.images, (Turn('user', pictures(example), False),
+    return Conversation(example.images, (Turn('user', pictures(example.count), False),
                                          Turn('assistant', example.caption, True)))
 
 
-def instruct(library, index, rng, world, turns):
+def instruct(library, index, rng, world, turns, gap):
     """Visual question answering: several questions about the same picture."""
     example = library.example(index)
     said = []
     for k, question in enumerate(_some(rng, example.questions, turns)):
-        mark = f'{pictures(example)} ' if k == 0 else ''
+        mark = pictures(example.count) + gap if k == 0 else ''
         said += _ask(mark + question.text, question.answer)
     return Conversation(example.images, tuple(said))
 
 
-def caption(library, index, rng, world, turns):
+def caption(library, index, rng, world, turns, gap):
     """Exhaustive description of a picture."""
     example = library.example(index)
     return Conversation(example.images,
-                        _ask(f'{pictures(example)} {describe_prompt()}', example.caption))
+                        _ask(pictures(example.count) + gap + describe_prompt(), example.caption))
 
 
-def extract(library, index, rng, world, turns):
+def extract(library, index, rng, world, turns, gap):
     """Visual extraction tuning: write what each question needs, given only what to look at."""
     example = library.example(index)
     said = []
     for k, question in enumerate(_some(rng, example.questions, turns)):
-        mark = f'{pictures(example)} ' if k == 0 else ''
+        mark = pictures(example.count) + gap if k == 0 else ''
         said += _ask(mark + describe_prompt(question), question.extraction.text)
     return Conversation(example.images, tuple(said))
 
 
-def reason(library, index, rng, world, turns):
+def reason(library, index, rng, world, turns, gap):
     """The text-only reasoner: description and question in, answer out, most of them step by step.
 
     Descriptions are captions or extractions, so that it can read what either perception writes.

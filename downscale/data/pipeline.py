@@ -138,7 +138,8 @@ class Sampler:
     def draw(self, index, rng):
         """The `Drawn` of example `index`; no pixel is touched."""
         stage = self.recipe.draw(rng)
-        talk = MIXTURES[stage](self.library, index, rng, self.world, self.recipe.turns)
+        talk = MIXTURES[stage](self.library, index, rng, self.world, self.recipe.turns,
+                               self.encoder.chat.after_pictures)
         return self.measured(talk, f'{stage} example {index}')
 
     def measured(self, talk, where):

@@ -75,6 +75,7 @@ class Template:
     ends: tuple[str, ...] = ()
     parts: bool = False
     image: str = IMAGE
+    after_pictures = '\n'  # as in a `Chat`
     # Headers cannot be told from the rest of a rendered text, so the legacy loss does not fit.
     structure = ()
     legacy_structural_loss = False

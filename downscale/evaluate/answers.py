@@ -79,7 +79,7 @@ def following(items):
 
 def prompt_of(encoder, text, pngs=(), thinking=None):
     """The `Prompt` of one user turn, its pictures in front, the reply begun as `thinking` says."""
-    mark = f'{pictures(Example("", pngs, "", ()))} ' if pngs else ''
+    mark = pictures(len(pngs)) + encoder.chat.after_pictures if pngs else ''
     placed, tiles = encoder.layout.cut(pngs)
     arrays = encoder.encode([Turn('user', mark + text, False)], True, thinking, placed)
     return Prompt(arrays['tokens'], arrays['image_index'], tiles, arrays.get('image_weight'))
