@@ -106,7 +106,8 @@ def test_a_reasoner_never_learns_whether_to_think():
     """Else half of its `<think>` would be followed by `</think>`, and greedy decoding would not."""
     encoder, kinds = small.encoder(), set()
     for seed in range(40):
-        talk = MIXTURES['reason'](small.library(), 0, np.random.default_rng(seed), small.WORLD, 2, ' ')
+        talk = MIXTURES['reason'](small.library(), 0, np.random.default_rng(seed), small.WORLD, 2,
+                                  ' ')
         for turn in talk.turns[1::2]:
             assert not turn.text.startswith(THINK[1]) and (THINK[1] in turn.text) == turn.thinking
             kinds.add(turn.thinking)
