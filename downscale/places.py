@@ -13,9 +13,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import fsspec
-from etils import epath
-
 BUCKET, LOCK = 'gs://', '.lock'
 
 
@@ -28,6 +25,10 @@ def place(path):
     """`path` with the methods of pathlib; a bucket's needs `pip install 'downscale[gcs]'`."""
     if not in_bucket(path):
         return Path(path)
+    # 70 ms, which no command on folders should wait for.
+    import fsspec
+    from etils import epath
+
     logging.getLogger('gcsfs').setLevel(logging.CRITICAL)  # pages of each retry; it also raises
     # What other machines write would stay unseen.
     fsspec.config.conf['gcs'] = {'use_listings_cache': False, **fsspec.config.conf.get('gcs', {})}

@@ -1,4 +1,5 @@
 """How many tokens and tiles a conversation takes, read off texts and picture headers: no pixels."""
+import functools
 import io
 import math
 
@@ -30,6 +31,7 @@ def picture_size(data, where='image'):
     return size[::-1] if turned else size
 
 
+@functools.lru_cache(2 ** 14)  # pictures of one set often share their size
 def picture_cost(width, height, layout, alone):
     """(tokens, tiles) of a picture of that many pixels, as `images.place` lays it out."""
     vision, pictures = layout.vision, layout.pictures
