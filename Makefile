@@ -46,9 +46,14 @@ data/built/easy_vqa/manifest.json: models/smollm2-135m-d8/DONE.json
 	$(BIN)/downscale data build experiments/mixtures/easy_vqa.py --root data/easy_vqa \
 		--to data/built/easy_vqa --tokenizer models/smollm2-135m-d8/tokenizer.json --quiet
 
+data/built/easy_vqa_captions/manifest.json: data/built/easy_vqa/manifest.json
+	$(BIN)/downscale data build experiments/mixtures/easy_vqa.py:captions --root data/easy_vqa \
+		--to data/built/easy_vqa_captions \
+		--tokenizer models/smollm2-135m-d8/tokenizer.json --quiet
+
 # The last line says why no published form holds this model, or exports it.
 real: $(foreach depth,$(DEPTHS),models/smollm2-135m-d$(depth)/DONE.json) \
-		data/built/easy_vqa/manifest.json
+		data/built/easy_vqa_captions/manifest.json
 	$(BIN)/downscale study experiments/smollm_easyvqa.py$(if $(ARG),:$(ARG)) --out $(REAL) --jobs 1
 	$(BIN)/downscale extract-think --perception $(CELL) --reasoner $(CELL) --describe caption \
 		--reason direct --describe-tokens 16 --answer-tokens 4 \

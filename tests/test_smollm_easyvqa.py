@@ -35,7 +35,7 @@ def written(data):
 
 
 def test_a_conversation_holds_one_question_and_the_test_pictures_are_others(data):
-    assert written(data) == (16, 8)
+    assert written(data) == (4, 16, 8)
     _, folder = data
     rows = json.loads((folder / 'train.json').read_text())
     assert all(len(row['conversations']) == 2 for row in rows)
@@ -52,7 +52,18 @@ def test_the_mixture_takes_every_row_with_its_picture(data, tmp_path):
     mixture = module('experiments/mixtures/easy_vqa.py').get_mixture()
     build(mixture, tmp_path / 'built', Settings(data[1]))
     corpus = Corpus(tmp_path / 'built')
-    assert len(corpus) == 16 and len(corpus.record(0).talk.images) == 1
+    assert len(corpus) == 20 and len(corpus.record(0).talk.images) == 1
+
+
+@pytest.mark.parametrize(('pairs', 'caption'), [
+    ([('what color is the shape?', 'red'), ('what shape is present?', 'circle')], 'red circle'),
+    ([('what color is the circle?', 'red')], 'red circle'),
+    ([('what is the red shape?', 'circle')], 'red circle'),
+    ([('is a red shape present?', 'yes'), ('is no circle present?', 'no')], 'red circle'),
+    ([('is a red shape present?', 'no'), ('what shape is present?', 'circle')], ''),
+    ([('is there not a red shape?', 'yes'), ('is there a circle?', 'yes')], '')])
+def test_a_caption_says_what_questions_and_answers_tell(pairs, caption):
+    assert module('experiments/smollm_easyvqa.py').caption_of(pairs) == caption
 
 
 @pytest.mark.parametrize('arg', ['', 'quick'])
