@@ -337,7 +337,7 @@ def test_a_study_file_that_breaks_says_where(capsys, tmp_path, text, message):
     (lambda meta: {key: meta[key] for key in meta if key != 'runs'},
      "field 'runs' is None"),
     (lambda meta: {**meta, 'runs': [{**meta['runs'][0], 'seed': 'x'}]},
-     "field 'seed' is 'x'"),
+     "seed = 'x' must be of type int"),
     (lambda meta: [], 'holds [], not a JSON object'),
     (lambda meta: None, 'not readable as JSON')])
 def test_a_study_json_that_is_cut_older_or_newer_is_one_line(capsys, tmp_path, change, message):
