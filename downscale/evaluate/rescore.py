@@ -16,7 +16,7 @@ import numpy as np
 from downscale.data import files
 from downscale.data.files import fault, shown
 from downscale.evaluate.intervals import macro_of, mean_of
-from downscale.evaluate.named import DEFAULT, SCORERS, Target, disagree, verdicts
+from downscale.evaluate.named import DEFAULT, SCORERS, Target, disagree, unfit, verdicts
 from downscale.evaluate.sample_files import (
     distinct,
     is_ours,
@@ -188,7 +188,7 @@ def judged(rows, names=None):
              for row in rows]
     if rows and not any(found):
         raise ValueError(f'{", ".join(names)}: made for other answers than those of this file '
-                         f'(first: {shown(json.dumps(rows[0].gold))})')
+                         f'(first: {unfit(names[0], rows[0].target)})')
     return found
 
 
