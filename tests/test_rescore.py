@@ -109,6 +109,14 @@ def test_a_wrong_row_is_named_by_its_number(tmp_path, capsys, value, told):
     assert capsys.readouterr().err.count('\n') == 1
 
 
+def test_a_scorer_that_was_asked_for_and_judges_nothing_is_told(tmp_path, capsys):
+    path = written(tmp_path / 'x.json', [{'text': 'red', 'gold': ['red', 'crimson']}])
+    *_, last = printed(capsys, path, '--scorers', 'vqa', 'exact-2').splitlines()
+    assert last == ('vqa judges no row: vqa counts the answers of 10 people, and here are 2; of '
+                    'accepted spellings exact-2 takes each')
+    assert 'judges no row' not in printed(capsys, path, '--scorers', 'exact-1', 'exact-2')
+
+
 @pytest.mark.parametrize('form', files.FORMS)
 def test_every_form_of_rows_is_read(tmp_path, form):
     path, row = tmp_path / f'x{form}', {'text': 'It is red.', 'gold': 'red'}
