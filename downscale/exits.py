@@ -61,7 +61,7 @@ _HTTP = re.compile(r"http_response_code='(\d+)'")
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST)
 # Libraries that speak to buckets and raise classes of their own.
 _CLIENTS = ('gcsfs', 'aiohttp', 'google', 'requests', 'urllib3')
-MOST_CHARACTERS = 300
+LONGEST_ERROR = 300
 
 
 def code_of(error):
@@ -110,7 +110,7 @@ def line_of(error):
     status = _STATUS.match(text)
     if isinstance(error, ValueError) and status and status[1] in _STAYS + _PASSES:
         text = _translated(text)
-        return text if len(text) <= MOST_CHARACTERS else f'{text[:MOST_CHARACTERS - 4]} ...'
+        return text if len(text) <= LONGEST_ERROR else f'{text[:LONGEST_ERROR - 4]} ...'
     return text
 
 

@@ -2,10 +2,14 @@
 import io
 import sys
 
-from downscale.exits import line_of
+from downscale.exits import LONGEST_ERROR, line_of
 
-LONGEST_ERROR = 300
 _CUT = ' ... '
+
+
+def printable(text):
+    """`text` with escapes in the place of letters that do not print."""
+    return ''.join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def shortened(text, most=LONGEST_ERROR):
@@ -13,8 +17,7 @@ def shortened(text, most=LONGEST_ERROR):
 
     The cut is in the middle: what it is about stands in front of an error, and why at its end.
     """
-    line = ' '.join(text.split())
-    line = ''.join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+    line = printable(' '.join(text.split()))
     encoding = sys.stderr.encoding or 'ascii'
     line = line.encode(encoding, 'backslashreplace').decode(encoding)
     if len(line) <= most:

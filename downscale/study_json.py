@@ -1,9 +1,6 @@
-"""What `study.json` may say: read strictly, so that an older, newer or cut file is told by name."""
+"""What `study.json` may say; `analysis/files.py` reads it strictly."""
 import dataclasses
 from dataclasses import dataclass
-
-from downscale.places import place, read_json
-from downscale.strict import from_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +29,3 @@ class StudyFile:
     budgets: dict[str, str] = dataclasses.field(default_factory=dict)
     data: dict = dataclasses.field(default_factory=dict)
     claims: list = dataclasses.field(default_factory=list)
-
-
-def read_study(folder):
-    """The value of `folder`/study.json; ValueError in one line that names the file and the field
-    when it is cut, lacks one, or holds one that this version does not know."""
-    path = place(folder) / 'study.json'
-    value = read_json(path)
-    if value is None:
-        raise ValueError(f'{folder}: no study.json, so this is no study folder')
-    from_dict(StudyFile, value, str(path))
-    return value

@@ -104,3 +104,20 @@ def test_the_judge_compares_words_and_letters_and_not_their_dress(tmp_path):
     assert questions.judge(letter, 'Answer: B) yes') == ('B', True, 1.0)
     assert questions.judge(letter, 'a long story') == ('', False, 0.0)
     assert questions.judge(unknown, 'x') == ('x', True, None)
+
+
+def test_votes_are_those_of_ten_people_and_any_accepted_spelling_is_right(tmp_path):
+    people = [{'answer': text, 'answer_id': k} for k, text in enumerate(['red'] * 9 + ['blue'])]
+    votes, plain_votes, spellings = open_questions(question_file(
+        tmp_path, (0, {'answer': people, 'scorer': 'vqa'}),
+        (1, {'answer': ['red'] * 9 + ['blue'], 'scorer': 'vqav2'}),
+        (2, {'answer': ['red', 'crimson']}))).asked
+    questions = open_questions(tmp_path / 'questions.jsonl')
+    for asked in (votes, plain_votes):
+        assert [questions.judge(asked, text)[2] for text in ('red', 'blue')] \
+            == [1.0, pytest.approx(9 / 10 / 3)]
+    assert [questions.judge(spellings, text)[2] for text in ('crimson', 'red', 'blue')] == [1, 1, 0]
+    for count in (2, 9, 11):
+        path = question_file(tmp_path, (1, {'answer': ['red'] * count, 'scorer': 'vqa'}))
+        fails(lambda: open_questions(path), f'line 2: other scorer: vqa counts the answers of 10 '
+              f'people, and here are {count}')

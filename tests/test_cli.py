@@ -1,6 +1,7 @@
 """The console: quick help without JAX, and one line for every mistake."""
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -10,6 +11,8 @@ import pytest
 from fake_study import fake_study
 
 from downscale import cli, exits, experiment, outputs, streams, study_files
+from downscale.data import columns, files
+from downscale.evaluate import question_files, rescore
 from downscale.train import trackers
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +46,39 @@ def helped():
 
 def test_help_imports_nothing_heavy(helped):
     assert helped[1] == []
+
+
+def help_of(words, argument):
+    """The help of an argument of a command, as a user reads it."""
+    parser = cli.parser()
+    for word in words.split():
+        parser = parser.verbs().choices[word]
+    action, = [action for action in parser._actions
+               if argument in (action.dest, *action.option_strings)]
+    return action.help
+
+
+ROWS = ('conversations', 'messages', 'texts', 'question', 'answer', 'answers', 'options', 'choices')
+
+
+@pytest.mark.parametrize('command, argument, forms, fields', [
+    ('extract-think', '--data', question_files.SUFFIXES, question_files.FIELDS),
+    ('rescore', 'file', files.FORMS, (*rescore.FIELDS, 'filter')),
+    ('data extract', '--from', files.FORMS, (*ROWS, 'image'))])
+def test_a_help_text_names_every_form_and_column_that_is_read(command, argument, forms, fields):
+    text = help_of(command, argument)
+    assert set(re.findall(r'\.[a-z]+', text)) == set(forms)
+    assert not [name for name in fields if not re.search(rf'(^|\W){name}\W', text)]
+    readme = (ROOT / 'README.md').read_text()
+    if command == 'extract-think':
+        assert f'({", ".join(forms[:-1])} or {forms[-1]})' in readme
+
+
+def test_the_columns_that_a_help_text_names_are_those_of_the_reader():
+    assert set(ROWS) < set(columns.KNOWN) and 'image' in columns.PICTURES
+    kinds = help_of('benchmark', '--data')
+    assert all(kind in kinds for kind in ('Parquet', 'TSV', 'JSON', 'CSV', '--list'))
+    assert all(word in help_of('rescore', 'file') for word in ('lm-eval', 'repeats', 'ten people'))
 
 
 @pytest.mark.parametrize('command', ['', *COMMANDS])
@@ -337,7 +373,7 @@ def test_a_study_file_that_breaks_says_where(capsys, tmp_path, text, message):
     (lambda meta: {key: meta[key] for key in meta if key != 'runs'},
      "field 'runs' is None"),
     (lambda meta: {**meta, 'runs': [{**meta['runs'][0], 'seed': 'x'}]},
-     "field 'seed' is 'x'"),
+     "seed = 'x' must be of type int"),
     (lambda meta: [], 'holds [], not a JSON object'),
     (lambda meta: None, 'not readable as JSON')])
 def test_a_study_json_that_is_cut_older_or_newer_is_one_line(capsys, tmp_path, change, message):

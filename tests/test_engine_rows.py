@@ -8,6 +8,7 @@ import plain_loop
 import pytest
 from plain_loop import ALL, FEW, GREEDY, LETTERS, SHORT, Letters, asked, engine, plain, same
 
+from downscale.evaluate.answers import answer_in
 from downscale.generate import programs
 from downscale.generate.engine import ROOM, SHORTEST, Decoding, Request
 from downscale.generate.requests import Prompt, first_stop
@@ -199,6 +200,42 @@ def test_a_part_of_a_reply_counts_as_the_machine_counted_so_far(compat):
             mind = advance(mode, mind, np.int32([token]))
             counted = endings(mind)[0], int(mind.thought_B[0]), int(mind.answered_B[0])
             assert recount(mode, request.think, reply.ids[:keep], reply.close) == counted
+
+
+class Spelling(Letters):
+    """An encoder of which some tokens are other texts: what a row writes is known before."""
+
+    def __init__(self, texts, thought):
+        super().__init__(thought=thought)
+        self.texts = texts
+
+    def text(self, ids):
+        return ''.join(self.texts.get(i, Letters.text(self, [i])) for i in ids)
+
+
+@pytest.mark.parametrize('row, close', [(3, 'natural'), (2, 'forced')])
+def test_a_close_that_a_thought_spells_in_letters_ends_no_thought(row, close):
+    """The answer stands behind the token that closed, whatever letters stood before it."""
+    requests = thinking((20, 20, 7, 20, 9), limit=6)
+    ids = engine(3, closes()).write(requests)[row].ids
+    at = ids.index(closes().thought[1])
+    once, more, answered = ids[1], ids[2], ids[at + 2]
+    assert len({once, more, answered, *closes().thought}) == 6 and not {once, more} & {*ids[at:]}
+    encoder = Spelling({once: '</', more: 'think>', answered: '</think>'}, closes().thought)
+    reply = check(requests, encoder=encoder)[row]
+    spelled = encoder.text(ids[:at]).count('</think>')
+    assert (reply.ids, reply.close, reply.spelled) == (ids, close, spelled) and spelled > 0
+    assert encoder.text(ids[at + 1:]).count('</think>') == ids[at:].count(answered) > 0
+    assert answer_in(reply.text, True, reply.spelled) == (encoder.text(ids[at + 1:]), True)
+
+
+def test_letters_alone_leave_a_thought_open():
+    requests = thinking((20, 20, 20, 20, 20))
+    first, second, *_, third = free()[3].ids[:4]
+    encoder = Spelling({first: '</', second: 'think>'}, closes().thought)
+    reply = check(requests, Decoding(stops=(third,)), encoder)[3]
+    assert (reply.finish, reply.close, reply.thought, reply.spelled) == ('stop', 'open', 3, 1)
+    assert '</think>' in reply.text and answer_in(reply.text, True, reply.spelled) == ('', False)
 
 
 # --- refusals -----------------------------------------------------------------------------------

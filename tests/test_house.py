@@ -131,6 +131,11 @@ def test_libraries_stay_behind_their_doors():
     assert not importers('pickle') | importers('cloudpickle') | importers('dill')
 
 
+def test_letters_that_do_not_print_are_escaped_and_lines_measured_in_one_place():
+    for text, homes in (('ascii(letter)', ['streams.py']), ('LONGEST_ERROR = 300', ['exits.py'])):
+        assert [name for name, tree in MODULES.items() if text in ast.unparse(tree)] == homes
+
+
 # Files that must import without JAX: the planner prices runs and the analysis reads folders. One
 # process a program compiles for the planner, and one trains. A launch reads its study file, which
 # needs JAX, and so do the three files that know of it, lazily. Checkpoints and probes run models.

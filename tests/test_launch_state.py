@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from downscale import distributed, exits, places
-from downscale.launch import state
+from downscale.launch import jobset, state
 from downscale.launch.spec import Spec
 from downscale.train.checksums import Damaged
 
@@ -253,3 +253,19 @@ def test_a_write_that_fails_names_its_file_and_leaves_nothing(monkeypatch, tmp_p
     with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/a/b.json'"):
         places.write_json(tmp_path / 'a' / 'b.json', 1)
     assert not list((tmp_path / 'a').iterdir())
+
+
+def test_the_guide_has_every_exit_code_and_what_follows():
+    guide = (Path(__file__).parents[1] / 'launch' / 'README.md').read_text()
+    head = '| exit code | meaning | then |\n|---|---|---|\n'
+    lines = guide.partition(head)[2].partition('\n\n')[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
+    *known, other = [(code, meaning) for code, meaning, _ in rows]
+    assert known == [(str(code), exits.TABLE[code].meaning) for code in exits.TABLE]
+    assert other == ('other', exits.ending(exits.CRASHED).meaning)
+    follows = {'none': 'nothing', 'free': 'starts again, as often', 'never': 'never',
+               'counted': 'starts again, counted'}
+    for code, _, then in rows:
+        restart = exits.ending(exits.CRASHED if code == 'other' else int(code)).restart
+        assert then.startswith(follows[restart]), code
+    assert f'counted ends restart a job {jobset.CRASHES} times' in guide

@@ -136,6 +136,8 @@ def fails(told, **changes):
     ({'answr': 'x'}, "line 1: unknown field: 'answr'; did you mean 'answer'"),
     ({'scorer': 'exact'}, "line 1: unknown scorer: 'exact'; did you mean 'exact-2'"),
     ({'scorer': 'vqa'}, "vqa cannot judge the answer 'red'; these can: "),
+    ({'scorer': 'vqav2', 'answer': ['red', 'crimson']}, 'vqav2 counts the answers of 10 people, '
+     'and here are 2; of accepted spellings exact-2 takes each'),
     ({'images': ['pictures/none.png']}, "no picture 'pictures/none.png'"),
     ({'options': ['red']}, 'line 1: unclear answer: 1 options'),
     ({'options': ['blue', 'green']}, "unclear answer: answer 'red' names none of 2 options"),

@@ -6,6 +6,7 @@ import pytest
 from test_asked import fails
 
 from downscale.cli import main
+from downscale.data import files
 from downscale.evaluate.intervals import macro_of, mean_of
 from downscale.evaluate.rescore import judged, read_rows, summary, table
 
@@ -106,6 +107,27 @@ def test_a_wrong_row_is_named_by_its_number(tmp_path, capsys, value, told):
     fails(lambda: read_rows(path), 'x.json', told)
     assert main(['rescore', str(path)]) == 1
     assert capsys.readouterr().err.count('\n') == 1
+
+
+def test_a_scorer_that_was_asked_for_and_judges_nothing_is_told(tmp_path, capsys):
+    path = written(tmp_path / 'x.json', [{'text': 'red', 'gold': ['red', 'crimson']}])
+    *_, last = printed(capsys, path, '--scorers', 'vqa', 'exact-2').splitlines()
+    assert last == ('vqa judges no row: vqa counts the answers of 10 people, and here are 2; of '
+                    'accepted spellings exact-2 takes each')
+    assert 'judges no row' not in printed(capsys, path, '--scorers', 'exact-1', 'exact-2')
+
+
+@pytest.mark.parametrize('form', files.FORMS)
+def test_every_form_of_rows_is_read(tmp_path, form):
+    path, row = tmp_path / f'x{form}', {'text': 'It is red.', 'gold': 'red'}
+    mark = {'.csv': ',', '.tsv': '\t'}.get(form)
+    path.write_text(f'text{mark}gold\nIt is red.{mark}red\n' if mark else json.dumps(row))
+    if form == '.json':
+        path.write_text(json.dumps([row]))
+    (found,), notes = read_rows(path)
+    assert (found.text, found.gold, notes) == ('It is red.', 'red', [])
+    fails(lambda: read_rows(path.rename(tmp_path / 'x.parquet')),
+          f'replies are in {", ".join(files.FORMS)} files')
 
 
 def test_what_cannot_be_scored_is_refused(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from downscale.evaluate import scorers
-from downscale.evaluate.named import SCORERS, Target, verdicts
+from downscale.evaluate.named import SCORERS, Target, unfit, verdicts
 
 FIXTURE = json.loads((Path(__file__).parent / 'data' / 'mcq_scorers.json').read_text())
 NAMES = ('lmms_v04', 'ref_stage2', 'lmms_v07_letter', 'vlmevalkit', 'vmcbench')
@@ -92,6 +92,25 @@ def test_long_and_odd_texts_are_judged_in_time_and_by_every_scorer():
     for text in LONG:
         for answers in (('A',), ('red',), ('yes',), ('x', 'y', 'z'), ('[0, 0, 1, 1]',)):
             assert verdicts(text, Target(answers, OPTIONS))
+
+
+@pytest.mark.parametrize('count', [2, 3, 9, 11])
+def test_an_accepted_spelling_is_right_under_every_scorer_that_takes_lists(count):
+    target = Target(tuple(f'crimson{k}' for k in range(count)))
+    for answer in target.answers:
+        found = verdicts(answer, target)
+        assert set(found) == {'exact-2', 'exact-1'}
+        assert all(verdict.score == 1.0 for verdict in found.values())
+    assert unfit('vqa', target) == (f'vqa counts the answers of 10 people, and here are {count}; '
+                                    'of accepted spellings exact-2 takes each')
+
+
+def test_ten_answers_are_votes():
+    target = Target(('red',) * 2 + ('blue',) * 8)
+    for name in ('vqa', 'vqav2', 'vqav2_v04'):
+        assert not unfit(name, target)
+        assert verdicts('red', target)[name].score == pytest.approx((8 * 2 / 3 + 2 / 3) / 10)
+        assert verdicts('blue', target)[name].score == 1.0
 
 
 def test_a_verdict_depends_on_the_text_alone():

@@ -8,6 +8,8 @@ import pytest
 from fake_study import fake_study
 
 from downscale import cli
+from downscale.analysis import probe
+from downscale.analysis.tables import load_study
 from downscale.evaluate.items import write_items
 from downscale.places import read_json, write_json
 
@@ -70,9 +72,11 @@ def test_items_and_hashes_that_do_not_pair_are_errors(capsys, study):
 @pytest.mark.parametrize(('change', 'message'), [
     (lambda meta: {**meta, 'runs': meta['runs'] + meta['runs'][:1]}, 'run_ids are given twice'),
     (lambda meta: {**meta, 'runs': [{'run_id': 'x'}]},
-     "1 runs lack facts, first run 'x': field 'size' is missing"),
+     "1 runs are wrong, first run 'x': missing key 'size', 'seed', 'n_total'"),
     (lambda meta: {**meta, 'data': {'baselines': {'color': 0}}}, "of 'color' is 0, not a JSON"),
     (lambda meta: {**meta, 'data': {'baselines': {'color': {'majority': 2}}}}, "'majority' is 2"),
+    (lambda meta: {**meta, 'data': 3}, 'data = 3 must be of type dict'),
+    (lambda meta: {**meta, 'stages': {'a': 'text'}}, "stages.a must be a list, not 'text'"),
     (lambda meta: {'name': 'x'}, "field 'runs' is None, not a list of runs"),
     (lambda meta: {**meta, 'runs': meta['runs'][1:]}, '1 runs are not in study.json'),
     (lambda meta: {**meta, 'claims': [{'id': 'a', 'text': '', 'contrast': 'drop'}]},
@@ -81,6 +85,22 @@ def test_a_study_file_that_is_wrong_is_an_error(capsys, study, change, message):
     write_json(study / 'study.json', change(read_json(study / 'study.json')))
     code, errors, _ = validate(capsys, study)
     assert code == 2 and len(errors) == 1 and message in errors[0]
+
+
+@pytest.mark.parametrize('change', [
+    lambda meta: {**meta, 'runs': meta['runs'] * 2},
+    lambda meta: {**meta, 'runs': [{'run_id': 'x'}] * 3},
+    lambda meta: {**meta, 'data': {'baselines': {'color': {'majority': 2}}}},
+    lambda meta: {**meta, 'stages': {'w16d2-s0': 'text'}}, lambda meta: {**meta, 'newer': 1},
+    lambda meta: {'name': 'x'}, lambda meta: [meta]])
+def test_probe_refuses_a_study_file_as_the_analysis_does(study, tmp_path, change):
+    write_json(tmp_path / 'study.json', change(read_json(study / 'study.json')))
+    lines = []
+    for opened in (probe.probe_study, load_study):
+        with pytest.raises(ValueError, match='study.json') as caught:
+            opened(tmp_path)
+        lines.append(str(caught.value))
+    assert lines[0] == lines[1] and '\n' not in lines[0] and len(lines[0]) <= 300
 
 
 def test_failed_runs_and_bad_endings_are_notes(capsys, tmp_path):

@@ -4,12 +4,9 @@ import math
 
 from downscale.evaluate.items import TableError, one_line
 from downscale.strict import from_dict
-from downscale.study_json import StudyFile
+from downscale.study_json import RunRow, StudyFile
 
 NUMBER = (int, float)
-RUN_FIELDS = {'run_id': str, 'size': str, 'seed': int, 'n_total': NUMBER, 'n_nonembed': NUMBER,
-              'n_vision': NUMBER}
-STUDY_FIELDS = {'stages': dict, 'data': dict, 'budgets': dict}   # a study may lack any of them
 
 
 def read_object(path):
@@ -74,6 +71,16 @@ def short(path):
     return text if len(text) <= 120 else '...' + text[-117:]
 
 
+def read_study(root):
+    """The content of `root`/study.json; `TableError` in one line where it is missing or wrong."""
+    meta = read_object(root / 'study.json')
+    if meta is None:
+        raise TableError(f'{root}: no study.json, so this is no study folder')
+    for error in study_errors(root / 'study.json', meta):
+        raise TableError(error)
+    return meta
+
+
 def study_errors(path, meta):
     """What is wrong with the content of a `study.json`, as lines."""
     runs, where = meta.get('runs'), short(path)
@@ -82,31 +89,24 @@ def study_errors(path, meta):
         return
     faults = list(filter(None, (_fault(run, place) for place, run in enumerate(runs))))
     if faults:
-        yield f'{where}: {len(faults)} runs lack facts, first {faults[0]}'
+        yield f'{where}: {len(faults)} runs are wrong, first {faults[0]}'
     names = [str(run['run_id']) for run in runs if isinstance(run, dict) and 'run_id' in run]
     again = sorted({name for name in names if names.count(name) > 1})
     if again:
         yield f'{where}: {len(again)} run_ids are given twice, first {shown(again[0])}'
-    for name, kind in STUDY_FIELDS.items():
-        if not isinstance(meta.get(name, {}), kind):
-            yield f'{where}: field {name!r} is {shown(meta[name])}, not a JSON object'
-            return
-    for run, stages in meta.get('stages', {}).items():
-        if not isinstance(stages, list) or not all(isinstance(stage, str) for stage in stages):
-            yield f'{where}: stages of {shown(run)} are {shown(stages)}, not a list of names'
-    yield from _baseline_errors(meta.get('data', {}).get('baselines', {}), where)
-    if not faults:
-        try:
-            from_dict(StudyFile, meta, where)
-        except ValueError as error:  # a key of a newer version, or another type
-            yield str(error)
+    try:
+        rest = from_dict(StudyFile, {**meta, 'runs': []}, where)
+    except ValueError as error:  # a key of a newer version, or another type
+        yield str(error)
+    else:
+        yield from _baseline_errors(rest.data.get('baselines', {}), where)
 
 
 def _fault(run, place):
+    name = run.get('run_id', place) if isinstance(run, dict) else place
     try:
-        check(run, RUN_FIELDS, f'run {shown(run.get("run_id", place))}'
-              if isinstance(run, dict) else f'run {place}')
-    except TableError as error:
+        from_dict(RunRow, run, f'run {shown(name)}')
+    except ValueError as error:
         return str(error)
     return None
 

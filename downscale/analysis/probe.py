@@ -18,6 +18,7 @@ from downscale import stages
 from downscale.analysis import stats
 from downscale.analysis.attentive import attend_read
 from downscale.analysis.cka import cka, knn_overlap
+from downscale.analysis.files import read_study
 from downscale.analysis.passes import DEPTHS, Looker
 from downscale.analysis.probe_tables import (
     NO_DEPTH,
@@ -34,7 +35,6 @@ from downscale.evaluate.fingerprint import fingerprint
 from downscale.evaluate.items import read_items
 from downscale.evaluate.run import test_items
 from downscale.places import place, read_json, write_bytes, write_json
-from downscale.study_json import read_study
 
 JOINT = ('interleave', 'instruct')  # the stages that answer with the picture, the later one first
 MOST_DIMENSIONS, MOST_BANDS = 256, 4
@@ -106,7 +106,7 @@ def probe_study(study, pictures=256, bootstraps=2000, seed=0,
     Finished runs of the same weights, data and plan are left alone. ValueError when no run of the
     study can be probed.
     """
-    meta = read_study(study)
+    meta = read_study(place(study))
     cells, notes = probed_cells(study, meta)
     if not cells:
         raise ValueError(f'{study}: nothing to probe: {"; ".join(notes) or "no runs"}')

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from downscale.analysis.files import read_lines, read_object, short, shown, study_errors
+from downscale.analysis.files import read_lines, read_study, short, shown
 from downscale.analysis.throughput import read_throughput
 from downscale.curves import doubts
 from downscale.evaluate.items import (
@@ -104,11 +104,7 @@ def _columns(table, schema):
 def load_study(directory):
     """The whole study folder is read and checked; unfinished runs are listed, never dropped."""
     root = Path(directory)
-    meta = read_object(root / 'study.json')
-    if meta is None:
-        raise TableError(f'{root}: no study.json, so this is no study folder')
-    for error in study_errors(root / 'study.json', meta):
-        raise TableError(error)
+    meta = read_study(root)
     newer = Counter()   # columns that a newer version writes, with the number of tables
     items = [read_items(path, newer) for path in sorted(root.glob('evaluations/*/items.parquet'))]
     texts = [read_texts(path, newer) for path in sorted(root.glob('evaluations/*/texts.parquet'))]

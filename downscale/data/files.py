@@ -24,8 +24,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from downscale.streams import LONGEST_ERROR, printable
+
 FORMS = ('.json', '.jsonl', '.ndjson', '.csv', '.tsv')
-LONGEST_ERROR = 300
 LONGEST_CELL = 1 << 26  # characters of one cell of a sheet; pictures as base64 are long
 DEEPEST = 64  # levels of a row: code that walks through a row must not run out of stack
 # What stands beside the one list of a published file, about the file and no row.
@@ -60,12 +61,8 @@ class BadRow:
 
 def shown(value, most=60):
     """`value` as it may stand in a message: one line of at most `most` characters."""
-    text = _printable(str(value)[:most + 1])
+    text = printable(str(value)[:most + 1])
     return text if len(text) <= most else f'{text[:most - 3]}...'
-
-
-def _printable(text):
-    return ''.join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def fault(path, cause):
@@ -76,7 +73,7 @@ def fault(path, cause):
 
 def _short_path(path):
     """The end of a long path: the name of the file stands there."""
-    text = _printable(str(path))
+    text = printable(str(path))
     return text if len(text) <= 80 else f'...{text[-77:]}'
 
 

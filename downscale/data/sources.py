@@ -37,13 +37,13 @@ _TOKENS = re.compile('|'.join(map(re.escape, (*CHAT_TOKENS, *MARKS))))
 class Source:
     """Where a published set lies below the root of all data, and how much of it is taken.
 
-    `path` is a .json, .jsonl, .csv, .tsv or .parquet file, a folder of Parquet files or one with a
-    metadata file, or (`tfds`) a prepared TFDS folder; `images` is the folder of its pictures.
-    `take` rows are chosen by `seed` (None: all), of those only that name one of the sets `only` in
-    `data_source` or `metadata.dataset` (empty: all); each is seen `epochs` times an epoch of the
-    mixture. `ask` is what is asked where a row holds a caption only. `ignore` are columns that are
-    left out though they may matter; `text_rows` says that rows without a picture are meant to be so
-    though others show one. `licence` and `obtain` are notes for people.
+    `path` is a .json, .jsonl, .ndjson, .csv, .tsv or .parquet file, a folder of Parquet files or
+    one with a metadata file, or (`tfds`) a prepared TFDS folder; `images` is the folder of its
+    pictures. `take` rows are chosen by `seed` (None: all), of those only that name one of the sets
+    `only` in `data_source` or `metadata.dataset` (empty: all); each is seen `epochs` times an epoch
+    of the mixture. `ask` is what is asked where a row holds a caption only. `ignore` are columns
+    that are left out though they may matter; `text_rows` says that rows without a picture are meant
+    to be so though others show one. `licence` and `obtain` are notes for people.
     """
     name: str
     path: str

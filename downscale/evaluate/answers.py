@@ -79,10 +79,15 @@ def following(items):
 
 def prompt_of(encoder, text, pngs=(), thinking=None):
     """The `Prompt` of one user turn, its pictures in front, the reply begun as `thinking` says."""
-    mark = pictures(len(pngs)) + encoder.chat.after_pictures if pngs else ''
     placed, tiles = encoder.layout.cut(pngs)
-    arrays = encoder.encode([Turn('user', mark + text, False)], True, thinking, placed)
+    arrays = encoder.encode([asked_turn(encoder, text, len(pngs))], True, thinking, placed)
     return Prompt(arrays['tokens'], arrays['image_index'], tiles, arrays.get('image_weight'))
+
+
+def asked_turn(encoder, text, count):
+    """The user turn that asks `text` behind the marks of `count` pictures."""
+    mark = pictures(count) + encoder.chat.after_pictures if count else ''
+    return Turn('user', mark + text, False)
 
 
 def write(engine, requests, total, report=lambda done, total: None):

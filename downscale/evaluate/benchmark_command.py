@@ -13,7 +13,9 @@ def add_benchmark_arguments(sub):
     sub.add_argument('--on', metavar='NAME', help='the benchmark (see --list)')
     sub.add_argument('--list', action='store_true', help='name every benchmark, its scorers and '
                      'where its data comes from')
-    sub.add_argument('--data', type=local_path, help='its file or folder, as published')
+    sub.add_argument('--data', type=local_path, help='its file or folder in the form and with the '
+                     'columns that its source in --list publishes: Parquet, TSV, JSON or CSV; own '
+                     'questions are for extract-think')
     sub.add_argument('--images', type=local_path, metavar='FOLDER',
                      help='where picture files lie that '
                      'the data names (default: beside it)')

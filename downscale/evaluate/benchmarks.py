@@ -17,7 +17,7 @@ from downscale.evaluate import benchmark_files as files
 from downscale.evaluate.answers import hash_of
 from downscale.evaluate.asked import Asked, Questions, digest
 from downscale.evaluate.benchmark_files import entry
-from downscale.evaluate.named import DEFAULT, LETTERS, SCORERS, Target, applying
+from downscale.evaluate.named import DEFAULT, LETTERS, SCORERS, Target, unfit
 from downscale.strict import unknown
 
 OPTION = "Answer with the option's letter from the given choices directly"
@@ -86,11 +86,11 @@ def questions_of(benchmark, path, images=None, limit=None, scorer=''):
     headline = scorer or benchmark.scorers[0]
     if headline not in SCORERS:
         raise ValueError(unknown('scorer', headline, list(SCORERS)))
-    odd = [one for one in asked if one.target and not applying(one.target, [headline])]
+    odd = [one for one in asked if one.target and unfit(headline, one.target)]
     if odd:
-        raise ValueError(f'{path}: {headline} cannot judge {len(odd)} of {len(names)} answers '
-                         f'(first {odd[0].id!r}: {odd[0].answer!r}); is this the file of '
-                         f'{benchmark.name}?')
+        raise ValueError(f'{path}: {len(odd)} of {len(names)} answers do not fit {benchmark.name} '
+                         f'(first {odd[0].id!r}: {unfit(headline, odd[0].target)}); is this its '
+                         'file?')
     if gone:
         raise FileNotFoundError(f'{path}: {len(gone)} of {len(names)} questions lack a picture '
                                 f'(first {gone[0]!r}); give the folder of the pictures with '

@@ -9,9 +9,13 @@ def add_arguments(sub):
     sub.add_argument('--perception', help='run folders of models that describe pictures', **runs)
     sub.add_argument('--reasoner', help='run folders of models that answer from texts', **runs)
     sub.add_argument('--data', type=local_path, required=True,
-                     help='folder of a study, or .jsonl file of questions with "id", "question", '
-                     '"images" (paths beside the file) and, if known, "answer", "information", '
-                     '"family"')
+                     help='folder of a study, or file of own questions (.json, .jsonl, .ndjson, '
+                     '.csv, .tsv, .parquet), a row each: "id", "question", "images" (or "image", '
+                     '"image_1", ...: paths beside the file, bytes or base64; [] for none) and, if '
+                     'known, "answer" or "answers" (a text, a whole number, a list of accepted '
+                     'texts, a box of four numbers, or with "options", "choices" or columns A, B, '
+                     '... one of them by letter, text or number from 0), "information" (what to '
+                     'look at), "family", "scorer". Any other column is refused')
     sub.add_argument('--out', type=new_folder, required=True, help='folder of the results')
     sub.add_argument('--split', default='test', help='split of a study (default: test)')
     sub.add_argument('--limit', type=int, metavar='N', help='only the first N questions')

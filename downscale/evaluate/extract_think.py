@@ -16,8 +16,9 @@ from downscale.evaluate.answers import answer_in, hash_of, prompt_of
 from downscale.evaluate.asked import Asked, Questions
 from downscale.evaluate.plan import Plan
 from downscale.evaluate.prompts import Prompts
+from downscale.evaluate.room import Demand, check_room, check_thinks, prompt_length
 from downscale.evaluate.run_settings import begin, sample_of
-from downscale.evaluate.runs import Run, open_engine
+from downscale.evaluate.runs import Run, open_encoder, open_engine
 from downscale.evaluate.samples import Samples, join, key_of
 from downscale.generate.engine import Decoding, Request
 from downscale.places import read_json, write_json
@@ -76,8 +77,9 @@ class Chain:
     def run(self):
         """All of it: own rows, then, on process 0, files and summary. Returns the summary's cells.
 
-        ValueError naming what differs when `out` was begun with other settings, and where an
-        extraction has nothing to look at. Other processes return None.
+        ValueError naming what differs when `out` was begun with other settings, where an extraction
+        has nothing to look at, and where a context cannot hold what may be asked: before any row is
+        written. Other processes return None.
         """
         if self.plan.describe == 'extract' and self.informer is None and self.perceptions:
             lacking = [asked for asked in self.questions.asked if not asked.information]
@@ -86,29 +88,27 @@ class Chain:
                     f'{len(lacking)} of {len(self.questions.asked)} questions do not say what to '
                     f'look at (first {lacking[0].id!r}); give --information or --informer, or '
                     '--describe caption')
+        self._all(self.questions.asked, self._weigh)
         begin(self.out, self.settings(), alone=self.processes == 1)
-        mine = self._mine()
-        looked = self._inform(mine, self._generate)
-        told = {run.name: self._describe(run, mine, looked, self._generate)
-                for run in self.perceptions}
-        for run in self.reasoners:
-            self._answer(run, mine, told, self._generate)
-        for run in self.sighted:
-            self._see(run, mine, self._generate)
+        self._all(self._mine(), self._generate)
         if self.process:
             return None
-        every = self.questions.asked
-        looked = self._inform(every, self._finish)
-        told = {run.name: self._describe(run, every, looked, self._finish)
-                for run in self.perceptions}
-        for run in self.reasoners:
-            self._answer(run, every, told, self._finish)
-        for run in self.sighted:
-            self._see(run, every, self._finish)
+        told = self._all(self.questions.asked, self._finish)
         found = cells.summary(self, told)
         write_json(self.out / 'summary.json', {'settings': hash_of(self.settings()),
                                                'scorer': self.questions.scorer, 'cells': found})
         return found
+
+    def _all(self, every, handle):
+        """{perception: {doc_id: record}} of the descriptions, after `handle` saw to the jobs of
+        every model: (run, [(file, jobs)], decoding) -> [{doc_id: record}]."""
+        looked = self._inform(every, handle)
+        told = {run.name: self._describe(run, every, looked, handle) for run in self.perceptions}
+        for run in self.reasoners:
+            self._answer(run, every, told, handle)
+        for run in self.sighted:
+            self._see(run, every, handle)
+        return told
 
     def settings(self):
         """Everything that decides the files, as JSON; slots and processes do not."""
@@ -207,7 +207,37 @@ class Chain:
             'prompts': self.prompts.hash, 'generation': generation})
         return Job(record, asked, text, shown, thinking, think, limit, sample)
 
-    # --- generating and finishing ---
+    # --- weighing, generating and finishing ---
+
+    def _weigh(self, run, stages, decoding):
+        """Every job of several files fits the context of its model; texts to come are empty."""
+        encoder, demands = open_encoder(run.folder), {}
+        for job in (job for _, jobs in stages for job in jobs):
+            if job.think is not None:
+                check_thinks(run.name, encoder)
+            asked = dataclasses.replace(job, sample=0).content  # repeats are as long
+            if encoder.context and asked not in demands:
+                pngs = self.questions.images(job.asked) if job.shown else ()
+                demands[asked] = Demand(
+                    id=job.asked.id, parts=self._parts(job),
+                    prompt=prompt_length(encoder, job.text, pngs, job.thinking))
+        if demands:
+            check_room(run.name, encoder, list(demands.values()))
+        return [{job.asked.doc_id: {'filtered_resps': [''], 'key': ''} for job in jobs}
+                for _, jobs in stages]
+
+    def _parts(self, job):
+        """What comes to the prompt of a job: texts of other models, thought and reply."""
+        task, longest, parts = job.record['task'], self.plan.describe_tokens, []
+        if 'description' in job.record:
+            parts.append(('description', 'describe', longest))
+        if task == 'describe-extract' and self.informer:
+            parts.append(('information', 'describe', longest))
+        if job.think is not None:
+            parts.append(('thought', 'think', job.think + 2))  # its marks
+        parts.append(('answer', 'answer', job.limit) if task.startswith('answer')
+                     else ('reply', 'describe', job.limit))
+        return tuple(parts)
 
     def _generate(self, run, stages, decoding):
         """The own rows of several files are there; only missing ones are generated."""

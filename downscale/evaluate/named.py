@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from downscale.data.files import shown
 from downscale.evaluate import boxes, scorers, vqa, words
 from downscale.evaluate.choices import LETTERS, Options
 from downscale.evaluate.reading import (
@@ -21,12 +22,14 @@ from downscale.evaluate.reading import (
 from downscale.evaluate.statements import behind_thought, same_answer, short_answer
 
 DEFAULT = 'exact-2'  # the rule of data that names no other
+PEOPLE = 10  # who answered each question of VQA, TextVQA and VizWiz; their rules count these votes
 SAME = 1e-6  # scores as far apart are equal: ROUGE-L of two equal texts is 1 - 5e-9
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is right: one answer or those of several people, and what some rules ask for.
+    """What is right: one answer, several of which each is accepted (of `PEOPLE`, those that each of
+    so many people gave), and what some rules ask for.
 
     `choices` are (letter, text) pairs; `share` is how many people took B of A and B; a `free`
     answer is a description, which no reply will equal. `size` is the width and height in pixels of
@@ -79,14 +82,15 @@ class Target:
 
     @property
     def forms(self):
-        """What the answers can be taken for: letter, box, people, share, yes, text or free."""
+        """What the answers can be taken for: letter, box, several, people, share, yes, text, free.
+        """
         gold = self.gold.strip()
         if self.free:
             return {'free'}
         if self.share is not None:
             return {'share', 'letter'}
         if len(self.answers) > 1:
-            return {'people'}
+            return {'several', 'people'} if len(self.answers) == PEOPLE else {'several'}
         if self.bare:  # without options a letter may be what was read
             return {'letter'} if self.choices else {'letter', 'text'}
         if _is_box(gold):
@@ -232,7 +236,7 @@ def _preferred(text, target):
 
 
 SCORERS = {scorer.name: scorer for scorer in (
-    Scorer(DEFAULT, 'downscale 2', ('letter', 'text', 'people', 'box'), _exact, whole=True),
+    Scorer(DEFAULT, 'downscale 2', ('letter', 'text', 'several', 'box'), _exact, whole=True),
     Scorer('lmms_v04', 'lmms-eval 0.4, MMStar', ('letter',), _accepting(scorers.lmms_v04)),
     Scorer('ref_stage2', 'arXiv 2511.17487, second stage', ('letter',),
            _accepting(scorers.ref_stage2)),
@@ -268,7 +272,7 @@ SCORERS = {scorer.name: scorer for scorer in (
     Scorer('coin', 'CoIN, Grounding, its parsing mended', ('box',), _box(boxes.coin)),
     Scorer('coin_compat', 'CoIN, Grounding as published', ('box',), _box(boxes.coin_compat)),
     Scorer('refcoco', 'lmms-eval 0.4, RefCOCO ACC@0.5', ('box',), _box(boxes.refcoco)),
-    Scorer('exact-1', 'downscale 1', ('letter', 'text', 'people'), _own),
+    Scorer('exact-1', 'downscale 1', ('letter', 'text', 'several'), _own),
 )}
 
 
@@ -276,6 +280,18 @@ def applying(target, names=None):
     """The `Scorer`s that can judge replies to `target`, of all or of `names`, in that order."""
     forms = target.forms
     return [SCORERS[name] for name in names or SCORERS if forms.intersection(SCORERS[name].forms)]
+
+
+def unfit(name, target):
+    """Why the scorer `name` cannot judge `target`, and which can; '' where it can."""
+    if applying(target, [name]):
+        return ''
+    count = len(target.answers)
+    if 'people' in SCORERS[name].forms and count > 1:
+        return (f'{name} counts the answers of {PEOPLE} people, and here are {count}; of accepted '
+                f'spellings {DEFAULT} takes each')
+    return (f'{name} cannot judge the answer {shown(repr(target.gold))}; these can: '
+            f'{", ".join(scorer.name for scorer in applying(target))}')
 
 
 def verdicts(text, target, names=None, stored=False, marked=False, behind=False):

@@ -4,9 +4,10 @@ A row is {"id", "question", "images", "answer"?, "options"?, "information"?, "fa
 `images` are paths, {bytes, path}, base64 or `data:` texts, and [] where there are none (a set
 without pictures needs no such key); columns of pictures and of options may have the other names
 that `data build` knows (`columns.py`). `answer` is a text, a whole number, a list of accepted
-texts, a box of four numbers or, with options, a letter, the text of one or its number from 0. Every
-key is known or refused with the nearest one; an empty cell is as good as no key. Pictures are read
-when they are shown, not before.
+texts, a box of four numbers or, with options, a letter, the text of one or its number from 0. The
+scorers that count votes (vqa, vqav2) want the answers of ten people as that list and are refused
+for any other. Every key is known or refused with the nearest one; an empty cell is as good as no
+key. Pictures are read when they are shown, not before.
 """
 import json
 import re
@@ -24,7 +25,7 @@ from downscale.data.columns import Rejected
 from downscale.data.files import fault, shown
 from downscale.data.records import Turn
 from downscale.data.sources import check_texts, picture_of
-from downscale.evaluate.named import SCORERS, Target, applying
+from downscale.evaluate.named import SCORERS, Target, unfit
 from downscale.strict import unknown
 
 SUFFIXES = (*files.FORMS, '.parquet')
@@ -210,8 +211,6 @@ def _scorer(name, target):
     if name not in SCORERS:
         raise Rejected('unknown scorer', unknown('scorer', name, list(SCORERS)
                                                  ).removeprefix('unknown scorer '))
-    if not applying(target, [name]):
-        fitting = [scorer.name for scorer in applying(target)]
-        raise Rejected('unknown scorer', f'{name} cannot judge the answer {_short(target.gold)}; '
-                       f'these can: {", ".join(fitting)}')
+    if unfit(name, target):
+        raise Rejected('other scorer', unfit(name, target))
     return name

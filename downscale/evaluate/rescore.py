@@ -1,8 +1,8 @@
 """Stored replies judged again by every named scorer, without generating anything.
 
-The file is a list of {"text", "gold"} or a samples file, ours or one of lm-eval or lmms-eval, as
-JSON or JSON lines; several filters of the same replies are scored each by itself. The text of a
-list is what a scorer is given; a samples file holds what a harness stored, so that each scorer
+The file is a list of {"text", "gold"} or a samples file, ours or one of lm-eval or lmms-eval, in
+any form of `data/files.py`; several filters of the same replies are scored each by itself. The text
+of a list is what a scorer is given; a samples file holds what a harness stored, so that each scorer
 first gets what its own harness would strip (a closed thought, in lmms-eval 0.7). Our samples hold
 the reply behind its thought: a thought that never closed is an empty reply.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from downscale.data import files
 from downscale.data.files import fault, shown
 from downscale.evaluate.intervals import macro_of, mean_of
-from downscale.evaluate.named import DEFAULT, SCORERS, Target, disagree, verdicts
+from downscale.evaluate.named import DEFAULT, SCORERS, Target, disagree, unfit, verdicts
 from downscale.evaluate.sample_files import (
     distinct,
     is_ours,
@@ -66,7 +66,7 @@ def read_rows(path):
     if not path.is_file():
         raise FileNotFoundError(f'no file of replies {path}' + ' but a folder' * path.is_dir())
     if path.suffix not in files.FORMS:
-        raise fault(path, 'replies are in .json or .jsonl files')
+        raise fault(path, f'replies are in {", ".join(files.FORMS)} files')
     rows = opened(path)
     if rows and 'doc_id' not in rows[0][1] and ('gold' in rows[0][1] or path.suffix == '.json'):
         return [_of_list(value, f'{path}, {where}', where) for where, value in rows], []
@@ -188,7 +188,7 @@ def judged(rows, names=None):
              for row in rows]
     if rows and not any(found):
         raise ValueError(f'{", ".join(names)}: made for other answers than those of this file '
-                         f'(first: {shown(json.dumps(rows[0].gold))})')
+                         f'(first: {unfit(names[0], rows[0].target)})')
     return found
 
 

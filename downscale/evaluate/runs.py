@@ -78,6 +78,11 @@ def open_engine(folder, slots):
     """The engine of a run folder, over the devices of this process."""
     devices = jax.local_devices()
     grid = mesh(devices=devices) if len(devices) > 1 else None
-    model, params, _, experiment = load(folder, grid)
-    encoder = encoder_of(folder, experiment, folder.name)
-    return Engine(model, params if grid else jax.device_put(params), encoder, slots, grid)
+    model, params, _, _ = load(folder, grid)
+    return Engine(model, params if grid else jax.device_put(params), open_encoder(folder), slots,
+                  grid)
+
+
+def open_encoder(folder):
+    """The `Encoder` of a run folder, without its model."""
+    return encoder_of(folder, experiments.load(folder), folder.name)

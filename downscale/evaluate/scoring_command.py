@@ -7,13 +7,17 @@ from downscale.parsing import local_path
 def add_rescore_arguments(sub):
     """`sub` (an argparse parser) takes what `rescore_lines` reads."""
     sub.add_argument('file', type=local_path,
-                     help='JSON list of {"text", "gold"}, or a samples file '
-                     '(.jsonl) of downscale or lmms-eval. A row of a list may have "choices" '
-                     '({letter: text}; without them those of the published comparison of scorers: '
-                     'A one cat, B two dogs, C three birds, D no animals), "share" (of people who '
-                     'took B) and "cluster"; gold is a text, a list of texts of several people, or '
-                     'a box of four numbers. The text of a list is scored as it stands; of a '
-                     'samples file a scorer gets what its harness leaves of it')
+                     help='list of {"text", "gold"}, or a samples file of downscale, lm-eval or '
+                     'lmms-eval; as .json, .jsonl, .ndjson, .csv or .tsv. gold is a text, a list '
+                     'of accepted texts (of ten: the votes of ten people) or a box of four '
+                     'numbers. A row of a list may have "choices" ({letter: text}; without them '
+                     'those of the published comparison of scorers: A one cat, B two dogs, C three '
+                     'birds, D no animals), "share" (of people who took B), "cluster", "family", '
+                     '"filter", and "width" and "height" of the picture of a box. Each filter of a '
+                     'samples file is scored by itself, several replies to a question (repeats) '
+                     'count as one with their mean score, and a record that stands again counts '
+                     'once. The text of a list is scored as it stands; of a samples file a scorer '
+                     'gets what its harness leaves of it')
     sub.add_argument('--json', action='store_true', help='one JSON list, a row each with every '
                      "scorer's own value")
     sub.add_argument('--scorers', nargs='+', metavar='NAME', help='only these (default: all that '
@@ -22,11 +26,13 @@ def add_rescore_arguments(sub):
 
 def rescore_lines(args):
     """The lines that `downscale rescore` prints."""
-    from downscale.evaluate import rescore
+    from downscale.evaluate import named, rescore
     rows, notes = rescore.read_rows(args.file)
     if not rows and (notes or not args.json):
         raise ValueError(f'{args.file} holds no row with a right answer')
     found = rescore.judged(rows, args.scorers)
+    idle = [name for name in args.scorers or () if not any(name in judged for judged in found)]
+    notes += [f'{name} judges no row: {named.unfit(name, rows[0].target)}' for name in idle]
     if args.json:
         return [json.dumps(rescore.as_json(rows, found))]
     printed = []

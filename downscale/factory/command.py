@@ -10,9 +10,11 @@ EXAMPLE = ('downscale data extract --from train.json --images pictures --to runs
 def add_arguments(sub):
     """`sub` (an argparse parser) takes what `run` reads."""
     sub.add_argument('--from', dest='source', type=local_path, required=True, metavar='FILE',
-                     help='questions with answers about pictures, in any form of data build: '
-                     '.json, .jsonl, .csv or .tsv; or the folder of a study or data set of scenes, '
-                     'which is laid out in DIR-source')
+                     help='questions with answers about pictures (.json, .jsonl, .ndjson, .csv or '
+                     '.tsv), a row each as data build reads them: "conversations", "messages", '
+                     '"texts", or "question" with "answer" or "answers" and perhaps "options" or '
+                     '"choices"; "image" is the path of its one picture. Or the folder of a study '
+                     'or data set of scenes, which is laid out in DIR-source')
     sub.add_argument('--images', type=local_path, metavar='ROOT', help='folder that the paths of '
                      'pictures start from (default: that of FILE)')
     sub.add_argument('--to', type=new_folder, required=True, metavar='DIR',

@@ -1,0 +1,65 @@
+"""Whether what a chain will ask fits the contexts of its models, before the first token.
+
+A text that is still to be written counts with as many tokens as it may have. Its reader may cut it
+into others, so the engine looks again at each prompt once it is whole.
+"""
+import math
+from dataclasses import dataclass
+
+from downscale.data.chat import render
+from downscale.data.files import shown
+from downscale.data.measure import picture_cost, picture_size
+from downscale.data.records import IMAGE, THINK
+from downscale.evaluate.answers import asked_turn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """What one reply may take: tokens of its prompt as far as it is known, and of the `parts` that
+    come to it, each (what it is, 'describe', 'think' or 'answer', which limits it, most tokens)."""
+    id: str
+    prompt: int
+    parts: tuple[tuple[str, str, int], ...]
+
+    @property
+    def tokens(self):
+        """The tokens of all of it."""
+        return self.prompt + sum(most for _, _, most in self.parts)
+
+
+def prompt_length(encoder, text, pngs=(), thinking=None):
+    """The tokens of the `Prompt` that `prompt_of` makes, off the headers of the pictures."""
+    sizes = [picture_size(png) for png in pngs]
+    tokens = sum(picture_cost(width, height, encoder.layout, len(sizes) == 1)[0]
+                 for width, height in sizes)
+    for piece, _ in render(encoder.chat, [asked_turn(encoder, text, len(sizes))], True, thinking):
+        tokens += sum(len(encoder.ids(part)) for part in piece.split(IMAGE))
+    return tokens
+
+
+def check_room(name, encoder, demands):
+    """ValueError in one line where the context of model `name` cannot hold every demand."""
+    most = max(demands, key=lambda demand: demand.tokens)
+    beyond = most.tokens - encoder.context
+    if beyond <= 0:
+        return
+    count = sum(demand.tokens > encoder.context for demand in demands)
+    sums = ' + '.join(f'{tokens} of {what}' for what, _, tokens in most.parts)
+    *options, last = dict.fromkeys(f'--{option}-' for _, option, _ in most.parts)
+    if beyond > sum(tokens - 2 for _, _, tokens in most.parts):
+        way = 'shorten the question, or take a model of a longer context'
+    elif options:
+        way = f'lower {", ".join(options)} or {last}tokens by {beyond} in all'
+    else:
+        way = f'lower {last}tokens by {math.ceil(beyond / len(most.parts))}'
+    raise ValueError(
+        f'{shown(name, 30)} holds {encoder.context} tokens (max_position_embeddings); {count} of '
+        f'{len(demands)} prompts may need more, {shown(most.id, 20)!r} {most.tokens} '
+        f'({most.prompt} of prompt + {sums}); {way}')
+
+
+def check_thinks(name, encoder):
+    """ValueError in one line where the tokenizer of model `name` has no marks of a thought."""
+    if min(encoder.thought[:2]) < 0:
+        raise ValueError(f'{shown(name, 40)} is to think, but its tokenizer has no '
+                         f'{" and ".join(THINK)}; give --reason direct')
