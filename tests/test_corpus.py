@@ -46,7 +46,7 @@ def corpus(tmp_path_factory):
     return Corpus(root / 'built')
 
 
-def sampler(corpus, batch=4, length=160, tiles=24, **recipe):
+def sampler_of(corpus, batch=4, length=160, tiles=24, **recipe):
     return CorpusSampler(corpus, small.encoder(ANYRES, 'chatml'), Recipe('instruct', **recipe),
                          Shape(batch, length, tiles))
 
@@ -91,7 +91,7 @@ def test_a_listed_mixture_goes_through_its_sources_in_turn():
 
 
 def test_the_stream_realises_the_plan_epoch_for_epoch(corpus):
-    made = sampler(corpus)
+    made = sampler_of(corpus)
     sequence, epoch = made.sequence(5), len(made)
     plan = per_epoch(corpus.mixture, corpus.counts)
     assert plan == {'ScienceQA': 9, 'GQA': 6, 'several': 4} == corpus.manifest['epoch']['sources']
@@ -104,7 +104,7 @@ def test_the_stream_realises_the_plan_epoch_for_epoch(corpus):
 
 
 def test_planned_sizes_are_those_of_the_arrays(corpus):
-    made = sampler(corpus)
+    made = sampler_of(corpus)
     sequence = made.sequence(0)
     for position in range(len(made)):
         drawn = sequence[position]
@@ -117,7 +117,7 @@ def test_planned_sizes_are_those_of_the_arrays(corpus):
 
 
 def test_planning_reads_no_record(corpus, monkeypatch):
-    made = sampler(corpus)
+    made = sampler_of(corpus)
     monkeypatch.setattr(Corpus, 'record', None)
     assert [made.sequence(0)[k].tokens for k in range(3)]
     with pytest.raises(TypeError):
@@ -125,7 +125,7 @@ def test_planning_reads_no_record(corpus, monkeypatch):
 
 
 def test_one_batch_packs_text_one_picture_and_several_and_cuts_none(corpus):
-    batch = next(iter(stream(sampler(corpus, batch=8), 1)))
+    batch = next(iter(stream(sampler_of(corpus, batch=8), 1)))
     counts = {len(np.unique(batch['image_index'][row, batch['segments'][row] == segment, 0]))
               > 1 for row in range(8) for segment in range(1, batch['segments'][row].max() + 1)}
     assert counts == {False, True}
@@ -142,7 +142,7 @@ def test_one_batch_packs_text_one_picture_and_several_and_cuts_none(corpus):
 
 
 def test_packing_kinds_together_leaves_the_loss_of_each_as_it_was(corpus):
-    made = sampler(corpus)
+    made = sampler_of(corpus)
     sequence = made.sequence(1)
     talks = [made.make(sequence[k]) for k in range(len(made))]
     kinds = {0 if talk['tiles'] is None else min(2, len(talk['tiles'])) for talk in talks}
@@ -163,27 +163,27 @@ def test_packing_kinds_together_leaves_the_loss_of_each_as_it_was(corpus):
 
 
 def test_any_number_of_processes_sees_the_same_global_batches_and_continues(corpus):
-    whole = taken(iter(stream(sampler(corpus), 3)), 6)
-    halves = [iter(stream(sampler(corpus), 3, Share(2, (k,)))) for k in (0, 1)]
+    whole = taken(iter(stream(sampler_of(corpus), 3)), 6)
+    halves = [iter(stream(sampler_of(corpus), 3, Share(2, (k,)))) for k in (0, 1)]
     parts = [taken(half, 3) for half in halves]
     for batch, one, two_ in zip(whole, *parts):
         for name in batch:
             np.testing.assert_array_equal(batch[name], np.concatenate([one[name], two_[name]]))
     assert halves[0].get_state() == halves[1].get_state()
-    on_one = iter(stream(sampler(corpus), 3))
+    on_one = iter(stream(sampler_of(corpus), 3))
     on_one.set_state(halves[1].get_state())
     assert equal(taken(on_one, 3), whole[3:])
 
 
 def test_records_that_fit_no_row_are_left_out_and_counted(corpus):
-    costs = sampler(corpus).costs
+    costs = sampler_of(corpus).costs
     longest = int(costs[:, 0].max())
     many = costs[:, 0] == longest
     with pytest.raises(ValueError, match=f'do not fit rows of {longest - 1} tokens .*raise'):
-        sampler(corpus, length=longest - 1)
+        sampler_of(corpus, length=longest - 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus_stream, 'MOST_LEFT_OUT', 0.5)
-        made = sampler(corpus, length=longest - 1)
+        made = sampler_of(corpus, length=longest - 1)
         assert made.left_out == {'too long': many.sum(), 'nothing supervised': 0}
         seen = {made.sequence(0)[k].number for k in range(2 * len(made))}
         assert not seen & set(np.flatnonzero(many).tolist())
@@ -194,11 +194,11 @@ def test_an_epoch_without_a_record_is_refused(corpus, monkeypatch):
         dataclasses.replace(one, epochs=0.001) for one in corpus.mixture.sources))
     monkeypatch.setattr(corpus, 'mixture', few)
     with pytest.raises(ValueError, match='holds no record'):
-        sampler(corpus)
+        sampler_of(corpus)
 
 
 def test_what_was_seen_is_what_stood_in_the_batches(corpus):
-    made = sampler(corpus)
+    made = sampler_of(corpus)
     batches = iter(stream(made, 2))
     count = sum(int(batch['segments'].max(1).sum()) for batch in taken(batches, 5))
     seen = made.seen(2, batches.get_state())
@@ -206,16 +206,16 @@ def test_what_was_seen_is_what_stood_in_the_batches(corpus):
 
 
 def test_loss_norm_weighs_conversations_equally(corpus):
-    batch = next(iter(stream(sampler(corpus, loss_norm='example'), 1)))
+    batch = next(iter(stream(sampler_of(corpus, loss_norm='example'), 1)))
     sums = [batch['weights'][row, batch['segments'][row] == s].sum()
             for row in range(4) for s in range(1, batch['segments'][row].max() + 1)]
     np.testing.assert_allclose(sums, 1, rtol=1e-5)
 
 
 def test_an_encoder_of_another_build_counts_once(corpus):
-    made = sampler(corpus)
+    made = sampler_of(corpus)
     before = sorted(path.name for path in corpus.folder.glob('costs-*.npy'))
-    again = sampler(Corpus(corpus.folder))
+    again = sampler_of(Corpus(corpus.folder))
     np.testing.assert_array_equal(made.costs, again.costs)
     other = small.encoder(dataclasses.replace(ANYRES, mode='padded'), 'chatml')
     assert not np.array_equal(Corpus(corpus.folder).costs(other), made.costs)

@@ -92,7 +92,7 @@ def test_rates_name_the_chosen_one_and_leave_out_what_diverged(tmp_path):
     assert rows[-1]['loss'] == ''
 
 
-def probes(root, rows):
+def write_probes(root, rows):
     names = ('run_id', 'task', 'site', 'rel_depth', 'metric', 'value', 'lo', 'hi', 'n')
     pq.write_table(pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows]),
                    root / 'probes.parquet')
@@ -103,10 +103,18 @@ def test_probes_are_drawn_by_depth_and_listed_without_one(tmp_path):
     s = measures.scored(load_study(root), 20)
     with pytest.raises(Missing, match='no probes.parquet'):
         layers.layers(s)
-    probes(root, [(f'{size}-s0', 'color', 'image', depth, 'accuracy', .5 + .1 * depth, .4, .8, 9)
-                  for size in ('w16d2', 'w64d4') for depth in (1., 0., .5)]
-           + [('w16d2-s0', 'color', 'connector', None, 'accuracy', .7, .6, .8, 9),
-              ('w16d2-s0', 'color', 'output', 1., 'kl', .2, .1, .3, 9)])
+    write_probes(
+        root,
+        [
+            (f'{size}-s0', 'color', 'image', depth, 'accuracy', 0.5 + 0.1 * depth, 0.4, 0.8, 9)
+            for size in ('w16d2', 'w64d4')
+            for depth in (1.0, 0.0, 0.5)
+        ]
+        + [
+            ('w16d2-s0', 'color', 'connector', None, 'accuracy', 0.7, 0.6, 0.8, 9),
+            ('w16d2-s0', 'color', 'output', 1.0, 'kl', 0.2, 0.1, 0.3, 9),
+        ],
+    )
     found = layers.layers(s)
     curve = found['curves']['accuracy, image, color']
     assert [point['rel_depth'] for point in curve['w16d2']] == [0, .5, 1]

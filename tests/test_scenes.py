@@ -6,8 +6,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from downscale.data import scenes
-from downscale.data.scenes import FIELDS, World, render, sample, triple
+from downscale.data.scenes import (
+    FIELDS,
+    SIZES,
+    SPLITS,
+    Scene,
+    World,
+    box_text,
+    caption,
+    graph_key,
+    record,
+    render,
+    sample,
+    triple,
+)
 
 WORLD = World()
 
@@ -36,7 +48,7 @@ def test_the_same_seed_draws_the_same_scene_and_another_seed_another():
     assert one == again and render(WORLD, one) == render(World(), again)
     others = [sample(WORLD, 'train', 8), sample(World(seed=1), 'train', 7),
               sample(WORLD, 'test', 7)]
-    assert all(scenes.caption(other) != scenes.caption(one) for other in others)
+    assert all(caption(other) != caption(one) for other in others)
 
 
 def test_shapes_and_cells_are_distinct_and_both_sizes_occur():
@@ -45,7 +57,7 @@ def test_shapes_and_cells_are_distinct_and_both_sizes_occur():
         assert WORLD.min_objects <= len(objects) <= WORLD.max_objects
         assert len({obj.shape for obj in objects}) == len(objects)
         assert len({obj.cell for obj in objects}) == len(objects)
-        assert {obj.size for obj in objects} == set(scenes.SIZES)
+        assert {obj.size for obj in objects} == set(SIZES)
 
 
 def test_every_number_of_objects_is_equally_common():
@@ -56,7 +68,7 @@ def test_every_number_of_objects_is_equally_common():
 def test_a_caption_parses_back_to_the_scene_graph_in_reading_order():
     for i in range(100):
         scene = sample(WORLD, 'validation', i)
-        rows = parse(scenes.caption(scene))
+        rows = parse(caption(scene))
         assert rows == [{field: vars(obj)[field] for field in FIELDS} for obj in scene.objects]
         order = [(int(row['cell'][1]), row['cell'][0]) for row in rows]
         assert order == sorted(order)
@@ -64,9 +76,9 @@ def test_a_caption_parses_back_to_the_scene_graph_in_reading_order():
 
 def test_a_rotated_record_is_the_same_cycle_begun_elsewhere():
     obj = sample(WORLD, 'train', 0).objects[0]
-    base = scenes.record(obj).split()
+    base = record(obj).split()
     for k, first in enumerate(FIELDS):
-        words = scenes.record(obj, first).split()
+        words = record(obj, first).split()
         assert words == base[k:] + base[:k]
         assert words[0] == vars(obj)[first]
 
@@ -86,7 +98,7 @@ def test_a_box_contains_exactly_the_pixels_that_its_object_draws(world):
             assert np.all(np.array(drawn[:2]) >= obj.box[:2])
             assert np.all(np.array(drawn[2:]) <= obj.box[2:])
             assert np.abs(np.array(drawn) - obj.box).max() <= 2, 'the box is loose'
-            units = [int(edge) for edge in scenes.box_text(world, obj.box).split()]
+            units = [int(edge) for edge in box_text(world, obj.box).split()]
             unit = world.side / 16
             assert min(units) >= 0 and max(units) <= 15
             assert units[0] * unit <= obj.box[0] < (units[0] + 1) * unit
@@ -106,7 +118,7 @@ def test_an_object_lies_within_its_cell_so_nothing_is_hidden():
 @pytest.mark.parametrize('field', ['shape', 'color', 'size', 'char'])
 def test_every_attribute_value_looks_different_from_every_other(field):
     world = World(n_shapes=10, n_colors=10, n_chars=16)
-    values = {'shape': world.shapes, 'color': world.colors, 'size': scenes.SIZES,
+    values = {'shape': world.shapes, 'color': world.colors, 'size': SIZES,
               'char': world.chars}[field]
     base = sample(world, 'train', 0).objects[0]
     for shape in ([base.shape] if field == 'shape' else world.shapes):
@@ -114,7 +126,7 @@ def test_every_attribute_value_looks_different_from_every_other(field):
         for value in values:
             obj = dataclasses.replace(base, **{'shape': shape, 'size': 'small', field: value})
             width = world.diameter(obj.size)
-            scene = scenes.Scene('s', (dataclasses.replace(obj, box=(22, 22, 22 + width,
+            scene = Scene('s', (dataclasses.replace(obj, box=(22, 22, 22 + width,
                                                                      22 + width)),), 240)
             pictures.append(pixels(world, scene))
         for a in range(len(values)):
@@ -125,14 +137,14 @@ def test_every_attribute_value_looks_different_from_every_other(field):
 
 def test_no_scene_graph_occurs_in_two_splits():
     world = World(grid=2, n_shapes=2, n_colors=2, n_chars=2, max_objects=2)  # small: they collide
-    seen = {split: {scenes.graph_key(sample(world, split, i)) for i in range(150)}
-            for split in scenes.SPLITS}
-    for split in scenes.SPLITS:
+    seen = {split: {graph_key(sample(world, split, i)) for i in range(150)}
+            for split in SPLITS}
+    for split in SPLITS:
         for i in range(20):
-            seen[split] |= {scenes.graph_key(scene) for scene in triple(world, split, i)}
+            seen[split] |= {graph_key(scene) for scene in triple(world, split, i)}
     assert len(seen['train']) < 150 + 60, 'nothing collides, so this test shows nothing'
-    for one in scenes.SPLITS:
-        for other in scenes.SPLITS:
+    for one in SPLITS:
+        for other in SPLITS:
             assert one == other or not seen[one] & seen[other]
 
 

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from downscale.data import scenes, world_builder
-from downscale.data.scenes import World, sample
+from downscale.data import world_builder
+from downscale.data.scenes import World, caption, graph_key, sample
 from downscale.data.world_builder import build, scene_example, source, triple_example
 from downscale.places import held
 
@@ -62,7 +62,7 @@ def test_the_scene_of_a_record_is_the_first_picture(folder):
     for i in range(len(examples)):
         if 'triple' not in examples[i].scene_id:
             assert examples.scene(i) == sample(WORLD, 'train', int(examples[i].scene_id[-6:]))
-            assert scenes.caption(examples.scene(i)) == examples[i].caption
+            assert caption(examples.scene(i)) == examples[i].caption
 
 
 def test_an_index_outside_the_split_is_refused_so_iteration_ends(folder):
@@ -80,7 +80,7 @@ def test_a_source_can_be_sliced_by_tfds_and_sent_to_a_worker(folder):
 
 
 def test_no_scene_graph_is_in_two_splits(folder):
-    keys = {split: {scenes.graph_key(scene) for i in range(n)
+    keys = {split: {graph_key(scene) for i in range(n)
                     for scene in source(folder, split).scenes(i)} for split, n in COUNTS.items()}
     for one in COUNTS:
         for other in COUNTS:

@@ -17,7 +17,7 @@ from downscale import study as studies
 from downscale.evaluate.answers import hash_of
 from downscale.launch import state
 from downscale.launch.record import Record, steps_of
-from downscale.launch.spec import processes
+from downscale.launch.spec import processes_of
 from downscale.memory import keep_freed_memory
 from downscale.places import held, in_bucket, place, read_json, scratch
 
@@ -51,7 +51,7 @@ def _say(text):
 def work(record):
     """The tasks of the job are done; what prevents it is raised."""
     spec = record.spec
-    count, each = processes(spec.topology)
+    count, each = processes_of(spec.topology)
     if jax.device_count() != count * each:
         raise exits.Failed(f'{spec.topology} has {count * each} devices, here are '
                            f'{jax.device_count()} ({jax.process_count()} processes)',

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from downscale.exits import FATAL, MISMATCH, PREEMPTED
 from downscale.launch import state, supervise
-from downscale.launch.spec import processes
+from downscale.launch.spec import processes_of
 from downscale.launch.watch import Observed, Policy
 from downscale.places import scratch
 
@@ -28,7 +28,7 @@ def commands(spec):
     if not spec.topology.startswith('cpu:'):
         raise ValueError(f'{spec.key} is for {spec.topology}; the local backend runs cpu:PxD, for '
                          'P processes of D devices, as cpu:2x1')
-    count, devices = processes(spec.topology)
+    count, devices = processes_of(spec.topology)
     argv = [sys.executable, '-m', 'downscale.launch.entry',
             str(state.folder_of(spec.run, spec) / 'spec.json')]
     path = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get('PYTHONPATH')])])

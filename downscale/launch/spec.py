@@ -76,7 +76,7 @@ def _digest(value):
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def processes(name):
+def processes_of(name):
     """(processes, JAX devices of each) of a topology, 'cpu:PxD' included.
 
     ValueError for an unknown topology, with the known ones.

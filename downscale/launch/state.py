@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from downscale.exits import FATAL, LOST, ending, passes
-from downscale.launch.spec import Spec, processes
+from downscale.launch.spec import Spec, processes_of
 from downscale.launch.topologies import topology
 from downscale.places import in_bucket, place, read_json, write_json
 
@@ -234,7 +234,7 @@ def _seconds(attempt):
 def chips_of(spec):
     """(chips, dollars per chip-hour or None) of a spec; a device of this machine is a chip."""
     if spec.topology.startswith('cpu:'):
-        count, devices = processes(spec.topology)
+        count, devices = processes_of(spec.topology)
         return count * devices, None
     slices = topology(spec.topology)
     return slices.chips, slices.chip.usd

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from downscale.launch import local, queued, state, watch
-from downscale.launch.spec import processes, specs_of
+from downscale.launch.spec import processes_of, specs_of
 from downscale.places import absolute, in_bucket, place, read_json, write_json
 
 SCRIPT = local.PACKAGE.parent / 'launch' / 'startup.sh'
@@ -96,7 +96,7 @@ def settings_of(args, before):
     found = Settings(**value | {'zones': tuple(value.get('zones', ()))})
     if found.topology is None:
         raise ValueError(f'say on which slices: --backend {backend} --topology v5e:4x4')
-    processes(found.topology)
+    processes_of(found.topology)
     if (backend == 'local') != found.topology.startswith('cpu:'):
         raise ValueError(f'--topology {found.topology} is not for --backend {backend}; ' + (
             'it runs cpu:PxD, P processes of D devices' if backend == 'local' else
@@ -252,7 +252,7 @@ def policy_of(settings):
     """The limits of a sweep."""
     limits = {'max_chips': settings.max_chips, 'max_usd': settings.max_usd}
     if settings.backend == 'local':
-        parallel = max(1, (os.cpu_count() or 1) // processes(settings.topology)[0])
+        parallel = max(1, (os.cpu_count() or 1) // processes_of(settings.topology)[0])
         return dataclasses.replace(local.policy(settings.max_parallel or parallel), **limits)
     return watch.Policy(settings.max_parallel or CLOUD_PARALLEL,
                         zones=settings.zones or ('',), **limits)
