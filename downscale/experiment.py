@@ -24,8 +24,8 @@ from downscale.model.words import WordModel
 from downscale.mup import Parametrisation
 from downscale.places import place, write_json
 from downscale.sizes import LANGUAGE, LanguageConfig, Pictures, VisionConfig, scale
-from downscale.strict import COUNT, Choice, Range, Several, check, from_dict, shown, unknown
 from downscale.train.optimizer import FINAL, GROUPS, WARMUP, Optimizer, Schedule
+from downscale.values import COUNT, Choice, Range, Several, check, from_dict, shown, unknown
 
 _ALL = ('language', 'tower', 'connector')
 _FROM_INSTRUCT = (*_ALL, 'image_newline_D')

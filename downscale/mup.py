@@ -15,7 +15,7 @@ import jax
 
 from downscale.letters import axes_of
 from downscale.sizes import WIDEST, scale
-from downscale.strict import Choice, Range, check
+from downscale.values import Choice, Range, check
 
 KINDS = ('standard', 'mup')
 GROWING = frozenset('DFHK')

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from downscale.outputs import require_folder
 from downscale.streams import shortened
-from downscale.strict import unknown
+from downscale.values import unknown
 
 ADDRESS = re.compile('[A-Za-z][A-Za-z0-9+.-]+://')  # a single letter would be a drive
 

@@ -6,7 +6,7 @@ Sources: the public model configurations, as listed in arXiv 2511.17487 and its 
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from downscale.strict import Choice, Range, Several, check
+from downscale.values import Choice, Range, Several, check
 
 WIDEST = 2 ** 20  # of any axis
 

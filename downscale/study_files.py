@@ -149,7 +149,7 @@ def on_cpu():
 
 def find_cell(experiments, name):
     """The experiment called `name`; ValueError with the nearest."""
-    from downscale.strict import unknown
+    from downscale.values import unknown
     for cell in experiments:
         if cell.name == name:
             return cell

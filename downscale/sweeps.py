@@ -7,7 +7,7 @@ settings by their path: {'size': 'w32d2', 'seed': 0, 'stages.text.rates.language
 from collections.abc import Hashable
 
 from downscale import names
-from downscale.strict import shown, unknown
+from downscale.values import shown, unknown
 
 POINT = ('size', 'seed', 'imports', 'stages', 'budget')
 # What cells of one study may differ in; its data, questions and tower are shared.

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from downscale.analysis import stats
-from downscale.analysis.attribution import (
+from downscale.statistics import bootstrap
+from downscale.statistics.shapley import (
     CLASSES,
     attribute,
     class_of,
@@ -23,7 +23,9 @@ REFERENCE = np.array([[.40, .50], [.52, .66]])   # [perception, reasoner]
 
 
 def _means(rows, groups, clusters, seed=0, bootstraps=400):
-    return stats.group_means(rows, groups, clusters, stats.resample(clusters, bootstraps, seed))
+    return bootstrap.group_means(
+        rows, groups, clusters, bootstrap.resample(clusters, bootstraps, seed)
+    )
 
 
 def test_two_factors_share_a_drop_as_the_reference_says():
@@ -119,7 +121,7 @@ def test_the_macro_share_is_the_plain_mean_over_families_on_both_scales():
 
 def test_log_odds_are_finite_at_none_and_all_and_tell_ceilings_from_accuracy():
     values = np.array([[0.], [1.], [.5], [.9], [.99]])
-    means = stats.Means(('a',), values, values[None], np.array([1000]), np.array([50]))
+    means = bootstrap.Means(('a',), values, values[None], np.array([1000]), np.array([50]))
     found = log_odds(means).value[:, 0]
     assert np.isfinite(found).all() and found[2] == 0 and found[0] == -found[1]
     assert found[4] - found[3] > found[3] - found[2] > 0

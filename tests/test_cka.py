@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from downscale.analysis.cka import cka, hsic, knn_overlap
+from downscale.statistics.similarity import cka, hsic, knn_overlap
 
 ITEMS = 256
 

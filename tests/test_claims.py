@@ -9,19 +9,20 @@ from fake_study import fake_study
 from scipy.stats import binom
 
 from downscale import cli, study
-from downscale.analysis import claims, grids, measures, stats, synth
+from downscale.analysis import claims, grids, measures, synth
 from downscale.analysis.claims import Claim, verdict_of
 from downscale.analysis.contrasts import CONTRASTS
 from downscale.analysis.synthetic import NOTHING, Planted
 from downscale.analysis.tables import load_study
 from downscale.places import read_json, write_json
+from downscale.statistics import bootstrap
 
 GREATER = Claim('g', 'more', 'thinking', threshold=.1)
 ALIKE = Claim('s', 'as much', 'thinking', test='equivalent', threshold=.1)
 
 
 def around(low, high, seeds=3):
-    return stats.Interval((low + high) / 2, low, high, 100, 50, 'planted', seeds)
+    return bootstrap.Interval((low + high) / 2, low, high, 100, 50, 'planted', seeds)
 
 
 @pytest.mark.parametrize(('claim', 'low', 'high', 'verdict'), [

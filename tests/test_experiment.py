@@ -16,7 +16,7 @@ from downscale.data.pipeline import Recipe, Sampler
 from downscale.data.tokens import Encoder, load_tokenizer, train_tokenizer
 from downscale.data.world_builder import scene_example, triple_example
 from downscale.experiment import STAGES, Experiment, cells
-from downscale.strict import from_dict
+from downscale.values import from_dict
 
 ROOT = Path(__file__).parents[1]
 STUDIES = [*sorted(str(path) for path in (ROOT / 'experiments').glob('*.py')),

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from downscale.analysis import inference, stats
+from downscale.statistics import bootstrap, inference
 
 PICTURES, QUESTIONS = 60, 4
 CLUSTERS = np.repeat(np.arange(PICTURES), QUESTIONS)
@@ -40,7 +40,7 @@ def test_paired_clustered_intervals_cover_as_often_as_they_say():
     rng, hits, naive = np.random.default_rng(1), 0, 0
     for trial in range(300):
         first, second = _pair(rng, .7, .5)
-        found = stats.paired_difference(first, second, CLUSTERS, bootstraps=400, seed=trial)
+        found = bootstrap.paired_difference(first, second, CLUSTERS, bootstraps=400, seed=trial)
         hits += found.low <= .2 <= found.high
         reach = norm.ppf(.975) * (first - second).std() / np.sqrt(len(first))
         naive += abs(found.value - .2) <= reach
@@ -53,8 +53,8 @@ def test_intervals_of_a_ratio_cover_near_and_far_from_a_zero_denominator(chance)
     rng, hits, fieller = np.random.default_rng(2), 0, 0
     for trial in range(300):
         first, second = _pair(rng, .7, .5)
-        means = stats.group_means([first, second], np.full(len(first), 'a'), CLUSTERS,
-                                  stats.resample(CLUSTERS, 400, trial))
+        means = bootstrap.group_means([first, second], np.full(len(first), 'a'), CLUSTERS,
+                                      bootstrap.resample(CLUSTERS, 400, trial))
         value, draws = means.value[:, 0], means.draws[:, :, 0]
         found = inference.ratio_interval((value[0] - value[1], draws[:, 0] - draws[:, 1]),
                                          (value[0] - chance, draws[:, 0] - chance),
@@ -78,8 +78,8 @@ def test_p_values_of_no_effect_are_even_although_pictures_are_shared():
     rng, small = np.random.default_rng(4), 0
     for trial in range(300):
         first, second = _pair(rng, .5, .5, copied=1.)
-        means = stats.group_means([first - second], np.full(len(first), 'a'), CLUSTERS,
-                                  stats.resample(CLUSTERS, 400, trial))
+        means = bootstrap.group_means([first - second], np.full(len(first), 'a'), CLUSTERS,
+                                      bootstrap.resample(CLUSTERS, 400, trial))
         small += inference.p_value(means.value[0, 0], means.draws[:, 0, 0], PICTURES) < .05
     assert .02 <= small / 300 <= .09
 

@@ -23,10 +23,10 @@ from downscale.model.vlm import Vlm
 from downscale.model.words import WordModel, abstract_word_params
 from downscale.mup import BASE, Growth, Parametrisation, multipliers, role_of, roles
 from downscale.sharding import mesh
-from downscale.strict import from_dict
 from downscale.train.optimizer import GROUPS, Optimizer, scaled, transform
 from downscale.train.state import new_state
 from downscale.train.step import compiled_step, gradients
+from downscale.values import from_dict
 
 GROWN = Growth(4.0, 2.0)
 FULL = replace(small.language(2), tie=False, qkv_bias=True, qk_norm=True)

@@ -22,8 +22,8 @@ from downscale.data.sources import Source
 from downscale.experiment import Data, Evaluation, Experiment, MeshSize, Stage
 from downscale.mup import Parametrisation
 from downscale.sizes import LanguageConfig, Pictures, VisionConfig
-from downscale.strict import COUNT, Choice, Range, Several, check, from_dict, hints_of
 from downscale.train.optimizer import Optimizer, Schedule
+from downscale.values import COUNT, Choice, Range, Several, check, from_dict, hints_of
 
 SMOKE = str(Path(__file__).parents[1] / 'experiments' / 'smoke.py')
 CLASSES = (World, Data, Shape, Pictures, Stage, Optimizer, Schedule, Parametrisation, Evaluation,

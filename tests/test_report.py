@@ -8,9 +8,9 @@ import pytest
 from fake_study import CHANCE, FAMILIES, fake_study, item_row
 
 from downscale.analysis import completeness, gate, measures, report
-from downscale.analysis.attribution import CLASSES
 from downscale.analysis.tables import Cell, load_study
 from downscale.evaluate.items import write_items
+from downscale.statistics.shapley import CLASSES
 
 FAULTS = {'count': {'truncated': .1, 'unparsed': .05, 'unclosed': .2},
           'color': {'truncated': .05, 'unparsed': .05}}

@@ -25,12 +25,10 @@ from downscale.analysis import (
     probe_tables,
     report,
     share_figures,
-    stats,
     study_laws,
     synth,
     tables,
 )
-from downscale.analysis.attribution import class_of
 from downscale.analysis.fits import fit
 from downscale.analysis.isoflop import isoflop
 from downscale.analysis.laws import POWER
@@ -38,6 +36,8 @@ from downscale.analysis.lr import Run, choose_all
 from downscale.analysis.measures import Missing
 from downscale.analysis.tables import load_study
 from downscale.places import read_json, write_json
+from downscale.statistics import bootstrap
+from downscale.statistics.shapley import class_of
 
 N = np.geomspace(1e4, 1e7, 7)
 
@@ -185,7 +185,7 @@ def test_counts_are_ticked_within_a_decade_and_over_many(low, high):
 
 
 def test_the_frontier_has_labelled_costs_and_its_legend_above_the_axes():
-    x = stats.Interval(.5, .4, .6, 9, 9, 'planted')
+    x = bootstrap.Interval(.5, .4, .6, 9, 9, 'planted')
     rows = [{'way': f'joint {k}', 'cost': cost, 'accuracy': x, 'on': not k, 'probability': 1.}
             for k, cost in enumerate((2.2e5, 4.1e5))]
     figure, _ = share_figures.pareto({'cost': 'params', 'unit': 'parameters', 'rows': rows})

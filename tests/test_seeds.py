@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom, t
 
-from downscale.analysis import inference, measures, stats, synth
+from downscale.analysis import measures, synth
 from downscale.analysis.synthetic import Planted
+from downscale.statistics import bootstrap, inference
 
 PICTURES = np.arange(60)
 
@@ -13,35 +14,42 @@ def test_the_mean_of_three_seeds_has_the_t_interval_of_three_numbers():
     """Pictures that all agree leave only the seeds."""
     values = np.array([.2, .5, .35])
     rows = np.repeat(values[:, None], len(PICTURES), axis=1)
-    resamples = stats.resample(PICTURES, 40_000)
-    means = stats.over_seeds(stats.group_means(rows, np.full(60, 'a'), PICTURES, resamples), 3,
-                             resamples)
-    x = stats.interval(means.value[0, 0], means.draws[:, 0, 0], 60, 60, seeds=means.seeds)
+    resamples = bootstrap.resample(PICTURES, 40_000)
+    means = bootstrap.over_seeds(
+        bootstrap.group_means(rows, np.full(60, 'a'), PICTURES, resamples), 3, resamples
+    )
+    x = bootstrap.interval(means.value[0, 0], means.draws[:, 0, 0], 60, 60, seeds=means.seeds)
     reach = t.ppf(.975, 2) * values.std(ddof=1) / np.sqrt(3)
     assert x.value == pytest.approx(.35) and x.seeds == 3 and 't over 3 seeds' in x.method
     assert (x.high - x.low) / 2 == pytest.approx(reach, rel=.06)
     # seeds that agree add nothing, and two seeds say nothing of their spread
-    same = stats.over_seeds(stats.group_means(rows * 0 + .3, np.full(60, 'a'), PICTURES,
-                                              resamples), 3, resamples)
+    same = bootstrap.over_seeds(bootstrap.group_means(rows * 0 + .3, np.full(60, 'a'), PICTURES,
+                                                      resamples), 3, resamples)
     np.testing.assert_allclose(same.draws, .3)
-    two = stats.over_seeds(stats.group_means(rows[:2], np.full(60, 'a'), PICTURES, resamples), 2,
-                           resamples)
+    two = bootstrap.over_seeds(
+        bootstrap.group_means(rows[:2], np.full(60, 'a'), PICTURES, resamples), 2, resamples
+    )
     np.testing.assert_allclose(two.draws, .35)
 
 
 def test_differences_within_seeds_are_paired_by_seed():
     """Seeds that move both sizes alike leave their difference alone."""
-    resamples = stats.resample(PICTURES, 500)
+    resamples = bootstrap.resample(PICTURES, 500)
     shift = np.array([-.2, 0, .3])[:, None, None]
     rows = np.broadcast_to(np.array([.6, .4])[:, None] + shift, (3, 2, 1)).repeat(60, axis=2)
-    means = stats.over_seeds(stats.group_means(rows.reshape(6, 60), np.full(60, 'a'), PICTURES,
-                                               resamples), 3, resamples)
+    means = bootstrap.over_seeds(
+        bootstrap.group_means(rows.reshape(6, 60), np.full(60, 'a'), PICTURES, resamples),
+        3,
+        resamples,
+    )
     assert means.draws[:, 0].std() > .1
     np.testing.assert_allclose(means.draws[:, 0] - means.draws[:, 1], .2)
 
 
 def test_the_same_seeds_are_drawn_alike_for_all_and_others_when_asked():
-    first, again, other = (stats.resample(PICTURES, 50, seed).over_seeds(3) for seed in (0, 0, 1))
+    first, again, other = (
+        bootstrap.resample(PICTURES, 50, seed).over_seeds(3) for seed in (0, 0, 1)
+    )
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
     np.testing.assert_allclose(first.sum(axis=1), 1)
@@ -66,7 +74,7 @@ def test_cells_are_compared_over_the_seeds_that_all_have_and_intervals_do_not_na
     width = 0
     for groups, seeds in (([small, large], 3), ([small, large[:2]], 2), ([small, large[:1]], 1)):
         paired, means, _ = measures.means_of(s, groups)
-        x = measures.one(stats.macro(means), 0, 0, minus=1)
+        x = measures.one(bootstrap.macro(means), 0, 0, minus=1)
         assert means.seeds == x.seeds == seeds and f'{seeds} ' in x.method
         common = [measures.means_of(s, [[a], [b]])[1] for a, b in zip(*groups, strict=False)]
         assert x.value == pytest.approx(np.mean([(m.value[0] - m.value[1]).mean() for m in common]))

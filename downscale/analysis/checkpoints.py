@@ -11,8 +11,8 @@ from scipy.sparse.linalg import svds
 from downscale import experiment as experiments
 from downscale.letters import axes_of
 from downscale.loading import abstract_of, model_of
-from downscale.strict import unknown
 from downscale.train.checkpoint import StoredLeaf, compare, latest, load_params, stored_leaves
+from downscale.values import unknown
 
 SMALL = 32  # below this width a whole decomposition is as fast as the largest value alone
 

@@ -5,12 +5,13 @@ An experiment file may declare its own list before the run (`claims` of its conf
 """
 from dataclasses import asdict, dataclass
 
-from downscale.analysis import floors, stats
+from downscale.analysis import floors
 from downscale.analysis.contrasts import CONTRASTS, families_of, over
 from downscale.analysis.gate import gate
 from downscale.analysis.measures import Missing, joint_cells, means_of
 from downscale.evaluate.items import TableError
-from downscale.strict import from_dict, unknown
+from downscale.statistics import bootstrap
+from downscale.values import from_dict, unknown
 
 TESTS = ('greater', 'equivalent')
 GATES = ('reasoner', 'joint', 'none')
@@ -36,7 +37,7 @@ class Claim:
     threshold: float = 0.
     gate: str = 'reasoner'
     mode: str = ''
-    seeds: int = stats.FEW_SEEDS
+    seeds: int = bootstrap.FEW_SEEDS
 
     def __post_init__(self):
         for what, name, known in (('contrast', self.contrast, CONTRASTS),

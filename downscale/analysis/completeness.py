@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from downscale.analysis import stats
+from downscale.statistics import bootstrap
 
 LIMIT = .05   # a larger share raises a warning
 KINDS = ('truncated', 'unparsed', 'unclosed')
@@ -33,8 +33,8 @@ class Completion:
     truncated: Share
     unparsed: Share
     unclosed: Share | None
-    accuracy: stats.Interval
-    completed: stats.Interval | None
+    accuracy: bootstrap.Interval
+    completed: bootstrap.Interval | None
     answers: int
     n_completed: int
     over: dict
@@ -49,7 +49,7 @@ def completion(s, cells, means=None):
     completed the accuracy itself.
     """
     from downscale.analysis.measures import means_of, one  # they stand on this page
-    means = stats.with_macro(means_of(s, [cells])[1] if means is None else means)
+    means = bootstrap.with_macro(means_of(s, [cells])[1] if means is None else means)
     accuracy = {task: one(means, 0, column) for column, task in enumerate(means.groups)}
     rows, weights = _weighed(s, cells)
     items = {name: s.study.items[name][rows] for name in ('score', 'truncated', 'parse_ok',
@@ -119,8 +119,8 @@ def _interval(means):
     values, draws, items, clusters = zip(*means, strict=True)
     if not all(np.isfinite(values)):
         return None
-    return stats.interval(np.mean(values), np.mean(draws, axis=0), sum(items), min(clusters),
-                          bounds=(0, 1))
+    return bootstrap.interval(np.mean(values), np.mean(draws, axis=0), sum(items), min(clusters),
+                              bounds=(0, 1))
 
 
 def _printed(results):

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from downscale.analysis import costs, dropoff, grids, measures, stats
+from downscale.analysis import costs, dropoff, grids, measures
 from downscale.analysis.measures import MODES, Missing
+from downscale.statistics import bootstrap
 
 EQUAL = .1   # budgets that differ by no more count as equal
 
@@ -20,7 +21,7 @@ class Found:
     `doubt` says why the effect would not answer the claim ('' if it would): a verdict that the
     doubt works against still stands when `one_sided`.
     """
-    effect: stats.Interval
+    effect: bootstrap.Interval
     where: str
     by_size: dict = field(default_factory=dict)
     doubt: str = ''
@@ -50,9 +51,9 @@ def over(s, groups, *parts):
     columns = shares > 0
     weights = np.concatenate([np.asarray(part, dtype=float) for part, _ in parts])
     bounds = float(np.minimum(weights, 0).sum()), float(np.maximum(weights, 0).sum())
-    return stats.interval(value, draws, means.n[columns].sum(),
-                          stats.effective(means.clusters[columns], shares[columns]),
-                          bounds=bounds, seeds=means.seeds, planned=means.planned)
+    return bootstrap.interval(value, draws, means.n[columns].sum(),
+                              bootstrap.effective(means.clusters[columns], shares[columns]),
+                              bounds=bounds, seeds=means.seeds, planned=means.planned)
 
 
 def _ends(s):

@@ -15,7 +15,7 @@ from downscale.analysis.measures import Missing
 from downscale.data.images import best_grid, token_count
 from downscale.evaluate.items import TableError, one_line
 from downscale.sizes import LanguageConfig, Pictures, VisionConfig
-from downscale.strict import from_dict, unknown
+from downscale.values import from_dict, unknown
 
 COSTS = {'params': 'parameters in total', 'train_flops': 'training FLOPs',
          'inference_flops': 'inference FLOPs a question',

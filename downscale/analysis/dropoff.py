@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import norm, rankdata
 
-from downscale.analysis import floors, measures, stats
+from downscale.analysis import floors, measures
 from downscale.analysis.measures import Missing
+from downscale.statistics import bootstrap
 
 SIZE_COLUMNS = ('n_nonembed', 'n_total')  # a slope per decade moves by up to 1.3x with the choice
 FEW_TASKS = 4   # a line or a rank through fewer says nothing
@@ -20,8 +21,8 @@ class Relation:
     tasks: tuple
     reliance: np.ndarray
     drop: np.ndarray
-    spearman: stats.Interval
-    slope: stats.Interval
+    spearman: bootstrap.Interval
+    slope: bootstrap.Interval
 
 
 def drops(s, size='n_nonembed'):
@@ -38,8 +39,8 @@ def drops(s, size='n_nonembed'):
         raise Missing(f'a drop needs two sizes that answered with the picture, found {len(have)}')
     cells = [measures.joint_cells(s, one, 'image') for one in have]
     paired, ends, _ = measures.means_of(s, [cells[-1], cells[0]])
-    floor = stats.with_macro(floors.floor(s, paired).means)
-    ends, line = map(stats.with_macro, (ends, measures.means_of(s, cells)[1]))
+    floor = bootstrap.with_macro(floors.floor(s, paired).means)
+    ends, line = map(bootstrap.with_macro, (ends, measures.means_of(s, cells)[1]))
     decades = np.log10([one.n_nonembed if size == 'n_nonembed' else one.n_total for one in have])
     return {'large': have[-1].name, 'small': have[0].name,
             'drops': {task: _drops_of(ends, line, floor, column, decades)
@@ -48,13 +49,15 @@ def drops(s, size='n_nonembed'):
 
 def _drops_of(ends, line, floor, column, decades):
     """The measures of one family: `ends` has the largest and the smallest size, `line` all."""
-    nothing = stats.Means(floor.groups, floor.value * 0, floor.draws * 0, floor.n, floor.clusters)
+    nothing = bootstrap.Means(
+        floor.groups, floor.value * 0, floor.draws * 0, floor.n, floor.clusters
+    )
     found = {'abs': measures.one(ends, 0, column, minus=1),
              'rel': measures.relative(ends, nothing, column),
              'rel_chance': measures.relative(ends, floor, column)}
     if np.ptp(decades) > 0:
         lever = (decades - decades.mean()) / np.sum((decades - decades.mean()) ** 2)
-        found['slope'] = stats.contrast(line, lever, column, (-np.inf, np.inf))
+        found['slope'] = bootstrap.contrast(line, lever, column, (-np.inf, np.inf))
     return found
 
 
@@ -142,7 +145,7 @@ def _over_tasks(value, draws, items, tasks):
     if not high - low > 1e-9:
         low = high = np.nan
         method = 'none (tasks do not differ)'
-    return stats.Interval(float(value), float(low), float(high), items, tasks, method)
+    return bootstrap.Interval(float(value), float(low), float(high), items, tasks, method)
 
 
 def _halves(relied, fell, place, cluster, tasks, rng):

@@ -3,8 +3,8 @@ import json
 import math
 
 from downscale.evaluate.items import TableError, one_line
-from downscale.strict import from_dict
 from downscale.study_json import RunRow, StudyFile
+from downscale.values import from_dict
 
 NUMBER = (int, float)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from downscale.analysis import stats
+from downscale.statistics import bootstrap
 
 GUESSERS = {'chance': 'informed guess', 'majority': 'majority answer',
             'constant': 'constant answer'}
@@ -21,7 +21,7 @@ class Floor:
     """`means`: the highest guesser of every family as one row. `guesses` maps each of `GUESSERS` to
     its accuracy by family (NaN where nothing tells it), `names` a family to its highest guesser.
     """
-    means: stats.Means
+    means: bootstrap.Means
     guesses: dict
     names: dict
 
@@ -35,8 +35,8 @@ def floor(s, paired):
 
 
 def _floor(s, paired):
-    means = stats.group_means([paired.chance, _constant(s, paired)], paired.task,
-                              paired.cluster_id, s.resamples)
+    means = bootstrap.group_means([paired.chance, _constant(s, paired)], paired.task,
+                                  paired.cluster_id, s.resamples)
     stored = s.study.meta.get('data', {}).get('baselines', {})
     told = {name: np.array([stored.get(task, {}).get(name, np.nan) for task in means.groups])
             for name in ('majority', 'constant')}
@@ -52,8 +52,8 @@ def _floor(s, paired):
         value.append(guesses[best][column])
         own = best != 'majority' and value[-1] == means.value[int(best == 'constant'), column]
         drawn.append(draws[best][:, column] if own else np.full(len(means.draws), value[-1]))
-    return Floor(stats.Means(means.groups, np.array(value)[None], np.stack(drawn, 1)[:, None],
-                             means.n, means.clusters), guesses, names)
+    return Floor(bootstrap.Means(means.groups, np.array(value)[None], np.stack(drawn, 1)[:, None],
+                                 means.n, means.clusters), guesses, names)
 
 
 def _constant(s, paired):

@@ -4,9 +4,9 @@ import hashlib
 from html import escape
 
 from downscale.analysis import grids, measures
-from downscale.analysis.attribution import CLASSES, class_of
 from downscale.analysis.measures import Missing, joint_cells
 from downscale.analysis.shares import PREFERRED
+from downscale.statistics.shapley import CLASSES, class_of
 
 PICTURE_BYTES, TOTAL_BYTES = 150_000, 3_000_000
 PER_CLASS = 4

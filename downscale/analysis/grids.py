@@ -3,10 +3,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from downscale.analysis import measures, stats
-from downscale.analysis.attribution import CLASSES, attribute, partition
+from downscale.analysis import measures
 from downscale.analysis.measures import MODES, Missing
 from downscale.analysis.tables import pair
+from downscale.statistics import bootstrap
+from downscale.statistics.shapley import CLASSES, attribute, partition
 
 SIDES = ('perception', 'reasoner')
 GOLD = 'gold'
@@ -70,7 +71,7 @@ def panels(s):
 def accuracies(s, groups):
     """{(p size or GOLD, r size): {family or 'macro': Interval}} of one panel."""
     _, alone = measures.each(s, list(groups.values()))
-    return {key: _by_family(stats.with_macro(means), np.ones(1), (0, 1))
+    return {key: _by_family(bootstrap.with_macro(means), np.ones(1), (0, 1))
             for key, means in zip(groups, alone, strict=True)}
 
 
@@ -110,7 +111,7 @@ def _weighted(s, groups, weights, bounds):
     used = np.flatnonzero(weights)
     cells = list(groups.values())
     _, means, _ = measures.means_of(s, [cells[row] for row in used])
-    return _by_family(stats.with_macro(means), weights[used], bounds)
+    return _by_family(bootstrap.with_macro(means), weights[used], bounds)
 
 
 def _weights(keys, row):
@@ -120,7 +121,7 @@ def _weights(keys, row):
 
 
 def _by_family(means, weights, bounds):
-    return {task: stats.contrast(means, weights, column, bounds)
+    return {task: bootstrap.contrast(means, weights, column, bounds)
             for column, task in enumerate(means.groups)}
 
 
@@ -189,10 +190,10 @@ def items(s, found):
     split = [partition(one[:4].reshape(2, 2, -1)) for one in answers]
     rows = np.stack([[*weight, *change, change.sum(axis=0)] for weight, change in split])
     count, weight = rows.shape[1], np.mean([weight for weight, _ in split], axis=0)
-    means = stats.group_means(rows.reshape(-1, rows.shape[2]), paired.task, paired.cluster_id,
-                              s.resamples)
+    means = bootstrap.group_means(rows.reshape(-1, rows.shape[2]), paired.task, paired.cluster_id,
+                                  s.resamples)
     planned = measures.planned_seeds(s, found.groups(CORNERS))
-    means = stats.with_macro(stats.over_seeds(means, len(split), s.resamples, planned))
+    means = bootstrap.with_macro(bootstrap.over_seeds(means, len(split), s.resamples, planned))
     share, moved, drop = {}, {}, {}
     for column, task in enumerate(means.groups):
         one = [measures.one(means, row, column, bounds=(-1, 1)) for row in range(count)]
@@ -210,10 +211,10 @@ def items(s, found):
 
 
 def _gold(s, paired, right, weight):
-    value, draws = stats.ratio(right, weight, paired.cluster_id, s.resamples)
+    value, draws = bootstrap.ratio(right, weight, paired.cluster_id, s.resamples)
     here = weight > 0
-    return stats.interval(value, draws, int(here.sum()), len(set(paired.cluster_id[here])),
-                          bounds=(0, 1))
+    return bootstrap.interval(value, draws, int(here.sum()), len(set(paired.cluster_id[here])),
+                              bounds=(0, 1))
 
 
 def gold_drops(s, found):
@@ -225,7 +226,7 @@ def gold_drops(s, found):
     if not found.gold:
         return {}
     keys = ((GOLD, 1), (GOLD, 0), (1, 1), (0, 1))
-    means = stats.with_macro(_corner_means(s, found.groups(keys)))
+    means = bootstrap.with_macro(_corner_means(s, found.groups(keys)))
     return {name: _by_family(means, np.array(weights), (-1, 1)) for name, weights in (
         ('reasoner on gold text', (1., -1, 0, 0)), ('text of large perception', (1., 0, -1, 0)),
         ('text of small perception', (1., 0, 0, -1)))}

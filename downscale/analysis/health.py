@@ -1,9 +1,9 @@
 """Counts, lengths and endings of answers and texts, and one row per trained run."""
 import numpy as np
 
-from downscale.analysis import stats
 from downscale.analysis.completeness import Share, completion
 from downscale.analysis.measures import joint_cells, of_run, one, with_apart
+from downscale.statistics import bootstrap
 
 
 def health(s):
@@ -56,7 +56,7 @@ def runs(s):
             score = ended = None
             if cells:
                 means = of_run(s, cells[0])
-                score, (_, ended) = one(stats.macro(means), 0, 0), completion(s, cells, means)
+                score, (_, ended) = one(bootstrap.macro(means), 0, 0), completion(s, cells, means)
             seed = next(r['seed'] for r in s.study.meta['runs'] if r['run_id'] == run)
             rows.append({'run_id': run, 'size': size.name, 'seed': seed,
                          'n_total': size.n_total, 'n_nonembed': size.n_nonembed,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from downscale.analysis.fits import Jsonable, spread
-from downscale.analysis.stats import Interval, resample
+from downscale.statistics.bootstrap import Interval, resample
 
 PARABOLA, LINE = 3, 2  # parameters
 LOST = 0.05            # share of resamples without an upward parabola

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from downscale.analysis import gate, measures, stats
+from downscale.analysis import gate, measures
 from downscale.analysis.measure_rows import Row
 from downscale.analysis.measures import MODES, Missing
 from downscale.analysis.probe_tables import NO_DEPTH, hits, read
 from downscale.analysis.tables import pair
 from downscale.evaluate.items import TableError
+from downscale.statistics import bootstrap
 
 FLOOR = 'question alone'
 SITES = {FLOOR: ('question', NO_DEPTH), 'tower': ('vision', NO_DEPTH),
@@ -79,9 +80,9 @@ def ledger(s, table):
     values = np.concatenate([[*found[size], *scores[part, ::-1, k]]
                              for part, (found, _) in enumerate(probes)
                              for k, size in enumerate(sizes)])
-    means = stats.with_macro(stats.over_seeds(stats.group_means(
+    means = bootstrap.with_macro(bootstrap.over_seeds(bootstrap.group_means(
         values[:, keep], paired.task[keep], paired.cluster_id[keep], s.resamples),
-        len(parts), s.resamples, planned))
+                len(parts), s.resamples, planned))
     unread = _unread(means, (len(sizes) - 1) * len(columns), columns)
     if unread:
         notes.append(f'what is lost before {" and ".join(unread)} cannot show: not even of '
@@ -108,7 +109,7 @@ def _written(s, groups):
                    for size in groups} if readers else {}
             gold = pairs.get(('gold', readers[-1])) if readers else None
             if gold and all(len(own[size]) == len(cells) for size, cells in groups.items()):
-                x = measures.one(stats.macro(measures.means_of(s, [gold])[1]), 0, 0)
+                x = measures.one(bootstrap.macro(measures.means_of(s, [gold])[1]), 0, 0)
                 if best is None or x.value > best[0].value:
                     best = x, own, f'{readers[-1]} on {kind}, {mode}'
     if best is None:
@@ -125,7 +126,7 @@ def _by_seed(s, groups, written):
     sides = [{size: measures.by_seed(s, cells) for size, cells in side.items()}
              for side in (groups, written)]
     shared = set.intersection(*(set(found) for side in sides for found in side.values()))
-    if not stats.covers_seeds(len(shared), planned):
+    if not bootstrap.covers_seeds(len(shared), planned):
         return [(groups, written)], 1
     if not shared:
         raise Missing('no seed was probed and has answered at every size')
@@ -164,7 +165,7 @@ def _unread(means, first, columns):
         weights = np.zeros(len(means.value))
         weights[first + columns.index(column)] += 1
         weights[first + columns.index(FLOOR)] -= 1
-        if column != FLOOR and not stats.contrast(means, weights, macro, (-1, 1)).low > 0:
+        if column != FLOOR and not bootstrap.contrast(means, weights, macro, (-1, 1)).low > 0:
             found.append(column)
     return found
 
@@ -192,7 +193,7 @@ def _losses(means, sizes, columns):
             steps[name] = gap(column) - before
             before = gap(column)
         steps['total'] = before
-        found[size.name] = {name: {task: stats.contrast(means, weights, place, (-2, 2))
+        found[size.name] = {name: {task: bootstrap.contrast(means, weights, place, (-2, 2))
                                    for place, task in enumerate(means.groups)}
                             for name, weights in steps.items()}
     return found

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from downscale.analysis import dropoff, gate, grids, inference, measures, pareto, shares, stats
-from downscale.analysis.attribution import SCALES
+from downscale.analysis import dropoff, gate, grids, measures, pareto, shares
 from downscale.analysis.completeness import LIMIT, completion
 from downscale.analysis.measures import Missing
 from downscale.evaluate.items import TableError
+from downscale.statistics import bootstrap, inference
+from downscale.statistics.shapley import SCALES
 
 FEW_DISCORDANT = 25   # below this many changed answers a bootstrap is too coarse: Newcombe as well
 THRESHOLDS = (.1, .3, .5, .7, .9)
@@ -40,7 +41,7 @@ class Row:
 
 
 def _row(table, setting, family, what, x, note=''):
-    if isinstance(x, stats.Interval):
+    if isinstance(x, bootstrap.Interval):
         return Row(table, setting, family, what, x.value, x.low, x.high, x.n, x.clusters,
                    x.method, note, x.seeds)
     return Row(table, setting, family, what, float(x), note=note)
@@ -194,10 +195,10 @@ def compare_rows(s, sizes=None):
     for small, large in itertools.combinations(chosen, 2):
         paired, means, _ = measures.means_of(s, [measures.joint_cells(s, have[name], 'image')
                                                  for name in (large, small)])
-        rows += _difference_rows(f'{large} - {small}', paired, stats.with_macro(means))
+        rows += _difference_rows(f'{large} - {small}', paired, bootstrap.with_macro(means))
         tests.append(next(row for row in rows[::-1] if row.what == 'p' and row.family == 'macro'))
     rows += [_row('differences', test.setting, 'macro', 'p, Holm over pairs of sizes', p)
-             for test, p in zip(tests, stats.holm([test.value for test in tests]), strict=True)]
+             for test, p in zip(tests, bootstrap.holm([test.value for test in tests]), strict=True)]
     return rows + _run_rows(s, [have[name] for name in chosen]), _seed_notes(have, chosen)
 
 
@@ -214,13 +215,13 @@ def _difference_rows(setting, paired, means):
         rows += [_row('differences', setting, task, what, value) for what, value in (
             ('difference', x), ('p', inference.p_value(x.value, draws, clusters, *seeds)),
             ('difference seen with 80 % power', inference.detectable_difference(error)))]
-        if x.value and error > 0 and not stats.covers_seeds(*seeds):  # items do not mend seeds
+        if x.value and error > 0 and not bootstrap.covers_seeds(*seeds):  # items do not mend seeds
             rows.append(_row('differences', setting, task, 'items for 80 % power at this size',
                              inference.items_needed(x.value, error ** 2 * n)))
         binary = np.all((first == np.round(first)) & (second == np.round(second)))
         if task != 'macro' and binary:
             rows.append(_row('differences', setting, task, 'p, exact McNemar (items alone)',
-                             stats.mcnemar(first, second)))
+                             bootstrap.mcnemar(first, second)))
             if np.sum(first != second) < FEW_DISCORDANT:
                 rows.append(Row('differences', setting, task, 'difference (items alone)', x.value,
                                 *inference.newcombe(first, second), n, n, 'Newcombe'))

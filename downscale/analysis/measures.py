@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from downscale.analysis import floors, stats
+from downscale.analysis import floors
 from downscale.analysis.completeness import completion
-from downscale.analysis.inference import ratio_interval
 from downscale.analysis.tables import STAGES, Study, pair
 from downscale.evaluate.items import TEXT_KINDS
+from downscale.statistics import bootstrap
+from downscale.statistics.inference import ratio_interval
 
 MODES = {'direct': False, 'think': True}
 TEXTS = TEXT_KINDS[1:]   # that perception writes; 'brief' is a caption cut short
@@ -39,7 +40,7 @@ class Scored:
     the study with the answers of `apart` runs, where there are any."""
     study: Study
     sizes: tuple
-    resamples: stats.Resamples
+    resamples: bootstrap.Resamples
     whole: Study | None = None
     made: dict = field(default_factory=dict, repr=False)   # means of cells, made once
 
@@ -53,7 +54,7 @@ def scored(study, bootstraps=2000, seed=0):
         study = replace(study, notes=(*study.notes, note), cells={
             cell: rows for cell, rows in study.cells.items() if not out & {cell.p_run, cell.r_run}})
     return Scored(study, sizes_of(study.meta),
-                  stats.resample(study.items['cluster_id'], bootstraps, seed), whole)
+                  bootstrap.resample(study.items['cluster_id'], bootstraps, seed), whole)
 
 
 def apart(meta):
@@ -122,13 +123,13 @@ def means_of(s, groups):
     count = len(groups[0])
     rows = [[np.mean([s.made[cell][part] for cell in cells], axis=0) for part in (0, 1)]
             for group in groups for cells in group]
-    weights = stats.seed_weights(s.resamples, count, planned)
+    weights = bootstrap.seed_weights(s.resamples, count, planned)
     value = np.stack([value for value, _ in rows]).reshape(len(groups), count, -1).mean(axis=1)
     draws = np.stack([draws for _, draws in rows]).reshape(
         len(groups), count, len(weights), -1)
     chance = _chance(s, paired)
     scores = paired.scores.reshape(len(groups), count, -1).mean(axis=1)
-    return replace(paired, scores=scores), stats.Means(
+    return replace(paired, scores=scores), bootstrap.Means(
         chance.groups, value, np.einsum('bs,rsbg->brg', weights, draws), chance.n,
         chance.clusters, count, planned), chance
 
@@ -155,7 +156,7 @@ def of_run(s, cell):
     _make_means(s, [cell])
     chance = _chance(s, pair(s.study, [[cell]]))
     value, draws = s.made[cell]
-    return stats.Means(chance.groups, value[None], draws[:, None], chance.n, chance.clusters)
+    return bootstrap.Means(chance.groups, value[None], draws[:, None], chance.n, chance.clusters)
 
 
 def each(s, groups):
@@ -168,7 +169,7 @@ def _make_means(s, cells):
     missing = [cell for cell in dict.fromkeys(cells) if cell not in s.made]
     if missing:
         paired = pair(s.study, [[cell] for cell in missing])
-        means = stats.group_means(paired.scores, paired.task, paired.cluster_id, s.resamples)
+        means = bootstrap.group_means(paired.scores, paired.task, paired.cluster_id, s.resamples)
         for row, cell in enumerate(missing):
             s.made[cell] = means.value[row], means.draws[:, row]
 
@@ -177,7 +178,9 @@ def _chance(s, paired):
     """The mean chance by family as `stats.Means` of one row, made once for the same items."""
     key = paired.key
     if key not in s.made:
-        s.made[key] = stats.group_means(paired.chance, paired.task, paired.cluster_id, s.resamples)
+        s.made[key] = bootstrap.group_means(
+            paired.chance, paired.task, paired.cluster_id, s.resamples
+        )
     return s.made[key]
 
 
@@ -206,7 +209,7 @@ def accuracy(s):
     if not groups:
         raise Missing('no model was asked with the picture (joint rows, condition image)')
     paired, found = each(s, list(groups.values()))
-    found = dict(zip([size.name for size in groups], map(stats.with_macro, found), strict=True))
+    found = dict(zip([size.name for size in groups], map(bootstrap.with_macro, found), strict=True))
     floor = floors.floor(s, paired)
     columns = {task: column for column, task in enumerate(floor.means.groups)}
     rows = {task: {**_guesses(floor, columns[task]), 'guesser': floor.names[task],
@@ -249,14 +252,14 @@ def drops(s):
     small, large = have[0], have[-1]
     paired, means, _ = means_of(s, [joint_cells(s, size, 'image') for size in (large, small)])
     floor = floors.floor(s, paired).means
-    whole, floor_whole = stats.macro(means), stats.macro(floor)
+    whole, floor_whole = bootstrap.macro(means), bootstrap.macro(floor)
     binary = bool(np.all((paired.scores == 0) | (paired.scores == 1)))
     rows = {task: {'absolute': one(means, 0, column, minus=1),
                    'relative_chance': relative(means, floor, column),
                    'p_mcnemar': _mcnemar(paired, task) if binary else None}
             for column, task in enumerate(means.groups)}
     if binary:
-        adjusted = stats.holm([row['p_mcnemar'] for row in rows.values()])
+        adjusted = bootstrap.holm([row['p_mcnemar'] for row in rows.values()])
         for row, p_value in zip(rows.values(), adjusted, strict=True):
             row['p_holm'] = float(p_value)
     order = sorted(rows, key=lambda task: (-rows[task]['absolute'].value, task))
@@ -267,17 +270,17 @@ def drops(s):
     if len(order) > 1:
         first, second = (means.groups.index(task) for task in order[:2])
         fall = means.draws[:, 0] - means.draws[:, 1]
-        result['lead'] = stats.interval(
+        result['lead'] = bootstrap.interval(
             rows[order[0]]['absolute'].value - rows[order[1]]['absolute'].value,
             fall[:, first] - fall[:, second], means.n[[first, second]].sum(),
-            stats.effective(means.clusters[[first, second]]), bounds=(-2, 2), seeds=means.seeds,
+            bootstrap.effective(means.clusters[[first, second]]), bounds=(-2, 2), seeds=means.seeds,
             planned=means.planned)
     return result
 
 
 def _mcnemar(paired, task):
     here = paired.task == task
-    return stats.mcnemar(paired.scores[0, here], paired.scores[1, here])
+    return bootstrap.mcnemar(paired.scores[0, here], paired.scores[1, here])
 
 
 def reliance(s):
@@ -330,7 +333,7 @@ def _panel(s, groups):
     order = [size.name for size in s.sizes]
     p_sizes = [name for name in order if any(p == name for p, _ in keys)]
     r_sizes = [name for name in order if any(r == name for _, r in keys)]
-    value = {key: one(stats.macro(means), 0, 0) for key, means in zip(keys, alone, strict=True)}
+    value = {key: one(bootstrap.macro(means), 0, 0) for key, means in zip(keys, alone, strict=True)}
     return {'p_sizes': p_sizes, 'r_sizes': r_sizes,
             'cells': [{'p': p, 'r': r, 'accuracy': value[p, r],
                        'completion': completion(s, groups[p, r])[1]} for p, r in sorted(value)],
@@ -344,14 +347,14 @@ def _marginal(s, p_sizes, r_sizes, groups):
     top, drop = (p_sizes[-1], r_sizes[-1]), {}
     for side, low in (('perception', (p_sizes[0], top[1])), ('reasoner', (top[0], r_sizes[0]))):
         if low != top and low in groups and top in groups:
-            means = stats.with_macro(means_of(s, [groups[top], groups[low]])[1])
+            means = bootstrap.with_macro(means_of(s, [groups[top], groups[low]])[1])
             found = {task: one(means, 0, column, minus=1)
                      for column, task in enumerate(means.groups)}
             drop[side] = {'macro': found.pop('macro'), 'families': found}
     low_p, low_r = (p_sizes[0], top[1]), (top[0], r_sizes[0])
     if len(drop) == 2:
         # both drops start at the same pair, so their difference needs the two shrunk pairs only
-        whole = stats.macro(means_of(s, [groups[low_r], groups[low_p]])[1])
+        whole = bootstrap.macro(means_of(s, [groups[low_r], groups[low_p]])[1])
         drop['perception_minus_reasoner'] = one(whole, 0, 0, minus=1)
     return drop
 

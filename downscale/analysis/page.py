@@ -3,7 +3,7 @@ import math
 from html import escape
 
 from downscale.analysis.completeness import LIMIT, Completion, Share
-from downscale.analysis.stats import Interval
+from downscale.statistics.bootstrap import Interval
 
 CSS = '''
 :root{color-scheme:light dark;--ink:#1d232b;--soft:#5d6773;--line:#d9dee4;--paper:#fbfbfa;

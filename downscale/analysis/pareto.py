@@ -1,8 +1,9 @@
 """Which ways of answering are worth what they cost: the frontier, and how sure it is."""
 import numpy as np
 
-from downscale.analysis import costs, measures, stats
+from downscale.analysis import costs, measures
 from downscale.analysis.measures import MODES, Missing
+from downscale.statistics import bootstrap
 
 
 def ways(s):
@@ -42,7 +43,7 @@ def pareto(s, cost='params'):
                       f'{"; ".join(skipped) or "nobody answered with a picture"}')
     _, found = measures.each(s, cells)
     order = sorted(range(len(rows)), key=lambda row: rows[row])
-    whole = [stats.macro(found[row]) for row in order]
+    whole = [bootstrap.macro(found[row]) for row in order]
     prices = np.array([rows[row][0] for row in order])
     on = frontier(prices, np.array([means.value[0, 0] for means in whole]))
     draws = np.stack([means.draws[:, 0, 0] for means in whole], axis=1)

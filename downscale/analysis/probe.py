@@ -15,9 +15,7 @@ import pyarrow as pa
 
 from downscale import experiment as experiments_
 from downscale import stages
-from downscale.analysis import stats
 from downscale.analysis.attentive import attend_read
-from downscale.analysis.cka import cka, knn_overlap
 from downscale.analysis.files import read_study
 from downscale.analysis.passes import DEPTHS, Looker
 from downscale.analysis.probe_tables import (
@@ -35,6 +33,8 @@ from downscale.evaluate.fingerprint import fingerprint
 from downscale.evaluate.items import read_items
 from downscale.evaluate.run import test_items
 from downscale.places import place, read_json, write_bytes, write_json
+from downscale.statistics import bootstrap
+from downscale.statistics.similarity import cka, knn_overlap
 
 JOINT = ('interleave', 'instruct')  # the stages that answer with the picture, the later one first
 MOST_DIMENSIONS, MOST_BANDS = 256, 4
@@ -149,8 +149,8 @@ def _probe(study, cell, plan, report, folder):
     tasks, without = read_out(features, rest, asked, spare, plan.dimensions, plan.seed, report)
     _add(tasks, measures, asked)
     without |= _attend(tasks, looker, asked, spare, plan)
-    resamples = stats.resample([item.question.cluster_id for item in asked], plan.bootstraps,
-                               plan.seed)
+    resamples = bootstrap.resample([item.question.cluster_id for item in asked], plan.bootstraps,
+                                   plan.seed)
     write(folder, 'probe_items', items_table(cell.name, tasks))
     write(folder, 'probes', means_table(cell.name, tasks, resamples))
     sink = io.BytesIO()

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from downscale.analysis import stats
 from downscale.evaluate.items import TableError, one_line
 from downscale.places import place, write_bytes
+from downscale.statistics import bootstrap
 
 _S, _F, _I = pa.string(), pa.float64(), pa.int64()
 
@@ -109,7 +109,7 @@ def means_table(run_id, tasks, resamples):
     found = []
     for task, (site, depth, metric), x in rows:
         bounds = BOUNDS.get(metric, (-np.inf, np.inf))
-        at = stats.interval(*x, bounds=bounds)
+        at = bootstrap.interval(*x, bounds=bounds)
         found.append({'run_id': run_id, 'task': task, 'site': site, 'rel_depth': depth,
                       'metric': metric, 'value': at.value, 'lo': at.low, 'hi': at.high, 'n': at.n})
     return pa.Table.from_pylist(found, schema=SCHEMAS['probes'])
@@ -130,8 +130,12 @@ def _means(one, resamples):
     for mask, keys in alike.items():
         there = np.frombuffer(mask, bool)
         if there.any():
-            means = stats.group_means([values[key][there] for key in keys],
-                                      np.full(there.sum(), ''), one.cluster_id[there], resamples)
+            means = bootstrap.group_means(
+                [values[key][there] for key in keys],
+                np.full(there.sum(), ''),
+                one.cluster_id[there],
+                resamples,
+            )
             found |= {key: (means.value[row, 0], means.draws[:, row, 0], means.n[0],
                             means.clusters[0]) for row, key in enumerate(keys)}
     return found

@@ -25,10 +25,10 @@ from downscale.analysis import (
 )
 from downscale.analysis.fits import Jsonable
 from downscale.analysis.measures import Missing
-from downscale.analysis.stats import FEW_SEEDS
 from downscale.analysis.tables import load_study
 from downscale.analysis.throughput import throughput
 from downscale.evaluate.items import TableError
+from downscale.statistics.bootstrap import FEW_SEEDS
 
 
 def write_report(study_dir, out_dir=None, bootstraps=2000, seed=0):

@@ -9,13 +9,14 @@ from collections import Counter
 import numpy as np
 
 from downscale.accounting import totals
-from downscale.analysis import costs, floors, lr, measures, stats
+from downscale.analysis import costs, floors, lr, measures
 from downscale.analysis.extrapolation import holdout
 from downscale.analysis.files import read_object
 from downscale.analysis.fits import fit
 from downscale.analysis.isoflop import isoflop
 from downscale.analysis.laws import CHINCHILLA, POWER, Saturating
 from downscale.analysis.measures import Missing
+from downscale.statistics import bootstrap
 
 STAGES = ('text', 'instruct')   # whose loss is a law of size: all parts that grow are trained
 REACH = 4      # a curve is drawn to so many times the largest size
@@ -263,9 +264,9 @@ def _flips(s, large, small):
     first, second = paired.scores[0::2], paired.scores[1::2]
     rows = np.stack([first * (1 - second), (1 - first) * second, first * second,
                      (1 - first) * (1 - second)], axis=1)
-    means = stats.group_means(rows.reshape(-1, rows.shape[2]), paired.task, paired.cluster_id,
-                              s.resamples)
+    means = bootstrap.group_means(rows.reshape(-1, rows.shape[2]), paired.task, paired.cluster_id,
+                                  s.resamples)
     planned = measures.planned_seeds(s, (large, small))
-    whole = stats.macro(stats.over_seeds(means, len(both), s.resamples, planned))
+    whole = bootstrap.macro(bootstrap.over_seeds(means, len(both), s.resamples, planned))
     names = ('right to wrong', 'wrong to right', 'right at both', 'wrong at both')
     return {name: measures.one(whole, row, 0) for row, name in enumerate(names)}

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import numpy as np
 
-from downscale.strict import Range, check
+from downscale.values import Range, check
 
 STEP = 128  # lengths of proposed buckets are multiples of it: the lanes of a TPU register
 MOST_LENGTHS = 64  # lengths that a proposal tries, so that it takes seconds for any `length`

@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from downscale.data.files import BadRow, shown
 from downscale.data.records import IMAGE, Turn
-from downscale.strict import unknown
+from downscale.values import unknown
 
 REASONS = ('wrong type', 'unreadable row', 'unknown column', 'no answer', 'unclear answer',
            'unknown role', 'bad text', 'chat token', 'image marks', 'no picture', 'video',

@@ -21,7 +21,7 @@ from downscale.data.mixture import MIXTURES
 from downscale.data.sources import Source, unpack
 from downscale.data.tokens import hash_of
 from downscale.places import read_json
-from downscale.strict import Choice, Range, check
+from downscale.values import Choice, Range, check
 
 ORDERS = ('shuffled', 'listed')
 COSTS = ('tokens', 'tiles', 'image tokens', 'supervised tokens')

@@ -22,7 +22,7 @@ from downscale.data.mixture import MIXTURES
 from downscale.data.records import Conversation
 from downscale.data.scenes import World
 from downscale.data.tokens import Encoder
-from downscale.strict import Choice, Range, check
+from downscale.values import Choice, Range, check
 
 
 @dataclass(frozen=True)

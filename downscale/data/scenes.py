@@ -14,7 +14,7 @@ from typing import Annotated
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from downscale.strict import Range, check
+from downscale.values import Range, check
 
 SHAPES = ('circle', 'square', 'triangle', 'diamond', 'star', 'cross', 'ring', 'heart', 'hexagon',
           'arrow')

@@ -18,7 +18,7 @@ from downscale.data.columns import Rejected, parts_of
 from downscale.data.files import FORMS, fault, shown
 from downscale.data.records import IMAGE, Conversation, Record, Turn
 from downscale.data.tables import METADATA, TFDS, Parquet, Prepared, Rows
-from downscale.strict import COUNT, Choice, Range, Several, check
+from downscale.values import COUNT, Choice, Range, Several, check
 
 # Text may not speak for another turn: in data these would become the chat's own tokens.
 CHAT_TOKENS = ('<|im_start|>', '<|im_end|>', '<|endoftext|>')

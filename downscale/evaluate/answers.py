@@ -7,7 +7,7 @@ from downscale.data.mixture import describe_prompt, pictures, reasoner_prompt
 from downscale.data.questions import correct
 from downscale.data.records import THINK, Example, Question, Turn
 from downscale.generate.requests import Prompt
-from downscale.strict import hash_of  # noqa: F401 (offered here too)
+from downscale.values import hash_of  # noqa: F401 (offered here too)
 
 WINDOW = 2 ** 30  # bytes of image tiles that are held at once
 

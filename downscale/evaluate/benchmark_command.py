@@ -31,7 +31,7 @@ def add_benchmark_arguments(sub):
 def chain_of(args, bars):
     """(`Chain`, `Benchmark`) of the command line, everything that it names checked."""
     from downscale.evaluate.benchmarks import BENCHMARKS, questions_of
-    from downscale.strict import unknown
+    from downscale.values import unknown
     if not args.runs or args.on is None or args.data is None:
         raise ValueError('give at least one RUN, --on NAME and --data PATH; --list names all')
     if args.on not in BENCHMARKS:

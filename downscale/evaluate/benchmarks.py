@@ -18,7 +18,7 @@ from downscale.evaluate.answers import hash_of
 from downscale.evaluate.asked import Asked, Questions, digest
 from downscale.evaluate.benchmark_files import entry
 from downscale.evaluate.named import DEFAULT, LETTERS, SCORERS, Target, unfit
-from downscale.strict import unknown
+from downscale.values import unknown
 
 OPTION = "Answer with the option's letter from the given choices directly"
 SHORT = '\nAnswer the question using a single word or phrase.'

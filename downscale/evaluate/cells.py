@@ -1,8 +1,8 @@
 """The cells of a perception x reasoner grid: accuracy, what stands beside it, and a table."""
 import numpy as np
 
-from downscale.analysis.stats import mean_ci
 from downscale.evaluate.sample_files import read_samples
+from downscale.statistics.bootstrap import mean_ci
 
 SHARES = ('truncated', 'unparsed', 'unclosed')
 

@@ -4,7 +4,7 @@ import math
 import numpy as np
 from scipy import stats
 
-from downscale.analysis.stats import mean_ci, wilson
+from downscale.statistics.bootstrap import mean_ci, wilson
 
 
 def mean_of(scores, clusters):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from downscale.evaluate.prompts import KINDS, MODES
 from downscale.generate.engine import Decoding
 from downscale.generate.sampling import Sampling
-from downscale.strict import unknown
+from downscale.values import unknown
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from downscale.data import files
 from downscale.data.records import IMAGE
-from downscale.strict import hash_of, unknown
+from downscale.values import hash_of, unknown
 
 FOLDER = Path(__file__).parent / 'prompts'
 KINDS = ('caption', 'extract')

@@ -12,7 +12,7 @@ from downscale.evaluate.answers import Item, Wording
 from downscale.evaluate.asked import Asked, Questions, informed, of_file
 from downscale.evaluate.benchmarks import BENCHMARKS, questions_of
 from downscale.evaluate.question_files import SUFFIXES
-from downscale.strict import unknown
+from downscale.values import unknown
 
 
 def items(evaluation):

@@ -26,7 +26,7 @@ from downscale.data.files import fault, shown
 from downscale.data.records import Turn
 from downscale.data.sources import check_texts, picture_of
 from downscale.evaluate.named import SCORERS, Target, unfit
-from downscale.strict import unknown
+from downscale.values import unknown
 
 SUFFIXES = (*files.FORMS, '.parquet')
 TEXTS = ('question', 'information', 'family', 'scorer')

@@ -25,7 +25,7 @@ from downscale.evaluate.sample_files import (
     several,
 )
 from downscale.evaluate.scorers import COMPARISON
-from downscale.strict import unknown
+from downscale.values import unknown
 
 MARKED = ('answer-think', 'answer-direct')  # rows of reasoners, who are asked for 'Answer: X'
 FIELDS = ('text', 'gold', 'choices', 'share', 'cluster', 'width', 'height', 'family')

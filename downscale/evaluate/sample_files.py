@@ -15,7 +15,7 @@ from downscale.data import files
 from downscale.data.files import fault, shown
 from downscale.evaluate.named import LETTERS
 from downscale.evaluate.samples import JOINED, lines
-from downscale.strict import unknown
+from downscale.values import unknown
 
 REPLIES = ('filtered_resps', 'resps')
 _PART = re.compile(r'\.p\d+\.jsonl$')

@@ -10,11 +10,11 @@ from html import escape
 from pathlib import Path
 
 from downscale.analysis import page
-from downscale.analysis.stats import Interval, wilson
 from downscale.data.images import decode, open_under
 from downscale.evaluate.samples import lines
 from downscale.factory.quality import CHECKS
 from downscale.places import write_bytes, write_json
+from downscale.statistics.bootstrap import Interval, wilson
 
 STEPS = ('statements', 'information', 'descriptions', 'judgements')
 SHOWN = 6  # accepted pictures in the gallery, and of each check that rejects

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from downscale.data.files import read_object
 from downscale.evaluate.prompts import fill
-from downscale.strict import hash_of, unknown
+from downscale.values import hash_of, unknown
 
 DEFAULT = Path(__file__).parent / 'prompts' / 'default.json'  # package data
 LIMITS = ('statements_tokens', 'information_tokens', 'description_tokens', 'judge_tokens')

@@ -14,7 +14,7 @@ from downscale.launch import state
 from downscale.launch.topologies import topology
 from downscale.launch.watch import Observed
 from downscale.names import GOOGLE, label
-from downscale.strict import shown
+from downscale.values import shown
 
 TIMEOUT_SECONDS = 300
 SEPARATORS = ',|;~#%@!'  # of pairs

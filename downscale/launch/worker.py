@@ -30,9 +30,9 @@ from downscale.model.init import abstract_params
 from downscale.model.words import abstract_word_params
 from downscale.places import write_json
 from downscale.sharding import batch_sharding, mesh, shardings, spec
-from downscale.strict import from_dict
 from downscale.train.state import abstract, new_state, state_shardings
 from downscale.train.step import compiled_step
+from downscale.values import from_dict
 
 GIB = 2 ** 30
 WRITTEN = 32  # tokens that one call of decode may write, as in `generate/engine.py`

@@ -12,7 +12,7 @@ import jax
 import optax
 
 from downscale.mup import BASE, multipliers, times
-from downscale.strict import COUNT, Choice, Range, check
+from downscale.values import COUNT, Choice, Range, check
 
 GROUPS = ('tower', 'connector', 'language')
 # Of a stage; 1 is more likely meant as one step than as all of them.

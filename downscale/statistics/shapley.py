@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from downscale.analysis import stats
+from downscale.statistics import bootstrap
 
 MOST = 5        # factors: 2^5 corners
 SCALES = ('accuracy', 'log-odds')   # they differ near ceilings
@@ -25,7 +25,7 @@ class Shares:
     (2x2: LL - LS - SL + SS). `flagged` are those larger than half the interval of a share of one
     of their factors: there the shares depend on the order in which factors are changed.
     """
-    total: stats.Interval
+    total: bootstrap.Interval
     shares: dict
     interactions: dict
     flagged: tuple
@@ -79,8 +79,8 @@ def log_odds(means):
         # a draw over seeds may leave 0..1
         right = np.clip(share, 0, 1) * means.n + .5
         return np.log(right / (means.n + 1 - right))
-    return stats.Means(means.groups, logit(means.value), logit(means.draws), means.n,
-                       means.clusters, means.seeds, means.planned)
+    return bootstrap.Means(means.groups, logit(means.value), logit(means.draws), means.n,
+                           means.clusters, means.seeds, means.planned)
 
 
 def attribute(means, names, scale='accuracy'):
@@ -90,7 +90,7 @@ def attribute(means, names, scale='accuracy'):
     On 'log-odds' the macro mean is that of the families' log-odds.
     """
     factors, found = len(names), {}
-    means = stats.with_macro(log_odds(means) if scale == 'log-odds' else means)
+    means = bootstrap.with_macro(log_odds(means) if scale == 'log-odds' else means)
     for column, task in enumerate(means.groups):
         table = np.concatenate([means.value[None, :, column], means.draws[:, :, column]])
         table = table.T.reshape(*(2,) * factors, -1)   # the value in front of its draws
@@ -113,8 +113,8 @@ def _known(means, part, column, scale):
         return means.interval(part[0], part[1:], column, (-2, 2))
     draws = part[np.isfinite(part)]
     if np.ptp(draws) < 1e-9:  # the bound for unseen change is one of shares, not of log-odds
-        return stats.Interval(float(part[0]), np.nan, np.nan, int(means.n[column]),
-                              int(means.clusters[column]), 'none (draws agree)', means.seeds)
+        return bootstrap.Interval(float(part[0]), np.nan, np.nan, int(means.n[column]),
+                                  int(means.clusters[column]), 'none (draws agree)', means.seeds)
     return means.interval(part[0], part[1:], column)
 
 

@@ -4,10 +4,10 @@ import dataclasses
 import numpy as np
 from scipy import stats as distributions
 
-from downscale.analysis import stats
+from downscale.statistics import bootstrap
 
 NEAR = 5        # a denominator closer to zero than this many standard errors needs Fieller
-FEW_RUNS = stats.FEW_SEEDS
+FEW_RUNS = bootstrap.FEW_SEEDS
 Z = distributions.norm.ppf(.975)
 
 
@@ -28,8 +28,8 @@ def newcombe(first, second, level=0.95):
         product = max(product - n / 2, 0)  # continuity; a negative correlation stays as it is
     phi = product / np.sqrt(margins) if margins else 0.0
     p, q = (both + won) / n, (both + lost) / n
-    (p_low, p_high), (q_low, q_high) = (stats.wilson(k, n, level) for k in (both + won,
-                                                                            both + lost))
+    (p_low, p_high), (q_low, q_high) = (bootstrap.wilson(k, n, level) for k in (both + won,
+                                                                                both + lost))
     down, up = ((a * a - 2 * phi * a * b + b * b) ** .5 for a, b in
                 ((p - p_low, q_high - q), (p_high - p, q - q_low)))
     return float(p - q - down), float(p - q + up)
@@ -40,7 +40,7 @@ def standard_error(draws, clusters, seeds=1, planned=1):
 
     Over seeds it is that of a normal variable with the same 95 % interval, NaN with one of them.
     """
-    over = stats.covers_seeds(seeds, planned)
+    over = bootstrap.covers_seeds(seeds, planned)
     if clusters < 2 or over and seeds < 2:
         return np.nan
     if over:
@@ -59,12 +59,12 @@ def p_value(value, draws, clusters, seeds=1, planned=1):
     error, alike = standard_error(draws, clusters, seeds, planned), min(1.0, 2 * .5 ** clusters)
     if error < 1e-12:  # no draw differs: as sure as that many coins that fall alike
         return alike if abs(value) > 1e-12 else 1.0
-    if stats.covers_seeds(seeds, planned):
+    if bootstrap.covers_seeds(seeds, planned):
         beyond = min(np.sum(draws <= 0), np.sum(draws >= 0))
         found = min(1, 2 * (beyond + 1) / (len(draws) + 1))
     else:
         found = 2 * distributions.t.sf(abs(value) / error, clusters - 1)
-    return float(max(found, alike) if clusters < stats.FEW_SIGNS else found)
+    return float(max(found, alike) if clusters < bootstrap.FEW_SIGNS else found)
 
 
 def benjamini_hochberg(p_values):
@@ -84,18 +84,23 @@ def ratio_interval(top, bottom, n, clusters, level=0.95, seeds=1, planned=1):
     pairs = np.stack([above_draws, below_draws])
     pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
     if clusters < 2 or pairs.shape[1] < 2 or not below:
-        return stats.Interval(np.nan, np.nan, np.nan, int(n), int(clusters), 'none (no ratio)')
+        return bootstrap.Interval(np.nan, np.nan, np.nan, int(n), int(clusters), 'none (no ratio)')
     scale = clusters / (clusters - 1)  # as in `standard_error`
     (v11, v12), (_, v22) = np.cov(pairs) * scale
     value = above / below
-    open_ended = stats.Interval(float(value), -np.inf, np.inf, int(n), int(clusters),
-                                'unbounded: the denominator may be zero', seeds)
-    if stats.covers_seeds(seeds, planned):
+    open_ended = bootstrap.Interval(float(value), -np.inf, np.inf, int(n), int(clusters),
+                                    'unbounded: the denominator may be zero', seeds)
+    if bootstrap.covers_seeds(seeds, planned):
         crossed = seeds > 1 and np.mean(pairs[1] * below <= 0) > (1 - level) / 2
-        return open_ended if crossed else stats.interval(value, pairs[0] / pairs[1], n, clusters,
-                                                         level, seeds=seeds, planned=planned)
+        return (
+            open_ended
+            if crossed
+            else bootstrap.interval(
+                value, pairs[0] / pairs[1], n, clusters, level, seeds=seeds, planned=planned
+            )
+        )
     if abs(below) > NEAR * np.sqrt(v22):
-        return stats.interval(value, pairs[0] / pairs[1], n, clusters, level, seeds=seeds)
+        return bootstrap.interval(value, pairs[0] / pairs[1], n, clusters, level, seeds=seeds)
     reach = distributions.t.ppf((1 + level) / 2, clusters - 1) ** 2
     room = below ** 2 - reach * v22
     middle = above * below - reach * v12
@@ -103,8 +108,9 @@ def ratio_interval(top, bottom, n, clusters, level=0.95, seeds=1, planned=1):
     if room <= 0 or root < 0:
         return dataclasses.replace(open_ended, method=f'Fieller, {open_ended.method}')
     low, high = (middle - root ** .5) / room, (middle + root ** .5) / room
-    return stats.Interval(float(value), float(low), float(high), int(n), int(clusters), 'Fieller',
-                          seeds)
+    return bootstrap.Interval(
+        float(value), float(low), float(high), int(n), int(clusters), 'Fieller', seeds
+    )
 
 
 def iqm(scores):
@@ -126,7 +132,7 @@ def _over_runs(value, draws, runs, tasks):
         low = high = np.nan
         method = f'none ({runs} of at least {FEW_RUNS} runs)' if runs < FEW_RUNS else \
             'none (runs do not differ)'
-    return stats.Interval(float(value), float(low), float(high), runs * tasks, runs, method)
+    return bootstrap.Interval(float(value), float(low), float(high), runs * tasks, runs, method)
 
 
 def iqm_interval(scores, bootstraps=2000, seed=0):
