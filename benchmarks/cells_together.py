@@ -106,7 +106,7 @@ def main():
     parser.add_argument('--json', metavar='FILE', help='also write every time to FILE')
     asked = parser.parse_args()
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-    from downscale.memory import keep_freed_memory
+    from downscale.runtime.memory import keep_freed_memory
     keep_freed_memory()
     found = []
     with tempfile.TemporaryDirectory() as folder:

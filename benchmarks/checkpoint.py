@@ -187,7 +187,7 @@ def ran(cores):
 def main():
     args = arguments()
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-    from downscale.memory import keep_freed_memory
+    from downscale.runtime.memory import keep_freed_memory
     keep_freed_memory()  # as the console does
     import jax
 

@@ -44,10 +44,10 @@ def cells():
 
 def figures(jobs):
     """{program: its figures}, compiled anew."""
-    from downscale.console import progress_bars
     from downscale.launch import pool
     from downscale.launch.programs import Wish, uses
     from downscale.launch.topologies import topology
+    from downscale.runtime.progress import progress_bars
     found = {}
     with tempfile.TemporaryDirectory() as folder, progress_bars() as bars:
         wanted = {f'{use.name} {use.request.length}': use.request

@@ -69,7 +69,7 @@ class NoText:
 
 def make_ours(folder):
     """A function (task name, requests) -> ids of each reply."""
-    from downscale.memory import keep_freed_memory
+    from downscale.runtime.memory import keep_freed_memory
     keep_freed_memory()
     import numpy as np
 

@@ -3,7 +3,7 @@
 Absolute numbers of a shared machine mean little, so everything is interleaved (A B C A B C ...) and
 reported as a ratio: against a 2048^3 float32 matrix product, and, where torch and transformers are
 installed, against `Qwen3ForCausalLM` of the same shape, torch's AdamW, same batch, all cores, as it
-comes and with the memory setting of our console (`downscale/memory.py`).
+comes and with the memory setting of our console (`downscale/runtime/memory.py`).
 """
 import argparse
 import importlib.util
@@ -42,7 +42,7 @@ def make_step(shape):
     The step is the one that `downscale` trains with, on its own mesh over all host devices, and
     with the memory setting of its console.
     """
-    from downscale.memory import keep_freed_memory
+    from downscale.runtime.memory import keep_freed_memory
     keep_freed_memory()
     import jax
     import numpy as np
@@ -99,7 +99,7 @@ def make_torch_step(shape):
 
 def make_kept_torch_step(shape):
     """`make_torch_step` with our memory setting, to tell how much of a ratio that setting is."""
-    from downscale.memory import keep_freed_memory
+    from downscale.runtime.memory import keep_freed_memory
     keep_freed_memory()
     return make_torch_step(shape)
 

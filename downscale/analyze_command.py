@@ -115,7 +115,7 @@ def probe(args):
     if args.pictures < 0:
         raise ValueError(f'--pictures {args.pictures} must be at least 0')
     from downscale.analysis.probe import probe_study
-    from downscale.console import progress_bars
+    from downscale.runtime.progress import progress_bars
     said = sys.stderr if args.json else sys.stdout  # stdout is then one JSON object
     with contextlib.redirect_stdout(said), progress_bars(args.quiet) as bars:
         notes = probe_study(args.study, args.pictures, args.bootstraps, args.seed, bars)

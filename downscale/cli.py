@@ -5,16 +5,17 @@ import os
 import sys
 import traceback
 
-from downscale import analyze_command, exits, start
+from downscale import analyze_command
 from downscale.analyze_command import ANALYZE_EXAMPLES
 from downscale.data_command import DATA_EXAMPLES, add_data_arguments, with_verb
 from downscale.evaluate import benchmark_command, scoring_command
 from downscale.evaluate import command as chain_command
 from downscale.launch.arguments import LAUNCH_EXAMPLES, add_arguments, add_launch_arguments
-from downscale.memory import keep_freed_memory
 from downscale.parsing import Parser, count, local_path, new_folder
-from downscale.start import cache_folder
-from downscale.streams import LONGEST_ERROR, cause_of, keep_streams, shortened
+from downscale.runtime import exits, setup
+from downscale.runtime.memory import keep_freed_memory
+from downscale.runtime.setup import cache_folder
+from downscale.runtime.streams import LONGEST_ERROR, cause_of, keep_streams, shortened
 from downscale.study_files import claims_of, find_cell, on_cpu, open_study
 
 EXAMPLES = {
@@ -45,7 +46,7 @@ EXPECTED = (ValueError, ImportError, RuntimeError, FloatingPointError, OSError, 
 
 def refuse_many():
     """Raise ValueError where the environment names several processes, which only train knows."""
-    from downscale.distributed import given
+    from downscale.runtime.processes import given
     if given():
         raise ValueError('only `downscale train` runs over several processes; unset '
                          'JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID for this')
@@ -87,20 +88,21 @@ def train(args):
     """
     _, experiments, folder = open_study(args)
     cell = find_cell(experiments, args.cell)
-    from downscale import distributed, stages
-    from downscale.console import progress_bars
+    from downscale import stages
+    from downscale.runtime import processes
+    from downscale.runtime.progress import progress_bars
     from downscale.study import use_cache
     from downscale.train.trackers import require
     require(args.tracker)
     total = cell.stage(args.stage).steps
-    with distributed.joined():
+    with processes.joined():
         stages.grid_of(cell)
         use_cache(cache_folder())
-        distributed.once(lambda: str(stages.prepare(folder, cell)))
-        with progress_bars(args.quiet or not distributed.first()) as bars:
+        processes.once(lambda: str(stages.prepare(folder, cell)))
+        with progress_bars(args.quiet or not processes.first()) as bars:
             stages.train_stage(folder, cell, args.stage, lambda step, row: bars(
                 f'{cell.name}/{args.stage}', step, total, f'loss {row["loss"]:.3f}'), args.tracker)
-        if distributed.first():
+        if processes.first():
             print(f'checkpoints: {stages.folder_of(folder, cell, args.stage)}')
 
 
@@ -109,8 +111,8 @@ def evaluate(args):
     _, experiments, folder = open_study(args)
     refuse_many()
     cell = find_cell(experiments, args.cell)
-    from downscale.console import progress_bars
     from downscale.evaluate.run import evaluate as run_evaluation
+    from downscale.runtime.progress import progress_bars
     from downscale.study import use_cache, writers_of
     use_cache(cache_folder())
     with progress_bars(args.quiet) as bars:
@@ -130,16 +132,16 @@ def plan(args):
 
     No TPU is needed. The same command continues after an interruption.
     """
-    from downscale.console import progress_bars
     from downscale.launch import table
     from downscale.launch.plan import Plan
     from downscale.launch.pool import ENVIRONMENT
+    from downscale.runtime.progress import progress_bars
     os.environ.update(ENVIRONMENT)
     _, experiments, folder = open_study(args)
     said = sys.stderr if args.json else sys.stdout  # stdout is then one JSON object
     from downscale.launch.programs import Wish
     from downscale.launch.worker import refuse
-    from downscale.places import write_json
+    from downscale.runtime.files import write_json
     wish = Wish(tuple(args.only), args.per_chip_batch, args.seq, args.text_only)
     out = args.out or folder / 'plan'
     with contextlib.redirect_stdout(said), progress_bars(args.quiet) as bars:
@@ -163,8 +165,8 @@ def extract_think(args):
     """
     if on_cpu():
         keep_freed_memory()
-    from downscale.console import progress_bars
     from downscale.evaluate.cells import table
+    from downscale.runtime.progress import progress_bars
     from downscale.study import use_cache
     use_cache(cache_folder())
     with progress_bars(args.quiet) as bars:
@@ -186,7 +188,7 @@ def benchmark(args):
         return
     if on_cpu():
         keep_freed_memory()
-    from downscale.console import progress_bars
+    from downscale.runtime.progress import progress_bars
     from downscale.study import use_cache
     use_cache(cache_folder())
     with progress_bars(args.quiet) as bars:
@@ -216,8 +218,8 @@ def rescore(args):
 
 def import_(args):
     """Bring a Hugging Face folder or a GGUF file into a run folder."""
-    from downscale.console import progress_bars
     from downscale.exchange import import_model
+    from downscale.runtime.progress import progress_bars
     with progress_bars(args.quiet) as bars:
         notes = import_model(args.source, args.to, lambda done, total: bars(
             'MB', done // 10**6, total // 10**6), args.layers)
@@ -331,13 +333,13 @@ def main(argv=None):
     keep_streams()
     try:
         args = parser().parse_args(argv)
-        start.begin(console)
+        setup.begin(console)
         code = args.run(args) or 0
         if sys.stdout is not None:
             sys.stdout.flush()  # a full disk is told here, not when Python ends
         return code
     except KeyboardInterrupt:
-        return start.stopped(console)
+        return setup.stopped(console)
     except exits.Preempted as error:
         return _ended(f'{error}; the same command continues', error.code)
     except Exception as error:

@@ -5,7 +5,7 @@ from html import escape
 from downscale.analysis.page import page, paragraph, table
 from downscale.data.corpus import Corpus, epoch_order
 from downscale.data.files import shown
-from downscale.places import write_bytes
+from downscale.runtime.files import write_bytes
 
 PICTURE_BYTES, TEXT_LENGTH = 400_000, 1200
 FORMATS = {b'\x89PNG': 'png', b'\xff\xd8\xff': 'jpeg', b'GIF8': 'gif', b'RIFF': 'webp',

@@ -2,7 +2,7 @@
 import json
 import math
 
-from downscale.places import read_json
+from downscale.runtime.files import read_json
 
 
 def row_of(line):

@@ -66,7 +66,7 @@ def world(args):
     from downscale.study_files import open_study
     _, experiments, folder = open_study(args)
     from downscale import stages
-    from downscale.console import progress_bars
+    from downscale.runtime.progress import progress_bars
     with progress_bars(args.quiet) as bars:
         built = stages.prepare(folder, experiments[0],
                                lambda done, total: bars('scenes', done, total))
@@ -90,10 +90,10 @@ def build(args):
     What cannot be used is rejected with a reason and counted. The same command continues after an
     interruption.
     """
-    from downscale.console import progress_bars
     from downscale.corpus_page import lines
     from downscale.data.build import build as build_mixture
     from downscale.data.shards import Settings
+    from downscale.runtime.progress import progress_bars
     from downscale.study_files import load_mixture
     given = {name: value for name in ('tokenizer', 'length', 'most_rejected')
              if (value := vars(args)[name]) is not None}

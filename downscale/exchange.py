@@ -31,8 +31,8 @@ from downscale.data.templates import Origin
 from downscale.experiment import Experiment
 from downscale.loading import tokenizer_path
 from downscale.mup import BASE
-from downscale.outputs import require_room
-from downscale.places import write_json
+from downscale.runtime.files import write_json
+from downscale.runtime.outputs import require_room
 from downscale.sizes import Pictures
 from downscale.train.checkpoint import open_leaves, save_leaves
 

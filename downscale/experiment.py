@@ -22,7 +22,7 @@ from downscale.model.remat import POLICIES
 from downscale.model.vlm import Vlm
 from downscale.model.words import WordModel
 from downscale.mup import Parametrisation
-from downscale.places import place, write_json
+from downscale.runtime.files import place, write_json
 from downscale.sizes import LANGUAGE, LanguageConfig, Pictures, VisionConfig, scale
 from downscale.train.optimizer import FINAL, GROUPS, WARMUP, Optimizer, Schedule
 from downscale.values import COUNT, Choice, Range, Several, check, from_dict, shown, unknown

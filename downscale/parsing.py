@@ -8,8 +8,8 @@ import re
 import sys
 from pathlib import Path
 
-from downscale.outputs import require_folder
-from downscale.streams import shortened
+from downscale.runtime.outputs import require_folder
+from downscale.runtime.streams import shortened
 from downscale.values import unknown
 
 ADDRESS = re.compile('[A-Za-z][A-Za-z0-9+.-]+://')  # a single letter would be a drive

@@ -7,8 +7,8 @@ import zlib
 from functools import cache
 from pathlib import Path
 
-from downscale import distributed, loading, padding
 from downscale import experiment as experiments
+from downscale import loading, padding
 from downscale.data.corpus import Corpus
 from downscale.data.corpus_stream import CorpusSampler
 from downscale.data.facts import vocabulary
@@ -18,7 +18,8 @@ from downscale.data.world_builder import build, source
 from downscale.evaluate.answers import hash_of
 from downscale.model.init import abstract_params, init_tree
 from downscale.model.words import abstract_word_params
-from downscale.places import place, read_json, scratch, write_json
+from downscale.runtime import processes
+from downscale.runtime.files import place, read_json, scratch, write_json
 from downscale.sharding import mesh
 from downscale.train import loop, together
 from downscale.train.checkpoint import load_params
@@ -213,11 +214,11 @@ def train_stage(study, experiment, name, report=lambda step, metrics: None, trac
     stage, grid = experiment.stage(name), grid_of(experiment)
     folder = folder_of(study, experiment, name)
     task = [experiment.hash, name]
-    if distributed.once(lambda: task) != task:
+    if processes.once(lambda: task) != task:
         raise ValueError('this process has another configuration, cell or stage than process 0; '
                          'start the same command in all')
-    distributed.once(lambda: _refuse_other_mixture(folder, stage))
-    if distributed.once(lambda: _nothing_to_do(folder, experiment)):
+    processes.once(lambda: _refuse_other_mixture(folder, stage))
+    if processes.once(lambda: _nothing_to_do(folder, experiment)):
         return
     with loop.only_process(folder):
         sampler, seed = _begin(study, experiment, stage, folder)
@@ -228,7 +229,7 @@ def train_stage(study, experiment, name, report=lambda step, metrics: None, trac
                        stage.rates, stage.schedule, grid,
                        lambda: start_params(study, experiment, stage), batches, stage.save_every,
                        report, shapes=start_shapes(experiment, stage), tracker=tracker)
-        distributed.wait()
+        processes.wait()
         _end(experiment, stage, folder, sampler, seed, batches.get_state())
 
 
@@ -297,9 +298,9 @@ def one_device(experiment):
 
 def _begin(study, experiment, stage, folder):
     """(sampler, seed of its stream) of a stage whose folder is ours; says what runs in it."""
-    distributed.once(lambda: _open(folder, experiment))
+    processes.once(lambda: _open(folder, experiment))
     sampler, seed = sampler_of(study, experiment, stage)
-    distributed.once(lambda: _count_padding(folder, experiment, stage, sampler, seed))
+    processes.once(lambda: _count_padding(folder, experiment, stage, sampler, seed))
     return sampler, seed
 
 
@@ -307,8 +308,8 @@ def _end(experiment, stage, folder, sampler, seed, position):
     """The stage is marked as done; `position` is where its stream ended."""
     if stage.mixture:
         seen = sampler.seen(seed, position)
-        distributed.once(lambda: _told(folder, seen=seen))
-    distributed.once(lambda: write_json(folder / 'DONE.json', {
+        processes.once(lambda: _told(folder, seen=seen))
+    processes.once(lambda: write_json(folder / 'DONE.json', {
         'hash': experiment.hash, 'steps': stage.steps}))
 
 

@@ -17,12 +17,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from downscale.accounting import totals
-from downscale.console import progress_bars
 from downscale.evaluate.answers import hash_of
-from downscale.exits import line_of, passes
 from downscale.experiment import WRITER, Experiment, reference_of
-from downscale.memory import give_back
-from downscale.places import place, read_json, scratch, write_json
+from downscale.runtime.exits import line_of, passes
+from downscale.runtime.files import place, read_json, scratch, write_json
+from downscale.runtime.memory import give_back
+from downscale.runtime.progress import progress_bars
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import sys
 import traceback
 from pathlib import Path
 
-from downscale.memory import keep_freed_memory
-from downscale.outputs import require_folder
+from downscale.runtime.memory import keep_freed_memory
+from downscale.runtime.outputs import require_folder
 
 # What every `get_config()` gives, beside its stages.
 REQUIRED = {'study': str, 'platform': str, 'family': str, 'vocabulary': int}

@@ -1,6 +1,6 @@
 #!/bin/bash
 # What a TPU virtual machine runs of a job: its image, or without one Python of this machine. The
-# metadata downscale-spec and downscale-image say which; exit codes are of downscale/exits.py.
+# metadata downscale-spec and downscale-image say which; exit codes are of downscale/runtime/exits.py.
 set -uo pipefail
 
 metadata() {

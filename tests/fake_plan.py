@@ -1,11 +1,11 @@
 """A small cell to plan, and plans of it with a compiler that only pretends."""
 import importlib.metadata
 
-from downscale.console import progress_bars
 from downscale.experiment import Evaluation, Experiment, MeshSize, Stage
 from downscale.launch import pool
 from downscale.launch.plan import Plan
 from downscale.launch.programs import Wish
+from downscale.runtime.progress import progress_bars
 from downscale.sizes import MICRO, VisionConfig
 
 TOWER = VisionConfig(layers=2, W=64, H=4, F=192, patch=20, image=80)

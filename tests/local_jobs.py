@@ -11,7 +11,7 @@ import pytest
 from downscale import experiment, study_files
 from downscale.launch import local, state
 from downscale.launch.spec import Spec
-from downscale.places import place
+from downscale.runtime.files import place
 from downscale.train import checkpoint
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ from downscale import stages, study
 from downscale.data.scenes import World
 from downscale.experiment import Data, Evaluation, Experiment, Stage
 from downscale.model.init import init_params
-from downscale.places import write_json
+from downscale.runtime.files import write_json
 from downscale.sizes import LANGUAGE, scale
 from downscale.train import checkpoint
 

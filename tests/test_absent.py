@@ -9,7 +9,7 @@ import pytest
 from downscale import cli
 from downscale.analysis import absent, measures, report, synth
 from downscale.analysis.tables import load_study
-from downscale.places import read_json, write_json
+from downscale.runtime.files import read_json, write_json
 
 LARGE = 'w256d8'
 

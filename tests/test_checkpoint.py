@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import small
 
-from downscale import exits
 from downscale.data.pipeline import Share, stream
 from downscale.model.init import abstract_params, init_params
-from downscale.places import write_json
+from downscale.runtime import exits
+from downscale.runtime.files import write_json
 from downscale.sharding import mesh
 from downscale.train import checkpoint, checksums
 from downscale.train.optimizer import Optimizer

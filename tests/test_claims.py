@@ -14,7 +14,7 @@ from downscale.analysis.claims import Claim, verdict_of
 from downscale.analysis.contrasts import CONTRASTS
 from downscale.analysis.synthetic import NOTHING, Planted
 from downscale.analysis.tables import load_study
-from downscale.places import read_json, write_json
+from downscale.runtime.files import read_json, write_json
 from downscale.statistics import bootstrap
 
 GREATER = Claim('g', 'more', 'thinking', threshold=.1)

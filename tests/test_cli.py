@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from fake_study import fake_study
 
-from downscale import cli, exits, experiment, outputs, streams, study_files
+from downscale import cli, experiment, study_files
 from downscale.data import columns, files
 from downscale.evaluate import question_files, rescore
+from downscale.runtime import exits, outputs, streams
 from downscale.train import trackers
 
 ROOT = Path(__file__).parents[1]

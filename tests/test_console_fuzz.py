@@ -11,10 +11,11 @@ from fake_study import fake_study
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from downscale import cli, exits, experiment, stages
+from downscale import cli, experiment, stages
 from downscale.analysis import costs
 from downscale.parsing import Parser
-from downscale.streams import LONGEST_ERROR
+from downscale.runtime import exits
+from downscale.runtime.streams import LONGEST_ERROR
 from downscale.study_files import load_study
 
 FUZZ = settings(deadline=None, database=None, derandomize=True, max_examples=300,

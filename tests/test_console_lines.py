@@ -28,13 +28,14 @@ from pyarrow import csv
 from test_fits import LOSS, X
 from test_isoflop import planted
 
-from downscale import cli, distributed, exchange, study
+from downscale import cli, exchange, study
 from downscale.analysis import claims, synth
 from downscale.experiment import Experiment
 from downscale.factory import oracle
 from downscale.generate import selfcheck
 from downscale.launch import pool
 from downscale.model.init import init_params
+from downscale.runtime import processes
 from downscale.sizes import LANGUAGE, VisionConfig, scale
 
 LINES = every_line()
@@ -233,7 +234,7 @@ def test_a_line_of_the_console_runs(line, folder, server, cloud, capfd, monkeypa
     text = line.text
     if match := ENVIRONMENT.match(text):  # several machines: test_processes.py starts them
         names = [word.partition('=')[0] for word in match.group().split()]
-        assert names == list(distributed.VARIABLES) and text[match.end():] == 'downscale train ...'
+        assert names == list(processes.VARIABLES) and text[match.end():] == 'downscale train ...'
         return
     words = typed(text, server)
     if words[0] in ('launch', 'plan'):

@@ -176,7 +176,7 @@ def test_other_settings_and_a_second_process_are_refused(laid, tmp_path):
     run(laid, tmp_path / 'a', '--teacher', 'oracle')
     with pytest.raises(ValueError, match='begun with other settings .seed was 0, now 1'):
         run(laid, tmp_path / 'a', '--teacher', 'oracle', '--seed', 1)
-    from downscale.places import lock
+    from downscale.runtime.files import lock
     handle = lock(tmp_path / 'a')
     with pytest.raises(RuntimeError, match='in use by another process'):
         run(laid, tmp_path / 'a', '--teacher', 'oracle')

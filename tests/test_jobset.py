@@ -9,11 +9,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from downscale import exits
 from downscale.launch import jobset, kueue, validate
 from downscale.launch.jobset import GkeOptions
 from downscale.launch.spec import Spec
 from downscale.launch.topologies import SHAPES, topology
+from downscale.runtime import exits
 
 ROOT = Path(__file__).parents[1]
 IMAGE = f'europe-docker.pkg.dev/p/downscale/downscale@sha256:{"a" * 64}'

@@ -8,7 +8,7 @@ from test_jobset import spec_of as cloud_spec
 
 from downscale.launch import jobset, state, supervise
 from downscale.launch.watch import Create, GiveUp, Hold, Policy
-from downscale.places import write_json
+from downscale.runtime.files import write_json
 
 pytestmark = pytest.mark.skipif(
     not shutil.which('kubectl'), reason='NOT TESTED: kubectl is missing, so the GKE route is not')

@@ -10,7 +10,7 @@ from local_jobs import STUDY
 
 from downscale import cli
 from downscale.launch import arguments, command, fit, local, pool, state, supervise, sweep
-from downscale.places import write_json
+from downscale.runtime.files import write_json
 
 IMAGE = f'europe-docker.pkg.dev/p/d/d@sha256:{"a" * 64}'
 TPU = ('--backend', 'tpuvm', '--topology', 'v5e:4x4', '--zone', 'z0', '--no-fit', '--allow-dirty')

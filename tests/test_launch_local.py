@@ -18,9 +18,9 @@ from local_jobs import (
     wait_until,
 )
 
-from downscale import exits
 from downscale.launch import local, state
-from downscale.places import write_json
+from downscale.runtime import exits
+from downscale.runtime.files import write_json
 from downscale.train import checkpoint
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from downscale import distributed, exits, places
 from downscale.launch import jobset, state
 from downscale.launch.spec import Spec
+from downscale.runtime import exits, files, processes
 from downscale.train.checksums import Damaged
 
 SPEC = Spec('tiny', 'w64d1-s0', 'train', 'tiny.py', (), 'abc', ('w64d1-s0/text',), (), 100,
@@ -30,12 +30,12 @@ def tell(spec, attempts=(), progress=None, **markers):
     """The folder of a job, with these files."""
     folder = state.folder_of(spec.run, spec)
     for number, attempt in enumerate(attempts):
-        places.write_json(folder / 'attempts' / f'{number:03d}.json', {
+        files.write_json(folder / 'attempts' / f'{number:03d}.json', {
             **ATTEMPT, 'spec': spec.hash, 'attempt': number, **attempt})
     if progress:
-        places.write_json(folder / 'progress.json', progress)
+        files.write_json(folder / 'progress.json', progress)
     for name, value in markers.items():
-        places.write_json(folder / f'{name}.json', {'spec': spec.hash, **value})
+        files.write_json(folder / f'{name}.json', {'spec': spec.hash, **value})
 
 
 def test_a_spec_comes_back_and_a_changed_one_is_refused(tmp_path):
@@ -43,7 +43,7 @@ def test_a_spec_comes_back_and_a_changed_one_is_refused(tmp_path):
     path = state.save_spec(spec)
     assert state.load_spec(path) == spec
     for change in ({'steps': 7}, {'hash': 'other'}):
-        places.write_json(path, json.loads(path.read_text()) | change)
+        files.write_json(path, json.loads(path.read_text()) | change)
         with pytest.raises(ValueError, match='submit the job again') as error:
             state.load_spec(path)
         assert '\n' not in str(error.value)
@@ -190,7 +190,7 @@ def test_a_client_library_that_cannot_reach_its_bucket_may_reach_it_later():
 def test_a_timeout_that_is_no_number_of_seconds_is_refused(monkeypatch, value):
     monkeypatch.setenv('DOWNSCALE_HEARTBEAT_SECONDS', value)
     with (pytest.raises(ValueError, match=f'DOWNSCALE_HEARTBEAT_SECONDS={value} must be a whole'),
-          distributed.joined()):
+          processes.joined()):
         raise AssertionError('joined')
 
 
@@ -211,39 +211,39 @@ def test_sigterm_stops_a_lone_process_at_once_where_nothing_is_to_save():
 
 
 def test_sigterm_waits_for_the_end_of_a_step():
-    with distributed.joined(), distributed.stepping():
-        assert not distributed.stop(1)
+    with processes.joined(), processes.stepping():
+        assert not processes.stop(1)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert distributed.stop(2)
-    assert not distributed.stop(3)  # what follows in this process was not meant
+        assert processes.stop(2)
+    assert not processes.stop(3)  # what follows in this process was not meant
 
 
 def test_a_bucket_has_a_scratch_folder_and_a_folder_is_its_own(monkeypatch, tmp_path):
     monkeypatch.setenv('DOWNSCALE_SCRATCH', str(tmp_path))
-    assert places.scratch('gs://bucket/study') == tmp_path / 'bucket' / 'study'
-    assert places.scratch(tmp_path / 'study') == tmp_path / 'study'
-    assert str(places.place('gs://bucket/study') / 'DONE.json') == 'gs://bucket/study/DONE.json'
-    assert places.read_json(tmp_path / 'nothing.json') is None
+    assert files.scratch('gs://bucket/study') == tmp_path / 'bucket' / 'study'
+    assert files.scratch(tmp_path / 'study') == tmp_path / 'study'
+    assert str(files.place('gs://bucket/study') / 'DONE.json') == 'gs://bucket/study/DONE.json'
+    assert files.read_json(tmp_path / 'nothing.json') is None
 
 
 def test_two_processes_do_not_hold_a_folder_and_a_file_system_without_locks_is_told_of(
         monkeypatch, tmp_path, capsys):
-    handle = places.lock(tmp_path)
+    handle = files.lock(tmp_path)
     with pytest.raises(RuntimeError, match='in use by another process'):
-        places.lock(tmp_path)
+        files.lock(tmp_path)
     os.close(handle)
     for number, says in ((errno.ENOSYS, True), (errno.EOPNOTSUPP, True), (errno.EIO, False)):
         def refuse(*_, number=number):
             raise OSError(number, os.strerror(number))
-        monkeypatch.setattr(places.fcntl, 'flock', refuse)
+        monkeypatch.setattr(files.fcntl, 'flock', refuse)
         if says:
-            os.close(places.lock(tmp_path))
-            with places.held(tmp_path):
+            os.close(files.lock(tmp_path))
+            with files.held(tmp_path):
                 pass
             assert capsys.readouterr().err.count(f'{tmp_path}: this file system has no locks') == 2
         else:
             with pytest.raises(OSError, match=str(tmp_path)):
-                places.lock(tmp_path)
+                files.lock(tmp_path)
 
 
 def test_a_write_that_fails_names_its_file_and_leaves_nothing(monkeypatch, tmp_path):
@@ -251,7 +251,7 @@ def test_a_write_that_fails_names_its_file_and_leaves_nothing(monkeypatch, tmp_p
         raise OSError(errno.ENOSPC, 'No space left on device')
     monkeypatch.setattr(Path, 'write_bytes', full)
     with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/a/b.json'"):
-        places.write_json(tmp_path / 'a' / 'b.json', 1)
+        files.write_json(tmp_path / 'a' / 'b.json', 1)
     assert not list((tmp_path / 'a').iterdir())
 
 

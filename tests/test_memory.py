@@ -3,7 +3,7 @@ import os
 import subprocess
 import sys
 
-PROGRAM = ('import os; from downscale.memory import give_back, keep_freed_memory; '
+PROGRAM = ('import os; from downscale.runtime.memory import give_back, keep_freed_memory; '
            'keep_freed_memory(); give_back(); '
            'print(os.environ.get("MALLOC_MMAP_MAX_"), os.environ.get("MALLOC_ARENA_MAX"))')
 

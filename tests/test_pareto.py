@@ -13,7 +13,7 @@ from downscale.analysis import costs, measures, pareto, synth
 from downscale.analysis.measures import Missing
 from downscale.analysis.tables import Cell, load_study
 from downscale.analyze_command import COSTS
-from downscale.places import read_json, write_json
+from downscale.runtime.files import read_json, write_json
 from downscale.sizes import MICRO, SIGLIP, scale
 
 SMALL, LARGE = 'w32d2', 'w256d8'

@@ -10,13 +10,13 @@ from fake_compiler import rule
 from fake_plan import TOWER, cell, stage
 
 from downscale import accounting
-from downscale.console import progress_bars
 from downscale.data.buckets import Shape
 from downscale.experiment import Evaluation, MeshSize
 from downscale.launch import bounds, hardware, nearest, pool, table
 from downscale.launch.plan import row
 from downscale.launch.programs import Request, Use, Wish, formula, uses
 from downscale.launch.topologies import topology
+from downscale.runtime.progress import progress_bars
 from downscale.sizes import MICRO
 from downscale.train.optimizer import Optimizer
 

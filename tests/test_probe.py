@@ -17,7 +17,7 @@ from downscale.evaluate.items import read_items, write_items
 from downscale.evaluate.run import evaluate
 from downscale.evaluate.run import test_items as asked_items
 from downscale.model.init import init_params
-from downscale.places import read_json, write_json
+from downscale.runtime.files import read_json, write_json
 
 SMALL, LARGE = (f'{size}-s0' for size in SIZES)
 

@@ -13,9 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from downscale import cli, distributed, experiment, stages, study_files
+from downscale import cli, experiment, stages, study_files
 from downscale.data.pipeline import Share
 from downscale.experiment import MeshSize
+from downscale.runtime import processes
 from downscale.sharding import Rules, mesh
 from downscale.train import checkpoint, loop
 
@@ -224,12 +225,12 @@ def test_a_folder_in_use_is_refused_to_all_processes(alone, study_file, tmp_path
 # --- without other processes ------------------------------------------------------------------
 
 def test_a_lone_process_joins_nobody(monkeypatch):
-    for name in distributed.VARIABLES:
+    for name in processes.VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    with distributed.joined():
+    with processes.joined():
         assert not jax.distributed.is_initialized()
-        assert distributed.first() and distributed.once(lambda: [1]) == [1]
-        distributed.wait()
+        assert processes.first() and processes.once(lambda: [1]) == [1]
+        processes.wait()
 
 
 @pytest.mark.parametrize('values, message', [
@@ -238,9 +239,9 @@ def test_a_lone_process_joins_nobody(monkeypatch):
     (('host', '2', '0'), "'host' must be HOST:PORT"), (('h:1', '2', '2'), 'number from 0 to'),
     (('h:1', '2', '-1'), 'number from 0 to'), (('h:1', 'two', '0'), 'number from 0 to')])
 def test_an_environment_that_makes_no_sense_is_refused(monkeypatch, values, message):
-    for name, value in zip(distributed.VARIABLES, values):
+    for name, value in zip(processes.VARIABLES, values):
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=message) as error, distributed.joined():
+    with pytest.raises(ValueError, match=message) as error, processes.joined():
         raise AssertionError('joined')
     assert '\n' not in str(error.value)
 
@@ -262,7 +263,7 @@ def test_a_process_that_waits_in_vain_for_the_others_says_so(index):
 @pytest.mark.parametrize('command', ['study', 'evaluate'])
 def test_other_commands_than_train_refuse_several_processes(
         monkeypatch, capsys, study_file, tmp_path, command):
-    for name, value in zip(distributed.VARIABLES, ('h:1', '2', '0')):
+    for name, value in zip(processes.VARIABLES, ('h:1', '2', '0')):
         monkeypatch.setenv(name, value)
     more = ['--cell', 'w64d1-s0', '--only', 'joint'] if command == 'evaluate' else []
     assert cli.main([command, str(study_file), '--out', str(tmp_path / 'run'), *more]) == 1

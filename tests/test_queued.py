@@ -14,7 +14,7 @@ from local_jobs import wait_until
 from downscale.launch import queued, state, supervise
 from downscale.launch.spec import Spec
 from downscale.launch.watch import Policy
-from downscale.places import write_json
+from downscale.runtime.files import write_json
 
 needs_gcloud = pytest.mark.skipif(
     not shutil.which('gcloud'), reason='NOT TESTED: gcloud is missing, so the TPU VM route is not')

@@ -16,7 +16,7 @@ from downscale import stages as stages_
 from downscale.convert.write import export_folder
 from downscale.data.tokens import train_tokenizer
 from downscale.model.init import init_params
-from downscale.places import write_json
+from downscale.runtime.files import write_json
 from downscale.train.checkpoint import save_leaves
 
 EXPERIMENTS = Path(__file__).parents[1] / 'experiments'

@@ -35,7 +35,7 @@ from downscale.analysis.laws import POWER
 from downscale.analysis.lr import Run, choose_all
 from downscale.analysis.measures import Missing
 from downscale.analysis.tables import load_study
-from downscale.places import read_json, write_json
+from downscale.runtime.files import read_json, write_json
 from downscale.statistics import bootstrap
 from downscale.statistics.shapley import class_of
 

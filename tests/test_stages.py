@@ -8,7 +8,7 @@ import pytest
 
 from downscale import experiment, stages, study_files
 from downscale.data.buckets import Shape
-from downscale.places import write_json
+from downscale.runtime.files import write_json
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from downscale import start
 from downscale.cli import main
+from downscale.runtime import setup
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,32 +42,32 @@ def test_what_changes_every_number_is_refused(monkeypatch, capsys, name, value, 
 
 
 def test_a_locale_that_reads_other_text_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr(start.locale, 'getpreferredencoding', lambda _: 'ISO-8859-1')
+    monkeypatch.setattr(setup.locale, 'getpreferredencoding', lambda _: 'ISO-8859-1')
     assert main(['report', 'nowhere']) == 1
     assert 'reads them as ISO-8859-1; set PYTHONUTF8=1' in capsys.readouterr().err
 
 
 def test_programs_are_kept_where_the_user_may_write(monkeypatch, tmp_path, capfd):
-    monkeypatch.setattr(start.tempfile, 'gettempdir', lambda: str(tmp_path / 'tmp'))
+    monkeypatch.setattr(setup.tempfile, 'gettempdir', lambda: str(tmp_path / 'tmp'))
     monkeypatch.setenv('HOME', str(tmp_path / 'home'))
     monkeypatch.setenv('XDG_CACHE_HOME', '')
     monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '')
     usual = tmp_path / 'home' / '.cache' / 'downscale' / 'xla'
-    assert start.cache_folder() == usual
+    assert setup.cache_folder() == usual
     monkeypatch.setenv('XDG_CACHE_HOME', 'relative')
-    assert start.cache_folder() == usual
+    assert setup.cache_folder() == usual
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'xdg'))
-    assert start.cache_folder() == tmp_path / 'xdg' / 'downscale' / 'xla'
+    assert setup.cache_folder() == tmp_path / 'xdg' / 'downscale' / 'xla'
 
     def nobody():
         raise RuntimeError('Could not determine home directory.')
     monkeypatch.setattr(Path, 'home', nobody)
     monkeypatch.delenv('XDG_CACHE_HOME')
     own = tmp_path / 'tmp' / f'downscale-{os.getuid()}'
-    assert start.cache_folder() == own / 'downscale' / 'xla' and not capfd.readouterr().err
+    assert setup.cache_folder() == own / 'downscale' / 'xla' and not capfd.readouterr().err
     (tmp_path / 'file').write_text('')
     monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'file' / 'cache'))
-    assert start.cache_folder() == own / 'xla'
+    assert setup.cache_folder() == own / 'xla'
     assert re.fullmatch('note: the cache .*/file/cache cannot be written; .*\n',
                         capfd.readouterr().err)
 
@@ -132,6 +132,6 @@ def test_ctrl_c_ends_a_command_with_a_line_however_it_hangs(what, presses):
     assert child.stdout.readline() == 'ready\n'
     for _ in range(presses):
         child.send_signal(signal.SIGINT)
-        start.threading.Event().wait(0.3)
+        setup.threading.Event().wait(0.3)
     out, error = child.communicate(timeout=20)
     assert (child.returncode, error) == (130, 'stopped; the same command continues\n')

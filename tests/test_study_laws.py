@@ -8,7 +8,7 @@ import pytest
 from downscale.accounting import totals
 from downscale.analysis import costs, study_laws
 from downscale.analysis.measures import Missing
-from downscale.places import write_json
+from downscale.runtime.files import write_json
 from downscale.sizes import MICRO, scale
 
 SIZES = [(32, 1), (32, 2), (64, 2), (64, 4), (96, 4), (128, 6)]

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from local_jobs import wait_until
 
-from downscale import exits
 from downscale.launch import local, state, supervise
 from downscale.launch.spec import Spec
 from downscale.launch.watch import Observed, Policy
+from downscale.runtime import exits
 
 STUB = Path(__file__).with_name('stub_job.py')
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from downscale import experiment, names, stages, study, study_files, sweeps
-from downscale.places import read_json
+from downscale.runtime.files import read_json
 from downscale.sweeps import axis, product, union, zipped
 
 SMOKE = str(Path(__file__).parents[1] / 'experiments' / 'smoke.py')

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import small
 
-from downscale import exits
 from downscale.model.init import init_params
+from downscale.runtime import exits
 from downscale.sharding import batch_sharding, mesh
 from downscale.train import checkpoint, loop
 from downscale.train.optimizer import GROUPS, Optimizer, Schedule

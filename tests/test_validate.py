@@ -11,7 +11,7 @@ from downscale import cli
 from downscale.analysis import probe
 from downscale.analysis.tables import load_study
 from downscale.evaluate.items import write_items
-from downscale.places import read_json, write_json
+from downscale.runtime.files import read_json, write_json
 
 
 @pytest.fixture(scope='module')

@@ -10,7 +10,7 @@ import pytest
 from downscale.data import world_builder
 from downscale.data.scenes import World, caption, graph_key, sample
 from downscale.data.world_builder import build, scene_example, source, triple_example
-from downscale.places import held
+from downscale.runtime.files import held
 
 WORLD = World(grid=3, max_objects=4)
 COUNTS = {'train': 24, 'validation': 8, 'test': 8}

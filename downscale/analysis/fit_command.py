@@ -80,7 +80,7 @@ def _write_fit(args, found, table, result):
     import numpy as np
 
     from downscale.analysis import figures, law_figures, study_laws
-    from downscale.places import write_json
+    from downscale.runtime.files import write_json
     tokens, here = None, np.ones(len(table[args.x]), dtype=bool)
     if args.tokens:
         values, counts = np.unique(table[args.tokens], return_counts=True)
@@ -112,7 +112,7 @@ def run_isoflop(args):
     lines += [f'alarm: {alarm}' for alarm in found.alarms]
     if args.out:
         from downscale.analysis import figures, law_figures
-        from downscale.places import write_json
+        from downscale.runtime.files import write_json
         write_json(args.out / 'isoflop.json', found.to_dict())
         figures.save(law_figures.isoflop, {'fit': found, 'x': args.x, 'points': [
             {'budget': budget, 'n': n, 'loss': y} for budget, n, y in

@@ -20,7 +20,7 @@ from downscale.analysis.measure_rows import (
 from downscale.analysis.measures import Missing
 from downscale.analysis.tables import load_study
 from downscale.evaluate.items import TableError
-from downscale.places import write_bytes
+from downscale.runtime.files import write_bytes
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
 

@@ -32,7 +32,7 @@ from downscale.evaluate.answers import hash_of, items_of
 from downscale.evaluate.fingerprint import fingerprint
 from downscale.evaluate.items import read_items
 from downscale.evaluate.run import test_items
-from downscale.places import place, read_json, write_bytes, write_json
+from downscale.runtime.files import place, read_json, write_bytes, write_json
 from downscale.statistics import bootstrap
 from downscale.statistics.similarity import cka, knn_overlap
 

@@ -9,7 +9,7 @@ from downscale.analysis.measures import Missing
 from downscale.analysis.probe_figures import layer_curves, ledger_bars, save_figure
 from downscale.analysis.probe_tables import MACRO, read
 from downscale.analysis.tables import load_study
-from downscale.places import write_bytes
+from downscale.runtime.files import write_bytes
 
 # Of probes the files hold every family and measure; these are printed, in the mean over families.
 SHOWN = ('accuracy', 'selectivity', 'attentive', 'attentive control', 'nll rise', 'exact drop',

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from downscale.evaluate.items import TableError, one_line
-from downscale.places import place, write_bytes
+from downscale.runtime.files import place, write_bytes
 from downscale.statistics import bootstrap
 
 _S, _F, _I = pa.string(), pa.float64(), pa.int64()

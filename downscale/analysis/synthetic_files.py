@@ -11,7 +11,7 @@ from PIL import Image
 from downscale.accounting import totals
 from downscale.analysis.synthetic import SIZES
 from downscale.analysis.tables import load_study
-from downscale.places import write_bytes, write_json
+from downscale.runtime.files import write_bytes, write_json
 from downscale.sizes import MICRO, SIGLIP, scale
 
 ROWS = 24         # of a curve

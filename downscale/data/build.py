@@ -21,7 +21,7 @@ from downscale.data.corpus import Mixture, epoch_order, key_of, per_epoch
 from downscale.data.files import LONGEST_ERROR, shown
 from downscale.data.shards import Chunk, write
 from downscale.data.sources import open_rows, under
-from downscale.places import lock, read_json, write_json
+from downscale.runtime.files import lock, read_json, write_json
 
 CHUNK = 4000  # rows of a shard; every shard that is read stays open
 SHOWN = 20  # rejected rows that the manifest names; `rejected.jsonl` names all

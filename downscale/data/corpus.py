@@ -20,7 +20,7 @@ from downscale.data import measure
 from downscale.data.mixture import MIXTURES
 from downscale.data.sources import Source, unpack
 from downscale.data.tokens import hash_of
-from downscale.places import read_json
+from downscale.runtime.files import read_json
 from downscale.values import Choice, Range, check
 
 ORDERS = ('shuffled', 'listed')

@@ -24,7 +24,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from downscale.streams import LONGEST_ERROR, printable
+from downscale.runtime.streams import LONGEST_ERROR, printable
 
 FORMS = ('.json', '.jsonl', '.ndjson', '.csv', '.tsv')
 LONGEST_CELL = 1 << 26  # characters of one cell of a sheet; pictures as base64 are long

@@ -15,7 +15,7 @@ from downscale.data.corpus import COSTS
 from downscale.data.records import IMAGE
 from downscale.data.sources import TEXT_ROWS, Source, pack, record_from, under
 from downscale.data.tokens import Encoder, Layout, load_tokenizer
-from downscale.places import write_json
+from downscale.runtime.files import write_json
 from downscale.sizes import SIGLIP, Pictures
 
 LENGTH = 32768  # tokens of a record (arXiv 2511.17487 and its code: the tokenizer's maximum)

@@ -21,7 +21,7 @@ from PIL import Image
 from downscale.data import questions as asking
 from downscale.data.records import Example, Extraction, Question, Trace
 from downscale.data.scenes import Object, Scene, World, render, sample, stream, triple
-from downscale.places import held
+from downscale.runtime.files import held
 
 BASELINE_EXAMPLES = 2000  # of each split; reading more would cost as much as building
 _SEPARATOR = '\n'  # between distractors: a sequence within a sequence needs TensorFlow to read

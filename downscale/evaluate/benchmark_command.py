@@ -54,7 +54,7 @@ def chain_of(args, bars):
 def scored(chain, benchmark):
     """{samples name: summary of every scorer} of a finished chain; it joins `summary.json`."""
     from downscale.evaluate import cells, rescore
-    from downscale.places import write_json
+    from downscale.runtime.files import write_json
     names = [cells.joint_name(run) for run in chain.sighted]
     names += [cells.file_name(perception, reasoner, mode) for perception in chain.perceptions
               for reasoner in chain.reasoners for mode in chain.plan.reason]

@@ -21,7 +21,7 @@ from downscale.evaluate.run_settings import begin, sample_of
 from downscale.evaluate.runs import Run, open_encoder, open_engine
 from downscale.evaluate.samples import Samples, join, key_of
 from downscale.generate.engine import Decoding, Request
-from downscale.places import read_json, write_json
+from downscale.runtime.files import read_json, write_json
 
 WINDOW = 2 ** 30  # bytes of image tiles that are held at once; a large picture has 4 MB of them
 ROWS = 4096

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from downscale.places import write_bytes
+from downscale.runtime.files import write_bytes
 
 CATEGORIES = ('knowledge', 'visual')
 TEXT_KINDS = ('', 'caption', 'extraction', 'brief')

@@ -13,7 +13,7 @@ from downscale.evaluate.runs import open_engine
 from downscale.experiment import BRIEF, WRITER
 from downscale.generate.engine import Engine
 from downscale.model.init import abstract_params
-from downscale.places import place, write_bytes, write_json
+from downscale.runtime.files import place, write_bytes, write_json
 from downscale.train.checkpoint import load_params
 
 

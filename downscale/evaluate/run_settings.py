@@ -3,7 +3,7 @@ import json
 import zlib
 from pathlib import Path
 
-from downscale.places import read_json, write_json
+from downscale.runtime.files import read_json, write_json
 
 
 def sample_of(*parts):

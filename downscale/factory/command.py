@@ -67,8 +67,8 @@ def run(args):
     import dataclasses
     from collections import Counter
 
-    from downscale.console import progress_bars
     from downscale.factory.report import write_report
+    from downscale.runtime.progress import progress_bars
     factory = factory_of(args)
     with progress_bars(args.quiet) as bars:
         factory = dataclasses.replace(factory, report=bars)

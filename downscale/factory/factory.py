@@ -17,7 +17,7 @@ from downscale.factory import quality, training
 from downscale.factory.source import Pictured, Skipped
 from downscale.factory.steps import Steps
 from downscale.factory.teachers import Ask, Failure
-from downscale.places import lock, write_json
+from downscale.runtime.files import lock, write_json
 from downscale.values import hash_of
 
 FEW = 50  # replies before which a share of failures says little

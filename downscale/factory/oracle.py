@@ -11,7 +11,7 @@ from pathlib import Path
 from downscale.data.images import digest
 from downscale.data.world_builder import source
 from downscale.factory.teachers import Reply
-from downscale.places import read_json, write_bytes, write_json
+from downscale.runtime.files import read_json, write_bytes, write_json
 
 _PAIRS = re.compile(r'^Question \d+: (.*)\nAnswer \d+: (.*)$', re.MULTILINE)
 _QUESTIONS = re.compile(r'^Question \d+: (.*)$', re.MULTILINE)

@@ -13,7 +13,7 @@ from downscale.analysis import page
 from downscale.data.images import decode, open_under
 from downscale.evaluate.samples import lines
 from downscale.factory.quality import CHECKS
-from downscale.places import write_bytes, write_json
+from downscale.runtime.files import write_bytes, write_json
 from downscale.statistics.bootstrap import Interval, wilson
 
 STEPS = ('statements', 'information', 'descriptions', 'judgements')

@@ -23,8 +23,8 @@ from downscale.generate import forward, programs, requests, thinking
 from downscale.generate.alike import alike
 from downscale.generate.requests import Decoding, Prompt, Reply, Request  # noqa: F401
 from downscale.generate.sampling import mask
-from downscale.memory import give_back
 from downscale.model.cache import edges, ladder
+from downscale.runtime.memory import give_back
 from downscale.sharding import batch_sharding, batch_ways, shardings
 
 ROOM = 32  # tokens a row that one call of decode may write

@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 
-from downscale.console import progress_bars
+from downscale.runtime.progress import progress_bars
 
 
 def parser():

@@ -11,15 +11,16 @@ import traceback
 
 import jax
 
-from downscale import distributed, exits, stages, study_files
 from downscale import experiment as experiments
+from downscale import stages, study_files
 from downscale import study as studies
 from downscale.evaluate.answers import hash_of
 from downscale.launch import state
 from downscale.launch.record import Record, steps_of
 from downscale.launch.spec import processes_of
-from downscale.memory import keep_freed_memory
-from downscale.places import held, in_bucket, place, read_json, scratch
+from downscale.runtime import exits, processes
+from downscale.runtime.files import held, in_bucket, place, read_json, scratch
+from downscale.runtime.memory import keep_freed_memory
 
 TICK_SECONDS, BUCKET_TICK_SECONDS = 1, 15
 LAUNCHER = 'DOWNSCALE_LAUNCHER'  # process id of a local supervisor, without which work ends
@@ -76,8 +77,8 @@ def work(record):
     if in_bucket(spec.run):  # every machine makes its own copy, at the same time
         with held(scratch(spec.run)):
             stages.prepare(spec.run, cell)
-    distributed.once(lambda: _prepare(spec.run, config.study, cells,
-                                       study_files.claims_of(config)))
+    processes.once(lambda: _prepare(spec.run, config.study, cells,
+                                     study_files.claims_of(config)))
     writers = studies.writers_of(cell, cells)
     for task in tasks:
         record.begin(task)
@@ -87,7 +88,7 @@ def work(record):
         else:
             stages.train_stage(spec.run, cell, task.stage, lambda step, row: record.report(
                 step, steps_of(task), row))
-    distributed.once(lambda: record.close(exits.DONE, ''))
+    processes.once(lambda: record.close(exits.DONE, ''))
 
 
 def _prepare(run, name, cells, claims):
@@ -121,8 +122,8 @@ def run(path):
         record = Record(state.load_spec(path), time.time())
         jax.monitoring.register_event_duration_secs_listener(record.listen)
         threading.Thread(target=tick, args=(record, over), daemon=True).start()
-        with distributed.joined(lambda code, text: close(record, code, text)):
-            if distributed.once(record.open):
+        with processes.joined(lambda code, text: close(record, code, text)):
+            if processes.once(record.open):
                 work(record)
     except exits.Preempted as error:
         _say(f'{error}; a restart continues')

@@ -9,10 +9,10 @@ import sys
 import time
 from pathlib import Path
 
-from downscale.console import progress_bars
 from downscale.launch import board, fit, local, state, supervise, sweep
 from downscale.launch.topologies import PRICES_AS_OF
-from downscale.places import write_bytes, write_json
+from downscale.runtime.files import write_bytes, write_json
+from downscale.runtime.progress import progress_bars
 
 RESTS = 'in its files; a machine that waits, or has begun nothing yet, is not in them'
 

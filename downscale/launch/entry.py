@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 
-from downscale.exits import PREEMPTED
+from downscale.runtime.exits import PREEMPTED
 
 
 def main(argv):

@@ -6,8 +6,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from downscale.console import progress_bars
 from downscale.launch.pool import ENVIRONMENT
+from downscale.runtime.progress import progress_bars
 
 JOBS, LIMIT_SECONDS = 2, 1800.0
 

@@ -9,12 +9,12 @@ import subprocess
 from dataclasses import dataclass
 from datetime import datetime
 
-from downscale.exits import TABLE
 from downscale.launch import state
 from downscale.launch.topologies import topology
 from downscale.launch.watch import Observed
 from downscale.names import KUBERNETES, label
-from downscale.places import in_bucket
+from downscale.runtime.exits import TABLE
+from downscale.runtime.files import in_bucket
 
 API_VERSION, DOMAIN, JOB, CONTAINER = 'jobset.x-k8s.io/v1alpha2', 'downscale.dev', 'slice', 'main'
 TIMEOUT_SECONDS = 120

@@ -11,11 +11,11 @@ import sys
 import time
 from pathlib import Path
 
-from downscale.exits import FATAL, MISMATCH, PREEMPTED
 from downscale.launch import state, supervise
 from downscale.launch.spec import processes_of
 from downscale.launch.watch import Observed, Policy
-from downscale.places import scratch
+from downscale.runtime.exits import FATAL, MISMATCH, PREEMPTED
+from downscale.runtime.files import scratch
 
 PACKAGE = Path(__file__).parent.parent
 POLL_SECONDS, GRACE_SECONDS = 0.5, 60

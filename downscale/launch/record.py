@@ -5,9 +5,10 @@ import time
 
 import jax
 
-from downscale import distributed, exits, stages
+from downscale import stages
 from downscale.launch import state
-from downscale.places import place, read_json, write_json
+from downscale.runtime import exits, processes
+from downscale.runtime.files import place, read_json, write_json
 from downscale.train.checkpoint import committed
 
 
@@ -97,7 +98,7 @@ class Record:
     def write(self):
         """The files say how things stand."""
         with self.writing:
-            if self.path is None or self.closed or not distributed.first():
+            if self.path is None or self.closed or not processes.first():
                 return
             step, now = sum(self._committed(task) for task in self.tasks), time.time()
             with self.lock:
@@ -117,7 +118,7 @@ class Record:
     def close(self, code, text):
         """The attempt has ended; a marker says so where the job has."""
         with self.writing:
-            if self.path is None or self.closed or not distributed.first():
+            if self.path is None or self.closed or not processes.first():
                 return
             self.value |= {'ended': time.time(), 'exit': code, 'reason': text}
             self.write()

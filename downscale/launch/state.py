@@ -11,10 +11,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from downscale.exits import FATAL, LOST, ending, passes
 from downscale.launch.spec import Spec, processes_of
 from downscale.launch.topologies import topology
-from downscale.places import in_bucket, place, read_json, write_json
+from downscale.runtime.exits import FATAL, LOST, ending, passes
+from downscale.runtime.files import in_bucket, place, read_json, write_json
 
 STALE_SECONDS = 300  # a running attempt writes at least every `attempt.TICK_SECONDS`
 LOOK_SECONDS, BUCKET_LOOK_SECONDS = 4, 45  # some ticks: what a single look waits for a new stamp

@@ -9,9 +9,9 @@ import os
 import signal
 import time
 
-from downscale.exits import line_of, passes
 from downscale.launch import state, watch
-from downscale.places import lock, read_json, scratch, write_json
+from downscale.runtime.exits import line_of, passes
+from downscale.runtime.files import lock, read_json, scratch, write_json
 
 
 @dataclasses.dataclass

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from downscale.launch import local, queued, state, watch
 from downscale.launch.spec import processes_of, specs_of
-from downscale.places import absolute, in_bucket, place, read_json, write_json
+from downscale.runtime.files import absolute, in_bucket, place, read_json, write_json
 
 SCRIPT = local.PACKAGE.parent / 'launch' / 'startup.sh'
 STATES = ('waiting', 'missing', 'running', 'stale', 'failed', 'cancelled', 'fatal', 'done')

@@ -5,7 +5,7 @@ the backend, so a watcher that was killed anywhere goes on where it was.
 """
 from dataclasses import dataclass
 
-from downscale.exits import ending
+from downscale.runtime.exits import ending
 
 
 @dataclass(frozen=True)

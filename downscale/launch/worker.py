@@ -28,7 +28,7 @@ from downscale.launch.topologies import topology
 from downscale.model.cache import edges, kept_axes
 from downscale.model.init import abstract_params
 from downscale.model.words import abstract_word_params
-from downscale.places import write_json
+from downscale.runtime.files import write_json
 from downscale.sharding import batch_sharding, mesh, shardings, spec
 from downscale.train.state import abstract, new_state, state_shardings
 from downscale.train.step import compiled_step

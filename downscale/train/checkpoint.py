@@ -24,9 +24,9 @@ import tensorstore
 from absl import logging as absl_logging
 from etils import epath
 
-from downscale import distributed
-from downscale.exits import CRASHED, Failed, line_of, passes, say
-from downscale.places import absolute, in_bucket, write_json
+from downscale.runtime import processes
+from downscale.runtime.exits import CRASHED, Failed, line_of, passes, say
+from downscale.runtime.files import absolute, in_bucket, write_json
 from downscale.train import checksums
 
 MOST_SHOWN = 10
@@ -64,7 +64,7 @@ class _Manager(ocp.CheckpointManager):
 
     def sum_up(self):
         """Write the checksums of the step being saved, whose files are all there."""
-        if distributed.first():
+        if processes.first():
             folder = self.directory / str(self.saving)
             if not in_bucket(folder):  # orbax renames it next
                 folder = self.directory / f'{self.saving}.orbax-checkpoint-tmp'
@@ -143,22 +143,22 @@ def restore(manager, target, stream):
     if step is None:
         return None, None
     path = manager.directory / str(step)
-    why = distributed.once(lambda: _damage(path))
+    why = processes.once(lambda: _damage(path))
     if why is None:
         compare(stored_leaves(path), target['params'], manager.directory)
         try:
             return _restore_step(manager, step, target, stream)
         except checksums.Damaged as error:
-            if distributed.several():
+            if processes.several():
                 raise  # the others may have read theirs
             why = str(error)
     before = [other for other in manager.all_steps() if other < step]
     if not before:
         raise checksums.Damaged(f'{why}; there is no step before it: delete '
                                 f'{manager.directory} to begin anew')
-    if distributed.first():
+    if processes.first():
         say(f'{why}; going on from step {max(before)}')
-    distributed.once(lambda: _set_aside(path))
+    processes.once(lambda: _set_aside(path))
     manager.reload()
     return restore(manager, target, stream)
 

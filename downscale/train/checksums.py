@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import fsspec
 
-from downscale.places import BUCKET, in_bucket, place, write_json
+from downscale.runtime.files import BUCKET, in_bucket, place, write_json
 
 NAME, READERS, CHUNK_BYTES = 'checksums.json', 2, 2 ** 22
 _LATER = '_CHECKPOINT_METADATA'  # orbax adds the time of the commit, which comes after the sums

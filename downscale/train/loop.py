@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from downscale import distributed, exits
 from downscale.curves import lost_rows, row_of
 from downscale.data.pipeline import Share
-from downscale.memory import give_back
-from downscale.peers import say
-from downscale.places import in_bucket, lock, naming, place, scratch, write_bytes
+from downscale.runtime import exits, processes
+from downscale.runtime.files import in_bucket, lock, naming, place, scratch, write_bytes
+from downscale.runtime.memory import give_back
+from downscale.runtime.peers import say
 from downscale.sharding import batch_sharding
 from downscale.train import checkpoint
 from downscale.train.state import abstract, bits, new_state, state_shardings, unmoved
@@ -37,11 +37,11 @@ def only_process(folder):
 
     RuntimeError in one line when another run holds it.
     """
-    handle = distributed.once(lambda: lock(scratch(folder)))
+    handle = processes.once(lambda: lock(scratch(folder)))
     try:
         yield
     finally:
-        if distributed.first():
+        if processes.first():
             os.close(handle)
 
 
@@ -58,7 +58,7 @@ def share(mesh, rules):
 
 
 def train(folder, model, loss, optimizer, trainable, rates, schedule, mesh, params, stream,
-          save_every, report=lambda step, metrics: None, stop=distributed.stop, shapes=None,
+          save_every, report=lambda step, metrics: None, stop=processes.stop, shapes=None,
           tracker='none'):
     """Train for `schedule.steps` steps and return the final parameters.
 
@@ -82,7 +82,7 @@ def train(folder, model, loss, optimizer, trainable, rates, schedule, mesh, para
         first, mine = int(state['step']), share(mesh, model.rules)
         log = stack.enter_context(contextlib.closing(Log(
             folder, first, meta['tokens'], tracker, meta.get('bits'))))
-        stack.enter_context(distributed.stepping())
+        stack.enter_context(processes.stepping())
         pending = None
         for step in range(first, schedule.steps):
             batch = log.timed(stream)
@@ -186,13 +186,13 @@ class Log:
         self.began, self.files = time.perf_counter(), contextlib.ExitStack()
         paths = [Path(os.devnull)] * 2
         self.copies = {}
-        if distributed.first():
+        if processes.first():
             paths = [scratch(folder) / name for name in ('metrics.jsonl', 'timing.jsonl')]
             if in_bucket(folder):
                 self.copies = {path: place(folder) / path.name for path in paths}
                 _fetch(self.copies)
             _cut(paths[0], first)
-        self.tracker = Tracker(tracker if distributed.first() else 'none', scratch(folder), first)
+        self.tracker = Tracker(tracker if processes.first() else 'none', scratch(folder), first)
         self.files.callback(self.tracker.close)
         if self.copies and self.tracker.path:
             path = self.tracker.path
@@ -225,7 +225,7 @@ class Log:
         row = {'tokens': self.tokens, 'lr_factor': factor, **row}
         self.tracker.write(step + 1, row)
         row = {'step': step + 1, **row, **({'unmoved': still} if still else {})}
-        if still and distributed.first():
+        if still and processes.first():
             say(f'{self.metrics.name}: training moved no weight of {", ".join(still)}; look at its '
                 'rate, at `clip`, and whether the data reach it')
         _append(self.metrics, row)

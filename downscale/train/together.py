@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from downscale import distributed, exits
+from downscale.runtime import exits, processes
 from downscale.train import checkpoint
 from downscale.train.loop import Log, check_supervised, start
 from downscale.train.state import unmoved
@@ -162,7 +162,7 @@ class _Group:
 
 
 def train(runs, model, loss, optimizer, trainable, schedule, mesh, save_every, shapes,
-          stop=distributed.stop, tracker='none'):
+          stop=processes.stop, tracker='none'):
     """Train all `runs` to the end of `schedule`, as `loop.train` would each of them.
 
     Returns {folder: (error, position of its stream)}; the error, None where all went well, is of
@@ -188,7 +188,7 @@ def train(runs, model, loss, optimizer, trainable, schedule, mesh, save_every, s
             return failed
         group = _Group(lanes, compiled_cells(model, loss, optimizer, trainable), trainable,
                        schedule, loss)
-        stack.enter_context(distributed.stepping())
+        stack.enter_context(processes.stepping())
         while group.live:
             group.advance()
             steps = [lane.step for lane in group.live]

@@ -8,7 +8,7 @@ import os
 import time
 from pathlib import Path
 
-from downscale.peers import line_of, say
+from downscale.runtime.peers import line_of, say
 
 FLUSH_SECONDS = 10
 

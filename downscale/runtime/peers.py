@@ -20,8 +20,8 @@ import jax
 # JAX has no public way to be told of its loss, nor to its key-value store.
 from jax._src import distributed as jax_distributed
 
-from downscale import exits
-from downscale.exits import line_of, say
+from downscale.runtime import exits
+from downscale.runtime.exits import line_of, say
 
 ALIVE = 'downscale/alive/'
 FAILED = f'{ALIVE}failed'

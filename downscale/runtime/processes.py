@@ -17,8 +17,8 @@ import jax
 from jax._src.distributed import global_state  # see peers.py
 from jax.experimental.multihost_utils import reached_preemption_sync_point
 
-from downscale import exits
-from downscale.peers import Peers, line_of, say, told_of_loss
+from downscale.runtime import exits
+from downscale.runtime.peers import Peers, line_of, say, told_of_loss
 
 VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 LONGEST_SECONDS = 30 * 24 * 3600

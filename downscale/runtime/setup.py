@@ -10,8 +10,8 @@ import tempfile
 import threading
 from pathlib import Path
 
-from downscale.exits import INTERRUPTED, say
-from downscale.places import BUCKET, writable
+from downscale.runtime.exits import INTERRUPTED, say
+from downscale.runtime.files import BUCKET, writable
 
 # What JAX must be set to, where it is set: with others it computes other numbers than ever before.
 _YES, _NO = ('1', 'true', 'on', 'yes', 't', 'y'), ('0', 'false', 'off', 'no', 'f', 'n')

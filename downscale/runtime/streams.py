@@ -2,7 +2,7 @@
 import io
 import sys
 
-from downscale.exits import LONGEST_ERROR, line_of
+from downscale.runtime.exits import LONGEST_ERROR, line_of
 
 _CUT = ' ... '
 

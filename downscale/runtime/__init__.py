@@ -1,0 +1,1 @@
+"""What this process does with its machine and its peers: files, memory, progress, exits."""
