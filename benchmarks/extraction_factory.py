@@ -27,8 +27,8 @@ from openai_stub import RATES, OpenAiStub  # noqa: E402
 
 from downscale.data.scenes import World  # noqa: E402
 from downscale.data.world_builder import build  # noqa: E402
-from downscale.evaluate.samples import lines  # noqa: E402
 from downscale.factory.oracle import lay_out  # noqa: E402
+from downscale.results.samples import lines  # noqa: E402
 
 # A kind of trouble -> the check that should find it.
 FINDS = {'truncated': 'truncated', 'html': 'rubbish', 'refusal': 'refusal', 'loop': 'repetition',

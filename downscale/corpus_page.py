@@ -2,9 +2,9 @@
 import base64
 from html import escape
 
-from downscale.analysis.page import page, paragraph, table
 from downscale.data.corpus import Corpus, epoch_order
 from downscale.data.files import shown
+from downscale.output.page import page, paragraph, table
 from downscale.runtime.files import write_bytes
 
 PICTURE_BYTES, TEXT_LENGTH = 400_000, 1200

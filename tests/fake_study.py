@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from downscale.evaluate.items import write_items, write_texts
+from downscale.results.items import write_items, write_texts
 
 SIZES = {'w16d2': 60_000, 'w32d4': 400_000, 'w64d4': 1_500_000}
 FAMILIES = {'color': 'visual', 'count': 'visual', 'relation': 'visual', 'animal': 'knowledge'}

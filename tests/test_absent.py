@@ -8,7 +8,7 @@ import pytest
 
 from downscale import cli
 from downscale.analysis import absent, measures, report, synth
-from downscale.analysis.tables import load_study
+from downscale.results.study import load_study
 from downscale.runtime.files import read_json, write_json
 
 LARGE = 'w256d8'

@@ -24,10 +24,10 @@ from downscale.evaluate.answers import (
     shown,
 )
 from downscale.evaluate.decoupled import GOLD, answer, brief_texts, describe, gold_texts
-from downscale.evaluate.items import ITEMS, read_items, write_items
 from downscale.evaluate.joint import joint
 from downscale.experiment import Evaluation
 from downscale.generate.engine import Reply
+from downscale.results.items import ITEMS, read_items, write_items
 from downscale.sizes import Pictures
 
 

@@ -6,8 +6,8 @@ import pytest
 from test_readout import COLORS, SHAPES, Item
 
 from downscale.analysis.attentive import attend_read
-from downscale.analysis.probe_tables import NO_DEPTH
 from downscale.analysis.readout import read_out
+from downscale.results.probes import NO_DEPTH
 
 P, WIDTH = 9, 24
 DRAW = np.random.default_rng(0)

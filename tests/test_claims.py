@@ -13,7 +13,7 @@ from downscale.analysis import claims, grids, measures, synth
 from downscale.analysis.claims import Claim, verdict_of
 from downscale.analysis.contrasts import CONTRASTS
 from downscale.analysis.synthetic import NOTHING, Planted
-from downscale.analysis.tables import load_study
+from downscale.results.study import load_study
 from downscale.runtime.files import read_json, write_json
 from downscale.statistics import bootstrap
 

@@ -5,7 +5,7 @@ from fake_study import SIZES, fake_study
 
 from downscale.analysis import dropoff, measures
 from downscale.analysis.measures import Missing
-from downscale.analysis.tables import load_study
+from downscale.results.study import load_study
 
 
 @pytest.fixture(scope='module')

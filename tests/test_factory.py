@@ -17,9 +17,9 @@ from fake_chain import study
 from openai_stub import RATES, OpenAiStub
 
 from downscale.data.images import open_under
-from downscale.evaluate.samples import lines
 from downscale.factory import command, factory, oracle, source, steps
 from downscale.factory.source import Skipped
+from downscale.results.samples import lines
 
 UNTIMED = ('statements.jsonl', 'information.jsonl', 'descriptions.jsonl', 'quality.jsonl',
            'failures.json', 'skipped.json', 'training.json', 'settings.json', 'report.json',

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from downscale.analysis import claims, floors, gate, measures
-from downscale.analysis.tables import pair, study_of
-from downscale.evaluate.items import ITEMS
+from downscale.results.items import ITEMS
+from downscale.results.study import pair, study_of
 
 RUNS = [{'run_id': f'w{width}-s{seed}', 'size': f'w{width}', 'seed': seed, 'n_total': width,
          'n_nonembed': width, 'n_vision': 1} for width in (1, 2) for seed in range(3)]

@@ -9,15 +9,16 @@ from fake_study import FAMILIES, fake_study
 
 from downscale import cli
 from downscale.analysis import ledger as ledgers
-from downscale.analysis import measures, probe_tables, report
+from downscale.analysis import measures, report
 from downscale.analysis.ledger import SITES, STEPS, ledger, ledger_rows
 from downscale.analysis.measures import Missing
 from downscale.analysis.probe_command import show_ledger
-from downscale.analysis.probe_tables import ASKED, Measured, items_table, write
 from downscale.analysis.synthetic import synth
-from downscale.analysis.tables import load_study
 from downscale.analyze_command import ANALYZE_EXAMPLES
-from downscale.evaluate.items import TableError
+from downscale.results import probes
+from downscale.results.items import TableError
+from downscale.results.probes import ASKED, Measured, items_table, write
+from downscale.results.study import load_study
 
 PICTURES = 120
 # Probe accuracy: {size: column: ...}; the small model loses .3 at the connector, .2 in the end.
@@ -179,9 +180,9 @@ def test_the_command_prints_the_rows_and_leaves_three_files(study, tmp_path, cap
                               bootstraps=300, seed=0, verb='ledger')
     with pytest.raises(TableError, match='run `downscale analyze probe'):
         show_ledger(args)
-    for name in probe_tables.SCHEMAS:
+    for name in probes.SCHEMAS:
         write(study, name, probe_items() if name == 'probe_items'
-              else probe_tables.SCHEMAS[name].empty_table())
+              else probes.SCHEMAS[name].empty_table())
     show_ledger(args)
     out = capsys.readouterr().out
     assert 'known but not said' in out and 'w64d4 - w16d2' in out and 'color' not in out

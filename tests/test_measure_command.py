@@ -10,9 +10,9 @@ from fake_study import FAMILIES, SIZES, fake_study
 
 from downscale.analysis import grids, measures
 from downscale.analysis.measure_command import MEASURES, run
-from downscale.analysis.tables import load_study
 from downscale.analyze_command import SIZE_COLUMNS, add_measure_arguments
-from downscale.evaluate.items import write_items
+from downscale.results.items import write_items
+from downscale.results.study import load_study
 
 PANELS = {f'{kind}, {mode}' for kind in ('caption', 'extraction') for mode in ('direct', 'think')}
 

@@ -11,8 +11,8 @@ from downscale import cli
 from downscale.accounting import decode_flops, forward_flops, train_flops
 from downscale.analysis import costs, measures, pareto, synth
 from downscale.analysis.measures import Missing
-from downscale.analysis.tables import Cell, load_study
 from downscale.analyze_command import COSTS
+from downscale.results.study import Cell, load_study
 from downscale.runtime.files import read_json, write_json
 from downscale.sizes import MICRO, SIGLIP, scale
 

@@ -11,12 +11,12 @@ from probed_study import SIZES, build, save
 from downscale import cli, stages
 from downscale.analysis import passes, probe
 from downscale.analysis.passes import Looker
-from downscale.analysis.probe_tables import NO_DEPTH, read
 from downscale.analysis.readout import ONE_OBJECT
-from downscale.evaluate.items import read_items, write_items
 from downscale.evaluate.run import evaluate
 from downscale.evaluate.run import test_items as asked_items
 from downscale.model.init import init_params
+from downscale.results.items import read_items, write_items
+from downscale.results.probes import NO_DEPTH, read
 from downscale.runtime.files import read_json, write_json
 
 SMALL, LARGE = (f'{size}-s0' for size in SIZES)

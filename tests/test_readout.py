@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from downscale.analysis import readout
-from downscale.analysis.probe_tables import NO_DEPTH
 from downscale.analysis.readout import Rows, predict, principal, read_out, split
+from downscale.results.probes import NO_DEPTH
 
 COLORS = ('red', 'green', 'blue')
 SHAPES = ('star', 'ring', 'cross')

@@ -8,8 +8,8 @@ import pytest
 from fake_study import CHANCE, FAMILIES, fake_study, item_row
 
 from downscale.analysis import completeness, gate, measures, report
-from downscale.analysis.tables import Cell, load_study
-from downscale.evaluate.items import write_items
+from downscale.results.items import write_items
+from downscale.results.study import Cell, load_study
 from downscale.statistics.shapley import CLASSES
 
 FAULTS = {'count': {'truncated': .1, 'unparsed': .05, 'unclosed': .2},

@@ -22,19 +22,18 @@ from downscale.analysis import (
     layers,
     measure_rows,
     measures,
-    probe_tables,
     report,
     share_figures,
     study_laws,
     synth,
-    tables,
 )
 from downscale.analysis.fits import fit
 from downscale.analysis.isoflop import isoflop
 from downscale.analysis.laws import POWER
 from downscale.analysis.lr import Run, choose_all
 from downscale.analysis.measures import Missing
-from downscale.analysis.tables import load_study
+from downscale.results import probes, study
+from downscale.results.study import load_study
 from downscale.runtime.files import read_json, write_json
 from downscale.statistics import bootstrap
 from downscale.statistics.shapley import class_of
@@ -289,20 +288,20 @@ def opened(root, run):
 def test_the_input_hash_follows_every_file_that_is_read(tmp_path):
     root = synth(1, tmp_path / 'study', sizes=2, seeds=1, items=80).folder
     for name in ('probes', 'probe_items'):
-        pq.write_table(probe_tables.SCHEMAS[name].empty_table(), root / f'{name}.parquet')
+        pq.write_table(probes.SCHEMAS[name].empty_table(), root / f'{name}.parquet')
     (root / 'pictures' / 'foreign.txt').write_text('not read')
     for folder in root.glob('cells/*-s0-*'):   # those of sweeps
         shutil.rmtree(folder)
-    read = opened(root, lambda: report._results(measures.scored(tables.load_study(root), 20)))
+    read = opened(root, lambda: report._results(measures.scored(study.load_study(root), 20)))
     names = {path.name for path in read}
     assert {'experiment.json', 'padding.json', 'timing.jsonl', 'probes.parquet', 'study.json',
             'probe_items.parquet', 'items.parquet', 'metrics.jsonl'} <= names
-    before = tables._input_hash(root)
+    before = study._input_hash(root)
     for path in {path.suffix + path.name + path.parent.name: path for path in read}.values():
         data = path.read_bytes()
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-        assert tables._input_hash(root) != before, path
+        assert study._input_hash(root) != before, path
         path.unlink()
-        assert tables._input_hash(root) != before, path
+        assert study._input_hash(root) != before, path
         path.write_bytes(data)
-    assert tables._input_hash(root) == before
+    assert study._input_hash(root) == before

@@ -13,10 +13,10 @@ import small
 from downscale import experiment as experiments
 from downscale.data.tokens import train_tokenizer
 from downscale.evaluate.fingerprint import fingerprint
-from downscale.evaluate.sample_files import read_samples
-from downscale.evaluate.samples import Samples, join, key_of, line_of
 from downscale.experiment import Experiment
 from downscale.model.init import init_params
+from downscale.results.sample_files import read_samples
+from downscale.results.samples import Samples, join, key_of, line_of
 from downscale.train import checkpoint
 
 

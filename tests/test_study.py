@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from downscale import experiment, study_files
-from downscale.evaluate.items import read_items
+from downscale.results.items import read_items
 from downscale.study import Task, _Queue, tasks_of, urgency
 from downscale.sweeps import axis, product
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from downscale.analysis import absent, costs, gate, measures, study_laws, synth
 from downscale.analysis.measures import Missing
-from downscale.analysis.tables import load_study
 from downscale.analysis.validate import validate
-from downscale.evaluate.items import TableError
+from downscale.results.items import TableError
+from downscale.results.study import load_study
 
 CELL = 'cells/w32d2-s0/instruct'
 JSON_FILES = ('study.json', f'{CELL}/experiment.json', f'{CELL}/padding.json')

@@ -4,7 +4,7 @@ import pytest
 
 from downscale.analysis import measures, synth
 from downscale.analysis.synthetic import NOTHING, RELIANCE, Planted
-from downscale.analysis.tables import load_study, pair
+from downscale.results.study import load_study, pair
 
 
 @pytest.fixture(scope='module')

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from fake_study import SIZES, fake_study, item_row
 
-from downscale.analysis.tables import Cell, load_study, pair
-from downscale.evaluate import items
 from downscale.evaluate.answers import row
-from downscale.evaluate.items import TableError, read_items, write_items
+from downscale.results import items
+from downscale.results.items import TableError, read_items, write_items
+from downscale.results.study import Cell, load_study, pair
 
 THOUGHT = {'thinking': True, 'close': 'natural', 'n_think_tokens': 2}
 COST = {'tokens': 900, 'seconds': 4.5, 'tokens_per_second': 200., 'rows': 20, 'compiles': 3,

@@ -10,8 +10,8 @@ from collections import Counter
 import numpy as np
 
 from downscale.analysis.costs import JOINT, WRITER
-from downscale.analysis.files import read_object
-from downscale.analysis.tables import Cell
+from downscale.results.study import Cell
+from downscale.results.study_file import read_object
 
 MOST = 3   # that a sentence names
 

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from downscale.analysis.probe_tables import NO_DEPTH
 from downscale.analysis.readout import (
     ONE_OBJECT,
     Rows,
@@ -22,6 +21,7 @@ from downscale.analysis.readout import (
     tasks_of,
     vocabulary,
 )
+from downscale.results.probes import NO_DEPTH
 
 STEPS, RATE, DECAY = 400, 0.03, 1e-3
 KEPT_OUT = 5  # one in so many training pictures says after which step to stop

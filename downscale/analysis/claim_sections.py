@@ -1,5 +1,6 @@
 """Sections of the report on claims, shares of the drop, flips, costs, layers, ledger, as HTML."""
-from downscale.analysis import figures, page, probe_figures, share_figures
+from downscale.analysis import figures, probe_figures, share_figures
+from downscale.output import page
 
 COSTS_SHOWN = .05   # ways below this probability of being on the frontier are in the CSV only
 

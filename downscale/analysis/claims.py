@@ -9,7 +9,7 @@ from downscale.analysis import floors
 from downscale.analysis.contrasts import CONTRASTS, families_of, over
 from downscale.analysis.gate import gate
 from downscale.analysis.measures import Missing, joint_cells, means_of
-from downscale.evaluate.items import TableError
+from downscale.results.items import TableError
 from downscale.statistics import bootstrap
 from downscale.values import from_dict, unknown
 

@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from downscale.accounting import decode_flops, forward_flops, totals, train_flops
-from downscale.analysis.files import NUMBER, check, read_lines, read_object, short, shown
 from downscale.analysis.measures import Missing
 from downscale.data.images import best_grid, token_count
-from downscale.evaluate.items import TableError, one_line
+from downscale.results.items import TableError, one_line
+from downscale.results.study_file import NUMBER, check, read_lines, read_object, short, shown
 from downscale.sizes import LanguageConfig, Pictures, VisionConfig
 from downscale.values import from_dict, unknown
 

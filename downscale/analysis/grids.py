@@ -5,7 +5,7 @@ import numpy as np
 
 from downscale.analysis import measures
 from downscale.analysis.measures import MODES, Missing
-from downscale.analysis.tables import pair
+from downscale.results.study import pair
 from downscale.statistics import bootstrap
 from downscale.statistics.shapley import CLASSES, attribute, partition
 

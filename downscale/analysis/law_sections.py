@@ -1,5 +1,6 @@
 """Sections of the report on laws of size, isoFLOP budgets and learning rates, as HTML."""
-from downscale.analysis import figures, law_figures, page
+from downscale.analysis import figures, law_figures
+from downscale.output import page
 
 
 def laws(result, out):

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from downscale.analysis.measures import Missing
-from downscale.evaluate.items import TableError, one_line
+from downscale.results.items import TableError, one_line
 
 COLUMNS = ('run_id', 'task', 'site', 'rel_depth', 'metric', 'value', 'lo', 'hi', 'n')
 

@@ -12,9 +12,9 @@ import numpy as np
 from downscale.analysis import gate, measures
 from downscale.analysis.measure_rows import Row
 from downscale.analysis.measures import MODES, Missing
-from downscale.analysis.probe_tables import NO_DEPTH, hits, read
-from downscale.analysis.tables import pair
-from downscale.evaluate.items import TableError
+from downscale.results.items import TableError
+from downscale.results.probes import NO_DEPTH, hits, read
+from downscale.results.study import pair
 from downscale.statistics import bootstrap
 
 FLOOR = 'question alone'

@@ -18,8 +18,8 @@ from downscale.analysis.measure_rows import (
     pareto_rows,
 )
 from downscale.analysis.measures import Missing
-from downscale.analysis.tables import load_study
-from downscale.evaluate.items import TableError
+from downscale.results.items import TableError
+from downscale.results.study import load_study
 from downscale.runtime.files import write_bytes
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Row))

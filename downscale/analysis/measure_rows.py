@@ -11,7 +11,7 @@ import numpy as np
 from downscale.analysis import dropoff, gate, grids, measures, pareto, shares
 from downscale.analysis.completeness import LIMIT, completion
 from downscale.analysis.measures import Missing
-from downscale.evaluate.items import TableError
+from downscale.results.items import TableError
 from downscale.statistics import bootstrap, inference
 from downscale.statistics.shapley import SCALES
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from downscale.analysis import floors
 from downscale.analysis.completeness import completion
-from downscale.analysis.tables import STAGES, Study, pair
-from downscale.evaluate.items import TEXT_KINDS
+from downscale.results.items import TEXT_KINDS
+from downscale.results.study import STAGES, Study, pair
 from downscale.statistics import bootstrap
 from downscale.statistics.inference import ratio_interval
 

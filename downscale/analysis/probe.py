@@ -16,22 +16,15 @@ import pyarrow as pa
 from downscale import experiment as experiments_
 from downscale import stages
 from downscale.analysis.attentive import attend_read
-from downscale.analysis.files import read_study
 from downscale.analysis.passes import DEPTHS, Looker
-from downscale.analysis.probe_tables import (
-    NO_DEPTH,
-    SCHEMAS,
-    items_table,
-    means_table,
-    read,
-    write,
-)
 from downscale.analysis.readout import ONE_OBJECT, read_out
 from downscale.data.world_builder import scene_example, triple_example
 from downscale.evaluate.answers import hash_of, items_of
 from downscale.evaluate.fingerprint import fingerprint
-from downscale.evaluate.items import read_items
 from downscale.evaluate.run import test_items
+from downscale.results.items import read_items
+from downscale.results.probes import NO_DEPTH, SCHEMAS, items_table, means_table, read, write
+from downscale.results.study_file import read_study
 from downscale.runtime.files import place, read_json, write_bytes, write_json
 from downscale.statistics import bootstrap
 from downscale.statistics.similarity import cka, knn_overlap

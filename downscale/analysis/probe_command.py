@@ -7,8 +7,8 @@ from downscale.analysis.measure_command import as_csv, as_json, check_resamples,
 from downscale.analysis.measure_rows import Row
 from downscale.analysis.measures import Missing
 from downscale.analysis.probe_figures import layer_curves, ledger_bars, save_figure
-from downscale.analysis.probe_tables import MACRO, read
-from downscale.analysis.tables import load_study
+from downscale.results.probes import MACRO, read
+from downscale.results.study import load_study
 from downscale.runtime.files import write_bytes
 
 # Of probes the files hold every family and measure; these are printed, in the mean over families.

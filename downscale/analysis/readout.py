@@ -10,8 +10,8 @@ from functools import cached_property
 import numpy as np
 from scipy.linalg import solve
 
-from downscale.analysis.probe_tables import ASKED, NO_DEPTH, Measured
 from downscale.data.scenes import FIELDS
+from downscale.results.probes import ASKED, NO_DEPTH, Measured
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 INNER_FOLDS = 3   # choose the ridge

@@ -18,16 +18,16 @@ from downscale.analysis import (
     layers,
     ledger,
     measures,
-    page,
     sections,
     shares,
     study_laws,
 )
 from downscale.analysis.fits import Jsonable
 from downscale.analysis.measures import Missing
-from downscale.analysis.tables import load_study
-from downscale.analysis.throughput import throughput
-from downscale.evaluate.items import TableError
+from downscale.output import page
+from downscale.results.items import TableError
+from downscale.results.study import load_study
+from downscale.results.throughput import throughput
 from downscale.statistics.bootstrap import FEW_SEEDS
 
 

@@ -1,7 +1,7 @@
 """What the report says of the perception x reasoner pairs beside their accuracies."""
 from downscale.analysis import costs, grids, pareto
 from downscale.analysis.measures import Missing
-from downscale.evaluate.items import TableError
+from downscale.results.items import TableError
 from downscale.statistics.shapley import SCALES
 
 PREFERRED = (('extraction', 'think'), ('extraction', 'direct'), ('caption', 'think'),

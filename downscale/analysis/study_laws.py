@@ -11,11 +11,11 @@ import numpy as np
 from downscale.accounting import totals
 from downscale.analysis import costs, floors, lr, measures
 from downscale.analysis.extrapolation import holdout
-from downscale.analysis.files import read_object
 from downscale.analysis.fits import fit
 from downscale.analysis.isoflop import isoflop
 from downscale.analysis.laws import CHINCHILLA, POWER, Saturating
 from downscale.analysis.measures import Missing
+from downscale.results.study_file import read_object
 from downscale.statistics import bootstrap
 
 STAGES = ('text', 'instruct')   # whose loss is a law of size: all parts that grow are trained

@@ -13,8 +13,8 @@ import pyarrow as pa
 from scipy.special import expit
 
 from downscale.accounting import totals
-from downscale.analysis.tables import Cell, study_of
-from downscale.evaluate.items import ITEMS, TEXTS
+from downscale.results.items import ITEMS, TEXTS
+from downscale.results.study import Cell, study_of
 from downscale.sizes import MICRO, SIGLIP, scale
 
 SIZES = ((32, 2), (64, 2), (64, 4), (96, 4), (128, 4), (160, 6), (192, 6), (256, 8))

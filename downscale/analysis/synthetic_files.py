@@ -10,7 +10,7 @@ from PIL import Image
 
 from downscale.accounting import totals
 from downscale.analysis.synthetic import SIZES
-from downscale.analysis.tables import load_study
+from downscale.results.study import load_study
 from downscale.runtime.files import write_bytes, write_json
 from downscale.sizes import MICRO, SIGLIP, scale
 

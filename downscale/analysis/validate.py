@@ -5,11 +5,11 @@ import numpy as np
 
 from downscale.analysis import absent, claims, costs, measures
 from downscale.analysis.completeness import KINDS, LIMIT, completion
-from downscale.analysis.files import read_object, study_errors
-from downscale.analysis.probe_tables import SCHEMAS
-from downscale.analysis.probe_tables import read as read_probes
-from downscale.analysis.tables import load_study, pair
-from downscale.evaluate.items import TableError, read_items, read_texts
+from downscale.results.items import TableError, read_items, read_texts
+from downscale.results.probes import SCHEMAS
+from downscale.results.probes import read as read_probes
+from downscale.results.study import load_study, pair
+from downscale.results.study_file import read_object, study_errors
 
 
 def validate(root):

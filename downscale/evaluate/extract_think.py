@@ -19,8 +19,8 @@ from downscale.evaluate.prompts import Prompts
 from downscale.evaluate.room import Demand, check_room, check_thinks, prompt_length
 from downscale.evaluate.run_settings import begin, sample_of
 from downscale.evaluate.runs import Run, open_encoder, open_engine
-from downscale.evaluate.samples import Samples, join, key_of
 from downscale.generate.engine import Decoding, Request
+from downscale.results.samples import Samples, join, key_of
 from downscale.runtime.files import read_json, write_json
 
 WINDOW = 2 ** 30  # bytes of image tiles that are held at once; a large picture has 4 MB of them

@@ -17,14 +17,8 @@ from downscale.data import files
 from downscale.data.files import fault, shown
 from downscale.evaluate.intervals import macro_of, mean_of
 from downscale.evaluate.named import DEFAULT, SCORERS, Target, disagree, unfit, verdicts
-from downscale.evaluate.sample_files import (
-    distinct,
-    is_ours,
-    opened,
-    records_of,
-    several,
-)
 from downscale.evaluate.scorers import COMPARISON
+from downscale.results.sample_files import distinct, is_ours, opened, records_of, several
 from downscale.values import unknown
 
 MARKED = ('answer-think', 'answer-direct')  # rows of reasoners, who are asked for 'Answer: X'

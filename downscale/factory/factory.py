@@ -1,6 +1,6 @@
 """The factory: statements, what to look at, descriptions, checks and training rows, step by step.
 
-Every row is kept as it ends, under a hash of all that decides it (`evaluate/samples.py`), so a
+Every row is kept as it ends, under a hash of all that decides it (`results/samples.py`), so a
 killed run goes on where it was and ends with the bytes of one that was not disturbed. What depends
 on time (attempts, seconds) goes to `usage.jsonl` alone.
 """
@@ -12,11 +12,11 @@ from pathlib import Path
 
 from downscale.data.images import decode, open_under
 from downscale.evaluate.run_settings import begin, sample_of
-from downscale.evaluate.samples import Samples, key_of, line_of
 from downscale.factory import quality, training
 from downscale.factory.source import Pictured, Skipped
 from downscale.factory.steps import Steps
 from downscale.factory.teachers import Ask, Failure
+from downscale.results.samples import Samples, key_of, line_of
 from downscale.runtime.files import lock, write_json
 from downscale.values import hash_of
 

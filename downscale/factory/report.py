@@ -9,10 +9,10 @@ from collections import Counter
 from html import escape
 from pathlib import Path
 
-from downscale.analysis import page
 from downscale.data.images import decode, open_under
-from downscale.evaluate.samples import lines
 from downscale.factory.quality import CHECKS
+from downscale.output import page
+from downscale.results.samples import lines
 from downscale.runtime.files import write_bytes, write_json
 from downscale.statistics.bootstrap import Interval, wilson
 

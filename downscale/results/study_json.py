@@ -1,4 +1,4 @@
-"""What `study.json` may say; `analysis/files.py` reads it strictly."""
+"""What `study.json` may say; `results/study_file.py` reads it strictly."""
 import dataclasses
 from dataclasses import dataclass
 

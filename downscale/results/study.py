@@ -11,10 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from downscale.analysis.files import read_lines, read_study, short, shown
-from downscale.analysis.throughput import read_throughput
 from downscale.curves import doubts
-from downscale.evaluate.items import (
+from downscale.results.items import (
     ITEMS,
     TEXT_KEY,
     TEXTS,
@@ -23,6 +21,8 @@ from downscale.evaluate.items import (
     read_items,
     read_texts,
 )
+from downscale.results.study_file import read_lines, read_study, short, shown
+from downscale.results.throughput import read_throughput
 
 # Every file of a study folder that the analysis reads.
 READ = ('study.json', 'evaluations/*/*.parquet', 'evaluations/*/throughput.json', 'probe*.parquet',

@@ -2,8 +2,8 @@
 import json
 import math
 
-from downscale.evaluate.items import TableError, one_line
-from downscale.study_json import RunRow, StudyFile
+from downscale.results.items import TableError, one_line
+from downscale.results.study_json import RunRow, StudyFile
 from downscale.values import from_dict
 
 NUMBER = (int, float)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from downscale.evaluate.items import TableError, one_line
+from downscale.results.items import TableError, one_line
 from downscale.runtime.files import place, write_bytes
 from downscale.statistics import bootstrap
 

@@ -2,7 +2,7 @@
 import json
 import math
 
-from downscale.evaluate.items import TableError, one_line
+from downscale.results.items import TableError, one_line
 
 # Those of the second line are null where nothing was decoded, e.g. all rows were there already.
 COUNTS = ('tokens', 'seconds', 'rows', 'compiles', 'compile_seconds')
