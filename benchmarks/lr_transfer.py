@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from downscale.analysis.lr import Run, choose_all, moved
+from downscale.laws.learning_rates import Run, choose_all, moved
 from downscale.model.init import init_params
 from downscale.model.vlm import Vlm
 from downscale.mup import KINDS, Parametrisation

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize, minimize_scalar
 
-from downscale.analysis import descent, doubts, fits
-from downscale.analysis.extrapolation import holdout, optimum
-from downscale.analysis.laws import CHINCHILLA, POWER, Additive, Saturating
+from downscale.laws import descent, doubts, fits
+from downscale.laws.extrapolation import holdout, optimum
+from downscale.laws.forms import CHINCHILLA, POWER, Additive, Saturating
 
 TRUE = {'E': 1.69, 'A': 406.4, 'B': 410.7, 'alpha': 0.34, 'beta': 0.28}
 WRONG = {'E': 1.65, 'A': 2e4, 'B': 2e4, 'alpha': 0.5, 'beta': 0.5}

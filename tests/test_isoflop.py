@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from downscale.analysis.isoflop import isoflop
+from downscale.laws.isoflop import isoflop
 
 BUDGETS = (1e18, 3e18, 1e19, 3e19, 1e20)
 

@@ -6,7 +6,7 @@ import math
 import pytest
 from test_experiment import plain
 
-from downscale.analysis.lr import Run, choose, choose_all, moved, read_run
+from downscale.laws.learning_rates import Run, choose, choose_all, moved, read_run
 
 
 def runs(*losses, seeds=(0, 1)):

@@ -27,11 +27,11 @@ from downscale.analysis import (
     study_laws,
     synth,
 )
-from downscale.analysis.fits import fit
-from downscale.analysis.isoflop import isoflop
-from downscale.analysis.laws import POWER
-from downscale.analysis.lr import Run, choose_all
 from downscale.analysis.measures import Missing
+from downscale.laws.fits import fit
+from downscale.laws.forms import POWER
+from downscale.laws.isoflop import isoflop
+from downscale.laws.learning_rates import Run, choose_all
 from downscale.results import probes, study
 from downscale.results.study import load_study
 from downscale.runtime.files import read_json, write_json

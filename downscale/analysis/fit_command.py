@@ -50,7 +50,7 @@ def run(args):
     """`analyze fit`: the law, its intervals and alarms are printed."""
     import numpy as np
 
-    from downscale.analysis import extrapolation, fits
+    from downscale.laws import extrapolation, fits
     law = _law(args)
     columns = [args.x, *([args.tokens] if args.tokens else []), args.y]
     if (args.below is None) != (args.compute is None):
@@ -96,7 +96,7 @@ def _write_fit(args, found, table, result):
 
 def run_isoflop(args):
     """`analyze isoflop`: the minimum of each budget and the line through them are printed."""
-    from downscale.analysis.isoflop import isoflop
+    from downscale.laws.isoflop import isoflop
     numbers = [args.x, args.y, *([args.compute] if args.compute else [])]
     runs = [args.run_column] if args.run_column else []
     table = _read(args.table, numbers, [args.budget, *runs])
@@ -122,15 +122,15 @@ def run_isoflop(args):
 
 
 def _law(args):
-    from downscale.analysis import laws
+    from downscale.laws import forms
     form = args.form or ('chinchilla' if args.tokens else 'power')
     if (form == 'chinchilla') != bool(args.tokens):
         raise ValueError(f'--form {form} takes ' + (
             'a second input: name its column with --tokens' if form == 'chinchilla' else
             'one input: leave --tokens out'))
     if form == 'saturating':
-        return laws.Saturating(args.chance)
-    return laws.POWER if form == 'power' else laws.CHINCHILLA
+        return forms.Saturating(args.chance)
+    return forms.POWER if form == 'power' else forms.CHINCHILLA
 
 
 def _read(path, numbers, names):

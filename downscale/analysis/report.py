@@ -22,8 +22,8 @@ from downscale.analysis import (
     shares,
     study_laws,
 )
-from downscale.analysis.fits import Jsonable
 from downscale.analysis.measures import Missing
+from downscale.laws.fits import Jsonable
 from downscale.output import page
 from downscale.results.items import TableError
 from downscale.results.study import load_study

@@ -9,12 +9,13 @@ from collections import Counter
 import numpy as np
 
 from downscale.accounting import totals
-from downscale.analysis import costs, floors, lr, measures
-from downscale.analysis.extrapolation import holdout
-from downscale.analysis.fits import fit
-from downscale.analysis.isoflop import isoflop
-from downscale.analysis.laws import CHINCHILLA, POWER, Saturating
+from downscale.analysis import costs, floors, measures
 from downscale.analysis.measures import Missing
+from downscale.laws import learning_rates
+from downscale.laws.extrapolation import holdout
+from downscale.laws.fits import fit
+from downscale.laws.forms import CHINCHILLA, POWER, Saturating
+from downscale.laws.isoflop import isoflop
 from downscale.results.study_file import read_object
 from downscale.statistics import bootstrap
 
@@ -56,7 +57,7 @@ def _final(s, cell, stage):
     seen = s.study.curves.get((cell, stage))
     if seen is None or not len(seen['loss']) or not (folder / 'DONE.json').is_file():
         return None
-    loss = float(np.mean(seen['loss'][-max(1, round(lr.LAST * len(seen['loss']))):]))
+    loss = float(np.mean(seen['loss'][-max(1, round(learning_rates.LAST * len(seen['loss']))):]))
     return loss if np.isfinite(loss) else np.inf
 
 
@@ -213,14 +214,17 @@ def rates(s, stage='text'):
         losses = max(by_tokens.values(), key=len)
         seeds = set.intersection(*(set(mine) for mine in losses.values()))
         if len(losses) > 1 and seeds:
-            runs[size] = [lr.Run(rate, seed, mine[seed]) for rate, mine in losses.items()
-                          for seed in sorted(seeds)]
+            runs[size] = [
+                learning_rates.Run(rate, seed, mine[seed])
+                for rate, mine in losses.items()
+                for seed in sorted(seeds)
+            ]
     if not runs:
         raise Missing(f'no size was trained at several learning rates (stage {stage})')
     choices, alarms = {}, []
     for size, mine in runs.items():
         try:
-            choice, told = lr.choose_all({size: mine})
+            choice, told = learning_rates.choose_all({size: mine})
         except ValueError as reason:
             choice, told = {}, [str(reason)]
         choices, alarms = choices | choice, alarms + told

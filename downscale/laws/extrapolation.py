@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from downscale.analysis.fits import Fit, Jsonable, fit
+from downscale.laws.fits import Fit, Jsonable, fit
 
 
 @dataclass(frozen=True)

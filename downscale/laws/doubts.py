@@ -1,7 +1,7 @@
 """Reasons not to believe a fit, each one sentence; a fit without any returns none."""
 import numpy as np
 
-from downscale.analysis import descent
+from downscale.laws import descent
 
 AGREE = 1e-4      # relative difference up to which two starts reached the same objective
 BETTER = 1e-6     # relative difference from which another objective is lower

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 
 import numpy as np
 
-from downscale.analysis import descent, doubts
+from downscale.laws import descent, doubts
 from downscale.statistics.bootstrap import Interval, resample
 
 FEW_DRAWS = 40  # a 95 % interval needs one draw outside on either side

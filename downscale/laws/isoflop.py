@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from downscale.analysis.fits import Jsonable, spread
+from downscale.laws.fits import Jsonable, spread
 from downscale.statistics.bootstrap import Interval, resample
 
 PARABOLA, LINE = 3, 2  # parameters

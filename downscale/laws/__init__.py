@@ -1,0 +1,1 @@
+"""Which law fits these points."""
