@@ -25,8 +25,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 
 from openai_stub import RATES, OpenAiStub  # noqa: E402
 
-from downscale.data.scenes import World  # noqa: E402
-from downscale.data.world_builder import build  # noqa: E402
+from downscale.data.scenes.dataset import build  # noqa: E402
+from downscale.data.scenes.world import World  # noqa: E402
 from downscale.factory.oracle import lay_out  # noqa: E402
 from downscale.results.samples import lines  # noqa: E402
 

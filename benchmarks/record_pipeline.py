@@ -126,11 +126,11 @@ def main():
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
     from downscale.data import pipeline
     from downscale.data.buckets import Shape
-    from downscale.data.build import build
-    from downscale.data.corpus import Corpus, Mixture
-    from downscale.data.corpus_stream import CorpusSampler
-    from downscale.data.shards import Settings
-    from downscale.data.sources import Source
+    from downscale.data.corpora.build import build
+    from downscale.data.corpora.mixture import Corpus, Mixture
+    from downscale.data.corpora.sampler import CorpusSampler
+    from downscale.data.corpora.shards import Settings
+    from downscale.data.corpora.sources import Source
     pipeline.READERS = args.workers
     with tempfile.TemporaryDirectory(prefix='downscale-records-') as folder:
         root = Path(folder)

@@ -90,9 +90,9 @@ def build(args):
     What cannot be used is rejected with a reason and counted. The same command continues after an
     interruption.
     """
-    from downscale.corpus_page import lines
-    from downscale.data.build import build as build_mixture
-    from downscale.data.shards import Settings
+    from downscale.data.corpora.build import build as build_mixture
+    from downscale.data.corpora.page import lines
+    from downscale.data.corpora.shards import Settings
     from downscale.runtime.progress import progress_bars
     from downscale.study_files import load_mixture
     given = {name: value for name in ('tokenizer', 'length', 'most_rejected')
@@ -109,8 +109,8 @@ def build(args):
 
 def show(args):
     """Print the manifest of a built mixture, and write a page of samples."""
-    from downscale.corpus_page import lines, write_page
-    from downscale.data.corpus import Corpus
+    from downscale.data.corpora.mixture import Corpus
+    from downscale.data.corpora.page import lines, write_page
     print(*lines(Corpus(args.folder).manifest), sep='\n')
     path = args.page or args.folder / 'show.html'
     write_page(args.folder, path, args.samples)

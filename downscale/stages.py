@@ -9,12 +9,12 @@ from pathlib import Path
 
 from downscale import experiment as experiments
 from downscale import loading, padding
-from downscale.data.corpus import Corpus
-from downscale.data.corpus_stream import CorpusSampler
-from downscale.data.facts import vocabulary
+from downscale.data.corpora.mixture import Corpus
+from downscale.data.corpora.sampler import CorpusSampler
 from downscale.data.pipeline import Library, Sampler, stream
+from downscale.data.scenes.dataset import build, source
+from downscale.data.scenes.facts import vocabulary
 from downscale.data.tokens import load_tokenizer, train_tokenizer
-from downscale.data.world_builder import build, source
 from downscale.evaluate.answers import hash_of
 from downscale.model.init import abstract_params, init_tree
 from downscale.model.words import abstract_word_params

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import small
 
 from downscale import experiment as experiments
-from downscale.data.mixture import THINK
+from downscale.data.scenes.conversations import THINK
 from downscale.data.tokens import Encoder
 from downscale.evaluate import prompts
 from downscale.evaluate.asked import open_questions

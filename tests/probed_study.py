@@ -8,7 +8,7 @@ import small
 
 from downscale import experiment as experiments
 from downscale import stages, study
-from downscale.data.scenes import World
+from downscale.data.scenes.world import World
 from downscale.experiment import Data, Evaluation, Experiment, Stage
 from downscale.model.init import init_params
 from downscale.runtime.files import write_json

@@ -6,11 +6,11 @@ from pathlib import Path
 import jax
 
 from downscale.data.chat import CHATS
-from downscale.data.facts import vocabulary
 from downscale.data.pipeline import Library, Recipe, Sampler, Shape, stream
-from downscale.data.scenes import World
+from downscale.data.scenes.dataset import build, source
+from downscale.data.scenes.facts import vocabulary
+from downscale.data.scenes.world import World
 from downscale.data.tokens import Encoder, Layout, load_tokenizer, train_tokenizer
-from downscale.data.world_builder import build, source
 from downscale.model.vlm import Vlm
 from downscale.sizes import LANGUAGE, Pictures, VisionConfig, scale
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from downscale.data import columns
+from downscale.data.corpora import columns
 from downscale.evaluate import prompts
 from downscale.evaluate.asked import informed, open_questions
 from downscale.evaluate.rescore import read_rows

@@ -16,11 +16,11 @@ import small_bpe
 from PIL import Image
 
 from downscale import cli
-from downscale.data import build as building
-from downscale.data.build import Build, build
-from downscale.data.corpus import Corpus, Mixture
-from downscale.data.shards import Settings
-from downscale.data.sources import Source
+from downscale.data.corpora import build as building
+from downscale.data.corpora.build import Build, build
+from downscale.data.corpora.mixture import Corpus, Mixture
+from downscale.data.corpora.shards import Settings
+from downscale.data.corpora.sources import Source
 from downscale.study_files import load_mixture
 
 ROOT = Path(__file__).parents[1]
@@ -92,8 +92,8 @@ KILLED = '''
 import sys, time
 from pathlib import Path
 from downscale.data import build as building, shards
-from downscale.data.corpus import Mixture
-from downscale.data.sources import Source
+from downscale.data.corpora.mixture import Mixture
+from downscale.data.corpora.sources import Source
 building.CHUNK = 2
 slowly = shards.pack
 shards.pack = lambda record: (time.sleep(0.15), slowly(record))[1]

@@ -11,7 +11,8 @@ import pytest
 from fake_study import fake_study
 
 from downscale import cli, experiment, study_files
-from downscale.data import columns, files
+from downscale.data import files
+from downscale.data.corpora import columns
 from downscale.evaluate import question_files, rescore
 from downscale.runtime import exits, outputs, streams
 from downscale.train import trackers

@@ -1,7 +1,7 @@
 """Every column of a row is used, left out and counted, or refused by its name."""
 import pytest
 
-from downscale.data.columns import ASIDE, ASK_LETTER, IDS, KNOWN, Rejected, parts_of
+from downscale.data.corpora.columns import ASIDE, ASK_LETTER, IDS, KNOWN, Rejected, parts_of
 
 PICTURE = b'picture'
 QUESTION = {'question': 'q?', 'answer': 'red'}

@@ -8,14 +8,14 @@ import pytest
 import small
 from test_build import coin_source
 
-from downscale.data import corpus_stream
 from downscale.data.buckets import Shape
-from downscale.data.build import build
-from downscale.data.corpus import Corpus, Mixture, epoch_order, per_epoch
-from downscale.data.corpus_stream import CorpusSampler
+from downscale.data.corpora import sampler
+from downscale.data.corpora.build import build
+from downscale.data.corpora.mixture import Corpus, Mixture, epoch_order, per_epoch
+from downscale.data.corpora.sampler import CorpusSampler
+from downscale.data.corpora.shards import Settings
+from downscale.data.corpora.sources import Source
 from downscale.data.pipeline import Recipe, Share, packed_batch, stream
-from downscale.data.shards import Settings
-from downscale.data.sources import Source
 from downscale.model.init import init_params
 from downscale.sizes import Pictures
 from downscale.train.step import LOSSES
@@ -182,7 +182,7 @@ def test_records_that_fit_no_row_are_left_out_and_counted(corpus):
     with pytest.raises(ValueError, match=f'do not fit rows of {longest - 1} tokens .*raise'):
         sampler_of(corpus, length=longest - 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus_stream, 'MOST_LEFT_OUT', 0.5)
+        patch.setattr(sampler, 'MOST_LEFT_OUT', 0.5)
         made = sampler_of(corpus, length=longest - 1)
         assert made.left_out == {'too long': many.sum(), 'nothing supervised': 0}
         seen = {made.sequence(0)[k].number for k in range(2 * len(made))}

@@ -10,7 +10,7 @@ import small
 from fake_chain import LIMIT, PLAN, Fake, chain, files, plain_run, runs, save_run, study
 from test_asked import PICTURE, fails, question_file
 
-from downscale.data.mixture import describe_prompt, reasoner_prompt
+from downscale.data.scenes.conversations import describe_prompt, reasoner_prompt
 from downscale.evaluate import prompts
 from downscale.evaluate.answers import items_of
 from downscale.evaluate.asked import open_questions

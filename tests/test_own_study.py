@@ -31,8 +31,8 @@ def sweep(arg=''):
     return [dict(size='w32d2', seed=0)]
 '''
 MIXTURE = '''
-from downscale.data.corpus import Mixture
-from downscale.data.sources import Source
+from downscale.data.corpora.mixture import Mixture
+from downscale.data.corpora.sources import Source
 def get_mixture(arg=''):
     return Mixture('mine', (Source('mine', 'train.json', 'own', 'own', images='pictures'),))
 '''

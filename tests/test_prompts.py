@@ -4,8 +4,8 @@ import json
 import pytest
 import small
 
-from downscale.data.mixture import describe_prompt, reasoner_prompt
 from downscale.data.records import IMAGE
+from downscale.data.scenes.conversations import describe_prompt, reasoner_prompt
 from downscale.evaluate import prompts
 from downscale.evaluate.answers import items_of
 

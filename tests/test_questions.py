@@ -4,9 +4,10 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from downscale.data import facts, questions
 from downscale.data.records import Example
-from downscale.data.scenes import (
+from downscale.data.scenes import facts, questions
+from downscale.data.scenes.dataset import scene_example, triple_example
+from downscale.data.scenes.world import (
     FIELDS,
     SIZES,
     World,
@@ -17,7 +18,6 @@ from downscale.data.scenes import (
     stream,
     triple,
 )
-from downscale.data.world_builder import scene_example, triple_example
 
 WORLD = World()
 SCENES = [sample(WORLD, 'train', i) for i in range(300)]

@@ -15,10 +15,10 @@ from ml_collections import ConfigDict
 
 from downscale import experiment, study_files
 from downscale.data.buckets import Shape
-from downscale.data.corpus import Mixture
+from downscale.data.corpora.mixture import Mixture
+from downscale.data.corpora.sources import Source
 from downscale.data.pipeline import Recipe
-from downscale.data.scenes import World
-from downscale.data.sources import Source
+from downscale.data.scenes.world import World
 from downscale.experiment import Data, Evaluation, Experiment, MeshSize, Stage
 from downscale.mup import Parametrisation
 from downscale.sizes import LanguageConfig, Pictures, VisionConfig

@@ -4,10 +4,10 @@ import pytest
 import row_fuzz
 from hypothesis import HealthCheck, given, settings
 
-from downscale.data.columns import REASONS, Rejected, parts_of
+from downscale.data.corpora.columns import REASONS, Rejected, parts_of
+from downscale.data.corpora.sources import Source, record_from
+from downscale.data.corpora.tables import Rows
 from downscale.data.files import LONGEST_ERROR, BadRow
-from downscale.data.sources import Source, record_from
-from downscale.data.tables import Rows
 from downscale.factory import source as factory_source
 
 ONE = Source('one', 'rows', licence='ours', obtain='make it')

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from downscale.data.scenes import (
+from downscale.data.scenes.world import (
     FIELDS,
     SIZES,
     SPLITS,

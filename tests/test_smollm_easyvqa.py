@@ -5,9 +5,9 @@ from importlib import util
 import pytest
 from easy_vqa_package import QUESTIONS, write_package
 
-from downscale.data.build import build
-from downscale.data.corpus import Corpus
-from downscale.data.shards import Settings
+from downscale.data.corpora.build import build
+from downscale.data.corpora.mixture import Corpus
+from downscale.data.corpora.shards import Settings
 from downscale.evaluate.question_files import own_questions
 from downscale.experiment import cells
 from downscale.study_files import load_study

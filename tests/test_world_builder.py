@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from downscale.data import world_builder
-from downscale.data.scenes import World, caption, graph_key, sample
-from downscale.data.world_builder import build, scene_example, source, triple_example
+from downscale.data.scenes import dataset
+from downscale.data.scenes.dataset import build, scene_example, source, triple_example
+from downscale.data.scenes.world import World, caption, graph_key, sample
 from downscale.runtime.files import held
 
 WORLD = World(grid=3, max_objects=4)
@@ -33,8 +33,8 @@ def test_what_is_read_equals_what_was_made(folder):
 
 BUILDER = """
 import sys
-from downscale.data.scenes import World
-from downscale.data.world_builder import build
+from downscale.data.scenes.world import World
+from downscale.data.scenes.dataset import build
 print(build(World(grid=3, max_objects=4), sys.argv[1], {'train': 20, 'test': 8}))
 """
 
@@ -53,7 +53,7 @@ def test_of_two_commands_on_a_fresh_folder_one_builds_and_the_other_waits(tmp_pa
 def test_a_finished_data_set_that_cannot_be_written_is_read(folder, monkeypatch):
     def refuse(path):
         raise OSError(30, 'Read-only file system', str(path))
-    monkeypatch.setattr(world_builder, 'held', refuse)
+    monkeypatch.setattr(dataset, 'held', refuse)
     assert build(WORLD, folder.parents[2], COUNTS, similarity_share=0.25) == folder
 
 
@@ -131,8 +131,8 @@ def test_a_missing_data_set_says_how_to_make_one(tmp_path):
 @pytest.mark.parametrize('harm', [lambda png: png[:len(png) // 2], lambda png: b'',
                                   lambda png: png[:60] + bytes([png[60] ^ 255]) + png[61:]])
 def test_a_damaged_picture_names_its_scene_and_what_to_do(tmp_path, monkeypatch, harm):
-    whole = world_builder.render
-    monkeypatch.setattr(world_builder, 'render', lambda *scene: harm(whole(*scene)))
+    whole = dataset.render
+    monkeypatch.setattr(dataset, 'render', lambda *scene: harm(whole(*scene)))
     with pytest.raises(ValueError, match='damaged picture of test-.*build it again') as error:
         build(WORLD, tmp_path, {'test': 2}, 0.0)
     assert '\n' not in str(error.value)
@@ -147,15 +147,15 @@ def test_senseless_sizes_are_refused(tmp_path, counts, share):
 
 KILLED = '''
 import os, sys
-from downscale.data.scenes import World
-from downscale.data.world_builder import build
+from downscale.data.scenes.world import World
+from downscale.data.scenes.dataset import build
 build(World(grid=3, max_objects=4), sys.argv[1], {'test': 6}, 0.0,
       lambda done, total: os._exit(7) if done == 4 else None)
 '''
 WHOLE = '''
 import sys
-from downscale.data.scenes import World
-from downscale.data.world_builder import build, source
+from downscale.data.scenes.world import World
+from downscale.data.scenes.dataset import build, source
 folder = build(World(grid=3, max_objects=4), sys.argv[1], {'test': 6}, 0.0)
 assert [len(example.images) for example in source(folder, 'test')] == [1] * 6
 assert 'tensorflow' not in sys.modules

@@ -18,7 +18,7 @@ from downscale import stages
 from downscale.analysis.attentive import attend_read
 from downscale.analysis.passes import DEPTHS, Looker
 from downscale.analysis.readout import ONE_OBJECT, read_out
-from downscale.data.world_builder import scene_example, triple_example
+from downscale.data.scenes.dataset import scene_example, triple_example
 from downscale.evaluate.answers import hash_of, items_of
 from downscale.evaluate.fingerprint import fingerprint
 from downscale.evaluate.run import test_items

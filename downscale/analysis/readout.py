@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from scipy.linalg import solve
 
-from downscale.data.scenes import FIELDS
+from downscale.data.scenes.world import FIELDS
 from downscale.results.probes import ASKED, NO_DEPTH, Measured
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)

@@ -18,9 +18,9 @@ import numpy as np
 
 from downscale.data import images, measure
 from downscale.data.buckets import OPEN, Packer, Shape, in_order, smallest
-from downscale.data.mixture import MIXTURES
 from downscale.data.records import Conversation
-from downscale.data.scenes import World
+from downscale.data.scenes.conversations import MIXTURES
+from downscale.data.scenes.world import World
 from downscale.data.tokens import Encoder
 from downscale.values import Choice, Range, check
 

@@ -3,9 +3,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from downscale.data.mixture import describe_prompt, pictures, reasoner_prompt
-from downscale.data.questions import correct
 from downscale.data.records import THINK, Example, Question, Turn
+from downscale.data.scenes.conversations import describe_prompt, pictures, reasoner_prompt
+from downscale.data.scenes.questions import correct
 from downscale.generate.requests import Prompt
 from downscale.values import hash_of  # noqa: F401 (offered here too)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from downscale import stages
 from downscale.data import files
 from downscale.data.images import digest
-from downscale.data.questions import correct
+from downscale.data.scenes.questions import correct
 from downscale.evaluate.answers import hash_of
 from downscale.evaluate.named import DEFAULT, Target, verdicts
 from downscale.evaluate.question_files import SUFFIXES, own_questions

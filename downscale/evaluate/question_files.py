@@ -20,11 +20,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from downscale.data import columns, files, measure
-from downscale.data.columns import Rejected
+from downscale.data import files, measure
+from downscale.data.corpora import columns
+from downscale.data.corpora.columns import Rejected
+from downscale.data.corpora.sources import check_texts, picture_of
 from downscale.data.files import fault, shown
 from downscale.data.records import Turn
-from downscale.data.sources import check_texts, picture_of
 from downscale.evaluate.named import SCORERS, Target, unfit
 from downscale.values import unknown
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from downscale.data.images import digest
-from downscale.data.world_builder import source
+from downscale.data.scenes.dataset import source
 from downscale.factory.teachers import Reply
 from downscale.runtime.files import read_json, write_bytes, write_json
 

@@ -4,12 +4,12 @@ import re
 from dataclasses import dataclass
 
 from downscale.data import files
-from downscale.data.columns import Rejected, parts_of
+from downscale.data.corpora.columns import Rejected, parts_of
+from downscale.data.corpora.sources import check_texts, inside
+from downscale.data.corpora.tables import name_of
 from downscale.data.images import digest, open_under
 from downscale.data.measure import picture_size
 from downscale.data.records import IMAGE
-from downscale.data.sources import check_texts, inside
-from downscale.data.tables import name_of
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ Build:   downscale data build experiments/mixtures/align_blip558k.py --root data
              data/built/align --tokenizer models/qwen3-0.6b/tokenizer.json
 Paper:   arXiv 2511.17487, section 3.1; LLaVA's pretraining set.
 """
-from downscale.data.corpus import Mixture
-from downscale.data.sources import Source
+from downscale.data.corpora.mixture import Mixture
+from downscale.data.corpora.sources import Source
 
 
 def get_mixture(arg=''):

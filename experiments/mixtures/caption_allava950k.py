@@ -4,8 +4,8 @@ Build:   downscale data build experiments/mixtures/caption_allava950k.py --root 
              data/built/caption --tokenizer models/qwen3-0.6b/tokenizer.json
 Paper:   arXiv 2511.17487, section 4.1; which rows make 950K is not published: all of both parts.
 """
-from downscale.data.corpus import Mixture
-from downscale.data.sources import Source
+from downscale.data.corpora.mixture import Mixture
+from downscale.data.corpora.sources import Source
 
 OBTAIN = ('huggingface.co/datasets/FreedomIntelligence/ALLaVA-4V: the caption JSON of LAION and of '
           'VFLAN, and the pictures below allava/ under the paths that they name')

@@ -6,8 +6,8 @@ Build:   python experiments/smollm_easyvqa.py data/packages --to data/easy_vqa
          downscale data build experiments/mixtures/easy_vqa.py:captions --root data/easy_vqa --to \\
              data/built/easy_vqa_captions --tokenizer models/smollm2-135m-d8/tokenizer.json
 """
-from downscale.data.corpus import Mixture
-from downscale.data.sources import Source
+from downscale.data.corpora.mixture import Mixture
+from downscale.data.corpora.sources import Source
 
 OBTAIN = 'the package easy-vqa; see experiments/smollm_easyvqa.py'
 

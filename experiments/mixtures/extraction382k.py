@@ -5,8 +5,8 @@ Build:   downscale data build experiments/mixtures/extraction382k.py --root data
 Own:     what `downscale data extract` wrote is built by own.py beside this file.
 Paper:   arXiv 2511.17487, section 4.1: six sets of CoIN, without ImageNet and Grounding.
 """
-from downscale.data.corpus import Mixture
-from downscale.data.sources import Source
+from downscale.data.corpora.mixture import Mixture
+from downscale.data.corpora.sources import Source
 
 SETS = ('ScienceQA', 'TextVQA', 'GQA', 'VizWiz', 'VQAv2', 'OCRVQA')
 OBTAIN = ('huggingface.co/datasets/markendo/Visual-Extraction-Tuning-382K: one JSON a set, named '

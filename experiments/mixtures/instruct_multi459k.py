@@ -9,8 +9,8 @@ Paper:   arXiv 2511.17487, table 1. The 150K are drawn by seed from each set of 
 import importlib.util
 from pathlib import Path
 
-from downscale.data.corpus import Mixture
-from downscale.data.sources import Source
+from downscale.data.corpora.mixture import Mixture
+from downscale.data.corpora.sources import Source
 
 M4 = {  # task of table 1: names of its sets in `metadata.dataset` of the annotations
     'image_edit': ('HQ-Edit', 'MagicBrush', 'IEdit'),

@@ -4,8 +4,8 @@ Build:   downscale data build experiments/mixtures/instruct_single574k.py --root
              data/built/single --tokenizer models/qwen3-0.6b/tokenizer.json
 Paper:   arXiv 2511.17487, table 1. Rows as CoIN gives them; the numbers below are the paper's.
 """
-from downscale.data.corpus import Mixture
-from downscale.data.sources import Source
+from downscale.data.corpora.mixture import Mixture
+from downscale.data.corpora.sources import Source
 
 SETS = {  # name: (thousands of rows in the paper, licence of the set behind it)
     'OCRVQA': (165, 'book covers of Amazon, for research'),

@@ -3,8 +3,8 @@
 Build:   downscale data build experiments/mixtures/own.py:runs/extraction/training.json,pictures \\
              --root . --to data/built/own --tokenizer models/qwen3-0.6b/tokenizer.json
 """
-from downscale.data.corpus import Mixture
-from downscale.data.sources import Source
+from downscale.data.corpora.mixture import Mixture
+from downscale.data.corpora.sources import Source
 
 
 def get_mixture(arg=''):

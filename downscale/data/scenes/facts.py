@@ -2,7 +2,7 @@
 import functools
 from dataclasses import dataclass
 
-from downscale.data.scenes import SIZES, UNITS, World, stream
+from downscale.data.scenes.world import SIZES, UNITS, World, stream
 
 FACT_VALUES = {relation: tuple(values.split()) for relation, values in {
     'home': 'delta harbor meadow canyon forest island valley desert tundra lagoon marsh prairie '

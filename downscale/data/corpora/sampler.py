@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 
 from downscale.data.buckets import in_order
-from downscale.data.corpus import epoch_order
+from downscale.data.corpora.mixture import epoch_order
 from downscale.data.pipeline import Drawn, encoded
 
 MOST_LEFT_OUT = 0.05  # share of an epoch that may be too long for a stage's rows

@@ -5,9 +5,9 @@ its generator, so position n of a stage's stream is the same on any host and aft
 `gap` stands between the pictures that open a conversation and its first question, as the chat
 format has it.
 """
-from downscale.data.questions import facts, restatement
 from downscale.data.records import IMAGE, THINK, Conversation, Turn
-from downscale.data.scenes import caption as describe_scene
+from downscale.data.scenes.questions import facts, restatement
+from downscale.data.scenes.world import caption as describe_scene
 
 DESCRIBE = 'describe'
 # Of a reasoner's conversations. A thought teaches at every word, an answer without one hardly at

@@ -2,7 +2,7 @@
 import base64
 from html import escape
 
-from downscale.data.corpus import Corpus, epoch_order
+from downscale.data.corpora.mixture import Corpus, epoch_order
 from downscale.data.files import shown
 from downscale.output.page import page, paragraph, table
 from downscale.runtime.files import write_bytes

@@ -17,8 +17,8 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from downscale.data import measure
-from downscale.data.mixture import MIXTURES
-from downscale.data.sources import Source, unpack
+from downscale.data.corpora.sources import Source, unpack
+from downscale.data.scenes.conversations import MIXTURES
 from downscale.data.tokens import hash_of
 from downscale.runtime.files import read_json
 from downscale.values import Choice, Range, check

@@ -10,10 +10,10 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from downscale.data import measure
 from downscale.data.chat import CHATS
-from downscale.data.columns import Rejected, parts_of
-from downscale.data.corpus import COSTS
+from downscale.data.corpora.columns import Rejected, parts_of
+from downscale.data.corpora.mixture import COSTS
+from downscale.data.corpora.sources import TEXT_ROWS, Source, pack, record_from, under
 from downscale.data.records import IMAGE
-from downscale.data.sources import TEXT_ROWS, Source, pack, record_from, under
 from downscale.data.tokens import Encoder, Layout, load_tokenizer
 from downscale.runtime.files import write_json
 from downscale.sizes import SIGLIP, Pictures

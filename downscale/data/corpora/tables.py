@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from downscale.data import files
-from downscale.data.columns import IDS
+from downscale.data.corpora.columns import IDS
 
 METADATA = ('metadata.jsonl', 'metadata.csv', 'metadata.tsv', 'metadata.json', 'metadata.parquet')
 

@@ -18,9 +18,9 @@ import tensorflow_datasets as tfds
 from absl import logging
 from PIL import Image
 
-from downscale.data import questions as asking
 from downscale.data.records import Example, Extraction, Question, Trace
-from downscale.data.scenes import Object, Scene, World, render, sample, stream, triple
+from downscale.data.scenes import questions as asking
+from downscale.data.scenes.world import Object, Scene, World, render, sample, stream, triple
 from downscale.runtime.files import held
 
 BASELINE_EXAMPLES = 2000  # of each split; reading more would cost as much as building
@@ -229,7 +229,7 @@ def source(data_dir: str | Path, split: str) -> Source:
     folder = Path(data_dir)
     if not (folder / 'dataset_info.json').exists():
         raise FileNotFoundError(f'no data set in {folder}: make one with '
-                                'downscale.data.world_builder.build(world, data_dir, counts)')
+                                'downscale.data.scenes.dataset.build(world, data_dir, counts)')
     return Source(folder, split)
 
 

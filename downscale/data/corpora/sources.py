@@ -14,10 +14,10 @@ from typing import Annotated
 import msgpack
 
 from downscale.data import images, measure
-from downscale.data.columns import Rejected, parts_of
+from downscale.data.corpora.columns import Rejected, parts_of
+from downscale.data.corpora.tables import METADATA, TFDS, Parquet, Prepared, Rows
 from downscale.data.files import FORMS, fault, shown
 from downscale.data.records import IMAGE, Conversation, Record, Turn
-from downscale.data.tables import METADATA, TFDS, Parquet, Prepared, Rows
 from downscale.values import COUNT, Choice, Range, Several, check
 
 # Text may not speak for another turn: in data these would become the chat's own tokens.

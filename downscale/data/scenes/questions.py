@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from downscale.data.facts import FACT_VALUES, facts, vocabulary  # noqa: F401 (offered here too)
 from downscale.data.records import Example, Extraction, Question, Trace
-from downscale.data.scenes import (
+from downscale.data.scenes.facts import FACT_VALUES, facts, vocabulary  # noqa: F401 (offered here too)
+from downscale.data.scenes.world import (
     FIELDS,
     SIZES,
     Object,

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from downscale.data.corpus import Mixture, epoch_order, key_of, per_epoch
+from downscale.data.corpora.mixture import Mixture, epoch_order, key_of, per_epoch
+from downscale.data.corpora.shards import Chunk, write
+from downscale.data.corpora.sources import open_rows, under
 from downscale.data.files import LONGEST_ERROR, shown
-from downscale.data.shards import Chunk, write
-from downscale.data.sources import open_rows, under
 from downscale.runtime.files import lock, read_json, write_json
 
 CHUNK = 4000  # rows of a shard; every shard that is read stays open

@@ -1,0 +1,1 @@
+"""Records of published sets: sources, mixtures and what is built from them."""

@@ -1,0 +1,1 @@
+"""Records of the made-up world: scenes, facts, questions and conversations about them."""
