@@ -160,6 +160,7 @@ def measure_pictures(tokenizer, world, args):
     from downscale.accounting import train_flops
     from downscale.data import buckets, pipeline
     from downscale.data.chat import CHATS
+    from downscale.data.scenes.sampler import Recipe, Sampler
     from downscale.data.tokens import Encoder, Layout
     from downscale.sizes import QWEN3, SIGLIP, Pictures
     vision = SIGLIP['so400m-patch14-384']
@@ -171,8 +172,8 @@ def measure_pictures(tokenizer, world, args):
                            tiles=int(tiles))['total']
     for count in (1, SHAPES):
         # Pictures of their own: what was cut once is remembered.
-        sampler = pipeline.Sampler(pipeline.Recipe('caption'), Photos(count, 300, 1920), encoder,
-                                   world, largest)
+        sampler = Sampler(Recipe('caption'), Photos(count, 300, 1920), encoder,
+                          world, largest)
         begin = time.perf_counter()
         sizes = pipeline.epoch(sampler, 0)
         planned = len(sizes) / (time.perf_counter() - begin)
@@ -193,13 +194,14 @@ def measure_buckets(cell, tokenizer, args):
     """Training in one shape against training in the proposed buckets, interleaved."""
     from downscale import padding
     from downscale.data import buckets, pipeline
+    from downscale.data.scenes.sampler import Sampler
     from downscale.data.tokens import Encoder
     from downscale.sizes import Pictures
     cell = dataclasses.replace(cell, pictures=Pictures('anyres'),
                                vision=dataclasses.replace(cell.vision, image=160))
     stage = dataclasses.replace(cell.stage('caption'), batch=4, length=896, tiles=37)
     encoder = Encoder(tokenizer, cell.chat_of('caption'), cell.layout('caption'))
-    sampler = pipeline.Sampler(stage.recipe, Photos(0, 120, 820), encoder, cell.world, stage.shape)
+    sampler = Sampler(stage.recipe, Photos(0, 120, 820), encoder, cell.world, stage.shape)
     sizes, flops = pipeline.epoch(sampler, 0), padding.row_flops(cell, stage)
     smaller = buckets.propose(sizes, stage.shape, SHAPES, flops)
     runs, rates, useful = [], ([], []), []

@@ -131,6 +131,7 @@ def main():
     from downscale.data.corpora.sampler import CorpusSampler
     from downscale.data.corpora.shards import Settings
     from downscale.data.corpora.sources import Source
+    from downscale.data.scenes.sampler import Recipe
     pipeline.READERS = args.workers
     with tempfile.TemporaryDirectory(prefix='downscale-records-') as folder:
         root = Path(folder)
@@ -144,7 +145,7 @@ def main():
         manifest = build(Mixture('photos', (source,)), root / 'built', settings, args.workers)
         built = PICTURES / (time.perf_counter() - begin)
         sampler = CorpusSampler(Corpus(root / 'built'), settings.encoder('instruct'),
-                                pipeline.Recipe('instruct'), Shape(2, 9216, 40))
+                                Recipe('instruct'), Shape(2, 9216, 40))
         ours, torch_s = iter(pipeline.stream(sampler, 0)), loader_of(sampler, args.workers)
         for batches in (ours, torch_s):
             rate(batches, 12)

@@ -14,7 +14,7 @@ from typing import Annotated
 from downscale import sweeps
 from downscale.data.buckets import BATCH, LENGTH, TILES, Shape, in_order
 from downscale.data.chat import CHATS
-from downscale.data.pipeline import LOSS_NORM, SHARE, STAGE, TURNS, Recipe
+from downscale.data.scenes.sampler import LOSS_NORM, SHARE, STAGE, TURNS, Recipe
 from downscale.data.scenes.world import World
 from downscale.data.templates import Origin
 from downscale.data.tokens import Layout

@@ -11,9 +11,10 @@ from downscale import experiment as experiments
 from downscale import loading, padding
 from downscale.data.corpora.mixture import Corpus
 from downscale.data.corpora.sampler import CorpusSampler
-from downscale.data.pipeline import Library, Sampler, stream
+from downscale.data.pipeline import stream
 from downscale.data.scenes.dataset import build, source
 from downscale.data.scenes.facts import vocabulary
+from downscale.data.scenes.sampler import Library, Sampler
 from downscale.data.tokens import load_tokenizer, train_tokenizer
 from downscale.evaluate.answers import hash_of
 from downscale.model.init import abstract_params, init_tree

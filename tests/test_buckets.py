@@ -17,6 +17,7 @@ from downscale.data import buckets, images, measure, pipeline
 from downscale.data.buckets import Packer, Shape
 from downscale.data.pipeline import Share, packed_batch, stream
 from downscale.data.records import IMAGE, Conversation, Turn
+from downscale.data.scenes.sampler import Recipe, Sampler
 from downscale.data.tokens import Layout
 from downscale.experiment import Stage
 from downscale.model.init import init_params
@@ -33,7 +34,7 @@ SMALLER, LARGEST = (Shape(4, 48, 16), Shape(6, 32, 4)), Shape(2, 64, 16)
 
 def sampler(smaller=SMALLER, largest=LARGEST, stage='caption', **recipe):
     """Pictures of 2 to 16 tiles in conversations of 15 to 51 tokens."""
-    return pipeline.Sampler(pipeline.Recipe(stage, **recipe), Sizes(), small.encoder(ANYRES),
+    return Sampler(Recipe(stage, **recipe), Sizes(), small.encoder(ANYRES),
                             small.WORLD, largest, smaller)
 
 
@@ -137,7 +138,7 @@ def test_a_stream_of_buckets_continues_where_it_stopped_on_any_number_of_process
 
 def test_a_bucket_without_tiles_has_no_pictures_to_encode():
     mixed = sampler((Shape(4, 64, 0),), replay=(('text', 0.5),))
-    mixed = pipeline.Sampler(mixed.recipe, small.library(), small.encoder(), small.WORLD,
+    mixed = Sampler(mixed.recipe, small.library(), small.encoder(), small.WORLD,
                              Shape(4, 176, 3), (Shape(4, 64, 0),))
     names = {frozenset(batch) for batch in taken(iter(stream(mixed, 0)), 12)}
     texts = frozenset(('tokens', 'weights', 'segments', 'positions'))
@@ -364,7 +365,7 @@ def test_padding_more_changes_neither_loss_nor_gradients():
 
 
 def test_a_run_over_buckets_continues_as_if_it_had_not_stopped(tmp_path):
-    texts = pipeline.Sampler(pipeline.Recipe('text'), small.library(), small.encoder(),
+    texts = Sampler(Recipe('text'), small.library(), small.encoder(),
                              small.WORLD, Shape(4, 176, 0), (Shape(4, 48, 0),))
     model = small.model()
 

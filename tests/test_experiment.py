@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 
 from downscale import experiment, study_files
 from downscale.data.chat import CHATS
-from downscale.data.pipeline import Recipe, Sampler
 from downscale.data.scenes.dataset import scene_example, triple_example
 from downscale.data.scenes.facts import vocabulary
+from downscale.data.scenes.sampler import Recipe, Sampler
 from downscale.data.tokens import Encoder, load_tokenizer, train_tokenizer
 from downscale.experiment import STAGES, Experiment, cells
 from downscale.values import from_dict

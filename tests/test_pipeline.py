@@ -7,9 +7,11 @@ import pytest
 import small
 from PIL import Image
 
+from downscale.data.buckets import Shape
 from downscale.data.images import NEWLINE
-from downscale.data.pipeline import Recipe, Shape, Share, stream
+from downscale.data.pipeline import Share, stream
 from downscale.data.records import IMAGE, Conversation, Example, Turn
+from downscale.data.scenes.sampler import Recipe
 from downscale.sizes import Pictures
 
 P = small.VISION.P

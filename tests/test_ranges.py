@@ -17,7 +17,7 @@ from downscale import experiment, study_files
 from downscale.data.buckets import Shape
 from downscale.data.corpora.mixture import Mixture
 from downscale.data.corpora.sources import Source
-from downscale.data.pipeline import Recipe
+from downscale.data.scenes.sampler import Recipe
 from downscale.data.scenes.world import World
 from downscale.experiment import Data, Evaluation, Experiment, MeshSize, Stage
 from downscale.mup import Parametrisation

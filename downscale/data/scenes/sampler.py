@@ -1,0 +1,114 @@
+"""How a stage draws its conversations from the scenes of a split."""
+from dataclasses import dataclass
+from typing import Annotated
+
+from downscale.data import measure
+from downscale.data.buckets import Shape, in_order, smallest
+from downscale.data.pipeline import Drawn, encoded, shuffled
+from downscale.data.scenes.conversations import MIXTURES
+from downscale.data.scenes.world import World
+from downscale.data.tokens import Encoder
+from downscale.values import Choice, Range, check
+
+
+class Library:
+    """The examples of a source, each parsed once: parsing costs more than training on a row."""
+
+    def __init__(self, source):
+        self.source, self._examples, self._scenes = source, {}, {}
+
+    def __len__(self):
+        return len(self.source)
+
+    def example(self, index):
+        if index not in self._examples:
+            self._examples[index] = self.source[index]
+        return self._examples[index]
+
+    def scenes(self, index):
+        if index not in self._scenes:
+            self._scenes[index] = self.source.scenes(index)
+        return self._scenes[index]
+# Of a recipe; a stage declares the same.
+STAGE = Annotated[str, Choice(tuple(MIXTURES), 'stage')]
+SHARE = Annotated[float, Range(0, 1, 'the share of conversations that are of another stage',
+                               without=(1,))]
+LOSS_NORM = Annotated[str, Choice(('token', 'example'), 'loss_norm')]
+TURNS = Annotated[int, Range(1, 10_000, 'the most questions of one conversation')]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a stage samples: its mixture, replayed stages with their shares, and the loss norm.
+
+    `loss_norm` 'token' weighs supervised tokens equally, 'example' conversations equally, both
+    within a batch. Every step counts alike: where buckets have batches of several sizes, a token
+    (or conversation) of a batch with fewer of them weighs more than one of a batch with many. Give
+    all buckets one `batch` to weigh conversations about equally over a whole run.
+    `turns` is the most questions of one conversation.
+    """
+    stage: STAGE
+    replay: tuple[tuple[STAGE, SHARE], ...] = ()
+    loss_norm: LOSS_NORM = 'token'
+    turns: TURNS = 6
+
+    def __post_init__(self):
+        check(self)
+        if not 0 <= sum(dict(self.replay).values()) < 1:
+            raise ValueError(f'replay shares {dict(self.replay)} must sum to less than 1')
+
+    def draw(self, rng):
+        """The stage whose mixture makes the next conversation."""
+        point = rng.random()
+        for stage, share in self.replay:
+            point -= share
+            if point < 0:
+                return stage
+        return self.stage
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Index and grain's generator for it -> the conversation of one stage, drawn or encoded.
+
+    `buckets` are the smaller shapes beside `shape`, which takes what they do not hold.
+    """
+    recipe: Recipe
+    library: Library
+    encoder: Encoder
+    world: World
+    shape: Shape
+    buckets: tuple[Shape, ...] = ()
+
+    @property
+    def shapes(self):
+        """All shapes of batches, from the smallest to the largest."""
+        return in_order((*self.buckets, self.shape))
+
+    def __call__(self, index, rng):
+        return self.make(self.draw(index, rng))
+
+    def sequence(self, seed):
+        """The endless sequence of `Drawn`, by position; every epoch has another order."""
+        return shuffled(len(self.library), self.draw, seed)
+
+    def draw(self, index, rng):
+        """The `Drawn` of example `index`; no pixel is touched."""
+        stage = self.recipe.draw(rng)
+        talk = MIXTURES[stage](self.library, index, rng, self.world, self.recipe.turns,
+                               self.encoder.chat.after_pictures)
+        return self.measured(talk, f'{stage} example {index}')
+
+    def measured(self, talk, where):
+        """The `Drawn` of a conversation; ValueError when no bucket holds it."""
+        tokens, tiles = measure.cost(self.encoder, talk, where)
+        if smallest(self.shapes, tokens, tiles) is None:
+            raise ValueError(
+                f'{where}: {tokens} tokens and {tiles} tiles of {len(talk.images)} images do not '
+                f'fit a row of {self.shape.length} tokens and {self.shape.tiles} tiles, and an '
+                'example is never cut inside an image; raise `length` or `tiles` of the stage')
+        return Drawn(where, talk, tokens, tiles)
+
+    def make(self, drawn):
+        """Arrays of one conversation."""
+        return encoded(drawn, self.encoder, self.recipe.loss_norm)
