@@ -114,7 +114,7 @@ def probe(args):
     probe_command.check(args)
     if args.pictures < 0:
         raise ValueError(f'--pictures {args.pictures} must be at least 0')
-    from downscale.analysis.probe import probe_study
+    from downscale.probe.probe import probe_study
     from downscale.runtime.progress import progress_bars
     said = sys.stderr if args.json else sys.stdout  # stdout is then one JSON object
     with contextlib.redirect_stdout(said), progress_bars(args.quiet) as bars:
@@ -124,10 +124,10 @@ def probe(args):
 
 def report(args):
     """Write the report of a finished or unfinished study."""
-    from downscale.analysis.figures import plotting
+    from downscale.report.figures import plotting
     plotting()  # all numbers are made before the first figure
     from downscale.analysis.measure_command import check_resamples
-    from downscale.analysis.report import write_report
+    from downscale.report.report import write_report
     check_resamples(args.bootstraps)
     print(f'report: {write_report(args.study, args.out, args.bootstraps, args.seed)}')
 
@@ -147,7 +147,7 @@ def validate(args):
 def run(args):
     """Run one verb; returns its exit code (None: 0)."""
     if args.verb in ('probe', 'ledger') or args.verb in DRAWN and args.out:
-        from downscale.analysis.figures import plotting
+        from downscale.report.figures import plotting
         plotting()  # all numbers are made before the first figure
     if args.verb == 'fit':
         fit_command.run(args)

@@ -56,7 +56,7 @@ def study(args):
     """Train, evaluate and compare every cell; then write the report."""
     config, experiments, folder = open_study(args)
     refuse_many()
-    from downscale.analysis.figures import plotting
+    from downscale.report.figures import plotting
     plotting()  # of the report, hours later
     from downscale.study import run
     from downscale.train.trackers import require
@@ -68,7 +68,7 @@ def study(args):
     seconds = run(folder, config.study, experiments, jobs, cache_folder(), args.quiet,
                   claims_of(config), args.together, args.tracker)
     print(f'study done in {seconds:.0f} s')
-    from downscale.analysis.report import write_report
+    from downscale.report.report import write_report
     print(f'report: {write_report(folder)}')
 
 

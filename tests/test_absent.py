@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from downscale import cli
-from downscale.analysis import absent, measures, report, synth
+from downscale.analysis import absent, measures, synth
+from downscale.report import report
 from downscale.results.study import load_study
 from downscale.runtime.files import read_json, write_json
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from test_readout import COLORS, SHAPES, Item
 
-from downscale.analysis.attentive import attend_read
-from downscale.analysis.readout import read_out
+from downscale.probe.attentive import attend_read
+from downscale.probe.readout import read_out
 from downscale.results.probes import NO_DEPTH
 
 P, WIDTH = 9, 24

@@ -12,9 +12,9 @@ import pytest
 import small
 
 from downscale import experiment as experiments
-from downscale.analysis.checkpoints import diff, open_checkpoint
 from downscale.experiment import Experiment, Stage
 from downscale.model.init import init_params
+from downscale.probe.checkpoints import diff, open_checkpoint
 from downscale.sharding import Rules, mesh, shardings
 from downscale.train import checkpoint
 
@@ -23,7 +23,7 @@ STAGE = Stage('instruct', 1, 8, 112, 3, dict(language=1e-3), ('language',), {})
 GATE, NORM = 'language/blocks/mlp/gate_DF', 'language/final_norm/scale_D'
 AGAIN = '''
 import sys, jax
-from downscale.analysis.checkpoints import open_checkpoint
+from downscale.probe.checkpoints import open_checkpoint
 view = open_checkpoint(sys.argv[1])
 print(len(jax.devices()), repr(float(abs(view.leaf('language/blocks/mlp/gate_DF')).sum())))
 '''

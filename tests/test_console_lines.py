@@ -94,7 +94,7 @@ APPENDED = (
 HOURS = 'takes hours, or wants published data; test_real_studies.py runs `:dry` of the real ones'
 NOT_RUN = {  # pattern: (what is left out, reason)
     r'study experiments/(?!smoke)': ('downscale.study.run', HOURS),
-    r'analyze probe': ('downscale.analysis.probe.probe_study', 'a minute; see test_probe.py'),
+    r'analyze probe': ('downscale.probe.probe.probe_study', 'a minute; see test_probe.py'),
     r'analyze ledger': ('downscale.analysis.probe_command.show_ledger', 'see test_probe.py')}
 REFUSED = {  # pattern: the one line that is right where nothing has been launched
     r'launch logs': 'no such job has begun', r'launch resume': 'no job is meant'}

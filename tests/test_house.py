@@ -141,8 +141,8 @@ def test_letters_that_do_not_print_are_escaped_and_lines_measured_in_one_place()
 # needs JAX, and so do the three files that know of it, lazily. Checkpoints and probes run models.
 HEAVY = ('launch/worker.py', 'launch/entry.py', 'launch/attempt.py', 'launch/record.py',
          'launch/command.py', 'launch/sweep.py', 'launch/fit.py',
-         'analysis/attentive.py', 'analysis/checkpoints.py', 'analysis/passes.py',
-         'analysis/probe.py')
+         'probe/attentive.py', 'probe/checkpoints.py', 'probe/passes.py',
+         'probe/probe.py')
 LIGHT = [name for name in MODULES if name.startswith(('analysis/', 'launch/'))
          and name not in HEAVY] + [
     'letters.py', 'sizes.py', 'accounting.py', 'console.py', 'data/records.py']

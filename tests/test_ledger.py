@@ -9,12 +9,13 @@ from fake_study import FAMILIES, fake_study
 
 from downscale import cli
 from downscale.analysis import ledger as ledgers
-from downscale.analysis import measures, report
+from downscale.analysis import measures
 from downscale.analysis.ledger import SITES, STEPS, ledger, ledger_rows
 from downscale.analysis.measures import Missing
 from downscale.analysis.probe_command import show_ledger
 from downscale.analysis.synthetic import synth
 from downscale.analyze_command import ANALYZE_EXAMPLES
+from downscale.report import report
 from downscale.results import probes
 from downscale.results.items import TableError
 from downscale.results.probes import ASKED, Measured, items_table, write

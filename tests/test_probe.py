@@ -9,12 +9,12 @@ import pytest
 from probed_study import SIZES, build, save
 
 from downscale import cli, stages
-from downscale.analysis import passes, probe
-from downscale.analysis.passes import Looker
-from downscale.analysis.readout import ONE_OBJECT
 from downscale.evaluate.run import evaluate
 from downscale.evaluate.run import test_items as asked_items
 from downscale.model.init import init_params
+from downscale.probe import passes, probe
+from downscale.probe.passes import Looker
+from downscale.probe.readout import ONE_OBJECT
 from downscale.results.items import read_items, write_items
 from downscale.results.probes import NO_DEPTH, read
 from downscale.runtime.files import read_json, write_json

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from downscale.analysis import readout
-from downscale.analysis.readout import Rows, predict, principal, read_out, split
+from downscale.probe import readout
+from downscale.probe.readout import Rows, predict, principal, read_out, split
 from downscale.results.probes import NO_DEPTH
 
 COLORS = ('red', 'green', 'blue')

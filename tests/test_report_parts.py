@@ -14,16 +14,11 @@ from fake_study import fake_study
 
 from downscale.analysis import (
     dropoff,
-    figures,
-    gallery,
     grids,
     health,
-    law_figures,
     layers,
     measure_rows,
     measures,
-    report,
-    share_figures,
     study_laws,
     synth,
 )
@@ -32,6 +27,7 @@ from downscale.laws.fits import fit
 from downscale.laws.forms import POWER
 from downscale.laws.isoflop import isoflop
 from downscale.laws.learning_rates import Run, choose_all
+from downscale.report import figures, gallery, law_figures, report, share_figures
 from downscale.results import probes, study
 from downscale.results.study import load_study
 from downscale.runtime.files import read_json, write_json

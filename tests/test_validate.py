@@ -8,7 +8,7 @@ import pytest
 from fake_study import fake_study
 
 from downscale import cli
-from downscale.analysis import probe
+from downscale.probe import probe
 from downscale.results.items import write_items
 from downscale.results.study import load_study
 from downscale.runtime.files import read_json, write_json

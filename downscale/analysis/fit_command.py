@@ -79,7 +79,8 @@ def _write_fit(args, found, table, result):
     """fit.json, and fit.png with its CSV: of two inputs at the tokens that most rows have."""
     import numpy as np
 
-    from downscale.analysis import figures, law_figures, study_laws
+    from downscale.analysis import study_laws
+    from downscale.report import figures, law_figures
     from downscale.runtime.files import write_json
     tokens, here = None, np.ones(len(table[args.x]), dtype=bool)
     if args.tokens:
@@ -111,7 +112,7 @@ def run_isoflop(args):
         lines += _interval_lines({'exponent': found.exponent, 'coefficient': found.coefficient})
     lines += [f'alarm: {alarm}' for alarm in found.alarms]
     if args.out:
-        from downscale.analysis import figures, law_figures
+        from downscale.report import figures, law_figures
         from downscale.runtime.files import write_json
         write_json(args.out / 'isoflop.json', found.to_dict())
         figures.save(law_figures.isoflop, {'fit': found, 'x': args.x, 'points': [

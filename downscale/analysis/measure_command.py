@@ -8,7 +8,6 @@ import json
 import math
 
 from downscale.analysis import measures
-from downscale.analysis.figures import save
 from downscale.analysis.measure_rows import (
     Row,
     attribution_rows,
@@ -18,6 +17,7 @@ from downscale.analysis.measure_rows import (
     pareto_rows,
 )
 from downscale.analysis.measures import Missing
+from downscale.report.figures import save
 from downscale.results.items import TableError
 from downscale.results.study import load_study
 from downscale.runtime.files import write_bytes
@@ -56,14 +56,15 @@ MEASURES = {'drop': drop, 'grid': grid, 'attribute': attribute, 'compare': compa
 
 def _figures(s, args):
     """(name, figure function, what it draws) of one verb; those without data are left out."""
-    from downscale.analysis import dropoff, figures, share_figures, shares
+    from downscale.analysis import dropoff, flips
     from downscale.analysis import pareto as costs
+    from downscale.report import figures, share_figures
     wanted = {'drop': (('drops', figures.drops, measures.drops),
                        ('reliance', figures.reliance, dropoff.reliance)),
               'grid': (('grid', figures.grid, measures.grid),
-                       ('families', share_figures.grid_families, shares.families)),
+                       ('families', share_figures.grid_families, flips.families)),
               'attribute': (('shares', share_figures.waterfall,
-                             lambda s: shares.shares(s)['macro']),),
+                             lambda s: flips.shares(s)['macro']),),
               'pareto': (('pareto', share_figures.pareto, lambda s: costs.pareto(s, args.cost)),)}
     for name, draw, compute in wanted.get(args.verb, ()):
         with contextlib.suppress(Missing, TableError):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from downscale.analysis import dropoff, gate, grids, measures, pareto, shares
+from downscale.analysis import dropoff, flips, gate, grids, measures, pareto
 from downscale.analysis.completeness import LIMIT, completion
 from downscale.analysis.measures import Missing
 from downscale.results.items import TableError
@@ -109,7 +109,7 @@ def attribution_rows(s):
     try:
         for scale in SCALES:
             names, of = grids.all_factors(s, found, scale)
-            rows += _share_rows('all factors', ' x '.join(names) + shares.without_brief(found), of,
+            rows += _share_rows('all factors', ' x '.join(names) + flips.without_brief(found), of,
                                 scale)
     except (Missing, TableError) as reason:
         notes.append(f'all factors: skipped: {reason}')

@@ -4,8 +4,8 @@ import hashlib
 from html import escape
 
 from downscale.analysis import grids, measures
+from downscale.analysis.flips import PREFERRED
 from downscale.analysis.measures import Missing, joint_cells
-from downscale.analysis.shares import PREFERRED
 from downscale.statistics.shapley import CLASSES, class_of
 
 PICTURE_BYTES, TOTAL_BYTES = 150_000, 3_000_000

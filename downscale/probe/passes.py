@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from downscale import stages
-from downscale.analysis.checkpoints import open_checkpoint
 from downscale.evaluate import public
 from downscale.evaluate.answers import SCENE, gold_ids, prompt_of, shown
 from downscale.generate.requests import prompt_arrays
@@ -19,6 +18,7 @@ from downscale.model.cache import ladder
 from downscale.model.language import score
 from downscale.model.taps import SITES, Taps
 from downscale.model.vision import Tower
+from downscale.probe.checkpoints import open_checkpoint
 from downscale.results.probes import NO_DEPTH
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -1,5 +1,5 @@
 """Figures of probes and of the loss ledger, drawn and saved as `figures.py` says."""
-from downscale.analysis.figures import BLUE, GREY, ORANGE, save
+from downscale.report.figures import BLUE, GREY, ORANGE, save
 
 
 def _axes(count, width, height):

@@ -1,7 +1,7 @@
 """Figures of shares, costs and layers, as in `figures`: a result in, a figure and CSV rows out."""
 import numpy as np
 
-from downscale.analysis.figures import (
+from downscale.report.figures import (
     BLUE,
     GREY,
     INK,

@@ -1,6 +1,6 @@
 """Sections of the report on claims, shares of the drop, flips, costs, layers, ledger, as HTML."""
-from downscale.analysis import figures, probe_figures, share_figures
 from downscale.output import page
+from downscale.report import figures, probe_figures, share_figures
 
 COSTS_SHOWN = .05   # ways below this probability of being on the frontier are in the CSV only
 

@@ -1,6 +1,6 @@
 """Sections of the report on laws of size, isoFLOP budgets and learning rates, as HTML."""
-from downscale.analysis import figures, law_figures
 from downscale.output import page
+from downscale.report import figures, law_figures
 
 
 def laws(result, out):

@@ -1,7 +1,7 @@
 """Figures of laws of size, as in `figures`: a result in, a matplotlib figure and CSV rows out."""
 import numpy as np
 
-from downscale.analysis.figures import BLUE, GREY, INK, ORANGE, counts, plotting, small_axes
+from downscale.report.figures import BLUE, GREY, INK, ORANGE, counts, plotting, small_axes
 
 SIZE = 'parameters (n_nonembed)'
 

@@ -1,9 +1,9 @@
 """The sections of the report as HTML, from the numbers of `measures`, `gate` and `health`."""
-from downscale.analysis import claim_sections, figures, gallery, law_sections
 from downscale.analysis.completeness import LIMIT, sentence
 from downscale.analysis.dropoff import FEW_TASKS
 from downscale.analysis.floors import GUESSERS
 from downscale.output import page
+from downscale.report import claim_sections, figures, gallery, law_sections
 
 METHODS = (
     'Intervals are 95 % intervals from a bootstrap over pictures: all questions about one picture '

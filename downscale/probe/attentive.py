@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from downscale.analysis.readout import (
+from downscale.probe.readout import (
     ONE_OBJECT,
     Rows,
     one_hot,

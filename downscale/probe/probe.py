@@ -15,13 +15,13 @@ import pyarrow as pa
 
 from downscale import experiment as experiments_
 from downscale import stages
-from downscale.analysis.attentive import attend_read
-from downscale.analysis.passes import DEPTHS, Looker
-from downscale.analysis.readout import ONE_OBJECT, read_out
 from downscale.data.scenes.dataset import scene_example, triple_example
 from downscale.evaluate.answers import hash_of, items_of
 from downscale.evaluate.fingerprint import fingerprint
 from downscale.evaluate.run import test_items
+from downscale.probe.attentive import attend_read
+from downscale.probe.passes import DEPTHS, Looker
+from downscale.probe.readout import ONE_OBJECT, read_out
 from downscale.results.items import read_items
 from downscale.results.probes import NO_DEPTH, SCHEMAS, items_table, means_table, read, write
 from downscale.results.study_file import read_study

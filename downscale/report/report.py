@@ -12,19 +12,18 @@ from downscale.analysis import (
     claims,
     completeness,
     dropoff,
-    gallery,
+    flips,
     gate,
     health,
     layers,
     ledger,
     measures,
-    sections,
-    shares,
     study_laws,
 )
 from downscale.analysis.measures import Missing
 from downscale.laws.fits import Jsonable
 from downscale.output import page
+from downscale.report import gallery, sections
 from downscale.results.items import TableError
 from downscale.results.study import load_study
 from downscale.results.throughput import throughput
@@ -65,8 +64,8 @@ def _results(s):
              'reliance': dropoff.reliance, 'grid': measures.grid, 'losses': measures.losses,
              'gallery': gallery.samples, 'health': health.health, 'texts': health.texts,
              'runs': health.runs, 'throughput': throughput, 'claims': claims.judge,
-             'families': shares.families, 'shares': shares.shares, 'flips': study_laws.flips,
-             'pareto': shares.frontiers, 'laws': study_laws.laws, 'isoflop': study_laws.budgets,
+             'families': flips.families, 'shares': flips.shares, 'flips': study_laws.flips,
+             'pareto': flips.frontiers, 'laws': study_laws.laws, 'isoflop': study_laws.budgets,
              'rates': study_laws.rates, 'layers': layers.layers,
              'ledger': ledger.of_study}
     results, skipped = {}, {}

@@ -1,0 +1,1 @@
+"""How a study is told: sections, figures, the page."""
