@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from downscale.evaluate.asked import informed, open_questions
-from downscale.evaluate.reading import answer_of, plain
+from downscale.evaluate.scoring.reading import answer_of, plain
 
 PICTURE = Path(__file__).parent / 'data' / 'picture.png'
 

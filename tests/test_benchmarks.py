@@ -12,11 +12,12 @@ from PIL import Image
 from test_asked import fails
 
 from downscale.cli import main, parser
-from downscale.evaluate import benchmark_command, rescore
+from downscale.evaluate import benchmark_command
 from downscale.evaluate.asked import informed
 from downscale.evaluate.benchmarks import BENCHMARKS, inline_options, questions_of
 from downscale.evaluate.extract_think import begin
 from downscale.evaluate.plan import Plan
+from downscale.evaluate.scoring import rescore
 from downscale.generate.engine import Reply
 
 # (index, axes, right answer): axes of three, one and two questions; the index is no row number.

@@ -1,9 +1,9 @@
 """Boxes and short answers: overlaps by hand, the published defect, and where rules part."""
 import pytest
 
-from downscale.evaluate import words
-from downscale.evaluate.boxes import box_in, box_of, coin, coin_compat, iou, refcoco
-from downscale.evaluate.named import Target, verdicts
+from downscale.evaluate.scoring import words
+from downscale.evaluate.scoring.boxes import box_in, box_of, coin, coin_compat, iou, refcoco
+from downscale.evaluate.scoring.table import Target, verdicts
 
 HALF = '[0.0, 0.0, 0.5, 1.0]'
 ALL = '[0.0, 0.0, 1.0, 1.0]'

@@ -13,7 +13,8 @@ from fake_study import fake_study
 from downscale import cli, experiment, study_files
 from downscale.data import files
 from downscale.data.corpora import columns
-from downscale.evaluate import question_files, rescore
+from downscale.evaluate import question_files
+from downscale.evaluate.scoring import rescore
 from downscale.runtime import exits, outputs, streams
 from downscale.train import trackers
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from downscale.cli import main
-from downscale.evaluate.named import SCORERS, Target, verdicts
-from downscale.evaluate.statements import behind_thought
+from downscale.evaluate.scoring.statements import behind_thought
+from downscale.evaluate.scoring.table import SCORERS, Target, verdicts
 
 TEXTS = {'A': 'a kettle', 'B': 'two spoons', 'C': 'a ladle', 'D': 'no cutlery'}
 OPTIONS = tuple(TEXTS.items())

@@ -7,8 +7,8 @@ from test_asked import fails
 
 from downscale.cli import main
 from downscale.data import files
-from downscale.evaluate.intervals import macro_of, mean_of
-from downscale.evaluate.rescore import judged, read_rows, summary, table
+from downscale.evaluate.scoring.macro import macro_of, mean_of
+from downscale.evaluate.scoring.rescore import judged, read_rows, summary, table
 
 FIXTURE = Path(__file__).parent / 'data' / 'mcq_scorers.json'
 

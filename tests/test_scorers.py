@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from downscale.evaluate import scorers
-from downscale.evaluate.named import SCORERS, Target, unfit, verdicts
+from downscale.evaluate.scoring import option_letters
+from downscale.evaluate.scoring.table import SCORERS, Target, unfit, verdicts
 
 FIXTURE = json.loads((Path(__file__).parent / 'data' / 'mcq_scorers.json').read_text())
 NAMES = ('lmms_v04', 'ref_stage2', 'lmms_v07_letter', 'vlmevalkit', 'vmcbench')
-OPTIONS = tuple(scorers.COMPARISON.items())
+OPTIONS = tuple(option_letters.COMPARISON.items())
 # (text, gold, verdict of each of NAMES), as the originals gave them.
 VERDICTS = [
     ('Because', 'B', 1.0, 1.0, 'B', None, None),
@@ -70,11 +70,11 @@ def test_other_texts_get_the_verdicts_of_the_originals(row):
 
 
 def test_a_verdict_hangs_on_the_texts_of_the_options_where_the_rule_says_so():
-    assert scorers.vlmevalkit('the red one', {'A': 'red', 'B': 'blue'}) == 'A'
-    assert scorers.vlmevalkit('the red one', dict.fromkeys('AB', '')) is None
-    assert scorers.vlmevalkit('red and blue', {'A': 'red', 'B': 'blue'}) is None
-    assert scorers.vmcbench('I am sure that it is red', {'A': 'red', 'B': 'blue'}) == 'A'
-    assert scorers.vmcbench('I am sure that it is', dict.fromkeys('AB', '')) is None
+    assert option_letters.vlmevalkit('the red one', {'A': 'red', 'B': 'blue'}) == 'A'
+    assert option_letters.vlmevalkit('the red one', dict.fromkeys('AB', '')) is None
+    assert option_letters.vlmevalkit('red and blue', {'A': 'red', 'B': 'blue'}) is None
+    assert option_letters.vmcbench('I am sure that it is red', {'A': 'red', 'B': 'blue'}) == 'A'
+    assert option_letters.vmcbench('I am sure that it is', dict.fromkeys('AB', '')) is None
 
 
 def test_what_cannot_be_read_is_unparsed_and_never_a_guess():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from downscale.evaluate.vqa import agreement, normal, soft, soft_vqav2, soft_vqav2_v04
+from downscale.evaluate.scoring.vqa import agreement, normal, soft, soft_vqav2, soft_vqav2_v04
 
 FIXTURE = json.loads((Path(__file__).parent / 'data' / 'vqa_normaliser.json').read_text())
 

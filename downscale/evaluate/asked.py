@@ -10,9 +10,9 @@ from downscale.data import files
 from downscale.data.images import digest
 from downscale.data.scenes.questions import correct
 from downscale.evaluate.answers import hash_of
-from downscale.evaluate.named import DEFAULT, Target, verdicts
 from downscale.evaluate.question_files import SUFFIXES, own_questions
-from downscale.evaluate.reading import answer_of
+from downscale.evaluate.scoring.reading import answer_of
+from downscale.evaluate.scoring.table import DEFAULT, Target, verdicts
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ def chain_of(args, bars):
 
 def scored(chain, benchmark):
     """{samples name: summary of every scorer} of a finished chain; it joins `summary.json`."""
-    from downscale.evaluate import cells, rescore
+    from downscale.evaluate import cells
+    from downscale.evaluate.scoring import rescore
     from downscale.runtime.files import write_json
     names = [cells.joint_name(run) for run in chain.sighted]
     names += [cells.file_name(perception, reasoner, mode) for perception in chain.perceptions

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from downscale.data import files
 from downscale.data.images import open_under
 from downscale.data.records import IMAGE
-from downscale.evaluate.named import Target
+from downscale.evaluate.scoring.table import Target
 
 NO_PICTURE = 64  # a shorter TSV picture is the index of the row that holds it (VLMEvalKit)
 

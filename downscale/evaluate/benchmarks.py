@@ -17,7 +17,7 @@ from downscale.evaluate import benchmark_files as files
 from downscale.evaluate.answers import hash_of
 from downscale.evaluate.asked import Asked, Questions, digest
 from downscale.evaluate.benchmark_files import entry
-from downscale.evaluate.named import DEFAULT, LETTERS, SCORERS, Target, unfit
+from downscale.evaluate.scoring.table import DEFAULT, LETTERS, SCORERS, Target, unfit
 from downscale.values import unknown
 
 OPTION = "Answer with the option's letter from the given choices directly"

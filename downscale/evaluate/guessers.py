@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
-from downscale.evaluate.reading import plain
+from downscale.evaluate.scoring.reading import plain
 
 FEW = 10      # questions of one wording; of fewer the best answer fits by luck, so they are pooled
 TRIED = 16    # most frequent answers that may be the best constant one

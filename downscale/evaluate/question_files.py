@@ -26,7 +26,7 @@ from downscale.data.corpora.columns import Rejected
 from downscale.data.corpora.sources import check_texts, picture_of
 from downscale.data.files import fault, shown
 from downscale.data.records import Turn
-from downscale.evaluate.named import SCORERS, Target, unfit
+from downscale.evaluate.scoring.table import SCORERS, Target, unfit
 from downscale.values import unknown
 
 SUFFIXES = (*files.FORMS, '.parquet')

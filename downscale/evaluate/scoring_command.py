@@ -26,13 +26,13 @@ def add_rescore_arguments(sub):
 
 def rescore_lines(args):
     """The lines that `downscale rescore` prints."""
-    from downscale.evaluate import named, rescore
+    from downscale.evaluate.scoring import rescore, table
     rows, notes = rescore.read_rows(args.file)
     if not rows and (notes or not args.json):
         raise ValueError(f'{args.file} holds no row with a right answer')
     found = rescore.judged(rows, args.scorers)
     idle = [name for name in args.scorers or () if not any(name in judged for judged in found)]
-    notes += [f'{name} judges no row: {named.unfit(name, rows[0].target)}' for name in idle]
+    notes += [f'{name} judges no row: {table.unfit(name, rows[0].target)}' for name in idle]
     if args.json:
         return [json.dumps(rescore.as_json(rows, found))]
     printed = []

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from downscale.data import files
 from downscale.data.files import fault, shown
-from downscale.evaluate.named import LETTERS
+from downscale.evaluate.scoring.table import LETTERS
 from downscale.results.samples import JOINED, lines
 from downscale.values import unknown
 

@@ -10,16 +10,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from downscale.data.files import shown
-from downscale.evaluate import boxes, scorers, vqa, words
-from downscale.evaluate.choices import LETTERS, Options
-from downscale.evaluate.reading import (
+from downscale.evaluate.scoring import boxes, option_letters, vqa, words
+from downscale.evaluate.scoring.choices import LETTERS, Options
+from downscale.evaluate.scoring.reading import (
     answer_of,
     bare,
     lmms_without_thoughts,
     plain,
     without_thought,
 )
-from downscale.evaluate.statements import behind_thought, same_answer, short_answer
+from downscale.evaluate.scoring.statements import behind_thought, same_answer, short_answer
 
 DEFAULT = 'exact-2'  # the rule of data that names no other
 PEOPLE = 10  # who answered each question of VQA, TextVQA and VizWiz; their rules count these votes
@@ -235,45 +235,90 @@ def _preferred(text, target):
     return Verdict(found, words.preferred(found, target.share), bool(found))
 
 
-SCORERS = {scorer.name: scorer for scorer in (
-    Scorer(DEFAULT, 'downscale 2', ('letter', 'text', 'several', 'box'), _exact, whole=True),
-    Scorer('lmms_v04', 'lmms-eval 0.4, MMStar', ('letter',), _accepting(scorers.lmms_v04)),
-    Scorer('ref_stage2', 'arXiv 2511.17487, second stage', ('letter',),
-           _accepting(scorers.ref_stage2)),
-    Scorer('lmms_v07_letter', 'lmms-eval 0.7, letters A-H', ('letter',),
-           _letter(lambda text, target: scorers.lmms_v07_letter(text)), lmms_without_thoughts),
-    Scorer('lmms_v07_mmstar', 'lmms-eval 0.7, MMStar (letters A-D)', ('letter',),
-           _letter(lambda text, target: scorers.lmms_v07_letter(text, 'ABCD')),
-           lmms_without_thoughts),
-    Scorer('vlmevalkit', 'VLMEvalKit, can_infer without a judge', ('letter',),
-           _letter(lambda text, target: scorers.vlmevalkit(text, target.options))),
-    Scorer('vmcbench', 'lmms-eval 0.4, VMCBench, never drawn at random', ('letter',),
-           _letter(lambda text, target: scorers.vmcbench(text, target.options))),
-    Scorer('coin_scienceqa', 'CoIN, ScienceQA', ('letter',), _letter(
-        lambda text, target: words.coin_scienceqa(text, len(target.choices) or 5))),
-    Scorer('lmms_scienceqa', 'lmms-eval 0.4, ScienceQA', ('letter',),
-           _accepting(words.lmms_scienceqa)),
-    Scorer('lmms_interleave', 'lmms-eval 0.4, LLaVA-Interleave', ('letter',),
-           _accepting(words.lmms_interleave)),
-    Scorer('preferred', 'downscale 2, share of people', ('share',), _preferred, whole=True),
-    Scorer('lmms_exact', 'lmms-eval 0.4, GQA', ('text',), _number(words.same_words)),
-    Scorer('coin_equal', 'CoIN, VQAv2 and VizWiz', ('text',), _number(words.coin_equal)),
-    Scorer('coin_ocrvqa', 'CoIN, OCR-VQA', ('text',), _number(words.coin_ocrvqa)),
-    Scorer('coin_imagenet', 'CoIN, ImageNet; an empty reply is wrong', ('text',),
-           _number(words.coin_imagenet)),
-    Scorer('interleave', 'LLaVA-NeXT, evaluate_interleave', ('letter', 'text', 'free'),
-           _interleave),
-    Scorer('rouge_l', 'LLaVA-NeXT, evaluate_interleave (rouge 1.0.1)', ('text', 'free'), _rouge),
-    Scorer('pope', 'lmms-eval 0.4, POPE', ('yes',), _pope),
-    Scorer('yes_no', 'downscale 2', ('yes',), _yes, whole=True),
-    Scorer('vqa', 'EvalAI: TextVQA, VizWiz, M4C', ('people',), _people(vqa.soft)),
-    Scorer('vqav2', 'lmms-eval 0.7, VQAv2', ('people',), _people(vqa.soft_vqav2)),
-    Scorer('vqav2_v04', 'lmms-eval 0.4, VQAv2', ('people',), _people(vqa.soft_vqav2_v04)),
-    Scorer('coin', 'CoIN, Grounding, its parsing mended', ('box',), _box(boxes.coin)),
-    Scorer('coin_compat', 'CoIN, Grounding as published', ('box',), _box(boxes.coin_compat)),
-    Scorer('refcoco', 'lmms-eval 0.4, RefCOCO ACC@0.5', ('box',), _box(boxes.refcoco)),
-    Scorer('exact-1', 'downscale 1', ('letter', 'text', 'several'), _own),
-)}
+SCORERS = {
+    scorer.name: scorer
+    for scorer in (
+        Scorer(DEFAULT, 'downscale 2', ('letter', 'text', 'several', 'box'), _exact, whole=True),
+        Scorer(
+            'lmms_v04', 'lmms-eval 0.4, MMStar', ('letter',), _accepting(option_letters.lmms_v04)
+        ),
+        Scorer(
+            'ref_stage2',
+            'arXiv 2511.17487, second stage',
+            ('letter',),
+            _accepting(option_letters.ref_stage2),
+        ),
+        Scorer(
+            'lmms_v07_letter',
+            'lmms-eval 0.7, letters A-H',
+            ('letter',),
+            _letter(lambda text, target: option_letters.lmms_v07_letter(text)),
+            lmms_without_thoughts,
+        ),
+        Scorer(
+            'lmms_v07_mmstar',
+            'lmms-eval 0.7, MMStar (letters A-D)',
+            ('letter',),
+            _letter(lambda text, target: option_letters.lmms_v07_letter(text, 'ABCD')),
+            lmms_without_thoughts,
+        ),
+        Scorer(
+            'vlmevalkit',
+            'VLMEvalKit, can_infer without a judge',
+            ('letter',),
+            _letter(lambda text, target: option_letters.vlmevalkit(text, target.options)),
+        ),
+        Scorer(
+            'vmcbench',
+            'lmms-eval 0.4, VMCBench, never drawn at random',
+            ('letter',),
+            _letter(lambda text, target: option_letters.vmcbench(text, target.options)),
+        ),
+        Scorer(
+            'coin_scienceqa',
+            'CoIN, ScienceQA',
+            ('letter',),
+            _letter(lambda text, target: words.coin_scienceqa(text, len(target.choices) or 5)),
+        ),
+        Scorer(
+            'lmms_scienceqa',
+            'lmms-eval 0.4, ScienceQA',
+            ('letter',),
+            _accepting(words.lmms_scienceqa),
+        ),
+        Scorer(
+            'lmms_interleave',
+            'lmms-eval 0.4, LLaVA-Interleave',
+            ('letter',),
+            _accepting(words.lmms_interleave),
+        ),
+        Scorer('preferred', 'downscale 2, share of people', ('share',), _preferred, whole=True),
+        Scorer('lmms_exact', 'lmms-eval 0.4, GQA', ('text',), _number(words.same_words)),
+        Scorer('coin_equal', 'CoIN, VQAv2 and VizWiz', ('text',), _number(words.coin_equal)),
+        Scorer('coin_ocrvqa', 'CoIN, OCR-VQA', ('text',), _number(words.coin_ocrvqa)),
+        Scorer(
+            'coin_imagenet',
+            'CoIN, ImageNet; an empty reply is wrong',
+            ('text',),
+            _number(words.coin_imagenet),
+        ),
+        Scorer(
+            'interleave', 'LLaVA-NeXT, evaluate_interleave', ('letter', 'text', 'free'), _interleave
+        ),
+        Scorer(
+            'rouge_l', 'LLaVA-NeXT, evaluate_interleave (rouge 1.0.1)', ('text', 'free'), _rouge
+        ),
+        Scorer('pope', 'lmms-eval 0.4, POPE', ('yes',), _pope),
+        Scorer('yes_no', 'downscale 2', ('yes',), _yes, whole=True),
+        Scorer('vqa', 'EvalAI: TextVQA, VizWiz, M4C', ('people',), _people(vqa.soft)),
+        Scorer('vqav2', 'lmms-eval 0.7, VQAv2', ('people',), _people(vqa.soft_vqav2)),
+        Scorer('vqav2_v04', 'lmms-eval 0.4, VQAv2', ('people',), _people(vqa.soft_vqav2_v04)),
+        Scorer('coin', 'CoIN, Grounding, its parsing mended', ('box',), _box(boxes.coin)),
+        Scorer('coin_compat', 'CoIN, Grounding as published', ('box',), _box(boxes.coin_compat)),
+        Scorer('refcoco', 'lmms-eval 0.4, RefCOCO ACC@0.5', ('box',), _box(boxes.refcoco)),
+        Scorer('exact-1', 'downscale 1', ('letter', 'text', 'several'), _own),
+    )
+}
 
 
 def applying(target, names=None):

@@ -6,7 +6,7 @@ forms in use, and says so where a reply counts in another scale than the right b
 import math
 import re
 
-from downscale.evaluate.statements import plain_reply, statements
+from downscale.evaluate.scoring.statements import plain_reply, statements
 
 _NUMBER = r'\s*(-?\d+(?:\.\d+)?)\s*'
 # The first four numbers in one pair of brackets; lmms-eval allows blanks before a number only.

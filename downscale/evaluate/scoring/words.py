@@ -2,8 +2,8 @@
 import re
 import string
 
-from downscale.evaluate.statements import plain_reply, statements
-from downscale.evaluate.vqa import normal_marks, one_line
+from downscale.evaluate.scoring.statements import plain_reply, statements
+from downscale.evaluate.scoring.vqa import normal_marks, one_line
 
 LONGEST = 512  # letters of a description that count (LLaVA-NeXT, evaluate_interleave)
 _WORD = re.compile(r'\b(\w)\b')

@@ -7,7 +7,7 @@ value, never a guess. Small letters count in brackets, before a mark or alone: '
 import re
 from functools import cached_property, lru_cache
 
-from downscale.evaluate.statements import goes_on, plain_reply, statements
+from downscale.evaluate.scoring.statements import goes_on, plain_reply, statements
 
 LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
 REACH = 1000  # letters of a statement in which further keys are looked for

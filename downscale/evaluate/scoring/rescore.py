@@ -15,9 +15,9 @@ import numpy as np
 
 from downscale.data import files
 from downscale.data.files import fault, shown
-from downscale.evaluate.intervals import macro_of, mean_of
-from downscale.evaluate.named import DEFAULT, SCORERS, Target, disagree, unfit, verdicts
-from downscale.evaluate.scorers import COMPARISON
+from downscale.evaluate.scoring.macro import macro_of, mean_of
+from downscale.evaluate.scoring.option_letters import COMPARISON
+from downscale.evaluate.scoring.table import DEFAULT, SCORERS, Target, disagree, unfit, verdicts
 from downscale.results.sample_files import distinct, is_ours, opened, records_of, several
 from downscale.values import unknown
 
