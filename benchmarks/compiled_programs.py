@@ -44,9 +44,9 @@ def cells():
 
 def figures(jobs):
     """{program: its figures}, compiled anew."""
-    from downscale.launch import pool
-    from downscale.launch.programs import Wish, uses
-    from downscale.launch.topologies import topology
+    from downscale.planner import pool
+    from downscale.planner.programs import Wish, uses
+    from downscale.planner.topologies import topology
     from downscale.runtime.progress import progress_bars
     found = {}
     with tempfile.TemporaryDirectory() as folder, progress_bars() as bars:
@@ -82,7 +82,7 @@ def compared(before, now):
 
 def main():
     args = arguments()
-    from downscale.launch.pool import ENVIRONMENT, versions
+    from downscale.planner.pool import ENVIRONMENT, versions
     os.environ.update(ENVIRONMENT)
     table = json.loads(TABLE.read_text()) if TABLE.is_file() else {}
     compiler = ', '.join(f'{name} {version}' for name, version in versions().items())

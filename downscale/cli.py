@@ -132,15 +132,15 @@ def plan(args):
 
     No TPU is needed. The same command continues after an interruption.
     """
-    from downscale.launch import table
-    from downscale.launch.plan import Plan
-    from downscale.launch.pool import ENVIRONMENT
+    from downscale.planner import table
+    from downscale.planner.plan import Plan
+    from downscale.planner.pool import ENVIRONMENT
     from downscale.runtime.progress import progress_bars
     os.environ.update(ENVIRONMENT)
     _, experiments, folder = open_study(args)
     said = sys.stderr if args.json else sys.stdout  # stdout is then one JSON object
-    from downscale.launch.programs import Wish
-    from downscale.launch.worker import refuse
+    from downscale.planner.programs import Wish
+    from downscale.planner.worker import refuse
     from downscale.runtime.files import write_json
     wish = Wish(tuple(args.only), args.per_chip_batch, args.seq, args.text_only)
     out = args.out or folder / 'plan'

@@ -2,9 +2,9 @@
 import importlib.metadata
 
 from downscale.experiment import Evaluation, Experiment, MeshSize, Stage
-from downscale.launch import pool
-from downscale.launch.plan import Plan
-from downscale.launch.programs import Wish
+from downscale.planner import pool
+from downscale.planner.plan import Plan
+from downscale.planner.programs import Wish
 from downscale.runtime.progress import progress_bars
 from downscale.sizes import MICRO, VisionConfig
 

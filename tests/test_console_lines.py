@@ -33,8 +33,8 @@ from downscale.analysis import claims, synth
 from downscale.experiment import Experiment
 from downscale.factory import oracle
 from downscale.generate import selfcheck
-from downscale.launch import pool
 from downscale.model.init import init_params
+from downscale.planner import pool
 from downscale.runtime import processes
 from downscale.sizes import LANGUAGE, VisionConfig, scale
 

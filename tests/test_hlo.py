@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from downscale.launch import hlo
+from downscale.planner import hlo
 
 DATA = Path(__file__).parent / 'data'
 LAYERS, ROWS, WIDTH, HIDDEN = 3, 256, 256, 512
@@ -227,7 +227,7 @@ def test_a_tpu_program_has_the_flops_of_the_formula():
     import subprocess
     import sys
 
-    from downscale.launch.pool import ENVIRONMENT
+    from downscale.planner.pool import ENVIRONMENT
     code = '''
 import jax, jax.numpy as jnp
 from jax.experimental import topologies

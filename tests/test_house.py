@@ -182,8 +182,8 @@ def test_letters_that_do_not_print_are_escaped_and_lines_measured_in_one_place()
 # Files that must import without JAX: the planner prices runs and the analysis reads folders. One
 # process a program compiles for the planner, and one trains. A launch reads its study file, which
 # needs JAX, and so do the three files that know of it, lazily. Checkpoints and probes run models.
-HEAVY = ('launch/worker.py', 'launch/entry.py', 'launch/attempt.py', 'launch/record.py',
-         'launch/command.py', 'launch/sweep.py', 'launch/fit.py',
+HEAVY = ('planner/worker.py', 'launch/entry.py', 'launch/attempt.py', 'launch/record.py',
+         'launch/command.py', 'launch/sweep.py', 'planner/fit.py',
          'probe/attentive.py', 'probe/checkpoints.py', 'probe/passes.py',
          'probe/probe.py')
 LIGHT = [name for name in MODULES if name.startswith(('analysis/', 'launch/'))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from downscale.launch import jobset, kueue, validate
 from downscale.launch.jobset import GkeOptions
 from downscale.launch.spec import Spec
-from downscale.launch.topologies import SHAPES, topology
+from downscale.planner.topologies import SHAPES, topology
 from downscale.runtime import exits
 
 ROOT = Path(__file__).parents[1]

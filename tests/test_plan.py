@@ -12,10 +12,10 @@ from fake_plan import TOWER, cell, stage
 from downscale import accounting
 from downscale.data.buckets import Shape
 from downscale.experiment import Evaluation, MeshSize
-from downscale.launch import bounds, hardware, nearest, pool, table
-from downscale.launch.plan import row
-from downscale.launch.programs import Request, Use, Wish, formula, uses
-from downscale.launch.topologies import topology
+from downscale.planner import bounds, hardware, nearest, pool, table
+from downscale.planner.plan import row
+from downscale.planner.programs import Request, Use, Wish, formula, uses
+from downscale.planner.topologies import topology
 from downscale.runtime.progress import progress_bars
 from downscale.sizes import MICRO
 from downscale.train.optimizer import Optimizer
@@ -310,7 +310,7 @@ def test_the_benchmark_gates_exact_figures_and_never_the_estimate():
 
 def test_a_plan_knows_every_file_that_a_worker_imports():
     found = {path.relative_to(pool.PACKAGE).as_posix() for path in pool.sources()}
-    assert {'launch/worker.py', 'mup.py', 'data/images.py', 'model/layers.py', 'sharding.py',
+    assert {'planner/worker.py', 'mup.py', 'data/images.py', 'model/layers.py', 'sharding.py',
             'launch/hardware.json'} <= found
     assert not any(name.startswith(('analysis/', 'evaluate/')) for name in found)
 
@@ -318,7 +318,7 @@ def test_a_plan_knows_every_file_that_a_worker_imports():
 def test_an_added_import_is_seen(tmp_path):
     package = tmp_path / 'small'
     (package / 'launch').mkdir(parents=True)
-    files = {'__init__.py': '', 'launch/__init__.py': '', 'launch/worker.py': 'import os\n',
+    files = {'__init__.py': '', 'launch/__init__.py': '', 'planner/worker.py': 'import os\n',
              'letters.py': 'x = 1\n', 'sizes.py': 'def f():\n    from small import letters\n'}
     for name, text in files.items():
         (package / name).write_text(text)

@@ -13,9 +13,9 @@ from fake_plan import cell, stage
 
 from downscale import cli
 from downscale.experiment import MeshSize
-from downscale.launch import pool
-from downscale.launch.topologies import SHAPES, topology
-from downscale.launch.worker import exhausted
+from downscale.planner import pool
+from downscale.planner.topologies import SHAPES, topology
+from downscale.planner.worker import exhausted
 from downscale.train.optimizer import Optimizer
 
 ROOT = Path(__file__).parents[1]
@@ -81,7 +81,7 @@ def undone(monkeypatch):
 
 def test_the_command_prints_a_table_or_one_json_object(planned, monkeypatch, capsys, tmp_path):
     undone(monkeypatch)
-    monkeypatch.setattr('downscale.launch.worker.refuse', lambda request: None)
+    monkeypatch.setattr('downscale.planner.worker.refuse', lambda request: None)
     argv = ['plan', f'{STUDY}:0.6b,1.7b/0,1', '--only', 'train', '--out', str(tmp_path / 'plan'),
             '--seq', '1024', '--quiet']
     (tmp_path / 'compiled').write_text('')

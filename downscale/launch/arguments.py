@@ -1,6 +1,6 @@
 """The arguments of `downscale plan` and `downscale launch`."""
-from downscale.launch.programs import KINDS
 from downscale.parsing import count, natural, new_folder, positive, run_folder
+from downscale.planner.programs import KINDS
 
 
 def add_arguments(sub):

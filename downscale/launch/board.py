@@ -3,7 +3,7 @@ import dataclasses
 from collections import Counter
 
 from downscale.launch import state, watch
-from downscale.launch.table import aligned, span
+from downscale.planner.table import aligned, span
 
 STATUS = ('job', 'state', 'attempt', 'task', 'step', 'saved', 'tokens/s', 'left', 'chip-hours', '$',
           'goodput', 'reason')

@@ -9,8 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-from downscale.launch import board, fit, local, state, supervise, sweep
-from downscale.launch.topologies import PRICES_AS_OF
+from downscale.launch import board, local, state, supervise, sweep
+from downscale.planner import fit
+from downscale.planner.topologies import PRICES_AS_OF
 from downscale.runtime.files import write_bytes, write_json
 from downscale.runtime.progress import progress_bars
 

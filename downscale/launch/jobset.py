@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from downscale.launch import state
-from downscale.launch.topologies import topology
 from downscale.launch.watch import Observed
 from downscale.names import KUBERNETES, label
+from downscale.planner.topologies import topology
 from downscale.runtime.exits import TABLE
 from downscale.runtime.files import in_bucket
 

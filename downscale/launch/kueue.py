@@ -5,7 +5,7 @@
 import sys
 
 from downscale.launch.jobset import SPOT, node_labels, text
-from downscale.launch.topologies import SHAPES, topology
+from downscale.planner.topologies import SHAPES, topology
 
 API_VERSION, QUEUE = 'kueue.x-k8s.io/v1beta2', 'tpu'
 GENERATIONS, MOST_CHIPS = ('v5e', 'v5p', 'v6e', 'tpu7x'), 64

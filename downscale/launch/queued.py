@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from downscale.launch import state
-from downscale.launch.topologies import topology
 from downscale.launch.watch import Observed
 from downscale.names import GOOGLE, label
+from downscale.planner.topologies import topology
 from downscale.values import shown
 
 TIMEOUT_SECONDS = 300

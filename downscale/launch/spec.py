@@ -11,8 +11,8 @@ import json
 import re
 from dataclasses import dataclass
 
-from downscale.launch.topologies import SHAPES, topology
 from downscale.names import slug
+from downscale.planner.topologies import SHAPES, topology
 
 PARTS = ('train', 'write', 'reason')
 LONGEST_NAME = 35  # leaves JobSet room in 63 characters: '-slice-<job>-<pod>-abcde'

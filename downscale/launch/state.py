@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from downscale.launch.spec import Spec, processes_of
-from downscale.launch.topologies import topology
+from downscale.planner.topologies import topology
 from downscale.runtime.exits import FATAL, LOST, ending, passes
 from downscale.runtime.files import in_bucket, place, read_json, write_json
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from downscale.accounting import decode_flops, forward_flops, kv_bytes, train_flops
 from downscale.accounting import parameters as parts_of
-from downscale.launch.topologies import topology
+from downscale.planner.topologies import topology
 from downscale.sizes import LanguageConfig, VisionConfig
 
 KINDS = ('train', 'prefill', 'decode')

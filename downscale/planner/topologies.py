@@ -3,7 +3,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from downscale.launch import hardware
+from downscale.planner import hardware
 
 PRICES_AS_OF = hardware.table()['as_of']
 SHAPES = {name: tuple(found['shapes']) for name, found in hardware.table()['generations'].items()}

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from downscale.launch.pool import ENVIRONMENT
+from downscale.planner.pool import ENVIRONMENT
 from downscale.runtime.progress import progress_bars
 
 JOBS, LIMIT_SECONDS = 2, 1800.0
@@ -31,9 +31,9 @@ def check(cells, topology, folder, quiet=False):
     ValueError without a TPU compiler, and where a mesh does not divide a parameter.
     """
     os.environ.update(ENVIRONMENT)
-    from downscale.launch.plan import Plan
-    from downscale.launch.programs import Wish
-    from downscale.launch.worker import refuse
+    from downscale.planner.plan import Plan
+    from downscale.planner.programs import Wish
+    from downscale.planner.worker import refuse
     with contextlib.redirect_stdout(sys.stderr), progress_bars(quiet) as bars:
         found = Plan(cells, [topology], Wish(('train',)), refuse, Path(folder), JOBS,
                      LIMIT_SECONDS, bars).run()

@@ -7,10 +7,10 @@ the same.
 from dataclasses import replace
 from pathlib import Path
 
-from downscale.launch import bounds, nearest
-from downscale.launch.pool import Pool, key_of, versions
-from downscale.launch.programs import formula, parameters, uses
-from downscale.launch.topologies import PRICES_AS_OF, topology
+from downscale.planner import bounds, nearest
+from downscale.planner.pool import Pool, key_of, versions
+from downscale.planner.programs import formula, parameters, uses
+from downscale.planner.topologies import PRICES_AS_OF, topology
 
 GIB = 2 ** 30
 AGREE = 0.01  # relative difference between formula and compiled FLOPs that counts as equal

@@ -1,5 +1,5 @@
 """A plan as text: one table a topology, and below it a line for whatever needs a word."""
-from downscale.launch.topologies import topology
+from downscale.planner.topologies import topology
 
 HEAD = ('program', 'mesh', 'rows/chip', 'length', 'GiB', 'fits', 'Mcycles', 'TFLOP', 'moved GiB',
         'step ms', 'MFU <=', 'chip-hours', '$', 'CPU s')

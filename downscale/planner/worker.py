@@ -1,6 +1,6 @@
 """Lower and compile one program for TPUs that are not there, and write its facts: one process each.
 
-`python -m downscale.launch.worker REQUEST.json FACTS.json`. A process holds libtpu and the memory
+`python -m downscale.planner.worker REQUEST.json FACTS.json`. A process holds libtpu and the memory
 of one compilation, and may be killed when it takes too long. The TPU compiler runs on a CPU; the
 topology is a description of devices that nobody has.
 """
@@ -22,12 +22,12 @@ from downscale import experiment as experiments
 from downscale.data.images import corners
 from downscale.generate import forward, programs, thinking
 from downscale.generate.sampling import Sampling
-from downscale.launch import hlo
-from downscale.launch.programs import Request
-from downscale.launch.topologies import topology
 from downscale.model.cache import edges, kept_axes
 from downscale.model.init import abstract_params
 from downscale.model.words import abstract_word_params
+from downscale.planner import hlo
+from downscale.planner.programs import Request
+from downscale.planner.topologies import topology
 from downscale.runtime.files import write_json
 from downscale.sharding import batch_sharding, mesh, shardings, spec
 from downscale.train.state import abstract, new_state, state_shardings

@@ -8,7 +8,7 @@ import math
 from dataclasses import replace
 
 from downscale.accounting import trainable
-from downscale.launch.programs import configs, parameters, with_accumulation
+from downscale.planner.programs import configs, parameters, with_accumulation
 
 TRIES = 4  # compilations that are spent on finding a fit
 GIB = 2 ** 30
