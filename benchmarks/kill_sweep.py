@@ -22,7 +22,7 @@ from pathlib import Path
 import jax
 
 from downscale import experiment, study_files
-from downscale.launch import local
+from downscale.launch.backends import local
 from downscale.launch.spec import Spec
 from downscale.train.checkpoint import open_leaves
 

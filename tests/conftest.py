@@ -37,7 +37,7 @@ def bucket():
 @pytest.fixture
 def api(monkeypatch, tmp_path):
     """The fake TPU API, which the real gcloud asks."""
-    from downscale.launch import queued
+    from downscale.launch.backends import tpuvm
     server = FakeTpu()
     for name, value in {
             'CLOUDSDK_API_ENDPOINT_OVERRIDES_TPU': f'http://127.0.0.1:{server.server_port}/',
@@ -45,7 +45,7 @@ def api(monkeypatch, tmp_path):
             'CLOUDSDK_CONFIG': str(tmp_path / 'gcloud'), 'CLOUDSDK_CORE_DISABLE_PROMPTS': '1'
             }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(queued.Backend, 'poll', 0.1)
+    monkeypatch.setattr(tpuvm.Backend, 'poll', 0.1)
     yield server
     server.shutdown()
     server.server_close()
@@ -54,11 +54,12 @@ def api(monkeypatch, tmp_path):
 @pytest.fixture
 def cluster(monkeypatch, tmp_path):
     """The fake Kubernetes API, which the real kubectl asks; it refuses what the schemas do."""
-    from downscale.launch import jobset, validate
+    from downscale.launch import validate
+    from downscale.launch.backends import gke
     server = FakeKubernetes(validate.problems)
     monkeypatch.setenv('KUBECONFIG', str(server.kubeconfig(tmp_path / 'kubeconfig')))
     monkeypatch.setenv('HOME', str(tmp_path))  # kubectl keeps what it has discovered there
-    monkeypatch.setattr(jobset.Backend, 'poll', 0.1)
+    monkeypatch.setattr(gke.Backend, 'poll', 0.1)
     yield server
     server.shutdown()
     server.server_close()

@@ -9,7 +9,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from downscale import experiment, study_files
-from downscale.launch import local, state
+from downscale.launch import state
+from downscale.launch.backends import local
 from downscale.launch.spec import Spec
 from downscale.runtime.files import place
 from downscale.train import checkpoint

@@ -9,8 +9,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from downscale.launch import jobset, kueue, validate
-from downscale.launch.jobset import GkeOptions
+from downscale.launch import validate
+from downscale.launch.backends import gke, kueue
+from downscale.launch.backends.gke import GkeOptions
 from downscale.launch.spec import Spec
 from downscale.planner.topologies import SHAPES, topology
 from downscale.runtime import exits
@@ -47,7 +48,7 @@ def empties(value, path=''):
 @pytest.mark.parametrize('options', KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize('place', [*PLACES, '2xv5e:16x16', '3xv6e:2x2'])
 def test_every_slice_passes_both_schemas_and_its_job_the_strict_one(place, options):
-    found = yaml.safe_load(jobset.text(jobset.manifest(spec_of(place), options)))
+    found = yaml.safe_load(gke.text(gke.manifest(spec_of(place), options)))
     assert not list(empties(found))
     assert validate.problems(found) == []
     job, = found['spec']['replicatedJobs']
@@ -68,7 +69,7 @@ def test_every_slice_passes_both_schemas_and_its_job_the_strict_one(place, optio
     ('replicatedJobs 0 template spec template spec containers 0', 'image', None),
     ('replicatedJobs 0 template spec template spec', 'restartPolicys', 'Never')])
 def test_a_typo_or_a_null_is_caught_in_both_versions(path, key, value):
-    found = jobset.manifest(spec_of(), GkeOptions())
+    found = gke.manifest(spec_of(), GkeOptions())
     node = found['spec']
     for part in path.split():
         node = node[int(part) if part.isdigit() else part]
@@ -78,7 +79,7 @@ def test_a_typo_or_a_null_is_caught_in_both_versions(path, key, value):
 
 
 def test_what_only_the_webhook_would_refuse_is_caught_too():
-    found = jobset.manifest(spec_of(), GkeOptions())
+    found = gke.manifest(spec_of(), GkeOptions())
     found['metadata']['name'] = 'x' * 60
     found['spec']['failurePolicy']['rules'][0]['name'] = 'not-this'
     found['metadata']['labels']['downscale.dev/cell'] = '-s0'
@@ -109,7 +110,7 @@ def test_the_queues_of_the_repository_are_those_of_the_code():
     assert [quota['name'] for quota in quotas] == list(flavors)
     for place in kueue.default_places():  # one slice of each is admitted, with what its pods ask
         spot = place.replace(':', '-') + '-spot'
-        found = jobset.manifest(spec_of(place), GkeOptions(queue='tpu'))
+        found = gke.manifest(spec_of(place), GkeOptions(queue='tpu'))
         job, = found['spec']['replicatedJobs']
         pod = job['template']['spec']['template']['spec']
         assert flavors[spot]['nodeLabels'] == pod['nodeSelector']
@@ -130,8 +131,8 @@ NAMES = st.text('abcXYZ019-_. /é', min_size=1, max_size=90)
 @given(NAMES, NAMES, st.sampled_from(PLACES), st.integers(1, 64), NAMES)
 def test_names_and_labels_are_legal_whatever_a_study_is_called(sweep, cell, place, slices, other):
     spec = spec_of(f'{slices}x{place}', sweep=sweep, cell=cell)
-    found = jobset.manifest(spec, GkeOptions())
-    assert jobset.check_names(found) == []
+    found = gke.manifest(spec, GkeOptions())
+    assert gke.check_names(found) == []
     if other != cell:
         assert spec_of(f'{slices}x{place}', sweep=sweep, cell=other).name != spec.name
 
@@ -147,7 +148,7 @@ def test_a_thousand_cells_with_one_beginning_have_names_of_their_own():
 
 def decided(message):
     """(action, rule) of the first failure rule that a Job's message meets, as JobSet finds it."""
-    for rule in jobset.failure_rules():
+    for rule in gke.failure_rules():
         if any(re.search(pattern, message) for pattern in rule['onJobFailureMessagePatterns']):
             return rule['action']
     return 'RestartJobSet'
@@ -160,7 +161,7 @@ def test_a_job_set_does_what_the_table_of_exit_codes_says(code):
     expected = {'free': 'RestartJobSetAndIgnoreMaxRestarts', 'never': 'FailJobSet',
                 'counted': 'RestartJobSet'}[exits.ending(code).restart]
     assert decided(said) == expected
-    rules = jobset.manifest(spec_of(), GkeOptions())['spec']['replicatedJobs'][0]['template'][
+    rules = gke.manifest(spec_of(), GkeOptions())['spec']['replicatedJobs'][0]['template'][
         'spec']['podFailurePolicy']['rules']
     named = [rule['onExitCodes']['values'] for rule in rules if 'onExitCodes' in rule]
     assert ([code] in named) == (exits.ending(code).restart in ('free', 'never'))
@@ -170,20 +171,20 @@ def test_an_eviction_is_free_and_a_crash_is_counted():
     assert decided('Pod ns/a-64 has condition DisruptionTarget matching FailJob rule at index 0') \
         == 'RestartJobSetAndIgnoreMaxRestarts'
     assert decided('Job has reached the specified backoff limit') == 'RestartJobSet'
-    assert jobset.manifest(spec_of(), GkeOptions())['spec']['failurePolicy']['maxRestarts'] == 3
+    assert gke.manifest(spec_of(), GkeOptions())['spec']['failurePolicy']['maxRestarts'] == 3
 
 
 # --- content ----------------------------------------------------------------------------------
 
 def test_the_manifest_is_the_golden_one():
-    found = jobset.text(jobset.manifest(spec_of(), KINDS['queued']))
+    found = gke.text(gke.manifest(spec_of(), KINDS['queued']))
     assert found == GOLDEN.read_text()
 
 
 def test_pods_of_a_slice_stay_together_and_those_of_one_machine_need_not():
     key = 'alpha.jobset.sigs.k8s.io/exclusive-topology'
     for place, several in (('v5e:2x2', False), ('2xv5e:2x2', False), ('v5e:2x4', True)):
-        notes = jobset.manifest(spec_of(place), GkeOptions())['metadata']['annotations']
+        notes = gke.manifest(spec_of(place), GkeOptions())['metadata']['annotations']
         assert (key in notes) == several
         assert notes['downscale.dev/commit'] == 'c' * 40
 
@@ -195,4 +196,4 @@ def test_pods_of_a_slice_stay_together_and_those_of_one_machine_need_not():
     ({'run': 'runs/x'}, 'pods share no disk; give --run gs://')])
 def test_what_gke_cannot_run_is_refused_in_one_line(fields, message):
     with pytest.raises(ValueError, match=message):
-        jobset.manifest(spec_of(**fields), GkeOptions())
+        gke.manifest(spec_of(**fields), GkeOptions())

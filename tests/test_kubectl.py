@@ -6,7 +6,8 @@ import time
 import pytest
 from test_jobset import spec_of as cloud_spec
 
-from downscale.launch import jobset, state, supervise
+from downscale.launch import state, supervise
+from downscale.launch.backends import gke
 from downscale.launch.watch import Create, GiveUp, Hold, Policy
 from downscale.runtime.files import write_json
 
@@ -16,12 +17,12 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def runs_of_this_machine(monkeypatch):
-    monkeypatch.setattr(jobset, 'in_bucket', lambda path: True)
+    monkeypatch.setattr(gke, 'in_bucket', lambda path: True)
 
 
 @pytest.fixture
 def backend():
-    return jobset.Backend(jobset.GkeOptions(namespace='research'))
+    return gke.Backend(gke.GkeOptions(namespace='research'))
 
 
 def spec_of(folder, **fields):
@@ -60,7 +61,7 @@ def test_a_job_set_that_is_there_is_left_alone_and_another_spec_is_refused(
 
 
 def test_what_the_cluster_refuses_is_one_line(cluster, backend, tmp_path, monkeypatch):
-    monkeypatch.setattr(jobset, 'CRASHES', 'three')
+    monkeypatch.setattr(gke, 'CRASHES', 'three')
     with pytest.raises(RuntimeError, match='^kubectl create: .*maxRestarts') as error:
         backend.create(spec_of(tmp_path), '')
     assert '\n' not in str(error.value) and not cluster.objects

@@ -9,7 +9,8 @@ import pytest
 from local_jobs import STUDY
 
 from downscale import cli
-from downscale.launch import arguments, command, local, state, supervise, sweep
+from downscale.launch import arguments, command, state, supervise, sweep
+from downscale.launch.backends import local
 from downscale.planner import fit, pool
 from downscale.runtime.files import write_json
 

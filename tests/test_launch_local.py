@@ -18,7 +18,8 @@ from local_jobs import (
     wait_until,
 )
 
-from downscale.launch import local, state
+from downscale.launch import state
+from downscale.launch.backends import local
 from downscale.runtime import exits
 from downscale.runtime.files import write_json
 from downscale.train import checkpoint

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from downscale.launch import jobset, state
+from downscale.launch import state
+from downscale.launch.backends import gke
 from downscale.launch.spec import Spec
 from downscale.runtime import exits, files, processes
 from downscale.train.checksums import Damaged
@@ -268,4 +269,4 @@ def test_the_guide_has_every_exit_code_and_what_follows():
     for code, _, then in rows:
         restart = exits.ending(exits.CRASHED if code == 'other' else int(code)).restart
         assert then.startswith(follows[restart]), code
-    assert f'counted ends restart a job {jobset.CRASHES} times' in guide
+    assert f'counted ends restart a job {gke.CRASHES} times' in guide

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from local_jobs import wait_until
 
-from downscale.launch import queued, state, supervise
+from downscale.launch import state, supervise
+from downscale.launch.backends import tpuvm
 from downscale.launch.spec import Spec
 from downscale.launch.watch import Policy
 from downscale.runtime.files import write_json
@@ -28,7 +29,7 @@ def spec_of(folder, topology='v5e:4x4', **fields):
 def backend_of(folder, zones=('z0', 'z1')):
     script = folder / 'startup.sh'
     script.write_text('#!/bin/bash\n')
-    return queued.Backend(queued.QueuedOptions(zones, str(script), valid_for='6h'))
+    return tpuvm.Backend(tpuvm.QueuedOptions(zones, str(script), valid_for='6h'))
 
 
 def finish(spec):
@@ -36,13 +37,13 @@ def finish(spec):
 
 
 def test_a_command_names_slices_and_refuses_what_is_on_gke_only(tmp_path):
-    options = queued.QueuedOptions(('z0',), 's.sh', kind='reserved', internal_ips=True)
+    options = tpuvm.QueuedOptions(('z0',), 's.sh', kind='reserved', internal_ips=True)
     spec = spec_of(tmp_path, '2xv5p:2x2x2')
-    argv = queued.create_command(spec, options, 'z0')
+    argv = tpuvm.create_command(spec, options, 'z0')
     assert {'--node-count=2', f'--node-prefix={spec.name}', '--accelerator-type=v5p-16',
             '--reserved', '--internal-ips', '--runtime-version=v2-alpha-tpuv5'} <= set(argv)
     with pytest.raises(ValueError, match='tpu7x is on GKE only'):
-        queued.create_command(spec_of(tmp_path, 'tpu7x:2x2x1'), options, 'z0')
+        tpuvm.create_command(spec_of(tmp_path, 'tpu7x:2x2x1'), options, 'z0')
 
 
 @needs_gcloud
@@ -58,11 +59,11 @@ def test_submitting_twice_asks_once_and_cancelling_leaves_nothing(api, tmp_path)
     node, = value['tpu']['nodeSpec']
     assert node['node']['acceleratorType'] == 'v5litepod-16' and 'spot' in value
     assert node['node']['metadata']['startup-script'] == '#!/bin/bash\n'
-    assert node['node']['labels'] == queued.labels(spec)
+    assert node['node']['labels'] == tpuvm.labels(spec)
     node['node']['labels']['downscale-spec'] = 'other'
     with pytest.raises(ValueError, match='is there for spec other'):
         backend.create(spec, 'z0')
-    assert [one.name for one in queued.orphans(backend, [dataclasses.replace(spec, cell='b')])] == [
+    assert [one.name for one in tpuvm.orphans(backend, [dataclasses.replace(spec, cell='b')])] == [
         spec.name]
     node['node']['labels']['downscale-spec'] = spec.hash
     state.cancel(spec, time.time())
@@ -84,24 +85,24 @@ def test_whatever_a_folder_is_called_gcloud_passes_it_on(api, tmp_path, name):
     node = value['tpu']['nodeSpec'][0]['node']
     assert node['metadata']['downscale-spec'] == str(state.folder_of(spec.run, spec) / 'spec.json')
     assert node['metadata']['startup-script'] == '#!/bin/bash\n'
-    assert node['labels'] == queued.labels(spec)
+    assert node['labels'] == tpuvm.labels(spec)
     assert all(re.fullmatch('[a-z0-9_-]{1,63}', part) for part in node['labels'].values())
 
 
 def test_a_folder_that_gcloud_could_not_part_is_refused(tmp_path):
-    spec = dataclasses.replace(spec_of(tmp_path), run=queued.SEPARATORS)
+    spec = dataclasses.replace(spec_of(tmp_path), run=tpuvm.SEPARATORS)
     with pytest.raises(ValueError, match='give --run another name') as error:
-        queued.create_command(spec, queued.QueuedOptions(('z0',), 's.sh'), 'z0')
+        tpuvm.create_command(spec, tpuvm.QueuedOptions(('z0',), 's.sh'), 'z0')
     assert '\n' not in str(error.value)
 
 
 @needs_gcloud
 def test_errors_of_gcloud_are_one_line(api, tmp_path):
     with pytest.raises(RuntimeError) as error:
-        queued.call(queued.describe_command('nothing', 'z0'))
+        tpuvm.call(tpuvm.describe_command('nothing', 'z0'))
     assert 'NOT_FOUND' in str(error.value) and '\n' not in str(error.value)
     with pytest.raises(RuntimeError, match='unrecognized arguments'):
-        queued.call([*queued.list_command('z0'), '--wrong'])
+        tpuvm.call([*tpuvm.list_command('z0'), '--wrong'])
     backend_of(tmp_path).delete('nothing', 'z0')
 
 
@@ -110,7 +111,7 @@ def test_the_loop_moves_on_from_suspension_and_tells_of_quota(api, tmp_path):
     spec, said = spec_of(tmp_path), []
     fates = iter(['refused', 'FAILED', 'SUSPENDED', 'ACTIVE'])
 
-    class Fated(queued.Backend):
+    class Fated(tpuvm.Backend):
         def create(self, spec, zone):
             fate = next(fates)
             api.refuse = 'Quota A exceeded' if fate == 'refused' else None

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from local_jobs import wait_until
 
-from downscale.launch import local, state, supervise
+from downscale.launch import state, supervise
+from downscale.launch.backends import local
 from downscale.launch.spec import Spec
 from downscale.launch.watch import Observed, Policy
 from downscale.runtime import exits

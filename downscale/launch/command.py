@@ -9,7 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from downscale.launch import board, local, state, supervise, sweep
+from downscale.launch import board, state, supervise, sweep
+from downscale.launch.backends import local
 from downscale.planner import fit
 from downscale.planner.topologies import PRICES_AS_OF
 from downscale.runtime.files import write_bytes, write_json

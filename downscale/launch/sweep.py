@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from downscale.launch import local, queued, state, watch
+from downscale.launch import state, watch
+from downscale.launch.backends import local, tpuvm
 from downscale.launch.spec import processes_of, specs_of
 from downscale.runtime.files import absolute, in_bucket, place, read_json, write_json
 
@@ -243,9 +244,9 @@ def backend_of(settings):
     if settings.backend == 'local':
         return local.Backend()
     if settings.backend == 'tpuvm':
-        return queued.Backend(_queued_options(settings))
-    from downscale.launch import jobset
-    return jobset.Backend(_gke_options(settings))
+        return tpuvm.Backend(_queued_options(settings))
+    from downscale.launch.backends import gke
+    return gke.Backend(_gke_options(settings))
 
 
 def policy_of(settings):
@@ -262,11 +263,11 @@ def written(spec, settings):
     """(ending of a file name, text) of what would be sent to the backend for a job: a manifest, or
     commands for a shell. ValueError in one line for what the backend would refuse."""
     if settings.backend == 'gke':
-        from downscale.launch import jobset
-        return '.yaml', jobset.text(jobset.manifest(spec, _gke_options(settings)))
+        from downscale.launch.backends import gke
+        return '.yaml', gke.text(gke.manifest(spec, _gke_options(settings)))
     if settings.backend == 'tpuvm':
         options = _queued_options(settings)
-        commands = [queued.create_command(spec, options, options.zones[0])]
+        commands = [tpuvm.create_command(spec, options, options.zones[0])]
     else:
         commands = [['env', *(f'{name}={value}' for name, value in environment.items()), *argv]
                     for argv, environment in local.commands(spec)]
@@ -277,15 +278,15 @@ def _queued_options(settings):
     if not SCRIPT.is_file():
         raise ValueError(f'no {SCRIPT}; launch from a clone of the repository')
     kind = {'on-demand': 'guaranteed'}.get(settings.capacity, settings.capacity)
-    return queued.QueuedOptions(settings.zones, str(SCRIPT), kind, settings.valid_for,
-                                settings.service_account, settings.internal_ips)
+    return tpuvm.QueuedOptions(settings.zones, str(SCRIPT), kind, settings.valid_for,
+                               settings.service_account, settings.internal_ips)
 
 
 def _gke_options(settings):
-    from downscale.launch import jobset
+    from downscale.launch.backends import gke
     if (settings.capacity == 'reserved') != bool(settings.reservation):
         raise ValueError('--capacity reserved and --reservation NAME go together on --backend gke')
-    return jobset.GkeOptions(
+    return gke.GkeOptions(
         namespace=settings.namespace, queue=settings.queue, priority=settings.priority,
         spot=settings.capacity == 'spot', reservation=settings.reservation,
         service_account=settings.service_account, context=settings.context)

@@ -9,7 +9,7 @@ import json
 from functools import cache
 from pathlib import Path
 
-from downscale.launch.jobset import check_names
+from downscale.launch.backends.gke import check_names
 
 FOLDER = Path(__file__).with_name('schemas')
 JOBSETS = ('jobset-v0.10.1', 'jobset-v0.12.0')

@@ -1,10 +1,10 @@
 """Queues of Kueue for the slices of a cluster: one flavor for each kind, a cluster queue, a queue.
 
-`python -m downscale.launch.kueue` prints what is in `launch/clusters/kueue.yaml`.
+`python -m downscale.launch.backends.kueue` prints what is in `launch/clusters/kueue.yaml`.
 """
 import sys
 
-from downscale.launch.jobset import SPOT, node_labels, text
+from downscale.launch.backends.gke import SPOT, node_labels, text
 from downscale.planner.topologies import SHAPES, topology
 
 API_VERSION, QUEUE = 'kueue.x-k8s.io/v1beta2', 'tpu'
@@ -56,8 +56,10 @@ def default_places():
 
 def main():
     """Print the objects for `default_places` as YAML."""
-    sys.stdout.write('# Made by `python -m downscale.launch.kueue`; raise the quotas to what you '
-                     'have.\n' + '---\n'.join(map(text, objects(default_places()))))
+    sys.stdout.write(
+        '# Made by `python -m downscale.launch.backends.kueue`; raise the quotas to what you '
+        'have.\n' + '---\n'.join(map(text, objects(default_places())))
+    )
 
 
 if __name__ == '__main__':
