@@ -44,10 +44,10 @@ def smoke_cell(folder):
     """The cell of the smoke study whose rates are measured, its data prepared in `folder`."""
     from downscale import experiment, stages, study_files
     smoke = Path(__file__).parents[1] / 'experiments' / 'smoke.py'
-    config, sweep = study_files.load_study(smoke, ())
-    with config.unlocked():
-        del config['platform']
-    cells = experiment.cells(config, sweep)
+    study_config, sweep = study_files.load_study(smoke, ())
+    with study_config.unlocked():
+        del study_config['platform']
+    cells = experiment.cells_of(study_config, sweep)
     cell = next(cell for cell in cells if cell.size == SIZE)
     stages.prepare(folder, cell)
     return cell

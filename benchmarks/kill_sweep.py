@@ -56,13 +56,13 @@ class Group(local.Group):
         self.known.append(self)
 
 
-def specs_of(config, run):
+def specs_of(study_config, run):
     """A job that trains and one that answers for each cell."""
-    settings, sweep = study_files.load_study(config, ())
+    settings, sweep = study_files.load_study(study_config, ())
     with settings.unlocked():
         del settings['platform']
-    for place, cell in enumerate(experiment.cells(settings, sweep)):
-        same = dict(sweep='kill_sweep', cell=cell.name, config=str(config), overrides=(),
+    for place, cell in enumerate(experiment.cells_of(settings, sweep)):
+        same = dict(sweep='kill_sweep', cell=cell.name, config=str(study_config), overrides=(),
                     experiment=cell.hash, image=None, commit='none', run=str(run))
         train = Spec(part='train', tasks=tuple(f'{cell.name}/{stage.name}' for stage in
                                                cell.stages), needs=(),
@@ -98,10 +98,10 @@ def digests(run):
     return found
 
 
-def finish(config, run):
+def finish(study_config, run):
     """(seconds, jobs) of the sweep in `run`."""
     begin = time.monotonic()
-    jobs = local.run(list(specs_of(config, run)), 2, crashes=1000,
+    jobs = local.run(list(specs_of(study_config, run)), 2, crashes=1000,
                      note=lambda text: print(f'  {text}', flush=True))
     return time.monotonic() - begin, jobs
 
@@ -115,14 +115,14 @@ def main():
     work = Path(args.work or tempfile.mkdtemp(prefix='kill_sweep_'))
     work.mkdir(parents=True, exist_ok=True)
     os.environ['DOWNSCALE_HEARTBEAT_SECONDS'] = '10'
-    config, local.Group = work / 'kill_sweep.py', Group
-    config.write_text(STUDY)
-    quiet, jobs = finish(config, work / 'quiet')
+    study_config, local.Group = work / 'kill_sweep.py', Group
+    study_config.write_text(STUDY)
+    quiet, jobs = finish(study_config, work / 'quiet')
     print(f'undisturbed: {len(jobs)} jobs in {quiet:.0f} s', flush=True)
     over, killed = threading.Event(), []
     threading.Thread(target=kill, args=(args.every, random.Random(args.seed), over, killed),
                      daemon=True).start()
-    seconds, jobs = finish(config, work / 'killed')
+    seconds, jobs = finish(study_config, work / 'killed')
     over.set()
     jobs_run = [job for job in jobs if job.attempt is not None]
     attempts = sum(job.attempt + 1 for job in jobs_run)

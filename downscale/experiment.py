@@ -1,6 +1,6 @@
 """One cell: a frozen `Experiment`, and the way from a ConfigDict or JSON to it.
 
-A study file gives `get_config(arg)` and `sweep()`. `cells(config, sweep)` turns them into
+A study file gives `get_config(arg)` and `sweep()`. `cells_of(config, sweep)` turns them into
 experiments; `load` and `save` move one to and from `experiment.json`. Nothing below this module
 sees a ConfigDict.
 """
@@ -373,7 +373,7 @@ def language_of(family, size, vocabulary):
     raise ValueError(unknown(f'{family} size', size, list(table)))
 
 
-def cells(config, sweep):
+def cells_of(config, sweep):
     """(experiments of the study, shared tower cells included).
 
     `config` is the locked ConfigDict of `get_config`; `sweep` lists points (see `sweeps.py`). Every

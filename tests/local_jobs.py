@@ -82,10 +82,10 @@ SILENCE = {'DOWNSCALE_HEARTBEAT_SECONDS': '8', 'DOWNSCALE_INITIALIZATION_SECONDS
 
 
 def spec_of(study_file, run, topology='cpu:2x1', overrides=(), which=0):
-    config, sweep = study_files.load_study(study_file, overrides)
-    with config.unlocked():
-        del config['platform']
-    cell = experiment.cells(config, sweep)[which]
+    study_config, sweep = study_files.load_study(study_file, overrides)
+    with study_config.unlocked():
+        del study_config['platform']
+    cell = experiment.cells_of(study_config, sweep)[which]
     return Spec('tiny', cell.name, 'train', str(study_file), tuple(overrides), cell.hash,
                 (f'{cell.name}/text',), (), 40, topology, None, 'none', str(run))
 

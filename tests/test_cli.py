@@ -130,13 +130,13 @@ def test_overrides_reach_the_cells(tmp_path):
     args = cli.parser().parse_args([
         'study', SMOKE, '--out', str(tmp_path), '--set', 'stages.text.steps=7', '--set',
         'stages.text.rates.language=1e-4', '--set', 'study=other'])
-    config, cells, folder = cli.open_study(args)
+    study_config, cells, folder = cli.open_study(args)
     text = next(cell for cell in cells if cell.name == 'w64d2-s0').stage('text')
     assert (text.steps, text.rates['language']) == (7, 1e-4)
     others = [stage for cell in cells for stage in cell.stages if stage.name != 'text']
     assert not any(stage.rates.get('language') == 1e-4 or stage.steps == 7 for stage in others)
-    assert (config.study, folder) == ('other', tmp_path)
-    assert 'platform' not in config
+    assert (study_config.study, folder) == ('other', tmp_path)
+    assert 'platform' not in study_config
 
 
 def test_a_study_goes_below_runs_when_no_folder_is_given():
@@ -204,10 +204,10 @@ def test_the_traceback_of_an_error_is_shown_on_request(capsys, tmp_path):
 @pytest.mark.parametrize('override', ['optimizer.accumulate=2', 'stages.text.save_every=5',
                                       'evaluation.answer=9', 'chat=chatml'])
 def test_a_key_that_the_study_file_leaves_at_its_default_can_be_set(override):
-    config, sweep = study_files.load_study(ROOT / 'experiments' / 'smoke.py', [override])
-    with config.unlocked():
-        del config['platform']
-    cell = experiment.cells(config, sweep)[1]
+    study_config, sweep = study_files.load_study(ROOT / 'experiments' / 'smoke.py', [override])
+    with study_config.unlocked():
+        del study_config['platform']
+    cell = experiment.cells_of(study_config, sweep)[1]
     found = {'optimizer.accumulate=2': cell.optimizer.accumulate,
              'stages.text.save_every=5': cell.stage('text').save_every,
              'evaluation.answer=9': cell.evaluation.answer, 'chat=chatml': cell.chat}[override]

@@ -211,10 +211,10 @@ def test_any_study_json_is_read_or_refused_in_one_line(place, studied, data):
 @pytest.fixture(scope='module')
 def cell(place):
     """The one cell of the study file."""
-    config, points = load_study('study.py', ())
-    with config.unlocked():
-        del config['platform']
-    return experiment.cells(config, points)[0]
+    study_config, points = load_study('study.py', ())
+    with study_config.unlocked():
+        del study_config['platform']
+    return experiment.cells_of(study_config, points)[0]
 
 
 @FUZZ

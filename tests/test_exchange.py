@@ -131,9 +131,9 @@ def test_a_tokenizer_of_more_tokens_than_the_embedding_is_refused(tmp_path, caps
 
 def test_pinpoints_may_be_written_as_a_range(imported, tmp_path):
     source = shutil.copytree(TINY, tmp_path / 'source')
-    config = json.loads((source / 'config.json').read_text())
-    config['image_grid_pinpoints'] = '(1x1),...,(6x6)'
-    (source / 'config.json').write_text(json.dumps(config))
+    study_config = json.loads((source / 'config.json').read_text())
+    study_config['image_grid_pinpoints'] = '(1x1),...,(6x6)'
+    (source / 'config.json').write_text(json.dumps(study_config))
     assert exchange.open_model(source, 'x').experiment.pictures == \
         experiment.load(imported).pictures
 
@@ -141,13 +141,13 @@ def test_pinpoints_may_be_written_as_a_range(imported, tmp_path):
 def test_a_study_starts_from_what_was_imported(imported):
     """Groups without a stage of their own come from the imports, the others as ever."""
     smoke = Path(__file__).parents[1] / 'experiments' / 'smoke.py'
-    config, sweep = study_files.load_study(smoke, ())
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        del config['platform'], config.stages['text'], config.stages['tower']
-        del config['parametrisation']  # what is imported has learnt without
-        config.imports = dict(language=str(imported), tower=str(imported))
-    cell = experiment.cells(config, sweep)[0]
+    study_config, sweep = study_files.load_study(smoke, ())
+    study_config = study_config.copy_and_resolve_references()
+    with study_config.unlocked():
+        del study_config['platform'], study_config.stages['text'], study_config.stages['tower']
+        del study_config['parametrisation']  # what is imported has learnt without
+        study_config.imports = dict(language=str(imported), tower=str(imported))
+    cell = experiment.cells_of(study_config, sweep)[0]
     assert cell.stage('align').parents == {} == cell.stage('reason').parents
     assert set(cell.stage('instruct').parents.values()) == {'align'}
     source = experiment.load(imported)
@@ -195,8 +195,8 @@ def test_kept_layers_are_the_named_ones_and_sizes_follow(tmp_path):
     notes = exchange.import_model(source, tmp_path / 'run', layers='0,3')
     assert notes[-1] == 'kept 2 of 4 layers of the language model: 0, 3'
     exchange.export_model(tmp_path / 'run', tmp_path / 'out', 'qwen3')
-    config = json.loads((tmp_path / 'out' / 'config.json').read_text())
-    assert config['num_hidden_layers'] == len(config['layer_types']) == 2
+    study_config = json.loads((tmp_path / 'out' / 'config.json').read_text())
+    assert study_config['num_hidden_layers'] == len(study_config['layer_types']) == 2
     before, after = (hub_models.open_tensors(folder) for folder in (source, tmp_path / 'out'))
     for name in after:
         np.testing.assert_array_equal(

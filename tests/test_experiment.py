@@ -15,7 +15,7 @@ from downscale.data.scenes.dataset import scene_example, triple_example
 from downscale.data.scenes.facts import vocabulary
 from downscale.data.scenes.sampler import Recipe, Sampler
 from downscale.data.tokens import Encoder, load_tokenizer, train_tokenizer
-from downscale.experiment import STAGES, Experiment, cells
+from downscale.experiment import STAGES, Experiment, cells_of
 from downscale.values import from_dict
 
 ROOT = Path(__file__).parents[1]
@@ -27,10 +27,10 @@ SCENES = [str(ROOT / 'experiments' / name) for name in ('smoke.py', 'lookup.py',
 
 @cache
 def resolve(study, *overrides):
-    config, sweep = study_files.load_study(study, overrides)
-    with config.unlocked():
-        del config['platform']
-    return cells(config, sweep)
+    study_config, sweep = study_files.load_study(study, overrides)
+    with study_config.unlocked():
+        del study_config['platform']
+    return cells_of(study_config, sweep)
 
 
 def smoke(*overrides):
@@ -177,10 +177,10 @@ def test_the_hash_changes_with_every_entry():
 # --- cells ------------------------------------------------------------------------------------
 
 def test_every_size_has_a_cell_per_seed_and_the_tower_is_shared_by_the_sizes():
-    config, _ = study_files.load_study(str(ROOT / 'experiments' / 'smoke.py'), [])
-    with config.unlocked():
-        del config['platform']
-    found = cells(config, [dict(size=size, seed=seed) for seed in (0, 3)
+    study_config, _ = study_files.load_study(str(ROOT / 'experiments' / 'smoke.py'), [])
+    with study_config.unlocked():
+        del study_config['platform']
+    found = cells_of(study_config, [dict(size=size, seed=seed) for seed in (0, 3)
                            for size in ('w32d2', 'w64d2')])
     assert [cell.name for cell in found] == ['tower-s0', 'w32d2-s0', 'w64d2-s0',
                                              'tower-s3', 'w32d2-s3', 'w64d2-s3']
@@ -243,12 +243,12 @@ def test_an_impossible_size_is_refused_with_the_nearest(size, family, message):
 
 
 def test_an_unknown_stage_is_refused_with_the_nearest():
-    config, sweep = study_files.load_study(str(ROOT / 'experiments' / 'lookup.py'), [])
-    config = ConfigDict(config.to_dict())
-    del config['platform']
-    config.stages['reasn'] = config.stages['reason']
+    study_config, sweep = study_files.load_study(str(ROOT / 'experiments' / 'lookup.py'), [])
+    study_config = ConfigDict(study_config.to_dict())
+    del study_config['platform']
+    study_config.stages['reasn'] = study_config.stages['reason']
     with pytest.raises(ValueError, match="stages: unknown stage 'reasn'; did you mean 'reason'"):
-        cells(config, sweep)
+        cells_of(study_config, sweep)
     with pytest.raises(ValueError, match="unknown stage 'instrct'; did you mean 'instruct'"):
         smoke()[1].stage('instrct')
 

@@ -65,10 +65,10 @@ def study_file(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def cells(study_file):
-    config, sweep = study_files.load_study(study_file, ())
-    with config.unlocked():
-        del config['platform']
-    return {cell.name: cell for cell in experiment.cells(config, sweep)}
+    study_config, sweep = study_files.load_study(study_file, ())
+    with study_config.unlocked():
+        del study_config['platform']
+    return {cell.name: cell for cell in experiment.cells_of(study_config, sweep)}
 
 
 @pytest.fixture(scope='module')

@@ -142,10 +142,10 @@ def test_a_value_of_the_command_line_is_refused_in_one_line(key, value, message)
 
 @cache
 def _settings():
-    config, _ = study_files.load_study(SMOKE, ())
-    config = config.to_dict()
-    del config['platform']
-    return config
+    study_config, _ = study_files.load_study(SMOKE, ())
+    study_config = study_config.to_dict()
+    del study_config['platform']
+    return study_config
 
 
 def places(node, path=()):
@@ -177,7 +177,7 @@ def test_any_config_becomes_cells_or_one_line(changes):
         if isinstance(node, dict):
             node[path[-1]] = copy.deepcopy(part)
     try:
-        cells = experiment.cells(ConfigDict(value), [{'size': 'w32d2', 'seed': 0}])
+        cells = experiment.cells_of(ConfigDict(value), [{'size': 'w32d2', 'seed': 0}])
     except ValueError as error:
         assert '\n' not in str(error) and len(str(error)) <= 300, str(error)
         return

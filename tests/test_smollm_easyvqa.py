@@ -9,7 +9,7 @@ from downscale.data.corpora.build import build
 from downscale.data.corpora.mixture import Corpus
 from downscale.data.corpora.shards import Settings
 from downscale.evaluate.question_files import own_questions
-from downscale.experiment import cells
+from downscale.experiment import cells_of
 from downscale.study_files import load_study
 
 
@@ -71,7 +71,7 @@ def test_every_depth_is_a_cell_of_its_own_import(arg):
     config, sweep = load_study(f'experiments/smollm_easyvqa.py:{arg}', ())
     with config.unlocked():
         del config['platform']
-    found = cells(config, sweep)
+    found = cells_of(config, sweep)
     depths = {'': (30, 15, 8), 'quick': (8, 4)}[arg]
     assert [cell.language.N for cell in found] == list(depths)
     assert [cell.imports['language'] for cell in found] == [

@@ -15,10 +15,10 @@ ROOT = Path(__file__).parents[1]
 
 @cache
 def smoke():
-    config, sweep = study_files.load_study(str(ROOT / 'experiments' / 'smoke.py'), ())
-    with config.unlocked():
-        del config['platform']
-    return experiment.cells(config, sweep)
+    study_config, sweep = study_files.load_study(str(ROOT / 'experiments' / 'smoke.py'), ())
+    with study_config.unlocked():
+        del study_config['platform']
+    return experiment.cells_of(study_config, sweep)
 
 
 @pytest.mark.parametrize('cell', smoke(), ids=lambda cell: cell.name)

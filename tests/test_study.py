@@ -36,10 +36,10 @@ def sweep(arg=''):
 
 
 def smoke_cells():
-    config, sweep = study_files.load_study(ROOT / 'experiments' / 'smoke.py', [])
-    with config.unlocked():
-        del config['platform']
-    return experiment.cells(config, sweep)
+    study_config, sweep = study_files.load_study(ROOT / 'experiments' / 'smoke.py', [])
+    with study_config.unlocked():
+        del study_config['platform']
+    return experiment.cells_of(study_config, sweep)
 
 
 def test_every_task_comes_after_the_tasks_it_needs():
@@ -127,10 +127,10 @@ def test_a_killed_study_ends_with_the_same_bytes_as_an_undisturbed_one(tmp_path)
 
 def lookup_cells(rates=(1e-3, 3e-3, 1e-2), sizes=('w32d2',)):
     """Cells of two text stages that differ in their rate, of each size."""
-    config, _ = study_files.load_study(ROOT / 'experiments' / 'lookup.py', [])
-    with config.unlocked():
-        del config['platform']
-    return experiment.cells(config, product(axis('size', sizes), axis('seed', [0]), axis(
+    study_config, _ = study_files.load_study(ROOT / 'experiments' / 'lookup.py', [])
+    with study_config.unlocked():
+        del study_config['platform']
+    return experiment.cells_of(study_config, product(axis('size', sizes), axis('seed', [0]), axis(
         'stages.text.rates.language', rates)))
 
 

@@ -17,10 +17,10 @@ SIZES, SEEDS = axis('size', ['w32d2', 'w64d2']), axis('seed', [0, 1])
 
 
 def cells_of(sweep):
-    config, _ = study_files.load_study(SMOKE, ())
-    with config.unlocked():
-        del config['platform']
-    return experiment.cells(config, sweep)
+    study_config, _ = study_files.load_study(SMOKE, ())
+    with study_config.unlocked():
+        del study_config['platform']
+    return experiment.cells_of(study_config, sweep)
 
 
 def test_a_product_has_every_combination_and_the_last_varies_fastest():

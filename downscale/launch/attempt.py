@@ -57,10 +57,10 @@ def work(record):
         raise exits.Failed(f'{spec.topology} has {count * each} devices, here are '
                            f'{jax.device_count()} ({jax.process_count()} processes)',
                            exits.MISMATCH)
-    config, sweep = study_files.load_study(spec.config, spec.overrides)
-    with config.unlocked():
-        del config['platform']
-    cells = experiments.cells(config, sweep)
+    study_config, sweep = study_files.load_study(spec.config, spec.overrides)
+    with study_config.unlocked():
+        del study_config['platform']
+    cells = experiments.cells_of(study_config, sweep)
     cell = study_files.find_cell(cells, spec.cell)
     if cell.hash != spec.experiment:
         raise ValueError(f'{spec.config} makes another cell {spec.cell} now ({cell.hash}) than was '
@@ -77,8 +77,8 @@ def work(record):
     if in_bucket(spec.run):  # every machine makes its own copy, at the same time
         with held(scratch(spec.run)):
             stages.prepare(spec.run, cell)
-    processes.once(lambda: _prepare(spec.run, config.study, cells,
-                                     study_files.claims_of(config)))
+    processes.once(lambda: _prepare(spec.run, study_config.study, cells,
+                                     study_files.claims_of(study_config)))
     writers = studies.writers_of(cell, cells)
     for task in tasks:
         record.begin(task)
