@@ -26,10 +26,10 @@ STUDY = Path(__file__).parents[1] / 'experiments' / 'smoke.py'
 
 def cells_of(width, batch, seeds, steps):
     """Eight cells of the smoke study's text stage: `seeds` seeds with 8 / `seeds` rates each."""
-    from downscale import study_files
-    from downscale.experiment import cells
-    config, _ = study_files.load_study(STUDY, [f'stages.text.steps={steps}',
-                                              f'stages.text.batch={batch}'])
+    from downscale.config import cells
+    from downscale.experiment import file
+    config, _ = file.load_study(STUDY, [f'stages.text.steps={steps}',
+                                       f'stages.text.batch={batch}'])
     with config.unlocked():
         del config['platform']
     first = cells(config, [{'size': f'w{width}d2', 'seed': 0}])[1]

@@ -30,7 +30,7 @@ def arguments():
 
 def cells():
     """Qwen3's block and SigLIP's at two layers and small widths, sharded 16 ways."""
-    from downscale.experiment import Evaluation, Experiment, MeshSize, Stage
+    from downscale.config import Evaluation, Experiment, MeshSize, Stage
     from downscale.sizes import QWEN3, Pictures, VisionConfig, scale
     rates = {'language': 1e-3, 'connector': 1e-3, 'tower': 1e-3}
     stages = (Stage('text', 1, 32, 512, 0, rates, ('language',), {}),

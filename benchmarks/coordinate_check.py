@@ -27,9 +27,8 @@ from downscale.model.init import init_params
 from downscale.model.language import Block, causal_mask
 from downscale.model.layers import attend, rotary
 from downscale.model.vlm import Vlm
-from downscale.mup import KINDS, Parametrisation
 from downscale.sharding import mesh
-from downscale.sizes import MICRO, VisionConfig, scale
+from downscale.sizes import KINDS, MICRO, Parametrisation, VisionConfig, scale
 from downscale.train.optimizer import Optimizer
 from downscale.train.state import new_state
 from downscale.train.step import compiled_step

@@ -42,12 +42,13 @@ def seconds(run):
 
 def smoke_cell(folder):
     """The cell of the smoke study whose rates are measured, its data prepared in `folder`."""
-    from downscale import experiment, stages, study_files
+    from downscale import config, stages
+    from downscale.experiment import file
     smoke = Path(__file__).parents[1] / 'experiments' / 'smoke.py'
-    study_config, sweep = study_files.load_study(smoke, ())
+    study_config, sweep = file.load_study(smoke, ())
     with study_config.unlocked():
         del study_config['platform']
-    cells = experiment.cells_of(study_config, sweep)
+    cells = config.cells_of(study_config, sweep)
     cell = next(cell for cell in cells if cell.size == SIZE)
     stages.prepare(folder, cell)
     return cell
@@ -160,7 +161,8 @@ def measure_pictures(tokenizer, world, args):
     from downscale.accounting import train_flops
     from downscale.data import buckets, pipeline
     from downscale.data.chat import CHATS
-    from downscale.data.scenes.sampler import Recipe, Sampler
+    from downscale.data.scenes.conversations import Recipe
+    from downscale.data.scenes.sampler import Sampler
     from downscale.data.tokens import Encoder, Layout
     from downscale.sizes import QWEN3, SIGLIP, Pictures
     vision = SIGLIP['so400m-patch14-384']

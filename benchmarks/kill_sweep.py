@@ -21,7 +21,8 @@ from pathlib import Path
 
 import jax
 
-from downscale import experiment, study_files
+from downscale import config
+from downscale.experiment import file
 from downscale.launch.backends import local
 from downscale.launch.spec import Spec
 from downscale.train.checkpoint import open_leaves
@@ -58,10 +59,10 @@ class Group(local.Group):
 
 def specs_of(study_config, run):
     """A job that trains and one that answers for each cell."""
-    settings, sweep = study_files.load_study(study_config, ())
+    settings, sweep = file.load_study(study_config, ())
     with settings.unlocked():
         del settings['platform']
-    for place, cell in enumerate(experiment.cells_of(settings, sweep)):
+    for place, cell in enumerate(config.cells_of(settings, sweep)):
         same = dict(sweep='kill_sweep', cell=cell.name, config=str(study_config), overrides=(),
                     experiment=cell.hash, image=None, commit='none', run=str(run))
         train = Spec(part='train', tasks=tuple(f'{cell.name}/{stage.name}' for stage in

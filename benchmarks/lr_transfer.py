@@ -20,9 +20,8 @@ import numpy as np
 from downscale.laws.learning_rates import Run, choose_all, moved
 from downscale.model.init import init_params
 from downscale.model.vlm import Vlm
-from downscale.mup import KINDS, Parametrisation
 from downscale.sharding import mesh
-from downscale.sizes import MICRO, scale
+from downscale.sizes import KINDS, MICRO, Parametrisation, scale
 from downscale.train.optimizer import Optimizer, Schedule
 from downscale.train.state import new_state
 from downscale.train.step import compiled_step

@@ -131,7 +131,7 @@ def main():
     from downscale.data.corpora.sampler import CorpusSampler
     from downscale.data.corpora.shards import Settings
     from downscale.data.corpora.sources import Source
-    from downscale.data.scenes.sampler import Recipe
+    from downscale.data.scenes.conversations import Recipe
     pipeline.READERS = args.workers
     with tempfile.TemporaryDirectory(prefix='downscale-records-') as folder:
         root = Path(folder)

@@ -10,13 +10,13 @@ from downscale.analyze_command import ANALYZE_EXAMPLES
 from downscale.data_command import DATA_EXAMPLES, add_data_arguments, with_verb
 from downscale.evaluate import benchmark_command, scoring_command
 from downscale.evaluate import command as chain_command
+from downscale.experiment.file import claims_of, find_cell, on_cpu, open_study
 from downscale.launch.arguments import LAUNCH_EXAMPLES, add_arguments, add_launch_arguments
 from downscale.parsing import Parser, count, local_path, new_folder
 from downscale.runtime import exits, setup
 from downscale.runtime.memory import keep_freed_memory
 from downscale.runtime.setup import cache_folder
 from downscale.runtime.streams import LONGEST_ERROR, cause_of, keep_streams, shortened
-from downscale.study_files import claims_of, find_cell, on_cpu, open_study
 
 EXAMPLES = {
     'study': 'downscale study experiments/smoke.py --out runs/smoke --set stages.text.steps=50',

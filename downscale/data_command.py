@@ -63,7 +63,7 @@ def _add_show(sub):
 
 def world(args):
     """Build the scene world of a study, and show some of it."""
-    from downscale.study_files import open_study
+    from downscale.experiment.file import open_study
     _, experiments, folder = open_study(args)
     from downscale import stages
     from downscale.runtime.progress import progress_bars
@@ -93,8 +93,8 @@ def build(args):
     from downscale.data.corpora.build import build as build_mixture
     from downscale.data.corpora.page import lines
     from downscale.data.corpora.shards import Settings
+    from downscale.experiment.file import load_mixture
     from downscale.runtime.progress import progress_bars
-    from downscale.study_files import load_mixture
     given = {name: value for name in ('tokenizer', 'length', 'most_rejected')
              if (value := vars(args)[name]) is not None}
     if args.length and not args.tokenizer:

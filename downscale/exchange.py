@@ -13,7 +13,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from downscale import experiment as experiments
+from downscale import config as experiments
+from downscale.config import Experiment
 from downscale.convert.config import MODEL_TYPES
 from downscale.convert.describe import describe
 from downscale.convert.gguf import read_gguf
@@ -28,12 +29,10 @@ from downscale.convert.source import arrange, open_source
 from downscale.convert.vocabulary import open_tokenizer
 from downscale.convert.write import export_folder
 from downscale.data.templates import Origin
-from downscale.experiment import Experiment
 from downscale.loading import tokenizer_path
-from downscale.mup import BASE
 from downscale.runtime.files import write_json
 from downscale.runtime.outputs import require_room
-from downscale.sizes import Pictures
+from downscale.sizes import BASE, Pictures
 from downscale.train.checkpoint import open_leaves, save_leaves
 
 CONFIG = 'config.json'

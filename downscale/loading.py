@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from downscale import experiment as experiments
+from downscale import config as experiments
 from downscale.data.tokens import Encoder, load_tokenizer
 from downscale.model.init import PARTS, abstract_params
 from downscale.model.vision import Tower

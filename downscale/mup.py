@@ -9,76 +9,15 @@ Attention needs no factor of its own: all sizes of a family share the width of a
 the tower, which does not grow, and so behaves as an embedding does.
 """
 from dataclasses import dataclass
-from typing import Annotated
 
 import jax
 
 from downscale.letters import axes_of
-from downscale.sizes import WIDEST, scale
-from downscale.values import Choice, Range, check
 
-KINDS = ('standard', 'mup')
 GROWING = frozenset('DFHK')
 # What grows with the language model; everything else belongs to the tower and its word model.
 _GROUPS = ('language', 'connector', 'image_newline_D')
 _FIXED = ('tower', 'word_norm', 'word_WV', 'word_bias_V')
-
-
-@dataclass(frozen=True)
-class Growth:
-    """How many times wider (m) and deeper (l) a model is than the base of its hyperparameters.
-
-    `input` is what embeddings of tokens are multiplied by, `head` what the head reads at the base.
-    """
-    width: float = 1.0
-    depth: float = 1.0
-    input: float = 1.0
-    head: float = 1.0
-
-    @property
-    def residual(self):
-        """What each residual branch is multiplied by: 1 / l."""
-        return 1 / self.depth
-
-    @property
-    def output(self):
-        """What the head reads is multiplied by this, also where it is the embedding: head / m."""
-        return self.head / self.width
-
-
-BASE = Growth()
-
-
-@dataclass(frozen=True)
-class Parametrisation:
-    """How a cell's hyperparameters depend on its size: not at all ('standard'), or by 'mup'.
-
-    The base is the size at which they were tuned: there both kinds are the same program. `input`
-    and `output` multiply the embeddings of tokens and what the head reads, at the base: two more
-    hyperparameters of models that start from random values (arXiv 2203.03466, section 6). With 8
-    and 4 the micro family learns to look things up several times sooner than with 1 and 1.
-    """
-    kind: Annotated[str, Choice(KINDS, 'kind of parametrisation')] = 'standard'
-    base_width: Annotated[int, Range(0, WIDEST, 'width at which the rates were tuned')] = 0
-    base_depth: Annotated[int, Range(0, 10_000, 'depth at which the rates were tuned')] = 0
-    input: Annotated[float, Range(0, 1e6, 'what token embeddings are multiplied by',
-                                  without=(0,))] = 1.0
-    output: Annotated[float, Range(0, 1e6, 'what the head reads is multiplied by',
-                                   without=(0,))] = 1.0
-
-    def __post_init__(self):
-        check(self)
-        if self.kind == 'mup' and min(self.base_width, self.base_depth) < 1:
-            raise ValueError(f'parametrisation mup: base_width {self.base_width} and base_depth '
-                             f'{self.base_depth} must say at which size the rates were tuned')
-
-    def growth(self, language):
-        """The `Growth` of a LanguageConfig; ValueError where its family has no such base."""
-        if self.kind == 'standard':
-            return Growth(input=self.input, head=self.output)
-        scale(language, self.base_width, self.base_depth)  # for its check
-        return Growth(language.D / self.base_width, language.N / self.base_depth, self.input,
-                      self.output)
 
 
 @dataclass(frozen=True)

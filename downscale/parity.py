@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from downscale.config import Experiment
 from downscale.convert.source import open_source
 from downscale.data import images
-from downscale.experiment import Experiment
 from downscale.generate.engine import Engine, Prompt, Request
 from downscale.generate.requests import prompt_arrays
 from downscale.model.vision import Connector, Tower, scaled

@@ -7,7 +7,7 @@ import zlib
 from functools import cache
 from pathlib import Path
 
-from downscale import experiment as experiments
+from downscale import config as experiments
 from downscale import loading, padding
 from downscale.data.corpora.mixture import Corpus
 from downscale.data.corpora.sampler import CorpusSampler

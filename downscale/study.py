@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from downscale.accounting import totals
+from downscale.config import WRITER, Experiment, reference_of
 from downscale.evaluate.answers import hash_of
-from downscale.experiment import WRITER, Experiment, reference_of
 from downscale.runtime.exits import line_of, passes
 from downscale.runtime.files import place, read_json, scratch, write_json
 from downscale.runtime.memory import give_back
@@ -286,7 +286,7 @@ def budgets_of(experiments):
 
 def registered(study, claims):
     """{'claims': the claims with all their defaults}, or {} without; see `prepare`."""
-    from downscale.analysis.claims import read
+    from downscale.analysis.judging import read
     found = {} if claims is None else {'claims': [asdict(claim) for claim in read(claims)]}
     before = read_json(place(study) / 'study.json')
     if before and before.get('claims') != found.get('claims') \

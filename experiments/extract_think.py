@@ -11,7 +11,7 @@ Expect:    nothing trained yet at this scale: no published data was at hand. arX
 """
 from ml_collections import ConfigDict
 
-from downscale import recipe
+from downscale.experiment import recipe
 
 
 def get_config(arg=''):

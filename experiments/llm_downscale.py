@@ -12,7 +12,7 @@ Expect:    nothing known yet. Of the paper's sixteen tasks (section 3.2) the eig
 """
 from ml_collections import ConfigDict
 
-from downscale import recipe
+from downscale.experiment import recipe
 
 MICRO = ('w32d2', 'w64d2', 'w64d4', 'w128d4')
 

@@ -24,7 +24,7 @@ Expect:    experiments/results/micro_study/: the gate is met; at these steps wha
 """
 from ml_collections import ConfigDict
 
-from downscale.sweeps import axis, product
+from downscale.experiment.sweeps import axis, product
 
 WIDTHS, DEPTHS, SEEDS = (32, 64, 96), (2, 4), (0, 1, 2)
 FACTS = {'': 128, 'facts32': 32, 'facts512': 512, 'rates': 128, 'dry': 8}

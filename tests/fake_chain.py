@@ -12,7 +12,8 @@ from pathlib import Path
 import orbax.checkpoint as ocp
 import small
 
-from downscale import experiment as experiments
+from downscale import config as experiments
+from downscale.config import Experiment
 from downscale.data.scenes.conversations import THINK
 from downscale.data.tokens import Encoder
 from downscale.evaluate import prompts
@@ -20,7 +21,6 @@ from downscale.evaluate.asked import open_questions
 from downscale.evaluate.extract_think import Chain
 from downscale.evaluate.plan import Plan
 from downscale.evaluate.runs import open_runs
-from downscale.experiment import Experiment
 from downscale.generate.engine import Reply, Stats
 from downscale.loading import load
 from downscale.model.init import init_params

@@ -1,7 +1,7 @@
 """A small cell to plan, and plans of it with a compiler that only pretends."""
 import importlib.metadata
 
-from downscale.experiment import Evaluation, Experiment, MeshSize, Stage
+from downscale.config import Evaluation, Experiment, MeshSize, Stage
 from downscale.planner import pool
 from downscale.planner.plan import Plan
 from downscale.planner.programs import Wish

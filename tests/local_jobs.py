@@ -8,7 +8,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from downscale import experiment, study_files
+from downscale import config
+from downscale.experiment import file
 from downscale.launch import state
 from downscale.launch.backends import local
 from downscale.launch.spec import Spec
@@ -82,10 +83,10 @@ SILENCE = {'DOWNSCALE_HEARTBEAT_SECONDS': '8', 'DOWNSCALE_INITIALIZATION_SECONDS
 
 
 def spec_of(study_file, run, topology='cpu:2x1', overrides=(), which=0):
-    study_config, sweep = study_files.load_study(study_file, overrides)
+    study_config, sweep = file.load_study(study_file, overrides)
     with study_config.unlocked():
         del study_config['platform']
-    cell = experiment.cells_of(study_config, sweep)[which]
+    cell = config.cells_of(study_config, sweep)[which]
     return Spec('tiny', cell.name, 'train', str(study_file), tuple(overrides), cell.hash,
                 (f'{cell.name}/text',), (), 40, topology, None, 'none', str(run))
 

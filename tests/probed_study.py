@@ -6,10 +6,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import small
 
-from downscale import experiment as experiments
+from downscale import config as experiments
 from downscale import stages, study
+from downscale.config import Data, Evaluation, Experiment, Stage
 from downscale.data.scenes.world import World
-from downscale.experiment import Data, Evaluation, Experiment, Stage
 from downscale.model.init import init_params
 from downscale.runtime.files import write_json
 from downscale.sizes import LANGUAGE, scale

@@ -8,9 +8,10 @@ import jax
 from downscale.data.buckets import Shape
 from downscale.data.chat import CHATS
 from downscale.data.pipeline import stream
+from downscale.data.scenes.conversations import Recipe
 from downscale.data.scenes.dataset import build, source
 from downscale.data.scenes.facts import vocabulary
-from downscale.data.scenes.sampler import Library, Recipe, Sampler
+from downscale.data.scenes.sampler import Library, Sampler
 from downscale.data.scenes.world import World
 from downscale.data.tokens import Encoder, Layout, load_tokenizer, train_tokenizer
 from downscale.model.vlm import Vlm

@@ -8,6 +8,7 @@ import pytest
 import small
 import small_bpe
 
+from downscale.config import Evaluation
 from downscale.data.chat import CHATS
 from downscale.data.images import NEWLINE
 from downscale.data.records import Turn
@@ -25,7 +26,6 @@ from downscale.evaluate.answers import (
 )
 from downscale.evaluate.decoupled import GOLD, answer, brief_texts, describe, gold_texts
 from downscale.evaluate.joint import joint
-from downscale.experiment import Evaluation
 from downscale.generate.engine import Reply
 from downscale.results.items import ITEMS, read_items, write_items
 from downscale.sizes import Pictures

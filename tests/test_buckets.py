@@ -11,15 +11,16 @@ import small
 from PIL import ExifTags, Image
 from test_pipeline import Sizes, conversations, equal, taken
 
-from downscale import experiment, padding
+from downscale import config, padding
 from downscale.accounting import train_flops
+from downscale.config import Stage
 from downscale.data import buckets, images, measure, pipeline
 from downscale.data.buckets import Packer, Shape
 from downscale.data.pipeline import Share, packed_batch, stream
 from downscale.data.records import IMAGE, Conversation, Turn
-from downscale.data.scenes.sampler import Recipe, Sampler
+from downscale.data.scenes.conversations import Recipe
+from downscale.data.scenes.sampler import Sampler
 from downscale.data.tokens import Layout
-from downscale.experiment import Stage
 from downscale.model.init import init_params
 from downscale.sharding import mesh
 from downscale.sizes import QWEN3, SIGLIP, Pictures
@@ -294,19 +295,19 @@ def test_senseless_buckets_are_refused(settings, message):
 
 
 def cell(**settings):
-    return experiment.Experiment('c', 'w32d1', 0, small.language(), small.VISION,
-                                 stages=(stage(),), pictures=ANYRES, **settings)
+    return config.Experiment('c', 'w32d1', 0, small.language(), small.VISION,
+                             stages=(stage(),), pictures=ANYRES, **settings)
 
 
 def test_buckets_survive_the_way_through_experiment_json(tmp_path):
-    experiment.save(cell(), tmp_path)
-    assert experiment.load(tmp_path) == cell()
+    config.save(cell(), tmp_path)
+    assert config.load(tmp_path) == cell()
 
 
 def test_every_bucket_must_divide_into_the_micro_batches():
     with pytest.raises(ValueError, match=r'stage caption: batch 6 does not divide into 4'):
-        experiment.Experiment('c', 'w32d1', 0, small.language(), small.VISION,
-                              stages=(stage(batch=4),), optimizer=Optimizer(accumulate=4))
+        config.Experiment('c', 'w32d1', 0, small.language(), small.VISION,
+                          stages=(stage(batch=4),), optimizer=Optimizer(accumulate=4))
 
 
 def test_every_bucket_must_divide_over_the_devices():

@@ -21,7 +21,7 @@ from downscale.data.corpora.build import Build, build
 from downscale.data.corpora.mixture import Corpus, Mixture
 from downscale.data.corpora.shards import Settings
 from downscale.data.corpora.sources import Source
-from downscale.study_files import load_mixture
+from downscale.experiment.file import load_mixture
 
 ROOT = Path(__file__).parents[1]
 MIXTURES = [path for path in sorted((ROOT / 'experiments' / 'mixtures').glob('*.py'))

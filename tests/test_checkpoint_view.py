@@ -11,8 +11,8 @@ import orbax.checkpoint as ocp
 import pytest
 import small
 
-from downscale import experiment as experiments
-from downscale.experiment import Experiment, Stage
+from downscale import config as experiments
+from downscale.config import Experiment, Stage
 from downscale.model.init import init_params
 from downscale.probe.checkpoints import diff, open_checkpoint
 from downscale.sharding import Rules, mesh, shardings

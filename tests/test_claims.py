@@ -9,9 +9,9 @@ from fake_study import fake_study
 from scipy.stats import binom
 
 from downscale import cli, study
-from downscale.analysis import claims, grids, measures, synth
-from downscale.analysis.claims import Claim, verdict_of
+from downscale.analysis import grids, judging, measures, synth
 from downscale.analysis.contrasts import CONTRASTS
+from downscale.analysis.judging import Claim, verdict_of
 from downscale.analysis.synthetic import NOTHING, Planted
 from downscale.results.study import load_study
 from downscale.runtime.files import read_json, write_json
@@ -57,7 +57,7 @@ def test_a_doubt_holds_unless_it_works_against_what_is_found():
     ([{'id': 'a', 'contrast': 'thinking'}], "missing key 'text'"), ('a', 'must be a list')])
 def test_a_wrong_declaration_is_one_line(values, message):
     with pytest.raises(ValueError, match=message):
-        claims.read(values)
+        judging.read(values)
 
 
 @pytest.fixture(scope='module')
@@ -69,7 +69,7 @@ def planted(tmp_path_factory):
 
 
 def judged(root, bootstraps=400):
-    return {row['id']: row for row in claims.judge(measures.scored(load_study(root), bootstraps))}
+    return {row['id']: row for row in judging.judge(measures.scored(load_study(root), bootstraps))}
 
 
 def test_planted_effects_are_found_and_told_by_the_report(planted):
@@ -125,7 +125,7 @@ def test_unequal_budgets_make_a_claim_not_interpretable(planted):
 def test_longer_texts_spoil_a_win_and_shorter_ones_do_not(tokens, verdict):
     s = measures.scored(synth(7, sizes=2, seeds=3, items=480, planted=Planted(
         tokens=tokens, extraction=2.)).study, 300)
-    row = {row['id']: row for row in claims.judge(s)}['d2']
+    row = {row['id']: row for row in judging.judge(s)}['d2']
     assert row['verdict'] == verdict and 'tokens a text' in row['reason']
 
 
@@ -143,7 +143,7 @@ def test_captions_cut_to_the_length_of_extractions_are_what_equal_tokens_compare
 
 def test_one_seed_supports_nothing_and_says_so():
     s = measures.scored(synth(5, sizes=2, seeds=1, items=800).study, 300)
-    rows = claims.judge(s)
+    rows = judging.judge(s)
     assert 'supported' not in {row['verdict'] for row in rows}
     assert all('covers no more' in row['reason'] for row in rows if 'missing' in row['reason'])
     assert {row['id'] for row in rows if 'seeds are missing: 1' in row['reason']} >= {'a', 'f'}
@@ -196,14 +196,14 @@ def sweep(arg=''):
 
 
 def test_claims_of_a_study_file_are_written_before_the_run_and_stay(tmp_path):
-    from downscale.study_files import claims_of, open_cells
+    from downscale.experiment.file import claims_of, open_cells
     file = tmp_path / 'tiny.py'
     file.write_text(DECLARING)
     config, cells = open_cells(file, [])
     study.prepare(tmp_path / 'run', 'tiny', cells, True, claims_of(config))
     told = read_json(tmp_path / 'run' / 'study.json')['claims']
-    assert claims.read(told) == (Claim('a', 'Visual falls more', 'visual_minus_knowledge',
-                                       gate='joint'),)
+    assert judging.read(told) == (Claim('a', 'Visual falls more', 'visual_minus_knowledge',
+                                        gate='joint'),)
     assert told[0]['seeds'] == 3   # defaults are said as well
     changed = [{**told[0], 'threshold': .2}]
     study.prepare(tmp_path / 'run', 'tiny', cells, True, changed)   # nothing is evaluated yet
@@ -219,14 +219,14 @@ def test_claims_of_a_study_file_are_written_before_the_run_and_stay(tmp_path):
 @pytest.mark.parametrize('value', ['a', ['a', 'b'], 3])
 def test_a_claim_that_is_no_mapping_is_named(value):
     with pytest.raises(ValueError, match=r'claims\[0\] must be a mapping, not '):
-        claims.read([value])
+        judging.read([value])
 
 
 def test_reliance_counts_as_one_seed_since_its_interval_is_over_families(planted):
     s = measures.scored(load_study(planted.folder), 200)
     found = CONTRASTS['drop_by_reliance'](s, 'think')
     assert found.effect.seeds == 1 and 'families, not seeds' in found.where
-    row = {row['id']: row for row in claims.judge(s)}['b']
+    row = {row['id']: row for row in judging.judge(s)}['b']
     assert row['verdict'] == 'inconclusive'
 
 
@@ -242,8 +242,8 @@ def test_captions_shorter_than_what_they_are_cut_to_raise_a_doubt(tmp_path, monk
 
 
 def test_a_launched_job_registers_claims_as_a_study_does(tmp_path):
+    from downscale.experiment.file import claims_of, open_cells
     from downscale.launch import attempt
-    from downscale.study_files import claims_of, open_cells
     file, run = tmp_path / 'tiny.py', tmp_path / 'run'
     file.write_text(DECLARING)
     config, cells = open_cells(file, [])

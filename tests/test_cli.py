@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from fake_study import fake_study
 
-from downscale import cli, experiment, study_files
+from downscale import cli, config
 from downscale.data import files
 from downscale.data.corpora import columns
 from downscale.evaluate import question_files
 from downscale.evaluate.scoring import rescore
+from downscale.experiment import file
 from downscale.runtime import exits, outputs, streams
 from downscale.train import trackers
 
@@ -204,10 +205,10 @@ def test_the_traceback_of_an_error_is_shown_on_request(capsys, tmp_path):
 @pytest.mark.parametrize('override', ['optimizer.accumulate=2', 'stages.text.save_every=5',
                                       'evaluation.answer=9', 'chat=chatml'])
 def test_a_key_that_the_study_file_leaves_at_its_default_can_be_set(override):
-    study_config, sweep = study_files.load_study(ROOT / 'experiments' / 'smoke.py', [override])
+    study_config, sweep = file.load_study(ROOT / 'experiments' / 'smoke.py', [override])
     with study_config.unlocked():
         del study_config['platform']
-    cell = experiment.cells_of(study_config, sweep)[1]
+    cell = config.cells_of(study_config, sweep)[1]
     found = {'optimizer.accumulate=2': cell.optimizer.accumulate,
              'stages.text.save_every=5': cell.stage('text').save_every,
              'evaluation.answer=9': cell.evaluation.answer, 'chat=chatml': cell.chat}[override]
@@ -218,7 +219,7 @@ def test_a_key_that_the_study_file_leaves_at_its_default_can_be_set(override):
                                       'stages.txt.steps=5', 'seed=3', 'optimizer.b1.c=1'])
 def test_an_unknown_or_foreign_key_is_still_refused(override):
     with pytest.raises(ValueError, match='unknown key'):
-        study_files.load_study(ROOT / 'experiments' / 'smoke.py', [override])
+        file.load_study(ROOT / 'experiments' / 'smoke.py', [override])
 
 
 # --- asked for at the start, and told in one line ---------------------------------------------

@@ -11,12 +11,12 @@ from fake_study import fake_study
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from downscale import cli, experiment, stages
+from downscale import cli, config, stages
 from downscale.analysis import costs
+from downscale.experiment.file import load_study
 from downscale.parsing import Parser
 from downscale.runtime import exits
 from downscale.runtime.streams import LONGEST_ERROR
-from downscale.study_files import load_study
 
 FUZZ = settings(deadline=None, database=None, derandomize=True, max_examples=300,
                 suppress_health_check=list(HealthCheck))
@@ -214,14 +214,14 @@ def cell(place):
     study_config, points = load_study('study.py', ())
     with study_config.unlocked():
         del study_config['platform']
-    return experiment.cells_of(study_config, points)[0]
+    return config.cells_of(study_config, points)[0]
 
 
 @FUZZ
 @given(st.data())
 def test_any_experiment_json_is_read_or_refused_in_one_line(place, cell, data):
     folder = place / 'cells' / 'w32d1-s0' / 'text'
-    experiment.save(cell, folder)
+    config.save(cell, folder)
     path = folder / 'experiment.json'
     path.write_bytes(data.draw(harmed(json.loads(path.read_text()))))
     code, text = console('export', str(folder), '--to', 'out', '--format', 'qwen3')

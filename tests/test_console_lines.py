@@ -29,8 +29,8 @@ from test_fits import LOSS, X
 from test_isoflop import planted
 
 from downscale import cli, exchange, study
-from downscale.analysis import claims, synth
-from downscale.experiment import Experiment
+from downscale.analysis import judging, synth
+from downscale.config import Experiment
 from downscale.factory import oracle
 from downscale.generate import selfcheck
 from downscale.model.init import init_params
@@ -307,7 +307,7 @@ def test_the_python_of_the_readme_runs(folder, capsys):
         values['logits']).all()
     assert values['replies'][0].finish in ('stop', 'length')
     assert {'size', 'seed'} <= values['sweep']()[0].keys() and len(values['sweep']()) == 16
-    assert [claim.id for claim in claims.read(values['claims'])] == ['a', 'c']
+    assert [claim.id for claim in judging.read(values['claims'])] == ['a', 'c']
     assert values['made'].truth and (folder / 'runs/synthetic/study.json').is_file()
 
 

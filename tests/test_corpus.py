@@ -16,7 +16,7 @@ from downscale.data.corpora.sampler import CorpusSampler
 from downscale.data.corpora.shards import Settings
 from downscale.data.corpora.sources import Source
 from downscale.data.pipeline import Share, packed_batch, stream
-from downscale.data.scenes.sampler import Recipe
+from downscale.data.scenes.conversations import Recipe
 from downscale.model.init import init_params
 from downscale.sizes import Pictures
 from downscale.train.step import LOSSES

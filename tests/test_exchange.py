@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import downscale
-from downscale import cli, exchange, experiment, sharding, stages, study_files
+from downscale import cli, config, exchange, sharding, stages
 from downscale.data.tokens import train_tokenizer
+from downscale.experiment import file
 from downscale.parity import parity
 from downscale.train.checkpoint import latest, stored_leaves
 
@@ -85,7 +86,7 @@ def test_import_of_an_export_is_bit_identical(imported, tmp_path, form):
     assert before.keys() == after.keys()
     for name in before:
         np.testing.assert_array_equal(before[name], after[name], err_msg=name)
-    assert experiment.load(tmp_path / 'again').vision == experiment.load(imported).vision
+    assert config.load(tmp_path / 'again').vision == config.load(imported).vision
 
 
 def test_the_language_model_of_a_pair_can_be_exported_alone(imported, tmp_path):
@@ -135,24 +136,24 @@ def test_pinpoints_may_be_written_as_a_range(imported, tmp_path):
     study_config['image_grid_pinpoints'] = '(1x1),...,(6x6)'
     (source / 'config.json').write_text(json.dumps(study_config))
     assert exchange.open_model(source, 'x').experiment.pictures == \
-        experiment.load(imported).pictures
+        config.load(imported).pictures
 
 
 def test_a_study_starts_from_what_was_imported(imported):
     """Groups without a stage of their own come from the imports, the others as ever."""
     smoke = Path(__file__).parents[1] / 'experiments' / 'smoke.py'
-    study_config, sweep = study_files.load_study(smoke, ())
+    study_config, sweep = file.load_study(smoke, ())
     study_config = study_config.copy_and_resolve_references()
     with study_config.unlocked():
         del study_config['platform'], study_config.stages['text'], study_config.stages['tower']
         del study_config['parametrisation']  # what is imported has learnt without
         study_config.imports = dict(language=str(imported), tower=str(imported))
-    cell = experiment.cells_of(study_config, sweep)[0]
+    cell = config.cells_of(study_config, sweep)[0]
     assert cell.stage('align').parents == {} == cell.stage('reason').parents
     assert set(cell.stage('instruct').parents.values()) == {'align'}
-    source = experiment.load(imported)
-    cell = experiment.Experiment(**{**vars(cell), 'language': source.language,
-                                    'vision': source.vision})
+    source = config.load(imported)
+    cell = config.Experiment(**{**vars(cell), 'language': source.language,
+                                'vision': source.vision})
     params = stages.start_params('unused', cell, cell.stage('align'))
     stored = arrays(imported)
     np.testing.assert_array_equal(params['language']['embedding_VD'],
@@ -202,6 +203,6 @@ def test_kept_layers_are_the_named_ones_and_sizes_follow(tmp_path):
         np.testing.assert_array_equal(
             after[name].read(), before[name.replace('layers.1.', 'layers.3.')].read(), name)
     exchange.import_model(tmp_path / 'out', tmp_path / 'again')
-    assert experiment.load(tmp_path / 'again').language.N == 2
+    assert config.load(tmp_path / 'again').language.N == 2
     with pytest.raises(ValueError, match='a tower alone'):
         exchange.import_model(hub_models.FOLDER / 'siglip', tmp_path / 'tower', layers='2')

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from downscale import experiment, study_files
+from downscale import config
+from downscale.config import STAGES, Experiment, cells_of
 from downscale.data.chat import CHATS
+from downscale.data.scenes.conversations import Recipe
 from downscale.data.scenes.dataset import scene_example, triple_example
 from downscale.data.scenes.facts import vocabulary
-from downscale.data.scenes.sampler import Recipe, Sampler
+from downscale.data.scenes.sampler import Sampler
 from downscale.data.tokens import Encoder, load_tokenizer, train_tokenizer
-from downscale.experiment import STAGES, Experiment, cells_of
+from downscale.experiment import file
 from downscale.values import from_dict
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +29,7 @@ SCENES = [str(ROOT / 'experiments' / name) for name in ('smoke.py', 'lookup.py',
 
 @cache
 def resolve(study, *overrides):
-    study_config, sweep = study_files.load_study(study, overrides)
+    study_config, sweep = file.load_study(study, overrides)
     with study_config.unlocked():
         del study_config['platform']
     return cells_of(study_config, sweep)
@@ -52,8 +54,8 @@ def plain():
 
 def test_a_cell_survives_its_own_file(tmp_path):
     for cell in smoke():
-        experiment.save(cell, tmp_path / cell.name)
-        found = experiment.load(tmp_path / cell.name)
+        config.save(cell, tmp_path / cell.name)
+        found = config.load(tmp_path / cell.name)
         assert found == cell and found.hash == cell.hash
         assert isinstance(found.stages[0].rates['tower' if 'tower' in cell.name else 'language'],
                           float)
@@ -127,7 +129,7 @@ def test_a_lost_or_damaged_file_is_named_in_one_line(tmp_path, content, kind, me
     if content is not None:
         (tmp_path / 'experiment.json').write_text(content)
     with pytest.raises(kind, match=message) as error:
-        experiment.load(tmp_path)
+        config.load(tmp_path)
     assert '\n' not in str(error.value) and str(tmp_path) in str(error.value)
 
 
@@ -177,7 +179,7 @@ def test_the_hash_changes_with_every_entry():
 # --- cells ------------------------------------------------------------------------------------
 
 def test_every_size_has_a_cell_per_seed_and_the_tower_is_shared_by_the_sizes():
-    study_config, _ = study_files.load_study(str(ROOT / 'experiments' / 'smoke.py'), [])
+    study_config, _ = file.load_study(str(ROOT / 'experiments' / 'smoke.py'), [])
     with study_config.unlocked():
         del study_config['platform']
     found = cells_of(study_config, [dict(size=size, seed=seed) for seed in (0, 3)
@@ -195,8 +197,8 @@ def test_every_size_has_a_cell_per_seed_and_the_tower_is_shared_by_the_sizes():
     for name in ('vision', 'world', 'data', 'stages', 'evaluation', 'optimizer'):
         assert vars(small)[name] == vars(large)[name], name
     align = small.stage('align').parents['tower']
-    assert experiment.parent_folder('s', small, align) == Path('s/cells/tower-s0/tower')
-    assert experiment.parent_folder('s', small, 'text') == Path('s/cells/w32d2-s0/text')
+    assert config.parent_folder('s', small, align) == Path('s/cells/tower-s0/tower')
+    assert config.parent_folder('s', small, 'text') == Path('s/cells/w32d2-s0/text')
 
 
 def test_a_stage_only_differs_by_what_the_table_and_the_file_say():
@@ -219,7 +221,7 @@ def test_connector_and_tower_see_squashed_pictures_and_later_stages_as_the_cell_
 
 
 def language(size, family='micro'):
-    return experiment.language_of(family, size, 320)
+    return config.language_of(family, size, 320)
 
 
 def test_a_size_outside_the_table_is_built_by_width_and_depth():
@@ -243,7 +245,7 @@ def test_an_impossible_size_is_refused_with_the_nearest(size, family, message):
 
 
 def test_an_unknown_stage_is_refused_with_the_nearest():
-    study_config, sweep = study_files.load_study(str(ROOT / 'experiments' / 'lookup.py'), [])
+    study_config, sweep = file.load_study(str(ROOT / 'experiments' / 'lookup.py'), [])
     study_config = ConfigDict(study_config.to_dict())
     del study_config['platform']
     study_config.stages['reasn'] = study_config.stages['reason']
@@ -264,7 +266,7 @@ def test_every_study_file_becomes_cells_with_parents_before_children(study):
     for cell in found:
         for stage in cell.stages:
             for parent in stage.parents.values():
-                path = experiment.parent_folder('.', cell, parent)
+                path = config.parent_folder('.', cell, parent)
                 place = places[f'{path.parent.name}/{path.name}']
                 assert place < places[f'{cell.name}/{stage.name}']
 

@@ -10,7 +10,7 @@ from fake_chain import LIMIT, PLAN, Fake, files, plain_run, runs, study
 from test_asked import fails
 
 from downscale import cli
-from downscale import experiment as experiments
+from downscale import config as experiments
 from downscale.evaluate import prompts
 from downscale.evaluate.answers import prompt_of
 from downscale.evaluate.extract_think import Chain, sample_of

@@ -13,16 +13,17 @@ import small
 from test_experiment import plain
 
 from benchmarks import coordinate_check
+from downscale import config as experiments
 from downscale import exchange
-from downscale import experiment as experiments
-from downscale.experiment import Experiment
+from downscale.config import Experiment
 from downscale.generate import forward
 from downscale.model.cache import edges
 from downscale.model.init import abstract_params, init_params, init_tree
 from downscale.model.vlm import Vlm
 from downscale.model.words import WordModel, abstract_word_params
-from downscale.mup import BASE, Growth, Parametrisation, multipliers, role_of, roles
+from downscale.mup import multipliers, role_of, roles
 from downscale.sharding import mesh
+from downscale.sizes import BASE, Growth, Parametrisation
 from downscale.train.optimizer import GROUPS, Optimizer, scaled, transform
 from downscale.train.state import new_state
 from downscale.train.step import compiled_step, gradients

@@ -9,10 +9,11 @@ import pytest
 import small_bpe
 from PIL import Image
 
-from downscale import cli, stages, study_files
+from downscale import cli, stages
+from downscale.config import Evaluation
 from downscale.evaluate import guessers, public
 from downscale.evaluate.asked import of_file
-from downscale.experiment import Evaluation
+from downscale.experiment import file
 
 STUDY = '''
 from ml_collections import ConfigDict
@@ -213,7 +214,7 @@ def scenes(**changes):
     """The first cell of the smoke study, small and with changes of its settings."""
     smoke = Path(__file__).parents[1] / 'experiments' / 'smoke.py'
     told = {'data.train': 6, 'data.validation': 0, 'data.test': 0, 'evaluation.scenes': 0} | changes
-    _, cells = study_files.open_cells(smoke, [f'{key}={value}' for key, value in told.items()])
+    _, cells = file.open_cells(smoke, [f'{key}={value}' for key, value in told.items()])
     return cells[0]
 
 

@@ -11,7 +11,7 @@ from downscale.data.buckets import Shape
 from downscale.data.images import NEWLINE
 from downscale.data.pipeline import Share, stream
 from downscale.data.records import IMAGE, Conversation, Example, Turn
-from downscale.data.scenes.sampler import Recipe
+from downscale.data.scenes.conversations import Recipe
 from downscale.sizes import Pictures
 
 P = small.VISION.P

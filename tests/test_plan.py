@@ -10,8 +10,8 @@ from fake_compiler import rule
 from fake_plan import TOWER, cell, stage
 
 from downscale import accounting
+from downscale.config import Evaluation, MeshSize
 from downscale.data.buckets import Shape
-from downscale.experiment import Evaluation, MeshSize
 from downscale.planner import bounds, hardware, nearest, pool, table
 from downscale.planner.plan import row
 from downscale.planner.programs import Request, Use, Wish, formula, uses

@@ -12,7 +12,7 @@ import pytest
 from fake_plan import cell, stage
 
 from downscale import cli
-from downscale.experiment import MeshSize
+from downscale.config import MeshSize
 from downscale.planner import pool
 from downscale.planner.topologies import SHAPES, topology
 from downscale.planner.worker import exhausted

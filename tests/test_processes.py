@@ -13,9 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from downscale import cli, experiment, stages, study_files
+from downscale import cli, config, stages
+from downscale.config import MeshSize
 from downscale.data.pipeline import Share
-from downscale.experiment import MeshSize
+from downscale.experiment import file
 from downscale.runtime import processes
 from downscale.sharding import Rules, mesh
 from downscale.train import checkpoint, loop
@@ -65,10 +66,10 @@ def study_file(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def cells(study_file):
-    study_config, sweep = study_files.load_study(study_file, ())
+    study_config, sweep = file.load_study(study_file, ())
     with study_config.unlocked():
         del study_config['platform']
-    return {cell.name: cell for cell in experiment.cells_of(study_config, sweep)}
+    return {cell.name: cell for cell in config.cells_of(study_config, sweep)}
 
 
 @pytest.fixture(scope='module')

@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from downscale import experiment, study_files
+from downscale import config
+from downscale.config import Data, Evaluation, Experiment, MeshSize, Stage
 from downscale.data.buckets import Shape
 from downscale.data.corpora.mixture import Mixture
 from downscale.data.corpora.sources import Source
-from downscale.data.scenes.sampler import Recipe
+from downscale.data.scenes.conversations import Recipe
 from downscale.data.scenes.world import World
-from downscale.experiment import Data, Evaluation, Experiment, MeshSize, Stage
-from downscale.mup import Parametrisation
-from downscale.sizes import LanguageConfig, Pictures, VisionConfig
+from downscale.experiment import file
+from downscale.sizes import LanguageConfig, Parametrisation, Pictures, VisionConfig
 from downscale.train.optimizer import Optimizer, Schedule
 from downscale.values import COUNT, Choice, Range, Several, check, from_dict, hints_of
 
@@ -134,7 +134,7 @@ def test_a_record_that_is_built_in_python_is_checked_as_well():
 ])
 def test_a_value_of_the_command_line_is_refused_in_one_line(key, value, message):
     with pytest.raises(ValueError, match=message) as error:
-        study_files.open_cells(SMOKE, [f'{key}={value}'])
+        file.open_cells(SMOKE, [f'{key}={value}'])
     assert '\n' not in str(error.value) and len(str(error.value)) <= 300
 
 
@@ -142,7 +142,7 @@ def test_a_value_of_the_command_line_is_refused_in_one_line(key, value, message)
 
 @cache
 def _settings():
-    study_config, _ = study_files.load_study(SMOKE, ())
+    study_config, _ = file.load_study(SMOKE, ())
     study_config = study_config.to_dict()
     del study_config['platform']
     return study_config
@@ -177,7 +177,7 @@ def test_any_config_becomes_cells_or_one_line(changes):
         if isinstance(node, dict):
             node[path[-1]] = copy.deepcopy(part)
     try:
-        cells = experiment.cells_of(ConfigDict(value), [{'size': 'w32d2', 'seed': 0}])
+        cells = config.cells_of(ConfigDict(value), [{'size': 'w32d2', 'seed': 0}])
     except ValueError as error:
         assert '\n' not in str(error) and len(str(error)) <= 300, str(error)
         return

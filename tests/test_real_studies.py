@@ -10,11 +10,12 @@ import pytest
 import small_bpe
 
 import downscale
-from downscale import cli, recipe, study_files
-from downscale import experiment as experiments
+from downscale import cli
+from downscale import config as experiments
 from downscale import stages as stages_
 from downscale.convert.write import export_folder
 from downscale.data.tokens import train_tokenizer
+from downscale.experiment import file, recipe
 from downscale.model.init import init_params
 from downscale.runtime.files import write_json
 from downscale.train.checkpoint import save_leaves
@@ -79,7 +80,7 @@ def place(tmp_path_factory):
         for name, file in BUILT.items():
             console('data', 'build', EXPERIMENTS / 'mixtures' / file, '--to', f'data/built/{name}',
                     '--tokenizer', 'data/tokenizer.json', '--jobs', 1, '--quiet')
-        config, sweep = study_files.load_study(EXPERIMENTS / 'extract_think.py:dry', ())
+        config, sweep = file.load_study(EXPERIMENTS / 'extract_think.py:dry', ())
         with config.unlocked():
             del config['platform']
         for cell in experiments.cells_of(config, sweep):
@@ -95,7 +96,7 @@ def test_a_study_of_the_paper_runs_from_mixture_to_report(place, capfd, name):
     folder = place / 'runs' / ('llm_downscale_dry' if name == 'llm_downscale' else name)
     report = json.loads((folder / 'report' / 'report.json').read_text())
     assert report and (folder / 'report' / 'report.html').stat().st_size > 10_000
-    config, sweep = study_files.load_study(f'{EXPERIMENTS / name}.py:dry', ())
+    config, sweep = file.load_study(f'{EXPERIMENTS / name}.py:dry', ())
     with config.unlocked():
         del config['platform']
     for cell in experiments.cells_of(config, sweep):
@@ -159,7 +160,7 @@ def differing(real, dry):
 @pytest.mark.parametrize('name, arg', [('llm_downscale', ':qwen3'), ('decoupled_grid', ''),
                                        ('extraction_tuning', ''), ('extract_think', '')])
 def test_a_real_study_and_its_dry_twin_differ_in_sizes_and_steps_only(name, arg):
-    real, dry = (study_files.load_study(f'{EXPERIMENTS / name}.py{which}', ())
+    real, dry = (file.load_study(f'{EXPERIMENTS / name}.py{which}', ())
                  for which in (arg, ':dry'))
     large, small = flat(real[0].to_dict()), flat(dry[0].to_dict())
     assert not differing(large, small) and set(large['vision']) == set(small['vision'])
@@ -173,7 +174,7 @@ def test_a_real_study_and_its_dry_twin_differ_in_sizes_and_steps_only(name, arg)
 
 
 def test_the_settings_are_those_of_the_paper(place):
-    config, sweep = study_files.load_study(EXPERIMENTS / 'extract_think.py', ())
+    config, sweep = file.load_study(EXPERIMENTS / 'extract_think.py', ())
     large = config.stages.to_dict()
     assert large['align']['rates'] == {'connector': 1e-3}
     assert all(large[name]['rates'] == {'language': 1e-5, 'connector': 1e-5, 'tower': 2e-6}
@@ -233,7 +234,7 @@ def test_a_mixture_that_was_built_anew_does_not_continue_a_stage(place, capsys):
 
 
 def test_readers_alone_have_no_stage_and_answer_untrained():
-    config, sweep = study_files.load_study(EXPERIMENTS / 'extract_think.py', ())
+    config, sweep = file.load_study(EXPERIMENTS / 'extract_think.py', ())
     with config.unlocked():
         del config['platform']
     cells = {cell.size: cell for cell in experiments.cells_of(config, sweep)}

@@ -8,7 +8,7 @@ from fake_chain import PLAN, Fake, chain, runs, study
 from test_asked import PICTURE, fails
 
 from downscale import cli
-from downscale import experiment as experiments
+from downscale import config as experiments
 from downscale.data.templates import Origin
 from downscale.evaluate.answers import prompt_of
 from downscale.evaluate.extract_think import Chain

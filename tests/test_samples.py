@@ -10,10 +10,10 @@ import orbax.checkpoint as ocp
 import pytest
 import small
 
-from downscale import experiment as experiments
+from downscale import config as experiments
+from downscale.config import Experiment
 from downscale.data.tokens import train_tokenizer
 from downscale.evaluate.fingerprint import fingerprint
-from downscale.experiment import Experiment
 from downscale.model.init import init_params
 from downscale.results.sample_files import read_samples
 from downscale.results.samples import Samples, join, key_of, line_of

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from downscale import experiment, stages, study_files
+from downscale import config, stages
 from downscale.data.buckets import Shape
+from downscale.experiment import file
 from downscale.runtime.files import write_json
 
 ROOT = Path(__file__).parents[1]
@@ -15,22 +16,22 @@ ROOT = Path(__file__).parents[1]
 
 @cache
 def smoke():
-    study_config, sweep = study_files.load_study(str(ROOT / 'experiments' / 'smoke.py'), ())
+    study_config, sweep = file.load_study(str(ROOT / 'experiments' / 'smoke.py'), ())
     with study_config.unlocked():
         del study_config['platform']
-    return experiment.cells_of(study_config, sweep)
+    return config.cells_of(study_config, sweep)
 
 
 @pytest.mark.parametrize('cell', smoke(), ids=lambda cell: cell.name)
 def test_a_cell_may_continue_in_its_own_folder(tmp_path, cell):
     """What was saved equals what is asked for, in whatever order a mapping was written."""
-    experiment.save(cell, tmp_path)
+    config.save(cell, tmp_path)
     stages.refuse_other(tmp_path, cell)
 
 
 def test_another_cell_may_not_and_hears_what_differs(tmp_path):
     cell = smoke()[-1]
-    experiment.save(cell, tmp_path)
+    config.save(cell, tmp_path)
     other = dataclasses.replace(cell, seed=cell.seed + 1, unroll=cell.unroll + 1)
     with pytest.raises(ValueError, match=r'other settings \(seed, unroll\)'):
         stages.refuse_other(tmp_path, other)
@@ -41,7 +42,7 @@ def study(tmp_path_factory):
     """A folder with eight training examples, and a cell of it whose captions have two buckets."""
     folder, cell = tmp_path_factory.mktemp('study'), smoke()[-1]
     caption = dataclasses.replace(cell.stage('caption'), buckets=(Shape(32, 64, 1),))
-    cell = dataclasses.replace(cell, data=experiment.Data(train=8, validation=1, test=1),
+    cell = dataclasses.replace(cell, data=config.Data(train=8, validation=1, test=1),
                                stages=(cell.stage('text'), caption))
     stages.prepare(folder, cell)
     return folder, cell

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from downscale import experiment, study_files
+from downscale import config
+from downscale.experiment import file
+from downscale.experiment.sweeps import axis, product
 from downscale.results.items import read_items
 from downscale.study import Task, _Queue, tasks_of, urgency
-from downscale.sweeps import axis, product
 
 ROOT = Path(__file__).parents[1]
 STUDY = '''
@@ -36,10 +37,10 @@ def sweep(arg=''):
 
 
 def smoke_cells():
-    study_config, sweep = study_files.load_study(ROOT / 'experiments' / 'smoke.py', [])
+    study_config, sweep = file.load_study(ROOT / 'experiments' / 'smoke.py', [])
     with study_config.unlocked():
         del study_config['platform']
-    return experiment.cells_of(study_config, sweep)
+    return config.cells_of(study_config, sweep)
 
 
 def test_every_task_comes_after_the_tasks_it_needs():
@@ -127,10 +128,10 @@ def test_a_killed_study_ends_with_the_same_bytes_as_an_undisturbed_one(tmp_path)
 
 def lookup_cells(rates=(1e-3, 3e-3, 1e-2), sizes=('w32d2',)):
     """Cells of two text stages that differ in their rate, of each size."""
-    study_config, _ = study_files.load_study(ROOT / 'experiments' / 'lookup.py', [])
+    study_config, _ = file.load_study(ROOT / 'experiments' / 'lookup.py', [])
     with study_config.unlocked():
         del study_config['platform']
-    return experiment.cells_of(study_config, product(axis('size', sizes), axis('seed', [0]), axis(
+    return config.cells_of(study_config, product(axis('size', sizes), axis('seed', [0]), axis(
         'stages.text.rates.language', rates)))
 
 

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from downscale import experiment, names, stages, study, study_files, sweeps
+from downscale import config, names, stages, study
+from downscale.experiment import file, sweeps
+from downscale.experiment.sweeps import axis, product, union, zipped
 from downscale.runtime.files import read_json
-from downscale.sweeps import axis, product, union, zipped
 
 SMOKE = str(Path(__file__).parents[1] / 'experiments' / 'smoke.py')
 RATE = 'stages.text.rates.language'
@@ -17,10 +18,10 @@ SIZES, SEEDS = axis('size', ['w32d2', 'w64d2']), axis('seed', [0, 1])
 
 
 def cells_of(sweep):
-    study_config, _ = study_files.load_study(SMOKE, ())
+    study_config, _ = file.load_study(SMOKE, ())
     with study_config.unlocked():
         del study_config['platform']
-    return experiment.cells_of(study_config, sweep)
+    return config.cells_of(study_config, sweep)
 
 
 def test_a_product_has_every_combination_and_the_last_varies_fastest():
@@ -142,7 +143,7 @@ def test_two_changes_of_one_mixture_train_in_two_folders_inside_the_study():
     cells = list(cells_of(sweep)[1:])
     folders = {stages.folder_of('s', cell, 'text') for cell in cells}
     assert {folder.parent.parent for folder in folders} == {Path('s/cells')} and len(folders) == 3
-    assert [study_files.find_cell(cells, cell.name) for cell in cells] == cells
+    assert [file.find_cell(cells, cell.name) for cell in cells] == cells
 
 
 @pytest.mark.parametrize('sweep, message', [
@@ -198,7 +199,7 @@ def test_a_budget_is_a_label_that_study_json_keeps(tmp_path):
     small, large = cells_of(point)[1:]
     assert (small.name, large.name) == ('w32d2-s0-steps40', 'w64d2-s0-steps20')
     assert cells_of([{'size': 'w32d2', 'seed': 0, 'budget': '1e9'}])[1].hash == plain.hash
-    experiment.save(plain, tmp_path)
+    config.save(plain, tmp_path)
     stages.refuse_other(tmp_path, replace(plain, budget='1e9'))
     study.prepare(tmp_path / 'run', 'tiny', [plain, small, large], True)
     assert read_json(tmp_path / 'run' / 'study.json')['budgets'] == {

@@ -53,8 +53,8 @@ def test_the_folder_holds_what_a_real_study_holds(folder):
     assert {size.seeds for size in measures.sizes_of(study.meta)} == {(0, 1)}
     assert list(folder.folder.glob('pictures/*-0.png'))
     # experiment.json is one that a checkpoint is rebuilt from
-    from downscale import experiment
-    cell = experiment.load(folder.folder / 'cells' / 'w32d2-s1' / 'extract')
+    from downscale import config
+    cell = config.load(folder.folder / 'cells' / 'w32d2-s1' / 'extract')
     assert (cell.size, cell.seed, cell.stage('extract').parents['tower']) == (
         'w32d2', 1, 'instruct')
 

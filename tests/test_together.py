@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import small
 
-from downscale import experiment as experiments
+from downscale import config as experiments
 from downscale import stages
-from downscale.mup import Parametrisation
 from downscale.runtime import exits
 from downscale.sharding import mesh
+from downscale.sizes import Parametrisation
 from downscale.train import checkpoint, loop, together
 from downscale.train.optimizer import Optimizer, Schedule
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from downscale import experiment as experiments
+from downscale import config as experiments
 from downscale.data.templates import Origin
 from downscale.evaluate.answers import hash_of
 from downscale.loading import tokenizer_path

@@ -5,11 +5,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from downscale import stages
+from downscale.config import BRIEF, WRITER
 from downscale.evaluate import decoupled, public
 from downscale.evaluate.answers import SCENE, items_of
 from downscale.evaluate.joint import joint
 from downscale.evaluate.runs import open_engine
-from downscale.experiment import BRIEF, WRITER
 from downscale.generate.engine import Engine
 from downscale.model.init import abstract_params
 from downscale.results.items import write_items, write_texts

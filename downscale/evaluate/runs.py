@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from downscale import experiment as experiments
+from downscale import config as experiments
 from downscale.evaluate.fingerprint import fingerprint
 from downscale.generate.engine import Engine
 from downscale.generate.reflexive import reflexive_ids

@@ -11,10 +11,11 @@ import traceback
 
 import jax
 
-from downscale import experiment as experiments
-from downscale import stages, study_files
+from downscale import config as experiments
+from downscale import stages
 from downscale import study as studies
 from downscale.evaluate.answers import hash_of
+from downscale.experiment import file
 from downscale.launch import state
 from downscale.launch.record import Record, steps_of
 from downscale.launch.spec import processes_of
@@ -57,11 +58,11 @@ def work(record):
         raise exits.Failed(f'{spec.topology} has {count * each} devices, here are '
                            f'{jax.device_count()} ({jax.process_count()} processes)',
                            exits.MISMATCH)
-    study_config, sweep = study_files.load_study(spec.config, spec.overrides)
+    study_config, sweep = file.load_study(spec.config, spec.overrides)
     with study_config.unlocked():
         del study_config['platform']
     cells = experiments.cells_of(study_config, sweep)
-    cell = study_files.find_cell(cells, spec.cell)
+    cell = file.find_cell(cells, spec.cell)
     if cell.hash != spec.experiment:
         raise ValueError(f'{spec.config} makes another cell {spec.cell} now ({cell.hash}) than was '
                          f'submitted ({spec.experiment}); submit it again')
@@ -78,7 +79,7 @@ def work(record):
         with held(scratch(spec.run)):
             stages.prepare(spec.run, cell)
     processes.once(lambda: _prepare(spec.run, study_config.study, cells,
-                                     study_files.claims_of(study_config)))
+                                     file.claims_of(study_config)))
     writers = studies.writers_of(cell, cells)
     for task in tasks:
         record.begin(task)
@@ -116,7 +117,7 @@ def close(record, code, text):
 def run(path):
     """One attempt at the job of a `spec.json`, in this process; returns the exit code."""
     over = threading.Event()
-    if study_files.on_cpu():
+    if file.on_cpu():
         keep_freed_memory()
     try:
         record = Record(state.load_spec(path), time.time())

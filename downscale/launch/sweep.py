@@ -120,8 +120,8 @@ def open_sweep(args, asked=True):
     Unless `asked`, nothing is read of the run folder, and what is not given is filled in with
     names in capitals.
     """
+    from downscale.experiment.file import open_cells
     from downscale.study import tasks_of
-    from downscale.study_files import open_cells
     config, cells = open_cells(args.config, args.set)
     run = str(absolute(args.folder or Path('runs') / config.study))
     settings = settings_of(args, read_json(settings_path(run)) if asked else None)

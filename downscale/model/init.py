@@ -12,8 +12,9 @@ import numpy as np
 from flax import linen as nn
 
 from downscale.letters import axes_of
-from downscale.mup import BASE, multipliers
+from downscale.mup import multipliers
 from downscale.sharding import leaf_axes, share_shape, whole
+from downscale.sizes import BASE
 
 # Modules pass this to `self.param`: `init_params` replaces what it makes.
 SHAPE_ONLY = nn.initializers.zeros

@@ -9,9 +9,9 @@ from downscale.model import splash
 from downscale.model.init import share
 from downscale.model.layers import Attention, Mlp, RmsNorm, attend, rotary
 from downscale.model.remat import rematerialised
-from downscale.mup import BASE, Growth, times
+from downscale.mup import times
 from downscale.sharding import Rules, constrain, gather, shares, whole
-from downscale.sizes import LanguageConfig
+from downscale.sizes import BASE, Growth, LanguageConfig
 
 
 def causal_mask(segments_BL):

@@ -12,9 +12,8 @@ import jax.numpy as jnp
 from downscale.model.init import SHAPE_ONLY
 from downscale.model.language import Language
 from downscale.model.vision import Connector, Tower
-from downscale.mup import BASE, Growth
 from downscale.sharding import Rules, constrain
-from downscale.sizes import LanguageConfig, VisionConfig
+from downscale.sizes import BASE, Growth, LanguageConfig, VisionConfig
 
 
 def splice(features_BLD, image_index_BLC, image_weight_BLC=None):

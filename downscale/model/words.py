@@ -14,9 +14,8 @@ import jax.numpy as jnp
 
 from downscale.model.init import weight
 from downscale.model.vision import LayerNorm, Tower
-from downscale.mup import BASE
 from downscale.sharding import Rules
-from downscale.sizes import VisionConfig
+from downscale.sizes import BASE, VisionConfig
 
 
 class WordModel(nn.Module):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from downscale import experiment as experiments
+from downscale import config as experiments
 from downscale.data.images import corners
 from downscale.generate import forward, programs, thinking
 from downscale.generate.sampling import Sampling

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy.sparse.linalg import svds
 
-from downscale import experiment as experiments
+from downscale import config as experiments
 from downscale.letters import axes_of
 from downscale.loading import abstract_of, model_of
 from downscale.train.checkpoint import StoredLeaf, compare, latest, load_params, stored_leaves

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from downscale import experiment as experiments_
+from downscale import config as experiments_
 from downscale import stages
 from downscale.data.scenes.dataset import scene_example, triple_example
 from downscale.evaluate.answers import hash_of, items_of

@@ -11,7 +11,8 @@ from typing import Annotated
 import jax
 import optax
 
-from downscale.mup import BASE, multipliers, times
+from downscale.mup import multipliers, times
+from downscale.sizes import BASE
 from downscale.values import COUNT, Choice, Range, check
 
 GROUPS = ('tower', 'connector', 'language')

@@ -5,9 +5,13 @@ its generator, so position n of a stage's stream is the same on any host and aft
 `gap` stands between the pictures that open a conversation and its first question, as the chat
 format has it.
 """
+from dataclasses import dataclass
+from typing import Annotated
+
 from downscale.data.records import IMAGE, THINK, Conversation, Turn
 from downscale.data.scenes.questions import facts, restatement
 from downscale.data.scenes.world import caption as describe_scene
+from downscale.values import Choice, Range, check
 
 DESCRIBE = 'describe'
 # Of a reasoner's conversations. A thought teaches at every word, an answer without one hardly at
@@ -120,3 +124,41 @@ def reason(library, index, rng, world, turns, gap):
 
 MIXTURES = {'text': text, 'align': align, 'instruct': instruct, 'interleave': instruct,
             'caption': caption, 'extract': extract, 'reason': reason, 'tower': tower}
+
+
+# Of a recipe; a stage declares the same.
+STAGE = Annotated[str, Choice(tuple(MIXTURES), 'stage')]
+SHARE = Annotated[float, Range(0, 1, 'the share of conversations that are of another stage',
+                               without=(1,))]
+LOSS_NORM = Annotated[str, Choice(('token', 'example'), 'loss_norm')]
+TURNS = Annotated[int, Range(1, 10_000, 'the most questions of one conversation')]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a stage samples: its mixture, replayed stages with their shares, and the loss norm.
+
+    `loss_norm` 'token' weighs supervised tokens equally, 'example' conversations equally, both
+    within a batch. Every step counts alike: where buckets have batches of several sizes, a token
+    (or conversation) of a batch with fewer of them weighs more than one of a batch with many. Give
+    all buckets one `batch` to weigh conversations about equally over a whole run.
+    `turns` is the most questions of one conversation.
+    """
+    stage: STAGE
+    replay: tuple[tuple[STAGE, SHARE], ...] = ()
+    loss_norm: LOSS_NORM = 'token'
+    turns: TURNS = 6
+
+    def __post_init__(self):
+        check(self)
+        if not 0 <= sum(dict(self.replay).values()) < 1:
+            raise ValueError(f'replay shares {dict(self.replay)} must sum to less than 1')
+
+    def draw(self, rng):
+        """The stage whose mixture makes the next conversation."""
+        point = rng.random()
+        for stage, share in self.replay:
+            point -= share
+            if point < 0:
+                return stage
+        return self.stage

@@ -169,7 +169,7 @@ def _fields(group):
     from dataclasses import fields, is_dataclass
     from typing import get_type_hints
 
-    from downscale.experiment import Experiment, Stage
+    from downscale.config import Experiment, Stage
     if not group:
         # By the points of the sweep, and in the table of stages.
         given_elsewhere = {'name', 'size', 'seed', 'language', 'stages', 'budget'}

@@ -11,19 +11,18 @@ import re
 from dataclasses import dataclass
 from typing import Annotated
 
-from downscale import sweeps
 from downscale.data.buckets import BATCH, LENGTH, TILES, Shape, in_order
 from downscale.data.chat import CHATS
-from downscale.data.scenes.sampler import LOSS_NORM, SHARE, STAGE, TURNS, Recipe
+from downscale.data.scenes.conversations import LOSS_NORM, SHARE, STAGE, TURNS, Recipe
 from downscale.data.scenes.world import World
 from downscale.data.templates import Origin
 from downscale.data.tokens import Layout
+from downscale.experiment import sweeps
 from downscale.model.remat import POLICIES
 from downscale.model.vlm import Vlm
 from downscale.model.words import WordModel
-from downscale.mup import Parametrisation
 from downscale.runtime.files import place, write_json
-from downscale.sizes import LANGUAGE, LanguageConfig, Pictures, VisionConfig, scale
+from downscale.sizes import LANGUAGE, LanguageConfig, Parametrisation, Pictures, VisionConfig, scale
 from downscale.train.optimizer import FINAL, GROUPS, WARMUP, Optimizer, Schedule
 from downscale.values import COUNT, Choice, Range, Several, check, from_dict, shown, unknown
 

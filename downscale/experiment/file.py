@@ -19,7 +19,7 @@ def load_study(config_file, overrides):
     ValueError in one line for a missing file, a file without `get_config` and `sweep`, or an
     unknown key (with the nearest one).
     """
-    from downscale.sweeps import copied
+    from downscale.experiment.sweeps import copied
     module, path, arg = _load('study', config_file, ('get_config', 'sweep'), 'experiments')
     with _explained(path):
         config, points = module.get_config(arg), module.sweep(arg)
@@ -100,7 +100,7 @@ def files_nearby(folder):
 
 def set_key(config, override):
     """Set one `key.path=value`; the value is a Python literal, or else a string."""
-    from downscale.sweeps import set_value
+    from downscale.experiment.sweeps import set_value
     key, equals, text = override.partition('=')
     if not equals:
         raise ValueError(f'--set {override!r} must look like key.path=value')
@@ -121,12 +121,12 @@ def open_cells(config_file, overrides):
             sys.modules['jax'].config.update('jax_platforms', platform)
     if on_cpu():
         keep_freed_memory()
-    from downscale.experiment import cells
+    from downscale.config import cells
     with config.unlocked():
         del config['platform']
     found = cells(config, sweep)
     if claims_of(config) is not None:
-        from downscale.analysis.claims import read
+        from downscale.analysis.judging import read
         read(claims_of(config))   # for its own checks, before work starts
     return config, found
 
