@@ -24,15 +24,15 @@ WIDTHS, BATCHES, CELLS = (32, 64, 128), (1, 4, 12), 8
 STUDY = Path(__file__).parents[1] / 'experiments' / 'smoke.py'
 
 
-def cells_of(width, batch, seeds, steps):
+def eight_cells(width, batch, seeds, steps):
     """Eight cells of the smoke study's text stage: `seeds` seeds with 8 / `seeds` rates each."""
-    from downscale.config import cells
     from downscale.experiment import file
+    from downscale.experiment.cells import cells_of
     config, _ = file.load_study(STUDY, [f'stages.text.steps={steps}',
                                        f'stages.text.batch={batch}'])
     with config.unlocked():
         del config['platform']
-    first = cells(config, [{'size': f'w{width}d2', 'seed': 0}])[1]
+    first = cells_of(config, [{'size': f'w{width}d2', 'seed': 0}])[1]
     found = []
     for at in range(CELLS):
         text = dataclasses.replace(first.stage('text'), rates={'language': 1e-3 * 1.3 ** at})
@@ -67,11 +67,11 @@ def measure(folder, case, steps, rounds):
     """The times of both sides (see `seconds`), as (alone, together) of each round; a `case` is
     (width, batch, seeds)."""
     from downscale import stages
-    stages.prepare(folder, cells_of(*case, steps)[0])
-    warm = cells_of(*case, 3)
+    stages.prepare(folder, eight_cells(*case, steps)[0])
+    warm = eight_cells(*case, 3)
     for run in (alone, together):
         seconds(run, folder, warm)
-    cells = cells_of(*case, steps)
+    cells = eight_cells(*case, steps)
     return [(seconds(alone, folder, cells), seconds(together, folder, cells))
             for _ in range(rounds)]
 
@@ -84,7 +84,7 @@ def middle(values):
 def line(case, steps, times):
     """One printed line of a case."""
     width, batch, seeds = case
-    tokens = CELLS * steps * batch * cells_of(*case, steps)[0].stage('text').length
+    tokens = CELLS * steps * batch * eight_cells(*case, steps)[0].stage('text').length
     alone, together = (tokens / statistics.median(wall for wall, _ in side)
                        for side in zip(*times))
     wall, processor = ([one[at] / other[at] for one, other in times] for at in (0, 1))

@@ -64,11 +64,11 @@ class Trainer:
         import jax.numpy as jnp
         import numpy as np
 
+        from downscale.config import Optimizer
         from downscale.model.init import init_params
         from downscale.model.vlm import Vlm
         from downscale.sharding import mesh
         from downscale.sizes import LANGUAGE, scale
-        from downscale.train.optimizer import Optimizer
         from downscale.train.state import abstract, new_state, state_shardings
         from downscale.train.step import compiled_step
         model = Vlm(scale(LANGUAGE['qwen3']['0.6b'], 1024, layers, VOCABULARY), None)

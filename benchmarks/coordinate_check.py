@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from downscale.config import Optimizer
 from downscale.generate import forward
 from downscale.model.init import init_params
 from downscale.model.language import Block, causal_mask
@@ -29,7 +30,6 @@ from downscale.model.layers import attend, rotary
 from downscale.model.vlm import Vlm
 from downscale.sharding import mesh
 from downscale.sizes import KINDS, MICRO, Parametrisation, VisionConfig, scale
-from downscale.train.optimizer import Optimizer
 from downscale.train.state import new_state
 from downscale.train.step import compiled_step
 

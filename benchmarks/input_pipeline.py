@@ -42,13 +42,14 @@ def seconds(run):
 
 def smoke_cell(folder):
     """The cell of the smoke study whose rates are measured, its data prepared in `folder`."""
-    from downscale import config, stages
+    from downscale import stages
     from downscale.experiment import file
+    from downscale.experiment.cells import cells_of
     smoke = Path(__file__).parents[1] / 'experiments' / 'smoke.py'
     study_config, sweep = file.load_study(smoke, ())
     with study_config.unlocked():
         del study_config['platform']
-    cells = config.cells_of(study_config, sweep)
+    cells = cells_of(study_config, sweep)
     cell = next(cell for cell in cells if cell.size == SIZE)
     stages.prepare(folder, cell)
     return cell

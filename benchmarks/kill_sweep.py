@@ -21,8 +21,8 @@ from pathlib import Path
 
 import jax
 
-from downscale import config
 from downscale.experiment import file
+from downscale.experiment.cells import cells_of
 from downscale.launch.backends import local
 from downscale.launch.spec import Spec
 from downscale.train.checkpoint import open_leaves
@@ -62,7 +62,7 @@ def specs_of(study_config, run):
     settings, sweep = file.load_study(study_config, ())
     with settings.unlocked():
         del settings['platform']
-    for place, cell in enumerate(config.cells_of(settings, sweep)):
+    for place, cell in enumerate(cells_of(settings, sweep)):
         same = dict(sweep='kill_sweep', cell=cell.name, config=str(study_config), overrides=(),
                     experiment=cell.hash, image=None, commit='none', run=str(run))
         train = Spec(part='train', tasks=tuple(f'{cell.name}/{stage.name}' for stage in

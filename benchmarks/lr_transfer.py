@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from downscale.config import Optimizer, Schedule
 from downscale.laws.learning_rates import Run, choose_all, moved
 from downscale.model.init import init_params
 from downscale.model.vlm import Vlm
 from downscale.sharding import mesh
 from downscale.sizes import KINDS, MICRO, Parametrisation, scale
-from downscale.train.optimizer import Optimizer, Schedule
 from downscale.train.state import new_state
 from downscale.train.step import compiled_step
 

@@ -47,11 +47,11 @@ def make_step(shape):
     import jax
     import numpy as np
 
+    from downscale.config import Optimizer
     from downscale.model.init import init_params
     from downscale.model.vlm import Vlm
     from downscale.sharding import batch_sharding, mesh
     from downscale.sizes import SIGLIP
-    from downscale.train.optimizer import Optimizer
     from downscale.train.state import new_state, state_shardings
     from downscale.train.step import compiled_step
 

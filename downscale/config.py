@@ -1,13 +1,12 @@
-"""One cell: a frozen `Experiment`, and the way from a ConfigDict or JSON to it.
+"""Every knob of a cell, frozen: an `Experiment` and what it holds, without JAX.
 
-A study file gives `get_config(arg)` and `sweep()`. `cells_of(config, sweep)` turns them into
-experiments; `load` and `save` move one to and from `experiment.json`. Nothing below this module
-sees a ConfigDict.
+`load` and `save` move one from and to the `experiment.json` of a run folder. The way from a study
+file's ConfigDict to experiments is `experiment/cells.py`.
 """
 import dataclasses
 import hashlib
 import json
-import re
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -17,15 +16,11 @@ from downscale.data.scenes.conversations import LOSS_NORM, SHARE, STAGE, TURNS, 
 from downscale.data.scenes.world import World
 from downscale.data.templates import Origin
 from downscale.data.tokens import Layout
-from downscale.experiment import sweeps
-from downscale.model.remat import POLICIES
-from downscale.model.vlm import Vlm
-from downscale.model.words import WordModel
 from downscale.runtime.files import place, write_json
-from downscale.sizes import LANGUAGE, LanguageConfig, Parametrisation, Pictures, VisionConfig, scale
-from downscale.train.optimizer import FINAL, GROUPS, WARMUP, Optimizer, Schedule
-from downscale.values import COUNT, Choice, Range, Several, check, from_dict, shown, unknown
+from downscale.sizes import LanguageConfig, Parametrisation, Pictures, VisionConfig
+from downscale.values import COUNT, Choice, Range, Several, check, from_dict, unknown
 
+GROUPS = ('tower', 'connector', 'language')
 _ALL = ('language', 'tower', 'connector')
 _FROM_INSTRUCT = (*_ALL, 'image_newline_D')
 _GROUP = Annotated[str, Choice(GROUPS, 'group')]
@@ -44,8 +39,57 @@ STAGES = {
 }
 
 WRITER = {'caption': 'caption', 'extraction': 'extract'}  # kind of text: the stage tuned for it
+REMAT = ('none', 'dots', 'full')  # what a block keeps for the backward pass; see `model/remat.py`
 TEMPLATE = 'template'  # the chat that came along with an imported language model
 BRIEF = 'brief'  # a caption cut to the length of the extraction that the same model wrote
+
+
+# Of a stage; 1 is more likely meant as one step than as all of them.
+WARMUP = Annotated[float, Range(0, 1, 'the share of the steps in which the rate climbs, 0.03 for 3 '
+                                'per cent; not a number of steps', without=(1,))]
+FINAL = Annotated[float, Range(0, 1, 'the share of the peak rate that the last step has')]
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW after clipping by the global norm; `accumulate` micro-batches make one step.
+
+    `first_moment` is the dtype of Adam's mean of gradients; bfloat16 saves 2 bytes a parameter.
+    """
+    b1: Annotated[float, Range(0, 1, 'share of its mean of gradients that a step keeps',
+                               without=(1,))] = 0.9
+    b2: Annotated[float, Range(0, 1, 'share of its mean of squares that a step keeps',
+                               without=(1,))] = 0.95
+    eps: Annotated[float, Range(0, 1, 'what is added to the root of the squares',
+                                without=(0,))] = 1e-8
+    weight_decay: Annotated[float, Range(0, 10, 'share of a weight that a rate of 1 takes off'
+                                         )] = 0.0
+    clip: Annotated[float | None, Range(0, 1e12, 'the norm that gradients are cut to; None is no '
+                                        'clipping', without=(0,))] = 1.0
+    accumulate: Annotated[int, Range(1, 2 ** 20, 'micro-batches of a step')] = 1
+    first_moment: Annotated[str, Choice(('float32', 'bfloat16'), 'first_moment')] = 'float32'
+
+    def __post_init__(self):
+        check(self)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up over a share of the steps, then cosine to `final` of the peak rate."""
+    steps: Annotated[int, Range(1, COUNT, 'steps of the stage')]
+    warmup: Annotated[float, Range(0, 1, 'the share of the steps in which the rate climbs')] = 0.03
+    final: FINAL = 0.0
+
+    def __post_init__(self):
+        check(self)
+
+    def factor(self, step):
+        """Share of the peak rate at `step` (0-based), in (0, 1]."""
+        warmup = max(1, round(self.warmup * self.steps))
+        if step < warmup:
+            return (step + 1) / warmup
+        done = (step - warmup) / max(1, self.steps - warmup)
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 @dataclass(frozen=True)
@@ -217,7 +261,7 @@ class Experiment:
     legacy_structural_loss: bool = False
     tokenizer: str = ''
     dtype: Annotated[str, Choice(('float32', 'bfloat16'), 'dtype')] = 'float32'
-    remat: Annotated[str, Choice(tuple(POLICIES), 'remat')] = 'none'
+    remat: Annotated[str, Choice(REMAT, 'remat')] = 'none'
     unroll: Annotated[int, Range(1, 10_000, 'layers in one turn of the loop over layers')] = 1
     budget: str = ''
     origin: Origin | None = None
@@ -276,14 +320,6 @@ class Experiment:
         if WRITER[kind] in [stage.name for stage in self.stages]:
             return WRITER[kind]
         return self.joint_stage if self.evaluation.benchmarks else None
-
-    def model(self, stage='instruct'):
-        """The module that a stage trains."""
-        if stage == 'tower':
-            return WordModel(self.vision, self.language.V, unroll=self.unroll)
-        return Vlm(self.language, self.vision, dtype=self.dtype, remat=self.remat,
-                   unroll=self.unroll, newline=self.layout(stage).newline,
-                   growth=self.parametrisation.growth(self.language))
 
     def layout(self, stage):
         """How a stage cuts pictures; connector and tower see each one squashed into one tile, with
@@ -354,103 +390,3 @@ def load(folder):
         return from_dict(Experiment, value, str(path))
     except ValueError as error:  # of a value, which does not know whose it is
         raise ValueError(str(error) if str(path) in str(error) else f'{path}: {error}') from None
-
-
-def language_of(family, size, vocabulary):
-    """The LanguageConfig of `size` in a family table, of any micro point like 'w96d5', or of a
-    published size of another depth: '135m-d15' keeps 15 layers (`downscale import --layers`)."""
-    if family not in LANGUAGE:
-        raise ValueError(unknown('family', family, list(LANGUAGE)))
-    table = LANGUAGE[family]
-    pruned = re.fullmatch('(.+)-d([1-9][0-9]{0,5})', size)
-    base, depth = (pruned[1], int(pruned[2])) if pruned else (size, None)
-    if base in table:
-        return scale(table[base], depth=depth, vocabulary=vocabulary or None)
-    point = re.fullmatch('w(0|[1-9][0-9]{0,5})d(0|[1-9][0-9]{0,5})', size)
-    if family == 'micro' and point:
-        return scale(table['w64d2'], int(point[1]), int(point[2]), vocabulary or None)
-    raise ValueError(unknown(f'{family} size', size, list(table)))
-
-
-def cells_of(config, sweep):
-    """(experiments of the study, shared tower cells included).
-
-    `config` is the locked ConfigDict of `get_config`; `sweep` lists points (see `sweeps.py`). Every
-    cell is checked here, before any work starts.
-    """
-    value = config.to_dict()
-    name = value.pop('study', None)
-    if not isinstance(name, str) or not re.fullmatch(r'\w[\w .,+-]{0,99}', name):
-        raise ValueError(f'study {shown(name)} must be the name of one folder: letters, digits and '
-                         'any of " .,+-", at most 100')
-    value.pop('claims', None)  # of the study, not of a cell
-    for key, kind in (('family', str), ('vocabulary', int), ('stages', dict)):
-        if not isinstance(value.get(key), kind):
-            raise ValueError(f'get_config(): {key} {shown(value.get(key))} must be of type '
-                             f'{kind.__name__}')
-    stages = value['stages']
-    for name, settings in stages.items():
-        if name not in STAGES:
-            raise ValueError(f'stages: {unknown("stage", name, list(STAGES))}')
-        if not isinstance(settings, dict):
-            raise ValueError(f'stages.{name} must be a mapping, not {shown(settings)}')
-    sweeps.check(sweep, stages)
-    found = []
-    for seed in dict.fromkeys(point['seed'] for point in sweep):
-        points = [point for point in sweep if point['seed'] == seed]
-        if 'tower' in stages:
-            found.append(_cell(value, f'tower-s{seed}', sweeps.shared(points[0]), ['tower']))
-        for point in points:
-            own = [name for name in point.get('stages', stages) if name != 'tower']
-            found.append(_cell(value, sweeps.name_of(point), point, own))
-    _check_parents(found)
-    return tuple(found)
-
-
-def _check_parents(cells):
-    """Raise ValueError where a stage starts from one that is not before it: it would wait for ever.
-    """
-    before = set()
-    for cell in cells:
-        for stage in cell.stages:
-            for reference in stage.parents.values():
-                name = reference_of(cell, reference)
-                if name not in before:
-                    known = [place.partition('/')[2] for place in before
-                             if place.startswith(f'{cell.name}/')]
-                    raise ValueError(f'{cell.name}, stage {stage.name}, parents: '
-                                     f'{unknown("stage", reference, known)}')
-            before.add(f'{cell.name}/{stage.name}')
-
-
-def reference_of(cell, reference):
-    """'CELL/STAGE' of a parent: 'text' of this cell, or 'tower/tower' of the shared one."""
-    other, _, stage = reference.rpartition('/')
-    return f'{other}-s{cell.seed}/{stage}' if other else f'{cell.name}/{stage}'
-
-
-def _cell(value, name, point, stages):
-    """The cell of a point, with the named ones of the study's stages."""
-    value = sweeps.applied(value, point)
-    if 'budget' in value:
-        raise ValueError('budget is declared by the points of sweep(), each its own; leave it out '
-                         'of get_config()')
-    family, vocabulary, made = (value.pop(key) for key in ('family', 'vocabulary', 'stages'))
-    language = dataclasses.asdict(language_of(family, point['size'], vocabulary))
-    imports = {**value.get('imports', {}), **point.get('imports', {})}
-    # A ConfigDict sorts its keys; STAGES holds parents before children.
-    full = [{'name': stage, **STAGES[stage], **made[stage]} for stage in STAGES
-            if stage in made and stage in stages]
-    # An imported group has no parent unless a stage of this study makes it.
-    full = [stage | {'parents': {group: parent for group, parent in stage['parents'].items()
-                                 if group not in imports or parent.rpartition('/')[2] in made}}
-            for stage in full]
-    return from_dict(Experiment, {**value, 'name': name, 'size': point['size'],
-                                  'seed': point['seed'], 'language': language, 'stages': full,
-                                  'imports': imports,
-                                  'budget': point.get('budget', '')}, name)
-
-
-def parent_folder(study, experiment, reference):
-    """The folder of a parent stage: 'text' of this cell, or 'tower/tower' of the shared cell."""
-    return place(study) / 'cells' / reference_of(experiment, reference)

@@ -17,6 +17,7 @@ from downscale.data.scenes.facts import vocabulary
 from downscale.data.scenes.sampler import Library, Sampler
 from downscale.data.tokens import load_tokenizer, train_tokenizer
 from downscale.evaluate.answers import hash_of
+from downscale.experiment.cells import parent_folder
 from downscale.model.init import abstract_params, init_tree
 from downscale.model.words import abstract_word_params
 from downscale.runtime import processes
@@ -189,7 +190,7 @@ def start_params(study, experiment, stage):
     for reference in sorted(set(stage.parents.values())):
         wanted = [name for name, parent in stage.parents.items()
                   if parent == reference and name in groups]
-        folder = experiments.parent_folder(study, experiment, reference)
+        folder = parent_folder(study, experiment, reference)
         params |= load_params(folder, target, wanted)
     return params
 

@@ -17,8 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from downscale.accounting import totals
-from downscale.config import WRITER, Experiment, reference_of
+from downscale.config import WRITER, Experiment
 from downscale.evaluate.answers import hash_of
+from downscale.experiment.cells import reference_of
 from downscale.runtime.exits import line_of, passes
 from downscale.runtime.files import place, read_json, scratch, write_json
 from downscale.runtime.memory import give_back

@@ -11,10 +11,10 @@ Data:      experiments/mixtures/{align_blip558k,extraction382k}.py built below d
            files of VMCBench and MMStar below data/, models/qwen3-SIZE and models/siglip-so400m
            imported; see README.
 Expect:    nothing trained yet at this scale: no published data was at hand. Settings: see
-           `downscale/experiment/recipe.py`. This is the paper's variant without instruction tuning and
-           captions: the connector learns captions (3 to a row), then all learns to extract. Shapes
-           are those of the 382K examples: pictures of at most 8,765 tokens in 37 tiles, 2.8 to a
-           row, 530 steps of 256 rows an epoch. Reasoners are the stock language models.
+           `downscale/experiment/recipe.py`. This is the paper's variant without instruction tuning
+           and captions: the connector learns captions (3 to a row), then all learns to extract.
+           Shapes are those of the 382K examples: pictures of at most 8,765 tokens in 37 tiles, 2.8
+           to a row, 530 steps of 256 rows an epoch. Reasoners are the stock language models.
 """
 from ml_collections import ConfigDict
 

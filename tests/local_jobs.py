@@ -8,8 +8,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from downscale import config
 from downscale.experiment import file
+from downscale.experiment.cells import cells_of
 from downscale.launch import state
 from downscale.launch.backends import local
 from downscale.launch.spec import Spec
@@ -86,7 +86,7 @@ def spec_of(study_file, run, topology='cpu:2x1', overrides=(), which=0):
     study_config, sweep = file.load_study(study_file, overrides)
     with study_config.unlocked():
         del study_config['platform']
-    cell = config.cells_of(study_config, sweep)[which]
+    cell = cells_of(study_config, sweep)[which]
     return Spec('tiny', cell.name, 'train', str(study_file), tuple(overrides), cell.hash,
                 (f'{cell.name}/text',), (), 40, topology, None, 'none', str(run))
 

@@ -13,7 +13,7 @@ from test_pipeline import Sizes, conversations, equal, taken
 
 from downscale import config, padding
 from downscale.accounting import train_flops
-from downscale.config import Stage
+from downscale.config import Optimizer, Schedule, Stage
 from downscale.data import buckets, images, measure, pipeline
 from downscale.data.buckets import Packer, Shape
 from downscale.data.pipeline import Share, packed_batch, stream
@@ -25,7 +25,6 @@ from downscale.model.init import init_params
 from downscale.sharding import mesh
 from downscale.sizes import QWEN3, SIGLIP, Pictures
 from downscale.train import loop
-from downscale.train.optimizer import Optimizer, Schedule
 from downscale.train.step import LOSSES
 
 SO400M = SIGLIP['so400m-patch14-384']

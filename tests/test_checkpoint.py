@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import small
 
+from downscale.config import Optimizer
 from downscale.data.pipeline import Share, stream
 from downscale.model.init import abstract_params, init_params
 from downscale.runtime import exits
 from downscale.runtime.files import write_json
 from downscale.sharding import mesh
 from downscale.train import checkpoint, checksums
-from downscale.train.optimizer import Optimizer
 from downscale.train.state import abstract, new_state, state_shardings
 
 WHOLE = Share()

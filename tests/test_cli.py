@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from fake_study import fake_study
 
-from downscale import cli, config
+from downscale import cli
 from downscale.data import files
 from downscale.data.corpora import columns
 from downscale.evaluate import question_files
 from downscale.evaluate.scoring import rescore
 from downscale.experiment import file
+from downscale.experiment.cells import cells_of
 from downscale.runtime import exits, outputs, streams
 from downscale.train import trackers
 
@@ -208,7 +209,7 @@ def test_a_key_that_the_study_file_leaves_at_its_default_can_be_set(override):
     study_config, sweep = file.load_study(ROOT / 'experiments' / 'smoke.py', [override])
     with study_config.unlocked():
         del study_config['platform']
-    cell = config.cells_of(study_config, sweep)[1]
+    cell = cells_of(study_config, sweep)[1]
     found = {'optimizer.accumulate=2': cell.optimizer.accumulate,
              'stages.text.save_every=5': cell.stage('text').save_every,
              'evaluation.answer=9': cell.evaluation.answer, 'chat=chatml': cell.chat}[override]

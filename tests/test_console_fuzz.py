@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from downscale import cli, config, stages
 from downscale.analysis import costs
+from downscale.experiment.cells import cells_of
 from downscale.experiment.file import load_study
 from downscale.parsing import Parser
 from downscale.runtime import exits
@@ -214,7 +215,7 @@ def cell(place):
     study_config, points = load_study('study.py', ())
     with study_config.unlocked():
         del study_config['platform']
-    return config.cells_of(study_config, points)[0]
+    return cells_of(study_config, points)[0]
 
 
 @FUZZ

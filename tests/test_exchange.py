@@ -12,6 +12,7 @@ import downscale
 from downscale import cli, config, exchange, sharding, stages
 from downscale.data.tokens import train_tokenizer
 from downscale.experiment import file
+from downscale.experiment.cells import cells_of
 from downscale.parity import parity
 from downscale.train.checkpoint import latest, stored_leaves
 
@@ -148,7 +149,7 @@ def test_a_study_starts_from_what_was_imported(imported):
         del study_config['platform'], study_config.stages['text'], study_config.stages['tower']
         del study_config['parametrisation']  # what is imported has learnt without
         study_config.imports = dict(language=str(imported), tower=str(imported))
-    cell = config.cells_of(study_config, sweep)[0]
+    cell = cells_of(study_config, sweep)[0]
     assert cell.stage('align').parents == {} == cell.stage('reason').parents
     assert set(cell.stage('instruct').parents.values()) == {'align'}
     source = config.load(imported)

@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from downscale import config
-from downscale.config import STAGES, Experiment, cells_of
+from downscale.config import STAGES, Experiment
 from downscale.data.chat import CHATS
 from downscale.data.scenes.conversations import Recipe
 from downscale.data.scenes.dataset import scene_example, triple_example
@@ -18,6 +18,7 @@ from downscale.data.scenes.facts import vocabulary
 from downscale.data.scenes.sampler import Sampler
 from downscale.data.tokens import Encoder, load_tokenizer, train_tokenizer
 from downscale.experiment import file
+from downscale.experiment.cells import cells_of, language_of, parent_folder
 from downscale.values import from_dict
 
 ROOT = Path(__file__).parents[1]
@@ -197,8 +198,8 @@ def test_every_size_has_a_cell_per_seed_and_the_tower_is_shared_by_the_sizes():
     for name in ('vision', 'world', 'data', 'stages', 'evaluation', 'optimizer'):
         assert vars(small)[name] == vars(large)[name], name
     align = small.stage('align').parents['tower']
-    assert config.parent_folder('s', small, align) == Path('s/cells/tower-s0/tower')
-    assert config.parent_folder('s', small, 'text') == Path('s/cells/w32d2-s0/text')
+    assert parent_folder('s', small, align) == Path('s/cells/tower-s0/tower')
+    assert parent_folder('s', small, 'text') == Path('s/cells/w32d2-s0/text')
 
 
 def test_a_stage_only_differs_by_what_the_table_and_the_file_say():
@@ -221,7 +222,7 @@ def test_connector_and_tower_see_squashed_pictures_and_later_stages_as_the_cell_
 
 
 def language(size, family='micro'):
-    return config.language_of(family, size, 320)
+    return language_of(family, size, 320)
 
 
 def test_a_size_outside_the_table_is_built_by_width_and_depth():
@@ -266,7 +267,7 @@ def test_every_study_file_becomes_cells_with_parents_before_children(study):
     for cell in found:
         for stage in cell.stages:
             for parent in stage.parents.values():
-                path = config.parent_folder('.', cell, parent)
+                path = parent_folder('.', cell, parent)
                 place = places[f'{path.parent.name}/{path.name}']
                 assert place < places[f'{cell.name}/{stage.name}']
 

@@ -15,7 +15,7 @@ from test_experiment import plain
 from benchmarks import coordinate_check
 from downscale import config as experiments
 from downscale import exchange
-from downscale.config import Experiment
+from downscale.config import GROUPS, Experiment, Optimizer
 from downscale.generate import forward
 from downscale.model.cache import edges
 from downscale.model.init import abstract_params, init_params, init_tree
@@ -24,7 +24,7 @@ from downscale.model.words import WordModel, abstract_word_params
 from downscale.mup import multipliers, role_of, roles
 from downscale.sharding import mesh
 from downscale.sizes import BASE, Growth, Parametrisation
-from downscale.train.optimizer import GROUPS, Optimizer, scaled, transform
+from downscale.train.optimizer import scaled, transform
 from downscale.train.state import new_state
 from downscale.train.step import compiled_step, gradients
 from downscale.values import from_dict

@@ -10,7 +10,7 @@ from fake_compiler import rule
 from fake_plan import TOWER, cell, stage
 
 from downscale import accounting
-from downscale.config import Evaluation, MeshSize
+from downscale.config import Evaluation, MeshSize, Optimizer
 from downscale.data.buckets import Shape
 from downscale.planner import bounds, hardware, nearest, pool, table
 from downscale.planner.plan import row
@@ -18,7 +18,6 @@ from downscale.planner.programs import Request, Use, Wish, formula, uses
 from downscale.planner.topologies import topology
 from downscale.runtime.progress import progress_bars
 from downscale.sizes import MICRO
-from downscale.train.optimizer import Optimizer
 
 TPU_COMPILER = find_spec('libtpu') is not None
 

@@ -12,11 +12,10 @@ import pytest
 from fake_plan import cell, stage
 
 from downscale import cli
-from downscale.config import MeshSize
+from downscale.config import MeshSize, Optimizer
 from downscale.planner import pool
 from downscale.planner.topologies import SHAPES, topology
 from downscale.planner.worker import exhausted
-from downscale.train.optimizer import Optimizer
 
 ROOT = Path(__file__).parents[1]
 STUDY = str(ROOT / 'experiments' / 'extraction_tuning.py')

@@ -13,10 +13,11 @@ import jax
 import numpy as np
 import pytest
 
-from downscale import cli, config, stages
+from downscale import cli, stages
 from downscale.config import MeshSize
 from downscale.data.pipeline import Share
 from downscale.experiment import file
+from downscale.experiment.cells import cells_of
 from downscale.runtime import processes
 from downscale.sharding import Rules, mesh
 from downscale.train import checkpoint, loop
@@ -69,7 +70,7 @@ def cells(study_file):
     study_config, sweep = file.load_study(study_file, ())
     with study_config.unlocked():
         del study_config['platform']
-    return {cell.name: cell for cell in config.cells_of(study_config, sweep)}
+    return {cell.name: cell for cell in cells_of(study_config, sweep)}
 
 
 @pytest.fixture(scope='module')

@@ -13,16 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from downscale import config
-from downscale.config import Data, Evaluation, Experiment, MeshSize, Stage
+from downscale.config import Data, Evaluation, Experiment, MeshSize, Optimizer, Schedule, Stage
 from downscale.data.buckets import Shape
 from downscale.data.corpora.mixture import Mixture
 from downscale.data.corpora.sources import Source
 from downscale.data.scenes.conversations import Recipe
 from downscale.data.scenes.world import World
 from downscale.experiment import file
+from downscale.experiment.cells import cells_of
 from downscale.sizes import LanguageConfig, Parametrisation, Pictures, VisionConfig
-from downscale.train.optimizer import Optimizer, Schedule
 from downscale.values import COUNT, Choice, Range, Several, check, from_dict, hints_of
 
 SMOKE = str(Path(__file__).parents[1] / 'experiments' / 'smoke.py')
@@ -177,7 +176,7 @@ def test_any_config_becomes_cells_or_one_line(changes):
         if isinstance(node, dict):
             node[path[-1]] = copy.deepcopy(part)
     try:
-        cells = config.cells_of(ConfigDict(value), [{'size': 'w32d2', 'seed': 0}])
+        cells = cells_of(ConfigDict(value), [{'size': 'w32d2', 'seed': 0}])
     except ValueError as error:
         assert '\n' not in str(error) and len(str(error)) <= 300, str(error)
         return

@@ -16,6 +16,7 @@ from downscale import stages as stages_
 from downscale.convert.write import export_folder
 from downscale.data.tokens import train_tokenizer
 from downscale.experiment import file, recipe
+from downscale.experiment.cells import cells_of
 from downscale.model.init import init_params
 from downscale.runtime.files import write_json
 from downscale.train.checkpoint import save_leaves
@@ -83,7 +84,7 @@ def place(tmp_path_factory):
         config, sweep = file.load_study(EXPERIMENTS / 'extract_think.py:dry', ())
         with config.unlocked():
             del config['platform']
-        for cell in experiments.cells_of(config, sweep):
+        for cell in cells_of(config, sweep):
             import_tiny(cell, tokenizer)
         yield root
 
@@ -99,7 +100,7 @@ def test_a_study_of_the_paper_runs_from_mixture_to_report(place, capfd, name):
     config, sweep = file.load_study(f'{EXPERIMENTS / name}.py:dry', ())
     with config.unlocked():
         del config['platform']
-    for cell in experiments.cells_of(config, sweep):
+    for cell in cells_of(config, sweep):
         for stage in cell.stages:
             told = json.loads((folder / 'cells' / cell.name / stage.name / 'mixture.json'
                                ).read_text())
@@ -237,7 +238,7 @@ def test_readers_alone_have_no_stage_and_answer_untrained():
     config, sweep = file.load_study(EXPERIMENTS / 'extract_think.py', ())
     with config.unlocked():
         del config['platform']
-    cells = {cell.size: cell for cell in experiments.cells_of(config, sweep)}
+    cells = {cell.size: cell for cell in cells_of(config, sweep)}
     assert set(cells) == {'0.6b', '1.7b', '4b'} and cells['4b'].stages == ()
     from downscale.study import tasks_of
     names = {task.name for task in tasks_of(tuple(cells.values()))}

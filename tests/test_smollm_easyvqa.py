@@ -5,11 +5,11 @@ from importlib import util
 import pytest
 from easy_vqa_package import QUESTIONS, write_package
 
-from downscale.config import cells_of
 from downscale.data.corpora.build import build
 from downscale.data.corpora.mixture import Corpus
 from downscale.data.corpora.shards import Settings
 from downscale.evaluate.question_files import own_questions
+from downscale.experiment.cells import cells_of
 from downscale.experiment.file import load_study
 
 

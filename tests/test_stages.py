@@ -9,6 +9,7 @@ import pytest
 from downscale import config, stages
 from downscale.data.buckets import Shape
 from downscale.experiment import file
+from downscale.experiment.cells import cells_of
 from downscale.runtime.files import write_json
 
 ROOT = Path(__file__).parents[1]
@@ -19,7 +20,7 @@ def smoke():
     study_config, sweep = file.load_study(str(ROOT / 'experiments' / 'smoke.py'), ())
     with study_config.unlocked():
         del study_config['platform']
-    return config.cells_of(study_config, sweep)
+    return cells_of(study_config, sweep)
 
 
 @pytest.mark.parametrize('cell', smoke(), ids=lambda cell: cell.name)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from downscale import config
 from downscale.experiment import file
+from downscale.experiment.cells import cells_of
 from downscale.experiment.sweeps import axis, product
 from downscale.results.items import read_items
 from downscale.study import Task, _Queue, tasks_of, urgency
@@ -40,7 +40,7 @@ def smoke_cells():
     study_config, sweep = file.load_study(ROOT / 'experiments' / 'smoke.py', [])
     with study_config.unlocked():
         del study_config['platform']
-    return config.cells_of(study_config, sweep)
+    return cells_of(study_config, sweep)
 
 
 def test_every_task_comes_after_the_tasks_it_needs():
@@ -131,7 +131,7 @@ def lookup_cells(rates=(1e-3, 3e-3, 1e-2), sizes=('w32d2',)):
     study_config, _ = file.load_study(ROOT / 'experiments' / 'lookup.py', [])
     with study_config.unlocked():
         del study_config['platform']
-    return config.cells_of(study_config, product(axis('size', sizes), axis('seed', [0]), axis(
+    return cells_of(study_config, product(axis('size', sizes), axis('seed', [0]), axis(
         'stages.text.rates.language', rates)))
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from downscale import config, names, stages, study
 from downscale.experiment import file, sweeps
+from downscale.experiment.cells import cells_of
 from downscale.experiment.sweeps import axis, product, union, zipped
 from downscale.runtime.files import read_json
 
@@ -17,11 +18,11 @@ RATE = 'stages.text.rates.language'
 SIZES, SEEDS = axis('size', ['w32d2', 'w64d2']), axis('seed', [0, 1])
 
 
-def cells_of(sweep):
+def smoke_cells(sweep):
     study_config, _ = file.load_study(SMOKE, ())
     with study_config.unlocked():
         del study_config['platform']
-    return config.cells_of(study_config, sweep)
+    return cells_of(study_config, sweep)
 
 
 def test_a_product_has_every_combination_and_the_last_varies_fastest():
@@ -61,7 +62,7 @@ def test_a_point_changes_its_own_cell_only_and_names_it():
     one = product(axis('size', ['w32d2']), axis('seed', [0]))
     both = zipped(axis(RATE, [1e-3, 1e-2]), axis('stages.reason.rates.language', [1e-3, 1e-2]),
                   axis('optimizer.weight_decay', [0.0, 0.1]))
-    slow, fast, plain = cells_of(union(product(one, both), one))[1:]
+    slow, fast, plain = smoke_cells(union(product(one, both), one))[1:]
     assert [cell.name for cell in (plain, slow, fast)] == [
         'w32d2-s0', 'w32d2-s0-language0.001-weight_decay0.0',
         'w32d2-s0-language0.01-weight_decay0.1']
@@ -74,7 +75,7 @@ def test_a_point_changes_its_own_cell_only_and_names_it():
 
 def test_the_tower_of_a_seed_is_untouched_by_what_its_cells_change():
     point = {'size': 'w32d2', 'seed': 0}
-    assert cells_of([point])[0].hash == cells_of([{**point, 'optimizer.b1': 0.5}])[0].hash
+    assert smoke_cells([point])[0].hash == smoke_cells([{**point, 'optimizer.b1': 0.5}])[0].hash
 
 
 @pytest.mark.parametrize('point, message', [
@@ -90,7 +91,7 @@ def test_the_tower_of_a_seed_is_untouched_by_what_its_cells_change():
 ])
 def test_a_wrong_key_of_a_point_is_named_with_the_nearest(point, message):
     with pytest.raises(ValueError, match=message) as error:
-        cells_of([{'size': 'w32d2', 'seed': 0, **point}])
+        smoke_cells([{'size': 'w32d2', 'seed': 0, **point}])
     assert '\n' not in str(error.value)
 
 
@@ -140,7 +141,7 @@ def test_many_changes_give_a_name_that_is_cut_and_still_its_own():
 def test_two_changes_of_one_mixture_train_in_two_folders_inside_the_study():
     sweep = product(axis('size', ['w32d2']), axis('seed', [0]),
                     axis('stages.text.mixture', ['data/a', 'data/b', '../../c']))
-    cells = list(cells_of(sweep)[1:])
+    cells = list(smoke_cells(sweep)[1:])
     folders = {stages.folder_of('s', cell, 'text') for cell in cells}
     assert {folder.parent.parent for folder in folders} == {Path('s/cells')} and len(folders) == 3
     assert [file.find_cell(cells, cell.name) for cell in cells] == cells
@@ -164,7 +165,7 @@ def test_two_changes_of_one_mixture_train_in_two_folders_inside_the_study():
 ])
 def test_a_sweep_of_another_form_is_refused_in_one_short_line(sweep, message):
     with pytest.raises(ValueError, match=message) as error:
-        cells_of(sweep)
+        smoke_cells(sweep)
     assert '\n' not in str(error.value) and len(str(error.value)) <= 300
 
 
@@ -174,31 +175,31 @@ def test_a_stage_that_starts_from_none_of_its_cell_is_refused_at_once():
                              ({'language': 'reason'}, "unknown stage 'reason'"),
                              ({'language': 'other/text'}, "unknown stage 'other/text'")):
         with pytest.raises(ValueError, match=f'stage align, parents: {message}'):
-            cells_of([{'size': 'w32d2', 'seed': 0, 'stages.align.parents': parents}])
+            smoke_cells([{'size': 'w32d2', 'seed': 0, 'stages.align.parents': parents}])
 
 
 def test_a_point_without_size_or_seed_and_cells_of_one_name_are_refused():
     with pytest.raises(ValueError, match='has no size and no seed'):
-        cells_of([{RATE: 1e-3}])
+        smoke_cells([{RATE: 1e-3}])
     both = [{'size': 'w32d2', 'seed': 0, f'stages.{stage}.steps': 3} for stage in ('text', 'align')]
     with pytest.raises(ValueError, match='two cells would be called w32d2-s0-steps3'):
-        cells_of(both)
+        smoke_cells(both)
 
 
 def test_study_json_says_what_a_run_changes():
     one, changed = [{'size': 'w32d2', 'seed': 0, **more} for more in ({}, {RATE: 1e-3})]
-    assert [study._run_row(cell)['changes'] for cell in cells_of([one, changed])[1:]] == [
+    assert [study._run_row(cell)['changes'] for cell in smoke_cells([one, changed])[1:]] == [
         '', 'language0.001']
 
 
 def test_a_budget_is_a_label_that_study_json_keeps(tmp_path):
     """It changes neither the name nor the hash of a cell, and a run goes on under another."""
-    plain, = cells_of([{'size': 'w32d2', 'seed': 0}])[1:]
+    plain, = smoke_cells([{'size': 'w32d2', 'seed': 0}])[1:]
     steps = zipped(axis('size', ['w32d2', 'w64d2']), axis('stages.text.steps', [40, 20]))
     point = product(steps, axis('seed', [0]), axis('budget', ['1e10']))
-    small, large = cells_of(point)[1:]
+    small, large = smoke_cells(point)[1:]
     assert (small.name, large.name) == ('w32d2-s0-steps40', 'w64d2-s0-steps20')
-    assert cells_of([{'size': 'w32d2', 'seed': 0, 'budget': '1e9'}])[1].hash == plain.hash
+    assert smoke_cells([{'size': 'w32d2', 'seed': 0, 'budget': '1e9'}])[1].hash == plain.hash
     config.save(plain, tmp_path)
     stages.refuse_other(tmp_path, replace(plain, budget='1e9'))
     study.prepare(tmp_path / 'run', 'tiny', [plain, small, large], True)

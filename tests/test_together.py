@@ -14,11 +14,11 @@ import small
 
 from downscale import config as experiments
 from downscale import stages
+from downscale.config import Optimizer, Schedule
 from downscale.runtime import exits
 from downscale.sharding import mesh
 from downscale.sizes import Parametrisation
 from downscale.train import checkpoint, loop, together
-from downscale.train.optimizer import Optimizer, Schedule
 
 STEPS, EVERY = 6, 2
 # Stacked products add in another order, and Adam divides what that rounds by small moments. Seen

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import small
 
+from downscale.config import GROUPS, Optimizer, Schedule
 from downscale.model.init import init_params
 from downscale.runtime import exits
 from downscale.sharding import batch_sharding, mesh
 from downscale.train import checkpoint, loop
-from downscale.train.optimizer import GROUPS, Optimizer, Schedule
 from downscale.train.state import abstract, new_state, split, state_shardings
 from downscale.train.step import compiled_step, gradients, token_loss
 

@@ -121,10 +121,10 @@ def open_cells(config_file, overrides):
             sys.modules['jax'].config.update('jax_platforms', platform)
     if on_cpu():
         keep_freed_memory()
-    from downscale.config import cells
+    from downscale.experiment.cells import cells_of
     with config.unlocked():
         del config['platform']
-    found = cells(config, sweep)
+    found = cells_of(config, sweep)
     if claims_of(config) is not None:
         from downscale.analysis.judging import read
         read(claims_of(config))   # for its own checks, before work starts

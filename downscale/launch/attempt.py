@@ -11,11 +11,11 @@ import traceback
 
 import jax
 
-from downscale import config as experiments
 from downscale import stages
 from downscale import study as studies
 from downscale.evaluate.answers import hash_of
 from downscale.experiment import file
+from downscale.experiment.cells import cells_of
 from downscale.launch import state
 from downscale.launch.record import Record, steps_of
 from downscale.launch.spec import processes_of
@@ -61,7 +61,7 @@ def work(record):
     study_config, sweep = file.load_study(spec.config, spec.overrides)
     with study_config.unlocked():
         del study_config['platform']
-    cells = experiments.cells_of(study_config, sweep)
+    cells = cells_of(study_config, sweep)
     cell = file.find_cell(cells, spec.cell)
     if cell.hash != spec.experiment:
         raise ValueError(f'{spec.config} makes another cell {spec.cell} now ({cell.hash}) than was '

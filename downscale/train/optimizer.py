@@ -3,66 +3,13 @@
 The rates enter the compiled step as numbers, so stages that differ only in their schedule share
 one program.
 """
-import math
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated
 
 import jax
 import optax
 
 from downscale.mup import multipliers, times
 from downscale.sizes import BASE
-from downscale.values import COUNT, Choice, Range, check
-
-GROUPS = ('tower', 'connector', 'language')
-# Of a stage; 1 is more likely meant as one step than as all of them.
-WARMUP = Annotated[float, Range(0, 1, 'the share of the steps in which the rate climbs, 0.03 for 3 '
-                                'per cent; not a number of steps', without=(1,))]
-FINAL = Annotated[float, Range(0, 1, 'the share of the peak rate that the last step has')]
-
-
-@dataclass(frozen=True)
-class Optimizer:
-    """AdamW after clipping by the global norm; `accumulate` micro-batches make one step.
-
-    `first_moment` is the dtype of Adam's mean of gradients; bfloat16 saves 2 bytes a parameter.
-    """
-    b1: Annotated[float, Range(0, 1, 'share of its mean of gradients that a step keeps',
-                               without=(1,))] = 0.9
-    b2: Annotated[float, Range(0, 1, 'share of its mean of squares that a step keeps',
-                               without=(1,))] = 0.95
-    eps: Annotated[float, Range(0, 1, 'what is added to the root of the squares',
-                                without=(0,))] = 1e-8
-    weight_decay: Annotated[float, Range(0, 10, 'share of a weight that a rate of 1 takes off'
-                                         )] = 0.0
-    clip: Annotated[float | None, Range(0, 1e12, 'the norm that gradients are cut to; None is no '
-                                        'clipping', without=(0,))] = 1.0
-    accumulate: Annotated[int, Range(1, 2 ** 20, 'micro-batches of a step')] = 1
-    first_moment: Annotated[str, Choice(('float32', 'bfloat16'), 'first_moment')] = 'float32'
-
-    def __post_init__(self):
-        check(self)
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Linear warm-up over a share of the steps, then cosine to `final` of the peak rate."""
-    steps: Annotated[int, Range(1, COUNT, 'steps of the stage')]
-    warmup: Annotated[float, Range(0, 1, 'the share of the steps in which the rate climbs')] = 0.03
-    final: FINAL = 0.0
-
-    def __post_init__(self):
-        check(self)
-
-    def factor(self, step):
-        """Share of the peak rate at `step` (0-based), in (0, 1]."""
-        warmup = max(1, round(self.warmup * self.steps))
-        if step < warmup:
-            return (step + 1) / warmup
-        done = (step - warmup) / max(1, self.steps - warmup)
-        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * done))
-
 
 # `image_newline` learns with the decoder, as in the reference recipe; what only the tower's
 # own stage has learns with it.

@@ -1,0 +1,109 @@
+"""From a study file's ConfigDict and sweep to its cells; nothing else sees a ConfigDict."""
+import dataclasses
+import re
+
+from downscale.config import STAGES, Experiment
+from downscale.experiment import sweeps
+from downscale.runtime.files import place
+from downscale.sizes import LANGUAGE, scale
+from downscale.values import from_dict, shown, unknown
+
+
+def language_of(family, size, vocabulary):
+    """The LanguageConfig of `size` in a family table, of any micro point like 'w96d5', or of a
+    published size of another depth: '135m-d15' keeps 15 layers (`downscale import --layers`)."""
+    if family not in LANGUAGE:
+        raise ValueError(unknown('family', family, list(LANGUAGE)))
+    table = LANGUAGE[family]
+    pruned = re.fullmatch('(.+)-d([1-9][0-9]{0,5})', size)
+    base, depth = (pruned[1], int(pruned[2])) if pruned else (size, None)
+    if base in table:
+        return scale(table[base], depth=depth, vocabulary=vocabulary or None)
+    point = re.fullmatch('w(0|[1-9][0-9]{0,5})d(0|[1-9][0-9]{0,5})', size)
+    if family == 'micro' and point:
+        return scale(table['w64d2'], int(point[1]), int(point[2]), vocabulary or None)
+    raise ValueError(unknown(f'{family} size', size, list(table)))
+
+
+def cells_of(config, sweep):
+    """(experiments of the study, shared tower cells included).
+
+    `config` is the locked ConfigDict of `get_config`; `sweep` lists points (see `sweeps.py`). Every
+    cell is checked here, before any work starts.
+    """
+    value = config.to_dict()
+    name = value.pop('study', None)
+    if not isinstance(name, str) or not re.fullmatch(r'\w[\w .,+-]{0,99}', name):
+        raise ValueError(f'study {shown(name)} must be the name of one folder: letters, digits and '
+                         'any of " .,+-", at most 100')
+    value.pop('claims', None)  # of the study, not of a cell
+    for key, kind in (('family', str), ('vocabulary', int), ('stages', dict)):
+        if not isinstance(value.get(key), kind):
+            raise ValueError(f'get_config(): {key} {shown(value.get(key))} must be of type '
+                             f'{kind.__name__}')
+    stages = value['stages']
+    for name, settings in stages.items():
+        if name not in STAGES:
+            raise ValueError(f'stages: {unknown("stage", name, list(STAGES))}')
+        if not isinstance(settings, dict):
+            raise ValueError(f'stages.{name} must be a mapping, not {shown(settings)}')
+    sweeps.check(sweep, stages)
+    found = []
+    for seed in dict.fromkeys(point['seed'] for point in sweep):
+        points = [point for point in sweep if point['seed'] == seed]
+        if 'tower' in stages:
+            found.append(_cell(value, f'tower-s{seed}', sweeps.shared(points[0]), ['tower']))
+        for point in points:
+            own = [name for name in point.get('stages', stages) if name != 'tower']
+            found.append(_cell(value, sweeps.name_of(point), point, own))
+    _check_parents(found)
+    return tuple(found)
+
+
+def _check_parents(cells):
+    """Raise ValueError where a stage starts from one that is not before it: it would wait for ever.
+    """
+    before = set()
+    for cell in cells:
+        for stage in cell.stages:
+            for reference in stage.parents.values():
+                name = reference_of(cell, reference)
+                if name not in before:
+                    known = [place.partition('/')[2] for place in before
+                             if place.startswith(f'{cell.name}/')]
+                    raise ValueError(f'{cell.name}, stage {stage.name}, parents: '
+                                     f'{unknown("stage", reference, known)}')
+            before.add(f'{cell.name}/{stage.name}')
+
+
+def reference_of(cell, reference):
+    """'CELL/STAGE' of a parent: 'text' of this cell, or 'tower/tower' of the shared one."""
+    other, _, stage = reference.rpartition('/')
+    return f'{other}-s{cell.seed}/{stage}' if other else f'{cell.name}/{stage}'
+
+
+def _cell(value, name, point, stages):
+    """The cell of a point, with the named ones of the study's stages."""
+    value = sweeps.applied(value, point)
+    if 'budget' in value:
+        raise ValueError('budget is declared by the points of sweep(), each its own; leave it out '
+                         'of get_config()')
+    family, vocabulary, made = (value.pop(key) for key in ('family', 'vocabulary', 'stages'))
+    language = dataclasses.asdict(language_of(family, point['size'], vocabulary))
+    imports = {**value.get('imports', {}), **point.get('imports', {})}
+    # A ConfigDict sorts its keys; STAGES holds parents before children.
+    full = [{'name': stage, **STAGES[stage], **made[stage]} for stage in STAGES
+            if stage in made and stage in stages]
+    # An imported group has no parent unless a stage of this study makes it.
+    full = [stage | {'parents': {group: parent for group, parent in stage['parents'].items()
+                                 if group not in imports or parent.rpartition('/')[2] in made}}
+            for stage in full]
+    return from_dict(Experiment, {**value, 'name': name, 'size': point['size'],
+                                  'seed': point['seed'], 'language': language, 'stages': full,
+                                  'imports': imports,
+                                  'budget': point.get('budget', '')}, name)
+
+
+def parent_folder(study, experiment, reference):
+    """The folder of a parent stage: 'text' of this cell, or 'tower/tower' of the shared cell."""
+    return place(study) / 'cells' / reference_of(experiment, reference)
