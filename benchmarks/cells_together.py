@@ -42,14 +42,14 @@ def eight_cells(width, batch, seeds, steps):
 
 def alone(folder, cells):
     """Train the cells one after another."""
-    from downscale import stages
+    from downscale.stages import stages
     for cell in cells:
         stages.train_stage(folder, cell, 'text', tracker='none')
 
 
 def together(folder, cells):
     """Train the cells in one program."""
-    from downscale import stages
+    from downscale.stages import stages
     failed = stages.train_together(folder, cells, 'text', tracker='none')
     if failed:
         raise RuntimeError(f'cells failed: {failed}')
@@ -66,7 +66,7 @@ def seconds(run, folder, cells):
 def measure(folder, case, steps, rounds):
     """The times of both sides (see `seconds`), as (alone, together) of each round; a `case` is
     (width, batch, seeds)."""
-    from downscale import stages
+    from downscale.stages import stages
     stages.prepare(folder, eight_cells(*case, steps)[0])
     warm = eight_cells(*case, 3)
     for run in (alone, together):

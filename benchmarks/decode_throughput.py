@@ -74,7 +74,7 @@ def make_ours(folder):
     import numpy as np
 
     import downscale
-    from downscale.exchange import import_model
+    from downscale.convert.exchange import import_model
     from downscale.generate.engine import Engine, Prompt, Request
     with tempfile.TemporaryDirectory() as run:
         import_model(folder, Path(run) / 'run')

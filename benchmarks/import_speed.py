@@ -68,7 +68,8 @@ def write_checkpoint(folder, cfg):
 def import_once(source, folder):
     """Run `downscale import`; print seconds without start-up and peak memory as JSON."""
     begin = time.perf_counter()
-    from downscale import cli, exchange  # noqa: F401 (else the command itself imports it)
+    from downscale import cli
+    from downscale.convert import exchange  # noqa: F401 (else the command itself imports it)
     ready = time.perf_counter()
     if cli.main(['import', source, '--to', folder, '--quiet']):
         sys.exit('the import failed')

@@ -42,9 +42,9 @@ def seconds(run):
 
 def smoke_cell(folder):
     """The cell of the smoke study whose rates are measured, its data prepared in `folder`."""
-    from downscale import stages
     from downscale.experiment import file
     from downscale.experiment.cells import cells_of
+    from downscale.stages import stages
     smoke = Path(__file__).parents[1] / 'experiments' / 'smoke.py'
     study_config, sweep = file.load_study(smoke, ())
     with study_config.unlocked():
@@ -107,8 +107,8 @@ def contents(batches):
 
 def measure_stage(cell, stage, folder, args):
     """Figures of one stage of the smoke study."""
-    from downscale import stages
     from downscale.data import pipeline
+    from downscale.stages import stages
     sampler, seed = stages.sampler_of(folder, cell, stage)
     batches = iter(pipeline.stream(sampler, seed))
     taken = [next(batches) for _ in range(args.steps)]  # every example has been parsed by now
@@ -195,11 +195,11 @@ def measure_pictures(tokenizer, world, args):
 
 def measure_buckets(cell, tokenizer, args):
     """Training in one shape against training in the proposed buckets, interleaved."""
-    from downscale import padding
     from downscale.data import buckets, pipeline
     from downscale.data.scenes.sampler import Sampler
     from downscale.data.tokens import Encoder
     from downscale.sizes import Pictures
+    from downscale.stages import padding
     cell = dataclasses.replace(cell, pictures=Pictures('anyres'),
                                vision=dataclasses.replace(cell.vision, image=160))
     stage = dataclasses.replace(cell.stage('caption'), batch=4, length=896, tiles=37)
@@ -234,7 +234,7 @@ def measure_buckets(cell, tokenizer, args):
 def main():
     args = arguments()
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-    from downscale import stages
+    from downscale.stages import stages
     result = {'stages': []}
     with tempfile.TemporaryDirectory(prefix='downscale-input-') as folder:
         cell = smoke_cell(folder)

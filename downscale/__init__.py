@@ -4,6 +4,6 @@
 def __getattr__(name):
     """`downscale.load`, imported on first use so that `import downscale` stays instant."""
     if name == 'load':
-        from downscale.loading import load
+        from downscale.stages.loading import load
         return load
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

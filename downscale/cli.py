@@ -58,7 +58,7 @@ def study(args):
     refuse_many()
     from downscale.report.figures import plotting
     plotting()  # of the report, hours later
-    from downscale.study import run
+    from downscale.study.study import run
     from downscale.train.trackers import require
     require(args.tracker)
     jobs = args.jobs
@@ -88,10 +88,10 @@ def train(args):
     """
     _, experiments, folder = open_study(args)
     cell = find_cell(experiments, args.cell)
-    from downscale import stages
     from downscale.runtime import processes
     from downscale.runtime.progress import progress_bars
-    from downscale.study import use_cache
+    from downscale.stages import stages
+    from downscale.study.study import use_cache
     from downscale.train.trackers import require
     require(args.tracker)
     total = cell.stage(args.stage).steps
@@ -113,7 +113,7 @@ def evaluate(args):
     cell = find_cell(experiments, args.cell)
     from downscale.evaluate.run import evaluate as run_evaluation
     from downscale.runtime.progress import progress_bars
-    from downscale.study import use_cache, writers_of
+    from downscale.study.study import use_cache, writers_of
     use_cache(cache_folder())
     with progress_bars(args.quiet) as bars:
         run_evaluation(folder, cell, args.only, writers_of(cell, experiments),
@@ -167,7 +167,7 @@ def extract_think(args):
         keep_freed_memory()
     from downscale.evaluate.cells import table
     from downscale.runtime.progress import progress_bars
-    from downscale.study import use_cache
+    from downscale.study.study import use_cache
     use_cache(cache_folder())
     with progress_bars(args.quiet) as bars:
         found = chain_command.chain_of(args, bars).run()
@@ -189,7 +189,7 @@ def benchmark(args):
     if on_cpu():
         keep_freed_memory()
     from downscale.runtime.progress import progress_bars
-    from downscale.study import use_cache
+    from downscale.study.study import use_cache
     use_cache(cache_folder())
     with progress_bars(args.quiet) as bars:
         chain, asked = benchmark_command.chain_of(args, bars)
@@ -206,7 +206,7 @@ def analyze(args):
     if args.verb == 'probe':  # the only one that runs models
         if on_cpu():
             keep_freed_memory()
-        from downscale.study import use_cache
+        from downscale.study.study import use_cache
         use_cache(cache_folder())
     return analyze_command.run(args)
 
@@ -218,7 +218,7 @@ def rescore(args):
 
 def import_(args):
     """Bring a Hugging Face folder or a GGUF file into a run folder."""
-    from downscale.exchange import import_model
+    from downscale.convert.exchange import import_model
     from downscale.runtime.progress import progress_bars
     with progress_bars(args.quiet) as bars:
         notes = import_model(args.source, args.to, lambda done, total: bars(
@@ -230,14 +230,14 @@ def import_(args):
 
 def export(args):
     """Write a run's newest checkpoint as a Hugging Face folder."""
-    from downscale.exchange import export_model
+    from downscale.convert.exchange import export_model
     export_model(args.run_folder, args.to, args.format)
     print(f'exported: {args.to}')
 
 
 def parity(args):
     """Recompute what a checkpoint's original gave (expected.npz); exit with 1 if it differs."""
-    from downscale.parity import parity as compare
+    from downscale.convert.parity import parity as compare
     result = compare(args.folder)
     if args.json:
         print(json.dumps(result))

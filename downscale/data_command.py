@@ -65,8 +65,8 @@ def world(args):
     """Build the scene world of a study, and show some of it."""
     from downscale.experiment.file import open_study
     _, experiments, folder = open_study(args)
-    from downscale import stages
     from downscale.runtime.progress import progress_bars
+    from downscale.stages import stages
     with progress_bars(args.quiet) as bars:
         built = stages.prepare(folder, experiments[0],
                                lambda done, total: bars('scenes', done, total))

@@ -22,8 +22,8 @@ from downscale.evaluate.extract_think import Chain
 from downscale.evaluate.plan import Plan
 from downscale.evaluate.runs import open_runs
 from downscale.generate.engine import Reply, Stats
-from downscale.loading import load
 from downscale.model.init import init_params
+from downscale.stages.loading import load
 from downscale.train import checkpoint
 
 LIMIT = 20

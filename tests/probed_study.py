@@ -7,12 +7,13 @@ import orbax.checkpoint as ocp
 import small
 
 from downscale import config as experiments
-from downscale import stages, study
 from downscale.config import Data, Evaluation, Experiment, Stage
 from downscale.data.scenes.world import World
 from downscale.model.init import init_params
 from downscale.runtime.files import write_json
 from downscale.sizes import LANGUAGE, scale
+from downscale.stages import stages
+from downscale.study import study
 from downscale.train import checkpoint
 
 WORLD = World(grid=2, n_shapes=3, n_colors=3, n_chars=2, min_objects=2, max_objects=3, n_facts=8)

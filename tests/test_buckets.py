@@ -11,7 +11,7 @@ import small
 from PIL import ExifTags, Image
 from test_pipeline import Sizes, conversations, equal, taken
 
-from downscale import config, padding
+from downscale import config
 from downscale.accounting import train_flops
 from downscale.config import Optimizer, Schedule, Stage
 from downscale.data import buckets, images, measure, pipeline
@@ -24,6 +24,7 @@ from downscale.data.tokens import Layout
 from downscale.model.init import init_params
 from downscale.sharding import mesh
 from downscale.sizes import QWEN3, SIGLIP, Pictures
+from downscale.stages import padding
 from downscale.train import loop
 from downscale.train.step import LOSSES
 

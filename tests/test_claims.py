@@ -8,7 +8,7 @@ import pytest
 from fake_study import fake_study
 from scipy.stats import binom
 
-from downscale import cli, study
+from downscale import cli
 from downscale.analysis import grids, judging, measures, synth
 from downscale.analysis.contrasts import CONTRASTS
 from downscale.analysis.judging import Claim, verdict_of
@@ -16,6 +16,7 @@ from downscale.analysis.synthetic import NOTHING, Planted
 from downscale.results.study import load_study
 from downscale.runtime.files import read_json, write_json
 from downscale.statistics import bootstrap
+from downscale.study import study
 
 GREATER = Claim('g', 'more', 'thinking', threshold=.1)
 ALIKE = Claim('s', 'as much', 'thinking', test='equivalent', threshold=.1)

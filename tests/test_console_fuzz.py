@@ -11,13 +11,14 @@ from fake_study import fake_study
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from downscale import cli, config, stages
+from downscale import cli, config
 from downscale.analysis import costs
 from downscale.experiment.cells import cells_of
 from downscale.experiment.file import load_study
 from downscale.parsing import Parser
 from downscale.runtime import exits
 from downscale.runtime.streams import LONGEST_ERROR
+from downscale.stages import stages
 
 FUZZ = settings(deadline=None, database=None, derandomize=True, max_examples=300,
                 suppress_health_check=list(HealthCheck))
@@ -58,7 +59,7 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setenv('JAX_PLATFORMS', 'cpu')
-        patch.setattr('downscale.study.use_cache', lambda folder: None)
+        patch.setattr('downscale.study.study.use_cache', lambda folder: None)
         patch.setattr('downscale.launch.sweep.changed', list)
         for name in HEAVY:
             patch.setattr(f'downscale.{name}', stopped)

@@ -28,15 +28,17 @@ from pyarrow import csv
 from test_fits import LOSS, X
 from test_isoflop import planted
 
-from downscale import cli, exchange, study
+from downscale import cli
 from downscale.analysis import judging, synth
 from downscale.config import Experiment
+from downscale.convert import exchange
 from downscale.factory import oracle
 from downscale.generate import selfcheck
 from downscale.model.init import init_params
 from downscale.planner import pool
 from downscale.runtime import processes
 from downscale.sizes import LANGUAGE, VisionConfig, scale
+from downscale.study import study
 
 LINES = every_line()
 # One cell, seconds a stage, with the stages and the texts that the lines speak of.
@@ -93,7 +95,7 @@ APPENDED = (
     (r'launch (plan|submit).* v5e:4x4', '--no-fit'))
 HOURS = 'takes hours, or wants published data; test_real_studies.py runs `:dry` of the real ones'
 NOT_RUN = {  # pattern: (what is left out, reason)
-    r'study experiments/(?!smoke)': ('downscale.study.run', HOURS),
+    r'study experiments/(?!smoke)': ('downscale.study.study.run', HOURS),
     r'analyze probe': ('downscale.probe.probe.probe_study', 'a minute; see test_probe.py'),
     r'analyze ledger': ('downscale.analysis.probe_command.show_ledger', 'see test_probe.py')}
 REFUSED = {  # pattern: the one line that is right where nothing has been launched

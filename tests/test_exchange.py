@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 import downscale
-from downscale import cli, config, exchange, sharding, stages
+from downscale import cli, config, sharding
+from downscale.convert import exchange
+from downscale.convert.parity import parity
 from downscale.data.tokens import train_tokenizer
 from downscale.experiment import file
 from downscale.experiment.cells import cells_of
-from downscale.parity import parity
+from downscale.stages import stages
 from downscale.train.checkpoint import latest, stored_leaves
 
 DATA = Path(__file__).parent / 'data'

@@ -14,13 +14,13 @@ from test_experiment import plain
 
 from benchmarks import coordinate_check
 from downscale import config as experiments
-from downscale import exchange
 from downscale.config import GROUPS, Experiment, Optimizer
+from downscale.convert import exchange
 from downscale.generate import forward
 from downscale.model.cache import edges
 from downscale.model.init import abstract_params, init_params, init_tree
+from downscale.model.tower_words import WordModel, abstract_word_params
 from downscale.model.vlm import Vlm
-from downscale.model.words import WordModel, abstract_word_params
 from downscale.mup import multipliers, role_of, roles
 from downscale.sharding import mesh
 from downscale.sizes import BASE, Growth, Parametrisation

@@ -9,11 +9,12 @@ import pytest
 import small_bpe
 from PIL import Image
 
-from downscale import cli, stages
+from downscale import cli
 from downscale.config import Evaluation
 from downscale.evaluate import guessers, public
 from downscale.evaluate.asked import of_file
 from downscale.experiment import file
+from downscale.stages import stages
 
 STUDY = '''
 from ml_collections import ConfigDict

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pytest
 from probed_study import SIZES, build, save
 
-from downscale import cli, stages
+from downscale import cli
 from downscale.evaluate.run import evaluate
 from downscale.evaluate.run import test_items as asked_items
 from downscale.model.init import init_params
@@ -18,6 +18,7 @@ from downscale.probe.readout import ONE_OBJECT
 from downscale.results.items import read_items, write_items
 from downscale.results.probes import NO_DEPTH, read
 from downscale.runtime.files import read_json, write_json
+from downscale.stages import stages
 
 SMALL, LARGE = (f'{size}-s0' for size in SIZES)
 
@@ -27,7 +28,7 @@ def quick():
     """Programs are optimised little, and kept nowhere: here compiling costs more than running."""
     jax.config.update('jax_disable_most_optimizations', True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('downscale.study.use_cache', lambda folder: None)
+        patch.setattr('downscale.study.study.use_cache', lambda folder: None)
         patch.setattr(cli, 'keep_freed_memory', lambda: None)
         yield
     jax.config.update('jax_disable_most_optimizations', False)

@@ -13,13 +13,14 @@ import jax
 import numpy as np
 import pytest
 
-from downscale import cli, stages
+from downscale import cli
 from downscale.config import MeshSize
 from downscale.data.pipeline import Share
 from downscale.experiment import file
 from downscale.experiment.cells import cells_of
 from downscale.runtime import processes
 from downscale.sharding import Rules, mesh
+from downscale.stages import stages
 from downscale.train import checkpoint, loop
 
 ROOT = Path(__file__).parents[1]

@@ -12,13 +12,13 @@ import small_bpe
 import downscale
 from downscale import cli
 from downscale import config as experiments
-from downscale import stages as stages_
 from downscale.convert.write import export_folder
 from downscale.data.tokens import train_tokenizer
 from downscale.experiment import file, recipe
 from downscale.experiment.cells import cells_of
 from downscale.model.init import init_params
 from downscale.runtime.files import write_json
+from downscale.stages import stages as stages_
 from downscale.train.checkpoint import save_leaves
 
 EXPERIMENTS = Path(__file__).parents[1] / 'experiments'
@@ -240,7 +240,7 @@ def test_readers_alone_have_no_stage_and_answer_untrained():
         del config['platform']
     cells = {cell.size: cell for cell in cells_of(config, sweep)}
     assert set(cells) == {'0.6b', '1.7b', '4b'} and cells['4b'].stages == ()
-    from downscale.study import tasks_of
+    from downscale.study.study import tasks_of
     names = {task.name for task in tasks_of(tuple(cells.values()))}
     assert 'evaluate reason 4b-s0' in names and 'evaluate joint 4b-s0' not in names
     assert {f'evaluate extraction {size}-s0' for size in ('0.6b', '1.7b')} <= names

@@ -13,10 +13,10 @@ import small
 from downscale import config as experiments
 from downscale.config import Experiment
 from downscale.data.tokens import train_tokenizer
-from downscale.evaluate.fingerprint import fingerprint
 from downscale.model.init import init_params
 from downscale.results.sample_files import read_samples
 from downscale.results.samples import Samples, join, key_of, line_of
+from downscale.stages.fingerprint import fingerprint
 from downscale.train import checkpoint
 
 
@@ -216,7 +216,7 @@ def saved(folder, params, step=3, **cell):
 @pytest.mark.parametrize('whole', [2 ** 22, 2 ** 12])
 def test_a_fingerprint_names_the_content_and_not_the_place(tmp_path, monkeypatch, whole):
     """Also where leaves are too large to be read whole."""
-    monkeypatch.setattr('downscale.evaluate.fingerprint.WHOLE', whole)
+    monkeypatch.setattr('downscale.stages.fingerprint.WHOLE', whole)
     params = jax.device_get(init_params(small.model(), 1))
     folder = saved(tmp_path / 'one', params)
     first = fingerprint(folder)
@@ -236,7 +236,7 @@ def test_a_fingerprint_names_the_content_and_not_the_place(tmp_path, monkeypatch
 
 
 def test_large_leaves_are_told_apart_by_the_parts_that_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr('downscale.evaluate.fingerprint.WHOLE', 2 ** 12)
+    monkeypatch.setattr('downscale.stages.fingerprint.WHOLE', 2 ** 12)
     params = jax.device_get(init_params(small.model(), 1))
     louder = jax.tree.map(np.copy, params)
     louder['tower']['patch_QW'] += 0.1

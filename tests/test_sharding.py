@@ -8,8 +8,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from downscale.model.init import abstract_params, init_params, init_tree
+from downscale.model.tower_words import WordModel, abstract_word_params
 from downscale.model.vlm import Vlm
-from downscale.model.words import WordModel, abstract_word_params
 from downscale.sharding import (
     Rules,
     batch_sharding,

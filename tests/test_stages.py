@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from downscale import config, stages
+from downscale import config
 from downscale.data.buckets import Shape
 from downscale.experiment import file
 from downscale.experiment.cells import cells_of
 from downscale.runtime.files import write_json
+from downscale.stages import stages
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_gguf import write as write_gguf
 
-from downscale import exchange
+from downscale.convert import exchange
 from downscale.convert.shards import INDEX
 from downscale.data.tokens import train_tokenizer
 

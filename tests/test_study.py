@@ -14,7 +14,7 @@ from downscale.experiment import file
 from downscale.experiment.cells import cells_of
 from downscale.experiment.sweeps import axis, product
 from downscale.results.items import read_items
-from downscale.study import Task, _Queue, tasks_of, urgency
+from downscale.study.study import Task, _Queue, tasks_of, urgency
 
 ROOT = Path(__file__).parents[1]
 STUDY = '''

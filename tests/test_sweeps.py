@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from downscale import config, names, stages, study
+from downscale import config, names
 from downscale.experiment import file, sweeps
 from downscale.experiment.cells import cells_of
 from downscale.experiment.sweeps import axis, product, union, zipped
 from downscale.runtime.files import read_json
+from downscale.stages import stages
+from downscale.study import study
 
 SMOKE = str(Path(__file__).parents[1] / 'experiments' / 'smoke.py')
 RATE = 'stages.text.rates.language'

@@ -8,14 +8,14 @@ import small_bpe
 from hub_models import FOLDER, rewrite
 
 import downscale
-from downscale import exchange
+from downscale.convert import exchange
 from downscale.data.chat import CHATS
 from downscale.data.records import IMAGE, Turn
 from downscale.data.templates import Template
 from downscale.data.tokens import Encoder, Layout, load_tokenizer
 from downscale.evaluate.answers import prompt_of
 from downscale.generate.requests import Decoding, Request, check
-from downscale.loading import encoder_of
+from downscale.stages.loading import encoder_of
 
 END = ('<|im_end|>', '</s>')
 CHATML = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"

@@ -13,11 +13,11 @@ import pytest
 import small
 
 from downscale import config as experiments
-from downscale import stages
 from downscale.config import Optimizer, Schedule
 from downscale.runtime import exits
 from downscale.sharding import mesh
 from downscale.sizes import Parametrisation
+from downscale.stages import stages
 from downscale.train import checkpoint, loop, together
 
 STEPS, EVERY = 6, 2

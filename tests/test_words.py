@@ -6,8 +6,8 @@ import pytest
 import small
 
 from downscale.model.init import init_tree
+from downscale.model.tower_words import WordModel, abstract_word_params
 from downscale.model.vision import Tower
-from downscale.model.words import WordModel, abstract_word_params
 from downscale.train.step import word_loss
 
 WORDS = 7

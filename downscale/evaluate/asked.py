@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from downscale import stages
 from downscale.data import files
 from downscale.data.images import digest
 from downscale.data.scenes.questions import correct
@@ -13,6 +12,7 @@ from downscale.evaluate.answers import hash_of
 from downscale.evaluate.question_files import SUFFIXES, own_questions
 from downscale.evaluate.scoring.reading import answer_of
 from downscale.evaluate.scoring.table import DEFAULT, Target, verdicts
+from downscale.stages import stages
 
 
 @dataclass(frozen=True)

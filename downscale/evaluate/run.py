@@ -4,7 +4,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from downscale import stages
 from downscale.config import BRIEF, WRITER
 from downscale.evaluate import decoupled, public
 from downscale.evaluate.answers import SCENE, items_of
@@ -14,6 +13,7 @@ from downscale.generate.engine import Engine
 from downscale.model.init import abstract_params
 from downscale.results.items import write_items, write_texts
 from downscale.runtime.files import place, write_bytes, write_json
+from downscale.stages import stages
 from downscale.train.checkpoint import load_params
 
 

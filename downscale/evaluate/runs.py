@@ -6,11 +6,11 @@ from pathlib import Path
 import jax
 
 from downscale import config as experiments
-from downscale.evaluate.fingerprint import fingerprint
 from downscale.generate.engine import Engine
 from downscale.generate.reflexive import reflexive_ids
-from downscale.loading import encoder_of, load, tokenizer_of, tokenizer_path
 from downscale.sharding import mesh
+from downscale.stages.fingerprint import fingerprint
+from downscale.stages.loading import encoder_of, load, tokenizer_of, tokenizer_path
 from downscale.train.checkpoint import latest, stored_leaves
 
 SEES = {'tower', 'connector'}

@@ -11,8 +11,6 @@ import traceback
 
 import jax
 
-from downscale import stages
-from downscale import study as studies
 from downscale.evaluate.answers import hash_of
 from downscale.experiment import file
 from downscale.experiment.cells import cells_of
@@ -22,6 +20,8 @@ from downscale.launch.spec import processes_of
 from downscale.runtime import exits, processes
 from downscale.runtime.files import held, in_bucket, place, read_json, scratch
 from downscale.runtime.memory import keep_freed_memory
+from downscale.stages import stages
+from downscale.study import study as studies
 
 TICK_SECONDS, BUCKET_TICK_SECONDS = 1, 15
 LAUNCHER = 'DOWNSCALE_LAUNCHER'  # process id of a local supervisor, without which work ends

@@ -5,10 +5,10 @@ import time
 
 import jax
 
-from downscale import stages
 from downscale.launch import state
 from downscale.runtime import exits, processes
 from downscale.runtime.files import place, read_json, write_json
+from downscale.stages import stages
 from downscale.train.checkpoint import committed
 
 

@@ -24,7 +24,7 @@ from downscale.generate import forward, programs, thinking
 from downscale.generate.sampling import Sampling
 from downscale.model.cache import edges, kept_axes
 from downscale.model.init import abstract_params
-from downscale.model.words import abstract_word_params
+from downscale.model.tower_words import abstract_word_params
 from downscale.planner import hlo
 from downscale.planner.programs import Request
 from downscale.planner.topologies import topology

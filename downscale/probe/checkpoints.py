@@ -10,7 +10,7 @@ from scipy.sparse.linalg import svds
 
 from downscale import config as experiments
 from downscale.letters import axes_of
-from downscale.loading import abstract_of, model_of
+from downscale.stages.loading import abstract_of, model_of
 from downscale.train.checkpoint import StoredLeaf, compare, latest, load_params, stored_leaves
 from downscale.values import unknown
 

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from downscale import stages
 from downscale.evaluate import public
 from downscale.evaluate.answers import SCENE, gold_ids, prompt_of, shown
 from downscale.generate.requests import prompt_arrays
@@ -20,6 +19,7 @@ from downscale.model.taps import SITES, Taps
 from downscale.model.vision import Tower
 from downscale.probe.checkpoints import open_checkpoint
 from downscale.results.probes import NO_DEPTH
+from downscale.stages import stages
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 BATCH = 32

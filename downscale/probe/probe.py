@@ -14,10 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from downscale import config as experiments_
-from downscale import stages
 from downscale.data.scenes.dataset import scene_example, triple_example
 from downscale.evaluate.answers import hash_of, items_of
-from downscale.evaluate.fingerprint import fingerprint
 from downscale.evaluate.run import test_items
 from downscale.probe.attentive import attend_read
 from downscale.probe.passes import DEPTHS, Looker
@@ -26,6 +24,8 @@ from downscale.results.items import read_items
 from downscale.results.probes import NO_DEPTH, SCHEMAS, items_table, means_table, read, write
 from downscale.results.study_file import read_study
 from downscale.runtime.files import place, read_json, write_bytes, write_json
+from downscale.stages import stages
+from downscale.stages.fingerprint import fingerprint
 from downscale.statistics import bootstrap
 from downscale.statistics.similarity import cka, knn_overlap
 

@@ -11,8 +11,8 @@ import numpy as np
 from downscale import config as experiments
 from downscale.data.tokens import Encoder, load_tokenizer
 from downscale.model.init import PARTS, abstract_params
+from downscale.model.tower_words import WordModel, abstract_word_params
 from downscale.model.vision import Tower
-from downscale.model.words import WordModel, abstract_word_params
 from downscale.sharding import Rules, shardings
 from downscale.train.checkpoint import latest, load_params, stored_leaves
 

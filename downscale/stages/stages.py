@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 
 from downscale import config as experiments
-from downscale import loading, padding
 from downscale.data.corpora.mixture import Corpus
 from downscale.data.corpora.sampler import CorpusSampler
 from downscale.data.pipeline import stream
@@ -19,10 +18,11 @@ from downscale.data.tokens import load_tokenizer, train_tokenizer
 from downscale.evaluate.answers import hash_of
 from downscale.experiment.cells import parent_folder
 from downscale.model.init import abstract_params, init_tree
-from downscale.model.words import abstract_word_params
+from downscale.model.tower_words import abstract_word_params
 from downscale.runtime import processes
 from downscale.runtime.files import place, read_json, scratch, write_json
 from downscale.sharding import mesh
+from downscale.stages import loading, padding
 from downscale.train import loop, together
 from downscale.train.checkpoint import load_params
 

@@ -29,10 +29,10 @@ from downscale.convert.source import arrange, open_source
 from downscale.convert.vocabulary import open_tokenizer
 from downscale.convert.write import export_folder
 from downscale.data.templates import Origin
-from downscale.loading import tokenizer_path
 from downscale.runtime.files import write_json
 from downscale.runtime.outputs import require_room
 from downscale.sizes import BASE, Pictures
+from downscale.stages.loading import tokenizer_path
 from downscale.train.checkpoint import open_leaves, save_leaves
 
 CONFIG = 'config.json'

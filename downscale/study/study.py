@@ -107,8 +107,8 @@ def urgency(tasks):
 
 def run_task(study, task, writers, report, tracker='tensorboard'):
     """Run one task in this process; `report(done, total, text)` is called as it goes."""
-    from downscale import stages
     from downscale.evaluate.run import evaluate
+    from downscale.stages import stages
     if task.kind == 'train':
         total = task.experiment.stage(task.stage).steps
         stages.train_stage(study, task.experiment, task.stage, lambda step, row: report(
@@ -181,7 +181,7 @@ def _workers(jobs, cache):
 
 def _check_devices(experiments, together):
     """Raise ValueError when the mesh or a batch of a cell does not fit the devices."""
-    from downscale import stages
+    from downscale.stages import stages
     for cell in experiments:
         (stages.one_device if together > 1 else stages.grid_of)(cell)
 
@@ -203,7 +203,7 @@ def _in_worker(study, tasks, writers, tracker):
     if len(tasks) == 1:
         run_task(study, tasks[0], writers, report, tracker)
     else:
-        from downscale import stages
+        from downscale.stages import stages
         total = tasks[0].experiment.stage(tasks[0].stage).steps
         found = stages.train_together(
             study, [task.experiment for task in tasks], tasks[0].stage,
@@ -254,7 +254,7 @@ def prepare(study, name, experiments, quiet, claims=None):
     `claims` are those that the study file declares; ValueError where they differ from what was
     written before an evaluation that is finished.
     """
-    from downscale import stages
+    from downscale.stages import stages
     claims = registered(study, claims)
     from downscale.evaluate import guessers
     from downscale.evaluate.run import save_pictures, test_items
@@ -357,7 +357,7 @@ class _Queue:
 
     def _program(self, task):
         """What tasks share that can be trained together; of others, their name."""
-        from downscale.stages import program_of
+        from downscale.stages.stages import program_of
         same = self.together > 1 and task.kind == 'train' and program_of(task.experiment,
                                                                          task.stage)
         return same or task.name

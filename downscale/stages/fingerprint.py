@@ -9,7 +9,7 @@ import numpy as np
 from downscale import config as experiments
 from downscale.data.templates import Origin
 from downscale.evaluate.answers import hash_of
-from downscale.loading import tokenizer_path
+from downscale.stages.loading import tokenizer_path
 from downscale.train.checkpoint import latest, open_leaves
 
 WHOLE = 2 ** 22  # leaves up to this many numbers are read whole, larger ones where they lie
