@@ -21,6 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from downscale.stages.models import model_of
+
 STAGES, SIZE, PICTURES, SHAPES = ('text', 'instruct', 'extract'), 'w64d4', 200, 4
 
 
@@ -63,7 +65,7 @@ def make_step(cell, stage, batch):
     from downscale.sharding import batch_sharding, mesh
     from downscale.train.state import new_state, state_shardings
     from downscale.train.step import compiled_step
-    model, target = cell.model(stage.name), mesh()
+    model, target = model_of(cell, stage.name), mesh()
     groups = ('language', *(('tower', 'connector') if stage.tiles else ()),
               *(('image_newline_D',) if stage.tiles and model.newline else ()))
     trainable, rates = tuple(stage.trainable), dict(stage.rates)

@@ -13,6 +13,7 @@ from downscale.model.init import init_params
 from downscale.runtime.files import write_json
 from downscale.sizes import LANGUAGE, scale
 from downscale.stages import stages
+from downscale.stages.models import model_of
 from downscale.study import study
 from downscale.train import checkpoint
 
@@ -46,7 +47,7 @@ def build(folder):
     cells = [cell(size) for size in SIZES]
     study.prepare(folder, 'planted', cells, True)
     for one in cells:
-        params = init_params(one.model(), 1)
+        params = init_params(model_of(one), 1)
         if one.size == 'w32d2':
             params['connector'] = jax.tree.map(np.zeros_like, params['connector'])
         save(stages.folder_of(folder, one, 'instruct'), params, one)

@@ -38,6 +38,7 @@ from downscale.model.init import init_params
 from downscale.planner import pool
 from downscale.runtime import processes
 from downscale.sizes import LANGUAGE, VisionConfig, scale
+from downscale.stages.models import model_of
 from downscale.study import study
 
 LINES = every_line()
@@ -109,7 +110,7 @@ def model(folder, groups, vision=None, chat='qwen3', seed=0):
     """`folder` holds a tiny model of random values with these groups, and a tokenizer."""
     language = scale(LANGUAGE['micro']['w64d2'], 32, 2, 384)
     cell = Experiment(folder.name, 'micro', 0, language, vision, chat=chat)
-    probed_study.save(folder, init_params(cell.model(), seed, groups), cell)
+    probed_study.save(folder, init_params(model_of(cell), seed, groups), cell)
     words = (*small_bpe.TEXT, *['wait but wait'] * 9)  # something to ban
     small_bpe.tokenizer(text=words).save(str(folder / 'tokenizer.json'))
     return folder

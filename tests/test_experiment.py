@@ -19,6 +19,7 @@ from downscale.data.scenes.sampler import Sampler
 from downscale.data.tokens import Encoder, load_tokenizer, train_tokenizer
 from downscale.experiment import file
 from downscale.experiment.cells import cells_of, language_of, parent_folder
+from downscale.stages.models import model_of
 from downscale.values import from_dict
 
 ROOT = Path(__file__).parents[1]
@@ -218,7 +219,7 @@ def test_connector_and_tower_see_squashed_pictures_and_later_stages_as_the_cell_
         assert layout.pictures.mode == ('flat' if stage in ('align', 'tower') else mode)
         assert layout.pictures.grids == cell.pictures.grids
         if stage != 'tower':
-            assert cell.model(stage).newline == (layout.pictures.mode != 'flat')
+            assert model_of(cell, stage).newline == (layout.pictures.mode != 'flat')
 
 
 def language(size, family='micro'):

@@ -24,6 +24,7 @@ from downscale.model.vlm import Vlm
 from downscale.mup import multipliers, role_of, roles
 from downscale.sharding import mesh
 from downscale.sizes import BASE, Growth, Parametrisation
+from downscale.stages.models import model_of
 from downscale.train.optimizer import scaled, transform
 from downscale.train.state import new_state
 from downscale.train.step import compiled_step, gradients
@@ -295,13 +296,15 @@ def cell(**change):
 def test_a_cell_knows_its_base_and_keeps_it_in_its_file(tmp_path):
     found = cell(parametrisation=MUP)
     language = found.language
-    assert found.model().growth == Growth(language.D / 32, language.N / 1)
-    assert found.model('tower').growth == BASE and cell().model().growth == BASE
+    assert model_of(found).growth == Growth(language.D / 32, language.N / 1)
+    assert model_of(found, 'tower').growth == BASE and model_of(cell()).growth == BASE
     experiments.save(found, tmp_path)
     assert experiments.load(tmp_path) == found
     at_base = cell(parametrisation=MUP | {'base_width': language.D, 'base_depth': language.N})
     # The same frozen model is the same program, and starts from the same values.
-    assert at_base.model() == cell().model() and hash(at_base.model()) == hash(cell().model())
+    assert model_of(at_base) == model_of(cell()) and hash(model_of(at_base)) == hash(
+        model_of(cell())
+    )
     assert len({found.hash, at_base.hash, cell().hash}) == 3
 
 

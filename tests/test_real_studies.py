@@ -19,6 +19,7 @@ from downscale.experiment.cells import cells_of
 from downscale.model.init import init_params
 from downscale.runtime.files import write_json
 from downscale.stages import stages as stages_
+from downscale.stages.models import model_of
 from downscale.train.checkpoint import save_leaves
 
 EXPERIMENTS = Path(__file__).parents[1] / 'experiments'
@@ -34,7 +35,7 @@ def console(*argv):
 def import_tiny(cell, tokenizer):
     """The run folders that a dry cell imports, with random values: the language model from a
     published folder, through the console; the tower, which no command exports, is saved here."""
-    params = init_params(cell.model(), 0, ('language', 'tower'))
+    params = init_params(model_of(cell), 0, ('language', 'tower'))
     language, tower = (Path(cell.imports[group]) for group in ('language', 'tower'))
     if not language.is_dir():
         hub = Path('hub') / language.name

@@ -18,6 +18,7 @@ from downscale.runtime import exits
 from downscale.sharding import mesh
 from downscale.sizes import Parametrisation
 from downscale.stages import stages
+from downscale.stages.models import model_of
 from downscale.train import checkpoint, loop, together
 
 STEPS, EVERY = 6, 2
@@ -247,7 +248,7 @@ def runs(folder, streams):
 
 
 def train(asked, **changes):
-    return together.train(asked, CELLS[0].model('text'), 'tokens', Optimizer(), ('language',),
+    return together.train(asked, model_of(CELLS[0], 'text'), 'tokens', Optimizer(), ('language',),
                           Schedule(4), devices(1), 100, SHAPES, **changes)
 
 

@@ -21,6 +21,7 @@ from downscale.generate.engine import Engine, Prompt, Request
 from downscale.generate.requests import prompt_arrays
 from downscale.model.vision import Connector, Tower, scaled
 from downscale.model.vlm import splice
+from downscale.stages.models import model_of
 
 PICTURE = -200
 TOLERANCE = 1e-4  # of the largest magnitude of each array, float32
@@ -95,7 +96,7 @@ def _prompt(ids, placed, tiles):
 
 def _computed(cell, params, prompt, expected):
     """{array name: ours, whole} of everything that the expected arrays show a part of."""
-    model, tiles_IPQ = cell.model(), prompt.tiles
+    model, tiles_IPQ = model_of(cell), prompt.tiles
     tokens_BL, index_BLC, weight_BLC = prompt_arrays(
         [prompt], len(prompt.tokens), cell.vision, len(prompt.tiles), whole=True)
     features_IPW = Tower(cell.vision).apply({'params': params['tower']}, tiles_IPQ)
@@ -153,5 +154,5 @@ class _Ids:
 def _greedy(cell, params, prompt, expected):
     """Whether greedy decoding behind the prompt gives these ids."""
     wanted = np.asarray(expected).reshape(-1).tolist()
-    reply, = Engine(cell.model(), params, _Ids(), 1).write([Request(prompt, len(wanted))])
+    reply, = Engine(model_of(cell), params, _Ids(), 1).write([Request(prompt, len(wanted))])
     return list(reply.ids) == wanted

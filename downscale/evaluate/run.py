@@ -14,6 +14,7 @@ from downscale.model.init import abstract_params
 from downscale.results.items import write_items, write_texts
 from downscale.runtime.files import place, write_bytes, write_json
 from downscale.stages import stages
+from downscale.stages.models import model_of
 from downscale.train.checkpoint import load_params
 
 
@@ -21,7 +22,7 @@ def engine_of(study, experiment, stage):
     """The engine of a finished stage of a cell; of 'reason' without one, of the imported model."""
     if stage == 'reason' and not any(one.name == stage for one in experiment.stages):
         return open_engine(Path(experiment.imports['language']), experiment.evaluation.batch)
-    model = experiment.model(stage)
+    model = model_of(experiment, stage)
     groups = ['language']
     if stage != 'reason':
         groups += ['tower', 'connector', *['image_newline_D'] * model.newline]

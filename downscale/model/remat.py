@@ -2,7 +2,8 @@
 import flax.linen as nn
 import jax
 
-# Its keys are `config.REMAT`. 'none' keeps everything, 'dots' the products with weights, 'full' a block's input alone.
+# By the names of `config.REMAT`: 'none' keeps everything, 'dots' the products with weights, 'full'
+# a block's input alone.
 POLICIES = {'none': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
             'full': jax.checkpoint_policies.nothing_saveable}
 

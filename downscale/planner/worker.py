@@ -30,6 +30,7 @@ from downscale.planner.programs import Request
 from downscale.planner.topologies import topology
 from downscale.runtime.files import write_json
 from downscale.sharding import batch_sharding, mesh, shardings, spec
+from downscale.stages.models import model_of
 from downscale.train.state import abstract, new_state, state_shardings
 from downscale.train.step import compiled_step
 from downscale.values import from_dict
@@ -67,7 +68,7 @@ def refuse(request):
     """Raise ValueError, with the arithmetic, where the mesh does not divide a parameter; nothing is
     compiled for it."""
     cell = experiment_of(request)
-    model = cell.model(request.stage['name'] if request.stage else 'instruct')
+    model = model_of(cell, request.stage['name'] if request.stage else 'instruct')
     shardings(params_of(model, request), mesh(*request.mesh, devices=devices_of(request)),
               model.rules)
 
@@ -91,7 +92,7 @@ def devices_of(request):
 def lowered_train(cell, request, target, params):
     """The lowered train step of the cell's only stage, on the mesh `target`."""
     stage, = cell.stages
-    model, groups = cell.model(stage.name), tuple(stage.trainable)
+    model, groups = model_of(cell, stage.name), tuple(stage.trainable)
     state = jax.eval_shape(lambda: new_state(
         jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params), cell.optimizer,
         groups))
@@ -122,7 +123,7 @@ def _batch(cell, stage, where):
 
 def lowered_served(cell, request, target, params):
     """The lowered program of the engine: see, prefix, prefill or decode."""
-    model = cell.model().clone(kernels=True)
+    model = model_of(cell).clone(kernels=True)
     rules = model.rules
     place = _Placing(target, rules)
     params = place.params(params, model.dtype)
@@ -200,7 +201,9 @@ def lowered(request):
     cell = experiment_of(request)
     target = mesh(*request.mesh, devices=devices_of(request))
     # Shapes are found out before: on this mesh nothing can be computed, not even a zero.
-    params = params_of(cell.model(request.stage['name'] if request.stage else 'instruct'), request)
+    params = params_of(
+        model_of(cell, request.stage['name'] if request.stage else 'instruct'), request
+    )
     with jax.set_mesh(target):
         make = lowered_train if request.kind == 'train' else lowered_served
         return make(cell, request, target, params)

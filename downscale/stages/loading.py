@@ -14,6 +14,7 @@ from downscale.model.init import PARTS, abstract_params
 from downscale.model.tower_words import WordModel, abstract_word_params
 from downscale.model.vision import Tower
 from downscale.sharding import Rules, shardings
+from downscale.stages.models import model_of
 from downscale.train.checkpoint import latest, load_params, stored_leaves
 
 
@@ -35,13 +36,6 @@ def load(folder, mesh=None, dtype=None):
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
             target, shardings(target, mesh, Rules()))
     return model, load_params(folder, target), tokenizer_of(folder, experiment), experiment
-
-
-def model_of(experiment, stage):
-    """The module of a stage, or of an imported model, which has none."""
-    if experiment.language is None:
-        return Tower(experiment.vision, dtype=experiment.dtype, unroll=experiment.unroll)
-    return experiment.model(stage)
 
 
 def abstract_of(model, stored, dtype=None):

@@ -23,6 +23,7 @@ from downscale.runtime import processes
 from downscale.runtime.files import place, read_json, scratch, write_json
 from downscale.sharding import mesh
 from downscale.stages import loading, padding
+from downscale.stages.models import model_of
 from downscale.train import loop, together
 from downscale.train.checkpoint import load_params
 
@@ -166,7 +167,7 @@ def _nothing_to_do(folder, experiment):
 
 def start_shapes(experiment, stage):
     """The ShapeDtypeStructs of `start_params`; nothing is read."""
-    model = experiment.model(stage.name)
+    model = model_of(experiment, stage.name)
     if stage.name == 'tower':
         return abstract_word_params(model)
     groups = ['language']
@@ -183,7 +184,7 @@ def start_params(study, experiment, stage):
     groups = list(target)
     rest = [name for name in groups if name not in stage.parents]
     params = init_tree({name: target[name] for name in rest if name not in experiment.imports},
-                       experiment.seed, experiment.model(stage.name).growth)
+                       experiment.seed, model_of(experiment, stage.name).growth)
     for name in rest:
         if name in experiment.imports:
             params |= load_params(experiment.imports[name], target, [name])
@@ -201,7 +202,7 @@ def grid_of(experiment):
     grid = mesh(size.data, size.fsdp, size.tensor)
     for stage in experiment.stages:
         try:
-            loop.share(grid, experiment.model(stage.name).rules).rows(stage.batch)
+            loop.share(grid, model_of(experiment, stage.name).rules).rows(stage.batch)
         except ValueError as error:
             raise ValueError(f'{experiment.name}, stage {stage.name}: {error}') from None
     return grid
@@ -224,7 +225,7 @@ def train_stage(study, experiment, name, report=lambda step, metrics: None, trac
         return
     with loop.only_process(folder):
         sampler, seed = _begin(study, experiment, stage, folder)
-        model = experiment.model(name)
+        model = model_of(experiment, name)
         batches = iter(stream(sampler, seed, loop.share(grid, model.rules)))
         with contextlib.closing(batches):  # its thread would wait for ever to hand over a batch
             loop.train(folder, model, stage.loss, experiment.optimizer, tuple(stage.trainable),
@@ -257,7 +258,7 @@ def train_together(study, cells, name, report=lambda cell, step, metrics: None,
             cell, stage = cells[0], cells[0].stage(name)
             runs = [_run(study, folder, *rest, name, report) for folder, rest in begun.items()]
             ended = together.train(
-                runs, cell.model(name), stage.loss, cell.optimizer, tuple(stage.trainable),
+                runs, model_of(cell, name), stage.loss, cell.optimizer, tuple(stage.trainable),
                 stage.schedule, one_device(cell), stage.save_every, start_shapes(cell, stage),
                 tracker=tracker)
             for folder, (error, position) in ended.items():

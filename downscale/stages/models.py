@@ -1,0 +1,16 @@
+"""The model that a stage of a cell trains."""
+from downscale.model.tower_words import WordModel
+from downscale.model.vision import Tower
+from downscale.model.vlm import Vlm
+
+
+def model_of(experiment, stage='instruct'):
+    """The module that a stage of an `Experiment` trains; an imported tower alone is a `Tower`."""
+    if experiment.language is None:
+        return Tower(experiment.vision, dtype=experiment.dtype, unroll=experiment.unroll)
+    if stage == 'tower':
+        return WordModel(experiment.vision, experiment.language.V, unroll=experiment.unroll)
+    return Vlm(experiment.language, experiment.vision, dtype=experiment.dtype,
+               remat=experiment.remat, unroll=experiment.unroll,
+               newline=experiment.layout(stage).newline,
+               growth=experiment.parametrisation.growth(experiment.language))
