@@ -42,15 +42,15 @@ def eight_cells(width, batch, seeds, steps):
 
 def alone(folder, cells):
     """Train the cells one after another."""
-    from downscale.stages import stages
+    from downscale.stages import training
     for cell in cells:
-        stages.train_stage(folder, cell, 'text', tracker='none')
+        training.train_stage(folder, cell, 'text', tracker='none')
 
 
 def together(folder, cells):
     """Train the cells in one program."""
-    from downscale.stages import stages
-    failed = stages.train_together(folder, cells, 'text', tracker='none')
+    from downscale.stages import training
+    failed = training.train_together(folder, cells, 'text', tracker='none')
     if failed:
         raise RuntimeError(f'cells failed: {failed}')
 
@@ -66,8 +66,8 @@ def seconds(run, folder, cells):
 def measure(folder, case, steps, rounds):
     """The times of both sides (see `seconds`), as (alone, together) of each round; a `case` is
     (width, batch, seeds)."""
-    from downscale.stages import stages
-    stages.prepare(folder, eight_cells(*case, steps)[0])
+    from downscale.stages.inputs import prepare
+    prepare(folder, eight_cells(*case, steps)[0])
     warm = eight_cells(*case, 3)
     for run in (alone, together):
         seconds(run, folder, warm)

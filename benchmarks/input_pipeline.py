@@ -46,14 +46,14 @@ def smoke_cell(folder):
     """The cell of the smoke study whose rates are measured, its data prepared in `folder`."""
     from downscale.experiment import file
     from downscale.experiment.cells import cells_of
-    from downscale.stages import stages
+    from downscale.stages.inputs import prepare
     smoke = Path(__file__).parents[1] / 'experiments' / 'smoke.py'
     study_config, sweep = file.load_study(smoke, ())
     with study_config.unlocked():
         del study_config['platform']
     cells = cells_of(study_config, sweep)
     cell = next(cell for cell in cells if cell.size == SIZE)
-    stages.prepare(folder, cell)
+    prepare(folder, cell)
     return cell
 
 
@@ -110,8 +110,8 @@ def contents(batches):
 def measure_stage(cell, stage, folder, args):
     """Figures of one stage of the smoke study."""
     from downscale.data import pipeline
-    from downscale.stages import stages
-    sampler, seed = stages.sampler_of(folder, cell, stage)
+    from downscale.stages.inputs import sampler_of
+    sampler, seed = sampler_of(folder, cell, stage)
     batches = iter(pipeline.stream(sampler, seed))
     taken = [next(batches) for _ in range(args.steps)]  # every example has been parsed by now
     step, plain = make_step(cell, stage, taken[0]), bare(stage.batch)
@@ -236,7 +236,7 @@ def measure_buckets(cell, tokenizer, args):
 def main():
     args = arguments()
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-    from downscale.stages import stages
+    from downscale.stages.inputs import encoder_of
     result = {'stages': []}
     with tempfile.TemporaryDirectory(prefix='downscale-input-') as folder:
         cell = smoke_cell(folder)
@@ -252,7 +252,7 @@ def main():
                 said, tokens, tiles = row[f'{what}_per_second']
                 print(f'  {name:9s} {what:13s} {said:13,.0f} {tokens:9,.0f} {tiles:7,.0f} {more}',
                       flush=True)
-        tokenizer = stages.encoder_of(folder, cell, 'caption').tokenizer
+        tokenizer = encoder_of(folder, cell, 'caption').tokenizer
         result['buckets'] = measure_buckets(cell, tokenizer, args)
         result['pictures'] = measure_pictures(tokenizer, cell.world, args)
     print('\npictures of 300 to 1920 pixels, per second')

@@ -58,7 +58,7 @@ def study(args):
     refuse_many()
     from downscale.report.figures import plotting
     plotting()  # of the report, hours later
-    from downscale.study.study import run
+    from downscale.study.workers import run
     from downscale.train.trackers import require
     require(args.tracker)
     jobs = args.jobs
@@ -90,20 +90,23 @@ def train(args):
     cell = find_cell(experiments, args.cell)
     from downscale.runtime import processes
     from downscale.runtime.progress import progress_bars
-    from downscale.stages import stages
-    from downscale.study.study import use_cache
+    from downscale.stages import training
+    from downscale.stages.folders import folder_of
+    from downscale.stages.inputs import prepare
+    from downscale.stages.start import grid_of
+    from downscale.study.workers import use_cache
     from downscale.train.trackers import require
     require(args.tracker)
     total = cell.stage(args.stage).steps
     with processes.joined():
-        stages.grid_of(cell)
+        grid_of(cell)
         use_cache(cache_folder())
-        processes.once(lambda: str(stages.prepare(folder, cell)))
+        processes.once(lambda: str(prepare(folder, cell)))
         with progress_bars(args.quiet or not processes.first()) as bars:
-            stages.train_stage(folder, cell, args.stage, lambda step, row: bars(
+            training.train_stage(folder, cell, args.stage, lambda step, row: bars(
                 f'{cell.name}/{args.stage}', step, total, f'loss {row["loss"]:.3f}'), args.tracker)
         if processes.first():
-            print(f'checkpoints: {stages.folder_of(folder, cell, args.stage)}')
+            print(f'checkpoints: {folder_of(folder, cell, args.stage)}')
 
 
 def evaluate(args):
@@ -113,7 +116,8 @@ def evaluate(args):
     cell = find_cell(experiments, args.cell)
     from downscale.evaluate.run import evaluate as run_evaluation
     from downscale.runtime.progress import progress_bars
-    from downscale.study.study import use_cache, writers_of
+    from downscale.study.tasks import writers_of
+    from downscale.study.workers import use_cache
     use_cache(cache_folder())
     with progress_bars(args.quiet) as bars:
         run_evaluation(folder, cell, args.only, writers_of(cell, experiments),
@@ -167,7 +171,7 @@ def extract_think(args):
         keep_freed_memory()
     from downscale.evaluate.cells import table
     from downscale.runtime.progress import progress_bars
-    from downscale.study.study import use_cache
+    from downscale.study.workers import use_cache
     use_cache(cache_folder())
     with progress_bars(args.quiet) as bars:
         found = chain_command.chain_of(args, bars).run()
@@ -189,7 +193,7 @@ def benchmark(args):
     if on_cpu():
         keep_freed_memory()
     from downscale.runtime.progress import progress_bars
-    from downscale.study.study import use_cache
+    from downscale.study.workers import use_cache
     use_cache(cache_folder())
     with progress_bars(args.quiet) as bars:
         chain, asked = benchmark_command.chain_of(args, bars)
@@ -206,7 +210,7 @@ def analyze(args):
     if args.verb == 'probe':  # the only one that runs models
         if on_cpu():
             keep_freed_memory()
-        from downscale.study.study import use_cache
+        from downscale.study.workers import use_cache
         use_cache(cache_folder())
     return analyze_command.run(args)
 

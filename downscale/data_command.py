@@ -66,16 +66,17 @@ def world(args):
     from downscale.experiment.file import open_study
     _, experiments, folder = open_study(args)
     from downscale.runtime.progress import progress_bars
-    from downscale.stages import stages
+    from downscale.stages import training
+    from downscale.stages.inputs import library, prepare
     with progress_bars(args.quiet) as bars:
-        built = stages.prepare(folder, experiments[0],
+        built = prepare(folder, experiments[0],
                                lambda done, total: bars('scenes', done, total))
     print(f'data: {built}')
     if args.padding:
-        print(*stages.padding_lines(folder, experiments[-1]), sep='\n')
+        print(*training.padding_lines(folder, experiments[-1]), sep='\n')
     if built is None or not experiments[0].data.test:
         return
-    test = stages.library(str(folder), 'test')
+    test = library(str(folder), 'test')
     for index in range(min(args.show, len(test))):
         example = test.example(index)
         print(f'\n{example.scene_id}: {example.caption}')

@@ -12,9 +12,9 @@ from downscale.data.scenes.world import World
 from downscale.model.init import init_params
 from downscale.runtime.files import write_json
 from downscale.sizes import LANGUAGE, scale
-from downscale.stages import stages
+from downscale.stages.folders import folder_of
 from downscale.stages.models import model_of
-from downscale.study import study
+from downscale.study.preparation import prepare
 from downscale.train import checkpoint
 
 WORLD = World(grid=2, n_shapes=3, n_colors=3, n_chars=2, min_objects=2, max_objects=3, n_facts=8)
@@ -45,10 +45,10 @@ def save(folder, params, experiment):
 def build(folder):
     """A study in `folder`: the large connector passes on what it gets, the small one nothing."""
     cells = [cell(size) for size in SIZES]
-    study.prepare(folder, 'planted', cells, True)
+    prepare(folder, 'planted', cells, True)
     for one in cells:
         params = init_params(model_of(one), 1)
         if one.size == 'w32d2':
             params['connector'] = jax.tree.map(np.zeros_like, params['connector'])
-        save(stages.folder_of(folder, one, 'instruct'), params, one)
+        save(folder_of(folder, one, 'instruct'), params, one)
     return folder, cells

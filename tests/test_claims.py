@@ -16,7 +16,7 @@ from downscale.analysis.synthetic import NOTHING, Planted
 from downscale.results.study import load_study
 from downscale.runtime.files import read_json, write_json
 from downscale.statistics import bootstrap
-from downscale.study import study
+from downscale.study.preparation import prepare
 
 GREATER = Claim('g', 'more', 'thinking', threshold=.1)
 ALIKE = Claim('s', 'as much', 'thinking', test='equivalent', threshold=.1)
@@ -201,18 +201,18 @@ def test_claims_of_a_study_file_are_written_before_the_run_and_stay(tmp_path):
     file = tmp_path / 'tiny.py'
     file.write_text(DECLARING)
     config, cells = open_cells(file, [])
-    study.prepare(tmp_path / 'run', 'tiny', cells, True, claims_of(config))
+    prepare(tmp_path / 'run', 'tiny', cells, True, claims_of(config))
     told = read_json(tmp_path / 'run' / 'study.json')['claims']
     assert judging.read(told) == (Claim('a', 'Visual falls more', 'visual_minus_knowledge',
                                         gate='joint'),)
     assert told[0]['seeds'] == 3   # defaults are said as well
     changed = [{**told[0], 'threshold': .2}]
-    study.prepare(tmp_path / 'run', 'tiny', cells, True, changed)   # nothing is evaluated yet
+    prepare(tmp_path / 'run', 'tiny', cells, True, changed)   # nothing is evaluated yet
     write_json(tmp_path / 'run' / 'evaluations' / 'joint' / 'DONE.json', {})
-    study.prepare(tmp_path / 'run', 'tiny', cells, True, changed)
+    prepare(tmp_path / 'run', 'tiny', cells, True, changed)
     for other in (told, None):
         with pytest.raises(ValueError, match='the claims differ from those in'):
-            study.prepare(tmp_path / 'run', 'tiny', cells, True, other)
+            prepare(tmp_path / 'run', 'tiny', cells, True, other)
     file.write_text(DECLARING.replace("gate='joint'", "gate='joined'"))
     with pytest.raises(ValueError, match="unknown gate 'joined'; did you mean 'joint'"):
         open_cells(file, [])

@@ -18,7 +18,7 @@ from downscale.experiment.file import load_study
 from downscale.parsing import Parser
 from downscale.runtime import exits
 from downscale.runtime.streams import LONGEST_ERROR
-from downscale.stages import stages
+from downscale.stages.folders import is_done
 
 FUZZ = settings(deadline=None, database=None, derandomize=True, max_examples=300,
                 suppress_health_check=list(HealthCheck))
@@ -59,7 +59,7 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setenv('JAX_PLATFORMS', 'cpu')
-        patch.setattr('downscale.study.study.use_cache', lambda folder: None)
+        patch.setattr('downscale.study.workers.use_cache', lambda folder: None)
         patch.setattr('downscale.launch.sweep.changed', list)
         for name in HEAVY:
             patch.setattr(f'downscale.{name}', stopped)
@@ -240,7 +240,7 @@ def test_any_done_json_is_read_or_refused_in_one_line(place, cell, data):
     path = place / 'DONE.json'
     path.write_bytes(data.draw(harmed({'hash': cell.hash, 'steps': 8})))
     try:
-        stages.is_done(place, cell)
+        is_done(place, cell)
     except ValueError as error:
         assert str(path) in str(error) and '\n' not in str(error)
 

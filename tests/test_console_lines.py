@@ -39,7 +39,7 @@ from downscale.planner import pool
 from downscale.runtime import processes
 from downscale.sizes import LANGUAGE, VisionConfig, scale
 from downscale.stages.models import model_of
-from downscale.study import study
+from downscale.study import workers
 
 LINES = every_line()
 # One cell, seconds a stage, with the stages and the texts that the lines speak of.
@@ -96,7 +96,7 @@ APPENDED = (
     (r'launch (plan|submit).* v5e:4x4', '--no-fit'))
 HOURS = 'takes hours, or wants published data; test_real_studies.py runs `:dry` of the real ones'
 NOT_RUN = {  # pattern: (what is left out, reason)
-    r'study experiments/(?!smoke)': ('downscale.study.study.run', HOURS),
+    r'study experiments/(?!smoke)': ('downscale.study.workers.run', HOURS),
     r'analyze probe': ('downscale.probe.probe.probe_study', 'a minute; see test_probe.py'),
     r'analyze ledger': ('downscale.analysis.probe_command.show_ledger', 'see test_probe.py')}
 REFUSED = {  # pattern: the one line that is right where nothing has been launched
@@ -133,7 +133,7 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setenv('JAX_COMPILATION_CACHE_DIR', str(root / 'cache'))
-        patch.setattr(study, 'use_cache', lambda folder: None)  # in this process
+        patch.setattr(workers, 'use_cache', lambda folder: None)  # in this process
         for name in ('JAX_PLATFORMS', *pool.ENVIRONMENT):       # a command may set them
             patch.setenv(name, os.environ.get(name, ''))
         shutil.copytree(ROOT / 'experiments', root / 'experiments')

@@ -15,7 +15,7 @@ from downscale.convert.parity import parity
 from downscale.data.tokens import train_tokenizer
 from downscale.experiment import file
 from downscale.experiment.cells import cells_of
-from downscale.stages import stages
+from downscale.stages.start import start_params
 from downscale.train.checkpoint import latest, stored_leaves
 
 DATA = Path(__file__).parent / 'data'
@@ -157,7 +157,7 @@ def test_a_study_starts_from_what_was_imported(imported):
     source = config.load(imported)
     cell = config.Experiment(**{**vars(cell), 'language': source.language,
                                 'vision': source.vision})
-    params = stages.start_params('unused', cell, cell.stage('align'))
+    params = start_params('unused', cell, cell.stage('align'))
     stored = arrays(imported)
     np.testing.assert_array_equal(params['language']['embedding_VD'],
                                   stored["['language']['embedding_VD']"])

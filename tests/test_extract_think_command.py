@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 
 def test_one_command_runs_the_grid(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli, 'cache_folder', lambda: tmp_path / 'cache')
-    monkeypatch.setattr('downscale.study.study.use_cache', lambda folder: None)
+    monkeypatch.setattr('downscale.study.workers.use_cache', lambda folder: None)
     monkeypatch.setattr('downscale.evaluate.extract_think.open_engine', Fake)
     monkeypatch.setattr(Chain, '__init__', _with_fake(Chain.__init__))
     argv = ['extract-think', '--data', str(study()), '--out', str(tmp_path / 'out'), '--limit',
@@ -86,7 +86,7 @@ def real(tmp_path_factory):
             '--reason', 'think', 'direct', '--temperature', '0.6', '--quiet', '--describe-tokens',
             '12', '--think-tokens', '12']
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('downscale.study.study.use_cache', lambda folder: None)
+        patch.setattr('downscale.study.workers.use_cache', lambda folder: None)
         patch.setattr(cli, 'keep_freed_memory', lambda: None)
         assert cli.main([*argv, '--out', str(folder / 'one'), '--slots', '2']) == 0
         for process in ('1', '0'):

@@ -14,7 +14,7 @@ from downscale.config import Evaluation
 from downscale.evaluate import guessers, public
 from downscale.evaluate.asked import of_file
 from downscale.experiment import file
-from downscale.stages import stages
+from downscale.stages.inputs import prepare
 
 STUDY = '''
 from ml_collections import ConfigDict
@@ -220,9 +220,9 @@ def scenes(**changes):
 
 
 def test_scenes_that_nobody_is_asked_about_need_not_be_made(tmp_path):
-    folder = stages.prepare(tmp_path, scenes())
+    folder = prepare(tmp_path, scenes())
     assert set(json.loads((folder / 'baselines.json').read_text())) == {'train'}
     for changes, told in (({'evaluation.scenes': 2}, 'data.validation must be at least 1'),
                           ({'data.train': 0}, 'data.train must be at least 1')):
         with pytest.raises(ValueError, match=told):
-            stages.prepare(tmp_path / 'other', scenes(**changes))
+            prepare(tmp_path / 'other', scenes(**changes))

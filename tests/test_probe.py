@@ -18,7 +18,7 @@ from downscale.probe.readout import ONE_OBJECT
 from downscale.results.items import read_items, write_items
 from downscale.results.probes import NO_DEPTH, read
 from downscale.runtime.files import read_json, write_json
-from downscale.stages import stages
+from downscale.stages.folders import folder_of
 
 SMALL, LARGE = (f'{size}-s0' for size in SIZES)
 
@@ -28,7 +28,7 @@ def quick():
     """Programs are optimised little, and kept nowhere: here compiling costs more than running."""
     jax.config.update('jax_disable_most_optimizations', True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('downscale.study.study.use_cache', lambda folder: None)
+        patch.setattr('downscale.study.workers.use_cache', lambda folder: None)
         patch.setattr(cli, 'keep_freed_memory', lambda: None)
         yield
     jax.config.update('jax_disable_most_optimizations', False)
@@ -166,8 +166,8 @@ def test_an_ignored_picture_has_no_divergence_and_a_used_one_has(study, tmp_path
     params = init_params(small.model(), 1)
     params['language']['blocks']['attention']['o_HED'][:] = 0  # no token hears of another
     shutil.copytree(folder, tmp_path / 'study')
-    shutil.rmtree(stages.folder_of(tmp_path / 'study', small, 'instruct'))
-    save(stages.folder_of(tmp_path / 'study', small, 'instruct'), params, small)
+    shutil.rmtree(folder_of(tmp_path / 'study', small, 'instruct'))
+    save(folder_of(tmp_path / 'study', small, 'instruct'), params, small)
     found = Looker(tmp_path / 'study', small).see(items, 2)[1]
     assert used.min() > 1e-3 and found['output', 1.0, 'kl'].max() < 1e-6
     np.testing.assert_allclose(found['knock-out', .25, 'nll'], found['output', 1.0, 'nll'])

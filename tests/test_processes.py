@@ -20,7 +20,8 @@ from downscale.experiment import file
 from downscale.experiment.cells import cells_of
 from downscale.runtime import processes
 from downscale.sharding import Rules, mesh
-from downscale.stages import stages
+from downscale.stages import training
+from downscale.stages.inputs import prepare
 from downscale.train import checkpoint, loop
 
 ROOT = Path(__file__).parents[1]
@@ -78,9 +79,9 @@ def cells(study_file):
 def alone(tmp_path_factory, cells):
     """A study whose stages this process has trained on its four devices."""
     folder = tmp_path_factory.mktemp('alone')
-    stages.prepare(folder, cells['w64d1-s0'])
+    prepare(folder, cells['w64d1-s0'])
     for stage, cell in STAGES.items():
-        stages.train_stage(folder, cells[cell], stage)
+        training.train_stage(folder, cells[cell], stage)
     return folder
 
 
@@ -193,7 +194,7 @@ def test_one_process_continues_on_another_mesh_what_two_began(alone, together, c
     folder = unfinished(together[0], tmp_path / 'study', 'text')
     cell = dataclasses.replace(cells['w64d1-s0'], mesh=MeshSize(2, 2))
     seen = []
-    stages.train_stage(folder, cell, 'text', lambda step, row: seen.append(step))
+    training.train_stage(folder, cell, 'text', lambda step, row: seen.append(step))
     assert seen == [5, 6]
     assert_same_run(run_of(alone, 'text'), run_of(folder, 'text'))
 

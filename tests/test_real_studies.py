@@ -18,7 +18,7 @@ from downscale.experiment import file, recipe
 from downscale.experiment.cells import cells_of
 from downscale.model.init import init_params
 from downscale.runtime.files import write_json
-from downscale.stages import stages as stages_
+from downscale.stages.inputs import corpus, encoder_of
 from downscale.stages.models import model_of
 from downscale.train.checkpoint import save_leaves
 
@@ -195,7 +195,7 @@ def test_a_model_trained_from_imports_opens_as_it_was_trained(place, capsys):
     _, params, tokenizer, cell = downscale.load(run)
     assert tokenizer.to_str() == small_bpe.tokenizer().to_str() and cell.tokenizer == ''
     assert set(params) == {'language', 'tower', 'connector'}
-    trained = stages_.encoder_of('runs/opens', cell, 'align').tokenizer
+    trained = encoder_of('runs/opens', cell, 'align').tokenizer
     assert trained.to_str() == tokenizer.to_str()
     console('export', run, '--to', 'opened-hf', '--format', 'llava_qwen_3')
     assert (place / 'opened-hf' / 'tokenizer.json').read_bytes() == (
@@ -230,7 +230,7 @@ def test_a_mixture_that_was_built_anew_does_not_continue_a_stage(place, capsys):
     console(*study)
     manifest = place / 'data/built/own/manifest.json'
     manifest.write_text(manifest.read_text().replace('"hash": "', '"hash": "0', 1))
-    stages_.corpus.cache_clear()
+    corpus.cache_clear()
     assert cli.main(list(map(str, study))) == 64
     assert 'was begun on other records' in capsys.readouterr().err
 
@@ -241,7 +241,7 @@ def test_readers_alone_have_no_stage_and_answer_untrained():
         del config['platform']
     cells = {cell.size: cell for cell in cells_of(config, sweep)}
     assert set(cells) == {'0.6b', '1.7b', '4b'} and cells['4b'].stages == ()
-    from downscale.study.study import tasks_of
+    from downscale.study.tasks import tasks_of
     names = {task.name for task in tasks_of(tuple(cells.values()))}
     assert 'evaluate reason 4b-s0' in names and 'evaluate joint 4b-s0' not in names
     assert {f'evaluate extraction {size}-s0' for size in ('0.6b', '1.7b')} <= names

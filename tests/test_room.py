@@ -87,7 +87,7 @@ def test_models_that_see_and_informers_are_weighed_too(tmp_path):
 
 
 def test_the_console_says_it_in_one_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr('downscale.study.study.use_cache', lambda folder: None)
+    monkeypatch.setattr('downscale.study.workers.use_cache', lambda folder: None)
     monkeypatch.setattr(Chain, '_generate', None)
     argv = ['extract-think', '--data', str(study()), '--out', str(tmp_path / 'out'), '--quiet',
             '--perception', str(runs('perception', 1)[0].folder), '--reasoner',

@@ -14,7 +14,8 @@ from downscale.experiment import file
 from downscale.experiment.cells import cells_of
 from downscale.experiment.sweeps import axis, product
 from downscale.results.items import read_items
-from downscale.study.study import Task, _Queue, tasks_of, urgency
+from downscale.study.tasks import Task, tasks_of, urgency
+from downscale.study.workers import Queue
 
 ROOT = Path(__file__).parents[1]
 STUDY = '''
@@ -144,7 +145,7 @@ def started(queue):
 
 
 def queue_of(cells, jobs, together):
-    return _Queue('study', tasks_of(cells), cells, jobs, together, 'none')
+    return Queue('study', tasks_of(cells), cells, jobs, together, 'none')
 
 
 @pytest.mark.parametrize('jobs, together, wanted', [

@@ -12,8 +12,8 @@ from downscale.experiment import file, sweeps
 from downscale.experiment.cells import cells_of
 from downscale.experiment.sweeps import axis, product, union, zipped
 from downscale.runtime.files import read_json
-from downscale.stages import stages
-from downscale.study import study
+from downscale.stages.folders import folder_of, refuse_other
+from downscale.study.preparation import _run_row, prepare
 
 SMOKE = str(Path(__file__).parents[1] / 'experiments' / 'smoke.py')
 RATE = 'stages.text.rates.language'
@@ -144,7 +144,7 @@ def test_two_changes_of_one_mixture_train_in_two_folders_inside_the_study():
     sweep = product(axis('size', ['w32d2']), axis('seed', [0]),
                     axis('stages.text.mixture', ['data/a', 'data/b', '../../c']))
     cells = list(smoke_cells(sweep)[1:])
-    folders = {stages.folder_of('s', cell, 'text') for cell in cells}
+    folders = {folder_of('s', cell, 'text') for cell in cells}
     assert {folder.parent.parent for folder in folders} == {Path('s/cells')} and len(folders) == 3
     assert [file.find_cell(cells, cell.name) for cell in cells] == cells
 
@@ -190,7 +190,7 @@ def test_a_point_without_size_or_seed_and_cells_of_one_name_are_refused():
 
 def test_study_json_says_what_a_run_changes():
     one, changed = [{'size': 'w32d2', 'seed': 0, **more} for more in ({}, {RATE: 1e-3})]
-    assert [study._run_row(cell)['changes'] for cell in smoke_cells([one, changed])[1:]] == [
+    assert [_run_row(cell)['changes'] for cell in smoke_cells([one, changed])[1:]] == [
         '', 'language0.001']
 
 
@@ -203,7 +203,7 @@ def test_a_budget_is_a_label_that_study_json_keeps(tmp_path):
     assert (small.name, large.name) == ('w32d2-s0-steps40', 'w64d2-s0-steps20')
     assert smoke_cells([{'size': 'w32d2', 'seed': 0, 'budget': '1e9'}])[1].hash == plain.hash
     config.save(plain, tmp_path)
-    stages.refuse_other(tmp_path, replace(plain, budget='1e9'))
-    study.prepare(tmp_path / 'run', 'tiny', [plain, small, large], True)
+    refuse_other(tmp_path, replace(plain, budget='1e9'))
+    prepare(tmp_path / 'run', 'tiny', [plain, small, large], True)
     assert read_json(tmp_path / 'run' / 'study.json')['budgets'] == {
         small.name: '1e10', large.name: '1e10'}

@@ -17,8 +17,10 @@ from downscale.config import Optimizer, Schedule
 from downscale.runtime import exits
 from downscale.sharding import mesh
 from downscale.sizes import Parametrisation
-from downscale.stages import stages
+from downscale.stages import start, training
+from downscale.stages.inputs import prepare
 from downscale.stages.models import model_of
+from downscale.stages.start import start_params, start_shapes
 from downscale.train import checkpoint, loop, together
 
 STEPS, EVERY = 6, 2
@@ -40,7 +42,7 @@ def cell(number, seed, rate=3e-3, **changes):
 
 
 CELLS = (cell(0, 0, 1e-3), cell(1, 0, 1e-2), cell(2, 1, 3e-3))
-SHAPES = stages.start_shapes(CELLS[0], CELLS[0].stage('text'))
+SHAPES = start_shapes(CELLS[0], CELLS[0].stage('text'))
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def prepared(folder):
 @cache
 def made():
     folder = Path(small._folder.name) / 'together'
-    stages.prepare(folder, dataclasses.replace(CELLS[0], data=experiments.Data(24, 2, 2)))
+    prepare(folder, dataclasses.replace(CELLS[0], data=experiments.Data(24, 2, 2)))
     return folder
 
 
@@ -67,7 +69,7 @@ def devices(count):
 @pytest.fixture(autouse=True)
 def _one_device(monkeypatch):
     """The tests have four devices; stacks live on one."""
-    monkeypatch.setattr(stages, 'mesh', lambda *sizes: devices(1))
+    monkeypatch.setattr(start, 'mesh', lambda *sizes: devices(1))
 
 
 MUP = tuple(dataclasses.replace(one, parametrisation=Parametrisation('mup', 64, 2))
@@ -79,7 +81,7 @@ def alone(mup=False):
     """A study folder in which the cells were trained one after another."""
     folder = prepared(Path(small._folder.name) / f'alone{mup}')
     for one in MUP if mup else CELLS:
-        stages.train_stage(folder, one, 'text')
+        training.train_stage(folder, one, 'text')
     return folder
 
 
@@ -98,7 +100,7 @@ def files(folder, one):
 
 def weights(folder, one):
     tree = checkpoint.load_params(folder / 'cells' / one.name / 'text',
-                                  stages.start_shapes(one, one.stage('text')))
+                                  start_shapes(one, one.stage('text')))
     return {jax.tree_util.keystr(path): leaf
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
@@ -124,7 +126,7 @@ def assert_alike(folder, cells=CELLS, other=None):
 
 def test_cells_that_are_trained_together_end_as_they_do_alone(study):
     seen = []
-    assert stages.train_together(study, CELLS, 'text', lambda one, step, row: seen.append(
+    assert training.train_together(study, CELLS, 'text', lambda one, step, row: seen.append(
         (one.name, step, row['loss']))) == {}
     assert_alike(study)
     assert [(name, step) for name, step, _ in seen] == [
@@ -132,12 +134,12 @@ def test_cells_that_are_trained_together_end_as_they_do_alone(study):
     last = {name: loss for name, _, loss in seen}
     assert len(set(last.values())) == 3  # seeds and rates do make a difference
     before = {path: path.stat().st_mtime_ns for path in study.rglob('*') if path.is_file()}
-    stages.train_together(study, CELLS, 'text', lambda *row: 1 / 0)  # all are done
+    training.train_together(study, CELLS, 'text', lambda *row: 1 / 0)  # all are done
     assert before == {path: path.stat().st_mtime_ns for path in study.rglob('*') if path.is_file()}
 
 
 def test_under_mup_each_cell_keeps_its_rates(study):
-    stages.train_together(study, MUP, 'text')
+    training.train_together(study, MUP, 'text')
     assert_alike(study, MUP, alone(mup=True))
     plain, wide = rows(alone(), CELLS[1])[-1], rows(study, MUP[1])[-1]
     assert abs(plain['loss'] - wide['loss']) > 100 * LOSS
@@ -160,14 +162,14 @@ def stopped_at(study, step, cells=CELLS):
                     time.sleep(0.01)
             raise Stop
     with pytest.raises(Stop):
-        stages.train_together(study, cells, 'text', report)
+        training.train_together(study, cells, 'text', report)
 
 
 def test_stopped_cells_go_on_together_and_one_of_them_alone(study):
     stopped_at(study, 3)
-    stages.train_stage(study, CELLS[1], 'text')
+    training.train_stage(study, CELLS[1], 'text')
     seen = []
-    stages.train_together(study, CELLS, 'text', lambda one, step, row: seen.append(
+    training.train_together(study, CELLS, 'text', lambda one, step, row: seen.append(
         (one.name, step)))
     assert seen == [(name, step) for step in range(EVERY + 1, STEPS + 1)
                     for name in ('cell0', 'cell2')]
@@ -180,9 +182,9 @@ def test_cells_at_different_steps_go_on_together(study):
         if step == 5:
             raise Stop
     with pytest.raises(Stop):
-        stages.train_stage(study, CELLS[0], 'text', report)
+        training.train_stage(study, CELLS[0], 'text', report)
     seen = []
-    stages.train_together(study, CELLS, 'text', lambda one, step, row: seen.append(
+    training.train_together(study, CELLS, 'text', lambda one, step, row: seen.append(
         (one.name, step)))
     assert [step for name, step in seen if name == 'cell0'] == list(range(
         rows_before(seen), STEPS + 1))
@@ -198,7 +200,7 @@ def rows_before(seen):
 
 
 def test_one_cell_that_diverges_does_not_touch_the_others(study, monkeypatch):
-    start = stages.start_params
+    start = start_params
 
     def broken(study, one, stage):
         params = start(study, one, stage)
@@ -206,8 +208,8 @@ def test_one_cell_that_diverges_does_not_touch_the_others(study, monkeypatch):
             params['language']['embedding_VD'][:] = np.nan
         return params
     wanted = alone()
-    monkeypatch.setattr(stages, 'start_params', broken)
-    failed = stages.train_together(study, CELLS, 'text')
+    monkeypatch.setattr(training, 'start_params', broken)
+    failed = training.train_together(study, CELLS, 'text')
     assert list(failed) == ['cell1'] and 'step 0: loss nan' in str(failed['cell1'])
     assert_alike(study, (CELLS[0], CELLS[2]), wanted)
     folder = study / 'cells' / 'cell1' / 'text'
@@ -217,7 +219,7 @@ def test_one_cell_that_diverges_does_not_touch_the_others(study, monkeypatch):
 def test_a_folder_of_another_cell_fails_that_cell_only(study):
     other = dataclasses.replace(CELLS[1], unroll=2)
     experiments.save(other, study / 'cells' / 'cell1' / 'text')
-    failed = stages.train_together(study, CELLS, 'text')
+    failed = training.train_together(study, CELLS, 'text')
     assert list(failed) == ['cell1'] and 'other settings (unroll)' in str(failed['cell1'])
     assert_alike(study, (CELLS[0], CELLS[2]), alone())
 
@@ -227,10 +229,10 @@ def test_a_damaged_checkpoint_fails_its_own_cell_only(study):
     for path in (study / 'cells' / 'cell0' / 'text' / 'checkpoints').rglob('*'):
         if path.is_file():
             path.write_bytes(b'')
-    failed = stages.train_together(study, CELLS, 'text')
+    failed = training.train_together(study, CELLS, 'text')
     assert list(failed) == ['cell0']
     assert_alike(study, CELLS[1:])
-    assert list(stages.train_together(study, CELLS[:2], 'text')) == ['cell0']
+    assert list(training.train_together(study, CELLS[:2], 'text')) == ['cell0']
 
 
 def test_a_stream_that_cannot_go_on_fails_its_own_run_only(tmp_path):
@@ -241,7 +243,7 @@ def test_a_stream_that_cannot_go_on_fails_its_own_run_only(tmp_path):
 
 def runs(folder, streams):
     """A `together.Run` for each stream, with the model of the cells."""
-    params = stages.init_tree(SHAPES, 0)
+    params = training.init_tree(SHAPES, 0)
     return [together.Run(folder / str(at), lambda: params, {'language': 3e-3}, at,
                          lambda made=made: made, lambda step, row: None)
             for at, made in enumerate(streams)]
@@ -317,17 +319,17 @@ def test_sigterm_saves_all_of_them(tmp_path):
 ])
 def test_cells_share_a_program_when_they_differ_in_name_seed_and_rates_only(changes, same):
     other = dataclasses.replace(CELLS[0], **changes)
-    programs = stages.program_of(CELLS[0], 'text'), stages.program_of(other, 'text')
+    programs = training.program_of(CELLS[0], 'text'), training.program_of(other, 'text')
     assert (programs[0] == programs[1]) is same
 
 
 def test_cells_with_buckets_are_not_stacked():
     shapes = (experiments.Shape(8, 48, 0),)
-    assert stages.program_of(dataclasses.replace(CELLS[0], stages=(stage(buckets=shapes),)),
-                             'text') is None
+    assert training.program_of(dataclasses.replace(CELLS[0], stages=(stage(buckets=shapes),)),
+                               'text') is None
 
 
 def test_a_mesh_of_several_devices_is_refused(monkeypatch):
-    monkeypatch.setattr(stages, 'mesh', lambda *sizes: devices(2))
+    monkeypatch.setattr(start, 'mesh', lambda *sizes: devices(2))
     with pytest.raises(ValueError, match='on one device, and the mesh of cell0 has 2'):
-        stages.one_device(CELLS[0])
+        training.one_device(CELLS[0])

@@ -12,7 +12,7 @@ from downscale.evaluate.answers import hash_of
 from downscale.evaluate.question_files import SUFFIXES, own_questions
 from downscale.evaluate.scoring.reading import answer_of
 from downscale.evaluate.scoring.table import DEFAULT, Target, verdicts
-from downscale.stages import stages
+from downscale.stages import inputs
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def open_questions(path, split='test', limit=None):
 # --- a study ----------------------------------------------------------------------------------
 
 def _of_study(folder, split, limit):
-    library = stages.library(str(folder), split)
+    library = inputs.library(str(folder), split)
     asked, shown = [], {}
     for index in range(len(library)):
         example = library.example(index)

@@ -13,7 +13,8 @@ from downscale.generate.engine import Engine
 from downscale.model.init import abstract_params
 from downscale.results.items import write_items, write_texts
 from downscale.runtime.files import place, write_bytes, write_json
-from downscale.stages import stages
+from downscale.stages.folders import folder_of, is_done
+from downscale.stages.inputs import data_hash, encoder_of, library
 from downscale.stages.models import model_of
 from downscale.train.checkpoint import load_params
 
@@ -27,8 +28,8 @@ def engine_of(study, experiment, stage):
     if stage != 'reason':
         groups += ['tower', 'connector', *['image_newline_D'] * model.newline]
     target = abstract_params(model, tuple(groups))
-    params = load_params(stages.folder_of(study, experiment, stage), target)
-    return Engine(model, params, stages.encoder_of(study, experiment, stage),
+    params = load_params(folder_of(study, experiment, stage), target)
+    return Engine(model, params, encoder_of(study, experiment, stage),
                   experiment.evaluation.batch)
 
 
@@ -39,7 +40,7 @@ def test_items(study, experiment):
         return []
     if experiment.evaluation.benchmarks:
         return public.items(experiment.evaluation)
-    test = stages.library(str(study), 'test')
+    test = library(str(study), 'test')
     if experiment.evaluation.scenes > len(test):
         raise ValueError(f'evaluation.scenes {experiment.evaluation.scenes} > {len(test)} examples '
                          'of the test split; lower it or raise data.test')
@@ -53,19 +54,19 @@ def evaluate(study, experiment, name, writers=None, report=lambda done, total: N
     `evaluations/<name>-<cell>/`; a finished folder of the same cell is left alone.
     """
     folder = place(study) / 'evaluations' / f'{name}-{experiment.name}'
-    if stages.is_done(folder, experiment):
+    if is_done(folder, experiment):
         return
     items = test_items(study, experiment)
     wording = public.wording(experiment) if experiment.evaluation.benchmarks else SCENE
     if name == 'joint':
         engine = engine_of(study, experiment, experiment.joint_stage)
-        data = stages.data_hash(experiment)
+        data = data_hash(experiment)
         write_items(folder / 'items.parquet',
                     joint(engine, experiment, items, data, report, wording))
     elif name == 'reason':
         engine = engine_of(study, experiment, 'reason')
         texts = _texts(study, experiment, items, writers or {}, engine.encoder)
-        data = stages.data_hash(experiment)
+        data = data_hash(experiment)
         write_items(folder / 'items.parquet',
                     decoupled.answer(engine, experiment, items, texts, data, report, wording))
     else:

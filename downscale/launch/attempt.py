@@ -20,8 +20,13 @@ from downscale.launch.spec import processes_of
 from downscale.runtime import exits, processes
 from downscale.runtime.files import held, in_bucket, place, read_json, scratch
 from downscale.runtime.memory import keep_freed_memory
-from downscale.stages import stages
-from downscale.study import study as studies
+from downscale.stages import training
+from downscale.stages.inputs import prepare
+from downscale.stages.start import grid_of
+from downscale.study import preparation
+from downscale.study import workers as studies
+from downscale.study.preparation import budgets_of, registered
+from downscale.study.tasks import tasks_of, writers_of
 
 TICK_SECONDS, BUCKET_TICK_SECONDS = 1, 15
 LAUNCHER = 'DOWNSCALE_LAUNCHER'  # process id of a local supervisor, without which work ends
@@ -66,28 +71,28 @@ def work(record):
     if cell.hash != spec.experiment:
         raise ValueError(f'{spec.config} makes another cell {spec.cell} now ({cell.hash}) than was '
                          f'submitted ({spec.experiment}); submit it again')
-    found = {task.name: task for task in studies.tasks_of(cells)}
+    found = {task.name: task for task in tasks_of(cells)}
     tasks = [found[name] for name in spec.tasks]
     if jax.process_count() > 1 and any(task.kind == 'evaluate' for task in tasks):
         raise ValueError(f'{spec.key} evaluates, which is the work of one process; launch it on a '
                          'topology of one host')
     record.plan(tasks)
-    stages.grid_of(cell)
+    grid_of(cell)
     studies.use_cache(os.environ.get('JAX_COMPILATION_CACHE_DIR')
                       or place(spec.run) / 'launch' / 'cache')
     if in_bucket(spec.run):  # every machine makes its own copy, at the same time
         with held(scratch(spec.run)):
-            stages.prepare(spec.run, cell)
+            prepare(spec.run, cell)
     processes.once(lambda: _prepare(spec.run, study_config.study, cells,
                                      file.claims_of(study_config)))
-    writers = studies.writers_of(cell, cells)
+    writers = writers_of(cell, cells)
     for task in tasks:
         record.begin(task)
         if task.kind == 'evaluate':
             studies.run_task(spec.run, task, writers,
                              lambda done, total, text: record.report(done, total))
         else:
-            stages.train_stage(spec.run, cell, task.stage, lambda step, row: record.report(
+            training.train_stage(spec.run, cell, task.stage, lambda step, row: record.report(
                 step, steps_of(task), row))
     processes.once(lambda: record.close(exits.DONE, ''))
 
@@ -95,13 +100,13 @@ def work(record):
 def _prepare(run, name, cells, claims):
     """The study's data are on this machine, and its description in the run folder."""
     with held(scratch(run)):
-        stages.prepare(run, cells[0])
+        prepare(run, cells[0])
         described = read_json(place(run) / 'study.json') or {}
-        told = studies.registered(run, claims).get('claims')
+        told = registered(run, claims).get('claims')
         if described.get('config_hash') != hash_of([cell.hash for cell in cells]) \
                 or described.get('claims') != told \
-                or described.get('budgets') != studies.budgets_of(cells):
-            studies.prepare(run, name, cells, quiet=True, claims=claims)
+                or described.get('budgets') != budgets_of(cells):
+            preparation.prepare(run, name, cells, quiet=True, claims=claims)
 
 
 def close(record, code, text):

@@ -8,7 +8,7 @@ import jax
 from downscale.launch import state
 from downscale.runtime import exits, processes
 from downscale.runtime.files import place, read_json, write_json
-from downscale.stages import stages
+from downscale.stages.folders import folder_of, is_done
 from downscale.train.checkpoint import committed
 
 
@@ -138,8 +138,8 @@ class Record:
         """The steps of a task that nothing can undo."""
         if task.kind == 'evaluate':
             folder = place(self.spec.run) / 'evaluations' / f'{task.stage}-{task.experiment.name}'
-            return int(stages.is_done(folder, task.experiment))
-        folder = stages.folder_of(self.spec.run, task.experiment, task.stage)
+            return int(is_done(folder, task.experiment))
+        folder = folder_of(self.spec.run, task.experiment, task.stage)
         return committed(folder) or 0
 
     def _amend(self, step):

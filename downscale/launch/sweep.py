@@ -121,7 +121,7 @@ def open_sweep(args, asked=True):
     names in capitals.
     """
     from downscale.experiment.file import open_cells
-    from downscale.study.study import tasks_of
+    from downscale.study.tasks import tasks_of
     config, cells = open_cells(args.config, args.set)
     run = str(absolute(args.folder or Path('runs') / config.study))
     settings = settings_of(args, read_json(settings_path(run)) if asked else None)

@@ -19,7 +19,8 @@ from downscale.model.taps import SITES, Taps
 from downscale.model.vision import Tower
 from downscale.probe.checkpoints import open_checkpoint
 from downscale.results.probes import NO_DEPTH
-from downscale.stages import stages
+from downscale.stages.folders import folder_of
+from downscale.stages.inputs import encoder_of
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 BATCH = 32
@@ -95,9 +96,9 @@ class Looker:
 
     def __init__(self, study, experiment):
         self.experiment, self.stage = experiment, experiment.joint_stage
-        view = open_checkpoint(stages.folder_of(study, experiment, self.stage))
+        view = open_checkpoint(folder_of(study, experiment, self.stage))
         self.model, self.params = view.model, jax.device_put(view.params())
-        self.encoder = stages.encoder_of(study, experiment, self.stage)
+        self.encoder = encoder_of(study, experiment, self.stage)
         self.wording = public.wording(experiment) if experiment.evaluation.benchmarks else SCENE
         self.words = self.encoder.tokenizer.get_vocab_size(with_added_tokens=True)
         self.shapes = {}  # tiles -> longest L so far: each shape is a program to compile

@@ -24,8 +24,9 @@ from downscale.results.items import read_items
 from downscale.results.probes import NO_DEPTH, SCHEMAS, items_table, means_table, read, write
 from downscale.results.study_file import read_study
 from downscale.runtime.files import place, read_json, write_bytes, write_json
-from downscale.stages import stages
 from downscale.stages.fingerprint import fingerprint
+from downscale.stages.folders import folder_of, is_done
+from downscale.stages.inputs import data_hash
 from downscale.statistics import bootstrap
 from downscale.statistics.similarity import cka, knn_overlap
 
@@ -68,7 +69,7 @@ def probed_cells(study, meta):
             without.append(f'{run["run_id"]}: skipped: no finished stage {" or ".join(JOINT)}')
             continue
         cell = experiments_.load(folder)
-        if cell.joint_stage != folder.name or not stages.is_done(folder, cell):
+        if cell.joint_stage != folder.name or not is_done(folder, cell):
             without.append(f'{run["run_id"]}: skipped: stage {cell.joint_stage} is not finished')
         else:
             found.append(cell)
@@ -120,8 +121,8 @@ def _folder(study, cell):
 def _probe_run(study, cell, plan, report):
     """One run's tables and features are in its folder; returns notes."""
     folder = _folder(study, cell)
-    weights = fingerprint(stages.folder_of(study, cell, cell.joint_stage))
-    digest = hash_of([weights, stages.data_hash(cell), dataclasses.asdict(plan), 'attentive'])
+    weights = fingerprint(folder_of(study, cell, cell.joint_stage))
+    digest = hash_of([weights, data_hash(cell), dataclasses.asdict(plan), 'attentive'])
     done = read_json(folder / 'DONE.json')
     if done is None or done.get('hash') != digest or 'without' not in done:
         done = {'hash': digest, 'without': _probe(study, cell, plan, report, folder)}

@@ -13,105 +13,23 @@ import time
 import warnings
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from downscale.accounting import totals
-from downscale.config import WRITER, Experiment
-from downscale.evaluate.answers import hash_of
-from downscale.experiment.cells import reference_of
 from downscale.runtime.exits import line_of, passes
-from downscale.runtime.files import place, read_json, scratch, write_json
+from downscale.runtime.files import write_json
 from downscale.runtime.memory import give_back
 from downscale.runtime.progress import progress_bars
-
-
-@dataclass(frozen=True)
-class Task:
-    """One stage or evaluation of one cell; `needs` are names of tasks, `cost` a rough weight."""
-    name: str
-    experiment: Experiment
-    stage: str
-    kind: str
-    needs: tuple[str, ...]
-    cost: float
-
-
-def tasks_of(experiments):
-    """All tasks of a study, parents before children."""
-    found = []
-    for cell in experiments:
-        for stage in cell.stages:
-            needs = [reference_of(cell, reference)
-                     for reference in dict.fromkeys(stage.parents.values())]
-            cost = _size(cell) * stage.steps * stage.batch * stage.length
-            found.append(Task(f'{cell.name}/{stage.name}', cell, stage.name, 'train',
-                              tuple(needs), cost))
-    texts = {}
-    for cell in experiments:
-        alike = cell.seed, cell.evaluation.texts  # they read the same texts, made once for all
-        if alike not in texts:
-            texts[alike] = tuple(f'evaluate {kind} {other.name}' for kind, others
-                                 in writers_of(cell, experiments).items() for other in others)
-        found += _evaluations(cell, texts[alike])
-    # A reasoner reads what all cells of its seed have written.
-    return sorted(found, key=lambda task: task.kind == 'evaluate' and task.stage == 'reason')
-
-
-def writers_of(cell, experiments):
-    """{kind of text: cells of the same seed that write it}."""
-    same = [other for other in experiments if other.seed == cell.seed]
-    return {kind: [other for other in same if other.writer_stage(kind)]
-            for kind in cell.evaluation.texts if kind in WRITER}
-
-
-def names(cell):
-    """Names of the stages of a cell."""
-    return [stage.name for stage in cell.stages]
-
-
-def _evaluations(cell, texts):
-    """The evaluation tasks that the stages of a cell allow; `texts` are those that write for it."""
-    def task(name, needs, weight):
-        return Task(f'evaluate {name} {cell.name}', cell, name, 'evaluate', tuple(needs),
-                    weight * _size(cell) * cell.evaluation.scenes * 2000)
-
-    found = []
-    if not cell.asks:
-        return found
-    if cell.joint_stage:
-        found.append(task('joint', [f'{cell.name}/{cell.joint_stage}'], 1))
-    for kind in cell.evaluation.texts:
-        if kind in WRITER and cell.writer_stage(kind):
-            found.append(task(kind, [f'{cell.name}/{cell.writer_stage(kind)}'], 1))
-    own = 'reason' in names(cell)  # else the reasoner is the imported language model, untrained
-    if own or cell.evaluation.benchmarks and texts and 'language' in cell.imports:
-        found.append(task('reason', [*[f'{cell.name}/reason'] * own, *texts], 2 + 2 * len(texts)))
-    return found
-
-
-def _size(cell):
-    return cell.language.N * cell.language.D * (cell.language.D + 64)
-
-
-def urgency(tasks):
-    """{task name: cost of the longest chain that starts with it}: the longest chain runs first."""
-    value, after = {}, {}  # after: cost of the longest chain that waits for a task
-    for task in reversed(tasks):
-        cost = value[task.name] = task.cost + after.get(task.name, 0)
-        for name in task.needs:
-            if after.get(name, 0) < cost:
-                after[name] = cost
-    return value
+from downscale.study.preparation import prepare
+from downscale.study.tasks import tasks_of, urgency, writers_of
 
 
 def run_task(study, task, writers, report, tracker='tensorboard'):
     """Run one task in this process; `report(done, total, text)` is called as it goes."""
     from downscale.evaluate.run import evaluate
-    from downscale.stages import stages
+    from downscale.stages import training
     if task.kind == 'train':
         total = task.experiment.stage(task.stage).steps
-        stages.train_stage(study, task.experiment, task.stage, lambda step, row: report(
+        training.train_stage(study, task.experiment, task.stage, lambda step, row: report(
             step, total, f'loss {row["loss"]:.3f}'), tracker)
     else:
         evaluate(study, task.experiment, task.stage, writers,
@@ -154,7 +72,7 @@ def use_cache(folder):
 
 
 @contextlib.contextmanager
-def _workers(jobs, cache):
+def worker_pool(jobs, cache):
     """(pool of `jobs` workers, queue of what they report); each has a core, where there are enough.
     """
     context = multiprocessing.get_context('spawn')
@@ -179,11 +97,12 @@ def _workers(jobs, cache):
         pool.shutdown(cancel_futures=True)
 
 
-def _check_devices(experiments, together):
+def check_devices(experiments, together):
     """Raise ValueError when the mesh or a batch of a cell does not fit the devices."""
-    from downscale.stages import stages
+    from downscale.stages import training
+    from downscale.stages.start import grid_of
     for cell in experiments:
-        (stages.one_device if together > 1 else stages.grid_of)(cell)
+        (training.one_device if together > 1 else grid_of)(cell)
 
 
 def label(tasks):
@@ -203,9 +122,9 @@ def _in_worker(study, tasks, writers, tracker):
     if len(tasks) == 1:
         run_task(study, tasks[0], writers, report, tracker)
     else:
-        from downscale.stages import stages
+        from downscale.stages import training
         total = tasks[0].experiment.stage(tasks[0].stage).steps
-        found = stages.train_together(
+        found = training.train_together(
             study, [task.experiment for task in tasks], tasks[0].stage,
             lambda cell, step, row: report(step, total, f'loss {row["loss"]:.3f}'), tracker)
         failed = {task.name: _reason(found[task.experiment.name]) for task in tasks
@@ -230,14 +149,14 @@ def run(study, name, experiments, jobs, cache, quiet=False, claims=None, togethe
     """
     study = Path(study)
     from downscale.train.loop import only_process
-    with _workers(jobs, cache) as (pool, queue):
+    with worker_pool(jobs, cache) as (pool, queue):
         begun, tasks = time.time(), tasks_of(experiments)
         # By a worker: a TPU belongs to the first process that looks at it.
-        pool.submit(_check_devices, experiments, together).result()
+        pool.submit(check_devices, experiments, together).result()
         with only_process(study):
             prepare(study, name, experiments, quiet, claims)
             with progress_bars(quiet) as bars:
-                failed = _Queue(study, tasks, experiments, jobs, together, tracker).run(
+                failed = Queue(study, tasks, experiments, jobs, together, tracker).run(
                     pool, queue, bars)
         if failed:
             causes = {task: why for task, why in failed.items() if why is not None}
@@ -248,66 +167,7 @@ def run(study, name, experiments, jobs, cache, quiet=False, claims=None, togethe
     return time.time() - begun
 
 
-def prepare(study, name, experiments, quiet, claims=None):
-    """The data set, some pictures and `study.json` are there, whatever was there before.
-
-    `claims` are those that the study file declares; ValueError where they differ from what was
-    written before an evaluation that is finished.
-    """
-    from downscale.stages import stages
-    claims = registered(study, claims)
-    from downscale.evaluate import guessers
-    from downscale.evaluate.run import save_pictures, test_items
-    cell = experiments[0]
-    with progress_bars(quiet) as bars:
-        stages.prepare(study, cell, lambda done, total: bars('scenes', done, total))
-        if not cell.asks:
-            bars.note('this study asks nothing: evaluation.scenes is 0 and there are no benchmarks')
-    items = test_items(study, cell)
-    save_pictures(study, cell, items)
-    if cell.evaluation.benchmarks or not items:
-        baselines = guessers.baselines(items)
-    else:
-        data = read_json(scratch(study) / 'data.json')
-        baselines = read_json(scratch(study) / data['folder'] / 'baselines.json')['test']
-    runs = [_run_row(cell) for cell in experiments if not cell.name.startswith('tower')]
-    write_json(place(study) / 'study.json', {
-        'name': name, 'seed': experiments[0].seed, 'runs': runs,
-        'config_hash': hash_of([cell.hash for cell in experiments]),
-        'stages': {cell.name: [stage.name for stage in cell.stages] for cell in experiments},
-        'budgets': budgets_of(experiments),
-        'data': {'baselines': baselines, 'image_px': cell.world.side, 'asked': len(items)},
-        **claims})
-
-
-def budgets_of(experiments):
-    """{cell: the budget that its point declares}, of those that declare one."""
-    return {cell.name: cell.budget for cell in experiments if cell.budget}
-
-
-def registered(study, claims):
-    """{'claims': the claims with all their defaults}, or {} without; see `prepare`."""
-    from downscale.analysis.judging import read
-    found = {} if claims is None else {'claims': [asdict(claim) for claim in read(claims)]}
-    before = read_json(place(study) / 'study.json')
-    if before and before.get('claims') != found.get('claims') \
-            and any(place(study).glob('evaluations/*/DONE.json')):
-        raise ValueError(f'the claims differ from those in {study}/study.json, which were declared '
-                         'before the evaluations that are finished; put them back, or give the '
-                         'study another folder')
-    return found
-
-
-def _run_row(cell):
-    """`changes` is what a point of the sweep sets beside size and seed, as the cell's name says it:
-    'language0.001', or '' for a plain one."""
-    _, _, changes = cell.name.partition(f'{cell.size}-s{cell.seed}-')
-    return {'run_id': cell.name, 'size': cell.size, 'width': cell.language.D,
-            'depth': cell.language.N, 'seed': cell.seed, 'changes': changes,
-            **totals(cell.language, cell.vision)}
-
-
-class _Queue:
+class Queue:
     """The tasks of a study, run as their needs finish, most urgent first."""
 
     def __init__(self, study, tasks, experiments, jobs, together, tracker):
@@ -357,7 +217,7 @@ class _Queue:
 
     def _program(self, task):
         """What tasks share that can be trained together; of others, their name."""
-        from downscale.stages.stages import program_of
+        from downscale.stages.training import program_of
         same = self.together > 1 and task.kind == 'train' and program_of(task.experiment,
                                                                          task.stage)
         return same or task.name

@@ -1,0 +1,30 @@
+"""Where a stage lives, and whose folder that is."""
+import dataclasses
+import json
+
+from downscale import config as experiments
+from downscale.runtime.files import place, read_json
+
+
+def folder_of(study, experiment, stage):
+    """Where a stage of a cell lives."""
+    return place(study) / 'cells' / experiment.name / stage
+
+
+def is_done(folder, experiment):
+    """Whether `folder` holds a finished run of exactly this cell."""
+    done = read_json(place(folder) / 'DONE.json')
+    return done is not None and done.get('hash') == experiment.hash
+
+
+def refuse_other(folder, experiment):
+    """Raise ValueError naming what differs when `folder` was started with another experiment."""
+    before, now = (json.loads(json.dumps(dataclasses.asdict(cell)))
+                   for cell in (experiments.load(folder), experiment))
+    # Where the work is done is not what is done: a checkpoint continues on any mesh. A budget is
+    # a label.
+    changed = sorted(key for key in now if now[key] != before[key]
+                     and key not in ('mesh', 'budget'))
+    if changed:
+        raise ValueError(f'{folder} was started with other settings ({", ".join(changed)}); give '
+                         'the study another folder with --out, or delete this one')

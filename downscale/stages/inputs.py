@@ -1,0 +1,125 @@
+"""What a stage reads: the data set, its library, encoder and sampler."""
+import dataclasses
+import hashlib
+import zlib
+from functools import cache
+from pathlib import Path
+
+from downscale.data.corpora.mixture import Corpus
+from downscale.data.corpora.sampler import CorpusSampler
+from downscale.data.scenes.dataset import build, source
+from downscale.data.scenes.facts import vocabulary
+from downscale.data.scenes.sampler import Library, Sampler
+from downscale.data.tokens import load_tokenizer, train_tokenizer
+from downscale.evaluate.answers import hash_of
+from downscale.runtime.files import read_json, scratch, write_json
+from downscale.stages import loading, padding
+
+
+def prepare(study, experiment, progress=None):
+    """The data set and tokenizer of a study exist under its `scratch`; nothing is made twice.
+
+    Returns the folder of the data set, None where nothing is asked of the scene world. ValueError
+    when the vocabulary has too few rows, FileNotFoundError when a stage's mixture is not built.
+    """
+    published = [stage for stage in experiment.stages if stage.mixture]
+    for stage in published:
+        corpus(stage.mixture)
+    if not in_world(experiment):
+        _check_published(study, experiment, published)
+        return None
+    study, data = scratch(study), experiment.data
+    counts = {'train': data.train, 'validation': data.validation, 'test': data.test}
+    if not experiment.asks:  # what nobody looks at need not be there
+        counts = {split: count for split, count in counts.items() if count}
+    for split, count in counts.items():
+        if not count:
+            raise ValueError(f'data.{split} must be at least 1 for a study that is trained on or '
+                             'asked about scenes; with evaluation.scenes=0 and no benchmarks it '
+                             'asks nothing')
+    if not counts:
+        raise ValueError('data.train must be at least 1 for stages that are trained on scenes')
+    folder = build(experiment.world, study / 'data', counts,
+                   similarity_share=data.similarity_share, progress=progress)
+    write_json(study / 'data.json', {'folder': str(folder.relative_to(study)),
+                                     'hash': data_hash(experiment)})
+    own = study.absolute() / 'tokenizer.json'
+    if loading.tokenizer_path(study, experiment) == own and not own.exists():
+        train_tokenizer(vocabulary(experiment.world), own)
+    _check_published(study, experiment, published)
+    return folder
+
+
+def _check_published(study, experiment, published):
+    """The vocabulary has room for the tokenizer, and rows for the records of `published` stages."""
+    load_tokenizer(loading.tokenizer_path(scratch(study), experiment), experiment.language.V)
+    for stage in published:
+        sampler_of(study, experiment, stage)
+
+
+def in_world(experiment):
+    """Whether a stage or the evaluation of a cell is about the scene world."""
+    asked = experiment.asks and not experiment.evaluation.benchmarks
+    return asked or any(not stage.mixture for stage in experiment.stages)
+
+
+@cache
+def corpus(folder):
+    """The corpus of a built mixture, opened once per process."""
+    return Corpus(folder)
+
+
+def data_hash(experiment):
+    """A short hash of what is asked about, scenes or benchmarks: items pair only when it agrees."""
+    asked = experiment.evaluation
+    if asked.benchmarks:
+        files = {path: _digest(path) for path in (*asked.benchmarks.values(),
+                                                  *asked.information.values())}
+        return hash_of([asked.benchmarks, asked.information, asked.scenes, files,
+                        *[asked.scorers] * bool(asked.scorers)])
+    return hash_of([dataclasses.asdict(experiment.world), dataclasses.asdict(experiment.data)])
+
+
+@cache
+def _digest(path):
+    """A short hash of a file's bytes; of a folder, of the names and sizes in it."""
+    path = Path(path)
+    if path.is_dir():
+        return hash_of([[str(one), one.stat().st_size] for one in sorted(path.rglob('*'))])
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+@cache
+def library(study, split):
+    """The examples of one split of a study's data set, parsed once per process."""
+    path = scratch(study) / 'data.json'
+    named = read_json(path)
+    if named is None:
+        raise FileNotFoundError(f'no {path}; run `downscale data` or `downscale study` first')
+    if 'folder' not in named:
+        raise ValueError(f"{path} is damaged (it has no key 'folder')")
+    return Library(source(path.parent / named['folder'], split))
+
+
+def encoder_of(study, experiment, stage):
+    """The text encoder of a stage."""
+    return loading.encoder_of(scratch(study), experiment, stage)
+
+
+def sampler_of(study, experiment, stage):
+    """The sampler of a stage, and the seed of its stream."""
+    seed = zlib.crc32(f'{experiment.seed} {stage.name}'.encode())
+    encoder = encoder_of(study, experiment, stage.name)
+    if stage.mixture:
+        return CorpusSampler(corpus(stage.mixture), encoder, stage.recipe, stage.shape,
+                             stage.buckets), seed
+    return Sampler(stage.recipe, library(str(study), 'train'), encoder, experiment.world,
+                   stage.shape, stage.buckets), seed
+
+
+def sizes_of(stage, sampler, seed):
+    """int32 [n, 2]: tokens and tiles of the conversations of a stage's first epoch."""
+    if stage.mixture:
+        return sampler.sizes(seed)
+    return padding.sizes(sampler.library.source.folder, sampler, seed)

@@ -1,0 +1,51 @@
+"""What a stage starts from: values of its parents, of imports, or drawn from the seed."""
+from downscale.experiment.cells import parent_folder
+from downscale.model.init import abstract_params, init_tree
+from downscale.model.tower_words import abstract_word_params
+from downscale.sharding import mesh
+from downscale.stages.models import model_of
+from downscale.train import loop
+from downscale.train.checkpoint import load_params
+
+
+def start_shapes(experiment, stage):
+    """The ShapeDtypeStructs of `start_params`; nothing is read."""
+    model = model_of(experiment, stage.name)
+    if stage.name == 'tower':
+        return abstract_word_params(model)
+    groups = ['language']
+    if stage.tiles:
+        groups += ['tower', 'connector', *['image_newline_D'] * model.newline]
+    return abstract_params(model, tuple(groups))
+
+
+def start_params(study, experiment, stage):
+    """Inherited groups from the parents' checkpoints or from imports, fresh ones from the seed."""
+    target = start_shapes(experiment, stage)
+    if stage.name == 'tower':
+        return init_tree(target, experiment.seed)
+    groups = list(target)
+    rest = [name for name in groups if name not in stage.parents]
+    params = init_tree({name: target[name] for name in rest if name not in experiment.imports},
+                       experiment.seed, model_of(experiment, stage.name).growth)
+    for name in rest:
+        if name in experiment.imports:
+            params |= load_params(experiment.imports[name], target, [name])
+    for reference in sorted(set(stage.parents.values())):
+        wanted = [name for name, parent in stage.parents.items()
+                  if parent == reference and name in groups]
+        folder = parent_folder(study, experiment, reference)
+        params |= load_params(folder, target, wanted)
+    return params
+
+
+def grid_of(experiment):
+    """The cell's mesh over the devices at hand; ValueError when it, or a batch, does not fit."""
+    size = experiment.mesh
+    grid = mesh(size.data, size.fsdp, size.tensor)
+    for stage in experiment.stages:
+        try:
+            loop.share(grid, model_of(experiment, stage.name).rules).rows(stage.batch)
+        except ValueError as error:
+            raise ValueError(f'{experiment.name}, stage {stage.name}: {error}') from None
+    return grid

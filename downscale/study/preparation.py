@@ -1,0 +1,66 @@
+"""What stands in a study's folder before its first task: data, pictures and `study.json`."""
+from dataclasses import asdict
+
+from downscale.accounting import totals
+from downscale.evaluate.answers import hash_of
+from downscale.runtime.files import place, read_json, scratch, write_json
+from downscale.runtime.progress import progress_bars
+
+
+def prepare(study, name, experiments, quiet, claims=None):
+    """The data set, some pictures and `study.json` are there, whatever was there before.
+
+    `claims` are those that the study file declares; ValueError where they differ from what was
+    written before an evaluation that is finished.
+    """
+    from downscale.stages import inputs
+    claims = registered(study, claims)
+    from downscale.evaluate import guessers
+    from downscale.evaluate.run import save_pictures, test_items
+    cell = experiments[0]
+    with progress_bars(quiet) as bars:
+        inputs.prepare(study, cell, lambda done, total: bars('scenes', done, total))
+        if not cell.asks:
+            bars.note('this study asks nothing: evaluation.scenes is 0 and there are no benchmarks')
+    items = test_items(study, cell)
+    save_pictures(study, cell, items)
+    if cell.evaluation.benchmarks or not items:
+        baselines = guessers.baselines(items)
+    else:
+        data = read_json(scratch(study) / 'data.json')
+        baselines = read_json(scratch(study) / data['folder'] / 'baselines.json')['test']
+    runs = [_run_row(cell) for cell in experiments if not cell.name.startswith('tower')]
+    write_json(place(study) / 'study.json', {
+        'name': name, 'seed': experiments[0].seed, 'runs': runs,
+        'config_hash': hash_of([cell.hash for cell in experiments]),
+        'stages': {cell.name: [stage.name for stage in cell.stages] for cell in experiments},
+        'budgets': budgets_of(experiments),
+        'data': {'baselines': baselines, 'image_px': cell.world.side, 'asked': len(items)},
+        **claims})
+
+
+def budgets_of(experiments):
+    """{cell: the budget that its point declares}, of those that declare one."""
+    return {cell.name: cell.budget for cell in experiments if cell.budget}
+
+
+def registered(study, claims):
+    """{'claims': the claims with all their defaults}, or {} without; see `prepare`."""
+    from downscale.analysis.judging import read
+    found = {} if claims is None else {'claims': [asdict(claim) for claim in read(claims)]}
+    before = read_json(place(study) / 'study.json')
+    if before and before.get('claims') != found.get('claims') \
+            and any(place(study).glob('evaluations/*/DONE.json')):
+        raise ValueError(f'the claims differ from those in {study}/study.json, which were declared '
+                         'before the evaluations that are finished; put them back, or give the '
+                         'study another folder')
+    return found
+
+
+def _run_row(cell):
+    """`changes` is what a point of the sweep sets beside size and seed, as the cell's name says it:
+    'language0.001', or '' for a plain one."""
+    _, _, changes = cell.name.partition(f'{cell.size}-s{cell.seed}-')
+    return {'run_id': cell.name, 'size': cell.size, 'width': cell.language.D,
+            'depth': cell.language.N, 'seed': cell.seed, 'changes': changes,
+            **totals(cell.language, cell.vision)}
