@@ -3,7 +3,10 @@ import contextlib
 import sys
 
 from downscale.analysis import fit_command
+from downscale.experiment.file import on_cpu
 from downscale.parsing import local_path, natural, new_file, new_folder, resamples
+from downscale.runtime.memory import keep_freed_memory
+from downscale.runtime.setup import cache_folder
 
 COSTS = ('params', 'train_flops', 'inference_flops', 'samples', 'chip_hours')  # of `costs.py`
 SIZE_COLUMNS = ('n_nonembed', 'n_total')  # those of `analysis/dropoff.py`, which needs numpy
@@ -20,6 +23,7 @@ ANALYZE_EXAMPLES = {
     'pareto': 'downscale analyze pareto runs/smoke --cost inference_flops --out runs/smoke/pareto',
     'report': 'downscale analyze report runs/smoke --bootstraps 500 --out runs/smoke/quick',
 }
+EXAMPLE = ANALYZE_EXAMPLES['drop']
 DRAWN = ('fit', 'isoflop', 'drop', 'grid', 'attribute', 'pareto')  # with --out
 HELP = {
     'fit': 'Fit a law of size (and tokens) to a table, with intervals and alarms.',
@@ -36,7 +40,7 @@ HELP = {
 }
 
 
-def add_analyze_arguments(sub):
+def add_arguments(sub):
     """`sub` (an argparse parser) takes a verb and what that verb reads."""
     verbs = sub.add_subparsers(dest='verb', required=True, metavar='VERB')
     for verb, text in HELP.items():
@@ -145,7 +149,12 @@ def validate(args):
 
 
 def run(args):
-    """Run one verb; returns its exit code (None: 0)."""
+    """Laws of size from tables; drops, shares, probes, costs and report of a study."""
+    if args.verb == 'probe':  # the only one that runs models
+        if on_cpu():
+            keep_freed_memory()
+        from downscale.study.workers import use_cache
+        use_cache(cache_folder())
     if args.verb in ('probe', 'ledger') or args.verb in DRAWN and args.out:
         from downscale.report.figures import plotting
         plotting()  # all numbers are made before the first figure

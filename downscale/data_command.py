@@ -14,9 +14,10 @@ DATA_EXAMPLES = {
     'show': 'downscale data show data/built/align',
     'extract': factory_command.EXAMPLE,
 }
+EXAMPLE = DATA_EXAMPLES['world']
 
 
-def add_data_arguments(sub):
+def add_arguments(sub):
     """`sub` (an argparse parser) takes a verb and what that verb reads."""
     verbs = sub.add_subparsers(dest='verb', required=True, metavar='VERB')
     for name, run in VERBS.items():
@@ -130,6 +131,12 @@ def extract(args):
 VERBS = {'world': world, 'build': build, 'show': show, 'extract': extract}
 ADD = {'world': _add_world, 'build': _add_build, 'show': _add_show,
        'extract': factory_command.add_arguments}
+
+
+
+def run(args):
+    """Data: the scene world of a study, and mixtures of published sets."""
+    return VERBS[args.verb](args)
 
 
 def with_verb(argv):

@@ -143,3 +143,20 @@ def _require(folder, path):
         require_folder(folder)
     except OSError as error:
         raise argparse.ArgumentTypeError(f'{path}: {error}') from None
+
+
+def add_study_arguments(sub):
+    """`sub` (an argparse parser) takes a study file, its folder, overrides and `--quiet`."""
+    sub.add_argument('config', help='study file, FILE.py or FILE.py:ARG')
+    sub.add_argument('--out', type=new_folder, help='folder of the study (default: runs/NAME)')
+    sub.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
+                     help='override a configuration value; may be repeated')
+    sub.add_argument('--quiet', action='store_true', help='no progress bars')
+
+
+def refuse_many():
+    """Raise ValueError where the environment names several processes, which only train knows."""
+    from downscale.runtime.processes import given
+    if given():
+        raise ValueError('only `downscale train` runs over several processes; unset '
+                         'JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID for this')

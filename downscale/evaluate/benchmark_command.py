@@ -3,10 +3,16 @@ import json
 from pathlib import Path
 
 from downscale.evaluate.command import add_manner, assembled
+from downscale.experiment.file import on_cpu
 from downscale.parsing import local_path, new_folder
+from downscale.runtime.memory import keep_freed_memory
+from downscale.runtime.setup import cache_folder
+
+EXAMPLE = ('downscale benchmark models/vlm --on mmstar --data mmstar.parquet --reasoner '
+           'models/qwen3-1.7b --information information.json')
 
 
-def add_benchmark_arguments(sub):
+def add_arguments(sub):
     """`sub` (an argparse parser) takes what `run` reads."""
     sub.add_argument('runs', nargs='*', type=local_path, metavar='RUN',
                      help='run folders of models that see the pictures and answer')
@@ -77,3 +83,26 @@ def listing():
     from downscale.evaluate.benchmarks import BENCHMARKS
     for benchmark in BENCHMARKS.values():
         yield f'{benchmark.name}: {benchmark.source}\n    scorers: {", ".join(benchmark.scorers)}'
+
+
+def run(args):
+    """Let models answer a public benchmark with its pictures, and reasoners from descriptions.
+
+    Every scorer that fits is reported. The same command continues after an interruption.
+    """
+    if args.list:
+        print(*listing(), sep='\n')
+        return
+    if on_cpu():
+        keep_freed_memory()
+    from downscale.runtime.progress import progress_bars
+    from downscale.study.workers import use_cache
+    use_cache(cache_folder())
+    with progress_bars(args.quiet) as bars:
+        chain, asked = chain_of(args, bars)
+        found = chain.run()
+    if found is not None:
+        print(*scored(chain, asked)[1], sep='\n')
+        print(f'summary: {args.out / "summary.json"}')
+    else:
+        print(f'process {args.process} of {args.processes} is done; process 0 joins the files')

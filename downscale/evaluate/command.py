@@ -1,5 +1,13 @@
 """The arguments of `downscale extract-think`, and the `Chain` that they ask for."""
+from downscale.experiment.file import on_cpu
 from downscale.parsing import local_path, new_folder
+from downscale.runtime.memory import keep_freed_memory
+from downscale.runtime.setup import cache_folder
+
+EXAMPLE = ('downscale extract-think --perception runs/smoke/cells/w64d4-s0/extract --reasoner '
+           'runs/smoke/cells/w64d4-s0/reason --data runs/smoke --out runs/chain --describe '
+           'extract --reason think direct')
+
 
 
 def add_arguments(sub):
@@ -121,3 +129,23 @@ def assembled(args, bars, open_data, numbers=True, sighted=(), tail=''):
         open_runs(args.reasoner, 'reasoner', ban=plan.ban_reflexive), *informer,
         sighted=open_runs(sighted, 'run', sees=sees), tail=tail, process=args.process,
         processes=args.processes, slots=args.slots, report=bars, note=bars.note)
+
+
+def run(args):
+    """Let perception models describe and reasoners answer, every pair of them.
+
+    The same command continues after an interruption, also with other --slots and --processes.
+    """
+    if on_cpu():
+        keep_freed_memory()
+    from downscale.evaluate.cells import table
+    from downscale.runtime.progress import progress_bars
+    from downscale.study.workers import use_cache
+    use_cache(cache_folder())
+    with progress_bars(args.quiet) as bars:
+        found = chain_of(args, bars).run()
+    if found is not None:
+        print(*table(found), sep='\n')
+        print(f'summary: {args.out / "summary.json"}')
+    else:
+        print(f'process {args.process} of {args.processes} is done; process 0 joins the files')

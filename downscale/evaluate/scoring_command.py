@@ -3,9 +3,11 @@ import json
 
 from downscale.parsing import local_path
 
+EXAMPLE = 'downscale rescore runs/chain/answer-r-from-p-think.jsonl'
 
-def add_rescore_arguments(sub):
-    """`sub` (an argparse parser) takes what `rescore_lines` reads."""
+
+def add_arguments(sub):
+    """`sub` (an argparse parser) takes what `run` reads."""
     sub.add_argument('file', type=local_path,
                      help='list of {"text", "gold"}, or a samples file of downscale, lm-eval or '
                      'lmms-eval; as .json, .jsonl, .ndjson, .csv or .tsv. gold is a text, a list '
@@ -43,3 +45,8 @@ def rescore_lines(args):
         printed += [f'filter {name or "(none)"}:'] * (len(filters) > 1)
         printed += rescore.table(rescore.summary(part, judged), part, judged)
     return [*printed, *notes]
+
+
+def run(args):
+    """Judge stored replies again by every named scorer, without generating anything."""
+    print(*rescore_lines(args), sep='\n')

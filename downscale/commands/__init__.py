@@ -1,0 +1,1 @@
+"""One file a command of the console: `EXAMPLE`, `add_arguments(sub)` and `run(args)`."""

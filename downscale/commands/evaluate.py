@@ -1,0 +1,30 @@
+"""`downscale evaluate`: one evaluation of one cell."""
+from downscale.experiment.file import find_cell, open_study
+from downscale.parsing import add_study_arguments, refuse_many
+from downscale.runtime.setup import cache_folder
+
+EXAMPLE = 'downscale evaluate experiments/smoke.py --out runs/smoke --cell w64d2-s0 --only joint'
+
+
+def add_arguments(sub):
+    """`sub` (an argparse parser) takes what `run` reads."""
+    add_study_arguments(sub)
+    sub.add_argument('--cell', required=True, help='name of a cell, as w64d2-s0')
+    sub.add_argument('--only', required=True,
+                     choices=('joint', 'caption', 'extraction', 'reason'))
+
+
+def run(args):
+    """Run one evaluation of one cell: joint, caption, extraction or reason."""
+    _, experiments, folder = open_study(args)
+    refuse_many()
+    cell = find_cell(experiments, args.cell)
+    from downscale.evaluate.run import evaluate as run_evaluation
+    from downscale.runtime.progress import progress_bars
+    from downscale.study.tasks import writers_of
+    from downscale.study.workers import use_cache
+    use_cache(cache_folder())
+    with progress_bars(args.quiet) as bars:
+        run_evaluation(folder, cell, args.only, writers_of(cell, experiments),
+                       lambda done, total: bars(f'{args.only} {cell.name}', done, total))
+    print(f'items: {folder / "evaluations" / f"{args.only}-{cell.name}"}')

@@ -1,0 +1,39 @@
+"""`downscale study`: every stage and evaluation of every cell, then the report."""
+import os
+
+from downscale.experiment.file import claims_of, on_cpu, open_study
+from downscale.parsing import add_study_arguments, count, refuse_many
+from downscale.runtime.setup import cache_folder
+
+EXAMPLE = 'downscale study experiments/smoke.py --out runs/smoke --set stages.text.steps=50'
+
+
+def add_arguments(sub):
+    """`sub` (an argparse parser) takes what `run` reads."""
+    add_study_arguments(sub)
+    sub.add_argument('--tracker', choices=('tensorboard', 'wandb', 'none'),
+                     default='tensorboard', help='curves to look at (default: tensorboard)')
+    sub.add_argument('--together', type=count, default=1, metavar='N', help='train up to N '
+                     'cells that differ in seed and rates only in one program (default: 1)')
+    sub.add_argument('--jobs', type=count, help='tasks run at once (default: one per core '
+                     'on CPU, at most one per cell; else 1)')
+
+
+def run(args):
+    """Train, evaluate and compare every cell; then write the report."""
+    config, experiments, folder = open_study(args)
+    refuse_many()
+    from downscale.report.figures import plotting
+    plotting()  # of the report, hours later
+    from downscale.study.workers import run
+    from downscale.train.trackers import require
+    require(args.tracker)
+    jobs = args.jobs
+    if jobs is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 1
+        jobs = min(cores, len(experiments)) if on_cpu() else 1
+    seconds = run(folder, config.study, experiments, jobs, cache_folder(), args.quiet,
+                  claims_of(config), args.together, args.tracker)
+    print(f'study done in {seconds:.0f} s')
+    from downscale.report.report import write_report
+    print(f'report: {write_report(folder)}')

@@ -1,0 +1,47 @@
+"""`downscale train`: one stage of one cell, by one process or many."""
+from downscale.experiment.file import find_cell, open_study
+from downscale.parsing import add_study_arguments
+from downscale.runtime.setup import cache_folder
+
+EXAMPLE = 'downscale train experiments/smoke.py --out runs/smoke --cell w64d2-s0 --stage text'
+
+
+def add_arguments(sub):
+    """`sub` (an argparse parser) takes what `run` reads."""
+    add_study_arguments(sub)
+    sub.add_argument('--cell', required=True, help='name of a cell, as w64d2-s0')
+    sub.add_argument('--stage', required=True, help='name of a stage, as text')
+    sub.add_argument('--tracker', choices=('tensorboard', 'wandb', 'none'),
+                     default='tensorboard', help='curves to look at (default: tensorboard)')
+
+
+def run(args):
+    """Train one stage of one cell; its parents must be finished.
+
+    SIGTERM saves a step and ends with exit code 42; the same command continues.
+
+    Over several processes: start the same command in each, on a folder that all can reach, with
+    JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID set; a TPU slice needs
+    none of them.
+    """
+    _, experiments, folder = open_study(args)
+    cell = find_cell(experiments, args.cell)
+    from downscale.runtime import processes
+    from downscale.runtime.progress import progress_bars
+    from downscale.stages import training
+    from downscale.stages.folders import folder_of
+    from downscale.stages.inputs import prepare
+    from downscale.stages.start import grid_of
+    from downscale.study.workers import use_cache
+    from downscale.train.trackers import require
+    require(args.tracker)
+    total = cell.stage(args.stage).steps
+    with processes.joined():
+        grid_of(cell)
+        use_cache(cache_folder())
+        processes.once(lambda: str(prepare(folder, cell)))
+        with progress_bars(args.quiet or not processes.first()) as bars:
+            training.train_stage(folder, cell, args.stage, lambda step, row: bars(
+                f'{cell.name}/{args.stage}', step, total, f'loss {row["loss"]:.3f}'), args.tracker)
+        if processes.first():
+            print(f'checkpoints: {folder_of(folder, cell, args.stage)}')
