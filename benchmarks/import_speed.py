@@ -68,10 +68,10 @@ def write_checkpoint(folder, cfg):
 def import_once(source, folder):
     """Run `downscale import`; print seconds without start-up and peak memory as JSON."""
     begin = time.perf_counter()
-    from downscale import cli
+    from downscale.commands import main
     from downscale.convert import exchange  # noqa: F401 (else the command itself imports it)
     ready = time.perf_counter()
-    if cli.main(['import', source, '--to', folder, '--quiet']):
+    if main.main(['import', source, '--to', folder, '--quiet']):
         sys.exit('the import failed')
     done = time.perf_counter()
     # getrusage would report the parent's peak: it survives the start of a program.

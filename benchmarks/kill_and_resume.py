@@ -22,7 +22,16 @@ COMPARED = ('metrics.jsonl', 'DONE.json', '*.parquet', 'tokenizer.json')
 
 def start(study, out, log):
     """The study in a process group of its own, so that a kill takes its workers too."""
-    command = [sys.executable, '-m', 'downscale.cli', 'study', study, '--out', str(out), '--quiet']
+    command = [
+        sys.executable,
+        '-m',
+        'downscale.commands.main',
+        'study',
+        study,
+        '--out',
+        str(out),
+        '--quiet',
+    ]
     return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 

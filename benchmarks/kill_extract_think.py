@@ -25,10 +25,29 @@ PLACES = ((3, 2), (1, 1), (7, 3), (40, 2), (2, 1))  # slots and processes of lat
 def start(chain, out, place, log):
     """All processes of one start of the command."""
     slots, processes = place
-    return [subprocess.Popen(
-        [sys.executable, '-m', 'downscale.cli', 'extract-think', *chain, '--out', str(out),
-         '--slots', str(slots), '--processes', str(processes), '--process', str(process),
-         '--quiet'], stdout=log, stderr=log) for process in range(processes)]
+    return [
+        subprocess.Popen(
+            [
+                sys.executable,
+                '-m',
+                'downscale.commands.main',
+                'extract-think',
+                *chain,
+                '--out',
+                str(out),
+                '--slots',
+                str(slots),
+                '--processes',
+                str(processes),
+                '--process',
+                str(process),
+                '--quiet',
+            ],
+            stdout=log,
+            stderr=log,
+        )
+        for process in range(processes)
+    ]
 
 
 def rows_of(out):

@@ -42,9 +42,21 @@ def main():
         del study
         one = dict.fromkeys(('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS'), '1')
         begun = time.perf_counter()
-        subprocess.run([sys.executable, '-m', 'downscale.cli', 'analyze', 'report', str(folder),
-                        '--bootstraps', str(args.bootstraps)], check=True,
-                       env={**os.environ, **one}, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [
+                sys.executable,
+                '-m',
+                'downscale.commands.main',
+                'analyze',
+                'report',
+                str(folder),
+                '--bootstraps',
+                str(args.bootstraps),
+            ],
+            check=True,
+            env={**os.environ, **one},
+            stdout=subprocess.DEVNULL,
+        )
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         found |= {'seconds': round(time.perf_counter() - begun, 1),
                   'processor seconds': round(used.ru_utime + used.ru_stime, 1),

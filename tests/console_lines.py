@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from downscale import cli
+from downscale.commands import main
 
 ROOT = Path(__file__).parents[1]
 SHELL = ('downscale ', 'python ', 'pip ', 'make ', 'gcloud ', 'docker ', 'kubectl ')
@@ -73,7 +73,7 @@ def of_docstring(path):
 
 def parsers(parser=None):
     """Every parser of the console, the top one first."""
-    parser = parser or cli.parser()
+    parser = parser or main.parser()
     yield parser
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):

@@ -5,9 +5,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from downscale.factory import command  # noqa: E402
+from downscale.commands import data_extract  # noqa: E402
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    command.run(parser.parse_args())
+    data_extract.add_arguments(parser)
+    data_extract.run(parser.parse_args())

@@ -6,8 +6,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from downscale import cli
 from downscale.analysis import absent, measures, synth
+from downscale.commands import main
 from downscale.report import report
 from downscale.results.study import load_study
 from downscale.runtime.files import read_json, write_json
@@ -125,7 +125,7 @@ def test_headline_validate_and_report_name_it_and_no_interval_narrows(root, caps
     assert rows['a']['seeds'] == rows['f']['seeds'] == 2
     assert rows['a']['verdict'] in ('inconclusive', 'not interpretable')
     capsys.readouterr()
-    assert cli.main(['analyze', 'validate', str(root)]) in (0, None)
+    assert main.main(['analyze', 'validate', str(root)]) in (0, None)
     assert f'note: missing: {name}: not there' in capsys.readouterr().out
 
 

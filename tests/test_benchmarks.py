@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from test_asked import fails
 
-from downscale.cli import main, parser
-from downscale.evaluate import benchmark_command
+from downscale.commands.benchmark import chain_of, listing, scored
+from downscale.commands.main import main, parser
 from downscale.evaluate.asked import informed
 from downscale.evaluate.benchmarks import BENCHMARKS, inline_options, questions_of
 from downscale.evaluate.extract_think import begin
@@ -276,7 +276,7 @@ def test_the_average_of_mmstar_is_the_mean_over_axes_computed_by_hand(tmp_path):
     Scripted.asked = []
     asked.run()
     assert all(seen for _, seen in Scripted.asked) and len(Scripted.asked) == 6
-    found, lines = benchmark_command.scored(asked, benchmark)
+    found, lines = scored(asked, benchmark)
     one = found['answer-w32d1-s0-extract-joint']['ref_stage2']
     # geometry 2 of 3, statistical reasoning 1 of 1, common 1 of 2: not 4 of 6
     assert one['value'] == pytest.approx(4 / 6)
@@ -313,12 +313,12 @@ def test_decoupled_rows_and_joint_rows_stand_beside_each_other_and_resume(tmp_pa
     asked, benchmark = chain(tmp_path / 'out', 'mmstar', questions, **both)
     Scripted.asked = []
     asked.run()
-    found, _ = benchmark_command.scored(asked, benchmark)
+    found, _ = scored(asked, benchmark)
     assert found.keys() == {'answer-w32d1-s0-extract-joint',
                             'answer-w32d1-s0-reason-from-w32d1-s0-extract-think'}
     first, count = fake_chain.files(tmp_path / 'out'), len(Scripted.asked)
     asked.run()
-    benchmark_command.scored(asked, benchmark)
+    scored(asked, benchmark)
     assert fake_chain.files(tmp_path / 'out') == first and len(Scripted.asked) == count
     other, _ = chain(tmp_path / 'out', 'mmstar', questions, **both, tail='?')
     fails(lambda: begin(tmp_path / 'out', other.settings()), 'begun with other settings')
@@ -365,11 +365,11 @@ def test_yes_and_no_have_precision_and_recall():
     (['RUN', '--on', 'mmstar', '--data', 'x', '--slots', '0'], '--slots 0')])
 def test_wrong_commands_are_refused_before_any_work(words, told):
     args = parser().parse_args(['benchmark', *words])
-    fails(lambda: benchmark_command.chain_of(args, None), told)
+    fails(lambda: chain_of(args, None), told)
 
 
 def test_every_benchmark_tells_its_scorers_and_its_source():
-    lines = '\n'.join(benchmark_command.listing())
+    lines = '\n'.join(listing())
     assert all(name in lines for name in BENCHMARKS)
     assert all(benchmark.source and len(set(benchmark.scorers)) == len(benchmark.scorers)
                for benchmark in BENCHMARKS.values())

@@ -15,7 +15,7 @@ import pytest
 import small_bpe
 from PIL import Image
 
-from downscale import cli
+from downscale.commands import main
 from downscale.data.corpora import build as building
 from downscale.data.corpora.build import Build, build
 from downscale.data.corpora.mixture import Corpus, Mixture
@@ -305,16 +305,16 @@ def test_two_builds_of_one_folder_do_not_meet(root, tmp_path):
 
 def test_the_console_builds_and_shows_a_mixture(root, tmp_path, tokenizer, capsys):
     file = ROOT / 'experiments/mixtures/extraction382k.py'
-    assert not cli.main(['data', 'build', str(file), '--root', str(root), '--to', str(tmp_path),
-                         '--tokenizer', str(tokenizer), '--jobs', '1', '--quiet'])
+    assert not main.main(['data', 'build', str(file), '--root', str(root), '--to', str(tmp_path),
+                          '--tokenizer', str(tokenizer), '--jobs', '1', '--quiet'])
     told = capsys.readouterr().out
     assert 'extraction382k: 23 conversations an epoch' in told and 'supervised' in told
-    assert not cli.main(['data', 'show', str(tmp_path), '--samples', '6'])
+    assert not main.main(['data', 'show', str(tmp_path), '--samples', '6'])
     page = (tmp_path / 'show.html').read_text()
     assert page.count('<img') == 6 and '&lt;image&gt;' in page and 'src="http' not in page
-    assert cli.main(['data', 'show', str(root)]) == 1
+    assert main.main(['data', 'show', str(root)]) == 1
     assert 'build the mixture there' in capsys.readouterr().err
-    assert cli.main(['data', 'build', 'mixtures/no.py', '--to', str(tmp_path)]) == 1
+    assert main.main(['data', 'build', 'mixtures/no.py', '--to', str(tmp_path)]) == 1
     assert 'no mixture file' in capsys.readouterr().err
 
 
@@ -323,7 +323,7 @@ def test_a_page_of_samples_escapes_what_the_data_holds(tmp_path):
         {'id': '<b>', 'conversations': published.turns(('<script>alert(1)</script>', 'a'))}])
     one = Source('one', 'rows.json', licence='<i>', obtain='make it')
     build(mixture(one), tmp_path / 'to', Settings(tmp_path))
-    assert not cli.main(['data', 'show', str(tmp_path / 'to')])
+    assert not main.main(['data', 'show', str(tmp_path / 'to')])
     page = (tmp_path / 'to' / 'show.html').read_text()
     assert '<script>alert' not in page and '<b>' not in page.partition('<main>')[2]
 

@@ -8,11 +8,11 @@ import pytest
 from fake_study import fake_study
 from scipy.stats import binom
 
-from downscale import cli
 from downscale.analysis import grids, judging, measures, synth
 from downscale.analysis.contrasts import CONTRASTS
 from downscale.analysis.judging import Claim, verdict_of
 from downscale.analysis.synthetic import NOTHING, Planted
+from downscale.commands import main
 from downscale.results.study import load_study
 from downscale.runtime.files import read_json, write_json
 from downscale.statistics import bootstrap
@@ -75,7 +75,7 @@ def judged(root, bootstraps=400):
 
 def test_planted_effects_are_found_and_told_by_the_report(planted):
     root, truth = planted.folder, planted.truth
-    assert cli.main(['analyze', 'report', str(root), '--bootstraps', '400']) == 0
+    assert main.main(['analyze', 'report', str(root), '--bootstraps', '400']) == 0
     found = json.loads((root / 'report' / 'report.json').read_text())
     rows = {row['contrast']: row for row in found['claims']}
     assert set(rows) == set(CONTRASTS)

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from fake_study import fake_study
 
-from downscale import cli
+from downscale.commands import main
 from downscale.data import files
 from downscale.data.corpora import columns
 from downscale.evaluate import question_files
 from downscale.evaluate.scoring import rescore
 from downscale.experiment import file
 from downscale.experiment.cells import cells_of
+from downscale.experiment.file import open_study
 from downscale.runtime import exits, outputs, streams
 from downscale.train import trackers
 
@@ -25,13 +26,13 @@ SMOKE = str(ROOT / 'experiments' / 'smoke.py')
 COMMANDS = ('study', 'train', 'evaluate', 'report', 'data')
 HELP = '''
 import contextlib, io, json, sys
-from downscale import cli
+from downscale.commands import main
 found = {}
-for command in ('', *cli.EXAMPLES):
+for command in ('', *main.COMMANDS):
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         try:
-            cli.main([*[command] * bool(command), '--help'])
+            main.main([*[command] * bool(command), '--help'])
         except SystemExit as error:
             code = error.code
     found[command] = [code, ' '.join(out.getvalue().split())]
@@ -55,7 +56,7 @@ def test_help_imports_nothing_heavy(helped):
 
 def help_of(words, argument):
     """The help of an argument of a command, as a user reads it."""
-    parser = cli.parser()
+    parser = main.parser()
     for word in words.split():
         parser = parser.verbs().choices[word]
     action, = [action for action in parser._actions
@@ -92,8 +93,8 @@ def test_every_help_text_ends_with_an_example_that_parses(helped, command):
     assert code == 0
     example = text.partition('example: ')[2].split()
     assert example[0] == 'downscale' and example[1] == (command or 'study')
-    args = cli.parser().parse_args(example[1:])
-    assert args.run is vars(cli)[example[1]]
+    args = main.parser().parse_args(example[1:])
+    assert args.run is vars(main)[example[1]]
     if not command:
         assert all(f' {name} ' in text for name in COMMANDS)
     for path in example:
@@ -102,7 +103,7 @@ def test_every_help_text_ends_with_an_example_that_parses(helped, command):
 
 def fails(capsys, *argv):
     """The one line that a failing command prints; exit code 1."""
-    code = cli.main([str(part) for part in argv])
+    code = main.main([str(part) for part in argv])
     out, err = capsys.readouterr()
     assert code == (64 if argv[0] == 'train' else 1)
     assert err.startswith('error: ') and err.count('\n') == 1 and 'Traceback' not in err
@@ -129,10 +130,10 @@ def test_a_wrong_override_is_one_line_and_starts_nothing(capsys, tmp_path, overr
 
 
 def test_overrides_reach_the_cells(tmp_path):
-    args = cli.parser().parse_args([
+    args = main.parser().parse_args([
         'study', SMOKE, '--out', str(tmp_path), '--set', 'stages.text.steps=7', '--set',
         'stages.text.rates.language=1e-4', '--set', 'study=other'])
-    study_config, cells, folder = cli.open_study(args)
+    study_config, cells, folder = open_study(args)
     text = next(cell for cell in cells if cell.name == 'w64d2-s0').stage('text')
     assert (text.steps, text.rates['language']) == (7, 1e-4)
     others = [stage for cell in cells for stage in cell.stages if stage.name != 'text']
@@ -142,7 +143,7 @@ def test_overrides_reach_the_cells(tmp_path):
 
 
 def test_a_study_goes_below_runs_when_no_folder_is_given():
-    *_, folder = cli.open_study(cli.parser().parse_args(['study', SMOKE]))
+    *_, folder = open_study(main.parser().parse_args(['study', SMOKE]))
     assert folder == Path('runs/smoke')
 
 
@@ -186,20 +187,20 @@ def test_a_report_of_nothing_says_so(capsys, tmp_path):
                                   ('evaluate', SMOKE, '--cell', 'c', '--only', 'all')])
 def test_bad_usage_ends_with_code_two(capsys, argv):
     with pytest.raises(SystemExit) as error:
-        cli.main(list(argv))
+        main.main(list(argv))
     assert error.value.code == 2 and 'usage: downscale' in capsys.readouterr().err
 
 
 def test_an_interrupted_command_says_how_to_go_on(capfd, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
-    monkeypatch.setattr(cli, 'open_study', interrupted)
-    assert cli.main(['study', SMOKE]) == 130
+    monkeypatch.setattr(main, 'open_study', interrupted)
+    assert main.main(['study', SMOKE]) == 130
     assert capfd.readouterr().err == 'stopped; the same command continues\n'
 
 
 def test_the_traceback_of_an_error_is_shown_on_request(capsys, tmp_path):
-    assert cli.main(['report', str(tmp_path / 'nowhere'), '--debug']) == 1
+    assert main.main(['report', str(tmp_path / 'nowhere'), '--debug']) == 1
     assert 'Traceback' in capsys.readouterr().err
 
 
@@ -225,7 +226,7 @@ def test_an_unknown_or_foreign_key_is_still_refused(override):
 
 # --- asked for at the start, and told in one line ---------------------------------------------
 
-CONSOLE = [sys.executable, '-m', 'downscale.cli']
+CONSOLE = [sys.executable, '-m', 'downscale.commands.main']
 
 
 @pytest.mark.parametrize('argv', [
@@ -261,7 +262,7 @@ def test_what_cannot_be_written_is_refused_with_the_arguments(capsys, tmp_path, 
     (tmp_path / 'file').write_text('')
     for place in (tmp_path / 'file' / 'below', '', 'gs://bucket/run', '/proc/none/here'):
         with pytest.raises(SystemExit):
-            cli.main([*argv, option, str(place)])
+            main.main([*argv, option, str(place)])
         line = capsys.readouterr().err.splitlines()[-1]
         assert f'error: argument {option}: ' in line and str(place) in line
 
@@ -277,7 +278,7 @@ def test_a_default_folder_is_checked_as_a_given_one(capsys, tmp_path, monkeypatc
 
 def test_a_disk_without_room_is_told_before_it_is_full(capsys, tmp_path, monkeypatch):
     model = ROOT / 'tests' / 'data' / 'hub' / 'qwen3'
-    assert cli.main(['import', str(model), '--to', str(tmp_path / 'run'), '--quiet']) == 0
+    assert main.main(['import', str(model), '--to', str(tmp_path / 'run'), '--quiet']) == 0
     monkeypatch.setattr(outputs.shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=5))
     for argv in (('import', model), ('export', tmp_path / 'run', '--format', 'qwen3')):
         line = fails(capsys, *argv, '--to', tmp_path / 'new' / 'model')
@@ -295,7 +296,7 @@ def test_a_disk_without_room_is_told_before_it_is_full(capsys, tmp_path, monkeyp
     ((), 'COMMAND is missing: study, train'), (('data',), 'VERB is missing: world, build')])
 def test_a_wrong_word_is_answered_with_the_nearest(capsys, argv, hint):
     with pytest.raises(SystemExit) as error:
-        cli.main(list(argv))
+        main.main(list(argv))
     assert error.value.code == 2 and hint in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -304,15 +305,15 @@ def test_a_wrong_word_is_answered_with_the_nearest(capsys, argv, hint):
                                   ('analyze', '--debug', 'drop', 'nowhere'),
                                   ('analyze', 'drop', 'nowhere', '--debug')])
 def test_debug_stands_anywhere(capsys, argv):
-    assert cli.main(list(argv)) == 1
+    assert main.main(list(argv)) == 1
     assert 'Traceback' in capsys.readouterr().err
 
 
 def test_a_fault_of_our_own_is_told_apart(capsys, monkeypatch):
     def broken(*args):
         raise TypeError('x' * 5000)
-    monkeypatch.setattr(cli, 'open_study', broken)
-    assert cli.main(['study', SMOKE]) == exits.BUG
+    monkeypatch.setattr(main, 'open_study', broken)
+    assert main.main(['study', SMOKE]) == exits.BUG
     line = capsys.readouterr().err
     assert line.startswith('internal error: TypeError: xxx') and len(line) == 301
     assert line.endswith('; --debug shows the traceback\n')
@@ -330,13 +331,13 @@ def test_a_long_error_keeps_its_path_and_its_cause(capsys, tmp_path):
 
 def test_a_reader_that_goes_away_ends_no_work(tmp_path):
     """Both streams are closed by the reader, and the work behind them is done all the same."""
-    code = ('import sys\nfrom downscale import cli, study_files\n'
-            'def work(args):\n'
+    code = ('import sys\nfrom downscale.commands import main, report\n'
+            'def work(args):\n    """Print."""\n'
             '    for _ in range(9):\n'
             '        print("line", flush=True); print("line", file=sys.stderr, flush=True)\n'
             f'    open({str(tmp_path / "done")!r}, "w").close()\n'
-            'cli.analyze_command.report = work\n'
-            'sys.exit(cli.main(["report", "x"]))')
+            'report.run = work\n'
+            'sys.exit(main.main(["report", "x"]))')
     pipe, end = os.pipe()
     os.close(pipe)
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, stdout=end, stderr=end,

@@ -11,11 +11,12 @@ from fake_study import fake_study
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from downscale import cli, config
+from downscale import config
 from downscale.analysis import costs
+from downscale.commands import main
+from downscale.commands.parsing import Parser
 from downscale.experiment.cells import cells_of
 from downscale.experiment.file import load_study
-from downscale.parsing import Parser
 from downscale.runtime import exits
 from downscale.runtime.streams import LONGEST_ERROR
 from downscale.stages.folders import is_done
@@ -40,11 +41,11 @@ def get_config(arg=''):
 def sweep(arg=''):
     return [dict(size='w32d1', seed=0)]
 '''
-HEAVY = ('study.run', 'stages.train_stage', 'stages.prepare', 'evaluate.run.evaluate',
-         'launch.plan.Plan.run', 'launch.fit.check', 'launch.sweep.backend_of', 'launch.sweep.save',
-         'evaluate.extract_think.Chain.run', 'data.build.build', 'factory.factory.Factory.run',
-         'analysis.probe.probe_study', 'analysis.measures.scored', 'analysis.fits.fit',
-         'analysis.isoflop.isoflop')
+HEAVY = ('study.workers.run', 'stages.training.train_stage', 'stages.inputs.prepare',
+         'evaluate.run.evaluate', 'planner.plan.Plan.run', 'planner.fit.check',
+         'launch.sweep.backend_of', 'launch.sweep.save', 'evaluate.extract_think.Chain.run',
+         'data.corpora.build.build', 'factory.factory.Factory.run', 'probe.probe.probe_study',
+         'analysis.measures.scored', 'laws.fits.fit', 'laws.isoflop.isoflop')
 
 
 def stopped(*args, **more):
@@ -79,7 +80,7 @@ def console(*argv):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code = cli.main(list(argv))
+            code = main.main(list(argv))
         except SystemExit as error:
             code = error.code
     text = err.getvalue()

@@ -28,8 +28,8 @@ from pyarrow import csv
 from test_fits import LOSS, X
 from test_isoflop import planted
 
-from downscale import cli
 from downscale.analysis import judging, synth
+from downscale.commands import main
 from downscale.config import Experiment
 from downscale.convert import exchange
 from downscale.factory import oracle
@@ -98,7 +98,7 @@ HOURS = 'takes hours, or wants published data; test_real_studies.py runs `:dry` 
 NOT_RUN = {  # pattern: (what is left out, reason)
     r'study experiments/(?!smoke)': ('downscale.study.workers.run', HOURS),
     r'analyze probe': ('downscale.probe.probe.probe_study', 'a minute; see test_probe.py'),
-    r'analyze ledger': ('downscale.analysis.probe_command.show_ledger', 'see test_probe.py')}
+    r'analyze ledger': ('downscale.commands.analyze_probes.show_ledger', 'see test_probe.py')}
 REFUSED = {  # pattern: the one line that is right where nothing has been launched
     r'launch logs': 'no such job has begun', r'launch resume': 'no job is meant'}
 ELSEWHERE = ('gcloud', 'docker', 'kubectl')  # lines for a cloud that no test has
@@ -166,7 +166,7 @@ def folder(tmp_path_factory):
         (root / 'q.jsonl').write_text(question + '\n')
         with patch.context() as one_device:  # so that compiling is short
             one_device.setenv('XLA_FLAGS', '')
-            assert cli.main(shlex.split(made_by('smoke'))[1:]) == 0
+            assert main.main(shlex.split(made_by('smoke'))[1:]) == 0
         shutil.copytree(root / 'runs/smoke', root / 'runs/mine')
         yield root
 
@@ -226,7 +226,7 @@ def run(words, capfd):
     """(exit code, stdout, stderr) of the console."""
     capfd.readouterr()
     try:
-        code = cli.main(words)
+        code = main.main(words)
     except SystemExit as error:
         code = error.code
     return code, *capfd.readouterr()
@@ -272,7 +272,7 @@ def test_a_program_beside_the_console_takes_these_arguments(line, capsys):
     options = re.findall(r' (--[a-z-]+)', own)
     assert all(option in done.stdout for option in options)
     if passed_on:
-        cli.parser().parse_args(['extract-think', *shlex.split(passed_on), '--out', 'out'])
+        main.parser().parse_args(['extract-think', *shlex.split(passed_on), '--out', 'out'])
 
 
 @pytest.mark.parametrize('line', unique('pip'), ids=str)
@@ -319,7 +319,7 @@ def test_commands_in_the_running_text_exist(name):
     assert spans(name)
     for span in spans(name):
         words = [word for word in span.split()[1:] if re.fullmatch('[a-z-]+', word)]
-        parser = cli.parser()
+        parser = main.parser()
         while words and parser.verbs():
             assert words[0] in parser.verbs().choices, span
             parser = parser.verbs().choices[words.pop(0)]

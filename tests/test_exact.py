@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from downscale.cli import main
+from downscale.commands.main import main
 from downscale.evaluate.scoring.statements import behind_thought
 from downscale.evaluate.scoring.table import SCORERS, Target, verdicts
 

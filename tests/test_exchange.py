@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import downscale
-from downscale import cli, config, sharding
+from downscale import config, sharding
+from downscale.commands import main
 from downscale.convert import exchange
 from downscale.convert.parity import parity
 from downscale.data.tokens import train_tokenizer
@@ -58,9 +59,9 @@ def test_parity_notices_every_array_that_differs(tmp_path, name):
 
 
 def test_parity_answers_on_the_console(capsys):
-    assert cli.main(['parity', str(TINY), '--json']) == 0
+    assert main.main(['parity', str(TINY), '--json']) == 0
     assert json.loads(capsys.readouterr().out)['passed'] is True
-    assert cli.main(['parity', str(DATA)]) == 1
+    assert main.main(['parity', str(DATA)]) == 1
     assert 'expected.npz' in capsys.readouterr().err
 
 
@@ -118,17 +119,17 @@ def test_a_failed_import_leaves_nothing_and_a_folder_in_use_is_kept(imported, tm
     source = shutil.copytree(TINY, tmp_path / 'source')
     weights = source / 'model.safetensors'
     weights.write_bytes(weights.read_bytes()[:-100])
-    assert cli.main(['import', str(source), '--to', str(tmp_path / 'run'), '--quiet']) == 1
+    assert main.main(['import', str(source), '--to', str(tmp_path / 'run'), '--quiet']) == 1
     assert capsys.readouterr().err.count('\n') == 1
     assert [path.name for path in tmp_path.iterdir()] == ['source']
-    assert cli.main(['import', str(TINY), '--to', str(imported), '--quiet']) == 1
+    assert main.main(['import', str(TINY), '--to', str(imported), '--quiet']) == 1
     assert 'another folder' in capsys.readouterr().err and latest(imported).is_dir()
 
 
 def test_a_tokenizer_of_more_tokens_than_the_embedding_is_refused(tmp_path, capsys):
     source = shutil.copytree(TINY, tmp_path / 'source')
     train_tokenizer([f'w{k}' for k in range(400)], source / 'tokenizer.json')
-    assert cli.main(['import', str(source), '--to', str(tmp_path / 'run'), '--quiet']) == 1
+    assert main.main(['import', str(source), '--to', str(tmp_path / 'run'), '--quiet']) == 1
     assert 'embedding only 320 rows' in capsys.readouterr().err
     assert not (tmp_path / 'run').exists()
 
@@ -183,8 +184,8 @@ def test_a_count_keeps_evenly_spaced_layers_with_both_ends():
 
 @pytest.mark.parametrize('text', ['1', '0', '3', '-1', 'a', '0,0', '1,0', '0,2', '0,', '9' * 5000])
 def test_layers_that_are_not_there_are_refused_before_any_work(tmp_path, capsys, text):
-    assert cli.main(['import', str(TINY), '--to', str(tmp_path / 'run'), '--quiet',
-                     f'--layers={text}']) == 1
+    assert main.main(['import', str(TINY), '--to', str(tmp_path / 'run'), '--quiet',
+                      f'--layers={text}']) == 1
     line = capsys.readouterr().err
     assert line.startswith('error: --layers') and line.count('\n') == 1 and len(line) <= 300
     assert not list(tmp_path.iterdir())

@@ -9,8 +9,8 @@ import pytest
 from fake_chain import LIMIT, PLAN, Fake, files, plain_run, runs, study
 from test_asked import fails
 
-from downscale import cli
 from downscale import config as experiments
+from downscale.commands import extract_think, main
 from downscale.evaluate import prompts
 from downscale.evaluate.answers import prompt_of
 from downscale.evaluate.extract_think import Chain, sample_of
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_one_command_runs_the_grid(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, 'cache_folder', lambda: tmp_path / 'cache')
+    monkeypatch.setattr(main, 'cache_folder', lambda: tmp_path / 'cache')
     monkeypatch.setattr('downscale.study.workers.use_cache', lambda folder: None)
     monkeypatch.setattr('downscale.evaluate.extract_think.open_engine', Fake)
     monkeypatch.setattr(Chain, '__init__', _with_fake(Chain.__init__))
@@ -33,7 +33,7 @@ def test_one_command_runs_the_grid(tmp_path, monkeypatch, capsys):
             '--repeats', '2', '--slots', '4', '--quiet', '--perception',
             *(str(run.folder) for run in runs('perception')), '--reasoner',
             *(str(run.folder) for run in runs('reasoner'))]
-    assert cli.main(argv) == 0
+    assert main.main(argv) == 0
     assert files(tmp_path / 'out') == files(plain_run()[0])
     out = capsys.readouterr().out
     assert len(out.splitlines()) == 4 + 11 + 2 + 1  # models, table, cut descriptions, summary
@@ -47,7 +47,7 @@ def test_one_command_runs_the_grid(tmp_path, monkeypatch, capsys):
                        (['--slots', '0'], 'must be at least 1'),
                        (['--information', 'x', '--informer', 'y'], 'give one'),
                        (['--describe', 'caption', '--informer', 'y'], 'a caption looks at')):
-        assert cli.main([*argv, *more]) == 1
+        assert main.main([*argv, *more]) == 1
         line = capsys.readouterr().err
         assert line.startswith('error: ') and line.count('\n') == 1 and told in line
 
@@ -59,12 +59,12 @@ def _with_fake(begin):
 
 
 def test_the_help_needs_no_jax():
-    code = ('import sys; from downscale import cli; cli.parser(); '
+    code = ('import sys; from downscale.commands import main; main.parser(); '
             'sys.exit("jax" in sys.modules or "numpy" in sys.modules)')
     assert subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=False).returncode == 0
-    example = cli.EXAMPLES['extract-think'].split()
-    args = cli.parser().parse_args(example[1:])
-    assert args.run is cli.extract_think and args.describe == 'extract'
+    example = extract_think.EXAMPLE.split()
+    args = main.parser().parse_args(example[1:])
+    assert args.run is extract_think.run and args.describe == 'extract'
 
 
 def test_prompt_files_are_part_of_the_package():
@@ -87,11 +87,11 @@ def real(tmp_path_factory):
             '12', '--think-tokens', '12']
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('downscale.study.workers.use_cache', lambda folder: None)
-        patch.setattr(cli, 'keep_freed_memory', lambda: None)
-        assert cli.main([*argv, '--out', str(folder / 'one'), '--slots', '2']) == 0
+        patch.setattr(main, 'keep_freed_memory', lambda: None)
+        assert main.main([*argv, '--out', str(folder / 'one'), '--slots', '2']) == 0
         for process in ('1', '0'):
-            assert cli.main([*argv, '--out', str(folder / 'two'), '--slots', '1', '--processes',
-                             '2', '--process', process]) == 0
+            assert main.main([*argv, '--out', str(folder / 'two'), '--slots', '1', '--processes',
+                              '2', '--process', process]) == 0
     return folder / 'one', folder / 'two'
 
 

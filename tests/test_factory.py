@@ -16,8 +16,9 @@ import small
 from fake_chain import study
 from openai_stub import RATES, OpenAiStub
 
+from downscale.commands import data_extract
 from downscale.data.images import open_under
-from downscale.factory import command, factory, oracle, source, steps
+from downscale.factory import factory, oracle, source, steps
 from downscale.factory.source import Skipped
 from downscale.results.samples import lines
 
@@ -42,8 +43,8 @@ def arguments(laid, to, *more):
 def run(laid, to, *more):
     """What the command makes, by file name; `to` may be begun already."""
     parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    command.run(parser.parse_args(arguments(laid, to, *more)))
+    data_extract.add_arguments(parser)
+    data_extract.run(parser.parse_args(arguments(laid, to, *more)))
     return {path.name: path.read_bytes() for path in Path(to).iterdir()
             if not path.name.startswith('.')}
 
@@ -279,9 +280,9 @@ def test_what_cannot_be_done_is_refused_before_work(laid, tmp_path, more, words)
 
 def test_a_data_set_of_scenes_is_a_source(tmp_path):
     parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    command.run(parser.parse_args(['--from', str(small.data()), '--to', str(tmp_path / 'a'),
-                                   '--teacher', 'oracle', '--limit', '3', '--quiet']))
+    data_extract.add_arguments(parser)
+    data_extract.run(parser.parse_args(['--from', str(small.data()), '--to', str(tmp_path / 'a'),
+                                        '--teacher', 'oracle', '--limit', '3', '--quiet']))
     assert len(list((tmp_path / 'a-source/pictures').iterdir())) == 3
     assert sum(1 for _ in lines(tmp_path / 'a/quality.jsonl')) == 3
 
@@ -305,8 +306,9 @@ def test_a_server_is_asked_without_jax(tmp_path):
     """The program begins, asks (nobody is there) and says so; no library of models was needed."""
     published.put(tmp_path, 'x.png', 0)
     write(tmp_path / 'q.json', [talk('1', 'x.png', ('Where is it?', 'here'))])
-    program = ('import sys\nfrom downscale import cli\nfrom downscale.factory import report\n'
-               'code = cli.main(sys.argv[1:])\n'
+    program = ('import sys\nfrom downscale.commands import main\n'
+               'from downscale.factory import report\n'
+               'code = main.main(sys.argv[1:])\n'
                'print(code, {"jax", "flax", "optax", "orbax"} & {*sys.modules})')
     done = subprocess.run([sys.executable, '-c', program, 'data', 'extract', '--from', 'q.json',
                            '--to', 'x', '--teacher', 'openai:http://127.0.0.1:9/v1', '--model', 'm',

@@ -9,7 +9,7 @@ from pyarrow import csv, parquet
 from test_fits import LOSS, TRUE, X
 from test_isoflop import planted
 
-from downscale.analysis import fit_command
+from downscale.commands import analyze_fit
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def analyze(add, run, *argv):
 
 
 def fit(*argv):
-    return analyze(fit_command.add_fit_arguments, fit_command.run, *argv)
+    return analyze(analyze_fit.add_fit_arguments, analyze_fit.run, *argv)
 
 
 def test_a_table_is_fitted_from_the_command_line(table, capsys):
@@ -48,7 +48,7 @@ def test_a_table_of_budgets_is_read_as_csv(tmp_path, capsys):
     x, y, budget = planted()
     names = [f'{one:.0e}'.replace('+', '') for one in budget]
     csv.write_csv(pa.table({'n_nonembed': x, 'loss': y, 'budget': names}), tmp_path / 't.csv')
-    args = (fit_command.add_isoflop_arguments, fit_command.run_isoflop, tmp_path / 't.csv',
+    args = (analyze_fit.add_isoflop_arguments, analyze_fit.run_isoflop, tmp_path / 't.csv',
             '--budget', 'budget', '--draws', 60)
     analyze(*args, '--json')
     found = json.loads(capsys.readouterr().out)
@@ -69,7 +69,7 @@ def test_results_and_figures_are_written_where_asked(table, tmp_path, capsys):
     assert rows.count(',extrapolation,') > 5
     x, y, budget = planted()
     csv.write_csv(pa.table({'n_nonembed': x, 'loss': y, 'budget': budget}), tmp_path / 't.csv')
-    analyze(fit_command.add_isoflop_arguments, fit_command.run_isoflop, tmp_path / 't.csv',
+    analyze(analyze_fit.add_isoflop_arguments, analyze_fit.run_isoflop, tmp_path / 't.csv',
             '--budget', 'budget', '--draws', 60, '--out', tmp_path / 'out')
     assert (tmp_path / 'out' / 'isoflop.csv').read_text().count('kept') == 5
     assert all((tmp_path / 'out' / f'{name}.png').stat().st_size > 2000

@@ -61,11 +61,11 @@ LEVELS = {
     # These need the analysis' intervals.
     'evaluate/cells.py': 6,
     'evaluate/extract_think.py': 6,
-    'evaluate/command.py': 6,
+    'commands/extract_think.py': 6,
     'evaluate/scoring/macro.py': 6,
     'evaluate/scoring/rescore.py': 6,
-    'evaluate/scoring_command.py': 6,
-    'evaluate/benchmark_command.py': 6,
+    'commands/rescore.py': 6,
+    'commands/benchmark.py': 6,
     'study_files.py': 6,
     'study.py': 6,
     'data_command.py': 6,
@@ -139,7 +139,7 @@ def test_the_import_lint_sees_what_it_should():
     assert level('model/anything.py') == 2
     with pytest.raises(KeyError):
         level('helpers.py')
-    bad = 'from downscale.train import loop\nfrom downscale import cli'
+    bad = 'from downscale.train import loop\nfrom downscale.commands import main'
     assert len(list(upward('model/vlm.py', ast.parse(bad)))) == 2
     assert not list(upward('model/vlm.py', ast.parse('from downscale.model import layers')))
     assert list(upward('model/vlm.py', ast.parse('def f():\n import downscale.data.images')))
@@ -188,7 +188,7 @@ def test_letters_that_do_not_print_are_escaped_and_lines_measured_in_one_place()
 # process a program compiles for the planner, and one trains. A launch reads its study file, which
 # needs JAX, and so do the three files that know of it, lazily. Checkpoints and probes run models.
 HEAVY = ('planner/worker.py', 'launch/entry.py', 'launch/attempt.py', 'launch/record.py',
-         'launch/command.py', 'launch/sweep.py', 'planner/fit.py',
+         'launch/verbs.py', 'launch/sweep.py', 'planner/fit.py',
          'probe/attentive.py', 'probe/checkpoints.py', 'probe/passes.py',
          'probe/probe.py')
 LIGHT = [name for name in MODULES if name.startswith(('analysis/', 'launch/'))

@@ -8,8 +8,8 @@ import time
 import pytest
 from local_jobs import STUDY
 
-from downscale import cli
-from downscale.launch import arguments, command, state, supervise, sweep
+from downscale.commands import launch, main
+from downscale.launch import state, supervise, sweep, verbs
 from downscale.launch.backends import local
 from downscale.planner import fit, pool
 from downscale.runtime.files import write_json
@@ -34,11 +34,11 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def launch(folder, capsys):
+def launched(folder, capsys):
     """A function that runs a verb: (exit code, what --json printed, or the error line)."""
     def run(verb, *rest, code=0):
         capsys.readouterr()
-        found = cli.main(['launch', verb, 'experiments/tiny.py', '--json', *map(str, rest)])
+        found = main.main(['launch', verb, 'experiments/tiny.py', '--json', *map(str, rest)])
         said = capsys.readouterr()
         assert found == code, said
         if not said.out:
@@ -54,33 +54,33 @@ def states(found):
 
 
 def test_every_verb_has_an_example_that_parses_and_a_summary():
-    assert set(arguments.LAUNCH_EXAMPLES) == set(arguments.SUMMARY) == set(command.VERBS)
-    for verb, example in arguments.LAUNCH_EXAMPLES.items():
-        args = cli.parser().parse_args(example.split()[1:])
-        assert args.run is cli.launch and args.verb == verb
+    assert set(launch.LAUNCH_EXAMPLES) == set(launch.SUMMARY) == set(verbs.VERBS)
+    for verb, example in launch.LAUNCH_EXAMPLES.items():
+        args = main.parser().parse_args(example.split()[1:])
+        assert args.run is launch.run and args.verb == verb
 
 
 # --- on this machine --------------------------------------------------------------------------
 
 @pytest.mark.slow
 def test_a_local_sweep_is_submitted_seen_and_done(launch, folder, capsys):
-    assert states(launch('status')) == dict.fromkeys(
+    assert states(launched('status')) == dict.fromkeys(
         ('w64d1-s0/train', 'w64d2-s0/train'), 'missing')
-    assert states(launch('submit', '--cell', 'w64d2-s0', '--max-parallel', 2)) == {
+    assert states(launched('submit', '--cell', 'w64d2-s0', '--max-parallel', 2)) == {
         'w64d2-s0/train': 'done'}
-    found = launch('status', '--only', 'done,failed')
+    found = launched('status', '--only', 'done,failed')
     job, = found['jobs']
     assert (job['key'], job['step'], job['total'], job['attempt']) == (
         'w64d2-s0/train', 40, 40, 0) and job['usd'] is None and 0 < job['goodput'] <= 1
     # Another submit finds it done, and starts only the other.
-    launch('submit')
+    launched('submit')
     assert [len(state.attempts(folder / 'runs/tiny/launch' / cell / 'train'))
             for cell in ('w64d1-s0', 'w64d2-s0')] == [1, 1]
-    log = launch('logs', '--cell', 'w64d2-s0')['w64d2-s0/train']
+    log = launched('logs', '--cell', 'w64d2-s0')['w64d2-s0/train']
     assert log['log'].endswith('000-0.log')
-    cost = launch('cost')
+    cost = launched('cost')
     assert set(cost['cells']) == {'w64d1-s0', 'w64d2-s0'} and cost['chip_hours'] > 0
-    assert cli.main(['launch', 'status', 'experiments/tiny.py']) == 0
+    assert main.main(['launch', 'status', 'experiments/tiny.py']) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:3] == ['job', 'state', 'attempt']
     assert lines[-1].startswith('2 jobs: 2 done; ')
@@ -98,47 +98,49 @@ def test_what_was_cancelled_starts_only_after_resume(launch, folder, monkeypatch
         def code(self):
             return 0
     monkeypatch.setattr(local, 'Group', Group)
-    launch('submit', '--cell', 'w64d1-s0', '--topology', 'cpu:2x1')
+    launched('submit', '--cell', 'w64d1-s0', '--topology', 'cpu:2x1')
     assert started == ['w64d1-s0/train']
-    assert launch('cancel') == {'cancelled': [], 'deleted': []}
+    assert launched('cancel') == {'cancelled': [], 'deleted': []}
     spec = state.load_spec(folder / 'runs/tiny/launch/w64d1-s0/train/spec.json')
     assert spec.topology == 'cpu:2x1'
     (folder / 'runs/tiny/launch/w64d1-s0/train/DONE.json').unlink()
-    assert launch('cancel', '--dry-run')['cancelled'] == ['w64d1-s0/train']
-    assert launch('cancel')['cancelled'] == ['w64d1-s0/train']
-    assert states(launch('submit', '--cell', 'w64d1-s0', code=1)) == {'w64d1-s0/train': 'cancelled'}
+    assert launched('cancel', '--dry-run')['cancelled'] == ['w64d1-s0/train']
+    assert launched('cancel')['cancelled'] == ['w64d1-s0/train']
+    assert states(launched('submit', '--cell', 'w64d1-s0', code=1)) == {
+        'w64d1-s0/train': 'cancelled'
+    }
     assert started == ['w64d1-s0/train']
     # The settings of the last submit hold: it is the same job.
-    assert states(launch('resume', '--only', 'cancelled')) == {'w64d1-s0/train': 'done'}
+    assert states(launched('resume', '--only', 'cancelled')) == {'w64d1-s0/train': 'done'}
     assert started == 2 * ['w64d1-s0/train']
 
 
 def test_a_job_is_submitted_with_what_it_needs(launch, folder):
     (folder / 'experiments' / 'tiny.py').write_text(STUDY.replace("('text',", "('text', 'reason',"))
-    found = launch('submit', '--dry-run', '--cell', 'w64d2-s0', '--only', 'waiting')
+    found = launched('submit', '--dry-run', '--cell', 'w64d2-s0', '--only', 'waiting')
     assert [(act['action'], act['key']) for act in found['actions']] == [
         ('Create', 'w64d2-s0/train'), ('Wait', 'w64d2-s0/reason')]
 
 
 def test_a_job_that_runs_as_it_was_is_not_replaced(launch, folder):
-    launch('submit', '--dry-run')
+    launched('submit', '--dry-run')
     assert not (folder / 'runs').exists()
     now = time.time()
-    assert [act['action'] for act in launch('submit', '--dry-run')['actions']][0] == 'Create'
-    spec = sweep.open_sweep(cli.parser().parse_args(
+    assert [act['action'] for act in launched('submit', '--dry-run')['actions']][0] == 'Create'
+    spec = sweep.open_sweep(main.parser().parse_args(
         ['launch', 'submit', 'experiments/tiny.py'])).planned[0]
     state.save_spec(spec)
     write_json(state.folder_of(spec.run, spec) / 'attempts' / '000.json', {
         'attempt': 0, 'spec': spec.hash, 'began': now, 'seen': now, 'ended': None, 'exit': None,
         'reason': '', 'first_step': 0, 'last_step': 0, 'steps_lost': 0, 'steps_s': 0.0})
-    line = launch('submit', '--set', 'stages.text.steps=50', code=1)
+    line = launched('submit', '--set', 'stages.text.steps=50', code=1)
     assert 'w64d1-s0/train runs as it was before' in line and 'cancel it first' in line
 
 
 def test_files_that_differ_from_the_commit_are_refused(launch, folder):
     subprocess.run(['git', 'init', '-q'], check=True)
-    assert 'experiments/ differ from the commit' in launch('submit', '--dry-run', code=1)
-    assert launch('submit', '--dry-run', '--allow-dirty')['actions']
+    assert 'experiments/ differ from the commit' in launched('submit', '--dry-run', code=1)
+    assert launched('submit', '--dry-run', '--allow-dirty')['actions']
 
 
 @pytest.mark.parametrize(('argv', 'message'), [
@@ -157,19 +159,19 @@ def test_files_that_differ_from_the_commit_are_refused(launch, folder):
      'needs --zone')])
 def test_a_mistake_is_one_line_before_anything_starts(launch, folder, monkeypatch, argv, message):
     monkeypatch.setattr(sweep, 'read_json', lambda path: None)  # no bucket is asked
-    assert message in launch('submit', '--dry-run', *argv, code=1)
+    assert message in launched('submit', '--dry-run', *argv, code=1)
 
 
 def test_only_studies_of_the_image_go_to_the_cloud(folder, capsys):
     shutil.copy('experiments/tiny.py', 'mine.py')
-    assert cli.main(['launch', 'plan', 'mine.py', '--topology', 'v5e:4x4', '--dry-run']) == 1
+    assert main.main(['launch', 'plan', 'mine.py', '--topology', 'v5e:4x4', '--dry-run']) == 1
     assert 'mine.py is not in the image' in capsys.readouterr().err
 
 
 # --- before anything is sent ------------------------------------------------------------------
 
 def test_a_plan_writes_every_command_without_a_network(launch, folder):
-    found = launch('plan', '--backend', 'tpuvm', '--topology', 'v5e:4x4', '--dry-run', '--no-fit',
+    found = launched('plan', '--backend', 'tpuvm', '--topology', 'v5e:4x4', '--dry-run', '--no-fit',
                    '--out', 'plan')
     assert [job['job'] for job in found['jobs']] == ['w64d1-s0/train', 'w64d2-s0/train']
     assert {job['chips'] for job in found['jobs']} == {16} and 'not checked' in found['fit']
@@ -177,7 +179,7 @@ def test_a_plan_writes_every_command_without_a_network(launch, folder):
     assert text.startswith('gcloud compute tpus queued-resources create --quiet')
     assert 'gs://BUCKET/tiny/launch/w64d1-s0/train/spec.json' in text
     assert json.loads((folder / 'plan' / 'plan.json').read_text()) == found
-    local_ = launch('plan', '--dry-run', '--topology', 'cpu:2x1', '--out', 'here')
+    local_ = launched('plan', '--dry-run', '--topology', 'cpu:2x1', '--out', 'here')
     assert len((folder / local_['jobs'][0]['file']).read_text().splitlines()) == 2
 
 
@@ -188,12 +190,12 @@ def test_what_does_not_fit_or_costs_too_much_is_not_started(launch, monkeypatch,
     monkeypatch.setattr(supervise, 'decide', lambda *rest: [])
     argv = ['--dry-run', '--run', f'{bucket}/unfit', '--image', IMAGE, *TPU]
     argv.remove('--no-fit')
-    line = launch('submit', *argv, '--max-usd', 39, code=1)
+    line = launched('submit', *argv, '--max-usd', 39, code=1)
     assert 'may cost up to 40.00 dollars (estimate), over --max-usd 39' in line
-    assert launch('submit', *argv, '--max-usd', 41) == {'actions': []}
+    assert launched('submit', *argv, '--max-usd', 41) == {'actions': []}
     fits['w64d2-s0'] = fit.Fit(False, 20.0, 15.75, None, None, 'w64d2-s0/text does not fit')
-    assert 'w64d2-s0/text does not fit; see: downscale plan' in launch('submit', *argv, code=1)
-    assert launch('submit', *argv, '--cell', 'w64d1-s0') == {'actions': []}
+    assert 'w64d2-s0/text does not fit; see: downscale plan' in launched('submit', *argv, code=1)
+    assert launched('submit', *argv, '--cell', 'w64d1-s0') == {'actions': []}
 
 
 def test_the_fit_of_a_cell_is_that_of_its_worst_program():
@@ -211,10 +213,10 @@ def test_the_fit_of_a_cell_is_that_of_its_worst_program():
 
 def test_manifests_are_valid_before_there_is_a_cluster(launch, folder):
     argv = ('--topology', 'v5e:4x4')
-    assert launch('validate', *argv) == {'jobs': 2, 'problems': []}
-    job, _ = launch('plan', *argv, '--dry-run', '--no-fit')['jobs']
+    assert launched('validate', *argv) == {'jobs': 2, 'problems': []}
+    job, _ = launched('plan', *argv, '--dry-run', '--no-fit')['jobs']
     assert job['file'].endswith('.yaml') and 'kind: JobSet' in (folder / job['file']).read_text()
-    found = launch('validate', '--topology', 'v5p:1x1x1', code=1)
+    found = launched('validate', '--topology', 'v5p:1x1x1', code=1)
     assert len(found['problems']) == 2 and 'no machine of 1 v5p chip' in found['problems'][0]
 
 
@@ -228,34 +230,36 @@ def test_a_tree_that_git_refuses_to_read_counts_as_changed(folder, launch, monke
     (bin_folder / 'git').chmod(0o755)
     monkeypatch.setenv('PATH', str(bin_folder))
     for said in ('git refuses: detected dubious ownership in repository', 'git is not installed'):
-        line = launch('submit', '--topology', 'cpu:1x1', '--run', folder / 'run', code=1)
+        line = launched('submit', '--topology', 'cpu:1x1', '--run', folder / 'run', code=1)
         assert said in line and 'say --allow-dirty' in line and not (folder / 'run').exists()
         (bin_folder / 'git').unlink(missing_ok=True)
-    launch('submit', '--topology', 'cpu:1x1', '--run', folder / 'run', '--allow-dirty', '--dry-run')
+    launched(
+        'submit', '--topology', 'cpu:1x1', '--run', folder / 'run', '--allow-dirty', '--dry-run'
+    )
 
 
 @needs_gcloud
 def test_machines_are_asked_for_once_watched_cancelled_and_collected(launch, api, bucket):
     run = f'{bucket}/command'
     argv = ['--run', run, '--image', IMAGE, '--max-parallel', 1, *TPU]
-    assert len(launch('validate', *argv[:4], *TPU[:6])['problems']) == 0
-    assert states(launch('submit', *argv)) == dict.fromkeys(
+    assert len(launched('validate', *argv[:4], *TPU[:6])['problems']) == 0
+    assert states(launched('submit', *argv)) == dict.fromkeys(
         ('w64d1-s0/train', 'w64d2-s0/train'), 'missing')
-    launch('submit', *argv)
+    launched('submit', *argv)
     first, = [name for _, _, name, *_ in api.made()]
     # From now on the run folder knows the backend.
-    actions = launch('watch', '--run', run, '--dry-run')['actions']
+    actions = launched('watch', '--run', run, '--dry-run')['actions']
     assert [act['action'] for act in actions] == ['Hold', 'Wait']
-    assert launch('cost', '--run', run)['max_usd'] is None
-    found = launch('cancel', '--run', run, '--cell', 'w64d1-s0')
+    assert launched('cost', '--run', run)['max_usd'] is None
+    found = launched('cancel', '--run', run, '--cell', 'w64d1-s0')
     assert found['deleted'] == [f'w64d1-s0/train: {first} deleted'] and len(api.deleted()) == 1
     # What another version of the study left behind is told of, then deleted.
     api.resources.clear()
-    launch('resume', '--cell', 'w64d1-s0', '--run', run, '--no-fit', '--allow-dirty')
+    launched('resume', '--cell', 'w64d1-s0', '--run', run, '--no-fit', '--allow-dirty')
     (state.place(run) / 'launch/w64d1-s0/train/spec.json').unlink()
-    assert launch('gc', '--run', run, '--dry-run') == {'would_be_deleted': [first]}
+    assert launched('gc', '--run', run, '--dry-run') == {'would_be_deleted': [first]}
     assert len(api.deleted()) == 1
-    assert launch('gc', '--run', run) == {'deleted': [first]} and len(api.deleted()) == 2
+    assert launched('gc', '--run', run) == {'deleted': [first]} and len(api.deleted()) == 2
 
 
 @needs_kubectl
@@ -263,18 +267,18 @@ def test_job_sets_are_made_once_watched_cancelled_and_collected(launch, cluster,
     run = f'{bucket}/job-sets'
     argv = ['--run', run, '--topology', 'v5e:4x4', '--image', IMAGE, '--no-fit', '--allow-dirty',
             '--max-parallel', 1, '--queue', 'tpu']
-    launch('submit', *argv)
-    launch('submit', *argv)
+    launched('submit', *argv)
+    launched('submit', *argv)
     first, = cluster.made()
     labels = cluster.objects[first]['metadata']['labels']
     assert labels['kueue.x-k8s.io/queue-name'] == 'tpu'
-    assert [act['action'] for act in launch('watch', '--run', run, '--dry-run')['actions']] == [
+    assert [act['action'] for act in launched('watch', '--run', run, '--dry-run')['actions']] == [
         'Hold', 'Wait']
     cluster.add_pod(first, 0, 'step 5\n')
-    assert launch('cancel', '--run', run)['deleted'] == [f'w64d1-s0/train: {first} deleted']
+    assert launched('cancel', '--run', run)['deleted'] == [f'w64d1-s0/train: {first} deleted']
     assert not cluster.objects
-    launch('resume', '--run', run, '--no-fit', '--allow-dirty', '--cell', 'w64d1-s0')
+    launched('resume', '--run', run, '--no-fit', '--allow-dirty', '--cell', 'w64d1-s0')
     assert set(cluster.objects) == {first}
     (state.place(run) / 'launch/w64d1-s0/train/spec.json').unlink()
-    assert launch('gc', '--run', run) == {'deleted': [first]} and not cluster.objects
-    assert launch('gc', '--run', run) == {'deleted': []}
+    assert launched('gc', '--run', run) == {'deleted': [first]} and not cluster.objects
+    assert launched('gc', '--run', run) == {'deleted': []}

@@ -7,14 +7,14 @@ import pyarrow as pa
 import pytest
 from fake_study import FAMILIES, fake_study
 
-from downscale import cli
 from downscale.analysis import ledger as ledgers
 from downscale.analysis import measures
 from downscale.analysis.ledger import SITES, STEPS, ledger, ledger_rows
 from downscale.analysis.measures import Missing
-from downscale.analysis.probe_command import show_ledger
 from downscale.analysis.synthetic import synth
-from downscale.analyze_command import ANALYZE_EXAMPLES
+from downscale.commands import analyze, main
+from downscale.commands.analyze import ANALYZE_EXAMPLES
+from downscale.commands.analyze_probes import show_ledger
 from downscale.report import report
 from downscale.results import probes
 from downscale.results.items import TableError
@@ -202,5 +202,5 @@ def test_the_command_prints_the_rows_and_leaves_three_files(study, tmp_path, cap
 
 @pytest.mark.parametrize('verb', ['probe', 'ledger'])
 def test_the_example_of_the_help_parses(verb):
-    args = cli.parser().parse_args(ANALYZE_EXAMPLES[verb].split()[1:])
-    assert args.verb == verb and args.run is cli.analyze and args.study.name == 'smoke'
+    args = main.parser().parse_args(ANALYZE_EXAMPLES[verb].split()[1:])
+    assert args.verb == verb and args.run is analyze.run and args.study.name == 'smoke'

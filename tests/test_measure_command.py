@@ -9,8 +9,8 @@ import pytest
 from fake_study import FAMILIES, SIZES, fake_study
 
 from downscale.analysis import grids, measures
-from downscale.analysis.measure_command import MEASURES, run
-from downscale.analyze_command import SIZE_COLUMNS, add_measure_arguments
+from downscale.commands.analyze import SIZE_COLUMNS, add_measure_arguments
+from downscale.commands.analyze_measures import MEASURES, run
 from downscale.results.items import write_items
 from downscale.results.study import load_study
 

@@ -9,7 +9,7 @@ import pytest
 import small_bpe
 from PIL import Image
 
-from downscale import cli
+from downscale.commands import main
 from downscale.config import Evaluation
 from downscale.evaluate import guessers, public
 from downscale.evaluate.asked import of_file
@@ -85,11 +85,11 @@ def write(path, rows):
 
 
 def console(*argv):
-    assert cli.main([str(part) for part in argv]) == 0
+    assert main.main([str(part) for part in argv]) == 0
 
 
 def run(*more):
-    return cli.main(['study', 'study.py', '--jobs', '1', '--quiet', *more])
+    return main.main(['study', 'study.py', '--jobs', '1', '--quiet', *more])
 
 
 def test_own_questions_are_reported_like_any_others(place):

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from downscale import cli
 from downscale.accounting import decode_flops, forward_flops, train_flops
 from downscale.analysis import costs, measures, pareto, synth
 from downscale.analysis.measures import Missing
-from downscale.analyze_command import COSTS
+from downscale.commands import main
+from downscale.commands.analyze import COSTS
 from downscale.results.study import Cell, load_study
 from downscale.runtime.files import read_json, write_json
 from downscale.sizes import MICRO, SIGLIP, scale
@@ -190,7 +190,7 @@ def test_what_a_study_does_not_tell_is_skipped_with_the_reason(tmp_path):
 def test_the_command_prints_and_writes_the_frontier(capsys, s, tmp_path):
     argv = ['analyze', 'pareto', str(s.study.root), '--cost', 'inference_flops', '--bootstraps',
             '200', '--out', str(tmp_path)]
-    assert cli.main(argv) == 0
+    assert main.main(argv) == 0
     assert 'P(on the frontier)' in capsys.readouterr().out
     found = read_json(tmp_path / 'pareto.json')
     assert found['input_hash'] == s.study.input_hash and found['rows']

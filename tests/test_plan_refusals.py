@@ -11,7 +11,7 @@ import fake_plan
 import pytest
 from fake_plan import cell, stage
 
-from downscale import cli
+from downscale.commands import main
 from downscale.config import MeshSize, Optimizer
 from downscale.planner import pool
 from downscale.planner.topologies import SHAPES, topology
@@ -68,7 +68,7 @@ def test_senseless_numbers_are_refused(planned, wish, message):
 
 def test_seeds_that_are_no_numbers_are_refused(monkeypatch, capsys):
     undone(monkeypatch)
-    assert cli.main(['plan', f'{STUDY}:0.6b/x']) == 1
+    assert main.main(['plan', f'{STUDY}:0.6b/x']) == 1
     assert 'seeds must be numbers' in capsys.readouterr().err
 
 
@@ -84,19 +84,19 @@ def test_the_command_prints_a_table_or_one_json_object(planned, monkeypatch, cap
     argv = ['plan', f'{STUDY}:0.6b,1.7b/0,1', '--only', 'train', '--out', str(tmp_path / 'plan'),
             '--seq', '1024', '--quiet']
     (tmp_path / 'compiled').write_text('')
-    assert cli.main([*argv, '--json']) == 0
+    assert main.main([*argv, '--json']) == 0
     found = json.loads(capsys.readouterr().out)
     assert [part['name'] for part in found['cells']] == [
         f'{size}-s{seed}/{stage}' for seed in (0, 1) for size in ('0.6b', '1.7b')
         for stage in ('align', 'extract')]
     assert found == json.loads((tmp_path / 'plan' / 'plan.json').read_text())
-    assert cli.main(argv) == 0
+    assert main.main(argv) == 0
     lines = capsys.readouterr().out.splitlines()
     assert 'v5e:16x16: 256 chips, 15.75 GiB a device, figures per chip' in lines
     assert [line.split()[:2] for line in lines if '/extract +1 ' in line] == [
         ['0.6b-s0/extract', '+1'], ['1.7b-s0/extract', '+1']]
     assert len((tmp_path / 'compiled').read_text().splitlines()) == 4
-    assert cli.main([*argv, '--seq', '9', '--topology', 'v5p:4x4x4']) == 1  # the compiler fails
+    assert main.main([*argv, '--seq', '9', '--topology', 'v5p:4x4x4']) == 1  # the compiler fails
 
 
 def test_without_a_compiler_the_extra_is_named(monkeypatch, capsys, tmp_path):
@@ -104,7 +104,7 @@ def test_without_a_compiler_the_extra_is_named(monkeypatch, capsys, tmp_path):
         raise importlib.metadata.PackageNotFoundError(name)
     monkeypatch.setattr(importlib.metadata, 'version', missing)
     undone(monkeypatch)
-    assert cli.main(['plan', STUDY, '--out', str(tmp_path)]) == 1
+    assert main.main(['plan', STUDY, '--out', str(tmp_path)]) == 1
     line = capsys.readouterr().err
     assert "pip install 'downscale[tpu]'" in line and line.count('\n') == 1
 
@@ -125,8 +125,23 @@ def test_out_of_memory_messages_are_read(message, used, limit):
 def test_heads_that_do_not_divide_are_refused_before_anything_is_compiled(tmp_path):
     """In a process of its own, which reads the compiler's environment once."""
     done = subprocess.run(
-        [sys.executable, '-m', 'downscale.cli', 'plan', f'{STUDY}:0.6b', '--set', 'mesh.fsdp=16',
-         '--set', 'mesh.tensor=16', '--out', str(tmp_path / 'plan')],
-        cwd=ROOT, capture_output=True, text=True, check=False)
+        [
+            sys.executable,
+            '-m',
+            'downscale.commands.main',
+            'plan',
+            f'{STUDY}:0.6b',
+            '--set',
+            'mesh.fsdp=16',
+            '--set',
+            'mesh.tensor=16',
+            '--out',
+            str(tmp_path / 'plan'),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 1 and '8 % 16 = 8' in done.stderr, done.stderr
     assert not (tmp_path / 'plan').exists()

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pytest
 from probed_study import SIZES, build, save
 
-from downscale import cli
+from downscale.commands import main
 from downscale.evaluate.run import evaluate
 from downscale.evaluate.run import test_items as asked_items
 from downscale.model.init import init_params
@@ -29,13 +29,13 @@ def quick():
     jax.config.update('jax_disable_most_optimizations', True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('downscale.study.workers.use_cache', lambda folder: None)
-        patch.setattr(cli, 'keep_freed_memory', lambda: None)
+        patch.setattr(main, 'keep_freed_memory', lambda: None)
         yield
     jax.config.update('jax_disable_most_optimizations', False)
 
 
 def console(*argv):
-    return cli.main(['analyze', *map(str, argv)])
+    return main.main(['analyze', *map(str, argv)])
 
 
 @pytest.fixture(scope='module')

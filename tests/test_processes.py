@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from downscale import cli
+from downscale.commands import main
 from downscale.config import MeshSize
 from downscale.data.pipeline import Share
 from downscale.experiment import file
@@ -46,7 +46,7 @@ STAGES = {'text': 'w64d1-s0', 'tower': 'tower-s0'}
 # One process of two raises in its third step, while the other waits for its part of the sum.
 BROKEN = '''
 import sys
-from downscale import cli
+from downscale.commands import main
 from downscale.train import loop
 place, calls = loop._on_devices, []
 def broken(*args):
@@ -56,7 +56,7 @@ def broken(*args):
     return place(*args)
 if {process} == {index}:
     loop._on_devices = broken
-sys.exit(cli.main(sys.argv[1:]))
+sys.exit(main.main(sys.argv[1:]))
 '''
 
 
@@ -103,7 +103,7 @@ def both(study_file, folder, stage, *more, code=None):
     port, found = free_port(), []
     for index in range(2):
         program = ['-c', code.format(process=index, index='{index}')] if code else [
-            '-m', 'downscale.cli']
+            '-m', 'downscale.commands.main']
         environment = {
             **os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}',
             'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': str(index),
@@ -270,7 +270,7 @@ def test_other_commands_than_train_refuse_several_processes(
     for name, value in zip(processes.VARIABLES, ('h:1', '2', '0')):
         monkeypatch.setenv(name, value)
     more = ['--cell', 'w64d1-s0', '--only', 'joint'] if command == 'evaluate' else []
-    assert cli.main([command, str(study_file), '--out', str(tmp_path / 'run'), *more]) == 1
+    assert main.main([command, str(study_file), '--out', str(tmp_path / 'run'), *more]) == 1
     assert capsys.readouterr().err.startswith('error: only `downscale train` runs over several')
 
 
@@ -282,7 +282,7 @@ def test_what_does_not_fit_the_devices_is_refused_before_data_is_built(
     where = [str(study_file), '--out', str(tmp_path / 'run'), '--set', setting]
     for command, code in ((['train', *where, '--cell', 'w64d1-s0', '--stage', 'text'], 64),
                           (['study', *where], 1)):
-        assert cli.main(command) == code
+        assert main.main(command) == code
         error = capsys.readouterr().err
         assert message in error and len(error.splitlines()) == 1
         assert not (tmp_path / 'run').exists()

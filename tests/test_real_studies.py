@@ -10,8 +10,8 @@ import pytest
 import small_bpe
 
 import downscale
-from downscale import cli
 from downscale import config as experiments
+from downscale.commands import main
 from downscale.convert.write import export_folder
 from downscale.data.tokens import train_tokenizer
 from downscale.experiment import file, recipe
@@ -29,7 +29,7 @@ BUILT = {'align': 'align_blip558k.py', 'single': 'instruct_single574k.py',
 
 
 def console(*argv):
-    assert cli.main([str(part) for part in argv]) == 0
+    assert main.main([str(part) for part in argv]) == 0
 
 
 def import_tiny(cell, tokenizer):
@@ -203,7 +203,7 @@ def test_a_model_trained_from_imports_opens_as_it_was_trained(place, capsys):
     shutil.rmtree('opened-hf')
     (place / 'models/qwen3-w32d2').rename('models/away')
     capsys.readouterr()
-    assert cli.main(['export', str(run), '--to', 'opened-hf', '--format', 'llava_qwen_3']) == 1
+    assert main.main(['export', str(run), '--to', 'opened-hf', '--format', 'llava_qwen_3']) == 1
     line = capsys.readouterr().err
     assert 'models/qwen3-w32d2' in line and line.count('\n') == 1
     (place / 'models/away').rename('models/qwen3-w32d2')
@@ -215,8 +215,8 @@ def test_a_model_trained_from_imports_opens_as_it_was_trained(place, capsys):
     ('stages.extract.length=40', 'raise `length` and `tiles`'),
 ])
 def test_what_a_study_lacks_is_one_line_before_any_work(place, capsys, key, message):
-    assert cli.main(['study', f'{EXPERIMENTS / "extraction_tuning.py"}:dry', '--out', 'runs/bad',
-                     '--set', key, '--jobs', '1', '--quiet']) == 1
+    assert main.main(['study', f'{EXPERIMENTS / "extraction_tuning.py"}:dry', '--out', 'runs/bad',
+                      '--set', key, '--jobs', '1', '--quiet']) == 1
     line = capsys.readouterr().err
     assert message in line and line.count('\n') == 1
 
@@ -231,7 +231,7 @@ def test_a_mixture_that_was_built_anew_does_not_continue_a_stage(place, capsys):
     manifest = place / 'data/built/own/manifest.json'
     manifest.write_text(manifest.read_text().replace('"hash": "', '"hash": "0', 1))
     corpus.cache_clear()
-    assert cli.main(list(map(str, study))) == 64
+    assert main.main(list(map(str, study))) == 64
     assert 'was begun on other records' in capsys.readouterr().err
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from test_asked import fails
 
-from downscale.cli import main
+from downscale.commands.main import main
 from downscale.data import files
 from downscale.evaluate.scoring.macro import macro_of, mean_of
 from downscale.evaluate.scoring.rescore import judged, read_rows, summary, table

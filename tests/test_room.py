@@ -7,8 +7,8 @@ import small
 from fake_chain import PLAN, Fake, chain, runs, study
 from test_asked import PICTURE, fails
 
-from downscale import cli
 from downscale import config as experiments
+from downscale.commands import main
 from downscale.data.templates import Origin
 from downscale.evaluate.answers import prompt_of
 from downscale.evaluate.extract_think import Chain
@@ -92,7 +92,7 @@ def test_the_console_says_it_in_one_line(tmp_path, capsys, monkeypatch):
     argv = ['extract-think', '--data', str(study()), '--out', str(tmp_path / 'out'), '--quiet',
             '--perception', str(runs('perception', 1)[0].folder), '--reasoner',
             str(limited(tmp_path, 'reasoner', 100)[0].folder)]
-    assert cli.main(argv) == 1
+    assert main.main(argv) == 1
     line = capsys.readouterr().err
     assert line.startswith('error: ') and line.count('\n') == 1 and len(line) <= 300
     assert '64 of description + 66 of thought + 8 of answer' in line

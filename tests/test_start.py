@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from downscale.cli import main
+from downscale.commands.main import main
 from downscale.runtime import setup
 
 ROOT = Path(__file__).parents[1]
@@ -103,7 +103,7 @@ def test_output_that_an_encoding_lacks_is_escaped():
 
 WORKER = """
 import argparse, sys, time
-from downscale import cli, start
+from downscale.commands import data, main
 def slow_to_end(args):
     try:
         print('ready', flush=True)
@@ -119,9 +119,9 @@ def swallowed(args):
     time.sleep(30)
 run = {'slow': slow_to_end, 'swallowed': swallowed}[sys.argv[1]]
 args = argparse.Namespace(run=run, debug=False, command='x')
-cli.parser = lambda: argparse.Namespace(parse_args=lambda argv: args)
-cli.with_verb = lambda argv: argv or []
-sys.exit(cli.main())
+main.parser = lambda: argparse.Namespace(parse_args=lambda argv: args)
+data.with_verb = lambda argv: argv or []
+sys.exit(main.main())
 """
 
 

@@ -78,7 +78,7 @@ def test_the_urgency_of_a_task_is_the_cost_of_the_longest_chain_that_it_starts()
 
 
 def start(folder, study_file):
-    command = [sys.executable, '-m', 'downscale.cli', 'study', str(study_file), '--out',
+    command = [sys.executable, '-m', 'downscale.commands.main', 'study', str(study_file), '--out',
                str(folder), '--jobs', '1', '--quiet']
     environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '',
                    'JAX_COMPILATION_CACHE_DIR': str(folder.parent / 'cache')}
@@ -179,7 +179,7 @@ def test_a_study_trains_cells_together_and_one_that_fails_stops_no_other(tmp_pat
         "[dict(size='w32d1', seed=0)]", """[
             {'size': 'w32d1', 'seed': 0, 'stages.text.rates.language': rate}
             for rate in (1e-3, 1e-2, 1e38)]"""))
-    command = [sys.executable, '-m', 'downscale.cli', 'study', str(study_file), '--out',
+    command = [sys.executable, '-m', 'downscale.commands.main', 'study', str(study_file), '--out',
                str(folder), '--jobs', '1', '--together', '4']
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env={
         **os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '',

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from fake_study import fake_study
 
-from downscale import cli
+from downscale.commands import main
 from downscale.probe import probe
 from downscale.results.items import write_items
 from downscale.results.study import load_study
@@ -26,9 +26,9 @@ def study(good, tmp_path):
 
 def validate(capsys, root):
     """(exit code, errors, notes) of the command; its text has one line for each."""
-    code = cli.main(['analyze', 'validate', str(root), '--json'])
+    code = main.main(['analyze', 'validate', str(root), '--json'])
     found = json.loads(capsys.readouterr().out)
-    assert cli.main(['analyze', 'validate', str(root)]) == code
+    assert main.main(['analyze', 'validate', str(root)]) == code
     text = capsys.readouterr().out
     assert text.count('error: ') == len(found['errors'])
     assert text.count('note: ') == len(found['notes'])

@@ -1,6 +1,6 @@
 """`downscale evaluate`: one evaluation of one cell."""
+from downscale.commands.parsing import add_study_arguments, refuse_many
 from downscale.experiment.file import find_cell, open_study
-from downscale.parsing import add_study_arguments, refuse_many
 from downscale.runtime.setup import cache_folder
 
 EXAMPLE = 'downscale evaluate experiments/smoke.py --out runs/smoke --cell w64d2-s0 --only joint'

@@ -1,5 +1,5 @@
 """`downscale export`: a run becomes a folder of a published form."""
-from downscale.parsing import local_path, new_folder
+from downscale.commands.parsing import local_path, new_folder
 
 EXAMPLE = 'downscale export models/qwen3-0.6b --to Qwen3-0.6B-copy --format qwen3'
 

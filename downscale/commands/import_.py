@@ -1,5 +1,5 @@
 """`downscale import`: a published checkpoint becomes a run folder."""
-from downscale.parsing import local_path, new_folder
+from downscale.commands.parsing import local_path, new_folder
 
 EXAMPLE = 'downscale import Qwen3-0.6B --to models/qwen3-0.6b'
 

@@ -1,7 +1,7 @@
 """`downscale parity`: does an imported model compute what its original did?"""
 import json
 
-from downscale.parsing import local_path
+from downscale.commands.parsing import local_path
 
 EXAMPLE = 'downscale parity tests/data/llava_qwen3_tiny --json'
 

@@ -4,8 +4,8 @@ import json
 import os
 import sys
 
+from downscale.commands.parsing import count, new_folder, positive
 from downscale.experiment.file import open_study
-from downscale.parsing import count, new_folder, positive
 from downscale.planner.programs import KINDS
 
 EXAMPLE = 'downscale plan experiments/extraction_tuning.py --topology v5e:16x16 v6e:16x16'

@@ -1,8 +1,8 @@
 """`downscale study`: every stage and evaluation of every cell, then the report."""
 import os
 
+from downscale.commands.parsing import add_study_arguments, count, refuse_many
 from downscale.experiment.file import claims_of, on_cpu, open_study
-from downscale.parsing import add_study_arguments, count, refuse_many
 from downscale.runtime.setup import cache_folder
 
 EXAMPLE = 'downscale study experiments/smoke.py --out runs/smoke --set stages.text.steps=50'

@@ -1,6 +1,6 @@
 """`downscale train`: one stage of one cell, by one process or many."""
+from downscale.commands.parsing import add_study_arguments
 from downscale.experiment.file import find_cell, open_study
-from downscale.parsing import add_study_arguments
 from downscale.runtime.setup import cache_folder
 
 EXAMPLE = 'downscale train experiments/smoke.py --out runs/smoke --cell w64d2-s0 --stage text'

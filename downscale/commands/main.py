@@ -2,19 +2,30 @@
 import sys
 import traceback
 
-from downscale import analyze_command, data_command
-from downscale.commands import evaluate, export, import_, parity, plan, report, study, train
-from downscale.evaluate import benchmark_command, scoring_command
-from downscale.evaluate import command as chain_command
-from downscale.launch import arguments
-from downscale.parsing import Parser
+from downscale.commands import (
+    analyze,
+    benchmark,
+    data,
+    evaluate,
+    export,
+    import_,
+    launch,
+    parity,
+    plan,
+    report,
+    rescore,
+    study,
+    train,
+)
+from downscale.commands import extract_think as chain_command
+from downscale.commands.parsing import Parser
 from downscale.runtime import exits, setup
 from downscale.runtime.streams import LONGEST_ERROR, cause_of, keep_streams, shortened
 
 COMMANDS = {
-    'study': study, 'train': train, 'evaluate': evaluate, 'report': report, 'data': data_command,
-    'plan': plan, 'launch': arguments, 'extract-think': chain_command,
-    'benchmark': benchmark_command, 'rescore': scoring_command, 'analyze': analyze_command,
+    'study': study, 'train': train, 'evaluate': evaluate, 'report': report, 'data': data,
+    'plan': plan, 'launch': launch, 'extract-think': chain_command,
+    'benchmark': benchmark, 'rescore': rescore, 'analyze': analyze,
     'import': import_, 'export': export, 'parity': parity}
 
 # What is raised on purpose, about input, settings or the machine; all else is a fault of ours.
@@ -43,7 +54,7 @@ def main(argv=None):
     A fault of this program itself ends with `exits.BUG`, and `train` after `exits.TABLE`.
     """
     console = argv is None  # the whole program: its streams and interrupts are ours
-    argv, args = data_command.with_verb(argv), None
+    argv, args = data.with_verb(argv), None
     keep_streams()
     try:
         args = parser().parse_args(argv)

@@ -1,7 +1,7 @@
 """The arguments of `downscale data extract`, and the work that they ask for."""
 from pathlib import Path
 
-from downscale.parsing import amount, local_path, natural, new_folder, share
+from downscale.commands.parsing import amount, local_path, natural, new_folder, share
 
 EXAMPLE = ('downscale data extract --from train.json --images pictures --to runs/extraction '
            '--teacher openai:http://localhost:8000/v1 --model Qwen3-VL-8B-Instruct')

@@ -4,8 +4,8 @@ import os
 import sys
 from pathlib import Path
 
-from downscale.factory import command as factory_command
-from downscale.parsing import count, local_path, natural, new_file, new_folder, share
+from downscale.commands import data_extract as factory_command
+from downscale.commands.parsing import count, local_path, natural, new_file, new_folder, share
 
 DATA_EXAMPLES = {
     'world': 'downscale data world experiments/smoke.py --out runs/smoke --show 4',

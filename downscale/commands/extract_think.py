@@ -1,6 +1,6 @@
 """The arguments of `downscale extract-think`, and the `Chain` that they ask for."""
+from downscale.commands.parsing import local_path, new_folder
 from downscale.experiment.file import on_cpu
-from downscale.parsing import local_path, new_folder
 from downscale.runtime.memory import keep_freed_memory
 from downscale.runtime.setup import cache_folder
 

@@ -1,7 +1,7 @@
 """The arguments of `downscale rescore` and what it prints."""
 import json
 
-from downscale.parsing import local_path
+from downscale.commands.parsing import local_path
 
 EXAMPLE = 'downscale rescore runs/chain/answer-r-from-p-think.jsonl'
 

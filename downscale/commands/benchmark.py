@@ -2,9 +2,9 @@
 import json
 from pathlib import Path
 
-from downscale.evaluate.command import add_manner, assembled
+from downscale.commands.extract_think import add_manner, assembled
+from downscale.commands.parsing import local_path, new_folder
 from downscale.experiment.file import on_cpu
-from downscale.parsing import local_path, new_folder
 from downscale.runtime.memory import keep_freed_memory
 from downscale.runtime.setup import cache_folder
 

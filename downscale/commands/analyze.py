@@ -2,9 +2,9 @@
 import contextlib
 import sys
 
-from downscale.analysis import fit_command
+from downscale.commands import analyze_fit
+from downscale.commands.parsing import local_path, natural, new_file, new_folder, resamples
 from downscale.experiment.file import on_cpu
-from downscale.parsing import local_path, natural, new_file, new_folder, resamples
 from downscale.runtime.memory import keep_freed_memory
 from downscale.runtime.setup import cache_folder
 
@@ -47,9 +47,9 @@ def add_arguments(sub):
         one = verbs.add_parser(verb, help=text, description=text,
                                epilog=f'example: {ANALYZE_EXAMPLES[verb]}')
         if verb == 'fit':
-            fit_command.add_fit_arguments(one)
+            analyze_fit.add_fit_arguments(one)
         elif verb == 'isoflop':
-            fit_command.add_isoflop_arguments(one)
+            analyze_fit.add_isoflop_arguments(one)
         elif verb in ('probe', 'ledger'):
             add_probe_arguments(one, verb)
         elif verb == 'validate':
@@ -114,8 +114,8 @@ def add_probe_arguments(sub, verb):
 
 def probe(args):
     """Probe every run of a study that is not probed yet; the same command continues."""
-    from downscale.analysis import probe_command
-    probe_command.check(args)
+    from downscale.commands import analyze_probes
+    analyze_probes.check(args)
     if args.pictures < 0:
         raise ValueError(f'--pictures {args.pictures} must be at least 0')
     from downscale.probe.probe import probe_study
@@ -123,14 +123,14 @@ def probe(args):
     said = sys.stderr if args.json else sys.stdout  # stdout is then one JSON object
     with contextlib.redirect_stdout(said), progress_bars(args.quiet) as bars:
         notes = probe_study(args.study, args.pictures, args.bootstraps, args.seed, bars)
-    probe_command.show_probes(args, notes)
+    analyze_probes.show_probes(args, notes)
 
 
 def report(args):
     """Write the report of a finished or unfinished study."""
     from downscale.report.figures import plotting
     plotting()  # all numbers are made before the first figure
-    from downscale.analysis.measure_command import check_resamples
+    from downscale.commands.analyze_measures import check_resamples
     from downscale.report.report import write_report
     check_resamples(args.bootstraps)
     print(f'report: {write_report(args.study, args.out, args.bootstraps, args.seed)}')
@@ -159,19 +159,19 @@ def run(args):
         from downscale.report.figures import plotting
         plotting()  # all numbers are made before the first figure
     if args.verb == 'fit':
-        fit_command.run(args)
+        analyze_fit.run(args)
     elif args.verb == 'isoflop':
-        fit_command.run_isoflop(args)
+        analyze_fit.run_isoflop(args)
     elif args.verb == 'probe':
         probe(args)
     elif args.verb == 'ledger':
-        from downscale.analysis import probe_command
-        probe_command.show_ledger(args)
+        from downscale.commands import analyze_probes
+        analyze_probes.show_ledger(args)
     elif args.verb == 'report':
         report(args)
     elif args.verb == 'validate':
         return validate(args)
     else:
-        from downscale.analysis import measure_command
-        measure_command.run(args)
+        from downscale.commands import analyze_measures
+        analyze_measures.run(args)
     return None

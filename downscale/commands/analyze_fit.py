@@ -1,7 +1,7 @@
 """The arguments of `downscale analyze fit` and `isoflop`, and what they print."""
 import json
 
-from downscale.parsing import local_path, natural, new_folder, positive, resamples, share
+from downscale.commands.parsing import local_path, natural, new_folder, positive, resamples, share
 
 FORMS = ('power', 'chinchilla', 'saturating')
 

@@ -3,9 +3,9 @@ import math
 
 from downscale.analysis import measures
 from downscale.analysis.ledger import ledger, ledger_rows
-from downscale.analysis.measure_command import as_csv, as_json, check_resamples, lines
 from downscale.analysis.measure_rows import Row
 from downscale.analysis.measures import Missing
+from downscale.commands.analyze_measures import as_csv, as_json, check_resamples, lines
 from downscale.report.probe_figures import layer_curves, ledger_bars, save_figure
 from downscale.results.probes import MACRO, read
 from downscale.results.study import load_study
