@@ -54,8 +54,7 @@ def api(monkeypatch, tmp_path):
 @pytest.fixture
 def cluster(monkeypatch, tmp_path):
     """The fake Kubernetes API, which the real kubectl asks; it refuses what the schemas do."""
-    from downscale.launch import validate
-    from downscale.launch.backends import gke
+    from downscale.launch.backends import gke, validate
     server = FakeKubernetes(validate.problems)
     monkeypatch.setenv('KUBECONFIG', str(server.kubeconfig(tmp_path / 'kubeconfig')))
     monkeypatch.setenv('HOME', str(tmp_path))  # kubectl keeps what it has discovered there

@@ -18,7 +18,6 @@ from downscale.evaluate.answers import (
     answer_in,
     following,
     gold_ids,
-    hash_of,
     items_of,
     prompt_of,
     row,
@@ -29,6 +28,7 @@ from downscale.evaluate.joint import joint
 from downscale.generate.engine import Reply
 from downscale.results.items import ITEMS, read_items, write_items
 from downscale.sizes import Pictures
+from downscale.values import hash_of
 
 
 @pytest.fixture(scope='module')

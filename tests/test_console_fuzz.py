@@ -61,7 +61,7 @@ def place(tmp_path_factory):
         patch.chdir(root)
         patch.setenv('JAX_PLATFORMS', 'cpu')
         patch.setattr('downscale.study.workers.use_cache', lambda folder: None)
-        patch.setattr('downscale.launch.sweep.changed', list)
+        patch.setattr('downscale.launch.backends.sweep.changed', list)
         for name in HEAVY:
             patch.setattr(f'downscale.{name}', stopped)
         (root / 'study.py').write_text(STUDY)

@@ -16,7 +16,7 @@ from downscale.evaluate.answers import items_of
 from downscale.evaluate.asked import open_questions
 from downscale.evaluate.cells import measured, table
 from downscale.evaluate.runs import open_runs
-from downscale.results.sample_files import read_samples
+from downscale.evaluate.scoring.sample_files import read_samples
 
 ROOT = Path(__file__).parents[1]
 

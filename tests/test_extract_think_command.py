@@ -16,8 +16,8 @@ from downscale.evaluate.answers import prompt_of
 from downscale.evaluate.extract_think import Chain, sample_of
 from downscale.evaluate.prompts import PLACES
 from downscale.evaluate.runs import open_engine, prompts_for
+from downscale.evaluate.scoring.sample_files import read_samples
 from downscale.generate.engine import Request
-from downscale.results.sample_files import read_samples
 
 ROOT = Path(__file__).parents[1]
 

@@ -188,7 +188,7 @@ def test_letters_that_do_not_print_are_escaped_and_lines_measured_in_one_place()
 # process a program compiles for the planner, and one trains. A launch reads its study file, which
 # needs JAX, and so do the three files that know of it, lazily. Checkpoints and probes run models.
 HEAVY = ('planner/worker.py', 'launch/entry.py', 'launch/attempt.py', 'launch/record.py',
-         'launch/verbs.py', 'launch/sweep.py', 'planner/fit.py',
+         'commands/launch_verbs.py', 'launch/backends/sweep.py', 'planner/fit.py',
          'probe/attentive.py', 'probe/checkpoints.py', 'probe/passes.py',
          'probe/probe.py')
 LIGHT = [name for name in MODULES if name.startswith(('analysis/', 'launch/'))

@@ -9,8 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from downscale.launch import validate
-from downscale.launch.backends import gke, kueue
+from downscale.launch.backends import gke, kueue, validate
 from downscale.launch.backends.gke import GkeOptions
 from downscale.launch.spec import Spec
 from downscale.planner.topologies import SHAPES, topology

@@ -8,9 +8,9 @@ import time
 import pytest
 from local_jobs import STUDY
 
-from downscale.commands import launch, main
-from downscale.launch import state, supervise, sweep, verbs
-from downscale.launch.backends import local
+from downscale.commands import launch, launch_verbs, main
+from downscale.launch import state, supervise
+from downscale.launch.backends import local, sweep
 from downscale.planner import fit, pool
 from downscale.runtime.files import write_json
 
@@ -54,7 +54,7 @@ def states(found):
 
 
 def test_every_verb_has_an_example_that_parses_and_a_summary():
-    assert set(launch.LAUNCH_EXAMPLES) == set(launch.SUMMARY) == set(verbs.VERBS)
+    assert set(launch.LAUNCH_EXAMPLES) == set(launch.SUMMARY) == set(launch_verbs.VERBS)
     for verb, example in launch.LAUNCH_EXAMPLES.items():
         args = main.parser().parse_args(example.split()[1:])
         assert args.run is launch.run and args.verb == verb

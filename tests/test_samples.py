@@ -13,8 +13,8 @@ import small
 from downscale import config as experiments
 from downscale.config import Experiment
 from downscale.data.tokens import train_tokenizer
+from downscale.evaluate.scoring.sample_files import read_samples
 from downscale.model.init import init_params
-from downscale.results.sample_files import read_samples
 from downscale.results.samples import Samples, join, key_of, line_of
 from downscale.stages.fingerprint import fingerprint
 from downscale.train import checkpoint

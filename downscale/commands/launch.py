@@ -33,7 +33,7 @@ EXAMPLE = LAUNCH_EXAMPLES['submit']
 
 
 def add_arguments(sub):
-    """`sub` (an argparse parser) takes everything that `launch/verbs.py` reads."""
+    """`sub` (an argparse parser) takes everything that `commands/launch_verbs.py` reads."""
     verbs = sub.add_subparsers(dest='verb', required=True, metavar='VERB')
     for verb, text in SUMMARY.items():
         one = verbs.add_parser(verb, help=text, description=f'{text[0].upper()}{text[1:]}.',
@@ -112,5 +112,5 @@ def _add_backend(group, verb):
 
 def run(args):
     """Run a study's jobs on Cloud TPU or here: submit, watch, see, stop and continue them."""
-    from downscale.launch.verbs import VERBS
+    from downscale.commands.launch_verbs import VERBS
     return VERBS[args.verb](args)

@@ -7,7 +7,6 @@ from downscale.data.records import THINK, Example, Question, Turn
 from downscale.data.scenes.conversations import describe_prompt, pictures, reasoner_prompt
 from downscale.data.scenes.questions import correct
 from downscale.generate.requests import Prompt
-from downscale.values import hash_of  # noqa: F401 (offered here too)
 
 WINDOW = 2 ** 30  # bytes of image tiles that are held at once
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from downscale.data import files
 from downscale.data.images import digest
 from downscale.data.scenes.questions import correct
-from downscale.evaluate.answers import hash_of
 from downscale.evaluate.question_files import SUFFIXES, own_questions
 from downscale.evaluate.scoring.reading import answer_of
 from downscale.evaluate.scoring.table import DEFAULT, Target, verdicts
 from downscale.stages import inputs
+from downscale.values import hash_of
 
 
 @dataclass(frozen=True)

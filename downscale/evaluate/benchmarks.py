@@ -14,11 +14,10 @@ from itertools import islice
 from pathlib import Path
 
 from downscale.evaluate import benchmark_files as files
-from downscale.evaluate.answers import hash_of
 from downscale.evaluate.asked import Asked, Questions, digest
 from downscale.evaluate.benchmark_files import entry
 from downscale.evaluate.scoring.table import DEFAULT, LETTERS, SCORERS, Target, unfit
-from downscale.values import unknown
+from downscale.values import hash_of, unknown
 
 OPTION = "Answer with the option's letter from the given choices directly"
 SHORT = '\nAnswer the question using a single word or phrase.'

@@ -1,7 +1,7 @@
 """The cells of a perception x reasoner grid: accuracy, what stands beside it, and a table."""
 import numpy as np
 
-from downscale.results.sample_files import read_samples
+from downscale.evaluate.scoring.sample_files import read_samples
 from downscale.statistics.bootstrap import mean_ci
 
 SHARES = ('truncated', 'unparsed', 'unclosed')

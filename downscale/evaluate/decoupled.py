@@ -3,8 +3,9 @@
 `describe` runs once per perception model; `answer` reads those texts for every pair, so the whole
 perception x reasoner grid costs one description per picture and model.
 """
-from downscale.evaluate.answers import SCENE, gold_ids, hash_of, prompt_of, row, write
+from downscale.evaluate.answers import SCENE, gold_ids, prompt_of, row, write
 from downscale.generate.engine import Request
+from downscale.values import hash_of
 
 GOLD = ''  # the perception run of the gold-scene control
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from downscale.evaluate import cells
-from downscale.evaluate.answers import answer_in, hash_of, prompt_of
+from downscale.evaluate.answers import answer_in, prompt_of
 from downscale.evaluate.asked import Asked, Questions
 from downscale.evaluate.plan import Plan
 from downscale.evaluate.prompts import Prompts
@@ -22,6 +22,7 @@ from downscale.evaluate.runs import Run, open_encoder, open_engine
 from downscale.generate.engine import Decoding, Request
 from downscale.results.samples import Samples, join, key_of
 from downscale.runtime.files import read_json, write_json
+from downscale.values import hash_of
 
 WINDOW = 2 ** 30  # bytes of image tiles that are held at once; a large picture has 4 MB of them
 ROWS = 4096

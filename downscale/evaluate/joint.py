@@ -3,13 +3,13 @@ from downscale.evaluate.answers import (
     SCENE,
     following,
     gold_ids,
-    hash_of,
     prompt_of,
     row,
     shown,
     write,
 )
 from downscale.generate.engine import Request
+from downscale.values import hash_of
 
 
 def joint(engine, experiment, items, data_hash, report=lambda done, total: None, wording=SCENE):

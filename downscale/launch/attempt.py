@@ -11,7 +11,6 @@ import traceback
 
 import jax
 
-from downscale.evaluate.answers import hash_of
 from downscale.experiment import file
 from downscale.experiment.cells import cells_of
 from downscale.launch import state
@@ -27,6 +26,7 @@ from downscale.study import preparation
 from downscale.study import workers as studies
 from downscale.study.preparation import budgets_of, registered
 from downscale.study.tasks import tasks_of, writers_of
+from downscale.values import hash_of
 
 TICK_SECONDS, BUCKET_TICK_SECONDS = 1, 15
 LAUNCHER = 'DOWNSCALE_LAUNCHER'  # process id of a local supervisor, without which work ends

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from downscale import config as experiments_
 from downscale.data.scenes.dataset import scene_example, triple_example
-from downscale.evaluate.answers import hash_of, items_of
+from downscale.evaluate.answers import items_of
 from downscale.evaluate.run import test_items
 from downscale.probe.attentive import attend_read
 from downscale.probe.passes import DEPTHS, Looker
@@ -29,6 +29,7 @@ from downscale.stages.folders import folder_of, is_done
 from downscale.stages.inputs import data_hash
 from downscale.statistics import bootstrap
 from downscale.statistics.similarity import cka, knn_overlap
+from downscale.values import hash_of
 
 JOINT = ('interleave', 'instruct')  # the stages that answer with the picture, the later one first
 MOST_DIMENSIONS, MOST_BANDS = 256, 4

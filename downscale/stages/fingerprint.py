@@ -8,9 +8,9 @@ import numpy as np
 
 from downscale import config as experiments
 from downscale.data.templates import Origin
-from downscale.evaluate.answers import hash_of
 from downscale.stages.loading import tokenizer_path
 from downscale.train.checkpoint import latest, open_leaves
+from downscale.values import hash_of
 
 WHOLE = 2 ** 22  # leaves up to this many numbers are read whole, larger ones where they lie
 PROBES, PROBE = 16, 2 ** 16  # windows of a file, and their bytes

@@ -11,9 +11,9 @@ from downscale.data.scenes.dataset import build, source
 from downscale.data.scenes.facts import vocabulary
 from downscale.data.scenes.sampler import Library, Sampler
 from downscale.data.tokens import load_tokenizer, train_tokenizer
-from downscale.evaluate.answers import hash_of
 from downscale.runtime.files import read_json, scratch, write_json
 from downscale.stages import loading, padding
+from downscale.values import hash_of
 
 
 def prepare(study, experiment, progress=None):

@@ -9,7 +9,7 @@ import numpy as np
 from downscale.accounting import STAGE_GROUPS, train_flops
 from downscale.data import buckets, pipeline
 from downscale.data.tokens import hash_of
-from downscale.evaluate.answers import hash_of as short_hash
+from downscale.values import hash_of as short_hash
 
 SHAPES = (2, 3, 4, 6)  # how many shapes a proposal may have; each is one more program to compile
 WORTH = 0.01  # share of the FLOPs that one more proposal must save to be shown

@@ -4,7 +4,6 @@ import dataclasses
 
 from downscale import config as experiments
 from downscale.data.pipeline import stream
-from downscale.evaluate.answers import hash_of
 from downscale.runtime import processes
 from downscale.runtime.files import read_json, write_json
 from downscale.stages import padding
@@ -13,6 +12,7 @@ from downscale.stages.inputs import corpus, sampler_of, sizes_of
 from downscale.stages.models import model_of
 from downscale.stages.start import grid_of, start_params, start_shapes
 from downscale.train import loop, together
+from downscale.values import hash_of
 
 
 def padding_lines(study, experiment):

@@ -2,9 +2,9 @@
 from dataclasses import asdict
 
 from downscale.accounting import totals
-from downscale.evaluate.answers import hash_of
 from downscale.runtime.files import place, read_json, scratch, write_json
 from downscale.runtime.progress import progress_bars
+from downscale.values import hash_of
 
 
 def prepare(study, name, experiments, quiet, claims=None):

@@ -17,8 +17,8 @@ from downscale.data import files
 from downscale.data.files import fault, shown
 from downscale.evaluate.scoring.macro import macro_of, mean_of
 from downscale.evaluate.scoring.option_letters import COMPARISON
+from downscale.evaluate.scoring.sample_files import distinct, is_ours, opened, records_of, several
 from downscale.evaluate.scoring.table import DEFAULT, SCORERS, Target, disagree, unfit, verdicts
-from downscale.results.sample_files import distinct, is_ours, opened, records_of, several
 from downscale.values import unknown
 
 MARKED = ('answer-think', 'answer-direct')  # rows of reasoners, who are asked for 'Answer: X'

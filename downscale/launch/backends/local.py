@@ -17,7 +17,7 @@ from downscale.launch.watch import Observed, Policy
 from downscale.runtime.exits import FATAL, MISMATCH, PREEMPTED
 from downscale.runtime.files import scratch
 
-PACKAGE = Path(__file__).parent.parent
+PACKAGE = Path(__file__).parents[2]
 POLL_SECONDS, GRACE_SECONDS = 0.5, 60
 LINGER_SECONDS = 20  # beyond a heartbeat, for the rest of a group once one of it has ended
 

@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from downscale.launch import board, state, supervise, sweep
-from downscale.launch.backends import local
+from downscale.launch import board, state, supervise
+from downscale.launch.backends import local, sweep
 from downscale.planner import fit
 from downscale.planner.topologies import PRICES_AS_OF
 from downscale.runtime.files import write_bytes, write_json
@@ -223,7 +223,7 @@ def _problems(spec, settings):
         return [str(error)]
     if settings.backend != 'gke':
         return []
-    from downscale.launch import validate as manifests
+    from downscale.launch.backends import validate as manifests
     return manifests.problems_of_text(text)
 
 
