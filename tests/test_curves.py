@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from downscale import curves
+from downscale.results import curves
 
 WHOLE = [{'step': step, 'lr_factor': min(1, step / 2), 'loss': 2.0} for step in range(1, 6)]
 

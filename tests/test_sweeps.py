@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from downscale import config, names
-from downscale.experiment import file, sweeps
+from downscale import config
+from downscale.experiment import file, names, sweeps
 from downscale.experiment.cells import cells_of
 from downscale.experiment.sweeps import axis, product, union, zipped
 from downscale.runtime.files import read_json

@@ -6,7 +6,7 @@ settings by their path: {'size': 'w32d2', 'seed': 0, 'stages.text.rates.language
 """
 from collections.abc import Hashable
 
-from downscale import names
+from downscale.experiment import names
 from downscale.values import shown, unknown
 
 POINT = ('size', 'seed', 'imports', 'stages', 'budget')

@@ -11,7 +11,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from downscale.names import slug
+from downscale.experiment.names import slug
 from downscale.planner.topologies import SHAPES, topology
 
 PARTS = ('train', 'write', 'reason')

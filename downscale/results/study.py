@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from downscale.curves import doubts
+from downscale.results.curves import doubts
 from downscale.results.items import (
     ITEMS,
     TEXT_KEY,

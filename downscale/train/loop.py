@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from downscale.curves import lost_rows, row_of
 from downscale.data.pipeline import Share
+from downscale.results.curves import lost_rows, row_of
 from downscale.runtime import exits, processes
 from downscale.runtime.files import in_bucket, lock, naming, place, scratch, write_bytes
 from downscale.runtime.memory import give_back

@@ -9,9 +9,9 @@ import subprocess
 from dataclasses import dataclass
 from datetime import datetime
 
+from downscale.experiment.names import KUBERNETES, label
 from downscale.launch import state
 from downscale.launch.watch import Observed
-from downscale.names import KUBERNETES, label
 from downscale.planner.topologies import topology
 from downscale.runtime.exits import TABLE
 from downscale.runtime.files import in_bucket

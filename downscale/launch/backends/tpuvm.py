@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 
+from downscale.experiment.names import GOOGLE, label
 from downscale.launch import state
 from downscale.launch.watch import Observed
-from downscale.names import GOOGLE, label
 from downscale.planner.topologies import topology
 from downscale.values import shown
 
