@@ -8,9 +8,9 @@ import pytest
 from fake_study import fake_study
 from scipy.stats import binom
 
-from downscale.analysis import grids, judging, measures, synth
+from downscale.analysis import claims, grids, measures, synth
+from downscale.analysis.claims import Claim, verdict_of
 from downscale.analysis.contrasts import CONTRASTS
-from downscale.analysis.judging import Claim, verdict_of
 from downscale.analysis.synthetic import NOTHING, Planted
 from downscale.commands import main
 from downscale.results.study import load_study
@@ -58,7 +58,7 @@ def test_a_doubt_holds_unless_it_works_against_what_is_found():
     ([{'id': 'a', 'contrast': 'thinking'}], "missing key 'text'"), ('a', 'must be a list')])
 def test_a_wrong_declaration_is_one_line(values, message):
     with pytest.raises(ValueError, match=message):
-        judging.read(values)
+        claims.read(values)
 
 
 @pytest.fixture(scope='module')
@@ -70,7 +70,7 @@ def planted(tmp_path_factory):
 
 
 def judged(root, bootstraps=400):
-    return {row['id']: row for row in judging.judge(measures.scored(load_study(root), bootstraps))}
+    return {row['id']: row for row in claims.judge(measures.scored(load_study(root), bootstraps))}
 
 
 def test_planted_effects_are_found_and_told_by_the_report(planted):
@@ -126,7 +126,7 @@ def test_unequal_budgets_make_a_claim_not_interpretable(planted):
 def test_longer_texts_spoil_a_win_and_shorter_ones_do_not(tokens, verdict):
     s = measures.scored(synth(7, sizes=2, seeds=3, items=480, planted=Planted(
         tokens=tokens, extraction=2.)).study, 300)
-    row = {row['id']: row for row in judging.judge(s)}['d2']
+    row = {row['id']: row for row in claims.judge(s)}['d2']
     assert row['verdict'] == verdict and 'tokens a text' in row['reason']
 
 
@@ -144,7 +144,7 @@ def test_captions_cut_to_the_length_of_extractions_are_what_equal_tokens_compare
 
 def test_one_seed_supports_nothing_and_says_so():
     s = measures.scored(synth(5, sizes=2, seeds=1, items=800).study, 300)
-    rows = judging.judge(s)
+    rows = claims.judge(s)
     assert 'supported' not in {row['verdict'] for row in rows}
     assert all('covers no more' in row['reason'] for row in rows if 'missing' in row['reason'])
     assert {row['id'] for row in rows if 'seeds are missing: 1' in row['reason']} >= {'a', 'f'}
@@ -203,8 +203,8 @@ def test_claims_of_a_study_file_are_written_before_the_run_and_stay(tmp_path):
     config, cells = open_cells(file, [])
     prepare(tmp_path / 'run', 'tiny', cells, True, claims_of(config))
     told = read_json(tmp_path / 'run' / 'study.json')['claims']
-    assert judging.read(told) == (Claim('a', 'Visual falls more', 'visual_minus_knowledge',
-                                        gate='joint'),)
+    assert claims.read(told) == (Claim('a', 'Visual falls more', 'visual_minus_knowledge',
+                                       gate='joint'),)
     assert told[0]['seeds'] == 3   # defaults are said as well
     changed = [{**told[0], 'threshold': .2}]
     prepare(tmp_path / 'run', 'tiny', cells, True, changed)   # nothing is evaluated yet
@@ -220,14 +220,14 @@ def test_claims_of_a_study_file_are_written_before_the_run_and_stay(tmp_path):
 @pytest.mark.parametrize('value', ['a', ['a', 'b'], 3])
 def test_a_claim_that_is_no_mapping_is_named(value):
     with pytest.raises(ValueError, match=r'claims\[0\] must be a mapping, not '):
-        judging.read([value])
+        claims.read([value])
 
 
 def test_reliance_counts_as_one_seed_since_its_interval_is_over_families(planted):
     s = measures.scored(load_study(planted.folder), 200)
     found = CONTRASTS['drop_by_reliance'](s, 'think')
     assert found.effect.seeds == 1 and 'families, not seeds' in found.where
-    row = {row['id']: row for row in judging.judge(s)}['b']
+    row = {row['id']: row for row in claims.judge(s)}['b']
     assert row['verdict'] == 'inconclusive'
 
 

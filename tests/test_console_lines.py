@@ -28,7 +28,7 @@ from pyarrow import csv
 from test_fits import LOSS, X
 from test_isoflop import planted
 
-from downscale.analysis import judging, synth
+from downscale.analysis import claims, synth
 from downscale.commands import main
 from downscale.config import Experiment
 from downscale.convert import exchange
@@ -310,7 +310,7 @@ def test_the_python_of_the_readme_runs(folder, capsys):
         values['logits']).all()
     assert values['replies'][0].finish in ('stop', 'length')
     assert {'size', 'seed'} <= values['sweep']()[0].keys() and len(values['sweep']()) == 16
-    assert [claim.id for claim in judging.read(values['claims'])] == ['a', 'c']
+    assert [claim.id for claim in claims.read(values['claims'])] == ['a', 'c']
     assert values['made'].truth and (folder / 'runs/synthetic/study.json').is_file()
 
 

@@ -6,7 +6,7 @@ from fake_study import item_row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from downscale.analysis import floors, gate, judging, measures
+from downscale.analysis import claims, floors, gate, measures
 from downscale.results.items import ITEMS
 from downscale.results.study import pair, study_of
 
@@ -51,7 +51,7 @@ def test_a_constant_answer_never_passes_a_gate(golds, data):
     assert not found['interpretable']
     assert not any(row['passes'] for modes in found['families'].values()
                    for row in modes.values())
-    assert not judging._joint_gate(s)[0]
+    assert not claims._joint_gate(s)[0]
 
 
 def test_a_constant_answer_fails_under_a_scorer_that_nobody_knows():
@@ -66,7 +66,7 @@ def test_a_constant_answer_fails_under_a_scorer_that_nobody_knows():
 def test_who_knows_the_answers_passes():
     golds = {'p': ['A', 'B'] * 15, 'q': ['x', 'y', 'z'] * 10}
     s = study(golds, lambda run, family, k: golds[family][k])
-    assert gate.gate(s)['interpretable'] and judging._joint_gate(s)[0]
+    assert gate.gate(s)['interpretable'] and claims._joint_gate(s)[0]
     assert joint_floor(s).means.value.tolist() == [[.5, 1 / 3]]
 
 

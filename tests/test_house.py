@@ -14,77 +14,37 @@ MODULES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text())
 FILES = [*MODULES.items(), *((path.relative_to(ROOT).as_posix(), ast.parse(path.read_text()))
                              for folder in ('tests', 'experiments', 'benchmarks')
                              for path in sorted((ROOT / folder).rglob('*.py')))]
-# A module imports only from lower levels, or from its own folder at its own level; a folder stands
-# for all its files that have no entry of their own.
-LEVELS = {
-    'strict.py': -1,
-    'letters.py': 0,
-    'sizes.py': 0,
-    'recipe.py': 0,
-    'names.py': 0,
-    'exits.py': 0,
-    'places.py': 0,
-    'streams.py': 1,
-    'outputs.py': 0,
-    'curves.py': 1,
-    'study_json.py': 1,
-    'accounting.py': 1,
-    'sharding.py': 1,
-    'data/records.py': 1,
-    'console.py': 1,
-    'parsing.py': 2,
-    'memory.py': 1,
-    'peers.py': 1,
-    'mup.py': 1,
-    'model/': 2,
-    'data/': 2,
-    'distributed.py': 2,
-    'train/state.py': 3,
-    'train/optimizer.py': 3,
-    'train/loss.py': 3,
-    'train/step.py': 3,
-    'train/checkpoint.py': 3,
-    'train/checksums.py': 3,
-    'train/trackers.py': 3,
-    'convert/': 3,
-    'train/loop.py': 4,
-    'train/together.py': 4,
-    'generate/': 4,
-    'experiment.py': 5,
-    'stages.py': 5,
-    'evaluate/': 5,
-    'loading.py': 5,
-    'exchange.py': 5,
-    'parity.py': 5,
-    'padding.py': 5,
-    'sweeps.py': 5,
-    # These need the analysis' intervals.
-    'evaluate/cells.py': 6,
-    'evaluate/extract_think.py': 6,
-    'commands/extract_think.py': 6,
-    'evaluate/scoring/macro.py': 6,
-    'evaluate/scoring/rescore.py': 6,
-    'commands/rescore.py': 6,
-    'commands/benchmark.py': 6,
-    'study_files.py': 6,
-    'study.py': 6,
-    'data_command.py': 6,
-    'analyze_command.py': 6,
-    'corpus_page.py': 6,
-    'start.py': 2,
-    'analysis/': 6,
-    'factory/': 6,
-    'launch/': 6,
-    'cli.py': 6,
-}
-OPEN_LEVELS = {5, 6}  # files of these levels import one another freely
+# The rooms from the ground up: a module imports from its own room and from those of lower lines.
+# Nothing is open, and no file has a line of its own but those that all others stand on.
+LEVELS = (
+    ('letters.py', 'values.py', 'accounting.py', 'runtime/', 'statistics/'),
+    ('sizes.py', 'sharding.py', 'mup.py', 'laws/'),
+    ('model/', 'data/'),
+    ('data/scenes/', 'results/', 'generate/'),
+    ('train/', 'config.py', 'evaluate/scoring/', 'analysis/'),
+    ('experiment/', 'output/'),
+    ('data/corpora/', 'report/'),
+    ('stages/',),
+    ('convert/', 'evaluate/', 'planner/'),
+    ('probe/', 'study/', 'factory/'),
+    ('launch/',),
+    ('launch/backends/',),
+    ('commands/',))
+
+
+def room(name):
+    """The room of a module path: `model/` of `model/vlm.py`, a file at the top itself."""
+    return name.rpartition('/')[0] + '/' if '/' in name else name
 
 
 def level(name):
     """The level of a module path such as `data/records.py`; KeyError when the table has none."""
-    if name.endswith('__init__.py'):
-        return -1
-    return LEVELS[name] if name in LEVELS else LEVELS[name.partition('/')[0] + '/']
+    if name == '__init__.py':
+        return len(LEVELS)
+    found = [k for k, rooms in enumerate(LEVELS) if room(name) in rooms]
+    if not found:
+        raise KeyError(f'{name}: no level names the room {room(name)}')
+    return found[0]
 
 
 def path_of(dotted):
@@ -122,12 +82,11 @@ def importers(library):
 
 def upward(name, tree):
     """Lines of `name` that import a module they may not."""
-    mine, folder = level(name), name.rpartition('/')[0]
     for other, line in own_imports(tree):
-        beside = level(other) == mine and (
-            mine in OPEN_LEVELS or (folder and other.startswith(folder + '/')))
-        if level(other) >= mine and not beside:
-            yield f'{name}:{line} (level {mine}) imports {other} (level {level(other)})'
+        if other == '__init__.py' or other.endswith('/__init__.py'):
+            continue  # holds nothing
+        if level(other) >= level(name) and room(other) != room(name):
+            yield f'{name}:{line} (level {level(name)}) imports {other} (level {level(other)})'
 
 
 @pytest.mark.parametrize('name', [name for name in MODULES if not name.endswith('__init__.py')])
@@ -180,20 +139,23 @@ def test_libraries_stay_behind_their_doors():
 
 
 def test_letters_that_do_not_print_are_escaped_and_lines_measured_in_one_place():
-    for text, homes in (('ascii(letter)', ['streams.py']), ('LONGEST_ERROR = 300', ['exits.py'])):
+    for text, homes in (
+        ('ascii(letter)', ['runtime/streams.py']),
+        ('LONGEST_ERROR = 300', ['runtime/exits.py']),
+    ):
         assert [name for name, tree in MODULES.items() if text in ast.unparse(tree)] == homes
 
 
-# Files that must import without JAX: the planner prices runs and the analysis reads folders. One
-# process a program compiles for the planner, and one trains. A launch reads its study file, which
-# needs JAX, and so do the three files that know of it, lazily. Checkpoints and probes run models.
-HEAVY = ('planner/worker.py', 'launch/entry.py', 'launch/attempt.py', 'launch/record.py',
-         'commands/launch_verbs.py', 'launch/backends/sweep.py', 'planner/fit.py',
-         'probe/attentive.py', 'probe/checkpoints.py', 'probe/passes.py',
-         'probe/probe.py')
-LIGHT = [name for name in MODULES if name.startswith(('analysis/', 'launch/'))
-         and name not in HEAVY] + [
-    'letters.py', 'sizes.py', 'accounting.py', 'console.py', 'data/records.py']
+# Rooms that must import without JAX: they price runs, read folders and write jobs. In a job, one
+# process a program compiles, and one trains; batches come from grain.
+LIGHT_ROOMS = ('runtime/', 'statistics/', 'laws/', 'results/', 'evaluate/scoring/', 'analysis/',
+               'experiment/', 'output/', 'report/', 'data/', 'data/scenes/', 'data/corpora/',
+               'launch/', 'launch/backends/')
+HEAVY = ('data/pipeline.py', 'data/scenes/sampler.py', 'data/corpora/sampler.py',
+         'runtime/peers.py', 'runtime/processes.py',
+         'launch/attempt.py', 'launch/entry.py', 'launch/record.py')
+LIGHT = [name for name in MODULES if room(name) in LIGHT_ROOMS and name not in HEAVY] + [
+    'letters.py', 'sizes.py', 'values.py', 'accounting.py', 'config.py']
 
 
 @pytest.mark.parametrize('name', LIGHT)

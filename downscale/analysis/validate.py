@@ -3,7 +3,7 @@ from collections import Counter
 
 import numpy as np
 
-from downscale.analysis import absent, costs, judging, measures
+from downscale.analysis import absent, claims, costs, measures
 from downscale.analysis.completeness import KINDS, LIMIT, completion
 from downscale.results.items import TableError, read_items, read_texts
 from downscale.results.probes import SCHEMAS
@@ -27,7 +27,7 @@ def validate(root):
         return [str(error)], [], []
     if 'claims' in study.meta:
         try:
-            judging.read(study.meta['claims'])
+            claims.read(study.meta['claims'])
         except ValueError as error:
             errors.append(f'study.json: {error}')
     errors += _pairing_errors(study)

@@ -126,7 +126,7 @@ def open_cells(config_file, overrides):
         del config['platform']
     found = cells_of(config, sweep)
     if claims_of(config) is not None:
-        from downscale.analysis.judging import read
+        from downscale.analysis.claims import read
         read(claims_of(config))   # for its own checks, before work starts
     return config, found
 

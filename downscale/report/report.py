@@ -9,12 +9,12 @@ import numpy as np
 
 from downscale.analysis import (
     absent,
+    claims,
     completeness,
     dropoff,
     flips,
     gate,
     health,
-    judging,
     layers,
     ledger,
     measures,
@@ -63,7 +63,7 @@ def _results(s):
     parts = {'gate': gate.gate, 'accuracy': measures.accuracy, 'drops': measures.drops,
              'reliance': dropoff.reliance, 'grid': measures.grid, 'losses': measures.losses,
              'gallery': gallery.samples, 'health': health.health, 'texts': health.texts,
-             'runs': health.runs, 'throughput': throughput, 'claims': judging.judge,
+             'runs': health.runs, 'throughput': throughput, 'claims': claims.judge,
              'families': flips.families, 'shares': flips.shares, 'flips': study_laws.flips,
              'pareto': flips.frontiers, 'laws': study_laws.laws, 'isoflop': study_laws.budgets,
              'rates': study_laws.rates, 'layers': layers.layers,
@@ -117,7 +117,7 @@ def _summary(s, results):
     verdicts = [row['verdict'] for row in results.get('claims', ())]
     if verdicts:
         say('Claims: ' + ', '.join(f'{verdicts.count(verdict)} {verdict}' for verdict in
-                                   judging.VERDICTS if verdict in verdicts) + '.')
+                                   claims.VERDICTS if verdict in verdicts) + '.')
     if s.study.unfinished:
         say(f'Failed or unfinished stages: {len(s.study.unfinished)} (listed under Health).')
     return found

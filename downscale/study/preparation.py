@@ -46,7 +46,7 @@ def budgets_of(experiments):
 
 def registered(study, claims):
     """{'claims': the claims with all their defaults}, or {} without; see `prepare`."""
-    from downscale.analysis.judging import read
+    from downscale.analysis.claims import read
     found = {} if claims is None else {'claims': [asdict(claim) for claim in read(claims)]}
     before = read_json(place(study) / 'study.json')
     if before and before.get('claims') != found.get('claims') \
