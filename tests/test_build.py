@@ -91,7 +91,7 @@ def test_any_number_of_processes_gives_the_same_bytes(root, tmp_path, monkeypatc
 KILLED = '''
 import sys, time
 from pathlib import Path
-from downscale.data import build as building, shards
+from downscale.data.corpora import build as building, shards
 from downscale.data.corpora.mixture import Mixture
 from downscale.data.corpora.sources import Source
 building.CHUNK = 2

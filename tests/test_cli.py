@@ -94,7 +94,7 @@ def test_every_help_text_ends_with_an_example_that_parses(helped, command):
     example = text.partition('example: ')[2].split()
     assert example[0] == 'downscale' and example[1] == (command or 'study')
     args = main.parser().parse_args(example[1:])
-    assert args.run is vars(main)[example[1]]
+    assert args.run is main.COMMANDS[example[1]].run
     if not command:
         assert all(f' {name} ' in text for name in COMMANDS)
     for path in example:
@@ -194,7 +194,7 @@ def test_bad_usage_ends_with_code_two(capsys, argv):
 def test_an_interrupted_command_says_how_to_go_on(capfd, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
-    monkeypatch.setattr(main, 'open_study', interrupted)
+    monkeypatch.setattr('downscale.commands.study.open_study', interrupted)
     assert main.main(['study', SMOKE]) == 130
     assert capfd.readouterr().err == 'stopped; the same command continues\n'
 
@@ -312,7 +312,7 @@ def test_debug_stands_anywhere(capsys, argv):
 def test_a_fault_of_our_own_is_told_apart(capsys, monkeypatch):
     def broken(*args):
         raise TypeError('x' * 5000)
-    monkeypatch.setattr(main, 'open_study', broken)
+    monkeypatch.setattr('downscale.commands.study.open_study', broken)
     assert main.main(['study', SMOKE]) == exits.BUG
     line = capsys.readouterr().err
     assert line.startswith('internal error: TypeError: xxx') and len(line) == 301

@@ -232,7 +232,7 @@ def test_a_tpu_program_has_the_flops_of_the_formula():
 import jax, jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
-from downscale.launch import hlo
+from downscale.planner import hlo
 device = topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x2').devices[0]
 where = SingleDeviceSharding(device)
 x = jax.ShapeDtypeStruct((64, 256), jnp.bfloat16, sharding=where)

@@ -63,7 +63,7 @@ def test_every_verb_has_an_example_that_parses_and_a_summary():
 # --- on this machine --------------------------------------------------------------------------
 
 @pytest.mark.slow
-def test_a_local_sweep_is_submitted_seen_and_done(launch, folder, capsys):
+def test_a_local_sweep_is_submitted_seen_and_done(launched, folder, capsys):
     assert states(launched('status')) == dict.fromkeys(
         ('w64d1-s0/train', 'w64d2-s0/train'), 'missing')
     assert states(launched('submit', '--cell', 'w64d2-s0', '--max-parallel', 2)) == {
@@ -86,7 +86,7 @@ def test_a_local_sweep_is_submitted_seen_and_done(launch, folder, capsys):
     assert lines[-1].startswith('2 jobs: 2 done; ')
 
 
-def test_what_was_cancelled_starts_only_after_resume(launch, folder, monkeypatch):
+def test_what_was_cancelled_starts_only_after_resume(launched, folder, monkeypatch):
     started = []
 
     class Group(local.Group):
@@ -115,14 +115,14 @@ def test_what_was_cancelled_starts_only_after_resume(launch, folder, monkeypatch
     assert started == 2 * ['w64d1-s0/train']
 
 
-def test_a_job_is_submitted_with_what_it_needs(launch, folder):
+def test_a_job_is_submitted_with_what_it_needs(launched, folder):
     (folder / 'experiments' / 'tiny.py').write_text(STUDY.replace("('text',", "('text', 'reason',"))
     found = launched('submit', '--dry-run', '--cell', 'w64d2-s0', '--only', 'waiting')
     assert [(act['action'], act['key']) for act in found['actions']] == [
         ('Create', 'w64d2-s0/train'), ('Wait', 'w64d2-s0/reason')]
 
 
-def test_a_job_that_runs_as_it_was_is_not_replaced(launch, folder):
+def test_a_job_that_runs_as_it_was_is_not_replaced(launched, folder):
     launched('submit', '--dry-run')
     assert not (folder / 'runs').exists()
     now = time.time()
@@ -137,7 +137,7 @@ def test_a_job_that_runs_as_it_was_is_not_replaced(launch, folder):
     assert 'w64d1-s0/train runs as it was before' in line and 'cancel it first' in line
 
 
-def test_files_that_differ_from_the_commit_are_refused(launch, folder):
+def test_files_that_differ_from_the_commit_are_refused(launched, folder):
     subprocess.run(['git', 'init', '-q'], check=True)
     assert 'experiments/ differ from the commit' in launched('submit', '--dry-run', code=1)
     assert launched('submit', '--dry-run', '--allow-dirty')['actions']
@@ -157,7 +157,7 @@ def test_files_that_differ_from_the_commit_are_refused(launch, folder):
      'name an image by its digest'),
     (['--backend', 'tpuvm', '--topology', 'v5e:4x4', '--run', 'gs://runs/x', '--image', IMAGE],
      'needs --zone')])
-def test_a_mistake_is_one_line_before_anything_starts(launch, folder, monkeypatch, argv, message):
+def test_a_mistake_is_one_line_before_anything_starts(launched, folder, monkeypatch, argv, message):
     monkeypatch.setattr(sweep, 'read_json', lambda path: None)  # no bucket is asked
     assert message in launched('submit', '--dry-run', *argv, code=1)
 
@@ -170,7 +170,7 @@ def test_only_studies_of_the_image_go_to_the_cloud(folder, capsys):
 
 # --- before anything is sent ------------------------------------------------------------------
 
-def test_a_plan_writes_every_command_without_a_network(launch, folder):
+def test_a_plan_writes_every_command_without_a_network(launched, folder):
     found = launched('plan', '--backend', 'tpuvm', '--topology', 'v5e:4x4', '--dry-run', '--no-fit',
                    '--out', 'plan')
     assert [job['job'] for job in found['jobs']] == ['w64d1-s0/train', 'w64d2-s0/train']
@@ -183,7 +183,7 @@ def test_a_plan_writes_every_command_without_a_network(launch, folder):
     assert len((folder / local_['jobs'][0]['file']).read_text().splitlines()) == 2
 
 
-def test_what_does_not_fit_or_costs_too_much_is_not_started(launch, monkeypatch, bucket):
+def test_what_does_not_fit_or_costs_too_much_is_not_started(launched, monkeypatch, bucket):
     one = fit.Fit(True, 3.0, 15.75, (1.0, 2.0), (10.0, 20.0))
     fits = {'w64d1-s0': one, 'w64d2-s0': one}
     monkeypatch.setattr(fit, 'check', lambda *rest: fits)
@@ -211,7 +211,7 @@ def test_the_fit_of_a_cell_is_that_of_its_worst_program():
                                  'b/align does not fit; with 1 row a chip it does')
 
 
-def test_manifests_are_valid_before_there_is_a_cluster(launch, folder):
+def test_manifests_are_valid_before_there_is_a_cluster(launched, folder):
     argv = ('--topology', 'v5e:4x4')
     assert launched('validate', *argv) == {'jobs': 2, 'problems': []}
     job, _ = launched('plan', *argv, '--dry-run', '--no-fit')['jobs']
@@ -222,7 +222,7 @@ def test_manifests_are_valid_before_there_is_a_cluster(launch, folder):
 
 # --- in the cloud -----------------------------------------------------------------------------
 
-def test_a_tree_that_git_refuses_to_read_counts_as_changed(folder, launch, monkeypatch):
+def test_a_tree_that_git_refuses_to_read_counts_as_changed(folder, launched, monkeypatch):
     bin_folder = folder / 'bin'
     bin_folder.mkdir()
     (bin_folder / 'git').write_text('#!/bin/sh\necho "fatal: detected dubious ownership in '
@@ -239,7 +239,7 @@ def test_a_tree_that_git_refuses_to_read_counts_as_changed(folder, launch, monke
 
 
 @needs_gcloud
-def test_machines_are_asked_for_once_watched_cancelled_and_collected(launch, api, bucket):
+def test_machines_are_asked_for_once_watched_cancelled_and_collected(launched, api, bucket):
     run = f'{bucket}/command'
     argv = ['--run', run, '--image', IMAGE, '--max-parallel', 1, *TPU]
     assert len(launched('validate', *argv[:4], *TPU[:6])['problems']) == 0
@@ -263,7 +263,7 @@ def test_machines_are_asked_for_once_watched_cancelled_and_collected(launch, api
 
 
 @needs_kubectl
-def test_job_sets_are_made_once_watched_cancelled_and_collected(launch, cluster, bucket):
+def test_job_sets_are_made_once_watched_cancelled_and_collected(launched, cluster, bucket):
     run = f'{bucket}/job-sets'
     argv = ['--run', run, '--topology', 'v5e:4x4', '--image', IMAGE, '--no-fit', '--allow-dirty',
             '--max-parallel', 1, '--queue', 'tpu']

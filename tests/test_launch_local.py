@@ -239,7 +239,8 @@ def test_a_job_without_restarts_left_holds_up_what_needs_it(study_file, tmp_path
 
 SUPERVISOR = """
 import sys
-from downscale.launch import local, state
+from downscale.launch import state
+from downscale.launch.backends import local
 local.run([state.load_spec(path) for path in sys.argv[1:]], 2)
 """
 

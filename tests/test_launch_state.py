@@ -197,8 +197,8 @@ def test_a_timeout_that_is_no_number_of_seconds_is_refused(monkeypatch, value):
 
 LONE = """
 import os, signal
-from downscale import distributed
-with distributed.joined(lambda code, text: print(code, text, flush=True)):
+from downscale.runtime import processes
+with processes.joined(lambda code, text: print(code, text, flush=True)):
     os.kill(os.getpid(), signal.SIGTERM)
     print('not stopped')
 """

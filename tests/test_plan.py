@@ -316,8 +316,8 @@ def test_a_plan_knows_every_file_that_a_worker_imports():
 
 def test_an_added_import_is_seen(tmp_path):
     package = tmp_path / 'small'
-    (package / 'launch').mkdir(parents=True)
-    files = {'__init__.py': '', 'launch/__init__.py': '', 'planner/worker.py': 'import os\n',
+    (package / 'planner').mkdir(parents=True)
+    files = {'__init__.py': '', 'planner/__init__.py': '', 'planner/worker.py': 'import os\n',
              'letters.py': 'x = 1\n', 'sizes.py': 'def f():\n    from small import letters\n'}
     for name, text in files.items():
         (package / name).write_text(text)
@@ -325,5 +325,5 @@ def test_an_added_import_is_seen(tmp_path):
     def names():
         return [path.name for path in pool.sources(package, 'small.launch.worker')]
     assert names() == ['worker.py']
-    (package / 'launch' / 'worker.py').write_text('from small.sizes import f\n')
+    (package / 'planner' / 'worker.py').write_text('from small.sizes import f\n')
     assert set(names()) == {'__init__.py', 'worker.py', 'letters.py', 'sizes.py'}

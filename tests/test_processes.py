@@ -256,8 +256,8 @@ def test_a_process_that_waits_in_vain_for_the_others_says_so(index):
                    'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': str(index),
                    'DOWNSCALE_INITIALIZATION_SECONDS': '2'}
     done = subprocess.run(
-        [sys.executable, '-c', 'from downscale import distributed\n'
-         'with distributed.joined(): pass'],
+        [sys.executable, '-c', 'from downscale.runtime import processes\n'
+         'with processes.joined(): pass'],
         cwd=ROOT, env=environment, text=True, capture_output=True, timeout=60, check=False)
     assert done.returncode == 1
     assert [line[:41] for line in done.stderr.splitlines()] == [

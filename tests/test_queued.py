@@ -134,15 +134,16 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import test_queued
-from downscale.launch import queued, supervise
+from downscale.launch import supervise
+from downscale.launch.backends import tpuvm
 from downscale.launch.watch import Policy
-queued.Backend.poll = 0.1
+tpuvm.Backend.poll = 0.1
 if sys.argv[3] == 'die':
-    delete = queued.Backend.delete
+    delete = tpuvm.Backend.delete
     def deadly(self, name, zone):
         delete(self, name, zone)
         os.kill(os.getpid(), signal.SIGKILL)
-    queued.Backend.delete = deadly
+    tpuvm.Backend.delete = deadly
 folder = Path(sys.argv[2])
 supervise.run(test_queued.backend_of(folder, ('z0',)), [test_queued.spec_of(folder)],
               Policy(1, base=0.1, zones=('z0',), grace=0))

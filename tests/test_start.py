@@ -79,7 +79,7 @@ def python(program, **options):
 
 PRINTER = """
 import sys
-from downscale import streams
+from downscale.runtime import streams
 streams.keep_streams()
 for k in range(20000):
     print('line', k)

@@ -160,7 +160,7 @@ SUPERVISOR = '''
 import sys
 sys.path.insert(0, sys.argv[1])
 import test_supervise
-from downscale.launch import local
+from downscale.launch.backends import local
 local.commands = test_supervise.commands({'a': 'wait done'})
 local.run([test_supervise.spec_of(sys.argv[2], 'a')], 1)
 '''

@@ -46,7 +46,7 @@ class Questions:
     """Questions, how their pictures are opened (Asked -> bytes of each) and who judges.
 
     `scorer` names the rule and its version: 'scene-1' is the scene world's, the others are those of
-    `named.py`, `DEFAULT` where the data names none.
+    `scoring/table.py`, `DEFAULT` where the data names none.
     """
     asked: tuple[Asked, ...]
     images: Callable

@@ -1,4 +1,5 @@
-"""Tests, ratios, runs and power, beside the means of `stats.py` and under the same resamples."""
+"""Tests, ratios, runs and power, beside the means of `bootstrap.py` and under the same resamples."""
+
 import dataclasses
 
 import numpy as np

@@ -2,7 +2,7 @@
 
 Each function is one published rule, reimplemented; the verdicts are those of the original on any
 text. None of them guesses: what the originals draw at random when nothing can be read is 'nothing'
-here. Named and versioned for `downscale rescore` in `named.py`.
+here. Named and versioned for `downscale rescore` in `table.py`.
 """
 import json
 import re
