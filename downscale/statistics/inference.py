@@ -1,4 +1,4 @@
-"""Tests, ratios, runs and power, beside the means of `bootstrap.py` and under the same resamples."""
+"""Tests, ratios, runs and power, beside the means of `bootstrap.py`, by the same resamples."""
 
 import dataclasses
 
