@@ -323,7 +323,7 @@ def test_an_added_import_is_seen(tmp_path):
         (package / name).write_text(text)
 
     def names():
-        return [path.name for path in pool.sources(package, 'small.launch.worker')]
+        return [path.name for path in pool.sources(package, 'small.planner.worker')]
     assert names() == ['worker.py']
     (package / 'planner' / 'worker.py').write_text('from small.sizes import f\n')
     assert set(names()) == {'__init__.py', 'worker.py', 'letters.py', 'sizes.py'}
