@@ -1,0 +1,49 @@
+"""Files that people wrote with the import paths of before keep working, with a warning."""
+import importlib
+import warnings
+from pathlib import Path
+
+import pytest
+from test_house import MODULES, imports
+
+from downscale.moved import MOVED, RENAMED, attribute
+
+PACKAGE = Path(__file__).parents[1] / 'downscale'
+
+
+@pytest.mark.parametrize('old', MOVED)
+def test_an_old_path_leads_to_modules_that_exist(old):
+    for place in MOVED[old].split():
+        assert PACKAGE.joinpath(*place.split('.')).with_suffix('.py').is_file()
+    assert not PACKAGE.joinpath(*old.split('.')).with_suffix('.py').exists()
+
+
+def test_a_study_file_of_before_works_and_is_told_the_new_path():
+    with pytest.warns(DeprecationWarning, match='downscale.sweeps is now downscale.experiment.swe'):
+        from downscale.sweeps import axis
+    from downscale.experiment import sweeps
+    assert axis is sweeps.axis
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter('always')
+        places = importlib.import_module('downscale.places')
+        from downscale import experiment
+        assert places.BUCKET == 'gs://' and experiment.cells is experiment.cells_of
+    for old, name in RENAMED:
+        assert attribute(old, name).__name__ == RENAMED[old, name]
+
+
+def test_a_name_that_never_was_is_no_module_and_no_attribute():
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module('downscale.nowhere')
+    with pytest.raises(AttributeError, match='downscale.places has no attribute'):
+        attribute('places', 'nothing')
+    with pytest.raises(ImportError):
+        from downscale.places import nothing  # noqa: F401
+
+
+def test_nothing_of_ours_uses_an_old_path():
+    for name, tree in MODULES.items():
+        used = {dotted.partition('.')[2] for dotted, _ in imports(tree)
+                if dotted.startswith('downscale.')}
+        rooms = {'experiment', 'study', 'stages', 'data.scenes'}  # packages now
+        assert not used & set(MOVED) - rooms, name
