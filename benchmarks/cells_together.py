@@ -27,7 +27,7 @@ STUDY = Path(__file__).parents[1] / 'experiments' / 'smoke.py'
 def eight_cells(width, batch, seeds, steps):
     """Eight cells of the smoke study's text stage: `seeds` seeds with 8 / `seeds` rates each."""
     from downscale.experiment import file
-    from downscale.experiment.cells import cells_of
+    from downscale.experiment.expansion import cells_of
     config, _ = file.load_study(STUDY, [f'stages.text.steps={steps}',
                                        f'stages.text.batch={batch}'])
     with config.unlocked():

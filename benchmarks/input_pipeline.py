@@ -45,7 +45,7 @@ def seconds(run):
 def smoke_cell(folder):
     """The cell of the smoke study whose rates are measured, its data prepared in `folder`."""
     from downscale.experiment import file
-    from downscale.experiment.cells import cells_of
+    from downscale.experiment.expansion import cells_of
     from downscale.stages.inputs import prepare
     smoke = Path(__file__).parents[1] / 'experiments' / 'smoke.py'
     study_config, sweep = file.load_study(smoke, ())

@@ -22,7 +22,7 @@ from pathlib import Path
 import jax
 
 from downscale.experiment import file
-from downscale.experiment.cells import cells_of
+from downscale.experiment.expansion import cells_of
 from downscale.launch.backends import local
 from downscale.launch.spec import Spec
 from downscale.train.checkpoint import open_leaves

@@ -1,7 +1,7 @@
 """Every knob of a cell, frozen: an `Experiment` and what it holds, without JAX.
 
 `load` and `save` move one from and to the `experiment.json` of a run folder. The way from a study
-file's ConfigDict to experiments is `experiment/cells.py`.
+file's ConfigDict to experiments is `experiment/expansion.py`.
 """
 import dataclasses
 import hashlib

@@ -84,7 +84,7 @@ MOVED = {
     'evaluate.words': 'evaluate.scoring.words',
     'exchange': 'convert.exchange',
     'exits': 'runtime.exits',
-    'experiment': 'config experiment.cells',
+    'experiment': 'config experiment.expansion',
     'factory.command': 'commands.data_extract',
     'launch.arguments': 'commands.launch',
     'launch.bounds': 'planner.bounds',

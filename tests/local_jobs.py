@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from downscale.experiment import file
-from downscale.experiment.cells import cells_of
+from downscale.experiment.expansion import cells_of
 from downscale.launch import state
 from downscale.launch.backends import local
 from downscale.launch.spec import Spec

@@ -16,7 +16,7 @@ from downscale.data.corpora import columns
 from downscale.evaluate import question_files
 from downscale.evaluate.scoring import rescore
 from downscale.experiment import file
-from downscale.experiment.cells import cells_of
+from downscale.experiment.expansion import cells_of
 from downscale.experiment.file import open_study
 from downscale.runtime import exits, outputs, streams
 from downscale.train import trackers

@@ -15,7 +15,7 @@ from downscale import config
 from downscale.analysis import costs
 from downscale.commands import main
 from downscale.commands.parsing import Parser
-from downscale.experiment.cells import cells_of
+from downscale.experiment.expansion import cells_of
 from downscale.experiment.file import load_study
 from downscale.runtime import exits
 from downscale.runtime.streams import LONGEST_ERROR

@@ -15,7 +15,7 @@ from downscale.convert import exchange
 from downscale.convert.parity import parity
 from downscale.data.tokens import train_tokenizer
 from downscale.experiment import file
-from downscale.experiment.cells import cells_of
+from downscale.experiment.expansion import cells_of
 from downscale.stages.start import start_params
 from downscale.train.checkpoint import latest, stored_leaves
 

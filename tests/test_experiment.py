@@ -18,7 +18,7 @@ from downscale.data.scenes.facts import vocabulary
 from downscale.data.scenes.sampler import Sampler
 from downscale.data.tokens import Encoder, load_tokenizer, train_tokenizer
 from downscale.experiment import file
-from downscale.experiment.cells import cells_of, language_of, parent_folder
+from downscale.experiment.expansion import cells_of, language_of, parent_folder
 from downscale.stages.models import model_of
 from downscale.values import from_dict
 

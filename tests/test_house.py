@@ -105,7 +105,7 @@ def test_the_import_lint_sees_what_it_should():
 
 
 def test_package_files_hold_nothing_of_their_own():
-    """But for what is looked up when it is asked for: `load`, `analysis.synth`, names that moved."""
+    """But for what is looked up when it is asked for: `load`, `analysis.synth`, moved names."""
     for name, tree in MODULES.items():
         if name.endswith('__init__.py'):
             kinds = {type(node) for node in tree.body}

@@ -17,7 +17,7 @@ from downscale.commands import main
 from downscale.config import MeshSize
 from downscale.data.pipeline import Share
 from downscale.experiment import file
-from downscale.experiment.cells import cells_of
+from downscale.experiment.expansion import cells_of
 from downscale.runtime import processes
 from downscale.sharding import Rules, mesh
 from downscale.stages import training

@@ -20,7 +20,7 @@ from downscale.data.corpora.sources import Source
 from downscale.data.scenes.conversations import Recipe
 from downscale.data.scenes.world import World
 from downscale.experiment import file
-from downscale.experiment.cells import cells_of
+from downscale.experiment.expansion import cells_of
 from downscale.sizes import LanguageConfig, Parametrisation, Pictures, VisionConfig
 from downscale.values import COUNT, Choice, Range, Several, check, from_dict, hints_of
 

@@ -15,7 +15,7 @@ from downscale.commands import main
 from downscale.convert.write import export_folder
 from downscale.data.tokens import train_tokenizer
 from downscale.experiment import file, recipe
-from downscale.experiment.cells import cells_of
+from downscale.experiment.expansion import cells_of
 from downscale.model.init import init_params
 from downscale.runtime.files import write_json
 from downscale.stages.inputs import corpus, encoder_of

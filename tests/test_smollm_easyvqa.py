@@ -9,7 +9,7 @@ from downscale.data.corpora.build import build
 from downscale.data.corpora.mixture import Corpus
 from downscale.data.corpora.shards import Settings
 from downscale.evaluate.question_files import own_questions
-from downscale.experiment.cells import cells_of
+from downscale.experiment.expansion import cells_of
 from downscale.experiment.file import load_study
 
 

@@ -9,7 +9,7 @@ import pytest
 from downscale import config
 from downscale.data.buckets import Shape
 from downscale.experiment import file
-from downscale.experiment.cells import cells_of
+from downscale.experiment.expansion import cells_of
 from downscale.runtime.files import write_json
 from downscale.stages import training
 from downscale.stages.folders import refuse_other

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from downscale.experiment import file
-from downscale.experiment.cells import cells_of
+from downscale.experiment.expansion import cells_of
 from downscale.experiment.sweeps import axis, product
 from downscale.results.items import read_items
 from downscale.study.tasks import Task, tasks_of, urgency

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from downscale import config
 from downscale.experiment import file, names, sweeps
-from downscale.experiment.cells import cells_of
+from downscale.experiment.expansion import cells_of
 from downscale.experiment.sweeps import axis, product, union, zipped
 from downscale.runtime.files import read_json
 from downscale.stages.folders import folder_of, refuse_other

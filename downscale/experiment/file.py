@@ -121,7 +121,7 @@ def open_cells(config_file, overrides):
             sys.modules['jax'].config.update('jax_platforms', platform)
     if on_cpu():
         keep_freed_memory()
-    from downscale.experiment.cells import cells_of
+    from downscale.experiment.expansion import cells_of
     with config.unlocked():
         del config['platform']
     found = cells_of(config, sweep)

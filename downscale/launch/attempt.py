@@ -12,7 +12,7 @@ import traceback
 import jax
 
 from downscale.experiment import file
-from downscale.experiment.cells import cells_of
+from downscale.experiment.expansion import cells_of
 from downscale.launch import state
 from downscale.launch.record import Record, steps_of
 from downscale.launch.spec import processes_of

@@ -1,5 +1,5 @@
 """What a stage starts from: values of its parents, of imports, or drawn from the seed."""
-from downscale.experiment.cells import parent_folder
+from downscale.experiment.expansion import parent_folder
 from downscale.model.init import abstract_params, init_tree
 from downscale.model.tower_words import abstract_word_params
 from downscale.sharding import mesh

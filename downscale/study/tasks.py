@@ -2,7 +2,7 @@
 from dataclasses import dataclass
 
 from downscale.config import WRITER, Experiment
-from downscale.experiment.cells import reference_of
+from downscale.experiment.expansion import reference_of
 
 
 @dataclass(frozen=True)
