@@ -1,0 +1,1 @@
+"""How records become batches: text, pictures, buckets and the stream; no source is known here."""

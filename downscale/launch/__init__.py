@@ -1,1 +1,1 @@
-"""What runs need, told before they run: plans of whole studies, compiled without their hardware."""
+"""Jobs: what they are, the program that one runs, what is known of them and what happens next."""
