@@ -204,13 +204,13 @@ def test_the_command_prints_and_writes_the_frontier(capsys, s, tmp_path):
 
 
 def test_resamples_that_lack_a_family_do_not_count(s, monkeypatch):
-    whole = pareto.stats.macro
+    whole = pareto.bootstrap.macro
 
     def torn(means):
         found = whole(means)
         found.draws[::2] = np.nan
         return found
     before = pareto.pareto(s, 'params')['rows'][0]
-    monkeypatch.setattr(pareto.stats, 'macro', torn)
+    monkeypatch.setattr(pareto.bootstrap, 'macro', torn)
     after = pareto.pareto(s, 'params')['rows'][0]
     assert before['on'] and after['probability'] == before['probability'] == 1

@@ -243,7 +243,7 @@ def test_a_stream_that_cannot_go_on_fails_its_own_run_only(tmp_path):
 
 def runs(folder, streams):
     """A `together.Run` for each stream, with the model of the cells."""
-    params = training.init_tree(SHAPES, 0)
+    params = start.init_tree(SHAPES, 0)
     return [together.Run(folder / str(at), lambda: params, {'language': 3e-3}, at,
                          lambda made=made: made, lambda step, row: None)
             for at, made in enumerate(streams)]
