@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 BUCKET, LOCK = 'gs://', '.lock'
+PathLike = str | os.PathLike[str]  # a path as callers give it
 
 
 def in_bucket(path):
