@@ -11,7 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from downscale.sharding import gather, shares
+from downscale.sharding import Rules, gather, shares
 
 LOGIT_BYTES = 2 ** 29  # of one chunk, float32
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from downscale.data.corpora.mixture import Mixture, epoch_order, key_of, per_epoch
-from downscale.data.corpora.shards import Chunk, write
+from downscale.data.corpora.shards import Chunk, Settings, write
 from downscale.data.corpora.sources import open_rows, under
 from downscale.data.files import LONGEST_ERROR, shown
 from downscale.runtime.files import lock, read_json, write_json
@@ -315,9 +315,9 @@ def _token_statistics(costs):
                    'max': int(column.max())} for name, column in columns.items()}
 
 
-def build(
-        mixture: Mixture, to: Path, settings: Settings, jobs: int = 1,
-        report: Callable[[str, int, int], object] = lambda name, done, total: None) -> dict[str, Any]:
+def build(mixture: Mixture, to: Path, settings: Settings, jobs: int = 1,
+          report: Callable[[str, int, int], object] = lambda name, done, total: None
+          ) -> dict[str, Any]:
     """The manifest of `mixture` built into the folder `to`; see `Build.run`."""
     if not isinstance(mixture, Mixture):
         raise ValueError(f'a mixture must be a Mixture, not {type(mixture).__name__}')

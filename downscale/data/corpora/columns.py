@@ -62,7 +62,7 @@ ASK_LETTER = "Answer with the option's letter from the given choices directly."
 class Rejected(ValueError):
     """A row that cannot be used: `reason` is one of `REASONS`, the message says what is wrong."""
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: str, detail: Any) -> None:
         super().__init__(f'{reason}: {shown(detail, 200)}')
         self.reason = reason
 
