@@ -5,6 +5,9 @@ FLOPs are those of the matrix products as the program computes them (one multipl
 two FLOPs; the causal half of attention is not left out); norms, softmax, activations and the
 embedding look-up are free. `tests/test_accounting.py` ties them to the compiled program.
 """
+from collections.abc import Iterable
+
+from downscale.sizes import LanguageConfig, VisionConfig
 
 STAGE_GROUPS = ('tower', 'connector', 'language')
 # A stage trains `language` together with the vector that ends a row of image tokens.
@@ -19,7 +22,7 @@ def _check_groups(groups):
                          f'a tuple of {STAGE_GROUPS} is meant')
 
 
-def parameters(language, vision=None):
+def parameters(language: LanguageConfig, vision: VisionConfig | None = None) -> dict[str, int]:
     """The number of parameters of every part; `vision` None gives the text-only model.
 
     Parts: embedding, decoder (blocks and final norm), head (0 when tied to the embedding), tower,
@@ -40,7 +43,7 @@ def parameters(language, vision=None):
     return parts
 
 
-def totals(language, vision=None):
+def totals(language: LanguageConfig, vision: VisionConfig | None = None) -> dict[str, int]:
     """The four counts that are quoted of a model, from the parts of `parameters()`.
 
     n_total: every parameter. n_nonembed: the language model without embedding and head, the N of
@@ -54,7 +57,8 @@ def totals(language, vision=None):
             'n_vision': parts['tower'] + parts['connector']}
 
 
-def trainable(language, vision=None, groups=STAGE_GROUPS):
+def trainable(language: LanguageConfig, vision: VisionConfig | None = None,
+              groups: Iterable[str] = STAGE_GROUPS) -> int:
     """How many parameters a stage trains; `groups` is a tuple out of `STAGE_GROUPS`.
 
     `image_newline` counts with 'language', whose learning rate it shares.
@@ -82,7 +86,8 @@ def _products(language, vision, rows, length, tiles, head_positions):
     return work
 
 
-def forward_flops(language, vision=None, *, rows, length, tiles=0, head_positions=None):
+def forward_flops(language: LanguageConfig, vision: VisionConfig | None = None, *, rows: int,
+                  length: int, tiles: int = 0, head_positions: int | None = None) -> dict[str, int]:
     """FLOPs of one forward pass over `rows` x `length` tokens and `tiles` image tiles, by part.
 
     `tiles` counts all tiles of the batch, the unused ones too: they are computed. `head_positions`
@@ -97,8 +102,9 @@ def forward_flops(language, vision=None, *, rows, length, tiles=0, head_position
     return by_part | {'total': 2 * sum(work.values())}
 
 
-def train_flops(language, vision=None, *, rows, length, tiles=0, groups=STAGE_GROUPS,
-                remat=False, head_positions=None):
+def train_flops(language: LanguageConfig, vision: VisionConfig | None = None, *, rows: int,
+                length: int, tiles: int = 0, groups: tuple[str, ...] = STAGE_GROUPS,
+                remat: bool = False, head_positions: int | None = None) -> dict[str, int]:
     """FLOPs of one training step on `rows` x `length` tokens and `tiles` tiles, by pass.
 
     A trained weight costs its forward product three times (forward, gradient of its input, of
@@ -127,7 +133,7 @@ def train_flops(language, vision=None, *, rows, length, tiles=0, groups=STAGE_GR
     return passes | {'total': sum(passes.values())}
 
 
-def decode_flops(language, live):
+def decode_flops(language: LanguageConfig, live: int) -> int:
     """FLOPs of decoding one token of one row whose cache holds `live` tokens, itself included.
 
     2 per matrix parameter (head included) and 4 * N * H * E per live token. A program that
@@ -137,12 +143,13 @@ def decode_flops(language, live):
     return 2 * (sum(work.values()) + work['language_mixing'] * (live - 1))
 
 
-def kv_bytes(language, value_bytes=2):
+def kv_bytes(language: LanguageConfig, value_bytes: int = 2) -> int:
     """Cache bytes per token of one row: keys and values, N layers, K heads of width E."""
     return 2 * language.N * language.K * language.E * value_bytes
 
 
-def state_bytes(language, vision=None, groups=STAGE_GROUPS, value_bytes=4):
+def state_bytes(language: LanguageConfig, vision: VisionConfig | None = None,
+                groups: Iterable[str] = STAGE_GROUPS, value_bytes: int = 4) -> int:
     """Bytes of a train state: every parameter, and two AdamW moments for each trained one.
 
     Gradients (one more value per trained parameter) are alive inside the step only.
@@ -151,7 +158,7 @@ def state_bytes(language, vision=None, groups=STAGE_GROUPS, value_bytes=4):
     return value_bytes * (everything + 2 * trainable(language, vision, groups))
 
 
-def residual_bytes(language, rows, length, value_bytes=2):
+def residual_bytes(language: LanguageConfig, rows: int, length: int, value_bytes: int = 2) -> int:
     """Bytes of the block inputs that a step with remat keeps for the backward pass: N * B * L * D.
 
     Exact for what remat stores, and no more than a floor for the step: the float32 logits (see
@@ -160,6 +167,6 @@ def residual_bytes(language, rows, length, value_bytes=2):
     return language.N * rows * length * language.D * value_bytes
 
 
-def logit_bytes(language, positions, value_bytes=4):
+def logit_bytes(language: LanguageConfig, positions: int, value_bytes: int = 4) -> int:
     """Bytes of one copy of the logits of `positions` positions; a loss may hold several."""
     return positions * language.V * value_bytes

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from downscale.data.buckets import BATCH, LENGTH, TILES, Shape, in_order
-from downscale.data.chat import CHATS
+from downscale.data.chat import CHATS, Chat
 from downscale.data.scenes.conversations import LOSS_NORM, SHARE, STAGE, TURNS, Recipe
 from downscale.data.scenes.world import World
 from downscale.data.templates import Origin
 from downscale.data.tokens import Layout
-from downscale.runtime.files import place, write_json
+from downscale.runtime.files import PathLike, place, write_json
 from downscale.sizes import LanguageConfig, Parametrisation, Pictures, VisionConfig
 from downscale.values import COUNT, Choice, Range, Several, check, from_dict, unknown
 
@@ -83,7 +83,7 @@ class Schedule:
     def __post_init__(self):
         check(self)
 
-    def factor(self, step):
+    def factor(self, step: int) -> float:
         """Share of the peak rate at `step` (0-based), in (0, 1]."""
         warmup = max(1, round(self.warmup * self.steps))
         if step < warmup:
@@ -146,24 +146,24 @@ class Stage:
                 raise ValueError(f'{where} occurs {sizes.count(size)} times; keep one')
 
     @property
-    def loss(self):
+    def loss(self) -> str:
         return 'words' if self.name == 'tower' else 'tokens'
 
     @property
-    def recipe(self):
+    def recipe(self) -> Recipe:
         return Recipe(self.name, tuple(self.replay.items()), self.loss_norm, self.turns)
 
     @property
-    def shape(self):
+    def shape(self) -> Shape:
         return Shape(self.batch, self.length, self.tiles)
 
     @property
-    def shapes(self):
+    def shapes(self) -> tuple[Shape, ...]:
         """The shapes of all batches, from the smallest to `shape`."""
         return in_order((*self.buckets, self.shape))
 
     @property
-    def schedule(self):
+    def schedule(self) -> Schedule:
         return Schedule(self.steps, self.warmup, self.final)
 
 
@@ -301,7 +301,7 @@ class Experiment:
                                  'rate of each size')
             assert self.parametrisation.growth(self.language)  # for its own check
 
-    def stage(self, name):
+    def stage(self, name: str) -> Stage:
         """The stage called `name`; ValueError naming the nearest."""
         for stage in self.stages:
             if stage.name == name:
@@ -309,25 +309,25 @@ class Experiment:
         raise ValueError(unknown('stage', name, [stage.name for stage in self.stages]))
 
     @property
-    def joint_stage(self):
+    def joint_stage(self) -> str | None:
         """The stage that answers with the picture, the last of instruction tuning; None without."""
         names = [stage.name for stage in self.stages]
         return next((name for name in ('interleave', 'instruct') if name in names), None)
 
-    def writer_stage(self, kind):
+    def writer_stage(self, kind: str) -> str | None:
         """The stage that writes texts of a `kind`: its own, or where published data has made no
         such stage the one that answers; None without."""
         if WRITER[kind] in [stage.name for stage in self.stages]:
             return WRITER[kind]
         return self.joint_stage if self.evaluation.benchmarks else None
 
-    def layout(self, stage):
+    def layout(self, stage: str) -> Layout:
         """How a stage cuts pictures; connector and tower see each one squashed into one tile, with
         no newline (arXiv 2511.17487, section 3.1)."""
         flat = dataclasses.replace(self.pictures, mode='flat')
         return Layout(self.vision, flat if stage in ('align', 'tower') else self.pictures)
 
-    def chat_of(self, stage):
+    def chat_of(self, stage: str) -> Chat:
         """The format of a stage; where ChatML is spoken, the connector learns bare captions."""
         if self.chat == TEMPLATE:
             if not self.published.template:
@@ -338,19 +338,19 @@ class Experiment:
         return dataclasses.replace(CHATS[name], legacy_structural_loss=self.legacy_structural_loss)
 
     @property
-    def published(self):
+    def published(self) -> Origin:
         """The `Origin` of the language model, its own or that of its import."""
         if self.origin is not None or 'language' not in self.imports:
             return self.origin or Origin()
         return load(self.imports['language']).published
 
     @property
-    def asks(self):
+    def asks(self) -> bool:
         """Whether anything is asked of this cell, about scenes or from benchmarks."""
         return bool(self.evaluation.benchmarks) or self.evaluation.scenes > 0
 
     @property
-    def hash(self):
+    def hash(self) -> str:
         """A short hash of everything in this cell."""
         value = dataclasses.asdict(self)
         if not self.evaluation.scorers:
@@ -364,7 +364,7 @@ class Experiment:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def save(experiment, folder):
+def save(experiment: Experiment, folder: PathLike) -> None:
     """Write `folder/experiment.json`."""
     value = dataclasses.asdict(experiment)
     if experiment.origin is None:  # as in the files of before there was one
@@ -372,7 +372,7 @@ def save(experiment, folder):
     write_json(place(folder) / 'experiment.json', value)
 
 
-def load(folder):
+def load(folder: PathLike) -> Experiment:
     """The experiment of a run folder; one-line errors when the file is missing or damaged."""
     path = place(folder) / 'experiment.json'
     if not path.is_file():

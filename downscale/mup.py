@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import jax
 
 from downscale.letters import axes_of
+from downscale.sizes import Growth
 
 GROWING = frozenset('DFHK')
 # What grows with the language model; everything else belongs to the tower and its word model.
@@ -30,7 +31,7 @@ class Multipliers:
     eps: dict
 
 
-def role_of(path):
+def role_of(path: tuple) -> str:
     """'embed', 'hidden', 'norm', 'bias', 'readout', 'connector_in' or 'frozen', of one leaf.
 
     `path` is its key path in a parameter dict by group. ValueError for a leaf that has no role.
@@ -52,12 +53,12 @@ def role_of(path):
                      'role: name it after the rules of `mup.role_of`, or add it there')
 
 
-def roles(params):
+def roles(params: dict) -> dict:
     """The role of every leaf of a parameter dict, as a tree like it."""
     return jax.tree_util.tree_map_with_path(lambda path, _: role_of(path), params)
 
 
-def multipliers(params, growth):
+def multipliers(params: dict, growth: Growth) -> Multipliers:
     """The `Multipliers` of a parameter dict; all are 1 at the base.
 
     `init` is relative to `model/init.py`, whose kernels have variance 1 / fan-in, as muP wants for
@@ -81,6 +82,6 @@ def multipliers(params, growth):
         eps=tree(eps))
 
 
-def times(x, factor):
+def times(x: jax.Array, factor: float) -> jax.Array:
     """`x * factor` in the dtype of `x`; where the factor is 1 the program is as without it."""
     return x if factor == 1 else x * factor

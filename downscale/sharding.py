@@ -9,14 +9,16 @@ weight and `whole` gathers it. `fsdp` is two mesh axes, since a sum that is scat
 of chips is a reduce-scatter, and over two at once an all-reduce of everything (libtpu 0.0.52).
 """
 import math
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from downscale import letters
 
@@ -41,7 +43,8 @@ class Rules:
         ('E', None), ('N', None), ('P', None), ('Q', None), ('W', None))
 
 
-def mesh(data=-1, fsdp=1, tensor=1, devices=None, ring=0):
+def mesh(data: int = -1, fsdp: int = 1, tensor: int = 1,
+         devices: Sequence[jax.Device] | None = None, ring: int = 0) -> Mesh:
     """A mesh over `devices` (all by default); one size may be -1 and takes what is left.
 
     `ring` is how many of the `fsdp` devices lie on one ring of chips; 0 reads it off the chips.
@@ -89,12 +92,12 @@ def _arranged(devices, sizes):
         allow_split_physical_axes=True)
 
 
-def batch_ways(target):
+def batch_ways(target: Mesh) -> int:
     """Over how many shares the rows of a batch are split on mesh `target`."""
     return math.prod(target.shape[name] for name in BATCH_AXES)
 
 
-def spec(axes, table):
+def spec(axes: str, table: Iterable[tuple[str, str | tuple[str, ...] | None]]) -> PartitionSpec:
     """The PartitionSpec of an array whose axes are the letters `axes`, after `table`.
 
     A letter without a rule raises KeyError; a mesh axis is used once, by the first letter.
@@ -114,7 +117,8 @@ def _names(part):
     return (part,) if isinstance(part, str) else tuple(part or ())
 
 
-def param_spec(axes, shape, target, rules, where=''):
+def param_spec(axes: str, shape: Sequence[int], target: Mesh | AbstractMesh, rules: Rules,
+               where: str = '') -> PartitionSpec:
     """The PartitionSpec of a parameter on mesh `target`.
 
     A vector stays whole: gathering it costs more than keeping it. Where all of `fsdp` does not
@@ -138,13 +142,13 @@ def param_spec(axes, shape, target, rules, where=''):
     return PartitionSpec(*parts)
 
 
-def by_hand():
+def by_hand() -> Collection[str]:
     """The mesh axes whose collectives the code around states itself: those of `jax.shard_map`."""
     current = jax.sharding.get_abstract_mesh()
     return () if current.empty else current.manual_axes
 
 
-def constrain(x, axes, rules):
+def constrain(x: jax.Array, axes: str, rules: Rules) -> jax.Array:
     """`x` with the sharding of its axes fixed; nothing to do where the mesh has one device."""
     current, own = jax.sharding.get_abstract_mesh(), by_hand()
     if current.empty or math.prod(
@@ -155,7 +159,7 @@ def constrain(x, axes, rules):
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*parts))
 
 
-def shares(axes, shape, rules):
+def shares(axes: str, shape: Sequence[int], rules: Rules) -> tuple[tuple[str, ...], ...]:
     """For each axis of a parameter the mesh axes that split it by hand; () everywhere outside."""
     current, own = jax.sharding.get_abstract_mesh(), by_hand()
     if not own:
@@ -164,14 +168,14 @@ def shares(axes, shape, rules):
                  for part in param_spec(axes, shape, current, rules))
 
 
-def share_shape(axes, shape, rules):
+def share_shape(axes: str, shape: Sequence[int], rules: Rules) -> tuple[int, ...]:
     """The shape of the part of a parameter that is at hand: all of it outside `jax.shard_map`."""
     current = jax.sharding.get_abstract_mesh()
     return tuple(size // math.prod(current.shape[name] for name in names)
                  for size, names in zip(shape, shares(axes, shape, rules)))
 
 
-def whole(share, axes, shape, rules):
+def whole(share: jax.Array, axes: str, shape: Sequence[int], rules: Rules) -> jax.Array:
     """The parameter of which `share` is at hand, gathered; its gradient goes back in shares."""
     for axis, names in enumerate(shares(axes, shape, rules)):
         share = gather(share, axis, names) if names else share
@@ -179,7 +183,7 @@ def whole(share, axes, shape, rules):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def gather(share, axis, names):
+def gather(share: jax.Array, axis: int, names: tuple[str, ...]) -> jax.Array:
     """All shares along `axis` over the mesh axes `names`, the first of them varying slowest."""
     # In front the shares are contiguous; elsewhere XLA copies the whole once more.
     share = jnp.moveaxis(share, axis, 0)
@@ -201,7 +205,7 @@ def _scatter(axis, names, _, grad):
 gather.defvjp(lambda share, axis, names: (gather(share, axis, names), None), _scatter)
 
 
-def leaf_axes(path, leaf):
+def leaf_axes(path: tuple, leaf: Any) -> str:
     """The axis letters of one leaf of a parameter or optimiser tree, from its own name.
 
     The scan over layers puts N in front. Counters and other unnamed scalars give ''.
@@ -217,13 +221,13 @@ def leaf_axes(path, leaf):
     return axes
 
 
-def specs(tree, target, rules):
+def specs(tree: Any, target: Mesh, rules: Rules) -> Any:
     """The PartitionSpec on mesh `target` of every leaf of `tree`, read off the leaf's own name."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: param_spec(
         leaf_axes(path, leaf), leaf.shape, target, rules, jax.tree_util.keystr(path)), tree)
 
 
-def shardings(tree, target, rules):
+def shardings(tree: Any, target: Mesh, rules: Rules) -> Any:
     """The NamedSharding on mesh `target` of every leaf of `tree`, read off the leaf's own name.
 
     Raises ValueError, with the arithmetic, where a mesh axis does not divide a parameter's axis.
@@ -232,6 +236,6 @@ def shardings(tree, target, rules):
                         is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
 
 
-def batch_sharding(target, rules):
+def batch_sharding(target: Mesh, rules: Rules) -> NamedSharding:
     """The sharding of a batch whose leaves all begin with axis B."""
     return NamedSharding(target, spec('B', rules.activations))

@@ -64,17 +64,17 @@ class VisionConfig:
                              f'({self.W} % {self.H} = {self.W % self.H})')
 
     @property
-    def P(self):
+    def P(self) -> int:
         """Patches of one tile."""
         return (self.image // self.patch) ** 2
 
     @property
-    def Q(self):
+    def Q(self) -> int:
         """Values of one RGB patch."""
         return 3 * self.patch ** 2
 
     @property
-    def E(self):
+    def E(self) -> int:
         """Width of one head."""
         return self.W // self.H
 
@@ -132,7 +132,8 @@ SIGLIP = {
 }
 
 
-def scale(base, width=None, depth=None, vocabulary=None):
+def scale(base: LanguageConfig, width: int | None = None, depth: int | None = None,
+          vocabulary: int | None = None) -> LanguageConfig:
     """`base` at another width D and depth N, head width and the q:kv head ratio kept.
 
     H, K and F scale with the width and must come out whole; ValueError shows the arithmetic.
@@ -173,12 +174,12 @@ class Growth:
     head: float = 1.0
 
     @property
-    def residual(self):
+    def residual(self) -> float:
         """What each residual branch is multiplied by: 1 / l."""
         return 1 / self.depth
 
     @property
-    def output(self):
+    def output(self) -> float:
         """What the head reads is multiplied by this, also where it is the embedding: head / m."""
         return self.head / self.width
 BASE = Growth()
@@ -207,7 +208,7 @@ class Parametrisation:
             raise ValueError(f'parametrisation mup: base_width {self.base_width} and base_depth '
                              f'{self.base_depth} must say at which size the rates were tuned')
 
-    def growth(self, language):
+    def growth(self, language: LanguageConfig) -> Growth:
         """The `Growth` of a LanguageConfig; ValueError where its family has no such base."""
         if self.kind == 'standard':
             return Growth(input=self.input, head=self.output)

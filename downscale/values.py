@@ -10,9 +10,11 @@ import hashlib
 import json
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from numbers import Real
+from typing import Any
 
 SHOWN = 70  # characters of a value, or of a list of names, in a message
 COUNT = 2 ** 31 - 1  # the largest count: steps and tokens are 32-bit integers on the device
@@ -28,7 +30,7 @@ class Range:
     meaning: str
     without: tuple[float, ...] = ()
 
-    def check(self, value, where):
+    def check(self, value: object, where: str) -> None:
         """Raise ValueError where `value` is outside, NaN included; None is for the type to judge.
         """
         if value is None or isinstance(value, Real) and self.low <= value <= self.high \
@@ -47,7 +49,7 @@ class Choice:
     values: tuple[str, ...]
     what: str
 
-    def check(self, value, where):
+    def check(self, value: object, where: str) -> None:
         """Raise ValueError naming the nearest where `value` is none of them."""
         if value not in self.values:
             raise ValueError(f'{where}: {unknown(self.what, value, self.values)}')
@@ -59,7 +61,7 @@ class Several:
     least: int
     meaning: str
 
-    def check(self, value, where):
+    def check(self, value: tuple, where: str) -> None:
         """Raise ValueError for too few entries and for one that occurs twice."""
         if len(value) < self.least:
             raise ValueError(f'{where} = {shown(value)} must have at least {self.least} '
@@ -71,7 +73,7 @@ class Several:
 
 # --- reading ----------------------------------------------------------------------------------
 
-def from_dict(kind, value, where='experiment'):
+def from_dict(kind: Any, value: Any, where: str = 'experiment') -> Any:
     """`value` (dicts, lists, scalars) as the frozen dataclass or type `kind`, strictly.
 
     ValueError for an unknown key (with the nearest one), a missing key, a wrong type or what its
@@ -132,12 +134,12 @@ def _record(kind, value, where):
 
 
 @cache
-def hints_of(kind):
+def hints_of(kind: type) -> dict[str, Any]:
     """{field: its type, with what it may hold} of a dataclass."""
     return typing.get_type_hints(kind, include_extras=True)
 
 
-def check(record):
+def check(record: Any) -> None:
     """Raise ValueError where a field of a dataclass holds what its annotation does not allow."""
     for name, hint in hints_of(type(record)).items():
         from_dict(hint, vars(record)[name], f'{type(record).__name__}.{name}')
@@ -145,7 +147,7 @@ def check(record):
 
 # --- messages ---------------------------------------------------------------------------------
 
-def shown(value, most=SHOWN):
+def shown(value: object, most: int = SHOWN) -> str:
     """`value` as a message shows it: on one line, and cut where it is long."""
     try:
         text = ' '.join(repr(value).split())
@@ -154,7 +156,7 @@ def shown(value, most=SHOWN):
     return text if len(text) <= most else f'{text[:most]}...'
 
 
-def unknown(what, name, known):
+def unknown(what: str, name: object, known: Iterable) -> str:
     """The one-line message for a name that does not exist, with the nearest that does."""
     known = [str(name) or "''" for name in known]
     near = difflib.get_close_matches(str(name)[:200], known, 1, 0.4)
@@ -167,6 +169,6 @@ def unknown(what, name, known):
                                                 'there is none')
 
 
-def hash_of(value):
+def hash_of(value: Any) -> str:
     """A short hash of any JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

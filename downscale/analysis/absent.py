@@ -6,17 +6,19 @@ stages allow it, and the pairs of sizes that any seed has. A cell with fewer que
 is missing in part.
 """
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
 from downscale.analysis.costs import JOINT, WRITER
+from downscale.analysis.measures import Scored
 from downscale.results.study import Cell
 from downscale.results.study_file import read_object
 
 MOST = 3   # that a sentence names
 
 
-def absent(s):
+def absent(s: Scored) -> list[tuple[str, str]]:
     """[(name of an evaluation, what is missing of it)], in the order of the names."""
     have, runs = set(s.study.cells), _Runs(s)
     wanted = _joint(have, runs, s) | _pairs(have, runs, s)
@@ -40,7 +42,7 @@ def _of_other_data(s, cells):
             for cell, of in hashes.items() if of != usual[0][0]]
 
 
-def name_of(cell):
+def name_of(cell: Cell) -> str:
     """A cell as people name it: who answered, from what, and how."""
     if not cell.r_run:
         return f'{cell.p_run}, joint{", think" * cell.thinking}, {cell.condition}'
@@ -48,7 +50,7 @@ def name_of(cell):
             f'{"think" if cell.thinking else "direct"}')
 
 
-def sentence(found):
+def sentence(found: Sequence[tuple[str, str]]) -> str:
     """What is missing as one sentence; '' for nothing."""
     if not found:
         return ''

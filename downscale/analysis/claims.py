@@ -4,11 +4,12 @@ An experiment file may declare its own list before the run (`claims` of its conf
 `study.json`. The claims of the paper (arXiv 2511.17487) with thresholds of ours are the default.
 """
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from downscale.analysis import floors
 from downscale.analysis.contrasts import CONTRASTS, families_of, over
 from downscale.analysis.gate import gate
-from downscale.analysis.measures import Missing, joint_cells, means_of
+from downscale.analysis.measures import Missing, Scored, joint_cells, means_of
 from downscale.results.items import TableError
 from downscale.statistics import bootstrap
 from downscale.values import from_dict, unknown
@@ -63,7 +64,7 @@ CLAIMS = (
     Claim('f', 'Extract+Think beats end-to-end', 'chain_minus_joint', mode='think'))
 
 
-def read(values):
+def read(values: Any) -> tuple[Claim, ...]:
     """The `Claim`s of a list of dicts; ValueError naming the nearest key, or an id given twice."""
     if not isinstance(values, (list, tuple)):
         raise ValueError(f'claims must be a list of mappings, not {values!r}')
@@ -76,7 +77,7 @@ def read(values):
     return claims
 
 
-def judge(s):
+def judge(s: Scored) -> list[dict[str, Any]]:
     """A dict for each claim of the study, or of `CLAIMS` where it declared none.
 
     Keys: id, text, verdict, reason, effect, low, high, n, clusters, seeds, method, gate (passed or
@@ -112,7 +113,8 @@ def _judge(s, claim, reasoner):
             'verdict': verdict, 'reason': reason}
 
 
-def verdict_of(claim, x, doubt='', one_sided=False):
+def verdict_of(claim: Claim, x: bootstrap.Interval, doubt: str = '',
+               one_sided: bool = False) -> tuple[str, str]:
     """(verdict, reason) of a claim whose effect is the interval `x`, its gate aside."""
     at = claim.threshold
     if claim.test == 'greater':

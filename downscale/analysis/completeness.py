@@ -4,11 +4,17 @@ A low accuracy may come from answers that were never finished, so these shares s
 accuracy of the report, with the accuracy on completed answers. A completed answer is not
 truncated, was parsed, and closed its thought where it had one.
 """
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from downscale.results.study import Cell
 from downscale.statistics import bootstrap
+
+if TYPE_CHECKING:
+    from downscale.analysis.measures import Scored
 
 LIMIT = .05   # a larger share raises a warning
 KINDS = ('truncated', 'unparsed', 'unclosed')
@@ -18,7 +24,7 @@ class Share(float):
     """A share of answers that should be near zero."""
 
     @property
-    def over(self):
+    def over(self) -> bool:
         """Whether it is above `LIMIT`; exactly at it is not (means of equal shares may round)."""
         return self > LIMIT + 1e-9
 
@@ -40,7 +46,8 @@ class Completion:
     over: dict
 
 
-def completion(s, cells, means=None):
+def completion(s: 'Scored', cells: Sequence[Cell],
+               means: bootstrap.Means | None = None) -> tuple[dict[str, Completion], Completion]:
     """({family: Completion}, Completion of the macro mean over families) of these cells.
 
     The accuracy is that of `means` (a row; by default over seeds as in every other table). Cells
@@ -145,7 +152,7 @@ def _printed(results):
                {'': {'truncated': share}} if share.over else {})
 
 
-def warnings(results):
+def warnings(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """{part: one dict per kind of share that is above the limit anywhere in that part}.
 
     `groups` of `of` groups of answers are above it in some family; `worst` names the highest.
@@ -167,7 +174,7 @@ def _share(hit):
     return hit[0]   # so that the first of equal ones is named
 
 
-def sentence(found):
+def sentence(found: Iterable[dict[str, Any]]) -> str:
     """The warnings of one part as a sentence."""
     return '; '.join(f'{x["kind"]} in {x["groups"]} of {x["of"]} groups, most in '
                      f'{x["worst"]} ({100 * x["share"]:.1f} %)' for x in found)

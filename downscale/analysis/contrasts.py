@@ -3,12 +3,13 @@
 Every contrast compares the same questions, with one resampling of pictures and, from three seeds
 on, of seeds. Visual families are those of which a question is marked 'visual'.
 """
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from downscale.analysis import costs, dropoff, grids, measures
-from downscale.analysis.measures import MODES, Missing
+from downscale.analysis.measures import MODES, Missing, Scored
 from downscale.statistics import bootstrap
 
 EQUAL = .1   # budgets that differ by no more count as equal
@@ -28,14 +29,15 @@ class Found:
     one_sided: bool = False
 
 
-def families_of(s):
+def families_of(s: Scored) -> tuple[set[str], set[str]]:
     """(visual families, knowledge families)."""
     items = s.study.items
     visual = set(items['task'][items['category'] == 'visual'])
     return visual, set(items['task']) - visual
 
 
-def over(s, groups, *parts):
+def over(s: Scored, groups: Sequence,
+         *parts: tuple[Sequence[float] | np.ndarray, Collection[str]]) -> bootstrap.Interval:
     """The interval of a weighted sum of the accuracies of groups of cells.
 
     Each of `parts` is (weights [groups], tasks over which the mean is taken); they are added up.
@@ -63,7 +65,7 @@ def _ends(s):
     return have[0], have[-1]
 
 
-def visual_minus_knowledge(s, mode):
+def visual_minus_knowledge(s: Scored, mode: str) -> Found:
     """Drop of visual families minus that of knowledge families, each the mean over families."""
     small, large = _ends(s)
     visual, knowledge = families_of(s)
@@ -74,7 +76,7 @@ def visual_minus_knowledge(s, mode):
                  f'{large.name} - {small.name}, with the picture')
 
 
-def drop_by_reliance(s, mode):
+def drop_by_reliance(s: Scored, mode: str) -> Found:
     """Spearman of drop and reliance on the picture (image - blind), axes from split halves.
 
     Its interval is over families, of all seeds averaged; no seeds are redrawn, so that it counts
@@ -111,7 +113,7 @@ def _sizes(s, groups, side):
     return found
 
 
-def perception_minus_reasoning(s, mode):
+def perception_minus_reasoning(s: Scored, mode: str) -> Found:
     """What shrinking perception alone costs, minus what shrinking the reasoner alone does.
 
     It is also the difference of their Shapley shares. In doubt unless both sides together lose.
@@ -145,7 +147,7 @@ def _tuned_difference(s, mode, other='caption'):
     return over(s, [*extracted, *captioned], (weights, visual)), each, p, r
 
 
-def extraction_minus_caption(s, mode):
+def extraction_minus_caption(s: Scored, mode: str) -> Found:
     """What the largest reasoner gains from extractions over captions, the mean over P sizes.
 
     In doubt unless both writers were tuned on as many examples behind the model that answers.
@@ -156,7 +158,7 @@ def extraction_minus_caption(s, mode):
                  *_budget('examples', counts))
 
 
-def extraction_minus_caption_equal_tokens(s, mode):
+def extraction_minus_caption_equal_tokens(s: Scored, mode: str) -> Found:
     """The same over captions cut to the length of the extraction, or whole ones without such.
 
     In doubt unless both are as long, in tokens: a caption may be shorter than it may be.
@@ -197,7 +199,7 @@ def _budget(what, counts):
             extraction < caption)
 
 
-def thinking(s, mode):
+def thinking(s: Scored, mode: str) -> Found:
     """Thinking minus answering directly, for every reasoner, on what the largest P has written.
 
     The effect is that of the largest reasoner. `where` says from which size on it is clear: sizes
@@ -220,7 +222,7 @@ def thinking(s, mode):
         f'clear from {first} on' if first else 'clear at no size'), each)
 
 
-def chain_minus_joint(s, mode):
+def chain_minus_joint(s: Scored, mode: str) -> Found:
     """A pair of one size, thinking over its extraction, minus the joint model of that size.
 
     The mean over the sizes that have both.

@@ -4,15 +4,18 @@ Training FLOPs are those of the matrix products (`accounting.train_flops`). A mo
 and all stages it came from have cost, a shared tower included.
 """
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from downscale.accounting import decode_flops, forward_flops, totals, train_flops
-from downscale.analysis.measures import Missing
+from downscale.analysis.measures import Missing, Scored, Size
 from downscale.data.images import best_grid, token_count
 from downscale.results.items import TableError, one_line
+from downscale.results.study import Cell
 from downscale.results.study_file import NUMBER, check, read_lines, read_object, short, shown
 from downscale.sizes import LanguageConfig, Pictures, VisionConfig
 from downscale.values import from_dict, unknown
@@ -46,7 +49,7 @@ class Trained:
     parents: tuple
 
 
-def stages_of(s):
+def stages_of(s: Scored) -> dict[tuple[str, str], Trained]:
     """{(cell, stage): Trained} of every stage with an `experiment.json`, read once."""
     if 'stages' not in s.made:
         found = {}
@@ -141,7 +144,7 @@ def _conversations(folder, steps):
     return steps * told['total']['conversations'] / batches
 
 
-def planned_tokens(stage):
+def planned_tokens(stage: dict[str, Any]) -> float:
     """Tokens that the steps of a `stage` dict have room for, the mean over its shapes of batches.
 
     Those it saw differ from seed to seed by how well its rows were packed.
@@ -175,7 +178,7 @@ def _chip_seconds(folder, mesh):
     return whole * math.prod(max(1, size) for size in mesh.values())
 
 
-def ancestry(s, end):
+def ancestry(s: Scored, end: tuple[str, str]) -> dict[tuple[str, str], Trained]:
     """All stages behind and including `end`, a (cell, stage); `Missing` where one has no files."""
     found, queue, known = {}, [end], stages_of(s)
     while queue:
@@ -188,7 +191,7 @@ def ancestry(s, end):
     return found
 
 
-def stage_of(s, run, kind):
+def stage_of(s: Scored, run: str, kind: str) -> tuple[str, str]:
     """(cell, stage) that wrote a kind of text, or with '' that answers with the picture.
 
     Where published data has made no writer, the model that answers has written.
@@ -199,14 +202,14 @@ def stage_of(s, run, kind):
     raise Missing(f'no finished stage of {run} for {kind or "joint"} answers')
 
 
-def reasoner_of(s, run):
+def reasoner_of(s: Scored, run: str) -> tuple[LanguageConfig, dict[tuple[str, str], Trained]]:
     """(LanguageConfig of a reasoner, the stages behind it); an imported one was not trained."""
     if (run, 'reason') in stages_of(s):
         return stages_of(s)[run, 'reason'].language, ancestry(s, (run, 'reason'))
     return stages_of(s)[stage_of(s, run, '')].language, {}
 
 
-def tuned_examples(s, sizes, kind):
+def tuned_examples(s: Scored, sizes: Sequence[Size], kind: str) -> float | None:
     """Examples that the writers of a kind were tuned on, behind the model that answers; mean over
     runs.
 
@@ -228,7 +231,7 @@ def tuned_examples(s, sizes, kind):
     return float(np.mean(counts)) if counts else None
 
 
-def of_cell(s, cell, cost):
+def of_cell(s: Scored, cell: Cell, cost: str) -> float:
     """One cost of what answered in a `Cell`: one model, or perception and reasoner together."""
     if cost not in COSTS:
         raise ValueError(unknown('cost', cost, list(COSTS)))

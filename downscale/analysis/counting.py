@@ -3,15 +3,19 @@
 Embeddings are a quarter of a 0.6B model and a tenth of a 4B one, and the tower is the same in all,
 so no table has a column that is just called size.
 """
+from collections.abc import Sequence
+
 import numpy as np
 
 from downscale.accounting import STAGE_GROUPS, forward_flops, parameters, totals, train_flops
+from downscale.sizes import LanguageConfig, VisionConfig
 
 COUNTS = ('n_total', 'n_nonembed', 'n_active', 'n_vision')
 TRAINED, PASSED, BEFORE = 6, 4, 2  # FLOPs per parameter and token
 
 
-def count_columns(models):
+def count_columns(
+        models: Sequence[tuple[LanguageConfig, VisionConfig | None]]) -> dict[str, np.ndarray]:
     """The four counts [models] by name, of pairs (language, vision or None).
 
     n_total: every parameter; n_nonembed: language model without embedding and head; n_active: the
@@ -21,7 +25,8 @@ def count_columns(models):
     return {name: np.array([one[name] for one in counts]) for name in COUNTS}
 
 
-def rule_flops(language, vision=None, *, tokens, patches=0, groups=STAGE_GROUPS):
+def rule_flops(language: LanguageConfig, vision: VisionConfig | None = None, *, tokens: float,
+               patches: float = 0, groups: tuple[str, ...] = STAGE_GROUPS) -> float:
     """Training FLOPs by the rule of thumb, for `tokens` of the decoder and `patches` of the tower.
 
     A trained part costs 6 per parameter and token, a frozen one between a trained part and the
@@ -39,7 +44,9 @@ def rule_flops(language, vision=None, *, tokens, patches=0, groups=STAGE_GROUPS)
             + patches * sum(factor[part] * parts[part] for part in ('tower', 'connector')))
 
 
-def train_columns(models, *, steps, rows, length, tiles=0, groups=STAGE_GROUPS):
+def train_columns(models: Sequence[tuple[LanguageConfig, VisionConfig | None]], *, steps: int,
+                  rows: int, length: int, tiles: int = 0,
+                  groups: tuple[str, ...] = STAGE_GROUPS) -> dict[str, np.ndarray]:
     """Training cost [models] of one stage by name, for `steps` of rows x length tokens and tiles.
 
     tokens: of the decoder, pictures included; flops_formula: the matrix products that a program

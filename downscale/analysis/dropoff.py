@@ -2,12 +2,14 @@
 lost is what relied on the picture.
 """
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import norm, rankdata
 
 from downscale.analysis import floors, measures
-from downscale.analysis.measures import Missing
+from downscale.analysis.measures import Missing, Scored
 from downscale.statistics import bootstrap
 
 SIZE_COLUMNS = ('n_nonembed', 'n_total')  # a slope per decade moves by up to 1.3x with the choice
@@ -25,7 +27,7 @@ class Relation:
     slope: bootstrap.Interval
 
 
-def drops(s, size='n_nonembed'):
+def drops(s: Scored, size: str = 'n_nonembed') -> dict[str, Any]:
     """The sizes 'large' and 'small', and 'drops': {family or 'macro': {measure: Interval}}.
 
     abs: accuracy of the largest size minus that of the smallest. rel: abs / accuracy of the
@@ -61,7 +63,7 @@ def _drops_of(ends, line, floor, column, decades):
     return found
 
 
-def visual_reliance(s, condition='blind'):
+def visual_reliance(s: Scored, condition: str = 'blind') -> dict[str, Any]:
     """The four columns that `relation` compares, of the largest and the smallest size.
 
     A dict of large, without, small (scores per item), task and cluster. `without` is the largest
@@ -78,7 +80,9 @@ def visual_reliance(s, condition='blind'):
             'task': paired.task, 'cluster': paired.cluster_id}
 
 
-def relation(large, without, small, task, cluster, split=True, bootstraps=2000, seed=0):
+def relation(large: ArrayLike, without: ArrayLike, small: ArrayLike, task: ArrayLike,
+             cluster: ArrayLike, split: bool = True, bootstraps: int = 2000,
+             seed: int = 0) -> Relation:
     """Drop (large - small) against reliance (large - without) over tasks, as a `Relation`.
 
     `large` is on both axes, so that its noise alone makes a rising line. With `split` the axes
@@ -121,7 +125,7 @@ def _with_small_sample(x):
                    method=f'{x.method} and Fisher z')
 
 
-def reliance(s):
+def reliance(s: Scored) -> dict[str, Any]:
     """`measures.reliance`, and 'relation': {condition: {'same items' | 'split halves': Relation}}.
 
     A condition is absent from the latter where there are too few tasks.

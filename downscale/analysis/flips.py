@@ -1,6 +1,9 @@
 """What the report says of the perception x reasoner pairs beside their accuracies."""
+from collections.abc import Iterable
+from typing import Any
+
 from downscale.analysis import costs, grids, pareto
-from downscale.analysis.measures import Missing
+from downscale.analysis.measures import Missing, Scored
 from downscale.results.items import TableError
 from downscale.statistics.shapley import SCALES
 
@@ -8,7 +11,7 @@ PREFERRED = (('extraction', 'think'), ('extraction', 'direct'), ('caption', 'thi
              ('caption', 'direct'), ('brief', 'think'), ('brief', 'direct'))
 
 
-def shares(s):
+def shares(s: Scored) -> dict[str, Any]:
     """Shapley shares and classes of questions of every kind of text and mode that has its ends.
 
     'macro' {setting: Shares of the macro mean}, 'scales' {setting: {scale: the same}}, 'classes'
@@ -38,12 +41,12 @@ def shares(s):
     return {'macro': macro, 'scales': scales, 'classes': classes, 'without': without}
 
 
-def without_brief(panels):
+def without_brief(panels: Iterable[tuple[str, Any]]) -> str:
     """What a table over all factors says of brief captions, which are in none of them."""
     return ' (brief captions left out)' if any(kind == grids.BRIEF for kind, _ in panels) else ''
 
 
-def families(s):
+def families(s: Scored) -> dict[str, Any]:
     """The grid of every family for one kind of text and mode: the first of `PREFERRED` there is."""
     panels = grids.panels(s)
     for name in PREFERRED:
@@ -59,7 +62,7 @@ def families(s):
     raise Missing('no reasoner answered from a text that perception wrote')
 
 
-def frontiers(s):
+def frontiers(s: Scored) -> dict[str, Any]:
     """`pareto.pareto` for every cost that the study tells: 'costs' {cost: result}, 'skipped'."""
     found, skipped = {}, {}
     for cost in costs.COSTS:

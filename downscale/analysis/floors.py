@@ -7,10 +7,15 @@ stored there as well, and found here among the golds and all replies of the item
 that a study of any age and any scorer has it, and whoever answers alike cannot be above it.
 """
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from downscale.results.study import Paired
 from downscale.statistics import bootstrap
+
+if TYPE_CHECKING:
+    from downscale.analysis.measures import Scored
 
 GUESSERS = {'chance': 'informed guess', 'majority': 'majority answer',
             'constant': 'constant answer'}
@@ -26,7 +31,7 @@ class Floor:
     names: dict
 
 
-def floor(s, paired):
+def floor(s: 'Scored', paired: Paired) -> Floor:
     """The `Floor` of the items of a pairing, made once for the same items."""
     key = 'floor', paired.key
     if key not in s.made:

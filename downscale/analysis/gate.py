@@ -4,13 +4,15 @@ It stands above every other result, because a reasoner that guesses makes all de
 meaningless whatever the perception model wrote.
 """
 import dataclasses
+from typing import Any
 
 from downscale.analysis import floors
 from downscale.analysis.completeness import completion
-from downscale.analysis.measures import MODES, means_of, one
+from downscale.analysis.measures import MODES, Scored, means_of, one
+from downscale.statistics.bootstrap import Interval
 
 
-def gate(s):
+def gate(s: Scored) -> dict[str, Any]:
     """Whether the largest reasoner, given a true description, beats every guess (`floors`).
 
     A mode passes when in every family the lower end of the 95 % interval of mean(score - floor)
@@ -78,6 +80,6 @@ def _gate_line(result):
     return line + (f' Not interpretable — {detail}.' if detail else '')
 
 
-def signed(x):
+def signed(x: Interval) -> str:
     """A difference with its interval, as sentences print it."""
     return f'{x.value:+.2f} [{x.low:+.2f}, {x.high:+.2f}]'

@@ -1,17 +1,19 @@
 """Perception x reasoner pairs of a study as arrays: marginal curves, corners, items by class."""
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from downscale.analysis import measures
-from downscale.analysis.measures import MODES, Missing
-from downscale.results.study import pair
+from downscale.analysis.measures import MODES, Missing, Scored
+from downscale.results.study import Cell, pair
 from downscale.statistics import bootstrap
-from downscale.statistics.shapley import CLASSES, attribute, partition
+from downscale.statistics.shapley import CLASSES, Shares, attribute, partition
 
 SIDES = ('perception', 'reasoner')
 GOLD = 'gold'
 BRIEF = 'brief'
+Panel = dict[tuple[str, str], list[Cell]]  # by the sizes of perception (or GOLD) and reasoner
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,12 @@ class Corners:
     seeds: dict
     left_out: tuple
 
-    def groups(self, keys):
+    def groups(self, keys: Iterable[tuple[int | str, int]]) -> list[list[Cell]]:
         """The cells of each key, over seeds."""
         return [[cells[key] for cells in self.seeds.values()] for key in keys]
 
     @property
-    def gold(self):
+    def gold(self) -> bool:
         """Whether both reasoners answered from the true text under every seed."""
         return all((GOLD, r) in cells for cells in self.seeds.values() for r in (0, 1))
 
@@ -55,7 +57,7 @@ class Partition:
 CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
 
 
-def panels(s):
+def panels(s: Scored) -> dict[tuple[str, str], Panel]:
     """{(kind of text, mode): {(p size or GOLD, r size): cells}} of all that was evaluated.
 
     `Missing` when that is none.
@@ -68,14 +70,15 @@ def panels(s):
     return found
 
 
-def accuracies(s, groups):
+def accuracies(s: Scored, groups: Panel) -> dict[tuple[str, str], dict[str, bootstrap.Interval]]:
     """{(p size or GOLD, r size): {family or 'macro': Interval}} of one panel."""
     _, alone = measures.each(s, list(groups.values()))
     return {key: _by_family(bootstrap.with_macro(means), np.ones(1), (0, 1))
             for key, means in zip(groups, alone, strict=True)}
 
 
-def curves(s, groups):
+def curves(s: Scored,
+           groups: Panel) -> dict[str, dict[str, dict[str, dict[str, bootstrap.Interval]]]]:
     """{side: {measure: {size: {family or 'macro': Interval}}}} of one panel.
 
     'at largest': accuracy with the other side at its largest size. 'mean': the mean over all sizes
@@ -125,7 +128,7 @@ def _by_family(means, weights, bounds):
             for column, task in enumerate(means.groups)}
 
 
-def corners(s, groups):
+def corners(s: Scored, groups: Panel) -> Corners:
     """The `Corners` of one panel between its smallest and largest sizes; `Missing` without them.
 
     Seeds are compared with themselves: a reasoner reads what perception of its seed has written.
@@ -151,12 +154,13 @@ def corners(s, groups):
     return Corners(*ends, whole, tuple(sorted(set(seeds) - set(whole))))
 
 
-def shares(s, found, scale='accuracy'):
+def shares(s: Scored, found: Corners, scale: str = 'accuracy') -> dict[str, Shares]:
     """{family or 'macro': Shares} of perception and reasoner between the corners of one panel."""
     return attribute(_corner_means(s, found.groups(CORNERS)), SIDES, scale)
 
 
-def all_factors(s, found, scale='accuracy'):
+def all_factors(s: Scored, found: dict[tuple[str, str], Corners],
+                scale: str = 'accuracy') -> tuple[tuple[str, ...], dict[str, Shares]]:
     """(names, {family or 'macro': Shares}) with thinking and extraction as further factors.
 
     `found` maps (kind of text, mode) to Corners. Of thinking and extraction those count for which
@@ -182,7 +186,7 @@ def _corner_means(s, groups):
     return measures.means_of(s, groups)[1]
 
 
-def items(s, found):
+def items(s: Scored, found: Corners) -> Partition:
     """The `Partition` of the items of one panel, averaged over seeds."""
     keys = (*CORNERS, *(((GOLD, 0), (GOLD, 1)) if found.gold else ()))
     paired = pair(s.study, [[cells[key]] for cells in found.seeds.values() for key in keys])
@@ -217,7 +221,7 @@ def _gold(s, paired, right, weight):
                               bounds=(0, 1))
 
 
-def gold_drops(s, found):
+def gold_drops(s: Scored, found: Corners) -> dict[str, dict[str, bootstrap.Interval]]:
     """What the texts and the reasoner cost apart: {measure: {family or 'macro': Interval}}.
 
     'reasoner on gold text': large minus small reasoner, both on the true text. 'text of large
@@ -232,7 +236,7 @@ def gold_drops(s, found):
         ('text of small perception', (1., 0, 0, -1)))}
 
 
-def flip_rate(s, found):
+def flip_rate(s: Scored, found: Corners) -> float | None:
     """The share of answers that would differ in another repeat; None without repeats.
 
     Items below this share of the large pair may have changed class by sampling alone.

@@ -1,12 +1,14 @@
 """Counts, lengths and endings of answers and texts, and one row per trained run."""
+from typing import Any
+
 import numpy as np
 
 from downscale.analysis.completeness import Share, completion
-from downscale.analysis.measures import joint_cells, of_run, one, with_apart
+from downscale.analysis.measures import Scored, joint_cells, of_run, one, with_apart
 from downscale.statistics import bootstrap
 
 
-def health(s):
+def health(s: Scored) -> list[dict[str, Any]]:
     """Endings, accuracy, lengths and counts for every way of answering and size."""
     home = {run: (order, size.name) for order, size in enumerate(s.sizes) for run in size.runs}
     groups = {}
@@ -35,7 +37,7 @@ def health(s):
     return rows
 
 
-def texts(s):
+def texts(s: Scored) -> list[dict[str, Any]]:
     """Truncation and length of what every perception run wrote."""
     columns, rows = s.study.texts, []
     for run, kind in sorted(set(zip(columns['p_run'], columns['text_kind'], strict=True))):
@@ -46,7 +48,7 @@ def texts(s):
     return rows
 
 
-def runs(s):
+def runs(s: Scored) -> list[dict[str, Any]]:
     """One row per trained run with its own macro accuracy, so that seeds can be compared, and what
     a sweep has changed."""
     s, rows = with_apart(s), []

@@ -1,15 +1,17 @@
 """What `probes.parquet` holds, for the report: curves by relative depth, and what has no depth."""
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from downscale.analysis.measures import Missing
+from downscale.analysis.measures import Missing, Scored
 from downscale.results.items import TableError, one_line
 
 COLUMNS = ('run_id', 'task', 'site', 'rel_depth', 'metric', 'value', 'lo', 'hi', 'n')
 
 
-def layers(s):
+def layers(s: Scored) -> dict[str, Any]:
     """A dict: 'sizes', 'curves' {'metric, task': {size: points}}, 'others' rows without a depth.
 
     A measure of one depth is no curve and stands among the others. A point is the mean over the

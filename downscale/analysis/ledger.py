@@ -8,10 +8,11 @@ does, and its change from column to column is where that happens.
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from downscale.analysis import gate, measures
 from downscale.analysis.measure_rows import Row
-from downscale.analysis.measures import MODES, Missing
+from downscale.analysis.measures import MODES, Missing, Scored
 from downscale.results.items import TableError
 from downscale.results.probes import NO_DEPTH, hits, read
 from downscale.results.study import pair
@@ -39,14 +40,14 @@ class Ledger:
     notes: tuple
 
 
-def of_study(s):
+def of_study(s: Scored) -> Ledger:
     """The `Ledger` of a scored study whose folder holds its probes; `Missing` without them."""
     if not (s.study.root / 'probe_items.parquet').is_file():
         raise Missing('no probe_items.parquet; `downscale analyze probe` writes it')
     return ledger(s, read(s.study.root, 'probe_items'))
 
 
-def ledger(s, table):
+def ledger(s: Scored, table: pa.Table) -> Ledger:
     """The `Ledger` of a scored study and its `probe_items`; `Missing` or `TableError` with the
     reason where a size cannot be compared with another."""
     probed = set(table['run_id'].unique().to_pylist())
@@ -199,7 +200,7 @@ def _losses(means, sizes, columns):
     return found
 
 
-def ledger_rows(found):
+def ledger_rows(found: Ledger) -> tuple[list[Row], list[str]]:
     """The numbers of a `Ledger` as `Row`s, and its notes."""
     rows = [_row('levels', size, task, column, x) for size, columns in found.levels.items()
             for column, tasks in columns.items() for task, x in tasks.items()]

@@ -4,13 +4,14 @@ Each function takes a `Scored` study and returns (rows, notes). What cannot be c
 with its reason.
 """
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from downscale.analysis import dropoff, flips, gate, grids, measures, pareto
 from downscale.analysis.completeness import LIMIT, completion
-from downscale.analysis.measures import Missing
+from downscale.analysis.measures import Missing, Scored
 from downscale.results.items import TableError
 from downscale.statistics import bootstrap, inference
 from downscale.statistics.shapley import SCALES
@@ -47,7 +48,7 @@ def _row(table, setting, family, what, x, note=''):
     return Row(table, setting, family, what, float(x), note=note)
 
 
-def drop_rows(s, size='n_nonembed'):
+def drop_rows(s: Scored, size: str = 'n_nonembed') -> tuple[list[Row], list[str]]:
     """Drop-off by four measures, and drop against visual reliance over families."""
     found, notes = dropoff.drops(s, size), []
     setting = f'{found["large"]} - {found["small"]}'
@@ -72,7 +73,7 @@ def drop_rows(s, size='n_nonembed'):
     return rows, notes
 
 
-def grid_rows(s):
+def grid_rows(s: Scored) -> tuple[list[Row], list[str]]:
     """Accuracy of every perception x reasoner pair, and marginal curves of both sides."""
     rows, notes = [], [gate.gate(s)['line']]
     for name, groups in grids.panels(s).items():
@@ -93,7 +94,7 @@ def _unfinished(over, task):
     return f'over {LIMIT:.0%} unfinished or unparsed: {", ".join(bad)}' if bad else ''
 
 
-def attribution_rows(s):
+def attribution_rows(s: Scored) -> tuple[list[Row], list[str]]:
     """Shapley shares of perception and reasoner with their interaction, and items by class."""
     rows, notes, found = [], [gate.gate(s)['line']], {}
     for name, groups in grids.panels(s).items():
@@ -164,7 +165,7 @@ def _panel_notes(s, setting, panel):
     return notes
 
 
-def pareto_rows(s, cost):
+def pareto_rows(s: Scored, cost: str) -> tuple[list[Row], list[str]]:
     """Cost, accuracy and probability of being on the frontier of every way of answering."""
     found, rows = pareto.pareto(s, cost), []
     for one in found['rows']:
@@ -176,7 +177,7 @@ def pareto_rows(s, cost):
                   for reason, ways in found['skipped'].items()]
 
 
-def compare_rows(s, sizes=None):
+def compare_rows(s: Scored, sizes: Sequence[str] | None = None) -> tuple[list[Row], list[str]]:
     """Sizes against each other on the same items: differences, p values and power; runs by IQM.
 
     `sizes` names two; without them every pair is compared. p values are adjusted over families

@@ -4,14 +4,16 @@ Every function takes a `Scored` study and returns plain dicts whose leaves are `
 that the page, the figures and report.json print the same numbers. A part that cannot be computed
 raises `Missing` with the reason.
 """
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from downscale.analysis import floors
 from downscale.analysis.completeness import completion
 from downscale.results.items import TEXT_KINDS
-from downscale.results.study import STAGES, Study, pair
+from downscale.results.study import STAGES, Cell, Paired, Study, pair
 from downscale.statistics import bootstrap
 from downscale.statistics.inference import ratio_interval
 
@@ -45,7 +47,7 @@ class Scored:
     made: dict = field(default_factory=dict, repr=False)   # means of cells, made once
 
 
-def scored(study, bootstraps=2000, seed=0):
+def scored(study: Study, bootstraps: int = 2000, seed: int = 0) -> Scored:
     """The study with one resampling of all its pictures; without the answers of `apart` runs."""
     out, whole = apart(study.meta), study
     if out:
@@ -57,7 +59,7 @@ def scored(study, bootstraps=2000, seed=0):
                   bootstrap.resample(study.items['cluster_id'], bootstraps, seed), whole)
 
 
-def apart(meta):
+def apart(meta: dict[str, Any]) -> set[str]:
     """Names of the runs that are no seeds of their size: where a sweep has trained it under several
     settings, those that change any."""
     settings = {}
@@ -67,7 +69,7 @@ def apart(meta):
             if run.get('changes') and len(settings[run['size']]) > 1}
 
 
-def sizes_of(meta):
+def sizes_of(meta: dict[str, Any]) -> tuple[Size, ...]:
     """Sizes in the order of their total parameter count, of the runs that are not `apart`."""
     runs, out = {}, apart(meta)
     for run in meta['runs']:
@@ -84,14 +86,14 @@ def _size(runs):
                 tuple(sorted({run['seed'] for run in runs})))
 
 
-def with_apart(s):
+def with_apart(s: Scored) -> Scored:
     """The same with the answers of all runs; those that are `apart` are sizes of their own."""
     out = apart(s.study.meta)
     alone = [_size([run]) for run in s.study.meta['runs'] if run['run_id'] in out]
     return replace(s, study=s.whole or s.study, sizes=(*s.sizes, *alone))
 
 
-def families(s):
+def families(s: Scored) -> list[str]:
     """Families with visual ones first, as every table and figure lists them."""
     items = s.study.items
     kinds = sorted(set(zip(items['category'], items['task'], strict=True)), reverse=True)
@@ -99,7 +101,7 @@ def families(s):
     return visual + sorted({task for _, task in kinds} - set(visual))
 
 
-def joint_cells(s, size, condition):
+def joint_cells(s: Scored, size: Size, condition: str) -> list[Cell]:
     """Cells where the vision-language model of this size answered by itself.
 
     Thinking cells are used only when the study has no direct ones.
@@ -110,7 +112,8 @@ def joint_cells(s, size, condition):
                   and cell.thinking == (not direct))
 
 
-def means_of(s, groups):
+def means_of(s: Scored,
+             groups: Sequence[Sequence[Cell]]) -> tuple[Paired, bootstrap.Means, np.ndarray]:
     """The pairing, its means and mean chance [groups, families] of groups of cells to compare.
 
     Each is over the seeds that all groups have. The draws are over pictures, and over seeds where
@@ -134,7 +137,7 @@ def means_of(s, groups):
         chance.clusters, count, planned), chance
 
 
-def planned_seeds(s, groups):
+def planned_seeds(s: Scored, groups: Sequence[Sequence[Cell]]) -> int:
     """How many seeds the study has for each of these groups of cells, were none missing."""
     seeds = {run: size.seeds for size in s.sizes for run in size.runs}
     return min(len(set.intersection(*(set(seeds[run]) for cell in cells for run in cell[:2]
@@ -151,7 +154,7 @@ def _common_seeds(s, groups):
     return [[group[seed] for seed in common] for group in seeded]
 
 
-def of_run(s, cell):
+def of_run(s: Scored, cell: Cell) -> bootstrap.Means:
     """The means of one run by itself, over pictures only."""
     _make_means(s, [cell])
     chance = _chance(s, pair(s.study, [[cell]]))
@@ -159,7 +162,7 @@ def of_run(s, cell):
     return bootstrap.Means(chance.groups, value[None], draws[:, None], chance.n, chance.clusters)
 
 
-def each(s, groups):
+def each(s: Scored, groups: Sequence[Sequence[Cell]]) -> tuple[Paired, list[bootstrap.Means]]:
     """The pairing, and the means of each of the groups of cells over all of its own seeds."""
     return pair(s.study, groups), [means_of(s, [cells])[1] for cells in groups]
 
@@ -184,7 +187,7 @@ def _chance(s, paired):
     return s.made[key]
 
 
-def by_seed(s, cells):
+def by_seed(s: Scored, cells: Sequence[Cell]) -> dict[int, list[Cell]]:
     """{seed: cells of it}; a pair has the seed of its reasoner."""
     seed_of = {run['run_id']: run['seed'] for run in s.study.meta['runs']}
     found = {}
@@ -193,7 +196,8 @@ def by_seed(s, cells):
     return found
 
 
-def one(means, row, column, bounds=(0, 1), minus=None):
+def one(means: bootstrap.Means, row: int, column: int, bounds: tuple[float, float] = (0, 1),
+        minus: int | None = None) -> bootstrap.Interval:
     """Interval of one mean, or of its paired difference from row `minus`."""
     value, draws = means.value[row, column], means.draws[:, row, column]
     if minus is not None:
@@ -202,7 +206,7 @@ def one(means, row, column, bounds=(0, 1), minus=None):
     return means.interval(value, draws, column, bounds)
 
 
-def accuracy(s):
+def accuracy(s: Scored) -> dict[str, Any]:
     """Accuracy of every size by family and in the macro mean, on the picture."""
     groups = {size: joint_cells(s, size, 'image') for size in s.sizes}
     groups = {size: cells for size, cells in groups.items() if cells}
@@ -232,7 +236,8 @@ def _guesses(floor, columns):
             'floor': float(np.mean(floor.means.value[0, columns]))}
 
 
-def relative(means, floor, column, large=0, small=1):
+def relative(means: bootstrap.Means, floor: bootstrap.Means, column: int, large: int = 0,
+             small: int = 1) -> bootstrap.Interval:
     """The chance-corrected drop: that from row `large` to `small` over (large - floor).
 
     The only definition there is: `ratio_interval`, unbounded where large may be at its floor.
@@ -244,7 +249,7 @@ def relative(means, floor, column, large=0, small=1):
                           planned=means.planned)
 
 
-def drops(s):
+def drops(s: Scored) -> dict[str, Any]:
     """Largest minus smallest size by family, with the same pictures drawn for both."""
     have = [size for size in s.sizes if joint_cells(s, size, 'image')]
     if len(have) < 2:
@@ -283,7 +288,7 @@ def _mcnemar(paired, task):
     return bootstrap.mcnemar(paired.scores[0, here], paired.scores[1, here])
 
 
-def reliance(s):
+def reliance(s: Scored) -> dict[str, Any]:
     """What the largest model loses without the picture or with another one, beside the drop."""
     result, found = drops(s), {}
     large = next(size for size in s.sizes if size.name == result['large'])
@@ -301,7 +306,7 @@ def reliance(s):
             'drop': {task: row['absolute'] for task, row in result['families'].items()}}
 
 
-def grid(s):
+def grid(s: Scored) -> dict[str, Any]:
     """Macro accuracy of every perception x reasoner pair, per kind of text and mode, with drops."""
     result = {}
     for kind in TEXTS:
@@ -314,7 +319,7 @@ def grid(s):
     return result
 
 
-def pair_groups(s, kind, thinking):
+def pair_groups(s: Scored, kind: str, thinking: bool) -> dict[tuple[str, str], list[Cell]]:
     """{(perception size or 'gold', reasoner size): cells} of one kind of text and mode."""
     home = {run: size.name for size in s.sizes for run in size.runs}
     groups = {}
@@ -359,7 +364,7 @@ def _marginal(s, p_sizes, r_sizes, groups):
     return drop
 
 
-def losses(s):
+def losses(s: Scored) -> dict[str, Any]:
     """Training curves by stage, and the last loss of every run."""
     home = {run: size.name for size in s.sizes for run in size.runs}
     stages, last = {}, []

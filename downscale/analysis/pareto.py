@@ -1,12 +1,15 @@
 """Which ways of answering are worth what they cost: the frontier, and how sure it is."""
+from typing import Any
+
 import numpy as np
 
 from downscale.analysis import costs, measures
-from downscale.analysis.measures import MODES, Missing
+from downscale.analysis.measures import MODES, Missing, Scored
+from downscale.results.study import Cell
 from downscale.statistics import bootstrap
 
 
-def ways(s):
+def ways(s: Scored) -> dict[str, list[Cell]]:
     """{name: cells} of every joint model and every perception x reasoner pair."""
     found = {}
     for size in s.sizes:
@@ -21,7 +24,7 @@ def ways(s):
     return found
 
 
-def pareto(s, cost='params'):
+def pareto(s: Scored, cost: str = 'params') -> dict[str, Any]:
     """The ways of answering by their cost, each with its macro accuracy and place on the frontier.
 
     A dict of 'cost', 'rows' (dicts way, cost, accuracy, on, probability; cheapest first) and
@@ -54,7 +57,7 @@ def pareto(s, cost='params'):
         for row, means, here, share in zip(order, whole, on, often, strict=True)]}
 
 
-def frontier(prices, values):
+def frontier(prices: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Whether each way is on the frontier: values [..., ways] at ascending prices [ways].
 
     Of ways that cost the same only the best ones are.

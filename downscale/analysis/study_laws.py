@@ -5,15 +5,16 @@ that its steps have room for, the same for every seed.
 """
 import re
 from collections import Counter
+from typing import Any
 
 import numpy as np
 
 from downscale.accounting import totals
 from downscale.analysis import costs, floors, measures
-from downscale.analysis.measures import Missing
+from downscale.analysis.measures import Missing, Scored
 from downscale.laws import learning_rates
 from downscale.laws.extrapolation import holdout
-from downscale.laws.fits import fit
+from downscale.laws.fits import Fit, fit
 from downscale.laws.forms import CHINCHILLA, POWER, Saturating
 from downscale.laws.isoflop import isoflop
 from downscale.results.study_file import read_object
@@ -26,7 +27,7 @@ GRID = 60      # points of a drawn curve
 NOT_FINITE = re.compile(r'(loss|norm) -?(nan|inf)')
 
 
-def finals(s, stage):
+def finals(s: Scored, stage: str) -> dict[str, np.ndarray]:
     """Columns of the ended runs of a stage: cell, size, seed, n, tokens, loss, rate, planned.
 
     n is n_nonembed, `rate` that of the language model (NaN where it is not trained). `planned`
@@ -72,7 +73,7 @@ def _columns(s, stage):
             found['cell'][wanted & ~whole].tolist())
 
 
-def losses_by_size(s):
+def losses_by_size(s: Scored) -> dict[str, dict[str, Any]]:
     """{stage: loss law}: the `Fit`, its hold-out, its curve and the points, or the reason.
 
     With three numbers of tokens or more the law has two inputs, else one. Held out are the runs
@@ -122,7 +123,7 @@ def _points(columns, here, most):
     return rows
 
 
-def curve(fitted, n, tokens=None):
+def curve(fitted: Fit, n: np.ndarray, tokens: float | None = None) -> list[dict[str, Any]]:
     """The fitted law on a grid from the smallest n to `REACH` times the largest, as dicts.
 
     A law of two inputs is drawn at one number of `tokens`.
@@ -134,7 +135,7 @@ def curve(fitted, n, tokens=None):
             for size, y in zip(grid, fitted.predict_intervals(x), strict=True)]
 
 
-def laws(s):
+def laws(s: Scored) -> dict[str, dict[str, Any]]:
     """{title: a law of size with its points and curve}: losses by stage and the macro accuracy."""
     found, why = {}, []
     try:
@@ -150,7 +151,7 @@ def laws(s):
     return found
 
 
-def accuracy_by_size(s):
+def accuracy_by_size(s: Scored) -> dict[str, Any]:
     """The saturating law of the macro accuracy over runs: fit, chance (the floor), curve, points.
     """
     groups, n, points = [], [], []
@@ -175,7 +176,7 @@ def accuracy_by_size(s):
     return {'fit': fitted, 'chance': floor, 'points': rows, 'curve': curve(fitted, n)}
 
 
-def budgets(s, stage='text'):
+def budgets(s: Scored, stage: str = 'text') -> dict[str, Any]:
     """The `Isoflop` over the runs that have a budget in `study.json`, and its points."""
     if not s.study.meta.get('budgets'):
         raise Missing('study.json declares no budgets ({cell: FLOPs})')
@@ -195,7 +196,7 @@ def budgets(s, stage='text'):
         for name, n, loss in zip(budget, columns['n'], columns['loss'], strict=True)]}
 
 
-def rates(s, stage='text'):
+def rates(s: Scored, stage: str = 'text') -> dict[str, Any]:
     """Loss against learning rate: {size: lr.Choice} over sizes with several rates, and alarms.
 
     Of each size the runs of one number of tokens, that with the most rates; seeds that were not
@@ -234,7 +235,7 @@ def rates(s, stage='text'):
             'seeds': {size: len({run.seed for run in runs[size]}) for size in choices}}
 
 
-def flips(s):
+def flips(s: Scored) -> dict[str, Any]:
     """{comparison: {what: Interval}}: shares of questions that change between the ends.
 
     Comparisons: joint, and the perception and the reasoner side of every kind of text and mode,

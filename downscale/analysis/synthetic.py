@@ -5,6 +5,7 @@ logit adds what is planted for sizes, texts and thinking, and normal draws for p
 of one picture move together), questions and training seeds.
 """
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -81,14 +82,15 @@ class Design:
     planted: Planted
 
     @property
-    def down(self):
+    def down(self) -> dict[str, float]:
         """How far below the largest each size is, in shares of the log of all sizes."""
         logs = np.log([totals(language, SIGLIP['micro'])['n_nonembed']
                        for language in self.models.values()])
         return dict(zip(self.models, (logs[-1] - logs) / (logs[-1] - logs[0]), strict=True))
 
 
-def synth(seed=0, to=None, *, sizes=4, seeds=3, items=800, planted=None, full=None):
+def synth(seed: int = 0, to: Path | str | bool | None = None, *, sizes: int = 4, seeds: int = 3,
+          items: int = 800, planted: Planted | None = None, full: bool | None = None) -> Synthetic:
     """A `Synthetic` study: `sizes` x `seeds` runs that answer `items` questions on pictures.
 
     With `to`, the folder holds the files of a real study folder; True makes a temporary one.
@@ -131,7 +133,8 @@ def _items(rng, count, planted):
             'gold': words[rng.integers(len(words), size=count)]}
 
 
-def logit(planted, down, cell, reliance, ease):
+def logit(planted: Planted, down: Mapping[str, float], cell: Cell, reliance: np.ndarray,
+          ease: np.ndarray) -> np.ndarray:
     """The planted logit of a `Cell` of sizes, without luck and seeds."""
     p, r = down.get(cell.p_run, 0), down.get(cell.r_run, 0)
     if not cell.r_run:

@@ -2,6 +2,8 @@
 import io
 import json
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,8 +11,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from downscale.accounting import totals
-from downscale.analysis.synthetic import SIZES
-from downscale.results.study import load_study
+from downscale.analysis.synthetic import SIZES, Design, Planted
+from downscale.results.study import Study, load_study
 from downscale.runtime.files import write_bytes, write_json
 from downscale.sizes import MICRO, SIGLIP, scale
 
@@ -27,7 +29,8 @@ BUDGETS = (1e13, 3e13, 1e14, 3e14, 1e15)   # FLOPs of the isoFLOP runs
 RATES = tuple(RATE * 2. ** step for step in (-2, -1, 1, 2))
 
 
-def write_folder(folder, rng, design, meta, evaluations, texts):
+def write_folder(folder: Path, rng: np.random.Generator, design: Design, meta: dict[str, Any],
+                 evaluations: dict[str, Any], texts: dict[str, Any]) -> Study:
     """`folder` holds the study, which is returned as `load_study` reads it.
 
     ValueError where something is there already.
@@ -57,7 +60,7 @@ def _write(path, table):
     write_bytes(path, sink.getvalue().to_pybytes())
 
 
-def loss_of(planted, n, tokens, rate=RATE):
+def loss_of(planted: Planted, n: float, tokens: float, rate: float = RATE) -> float:
     """The final loss that the planted law gives, which rises by 2 % for a twofold wrong rate."""
     law = planted.E + planted.A / n ** planted.alpha + planted.B / tokens ** planted.beta
     return law * (1 + .02 * np.log2(rate / RATE) ** 2)

@@ -1,5 +1,8 @@
 """Is a study fit to be analysed? Its schemas, pairing, unfinished runs and endings of answers."""
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +15,7 @@ from downscale.results.study import load_study, pair
 from downscale.results.study_file import read_object, study_errors
 
 
-def validate(root):
+def validate(root: Path) -> tuple[list[str], list[str], list[dict[str, Any]]]:
     """(errors, notes, rates): lines of text, and a dict per way of answering.
 
     Errors break a schema or a pairing and make numbers wrong or impossible; notes are runs that
@@ -100,7 +103,8 @@ def _rates(s):
     return rows, notes
 
 
-def lines(errors, notes, rates):
+def lines(errors: Sequence[str], notes: Sequence[str],
+          rates: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The findings as lines of text: errors, notes, then shares over all answers."""
     yield from (f'error: {line}' for line in errors)
     yield from (f'note: {line}' for line in notes)

@@ -1,4 +1,5 @@
 """The verbs of `downscale analyze` and their arguments: laws of tables, and measures of studies."""
+import argparse
 import contextlib
 import sys
 
@@ -40,7 +41,7 @@ HELP = {
 }
 
 
-def add_arguments(sub):
+def add_arguments(sub: argparse.ArgumentParser) -> None:
     """`sub` (an argparse parser) takes a verb and what that verb reads."""
     verbs = sub.add_subparsers(dest='verb', required=True, metavar='VERB')
     for verb, text in HELP.items():
@@ -61,7 +62,7 @@ def add_arguments(sub):
             add_measure_arguments(one, verb)
 
 
-def add_report_arguments(sub):
+def add_report_arguments(sub: argparse.ArgumentParser) -> None:
     """`sub` takes what `report` reads."""
     sub.add_argument('study', type=local_path, help='folder of a study')
     sub.add_argument('--out', type=new_folder, metavar='DIR',
@@ -75,7 +76,7 @@ def _add_resamples(sub):
     sub.add_argument('--seed', type=natural, default=0, help='seed of the resamples (default 0)')
 
 
-def add_measure_arguments(sub, verb):
+def add_measure_arguments(sub: argparse.ArgumentParser, verb: str) -> None:
     """`sub` takes what `measure_command.run` reads for this verb."""
     sub.set_defaults(verb=verb)
     sub.add_argument('study', type=local_path, help='folder of a study')
@@ -96,7 +97,7 @@ def add_measure_arguments(sub, verb):
         sub.add_argument('--sizes', nargs=2, metavar='SIZE', help='two sizes (default: all pairs)')
 
 
-def add_probe_arguments(sub, verb):
+def add_probe_arguments(sub: argparse.ArgumentParser, verb: str) -> None:
     """`sub` takes what `probe_command` reads for this verb."""
     sub.set_defaults(verb=verb)
     sub.add_argument('study', type=local_path, help='folder of a study')
@@ -112,7 +113,7 @@ def add_probe_arguments(sub, verb):
         sub.add_argument('--quiet', action='store_true', help='no progress bars')
 
 
-def probe(args):
+def probe(args: argparse.Namespace) -> None:
     """Probe every run of a study that is not probed yet; the same command continues."""
     from downscale.commands import analyze_probes
     analyze_probes.check(args)
@@ -126,7 +127,7 @@ def probe(args):
     analyze_probes.show_probes(args, notes)
 
 
-def report(args):
+def report(args: argparse.Namespace) -> None:
     """Write the report of a finished or unfinished study."""
     from downscale.report.figures import plotting
     plotting()  # all numbers are made before the first figure
@@ -136,7 +137,7 @@ def report(args):
     print(f'report: {write_report(args.study, args.out, args.bootstraps, args.seed)}')
 
 
-def validate(args):
+def validate(args: argparse.Namespace) -> int:
     """Print what is wrong with a study; 2 where numbers would be wrong, else 0."""
     import json
 
@@ -148,7 +149,7 @@ def validate(args):
     return 2 if errors else 0
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int | None:
     """Laws of size from tables; drops, shares, probes, costs and report of a study."""
     if args.verb == 'probe':  # the only one that runs models
         if on_cpu():

@@ -1,4 +1,5 @@
 """The arguments of `downscale analyze fit` and `isoflop`, and what they print."""
+import argparse
 import json
 
 from downscale.commands.parsing import local_path, natural, new_folder, positive, resamples, share
@@ -6,7 +7,7 @@ from downscale.commands.parsing import local_path, natural, new_folder, positive
 FORMS = ('power', 'chinchilla', 'saturating')
 
 
-def add_fit_arguments(sub):
+def add_fit_arguments(sub: argparse.ArgumentParser) -> None:
     """`sub` (an argparse parser) takes what `run` reads."""
     _add_shared(sub, 'n_nonembed')
     sub.add_argument('--tokens', metavar='COLUMN', help='second input, for --form chinchilla')
@@ -24,7 +25,7 @@ def add_fit_arguments(sub):
                      help='best N and D for this budget, C = 6 N D (--form chinchilla)')
 
 
-def add_isoflop_arguments(sub):
+def add_isoflop_arguments(sub: argparse.ArgumentParser) -> None:
     """`sub` (an argparse parser) takes what `run_isoflop` reads."""
     _add_shared(sub, 'n_nonembed')
     sub.add_argument('--budget', required=True, metavar='COLUMN',
@@ -46,7 +47,7 @@ def _add_shared(sub, x):
     sub.add_argument('--json', action='store_true', help='one JSON object')
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """`analyze fit`: the law, its intervals and alarms are printed."""
     import numpy as np
 
@@ -95,7 +96,7 @@ def _write_fit(args, found, table, result):
     figures.save(law_figures.laws, {f'{args.y}, {found.form}': part}, args.out, 'fit')
 
 
-def run_isoflop(args):
+def run_isoflop(args: argparse.Namespace) -> None:
     """`analyze isoflop`: the minimum of each budget and the line through them are printed."""
     from downscale.laws.isoflop import isoflop
     numbers = [args.x, args.y, *([args.compute] if args.compute else [])]

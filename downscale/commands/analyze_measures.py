@@ -1,4 +1,5 @@
 """What the verbs drop, grid, attribute, compare and pareto of `downscale analyze` print."""
+import argparse
 import contextlib
 import csv
 import dataclasses
@@ -6,6 +7,7 @@ import io
 import itertools
 import json
 import math
+from collections.abc import Iterator, Sequence
 
 from downscale.analysis import measures
 from downscale.analysis.measure_rows import (
@@ -16,7 +18,7 @@ from downscale.analysis.measure_rows import (
     grid_rows,
     pareto_rows,
 )
-from downscale.analysis.measures import Missing
+from downscale.analysis.measures import Missing, Scored
 from downscale.report.figures import save
 from downscale.results.items import TableError
 from downscale.results.study import load_study
@@ -25,27 +27,27 @@ from downscale.runtime.files import write_bytes
 COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
 
 
-def drop(s, args):
+def drop(s: Scored, args: argparse.Namespace) -> tuple[list[Row], list[str]]:
     """Absolute, relative, chance-corrected drop and slope per decade; drop against reliance."""
     return drop_rows(s, args.size)
 
 
-def grid(s, args):
+def grid(s: Scored, args: argparse.Namespace) -> tuple[list[Row], list[str]]:
     """Accuracy of perception x reasoner pairs with marginal curves, the other side fixed or not."""
     return grid_rows(s)
 
 
-def attribute(s, args):
+def attribute(s: Scored, args: argparse.Namespace) -> tuple[list[Row], list[str]]:
     """Shapley shares of the drop with interactions, and items by class that sum to the drop."""
     return attribution_rows(s)
 
 
-def compare(s, args):
+def compare(s: Scored, args: argparse.Namespace) -> tuple[list[Row], list[str]]:
     """Sizes on the same items: paired differences, adjusted p values, power; runs by IQM."""
     return compare_rows(s, args.sizes)
 
 
-def pareto(s, args):
+def pareto(s: Scored, args: argparse.Namespace) -> tuple[list[Row], list[str]]:
     """The cost and accuracy of every way of answering, and how surely it is on the frontier."""
     return pareto_rows(s, args.cost)
 
@@ -71,13 +73,13 @@ def _figures(s, args):
             yield name, draw, compute(s)
 
 
-def check_resamples(bootstraps):
+def check_resamples(bootstraps: int) -> None:
     """ValueError when so few resamples give no interval."""
     if bootstraps < 100:
         raise ValueError(f'--bootstraps {bootstraps} is too few for an interval; 100 or more')
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """Print the numbers of one verb of `MEASURES`; the same study and seed give the same bytes.
 
     ValueError with the reason when the study has none of them.
@@ -104,7 +106,8 @@ def run(args):
           sep='\n')
 
 
-def as_json(args, input_hash, rows, notes):
+def as_json(args: argparse.Namespace, input_hash: str, rows: Sequence[Row],
+            notes: Sequence[str]) -> str:
     """The rows as one JSON object, with what they were made of."""
     found = {'verb': args.verb, 'input_hash': input_hash, 'level': 0.95,
              'bootstraps': args.bootstraps, 'seed': args.seed, 'notes': notes,
@@ -112,7 +115,7 @@ def as_json(args, input_hash, rows, notes):
     return json.dumps(found, indent=1, allow_nan=False)
 
 
-def as_csv(rows):
+def as_csv(rows: Sequence[Row]) -> str:
     """The rows as CSV with a header; empty cells where there is no number."""
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator='\n')
@@ -128,7 +131,7 @@ def _plain(row):
             for name, value in dataclasses.asdict(row).items()}
 
 
-def lines(rows, notes):
+def lines(rows: Sequence[Row], notes: Sequence[str]) -> Iterator[str]:
     """Notes, then a table for each `table` of the rows, as lines of text."""
     yield from notes
     order = list(dict.fromkeys(row.table for row in rows))

@@ -1,5 +1,7 @@
 """What `downscale analyze probe` and `ledger` print and leave in --out, once all is probed."""
+import argparse
 import math
+from collections.abc import Sequence
 
 from downscale.analysis import measures
 from downscale.analysis.ledger import ledger, ledger_rows
@@ -16,12 +18,12 @@ SHOWN = ('accuracy', 'selectivity', 'attentive', 'attentive control', 'nll rise'
          'kl', 'cka')
 
 
-def check(args):
+def check(args: argparse.Namespace) -> None:
     """Raise ValueError in one line for arguments that no study can meet."""
     check_resamples(args.bootstraps)
 
 
-def show_probes(args, notes):
+def show_probes(args: argparse.Namespace, notes: Sequence[str]) -> None:
     """Print the probes of a study, and leave them in --out as JSON, CSV and figure."""
     probes = read(args.study, 'probes').to_pylist()
     rows = [Row(row['run_id'], _site(row), row['task'], row['metric'], row['value'], row['lo'],
@@ -37,7 +39,7 @@ def show_probes(args, notes):
     _leave(args, 'probe', rows, shown, notes, layer_curves, probes)
 
 
-def show_ledger(args):
+def show_ledger(args: argparse.Namespace) -> None:
     """Print the loss ledger of a study, and leave it in --out as JSON, CSV and figure."""
     check(args)
     study = load_study(args.study)

@@ -1,4 +1,5 @@
 """`downscale benchmark`: its arguments, its chain, and every fitting score of what was written."""
+import argparse
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ EXAMPLE = ('downscale benchmark models/vlm --on mmstar --data mmstar.parquet --r
            'models/qwen3-1.7b --information information.json')
 
 
-def add_arguments(sub):
+def add_arguments(sub: argparse.ArgumentParser) -> None:
     """`sub` (an argparse parser) takes what `run` reads."""
     sub.add_argument('runs', nargs='*', type=local_path, metavar='RUN',
                      help='run folders of models that see the pictures and answer')
@@ -85,7 +86,7 @@ def listing():
         yield f'{benchmark.name}: {benchmark.source}\n    scorers: {", ".join(benchmark.scorers)}'
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """Let models answer a public benchmark with its pictures, and reasoners from descriptions.
 
     Every scorer that fits is reported. The same command continues after an interruption.

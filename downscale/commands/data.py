@@ -1,5 +1,6 @@
 """The verbs of `downscale data`: the world of a study, mixtures of published sets, extraction data.
 """
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ DATA_EXAMPLES = {
 EXAMPLE = DATA_EXAMPLES['world']
 
 
-def add_arguments(sub):
+def add_arguments(sub: argparse.ArgumentParser) -> None:
     """`sub` (an argparse parser) takes a verb and what that verb reads."""
     verbs = sub.add_subparsers(dest='verb', required=True, metavar='VERB')
     for name, run in VERBS.items():
@@ -62,7 +63,7 @@ def _add_show(sub):
                      help='samples on the page (default 24)')
 
 
-def world(args):
+def world(args: argparse.Namespace) -> None:
     """Build the scene world of a study, and show some of it."""
     from downscale.experiment.file import open_study
     _, experiments, folder = open_study(args)
@@ -86,7 +87,7 @@ def world(args):
                   f'guess {question.chance:.2f}]')
 
 
-def build(args):
+def build(args: argparse.Namespace) -> None:
     """Bring the sources of a mixture into one folder of records with a manifest.
 
     What cannot be used is rejected with a reason and counted. The same command continues after an
@@ -109,7 +110,7 @@ def build(args):
     print(f'manifest: {args.to / "manifest.json"}')
 
 
-def show(args):
+def show(args: argparse.Namespace) -> None:
     """Print the manifest of a built mixture, and write a page of samples."""
     from downscale.data.corpora.mixture import Corpus
     from downscale.data.corpora.page import lines, write_page
@@ -119,7 +120,7 @@ def show(args):
     print(f'page: {path}')
 
 
-def extract(args):
+def extract(args: argparse.Namespace) -> None:
     """Make data for visual extraction tuning from questions with answers about pictures.
 
     Teachers write statements, what to look at and descriptions; rules, and a judge if one is named,
@@ -134,12 +135,12 @@ ADD = {'world': _add_world, 'build': _add_build, 'show': _add_show,
 
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int | None:
     """Data: the scene world of a study, and mixtures of published sets."""
     return VERBS[args.verb](args)
 
 
-def with_verb(argv):
+def with_verb(argv: list[str]) -> list[str]:
     """`argv` with the verb 'world' where a study file follows `data` directly."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ['data'] and len(argv) > 1 and argv[1].partition(':')[0].endswith('.py'):

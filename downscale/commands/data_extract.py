@@ -1,4 +1,5 @@
 """The arguments of `downscale data extract`, and the work that they ask for."""
+import argparse
 from pathlib import Path
 
 from downscale.commands.parsing import amount, local_path, natural, new_folder, share
@@ -7,7 +8,7 @@ EXAMPLE = ('downscale data extract --from train.json --images pictures --to runs
            '--teacher openai:http://localhost:8000/v1 --model Qwen3-VL-8B-Instruct')
 
 
-def add_arguments(sub):
+def add_arguments(sub: argparse.ArgumentParser) -> None:
     """`sub` (an argparse parser) takes what `run` reads."""
     sub.add_argument('--from', dest='source', type=local_path, required=True, metavar='FILE',
                      help='questions with answers about pictures (.json, .jsonl, .ndjson, .csv or '
@@ -59,7 +60,7 @@ def add_arguments(sub):
     group.add_argument('--quiet', action='store_true', help='no progress bars')
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """The data below `args.to` is made, checked and reported; the same command continues.
 
     ValueError, FileNotFoundError or RuntimeError in one line.

@@ -1,4 +1,6 @@
 """`downscale evaluate`: one evaluation of one cell."""
+import argparse
+
 from downscale.commands.parsing import add_study_arguments, refuse_many
 from downscale.experiment.file import find_cell, open_study
 from downscale.runtime.setup import cache_folder
@@ -6,7 +8,7 @@ from downscale.runtime.setup import cache_folder
 EXAMPLE = 'downscale evaluate experiments/smoke.py --out runs/smoke --cell w64d2-s0 --only joint'
 
 
-def add_arguments(sub):
+def add_arguments(sub: argparse.ArgumentParser) -> None:
     """`sub` (an argparse parser) takes what `run` reads."""
     add_study_arguments(sub)
     sub.add_argument('--cell', required=True, help='name of a cell, as w64d2-s0')
@@ -14,7 +16,7 @@ def add_arguments(sub):
                      choices=('joint', 'caption', 'extraction', 'reason'))
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """Run one evaluation of one cell: joint, caption, extraction or reason."""
     _, experiments, folder = open_study(args)
     refuse_many()

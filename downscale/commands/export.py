@@ -1,10 +1,12 @@
 """`downscale export`: a run becomes a folder of a published form."""
+import argparse
+
 from downscale.commands.parsing import local_path, new_folder
 
 EXAMPLE = 'downscale export models/qwen3-0.6b --to Qwen3-0.6B-copy --format qwen3'
 
 
-def add_arguments(sub):
+def add_arguments(sub: argparse.ArgumentParser) -> None:
     """`sub` (an argparse parser) takes what `run` reads."""
     sub.add_argument('run_folder', metavar='run', type=local_path,
                      help='imported model, or STUDY/cells/CELL/STAGE')
@@ -13,7 +15,7 @@ def add_arguments(sub):
         'qwen3', 'qwen2', 'llama', 'llava_qwen_3', 'llava_onevision'))
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """Write a run's newest checkpoint as a Hugging Face folder."""
     from downscale.convert.exchange import export_model
     export_model(args.run_folder, args.to, args.format)

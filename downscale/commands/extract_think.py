@@ -1,4 +1,6 @@
 """The arguments of `downscale extract-think`, and the `Chain` that they ask for."""
+import argparse
+
 from downscale.commands.parsing import local_path, new_folder
 from downscale.experiment.file import on_cpu
 from downscale.runtime.memory import keep_freed_memory
@@ -10,7 +12,7 @@ EXAMPLE = ('downscale extract-think --perception runs/smoke/cells/w64d4-s0/extra
 
 
 
-def add_arguments(sub):
+def add_arguments(sub: argparse.ArgumentParser) -> None:
     """`sub` (an argparse parser) takes what `chain_of` reads; what is not given is left to `Plan`
     and, for limits, to the prompts."""
     runs = {'nargs': '+', 'type': local_path, 'required': True, 'metavar': 'RUN'}
@@ -30,7 +32,7 @@ def add_arguments(sub):
     add_manner(sub)
 
 
-def add_manner(sub):
+def add_manner(sub: argparse.ArgumentParser) -> None:
     """`sub` takes how is asked, written and worked: what extract-think and benchmark share."""
     _add_wording(sub.add_argument_group('what is asked'))
     _add_writing(sub.add_argument_group('how the reasoner writes (descriptions are greedy)'))
@@ -131,7 +133,7 @@ def assembled(args, bars, open_data, numbers=True, sighted=(), tail=''):
         processes=args.processes, slots=args.slots, report=bars, note=bars.note)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """Let perception models describe and reasoners answer, every pair of them.
 
     The same command continues after an interruption, also with other --slots and --processes.

@@ -1,10 +1,12 @@
 """`downscale import`: a published checkpoint becomes a run folder."""
+import argparse
+
 from downscale.commands.parsing import local_path, new_folder
 
 EXAMPLE = 'downscale import Qwen3-0.6B --to models/qwen3-0.6b'
 
 
-def add_arguments(sub):
+def add_arguments(sub: argparse.ArgumentParser) -> None:
     """`sub` (an argparse parser) takes what `run` reads."""
     sub.add_argument('source', type=local_path, help='Hugging Face folder, or a .gguf file')
     sub.add_argument('--to', type=new_folder, required=True, help='new run folder')
@@ -13,7 +15,7 @@ def add_arguments(sub):
     sub.add_argument('--quiet', action='store_true', help='no progress bar')
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """Bring a Hugging Face folder or a GGUF file into a run folder."""
     from downscale.convert.exchange import import_model
     from downscale.runtime.progress import progress_bars

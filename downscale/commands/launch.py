@@ -1,4 +1,6 @@
 """The arguments of `downscale plan` and `downscale launch`."""
+import argparse
+
 from downscale.commands.parsing import count, natural, new_folder, run_folder
 
 # --- downscale launch -------------------------------------------------------------------------
@@ -32,7 +34,7 @@ STARTING, FITTING = ('submit', 'resume', 'watch'), ('plan', 'submit', 'resume')
 EXAMPLE = LAUNCH_EXAMPLES['submit']
 
 
-def add_arguments(sub):
+def add_arguments(sub: argparse.ArgumentParser) -> None:
     """`sub` (an argparse parser) takes everything that `commands/launch_verbs.py` reads."""
     verbs = sub.add_subparsers(dest='verb', required=True, metavar='VERB')
     for verb, text in SUMMARY.items():
@@ -110,7 +112,7 @@ def _add_backend(group, verb):
     group.add_argument('--context', metavar='NAME', help='gke: context of kubectl')
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     """Run a study's jobs on Cloud TPU or here: submit, watch, see, stop and continue them."""
     from downscale.commands.launch_verbs import VERBS
     return VERBS[args.verb](args)

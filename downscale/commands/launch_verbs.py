@@ -2,6 +2,7 @@
 
 Study, run folder and settings are read by `sweep.py`; what goes on is decided by `watch.py`.
 """
+import argparse
 import contextlib
 import dataclasses
 import json
@@ -19,7 +20,7 @@ from downscale.runtime.progress import progress_bars
 RESTS = 'in its files; a machine that waits, or has begun nothing yet, is not in them'
 
 
-def plan(args):
+def plan(args: argparse.Namespace) -> int:
     """Write the manifest or commands of every job, and check that each cell fits its slices."""
     asked = not args.dry_run
     found = sweep.open_sweep(args, asked)
@@ -38,7 +39,7 @@ def plan(args):
     return int(any(not one.fits for one in fits.values()))
 
 
-def validate(args):
+def validate(args: argparse.Namespace) -> int:
     """Check what would be sent for every job, without a network; exit code 1 if anything is wrong.
     """
     found = sweep.open_sweep(args, asked=False)
@@ -50,14 +51,14 @@ def validate(args):
     return int(bool(problems))
 
 
-def submit(args):
+def submit(args: argparse.Namespace) -> int:
     """Start every job that may start. What is there already is left alone; nothing is deleted."""
     found = sweep.open_sweep(args)
     chosen = _selected(found, args, found.planned)
     return _start(args, found, sweep.with_needs(chosen, found.planned))
 
 
-def resume(args):
+def resume(args: argparse.Namespace) -> int:
     """Start again what failed, was cancelled or ended as fatal; what went wrong no longer counts.
     """
     found = sweep.open_sweep(args)
@@ -65,7 +66,7 @@ def resume(args):
     return _start(args, found, sweep.with_needs(chosen, found.planned), forgiven=chosen)
 
 
-def status(args):
+def status(args: argparse.Namespace) -> int:
     """Show what the run folder says of every job."""
     found = sweep.open_sweep(args)
     jobs = [job for _, job in sweep.select(found, args, found.known)]
@@ -73,7 +74,7 @@ def status(args):
     return 0
 
 
-def cost(args):
+def cost(args: argparse.Namespace) -> int:
     """Show chip-hours and dollars of every cell so far; the dollars are an estimate."""
     found = sweep.open_sweep(args)
     chosen = sweep.select(found, args, found.known)
@@ -83,7 +84,7 @@ def cost(args):
     return 0
 
 
-def logs(args):
+def logs(args: argparse.Namespace) -> int:
     """Show the end of the newest log of every job."""
     found = sweep.open_sweep(args)
     chosen = [spec for spec, job in sweep.select(found, args, found.known)
@@ -99,7 +100,7 @@ def logs(args):
     return 0
 
 
-def cancel(args):
+def cancel(args: argparse.Namespace) -> int:
     """Stop jobs that are not done: each saves and ends, and does not start until `resume`."""
     found = sweep.open_sweep(args)
     chosen = [spec for spec, job in sweep.select(found, args, list(found.saved.values()))
@@ -122,7 +123,7 @@ def cancel(args):
     return 0
 
 
-def watch(args):
+def watch(args: argparse.Namespace) -> int:
     """Keep a sweep going until nothing more can be done: the same command goes on."""
     found = sweep.open_sweep(args)
     if found.settings.backend == 'local':
@@ -134,7 +135,7 @@ def watch(args):
     return _ended(args, _supervised(args, backend, specs, policy))
 
 
-def gc(args):
+def gc(args: argparse.Namespace) -> int:
     """Delete what runs at the backend for this run folder and belongs to no job of it."""
     found = sweep.open_sweep(args)
     left = []

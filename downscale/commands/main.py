@@ -1,6 +1,8 @@
 """The console script `downscale`. JAX is imported only by the command that needs it."""
+import argparse
 import sys
 import traceback
+from collections.abc import Sequence
 
 from downscale.commands import (
     analyze,
@@ -32,7 +34,7 @@ COMMANDS = {
 EXPECTED = (ValueError, ImportError, RuntimeError, FloatingPointError, OSError, MemoryError)
 
 
-def parser():
+def parser() -> argparse.ArgumentParser:
     """The argument parser of every command."""
     top = Parser(
         prog='downscale', description='What breaks first when the language model inside a '
@@ -48,7 +50,7 @@ def parser():
     return top
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; errors are one line on stderr and exit code 1 (2 for bad usage).
 
     A fault of this program itself ends with `exits.BUG`, and `train` after `exits.TABLE`.

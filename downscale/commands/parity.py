@@ -1,4 +1,5 @@
 """`downscale parity`: does an imported model compute what its original did?"""
+import argparse
 import json
 
 from downscale.commands.parsing import local_path
@@ -6,14 +7,14 @@ from downscale.commands.parsing import local_path
 EXAMPLE = 'downscale parity tests/data/llava_qwen3_tiny --json'
 
 
-def add_arguments(sub):
+def add_arguments(sub: argparse.ArgumentParser) -> None:
     """`sub` (an argparse parser) takes what `run` reads."""
     sub.add_argument('folder', type=local_path,
                      help='config.json, safetensors, image.png, expected.npz')
     sub.add_argument('--json', action='store_true', help='one JSON object')
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     """Recompute what a checkpoint's original gave (expected.npz); exit with 1 if it differs."""
     from downscale.convert.parity import parity as compare
     result = compare(args.folder)

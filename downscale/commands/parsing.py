@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
             self.error(f'unrecognized arguments: {" ".join(rest)}')
         return namespace, rest
 
-    def verbs(self):
+    def verbs(self) -> argparse.Action | None:
         """The argparse action whose choices are commands or verbs; None where there are none."""
         return next((action for action in self._actions
                      if isinstance(action, argparse._SubParsersAction)), None)
@@ -102,7 +102,7 @@ share = _number(float, lambda value: 0 <= value <= 1, 'a number from 0 to 1')
 
 # --- places -----------------------------------------------------------------------------------
 
-def local_path(text):
+def local_path(text: str) -> Path:
     """The path of a file or folder of this machine, which may or may not be there."""
     if not text or '\0' in text:
         raise argparse.ArgumentTypeError(f'{text!r} is no path')
@@ -113,7 +113,7 @@ def local_path(text):
     return Path(text)
 
 
-def run_folder(text):
+def run_folder(text: str) -> Path:
     """The text of a run folder of a launch: on this machine, or gs://BUCKET/... of a bucket."""
     if not text.startswith('gs://'):
         return str(local_path(text))
@@ -122,14 +122,14 @@ def run_folder(text):
     return text
 
 
-def new_folder(text):
+def new_folder(text: str) -> Path:
     """The path of a folder that can be made, and written to."""
     path = local_path(text)
     _require(path, path)
     return path
 
 
-def new_file(text):
+def new_file(text: str) -> Path:
     """The path of a file that can be written, or replaced."""
     path = local_path(text)
     if path.is_dir():
@@ -145,7 +145,7 @@ def _require(folder, path):
         raise argparse.ArgumentTypeError(f'{path}: {error}') from None
 
 
-def add_study_arguments(sub):
+def add_study_arguments(sub: argparse.ArgumentParser) -> None:
     """`sub` (an argparse parser) takes a study file, its folder, overrides and `--quiet`."""
     sub.add_argument('config', help='study file, FILE.py or FILE.py:ARG')
     sub.add_argument('--out', type=new_folder, help='folder of the study (default: runs/NAME)')
@@ -154,7 +154,7 @@ def add_study_arguments(sub):
     sub.add_argument('--quiet', action='store_true', help='no progress bars')
 
 
-def refuse_many():
+def refuse_many() -> None:
     """Raise ValueError where the environment names several processes, which only train knows."""
     from downscale.runtime.processes import given
     if given():

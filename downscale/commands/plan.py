@@ -1,4 +1,5 @@
 """`downscale plan`: what of a study fits a TPU, how long it takes and what it costs."""
+import argparse
 import contextlib
 import json
 import os
@@ -11,7 +12,7 @@ from downscale.planner.programs import KINDS
 EXAMPLE = 'downscale plan experiments/extraction_tuning.py --topology v5e:16x16 v6e:16x16'
 
 
-def add_arguments(sub):
+def add_arguments(sub: argparse.ArgumentParser) -> None:
     """`sub` (an argparse parser) takes what `run` reads."""
     sub.add_argument('config', help='study file, FILE.py or FILE.py:ARG')
     sub.add_argument('--topology', nargs='+', default=['v5e:16x16'], metavar='NAME',
@@ -39,7 +40,7 @@ def add_arguments(sub):
 
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     """Compile every program of a study for TPUs, on this machine: what fits, takes and costs what.
 
     No TPU is needed. The same command continues after an interruption.

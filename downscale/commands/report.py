@@ -1,10 +1,12 @@
 """`downscale report`: the same as `downscale analyze report`."""
+import argparse
+
 from downscale.commands import analyze
 
 EXAMPLE = 'downscale report runs/smoke'
 add_arguments = analyze.add_report_arguments
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """Write the report of a finished or unfinished study (the same as `analyze report`)."""
     analyze.report(args)

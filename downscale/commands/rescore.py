@@ -1,4 +1,5 @@
 """The arguments of `downscale rescore` and what it prints."""
+import argparse
 import json
 
 from downscale.commands.parsing import local_path
@@ -6,7 +7,7 @@ from downscale.commands.parsing import local_path
 EXAMPLE = 'downscale rescore runs/chain/answer-r-from-p-think.jsonl'
 
 
-def add_arguments(sub):
+def add_arguments(sub: argparse.ArgumentParser) -> None:
     """`sub` (an argparse parser) takes what `run` reads."""
     sub.add_argument('file', type=local_path,
                      help='list of {"text", "gold"}, or a samples file of downscale, lm-eval or '
@@ -26,7 +27,7 @@ def add_arguments(sub):
                      'can judge a row)')
 
 
-def rescore_lines(args):
+def rescore_lines(args: argparse.Namespace) -> list[str]:
     """The lines that `downscale rescore` prints."""
     from downscale.evaluate.scoring import rescore, table
     rows, notes = rescore.read_rows(args.file)
@@ -47,6 +48,6 @@ def rescore_lines(args):
     return [*printed, *notes]
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """Judge stored replies again by every named scorer, without generating anything."""
     print(*rescore_lines(args), sep='\n')

@@ -1,4 +1,5 @@
 """`downscale study`: every stage and evaluation of every cell, then the report."""
+import argparse
 import os
 
 from downscale.commands.parsing import add_study_arguments, count, refuse_many
@@ -8,7 +9,7 @@ from downscale.runtime.setup import cache_folder
 EXAMPLE = 'downscale study experiments/smoke.py --out runs/smoke --set stages.text.steps=50'
 
 
-def add_arguments(sub):
+def add_arguments(sub: argparse.ArgumentParser) -> None:
     """`sub` (an argparse parser) takes what `run` reads."""
     add_study_arguments(sub)
     sub.add_argument('--tracker', choices=('tensorboard', 'wandb', 'none'),
@@ -19,7 +20,7 @@ def add_arguments(sub):
                      'on CPU, at most one per cell; else 1)')
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """Train, evaluate and compare every cell; then write the report."""
     config, experiments, folder = open_study(args)
     refuse_many()

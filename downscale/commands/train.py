@@ -1,4 +1,6 @@
 """`downscale train`: one stage of one cell, by one process or many."""
+import argparse
+
 from downscale.commands.parsing import add_study_arguments
 from downscale.experiment.file import find_cell, open_study
 from downscale.runtime.setup import cache_folder
@@ -6,7 +8,7 @@ from downscale.runtime.setup import cache_folder
 EXAMPLE = 'downscale train experiments/smoke.py --out runs/smoke --cell w64d2-s0 --stage text'
 
 
-def add_arguments(sub):
+def add_arguments(sub: argparse.ArgumentParser) -> None:
     """`sub` (an argparse parser) takes what `run` reads."""
     add_study_arguments(sub)
     sub.add_argument('--cell', required=True, help='name of a cell, as w64d2-s0')
@@ -15,7 +17,7 @@ def add_arguments(sub):
                      default='tensorboard', help='curves to look at (default: tensorboard)')
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """Train one stage of one cell; its parents must be finished.
 
     SIGTERM saves a step and ends with exit code 42; the same command continues.

@@ -1,5 +1,7 @@
 """Published config.json to our sizes, refusing what the model does not implement; and back."""
 import re
+from pathlib import Path
+from typing import Any
 
 from downscale.sizes import SIGLIP, LanguageConfig, Pictures, VisionConfig
 
@@ -51,7 +53,7 @@ _SIGHT = {
     'tokenizer_model_max_length', 'tokenizer_padding_side', 'unfreeze_mm_vision_tower'}
 
 
-def notes(config, architecture):
+def notes(config: dict[str, Any], architecture: str) -> tuple[str, ...]:
     """Sentences on what a config says that is not used; keys that begin with mm_ are LLaVA's."""
     told = []
     if config.get('auto_map'):
@@ -67,7 +69,7 @@ def notes(config, architecture):
     return tuple(told)
 
 
-def architecture_of(config, where):
+def architecture_of(config: dict[str, Any], where: Path) -> str:
     """The architecture that a config names; ValueError listing the supported ones."""
     classes = config.get('architectures') or MODEL_TYPES.get(str(config.get('model_type')))
     name = classes[0] if isinstance(classes, list) else classes
@@ -110,7 +112,7 @@ def _number(c, key, default, where):
     return float(value)
 
 
-def object_of(config, key, where):
+def object_of(config: dict[str, Any], key: str, where: Path) -> dict[str, Any]:
     """The JSON object of a config at `key`, {} where there is none."""
     value = config.get(key)
     if value is not None and not isinstance(value, dict):
@@ -145,7 +147,7 @@ def _windowed(config, layers):
                 and config['max_window_layers'] < layers)
 
 
-def language_config(config, kind, where):
+def language_config(config: dict[str, Any], kind: str, where: Path) -> LanguageConfig:
     """The decoder of a config of model type `kind` ('qwen3', 'qwen2' or 'llama').
 
     Raises ValueError naming what the decoder does not implement.
@@ -174,7 +176,7 @@ def language_config(config, kind, where):
         eps=_number(c, 'rms_norm_eps', 1e-6, where))
 
 
-def vision_config(config, where, unused=0):
+def vision_config(config: dict[str, Any], where: Path, unused: int = 0) -> VisionConfig:
     """The tower of a SigLIP vision config, of whose blocks the last `unused` are not run."""
     c = {**VISION_DEFAULTS, **config}
     _sizes(c, where, tuple(VISION_DEFAULTS))
@@ -218,7 +220,8 @@ def _anyres(aspect, points, image, where):
     return Pictures('anyres', int(most), tuple((x // image, y // image) for x, y in points))
 
 
-def llava_qwen3(config, where):
+def llava_qwen3(config: dict[str, Any],
+                where: Path) -> tuple[LanguageConfig, VisionConfig, Pictures]:
     """(language, vision, pictures) of the reference's config.
 
     Without `vision_config` (the released checkpoints) the tower is so400m-patch14-384; the last
@@ -246,7 +249,8 @@ def llava_qwen3(config, where):
     return language_config(config, 'qwen3', where), vision, pictures
 
 
-def llava_onevision(config, where):
+def llava_onevision(config: dict[str, Any],
+                    where: Path) -> tuple[LanguageConfig, VisionConfig, Pictures]:
     """(language, vision, pictures) of transformers' config; its pinpoints are (height, width)."""
     text, layer = object_of(config, 'text_config', where), config.get('vision_feature_layer', -1)
     kind = text.get('model_type', 'qwen2')

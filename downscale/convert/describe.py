@@ -1,6 +1,8 @@
 """Our sizes as the config.json of a published format; `config.py` reads them back."""
+from typing import Any
+
 from downscale.convert.config import MODEL_TYPES, architecture_of
-from downscale.sizes import SIGLIP
+from downscale.sizes import SIGLIP, LanguageConfig, Pictures, VisionConfig
 
 # Kept from the config that a model was imported with: our sizes do not have them.
 CARRIED = ('max_position_embeddings', 'initializer_range', 'attention_dropout', 'bos_token_id',
@@ -8,7 +10,7 @@ CARRIED = ('max_position_embeddings', 'initializer_range', 'attention_dropout', 
 SO400M = 'google/siglip-so400m-patch14-384'
 
 
-def text_kind(language):
+def text_kind(language: LanguageConfig) -> str:
     """'qwen3', 'qwen2' or 'llama': the published decoder that computes what `language` does."""
     if language.qk_norm and language.qkv_bias:
         raise ValueError('no published format has both qk_norm and qkv_bias')
@@ -19,7 +21,8 @@ def text_kind(language):
     return kind
 
 
-def check_format(form, language, vision, pictures):
+def check_format(form: str, language: LanguageConfig | None, vision: VisionConfig | None,
+                 pictures: Pictures | None) -> None:
     """Raise ValueError, in one line, when a model of these sizes cannot be written as `form`."""
     if form not in MODEL_TYPES or form.startswith('siglip'):
         known = ', '.join(name for name in MODEL_TYPES if not name.startswith('siglip'))
@@ -40,7 +43,9 @@ def check_format(form, language, vision, pictures):
                          f'{pictures.mode!r}; {other}')
 
 
-def describe(form, language, vision, pictures, dtype, base=None, image_token=None):
+def describe(form: str, language: LanguageConfig | None, vision: VisionConfig | None,
+             pictures: Pictures | None, dtype: Any, base: dict[str, Any] | None = None,
+             image_token: int | None = None) -> dict[str, Any]:
     """The config.json of `form` as a dict.
 
     `base` is the config of the import, whose keys are kept where the format is the same.

@@ -7,6 +7,7 @@ from it by `imports`, `load` opens it, `export_model` turns it back into what it
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,7 +55,7 @@ class Opened:
     tokenizer: object = None
 
 
-def open_model(source, name):
+def open_model(source: Path, name: str) -> Opened:
     """The `Opened` model of a Hugging Face folder or a GGUF file; no weight is read.
 
     FileNotFoundError, ImportError and ValueError say in one line why it cannot be imported.
@@ -108,7 +109,7 @@ def _cell(name, model, sight, files, config, tokenizer):
                       origin=None if origin == Origin() else origin), notes
 
 
-def kept_layers(text, N):
+def kept_layers(text: str, N: int) -> list[int]:
     """The layers that `text` asks for, of `N`: a count, or a list such as '0,2,5'.
 
     A count keeps evenly spaced layers, the first and the last included: layer round(k (N-1) /
@@ -129,7 +130,7 @@ def kept_layers(text, N):
     return layers
 
 
-def pruned(opened, text):
+def pruned(opened: Opened, text: str) -> Opened:
     """The `Opened` model with the layers of the decoder that `text` asks for (see `kept_layers`).
 
     ValueError when it has no language model, or not these layers.
@@ -146,7 +147,9 @@ def pruned(opened, text):
     return replace(opened, leaves=leaves, experiment=cell, notes=(*opened.notes, note))
 
 
-def import_model(source, to, report=lambda done, total: None, layers=''):
+def import_model(source: Path, to: Path,
+                 report: Callable[[int, int], object] = lambda done, total: None,
+                 layers: str = '') -> tuple[str, ...]:
     """The folder `to` holds the model of `source`, whole or not at all; returns what was left out.
 
     Leaves keep their dtype and are written a part at a time. `report` gets bytes done and in total.
@@ -206,7 +209,7 @@ def _counted(leaves, report):
     return jax.tree.map(lambda leaf: _Counted(leaf, tell), leaves)
 
 
-def imported_from(run):
+def imported_from(run: Path) -> Path:
     """The folder of the import that a run folder is, or that its language model came from."""
     imports = experiments.load(run).imports
     if (run / CONFIG).is_file() or 'language' not in imports:
@@ -214,7 +217,7 @@ def imported_from(run):
     return imported_from(Path(imports['language']))
 
 
-def export_model(run, to, form):
+def export_model(run: Path, to: Path, form: str) -> None:
     """The Hugging Face folder `to` of format `form` holds the newest parameters of a run folder.
 
     Values keep their dtype; tokenizer, chat template, generation and preprocessor config go along

@@ -60,7 +60,7 @@ class Tensor:
     heads: int = 0
     dtype: np.dtype = np.dtype(np.float32)
 
-    def read(self, start=0, stop=None):
+    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """A new float32 array of the rows [start, stop) of axis 0 (all by default)."""
         stop = self.shape[0] if stop is None else stop
         # Interleaving moves rows only within a head, but those weights are small: read them whole.
@@ -94,7 +94,7 @@ class Gguf:
     context: int
 
 
-def read_gguf(path):
+def read_gguf(path: Path) -> Gguf:
     """The `Gguf` of a file; every name and shape is checked, no weight is read yet.
 
     One-line errors: FileNotFoundError; ImportError without the extra `gguf`; ValueError when it is

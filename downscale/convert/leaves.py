@@ -1,10 +1,11 @@
 """One of our leaves, lazily: published tensors turned into our axes, whole or a part at a time."""
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from downscale.convert.names import inputs_of
+from downscale.convert.names import Entry, inputs_of
 from downscale.convert.shards import Tensor
 from downscale.letters import axes_of
 
@@ -13,7 +14,7 @@ CHUNK_BYTES = 32 * 2 ** 20
 TILE = 16
 
 
-def turn(source, target):
+def turn(source: np.ndarray, target: np.ndarray) -> None:
     """Fill the matrix `target` with the transposed matrix `source`, tile by tile.
 
     numpy alone strides across one of the two: a tenth of the speed. So do wider tiles, and its
@@ -40,12 +41,12 @@ class Leaf:
     tensors: tuple[Tensor, ...]
 
     @property
-    def axes(self):
+    def axes(self) -> str:
         """The axis letters without N."""
         return axes_of(self.name.rpartition('/')[2])
 
     @property
-    def chunk(self):
+    def chunk(self) -> tuple[int, ...]:
         """The largest part of about `CHUNK_BYTES` along N, or along the first axis of theirs."""
         axis = 0 if self.stacked or self.kind == 'copy' else inputs_of(self.axes)
         if self.kind == 'patch' or axis == len(self.shape):
@@ -56,12 +57,12 @@ class Leaf:
         parts = -(-self.shape[axis] // many)
         return (*self.shape[:axis], -(-self.shape[axis] // parts), *self.shape[axis + 1:])
 
-    def of_layers(self, layers):
+    def of_layers(self, layers: Sequence[int]) -> 'Leaf':
         """The same leaf of these layers alone; axis N leads it."""
         return replace(self, shape=(len(layers), *self.shape[1:]),
                        tensors=tuple(self.tensors[layer] for layer in layers))
 
-    def read(self, index=()):
+    def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
         """A new array of the part `index` (slices, one per axis; the whole leaf by default)."""
         spans = [slice(*span.indices(size)) for span, size in
                  zip((*index, *[slice(None)] * (len(self.shape) - len(index))), self.shape)]
@@ -101,7 +102,7 @@ class Leaf:
         out[...] = array.transpose(order)[tuple(spans)]
 
 
-def published(entry, layer):
+def published(entry: Entry, layer: np.ndarray) -> np.ndarray:
     """One layer of our leaf (numpy, without N) as the published tensor of `entry`, contiguous."""
     axes = axes_of(entry.leaf.rpartition('/')[2])
     if entry.kind == 'copy':

@@ -7,9 +7,11 @@ A format differs from another by the prefixes of these sections alone.
 """
 import math
 import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from downscale.letters import axes_of
+from downscale.sizes import LanguageConfig, VisionConfig
 
 _ATTENTION, _MLP = 'layers.{n}.self_attn.', 'layers.{n}.mlp.'
 DECODER = (
@@ -107,12 +109,13 @@ class Entry:
     theirs: tuple[int, ...]
 
     @property
-    def stacked(self):
+    def stacked(self) -> bool:
         """Whether axis N leads the leaf's shape."""
         return '/blocks/' in self.leaf
 
 
-def letter_sizes(group, language, vision):
+def letter_sizes(group: str, language: LanguageConfig | None,
+                 vision: VisionConfig | None) -> dict[str, int]:
     """{axis letter: size} of one group of the parameter tree."""
     if group == 'tower':
         v = vision
@@ -122,12 +125,12 @@ def letter_sizes(group, language, vision):
     return {**sizes, 'W': vision.W} if group == 'connector' else sizes
 
 
-def inputs_of(axes):
+def inputs_of(axes: str) -> int:
     """How many leading axes of a kernel are its input: both H and E where heads are read."""
     return 2 if axes.startswith('HE') else 1
 
 
-def their_shape(kind, axes, shape, patch):
+def their_shape(kind: str, axes: str, shape: tuple[int, ...], patch: int) -> tuple[int, ...]:
     """The shape of the published tensor of one layer's leaf with these axis letters."""
     if kind == 'patch':
         return shape[1], 3, patch, patch
@@ -137,7 +140,7 @@ def their_shape(kind, axes, shape, patch):
     return (math.prod(shape),) if axes in ('HE', 'KE') else tuple(shape)
 
 
-def wanted(leaf, language):
+def wanted(leaf: str, language: LanguageConfig) -> bool:
     """Whether the model of `language` has this leaf of the decoder."""
     stem = leaf.rpartition('/')[2].rpartition('_')[0]
     if stem == 'head':
@@ -149,7 +152,8 @@ def wanted(leaf, language):
     return True
 
 
-def entries(prefixes, language, vision):
+def entries(prefixes: dict[str, str], language: LanguageConfig | None,
+            vision: VisionConfig | None) -> list[Entry]:
     """The `Entry` of every leaf of a model, in the order of the tables.
 
     `prefixes` maps each section that is present to its prefix. The language model may be None where
@@ -173,7 +177,8 @@ def entries(prefixes, language, vision):
     return found
 
 
-def present_prefixes(architecture, names, sections):
+def present_prefixes(architecture: str, names: Collection[str],
+                     sections: Iterable[str]) -> dict[str, str]:
     """{section: the prefix whose first or last name is among `names`}; where none is, what we
     write. One alone may be missing: the embedding, where the head that it is tied to is stored."""
     found = {}
@@ -186,7 +191,7 @@ def present_prefixes(architecture, names, sections):
     return found
 
 
-def unused(architecture, prefixes, names):
+def unused(architecture: str, prefixes: dict[str, str], names: Collection[str]) -> set[str]:
     """Those of `names` that are left out by design."""
     patterns = [re.escape(prefixes[section]) + tail for section, tails in UNUSED.items()
                 if section in prefixes for tail in tails]

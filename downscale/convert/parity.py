@@ -9,6 +9,7 @@ every tile); `input_ids`, `inputs_embeds_shape`, `inputs_embeds_head`, `inputs_e
 What is absent is not checked.
 """
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ _PARTS = {
 }
 
 
-def parity(folder):
+def parity(folder: Path) -> dict[str, Any]:
     """{'passed', 'relative_error': {array: value}, 'greedy_equal', 'token_count_equal'}.
 
     `relative_error` is the largest difference as a share of the largest expected magnitude, for

@@ -8,8 +8,10 @@ import json
 import math
 import os
 import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -41,7 +43,7 @@ class Tensor:
     path: Path
     offset: int
 
-    def read(self, start=0, stop=None):
+    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """A new array of the rows [start, stop) of axis 0 (all by default)."""
         rows, *rest = self.shape or (1,)
         stop = rows if stop is None else stop
@@ -60,7 +62,7 @@ class Tensor:
         return array
 
 
-def read_json(path):
+def read_json(path: Path) -> Any:
     """The JSON value of a file; one-line errors when it is missing or damaged."""
     try:
         return json.loads(Path(path).read_text('utf-8-sig'))
@@ -71,7 +73,7 @@ def read_json(path):
         raise ValueError(f'{path} is damaged ({str(error)[:80]}); download it again') from None
 
 
-def read_object(path):
+def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in `path`, {} where there is no such file; ValueError for anything else."""
     if not Path(path).is_file():
         return {}
@@ -94,7 +96,7 @@ def _whole(*numbers):
     return all(type(number) is int and number >= 0 for number in numbers)
 
 
-def read_header(path):
+def read_header(path: Path) -> dict[str, Tensor]:
     """{name: Tensor} of one file; ValueError when its size is not what its header says.
 
     As the format asks, the values fill the file without holes and without overlap.
@@ -147,7 +149,7 @@ def _weight_map(folder):
     return listed
 
 
-def shard_paths(folder):
+def shard_paths(folder: Path) -> list[Path]:
     """The safetensors files of a folder: the whole one, else those of its index, else the one
     there is. As in transformers an index beside a whole file does not count.
 
@@ -180,7 +182,7 @@ def shard_paths(folder):
     raise FileNotFoundError(f'no *.safetensors in {folder}; download the weights of the model')
 
 
-def open_tensors(folder):
+def open_tensors(folder: Path) -> dict[str, Tensor]:
     """{name: Tensor} of all shards of a folder, checked against its index; nothing is read."""
     folder, tensors = Path(folder), {}
     for path in shard_paths(folder):
@@ -195,13 +197,14 @@ def open_tensors(folder):
     return tensors
 
 
-def size_of(row):
+def size_of(row: tuple[str, np.dtype, tuple[int, ...]]) -> int:
     """Bytes of the values of a row (name, dtype, shape)."""
     _, dtype, shape = row
     return math.prod(shape) * dtype.itemsize
 
 
-def write_tensors(path, rows, arrays):
+def write_tensors(path: Path, rows: Sequence[tuple[str, np.dtype, tuple[int, ...]]],
+                  arrays: Iterator[np.ndarray]) -> None:
     """`path` is a safetensors file of `rows` (name, dtype, shape), synced to disk.
 
     `arrays` is an iterator that gives the values of each row in turn; more may be left in it.

@@ -3,12 +3,17 @@
 Every file is used, or listed in a note as left out, or refused by name; see `SIDE_FILES`.
 """
 import json
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
 
 from downscale.convert.shards import read_object
 from downscale.data.chat import CHATS, render
 from downscale.data.records import IMAGE, Turn
 from downscale.data.templates import Origin, Template
+from downscale.sizes import Pictures, VisionConfig
 
 # Files that go along with the weights, never code.
 SIDE_FILES = (
@@ -32,7 +37,7 @@ _NEUTRAL = {'processor_class', 'image_processor_type', 'feature_extractor_type',
 MOST_NAMED = 6
 
 
-def read_side_files(folder):
+def read_side_files(folder: Path) -> dict[str, Any]:
     """{file name: JSON object, or text for Jinja} of what decides how a model is asked."""
     folder = Path(folder)
     files = {name: read_object(folder / name) for name in (
@@ -47,14 +52,15 @@ def read_side_files(folder):
     return files
 
 
-def named(names):
+def named(names: Collection[str]) -> str:
     """A few of many names, for a line."""
     names = sorted(map(str, names))
     more = f' and {len(names) - MOST_NAMED} more' if len(names) > MOST_NAMED else ''
     return ', '.join(repr(name)[1:-1][:30] for name in names[:MOST_NAMED]) + more
 
 
-def origin_of(files, config, tokenizer, rows, sees, templated=True):
+def origin_of(files: dict[str, Any], config: dict[str, Any], tokenizer: Tokenizer | None, rows: int,
+              sees: bool, templated: bool = True) -> tuple[Origin, str | None, list[str]]:
     """(`Origin`, name of the chat or None, notes) of a language model.
 
     `files` are those of `read_side_files`, `config` the parsed config.json, `tokenizer` may be
@@ -249,7 +255,7 @@ def _builtin(form):
     return None
 
 
-def check_pictures(folder, vision, pictures):
+def check_pictures(folder: Path, vision: VisionConfig, pictures: Pictures | None) -> list[str]:
     """Notes on how the folder wants pictures prepared; ValueError naming what would differ here.
 
     A tower sees pixels from -1 to 1, of its own size, resampled bicubically.
@@ -305,7 +311,7 @@ def _near(values, wanted):
         for value, goal in zip(values, wanted))
 
 
-def gguf_side_files(metadata, tokenizer):
+def gguf_side_files(metadata: dict[str, Any], tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
     """{file name: JSON object}: what a GGUF file says of its tokenizer, as Hugging Face says it."""
     def token(key):
         number = metadata.get(f'tokenizer.ggml.{key}_token_id')
@@ -329,7 +335,7 @@ def gguf_side_files(metadata, tokenizer):
     return {'tokenizer_config.json': config, 'generation_config.json': generation}
 
 
-def write_files(folder, files):
+def write_files(folder: Path, files: dict[str, Any]) -> None:
     """Write {file name: JSON object} into a folder."""
     for name, value in files.items():
         (Path(folder) / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + '\n')

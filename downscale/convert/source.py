@@ -1,14 +1,16 @@
 """A published checkpoint, opened and checked before anything is read: sizes and lazy leaves."""
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from downscale.convert import config as configs
 from downscale.convert.leaves import Leaf
 from downscale.convert.names import entries, present_prefixes, unused
-from downscale.convert.shards import BUFFERS, DTYPES, INDEX, SINGLE, open_tensors, read_json
+from downscale.convert.shards import BUFFERS, DTYPES, INDEX, SINGLE, Tensor, open_tensors, read_json
 from downscale.convert.side_files import SIDE_FILES, named
 from downscale.sizes import LanguageConfig, Pictures, VisionConfig
 
@@ -34,7 +36,7 @@ class Source:
     files: tuple[Path, ...]
 
 
-def open_source(folder):
+def open_source(folder: Path) -> Source:
     """The `Source` of a local Hugging Face folder; only headers and JSON are read.
 
     Raises FileNotFoundError for missing files and ValueError, in one line, for an unsupported or
@@ -87,7 +89,9 @@ def _sections(language, vision, pictures):
     return [*found, 'newline'] if pictures and pictures.mode != 'flat' else found
 
 
-def arrange(architecture, tensors, language, vision, pictures, where):
+def arrange(architecture: str, tensors: Mapping[str, Tensor], language: LanguageConfig | None,
+            vision: VisionConfig | None, pictures: Pictures | None,
+            where: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     """(nested dict of `Leaf`, notes) of the published `tensors` {name: Tensor}.
 
     Everything that is no `Tensor` but has its `shape`, `dtype` and `read` serves as well. Raises

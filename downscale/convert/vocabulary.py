@@ -1,4 +1,5 @@
 """Byte-pair tokenizers from their parts: of a GGUF file, or of vocab.json and merges.txt."""
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -18,7 +19,8 @@ _CLASSES = {'Qwen2Tokenizer': 'qwen2', 'Qwen2TokenizerFast': 'qwen2', 'GPT2Token
 _SENTENCE_PIECE = ('tokenizer.model', 'spiece.model', 'sentencepiece.bpe.model')
 
 
-def byte_pairs(vocab, merges, cut, added, prefix_space=False):
+def byte_pairs(vocab: dict[str, int], merges: list[tuple[str, str]], cut: str,
+               added: Iterable[tuple[str, bool]], prefix_space: bool = False) -> Tokenizer:
     """The tokenizer of {token: id} and pairs of tokens, cut as 'qwen2', 'smollm' or 'gpt2' does.
 
     `added` is [(token, special)]; each is in `vocab`, so that it keeps its id whatever its place.
@@ -46,7 +48,7 @@ def byte_pairs(vocab, merges, cut, added, prefix_space=False):
     return tokenizer
 
 
-def open_tokenizer(folder, rows):
+def open_tokenizer(folder: Path, rows: int) -> tuple[Tokenizer | None, bool, list[str]]:
     """(tokenizer or None, whether the folder's own tokenizer.json will not do, notes).
 
     Without a tokenizer.json it is built from vocab.json and merges.txt. ValueError where the folder

@@ -2,7 +2,9 @@
 import json
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,12 +13,15 @@ from downscale.convert.describe import check_format, describe
 from downscale.convert.leaves import published
 from downscale.convert.names import FILLERS, FORMATS, entries
 from downscale.convert.shards import DTYPES, INDEX, SINGLE, size_of, write_tensors
+from downscale.sizes import LanguageConfig, Pictures, VisionConfig
 
 MOST_SHARD_BYTES = 5 * 10 ** 9
 
 
-def export_folder(to, form, leaves, language, vision=None, pictures=None, base=None, files=(),
-                  image_token=None):
+def export_folder(to: Path, form: str, leaves: dict[str, Any], language: LanguageConfig | None,
+                  vision: VisionConfig | None = None, pictures: Pictures | None = None,
+                  base: dict[str, Any] | None = None, files: Collection[Path] = (),
+                  image_token: int | None = None) -> None:
     """`to` is a Hugging Face folder of format `form` with these leaves, in their own dtypes.
 
     `leaves` is our nested tree; each leaf has `shape`, `dtype` and `read()` and is read once, one

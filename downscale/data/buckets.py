@@ -3,8 +3,9 @@
 A picture takes 729 to 8,765 tokens and 2 to 37 tiles (LLaVA-OneVision's tiling with SigLIP-so400m),
 so that one shape for all computes mostly padding. Plain Python and numpy: no example is read here.
 """
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -31,12 +32,12 @@ class Shape:
     def __post_init__(self):
         check(self)
 
-    def holds(self, tokens, tiles):
+    def holds(self, tokens: int, tiles: int) -> bool:
         """Whether a row has room for that many tokens and tiles."""
         return tokens <= self.length and tiles <= self.tiles
 
 
-def smallest(shapes, tokens, tiles):
+def smallest(shapes: Sequence[Shape], tokens: int, tiles: int) -> int | None:
     """The number of the first shape whose rows hold a conversation, None when none does.
 
     `shapes` are ordered by length, then tiles, as `in_order` gives them.
@@ -44,7 +45,7 @@ def smallest(shapes, tokens, tiles):
     return next((k for k, shape in enumerate(shapes) if shape.holds(tokens, tiles)), None)
 
 
-def in_order(shapes):
+def in_order(shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     """`shapes` from the smallest to the largest: by length, then by tiles."""
     return tuple(sorted(shapes, key=lambda shape: (shape.length, shape.tiles)))
 
@@ -66,12 +67,12 @@ class Packer:
     conversations gets the same batches. None is lost or doubled; they wait in `state()`.
     """
 
-    def __init__(self, shapes, most_open=OPEN):
+    def __init__(self, shapes: Sequence[Shape], most_open: int = OPEN) -> None:
         self.shapes, self.most_open = shapes, most_open
         self.open = [[] for _ in shapes]
         self.closed = [[] for _ in shapes]
 
-    def add(self, position, tokens, tiles):
+    def add(self, position: int, tokens: int, tiles: int) -> tuple[int, list[list[int]]] | None:
         """(number of the shape, rows of positions) when that completes a batch, else None."""
         bucket = smallest(self.shapes, tokens, tiles)
         shape, rows, closed = self.shapes[bucket], self.open[bucket], self.closed[bucket]
@@ -90,13 +91,13 @@ class Packer:
         self.closed[bucket] = []
         return bucket, closed
 
-    def state(self):
+    def state(self) -> dict[str, Any]:
         """What waits, as JSON can hold it; a copy."""
         return {'open': [[[row.tokens, row.tiles, list(row.positions)] for row in rows]
                          for rows in self.open],
                 'closed': [[list(positions) for positions in rows] for rows in self.closed]}
 
-    def restore(self, state):
+    def restore(self, state: dict[str, Any]) -> list[int]:
         """Wait for what `state` waited for; returns the positions in it."""
         self.open = [[_Row(tokens, tiles, list(positions)) for tokens, tiles, positions in rows]
                      for rows in state['open']]
@@ -107,7 +108,8 @@ class Packer:
 
 # --- waste ------------------------------------------------------------------------------------
 
-def padding(shapes, sizes, flops, most_open=OPEN):
+def padding(shapes: Sequence[Shape], sizes: np.ndarray, flops: Callable[[int, int], float],
+            most_open: int = OPEN) -> dict[str, Any]:
     """What batches of `shapes` compute for nothing on conversations of `sizes`, ready for JSON.
 
     `sizes` [n, 2] are the tokens and tiles of each conversation, in the order of the stream;
@@ -151,7 +153,8 @@ def _wasted(sizes, needed, rows, shapes, computed):
 
 # --- proposal ---------------------------------------------------------------------------------
 
-def propose(sizes, shape, count, flops):
+def propose(sizes: np.ndarray, shape: Shape, count: int,
+            flops: Callable[[int, int], float]) -> tuple[Shape, ...]:
     """At most `count` - 1 buckets beside `shape`, in order, with the least expected work.
 
     `sizes` [n, 2] are tokens and tiles of conversations, `flops(length, tiles)` those of one row.
@@ -180,7 +183,7 @@ def propose(sizes, shape, count, flops):
     return tuple(_filled(shape, *found[k]) for k in reversed(chosen[1:]))
 
 
-def candidates(shape):
+def candidates(shape: Shape) -> np.ndarray:
     """The (length, tiles) that a proposal tries, [K, 2], that of `shape` last."""
     step = STEP * -(-shape.length // (STEP * MOST_LENGTHS))
     found = [(length, tiles) for length in range(step, shape.length + 1, step)
@@ -189,7 +192,7 @@ def candidates(shape):
                     + [(shape.length, shape.tiles)])
 
 
-def shares(length, tiles, pairs):
+def shares(length: int, tiles: int, pairs: np.ndarray) -> np.ndarray:
     """The part of a row that a conversation of each of `pairs` [U, 2] is expected to take; 0 for
     one that does not fit.
 

@@ -1,5 +1,6 @@
 """Chat formats as data: how turns become text, which part of it is learnt, how a reply begins."""
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from downscale.data.records import IMAGE, Turn
@@ -38,7 +39,7 @@ class Chat:
     legacy_structural_loss: bool = False
 
     @property
-    def hash(self):
+    def hash(self) -> str:
         """A short hash that names this format in results; how the loss is masked is no part."""
         same = replace(self, legacy_structural_loss=False)
         return hashlib.sha256(repr(same).encode()).hexdigest()[:12]
@@ -67,7 +68,8 @@ CHATS = {
 }
 
 
-def render(chat, turns, reply=False, thinking=None):
+def render(chat: Chat | Template, turns: Sequence[Turn], reply: bool = False,
+           thinking: bool | None = None) -> list[tuple[str, int]]:
     """A conversation as pieces [(text, weight)]; weight 1 marks what the loss is taken on.
 
     Learnt are the text of a supervised turn and the stop token behind it (see `Chat` for the legacy

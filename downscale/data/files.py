@@ -23,6 +23,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from downscale.runtime.streams import LONGEST_ERROR, printable
 
@@ -59,13 +60,13 @@ class BadRow:
         return f'{self.where}: {self.detail}'
 
 
-def shown(value, most=60):
+def shown(value: Any, most: int = 60) -> str:
     """`value` as it may stand in a message: one line of at most `most` characters."""
     text = printable(str(value)[:most + 1])
     return text if len(text) <= most else f'{text[:most - 3]}...'
 
 
-def fault(path, cause):
+def fault(path: Path, cause: str) -> ValueError:
     """The ValueError of a file: path and cause in at most `LONGEST_ERROR` characters."""
     cause = shown(cause, LONGEST_ERROR - 82)
     return ValueError(f'{_short_path(path)}: {cause}')
@@ -79,7 +80,7 @@ def _short_path(path):
 
 # --- files ------------------------------------------------------------------------------------
 
-def read(path):
+def read(path: Path) -> list[tuple[str, Any]]:
     """[(where, row or `BadRow`)] of a file of rows, in its order."""
     path = Path(path)
     suffix = path.suffix.lower()
@@ -101,7 +102,7 @@ def read(path):
                 if first else 'the file is empty')
 
 
-def read_whole(path):
+def read_whole(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """[(where, dict)] of a file of which every row must be readable."""
     rows = read(path)
     bad = [row for _, row in rows if isinstance(row, BadRow)]
@@ -111,7 +112,7 @@ def read_whole(path):
     return rows
 
 
-def read_object(path):
+def read_object(path: Path) -> dict[str, Any]:
     """The dict of a file that holds one JSON object."""
     data = _bytes(path)
     row = _line(data.strip(), 'it')

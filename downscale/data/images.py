@@ -15,6 +15,8 @@ from pathlib import Path, PurePath
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from downscale.sizes import Pictures, VisionConfig
+
 NEWLINE = 1 << 20  # stands for `image_newline` until the number of tile slots is known
 MOST_PIXELS = 1 << 26  # 200 MB as RGB; a file of a few kB can ask for far more
 CACHE_BYTES = 1 << 28
@@ -38,14 +40,14 @@ class Placed:
     weight_LC: np.ndarray
 
     @property
-    def tokens(self):
+    def tokens(self) -> int:
         """L, the token positions that the picture takes."""
         return len(self.index_LC)
 
 
 # --- files ------------------------------------------------------------------------------------
 
-def open_under(root, name):
+def open_under(root: Path, name: str) -> bytes:
     """The bytes of picture file `name`, a relative path that stays inside the folder `root`.
 
     ValueError for an absolute path, for '..' and for a link that leads out; FileNotFoundError when
@@ -65,12 +67,12 @@ def open_under(root, name):
     return path.read_bytes()
 
 
-def digest(data):
+def digest(data: bytes) -> str:
     """The digest that stands for a picture."""
     return hashlib.sha256(data).hexdigest()[:32]
 
 
-def decode(data, where='image'):
+def decode(data: bytes | Image.Image, where: str = 'image') -> Image.Image:
     """The upright RGB picture of encoded bytes or of a Pillow image; of an animation frame one.
 
     ValueError in one line when it is damaged, truncated, of an unknown format or too large.
@@ -118,17 +120,17 @@ def _eight_bits(image):
 
 # --- geometry ---------------------------------------------------------------------------------
 
-def mode_of(pictures, alone):
+def mode_of(pictures: Pictures, alone: bool) -> str:
     """The mode that is applied: pictures that share a conversation are not tiled."""
     return 'padded' if pictures.mode == 'anyres' and not alone else pictures.mode
 
 
-def corners(pictures):
+def corners(pictures: Pictures) -> int:
     """C, the features that one image token may mix."""
     return 4 if pictures.mode == 'anyres' else 1
 
 
-def best_grid(width, height, vision, pictures):
+def best_grid(width: int, height: int, vision: VisionConfig, pictures: Pictures) -> tuple[int, int]:
     """(columns, rows) of tiles that keep the most pixels of a picture of `width` x `height`.
 
     Pixels count after scaling, but never more than the picture has; ties go to the least waste,
@@ -177,7 +179,8 @@ def _check(width, height):
 
 
 @lru_cache(maxsize=4096)
-def token_count(width, height, vision, pictures, alone=True):
+def token_count(width: int, height: int, vision: VisionConfig, pictures: Pictures,
+                alone: bool = True) -> int:
     """L of `place`, without arrays: the tokens of a picture of `width` x `height` pixels."""
     _check(width, height)
     mode = mode_of(pictures, alone)
@@ -188,7 +191,8 @@ def token_count(width, height, vision, pictures, alone=True):
 
 
 @lru_cache(maxsize=256)
-def place(width, height, vision, pictures, alone=True):
+def place(width: int, height: int, vision: VisionConfig, pictures: Pictures,
+          alone: bool = True) -> Placed:
     """The `Placed` of a picture of `width` x `height` pixels; `alone` in its conversation or not.
 
     'anyres': the P features of the squashed picture, then the rows of the stitched grid, its
@@ -250,7 +254,7 @@ def _reduced(features, stitched):
 
 # --- pixels -----------------------------------------------------------------------------------
 
-def patchify(pixels, patch):
+def patchify(pixels: np.ndarray, patch: int) -> np.ndarray:
     """uint8 pixels [height, width, 3] -> patches [P, Q], row by row; border pixels that do not fill
     a patch are dropped."""
     rows, columns = pixels.shape[0] // patch, pixels.shape[1] // patch
@@ -258,7 +262,8 @@ def patchify(pixels, patch):
     return cut.transpose(0, 2, 1, 3, 4).reshape(rows * columns, patch * patch * 3)
 
 
-def tiles(data, vision, pictures, alone=True, where='image'):
+def tiles(data: bytes | Image.Image, vision: VisionConfig, pictures: Pictures, alone: bool = True,
+          where: str = 'image') -> np.ndarray:
     """uint8 [I, P, Q]: the tiles of encoded bytes or of a Pillow image, in the order of `place`."""
     return _tiles(decode(data, where), vision, mode_of(pictures, alone), pictures)
 
@@ -327,7 +332,8 @@ class _Cache:
 _cache = _Cache(CACHE_BYTES)
 
 
-def cut(data, vision, pictures, alone=True, where='image'):
+def cut(data: bytes, vision: VisionConfig, pictures: Pictures, alone: bool = True,
+        where: str = 'image') -> tuple[Placed, np.ndarray]:
     """(`Placed`, tiles uint8 [I, P, Q], read-only) of encoded bytes, decoded once and remembered:
     training and evaluation meet a picture many times."""
     key = data, vision, pictures, alone

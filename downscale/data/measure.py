@@ -7,14 +7,15 @@ from PIL import ExifTags, Image
 
 from downscale.data import images
 from downscale.data.chat import render
-from downscale.data.records import IMAGE
+from downscale.data.records import IMAGE, Conversation
+from downscale.data.tokens import Encoder, Layout
 
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 # Pillow decodes a PNG to look for an orientation behind its pixels; without these there is none.
 _MARKS = (b'eXIf', b'exif', b'xmp')
 
 
-def picture_size(data, where='image'):
+def picture_size(data: bytes, where: str = 'image') -> tuple[int, int]:
     """(width, height) of the upright picture in encoded bytes, from the header where that tells.
 
     ValueError in one line when it is no readable picture.
@@ -32,7 +33,7 @@ def picture_size(data, where='image'):
 
 
 @functools.lru_cache(2 ** 14)  # pictures of one set often share their size
-def picture_cost(width, height, layout, alone):
+def picture_cost(width: int, height: int, layout: Layout, alone: bool) -> tuple[int, int]:
     """(tokens, tiles) of a picture of that many pixels, as `images.place` lays it out."""
     vision, pictures = layout.vision, layout.pictures
     tiles = 1
@@ -41,12 +42,12 @@ def picture_cost(width, height, layout, alone):
     return images.token_count(width, height, vision, pictures, alone), tiles
 
 
-def cost(encoder, talk, where):
+def cost(encoder: Encoder, talk: Conversation, where: str) -> tuple[int, int]:
     """(tokens, tiles) of a conversation, exactly those that it has once it is encoded."""
     return counts(encoder, talk, where)[:2]
 
 
-def counts(encoder, talk, where):
+def counts(encoder: Encoder, talk: Conversation, where: str) -> tuple[int, int, int, int]:
     """(tokens, tiles, tokens of pictures, supervised tokens) of a conversation, as encoded."""
     tokens, tiles, shown, learnt = 0, 0, 0, 0
     for text, weight in render(encoder.chat, talk.turns):

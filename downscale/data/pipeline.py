@@ -9,15 +9,21 @@ without a word, for any number of them; then each decodes the pictures of its ow
 process does alike costs about as much as tokenising, and grows with the global batch.
 """
 import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import grain
 import numpy as np
 
 from downscale.data import images
-from downscale.data.buckets import OPEN, Packer
+from downscale.data.buckets import OPEN, Packer, Shape
 from downscale.data.records import Conversation
+from downscale.data.tokens import Encoder, Layout
+
+if TYPE_CHECKING:
+    from downscale.data.scenes.conversations import Recipe
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class Share:
     ways: int = 1
     blocks: tuple[int, ...] = (0,)
 
-    def rows(self, batch):
+    def rows(self, batch: int) -> np.ndarray:
         """Indices of the rows kept; ValueError with the arithmetic when rows do not divide."""
         if batch % self.ways:
             raise ValueError(f'global batch {batch} does not divide over {self.ways} groups of '
@@ -48,14 +54,14 @@ class Drawn:
     number: int = -1
 
 
-def shuffled(count, draw, seed):
+def shuffled(count: int, draw: Callable, seed: int) -> Any:
     """The endless sequence of `draw(index, rng)` over `count` examples, by position; every epoch
     has another order."""
     data = grain.MapDataset.range(count).seed(seed).shuffle().repeat()
     return data.random_map(draw, seed=seed)
 
 
-def encoded(drawn, encoder, loss_norm):
+def encoded(drawn: Drawn, encoder: Encoder, loss_norm: str) -> dict[str, np.ndarray | None]:
     """Arrays of one conversation, its pictures decoded and cut; any thread may make them.
 
     ValueError when none of its tokens is supervised.
@@ -76,7 +82,8 @@ def encoded(drawn, encoder, loss_norm):
     return arrays | {'tiles': tiles}
 
 
-def packed_batch(rows, shape, layout):
+def packed_batch(rows: Sequence[Sequence[dict[str, Any]]], shape: Shape,
+                 layout: Layout) -> dict[str, np.ndarray]:
     """Batch arrays of `rows`, each a list of `Sampler.encoded` conversations that fit in `shape`.
 
     An `image_index` counts the tiles of its own row. Leaves as in `stream`.
@@ -111,7 +118,8 @@ def packed_batch(rows, shape, layout):
     return out
 
 
-def captioned_batch(rows, shape, layout):
+def captioned_batch(rows: Sequence[Sequence[dict[str, Any]]], shape: Shape,
+                    layout: Layout) -> dict[str, np.ndarray]:
     """Pictures and their padded captions, for the tower stage: a row is one conversation."""
     vision = layout.vision
     out = {'tokens': np.zeros((len(rows), shape.length), np.int32),
@@ -125,12 +133,12 @@ def captioned_batch(rows, shape, layout):
     return out
 
 
-def most_open(recipe):
+def most_open(recipe: 'Recipe') -> int:
     """How many rows of a bucket are open at once: a picture and its caption are a row."""
     return 0 if recipe.stage == 'tower' else OPEN
 
 
-def epoch(sampler, seed):
+def epoch(sampler: Any, seed: int) -> np.ndarray:
     """int32 [n, 2]: tokens and tiles of every conversation of the first epoch, in its order.
 
     ValueError for the first one that no bucket holds.
@@ -197,7 +205,7 @@ class _Iterator(grain.DatasetIterator):
         self.waiting = {position: self.drawn[position] for position in self.packer.restore(state)}
 
 
-def stream(sampler, seed, share=Share()):
+def stream(sampler: Any, seed: int, share: Share = Share()) -> Any:
     """The endless grain dataset of batches, with the rows of `share`; `iter()` of it can be saved.
 
     Batches have the shapes of `sampler.shapes`, in an order that follows from the data: a batch

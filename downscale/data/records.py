@@ -60,7 +60,7 @@ class Example:
     questions: tuple[Question, ...]
 
     @property
-    def count(self):
+    def count(self) -> int:
         """How many pictures it has."""
         return len(self.images)
 

@@ -5,6 +5,7 @@ part of the rendered text a model learns is found by rendering again with that p
 """
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, cached_property
@@ -81,23 +82,24 @@ class Template:
     legacy_structural_loss = False
 
     @property
-    def hash(self):
+    def hash(self) -> str:
         """A short hash that names this format in results."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:12]
 
     @cached_property
-    def closing(self):
+    def closing(self) -> str:
         """The one of `ends` that follows an assistant's text, '' where none does."""
         turns = (Turn('user', 'a', False), Turn('assistant', _PLACE, False))
         after = self.rendered(turns).rpartition(_PLACE)[2].lstrip()
         return max((end for end in self.ends if after.startswith(end)), key=len, default='')
 
     @property
-    def stop(self):
+    def stop(self) -> str:
         """The token that ends a reply; where the template writes none, the first of `ends`."""
         return self.closing or next(iter(self.ends), '')
 
-    def rendered(self, turns, reply=False, thinking=None):
+    def rendered(self, turns: Sequence[Turn], reply: bool = False,
+                 thinking: bool | None = None) -> str:
         """The text of a conversation; with `reply` a model may continue it.
 
         `thinking` is the template's `enable_thinking`. Where it does not know that and opens a
@@ -135,7 +137,8 @@ class Template:
             content += [{'type': 'text', 'text': words}] * (words != '')
         return content
 
-    def pieces(self, turns, reply=False, thinking=None):
+    def pieces(self, turns: Sequence[Turn], reply: bool = False,
+               thinking: bool | None = None) -> list[tuple[str, int]]:
         """[(text, weight)] as `chat.render` gives them."""
         whole = self.rendered(turns, reply, thinking)
         pieces, at = [], 0
@@ -186,6 +189,6 @@ class Origin:
     context: int = 0
 
     @property
-    def chat(self):
+    def chat(self) -> Template:
         """The `Template`."""
         return Template(self.template, self.tokens, self.end_tokens, self.parts, self.image)

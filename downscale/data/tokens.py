@@ -5,6 +5,7 @@ word-level, trained on the scene world's vocabulary and saved in that same forma
 """
 import hashlib
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -13,8 +14,10 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from downscale.data import images
-from downscale.data.chat import render
-from downscale.data.records import IMAGE, THINK
+from downscale.data.chat import Chat, render
+from downscale.data.images import Placed
+from downscale.data.records import IMAGE, THINK, Turn
+from downscale.data.templates import Template
 from downscale.sizes import Pictures, VisionConfig
 
 SPECIAL = ('<pad>', '<unk>', '<|im_start|>', '<|im_end|>', '<think>', '</think>', IMAGE)
@@ -27,11 +30,12 @@ class Layout:
     pictures: Pictures = Pictures()
 
     @property
-    def newline(self):
+    def newline(self) -> bool:
         """Whether `image_newline` occurs."""
         return self.pictures.mode != 'flat'
 
-    def cut(self, pngs, where='image'):
+    def cut(self, pngs: Sequence[bytes],
+            where: str = 'image') -> tuple[tuple[Placed, ...], np.ndarray | None]:
         """(the `Placed` of each picture, their tiles uint8 [I, P, Q]) of one conversation.
 
         `pngs` are encoded pictures, in the order of their marks; without any the tiles are None.
@@ -48,7 +52,7 @@ class Layout:
         return tuple(placed for placed, _ in cuts), tiles
 
 
-def train_tokenizer(words, path):
+def train_tokenizer(words: Iterable[str], path: Path) -> Path:
     """Write a word-level `tokenizer.json` over `words` to `path` (atomic); the same words, the
     same bytes."""
     words = sorted(set(words))  # once: an iterator would be empty the second time
@@ -64,7 +68,7 @@ def train_tokenizer(words, path):
     return path
 
 
-def load_tokenizer(path, rows=None):
+def load_tokenizer(path: Path, rows: int | None = None) -> Tokenizer:
     """The tokeniser of a `tokenizer.json`.
 
     It neither cuts nor pads, whatever the file asks for: prompts have their own lengths. Raises
@@ -90,12 +94,12 @@ def load_tokenizer(path, rows=None):
     return tokenizer
 
 
-def hash_of(tokenizer):
+def hash_of(tokenizer: Tokenizer) -> str:
     """A short hash of everything that decides how text becomes ids."""
     return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()[:12]
 
 
-def special_id(tokenizer, token):
+def special_id(tokenizer: Tokenizer, token: str) -> int:
     """The id of a special token; ValueError when the tokeniser lacks it."""
     found = tokenizer.token_to_id(token)
     if found is None:
@@ -103,7 +107,7 @@ def special_id(tokenizer, token):
     return found
 
 
-def structural_ids(tokenizer, chat):
+def structural_ids(tokenizer: Tokenizer, chat: Chat | Template) -> frozenset[int]:
     """Ids of the tokens that a legacy structural loss learns in every turn; none otherwise.
 
     They are looked up by their text; ValueError when one is not a single token.
@@ -118,7 +122,7 @@ def structural_ids(tokenizer, chat):
     return frozenset(found)
 
 
-def thought_ids(tokenizer):
+def thought_ids(tokenizer: Tokenizer) -> tuple[int, int, int]:
     """Ids of <think>, </think> and a line break, -1 for each that is not one token."""
     found = [tokenizer.token_to_id(text) for text in THINK]
     breaks = tokenizer.encode('\n', add_special_tokens=False).ids
@@ -133,7 +137,8 @@ class Encoder:
     have more `ends`. `context` is how many positions that was trained on (0: any number).
     """
 
-    def __init__(self, tokenizer, chat, layout, ends=(), context=0):
+    def __init__(self, tokenizer: Tokenizer, chat: Chat | Template, layout: Layout,
+                 ends: Sequence[int] = (), context: int = 0) -> None:
         self.tokenizer, self.chat, self.layout = tokenizer, chat, layout
         self.stop = special_id(tokenizer, chat.stop)
         self.stops, self.context = frozenset((self.stop, *ends)), context
@@ -142,7 +147,7 @@ class Encoder:
         self.thought = thought_ids(tokenizer)
         self.known = {}
 
-    def ids(self, text):
+    def ids(self, text: str) -> list[int]:
         """Token ids of plain text. Texts repeat (questions, words), so they are remembered."""
         found = self.known.get(text)
         if found is None:
@@ -151,12 +156,13 @@ class Encoder:
             found = self.known[text] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return found
 
-    def text(self, ids):
+    def text(self, ids: Sequence[int]) -> str:
         """The text of generated ids, without the first stop token and what follows it."""
         ids = list(takewhile(lambda token: token not in self.stops, ids))
         return self.tokenizer.decode(ids, skip_special_tokens=False).strip()
 
-    def encode(self, turns, reply=False, thinking=None, pictures=()):
+    def encode(self, turns: Sequence[Turn], reply: bool = False, thinking: bool | None = None,
+               pictures: Sequence[Placed] = ()) -> dict[str, np.ndarray]:
         """Arrays of a conversation: tokens int32 and weights float32 [L], image_index int32 [L, C].
 
         `weights[i]` is 1 where token i is a target of the loss: the text of a supervised turn and

@@ -1,15 +1,21 @@
 """From a study file's ConfigDict and sweep to its cells; nothing else sees a ConfigDict."""
 import dataclasses
 import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from downscale.config import STAGES, Experiment
 from downscale.experiment import sweeps
-from downscale.runtime.files import place
-from downscale.sizes import LANGUAGE, scale
+from downscale.runtime.files import PathLike, place
+from downscale.sizes import LANGUAGE, LanguageConfig, scale
 from downscale.values import from_dict, shown, unknown
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
-def language_of(family, size, vocabulary):
+
+def language_of(family: str, size: str, vocabulary: int) -> LanguageConfig:
     """The LanguageConfig of `size` in a family table, of any micro point like 'w96d5', or of a
     published size of another depth: '135m-d15' keeps 15 layers (`downscale import --layers`)."""
     if family not in LANGUAGE:
@@ -25,7 +31,7 @@ def language_of(family, size, vocabulary):
     raise ValueError(unknown(f'{family} size', size, list(table)))
 
 
-def cells_of(config, sweep):
+def cells_of(config: 'ConfigDict', sweep: Collection[dict[str, Any]]) -> tuple[Experiment, ...]:
     """(experiments of the study, shared tower cells included).
 
     `config` is the locked ConfigDict of `get_config`; `sweep` lists points (see `sweeps.py`). Every
@@ -76,7 +82,7 @@ def _check_parents(cells):
             before.add(f'{cell.name}/{stage.name}')
 
 
-def reference_of(cell, reference):
+def reference_of(cell: Experiment, reference: str) -> str:
     """'CELL/STAGE' of a parent: 'text' of this cell, or 'tower/tower' of the shared one."""
     other, _, stage = reference.rpartition('/')
     return f'{other}-s{cell.seed}/{stage}' if other else f'{cell.name}/{stage}'
@@ -104,6 +110,6 @@ def _cell(value, name, point, stages):
                                   'budget': point.get('budget', '')}, name)
 
 
-def parent_folder(study, experiment, reference):
+def parent_folder(study: PathLike, experiment: Experiment, reference: str) -> Path:
     """The folder of a parent stage: 'text' of this cell, or 'tower/tower' of the shared cell."""
     return place(study) / 'cells' / reference_of(experiment, reference)

@@ -1,19 +1,29 @@
 """Study files and what the command line changes in them."""
+import argparse
 import ast
 import contextlib
 import os
 import sys
 import traceback
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from downscale.runtime.files import PathLike
 from downscale.runtime.memory import keep_freed_memory
 from downscale.runtime.outputs import require_folder
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from downscale.config import Experiment
 
 # What every `get_config()` gives, beside its stages.
 REQUIRED = {'study': str, 'platform': str, 'family': str, 'vocabulary': int}
 
 
-def load_study(config_file, overrides):
+def load_study(config_file: PathLike,
+               overrides: Iterable[str]) -> tuple['ConfigDict', Sequence[dict[str, Any]]]:
     """(ConfigDict, sweep) of `FILE.py` or `FILE.py:ARG`, with `key.path=value` overrides set.
 
     ValueError in one line for a missing file, a file without `get_config` and `sweep`, or an
@@ -49,7 +59,7 @@ def _checked(path, config, points):
     return config
 
 
-def load_mixture(mixture_file):
+def load_mixture(mixture_file: PathLike) -> Any:
     """The `Mixture` of `FILE.py` or `FILE.py:ARG`; ValueError in one line for a missing file or one
     without `get_mixture`."""
     module, path, arg = _load('mixture', mixture_file, ('get_mixture',), 'experiments/mixtures')
@@ -92,13 +102,13 @@ def _explained(path):
         raise ValueError(f'{where}: {type(error).__name__}: {error}') from error
 
 
-def files_nearby(folder):
+def files_nearby(folder: PathLike) -> str:
     """Names of the Python files in `folder`, for error messages."""
     found = sorted(str(path) for path in Path(folder).glob('*.py'))
     return ', '.join(found) or f'none in ./{folder}'
 
 
-def set_key(config, override):
+def set_key(config: 'ConfigDict', override: str) -> None:
     """Set one `key.path=value`; the value is a Python literal, or else a string."""
     from downscale.experiment.sweeps import set_value
     key, equals, text = override.partition('=')
@@ -111,7 +121,8 @@ def set_key(config, override):
     set_value(config, key, value, '--set')
 
 
-def open_cells(config_file, overrides):
+def open_cells(config_file: PathLike,
+               overrides: Iterable[str]) -> tuple['ConfigDict', tuple['Experiment', ...]]:
     """(config, experiments) of a study file; the platform is chosen here, before JAX looks for one.
     """
     config, sweep = load_study(config_file, overrides)
@@ -131,23 +142,23 @@ def open_cells(config_file, overrides):
     return config, found
 
 
-def claims_of(config):
+def claims_of(config: 'ConfigDict') -> Any:
     """The claims that a study file declares (`claims` of its config), or None."""
     return config.to_dict().get('claims')
 
 
-def open_study(args):
+def open_study(args: argparse.Namespace) -> tuple['ConfigDict', tuple['Experiment', ...], Path]:
     """(config, experiments, folder) of the command line."""
     config, experiments = open_cells(args.config, args.set)
     return config, experiments, args.out or require_folder(Path('runs') / config.study)
 
 
-def on_cpu():
+def on_cpu() -> bool:
     """Whether JAX will compute on the CPU only."""
     return os.environ.get('JAX_PLATFORMS') == 'cpu'
 
 
-def find_cell(experiments, name):
+def find_cell(experiments: Iterable['Experiment'], name: str) -> 'Experiment':
     """The experiment called `name`; ValueError with the nearest."""
     from downscale.values import unknown
     for cell in experiments:

@@ -10,6 +10,9 @@ tiling, and 770 in stage 1 (LLaVA-OneVision: 512 examples, 256 for 7B). Steps ar
 epoch at 2.8 conversations a row (3 in stage 1); `downscale data world STUDY --padding` counts
 them for the data that is there.
 """
+from collections.abc import Sequence
+from typing import Any
+
 BUILT = 'data/built'
 ALL = ('language', 'tower', 'connector')
 FULL = dict(language=1e-5, connector=1e-5, tower=2e-6)
@@ -26,7 +29,8 @@ INFORMATION = {'vmcbench-six': 'data/vmcbench/information.json',
                'mmstar': 'data/mmstar/information.json'}
 
 
-def study(name, stages, evaluation, dry):
+def study(name: str, stages: Sequence[str], evaluation: dict[str, Any],
+          dry: bool) -> dict[str, Any]:
     """The settings of a study whose cells pass `stages` of `STAGES`, each from the one before.
 
     With `dry` everything is the same but what makes it large: models, rows and steps.
@@ -58,7 +62,8 @@ def study(name, stages, evaluation, dry):
                 evaluation=dict(conditions=('image', 'blind'), **evaluation, **rows))
 
 
-def points(sizes, seeds=(0,), readers=()):
+def points(sizes: Sequence[str], seeds: Sequence[int] = (0,),
+           readers: Sequence[str] = ()) -> list[dict[str, Any]]:
     """One cell per size and seed, each started from its imported language model and the shared
     tower; `readers` are sizes that only read: their language model answers, untrained."""
     return [dict(size=size, seed=seed, imports=dict(language=f'models/qwen3-{size}',
@@ -67,7 +72,7 @@ def points(sizes, seeds=(0,), readers=()):
             for seed in seeds for size in (*sizes, *readers)]
 
 
-def parsed(name, arg):
+def parsed(name: str, arg: str) -> tuple[bool, tuple[str, ...], tuple[int, ...]]:
     """(whether it is a dry run, sizes, seeds) of 'SIZE,SIZE/SEED,SEED'; 'dry' names two tiny sizes.
 
     ValueError in one line for seeds that are no numbers.

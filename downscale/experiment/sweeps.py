@@ -4,7 +4,8 @@ A point has a 'size' and a 'seed', may have 'imports' and the names of its 'stag
 settings by their path: {'size': 'w32d2', 'seed': 0, 'stages.text.rates.language': 3e-3}. Its
 'budget' (text, as '1e12') says which compute it spends: isoFLOP curves group by it as it stands.
 """
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable, Iterable
+from typing import Any
 
 from downscale.experiment import names
 from downscale.values import shown, unknown
@@ -14,12 +15,12 @@ POINT = ('size', 'seed', 'imports', 'stages', 'budget')
 GROUPS = ('stages', 'optimizer', 'parametrisation', 'mesh', 'dtype', 'remat', 'unroll')
 
 
-def axis(key, values):
+def axis(key: str, values: Iterable) -> list[dict[str, Any]]:
     """The sweep over the values of one key."""
     return union([{key: value} for value in values])
 
 
-def product(*sweeps):
+def product(*sweeps: Collection[dict[str, Any]]) -> list[dict[str, Any]]:
     """Every combination of points, the last sweep varying fastest."""
     found = [{}]
     for sweep in sweeps:
@@ -27,7 +28,7 @@ def product(*sweeps):
     return union(found)
 
 
-def zipped(*sweeps):
+def zipped(*sweeps: Collection[dict[str, Any]]) -> list[dict[str, Any]]:
     """First points together, second points together, and so on; ValueError for unequal lengths."""
     lengths = [len(sweep) for sweep in sweeps]
     if len(set(lengths)) > 1:
@@ -35,7 +36,7 @@ def zipped(*sweeps):
     return union([_joined(points) for points in zip(*sweeps)])
 
 
-def union(*sweeps):
+def union(*sweeps: Collection[dict[str, Any]]) -> list[dict[str, Any]]:
     """All points, in order; ValueError for one that occurs twice."""
     found = {}
     for point in [point for sweep in sweeps for point in sweep]:
@@ -69,12 +70,12 @@ def _merged(one, other):
     return one | other
 
 
-def shared(point):
+def shared(point: dict[str, Any]) -> dict[str, Any]:
     """What of a point is of the tower cell of its seed, which all of that seed share."""
     return {key: value for key, value in point.items() if key in ('size', 'seed', 'imports')}
 
 
-def name_of(point):
+def name_of(point: dict[str, Any]) -> str:
     """The name of a point's cell: size, seed, and the last words of what else it changes.
 
     It is fit for folders, labels and shells whatever the values are; see `names.py`.
@@ -84,7 +85,7 @@ def name_of(point):
     return names.short('-'.join([point['size'], f's{point["seed"]}', *words]), changed)
 
 
-def check(sweep, stages):
+def check(sweep: Collection[dict[str, Any]], stages: Collection[str]) -> None:
     """Raise ValueError where points of a study with these `stages` are wrong or share a name."""
     if not isinstance(sweep, (list, tuple)) or not sweep:
         raise ValueError(f'sweep() gives {shown(sweep)}; it must give a list of points, one or '
@@ -128,7 +129,7 @@ def _check_point(point, stages):
                              'for all with --set')
 
 
-def applied(settings, point):
+def applied(settings: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
     """A copy of a study's settings (plain dicts) with what a point changes by path."""
     settings = copied(settings)
     for key, value in point.items():
@@ -137,14 +138,14 @@ def applied(settings, point):
     return settings
 
 
-def copied(settings):
+def copied(settings: dict[str, Any]) -> dict[str, Any]:
     """Nested dicts anew. What a study file has written once for several places is then several:
     to change the rates of one stage changes no other."""
     return {key: copied(value) if isinstance(value, dict) else value
             for key, value in settings.items()}
 
 
-def set_value(settings, key, value, where):
+def set_value(settings: Any, key: str, value: Any, where: str) -> None:
     """Set `key.path` of nested mappings; ValueError with the nearest valid key, after `where`."""
     path, node = tuple(key.split('.')), settings
     for depth, name in enumerate(path):

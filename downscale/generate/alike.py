@@ -4,6 +4,7 @@ XLA on CPU adds up a product in another order from some number of rows on: for w
 576 terms are summed, five where it is 960, none from 1,024 (jax 0.10.2, x86). Nothing documents
 these numbers, so they are found out here, on the machine that decodes. Steps then stay on one side.
 """
+from collections.abc import Iterable
 from functools import cache
 
 import jax
@@ -14,7 +15,7 @@ FEWER, MORE = (8, 4, 2), (24, 32, 48, 64, 96, 128, 192, 256)
 WIDEST = 2048  # outputs: a wider product changes where this one does
 
 
-def alike(products, wanted):
+def alike(products: Iterable[tuple[int, int]], wanted: int) -> tuple[int, int | None]:
     """(fewest, most) rows of a step on one device that are summed as those of 16 rows.
 
     `products` are the (terms, outputs) of every matrix product of a row, `wanted` the rows that one

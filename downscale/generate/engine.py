@@ -12,18 +12,23 @@ import contextlib
 import math
 import time
 from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from downscale.data.records import THINK
+from downscale.data.tokens import Encoder
 from downscale.generate import forward, programs, requests, thinking
 from downscale.generate.alike import alike
 from downscale.generate.requests import Decoding, Prompt, Reply, Request  # noqa: F401
 from downscale.generate.sampling import mask
 from downscale.model.cache import edges, ladder
+from downscale.model.vlm import Vlm
 from downscale.runtime.memory import give_back
 from downscale.sharding import batch_sharding, batch_ways, shardings
 
@@ -59,7 +64,7 @@ class Stats:
     compile_seconds: float = 0.0
     seconds: float = 0.0
 
-    def summary(self):
+    def summary(self) -> dict[str, int | float]:
         """The figures that a report shows; shares are of 1."""
         return {'rows': self.rows, 'tokens': self.tokens, 'seconds': self.seconds,
                 'tokens_per_second': self.tokens / self.seconds if self.seconds else 0.0,
@@ -77,7 +82,8 @@ class Engine:
     a new batch begins only when the last row of the one before has ended.
     """
 
-    def __init__(self, model, params, encoder, slots=16, mesh=None, refill=True):
+    def __init__(self, model: Vlm, params: dict[str, Any], encoder: Encoder, slots: int = 16,
+                 mesh: Mesh | None = None, refill: bool = True) -> None:
         if slots < 1:
             raise ValueError(f'{slots} slots; at least 1 is needed')
         self.model = model.clone(kernels=jax.default_backend() == 'tpu')
@@ -92,7 +98,8 @@ class Engine:
         self.params = jax.device_put(params, where)
         self.stats = Stats()
 
-    def write(self, asked, decoding=GREEDY, report=lambda done, total: None):
+    def write(self, asked: Sequence[Request], decoding: Decoding = GREEDY,
+              report: Callable[[int, int], object] = lambda done, total: None) -> list[Reply]:
         """A `Reply` for every `Request`, in order."""
         replies = [None] * len(asked)
         for done, (index, reply) in enumerate(self.stream(asked, decoding), 1):
@@ -100,7 +107,8 @@ class Engine:
             report(done, len(asked))
         return replies
 
-    def stream(self, asked, decoding=GREEDY):
+    def stream(self, asked: Sequence[Request],
+               decoding: Decoding = GREEDY) -> Iterator[tuple[int, Reply]]:
         """(index, `Reply`) of each `Request`, as rows end. ValueError before work starts when a
         request cannot be answered."""
         patches = self.model.vision.P if 'tower' in self.params else 0
@@ -108,7 +116,7 @@ class Engine:
                        self.encoder.context)
         return _Job(self, asked, decoding).run() if asked else iter(())
 
-    def call(self, program, *args, **static):
+    def call(self, program: Callable, *args: Any, **static: Any) -> Any:
         """Run a compiled program on this engine's mesh."""
         within = jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext()
         before = dict(_compiled)
@@ -123,7 +131,7 @@ class Engine:
             give_back()
         return result
 
-    def by_lane(self, array):
+    def by_lane(self, array: Any) -> jax.Array | np.ndarray:
         """An array whose first axis is lanes or slots, on the devices that hold them."""
         return jax.device_put(array, batch_sharding(self.mesh, self.model.rules)) if self.mesh \
             else array

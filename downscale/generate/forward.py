@@ -3,21 +3,24 @@
 The layers lie apart here, not stacked: on CPU a slice of a stacked weight is a copy, which would
 double the memory that a step reads.
 """
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from downscale.model.cache import attend_blocks, cut, remember
 from downscale.model.language import Block, score
 from downscale.model.layers import rms_norm, rotary
 from downscale.model.vision import Connector, Tower
-from downscale.model.vlm import splice
+from downscale.model.vlm import Vlm, splice
 from downscale.mup import times
 from downscale.sharding import constrain
 
 
-def unstack(params, dtype):
+def unstack(params: dict[str, Any], dtype: DTypeLike) -> dict[str, Any]:
     """`params` for this module: `language.blocks` as a tuple of layers, matrices in `dtype`.
 
     Gains stay as they are stored: norms are computed in float32. Layers of numpy arrays are views.
@@ -35,13 +38,14 @@ def unstack(params, dtype):
     return {**params, 'language': {**params['language'], 'blocks': apart}}
 
 
-def embed(model, params, tokens_BL):
+def embed(model: Vlm, params: dict[str, Any], tokens_BL: jax.Array) -> jax.Array:
     """What the decoder reads for text, [B, L, D]."""
     x_BLD = params['language']['embedding_VD'][tokens_BL].astype(model.dtype)
     return constrain(times(x_BLD, model.growth.input), 'BLD', model.rules)
 
 
-def through_blocks(model, params, x_BLD, positions_BL, mixes):
+def through_blocks(model: Vlm, params: dict[str, Any], x_BLD: jax.Array, positions_BL: jax.Array,
+                   mixes: Iterable[Callable]) -> tuple[jax.Array, list]:
     """(x after all blocks, what each layer's mix kept); `mixes` holds one function a layer."""
     cfg, kept = model.language, []
     block = Block(cfg, model.rules, exact=True, growth=model.growth)
@@ -52,7 +56,7 @@ def through_blocks(model, params, x_BLD, positions_BL, mixes):
     return x_BLD, kept
 
 
-def logits(model, params, x_BLD):
+def logits(model: Vlm, params: dict[str, Any], x_BLD: jax.Array) -> jax.Array:
     """Logits [B, L, V], float32, of what left the last block."""
     language, cfg = params['language'], model.language
     x_BLD = rms_norm(x_BLD, language['final_norm']['scale_D'], cfg.eps, exact=True)
@@ -61,7 +65,7 @@ def logits(model, params, x_BLD):
     return constrain(score(x_BLD, table, cfg.tie), 'BLV', model.rules)
 
 
-def see(model, params, tiles_BPQ):
+def see(model: Vlm, params: dict[str, Any], tiles_BPQ: jax.Array) -> jax.Array:
     """Features [B, P, D] of one tile per row, at the decoder's width."""
     tower = Tower(model.vision, model.rules, model.dtype, unroll=model.unroll)
     features_BPW = tower.apply({'params': params['tower']}, tiles_BPQ)
@@ -69,7 +73,8 @@ def see(model, params, tiles_BPQ):
     return connector.apply({'params': params['connector']}, features_BPW)
 
 
-def show(model, params, x_BLD, features_BID, image_index_BLC, image_weight_BLC):
+def show(model: Vlm, params: dict[str, Any], x_BLD: jax.Array, features_BID: jax.Array,
+         image_index_BLC: jax.Array, image_weight_BLC: jax.Array | None) -> jax.Array:
     """`x_BLD` with image features in the places of image tokens; the last feature is the newline,
     where the model has one."""
     if model.newline:
@@ -80,7 +85,8 @@ def show(model, params, x_BLD, features_BID, image_index_BLC, image_weight_BLC):
     return jnp.where(image_index_BLC[:, :, :1] >= 0, image_BLD, x_BLD)
 
 
-def read(model, params, x_BLD, ends, prefix=None, before_B=None):
+def read(model: Vlm, params: dict[str, Any], x_BLD: jax.Array, ends: Sequence[int],
+         prefix: list | None = None, before_B: jax.Array | None = None) -> tuple[jax.Array, list]:
     """(x after all blocks, per layer the cache blocks k, v up to `ends` that hold its tokens).
 
     Rows continue a `prefix` (per layer blocks k, v, of which `before_B` tokens count for each row),
@@ -115,7 +121,8 @@ def _placed(new, axis, size, prefix_blocks, before_B):
         held, new.astype(held.dtype), before_B)
 
 
-def step(model, params, token_B, positions_B, k, v):
+def step(model: Vlm, params: dict[str, Any], token_B: jax.Array, positions_B: jax.Array, k: list,
+         v: list) -> tuple[jax.Array, list, list]:
     """(logits [B, V] behind one more token per row, the cache with it); `k` and `v` are those of
     `cache.empty_cache`."""
     def mix_of(n):

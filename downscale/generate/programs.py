@@ -5,14 +5,15 @@ about the same pictures. `prefill` reads the rest but for the last token, which 
 `decode` reads, so that prompts and replies are continued by one and the same program.
 """
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from downscale.generate import forward, thinking
-from downscale.generate.sampling import choose, forbid
+from downscale.generate.sampling import Sampling, choose, forbid
 from downscale.model.cache import edges, empty_cache, kept_axes
+from downscale.model.vlm import Vlm
 from downscale.sharding import constrain
 
 
@@ -75,7 +76,7 @@ class Rules(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=('model', 'rows', 'ends'))
-def empty_slots(*, model, rows, ends):
+def empty_slots(*, model: Vlm, rows: int, ends: tuple[int, ...]) -> Slots:
     """Slots without any row in them."""
     zero_B = jnp.zeros(rows, jnp.int32)
     k, v = empty_cache(model.language, rows, ends, model.dtype)
@@ -84,7 +85,7 @@ def empty_slots(*, model, rows, ends):
 
 
 @partial(jax.jit, static_argnames=('model', 'lanes', 'tiles', 'ends'))
-def empty_shown(*, model, lanes, tiles, ends):
+def empty_shown(*, model: Vlm, lanes: int, tiles: int, ends: tuple[int, ...]) -> Shown:
     """Room for the pictures of one prompt a lane."""
     features_BIPD = jnp.zeros((lanes, tiles, model.vision.P, model.language.D), model.dtype)
     k, v = empty_cache(model.language, lanes, ends, model.dtype)
@@ -92,7 +93,8 @@ def empty_shown(*, model, lanes, tiles, ends):
 
 
 @partial(jax.jit, static_argnames='model', donate_argnames='shown')
-def see(params, shown, tiles_BPQ, at, new_B, *, model):
+def see(params: dict[str, Any], shown: Shown, tiles_BPQ: jax.Array, at: jax.Array, new_B: jax.Array,
+        *, model: Vlm) -> Shown:
     """`shown` with the features of tile number `at` of every lane where `new_B`."""
     shown = _opened(model, shown)
     features_BPD = forward.see(model, params, tiles_BPQ)
@@ -103,7 +105,9 @@ def see(params, shown, tiles_BPQ, at, new_B, *, model):
 
 
 @partial(jax.jit, static_argnames='model', donate_argnames='shown')
-def prefix(params, shown, tokens_BL, index_BLC, weight_BLC, length_B, new_B, *, model):
+def prefix(params: dict[str, Any], shown: Shown, tokens_BL: jax.Array, index_BLC: jax.Array,
+           weight_BLC: jax.Array | None, length_B: jax.Array, new_B: jax.Array, *,
+           model: Vlm) -> Shown:
     """`shown` with the prefix of every lane where `new_B`, read from its tokens and features."""
     shown = _opened(model, shown)
     B, L = tokens_BL.shape
@@ -138,7 +142,8 @@ class Rows(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=('model', 'lanes', 'scored'), donate_argnames='slots')
-def prefill(params, slots, shown, rows, *, model, lanes, scored):
+def prefill(params: dict[str, Any], slots: Slots, shown: Shown | None, rows: Rows, *, model: Vlm,
+            lanes: int, scored: int) -> tuple[Slots, jax.Array | None]:
     """(slots with the rows in them, nats [B, scored] of the tokens behind each prompt, or None).
 
     `slots` brings the blocks of the cache that the rows can reach. The first of `scored` tokens (a
@@ -200,8 +205,9 @@ def _nats(model, params, x_BLD, rows, lanes, scored):
 
 @partial(jax.jit, static_argnames=('model', 'room', 'sampling', 'mode', 'thinks', 'forbids'),
          donate_argnames='slots')
-def decode(params, slots, rules, alive_B, steps, enough, *, model, room, sampling, mode, thinks,
-           forbids):
+def decode(params: dict[str, Any], slots: Slots, rules: Rules, alive_B: jax.Array, steps: jax.Array,
+           enough: jax.Array, *, model: Vlm, room: int, sampling: Sampling, mode: thinking.Thinking,
+           thinks: bool, forbids: bool) -> tuple[Slots, jax.Array, jax.Array]:
     """(slots, tokens [B, room] with -1 where none was written, whether rows are active [B]).
 
     Writes until `steps` <= `room` tokens a row are there, `enough` rows have ended since, none is

@@ -6,13 +6,16 @@ For the vocabulary of Qwen3 they are the published list of Extract+Think, as dat
 import json
 import re
 from importlib.resources import files
+from typing import Any
+
+from tokenizers import Tokenizer
 
 KEYWORDS = ('wait', 'alternatively', 'hmm', 'but', 'however', 'alternative', 'another', 'check',
             'double-check', 'oh', 'maybe', 'verify', 'other', 'again', 'now', 'ah', 'anyway',
             'anyhow')
 
 
-def reflexive_ids(tokenizer):
+def reflexive_ids(tokenizer: Tokenizer) -> dict[int, str]:
     """The reflexive tokens of a `tokenizers.Tokenizer`: a dict from id to text, in order of id.
 
     The published list where each of its ids means the text that it has in Qwen3 (so for Qwen2 as
@@ -24,13 +27,13 @@ def reflexive_ids(tokenizer):
     return matching(tokenizer)
 
 
-def published_list():
+def published_list() -> dict[str, Any]:
     """The data file: `vocabulary`, `origin`, `what` and `tokens` (id, as text, to decoded text)."""
     path = files('downscale.generate').joinpath('reflexive_qwen3.json')
     return json.loads(path.read_text(encoding='utf-8'))
 
 
-def matching(tokenizer):
+def matching(tokenizer: Tokenizer) -> dict[int, str]:
     """The tokens that are a keyword, as a dict from id to text.
 
     The rule: the decoded token, without case and without what is neither letter nor digit at its
@@ -49,7 +52,7 @@ def matching(tokenizer):
     return found
 
 
-def listing(found):
+def listing(found: dict[int, str]) -> str:
     """What is banned, for people: a line with id and quoted text for each of `reflexive_ids`."""
     return '\n'.join(f'{i:>8}  {text!r}' for i, text in found.items())
 

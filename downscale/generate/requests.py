@@ -1,5 +1,6 @@
 """What is asked of the engine, and what comes back."""
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from downscale.data import images
 from downscale.generate.sampling import Sampling
+from downscale.sizes import VisionConfig
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,13 +21,13 @@ class Prompt:
     image_weight: np.ndarray | None = None
 
     @cached_property
-    def prefix(self):
+    def prefix(self) -> int:
         """Tokens up to the last image token, itself included: what questions about it share."""
         shown = np.flatnonzero((self.image_index >= 0).any(axis=1))
         return int(shown[-1]) + 1 if len(shown) else 0
 
     @cached_property
-    def prefix_hash(self):
+    def prefix_hash(self) -> str:
         """Names the prefix; '' without pictures."""
         if not self.prefix:
             return ''
@@ -52,7 +54,7 @@ class Request:
     target: tuple[int, ...] | None = None
 
     @property
-    def room(self):
+    def room(self) -> int:
         """Cache positions that the row may need; a thought has two marks beside its tokens."""
         return len(self.prompt.tokens) + self.limit + (0 if self.think is None else self.think + 2)
 
@@ -96,11 +98,12 @@ class Reply:
     spelled: int = 0
 
     @property
-    def truncated(self):
+    def truncated(self) -> bool:
         return self.finish == 'length'
 
 
-def check(requests, decoding, vocabulary, marks, patches, context=0):
+def check(requests: Sequence[Request], decoding: Decoding, vocabulary: int, marks: Sequence[int],
+          patches: int, context: int = 0) -> None:
     """ValueError, in one line and before work starts, for requests that cannot be answered.
 
     `marks` are the ids of <think> and </think>, -1 where the tokenizer lacks them; `patches` those
@@ -151,7 +154,8 @@ def _check_pictures(prompt, patches, k):
                          f'{features} features')
 
 
-def first_stop(ids, text_of, stop_strings):
+def first_stop(ids: Sequence[int], text_of: Callable[[Sequence[int]], str],
+               stop_strings: Sequence[str]) -> tuple[int, str] | None:
     """(tokens to keep, text before the stop string) where one first appears, else None.
 
     The earliest token with which the text holds a stop string ends the row, wherever tokens cut
@@ -172,7 +176,9 @@ def first_stop(ids, text_of, stop_strings):
     return high, text[:at]
 
 
-def prompt_arrays(prompts, length, vision, tiles, whole=False):
+def prompt_arrays(prompts: Sequence[Prompt | None], length: int, vision: VisionConfig | None,
+                  tiles: int,
+                  whole: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Arrays of one prompt (or None) a row: tokens [B, L], image_index [B, L, C] and, for C > 1,
     image_weight (else None), of their prefixes or of the `whole` prompts; padded to `length`, with
     `image_newline` behind the features of `tiles` tiles."""

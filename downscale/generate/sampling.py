@@ -7,6 +7,7 @@ swap of two nearly equal logits nor a token at the edge of the kept set changes 
 """
 import math
 import operator
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import reduce
 
@@ -39,7 +40,8 @@ class Sampling:
             raise ValueError(f'top_p {self.top_p} is outside (0, 1]; 1 keeps all tokens')
 
 
-def choose(sampling, logits_BV, seed, sample_B, step_B):
+def choose(sampling: Sampling, logits_BV: jax.Array, seed: jax.Array, sample_B: jax.Array,
+           step_B: jax.Array) -> jax.Array:
     """The next token of every row, int32 [B].
 
     logits_BV may hold -inf for banned tokens; each row needs one finite logit, and greedy takes the
@@ -126,7 +128,7 @@ def _gumbel(seed, sample_B, step_B, ids_BV):
     return -jnp.log(-jnp.log1p(-jnp.minimum(uniform_BV, 1 - 2.0 ** -24)))
 
 
-def mask(ids, vocabulary):
+def mask(ids: Collection[int], vocabulary: int) -> np.ndarray:
     """bool [V], True at `ids`; ValueError when one is not below `vocabulary`."""
     outside = [i for i in ids if not 0 <= i < vocabulary]
     if outside:
@@ -136,7 +138,7 @@ def mask(ids, vocabulary):
     return mask_V
 
 
-def forbid(logits_BV, banned_V, where_B):
+def forbid(logits_BV: jax.Array, banned_V: jax.Array, where_B: jax.Array | bool) -> jax.Array:
     """logits_BV with -inf at the tokens `banned_V` (bool [V], of `mask`) in the rows `where_B`.
 
     `step_B < min_new` keeps stop tokens away from a beginning; True stands for all rows.

@@ -11,11 +11,19 @@ to be identical on every device: there the share of rows that differ is what to 
 import argparse
 import json
 import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from downscale.runtime.progress import progress_bars
 
+if TYPE_CHECKING:  # JAX takes a second, which a wrong flag should not wait for
+    from jax.sharding import Mesh
 
-def parser():
+    from downscale.generate.requests import Request
+    from downscale.model.vlm import Vlm
+
+
+def parser() -> argparse.ArgumentParser:
     """The argument parser."""
     top = argparse.ArgumentParser(prog='python -m downscale.generate.selfcheck',
                                   description=__doc__.splitlines()[0])
@@ -30,7 +38,7 @@ def parser():
     return top
 
 
-def tiny(seed, dtype, width=576):
+def tiny(seed: int, dtype: str, width: int = 576) -> tuple['Vlm', dict[str, Any], 'Ids']:
     """(model, params, encoder) with loud random weights: else a reply repeats its first token."""
     import jax
 
@@ -49,11 +57,11 @@ class Ids:
     """As much of an encoder as the engine needs, where a text is its ids."""
     stops, thought, context = (1,), (2, 3, 4), 0
 
-    def text(self, ids):
+    def text(self, ids: Sequence[int]) -> str:
         return ' '.join(map(str, ids))
 
 
-def ragged(model, count, tokens, seed):
+def ragged(model: 'Vlm', count: int, tokens: int, seed: int) -> list['Request']:
     """`count` requests of many lengths: a third with a picture, two of them sharing each, a third
     that think, half with a target."""
     import numpy as np
@@ -75,7 +83,7 @@ def ragged(model, count, tokens, seed):
     return found
 
 
-def meshes():
+def meshes() -> dict[str, 'Mesh | None']:
     """{name: mesh} of the meshes that this machine's devices allow for the tiny model."""
     import jax
 
@@ -88,8 +96,9 @@ def meshes():
     return found
 
 
-def selfcheck(prompts, slots, seed, temperature, tokens=24, dtype='float32', width=576,
-              report=lambda done, total: None):
+def selfcheck(prompts: int, slots: Sequence[int], seed: int, temperature: float, tokens: int = 24,
+              dtype: str = 'float32', width: int = 576,
+              report: Callable[[int, int], object] = lambda done, total: None) -> dict[str, Any]:
     """{'identical', 'settings', 'rows', 'rows_that_differ', 'difference'} over all settings."""
     from downscale.generate.engine import Decoding, Engine
     from downscale.generate.sampling import Sampling
@@ -120,7 +129,7 @@ def selfcheck(prompts, slots, seed, temperature, tokens=24, dtype='float32', wid
             'dtype': dtype, 'difference': difference}
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the check; exit code 1 when a row differs, 2 for bad usage."""
     args = parser().parse_args(argv)
     try:

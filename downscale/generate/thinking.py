@@ -8,6 +8,7 @@ With budget n a thought that is not closed by the model holds exactly n tokens b
 n - 1 free ones and a forced newline, and is then closed once by force. A vocabulary without a
 newline (-1) has none forced: there all n tokens are free.
 """
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -54,7 +55,7 @@ class Mind(NamedTuple):
     spent_B: jax.Array
 
 
-def begin(budget_B, limit_B):
+def begin(budget_B: jax.Array, limit_B: jax.Array) -> Mind:
     """The `Mind` of rows of which nothing is written; budgets and answer limits are int32 [B].
 
     A row starts in its thought whether its prompt has opened that or the model is about to. It may
@@ -74,7 +75,7 @@ def _unclosed(counted_B, budget_B):
     return jnp.where(counted_B >= budget_B, CLOSE, free_B)
 
 
-def steer(thinking, mind, banned_V, logits_BV):
+def steer(thinking: Thinking, mind: Mind, banned_V: jax.Array, logits_BV: jax.Array) -> jax.Array:
     """logits_BV as float32 [B, V] with ban, nudge and forced tokens applied.
 
     `banned_V` bool [V] holds while a row thinks; a row that is forced has one finite logit. Behind
@@ -109,7 +110,7 @@ def _freed(thinking, phase_B):
     return phase_B if thinking.newline >= 0 else jnp.where(phase_B == FORCE_NEWLINE, THINK, phase_B)
 
 
-def advance(thinking, mind, token_B):
+def advance(thinking: Thinking, mind: Mind, token_B: jax.Array) -> Mind:
     """The `Mind` after `token_B` [B] was written; stop tokens do not count and never come here."""
     compat, phase_B = thinking.reference_compat, mind.phase_B
     written_B, closes_B = mind.written_B + 1, token_B == thinking.close
@@ -128,12 +129,12 @@ def advance(thinking, mind, token_B):
                 mind.forced_B | forces_B, spent_B)
 
 
-def spent(mind):
+def spent(mind: Mind) -> jax.Array:
     """bool [B]: the answer has all the tokens it may have, so the row ends for its length."""
     return mind.spent_B
 
 
-def endings(mind):
+def endings(mind: Mind) -> list[str]:
     """How each thought ended: '' (direct row), 'natural', 'forced' or 'open' (never closed).
 
     Reads arrays on the host. Under reference_compat a close forced into an answer is 'forced' too.
@@ -144,7 +145,8 @@ def endings(mind):
             for budget, phase, forced in rows]
 
 
-def recount(thinking, budget, ids, close):
+def recount(thinking: Thinking, budget: int | None, ids: Sequence[int],
+            close: str) -> tuple[str, int, int]:
     """(close, thought, answered) of a reply of which a stop string leaves only `ids`.
 
     `close` is how the thought of the whole reply ended; `budget` is None for a direct row.
@@ -160,7 +162,8 @@ def recount(thinking, budget, ids, close):
     return close, at - opened, len(ids) - at - 1
 
 
-def spelled(thinking, ids, text_of, mark):
+def spelled(thinking: Thinking, ids: Sequence[int], text_of: Callable[[Sequence[int]], str],
+            mark: str) -> int:
     """How often a thought of a reply writes `mark`, the text of its close, in other tokens."""
     thought = ids[:ids.index(thinking.close)] if thinking.close in ids else ids
     return text_of(thought).count(mark)

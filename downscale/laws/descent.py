@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize
 
+from downscale.laws.forms import Law
+
 ROUNDS = 100
 CHUNK = 256       # vectors at once: their gradients then stay in the cache
 STUCK = 1e10      # damping above this: no step of any use makes the objective smaller
@@ -20,18 +22,19 @@ CLOSE = 1e-11     # the same for starts and resamples
 @dataclass(frozen=True)
 class Problem:
     """A law to be fitted to targets [n] at centred log inputs u [n, axes], Huber from `delta`."""
-    law: object
+    law: Law
     u: np.ndarray
     target: np.ndarray
     delta: float
 
-    def scaled(self, theta):
+    def scaled(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Residuals [S, n] in units of delta, and their gradients [S, n, p]."""
         predicted, slopes = self.law.model(theta, self.u)
         return (predicted - self.target) / self.delta, slopes / self.delta
 
 
-def objective(problem, weights, theta):
+def objective(problem: Problem, weights: np.ndarray,
+              theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The Huber sums [S] and gradients [S, p] at parameter vectors theta [S, p]."""
     scaled, slopes = problem.scaled(theta)
     size = np.abs(scaled)
@@ -69,7 +72,8 @@ def _steps(gradient, near, above, damping):
     return steps * np.minimum(1, 2 / np.maximum(np.abs(steps).max(axis=1), 1e-300))[:, None]
 
 
-def descend(problem, weights, theta, close=CLOSE):
+def descend(problem: Problem, weights: np.ndarray, theta: np.ndarray,
+            close: float = CLOSE) -> tuple[np.ndarray, np.ndarray]:
     """Parameter vectors [S, p] at minima reached from `theta`, and their Huber sums [S].
 
     `weights` [S, n] may differ by vector: a resample is a start with weights.
@@ -101,13 +105,14 @@ def _descend(problem, weights, theta, close):
     return theta, value
 
 
-def polish(problem, weights, theta):
+def polish(problem: Problem, weights: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, float]:
     """The vector [p] of the minimum next to `theta`, as exactly as floats allow; its Huber sum."""
     found, value = descend(problem, weights[None], theta[None], EXACT)
     return found[0], float(value[0])
 
 
-def quasi_newton(problem, weights, start):
+def quasi_newton(problem: Problem, weights: np.ndarray,
+                 start: np.ndarray) -> tuple[np.ndarray, float]:
     """The vector [p] and Huber sum that L-BFGS reaches from `start` with tight tolerances.
 
     It shares nothing with `descend` but the objective, so the two check each other.
@@ -122,14 +127,14 @@ def quasi_newton(problem, weights, start):
     return problem.law.bounded(found.x[None], problem.target)[0], float(found.fun)
 
 
-def remaining(problem, weights, theta):
+def remaining(problem: Problem, weights: np.ndarray, theta: np.ndarray) -> float:
     """How much the objective at `theta` [p] can still fall by its gradient; 0 at a minimum."""
     _, gradient, _, above = _curvature(problem, weights, theta[None])
     step = _steps(gradient, np.zeros_like(above), above, np.ones(1))
     return float(-step[0] @ gradient[0])
 
 
-def condition(problem, theta):
+def condition(problem: Problem, theta: np.ndarray) -> float:
     """The condition of the prediction's gradients at `theta` [p], columns of equal length."""
     slopes = problem.scaled(theta[None])[1][0]
     return float(np.linalg.cond(slopes / np.maximum(np.linalg.norm(slopes, axis=0), 1e-300)) ** 2)

@@ -2,6 +2,8 @@
 import numpy as np
 
 from downscale.laws import descent
+from downscale.laws.descent import Problem
+from downscale.statistics.bootstrap import Interval
 
 AGREE = 1e-4      # relative difference up to which two starts reached the same objective
 BETTER = 1e-6     # relative difference from which another objective is lower
@@ -12,12 +14,12 @@ LOST = 0.05       # share of resamples without a fit
 FAR = 10          # residual over the median residual; 4.4 is usual among 250 normal ones
 
 
-def lower(value, than):
+def lower(value: float, than: float) -> bool:
     """Whether an objective is lower than another by more than rounding."""
     return value < than * (1 - BETTER) - FLAT
 
 
-def of_descent(problem, weights, theta, value):
+def of_descent(problem: Problem, weights: np.ndarray, theta: np.ndarray, value: float) -> list[str]:
     """Whether `theta` [p] with objective `value` is no minimum."""
     left = descent.remaining(problem, weights, theta)
     if left > FLAT * max(1, value):
@@ -25,7 +27,7 @@ def of_descent(problem, weights, theta, value):
     return []
 
 
-def of_fit(problem, theta, runs, draws, drawn):
+def of_fit(problem: Problem, theta: np.ndarray, runs: int, draws: int, drawn: int) -> list[str]:
     """Whether the law is out of place, its parameters not identified or its resamples too few."""
     found = list(problem.law.faults(theta, problem.target))
     size = np.abs(problem.scaled(theta[None])[0][0])
@@ -49,7 +51,8 @@ def of_fit(problem, theta, runs, draws, drawn):
     return found
 
 
-def of_others(parameters, cross, without):
+def of_others(parameters: dict[str, Interval], cross: dict[str, float] | None,
+              without: dict | None) -> list[str]:
     """Whether plain squares, or the fit without its worst points, lie outside the intervals."""
     found = []
     for other, name in ((cross, 'plain squares (variable projection)'),

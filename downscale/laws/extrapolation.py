@@ -6,8 +6,11 @@ wander, so both are reported.
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from downscale.laws.fits import Fit, Jsonable, fit
+from downscale.laws.forms import Law
+from downscale.statistics.bootstrap import Interval
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,9 @@ class HoldOut(Jsonable):
     fit: Fit
 
 
-def holdout(law, x, y, compute, below, *, runs=None, delta=None, draws=1000, seed=0):
+def holdout(law: Law, x: ArrayLike, y: ArrayLike, compute: ArrayLike, below: float, *,
+            runs: ArrayLike | None = None, delta: float | None = None, draws: int = 1000,
+            seed: int = 0) -> HoldOut:
     """The `HoldOut` of `law`: fitted where compute [n] < below, compared at or above it.
 
     `reach` is the largest held-out compute over the largest fitted. ValueError when nothing is
@@ -54,7 +59,7 @@ def holdout(law, x, y, compute, below, *, runs=None, delta=None, draws=1000, see
                    float(ratio.mean()), float(np.mean(inside)), points, found)
 
 
-def optimum(found, budget, flops_per=6.0):
+def optimum(found: Fit, budget: float, flops_per: float = 6.0) -> dict[str, Interval]:
     """The best split of a compute budget by a two-input fit: N*, D* and loss, as intervals.
 
     With compute = flops_per * N * D, N* = G (budget / flops_per)^(beta / (alpha + beta)) and

@@ -6,10 +6,13 @@ are never dropped; `worst` reports the fit without the points of highest residua
 """
 import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from downscale.laws import descent, doubts
+from downscale.laws.forms import Law
 from downscale.statistics.bootstrap import Interval, resample
 
 FEW_DRAWS = 40  # a 95 % interval needs one draw outside on either side
@@ -19,12 +22,12 @@ OTHERS = 2      # starts of every resample besides the best solution
 class Jsonable:
     """A frozen result that turns itself into plain JSON values."""
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """The fields that are printed, as dicts, lists and numbers; what is not finite is None."""
         return plain({f.name: getattr(self, f.name) for f in fields(self) if f.repr})
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """`value` as dicts, lists and numbers for JSON; what is not finite is None."""
     if isinstance(value, Jsonable):
         return value.to_dict()
@@ -64,21 +67,21 @@ class Fit(Jsonable):
     lost: int
     without: dict | None
     alarms: tuple
-    law: object = field(repr=False)
+    law: Law = field(repr=False)
     centre: np.ndarray = field(repr=False)
     theta: np.ndarray = field(repr=False)
     drawn: np.ndarray = field(repr=False)
 
-    def predict(self, x):
+    def predict(self, x: ArrayLike) -> np.ndarray:
         """The law's y [n] at inputs x [n] or [n, axes]."""
         return self._values(self.theta[None], x)[0]
 
-    def predict_intervals(self, x):
+    def predict_intervals(self, x: ArrayLike) -> list[Interval]:
         """The law's y at each input with its interval: of the curve, not of one more run."""
         return [self.interval(value, drawn, True) for value, drawn in
                 zip(self.predict(x), self._values(self.drawn, x).T, strict=True)]
 
-    def interval(self, value, drawn, positive):
+    def interval(self, value: float, drawn: np.ndarray, positive: bool) -> Interval:
         """The `Interval` of a quantity from its value and its draws under this fit's resamples."""
         return spread(value, drawn, self.n, self.runs, len(self.theta), positive)
 
@@ -125,7 +128,8 @@ def _problem(law, x, y, delta):
     return descent.Problem(law, np.log(x) - centre, law.target(y), delta), centre
 
 
-def spread(value, drawn, n, runs, parameters, positive):
+def spread(value: float, drawn: np.ndarray, n: int, runs: int, parameters: int,
+           positive: bool) -> Interval:
     """The interval of a quantity from its resamples; of its log if it is `positive` by nature.
 
     Percentiles, stretched about the value by sqrt(runs / (runs - parameters)): unstretched they
@@ -145,7 +149,9 @@ def spread(value, drawn, n, runs, parameters, positive):
                     'run bootstrap')
 
 
-def fit(law, x, y, *, runs=None, delta=None, draws=1000, seed=0, worst=0, start=None):
+def fit(law: Law, x: ArrayLike, y: ArrayLike, *, runs: ArrayLike | None = None,
+        delta: float | None = None, draws: int = 1000, seed: int = 0, worst: int = 0,
+        start: dict[str, float] | None = None) -> Fit:
     """The best Huber fit of `law` to y [n] at inputs x [n, axes], checked by a second optimiser.
 
     `runs` [n] names the run of each row (default: a run per row); `delta` is the law's own by
@@ -173,7 +179,8 @@ def fit(law, x, y, *, runs=None, delta=None, draws=1000, seed=0, worst=0, start=
                without, tuple(alarms), law, centre, theta, drawn)
 
 
-def check(law, x, y, parameters, *, delta=None, seed=0):
+def check(law: Law, x: ArrayLike, y: ArrayLike, parameters: dict[str, float], *,
+          delta: float | None = None, seed: int = 0) -> tuple[str, ...]:
     """Why `parameters` (natural, from elsewhere) are no minimum of the Huber sum; () if they are.
 
     For a published fit, or one whose optimiser may have stopped early.

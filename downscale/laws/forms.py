@@ -5,6 +5,7 @@ and where to start. Inputs are logs about their mean: with raw logs a coefficien
 are nearly the same direction (condition 3.5e11 of the Hessian for the five-parameter law).
 """
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,27 +29,27 @@ class Additive:
     scale: str = 'log y'
 
     @property
-    def names(self):
+    def names(self) -> tuple[str, ...]:
         """The natural parameters, in the order of `natural`."""
         return ('E', *'AB'[:self.axes], *('alpha', 'beta')[:self.axes])
 
     @property
-    def positive(self):
+    def positive(self) -> tuple[str, ...]:
         """The parameters whose intervals are made on the log scale."""
         return tuple('AB'[:self.axes])
 
-    def target(self, y):
+    def target(self, y: np.ndarray) -> np.ndarray:
         """What residuals are taken of; ValueError unless all of `y` is positive."""
         if np.any(y <= 0):
             raise ValueError(f'row {int(np.argmax(y <= 0)) + 1}: y = {y[np.argmax(y <= 0)]:g}, but '
                              f'the {self.name} form is fitted on log y; give a positive loss')
         return np.log(y)
 
-    def value(self, target):
+    def value(self, target: np.ndarray) -> np.ndarray:
         """The inverse of `target`."""
         return np.exp(target)
 
-    def model(self, theta, u):
+    def model(self, theta: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Targets [S, n] at inputs u [n, axes] for S parameter vectors, and gradient [S, n, p]."""
         k = self.axes
         terms = np.empty((len(theta), len(u), 1 + k))
@@ -61,14 +62,14 @@ class Additive:
         return ((top + np.log(whole))[..., 0],
                 np.concatenate([shares, -shares[..., 1:] * u], axis=2))
 
-    def bounded(self, theta, target):
+    def bounded(self, theta: np.ndarray, target: np.ndarray) -> np.ndarray:
         """`theta` with vanished terms kept at a finite log, where they no longer count."""
         low = target.min() - FLOOR
         theta = theta.copy()
         theta[:, :self.axes + 1] = np.maximum(theta[:, :self.axes + 1], low)
         return theta
 
-    def grid(self, u, target):
+    def grid(self, u: np.ndarray, target: np.ndarray) -> np.ndarray:
         """Starting vectors [S, p] over floors, coefficients and exponents."""
         k, low, mean = self.axes, target.min(), target.mean()
         return np.array([
@@ -76,7 +77,7 @@ class Additive:
             for floor, share in itertools.product((0.2, 0.6, 0.95), (0.03, 0.3))
             for exponents in itertools.product(EXPONENTS, repeat=k)])
 
-    def natural(self, theta, centre):
+    def natural(self, theta: np.ndarray, centre: np.ndarray) -> dict[str, np.ndarray]:
         """The natural parameters, name -> [S], of vectors [S, p] about the mean logs `centre`."""
         k, theta = self.axes, np.atleast_2d(theta)
         raw = theta[:, 1:k + 1] + theta[:, k + 1:] * centre
@@ -84,21 +85,21 @@ class Additive:
             return dict(zip(self.names, [np.exp(theta[:, 0]), *np.exp(raw).T, *theta[:, k + 1:].T],
                             strict=True))
 
-    def internal(self, natural, centre):
+    def internal(self, natural: dict[str, float], centre: np.ndarray) -> np.ndarray:
         """The vector [p] of natural parameters; the inverse of `natural`."""
         values = np.array([natural[name] for name in self.names], dtype=float)
         k, exponents = self.axes, values[self.axes + 1:]
         return np.concatenate([np.log(values[:1]), np.log(values[1:k + 1]) - exponents * centre,
                                exponents])
 
-    def derived(self, theta):
+    def derived(self, theta: np.ndarray) -> dict[str, np.ndarray]:
         """For two inputs, a = beta / (alpha + beta): the optimal x1 grows as compute^a."""
         if self.axes == 1:
             return {}
         alpha, beta = np.atleast_2d(theta)[:, -2:].T
         return {'a': beta / (alpha + beta)}
 
-    def project(self, u, y):
+    def project(self, u: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
         """[the least-squares vector [p]] by variable projection of y itself, not of its log.
 
         E, A and B are found by non-negative least squares for every pair of exponents, so only
@@ -118,7 +119,7 @@ class Additive:
         terms = np.maximum(linear(found.x)[0], y.min() * np.exp(-FLOOR))
         return [np.concatenate([np.log(terms), found.x])]
 
-    def faults(self, theta, target):
+    def faults(self, theta: np.ndarray, target: np.ndarray) -> Iterator[str]:
         """What is wrong with a fitted vector as a law, as sentences."""
         k, low = self.axes, target.min() - FLOOR / 2
         for name, log_term in zip(self.names[:k + 1], theta[:k + 1], strict=True):
@@ -147,7 +148,7 @@ class Saturating:
         if not 0 <= self.chance < 1:
             raise ValueError(f'chance {self.chance:g} must be at least 0 and below 1')
 
-    def target(self, y):
+    def target(self, y: np.ndarray) -> np.ndarray:
         """What residuals are taken of; ValueError unless all of `y` is an accuracy."""
         bad = (y < 0) | (y > 1)
         if np.any(bad):
@@ -155,48 +156,51 @@ class Saturating:
                              'accuracy between 0 and 1')
         return y
 
-    def value(self, target):
+    def value(self, target: np.ndarray) -> np.ndarray:
         """The inverse of `target`."""
         return target
 
-    def model(self, theta, u):
+    def model(self, theta: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Targets [S, n] at inputs u [n, 1] for S parameter vectors, and gradient [S, n, 2]."""
         s = expit(theta[:, :1] + theta[:, 1:] * u[:, 0])
         change = (1 - self.chance) * s * (1 - s)
         return self.chance + (1 - self.chance) * s, np.stack([change, change * u[:, 0]], axis=2)
 
-    def bounded(self, theta, target):
+    def bounded(self, theta: np.ndarray, target: np.ndarray) -> np.ndarray:
         """`theta` as it is; nothing here can vanish."""
         return theta
 
-    def grid(self, u, target):
+    def grid(self, u: np.ndarray, target: np.ndarray) -> np.ndarray:
         """Starting vectors [S, 2] over the log odds at the mean and the slope, both signs."""
         return np.array(list(itertools.product((-3.0, -1.0, 0.0, 1.0, 3.0),
                                                (-3.0, -1.0, -0.3, 0.3, 1.0, 3.0))))
 
-    def natural(self, theta, centre):
+    def natural(self, theta: np.ndarray, centre: np.ndarray) -> dict[str, np.ndarray]:
         """`half` (the x at half-way) and `slope`, name -> [S], of vectors [S, 2]."""
         theta = np.atleast_2d(theta)
         with np.errstate(over='ignore', divide='ignore', invalid='ignore'):
             return {'half': np.exp(centre[0] - theta[:, 0] / theta[:, 1]), 'slope': theta[:, 1]}
 
-    def internal(self, natural, centre):
+    def internal(self, natural: dict[str, float], centre: np.ndarray) -> np.ndarray:
         """The vector [2] of natural parameters; the inverse of `natural`."""
         slope = natural['slope']
         return np.array([slope * (centre[0] - np.log(natural['half'])), slope])
 
-    def derived(self, theta):
+    def derived(self, theta: np.ndarray) -> dict[str, np.ndarray]:
         """No further quantity."""
         return {}
 
-    def project(self, u, y):
+    def project(self, u: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
         """No cross-check: no parameter is linear here."""
         return []
 
-    def faults(self, theta, target):
+    def faults(self, theta: np.ndarray, target: np.ndarray) -> Iterator[str]:
         """What is wrong with a fitted vector as a law, as sentences."""
         if np.mean(target <= self.chance) > 0.5:
             yield f'more than half of the points lie at or below chance ({self.chance:g})'
 
 
 POWER, CHINCHILLA = Additive('power', 1), Additive('chinchilla', 2)
+
+
+Law = Additive | Saturating

@@ -8,6 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from downscale.laws.fits import Jsonable, spread
 from downscale.statistics.bootstrap import Interval, resample
@@ -49,7 +50,8 @@ class Isoflop(Jsonable):
     alarms: tuple
 
 
-def isoflop(x, y, budget, *, compute=None, runs=None, draws=1000, seed=0):
+def isoflop(x: ArrayLike, y: ArrayLike, budget: ArrayLike, *, compute: np.ndarray | None = None,
+            runs: ArrayLike | None = None, draws: int = 1000, seed: int = 0) -> Isoflop:
     """The `Isoflop` of points x (size or tokens), y (loss), grouped by declared `budget` ids [n].
 
     `compute` [n] gives the FLOPs of each row, averaged within a budget; by default the id is the

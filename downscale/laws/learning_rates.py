@@ -5,8 +5,11 @@ the end of the grid is an alarm: the grid says nothing of what lies beyond.
 """
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from downscale.runtime.files import PathLike
 
 LAST = 0.1  # share of the steps whose mean loss counts as final
 
@@ -29,12 +32,12 @@ class Choice:
     edge: str
 
     @property
-    def place(self):
+    def place(self) -> int:
         """The position of the chosen rate in the grid."""
         return [lr for lr, _ in self.grid].index(self.lr)
 
 
-def choose(runs):
+def choose(runs: Sequence[Run]) -> Choice:
     """The `Choice` among the runs of one size.
 
     A rate at which any seed diverged has an infinite mean. ValueError where rates differ in their
@@ -61,7 +64,7 @@ def choose(runs):
     return Choice(lr, loss, grid, edge)
 
 
-def choose_all(runs):
+def choose_all(runs: Mapping[str, Sequence[Run]]) -> tuple[dict[str, Choice], list[str]]:
     """({size: `Choice`}, alarms as lines) of {size: its runs}; ValueError names the size."""
     found, alarms = {}, []
     for size, mine in runs.items():
@@ -75,7 +78,7 @@ def choose_all(runs):
     return found, alarms
 
 
-def moved(choices):
+def moved(choices: Mapping[str, Choice]) -> int:
     """By how many steps of their common grid the chosen rates of the sizes lie apart.
 
     ValueError when the sizes were swept over different grids.
@@ -87,7 +90,7 @@ def moved(choices):
     return max(places) - min(places)
 
 
-def read_run(folder, group='language'):
+def read_run(folder: PathLike, group: str = 'language') -> Run:
     """The `Run` of a stage's folder: its rate of `group`, its seed, and its last tenth's mean loss.
 
     FileNotFoundError or ValueError, in one line, where it did not finish.

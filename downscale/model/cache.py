@@ -3,12 +3,19 @@
 A step pays for the blocks that it is given, not for those that are allocated, and a row's numbers
 do not depend on how many that are: sums run block by block, and a masked key adds an exact zero.
 """
+from collections.abc import Sequence
+
+import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from downscale.model.layers import total
+from downscale.sizes import LanguageConfig
+
+Layers = tuple[jax.Array, ...]  # one block of the cache, an array a layer
 
 
-def ladder(n, least=16):
+def ladder(n: int, least: int = 16) -> int:
     """The smallest static size of 16, 32, 64, 96, 128, 192, 256, 384 ... that holds `n`.
 
     Short sizes are few, since each is a program to compile; of a long one a third may be padding.
@@ -20,7 +27,7 @@ def ladder(n, least=16):
     return size
 
 
-def edges(capacity):
+def edges(capacity: int) -> tuple[int, ...]:
     """Where blocks end, as far as `capacity` tokens: 32, 64, 96, 128, 192, 256 ...
 
     There are at least two: XLA rounds the softmax of a single block otherwise.
@@ -31,7 +38,7 @@ def edges(capacity):
     return tuple(found)
 
 
-def kept_axes(kernels):
+def kept_axes(kernels: bool) -> tuple[str, str]:
     """Axes of keys and of values between programs; within one they are BKES and BKSE.
 
     With `kernels` (on a TPU) positions come before heads, as the compiler wants a cache that is
@@ -41,7 +48,8 @@ def kept_axes(kernels):
     return ('BSKE', 'BSKE') if kernels else ('BKES', 'BKSE')
 
 
-def empty_cache(cfg, rows, ends, dtype='float32'):
+def empty_cache(cfg: LanguageConfig, rows: int, ends: Sequence[int], dtype: DTypeLike = 'float32'
+                ) -> tuple[list[Layers], list[Layers]]:
     """(k, v): for each block up to `ends` a tuple over layers of zeros, k [B, K, E, S] and
     v [B, K, S, E]. Keys lie with S last: queries meet them in one plain product."""
     sizes = [end - start for start, end in zip((0, *ends), ends)]
@@ -52,14 +60,16 @@ def empty_cache(cfg, rows, ends, dtype='float32'):
     return k, v
 
 
-def cut(k_BKES, v_BKSE, ends):
+def cut(k_BKES: jax.Array, v_BKSE: jax.Array,
+        ends: Sequence[int]) -> tuple[list[jax.Array], list[jax.Array]]:
     """Keys and values by position as the blocks that end at `ends`."""
     starts = (0, *ends[:-1])
     return ([k_BKES[..., start:end] for start, end in zip(starts, ends)],
             [v_BKSE[:, :, start:end] for start, end in zip(starts, ends)])
 
 
-def remember(k_blocks, v_blocks, k_BKE, v_BKE, positions_B):
+def remember(k_blocks: Sequence[jax.Array], v_blocks: Sequence[jax.Array], k_BKE: jax.Array,
+             v_BKE: jax.Array, positions_B: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
     """The blocks of one layer with the key and value of each row written at its position."""
     rows, start, ks, vs = jnp.arange(len(positions_B)), 0, [], []
     for k_BKES, v_BKSE in zip(k_blocks, v_blocks, strict=True):
@@ -72,7 +82,8 @@ def remember(k_blocks, v_blocks, k_BKE, v_BKE, positions_B):
     return ks, vs
 
 
-def attend_blocks(q_BLHE, k_blocks, v_blocks, positions_BL):
+def attend_blocks(q_BLHE: jax.Array, k_blocks: Sequence[jax.Array], v_blocks: Sequence[jax.Array],
+                  positions_BL: jax.Array) -> jax.Array:
     """Attention [B, L, H, E] of queries at their positions over every key up to their own.
 
     H / K query heads share a key/value head, none is repeated. Sums are float32.

@@ -5,33 +5,39 @@ backend, for every mesh and whatever else is made beside it.
 """
 import math
 import zlib
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from downscale.letters import axes_of
 from downscale.mup import multipliers
 from downscale.sharding import leaf_axes, share_shape, whole
-from downscale.sizes import BASE
+from downscale.sizes import BASE, Growth
+
+if TYPE_CHECKING:
+    from downscale.model.vlm import Vlm
 
 # Modules pass this to `self.param`: `init_params` replaces what it makes.
 SHAPE_ONLY = nn.initializers.zeros
 PARTS = ('language', 'tower', 'connector', 'image_newline_D')
 
 
-def share(module, name, shape):
+def share(module: nn.Module, name: str, shape: Sequence[int]) -> jax.Array:
     """The parameter `name` of `module`, or the share of it that is at hand (see `sharding.py`)."""
     return module.param(name, SHAPE_ONLY, share_shape(axes_of(name), shape, module.rules))
 
 
-def weight(module, name, shape, dtype):
+def weight(module: nn.Module, name: str, shape: Sequence[int], dtype: DTypeLike) -> jax.Array:
     """The whole parameter `name` of `module`, as `dtype`; inside the train step it is gathered."""
     return whole(share(module, name, shape).astype(dtype), axes_of(name), shape, module.rules)
 
 
-def start_value(path, leaf):
+def start_value(path: tuple, leaf: Any) -> tuple[float, float]:
     """(mean, std) of a leaf. Kernels have variance 1 / fan-in; gains are 1 and biases 0.
 
     The published decoders start from std 0.02, which is this at width 2,500; at width 64 it would
@@ -53,7 +59,7 @@ def start_value(path, leaf):
     return 0.0, inputs ** -0.5
 
 
-def init_tree(abstract, seed, growth=BASE):
+def init_tree(abstract: dict[str, Any], seed: int, growth: Growth = BASE) -> dict[str, Any]:
     """float32 numpy values for a tree of ShapeDtypeStructs by group, from an integer seed."""
     def one(path, leaf, factor):
         mean, std = start_value(path, leaf)
@@ -67,7 +73,7 @@ def init_tree(abstract, seed, growth=BASE):
 
 
 @lru_cache
-def abstract_params(model, parts=PARTS):
+def abstract_params(model: 'Vlm', parts: tuple[str, ...] = PARTS) -> dict[str, Any]:
     """ShapeDtypeStructs of the named groups of a `Vlm`, without computing anything."""
     tokens = np.zeros((1, 2), np.int32)
     shown = ()
@@ -82,6 +88,6 @@ def abstract_params(model, parts=PARTS):
     return {name: tree[name] for name in parts}
 
 
-def init_params(model, seed, parts=PARTS):
+def init_params(model: 'Vlm', seed: int, parts: Sequence[str] = PARTS) -> dict[str, Any]:
     """Fresh values of the named groups of a `Vlm`, as numpy."""
     return init_tree(abstract_params(model, tuple(parts)), seed, model.growth)

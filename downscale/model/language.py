@@ -1,5 +1,7 @@
 """The decoder: Qwen3, Qwen2 and Llama/SmolLM2 are rows of one table (`sizes.py`)."""
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,12 +11,13 @@ from downscale.model import splash
 from downscale.model.init import share
 from downscale.model.layers import Attention, Mlp, RmsNorm, attend, rotary
 from downscale.model.remat import rematerialised
+from downscale.model.taps import Reader, Taps
 from downscale.mup import times
 from downscale.sharding import Rules, constrain, gather, shares, whole
 from downscale.sizes import BASE, Growth, LanguageConfig
 
 
-def causal_mask(segments_BL):
+def causal_mask(segments_BL: jax.Array) -> jax.Array:
     """[B, L, L] mask: a token sees itself and earlier tokens of its own segment; 0 is padding."""
     L = segments_BL.shape[1]
     same_BLS = segments_BL[:, :, None] == segments_BL[:, None, :]
@@ -33,7 +36,8 @@ class Block(nn.Module):
     growth: Growth = BASE
 
     @nn.compact
-    def __call__(self, x_BLD, turn, mix):
+    def __call__(self, x_BLD: jax.Array, turn: tuple[jax.Array, jax.Array],
+                 mix: Callable) -> tuple[jax.Array, Any]:
         c = self.cfg
         normed_BLD = RmsNorm(c.eps, self.exact, name='attention_norm')(x_BLD)
         attention = Attention(c, self.rules, self.exact, name='attention')
@@ -45,7 +49,9 @@ class Block(nn.Module):
         return constrain(x_BLD, 'BLD', self.rules), kept
 
 
-def whole_text(block, x_BLD, cut, turn, attention, read=None):
+def whole_text(block: Block, x_BLD: jax.Array, cut: jax.Array | None,
+               turn: tuple[jax.Array, jax.Array], attention: jax.Array,
+               read: Reader | None = None) -> tuple[jax.Array, dict[str, jax.Array] | None]:
     """One step of the scan over layers: `block` where every key is a token of this very call.
 
     `attention` is a mask [B, L, S], or segments [B, L] for the TPU kernel. With `read` (a `Reader`)
@@ -62,7 +68,8 @@ def whole_text(block, x_BLD, cut, turn, attention, read=None):
     return x_BLD, None if read is None else read(x_BLD)
 
 
-def look_up(share_VD, tokens_BL, shape, rules):
+def look_up(share_VD: jax.Array, tokens_BL: jax.Array, shape: tuple[int, int],
+            rules: Rules) -> jax.Array:
     """Embeddings [B, L, D] of tokens, from the share of the table [V, D] that is at hand.
 
     Each device looks up the tokens of all for its columns; what travels is the result, not the
@@ -75,7 +82,7 @@ def look_up(share_VD, tokens_BL, shape, rules):
     return jax.lax.all_to_all(x_BLD, names, split_axis=0, concat_axis=2, tiled=True)
 
 
-def score(x_BLD, table, tied):
+def score(x_BLD: jax.Array, table: jax.Array, tied: bool) -> jax.Array:
     """Logits [B, L, V], float32, by the embedding [V, D] where `tied`, else by the head [D, V]."""
     table = table.astype(x_BLD.dtype)
     if tied:
@@ -102,8 +109,10 @@ class Language(nn.Module):
     growth: Growth = BASE
 
     @nn.compact
-    def __call__(self, tokens_BL, positions_BL, segments_BL, image_BLD=None, image_mask_BL=None,
-                 finish=None, taps=None):
+    def __call__(self, tokens_BL: jax.Array, positions_BL: jax.Array, segments_BL: jax.Array,
+                 image_BLD: jax.Array | None = None, image_mask_BL: jax.Array | None = None,
+                 finish: Callable[[jax.Array, jax.Array], Any] | None = None,
+                 taps: Taps | None = None) -> Any:
         c = self.cfg
         embedding_VD = share(self, 'embedding_VD', (c.V, c.D))
         x_BLD = look_up(embedding_VD, tokens_BL, (c.V, c.D), self.rules).astype(self.dtype)

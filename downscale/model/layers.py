@@ -1,4 +1,7 @@
 """The parts of a decoder block: RMSNorm, rotary positions, grouped-query attention, gated MLP."""
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,7 +11,7 @@ from downscale.sharding import Rules, constrain
 from downscale.sizes import LanguageConfig
 
 
-def total(x):
+def total(x: jax.Array) -> jax.Array:
     """The sum over the last axis, added up in one fixed order.
 
     `sum` adds in an order that depends on how many rows there are and on what it is compiled with;
@@ -22,7 +25,7 @@ def total(x):
     return x[..., 0]
 
 
-def rms_norm(x, scale_E, eps, exact=False):
+def rms_norm(x: jax.Array, scale_E: jax.Array, eps: float, exact: bool = False) -> jax.Array:
     """`x` scaled to unit root mean square over its last axis, in float32; the dtype is kept.
 
     `exact` makes a row independent of how many there are (see `total`), which takes longer.
@@ -39,26 +42,27 @@ class RmsNorm(nn.Module):
     exact: bool = False
 
     @nn.compact
-    def __call__(self, x_BLD):
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
         scale_D = self.param('scale_D', SHAPE_ONLY, (x_BLD.shape[-1],))
         return rms_norm(x_BLD, scale_D, self.eps, self.exact)
 
 
-def rotary(positions_BL, width, theta):
+def rotary(positions_BL: jax.Array, width: int, theta: float) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine [B, L, 1, width / 2] of the rotary embedding (float32), halves layout."""
     inverse_E = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
     angle = positions_BL[:, :, None, None].astype(jnp.float32) * inverse_E
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def rotate(x, cos, sin):
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """`x` [B, L, heads, E] turned by its position; first and second half of E form the pairs."""
     first, second = jnp.split(x, 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)
 
 
-def attend(q_BLHE, k_BSKE, v_BSKE, mask_BLS):
+def attend(q_BLHE: jax.Array, k_BSKE: jax.Array, v_BSKE: jax.Array,
+           mask_BLS: jax.Array) -> jax.Array:
     """Softmax attention [B, L, H, E]; H / K query heads share a key/value head, none is repeated.
 
     A row whose mask is all False (padding) averages the values instead of giving NaN.
@@ -116,7 +120,8 @@ class Attention(nn.Module):
     exact: bool = False
 
     @nn.compact
-    def __call__(self, x_BLD, turn, mix):
+    def __call__(self, x_BLD: jax.Array, turn: tuple[jax.Array, jax.Array],
+                 mix: Callable) -> tuple[jax.Array, Any]:
         c, dtype = self.cfg, x_BLD.dtype
         q_DHE = weight(self, 'q_DHE', (c.D, c.H, c.E), dtype)
         k_DKE = weight(self, 'k_DKE', (c.D, c.K, c.E), dtype)
@@ -146,7 +151,7 @@ class Mlp(nn.Module):
     rules: Rules
 
     @nn.compact
-    def __call__(self, x_BLD):
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
         c, dtype = self.cfg, x_BLD.dtype
         gate_DF = weight(self, 'gate_DF', (c.D, c.F), dtype)
         up_DF = weight(self, 'up_DF', (c.D, c.F), dtype)

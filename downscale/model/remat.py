@@ -1,4 +1,6 @@
 """What a block keeps for the backward pass: the policies of rematerialisation, by name."""
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 
@@ -8,7 +10,7 @@ POLICIES = {'none': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dim
             'full': jax.checkpoint_policies.nothing_saveable}
 
 
-def rematerialised(layer, name):
+def rematerialised(layer: Callable, name: str) -> Callable:
     """`layer` (a module or a function of one, for `nn.scan`) under the policy called `name`."""
     if name == 'none':
         return layer

@@ -18,13 +18,14 @@ class Taps:
     answer_B: jax.Array
     cut_N: jax.Array
 
-    def reader(self, image_BL):
+    def reader(self, image_BL: jax.Array | None) -> 'Reader':
         """The `Reader` of rows whose image tokens `image_BL` names; ValueError without any."""
         if image_BL is None:
             raise ValueError('taps read how pictures are seen; give tiles, or no taps')
         return Reader(image_BL, self.answer_B)
 
-    def features(self, features_BPW, features_BPD, index_BLC):
+    def features(self, features_BPW: jax.Array, features_BPD: jax.Array,
+                 index_BLC: jax.Array) -> dict[str, jax.Array]:
         """'vision' [B, W] and 'connector' [B, D]: means over the patches that some token shows."""
         B, J = len(index_BLC), features_BPW.shape[0] * features_BPW.shape[1] // len(index_BLC)
         flat_BL = jnp.where(index_BLC < 0, J + 1, index_BLC).reshape(B, -1)
@@ -41,15 +42,15 @@ class Reader:
     answer_B: jax.Array
 
     @property
-    def pictures_BLS(self):
+    def pictures_BLS(self) -> jax.Array:
         """True where a token of text looks at one of a picture."""
         return ~self.image_BL[:, :, None] & self.image_BL[:, None, :]
 
-    def __call__(self, x_BLD):
+    def __call__(self, x_BLD: jax.Array) -> dict[str, jax.Array]:
         answer_BD = jnp.take_along_axis(x_BLD, self.answer_B[:, None, None], axis=1)[:, 0]
         return {'image': _mean(x_BLD, self.image_BL), 'answer': answer_BD.astype(jnp.float32)}
 
-    def layers(self, begun_BLD, seen):
+    def layers(self, begun_BLD: jax.Array, seen: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """'image' and 'answer' [N + 1, B, D], of what the first block reads and of `seen`."""
         return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]),
                             self(begun_BLD), seen)

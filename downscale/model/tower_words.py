@@ -8,6 +8,8 @@ read: batches of 32 are told apart by shapes and colours alone, and after 1,500 
 (texts of two fields) a linear probe of a thing's own patch found 0.24 of eight characters, after
 1,000 of these 0.88.
 """
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -30,7 +32,7 @@ class WordModel(nn.Module):
     growth = BASE  # no field: the tower has one size, whatever that of the language model
 
     @nn.compact
-    def __call__(self, tiles_BPQ):
+    def __call__(self, tiles_BPQ: jax.Array) -> jax.Array:
         x_BPW = Tower(self.vision, self.rules, unroll=self.unroll, name='tower')(tiles_BPQ)
         x_BPW = LayerNorm(self.vision.eps, name='word_norm')(x_BPW)
         word_WV = weight(self, 'word_WV', (self.vision.W, self.vocabulary), 'float32')
@@ -38,7 +40,7 @@ class WordModel(nn.Module):
         return jnp.einsum('BPW,WV->BPV', x_BPW, word_WV).max(1) + word_bias_V
 
 
-def abstract_word_params(model):
+def abstract_word_params(model: WordModel) -> dict[str, Any]:
     """ShapeDtypeStructs of a word model's parameters."""
     vision = model.vision
     return jax.eval_shape(lambda: model.init(

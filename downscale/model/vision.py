@@ -19,7 +19,7 @@ class LayerNorm(nn.Module):
     eps: float
 
     @nn.compact
-    def __call__(self, x_BPW):
+    def __call__(self, x_BPW: jax.Array) -> jax.Array:
         W = x_BPW.shape[-1]
         wide = x_BPW.astype(jnp.float32)
         wide = wide - wide.mean(-1, keepdims=True)
@@ -35,7 +35,8 @@ class VisionBlock(nn.Module):
     rules: Rules
 
     @nn.compact
-    def __call__(self, x_BPW, _):  # the scan over blocks hands over nothing else
+    def __call__(self, x_BPW: jax.Array, _: None) -> tuple[jax.Array, None]:
+        # The scan over blocks hands over nothing else.
         c, dtype = self.cfg, x_BPW.dtype
         normed_BPW = LayerNorm(c.eps, name='attention_norm')(x_BPW)
 
@@ -61,7 +62,7 @@ class VisionBlock(nn.Module):
         return constrain(x_BPW, 'BPW', self.rules), None
 
 
-def scaled(patches):
+def scaled(patches: jax.Array) -> jax.Array:
     """uint8 pixels as float32 in [-1, 1] (SigLIP: mean = std = 0.5); floats stay as they are."""
     return patches.astype(jnp.float32) / 127.5 - 1 if patches.dtype == jnp.uint8 else patches
 
@@ -78,7 +79,7 @@ class Tower(nn.Module):
     unroll: int = 1
 
     @nn.compact
-    def __call__(self, patches_BPQ):
+    def __call__(self, patches_BPQ: jax.Array) -> jax.Array:
         c = self.cfg
         patch_QW = weight(self, 'patch_QW', (c.Q, c.W), self.dtype)
         patch_bias_W = weight(self, 'patch_bias_W', (c.W,), self.dtype)
@@ -99,7 +100,7 @@ class Connector(nn.Module):
     dtype: str = 'float32'
 
     @nn.compact
-    def __call__(self, x_BPW):
+    def __call__(self, x_BPW: jax.Array) -> jax.Array:
         W, D = x_BPW.shape[-1], self.width
         first_WD = weight(self, 'first_WD', (W, D), self.dtype)
         first_bias_D = weight(self, 'first_bias_D', (D,), self.dtype)

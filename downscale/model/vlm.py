@@ -6,17 +6,23 @@ is the sum of C features weighted by `image_weight_BLC`, which is how pictures o
 reduced. Text-only rows, rows with one image and rows with several pass through the same program;
 unused tiles are zeros that nothing points to.
 """
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from downscale.model.init import SHAPE_ONLY
 from downscale.model.language import Language
+from downscale.model.taps import Taps
 from downscale.model.vision import Connector, Tower
 from downscale.sharding import Rules, constrain
 from downscale.sizes import BASE, Growth, LanguageConfig, VisionConfig
 
 
-def splice(features_BLD, image_index_BLC, image_weight_BLC=None):
+def splice(features_BLD: jax.Array, image_index_BLC: jax.Array,
+           image_weight_BLC: jax.Array | None = None) -> jax.Array:
     """What image tokens show [B, L, D], out of each row's features; text positions hold feature 0.
 
     `features_BLD` lists all features of a row; C is 1 where no weights are given. Weighted sums are
@@ -54,8 +60,11 @@ class Vlm(nn.Module):
     growth: Growth = BASE
 
     @nn.compact
-    def __call__(self, tokens_BL, positions_BL, segments_BL, tiles_BIPQ=None,
-                 image_index_BLC=None, image_weight_BLC=None, finish=None, taps=None):
+    def __call__(self, tokens_BL: jax.Array, positions_BL: jax.Array, segments_BL: jax.Array,
+                 tiles_BIPQ: jax.Array | None = None, image_index_BLC: jax.Array | None = None,
+                 image_weight_BLC: jax.Array | None = None,
+                 finish: Callable[[jax.Array, jax.Array], Any] | None = None,
+                 taps: Taps | None = None) -> Any:
         decoder = Language(self.language, self.rules, self.dtype, self.remat, self.unroll,
                            self.kernels, self.growth, name='language')
         if tiles_BIPQ is None:

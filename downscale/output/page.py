@@ -1,6 +1,8 @@
 """The offline page around the report: escaping, tables that sort, styles and the small script."""
 import math
+from collections.abc import Iterable, Sequence
 from html import escape
+from typing import Any
 
 from downscale.analysis.completeness import LIMIT, Completion, Share
 from downscale.statistics.bootstrap import Interval
@@ -60,14 +62,14 @@ document.querySelectorAll('th').forEach(function(th){th.addEventListener('click'
 MARKS = {'supported': ' good', 'contradicted': ' bad'}   # of words that are verdicts
 
 
-def number(value, digits=2, sign=False):
+def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
     """A number as the page prints it; None and NaN are an en dash."""
     if value is None or math.isnan(value):
         return '–'
     return f'{value:{"+" if sign else ""}.{digits}f}'
 
 
-def cell(value, sign=False):
+def cell(value: Any, sign: bool = False) -> str:
     """One table cell, escaped; it sorts by its value, an interval by its centre."""
     if isinstance(value, Interval):
         ends = f'{number(value.low, 2, sign)} to {number(value.high, 2, sign)}'
@@ -88,7 +90,7 @@ def cell(value, sign=False):
     return f'<td class="text{MARKS.get(value, "")}">{escape(str(value))}'
 
 
-def percent(share):
+def percent(share: Any) -> str:
     """A share in per cent, marked when it is too large; None is an en dash."""
     if share is None:
         return '–'
@@ -109,7 +111,7 @@ def _completion(x):
     return f'<td data-v="{value[0]}">{value[1]}' + ''.join(f'<small>{x}</small>' for x in lines)
 
 
-def table(headers, rows, sign=False):
+def table(headers: Sequence[str], rows: Iterable[Sequence], sign: bool = False) -> str:
     """A table that sorts when a header is clicked and scrolls sideways on a phone."""
     words = [any(isinstance(row[column], str) for row in rows) for column in range(len(headers))]
     head = ''.join(f'<th{" class=text" if word else ""}>{escape(str(name))}'
@@ -118,22 +120,22 @@ def table(headers, rows, sign=False):
     return f'<div class="scroll"><table><thead><tr>{head}<tbody>{body}</table></div>'
 
 
-def figure(svg, caption):
+def figure(svg: str, caption: str) -> str:
     """A figure with its caption."""
     return f'<figure><div>{svg}</div><figcaption>{escape(caption)}</figcaption></figure>'
 
 
-def paragraph(text, kind=''):
+def paragraph(text: str, kind: str = '') -> str:
     """Escaped text in a paragraph."""
     return f'<p class="{kind}">{escape(text)}</p>'
 
 
-def bullets(lines):
+def bullets(lines: Iterable[str]) -> str:
     """Escaped lines as a list."""
     return '<ul>' + ''.join(f'<li>{escape(line)}' for line in lines) + '</ul>'
 
 
-def page(title, gate_line, passed, body):
+def page(title: str, gate_line: str, passed: bool, body: str) -> str:
     """The whole document; the gate stands above the title."""
     return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
             '<meta name="viewport" content="width=device-width,initial-scale=1">'

@@ -1,11 +1,14 @@
 """Sections of the report on claims, shares of the drop, flips, costs, layers, ledger, as HTML."""
+from pathlib import Path
+from typing import Any
+
 from downscale.output import page
 from downscale.report import figures, probe_figures, share_figures
 
 COSTS_SHOWN = .05   # ways below this probability of being on the frontier are in the CSV only
 
 
-def claims(result, out):
+def claims(result: Any, out: Path) -> str:
     """The claims table, also as claims.csv; `result` is that of `claims.judge`."""
     if result:
         figures.write_csv([{key: x for key, x in row.items() if key != 'by_size'}
@@ -43,7 +46,7 @@ def _asked(row):
         f', {row["needs_seeds"]} seeds' if row['needs_seeds'] > 1 else '')
 
 
-def shares(result, out):
+def shares(result: Any, out: Path) -> str:
     """Shapley shares with interactions, and items by class, of every kind of text and mode."""
     svg = figures.save(share_figures.waterfall, result['macro'], out, 'shares')
     rows = [[name, scale, *(found.shares.get(side) for side in ('perception', 'reasoner')),
@@ -67,14 +70,14 @@ def shares(result, out):
         'smallest had it right; what classes add sums to the drop.', 'soft')
 
 
-def families(result, out):
+def families(result: Any, out: Path) -> str:
     """The P x R grid of every family, small multiples."""
     svg = figures.save(share_figures.grid_families, result, out, 'grid_families')
     return page.figure(svg, f'{result["panel"]}: accuracy and half the 95 % interval by family. '
                             'grid_families.png, grid_families.csv')
 
 
-def flips(result, out):
+def flips(result: Any, out: Path) -> str:
     """Shares of questions that change between the ends."""
     names = list(next(iter(result.values())))
     return page.table(('from largest to smallest', *names), [
@@ -83,7 +86,7 @@ def flips(result, out):
         'the drop; many of both say that answers change without a drop.', 'soft')
 
 
-def pareto(result, out):
+def pareto(result: Any, out: Path) -> str:
     """The frontier for every cost that is known, the first one open."""
     parts = []
     for place, (cost, found) in enumerate(result['costs'].items()):
@@ -107,7 +110,7 @@ def pareto(result, out):
         'soft')
 
 
-def layers(result, out):
+def layers(result: Any, out: Path) -> str:
     """Probes by relative depth, and those without a depth as a table."""
     parts = []
     if result['curves']:
@@ -122,7 +125,7 @@ def layers(result, out):
     return ''.join(parts)
 
 
-def ledger(result, out):
+def ledger(result: Any, out: Path) -> str:
     """What small sizes lose against the largest, from the picture to the answer."""
     svg = figures.save(probe_figures.ledger_bars, result, out, 'ledger')
     table = page.table(('size', 'step', f'lost against {result.large}'), [

@@ -6,8 +6,16 @@ late, so that tables and statistics work without it.
 import csv
 import io
 import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
+
+from downscale.statistics.bootstrap import Interval
+
+Drawing = tuple[Any, list[dict[str, Any]]]  # a matplotlib figure, and its numbers as rows
 
 INK = '#0f1113'   # becomes `currentColor` in the page, so that dark mode can read it
 BLUE, ORANGE, GREY = '#3b82c4', '#d9822b', '#8a8f98'
@@ -19,7 +27,7 @@ STYLE = {'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False,
 POINTS = 300      # a longer curve is drawn as means of neighbours; its CSV keeps every point
 
 
-def plotting():
+def plotting() -> ModuleType:
     try:
         import matplotlib.backends.backend_agg
         import matplotlib.figure
@@ -28,7 +36,7 @@ def plotting():
     return matplotlib
 
 
-def write_csv(rows, folder, name):
+def write_csv(rows: Sequence[dict[str, Any]], folder: Path, name: str) -> None:
     """`rows`, dicts of the same keys, are in `folder` as `name`.csv."""
     with open(folder / f'{name}.csv', 'w', newline='') as file:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator='\n')
@@ -36,7 +44,7 @@ def write_csv(rows, folder, name):
         writer.writerows(rows)
 
 
-def save(draw, result, folder, name):
+def save(draw: Callable[[Any], Drawing], result: Any, folder: Path, name: str) -> str:
     """`name`.png and `name`.csv are in `folder`; the returned string is the figure as SVG."""
     with plotting().rc_context(STYLE):
         figure, rows = draw(result)
@@ -58,7 +66,8 @@ def save(draw, result, folder, name):
                   ' xmlns:xlink="http://www.w3.org/1999/xlink"', svg, count=1, flags=re.DOTALL)
 
 
-def small_axes(count, width=2.35, height=1.95, across=4):
+def small_axes(count: int, width: float = 2.35, height: float = 1.95,
+               across: int = 4) -> tuple[Any, Sequence]:
     """A figure of `count` small axes, at most `across` side by side."""
     rows = -(-count // across)
     columns = -(-count // rows)   # balanced: five panels are three and two
@@ -69,7 +78,7 @@ def small_axes(count, width=2.35, height=1.95, across=4):
     return figure, axes[:count]
 
 
-def numbers(x):
+def numbers(x: Interval) -> dict[str, Any]:
     return {'value': x.value, 'low': x.low, 'high': x.high, 'n': x.n, 'clusters': x.clusters,
             'seeds': x.seeds}
 
@@ -80,12 +89,12 @@ def _ended(x):
             'value_completed': None if x.completed is None else x.completed.value}
 
 
-def errors(x):
+def errors(x: Interval) -> list[list[float]]:
     """Distances from the value to both ends; a percentile end may lie past the value."""
     return [[max(0, x.value - x.low)], [max(0, x.high - x.value)]]
 
 
-def short_count(number):
+def short_count(number: float) -> str:
     """A parameter count as people say it: 1.2M."""
     for unit, size in (('B', 1e9), ('M', 1e6), ('k', 1e3)):
         if number >= size:
@@ -93,7 +102,7 @@ def short_count(number):
     return f'{number:g}'
 
 
-def counts(axis):
+def counts(axis: Any) -> None:
     """Ticks of a log axis of counts: 1, 2 and 5 of every decade, of many decades 1 only."""
     low, high = axis.get_view_interval()
     ticker = plotting().ticker
@@ -103,7 +112,7 @@ def counts(axis):
     axis.set_major_formatter(lambda value, _: short_count(value))
 
 
-def accuracy(result):
+def accuracy(result: Any) -> Drawing:
     """Accuracy against parameters, a panel per family and one for the macro mean."""
     panels = {**result['families'], 'macro mean': result['macro']}
     figure, axes = small_axes(len(panels))
@@ -136,7 +145,7 @@ def accuracy(result):
     return figure, rows
 
 
-def drops(result):
+def drops(result: Any) -> Drawing:
     """Drop by family, sorted: points left, share of what was above chance right."""
     names = [*result['families'], 'macro mean']
     table = {**result['families'], 'macro mean': result['macro']}
@@ -165,7 +174,7 @@ def drops(result):
     return figure, rows
 
 
-def reliance(result):
+def reliance(result: Any) -> Drawing:
     """Reliance on the picture against the drop, one labelled point per family."""
     figure, axes = small_axes(len(result['conditions']), 4.4, 3.6, across=2)
     rows = []
@@ -218,7 +227,7 @@ def _outliers(found):
             if far}
 
 
-def grid(result):
+def grid(result: Any) -> Drawing:
     """Macro accuracy per perception x reasoner pair, gold text on top, one panel per setting."""
     widest = max(len(panel['r_sizes']) for panel in result.values())
     tallest = max(len(panel['p_sizes']) for panel in result.values())
@@ -259,7 +268,7 @@ def _heat_cell(axis, x, y, cell, norm):
               url=link)
 
 
-def marginals(result):
+def marginals(result: Any) -> Drawing:
     """What shrinking one side costs with the other side at its largest, family by family."""
     panels = {name: panel['marginal'] for name, panel in result.items() if panel['marginal']}
     families = {task for sides in panels.values() for side in ('perception', 'reasoner')
@@ -294,7 +303,7 @@ def marginals(result):
     return figure, rows
 
 
-def losses(result):
+def losses(result: Any) -> Drawing:
     """Training loss of every run, a panel per stage; small sizes light, large sizes dark."""
     figure, axes = small_axes(len(result['stages']), 2.9, 2.3, across=3)
     shades = plotting().colormaps['viridis_r'](np.linspace(.2, .68, len(result['sizes'])))

@@ -2,10 +2,11 @@
 import base64
 import hashlib
 from html import escape
+from typing import Any
 
 from downscale.analysis import grids, measures
 from downscale.analysis.flips import PREFERRED
-from downscale.analysis.measures import Missing, joint_cells
+from downscale.analysis.measures import Missing, Scored, joint_cells
 from downscale.statistics.shapley import CLASSES, class_of
 
 PICTURE_BYTES, TOTAL_BYTES = 150_000, 3_000_000
@@ -27,7 +28,7 @@ TITLES = {
 JOINT = ('lost', 'wrong', 'right')
 
 
-def samples(s):
+def samples(s: Scored) -> dict[str, Any]:
     """{class: up to `PER_CLASS` samples}, spread over families; equal for equal studies."""
     answers, pairs = _answers(s), _pairs(s)
     if not answers and not pairs:
@@ -142,7 +143,7 @@ def _pictures(root, cluster, budget):
     return found, '' if found else 'no picture saved'
 
 
-def cards(result):
+def cards(result: Any) -> str:
     """The samples as HTML, all text escaped; right and wrong have marks as well as colours."""
     parts = []
     for kind, found in result.items():

@@ -1,12 +1,14 @@
 """Figures of laws of size, as in `figures`: a result in, a matplotlib figure and CSV rows out."""
+from typing import Any
+
 import numpy as np
 
-from downscale.report.figures import BLUE, GREY, INK, ORANGE, counts, plotting, small_axes
+from downscale.report.figures import BLUE, GREY, INK, ORANGE, Drawing, counts, plotting, small_axes
 
 SIZE = 'parameters (n_nonembed)'
 
 
-def laws(result):
+def laws(result: Any) -> Drawing:
     """Points and fitted curve of every law of size: {title: part of `study_laws`}.
 
     Solid within the sizes seen, dashed beyond; held-out points are hollow.
@@ -40,7 +42,7 @@ def laws(result):
     return figure, rows
 
 
-def isoflop(result):
+def isoflop(result: Any) -> Drawing:
     """Loss against size for every budget with its minimum; the best size against compute."""
     found, points = result['fit'], result['points']
     figure, (left, right) = small_axes(2, 4.4, 3.3, across=2)
@@ -78,7 +80,7 @@ def isoflop(result):
     return figure, rows
 
 
-def rates(result):
+def rates(result: Any) -> Drawing:
     """Final loss against learning rate, a line per size; the chosen rate is filled."""
     figure, (axis,) = small_axes(1, 4.6, 3.1)
     shades = plotting().colormaps['viridis_r'](np.linspace(.2, .75, len(result['choices'])))

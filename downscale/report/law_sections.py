@@ -1,9 +1,12 @@
 """Sections of the report on laws of size, isoFLOP budgets and learning rates, as HTML."""
+from pathlib import Path
+from typing import Any
+
 from downscale.output import page
 from downscale.report import figures, law_figures
 
 
-def laws(result, out):
+def laws(result: Any, out: Path) -> str:
     """The laws' figure and the table of fits."""
     svg = figures.save(law_figures.laws, result, out, 'laws')
     names = list(dict.fromkeys(name for part in result.values()
@@ -35,7 +38,7 @@ def _shown(x):
     return None if x is None else f'{x.value:.4g} [{x.low:.4g}, {x.high:.4g}]'
 
 
-def isoflop(result, out):
+def isoflop(result: Any, out: Path) -> str:
     """Parabolas of every budget and the line through their minima."""
     svg = figures.save(law_figures.isoflop, result, out, 'isoflop')
     found = result['fit']
@@ -48,7 +51,7 @@ def isoflop(result, out):
         * bool(result['diverged']))
 
 
-def rates(result, out):
+def rates(result: Any, out: Path) -> str:
     """Loss against learning rate for every size that was trained at several."""
     svg = figures.save(law_figures.rates, result, out, 'rates')
     rows = [[size, f'{choice.lr:.3g}', choice.loss, result['seeds'][size], choice.edge or 'inside']

@@ -1,5 +1,9 @@
 """Figures of probes and of the loss ledger, drawn and saved as `figures.py` says."""
-from downscale.report.figures import BLUE, GREY, ORANGE, save
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from downscale.report.figures import BLUE, GREY, ORANGE, Drawing, save
 
 
 def _axes(count, width, height):
@@ -8,7 +12,7 @@ def _axes(count, width, height):
     return figure, figure.subplots(1, count, squeeze=False).ravel()
 
 
-def save_figure(draw, result, folder, name):
+def save_figure(draw: Callable[[Any], Drawing], result: Any, folder: Path, name: str) -> None:
     """`name`.png and `name`.csv are in `folder`, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
     save(draw, result, folder, name)
@@ -26,7 +30,7 @@ PANELS = {'image': ('accuracy', 'image tokens: probe accuracy'),
           'knock-out': ('nll rise', 'picture hidden in one band: nats')}
 
 
-def layer_curves(rows):
+def layer_curves(rows: Any) -> Drawing:
     """Probes and knock-out by relative depth, one line a run, in the mean over families.
 
     `rows` are those of the `probes` table, as dicts; sizes go from light to dark in their order.
@@ -62,7 +66,7 @@ def layer_curves(rows):
     return figure, rows
 
 
-def ledger_bars(found):
+def ledger_bars(found: Any) -> Drawing:
     """What each size loses to the largest, step by step, in the mean over families."""
     figure, axes = _axes(len(found.losses), 3.6, 2.9)
     rows = []

@@ -27,10 +27,12 @@ from downscale.report import gallery, sections
 from downscale.results.items import TableError
 from downscale.results.study import load_study
 from downscale.results.throughput import throughput
+from downscale.runtime.files import PathLike
 from downscale.statistics.bootstrap import FEW_SEEDS
 
 
-def write_report(study_dir, out_dir=None, bootstraps=2000, seed=0):
+def write_report(study_dir: PathLike, out_dir: PathLike | None = None, bootstraps: int = 2000,
+                 seed: int = 0) -> Path:
     """report.html, report.json and the figures are in `out_dir` (default: study_dir/report).
 
     Returns the path of report.html. The same input gives the same report.json, byte for byte.

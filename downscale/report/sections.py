@@ -1,7 +1,11 @@
 """The sections of the report as HTML, from the numbers of `measures`, `gate` and `health`."""
+from pathlib import Path
+from typing import Any
+
 from downscale.analysis.completeness import LIMIT, sentence
 from downscale.analysis.dropoff import FEW_TASKS
 from downscale.analysis.floors import GUESSERS
+from downscale.analysis.measures import Scored
 from downscale.output import page
 from downscale.report import claim_sections, figures, gallery, law_sections
 
@@ -28,7 +32,8 @@ ENDINGS = (
     'are not completed, intervals of the others are over pictures only.')
 
 
-def body(s, results, skipped, summary, out):
+def body(s: Scored, results: dict[str, Any], skipped: dict[str, str], summary: dict[str, Any],
+         out: Path) -> str:
     """The report between its gate and its end as HTML; the figures are in `out`."""
     study, warned = s.study, results['warnings']
     sizes = ', '.join(f'{z.name} ({figures.short_count(z.n_total)})' for z in s.sizes)

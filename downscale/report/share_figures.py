@@ -1,4 +1,6 @@
 """Figures of shares, costs and layers, as in `figures`: a result in, a figure and CSV rows out."""
+from typing import Any
+
 import numpy as np
 
 from downscale.report.figures import (
@@ -6,6 +8,7 @@ from downscale.report.figures import (
     GREY,
     INK,
     ORANGE,
+    Drawing,
     counts,
     errors,
     numbers,
@@ -16,7 +19,7 @@ from downscale.report.figures import (
 GREEN = '#4f9a6b'
 
 
-def waterfall(result):
+def waterfall(result: Any) -> Drawing:
     """Shapley shares as steps from all small to all large, then the interactions: {name: Shares}.
 
     The interaction is no further step: the shares already divide it.
@@ -49,7 +52,7 @@ def waterfall(result):
     return figure, rows
 
 
-def grid_families(result):
+def grid_families(result: Any) -> Drawing:
     """Accuracy of every perception x reasoner pair, a panel per family."""
     p_sizes, r_sizes, found = result['p_sizes'], result['r_sizes'], result['families']
     figure, axes = small_axes(len(found), .55 * len(r_sizes) + .9,
@@ -82,7 +85,7 @@ def grid_families(result):
     return figure, rows
 
 
-def pareto(result):
+def pareto(result: Any) -> Drawing:
     """Macro accuracy against cost with the frontier as steps; labels name what is on it."""
     figure, (axis,) = small_axes(1, 8.4, 4.)
     rows = result['rows']
@@ -113,7 +116,7 @@ def pareto(result):
                      **numbers(row['accuracy'])} for row in rows]
 
 
-def layers(result):
+def layers(result: Any) -> Drawing:
     """Every probed metric by relative depth, a line per size, a panel per metric and task."""
     figure, axes = small_axes(len(result['curves']), 3., 2.4, across=3)
     shades = plotting().colormaps['viridis_r'](np.linspace(.2, .75, len(result['sizes'])))

@@ -1,11 +1,14 @@
 """What `metrics.jsonl` of a stage holds: one row a step, from 1 on; and what is doubtful in it."""
 import json
 import math
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
 
 from downscale.runtime.files import read_json
 
 
-def row_of(line):
+def row_of(line: str) -> dict[str, Any] | None:
     """The row of a line; None where it is torn or no row of a step."""
     try:
         row = json.loads(line)
@@ -14,7 +17,7 @@ def row_of(line):
     return row if isinstance(row, dict) and type(row.get('step')) is int else None
 
 
-def lost_rows(steps, last):
+def lost_rows(steps: Collection[int], last: int) -> str:
     """What is missing of the rows of `steps` 1 to `last`, as text; '' where each is there once."""
     missing = sorted(set(range(1, last + 1)).difference(steps))
     doubled = len(steps) - len(set(steps))
@@ -26,7 +29,7 @@ def lost_rows(steps, last):
     return ' and '.join(words)
 
 
-def doubts(study):
+def doubts(study: Path) -> Iterator[str]:
     """What is wrong with the training of the stages of a local study folder, a line each."""
     for path in sorted(study.glob('cells/*/*/metrics.jsonl')):
         rows = [row for row in map(row_of, path.read_text(errors='replace').splitlines()) if row]

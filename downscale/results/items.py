@@ -4,12 +4,14 @@
 as strict. Analysis reads only these. Errors are one line long and carry counts.
 """
 from collections import Counter
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from downscale.runtime.files import write_bytes
+from downscale.runtime.files import PathLike, write_bytes
 
 CATEGORIES = ('knowledge', 'visual')
 TEXT_KINDS = ('', 'caption', 'extraction', 'brief')
@@ -40,17 +42,17 @@ class TableError(ValueError):
     """A table or a pairing breaks the schema; the message is one line with counts, cut to `MOST`.
     """
 
-    def __init__(self, message):
+    def __init__(self, message: str) -> None:
         text = ' '.join(str(message).split())
         super().__init__(text if len(text) <= MOST else text[:MOST - 2] + ' …')
 
 
-def write_items(path, rows):
+def write_items(path: PathLike, rows: Iterable[dict[str, Any]]) -> None:
     """The rows are at `path` as Parquet, whole or not at all; equal rows give equal bytes."""
     _write(path, rows, ITEMS, ITEM_KEY, 'items', _check_items)
 
 
-def write_texts(path, rows):
+def write_texts(path: PathLike, rows: Iterable[dict[str, Any]]) -> None:
     """The texts of perception models are at `path`, under the same promises as `write_items`."""
     _write(path, rows, TEXTS, TEXT_KEY, 'texts', lambda table, what: None)
 
@@ -71,7 +73,7 @@ def _write(path, rows, schema, key, what, check):
     write_bytes(path, sink.getvalue().to_pybytes())
 
 
-def one_line(error):
+def one_line(error: BaseException) -> str:
     """The text of an error on one line, cut to 200 characters."""
     return ' '.join(str(error).split())[:200]
 
@@ -167,7 +169,7 @@ def _read(path, schema, key, check, newer=None):
     return table.select(schema.names).cast(schema)   # other writers let every column be null
 
 
-def read_items(path, newer=None):
+def read_items(path: PathLike, newer: Counter | None = None) -> pa.Table:
     """The items table at `path`, checked against the schema.
 
     Columns that no one knows are of a newer version: left out, and counted in `newer`, a Counter.
@@ -175,6 +177,6 @@ def read_items(path, newer=None):
     return _read(path, ITEMS, ITEM_KEY, _check_items, newer)
 
 
-def read_texts(path, newer=None):
+def read_texts(path: PathLike, newer: Counter | None = None) -> pa.Table:
     """The texts table at `path`, under the same rules as `read_items`."""
     return _read(path, TEXTS, TEXT_KEY, lambda table, what: None, newer)

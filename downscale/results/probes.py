@@ -6,6 +6,7 @@ relative to the language model's, NaN where a site has none.
 """
 import io
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 from downscale.results.items import TableError, one_line
 from downscale.runtime.files import place, write_bytes
 from downscale.statistics import bootstrap
+from downscale.statistics.bootstrap import Resamples
 
 _S, _F, _I = pa.string(), pa.float64(), pa.int64()
 
@@ -48,14 +50,14 @@ class Measured:
     values: dict = field(default_factory=dict)
 
 
-def write(folder, name, table):
+def write(folder: Path, name: str, table: pa.Table) -> None:
     """`folder/name.parquet` holds `table`, whole or not at all."""
     sink = pa.BufferOutputStream()
     pq.write_table(table.cast(SCHEMAS[name]), sink, compression='zstd')
     write_bytes(place(folder) / f'{name}.parquet', sink.getvalue().to_pybytes())
 
 
-def read(folder, name):
+def read(folder: Path, name: str) -> pa.Table:
     """The table `folder/name.parquet`; `TableError` in one line when it is missing or another."""
     path = place(folder) / f'{name}.parquet'
     if not path.exists():
@@ -70,7 +72,7 @@ def read(folder, name):
     return table
 
 
-def items_table(run_id, tasks):
+def items_table(run_id: str, tasks: dict[str, Measured]) -> pa.Table:
     """The `probe_items` of a run, from {task: Measured}."""
     parts = [SCHEMAS['probe_items'].empty_table()]
     for task, one in tasks.items():
@@ -89,7 +91,7 @@ def _table(name, length, **columns):
                      for one in SCHEMAS[name]], schema=SCHEMAS[name])
 
 
-def means_table(run_id, tasks, resamples):
+def means_table(run_id: str, tasks: dict[str, Measured], resamples: Resamples) -> pa.Table:
     """The `probes` of a run: means over items with intervals over pictures, and of families the
     mean as task 'macro'.
 
@@ -154,7 +156,7 @@ def _differences(values):
     return found
 
 
-def hits(table, run_id, site, depth):
+def hits(table: pa.Table, run_id: str, site: str, depth: float) -> dict[str, float]:
     """{item_id: hit} of the probes of a run at one site, over the families' own tasks."""
     at = pc.is_nan(table['rel_depth']) if np.isnan(depth) else pc.equal(table['rel_depth'], depth)
     for name, value in (('run_id', run_id), ('site', site), ('metric', 'accuracy')):

@@ -13,7 +13,9 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from downscale.data.files import fault
 
@@ -22,13 +24,13 @@ SYNC_EVERY = 64  # rows between two fsyncs: a power cut costs at most as many
 JOINED = ('task', 'checkpoint', 'prompt_hash')
 
 
-def key_of(parts):
+def key_of(parts: dict[str, Any]) -> str:
     """The content hash of a dict of JSON values: 32 hexadecimal digits."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def line_of(record):
+def line_of(record: dict[str, Any]) -> bytes:
     """The bytes of a record: equal records, equal bytes. ValueError for a number that is NaN."""
     return json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b'\n'
 
@@ -39,12 +41,12 @@ class Samples:
     Open with `Samples.open`; `process` is the only one that writes the part of that number.
     """
 
-    def __init__(self, folder, name, process):
+    def __init__(self, folder: Path, name: str, process: int) -> None:
         self.folder, self.name, self.process = Path(folder), name, process
         self.records, self._file, self._unsynced = {}, None, 0
 
     @classmethod
-    def open(cls, folder, name, process=0):
+    def open(cls, folder: Path, name: str, process: int = 0) -> 'Samples':
         """The samples `name` below `folder`, with what any earlier run has left there.
 
         ValueError names file and line of a damaged record and of two that contradict each other.
@@ -54,21 +56,21 @@ class Samples:
         return found
 
     @property
-    def path(self):
+    def path(self) -> Path:
         """Where `finalise` puts all rows."""
         return self.folder / f'{self.name}.jsonl'
 
     def _part(self, process):
         return self.folder / f'{self.name}.p{process}.jsonl'
 
-    def parts(self):
+    def parts(self) -> list[Path]:
         """The parts there are, by process number."""
         form = re.compile(re.escape(self.name) + r'\.p(\d+)\.jsonl')
         there = self.folder.iterdir() if self.folder.is_dir() else ()
         found = [(int(match[1]), path) for path in there if (match := form.fullmatch(path.name))]
         return [path for _, path in sorted(found)]
 
-    def reload(self):
+    def reload(self) -> None:
         """`records` holds what every process has written so far."""
         parts = self.parts()  # before the file is looked for: process 0 may just turn them into it
         try:
@@ -76,11 +78,11 @@ class Samples:
         except FileNotFoundError:
             self.records = merged([self.path])
 
-    def missing(self, keys):
+    def missing(self, keys: Iterable[str]) -> list[str]:
         """The keys without a row, in order and each once."""
         return [key for key in dict.fromkeys(keys) if key not in self.records]
 
-    def add(self, record):
+    def add(self, record: dict[str, Any]) -> None:
         """`record` is written; the operating system has it when this returns."""
         if record['key'] in self.records:
             raise ValueError(f'{self.path}: key {record["key"]} is there already')
@@ -111,14 +113,14 @@ class Samples:
         os.fsync(self._file.fileno())
         self._unsynced = 0
 
-    def close(self):
+    def close(self) -> None:
         """What was added is on disk and the part is free for another process."""
         if self._file is not None:
             self._sync()
             self._file.close()
             self._file = None
 
-    def finalise(self, keys):
+    def finalise(self, keys: Collection[str]) -> list[dict[str, Any]]:
         """One file holds exactly the rows of `keys`, by doc_id and key; the parts are removed.
 
         Equal rows give equal bytes, however they were made. ValueError when a row is missing.
@@ -142,7 +144,7 @@ class Samples:
         return rows
 
 
-def merged(paths):
+def merged(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """{key: record} of several files of ours; ValueError for rows that contradict each other."""
     found, places = {}, {}
     for path in paths:
@@ -161,7 +163,7 @@ def merged(paths):
     return found
 
 
-def lines(path):
+def lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) of a JSONL file of ours; a part may end in a torn line, which is left
     out. ValueError in one line for any other line that is no JSON object."""
     *whole, last = Path(path).read_bytes().split(b'\n')
@@ -183,7 +185,8 @@ def lines(path):
 
 # --- joining the stages -----------------------------------------------------------------------
 
-def join(descriptions, questions):
+def join(descriptions: Sequence[dict[str, Any]],
+         questions: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """{doc_id: description record} for every question, each made as the question wants it.
 
     `questions` are dicts with `doc_id` and what is wanted: `task`, `checkpoint`, `prompt_hash`.

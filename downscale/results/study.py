@@ -4,6 +4,7 @@ Errors are one line long and carry counts.
 """
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from downscale.results.items import (
 )
 from downscale.results.study_file import read_lines, read_study, short, shown
 from downscale.results.throughput import read_throughput
+from downscale.runtime.files import PathLike
 
 # Every file of a study folder that the analysis reads.
 READ = ('study.json', 'evaluations/*/*.parquet', 'evaluations/*/throughput.json', 'probe*.parquet',
@@ -76,7 +78,7 @@ class Paired:
     chance: np.ndarray
 
     @property
-    def key(self):
+    def key(self) -> tuple[bytes, ...]:
         """What tells these items from others, as a key of what is made of them."""
         return tuple(column.tobytes() for column in (self.item_id, self.task, self.cluster_id,
                                                      self.chance))
@@ -101,7 +103,7 @@ def _columns(table, schema):
     return columns, codes
 
 
-def load_study(directory):
+def load_study(directory: PathLike) -> Study:
     """The whole study folder is read and checked; unfinished runs are listed, never dropped."""
     root = Path(directory)
     meta = read_study(root)
@@ -116,7 +118,8 @@ def load_study(directory):
     return replace(study, notes=(*study.notes, *notes, *doubts(root)))
 
 
-def study_of(root, meta, items, texts, curves, unfinished, throughput, input_hash):
+def study_of(root: Path, meta: dict, items: list, texts: list, curves: dict, unfinished: tuple,
+             throughput: dict, input_hash: str) -> Study:
     """A `Study` of checked Arrow tables: lists of `items` and `texts`."""
     items, codes = _columns(pa.concat_tables([ITEMS.empty_table(), *items]), ITEMS)
     texts, _ = _columns(pa.concat_tables([TEXTS.empty_table(), *texts]), TEXTS)
@@ -239,7 +242,7 @@ def _mean_scores(study, cell):
     return study.averaged[cell]
 
 
-def pair(study, groups):
+def pair(study: Study, groups: Sequence[Sequence[Cell]]) -> Paired:
     """Each group of cells has one mean score per item; all cells must hold the same items.
 
     `groups` is a list of lists of `Cell`: seeds of one size are one group. Repeats and seeds are

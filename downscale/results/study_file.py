@@ -1,6 +1,9 @@
 """The JSON files of a study folder, read and checked: a fault is one line with file and field."""
 import json
 import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from downscale.results.items import TableError, one_line
 from downscale.results.study_json import RunRow, StudyFile
@@ -9,7 +12,7 @@ from downscale.values import from_dict
 NUMBER = (int, float)
 
 
-def read_object(path):
+def read_object(path: Path) -> dict[str, Any] | None:
     """The JSON object in `path`; None without the file, `TableError` where it holds another."""
     try:
         value = json.loads(path.read_bytes())
@@ -22,7 +25,7 @@ def read_object(path):
     return value
 
 
-def read_lines(path):
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     """(the JSON objects of the lines of `path`, how many torn lines are left out).
 
     A killed process leaves half a line, and one that goes on after it writes behind that.
@@ -41,7 +44,7 @@ def read_lines(path):
     return rows, torn
 
 
-def check(value, fields, where):
+def check(value: dict[str, Any], fields: dict[str, Any], where: str) -> None:
     """Raise `TableError` unless the dict `value` has all `fields` {name: type or types}."""
     if not isinstance(value, dict):
         raise TableError(f'{where}: {shown(value)} is no JSON object')
@@ -52,26 +55,26 @@ def check(value, fields, where):
             raise TableError(f'{where}: field {name!r} is {shown(value[name])}')
 
 
-def fits(value, kinds):
+def fits(value: Any, kinds: type | tuple[type, ...]) -> bool:
     """Whether a JSON value is of one of the types; a truth value is no number, and NaN is none."""
     if isinstance(value, bool):
         return kinds is bool
     return isinstance(value, kinds) and not (isinstance(value, float) and not math.isfinite(value))
 
 
-def shown(value):
+def shown(value: Any) -> str:
     """A value as an error shows it."""
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + '...'
 
 
-def short(path):
+def short(path: Path) -> str:
     """A path as an error shows it: its end is what tells files apart."""
     text = str(path)
     return text if len(text) <= 120 else '...' + text[-117:]
 
 
-def read_study(root):
+def read_study(root: Path) -> dict[str, Any]:
     """The content of `root`/study.json; `TableError` in one line where it is missing or wrong."""
     meta = read_object(root / 'study.json')
     if meta is None:
@@ -81,7 +84,7 @@ def read_study(root):
     return meta
 
 
-def study_errors(path, meta):
+def study_errors(path: Path, meta: dict[str, Any]) -> Iterator[str]:
     """What is wrong with the content of a `study.json`, as lines."""
     runs, where = meta.get('runs'), short(path)
     if not isinstance(runs, list):

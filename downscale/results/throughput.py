@@ -1,8 +1,13 @@
 """What each evaluation cost: the `throughput.json` that lies beside its tables."""
 import json
 import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from downscale.results.items import TableError, one_line
+
+if TYPE_CHECKING:
+    from downscale.analysis.measures import Scored
 
 # Those of the second line are null where nothing was decoded, e.g. all rows were there already.
 COUNTS = ('tokens', 'seconds', 'rows', 'compiles', 'compile_seconds')
@@ -10,7 +15,7 @@ RATIOS = ('tokens_per_second', 'slot_occupancy', 'padding_waste')
 SHARES = ('slot_occupancy', 'padding_waste')
 
 
-def read_throughput(root):
+def read_throughput(root: Path) -> dict[str, dict[str, Any] | None]:
     """{evaluation: its figures, or None without a file} of every folder that holds a table.
 
     Figures that no one knows yet are ignored. Raises `TableError` in one line when a file is not
@@ -47,7 +52,7 @@ def _possible(name, value):
     return math.isfinite(value) and 0 <= value <= (1 if name in SHARES else math.inf)
 
 
-def throughput(s):
+def throughput(s: 'Scored') -> dict[str, Any]:
     """The figures of every evaluation that has them, and the names of those that do not."""
     found = s.study.throughput
     return {'evaluations': {name: row for name, row in found.items() if row is not None},

@@ -25,7 +25,7 @@ TABLE = {
 _CRASH = Ending('crashed', 'counted')
 
 
-def ending(code):
+def ending(code: int) -> Ending:
     """The `Ending` of an exit code; negative ones are signals, as `subprocess` gives them."""
     return TABLE.get(code, _CRASH)
 
@@ -33,7 +33,7 @@ def ending(code):
 class Failed(RuntimeError):
     """An error with an exit code of its own."""
 
-    def __init__(self, text, code):
+    def __init__(self, text: str, code: int) -> None:
         super().__init__(text)
         self.code = code
 
@@ -41,7 +41,7 @@ class Failed(RuntimeError):
 class Preempted(SystemExit):
     """The machine is wanted back; what there was to save is saved. Ends the process with 42."""
 
-    def __init__(self, text):
+    def __init__(self, text: str) -> None:
         super().__init__(PREEMPTED)
         self.text = text
 
@@ -64,7 +64,7 @@ _CLIENTS = ('gcsfs', 'aiohttp', 'google', 'requests', 'urllib3')
 LONGEST_ERROR = 300
 
 
-def code_of(error):
+def code_of(error: BaseException) -> int:
     """The exit code that an exception stands for."""
     if isinstance(error, (Failed, SystemExit)):
         return error.code
@@ -79,7 +79,7 @@ def code_of(error):
     return CRASHED
 
 
-def passes(error):
+def passes(error: BaseException) -> bool:
     """Whether an error is of a disk, a bucket or a network that may be well again later: a full
     disk, a quota, a bucket that refuses; not a file that is missing or wrong."""
     while error is not None:
@@ -104,7 +104,7 @@ def _status_passes(status, text):
     return status in _PASSES
 
 
-def line_of(error):
+def line_of(error: BaseException) -> str:
     """An error as one line; what tensorstore says is cut to path and cause."""
     text = ' '.join(str(error).split()) or type(error).__name__
     status = _STATUS.match(text)
@@ -129,6 +129,6 @@ def _translated(text):
     return f'{path.rstrip("/")}: {cause}' if path and path not in cause else cause
 
 
-def say(text):
+def say(text: str) -> None:
     """Print a line on stderr now, from any thread."""
     os.write(2, f'{text}\n'.encode())

@@ -11,17 +11,20 @@ import logging
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 BUCKET, LOCK = 'gs://', '.lock'
+PathLike = str | os.PathLike[str]  # a path as callers give it
 
 
-def in_bucket(path):
+def in_bucket(path: PathLike) -> bool:
     """Whether `path` is in a bucket."""
     return str(path).startswith(BUCKET)
 
 
-def place(path):
+def place(path: PathLike) -> Path:
     """`path` with the methods of pathlib; a bucket's needs `pip install 'downscale[gcs]'`."""
     if not in_bucket(path):
         return Path(path)
@@ -35,12 +38,12 @@ def place(path):
     return epath.Path(path)
 
 
-def absolute(path):
+def absolute(path: PathLike) -> Path:
     """`path` from the root of its file system, or with its bucket."""
     return place(path) if in_bucket(path) else Path(path).absolute()
 
 
-def scratch(path):
+def scratch(path: PathLike) -> Path:
     """The folder of this machine that stands for `path`: itself, or one under DOWNSCALE_SCRATCH
     (default: the temporary folder)."""
     if not in_bucket(path):
@@ -49,7 +52,7 @@ def scratch(path):
     return Path(top) / str(path).removeprefix(BUCKET)
 
 
-def writable(folder):
+def writable(folder: Path) -> bool:
     """Whether files can be made in a local folder, which is made where it is missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +62,7 @@ def writable(folder):
         return False
 
 
-def write_bytes(path, data):
+def write_bytes(path: PathLike, data: bytes) -> None:
     """`path` holds `data`, whole or not at all; folders are made."""
     path = place(path)
     if in_bucket(path):
@@ -77,7 +80,7 @@ def write_bytes(path, data):
 
 
 @contextlib.contextmanager
-def naming(path):
+def naming(path: PathLike) -> Iterator[None]:
     """An OSError that is raised in this context says that it is of `path`.
 
     That of a write or of a flush names no file, and a user with a full disk has several.
@@ -90,12 +93,12 @@ def naming(path):
         raise
 
 
-def write_json(path, value):
+def write_json(path: PathLike, value: Any) -> None:
     """Write `value` as JSON to `path`, whole or not at all."""
     write_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + '\n').encode())
 
 
-def read_json(path, kind=dict):
+def read_json(path: PathLike, kind: type = dict) -> Any:
     """The value in `path`, a `kind`; None when there is no such file.
 
     ValueError in one line that names the file when it is cut, or holds something else.
@@ -111,7 +114,7 @@ def read_json(path, kind=dict):
     return value
 
 
-def lock(folder):
+def lock(folder: Path) -> int:
     """The descriptor of a lock on a local folder, held until it is closed or this process ends.
 
     RuntimeError in one line when another process holds it. A file system without locks is told
@@ -130,7 +133,7 @@ def lock(folder):
 
 
 @contextlib.contextmanager
-def held(folder):
+def held(folder: Path) -> Iterator[None]:
     """In this context no other process of this machine is in the same one, for the local `folder`.
 
     A line is said where one must be waited for.

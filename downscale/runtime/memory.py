@@ -7,7 +7,7 @@ _WANTED = {'MALLOC_MMAP_MAX_': (-4, 0), 'MALLOC_TRIM_THRESHOLD_': (-1, 2**31 - 1
            'MALLOC_ARENA_MAX': (-8, 1)}
 
 
-def keep_freed_memory():
+def keep_freed_memory() -> None:
     """Freed memory stays with this process, and with those it starts, for the next step.
 
     XLA on CPU allocates the temporaries of a step anew each time; glibc hands them back to the
@@ -24,7 +24,7 @@ def keep_freed_memory():
             mallopt(number, value)
 
 
-def give_back():
+def give_back() -> None:
     """Freed memory goes back to the system: after compiling, or between tasks. Costs milliseconds.
 
     What a compiler needed once would else stay with each process for good.

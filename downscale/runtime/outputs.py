@@ -1,9 +1,10 @@
 """Whether what a command writes at its end can be written, asked at its start."""
 import shutil
 import tempfile
+from pathlib import Path
 
 
-def require_folder(path):
+def require_folder(path: Path) -> Path:
     """Return `path`; OSError in one line when it is no folder and cannot become one."""
     there = path
     while not there.exists() and there != there.parent:
@@ -17,7 +18,7 @@ def require_folder(path):
     return path
 
 
-def require_room(path, size):
+def require_room(path: Path, size: int) -> None:
     """OSError in one line when the disk of `path` has no room for `size` bytes."""
     there = path.absolute()
     while not there.exists():

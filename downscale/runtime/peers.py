@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 
 import jax
 
@@ -39,24 +40,25 @@ class Peers:
     will save by itself then.
     """
 
-    def __init__(self, silence, ending=lambda code, text: None):
+    def __init__(self, silence: float,
+                 ending: Callable[[int, str], object] = lambda code, text: None) -> None:
         self.silence, self.ending, self.over = silence, ending, threading.Event()
         self.notice = self.stepping = self.leaving = False
         self.counts = {}
 
-    def start(self):
+    def start(self) -> None:
         """Watch from now on; JAX must be initialised."""
         self.client = jax_distributed.global_state.client
         self.rank = jax_distributed.global_state.process_id
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def part(self):
+    def part(self) -> None:
         """This process has done its share; the others may go on without it."""
         self.over.set()
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self.client.key_value_delete(f'{ALIVE}{self.rank}')
 
-    def fail(self, error):
+    def fail(self, error: BaseException) -> None:
         """Tell the others; this process will end without JAX's own wait for them, of minutes.
 
         When the others may be the cause, first wait for what they have to say.
@@ -74,7 +76,7 @@ class Peers:
         atexit.register(self._leave, code)
         self.ending(code, text)
 
-    def lost(self):
+    def lost(self) -> None:
         """End at once: JAX's client will not go on."""
         code = self.leaving or self._code()
         try:
@@ -149,7 +151,7 @@ class Peers:
 
 
 @contextlib.contextmanager
-def told_of_loss(action):
+def told_of_loss(action: Callable[[], object]) -> Iterator[None]:
     """JAX's client, when it is made in this context, calls `action` instead of aborting with pages.
     """
     make = jax_distributed._jax.get_distributed_runtime_client

@@ -10,8 +10,10 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax._src.distributed import global_state  # see peers.py
@@ -26,7 +28,7 @@ _turns, _polls = itertools.count(), itertools.count(1)
 _peers = Peers(0)
 
 
-def given():
+def given() -> dict[str, Any] | None:
     """Arguments of `jax.distributed.initialize` after the environment; None for a lone process.
 
     The three variables name any group of processes; on a machine with TPU chips JAX finds the rest
@@ -52,7 +54,7 @@ def given():
             'cluster_detection_method': 'deactivate'}
 
 
-def seconds(name, default):
+def seconds(name: str, default: int) -> int:
     """The whole number of seconds in DOWNSCALE_`name`_SECONDS, or `default`."""
     name = f'DOWNSCALE_{name}_SECONDS'
     value = os.environ.get(name, str(default))
@@ -62,7 +64,7 @@ def seconds(name, default):
 
 
 @contextlib.contextmanager
-def joined(ending=lambda code, text: None):
+def joined(ending: Callable[[int, str], object] = lambda code, text: None) -> Iterator[None]:
     """Join the processes that the environment names; an error in one ends all, with one line each
     and the exit code of the first, after `ending(code, text)`.
 
@@ -110,14 +112,14 @@ def joined(ending=lambda code, text: None):
 
 
 @contextlib.contextmanager
-def stepping():
+def stepping() -> Iterator[None]:
     """In this context `stop` is asked after every step, and SIGTERM waits for it."""
     _peers.stepping = True
     yield
     _peers.stepping = False  # not after an error: then this process has its own reason to end
 
 
-def stop(step):
+def stop(step: int) -> bool:
     """Whether to save now, after `step`, and raise `exits.Preempted`: the same in all processes."""
     del step  # it starts anew with each stage; JAX wants a number that only grows
     if global_state.preemption_sync_manager is None:
@@ -148,17 +150,17 @@ def _own_sigterm(ending):
         _peers.notice = False
 
 
-def first():
+def first() -> bool:
     """Whether this process prints, writes metrics and JSON, prepares data. Touches no device."""
     return global_state.process_id == 0
 
 
-def several():
+def several() -> bool:
     """Whether other processes work on this run."""
     return global_state.client is not None
 
 
-def once(action):
+def once(action: Callable[[], Any]) -> Any:
     """What `action()` returns in process 0 (something JSON can hold); the others wait for it.
 
     Where it fails, process 0 raises its error and the others an `exits.Failed` that repeats it.
@@ -182,7 +184,7 @@ def once(action):
     return told['value']
 
 
-def wait():
+def wait() -> None:
     """Every process has come here."""
     if global_state.client is not None:
         global_state.client.wait_at_barrier(f'downscale/wait/{next(_turns)}',

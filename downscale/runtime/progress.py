@@ -2,6 +2,7 @@
 import contextlib
 import sys
 import time
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.progress import (
@@ -24,34 +25,34 @@ class _Rate(ProgressColumn):
 class Bars:
     """Call with (name, done, total, text) as work goes on; `finished` and `note` print a line."""
 
-    def __init__(self, console, progress):
+    def __init__(self, console: Console, progress: Progress | None) -> None:
         self.console, self.progress = console, progress
         self.ids, self.began = {}, time.monotonic()
 
-    def __call__(self, name, done, total, text=''):
+    def __call__(self, name: str, done: int, total: int, text: str = '') -> None:
         if self.progress is None:
             return
         if name not in self.ids:
             self.ids[name] = self.progress.add_task(name, total=total, said='')
         self.progress.update(self.ids[name], completed=done, total=total, said=text)
 
-    def finished(self, name):
+    def finished(self, name: str) -> None:
         """Name a finished task, and when it did."""
         self.remove(name)
         self.note(f'{time.monotonic() - self.began:7.1f} s  {name}')
 
-    def remove(self, name):
+    def remove(self, name: str) -> None:
         """There is no bar of that name."""
         if name in self.ids:
             self.progress.remove_task(self.ids.pop(name))
 
-    def note(self, text):
+    def note(self, text: str) -> None:
         """Print one line above the bars."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
-def progress_bars(quiet=False):
+def progress_bars(quiet: bool = False) -> Iterator[Bars]:
     """Bars on a terminal; without one (CI, a pipe) only the lines of `finished` and `note`."""
     console = Console(file=sys.stdout)
     if quiet or not console.is_terminal:

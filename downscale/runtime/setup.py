@@ -19,7 +19,7 @@ _WANTED = {'JAX_ENABLE_X64': _NO, 'JAX_NUMPY_DTYPE_PROMOTION': ('standard',),
            'JAX_DEFAULT_PRNG_IMPL': ('threefry2x32',), 'JAX_THREEFRY_PARTITIONABLE': _YES}
 
 
-def begin(console):
+def begin(console: bool) -> None:
     """Refuse with ValueError what no command can do here; `console` is whether this is the whole
     program, whose interrupts are then ours."""
     if console:
@@ -29,7 +29,7 @@ def begin(console):
 
 # --- where it may write -----------------------------------------------------------------------
 
-def cache_folder():
+def cache_folder() -> Path | str:
     """Where compiled programs are kept: JAX_COMPILATION_CACHE_DIR, or the user's cache folder.
 
     A user who has none, or may not write there, gets one under the temporary folder.
@@ -74,7 +74,7 @@ def _refuse_environment():
 
 # --- how it is stopped ------------------------------------------------------------------------
 
-def stopped(console):
+def stopped(console: bool) -> int:
     """Say that Ctrl-C has ended this command, and let no further one disturb its end."""
     if console:
         signal.signal(signal.SIGINT, signal.SIG_IGN)

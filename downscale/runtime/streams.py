@@ -7,12 +7,12 @@ from downscale.runtime.exits import LONGEST_ERROR, line_of
 _CUT = ' ... '
 
 
-def printable(text):
+def printable(text: str) -> str:
     """`text` with escapes in the place of letters that do not print."""
     return ''.join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
-def shortened(text, most=LONGEST_ERROR):
+def shortened(text: str, most: int = LONGEST_ERROR) -> str:
     """`text` as one printable line of at most `most` characters for stderr.
 
     The cut is in the middle: what it is about stands in front of an error, and why at its end.
@@ -26,7 +26,7 @@ def shortened(text, most=LONGEST_ERROR):
     return line[:most - len(_CUT) - tail] + _CUT + line[-tail:]
 
 
-def cause_of(error):
+def cause_of(error: BaseException) -> str:
     """What an exception says; of an error of the system the path and why, without its number."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f'{error.filename}: {error.strerror}'
@@ -55,7 +55,7 @@ def _steady(stream):
                             line_buffering=stream.isatty() or stream is sys.__stderr__)
 
 
-def keep_streams():
+def keep_streams() -> None:
     """Let stdout and stderr of this process survive `| head -1` and an ascii terminal."""
     if sys.stdout is not None and sys.stdout is sys.__stdout__:
         sys.stdout = _steady(sys.stdout)

@@ -17,7 +17,7 @@ PROBES, PROBE = 16, 2 ** 16  # windows of a file, and their bytes
 SMALL = 2 ** 12  # files below this hold no part of a large leaf, but times and random names
 
 
-def fingerprint(folder):
+def fingerprint(folder: Path) -> str:
     """A short hash that names the newest checkpoint of a run folder and how it is asked.
 
     It covers the experiment, the step, the tokenizer, the chat format and the pictures' layout,

@@ -1,23 +1,25 @@
 """Where a stage lives, and whose folder that is."""
 import dataclasses
 import json
+from pathlib import Path
 
 from downscale import config as experiments
-from downscale.runtime.files import place, read_json
+from downscale.config import Experiment
+from downscale.runtime.files import PathLike, place, read_json
 
 
-def folder_of(study, experiment, stage):
+def folder_of(study: PathLike, experiment: Experiment, stage: str) -> Path:
     """Where a stage of a cell lives."""
     return place(study) / 'cells' / experiment.name / stage
 
 
-def is_done(folder, experiment):
+def is_done(folder: PathLike, experiment: Experiment) -> bool:
     """Whether `folder` holds a finished run of exactly this cell."""
     done = read_json(place(folder) / 'DONE.json')
     return done is not None and done.get('hash') == experiment.hash
 
 
-def refuse_other(folder, experiment):
+def refuse_other(folder: PathLike, experiment: Experiment) -> None:
     """Raise ValueError naming what differs when `folder` was started with another experiment."""
     before, now = (json.loads(json.dumps(dataclasses.asdict(cell)))
                    for cell in (experiments.load(folder), experiment))

@@ -2,21 +2,26 @@
 import dataclasses
 import hashlib
 import zlib
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+
+from downscale.config import Experiment, Stage
 from downscale.data.corpora.mixture import Corpus
 from downscale.data.corpora.sampler import CorpusSampler
 from downscale.data.scenes.dataset import build, source
 from downscale.data.scenes.facts import vocabulary
 from downscale.data.scenes.sampler import Library, Sampler
-from downscale.data.tokens import load_tokenizer, train_tokenizer
-from downscale.runtime.files import read_json, scratch, write_json
+from downscale.data.tokens import Encoder, load_tokenizer, train_tokenizer
+from downscale.runtime.files import PathLike, read_json, scratch, write_json
 from downscale.stages import loading, padding
 from downscale.values import hash_of
 
 
-def prepare(study, experiment, progress=None):
+def prepare(study: PathLike, experiment: Experiment,
+            progress: Callable | None = None) -> Path | None:
     """The data set and tokenizer of a study exist under its `scratch`; nothing is made twice.
 
     Returns the folder of the data set, None where nothing is asked of the scene world. ValueError
@@ -57,19 +62,19 @@ def _check_published(study, experiment, published):
         sampler_of(study, experiment, stage)
 
 
-def in_world(experiment):
+def in_world(experiment: Experiment) -> bool:
     """Whether a stage or the evaluation of a cell is about the scene world."""
     asked = experiment.asks and not experiment.evaluation.benchmarks
     return asked or any(not stage.mixture for stage in experiment.stages)
 
 
 @cache
-def corpus(folder):
+def corpus(folder: str) -> Corpus:
     """The corpus of a built mixture, opened once per process."""
     return Corpus(folder)
 
 
-def data_hash(experiment):
+def data_hash(experiment: Experiment) -> str:
     """A short hash of what is asked about, scenes or benchmarks: items pair only when it agrees."""
     asked = experiment.evaluation
     if asked.benchmarks:
@@ -91,7 +96,7 @@ def _digest(path):
 
 
 @cache
-def library(study, split):
+def library(study: str, split: str) -> Library:
     """The examples of one split of a study's data set, parsed once per process."""
     path = scratch(study) / 'data.json'
     named = read_json(path)
@@ -102,12 +107,13 @@ def library(study, split):
     return Library(source(path.parent / named['folder'], split))
 
 
-def encoder_of(study, experiment, stage):
+def encoder_of(study: PathLike, experiment: Experiment, stage: str) -> Encoder:
     """The text encoder of a stage."""
     return loading.encoder_of(scratch(study), experiment, stage)
 
 
-def sampler_of(study, experiment, stage):
+def sampler_of(study: PathLike, experiment: Experiment,
+               stage: Stage) -> tuple[Sampler | CorpusSampler, int]:
     """The sampler of a stage, and the seed of its stream."""
     seed = zlib.crc32(f'{experiment.seed} {stage.name}'.encode())
     encoder = encoder_of(study, experiment, stage.name)
@@ -118,7 +124,7 @@ def sampler_of(study, experiment, stage):
                    stage.shape, stage.buckets), seed
 
 
-def sizes_of(stage, sampler, seed):
+def sizes_of(stage: Stage, sampler: Sampler | CorpusSampler, seed: int) -> np.ndarray:
     """int32 [n, 2]: tokens and tiles of the conversations of a stage's first epoch."""
     if stage.mixture:
         return sampler.sizes(seed)

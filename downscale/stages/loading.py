@@ -4,21 +4,28 @@
     logits = model.apply({'params': params}, tokens_BL, positions_BL, segments_BL)
 """
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+from tokenizers import Tokenizer
 
 from downscale import config as experiments
+from downscale.config import Experiment
 from downscale.data.tokens import Encoder, load_tokenizer
 from downscale.model.init import PARTS, abstract_params
 from downscale.model.tower_words import WordModel, abstract_word_params
 from downscale.model.vision import Tower
+from downscale.runtime.files import PathLike
 from downscale.sharding import Rules, shardings
-from downscale.stages.models import model_of
+from downscale.stages.models import Model, model_of
 from downscale.train.checkpoint import latest, load_params, stored_leaves
 
 
-def load(folder, mesh=None, dtype=None):
+def load(folder: PathLike, mesh: Mesh | None = None, dtype: DTypeLike | None = None
+         ) -> tuple[Model, dict[str, Any], Tokenizer | None, Experiment]:
     """(model, params, tokenizer, experiment) of a run folder: an imported model or one stage.
 
     `params` are numpy arrays, or jax arrays sharded over `mesh` (see `sharding.mesh`) when one is
@@ -38,7 +45,8 @@ def load(folder, mesh=None, dtype=None):
     return model, load_params(folder, target), tokenizer_of(folder, experiment), experiment
 
 
-def abstract_of(model, stored, dtype=None):
+def abstract_of(model: Model, stored: dict[str, tuple[tuple[int, ...], str]],
+                dtype: DTypeLike | None = None) -> dict[str, Any]:
     """ShapeDtypeStructs of the groups that were stored, in `dtype` or as they were stored."""
     if isinstance(model, Tower):
         patches = np.zeros((1, model.cfg.P, model.cfg.Q), np.float32)
@@ -57,7 +65,7 @@ def abstract_of(model, stored, dtype=None):
     return jax.tree_util.tree_map_with_path(typed, tree)
 
 
-def tokenizer_path(folder, experiment):
+def tokenizer_path(folder: PathLike, experiment: Experiment) -> Path:
     """The tokenizer.json of a study, of a stage in it, or of an imported model.
 
     It is the configured one; else that of the imported language model; else the run folder's own
@@ -78,7 +86,7 @@ def tokenizer_path(folder, experiment):
     return folder.parents[2] / 'tokenizer.json'
 
 
-def encoder_of(folder, experiment, stage):
+def encoder_of(folder: PathLike, experiment: Experiment, stage: str) -> Encoder:
     """The `Encoder` of a stage of a study, or of a run folder whose name is `stage`."""
     published = experiment.published
     tokenizer = load_tokenizer(tokenizer_path(folder, experiment), experiment.language.V)
@@ -86,7 +94,7 @@ def encoder_of(folder, experiment, stage):
                    published.context)
 
 
-def tokenizer_of(folder, experiment):
+def tokenizer_of(folder: PathLike, experiment: Experiment) -> Tokenizer | None:
     """The tokenizer of a run folder; None where there is none, as for a tower alone."""
     path = tokenizer_path(folder, experiment)
     if experiment.language is None or not (experiment.tokenizer or path.is_file()):

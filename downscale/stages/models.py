@@ -1,10 +1,13 @@
 """The model that a stage of a cell trains."""
+from downscale.config import Experiment
 from downscale.model.tower_words import WordModel
 from downscale.model.vision import Tower
 from downscale.model.vlm import Vlm
 
+Model = Vlm | WordModel | Tower
 
-def model_of(experiment, stage='instruct'):
+
+def model_of(experiment: Experiment, stage: str = 'instruct') -> Model:
     """The module that a stage of an `Experiment` trains; an imported tower alone is a `Tower`."""
     if experiment.language is None:
         return Tower(experiment.vision, dtype=experiment.dtype, unroll=experiment.unroll)

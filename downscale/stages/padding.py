@@ -1,21 +1,26 @@
 """How much of a stage's work is padding, counted before it trains, and which buckets would help."""
 import dataclasses
 import os
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from downscale.accounting import STAGE_GROUPS, train_flops
+from downscale.config import Experiment, Stage
 from downscale.data import buckets, pipeline
+from downscale.data.scenes.sampler import Sampler
 from downscale.data.tokens import hash_of
+from downscale.runtime.files import PathLike
 from downscale.values import hash_of as short_hash
 
 SHAPES = (2, 3, 4, 6)  # how many shapes a proposal may have; each is one more program to compile
 WORTH = 0.01  # share of the FLOPs that one more proposal must save to be shown
 
 
-def sizes(folder, sampler, seed):
+def sizes(folder: PathLike, sampler: Sampler, seed: int) -> np.ndarray:
     """int32 [n, 2]: tokens and tiles of every conversation of the first epoch, in its order.
 
     They are counted once and kept in `folder`, the data set's. ValueError naming the first
@@ -39,7 +44,7 @@ def sizes(folder, sampler, seed):
     return found
 
 
-def row_flops(experiment, stage):
+def row_flops(experiment: Experiment, stage: Stage) -> Callable[[int, int], int]:
     """FLOPs of training on one row, a function of its length and tiles; recomputation for memory
     (remat) is left out, which repeats about the same share of every row."""
     groups = tuple(group for group in stage.trainable if group in STAGE_GROUPS)
@@ -51,7 +56,7 @@ def row_flops(experiment, stage):
     return flops
 
 
-def figures(experiment, stage, found):
+def figures(experiment: Experiment, stage: Stage, found: np.ndarray) -> dict[str, Any]:
     """`buckets.padding` of a stage whose conversations have the sizes `found`.
 
     With buckets, `one_shape` holds the total of the same conversations in rows of the stage's own
@@ -64,7 +69,7 @@ def figures(experiment, stage, found):
     return value
 
 
-def lines(experiment, stage, found):
+def lines(experiment: Experiment, stage: Stage, found: np.ndarray) -> Iterator[str]:
     """What a person reads: the waste of a stage's shapes, and proposals that waste less."""
     value = figures(experiment, stage, found)
     low, high = found.min(0), found.max(0)

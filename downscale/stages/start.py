@@ -1,14 +1,20 @@
 """What a stage starts from: values of its parents, of imports, or drawn from the seed."""
+from typing import Any
+
+from jax.sharding import Mesh
+
+from downscale.config import Experiment, Stage
 from downscale.experiment.expansion import parent_folder
 from downscale.model.init import abstract_params, init_tree
 from downscale.model.tower_words import abstract_word_params
+from downscale.runtime.files import PathLike
 from downscale.sharding import mesh
 from downscale.stages.models import model_of
 from downscale.train import loop
 from downscale.train.checkpoint import load_params
 
 
-def start_shapes(experiment, stage):
+def start_shapes(experiment: Experiment, stage: Stage) -> dict[str, Any]:
     """The ShapeDtypeStructs of `start_params`; nothing is read."""
     model = model_of(experiment, stage.name)
     if stage.name == 'tower':
@@ -19,7 +25,7 @@ def start_shapes(experiment, stage):
     return abstract_params(model, tuple(groups))
 
 
-def start_params(study, experiment, stage):
+def start_params(study: PathLike, experiment: Experiment, stage: Stage) -> dict[str, Any]:
     """Inherited groups from the parents' checkpoints or from imports, fresh ones from the seed."""
     target = start_shapes(experiment, stage)
     if stage.name == 'tower':
@@ -39,7 +45,7 @@ def start_params(study, experiment, stage):
     return params
 
 
-def grid_of(experiment):
+def grid_of(experiment: Experiment) -> Mesh:
     """The cell's mesh over the devices at hand; ValueError when it, or a batch, does not fit."""
     size = experiment.mesh
     grid = mesh(size.data, size.fsdp, size.tensor)

@@ -1,11 +1,15 @@
 """One stage of one cell, from its parents' checkpoints to its own: what `study` and `train` run."""
 import contextlib
 import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+from jax.sharding import Mesh
 
 from downscale import config as experiments
+from downscale.config import Experiment
 from downscale.data.pipeline import stream
 from downscale.runtime import processes
-from downscale.runtime.files import read_json, write_json
+from downscale.runtime.files import PathLike, read_json, write_json
 from downscale.stages import padding
 from downscale.stages.folders import folder_of, is_done, refuse_other
 from downscale.stages.inputs import corpus, sampler_of, sizes_of
@@ -15,7 +19,7 @@ from downscale.train import loop, together
 from downscale.values import hash_of
 
 
-def padding_lines(study, experiment):
+def padding_lines(study: PathLike, experiment: Experiment) -> Iterator[str]:
     """What each packed stage of a cell wastes, and the buckets that would waste less, as lines."""
     for stage in experiment.stages:
         if stage.loss == 'tokens':
@@ -32,7 +36,9 @@ def _nothing_to_do(folder, experiment):
     return done
 
 
-def train_stage(study, experiment, name, report=lambda step, metrics: None, tracker='tensorboard'):
+def train_stage(study: PathLike, experiment: Experiment, name: str,
+                report: Callable[[int, dict], object] = lambda step, metrics: None,
+                tracker: str = 'tensorboard') -> None:
     """Stage `name` of the cell is finished under its folder; resumes by itself, skips when done.
 
     A folder that holds another configuration is refused: ValueError says which keys differ.
@@ -60,8 +66,10 @@ def train_stage(study, experiment, name, report=lambda step, metrics: None, trac
         _end(experiment, stage, folder, sampler, seed, batches.get_state())
 
 
-def train_together(study, cells, name, report=lambda cell, step, metrics: None,
-                   tracker='tensorboard'):
+def train_together(
+        study: PathLike, cells: Sequence[Experiment], name: str,
+        report: Callable[[Experiment, int, dict], object] = lambda cell, step, metrics: None,
+        tracker: str = 'tensorboard') -> dict[str, Exception]:
     """Stage `name` of all `cells` is finished, as `train_stage` would finish each, in one program.
 
     The cells must agree in `program_of` that stage. Returns {cell name: error} of those that
@@ -102,7 +110,7 @@ def _run(study, folder, cell, sampler, seed, name, report):
                         lambda step, row: report(cell, step, row))
 
 
-def program_of(experiment, name):
+def program_of(experiment: Experiment, name: str) -> str | None:
     """A hash that cells share whose stage `name` can be trained together: they differ in names,
     seeds and rates only. None where batches have several shapes, which would not come in step."""
     value = dataclasses.asdict(experiment)
@@ -113,7 +121,7 @@ def program_of(experiment, name):
     return None if stage.buckets else hash_of(value)
 
 
-def one_device(experiment):
+def one_device(experiment: Experiment) -> Mesh:
     """The cell's mesh; ValueError when it has several devices, over which no cells are stacked."""
     grid = grid_of(experiment)
     if grid.size > 1:

@@ -4,10 +4,13 @@ Questions about one picture are dependent, therefore pictures (clusters) are res
 questions (Miller 2411.00640). From `FEW_SEEDS` training seeds on, intervals cover the seeds too;
 with fewer they cover the choice of pictures only.
 """
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
+
+Column = np.ndarray | Sequence  # an entry an item, a group or a number of them
 
 FEW_SEEDS = 3  # fewer training seeds show no spread between them
 FEW = 30  # below this many clusters percentile intervals are too narrow: join a t interval
@@ -31,12 +34,12 @@ class Interval:
     seeds: int = 1
 
     @property
-    def half(self):
+    def half(self) -> float:
         """Half the width of the interval."""
         return (self.high - self.low) / 2
 
     @property
-    def clear(self):
+    def clear(self) -> bool:
         """Whether the interval leaves out zero."""
         return bool(self.low > 0 or self.high < 0)
 
@@ -48,7 +51,7 @@ class Resamples:
     weights: np.ndarray
     seed: int | tuple = 0
 
-    def over_seeds(self, count):
+    def over_seeds(self, count: int) -> np.ndarray:
         """Weights [bootstraps, count] under which the mean of `count` seeds is redrawn.
 
         Weighted sums scatter about the mean of the seeds by s / sqrt(count) times a t variable
@@ -77,13 +80,14 @@ class Means:
     seeds: int = 1
     planned: int = 1
 
-    def interval(self, value, draws, column, bounds=(-np.inf, np.inf)):
+    def interval(self, value: float, draws: np.ndarray, column: int,
+                 bounds: tuple[float, float] = (-np.inf, np.inf)) -> Interval:
         """The `interval` of a number made of these means in the group `column`."""
         return interval(value, draws, self.n[column], self.clusters[column], bounds=bounds,
                         seeds=self.seeds, planned=self.planned)
 
 
-def resample(clusters, bootstraps=2000, seed=0):
+def resample(clusters: Column, bootstraps: int = 2000, seed: int | tuple = 0) -> Resamples:
     """One seeded multinomial weight per bootstrap and cluster, to be shared by all models."""
     names = np.unique(np.asarray(clusters, dtype=str))
     if not len(names):
@@ -93,7 +97,8 @@ def resample(clusters, bootstraps=2000, seed=0):
     return Resamples(names, weights.astype(np.float64), seed)
 
 
-def group_means(values, groups, clusters, resamples):
+def group_means(values: Column, groups: Column, clusters: Column,
+                resamples: Resamples) -> Means:
     """Means of `values` [rows, items] within each group, and the same under every resample.
 
     A draw that holds no cluster of a group is NaN there and is left out of its interval.
@@ -117,7 +122,7 @@ def group_means(values, groups, clusters, resamples):
                  np.array(pictures))
 
 
-def covers_seeds(seeds, planned=1):
+def covers_seeds(seeds: int, planned: int = 1) -> bool:
     """Whether an interval has to cover the choice of seeds: `FEW_SEEDS` were planned or are there.
 
     It has to where planned seeds are missing as well; else it would narrow by what is missing.
@@ -125,7 +130,7 @@ def covers_seeds(seeds, planned=1):
     return max(seeds, planned) >= FEW_SEEDS
 
 
-def over_seeds(means, count, resamples, planned=1):
+def over_seeds(means: Means, count: int, resamples: Resamples, planned: int = 1) -> Means:
     """The mean over seeds of `means`, whose rows are those of seed one, then of seed two and so on.
 
     Where it `covers_seeds` its draws are over seeds as well.
@@ -137,7 +142,7 @@ def over_seeds(means, count, resamples, planned=1):
                  means.clusters, count, planned)
 
 
-def seed_weights(resamples, count, planned):
+def seed_weights(resamples: Resamples, count: int, planned: int) -> np.ndarray:
     """Weights [bootstraps, count] of the seeds; a single one has no spread that could be drawn."""
     if count > 1 and covers_seeds(count, planned):
         return resamples.over_seeds(count)
@@ -153,7 +158,8 @@ def _places(clusters, resamples):
     return place
 
 
-def ratio(numerator, denominator, clusters, resamples):
+def ratio(numerator: Column, denominator: Column, clusters: Column,
+          resamples: Resamples) -> tuple[float, np.ndarray]:
     """Sum over sum of two columns [items], and the same under every resample [bootstraps].
 
     NaN where the denominator is zero, as in a draw that holds none of the items' clusters.
@@ -165,7 +171,7 @@ def ratio(numerator, denominator, clusters, resamples):
     return (float(whole[0] / whole[1]) if whole[1] > 0 else np.nan), drawn[:, 0] / below
 
 
-def effective(clusters, weights=1.):
+def effective(clusters: Column, weights: np.ndarray | float = 1.) -> int:
     """The number of clusters by which the spread of a weighted sum of family means is known.
 
     One more than Satterthwaite's degrees of freedom (Biometrics 2:110, 1946), as if pictures
@@ -181,7 +187,7 @@ def effective(clusters, weights=1.):
     return int(np.clip(degrees + 1, clusters.min(), most))
 
 
-def macro(means):
+def macro(means: Means) -> Means:
     """The plain mean over groups as a single group; a small family counts as much as a large.
 
     Its clusters are the `effective` number.
@@ -191,7 +197,7 @@ def macro(means):
                  np.array([effective(means.clusters)]), means.seeds, means.planned)
 
 
-def with_macro(means):
+def with_macro(means: Means) -> Means:
     """The same means, and behind the groups their plain mean as the group 'macro'."""
     whole = macro(means)
     return Means((*means.groups, *whole.groups),
@@ -201,13 +207,16 @@ def with_macro(means):
                  means.planned)
 
 
-def contrast(means, weights, column, bounds=(-1, 1)):
+def contrast(means: Means, weights: np.ndarray, column: int,
+             bounds: tuple[float, float] = (-1, 1)) -> Interval:
     """The interval of a weighted sum of rows in one group, all rows under the same resamples."""
     return means.interval(float(weights @ means.value[:, column]),
                           means.draws[:, :, column] @ weights, column, bounds)
 
 
-def interval(value, draws, n, clusters, level=0.95, bounds=(-np.inf, np.inf), seeds=1, planned=1):
+def interval(value: float, draws: np.ndarray, n: int, clusters: int, level: float = 0.95,
+             bounds: tuple[float, float] = (-np.inf, np.inf), seeds: int = 1,
+             planned: int = 1) -> Interval:
     """The percentile interval of `draws`, widened where few clusters make it too sure of itself.
 
     Below `FEW` clusters it is joined with a t interval. When all draws agree it is widened by
@@ -252,7 +261,8 @@ def interval(value, draws, n, clusters, level=0.95, bounds=(-np.inf, np.inf), se
     return Interval(float(value), float(low), float(high), int(n), int(clusters), method, seeds)
 
 
-def mean_ci(values, clusters, bootstraps=2000, seed=0, bounds=(-np.inf, np.inf)):
+def mean_ci(values: Column, clusters: Column, bootstraps: int = 2000, seed: int = 0,
+            bounds: tuple[float, float] = (-np.inf, np.inf)) -> Interval:
     """The mean of one value per item with its clustered interval; `bounds` clip it (0, 1)."""
     means = group_means(values, np.full(len(clusters), 'all'), clusters,
                         resample(clusters, bootstraps, seed))
@@ -260,7 +270,8 @@ def mean_ci(values, clusters, bootstraps=2000, seed=0, bounds=(-np.inf, np.inf))
                     bounds=bounds)
 
 
-def paired_difference(first, second, clusters, bootstraps=2000, seed=0):
+def paired_difference(first: Column, second: Column, clusters: Column,
+                      bootstraps: int = 2000, seed: int = 0) -> Interval:
     """Mean of first - second over the same items, both under the same resampled clusters."""
     means = group_means([first, second], np.full(len(clusters), 'all'), clusters,
                         resample(clusters, bootstraps, seed))
@@ -269,7 +280,7 @@ def paired_difference(first, second, clusters, bootstraps=2000, seed=0):
                     bounds=(-1, 1))
 
 
-def clustered_se(values, clusters):
+def clustered_se(values: Column, clusters: Column) -> float:
     """Standard error of the mean when the items of one cluster move together (Miller, eq. 4)."""
     values = np.asarray(values, dtype=float)
     _, place = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
@@ -279,7 +290,7 @@ def clustered_se(values, clusters):
     return float(np.sqrt(np.sum(sums ** 2) * len(sums) / (len(sums) - 1)) / len(values))
 
 
-def wilson(successes, n, level=0.95):
+def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval (low, high) for one proportion of independent trials."""
     if n == 0:
         return 0.0, 1.0
@@ -290,14 +301,14 @@ def wilson(successes, n, level=0.95):
     return max(0.0, float(centre - reach)), min(1.0, float(centre + reach))
 
 
-def mcnemar(first, second):
+def mcnemar(first: Column, second: Column) -> float:
     """Exact two-sided p that right answers move as often one way as the other (items alone)."""
     first, second = np.asarray(first) > 0.5, np.asarray(second) > 0.5
     lost, won = int(np.sum(first & ~second)), int(np.sum(~first & second))
     return float(stats.binomtest(lost, lost + won).pvalue) if lost + won else 1.0
 
 
-def holm(p_values):
+def holm(p_values: Column) -> np.ndarray:
     """Holm's step-down adjusted p values, in the order given."""
     p_values = np.asarray(p_values, dtype=float)
     order = np.argsort(p_values, kind='stable')

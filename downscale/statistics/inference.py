@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats as distributions
 
 from downscale.statistics import bootstrap
@@ -12,7 +13,7 @@ FEW_RUNS = bootstrap.FEW_SEEDS
 Z = distributions.norm.ppf(.975)
 
 
-def newcombe(first, second, level=0.95):
+def newcombe(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> tuple[float, float]:
     """Newcombe's interval (low, high) of the difference of two paired shares of right answers.
 
     Method 10 of Newcombe 1998 (Statistics in Medicine 17:2635): Wilson's limits of each share, put
@@ -36,7 +37,7 @@ def newcombe(first, second, level=0.95):
     return float(p - q - down), float(p - q + up)
 
 
-def standard_error(draws, clusters, seeds=1, planned=1):
+def standard_error(draws: np.ndarray, clusters: int, seeds: int = 1, planned: int = 1) -> float:
     """The standard error that the draws of a mean (stats.Means) show; NaN with one cluster.
 
     Over seeds it is that of a normal variable with the same 95 % interval, NaN with one of them.
@@ -50,7 +51,8 @@ def standard_error(draws, clusters, seeds=1, planned=1):
     return float(np.nanstd(draws) * np.sqrt(clusters / (clusters - 1)))
 
 
-def p_value(value, draws, clusters, seeds=1, planned=1):
+def p_value(value: float, draws: np.ndarray, clusters: int, seeds: int = 1,
+            planned: int = 1) -> float:
     """Two-sided p of a t test that a mean or difference is zero, pictures moving together.
 
     1 where it is zero in every draw; NaN with one cluster or one of several planned seeds. Over
@@ -68,12 +70,14 @@ def p_value(value, draws, clusters, seeds=1, planned=1):
     return float(max(found, alike) if clusters < bootstrap.FEW_SIGNS else found)
 
 
-def benjamini_hochberg(p_values):
+def benjamini_hochberg(p_values: ArrayLike) -> np.ndarray:
     """Adjusted p values (false discovery rate), in the order given."""
     return distributions.false_discovery_control(np.asarray(p_values, dtype=float))
 
 
-def ratio_interval(top, bottom, n, clusters, level=0.95, seeds=1, planned=1):
+def ratio_interval(top: tuple[float, np.ndarray], bottom: tuple[float, np.ndarray], n: int,
+                   clusters: int, level: float = 0.95, seeds: int = 1,
+                   planned: int = 1) -> bootstrap.Interval:
     """The interval of top / bottom, each a pair (value, draws) under the same resamples.
 
     Percentiles of the drawn ratios, or Fieller's interval where the denominator is within `NEAR`
@@ -114,7 +118,7 @@ def ratio_interval(top, bottom, n, clusters, level=0.95, seeds=1, planned=1):
     )
 
 
-def iqm(scores):
+def iqm(scores: ArrayLike) -> float:
     """The mean of the middle half of all scores [runs, tasks] (25 % cut off at each end)."""
     return float(distributions.trim_mean(np.ravel(scores), .25))
 
@@ -136,7 +140,7 @@ def _over_runs(value, draws, runs, tasks):
     return bootstrap.Interval(float(value), float(low), float(high), runs * tasks, runs, method)
 
 
-def iqm_interval(scores, bootstraps=2000, seed=0):
+def iqm_interval(scores: ArrayLike, bootstraps: int = 2000, seed: int = 0) -> bootstrap.Interval:
     """The IQM of scores [runs, tasks] with its interval over runs; tasks count as fixed.
 
     NaN bounds below three runs (Agarwal et al. 2108.13264), where no spread can be seen.
@@ -147,12 +151,13 @@ def iqm_interval(scores, bootstraps=2000, seed=0):
     return _over_runs(iqm(scores), draws, *scores.shape)
 
 
-def performance_profile(scores, thresholds):
+def performance_profile(scores: ArrayLike, thresholds: ArrayLike) -> np.ndarray:
     """The share of scores [runs, tasks] above each threshold."""
     return (np.ravel(scores)[:, None] > np.asarray(thresholds, dtype=float)).mean(axis=0)
 
 
-def better(first, second, bootstraps=2000, seed=0):
+def better(first: ArrayLike, second: ArrayLike, bootstraps: int = 2000,
+           seed: int = 0) -> bootstrap.Interval:
     """P(a run of `first` beats one of `second`), the mean over tasks, ties counting half.
 
     Both are [runs, tasks] over the same tasks; `clusters` of the result is the smaller run count.
@@ -167,7 +172,8 @@ def better(first, second, bootstraps=2000, seed=0):
     return _over_runs(chance(first, second), draws, min(len(first), len(second)), first.shape[1])
 
 
-def items_needed(difference, variance, power=0.8, level=0.95):
+def items_needed(difference: float, variance: float, power: float = 0.8,
+                 level: float = 0.95) -> int:
     """How many items show a paired `difference` when per-item differences have this `variance`.
 
     Miller 2411.00640, on power: variance is that of the difference of per-item means, so that
@@ -178,6 +184,6 @@ def items_needed(difference, variance, power=0.8, level=0.95):
     return int(np.ceil(z * z * variance / difference ** 2))
 
 
-def detectable_difference(se, power=0.8, level=0.95):
+def detectable_difference(se: float, power: float = 0.8, level: float = 0.95) -> float:
     """The smallest true difference that is found with `power`, given its standard error."""
     return float((distributions.norm.ppf((1 + level) / 2) + distributions.norm.ppf(power)) * se)

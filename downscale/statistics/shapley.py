@@ -5,6 +5,7 @@ per factor.
 """
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +32,7 @@ class Shares:
     flagged: tuple
 
 
-def shapley(values, factors):
+def shapley(values: np.ndarray, factors: int) -> np.ndarray:
     """Shapley shares [factors, ...] of values [2, ..., 2, ...]; they sum to all large - all small.
 
     The mean over all orders in which the factors may become large, exactly (2^factors corners).
@@ -49,7 +50,7 @@ def shapley(values, factors):
     return np.stack(shares)
 
 
-def interactions(values, factors):
+def interactions(values: np.ndarray, factors: int) -> dict[tuple[int, ...], np.ndarray]:
     """{factors that act together: what is left when all that fewer of them do is taken away}.
 
     Against the corner where all are small; tuples of two or more places of factors.
@@ -72,7 +73,7 @@ def _check(values, factors):
                          f'not {factors} factors of shape {values.shape[:factors]}')
 
 
-def log_odds(means):
+def log_odds(means: bootstrap.Means) -> bootstrap.Means:
     """The same means as log-odds; half an item is added on both sides, so that 0 and 1 are finite.
     """
     def logit(share):
@@ -83,7 +84,8 @@ def log_odds(means):
                            means.clusters, means.seeds, means.planned)
 
 
-def attribute(means, names, scale='accuracy'):
+def attribute(means: bootstrap.Means, names: Sequence[str],
+              scale: str = 'accuracy') -> dict[str, Shares]:
     """{family and 'macro': Shares} of means whose rows are the corners in binary order.
 
     Row 0 has all factors `names` small, the last row all large; the last factor changes fastest.
@@ -118,7 +120,7 @@ def _known(means, part, column, scale):
     return means.interval(part[0], part[1:], column)
 
 
-def class_of(large, small_p, small_r, small):
+def class_of(large: int, small_p: int, small_r: int, small: int) -> str:
     """The class of an item by which pairs had it right: both large, P small, R small, both small.
     """
     if large and not small_p:
@@ -132,7 +134,7 @@ def class_of(large, small_p, small_r, small):
     return 'right only in a mixed pair' if small_p or small_r else 'wrong everywhere'
 
 
-def partition(corners):
+def partition(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(weight, change) [classes, items] of answers [perception 2, reasoner 2, items].
 
     Weights of an item sum to 1 over `CLASSES`: one class where answers are right or wrong, a share

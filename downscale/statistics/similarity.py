@@ -4,7 +4,7 @@ import numpy as np
 ROUNDING = 1e-12
 
 
-def hsic(first, second):
+def hsic(first: np.ndarray, second: np.ndarray) -> float:
     """The unbiased estimate of HSIC with linear kernels, for features [items, width].
 
     After Song et al. 2012 (JMLR 13:1393). It may be negative, and needs at least four items.
@@ -12,7 +12,7 @@ def hsic(first, second):
     return _hsic(*_kernels(first, second))
 
 
-def cka(first, second):
+def cka(first: np.ndarray, second: np.ndarray) -> float:
     """Unbiased linear centred kernel alignment of features [items, width] of the same items.
 
     1 up to rotation and scale, about 0 for independent features of any width; the biased estimate
@@ -49,7 +49,7 @@ def _hsic(k, m):
     return float((whole - 2 * (k_sums @ m_sums) / (n - 2)) / (n * (n - 3)))
 
 
-def knn_overlap(first, second, k=10):
+def knn_overlap(first: np.ndarray, second: np.ndarray, k: int = 10) -> float:
     """The share of each item's `k` nearest others that features [items, width] of both sides have
     in common, on average; about k / (items - 1) for independent ones.
 

@@ -1,13 +1,18 @@
 """What stands in a study's folder before its first task: data, pictures and `study.json`."""
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 from downscale.accounting import totals
+from downscale.config import Experiment
 from downscale.runtime.files import place, read_json, scratch, write_json
 from downscale.runtime.progress import progress_bars
 from downscale.values import hash_of
 
 
-def prepare(study, name, experiments, quiet, claims=None):
+def prepare(study: Path, name: str, experiments: Sequence[Experiment], quiet: bool,
+            claims: Any = None) -> None:
     """The data set, some pictures and `study.json` are there, whatever was there before.
 
     `claims` are those that the study file declares; ValueError where they differ from what was
@@ -39,12 +44,12 @@ def prepare(study, name, experiments, quiet, claims=None):
         **claims})
 
 
-def budgets_of(experiments):
+def budgets_of(experiments: Iterable[Experiment]) -> dict[str, str]:
     """{cell: the budget that its point declares}, of those that declare one."""
     return {cell.name: cell.budget for cell in experiments if cell.budget}
 
 
-def registered(study, claims):
+def registered(study: Path, claims: Any) -> dict[str, Any]:
     """{'claims': the claims with all their defaults}, or {} without; see `prepare`."""
     from downscale.analysis.claims import read
     found = {} if claims is None else {'claims': [asdict(claim) for claim in read(claims)]}

@@ -1,4 +1,5 @@
 """The tasks of a study: which stage or evaluation waits for which."""
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from downscale.config import WRITER, Experiment
@@ -16,7 +17,7 @@ class Task:
     cost: float
 
 
-def tasks_of(experiments):
+def tasks_of(experiments: Sequence[Experiment]) -> list[Task]:
     """All tasks of a study, parents before children."""
     found = []
     for cell in experiments:
@@ -37,14 +38,14 @@ def tasks_of(experiments):
     return sorted(found, key=lambda task: task.kind == 'evaluate' and task.stage == 'reason')
 
 
-def writers_of(cell, experiments):
+def writers_of(cell: Experiment, experiments: Sequence[Experiment]) -> dict[str, list[Experiment]]:
     """{kind of text: cells of the same seed that write it}."""
     same = [other for other in experiments if other.seed == cell.seed]
     return {kind: [other for other in same if other.writer_stage(kind)]
             for kind in cell.evaluation.texts if kind in WRITER}
 
 
-def names(cell):
+def names(cell: Experiment) -> list[str]:
     """Names of the stages of a cell."""
     return [stage.name for stage in cell.stages]
 
@@ -73,7 +74,7 @@ def _size(cell):
     return cell.language.N * cell.language.D * (cell.language.D + 64)
 
 
-def urgency(tasks):
+def urgency(tasks: Sequence[Task]) -> dict[str, float]:
     """{task name: cost of the longest chain that starts with it}: the longest chain runs first."""
     value, after = {}, {}  # after: cost of the longest chain that waits for a task
     for task in reversed(tasks):

@@ -11,19 +11,23 @@ import signal
 import threading
 import time
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
+from downscale.config import Experiment
 from downscale.runtime.exits import line_of, passes
 from downscale.runtime.files import write_json
 from downscale.runtime.memory import give_back
 from downscale.runtime.progress import progress_bars
 from downscale.study.preparation import prepare
-from downscale.study.tasks import tasks_of, urgency, writers_of
+from downscale.study.tasks import Task, tasks_of, urgency, writers_of
 
 
-def run_task(study, task, writers, report, tracker='tensorboard'):
+def run_task(study: Path, task: Task, writers: Any, report: Callable[[int, int, str], object],
+             tracker: str = 'tensorboard') -> None:
     """Run one task in this process; `report(done, total, text)` is called as it goes."""
     from downscale.evaluate.run import evaluate
     from downscale.stages import training
@@ -60,7 +64,7 @@ def _start_worker(queue, cores, cache):
     use_cache(cache)
 
 
-def use_cache(folder):
+def use_cache(folder: Path | str) -> None:
     """Compiled programs are kept in `folder` across processes and runs.
 
     Where it cannot be written they are compiled again, and nobody is told of each.
@@ -72,7 +76,7 @@ def use_cache(folder):
 
 
 @contextlib.contextmanager
-def worker_pool(jobs, cache):
+def worker_pool(jobs: int, cache: Path | str) -> Iterator[tuple[Any, Any]]:
     """(pool of `jobs` workers, queue of what they report); each has a core, where there are enough.
     """
     context = multiprocessing.get_context('spawn')
@@ -97,7 +101,7 @@ def worker_pool(jobs, cache):
         pool.shutdown(cancel_futures=True)
 
 
-def check_devices(experiments, together):
+def check_devices(experiments: Sequence[Experiment], together: int) -> None:
     """Raise ValueError when the mesh or a batch of a cell does not fit the devices."""
     from downscale.stages import training
     from downscale.stages.start import grid_of
@@ -105,7 +109,7 @@ def check_devices(experiments, together):
         (training.one_device if together > 1 else grid_of)(cell)
 
 
-def label(tasks):
+def label(tasks: Sequence[Task]) -> str:
     """What tasks that run together are called in the progress."""
     return tasks[0].name + (f' and {len(tasks) - 1} more' if len(tasks) > 1 else '')
 
@@ -140,8 +144,9 @@ def _reason(error):
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def run(study, name, experiments, jobs, cache, quiet=False, claims=None, together=1,
-        tracker='tensorboard'):
+def run(study: Path, name: str, experiments: Sequence[Experiment], jobs: int, cache: Path | str,
+        quiet: bool = False, claims: Any = None, together: int = 1,
+        tracker: str = 'tensorboard') -> float:
     """Every task of the study is finished; raises RuntimeError naming what failed, after the rest.
 
     `jobs` worker processes share the machine's cores, one each; `cache` holds compiled programs. Up
@@ -178,7 +183,7 @@ class Queue:
         self.waiting = sorted(tasks, key=lambda task: -order[task.name])
         self.done, self.failed, self.running = set(), {}, {}
 
-    def run(self, pool, queue, bars):
+    def run(self, pool: Any, queue: Any, bars: Any) -> dict[str, str | None]:
         """{name: reason} of the tasks that failed, with None for those that wait for one that did.
         """
         while self.waiting or self.running:
@@ -196,7 +201,7 @@ class Queue:
                 self._settle(future, bars)
         return self.failed
 
-    def next(self):
+    def next(self) -> list[list[Task]]:
         """What to start now, as lists of tasks for a worker each; none of it waits any more."""
         found = []
         for task in self.waiting if self.failed else ():

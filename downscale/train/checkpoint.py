@@ -11,11 +11,13 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,7 +28,7 @@ from etils import epath
 
 from downscale.runtime import processes
 from downscale.runtime.exits import CRASHED, Failed, line_of, passes, say
-from downscale.runtime.files import absolute, in_bucket, write_json
+from downscale.runtime.files import PathLike, absolute, in_bucket, write_json
 from downscale.train import checksums
 
 MOST_SHOWN = 10
@@ -104,7 +106,7 @@ class _Steps(ocp.path.step.NameFormat):
         return ocp.path.step.Metadata(step=step, path=found[step])
 
 
-def open_manager(folder, keep=2, every=1000):
+def open_manager(folder: PathLike, keep: int = 2, every: int = 1000) -> ocp.CheckpointManager:
     """A checkpoint manager on `folder/checkpoints` that saves each `every` steps, keeps `keep`."""
     _hush()
     options = ocp.CheckpointManagerOptions(
@@ -120,7 +122,8 @@ def open_manager(folder, keep=2, every=1000):
     return manager
 
 
-def save(manager, state, stream, meta, force=False):
+def save(manager: ocp.CheckpointManager, state: Any, stream: Any, meta: dict[str, Any],
+         force: bool = False) -> None:
     """Start saving `state` and the position of `stream`; ready after `wait_until_finished`."""
     train = {name: tree for name, tree in state.items() if name != 'params'}
     step = int(state['step'])
@@ -131,7 +134,8 @@ def save(manager, state, stream, meta, force=False):
         data=ocp.args.JsonSave(stream.get_state()), meta=ocp.args.JsonSave(meta)))
 
 
-def restore(manager, target, stream):
+def restore(manager: ocp.CheckpointManager, target: Any,
+            stream: Any) -> tuple[Any, dict[str, Any] | None]:
     """The newest complete state, put where `target` (ShapeDtypeStructs) says, `stream` moved along.
 
     Returns (state, meta), or (None, None) when no complete checkpoint exists; half-written ones
@@ -227,7 +231,7 @@ def _is_foreign(record):
     return '/orbax/' not in record.pathname
 
 
-def latest(folder):
+def latest(folder: PathLike) -> epath.Path:
     """The folder of the newest complete step; FileNotFoundError with advice when there is none."""
     found = steps(folder)
     if not found:
@@ -236,12 +240,12 @@ def latest(folder):
     return found[max(found)]
 
 
-def committed(folder):
+def committed(folder: PathLike) -> int | None:
     """The newest complete step under `folder`, None when there is none."""
     return max(steps(folder), default=None)
 
 
-def steps(folder):
+def steps(folder: PathLike) -> dict[int, epath.Path]:
     """{step: its folder} of the complete steps under `folder`; whatever else lies beside them is
     no concern of any reader."""
     return _steps_in(absolute(folder) / 'checkpoints')
@@ -256,7 +260,7 @@ def _steps_in(path):
             if named[step].is_dir() and ocp.utils.is_checkpoint_finalized(named[step])}
 
 
-def stored_leaves(step_folder):
+def stored_leaves(step_folder: epath.Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """{path: (shape, dtype)} of the stored parameters, without reading them."""
     with _reading(step_folder):
         metadata = ocp.PyTreeCheckpointHandler().metadata(absolute(step_folder) / 'params')
@@ -265,7 +269,8 @@ def stored_leaves(step_folder):
             for p, m in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def compare(stored, target, where, dtypes=None):
+def compare(stored: dict[str, tuple[tuple[int, ...], str]], target: Any, where: PathLike,
+            dtypes: dict[str, str] | None = None) -> None:
     """Raise ValueError listing missing, unexpected and mis-shaped leaves; silent when equal.
 
     orbax alone lets a checkpoint of fewer layers pass into a deeper model. `dtypes` {path: dtype}
@@ -288,7 +293,8 @@ def compare(stored, target, where, dtypes=None):
                          'Use the size that the checkpoint was trained with')
 
 
-def load_params(folder, target, groups=None):
+def load_params(folder: PathLike, target: dict[str, Any],
+                groups: Iterable[str] | None = None) -> dict[str, Any]:
     """Parameters of the newest step under `folder`, only the `groups` named (all by default).
 
     `target` is the tree of ShapeDtypeStructs of those groups; leaves with a sharding go to their
@@ -369,7 +375,7 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
         self._chunks += [(value, tspec['kvstore']['path'], corner) for corner in grid]
 
 
-def save_leaves(folder, leaves, meta, step=0):
+def save_leaves(folder: Path, leaves: dict[str, Any], meta: dict[str, Any], step: int = 0) -> None:
     """Step `step` of `folder` holds `leaves` as its parameters, in their own dtypes, and `meta`.
 
     `leaves` is a nested dict; a leaf has `shape`, `dtype`, `chunk` (a shape) and `read(index)`, and
@@ -405,7 +411,7 @@ class StoredLeaf:
     shape: tuple[int, ...]
     dtype: np.dtype
 
-    def read(self):
+    def read(self) -> np.ndarray:
         """The leaf as a numpy array; nothing else of the step is read."""
         leaf = jax.ShapeDtypeStruct(self.shape, self.dtype)
         for key in reversed(self.name.split('/')):
@@ -413,7 +419,7 @@ class StoredLeaf:
         return jax.tree.leaves(_restore(self.step_folder, leaf))[0]
 
 
-def open_leaves(folder):
+def open_leaves(folder: PathLike) -> dict[str, Any]:
     """The nested dict of `StoredLeaf` of the newest step under `folder`; nothing is read."""
     step_folder, tree = latest(folder), {}
     for name, (shape, dtype) in stored_leaves(step_folder).items():
@@ -425,7 +431,7 @@ def open_leaves(folder):
     return tree
 
 
-def place(leaves, shardings):
+def place(leaves: Any, shardings: Any) -> Any:
     """`leaves` as jax arrays with these shardings, read leaf by leaf and only what is held here.
 
     A leaf has `shape`, `dtype` and `read(index)`; the two trees are alike.

@@ -8,8 +8,10 @@ import json
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from pathlib import Path
 
 import fsspec
+from etils import epath
 
 from downscale.runtime.files import BUCKET, in_bucket, place, write_json
 
@@ -21,7 +23,7 @@ class Damaged(ValueError):
     """A stored step does not hold what was saved; says which file, and why."""
 
 
-def write(step_folder):
+def write(step_folder: Path | epath.Path) -> None:
     """`checksums.json` of a step whose files are all there."""
     if in_bucket(step_folder):
         files = _objects(step_folder)
@@ -32,7 +34,7 @@ def write(step_folder):
     write_json(place(step_folder) / NAME, {'kind': _kind(step_folder), 'files': files})
 
 
-def check(step_folder, item=''):
+def check(step_folder: Path | epath.Path, item: str = '') -> None:
     """Raise `Damaged` where a file of a step, or of one `item` of it ('params/'), is not what was
     written.
 

@@ -9,12 +9,15 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from downscale.data.pipeline import Share
 from downscale.results.curves import lost_rows, row_of
@@ -22,17 +25,20 @@ from downscale.runtime import exits, processes
 from downscale.runtime.files import in_bucket, lock, naming, place, scratch, write_bytes
 from downscale.runtime.memory import give_back
 from downscale.runtime.peers import say
-from downscale.sharding import batch_sharding
+from downscale.sharding import Rules, batch_sharding
 from downscale.train import checkpoint
 from downscale.train.state import abstract, bits, new_state, state_shardings, unmoved
 from downscale.train.step import compiled_step
 from downscale.train.trackers import Tracker
 
+if TYPE_CHECKING:
+    from downscale.config import Optimizer, Schedule
+
 LOG_EVERY = 10
 
 
 @contextlib.contextmanager
-def only_process(folder):
+def only_process(folder: Path) -> Iterator[None]:
     """Hold `folder` for this run, however many processes it has.
 
     RuntimeError in one line when another run holds it.
@@ -45,7 +51,7 @@ def only_process(folder):
             os.close(handle)
 
 
-def share(mesh, rules):
+def share(mesh: Mesh, rules: Rules) -> Share:
     """The `Share` of every batch that the devices of this process hold.
 
     With an axis such as `tensor` across processes several of them hold the same rows.
@@ -57,9 +63,12 @@ def share(mesh, rules):
     return Share(devices // each, tuple(start // each for start in starts))
 
 
-def train(folder, model, loss, optimizer, trainable, rates, schedule, mesh, params, stream,
-          save_every, report=lambda step, metrics: None, stop=processes.stop, shapes=None,
-          tracker='none'):
+def train(folder: Path, model: Any, loss: str, optimizer: 'Optimizer', trainable: tuple[str, ...],
+          rates: dict[str, float], schedule: 'Schedule', mesh: Mesh,
+          params: Callable[[], dict[str, Any]], stream: Iterator, save_every: int,
+          report: Callable[[int, dict[str, Any]], object] = lambda step, metrics: None,
+          stop: Callable[[int], bool] = processes.stop, shapes: dict[str, Any] | None = None,
+          tracker: str = 'none') -> dict[str, Any]:
     """Train for `schedule.steps` steps and return the final parameters.
 
     After a step of which `stop(step)` is true, in all processes, it is saved and `exits.Preempted`
@@ -113,7 +122,7 @@ def train(folder, model, loss, optimizer, trainable, rates, schedule, mesh, para
     return state['params']
 
 
-def check_supervised(loss, step, batch):
+def check_supervised(loss: str, step: int, batch: dict[str, Any]) -> None:
     """Raise ValueError with the step where a batch of a stage of tokens has nothing to learn."""
     if loss == 'tokens' and not batch['weights'].any():
         raise ValueError(f'step {step}: no token of the batch {batch["tokens"].shape} is '
@@ -121,12 +130,14 @@ def check_supervised(loss, step, batch):
 
 
 @jax.jit
-def tokens_of(segments_BL):
+def tokens_of(segments_BL: jax.Array) -> jax.Array:
     """How many tokens of a global batch are no padding."""
     return (segments_BL > 0).sum()
 
 
-def start(manager, params, shapes, optimizer, trainable, mesh, rules, stream):
+def start(manager: Any, params: Callable[[], dict[str, Any]], shapes: dict[str, Any] | None,
+          optimizer: 'Optimizer', trainable: tuple[str, ...], mesh: Mesh, rules: Rules,
+          stream: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """(state, what is saved beside it) of the newest checkpoint, or of step 0 with `params()`.
 
     Beside the state are the tokens seen, and the `bits` of the weights that the stage began with.
@@ -179,7 +190,8 @@ class Log:
     `cells` shared the program, and thus its `seconds` since then.
     """
 
-    def __init__(self, folder, first, tokens, tracker, bits=None):
+    def __init__(self, folder: Path, first: int, tokens: int, tracker: str,
+                 bits: dict[str, int] | None = None) -> None:
         self.tokens = self.before = tokens
         self.bits = bits or {}  # checkpoints from before there were any have none
         self.waited, self.cells, self.session = 0.0, 1, round(time.time(), 3)
@@ -199,7 +211,7 @@ class Log:
             self.copies[path] = place(folder) / path.parent.name / path.name
         self.metrics, self.timing = (self.files.enter_context(path.open('a')) for path in paths)
 
-    def timed(self, stream):
+    def timed(self, stream: Iterator) -> Any:
         """The next batch; what it took counts as waiting for input."""
         begin = time.perf_counter()
         batch = next(stream)
@@ -207,11 +219,12 @@ class Log:
         return batch
 
     @property
-    def meta(self):
+    def meta(self) -> dict[str, Any]:
         """What a checkpoint holds beside the state."""
         return {'tokens': self.tokens} | ({'bits': self.bits} if self.bits else {})
 
-    def write(self, step, read, factor, metrics, still=()):
+    def write(self, step: int, read: float, factor: float, metrics: dict[str, Any],
+              still: Collection[str] = ()) -> tuple[int, dict[str, Any]]:
         """Append the row of a finished step; returns (steps done, row). Waits for the device.
 
         `still` are groups that the whole stage has not moved: said, and in the row of its end.
@@ -239,14 +252,14 @@ class Log:
                 'cells': self.cells, **speed})
         return step + 1, row
 
-    def upload(self):
+    def upload(self) -> None:
         """The rows are in the run folder, also when that is in a bucket."""
         if self.copies:
             self.tracker.flush()
         for path, copy in self.copies.items():
             write_bytes(copy, path.read_bytes())
 
-    def close(self):
+    def close(self) -> None:
         with naming(self.metrics.name):  # what could not be written is tried once more
             self.files.close()
 

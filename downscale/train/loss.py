@@ -11,12 +11,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from downscale.sharding import gather, shares
+from downscale.sharding import Rules, gather, shares
 
 LOGIT_BYTES = 2 ** 29  # of one chunk, float32
 
 
-def next_token(x_BLD, share_VD, batch, *, shape, rules):
+def next_token(x_BLD: jax.Array, share_VD: jax.Array, batch: dict[str, jax.Array], *,
+               shape: tuple[int, int], rules: Rules) -> tuple[jax.Array, jax.Array]:
     """(sum of weighted next-token losses in nats, weighted count of hits) of the rows at hand.
 
     `x_BLD` is what left the last norm, `share_VD` the head, or the share of it at hand, in its own

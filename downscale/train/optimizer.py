@@ -4,12 +4,16 @@ The rates enter the compiled step as numbers, so stages that differ only in thei
 one program.
 """
 from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import jax
 import optax
 
 from downscale.mup import multipliers, times
-from downscale.sizes import BASE
+from downscale.sizes import BASE, Growth
+
+if TYPE_CHECKING:
+    from downscale.config import Optimizer
 
 # `image_newline` learns with the decoder, as in the reference recipe; what only the tower's
 # own stage has learns with it.
@@ -17,13 +21,13 @@ _GROUP = {'image_newline_D': 'language', 'word_norm': 'tower', 'word_WV': 'tower
           'word_bias_V': 'tower'}
 
 
-def group_of(name):
+def group_of(name: str) -> str:
     """The learning-rate group of a top-level name of the parameter tree."""
     return _GROUP.get(name, name)
 
 
 @lru_cache
-def transform(optimizer, growth=BASE):
+def transform(optimizer: 'Optimizer', growth: Growth = BASE) -> optax.GradientTransformation:
     """The optax transform whose updates are still to be scaled by minus the learning rate.
 
     `growth` sets epsilon and decay of each leaf; the state has the same leaves for any.
@@ -54,7 +58,7 @@ def transform(optimizer, growth=BASE):
         optax.GradientTransformation(decay.init, with_decay))
 
 
-def scaled(updates, rates, growth=BASE):
+def scaled(updates: dict[str, Any], rates: dict[str, Any], growth: Growth = BASE) -> dict[str, Any]:
     """`updates` times minus the rate of each leaf's group, times what `growth` makes of it.
 
     `rates` maps group names to numbers.

@@ -2,22 +2,30 @@
 
 `{'step': int32, 'params': {group: tree}, 'opt_state': optax state of the trainable groups}`.
 """
+from collections.abc import Collection
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from downscale.sharding import shardings
+from downscale.sharding import Rules, shardings
 from downscale.train.optimizer import group_of, transform
 
+if TYPE_CHECKING:
+    from downscale.config import Optimizer
 
-def split(params, trainable):
+
+def split(params: dict[str, Any],
+          trainable: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(trainable part, frozen part) of a parameter dict, by learning-rate group."""
     moving = {k: v for k, v in params.items() if group_of(k) in trainable}
     return moving, {k: v for k, v in params.items() if k not in moving}
 
 
-def new_state(params, optimizer, trainable):
+def new_state(params: dict[str, Any], optimizer: 'Optimizer',
+              trainable: Collection[str]) -> dict[str, Any]:
     """The state at step 0. Raises ValueError when a trainable group is absent from `params`."""
     moving, _ = split(params, trainable)
     missing = sorted(set(trainable) - {group_of(name) for name in moving})
@@ -29,7 +37,7 @@ def new_state(params, optimizer, trainable):
 
 
 @partial(jax.jit, static_argnames='trainable')
-def bits(params, trainable):
+def bits(params: dict[str, Any], trainable: tuple[str, ...]) -> dict[str, jax.Array]:
     """{group: uint32} of the trainable groups: the sum of the bits of all their weights.
 
     Whole numbers add up to the same on every mesh, and a weight that moves changes its sum.
@@ -44,18 +52,18 @@ def bits(params, trainable):
     return sums
 
 
-def unmoved(before, params):
+def unmoved(before: dict[str, int], params: dict[str, Any]) -> list[str]:
     """The groups of `before`, what `bits` gave as plain numbers, that `params` hold unchanged."""
     after = bits(params, tuple(before))
     return [group for group, total in before.items() if int(after[group]) == total]
 
 
-def state_shardings(state, mesh, rules):
+def state_shardings(state: Any, mesh: Mesh, rules: Rules) -> Any:
     """The sharding of every leaf; the optimiser's trees end in the same names as the params."""
     return shardings(state, mesh, rules)
 
 
-def abstract(state, shards):
+def abstract(state: Any, shards: Any) -> Any:
     """ShapeDtypeStructs of `state` with their shardings, for compiling and restoring."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
                         state, shards)

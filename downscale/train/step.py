@@ -1,18 +1,26 @@
 """One train step for every stage: loss, gradient of the trainable groups, update."""
+from collections.abc import Callable
 from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
+from downscale.model.tower_words import WordModel
+from downscale.model.vlm import Vlm
 from downscale.sharding import BATCH_AXES, batch_sharding, specs
 from downscale.train.loss import next_token
 from downscale.train.optimizer import scaled, transform
 from downscale.train.state import split, state_shardings
 
+if TYPE_CHECKING:
+    from downscale.config import Optimizer
 
-def token_loss(model, params, batch):
+
+def token_loss(model: Vlm, params: dict[str, Any],
+               batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(sum of weighted next-token losses in nats, sum of weights, weighted count of hits).
 
     `batch['weights']` marks targets: the token at position i is predicted from position i - 1.
@@ -25,7 +33,8 @@ def token_loss(model, params, batch):
     return loss, batch['weights'][:, 1:].sum(), hits
 
 
-def word_loss(model, params, batch):
+def word_loss(model: WordModel, params: dict[str, Any],
+              batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Which words of the vocabulary does the caption of each picture hold? Cross-entropy of each.
 
     Same form as `token_loss`: (sum over pictures, number of pictures, those with all words right).
@@ -42,7 +51,9 @@ def word_loss(model, params, batch):
 LOSSES = {'tokens': token_loss, 'words': word_loss}
 
 
-def gradients(model, loss, moving, frozen, batch, accumulate):
+def gradients(model: Vlm | WordModel, loss: str, moving: dict[str, Any], frozen: dict[str, Any],
+              batch: dict[str, jax.Array],
+              accumulate: int) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
     """(grads of the mean loss, loss, hits, weight) over `accumulate` equal micro-batches.
 
     The mean is over the whole batch's weight, so micro-batches change memory, not the result. On a
@@ -108,7 +119,9 @@ def _sums(model, loss, accumulate, moving, frozen, batch):
     return jax.lax.scan(add, start, parts)[0]
 
 
-def train_step(state, batch, rates, *, model, loss, optimizer, trainable):
+def train_step(state: dict[str, Any], batch: dict[str, jax.Array], rates: dict[str, Any], *,
+               model: Vlm | WordModel, loss: str, optimizer: 'Optimizer',
+               trainable: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, jax.Array]]:
     """The state after one update, and its metrics (float32 scalars, still on the device)."""
     moving, frozen = split(state['params'], trainable)
     grads, value, hits, weight = gradients(
@@ -123,7 +136,8 @@ def train_step(state, batch, rates, *, model, loss, optimizer, trainable):
 
 
 @lru_cache
-def compiled_step(model, loss, optimizer, trainable, mesh):
+def compiled_step(model: Vlm | WordModel, loss: str, optimizer: 'Optimizer',
+                  trainable: tuple[str, ...], mesh: Mesh) -> Callable:
     """`train_step` under jit, with input and output shardings of `mesh` and the state donated.
 
     Memoised, so stages and cells of one process that agree in these values share a program.

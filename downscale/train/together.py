@@ -7,20 +7,25 @@ share its batches: to make a batch for small models costs as much as half a step
 """
 import contextlib
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from downscale.runtime import exits, processes
 from downscale.train import checkpoint
 from downscale.train.loop import Log, check_supervised, start
 from downscale.train.state import unmoved
 from downscale.train.step import train_step
+
+if TYPE_CHECKING:
+    from downscale.config import Optimizer, Schedule
 
 
 @dataclass(frozen=True)
@@ -161,8 +166,10 @@ class _Group:
         self.drop()
 
 
-def train(runs, model, loss, optimizer, trainable, schedule, mesh, save_every, shapes,
-          stop=processes.stop, tracker='none'):
+def train(runs: Sequence[Run], model: Any, loss: str, optimizer: 'Optimizer',
+          trainable: tuple[str, ...], schedule: 'Schedule', mesh: Mesh, save_every: int,
+          shapes: dict[str, Any], stop: Callable[[int], bool] = processes.stop,
+          tracker: str = 'none') -> dict[Path, tuple[Exception | None, Any]]:
     """Train all `runs` to the end of `schedule`, as `loop.train` would each of them.
 
     Returns {folder: (error, position of its stream)}; the error, None where all went well, is of
@@ -203,7 +210,8 @@ def train(runs, model, loss, optimizer, trainable, schedule, mesh, save_every, s
 
 
 @lru_cache
-def compiled_cells(model, loss, optimizer, trainable):
+def compiled_cells(model: Any, loss: str, optimizer: 'Optimizer',
+                   trainable: tuple[str, ...]) -> Callable:
     """`train_step` of C runs under jit, with the stacked state donated.
 
     Takes (state [C, ...], batches [U, ...] of U streams, int32 [C] which of them each run reads,

@@ -7,6 +7,7 @@ import importlib
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 from downscale.runtime.peers import line_of, say
 
@@ -77,7 +78,7 @@ class _Wandb:
 WRITERS = {'tensorboard': _TensorBoard, 'wandb': _Wandb, 'none': None}
 
 
-def require(kind):
+def require(kind: str) -> None:
     """Raise ImportError, with what to install, where the library of a tracker is missing, and
     RuntimeError where Weights & Biases does not know who we are."""
     if kind == 'none':
@@ -101,21 +102,21 @@ class Tracker:
     The first error is said in one line, and ends the writer instead of the run.
     """
 
-    def __init__(self, kind, folder, first):
+    def __init__(self, kind: str, folder: Path, first: int) -> None:
         self.kind, self.writer = kind, None
         if WRITERS[kind]:
             self.writer = self._tried(lambda: WRITERS[kind](folder, first))
         self.path = self.writer and self.writer.path
 
-    def write(self, step, row):
+    def write(self, step: int, row: dict[str, Any]) -> None:
         """Add the numbers of `row` at `step`."""
         self._do('write', step, row)
 
-    def flush(self):
+    def flush(self) -> None:
         """What was written is in the file."""
         self._do('flush')
 
-    def close(self):
+    def close(self) -> None:
         """Nothing more will be written."""
         self._do('close')
 

@@ -11,14 +11,16 @@ import hashlib
 import json
 import os
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from downscale.data.corpora.mixture import Mixture, epoch_order, key_of, per_epoch
-from downscale.data.corpora.shards import Chunk, write
+from downscale.data.corpora.shards import Chunk, Settings, write
 from downscale.data.corpora.sources import open_rows, under
 from downscale.data.files import LONGEST_ERROR, shown
 from downscale.runtime.files import lock, read_json, write_json
@@ -31,7 +33,9 @@ SHOWN = 20  # rejected rows that the manifest names; `rejected.jsonl` names all
 class Build:
     """A mixture to be built below `to`; `report(name, done, total)` is called with rows."""
 
-    def __init__(self, mixture, to, settings, jobs=1, report=lambda name, done, total: None):
+    def __init__(
+            self, mixture: Mixture, to: Path, settings: Settings, jobs: int = 1,
+            report: Callable[[str, int, int], object] = lambda name, done, total: None) -> None:
         self.mixture, self.to, self.settings = mixture, Path(to), settings
         self.jobs, self.report = jobs, report
         opened = {}  # several sources may be parts of one file
@@ -43,7 +47,7 @@ class Build:
         self.tables = {source.name: opened[source.path, source.tfds, source.split]
                        for source in mixture.sources}
 
-    def run(self):
+    def run(self) -> dict[str, Any]:
         """The manifest, written last; what an earlier, killed run made is used.
 
         ValueError when too many rows of a source are rejected, with counts by reason, and when `to`
@@ -311,7 +315,9 @@ def _token_statistics(costs):
                    'max': int(column.max())} for name, column in columns.items()}
 
 
-def build(mixture, to, settings, jobs=1, report=lambda name, done, total: None):
+def build(mixture: Mixture, to: Path, settings: Settings, jobs: int = 1,
+          report: Callable[[str, int, int], object] = lambda name, done, total: None
+          ) -> dict[str, Any]:
     """The manifest of `mixture` built into the folder `to`; see `Build.run`."""
     if not isinstance(mixture, Mixture):
         raise ValueError(f'a mixture must be a Mixture, not {type(mixture).__name__}')

@@ -10,8 +10,10 @@ guessing: where two readings are possible, the row is rejected.
 import ast
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from downscale.data.files import BadRow, shown
 from downscale.data.records import IMAGE, Turn
@@ -60,7 +62,7 @@ ASK_LETTER = "Answer with the option's letter from the given choices directly."
 class Rejected(ValueError):
     """A row that cannot be used: `reason` is one of `REASONS`, the message says what is wrong."""
 
-    def __init__(self, reason, detail):
+    def __init__(self, reason: str, detail: Any) -> None:
         super().__init__(f'{reason}: {shown(detail, 200)}')
         self.reason = reason
 
@@ -78,7 +80,7 @@ class Parts:
     captioned: bool
 
 
-def parts_of(row, ask, ignore=()):
+def parts_of(row: Any, ask: str, ignore: Sequence[str] = ()) -> Parts:
     """The `Parts` of one row, `ask` being what a caption answers; or `Rejected`."""
     if isinstance(row, BadRow):
         raise Rejected(row.reason, row)
@@ -103,7 +105,7 @@ def parts_of(row, ask, ignore=()):
                  pointer=next((name for name in POINTERS if name in filled), ''))
 
 
-def empty(value):
+def empty(value: Any) -> bool:
     """Whether a cell holds nothing."""
     if isinstance(value, str):
         return not value or value.isspace()
@@ -136,7 +138,7 @@ def _way_on(name):
     return f'Source(ignore=({name!r},)), or in data extract --ignore {name}, leaves it out'
 
 
-def typed(value, kind, what):
+def typed(value: Any, kind: type | tuple[type, ...], what: str) -> None:
     """`Rejected` where `value` is no `kind`."""
     if not isinstance(value, kind):
         raise Rejected('wrong type', f'{what} is {type(value).__name__}')
@@ -144,7 +146,7 @@ def typed(value, kind, what):
 
 # --- pictures ---------------------------------------------------------------------------------
 
-def pictures_in(filled):
+def pictures_in(filled: dict[str, Any]) -> tuple[dict[int, bytes | str], tuple[str, ...]]:
     """({number: picture}, the columns that hold them). Several columns must hold the same, or one
     the pictures themselves and the others their paths."""
     groups = {(name,): _cells(name, filled[name]) for name in PICTURES if name in filled}
@@ -313,7 +315,7 @@ def _question(filled):
     return used, (question, _answer(answers))
 
 
-def several(answers):
+def several(answers: Any) -> list:
     """The answers of a list, or the one."""
     parts = answers if isinstance(answers, (list, tuple)) else [answers]
     texts = [part.get('answer') if isinstance(part, dict) else part for part in parts]
@@ -330,7 +332,7 @@ def _is_whole(value):
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def options_in(filled):
+def options_in(filled: dict[str, Any]) -> tuple[list[str], list[tuple[str, str]]]:
     """(columns, [(label, text)]) of the options of a question."""
     columns = [name for name in ('options', 'choices') if name in filled]
     letters = [letter for letter in LETTERS if letter in filled]
@@ -393,7 +395,7 @@ def _choice(question, options, answers):
     return f'{with_options(question, letters)}\n{ASK_LETTER}', right.pop()
 
 
-def with_options(question, letters):
+def with_options(question: str, letters: Sequence[tuple[str, tuple[str, str]]]) -> str:
     """`question` and below it its options (letter, (label, text)), unless it lists them itself."""
     listed = all(re.search(rf'\b{letter}[.:)]\s*{re.escape(text)}', question)
                  for letter, (_, text) in letters)
@@ -401,7 +403,7 @@ def with_options(question, letters):
     return '\n'.join([question, *lines])
 
 
-def letter_of(letters, answer):
+def letter_of(letters: Sequence[tuple[str, tuple[str, str]]], answer: Any) -> str:
     """The letter that an answer names: by the option's letter, label or text; two readings that
     disagree are none. The labels of a list are its numbers from 0, and its letters as well."""
     typed(answer, (str, bool), 'answer')

@@ -11,16 +11,17 @@ import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from downscale.data import measure
 from downscale.data.corpora.sources import Source, unpack
+from downscale.data.records import Record
 from downscale.data.scenes.conversations import MIXTURES
-from downscale.data.tokens import hash_of
-from downscale.runtime.files import read_json
+from downscale.data.tokens import Encoder, hash_of
+from downscale.runtime.files import PathLike, read_json
 from downscale.values import Choice, Range, check
 
 ORDERS = ('shuffled', 'listed')
@@ -48,7 +49,8 @@ class Mixture:
             raise ValueError(f'mixture {self.name}: source names {names} must be given, each once')
 
 
-def epoch_order(mixture, counts, seed=0, epoch=0):
+def epoch_order(mixture: Mixture, counts: dict[str, int], seed: int = 0,
+                epoch: int = 0) -> np.ndarray:
     """int64 [n]: the record at each position of an epoch, numbered through the sources in order.
 
     `counts` are records by source name. A source of 2.25 epochs gives every record twice and a
@@ -69,7 +71,7 @@ def epoch_order(mixture, counts, seed=0, epoch=0):
     return np.random.default_rng([mixture.seed, seed, epoch]).permutation(order)
 
 
-def per_epoch(mixture, counts):
+def per_epoch(mixture: Mixture, counts: dict[str, int]) -> dict[str, int]:
     """{source: conversations in one epoch}: what `epoch_order` gives for any seed."""
     return {source.name: int(source.epochs) * counts[source.name] + round(
         (source.epochs - int(source.epochs)) * counts[source.name]) for source in mixture.sources}
@@ -78,7 +80,7 @@ def per_epoch(mixture, counts):
 class Corpus:
     """The records of a built mixture: `len`, `record(i)`, and what each costs an encoder."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: PathLike) -> None:
         """FileNotFoundError or ValueError in one line where `folder` is no finished build."""
         self.folder = Path(folder)
         self.manifest = read_json(self.folder / 'manifest.json')
@@ -101,11 +103,11 @@ class Corpus:
         return self.__dict__ | {'_records': None}
 
     @property
-    def hash(self):
+    def hash(self) -> str:
         """The hash of every record, in order."""
         return self.manifest['hash']
 
-    def record(self, index):
+    def record(self, index: int) -> Record:
         """The `Record` of number `index`; safe to call from several threads."""
         if self._records is None:
             self._records = ArrayRecordDataSource(
@@ -113,11 +115,11 @@ class Corpus:
         return unpack(self._records[int(index)])
 
     @cached_property
-    def starts(self):
+    def starts(self) -> np.ndarray:
         """The number of each source's first record, and the number of all."""
         return np.cumsum([0, *(self.counts[source.name] for source in self.mixture.sources)])
 
-    def costs(self, encoder):
+    def costs(self, encoder: Encoder) -> np.ndarray:
         """int32 [n, 4], `COSTS` of every record: those of the build where it was made with this
         encoder, else counted now, once, and kept in the folder."""
         key = key_of(encoder)
@@ -137,7 +139,7 @@ class Corpus:
         return np.load(path)
 
 
-def mixture_of(value):
+def mixture_of(value: dict[str, Any]) -> Mixture:
     """The `Mixture` of a manifest's dict."""
     sources = tuple(Source(**one | {'only': tuple(one['only']),
                                     'ignore': tuple(one.get('ignore', ()))})
@@ -145,7 +147,7 @@ def mixture_of(value):
     return Mixture(**value | {'sources': sources})
 
 
-def key_of(encoder):
+def key_of(encoder: Encoder) -> str:
     """A short name for all that decides how many tokens and tiles a record takes."""
     text = json.dumps([hash_of(encoder.tokenizer), encoder.chat.hash, sorted(encoder.structure),
                        dataclasses.asdict(encoder.layout)], sort_keys=True)

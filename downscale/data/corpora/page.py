@@ -1,6 +1,9 @@
 """What `downscale data show` shows of a built mixture: lines for a terminal, a page of samples."""
 import base64
+from collections.abc import Iterator
 from html import escape
+from pathlib import Path
+from typing import Any
 
 from downscale.data.corpora.mixture import Corpus, epoch_order
 from downscale.data.files import shown
@@ -12,7 +15,7 @@ FORMATS = {b'\x89PNG': 'png', b'\xff\xd8\xff': 'jpeg', b'GIF8': 'gif', b'RIFF': 
            b'BM': 'bmp'}
 
 
-def lines(manifest):
+def lines(manifest: dict[str, Any]) -> Iterator[str]:
     """The manifest as a person reads it."""
     epoch = manifest['epoch']
     yield (f'{manifest["mixture"]["name"]}: {epoch["conversations"]:,} conversations an epoch, '
@@ -37,7 +40,7 @@ def lines(manifest):
         yield '  tokens are not counted; build with --tokenizer tokenizer.json'
 
 
-def write_page(folder, path, samples=24):
+def write_page(folder: Path, path: Path, samples: int = 24) -> None:
     """`path` is an offline HTML page: the manifest as tables and samples of every source."""
     corpus = Corpus(folder)
     manifest = corpus.manifest

@@ -4,12 +4,16 @@ Every process plans every global batch, so nothing but the costs of a record may
 records are read, decoded and tokenised by the process that trains on them.
 """
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from downscale.data.buckets import in_order
-from downscale.data.corpora.mixture import epoch_order
+from downscale.data.buckets import Shape, in_order
+from downscale.data.corpora.mixture import Corpus, epoch_order
 from downscale.data.pipeline import Drawn, encoded
+from downscale.data.scenes.conversations import Recipe
+from downscale.data.tokens import Encoder
 
 MOST_LEFT_OUT = 0.05  # share of an epoch that may be too long for a stage's rows
 
@@ -21,7 +25,8 @@ class CorpusSampler:
     every epoch and counted in `left_out`. ValueError when that is more than a twentieth.
     """
 
-    def __init__(self, corpus, encoder, recipe, shape, buckets=()):
+    def __init__(self, corpus: Corpus, encoder: Encoder, recipe: Recipe, shape: Shape,
+                 buckets: Sequence[Shape] = ()) -> None:
         self.corpus, self.encoder, self.recipe, self.shape = corpus, encoder, recipe, shape
         self.shapes = in_order((*buckets, shape))
         self.costs = corpus.costs(encoder)
@@ -43,24 +48,24 @@ class CorpusSampler:
     def __len__(self):
         return len(self.order(0, 0))
 
-    def order(self, seed, epoch):
+    def order(self, seed: int, epoch: int) -> np.ndarray:
         """The records of an epoch that are trained on, in order."""
         order = epoch_order(self.corpus.mixture, self.corpus.counts, seed, epoch)
         return order[self.kept[order]]
 
-    def sequence(self, seed):
+    def sequence(self, seed: int) -> Sequence[Drawn]:
         """The endless sequence of `Drawn`, by position."""
         return _Sequence(self, seed)
 
-    def sizes(self, seed):
+    def sizes(self, seed: int) -> np.ndarray:
         """int32 [n, 2]: tokens and tiles of the conversations of the first epoch, in order."""
         return self.costs[self.order(seed, 0), :2]
 
-    def realised(self, seed):
+    def realised(self, seed: int) -> dict[str, int]:
         """{source: conversations of the first epoch}, as they come."""
         return self._by_source(self.order(seed, 0))
 
-    def seen(self, seed, state):
+    def seen(self, seed: int, state: dict[str, Any]) -> dict[str, int]:
         """{source: conversations in all batches so far}, from the state of a stream's iterator."""
         waiting = [position for rows in state['open'] for row in rows for position in row[2]]
         waiting += [position for rows in state['closed'] for row in rows for position in row]
@@ -73,7 +78,7 @@ class CorpusSampler:
         return {source.name: int((which == k).sum())
                 for k, source in enumerate(self.corpus.mixture.sources)}
 
-    def make(self, drawn):
+    def make(self, drawn: Drawn) -> dict[str, np.ndarray | None]:
         """Arrays of one conversation; the record is read here."""
         record = self.corpus.record(drawn.number)
         where = f'{record.source} {record.id}'

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -31,7 +32,7 @@ class Settings:
     length: int = LENGTH
     most_rejected: float = 0.01
 
-    def encoder(self, stage):
+    def encoder(self, stage: str) -> Encoder | None:
         """The encoder that counts tokens as `stage` does; None without a tokenizer."""
         if self.tokenizer is None:
             return None
@@ -51,17 +52,17 @@ class Chunk:
     pictured: bool = False
 
     @property
-    def hash(self):
+    def hash(self) -> str:
         """A hash of which rows these are: pictures that were mended move rows between chunks."""
         marks = ['\npictured'] if self.pictured else []
         return hashlib.sha256('\n'.join([*self.names, *marks]).encode()).hexdigest()[:32]
 
     @property
-    def stem(self):
+    def stem(self) -> str:
         return f'{self.source.name}-{self.number:05d}'
 
 
-def write(chunk, settings, stage, to):
+def write(chunk: Chunk, settings: Settings, stage: str, to: Path) -> dict[str, Any]:
     """The shard of a chunk is in `to`; returns its JSON. Runs in a process of its own."""
     encoder = settings.encoder(stage)
     folder = under(settings.root, chunk.source.images or '.', chunk.source)

@@ -7,17 +7,19 @@ with one of `REASONS`; nothing is repaired by guessing.
 import base64
 import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgpack
 
 from downscale.data import images, measure
-from downscale.data.corpora.columns import Rejected, parts_of
+from downscale.data.corpora.columns import Parts, Rejected, parts_of
 from downscale.data.corpora.tables import METADATA, TFDS, Parquet, Prepared, Rows
 from downscale.data.files import FORMS, fault, shown
 from downscale.data.records import IMAGE, Conversation, Record, Turn
+from downscale.runtime.files import PathLike
 from downscale.values import COUNT, Choice, Range, Several, check
 
 # Text may not speak for another turn: in data these would become the chat's own tokens.
@@ -69,12 +71,12 @@ class Source:
 
 # --- rows -------------------------------------------------------------------------------------
 
-def record_of(row, name, source, folder):
+def record_of(row: Any, name: str, source: Source, folder: PathLike) -> Record:
     """The `Record` called `name` of one row, its pictures read and decoded once; or `Rejected`."""
     return record_from(parts_of(row, source.ask, source.ignore), name, source, folder)
 
 
-def record_from(parts, name, source, folder):
+def record_from(parts: Parts, name: str, source: Source, folder: Path) -> Record:
     """The `Record` of the `Parts` of a row."""
     if not parts.pictures and not source.text_rows and (parts.captioned or parts.pointer):
         raise Rejected('no picture', (f'{parts.pointer!r} tells of one' if parts.pointer else
@@ -107,7 +109,7 @@ def _marked(turns, count):
     return tuple(turns)
 
 
-def check_texts(turns):
+def check_texts(turns: Sequence[Turn]) -> None:
     """`Rejected` where no reply can be learnt, or a text holds what no text may."""
     if not any(turn.supervised and turn.text.strip() for turn in turns):
         raise Rejected('no answer', 'no reply that could be learnt')
@@ -124,7 +126,7 @@ def check_texts(turns):
             raise Rejected('chat token', f'{token[0]} in the text')
 
 
-def picture_of(name, folder):
+def picture_of(name: str, folder: Path) -> bytes:
     """The bytes of picture file `name` below `folder`, or of the picture that it encodes."""
     if inside(name):
         return _decoded(name)
@@ -141,7 +143,7 @@ def picture_of(name, folder):
         raise Rejected('image path', str(error)) from None
 
 
-def inside(text):
+def inside(text: str) -> bool:
     """Whether a text is a picture itself, as base64, and no path."""
     return text.startswith('data:') or len(text) >= 64 and text.startswith(BASE64)
 
@@ -157,7 +159,7 @@ def _decoded(text):
         raise Rejected('unreadable image', f'{shown(text, 30)!r} is no base64 ({error})') from None
 
 
-def open_rows(source, root):
+def open_rows(source: Source, root: Path) -> Rows | Parquet | Prepared:
     """The table of a `Source` below `root`; FileNotFoundError says how the set is obtained."""
     path = under(root, source.path, source)
     if source.tfds:
@@ -183,7 +185,7 @@ def open_rows(source, root):
     raise fault(path, f'source {source.name}: it must be {", ".join(FORMS)}, .parquet or a folder')
 
 
-def under(root, name, source):
+def under(root: Path, name: PathLike, source: Source) -> Path:
     """`root`/`name`, which must exist inside the root; one line with how to obtain it if not."""
     root = Path(root).resolve()
     path = (root / name).resolve()
@@ -197,14 +199,14 @@ def under(root, name, source):
 
 # --- stored records ---------------------------------------------------------------------------
 
-def pack(record):
+def pack(record: Record) -> bytes:
     """The bytes of a `Record`; equal records, equal bytes."""
     talk = record.talk
     return msgpack.packb({'id': record.id, 'source': record.source, 'images': list(talk.images),
                           'turns': [[turn.role, turn.text] for turn in talk.turns]})
 
 
-def unpack(data):
+def unpack(data: bytes) -> Record:
     """The `Record` of `pack`'s bytes."""
     value = msgpack.unpackb(data)
     turns = tuple(Turn(role, text, role == 'assistant') for role, text in value['turns'])

@@ -7,9 +7,11 @@ there, as dicts in the names that `sources.py` reads.
 """
 import hashlib
 import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,27 +24,27 @@ METADATA = ('metadata.jsonl', 'metadata.csv', 'metadata.tsv', 'metadata.json', '
 class Rows:
     """The rows of one file that `files.read` reads, whole; a bad row is one of them."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path) -> None:
         self.paths = (path,)
         self.rows = [row for _, row in files.read(path)]
 
     def __len__(self):
         return len(self.rows)
 
-    def name(self, index):
+    def name(self, index: int) -> str:
         return name_of(self.rows[index], index)
 
-    def group(self, index):
+    def group(self, index: int) -> str:
         return _group(self.rows[index])
 
-    def digests(self, indices):
+    def digests(self, indices: Iterable[int]) -> Iterable[bytes]:
         return map(_digest, self.part(indices))
 
-    def part(self, indices):
+    def part(self, indices: Iterable[int]) -> list:
         return [self.rows[index] for index in indices]
 
 
-def name_of(row, index):
+def name_of(row: Any, index: int) -> str:
     """The id of a row, 'row7' where it has none."""
     found = next((row[key] for key in IDS if row.get(key) not in (None, '')), None) \
         if isinstance(row, dict) else None
@@ -68,7 +70,7 @@ def _group(row):
 class Parquet:
     """The rows of Parquet files; a part is read where it is used, a row group at a time."""
 
-    def __init__(self, paths):
+    def __init__(self, paths: Sequence[Path]) -> None:
         import pyarrow.parquet as pq
         self.paths, self.counts = tuple(paths), []
         for path in self.paths:
@@ -87,7 +89,7 @@ class Parquet:
         return int(self.starts[-1])
 
     @cached_property
-    def heads(self):
+    def heads(self) -> list[dict[str, Any]]:
         """The columns that name rows and their sets, of all rows."""
         import pyarrow.parquet as pq
         found = []
@@ -98,16 +100,16 @@ class Parquet:
             found += file.read(names).to_pylist() if names else [{}] * file.metadata.num_rows
         return found
 
-    def name(self, index):
+    def name(self, index: int) -> str:
         return name_of(self.heads[index], index)
 
-    def group(self, index):
+    def group(self, index: int) -> str:
         return _group(self.heads[index])
 
-    def digests(self, indices):
+    def digests(self, indices: Iterable[int]) -> Iterable[bytes]:
         return map(_digest, self.part(indices))
 
-    def part(self, indices):
+    def part(self, indices: Iterable[int]) -> Iterable:
         return _ParquetPart(self.paths, tuple(self.starts.tolist()), tuple(indices))
 
 
@@ -134,22 +136,22 @@ class _ParquetPart:
 class Prepared:
     """The examples of a prepared TFDS data set, read without TensorFlow."""
 
-    def __init__(self, folder, kind, split):
+    def __init__(self, folder: Path, kind: str, split: str) -> None:
         self.paths, self.kind, self.split = (folder,), kind, split
 
     def __len__(self):
         return len(_data_source(self.paths[0], self.kind, self.split))
 
-    def name(self, index):
+    def name(self, index: int) -> str:
         return f'{self.split}-{index}'
 
-    def group(self, index):
+    def group(self, index: int) -> str:
         return ''
 
-    def digests(self, indices):
+    def digests(self, indices: Iterable[int]) -> Iterable[str]:
         return map(self.name, indices)
 
-    def part(self, indices):
+    def part(self, indices: Iterable[int]) -> Iterable:
         return _PreparedPart(self.paths[0], self.kind, self.split, tuple(indices))
 
 

@@ -6,10 +6,13 @@ its generator, so position n of a stage's stream is the same on any host and aft
 format has it.
 """
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
-from downscale.data.records import IMAGE, THINK, Conversation, Turn
+import numpy as np
+
+from downscale.data.records import IMAGE, THINK, Conversation, Question, Turn
 from downscale.data.scenes.questions import facts, restatement
+from downscale.data.scenes.world import World
 from downscale.data.scenes.world import caption as describe_scene
 from downscale.values import Choice, Range, check
 
@@ -19,22 +22,22 @@ DESCRIBE = 'describe'
 THINKING, EXTRACTED = 0.8, 0.2
 
 
-def describe_prompt(question=None):
+def describe_prompt(question: Question | None = None) -> str:
     """What a perception model is asked to write: everything, or what `question` needs."""
     return DESCRIBE if question is None else question.extraction.information
 
 
-def reasoner_prompt(description, question):
+def reasoner_prompt(description: str, question: Question) -> str:
     """What a text-only reasoner reads: the description and the question."""
     return f'{description} {question.text}' if description else question.text
 
 
-def answer_text(question, thought=''):
+def answer_text(question: Question, thought: str = '') -> str:
     """What a reasoner learns to write: its thought, where it has one, then the answer."""
     return f'{thought} {THINK[1]} {question.answer}' if thought else question.answer
 
 
-def pictures(number):
+def pictures(number: int) -> str:
     """The image marks that open a conversation about `number` pictures."""
     return ' '.join([IMAGE] * number)
 
@@ -47,7 +50,8 @@ def _some(rng, items, most):
     return [items[i] for i in rng.permutation(len(items))[:most]]
 
 
-def text(library, index, rng, world, turns, gap):
+def text(library: Any, index: int, rng: np.random.Generator, world: World, turns: int,
+         gap: str) -> Conversation:
     """Language pretraining: restated scenes, facts, and questions about written scenes."""
     kind = rng.random()
     if kind < 0.5:
@@ -62,21 +66,24 @@ def text(library, index, rng, world, turns, gap):
     return reason(library, index, rng, world, turns, gap)
 
 
-def tower(library, index, rng, world, turns, gap):
+def tower(library: Any, index: int, rng: np.random.Generator, world: World, turns: int,
+          gap: str) -> Conversation:
     """Tower pretraining: one picture and its caption."""
     scene, *_ = library.scenes(index)
     return Conversation(library.example(index).images[:1], (
         Turn('user', IMAGE, False), Turn('assistant', describe_scene(scene), True)))
 
 
-def align(library, index, rng, world, turns, gap):
+def align(library: Any, index: int, rng: np.random.Generator, world: World, turns: int,
+          gap: str) -> Conversation:
     """Connector training: a picture and its caption, nothing asked."""
     example = library.example(index)
     return Conversation(example.images, (Turn('user', pictures(example.count), False),
                                          Turn('assistant', example.caption, True)))
 
 
-def instruct(library, index, rng, world, turns, gap):
+def instruct(library: Any, index: int, rng: np.random.Generator, world: World, turns: int,
+             gap: str) -> Conversation:
     """Visual question answering: several questions about the same picture."""
     example = library.example(index)
     said = []
@@ -86,14 +93,16 @@ def instruct(library, index, rng, world, turns, gap):
     return Conversation(example.images, tuple(said))
 
 
-def caption(library, index, rng, world, turns, gap):
+def caption(library: Any, index: int, rng: np.random.Generator, world: World, turns: int,
+            gap: str) -> Conversation:
     """Exhaustive description of a picture."""
     example = library.example(index)
     return Conversation(example.images,
                         _ask(pictures(example.count) + gap + describe_prompt(), example.caption))
 
 
-def extract(library, index, rng, world, turns, gap):
+def extract(library: Any, index: int, rng: np.random.Generator, world: World, turns: int,
+            gap: str) -> Conversation:
     """Visual extraction tuning: write what each question needs, given only what to look at."""
     example = library.example(index)
     said = []
@@ -103,7 +112,8 @@ def extract(library, index, rng, world, turns, gap):
     return Conversation(example.images, tuple(said))
 
 
-def reason(library, index, rng, world, turns, gap):
+def reason(library: Any, index: int, rng: np.random.Generator, world: World, turns: int,
+           gap: str) -> Conversation:
     """The text-only reasoner: description and question in, answer out, most of them step by step.
 
     Descriptions are captions or extractions, so that it can read what either perception writes.
@@ -154,7 +164,7 @@ class Recipe:
         if not 0 <= sum(dict(self.replay).values()) < 1:
             raise ValueError(f'replay shares {dict(self.replay)} must sum to less than 1')
 
-    def draw(self, rng):
+    def draw(self, rng: np.random.Generator) -> str:
         """The stage whose mixture makes the next conversation."""
         point = rng.random()
         for stage, share in self.replay:

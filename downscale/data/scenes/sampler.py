@@ -1,9 +1,13 @@
 """How a stage draws its conversations from the scenes of a split."""
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from downscale.data import measure
 from downscale.data.buckets import Shape, in_order, smallest
 from downscale.data.pipeline import Drawn, encoded, shuffled
+from downscale.data.records import Conversation, Example
 from downscale.data.scenes.conversations import MIXTURES, Recipe
 from downscale.data.scenes.world import World
 from downscale.data.tokens import Encoder
@@ -18,12 +22,12 @@ class Library:
     def __len__(self):
         return len(self.source)
 
-    def example(self, index):
+    def example(self, index: int) -> Example:
         if index not in self._examples:
             self._examples[index] = self.source[index]
         return self._examples[index]
 
-    def scenes(self, index):
+    def scenes(self, index: int) -> Any:
         if index not in self._scenes:
             self._scenes[index] = self.source.scenes(index)
         return self._scenes[index]
@@ -43,25 +47,25 @@ class Sampler:
     buckets: tuple[Shape, ...] = ()
 
     @property
-    def shapes(self):
+    def shapes(self) -> tuple[Shape, ...]:
         """All shapes of batches, from the smallest to the largest."""
         return in_order((*self.buckets, self.shape))
 
     def __call__(self, index, rng):
         return self.make(self.draw(index, rng))
 
-    def sequence(self, seed):
+    def sequence(self, seed: int) -> Any:
         """The endless sequence of `Drawn`, by position; every epoch has another order."""
         return shuffled(len(self.library), self.draw, seed)
 
-    def draw(self, index, rng):
+    def draw(self, index: int, rng: np.random.Generator) -> Drawn:
         """The `Drawn` of example `index`; no pixel is touched."""
         stage = self.recipe.draw(rng)
         talk = MIXTURES[stage](self.library, index, rng, self.world, self.recipe.turns,
                                self.encoder.chat.after_pictures)
         return self.measured(talk, f'{stage} example {index}')
 
-    def measured(self, talk, where):
+    def measured(self, talk: Conversation, where: str) -> Drawn:
         """The `Drawn` of a conversation; ValueError when no bucket holds it."""
         tokens, tiles = measure.cost(self.encoder, talk, where)
         if smallest(self.shapes, tokens, tiles) is None:
@@ -71,6 +75,6 @@ class Sampler:
                 'example is never cut inside an image; raise `length` or `tiles` of the stage')
         return Drawn(where, talk, tokens, tiles)
 
-    def make(self, drawn):
+    def make(self, drawn: Drawn) -> dict[str, np.ndarray | None]:
         """Arrays of one conversation."""
         return encoded(drawn, self.encoder, self.recipe.loss_norm)

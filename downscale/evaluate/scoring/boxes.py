@@ -5,6 +5,7 @@ forms in use, and says so where a reply counts in another scale than the right b
 """
 import math
 import re
+from collections.abc import Sequence
 
 from downscale.evaluate.scoring.statements import plain_reply, statements
 
@@ -13,13 +14,13 @@ _NUMBER = r'\s*(-?\d+(?:\.\d+)?)\s*'
 _BOX = re.compile(rf'\[{",".join([_NUMBER] * 4)}\]')
 
 
-def box_in(text):
+def box_in(text: str) -> tuple[float, ...] | None:
     """The first [x1, y1, x2, y2] in `text`, None where there is none."""
     found = _BOX.search(text)
     return tuple(map(float, found.groups())) if found else None
 
 
-def box_of(gold):
+def box_of(gold: str) -> tuple[float, ...]:
     """The right box, from '[x1, y1, x2, y2]' with or without brackets; ValueError for others."""
     numbers = [float(part) for part in gold.replace('[', '').replace(']', '').split(',')]
     if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
@@ -27,7 +28,7 @@ def box_of(gold):
     return tuple(numbers)
 
 
-def iou(one, other):
+def iou(one: Sequence[float], other: Sequence[float]) -> float:
     """Intersection over union of two boxes; 0.0 where the union has no area or no finite one."""
     width = max(0.0, min(one[2], other[2]) - max(one[0], other[0]))
     height = max(0.0, min(one[3], other[3]) - max(one[1], other[1]))
@@ -36,7 +37,7 @@ def iou(one, other):
     return width * height / union if 0 < union < math.inf else 0.0
 
 
-def coin(text, gold):
+def coin(text: str, gold: str) -> float | None:
     """1.0 where the box in `text` overlaps by more than a half, None without a box (CoIN's rule).
 
     CoIN pads pictures to squares; both boxes are in shares of the longer side, so their size does
@@ -46,13 +47,13 @@ def coin(text, gold):
     return None if found is None else float(iou(found, box_of(gold)) > 0.5)
 
 
-def refcoco(text, gold):
+def refcoco(text: str, gold: str) -> float | None:
     """As `coin`, with an overlap of a half enough (RefCOCO, ACC@0.5 of lmms-eval)."""
     found = box_in(text)
     return None if found is None else float(iou(found, box_of(gold)) >= 0.5)
 
 
-def coin_compat(text, gold):
+def coin_compat(text: str, gold: str) -> float | None:
     """`coin` with the published defect, None where its code reads no four numbers.
 
     Brackets are removed and then first and last characters cut, so '[0.25,0.3,0.75,0.9]' ends in
@@ -84,7 +85,7 @@ _CORNERS = (('x1', 'y1', 'x2', 'y2'), ('x0', 'y0', 'x1', 'y1'), ('xmin', 'ymin',
 _SIDES = (('x', 'y', 'width', 'height'), ('x', 'y', 'w', 'h'), ('left', 'top', 'width', 'height'))
 
 
-def read(text):
+def read(text: str) -> tuple[tuple[float, ...], bool] | None:
     """((x1, y1, x2, y2), whether they are per cent) of the one box that a reply names; None for
     no box or several.
 
@@ -145,7 +146,9 @@ def _by_name(text):
     return list(dict.fromkeys(found))
 
 
-def in_scale(box, percent, gold, size=None):
+def in_scale(
+        box: Sequence[float], percent: bool, gold: Sequence[float],
+        size: tuple[float, float] | None = None) -> tuple[Sequence[float], Sequence[float]] | None:
     """(`box`, `gold`) in one scale, None where `box` must count in another than `gold`.
 
     Without the `size` (width, height) of the picture only shares (up to 1), per cent that say so,
@@ -178,7 +181,7 @@ def _shares(box, percent, size):
     return None
 
 
-def judge(text, gold, size=None):
+def judge(text: str, gold: str, size: tuple[float, float] | None = None) -> tuple[str, float]:
     """(the box as text, OTHER_SCALE or '' for none; 1.0 where it overlaps by a half, else 0.0)."""
     found = read(text)
     if found is None:
@@ -189,7 +192,7 @@ def judge(text, gold, size=None):
     return str(list(found[0])), float(iou(*both) >= ENOUGH)
 
 
-def other_scale(text, gold):
+def other_scale(text: str, gold: str) -> bool:
     """Whether the first box in `text`, as the published rules read it, counts otherwise."""
     found = box_in(text)
     return found is not None and in_scale(found, False, box_of(gold)) is None

@@ -5,6 +5,7 @@ several options as its answer, none, or only those that it rules out has chosen 
 value, never a guess. Small letters count in brackets, before a mark or alone: 'a' is an article.
 """
 import re
+from collections.abc import Iterable
 from functools import cached_property, lru_cache
 
 from downscale.evaluate.scoring.statements import goes_on, plain_reply, statements
@@ -55,7 +56,7 @@ _ARTICLE = re.compile(r'(?:a|an|the)\s+(?=\S)')
 class Keys:
     """The patterns of one tuple of keys; those of 'ABCD' are the same for every row."""
 
-    def __init__(self, keys):
+    def __init__(self, keys: Iterable[str]) -> None:
         self.key = {form: key for key in keys for form in (key.lower(), key.upper(), key)}
         upper, lower = (self._any(map(case, keys)) for case in (str.upper, str.lower))
         end = r"(?![A-Za-z0-9]|['-][A-Za-z]|\.\d)"
@@ -89,18 +90,18 @@ keys_of = lru_cache(maxsize=256)(Keys)
 class Options:
     """(key, text) options that replies choose from; a text may be '' where it is not known."""
 
-    def __init__(self, choices):
+    def __init__(self, choices: Iterable[tuple[str, str]]) -> None:
         self.texts = {key: text for key, text in choices}
         self.keys = keys_of(tuple(self.texts))
 
     @cached_property
-    def plain(self):
+    def plain(self) -> dict[str, str]:
         """{text as it is compared: key}, without texts of two options and empty ones."""
         pairs = [(_compared(plain_reply(text)), key) for key, text in self.texts.items()]
         forms = [form for form, _ in pairs]
         return {form: key for form, key in pairs if form and forms.count(form) == 1}
 
-    def chosen(self, text):
+    def chosen(self, text: str) -> str:
         """The key of the one option that a reply chooses, else ''."""
         key = self._quick(text)
         if key:
@@ -120,7 +121,7 @@ class Options:
             return alone['key']
         return None
 
-    def gold(self, text):
+    def gold(self, text: str) -> str | None:
         """The key that an answer of the data names: as replies do, by its text, or by its number
         from 0; None where it names none."""
         text = plain_reply(text)

@@ -1,5 +1,7 @@
 """How sure a score is: Wilson for single right or wrong rows, clusters, and means over strata."""
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -7,7 +9,7 @@ from scipy import stats
 from downscale.statistics.bootstrap import mean_ci, wilson
 
 
-def mean_of(scores, clusters):
+def mean_of(scores: Sequence[float], clusters: Sequence[str]) -> dict[str, Any]:
     """{'value', 'low', 'high', 'method', 'clusters'} of a mean; None for bounds that do not exist.
 
     Rows of one cluster (a picture) move together. Where every row is its own cluster and right or
@@ -24,7 +26,7 @@ def mean_of(scores, clusters):
             'clusters': found.clusters}
 
 
-def macro_of(scores, strata, level=0.95):
+def macro_of(scores: Sequence[float], strata: Sequence, level: float = 0.95) -> dict[str, Any]:
     """The plain mean over strata means, with `se` sqrt(sum w^2 s^2 / n) and its normal interval.
 
     A stratum of one row has no variance of its own, so that there is no interval then; where no row

@@ -29,7 +29,7 @@ def _phrases():
         encoding='utf-8'))['phrases']
 
 
-def lmms_v04(text, gold):
+def lmms_v04(text: str, gold: str) -> float:
     """1.0 where `text` begins with the letter `gold` in one of four forms, else 0.0.
 
     Any text that begins with the letter counts, 'Because' for B too (lmms-eval 0.4, MMStar).
@@ -40,7 +40,7 @@ def lmms_v04(text, gold):
     return float(bool(gold) and gold in [text[place:place + 1] for place in places])
 
 
-def ref_stage2(text, gold):
+def ref_stage2(text: str, gold: str) -> float:
     """`lmms_v04` of the last line of `text`, or of what follows 'Answer:' there.
 
     A text that ends in a line break is wrong (second stage of the code of arXiv 2511.17487).
@@ -50,7 +50,7 @@ def ref_stage2(text, gold):
     return lmms_v04(marked[1] if marked else line, gold)
 
 
-def lmms_v07_letter(text, letters=LETTERS):
+def lmms_v07_letter(text: str, letters: str = LETTERS) -> str:
     """The letter that lmms-eval 0.7 extracts from `text`, '' for none.
 
     The most trusted form wins, then the last place in the text. 'A' as an article counts.
@@ -78,7 +78,7 @@ def lmms_v07_letter(text, letters=LETTERS):
     return max(found, key=lambda one: one[:2])[2] if found else ''
 
 
-def vlmevalkit(text, options):
+def vlmevalkit(text: str, options: dict[str, str]) -> str | None:
     """The letter that VLMEvalKit infers from `text` without a judge; 'Z' for a refusal, else None.
 
     `options` maps letters to their texts: the only text of one that is contained counts too.
@@ -109,7 +109,7 @@ def _by_text(text, options):
     return there[0] if len(there) == 1 else None
 
 
-def vmcbench(text, options):
+def vmcbench(text: str, options: dict[str, str]) -> str | None:
     """The letter that VMCBench's parser finds in `text`, None where it would draw one at random.
 
     Of several in brackets or before a full stop the last in brackets counts (lmms-eval, VMCBench).

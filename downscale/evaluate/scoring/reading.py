@@ -11,7 +11,7 @@ _BOXED = re.compile(r'\\boxed\{([^{}]*)\}')
 _OPTION = re.compile(r'\(([A-Z])\)|([A-Z])(?:[.:),]|$)')
 
 
-def answer_of(text, by_line, gold=None):
+def answer_of(text: str, by_line: bool, gold: str | None = None) -> str:
     """The answer in a reply: behind its last 'Answer:', or its last line, or (not `by_line`) all.
 
     Where `gold` is an option letter the answer is one too, or '' when there is none to read.
@@ -27,18 +27,18 @@ def answer_of(text, by_line, gold=None):
     return option[1] or option[2] if option else ''
 
 
-def bare(text):
+def bare(text: str) -> str:
     """`text` without a box, emphasis, quotes and a full stop around it."""
     return _BOXED.sub(r'\1', text).strip(' *_`$"\'').removesuffix('.').strip(' *_`$"\'')
 
 
-def plain(text):
+def plain(text: str) -> str:
     """`text` as it is compared: case, width of letters, blanks and final marks do not count."""
     folded = unicodedata.normalize('NFKC', bare(text)).casefold()
     return ' '.join(folded.split()).strip('.,;:!? ')
 
 
-def without_thought(text):
+def without_thought(text: str) -> str:
     """`text` behind its thought, whether the prompt opened it or not; '' where it never closes."""
     before, closed, after = text.rpartition(THINK[1])
     if closed:
@@ -46,7 +46,7 @@ def without_thought(text):
     return '' if THINK[0] in text else text
 
 
-def lmms_without_thoughts(text):
+def lmms_without_thoughts(text: str) -> str:
     """`text` as lmms-eval 0.7 hands it to its scorers: no closed thoughts; an open one stays."""
     while THINK[0] in text and THINK[1] in text:
         start = text.find(THINK[0])

@@ -8,8 +8,10 @@ the reply behind its thought: a thought that never closed is an empty reply.
 """
 import dataclasses
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +20,15 @@ from downscale.data.files import fault, shown
 from downscale.evaluate.scoring.macro import macro_of, mean_of
 from downscale.evaluate.scoring.option_letters import COMPARISON
 from downscale.evaluate.scoring.sample_files import distinct, is_ours, opened, records_of, several
-from downscale.evaluate.scoring.table import DEFAULT, SCORERS, Target, disagree, unfit, verdicts
+from downscale.evaluate.scoring.table import (
+    DEFAULT,
+    SCORERS,
+    Target,
+    Verdict,
+    disagree,
+    unfit,
+    verdicts,
+)
 from downscale.values import unknown
 
 MARKED = ('answer-think', 'answer-direct')  # rows of reasoners, who are asked for 'Answer: X'
@@ -51,7 +61,7 @@ class Row:
     family: str = ''
 
 
-def read_rows(path):
+def read_rows(path: Path) -> tuple[list[Row], list[str]]:
     """(rows, notes for a person) of a file of replies; rows without a right answer are left out.
 
     FileNotFoundError or ValueError in one line, with the number of the row that cannot be read.
@@ -163,14 +173,14 @@ def _family(record):
     return next((kind for kind in kinds if isinstance(kind, str)), '')
 
 
-def target_of(doc, answers):
+def target_of(doc: dict[str, Any], answers: Sequence[str]) -> Target:
     """The `Target` that the `doc` of a record describes."""
     size = doc.get('size')
     return Target(tuple(answers), tuple(map(tuple, doc.get('choices') or ())), doc.get('share'),
                   bool(doc.get('free')), tuple(size) if size else None)
 
 
-def judged(rows, names=None):
+def judged(rows: Sequence[Row], names: Sequence[str] | None = None) -> list[dict[str, Verdict]]:
     """[{scorer name: `Verdict`}] of every row, by all scorers or by `names`, in that order.
 
     ValueError for a name that no scorer has, and where none of them can judge any row.
@@ -186,14 +196,15 @@ def judged(rows, names=None):
     return found
 
 
-def as_json(rows, found):
+def as_json(rows: Sequence[Row], found: Sequence[dict[str, Verdict]]) -> list[dict[str, Any]]:
     """The rows as JSON values: what was said, what is right, and each scorer's own value."""
     return [{'text': row.text, 'gold': row.gold, **({'filter': row.filter} if row.filter else {}),
              **{name: verdict.value for name, verdict in given.items()}}
             for row, given in zip(rows, found)]
 
 
-def summary(rows, found):
+def summary(rows: Sequence[Row],
+            found: Sequence[dict[str, Verdict]]) -> dict[str, dict[str, Any]]:
     """{scorer: accuracy with its interval, shares, accuracy on completed rows, means over axes}.
 
     `differs` is the share of rows with another score than that of the first scorer that judged
@@ -269,7 +280,8 @@ def _of_yes(rows, given):
             'f1': 2 * precision * recall / both if both else 0.0, 'yes': float(np.mean(yes))}
 
 
-def table(measured, rows, found, notes=()):
+def table(measured: dict[str, dict[str, Any]], rows: Sequence[Row],
+          found: Sequence[dict[str, Verdict]], notes: Iterable[str] = ()) -> Iterator[str]:
     """The lines of a table of `summary` for a person, then the `notes`."""
     lines = [['scorer', 'n', 'accuracy', '95 %', 'unparsed', 'truncated', 'differs', 'completed',
               'version']]

@@ -9,7 +9,9 @@ which is not known here is left alone.
 import ast
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from downscale.data import files
 from downscale.data.files import fault, shown
@@ -21,20 +23,20 @@ REPLIES = ('filtered_resps', 'resps')
 _PART = re.compile(r'\.p\d+\.jsonl$')
 
 
-def read_samples(path):
+def read_samples(path: Path) -> list[dict[str, Any]]:
     """The records of a samples file, sorted by `doc_id` (see `records_of`)."""
     path = Path(path)
     return records_of(opened(path), path)
 
 
-def opened(path):
+def opened(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """[(where, dict)] of a file of records; a part of ours may end in a torn line, left out."""
     if _PART.search(path.name):
         return [(f'line {number}', record) for number, record in lines(path)]
     return files.read_whole(path)
 
 
-def records_of(rows, path):
+def records_of(rows: Iterable[tuple[str, dict[str, Any]]], path: Path) -> list[dict[str, Any]]:
     """The records of `opened` rows, sorted by `doc_id`.
 
     Here `filtered_resps` is a list of texts (several where a question was answered several times),
@@ -66,7 +68,7 @@ def _record(record, where, path):
     return found | {'target': target, 'choices': choices, 'filter': str(record.get('filter') or '')}
 
 
-def is_ours(record):
+def is_ours(record: dict[str, Any]) -> bool:
     """Whether a record was written by `samples.py`."""
     return isinstance(record['key'], str) and isinstance(record['task'], str)
 
@@ -152,7 +154,7 @@ def _numbered(number, doc, where, path):
     return fits.pop(), choices
 
 
-def score_of(record):
+def score_of(record: dict[str, Any]) -> float | None:
     """The score of a record: its own, else the first number whose name says so, else that in the
     dict of a metric; None where there is none."""
     flat = [value for name, value in record.items() if 'score' in name.lower()]
@@ -166,7 +168,8 @@ def score_of(record):
 
 # --- which question ---------------------------------------------------------------------------
 
-def distinct(records, path):
+def distinct(records: Sequence[dict[str, Any]],
+             path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """(`records` without those that stand again, notes): one of each question, filter and repeat.
 
     ValueError where two of them are about another question or hold other replies: files of several
@@ -193,7 +196,7 @@ def distinct(records, path):
     return list(first.values()), notes
 
 
-def several(rows):
+def several(rows: Sequence) -> list[str]:
     """The note on questions that were answered several times, as a list of none or one."""
     count = Counter((row.filter, row.question) for row in rows)
     if len(count) == len(rows):

@@ -68,7 +68,7 @@ class Statement:
     sure: bool
 
 
-def behind_thought(text):
+def behind_thought(text: str) -> str:
     """`text` behind its thought, which ends at the first `</think>`; before one that never closes.
 
     Later marks belong to the answer, as for an engine, which closes a thought once.
@@ -77,7 +77,7 @@ def behind_thought(text):
     return after if closed else before.partition(THINK[0])[0]
 
 
-def plain_reply(text):
+def plain_reply(text: str) -> str:
     """`text` with plain marks and letters, boxes as two control characters, and without what a
     model writes behind its answer: a next question, marks of an end."""
     text = _plain(text.strip())
@@ -85,7 +85,7 @@ def plain_reply(text):
     return text[role.end() if role else 0:following]
 
 
-def goes_on(text):
+def goes_on(text: str) -> int | None:
     """Where a model goes on behind its answer, None where it does not."""
     following = _NEXT.search(text)
     return following.start() if following and text[:following.start()].strip() else None
@@ -105,7 +105,7 @@ def _plain(text):
     return _TAG.sub('', text) if '<' in text else text
 
 
-def statements(text):
+def statements(text: str) -> list[Statement]:
     """The `Statement`s of a plain reply, the last first."""
     found, end = [], len(text)
     for mark in reversed(list(_STATEMENT.finditer(text))):
@@ -121,7 +121,7 @@ def statements(text):
 
 # --- words and numbers ------------------------------------------------------------------------
 
-def short_answer(text):
+def short_answer(text: str) -> str:
     """The short answer in a reply: its last sure statement, else its last one, else a line.
 
     Without a statement the first or the last line is the answer, whichever has fewer words: an
@@ -136,7 +136,7 @@ def short_answer(text):
     return (first if len(first.split()) < len(last.split()) else last).strip()
 
 
-def same_answer(text, gold):
+def same_answer(text: str, gold: str) -> bool:
     """Whether a short answer says what `gold` says: case, marks, articles, the writing of numbers
     and an explanation behind it do not count."""
     wanted = _words(_plain(gold))

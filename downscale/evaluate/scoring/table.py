@@ -5,7 +5,7 @@ A verdict is the value in the scorer's own form (a letter, a number, None), the 
 each scorer can be asked again: a score without the name of its scorer means little.
 """
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -42,18 +42,18 @@ class Target:
     size: tuple[float, float] | None = None
 
     @property
-    def gold(self):
+    def gold(self) -> str:
         """The one answer, or what most people said (the first of several)."""
         return max(self.answers, key=self.answers.count) if len(self.answers) > 1 \
             else self.answers[0]
 
     @property
-    def bare(self):
+    def bare(self) -> bool:
         """Whether the answer is one letter and nothing else."""
         return self.gold.strip().upper() in tuple(LETTERS)
 
     @cached_property
-    def letters(self):
+    def letters(self) -> tuple[str, ...]:
         """The options that the answers name in any dress, by text or by number from 0; () where an
         answer names none, as one of several people."""
         if len(self.answers) > 1 and not self.choices:
@@ -64,24 +64,24 @@ class Target:
         return () if None in found else tuple(found)
 
     @cached_property
-    def reader(self):
+    def reader(self) -> Options:
         """The `Options` that replies choose from: all letters where the data has none."""
         known = self.gold.strip().upper() in {letter for letter, _ in self.choices} \
             or self.choices and not self.bare
         return Options(self.choices) if known else EVERY_LETTER
 
     @property
-    def letter(self):
+    def letter(self) -> str:
         """The letter for rules about options; without one, the answer as it stands."""
         return self.gold if self.bare or len(self.letters) != 1 else self.letters[0]
 
     @property
-    def options(self):
+    def options(self) -> dict[str, str]:
         """The texts by letter; without any, four letters of which nothing more is known."""
         return dict(self.choices) or dict.fromkeys('ABCD', '')
 
     @property
-    def forms(self):
+    def forms(self) -> set[str]:
         """What the answers can be taken for: letter, box, several, people, share, yes, text, free.
         """
         gold = self.gold.strip()
@@ -100,7 +100,7 @@ class Target:
         return {'text', 'yes'} if self.yes else {'text'}
 
     @property
-    def yes(self):
+    def yes(self) -> str:
         """'yes' or 'no' where that is the answer, else ''."""
         word = plain(self.gold)
         return word if word in ('yes', 'no') else ''
@@ -321,13 +321,13 @@ SCORERS = {
 }
 
 
-def applying(target, names=None):
+def applying(target: Target, names: Iterable[str] | None = None) -> list[Scorer]:
     """The `Scorer`s that can judge replies to `target`, of all or of `names`, in that order."""
     forms = target.forms
     return [SCORERS[name] for name in names or SCORERS if forms.intersection(SCORERS[name].forms)]
 
 
-def unfit(name, target):
+def unfit(name: str, target: Target) -> str:
     """Why the scorer `name` cannot judge `target`, and which can; '' where it can."""
     if applying(target, [name]):
         return ''
@@ -339,7 +339,8 @@ def unfit(name, target):
             f'{", ".join(scorer.name for scorer in applying(target))}')
 
 
-def verdicts(text, target, names=None, stored=False, marked=False, behind=False):
+def verdicts(text: str, target: Target, names: Iterable[str] | None = None, stored: bool = False,
+             marked: bool = False, behind: bool = False) -> dict[str, Verdict]:
     """{name: `Verdict`} of every scorer that can judge `text`.
 
     `stored` is a reply as a harness keeps it; the harness's own stripping comes before its rule.
@@ -365,7 +366,7 @@ def _about_options(scorer, target):
     return 'letter' in target.forms
 
 
-def disagree(found):
+def disagree(found: Iterable[Verdict]) -> bool:
     """Whether the scores of some `Verdict`s differ by more than rounding."""
     scores = [verdict.score for verdict in found if verdict.score is not None]
     return bool(scores) and not math.isclose(max(scores), min(scores), abs_tol=SAME)

@@ -6,6 +6,7 @@ the value 32 where the count belongs. Answers of the data are never changed.
 """
 import json
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from statistics import mean
@@ -27,18 +28,18 @@ def _contractions():
         encoding='utf-8'))['contractions']
 
 
-def normal(text):
+def normal(text: str) -> str:
     """`text` as TextVQA, VizWiz and M4C compare it (EvalAI's processor, words split first)."""
     text = text.lower().replace(',', '').replace('?', '').replace("'s", " 's")
     return normal_words(normal_marks(one_line(text.strip())))
 
 
-def one_line(text):
+def one_line(text: str) -> str:
     """`text` without line breaks, tabs and blanks around it."""
     return text.replace('\n', ' ').replace('\t', ' ').strip()
 
 
-def normal_marks(text, comma=_COMMA):
+def normal_marks(text: str, comma: re.Pattern[str] = _COMMA) -> str:
     """`text` without marks: removed beside a blank or where a number has a comma, else a blank."""
     found, comma = text, comma.search(text)
     for mark in MARKS:
@@ -47,13 +48,13 @@ def normal_marks(text, comma=_COMMA):
     return _STOP.sub('', found, count=STOPS)
 
 
-def normal_words(text):
+def normal_words(text: str) -> str:
     """`text` in lower case with digits for small numbers, no articles, contractions spelled out."""
     words = (NUMBERS.get(word, word) for word in text.lower().split())
     return ' '.join(_contractions().get(word, word) for word in words if word not in ARTICLES)
 
 
-def agreement(found, answers):
+def agreement(found: str, answers: Sequence[str]) -> float:
     """The share of people whom `found` satisfies: three others who say it are full agreement.
 
     Each of `answers` is left out once (VQA accuracy). Both are compared as they stand.
@@ -62,18 +63,18 @@ def agreement(found, answers):
     return float(mean(min(1, (sum(same) - one) / 3) for one in same))
 
 
-def soft(text, answers):
+def soft(text: str, answers: Sequence[str]) -> float:
     """Agreement of `text` after `normal` (lmms-eval: TextVQA, VizWiz; M4C and so CoIN: TextVQA)."""
     return agreement(normal(text), [normal(answer) for answer in answers])
 
 
-def soft_vqav2(text, answers):
+def soft_vqav2(text: str, answers: Sequence[str]) -> float:
     """Agreement as VQAv2 in lmms-eval 0.7 counts it: marks and words normalised, not split."""
     text, *answers = [normal_words(normal_marks(one_line(side))) for side in (text, *answers)]
     return agreement(text, answers)
 
 
-def soft_vqav2_v04(text, answers):
+def soft_vqav2_v04(text: str, answers: Sequence[str]) -> float:
     """`soft_vqav2`, but nothing is normalised where all people agree (lmms-eval 0.4)."""
     plain = [one_line(answer) for answer in answers]
     return soft_vqav2(text, answers) if len(set(plain)) > 1 else agreement(one_line(text), plain)

@@ -38,22 +38,22 @@ _LETTER = re.compile(r'\b([A-E])\b', re.IGNORECASE)
 _COMMA = re.compile(r'\d,\d')
 
 
-def same_words(text, gold):
+def same_words(text: str, gold: str) -> float:
     """1.0 where case and ASCII punctuation alone differ, else 0.0 (lmms-eval: GQA)."""
     return float(text.lower().translate(_NO_MARKS) == gold.lower().translate(_NO_MARKS))
 
 
-def coin_equal(text, gold):
+def coin_equal(text: str, gold: str) -> float:
     """1.0 where only case differs from the one answer, else 0.0 (CoIN: VQAv2, VizWiz)."""
     return float(text.upper() == gold.upper())
 
 
-def coin_ocrvqa(text, gold):
+def coin_ocrvqa(text: str, gold: str) -> float:
     """As `coin_equal`; a text with 'Unanswerable' is always wrong (CoIN: OCR-VQA)."""
     return float('Unanswerable' not in text and text.lower() == gold.lower())
 
 
-def coin_imagenet(text, gold):
+def coin_imagenet(text: str, gold: str) -> float:
     """1.0 where one contains the other, else 0.0 (CoIN: ImageNet).
 
     An empty reply is contained in every name, and right in the original; here it is wrong.
@@ -61,7 +61,7 @@ def coin_imagenet(text, gold):
     return float(bool(text) and (gold in text or text in gold))
 
 
-def coin_scienceqa(text, count=5):
+def coin_scienceqa(text: str, count: int = 5) -> str:
     """The letter of one of `count` options: all, 'X. ' in front, or the first lone letter of any
     kind; '' for none (CoIN: ScienceQA)."""
     if text in ('A', 'B', 'C', 'D', 'E'):
@@ -74,19 +74,19 @@ def coin_scienceqa(text, count=5):
     return letter if letter and letter in 'ABCDE'[:count] else ''
 
 
-def lmms_scienceqa(text, gold):
+def lmms_scienceqa(text: str, gold: str) -> float:
     """1.0 for the letter alone or 'X.' in front, else 0.0 (lmms-eval: ScienceQA)."""
     text, gold = text.strip(), gold.strip().lower()
     return float(text.lower() == gold
                  or text[:1].isupper() and text[1:2] == '.' and text[0].lower() == gold)
 
 
-def pope(text, gold):
+def pope(text: str, gold: str) -> float:
     """1.0 for exactly the right word in any case, else 0.0: 'Yes.' is wrong (lmms-eval: POPE)."""
     return float(text.lower().strip() == gold.lower().strip())
 
 
-def yes_or_no(text):
+def yes_or_no(text: str) -> str:
     """'yes' or 'no' as a reply says it last in a statement, at its head or as a sentence such as
     'There is no kettle'; '' where it says both or neither."""
     text = plain_reply(text)
@@ -121,7 +121,7 @@ def _of_sentence(text):
     return 'yes' if _IS.match(text) else ''
 
 
-def preferred(letter, share):
+def preferred(letter: str, share: float) -> float:
     """What a choice is worth when `share` of people took B: 1 - share for A, share for B.
 
     Undecided people (0.5) give a half to either; no choice gives 0.0 (NIGHTS, PieAPP: 2AFC).
@@ -131,13 +131,13 @@ def preferred(letter, share):
 
 # --- tasks with several pictures -----------------------------------------------------------------
 
-def interleave_words(text):
+def interleave_words(text: str) -> str:
     """`text` as the multi-image tasks compare it: marks out, lower case."""
     bare = normal_marks(one_line(text), _COMMA)
     return bare.strip("'").strip('"').strip(')').strip('(').strip().lower()
 
 
-def interleave_choice(text, gold):
+def interleave_choice(text: str, gold: str) -> float:
     """1.0 for equal words, or for a lone a-h between colons, else 0.0 (evaluate_interleave)."""
     text = interleave_words(text)
     letters = [part.strip() for part in text.split(':')] if ':' in text else []
@@ -146,7 +146,7 @@ def interleave_choice(text, gold):
     return float(text == interleave_words(gold))
 
 
-def lmms_interleave(text, gold):
+def lmms_interleave(text: str, gold: str) -> float:
     """1.0 for the same letter A-E or the same words, else 0.0 (lmms-eval: LLaVA-Interleave)."""
     return float(_choice(text) == _choice(gold))
 
@@ -161,13 +161,13 @@ def _choice(text):
     return letter[1].upper() if letter else words
 
 
-def rouge_l(text, gold):
+def rouge_l(text: str, gold: str) -> float | None:
     """ROUGE-L F1 of normalised words (evaluate_interleave); None where the gold has no words."""
     gold, text = interleave_words(gold), interleave_words(text)[:LONGEST]
     return rouge_f1(text, gold) if gold.strip('.') else None
 
 
-def rouge_f1(text, gold):
+def rouge_f1(text: str, gold: str) -> float:
     """The summary-level ROUGE-L F1 of the package `rouge`: sets of words, sentences end in '.'."""
     said, right = [[' '.join(part.split()).split(' ') for part in side.split('.') if part]
                    for side in (text, gold)]
@@ -179,7 +179,7 @@ def rouge_f1(text, gold):
     return 2 * precision * recall / (precision + recall + 1e-8)
 
 
-def common_words(one, other):
+def common_words(one: list[str], other: list[str]) -> set[str]:
     """The words of the longest common subsequence that is found from the end."""
     lengths = [[0] * (len(other) + 1)]
     for word in one:
