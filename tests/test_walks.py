@@ -1,4 +1,4 @@
-"""The walks of `docs/development/walks.md` name code that is there, in an order that it can take."""
+"""The walks of `docs/development/walks.md` name code that is there, in an order it can take."""
 import ast
 import re
 
