@@ -12,7 +12,7 @@ from pathlib import Path
 import orbax.checkpoint as ocp
 import small
 
-from downscale import config as experiments
+from downscale import config
 from downscale.config import Experiment
 from downscale.data.scenes.conversations import THINK
 from downscale.data.tokens import Encoder
@@ -79,7 +79,7 @@ def save_run(folder, groups, seed, depth=1):
         params=ocp.args.PyTreeSave({name: params[name] for name in groups}),
         meta=ocp.args.JsonSave({})))
     manager.close()
-    experiments.save(Experiment(f'w32d{depth}-s0', 'w32', 0, small.language(depth), small.VISION,
+    config.save(Experiment(f'w32d{depth}-s0', 'w32', 0, small.language(depth), small.VISION,
                                 pictures=small.PADDED), folder)
 
 

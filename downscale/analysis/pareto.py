@@ -21,7 +21,7 @@ def ways(s):
     return found
 
 
-def pareto(s, cost='params'):
+def ways_by_cost(s, cost='params'):
     """The ways of answering by their cost, each with its macro accuracy and place on the frontier.
 
     A dict of 'cost', 'rows' (dicts way, cost, accuracy, on, probability; cheapest first) and

@@ -223,8 +223,8 @@ def _problems(spec, settings):
         return [str(error)]
     if settings.backend != 'gke':
         return []
-    from downscale.launch.backends import validate as manifests
-    return manifests.problems_of_text(text)
+    from downscale.launch.backends.validate import problems_of_text
+    return problems_of_text(text)
 
 
 def _fits(found, args):

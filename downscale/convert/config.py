@@ -51,7 +51,7 @@ _SIGHT = {
     'tokenizer_model_max_length', 'tokenizer_padding_side', 'unfreeze_mm_vision_tower'}
 
 
-def notes(config, architecture):
+def config_notes(config, architecture):
     """Sentences on what a config says that is not used; keys that begin with mm_ are LLaVA's."""
     told = []
     if config.get('auto_map'):

@@ -5,7 +5,16 @@ from pathlib import Path
 
 import numpy as np
 
-from downscale.convert import config as configs
+from downscale.convert.config import (
+    MODEL_TYPES,
+    architecture_of,
+    config_notes,
+    language_config,
+    llava_onevision,
+    llava_qwen3,
+    object_of,
+    vision_config,
+)
 from downscale.convert.leaves import Leaf
 from downscale.convert.names import entries, present_prefixes, unused
 from downscale.convert.shards import BUFFERS, DTYPES, INDEX, SINGLE, open_tensors, read_json
@@ -48,12 +57,12 @@ def open_source(folder):
     config = read_json(where)
     if not isinstance(config, dict):
         raise ValueError(f'{where} holds no JSON object; download it again')
-    architecture = configs.architecture_of(config, where)
+    architecture = architecture_of(config, where)
     language, vision, pictures = _sizes(architecture, config, where)
     tensors = open_tensors(folder)
     files = tuple(folder / name for name in SIDE_FILES if (folder / name).is_file())
     leaves, notes = arrange(architecture, tensors, language, vision, pictures, folder)
-    notes += configs.notes(config, architecture)
+    notes += config_notes(config, architecture)
     if (folder / SINGLE).is_file() and (folder / INDEX).is_file():
         notes += (f'left out {INDEX}: {SINGLE} is whole',)
     return Source(folder, architecture, config, language, vision, pictures, leaves, notes, files)
@@ -62,16 +71,16 @@ def open_source(folder):
 def _sizes(architecture, config, where):
     """(language, vision, pictures) of a config, each None where it has none."""
     if architecture == 'LlavaQwen3ForCausalLM':
-        return configs.llava_qwen3(config, where)
+        return llava_qwen3(config, where)
     if architecture == 'LlavaOnevisionForConditionalGeneration':
-        return configs.llava_onevision(config, where)
+        return llava_onevision(config, where)
     if architecture.startswith('Siglip'):
         tower = config if architecture != 'SiglipModel' else \
-            configs.object_of(config, 'vision_config', where)
+            object_of(config, 'vision_config', where)
         # Used as a tower, SigLIP runs without its last block (arXiv 2511.17487).
-        return None, configs.vision_config(tower, where, 1), None
-    kind = next(kind for kind, name in configs.MODEL_TYPES.items() if name == architecture)
-    return configs.language_config(config, kind, where), None, None
+        return None, vision_config(tower, where, 1), None
+    kind = next(kind for kind, name in MODEL_TYPES.items() if name == architecture)
+    return language_config(config, kind, where), None, None
 
 
 def _sections(language, vision, pictures):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from downscale import config as experiments
+from downscale import config
 from downscale.generate.engine import Engine
 from downscale.generate.reflexive import reflexive_ids
 from downscale.sharding import mesh
@@ -34,7 +34,7 @@ def open_runs(folders, role, sees=False, ban=False):
     found = []
     for folder in folders:
         folder = Path(folder).absolute()
-        experiment = experiments.load(folder)
+        experiment = config.load(folder)
         groups = {name.split('/')[0] for name in stored_leaves(latest(folder))}
         lacking = sorted(({'language'} | (SEES if sees else set())) - groups)
         if lacking:
@@ -58,7 +58,7 @@ def prompts_for(folders):
 
     ValueError where the scene world's models stand beside others: no prompts suit both.
     """
-    micro = {folder: experiments.load(folder).chat == 'micro' for folder in folders}
+    micro = {folder: config.load(folder).chat == 'micro' for folder in folders}
     if len(set(micro.values())) > 1:
         one, other = (next(folder for folder in micro if micro[folder] == kind)
                       for kind in (True, False))
@@ -85,4 +85,4 @@ def open_engine(folder, slots):
 
 def open_encoder(folder):
     """The `Encoder` of a run folder, without its model."""
-    return encoder_of(folder, experiments.load(folder), folder.name)
+    return encoder_of(folder, config.load(folder), folder.name)

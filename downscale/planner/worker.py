@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from downscale import config as experiments
+from downscale import config
 from downscale.data.images import corners
 from downscale.generate import forward, programs, thinking
 from downscale.generate.sampling import Sampling
@@ -48,7 +48,7 @@ def experiment_of(request):
                    'length': request.length, 'tiles': request.tiles, 'trainable': groups,
                    'rates': dict.fromkeys(groups, 1.0), 'parents': {}}]
     cell = {key: part for key, part in request.cell.items() if part is not None}
-    return from_dict(experiments.Experiment, {
+    return from_dict(config.Experiment, {
         **cell, 'name': 'cell', 'size': 'any', 'seed': 0, 'mesh': sizes, 'stages': stages,
         'language': request.cell['language'], 'vision': request.cell['vision']})
 

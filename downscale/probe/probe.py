@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from downscale import config as experiments_
+from downscale import config
 from downscale.data.scenes.dataset import scene_example, triple_example
 from downscale.evaluate.answers import items_of
 from downscale.evaluate.run import test_items
@@ -69,7 +69,7 @@ def probed_cells(study, meta):
         if folder is None:
             without.append(f'{run["run_id"]}: skipped: no finished stage {" or ".join(JOINT)}')
             continue
-        cell = experiments_.load(folder)
+        cell = config.load(folder)
         if cell.joint_stage != folder.name or not is_done(folder, cell):
             without.append(f'{run["run_id"]}: skipped: stage {cell.joint_stage} is not finished')
         else:

@@ -2,7 +2,7 @@
 import dataclasses
 import json
 
-from downscale import config as experiments
+from downscale import config
 from downscale.runtime.files import place, read_json
 
 
@@ -20,7 +20,7 @@ def is_done(folder, experiment):
 def refuse_other(folder, experiment):
     """Raise ValueError naming what differs when `folder` was started with another experiment."""
     before, now = (json.loads(json.dumps(dataclasses.asdict(cell)))
-                   for cell in (experiments.load(folder), experiment))
+                   for cell in (config.load(folder), experiment))
     # Where the work is done is not what is done: a checkpoint continues on any mesh. A budget is
     # a label.
     changed = sorted(key for key in now if now[key] != before[key]

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from downscale import config as experiments
+from downscale import config
 from downscale.data.tokens import Encoder, load_tokenizer
 from downscale.model.init import PARTS, abstract_params
 from downscale.model.tower_words import WordModel, abstract_word_params
@@ -28,7 +28,7 @@ def load(folder, mesh=None, dtype=None):
     ValueError say in one line what is wrong with `folder`.
     """
     folder = Path(folder)
-    experiment = experiments.load(folder)
+    experiment = config.load(folder)
     model = model_of(experiment, folder.name)
     target = abstract_of(model, stored_leaves(latest(folder)), dtype)
     if mesh is not None:
@@ -68,7 +68,7 @@ def tokenizer_path(folder, experiment):
         return Path(experiment.tokenizer)
     if 'language' in experiment.imports:
         source = Path(experiment.imports['language'])
-        imported = tokenizer_path(source, experiments.load(source))
+        imported = tokenizer_path(source, config.load(source))
         if imported.is_file():
             return imported
     folder = Path(folder).absolute()

@@ -2,7 +2,7 @@
 import contextlib
 import dataclasses
 
-from downscale import config as experiments
+from downscale import config
 from downscale.data.pipeline import stream
 from downscale.runtime import processes
 from downscale.runtime.files import read_json, write_json
@@ -145,7 +145,7 @@ def _open(folder, experiment):
     (folder / 'FATAL.json').unlink(missing_ok=True)
     if (folder / 'experiment.json').is_file():
         refuse_other(folder, experiment)
-    experiments.save(experiment, folder)
+    config.save(experiment, folder)
 
 
 def _refuse_other_mixture(folder, stage):
