@@ -19,7 +19,7 @@ from downscale.data.tokens import Encoder
 from downscale.evaluate import prompts
 from downscale.evaluate.asked import open_questions
 from downscale.evaluate.extract_think import Chain
-from downscale.evaluate.plan import Plan
+from downscale.evaluate.plan import ChainPlan
 from downscale.evaluate.runs import open_runs
 from downscale.generate.engine import Reply, Stats
 from downscale.model.init import init_params
@@ -27,8 +27,8 @@ from downscale.stages.loading import load
 from downscale.train import checkpoint
 
 LIMIT = 20
-PLAN = Plan(describe='extract', reason=('think', 'direct'), think_tokens=30, answer_tokens=8,
-            describe_tokens=20, temperature=0.6, repeats=2)
+PLAN = ChainPlan(describe='extract', reason=('think', 'direct'), think_tokens=30, answer_tokens=8,
+                 describe_tokens=20, temperature=0.6, repeats=2)
 WORDS = ('red', 'blue', 'a1', 'b2', 'circle', 'square', 'yes', 'no', '1', '2')
 
 

@@ -16,7 +16,7 @@ SPLITS = 50
 
 
 @dataclass(frozen=True)
-class Relation:
+class RelianceTrend:
     """How the drop of tasks goes with their visual reliance; intervals are over tasks."""
     tasks: tuple
     reliance: np.ndarray
@@ -79,7 +79,7 @@ def visual_reliance(s, condition='blind'):
 
 
 def relation(large, without, small, task, cluster, split=True, bootstraps=2000, seed=0):
-    """Drop (large - small) against reliance (large - without) over tasks, as a `Relation`.
+    """Drop (large - small) against reliance (large - without) over tasks, as a `RelianceTrend`.
 
     `large` is on both axes, so that its noise alone makes a rising line. With `split` the axes
     come from disjoint halves of the pictures, which removes that; the result is the mean over
@@ -103,7 +103,7 @@ def relation(large, without, small, task, cluster, split=True, bootstraps=2000, 
         found.append(_over_tasks(measure(x, y).mean(), draws.mean(axis=0), len(place),
                                  len(names)))
     found[0] = _with_small_sample(found[0])
-    return Relation(tuple(names.tolist()), *points, *found)
+    return RelianceTrend(tuple(names.tolist()), *points, *found)
 
 
 def _with_small_sample(x):

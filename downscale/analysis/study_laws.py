@@ -215,7 +215,7 @@ def rates(s, stage='text'):
         seeds = set.intersection(*(set(mine) for mine in losses.values()))
         if len(losses) > 1 and seeds:
             runs[size] = [
-                learning_rates.Run(rate, seed, mine[seed])
+                learning_rates.RateRun(rate, seed, mine[seed])
                 for rate, mine in losses.items()
                 for seed in sorted(seeds)
             ]

@@ -228,7 +228,7 @@ def _problems(spec, settings):
 
 
 def _fits(found, args):
-    """({cell: `fit.Fit`}, why there is none)."""
+    """({cell: `fit.CellFit`}, why there is none)."""
     if found.settings.backend == 'local':
         return {}, 'jobs of this machine are not compiled before'
     if args.no_fit:

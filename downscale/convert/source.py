@@ -26,7 +26,7 @@ COMPARE_ROWS = 2048
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class PublishedCheckpoint:
     """A checkpoint in our terms: sizes, how pictures are cut, and a nested dict of `Leaf`.
 
     `language`, `vision` and `pictures` are None where the checkpoint has none. `notes` says in
@@ -44,7 +44,7 @@ class Source:
 
 
 def open_source(folder):
-    """The `Source` of a local Hugging Face folder; only headers and JSON are read.
+    """The `PublishedCheckpoint` of a local Hugging Face folder; only headers and JSON are read.
 
     Raises FileNotFoundError for missing files and ValueError, in one line, for an unsupported or
     inconsistent checkpoint: listing missing, unexpected and mis-shaped tensors.
@@ -65,7 +65,8 @@ def open_source(folder):
     notes += config_notes(config, architecture)
     if (folder / SINGLE).is_file() and (folder / INDEX).is_file():
         notes += (f'left out {INDEX}: {SINGLE} is whole',)
-    return Source(folder, architecture, config, language, vision, pictures, leaves, notes, files)
+    return PublishedCheckpoint(
+        folder, architecture, config, language, vision, pictures, leaves, notes, files)
 
 
 def _sizes(architecture, config, where):

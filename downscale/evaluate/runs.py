@@ -17,7 +17,7 @@ SEES = {'tower', 'connector'}
 
 
 @dataclass(frozen=True)
-class Run:
+class ChainModel:
     """A model of the chain; `name` is unique within it, `reflexive` what it may be forbidden."""
     name: str
     folder: Path
@@ -26,7 +26,7 @@ class Run:
 
 
 def open_runs(folders, role, sees=False, ban=False):
-    """The `Run`s of run folders, each checked before any work.
+    """The `ChainModel`s of run folders, each checked before any work.
 
     ValueError or FileNotFoundError in one line where one cannot do what its `role` asks, `sees` or
     `ban`, or stands there twice.
@@ -43,7 +43,7 @@ def open_runs(folders, role, sees=False, ban=False):
         if not tokenizer_path(folder, experiment).is_file():
             raise FileNotFoundError(f'--{role} {folder} has no tokenizer.json, nor a folder above')
         banned = tuple(sorted(reflexive_ids(tokenizer_of(folder, experiment)))) if ban else ()
-        found.append(Run(_name(folder), folder, fingerprint(folder), banned))
+        found.append(ChainModel(_name(folder), folder, fingerprint(folder), banned))
     prints = [run.fingerprint for run in found]
     again = [run.folder for k, run in enumerate(found) if run.fingerprint in prints[:k]]
     if again:

@@ -64,7 +64,7 @@ def _opened(model, state):
     return state._replace(k=_turned(state.k, k_axes, 'BKES'), v=_turned(state.v, v_axes, 'BKSE'))
 
 
-class Rules(NamedTuple):
+class DecodingRules(NamedTuple):
     """What decoding must heed, in arrays: the seed, which tokens end a row, are never written or
     are not written while thinking [V], and how many must be written before a stop."""
     seed: jax.Array

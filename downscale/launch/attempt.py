@@ -14,7 +14,7 @@ import jax
 from downscale.experiment import file
 from downscale.experiment.cells import cells_of
 from downscale.launch import state
-from downscale.launch.record import Record, steps_of
+from downscale.launch.record import AttemptRecord, steps_of
 from downscale.launch.spec import processes_of
 from downscale.runtime import exits, processes
 from downscale.runtime.files import held, in_bucket, place, read_json, scratch
@@ -124,7 +124,7 @@ def run(path):
     if file.on_cpu():
         keep_freed_memory()
     try:
-        record = Record(state.load_spec(path), time.time())
+        record = AttemptRecord(state.load_spec(path), time.time())
         jax.monitoring.register_event_duration_secs_listener(record.listen)
         threading.Thread(target=tick, args=(record, over), daemon=True).start()
         with processes.joined(lambda code, text: close(record, code, text)):

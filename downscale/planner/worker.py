@@ -26,7 +26,7 @@ from downscale.model.cache import edges, kept_axes
 from downscale.model.init import abstract_params
 from downscale.model.tower_words import abstract_word_params
 from downscale.planner import hlo
-from downscale.planner.programs import Request
+from downscale.planner.programs import ProgramRequest
 from downscale.planner.topologies import topology
 from downscale.runtime.files import write_json
 from downscale.sharding import batch_sharding, mesh, shardings, spec
@@ -152,8 +152,9 @@ def lowered_served(cell, request, target, params):
         args = params, slots, None, rows
         return programs.prefill.lower(*args, model=model, lanes=1, scored=0)
     V = (model.language.V,)
-    heed = programs.Rules(place.whole((), 'uint32'), *(place.whole(V, 'bool') for _ in range(3)),
-                          place.whole((), 'int32'))
+    heed = programs.DecodingRules(place.whole((), 'uint32'),
+                                  *(place.whole(V, 'bool') for _ in range(3)),
+                                  place.whole((), 'int32'))
     args = (params, slots, heed, place.rows((B,), 'bool'), place.whole((), 'int32'),
             place.whole((), 'int32'))
     return programs.decode.lower(*args, model=model, room=WRITTEN, sampling=Sampling(),
@@ -269,7 +270,7 @@ def main(argv):
     """Compile what the first file asks for; facts, or the reason of a failure, go to the second."""
     _end_with_parent()
     value = json.loads(Path(argv[0]).read_text())
-    request = Request(**{**value, 'mesh': tuple(value['mesh'])})
+    request = ProgramRequest(**{**value, 'mesh': tuple(value['mesh'])})
     try:
         found = compiled_facts(request)
     except Exception as error:  # any failure must reach the plan as one line

@@ -38,7 +38,7 @@ PATCHES = 2 ** 28  # bytes of the patches that a probe attends over; their axes 
 
 
 @dataclass(frozen=True)
-class Plan:
+class ProbePlan:
     """What decides the numbers of a run beside its weights and the data.
 
     `dimensions` that every probe gets, `bands` of layers that are cut off in turn, fresh `pictures`
@@ -52,12 +52,12 @@ class Plan:
 
 
 def plan_of(experiments, pictures=256, bootstraps=2000, seed=0):
-    """The `Plan` that treats all these cells alike: no probe sees more dimensions than the
+    """The `ProbePlan` that treats all these cells alike: no probe sees more dimensions than the
     narrowest of their features has, and no band is without a layer in the shallowest."""
     widths = [w for cell in experiments for w in (cell.vision.W, cell.language.D)]
-    return Plan(min(MOST_DIMENSIONS, *widths),
-                min(MOST_BANDS, *(cell.language.N for cell in experiments)), pictures, bootstraps,
-                seed)
+    return ProbePlan(min(MOST_DIMENSIONS, *widths),
+                     min(MOST_BANDS, *(cell.language.N for cell in experiments)),
+                     pictures, bootstraps, seed)
 
 
 def probed_cells(study, meta):

@@ -15,7 +15,7 @@ import msgpack
 
 from downscale.data import images, measure
 from downscale.data.corpora.columns import Rejected, parts_of
-from downscale.data.corpora.tables import METADATA, TFDS, Parquet, Prepared, Rows
+from downscale.data.corpora.tables import METADATA, TFDS, FileRows, Parquet, Prepared
 from downscale.data.files import FORMS, fault, shown
 from downscale.data.records import IMAGE, Conversation, Record, Turn
 from downscale.values import COUNT, Choice, Range, Several, check
@@ -169,7 +169,7 @@ def open_rows(source, root):
         if about and about[0].endswith('.parquet'):
             return Parquet([path / about[0]])
         if about:
-            return Rows(path / about[0])
+            return FileRows(path / about[0])
         parts = sorted(path.glob('*.parquet'))
         if not parts:
             raise FileNotFoundError(f'{path} holds neither Parquet files nor one of '
@@ -179,7 +179,7 @@ def open_rows(source, root):
     if path.suffix.lower() in ('.parquet', '.pq'):
         return Parquet([path])
     if path.suffix.lower() in FORMS:
-        return Rows(path)
+        return FileRows(path)
     raise fault(path, f'source {source.name}: it must be {", ".join(FORMS)}, .parquet or a folder')
 
 

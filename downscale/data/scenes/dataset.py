@@ -177,7 +177,7 @@ class _EncodedImages(tfds.decode.SkipDecoding):
         return encoded
 
 
-class Source:
+class SceneSource:
     """Random access to the examples of one split; picklable, opened on first use."""
 
     def __init__(self, folder: Path, split: str):
@@ -229,13 +229,13 @@ class Source:
         return self._open()[index % len(self)]
 
 
-def source(data_dir: str | Path, split: str) -> Source:
+def source(data_dir: str | Path, split: str) -> SceneSource:
     """The examples of `split` (TFDS slices such as 'train[:50%]' work) in the folder of `build`."""
     folder = Path(data_dir)
     if not (folder / 'dataset_info.json').exists():
         raise FileNotFoundError(f'no data set in {folder}: make one with '
                                 'downscale.data.scenes.dataset.build(world, data_dir, counts)')
-    return Source(folder, split)
+    return SceneSource(folder, split)
 
 
 def _rows(columns):

@@ -30,7 +30,7 @@ OTHERS = ('doc_id', 'doc', 'key')  # what the dict of a metric of lmms-eval cann
 
 
 @dataclass(frozen=True)
-class Row:
+class StoredReply:
     """A stored reply with what is right, and what the statistics need to know about it.
 
     `gold` is as the file has it, `family` the kind of question (POPE's random, popular, ...).
@@ -74,7 +74,7 @@ def read_rows(path):
 
 
 def _of_list(value, where, number):
-    """A `Row` of one object of a list."""
+    """A `StoredReply` of one object of a list."""
     for name in value:
         if name not in FIELDS and name not in ASIDE and name not in SCORERS:
             raise ValueError(f'{where}: {unknown("field", shown(name, 40), FIELDS)}')
@@ -97,9 +97,10 @@ def _of_list(value, where, number):
     if 'choices' not in value and not target.bare:
         # The options of the comparison stand in only where an answer is a letter.
         target = dataclasses.replace(target, choices=())
-    return Row(value['text'], value['gold'], target, cluster=str(value.get('cluster', number)),
-               question=number, filter=str(value.get('filter', '')),
-               family=str(value.get('family', '')))
+    return StoredReply(value['text'], value['gold'], target,
+                       cluster=str(value.get('cluster', number)), question=number,
+                       filter=str(value.get('filter', '')),
+                       family=str(value.get('family', '')))
 
 
 def _size(value, where):
@@ -134,8 +135,10 @@ def _doc(record):
 
 
 def _of_sample(record):
-    """A `Row` for each reply of a samples record; MMStar's axes of lmms-eval stand in the dicts of
-    its metrics."""
+    """A `StoredReply` for each reply of a samples record.
+
+    MMStar's axes of lmms-eval stand in the dicts of its metrics.
+    """
     doc = _doc(record)
     answers = doc.get('answers') or record['target']
     answers = [answers] if isinstance(answers, str) else answers
@@ -146,12 +149,13 @@ def _of_sample(record):
                        and name not in (*OTHERS, 'average') and 'l2_category' in value
                        for part in (name, value['l2_category']))
     cut = record.get('truncated')
-    return [Row(text, answers if len(answers) > 1 else answers[0], target,
-                cluster=str(doc.get('cluster', record['doc_id'])), question=str(record['doc_id']),
-                filter=record.get('filter', ''), strata=strata,
-                truncated=cut if isinstance(cut, bool) else None, stored=True,
-                marked=record['task'] in MARKED,
-                behind=bool(record['key'] and 'close' in record), family=_family(record))
+    return [StoredReply(text, answers if len(answers) > 1 else answers[0], target,
+                        cluster=str(doc.get('cluster', record['doc_id'])),
+                        question=str(record['doc_id']),
+                        filter=record.get('filter', ''), strata=strata,
+                        truncated=cut if isinstance(cut, bool) else None, stored=True,
+                        marked=record['task'] in MARKED,
+                        behind=bool(record['key'] and 'close' in record), family=_family(record))
             for text in record['filtered_resps']]
 
 
