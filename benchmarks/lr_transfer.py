@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from downscale.config import Optimizer, Schedule
-from downscale.laws.learning_rates import Run, choose_all, moved
+from downscale.laws.learning_rates import RateRun, choose_all, moved
 from downscale.model.init import init_params
 from downscale.model.vlm import Vlm
 from downscale.sharding import mesh
@@ -79,7 +79,7 @@ def main():
         runs = {}
         for width in WIDTHS:
             model = model_of(kind, width)
-            runs[width] = [Run(rate, seed, final_loss(model, seed, rate, data[seed]))
+            runs[width] = [RateRun(rate, seed, final_loss(model, seed, rate, data[seed]))
                            for rate in RATES for seed in SEEDS]
         choices, alarms = choose_all(runs)
         figures[kind] = {width: choice.grid for width, choice in choices.items()}

@@ -45,7 +45,7 @@ def api(monkeypatch, tmp_path):
             'CLOUDSDK_CONFIG': str(tmp_path / 'gcloud'), 'CLOUDSDK_CORE_DISABLE_PROMPTS': '1'
             }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(tpuvm.Backend, 'poll', 0.1)
+    monkeypatch.setattr(tpuvm.TpuvmBackend, 'poll', 0.1)
     yield server
     server.shutdown()
     server.server_close()
@@ -58,7 +58,7 @@ def cluster(monkeypatch, tmp_path):
     server = FakeKubernetes(validate.problems)
     monkeypatch.setenv('KUBECONFIG', str(server.kubeconfig(tmp_path / 'kubeconfig')))
     monkeypatch.setenv('HOME', str(tmp_path))  # kubectl keeps what it has discovered there
-    monkeypatch.setattr(gke.Backend, 'poll', 0.1)
+    monkeypatch.setattr(gke.GkeBackend, 'poll', 0.1)
     yield server
     server.shutdown()
     server.server_close()

@@ -12,14 +12,14 @@ from pathlib import Path
 import orbax.checkpoint as ocp
 import small
 
-from downscale import config as experiments
+from downscale import config
 from downscale.config import Experiment
 from downscale.data.scenes.conversations import THINK
 from downscale.data.tokens import Encoder
 from downscale.evaluate import prompts
 from downscale.evaluate.asked import open_questions
 from downscale.evaluate.extract_think import Chain
-from downscale.evaluate.plan import Plan
+from downscale.evaluate.plan import ChainPlan
 from downscale.evaluate.runs import open_runs
 from downscale.generate.engine import Reply, Stats
 from downscale.model.init import init_params
@@ -27,8 +27,8 @@ from downscale.stages.loading import load
 from downscale.train import checkpoint
 
 LIMIT = 20
-PLAN = Plan(describe='extract', reason=('think', 'direct'), think_tokens=30, answer_tokens=8,
-            describe_tokens=20, temperature=0.6, repeats=2)
+PLAN = ChainPlan(describe='extract', reason=('think', 'direct'), think_tokens=30, answer_tokens=8,
+                 describe_tokens=20, temperature=0.6, repeats=2)
 WORDS = ('red', 'blue', 'a1', 'b2', 'circle', 'square', 'yes', 'no', '1', '2')
 
 
@@ -79,7 +79,7 @@ def save_run(folder, groups, seed, depth=1):
         params=ocp.args.PyTreeSave({name: params[name] for name in groups}),
         meta=ocp.args.JsonSave({})))
     manager.close()
-    experiments.save(Experiment(f'w32d{depth}-s0', 'w32', 0, small.language(depth), small.VISION,
+    config.save(Experiment(f'w32d{depth}-s0', 'w32', 0, small.language(depth), small.VISION,
                                 pictures=small.PADDED), folder)
 
 

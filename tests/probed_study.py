@@ -6,7 +6,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import small
 
-from downscale import config as experiments
+from downscale import config
 from downscale.config import Data, Evaluation, Experiment, Stage
 from downscale.data.scenes.world import World
 from downscale.model.init import init_params
@@ -38,7 +38,7 @@ def save(folder, params, experiment):
     manager.save(1, args=ocp.args.Composite(params=ocp.args.PyTreeSave(params),
                                             meta=ocp.args.JsonSave({})))
     manager.close()
-    experiments.save(experiment, folder)
+    config.save(experiment, folder)
     write_json(folder / 'DONE.json', {'hash': experiment.hash})
 
 

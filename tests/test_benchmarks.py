@@ -16,7 +16,7 @@ from downscale.commands.main import main, parser
 from downscale.evaluate.asked import informed
 from downscale.evaluate.benchmarks import BENCHMARKS, inline_options, questions_of
 from downscale.evaluate.extract_think import begin
-from downscale.evaluate.plan import Plan
+from downscale.evaluate.plan import ChainPlan
 from downscale.evaluate.scoring import rescore
 from downscale.generate.engine import Reply
 
@@ -69,7 +69,8 @@ class Scripted(fake_chain.Fake):
 def chain(out, name, questions, **changes):
     benchmark = BENCHMARKS[name]
     limits = {'think_tokens': 8, 'answer_tokens': 8, 'describe_tokens': 8}
-    given = {'plan': Plan(**limits), 'questions': questions, 'perceptions': (), 'reasoners': (),
+    given = {'plan': ChainPlan(**limits), 'questions': questions,
+             'perceptions': (), 'reasoners': (),
              'sighted': fake_chain.runs('perception', 1), 'tail': benchmark.tail,
              'engine': Scripted, **changes}
     return fake_chain.chain(out, **given), benchmark
@@ -132,7 +133,7 @@ def test_parquet_benchmarks_have_a_question_a_picture_and_their_right_answers(tm
     right = 'red' if 'people' in asked.target.forms else {'pope': 'yes'}.get(name, 'B')
     pred, parsed, score = found.judge(asked, right, False)
     assert (parsed, score) == (True, 1.0) and found.judge(asked, 'zebra', False)[2] == 0.0
-    row = rescore.Row(right, right, asked.target, '', '')
+    row = rescore.StoredReply(right, right, asked.target, '', '')
     assert set(rescore.judged([row], BENCHMARKS[name].scorers)[0]) == set(BENCHMARKS[name].scorers)
 
 
@@ -348,7 +349,7 @@ def test_information_goes_by_the_index_and_never_by_the_row(tmp_path):
 
 def test_yes_and_no_have_precision_and_recall():
     def row(text, gold):
-        return rescore.Row(text, gold, rescore.Target((gold,)), text + gold, text + gold)
+        return rescore.StoredReply(text, gold, rescore.Target((gold,)), text + gold, text + gold)
     rows = [row('yes', 'yes'), row('Yes.', 'yes'), row('no', 'yes'), row('yes', 'no'),
             row('maybe', 'no')]
     found = rescore.summary(rows, rescore.judged(rows, ['pope', 'yes_no']))

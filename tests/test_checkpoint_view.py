@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 import small
 
-from downscale import config as experiments
+from downscale import config
 from downscale.config import Experiment, Stage
 from downscale.model.init import init_params
 from downscale.probe.checkpoints import diff, open_checkpoint
@@ -35,7 +35,7 @@ def save(folder, params, depth=2):
     manager.save(7, args=ocp.args.Composite(params=ocp.args.PyTreeSave(params),
                                             meta=ocp.args.JsonSave({})))
     manager.close()
-    experiments.save(Experiment(f'w32d{depth}-s0', 'w32', 0, small.language(depth), small.VISION,
+    config.save(Experiment(f'w32d{depth}-s0', 'w32', 0, small.language(depth), small.VISION,
                                 pictures=small.PADDED, stages=(STAGE,)), folder)
     return folder
 
@@ -89,8 +89,8 @@ def test_a_foreign_group_and_another_dtype_are_refused(written, tmp_path):
         open_checkpoint(folder)
     assert f'{NORM}: stored as float16, model float32' in str(error.value)
     assert 'unexpected adapter/low_DF' in str(error.value)
-    cell = experiments.load(folder)
-    experiments.save(dataclasses.replace(cell, stages=()), folder)  # an import may have any
+    cell = config.load(folder)
+    config.save(dataclasses.replace(cell, stages=()), folder)  # an import may have any
     with pytest.raises(ValueError, match='1 leaves .*adapter'):
         open_checkpoint(folder)
 

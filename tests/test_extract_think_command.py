@@ -9,7 +9,7 @@ import pytest
 from fake_chain import LIMIT, PLAN, Fake, files, plain_run, runs, study
 from test_asked import fails
 
-from downscale import config as experiments
+from downscale import config
 from downscale.commands import extract_think, main
 from downscale.evaluate import prompts
 from downscale.evaluate.answers import prompt_of
@@ -126,6 +126,6 @@ def test_the_models_decide_the_prompts_when_nobody_does(tmp_path):
     micro = [run.folder for run in runs('reasoner')]
     assert prompts_for(micro) == 'micro'
     other = tmp_path / 'other'
-    experiments.save(dataclasses.replace(experiments.load(micro[0]), chat='qwen3'), other)
+    config.save(dataclasses.replace(config.load(micro[0]), chat='qwen3'), other)
     assert prompts_for([other]) == 'paper'
     fails(lambda: prompts_for([*micro, other]), str(micro[0]), str(other), '--prompts')

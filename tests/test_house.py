@@ -12,7 +12,7 @@ PACKAGE = ROOT / 'downscale'
 MODULES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text())
            for path in sorted(PACKAGE.rglob('*.py'))}
 FILES = [*MODULES.items(), *((path.relative_to(ROOT).as_posix(), ast.parse(path.read_text()))
-                             for folder in ('tests', 'experiments', 'benchmarks')
+                             for folder in ('tests', 'experiments', 'benchmarks', 'tools')
                              for path in sorted((ROOT / folder).rglob('*.py')))]
 # The rooms from the ground up: a module imports from its own room and from those of lower lines.
 # Nothing is open, and no file has a line of its own but those that all others stand on.

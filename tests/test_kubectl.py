@@ -22,7 +22,7 @@ def runs_of_this_machine(monkeypatch):
 
 @pytest.fixture
 def backend():
-    return gke.Backend(gke.GkeOptions(namespace='research'))
+    return gke.GkeBackend(gke.GkeOptions(namespace='research'))
 
 
 def spec_of(folder, **fields):

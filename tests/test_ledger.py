@@ -7,9 +7,8 @@ import pyarrow as pa
 import pytest
 from fake_study import FAMILIES, fake_study
 
-from downscale.analysis import ledger as ledgers
 from downscale.analysis import measures
-from downscale.analysis.ledger import SITES, STEPS, ledger, ledger_rows
+from downscale.analysis.ledger import FLOOR, SITES, STEPS, ledger, ledger_rows
 from downscale.analysis.measures import Missing
 from downscale.analysis.synthetic import synth
 from downscale.commands import analyze, main
@@ -197,7 +196,7 @@ def test_the_command_prints_the_rows_and_leaves_three_files(study, tmp_path, cap
     show_ledger(argparse.Namespace(**{**vars(args), 'json': True}))
     assert json.loads(capsys.readouterr().out) == held
     assert (tmp_path / 'out' / 'ledger.json').read_bytes() == before
-    assert ledgers.FLOOR in {row['what'] for row in held['rows']}
+    assert FLOOR in {row['what'] for row in held['rows']}
 
 
 @pytest.mark.parametrize('verb', ['probe', 'ledger'])

@@ -6,18 +6,19 @@ import math
 import pytest
 from test_experiment import plain
 
-from downscale.laws.learning_rates import Run, choose, choose_all, moved, read_run
+from downscale.laws.learning_rates import RateRun, choose, choose_all, moved, read_run
 
 
 def runs(*losses, seeds=(0, 1)):
     """Runs at 1e-3, 2e-3, 4e-3 ... whose loss differs a little between seeds."""
-    return [Run(1e-3 * 2 ** k, seed, loss + 0.01 * seed)
+    return [RateRun(1e-3 * 2 ** k, seed, loss + 0.01 * seed)
             for k, loss in enumerate(losses) for seed in seeds]
 
 
 def test_the_lowest_mean_over_seeds_wins_in_any_order():
-    given = [Run(1e-3, 0, 1.0), Run(1e-3, 1, 3.0), Run(2e-3, 0, 1.5), Run(2e-3, 1, 1.7),
-             Run(4e-3, 0, 2.0), Run(4e-3, 1, 2.0)]  # the best single run is at 1e-3
+    given = [RateRun(1e-3, 0, 1.0), RateRun(1e-3, 1, 3.0), RateRun(2e-3, 0, 1.5),
+             RateRun(2e-3, 1, 1.7), RateRun(4e-3, 0, 2.0), RateRun(4e-3, 1, 2.0)]
+    # The best single run is at 1e-3.
     for order in (given, given[::-1]):
         found = choose(order)
         assert (found.lr, found.edge, found.place) == (2e-3, '', 1)
@@ -40,7 +41,7 @@ def test_a_best_rate_at_the_end_of_the_grid_is_an_alarm(losses, edge):
 
 @pytest.mark.parametrize('lost', [math.nan, math.inf])
 def test_a_rate_at_which_one_seed_diverged_is_never_chosen(lost):
-    given = [*runs(2, 1, 3), Run(8e-3, 0, 0.1), Run(8e-3, 1, lost)]
+    given = [*runs(2, 1, 3), RateRun(8e-3, 0, 0.1), RateRun(8e-3, 1, lost)]
     found = choose(given)
     assert found.lr == 2e-3 and found.grid[-1] == (8e-3, math.inf)
     with pytest.raises(ValueError, match='every rate of .* diverged; sweep lower ones'):
@@ -51,7 +52,7 @@ def test_rates_with_other_seeds_or_a_run_twice_are_refused():
     with pytest.raises(ValueError, match=r'w64: lr 0.002 has seeds \[0\], lr 0.001 \[0, 1\]'):
         choose_all({'w32': runs(1, 2), 'w64': runs(1, 2)[:-1]})
     with pytest.raises(ValueError, match='lr 0.001 has two runs of seed 0'):
-        choose([*runs(1, 2), Run(1e-3, 0, 5)])
+        choose([*runs(1, 2), RateRun(1e-3, 0, 5)])
     with pytest.raises(ValueError, match='no runs'):
         choose([])
 
@@ -75,6 +76,6 @@ def test_a_finished_run_tells_its_rate_seed_and_final_loss(tmp_path):
     with pytest.raises(FileNotFoundError, match='DONE.json; .* finished'):
         read_run(folder)
     (folder / 'DONE.json').write_text('{}')
-    assert read_run(folder) == Run(4e-3, cell['seed'], 20.5)  # of the last 2 of 20 steps
+    assert read_run(folder) == RateRun(4e-3, cell['seed'], 20.5)  # of the last 2 of 20 steps
     with pytest.raises(ValueError, match="no stage 'text' that trains 'tower'"):
         read_run(folder, 'tower')

@@ -13,7 +13,7 @@ import small
 from test_experiment import plain
 
 from benchmarks import coordinate_check
-from downscale import config as experiments
+from downscale import config
 from downscale.config import GROUPS, Experiment, Optimizer
 from downscale.convert import exchange
 from downscale.generate import forward
@@ -298,8 +298,8 @@ def test_a_cell_knows_its_base_and_keeps_it_in_its_file(tmp_path):
     language = found.language
     assert model_of(found).growth == Growth(language.D / 32, language.N / 1)
     assert model_of(found, 'tower').growth == BASE and model_of(cell()).growth == BASE
-    experiments.save(found, tmp_path)
-    assert experiments.load(tmp_path) == found
+    config.save(found, tmp_path)
+    assert config.load(tmp_path) == found
     at_base = cell(parametrisation=MUP | {'base_width': language.D, 'base_depth': language.N})
     # The same frozen model is the same program, and starts from the same values.
     assert model_of(at_base) == model_of(cell()) and hash(model_of(at_base)) == hash(
@@ -329,7 +329,7 @@ def test_mup_is_refused_for_imported_models_and_at_export(tmp_path):
     with pytest.raises(ValueError, match="not for imports of .'language'.; leave it out"):
         cell(parametrisation=MUP, imports={'language': 'x', 'tower': 'y'})
     cell(parametrisation=MUP, imports={'tower': 'y'})
-    experiments.save(cell(parametrisation=MUP), tmp_path)
+    config.save(cell(parametrisation=MUP), tmp_path)
     with pytest.raises(ValueError, match='parametrisation mup multiplies branches and logits'):
         exchange.export_model(tmp_path, tmp_path / 'out', 'qwen3')
 

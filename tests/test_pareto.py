@@ -38,7 +38,7 @@ def test_the_frontier_is_what_no_cheaper_way_beats():
 
 
 def test_a_chance_of_being_on_the_frontier_is_the_share_of_resamples(s):
-    found = pareto.pareto(s, 'params')
+    found = pareto.ways_by_cost(s, 'params')
     rows = {row['way']: row for row in found['rows']}
     assert [row['cost'] for row in found['rows']] == sorted(row['cost'] for row in found['rows'])
     assert rows[f'joint {SMALL}']['probability'] == 1    # nothing is cheaper
@@ -175,14 +175,14 @@ def test_what_a_study_does_not_tell_is_skipped_with_the_reason(tmp_path):
     assert costs.of_cell(s, pair, 'chip_hours') == pytest.approx(whole * 4 / 7)
     for path in place.glob(f'cells/{LARGE}-s0/instruct/experiment.json'):
         path.unlink()
-    found = pareto.pareto(measures.scored(load_study(place), 100), 'samples')
+    found = pareto.ways_by_cost(measures.scored(load_study(place), 100), 'samples')
     assert f'no finished stage of {LARGE}-s0 for joint answers' in found['skipped']
     assert f'joint {LARGE}' in next(iter(found['skipped'].values()))
     for path in place.glob('cells/*/*/experiment.json'):
         path.unlink()
     s = measures.scored(made.study, 100)
     with pytest.raises(Missing, match='two ways of answering with a cost'):
-        pareto.pareto(s, 'train_flops')
+        pareto.ways_by_cost(s, 'train_flops')
     with pytest.raises(ValueError, match="unknown cost 'flops'; did you mean 'train_flops'"):
         costs.of_cell(s, next(iter(s.study.cells)), 'flops')
 
@@ -210,7 +210,7 @@ def test_resamples_that_lack_a_family_do_not_count(s, monkeypatch):
         found = whole(means)
         found.draws[::2] = np.nan
         return found
-    before = pareto.pareto(s, 'params')['rows'][0]
+    before = pareto.ways_by_cost(s, 'params')['rows'][0]
     monkeypatch.setattr(pareto.bootstrap, 'macro', torn)
-    after = pareto.pareto(s, 'params')['rows'][0]
+    after = pareto.ways_by_cost(s, 'params')['rows'][0]
     assert before['on'] and after['probability'] == before['probability'] == 1

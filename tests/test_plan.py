@@ -14,7 +14,7 @@ from downscale.config import Evaluation, MeshSize, Optimizer
 from downscale.data.buckets import Shape
 from downscale.planner import bounds, hardware, nearest, pool, table
 from downscale.planner.plan import row
-from downscale.planner.programs import Request, Use, Wish, formula, uses
+from downscale.planner.programs import ProgramRequest, Use, Wish, formula, uses
 from downscale.planner.topologies import topology
 from downscale.runtime.progress import progress_bars
 from downscale.sizes import MICRO
@@ -289,7 +289,7 @@ def test_compiled_programs_have_the_flops_of_the_formula(tmp_path):
 
 
 def test_a_use_and_a_request_say_nothing_of_a_cell_that_its_program_does_not_need():
-    found = {field.name for kind in (Use, Request) for field in dataclasses.fields(kind)}
+    found = {field.name for kind in (Use, ProgramRequest) for field in dataclasses.fields(kind)}
     assert not {'seed', 'data', 'world', 'rates'} & found
     request = uses([cell()], topology('v5e:4x4'), Wish(('train',)))[0].request
     assert not {'seed', 'name', 'world', 'data', 'evaluation', 'stages'} & set(request.cell)

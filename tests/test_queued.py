@@ -29,7 +29,7 @@ def spec_of(folder, topology='v5e:4x4', **fields):
 def backend_of(folder, zones=('z0', 'z1')):
     script = folder / 'startup.sh'
     script.write_text('#!/bin/bash\n')
-    return tpuvm.Backend(tpuvm.QueuedOptions(zones, str(script), valid_for='6h'))
+    return tpuvm.TpuvmBackend(tpuvm.QueuedOptions(zones, str(script), valid_for='6h'))
 
 
 def finish(spec):
@@ -111,7 +111,7 @@ def test_the_loop_moves_on_from_suspension_and_tells_of_quota(api, tmp_path):
     spec, said = spec_of(tmp_path), []
     fates = iter(['refused', 'FAILED', 'SUSPENDED', 'ACTIVE'])
 
-    class Fated(tpuvm.Backend):
+    class Fated(tpuvm.TpuvmBackend):
         def create(self, spec, zone):
             fate = next(fates)
             api.refuse = 'Quota A exceeded' if fate == 'refused' else None
@@ -137,13 +137,13 @@ import test_queued
 from downscale.launch import supervise
 from downscale.launch.backends import tpuvm
 from downscale.launch.watch import Policy
-tpuvm.Backend.poll = 0.1
+tpuvm.TpuvmBackend.poll = 0.1
 if sys.argv[3] == 'die':
-    delete = tpuvm.Backend.delete
+    delete = tpuvm.TpuvmBackend.delete
     def deadly(self, name, zone):
         delete(self, name, zone)
         os.kill(os.getpid(), signal.SIGKILL)
-    tpuvm.Backend.delete = deadly
+    tpuvm.TpuvmBackend.delete = deadly
 folder = Path(sys.argv[2])
 supervise.run(test_queued.backend_of(folder, ('z0',)), [test_queued.spec_of(folder)],
               Policy(1, base=0.1, zones=('z0',), grace=0))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from downscale.probe import readout
-from downscale.probe.readout import Rows, predict, principal, read_out, split
+from downscale.probe.readout import ProbeRows, predict, principal, read_out, split
 from downscale.results.probes import NO_DEPTH
 
 COLORS = ('red', 'green', 'blue')
@@ -125,7 +125,7 @@ def test_the_ridge_is_chosen_on_pictures_that_were_left_out():
     """With noise alone the strongest ridge must win, else the guess would follow the noise."""
     words, clusters = ['what'] * 60, np.array([f'c{k}' for k in range(60)])
     labels = np.array([['a'] * 40 + ['b'] * 20], dtype=object)
-    rows = Rows(words, clusters, labels)
+    rows = ProbeRows(words, clusters, labels)
     x = principal(DRAW.standard_normal((60, 50)), np.zeros((1, 50)), 50)[0]
     guess = predict(x, rows, principal(DRAW.standard_normal((60, 50)), x, 50)[1], rows)[0]
     assert np.mean(guess == 'a') > .9

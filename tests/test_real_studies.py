@@ -10,8 +10,8 @@ import pytest
 import small_bpe
 
 import downscale
-from downscale import config as experiments
 from downscale.commands import main
+from downscale.config import Experiment, save
 from downscale.convert.write import export_folder
 from downscale.data.tokens import train_tokenizer
 from downscale.experiment import file, recipe
@@ -44,9 +44,9 @@ def import_tiny(cell, tokenizer):
         tokenizer.save(str(hub / 'tokenizer.json'))
         console('import', hub, '--to', language, '--quiet')
     if not tower.is_dir():
-        imported = experiments.Experiment(tower.name, cell.size, 0, None, cell.vision)
+        imported = Experiment(tower.name, cell.size, 0, None, cell.vision)
         save_leaves(tower, {'tower': _leaves(params['tower'])}, {'source': 'made here'})
-        experiments.save(imported, tower)
+        save(imported, tower)
         write_json(tower / 'DONE.json', {'hash': imported.hash, 'steps': 0})
 
 

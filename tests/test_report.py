@@ -277,7 +277,7 @@ def test_a_family_without_completed_answers_has_no_accuracy_on_them(tmp_path):
 
 def test_cut_off_texts_of_perception_models_warn_too(full):
     _, _, numbers = full
-    rows = [{**row, 'truncated': completeness.Share(share)}
+    rows = [{**row, 'truncated': completeness.FaultShare(share)}
             for row, share in zip(numbers['texts'], (.05, .06, .2, 0, 0, 0), strict=True)]
     found = completeness.warnings({'gate': {'families': {}}, 'health': [], 'texts': rows})
     third = rows[2]

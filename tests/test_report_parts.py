@@ -26,7 +26,7 @@ from downscale.analysis.measures import Missing
 from downscale.laws.fits import fit
 from downscale.laws.forms import POWER
 from downscale.laws.isoflop import isoflop
-from downscale.laws.learning_rates import Run, choose_all
+from downscale.laws.learning_rates import RateRun, choose_all
 from downscale.report import figures, gallery, law_figures, report, share_figures
 from downscale.results import probes, study
 from downscale.results.study import load_study
@@ -79,7 +79,7 @@ def test_minima_that_are_not_enclosed_are_told_apart(tmp_path):
 
 
 def test_rates_name_the_chosen_one_and_leave_out_what_diverged(tmp_path):
-    choices, alarms = choose_all({'w32': [Run(rate, 0, loss) for rate, loss in (
+    choices, alarms = choose_all({'w32': [RateRun(rate, 0, loss) for rate, loss in (
         (1e-3, 3.), (2e-3, 2.), (4e-3, 2.5), (8e-3, np.inf))]})
     rows = drawn(law_figures.rates, {'stage': 'text', 'choices': choices, 'alarms': alarms,
                                      'seeds': {'w32': 1}}, tmp_path)

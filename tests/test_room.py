@@ -7,7 +7,7 @@ import small
 from fake_chain import PLAN, Fake, chain, runs, study
 from test_asked import PICTURE, fails
 
-from downscale import config as experiments
+from downscale import config
 from downscale.commands import main
 from downscale.data.templates import Origin
 from downscale.evaluate.answers import prompt_of
@@ -28,8 +28,8 @@ def limited(folder, role, context):
     path = folder / f'{role}{context}' / 'cells' / run.folder.parent.name / run.folder.name
     shutil.copytree(run.folder, path)
     shutil.copy(study() / 'tokenizer.json', path.parents[2])
-    cell = experiments.load(path)
-    experiments.save(dataclasses.replace(cell, origin=Origin(context=context)), path)
+    cell = config.load(path)
+    config.save(dataclasses.replace(cell, origin=Origin(context=context)), path)
     return open_runs([path], role)
 
 

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 
 from downscale.data.corpora.columns import REASONS, Rejected, parts_of
 from downscale.data.corpora.sources import Source, record_from
-from downscale.data.corpora.tables import Rows
+from downscale.data.corpora.tables import FileRows
 from downscale.data.files import LONGEST_ERROR, BadRow
 from downscale.factory import source as factory_source
 
@@ -37,7 +37,7 @@ def test_a_file_has_three_outcomes(folder, form):
         written, data, damaged = document
         path.write_bytes(data)
         try:
-            table = Rows(path)
+            table = FileRows(path)
         except ValueError as error:
             seen.add('refused')
             assert one_line(error)

@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 import small
 
-from downscale import config as experiments
+from downscale import config
 from downscale.config import Experiment
 from downscale.data.tokens import train_tokenizer
 from downscale.evaluate.scoring.sample_files import read_samples
@@ -207,7 +207,7 @@ def saved(folder, params, step=3, **cell):
     manager.save(step, args=ocp.args.Composite(params=ocp.args.PyTreeSave(params),
                                                meta=ocp.args.JsonSave({})))
     manager.close()
-    experiments.save(Experiment('w32d1-s0', 'w32d1', 0, small.language(), small.VISION, **cell),
+    config.save(Experiment('w32d1-s0', 'w32d1', 0, small.language(), small.VISION, **cell),
                      folder)
     train_tokenizer(['a', 'b'], folder / 'tokenizer.json')
     return folder
@@ -244,7 +244,7 @@ def test_large_leaves_are_told_apart_by_the_parts_that_are_read(tmp_path, monkey
     for folder, tree in zip(folders, (params, louder)):
         leaves = jax.tree.map(lambda leaf: _Leaf(leaf), tree)
         checkpoint.save_leaves(folder, leaves, {})
-        experiments.save(Experiment('m', 'm', 0, small.language(), small.VISION), folder)
+        config.save(Experiment('m', 'm', 0, small.language(), small.VISION), folder)
     again = tmp_path / 'again'
     checkpoint.save_leaves(again, jax.tree.map(lambda leaf: _Leaf(leaf), params), {})
     shutil.copy(folders[0] / 'experiment.json', again)

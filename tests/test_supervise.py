@@ -32,7 +32,7 @@ def commands(whats):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(local, 'POLL_SECONDS', 0.05)
-    monkeypatch.setattr(local.Backend, 'poll', 0.05)
+    monkeypatch.setattr(local.LocalBackend, 'poll', 0.05)
 
 
 def test_a_fatal_job_stops_what_needs_it_and_a_killed_one_starts_again(tmp_path, monkeypatch):
@@ -102,7 +102,7 @@ def test_a_watcher_outlives_a_full_disk_and_starts_no_job_for_ever(tmp_path, mon
     assert len(written) == 8 and job.state == 'missing'
 
 
-class Unreachable(local.Backend):
+class Unreachable(local.LocalBackend):
     """A cloud whose looks fail a few times, each in another way."""
     errors = ()
 

@@ -16,7 +16,7 @@ from PIL import Image
 from downscale.factory import server
 from downscale.factory.oracle import Oracle
 from downscale.factory.server import Server
-from downscale.factory.teachers import Ask, Failure, Reply, open_engine
+from downscale.factory.teachers import Ask, Failure, TeacherReply, open_engine
 
 ASKED = 'Question 1: where is the circle\nAnswer 1: a1\n'
 
@@ -156,15 +156,16 @@ def test_a_server_that_is_not_there_is_a_failure():
 @pytest.mark.parametrize('body', [b'', b'null', b'[]', b'{}', b'{"choices": []}', b'\xff',
                                   b'{"choices": [{"message": null}]}'])
 def test_a_body_that_is_no_completion_is_tried_again(body):
-    assert one(Scripted((200, {}, body), (200, {}, said()))) == Reply('fine', 'stop', None, None, 2)
+    assert one(Scripted((200, {}, body), (200, {}, said()))) == TeacherReply(
+        'fine', 'stop', None, None, 2)
 
 
 def test_odd_replies_are_read_as_they_are():
     assert one(Scripted((200, {}, said(None)))).text == ''
     assert one(Scripted((200, {}, said('a\ud800b', 'length')))) == \
-        Reply('a?b', 'length', None, None, 1)
+        TeacherReply('a?b', 'length', None, None, 1)
     assert one(Scripted((200, {}, said(prompt_tokens='many', completion_tokens=4)))) == \
-        Reply('fine', 'stop', None, 4, 1)
+        TeacherReply('fine', 'stop', None, 4, 1)
 
 
 def test_a_picture_goes_along_as_it_is_or_as_png():

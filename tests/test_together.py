@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import small
 
-from downscale import config as experiments
+from downscale import config
 from downscale.config import Optimizer, Schedule
 from downscale.runtime import exits
 from downscale.sharding import mesh
@@ -30,13 +30,13 @@ LOSS, WEIGHT = 2e-6, 5e-6
 
 
 def stage(rate=3e-3, **changes):
-    return experiments.Stage('text', STEPS, 8, 176, 0, {'language': rate}, ('language',), {},
+    return config.Stage('text', STEPS, 8, 176, 0, {'language': rate}, ('language',), {},
                              save_every=EVERY, **changes)
 
 
 def cell(number, seed, rate=3e-3, **changes):
     """A cell of width 32; `number` names it."""
-    return experiments.Experiment(
+    return config.Experiment(
         f'cell{number}', 'w32d1', seed, small.language(), small.VISION, world=small.WORLD,
         stages=(stage(rate),), **changes)
 
@@ -58,7 +58,7 @@ def prepared(folder):
 @cache
 def made():
     folder = Path(small._folder.name) / 'together'
-    prepare(folder, dataclasses.replace(CELLS[0], data=experiments.Data(24, 2, 2)))
+    prepare(folder, dataclasses.replace(CELLS[0], data=config.Data(24, 2, 2)))
     return folder
 
 
@@ -218,7 +218,7 @@ def test_one_cell_that_diverges_does_not_touch_the_others(study, monkeypatch):
 
 def test_a_folder_of_another_cell_fails_that_cell_only(study):
     other = dataclasses.replace(CELLS[1], unroll=2)
-    experiments.save(other, study / 'cells' / 'cell1' / 'text')
+    config.save(other, study / 'cells' / 'cell1' / 'text')
     failed = training.train_together(study, CELLS, 'text')
     assert list(failed) == ['cell1'] and 'other settings (unroll)' in str(failed['cell1'])
     assert_alike(study, (CELLS[0], CELLS[2]), alone())
@@ -324,7 +324,7 @@ def test_cells_share_a_program_when_they_differ_in_name_seed_and_rates_only(chan
 
 
 def test_cells_with_buckets_are_not_stacked():
-    shapes = (experiments.Shape(8, 48, 0),)
+    shapes = (config.Shape(8, 48, 0),)
     assert training.program_of(dataclasses.replace(CELLS[0], stages=(stage(buckets=shapes),)),
                                'text') is None
 

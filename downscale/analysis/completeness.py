@@ -20,7 +20,7 @@ LIMIT = .05   # a larger share raises a warning
 KINDS = ('truncated', 'unparsed', 'unclosed')
 
 
-class Share(float):
+class FaultShare(float):
     """A share of answers that should be near zero."""
 
     @property
@@ -36,9 +36,9 @@ class Completion:
     `accuracy` is over all answers and `completed` over completed ones (None without any). `over`
     maps each family in which a share is above `LIMIT` to {kind: share}.
     """
-    truncated: Share
-    unparsed: Share
-    unclosed: Share | None
+    truncated: FaultShare
+    unparsed: FaultShare
+    unclosed: FaultShare | None
     accuracy: bootstrap.Interval
     completed: bootstrap.Interval | None
     answers: int
@@ -70,7 +70,7 @@ def completion(s: 'Scored', cells: Sequence[Cell],
     finished = _means(s, rows, place, weights * done, items['score'], done.astype(float))
     whole = np.bincount(place, weights)
     for column, task in enumerate(s.study.items['task'][rows[first]]):
-        shares = {kind: Share(np.bincount(place, weights * flags)[column] / whole[column])
+        shares = {kind: FaultShare(np.bincount(place, weights * flags)[column] / whole[column])
                   for kind, flags in ended.items() if thinking or kind != 'unclosed'}
         here = place == column
         parts[task] = (shares, finished[column], int(here.sum()), int((here & done).sum()))
@@ -112,7 +112,7 @@ def _completion(parts, accuracy):
     """One `Completion` of the plain mean over the families in `parts`."""
     shares, dones, answers, completed = zip(*parts.values(), strict=True)
     all_done = sum(answers) == sum(completed)
-    means = {kind: Share(np.mean([share[kind] for share in shares])) for kind in shares[0]}
+    means = {kind: FaultShare(np.mean([share[kind] for share in shares])) for kind in shares[0]}
     over = {task: {kind: share for kind, share in part[0].items() if share.over}
             for task, part in parts.items()}
     return Completion(means['truncated'], means['unparsed'], means.get('unclosed'),

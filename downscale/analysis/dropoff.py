@@ -18,7 +18,7 @@ SPLITS = 50
 
 
 @dataclass(frozen=True)
-class Relation:
+class RelianceTrend:
     """How the drop of tasks goes with their visual reliance; intervals are over tasks."""
     tasks: tuple
     reliance: np.ndarray
@@ -82,8 +82,8 @@ def visual_reliance(s: Scored, condition: str = 'blind') -> dict[str, Any]:
 
 def relation(large: ArrayLike, without: ArrayLike, small: ArrayLike, task: ArrayLike,
              cluster: ArrayLike, split: bool = True, bootstraps: int = 2000,
-             seed: int = 0) -> Relation:
-    """Drop (large - small) against reliance (large - without) over tasks, as a `Relation`.
+             seed: int = 0) -> RelianceTrend:
+    """Drop (large - small) against reliance (large - without) over tasks, as a `RelianceTrend`.
 
     `large` is on both axes, so that its noise alone makes a rising line. With `split` the axes
     come from disjoint halves of the pictures, which removes that; the result is the mean over
@@ -107,7 +107,7 @@ def relation(large: ArrayLike, without: ArrayLike, small: ArrayLike, task: Array
         found.append(_over_tasks(measure(x, y).mean(), draws.mean(axis=0), len(place),
                                  len(names)))
     found[0] = _with_small_sample(found[0])
-    return Relation(tuple(names.tolist()), *points, *found)
+    return RelianceTrend(tuple(names.tolist()), *points, *found)
 
 
 def _with_small_sample(x):

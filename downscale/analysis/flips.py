@@ -63,11 +63,11 @@ def families(s: Scored) -> dict[str, Any]:
 
 
 def frontiers(s: Scored) -> dict[str, Any]:
-    """`pareto.pareto` for every cost that the study tells: 'costs' {cost: result}, 'skipped'."""
+    """`ways_by_cost` for every cost that the study tells: 'costs' {cost: result}, 'skipped'."""
     found, skipped = {}, {}
     for cost in costs.COSTS:
         try:
-            found[cost] = pareto.pareto(s, cost)
+            found[cost] = pareto.ways_by_cost(s, cost)
         except (Missing, TableError) as reason:
             skipped[cost] = str(reason)
     if not found:

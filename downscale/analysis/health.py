@@ -3,7 +3,7 @@ from typing import Any
 
 import numpy as np
 
-from downscale.analysis.completeness import Share, completion
+from downscale.analysis.completeness import FaultShare, completion
 from downscale.analysis.measures import Scored, joint_cells, of_run, one, with_apart
 from downscale.statistics import bootstrap
 
@@ -43,7 +43,7 @@ def texts(s: Scored) -> list[dict[str, Any]]:
     for run, kind in sorted(set(zip(columns['p_run'], columns['text_kind'], strict=True))):
         here = (columns['p_run'] == run) & (columns['text_kind'] == kind)
         rows.append({'p_run': run, 'text_kind': kind, 'texts': int(here.sum()),
-                     'truncated': Share(np.mean(columns['truncated'][here].astype(bool))),
+                     'truncated': FaultShare(np.mean(columns['truncated'][here].astype(bool))),
                      'mean_tokens': float(np.mean(columns['n_tokens'][here]))})
     return rows
 

@@ -167,7 +167,7 @@ def _panel_notes(s, setting, panel):
 
 def pareto_rows(s: Scored, cost: str) -> tuple[list[Row], list[str]]:
     """Cost, accuracy and probability of being on the frontier of every way of answering."""
-    found, rows = pareto.pareto(s, cost), []
+    found, rows = pareto.ways_by_cost(s, cost), []
     for one in found['rows']:
         table, note = f'accuracy against {found["unit"]}', 'on the frontier' if one['on'] else ''
         rows += [Row(table, one['way'], '', found['unit'], one['cost']),

@@ -24,7 +24,7 @@ def ways(s: Scored) -> dict[str, list[Cell]]:
     return found
 
 
-def pareto(s: Scored, cost: str = 'params') -> dict[str, Any]:
+def ways_by_cost(s: Scored, cost: str = 'params') -> dict[str, Any]:
     """The ways of answering by their cost, each with its macro accuracy and place on the frontier.
 
     A dict of 'cost', 'rows' (dicts way, cost, accuracy, on, probability; cheapest first) and

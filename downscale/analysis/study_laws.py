@@ -216,7 +216,7 @@ def rates(s: Scored, stage: str = 'text') -> dict[str, Any]:
         seeds = set.intersection(*(set(mine) for mine in losses.values()))
         if len(losses) > 1 and seeds:
             runs[size] = [
-                learning_rates.Run(rate, seed, mine[seed])
+                learning_rates.RateRun(rate, seed, mine[seed])
                 for rate, mine in losses.items()
                 for seed in sorted(seeds)
             ]

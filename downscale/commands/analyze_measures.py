@@ -59,7 +59,7 @@ MEASURES = {'drop': drop, 'grid': grid, 'attribute': attribute, 'compare': compa
 def _figures(s, args):
     """(name, figure function, what it draws) of one verb; those without data are left out."""
     from downscale.analysis import dropoff, flips
-    from downscale.analysis import pareto as costs
+    from downscale.analysis.pareto import ways_by_cost
     from downscale.report import figures, share_figures
     wanted = {'drop': (('drops', figures.drops, measures.drops),
                        ('reliance', figures.reliance, dropoff.reliance)),
@@ -67,7 +67,7 @@ def _figures(s, args):
                        ('families', share_figures.grid_families, flips.families)),
               'attribute': (('shares', share_figures.waterfall,
                              lambda s: flips.shares(s)['macro']),),
-              'pareto': (('pareto', share_figures.pareto, lambda s: costs.pareto(s, args.cost)),)}
+              'pareto': (('pareto', share_figures.pareto, lambda s: ways_by_cost(s, args.cost)),)}
     for name, draw, compute in wanted.get(args.verb, ()):
         with contextlib.suppress(Missing, TableError):
             yield name, draw, compute(s)

@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from downscale.commands import data_extract as factory_command
+from downscale.commands import data_extract
 from downscale.commands.parsing import count, local_path, natural, new_file, new_folder, share
 
 DATA_EXAMPLES = {
@@ -13,7 +13,7 @@ DATA_EXAMPLES = {
     'build': 'downscale data build experiments/mixtures/align_blip558k.py --root data --to '
              'data/built/align --tokenizer models/qwen3-0.6b/tokenizer.json',
     'show': 'downscale data show data/built/align',
-    'extract': factory_command.EXAMPLE,
+    'extract': data_extract.EXAMPLE,
 }
 EXAMPLE = DATA_EXAMPLES['world']
 
@@ -126,12 +126,12 @@ def extract(args: argparse.Namespace) -> None:
     Teachers write statements, what to look at and descriptions; rules, and a judge if one is named,
     check them. The same command continues after an interruption.
     """
-    factory_command.run(args)
+    data_extract.run(args)
 
 
 VERBS = {'world': world, 'build': build, 'show': show, 'extract': extract}
 ADD = {'world': _add_world, 'build': _add_build, 'show': _add_show,
-       'extract': factory_command.add_arguments}
+       'extract': data_extract.add_arguments}
 
 
 

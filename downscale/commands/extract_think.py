@@ -13,8 +13,8 @@ EXAMPLE = ('downscale extract-think --perception runs/smoke/cells/w64d4-s0/extra
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """`sub` (an argparse parser) takes what `chain_of` reads; what is not given is left to `Plan`
-    and, for limits, to the prompts."""
+    """`sub` (an argparse parser) takes what `chain_of` reads; what is not given is left to
+    `ChainPlan` and, for limits, to the prompts."""
     runs = {'nargs': '+', 'type': local_path, 'required': True, 'metavar': 'RUN'}
     sub.add_argument('--perception', help='run folders of models that describe pictures', **runs)
     sub.add_argument('--reasoner', help='run folders of models that answer from texts', **runs)
@@ -101,7 +101,7 @@ def assembled(args, bars, open_data, numbers=True, sighted=(), tail=''):
     from downscale.evaluate import prompts
     from downscale.evaluate.asked import informed
     from downscale.evaluate.extract_think import Chain
-    from downscale.evaluate.plan import Plan
+    from downscale.evaluate.plan import ChainPlan
     from downscale.evaluate.runs import open_runs, prompts_for
     if min(args.slots, args.processes) < 1:
         raise ValueError(f'--slots {args.slots} and --processes {args.processes} must be at least '
@@ -119,8 +119,8 @@ def assembled(args, bars, open_data, numbers=True, sighted=(), tail=''):
     worded = prompts.load(args.prompts or prompts_for(folders))
     args.reason = tuple(args.reason) if args.reason else None
     limits = {name: vars(worded)[name] for name in prompts.LIMITS}
-    plan = Plan(**limits | {field.name: value for field in dataclasses.fields(Plan)
-                            if (value := vars(args)[field.name]) is not None})
+    plan = ChainPlan(**limits | {field.name: value for field in dataclasses.fields(ChainPlan)
+                                 if (value := vars(args)[field.name]) is not None})
     questions = open_data()
     if args.information:
         questions = informed(questions, args.information, numbers)

@@ -83,7 +83,7 @@ def _add_choice(one, verb):
 
 
 def _add_backend(group, verb):
-    """Fields of `sweep.Settings`."""
+    """Fields of `sweep.LaunchSettings`."""
     group.add_argument('--backend', choices=('gke', 'tpuvm', 'local'), help='default: gke for a '
                        'TPU topology, else local')
     group.add_argument('--topology', metavar='NAME', help='v5e:4x4 or, for two slices, '

@@ -224,12 +224,12 @@ def _problems(spec, settings):
         return [str(error)]
     if settings.backend != 'gke':
         return []
-    from downscale.launch.backends import validate as manifests
-    return manifests.problems_of_text(text)
+    from downscale.launch.backends.validate import problems_of_text
+    return problems_of_text(text)
 
 
 def _fits(found, args):
-    """({cell: `fit.Fit`}, why there is none)."""
+    """({cell: `fit.CellFit`}, why there is none)."""
     if found.settings.backend == 'local':
         return {}, 'jobs of this machine are not compiled before'
     if args.no_fit:

@@ -10,6 +10,7 @@ from downscale.commands import (
     data,
     evaluate,
     export,
+    extract_think,
     import_,
     launch,
     parity,
@@ -19,14 +20,13 @@ from downscale.commands import (
     study,
     train,
 )
-from downscale.commands import extract_think as chain_command
 from downscale.commands.parsing import Parser
 from downscale.runtime import exits, setup
 from downscale.runtime.streams import LONGEST_ERROR, cause_of, keep_streams, shortened
 
 COMMANDS = {
     'study': study, 'train': train, 'evaluate': evaluate, 'report': report, 'data': data,
-    'plan': plan, 'launch': launch, 'extract-think': chain_command,
+    'plan': plan, 'launch': launch, 'extract-think': extract_think,
     'benchmark': benchmark, 'rescore': rescore, 'analyze': analyze,
     'import': import_, 'export': export, 'parity': parity}
 

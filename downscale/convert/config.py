@@ -53,7 +53,7 @@ _SIGHT = {
     'tokenizer_model_max_length', 'tokenizer_padding_side', 'unfreeze_mm_vision_tower'}
 
 
-def notes(config: dict[str, Any], architecture: str) -> tuple[str, ...]:
+def config_notes(config: dict[str, Any], architecture: str) -> tuple[str, ...]:
     """Sentences on what a config says that is not used; keys that begin with mm_ are LLaVA's."""
     told = []
     if config.get('auto_map'):

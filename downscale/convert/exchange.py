@@ -14,8 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from downscale import config as experiments
-from downscale.config import Experiment
+from downscale.config import Experiment, load, save
 from downscale.convert.config import MODEL_TYPES
 from downscale.convert.describe import describe
 from downscale.convert.gguf import read_gguf
@@ -171,7 +170,7 @@ def import_model(source: Path, to: Path,
         write_files(partial, opened.written)
         if opened.tokenizer is not None:
             opened.tokenizer.save(str(partial / 'tokenizer.json'))
-        experiments.save(opened.experiment, partial)
+        save(opened.experiment, partial)
         write_json(partial / 'DONE.json', {'hash': opened.experiment.hash, 'steps': 0})
         if to.is_dir():
             to.rmdir()
@@ -211,7 +210,7 @@ def _counted(leaves, report):
 
 def imported_from(run: Path) -> Path:
     """The folder of the import that a run folder is, or that its language model came from."""
-    imports = experiments.load(run).imports
+    imports = load(run).imports
     if (run / CONFIG).is_file() or 'language' not in imports:
         return run
     return imported_from(Path(imports['language']))
@@ -225,7 +224,7 @@ def export_model(run: Path, to: Path, form: str) -> None:
     format does not fit the model.
     """
     run = Path(run)
-    experiment = experiments.load(run)
+    experiment = load(run)
     if experiment.language and experiment.parametrisation.growth(experiment.language) != BASE:
         raise ValueError(f'{run}: parametrisation mup multiplies branches and logits, which no '
                          'format can say; train it as standard, or at the base size')

@@ -47,7 +47,7 @@ _STRING, _ARRAY = 8, 9
 
 
 @dataclass(frozen=True)
-class Tensor:
+class GgufTensor:
     """One weight in the file, dequantised to float32 when it is read.
 
     `kind` is its ggml type. Rows of `heads` > 0 heads are stored with the two halves of each head
@@ -88,7 +88,7 @@ class Gguf:
     """
     architecture: str
     language: LanguageConfig
-    tensors: dict[str, Tensor]
+    tensors: dict[str, GgufTensor]
     tokenizer: Tokenizer
     files: dict[str, dict]
     context: int
@@ -297,7 +297,7 @@ def _tensors(path, header, language):
                              f'{header.size:,}; download it again')
         spans.append((offset, end - header.data, theirs))
         heads = interleaved.get(theirs.split('.', 2)[-1], 0)
-        tensors[name] = Tensor(shape, path, header.data + offset, kind, heads)
+        tensors[name] = GgufTensor(shape, path, header.data + offset, kind, heads)
     due = 0  # each begins where the one before ends, but for padding; else values are another's
     for offset, end, theirs in sorted(spans):
         if offset != due:

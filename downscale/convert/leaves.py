@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from downscale.convert.names import Entry, inputs_of
+from downscale.convert.names import inputs_of
 from downscale.convert.shards import Tensor
+from downscale.evaluate.benchmark_files import Entry
 from downscale.letters import axes_of
 
 # What is read, turned and written at once. Smaller files cost a sync each, larger ones memory.

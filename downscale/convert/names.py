@@ -100,7 +100,7 @@ UNUSED_WHOLE = {'SiglipModel': (r'text_model\..+', 'logit_scale', 'logit_bias')}
 
 
 @dataclass(frozen=True)
-class Entry:
+class LeafEntry:
     """One of our leaves and the tensors that hold it: one, or one per layer."""
     leaf: str
     shape: tuple[int, ...]
@@ -153,8 +153,8 @@ def wanted(leaf: str, language: LanguageConfig) -> bool:
 
 
 def entries(prefixes: dict[str, str], language: LanguageConfig | None,
-            vision: VisionConfig | None) -> list[Entry]:
-    """The `Entry` of every leaf of a model, in the order of the tables.
+            vision: VisionConfig | None) -> list[LeafEntry]:
+    """The `LeafEntry` of every leaf of a model, in the order of the tables.
 
     `prefixes` maps each section that is present to its prefix. The language model may be None where
     only a tower is meant, and the other way round.
@@ -172,8 +172,8 @@ def entries(prefixes: dict[str, str], language: LanguageConfig | None,
             names = tuple(prefix + name.format(n=n) for n in range(sizes['N'])) if stacked else (
                 prefix + name,)
             theirs = their_shape(kind, axes, shape, vision.patch if vision else 0)
-            found.append(Entry(place + leaf, (sizes['N'], *shape) if stacked else shape, kind,
-                               names, theirs))
+            found.append(LeafEntry(place + leaf, (sizes['N'], *shape) if stacked else shape, kind,
+                                   names, theirs))
     return found
 
 

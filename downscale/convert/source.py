@@ -7,7 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from downscale.convert import config as configs
+from downscale.convert.config import (
+    MODEL_TYPES,
+    architecture_of,
+    config_notes,
+    language_config,
+    llava_onevision,
+    llava_qwen3,
+    object_of,
+    vision_config,
+)
 from downscale.convert.leaves import Leaf
 from downscale.convert.names import entries, present_prefixes, unused
 from downscale.convert.shards import BUFFERS, DTYPES, INDEX, SINGLE, Tensor, open_tensors, read_json
@@ -19,7 +28,7 @@ COMPARE_ROWS = 2048
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class PublishedCheckpoint:
     """A checkpoint in our terms: sizes, how pictures are cut, and a nested dict of `Leaf`.
 
     `language`, `vision` and `pictures` are None where the checkpoint has none. `notes` says in
@@ -36,8 +45,8 @@ class Source:
     files: tuple[Path, ...]
 
 
-def open_source(folder: Path) -> Source:
-    """The `Source` of a local Hugging Face folder; only headers and JSON are read.
+def open_source(folder: Path) -> PublishedCheckpoint:
+    """The `PublishedCheckpoint` of a local Hugging Face folder; only headers and JSON are read.
 
     Raises FileNotFoundError for missing files and ValueError, in one line, for an unsupported or
     inconsistent checkpoint: listing missing, unexpected and mis-shaped tensors.
@@ -50,30 +59,31 @@ def open_source(folder: Path) -> Source:
     config = read_json(where)
     if not isinstance(config, dict):
         raise ValueError(f'{where} holds no JSON object; download it again')
-    architecture = configs.architecture_of(config, where)
+    architecture = architecture_of(config, where)
     language, vision, pictures = _sizes(architecture, config, where)
     tensors = open_tensors(folder)
     files = tuple(folder / name for name in SIDE_FILES if (folder / name).is_file())
     leaves, notes = arrange(architecture, tensors, language, vision, pictures, folder)
-    notes += configs.notes(config, architecture)
+    notes += config_notes(config, architecture)
     if (folder / SINGLE).is_file() and (folder / INDEX).is_file():
         notes += (f'left out {INDEX}: {SINGLE} is whole',)
-    return Source(folder, architecture, config, language, vision, pictures, leaves, notes, files)
+    return PublishedCheckpoint(
+        folder, architecture, config, language, vision, pictures, leaves, notes, files)
 
 
 def _sizes(architecture, config, where):
     """(language, vision, pictures) of a config, each None where it has none."""
     if architecture == 'LlavaQwen3ForCausalLM':
-        return configs.llava_qwen3(config, where)
+        return llava_qwen3(config, where)
     if architecture == 'LlavaOnevisionForConditionalGeneration':
-        return configs.llava_onevision(config, where)
+        return llava_onevision(config, where)
     if architecture.startswith('Siglip'):
         tower = config if architecture != 'SiglipModel' else \
-            configs.object_of(config, 'vision_config', where)
+            object_of(config, 'vision_config', where)
         # Used as a tower, SigLIP runs without its last block (arXiv 2511.17487).
-        return None, configs.vision_config(tower, where, 1), None
-    kind = next(kind for kind, name in configs.MODEL_TYPES.items() if name == architecture)
-    return configs.language_config(config, kind, where), None, None
+        return None, vision_config(tower, where, 1), None
+    kind = next(kind for kind, name in MODEL_TYPES.items() if name == architecture)
+    return language_config(config, kind, where), None, None
 
 
 def _sections(language, vision, pictures):

@@ -13,9 +13,18 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from downscale.evaluate import benchmark_files as files
 from downscale.evaluate.asked import Asked, Questions, digest
-from downscale.evaluate.benchmark_files import entry
+from downscale.evaluate.benchmark_files import (
+    beside,
+    csv_rows,
+    entry,
+    joined_rows,
+    json_list,
+    number_of,
+    parquet_rows,
+    textvqa_answers,
+    tsv_rows,
+)
 from downscale.evaluate.scoring.table import DEFAULT, LETTERS, SCORERS, Target, unfit
 from downscale.values import hash_of, unknown
 
@@ -126,7 +135,7 @@ def _people(answers):
 def _mmstar(path, images):
     needed = ('index', 'question', 'answer', 'category', 'l2_category')
     inside = path.suffix == '.tsv'
-    rows = files.tsv_rows(path, (*needed, *'ABCD')) if inside else files.parquet_rows(path, needed)
+    rows = tsv_rows(path, (*needed, *'ABCD')) if inside else parquet_rows(path, needed)
     for number, row, picture in rows:
         options = tuple((letter, row[letter]) for letter in 'ABCD' if row[letter]) if inside \
             else inline_options(row['question'])
@@ -137,7 +146,7 @@ def _mmstar(path, images):
 
 def _vmcbench(path, images, only=None):
     needed = ('index', 'question', *'ABCD', 'answer', 'category')
-    for number, row, picture in files.parquet_rows(path, needed):
+    for number, row, picture in parquet_rows(path, needed):
         if only is None or row['category'] in only:
             options = tuple((letter, str(row[letter])) for letter in 'ABCD')
             question = f'Question: {row["question"]}\nOptions:\n{listed(options)}'
@@ -152,7 +161,7 @@ def _six(path, images):
 
 def _scienceqa(path, images):
     needed = ('question', 'choices', 'answer', 'hint', 'subject')
-    for number, row, picture in files.parquet_rows(path, needed):
+    for number, row, picture in parquet_rows(path, needed):
         options = tuple(zip(LETTERS, map(str, row['choices'])))
         context = f'Context: {row["hint"]}\n' if row['hint'] else ''
         yield entry(number, number, f'{context}{row["question"]}\n{listed(options)}', [picture],
@@ -160,28 +169,28 @@ def _scienceqa(path, images):
 
 
 def _gqa(path, images):
-    for number, row, picture in files.joined_rows(
+    for number, row, picture in joined_rows(
             path, ('id', 'imageId', 'question', 'answer'), '_instructions', '_images'):
         yield entry(number, row['id'], row['question'], [picture],
                     Target((str(row['answer']),)))
 
 
 def _textvqa(path, images):
-    for number, row, picture in files.parquet_rows(path, ('question_id', 'question', 'answers')):
+    for number, row, picture in parquet_rows(path, ('question_id', 'question', 'answers')):
         yield entry(number, row['question_id'], row['question'].capitalize(), [picture],
                     _people(row['answers']))
 
 
 def _vqav2(path, images):
     needed = ('question_id', 'question', 'answers', 'answer_type')
-    for number, row, picture in files.parquet_rows(path, needed):
+    for number, row, picture in parquet_rows(path, needed):
         yield entry(number, row['question_id'], row['question'], [picture],
                     _people(row['answers']), row['answer_type'])
 
 
 def _pope(path, images):
     needed = ('question_id', 'question', 'answer', 'category')
-    for number, row, picture in files.parquet_rows(path, needed):
+    for number, row, picture in parquet_rows(path, needed):
         yield entry(number, f'{row["category"]}-{row["question_id"]}', row['question'], [picture],
                     Target((str(row['answer']),)), row['category'])
 
@@ -189,7 +198,7 @@ def _pope(path, images):
 def _coin(path, images, people=None):
     """CoIN's test files: `answer` is a text, `answer_bbox` four numbers; `people` maps question ids
     to the answers of several, where the file has none."""
-    for number, row in files.json_list(path, ('question_id', 'text')):
+    for number, row in json_list(path, ('question_id', 'text')):
         answer = row.get('answer_bbox', row.get('answer'))
         if people is not None and not isinstance(answer, list):
             answer = people.get(str(row['question_id']))
@@ -197,36 +206,36 @@ def _coin(path, images, people=None):
             answer = json.dumps(answer)
         target = _people(answer) if isinstance(answer, list) else \
             None if answer is None else Target((str(answer),), inline_options(row['text']))
-        shown = files.beside(images, [row['image']] if row.get('image') else [])
+        shown = beside(images, [row['image']] if row.get('image') else [])
         yield entry(number, row['question_id'], row['text'], shown, target)
 
 
 def _coin_textvqa(path, images):
     """The answers of ten people stand in TextVQA's own file, beside CoIN's."""
     own = path.with_name('TextVQA_0.5.1_val.json')
-    return _coin(path, images, files.textvqa_answers(own) if own.is_file() else {})
+    return _coin(path, images, textvqa_answers(own) if own.is_file() else {})
 
 
 def _nights(path, images):
     """dreamsim's data.csv, by place: 0 id, 2 whether right won, 4 to 6 reference, left, right."""
-    for number, row, line in files.csv_rows(path, ('votes', 'split')):
+    for number, row, line in csv_rows(path, ('votes', 'split')):
         where = f'{path}, entry {number}'
-        if row['split'] == 'test' and files.number_of(row['votes'], where) >= VOTES:
+        if row['split'] == 'test' and number_of(row['votes'], where) >= VOTES:
             kind = 'imagenet' if row.get('is_imagenet') == 'True' else 'other'
-            yield entry(number, line[0], PREFERENCE, files.beside(images, line[4:7]),
+            yield entry(number, line[0], PREFERENCE, beside(images, line[4:7]),
                         _shared(line[2], where), kind)
 
 
 def _pieapp(path, images):
     """A CSV with the columns reference, left, right (picture files) and share (who took right)."""
-    for number, row, _ in files.csv_rows(path, ('reference', 'left', 'right', 'share')):
+    for number, row, _ in csv_rows(path, ('reference', 'left', 'right', 'share')):
         names = [row[name] for name in ('reference', 'left', 'right')]
-        yield entry(number, number, PREFERENCE, files.beside(images, names),
+        yield entry(number, number, PREFERENCE, beside(images, names),
                     _shared(row['share'], f'{path}, entry {number}'), names[0])
 
 
 def _shared(text, where):
-    share = files.number_of(text, where)
+    share = number_of(text, where)
     if not 0 <= share <= 1:
         raise ValueError(f'{where}: a share of people must be from 0 to 1, not {share}')
     options = (('A', 'the second picture'), ('B', 'the third picture'))
@@ -236,12 +245,12 @@ def _shared(text, where):
 def _interleave(path, images):
     """Multi-image tasks in LLaVA-Interleave's JSON; only first turns, pictures in front."""
     groups = {name: group for group, names in GROUPS.items() for name in names}
-    for number, row in files.json_list(path, ('sample_id', 'conversations', 'image', 'metadata')):
+    for number, row in json_list(path, ('sample_id', 'conversations', 'image', 'metadata')):
         asked, told, *_ = row['conversations']
         name, kind = row['metadata']['dataset'], row['metadata']['question_type']
         names = row['image'] if isinstance(row['image'], list) else [row['image']]
         yield entry(number, f'{name}-{row["sample_id"]}', asked['value'],
-                    files.beside(images, names),
+                    beside(images, names),
                     Target((told['value'],), free=kind == 'open-ended'), kind,
                     (groups.get(name, name), name))
 

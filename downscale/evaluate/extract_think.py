@@ -14,11 +14,11 @@ from pathlib import Path
 from downscale.evaluate import cells
 from downscale.evaluate.answers import answer_in, prompt_of
 from downscale.evaluate.asked import Asked, Questions
-from downscale.evaluate.plan import Plan
+from downscale.evaluate.plan import ChainPlan
 from downscale.evaluate.prompts import Prompts
 from downscale.evaluate.room import Demand, check_room, check_thinks, prompt_length
 from downscale.evaluate.run_settings import begin, sample_of
-from downscale.evaluate.runs import Run, open_encoder, open_engine
+from downscale.evaluate.runs import ChainModel, open_encoder, open_engine
 from downscale.generate.engine import Decoding, Request
 from downscale.results.samples import Samples, join, key_of
 from downscale.runtime.files import read_json, write_json
@@ -30,7 +30,7 @@ PATIENCE = 3600  # seconds without a new row after which process 0 gives the oth
 
 
 @dataclass(frozen=True)
-class Job:
+class ReplyJob:
     """One row to generate: its record without the reply, and what the engine needs."""
     record: dict
     asked: Asked
@@ -57,13 +57,13 @@ class Chain:
     (name, done, total), `note` with lines for a person.
     """
     out: Path
-    plan: Plan
+    plan: ChainPlan
     prompts: Prompts
     questions: Questions
-    perceptions: tuple[Run, ...]
-    reasoners: tuple[Run, ...]
-    informer: Run | None = None
-    sighted: tuple[Run, ...] = ()
+    perceptions: tuple[ChainModel, ...]
+    reasoners: tuple[ChainModel, ...]
+    informer: ChainModel | None = None
+    sighted: tuple[ChainModel, ...] = ()
     tail: str = ''
     process: int = 0
     processes: int = 1
@@ -206,7 +206,7 @@ class Chain:
             'doc': [asked.doc_id, asked.id], 'task': task, 'text': text, 'sample': sample,
             'pictures': asked.pictures if shown else [], 'checkpoint': run.fingerprint,
             'prompts': self.prompts.hash, 'generation': generation})
-        return Job(record, asked, text, shown, thinking, think, limit, sample)
+        return ReplyJob(record, asked, text, shown, thinking, think, limit, sample)
 
     # --- weighing, generating and finishing ---
 

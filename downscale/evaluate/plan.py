@@ -8,7 +8,7 @@ from downscale.values import unknown
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ChainPlan:
     """What decides the texts beside data, prompts and models; limits are tokens.
 
     `temperature`, `top_k`, `top_p`, `ban_reflexive`, `nudge`, `reference_compat` and `repeats` are

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from downscale import config as experiments
+from downscale import config
 from downscale.generate.engine import Engine
 from downscale.generate.reflexive import reflexive_ids
 from downscale.sharding import mesh
@@ -17,7 +17,7 @@ SEES = {'tower', 'connector'}
 
 
 @dataclass(frozen=True)
-class Run:
+class ChainModel:
     """A model of the chain; `name` is unique within it, `reflexive` what it may be forbidden."""
     name: str
     folder: Path
@@ -26,7 +26,7 @@ class Run:
 
 
 def open_runs(folders, role, sees=False, ban=False):
-    """The `Run`s of run folders, each checked before any work.
+    """The `ChainModel`s of run folders, each checked before any work.
 
     ValueError or FileNotFoundError in one line where one cannot do what its `role` asks, `sees` or
     `ban`, or stands there twice.
@@ -34,7 +34,7 @@ def open_runs(folders, role, sees=False, ban=False):
     found = []
     for folder in folders:
         folder = Path(folder).absolute()
-        experiment = experiments.load(folder)
+        experiment = config.load(folder)
         groups = {name.split('/')[0] for name in stored_leaves(latest(folder))}
         lacking = sorted(({'language'} | (SEES if sees else set())) - groups)
         if lacking:
@@ -43,7 +43,7 @@ def open_runs(folders, role, sees=False, ban=False):
         if not tokenizer_path(folder, experiment).is_file():
             raise FileNotFoundError(f'--{role} {folder} has no tokenizer.json, nor a folder above')
         banned = tuple(sorted(reflexive_ids(tokenizer_of(folder, experiment)))) if ban else ()
-        found.append(Run(_name(folder), folder, fingerprint(folder), banned))
+        found.append(ChainModel(_name(folder), folder, fingerprint(folder), banned))
     prints = [run.fingerprint for run in found]
     again = [run.folder for k, run in enumerate(found) if run.fingerprint in prints[:k]]
     if again:
@@ -58,7 +58,7 @@ def prompts_for(folders):
 
     ValueError where the scene world's models stand beside others: no prompts suit both.
     """
-    micro = {folder: experiments.load(folder).chat == 'micro' for folder in folders}
+    micro = {folder: config.load(folder).chat == 'micro' for folder in folders}
     if len(set(micro.values())) > 1:
         one, other = (next(folder for folder in micro if micro[folder] == kind)
                       for kind in (True, False))
@@ -85,4 +85,4 @@ def open_engine(folder, slots):
 
 def open_encoder(folder):
     """The `Encoder` of a run folder, without its model."""
-    return encoder_of(folder, experiments.load(folder), folder.name)
+    return encoder_of(folder, config.load(folder), folder.name)

@@ -8,21 +8,21 @@ ENOUGH = 0.75  # share of a statement's words that one sentence must hold, of fo
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Entailment:
     """`entailed`: a sentence says it. `against`: the sentence that contradicts it, or ''."""
     entailed: bool
     against: str
 
 
 def judge(statement, answer, description):
-    """The `Verdict` on one statement; `answer` is what it asserts ('' for yes and no)."""
+    """The `Entailment` on one statement; `answer` is what it asserts ('' for yes and no)."""
     claims = [words for words in sentences(statement) if any(word.content for word in words)]
     told = sentences(description)
     if not claims:
-        return Verdict(False, '')
+        return Entailment(False, '')
     verdicts = [_judge(claim, content(answer), told) for claim in claims]
-    return Verdict(all(verdict.entailed for verdict in verdicts),
-                   next((verdict.against for verdict in verdicts if verdict.against), ''))
+    return Entailment(all(verdict.entailed for verdict in verdicts),
+                      next((verdict.against for verdict in verdicts if verdict.against), ''))
 
 
 def _judge(claim, answer, told):
@@ -31,11 +31,11 @@ def _judge(claim, answer, told):
         entailed = all(any(_says(one, other) for _, other in seen) for one in related)
         against = next((sentence for sentence, other in seen for one in related
                         if _denies(one, other)), None)
-        return Verdict(entailed, _text(against))
+        return Entailment(entailed, _text(against))
     entailed = any(_holds(claim, answer, sentence) for sentence in told)
     against = next((sentence for sentence in told
                     if _contradicts(claim, answer, sentence, entailed)), None)
-    return Verdict(entailed, _text(against))
+    return Entailment(entailed, _text(against))
 
 
 def _text(words):

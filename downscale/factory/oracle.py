@@ -10,7 +10,7 @@ from pathlib import Path
 
 from downscale.data.images import digest
 from downscale.data.scenes.dataset import source
-from downscale.factory.teachers import Reply
+from downscale.factory.teachers import TeacherReply
 from downscale.runtime.files import read_json, write_bytes, write_json
 
 _PAIRS = re.compile(r'^Question \d+: (.*)\nAnswer \d+: (.*)$', re.MULTILINE)
@@ -94,10 +94,10 @@ class Oracle:
         return {'teacher': 'oracle'}
 
     def write(self, asks):
-        """(`Ask`, `Reply`) in order."""
+        """(`Ask`, `TeacherReply`) in order."""
         for ask in asks:
             text = self.text(ask.prompt, ask.image)
-            yield ask, Reply(text, 'stop', len(ask.prompt.split()), len(text.split()))
+            yield ask, TeacherReply(text, 'stop', len(ask.prompt.split()), len(text.split()))
 
     def text(self, prompt, image=None):
         """The right reply to a default prompt of any step; ValueError for another prompt."""

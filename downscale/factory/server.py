@@ -14,7 +14,7 @@ import httpx
 from PIL import Image
 
 from downscale.data.images import decode
-from downscale.factory.teachers import Failure, Reply
+from downscale.factory.teachers import Failure, TeacherReply
 
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 REFUSED = {401, 403, 404}  # no other ask would fare better
@@ -87,7 +87,7 @@ class Server:
                 'top_p': self.top_p}
 
     def write(self, asks):
-        """(`Ask`, `Reply` or `Failure`) as they end. ValueError in one line when the server
+        """(`Ask`, `TeacherReply` or `Failure`) as they end. ValueError in one line when the server
         refuses the key, the model or the address."""
         headers = {'Authorization': f'Bearer {self.key}'} if self.key else {}
         pace = Pace(self.per_minute)
@@ -172,16 +172,17 @@ class Unanswerable(Exception):
 
 
 def _reply(data, attempt):
-    """The `Reply` in the body of an answer; `Retry` where there is none."""
+    """The `TeacherReply` in the body of an answer; `Retry` where there is none."""
     try:
         value = json.loads(data)
         choice, usage = value['choices'][0], value.get('usage') or {}
         text = choice['message'].get('content')
         text = text if isinstance(text, str) else ''
         tokens = [usage.get(name) for name in ('prompt_tokens', 'completion_tokens')]
-        return Reply(text.encode(errors='replace').decode(),  # half a surrogate pair fits no file
-                     str(choice.get('finish_reason')),
-                     *(count if isinstance(count, int) else None for count in tokens), attempt)
+        text = text.encode(errors='replace').decode()  # half a surrogate pair fits no file
+        return TeacherReply(
+            text, str(choice.get('finish_reason')),
+            *(count if isinstance(count, int) else None for count in tokens), attempt)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         raise Retry('no chat completion in the reply') from None
 

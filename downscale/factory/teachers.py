@@ -1,8 +1,8 @@
 """Who writes: one small interface, and the teacher that is a model of ours.
 
 A teacher has `name`, `settings` (JSON, all that decides its text) and `write(asks)`, an iterator of
-(`Ask`, `Reply` or `Failure`) as they end. Asks are taken as room comes free: their pictures are
-never all in memory.
+(`Ask`, `TeacherReply` or `Failure`) as they end. Asks are taken as room comes free: their pictures
+are never all in memory.
 """
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Reply:
+class TeacherReply:
     """What came back; `finish` is 'stop', 'length' or what else a server says. Tokens are those
     that the teacher counted, None where it did not."""
     text: str
@@ -42,7 +42,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Engine:
+class FolderTeacher:
     """The model of a run folder, which must see; `open` opens it (folder, slots) when needed."""
     folder: Path
     name: str
@@ -59,7 +59,7 @@ class Engine:
                 'temperature': self.temperature, 'top_p': self.top_p}
 
     def write(self, asks):
-        """(`Ask`, `Reply` or `Failure`) as rows end; a prompt that does not fit is a failure."""
+        """(`Ask`, `TeacherReply` or `Failure`) as rows end; too long a prompt is a failure."""
         from downscale.evaluate.answers import prompt_of
         from downscale.generate.engine import Decoding, Request
         from downscale.generate.sampling import Sampling
@@ -78,14 +78,14 @@ class Engine:
                 given.append(ask)
                 requests.append(Request(prompt, ask.limit, ask.seed))
             for index, reply in engine.stream(requests, decoding):
-                yield given[index], Reply(
+                yield given[index], TeacherReply(
                     reply.text, 'length' if reply.finish == 'length' else 'stop',
                     len(requests[index].prompt.tokens), len(reply.ids))
 
 
 def open_engine(folder, role, temperature, top_p, slots):
-    """The `Engine` of a run folder, checked to see before any work; errors in one line."""
+    """The `FolderTeacher` of a run folder, checked to see before any work; errors in one line."""
     from downscale.evaluate import runs
     run, = runs.open_runs([folder], role, sees=True)
-    return Engine(run.folder, run.name, run.fingerprint, temperature, top_p, slots,
-                  runs.open_engine)
+    return FolderTeacher(run.folder, run.name, run.fingerprint, temperature, top_p, slots,
+                         runs.open_engine)

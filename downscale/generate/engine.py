@@ -197,7 +197,7 @@ class _Job:
         self.mode = thinking.Thinking(opened, closed, newline, decoding.nudge,
                                       decoding.reference_compat)
         self.stops = {*engine.encoder.stops, *decoding.stops} - {-1}
-        self.rules = jax.device_put(programs.Rules(
+        self.rules = jax.device_put(programs.DecodingRules(
             np.uint32(decoding.seed), mask(self.stops, vocabulary),
             mask(decoding.forbidden, vocabulary),
             mask(decoding.banned_thinking, vocabulary), np.int32(decoding.min_new)))

@@ -65,7 +65,7 @@ def _opened(model, state):
     return state._replace(k=_turned(state.k, k_axes, 'BKES'), v=_turned(state.v, v_axes, 'BKSE'))
 
 
-class Rules(NamedTuple):
+class DecodingRules(NamedTuple):
     """What decoding must heed, in arrays: the seed, which tokens end a row, are never written or
     are not written while thinking [V], and how many must be written before a stop."""
     seed: jax.Array
@@ -205,9 +205,21 @@ def _nats(model, params, x_BLD, rows, lanes, scored):
 
 @partial(jax.jit, static_argnames=('model', 'room', 'sampling', 'mode', 'thinks', 'forbids'),
          donate_argnames='slots')
-def decode(params: dict[str, Any], slots: Slots, rules: Rules, alive_B: jax.Array, steps: jax.Array,
-           enough: jax.Array, *, model: Vlm, room: int, sampling: Sampling, mode: thinking.Thinking,
-           thinks: bool, forbids: bool) -> tuple[Slots, jax.Array, jax.Array]:
+def decode(
+    params: dict[str, Any],
+    slots: Slots,
+    rules: DecodingRules,
+    alive_B: jax.Array,
+    steps: jax.Array,
+    enough: jax.Array,
+    *,
+    model: Vlm,
+    room: int,
+    sampling: Sampling,
+    mode: thinking.Thinking,
+    thinks: bool,
+    forbids: bool,
+) -> tuple[Slots, jax.Array, jax.Array]:
     """(slots, tokens [B, room] with -1 where none was written, whether rows are active [B]).
 
     Writes until `steps` <= `room` tokens a row are there, `enough` rows have ended since, none is

@@ -14,7 +14,7 @@ import jax
 from downscale.experiment import file
 from downscale.experiment.expansion import cells_of
 from downscale.launch import state
-from downscale.launch.record import Record, steps_of
+from downscale.launch.record import AttemptRecord, steps_of
 from downscale.launch.spec import processes_of
 from downscale.runtime import exits, processes
 from downscale.runtime.files import held, in_bucket, place, read_json, scratch
@@ -22,8 +22,7 @@ from downscale.runtime.memory import keep_freed_memory
 from downscale.stages import training
 from downscale.stages.inputs import prepare
 from downscale.stages.start import grid_of
-from downscale.study import preparation
-from downscale.study import workers as studies
+from downscale.study import preparation, workers
 from downscale.study.preparation import budgets_of, registered
 from downscale.study.tasks import tasks_of, writers_of
 from downscale.values import hash_of
@@ -78,7 +77,7 @@ def work(record):
                          'topology of one host')
     record.plan(tasks)
     grid_of(cell)
-    studies.use_cache(os.environ.get('JAX_COMPILATION_CACHE_DIR')
+    workers.use_cache(os.environ.get('JAX_COMPILATION_CACHE_DIR')
                       or place(spec.run) / 'launch' / 'cache')
     if in_bucket(spec.run):  # every machine makes its own copy, at the same time
         with held(scratch(spec.run)):
@@ -89,7 +88,7 @@ def work(record):
     for task in tasks:
         record.begin(task)
         if task.kind == 'evaluate':
-            studies.run_task(spec.run, task, writers,
+            workers.run_task(spec.run, task, writers,
                              lambda done, total, text: record.report(done, total))
         else:
             training.train_stage(spec.run, cell, task.stage, lambda step, row: record.report(
@@ -125,7 +124,7 @@ def run(path):
     if file.on_cpu():
         keep_freed_memory()
     try:
-        record = Record(state.load_spec(path), time.time())
+        record = AttemptRecord(state.load_spec(path), time.time())
         jax.monitoring.register_event_duration_secs_listener(record.listen)
         threading.Thread(target=tick, args=(record, over), daemon=True).start()
         with processes.joined(lambda code, text: close(record, code, text)):

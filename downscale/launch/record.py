@@ -12,7 +12,7 @@ from downscale.stages.folders import folder_of, is_done
 from downscale.train.checkpoint import committed
 
 
-class Record:
+class AttemptRecord:
     """What the job's folder says of this attempt; only process 0 writes, others only count."""
 
     def __init__(self, spec, began):

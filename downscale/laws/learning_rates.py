@@ -15,7 +15,7 @@ LAST = 0.1  # share of the steps whose mean loss counts as final
 
 
 @dataclass(frozen=True)
-class Run:
+class RateRun:
     """A finished run; `loss` is its final loss in nats a token, `math.inf` where it diverged."""
     lr: float
     seed: int
@@ -23,7 +23,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Choice:
+class RateChoice:
     """The chosen rate, its mean loss, the grid as (rate, mean loss) from the lowest rate on, and
     whether it lies at an end of that grid ('lowest', 'highest', or '' where all is well)."""
     lr: float
@@ -37,8 +37,8 @@ class Choice:
         return [lr for lr, _ in self.grid].index(self.lr)
 
 
-def choose(runs: Sequence[Run]) -> Choice:
-    """The `Choice` among the runs of one size.
+def choose(runs: Sequence[RateRun]) -> RateChoice:
+    """The `RateChoice` among the runs of one size.
 
     A rate at which any seed diverged has an infinite mean. ValueError where rates differ in their
     seeds (their means would not be comparable), a run occurs twice, or every rate diverged.
@@ -61,11 +61,11 @@ def choose(runs: Sequence[Run]) -> Choice:
     if loss == math.inf:
         raise ValueError(f'every rate of {[lr for lr, _ in grid]} diverged; sweep lower ones')
     edge = 'lowest' if lr == grid[0][0] else 'highest' if lr == grid[-1][0] else ''
-    return Choice(lr, loss, grid, edge)
+    return RateChoice(lr, loss, grid, edge)
 
 
-def choose_all(runs: Mapping[str, Sequence[Run]]) -> tuple[dict[str, Choice], list[str]]:
-    """({size: `Choice`}, alarms as lines) of {size: its runs}; ValueError names the size."""
+def choose_all(runs: Mapping[str, Sequence[RateRun]]) -> tuple[dict[str, RateChoice], list[str]]:
+    """({size: `RateChoice`}, alarms as lines) of {size: its runs}; ValueError names the size."""
     found, alarms = {}, []
     for size, mine in runs.items():
         try:
@@ -78,7 +78,7 @@ def choose_all(runs: Mapping[str, Sequence[Run]]) -> tuple[dict[str, Choice], li
     return found, alarms
 
 
-def moved(choices: Mapping[str, Choice]) -> int:
+def moved(choices: Mapping[str, RateChoice]) -> int:
     """By how many steps of their common grid the chosen rates of the sizes lie apart.
 
     ValueError when the sizes were swept over different grids.
@@ -90,8 +90,8 @@ def moved(choices: Mapping[str, Choice]) -> int:
     return max(places) - min(places)
 
 
-def read_run(folder: PathLike, group: str = 'language') -> Run:
-    """The `Run` of a stage's folder: its rate of `group`, its seed, and its last tenth's mean loss.
+def read_run(folder: PathLike, group: str = 'language') -> RateRun:
+    """The `RateRun` of a stage's folder: rate of `group`, seed, mean loss of the last tenth.
 
     FileNotFoundError or ValueError, in one line, where it did not finish.
     """
@@ -106,4 +106,4 @@ def read_run(folder: PathLike, group: str = 'language') -> Run:
         raise ValueError(f'{folder}: no stage {folder.name!r} that trains {group!r}')
     losses = [json.loads(line)['loss'] for line in (folder / 'metrics.jsonl').open()]
     last = losses[-max(1, round(LAST * len(losses))):]
-    return Run(stage['rates'][group], cell['seed'], math.fsum(last) / len(last))
+    return RateRun(stage['rates'][group], cell['seed'], math.fsum(last) / len(last))

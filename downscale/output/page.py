@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from downscale.analysis.completeness import LIMIT, Completion, Share
+from downscale.analysis.completeness import LIMIT, Completion, FaultShare
 from downscale.statistics.bootstrap import Interval
 
 CSS = '''
@@ -76,7 +76,7 @@ def cell(value: Any, sign: bool = False) -> str:
         return f'<td data-v="{value.value:.6g}">{number(value.value, 2, sign)}<small>{ends}</small>'
     if isinstance(value, Completion):
         return _completion(value)
-    if isinstance(value, Share):
+    if isinstance(value, FaultShare):
         return f'<td data-v="{value:.6g}">{percent(value)} %'
     if value is None:
         return '<td data-v="">–'

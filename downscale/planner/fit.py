@@ -13,7 +13,7 @@ JOBS, LIMIT_SECONDS = 2, 1800.0
 
 
 @dataclass(frozen=True)
-class Fit:
+class CellFit:
     """All stages of a cell: the largest peak of memory against its limit in GiB, and from the least
     to the most: chip-hours and dollars (None where not known). `remark` says what does not fit.
     """
@@ -26,7 +26,7 @@ class Fit:
 
 
 def check(cells, topology, folder, quiet=False):
-    """{cell: its `Fit`}; the programs are compiled on this machine, and kept in `folder`.
+    """{cell: its `CellFit`}; the programs are compiled on this machine, and kept in `folder`.
 
     ValueError without a TPU compiler, and where a mesh does not divide a parameter.
     """
@@ -41,7 +41,7 @@ def check(cells, topology, folder, quiet=False):
 
 
 def of_cells(plan):
-    """{cell: its `Fit`} of what `plan.Plan.run` has found."""
+    """{cell: its `CellFit`} of what `plan.Plan.run` has found."""
     rows = {}
     for row in plan['cells']:
         cell, _, stage = row['name'].rpartition('/')
@@ -50,12 +50,12 @@ def of_cells(plan):
 
 
 def _fit(stages):
-    """The `Fit` of {stage: rows of its shapes}."""
+    """The `CellFit` of {stage: rows of its shapes}."""
     rows = [row for shapes in stages.values() for row in shapes]
-    return Fit(all(row['fits'] for row in rows),
-               max((row['hbm_gib'] for row in rows if row['hbm_gib'] is not None), default=None),
-               min(row['hbm_limit_gib'] for row in rows), _span(stages, 'chip_hours'),
-               _span(stages, 'usd'), '; '.join(filter(None, map(_remark, rows))))
+    peaks = [row['hbm_gib'] for row in rows if row['hbm_gib'] is not None]
+    return CellFit(all(row['fits'] for row in rows), max(peaks, default=None),
+                   min(row['hbm_limit_gib'] for row in rows), _span(stages, 'chip_hours'),
+                   _span(stages, 'usd'), '; '.join(filter(None, map(_remark, rows))))
 
 
 def _span(stages, key):

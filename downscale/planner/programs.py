@@ -21,7 +21,7 @@ _FREE = ('name', 'size', 'seed', 'world', 'data', 'stages', 'evaluation', 'impor
 
 
 @dataclass(frozen=True)
-class Request:
+class ProgramRequest:
     """One program: `kind` is 'train', 'see', 'prefix', 'prefill' or 'decode'.
 
     `mesh` are the devices along data, fsdp and tensor. `rows` are those of all devices and
@@ -77,7 +77,7 @@ class Use:
     holds on all devices of the program while that runs.
     """
     name: str
-    request: Request
+    request: ProgramRequest
     steps: int | None
     beside: int = 0
     beside_slot: int = 0
@@ -123,8 +123,8 @@ def _trained(cell, stage, place, wish):
         tiles = 0 if wish.text_only else tiles
         _divides(rows, cell.optimizer.accumulate, mesh, where)
         name = stage.name if stage.name in ('tower', 'align') else 'instruct' if tiles else 'text'
-        yield Request('train', place.name, mesh, rows, wish.seq or length, tiles,
-                      _essence(cell, tiles), {'name': name, 'trainable': groups})
+        yield ProgramRequest('train', place.name, mesh, rows, wish.seq or length, tiles,
+                             _essence(cell, tiles), {'name': name, 'trainable': groups})
 
 
 def _served(cell, place, wish):
@@ -147,14 +147,14 @@ def _served(cell, place, wish):
     text, found = _essence(cell, 0), []
     if 'prefill' in wish.only and sees:
         image = _essence(cell, 1)
-        found += [Request('see', place.name, mesh, 1, 0, 1, image, slots=rows),
-                  Request('prefix', place.name, mesh, 1, length, length // cell.vision.P + 1,
-                          image, slots=rows)]
+        found += [ProgramRequest('see', place.name, mesh, 1, 0, 1, image, slots=rows),
+                  ProgramRequest('prefix', place.name, mesh, 1, length, length // cell.vision.P + 1,
+                                 image, slots=rows)]
     if 'prefill' in wish.only:
-        found.append(Request('prefill', place.name, mesh, max(1, READ // length), length, 0, text,
-                             slots=rows))
+        found.append(ProgramRequest('prefill', place.name, mesh, max(1, READ // length), length, 0,
+                                    text, slots=rows))
     if 'decode' in wish.only:
-        found += [Request('decode', place.name, mesh, rows, live, 0, text, slots=rows)
+        found += [ProgramRequest('decode', place.name, mesh, rows, live, 0, text, slots=rows)
                   for live in sorted({max(64, length // 4), length})]
     width = 2 if cell.dtype == 'bfloat16' else 4
     whole = sum(parts_of(cell.language, cell.vision if sees else None).values())

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from downscale import config as experiments
+from downscale import config
 from downscale.data.images import corners
 from downscale.generate import forward, programs, thinking
 from downscale.generate.sampling import Sampling
@@ -26,7 +26,7 @@ from downscale.model.cache import edges, kept_axes
 from downscale.model.init import abstract_params
 from downscale.model.tower_words import abstract_word_params
 from downscale.planner import hlo
-from downscale.planner.programs import Request
+from downscale.planner.programs import ProgramRequest
 from downscale.planner.topologies import topology
 from downscale.runtime.files import write_json
 from downscale.sharding import batch_sharding, mesh, shardings, spec
@@ -48,7 +48,7 @@ def experiment_of(request):
                    'length': request.length, 'tiles': request.tiles, 'trainable': groups,
                    'rates': dict.fromkeys(groups, 1.0), 'parents': {}}]
     cell = {key: part for key, part in request.cell.items() if part is not None}
-    return from_dict(experiments.Experiment, {
+    return from_dict(config.Experiment, {
         **cell, 'name': 'cell', 'size': 'any', 'seed': 0, 'mesh': sizes, 'stages': stages,
         'language': request.cell['language'], 'vision': request.cell['vision']})
 
@@ -152,8 +152,9 @@ def lowered_served(cell, request, target, params):
         args = params, slots, None, rows
         return programs.prefill.lower(*args, model=model, lanes=1, scored=0)
     V = (model.language.V,)
-    heed = programs.Rules(place.whole((), 'uint32'), *(place.whole(V, 'bool') for _ in range(3)),
-                          place.whole((), 'int32'))
+    heed = programs.DecodingRules(place.whole((), 'uint32'),
+                                  *(place.whole(V, 'bool') for _ in range(3)),
+                                  place.whole((), 'int32'))
     args = (params, slots, heed, place.rows((B,), 'bool'), place.whole((), 'int32'),
             place.whole((), 'int32'))
     return programs.decode.lower(*args, model=model, room=WRITTEN, sampling=Sampling(),
@@ -269,7 +270,7 @@ def main(argv):
     """Compile what the first file asks for; facts, or the reason of a failure, go to the second."""
     _end_with_parent()
     value = json.loads(Path(argv[0]).read_text())
-    request = Request(**{**value, 'mesh': tuple(value['mesh'])})
+    request = ProgramRequest(**{**value, 'mesh': tuple(value['mesh'])})
     try:
         found = compiled_facts(request)
     except Exception as error:  # any failure must reach the plan as one line

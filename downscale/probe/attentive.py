@@ -13,7 +13,7 @@ import optax
 
 from downscale.probe.readout import (
     ONE_OBJECT,
-    Rows,
+    ProbeRows,
     one_hot,
     principal,
     shuffled,
@@ -38,8 +38,8 @@ def attend_read(patches, spare_patches, asked, spare, dimensions, seed=0):
         if family not in ONE_OBJECT or not folds:
             continue
         order = shuffled(task, seed)
-        rows = Rows(task.rows.words, task.rows.clusters,
-                    np.concatenate([task.labels, task.labels[:, order]]))
+        rows = ProbeRows(task.rows.words, task.rows.clusters,
+                         np.concatenate([task.labels, task.labels[:, order]]))
         hits = np.zeros((2, task.studied))
         for train, tested in folds:
             x, test_x = _principal(every[index][train], every[index][tested], dimensions)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy.sparse.linalg import svds
 
-from downscale import config as experiments
+from downscale.config import Experiment, load
 from downscale.letters import axes_of
 from downscale.stages.loading import abstract_of, model_of
 from downscale.train.checkpoint import StoredLeaf, compare, latest, load_params, stored_leaves
@@ -24,7 +24,7 @@ class CheckpointView:
     `leaves` maps names such as 'language/final_norm/scale_D' to (shape, dtype).
     """
     folder: Path
-    config: experiments.Experiment
+    config: Experiment
     stage: str
     step_folder: Path
     leaves: dict
@@ -63,7 +63,7 @@ def open_checkpoint(path):
     were trained here are float32; an import keeps the dtypes that it came with.
     """
     folder = Path(path)
-    config = experiments.load(folder)
+    config = load(folder)
     step = latest(folder)
     stored = stored_leaves(step)
     target = abstract_of(model_of(config, folder.name), stored)

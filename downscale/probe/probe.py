@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from downscale import config as experiments_
+from downscale import config
 from downscale.data.scenes.dataset import scene_example, triple_example
 from downscale.evaluate.answers import items_of
 from downscale.evaluate.run import test_items
@@ -38,7 +38,7 @@ PATCHES = 2 ** 28  # bytes of the patches that a probe attends over; their axes 
 
 
 @dataclass(frozen=True)
-class Plan:
+class ProbePlan:
     """What decides the numbers of a run beside its weights and the data.
 
     `dimensions` that every probe gets, `bands` of layers that are cut off in turn, fresh `pictures`
@@ -52,12 +52,12 @@ class Plan:
 
 
 def plan_of(experiments, pictures=256, bootstraps=2000, seed=0):
-    """The `Plan` that treats all these cells alike: no probe sees more dimensions than the
+    """The `ProbePlan` that treats all these cells alike: no probe sees more dimensions than the
     narrowest of their features has, and no band is without a layer in the shallowest."""
     widths = [w for cell in experiments for w in (cell.vision.W, cell.language.D)]
-    return Plan(min(MOST_DIMENSIONS, *widths),
-                min(MOST_BANDS, *(cell.language.N for cell in experiments)), pictures, bootstraps,
-                seed)
+    return ProbePlan(min(MOST_DIMENSIONS, *widths),
+                     min(MOST_BANDS, *(cell.language.N for cell in experiments)),
+                     pictures, bootstraps, seed)
 
 
 def probed_cells(study, meta):
@@ -69,7 +69,7 @@ def probed_cells(study, meta):
         if folder is None:
             without.append(f'{run["run_id"]}: skipped: no finished stage {" or ".join(JOINT)}')
             continue
-        cell = experiments_.load(folder)
+        cell = config.load(folder)
         if cell.joint_stage != folder.name or not is_done(folder, cell):
             without.append(f'{run["run_id"]}: skipped: stage {cell.joint_stage} is not finished')
         else:

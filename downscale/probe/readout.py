@@ -23,7 +23,7 @@ ONE_OBJECT = {'attribute': 'shape', 'position': 'shape', 'read': 'shape', 'groun
 
 
 @dataclass(frozen=True)
-class Rows:
+class ProbeRows:
     """Items of one task: the words of their questions, the clusters (pictures), and the labels
     [targets, items] to predict, each an array of text."""
     words: list
@@ -32,11 +32,12 @@ class Rows:
 
     def at(self, index):
         """The rows at `index`."""
-        return Rows([self.words[k] for k in index], self.clusters[index], self.labels[:, index])
+        words = [self.words[k] for k in index]
+        return ProbeRows(words, self.clusters[index], self.labels[:, index])
 
 
 @dataclass(frozen=True)
-class Task:
+class ProbeTask:
     """What is probed together: `names` of the targets, and the items.
 
     `labels` [targets, items]; the first `studied` items are the study's.
@@ -49,8 +50,8 @@ class Task:
     @cached_property
     def rows(self):
         questions = [item.question for item in self.items]
-        return Rows([question.text for question in questions],
-                    np.array([question.cluster_id for question in questions]), self.labels)
+        return ProbeRows([question.text for question in questions],
+                         np.array([question.cluster_id for question in questions]), self.labels)
 
     def right(self, target, k, guess):
         """Whether `guess` is the label of item `k`: for a family as its own judge says."""
@@ -89,7 +90,7 @@ def tasks_of(asked, spare):
 
 
 def _task(names, both, index, labels, studied):
-    return Task(names, [both[k] for k in index], labels, sum(k < studied for k in index))
+    return ProbeTask(names, [both[k] for k in index], labels, sum(k < studied for k in index))
 
 
 def _object(question):
@@ -143,8 +144,8 @@ def shuffled(task, seed):
 
 def _hits(task, x, folds, order, dimensions):
     """(hits, hits of the control) [targets, studied items], 0 to 1."""
-    rows = Rows(task.rows.words, task.rows.clusters,
-                np.concatenate([task.labels, task.labels[:, order]]))
+    rows = ProbeRows(task.rows.words, task.rows.clusters,
+                     np.concatenate([task.labels, task.labels[:, order]]))
     targets = len(task.names)
     found = np.zeros((2 * targets, task.studied))
     for train, tested in folds:

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from downscale import config as experiments
+from downscale import config
 from downscale.data.templates import Origin
 from downscale.stages.loading import tokenizer_path
 from downscale.train.checkpoint import latest, open_leaves
@@ -26,7 +26,7 @@ def fingerprint(folder: Path) -> str:
     is trained twice has two fingerprints; a small one has the same. No weight goes to a device.
     """
     folder = Path(folder)
-    experiment, step = experiments.load(folder), Path(latest(folder))
+    experiment, step = config.load(folder), Path(latest(folder))
     leaves, large = {}, False
     for path, leaf in jax.tree_util.tree_leaves_with_path(open_leaves(folder)):
         name = jax.tree_util.keystr(path, simple=True, separator='/')

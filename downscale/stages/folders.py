@@ -3,7 +3,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from downscale import config as experiments
+from downscale import config
 from downscale.config import Experiment
 from downscale.runtime.files import PathLike, place, read_json
 
@@ -22,7 +22,7 @@ def is_done(folder: PathLike, experiment: Experiment) -> bool:
 def refuse_other(folder: PathLike, experiment: Experiment) -> None:
     """Raise ValueError naming what differs when `folder` was started with another experiment."""
     before, now = (json.loads(json.dumps(dataclasses.asdict(cell)))
-                   for cell in (experiments.load(folder), experiment))
+                   for cell in (config.load(folder), experiment))
     # Where the work is done is not what is done: a checkpoint continues on any mesh. A budget is
     # a label.
     changed = sorted(key for key in now if now[key] != before[key]

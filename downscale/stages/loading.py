@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from tokenizers import Tokenizer
 
-from downscale import config as experiments
+from downscale import config
 from downscale.config import Experiment
 from downscale.data.tokens import Encoder, load_tokenizer
 from downscale.model.init import PARTS, abstract_params
@@ -35,7 +35,7 @@ def load(folder: PathLike, mesh: Mesh | None = None, dtype: DTypeLike | None = N
     ValueError say in one line what is wrong with `folder`.
     """
     folder = Path(folder)
-    experiment = experiments.load(folder)
+    experiment = config.load(folder)
     model = model_of(experiment, folder.name)
     target = abstract_of(model, stored_leaves(latest(folder)), dtype)
     if mesh is not None:
@@ -76,7 +76,7 @@ def tokenizer_path(folder: PathLike, experiment: Experiment) -> Path:
         return Path(experiment.tokenizer)
     if 'language' in experiment.imports:
         source = Path(experiment.imports['language'])
-        imported = tokenizer_path(source, experiments.load(source))
+        imported = tokenizer_path(source, config.load(source))
         if imported.is_file():
             return imported
     folder = Path(folder).absolute()

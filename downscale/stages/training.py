@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from jax.sharding import Mesh
 
-from downscale import config as experiments
+from downscale import config
 from downscale.config import Experiment
 from downscale.data.pipeline import stream
 from downscale.runtime import processes
@@ -153,7 +153,7 @@ def _open(folder, experiment):
     (folder / 'FATAL.json').unlink(missing_ok=True)
     if (folder / 'experiment.json').is_file():
         refuse_other(folder, experiment)
-    experiments.save(experiment, folder)
+    config.save(experiment, folder)
 
 
 def _refuse_other_mixture(folder, stage):

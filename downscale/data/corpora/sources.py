@@ -16,7 +16,7 @@ import msgpack
 
 from downscale.data import images, measure
 from downscale.data.corpora.columns import Parts, Rejected, parts_of
-from downscale.data.corpora.tables import METADATA, TFDS, Parquet, Prepared, Rows
+from downscale.data.corpora.tables import METADATA, TFDS, FileRows, Parquet, Prepared
 from downscale.data.files import FORMS, fault, shown
 from downscale.data.records import IMAGE, Conversation, Record, Turn
 from downscale.runtime.files import PathLike
@@ -159,7 +159,7 @@ def _decoded(text):
         raise Rejected('unreadable image', f'{shown(text, 30)!r} is no base64 ({error})') from None
 
 
-def open_rows(source: Source, root: Path) -> Rows | Parquet | Prepared:
+def open_rows(source: Source, root: Path) -> FileRows | Parquet | Prepared:
     """The table of a `Source` below `root`; FileNotFoundError says how the set is obtained."""
     path = under(root, source.path, source)
     if source.tfds:
@@ -171,7 +171,7 @@ def open_rows(source: Source, root: Path) -> Rows | Parquet | Prepared:
         if about and about[0].endswith('.parquet'):
             return Parquet([path / about[0]])
         if about:
-            return Rows(path / about[0])
+            return FileRows(path / about[0])
         parts = sorted(path.glob('*.parquet'))
         if not parts:
             raise FileNotFoundError(f'{path} holds neither Parquet files nor one of '
@@ -181,7 +181,7 @@ def open_rows(source: Source, root: Path) -> Rows | Parquet | Prepared:
     if path.suffix.lower() in ('.parquet', '.pq'):
         return Parquet([path])
     if path.suffix.lower() in FORMS:
-        return Rows(path)
+        return FileRows(path)
     raise fault(path, f'source {source.name}: it must be {", ".join(FORMS)}, .parquet or a folder')
 
 

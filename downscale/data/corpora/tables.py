@@ -21,7 +21,7 @@ from downscale.data.corpora.columns import IDS
 METADATA = ('metadata.jsonl', 'metadata.csv', 'metadata.tsv', 'metadata.json', 'metadata.parquet')
 
 
-class Rows:
+class FileRows:
     """The rows of one file that `files.read` reads, whole; a bad row is one of them."""
 
     def __init__(self, path: Path) -> None:

@@ -19,7 +19,12 @@ from absl import logging
 from PIL import Image
 
 from downscale.data.records import Example, Extraction, Question, Trace
-from downscale.data.scenes import questions as asking
+from downscale.data.scenes.questions import (
+    baselines,
+    caption_of,
+    questions_for,
+    similarity_question,
+)
 from downscale.data.scenes.world import Object, Scene, World, render, sample, stream, triple
 from downscale.runtime.files import held
 
@@ -85,7 +90,7 @@ def scene_example(world: World, split: str, index: int) -> tuple[Example, tuple[
     """One picture with one question of each scene family that it allows."""
     scene = sample(world, split, index)
     rng = stream(world, 'questions', split, index)
-    questions = asking.questions_for(world, scene, rng)
+    questions = questions_for(world, scene, rng)
     return _example(world, (scene,), questions)
 
 
@@ -93,12 +98,12 @@ def triple_example(world: World, split: str, index: int) -> tuple[Example, tuple
     """Three pictures with the question which of two is more like the first."""
     scenes = triple(world, split, index)
     rng = stream(world, 'similarity', split, index)
-    return _example(world, scenes, (asking.similarity_question(world, scenes, rng),))
+    return _example(world, scenes, (similarity_question(world, scenes, rng),))
 
 
 def _example(world, scenes, questions):
     images = tuple(render(world, scene) for scene in scenes)
-    return Example(scenes[0].scene_id, images, asking.caption_of(scenes), questions), scenes
+    return Example(scenes[0].scene_id, images, caption_of(scenes), questions), scenes
 
 
 def build(world: World, data_dir: str | Path, counts: Mapping[str, int],
@@ -138,7 +143,7 @@ def _baselines(world, folder, counts):
     for split in counts:
         examples = source(folder, split)
         n = min(len(examples), BASELINE_EXAMPLES)
-        result[split] = asking.baselines(world, (examples[i] for i in range(n)))
+        result[split] = baselines(world, (examples[i] for i in range(n)))
     return result
 
 
@@ -172,7 +177,7 @@ class _EncodedImages(tfds.decode.SkipDecoding):
         return encoded
 
 
-class Source:
+class SceneSource:
     """Random access to the examples of one split; picklable, opened on first use."""
 
     def __init__(self, folder: Path, split: str):
@@ -224,13 +229,13 @@ class Source:
         return self._open()[index % len(self)]
 
 
-def source(data_dir: str | Path, split: str) -> Source:
+def source(data_dir: str | Path, split: str) -> SceneSource:
     """The examples of `split` (TFDS slices such as 'train[:50%]' work) in the folder of `build`."""
     folder = Path(data_dir)
     if not (folder / 'dataset_info.json').exists():
         raise FileNotFoundError(f'no data set in {folder}: make one with '
                                 'downscale.data.scenes.dataset.build(world, data_dir, counts)')
-    return Source(folder, split)
+    return SceneSource(folder, split)
 
 
 def _rows(columns):

@@ -40,7 +40,7 @@ OTHERS = ('doc_id', 'doc', 'key')  # what the dict of a metric of lmms-eval cann
 
 
 @dataclass(frozen=True)
-class Row:
+class StoredReply:
     """A stored reply with what is right, and what the statistics need to know about it.
 
     `gold` is as the file has it, `family` the kind of question (POPE's random, popular, ...).
@@ -61,7 +61,7 @@ class Row:
     family: str = ''
 
 
-def read_rows(path: Path) -> tuple[list[Row], list[str]]:
+def read_rows(path: Path) -> tuple[list[StoredReply], list[str]]:
     """(rows, notes for a person) of a file of replies; rows without a right answer are left out.
 
     FileNotFoundError or ValueError in one line, with the number of the row that cannot be read.
@@ -84,7 +84,7 @@ def read_rows(path: Path) -> tuple[list[Row], list[str]]:
 
 
 def _of_list(value, where, number):
-    """A `Row` of one object of a list."""
+    """A `StoredReply` of one object of a list."""
     for name in value:
         if name not in FIELDS and name not in ASIDE and name not in SCORERS:
             raise ValueError(f'{where}: {unknown("field", shown(name, 40), FIELDS)}')
@@ -107,9 +107,10 @@ def _of_list(value, where, number):
     if 'choices' not in value and not target.bare:
         # The options of the comparison stand in only where an answer is a letter.
         target = dataclasses.replace(target, choices=())
-    return Row(value['text'], value['gold'], target, cluster=str(value.get('cluster', number)),
-               question=number, filter=str(value.get('filter', '')),
-               family=str(value.get('family', '')))
+    return StoredReply(value['text'], value['gold'], target,
+                       cluster=str(value.get('cluster', number)), question=number,
+                       filter=str(value.get('filter', '')),
+                       family=str(value.get('family', '')))
 
 
 def _size(value, where):
@@ -144,8 +145,10 @@ def _doc(record):
 
 
 def _of_sample(record):
-    """A `Row` for each reply of a samples record; MMStar's axes of lmms-eval stand in the dicts of
-    its metrics."""
+    """A `StoredReply` for each reply of a samples record.
+
+    MMStar's axes of lmms-eval stand in the dicts of its metrics.
+    """
     doc = _doc(record)
     answers = doc.get('answers') or record['target']
     answers = [answers] if isinstance(answers, str) else answers
@@ -156,12 +159,13 @@ def _of_sample(record):
                        and name not in (*OTHERS, 'average') and 'l2_category' in value
                        for part in (name, value['l2_category']))
     cut = record.get('truncated')
-    return [Row(text, answers if len(answers) > 1 else answers[0], target,
-                cluster=str(doc.get('cluster', record['doc_id'])), question=str(record['doc_id']),
-                filter=record.get('filter', ''), strata=strata,
-                truncated=cut if isinstance(cut, bool) else None, stored=True,
-                marked=record['task'] in MARKED,
-                behind=bool(record['key'] and 'close' in record), family=_family(record))
+    return [StoredReply(text, answers if len(answers) > 1 else answers[0], target,
+                        cluster=str(doc.get('cluster', record['doc_id'])),
+                        question=str(record['doc_id']),
+                        filter=record.get('filter', ''), strata=strata,
+                        truncated=cut if isinstance(cut, bool) else None, stored=True,
+                        marked=record['task'] in MARKED,
+                        behind=bool(record['key'] and 'close' in record), family=_family(record))
             for text in record['filtered_resps']]
 
 
@@ -180,7 +184,9 @@ def target_of(doc: dict[str, Any], answers: Sequence[str]) -> Target:
                   bool(doc.get('free')), tuple(size) if size else None)
 
 
-def judged(rows: Sequence[Row], names: Sequence[str] | None = None) -> list[dict[str, Verdict]]:
+def judged(
+    rows: Sequence[StoredReply], names: Sequence[str] | None = None
+) -> list[dict[str, Verdict]]:
     """[{scorer name: `Verdict`}] of every row, by all scorers or by `names`, in that order.
 
     ValueError for a name that no scorer has, and where none of them can judge any row.
@@ -196,14 +202,16 @@ def judged(rows: Sequence[Row], names: Sequence[str] | None = None) -> list[dict
     return found
 
 
-def as_json(rows: Sequence[Row], found: Sequence[dict[str, Verdict]]) -> list[dict[str, Any]]:
+def as_json(
+    rows: Sequence[StoredReply], found: Sequence[dict[str, Verdict]]
+) -> list[dict[str, Any]]:
     """The rows as JSON values: what was said, what is right, and each scorer's own value."""
     return [{'text': row.text, 'gold': row.gold, **({'filter': row.filter} if row.filter else {}),
              **{name: verdict.value for name, verdict in given.items()}}
             for row, given in zip(rows, found)]
 
 
-def summary(rows: Sequence[Row],
+def summary(rows: Sequence[StoredReply],
             found: Sequence[dict[str, Verdict]]) -> dict[str, dict[str, Any]]:
     """{scorer: accuracy with its interval, shares, accuracy on completed rows, means over axes}.
 
@@ -280,7 +288,7 @@ def _of_yes(rows, given):
             'f1': 2 * precision * recall / both if both else 0.0, 'yes': float(np.mean(yes))}
 
 
-def table(measured: dict[str, dict[str, Any]], rows: Sequence[Row],
+def table(measured: dict[str, dict[str, Any]], rows: Sequence[StoredReply],
           found: Sequence[dict[str, Verdict]], notes: Iterable[str] = ()) -> Iterator[str]:
     """The lines of a table of `summary` for a person, then the `notes`."""
     lines = [['scorer', 'n', 'accuracy', '95 %', 'unparsed', 'truncated', 'differs', 'completed',

@@ -183,7 +183,7 @@ def check_names(manifest):
 
 # --- kubectl ----------------------------------------------------------------------------------
 
-class Backend:
+class GkeBackend:
     """The JobSets of a run folder."""
     poll = 30
 

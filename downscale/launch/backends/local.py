@@ -100,10 +100,10 @@ def policy(parallel, crashes=3):
 
 def run(specs, parallel, crashes=3, note=print):
     """`supervise.run` on this machine, in the order of `specs` where their needs are done."""
-    return supervise.run(Backend(), specs, policy(parallel, crashes), note)
+    return supervise.run(LocalBackend(), specs, policy(parallel, crashes), note)
 
 
-class Backend:
+class LocalBackend:
     """Groups of processes by the name of their job; all of them end with `close`."""
     poll = POLL_SECONDS
 

@@ -25,7 +25,7 @@ NO_IMAGE = f'IMAGE@sha256:{"0" * 64}'
 
 
 @dataclass(frozen=True)
-class Settings:
+class LaunchSettings:
     """Where and how the jobs of a study run; None is what the backend does by itself.
 
     `capacity` is 'spot', 'on-demand' or 'reserved'. What each backend reads is in `BACKENDS`.
@@ -61,7 +61,7 @@ class Sweep:
     """
     name: str
     run: str
-    settings: Settings
+    settings: LaunchSettings
     cells: tuple
     planned: tuple
     saved: dict
@@ -73,11 +73,11 @@ class Sweep:
 
 
 def settings_of(args, before):
-    """The `Settings` that the command line asks for, on top of those `before` (a dict or None).
+    """The `LaunchSettings` of the command line, on top of those `before` (a dict or None).
 
     ValueError in one line for a flag that the backend does not read, and for what it lacks.
     """
-    names = [field.name for field in dataclasses.fields(Settings)]
+    names = [field.name for field in dataclasses.fields(LaunchSettings)]
     given = {name: value for name, value in vars(args).items()
              if name in names and value is not None}
     before = {name: value for name, value in (before or {}).items() if name in names}
@@ -94,7 +94,7 @@ def settings_of(args, before):
     value = before | given | {'backend': backend}
     if backend == 'local':
         value.setdefault('topology', 'cpu:1x1')
-    found = Settings(**value | {'zones': tuple(value.get('zones', ()))})
+    found = LaunchSettings(**value | {'zones': tuple(value.get('zones', ()))})
     if found.topology is None:
         raise ValueError(f'say on which slices: --backend {backend} --topology v5e:4x4')
     processes_of(found.topology)
@@ -110,7 +110,7 @@ def settings_of(args, before):
 
 
 def flag(name):
-    """How a field of `Settings` is written on the command line."""
+    """How a field of `LaunchSettings` is written on the command line."""
     return '--zone' if name == 'zones' else f'--{name.replace("_", "-")}'
 
 
@@ -242,11 +242,11 @@ def with_needs(specs, known):
 def backend_of(settings):
     """What runs the jobs: see `supervise.py`."""
     if settings.backend == 'local':
-        return local.Backend()
+        return local.LocalBackend()
     if settings.backend == 'tpuvm':
-        return tpuvm.Backend(_queued_options(settings))
+        return tpuvm.TpuvmBackend(_queued_options(settings))
     from downscale.launch.backends import gke
-    return gke.Backend(_gke_options(settings))
+    return gke.GkeBackend(_gke_options(settings))
 
 
 def policy_of(settings):

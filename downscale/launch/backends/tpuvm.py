@@ -110,7 +110,7 @@ def call(argv):
     return json.loads(done.stdout) if done.stdout.strip() else None
 
 
-class Backend:
+class TpuvmBackend:
     """The queued resources of a sweep in the zones of `options`."""
     poll = 30
 
