@@ -14,7 +14,7 @@ from downscale.data.buckets import BATCH, LENGTH, TILES, Shape, in_order
 from downscale.data.chat import CHATS, Chat
 from downscale.data.scenes.conversations import LOSS_NORM, SHARE, STAGE, TURNS, Recipe
 from downscale.data.scenes.world import World
-from downscale.data.templates import Origin
+from downscale.data.templates import Origin, Template
 from downscale.data.tokens import Layout
 from downscale.runtime.files import PathLike, place, write_json
 from downscale.sizes import LanguageConfig, Parametrisation, Pictures, VisionConfig
@@ -327,7 +327,7 @@ class Experiment:
         flat = dataclasses.replace(self.pictures, mode='flat')
         return Layout(self.vision, flat if stage in ('align', 'tower') else self.pictures)
 
-    def chat_of(self, stage: str) -> Chat:
+    def chat_of(self, stage: str) -> Chat | Template:
         """The format of a stage; where ChatML is spoken, the connector learns bare captions."""
         if self.chat == TEMPLATE:
             if not self.published.template:

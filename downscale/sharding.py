@@ -221,7 +221,7 @@ def leaf_axes(path: tuple, leaf: Any) -> str:
     return axes
 
 
-def specs(tree: Any, target: Mesh, rules: Rules) -> Any:
+def specs(tree: Any, target: Mesh | AbstractMesh, rules: Rules) -> Any:
     """The PartitionSpec on mesh `target` of every leaf of `tree`, read off the leaf's own name."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: param_spec(
         leaf_axes(path, leaf), leaf.shape, target, rules, jax.tree_util.keystr(path)), tree)

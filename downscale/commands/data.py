@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from downscale.commands import data_extract
@@ -140,7 +141,7 @@ def run(args: argparse.Namespace) -> int | None:
     return VERBS[args.verb](args)
 
 
-def with_verb(argv: list[str]) -> list[str]:
+def with_verb(argv: Sequence[str] | None) -> list[str]:
     """`argv` with the verb 'world' where a study file follows `data` directly."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ['data'] and len(argv) > 1 and argv[1].partition(':')[0].endswith('.py'):

@@ -113,7 +113,7 @@ def local_path(text: str) -> Path:
     return Path(text)
 
 
-def run_folder(text: str) -> Path:
+def run_folder(text: str) -> str:
     """The text of a run folder of a launch: on this machine, or gs://BUCKET/... of a bucket."""
     if not text.startswith('gs://'):
         return str(local_path(text))

@@ -76,7 +76,7 @@ def record_of(row: Any, name: str, source: Source, folder: PathLike) -> Record:
     return record_from(parts_of(row, source.ask, source.ignore), name, source, folder)
 
 
-def record_from(parts: Parts, name: str, source: Source, folder: Path) -> Record:
+def record_from(parts: Parts, name: str, source: Source, folder: PathLike) -> Record:
     """The `Record` of the `Parts` of a row."""
     if not parts.pictures and not source.text_rows and (parts.captioned or parts.pointer):
         raise Rejected('no picture', (f'{parts.pointer!r} tells of one' if parts.pointer else
@@ -126,7 +126,7 @@ def check_texts(turns: Sequence[Turn]) -> None:
             raise Rejected('chat token', f'{token[0]} in the text')
 
 
-def picture_of(name: str, folder: Path) -> bytes:
+def picture_of(name: str, folder: PathLike) -> bytes:
     """The bytes of picture file `name` below `folder`, or of the picture that it encodes."""
     if inside(name):
         return _decoded(name)
