@@ -7,7 +7,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from downscale.sharding import shardings
 from downscale.train.optimizer import group_of, transform
 
 
@@ -48,11 +47,6 @@ def unmoved(before, params):
     """The groups of `before`, what `bits` gave as plain numbers, that `params` hold unchanged."""
     after = bits(params, tuple(before))
     return [group for group, total in before.items() if int(after[group]) == total]
-
-
-def state_shardings(state, mesh, rules):
-    """The sharding of every leaf; the optimiser's trees end in the same names as the params."""
-    return shardings(state, mesh, rules)
 
 
 def abstract(state, shards):

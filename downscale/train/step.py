@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
-from downscale.sharding import BATCH_AXES, batch_sharding, specs
+from downscale.sharding import BATCH_AXES, batch_sharding, shardings, specs
 from downscale.train.loss import next_token
 from downscale.train.optimizer import scaled, transform
-from downscale.train.state import split, state_shardings
+from downscale.train.state import split
 
 
 def token_loss(model, params, batch):
@@ -132,7 +132,7 @@ def compiled_step(model, loss, optimizer, trainable, mesh):
         model = model.clone(kernels=True)
 
     def step(state, batch, rates):
-        shards = state_shardings(state, mesh, model.rules)
+        shards = shardings(state, mesh, model.rules)
         state, metrics = train_step(state, batch, rates, model=model, loss=loss,
                                     optimizer=optimizer, trainable=trainable)
         return jax.lax.with_sharding_constraint(state, shards), metrics
