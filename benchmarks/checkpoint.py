@@ -67,14 +67,14 @@ class Trainer:
         from downscale.config import Optimizer
         from downscale.model.init import init_params
         from downscale.model.vlm import Vlm
-        from downscale.sharding import mesh
+        from downscale.sharding import mesh, shardings
         from downscale.sizes import LANGUAGE, scale
-        from downscale.train.state import abstract, new_state, state_shardings
+        from downscale.train.state import abstract, new_state
         from downscale.train.step import compiled_step
         model = Vlm(scale(LANGUAGE['qwen3']['0.6b'], 1024, layers, VOCABULARY), None)
         grid, optimizer, trainable = mesh(), Optimizer(), ('language',)
         fresh = new_state(init_params(model, 0, trainable), optimizer, trainable)
-        shards = state_shardings(fresh, grid, model.rules)
+        shards = shardings(fresh, grid, model.rules)
         self.state, self.target = jax.device_put(fresh, shards), abstract(fresh, shards)
         self.millions = sum(leaf.size for leaf in jax.tree.leaves(fresh['params'])) / 1e6
         self.compiled = compiled_step(model, 'tokens', optimizer, trainable, grid)

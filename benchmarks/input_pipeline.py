@@ -62,8 +62,8 @@ def make_step(cell, stage, batch):
     import jax
 
     from downscale.model.init import init_params
-    from downscale.sharding import batch_sharding, mesh
-    from downscale.train.state import new_state, state_shardings
+    from downscale.sharding import batch_sharding, mesh, shardings
+    from downscale.train.state import new_state
     from downscale.train.step import compiled_step
     model, target = model_of(cell, stage.name), mesh()
     groups = ('language', *(('tower', 'connector') if stage.tiles else ()),
@@ -71,7 +71,7 @@ def make_step(cell, stage, batch):
     trainable, rates = tuple(stage.trainable), dict(stage.rates)
     with jax.set_mesh(target):
         state = new_state(init_params(model, 0, groups), cell.optimizer, trainable)
-        held = [jax.device_put(state, state_shardings(state, target, model.rules))]
+        held = [jax.device_put(state, shardings(state, target, model.rules))]
     step = compiled_step(model, stage.loss, cell.optimizer, trainable, target)
 
     def run(count, batches=None):

@@ -50,9 +50,9 @@ def make_step(shape):
     from downscale.config import Optimizer
     from downscale.model.init import init_params
     from downscale.model.vlm import Vlm
-    from downscale.sharding import batch_sharding, mesh
+    from downscale.sharding import batch_sharding, mesh, shardings
     from downscale.sizes import SIGLIP
-    from downscale.train.state import new_state, state_shardings
+    from downscale.train.state import new_state
     from downscale.train.step import compiled_step
 
     model = Vlm(shape, SIGLIP['micro'], unroll=shape.N)
@@ -64,7 +64,7 @@ def make_step(shape):
              'weights': np.ones((ROWS, LENGTH), np.float32)}
     with jax.set_mesh(target):
         state = new_state(init_params(model, 0, ('language',)), optimizer, ('language',))
-        state = jax.device_put(state, state_shardings(state, target, model.rules))
+        state = jax.device_put(state, shardings(state, target, model.rules))
         batch = jax.device_put(batch, batch_sharding(target, model.rules))
     step = compiled_step(model, 'tokens', optimizer, ('language',), target)
     held = [state]

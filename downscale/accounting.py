@@ -148,25 +148,6 @@ def kv_bytes(language: LanguageConfig, value_bytes: int = 2) -> int:
     return 2 * language.N * language.K * language.E * value_bytes
 
 
-def state_bytes(language: LanguageConfig, vision: VisionConfig | None = None,
-                groups: Iterable[str] = STAGE_GROUPS, value_bytes: int = 4) -> int:
-    """Bytes of a train state: every parameter, and two AdamW moments for each trained one.
-
-    Gradients (one more value per trained parameter) are alive inside the step only.
-    """
-    everything = totals(language, vision)['n_total']
-    return value_bytes * (everything + 2 * trainable(language, vision, groups))
-
-
-def residual_bytes(language: LanguageConfig, rows: int, length: int, value_bytes: int = 2) -> int:
-    """Bytes of the block inputs that a step with remat keeps for the backward pass: N * B * L * D.
-
-    Exact for what remat stores, and no more than a floor for the step: the float32 logits (see
-    `logit_bytes`) and one block's own intermediates come on top, and the compiler decides those.
-    """
-    return language.N * rows * length * language.D * value_bytes
-
-
 def logit_bytes(language: LanguageConfig, positions: int, value_bytes: int = 4) -> int:
     """Bytes of one copy of the logits of `positions` positions; a loss may hold several."""
     return positions * language.V * value_bytes

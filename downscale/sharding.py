@@ -230,6 +230,7 @@ def specs(tree: Any, target: Mesh | AbstractMesh, rules: Rules) -> Any:
 def shardings(tree: Any, target: Mesh, rules: Rules) -> Any:
     """The NamedSharding on mesh `target` of every leaf of `tree`, read off the leaf's own name.
 
+    A train state may be given too: the optimiser's trees end in the names of the parameters.
     Raises ValueError, with the arithmetic, where a mesh axis does not divide a parameter's axis.
     """
     return jax.tree.map(lambda parts: NamedSharding(target, parts), specs(tree, target, rules),

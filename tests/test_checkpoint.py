@@ -14,9 +14,9 @@ from downscale.data.pipeline import Share, stream
 from downscale.model.init import abstract_params, init_params
 from downscale.runtime import exits
 from downscale.runtime.files import write_json
-from downscale.sharding import mesh
+from downscale.sharding import mesh, shardings
 from downscale.train import checkpoint, checksums
-from downscale.train.state import abstract, new_state, state_shardings
+from downscale.train.state import abstract, new_state
 
 WHOLE = Share()
 
@@ -63,7 +63,7 @@ def restored(folder, devices, depth=2, share=WHOLE):
     """(state, meta, next batch) of the newest checkpoint, put on a mesh."""
     batches = iter(stream(small.sampler('text', tiles=0), 0, share))
     state = jax.eval_shape(lambda: state_at(0, depth))
-    shards = state_shardings(state, devices, small.model().rules)
+    shards = shardings(state, devices, small.model().rules)
     manager = checkpoint.open_manager(folder)
     try:
         found, meta = checkpoint.restore(manager, abstract(state, shards), batches)
@@ -110,7 +110,7 @@ def test_parameters_alone_come_back_as_numpy_and_by_group(written):
 def test_parameters_go_where_their_target_says(written):
     devices = mesh(fsdp=4)
     target = abstract_params(small.model(2), ('language',))
-    target = abstract(target, state_shardings(target, devices, small.model().rules))
+    target = abstract(target, shardings(target, devices, small.model().rules))
     found = checkpoint.load_params(written[0], target)
     assert_same(found, init_params(small.model(2), 5, ('language',)))
     leaf = found['language']['embedding_VD']

@@ -1,12 +1,10 @@
 """One rule chooses the learning rate of every size, and says when the grid was too narrow."""
 import dataclasses
-import json
 import math
 
 import pytest
-from test_experiment import plain
 
-from downscale.laws.learning_rates import RateRun, choose, choose_all, moved, read_run
+from downscale.laws.learning_rates import RateRun, choose, choose_all, moved
 
 
 def runs(*losses, seeds=(0, 1)):
@@ -63,19 +61,3 @@ def test_a_move_is_counted_in_steps_of_the_grid():
     choices[256] = dataclasses.replace(choices[32], grid=choices[32].grid[:-1])
     with pytest.raises(ValueError, match='2 different grids'):
         moved(choices)
-
-
-def test_a_finished_run_tells_its_rate_seed_and_final_loss(tmp_path):
-    folder, cell = tmp_path / 'text', plain()
-    folder.mkdir()
-    with pytest.raises(FileNotFoundError, match='experiment.json; a learning rate is chosen among'):
-        read_run(folder)
-    (folder / 'experiment.json').write_text(json.dumps(cell))
-    rows = [json.dumps({'step': step, 'loss': 40.0 - step}) for step in range(1, 21)]
-    (folder / 'metrics.jsonl').write_text('\n'.join(rows) + '\n')
-    with pytest.raises(FileNotFoundError, match='DONE.json; .* finished'):
-        read_run(folder)
-    (folder / 'DONE.json').write_text('{}')
-    assert read_run(folder) == RateRun(4e-3, cell['seed'], 20.5)  # of the last 2 of 20 steps
-    with pytest.raises(ValueError, match="no stage 'text' that trains 'tower'"):
-        read_run(folder, 'tower')

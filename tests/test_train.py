@@ -15,9 +15,9 @@ import small
 from downscale.config import GROUPS, Optimizer, Schedule
 from downscale.model.init import init_params
 from downscale.runtime import exits
-from downscale.sharding import batch_sharding, mesh
+from downscale.sharding import batch_sharding, mesh, shardings
 from downscale.train import checkpoint, loop
-from downscale.train.state import abstract, new_state, split, state_shardings
+from downscale.train.state import abstract, new_state, split
 from downscale.train.step import compiled_step, gradients, token_loss
 
 RATES = {'language': 3e-3, 'connector': 3e-3, 'tower': 1e-3}
@@ -58,7 +58,7 @@ def stored(folder):
     """Every leaf of the newest checkpoint: parameters, optimiser and step."""
     manager = checkpoint.open_manager(folder)
     state = new_state(text_params(), PLAIN, ('language',))
-    shards = state_shardings(state, one_device(), small.model().rules)
+    shards = shardings(state, one_device(), small.model().rules)
     found, meta = checkpoint.restore(manager, abstract(state, shards),
                                      small.batches('text', tiles=0))
     manager.close()
@@ -157,7 +157,7 @@ def gradient(data=1, fsdp=1, accumulate=1):
     devices = mesh(data, fsdp, devices=jax.devices()[:data * fsdp])
     model, params = small.model(), init_params(small.model(), 0)
     with jax.set_mesh(devices):
-        params = jax.device_put(params, state_shardings(params, devices, model.rules))
+        params = jax.device_put(params, shardings(params, devices, model.rules))
         batch = jax.device_put(picture_batch(), batch_sharding(devices, model.rules))
         run = quick(lambda params, batch: gradients(model, 'tokens', params, {}, batch,
                                                     accumulate))

@@ -3,13 +3,9 @@
 The rate with the lowest final loss, averaged over seeds; of equal ones the smaller. A best rate at
 the end of the grid is an alarm: the grid says nothing of what lies beyond.
 """
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-from downscale.runtime.files import PathLike
 
 LAST = 0.1  # share of the steps whose mean loss counts as final
 
@@ -88,22 +84,3 @@ def moved(choices: Mapping[str, RateChoice]) -> int:
         raise ValueError(f'sizes {list(choices)} were swept over {len(grids)} different grids')
     places = [choice.place for choice in choices.values()]
     return max(places) - min(places)
-
-
-def read_run(folder: PathLike, group: str = 'language') -> RateRun:
-    """The `RateRun` of a stage's folder: rate of `group`, seed, mean loss of the last tenth.
-
-    FileNotFoundError or ValueError, in one line, where it did not finish.
-    """
-    folder = Path(folder)
-    for name in ('experiment.json', 'metrics.jsonl', 'DONE.json'):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f'no {folder / name}; a learning rate is chosen among finished '
-                                    'runs, so train or resume this one first')
-    cell = json.loads((folder / 'experiment.json').read_text())
-    stage = next((stage for stage in cell['stages'] if stage['name'] == folder.name), None)
-    if stage is None or group not in stage['trainable']:
-        raise ValueError(f'{folder}: no stage {folder.name!r} that trains {group!r}')
-    losses = [json.loads(line)['loss'] for line in (folder / 'metrics.jsonl').open()]
-    last = losses[-max(1, round(LAST * len(losses))):]
-    return RateRun(stage['rates'][group], cell['seed'], math.fsum(last) / len(last))

@@ -31,7 +31,7 @@ from downscale.planner.topologies import topology
 from downscale.runtime.files import write_json
 from downscale.sharding import batch_sharding, mesh, shardings, spec
 from downscale.stages.models import model_of
-from downscale.train.state import abstract, new_state, state_shardings
+from downscale.train.state import abstract, new_state
 from downscale.train.step import compiled_step
 from downscale.values import from_dict
 
@@ -96,7 +96,7 @@ def lowered_train(cell, request, target, params):
     state = jax.eval_shape(lambda: new_state(
         jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params), cell.optimizer,
         groups))
-    state = abstract(state, state_shardings(state, target, model.rules))
+    state = abstract(state, shardings(state, target, model.rules))
     rates = {group: jax.ShapeDtypeStruct((), jnp.float32) for group in groups}
     batch = _batch(cell, stage, batch_sharding(target, model.rules))
     step = compiled_step(model, stage.loss, cell.optimizer, groups, target)

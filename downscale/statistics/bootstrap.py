@@ -280,16 +280,6 @@ def paired_difference(first: Column, second: Column, clusters: Column,
                     bounds=(-1, 1))
 
 
-def clustered_se(values: Column, clusters: Column) -> float:
-    """Standard error of the mean when the items of one cluster move together (Miller, eq. 4)."""
-    values = np.asarray(values, dtype=float)
-    _, place = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
-    sums = np.bincount(place, values - values.mean())
-    if len(sums) < 2:
-        return np.nan
-    return float(np.sqrt(np.sum(sums ** 2) * len(sums) / (len(sums) - 1)) / len(values))
-
-
 def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval (low, high) for one proportion of independent trials."""
     if n == 0:

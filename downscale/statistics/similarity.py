@@ -4,14 +4,6 @@ import numpy as np
 ROUNDING = 1e-12
 
 
-def hsic(first: np.ndarray, second: np.ndarray) -> float:
-    """The unbiased estimate of HSIC with linear kernels, for features [items, width].
-
-    After Song et al. 2012 (JMLR 13:1393). It may be negative, and needs at least four items.
-    """
-    return _hsic(*_kernels(first, second))
-
-
 def cka(first: np.ndarray, second: np.ndarray) -> float:
     """Unbiased linear centred kernel alignment of features [items, width] of the same items.
 
@@ -44,6 +36,10 @@ def _kernel(features):
 
 
 def _hsic(k, m):
+    """The unbiased estimate of HSIC of two kernels (Song et al. 2012, JMLR 13:1393).
+
+    It may be negative, and needs at least four items.
+    """
     n, k_sums, m_sums = len(k), k.sum(axis=0), m.sum(axis=0)
     whole = np.sum(k * m) + k_sums.sum() * m_sums.sum() / ((n - 1) * (n - 2))
     return float((whole - 2 * (k_sums @ m_sums) / (n - 2)) / (n * (n - 3)))

@@ -25,9 +25,9 @@ from downscale.runtime import exits, processes
 from downscale.runtime.files import in_bucket, lock, naming, place, scratch, write_bytes
 from downscale.runtime.memory import give_back
 from downscale.runtime.peers import say
-from downscale.sharding import Rules, batch_sharding
+from downscale.sharding import Rules, batch_sharding, shardings
 from downscale.train import checkpoint
-from downscale.train.state import abstract, bits, new_state, state_shardings, unmoved
+from downscale.train.state import abstract, bits, new_state, unmoved
 from downscale.train.step import compiled_step
 from downscale.train.trackers import Tracker
 
@@ -145,7 +145,7 @@ def start(manager: Any, params: Callable[[], dict[str, Any]], shapes: dict[str, 
     fresh = manager.latest_step() is None
     values = params() if fresh else shapes or jax.eval_shape(params)
     shape = jax.eval_shape(lambda: new_state(values, optimizer, trainable))
-    shards = state_shardings(shape, mesh, rules)
+    shards = shardings(shape, mesh, rules)
     if fresh:
         placed = jax.tree.map(lambda leaf, sharding: jax.make_array_from_callback(
             leaf.shape, sharding, lambda index: leaf[index]), values, shards['params'])
@@ -160,7 +160,7 @@ def _new_state_on(optimizer, trainable, mesh, rules):
     """`new_state` under jit: no device ever holds the whole of an optimiser's moments."""
     def make(params):
         state = new_state(params, optimizer, trainable)
-        return jax.lax.with_sharding_constraint(state, state_shardings(state, mesh, rules))
+        return jax.lax.with_sharding_constraint(state, shardings(state, mesh, rules))
     return jax.jit(make, donate_argnums=0)
 
 

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
-from downscale.sharding import Rules, shardings
 from downscale.train.optimizer import group_of, transform
 
 if TYPE_CHECKING:
@@ -56,11 +54,6 @@ def unmoved(before: dict[str, int], params: dict[str, Any]) -> list[str]:
     """The groups of `before`, what `bits` gave as plain numbers, that `params` hold unchanged."""
     after = bits(params, tuple(before))
     return [group for group, total in before.items() if int(after[group]) == total]
-
-
-def state_shardings(state: Any, mesh: Mesh, rules: Rules) -> Any:
-    """The sharding of every leaf; the optimiser's trees end in the same names as the params."""
-    return shardings(state, mesh, rules)
 
 
 def abstract(state: Any, shards: Any) -> Any:

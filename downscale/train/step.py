@@ -10,10 +10,10 @@ from jax.sharding import Mesh, PartitionSpec
 
 from downscale.model.tower_words import WordModel
 from downscale.model.vlm import Vlm
-from downscale.sharding import BATCH_AXES, batch_sharding, specs
+from downscale.sharding import BATCH_AXES, batch_sharding, shardings, specs
 from downscale.train.loss import next_token
 from downscale.train.optimizer import scaled, transform
-from downscale.train.state import split, state_shardings
+from downscale.train.state import split
 
 if TYPE_CHECKING:
     from downscale.config import Optimizer
@@ -146,7 +146,7 @@ def compiled_step(model: Vlm | WordModel, loss: str, optimizer: 'Optimizer',
         model = model.clone(kernels=True)
 
     def step(state, batch, rates):
-        shards = state_shardings(state, mesh, model.rules)
+        shards = shardings(state, mesh, model.rules)
         state, metrics = train_step(state, batch, rates, model=model, loss=loss,
                                     optimizer=optimizer, trainable=trainable)
         return jax.lax.with_sharding_constraint(state, shards), metrics

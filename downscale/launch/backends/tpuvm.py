@@ -157,12 +157,6 @@ def resources(group, zones):
                 if _labels(value).get('downscale-run') == group]
 
 
-def orphans(backend, specs):
-    """The resources of the run folder that none of `specs` asks for."""
-    names = {spec.name for spec in specs}
-    return [resource for resource in backend.observe(specs) if resource.name not in names]
-
-
 def _labels(value):
     return value['tpu']['nodeSpec'][0]['node'].get('labels', {})
 
