@@ -9,6 +9,7 @@ import types
 import warnings
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 # Old path: where its names are now, searched in this order.
 MOVED = {
@@ -131,6 +132,8 @@ RENAMED = {('experiment', 'cells'): 'cells_of'}
 def attribute(old, name):
     """The value that `name` had in the module `old` ('places'); AttributeError where nothing has
     it."""
+    if (Path(__file__).parent.joinpath(*old.split('.')) / f'{name}.py').is_file():
+        raise AttributeError(name)  # a file of the room: the import that asks will open it
     name = RENAMED.get((old, name), name)
     for place in MOVED[old].split():
         module = importlib.import_module(f'downscale.{place}')

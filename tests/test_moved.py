@@ -1,5 +1,7 @@
 """Files that people wrote with the import paths of before keep working, with a warning."""
 import importlib
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -47,3 +49,14 @@ def test_nothing_of_ours_uses_an_old_path():
                 if dotted.startswith('downscale.')}
         rooms = {'experiment', 'study', 'stages', 'data.scenes'}  # packages now
         assert not used & set(MOVED) - rooms, name
+
+
+@pytest.mark.parametrize('name', ['stages.inputs', 'study.tasks', 'experiment.sweeps',
+                                  'data.scenes.dataset'])
+def test_a_file_of_a_room_that_was_a_module_is_imported_first(name):
+    """In a process of its own: nothing else is there yet, and no old path is looked up."""
+    code = f'import sys, downscale.{name}; print("downscale.stages.training" in sys.modules)'
+    done = subprocess.run([sys.executable, '-W', 'error', '-c', code], capture_output=True,
+                          text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == 'False\n'
