@@ -64,7 +64,8 @@ def imports(tree):
     """
     typing_only = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == 'TYPE_CHECKING':
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) \
+                and node.test.id == 'TYPE_CHECKING':
             typing_only |= set(node.body)
     for node in ast.walk(tree):
         if node in typing_only:
