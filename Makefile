@@ -63,6 +63,7 @@ real: $(foreach depth,$(DEPTHS),models/smollm2-135m-d$(depth)/DONE.json) \
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/python tools/measures.py --limits
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
 # The TPU compiler, which needs no TPU.
 $(BIN)/.compiler: $(BIN)/.installed

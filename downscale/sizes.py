@@ -151,6 +151,7 @@ def scale(base: LanguageConfig, width: int | None = None, depth: int | None = No
             raise ValueError(f'width {width}: {letter} = {field} * {width} / {base.D} = '
                              f'{field * width / base.D:g} is not whole; nearest width is {best}')
         parts[letter] = field * width // base.D
+    # pyrefly: ignore[bad-argument-type]
     return replace(base, D=width, N=depth, V=vocabulary or base.V, **parts)
 
 

@@ -53,6 +53,7 @@ def over(s: Scored, groups: Sequence,
     columns = shares > 0
     weights = np.concatenate([np.asarray(part, dtype=float) for part, _ in parts])
     bounds = float(np.minimum(weights, 0).sum()), float(np.maximum(weights, 0).sum())
+    # pyrefly: ignore[bad-argument-type]
     return bootstrap.interval(value, draws, means.n[columns].sum(),
                               bootstrap.effective(means.clusters[columns], shares[columns]),
                               bounds=bounds, seeds=means.seeds, planned=means.planned)

@@ -56,6 +56,7 @@ def stages_of(s: Scored) -> dict[tuple[str, str], Trained]:
         for path in sorted(s.study.root.glob('cells/*/*/experiment.json')):
             cell, stage = path.parent.parent.name, path.parent.name
             value = read_object(path)
+            # pyrefly: ignore[bad-argument-type]
             check(value, {'size': str, 'seed': int, 'stages': list, 'language': dict}, short(path))
             one = next((one for one in value['stages']
                         if isinstance(one, dict) and one.get('name') == stage), None)

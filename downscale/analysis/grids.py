@@ -151,6 +151,7 @@ def corners(s: Scored, groups: Panel) -> Corners:
     whole = {seed: cells for seed, cells in sorted(seeds.items()) if set(CORNERS) <= set(cells)}
     if not whole:
         raise Missing('no seed has all four pairs of smallest and largest sizes')
+    # pyrefly: ignore[bad-argument-type]
     return Corners(*ends, whole, tuple(sorted(set(seeds) - set(whole))))
 
 

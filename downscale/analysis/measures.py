@@ -121,6 +121,7 @@ def means_of(s: Scored,
     """
     planned = planned_seeds(s, groups)
     groups = _common_seeds(s, groups)
+    # pyrefly: ignore[bad-argument-type]
     paired = pair(s.study, [cells for group in groups for cells in group])
     _make_means(s, [cell for group in groups for cells in group for cell in cells])
     count = len(groups[0])

@@ -111,6 +111,7 @@ def synth(seed: int = 0, to: Path | str | bool | None = None, *, sizes: int = 4,
         return Synthetic(study_of(Path(), meta, list(evaluations.values()), list(texts.values()),
                                   {}, (), {}, f'synthetic {seed}'), None, truth)
     from downscale.analysis.synthetic_files import write_folder
+    # pyrefly: ignore[bad-argument-type]
     folder = Path(tempfile.mkdtemp(prefix='synth-') if to is True else to)
     study = write_folder(folder, rng, design, meta, evaluations, texts)
     return Synthetic(study, folder, truth)

@@ -84,6 +84,7 @@ def architecture_of(config: dict[str, Any], where: Path) -> str:
             isinstance(inner, dict) and inner.get('quantization_config')):
         raise ValueError(f'{where}: the weights are quantised (quantization_config); import the '
                          'unquantised model')
+    # pyrefly: ignore[bad-return]
     return name
 
 

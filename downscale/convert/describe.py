@@ -53,13 +53,16 @@ def describe(form: str, language: LanguageConfig | None, vision: VisionConfig | 
     row of the embedding, which is spare in the Qwen vocabularies.
     """
     base = base or {}
+    # pyrefly: ignore[bad-argument-type]
     same = bool(base) and architecture_of(base, 'config.json') == MODEL_TYPES[form]
     inner = base.get('text_config') or base
     kept = {key: inner[key] for key in CARRIED if key in inner}
     if form == 'llava_onevision':
+        # pyrefly: ignore[bad-argument-type]
         text = {**(inner if same else kept), **_text(language, text_kind(language), inner)}
         ours = _onevision(language, vision, pictures, text, base if same else {}, image_token)
     else:
+        # pyrefly: ignore[bad-argument-type]
         ours = {**kept, **_text(language, text_kind(language), base if same else {})}
         if form == 'llava_qwen_3':
             ours.update(_llava_qwen3(vision, pictures, base if same else {}))

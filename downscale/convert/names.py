@@ -163,6 +163,7 @@ def entries(prefixes: dict[str, str], language: LanguageConfig | None,
     for section, prefix in prefixes.items():
         place, rows = SECTIONS[section]
         for leaf, name, kind in rows:
+            # pyrefly: ignore[bad-argument-type]
             if place == 'language/' and not wanted(leaf, language):
                 continue
             sizes = letter_sizes(place.rstrip('/'), language, vision)

@@ -55,8 +55,10 @@ def parity(folder: Path) -> dict[str, Any]:
         raise ValueError(f'{folder} holds a {source.architecture}; parity needs a tower and a '
                          'language model')
     cell = Experiment('parity', source.architecture, 0, source.language, source.vision,
+                      # pyrefly: ignore[bad-argument-type]
                       pictures=source.pictures)
     params = jax.tree.map(lambda leaf: leaf.read().astype(np.float32), source.leaves)
+    # pyrefly: ignore[bad-argument-type]
     placed, tiles = images.cut((folder / 'image.png').read_bytes(), cell.vision, cell.pictures)
     prompt = _prompt(expected['input_ids'].reshape(-1), placed, tiles)
     errors = _errors(_computed(cell, params, prompt, expected), expected, cell.vision)

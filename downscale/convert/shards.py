@@ -48,6 +48,7 @@ class Tensor:
         rows, *rest = self.shape or (1,)
         stop = rows if stop is None else stop
         array = np.empty((stop - start, *rest) if self.shape else (), self.dtype)
+        # pyrefly: ignore[bad-argument-type]
         buffer = memoryview(array.reshape(-1).view(np.uint8))
         begin = self.offset + start * math.prod(rest) * self.dtype.itemsize
         with open(self.path, 'rb', buffering=0) as file:
@@ -220,6 +221,7 @@ def write_tensors(path: Path, rows: Sequence[tuple[str, np.dtype, tuple[int, ...
     with open(path, 'wb') as file:
         file.write(struct.pack('<Q', len(text)) + text)
         for _ in rows:
+            # pyrefly: ignore[bad-argument-type]
             data = memoryview(next(arrays).reshape(-1).view(np.uint8))
             for start in range(0, len(data), WRITE_BYTES):
                 file.write(data[start:start + WRITE_BYTES])

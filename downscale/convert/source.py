@@ -151,6 +151,7 @@ def arrange(architecture: str, tensors: Mapping[str, Tensor], language: Language
         *path, last = entry.leaf.split('/')
         for key in path:
             node = node.setdefault(key, {})
+        # pyrefly: ignore[bad-argument-type]
         node[last] = Leaf(entry.leaf, entry.shape, parts[0].dtype, entry.kind, entry.stacked, parts)
     return leaves, notes
 

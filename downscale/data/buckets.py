@@ -89,6 +89,7 @@ class Packer:
         if len(closed) < shape.batch:
             return None
         self.closed[bucket] = []
+        # pyrefly: ignore[bad-return]
         return bucket, closed
 
     def state(self) -> dict[str, Any]:

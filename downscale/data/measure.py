@@ -38,6 +38,7 @@ def picture_cost(width: int, height: int, layout: Layout, alone: bool) -> tuple[
     vision, pictures = layout.vision, layout.pictures
     tiles = 1
     if images.mode_of(pictures, alone) == 'anyres':
+        # pyrefly: ignore[bad-argument-type]
         tiles += math.prod(images.best_grid(width, height, vision, pictures))
     return images.token_count(width, height, vision, pictures, alone), tiles
 

@@ -122,7 +122,7 @@ def structural_ids(tokenizer: Tokenizer, chat: Chat | Template) -> frozenset[int
     return frozenset(found)
 
 
-def thought_ids(tokenizer: Tokenizer) -> tuple[int, int, int]:
+def thought_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     """Ids of <think>, </think> and a line break, -1 for each that is not one token."""
     found = [tokenizer.token_to_id(text) for text in THINK]
     breaks = tokenizer.encode('\n', add_special_tokens=False).ids

@@ -45,6 +45,7 @@ def _count(event, seconds, **_):
         _compiled['seconds'] += seconds
 
 
+# pyrefly: ignore[bad-argument-type]
 jax.monitoring.register_event_duration_secs_listener(_count)
 
 
@@ -105,6 +106,7 @@ class Engine:
         for done, (index, reply) in enumerate(self.stream(asked, decoding), 1):
             replies[index] = reply
             report(done, len(asked))
+        # pyrefly: ignore[bad-return]
         return replies
 
     def stream(self, asked: Sequence[Request],

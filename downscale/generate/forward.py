@@ -70,6 +70,7 @@ def see(model: Vlm, params: dict[str, Any], tiles_BPQ: jax.Array) -> jax.Array:
     tower = Tower(model.vision, model.rules, model.dtype, unroll=model.unroll)
     features_BPW = tower.apply({'params': params['tower']}, tiles_BPQ)
     connector = Connector(model.language.D, model.rules, model.dtype)
+    # pyrefly: ignore[bad-return]
     return connector.apply({'params': params['connector']}, features_BPW)
 
 

@@ -34,7 +34,9 @@ class Prompt:
         digest = hashlib.sha256()
         for array in (self.tokens, self.image_index, self.image_weight):
             if array is not None:
+                # pyrefly: ignore[bad-argument-type]
                 digest.update(np.ascontiguousarray(array[:self.prefix]))
+        # pyrefly: ignore[bad-argument-type]
         digest.update(np.ascontiguousarray(self.tiles))
         return digest.hexdigest()
 

@@ -109,6 +109,7 @@ def selfcheck(prompts: int, slots: Sequence[int], seed: int, temperature: float,
                 for count in slots for order in (1, -1) for refill in (True, False)]
     first, of_mesh, differing, difference = None, {}, 0, None
     for done, (name, mesh, count, order, refill) in enumerate(settings, 1):
+        # pyrefly: ignore[bad-argument-type]
         engine = Engine(model, params, encoder, count, mesh, refill)
         replies = engine.write(asked[::order], decoding)[::order]
         first = first or replies

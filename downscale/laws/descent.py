@@ -73,7 +73,7 @@ def _steps(gradient, near, above, damping):
 
 
 def descend(problem: Problem, weights: np.ndarray, theta: np.ndarray,
-            close: float = CLOSE) -> tuple[np.ndarray, np.ndarray]:
+            close: float = CLOSE) -> tuple[np.ndarray, ...]:
     """Parameter vectors [S, p] at minima reached from `theta`, and their Huber sums [S].
 
     `weights` [S, n] may differ by vector: a resample is a start with weights.

@@ -24,6 +24,7 @@ class Jsonable:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that are printed, as dicts, lists and numbers; what is not finite is None."""
+        # pyrefly: ignore[bad-argument-type]
         return plain({f.name: getattr(self, f.name) for f in fields(self) if f.repr})
 
 

@@ -90,4 +90,5 @@ def abstract_params(model: 'Vlm', parts: tuple[str, ...] = PARTS) -> dict[str, A
 
 def init_params(model: 'Vlm', seed: int, parts: Sequence[str] = PARTS) -> dict[str, Any]:
     """Fresh values of the named groups of a `Vlm`, as numpy."""
+    # pyrefly: ignore[bad-argument-type]
     return init_tree(abstract_params(model, tuple(parts)), seed, model.growth)

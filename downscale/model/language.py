@@ -121,6 +121,7 @@ class Language(nn.Module):
             x_BLD = jnp.where(image_mask_BL[:, :, None], image_BLD.astype(self.dtype), x_BLD)
         x_BLD = constrain(x_BLD, 'BLD', self.rules)
         read = taps and taps.reader(image_mask_BL)
+        # pyrefly: ignore[bad-argument-type]
         blocks = nn.scan(rematerialised(partial(whole_text, read=read), self.remat),
                          variable_axes={'params': 0}, split_rngs={'params': True},
                          in_axes=(0, nn.broadcast, nn.broadcast), length=c.N,

@@ -79,10 +79,12 @@ class Vlm(nn.Module):
             newline_D = self.param('image_newline_D', SHAPE_ONLY, (width,)).astype(self.dtype)
             features_BLD = jnp.concatenate(
                 [features_BLD, jnp.broadcast_to(newline_D, (B, 1, width))], axis=1)
+        # pyrefly: ignore[bad-argument-type]
         image_BLD = splice(features_BLD, image_index_BLC, image_weight_BLC)
         image_BLD = constrain(image_BLD, 'BLD', self.rules)
         out = decoder(tokens_BL, positions_BL, segments_BL, image_BLD,
                       image_index_BLC[:, :, 0] >= 0, finish, taps)
         if not taps:
             return out
+        # pyrefly: ignore[bad-argument-type]
         return out[0], taps.features(features_BPW, features_BPD, image_index_BLC) | out[1]

@@ -67,6 +67,7 @@ LONGEST_ERROR = 300
 def code_of(error: BaseException) -> int:
     """The exit code that an exception stands for."""
     if isinstance(error, (Failed, SystemExit)):
+        # pyrefly: ignore[bad-return]
         return error.code
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED

@@ -35,6 +35,7 @@ def place(path: PathLike) -> Path:
     logging.getLogger('gcsfs').setLevel(logging.CRITICAL)  # pages of each retry; it also raises
     # What other machines write would stay unseen.
     fsspec.config.conf['gcs'] = {'use_listings_cache': False, **fsspec.config.conf.get('gcs', {})}
+    # pyrefly: ignore[bad-return]
     return epath.Path(path)
 
 

@@ -39,6 +39,7 @@ def cache_folder() -> Path | str:
         folder = given if given.startswith(BUCKET) else Path(given)
     else:
         folder = _user_cache() / 'downscale' / 'xla'
+    # pyrefly: ignore[bad-argument-type]
     if str(folder).startswith(BUCKET) or writable(folder):
         return folder
     instead = Path(tempfile.gettempdir()) / f'downscale-{os.getuid()}' / 'xla'

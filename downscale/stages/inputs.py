@@ -128,4 +128,5 @@ def sizes_of(stage: Stage, sampler: Sampler | CorpusSampler, seed: int) -> np.nd
     """int32 [n, 2]: tokens and tiles of the conversations of a stage's first epoch."""
     if stage.mixture:
         return sampler.sizes(seed)
+    # pyrefly: ignore[bad-argument-type]
     return padding.sizes(sampler.library.source.folder, sampler, seed)

@@ -55,6 +55,7 @@ def abstract_of(model: Model, stored: dict[str, tuple[tuple[int, ...], str]],
         tree = abstract_word_params(model)
     else:
         groups = {name.split('/')[0] for name in stored}  # a foreign one is told later
+        # pyrefly: ignore[bad-argument-type]
         tree = abstract_params(model, tuple(sorted(groups & set(PARTS))))
 
     def typed(path, leaf):

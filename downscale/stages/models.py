@@ -10,9 +10,12 @@ Model = Vlm | WordModel | Tower
 def model_of(experiment: Experiment, stage: str = 'instruct') -> Model:
     """The module that a stage of an `Experiment` trains; an imported tower alone is a `Tower`."""
     if experiment.language is None:
+        # pyrefly: ignore[bad-argument-type]
         return Tower(experiment.vision, dtype=experiment.dtype, unroll=experiment.unroll)
     if stage == 'tower':
+        # pyrefly: ignore[bad-argument-type]
         return WordModel(experiment.vision, experiment.language.V, unroll=experiment.unroll)
+    # pyrefly: ignore[bad-argument-type]
     return Vlm(experiment.language, experiment.vision, dtype=experiment.dtype,
                remat=experiment.remat, unroll=experiment.unroll,
                newline=experiment.layout(stage).newline,

@@ -18,10 +18,12 @@ def start_shapes(experiment: Experiment, stage: Stage) -> dict[str, Any]:
     """The ShapeDtypeStructs of `start_params`; nothing is read."""
     model = model_of(experiment, stage.name)
     if stage.name == 'tower':
+        # pyrefly: ignore[bad-argument-type]
         return abstract_word_params(model)
     groups = ['language']
     if stage.tiles:
         groups += ['tower', 'connector', *['image_newline_D'] * model.newline]
+    # pyrefly: ignore[bad-argument-type]
     return abstract_params(model, tuple(groups))
 
 

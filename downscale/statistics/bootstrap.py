@@ -201,6 +201,7 @@ def with_macro(means: Means) -> Means:
     """The same means, and behind the groups their plain mean as the group 'macro'."""
     whole = macro(means)
     return Means((*means.groups, *whole.groups),
+                 # pyrefly: ignore[bad-argument-type]
                  *(np.concatenate(pair, axis=-1) for pair in (
                      (means.value, whole.value), (means.draws, whole.draws),
                      (means.n, whole.n), (means.clusters, whole.clusters))), means.seeds,
@@ -236,6 +237,7 @@ def interval(value: float, draws: np.ndarray, n: int, clusters: int, level: floa
         return Interval(float(value), np.nan, np.nan, int(n), int(clusters), f'none ({why})', seeds)
     tail, over = (1 - level) / 2, covers_seeds(seeds, planned)
     if over and seeds < 2:
+        # pyrefly: ignore[bad-argument-type]
         return Interval(float(value), *map(float, bounds), int(n), int(clusters),
                         f'unbounded: {seeds} of {planned} seeds', seeds)
     low, high = np.quantile(draws, [tail, 1 - tail])

@@ -135,7 +135,7 @@ def save(manager: ocp.CheckpointManager, state: Any, stream: Any, meta: dict[str
 
 
 def restore(manager: ocp.CheckpointManager, target: Any,
-            stream: Any) -> tuple[Any, dict[str, Any] | None]:
+            stream: Any) -> tuple[Any, Any]:
     """The newest complete state, put where `target` (ShapeDtypeStructs) says, `stream` moved along.
 
     Returns (state, meta), or (None, None) when no complete checkpoint exists; half-written ones
@@ -263,6 +263,7 @@ def _steps_in(path):
 def stored_leaves(step_folder: epath.Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """{path: (shape, dtype)} of the stored parameters, without reading them."""
     with _reading(step_folder):
+        # pyrefly: ignore[bad-argument-type]
         metadata = ocp.PyTreeCheckpointHandler().metadata(absolute(step_folder) / 'params')
     tree = getattr(metadata, 'tree', metadata)
     return {jax.tree_util.keystr(p, simple=True, separator='/'): (tuple(m.shape), str(m.dtype))
@@ -392,6 +393,7 @@ def save_leaves(folder: Path, leaves: dict[str, Any], meta: dict[str, Any], step
         handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False,
                                               type_handler_registry=registry)
         (partial / 'params').mkdir(parents=True)
+        # pyrefly: ignore[bad-argument-type]
         handler.save(partial / 'params',
                      args=ocp.args.PyTreeSave(jax.tree.map(_Lazy, leaves)))
         handler.close()
@@ -427,6 +429,7 @@ def open_leaves(folder: PathLike) -> dict[str, Any]:
         *path, last = name.split('/')
         for key in path:
             node = node.setdefault(key, {})
+        # pyrefly: ignore[bad-argument-type]
         node[last] = StoredLeaf(step_folder, name, shape, np.dtype(dtype))
     return tree
 

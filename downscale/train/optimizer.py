@@ -52,9 +52,11 @@ def transform(optimizer: 'Optimizer', growth: Growth = BASE) -> optax.GradientTr
             times, params, multipliers(params, growth).decay))
 
     return optax.chain(
+        # pyrefly: ignore[bad-argument-type]
         optax.GradientTransformation(clip.init, clipped),
         optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps,
                             mu_dtype=optimizer.first_moment),
+        # pyrefly: ignore[bad-argument-type]
         optax.GradientTransformation(decay.init, with_decay))
 
 

@@ -30,6 +30,7 @@ def token_loss(model: Vlm, params: dict[str, Any],
         {'params': params}, batch['tokens'], batch['positions'], batch['segments'],
         batch.get('tiles'), batch.get('image_index'), batch.get('image_weight'),
         finish=partial(next_token, batch=batch, shape=shape, rules=model.rules))
+    # pyrefly: ignore[bad-return]
     return loss, batch['weights'][:, 1:].sum(), hits
 
 
@@ -128,6 +129,7 @@ def train_step(state: dict[str, Any], batch: dict[str, jax.Array], rates: dict[s
         model, loss, moving, frozen, batch, optimizer.accumulate)
     tx = transform(optimizer, model.growth)
     updates, opt_state = tx.update(grads, state['opt_state'], moving)
+    # pyrefly: ignore[bad-argument-type]
     moving = optax.apply_updates(moving, scaled(updates, rates, model.growth))
     metrics = {'loss': value, 'accuracy': hits, 'grad_norm': optax.global_norm(grads),
                'weight': weight}

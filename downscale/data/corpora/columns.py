@@ -339,6 +339,7 @@ def options_in(filled: dict[str, Any]) -> tuple[list[str], list[tuple[str, str]]
     if letters and columns or len(columns) > 1:
         raise Rejected('unclear answer', f'options in {" and ".join((*columns, *letters)[:3])}')
     if letters:
+        # pyrefly: ignore[bad-return]
         return letters, [(letter, _option(filled[letter])) for letter in letters]
     if not columns:
         return [], []

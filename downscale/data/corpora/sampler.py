@@ -55,6 +55,7 @@ class CorpusSampler:
 
     def sequence(self, seed: int) -> Sequence[Drawn]:
         """The endless sequence of `Drawn`, by position."""
+        # pyrefly: ignore[bad-return]
         return _Sequence(self, seed)
 
     def sizes(self, seed: int) -> np.ndarray:

@@ -72,6 +72,7 @@ def write(chunk: Chunk, settings: Settings, stage: str, to: Path) -> dict[str, A
     aside, blank, unmarked = Counter(), 0, 0
     digest = hashlib.sha256()
     writer = ArrayRecordWriter(str(partial), 'group_size:1')
+    # pyrefly: ignore[bad-argument-type]
     for name, row in zip(chunk.names, chunk.part, strict=True):
         try:
             parts = parts_of(row, chunk.source.ask, chunk.source.ignore)

@@ -136,6 +136,7 @@ def picture_of(name: str, folder: PathLike) -> bytes:
         raise Rejected('image path', f'{shown(name)!r} is not fetched; put the picture into a '
                        'folder and give its path')
     try:
+        # pyrefly: ignore[bad-argument-type]
         return images.open_under(folder, name)
     except FileNotFoundError as error:
         raise Rejected('missing image', str(error)) from None

@@ -121,6 +121,7 @@ def build(world: World, data_dir: str | Path, counts: Mapping[str, int],
     asked = {'world': dataclasses.asdict(world), 'counts': dict(sorted(counts.items())),
              'similarity_share': similarity_share}
     digest = hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=6).hexdigest()
+    # pyrefly: ignore[unexpected-keyword]
     config = _Config(name=f'world_{digest}', version=world.version, world=world,
                      counts=tuple(sorted(counts.items())), similarity_share=similarity_share,
                      progress=progress)
@@ -207,6 +208,7 @@ class SceneSource:
         for row in _rows(features['objects']):
             box = tuple(int(edge) for edge in row.pop('box'))
             objects[int(row.pop('picture'))].append(
+                # pyrefly: ignore[bad-argument-type]
                 Object(**{name: value.decode() for name, value in row.items()}, box=box))
         scene_id = features['scene_id'].decode()
         return tuple(Scene(scene_id, tuple(things), int(shade)) for things, shade

@@ -61,6 +61,7 @@ class Target:
         if len(self.answers) == 1 and self.bare:
             return (self.reader.keys.key[self.gold.strip().upper()],)
         found = [self.reader.gold(answer) for answer in self.answers]
+        # pyrefly: ignore[bad-return]
         return () if None in found else tuple(found)
 
     @cached_property
