@@ -244,7 +244,12 @@ def imports(modules):
     arrows = {}
     for module in modules:
         targets = set()
+        # What only a checker of types reads is imported by no program.
+        typing = {child for node in module.nodes if isinstance(node, ast.If)
+                  and ast.unparse(node.test) == 'TYPE_CHECKING' for child in node.body}
         for node in module.nodes:
+            if node in typing:
+                continue
             if isinstance(node, ast.Import):
                 targets.update(alias.name for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
