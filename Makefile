@@ -8,7 +8,7 @@ export JAX_PLATFORMS ?= cpu
 
 help:
 	@echo "make smoke   install, then train, decouple and compare three small models"
-	@echo "make real    install, then cut the depth of SmolLM2-135M and teach it easy-VQA (an hour;"
+	@echo "make real    install, then cut the depth of SmolLM2-135M and teach it easy-VQA (90 min;"
 	@echo "             make real ARG=quick: three minutes)"
 	@echo "make test    install, then lint and test"
 	@echo "make clean   remove runs/smoke"

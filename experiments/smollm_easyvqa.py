@@ -14,10 +14,12 @@ Command:   make real          (fetches both packages, then all that follows)
            make real ARG=quick
            python experiments/smollm_easyvqa.py PACKAGES --to data/easy_vqa
            downscale study experiments/smollm_easyvqa.py --out runs/smollm_easyvqa
-Hardware:  2 CPU cores, 5 GiB
-Time:      about an hour, in pieces that continue; quick: two minutes
-Expect:    nothing known yet: it has not run whole. Always the answer most frequent in training for
-           a question gives 0.68, always "yes" 0.37.
+Hardware:  2 CPU cores, 12 GiB
+Time:      an hour and a half, in pieces that continue; quick: two minutes
+Expect:    with the picture 0.776, 0.779 and 0.786 at 30, 15 and 8 layers (one seed, 924 questions;
+           intervals +-0.03), without it 0.53 to 0.65; always the answer most frequent in training
+           for a question 0.67, always "yes" 0.37. Colors are learnt, shapes are not; no drop over
+           depth is shown. See `experiments/results/smollm_easyvqa/`.
 """
 import argparse
 import json
