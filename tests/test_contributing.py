@@ -60,6 +60,10 @@ def changed(tmp_path_factory):
     return run
 
 
+def test_what_is_added_names_nothing_that_is_not_there(changed):
+    changed('-m', 'ruff', 'check', '--select', 'F', 'downscale')
+
+
 def test_the_added_verb_runs(changed):
     lines = changed('-m', 'downscale.commands.main', 'sizes', 'qwen3').splitlines()
     assert [line.split()[0] for line in lines] == ['0.6b', '1.7b', '4b', '8b']
