@@ -219,7 +219,7 @@ def reliance(result: Any) -> Drawing:
 
 
 def _outliers(found):
-    """Families farther from the line of a `Relation` than 3 robust standard deviations."""
+    """Families farther from the line of a `RelianceTrend` than 3 robust standard deviations."""
     off = found.drop - found.drop.mean() - found.slope.value * (found.reliance
                                                                 - found.reliance.mean())
     size = np.abs(off - np.median(off))
