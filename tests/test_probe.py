@@ -19,6 +19,7 @@ from downscale.results.items import read_items, write_items
 from downscale.results.probes import NO_DEPTH, read
 from downscale.runtime.files import read_json, write_json
 from downscale.stages.folders import folder_of
+from downscale.stages.models import model_of
 
 SMALL, LARGE = (f'{size}-s0' for size in SIZES)
 
@@ -163,7 +164,7 @@ def test_an_ignored_picture_has_no_divergence_and_a_used_one_has(study, tmp_path
     folder, (small, _) = study
     items = asked_items(folder, small)[:9]
     used = Looker(folder, small).see(items, 2)[1]['output', 1.0, 'kl']
-    params = init_params(small.model(), 1)
+    params = init_params(model_of(small), 1)
     params['language']['blocks']['attention']['o_HED'][:] = 0  # no token hears of another
     shutil.copytree(folder, tmp_path / 'study')
     shutil.rmtree(folder_of(tmp_path / 'study', small, 'instruct'))

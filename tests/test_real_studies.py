@@ -79,8 +79,8 @@ def place(tmp_path_factory):
         patch.chdir(root)
         # One device a worker: on a single core XLA's collectives of several wait for one another.
         patch.setenv('XLA_FLAGS', '')
-        for name, file in BUILT.items():
-            console('data', 'build', EXPERIMENTS / 'mixtures' / file, '--to', f'data/built/{name}',
+        for name, mixture in BUILT.items():
+            console('data', 'build', EXPERIMENTS / 'mixtures' / mixture, '--to', f'data/built/{name}',
                     '--tokenizer', 'data/tokenizer.json', '--jobs', 1, '--quiet')
         config, sweep = file.load_study(EXPERIMENTS / 'extract_think.py:dry', ())
         with config.unlocked():

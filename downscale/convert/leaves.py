@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from downscale.convert.names import inputs_of
+from downscale.convert.names import LeafEntry, inputs_of
 from downscale.convert.shards import Tensor
-from downscale.evaluate.benchmark_files import Entry
 from downscale.letters import axes_of
 
 # What is read, turned and written at once. Smaller files cost a sync each, larger ones memory.
@@ -103,7 +102,7 @@ class Leaf:
         out[...] = array.transpose(order)[tuple(spans)]
 
 
-def published(entry: Entry, layer: np.ndarray) -> np.ndarray:
+def published(entry: LeafEntry, layer: np.ndarray) -> np.ndarray:
     """One layer of our leaf (numpy, without N) as the published tensor of `entry`, contiguous."""
     axes = axes_of(entry.leaf.rpartition('/')[2])
     if entry.kind == 'copy':
