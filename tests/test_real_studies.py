@@ -80,8 +80,9 @@ def place(tmp_path_factory):
         # One device a worker: on a single core XLA's collectives of several wait for one another.
         patch.setenv('XLA_FLAGS', '')
         for name, mixture in BUILT.items():
-            console('data', 'build', EXPERIMENTS / 'mixtures' / mixture, '--to', f'data/built/{name}',
-                    '--tokenizer', 'data/tokenizer.json', '--jobs', 1, '--quiet')
+            console('data', 'build', EXPERIMENTS / 'mixtures' / mixture, '--to',
+                    f'data/built/{name}', '--tokenizer', 'data/tokenizer.json', '--jobs', 1,
+                    '--quiet')
         config, sweep = file.load_study(EXPERIMENTS / 'extract_think.py:dry', ())
         with config.unlocked():
             del config['platform']
