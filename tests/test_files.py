@@ -1,5 +1,6 @@
 """One reader for each text form: right rows, bad rows with a reason, or one short line."""
 import codecs
+import csv
 import json
 
 import pytest
@@ -160,3 +161,14 @@ def test_an_object_is_read_as_rows_are(tmp_path):
                           ('{\n"a": 1,\n}', 'line 3'), ('{"a": 1, "a": 2}', 'twice')):
         with pytest.raises(ValueError, match=f'a.json: .*{message}'):
             read_object(put(tmp_path, 'a.json', text))
+
+
+@pytest.mark.parametrize(('cell', 'answer'), [
+    ("['red', 'crimson']", ['red', 'crimson']), ('["red", "crimson"]', ['red', 'crimson']),
+    ('[0.1, 0.2, 0.3, 0.4]', '[0.1, 0.2, 0.3, 0.4]'), ('[red]', '[red]'), ('[]', '[]')])
+def test_a_cell_of_a_sheet_may_spell_a_list_of_accepted_answers(tmp_path, cell, answer):
+    path = tmp_path / 'a.csv'
+    with path.open('w', newline='') as file:
+        csv.writer(file).writerows([('question', 'answer'), (cell, cell)])
+    (_, row), = read(path)
+    assert row == {'question': cell, 'answer': answer}

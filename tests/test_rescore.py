@@ -272,3 +272,22 @@ def test_equal_texts_do_not_differ_by_rounding(tmp_path):
     found = judged(rows, ['rouge_l', 'lmms_exact'])
     assert found[0]['rouge_l'].score != found[0]['lmms_exact'].score
     assert 'scorers differ on 0 of 1' in '\n'.join(table(summary(rows, found), rows, found))
+
+
+@pytest.mark.parametrize('gold', ['', ' ', ['']])
+def test_a_row_of_a_list_without_a_right_answer_is_left_out_and_said(tmp_path, gold):
+    path = tmp_path / 'replies.json'
+    path.write_text(json.dumps([{'text': 'red', 'gold': gold}, {'text': 'red', 'gold': 'red'}]))
+    rows, notes = read_rows(path)
+    assert [row.gold for row in rows] == ['red']
+    assert notes == ['1 records without a right answer are left out']
+
+
+@pytest.mark.parametrize('options', [['one', 'two'], {'A': 'one', 'B': 'two'},
+                                     {'text': ['one', 'two'], 'label': ['A', 'B']}])
+def test_a_numbered_target_names_an_option_however_they_are_listed(tmp_path, options):
+    path = tmp_path / 'samples.jsonl'
+    path.write_text(json.dumps({'doc_id': 0, 'doc': {'options': options}, 'target': 1,
+                                'resps': [['B']], 'filtered_resps': ['B']}) + '\n')
+    (row,), _ = read_rows(path)
+    assert row.target.answers == ('B',)

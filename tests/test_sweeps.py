@@ -207,3 +207,10 @@ def test_a_budget_is_a_label_that_study_json_keeps(tmp_path):
     prepare(tmp_path / 'run', 'tiny', [plain, small, large], True)
     assert read_json(tmp_path / 'run' / 'study.json')['budgets'] == {
         small.name: '1e10', large.name: '1e10'}
+
+
+def test_the_same_point_given_twice_is_refused_before_any_work():
+    point = {'size': 'w32d2', 'seed': 0}
+    for again in ([point, point], [point, dict(point)]):  # one object twice, two that are equal
+        with pytest.raises(ValueError, match='the sweep has the point .* twice'):
+            smoke_cells(again)

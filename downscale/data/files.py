@@ -17,6 +17,7 @@ a key twice or a number of cells that the header has not is a `BadRow`. What is 
 file is a ValueError of one line of at most `LONGEST_ERROR` characters; FileNotFoundError where
 there is none.
 """
+import ast
 import csv
 import io
 import json
@@ -28,6 +29,7 @@ from typing import Any
 from downscale.runtime.streams import LONGEST_ERROR, printable
 
 FORMS = ('.json', '.jsonl', '.ndjson', '.csv', '.tsv')
+ANSWERS = ('answer', 'answers', 'gold')  # columns whose cells may spell a list of accepted texts
 LONGEST_CELL = 1 << 26  # characters of one cell of a sheet; pictures as base64 are long
 DEEPEST = 64  # levels of a row: code that walks through a row must not run out of stack
 # What stands beside the one list of a published file, about the file and no row.
@@ -361,7 +363,23 @@ def _sheet(data, path, usual):
         elif broken and not _is_unicode('\n'.join(cells)):
             rows.append((where, BadRow(where, 'bad text', 'not UTF-8; save the sheet as UTF-8')))
         else:
-            rows.append((where, row))
+            # A cell is a text; a list of accepted answers can only be spelled in it.
+            spelled = {name: list_of_texts(row[name]) for name in ANSWERS if name in row}
+            rows.append((where, row | {name: value for name, value in spelled.items() if value}))
+
+
+def list_of_texts(text: str) -> list[str]:
+    """The list of texts that `text` spells, as JSON or as Python shows it; [] where it is none."""
+    if not (text.strip().startswith('[') and text.strip().endswith(']')):
+        return []
+    for reader in (json.loads, ast.literal_eval):
+        try:
+            value = reader(text.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        if isinstance(value, list) and all(isinstance(part, str) for part in value):
+            return value
+    return []
 
 
 def _is_unicode(text):

@@ -40,8 +40,10 @@ def union(*sweeps: Collection[dict[str, Any]]) -> list[dict[str, Any]]:
     """All points, in order; ValueError for one that occurs twice."""
     found = {}
     for point in [point for sweep in sweeps for point in sweep]:
-        if found.setdefault(_frozen(point), point) is not point:
+        key = _frozen(point)
+        if key in found:
             raise ValueError(f'the sweep has the point {shown(point, 160)} twice')
+        found[key] = point
     return list(found.values())
 
 

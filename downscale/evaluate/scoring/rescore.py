@@ -73,14 +73,25 @@ def read_rows(path: Path) -> tuple[list[StoredReply], list[str]]:
         raise fault(path, f'replies are in {", ".join(files.FORMS)} files')
     rows = opened(path)
     if rows and 'doc_id' not in rows[0][1] and ('gold' in rows[0][1] or path.suffix == '.json'):
-        return [_of_list(value, f'{path}, {where}', where) for where, value in rows], []
+        known = [(where, value) for where, value in rows if _has_gold(value)]
+        return ([_of_list(value, f'{path}, {where}', where) for where, value in known],
+                _left_out(len(rows) - len(known)))
     records, notes = distinct(records_of(rows, path), path)
     known = [record for record in records if record['target'] or _doc(record).get('answers')]
     rows = [row for record in known for row in _of_sample(record)]
     notes += several(rows)
-    left_out = len(records) - len(known)
-    notes += [f'{left_out} records without a right answer are left out'] * bool(left_out)
-    return rows, notes
+    return rows, notes + _left_out(len(records) - len(known))
+
+
+def _left_out(count):
+    return [f'{count} records without a right answer are left out'] if count else []
+
+
+def _has_gold(value):
+    """Whether a row of a list names a right answer; one of a wrong type is told later."""
+    gold = value.get('gold', True)
+    texts = gold if isinstance(gold, list) else [gold]
+    return not texts or any(not isinstance(text, str) or text.strip() for text in texts)
 
 
 def _of_list(value, where, number):

@@ -6,7 +6,6 @@ Both harnesses write `target` as Python shows it, a list of accepted answers as 
 and one record for every filter of the same replies. Metrics are keys of any name, so that a key
 which is not known here is left alone.
 """
-import ast
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from downscale.data import files
-from downscale.data.files import fault, shown
+from downscale.data.files import fault, list_of_texts, shown
 from downscale.evaluate.scoring.table import LETTERS
 from downscale.results.samples import JOINED, lines
 from downscale.values import unknown
@@ -126,21 +125,15 @@ def _target(record, where, path):
 
 def _read(text):
     """The list that `text` shows where it is one of texts, else `text`."""
-    if not (text.startswith('[') and text.endswith(']')):
-        return text
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
-    of_texts = value and all(isinstance(part, str) for part in value)
-    return value if of_texts else text
+    return list_of_texts(text) or text
 
 
 def _numbered(number, doc, where, path):
     """As `_target`, of a whole number: the letter of an option where the document lists some."""
     options = doc.get('choices', doc.get('options'))
     if isinstance(options, dict):
-        options = options.get('text')
+        lettered = list(options) == list(LETTERS[:len(options)])
+        options = list(options.values()) if lettered else options.get('text')
     if isinstance(options, str):
         options = _read(options)
     if not isinstance(options, list) or not all(isinstance(text, str) for text in options):
