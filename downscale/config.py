@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from downscale.data.buckets import BATCH, LENGTH, TILES, Shape, in_order
 from downscale.data.chat import CHATS, Chat
@@ -16,6 +16,7 @@ from downscale.data.scenes.conversations import LOSS_NORM, SHARE, STAGE, TURNS, 
 from downscale.data.scenes.world import World
 from downscale.data.templates import Origin, Template
 from downscale.data.tokens import Layout
+from downscale.moved import attribute
 from downscale.runtime.files import PathLike, place, write_json
 from downscale.sizes import LanguageConfig, Parametrisation, Pictures, VisionConfig
 from downscale.values import COUNT, Choice, Range, Several, check, from_dict, unknown
@@ -320,6 +321,10 @@ class Experiment:
         if WRITER[kind] in [stage.name for stage in self.stages]:
             return WRITER[kind]
         return self.joint_stage if self.evaluation.benchmarks else None
+
+    def model(self, stage: str = 'instruct') -> Any:
+        """The module of a stage, for notebooks of before; now `stages.models.model_of`."""
+        return attribute('experiment', 'model_of')(self, stage)
 
     def layout(self, stage: str) -> Layout:
         """How a stage cuts pictures; connector and tower see each one squashed into one tile, with

@@ -85,7 +85,7 @@ MOVED = {
     'evaluate.words': 'evaluate.scoring.words',
     'exchange': 'convert.exchange',
     'exits': 'runtime.exits',
-    'experiment': 'config experiment.expansion',
+    'experiment': 'config experiment.expansion stages.models',
     'factory.command': 'commands.data_extract',
     'launch.arguments': 'commands.launch',
     'launch.bounds': 'planner.bounds',

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 from test_house import MODULES, imports
 
+from downscale.experiment.expansion import cells_of
+from downscale.experiment.file import load_study
 from downscale.moved import MOVED, RENAMED, attribute
+from downscale.stages.models import model_of
 
 PACKAGE = Path(__file__).parents[1] / 'downscale'
 
@@ -60,3 +63,14 @@ def test_a_file_of_a_room_that_was_a_module_is_imported_first(name):
                           text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == 'False\n'
+
+
+def test_a_cell_still_gives_its_model():
+    config, sweep = load_study(PACKAGE.parent / 'experiments' / 'smoke.py', ())
+    with config.unlocked():
+        del config['platform']
+    cell = cells_of(config, sweep)[-1]
+    with pytest.warns(DeprecationWarning, match='is now downscale.stages.models'):
+        assert cell.model() == model_of(cell)
+    with pytest.warns(DeprecationWarning):
+        assert cell.model('tower') == model_of(cell, 'tower') != cell.model()
