@@ -2,7 +2,8 @@
 that people wrote with them.
 
 `import downscale.places` gives the module that holds its names now, with a DeprecationWarning.
-Nothing in the package uses these paths (`tests/test_house.py`).
+Nothing in the package imports by these paths (`tests/test_moved.py`).
+`config.Experiment.model` is kept in the same way.
 """
 import importlib
 import types

@@ -135,7 +135,6 @@ ADD = {'world': _add_world, 'build': _add_build, 'show': _add_show,
        'extract': data_extract.add_arguments}
 
 
-
 def run(args: argparse.Namespace) -> int | None:
     """Data: the scene world of a study, and mixtures of published sets."""
     return VERBS[args.verb](args)

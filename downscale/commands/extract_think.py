@@ -1,4 +1,4 @@
-"""The arguments of `downscale extract-think`, and the `Chain` that they ask for."""
+"""`downscale extract-think`: its arguments, and the `Chain` that they ask for."""
 import argparse
 
 from downscale.commands.parsing import local_path, new_folder
@@ -9,7 +9,6 @@ from downscale.runtime.setup import cache_folder
 EXAMPLE = ('downscale extract-think --perception runs/smoke/cells/w64d4-s0/extract --reasoner '
            'runs/smoke/cells/w64d4-s0/reason --data runs/smoke --out runs/chain --describe '
            'extract --reason think direct')
-
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:

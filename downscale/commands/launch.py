@@ -1,9 +1,7 @@
-"""The arguments of `downscale plan` and `downscale launch`."""
+"""`downscale launch`: the verbs and what each reads; `launch_verbs.py` holds what they do."""
 import argparse
 
 from downscale.commands.parsing import count, natural, new_folder, run_folder
-
-# --- downscale launch -------------------------------------------------------------------------
 
 WATCH = 'downscale launch watch experiments/extraction_tuning.py --run gs://BUCKET/extraction'
 LAUNCH_EXAMPLES = {
@@ -29,8 +27,6 @@ SUMMARY = {
     'watch': 'keep a sweep in the cloud going until nothing more can be done',
     'gc': 'delete what runs for this run folder and belongs to no job of it'}
 STARTING, FITTING = ('submit', 'resume', 'watch'), ('plan', 'submit', 'resume')
-
-
 EXAMPLE = LAUNCH_EXAMPLES['submit']
 
 

@@ -38,8 +38,6 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument('--quiet', action='store_true', help='no progress bars')
 
 
-
-
 def run(args: argparse.Namespace) -> int:
     """Compile every program of a study for TPUs, on this machine: what fits, takes and costs what.
 

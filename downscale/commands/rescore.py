@@ -1,4 +1,4 @@
-"""The arguments of `downscale rescore` and what it prints."""
+"""`downscale rescore`: stored replies judged again, and what is printed of them."""
 import argparse
 import json
 
