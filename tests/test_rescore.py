@@ -284,6 +284,7 @@ def test_a_row_of_a_list_without_a_right_answer_is_left_out_and_said(tmp_path, g
 
 
 @pytest.mark.parametrize('options', [['one', 'two'], {'A': 'one', 'B': 'two'},
+                                     {'B': 'two', 'A': 'one'},
                                      {'text': ['one', 'two'], 'label': ['A', 'B']}])
 def test_a_numbered_target_names_an_option_however_they_are_listed(tmp_path, options):
     path = tmp_path / 'samples.jsonl'
@@ -291,3 +292,12 @@ def test_a_numbered_target_names_an_option_however_they_are_listed(tmp_path, opt
                                 'resps': [['B']], 'filtered_resps': ['B']}) + '\n')
     (row,), _ = read_rows(path)
     assert row.target.answers == ('B',)
+
+
+@pytest.mark.parametrize('options', [{'x': 'one', 'y': 'two'}, [{'text': 'one'}], 7])
+def test_a_numbered_target_beside_options_of_another_form_is_refused(tmp_path, options):
+    path = tmp_path / 'samples.jsonl'
+    path.write_text(json.dumps({'doc_id': 0, 'doc': {'options': options}, 'target': 1,
+                                'resps': [['B']], 'filtered_resps': ['B']}) + '\n')
+    with pytest.raises(ValueError, match='the options are no list of texts'):
+        read_rows(path)

@@ -132,12 +132,16 @@ def _numbered(number, doc, where, path):
     """As `_target`, of a whole number: the letter of an option where the document lists some."""
     options = doc.get('choices', doc.get('options'))
     if isinstance(options, dict):
-        lettered = list(options) == list(LETTERS[:len(options)])
-        options = list(options.values()) if lettered else options.get('text')
+        lettered = sorted(options) == list(LETTERS[:len(options)])
+        options = [options[key] for key in sorted(options)] if lettered \
+            else options.get('text', options)
     if isinstance(options, str):
         options = _read(options)
-    if not isinstance(options, list) or not all(isinstance(text, str) for text in options):
+    if options is None:
         return str(number), None
+    if not isinstance(options, list) or not all(isinstance(text, str) for text in options):
+        raise fault(path, f'{where}: target {number} is the number of an option, and the options '
+                    f'are no list of texts: {shown(options)}')
     choices = list(zip(LETTERS, options))
     fits = {letter for letter, text in choices if text.strip() == str(number)}
     fits |= {letter for letter, _ in choices[number:number + 1]}
