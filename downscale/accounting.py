@@ -70,14 +70,16 @@ def trainable(language: LanguageConfig, vision: VisionConfig | None = None,
 
 def _products(language, vision, rows, length, tiles, head_positions):
     """Multiply-adds of the forward pass, by the role that decides what the backward pass costs."""
-    c, tokens = language, rows * length
+    c = language
+    tokens = rows * length
     projection = c.D * (2 * c.H + 2 * c.K) * c.E
     work = {'language_weights': tokens * c.N * (projection + 2 * c.D * c.F),
             'language_last': tokens * c.N * c.D * c.F,
             'language_mixing': tokens * length * c.N * 2 * c.H * c.E,
             'head': head_positions * c.V * c.D}
     if tiles:
-        v, patches = vision, tiles * vision.P
+        v = vision
+        patches = tiles * vision.P
         work |= {'patches': patches * v.Q * v.W,
                  'tower_weights': patches * v.layers * (4 * v.W * v.W + v.W * v.F),
                  'tower_last': patches * v.layers * v.W * v.F,
@@ -117,7 +119,8 @@ def train_flops(language: LanguageConfig, vision: VisionConfig | None = None, *,
     _check_groups(groups)
     heads = rows * length if head_positions is None else head_positions
     work = _products(language, vision, rows, length, tiles, heads)
-    tower, connector = 'tower' in groups and tiles > 0, 'connector' in groups and tiles > 0
+    tower = 'tower' in groups and tiles > 0
+    connector = 'connector' in groups and tiles > 0
     decoder = 'language' in groups
     reached = tower or connector or decoder          # a gradient flows through the decoder
     times = {'language_weights': reached + decoder, 'language_last': reached + decoder,

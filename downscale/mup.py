@@ -36,15 +36,18 @@ def role_of(path: tuple) -> str:
 
     `path` is its key path in a parameter dict by group. ValueError for a leaf that has no role.
     """
-    group, name = str(path[0].key), str(path[-1].key)
-    stem, axes = name.rpartition('_')[0], axes_of(name)
+    group = str(path[0].key)
+    name = str(path[-1].key)
+    stem = name.rpartition('_')[0]
+    axes = axes_of(name)
     if group in _FIXED:
         return 'frozen'
     if group in _GROUPS and axes:
         for end, role in (('scale', 'norm'), ('bias', 'bias'), ('newline', 'embed')):
             if stem.endswith(end):
                 return role
-        reads, writes = axes[0] in GROWING, bool(GROWING & set(axes[1:]))
+        reads = axes[0] in GROWING
+        writes = bool(GROWING & set(axes[1:]))
         if reads:
             return 'hidden' if writes else 'readout'
         if writes:
@@ -66,7 +69,8 @@ def multipliers(params: dict, growth: Growth) -> Multipliers:
     the rate afterwards, so their product stays. Gradients shrink by m, in the blocks by m * l, and
     epsilon with them.
     """
-    m, l = growth.width, growth.depth
+    m = growth.width
+    l = growth.depth
 
     def tree(rule):
         return jax.tree_util.tree_map_with_path(lambda path, _: rule(role_of(path), path), params)

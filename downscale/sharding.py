@@ -102,7 +102,9 @@ def spec(axes: str, table: Iterable[tuple[str, str | tuple[str, ...] | None]]) -
 
     A letter without a rule raises KeyError; a mesh axis is used once, by the first letter.
     """
-    table, used, parts = dict(table), set(), []
+    table = dict(table)
+    used = set()
+    parts = []
     for letter in axes:
         if letter not in table:
             raise KeyError(f'axis letter {letter!r} of {axes!r} has no sharding rule')
@@ -150,7 +152,8 @@ def by_hand() -> Collection[str]:
 
 def constrain(x: jax.Array, axes: str, rules: Rules) -> jax.Array:
     """`x` with the sharding of its axes fixed; nothing to do where the mesh has one device."""
-    current, own = jax.sharding.get_abstract_mesh(), by_hand()
+    current = jax.sharding.get_abstract_mesh()
+    own = by_hand()
     if current.empty or math.prod(
             size for name, size in current.shape.items() if name not in own) == 1:
         return x
@@ -161,7 +164,8 @@ def constrain(x: jax.Array, axes: str, rules: Rules) -> jax.Array:
 
 def shares(axes: str, shape: Sequence[int], rules: Rules) -> tuple[tuple[str, ...], ...]:
     """For each axis of a parameter the mesh axes that split it by hand; () everywhere outside."""
-    current, own = jax.sharding.get_abstract_mesh(), by_hand()
+    current = jax.sharding.get_abstract_mesh()
+    own = by_hand()
     if not own:
         return ((),) * len(shape)
     return tuple(tuple(name for name in _names(part) if name in own)

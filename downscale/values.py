@@ -121,7 +121,8 @@ def _record(kind, value, where):
     """A mapping as the dataclass `kind`."""
     if not isinstance(value, dict):
         raise ValueError(f'{where} must be a mapping, not {shown(value)}')
-    fields, hints = {f.name: f for f in dataclasses.fields(kind)}, hints_of(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    hints = hints_of(kind)
     for key in value:
         if key not in fields:
             raise ValueError(f'{where}: {unknown("key", key, list(fields))}')

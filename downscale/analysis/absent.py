@@ -20,7 +20,8 @@ MOST = 3   # that a sentence names
 
 def absent(s: Scored) -> list[tuple[str, str]]:
     """[(name of an evaluation, what is missing of it)], in the order of the names."""
-    have, runs = set(s.study.cells), _Runs(s)
+    have = set(s.study.cells)
+    runs = _Runs(s)
     wanted = _joint(have, runs, s) | _pairs(have, runs, s)
     found = [(name_of(cell), 'not there') for cell in wanted - have]
     for decoupled in (False, True):
@@ -100,7 +101,8 @@ def _pairs(have, runs, s):
                 for thinking in plan.get('thinking', ())}
     ways = {(cell.text_kind, cell.thinking) for cell in pairs} | declared
     readers = [run for run in runs.size if runs.has(run, ('reason',), runs.sizes(cells, 1))]
-    seen, wanted = {(runs.size[cell.p_run], runs.size[cell.r_run]) for cell in pairs}, set()
+    seen = {(runs.size[cell.p_run], runs.size[cell.r_run]) for cell in pairs}
+    wanted = set()
     for kind, thinking in ways:
         writing = runs.sizes([cell for cell in pairs if cell.text_kind == kind], 0)
         writers = [run for run in runs.size if runs.has(run, (WRITER[kind],), writing)]
@@ -113,7 +115,8 @@ def _pairs(have, runs, s):
 
 def _asked(runs, seen, p, r):
     """Whether a pair of sizes is part of the grid: a seed has it, or one of them is in no pair."""
-    p, r = runs.size[p], runs.size[r]
+    p = runs.size[p]
+    r = runs.size[r]
     return (p, r) in seen or p not in {one for one, _ in seen} or r not in {one for _, one in seen}
 
 

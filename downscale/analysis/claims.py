@@ -106,7 +106,8 @@ def _judge(s, claim, reasoner):
     x = found.effect
     verdict, reason = verdict_of(claim, x, found.doubt, found.one_sided)
     if not passed:
-        verdict, reason = 'not interpretable', said
+        verdict = 'not interpretable'
+        reason = said
     return {**row, 'effect': x.value, 'low': x.low, 'high': x.high, 'n': x.n,
             'clusters': x.clusters, 'seeds': x.seeds, 'method': x.method, 'where': found.where,
             'by_size': {size: asdict(one) for size, one in found.by_size.items()},
@@ -118,9 +119,11 @@ def verdict_of(claim: Claim, x: bootstrap.Interval, doubt: str = '',
     """(verdict, reason) of a claim whose effect is the interval `x`, its gate aside."""
     at = claim.threshold
     if claim.test == 'greater':
-        holds, fails = x.low > at, x.high < at
+        holds = x.low > at
+        fails = x.high < at
     else:
-        holds, fails = x.low > -at and x.high < at, x.low > at or x.high < -at
+        holds = x.low > -at and x.high < at
+        fails = x.low > at or x.high < -at
     if doubt and not (one_sided and holds):
         return 'not interpretable', doubt
     if not holds and not fails:
@@ -159,7 +162,8 @@ def _joint_gate(s):
     for kind, tasks in zip(('visual', 'knowledge'), families_of(s), strict=True):
         here = [column for column, name in enumerate(guess.groups) if name in tasks]
         if here:
-            score, floor = over(s, [cells], ((1,), tasks)), guess.value[0, here].mean()
+            score = over(s, [cells], ((1,), tasks))
+            floor = guess.value[0, here].mean()
             if not score.low > floor:
                 return False, (f'failed: {have[-1].name} has {score.value:.2f} [{score.low:.2f}, '
                                f'{score.high:.2f}] in {kind} families, the best guess {floor:.2f}')

@@ -64,7 +64,8 @@ def completion(s: 'Scored', cells: Sequence[Cell],
     ended = {'truncated': items['truncated'].astype(bool),
              'unparsed': ~items['parse_ok'].astype(bool), 'unclosed': items['close'] == 'open'}
     done = ~np.any(list(ended.values()), axis=0)
-    thinking, parts = any(cell.thinking for cell in cells), {}
+    thinking = any(cell.thinking for cell in cells)
+    parts = {}
     codes, first, place = np.unique(s.study.codes['task'][rows], return_index=True,
                                     return_inverse=True)
     finished = _means(s, rows, place, weights * done, items['score'], done.astype(float))
@@ -80,7 +81,8 @@ def completion(s: 'Scored', cells: Sequence[Cell],
 
 def _weighed(s, cells):
     """Rows of the cells, and weights under which every item of a cell counts once."""
-    rows, weights = [], []
+    rows = []
+    weights = []
     for cell in cells:
         index = s.study.cells[cell]
         _, place, repeats = np.unique(s.study.codes['item_id'][index], return_inverse=True,
@@ -95,7 +97,8 @@ def _means(s, rows, place, weights, score, kept):
 
     `place` [rows] is the group of each row. The ranks of clusters are the columns of resamples.
     """
-    groups, clusters = place.max() + 1, len(s.resamples.clusters)
+    groups = place.max() + 1
+    clusters = len(s.resamples.clusters)
     key = s.study.codes['cluster_id'][rows] * groups + place
     top, bottom, seen = (np.bincount(key, values, clusters * groups).reshape(clusters, groups)
                          for values in (weights * score, weights, kept))
@@ -157,7 +160,8 @@ def warnings(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
     `groups` of `of` groups of answers are above it in some family; `worst` names the highest.
     """
-    of, hits = {}, {}
+    of = {}
+    hits = {}
     for part, place, over in _printed(results):
         of[part] = of.get(part, 0) + 1
         for kind in KINDS:

@@ -43,7 +43,9 @@ def over(s: Scored, groups: Sequence,
     Each of `parts` is (weights [groups], tasks over which the mean is taken); they are added up.
     """
     _, means, _ = measures.means_of(s, groups)
-    value, draws, shares = 0., 0., np.zeros(len(means.groups))
+    value = 0.
+    draws = 0.
+    shares = np.zeros(len(means.groups))
     for part, names in parts:
         here = [column for column, name in enumerate(means.groups) if name in names]
         part = np.asarray(part, dtype=float)
@@ -120,7 +122,8 @@ def perception_minus_reasoning(s: Scored, mode: str) -> Found:
     It is also the difference of their Shapley shares. In doubt unless both sides together lose.
     """
     kind, groups = _pairs(s, mode)
-    p, r = _sizes(s, groups, 0), _sizes(s, groups, 1)
+    p = _sizes(s, groups, 0)
+    r = _sizes(s, groups, 1)
     if len(p) < 2 or len(r) < 2:
         raise Missing('needs two sizes on both sides')
     cells = _need(groups, [(p[-1], r[0]), (p[0], r[-1]), (p[-1], r[-1])])
@@ -176,7 +179,8 @@ def _lengths(s, sizes, cut):
     `cut`: captions count as no longer than the extraction of the same item by the same run.
     """
     runs = {run for size in s.sizes if size.name in sizes for run in size.runs}
-    texts, found = s.study.texts, {}
+    texts = s.study.texts
+    found = {}
     for kind in ('caption', 'extraction'):
         here = (texts['text_kind'] == kind) & np.isin(texts['p_run'], list(runs))
         found[kind] = dict(zip(zip(texts['item_id'][here], texts['p_run'][here], strict=True),
@@ -191,7 +195,8 @@ def _lengths(s, sizes, cut):
 
 def _budget(what, counts):
     """(doubt, whether it is one-sided) about a comparison at equal budgets."""
-    caption, extraction = counts['caption'], counts['extraction']
+    caption = counts['caption']
+    extraction = counts['extraction']
     if not caption or not extraction:
         return f'{what} are not recorded', False
     if abs(extraction / caption - 1) <= EQUAL:

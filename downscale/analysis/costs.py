@@ -54,7 +54,8 @@ def stages_of(s: Scored) -> dict[tuple[str, str], Trained]:
     if 'stages' not in s.made:
         found = {}
         for path in sorted(s.study.root.glob('cells/*/*/experiment.json')):
-            cell, stage = path.parent.parent.name, path.parent.name
+            cell = path.parent.parent.name
+            stage = path.parent.name
             value = read_object(path)
             # pyrefly: ignore[bad-argument-type]
             check(value, {'size': str, 'seed': int, 'stages': list, 'language': dict}, short(path))
@@ -101,7 +102,8 @@ def _check_stage(one, where):
 
 def _flops(folder, one, language, vision):
     """FLOPs of all steps of a stage, its shapes of batches weighed by how often they come."""
-    shapes, packed = [one, *one.get('buckets', ())], _packed(folder)
+    shapes = [one, *one.get('buckets', ())]
+    packed = _packed(folder)
     if totals(language)['n_nonembed'] <= 0:
         raise ValueError('field \'language\' has no parameters')
     if vision is None and any(shape['tiles'] for shape in shapes):
@@ -163,15 +165,19 @@ def _chip_seconds(folder, mesh):
     path = folder / 'timing.jsonl'
     if not path.is_file():
         return None
-    whole, last, session = 0., 0., None
+    whole = 0.
+    last = 0.
+    session = None
     rows, _ = read_lines(path)   # after a torn one the next row of its session holds its time
     for row in rows:
         check({'cells': 1, **row}, {'seconds': NUMBER, 'cells': NUMBER}, short(path))
         if row['seconds'] < 0 or row.get('cells', 1) <= 0:
             raise TableError(f'{short(path)}: {shown(row)} has impossible seconds or cells')
         if row.get('began') != session or row['seconds'] < last:   # old rows have no `began`
-            session, last = row.get('began'), 0.
-        whole, last = whole + (row['seconds'] - last) / row.get('cells', 1), row['seconds']
+            session = row.get('began')
+            last = 0.
+        whole = whole + (row['seconds'] - last) / row.get('cells', 1)
+        last = row['seconds']
     if not whole:
         return None   # so short that no time was noted
     names = mesh if isinstance(mesh, dict) else ()
@@ -181,7 +187,9 @@ def _chip_seconds(folder, mesh):
 
 def ancestry(s: Scored, end: tuple[str, str]) -> dict[tuple[str, str], Trained]:
     """All stages behind and including `end`, a (cell, stage); `Missing` where one has no files."""
-    found, queue, known = {}, [end], stages_of(s)
+    found = {}
+    queue = [end]
+    known = stages_of(s)
     while queue:
         key = queue.pop()
         if key not in known:

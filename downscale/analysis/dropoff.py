@@ -155,14 +155,16 @@ def _over_tasks(value, draws, items, tasks):
 def _halves(relied, fell, place, cluster, tasks, rng):
     """Reliance and drop [splits, tasks] from disjoint halves of the pictures, each way round."""
     clusters, picture = np.unique(np.asarray(cluster, dtype=str), return_inverse=True)
-    x, y = [], []
+    x = []
+    y = []
     for _ in range(SPLITS):
         order = rng.permutation(len(clusters))
         half = order[picture] < len(clusters) // 2
         for first in (half, ~half):
             x.append(_task_means(relied, place, first, tasks))
             y.append(_task_means(fell, place, ~first, tasks))
-    x, y = np.stack(x), np.stack(y)
+    x = np.stack(x)
+    y = np.stack(y)
     whole = np.isfinite(x).all(axis=1) & np.isfinite(y).all(axis=1)
     if not whole.any():
         raise Missing('a task has too few pictures to be split in halves')
@@ -181,7 +183,8 @@ def _centred(values):
 
 def _slope(x, y):
     """Least-squares slope along the last axis; NaN where x does not vary."""
-    x, y = _centred(x), _centred(y)
+    x = _centred(x)
+    y = _centred(y)
     below = np.sum(x * x, axis=-1)
     return np.sum(x * y, axis=-1) / np.where(below > 1e-15, below, np.nan)
 

@@ -17,7 +17,8 @@ def shares(s: Scored) -> dict[str, Any]:
     'macro' {setting: Shares of the macro mean}, 'scales' {setting: {scale: the same}}, 'classes'
     {setting: {'share' | 'change': {class: Interval}}} and 'without' {setting: reason}.
     """
-    found, without = {}, {}
+    found = {}
+    without = {}
     for name, groups in grids.panels(s).items():
         try:
             found[name] = grids.corners(s, groups)
@@ -52,7 +53,8 @@ def families(s: Scored) -> dict[str, Any]:
     for name in PREFERRED:
         groups = {key: cells for key, cells in panels.get(name, {}).items() if key[0] != grids.GOLD}
         if groups:
-            by_pair, order = grids.accuracies(s, groups), [size.name for size in s.sizes]
+            by_pair = grids.accuracies(s, groups)
+            order = [size.name for size in s.sizes]
             tasks = [task for task in next(iter(by_pair.values())) if task != 'macro']
             return {'panel': ', '.join(name), 'families': {
                 task: {key: of[task] for key, of in by_pair.items()} for task in tasks}, **{
@@ -64,7 +66,8 @@ def families(s: Scored) -> dict[str, Any]:
 
 def frontiers(s: Scored) -> dict[str, Any]:
     """`ways_by_cost` for every cost that the study tells: 'costs' {cost: result}, 'skipped'."""
-    found, skipped = {}, {}
+    found = {}
+    skipped = {}
     for cost in costs.COSTS:
         try:
             found[cost] = pareto.ways_by_cost(s, cost)

@@ -50,7 +50,9 @@ def _floor(s, paired):
     # What is stored is of other questions of the same data, so that it is drawn as it is.
     draws = {'chance': means.draws[:, 0], 'majority': None,
              'constant': means.draws[:, 1]}
-    value, drawn, names = [], [], {}
+    value = []
+    drawn = []
+    names = {}
     for column, task in enumerate(means.groups):
         best = max(GUESSERS, key=lambda name: np.nan_to_num(guesses[name][column], nan=-1))
         names[task] = GUESSERS[best]
@@ -66,13 +68,15 @@ def _constant(s, paired):
 
     An answer is worth 1 where it is the gold, and else what any reply of that text has scored.
     """
-    items, count = s.study.items, len(paired.item_id)
+    items = s.study.items
+    count = len(paired.item_id)
     ranks, first, place = np.unique(s.study.codes['item_id'], return_index=True,
                                     return_inverse=True)
     names = items['item_id'][first].astype(str)
     at = np.minimum(np.searchsorted(paired.item_id, names), count - 1)
     at = np.where(paired.item_id[at] == names, at, -1)[place]
-    answers, asked = {}, at >= 0
+    answers = {}
+    asked = at >= 0
     said, gold = ([answers.setdefault(_plain(text), len(answers)) for text in items[name][asked]]
                   for name in ('pred', 'gold'))
     key = np.concatenate([said, gold]).astype(np.int64) * count + np.tile(at[asked], 2)
@@ -83,10 +87,12 @@ def _constant(s, paired):
     answer, item = np.divmod(key, count)
     pair = answer * (family.max() + 1) + family[item]   # an answer in a family
     pairs, slot = np.unique(pair, return_inverse=True)
-    total, best = np.bincount(slot, worth), {}
+    total = np.bincount(slot, worth)
+    best = {}
     for k in np.argsort(total, kind='stable'):
         best[int(pairs[k] % (family.max() + 1))] = k    # the highest comes last
-    found, chosen = np.zeros(count), np.isin(slot, list(best.values()))
+    found = np.zeros(count)
+    chosen = np.isin(slot, list(best.values()))
     found[item[chosen]] = worth[chosen]
     return found
 

@@ -26,7 +26,8 @@ def gate(s: Scored) -> dict[str, Any]:
     largest = reasoners[-1]
     tasks = sorted({task for cell, index in s.study.cells.items() if cell.r_run
                     for task in set(s.study.items['task'][index])})
-    modes, table = {}, {task: {} for task in tasks}
+    modes = {}
+    table = {task: {} for task in tasks}
     for mode, thinking in MODES.items():
         cells = sorted(cell for cell in s.study.cells if cell.condition == 'gold_text' and
                        cell.text_kind == 'caption' and cell.thinking == thinking and

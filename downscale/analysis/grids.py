@@ -85,14 +85,16 @@ def curves(s: Scored,
     of the other side. 'drop at largest' and 'drop of mean': the largest size minus this one. A
     measure is absent where pairs that it needs are.
     """
-    keys, order = list(groups), [size.name for size in s.sizes]
+    keys = list(groups)
+    order = [size.name for size in s.sizes]
     sizes = [[name for name in order if any(key[side] == name for key in keys)]
              for side in (0, 1)]
     found = {}
     if not all(sizes):
         return found
     for side, name in enumerate(SIDES):
-        own, other = sizes[side], sizes[1 - side]
+        own = sizes[side]
+        other = sizes[1 - side]
         found[name] = {}
         for measure, levels in (('at largest', other[-1:]), ('mean', other)):
             rows = {size: [(size, level) if side == 0 else (level, size) for level in levels]
@@ -194,12 +196,15 @@ def items(s: Scored, found: Corners) -> Partition:
     answers = paired.scores.reshape(len(found.seeds), len(keys), -1)
     split = [partition(one[:4].reshape(2, 2, -1)) for one in answers]
     rows = np.stack([[*weight, *change, change.sum(axis=0)] for weight, change in split])
-    count, weight = rows.shape[1], np.mean([weight for weight, _ in split], axis=0)
+    count = rows.shape[1]
+    weight = np.mean([weight for weight, _ in split], axis=0)
     means = bootstrap.group_means(rows.reshape(-1, rows.shape[2]), paired.task, paired.cluster_id,
                                   s.resamples)
     planned = measures.planned_seeds(s, found.groups(CORNERS))
     means = bootstrap.with_macro(bootstrap.over_seeds(means, len(split), s.resamples, planned))
-    share, moved, drop = {}, {}, {}
+    share = {}
+    moved = {}
+    drop = {}
     for column, task in enumerate(means.groups):
         one = [measures.one(means, row, column, bounds=(-1, 1)) for row in range(count)]
         share[task] = {name: measures.one(means, row, column) for row, name in enumerate(CLASSES)}

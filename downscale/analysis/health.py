@@ -39,7 +39,8 @@ def health(s: Scored) -> list[dict[str, Any]]:
 
 def texts(s: Scored) -> list[dict[str, Any]]:
     """Truncation and length of what every perception run wrote."""
-    columns, rows = s.study.texts, []
+    columns = s.study.texts
+    rows = []
     for run, kind in sorted(set(zip(columns['p_run'], columns['text_kind'], strict=True))):
         here = (columns['p_run'] == run) & (columns['text_kind'] == kind)
         rows.append({'p_run': run, 'text_kind': kind, 'texts': int(here.sum()),
@@ -51,7 +52,8 @@ def texts(s: Scored) -> list[dict[str, Any]]:
 def runs(s: Scored) -> list[dict[str, Any]]:
     """One row per trained run with its own macro accuracy, so that seeds can be compared, and what
     a sweep has changed."""
-    s, rows = with_apart(s), []
+    s = with_apart(s)
+    rows = []
     for size in s.sizes:
         for run in size.runs:
             cells = [cell for cell in joint_cells(s, size, 'image') if cell.p_run == run]

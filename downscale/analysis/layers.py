@@ -29,7 +29,9 @@ def layers(s: Scored) -> dict[str, Any]:
     if lacking:
         raise TableError(f'{path.name}: {len(lacking)} columns missing {lacking}')
     home = {run: size.name for size in s.sizes for run in size.runs}
-    found, rows, others = {}, {}, []
+    found = {}
+    rows = {}
+    others = []
     for row in table.select(COLUMNS).to_pylist():
         depth = row['rel_depth']
         if row['run_id'] not in home or depth is None or not np.isfinite(depth):

@@ -22,7 +22,8 @@ FLOOR = 'question alone'
 SITES = {FLOOR: ('question', NO_DEPTH), 'tower': ('vision', NO_DEPTH),
          'connector': ('connector', NO_DEPTH), 'middle of the LLM': ('image', 0.5),
          'answer position': ('answer', 1.0)}
-WRITTEN, ANSWERED = 'written', 'answered'
+WRITTEN = 'written'
+ANSWERED = 'answered'
 # What is lost between a column and the one before it.
 STEPS = {'tower': 'tower', 'connector': 'connector', 'middle of the LLM': 'early LLM',
          'answer position': 'to the answer position', WRITTEN: 'known but not said',
@@ -51,7 +52,8 @@ def ledger(s: Scored, table: pa.Table) -> Ledger:
     """The `Ledger` of a scored study and its `probe_items`; `Missing` or `TableError` with the
     reason where a size cannot be compared with another."""
     probed = set(table['run_id'].unique().to_pylist())
-    groups, left_out = {}, []
+    groups = {}
+    left_out = []
     for size in s.sizes:
         cells = measures.joint_cells(s, size, 'image')
         held = [cell for cell in cells if cell.p_run in probed]
@@ -140,7 +142,8 @@ def _probes(table, groups, paired):
 
     `TableError` with counts where probes saw items that the study's table lacks.
     """
-    found, keep = {}, np.ones(len(paired.item_id), bool)
+    found = {}
+    keep = np.ones(len(paired.item_id), bool)
     for size, cells in groups.items():
         found[size] = []
         for site, depth in SITES.values():
@@ -161,7 +164,8 @@ def _probes(table, groups, paired):
 def _unread(means, first, columns):
     """The probed columns of the largest size, whose rows begin at `first`, that are not clearly
     above its floor in the mean over families."""
-    found, macro = [], means.groups.index('macro')
+    found = []
+    macro = means.groups.index('macro')
     for column in SITES:
         weights = np.zeros(len(means.value))
         weights[first + columns.index(column)] += 1
@@ -180,7 +184,8 @@ def _levels(means, sizes, columns):
 
 def _losses(means, sizes, columns):
     """What each smaller size loses to the largest, step by step: paired, one set of resamples."""
-    found, chain = {}, [column for column in columns if column != FLOOR]
+    found = {}
+    chain = [column for column in columns if column != FLOOR]
     for k, size in enumerate(sizes[:-1]):
         def gap(column, k=k):
             weights = np.zeros(len(sizes) * len(columns))
@@ -188,7 +193,8 @@ def _losses(means, sizes, columns):
             weights[k * len(columns) + columns.index(column)] = -1
             return weights
 
-        steps, before = {}, 0
+        steps = {}
+        before = 0
         for column in chain:
             name = UNSAID if column == ANSWERED and WRITTEN not in chain else STEPS[column]
             steps[name] = gap(column) - before

@@ -50,7 +50,8 @@ def _row(table, setting, family, what, x, note=''):
 
 def drop_rows(s: Scored, size: str = 'n_nonembed') -> tuple[list[Row], list[str]]:
     """Drop-off by four measures, and drop against visual reliance over families."""
-    found, notes = dropoff.drops(s, size), []
+    found = dropoff.drops(s, size)
+    notes = []
     setting = f'{found["large"]} - {found["small"]}'
     rows = [_row('drop', setting, task, f'slope per decade of {size}' if what == 'slope' else what,
                  x) for task, of in found['drops'].items() for what, x in of.items()]
@@ -75,7 +76,8 @@ def drop_rows(s: Scored, size: str = 'n_nonembed') -> tuple[list[Row], list[str]
 
 def grid_rows(s: Scored) -> tuple[list[Row], list[str]]:
     """Accuracy of every perception x reasoner pair, and marginal curves of both sides."""
-    rows, notes = [], [gate.gate(s)['line']]
+    rows = []
+    notes = [gate.gate(s)['line']]
     for name, groups in grids.panels(s).items():
         setting = ', '.join(name)
         for (p, r), of in grids.accuracies(s, groups).items():
@@ -96,7 +98,9 @@ def _unfinished(over, task):
 
 def attribution_rows(s: Scored) -> tuple[list[Row], list[str]]:
     """Shapley shares of perception and reasoner with their interaction, and items by class."""
-    rows, notes, found = [], [gate.gate(s)['line']], {}
+    rows = []
+    notes = [gate.gate(s)['line']]
+    found = {}
     for name, groups in grids.panels(s).items():
         try:
             found[name] = panel = grids.corners(s, groups)
@@ -148,7 +152,8 @@ def _share_rows(table, setting, of, scale):
 
 
 def _panel_notes(s, setting, panel):
-    p, r = panel.perception, panel.reasoner
+    p = panel.perception
+    r = panel.reasoner
     notes = [f'{setting}: perception {p[0]} to {p[1]}, reasoner {r[0]} to {r[1]}, '
              f'seeds {", ".join(map(str, panel.seeds))}'
              + ('' if panel.gold else ', no answers on gold text')]
@@ -167,9 +172,11 @@ def _panel_notes(s, setting, panel):
 
 def pareto_rows(s: Scored, cost: str) -> tuple[list[Row], list[str]]:
     """Cost, accuracy and probability of being on the frontier of every way of answering."""
-    found, rows = pareto.ways_by_cost(s, cost), []
+    found = pareto.ways_by_cost(s, cost)
+    rows = []
     for one in found['rows']:
-        table, note = f'accuracy against {found["unit"]}', 'on the frontier' if one['on'] else ''
+        table = f'accuracy against {found["unit"]}'
+        note = 'on the frontier' if one['on'] else ''
         rows += [Row(table, one['way'], '', found['unit'], one['cost']),
                  _row(table, one['way'], '', 'accuracy', one['accuracy'], note),
                  Row(table, one['way'], '', 'P(on the frontier)', one['probability'])]
@@ -192,7 +199,8 @@ def compare_rows(s: Scored, sizes: Sequence[str] | None = None) -> tuple[list[Ro
     if len(chosen) < 2:
         raise Missing(f'a comparison needs two sizes that answered with the picture, found '
                       f'{len(chosen)}')
-    rows, tests = [], []
+    rows = []
+    tests = []
     for small, large in itertools.combinations(chosen, 2):
         paired, means, _ = measures.means_of(s, [measures.joint_cells(s, have[name], 'image')
                                                  for name in (large, small)])
@@ -206,7 +214,8 @@ def compare_rows(s: Scored, sizes: Sequence[str] | None = None) -> tuple[list[Ro
 def _difference_rows(setting, paired, means):
     rows = []
     for column, task in enumerate(means.groups):
-        n, clusters = means.n[column], means.clusters[column]
+        n = means.n[column]
+        clusters = means.clusters[column]
         x = measures.one(means, 0, column, minus=1)
         draws = means.draws[:, 0, column] - means.draws[:, 1, column]
         seeds = means.seeds, means.planned
@@ -234,7 +243,8 @@ def _difference_rows(setting, paired, means):
 
 def _run_rows(s, sizes):
     """Runs x families of every size: IQM, performance profile, and P(larger is better)."""
-    rows, scores = [], {}
+    rows = []
+    scores = {}
     for size in sizes:
         scores[size.name] = np.concatenate([
             measures.of_run(s, cell).value for cell in measures.joint_cells(s, size, 'image')])

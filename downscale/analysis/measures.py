@@ -49,7 +49,8 @@ class Scored:
 
 def scored(study: Study, bootstraps: int = 2000, seed: int = 0) -> Scored:
     """The study with one resampling of all its pictures; without the answers of `apart` runs."""
-    out, whole = apart(study.meta), study
+    out = apart(study.meta)
+    whole = study
     if out:
         note = (f'{len(out)} runs differ from others of their size in more than the seed and are '
                 f'in no number of sizes, only in learning rates: {", ".join(sorted(out))}')
@@ -71,7 +72,8 @@ def apart(meta: dict[str, Any]) -> set[str]:
 
 def sizes_of(meta: dict[str, Any]) -> tuple[Size, ...]:
     """Sizes in the order of their total parameter count, of the runs that are not `apart`."""
-    runs, out = {}, apart(meta)
+    runs = {}
+    out = apart(meta)
     for run in meta['runs']:
         if run['run_id'] not in out:
             runs.setdefault(run['size'], []).append(run)
@@ -200,9 +202,11 @@ def by_seed(s: Scored, cells: Sequence[Cell]) -> dict[int, list[Cell]]:
 def one(means: bootstrap.Means, row: int, column: int, bounds: tuple[float, float] = (0, 1),
         minus: int | None = None) -> bootstrap.Interval:
     """Interval of one mean, or of its paired difference from row `minus`."""
-    value, draws = means.value[row, column], means.draws[:, row, column]
+    value = means.value[row, column]
+    draws = means.draws[:, row, column]
     if minus is not None:
-        value, draws = value - means.value[minus, column], draws - means.draws[:, minus, column]
+        value = value - means.value[minus, column]
+        draws = draws - means.draws[:, minus, column]
         bounds = (-1, 1)
     return means.interval(value, draws, column, bounds)
 
@@ -243,7 +247,8 @@ def relative(means: bootstrap.Means, floor: bootstrap.Means, column: int, large:
 
     The only definition there is: `ratio_interval`, unbounded where large may be at its floor.
     """
-    value, draws = means.value[:, column], means.draws[:, :, column]
+    value = means.value[:, column]
+    draws = means.draws[:, :, column]
     fall = value[large] - value[small], draws[:, large] - draws[:, small]
     room = value[large] - floor.value[0, column], draws[:, large] - floor.draws[:, 0, column]
     return ratio_interval(fall, room, means.n[column], means.clusters[column], seeds=means.seeds,
@@ -255,10 +260,12 @@ def drops(s: Scored) -> dict[str, Any]:
     have = [size for size in s.sizes if joint_cells(s, size, 'image')]
     if len(have) < 2:
         raise Missing(f'a drop needs two sizes that answered with the picture, found {len(have)}')
-    small, large = have[0], have[-1]
+    small = have[0]
+    large = have[-1]
     paired, means, _ = means_of(s, [joint_cells(s, size, 'image') for size in (large, small)])
     floor = floors.floor(s, paired).means
-    whole, floor_whole = bootstrap.macro(means), bootstrap.macro(floor)
+    whole = bootstrap.macro(means)
+    floor_whole = bootstrap.macro(floor)
     binary = bool(np.all((paired.scores == 0) | (paired.scores == 1)))
     rows = {task: {'absolute': one(means, 0, column, minus=1),
                    'relative_chance': relative(means, floor, column),
@@ -291,7 +298,8 @@ def _mcnemar(paired, task):
 
 def reliance(s: Scored) -> dict[str, Any]:
     """What the largest model loses without the picture or with another one, beside the drop."""
-    result, found = drops(s), {}
+    result = drops(s)
+    found = {}
     large = next(size for size in s.sizes if size.name == result['large'])
     base = joint_cells(s, large, 'image')
     for condition in ('blind', 'shuffled'):
@@ -350,14 +358,16 @@ def _marginal(s, p_sizes, r_sizes, groups):
     """Drop of each side, with the other side held at its largest size."""
     if not p_sizes or not r_sizes:
         return {}
-    top, drop = (p_sizes[-1], r_sizes[-1]), {}
+    top = (p_sizes[-1], r_sizes[-1])
+    drop = {}
     for side, low in (('perception', (p_sizes[0], top[1])), ('reasoner', (top[0], r_sizes[0]))):
         if low != top and low in groups and top in groups:
             means = bootstrap.with_macro(means_of(s, [groups[top], groups[low]])[1])
             found = {task: one(means, 0, column, minus=1)
                      for column, task in enumerate(means.groups)}
             drop[side] = {'macro': found.pop('macro'), 'families': found}
-    low_p, low_r = (p_sizes[0], top[1]), (top[0], r_sizes[0])
+    low_p = (p_sizes[0], top[1])
+    low_r = (top[0], r_sizes[0])
     if len(drop) == 2:
         # both drops start at the same pair, so their difference needs the two shrunk pairs only
         whole = bootstrap.macro(means_of(s, [groups[low_r], groups[low_p]])[1])
@@ -368,7 +378,8 @@ def _marginal(s, p_sizes, r_sizes, groups):
 def losses(s: Scored) -> dict[str, Any]:
     """Training curves by stage, and the last loss of every run."""
     home = {run: size.name for size in s.sizes for run in size.runs}
-    stages, last = {}, []
+    stages = {}
+    last = []
     order = {stage: place for place, stage in enumerate(STAGES)}
     for run, stage in sorted(s.study.curves, key=lambda key: (order.get(key[1], 99), key[1],
                                                               key[0])):

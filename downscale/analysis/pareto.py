@@ -32,7 +32,9 @@ def ways_by_cost(s: Scored, cost: str = 'params') -> dict[str, Any]:
     more accurate; `probability` is the share of resamples in which that is so,
     of those that hold pictures of every family.
     """
-    rows, cells, skipped = [], [], {}
+    rows = []
+    cells = []
+    skipped = {}
     for name, group in ways(s).items():
         try:
             price = float(np.mean([costs.of_cell(s, cell, cost) for cell in group]))

@@ -34,7 +34,8 @@ def finals(s: Scored, stage: str) -> dict[str, np.ndarray]:
     marks the runs of the study itself, beside those of a sweep over rates or budgets. Runs that
     failed otherwise than by diverging are left out.
     """
-    runs, rows = {run for size in s.sizes for run in size.runs}, []
+    runs = {run for size in s.sizes for run in size.runs}
+    rows = []
     for (cell, name), one in sorted(costs.stages_of(s).items()):
         loss = _final(s, cell, name) if name == stage else None
         if loss is not None:
@@ -65,9 +66,11 @@ def _final(s, cell, stage):
 def _columns(s, stage):
     """(`finals` of the study's runs and of those with a budget, each row's budget ('')), without
     runs that diverged, and the names of those."""
-    found, budgets = finals(s, stage), s.study.meta.get('budgets', {})
+    found = finals(s, stage)
+    budgets = s.study.meta.get('budgets', {})
     budget = np.array([str(budgets.get(cell, '')) for cell in found['cell']])
-    wanted, whole = found['planned'] | (budget != ''), np.isfinite(found['loss'])
+    wanted = found['planned'] | (budget != '')
+    whole = np.isfinite(found['loss'])
     keep = wanted & whole
     return ({key: column[keep] for key, column in found.items()}, budget[keep],
             found['cell'][wanted & ~whole].tolist())
@@ -79,7 +82,8 @@ def losses_by_size(s: Scored) -> dict[str, dict[str, Any]]:
     With three numbers of tokens or more the law has two inputs, else one. Held out are the runs
     of most compute, in all their seeds. Runs that diverged have no loss to fit; they are named.
     """
-    found, why = {}, []
+    found = {}
+    why = []
     for stage in STAGES:
         try:
             found[stage] = _loss_law(s, stage)
@@ -95,7 +99,8 @@ def _loss_law(s, stage):
     two = len(set(columns['tokens'])) >= 3
     law = CHINCHILLA if two else POWER
     x = np.column_stack([columns['n'], columns['tokens']]) if two else columns['n']
-    draws, compute = len(s.resamples.weights), columns['n'] * columns['tokens'] * 6
+    draws = len(s.resamples.weights)
+    compute = columns['n'] * columns['tokens'] * 6
     options = {'runs': columns['cell'], 'draws': min(draws, 1000)}
     fitted = fit(law, x, columns['loss'], **options)
     try:
@@ -137,7 +142,8 @@ def curve(fitted: Fit, n: np.ndarray, tokens: float | None = None) -> list[dict[
 
 def laws(s: Scored) -> dict[str, dict[str, Any]]:
     """{title: a law of size with its points and curve}: losses by stage and the macro accuracy."""
-    found, why = {}, []
+    found = {}
+    why = []
     try:
         found = {f'loss of stage {stage}': part for stage, part in losses_by_size(s).items()}
     except Missing as reason:
@@ -154,7 +160,9 @@ def laws(s: Scored) -> dict[str, dict[str, Any]]:
 def accuracy_by_size(s: Scored) -> dict[str, Any]:
     """The saturating law of the macro accuracy over runs: fit, chance (the floor), curve, points.
     """
-    groups, n, points = [], [], []
+    groups = []
+    n = []
+    points = []
     for size in s.sizes:
         for cell in measures.joint_cells(s, size, 'image'):
             groups.append([cell])
@@ -164,7 +172,8 @@ def accuracy_by_size(s: Scored) -> dict[str, Any]:
         raise Missing('no model was asked with the picture')
     paired = measures.pair(s.study, groups)
     y = np.array([measures.of_run(s, cell).value.mean() for cell, in groups])
-    floor, n = float(floors.floor(s, paired).means.value.mean()), np.array(n, dtype=float)
+    floor = float(floors.floor(s, paired).means.value.mean())
+    n = np.array(n, dtype=float)
     try:
         fitted = fit(Saturating(floor), n, y, runs=[group[0].p_run for group in groups],
                      draws=min(len(s.resamples.weights), 1000))
@@ -202,7 +211,8 @@ def rates(s: Scored, stage: str = 'text') -> dict[str, Any]:
     Of each size the runs of one number of tokens, that with the most rates; seeds that were not
     trained at all of them are left out. A size that diverged at every rate is an alarm.
     """
-    columns, budget = finals(s, stage), s.study.meta.get('budgets', {})
+    columns = finals(s, stage)
+    budget = s.study.meta.get('budgets', {})
     found = {}
     for row in np.argsort(columns['n'], kind='stable'):
         if np.isfinite(columns['rate'][row]) and columns['cell'][row] not in budget:
@@ -222,13 +232,16 @@ def rates(s: Scored, stage: str = 'text') -> dict[str, Any]:
             ]
     if not runs:
         raise Missing(f'no size was trained at several learning rates (stage {stage})')
-    choices, alarms = {}, []
+    choices = {}
+    alarms = []
     for size, mine in runs.items():
         try:
             choice, told = learning_rates.choose_all({size: mine})
         except ValueError as reason:
-            choice, told = {}, [str(reason)]
-        choices, alarms = choices | choice, alarms + told
+            choice = {}
+            told = [str(reason)]
+        choices = choices | choice
+        alarms = alarms + told
     if not choices:
         raise Missing('; '.join(alarms))
     return {'stage': stage, 'choices': choices, 'alarms': alarms,
@@ -266,7 +279,8 @@ def _flips(s, large, small):
     if not both:
         raise Missing('no seed answered at both ends')
     paired = measures.pair(s.study, [side[seed] for seed in both for side in seeds])
-    first, second = paired.scores[0::2], paired.scores[1::2]
+    first = paired.scores[0::2]
+    second = paired.scores[1::2]
     rows = np.stack([first * (1 - second), (1 - first) * second, first * second,
                      (1 - first) * (1 - second)], axis=1)
     means = bootstrap.group_means(rows.reshape(-1, rows.shape[2]), paired.task, paired.cluster_id,

@@ -24,7 +24,8 @@ RELIANCE = {'attribute': 1., 'position': .85, 'relation': .7, 'read': .55, 'coun
             'compare': .25, 'fact': 0., 'origin': 0.}
 EASE = {'attribute': 2.2, 'position': 2., 'relation': 1.6, 'read': 2.2, 'count': 1.8,
         'compare': 1.5, 'fact': 2., 'origin': 1.7}
-CHANCE, KINDS = .25, ('caption', 'extraction')
+CHANCE = .25
+KINDS = ('caption', 'extraction')
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,16 @@ def synth(seed: int = 0, to: Path | str | bool | None = None, *, sizes: int = 4,
     if not 2 <= sizes <= len(SIZES) or seeds < 1 or items < 2 * len(RELIANCE):
         raise ValueError(f'synth needs 2 to {len(SIZES)} sizes, a seed and {2 * len(RELIANCE)} '
                          f'items, not {sizes}, {seeds} and {items}')
-    rng, planted = np.random.default_rng(seed), planted or Planted()
+    rng = np.random.default_rng(seed)
+    planted = planted or Planted()
     places = np.linspace(0, len(SIZES) - 1, sizes).round().astype(int)
     models = {f'w{width}d{depth}': scale(MICRO['w64d2'], width, depth, 320)
               for width, depth in (SIZES[place] for place in places)}
     design = Design(models, seeds, _items(rng, items, planted), planted)
     evaluations = _answer(rng, design, to is not None if full is None else full)
-    texts, meta, truth = _texts(rng, design), _meta(design, seed), _truth(design)
+    texts = _texts(rng, design)
+    meta = _meta(design, seed)
+    truth = _truth(design)
     if to is None:
         return Synthetic(study_of(Path(), meta, list(evaluations.values()), list(texts.values()),
                                   {}, (), {}, f'synthetic {seed}'), None, truth)
@@ -137,7 +141,8 @@ def _items(rng, count, planted):
 def logit(planted: Planted, down: Mapping[str, float], cell: Cell, reliance: np.ndarray,
           ease: np.ndarray) -> np.ndarray:
     """The planted logit of a `Cell` of sizes, without luck and seeds."""
-    p, r = down.get(cell.p_run, 0), down.get(cell.r_run, 0)
+    p = down.get(cell.p_run, 0)
+    r = down.get(cell.r_run, 0)
     if not cell.r_run:
         lost = planted.perception * reliance * p + planted.reasoner * p
         lost = lost + planted.interaction * reliance * p * p - planted.joint
@@ -162,7 +167,9 @@ def _cells(sizes, full):
 
 def _answer(rng, design, full):
     """{name of an evaluation: its items table}, as a study names them."""
-    planted, items, found = design.planted, design.items, {}
+    planted = design.planted
+    items = design.items
+    found = {}
     cells = _cells(list(design.models), full)
     for seed in range(design.seeds):
         # Each trained stage has its own draw: joint, two writers, two ways of answering.
@@ -204,7 +211,8 @@ def _table(rng, cell, seed, name, items, share):
 
 def _texts(rng, design):
     """{name of an evaluation: its texts table}: what every perception run wrote."""
-    found, items = {}, design.items
+    found = {}
+    items = design.items
     for size in design.models:
         for seed in range(design.seeds):
             for kind in KINDS:
@@ -231,7 +239,8 @@ def _meta(design, seed):
 
 def _truth(design):
     """Expected shares of every cell of sizes, and the effects that follow from them."""
-    planted, sizes = design.planted, list(design.models)
+    planted = design.planted
+    sizes = list(design.models)
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
     accuracy = {}
     for cell in _cells(sizes, True):
@@ -250,7 +259,8 @@ def _truth(design):
     joint = [Cell(size, '', '', False, 'image') for size in sizes]
     drop = {task: accuracy[joint[-1]][task] - accuracy[joint[0]][task] for task in RELIANCE}
     corner = {(p, r): mean(pair(p, r), RELIANCE) for p in (0, -1) for r in (0, -1)}
-    cross, straight = corner[-1, 0] - corner[0, -1], corner[-1, -1] - corner[0, 0]
+    cross = corner[-1, 0] - corner[0, -1]
+    straight = corner[-1, -1] - corner[0, 0]
     every = range(len(sizes))
     return {'accuracy': accuracy, 'drop': drop,
             'shares': {'perception': (straight - (corner[0, -1] - corner[-1, 0])) / 2,

@@ -18,7 +18,10 @@ from downscale.sizes import MICRO, SIGLIP, scale
 
 ROWS = 24         # of a curve
 PICTURES = 24
-LENGTH, BATCH, STEPS, RATE = 128, 16, 4000, 2. ** -8
+LENGTH = 128
+BATCH = 16
+STEPS = 4000
+RATE = 2. ** -8
 STAGES = ('text', 'align', 'instruct', 'caption', 'extract', 'reason')
 PARENTS = {'text': {}, 'align': {'language': 'text', 'tower': 'tower/tower'},
            'instruct': dict.fromkeys(('language', 'tower', 'connector'), 'align'),
@@ -78,7 +81,8 @@ def _stages(folder, rng, design):
             _stage(folder, rng, design, f'{size}-s0-lr{rate:g}', size, 0, 'text', rate=rate)
     budgets = {}
     for width, depth in SIZES:
-        size, language = f'w{width}d{depth}', scale(MICRO['w64d2'], width, depth, 320)
+        size = f'w{width}d{depth}'
+        language = scale(MICRO['w64d2'], width, depth, 320)
         for budget in BUDGETS:
             steps = round(budget / (6 * totals(language)['n_nonembed'] * BATCH * LENGTH))
             if steps >= ROWS:
@@ -90,7 +94,8 @@ def _stages(folder, rng, design):
 
 def _stage(folder, rng, design, cell, size, seed, stage, steps=STEPS, rate=RATE,
            language=None):
-    place, language = folder / 'cells' / cell / stage, language or design.models[size]
+    place = folder / 'cells' / cell / stage
+    language = language or design.models[size]
     tiles = 0 if stage in ('text', 'reason') else 2
     one = {'name': stage, 'steps': steps, 'batch': BATCH, 'length': LENGTH, 'tiles': tiles,
            'rates': {'language': rate, 'tower': rate, 'connector': rate},

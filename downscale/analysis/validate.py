@@ -42,7 +42,8 @@ def validate(root: Path) -> tuple[list[str], list[str], list[dict[str, Any]]]:
         gone = absent.absent(s)
         costs.stages_of(s)
     except TableError as error:
-        gone, errors = [], [*errors, str(error)]
+        gone = []
+        errors = [*errors, str(error)]
     notes += [f'missing: {name}: {what}' for name, what in gone]
     rates, more = _rates(s)
     return errors, [*notes, *study.notes, *more], rates
@@ -87,7 +88,9 @@ def _pairing_errors(study):
 def _rates(s):
     """(a dict per cell: who, answers and shares of bad endings, lines on what is above the limit).
     """
-    s, rows, notes = measures.with_apart(s), [], []
+    s = measures.with_apart(s)
+    rows = []
+    notes = []
     for cell in sorted(s.study.cells):
         _, ended = completion(s, [cell])
         who = ' '.join(filter(None, (cell.p_run, cell.r_run and f'-> {cell.r_run}', cell.text_kind,

@@ -58,11 +58,13 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError('--below and --compute go together: a threshold, and the column it is of')
     table = _read(args.table, [*columns, *([args.compute] if args.compute else [])],
                   [args.run_column] if args.run_column else [])
-    x, y = np.column_stack([table[name] for name in columns[:-1]]), table[args.y]
+    x = np.column_stack([table[name] for name in columns[:-1]])
+    y = table[args.y]
     options = {'runs': table.get(args.run_column), 'delta': args.delta, 'draws': args.draws,
                'seed': args.seed}
     found = fits.fit(law, x, y, worst=args.worst, **options)
-    result, lines = found.to_dict(), _fit_lines(found)
+    result = found.to_dict()
+    lines = _fit_lines(found)
     if args.budget is not None:
         best = extrapolation.optimum(found, args.budget)
         result['optimum'] = {name: fits.plain(one) for name, one in best.items()}
@@ -83,7 +85,8 @@ def _write_fit(args, found, table, result):
     from downscale.analysis import study_laws
     from downscale.report import figures, law_figures
     from downscale.runtime.files import write_json
-    tokens, here = None, np.ones(len(table[args.x]), dtype=bool)
+    tokens = None
+    here = np.ones(len(table[args.x]), dtype=bool)
     if args.tokens:
         values, counts = np.unique(table[args.tokens], return_counts=True)
         tokens = float(values[np.argmax(counts)])

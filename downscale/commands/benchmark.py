@@ -66,7 +66,8 @@ def scored(chain, benchmark):
     names = [cells.joint_name(run) for run in chain.sighted]
     names += [cells.file_name(perception, reasoner, mode) for perception in chain.perceptions
               for reasoner in chain.reasoners for mode in chain.plan.reason]
-    found, lines = {}, []
+    found = {}
+    lines = []
     for name in names:
         rows, notes = rescore.read_rows(chain.out / f'{name}.jsonl')
         judged = rescore.judged(rows, benchmark.scorers)

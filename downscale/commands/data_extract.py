@@ -96,7 +96,8 @@ def factory_of(args):
             raise ValueError(f'--{name.replace("_", "-")} {value} must be above 0')
     worded = steps.load(args.prompts) if args.prompts else steps.load()
     form = prompts.load(args.training_prompts)
-    questions, root = args.source, args.images or args.source.parent
+    questions = args.source
+    root = args.images or args.source.parent
     if args.source.is_dir():
         from downscale.factory import oracle
         if args.images:

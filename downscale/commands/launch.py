@@ -26,7 +26,8 @@ SUMMARY = {
     'cost': 'show chip-hours and dollars of every cell so far (an estimate)',
     'watch': 'keep a sweep in the cloud going until nothing more can be done',
     'gc': 'delete what runs for this run folder and belongs to no job of it'}
-STARTING, FITTING = ('submit', 'resume', 'watch'), ('plan', 'submit', 'resume')
+STARTING = ('submit', 'resume', 'watch')
+FITTING = ('plan', 'submit', 'resume')
 EXAMPLE = LAUNCH_EXAMPLES['submit']
 
 

@@ -105,7 +105,8 @@ def cancel(args: argparse.Namespace) -> int:
     found = sweep.open_sweep(args)
     chosen = [spec for spec, job in sweep.select(found, args, list(found.saved.values()))
               if job.state not in ('done', 'fatal', 'cancelled')]
-    said, would = [], 'would be ' * args.dry_run
+    said = []
+    would = 'would be ' * args.dry_run
     if not args.dry_run:
         for spec in chosen:
             state.cancel(spec, time.time())
@@ -129,7 +130,8 @@ def watch(args: argparse.Namespace) -> int:
     if found.settings.backend == 'local':
         raise ValueError('a local sweep ends with its `submit`; the same submit goes on')
     specs = _submitted(found)
-    backend, policy = sweep.backend_of(found.settings), sweep.policy_of(found.settings)
+    backend = sweep.backend_of(found.settings)
+    policy = sweep.policy_of(found.settings)
     if args.dry_run:
         return _say_actions(args, supervise.decide(backend, specs, policy))
     return _ended(args, _supervised(args, backend, specs, policy))
@@ -174,7 +176,8 @@ def _start(args, found, specs, forgiven=()):
         for problem in _problems(spec, found.settings):
             raise ValueError(f'{spec.key}: {problem}')
     _refuse_unfit(found, args, specs)
-    backend, policy = sweep.backend_of(found.settings), sweep.policy_of(found.settings)
+    backend = sweep.backend_of(found.settings)
+    policy = sweep.policy_of(found.settings)
     if args.dry_run:
         return _say_actions(args, supervise.decide(backend, specs, policy))
     for spec in forgiven:
@@ -252,7 +255,8 @@ def _refuse_unfit(found, args, specs):
     for cell, one in fits.items():
         if cell in cells and not one.fits:
             raise ValueError(f'{one.remark}; see: downscale plan, or say --no-fit')
-    limit, asked = found.settings.max_usd, [fits[cell].usd for cell in fits if cell in cells]
+    limit = found.settings.max_usd
+    asked = [fits[cell].usd for cell in fits if cell in cells]
     if limit is not None and asked and None not in asked:
         most = sum(usd[1] for usd in asked)
         if most > limit:

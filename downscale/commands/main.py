@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     A fault of this program itself ends with `exits.BUG`, and `train` after `exits.TABLE`.
     """
     console = argv is None  # the whole program: its streams and interrupts are ours
-    argv, args = data.with_verb(argv), None
+    argv = data.with_verb(argv)
+    args = None
     keep_streams()
     try:
         args = parser().parse_args(argv)

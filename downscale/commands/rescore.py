@@ -42,7 +42,8 @@ def rescore_lines(args: argparse.Namespace) -> list[str]:
     filters = dict.fromkeys(row.filter for row in rows)
     for name in filters:
         some = [k for k, row in enumerate(rows) if row.filter == name]
-        part, judged = [rows[k] for k in some], [found[k] for k in some]
+        part = [rows[k] for k in some]
+        judged = [found[k] for k in some]
         printed += [f'filter {name or "(none)"}:'] * (len(filters) > 1)
         printed += rescore.table(rescore.summary(part, judged), part, judged)
     return [*printed, *notes]

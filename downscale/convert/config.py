@@ -39,7 +39,8 @@ _NEUTRAL = {
     'unsloth_version', 'is_encoder_decoder', 'output_attentions', 'output_hidden_states',
     'return_dict', 'id2label', 'label2id', 'problem_type', 'chunk_size_feed_forward',
     'transformers.js_config', 'finetuning_task', 'task_specific_params', 'name_or_path'}
-MOST_LAYERS, MOST_SIZE = 10_000, 10 ** 8
+MOST_LAYERS = 10_000
+MOST_SIZE = 10 ** 8
 
 
 _SIGHT = {
@@ -98,7 +99,8 @@ def _refuse(where, problems):
 def _sizes(c, where, keys):
     """Raise ValueError unless each of `keys` is a whole number above 0, and none is absurd."""
     for key in keys:
-        value, most = c.get(key), MOST_LAYERS if key == 'num_hidden_layers' else MOST_SIZE
+        value = c.get(key)
+        most = MOST_LAYERS if key == 'num_hidden_layers' else MOST_SIZE
         if type(value) is not int or not 1 <= value <= most:
             raise ValueError(f'{where}: {key} {str(value)[:40]} is no whole number from 1 to '
                              f'{most}')
@@ -209,7 +211,8 @@ def _grid_points(points, image):
 
 def _anyres(aspect, points, image, where):
     """'anyres_max_9' and its pinpoints, as (width, height) in pixels, to our tiling."""
-    most, points = str(aspect).removeprefix('anyres_max_'), _grid_points(points, image)
+    most = str(aspect).removeprefix('anyres_max_')
+    points = _grid_points(points, image)
     _refuse(where, {
         f'image_aspect_ratio {str(aspect)[:40]!r}':
             not re.fullmatch('[1-9][0-9]{0,2}', most),
@@ -253,7 +256,8 @@ def llava_qwen3(config: dict[str, Any],
 def llava_onevision(config: dict[str, Any],
                     where: Path) -> tuple[LanguageConfig, VisionConfig, Pictures]:
     """(language, vision, pictures) of transformers' config; its pinpoints are (height, width)."""
-    text, layer = object_of(config, 'text_config', where), config.get('vision_feature_layer', -1)
+    text = object_of(config, 'text_config', where)
+    layer = config.get('vision_feature_layer', -1)
     kind = text.get('model_type', 'qwen2')
     _refuse(where, {
         f'text model_type {str(kind)[:40]!r}': kind not in [*TEXT_DEFAULTS],

@@ -77,7 +77,9 @@ def _open_gguf(source, name):
 
 def _open_folder(source, name):
     model = open_source(source)
-    tokenizer, own, more = None, False, []
+    tokenizer = None
+    own = False
+    more = []
     if model.language:
         tokenizer, own, more = open_tokenizer(source, model.language.V)
     if model.vision:
@@ -94,7 +96,10 @@ def _cell(name, model, sight, files, config, tokenizer):
     `sight` is (vision, pictures), `files` what stands beside the weights.
     """
     vision, pictures = sight
-    architecture, origin, chat, notes = model.architecture, None, None, []
+    architecture = model.architecture
+    origin = None
+    chat = None
+    notes = []
     if model.language:
         # The code of LlavaQwen3 speaks ChatML, whatever template its tokenizer carries.
         templated = architecture != 'LlavaQwen3ForCausalLM'
@@ -184,8 +189,11 @@ class _Counted:
     """A leaf that tells how many bytes have been read."""
 
     def __init__(self, leaf, tell):
-        self.leaf, self.tell = leaf, tell
-        self.shape, self.dtype, self.chunk = leaf.shape, leaf.dtype, leaf.chunk
+        self.leaf = leaf
+        self.tell = tell
+        self.shape = leaf.shape
+        self.dtype = leaf.dtype
+        self.chunk = leaf.chunk
 
     def read(self, index=()):
         array = self.leaf.read(index)
@@ -199,7 +207,8 @@ def _bytes(leaves):
 
 
 def _counted(leaves, report):
-    total, done = _bytes(leaves), [0]
+    total = _bytes(leaves)
+    done = [0]
 
     def tell(count):
         done[0] += count

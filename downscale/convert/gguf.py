@@ -40,10 +40,14 @@ _BIAS = (('attn_q.bias', 'self_attn.q_proj.bias', 'Q'),
          ('attn_v.bias', 'self_attn.v_proj.bias', 'K'))
 _NORM = (('attn_q_norm.weight', 'self_attn.q_norm.weight', 'E'),
          ('attn_k_norm.weight', 'self_attn.k_norm.weight', 'E'))
-_CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # values of `tokenizer.ggml.token_type`
+# values of `tokenizer.ggml.token_type`
+_CONTROL = 3
+_USER_DEFINED = 4
+_UNUSED = 5
 _SCALARS = {0: 'B', 1: 'b', 2: 'H', 3: 'h', 4: 'I', 5: 'i', 6: 'f', 7: '?', 10: 'Q', 11: 'q',
             12: 'd'}
-_STRING, _ARRAY = 8, 9
+_STRING = 8
+_ARRAY = 9
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,8 @@ class _Header:
             if version not in (2, 3):
                 raise ValueError(f'GGUF version {version} is not known; known are 2 and 3, '
                                  'little-endian')
-            tensors, pairs = self.scalar('Q'), self.scalar('Q')
+            tensors = self.scalar('Q')
+            pairs = self.scalar('Q')
             self.metadata = dict(self.pair() for _ in range(pairs))
             self.tensors = dict(self.tensor() for _ in range(tensors))
             self.data = self.file.tell()
@@ -175,7 +180,8 @@ class _Header:
         if kind == _STRING:
             return self.string()
         if kind == _ARRAY:
-            inner, count = self.scalar('I'), self.scalar('Q')
+            inner = self.scalar('I')
+            count = self.scalar('Q')
             if inner in _SCALARS:
                 code = _SCALARS[inner]
                 data = self.take(count * struct.calcsize('<' + code))
@@ -193,7 +199,8 @@ class _Header:
         return key, self.value(self.scalar('I'))
 
     def tensor(self):
-        name, rank = self.string(), self.scalar('I')
+        name = self.string()
+        rank = self.scalar('I')
         shape = tuple(self.scalar('Q') for _ in range(rank))[::-1]  # stored innermost first
         return name, (shape, self.scalar('I'), self.scalar('Q'))
 
@@ -239,7 +246,8 @@ def _language(header, traits):
         return value
 
     # Left out, key heads are as many as query heads, and heads fill the width, as in llama.cpp.
-    width, heads = whole('embedding_length'), whole('attention.head_count')
+    width = whole('embedding_length')
+    heads = whole('attention.head_count')
     if len(header.tensors.get('token_embd.weight', ((),))[0]) != 2:
         raise ValueError('there is no tensor token_embd.weight, or it is no matrix')
     if whole('block_count') > len(header.tensors):
@@ -273,7 +281,8 @@ def _expected(c):
 
 def _tensors(path, header, language):
     """{Hugging Face name: Tensor}, after a check of names, shapes, types and places."""
-    expected, found = _expected(language), header.tensors
+    expected = _expected(language)
+    found = header.tensors
     wrong = [f'{name} {found[name][0]} instead of {shape}'
              for name, (_, shape) in expected.items() if name in found and found[name][0] != shape]
     for what, names in (('missing', expected.keys() - found.keys()),
@@ -288,7 +297,8 @@ def _tensors(path, header, language):
     # llama.cpp permutes these rows when it converts a Llama; Qwen's stay as published.
     llama = header.metadata['general.architecture'] == 'llama'
     interleaved = {'attn_q.weight': language.H, 'attn_k.weight': language.K} if llama else {}
-    tensors, spans = {}, []
+    tensors = {}
+    spans = []
     for theirs, (name, shape) in expected.items():
         _, kind, offset = found[theirs]
         end = header.data + offset + math.prod(shape[:-1]) * _bytes(kind, shape[-1])
@@ -320,7 +330,8 @@ def _check_kind(kind):
 
 def _tokenizer(metadata, rows):
     """The byte-pair tokenizer of the metadata, with the ids of the file."""
-    model, pre = metadata.get('tokenizer.ggml.model'), metadata.get('tokenizer.ggml.pre')
+    model = metadata.get('tokenizer.ggml.model')
+    pre = metadata.get('tokenizer.ggml.pre')
     if model != 'gpt2' or pre not in [*PRE_TOKENIZERS]:
         raise ValueError(f'tokenizer {str(model)[:40]!r} cut by {str(pre)[:40]!r} is not '
                          'supported; supported is gpt2 cut by '

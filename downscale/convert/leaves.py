@@ -21,7 +21,8 @@ def turn(source: np.ndarray, target: np.ndarray) -> None:
     copy of bfloat16, which it does not know, is slower than one of integers.
     """
     plain = np.dtype(f'u{source.dtype.itemsize}')
-    source, target = source.view(plain), target.view(plain)
+    source = source.view(plain)
+    target = target.view(plain)
     for start in range(0, len(source), TILE):
         target[:, start:start + TILE] = source[start:start + TILE].T
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from downscale.letters import axes_of
 from downscale.sizes import LanguageConfig, VisionConfig
 
-_ATTENTION, _MLP = 'layers.{n}.self_attn.', 'layers.{n}.mlp.'
+_ATTENTION = 'layers.{n}.self_attn.'
+_MLP = 'layers.{n}.mlp.'
 DECODER = (
     ('embedding_VD', 'embed_tokens.weight', 'copy'),
     ('final_norm/scale_D', 'norm.weight', 'copy'),

@@ -99,7 +99,8 @@ def _prompt(ids, placed, tiles):
 
 def _computed(cell, params, prompt, expected):
     """{array name: ours, whole} of everything that the expected arrays show a part of."""
-    model, tiles_IPQ = model_of(cell), prompt.tiles
+    model = model_of(cell)
+    tiles_IPQ = prompt.tiles
     tokens_BL, index_BLC, weight_BLC = prompt_arrays(
         [prompt], len(prompt.tokens), cell.vision, len(prompt.tiles), whole=True)
     features_IPW = Tower(cell.vision).apply({'params': params['tower']}, tiles_IPQ)
@@ -148,7 +149,9 @@ def _errors(ours, expected, vision):
 
 class _Ids:
     """As much of an encoder as the engine needs: no id ends a reply, the original had a length."""
-    stops, context, thought = frozenset(), 0, (-1, -1, -1)
+    stops = frozenset()
+    context = 0
+    thought = (-1, -1, -1)
 
     def text(self, ids):
         return ''

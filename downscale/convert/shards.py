@@ -27,7 +27,8 @@ BUFFERS = {'BOOL', 'U8', 'I8', 'I16', 'U16', 'I32', 'U32', 'I64', 'U64'}
 MOST_HEADER = 10 ** 8  # bytes, as in the safetensors library
 ALIGNMENT = 8
 WRITE_BYTES = 2 ** 18  # larger calls cost the kernel more time than they save
-INDEX, SINGLE = 'model.safetensors.index.json', 'model.safetensors'
+INDEX = 'model.safetensors.index.json'
+SINGLE = 'model.safetensors'
 PICKLES = ('.bin', '.pt', '.pth', '.ckpt')
 
 
@@ -116,7 +117,8 @@ def read_header(path: Path) -> dict[str, Tensor]:
             entries.sort(key=lambda entry: entry[3:])
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ValueError(f'{path} has a damaged header; download it again') from None
-    tensors, end = {}, 0
+    tensors = {}
+    end = 0
     for name, code, shape, begin, *stop in entries:
         if not isinstance(code, str) or not _whole(*shape, begin, *stop) or len(stop) != 1 \
                 or not name.isprintable():
@@ -185,7 +187,8 @@ def shard_paths(folder: Path) -> list[Path]:
 
 def open_tensors(folder: Path) -> dict[str, Tensor]:
     """{name: Tensor} of all shards of a folder, checked against its index; nothing is read."""
-    folder, tensors = Path(folder), {}
+    folder = Path(folder)
+    tensors = {}
     for path in shard_paths(folder):
         tensors.update(read_header(path))
     if (folder / INDEX).is_file() and not (folder / SINGLE).is_file():
@@ -210,7 +213,8 @@ def write_tensors(path: Path, rows: Sequence[tuple[str, np.dtype, tuple[int, ...
 
     `arrays` is an iterator that gives the values of each row in turn; more may be left in it.
     """
-    header, begin = {'__metadata__': {'format': 'pt'}}, 0
+    header = {'__metadata__': {'format': 'pt'}}
+    begin = 0
     for row in rows:
         name, dtype, shape = row
         stop = begin + size_of(row)

@@ -128,7 +128,8 @@ def _tokens(files):
 def _ends(files, configs, tokens, tokenizer, rows):
     """(ids that end a reply, notes): those of generation_config.json and config.json together with
     the tokenizer's `eos_token`."""
-    ends, notes = set(), []
+    ends = set()
+    notes = []
     generation = files.get('generation_config.json', {})
     for where, values in (('generation_config.json', generation),
                           *(('config.json', config) for config in configs)):
@@ -157,7 +158,8 @@ def _ends(files, configs, tokens, tokenizer, rows):
 def _template(files):
     """(the chat template that counts or None, notes); a file of its own goes before the others, as
     in transformers."""
-    texts, notes = {}, []
+    texts = {}
+    notes = []
     for name in ('chat_template.jinja', 'chat_template.json', 'processor_config.json',
                  'tokenizer_config.json'):
         value = files.get(name)
@@ -199,7 +201,8 @@ def _image_token(config, tokens, tokenizer):
 
 def _form(text, tokens, ends, image, sees):
     """The `Template` with the content that it takes: strings, or lists of texts and pictures."""
-    words, problem = 'a text to look for', None
+    words = 'a text to look for'
+    problem = None
     tries = [(parts, shown) for parts in ((True, False) if sees else (False, True))
              for shown in dict.fromkeys((image, IMAGE))]
     for parts, shown in tries:
@@ -228,7 +231,8 @@ def _merged(pieces):
 
 def _probes():
     """(turns, reply, thinking) that tell the built-in chats apart from others."""
-    user, system = Turn('user', 'Two\n', False), Turn('system', 'Be brief.', False)
+    user = Turn('user', 'Two\n', False)
+    system = Turn('system', 'Be brief.', False)
     thought = '<think>\nOne.\n</think>\n\nfive'
     talk = (user, Turn('assistant', 'three', True), Turn('user', 'and', False))
     for thinking in (None, True, False):
@@ -260,7 +264,8 @@ def check_pictures(folder: Path, vision: VisionConfig, pictures: Pictures | None
 
     A tower sees pixels from -1 to 1, of its own size, resampled bicubically.
     """
-    folder, notes = Path(folder), []
+    folder = Path(folder)
+    notes = []
     for name in ('preprocessor_config.json', 'processor_config.json'):
         values = read_object(folder / name)
         if name == 'processor_config.json':

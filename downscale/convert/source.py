@@ -23,7 +23,9 @@ from downscale.convert.shards import BUFFERS, DTYPES, INDEX, SINGLE, Tensor, ope
 from downscale.convert.side_files import SIDE_FILES, named
 from downscale.sizes import LanguageConfig, Pictures, VisionConfig
 
-MOST_SHOWN, MOST_LETTERS = 3, 190  # problems in one line, and letters of them
+# problems in one line, and letters of them
+MOST_SHOWN = 3
+MOST_LETTERS = 190
 COMPARE_ROWS = 2048
 
 
@@ -163,7 +165,8 @@ def _with_embedding(tensors, prefixes, language):
     """
     if not language or not language.tie:
         return tensors
-    head, embedding = prefixes['head'] + 'weight', prefixes['decoder'] + 'embed_tokens.weight'
+    head = prefixes['head'] + 'weight'
+    embedding = prefixes['decoder'] + 'embed_tokens.weight'
     if embedding in tensors or head not in tensors:
         return tensors
     return {name if name != head else embedding: tensor for name, tensor in tensors.items()}
@@ -171,7 +174,8 @@ def _with_embedding(tensors, prefixes, language):
 
 def _spare(architecture, prefixes, tensors, language, vision, where):
     """(names that are left out on purpose, sentences that say so)."""
-    spare, notes = unused(architecture, prefixes, tensors), []
+    spare = unused(architecture, prefixes, tensors)
+    notes = []
     if 'tower' in prefixes:
         block = re.compile(re.escape(prefixes['tower']) + r'encoder\.layers\.(\d+)\..+')
         layers = {name: int(found[1]) for name in tensors if (found := block.fullmatch(name))}
@@ -184,7 +188,8 @@ def _spare(architecture, prefixes, tensors, language, vision, where):
     if groups:
         notes.append(f'left out, unused by design: {", ".join(groups)}')
     if language and language.tie:
-        head, embedding = prefixes['head'] + 'weight', prefixes['decoder'] + 'embed_tokens.weight'
+        head = prefixes['head'] + 'weight'
+        embedding = prefixes['decoder'] + 'embed_tokens.weight'
         if head in tensors and embedding in tensors:
             _same(tensors[head], tensors[embedding], head, where)
             spare.add(head)

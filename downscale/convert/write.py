@@ -67,7 +67,8 @@ def _plan(form, leaves, language, vision, pictures):
     prefixes = {section: candidates[0] for section, candidates
                 in FORMATS[MODEL_TYPES[form]].items()
                 if not (section == 'newline' and pictures.mode == 'flat')}
-    plan, problems = [], []
+    plan = []
+    problems = []
     for entry in entries(prefixes, language, vision):
         leaf = _leaf_at(leaves, entry.leaf)
         if leaf is None or tuple(leaf.shape) != entry.shape:
@@ -91,7 +92,8 @@ def _plan(form, leaves, language, vision, pictures):
 
 def _shards(plan):
     """The rows of `plan` cut into shards of at most `MOST_SHARD_BYTES`: [[row, ...], ...]."""
-    shards, filled = [[]], 0
+    shards = [[]]
+    filled = 0
     for _, _, rows in plan:
         for row in rows:
             size = size_of(row)
@@ -121,7 +123,8 @@ def _turned(entry, whole):
 
 def _write_shards(folder, plan):
     """Write the safetensors files of `plan`, and their index when there are several."""
-    shards, arrays = _shards(plan), _arrays(plan)
+    shards = _shards(plan)
+    arrays = _arrays(plan)
     names = [SINGLE] if len(shards) == 1 else [
         f'model-{k + 1:05d}-of-{len(shards):05d}.safetensors' for k in range(len(shards))]
     for name, rows in zip(names, shards):

@@ -68,21 +68,25 @@ class Packer:
     """
 
     def __init__(self, shapes: Sequence[Shape], most_open: int = OPEN) -> None:
-        self.shapes, self.most_open = shapes, most_open
+        self.shapes = shapes
+        self.most_open = most_open
         self.open = [[] for _ in shapes]
         self.closed = [[] for _ in shapes]
 
     def add(self, position: int, tokens: int, tiles: int) -> tuple[int, list[list[int]]] | None:
         """(number of the shape, rows of positions) when that completes a batch, else None."""
         bucket = smallest(self.shapes, tokens, tiles)
-        shape, rows, closed = self.shapes[bucket], self.open[bucket], self.closed[bucket]
+        shape = self.shapes[bucket]
+        rows = self.open[bucket]
+        closed = self.closed[bucket]
         for row in rows:
             if shape.holds(row.tokens + tokens, row.tiles + tiles):
                 break
         else:
             row = _Row()
             rows.append(row)
-        row.tokens, row.tiles = row.tokens + tokens, row.tiles + tiles
+        row.tokens = row.tokens + tokens
+        row.tiles = row.tiles + tiles
         row.positions.append(position)
         if len(rows) > min(self.most_open, shape.batch):
             closed.append(rows.pop(0).positions)
@@ -172,13 +176,16 @@ def propose(sizes: np.ndarray, shape: Shape, count: int,
     found = candidates(shape)
     first, later = _charges(found, pairs, times, flops)
     # least[c]: the least work for all that candidate c holds, with c as the largest bucket.
-    least, before = first, []
-    best, chosen = first[-1], [len(found) - 1]
+    least = first
+    before = []
+    best = first[-1]
+    chosen = [len(found) - 1]
     for _ in range(count - 1):
         before.append((least[:, None] + later).argmin(0))
         least = np.take_along_axis(least[:, None] + later, before[-1][None], 0)[0]
         if least[-1] < best:
-            best, chosen = least[-1], [len(found) - 1]
+            best = least[-1]
+            chosen = [len(found) - 1]
             for step in reversed(before):
                 chosen.append(step[chosen[-1]])
     return tuple(_filled(shape, *found[k]) for k in reversed(chosen[1:]))

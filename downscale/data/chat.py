@@ -137,7 +137,8 @@ def _thought(chat, turn, current, last):
     thought = ''
     if closed.strip() in text:
         first, *_, text = text.split(closed.strip())
-        thought, text = first.split(opened.strip())[-1].strip('\n'), text.lstrip('\n')
+        thought = first.split(opened.strip())[-1].strip('\n')
+        text = text.lstrip('\n')
     if current and thought:
         return '', opened + thought + closed + text
     if current and last:  # as if it had been asked not to think

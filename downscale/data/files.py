@@ -231,7 +231,8 @@ def _broken(error):
 
 def _depth(value):
     """The levels of lists and dicts in each other."""
-    deepest, todo = 0, [(value, 1)]
+    deepest = 0
+    todo = [(value, 1)]
     while todo:
         part, level = todo.pop()
         deepest = max(deepest, level)
@@ -242,7 +243,8 @@ def _depth(value):
 
 def _list(text, path):
     """Rows of the text of a JSON list."""
-    rows, at = [], _behind(text, text.index('[') + 1)
+    rows = []
+    at = _behind(text, text.index('[') + 1)
     if text[at:at + 1] == ']':
         return _ended(text, at, path, rows)
     while True:
@@ -341,9 +343,11 @@ def _sheet(data, path, usual):
     except csv.Error as error:
         raise fault(path, f'its header is no readable CSV ({error})') from None
     broken = not _is_unicode(text)
-    rows, first = [], 1 + bool(mark)
+    rows = []
+    first = 1 + bool(mark)
     while True:
-        first, row = lines.line_num + bool(mark) + 1, None
+        first = lines.line_num + bool(mark) + 1
+        row = None
         try:
             cells = next(lines)
             if not any(cells):

@@ -53,7 +53,8 @@ def open_under(root: Path, name: str) -> bytes:
     ValueError for an absolute path, for '..' and for a link that leads out; FileNotFoundError when
     there is no such file.
     """
-    root, relative = Path(root).resolve(), PurePath(name)
+    root = Path(root).resolve()
+    relative = PurePath(name)
     path = (root / relative).resolve()
     if '\\' in str(name) and not path.exists():  # written on Windows
         relative = PurePath(str(name).replace('\\', '/'))
@@ -137,7 +138,8 @@ def best_grid(width: int, height: int, vision: VisionConfig, pictures: Pictures)
     then to the first grid. Floats are rounded as LLaVA-NeXT's `select_best_resolution` does.
     """
     def merit(grid):
-        wide, high = grid[0] * vision.image, grid[1] * vision.image
+        wide = grid[0] * vision.image
+        high = grid[1] * vision.image
         scale = min(wide / width, high / height)
         kept = min(int(width * scale) * int(height * scale), width * height)
         return kept, kept - wide * high
@@ -157,7 +159,8 @@ class _Stitched:
 def _stitched(width, height, vision, pictures):
     grid = best_grid(width, height, vision, pictures)
     side = vision.image // vision.patch
-    columns, rows = grid[0] * side, grid[1] * side
+    columns = grid[0] * side
+    rows = grid[1] * side
     # The padding is located on the grid of features from the aspect alone, in the float arithmetic
     # of LLaVA-NeXT's `unpad_image`: another order of operations changes the count by two.
     left = top = 0
@@ -200,7 +203,8 @@ def place(width: int, height: int, vision: VisionConfig, pictures: Pictures,
     newline behind each row (LLaVA-OneVision, arXiv 2408.03326; 'spatial_unpad', 'anyres_max').
     """
     _check(width, height)
-    mode, count = mode_of(pictures, alone), 1
+    mode = mode_of(pictures, alone)
+    count = 1
     base = np.arange(vision.P)[:, None]
     newline = np.full((1, 1), NEWLINE)
     parts = [(base, None)]
@@ -227,7 +231,8 @@ def _features(stitched, vision):
     """Feature numbers of the kept part of the grid, [rows, columns]; tile 0 is the whole one."""
     side = vision.image // vision.patch
     (columns, rows), (left, top) = stitched.kept, stitched.cropped
-    row, column = np.arange(top, top + rows)[:, None], np.arange(left, left + columns)
+    row = np.arange(top, top + rows)[:, None]
+    column = np.arange(left, left + columns)
     tile = 1 + row // side * stitched.grid[0] + column // side
     return tile * vision.P + row % side * side + column % side
 
@@ -257,7 +262,8 @@ def _reduced(features, stitched):
 def patchify(pixels: np.ndarray, patch: int) -> np.ndarray:
     """uint8 pixels [height, width, 3] -> patches [P, Q], row by row; border pixels that do not fill
     a patch are dropped."""
-    rows, columns = pixels.shape[0] // patch, pixels.shape[1] // patch
+    rows = pixels.shape[0] // patch
+    columns = pixels.shape[1] // patch
     cut = pixels[:rows * patch, :columns * patch].reshape(rows, patch, columns, patch, 3)
     return cut.transpose(0, 2, 1, 3, 4).reshape(rows * columns, patch * patch * 3)
 
@@ -296,7 +302,8 @@ def _fitted(image, wide, high):
 
     Rounds up like LLaVA-NeXT's `resize_and_pad_image`.
     """
-    across, down = wide / image.width, high / image.height
+    across = wide / image.width
+    down = high / image.height
     if across < down:
         size = wide, min(math.ceil(image.height * across), high)
     else:

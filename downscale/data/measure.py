@@ -24,7 +24,9 @@ def picture_size(data: bytes, where: str = 'image') -> tuple[int, int]:
         with Image.open(io.BytesIO(data), formats=images.FORMATS) as image:
             plain = image.format == 'PNG' and not any(mark in data for mark in _MARKS)
             turned = not plain and image.getexif().get(ExifTags.Base.Orientation) in _TURNED
-            size, tells = image.size, image.format != 'TIFF'  # Pillow turns a TIFF as it loads it
+            # Pillow turns a TIFF as it loads it
+            size = image.size
+            tells = image.format != 'TIFF'
     except Exception:  # of many kinds; decoding says which, or that only the header is odd
         tells = False
     if not tells:
@@ -35,7 +37,8 @@ def picture_size(data: bytes, where: str = 'image') -> tuple[int, int]:
 @functools.lru_cache(2 ** 14)  # pictures of one set often share their size
 def picture_cost(width: int, height: int, layout: Layout, alone: bool) -> tuple[int, int]:
     """(tokens, tiles) of a picture of that many pixels, as `images.place` lays it out."""
-    vision, pictures = layout.vision, layout.pictures
+    vision = layout.vision
+    pictures = layout.pictures
     tiles = 1
     if images.mode_of(pictures, alone) == 'anyres':
         # pyrefly: ignore[bad-argument-type]
@@ -50,7 +53,10 @@ def cost(encoder: Encoder, talk: Conversation, where: str) -> tuple[int, int]:
 
 def counts(encoder: Encoder, talk: Conversation, where: str) -> tuple[int, int, int, int]:
     """(tokens, tiles, tokens of pictures, supervised tokens) of a conversation, as encoded."""
-    tokens, tiles, shown, learnt = 0, 0, 0, 0
+    tokens = 0
+    tiles = 0
+    shown = 0
+    learnt = 0
     for text, weight in render(encoder.chat, talk.turns):
         for part in text.split(IMAGE):
             ids = encoder.ids(part)
@@ -59,5 +65,6 @@ def counts(encoder: Encoder, talk: Conversation, where: str) -> tuple[int, int, 
     for k, data in enumerate(talk.images):
         width, height = picture_size(data, f'{where}, picture {k}')
         more, cut = picture_cost(width, height, encoder.layout, len(talk.images) == 1)
-        shown, tiles = shown + more, tiles + cut
+        shown = shown + more
+        tiles = tiles + cut
     return tokens + shown, tiles, shown, learnt

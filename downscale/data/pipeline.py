@@ -93,7 +93,8 @@ def packed_batch(rows: Sequence[Sequence[dict[str, Any]]], shape: Shape,
     out = {'tokens': empty(np.int32), 'weights': empty(np.float32), 'segments': empty(np.int32),
            'positions': empty(np.int32)}
     if shape.tiles:
-        vision, corners = layout.vision, images.corners(layout.pictures)
+        vision = layout.vision
+        corners = images.corners(layout.pictures)
         out['image_index'] = empty(np.int32, corners, value=-1)
         if corners > 1:
             out['image_weight'] = empty(np.float32, corners)
@@ -108,7 +109,8 @@ def packed_batch(rows: Sequence[Sequence[dict[str, Any]]], shape: Shape,
             out['segments'][row, start:stop] = number
             out['positions'][row, start:stop] = np.arange(stop - start)
             if shape.tiles and arrays['tiles'] is not None:
-                index, shown = arrays['image_index'], len(arrays['tiles'])
+                index = arrays['image_index']
+                shown = len(arrays['tiles'])
                 moved = np.where(index >= 0, index + first * vision.P, -1)
                 out['image_index'][row, start:stop] = np.where(
                     index == images.NEWLINE, shape.tiles * vision.P, moved)
@@ -153,7 +155,9 @@ class _Batches(grain.IterDataset):
 
     def __init__(self, sampler, seed, share):
         super().__init__()
-        self.sampler, self.seed, self.share = sampler, seed, share
+        self.sampler = sampler
+        self.seed = seed
+        self.share = share
 
     def __iter__(self):
         return _Iterator(self.sampler, self.sampler.sequence(self.seed), self.share)
@@ -168,9 +172,14 @@ class _Iterator(grain.DatasetIterator):
 
     def __init__(self, sampler, drawn, share):
         super().__init__()
-        self.sampler, self.drawn, self.share = sampler, drawn, share
+        self.sampler = sampler
+        self.drawn = drawn
+        self.share = share
         self.packer = Packer(sampler.shapes, most_open(sampler.recipe))
-        self.next, self.waiting, self.ahead, self.state = 0, {}, None, None
+        self.next = 0
+        self.waiting = {}
+        self.ahead = None
+        self.state = None
         self.pool = ThreadPoolExecutor(min(READERS, os.cpu_count()))
 
     def __next__(self):
@@ -201,7 +210,9 @@ class _Iterator(grain.DatasetIterator):
         return self.state or {'next': self.next, **self.packer.state()}
 
     def set_state(self, state):
-        self.next, self.ahead, self.state = state['next'], None, state
+        self.next = state['next']
+        self.ahead = None
+        self.state = state
         self.waiting = {position: self.drawn[position] for position in self.packer.restore(state)}
 
 

@@ -141,7 +141,8 @@ class Template:
                thinking: bool | None = None) -> list[tuple[str, int]]:
         """[(text, weight)] as `chat.render` gives them."""
         whole = self.rendered(turns, reply, thinking)
-        pieces, at = [], 0
+        pieces = []
+        at = 0
         for k, turn in enumerate(turns):
             if turn.supervised:
                 start, stop = self._span(turns, k, whole, reply, thinking)

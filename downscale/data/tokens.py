@@ -139,9 +139,12 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer, chat: Chat | Template, layout: Layout,
                  ends: Sequence[int] = (), context: int = 0) -> None:
-        self.tokenizer, self.chat, self.layout = tokenizer, chat, layout
+        self.tokenizer = tokenizer
+        self.chat = chat
+        self.layout = layout
         self.stop = special_id(tokenizer, chat.stop)
-        self.stops, self.context = frozenset((self.stop, *ends)), context
+        self.stops = frozenset((self.stop, *ends))
+        self.context = context
         self.pad = 0  # any id does: nothing attends to padding, and images replace what they cover
         self.structure = structural_ids(tokenizer, chat)
         self.thought = thought_ids(tokenizer)
@@ -177,7 +180,10 @@ class Encoder:
         if marks != len(pictures):
             raise ValueError(f'{marks} image marks {IMAGE} in the text for {len(pictures)} '
                              'pictures; give each picture one mark')
-        tokens, index, weights, image = [], [], [], 0
+        tokens = []
+        index = []
+        weights = []
+        image = 0
         for text, weight in render(self.chat, turns, reply, thinking):
             for k, part in enumerate(text.split(IMAGE)):
                 if k:
@@ -205,14 +211,17 @@ class Encoder:
         """image_index and image_weight, where `index` [L] numbers the image tokens, -1 for text."""
         C = images.corners(self.layout.pictures)
         # The last row is that of text, so that -1 finds it.
-        indices, mixes, tile = [], [], 0
+        indices = []
+        mixes = []
+        tile = 0
         for placed in pictures:
             shift = tile * self.layout.vision.P
             indices.append(np.where(placed.index_LC == images.NEWLINE, images.NEWLINE,
                                     placed.index_LC + shift))
             mixes.append(placed.weight_LC)
             tile += placed.tiles
-        indices, mixes = [*indices, np.full((1, C), -1)], [*mixes, np.zeros((1, C))]
+        indices = [*indices, np.full((1, C), -1)]
+        mixes = [*mixes, np.zeros((1, C))]
         arrays = {'image_index': np.concatenate(indices).astype(np.int32)[index]}
         if C > 1:
             arrays['image_weight'] = np.concatenate(mixes).astype(np.float32)[index]

@@ -63,7 +63,8 @@ def shown(item, condition, others):
 def following(items):
     """{scene: the next example that has as many pictures and is another one} of all that have any;
     ValueError where one is the only of its number."""
-    by_count, found = {}, {}
+    by_count = {}
+    found = {}
     for item in items:
         by_count.setdefault(item.example.count, {}).setdefault(item.example.scene_id, item.example)
     for count, examples in by_count.items():
@@ -94,13 +95,16 @@ def write(engine, requests, total, report=lambda done, total: None):
 
     They are made in windows: the tiles of one picture are up to 16 MB, of thousands too many.
     """
-    replies, window, held = [], [], 0
+    replies = []
+    window = []
+    held = 0
     for request in requests:
         window.append(request)
         held += request.prompt.tiles.nbytes if request.prompt.tiles is not None else 0
         if held > WINDOW:
             replies += _window(engine, window, len(replies), total, report)
-            window, held = [], 0
+            window = []
+            held = 0
     return replies + _window(engine, window, len(replies), total, report)
 
 

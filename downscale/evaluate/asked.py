@@ -108,7 +108,8 @@ def open_questions(path, split='test', limit=None):
 
 def _of_study(folder, split, limit):
     library = inputs.library(str(folder), split)
-    asked, shown = [], {}
+    asked = []
+    shown = {}
     for index in range(len(library)):
         example = library.example(index)
         pictures = tuple(map(digest, example.images))
@@ -128,7 +129,8 @@ def of_file(path, images=None, limit=None, scorer=''):
     """The `Questions` of a file of one's own (see `question_files.py`), judged by `scorer` or, '',
     by the default, where a row names no other."""
     path = Path(path)
-    own, asked = own_questions(path, images, limit, scorer), []
+    own = own_questions(path, images, limit, scorer)
+    asked = []
     for number, question in enumerate(own):
         pictures = tuple(map(digest, question.pictures()))
         # A plain answer needs no target: rows that were written before there were others hold none.

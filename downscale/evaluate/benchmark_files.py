@@ -138,7 +138,8 @@ def tsv_rows(path, needed):
             pa_csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string())))
     except pa.ArrowInvalid as error:
         raise files.fault(path, f'no readable TSV ({error})') from None
-    images, rows = table.column('image'), table.drop_columns(['image']).to_pylist()
+    images = table.column('image')
+    rows = table.drop_columns(['image']).to_pylist()
     places = {row['index']: k for k, row in enumerate(rows)}
 
     def decoded(k, index):

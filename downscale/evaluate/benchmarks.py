@@ -82,7 +82,8 @@ def questions_of(benchmark, path, images=None, limit=None, scorer=''):
     if twice:
         raise ValueError(f'{path}: {len(entries) - len(names)} of {len(entries)} questions have '
                          f'the id of another (first {twice[0]!r})')
-    asked, gone = [], []
+    asked = []
+    gone = []
     for one in entries:
         data = [picture() for picture in one.pictures]
         if not all(data) and not benchmark.blind:
@@ -120,7 +121,8 @@ def inline_options(question):
     if not marks:
         return ()
     _, *parts = _LETTERED.split(question[marks[-1].end():])
-    letters, texts = parts[::2], [text.strip(' \n,;') for text in parts[1::2]]
+    letters = parts[::2]
+    texts = [text.strip(' \n,;') for text in parts[1::2]]
     return tuple(zip(letters, texts)) if ''.join(letters) == LETTERS[:len(letters)] else ()
 
 
@@ -140,7 +142,8 @@ def _mmstar(path, images):
         options = tuple((letter, row[letter]) for letter in 'ABCD' if row[letter]) if inside \
             else inline_options(row['question'])
         question = f'{row["question"]}\nOptions:\n{listed(options)}' if inside else row['question']
-        strata, target = (row['category'], row['l2_category']), Target((row['answer'],), options)
+        strata = (row['category'], row['l2_category'])
+        target = Target((row['answer'],), options)
         yield entry(number, row['index'], question, [picture], target, strata[0], strata)
 
 
@@ -247,7 +250,8 @@ def _interleave(path, images):
     groups = {name: group for group, names in GROUPS.items() for name in names}
     for number, row in json_list(path, ('sample_id', 'conversations', 'image', 'metadata')):
         asked, told, *_ = row['conversations']
-        name, kind = row['metadata']['dataset'], row['metadata']['question_type']
+        name = row['metadata']['dataset']
+        kind = row['metadata']['question_type']
         names = row['image'] if isinstance(row['image'], list) else [row['image']]
         yield entry(number, f'{name}-{row["sample_id"]}', asked['value'],
                     beside(images, names),

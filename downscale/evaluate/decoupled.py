@@ -16,7 +16,8 @@ def describe(engine, experiment, items, kind, report=lambda done, total: None, w
     A 'caption' is written once per picture and shared by its questions; an 'extraction' is
     written per question, given only what to look at.
     """
-    plan, encoder = experiment.evaluation, engine.encoder
+    plan = experiment.evaluation
+    encoder = engine.encoder
     asked = {}
     for item in items:
         prompt = wording.describe(item, kind)
@@ -56,7 +57,8 @@ def answer(engine, experiment, items, texts, data_hash, report=lambda done, tota
 
     `texts` maps (perception run or GOLD, kind) to {item_id: text}.
     """
-    plan, encoder = experiment.evaluation, engine.encoder
+    plan = experiment.evaluation
+    encoder = engine.encoder
     cells = [(run, kind, think) for think in plan.thinking for run, kind in texts]
     asked = []
     for run, kind, think in cells:
@@ -66,7 +68,8 @@ def answer(engine, experiment, items, texts, data_hash, report=lambda done, tota
             asked.append(Request(prompt_of(encoder, prompt, thinking=think), plan.answer,
                                  think=plan.think if think else None,
                                  target=None if think else gold_ids(encoder, item.question)))
-    replies, rows = iter(engine.write(asked, report=report)), []
+    replies = iter(engine.write(asked, report=report))
+    rows = []
     for run, kind, think in cells:
         mode = 'think' if think else 'direct'
         eval_id = f'answer-{experiment.name}-{run or "gold"}-{kind}-{mode}'

@@ -150,7 +150,8 @@ class Chain:
 
     def _describe(self, run, every, looked, handle):
         """{doc_id: record} of what one perception model writes."""
-        kind, jobs = self.plan.describe, []
+        kind = self.plan.describe
+        jobs = []
         for asked in every:
             text = self.prompts.describe(kind, looked[asked.doc_id])
             jobs.append(self._job(run, f'describe-{kind}', asked, text,
@@ -162,7 +163,8 @@ class Chain:
     def _answer(self, run, every, told, handle):
         """What one reasoner makes of every perception model's texts, in every mode: one call, so
         that no slot waits for a cell to end."""
-        decoding, stages = self.plan.decoding(run.reflexive), []
+        decoding = self.plan.decoding(run.reflexive)
+        stages = []
         for perception in self.perceptions:
             for mode in self.plan.reason:
                 jobs = []
@@ -212,7 +214,8 @@ class Chain:
 
     def _weigh(self, run, stages, decoding):
         """Every job of several files fits the context of its model; texts to come are empty."""
-        encoder, demands = open_encoder(run.folder), {}
+        encoder = open_encoder(run.folder)
+        demands = {}
         for job in (job for _, jobs in stages for job in jobs):
             if job.think is not None:
                 check_thinks(run.name, encoder)
@@ -229,7 +232,9 @@ class Chain:
 
     def _parts(self, job):
         """What comes to the prompt of a job: texts of other models, thought and reply."""
-        task, longest, parts = job.record['task'], self.plan.describe_tokens, []
+        task = job.record['task']
+        longest = self.plan.describe_tokens
+        parts = []
         if 'description' in job.record:
             parts.append(('description', 'describe', longest))
         if task == 'describe-extract' and self.informer:
@@ -243,7 +248,8 @@ class Chain:
     def _generate(self, run, stages, decoding):
         """The own rows of several files are there; only missing ones are generated."""
         stores = [Samples.open(self.out, name, self.process) for name, _ in stages]
-        todo, total = {}, sum(len(jobs) for _, jobs in stages)
+        todo = {}
+        total = sum(len(jobs) for _, jobs in stages)
         for store, (_, jobs) in zip(stores, stages):
             lacking = set(store.missing(job.record['key'] for job in jobs))
             for job in jobs:
@@ -260,7 +266,8 @@ class Chain:
     def _decode(self, run, groups, decoding, total):
         """Generate each group of jobs of equal content once and write a row for each of them."""
         task, _, _ = groups[0][0][1].record['task'].partition('-')
-        name, done = f'{task} {run.name}', total - sum(map(len, groups))
+        name = f'{task} {run.name}'
+        done = total - sum(map(len, groups))
         self.report(name, done, total)
         engine = self.engine(run.folder, self.slots)
         for window in self._windows(groups, engine.encoder):
@@ -274,7 +281,8 @@ class Chain:
 
     def _windows(self, groups, encoder):
         """Lists of (request, its jobs) whose pictures fit in memory together."""
-        window, held = [], 0
+        window = []
+        held = 0
         for group in groups:
             job = group[0][1]
             pngs = self.questions.images(job.asked) if job.shown else ()
@@ -285,7 +293,8 @@ class Chain:
             size = 0 if prompt.tiles is None else prompt.tiles.nbytes
             if window and (held + size > WINDOW or len(window) >= ROWS):
                 yield window
-                window, held = [], 0
+                window = []
+                held = 0
             window.append((Request(prompt, job.limit, job.sample, job.think), group))
             held += size
         yield window
@@ -301,7 +310,8 @@ class Chain:
         else:
             text = self.prompts.information_in(reply.text) if task == 'information' \
                 else reply.text.strip()
-            parsed, found = bool(text), {}
+            parsed = bool(text)
+            found = {}
         return {**found, 'resps': [[reply.text]], 'filtered_resps': [text], 'parse_ok': parsed,
                 'finish_reason': reply.finish, 'truncated': reply.finish == 'length',
                 'close': reply.close, 'n_think': reply.thought, 'n_answer': reply.answered}
@@ -323,7 +333,8 @@ class Chain:
         return found
 
     def _wait(self, store, keys):
-        lacking, since = store.missing(keys), time.monotonic()
+        lacking = store.missing(keys)
+        since = time.monotonic()
         if lacking:
             self.note(f'waiting for {len(lacking)} rows of {store.name} by other processes')
         while lacking:
@@ -333,7 +344,8 @@ class Chain:
                     f'{self.processes} processes, or the same command with fewer')
             time.sleep(min(1.0, self.patience / 4))
             store.reload()
-            before, lacking = len(lacking), store.missing(keys)
+            before = len(lacking)
+            lacking = store.missing(keys)
             since = time.monotonic() if len(lacking) < before else since
 
     def _keep_throughput(self, name, stats):

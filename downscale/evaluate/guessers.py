@@ -55,7 +55,8 @@ def _tally(items):
 
 def baselines(items):
     """{family: what each guesser earns} of the items of benchmarks."""
-    families, prior = defaultdict(list), defaultdict(list)
+    families = defaultdict(list)
+    prior = defaultdict(list)
     for item, rate in zip(items, priors(items), strict=True):
         families[item.question.family].append(item)
         prior[item.question.family].append(rate)

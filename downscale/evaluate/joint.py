@@ -15,7 +15,8 @@ from downscale.values import hash_of
 def joint(engine, experiment, items, data_hash, report=lambda done, total: None, wording=SCENE):
     """Rows of the items table for every question under every condition of the experiment."""
     plan = experiment.evaluation
-    encoder, rows = engine.encoder, []
+    encoder = engine.encoder
+    rows = []
     others = following(items) if 'shuffled' in plan.conditions else {}
     for k, condition in enumerate(plan.conditions):
 

@@ -149,7 +149,8 @@ def _check_type(path, name, value):
         good = isinstance(value, int) and not isinstance(value, bool) and value > 0
         wanted = 'a number of tokens'
     else:
-        good, wanted = isinstance(value, str), 'a text'
+        good = isinstance(value, str)
+        wanted = 'a text'
     if not good:
         raise ValueError(f'{path}: field {name!r} must be {wanted}')
 

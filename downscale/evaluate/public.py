@@ -39,8 +39,10 @@ def items(evaluation):
 
 def _questions(evaluation, name):
     """The `Questions` of one benchmark."""
-    path, images = evaluation.benchmarks[name], evaluation.images.get(name)
-    limit, scorer = evaluation.scenes or None, evaluation.scorers.get(name, '')
+    path = evaluation.benchmarks[name]
+    images = evaluation.images.get(name)
+    limit = evaluation.scenes or None
+    scorer = evaluation.scorers.get(name, '')
     if name in BENCHMARKS:
         questions = questions_of(BENCHMARKS[name], path, images, limit, scorer)
     elif Path(path).suffix in SUFFIXES:
@@ -93,7 +95,8 @@ class _Pictured:
 
 def _item(name, questions, asked):
     """One question; its clusters and ids carry the name of the benchmark."""
-    choices, cluster = asked.right.choices, f'{name}/{asked.cluster}'
+    choices = asked.right.choices
+    cluster = f'{name}/{asked.cluster}'
     if name in BENCHMARKS:
         tail = BENCHMARKS[name].tail
     else:  # options are asked for as they are trained on

@@ -54,7 +54,10 @@ def own_questions(path, images=None, limit=None, scorer=''):
 
     FileNotFoundError or ValueError in one line with the number of the line or entry.
     """
-    path, found, first, pictured = Path(path), [], {}, None
+    path = Path(path)
+    found = []
+    first = {}
+    pictured = None
     if scorer and scorer not in SCORERS:
         raise ValueError(unknown('scorer', scorer, list(SCORERS)))
     if not path.is_file():
@@ -112,7 +115,8 @@ def _again(path, group, k):
 def _question(row, again, folder, scorer):
     """The `OwnQuestion` of a row, or `Rejected`."""
     filled = _checked(row)
-    text, target = filled['question'], None
+    text = filled['question']
+    target = None
     _, options = columns.options_in(filled)
     letters = list(zip(columns.LETTERS, options))
     if options and len(letters) != len(options) or len(options) == 1:

@@ -24,7 +24,8 @@ def begin(out, settings, alone=True):
             raise ValueError(f'{out} holds something else; give an empty or new folder')
         write_json(path, settings)
         return
-    before, now = _flat(read_json(path)), _flat(settings)
+    before = _flat(read_json(path))
+    now = _flat(settings)
     changed = sorted(name for name in before.keys() | now.keys()
                      if before.get(name) != now.get(name))
     if changed and alone and there == {path.name}:

@@ -32,7 +32,8 @@ def load_study(config_file: PathLike,
     from downscale.experiment.sweeps import copied
     module, path, arg = _load('study', config_file, ('get_config', 'sweep'), 'experiments')
     with _explained(path):
-        config, points = module.get_config(arg), module.sweep(arg)
+        config = module.get_config(arg)
+        points = module.sweep(arg)
     config = _checked(path, config, points)
     config = type(config)(copied(config.to_dict()))
     for override in overrides:

@@ -9,7 +9,8 @@ import json
 import re
 from typing import Any
 
-DIGITS, READABLE = 8, 24
+DIGITS = 8
+READABLE = 24
 LONGEST = 100  # of the name of a cell: the folders made of it add some 20 to that, of 255
 PLAIN = re.compile(r'[a-z0-9._+-]{1,40}')
 GOOGLE = re.compile('[a-z]([a-z0-9_-]{0,61}[a-z0-9])?')

@@ -20,7 +20,8 @@ FULL = dict(language=1e-5, connector=1e-5, tower=2e-6)
 STAGES = {'align': ('align', None, 730), 'instruct': ('single', 'align', 800),
           'interleave': ('multi', 'instruct', 640), 'caption': ('caption', 'interleave', 1330),
           'extract': ('extraction', 'caption', 530)}
-SIZES, DRY_SIZES = ('0.6b', '1.7b', '4b', '8b'), ('w32d2', 'w64d2')
+SIZES = ('0.6b', '1.7b', '4b', '8b')
+DRY_SIZES = ('w32d2', 'w64d2')
 COIN = {'ScienceQA': 'scienceqa', 'TextVQA': 'textvqa', 'GQA': 'gqa', 'VQAv2': 'vqav2',
         'VizWiz': 'vizwiz', 'OCRVQA': 'ocrvqa', 'ImageNet': 'imagenet', 'Grounding': 'grounding'}
 # The six sets in multiple-choice form, and what no model was trained on.
@@ -35,7 +36,8 @@ def study(name: str, stages: Sequence[str], evaluation: dict[str, Any],
 
     With `dry` everything is the same but what makes it large: models, rows and steps.
     """
-    found, before = {}, None
+    found = {}
+    before = None
     for stage in stages:
         mixture, parent, steps = STAGES[stage]
         parent = parent if parent in stages else before

@@ -149,7 +149,8 @@ def copied(settings: dict[str, Any]) -> dict[str, Any]:
 
 def set_value(settings: Any, key: str, value: Any, where: str) -> None:
     """Set `key.path` of nested mappings; ValueError with the nearest valid key, after `where`."""
-    path, node = tuple(key.split('.')), settings
+    path = tuple(key.split('.'))
+    node = settings
     for depth, name in enumerate(path):
         written = set(node.keys()) if hasattr(node, 'keys') else set()
         known = sorted(written | _fields(path[:depth]))

@@ -75,7 +75,8 @@ def _stems(words):
 def _holds(claim, answer, sentence):
     """Whether one sentence has the words of a claim, none denied that is not, and gives its values
     to the same things."""
-    wanted, there = _stems(claim), set(_stems(sentence))
+    wanted = _stems(claim)
+    there = set(_stems(sentence))
     found = [stem for stem in wanted if stem in there]
     needed = len(wanted) if len(wanted) < 4 else math.ceil(ENOUGH * len(wanted))
     exact = {word.stem for word in claim if word.kind == 'number'} | (set(answer) & set(wanted))
@@ -93,7 +94,8 @@ def _same(one, other):
 
 def _flipped(claim, answer, sentence):
     """Whether a sentence denies a word that the claim asserts, or asserts one that it denies."""
-    mine, other = _denied(claim), _denied(sentence)
+    mine = _denied(claim)
+    other = _denied(sentence)
     asserted = set(_stems(claim))
     weighty = set(answer) & asserted or asserted
     plain = {word.stem for word in sentence if word.content and not word.denied}
@@ -106,7 +108,8 @@ def _denied(words):
 
 
 def _contradicts(claim, answer, sentence, entailed):
-    wanted, there = set(_stems(claim)), set(_stems(sentence))
+    wanted = set(_stems(claim))
+    there = set(_stems(sentence))
     if wanted <= there and len(there) <= len(wanted) + 3 and _flipped(claim, answer, sentence):
         return True
     return _other_value(claim, answer, sentence, entailed) \
@@ -118,7 +121,8 @@ def _other_value(claim, answer, sentence, entailed):
 
     'A red car' and 'a blue car' may be two cars: that counts only where the claim is not said.
     """
-    mine, given = bindings(claim), bindings(sentence)
+    mine = bindings(claim)
+    given = bindings(sentence)
     for one in mine:
         values = {b.value for b in mine if b.kind == one.kind and b.heads == one.heads}
         rivals = [b for b in given if b.kind == one.kind and b.heads == one.heads and not b.denied]
@@ -136,7 +140,8 @@ def _other_word(claim, answer, sentence, entailed):
     Where the claim is said too, both may be true ('a hat', 'a coat') unless the answers are
     numbers, letters or codes.
     """
-    mine, other = _stems(claim), _stems(sentence)
+    mine = _stems(claim)
+    other = _stems(sentence)
     at = next((k for k in range(len(mine) - len(answer) + 1)
                if answer and mine[k:k + len(answer)] == answer), None)
     if at is None or len(mine) == len(answer):

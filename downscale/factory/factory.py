@@ -62,7 +62,8 @@ class Factory:
             os.close(handle)
 
     def _run(self):
-        steps, failed = self.steps, {}
+        steps = self.steps
+        failed = {}
         statements = self._step('statements', failed, [
             (item, steps.ask_statements(item.pairs)) for item in self.items])
         looked = self._step('information', failed, [
@@ -93,7 +94,8 @@ class Factory:
         for item, prompt in asked:
             record = self._record(name, item, prompt, shown)
             jobs[record['key']] = item, prompt, record
-        store, reasons = Samples.open(self.to, name), {}
+        store = Samples.open(self.to, name)
+        reasons = {}
         missing = store.missing(jobs)
         try:
             self._write(name, store, {key: jobs[key] for key in missing}, shown, reasons)

@@ -48,7 +48,8 @@ def is_polar(answer):
 def leaks(pairs, information):
     """Why `information` gives something away, a reason for each question; none: []."""
     asked = {word for pair in pairs for word in content(plain(pair)[0])}
-    there, reasons = set(content(information)), []
+    there = set(content(information))
+    reasons = []
     for pair in pairs:
         (question, answer), (_, given) = plain(pair), options(pair[0])
         if is_polar(answer) and set(map(str.casefold, given.values())) <= _POLAR:

@@ -52,7 +52,9 @@ def description(scene):
 def lay_out(folder, split, to, limit=None):
     """`to` holds `pictures/`, `questions.json` (LLaVA's form) and `gold.json` of the first `limit`
     single pictures of a data set that `world_builder.build` made. Returns (questions, pictures)."""
-    examples, records, gold = source(folder, split), [], {}
+    examples = source(folder, split)
+    records = []
+    gold = {}
     for index in range(len(examples)):
         example = examples[index]
         if len(example.images) > 1:

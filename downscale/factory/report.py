@@ -18,7 +18,9 @@ from downscale.statistics.bootstrap import Interval, wilson
 
 STEPS = ('statements', 'information', 'descriptions', 'judgements')
 SHOWN = 6  # accepted pictures in the gallery, and of each check that rejects
-SIDE, CUT = 256, 1200  # pixels of a picture, letters of a text
+# pixels of a picture, letters of a text
+SIDE = 256
+CUT = 1200
 
 
 def write_report(factory, prices=None):
@@ -81,7 +83,8 @@ def _tokens(step, rows, prices):
 # --- the page ---------------------------------------------------------------------------------
 
 def _page(found, rows, texts, factory):
-    share, source = found['accepted'], found['source']
+    share = found['accepted']
+    source = found['source']
     line = f'{share["passed"]} of {share["n"]} pictures passed every check'
     skipped = ', '.join(f'{n} {reason}' for reason, n in source['skipped'].items()) or 'none'
     parts = ['<h1>Data for visual extraction tuning</h1>',

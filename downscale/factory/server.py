@@ -28,7 +28,8 @@ class Retry(Exception):
 
     def __init__(self, reason, after=None):
         super().__init__(reason)
-        self.reason, self.after = reason, after
+        self.reason = reason
+        self.after = after
 
 
 @dataclass
@@ -122,7 +123,8 @@ class Server:
             try:
                 return self._call(client, body, attempt)
             except Retry as error:
-                reason, after = error.reason, error.after
+                reason = error.reason
+                after = error.after
             except Unanswerable as error:
                 return Failure(str(error), attempt)
             pause = self.backoff * 2 ** (attempt - 1) * (.5 + chance.random())
@@ -143,7 +145,8 @@ class Server:
 
     def _call(self, client, body, attempt):
         """One attempt; `Retry` when another may go better."""
-        end, data = time.monotonic() + self.timeout, b''
+        end = time.monotonic() + self.timeout
+        data = b''
         try:
             with client.stream('POST', f'{self.url.rstrip("/")}/chat/completions',
                                json=body) as response:
@@ -175,7 +178,8 @@ def _reply(data, attempt):
     """The `TeacherReply` in the body of an answer; `Retry` where there is none."""
     try:
         value = json.loads(data)
-        choice, usage = value['choices'][0], value.get('usage') or {}
+        choice = value['choices'][0]
+        usage = value.get('usage') or {}
         text = choice['message'].get('content')
         text = text if isinstance(text, str) else ''
         tokens = [usage.get(name) for name in ('prompt_tokens', 'completion_tokens')]
@@ -217,7 +221,8 @@ def address(data):
     if kind is None:
         out = io.BytesIO()
         decode(data).save(out, 'PNG')
-        kind, data = 'image/png', out.getvalue()
+        kind = 'image/png'
+        data = out.getvalue()
     return f'data:{kind};base64,{base64.b64encode(data).decode()}'
 
 

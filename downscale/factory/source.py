@@ -38,7 +38,8 @@ def read(path, root, limit=None, ignore=()):
     its reason, but for the columns `ignore`. ValueError or FileNotFoundError in one line for a file
     that is none.
     """
-    by_image, skipped = {}, []
+    by_image = {}
+    skipped = []
     for index, (where, row) in enumerate(files.read(path)):
         name = where if isinstance(row, files.BadRow) else name_of(row, index)
         try:
@@ -84,7 +85,8 @@ def _checked(row, ignore):
     if not isinstance(image, str) or inside(image):
         raise Rejected('image path', 'the picture stands in the row; put it into a file and give '
                        'its path')
-    pairs, question = [], None
+    pairs = []
+    question = None
     check_texts(parts.turns)
     for turn in parts.turns:
         text = turn.text.replace(IMAGE, '').strip()

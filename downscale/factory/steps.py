@@ -90,7 +90,8 @@ def _check(path, name, value):
         return
     if not isinstance(value, str):
         raise ValueError(f'{path}: field {name!r} must be a text')
-    found, wanted = set(re.findall(r'\{(\w+)\}', value)), PLACES.get(name, set())
+    found = set(re.findall(r'\{(\w+)\}', value))
+    wanted = PLACES.get(name, set())
     if found != wanted and name in PLACES:
         raise ValueError(f'{path}: {name} must hold the placeholders '
                          f'{", ".join(sorted(wanted)) or "none"}, and holds '

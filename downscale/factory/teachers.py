@@ -64,10 +64,12 @@ class FolderTeacher:
         from downscale.generate.engine import Decoding, Request
         from downscale.generate.sampling import Sampling
         decoding = Decoding(Sampling(self.temperature, top_p=self.top_p))
-        asks, engine = iter(asks), None
+        asks = iter(asks)
+        engine = None
         while window := list(islice(asks, WINDOW)):
             engine = engine or self.open(self.folder, self.slots)
-            given, requests = [], []
+            given = []
+            requests = []
             for ask in window:
                 try:
                     prompt = prompt_of(engine.encoder, ask.prompt,

@@ -88,7 +88,9 @@ def sentences(text):
 def _words(text):
     folded = unicodedata.normalize('NFKC', text).casefold()
     raws = [raw for found in _WORD.findall(folded) for raw in _apart(found)]
-    words, left, negated = [], 0, False
+    words = []
+    left = 0
+    negated = False
     for k, raw in enumerate(raws):
         content = raw not in STOP and raw not in NEGATORS and raw[0].isalnum()
         before = raws[k - 1] if k else ''
@@ -145,9 +147,11 @@ def bindings(words):
     for k, word in enumerate(words):
         if not word.kind or not word.content:
             continue
-        heads, said = _described(words, k), words[0].raw == 'there'
+        heads = _described(words, k)
+        said = words[0].raw == 'there'
         if not heads:
-            heads, said = _subject(words, k), True
+            heads = _subject(words, k)
+            said = True
         if heads:
             found.append(Binding(word.kind, word.stem, frozenset(heads), word.denied, said))
     return found
@@ -175,7 +179,8 @@ def _subject(words, k):
     if borders and words[borders[-1]].raw in RELATIVE:  # 'the car that stands there is red'
         return [word.stem for word in words[:borders[-1]] if word.content][-1:]
     start = borders[-1] + 1 if borders else 0
-    heads, kinds = [], False
+    heads = []
+    kinds = False
     for i in range(start, verbs[-1]):
         word = words[i]
         if word.raw in KINDS:

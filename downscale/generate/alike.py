@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 USUAL = 16
-FEWER, MORE = (8, 4, 2), (24, 32, 48, 64, 96, 128, 192, 256)
+FEWER = (8, 4, 2)
+MORE = (24, 32, 48, 64, 96, 128, 192, 256)
 WIDEST = 2048  # outputs: a wider product changes where this one does
 
 

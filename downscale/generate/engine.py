@@ -88,7 +88,9 @@ class Engine:
         if slots < 1:
             raise ValueError(f'{slots} slots; at least 1 is needed')
         self.model = model.clone(kernels=jax.default_backend() == 'tpu')
-        self.encoder, self.mesh, self.refill = encoder, mesh, refill
+        self.encoder = encoder
+        self.mesh = mesh
+        self.refill = refill
         self.lanes = batch_ways(mesh) if mesh else 1
         wanted = math.ceil(slots / self.lanes)
         fewest, most = alike(_products(model.language, mesh.shape['tensor'] if mesh else 1), wanted)
@@ -151,7 +153,9 @@ class _Row:
 
 def _products(cfg, ways):
     """(terms, outputs) of the matrix products of one decoded token on one of `ways` devices."""
-    heads, groups, hidden = cfg.H * cfg.E // ways, cfg.K * cfg.E // ways, cfg.F // ways
+    heads = cfg.H * cfg.E // ways
+    groups = cfg.K * cfg.E // ways
+    hidden = cfg.F // ways
     return ((cfg.D, heads), (cfg.D, groups), (heads, cfg.D), (cfg.D, hidden), (hidden, cfg.D),
             (cfg.D, cfg.V // ways))
 
@@ -160,7 +164,9 @@ class _Job:
     """One call of `Engine.stream`: its queue, its slots and the rows in them."""
 
     def __init__(self, engine, asked, decoding):
-        self.engine, self.asked, self.decoding = engine, asked, decoding
+        self.engine = engine
+        self.asked = asked
+        self.decoding = decoding
         self.waiting, self.text = _groups(asked)
         self.group = [self.text] * engine.lanes  # what each lane takes from
         self.free = [list(range(engine.usable))[::-1] for _ in range(engine.lanes)]
@@ -173,10 +179,12 @@ class _Job:
 
     def _room(self):
         """Make the slots, and room for pictures where any are asked about."""
-        engine, prompts = self.engine, [request.prompt for request in self.asked]
+        engine = self.engine
+        prompts = [request.prompt for request in self.asked]
         longest = max(prompt.prefix for prompt in prompts)
         self.tiles = max((len(p.tiles) for p in prompts if p.prefix), default=0)
-        self.shown, self.prefix_room = None, 0
+        self.shown = None
+        self.prefix_room = 0
         self.lane_prefix = [''] * engine.lanes
         if longest:
             ends = edges(longest)
@@ -206,7 +214,8 @@ class _Job:
 
     def run(self):
         """Yield (index, Reply) as rows end."""
-        began, stats = time.perf_counter(), self.engine.stats
+        began = time.perf_counter()
+        stats = self.engine.stats
         while self.waiting or any(self.group) or self.text or self.busy:
             if self.engine.refill or not self.busy:
                 self._fill()
@@ -235,7 +244,8 @@ class _Job:
 
     def _offers(self):
         """For each lane the indices of requests of one static length that it can take next."""
-        offers, offered = [], set()
+        offers = []
+        offered = set()
         for lane, free in enumerate(self.free):
             if free and not self.group[lane]:
                 self.group[lane] = self.waiting.popleft() if self.waiting else self.text
@@ -283,9 +293,12 @@ class _Job:
         nats = [None]
         for lane, k in ((lane, k) for lane, found in enumerate(picked) for k in found):
             request = self.asked[k]
-            prompt, target = request.prompt, request.target or ()
-            n, own = len(prompt.tokens), prompt.tokens[prompt.prefix:]
-            slot, at = self.free[lane].pop(), lane * size + picked[lane].index(k)
+            prompt = request.prompt
+            target = request.target or ()
+            n = len(prompt.tokens)
+            own = prompt.tokens[prompt.prefix:]
+            slot = self.free[lane].pop()
+            at = lane * size + picked[lane].index(k)
             tokens[at, :len(own)] = own
             tokens[at, len(own):len(own) + len(target)] = target
             rows[:, at] = (len(own), slot, prompt.prefix > 0, request.sample,
@@ -349,9 +362,12 @@ class _Job:
 
     def _reply(self, row, active, close, thought, answered):
         """The Reply of a row that has ended, else None."""
-        ids, finish, text_of = row.ids, 'length', self.engine.encoder.text
+        ids = row.ids
+        finish = 'length'
+        text_of = self.engine.encoder.text
         if not active and ids[-1] in self.stops:
-            ids, finish = ids[:-1], 'stop'
+            ids = ids[:-1]
+            finish = 'stop'
         cut = self.decoding.stop_strings and requests.first_stop(ids, text_of,
                                                                  self.decoding.stop_strings)
         if active and not cut:
@@ -359,7 +375,8 @@ class _Job:
         text = None
         if cut:
             keep, text = cut
-            ids, finish = ids[:keep], 'string'
+            ids = ids[:keep]
+            finish = 'string'
             # How much the call wrote behind the string must leave no trace.
             close, thought, answered = thinking.recount(
                 self.mode, self.asked[row.index].think, ids, close)

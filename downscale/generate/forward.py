@@ -47,7 +47,8 @@ def embed(model: Vlm, params: dict[str, Any], tokens_BL: jax.Array) -> jax.Array
 def through_blocks(model: Vlm, params: dict[str, Any], x_BLD: jax.Array, positions_BL: jax.Array,
                    mixes: Iterable[Callable]) -> tuple[jax.Array, list]:
     """(x after all blocks, what each layer's mix kept); `mixes` holds one function a layer."""
-    cfg, kept = model.language, []
+    cfg = model.language
+    kept = []
     block = Block(cfg, model.rules, exact=True, growth=model.growth)
     turn = rotary(positions_BL, cfg.E, cfg.theta)
     for layer, mix in zip(params['language']['blocks'], mixes, strict=True):

@@ -50,7 +50,8 @@ def _kept(model, state):
     """`state` (`Slots` or `Shown`) as all programs hand it on: sharded as ever, else each would
     leave it otherwise and the next be compiled again for that, with the axes of `kept_axes`."""
     k_axes, v_axes = kept_axes(model.kernels)
-    k, v = _turned(state.k, 'BKES', k_axes), _turned(state.v, 'BKSE', v_axes)
+    k = _turned(state.k, 'BKES', k_axes)
+    v = _turned(state.v, 'BKSE', v_axes)
 
     def placed(tree, letters):
         return jax.tree.map(lambda leaf: constrain(leaf, letters[:leaf.ndim], model.rules), tree)
@@ -152,7 +153,9 @@ def prefill(params: dict[str, Any], slots: Slots, shown: Shown | None, rows: Row
     """
     B, L = rows.tokens_BL.shape
     slots = _opened(model, slots)
-    before_B, prefix, room = jnp.zeros(B, jnp.int32), None, L
+    before_B = jnp.zeros(B, jnp.int32)
+    prefix = None
+    room = L
     if shown:
         shown = jax.tree.map(lambda leaf: jnp.repeat(leaf, B // lanes, axis=0),
                              _opened(model, shown))

@@ -117,7 +117,8 @@ def check(requests: Sequence[Request], decoding: Decoding, vocabulary: int, mark
     if set(range(vocabulary)) <= set(decoding.forbidden):
         raise ValueError('every token is forbidden; leave some that may be written')
     for k, request in enumerate(requests):
-        n, target = len(request.prompt.tokens), () if request.target is None else request.target
+        n = len(request.prompt.tokens)
+        target = () if request.target is None else request.target
         if n == 0 or request.prompt.prefix == n:
             raise ValueError(f'request {k}: a prompt must end with a token of text')
         if request.prompt.prefix and request.prompt.tiles is None:
@@ -170,7 +171,9 @@ def first_stop(ids: Sequence[int], text_of: Callable[[Sequence[int]], str],
 
     if not place(len(ids)):
         return None
-    low, high = 0, len(ids)  # the text of `low` tokens holds none, that of `high` does
+    # the text of `low` tokens holds none, that of `high` does
+    low = 0
+    high = len(ids)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if place(middle) else (middle, high)

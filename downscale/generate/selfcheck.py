@@ -55,7 +55,9 @@ def tiny(seed: int, dtype: str, width: int = 576) -> tuple['Vlm', dict[str, Any]
 
 class Ids:
     """As much of an encoder as the engine needs, where a text is its ids."""
-    stops, thought, context = (1,), (2, 3, 4), 0
+    stops = (1,)
+    thought = (2, 3, 4)
+    context = 0
 
     def text(self, ids: Sequence[int]) -> str:
         return ' '.join(map(str, ids))
@@ -68,11 +70,13 @@ def ragged(model: 'Vlm', count: int, tokens: int, seed: int) -> list['Request']:
 
     from downscale.generate.requests import Prompt, Request
     rng = np.random.default_rng(seed)
-    found, patches = [], model.vision.P
+    found = []
+    patches = model.vision.P
     pictures = rng.integers(0, 256, (1 + count // 6, 1, patches, model.vision.Q), dtype=np.uint8)
     for k in range(count):
         ids = rng.integers(5, model.language.V, rng.integers(1, 90)).astype(np.int32)
-        index, tiles = np.full((len(ids), 1), -1, np.int32), None
+        index = np.full((len(ids), 1), -1, np.int32)
+        tiles = None
         if k % 3 == 0:
             tiles = pictures[k // 6]
             ids = np.concatenate([np.zeros(patches, np.int32), ids])
@@ -88,7 +92,8 @@ def meshes() -> dict[str, 'Mesh | None']:
     import jax
 
     from downscale.sharding import mesh
-    devices, found = jax.local_devices(), {'one device': None}
+    devices = jax.local_devices()
+    found = {'one device': None}
     for tensor in (1, 2):
         if len(devices) > 1 and len(devices) % tensor == 0:
             data = len(devices) // tensor
@@ -107,7 +112,10 @@ def selfcheck(prompts: int, slots: Sequence[int], seed: int, temperature: float,
     decoding = Decoding(Sampling(temperature), seed)
     settings = [(name, mesh, count, order, refill) for name, mesh in meshes().items()
                 for count in slots for order in (1, -1) for refill in (True, False)]
-    first, of_mesh, differing, difference = None, {}, 0, None
+    first = None
+    of_mesh = {}
+    differing = 0
+    difference = None
     for done, (name, mesh, count, order, refill) in enumerate(settings, 1):
         # pyrefly: ignore[bad-argument-type]
         engine = Engine(model, params, encoder, count, mesh, refill)
@@ -118,7 +126,8 @@ def selfcheck(prompts: int, slots: Sequence[int], seed: int, temperature: float,
                  or repr(alike[k]) != repr(replies[k])]  # NaN is NaN
         differing += len(wrong)
         if wrong and difference is None:
-            a, b = first[wrong[0]].ids, replies[wrong[0]].ids
+            a = first[wrong[0]].ids
+            b = replies[wrong[0]].ids
             at = next((t for t, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
             difference = {'prompt': wrong[0], 'token': at, 'mesh': name, 'slots': count,
                           'reversed': order < 0, 'refill': refill}

@@ -61,7 +61,8 @@ def begin(budget_B: jax.Array, limit_B: jax.Array) -> Mind:
     A row starts in its thought whether its prompt has opened that or the model is about to. It may
     write budget + limit + 2 tokens: the two marks are extra.
     """
-    budget_B, limit_B = jnp.asarray(budget_B, jnp.int32), jnp.asarray(limit_B, jnp.int32)
+    budget_B = jnp.asarray(budget_B, jnp.int32)
+    limit_B = jnp.asarray(limit_B, jnp.int32)
     start_B = jnp.zeros_like(budget_B)
     phase_B = jnp.where(budget_B < 0, ANSWER, _unclosed(start_B, budget_B))
     # A zero of its own for each field: one buffer cannot be donated twice.
@@ -82,7 +83,8 @@ def steer(thinking: Thinking, mind: Mind, banned_V: jax.Array, logits_BV: jax.Ar
     its close a thinking row cannot write `</think>` again. Direct rows are left as they are.
     """
     logits_BV, ids_V = logits_BV.astype(jnp.float32), jnp.arange(logits_BV.shape[1])
-    is_close_V, is_newline_V = ids_V == thinking.close, ids_V == thinking.newline
+    is_close_V = ids_V == thinking.close
+    is_newline_V = ids_V == thinking.newline
     thinks_B = mind.budget_B >= 0
     if thinking.reference_compat:
         due_B = jnp.where(~thinks_B | mind.forced_B, ANSWER,
@@ -112,8 +114,10 @@ def _freed(thinking, phase_B):
 
 def advance(thinking: Thinking, mind: Mind, token_B: jax.Array) -> Mind:
     """The `Mind` after `token_B` [B] was written; stop tokens do not count and never come here."""
-    compat, phase_B = thinking.reference_compat, mind.phase_B
-    written_B, closes_B = mind.written_B + 1, token_B == thinking.close
+    compat = thinking.reference_compat
+    phase_B = mind.phase_B
+    written_B = mind.written_B + 1
+    closes_B = token_B == thinking.close
     opens_B = (mind.written_B == 0) & (token_B == thinking.open) & (not compat)
     inside_B = (phase_B == THINK) | (phase_B == FORCE_NEWLINE)
     thought_B = mind.thought_B + (inside_B & ~closes_B & ~opens_B)

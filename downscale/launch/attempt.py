@@ -27,13 +27,15 @@ from downscale.study.preparation import budgets_of, registered
 from downscale.study.tasks import tasks_of, writers_of
 from downscale.values import hash_of
 
-TICK_SECONDS, BUCKET_TICK_SECONDS = 1, 15
+TICK_SECONDS = 1
+BUCKET_TICK_SECONDS = 15
 LAUNCHER = 'DOWNSCALE_LAUNCHER'  # process id of a local supervisor, without which work ends
 
 
 def tick(record, over):
     """Until `over`: the files are kept up to date, and work ends when its launcher has."""
-    launcher, failed = os.environ.get(LAUNCHER), False
+    launcher = os.environ.get(LAUNCHER)
+    failed = False
     every = BUCKET_TICK_SECONDS if in_bucket(record.spec.run) else TICK_SECONDS
     while not over.wait(every):
         if launcher and os.getppid() != int(launcher):

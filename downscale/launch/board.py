@@ -40,7 +40,8 @@ def plan_value(specs, fits, why, files):
 
 def plan_lines(specs, fits, why, remarks):
     """The jobs of a study with what they need; a fit is that of the training of a cell."""
-    rows, sums = [], Counter()
+    rows = []
+    sums = Counter()
     for spec in specs:
         fit = fits.get(spec.cell) if spec.part == 'train' else None
         rows.append((

@@ -19,7 +19,8 @@ class AttemptRecord:
         self.spec, self.folder = spec, state.folder_of(spec.run, spec)
         # Reports must not wait for a slow bucket, so values and files have a lock each.
         self.lock, self.writing, self.closed = threading.RLock(), threading.RLock(), False
-        self.tasks, self.before = [], 0
+        self.tasks = []
+        self.before = 0
         self.marks = None  # (seconds, tokens) of the first report of a task
         self.path = self.progress = None
         self.value = {'spec': spec.hash, 'began': began, 'ended': None, 'exit': None, 'reason': '',
@@ -68,7 +69,8 @@ class AttemptRecord:
         """`task` is what is worked on."""
         before = sum(self._committed(other) for other in self.tasks if other != task)
         with self.lock:
-            self.before, self.marks = before, None
+            self.before = before
+            self.marks = None
             self.value['task'] = task.name
             self.progress |= {'task': task.name, 'step': 0, 'total': None, 'loss': None,
                               'tokens_per_s': None}
@@ -80,7 +82,8 @@ class AttemptRecord:
             self.progress |= {'step': step, 'total': total}
             tokens = row['tokens'] if row else 0
             if self.marks is None:
-                self.marks, self.last = (now, tokens), now
+                self.marks = (now, tokens)
+                self.last = now
             self.value['steps_s'] += now - self.last
             self.last = now
             if row:
@@ -100,7 +103,8 @@ class AttemptRecord:
         with self.writing:
             if self.path is None or self.closed or not processes.first():
                 return
-            step, now = sum(self._committed(task) for task in self.tasks), time.time()
+            step = sum(self._committed(task) for task in self.tasks)
+            now = time.time()
             with self.lock:
                 self.value['seen'] = now
                 if self.progress:

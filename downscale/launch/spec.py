@@ -94,7 +94,9 @@ def specs_of(sweep, config, overrides, tasks, topology_name, image, commit, run)
     `tasks` are those of `study.tasks_of`. What writes and reasons is the work of one process, so it
     runs on the least slice of the same generation, which is one machine.
     """
-    cells, part, owned = {task.experiment.name: task.experiment for task in tasks}, {}, {}
+    cells = {task.experiment.name: task.experiment for task in tasks}
+    part = {}
+    owned = {}
     for task in tasks:
         kind = 'train' if task.kind == 'train' else 'reason' if task.stage == 'reason' else 'write'
         part[task.name] = f'{task.experiment.name}/{kind}'

@@ -17,11 +17,14 @@ from downscale.runtime.exits import FATAL, LOST, ending, passes
 from downscale.runtime.files import in_bucket, place, read_json, write_json
 
 STALE_SECONDS = 300  # a running attempt writes at least every `attempt.TICK_SECONDS`
-LOOK_SECONDS, BUCKET_LOOK_SECONDS = 4, 45  # some ticks: what a single look waits for a new stamp
+# some ticks: what a single look waits for a new stamp
+LOOK_SECONDS = 4
+BUCKET_LOOK_SECONDS = 45
 READERS = 16
 # Attempts in a row without a newer checkpoint after which it will not get better: those that
 # crashed by themselves, and those that were killed, for which they may not be to blame.
-CRASHES, KILLS = 3, 10
+CRASHES = 3
+KILLS = 10
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,8 @@ class Stamps:
     clocks of two machines are never compared."""
 
     def __init__(self, clock=time.monotonic):
-        self.clock, self.last = clock, {}
+        self.clock = clock
+        self.last = {}
 
     def still(self, key, stamp):
         """Seconds for which `key` has had this stamp, as far as this process has seen."""
@@ -155,7 +159,8 @@ def read(run, specs, now, stamps=None):
     if stamps is not None:
         return _read(run, specs, now, stamps, dict.fromkeys([spec.key for spec in specs],
                                                             STALE_SECONDS))
-    stamps, wait = Stamps(), BUCKET_LOOK_SECONDS if in_bucket(run) else LOOK_SECONDS
+    stamps = Stamps()
+    wait = BUCKET_LOOK_SECONDS if in_bucket(run) else LOOK_SECONDS
     jobs = _read(run, specs, now, stamps, {})
     doubtful = [key for key, (stamp, _) in stamps.last.items() if abs(now - stamp) > STALE_SECONDS]
     if not doubtful:
@@ -175,7 +180,8 @@ def _read(run, specs, now, stamps, limits):
 
 def _job(run, spec, done, now, stillness):
     folder = folder_of(run, spec)
-    found, progress = attempts(folder), read_json(folder / 'progress.json') or {}
+    found = attempts(folder)
+    progress = read_json(folder / 'progress.json') or {}
     state, reason = _state(run, spec, found, done, stillness)
     seconds = sum(_seconds(attempt) for attempt in found)
     chips, price = chips_of(spec)
@@ -183,7 +189,8 @@ def _job(run, spec, done, now, stillness):
     gained = sum(attempt['last_step'] - attempt['first_step'] for attempt in found)
     lost = sum(attempt['steps_lost'] for attempt in found)
     stepping = sum(attempt['steps_s'] for attempt in found)
-    total, step = progress.get('job_total'), progress.get('job_step', 0)
+    total = progress.get('job_total')
+    step = progress.get('job_step', 0)
     eta = None
     if state == 'running' and stepping and gained + lost:
         eta = (total - step) * stepping / (gained + lost)
@@ -223,7 +230,8 @@ def _state(run, spec, found, done, stillness):
 def goodput(attempt):
     """The share of an attempt's time that went into steps that a checkpoint holds."""
     gained = attempt['last_step'] - attempt['first_step']
-    executed, seconds = gained + attempt['steps_lost'], _seconds(attempt)
+    executed = gained + attempt['steps_lost']
+    seconds = _seconds(attempt)
     return attempt['steps_s'] / seconds * gained / executed if executed and seconds else 0.0
 
 

@@ -32,7 +32,8 @@ def run(backend, specs, policy, note=print, show=lambda jobs: None):
     backend and say what still runs there; the same call continues. RuntimeError when another
     process of this machine watches this study.
     """
-    study, memory = specs[0].run, Memory()
+    study = specs[0].run
+    memory = Memory()
     with _watching(study):
         try:
             actions = step(backend, specs, policy, note, memory, show)
@@ -69,7 +70,9 @@ def _note_left(backend, specs, note):
     except Exception as error:
         note(f'what still runs is not known: {line_of(error)}')
         return
-    by_name, left, hourly = {spec.name: spec for spec in specs}, [], 0.0
+    by_name = {spec.name: spec for spec in specs}
+    left = []
+    hourly = 0.0
     for resource in observed:
         if resource.name in by_name and resource.state in ('pending', 'running'):
             chips, usd = state.chips_of(by_name[resource.name])
@@ -96,7 +99,8 @@ def decide(backend, specs, policy, show=lambda jobs: None, memory=None):
     """The actions that are due now."""
     memory = memory or Memory()
     # Resources first: what has ended there has written its files.
-    observed, now = backend.observe(specs), time.time()
+    observed = backend.observe(specs)
+    now = time.time()
     jobs = state.read(specs[0].run, specs, now, memory.stamps)
     show(jobs)
     return watch.reconcile(desired_of(specs, jobs, memory), observed, now, policy)
@@ -121,7 +125,8 @@ def desired_of(specs, jobs, memory):
 def _execute(backend, action, by_key, by_name, memory, note):
     match action:
         case watch.Create(key, zone):
-            spec, now = by_key[key], time.time()
+            spec = by_key[key]
+            now = time.time()
             row = {'spec': spec.hash, 'at': now, 'zone': zone, 'code': None}
             _write_tries(spec, [*_tries(spec, memory), row], memory, note)
             _attempt(f'{key}: started' + (f' in {zone}' if zone else ''), note,

@@ -134,8 +134,10 @@ def reconcile(desired, observed, now, policy):
     actions = [Orphan(resource.name, resource.zone) for resource in observed
                if resource.name not in wanted]
     held = [job for job in desired if job.name in found]
-    chips, parallel = sum(job.chips for job in held), len(held)
-    spent, states = 0.0, {job.key: job.state for job in desired}
+    chips = sum(job.chips for job in held)
+    parallel = len(held)
+    spent = 0.0
+    states = {job.key: job.state for job in desired}
     for job in desired:
         spent += job.usd + _idle_usd(job, found.get(job.name), now)
     stopped = None
@@ -143,7 +145,8 @@ def reconcile(desired, observed, now, policy):
         stopped = f'{spent:.2f} dollars of {policy.max_usd:.2f} are spent (estimate)'
     over = _over(desired, policy)
     for job in desired:
-        why, resource = over.get(job.key), found.get(job.name)
+        why = over.get(job.key)
+        resource = found.get(job.name)
         if resource:
             actions.append(_of_resource(job, resource, why, stopped, now, policy))
             continue
@@ -161,7 +164,8 @@ def reconcile(desired, observed, now, policy):
                 policy.max_chips is not None and chips + job.chips > policy.max_chips):
             actions.append(Wait(job.key, f'{parallel} jobs hold {chips} chips'))
         else:
-            parallel, chips = parallel + 1, chips + job.chips
+            parallel = parallel + 1
+            chips = chips + job.chips
             actions.append(Create(job.key, _zone(job, policy)))
     return actions
 

@@ -86,12 +86,14 @@ def descend(problem: Problem, weights: np.ndarray, theta: np.ndarray,
 def _descend(problem, weights, theta, close):
     theta = problem.law.bounded(theta, problem.target)
     value, gradient, near, above = _curvature(problem, weights, theta)
-    damping, alive = np.full(len(theta), 0.1), np.arange(len(theta))
+    damping = np.full(len(theta), 0.1)
+    alive = np.arange(len(theta))
     for _ in range(ROUNDS):
         steps = _steps(gradient[alive], near[alive], above[alive], damping[alive])
         expected = -np.einsum('sp,sp->s', steps, gradient[alive])
         moving = (expected > close) & (damping[alive] < STUCK)
-        alive, steps = alive[moving], steps[moving]
+        alive = alive[moving]
+        steps = steps[moving]
         if not len(alive):
             break
         tried = problem.law.bounded(theta[alive] + steps, problem.target)

@@ -49,7 +49,8 @@ def holdout(law: Law, x: ArrayLike, y: ArrayLike, compute: ArrayLike, below: flo
                          'lower the threshold')
     names = None if runs is None else np.asarray(runs, dtype=str)[low]
     found = fit(law, x[low], y[low], runs=names, delta=delta, draws=draws, seed=seed)
-    guesses, seen = found.predict_intervals(x[~low]), y[~low]
+    guesses = found.predict_intervals(x[~low])
+    seen = y[~low]
     ratio = np.array([guess.value for guess in guesses]) / seen - 1
     inside = [bool(guess.low <= one <= guess.high) for guess, one in zip(guesses, seen)]
     points = tuple({'x': where, 'seen': one, 'predicted': guess, 'inside': within}
@@ -73,7 +74,8 @@ def optimum(found: Fit, budget: float, flops_per: float = 6.0) -> dict[str, Inte
     log_product = np.log(budget / flops_per)
     split = {}
     for name, theta in (('value', found.theta[None]), ('drawn', found.drawn)):
-        alpha, beta = theta[:, 3], theta[:, 4]
+        alpha = theta[:, 3]
+        beta = theta[:, 4]
         with np.errstate(invalid='ignore', divide='ignore'):
             log_a = theta[:, 1] + alpha * found.centre[0] + np.log(alpha)
             log_b = theta[:, 2] + beta * found.centre[1] + np.log(beta)

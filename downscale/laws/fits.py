@@ -107,7 +107,9 @@ def _inputs(x, axes):
 
 def _problem(law, x, y, delta):
     """What is to be minimised, and the mean logs; ValueError when x, y cannot carry the law."""
-    x, y, need = _inputs(x, law.axes), np.asarray(y, dtype=float), len(law.names)
+    x = _inputs(x, law.axes)
+    y = np.asarray(y, dtype=float)
+    need = len(law.names)
     delta = law.delta if delta is None else float(delta)
     if len(x) != len(y):
         raise ValueError(f'{len(x)} inputs but {len(y)} values')
@@ -187,7 +189,8 @@ def check(law: Law, x: ArrayLike, y: ArrayLike, parameters: dict[str, float], *,
     For a published fit, or one whose optimiser may have stopped early.
     """
     problem, centre = _problem(law, x, y, delta)
-    theta, weights = law.internal(parameters, centre), np.ones(len(problem.target))
+    theta = law.internal(parameters, centre)
+    weights = np.ones(len(problem.target))
     value = float(descent.objective(problem, weights, theta[None])[0][0])
     best = _search(problem, weights, [theta], seed)[1]
     found = doubts.of_descent(problem, weights, theta, value)
@@ -203,7 +206,8 @@ def _search(problem, weights, given, seed):
     best = np.argmin(values)
     agree = float(np.mean(values <= values[best] * (1 + doubts.AGREE) + doubts.FLAT))
     found, value = descent.polish(problem, weights, theta[best])
-    rng, alarms = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    alarms = []
     for restart in (found + 0.3 * rng.standard_normal(len(found)), *given[-1:],
                     starts[rng.integers(len(starts))]):
         other, reached = descent.quasi_newton(problem, weights, restart)
@@ -229,7 +233,8 @@ def _resamples(problem, names, parameters, draws, seed):
 
 def _refit(problem, weights, starts, seed):
     """The best vector [S, p] of every resample, from `starts` and perturbed ones."""
-    best, rng = starts[0], np.random.default_rng(seed)
+    best = starts[0]
+    rng = np.random.default_rng(seed)
     while len(starts) < 1 + OTHERS:
         starts = [*starts, best + 0.3 * rng.standard_normal(len(best))]
     if not len(weights):

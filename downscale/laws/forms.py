@@ -71,7 +71,9 @@ class Additive:
 
     def grid(self, u: np.ndarray, target: np.ndarray) -> np.ndarray:
         """Starting vectors [S, p] over floors, coefficients and exponents."""
-        k, low, mean = self.axes, target.min(), target.mean()
+        k = self.axes
+        low = target.min()
+        mean = target.mean()
         return np.array([
             [low + np.log(floor), *[mean + np.log(share)] * k, *exponents]
             for floor, share in itertools.product((0.2, 0.6, 0.95), (0.03, 0.3))
@@ -79,7 +81,8 @@ class Additive:
 
     def natural(self, theta: np.ndarray, centre: np.ndarray) -> dict[str, np.ndarray]:
         """The natural parameters, name -> [S], of vectors [S, p] about the mean logs `centre`."""
-        k, theta = self.axes, np.atleast_2d(theta)
+        k = self.axes
+        theta = np.atleast_2d(theta)
         raw = theta[:, 1:k + 1] + theta[:, k + 1:] * centre
         with np.errstate(over='ignore'):
             return dict(zip(self.names, [np.exp(theta[:, 0]), *np.exp(raw).T, *theta[:, k + 1:].T],
@@ -88,7 +91,8 @@ class Additive:
     def internal(self, natural: dict[str, float], centre: np.ndarray) -> np.ndarray:
         """The vector [p] of natural parameters; the inverse of `natural`."""
         values = np.array([natural[name] for name in self.names], dtype=float)
-        k, exponents = self.axes, values[self.axes + 1:]
+        k = self.axes
+        exponents = values[self.axes + 1:]
         return np.concatenate([np.log(values[:1]), np.log(values[1:k + 1]) - exponents * centre,
                                exponents])
 
@@ -121,7 +125,8 @@ class Additive:
 
     def faults(self, theta: np.ndarray, target: np.ndarray) -> Iterator[str]:
         """What is wrong with a fitted vector as a law, as sentences."""
-        k, low = self.axes, target.min() - FLOOR / 2
+        k = self.axes
+        low = target.min() - FLOOR / 2
         for name, log_term in zip(self.names[:k + 1], theta[:k + 1], strict=True):
             if log_term < low:
                 yield f'{name} has gone to zero: these points do not need this term'
@@ -200,7 +205,8 @@ class Saturating:
             yield f'more than half of the points lie at or below chance ({self.chance:g})'
 
 
-POWER, CHINCHILLA = Additive('power', 1), Additive('chinchilla', 2)
+POWER = Additive('power', 1)
+CHINCHILLA = Additive('chinchilla', 2)
 
 
 Law = Additive | Saturating

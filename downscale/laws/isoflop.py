@@ -13,7 +13,9 @@ from numpy.typing import ArrayLike
 from downscale.laws.fits import Jsonable, spread
 from downscale.statistics.bootstrap import Interval, resample
 
-PARABOLA, LINE = 3, 2  # parameters
+# parameters
+PARABOLA = 3
+LINE = 2
 LOST = 0.05            # share of resamples without an upward parabola
 
 
@@ -65,7 +67,8 @@ def isoflop(x: ArrayLike, y: ArrayLike, budget: ArrayLike, *, compute: np.ndarra
     log_x = np.log(x)
     runs = np.asarray(np.arange(len(x)) if runs is None else runs, dtype=str)
     weights = _weights(runs, names, draws, seed)
-    minima, log_best = [], []
+    minima = []
+    log_best = []
     for name, rows in place.items():
         found, drawn = _minimum(name, log_x[rows], y[rows], compute[rows].mean(), runs[rows],
                                 weights[:, rows])
@@ -81,7 +84,9 @@ def isoflop(x: ArrayLike, y: ArrayLike, budget: ArrayLike, *, compute: np.ndarra
 
 
 def _checked(x, y, budget):
-    x, y, names = np.asarray(x, float), np.asarray(y, float), np.asarray(budget).astype(str)
+    x = np.asarray(x, float)
+    y = np.asarray(y, float)
+    names = np.asarray(budget).astype(str)
     if not len(x) == len(y) == len(names):
         raise ValueError(f'{len(x)} sizes, {len(y)} values and {len(names)} budgets')
     bad = ~(np.isfinite(x) & (x > 0) & np.isfinite(y))
@@ -103,7 +108,8 @@ def _compute(names, compute):
 
 def _weights(runs, names, draws, seed):
     """Weights [draws, n] of resampled runs, within runs that were given the same budgets."""
-    budgets, strata = defaultdict(set), defaultdict(list)
+    budgets = defaultdict(set)
+    strata = defaultdict(list)
     for run, name in zip(runs, names, strict=True):
         budgets[run].add(name)
     for run, given in budgets.items():
@@ -195,7 +201,8 @@ def _lines(log_c, log_best):
     """
     there = np.isfinite(log_best)
     count = np.where(there.sum(axis=1) > LINE, there.sum(axis=1), np.nan)
-    best, mean_c = np.where(there, log_best, 0), there @ log_c / count
+    best = np.where(there, log_best, 0)
+    mean_c = there @ log_c / count
     apart = np.where(there, log_c - mean_c[:, None], 0)
     across = np.where(np.isfinite(count), np.sum(apart ** 2, axis=1), np.nan)
     slope = np.sum(apart * best, axis=1) / across

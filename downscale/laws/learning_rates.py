@@ -62,7 +62,8 @@ def choose(runs: Sequence[RateRun]) -> RateChoice:
 
 def choose_all(runs: Mapping[str, Sequence[RateRun]]) -> tuple[dict[str, RateChoice], list[str]]:
     """({size: `RateChoice`}, alarms as lines) of {size: its runs}; ValueError names the size."""
-    found, alarms = {}, []
+    found = {}
+    alarms = []
     for size, mine in runs.items():
         try:
             found[size] = choice = choose(mine)

@@ -71,7 +71,10 @@ def cut(k_BKES: jax.Array, v_BKSE: jax.Array,
 def remember(k_blocks: Sequence[jax.Array], v_blocks: Sequence[jax.Array], k_BKE: jax.Array,
              v_BKE: jax.Array, positions_B: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
     """The blocks of one layer with the key and value of each row written at its position."""
-    rows, start, ks, vs = jnp.arange(len(positions_B)), 0, [], []
+    rows = jnp.arange(len(positions_B))
+    start = 0
+    ks = []
+    vs = []
     for k_BKES, v_BKSE in zip(k_blocks, v_blocks, strict=True):
         size = v_BKSE.shape[2]
         # A position of another block becomes one that no block has; negative ones would wrap.
@@ -92,7 +95,8 @@ def attend_blocks(q_BLHE: jax.Array, k_blocks: Sequence[jax.Array], v_blocks: Se
     K = v_blocks[0].shape[1]
     # The M = (H / K) L queries of a key head side by side: both products are plain batched ones.
     q_BKME = (q_BLHE * E ** -0.5).swapaxes(1, 2).reshape(B, K, H // K * L, E)
-    start, scores = 0, []
+    start = 0
+    scores = []
     for k_BKES in k_blocks:
         score_BKMS = jnp.einsum('BKME,BKES->BKMS', q_BKME, k_BKES.astype(q_BKME.dtype),
                                 preferred_element_type=jnp.float32)
@@ -100,7 +104,8 @@ def attend_blocks(q_BLHE: jax.Array, k_blocks: Sequence[jax.Array], v_blocks: Se
         scores.append(jnp.where(jnp.tile(seen_BLS[:, None], (1, 1, H // K, 1)), score_BKMS, -1e30))
         start += k_BKES.shape[3]
     most_BKM = jnp.max(jnp.stack([score_BKMS.max(-1) for score_BKMS in scores]), 0)
-    total_BKM, out_BKME = 0, 0
+    total_BKM = 0
+    out_BKME = 0
     for score_BKMS, v_BKSE in zip(scores, v_blocks, strict=True):
         weights_BKMS = jnp.exp(score_BKMS - most_BKM[..., None])
         total_BKM += total(weights_BKMS)

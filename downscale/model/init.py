@@ -45,7 +45,8 @@ def start_value(path: tuple, leaf: Any) -> tuple[float, float]:
     H and E where heads are read; the axis N of the scan over layers is none.
     """
     name = str(path[-1].key)
-    stem, axes = name.rpartition('_')[0], leaf_axes(path, leaf).lstrip('N')
+    stem = name.rpartition('_')[0]
+    axes = leaf_axes(path, leaf).lstrip('N')
     shape = leaf.shape[len(leaf.shape) - len(axes):]
     if stem.endswith('scale'):
         return 1.0, 0.0

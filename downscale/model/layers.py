@@ -122,7 +122,8 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x_BLD: jax.Array, turn: tuple[jax.Array, jax.Array],
                  mix: Callable) -> tuple[jax.Array, Any]:
-        c, dtype = self.cfg, x_BLD.dtype
+        c = self.cfg
+        dtype = x_BLD.dtype
         q_DHE = weight(self, 'q_DHE', (c.D, c.H, c.E), dtype)
         k_DKE = weight(self, 'k_DKE', (c.D, c.K, c.E), dtype)
         v_DKE = weight(self, 'v_DKE', (c.D, c.K, c.E), dtype)
@@ -152,7 +153,8 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        c, dtype = self.cfg, x_BLD.dtype
+        c = self.cfg
+        dtype = x_BLD.dtype
         gate_DF = weight(self, 'gate_DF', (c.D, c.F), dtype)
         up_DF = weight(self, 'up_DF', (c.D, c.F), dtype)
         down_FD = weight(self, 'down_FD', (c.F, c.D), dtype)

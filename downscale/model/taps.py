@@ -27,7 +27,8 @@ class Taps:
     def features(self, features_BPW: jax.Array, features_BPD: jax.Array,
                  index_BLC: jax.Array) -> dict[str, jax.Array]:
         """'vision' [B, W] and 'connector' [B, D]: means over the patches that some token shows."""
-        B, J = len(index_BLC), features_BPW.shape[0] * features_BPW.shape[1] // len(index_BLC)
+        B = len(index_BLC)
+        J = features_BPW.shape[0] * features_BPW.shape[1] // len(index_BLC)
         flat_BL = jnp.where(index_BLC < 0, J + 1, index_BLC).reshape(B, -1)
         # The newline is feature J, and no patch.
         shown_BJ = jnp.zeros((B, J + 2)).at[jnp.arange(B)[:, None], flat_BL].set(1)[:, :J]

@@ -37,7 +37,8 @@ class VisionBlock(nn.Module):
     @nn.compact
     def __call__(self, x_BPW: jax.Array, _: None) -> tuple[jax.Array, None]:
         # The scan over blocks hands over nothing else.
-        c, dtype = self.cfg, x_BPW.dtype
+        c = self.cfg
+        dtype = x_BPW.dtype
         normed_BPW = LayerNorm(c.eps, name='attention_norm')(x_BPW)
 
         def heads(name):
@@ -101,7 +102,8 @@ class Connector(nn.Module):
 
     @nn.compact
     def __call__(self, x_BPW: jax.Array) -> jax.Array:
-        W, D = x_BPW.shape[-1], self.width
+        W = x_BPW.shape[-1]
+        D = self.width
         first_WD = weight(self, 'first_WD', (W, D), self.dtype)
         first_bias_D = weight(self, 'first_bias_D', (D,), self.dtype)
         second_DD = weight(self, 'second_DD', (D, D), self.dtype)

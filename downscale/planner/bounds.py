@@ -15,7 +15,8 @@ def interval(facts, flops, chip, serving):
     `flops` are those of one device, kernels included. A served program updates its cache in place:
     of what it is given back nothing but the rest is written.
     """
-    size, share = facts['memory_bytes'], chip.devices
+    size = facts['memory_bytes']
+    share = chip.devices
     written = size['output'] - (size['alias'] if serving else 0)
     parts = {'compute_s': flops / (chip.flops / share),
              'memory_s': (size['argument'] + written + 2 * size['temp'])

@@ -9,7 +9,8 @@ from pathlib import Path
 from downscale.planner.pool import ENVIRONMENT
 from downscale.runtime.progress import progress_bars
 
-JOBS, LIMIT_SECONDS = 2, 1800.0
+JOBS = 2
+LIMIT_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,10 @@ def parse(text):
     Whatever begins no instruction continues the one before: Pallas calls print metadata of many
     lines, some of which begin with a brace.
     """
-    found, current, entry, lines = {}, None, None, []
+    found = {}
+    current = None
+    entry = None
+    lines = []
 
     def keep():
         if current is not None and lines:
@@ -66,7 +69,8 @@ def parse(text):
         if ends:
             current = None
         elif header and not line.startswith(' ') and current is None:
-            current, lines = header[2], []
+            current = header[2]
+            lines = []
             found[current] = {}
             entry = current if header[1] else entry
     if entry is None:
@@ -76,7 +80,8 @@ def parse(text):
 
 def _instruction(text):
     begin = _BEGINS.match(text)
-    depth, end = 1, begin.end()
+    depth = 1
+    end = begin.end()
     while depth:
         depth += {'(': 1, ')': -1}.get(text[end], 0)
         end += 1
@@ -197,18 +202,23 @@ class _Counts:
 
     def __init__(self, module):
         self.module = module
-        self.flops, self.cycles, self.uncosted, self.endless = 0, 0, 0, 0
+        self.flops = 0
+        self.cycles = 0
+        self.uncosted = 0
+        self.endless = 0
         self.endless_cycles = 0
         self.calls, self.bytes, self.kernels = Counter(), Counter(), Counter()
         self.largest = {'bytes': 0, 'times': 0, 'operation': ''}
-        self.seen, self.fused = set(), {}
+        self.seen = set()
+        self.fused = {}
 
     def walk(self, name, times):
         """Add everything that one computation executes, `times` over."""
         table = self.module.computations[name]
         for instruction in table.values():
             if instruction.op == 'while':
-                count, before = trips(self.module, instruction), self.cycles
+                count = trips(self.module, instruction)
+                before = self.cycles
                 self.walk(instruction.attribute('body')[0], times * (count or 1))
                 self.endless += count is None
                 self.endless_cycles += self.cycles - before if count is None else 0

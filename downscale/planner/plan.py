@@ -60,7 +60,8 @@ class Plan:
         What does not fit is made smaller round by round, so that the programs of a round are
         compiled side by side; a key is absent where `nearest.TRIES` rounds find nothing.
         """
-        found, at = {}, dict(lacking)
+        found = {}
+        at = dict(lacking)
         for _ in range(nearest.TRIES):
             smaller = {key: nearest.smaller(use, planned['hbm_gib'], planned['hbm_limit_gib'],
                                             self._divides)
@@ -148,7 +149,8 @@ def _tokens(request):
 
 def _compiled(use, facts, per_chip, chip, served):
     """The part of a row that only a compiled program tells."""
-    flops, cycles = facts['flops'] * chip.devices, facts['estimated_cycles']
+    flops = facts['flops'] * chip.devices
+    cycles = facts['estimated_cycles']
     if facts['endless_loops']:
         cycles = facts['endless_cycles']  # a step of decoding; the rest is done once a call
     inside = per_chip['attention'] if facts['kernels'] and per_chip else 0

@@ -48,7 +48,8 @@ def source_hash():
 def sources(package=PACKAGE, worker=WORKER):
     """The files that a worker is made of, sorted: all it imports, at the top of a file or when it
     is needed, and the JSON files beside them that they name."""
-    waiting, found = [worker], set()
+    waiting = [worker]
+    found = set()
     while waiting:
         place = package.joinpath(*waiting.pop().split('.')[1:])
         file = next((path for path in (place.with_suffix('.py'), place / '__init__.py')
@@ -80,7 +81,10 @@ class Pool:
     """Compiles requests for `folder`, `jobs` at once, none longer than `limit` seconds."""
 
     def __init__(self, folder, jobs, limit, bars):
-        self.folder, self.jobs, self.limit, self.bars = Path(folder), jobs, limit, bars
+        self.folder = Path(folder)
+        self.jobs = jobs
+        self.limit = limit
+        self.bars = bars
         self.known = {}
 
     def facts(self, wanted):
@@ -89,12 +93,15 @@ class Pool:
         Facts of a program that failed or took too long hold 'error', and are not kept: the next
         plan tries again.
         """
-        waiting, running, total = {}, {}, 0
+        waiting = {}
+        running = {}
+        total = 0
         for name, request in wanted:
             key = key_of(request)
             if key not in self.known and not self._read(key):
                 waiting.setdefault(key, (name, request))
-        total, done = len(waiting), 0
+        total = len(waiting)
+        done = 0
         try:
             while waiting or running:
                 while waiting and len(running) < self.jobs:
@@ -155,7 +162,9 @@ class _Job:
     """A running worker."""
 
     def __init__(self, name, process):
-        self.name, self.process, self.late = name, process, False
+        self.name = name
+        self.process = process
+        self.late = False
         self.began = time.monotonic()
 
     def ended(self, limit):

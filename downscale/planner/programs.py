@@ -117,7 +117,9 @@ def _trained(cell, stage, place, wish):
     mesh = _mesh(cell.mesh, place, where)
     # Buckets of one length would be one program.
     for shape in [stage.shape] if wish.seq else stage.shapes:
-        rows, length, tiles = shape.batch, shape.length, shape.tiles
+        rows = shape.batch
+        length = shape.length
+        tiles = shape.tiles
         if wish.per_chip_batch:
             rows = wish.per_chip_batch * place.chips * cell.optimizer.accumulate
         tiles = 0 if wish.text_only else tiles
@@ -139,12 +141,14 @@ def _served(cell, place, wish):
         raise ValueError(f'{cell.name} on {place.name}: tensor={ways} does not divide '
                          f'{place.devices} devices ({place.devices} % {ways} = '
                          f'{place.devices % ways})')
-    mesh, length = (1, 1, ways), wish.seq or SERVED
+    mesh = (1, 1, ways)
+    length = wish.seq or SERVED
     rows = cell.evaluation.batch
     if wish.per_chip_batch:
         rows = max(1, wish.per_chip_batch * ways // place.chip.devices)
     sees = cell.vision is not None and not wish.text_only
-    text, found = _essence(cell, 0), []
+    text = _essence(cell, 0)
+    found = []
     if 'prefill' in wish.only and sees:
         image = _essence(cell, 1)
         found += [ProgramRequest('see', place.name, mesh, 1, 0, 1, image, slots=rows),
@@ -173,7 +177,8 @@ def _essence(cell, tiles):
 
 def _mesh(size, place, where):
     """(data, fsdp, tensor) of a `MeshSize` on `place`, -1 replaced; ValueError with arithmetic."""
-    sizes, count = [size.data, size.fsdp, size.tensor], place.devices
+    sizes = [size.data, size.fsdp, size.tensor]
+    count = place.devices
     known = math.prod(part for part in sizes if part != -1)
     if sizes.count(-1) == 1 and count % known == 0:
         sizes[sizes.index(-1)] = count // known
@@ -204,7 +209,8 @@ def _divides(rows, accumulate, mesh, where):
 
 def configs(request):
     """(LanguageConfig, VisionConfig or None) of a request."""
-    language, vision = request.cell['language'], request.cell['vision']
+    language = request.cell['language']
+    vision = request.cell['vision']
     return LanguageConfig(**language), vision and VisionConfig(**vision)
 
 
@@ -217,7 +223,8 @@ def formula(request):
     affair.
     """
     language, vision = configs(request)
-    rows, length = request.rows, request.length
+    rows = request.rows
+    length = request.length
     if request.kind == 'train':
         if request.stage['name'] == 'tower' or request.cell['remat'] not in ('none', 'full'):
             return None

@@ -118,7 +118,8 @@ def _sums(rows):
         ends = [[row[key] for row in shapes if row[key]] for shapes in priced]
         return [sum(pick(end[at] for end in shapes) for shapes in ends if shapes)
                 for at, pick in enumerate((min, max))]
-    usd, lacking = sum_of('usd'), len(stages) - len(priced)
+    usd = sum_of('usd')
+    lacking = len(stages) - len(priced)
     yield (f'all stages of all cells: {span(sum_of("chip_hours"))} chip-hours'
            + f', {span(usd)} $' * bool(usd[1])
            + f', without {lacking} that have no time' * (lacking > 0))

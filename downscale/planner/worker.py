@@ -41,7 +41,8 @@ WRITTEN = 32  # tokens that one call of decode may write, as in `generate/engine
 
 def experiment_of(request):
     """The `Experiment` of a request, with one stage where one is trained."""
-    stages, sizes = [], dict(zip(('data', 'fsdp', 'tensor'), request.mesh))
+    stages = []
+    sizes = dict(zip(('data', 'fsdp', 'tensor'), request.mesh))
     if request.stage is not None:
         groups = list(request.stage['trainable'])
         stages = [{'name': request.stage['name'], 'steps': 1, 'batch': request.rows,
@@ -80,7 +81,8 @@ def devices_of(request):
     place = topology(request.topology)
     if request.devices != place.devices:
         place = place.least(request.devices)
-    shape, options = f'{place.generation}:{place.shape}', {}
+    shape = f'{place.generation}:{place.shape}'
+    options = {}
     if place.chips == 1:
         options['chips_per_host_bounds'] = [1, 1, 1]
     if place.slices > 1:
@@ -92,7 +94,8 @@ def devices_of(request):
 def lowered_train(cell, request, target, params):
     """The lowered train step of the cell's only stage, on the mesh `target`."""
     stage, = cell.stages
-    model, groups = model_of(cell, stage.name), tuple(stage.trainable)
+    model = model_of(cell, stage.name)
+    groups = tuple(stage.trainable)
     state = jax.eval_shape(lambda: new_state(
         jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params), cell.optimizer,
         groups))
@@ -105,8 +108,11 @@ def lowered_train(cell, request, target, params):
 
 def _batch(cell, stage, where):
     """The leaves that `data/pipeline.py` makes for a stage, as ShapeDtypeStructs."""
-    B, L, I = stage.batch, stage.length, stage.tiles
-    vision, tower = cell.vision, stage.name == 'tower'
+    B = stage.batch
+    L = stage.length
+    I = stage.tiles
+    vision = cell.vision
+    tower = stage.name == 'tower'
     leaves = {'tokens': ((B, L), 'int32'), 'segments': ((B, L), 'int32')}
     if not tower:
         leaves |= {'positions': ((B, L), 'int32'), 'weights': ((B, L), 'float32')}
@@ -127,7 +133,8 @@ def lowered_served(cell, request, target, params):
     rules = model.rules
     place = _Placing(target, rules)
     params = place.params(params, model.dtype)
-    B, L = request.rows, request.length
+    B = request.rows
+    L = request.length
     ends = edges(max(L, 1))
     if request.kind in ('see', 'prefix'):
         shown = place.state(jax.eval_shape(lambda: programs.empty_shown(
@@ -166,7 +173,8 @@ class _Placing:
     """ShapeDtypeStructs of what the engine passes to its programs, sharded as it shards them."""
 
     def __init__(self, target, rules):
-        self.target, self.table = target, rules.activations
+        self.target = target
+        self.table = rules.activations
         self.rules = rules
 
     def whole(self, shape, dtype):
@@ -220,7 +228,8 @@ def compiled_facts(request):
     program = lowered(request)
     room = edges(max(request.length, 1))[-1] if request.kind != 'train' else request.length
     found = {'room': room, 'lower_s': time.perf_counter() - began}
-    began, used = time.perf_counter(), time.process_time()
+    began = time.perf_counter()
+    used = time.process_time()
     try:
         compiled = program.compile()
     except jax.errors.JaxRuntimeError as error:

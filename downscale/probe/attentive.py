@@ -23,7 +23,9 @@ from downscale.probe.readout import (
 )
 from downscale.results.probes import NO_DEPTH
 
-STEPS, RATE, DECAY = 400, 0.03, 1e-3
+STEPS = 400
+RATE = 0.03
+DECAY = 1e-3
 KEPT_OUT = 5  # one in so many training pictures says after which step to stop
 
 
@@ -32,9 +34,11 @@ def attend_read(patches, spare_patches, asked, spare, dimensions, seed=0):
 
     `patches` and `spare_patches` [items, P, W] are those of `asked` and `spare`, in their order.
     """
-    every, found = np.concatenate([patches, spare_patches]), {}
+    every = np.concatenate([patches, spare_patches])
+    found = {}
     for task, index in tasks_of(asked, spare):
-        family, folds = task.names[0], task.folds(seed)
+        family = task.names[0]
+        folds = task.folds(seed)
         if family not in ONE_OBJECT or not folds:
             continue
         order = shuffled(task, seed)
@@ -87,7 +91,9 @@ def _scores(probe, x_nPd, q_nQ):
 @partial(jax.jit, static_argnames='classes')
 def _fit(x_nPd, q_nQ, labels_Tn, seen_n, kept_out_n, seed, *, classes):
     """The probes of T targets, each after its best step."""
-    T, Q, d = len(labels_Tn), q_nQ.shape[1], x_nPd.shape[2]
+    T = len(labels_Tn)
+    Q = q_nQ.shape[1]
+    d = x_nPd.shape[2]
     start = {'query_Qd': jax.random.normal(jax.random.key(seed), (T, Q, d)) * d ** -.5,
              'read_dC': jnp.zeros((T, d, classes)), 'word_QC': jnp.zeros((T, Q, classes)),
              'bias_C': jnp.zeros((T, classes))}

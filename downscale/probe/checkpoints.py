@@ -81,10 +81,13 @@ def diff(after, before):
     change. ValueError listing the leaves that only one has, or with another shape.
     """
     compare(after.leaves, before.target, after.folder)
-    rows, sums = [], {}
+    rows = []
+    sums = {}
     for name in sorted(after.leaves):
         new, old = (view.leaf(name).astype(np.float64) for view in (after, before))
-        group, moved, size = name.split('/')[0], np.sum((new - old) ** 2), np.sum(old ** 2)
+        group = name.split('/')[0]
+        moved = np.sum((new - old) ** 2)
+        size = np.sum(old ** 2)
         total = sums.setdefault(group, np.zeros(2))
         total += moved, size
         rows.append({'leaf': name, 'group': group, 'change': _ratio(moved, size),

@@ -45,7 +45,8 @@ def look(params, batch, cut_N, *, model):
 
     Of taps the five `DEPTHS` are kept, [5, B, D]: of two layers equally near the deeper one.
     """
-    length_B, T = batch.length_B, batch.target_BT.shape[1]
+    length_B = batch.length_B
+    T = batch.target_BT.shape[1]
     B, L = batch.tokens_BL.shape
     positions_BL = jnp.broadcast_to(jnp.arange(L), (B, L))
     behind_B1 = (length_B + (batch.target_BT >= 0).sum(axis=1))[:, None]
@@ -55,9 +56,11 @@ def look(params, batch, cut_N, *, model):
         x_BTD = jnp.take_along_axis(x_BLD, at_BT[:, :, None], axis=1)
         return jax.nn.log_softmax(score(x_BTD, head_VD, tied=True))
 
-    pictures, taps = (), None
+    pictures = ()
+    taps = None
     if batch.tiles_BIPQ is not None:
-        pictures, taps = batch[3:], Taps(length_B - 1, cut_N)
+        pictures = batch[3:]
+        taps = Taps(length_B - 1, cut_N)
     out = model.apply({'params': params}, batch.tokens_BL, positions_BL,
                       (positions_BL < behind_B1).astype(jnp.int32), *pictures, finish=finish,
                       taps=taps)
@@ -139,7 +142,8 @@ class Looker:
         """What the tower gives for the one picture of each of these items, float32 [items, P, W]:
         the whole picture in one tile, also where it is cut into others as well."""
         vision = self.model.vision
-        found, one = np.zeros((len(items), vision.P, vision.W), np.float32), {}
+        found = np.zeros((len(items), vision.P, vision.W), np.float32)
+        one = {}
         for k, item in enumerate(items):
             one.setdefault(item.example.scene_id, []).append(k)
         for part in _parts(list(one.values()), BATCH):
@@ -158,7 +162,10 @@ class Looker:
         Without `bands` only the features; else also the nats of the right answer, whether greedy
         decoding writes it, with the picture, blind, and cut off band by band; and the KL.
         """
-        features, measures, most, done = {}, {}, self.rows(items), 0
+        features = {}
+        measures = {}
+        most = self.rows(items)
+        done = 0
         for rows in batches(items, most):
             full = [*rows, *rows[:1] * (most - len(rows))]
             seen, found = self._see([items[k] for k in full], bands)
@@ -172,7 +179,8 @@ class Looker:
         return features, measures
 
     def _see(self, items, bands):
-        batch, layers = self.batch(items), self.model.language.N
+        batch = self.batch(items)
+        layers = self.model.language.N
         run = partial(look, self.params, model=self.model)
         taps, logits = run(batch, np.zeros(layers, bool))
         depths = {site: DEPTHS if site in ('image', 'answer') else (NO_DEPTH,) for site in SITES}

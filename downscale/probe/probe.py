@@ -32,8 +32,11 @@ from downscale.statistics.similarity import cka, knn_overlap
 from downscale.values import hash_of
 
 JOINT = ('interleave', 'instruct')  # the stages that answer with the picture, the later one first
-MOST_DIMENSIONS, MOST_BANDS = 256, 4
-MOST_ALIKE, NEIGHBOURS = 1024, 10  # items that layers are compared on, and neighbours of each
+MOST_DIMENSIONS = 256
+MOST_BANDS = 4
+# items that layers are compared on, and neighbours of each
+MOST_ALIKE = 1024
+NEIGHBOURS = 10
 PATCHES = 2 ** 28  # bytes of the patches that a probe attends over; their axes take some times that
 
 
@@ -62,7 +65,8 @@ def plan_of(experiments, pictures=256, bootstraps=2000, seed=0):
 
 def probed_cells(study, meta):
     """(experiments of the runs that can answer with the picture, why others are left out)."""
-    found, without = [], []
+    found = []
+    without = []
     for run in meta['runs']:
         folders = [place(study) / 'cells' / run['run_id'] / name for name in JOINT]
         folder = next((one for one in folders if (one / 'DONE.json').exists()), None)
@@ -85,7 +89,8 @@ def fresh_items(experiment, asked, pictures):
     """
     if experiment.evaluation.benchmarks:
         return []
-    world, start = experiment.world, experiment.data.test
+    world = experiment.world
+    start = experiment.data.test
     triples = round(pictures * experiment.data.similarity_share)
     known = {item.example.caption for item in asked}
     found = [(triple_example if k < triples else scene_example)(world, 'test', start + k)[0]
@@ -137,7 +142,8 @@ def _probe(study, cell, plan, report, folder):
     check_items(study, cell, every)
     asked = [item for item in every if item.example.count]
     spare = fresh_items(cell, asked, plan.pictures)
-    looker, total = Looker(study, cell), len(asked) + len(spare)
+    looker = Looker(study, cell)
+    total = len(asked) + len(spare)
     features, measures = looker.see(asked, plan.bands, lambda n: report(n, total))
     rest, _ = looker.see(spare, report=lambda n: report(len(asked) + n, total))
     rest = rest or {site: x[:0] for site, x in features.items()}
@@ -201,7 +207,8 @@ def pairs_table(cells, folders):
 
     CKA and the overlap of neighbours, over pictures at 'image' and over items at 'answer'.
     """
-    rows, size = [], {cell.name: (cell.language.N * cell.language.D ** 2, cell.name)
+    rows = []
+    size = {cell.name: (cell.language.N * cell.language.D ** 2, cell.name)
                       for cell in cells}
     for seed in sorted({cell.seed for cell in cells}):
         own = [(cell, folder) for cell, folder in zip(cells, folders) if cell.seed == seed]
@@ -219,7 +226,8 @@ def _features(folder):
 
 def _alike(run, features, other, others):
     _, scenes = np.unique(features['scene'], return_index=True)
-    items, rows = np.arange(len(features['item_id'])), []
+    items = np.arange(len(features['item_id']))
+    rows = []
     if not np.array_equal(features['item_id'], others['item_id']):
         raise ValueError(f'{run} and {other} were probed on other items; delete `probes` and probe '
                          'again')

@@ -62,7 +62,8 @@ class ProbeTask:
     def folds(self, seed):
         """[(training, tested)] indices: all of the study by what is not in it, where there is
         enough; else its own pictures, part by part. Empty where there is not enough of either."""
-        tested, clusters = np.arange(self.studied), self.rows.clusters
+        tested = np.arange(self.studied)
+        clusters = self.rows.clusters
         spare = np.arange(self.studied, len(self.items))
         spare = spare[~np.isin(clusters[spare], clusters[tested])][:MOST_ROWS]
         if len(spare) >= FEWEST:
@@ -75,7 +76,8 @@ class ProbeTask:
 def tasks_of(asked, spare):
     """(tasks with the indices of their items in asked + spare): one a family, and what the object
     is like that a question asks about, where it is about one."""
-    both, found = [*asked, *spare], []
+    both = [*asked, *spare]
+    found = []
     for family in dict.fromkeys(item.question.family for item in asked):
         index = [k for k, item in enumerate(both) if item.question.family == family]
         labels = np.array([[both[k].question.answer for k in index]], dtype=object)
@@ -110,9 +112,12 @@ def read_out(features, spare_features, asked, spare, dimensions, seed=0,
     and of what probes are trained on. Site 'question' holds the words of the question alone.
     'control' is the accuracy of the same probe where answers are shuffled over the items.
     """
-    found, without, tasks = {}, {}, tasks_of(asked, spare)
+    found = {}
+    without = {}
+    tasks = tasks_of(asked, spare)
     for done, (task, index) in enumerate(tasks):
-        folds, ids = task.folds(seed), [item.question for item in task.items[:task.studied]]
+        folds = task.folds(seed)
+        ids = [item.question for item in task.items[:task.studied]]
         for name in task.names:
             found[name] = Measured(np.array([one.item_id for one in ids]),
                                    np.array([one.cluster_id for one in ids]),
@@ -212,7 +217,8 @@ def _left_out(kernel, hot, folds):
     """Squared error [ridges, columns] on each fold of what was fitted on the others."""
     errors = np.zeros((len(RIDGES), hot.shape[1]))
     for fold in np.unique(folds):
-        here, rest = folds == fold, folds != fold
+        here = folds == fold
+        rest = folds != fold
         if not rest.any():  # one picture: nothing to choose by
             continue
         for k, ridge in enumerate(RIDGES):

@@ -18,7 +18,9 @@ from downscale.statistics.bootstrap import Interval
 Drawing = tuple[Any, list[dict[str, Any]]]  # a matplotlib figure, and its numbers as rows
 
 INK = '#0f1113'   # becomes `currentColor` in the page, so that dark mode can read it
-BLUE, ORANGE, GREY = '#3b82c4', '#d9822b', '#8a8f98'
+BLUE = '#3b82c4'
+ORANGE = '#d9822b'
+GREY = '#8a8f98'
 STYLE = {'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False,
          'axes.edgecolor': GREY, 'axes.labelcolor': INK, 'text.color': INK, 'xtick.color': INK,
          'ytick.color': INK, 'axes.titlesize': 9.5, 'axes.titlelocation': 'left',
@@ -50,7 +52,8 @@ def save(draw: Callable[[Any], Drawing], result: Any, folder: Path, name: str) -
         figure, rows = draw(result)
         figure.set_layout_engine(None)   # it is laid out: each file is drawn once, not twice
         plotting().backends.backend_agg.FigureCanvasAgg(figure)
-        box, buffer = figure.get_tightbbox().padded(.08), io.StringIO()
+        box = figure.get_tightbbox().padded(.08)
+        buffer = io.StringIO()
         figure.savefig(folder / f'{name}.png', dpi=150, facecolor='white', bbox_inches=box,
                        metadata={'Software': None})
         figure.savefig(buffer, format='svg', transparent=True, bbox_inches=box,
@@ -116,7 +119,8 @@ def accuracy(result: Any) -> Drawing:
     """Accuracy against parameters, a panel per family and one for the macro mean."""
     panels = {**result['families'], 'macro mean': result['macro']}
     figure, axes = small_axes(len(panels))
-    rows, n_total = [], result['n_total']
+    rows = []
+    n_total = result['n_total']
     for axis, (name, panel) in zip(axes, panels.items(), strict=True):
         x = [n_total[size] for size in panel['sizes']]
         y = list(panel['sizes'].values())
@@ -204,7 +208,8 @@ def reliance(result: Any) -> Drawing:
             axis.plot(found[family].value, result['drop'][family].value, 'o', ms=9, mfc='none',
                       color=ORANGE)
         if split:
-            x, ends = split.slope, np.array(axis.get_xlim())
+            x = split.slope
+            ends = np.array(axis.get_xlim())
             told = 'no slope' if np.isnan(x.value) else \
                 f'slope {x.value:.2f} [{x.low:.2f}, {x.high:.2f}]'
             axis.plot(ends, split.drop.mean() + x.value * (ends - split.reliance.mean()),
@@ -255,7 +260,8 @@ def grid(result: Any) -> Drawing:
 
 
 def _heat_cell(axis, x, y, cell, norm):
-    accuracy, mark = cell['accuracy'], ' !' if cell['completion'].over else ''
+    accuracy = cell['accuracy']
+    mark = ' !' if cell['completion'].over else ''
     link = '#completed'   # the table of these cells in the page
     share = float(norm(accuracy.value)) if norm.vmax > norm.vmin else .5
     colour = plotting().colormaps['Blues'](.12 + .78 * share)
@@ -275,7 +281,8 @@ def marginals(result: Any) -> Drawing:
                 if side in sides for task in sides[side]['families']}
     names = [*sorted(families), 'macro mean']
     figure, axes = small_axes(len(panels), 4.2, .3 * len(names) + .9, across=2)
-    rows, colours = [], {'perception': BLUE, 'reasoner': ORANGE}
+    rows = []
+    colours = {'perception': BLUE, 'reasoner': ORANGE}
     for axis, (panel, sides) in zip(axes, panels.items(), strict=True):
         for side, shift in (('perception', -.14), ('reasoner', .14)):
             drop = sides.get(side, {'families': {}, 'macro': None})
@@ -308,7 +315,8 @@ def losses(result: Any) -> Drawing:
     figure, axes = small_axes(len(result['stages']), 2.9, 2.3, across=3)
     shades = plotting().colormaps['viridis_r'](np.linspace(.2, .68, len(result['sizes'])))
     colours = dict(zip(result['sizes'], shades, strict=True))
-    rows, named = [], {}
+    rows = []
+    named = {}
     for axis, (stage, curves) in zip(axes, result['stages'].items(), strict=True):
         for curve in curves:
             parts = np.array_split(np.stack([curve['x'], curve['loss']]),

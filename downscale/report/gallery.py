@@ -9,7 +9,8 @@ from downscale.analysis.flips import PREFERRED
 from downscale.analysis.measures import Missing, Scored, joint_cells
 from downscale.statistics.shapley import CLASSES, class_of
 
-PICTURE_BYTES, TOTAL_BYTES = 150_000, 3_000_000
+PICTURE_BYTES = 150_000
+TOTAL_BYTES = 3_000_000
 PER_CLASS = 4
 TEXT_LENGTH = 400
 # By the four pairs of smallest and largest sizes (attribution.CLASSES), or without pairs by the
@@ -30,7 +31,8 @@ JOINT = ('lost', 'wrong', 'right')
 
 def samples(s: Scored) -> dict[str, Any]:
     """{class: up to `PER_CLASS` samples}, spread over families; equal for equal studies."""
-    answers, pairs = _answers(s), _pairs(s)
+    answers = _answers(s)
+    pairs = _pairs(s)
     if not answers and not pairs:
         raise Missing('no model was asked with the picture, so there are no answers to show')
     study = s.study
@@ -48,7 +50,8 @@ def samples(s: Scored) -> dict[str, Any]:
             if not any(right) else 'lost' if right[-1] and not right[0] else None
         if kind:
             picked[kind].append((study.items['task'][next(iter(rows.values()))], item))
-    budget, written = [TOTAL_BYTES], _written(s)
+    budget = [TOTAL_BYTES]
+    written = _written(s)
     return {kind: [_sample(study, task, item, {**answers, **pairs}, written, budget)
                    for task, item in _spread(found)] for kind, found in picked.items()}
 
@@ -63,7 +66,9 @@ def _pairs(s):
             found = grids.corners(s, measures.pair_groups(s, kind, measures.MODES[mode]))
         except Missing:
             continue
-        cells, p, r = next(iter(found.seeds.values())), found.perception, found.reasoner
+        cells = next(iter(found.seeds.values()))
+        p = found.perception
+        r = found.reasoner
         return {f'{p[a]} → {r[b]} ({kind}, {mode})': _first_rows(s, cells[a, b])
                 for a, b in ((1, 1), (0, 1), (1, 0), (0, 0))}
     return {}
@@ -86,7 +91,8 @@ def _answers(s):
 def _written(s):
     """What each size wrote about an item: item -> [(size, kind, text)], extractions first."""
     home = {run: (place, size.name) for place, size in enumerate(s.sizes) for run in size.runs}
-    texts, found = s.study.texts, {}
+    texts = s.study.texts
+    found = {}
     columns = (texts[name] for name in ('item_id', 'p_run', 'text_kind', 'text', 'question'))
     for item, run, kind, text, question in sorted(zip(*columns, strict=True)):
         if run in home:
@@ -112,7 +118,8 @@ def _spread(found):
 
 
 def _sample(study, task, item, answers, written, budget):
-    items, about = study.items, written.get(item, {'question': '', 'texts': {}})
+    items = study.items
+    about = written.get(item, {'question': '', 'texts': {}})
     rows = {name: found[item] for name, found in answers.items() if item in found}
     one = next(iter(rows.values()))
     pictures, note = _pictures(study.root, items['cluster_id'][one], budget)
@@ -132,7 +139,8 @@ def _path(root, cluster, k):
 
 def _pictures(root, cluster, budget):
     """Pictures of a cluster as data addresses, within the size caps, and why any is left out."""
-    found, k = [], 0
+    found = []
+    k = 0
     while (path := _path(root, cluster, k)).is_file():
         size = path.stat().st_size
         if size > PICTURE_BYTES or size > budget[0]:

@@ -44,7 +44,8 @@ def laws(result: Any) -> Drawing:
 
 def isoflop(result: Any) -> Drawing:
     """Loss against size for every budget with its minimum; the best size against compute."""
-    found, points = result['fit'], result['points']
+    found = result['fit']
+    points = result['points']
     figure, (left, right) = small_axes(2, 4.4, 3.3, across=2)
     shades = plotting().colormaps['viridis_r'](np.linspace(.15, .85, len(found.minima)))
     rows = []

@@ -13,7 +13,8 @@ def laws(result: Any, out: Path) -> str:
                                for name in (*part['fit'].parameters, *part['fit'].derived)))
     rows = []
     for title, part in result.items():
-        fit, held = part['fit'], part.get('holdout')
+        fit = part['fit']
+        held = part.get('holdout')
         every = {**fit.parameters, **fit.derived}
         rows.append([title, fit.form, *(_shown(every.get(name)) for name in names), fit.n, fit.runs,
                      f'{fit.delta:g}', 0, None if held is None or isinstance(held, str) else

@@ -54,7 +54,8 @@ def write_report(study_dir: PathLike, out_dir: PathLike | None = None, bootstrap
     _replace(out / 'report.json', json.dumps(_plain(numbers), indent=1, sort_keys=True,
                                              allow_nan=False) + '\n')
     title = f'{study.meta.get("name", "study")} — downscale report'
-    verdict, gone = results['gate'], absent.sentence(results['missing'])
+    verdict = results['gate']
+    gone = absent.sentence(results['missing'])
     _replace(out / 'report.html', page.page(title, ' '.join(filter(None, (verdict['line'], gone))),
                                             verdict['interpretable'] and not gone, body))
     return out / 'report.html'
@@ -70,7 +71,8 @@ def _results(s):
              'pareto': flips.frontiers, 'laws': study_laws.laws, 'isoflop': study_laws.budgets,
              'rates': study_laws.rates, 'layers': layers.layers,
              'ledger': ledger.of_study}
-    results, skipped = {}, {}
+    results = {}
+    skipped = {}
     for name, compute in parts.items():
         try:
             results[name] = compute(s)
@@ -126,7 +128,9 @@ def _summary(s, results):
 
 
 def _say_drops(drops, say):
-    large, small, macro = drops['large'], drops['small'], drops['macro']['absolute']
+    large = drops['large']
+    small = drops['small']
+    macro = drops['macro']['absolute']
     verdict = '' if macro.clear else ': no clear effect'
     say(f'From {large} to {small} the accuracy in the mean over families drops by '
         f'{gate.signed(macro)}{verdict} (1.00 is all questions).')

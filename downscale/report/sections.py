@@ -35,7 +35,8 @@ ENDINGS = (
 def body(s: Scored, results: dict[str, Any], skipped: dict[str, str], summary: dict[str, Any],
          out: Path) -> str:
     """The report between its gate and its end as HTML; the figures are in `out`."""
-    study, warned = s.study, results['warnings']
+    study = s.study
+    warned = results['warnings']
     sizes = ', '.join(f'{z.name} ({figures.short_count(z.n_total)})' for z in s.sizes)
     parts = [f'<h1>{page.escape(str(study.meta.get("name", "study")))}</h1>',
              page.paragraph(f'{len(s.resamples.clusters):,} pictures and facts · sizes {sizes} · '
@@ -252,7 +253,8 @@ def _answers_html(rows):
 
 
 def _throughput_html(result):
-    found, absent = result['evaluations'], result['absent']
+    found = result['evaluations']
+    absent = result['absent']
     names = ('tokens', 'seconds', 'tokens_per_second', 'rows', 'slot_occupancy', 'padding_waste',
              'compiles', 'compile_seconds')
     parts = []

@@ -54,7 +54,9 @@ def waterfall(result: Any) -> Drawing:
 
 def grid_families(result: Any) -> Drawing:
     """Accuracy of every perception x reasoner pair, a panel per family."""
-    p_sizes, r_sizes, found = result['p_sizes'], result['r_sizes'], result['families']
+    p_sizes = result['p_sizes']
+    r_sizes = result['r_sizes']
+    found = result['families']
     figure, axes = small_axes(len(found), .55 * len(r_sizes) + .9,
                               .4 * len(p_sizes) + .7, across=3)
     rows = []
@@ -120,7 +122,8 @@ def layers(result: Any) -> Drawing:
     """Every probed metric by relative depth, a line per size, a panel per metric and task."""
     figure, axes = small_axes(len(result['curves']), 3., 2.4, across=3)
     shades = plotting().colormaps['viridis_r'](np.linspace(.2, .75, len(result['sizes'])))
-    colours, rows = dict(zip(result['sizes'], shades, strict=True)), []
+    colours = dict(zip(result['sizes'], shades, strict=True))
+    rows = []
     for axis, (title, lines) in zip(axes, result['curves'].items(), strict=True):
         for size, points in lines.items():
             x = [point['rel_depth'] for point in points]

@@ -35,7 +35,8 @@ def doubts(study: Path) -> Iterator[str]:
         rows = [row for row in map(row_of, path.read_text(errors='replace').splitlines()) if row]
         # The train loop writes a factor in every row; logs of other makers may be thinned out.
         if rows and all('lr_factor' in row for row in rows):
-            name, done = path.relative_to(study), read_json(path.with_name('DONE.json')) or {}
+            name = path.relative_to(study)
+            done = read_json(path.with_name('DONE.json')) or {}
             yield from (f'{name}: {text}.' for text in _doubts(rows, done))
 
 

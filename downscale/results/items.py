@@ -24,7 +24,10 @@ def _schema(**columns):
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
 
 
-_S, _F, _I, _B = pa.string(), pa.float64(), pa.int64(), pa.bool_()
+_S = pa.string()
+_F = pa.float64()
+_I = pa.int64()
+_B = pa.bool_()
 ITEMS = _schema(
     eval_id=_S, task=_S, category=_S, item_id=_S, cluster_id=_S, p_run=_S, r_run=_S,
     text_kind=_S, thinking=_B, condition=_S, repeat=_I, score=_F, nll_gold=_F, chance=_F,

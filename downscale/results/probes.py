@@ -18,7 +18,9 @@ from downscale.runtime.files import place, write_bytes
 from downscale.statistics import bootstrap
 from downscale.statistics.bootstrap import Resamples
 
-_S, _F, _I = pa.string(), pa.float64(), pa.int64()
+_S = pa.string()
+_F = pa.float64()
+_I = pa.int64()
 
 
 def _schema(**columns):
@@ -99,7 +101,8 @@ def means_table(run_id: str, tasks: dict[str, Measured], resamples: Resamples) -
     accuracy minus that of the control, 'nll rise' and 'exact drop' what a site does to the answer
     with the picture.
     """
-    rows, macro = [], {}
+    rows = []
+    macro = {}
     for task, one in tasks.items():
         for key, x in _means(one, resamples).items():
             rows.append((task, key, x))
@@ -125,7 +128,8 @@ BOUNDS = {'accuracy': (0, 1), 'control': (0, 1), 'attentive': (0, 1),
 def _means(one, resamples):
     """{key: (mean, draws, items, clusters)}, over the items that have that measure: not every
     answer has a third token."""
-    values, found = one.values | _differences(one.values), {}
+    values = one.values | _differences(one.values)
+    found = {}
     alike = {}
     for key, value in values.items():
         alike.setdefault(np.isfinite(value).tobytes(), []).append(key)

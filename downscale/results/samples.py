@@ -42,8 +42,12 @@ class Samples:
     """
 
     def __init__(self, folder: Path, name: str, process: int) -> None:
-        self.folder, self.name, self.process = Path(folder), name, process
-        self.records, self._file, self._unsynced = {}, None, 0
+        self.folder = Path(folder)
+        self.name = name
+        self.process = process
+        self.records = {}
+        self._file = None
+        self._unsynced = 0
 
     @classmethod
     def open(cls, folder: Path, name: str, process: int = 0) -> 'Samples':
@@ -146,14 +150,16 @@ class Samples:
 
 def merged(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """{key: record} of several files of ours; ValueError for rows that contradict each other."""
-    found, places = {}, {}
+    found = {}
+    places = {}
     for path in paths:
         for number, record in lines(path):
             key = record.get('key')
             if not isinstance(key, str):
                 raise fault(path, f'line {number}: a record without a key')
             if key in found and found[key] != record:
-                one, other = found[key], record
+                one = found[key]
+                other = record
                 names = sorted(name for name in one.keys() | other.keys()
                                if one.get(name) != other.get(name))
                 raise fault(path, f'line {number}: contradicts {places[key]} under the same key '
@@ -193,7 +199,8 @@ def join(descriptions: Sequence[dict[str, Any]],
     Descriptions without a question are left out. ValueError, with counts, where one is missing,
     is there twice or was made otherwise: an equal doc_id alone proves nothing.
     """
-    found, twice = {}, 0
+    found = {}
+    twice = 0
     for record in descriptions:
         twice += record['doc_id'] in found
         found[record['doc_id']] = record

@@ -89,7 +89,8 @@ def _columns(table, schema):
 
     Text stays Python objects, since answers differ much in length; equal ones are one object.
     """
-    columns, codes = {}, {}
+    columns = {}
+    codes = {}
     for name in schema.names:
         if schema.field(name).type != pa.string():
             columns[name] = table.column(name).to_numpy()
@@ -136,7 +137,8 @@ def _index_cells(items, codes, meta):
         key = key * (here.max(initial=0) + 1) + here
     order = np.argsort(key, kind='stable')
     found = np.split(order, np.flatnonzero(np.diff(key[order])) + 1) if len(order) else []
-    rows, again = {}, []
+    rows = {}
+    again = []
     for index in sorted(found, key=lambda index: index[0]):
         cell = Cell(*(items[name][index[0]] for name in Cell._fields))
         rows[cell._replace(thinking=bool(cell.thinking))] = index
@@ -157,7 +159,8 @@ def _index_cells(items, codes, meta):
 
 def _merge_texts(texts):
     """Texts once per key: evaluations with different reasoners repeat the same text."""
-    keep, differing = {}, 0
+    keep = {}
+    differing = 0
     for index, key in enumerate(zip(*(texts[name] for name in TEXT_KEY), strict=True)):
         first = keep.setdefault(key, index)
         differing += texts['text'][first] != texts['text'][index]
@@ -171,9 +174,13 @@ def _merge_texts(texts):
 def _read_cells(root, meta):
     """Metrics of every stage, every stage that is failed, unfinished or absent, and what was torn.
     """
-    curves, stages, unfinished, notes = {}, {}, [], []
+    curves = {}
+    stages = {}
+    unfinished = []
+    notes = []
     for folder in sorted(root.glob('cells/*/*/')):
-        run_id, stage = folder.parent.name, folder.name
+        run_id = folder.parent.name
+        stage = folder.name
         stages.setdefault(run_id, set()).add(stage)
         if (folder / 'metrics.jsonl').is_file():
             curves[run_id, stage], torn = _read_metrics(folder / 'metrics.jsonl')
@@ -249,13 +256,16 @@ def pair(study: Study, groups: Sequence[Sequence[Cell]]) -> Paired:
     averaged within an item. Raises `TableError` when item ids, data hashes or the facts of an
     item (task, cluster, chance) differ between cells.
     """
-    reference, rows, scores = None, None, []
+    reference = None
+    rows = None
+    scores = []
     for cells in groups:
         total = 0.0
         for cell in cells:
             ids, here, score = _mean_scores(study, cell)
             if reference is None:
-                reference, rows = ids, here
+                reference = ids
+                rows = here
             _check_pairing(study, cell, (reference, rows), (ids, here))
             total = total + score
         scores.append(total / len(cells))
@@ -268,8 +278,10 @@ def _check_pairing(study, cell, expected, found):
     who = f'{"/".join(filter(None, cell[:3]))} {cell.condition}'
     (reference, rows), (ids, here), items = expected, found, study.items
     if not np.array_equal(reference, ids):
-        expected, found = set(items['item_id'][rows]), set(items['item_id'][here])
-        lost, new = sorted(expected - found), sorted(found - expected)
+        expected = set(items['item_id'][rows])
+        found = set(items['item_id'][here])
+        lost = sorted(expected - found)
+        new = sorted(found - expected)
         raise TableError(f'pairing: {who} lacks {len(lost)} of {len(reference)} items '
                          f'{lost[:3]} and has {len(new)} others {new[:3]}')
     for name in FACTS:

@@ -31,7 +31,8 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     A killed process leaves half a line, and one that goes on after it writes behind that.
     `TableError` where a line is whole and another value.
     """
-    rows, torn = [], 0
+    rows = []
+    torn = 0
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             value = json.loads(line)
@@ -86,7 +87,8 @@ def read_study(root: Path) -> dict[str, Any]:
 
 def study_errors(path: Path, meta: dict[str, Any]) -> Iterator[str]:
     """What is wrong with the content of a `study.json`, as lines."""
-    runs, where = meta.get('runs'), short(path)
+    runs = meta.get('runs')
+    where = short(path)
     if not isinstance(runs, list):
         yield f'{where}: field \'runs\' is {shown(runs)}, not a list of runs'
         return

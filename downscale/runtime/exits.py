@@ -4,7 +4,14 @@ import os
 import re
 from dataclasses import dataclass
 
-DONE, CRASHED, BUG, PREEMPTED, FATAL, MISMATCH, LOST, INTERRUPTED = 0, 1, 3, 42, 64, 69, 70, 130
+DONE = 0
+CRASHED = 1
+BUG = 3
+PREEMPTED = 42
+FATAL = 64
+MISMATCH = 69
+LOST = 70
+INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,8 @@ def passes(error: BaseException) -> bool:
 
 
 def _status_passes(status, text):
-    system, answer = _SYSTEM.search(text), _HTTP.search(text)
+    system = _SYSTEM.search(text)
+    answer = _HTTP.search(text)
     if system:
         return int(system[2]) not in _MISSING
     if answer:
@@ -117,7 +125,8 @@ def line_of(error: BaseException) -> str:
 
 def _translated(text):
     paths = re.findall(r'gs://[^\s":]+|(?<=")/[^"]+', text)
-    system, answer = _SYSTEM.search(text), _HTTP.search(text)
+    system = _SYSTEM.search(text)
+    answer = _HTTP.search(text)
     text = re.sub(r' \[[a-z_]+=.*', '', text)  # details, the body of an answer among them
     if system:
         cause = system[1].strip()

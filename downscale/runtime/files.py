@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-BUCKET, LOCK = 'gs://', '.lock'
+BUCKET = 'gs://'
+LOCK = '.lock'
 PathLike = str | os.PathLike[str]  # a path as callers give it
 
 
@@ -90,7 +91,8 @@ def naming(path: PathLike) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno is not None:
-            error.filename, error.filename2 = str(path), None
+            error.filename = str(path)
+            error.filename2 = None
         raise
 
 

@@ -27,7 +27,8 @@ from downscale.runtime.exits import line_of, say
 ALIVE = 'downscale/alive/'
 FAILED = f'{ALIVE}failed'
 NOTICE = 'RECEIVED_PREEMPTION_NOTICE'  # JAX's own key: one process has had SIGTERM
-POLL_SECONDS, GOODBYE_SECONDS = 0.5, 10
+POLL_SECONDS = 0.5
+GOODBYE_SECONDS = 10
 AGAIN = 'a restart continues from the last checkpoint'
 
 
@@ -68,11 +69,13 @@ class Peers:
             if self.leaving:
                 threading.Event().wait()  # the thread ends this process
         self.over.set()
-        code, text = exits.code_of(error), line_of(error)
+        code = exits.code_of(error)
+        text = line_of(error)
         if code != exits.PREEMPTED:  # all have saved, each ends by itself
             self._tell(code, f'process {self.rank}: {text}')
             told = json.loads(self._alive().get(FAILED, '{}'))
-            code, text = told.get('code', code), told.get('text', text)
+            code = told.get('code', code)
+            text = told.get('text', text)
         atexit.register(self._leave, code)
         self.ending(code, text)
 
@@ -98,7 +101,8 @@ class Peers:
 
     def _look(self):
         """End this process, with one line, as soon as another has failed or gone."""
-        alive, now = self._alive(), time.monotonic()
+        alive = self._alive()
+        now = time.monotonic()
         told = alive.pop(FAILED, None)
         if told:
             told = json.loads(told)

@@ -24,7 +24,8 @@ from downscale.runtime.peers import Peers, line_of, say, told_of_loss
 
 VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 LONGEST_SECONDS = 30 * 24 * 3600
-_turns, _polls = itertools.count(), itertools.count(1)
+_turns = itertools.count()
+_polls = itertools.count(1)
 _peers = Peers(0)
 
 
@@ -75,7 +76,8 @@ def joined(ending: Callable[[int, str], object] = lambda code, text: None) -> It
     """
     global _peers
     arguments = given()
-    together, heartbeat = seconds('INITIALIZATION', 300), seconds('HEARTBEAT', 100)
+    together = seconds('INITIALIZATION', 300)
+    heartbeat = seconds('HEARTBEAT', 100)
     _peers = Peers(heartbeat / 2, ending)  # quicker than JAX, whose words are pages
     if arguments is None:
         with _own_sigterm(ending):

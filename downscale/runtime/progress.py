@@ -26,7 +26,8 @@ class Bars:
     """Call with (name, done, total, text) as work goes on; `finished` and `note` print a line."""
 
     def __init__(self, console: Console, progress: Progress | None) -> None:
-        self.console, self.progress = console, progress
+        self.console = console
+        self.progress = progress
         self.ids, self.began = {}, time.monotonic()
 
     def __call__(self, name: str, done: int, total: int, text: str = '') -> None:

@@ -14,7 +14,8 @@ from downscale.runtime.exits import INTERRUPTED, say
 from downscale.runtime.files import BUCKET, writable
 
 # What JAX must be set to, where it is set: with others it computes other numbers than ever before.
-_YES, _NO = ('1', 'true', 'on', 'yes', 't', 'y'), ('0', 'false', 'off', 'no', 'f', 'n')
+_YES = ('1', 'true', 'on', 'yes', 't', 'y')
+_NO = ('0', 'false', 'off', 'no', 'f', 'n')
 _WANTED = {'JAX_ENABLE_X64': _NO, 'JAX_NUMPY_DTYPE_PROMOTION': ('standard',),
            'JAX_DEFAULT_PRNG_IMPL': ('threefry2x32',), 'JAX_THREEFRY_PARTITIONABLE': _YES}
 
@@ -88,7 +89,8 @@ def _catch_interrupts():
     with, ends all at once: what this process has started notices and ends as well."""
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return
-    pressed, hook = [], sys.unraisablehook
+    pressed = []
+    hook = sys.unraisablehook
 
     def interrupt(number, frame):
         # Half an import may be tried again, and libraries abort when they are loaded twice.

@@ -13,7 +13,9 @@ from downscale.train.checkpoint import latest, open_leaves
 from downscale.values import hash_of
 
 WHOLE = 2 ** 22  # leaves up to this many numbers are read whole, larger ones where they lie
-PROBES, PROBE = 16, 2 ** 16  # windows of a file, and their bytes
+# windows of a file, and their bytes
+PROBES = 16
+PROBE = 2 ** 16
 SMALL = 2 ** 12  # files below this hold no part of a large leaf, but times and random names
 
 
@@ -26,8 +28,10 @@ def fingerprint(folder: Path) -> str:
     is trained twice has two fingerprints; a small one has the same. No weight goes to a device.
     """
     folder = Path(folder)
-    experiment, step = config.load(folder), Path(latest(folder))
-    leaves, large = {}, False
+    experiment = config.load(folder)
+    step = Path(latest(folder))
+    leaves = {}
+    large = False
     for path, leaf in jax.tree_util.tree_leaves_with_path(open_leaves(folder)):
         name = jax.tree_util.keystr(path, simple=True, separator='/')
         leaves[name] = [list(leaf.shape), str(leaf.dtype)]
@@ -37,7 +41,8 @@ def fingerprint(folder: Path) -> str:
             large = True
     files = sorted(_probed(path) for path in (step / 'params').rglob('*')
                    if path.is_file() and path.stat().st_size >= SMALL) if large else []
-    tokens, published = tokenizer_path(folder, experiment), experiment.published
+    tokens = tokenizer_path(folder, experiment)
+    published = experiment.published
     return hash_of([
         json.loads((folder / 'experiment.json').read_text()), step.name, leaves, files,
         _digest(tokens.read_bytes()) if tokens.is_file() else '',
@@ -53,7 +58,8 @@ def _digest(data):
 
 def _probed(path):
     """[size, digest of evenly spread windows] of a file."""
-    size, digest = path.stat().st_size, hashlib.sha256()
+    size = path.stat().st_size
+    digest = hashlib.sha256()
     with open(path, 'rb') as file:
         for start in np.linspace(0, max(size - PROBE, 0), PROBES).astype(int):
             file.seek(start)

@@ -33,7 +33,8 @@ def prepare(study: PathLike, experiment: Experiment,
     if not in_world(experiment):
         _check_published(study, experiment, published)
         return None
-    study, data = scratch(study), experiment.data
+    study = scratch(study)
+    data = experiment.data
     counts = {'train': data.train, 'validation': data.validation, 'test': data.test}
     if not experiment.asks:  # what nobody looks at need not be there
         counts = {split: count for split, count in counts.items() if count}

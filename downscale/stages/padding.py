@@ -72,7 +72,8 @@ def figures(experiment: Experiment, stage: Stage, found: np.ndarray) -> dict[str
 def lines(experiment: Experiment, stage: Stage, found: np.ndarray) -> Iterator[str]:
     """What a person reads: the waste of a stage's shapes, and proposals that waste less."""
     value = figures(experiment, stage, found)
-    low, high = found.min(0), found.max(0)
+    low = found.min(0)
+    high = found.max(0)
     yield (f'{stage.name}: {len(found)} conversations of {low[0]} to {high[0]} tokens and {low[1]} '
            f'to {high[1]} tiles')
     yield '    length  tiles  batch  conversations    rows  steps  wasted: tokens  tiles  FLOPs'
@@ -83,7 +84,8 @@ def lines(experiment: Experiment, stage: Stage, found: np.ndarray) -> Iterator[s
     if 'one_shape' in value:
         yield f'    {"all":57s} {_wasted(value["total"])}'
         yield f'    {"all of them in the largest rows":57s} {_wasted(value["one_shape"])}'
-    flops, least = row_flops(experiment, stage), value['total']['flop_waste']
+    flops = row_flops(experiment, stage)
+    least = value['total']['flop_waste']
     for count in SHAPES:
         proposed = buckets.propose(found, stage.shape, count, flops)
         total = buckets.padding((*proposed, stage.shape), found, flops)['total']

@@ -44,7 +44,8 @@ def train_stage(study: PathLike, experiment: Experiment, name: str,
     A folder that holds another configuration is refused: ValueError says which keys differ.
     `tracker` is a key of `trackers.WRITERS`.
     """
-    stage, grid = experiment.stage(name), grid_of(experiment)
+    stage = experiment.stage(name)
+    grid = grid_of(experiment)
     folder = folder_of(study, experiment, name)
     task = [experiment.hash, name]
     if processes.once(lambda: task) != task:
@@ -75,10 +76,12 @@ def train_together(
     The cells must agree in `program_of` that stage. Returns {cell name: error} of those that
     failed.
     """
-    failed, begun = {}, {}
+    failed = {}
+    begun = {}
     with contextlib.ExitStack() as stack:
         for cell in cells:
-            folder, stage = folder_of(study, cell, name), cell.stage(name)
+            folder = folder_of(study, cell, name)
+            stage = cell.stage(name)
             try:
                 _refuse_other_mixture(folder, stage)
                 if not _nothing_to_do(folder, cell):
@@ -87,7 +90,8 @@ def train_together(
             except Exception as error:  # one cell's folder must not stop the others
                 failed[cell.name] = error
         if begun:
-            cell, stage = cells[0], cells[0].stage(name)
+            cell = cells[0]
+            stage = cells[0].stage(name)
             runs = [_run(study, folder, *rest, name, report) for folder, rest in begun.items()]
             ended = together.train(
                 runs, model_of(cell, name), stage.loss, cell.optimizer, tuple(stage.trainable),

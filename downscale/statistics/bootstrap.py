@@ -104,9 +104,13 @@ def group_means(values: Column, groups: Column, clusters: Column,
     A draw that holds no cluster of a group is NaN there and is left out of its interval.
     """
     values = np.atleast_2d(np.asarray(values, dtype=float))
-    groups, place = np.asarray(groups, dtype=str), _places(clusters, resamples)
+    groups = np.asarray(groups, dtype=str)
+    place = _places(clusters, resamples)
     names = np.unique(groups)
-    value, draws, counts, pictures = [], [], [], []
+    value = []
+    draws = []
+    counts = []
+    pictures = []
     for name in names:
         here = groups == name
         sums = np.zeros((len(resamples.clusters), len(values)))
@@ -166,7 +170,8 @@ def ratio(numerator: Column, denominator: Column, clusters: Column,
     """
     sums = np.zeros((len(resamples.clusters), 2))
     np.add.at(sums, _places(clusters, resamples), np.stack([numerator, denominator], axis=1))
-    drawn, whole = resamples.weights @ sums, sums.sum(axis=0)
+    drawn = resamples.weights @ sums
+    whole = sums.sum(axis=0)
     below = np.where(drawn[:, 1] > 0, drawn[:, 1], np.nan)
     return (float(whole[0] / whole[1]) if whole[1] > 0 else np.nan), drawn[:, 0] / below
 
@@ -235,7 +240,8 @@ def interval(value: float, draws: np.ndarray, n: int, clusters: int, level: floa
         why = 'fewer than two draws' if len(draws) < 2 else ''
     if why:
         return Interval(float(value), np.nan, np.nan, int(n), int(clusters), f'none ({why})', seeds)
-    tail, over = (1 - level) / 2, covers_seeds(seeds, planned)
+    tail = (1 - level) / 2
+    over = covers_seeds(seeds, planned)
     if over and seeds < 2:
         # pyrefly: ignore[bad-argument-type]
         return Interval(float(value), *map(float, bounds), int(n), int(clusters),
@@ -248,18 +254,22 @@ def interval(value: float, draws: np.ndarray, n: int, clusters: int, level: floa
         # bootstrap variance is short by (clusters - 1) / clusters
         spread *= np.sqrt(clusters / (clusters - 1))
         reach = stats.t.ppf(1 - tail, clusters - 1) * spread
-        low, high = min(low, value - reach), max(high, value + reach)
+        low = min(low, value - reach)
+        high = max(high, value + reach)
         method = method.replace('bootstrap', 'bootstrap and t')
     if high - low < 1e-9:
         margin = wilson(0, clusters, level)[1]
-        low, high = value - margin, value + margin
+        low = value - margin
+        high = value + margin
         method = 'Wilson bound on unseen change'
     if bounds[0] < 0 and clusters < FEW_SIGNS:
         # All of `clusters` trials won: Clopper and Pearson's bound on the share that would be.
         edge = value * (2 * tail ** (1 / clusters) - 1)
-        low, high = min(low, edge), max(high, edge)
+        low = min(low, edge)
+        high = max(high, edge)
         method += ' and sign test'
-    low, high = max(low, bounds[0]), min(high, bounds[1])
+    low = max(low, bounds[0])
+    high = min(high, bounds[1])
     return Interval(float(value), float(low), float(high), int(n), int(clusters), method, seeds)
 
 
@@ -287,7 +297,8 @@ def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]
     if n == 0:
         return 0.0, 1.0
     z = stats.norm.ppf((1 + level) / 2)
-    share, scale = successes / n, 1 + z * z / n
+    share = successes / n
+    scale = 1 + z * z / n
     centre = (share + z * z / (2 * n)) / scale
     reach = z / scale * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(0.0, float(centre - reach)), min(1.0, float(centre + reach))
@@ -295,8 +306,10 @@ def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]
 
 def mcnemar(first: Column, second: Column) -> float:
     """Exact two-sided p that right answers move as often one way as the other (items alone)."""
-    first, second = np.asarray(first) > 0.5, np.asarray(second) > 0.5
-    lost, won = int(np.sum(first & ~second)), int(np.sum(~first & second))
+    first = np.asarray(first) > 0.5
+    second = np.asarray(second) > 0.5
+    lost = int(np.sum(first & ~second))
+    won = int(np.sum(~first & second))
     return float(stats.binomtest(lost, lost + won).pvalue) if lost + won else 1.0
 
 

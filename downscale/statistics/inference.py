@@ -20,16 +20,20 @@ def newcombe(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> tuple[
     together with the correlation of the pairs. Items stand alone; a picture with several questions
     needs `stats.paired_difference`.
     """
-    first, second = np.asarray(first) > 0.5, np.asarray(second) > 0.5
+    first = np.asarray(first) > 0.5
+    second = np.asarray(second) > 0.5
     n = len(first)
-    both, neither = int(np.sum(first & second)), int(np.sum(~first & ~second))
-    won, lost = int(np.sum(first & ~second)), int(np.sum(~first & second))
+    both = int(np.sum(first & second))
+    neither = int(np.sum(~first & ~second))
+    won = int(np.sum(first & ~second))
+    lost = int(np.sum(~first & second))
     margins = float((both + won) * (lost + neither)) * float((both + lost) * (won + neither))
     product = both * neither - won * lost
     if product > 0:
         product = max(product - n / 2, 0)  # continuity; a negative correlation stays as it is
     phi = product / np.sqrt(margins) if margins else 0.0
-    p, q = (both + won) / n, (both + lost) / n
+    p = (both + won) / n
+    q = (both + lost) / n
     (p_low, p_high), (q_low, q_high) = (bootstrap.wilson(k, n, level) for k in (both + won,
                                                                                 both + lost))
     down, up = ((a * a - 2 * phi * a * b + b * b) ** .5 for a, b in
@@ -59,7 +63,8 @@ def p_value(value: float, draws: np.ndarray, clusters: int, seeds: int = 1,
     seeds: twice the share of draws beyond zero, so that p is below .05 where the interval leaves
     out zero. Below `stats.FEW_SIGNS` clusters no lower than the sign test of clusters that agree.
     """
-    error, alike = standard_error(draws, clusters, seeds, planned), min(1.0, 2 * .5 ** clusters)
+    error = standard_error(draws, clusters, seeds, planned)
+    alike = min(1.0, 2 * .5 ** clusters)
     if error < 1e-12:  # no draw differs: as sure as that many coins that fall alike
         return alike if abs(value) > 1e-12 else 1.0
     if bootstrap.covers_seeds(seeds, planned):
@@ -112,7 +117,8 @@ def ratio_interval(top: tuple[float, np.ndarray], bottom: tuple[float, np.ndarra
     root = middle ** 2 - room * (above ** 2 - reach * v11)
     if room <= 0 or root < 0:
         return dataclasses.replace(open_ended, method=f'Fieller, {open_ended.method}')
-    low, high = (middle - root ** .5) / room, (middle + root ** .5) / room
+    low = (middle - root ** .5) / room
+    high = (middle + root ** .5) / room
     return bootstrap.Interval(
         float(value), float(low), float(high), int(n), int(clusters), 'Fieller', seeds
     )
@@ -166,7 +172,8 @@ def better(first: ArrayLike, second: ArrayLike, bootstraps: int = 2000,
     rng = np.random.default_rng(seed)
 
     def chance(x, y):
-        x, y = x[..., :, None, :], y[..., None, :, :]
+        x = x[..., :, None, :]
+        y = y[..., None, :, :]
         return ((x > y) + .5 * (x == y)).mean(axis=(-3, -2, -1))
     draws = chance(_drawn_runs(first, bootstraps, rng), _drawn_runs(second, bootstraps, rng))
     return _over_runs(chance(first, second), draws, min(len(first), len(second)), first.shape[1])

@@ -40,7 +40,8 @@ def shapley(values: np.ndarray, factors: int) -> np.ndarray:
     _check(values, factors)
     shares = []
     for own in range(factors):
-        step, share = np.diff(values, axis=own).squeeze(own), 0.0
+        step = np.diff(values, axis=own).squeeze(own)
+        share = 0.0
         for others in itertools.product((0, 1), repeat=factors - 1):
             before = sum(others)
             weight = (math.factorial(before) * math.factorial(factors - 1 - before)
@@ -91,7 +92,8 @@ def attribute(means: bootstrap.Means, names: Sequence[str],
     Row 0 has all factors `names` small, the last row all large; the last factor changes fastest.
     On 'log-odds' the macro mean is that of the families' log-odds.
     """
-    factors, found = len(names), {}
+    factors = len(names)
+    found = {}
     means = bootstrap.with_macro(log_odds(means) if scale == 'log-odds' else means)
     for column, task in enumerate(means.groups):
         table = np.concatenate([means.value[None, :, column], means.draws[:, :, column]])

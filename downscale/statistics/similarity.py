@@ -40,7 +40,9 @@ def _hsic(k, m):
 
     It may be negative, and needs at least four items.
     """
-    n, k_sums, m_sums = len(k), k.sum(axis=0), m.sum(axis=0)
+    n = len(k)
+    k_sums = k.sum(axis=0)
+    m_sums = m.sum(axis=0)
     whole = np.sum(k * m) + k_sums.sum() * m_sums.sum() / ((n - 1) * (n - 2))
     return float((whole - 2 * (k_sums @ m_sums) / (n - 2)) / (n * (n - 3)))
 

@@ -76,7 +76,9 @@ def _size(cell):
 
 def urgency(tasks: Sequence[Task]) -> dict[str, float]:
     """{task name: cost of the longest chain that starts with it}: the longest chain runs first."""
-    value, after = {}, {}  # after: cost of the longest chain that waits for a task
+    # after: cost of the longest chain that waits for a task
+    value = {}
+    after = {}
     for task in reversed(tasks):
         cost = value[task.name] = task.cost + after.get(task.name, 0)
         for name in task.needs:

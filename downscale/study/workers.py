@@ -80,7 +80,8 @@ def worker_pool(jobs: int, cache: Path | str) -> Iterator[tuple[Any, Any]]:
     """(pool of `jobs` workers, queue of what they report); each has a core, where there are enough.
     """
     context = multiprocessing.get_context('spawn')
-    queue, cores = context.Queue(), context.Queue()
+    queue = context.Queue()
+    cores = context.Queue()
     usable = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
     for job in range(jobs):
         cores.put(usable[job] if jobs > 1 and jobs <= len(usable) else None)
@@ -116,7 +117,9 @@ def label(tasks: Sequence[Task]) -> str:
 
 def _in_worker(study, tasks, writers, tracker):
     """Run one task, or several that share a program; {task name: reason} of those that failed."""
-    last, name, failed = [0.0], label(tasks), {}
+    last = [0.0]
+    name = label(tasks)
+    failed = {}
 
     def report(done, total, text):
         if time.monotonic() - last[0] > 0.3 or done == total:
@@ -155,7 +158,8 @@ def run(study: Path, name: str, experiments: Sequence[Experiment], jobs: int, ca
     study = Path(study)
     from downscale.train.loop import only_process
     with worker_pool(jobs, cache) as (pool, queue):
-        begun, tasks = time.time(), tasks_of(experiments)
+        begun = time.time()
+        tasks = tasks_of(experiments)
         # By a worker: a TPU belongs to the first process that looks at it.
         pool.submit(check_devices, experiments, together).result()
         with only_process(study):
@@ -176,12 +180,17 @@ class Queue:
     """The tasks of a study, run as their needs finish, most urgent first."""
 
     def __init__(self, study, tasks, experiments, jobs, together, tracker):
-        self.study, self.experiments, self.tracker = study, experiments, tracker
-        self.jobs, self.together = jobs, together
+        self.study = study
+        self.experiments = experiments
+        self.tracker = tracker
+        self.jobs = jobs
+        self.together = together
         self.programs = {task.name: self._program(task) for task in tasks}
         order = urgency(tasks)
         self.waiting = sorted(tasks, key=lambda task: -order[task.name])
-        self.done, self.failed, self.running = set(), {}, {}
+        self.done = set()
+        self.failed = {}
+        self.running = {}
 
     def run(self, pool: Any, queue: Any, bars: Any) -> dict[str, str | None]:
         """{name: reason} of the tasks that failed, with None for those that wait for one that did.

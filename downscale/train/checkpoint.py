@@ -423,7 +423,8 @@ class StoredLeaf:
 
 def open_leaves(folder: PathLike) -> dict[str, Any]:
     """The nested dict of `StoredLeaf` of the newest step under `folder`; nothing is read."""
-    step_folder, tree = latest(folder), {}
+    step_folder = latest(folder)
+    tree = {}
     for name, (shape, dtype) in stored_leaves(step_folder).items():
         node = tree
         *path, last = name.split('/')

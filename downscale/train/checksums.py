@@ -15,7 +15,9 @@ from etils import epath
 
 from downscale.runtime.files import BUCKET, in_bucket, place, write_json
 
-NAME, READERS, CHUNK_BYTES = 'checksums.json', 2, 2 ** 22
+NAME = 'checksums.json'
+READERS = 2
+CHUNK_BYTES = 2 ** 22
 _LATER = '_CHECKPOINT_METADATA'  # orbax adds the time of the commit, which comes after the sums
 
 
@@ -42,7 +44,8 @@ def check(step_folder: Path | epath.Path, item: str = '') -> None:
     """
     try:
         stored = json.loads((place(step_folder) / NAME).read_text())
-        kind, wanted = stored['kind'], stored['files']
+        kind = stored['kind']
+        wanted = stored['files']
     except FileNotFoundError:
         return
     except (ValueError, KeyError, TypeError):

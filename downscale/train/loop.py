@@ -88,7 +88,8 @@ def train(folder: Path, model: Any, loss: str, optimizer: 'Optimizer', trainable
         state, meta = start(manager, params, shapes, optimizer, trainable, mesh, model.rules,
                              stream)
         step_fn = compiled_step(model, loss, optimizer, trainable, mesh)
-        first, mine = int(state['step']), share(mesh, model.rules)
+        first = int(state['step'])
+        mine = share(mesh, model.rules)
         log = stack.enter_context(contextlib.closing(Log(
             folder, first, meta['tokens'], tracker, meta.get('bits'))))
         stack.enter_context(processes.stepping())
@@ -171,7 +172,8 @@ def _save(manager, state, stream, log):
 
 def _on_devices(batch, mine, mesh, rules):
     """The global batch of which `batch` holds the rows of the share `mine`."""
-    sharding, held = batch_sharding(mesh, rules), len(mine.blocks)
+    sharding = batch_sharding(mesh, rules)
+    held = len(mine.blocks)
 
     def place(array):
         rows = len(array) // held
@@ -280,7 +282,8 @@ def _fetch(copies):
 def _cut(path, first):
     """Keep the rows of `path` up to step `first`; a torn last line goes as well. What else is
     missing is said."""
-    kept, steps = [], []
+    kept = []
+    steps = []
     for line in path.read_text().splitlines() if path.exists() else ():
         row = row_of(line)
         if row and row['step'] <= first:

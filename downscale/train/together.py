@@ -90,8 +90,12 @@ class _Group:
     """The lanes that still go on, their stacked state, and the step that is not logged yet."""
 
     def __init__(self, lanes, step_fn, trainable, schedule, loss):
-        self.step_fn, self.trainable, self.schedule, self.loss = step_fn, trainable, schedule, loss
-        self.live, self.pending = list(lanes), None
+        self.step_fn = step_fn
+        self.trainable = trainable
+        self.schedule = schedule
+        self.loss = loss
+        self.live = list(lanes)
+        self.pending = None
         self.state = _stack([lane.state for lane in lanes])
         shards = jax.tree.map(lambda leaf: leaf.sharding, lanes[0].state)
         self.pick = jax.jit(_at, out_shardings=shards)  # as the state of a run that is alone
@@ -129,7 +133,8 @@ class _Group:
 
     def _read(self):
         """{stream: its next batch}; where that fails, its lanes have an error."""
-        found, began = {}, time.perf_counter()
+        found = {}
+        began = time.perf_counter()
         for lane in self.live:
             try:
                 if lane.stream not in found:
@@ -185,7 +190,9 @@ def train(runs: Sequence[Run], model: Any, loss: str, optimizer: 'Optimizer',
             return stack.enter_context(contextlib.closing(thing))
 
         stack.enter_context(jax.set_mesh(mesh))
-        lanes, opened, failed = [], {}, {}
+        lanes = []
+        opened = {}
+        failed = {}
         for run in runs:
             try:
                 lanes.append(_Lane(run, closing, save_every, begin, tracker, opened))

@@ -25,7 +25,8 @@ class _TensorBoard:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
-        self.event, self.summary = Event, Summary
+        self.event = Event
+        self.summary = Summary
         folder = Path(folder) / 'tensorboard'
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f'events.out.tfevents.{time.time_ns()}.{os.getpid()}'
@@ -103,7 +104,8 @@ class Tracker:
     """
 
     def __init__(self, kind: str, folder: Path, first: int) -> None:
-        self.kind, self.writer = kind, None
+        self.kind = kind
+        self.writer = None
         if WRITERS[kind]:
             self.writer = self._tried(lambda: WRITERS[kind](folder, first))
         self.path = self.writer and self.writer.path

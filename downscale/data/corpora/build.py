@@ -37,7 +37,8 @@ class Build:
             self, mixture: Mixture, to: Path, settings: Settings, jobs: int = 1,
             report: Callable[[str, int, int], object] = lambda name, done, total: None) -> None:
         self.mixture, self.to, self.settings = mixture, Path(to), settings
-        self.jobs, self.report = jobs, report
+        self.jobs = jobs
+        self.report = report
         opened = {}  # several sources may be parts of one file
         for source in mixture.sources:
             key = source.path, source.tfds, source.split
@@ -115,7 +116,10 @@ class Build:
 
     def _taken(self, source, rows, names, wanted, pictured=False):
         """The JSON of the shards of the first `wanted` usable rows."""
-        table, shards, taken, accepted = self.tables[source.name], [], 0, 0
+        table = self.tables[source.name]
+        shards = []
+        taken = 0
+        accepted = 0
         while accepted < wanted and taken < len(rows):
             chosen = sorted(rows[taken:taken + wanted - accepted])
             chunks = [Chunk(source, len(shards) + k, tuple(names[i] for i in part),
@@ -161,7 +165,8 @@ class Build:
         return write(chunk, self.settings, self.mixture.stage, self.to)
 
     def _in_processes(self, todo, settle):
-        todo, running = list(reversed(todo)), {}
+        todo = list(reversed(todo))
+        running = {}
         while todo or running:
             while todo and len(running) < 2 * self.jobs:  # parts are sent as they are needed
                 chunk = todo.pop()
@@ -207,7 +212,8 @@ class Build:
 
     def _told(self, source, one):
         """What the manifest says of a source."""
-        shards, rejected = one['shards'], _rejected(one)
+        shards = one['shards']
+        rejected = _rejected(one)
         costs = np.concatenate([np.load(self.to / shard['costs']) for shard in shards])
         subset = 'all rows' if source.take is None else \
             f'the first {source.take:,} usable rows of a permutation by seed {source.seed}'
@@ -282,7 +288,8 @@ def _names(table, rows):
         same[table.name(index)].append(index)
     again = sorted(index for shared in same.values() if len(shared) > 1 for index in shared)
     digests = dict(zip(again, table.digests(again), strict=True))
-    names, doubled = {}, set()
+    names = {}
+    doubled = set()
     for name, shared in same.items():
         seen = set()
         for index in shared:

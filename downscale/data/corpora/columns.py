@@ -177,7 +177,8 @@ def _cells(name, value):
 def _cell(name, value):
     """The bytes or the text of one picture."""
     if isinstance(value, dict):
-        data, path = value.get('bytes'), value.get('path')
+        data = value.get('bytes')
+        path = value.get('path')
         value = path if data is None or data == b'' else data
     if isinstance(value, (list, tuple)) and len(value) == 1:
         return _cell(name, value[0])
@@ -198,11 +199,13 @@ def _numbered(cells, turns):
         raise Rejected('image marks', f'the text shows the pictures {places[:9]}, the row has '
                        f'{list(cells)[:9]}')
     others = [number for number in cells if number not in places]
-    marked, front = [], (IMAGE + '\n') * len(others)
+    marked = []
+    front = (IMAGE + '\n') * len(others)
     for turn in turns:
         text = _PLACE.sub(IMAGE, turn.text)
         if turn.role == 'user':
-            text, front = front + text, ''
+            text = front + text
+            front = ''
         marked.append(Turn(turn.role, text, turn.supervised))
     return tuple(cells[number] for number in (*others, *places)), tuple(marked)
 
@@ -294,7 +297,8 @@ def _dicts(value):
 
 def _question(filled):
     """(the columns that are used, (question, answer)) of a row that asks one question."""
-    used, question = ['question'], filled['question']
+    used = ['question']
+    question = filled['question']
     typed(question, str, 'question')
     about = [name for name in ('hint', 'context') if name in filled]
     for name in about:

@@ -56,9 +56,11 @@ def epoch_order(mixture: Mixture, counts: dict[str, int], seed: int = 0,
     `counts` are records by source name. A source of 2.25 epochs gives every record twice and a
     quarter of them, chosen anew in each epoch, once more.
     """
-    parts, first = [], 0
+    parts = []
+    first = 0
     for source in mixture.sources:
-        count, whole = counts[source.name], int(source.epochs)
+        count = counts[source.name]
+        whole = int(source.epochs)
         key = [mixture.seed, source.seed, zlib.crc32(source.name.encode()), seed, epoch]
         more = np.random.default_rng(key).permutation(count)[:round(
             (source.epochs - whole) * count)]

@@ -10,7 +10,8 @@ from downscale.data.files import shown
 from downscale.output.page import page, paragraph, table
 from downscale.runtime.files import write_bytes
 
-PICTURE_BYTES, TEXT_LENGTH = 400_000, 1200
+PICTURE_BYTES = 400_000
+TEXT_LENGTH = 1200
 FORMATS = {b'\x89PNG': 'png', b'\xff\xd8\xff': 'jpeg', b'GIF8': 'gif', b'RIFF': 'webp',
            b'BM': 'bmp'}
 

@@ -27,7 +27,10 @@ class CorpusSampler:
 
     def __init__(self, corpus: Corpus, encoder: Encoder, recipe: Recipe, shape: Shape,
                  buckets: Sequence[Shape] = ()) -> None:
-        self.corpus, self.encoder, self.recipe, self.shape = corpus, encoder, recipe, shape
+        self.corpus = corpus
+        self.encoder = encoder
+        self.recipe = recipe
+        self.shape = shape
         self.shapes = in_order((*buckets, shape))
         self.costs = corpus.costs(encoder)
         long = (self.costs[:, 0] > shape.length) | (self.costs[:, 1] > shape.tiles)
@@ -91,13 +94,16 @@ class _Sequence:
     """Position -> `Drawn`, from the costs alone: no record is read."""
 
     def __init__(self, sampler, seed):
-        self.sampler, self.seed, self.epochs = sampler, seed, {}
+        self.sampler = sampler
+        self.seed = seed
+        self.epochs = {}
 
     def __getitem__(self, position):
         # Epochs may differ in length: which records fill a part of a source changes.
         epoch = 0
         while position >= len(order := self._order(epoch)):
-            position, epoch = position - len(order), epoch + 1
+            position = position - len(order)
+            epoch = epoch + 1
         number = int(order[position])
         tokens, tiles = self.sampler.costs[number, :2].tolist()
         return Drawn(f'record {number}', None, tokens, tiles, number)

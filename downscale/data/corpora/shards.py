@@ -68,8 +68,14 @@ def write(chunk: Chunk, settings: Settings, stage: str, to: Path) -> dict[str, A
     folder = under(settings.root, chunk.source.images or '.', chunk.source)
     path = to / f'{chunk.stem}.arrayrecord'
     partial = path.with_name(f'.{path.name}.partial')
-    rejected, ids, costs, size, pictures = [], [], [], 0, 0
-    aside, blank, unmarked = Counter(), 0, 0
+    rejected = []
+    ids = []
+    costs = []
+    size = 0
+    pictures = 0
+    aside = Counter()
+    blank = 0
+    unmarked = 0
     digest = hashlib.sha256()
     writer = ArrayRecordWriter(str(partial), 'group_size:1')
     # pyrefly: ignore[bad-argument-type]
@@ -87,7 +93,8 @@ def write(chunk: Chunk, settings: Settings, stage: str, to: Path) -> dict[str, A
         writer.write(data)
         digest.update(data)
         ids.append(name)
-        size, pictures = size + len(data), pictures + len(record.talk.images)
+        size = size + len(data)
+        pictures = pictures + len(record.talk.images)
         aside.update(parts.aside)
         blank += not parts.pictures
         unmarked += bool(parts.pictures) and not any(IMAGE in turn.text for turn in parts.turns)

@@ -72,7 +72,8 @@ class Parquet:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         import pyarrow.parquet as pq
-        self.paths, self.counts = tuple(paths), []
+        self.paths = tuple(paths)
+        self.counts = []
         for path in self.paths:
             try:
                 file = pq.ParquetFile(path)
@@ -137,7 +138,9 @@ class Prepared:
     """The examples of a prepared TFDS data set, read without TensorFlow."""
 
     def __init__(self, folder: Path, kind: str, split: str) -> None:
-        self.paths, self.kind, self.split = (folder,), kind, split
+        self.paths = (folder,)
+        self.kind = kind
+        self.split = split
 
     def __len__(self):
         return len(_data_source(self.paths[0], self.kind, self.split))
@@ -202,7 +205,8 @@ def _ai2dcaption(example):
 
 def _ref_coco(example):
     """Each phrase asks for its box, [x0, y0, x1, y1] as shares of width and height."""
-    things, texts = example['objects'], []
+    things = example['objects']
+    texts = []
     for box, phrases in zip(things['bbox'], things['refexp']['raw'], strict=True):
         y0, x0, y1, x1 = (float(edge) for edge in box)
         texts += [{'user': GROUND.format(phrase.decode()),

@@ -19,7 +19,8 @@ from downscale.values import Choice, Range, check
 DESCRIBE = 'describe'
 # Of a reasoner's conversations. A thought teaches at every word, an answer without one hardly at
 # all until look-ups are learnt; and captions hold what has to be searched.
-THINKING, EXTRACTED = 0.8, 0.2
+THINKING = 0.8
+EXTRACTED = 0.2
 
 
 def describe_prompt(question: Question | None = None) -> str:
@@ -119,7 +120,8 @@ def reason(library: Any, index: int, rng: np.random.Generator, world: World, tur
     Descriptions are captions or extractions, so that it can read what either perception writes.
     Whether it thinks is given, not learnt: else it would be a coin toss after each `<think>`.
     """
-    example, think = library.example(index), rng.random() < THINKING
+    example = library.example(index)
+    think = rng.random() < THINKING
     if rng.random() < EXTRACTED:
         question, = _some(rng, example.questions, 1)
         prompt = reasoner_prompt(question.extraction.text, question)

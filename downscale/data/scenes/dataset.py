@@ -49,7 +49,8 @@ class SceneWorld(tfds.core.GeneratorBasedBuilder):
     _log_download_bytes = _log_download_done = lambda self: None  # these print
 
     def _info(self):
-        text, number = tfds.features.Text(), tfds.features.Scalar(np.int32)
+        text = tfds.features.Text()
+        number = tfds.features.Scalar(np.int32)
         return self.dataset_info_from_configs(
             description='Scenes of coloured shapes with questions, extractions and traces.',
             features=tfds.features.FeaturesDict({
@@ -182,7 +183,8 @@ class SceneSource:
     """Random access to the examples of one split; picklable, opened on first use."""
 
     def __init__(self, folder: Path, split: str):
-        self.folder, self.split = Path(folder), split
+        self.folder = Path(folder)
+        self.split = split
         self._records = None
 
     def __getstate__(self):

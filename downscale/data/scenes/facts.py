@@ -49,7 +49,8 @@ def facts(world: World) -> tuple[Fact, ...]:
     parts = [part.split() for part in (_ONSETS, _VOWELS, _ONSETS, _VOWELS, _CODAS)]
     taken = set(_plain_words(world))
     relations = tuple(FACT_VALUES)
-    found, entity = [], ''
+    found = []
+    entity = ''
     for i in range(world.n_facts):
         relation = relations[i % len(relations)]
         while relation == relations[0] and (not entity or entity in taken):

@@ -57,7 +57,9 @@ def _one_object(text, answer_field, key):
     def asks(world, scene):
         found = []
         for k, obj in enumerate(scene.objects):
-            name, answer, shown = vars(obj)[key], vars(obj)[answer_field], records([obj], key)
+            name = vars(obj)[key]
+            answer = vars(obj)[answer_field]
+            shown = records([obj], key)
             the = name if key == 'cell' else f'the {name}'
             # A record is found by its first field; for another, things are told until it is met.
             told = ' '.join(f'{one.shape} {vars(one)[key]}' for one in scene.objects[:k + 1])
@@ -101,7 +103,8 @@ def _count(world, scene):
 
 def _counted(objects, field, value):
     """Each object, its `field` and how many have had `value` so far; then how many do."""
-    steps, total = [], 0
+    steps = []
+    total = 0
     for obj in objects:
         total += vars(obj)[field] == value
         steps.append(f'{obj.shape} {vars(obj)[field]} {total}')
@@ -128,7 +131,8 @@ def _relation(world, scene):
     for one, other in _pairs(scene):
         shown = records([one, other], 'shape')
         for direction, (axis, wanted) in _DIRECTIONS.items():
-            here, there = one.cell[axis], other.cell[axis]
+            here = one.cell[axis]
+            there = other.cell[axis]
             if here == there:
                 continue
             order = 'before' if here < there else 'after'
@@ -198,7 +202,8 @@ def similarity_question(world: World, scenes: Sequence[Scene],
 def _compared(objects, others, name):
     """Each object in the first picture and in that of this `name`, with how many fields have
     differed so far after each; and how many do."""
-    steps, count = [], 0
+    steps = []
+    count = 0
     for one, other in zip(objects, others, strict=True):
         steps += ['first', record(one), name, other.shape]
         for field in FIELDS[1:]:
@@ -230,7 +235,8 @@ def informed_chance(family: str, peers: Sequence[str]) -> float:
 
 
 def _fact_questions(world, scene_id, rng, per_family):
-    questions, known = [], facts(world)
+    questions = []
+    known = facts(world)
     for k, i in enumerate(rng.permutation(len(known))[:per_family]):
         fact = known[i]
         ask = _Ask(fact.question, fact.value, 'nothing to look at', 'nothing', fact.statement)

@@ -17,7 +17,9 @@ class Library:
     """The examples of a source, each parsed once: parsing costs more than training on a row."""
 
     def __init__(self, source):
-        self.source, self._examples, self._scenes = source, {}, {}
+        self.source = source
+        self._examples = {}
+        self._scenes = {}
 
     def __len__(self):
         return len(self.source)

@@ -317,7 +317,8 @@ def _outline(shape):
         'arrow': [(-1, -0.5), (0.05, -0.5), (0.05, -1), (1, 0), (0.05, 1), (0.05, 0.5), (-1, 0.5)],
     }[shape]
     points = np.array(corners, float)
-    low, high = points.min(0), points.max(0)
+    low = points.min(0)
+    high = points.max(0)
     return (2 * (points - low) / (high - low) - 1).tolist()
 
 

@@ -127,7 +127,8 @@ class Options:
         text = plain_reply(text)
         found = self.keys.head.match(text)
         if found:
-            key, rest = self.keys.key[_matched(found)], text[found.end():].strip(_AROUND + '\n')
+            key = self.keys.key[_matched(found)]
+            rest = text[found.end():].strip(_AROUND + '\n')
             if not rest or _compared(rest) == _compared(plain_reply(self.texts[key])):
                 return key
         same = self.plain.get(_compared(text))
@@ -143,7 +144,9 @@ class _Reading:
     where nothing is said about options."""
 
     def __init__(self, options, text):
-        self.texts, self.keys, self.text = options.texts, options.keys, text
+        self.texts = options.texts
+        self.keys = options.keys
+        self.text = text
         self.plain = options.plain
         self.longest = sorted(self.plain, key=len, reverse=True)
 
@@ -200,7 +203,8 @@ class _Reading:
 
     def _firm(self, line):
         """The key of a line that holds nothing but a key, or a key and its text."""
-        key, found = self._label(line, strict=True), self.keys.head.match(line)
+        key = self._label(line, strict=True)
+        found = self.keys.head.match(line)
         if not key or not found:
             return key
         rest = line[found.end():]
@@ -245,7 +249,8 @@ class _Reading:
         found = self.keys.head.match(text)
         if not found:
             return None
-        key, rest = self.keys.key[_matched(found)], text[found.end():]
+        key = self.keys.key[_matched(found)]
+        rest = text[found.end():]
         if _WRONG.match(rest):
             return None
         own = self._own_text(key, rest)
@@ -287,7 +292,8 @@ class _Reading:
 
     def _named(self, text):
         """The keys whose texts stand in `text` as whole words, the longest first, not denied."""
-        text, keys = ' '.join(text.casefold().split()), set()
+        text = ' '.join(text.casefold().split())
+        keys = set()
         taken = bytearray(len(text))
         for form in self.longest:
             for found in re.finditer(re.escape(form), text):

@@ -41,13 +41,17 @@ def macro_of(scores: Sequence[float], strata: Sequence, level: float = 0.95) -> 
     se = math.sqrt(sum(weight ** 2 * np.var(part, ddof=1) / len(part)
                        for part in parts.values())) if known else None
     if se is None:
-        low, high, method = None, None, 'none (a stratum has one row)'
+        low = None
+        high = None
+        method = 'none (a stratum has one row)'
     elif se < 1e-12:
         low, high = wilson(value * len(scores), len(scores), level)
         method = 'Wilson, no variance within strata'
     else:
         reach = stats.norm.ppf((1 + level) / 2) * se
-        low, high, method = max(0.0, value - reach), min(1.0, value + reach), 'stratified'
+        low = max(0.0, value - reach)
+        high = min(1.0, value + reach)
+        method = 'stratified'
     found = {name: {'n': len(part), 'mean': float(np.mean(part))}
              for name, part in sorted(parts.items())}
     return {'value': value, 'se': se, 'low': low, 'high': high, 'method': method, 'strata': found}

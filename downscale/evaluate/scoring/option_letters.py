@@ -60,7 +60,8 @@ def lmms_v07_letter(text: str, letters: str = LETTERS) -> str:
         return ''
     for mark in ',.!?;:\'"':
         bare = bare.strip(mark)
-    padded, bare = f' {bare} ', bare.strip()
+    padded = f' {bare} '
+    bare = bare.strip()
     found = [(trust, padded.rfind(form.format(letter)), letter) for form, trust in _DRESSES
              for letter in letters if form.format(letter) in padded]
     lower = padded.lower()
@@ -102,7 +103,8 @@ def _by_letter(text, options):
 
 
 def _by_text(text, options):
-    lower, texts = text.lower(), {letter: str(option) for letter, option in options.items()}
+    lower = text.lower()
+    texts = {letter: str(option) for letter, option in options.items()}
     if len(lower) > 2 * sum(map(len, texts.values())):
         return None
     there = [letter for letter, option in texts.items() if option.lower() in lower]

@@ -288,7 +288,8 @@ def _of_yes(rows, given):
     """Accuracy, precision, recall and F1 of 'yes', and how often it was said (POPE)."""
     right = [row.target.yes == 'yes' for row in rows]
     yes = [verdict.said == 'yes' for verdict in given]
-    hits, recalled = sum(map(min, right, yes)), [verdict.said == 'no' for verdict in given]
+    hits = sum(map(min, right, yes))
+    recalled = [verdict.said == 'no' for verdict in given]
     # An answer that is neither is no missed 'yes' (lmms-eval counts so).
     missed = sum(map(min, right, recalled))
     precision = hits / sum(yes) if any(yes) else 0.0

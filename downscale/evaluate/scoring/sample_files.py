@@ -105,7 +105,8 @@ def _texts(value, where, path):
 
 def _target(record, where, path):
     """(text or list of accepted texts, choices) of a record's `target`; '' where it has none."""
-    target, doc = record.get('target'), record.get('doc')
+    target = record.get('target')
+    doc = record.get('doc')
     if isinstance(target, str):
         target = _read(target)
     number = isinstance(target, int) or isinstance(target, str) and target.strip().isdecimal()
@@ -172,7 +173,9 @@ def distinct(records: Sequence[dict[str, Any]],
     ValueError where two of them are about another question or hold other replies: files of several
     tasks or runs in one.
     """
-    first, again, clash = {}, 0, defaultdict(list)
+    first = {}
+    again = 0
+    clash = defaultdict(list)
     for record in records:
         identity = record.get('filter'), str(record['doc_id']), record.get('repeat')
         before = first.setdefault(identity, record)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from downscale.data.records import THINK
 
 # A box is kept as two marks, because braces of its content are removed with the others.
-OPEN_BOX, CLOSE_BOX = '\x01', '\x02'
+OPEN_BOX = '\x01'
+CLOSE_BOX = '\x02'
 _MARKS = str.maketrans({
     **dict.fromkeys('。．｡।。', '.'), **dict.fromkeys('、،‚', ','), **dict.fromkeys('：﹕', ':'),
     **dict.fromkeys('“”„«»「」『』《》〈〉', '"'), **dict.fromkeys('‘’‚`', "'"),
@@ -81,7 +82,8 @@ def plain_reply(text: str) -> str:
     """`text` with plain marks and letters, boxes as two control characters, and without what a
     model writes behind its answer: a next question, marks of an end."""
     text = _plain(text.strip())
-    role, following = _ROLE.match(text), goes_on(text)
+    role = _ROLE.match(text)
+    following = goes_on(text)
     return text[role.end() if role else 0:following]
 
 
@@ -107,7 +109,8 @@ def _plain(text):
 
 def statements(text: str) -> list[Statement]:
     """The `Statement`s of a plain reply, the last first."""
-    found, end = [], len(text)
+    found = []
+    end = len(text)
     for mark in reversed(list(_STATEMENT.finditer(text))):
         start = _DRESS.match(text, mark.end()).end()
         stop = CLOSE_BOX if mark['box'] else '<' if mark['tag'] else '\n'
@@ -132,7 +135,8 @@ def short_answer(text: str) -> str:
     if there:
         return next((one for one in there if one.sure), there[0]).text.strip()
     lines = [line for line in text.split('\n') if line.strip()] or ['']
-    first, last = lines[0], lines[-1]
+    first = lines[0]
+    last = lines[-1]
     return (first if len(first.split()) < len(last.split()) else last).strip()
 
 

@@ -226,7 +226,8 @@ def _yes(text, target):
 
 
 def _pope(text, target):
-    value, said = words.pope(text, target.yes), text.lower().strip()
+    value = words.pope(text, target.yes)
+    said = text.lower().strip()
     return Verdict(value, value, said in ('yes', 'no'), said)
 
 

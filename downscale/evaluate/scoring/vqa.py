@@ -41,7 +41,8 @@ def one_line(text: str) -> str:
 
 def normal_marks(text: str, comma: re.Pattern[str] = _COMMA) -> str:
     """`text` without marks: removed beside a blank or where a number has a comma, else a blank."""
-    found, comma = text, comma.search(text)
+    found = text
+    comma = comma.search(text)
     for mark in MARKS:
         beside = comma or mark + ' ' in text or ' ' + mark in text
         found = found.replace(mark, '' if beside else ' ')

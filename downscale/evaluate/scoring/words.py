@@ -76,7 +76,8 @@ def coin_scienceqa(text: str, count: int = 5) -> str:
 
 def lmms_scienceqa(text: str, gold: str) -> float:
     """1.0 for the letter alone or 'X.' in front, else 0.0 (lmms-eval: ScienceQA)."""
-    text, gold = text.strip(), gold.strip().lower()
+    text = text.strip()
+    gold = gold.strip().lower()
     return float(text.lower() == gold
                  or text[:1].isupper() and text[1:2] == '.' and text[0].lower() == gold)
 
@@ -90,7 +91,8 @@ def yes_or_no(text: str) -> str:
     """'yes' or 'no' as a reply says it last in a statement, at its head or as a sentence such as
     'There is no kettle'; '' where it says both or neither."""
     text = plain_reply(text)
-    start, answer = 0, None
+    start = 0
+    answer = None
     for stated in statements(text):
         word = _HEAD_WORD.match(stated.text)
         if word:
@@ -163,7 +165,8 @@ def _choice(text):
 
 def rouge_l(text: str, gold: str) -> float | None:
     """ROUGE-L F1 of normalised words (evaluate_interleave); None where the gold has no words."""
-    gold, text = interleave_words(gold), interleave_words(text)[:LONGEST]
+    gold = interleave_words(gold)
+    text = interleave_words(text)[:LONGEST]
     return rouge_f1(text, gold) if gold.strip('.') else None
 
 
@@ -175,7 +178,8 @@ def rouge_f1(text: str, gold: str) -> float:
     if not words_said or not words_right:
         return 0.0
     common = set().union(*(common_words(one, other) for one in right for other in said))
-    precision, recall = len(common) / len(words_said), len(common) / len(words_right)
+    precision = len(common) / len(words_said)
+    recall = len(common) / len(words_right)
     return 2 * precision * recall / (precision + recall + 1e-8)
 
 
@@ -183,15 +187,19 @@ def common_words(one: list[str], other: list[str]) -> set[str]:
     """The words of the longest common subsequence that is found from the end."""
     lengths = [[0] * (len(other) + 1)]
     for word in one:
-        row, above = [0], lengths[-1]
+        row = [0]
+        above = lengths[-1]
         for k, candidate in enumerate(other):
             row.append(above[k] + 1 if word == candidate else max(row[k], above[k + 1]))
         lengths.append(row)
-    found, i, j = set(), len(one), len(other)
+    found = set()
+    i = len(one)
+    j = len(other)
     while i and j:
         if one[i - 1] == other[j - 1]:
             found.add(one[i - 1])
-            i, j = i - 1, j - 1
+            i = i - 1
+            j = j - 1
         elif lengths[i - 1][j] > lengths[i][j - 1]:
             i -= 1
         else:

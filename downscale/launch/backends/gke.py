@@ -16,10 +16,14 @@ from downscale.planner.topologies import topology
 from downscale.runtime.exits import TABLE
 from downscale.runtime.files import in_bucket
 
-API_VERSION, DOMAIN, JOB, CONTAINER = 'jobset.x-k8s.io/v1alpha2', 'downscale.dev', 'slice', 'main'
+API_VERSION = 'jobset.x-k8s.io/v1alpha2'
+DOMAIN = 'downscale.dev'
+JOB = 'slice'
+CONTAINER = 'main'
 TIMEOUT_SECONDS = 120
 SPOT = 'cloud.google.com/gke-spot'
-CRASHES, GRACE_SECONDS = 3, 60
+CRASHES = 3
+GRACE_SECONDS = 60
 MEMORY_SHARE = 0.8  # of a machine's memory is asked for; the rest is the node's own
 ACTIONS = {'free': 'RestartJobSetAndIgnoreMaxRestarts', 'never': 'FailJobSet'}
 # A download that stands still is given up and tried again.
@@ -163,7 +167,8 @@ def text(manifest):
 
 def check_names(manifest):
     """What JobSet's webhook and Kubernetes would refuse, a line each; [] where there is nothing."""
-    name, found = manifest['metadata']['name'], []
+    name = manifest['metadata']['name']
+    found = []
     if not re.fullmatch('[a-z]([-a-z0-9]{0,61}[a-z0-9])?', name):
         found.append(f'{name!r} is no DNS-1035 label')
     for job in manifest['spec']['replicatedJobs']:
@@ -242,17 +247,21 @@ class GkeBackend:
 
 def _observed(value):
     """The `watch.Observed` of a JobSet as the API shows it."""
-    meta, status = value['metadata'], value.get('status', {})
+    meta = value['metadata']
+    status = value.get('status', {})
     conditions = {one['type']: one for one in status.get('conditions', [])
                   if one['status'] == 'True'}
     ready = sum(job.get('ready', 0) for job in status.get('replicatedJobsStatus', []))
-    message, code = '', None
+    message = ''
+    code = None
     if 'deletionTimestamp' in meta:
         found = 'deleting'
     elif 'Completed' in conditions:
-        found, code = 'ended', 0
+        found = 'ended'
+        code = 0
     elif 'Failed' in conditions:
-        found, message = 'failed', conditions['Failed'].get('message', '')
+        found = 'failed'
+        message = conditions['Failed'].get('message', '')
     elif ready:
         found = 'running'
     else:

@@ -7,8 +7,10 @@ import sys
 from downscale.launch.backends.gke import SPOT, node_labels, text
 from downscale.planner.topologies import SHAPES, topology
 
-API_VERSION, QUEUE = 'kueue.x-k8s.io/v1beta2', 'tpu'
-GENERATIONS, MOST_CHIPS = ('v5e', 'v5p', 'v6e', 'tpu7x'), 64
+API_VERSION = 'kueue.x-k8s.io/v1beta2'
+QUEUE = 'tpu'
+GENERATIONS = ('v5e', 'v5p', 'v6e', 'tpu7x')
+MOST_CHIPS = 64
 
 
 def objects(places, namespace='default'):

@@ -18,7 +18,8 @@ from downscale.runtime.exits import FATAL, MISMATCH, PREEMPTED
 from downscale.runtime.files import scratch
 
 PACKAGE = Path(__file__).parents[2]
-POLL_SECONDS, GRACE_SECONDS = 0.5, 60
+POLL_SECONDS = 0.5
+GRACE_SECONDS = 60
 LINGER_SECONDS = 20  # beyond a heartbeat, for the rest of a group once one of it has ended
 
 
@@ -46,7 +47,8 @@ class Group:
     """The processes of one attempt at a job, started at once."""
 
     def __init__(self, spec):
-        self.spec, self.ended = spec, None
+        self.spec = spec
+        self.ended = None
         self._save_spec()
         found = state.attempts(state.folder_of(spec.run, spec))
         number = found[-1]['attempt'] + 1 if found else 0

@@ -227,7 +227,8 @@ def select(sweep, args, specs, asked=True):
 
 def with_needs(specs, known):
     """`specs` and all of `known` that they need, in the order of `known`."""
-    by_key, found = {spec.key: spec for spec in known}, set()
+    by_key = {spec.key: spec for spec in known}
+    found = set()
     todo = [spec.key for spec in specs]
     while todo:
         key = todo.pop()
