@@ -33,11 +33,31 @@ def cells():
     from downscale.config import Evaluation, Experiment, MeshSize, Stage
     from downscale.sizes import QWEN3, Pictures, VisionConfig, scale
     rates = {'language': 1e-3, 'connector': 1e-3, 'tower': 1e-3}
-    stages = (Stage('text', 1, 32, 512, 0, rates, ('language',), {}),
-              Stage('extract', 1, 16, 512, 5, rates, tuple(rates), {}))
+    stages = (
+        Stage(
+            name='text',
+            steps=1,
+            batch=32,
+            length=512,
+            tiles=0,
+            rates=rates,
+            trainable=('language',),
+            parents={},
+        ),
+        Stage(
+            name='extract',
+            steps=1,
+            batch=16,
+            length=512,
+            tiles=5,
+            rates=rates,
+            trainable=tuple(rates),
+            parents={},
+        ),
+    )
     return [Experiment(
-        'small', 'small', 0, scale(QWEN3['0.6b'], 256, 2, 8192),
-        VisionConfig(layers=2, W=128, H=2, F=512, patch=14, image=112), stages=stages,
+        name='small', size='small', seed=0, language=scale(QWEN3['0.6b'], 256, 2, 8192),
+        vision=VisionConfig(layers=2, W=128, H=2, F=512, patch=14, image=112), stages=stages,
         pictures=Pictures('anyres'), evaluation=Evaluation(batch=8), mesh=MeshSize(1, -1, 1),
         dtype='bfloat16', remat='full')]
 

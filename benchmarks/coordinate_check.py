@@ -45,7 +45,9 @@ FALLS = {'width': ('logits',), 'depth': ('stream',)}
 def model_of(kind, width, depth):
     """A text and image model of this size, whose base is 32 wide and 2 deep."""
     language = scale(MICRO['w64d2'], width, depth, VOCABULARY)
-    growth = Parametrisation(kind, BASE_WIDTH, BASE_DEPTH).growth(language)
+    growth = Parametrisation(kind=kind, base_width=BASE_WIDTH, base_depth=BASE_DEPTH).growth(
+        language
+    )
     return Vlm(language, TOWER, growth=growth)
 
 

@@ -89,8 +89,13 @@ def make_ours(folder):
         slots = min(SLOTS, len(asked)) if name == 'ragged' else len(asked)
         if slots not in engines:
             engines[slots] = Engine(model, params, NoText(), slots)
-        asked = [Request(Prompt(np.asarray(ids, np.int32), np.full((len(ids), 1), -1)), new)
-                 for ids, new in asked]
+        asked = [
+            Request(
+                Prompt(tokens=np.asarray(ids, np.int32), image_index=np.full((len(ids), 1), -1)),
+                limit=new,
+            )
+            for ids, new in asked
+        ]
         replies = [list(reply.ids) for reply in engines[slots].write(asked)]
         return replies, engines[slots].stats.summary()
     return run
@@ -104,13 +109,13 @@ def step_seconds(model, params, *limits):
     from downscale.generate.engine import Decoding, Engine, Prompt, Request
     found, encoder = [], NoText()
     engine = Engine(model, params, encoder, 8)
-    prompt = Prompt(np.arange(PROMPT, dtype=np.int32), np.full((PROMPT, 1), -1))
+    prompt = Prompt(tokens=np.arange(PROMPT, dtype=np.int32), image_index=np.full((PROMPT, 1), -1))
     for limit in limits:
         times = {32: [], 96: []}
         for _ in range(4):
             for encoder.most in times:
                 begin = time.perf_counter()
-                engine.write([Request(prompt, limit)] * 8, Decoding(stop_strings=('enough',)))
+                engine.write([Request(prompt, limit=limit)] * 8, Decoding(stop_strings=('enough',)))
                 times[encoder.most].append(time.perf_counter() - begin)
         found.append((min(times[96]) - min(times[32])) / 64)
     return found

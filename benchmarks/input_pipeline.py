@@ -154,7 +154,13 @@ class Photos:
 
     def example(self, index):
         from downscale.data.records import Example
-        return Example(f'photo{index}', (self.found[index],), ' '.join(['red'] * 60), ())
+
+        return Example(
+            scene_id=f'photo{index}',
+            images=(self.found[index],),
+            caption=' '.join(['red'] * 60),
+            questions=(),
+        )
 
 
 def measure_pictures(tokenizer, world, args):
@@ -177,8 +183,13 @@ def measure_pictures(tokenizer, world, args):
                            tiles=int(tiles))['total']
     for count in (1, SHAPES):
         # Pictures of their own: what was cut once is remembered.
-        sampler = Sampler(Recipe('caption'), Photos(count, 300, 1920), encoder,
-                          world, largest)
+        sampler = Sampler(
+            recipe=Recipe(stage='caption'),
+            library=Photos(count, 300, 1920),
+            encoder=encoder,
+            world=world,
+            shape=largest,
+        )
         begin = time.perf_counter()
         sizes = pipeline.epoch(sampler, 0)
         planned = len(sizes) / (time.perf_counter() - begin)
@@ -206,7 +217,13 @@ def measure_buckets(cell, tokenizer, args):
                                vision=dataclasses.replace(cell.vision, image=160))
     stage = dataclasses.replace(cell.stage('caption'), batch=4, length=896, tiles=37)
     encoder = Encoder(tokenizer, cell.chat_of('caption'), cell.layout('caption'))
-    sampler = Sampler(stage.recipe, Photos(0, 120, 820), encoder, cell.world, stage.shape)
+    sampler = Sampler(
+        recipe=stage.recipe,
+        library=Photos(0, 120, 820),
+        encoder=encoder,
+        world=cell.world,
+        shape=stage.shape,
+    )
     sizes, flops = pipeline.epoch(sampler, 0), padding.row_flops(cell, stage)
     smaller = buckets.propose(sizes, stage.shape, SHAPES, flops)
     runs, rates, useful = [], ([], []), []

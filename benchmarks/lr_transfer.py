@@ -50,7 +50,11 @@ def batches(seed):
 def model_of(kind, width):
     """A text model of this width, whose base is the narrowest."""
     language = scale(MICRO['w64d2'], width, DEPTH, VOCABULARY)
-    return Vlm(language, None, growth=Parametrisation(kind, WIDTHS[0], DEPTH).growth(language))
+    return Vlm(
+        language,
+        None,
+        growth=Parametrisation(kind=kind, base_width=WIDTHS[0], base_depth=DEPTH).growth(language),
+    )
 
 
 def final_loss(model, seed, rate, data):

@@ -139,13 +139,13 @@ def main():
         if not args.tokenizer:
             make_tokenizer(tokenizer)
         write_photos(root)
-        settings = Settings(root, tokenizer)
+        settings = Settings(root=root, tokenizer=tokenizer)
         source = Source('photos', 'photos.json', licence='none', obtain='made here')
         begin = time.perf_counter()
         manifest = build(Mixture('photos', (source,)), root / 'built', settings, args.workers)
         built = PICTURES / (time.perf_counter() - begin)
         sampler = CorpusSampler(Corpus(root / 'built'), settings.encoder('instruct'),
-                                Recipe('instruct'), Shape(2, 9216, 40))
+                                Recipe(stage='instruct'), Shape(2, 9216, 40))
         ours, torch_s = iter(pipeline.stream(sampler, 0)), loader_of(sampler, args.workers)
         for batches in (ours, torch_s):
             rate(batches, 12)

@@ -51,7 +51,7 @@ WARMUP = Annotated[float, Range(0, 1, 'the share of the steps in which the rate 
 FINAL = Annotated[float, Range(0, 1, 'the share of the peak rate that the last step has')]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Optimizer:
     """AdamW after clipping by the global norm; `accumulate` micro-batches make one step.
 
@@ -93,7 +93,7 @@ class Schedule:
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stage:
     """One stage of a cell. `batch` is global; `rates` are peak learning rates by group.
 
@@ -152,7 +152,12 @@ class Stage:
 
     @property
     def recipe(self) -> Recipe:
-        return Recipe(self.name, tuple(self.replay.items()), self.loss_norm, self.turns)
+        return Recipe(
+            stage=self.name,
+            replay=tuple(self.replay.items()),
+            loss_norm=self.loss_norm,
+            turns=self.turns,
+        )
 
     @property
     def shape(self) -> Shape:
@@ -168,7 +173,7 @@ class Stage:
         return Schedule(self.steps, self.warmup, self.final)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Data:
     """How many scenes each split holds, and the share of picture triples among them."""
     train: Annotated[int, Range(0, COUNT, 'scenes to train on')] = 0
@@ -180,7 +185,7 @@ class Data:
         check(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What is asked after training. At most `batch` rows are written at once.
 
@@ -234,7 +239,7 @@ class MeshSize:
         check(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """A cell: sizes, stages, data, seed and mesh. `size` names the language model.
 

@@ -21,7 +21,7 @@ _GROUPS = ('language', 'connector', 'image_newline_D')
 _FIXED = ('tower', 'word_norm', 'word_WV', 'word_bias_V')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Multipliers:
     """Trees of floats, one a parameter, by which the base's values are multiplied: the standard
     deviation at the start, learning rate, weight decay and Adam's epsilon."""

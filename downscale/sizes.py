@@ -11,7 +11,7 @@ from downscale.values import Choice, Range, Several, check
 WIDEST = 2 ** 20  # of any axis
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LanguageConfig:
     """A decoder: N layers of width D, MLP width F, H query heads of width E on K key/value heads.
 
@@ -39,7 +39,7 @@ class LanguageConfig:
             raise ValueError(f'head width {self.E} is odd; rotary embedding needs pairs')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VisionConfig:
     """A ViT tower: `layers` blocks of width W are run, on square images cut into square patches.
 
@@ -163,7 +163,7 @@ LANGUAGE = {'qwen3': QWEN3, 'qwen2': QWEN2, 'smollm2': SMOLLM2, 'micro': MICRO}
 KINDS = ('standard', 'mup')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Growth:
     """How many times wider (m) and deeper (l) a model is than the base of its hyperparameters.
 
@@ -186,7 +186,7 @@ class Growth:
 BASE = Growth()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Parametrisation:
     """How a cell's hyperparameters depend on its size: not at all ('standard'), or by 'mup'.
 
@@ -214,5 +214,9 @@ class Parametrisation:
         if self.kind == 'standard':
             return Growth(input=self.input, head=self.output)
         scale(language, self.base_width, self.base_depth)  # for its check
-        return Growth(language.D / self.base_width, language.N / self.base_depth, self.input,
-                      self.output)
+        return Growth(
+            width=language.D / self.base_width,
+            depth=language.N / self.base_depth,
+            input=self.input,
+            head=self.output,
+        )

@@ -11,7 +11,7 @@ import json
 import types
 import typing
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cache
 from numbers import Real
 from typing import Any
@@ -28,6 +28,7 @@ class Range:
     low: float
     high: float
     meaning: str
+    _: KW_ONLY
     without: tuple[float, ...] = ()
 
     def check(self, value: object, where: str) -> None:

@@ -67,8 +67,15 @@ class Fake:
             close = ('natural', 'forced', 'open')[number % 7 % 3]
             said = f'{said} so' if close == 'open' else f'{said} {THINK[1]} {said}'
         ids = tuple(self.encoder.ids(said))
-        return Reply(ids, said, 'length' if close == 'open' or number % 5 == 0 else 'stop',
-                     float('nan'), close, len(ids) // 2 if thinks else 0, len(ids) // 2)
+        return Reply(
+            ids=ids,
+            text=said,
+            finish='length' if close == 'open' or number % 5 == 0 else 'stop',
+            nll=float('nan'),
+            close=close,
+            thought=len(ids) // 2 if thinks else 0,
+            answered=len(ids) // 2,
+        )
 
 
 def save_run(folder, groups, seed, depth=1):
@@ -79,8 +86,17 @@ def save_run(folder, groups, seed, depth=1):
         params=ocp.args.PyTreeSave({name: params[name] for name in groups}),
         meta=ocp.args.JsonSave({})))
     manager.close()
-    config.save(Experiment(f'w32d{depth}-s0', 'w32', 0, small.language(depth), small.VISION,
-                                pictures=small.PADDED), folder)
+    config.save(
+        Experiment(
+            name=f'w32d{depth}-s0',
+            size='w32',
+            seed=0,
+            language=small.language(depth),
+            vision=small.VISION,
+            pictures=small.PADDED,
+        ),
+        folder,
+    )
 
 
 @cache

@@ -14,16 +14,37 @@ RATES = {'language': 1e-3, 'tower': 1e-3, 'connector': 1e-3}
 
 def stage(name='extract', batch=64, length=1024, tiles=3, steps=100):
     groups = {'tower': ('tower',), 'align': ('connector',)}.get(name, tuple(RATES))
-    return Stage(name, steps, batch, length, tiles, RATES, groups, {})
+    return Stage(
+        name=name,
+        steps=steps,
+        batch=batch,
+        length=length,
+        tiles=tiles,
+        rates=RATES,
+        trainable=groups,
+        parents={},
+    )
 
 
 EXTRACT = stage()
 
 
 def cell(seed=0, size='w64d2', vision=TOWER, stages=(EXTRACT,), **more):
-    return Experiment(f'{size}-s{seed}', size, seed, MICRO[size], vision, stages=stages, **{
-        'mesh': MeshSize(1, -1, 1), 'remat': 'full', 'dtype': 'bfloat16',
-        'evaluation': Evaluation(batch=8), **more})
+    return Experiment(
+        name=f'{size}-s{seed}',
+        size=size,
+        seed=seed,
+        language=MICRO[size],
+        vision=vision,
+        stages=stages,
+        **{
+            'mesh': MeshSize(1, -1, 1),
+            'remat': 'full',
+            'dtype': 'bfloat16',
+            'evaluation': Evaluation(batch=8),
+            **more,
+        },
+    )
 
 
 def planner(tmp_path, monkeypatch):

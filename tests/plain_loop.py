@@ -56,16 +56,25 @@ def params():
 def prompts():
     """One prompt for each entry of TEXTS and of PICTURED."""
     rng, encoder, words = np.random.default_rng(0), small.encoder(), ('red', 'blue', 'ring', 'a1')
-    found = [Prompt(rng.integers(7, small.ROWS, n).astype(np.int32), np.full((n, 1), -1, np.int32))
-             for n in TEXTS]
+    found = [
+        Prompt(
+            tokens=rng.integers(7, small.ROWS, n).astype(np.int32),
+            image_index=np.full((n, 1), -1, np.int32),
+        )
+        for n in TEXTS
+    ]
     examples = [small.library().example(index) for index in range(24)]
     for before, count, after in PICTURED:
         pngs = next(e.images for e in examples if len(e.images) == count)
         said = [' '.join(rng.choice(words, n)) for n in (before, after)]
-        talk = Turn('user', ' '.join([said[0], *[IMAGE] * count, said[1]]), False)
+        talk = Turn(
+            role='user', text=' '.join([said[0], *[IMAGE] * count, said[1]]), supervised=False
+        )
         placed, tiles = encoder.layout.cut(pngs)
         arrays = encoder.encode([talk], reply=True, pictures=placed)
-        found.append(Prompt(arrays['tokens'], arrays['image_index'], tiles))
+        found.append(
+            Prompt(tokens=arrays['tokens'], image_index=arrays['image_index'], tiles=tiles)
+        )
     return found
 
 
@@ -77,9 +86,16 @@ def tiled():
     for count in (1, 3, 0):
         pngs = next((e.images for e in examples if len(e.images) == count), ())
         placed, tiles = encoder.layout.cut(pngs)
-        talk = Turn('user', ' '.join([*[IMAGE] * count, 'red']), False)
+        talk = Turn(role='user', text=' '.join([*[IMAGE] * count, 'red']), supervised=False)
         arrays = encoder.encode([talk], reply=True, pictures=placed)
-        found.append(Prompt(arrays['tokens'], arrays['image_index'], tiles, arrays['image_weight']))
+        found.append(
+            Prompt(
+                tokens=arrays['tokens'],
+                image_index=arrays['image_index'],
+                tiles=tiles,
+                image_weight=arrays['image_weight'],
+            )
+        )
     assert [0 if p.tiles is None else len(p.tiles) for p in found] == [5, 3, 0]
     assert (found[0].image_weight[:, 1:] > 0).any()
     return found
@@ -161,7 +177,15 @@ def plain(request, decoding=GREEDY, encoder=LETTERS):
     text = encoder.text(ids)
     if finish == 'string':
         text = text[:min(text.find(s) for s in decoding.stop_strings if s in text)]
-    return Reply(tuple(ids), text, finish, nats(request), close, thought, answered)
+    return Reply(
+        ids=tuple(ids),
+        text=text,
+        finish=finish,
+        nll=nats(request),
+        close=close,
+        thought=thought,
+        answered=answered,
+    )
 
 
 def nats(request):
@@ -176,7 +200,9 @@ def nats(request):
 
 def asked(which=ALL, limit=None, **changes):
     """Requests about prompts `which`, of many lengths of reply."""
-    return [Request(prompts()[k], limit or 3 + 5 * k % 13, 7 * k, **changes) for k in which]
+    return [
+        Request(prompts()[k], limit=limit or 3 + 5 * k % 13, sample=7 * k, **changes) for k in which
+    ]
 
 
 def engine(slots=3, encoder=LETTERS, **settings):

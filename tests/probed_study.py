@@ -18,7 +18,16 @@ from downscale.study.preparation import prepare
 from downscale.train import checkpoint
 
 WORLD = World(grid=2, n_shapes=3, n_colors=3, n_chars=2, min_objects=2, max_objects=3, n_facts=8)
-STAGE = Stage('instruct', 1, 8, 112, 3, dict(language=1e-3), ('language',), {})
+STAGE = Stage(
+    name='instruct',
+    steps=1,
+    batch=8,
+    length=112,
+    tiles=3,
+    rates=dict(language=1e-3),
+    trainable=('language',),
+    parents={},
+)
 SIZES = {'w32d2': (32, 2), 'w64d4': (64, 4)}  # small and large
 
 
@@ -27,9 +36,17 @@ def cell(size):
     width, depth = SIZES[size]
     language = scale(LANGUAGE['micro']['w64d2'], width, depth, small.ROWS)
     return Experiment(
-        f'{size}-s0', size, 0, language, dataclasses.replace(small.VISION, image=40), WORLD,
-        Data(train=2, validation=2, test=30, similarity_share=.1), (STAGE,),
-        Evaluation(scenes=30, texts=(), conditions=('image', 'blind')), small.PADDED)
+        name=f'{size}-s0',
+        size=size,
+        seed=0,
+        language=language,
+        vision=dataclasses.replace(small.VISION, image=40),
+        world=WORLD,
+        data=Data(train=2, validation=2, test=30, similarity_share=0.1),
+        stages=(STAGE,),
+        evaluation=Evaluation(scenes=30, texts=(), conditions=('image', 'blind')),
+        pictures=small.PADDED,
+    )
 
 
 def save(folder, params, experiment):

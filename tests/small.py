@@ -55,8 +55,13 @@ def encoder(pictures=PADDED, chat='micro'):
 
 
 def sampler(stage, batch=8, length=176, tiles=3, examples=None, pictures=PADDED, **recipe):
-    return Sampler(Recipe(stage, **recipe), examples or library(), encoder(pictures), WORLD,
-                   Shape(batch, length, tiles))
+    return Sampler(
+        recipe=Recipe(stage=stage, **recipe),
+        library=examples or library(),
+        encoder=encoder(pictures),
+        world=WORLD,
+        shape=Shape(batch, length, tiles),
+    )
 
 
 def batches(stage, seed=0, **shape):

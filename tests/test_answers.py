@@ -92,8 +92,17 @@ def test_a_prompt_is_what_training_shows_up_to_the_answer(items):
     for thought in ('', question.trace.text, question.trace.scan):
         think = bool(thought)
         prompt = prompt_of(encoder, question.text, thinking=think)
-        trained = encoder.encode([Turn('user', question.text, False),
-                                  Turn('assistant', answer_text(question, thought), True, think)])
+        trained = encoder.encode(
+            [
+                Turn(role='user', text=question.text, supervised=False),
+                Turn(
+                    role='assistant',
+                    text=answer_text(question, thought),
+                    supervised=True,
+                    thinking=think,
+                ),
+            ]
+        )
         n = len(prompt.tokens)
         np.testing.assert_array_equal(prompt.tokens, trained['tokens'][:n])
         assert not trained['weights'][:n].any() and trained['weights'][n:].all()
@@ -140,10 +149,18 @@ class Asked:
 
     def write(self, asked, report=None):
         self.calls.append(asked)
-        return [Reply((k, k), f'{THINK[1]} {k}' if request.think is not None else f'{k}', 'stop',
-                      math.nan if request.target is None else float(k),
-                      '' if request.think is None else 'natural', 0, 1)
-                for k, request in enumerate(asked)]
+        return [
+            Reply(
+                ids=(k, k),
+                text=f'{THINK[1]} {k}' if request.think is not None else f'{k}',
+                finish='stop',
+                nll=math.nan if request.target is None else float(k),
+                close='' if request.think is None else 'natural',
+                thought=0,
+                answered=1,
+            )
+            for k, request in enumerate(asked)
+        ]
 
 
 CELL = SimpleNamespace(evaluation=Evaluation(answer=5, write=33, think=21), name='w32d1-s0')
@@ -151,7 +168,7 @@ CELL = SimpleNamespace(evaluation=Evaluation(answer=5, write=33, think=21), name
 
 @pytest.mark.parametrize('pictures', [small.PADDED, Pictures('anyres', 1, ((2, 2),))])
 def test_the_joint_test_asks_every_question_under_every_condition(items, pictures):
-    engine = Asked(small.encoder(pictures))
+    engine = Asked(doc_id=small.encoder(pictures))
     found = joint(engine, CELL, items, 'd')
     conditions, n = Evaluation().conditions, len(items)
     assert [row['condition'] for row in found] == [name for name in conditions for _ in items]
@@ -172,7 +189,7 @@ def test_the_joint_test_asks_every_question_under_every_condition(items, picture
 
 def test_a_caption_is_written_once_a_picture_and_an_extraction_once_a_question(items):
     for kind, count in (('caption', 8), ('extraction', None)):
-        engine = Asked(small.encoder())
+        engine = Asked(doc_id=small.encoder())
         texts = describe(engine, CELL, items, kind)
         (asked,) = engine.calls
         assert len(asked) == (count or len({(item.example.scene_id, text['prompt'])
@@ -187,7 +204,7 @@ def test_a_caption_is_written_once_a_picture_and_an_extraction_once_a_question(i
 
 
 def test_a_reasoner_answers_from_every_text_with_a_thought_and_without(items):
-    engine = Asked(small.encoder())
+    engine = Asked(doc_id=small.encoder())
     texts = {(GOLD, 'caption'): gold_texts(items, 'caption'),
              ('w64d2-s0', 'extraction'): {item.question.item_id: 'red' for item in items}}
     found = answer(engine, CELL, items, texts, 'd')
@@ -244,7 +261,15 @@ def rows_of(item, text, **changes):
     encoder = small.encoder()
     thinking = changes.get('thinking', False)
     close = 'natural' if THINK[1] in text else 'open' if thinking else ''
-    reply = Reply((*encoder.ids(text),), text, 'stop', 1.5, close, int(thinking), 1)
+    reply = Reply(
+        ids=(*encoder.ids(text),),
+        text=text,
+        finish='stop',
+        nll=1.5,
+        close=close,
+        thought=int(thinking),
+        answered=1,
+    )
     return row(item, reply, **{'eval_id': 'e', 'condition': 'image', 'data_hash': 'd',
                                'prompt_hash': 'p', 'p_run': 'w32d1-s0', **changes})
 
@@ -268,8 +293,14 @@ def test_a_row_scores_the_answer_and_keeps_what_was_said(items):
     open_thought = rows_of(item, item.question.answer, thinking=True)
     assert (open_thought['score'], open_thought['parse_ok'], open_thought['pred']) == (0, False, '')
     assert (good['n_think_tokens'], good['close'], open_thought['close']) == (1, 'natural', 'open')
-    cut = row(item, Reply((9,), 'a1', 'length', math.nan, '', 0, 1), eval_id='e',
-              condition='image', data_hash='d', prompt_hash='p')
+    cut = row(
+        item,
+        Reply(ids=(9,), text='a1', finish='length', nll=math.nan, close='', thought=0, answered=1),
+        eval_id='e',
+        condition='image',
+        data_hash='d',
+        prompt_hash='p',
+    )
     assert cut['truncated'] and math.isnan(cut['nll_gold']) and cut['n_gen_tokens'] == 1
     assert good['nll_gold'] == 1.5 and not good['truncated']
     assert good['item_id'] == item.question.item_id and good['task'] == item.question.family
@@ -303,7 +334,7 @@ def test_a_picture_is_asked_about_as_published_data_shows_it(chat):
         marks = ' '.join(['<image>'] * example.count)
 
         def encoded(text, pngs=example.images):
-            return encoder.encode([Turn('user', text, False)], True,
+            return encoder.encode([Turn(role='user', text=text, supervised=False)], True,
                                   pictures=encoder.layout.cut(pngs)[0])['tokens'].tolist()
 
         asked = prompt_of(encoder, 'Two or three?', example.images).tokens.tolist()

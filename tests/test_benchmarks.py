@@ -63,7 +63,15 @@ class Scripted(fake_chain.Fake):
         Scripted.asked.append((text, request.prompt.tiles is not None))
         found = [index for index in SAID if f'what is {index} ' in text]
         said = SAID[found[0]] if len(found) == 1 else 'a picture'
-        return Reply((1, 2), said, 'length' if found == [0] else 'stop', float('nan'), '', 0, 2)
+        return Reply(
+            ids=(1, 2),
+            text=said,
+            finish='length' if found == [0] else 'stop',
+            nll=float('nan'),
+            close='',
+            thought=0,
+            answered=2,
+        )
 
 
 def chain(out, name, questions, **changes):
@@ -133,7 +141,7 @@ def test_parquet_benchmarks_have_a_question_a_picture_and_their_right_answers(tm
     right = 'red' if 'people' in asked.target.forms else {'pope': 'yes'}.get(name, 'B')
     pred, parsed, score = found.judge(asked, right, False)
     assert (parsed, score) == (True, 1.0) and found.judge(asked, 'zebra', False)[2] == 0.0
-    row = rescore.StoredReply(right, right, asked.target, '', '')
+    row = rescore.StoredReply(text=right, gold=right, target=asked.target, cluster='', question='')
     assert set(rescore.judged([row], BENCHMARKS[name].scorers)[0]) == set(BENCHMARKS[name].scorers)
 
 
@@ -349,7 +357,14 @@ def test_information_goes_by_the_index_and_never_by_the_row(tmp_path):
 
 def test_yes_and_no_have_precision_and_recall():
     def row(text, gold):
-        return rescore.StoredReply(text, gold, rescore.Target((gold,)), text + gold, text + gold)
+        return rescore.StoredReply(
+            text=text,
+            gold=gold,
+            target=rescore.Target(answers=(gold,)),
+            cluster=text + gold,
+            question=text + gold,
+        )
+
     rows = [row('yes', 'yes'), row('Yes.', 'yes'), row('no', 'yes'), row('yes', 'no'),
             row('maybe', 'no')]
     found = rescore.summary(rows, rescore.judged(rows, ['pope', 'yes_no']))

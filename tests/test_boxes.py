@@ -47,7 +47,7 @@ def test_the_published_defect_hangs_on_the_digits_that_are_printed():
 
 
 def test_a_reply_without_a_box_is_unparsed_and_wrong():
-    found = verdicts('the dog', Target((ALL,)))
+    found = verdicts('the dog', Target(answers=(ALL,)))
     assert {name: (verdict.score, verdict.parsed) for name, verdict in found.items()} == {
         'exact-2': (0.0, False), 'coin': (0.0, False), 'coin_compat': (0.0, False),
         'refcoco': (0.0, False)}
@@ -82,9 +82,9 @@ def test_yes_is_exact_for_pope_and_a_first_word_for_us():
 def test_a_choice_is_worth_the_people_who_made_it():
     assert words.preferred('A', 0.25) == 0.75 and words.preferred('B', 0.25) == 0.25
     assert words.preferred('A', 0.5) == words.preferred('B', 0.5) == 0.5
-    found = verdicts('Answer: B', Target(('B',), share=0.8))['preferred']
+    found = verdicts('Answer: B', Target(answers=('B',), share=0.8))['preferred']
     assert (found.value, found.score) == ('B', 0.8)
-    none = verdicts('both', Target(('B',), share=0.5))['preferred']
+    none = verdicts('both', Target(answers=('B',), share=0.5))['preferred']
     assert (none.score, none.parsed) == (0.0, False)
 
 
@@ -117,30 +117,30 @@ GOLD = '[0.25, 0.3, 0.75, 0.9]'
     '{"x": 0.25, "y": 0.3, "width": 0.5, "height": 0.6}', 'from (0.25, 0.3) to (0.75, 0.9)',
     'Answer: [0.25, 0.3, 0.75, 0.9]', '<bbox>0.25 0.3 0.75 0.9</bbox>', '[-0.01, 0.3, 0.75, 0.9]'])
 def test_a_box_is_read_in_every_form_in_use(text):
-    found = verdicts(text, Target((GOLD,)))['exact-2']
+    found = verdicts(text, Target(answers=(GOLD,)))['exact-2']
     assert (found.score, found.parsed, found.other_scale) == (1.0, True, False)
 
 
 @pytest.mark.parametrize('text', ['[250, 300, 750, 900]', '[25, 30, 75, 90]',
                                   '<box>(160,144),(480,432)</box>'])
 def test_another_scale_is_an_outcome_of_its_own(text):
-    found = verdicts(text, Target((GOLD,)))['exact-2']
+    found = verdicts(text, Target(answers=(GOLD,)))['exact-2']
     assert (found.value, found.score, found.parsed) == ('other scale', 0.0, False)
-    assert verdicts('[250, 300, 750, 900]', Target((GOLD,)))['refcoco'].other_scale
+    assert verdicts('[250, 300, 750, 900]', Target(answers=(GOLD,)))['refcoco'].other_scale
 
 
 @pytest.mark.parametrize('text', ['[160, 144, 480, 432]', '[250, 300, 750, 900]', GOLD])
 def test_scales_are_converted_where_the_size_of_the_picture_is_known(text):
     for gold in (GOLD, '[160, 144, 480, 432]'):
-        assert verdicts(text, Target((gold,), size=(640, 480)))['exact-2'].score == 1.0
-    beyond = verdicts('[5000, 1, 6000, 2]', Target((GOLD,), size=(640, 480)))['exact-2']
+        assert verdicts(text, Target(answers=(gold,), size=(640, 480)))['exact-2'].score == 1.0
+    beyond = verdicts('[5000, 1, 6000, 2]', Target(answers=(GOLD,), size=(640, 480)))['exact-2']
     assert beyond.value == 'other scale'
 
 
 @pytest.mark.parametrize('text', ['', '[0.1, 0.2, 0.3]', f'{GOLD} or [0.1, 0.1, 0.2, 0.2]',
                                   '[0.5, 0.5, 0.25, 0.6]', '[1e999, 0, 1e999, 1]'])
 def test_no_box_several_and_none_with_corners_in_order_are_unparsed(text):
-    found = verdicts(text, Target((GOLD,)))['exact-2']
+    found = verdicts(text, Target(answers=(GOLD,)))['exact-2']
     assert (found.value, found.score, found.parsed) == ('', 0.0, False)
 
 

@@ -35,8 +35,14 @@ SMALLER, LARGEST = (Shape(4, 48, 16), Shape(6, 32, 4)), Shape(2, 64, 16)
 
 def sampler(smaller=SMALLER, largest=LARGEST, stage='caption', **recipe):
     """Pictures of 2 to 16 tiles in conversations of 15 to 51 tokens."""
-    return Sampler(Recipe(stage, **recipe), Sizes(), small.encoder(ANYRES),
-                            small.WORLD, largest, smaller)
+    return Sampler(
+        recipe=Recipe(stage=stage, **recipe),
+        library=Sizes(),
+        encoder=small.encoder(ANYRES),
+        world=small.WORLD,
+        shape=largest,
+        buckets=smaller,
+    )
 
 
 def example_of(batch, row, places):
@@ -139,8 +145,14 @@ def test_a_stream_of_buckets_continues_where_it_stopped_on_any_number_of_process
 
 def test_a_bucket_without_tiles_has_no_pictures_to_encode():
     mixed = sampler((Shape(4, 64, 0),), replay=(('text', 0.5),))
-    mixed = Sampler(mixed.recipe, small.library(), small.encoder(), small.WORLD,
-                             Shape(4, 176, 3), (Shape(4, 64, 0),))
+    mixed = Sampler(
+        recipe=mixed.recipe,
+        library=small.library(),
+        encoder=small.encoder(),
+        world=small.WORLD,
+        shape=Shape(4, 176, 3),
+        buckets=(Shape(4, 64, 0),),
+    )
     names = {frozenset(batch) for batch in taken(iter(stream(mixed, 0)), 12)}
     texts = frozenset(('tokens', 'weights', 'segments', 'positions'))
     assert names == {texts, texts | {'tiles', 'image_index'}}
@@ -163,8 +175,13 @@ def test_a_conversation_is_as_large_as_was_counted_without_decoding_it(pictures)
     for index in range(12):
         example = Sizes().example(index)
         marks = ' '.join([IMAGE] * len(example.images))
-        talk = Conversation(example.images, (Turn('user', f'{marks} what?', False),
-                                             Turn('assistant', example.caption, True)))
+        talk = Conversation(
+            example.images,
+            (
+                Turn(role='user', text=f'{marks} what?', supervised=False),
+                Turn(role='assistant', text=example.caption, supervised=True),
+            ),
+        )
         placed, tiles = encoder.layout.cut(talk.images)
         arrays = encoder.encode(talk.turns, pictures=placed)
         assert measure.cost(encoder, talk, 'here') == (len(arrays['tokens']), len(tiles))
@@ -295,8 +312,16 @@ def test_senseless_buckets_are_refused(settings, message):
 
 
 def cell(**settings):
-    return config.Experiment('c', 'w32d1', 0, small.language(), small.VISION,
-                             stages=(stage(),), pictures=ANYRES, **settings)
+    return config.Experiment(
+        name='c',
+        size='w32d1',
+        seed=0,
+        language=small.language(),
+        vision=small.VISION,
+        stages=(stage(),),
+        pictures=ANYRES,
+        **settings,
+    )
 
 
 def test_buckets_survive_the_way_through_experiment_json(tmp_path):
@@ -306,8 +331,15 @@ def test_buckets_survive_the_way_through_experiment_json(tmp_path):
 
 def test_every_bucket_must_divide_into_the_micro_batches():
     with pytest.raises(ValueError, match=r'stage caption: batch 6 does not divide into 4'):
-        config.Experiment('c', 'w32d1', 0, small.language(), small.VISION,
-                          stages=(stage(batch=4),), optimizer=Optimizer(accumulate=4))
+        config.Experiment(
+            name='c',
+            size='w32d1',
+            seed=0,
+            language=small.language(),
+            vision=small.VISION,
+            stages=(stage(batch=4),),
+            optimizer=Optimizer(accumulate=4),
+        )
 
 
 def test_every_bucket_must_divide_over_the_devices():
@@ -366,8 +398,8 @@ def test_padding_more_changes_neither_loss_nor_gradients():
 
 
 def test_a_run_over_buckets_continues_as_if_it_had_not_stopped(tmp_path):
-    texts = Sampler(Recipe('text'), small.library(), small.encoder(),
-                             small.WORLD, Shape(4, 176, 0), (Shape(4, 48, 0),))
+    texts = Sampler(recipe=Recipe(stage='text'), library=small.library(), encoder=small.encoder(),
+                             world=small.WORLD, shape=Shape(4, 176, 0), buckets=(Shape(4, 48, 0),))
     model = small.model()
 
     def run(folder, steps):

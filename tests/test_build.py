@@ -60,7 +60,7 @@ def test_every_mixture_of_the_paper_builds_from_files_in_the_published_formats(r
                                                                                path):
     arg = {'instruct_multi459k': ':16',
            'own': ':extraction/GQA.json,coin/pictures'}.get(path.stem, '')
-    manifest = build(load_mixture(f'{path}{arg}'), tmp_path, Settings(root))
+    manifest = build(load_mixture(f'{path}{arg}'), tmp_path, Settings(root=root))
     corpus = Corpus(tmp_path)
     assert len(corpus) == sum(one['accepted'] for one in manifest['sources'].values()) > 0
     assert all(one['licence'] and one['obtain'] and not one['rejected']
@@ -81,8 +81,8 @@ def test_any_number_of_processes_gives_the_same_bytes(root, tmp_path, monkeypatc
     monkeypatch.setattr(building, 'CHUNK', 2)
     mine = mixture(coin_source(), coin_source('GQA'))
     seen = []
-    build(mine, tmp_path / 'one', Settings(root), 1, lambda *told: seen.append(told))
-    build(mine, tmp_path / 'two', Settings(root), 2)
+    build(mine, tmp_path / 'one', Settings(root=root), 1, lambda *told: seen.append(told))
+    build(mine, tmp_path / 'two', Settings(root=root), 2)
     assert bytes_of(tmp_path / 'one') == bytes_of(tmp_path / 'two')
     assert len(list((tmp_path / 'one').glob('*.arrayrecord'))) == 6
     assert [told for told in seen if told[0] == 'GQA'] == [('GQA', n, 6) for n in (2, 4, 6)]
@@ -121,7 +121,7 @@ def test_kills_at_any_moment_leave_no_trace(root, tmp_path, monkeypatch):
         kills += 1
     assert process.returncode == 0 and kills >= 3
     monkeypatch.setattr(building, 'CHUNK', 2)
-    build(mixture(coin_source(), coin_source('GQA')), tmp_path / 'whole', Settings(root))
+    build(mixture(coin_source(), coin_source('GQA')), tmp_path / 'whole', Settings(root=root))
     left = {name: found for name, found in bytes_of(tmp_path / 'killed').items()
             if not name.endswith('.partial') and not name.endswith('.partial.npy')}
     assert left == bytes_of(tmp_path / 'whole')
@@ -129,7 +129,7 @@ def test_kills_at_any_moment_leave_no_trace(root, tmp_path, monkeypatch):
 
 def test_the_manifest_tells_what_was_taken_from_where_and_counts_its_tokens(root, tmp_path,
                                                                             tokenizer):
-    manifest = build(mixture(), tmp_path, Settings(root, tokenizer))
+    manifest = build(mixture(), tmp_path, Settings(root=root, tokenizer=tokenizer))
     one = manifest['sources']['ScienceQA']
     assert (one['rows'], one['accepted'], one['pictures'], one['subset']) == (6, 6, 4, 'all rows')
     # Pictures 0, 1, 3 and 4 of 64 x 64, 120 x 80, 200 x 100 and 64 x 64: the tower's own 729 and
@@ -154,7 +154,7 @@ def test_pictures_count_as_the_paper_counts_them_before_packing(tmp_path, tokeni
     published.write_rows(tmp_path / 'rows.json', [
         {'id': 1, 'image': 'a.png', 'conversations': published.turns(('<image>\nq', 'a'))}])
     one = Source('one', 'rows.json', licence='ours', obtain='make it')
-    manifest = build(mixture(one), tmp_path / 'to', Settings(tmp_path, tokenizer))
+    manifest = build(mixture(one), tmp_path / 'to', Settings(root=tmp_path, tokenizer=tokenizer))
     assert manifest['sources']['one']['tokens']['image']['sum'] == tokens
 
 
@@ -164,7 +164,7 @@ def test_a_subset_is_a_function_of_its_seed_and_rejected_rows_are_replaced(tmp_p
     (tmp_path / 'coin/pictures/GQA/7.jpg').write_bytes(b'torn')
 
     def ids(name, **more):
-        settings = Settings(tmp_path, most_rejected=0.5)
+        settings = Settings(root=tmp_path, most_rejected=0.5)
         manifest = build(mixture(coin_source('GQA', **more)), tmp_path / name, settings)
         corpus = Corpus(tmp_path / name)
         return {corpus.record(k).id for k in range(len(corpus))}, manifest['sources']['GQA']
@@ -186,7 +186,7 @@ def test_pictures_mended_between_two_runs_leave_no_trace_in_a_subset(tmp_path, m
     for path in (*lost, last):
         path.unlink()
     mine = mixture(coin_source('GQA', take=15), coin_source('VizWiz'))
-    settings = Settings(tmp_path, most_rejected=0.9)
+    settings = Settings(root=tmp_path, most_rejected=0.9)
     build_first(mine, tmp_path / 'to', settings)
     for k, path in enumerate((*lost[:7], last)):
         path.write_bytes(published.picture(k, 'JPEG'))
@@ -209,7 +209,7 @@ def test_rows_of_one_id_are_each_hashed_once(tmp_path):
     rows = [{'id': 7, 'conversations': published.turns((str(k % 500), 'a'))} for k in range(3000)]
     published.write_rows(tmp_path / 'rows.json', rows)
     one = Source('one', 'rows.json', licence='ours', obtain='make it')
-    made, calls = Build(mixture(one), tmp_path / 'to', Settings(tmp_path)), []
+    made, calls = Build(mixture(one), tmp_path / 'to', Settings(root=tmp_path)), []
     table = made.tables['one']
     whole = table.digests
     table.digests = lambda indices: calls.append(len(indices)) or whole(indices)
@@ -224,9 +224,9 @@ def test_odd_cells_and_keys_are_counted(tmp_path, name, text):
         {'id': 1, 'conversations': published.turns(('q', 'a'))}) + '\n'))
     one = Source('one', name, licence='ours', obtain='make it')
     if name.endswith('csv'):
-        assert len(Build(mixture(one), tmp_path / 'to', Settings(tmp_path)).tables['one']) == 2
+        assert len(Build(mixture(one), tmp_path / 'to', Settings(root=tmp_path)).tables['one']) == 2
         return
-    told = build(mixture(one), tmp_path / 'to', Settings(tmp_path, most_rejected=0.9))
+    told = build(mixture(one), tmp_path / 'to', Settings(root=tmp_path, most_rejected=0.9))
     assert told['sources']['one']['rejected'] == {'bad text': 1}
 
 
@@ -234,7 +234,7 @@ def test_equal_rows_count_as_duplicates_and_others_of_the_same_id_are_kept(tmp_p
     rows = [{'id': 7, 'conversations': published.turns((text, 'a'))} for text in 'ppqp']
     published.write_rows(tmp_path / 'rows.json', rows)
     one = Source('one', 'rows.json', licence='ours', obtain='make it')
-    manifest = build(mixture(one), tmp_path / 'to', Settings(tmp_path))
+    manifest = build(mixture(one), tmp_path / 'to', Settings(root=tmp_path))
     corpus = Corpus(tmp_path / 'to')
     assert [corpus.record(k).id for k in range(len(corpus))] == ['7', '7#2']
     assert manifest['sources']['one']['rejected'] == {'duplicate': 2}
@@ -247,14 +247,14 @@ def test_too_many_bad_rows_stop_the_build_and_mending_them_lets_it_end(tmp_path)
     mine, to = mixture(coin_source('GQA')), tmp_path / 'to'
     with pytest.raises(ValueError, match=r'1 of 6 rows so far are rejected \(missing image 1\), '
                        r"more than 1.0%; first 'GQA-4': .*--most-rejected") as caught:
-        build(mine, to, Settings(tmp_path))
+        build(mine, to, Settings(root=tmp_path))
     assert '\n' not in str(caught.value) and not (to / 'manifest.json').exists()
-    manifest = build(mine, tmp_path / 'other', Settings(tmp_path, most_rejected=0.2))
+    manifest = build(mine, tmp_path / 'other', Settings(root=tmp_path, most_rejected=0.2))
     assert manifest['sources']['GQA']['rejected'] == {'missing image': 1}
     line, = (tmp_path / 'other' / 'rejected.jsonl').read_text().splitlines()
     assert json.loads(line)['id'] == 'GQA-4'
     lost.write_bytes(published.picture(4, 'JPEG'))
-    assert build(mine, to, Settings(tmp_path))['sources']['GQA']['accepted'] == 6
+    assert build(mine, to, Settings(root=tmp_path))['sources']['GQA']['accepted'] == 6
 
 
 def test_a_text_of_a_hundred_thousand_tokens_is_counted_not_stored(tmp_path, tokenizer):
@@ -263,7 +263,7 @@ def test_a_text_of_a_hundred_thousand_tokens_is_counted_not_stored(tmp_path, tok
     published.write_rows(tmp_path / 'rows.jsonl', rows)
     one = Source('one', 'rows.jsonl', licence='ours', obtain='make it')
     manifest = build(mixture(one), tmp_path / 'to',
-                     Settings(tmp_path, tokenizer, most_rejected=0.3))
+                     Settings(root=tmp_path, tokenizer=tokenizer, most_rejected=0.3))
     assert manifest['sources']['one']['rejected'] == {'too long': 1}
 
 
@@ -277,26 +277,26 @@ def test_a_text_of_a_hundred_thousand_tokens_is_counted_not_stored(tmp_path, tok
 ])
 def test_a_source_that_is_not_there_stops_before_any_work(root, tmp_path, source, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        build(mixture(coin_source('TextVQA'), source), tmp_path, Settings(root))
+        build(mixture(coin_source('TextVQA'), source), tmp_path, Settings(root=root))
 
 
 def test_a_folder_of_another_build_is_refused_and_a_finished_one_left_alone(root, tmp_path):
-    first = build(mixture(), tmp_path, Settings(root))
+    first = build(mixture(), tmp_path, Settings(root=root))
     times = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob('*.arrayrecord')}
-    assert build(mixture(), tmp_path, Settings(root)) == first
+    assert build(mixture(), tmp_path, Settings(root=root)) == first
     assert times == {path.name: path.stat().st_mtime_ns for path in tmp_path.glob('*.arrayrecord')}
     with pytest.raises(ValueError, match='was begun with another mixture'):
-        build(mixture(seed=5), tmp_path, Settings(root))
+        build(mixture(seed=5), tmp_path, Settings(root=root))
     with pytest.raises(ValueError, match='was begun with another length'):
-        build(mixture(), tmp_path, Settings(root, length=5))
+        build(mixture(), tmp_path, Settings(root=root, length=5))
     next(tmp_path.glob('*.arrayrecord')).unlink()
     with pytest.raises(FileNotFoundError, match='lacks 1 shards'):
         Corpus(tmp_path)
-    assert build(mixture(), tmp_path, Settings(root)) == first and len(Corpus(tmp_path)) == 6
+    assert build(mixture(), tmp_path, Settings(root=root)) == first and len(Corpus(tmp_path)) == 6
 
 
 def test_two_builds_of_one_folder_do_not_meet(root, tmp_path):
-    other = Build(mixture(), tmp_path, Settings(root))
+    other = Build(mixture(), tmp_path, Settings(root=root))
     handle = building.lock(tmp_path)
     with pytest.raises(RuntimeError, match='in use by another process'):
         other.run()
@@ -322,7 +322,7 @@ def test_a_page_of_samples_escapes_what_the_data_holds(tmp_path):
     published.write_rows(tmp_path / 'rows.json', [
         {'id': '<b>', 'conversations': published.turns(('<script>alert(1)</script>', 'a'))}])
     one = Source('one', 'rows.json', licence='<i>', obtain='make it')
-    build(mixture(one), tmp_path / 'to', Settings(tmp_path))
+    build(mixture(one), tmp_path / 'to', Settings(root=tmp_path))
     assert not main.main(['data', 'show', str(tmp_path / 'to')])
     page = (tmp_path / 'to' / 'show.html').read_text()
     assert '<script>alert' not in page and '<b>' not in page.partition('<main>')[2]
@@ -336,7 +336,7 @@ def test_rows_that_lack_the_picture_of_others_are_rejected_unless_text_is_meant(
 
     def made(to, most=0.5, **more):
         one = Source('one', 'rows.json', licence='ours', obtain='make it', **more)
-        return build(mixture(one), tmp_path / to, Settings(tmp_path, most_rejected=most))[
+        return build(mixture(one), tmp_path / to, Settings(root=tmp_path, most_rejected=most))[
             'sources']['one']
     told = made('strict')
     assert (told['accepted'], told['rejected']) == (3, {'no picture': 1})

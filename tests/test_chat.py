@@ -51,8 +51,12 @@ def learnt(own, turns):
 
 def talk(*texts, supervised=True):
     """User and assistant in turns; what the assistant says is learnt."""
-    return [Turn('assistant' if k % 2 else 'user', text, bool(k % 2) and supervised)
-            for k, text in enumerate(texts)]
+    return [
+        Turn(
+            role='assistant' if k % 2 else 'user', text=text, supervised=bool(k % 2) and supervised
+        )
+        for k, text in enumerate(texts)
+    ]
 
 
 @pytest.mark.parametrize('supervised', [False, True])
@@ -61,7 +65,7 @@ def test_text_is_what_the_published_template_renders(name, supervised):
     cases = [case for case in RENDERED if case[0] == name]
     assert len(cases) > 10
     for _, turns, reply, thinking, text in cases:
-        turns = [Turn(role, said, supervised) for role, said in turns]
+        turns = [Turn(role=role, text=said, supervised=supervised) for role, said in turns]
         assert text_of(CHATS[name], turns, reply, thinking) == text
 
 
@@ -70,7 +74,7 @@ def test_tokens_of_a_prompt_are_those_of_its_whole_text():
     merged = 0
     for name, turns, reply, thinking, text in RENDERED:
         own = encoder(name)
-        turns = [Turn(role, said, False) for role, said in turns]
+        turns = [Turn(role=role, text=said, supervised=False) for role, said in turns]
         tokens = encode(own, turns, reply, thinking)['tokens'].tolist()
         assert tokens == own.ids(text)
         apart = [i for turn in turns for i in own.ids(turn.text)]
@@ -82,7 +86,7 @@ def test_perception_opens_with_the_fixed_system_turn_unless_it_has_one():
     turns = talk('What is it?', 'red')
     said = '<|im_start|>user\nWhat is it?<|im_end|>\n' + HEADER + 'red<|im_end|>\n'
     assert text_of(CHATS['chatml'], turns) == SYSTEM + said
-    own = [Turn('system', 'Be brief.', False), *turns]
+    own = [Turn(role='system', text='Be brief.', supervised=False), *turns]
     assert text_of(CHATS['chatml'], own) == '<|im_start|>system\nBe brief.<|im_end|>\n' + said
     assert text_of(CHATS['chatml'], turns[:1], reply=True) == SYSTEM + said.partition('red')[0]
 
@@ -96,8 +100,12 @@ def test_perception_opens_with_the_fixed_system_turn_unless_it_has_one():
     ('What is it? ', 'What is it? ')])
 def test_only_a_lone_image_moves_to_the_front_of_its_turn(given, wanted):
     turn = f'<|im_start|>user\n{wanted}<|im_end|>\n'
-    assert text_of(CHATS['chatml'], [Turn('user', given, False)]) == SYSTEM + turn
-    assert f'user\n{given}<|im_end|>' in text_of(CHATS['qwen3'], [Turn('user', given, False)])
+    assert (
+        text_of(CHATS['chatml'], [Turn(role='user', text=given, supervised=False)]) == SYSTEM + turn
+    )
+    assert f'user\n{given}<|im_end|>' in text_of(
+        CHATS['qwen3'], [Turn(role='user', text=given, supervised=False)]
+    )
 
 
 def test_the_connector_stage_is_images_caption_and_line_break():
@@ -110,7 +118,10 @@ def test_the_connector_stage_is_images_caption_and_line_break():
 
 @pytest.mark.parametrize('name', ['chatml', 'qwen3', 'smollm2'])
 def test_the_reply_and_its_stop_token_are_learnt_and_nothing_else(name):
-    turns = [Turn('system', 'Be brief.', False), *talk('Two\n', 'three', 'and', 'five.\n')]
+    turns = [
+        Turn(role='system', text='Be brief.', supervised=False),
+        *talk('Two\n', 'three', 'and', 'five.\n'),
+    ]
     prefix = EMPTY if name == 'qwen3' else ''
     assert learnt(encoder(name), turns) == ['three<|im_end|>', 'five.\n<|im_end|>']
     assert text_of(CHATS[name], turns).endswith(f'{HEADER}{prefix}five.\n<|im_end|>\n')
@@ -132,7 +143,13 @@ def test_training_goes_on_where_the_prompt_of_a_reply_ends(name, thinking):
     said = {'micro': f'{"red </think> " if thinking else ""}blue',
             'qwen3': thought + 'five'}.get(name, 'five')
     prompt = encode(own, talk('what is at'), reply=True, thinking=thinking)
-    trained = encode(own, [*talk('what is at'), Turn('assistant', said, True, thinking)])
+    trained = encode(
+        own,
+        [
+            *talk('what is at'),
+            Turn(role='assistant', text=said, supervised=True, thinking=thinking),
+        ],
+    )
     n = len(prompt['tokens'])
     assert trained['tokens'][:n].tolist() == prompt['tokens'].tolist()
     assert len(trained['tokens']) > n
@@ -154,7 +171,7 @@ def test_a_reply_begins_as_thinking_says():
 
 def test_the_legacy_loss_learns_headers_and_structure_everywhere():
     legacy = replace(CHATS['chatml'], legacy_structural_loss=True)
-    turns = [Turn('system', 'a\nb', False), *talk(f'{IMAGE} Two', 'three'),
+    turns = [Turn(role='system', text='a\nb', supervised=False), *talk(f'{IMAGE} Two', 'three'),
              *talk('and', 'five', supervised=False)]
     assert learnt(encoder(legacy), turns) == [
         '<|im_start|>', '\n', '\n', '<|im_end|>\n<|im_start|>', '\n',  # system, and a user's header
@@ -178,7 +195,7 @@ def test_a_legacy_loss_whose_line_break_is_no_token_is_refused():
 
 def test_a_role_without_a_format_is_refused_by_name():
     with pytest.raises(ValueError, match="unknown role 'tool'.*system, user, assistant"):
-        render(CHATS['qwen3'], [Turn('tool', 'x', False)])
+        render(CHATS['qwen3'], [Turn(role='tool', text='x', supervised=False)])
 
 
 def test_a_format_is_named_by_its_hash_and_the_loss_is_no_part_of_it():

@@ -19,7 +19,16 @@ from downscale.sharding import Rules, mesh, shardings
 from downscale.train import checkpoint
 
 ROOT = Path(__file__).parents[1]
-STAGE = Stage('instruct', 1, 8, 112, 3, dict(language=1e-3), ('language',), {})
+STAGE = Stage(
+    name='instruct',
+    steps=1,
+    batch=8,
+    length=112,
+    tiles=3,
+    rates=dict(language=1e-3),
+    trainable=('language',),
+    parents={},
+)
 GATE, NORM = 'language/blocks/mlp/gate_DF', 'language/final_norm/scale_D'
 AGAIN = '''
 import sys, jax
@@ -35,8 +44,18 @@ def save(folder, params, depth=2):
     manager.save(7, args=ocp.args.Composite(params=ocp.args.PyTreeSave(params),
                                             meta=ocp.args.JsonSave({})))
     manager.close()
-    config.save(Experiment(f'w32d{depth}-s0', 'w32', 0, small.language(depth), small.VISION,
-                                pictures=small.PADDED, stages=(STAGE,)), folder)
+    config.save(
+        Experiment(
+            name=f'w32d{depth}-s0',
+            size='w32',
+            seed=0,
+            language=small.language(depth),
+            vision=small.VISION,
+            pictures=small.PADDED,
+            stages=(STAGE,),
+        ),
+        folder,
+    )
     return folder
 
 

@@ -18,8 +18,8 @@ from downscale.runtime.files import read_json, write_json
 from downscale.statistics import bootstrap
 from downscale.study.preparation import prepare
 
-GREATER = Claim('g', 'more', 'thinking', threshold=.1)
-ALIKE = Claim('s', 'as much', 'thinking', test='equivalent', threshold=.1)
+GREATER = Claim(id='g', text='more', contrast='thinking', threshold=.1)
+ALIKE = Claim(id='s', text='as much', contrast='thinking', test='equivalent', threshold=.1)
 
 
 def around(low, high, seeds=3):
@@ -39,7 +39,10 @@ def test_the_whole_interval_decides(claim, low, high, verdict):
 def test_seeds_that_are_missing_leave_a_claim_open_unless_it_said_otherwise():
     verdict, reason = verdict_of(GREATER, around(.2, .3, seeds=1))
     assert verdict == 'inconclusive' and 'seeds are missing: 1 of at least 3' in reason
-    assert verdict_of(Claim('g', '', 'thinking', seeds=1), around(.2, .3, 1))[0] == 'supported'
+    assert (
+        verdict_of(Claim(id='g', text='', contrast='thinking', seeds=1), around(0.2, 0.3, 1))[0]
+        == 'supported'
+    )
 
 
 def test_a_doubt_holds_unless_it_works_against_what_is_found():
@@ -203,8 +206,9 @@ def test_claims_of_a_study_file_are_written_before_the_run_and_stay(tmp_path):
     config, cells = open_cells(file, [])
     prepare(tmp_path / 'run', 'tiny', cells, True, claims_of(config))
     told = read_json(tmp_path / 'run' / 'study.json')['claims']
-    assert claims.read(told) == (Claim('a', 'Visual falls more', 'visual_minus_knowledge',
-                                       gate='joint'),)
+    assert claims.read(told) == (
+        Claim(id='a', text='Visual falls more', contrast='visual_minus_knowledge', gate='joint'),
+    )
     assert told[0]['seeds'] == 3   # defaults are said as well
     changed = [{**told[0], 'threshold': .2}]
     prepare(tmp_path / 'run', 'tiny', cells, True, changed)   # nothing is evaluated yet
@@ -293,7 +297,9 @@ def test_no_effect_is_seldom_called_one():
     for seed in range(STUDIES):
         _, found = effects(100 + seed, Planted(**{**NOTHING.__dict__, 'seed': .3}))
         for name, x in found.items():
-            wrong.setdefault(name, []).append(verdict_of(Claim(name, '', 'thinking'), x)[0])
+            wrong.setdefault(name, []).append(
+                verdict_of(Claim(id=name, text='', contrast='thinking'), x)[0]
+            )
     most = binom.ppf(.999, STUDIES, .05)
     often = {name: of.count('supported') for name, of in wrong.items()}
     assert max(often.values()) <= most, often

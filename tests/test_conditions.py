@@ -4,9 +4,16 @@ import pytest
 from downscale.data.records import Example
 from downscale.evaluate.answers import Item, following, shown
 
-ITEMS = [Item(None, Example(name, pictures, '', ()), None) for name, pictures in (
-    ('one', (b'1',)), ('two', (b'2',)), ('three', (b'3',)),
-    ('triple', (b'a', b'b', b'c')), ('other triple', (b'd', b'e', b'f')))]
+ITEMS = [
+    Item(None, Example(scene_id=name, images=pictures, caption='', questions=()), None)
+    for name, pictures in (
+        ('one', (b'1',)),
+        ('two', (b'2',)),
+        ('three', (b'3',)),
+        ('triple', (b'a', b'b', b'c')),
+        ('other triple', (b'd', b'e', b'f')),
+    )
+]
 
 
 @pytest.mark.parametrize('item', ITEMS)

@@ -109,7 +109,9 @@ ELSEWHERE = ('gcloud', 'docker', 'kubectl')  # lines for a cloud that no test ha
 def model(folder, groups, vision=None, chat='qwen3', seed=0):
     """`folder` holds a tiny model of random values with these groups, and a tokenizer."""
     language = scale(LANGUAGE['micro']['w64d2'], 32, 2, 384)
-    cell = Experiment(folder.name, 'micro', 0, language, vision, chat=chat)
+    cell = Experiment(
+        name=folder.name, size='micro', seed=0, language=language, vision=vision, chat=chat
+    )
     probed_study.save(folder, init_params(model_of(cell), seed, groups), cell)
     words = (*small_bpe.TEXT, *['wait but wait'] * 9)  # something to ban
     small_bpe.tokenizer(text=words).save(str(folder / 'tokenizer.json'))

@@ -43,13 +43,17 @@ def corpus(tmp_path_factory):
     several = Source('several', 'm4_instruct/m4_instruct_annotations.json', images='m4_instruct',
                      licence='', obtain='', only=('HQ-Edit', 'AESOP'))
     build(Mixture('mine', (coin_source(), coin_source('GQA', epochs=1.5), several)), root / 'built',
-          Settings(root))
+          Settings(root=root))
     return Corpus(root / 'built')
 
 
 def sampler_of(corpus, batch=4, length=160, tiles=24, **recipe):
-    return CorpusSampler(corpus, small.encoder(ANYRES, 'chatml'), Recipe('instruct', **recipe),
-                         Shape(batch, length, tiles))
+    return CorpusSampler(
+        corpus,
+        small.encoder(ANYRES, 'chatml'),
+        Recipe(stage='instruct', **recipe),
+        Shape(batch, length, tiles),
+    )
 
 
 def taken(batches, count):

@@ -51,7 +51,9 @@ def test_every_measure_finds_the_planted_drop_and_has_an_interval(scored):
 def test_the_slope_hangs_on_the_size_column(scored, tmp_path):
     study = scored.study
     runs = [{**run, 'n_nonembed': run['n_total'] ** 2} for run in study.meta['runs']]
-    squared = measures.Scored(study, measures.sizes_of({'runs': runs}), scored.resamples)
+    squared = measures.Scored(
+        study=study, sizes=measures.sizes_of({'runs': runs}), resamples=scored.resamples
+    )
     half = dropoff.drops(squared)['drops']['count']['slope'].value
     whole = dropoff.drops(squared, 'n_total')['drops']['count']['slope'].value
     assert half == pytest.approx(whole / 2)

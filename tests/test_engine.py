@@ -17,7 +17,7 @@ from downscale.generate.sampling import Sampling
 from downscale.model.cache import edges, ladder
 from downscale.sharding import mesh
 
-DRAWN = Decoding(Sampling(0.6, top_k=40, top_p=0.9), seed=11)
+DRAWN = Decoding(sampling=Sampling(0.6, top_k=40, top_p=0.9), seed=11)
 
 
 def of(requests, decoding=GREEDY):
@@ -108,7 +108,7 @@ def test_the_nats_of_a_target_are_those_of_its_log_softmax():
 
 
 def test_reduced_pictures_are_shown_with_their_weights():
-    requests = [Request(prompt, 7, target=(5, 6, 7)) for prompt in plain_loop.tiled()]
+    requests = [Request(prompt, limit=7, target=(5, 6, 7)) for prompt in plain_loop.tiled()]
     expected = of(requests)
     assert same(engine().write(requests), expected)
     tiled = plain_loop.tiled()[0]

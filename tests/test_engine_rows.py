@@ -241,29 +241,71 @@ def test_letters_alone_leave_a_thought_open():
 # --- refusals -----------------------------------------------------------------------------------
 
 def text(*ids):
-    return Prompt(np.array(ids, np.int32), np.full((len(ids), 1), -1, np.int32))
+    return Prompt(tokens=np.array(ids, np.int32), image_index=np.full((len(ids), 1), -1, np.int32))
 
 
-@pytest.mark.parametrize('request_, decoding, message', [
-    (Request(text(), 4), {}, 'request 1: a prompt must end with a token of text'),
-    (Request(Prompt(np.int32([5, 0]), np.int32([[-1], [0]])), 4), {}, 'end with a token of text'),
-    (Request(Prompt(np.int32([0, 5]), np.int32([[0], [-1]])), 4), {}, 'image tokens without tiles'),
-    (Request(Prompt(np.int32([0, 5]), np.int32([[9 * plain_loop.P], [-1]]), np.zeros((9, 1))), 4),
-     {}, f'request 1: image_index reaches {9 * plain_loop.P}, but its tiles have'),
-    (Request(text(5), 4), {'seed': -1}, 'seed -1 is no uint32'),
-    (Request(text(5), 4), {'forbidden': tuple(range(320))}, 'every token is forbidden'),
-    (Request(text(5), 0), {}, 'request 1: limit 0 must be at least 1'),
-    (Request(text(5), 4, think=-1), {}, 'think -1 at least 0 or None'),
-    (Request(text(5), 4, think=3), {}, 'request 1 thinks, but the tokenizer has no <think>'),
-    (Request(text(5), 4, sample=2**32), {}, 'request 1: sample 4294967296 is no uint32'),
-    (Request(text(5), 4, sample=-1), {}, 'request 1: sample -1 is no uint32'),
-    (Request(text(5, 320), 4), {}, 'request 1: token ids 5 to 320 are not all below the 320 rows'),
-    (Request(text(5, -1), 4), {}, 'request 1: token ids -1 to 5'),
-    (Request(text(5), 4, target=(320,)), {}, 'request 1: token ids 5 to 320'),
-    (Request(text(5), 4), {'stop_strings': ('a', '')}, 'a stop string is empty'),
-    (Request(text(5), 4), {'stops': (320,)}, r'token ids \[320\] are outside the vocabulary'),
-    (Request(text(5), 4), {'forbidden': (-2,)}, r'token ids \[-2\] are outside the vocabulary'),
-    (Request(text(5), 4), {'banned_thinking': (999,)}, r'\[999\] are outside the vocabulary')])
+@pytest.mark.parametrize(
+    'request_, decoding, message',
+    [
+        (Request(text(), limit=4), {}, 'request 1: a prompt must end with a token of text'),
+        (
+            Request(Prompt(tokens=np.int32([5, 0]), image_index=np.int32([[-1], [0]])), limit=4),
+            {},
+            'end with a token of text',
+        ),
+        (
+            Request(Prompt(tokens=np.int32([0, 5]), image_index=np.int32([[0], [-1]])), limit=4),
+            {},
+            'image tokens without tiles',
+        ),
+        (
+            Request(
+                Prompt(
+                    tokens=np.int32([0, 5]),
+                    image_index=np.int32([[9 * plain_loop.P], [-1]]),
+                    tiles=np.zeros((9, 1)),
+                ),
+                limit=4,
+            ),
+            {},
+            f'request 1: image_index reaches {9 * plain_loop.P}, but its tiles have',
+        ),
+        (Request(text(5), limit=4), {'seed': -1}, 'seed -1 is no uint32'),
+        (Request(text(5), limit=4), {'forbidden': tuple(range(320))}, 'every token is forbidden'),
+        (Request(text(5), limit=0), {}, 'request 1: limit 0 must be at least 1'),
+        (Request(text(5), limit=4, think=-1), {}, 'think -1 at least 0 or None'),
+        (
+            Request(text(5), limit=4, think=3),
+            {},
+            'request 1 thinks, but the tokenizer has no <think>',
+        ),
+        (Request(text(5), limit=4, sample=2**32), {}, 'request 1: sample 4294967296 is no uint32'),
+        (Request(text(5), limit=4, sample=-1), {}, 'request 1: sample -1 is no uint32'),
+        (
+            Request(text(5, 320), limit=4),
+            {},
+            'request 1: token ids 5 to 320 are not all below the 320 rows',
+        ),
+        (Request(text(5, -1), limit=4), {}, 'request 1: token ids -1 to 5'),
+        (Request(text(5), limit=4, target=(320,)), {}, 'request 1: token ids 5 to 320'),
+        (Request(text(5), limit=4), {'stop_strings': ('a', '')}, 'a stop string is empty'),
+        (
+            Request(text(5), limit=4),
+            {'stops': (320,)},
+            r'token ids \[320\] are outside the vocabulary',
+        ),
+        (
+            Request(text(5), limit=4),
+            {'forbidden': (-2,)},
+            r'token ids \[-2\] are outside the vocabulary',
+        ),
+        (
+            Request(text(5), limit=4),
+            {'banned_thinking': (999,)},
+            r'\[999\] are outside the vocabulary',
+        ),
+    ],
+)
 def test_what_cannot_be_answered_is_refused_before_work_starts(request_, decoding, message):
     writer = engine(encoder=Letters(thought=(2, -1, 4)))
     with pytest.raises(ValueError, match=message) as error:

@@ -17,7 +17,7 @@ REPLIES = json.loads((Path(__file__).parent / 'data' / 'replies.json').read_text
 
 def exact(text, gold, choices=OPTIONS, **more):
     answers = gold if isinstance(gold, tuple) else (gold,)
-    return verdicts(text, Target(answers, choices, **more), ['exact-2'])['exact-2']
+    return verdicts(text, Target(answers=answers, choices=choices, **more), ['exact-2'])['exact-2']
 
 
 # A person reads B in every one of them.
@@ -147,7 +147,7 @@ def test_a_thought_ends_at_its_first_mark_and_later_marks_belong_to_the_answer()
     assert behind_thought('<think>A</think>Answer: B </think>') == 'Answer: B </think>'
     assert behind_thought('so A</think>B') == 'B' and behind_thought('<think>it is B') == ''
     assert behind_thought('Answer: B <think>or A') == 'Answer: B '
-    target = Target(('B',), OPTIONS)
+    target = Target(answers=('B',), choices=OPTIONS)
     reply = 'Answer: B\n\nI closed my thought with </think> and'
     assert verdicts(reply, target, ['exact-2'], behind=True)['exact-2'].value == 'B'
     assert verdicts(reply, target, ['exact-1'], behind=True)['exact-1'].value == ''
@@ -157,12 +157,12 @@ def test_the_published_version_stays_as_it_was():
     assert SCORERS['exact-1'].version == 'downscale 1'
     for text, value in (('Answer:\nB', ''), ('Answer: A, B', 'A'), ('Answer: B', 'B'), ('b', 'B'),
                         ('Answer: B (two spoons)', ''), (r'\boxed{\text{B}}', '')):
-        assert verdicts(text, Target(('B',), OPTIONS))['exact-1'].value == value
+        assert verdicts(text, Target(answers=('B',), choices=OPTIONS))['exact-1'].value == value
 
 
 def test_dressed_golds_reach_published_rules_as_letters():
     for gold in ('(B)', 'B.', 'two spoons'):
-        found = verdicts('B', Target((gold,), OPTIONS))
+        found = verdicts('B', Target(answers=(gold,), choices=OPTIONS))
         assert found['lmms_v04'].score == found['vlmevalkit'].score == 1.0
         assert found['exact-1'].score == float(gold == 'B.')
 

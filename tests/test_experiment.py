@@ -317,11 +317,17 @@ def test_every_stage_of_a_study_file_has_room_for_its_conversations(study, token
         for stage in cell.stages:
             encoder = Encoder(tokenizer_of(cell.world), CHATS[cell.chat], cell.layout(stage.name))
             for name in (stage.name, *stage.replay):  # rare in a mixture is certain in a long run
-                recipe = Recipe(name, (), stage.loss_norm, stage.turns)
+                recipe = Recipe(stage=name, replay=(), loss_norm=stage.loss_norm, turns=stage.turns)
                 if (recipe, stage.shape) in seen:
                     continue
                 seen.add((recipe, stage.shape))
-                sampler = Sampler(recipe, library(cell.world), encoder, cell.world, stage.shape)
+                sampler = Sampler(
+                    recipe=recipe,
+                    library=library(cell.world),
+                    encoder=encoder,
+                    world=cell.world,
+                    shape=stage.shape,
+                )
                 for index in range(100):
                     arrays = sampler(index, np.random.default_rng(index))
                     assert arrays['tokens'].max() < cell.language.V

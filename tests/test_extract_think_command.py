@@ -112,8 +112,12 @@ def test_the_files_of_the_real_engine_hold_what_it_writes_alone(real):
         rows = read_samples(next(real[0].glob(f'answer-*-{mode}.jsonl')))
         assert len({row['resps'][0][0] for row in rows}) > 2
         for row in rows[:3]:
-            request = Request(prompt_of(engine.encoder, row['input'], (), mode == 'think'), 8,
-                              sample_of(row['doc']['id'], '0'), 12 if mode == 'think' else None)
+            request = Request(
+                prompt_of(engine.encoder, row['input'], (), mode == 'think'),
+                limit=8,
+                sample=sample_of(row['doc']['id'], '0'),
+                think=12 if mode == 'think' else None,
+            )
             reply, = engine.write([request], PLAN.decoding(()))
             assert row['resps'] == [[reply.text]] and row['close'] == reply.close
             assert (row['n_think'], row['n_answer']) == (reply.thought, reply.answered)

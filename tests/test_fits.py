@@ -110,7 +110,7 @@ def test_a_search_that_is_cut_short_raises_the_alarm(monkeypatch):
 
 
 def test_the_gradient_is_that_of_the_objective():
-    for law, y in ((CHINCHILLA, noisy(1e-2)), (Saturating(0.25), np.linspace(0.2, 0.9, 30))):
+    for law, y in ((CHINCHILLA, noisy(1e-2)), (Saturating(chance=0.25), np.linspace(0.2, 0.9, 30))):
         problem, _ = fits._problem(law, X[:, :law.axes] * np.arange(1, 31)[:, None], y, 0.05)
         weights = np.random.default_rng(0).random((1, 30))
         theta = law.grid(problem.u, problem.target)[-1:] + 0.1
@@ -211,14 +211,14 @@ def test_a_result_is_json_with_its_covariance():
 def test_accuracy_saturates_between_chance_and_one():
     x = np.geomspace(1e6, 1e10, 12)
     y = 0.25 + 0.75 / (1 + (3e8 / x) ** 0.8)
-    found = fits.fit(Saturating(0.25), x, y, draws=60)
+    found = fits.fit(Saturating(chance=0.25), x, y, draws=60)
     assert values(found) == pytest.approx({'half': 3e8, 'slope': 0.8}, rel=1e-6)
-    floorless = fits.fit(Saturating(0.0), x, y, draws=60)
+    floorless = fits.fit(Saturating(chance=0.0), x, y, draws=60)
     assert floorless.parameters['slope'].value < 0.5
     assert floorless.objective > 10
     with pytest.raises(ValueError, match='row 1: y = 1.2'):
         fits.fit(Saturating(), x, np.full(12, 1.2))
-    guessing = fits.fit(Saturating(0.7), x, y, draws=60)
+    guessing = fits.fit(Saturating(chance=0.7), x, y, draws=60)
     assert any('chance' in alarm for alarm in guessing.alarms)
 
 

@@ -97,7 +97,7 @@ def test_a_sweep_of_two_jobs_goes_to_its_end(cluster, backend, tmp_path):
             if spec.name in cluster.objects and len(rounds) % 2:
                 finish(spec)
                 cluster.set(spec.name, conditions=[{'type': 'Completed', 'status': 'True'}])
-    jobs = supervise.run(backend, [train, reason], Policy(2, base=0), said.append, act)
+    jobs = supervise.run(backend, [train, reason], Policy(max_parallel=2, base=0), said.append, act)
     assert [job.state for job in jobs] == ['done', 'done'] and not cluster.objects
     assert cluster.made() == [train.name, reason.name]
     assert said == ['0.6b-s0/train: started', '0.6b-s0/train: done (exit code 0)',
@@ -106,7 +106,7 @@ def test_a_sweep_of_two_jobs_goes_to_its_end(cluster, backend, tmp_path):
 
 def test_a_job_set_that_failed_for_good_is_deleted_and_its_job_given_up(
         cluster, backend, tmp_path):
-    spec, policy = spec_of(tmp_path), Policy(1)
+    spec, policy = spec_of(tmp_path), Policy(max_parallel=1)
     state.save_spec(spec)
     assert supervise.step(backend, [spec], policy, [].append) == [Create(spec.key, '')]
     cluster.set(spec.name, replicatedJobsStatus=[{'name': 'slice', 'ready': 1}])

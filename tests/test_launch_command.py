@@ -184,7 +184,9 @@ def test_a_plan_writes_every_command_without_a_network(launched, folder):
 
 
 def test_what_does_not_fit_or_costs_too_much_is_not_started(launched, monkeypatch, bucket):
-    one = fit.CellFit(True, 3.0, 15.75, (1.0, 2.0), (10.0, 20.0))
+    one = fit.CellFit(
+        fits=True, hbm_gib=3.0, hbm_limit_gib=15.75, chip_hours=(1.0, 2.0), usd=(10.0, 20.0)
+    )
     fits = {'w64d1-s0': one, 'w64d2-s0': one}
     monkeypatch.setattr(fit, 'check', lambda *rest: fits)
     monkeypatch.setattr(supervise, 'decide', lambda *rest: [])
@@ -193,7 +195,14 @@ def test_what_does_not_fit_or_costs_too_much_is_not_started(launched, monkeypatc
     line = launched('submit', *argv, '--max-usd', 39, code=1)
     assert 'may cost up to 40.00 dollars (estimate), over --max-usd 39' in line
     assert launched('submit', *argv, '--max-usd', 41) == {'actions': []}
-    fits['w64d2-s0'] = fit.CellFit(False, 20.0, 15.75, None, None, 'w64d2-s0/text does not fit')
+    fits['w64d2-s0'] = fit.CellFit(
+        fits=False,
+        hbm_gib=20.0,
+        hbm_limit_gib=15.75,
+        chip_hours=None,
+        usd=None,
+        remark='w64d2-s0/text does not fit',
+    )
     assert 'w64d2-s0/text does not fit; see: downscale plan' in launched('submit', *argv, code=1)
     assert launched('submit', *argv, '--cell', 'w64d1-s0') == {'actions': []}
 
@@ -206,9 +215,17 @@ def test_the_fit_of_a_cell_is_that_of_its_worst_program():
             {**row, 'name': 'b/align', 'fits': False, 'usd': None,
              'proposal': {'change': '1 row a chip'}}, {**row, 'name': 'b/extract', 'usd': None}]
     found = fit.of_cells({'cells': rows})
-    assert found['a'] == fit.CellFit(True, 5.0, 15.75, (2.0, 7.0), (6.0, 8.0))
-    assert found['b'] == fit.CellFit(False, 2.0, 15.75, (2.0, 4.0), None,
-                                     'b/align does not fit; with 1 row a chip it does')
+    assert found['a'] == fit.CellFit(
+        fits=True, hbm_gib=5.0, hbm_limit_gib=15.75, chip_hours=(2.0, 7.0), usd=(6.0, 8.0)
+    )
+    assert found['b'] == fit.CellFit(
+        fits=False,
+        hbm_gib=2.0,
+        hbm_limit_gib=15.75,
+        chip_hours=(2.0, 4.0),
+        usd=None,
+        remark='b/align does not fit; with 1 row a chip it does',
+    )
 
 
 def test_manifests_are_valid_before_there_is_a_cluster(launched, folder):

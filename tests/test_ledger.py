@@ -33,13 +33,19 @@ def probe_items(pictures=PICTURES, families=FAMILIES):
         tasks = {}
         for family in families:
             ids = np.array([f'{family}{k}' for k in range(pictures)])
-            one = Measured(ids, np.array([f'c{k}' for k in range(pictures)]), True)
+            one = Measured(
+                item_id=ids, cluster_id=np.array([f'c{k}' for k in range(pictures)]), family=True
+            )
             place = np.random.default_rng(3).permutation(pictures)
             for (site, depth), share in zip(SITES.values(), shares, strict=True):
                 one.values[site, depth, 'accuracy'] = (place < share * pictures).astype(float)
             tasks[family] = one
-        tasks[f'{ASKED}color'] = Measured(ids, one.cluster_id, False, {
-            ('vision', np.nan, 'accuracy'): np.zeros(pictures)})
+        tasks[f'{ASKED}color'] = Measured(
+            item_id=ids,
+            cluster_id=one.cluster_id,
+            family=False,
+            values={('vision', np.nan, 'accuracy'): np.zeros(pictures)},
+        )
         tables.append(items_table(f'{size}-s0', tasks))
     return pa.concat_tables(tables)
 
@@ -135,7 +141,7 @@ def test_from_three_seeds_on_the_total_has_the_interval_of_the_drop(tmp_path):
         for family in sorted(set(items['task'])):
             here = items['task'] == family
             ids, first = np.unique(items['item_id'][here], return_index=True)
-            one = Measured(ids, items['cluster_id'][here][first], True)
+            one = Measured(item_id=ids, cluster_id=items['cluster_id'][here][first], family=True)
             for site, depth in SITES.values():
                 one.values[site, depth, 'accuracy'] = (
                     np.arange(len(ids)) < share * len(ids)).astype(float)

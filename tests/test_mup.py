@@ -30,7 +30,7 @@ from downscale.train.state import new_state
 from downscale.train.step import compiled_step, gradients
 from downscale.values import from_dict
 
-GROWN = Growth(4.0, 2.0)
+GROWN = Growth(width=4.0, depth=2.0)
 FULL = replace(small.language(2), tie=False, qkv_bias=True, qk_norm=True)
 MUP = {'kind': 'mup', 'base_width': 32, 'base_depth': 1}
 # One leaf of each role, some of them in blocks.
@@ -115,7 +115,7 @@ def test_multipliers_follow_the_table_and_are_floats():
 
 def test_embedding_and_head_start_with_the_spread_of_the_base_at_any_width():
     base = Vlm(FULL, small.VISION)
-    wide = Vlm(replace(FULL, D=4 * FULL.D), small.VISION, growth=Growth(4.0, 1.0))
+    wide = Vlm(replace(FULL, D=4 * FULL.D), small.VISION, growth=Growth(width=4.0, depth=1.0))
     first, second = (by_name(init_params(model, 0, ('language', 'image_newline_D')))
                      for model in (base, wide))
     for name in ('language/embedding_VD', 'language/head_DV'):
@@ -213,8 +213,8 @@ def logits_of(growth, tie=True):
 @pytest.mark.parametrize('tie', [True, False])
 def test_logits_are_divided_by_the_width_and_branches_by_the_depth(tie):
     _, params, base = logits_of(BASE, tie)
-    np.testing.assert_allclose(logits_of(Growth(4.0, 1.0), tie)[2], base / 4, rtol=1e-5)
-    model, _, deep = logits_of(Growth(1.0, 2.0), tie)
+    np.testing.assert_allclose(logits_of(Growth(width=4.0, depth=1.0), tie)[2], base / 4, rtol=1e-5)
+    model, _, deep = logits_of(Growth(width=1.0, depth=2.0), tie)
     halved = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf / 2 if path[-1].key in ('o_HED', 'down_FD') else leaf, params)
     expected = small.quick(model.clone(growth=BASE).apply)({'params': halved}, TOKENS, PLACES, ONES)
@@ -224,15 +224,16 @@ def test_logits_are_divided_by_the_width_and_branches_by_the_depth(tie):
 
 def test_embeddings_and_what_the_head_reads_have_multipliers_of_their_own():
     _, params, base = logits_of(BASE, False)
-    found = logits_of(Growth(2.0, input=8.0, head=8.0), False)[2]
+    found = logits_of(Growth(width=2.0, input=8.0, head=8.0), False)[2]
     params['language']['embedding_VD'] = 8 * params['language']['embedding_VD']
     model = Vlm(replace(small.language(2), tie=False), small.VISION)
     louder = small.quick(model.apply)({'params': params}, TOKENS, PLACES, ONES)
     np.testing.assert_allclose(found, 4 * louder, rtol=1e-4, atol=1e-5)
     assert np.abs(louder - base).max() > 0.1
     assert Parametrisation(input=8.0, output=4.0).growth(FULL) == Growth(input=8.0, head=4.0)
-    assert Parametrisation('mup', FULL.D, 1, 8.0, 4.0).growth(FULL) == \
-        Growth(1.0, FULL.N, 8.0, 4.0)
+    assert Parametrisation(
+        kind='mup', base_width=FULL.D, base_depth=1, input=8.0, output=4.0
+    ).growth(FULL) == Growth(width=1.0, depth=FULL.N, input=8.0, head=4.0)
     with pytest.raises(ValueError, match='input = 0.0 must be above 0'):
         Parametrisation(input=0)
 
@@ -296,7 +297,7 @@ def cell(**change):
 def test_a_cell_knows_its_base_and_keeps_it_in_its_file(tmp_path):
     found = cell(parametrisation=MUP)
     language = found.language
-    assert model_of(found).growth == Growth(language.D / 32, language.N / 1)
+    assert model_of(found).growth == Growth(width=language.D / 32, depth=language.N / 1)
     assert model_of(found, 'tower').growth == BASE and model_of(cell()).growth == BASE
     config.save(found, tmp_path)
     assert config.load(tmp_path) == found

@@ -33,7 +33,12 @@ class Shades:
 
     def example(self, index):
         images = tuple(png(16 * index + k) for k in range(1 + index % 3))
-        return Example(f's{index}', images, ' '.join([str(index)] * (2 + index % 4)), ())
+        return Example(
+            scene_id=f's{index}',
+            images=images,
+            caption=' '.join([str(index)] * (2 + index % 4)),
+            questions=(),
+        )
 
     def scenes(self, index):
         return small.library().scenes(index)
@@ -46,7 +51,9 @@ class Sizes(Shades):
     def example(self, index):
         images = tuple(png(130 + 10 * index, self.sizes[(index + k) % 5])
                        for k in range(1 + (index % 4 == 3)))
-        return Example(f's{index}', images, ' '.join([str(index)] * 2), ())
+        return Example(
+            scene_id=f's{index}', images=images, caption=' '.join([str(index)] * 2), questions=()
+        )
 
 
 def taken(batches, count):
@@ -108,9 +115,15 @@ def test_rows_are_full_of_several_whole_conversations(packed):
             words = tokens[batch['image_index'][row, places, 0] < 0][1:]
             index = int(encoder.text(words).split()[0])
             example = library.example(index)
-            alone = encoder.encode((Turn('user', ' '.join([IMAGE] * len(example.images)), False),
-                                    Turn('assistant', example.caption, True)),
-                                   pictures=encoder.layout.cut(example.images)[0])
+            alone = encoder.encode(
+                (
+                    Turn(
+                        role='user', text=' '.join([IMAGE] * len(example.images)), supervised=False
+                    ),
+                    Turn(role='assistant', text=example.caption, supervised=True),
+                ),
+                pictures=encoder.layout.cut(example.images)[0],
+            )
             np.testing.assert_array_equal(tokens, alone['tokens'])
             np.testing.assert_array_equal(batch['weights'][row, places], alone['weights'])
         counts += batch['segments'].max(axis=1).tolist()
@@ -199,13 +212,27 @@ def test_a_picture_of_more_tiles_than_a_row_is_refused_with_the_numbers():
     sampler = small.sampler('align', tiles=9, examples=Sizes(), pictures=Pictures('anyres'))
     message = r'align example 3: \d+ tokens and 10 tiles of 1 images do not fit .* and 9 tiles'
     with pytest.raises(ValueError, match=message):
-        sampler.measured(Conversation(Sizes().example(3).images[:1], (
-            Turn('user', IMAGE, False), Turn('assistant', 'red', True))), 'align example 3')
+        sampler.measured(
+            Conversation(
+                Sizes().example(3).images[:1],
+                (
+                    Turn(role='user', text=IMAGE, supervised=False),
+                    Turn(role='assistant', text='red', supervised=True),
+                ),
+            ),
+            'align example 3',
+        )
 
 
 def test_a_conversation_without_a_supervised_token_is_refused():
     sampler = small.sampler('text')
-    talk = Conversation((), (Turn('user', 'red ring', False), Turn('assistant', 'yes', False)))
+    talk = Conversation(
+        (),
+        (
+            Turn(role='user', text='red ring', supervised=False),
+            Turn(role='assistant', text='yes', supervised=False),
+        ),
+    )
     with pytest.raises(ValueError, match='here: none of its 5 tokens is supervised'):
         sampler.make(sampler.measured(talk, 'here'))
 
@@ -223,7 +250,7 @@ def test_the_example_norm_gives_every_conversation_the_same_weight():
 
 
 def test_replayed_stages_get_their_shares():
-    recipe, n = Recipe('caption', replay=(('instruct', 0.3), ('text', 0.1))), 5000
+    recipe, n = Recipe(stage='caption', replay=(('instruct', 0.3), ('text', 0.1))), 5000
     rng = np.random.default_rng(0)
     drawn = [recipe.draw(rng) for _ in range(n)]
     for stage, share in {'instruct': 0.3, 'text': 0.1, 'caption': 0.6}.items():

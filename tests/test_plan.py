@@ -52,7 +52,7 @@ def test_whatever_decides_a_program_is_in_its_key(monkeypatch):
     place = topology('v5e:4x4')
 
     def key(**change):
-        return pool.key_of(uses([cell(**change)], place, Wish(('train',)))[0].request)
+        return pool.key_of(uses([cell(**change)], place, Wish(only=('train',)))[0].request)
     same = {key(), key(seed=4), key(stages=(stage(steps=9),)), key(evaluation=Evaluation(batch=3)),
             key(chat='chatml')}
     assert len(same) == 1
@@ -122,7 +122,7 @@ def test_decoding_that_does_not_fit_is_proposed_fewer_rows(planned):
 def test_what_sees_beside_too_large_a_cache_is_proposed_fewer_rows_and_not_compiled_again():
     gib = 2 ** 30
     for kind in ('see', 'prefix'):
-        use, = [use for use in uses([cell()], topology('v5e:4x4'), Wish(('prefill',)))
+        use, = [use for use in uses([cell()], topology('v5e:4x4'), Wish(only=('prefill',)))
                 if use.request.kind == kind]
         use = dataclasses.replace(use, beside=8 * gib, beside_slot=2 * gib)
         fewer = nearest.smaller(use, 8 + 2 * use.request.slots, 15.75, lambda request: True)
@@ -134,7 +134,7 @@ def test_what_sees_beside_too_large_a_cache_is_proposed_fewer_rows_and_not_compi
 
 
 def request(**change):
-    found = uses([cell()], topology('v5e:4x4'), Wish(('train',)))[0].request
+    found = uses([cell()], topology('v5e:4x4'), Wish(only=('train',)))[0].request
     value = {**found.cell, **change.pop('cell', {})}
     return dataclasses.replace(found, cell=value, **change)
 
@@ -144,7 +144,7 @@ def changes(asked, used=40.0, divides=lambda request: True):
 
 
 def smaller(asked, used, divides):
-    return nearest.smaller(Use('cell/train', asked, None), used, 15.75, divides)
+    return nearest.smaller(Use(name='cell/train', request=asked, steps=None), used, 15.75, divides)
 
 
 def test_the_least_change_comes_first():
@@ -216,7 +216,7 @@ def test_what_is_updated_in_place_is_not_written_again_by_serving():
 
 
 def test_the_formula_is_that_of_accounting_and_attention_is_a_part_of_it():
-    train = uses([cell()], topology('v5e:4x4'), Wish(('train',)))[0].request
+    train = uses([cell()], topology('v5e:4x4'), Wish(only=('train',)))[0].request
     whole = formula(train)
     expected = accounting.train_flops(MICRO['w64d2'], TOWER, rows=64, length=1024, tiles=64 * 3,
                                       remat=True)
@@ -225,13 +225,13 @@ def test_the_formula_is_that_of_accounting_and_attention_is_a_part_of_it():
     c = MICRO['w64d2']
     # Forward, twice backward, and once again.
     assert whole['attention'] == 4 * 64 * 1024 ** 2 * c.N * 4 * c.H * c.E
-    decode = uses([cell()], topology('v5e:4x4'), Wish(('decode',)))[-1].request
+    decode = uses([cell()], topology('v5e:4x4'), Wish(only=('decode',)))[-1].request
     assert formula(decode)['total'] == 8 * accounting.decode_flops(c, 2048)
 
 
 def test_flops_of_a_kernel_are_added_by_formula_and_said(monkeypatch):
     monkeypatch.setattr(importlib.metadata, 'version', lambda name: '1')
-    use = uses([cell()], topology('v5e:4x4'), Wish(('train',)))[0]
+    use = uses([cell()], topology('v5e:4x4'), Wish(only=('train',)))[0]
     priced = formula(use.request)
     facts = rule(json.loads(json.dumps(dataclasses.asdict(use.request))))
     facts['flops'] = (priced['total'] - priced['attention']) // 16
@@ -273,8 +273,8 @@ def test_compiled_programs_have_the_flops_of_the_formula(tmp_path):
     small = cell(stages=(stage('tower', 8, 48, 1), stage('align', 8, 256),
                          stage('extract', 8, 256)))
     place = topology('v5e:2x2')
-    wanted = [*uses([small], place, Wish(('train',))),
-              *uses([small], place, Wish(('prefill', 'decode'), seq=256))]
+    wanted = [*uses([small], place, Wish(only=('train',))),
+              *uses([small], place, Wish(only=('prefill', 'decode'), seq=256))]
     with progress_bars(quiet=True) as bars:
         facts = pool.Pool(tmp_path, 2, 300.0, bars).facts(
             [(use.name, use.request) for use in wanted])
@@ -291,7 +291,7 @@ def test_compiled_programs_have_the_flops_of_the_formula(tmp_path):
 def test_a_use_and_a_request_say_nothing_of_a_cell_that_its_program_does_not_need():
     found = {field.name for kind in (Use, ProgramRequest) for field in dataclasses.fields(kind)}
     assert not {'seed', 'data', 'world', 'rates'} & found
-    request = uses([cell()], topology('v5e:4x4'), Wish(('train',)))[0].request
+    request = uses([cell()], topology('v5e:4x4'), Wish(only=('train',)))[0].request
     assert not {'seed', 'name', 'world', 'data', 'evaluation', 'stages'} & set(request.cell)
 
 

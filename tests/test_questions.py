@@ -246,7 +246,10 @@ def test_an_informed_guesser_earns_its_chance_and_no_more():
 
 
 def test_baselines_order_the_guessers():
-    examples = [Example(scene.scene_id, (), '', asked(scene)) for scene in SCENES]
+    examples = [
+        Example(scene_id=scene.scene_id, images=(), caption='', questions=asked(scene))
+        for scene in SCENES
+    ]
     table = questions.baselines(WORLD, examples)
     assert set(table) == set(questions.SCENE_FAMILIES)
     for family, row in table.items():

@@ -29,7 +29,7 @@ def spec_of(folder, topology='v5e:4x4', **fields):
 def backend_of(folder, zones=('z0', 'z1')):
     script = folder / 'startup.sh'
     script.write_text('#!/bin/bash\n')
-    return tpuvm.TpuvmBackend(tpuvm.QueuedOptions(zones, str(script), valid_for='6h'))
+    return tpuvm.TpuvmBackend(tpuvm.QueuedOptions(zones=zones, script=str(script), valid_for='6h'))
 
 
 def finish(spec):
@@ -37,7 +37,7 @@ def finish(spec):
 
 
 def test_a_command_names_slices_and_refuses_what_is_on_gke_only(tmp_path):
-    options = tpuvm.QueuedOptions(('z0',), 's.sh', kind='reserved', internal_ips=True)
+    options = tpuvm.QueuedOptions(zones=('z0',), script='s.sh', kind='reserved', internal_ips=True)
     spec = spec_of(tmp_path, '2xv5p:2x2x2')
     argv = tpuvm.create_command(spec, options, 'z0')
     assert {'--node-count=2', f'--node-prefix={spec.name}', '--accelerator-type=v5p-16',
@@ -49,7 +49,9 @@ def test_a_command_names_slices_and_refuses_what_is_on_gke_only(tmp_path):
 @needs_gcloud
 def test_submitting_twice_asks_once_and_cancelling_leaves_nothing(api, tmp_path):
     backend, spec = backend_of(tmp_path), spec_of(tmp_path)
-    step = partial(supervise.step, backend, [spec], Policy(1, zones=('z0', 'z1')), [].append)
+    step = partial(
+        supervise.step, backend, [spec], Policy(max_parallel=1, zones=('z0', 'z1')), [].append
+    )
     step()
     step()
     assert [call[1:3] for call in api.made()] == [('z0', spec.name)]
@@ -90,7 +92,7 @@ def test_whatever_a_folder_is_called_gcloud_passes_it_on(api, tmp_path, name):
 def test_a_folder_that_gcloud_could_not_part_is_refused(tmp_path):
     spec = dataclasses.replace(spec_of(tmp_path), run=tpuvm.SEPARATORS)
     with pytest.raises(ValueError, match='give --run another name') as error:
-        tpuvm.create_command(spec, tpuvm.QueuedOptions(('z0',), 's.sh'), 'z0')
+        tpuvm.create_command(spec, tpuvm.QueuedOptions(zones=('z0',), script='s.sh'), 'z0')
     assert '\n' not in str(error.value)
 
 
@@ -118,7 +120,7 @@ def test_the_loop_moves_on_from_suspension_and_tells_of_quota(api, tmp_path):
             if fate == 'ACTIVE':
                 finish(spec)
     supervise.run(Fated(backend_of(tmp_path).options), [spec],
-                  Policy(1, base=0.1, zones=('z0', 'z1'), grace=0), said.append)
+                  Policy(max_parallel=1, base=0.1, zones=('z0', 'z1'), grace=0), said.append)
     assert not api.resources
     assert [call[1] for call in api.made()] == ['z0', 'z1', 'z0', 'z1']
     told = [line.partition(': ')[2] for line in said if 'again at' not in line]
@@ -151,7 +153,7 @@ supervise.run(test_queued.backend_of(folder, ('z0',)), [test_queued.spec_of(fold
 @needs_gcloud
 def test_a_watcher_killed_between_delete_and_create_goes_on_when_restarted(api, tmp_path):
     spec = spec_of(tmp_path)
-    supervise.step(backend_of(tmp_path, ('z0',)), [spec], Policy(1, zones=('z0',)))
+    supervise.step(backend_of(tmp_path, ('z0',)), [spec], Policy(max_parallel=1, zones=('z0',)))
     api.set(spec.name, 'FAILED', 'no capacity')
     argv = [sys.executable, '-c', WATCHER, str(Path(__file__).parent), str(tmp_path)]
     assert subprocess.run([*argv, 'die'], timeout=60).returncode == -9

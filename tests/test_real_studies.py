@@ -44,7 +44,9 @@ def import_tiny(cell, tokenizer):
         tokenizer.save(str(hub / 'tokenizer.json'))
         console('import', hub, '--to', language, '--quiet')
     if not tower.is_dir():
-        imported = Experiment(tower.name, cell.size, 0, None, cell.vision)
+        imported = Experiment(
+            name=tower.name, size=cell.size, seed=0, language=None, vision=cell.vision
+        )
         save_leaves(tower, {'tower': _leaves(params['tower'])}, {'source': 'made here'})
         save(imported, tower)
         write_json(tower / 'DONE.json', {'hash': imported.hash, 'steps': 0})

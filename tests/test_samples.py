@@ -207,8 +207,17 @@ def saved(folder, params, step=3, **cell):
     manager.save(step, args=ocp.args.Composite(params=ocp.args.PyTreeSave(params),
                                                meta=ocp.args.JsonSave({})))
     manager.close()
-    config.save(Experiment('w32d1-s0', 'w32d1', 0, small.language(), small.VISION, **cell),
-                     folder)
+    config.save(
+        Experiment(
+            name='w32d1-s0',
+            size='w32d1',
+            seed=0,
+            language=small.language(),
+            vision=small.VISION,
+            **cell,
+        ),
+        folder,
+    )
     train_tokenizer(['a', 'b'], folder / 'tokenizer.json')
     return folder
 
@@ -244,7 +253,10 @@ def test_large_leaves_are_told_apart_by_the_parts_that_are_read(tmp_path, monkey
     for folder, tree in zip(folders, (params, louder)):
         leaves = jax.tree.map(lambda leaf: _Leaf(leaf), tree)
         checkpoint.save_leaves(folder, leaves, {})
-        config.save(Experiment('m', 'm', 0, small.language(), small.VISION), folder)
+        config.save(
+            Experiment(name='m', size='m', seed=0, language=small.language(), vision=small.VISION),
+            folder,
+        )
     again = tmp_path / 'again'
     checkpoint.save_leaves(again, jax.tree.map(lambda leaf: _Leaf(leaf), params), {})
     shutil.copy(folders[0] / 'experiment.json', again)

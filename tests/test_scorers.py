@@ -51,7 +51,7 @@ LONG = [start + piece * (100000 // len(piece)) for start, piece in (
 
 def values(text, gold):
     return {name: verdict.value
-            for name, verdict in verdicts(text, Target((gold,), OPTIONS)).items()}
+            for name, verdict in verdicts(text, Target(answers=(gold,), choices=OPTIONS)).items()}
 
 
 def test_every_published_verdict_is_reproduced():
@@ -78,12 +78,14 @@ def test_a_verdict_hangs_on_the_texts_of_the_options_where_the_rule_says_so():
 
 
 def test_what_cannot_be_read_is_unparsed_and_never_a_guess():
-    found = verdicts('no idea whatsoever', Target(('A',), OPTIONS))
+    found = verdicts('no idea whatsoever', Target(answers=('A',), choices=OPTIONS))
     assert not any(verdict.parsed or verdict.score for verdict in found.values())
-    refused = verdicts("I can't process this file.", Target(('A',), OPTIONS))['vlmevalkit']
+    refused = verdicts("I can't process this file.", Target(answers=('A',), choices=OPTIONS))[
+        'vlmevalkit'
+    ]
     assert (refused.value, refused.parsed) == ('Z', False)
     # A wrong letter is an answer, for the rules that only say right or wrong as well.
-    wrong = verdicts('C', Target(('A',), OPTIONS))
+    wrong = verdicts('C', Target(answers=('A',), choices=OPTIONS))
     assert all(verdict.parsed and not verdict.score for name, verdict in wrong.items()
                if name != 'interleave') and wrong['interleave'].parsed
 
@@ -91,12 +93,12 @@ def test_what_cannot_be_read_is_unparsed_and_never_a_guess():
 def test_long_and_odd_texts_are_judged_in_time_and_by_every_scorer():
     for text in LONG:
         for answers in (('A',), ('red',), ('yes',), ('x', 'y', 'z'), ('[0, 0, 1, 1]',)):
-            assert verdicts(text, Target(answers, OPTIONS))
+            assert verdicts(text, Target(answers=answers, choices=OPTIONS))
 
 
 @pytest.mark.parametrize('count', [2, 3, 9, 11])
 def test_an_accepted_spelling_is_right_under_every_scorer_that_takes_lists(count):
-    target = Target(tuple(f'crimson{k}' for k in range(count)))
+    target = Target(answers=tuple(f'crimson{k}' for k in range(count)))
     for answer in target.answers:
         found = verdicts(answer, target)
         assert set(found) == {'exact-2', 'exact-1'}
@@ -106,7 +108,7 @@ def test_an_accepted_spelling_is_right_under_every_scorer_that_takes_lists(count
 
 
 def test_ten_answers_are_votes():
-    target = Target(('red',) * 2 + ('blue',) * 8)
+    target = Target(answers=('red',) * 2 + ('blue',) * 8)
     for name in ('vqa', 'vqav2', 'vqav2_v04'):
         assert not unfit(name, target)
         assert verdicts('red', target)[name].score == pytest.approx((8 * 2 / 3 + 2 / 3) / 10)
@@ -127,7 +129,7 @@ def test_scorers_have_versions_and_our_own_ignores_thoughts():
 
 
 def test_the_harness_strips_closed_thoughts_from_stored_replies_only():
-    text, target = '<think>The answer is A</think>two dogs', Target(('A',), OPTIONS)
+    text, target = '<think>The answer is A</think>two dogs', Target(answers=('A',), choices=OPTIONS)
     assert verdicts(text, target)['lmms_v07_letter'].value == 'A'
     assert verdicts(text, target, stored=True)['lmms_v07_letter'].value == ''
     assert verdicts('<think>The answer is A', target, stored=True)['lmms_v07_letter'].value == 'A'

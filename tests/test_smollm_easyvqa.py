@@ -50,7 +50,7 @@ def test_a_conversation_holds_one_question_and_the_test_pictures_are_others(data
 def test_the_mixture_takes_every_row_with_its_picture(data, tmp_path):
     written(data)
     mixture = module('experiments/mixtures/easy_vqa.py').get_mixture()
-    build(mixture, tmp_path / 'built', Settings(data[1]))
+    build(mixture, tmp_path / 'built', Settings(root=data[1]))
     corpus = Corpus(tmp_path / 'built')
     assert len(corpus) == 20 and len(corpus.record(0).talk.images) == 1
 

@@ -72,7 +72,7 @@ def test_a_thousand_cells_are_ordered_in_no_time():
 
 def test_the_urgency_of_a_task_is_the_cost_of_the_longest_chain_that_it_starts():
     def task(name, cost, *needs):
-        return Task(name, None, '', 'train', needs, cost)
+        return Task(name=name, experiment=None, stage='', kind='train', needs=needs, cost=cost)
     tasks = [task('a', 1), task('b', 5), task('c', 2, 'a'), task('d', 7, 'a'), task('e', 1, 'c')]
     assert urgency(tasks) == {'a': 8, 'b': 5, 'c': 3, 'd': 7, 'e': 1}
 

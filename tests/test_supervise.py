@@ -94,7 +94,7 @@ def test_a_watcher_outlives_a_full_disk_and_starts_no_job_for_ever(tmp_path, mon
     monkeypatch.setattr(supervise, 'write_json', full)
     monkeypatch.setattr(local, 'commands', lambda spec: [
         ([sys.executable, '-c', f'exit({exits.CRASHED})'], {})])
-    monkeypatch.setattr(local, 'policy', lambda *_: Policy(1, base=0.01, grace=0.1))
+    monkeypatch.setattr(local, 'policy', lambda *_: Policy(max_parallel=1, base=0.01, grace=0.1))
     job, = local.run([spec], 1, note=said.append)
     assert said.count('a/train: started') == 4 and 'a/train: crashed 4 times; see logs' in said
     full_lines = [line for line in said if 'No space left' in line]
@@ -133,7 +133,10 @@ class Cloud:
 
     def observe(self, specs):
         states = zip(specs, ('running', 'pending', 'deleting'))
-        return [Observed(spec.name, spec.hash, said, time.time()) for spec, said in states]
+        return [
+            Observed(name=spec.name, hash=spec.hash, state=said, since=time.time())
+            for spec, said in states
+        ]
 
     def create(self, spec, zone):
         raise KeyboardInterrupt
@@ -149,7 +152,7 @@ def test_ctrl_c_says_what_goes_on_without_a_watcher_and_what_it_costs(tmp_path):
     specs = [dataclasses.replace(spec_of(tmp_path, name), topology='v5e:4x4') for name in 'abcd']
     said = []
     with pytest.raises(KeyboardInterrupt):
-        supervise.run(Cloud(), specs, Policy(9), said.append)
+        supervise.run(Cloud(), specs, Policy(max_parallel=9), said.append)
     assert said[-1] == (
         'nobody watches now, but these go on and cost up to 19.20 $ an hour (estimate), until '
         '`launch cancel` or `launch watch`: a/train (running, 16 chips), b/train (pending, 16 '

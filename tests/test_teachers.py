@@ -28,7 +28,9 @@ def png(color=(200, 30, 30), form='PNG'):
 
 
 def asks(count=40):
-    return [Ask(f'k{k}', ASKED + '#' * k, None, 20, k) for k in range(count)]
+    return [
+        Ask(key=f'k{k}', prompt=ASKED + '#' * k, image=None, limit=20, seed=k) for k in range(count)
+    ]
 
 
 class Scripted(ThreadingHTTPServer):
@@ -68,7 +70,9 @@ def said(text='fine', finish='stop', **usage):
 def one(stub, image=None, **settings):
     """What a scripted server's answers come to for one ask."""
     settings = {'timeout': 5, 'backoff': .01, 'attempts': 3} | settings
-    (_, reply), = Server(stub.url, 'm', **settings).write([Ask('k', 'hello', image, 7, 2**31 + 5)])
+    ((_, reply),) = Server(url=stub.url, model='m', **settings).write(
+        [Ask(key='k', prompt='hello', image=image, limit=7, seed=2**31 + 5)]
+    )
     return reply
 
 
@@ -79,7 +83,7 @@ def test_a_body_that_is_not_what_its_header_says_is_tried_again():
 
 def test_every_ask_is_answered_through_passing_failures():
     stub = OpenAiStub({}, {'500': .2, '429': .2, 'stall': .1, 'garbage': .2})
-    teacher = Server(stub.url, 'm', timeout=.5, backoff=.01, concurrency=6)
+    teacher = Server(url=stub.url, model='m', timeout=.5, backoff=.01, concurrency=6)
     found = {ask.key: reply for ask, reply in teacher.write(iter(asks()))}
     assert len(found) == 40
     assert {reply.text for reply in found.values()} == {'The circle is at a1.'}
@@ -91,7 +95,10 @@ def test_every_ask_is_answered_through_passing_failures():
 
 def test_a_failure_that_stays_is_a_result_and_says_why():
     stub = OpenAiStub({}, {'dead': 1.0})
-    found = [reply for _, reply in Server(stub.url, 'm', attempts=3, backoff=.01).write(asks(3))]
+    found = [
+        reply
+        for _, reply in Server(url=stub.url, model='m', attempts=3, backoff=0.01).write(asks(3))
+    ]
     assert found == [Failure('HTTP 500', 3)] * 3 and stub.calls['dead'] == 9
     assert one(Scripted((400, {}, b'{"error": {"message": "too\\nlong"}}'))) == \
         Failure('HTTP 400: too long', 1)
@@ -100,10 +107,10 @@ def test_a_failure_that_stays_is_a_result_and_says_why():
 def test_a_refused_key_or_model_ends_the_work_in_one_line():
     stub = OpenAiStub({}, {}, key='right')
     with pytest.raises(ValueError, match='HTTP 401: Incorrect API key') as error:
-        list(Server(stub.url, 'm', 'wrong-secret').write(asks(3)))
+        list(Server(url=stub.url, model='m', key='wrong-secret').write(asks(3)))
     assert '\n' not in str(error.value) and 'wrong-secret' not in str(error.value)
-    assert len(list(Server(stub.url, 'm', 'right').write(asks(3)))) == 3
-    assert 'wrong-secret' not in repr(Server(stub.url, 'm', 'wrong-secret'))
+    assert len(list(Server(url=stub.url, model='m', key='right').write(asks(3)))) == 3
+    assert 'wrong-secret' not in repr(Server(url=stub.url, model='m', key='wrong-secret'))
 
 
 def test_a_key_is_taken_from_the_environment_by_name(monkeypatch):
@@ -122,7 +129,9 @@ def test_retry_after_holds_everyone_back():
         file.write(said())
 
     stub = Scripted((429, {'Retry-After': '0.6'}, b''), *[(200, {}, slow)] * 3)
-    assert len(list(Server(stub.url, 'm', concurrency=2, backoff=.01).write(asks(3)))) == 3
+    assert (
+        len(list(Server(url=stub.url, model='m', concurrency=2, backoff=0.01).write(asks(3)))) == 3
+    )
     assert stub.times[2] - stub.times[0] >= .55  # the third ask had a free hand all the while
     assert server.seconds({'retry-after': 'Wed, 21 Oct 2015 07:28:00 GMT'}) == 0
     assert server.seconds({'retry-after': 'soon'}) is None and server.seconds({}) is None
@@ -130,7 +139,7 @@ def test_retry_after_holds_everyone_back():
 
 def test_no_more_calls_a_minute_than_allowed():
     stub = OpenAiStub({}, {})
-    list(Server(stub.url, 'm', per_minute=600).write(asks(6)))
+    list(Server(url=stub.url, model='m', per_minute=600).write(asks(6)))
     assert np.diff(sorted(stub.times)).min() > .07  # a tenth of a second, less the way there
 
 
@@ -149,7 +158,9 @@ def test_a_reply_that_trickles_or_never_ends_is_given_up(monkeypatch):
 
 
 def test_a_server_that_is_not_there_is_a_failure():
-    (_, reply), = Server('http://127.0.0.1:9/v1', 'm', attempts=2, backoff=.01).write(asks(1))
+    ((_, reply),) = Server(url='http://127.0.0.1:9/v1', model='m', attempts=2, backoff=0.01).write(
+        asks(1)
+    )
     assert reply == Failure('connection: ConnectError', 2)
 
 
@@ -187,7 +198,7 @@ def test_work_that_is_given_up_does_not_wait_for_pauses():
 
     stub, begun = OpenAiStub({}, {'dead': 1.0}), time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        list(Server(stub.url, 'm', attempts=2, backoff=60).write(broken()))
+        list(Server(url=stub.url, model='m', attempts=2, backoff=60).write(broken()))
     assert stub.calls['dead'] == 2 and time.monotonic() - begun < 10
 
 
@@ -199,7 +210,7 @@ def test_asks_are_taken_as_room_comes_free():
             taken.append(ask.key)
             yield ask
 
-    work = Server(OpenAiStub({}, {}).url, 'm', concurrency=3).write(slowly())
+    work = Server(url=OpenAiStub({}, {}).url, model='m', concurrency=3).write(slowly())
     next(work)
     assert len(taken) <= 2 * 3 + 1
     work.close()
@@ -210,7 +221,10 @@ def test_a_model_of_ours_is_a_teacher():
     teacher = open_engine(folder, 'teacher', 0.0, 1.0, 2)
     assert len(teacher.fingerprint) > 5 and teacher.settings['teacher'] == 'engine'
     picture = small.library().example(23).images[0]
-    given = [Ask('a', 'where is the circle', None, 4, 0), Ask('b', 'describe', picture, 4, 1)]
+    given = [
+        Ask(key='a', prompt='where is the circle', image=None, limit=4, seed=0),
+        Ask(key='b', prompt='describe', image=picture, limit=4, seed=1),
+    ]
     found = {ask.key: reply for ask, reply in teacher.write(given)}
     assert set(found) == {'a', 'b'}
     assert all(reply.finish in ('stop', 'length') and 0 <= reply.tokens_out <= 4

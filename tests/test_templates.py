@@ -38,13 +38,17 @@ TEMPLATES = {
                 "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
                 "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
     'tools': "{% if tools %}{{ tools | tojson }}{% endif %}" + CHATML}
-ASKED = (Turn('user', 'Two\n', False),)
-TALK = (*ASKED, Turn('assistant', 'three', True), Turn('user', 'and', False),
-        Turn('assistant', '<think>\nOne.\n</think>\n\nfive', True))
+ASKED = (Turn(role='user', text='Two\n', supervised=False),)
+TALK = (
+    *ASKED,
+    Turn(role='assistant', text='three', supervised=True),
+    Turn(role='user', text='and', supervised=False),
+    Turn(role='assistant', text='<think>\nOne.\n</think>\n\nfive', supervised=True),
+)
 
 
 def template(name, **more):
-    return Template(TEMPLATES[name], {'bos_token': '<s>'}, END, **more)
+    return Template(text=TEMPLATES[name], tokens={'bos_token': '<s>'}, ends=END, **more)
 
 
 def learnt(form, turns):
@@ -84,28 +88,37 @@ def test_a_reply_without_a_thought_closes_the_one_that_the_template_opens():
 
 def test_what_a_template_refuses_or_hides_is_one_line():
     with pytest.raises(ValueError, match='refuses a conversation: roles must alternate'):
-        template('instruct').rendered((Turn('assistant', 'x', False),))
+        template('instruct').rendered((Turn(role='assistant', text='x', supervised=False),))
     for text in ('{% for', '{{ messages[9].content }}', "{{ 'a' * 10**9 }}", '{{ 9 ** 9 ** 9 }}',
                  "{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}"):
         with pytest.raises(ValueError, match='refuses') as error:
-            Template(text).rendered(ASKED)
+            Template(text=text).rendered(ASKED)
         assert '\n' not in str(error.value) and len(str(error.value)) < 300
-    endless = Template(CHATML.replace('<|im_end|>', ''), {}, END)
+    endless = Template(text=CHATML.replace('<|im_end|>', ''), tokens={}, ends=END)
     with pytest.raises(ValueError, match='ends no reply'):
         endless.pieces(TALK)
     with pytest.raises(ValueError, match='writes 0 pictures where the conversation has 1'):
-        Template('x').rendered((Turn('user', IMAGE, False),))
+        Template(text='x').rendered((Turn(role='user', text=IMAGE, supervised=False),))
 
 
 def test_the_date_is_the_same_every_day():
-    assert Template("{{ strftime_now('%d %b %Y') }}").rendered(ASKED) == '26 Jul 2024'
+    assert Template(text="{{ strftime_now('%d %b %Y') }}").rendered(ASKED) == '26 Jul 2024'
 
 
 def test_lists_of_texts_and_pictures_are_written_in_order():
-    form = Template("{% for m in messages %}{% for part in m['content'] %}{% if part['type'] == "
-                    "'image' %}<pic>{% else %}{{ part['text'] }};{% endif %}{% endfor %}"
-                    "</s>{% endfor %}", {}, END, parts=True, image='<pic>')
-    turns = (Turn('user', f'is {IMAGE}\nit {IMAGE}', False), Turn('assistant', 'x', True))
+    form = Template(
+        text="{% for m in messages %}{% for part in m['content'] %}{% if part['type'] == "
+        "'image' %}<pic>{% else %}{{ part['text'] }};{% endif %}{% endfor %}"
+        '</s>{% endfor %}',
+        tokens={},
+        ends=END,
+        parts=True,
+        image='<pic>',
+    )
+    turns = (
+        Turn(role='user', text=f'is {IMAGE}\nit {IMAGE}', supervised=False),
+        Turn(role='assistant', text='x', supervised=True),
+    )
     assert form.rendered(turns) == f'is;{IMAGE}it;{IMAGE}</s>x;</s>'
 
 
@@ -158,8 +171,8 @@ def test_end_tokens_and_context_of_a_folder_reach_the_engine(tmp_path):
     assert encoder.text([40, 41, 5, 42]) == tokenizer.decode([40, 41]).strip()
     prompt = prompt_of(encoder, 'a')
     with pytest.raises(ValueError, match=r'the model was trained on 12 \(max_position_emb'):
-        check([Request(prompt, 9)], Decoding(), 400, (-1, -1), 0, encoder.context)
-    check([Request(prompt, 9)], Decoding(), 400, (-1, -1), 0, 0)
+        check([Request(prompt, limit=9)], Decoding(), 400, (-1, -1), 0, encoder.context)
+    check([Request(prompt, limit=9)], Decoding(), 400, (-1, -1), 0, 0)
     assert any('top_k' in note for note in opened(source)[1])
 
 
@@ -220,7 +233,7 @@ def test_pictures_that_the_folder_prepares_otherwise_are_refused(tmp_path, key, 
 
 
 def test_an_encoder_takes_a_template_as_any_chat():
-    form = Template(TEMPLATES['system'], {}, END)
+    form = Template(text=TEMPLATES['system'], tokens={}, ends=END)
     own = Encoder(small_bpe.tokenizer(), form, Layout(None))
     arrays = own.encode(TALK[:2])
     text = own.tokenizer.decode(arrays['tokens'][arrays['weights'] > 0], skip_special_tokens=False)

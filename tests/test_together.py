@@ -30,15 +30,32 @@ LOSS, WEIGHT = 2e-6, 5e-6
 
 
 def stage(rate=3e-3, **changes):
-    return config.Stage('text', STEPS, 8, 176, 0, {'language': rate}, ('language',), {},
-                             save_every=EVERY, **changes)
+    return config.Stage(
+        name='text',
+        steps=STEPS,
+        batch=8,
+        length=176,
+        tiles=0,
+        rates={'language': rate},
+        trainable=('language',),
+        parents={},
+        save_every=EVERY,
+        **changes,
+    )
 
 
 def cell(number, seed, rate=3e-3, **changes):
     """A cell of width 32; `number` names it."""
     return config.Experiment(
-        f'cell{number}', 'w32d1', seed, small.language(), small.VISION, world=small.WORLD,
-        stages=(stage(rate),), **changes)
+        name=f'cell{number}',
+        size='w32d1',
+        seed=seed,
+        language=small.language(),
+        vision=small.VISION,
+        world=small.WORLD,
+        stages=(stage(rate),),
+        **changes,
+    )
 
 
 CELLS = (cell(0, 0, 1e-3), cell(1, 0, 1e-2), cell(2, 1, 3e-3))
@@ -58,7 +75,7 @@ def prepared(folder):
 @cache
 def made():
     folder = Path(small._folder.name) / 'together'
-    prepare(folder, dataclasses.replace(CELLS[0], data=config.Data(24, 2, 2)))
+    prepare(folder, dataclasses.replace(CELLS[0], data=config.Data(train=24, validation=2, test=2)))
     return folder
 
 
@@ -72,8 +89,12 @@ def _one_device(monkeypatch):
     monkeypatch.setattr(start, 'mesh', lambda *sizes: devices(1))
 
 
-MUP = tuple(dataclasses.replace(one, parametrisation=Parametrisation('mup', 64, 2))
-            for one in CELLS[:2])
+MUP = tuple(
+    dataclasses.replace(
+        one, parametrisation=Parametrisation(kind='mup', base_width=64, base_depth=2)
+    )
+    for one in CELLS[:2]
+)
 
 
 @cache
@@ -244,9 +265,17 @@ def test_a_stream_that_cannot_go_on_fails_its_own_run_only(tmp_path):
 def runs(folder, streams):
     """A `together.Run` for each stream, with the model of the cells."""
     params = start.init_tree(SHAPES, 0)
-    return [together.Run(folder / str(at), lambda: params, {'language': 3e-3}, at,
-                         lambda made=made: made, lambda step, row: None)
-            for at, made in enumerate(streams)]
+    return [
+        together.Run(
+            folder=folder / str(at),
+            params=lambda: params,
+            rates={'language': 3e-3},
+            data=at,
+            stream=lambda made=made: made,
+            report=lambda step, row: None,
+        )
+        for at, made in enumerate(streams)
+    ]
 
 
 def train(asked, **changes):
@@ -315,7 +344,7 @@ def test_sigterm_saves_all_of_them(tmp_path):
     (dict(seed=7), True), (dict(name='x'), True), (dict(stages=(stage(1.0),)), True),
     (dict(stages=(stage(warmup=0.5),)), False), (dict(optimizer=Optimizer(b1=0.5)), False),
     (dict(language=small.language(2)), False), (dict(remat='full'), False),
-    (dict(parametrisation=Parametrisation('mup', 64, 2)), False),
+    (dict(parametrisation=Parametrisation(kind='mup', base_width=64, base_depth=2)), False),
 ])
 def test_cells_share_a_program_when_they_differ_in_name_seed_and_rates_only(changes, same):
     other = dataclasses.replace(CELLS[0], **changes)

@@ -32,9 +32,14 @@ def encoder(tokenizer, mode='padded', chat=MICRO_CHAT):
 
 
 def test_exactly_the_supervised_turns_and_their_stop_tokens_are_learnt(tokenizer):
-    turns = [Turn('user', 'what is at a1', False), Turn('assistant', 'red', True),
-             Turn('user', 'what is at b2', False), Turn('assistant', 'blue red', True),
-             Turn('user', 'at', False), Turn('assistant', 'a1', False)]
+    turns = [
+        Turn(role='user', text='what is at a1', supervised=False),
+        Turn(role='assistant', text='red', supervised=True),
+        Turn(role='user', text='what is at b2', supervised=False),
+        Turn(role='assistant', text='blue red', supervised=True),
+        Turn(role='user', text='at', supervised=False),
+        Turn(role='assistant', text='a1', supervised=False),
+    ]
     arrays = encoder(tokenizer).encode(turns)
     learnt = [tokenizer.id_to_token(int(t)) for t in arrays['tokens'][arrays['weights'] > 0]]
     assert learnt == ['red', '<|im_end|>', 'blue', 'red', '<|im_end|>']
@@ -46,7 +51,7 @@ def test_exactly_the_supervised_turns_and_their_stop_tokens_are_learnt(tokenizer
 
 
 def test_a_reply_leaves_an_open_assistant_header(tokenizer):
-    turns = [Turn('user', 'what is at a1', False)]
+    turns = [Turn(role='user', text='what is at a1', supervised=False)]
     for chat, last in ((MICRO_CHAT, '<|im_start|>'), (CHATML, '<unk>')):
         own = encoder(tokenizer, chat=chat)
         closed, opened = own.encode(turns), own.encode(turns, reply=True)
@@ -59,7 +64,11 @@ def test_a_reply_leaves_an_open_assistant_header(tokenizer):
 
 def test_a_reply_after_a_finished_exchange_keeps_the_earlier_stop_token(tokenizer):
     own = encoder(tokenizer)
-    turns = [Turn('user', 'a1', False), Turn('assistant', 'red', True), Turn('user', 'b2', False)]
+    turns = [
+        Turn(role='user', text='a1', supervised=False),
+        Turn(role='assistant', text='red', supervised=True),
+        Turn(role='user', text='b2', supervised=False),
+    ]
     tokens = own.encode(turns, reply=True)['tokens'].tolist()
     assert tokens.count(own.stop) == 1
     assert tokens[-1] != own.stop
@@ -68,7 +77,7 @@ def test_a_reply_after_a_finished_exchange_keeps_the_earlier_stop_token(tokenize
 @pytest.mark.parametrize('mode', ['padded', 'flat'])
 def test_an_image_takes_its_patches_and_a_newline_where_the_layout_has_one(tokenizer, mode):
     own, newline = encoder(tokenizer, mode), mode == 'padded'
-    arrays = own.encode([Turn('user', f'{IMAGE} at {IMAGE} a1', True)],
+    arrays = own.encode([Turn(role='user', text=f'{IMAGE} at {IMAGE} a1', supervised=True)],
                         pictures=(place(9, 9, TOWER, own.layout.pictures),) * 2)
     tail, (index,) = [NEWLINE] * newline, arrays['image_index'].T
     assert index.tolist() == [0, 1, 2, 3, *tail, -1, 4, 5, 6, 7, *tail, -1]
@@ -82,7 +91,7 @@ def test_an_image_of_many_tiles_takes_as_many_tokens_as_it_is_placed_on(tokenize
     own = encoder(tokenizer, 'anyres')
     wide, small_one = (place(*size, TOWER, own.layout.pictures) for size in ((50, 16), (8, 8)))
     assert wide.tiles > 2 == small_one.tiles and (wide.weight_LC[:, 1:] > 0).any()
-    arrays = own.encode([Turn('user', f'at {IMAGE} a1 b2 {IMAGE}', True)],
+    arrays = own.encode([Turn(role='user', text=f'at {IMAGE} a1 b2 {IMAGE}', supervised=True)],
                         pictures=(wide, small_one))
     index, weight = arrays['image_index'], arrays['image_weight']
     first, second = slice(1, 1 + wide.tokens), slice(3 + wide.tokens, None)
@@ -101,7 +110,7 @@ def test_an_image_of_many_tiles_takes_as_many_tokens_as_it_is_placed_on(tokenize
 def test_marks_and_pictures_must_agree_in_number(tokenizer, text, count):
     own, marks = encoder(tokenizer), text.count(IMAGE)
     with pytest.raises(ValueError, match=f'{marks} image marks .* for {count} pictures') as caught:
-        own.encode([Turn('user', text, False)],
+        own.encode([Turn(role='user', text=text, supervised=False)],
                    pictures=(place(9, 9, TOWER, own.layout.pictures),) * count)
     assert '\n' not in str(caught.value)
 
@@ -109,7 +118,9 @@ def test_marks_and_pictures_must_agree_in_number(tokenizer, text, count):
 def test_a_model_without_a_tower_takes_text_and_refuses_pictures(tokenizer):
     own = Encoder(tokenizer, MICRO_CHAT, Layout(None))
     assert own.layout.cut(()) == ((), None)
-    assert (own.encode([Turn('user', 'red', False)])['image_index'] == -1).all()
+    assert (
+        own.encode([Turn(role='user', text='red', supervised=False)])['image_index'] == -1
+    ).all()
     with pytest.raises(ValueError, match='no vision tower'):
         own.layout.cut((b'',))
 

@@ -165,9 +165,15 @@ def dataclass_decorator(node):
     return None
 
 
-def is_keyword_only(decorator):
-    """Whether a dataclass decorator says `kw_only=True`."""
+def is_keyword_only(node, decorator):
+    """Return whether fields of a dataclass are named where one is made.
+
+    A class that people write in files of their own may have a few before a field `_: KW_ONLY`.
+    """
     keywords = decorator.keywords if isinstance(decorator, ast.Call) else []
+    if any(isinstance(statement, ast.AnnAssign) and ast.unparse(statement.annotation) == 'KW_ONLY'
+           for statement in node.body):
+        return True
     return any(keyword.arg == 'kw_only' and ast.unparse(keyword.value) == 'True'
                for keyword in keywords)
 
@@ -184,7 +190,7 @@ def positional_dataclasses(module):
     lines = []
     for node, decorator in dataclasses_of(module):
         fields = [statement for statement in node.body if isinstance(statement, ast.AnnAssign)]
-        if len(fields) >= 4 and not is_keyword_only(decorator):
+        if len(fields) >= 4 and not is_keyword_only(node, decorator):
             lines.append(node.lineno)
     return lines
 
@@ -400,7 +406,7 @@ def writing(modules):
         'docstrings, % of lines': share(sum(map(docstring_lines, modules)), written),
         'annotated functions, %': share(sum(map(is_annotated, functions)), len(functions)),
         'annotated public functions, %': share(sum(map(is_annotated, public)), len(public)),
-        'kw_only dataclasses, %': share(sum(map(is_keyword_only, decorators)), len(decorators)),
+        'kw_only dataclasses, %': share(sum(itertools.starmap(is_keyword_only, decorators)), len(decorators)),
     }
 
 

@@ -20,7 +20,7 @@ MODES = ('', 'direct', 'think')
 VERDICTS = ('supported', 'contradicted', 'inconclusive', 'not interpretable')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Claim:
     """A claim and how it is judged, all of it said before the run.
 
@@ -51,17 +51,40 @@ class Claim:
 
 
 CLAIMS = (
-    Claim('a', 'Downscaling hurts visual tasks more than knowledge', 'visual_minus_knowledge',
-          gate='joint'),
-    Claim('b', 'The drop tracks reliance on the picture', 'drop_by_reliance', gate='joint'),
-    Claim('c', 'Perception falls as much as reasoning', 'perception_minus_reasoning',
-          test='equivalent', threshold=.05),
-    Claim('d1', 'Extraction tuning beats captioning at equal examples',
-          'extraction_minus_caption'),
-    Claim('d2', 'Extraction tuning beats captioning at equal tokens',
-          'extraction_minus_caption_equal_tokens'),
-    Claim('e', 'Step-by-step answers help', 'thinking', mode='think'),
-    Claim('f', 'Extract+Think beats end-to-end', 'chain_minus_joint', mode='think'))
+    Claim(
+        id='a',
+        text='Downscaling hurts visual tasks more than knowledge',
+        contrast='visual_minus_knowledge',
+        gate='joint',
+    ),
+    Claim(
+        id='b',
+        text='The drop tracks reliance on the picture',
+        contrast='drop_by_reliance',
+        gate='joint',
+    ),
+    Claim(
+        id='c',
+        text='Perception falls as much as reasoning',
+        contrast='perception_minus_reasoning',
+        test='equivalent',
+        threshold=0.05,
+    ),
+    Claim(
+        id='d1',
+        text='Extraction tuning beats captioning at equal examples',
+        contrast='extraction_minus_caption',
+    ),
+    Claim(
+        id='d2',
+        text='Extraction tuning beats captioning at equal tokens',
+        contrast='extraction_minus_caption_equal_tokens',
+    ),
+    Claim(id='e', text='Step-by-step answers help', contrast='thinking', mode='think'),
+    Claim(
+        id='f', text='Extract+Think beats end-to-end', contrast='chain_minus_joint', mode='think'
+    ),
+)
 
 
 def read(values: Any) -> tuple[Claim, ...]:

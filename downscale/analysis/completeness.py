@@ -29,7 +29,7 @@ class FaultShare(float):
         return self > LIMIT + 1e-9
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Completion:
     """How the answers behind one accuracy ended; `unclosed` is None where no thought was asked for.
 
@@ -118,10 +118,16 @@ def _completion(parts, accuracy):
     means = {kind: FaultShare(np.mean([share[kind] for share in shares])) for kind in shares[0]}
     over = {task: {kind: share for kind, share in part[0].items() if share.over}
             for task, part in parts.items()}
-    return Completion(means['truncated'], means['unparsed'], means.get('unclosed'),
-                      accuracy, accuracy if all_done else _interval(dones), sum(answers),
-                      sum(completed),
-                      {task: kinds for task, kinds in over.items() if kinds})
+    return Completion(
+        truncated=means['truncated'],
+        unparsed=means['unparsed'],
+        unclosed=means.get('unclosed'),
+        accuracy=accuracy,
+        completed=accuracy if all_done else _interval(dones),
+        answers=sum(answers),
+        n_completed=sum(completed),
+        over={task: kinds for task, kinds in over.items() if kinds},
+    )
 
 
 def _interval(means):

@@ -30,7 +30,7 @@ SHAPE_FIELDS = dict.fromkeys(('batch', 'length', 'tiles'), NUMBER)
 JOINT = ('interleave', 'instruct')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trained:
     """One stage of a cell: its `stage` dict, models, cost and what it started from.
 
@@ -83,9 +83,18 @@ def _trained(folder, cell, value, one):
     parents = tuple((f'{other}-s{value["seed"]}' if other else cell, name)
                     for other, _, name in (reference.rpartition('/') for reference in
                                            dict.fromkeys(one['parents'].values())))
-    return Trained(value['size'], value['seed'], one, language, vision, pictures, flops,
-                   _chip_seconds(folder, value.get('mesh', {})),
-                   _conversations(folder, one['steps']), parents)
+    return Trained(
+        size=value['size'],
+        seed=value['seed'],
+        stage=one,
+        language=language,
+        vision=vision,
+        pictures=pictures,
+        flops=flops,
+        chip_seconds=_chip_seconds(folder, value.get('mesh', {})),
+        conversations=_conversations(folder, one['steps']),
+        parents=parents,
+    )
 
 
 def _check_stage(one, where):

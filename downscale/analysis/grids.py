@@ -38,7 +38,7 @@ class Corners:
         return all((GOLD, r) in cells for cells in self.seeds.values() for r in (0, 1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Partition:
     """Items by class, in families and 'macro': {family: {class: Interval}}.
 
@@ -216,8 +216,13 @@ def items(s: Scored, found: Corners) -> Partition:
             split, answers, strict=True)], axis=0) for r in (0, 1)}
         gold = {name: tuple(_gold(s, paired, right[r][row], weight[row]) for r in (1, 0))
                 for row, name in enumerate(CLASSES)}
-    return Partition(share, moved, drop, gold, dict(zip(CLASSES, weight.sum(axis=1).tolist(),
-                                                        strict=True)))
+    return Partition(
+        share=share,
+        change=moved,
+        drop=drop,
+        gold=gold,
+        items=dict(zip(CLASSES, weight.sum(axis=1).tolist(), strict=True)),
+    )
 
 
 def _gold(s, paired, right, weight):

@@ -31,7 +31,7 @@ STEPS = {'tower': 'tower', 'connector': 'connector', 'middle of the LLM': 'early
 UNSAID = 'known but not used'  # the last step where nothing was written for a reader
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ledger:
     """`levels` {size: {column: {family or 'macro': Interval}}}, `losses` {size: {step: {...}}} of
     every size but the largest, whose steps add up to its 'total' in every family."""
@@ -90,8 +90,8 @@ def ledger(s: Scored, table: pa.Table) -> Ledger:
     if unread:
         notes.append(f'what is lost before {" and ".join(unread)} cannot show: not even of '
                      f'{sizes[-1].name} do probes read more there than from the question alone')
-    return Ledger(sizes[-1].name, _levels(means, sizes, columns),
-                  _losses(means, sizes, columns), tuple(notes))
+    return Ledger(large=sizes[-1].name, levels=_levels(means, sizes, columns),
+                  losses=_losses(means, sizes, columns), notes=tuple(notes))
 
 
 def _written(s, groups):

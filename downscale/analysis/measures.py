@@ -25,7 +25,7 @@ class Missing(Exception):
     """A part of the report has no data; the message says which."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Size:
     """One model size with the runs (seeds) that trained it."""
     name: str
@@ -36,7 +36,7 @@ class Size:
     seeds: tuple
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scored:
     """A study with its sizes (small to large) and the resamples that all numbers share; `whole` is
     the study with the answers of `apart` runs, where there are any."""
@@ -56,8 +56,12 @@ def scored(study: Study, bootstraps: int = 2000, seed: int = 0) -> Scored:
                 f'in no number of sizes, only in learning rates: {", ".join(sorted(out))}')
         study = replace(study, notes=(*study.notes, note), cells={
             cell: rows for cell, rows in study.cells.items() if not out & {cell.p_run, cell.r_run}})
-    return Scored(study, sizes_of(study.meta),
-                  bootstrap.resample(study.items['cluster_id'], bootstraps, seed), whole)
+    return Scored(
+        study=study,
+        sizes=sizes_of(study.meta),
+        resamples=bootstrap.resample(study.items['cluster_id'], bootstraps, seed),
+        whole=whole,
+    )
 
 
 def apart(meta: dict[str, Any]) -> set[str]:
@@ -83,9 +87,14 @@ def sizes_of(meta: dict[str, Any]) -> tuple[Size, ...]:
 def _size(runs):
     """The `Size` of runs that differ in their seed only."""
     first = runs[0]
-    return Size(first['size'], first['n_total'], first['n_nonembed'], first['n_vision'],
-                tuple(sorted(run['run_id'] for run in runs)),
-                tuple(sorted({run['seed'] for run in runs})))
+    return Size(
+        name=first['size'],
+        n_total=first['n_total'],
+        n_nonembed=first['n_nonembed'],
+        n_vision=first['n_vision'],
+        runs=tuple(sorted(run['run_id'] for run in runs)),
+        seeds=tuple(sorted({run['seed'] for run in runs})),
+    )
 
 
 def with_apart(s: Scored) -> Scored:

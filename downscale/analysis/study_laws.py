@@ -175,7 +175,7 @@ def accuracy_by_size(s: Scored) -> dict[str, Any]:
     floor = float(floors.floor(s, paired).means.value.mean())
     n = np.array(n, dtype=float)
     try:
-        fitted = fit(Saturating(floor), n, y, runs=[group[0].p_run for group in groups],
+        fitted = fit(Saturating(chance=floor), n, y, runs=[group[0].p_run for group in groups],
                      draws=min(len(s.resamples.weights), 1000))
     except ValueError as reason:
         raise Missing(str(reason)) from None

@@ -28,7 +28,7 @@ CHANCE = .25
 KINDS = ('caption', 'extraction')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Planted:
     """What is planted; effects are in log-odds, and down goes from 0 (largest size) to 1.
 
@@ -74,7 +74,7 @@ class Synthetic:
     truth: dict
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Design:
     """Who answers what: sizes and seeds, and questions as columns."""
     models: dict
@@ -106,7 +106,7 @@ def synth(seed: int = 0, to: Path | str | bool | None = None, *, sizes: int = 4,
     places = np.linspace(0, len(SIZES) - 1, sizes).round().astype(int)
     models = {f'w{width}d{depth}': scale(MICRO['w64d2'], width, depth, 320)
               for width, depth in (SIZES[place] for place in places)}
-    design = Design(models, seeds, _items(rng, items, planted), planted)
+    design = Design(models=models, seeds=seeds, items=_items(rng, items, planted), planted=planted)
     evaluations = _answer(rng, design, to is not None if full is None else full)
     texts = _texts(rng, design)
     meta = _meta(design, seed)

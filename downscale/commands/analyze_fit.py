@@ -134,7 +134,7 @@ def _law(args):
             'a second input: name its column with --tokens' if form == 'chinchilla' else
             'one input: leave --tokens out'))
     if form == 'saturating':
-        return forms.Saturating(args.chance)
+        return forms.Saturating(chance=args.chance)
     return forms.POWER if form == 'power' else forms.CHINCHILLA
 
 

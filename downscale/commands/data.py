@@ -105,8 +105,13 @@ def build(args: argparse.Namespace) -> None:
         raise ValueError('--length counts tokens; give --tokenizer tokenizer.json with it')
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 1
     with progress_bars(args.quiet) as bars:
-        manifest = build_mixture(load_mixture(args.mixture), args.to, Settings(args.root, **given),
-                                 args.jobs or cores, bars)
+        manifest = build_mixture(
+            load_mixture(args.mixture),
+            args.to,
+            Settings(root=args.root, **given),
+            args.jobs or cores,
+            bars,
+        )
     print(*lines(manifest), sep='\n')
     print(f'manifest: {args.to / "manifest.json"}')
 

@@ -114,9 +114,18 @@ def factory_of(args):
     gold = questions.with_name('gold.json')
     judge = _teacher(args.judge, 'judge', args.judge_model or args.model, args, gold) \
         if args.judge else None
-    return Factory(args.to, items, skipped, root,
-                   _teacher(args.teacher, 'teacher', args.model, args, gold), worded, form, judge,
-                   args.seed, args.most_failures)
+    return Factory(
+        to=args.to,
+        items=items,
+        skipped=skipped,
+        root=root,
+        teacher=_teacher(args.teacher, 'teacher', args.model, args, gold),
+        steps=worded,
+        form=form,
+        judge=judge,
+        seed=args.seed,
+        most_failures=args.most_failures,
+    )
 
 
 def _teacher(who, role, model, args, gold):
@@ -135,5 +144,15 @@ def _teacher(who, role, model, args, gold):
         raise ValueError(f'--{role} {who}: say with --{"judge-" * (role == "judge")}model which '
                          'model of that server')
     from downscale.factory.server import Server, key_in
-    return Server(place, model, key_in(args.key_variable), args.temperature, args.top_p,
-                  args.concurrency, args.timeout, args.attempts, per_minute=args.per_minute)
+
+    return Server(
+        url=place,
+        model=model,
+        key=key_in(args.key_variable),
+        temperature=args.temperature,
+        top_p=args.top_p,
+        concurrency=args.concurrency,
+        timeout=args.timeout,
+        attempts=args.attempts,
+        per_minute=args.per_minute,
+    )

@@ -53,7 +53,13 @@ def run(args: argparse.Namespace) -> int:
     from downscale.planner.programs import Wish
     from downscale.planner.worker import refuse
     from downscale.runtime.files import write_json
-    wish = Wish(tuple(args.only), args.per_chip_batch, args.seq, args.text_only)
+
+    wish = Wish(
+        only=tuple(args.only),
+        per_chip_batch=args.per_chip_batch,
+        seq=args.seq,
+        text_only=args.text_only,
+    )
     out = args.out or folder / 'plan'
     with contextlib.redirect_stdout(said), progress_bars(args.quiet) as bars:
         found = Plan(experiments, args.topology, wish, refuse, out, args.jobs, args.limit,

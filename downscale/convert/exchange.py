@@ -40,7 +40,7 @@ CONFIG = 'config.json'
 _CHATS = {'Qwen3ForCausalLM': 'qwen3', 'LlamaForCausalLM': 'smollm2'}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Opened:
     """A source that passed every check: its leaves, its cell, and what it says of itself.
 
@@ -71,8 +71,14 @@ def _open_gguf(source, name):
     config = describe(form, model.language, None, None, 'float32') | generation | (
         {'max_position_embeddings': model.context} if model.context else {})
     cell, more = _cell(name, model, (None, None), model.files, config, model.tokenizer)
-    return Opened(leaves, cell, (), (*notes, *more), {CONFIG: config, **model.files},
-                  model.tokenizer)
+    return Opened(
+        leaves=leaves,
+        experiment=cell,
+        files=(),
+        notes=(*notes, *more),
+        written={CONFIG: config, **model.files},
+        tokenizer=model.tokenizer,
+    )
 
 
 def _open_folder(source, name):
@@ -86,8 +92,14 @@ def _open_folder(source, name):
         more += check_pictures(source, model.vision, model.pictures)
     cell, others = _cell(name, model, (model.vision, model.pictures), read_side_files(source),
                          model.config, tokenizer)
-    return Opened(model.leaves, cell, (source / CONFIG, *model.files),
-                  (*model.notes, *more, *others), {}, tokenizer if own else None)
+    return Opened(
+        leaves=model.leaves,
+        experiment=cell,
+        files=(source / CONFIG, *model.files),
+        notes=(*model.notes, *more, *others),
+        written={},
+        tokenizer=tokenizer if own else None,
+    )
 
 
 def _cell(name, model, sight, files, config, tokenizer):

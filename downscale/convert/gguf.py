@@ -50,7 +50,7 @@ _STRING = 8
 _ARRAY = 9
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GgufTensor:
     """One weight in the file, dequantised to float32 when it is read.
 
@@ -82,7 +82,7 @@ class GgufTensor:
         return values.reshape(-1, *self.shape[1:])[start:stop] if whole else values
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Gguf:
     """A language model in a GGUF file.
 
@@ -116,8 +116,14 @@ def read_gguf(path: Path) -> Gguf:
         tensors = _tensors(path, header, language)
         tokenizer = _tokenizer(header.metadata, language.V)
         context = header.metadata.get(f'{header.metadata["general.architecture"]}.context_length')
-        return Gguf(name, language, tensors, tokenizer, gguf_side_files(header.metadata, tokenizer),
-                    context or 0)
+        return Gguf(
+            architecture=name,
+            language=language,
+            tensors=tensors,
+            tokenizer=tokenizer,
+            files=gguf_side_files(header.metadata, tokenizer),
+            context=context or 0,
+        )
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from None
 
@@ -307,7 +313,9 @@ def _tensors(path, header, language):
                              f'{header.size:,}; download it again')
         spans.append((offset, end - header.data, theirs))
         heads = interleaved.get(theirs.split('.', 2)[-1], 0)
-        tensors[name] = GgufTensor(shape, path, header.data + offset, kind, heads)
+        tensors[name] = GgufTensor(
+            shape=shape, path=path, offset=header.data + offset, kind=kind, heads=heads
+        )
     due = 0  # each begins where the one before ends, but for padding; else values are another's
     for offset, end, theirs in sorted(spans):
         if offset != due:

@@ -27,7 +27,7 @@ def turn(source: np.ndarray, target: np.ndarray) -> None:
         target[:, start:start + TILE] = source[start:start + TILE].T
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Leaf:
     """A leaf of our tree in a published checkpoint: `shape` and `dtype` now, values on `read`.
 

@@ -100,7 +100,7 @@ FILLERS = {'tower': (('post_layernorm.weight', 1.0), ('post_layernorm.bias', 0.0
 UNUSED_WHOLE = {'SiglipModel': (r'text_model\..+', 'logit_scale', 'logit_bias')}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LeafEntry:
     """One of our leaves and the tensors that hold it: one, or one per layer."""
     leaf: str
@@ -174,8 +174,15 @@ def entries(prefixes: dict[str, str], language: LanguageConfig | None,
             names = tuple(prefix + name.format(n=n) for n in range(sizes['N'])) if stacked else (
                 prefix + name,)
             theirs = their_shape(kind, axes, shape, vision.patch if vision else 0)
-            found.append(LeafEntry(place + leaf, (sizes['N'], *shape) if stacked else shape, kind,
-                                   names, theirs))
+            found.append(
+                LeafEntry(
+                    leaf=place + leaf,
+                    shape=(sizes['N'], *shape) if stacked else shape,
+                    kind=kind,
+                    names=names,
+                    theirs=theirs,
+                )
+            )
     return found
 
 

@@ -54,9 +54,15 @@ def parity(folder: Path) -> dict[str, Any]:
     if source.language is None or source.vision is None:
         raise ValueError(f'{folder} holds a {source.architecture}; parity needs a tower and a '
                          'language model')
-    cell = Experiment('parity', source.architecture, 0, source.language, source.vision,
-                      # pyrefly: ignore[bad-argument-type]
-                      pictures=source.pictures)
+    cell = Experiment(
+        name='parity',
+        size=source.architecture,
+        seed=0,
+        language=source.language,
+        vision=source.vision,
+        # pyrefly: ignore[bad-argument-type]
+        pictures=source.pictures,
+    )
     params = jax.tree.map(lambda leaf: leaf.read().astype(np.float32), source.leaves)
     # pyrefly: ignore[bad-argument-type]
     placed, tiles = images.cut((folder / 'image.png').read_bytes(), cell.vision, cell.pictures)
@@ -93,8 +99,12 @@ def _prompt(ids, placed, tiles):
     at = int(np.flatnonzero(ids == PICTURE)[0])
     tokens = np.concatenate([ids[:at], np.zeros(placed.tokens, ids.dtype), ids[at + 1:]])
     around = ((at, len(ids) - at - 1), (0, 0))
-    return Prompt(tokens.astype(np.int32), np.pad(placed.index_LC, around, constant_values=-1),
-                  tiles, np.pad(placed.weight_LC, around))
+    return Prompt(
+        tokens=tokens.astype(np.int32),
+        image_index=np.pad(placed.index_LC, around, constant_values=-1),
+        tiles=tiles,
+        image_weight=np.pad(placed.weight_LC, around),
+    )
 
 
 def _computed(cell, params, prompt, expected):
@@ -160,5 +170,5 @@ class _Ids:
 def _greedy(cell, params, prompt, expected):
     """Whether greedy decoding behind the prompt gives these ids."""
     wanted = np.asarray(expected).reshape(-1).tolist()
-    reply, = Engine(model_of(cell), params, _Ids(), 1).write([Request(prompt, len(wanted))])
+    reply, = Engine(model_of(cell), params, _Ids(), 1).write([Request(prompt, limit=len(wanted))])
     return list(reply.ids) == wanted

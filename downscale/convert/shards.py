@@ -32,7 +32,7 @@ SINGLE = 'model.safetensors'
 PICKLES = ('.bin', '.pt', '.pth', '.ckpt')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tensor:
     """One tensor in a file: its shape and dtype are known, its values are read on demand.
 
@@ -133,7 +133,9 @@ def read_header(path: Path) -> dict[str, Tensor]:
         if begin != end:
             raise ValueError(f'{path}: {name[:60]} begins at byte {begin} of the values, where '
                              f'{end} was due; download the file again')
-        tensors[name] = Tensor(shape, DTYPES.get(code, code), Path(path), 8 + length + begin)
+        tensors[name] = Tensor(
+            shape=shape, dtype=DTYPES.get(code, code), path=Path(path), offset=8 + length + begin
+        )
         end = stop[0]
     if size != 8 + length + end:
         raise ValueError(f'{path} has {size:,} bytes, its header says {8 + length + end:,}; it is '

@@ -206,10 +206,10 @@ def _form(text, tokens, ends, image, sees):
     tries = [(parts, shown) for parts in ((True, False) if sees else (False, True))
              for shown in dict.fromkeys((image, IMAGE))]
     for parts, shown in tries:
-        form = Template(text, tokens, ends, parts, shown)
+        form = Template(text=text, tokens=tokens, ends=ends, parts=parts, image=shown)
         asked = f'{IMAGE}{words}' if sees else words
         try:
-            if words in form.rendered((Turn('user', asked, False),), True):
+            if words in form.rendered((Turn(role='user', text=asked, supervised=False),), True):
                 form.closing  # noqa: B018  a template that fails with a reply fails now
                 return form
         except ValueError as error:
@@ -231,19 +231,38 @@ def _merged(pieces):
 
 def _probes():
     """(turns, reply, thinking) that tell the built-in chats apart from others."""
-    user = Turn('user', 'Two\n', False)
-    system = Turn('system', 'Be brief.', False)
+    user = Turn(role='user', text='Two\n', supervised=False)
+    system = Turn(role='system', text='Be brief.', supervised=False)
     thought = '<think>\nOne.\n</think>\n\nfive'
-    talk = (user, Turn('assistant', 'three', True), Turn('user', 'and', False))
+    talk = (
+        user,
+        Turn(role='assistant', text='three', supervised=True),
+        Turn(role='user', text='and', supervised=False),
+    )
     for thinking in (None, True, False):
         yield (user,), True, thinking
         yield (system, user), True, thinking
         yield talk, True, thinking
-    yield (*talk, Turn('assistant', 'five', True)), False, None
-    yield (*talk, Turn('assistant', thought, True)), False, None
-    yield (user, Turn('assistant', thought, True), user, Turn('assistant', thought, True)), False, \
-        None
-    yield (Turn('user', f'is {IMAGE} it', False), Turn('assistant', 'x', True)), False, None
+    yield (*talk, Turn(role='assistant', text='five', supervised=True)), False, None
+    yield (*talk, Turn(role='assistant', text=thought, supervised=True)), False, None
+    yield (
+        (
+            user,
+            Turn(role='assistant', text=thought, supervised=True),
+            user,
+            Turn(role='assistant', text=thought, supervised=True),
+        ),
+        False,
+        None,
+    )
+    yield (
+        (
+            Turn(role='user', text=f'is {IMAGE} it', supervised=False),
+            Turn(role='assistant', text='x', supervised=True),
+        ),
+        False,
+        None,
+    )
 
 
 def _builtin(form):

@@ -29,7 +29,7 @@ MOST_LETTERS = 190
 COMPARE_ROWS = 2048
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class PublishedCheckpoint:
     """A checkpoint in our terms: sizes, how pictures are cut, and a nested dict of `Leaf`.
 
@@ -70,7 +70,16 @@ def open_source(folder: Path) -> PublishedCheckpoint:
     if (folder / SINGLE).is_file() and (folder / INDEX).is_file():
         notes += (f'left out {INDEX}: {SINGLE} is whole',)
     return PublishedCheckpoint(
-        folder, architecture, config, language, vision, pictures, leaves, notes, files)
+        folder=folder,
+        architecture=architecture,
+        config=config,
+        language=language,
+        vision=vision,
+        pictures=pictures,
+        leaves=leaves,
+        notes=notes,
+        files=files,
+    )
 
 
 def _sizes(architecture, config, where):
@@ -153,8 +162,14 @@ def arrange(architecture: str, tensors: Mapping[str, Tensor], language: Language
         *path, last = entry.leaf.split('/')
         for key in path:
             node = node.setdefault(key, {})
-        # pyrefly: ignore[bad-argument-type]
-        node[last] = Leaf(entry.leaf, entry.shape, parts[0].dtype, entry.kind, entry.stacked, parts)
+        node[last] = Leaf(
+            name=entry.leaf,
+            shape=entry.shape,
+            dtype=parts[0].dtype,  # pyrefly: ignore[bad-argument-type]
+            kind=entry.kind,
+            stacked=entry.stacked,
+            tensors=parts,
+        )
     return leaves, notes
 
 

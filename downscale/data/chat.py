@@ -9,7 +9,7 @@ from downscale.data.templates import Template
 ROLES = ('system', 'user', 'assistant')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Chat:
     """How turns become text.
 
@@ -84,7 +84,7 @@ def render(chat: Chat | Template, turns: Sequence[Turn], reply: bool = False,
     if isinstance(chat, Template):
         return chat.pieces(tuple(turns), reply, thinking)
     if chat.default_system and (not turns or turns[0].role != 'system'):
-        turns = (Turn('system', chat.default_system, False), *turns)
+        turns = (Turn(role='system', text=chat.default_system, supervised=False), *turns)
     asked = max((k for k, turn in enumerate(turns) if turn.role == 'user'), default=len(turns) - 1)
     pieces = []
     for k, turn in enumerate(turns):

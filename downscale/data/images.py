@@ -146,7 +146,7 @@ def best_grid(width: int, height: int, vision: VisionConfig, pictures: Pictures)
     return max(pictures.grids, key=merit)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Stitched:
     """A grid of tiles as features: its grid, what is cropped at either end, sizes before and after
     reduction; every pair is (columns, rows)."""
@@ -173,7 +173,7 @@ def _stitched(width, height, vision, pictures):
     reduced = kept
     if excess > REDUCE_ABOVE:
         reduced = max(1, int(columns // excess)), max(1, int(rows // excess))
-    return _Stitched(grid, (left, top), kept, reduced)
+    return _Stitched(grid=grid, cropped=(left, top), kept=kept, reduced=reduced)
 
 
 def _check(width, height):

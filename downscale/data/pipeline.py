@@ -44,7 +44,7 @@ class Share:
 READERS = 16  # threads that make conversations; Pillow lets go of the interpreter lock
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Drawn:
     """A conversation before its pictures are decoded: where it is from and what it takes."""
     where: str

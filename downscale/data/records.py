@@ -30,7 +30,7 @@ class Extraction:
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Question:
     """One question with everything needed to ask, answer, guess and explain it.
 
@@ -51,7 +51,7 @@ class Question:
     trace: Trace
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Example:
     """One scene (or one triple of pictures): encoded images, exhaustive caption, questions."""
     scene_id: str
@@ -65,7 +65,7 @@ class Example:
         return len(self.images)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Turn:
     """One turn of a conversation; the loss is taken on `text` exactly when it is `supervised`.
 

@@ -63,7 +63,7 @@ def _compiled(text):
     return sandbox.from_string(text)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Template:
     """A chat format that is a Jinja template; `chat.render` takes it where it takes a `Chat`.
 
@@ -89,7 +89,10 @@ class Template:
     @cached_property
     def closing(self) -> str:
         """The one of `ends` that follows an assistant's text, '' where none does."""
-        turns = (Turn('user', 'a', False), Turn('assistant', _PLACE, False))
+        turns = (
+            Turn(role='user', text='a', supervised=False),
+            Turn(role='assistant', text=_PLACE, supervised=False),
+        )
         after = self.rendered(turns).rpartition(_PLACE)[2].lstrip()
         return max((end for end in self.ends if after.startswith(end)), key=len, default='')
 
@@ -154,7 +157,7 @@ class Template:
         """[start, stop) of what turn `k` teaches: its text behind the prompt that a model would be
         given, and the stop token. ValueError where the template does not let them be told."""
         turn = turns[k]
-        other = (*turns[:k], Turn(turn.role, _PLACE, False), *turns[k + 1:])
+        other = (*turns[:k], Turn(role=turn.role, text=_PLACE, supervised=False), *turns[k + 1:])
         before, place, after = self.rendered(other, reply, thinking).partition(_PLACE)
         begun = [before]
         if turn.role == 'assistant':  # a thought that the prompt opens, or is left empty, is given
@@ -192,4 +195,10 @@ class Origin:
     @property
     def chat(self) -> Template:
         """The `Template`."""
-        return Template(self.template, self.tokens, self.end_tokens, self.parts, self.image)
+        return Template(
+            text=self.template,
+            tokens=self.tokens,
+            ends=self.end_tokens,
+            parts=self.parts,
+            image=self.image,
+        )

@@ -23,7 +23,7 @@ class Item:
     judge: Callable = field(compare=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Wording:
     """How items are asked: `joint(item)` of a model that sees, `describe(item, kind)` for a
     'caption' or an 'extraction', `reason(item, text, thinking)` of a reader; `name` for results."""
@@ -34,9 +34,9 @@ class Wording:
 
 
 SCENE = Wording(
-    '', lambda item: item.question.text,
-    lambda item, kind: describe_prompt(item.question if kind == 'extraction' else None),
-    lambda item, text, thinking: reasoner_prompt(text, item.question))
+    name='', joint=lambda item: item.question.text,
+    describe=lambda item, kind: describe_prompt(item.question if kind == 'extraction' else None),
+    reason=lambda item, text, thinking: reasoner_prompt(text, item.question))
 
 
 def items_of(source, scenes):
@@ -81,13 +81,18 @@ def prompt_of(encoder, text, pngs=(), thinking=None):
     """The `Prompt` of one user turn, its pictures in front, the reply begun as `thinking` says."""
     placed, tiles = encoder.layout.cut(pngs)
     arrays = encoder.encode([asked_turn(encoder, text, len(pngs))], True, thinking, placed)
-    return Prompt(arrays['tokens'], arrays['image_index'], tiles, arrays.get('image_weight'))
+    return Prompt(
+        tokens=arrays['tokens'],
+        image_index=arrays['image_index'],
+        tiles=tiles,
+        image_weight=arrays.get('image_weight'),
+    )
 
 
 def asked_turn(encoder, text, count):
     """The user turn that asks `text` behind the marks of `count` pictures."""
     mark = pictures(count) + encoder.chat.after_pictures if count else ''
-    return Turn('user', mark + text, False)
+    return Turn(role='user', text=mark + text, supervised=False)
 
 
 def write(engine, requests, total, report=lambda done, total: None):

@@ -15,7 +15,7 @@ from downscale.stages import inputs
 from downscale.values import hash_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Asked:
     """One question: its number in the data, its id, and digests of its pictures in their order.
 
@@ -38,7 +38,7 @@ class Asked:
     @property
     def right(self):
         """What the named scorers judge by; None where the data has no answer."""
-        return self.target or (None if self.answer is None else Target((self.answer,)))
+        return self.target or (None if self.answer is None else Target(answers=(self.answer,)))
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,18 @@ def _of_study(folder, split, limit):
         pictures = tuple(map(digest, example.images))
         for question in example.questions:
             shown[len(asked)] = example.images
-            asked.append(Asked(len(asked), question.item_id, question.text, pictures,
-                               question.answer, question.extraction.information, question.family,
-                               question.cluster_id))
+            asked.append(
+                Asked(
+                    doc_id=len(asked),
+                    id=question.item_id,
+                    text=question.text,
+                    pictures=pictures,
+                    answer=question.answer,
+                    information=question.extraction.information,
+                    family=question.family,
+                    cluster=question.cluster_id,
+                )
+            )
         if limit is not None and len(asked) >= limit:
             break
     return Questions(tuple(asked[:limit]), lambda one: shown[one.doc_id], 'scene-1')
@@ -135,11 +144,22 @@ def of_file(path, images=None, limit=None, scorer=''):
         pictures = tuple(map(digest, question.pictures()))
         # A plain answer needs no target: rows that were written before there were others hold none.
         target = question.target
-        bare = target is None or target == Target(target.answers[:1])
-        asked.append(Asked(
-            number, question.id, question.text, pictures, target and target.gold,
-            question.information, question.family, hash_of(pictures) if pictures else question.id,
-            None if bare else target, (), question.scorer))
+        bare = target is None or target == Target(answers=target.answers[:1])
+        asked.append(
+            Asked(
+                doc_id=number,
+                id=question.id,
+                text=question.text,
+                pictures=pictures,
+                answer=target and target.gold,
+                information=question.information,
+                family=question.family,
+                cluster=hash_of(pictures) if pictures else question.id,
+                target=None if bare else target,
+                strata=(),
+                scorer=question.scorer,
+            )
+        )
     return Questions(tuple(asked), lambda one: own[one.doc_id].pictures(), DEFAULT)
 
 

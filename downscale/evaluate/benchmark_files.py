@@ -22,7 +22,7 @@ from downscale.evaluate.scoring.table import Target
 NO_PICTURE = 64  # a shorter TSV picture is the index of the row that holds it (VLMEvalKit)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """One question: its row in the data, its id, and its pictures as calls that return bytes.
 
@@ -42,7 +42,15 @@ def entry(row, name, question, pictures, target, family='', strata=()):
     """An `Entry` whose question has no image marks: pictures are put in front."""
     text = str(question).replace(f'{IMAGE}\n', '').replace(IMAGE, '').strip()
     axes = tuple(map(str, strata))
-    return Entry(row, str(name), text, tuple(pictures), target, str(family), axes)
+    return Entry(
+        row=row,
+        id=str(name),
+        question=text,
+        pictures=tuple(pictures),
+        target=target,
+        family=str(family),
+        strata=axes,
+    )
 
 
 def lacking(path, names, needed):

@@ -50,7 +50,7 @@ _MARKED = re.compile(r'(?:Options|Choices)\s*:', re.IGNORECASE)
 _LETTERED = re.compile(r'(?:^|[\s,;])\(?([A-Z])[:.)]\s+')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Benchmark:
     """How one is read (data path, picture folder -> entries), asked (its tail) and scored.
 
@@ -89,9 +89,20 @@ def questions_of(benchmark, path, images=None, limit=None, scorer=''):
         if not all(data) and not benchmark.blind:
             gone.append(one.id)
         pictures = tuple(digest(each) for each in data if each)
-        asked.append(Asked(one.row, one.id, one.question, pictures,
-                           one.target and one.target.gold, None, one.family,
-                           hash_of(pictures) if pictures else one.id, one.target, one.strata))
+        asked.append(
+            Asked(
+                doc_id=one.row,
+                id=one.id,
+                text=one.question,
+                pictures=pictures,
+                answer=one.target and one.target.gold,
+                information=None,
+                family=one.family,
+                cluster=hash_of(pictures) if pictures else one.id,
+                target=one.target,
+                strata=one.strata,
+            )
+        )
     headline = scorer or benchmark.scorers[0]
     if headline not in SCORERS:
         raise ValueError(unknown('scorer', headline, list(SCORERS)))
@@ -129,7 +140,7 @@ def inline_options(question):
 def _people(answers):
     """The target of several people's answers, texts or objects with an "answer"."""
     answers = [answer['answer'] if isinstance(answer, dict) else answer for answer in answers or ()]
-    return Target(tuple(map(str, answers))) if answers else None
+    return Target(answers=tuple(map(str, answers))) if answers else None
 
 
 # --- readers ------------------------------------------------------------------------------------
@@ -143,7 +154,7 @@ def _mmstar(path, images):
             else inline_options(row['question'])
         question = f'{row["question"]}\nOptions:\n{listed(options)}' if inside else row['question']
         strata = (row['category'], row['l2_category'])
-        target = Target((row['answer'],), options)
+        target = Target(answers=(row['answer'],), choices=options)
         yield entry(number, row['index'], question, [picture], target, strata[0], strata)
 
 
@@ -153,9 +164,17 @@ def _vmcbench(path, images, only=None):
         if only is None or row['category'] in only:
             options = tuple((letter, str(row[letter])) for letter in 'ABCD')
             question = f'Question: {row["question"]}\nOptions:\n{listed(options)}'
-            yield entry(number, row['index'], question, [picture],
-                        None if row['answer'] is None else Target((str(row['answer']),), options),
-                        row['category'], (row['category'],))
+            yield entry(
+                number,
+                row['index'],
+                question,
+                [picture],
+                None
+                if row['answer'] is None
+                else Target(answers=(str(row['answer']),), choices=options),
+                row['category'],
+                (row['category'],),
+            )
 
 
 def _six(path, images):
@@ -168,14 +187,14 @@ def _scienceqa(path, images):
         options = tuple(zip(LETTERS, map(str, row['choices'])))
         context = f'Context: {row["hint"]}\n' if row['hint'] else ''
         yield entry(number, number, f'{context}{row["question"]}\n{listed(options)}', [picture],
-                    Target((LETTERS[row['answer']],), options), row['subject'])
+                    Target(answers=(LETTERS[row['answer']],), choices=options), row['subject'])
 
 
 def _gqa(path, images):
     for number, row, picture in joined_rows(
             path, ('id', 'imageId', 'question', 'answer'), '_instructions', '_images'):
         yield entry(number, row['id'], row['question'], [picture],
-                    Target((str(row['answer']),)))
+                    Target(answers=(str(row['answer']),)))
 
 
 def _textvqa(path, images):
@@ -195,7 +214,7 @@ def _pope(path, images):
     needed = ('question_id', 'question', 'answer', 'category')
     for number, row, picture in parquet_rows(path, needed):
         yield entry(number, f'{row["category"]}-{row["question_id"]}', row['question'], [picture],
-                    Target((str(row['answer']),)), row['category'])
+                    Target(answers=(str(row['answer']),)), row['category'])
 
 
 def _coin(path, images, people=None):
@@ -207,8 +226,13 @@ def _coin(path, images, people=None):
             answer = people.get(str(row['question_id']))
         elif 'answer_bbox' in row and isinstance(answer, list):
             answer = json.dumps(answer)
-        target = _people(answer) if isinstance(answer, list) else \
-            None if answer is None else Target((str(answer),), inline_options(row['text']))
+        target = (
+            _people(answer)
+            if isinstance(answer, list)
+            else None
+            if answer is None
+            else Target(answers=(str(answer),), choices=inline_options(row['text']))
+        )
         shown = beside(images, [row['image']] if row.get('image') else [])
         yield entry(number, row['question_id'], row['text'], shown, target)
 
@@ -242,7 +266,7 @@ def _shared(text, where):
     if not 0 <= share <= 1:
         raise ValueError(f'{where}: a share of people must be from 0 to 1, not {share}')
     options = (('A', 'the second picture'), ('B', 'the third picture'))
-    return Target(('B' if share > 0.5 else 'A',), options, share)
+    return Target(answers=('B' if share > 0.5 else 'A',), choices=options, share=share)
 
 
 def _interleave(path, images):
@@ -255,34 +279,64 @@ def _interleave(path, images):
         names = row['image'] if isinstance(row['image'], list) else [row['image']]
         yield entry(number, f'{name}-{row["sample_id"]}', asked['value'],
                     beside(images, names),
-                    Target((told['value'],), free=kind == 'open-ended'), kind,
+                    Target(answers=(told['value'],), free=kind == 'open-ended'), kind,
                     (groups.get(name, name), name))
 
 
 def _table():
     two = ('preferred', DEFAULT, 'lmms_v04', 'vlmevalkit')
     coin = 'CoIN (github.com/zackschen/CoIN): test.json, its pictures below --images'
-    yield Benchmark('mmstar', _mmstar, f'\n{OPTION}', ('ref_stage2', *LETTER),
-                    'hub Lin-Chen/MMStar, mmstar.parquet; or MMStar.tsv of VLMEvalKit')
-    yield Benchmark('vmcbench', _vmcbench, f'\n{OPTION}.\n', ('vmcbench', *LETTER),
-                    'hub suyc21/VMCBench, one split')
-    yield Benchmark('vmcbench-six', _six, f'\n{OPTION}.\n', ('vmcbench', *LETTER),
-                    f'hub suyc21/VMCBench; only {", ".join(SIX)}')
-    yield Benchmark('scienceqa', _scienceqa, f'\n{OPTION}.',
-                    ('coin_scienceqa', 'lmms_scienceqa', *LETTER),
-                    'hub lmms-lab/ScienceQA (CC BY-NC-SA 4.0)', blind=True)
-    yield Benchmark('gqa', _gqa, SHORT, ('lmms_exact', DEFAULT, 'coin_equal'),
-                    'hub lmms-lab/GQA, a folder with testdev_balanced_instructions and '
-                    'testdev_balanced_images (CC BY 4.0)')
-    yield Benchmark('textvqa', _textvqa, SHORT, ('vqa', DEFAULT),
-                    'hub lmms-lab/textvqa, validation (CC BY 4.0)')
-    yield Benchmark('vizwiz', _textvqa, '\nWhen the provided information is insufficient, respond '
-                    f"with 'Unanswerable'.{SHORT}", ('vqa', DEFAULT),
-                    'hub lmms-lab/VizWiz-VQA, val (CC BY 4.0)')
-    yield Benchmark('vqav2', _vqav2, SHORT, ('vqav2', 'vqav2_v04', 'vqa', DEFAULT),
-                    'hub lmms-lab/VQAv2, validation (questions CC BY 4.0; pictures of COCO)')
-    yield Benchmark('pope', _pope, SHORT, ('pope', 'yes_no', DEFAULT),
-                    'hub lmms-lab/POPE, test (pictures of COCO)')
+    yield Benchmark(
+        name='mmstar',
+        read=_mmstar,
+        tail=f'\n{OPTION}',
+        scorers=('ref_stage2', *LETTER),
+        source='hub Lin-Chen/MMStar, mmstar.parquet; or MMStar.tsv of VLMEvalKit',
+    )
+    yield Benchmark(
+        name='vmcbench',
+        read=_vmcbench,
+        tail=f'\n{OPTION}.\n',
+        scorers=('vmcbench', *LETTER),
+        source='hub suyc21/VMCBench, one split',
+    )
+    yield Benchmark(
+        name='vmcbench-six',
+        read=_six,
+        tail=f'\n{OPTION}.\n',
+        scorers=('vmcbench', *LETTER),
+        source=f'hub suyc21/VMCBench; only {", ".join(SIX)}',
+    )
+    yield Benchmark(name='scienceqa', read=_scienceqa, tail=f'\n{OPTION}.',
+                    scorers=('coin_scienceqa', 'lmms_scienceqa', *LETTER),
+                    source='hub lmms-lab/ScienceQA (CC BY-NC-SA 4.0)', blind=True)
+    yield Benchmark(
+        name='gqa',
+        read=_gqa,
+        tail=SHORT,
+        scorers=('lmms_exact', DEFAULT, 'coin_equal'),
+        source='hub lmms-lab/GQA, a folder with testdev_balanced_instructions and '
+        'testdev_balanced_images (CC BY 4.0)',
+    )
+    yield Benchmark(name='textvqa', read=_textvqa, tail=SHORT, scorers=('vqa', DEFAULT),
+                    source='hub lmms-lab/textvqa, validation (CC BY 4.0)')
+    yield Benchmark(
+        name='vizwiz',
+        read=_textvqa,
+        tail='\nWhen the provided information is insufficient, respond '
+        f"with 'Unanswerable'.{SHORT}",
+        scorers=('vqa', DEFAULT),
+        source='hub lmms-lab/VizWiz-VQA, val (CC BY 4.0)',
+    )
+    yield Benchmark(
+        name='vqav2',
+        read=_vqav2,
+        tail=SHORT,
+        scorers=('vqav2', 'vqav2_v04', 'vqa', DEFAULT),
+        source='hub lmms-lab/VQAv2, validation (questions CC BY 4.0; pictures of COCO)',
+    )
+    yield Benchmark(name='pope', read=_pope, tail=SHORT, scorers=('pope', 'yes_no', DEFAULT),
+                    source='hub lmms-lab/POPE, test (pictures of COCO)')
     for name, scorers in (
             ('scienceqa', ('coin_scienceqa', 'lmms_scienceqa', *LETTER)),
             ('textvqa', ('vqa', DEFAULT)), ('gqa', ('lmms_exact', 'coin_equal', DEFAULT)),
@@ -292,13 +346,25 @@ def _table():
             ('grounding', ('coin', 'coin_compat', 'refcoco', DEFAULT))):
         read, source = (_coin_textvqa, f'{coin}, TextVQA_0.5.1_val.json beside it') \
             if name == 'textvqa' else (_coin, coin)
-        yield Benchmark(f'coin-{name}', read, '', scorers, source, blind=name == 'scienceqa')
-    yield Benchmark('nights', _nights, f'\n{OPTION}.', two,
-                    'dreamsim (github.com/ssundaram21/dreamsim), data.csv; votes >= 6, test')
-    yield Benchmark('pieapp', _pieapp, f'\n{OPTION}.', two,
-                    'PieAPP, as a CSV with the columns reference, left, right, share')
-    yield Benchmark('interleave', _interleave, '', ('interleave', 'rouge_l', 'lmms_interleave'),
-                    'hub lmms-lab/LLaVA-NeXT-Interleave-Bench, its JSON; pictures below --images')
+        yield Benchmark(
+            name=f'coin-{name}',
+            read=read,
+            tail='',
+            scorers=scorers,
+            source=source,
+            blind=name == 'scienceqa',
+        )
+    yield Benchmark(name='nights', read=_nights, tail=f'\n{OPTION}.', scorers=two,
+                    source='dreamsim (github.com/ssundaram21/dreamsim), data.csv; votes >= 6, test')
+    yield Benchmark(name='pieapp', read=_pieapp, tail=f'\n{OPTION}.', scorers=two,
+                    source='PieAPP, as a CSV with the columns reference, left, right, share')
+    yield Benchmark(
+        name='interleave',
+        read=_interleave,
+        tail='',
+        scorers=('interleave', 'rouge_l', 'lmms_interleave'),
+        source='hub lmms-lab/LLaVA-NeXT-Interleave-Bench, its JSON; pictures below --images',
+    )
 
 
 BENCHMARKS = {benchmark.name: benchmark for benchmark in _table()}

@@ -22,8 +22,15 @@ def describe(engine, experiment, items, kind, report=lambda done, total: None, w
     for item in items:
         prompt = wording.describe(item, kind)
         asked.setdefault((item.example.scene_id, prompt), item)
-    written = write(engine, (Request(prompt_of(encoder, prompt, item.example.images), plan.write)
-                             for (_, prompt), item in asked.items()), len(asked), report)
+    written = write(
+        engine,
+        (
+            Request(prompt_of(encoder, prompt, item.example.images), limit=plan.write)
+            for (_, prompt), item in asked.items()
+        ),
+        len(asked),
+        report,
+    )
     replies = dict(zip(asked, written, strict=True))
     rows = []
     for item in items:
@@ -65,7 +72,7 @@ def answer(engine, experiment, items, texts, data_hash, report=lambda done, tota
         for item in items:
             prompt = wording.reason(item, texts[run, kind][item.question.item_id], think)
             # The likelihood of an answer without its thought says nothing about thinking.
-            asked.append(Request(prompt_of(encoder, prompt, thinking=think), plan.answer,
+            asked.append(Request(prompt_of(encoder, prompt, thinking=think), limit=plan.answer,
                                  think=plan.think if think else None,
                                  target=None if think else gold_ids(encoder, item.question)))
     replies = iter(engine.write(asked, report=report))

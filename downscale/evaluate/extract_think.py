@@ -29,7 +29,7 @@ ROWS = 4096
 PATIENCE = 3600  # seconds without a new row after which process 0 gives the others up
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReplyJob:
     """One row to generate: its record without the reply, and what the engine needs."""
     record: dict
@@ -208,7 +208,16 @@ class Chain:
             'doc': [asked.doc_id, asked.id], 'task': task, 'text': text, 'sample': sample,
             'pictures': asked.pictures if shown else [], 'checkpoint': run.fingerprint,
             'prompts': self.prompts.hash, 'generation': generation})
-        return ReplyJob(record, asked, text, shown, thinking, think, limit, sample)
+        return ReplyJob(
+            record=record,
+            asked=asked,
+            text=text,
+            shown=shown,
+            thinking=thinking,
+            think=think,
+            limit=limit,
+            sample=sample,
+        )
 
     # --- weighing, generating and finishing ---
 
@@ -295,7 +304,9 @@ class Chain:
                 yield window
                 window = []
                 held = 0
-            window.append((Request(prompt, job.limit, job.sample, job.think), group))
+            window.append(
+                (Request(prompt, limit=job.limit, sample=job.sample, think=job.think), group)
+            )
             held += size
         yield window
 

@@ -23,8 +23,14 @@ def joint(engine, experiment, items, data_hash, report=lambda done, total: None,
         def sofar(done, total, k=k):
             report(k * total + done, len(plan.conditions) * total)
 
-        asked = (Request(prompt_of(encoder, wording.joint(item), shown(item, condition, others)),
-                         plan.answer, target=gold_ids(encoder, item.question)) for item in items)
+        asked = (
+            Request(
+                prompt_of(encoder, wording.joint(item), shown(item, condition, others)),
+                limit=plan.answer,
+                target=gold_ids(encoder, item.question),
+            )
+            for item in items
+        )
         replies = write(engine, asked, len(items), sofar)
         eval_id = f'joint-{experiment.name}-{condition}'
         prompt_hash = hash_of(['joint', encoder.chat.hash, *[wording.name] * bool(wording.name)])

@@ -25,7 +25,7 @@ PLACES = {
 _PLACE = re.compile(r'\{(\w+)\}( *)')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Prompts:
     """The templates of a chain; `hash` names their content.
 

@@ -75,7 +75,7 @@ def _own(name, path, images, limit, scorer):
     return questions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Pictured:
     """An example whose pictures are read when they are shown: those of all would fill the memory.
     """
@@ -103,10 +103,22 @@ def _item(name, questions, asked):
         tail = f'\n{ASK_LETTER}' if choices else ''
     family = name if name in BENCHMARKS else asked.family or name
     question = Question(
-        f'{name}/{asked.id}', cluster, family, 'visual' if asked.pictures else 'knowledge',
-        asked.text + tail, asked.right.gold, (), 1 / len(choices) if choices else 0.0,
-        Extraction(asked.information or '', ''), Trace('', ''))
-    return Item(question, _Pictured(cluster, questions, asked), partial(_judge, questions, asked))
+        item_id=f'{name}/{asked.id}',
+        cluster_id=cluster,
+        family=family,
+        kind='visual' if asked.pictures else 'knowledge',
+        text=asked.text + tail,
+        answer=asked.right.gold,
+        distractors=(),
+        chance=1 / len(choices) if choices else 0.0,
+        extraction=Extraction(asked.information or '', ''),
+        trace=Trace('', ''),
+    )
+    return Item(
+        question,
+        _Pictured(scene_id=cluster, questions=questions, asked=asked),
+        partial(_judge, questions, asked),
+    )
 
 
 def _judge(questions, asked, text, marked):
@@ -119,8 +131,8 @@ def wording(experiment):
     worded = prompts.load('micro' if experiment.chat == 'micro' else 'paper')
 
     return Wording(
-        worded.hash, lambda item: item.question.text,
-        lambda item, kind: worded.describe('extract' if kind == 'extraction' else kind,
+        name=worded.hash, joint=lambda item: item.question.text,
+        describe=lambda item, kind: worded.describe('extract' if kind == 'extraction' else kind,
                                            item.question.extraction.information),
-        lambda item, text, thinking: worded.reason('think' if thinking else 'direct', text,
+        reason=lambda item, text, thinking: worded.reason('think' if thinking else 'direct', text,
                                                    item.example.asked.text))

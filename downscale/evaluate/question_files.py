@@ -126,8 +126,12 @@ def _question(row, again, folder, scorer):
         text = columns.with_options(text, letters)
     answers = _answers(filled, letters)
     if answers:
-        target = Target(answers, tuple((letter, option) for letter, (_, option) in letters))
-    check_texts([Turn('user', f'{text} {filled.get("information", "")}', True)])
+        target = Target(
+            answers=answers, choices=tuple((letter, option) for letter, (_, option) in letters)
+        )
+    check_texts(
+        [Turn(role='user', text=f'{text} {filled.get("information", "")}', supervised=True)]
+    )
     pictures = partial(_pictures, again, folder)
     for number, data in enumerate(pictures(), 1):
         try:

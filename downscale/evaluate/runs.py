@@ -16,7 +16,7 @@ from downscale.train.checkpoint import latest, stored_leaves
 SEES = {'tower', 'connector'}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ChainModel:
     """A model of the chain; `name` is unique within it, `reflexive` what it may be forbidden."""
     name: str
@@ -43,7 +43,11 @@ def open_runs(folders, role, sees=False, ban=False):
         if not tokenizer_path(folder, experiment).is_file():
             raise FileNotFoundError(f'--{role} {folder} has no tokenizer.json, nor a folder above')
         banned = tuple(sorted(reflexive_ids(tokenizer_of(folder, experiment)))) if ban else ()
-        found.append(ChainModel(_name(folder), folder, fingerprint(folder), banned))
+        found.append(
+            ChainModel(
+                name=_name(folder), folder=folder, fingerprint=fingerprint(folder), reflexive=banned
+            )
+        )
     prints = [run.fingerprint for run in found]
     again = [run.folder for k, run in enumerate(found) if run.fingerprint in prints[:k]]
     if again:

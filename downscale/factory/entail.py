@@ -45,7 +45,9 @@ def _text(words):
 # --- relations --------------------------------------------------------------------------------
 
 def _turned(relation):
-    return Relation(relation.name, relation.other, relation.one, relation.denied)
+    return Relation(
+        name=relation.name, one=relation.other, other=relation.one, denied=relation.denied
+    )
 
 
 def _within(one, other):

@@ -25,7 +25,7 @@ STEPS = ('statements', 'information', 'descriptions', 'judgements')
 THOUGHT = '</think>'
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Factory:
     """Work to be done below `to`: pictures with questions below `root`, and who writes.
 
@@ -147,7 +147,7 @@ class Factory:
             except ValueError:
                 reasons[item.image] = 'unreadable picture'
                 continue
-            yield Ask(key, prompt, image, limit, record['seed'])
+            yield Ask(key=key, prompt=prompt, image=image, limit=limit, seed=record['seed'])
 
     def _limit(self, name):
         steps = self.steps

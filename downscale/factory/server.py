@@ -32,7 +32,7 @@ class Retry(Exception):
         self.after = after
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Pace:
     """Lets through at most `per_minute` calls (None: any number), and none before a hold ends."""
     per_minute: float | None
@@ -59,7 +59,7 @@ class Pace:
             self.stopped.wait(seconds)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Server:
     """A model at `url` (up to and with /v1). `key` is a secret and in no settings.
 
@@ -91,7 +91,7 @@ class Server:
         """(`Ask`, `TeacherReply` or `Failure`) as they end. ValueError in one line when the server
         refuses the key, the model or the address."""
         headers = {'Authorization': f'Bearer {self.key}'} if self.key else {}
-        pace = Pace(self.per_minute)
+        pace = Pace(per_minute=self.per_minute)
         pool = ThreadPoolExecutor(self.concurrency)
         limits = httpx.Limits(max_connections=self.concurrency)
         with httpx.Client(headers=headers, timeout=self.timeout, limits=limits) as client:

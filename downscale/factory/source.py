@@ -12,7 +12,7 @@ from downscale.data.measure import picture_size
 from downscale.data.records import IMAGE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pictured:
     """One picture (a path below the root, and its digest) with all questions about it.
 
@@ -62,7 +62,7 @@ def read(path, root, limit=None, ignore=()):
         if len(set(asked)) < len(asked):
             skipped.append(Skipped(ids[0], 'one question with two answers'))
             continue
-        items.append(Pictured(image, digest(data), ids, pairs))
+        items.append(Pictured(image=image, picture=digest(data), ids=ids, pairs=pairs))
     return tuple(items), tuple(skipped)
 
 

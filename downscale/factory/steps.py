@@ -17,7 +17,7 @@ PLACES = {'pair': {'number', 'question', 'answer'}, 'statements': {'pairs'},
           'information_mark': set(), 'description_mark': set()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Steps:
     """The templates of the steps, what a reply may begin with, and limits in tokens.
 

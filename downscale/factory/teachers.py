@@ -12,7 +12,7 @@ from pathlib import Path
 WINDOW = 64  # asks that the engine is given at once; as many pictures are held
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ask:
     """What one row needs: its key, a prompt, perhaps a picture (encoded), a limit in tokens and
     the uint32 that its randomness hangs on."""
@@ -41,7 +41,7 @@ class Failure:
     attempts: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FolderTeacher:
     """The model of a run folder, which must see; `open` opens it (folder, slots) when needed."""
     folder: Path
@@ -63,7 +63,7 @@ class FolderTeacher:
         from downscale.evaluate.answers import prompt_of
         from downscale.generate.engine import Decoding, Request
         from downscale.generate.sampling import Sampling
-        decoding = Decoding(Sampling(self.temperature, top_p=self.top_p))
+        decoding = Decoding(sampling=Sampling(self.temperature, top_p=self.top_p))
         asks = iter(asks)
         engine = None
         while window := list(islice(asks, WINDOW)):
@@ -78,7 +78,7 @@ class FolderTeacher:
                     yield ask, Failure(f'prompt: {error}')
                     continue
                 given.append(ask)
-                requests.append(Request(prompt, ask.limit, ask.seed))
+                requests.append(Request(prompt, limit=ask.limit, sample=ask.seed))
             for index, reply in engine.stream(requests, decoding):
                 yield given[index], TeacherReply(
                     reply.text, 'length' if reply.finish == 'length' else 'stop',
@@ -89,5 +89,12 @@ def open_engine(folder, role, temperature, top_p, slots):
     """The `FolderTeacher` of a run folder, checked to see before any work; errors in one line."""
     from downscale.evaluate import runs
     run, = runs.open_runs([folder], role, sees=True)
-    return FolderTeacher(run.folder, run.name, run.fingerprint, temperature, top_p, slots,
-                         runs.open_engine)
+    return FolderTeacher(
+        folder=run.folder,
+        name=run.name,
+        fingerprint=run.fingerprint,
+        temperature=temperature,
+        top_p=top_p,
+        slots=slots,
+        open=runs.open_engine,
+    )

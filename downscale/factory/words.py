@@ -56,7 +56,7 @@ _SENTENCE = re.compile(r'(?<=[.!?;])\s+|\n+')
 _stemmer = snowballstemmer.stemmer('english')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Word:
     """A word of a sentence as written and as compared; whether it has content, and is denied."""
     raw: str
@@ -99,7 +99,11 @@ def _words(text):
             content = False  # a pronoun, no number
         left = 0 if raw in BORDERS else 3 if raw in NEGATORS else left
         negated |= raw in NEGATORS
-        words.append(Word(SAME.get(raw, raw), stem(raw), content, content and left > 0))
+        words.append(
+            Word(
+                raw=SAME.get(raw, raw), stem=stem(raw), content=content, denied=content and left > 0
+            )
+        )
         left -= content and left > 0
     if negated and not any(word.denied for word in words):  # 'the lights are not on'
         words = [replace(word, denied=word.content) for word in words]
@@ -130,7 +134,7 @@ def content(text):
 
 # --- what goes with what ----------------------------------------------------------------------
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Binding:
     """A value of a class that a sentence gives to what `heads` name. `said` is whether the sentence
     says so of it ('the car is red'), rather than picks it out by it ('a red car')."""
@@ -153,7 +157,15 @@ def bindings(words):
             heads = _subject(words, k)
             said = True
         if heads:
-            found.append(Binding(word.kind, word.stem, frozenset(heads), word.denied, said))
+            found.append(
+                Binding(
+                    kind=word.kind,
+                    value=word.stem,
+                    heads=frozenset(heads),
+                    denied=word.denied,
+                    said=said,
+                )
+            )
     return found
 
 
@@ -207,7 +219,7 @@ _RELATIONS = {'left': ('left', False), 'right': ('left', True), 'above': ('above
 _NEED = {'left': 'of', 'right': 'of', 'front': 'of'}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Relation:
     """`one` stands in relation `name` to `other`: 'left', 'above', 'larger', ..."""
     name: str
@@ -232,8 +244,14 @@ def relations(words):
         other = _stems(words[k + 1:ends[0] if ends else len(words)])
         name, turned = _RELATIONS[raw]
         if one and other:
-            found.append(Relation(name, other if turned else one, one if turned else other,
-                                  word.denied))
+            found.append(
+                Relation(
+                    name=name,
+                    one=other if turned else one,
+                    other=one if turned else other,
+                    denied=word.denied,
+                )
+            )
     return found
 
 

@@ -49,7 +49,7 @@ def _count(event, seconds, **_):
 jax.monitoring.register_event_duration_secs_listener(_count)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Stats:
     """What an engine has done: rows and tokens written, decode steps, prompt tokens read with and
     without padding, programs compiled (or found in the persistent cache), seconds of all and of
@@ -141,7 +141,7 @@ class Engine:
             else array
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Row:
     """A request in a slot: its index, the position of its last token, what it wrote, and where its
     nats are (an array, and the place in it)."""
@@ -303,7 +303,9 @@ class _Job:
             tokens[at, len(own):len(own) + len(target)] = target
             rows[:, at] = (len(own), slot, prompt.prefix > 0, request.sample,
                            -1 if request.think is None else request.think, request.limit)
-            self.busy[lane * engine.per_lane + slot] = _Row(k, n - 1, (nats, at))
+            self.busy[lane * engine.per_lane + slot] = _Row(
+                index=k, position=n - 1, nats=(nats, at)
+            )
             engine.stats.read += len(own) - 1 + len(target)
         engine.stats.read_padded += length * count
         arrays = programs.Rows(tokens, rows[0].astype(np.int32), rows[1].astype(np.int32),
@@ -389,7 +391,16 @@ class _Job:
         # One mark is the token that closes; only of several may one stand in the thought.
         spelled = thinking.spelled(self.mode, ids, text_of, THINK[1]) \
             if close and (close == 'open' or text.count(THINK[1]) > 1) else 0
-        return Reply(tuple(ids), text, finish, nll, close, thought, answered, spelled)
+        return Reply(
+            ids=tuple(ids),
+            text=text,
+            finish=finish,
+            nll=nll,
+            close=close,
+            thought=thought,
+            answered=answered,
+            spelled=spelled,
+        )
 
 
 def _groups(asked):

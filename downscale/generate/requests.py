@@ -1,7 +1,7 @@
 """What is asked of the engine, and what comes back."""
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 
 import numpy as np
@@ -11,7 +11,7 @@ from downscale.generate.sampling import Sampling
 from downscale.sizes import VisionConfig
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Prompt:
     """Token ids [L], the image index [L, C] of each, the tiles uint8 [I, P, Q] they name, and where
     C > 1 the weights [L, C] of the features."""
@@ -50,6 +50,7 @@ class Request:
     wanted; it is scored behind the prompt, never read.
     """
     prompt: Prompt
+    _: KW_ONLY
     limit: int
     sample: int = 0
     think: int | None = None
@@ -61,7 +62,7 @@ class Request:
         return len(self.prompt.tokens) + self.limit + (0 if self.think is None else self.think + 2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Decoding:
     """How rows are written: everything that, with a request and the weights, decides a reply.
 
@@ -81,7 +82,7 @@ class Decoding:
     reference_compat: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reply:
     """Generated ids (stop token excluded) and their text (stop string excluded).
 

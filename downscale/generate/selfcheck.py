@@ -81,9 +81,15 @@ def ragged(model: 'Vlm', count: int, tokens: int, seed: int) -> list['Request']:
             tiles = pictures[k // 6]
             ids = np.concatenate([np.zeros(patches, np.int32), ids])
             index = np.concatenate([np.arange(patches, dtype=np.int32)[:, None], index])
-        found.append(Request(Prompt(ids, index, tiles), int(rng.integers(1, tokens + 1)), k,
-                             think=int(rng.integers(0, tokens)) if k % 3 == 1 else None,
-                             target=tuple(range(5, 6 + k % 20)) if k % 2 else None))
+        found.append(
+            Request(
+                Prompt(tokens=ids, image_index=index, tiles=tiles),
+                limit=int(rng.integers(1, tokens + 1)),
+                sample=k,
+                think=int(rng.integers(0, tokens)) if k % 3 == 1 else None,
+                target=tuple(range(5, 6 + k % 20)) if k % 2 else None,
+            )
+        )
     return found
 
 
@@ -109,7 +115,7 @@ def selfcheck(prompts: int, slots: Sequence[int], seed: int, temperature: float,
     from downscale.generate.sampling import Sampling
     model, params, encoder = tiny(seed, dtype, width)
     asked = ragged(model, prompts, tokens, seed)
-    decoding = Decoding(Sampling(temperature), seed)
+    decoding = Decoding(sampling=Sampling(temperature), seed=seed)
     settings = [(name, mesh, count, order, refill) for name, mesh in meshes().items()
                 for count in slots for order in (1, -1) for refill in (True, False)]
     first = None

@@ -27,7 +27,7 @@ CRASHES = 3
 KILLS = 10
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """One job at one time.
 
@@ -195,13 +195,26 @@ def _job(run, spec, done, now, stillness):
     if state == 'running' and stepping and gained + lost:
         eta = (total - step) * stepping / (gained + lost)
     return Job(
-        spec.key, spec.name, state, reason, found[-1]['attempt'] if found else None,
-        progress.get('task'), step, total,
-        max(0.0, now - progress['checkpoint_time']) if progress.get('checkpoint_time') else None,
-        progress.get('tokens_per_s') if state == 'running' else None, hours,
-        None if price is None else hours * price, eta,
-        sum(goodput(attempt) * _seconds(attempt) for attempt in found) / seconds if seconds
-        else None, lost)
+        key=spec.key,
+        name=spec.name,
+        state=state,
+        reason=reason,
+        attempt=found[-1]['attempt'] if found else None,
+        task=progress.get('task'),
+        step=step,
+        total=total,
+        age=max(0.0, now - progress['checkpoint_time'])
+        if progress.get('checkpoint_time')
+        else None,
+        tokens_per_s=progress.get('tokens_per_s') if state == 'running' else None,
+        chip_hours=hours,
+        usd=None if price is None else hours * price,
+        eta=eta,
+        goodput=sum(goodput(attempt) * _seconds(attempt) for attempt in found) / seconds
+        if seconds
+        else None,
+        lost=lost,
+    )
 
 
 def _state(run, spec, found, done, stillness):

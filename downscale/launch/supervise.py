@@ -112,13 +112,32 @@ def desired_of(specs, jobs, memory):
     for spec, job in zip(specs, jobs, strict=True):
         rows = state.counting(spec, state.attempts(state.folder_of(spec.run, spec)))
         chips, usd = state.chips_of(spec)
-        found.append(watch.Desired(
-            spec.key, spec.name, spec.hash, job.state, spec.needs, chips, job.usd or 0.0,
-            chips * (usd or 0.0), tuple(watch.Attempt(
-                row['began'], row['ended'] or row['seen'], row['exit'],
-                row['last_step'] > row['first_step']) for row in rows),
-            tuple(watch.Try(row['at'], row['code'])
-                  for row in state.counting(spec, _tries(spec, memory))), state.hopeless(rows)))
+        found.append(
+            watch.Desired(
+                key=spec.key,
+                name=spec.name,
+                hash=spec.hash,
+                state=job.state,
+                needs=spec.needs,
+                chips=chips,
+                usd=job.usd or 0.0,
+                usd_per_hour=chips * (usd or 0.0),
+                attempts=tuple(
+                    watch.Attempt(
+                        began=row['began'],
+                        ended=row['ended'] or row['seen'],
+                        code=row['exit'],
+                        gained=row['last_step'] > row['first_step'],
+                    )
+                    for row in rows
+                ),
+                tries=tuple(
+                    watch.Try(row['at'], row['code'])
+                    for row in state.counting(spec, _tries(spec, memory))
+                ),
+                hopeless=state.hopeless(rows),
+            )
+        )
     return found
 
 

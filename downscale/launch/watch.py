@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from downscale.runtime.exits import ending
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Attempt:
     """One attempt of a job: when it began, when it was last heard of (unix s), its exit code (None
     when it was lost without one), and whether a newer checkpoint came of it."""
@@ -26,7 +26,7 @@ class Try:
     code: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Desired:
     """One job of the sweep, as its folder tells; `state` is that of `state.Job`. `hopeless` is why
     another attempt makes no sense, None where it does."""
@@ -43,7 +43,7 @@ class Desired:
     hopeless: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Observed:
     """One resource of the sweep at the backend, there since the unix time `since`; `state` is
     pending, running, ended (with exit `code`), suspended, failed or deleting. One that `restarts`
@@ -59,7 +59,7 @@ class Observed:
     restarts: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Policy:
     """Limits of a sweep. A job waits `base` seconds after what brought it no further, twice as
     long each time in a row, up to `longest`; it may crash `counted` times. What has ended by its
@@ -81,7 +81,7 @@ class Create:
     zone: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Delete:
     name: str
     zone: str
@@ -212,7 +212,7 @@ def _of_resource(job, resource, why, stopped, now, policy):
     """What happens to the resource of a job; `why` it, and why the sweep (`stopped`), will not go
     on, None where it may."""
     def delete(text):
-        return Delete(resource.name, resource.zone, text, resource.code)
+        return Delete(name=resource.name, zone=resource.zone, why=text, code=resource.code)
     if resource.state == 'deleting':
         return Hold(job.key, 'its resource is being deleted')
     if resource.state in ('suspended', 'failed'):

@@ -19,7 +19,7 @@ EXACT = 1e-26     # decrease still to be expected (objective units) at the repor
 CLOSE = 1e-11     # the same for starts and resamples
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Problem:
     """A law to be fitted to targets [n] at centred log inputs u [n, axes], Huber from `delta`."""
     law: Law

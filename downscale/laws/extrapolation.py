@@ -13,7 +13,7 @@ from downscale.laws.forms import Law
 from downscale.statistics.bootstrap import Interval
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HoldOut(Jsonable):
     """A fit of the points below a compute threshold and its errors on those at or above it.
 
@@ -55,9 +55,17 @@ def holdout(law: Law, x: ArrayLike, y: ArrayLike, compute: ArrayLike, below: flo
     inside = [bool(guess.low <= one <= guess.high) for guess, one in zip(guesses, seen)]
     points = tuple({'x': where, 'seen': one, 'predicted': guess, 'inside': within}
                    for where, one, guess, within in zip(x[~low], seen, guesses, inside))
-    return HoldOut(float(below), len(seen), float(compute.max() / compute[low].max()),
-                   float(np.mean(np.abs(ratio))), float(np.max(np.abs(ratio))),
-                   float(ratio.mean()), float(np.mean(inside)), points, found)
+    return HoldOut(
+        below=float(below),
+        held=len(seen),
+        reach=float(compute.max() / compute[low].max()),
+        error=float(np.mean(np.abs(ratio))),
+        largest=float(np.max(np.abs(ratio))),
+        bias=float(ratio.mean()),
+        inside=float(np.mean(inside)),
+        points=points,
+        fit=found,
+    )
 
 
 def optimum(found: Fit, budget: float, flops_per: float = 6.0) -> dict[str, Interval]:

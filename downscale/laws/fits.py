@@ -128,7 +128,7 @@ def _problem(law, x, y, delta):
             raise ValueError(f'input {axis + 1} has fewer than 3 different values, so its '
                              'exponent and the floor cannot be told apart; add sizes')
     centre = np.log(x).mean(axis=0)
-    return descent.Problem(law, np.log(x) - centre, law.target(y), delta), centre
+    return descent.Problem(law=law, u=np.log(x) - centre, target=law.target(y), delta=delta), centre
 
 
 def spread(value: float, drawn: np.ndarray, n: int, runs: int, parameters: int,

@@ -16,7 +16,7 @@ FLOOR = 25.0  # a term e^-25 of the smallest loss is zero
 EXPONENTS = (0.1, 0.3, 0.6, 1.2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Additive:
     """y = E + A x1^-alpha (+ B x2^-beta): power law of one input, Chinchilla form of two.
 
@@ -135,7 +135,7 @@ class Additive:
                 yield f'{name} = {exponent:.3g} is not positive: loss grows along this input'
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Saturating:
     """acc = c + (1 - c) s with odds s / (1 - s) = (x / half)^slope and a known chance floor c.
 
@@ -205,8 +205,8 @@ class Saturating:
             yield f'more than half of the points lie at or below chance ({self.chance:g})'
 
 
-POWER = Additive('power', 1)
-CHINCHILLA = Additive('chinchilla', 2)
+POWER = Additive(name='power', axes=1)
+CHINCHILLA = Additive(name='chinchilla', axes=2)
 
 
 Law = Additive | Saturating

@@ -19,7 +19,7 @@ LINE = 2
 LOST = 0.05            # share of resamples without an upward parabola
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Minimum(Jsonable):
     """One budget's parabola: best x and its loss with intervals, and whether it counts.
 
@@ -36,7 +36,7 @@ class Minimum(Jsonable):
     state: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Isoflop(Jsonable):
     """All minima and the line log x* = exponent * log compute + log coefficient through the kept.
 
@@ -79,8 +79,16 @@ def isoflop(x: ArrayLike, y: ArrayLike, budget: ArrayLike, *, compute: np.ndarra
                          f'the largest has {max(one.n for one in minima)} points')
     count = len(np.unique(runs))
     exponent, coefficient, alarms = _line(minima, np.array(log_best), len(x), count)
-    return Isoflop('OLS parabola in log x per budget, line through the logs of the minima', len(x),
-                   count, tuple(minima), exponent, coefficient, draws, tuple(alarms))
+    return Isoflop(
+        method='OLS parabola in log x per budget, line through the logs of the minima',
+        n=len(x),
+        runs=count,
+        minima=tuple(minima),
+        exponent=exponent,
+        coefficient=coefficient,
+        draws=draws,
+        alarms=tuple(alarms),
+    )
 
 
 def _checked(x, y, budget):
@@ -147,14 +155,28 @@ def _minimum(name, log_x, y, compute, runs, weights):
     sizes = len(np.unique(log_x))
     blank = Interval(np.nan, np.nan, np.nan, len(y), len(y), 'none')
     if sizes <= PARABOLA + 1:
-        return Minimum(name, float(compute), len(y), blank, blank, np.nan,
-                       f'rejected: too few sizes ({sizes})'), np.full(len(weights) + 1, np.nan)
+        return Minimum(
+            budget=name,
+            compute=float(compute),
+            n=len(y),
+            x=blank,
+            y=blank,
+            curvature=np.nan,
+            state=f'rejected: too few sizes ({sizes})',
+        ), np.full(len(weights) + 1, np.nan)
     parabolas = _parabolas(log_x, y, np.vstack([np.ones(len(y)), weights]))
     best, lowest = _vertex(log_x, parabolas)
     curvature = float(parabolas[0, 2] / log_x.std() ** 2)
     if not curvature > 0:
-        return Minimum(name, float(compute), len(y), blank, blank, curvature,
-                       'rejected: opens downward'), np.full(len(best), np.nan)
+        return Minimum(
+            budget=name,
+            compute=float(compute),
+            n=len(y),
+            x=blank,
+            y=blank,
+            curvature=curvature,
+            state='rejected: opens downward',
+        ), np.full(len(best), np.nan)
     means = [y[log_x == one].mean() for one in np.unique(log_x)]
     state = 'kept'
     if not log_x.min() < best[0] < log_x.max():
@@ -163,8 +185,15 @@ def _minimum(name, log_x, y, compute, runs, weights):
         state = 'edge: the lowest point is at the end of the sampled sizes'
     count = len(np.unique(runs))
     x = _interval(np.exp(best), len(y), count, positive=True)
-    return Minimum(name, float(compute), len(y), x, _interval(lowest, len(y), count), curvature,
-                   state), best
+    return Minimum(
+        budget=name,
+        compute=float(compute),
+        n=len(y),
+        x=x,
+        y=_interval(lowest, len(y), count),
+        curvature=curvature,
+        state=state,
+    ), best
 
 
 def _interval(values, n, runs, positive=False):

@@ -18,7 +18,7 @@ class RateRun:
     loss: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RateChoice:
     """The chosen rate, its mean loss, the grid as (rate, mean loss) from the lowest rate on, and
     whether it lies at an end of that grid ('lowest', 'highest', or '' where all is well)."""
@@ -57,7 +57,7 @@ def choose(runs: Sequence[RateRun]) -> RateChoice:
     if loss == math.inf:
         raise ValueError(f'every rate of {[lr for lr, _ in grid]} diverged; sweep lower ones')
     edge = 'lowest' if lr == grid[0][0] else 'highest' if lr == grid[-1][0] else ''
-    return RateChoice(lr, loss, grid, edge)
+    return RateChoice(lr=lr, loss=loss, grid=grid, edge=edge)
 
 
 def choose_all(runs: Mapping[str, Sequence[RateRun]]) -> tuple[dict[str, RateChoice], list[str]]:

@@ -13,7 +13,7 @@ JOBS = 2
 LIMIT_SECONDS = 1800.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CellFit:
     """All stages of a cell: the largest peak of memory against its limit in GiB, and from the least
     to the most: chip-hours and dollars (None where not known). `remark` says what does not fit.
@@ -36,7 +36,7 @@ def check(cells, topology, folder, quiet=False):
     from downscale.planner.programs import Wish
     from downscale.planner.worker import refuse
     with contextlib.redirect_stdout(sys.stderr), progress_bars(quiet) as bars:
-        found = Plan(cells, [topology], Wish(('train',)), refuse, Path(folder), JOBS,
+        found = Plan(cells, [topology], Wish(only=('train',)), refuse, Path(folder), JOBS,
                      LIMIT_SECONDS, bars).run()
     return of_cells(found)
 
@@ -54,9 +54,14 @@ def _fit(stages):
     """The `CellFit` of {stage: rows of its shapes}."""
     rows = [row for shapes in stages.values() for row in shapes]
     peaks = [row['hbm_gib'] for row in rows if row['hbm_gib'] is not None]
-    return CellFit(all(row['fits'] for row in rows), max(peaks, default=None),
-                   min(row['hbm_limit_gib'] for row in rows), _span(stages, 'chip_hours'),
-                   _span(stages, 'usd'), '; '.join(filter(None, map(_remark, rows))))
+    return CellFit(
+        fits=all(row['fits'] for row in rows),
+        hbm_gib=max(peaks, default=None),
+        hbm_limit_gib=min(row['hbm_limit_gib'] for row in rows),
+        chip_hours=_span(stages, 'chip_hours'),
+        usd=_span(stages, 'usd'),
+        remark='; '.join(filter(None, map(_remark, rows))),
+    )
 
 
 def _span(stages, key):

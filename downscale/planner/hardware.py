@@ -15,7 +15,7 @@ VARIABLE = 'DOWNSCALE_HARDWARE'
 NO_PRICE = 700  # dollars an hour; catalogues mean "not sold here" by it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Chip:
     """One chip: FLOP/s (bf16), GiB, bytes/s, Hz, dollars per hour (on demand; spot from, to).
 
@@ -31,7 +31,7 @@ class Chip:
     usd_spot: tuple[float, float] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Machine:
     """The virtual machines of a generation: `chips` each in slices of several, of `memory_gib`.
 

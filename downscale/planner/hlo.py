@@ -19,7 +19,7 @@ _ENDS = re.compile(r'\}(, execution_thread="\w+")?$')  # what runs on a SparseCo
 _ARRAY = re.compile(r'\b([a-z]\w*)\[([\d,]*)\]')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Instruction:
     """One line of a computation; `shape` and `rest` (all behind the operands) are text."""
     name: str
@@ -90,7 +90,14 @@ def _instruction(text):
         operands = re.findall(r'%([\w.\-]+)', inside)
     else:
         operands = [part.strip() for part in inside.split(',')]
-    return Instruction(begin[2], begin[3], begin[4], tuple(operands), text[end:], text)
+    return Instruction(
+        name=begin[2],
+        shape=begin[3],
+        op=begin[4],
+        operands=tuple(operands),
+        rest=text[end:],
+        text=text,
+    )
 
 
 def bytes_of(shape):

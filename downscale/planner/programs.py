@@ -20,7 +20,7 @@ _FREE = ('name', 'size', 'seed', 'world', 'data', 'stages', 'evaluation', 'impor
          'legacy_structural_loss', 'tokenizer', 'mesh', 'budget')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ProgramRequest:
     """One program: `kind` is 'train', 'see', 'prefix', 'prefill' or 'decode'.
 
@@ -53,7 +53,7 @@ class ProgramRequest:
         return self.cell['optimizer']['accumulate'] if self.kind == 'train' else 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Wish:
     """What the command line narrows or changes; None leaves the cells as they are."""
     only: tuple[str, ...] = KINDS
@@ -68,7 +68,7 @@ class Wish:
                                  '1')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Use:
     """A program and what a cell does with it: `name` is cell/stage, `steps` how often it runs
     (None: as long as questions come; of several shapes nobody knows the shares, so each is told
@@ -98,7 +98,7 @@ def uses(cells, place, wish):
     for cell in cells:
         if 'train' in wish.only:
             for stage in cell.stages:
-                found += [Use(f'{cell.name}/{stage.name}', request, stage.steps)
+                found += [Use(name=f'{cell.name}/{stage.name}', request=request, steps=stage.steps)
                           for request in _trained(cell, stage, place, wish)]
     for cell in cells:
         if cell.language is not None and not cell.name.startswith('tower'):
@@ -125,8 +125,16 @@ def _trained(cell, stage, place, wish):
         tiles = 0 if wish.text_only else tiles
         _divides(rows, cell.optimizer.accumulate, mesh, where)
         name = stage.name if stage.name in ('tower', 'align') else 'instruct' if tiles else 'text'
-        yield ProgramRequest('train', place.name, mesh, rows, wish.seq or length, tiles,
-                             _essence(cell, tiles), {'name': name, 'trainable': groups})
+        yield ProgramRequest(
+            kind='train',
+            topology=place.name,
+            mesh=mesh,
+            rows=rows,
+            length=wish.seq or length,
+            tiles=tiles,
+            cell=_essence(cell, tiles),
+            stage={'name': name, 'trainable': groups},
+        )
 
 
 def _served(cell, place, wish):
@@ -151,22 +159,69 @@ def _served(cell, place, wish):
     found = []
     if 'prefill' in wish.only and sees:
         image = _essence(cell, 1)
-        found += [ProgramRequest('see', place.name, mesh, 1, 0, 1, image, slots=rows),
-                  ProgramRequest('prefix', place.name, mesh, 1, length, length // cell.vision.P + 1,
-                                 image, slots=rows)]
+        found += [
+            ProgramRequest(
+                kind='see',
+                topology=place.name,
+                mesh=mesh,
+                rows=1,
+                length=0,
+                tiles=1,
+                cell=image,
+                slots=rows,
+            ),
+            ProgramRequest(
+                kind='prefix',
+                topology=place.name,
+                mesh=mesh,
+                rows=1,
+                length=length,
+                tiles=length // cell.vision.P + 1,
+                cell=image,
+                slots=rows,
+            ),
+        ]
     if 'prefill' in wish.only:
-        found.append(ProgramRequest('prefill', place.name, mesh, max(1, READ // length), length, 0,
-                                    text, slots=rows))
+        found.append(
+            ProgramRequest(
+                kind='prefill',
+                topology=place.name,
+                mesh=mesh,
+                rows=max(1, READ // length),
+                length=length,
+                tiles=0,
+                cell=text,
+                slots=rows,
+            )
+        )
     if 'decode' in wish.only:
-        found += [ProgramRequest('decode', place.name, mesh, rows, live, 0, text, slots=rows)
-                  for live in sorted({max(64, length // 4), length})]
+        found += [
+            ProgramRequest(
+                kind='decode',
+                topology=place.name,
+                mesh=mesh,
+                rows=rows,
+                length=live,
+                tiles=0,
+                cell=text,
+                slots=rows,
+            )
+            for live in sorted({max(64, length // 4), length})
+        ]
     width = 2 if cell.dtype == 'bfloat16' else 4
     whole = sum(parts_of(cell.language, cell.vision if sees else None).values())
     cached = ('prefill', 'decode')  # these take the cache of their slots themselves
-    return [Use(f'{cell.name}/{request.kind}', request, None, width * (whole - parameters(request)),
-                kv_bytes(cell.language, width)
-                * (length - (request.length if request.kind in cached else 0)))
-            for request in found]
+    return [
+        Use(
+            name=f'{cell.name}/{request.kind}',
+            request=request,
+            steps=None,
+            beside=width * (whole - parameters(request)),
+            beside_slot=kv_bytes(cell.language, width)
+            * (length - (request.length if request.kind in cached else 0)),
+        )
+        for request in found
+    ]
 
 
 def _essence(cell, tiles):

@@ -9,7 +9,7 @@ PRICES_AS_OF = hardware.table()['as_of']
 SHAPES = {name: tuple(found['shapes']) for name, found in hardware.table()['generations'].items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Topology:
     """`slices` slices of one generation and shape; `name` is how it is written."""
     name: str
@@ -70,4 +70,4 @@ def topology(name):
         raise ValueError(f'unknown topology {name!r}; known of {generation} are '
                          f'{", ".join(f"{generation}:{shape}" for shape in SHAPES[generation])}, '
                          'and several slices as 2xNAME')
-    return Topology(name, generation, shape, int(slices or 1))
+    return Topology(name=name, generation=generation, shape=shape, slices=int(slices or 1))

@@ -17,7 +17,7 @@ from downscale.values import unknown
 SMALL = 32  # below this width a whole decomposition is as fast as the largest value alone
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CheckpointView:
     """The newest checkpoint of a run folder; nothing is read before it is asked for.
 
@@ -45,7 +45,9 @@ class CheckpointView:
         if name not in self.leaves:
             raise KeyError(unknown('leaf', name, list(self.leaves)))
         shape, dtype = self.leaves[name]
-        return StoredLeaf(self.step_folder, name, shape, np.dtype(dtype)).read()
+        return StoredLeaf(
+            step_folder=self.step_folder, name=name, shape=shape, dtype=np.dtype(dtype)
+        ).read()
 
     def params(self, groups=None):
         """The parameters as nested numpy, only the `groups` named (all by default)."""
@@ -69,7 +71,14 @@ def open_checkpoint(path):
     target = abstract_of(model_of(config, folder.name), stored)
     wanted = {name: 'float32' for name in stored} if config.stages else None
     compare(stored, target, step, wanted)
-    return CheckpointView(folder, config, folder.name, step, stored, target)
+    return CheckpointView(
+        folder=folder,
+        config=config,
+        stage=folder.name,
+        step_folder=step,
+        leaves=stored,
+        target=target,
+    )
 
 
 def diff(after, before):

@@ -40,7 +40,7 @@ NEIGHBOURS = 10
 PATCHES = 2 ** 28  # bytes of the patches that a probe attends over; their axes take some times that
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ProbePlan:
     """What decides the numbers of a run beside its weights and the data.
 
@@ -58,9 +58,9 @@ def plan_of(experiments, pictures=256, bootstraps=2000, seed=0):
     """The `ProbePlan` that treats all these cells alike: no probe sees more dimensions than the
     narrowest of their features has, and no band is without a layer in the shallowest."""
     widths = [w for cell in experiments for w in (cell.vision.W, cell.language.D)]
-    return ProbePlan(min(MOST_DIMENSIONS, *widths),
-                     min(MOST_BANDS, *(cell.language.N for cell in experiments)),
-                     pictures, bootstraps, seed)
+    return ProbePlan(dimensions=min(MOST_DIMENSIONS, *widths),
+                     bands=min(MOST_BANDS, *(cell.language.N for cell in experiments)),
+                     pictures=pictures, bootstraps=bootstraps, seed=seed)
 
 
 def probed_cells(study, meta):

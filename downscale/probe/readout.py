@@ -36,7 +36,7 @@ class ProbeRows:
         return ProbeRows(words, self.clusters[index], self.labels[:, index])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ProbeTask:
     """What is probed together: `names` of the targets, and the items.
 
@@ -92,7 +92,12 @@ def tasks_of(asked, spare):
 
 
 def _task(names, both, index, labels, studied):
-    return ProbeTask(names, [both[k] for k in index], labels, sum(k < studied for k in index))
+    return ProbeTask(
+        names=names,
+        items=[both[k] for k in index],
+        labels=labels,
+        studied=sum(k < studied for k in index),
+    )
 
 
 def _object(question):
@@ -119,9 +124,9 @@ def read_out(features, spare_features, asked, spare, dimensions, seed=0,
         folds = task.folds(seed)
         ids = [item.question for item in task.items[:task.studied]]
         for name in task.names:
-            found[name] = Measured(np.array([one.item_id for one in ids]),
-                                   np.array([one.cluster_id for one in ids]),
-                                   not name.startswith(ASKED))
+            found[name] = Measured(item_id=np.array([one.item_id for one in ids]),
+                                   cluster_id=np.array([one.cluster_id for one in ids]),
+                                   family=not name.startswith(ASKED))
         if not folds:
             without |= dict.fromkeys(task.names, f'{task.studied} items, and fewer than {FEWEST} '
                                      'of other pictures to train on')

@@ -39,7 +39,7 @@ MACRO = 'macro'
 ASKED = 'asked '  # begins tasks that are no family: what the asked object is like
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Measured:
     """One task of one run: its items, and {(site, rel_depth, metric): a number an item}.
 

@@ -46,7 +46,7 @@ class Cell(NamedTuple):
     condition: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """A loaded study: `items` and `texts` are columns of equal length, `cells` maps to rows.
 
@@ -68,7 +68,7 @@ class Study:
     averaged: dict = field(repr=False, default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Paired:
     """Scores [groups, items] of the same items in the same order, with each item's own facts."""
     scores: np.ndarray
@@ -125,8 +125,19 @@ def study_of(root: Path, meta: dict, items: list, texts: list, curves: dict, unf
     items, codes = _columns(pa.concat_tables([ITEMS.empty_table(), *items]), ITEMS)
     texts, _ = _columns(pa.concat_tables([TEXTS.empty_table(), *texts]), TEXTS)
     texts, notes = _merge_texts(texts)
-    return Study(root, meta, curves, items, texts, unfinished, throughput, notes, input_hash,
-                 _index_cells(items, codes, meta), codes)
+    return Study(
+        root=root,
+        meta=meta,
+        curves=curves,
+        items=items,
+        texts=texts,
+        unfinished=unfinished,
+        throughput=throughput,
+        notes=notes,
+        input_hash=input_hash,
+        cells=_index_cells(items, codes, meta),
+        codes=codes,
+    )
 
 
 def _index_cells(items, codes, meta):
@@ -270,8 +281,13 @@ def pair(study: Study, groups: Sequence[Sequence[Cell]]) -> Paired:
             total = total + score
         scores.append(total / len(cells))
     facts = {name: study.items[name][rows] for name in ('item_id', *FACTS)}
-    return Paired(np.array(scores), facts['item_id'].astype(str), facts['task'].astype(str),
-                  facts['cluster_id'].astype(str), facts['chance'].astype(float))
+    return Paired(
+        scores=np.array(scores),
+        item_id=facts['item_id'].astype(str),
+        task=facts['task'].astype(str),
+        cluster_id=facts['cluster_id'].astype(str),
+        chance=facts['chance'].astype(float),
+    )
 
 
 def _check_pairing(study, cell, expected, found):

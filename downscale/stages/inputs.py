@@ -121,8 +121,14 @@ def sampler_of(study: PathLike, experiment: Experiment,
     if stage.mixture:
         return CorpusSampler(corpus(stage.mixture), encoder, stage.recipe, stage.shape,
                              stage.buckets), seed
-    return Sampler(stage.recipe, library(str(study), 'train'), encoder, experiment.world,
-                   stage.shape, stage.buckets), seed
+    return Sampler(
+        recipe=stage.recipe,
+        library=library(str(study), 'train'),
+        encoder=encoder,
+        world=experiment.world,
+        shape=stage.shape,
+        buckets=stage.buckets,
+    ), seed
 
 
 def sizes_of(stage: Stage, sampler: Sampler | CorpusSampler, seed: int) -> np.ndarray:

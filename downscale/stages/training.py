@@ -109,9 +109,14 @@ def train_together(
 def _run(study, folder, cell, sampler, seed, name, report):
     """The `together.Run` of one cell."""
     stage = cell.stage(name)
-    return together.Run(folder, lambda: start_params(study, cell, stage), stage.rates, seed,
-                        lambda: iter(stream(sampler, seed)),
-                        lambda step, row: report(cell, step, row))
+    return together.Run(
+        folder=folder,
+        params=lambda: start_params(study, cell, stage),
+        rates=stage.rates,
+        data=seed,
+        stream=lambda: iter(stream(sampler, seed)),
+        report=lambda step, row: report(cell, step, row),
+    )
 
 
 def program_of(experiment: Experiment, name: str) -> str | None:

@@ -18,7 +18,7 @@ CLASSES = ('perception loss', 'reasoning loss', 'both', 'lost only when both are
            'recovered', 'right everywhere', 'right only in a mixed pair', 'wrong everywhere')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shares:
     """The total from all small to all large, each factor's share of it, and all interactions.
 
@@ -108,7 +108,7 @@ def attribute(means: bootstrap.Means, names: Sequence[str],
         total = known(table[(1,) * factors] - table[(0,) * factors])
         flagged = tuple(group for group, part in both.items()
                         if any(abs(part.value) > shares[name].half for name in group))
-        found[task] = Shares(total, shares, both, flagged)
+        found[task] = Shares(total=total, shares=shares, interactions=both, flagged=flagged)
     return found
 
 

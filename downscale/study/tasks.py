@@ -6,7 +6,7 @@ from downscale.config import WRITER, Experiment
 from downscale.experiment.expansion import reference_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """One stage or evaluation of one cell; `needs` are names of tasks, `cost` a rough weight."""
     name: str
@@ -25,8 +25,16 @@ def tasks_of(experiments: Sequence[Experiment]) -> list[Task]:
             needs = [reference_of(cell, reference)
                      for reference in dict.fromkeys(stage.parents.values())]
             cost = _size(cell) * stage.steps * stage.batch * stage.length
-            found.append(Task(f'{cell.name}/{stage.name}', cell, stage.name, 'train',
-                              tuple(needs), cost))
+            found.append(
+                Task(
+                    name=f'{cell.name}/{stage.name}',
+                    experiment=cell,
+                    stage=stage.name,
+                    kind='train',
+                    needs=tuple(needs),
+                    cost=cost,
+                )
+            )
     texts = {}
     for cell in experiments:
         alike = cell.seed, cell.evaluation.texts  # they read the same texts, made once for all
@@ -53,8 +61,14 @@ def names(cell: Experiment) -> list[str]:
 def _evaluations(cell, texts):
     """The evaluation tasks that the stages of a cell allow; `texts` are those that write for it."""
     def task(name, needs, weight):
-        return Task(f'evaluate {name} {cell.name}', cell, name, 'evaluate', tuple(needs),
-                    weight * _size(cell) * cell.evaluation.scenes * 2000)
+        return Task(
+            name=f'evaluate {name} {cell.name}',
+            experiment=cell,
+            stage=name,
+            kind='evaluate',
+            needs=tuple(needs),
+            cost=weight * _size(cell) * cell.evaluation.scenes * 2000,
+        )
 
     found = []
     if not cell.asks:

@@ -405,10 +405,10 @@ def save_leaves(folder: Path, leaves: dict[str, Any], meta: dict[str, Any], step
         shutil.rmtree(partial, ignore_errors=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StoredLeaf:
     """A leaf of a stored step: `shape` and `dtype` now, its values on `read`."""
-    step_folder: Path
+    step_folder: PathLike
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -430,8 +430,9 @@ def open_leaves(folder: PathLike) -> dict[str, Any]:
         *path, last = name.split('/')
         for key in path:
             node = node.setdefault(key, {})
-        # pyrefly: ignore[bad-argument-type]
-        node[last] = StoredLeaf(step_folder, name, shape, np.dtype(dtype))
+        node[last] = StoredLeaf(
+            step_folder=step_folder, name=name, shape=shape, dtype=np.dtype(dtype)
+        )
     return tree
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from downscale.config import Optimizer, Schedule
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """One of the runs. `params`, `rates` and `report` are those of `loop.train`.
 
@@ -192,7 +192,7 @@ def train(runs: Sequence[Run], model: Any, loss: str, optimizer: 'Optimizer',
         stack.enter_context(jax.set_mesh(mesh))
         lanes = []
         opened = {}
-        failed = {}
+        failed: dict[Path, tuple[Exception | None, Any]] = {}
         for run in runs:
             try:
                 lanes.append(_Lane(run, closing, save_every, begin, tracker, opened))

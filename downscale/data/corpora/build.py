@@ -122,9 +122,16 @@ class Build:
         accepted = 0
         while accepted < wanted and taken < len(rows):
             chosen = sorted(rows[taken:taken + wanted - accepted])
-            chunks = [Chunk(source, len(shards) + k, tuple(names[i] for i in part),
-                            table.part(part), pictured)
-                      for k, part in enumerate(_parts(chosen, CHUNK))]
+            chunks = [
+                Chunk(
+                    source=source,
+                    number=len(shards) + k,
+                    names=tuple(names[i] for i in part),
+                    part=table.part(part),
+                    pictured=pictured,
+                )
+                for k, part in enumerate(_parts(chosen, CHUNK))
+            ]
             shards += self._chunks(source, chunks, shards, wanted)
             taken += len(chosen)
             accepted = sum(shard['records'] for shard in shards)

@@ -206,7 +206,7 @@ def _numbered(cells, turns):
         if turn.role == 'user':
             text = front + text
             front = ''
-        marked.append(Turn(turn.role, text, turn.supervised))
+        marked.append(Turn(role=turn.role, text=text, supervised=turn.supervised))
     return tuple(cells[number] for number in (*others, *places)), tuple(marked)
 
 
@@ -236,7 +236,7 @@ def _turns(filled, ask):
         typed(filled['system'], str, 'system')
         if any(turn.role == 'system' for turn in turns):
             raise Rejected('unknown role', 'a column system beside a system turn')
-        turns.insert(0, Turn('system', filled['system'], False))
+        turns.insert(0, Turn(role='system', text=filled['system'], supervised=False))
     return tuple(turns), told_by
 
 
@@ -246,7 +246,10 @@ def _asked(pairs):
     for question, answer in pairs:
         typed(question, str, 'question')
         typed(answer, str, 'answer')
-        turns += [Turn('user', question, False), Turn('assistant', answer, True)]
+        turns += [
+            Turn(role='user', text=question, supervised=False),
+            Turn(role='assistant', text=answer, supervised=True),
+        ]
     return turns
 
 
@@ -263,7 +266,7 @@ def _conversation(value):
         if isinstance(text, (list, tuple)):
             text = ''.join(map(_piece, text))
         typed(text, str, 'value of a turn')
-        turns.append(Turn(ROLES[role], text, ROLES[role] == 'assistant'))
+        turns.append(Turn(role=ROLES[role], text=text, supervised=ROLES[role] == 'assistant'))
     while turns and turns[0].role == 'assistant':
         turns.pop(0)
     return turns

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import os
 import zlib
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,6 +38,7 @@ class Mixture:
     """
     name: str
     sources: tuple[Source, ...]
+    _: KW_ONLY
     stage: Annotated[str, Choice(tuple(MIXTURES), 'stage')] = 'instruct'
     seed: Annotated[int, Range(0, 2 ** 32 - 1, 'seed of the order')] = 0
     order: Annotated[str, Choice(ORDERS, 'order')] = 'shuffled'

@@ -106,7 +106,7 @@ class _Sequence:
             epoch = epoch + 1
         number = int(order[position])
         tokens, tiles = self.sampler.costs[number, :2].tolist()
-        return Drawn(f'record {number}', None, tokens, tiles, number)
+        return Drawn(where=f'record {number}', talk=None, tokens=tokens, tiles=tiles, number=number)
 
     def _order(self, epoch):
         if epoch not in self.epochs:

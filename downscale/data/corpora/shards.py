@@ -23,7 +23,7 @@ LENGTH = 32768  # tokens of a record (arXiv 2511.17487 and its code: the tokeniz
 VISION = SIGLIP['so400m-patch14-384']
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """What decides a build beside the mixture and the files: where the sources lie, the tokenizer
     that counts, the most tokens of a record, and the share of a source that may be rejected."""
@@ -41,7 +41,7 @@ class Settings:
                        Layout(VISION, Pictures('flat' if plain else 'anyres')))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Chunk:
     """Rows of one source that become one shard; `pictured` says that rows without a picture are
     rejected, as those of a set whose pictures no mark in the text names."""

@@ -8,7 +8,7 @@ import base64
 import dataclasses
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,6 +49,7 @@ class Source:
     """
     name: str
     path: str
+    _: KW_ONLY
     licence: str
     obtain: str
     images: str = ''
@@ -210,5 +211,7 @@ def pack(record: Record) -> bytes:
 def unpack(data: bytes) -> Record:
     """The `Record` of `pack`'s bytes."""
     value = msgpack.unpackb(data)
-    turns = tuple(Turn(role, text, role == 'assistant') for role, text in value['turns'])
+    turns = tuple(
+        Turn(role=role, text=text, supervised=role == 'assistant') for role, text in value['turns']
+    )
     return Record(value['id'], value['source'], Conversation(tuple(value['images']), turns))

@@ -155,10 +155,12 @@ class Prepared:
         return map(self.name, indices)
 
     def part(self, indices: Iterable[int]) -> Iterable:
-        return _PreparedPart(self.paths[0], self.kind, self.split, tuple(indices))
+        return _PreparedPart(
+            folder=self.paths[0], kind=self.kind, split=self.split, indices=tuple(indices)
+        )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _PreparedPart:
     folder: Path
     kind: str

@@ -44,7 +44,9 @@ def pictures(number: int) -> str:
 
 
 def _ask(text, reply, thinking=None):
-    return Turn('user', text, False), Turn('assistant', reply, True, thinking)
+    return Turn(role='user', text=text, supervised=False), Turn(
+        role='assistant', text=reply, supervised=True, thinking=thinking
+    )
 
 
 def _some(rng, items, most):
@@ -71,16 +73,26 @@ def tower(library: Any, index: int, rng: np.random.Generator, world: World, turn
           gap: str) -> Conversation:
     """Tower pretraining: one picture and its caption."""
     scene, *_ = library.scenes(index)
-    return Conversation(library.example(index).images[:1], (
-        Turn('user', IMAGE, False), Turn('assistant', describe_scene(scene), True)))
+    return Conversation(
+        library.example(index).images[:1],
+        (
+            Turn(role='user', text=IMAGE, supervised=False),
+            Turn(role='assistant', text=describe_scene(scene), supervised=True),
+        ),
+    )
 
 
 def align(library: Any, index: int, rng: np.random.Generator, world: World, turns: int,
           gap: str) -> Conversation:
     """Connector training: a picture and its caption, nothing asked."""
     example = library.example(index)
-    return Conversation(example.images, (Turn('user', pictures(example.count), False),
-                                         Turn('assistant', example.caption, True)))
+    return Conversation(
+        example.images,
+        (
+            Turn(role='user', text=pictures(example.count), supervised=False),
+            Turn(role='assistant', text=example.caption, supervised=True),
+        ),
+    )
 
 
 def instruct(library: Any, index: int, rng: np.random.Generator, world: World, turns: int,
@@ -146,7 +158,7 @@ LOSS_NORM = Annotated[str, Choice(('token', 'example'), 'loss_norm')]
 TURNS = Annotated[int, Range(1, 10_000, 'the most questions of one conversation')]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a stage samples: its mixture, replayed stages with their shares, and the loss norm.
 

@@ -32,7 +32,7 @@ BASELINE_EXAMPLES = 2000  # of each split; reading more would cost as much as bu
 _SEPARATOR = '\n'  # between distractors: a sequence within a sequence needs TensorFlow to read
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class _Config(tfds.core.BuilderConfig):
     world: World | None = None
     counts: tuple[tuple[str, int], ...] = ()
@@ -104,7 +104,9 @@ def triple_example(world: World, split: str, index: int) -> tuple[Example, tuple
 
 def _example(world, scenes, questions):
     images = tuple(render(world, scene) for scene in scenes)
-    return Example(scenes[0].scene_id, images, caption_of(scenes), questions), scenes
+    return Example(
+        scene_id=scenes[0].scene_id, images=images, caption=caption_of(scenes), questions=questions
+    ), scenes
 
 
 def build(world: World, data_dir: str | Path, counts: Mapping[str, int],
@@ -200,8 +202,12 @@ class SceneSource:
         images = tuple(bytes(png) for png in features['images'])
         for png in images:
             _check_png(png, f'{scene_id} in {self.folder}')
-        return Example(scene_id, images, features['caption'].decode(),
-                       tuple(_question(fields) for fields in _rows(features['questions'])))
+        return Example(
+            scene_id=scene_id,
+            images=images,
+            caption=features['caption'].decode(),
+            questions=tuple(_question(fields) for fields in _rows(features['questions'])),
+        )
 
     def scenes(self, index: int) -> tuple[Scene, ...]:
         """The scene graph of each picture of example `index`."""

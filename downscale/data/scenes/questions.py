@@ -28,7 +28,7 @@ _DIRECTIONS = {'left of': (0, 'before'), 'right of': (0, 'after'),
                'above': (1, 'before'), 'below': (1, 'after')}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Ask:
     """One askable question before it gets an identity, options and a chance level."""
     text: str
@@ -47,8 +47,15 @@ def _attribute(world, scene):
         shown = records([obj], 'shape')
         for field in ('color', 'size'):
             value = vars(obj)[field]
-            asks.append(_Ask(f'what {field} is the {obj.shape}', value, f'look at the {obj.shape}',
-                             shown, f'{shown} {field} {value}'))
+            asks.append(
+                _Ask(
+                    text=f'what {field} is the {obj.shape}',
+                    answer=value,
+                    information=f'look at the {obj.shape}',
+                    extraction=shown,
+                    trace=f'{shown} {field} {value}',
+                )
+            )
     return asks
 
 
@@ -64,9 +71,16 @@ def _one_object(text, answer_field, key):
             # A record is found by its first field; for another, things are told until it is met.
             told = ' '.join(f'{one.shape} {vars(one)[key]}' for one in scene.objects[:k + 1])
             decides = f'{answer_field} {answer}'
-            found.append(_Ask(text.format(the), answer, f'look at {the}', shown,
-                              f'{shown} {decides}',
-                              None if key == FIELDS[0] else f'{told} ; {decides}'))
+            found.append(
+                _Ask(
+                    text=text.format(the),
+                    answer=answer,
+                    information=f'look at {the}',
+                    extraction=shown,
+                    trace=f'{shown} {decides}',
+                    scan=None if key == FIELDS[0] else f'{told} ; {decides}',
+                )
+            )
         return found
     return asks
 
@@ -76,8 +90,15 @@ def _ground(world, scene):
     for obj in scene.objects:
         box = box_text(world, obj.box)
         shown = record(obj, 'shape')
-        asks.append(_Ask(f'box of the {obj.shape}', box, f'look at the {obj.shape}',
-                         f'{shown} box {box} ;', f'{shown} ; box {box}'))
+        asks.append(
+            _Ask(
+                text=f'box of the {obj.shape}',
+                answer=box,
+                information=f'look at the {obj.shape}',
+                extraction=f'{shown} box {box} ;',
+                trace=f'{shown} ; box {box}',
+            )
+        )
     return asks
 
 
@@ -94,10 +115,10 @@ def _count(world, scene):
         if not found[value] and value != spare:
             continue
         shown = records(found[value], field) or f'no {value} things ;'
-        asks.append(_Ask(f'how many things are {value}', str(len(found[value])),
-                         f'look at all {value} things', shown,
-                         _counted(found[value], field, value),
-                         _counted(scene.objects, field, value)))
+        asks.append(_Ask(text=f'how many things are {value}', answer=str(len(found[value])),
+                         information=f'look at all {value} things', extraction=shown,
+                         trace=_counted(found[value], field, value),
+                         scan=_counted(scene.objects, field, value)))
     return asks
 
 
@@ -120,9 +141,15 @@ def _compare(world, scene):
         steps = ' '.join(f'{obj.shape} {obj.cell} {obj.size}' for obj in (one, other))
         for word, size in (('larger', 'large'), ('smaller', 'small')):
             answer = one.shape if one.size == size else other.shape
-            asks.append(_Ask(f'which is {word} {one.shape} or {other.shape}', answer,
-                             f'look at the {one.shape} and the {other.shape}', shown,
-                             f'{steps} ; {size} {answer}'))
+            asks.append(
+                _Ask(
+                    text=f'which is {word} {one.shape} or {other.shape}',
+                    answer=answer,
+                    information=f'look at the {one.shape} and the {other.shape}',
+                    extraction=shown,
+                    trace=f'{steps} ; {size} {answer}',
+                )
+            )
     return asks
 
 
@@ -136,11 +163,16 @@ def _relation(world, scene):
             if here == there:
                 continue
             order = 'before' if here < there else 'after'
-            asks.append(_Ask(f'is the {one.shape} {direction} the {other.shape}',
-                             'yes' if order == wanted else 'no',
-                             f'look at the {one.shape} and the {other.shape}', shown,
-                             f'{one.shape} {one.cell} {other.shape} {other.cell} ; '
-                             f'{here} {order} {there}'))
+            asks.append(
+                _Ask(
+                    text=f'is the {one.shape} {direction} the {other.shape}',
+                    answer='yes' if order == wanted else 'no',
+                    information=f'look at the {one.shape} and the {other.shape}',
+                    extraction=shown,
+                    trace=f'{one.shape} {one.cell} {other.shape} {other.cell} ; '
+                    f'{here} {order} {there}',
+                )
+            )
     return asks
 
 
@@ -193,9 +225,9 @@ def similarity_question(world: World, scenes: Sequence[Scene],
                       for scene in scenes]
     steps, counts = zip(*(_compared(first, objects, name)
                           for name, objects in zip(_NAMES[1:], others, strict=True)), strict=True)
-    ask = _Ask('which is more like the first', _NAMES[1 + int(counts[1] < counts[0])],
-               'look at all pictures', _named_records((first, *others)),
-               f'{" ".join(steps)} ; second {counts[0]} third {counts[1]}')
+    ask = _Ask(text='which is more like the first', answer=_NAMES[1 + int(counts[1] < counts[0])],
+               information='look at all pictures', extraction=_named_records((first, *others)),
+               trace=f'{" ".join(steps)} ; second {counts[0]} third {counts[1]}')
     return _question(world, scenes[0].scene_id, 'similarity', 0, ask, rng, [], chance=0.5)
 
 
@@ -239,7 +271,13 @@ def _fact_questions(world, scene_id, rng, per_family):
     known = facts(world)
     for k, i in enumerate(rng.permutation(len(known))[:per_family]):
         fact = known[i]
-        ask = _Ask(fact.question, fact.value, 'nothing to look at', 'nothing', fact.statement)
+        ask = _Ask(
+            text=fact.question,
+            answer=fact.value,
+            information='nothing to look at',
+            extraction='nothing',
+            trace=fact.statement,
+        )
         questions.append(_question(world, scene_id, 'fact', k, ask, rng, [],
                                    chance=_fact_chance(world)[fact.relation], kind='knowledge',
                                    cluster_id=f'fact-{fact.entity}-{fact.relation}'))

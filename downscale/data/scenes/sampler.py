@@ -35,7 +35,7 @@ class Library:
         return self._scenes[index]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sampler:
     """Index and grain's generator for it -> the conversation of one stage, drawn or encoded.
 
@@ -75,7 +75,7 @@ class Sampler:
                 f'{where}: {tokens} tokens and {tiles} tiles of {len(talk.images)} images do not '
                 f'fit a row of {self.shape.length} tokens and {self.shape.tiles} tiles, and an '
                 'example is never cut inside an image; raise `length` or `tiles` of the stage')
-        return Drawn(where, talk, tokens, tiles)
+        return Drawn(where=where, talk=talk, tokens=tokens, tiles=tiles)
 
     def make(self, drawn: Drawn) -> dict[str, np.ndarray | None]:
         """Arrays of one conversation."""

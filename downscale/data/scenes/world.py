@@ -33,7 +33,7 @@ _SUPERSAMPLE = 4
 _MAX_DRAWS = 10_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class World:
     """All difficulty parameters; two equal worlds produce byte-identical data.
 
@@ -97,7 +97,7 @@ class World:
         return large if size == 'large' else 2 * round(0.36 * large)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Object:
     """One drawn thing. `box` is x0, y0, x1, y1 in pixels, right and bottom edge exclusive."""
     shape: str
@@ -188,8 +188,17 @@ def _draw(world, rng, scene_id, counts):
     if sizes.min() == sizes.max():  # both sizes occur, or nothing could be compared
         sizes[rng.integers(n)] ^= 1
     names = world.cells
-    objects = [Object(SHAPES[s], world.colors[c], SIZES[z], CHARS[t], names[p], (0, 0, 0, 0))
-               for s, c, z, t, p in zip(shapes, colors, sizes, chars, cells, strict=True)]
+    objects = [
+        Object(
+            shape=SHAPES[s],
+            color=world.colors[c],
+            size=SIZES[z],
+            char=CHARS[t],
+            cell=names[p],
+            box=(0, 0, 0, 0),
+        )
+        for s, c, z, t, p in zip(shapes, colors, sizes, chars, cells, strict=True)
+    ]
     return _placed(world, rng, scene_id, objects)
 
 

@@ -39,7 +39,7 @@ ASIDE = ('id', 'question_id', 'index', 'filter', 'question', 'prompt', 'image', 
 OTHERS = ('doc_id', 'doc', 'key')  # what the dict of a metric of lmms-eval cannot be called
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StoredReply:
     """A stored reply with what is right, and what the statistics need to know about it.
 
@@ -114,11 +114,13 @@ def _of_list(value, where, number):
                               or not 0 <= share <= 1):
         raise ValueError(f'{where}: share must be a number from 0 to 1, not {shown(repr(share))}')
     answers = _answers(value['gold'], where)
-    target = Target(answers, tuple(choices.items()), share, size=_size(value, where))
+    target = Target(
+        answers=answers, choices=tuple(choices.items()), share=share, size=_size(value, where)
+    )
     if 'choices' not in value and not target.bare:
         # The options of the comparison stand in only where an answer is a letter.
         target = dataclasses.replace(target, choices=())
-    return StoredReply(value['text'], value['gold'], target,
+    return StoredReply(text=value['text'], gold=value['gold'], target=target,
                        cluster=str(value.get('cluster', number)), question=number,
                        filter=str(value.get('filter', '')),
                        family=str(value.get('family', '')))
@@ -170,7 +172,7 @@ def _of_sample(record):
                        and name not in (*OTHERS, 'average') and 'l2_category' in value
                        for part in (name, value['l2_category']))
     cut = record.get('truncated')
-    return [StoredReply(text, answers if len(answers) > 1 else answers[0], target,
+    return [StoredReply(text=text, gold=answers if len(answers) > 1 else answers[0], target=target,
                         cluster=str(doc.get('cluster', record['doc_id'])),
                         question=str(record['doc_id']),
                         filter=record.get('filter', ''), strata=strata,
@@ -191,8 +193,13 @@ def _family(record):
 def target_of(doc: dict[str, Any], answers: Sequence[str]) -> Target:
     """The `Target` that the `doc` of a record describes."""
     size = doc.get('size')
-    return Target(tuple(answers), tuple(map(tuple, doc.get('choices') or ())), doc.get('share'),
-                  bool(doc.get('free')), tuple(size) if size else None)
+    return Target(
+        answers=tuple(answers),
+        choices=tuple(map(tuple, doc.get('choices') or ())),
+        share=doc.get('share'),
+        free=bool(doc.get('free')),
+        size=tuple(size) if size else None,
+    )
 
 
 def judged(

@@ -26,7 +26,7 @@ PEOPLE = 10  # who answered each question of VQA, TextVQA and VizWiz; their rule
 SAME = 1e-6  # scores as far apart are equal: ROUGE-L of two equal texts is 1 - 5e-9
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """What is right: one answer, several of which each is accepted (of `PEOPLE`, those that each of
     so many people gave), and what some rules ask for.
@@ -117,7 +117,7 @@ def _is_box(gold):
         return False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """A scorer's own value, the score that it means, whether an answer was found, and, from rules
     for yes and no, which of the two was `said`. A box in `other_scale` than the right one was
@@ -129,7 +129,7 @@ class Verdict:
     other_scale: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scorer:
     """A named rule: `read` makes a `Verdict` of (text, `Target`) where the target has such a form.
 
@@ -149,7 +149,10 @@ def _accepting(rule):
     def read(text, target):
         value = rule(text, target.letter)
         letters = [letter for letter, _ in target.choices] or LETTERS
-        return Verdict(value, value, value > 0 or any(rule(text, one) for one in letters))
+        return Verdict(
+            value=value, score=value, parsed=value > 0 or any(rule(text, one) for one in letters)
+        )
+
     return read
 
 
@@ -158,7 +161,12 @@ def _letter(rule):
     def read(text, target):
         found = rule(text, target)
         gold = target.letter.strip().upper()
-        return Verdict(found, float(found == gold), bool(found) and (found != 'Z' or gold == 'Z'))
+        return Verdict(
+            value=found,
+            score=float(found == gold),
+            parsed=bool(found) and (found != 'Z' or gold == 'Z'),
+        )
+
     return read
 
 
@@ -166,7 +174,12 @@ def _number(rule):
     """A rule (text, gold) -> score, None where it found no answer; an empty reply holds none."""
     def read(text, target):
         value = rule(text, target.gold)
-        return Verdict(value, 0.0 if value is None else value, value is not None and bool(text))
+        return Verdict(
+            value=value,
+            score=0.0 if value is None else value,
+            parsed=value is not None and bool(text),
+        )
+
     return read
 
 
@@ -182,13 +195,13 @@ def _box(rule):
 def _people(rule):
     def read(text, target):
         value = rule(text, target.answers)
-        return Verdict(value, value, bool(text.strip()))
+        return Verdict(value=value, score=value, parsed=bool(text.strip()))
     return read
 
 
 def _rouge(text, target):
     value = words.rouge_l(text, target.gold)
-    return Verdict(value, value, bool(text.strip()))
+    return Verdict(value=value, score=value, parsed=bool(text.strip()))
 
 
 def _interleave(text, target):
@@ -201,124 +214,192 @@ def _interleave(text, target):
 def _own(text, target):
     found = answer_of(without_thought(text), True, target.gold)
     score = max(float(plain(found) == plain(answer)) for answer in target.answers)
-    return Verdict(found, score, bool(found))
+    return Verdict(value=found, score=score, parsed=bool(found))
 
 
 def _exact(text, target):
     """exact-2: an option, a box, yes or no, else words; each as usual replies write them."""
     if target.letters:
         found = target.reader.chosen(text)
-        return Verdict(found, float(found in target.letters), bool(found))
+        return Verdict(value=found, score=float(found in target.letters), parsed=bool(found))
     if 'box' in target.forms:
         found, score = boxes.judge(text, target.gold, target.size)
-        return Verdict(found, score, found not in ('', boxes.OTHER_SCALE),
+        return Verdict(value=found, score=score, parsed=found not in ('', boxes.OTHER_SCALE),
                        other_scale=found == boxes.OTHER_SCALE)
     if target.yes:
         return _yes(text, target)
     found = short_answer(text)
     score = float(any(same_answer(found, answer) for answer in target.answers))
-    return Verdict(bare(found), score, bool(found))
+    return Verdict(value=bare(found), score=score, parsed=bool(found))
 
 
 def _yes(text, target):
     found = words.yes_or_no(text)
-    return Verdict(found, float(found == target.yes), bool(found), found)
+    return Verdict(value=found, score=float(found == target.yes), parsed=bool(found), said=found)
 
 
 def _pope(text, target):
     value = words.pope(text, target.yes)
     said = text.lower().strip()
-    return Verdict(value, value, said in ('yes', 'no'), said)
+    return Verdict(value=value, score=value, parsed=said in ('yes', 'no'), said=said)
 
 
 def _preferred(text, target):
     found = target.reader.chosen(text)
     found = found if found in ('A', 'B') else ''
-    return Verdict(found, words.preferred(found, target.share), bool(found))
+    return Verdict(value=found, score=words.preferred(found, target.share), parsed=bool(found))
 
 
 SCORERS = {
     scorer.name: scorer
     for scorer in (
-        Scorer(DEFAULT, 'downscale 2', ('letter', 'text', 'several', 'box'), _exact, whole=True),
         Scorer(
-            'lmms_v04', 'lmms-eval 0.4, MMStar', ('letter',), _accepting(option_letters.lmms_v04)
+            name=DEFAULT,
+            version='downscale 2',
+            forms=('letter', 'text', 'several', 'box'),
+            read=_exact,
+            whole=True,
         ),
         Scorer(
-            'ref_stage2',
-            'arXiv 2511.17487, second stage',
-            ('letter',),
-            _accepting(option_letters.ref_stage2),
+            name='lmms_v04',
+            version='lmms-eval 0.4, MMStar',
+            forms=('letter',),
+            read=_accepting(option_letters.lmms_v04),
         ),
         Scorer(
-            'lmms_v07_letter',
-            'lmms-eval 0.7, letters A-H',
-            ('letter',),
-            _letter(lambda text, target: option_letters.lmms_v07_letter(text)),
-            lmms_without_thoughts,
+            name='ref_stage2',
+            version='arXiv 2511.17487, second stage',
+            forms=('letter',),
+            read=_accepting(option_letters.ref_stage2),
         ),
         Scorer(
-            'lmms_v07_mmstar',
-            'lmms-eval 0.7, MMStar (letters A-D)',
-            ('letter',),
-            _letter(lambda text, target: option_letters.lmms_v07_letter(text, 'ABCD')),
-            lmms_without_thoughts,
+            name='lmms_v07_letter',
+            version='lmms-eval 0.7, letters A-H',
+            forms=('letter',),
+            read=_letter(lambda text, target: option_letters.lmms_v07_letter(text)),
+            strip=lmms_without_thoughts,
         ),
         Scorer(
-            'vlmevalkit',
-            'VLMEvalKit, can_infer without a judge',
-            ('letter',),
-            _letter(lambda text, target: option_letters.vlmevalkit(text, target.options)),
+            name='lmms_v07_mmstar',
+            version='lmms-eval 0.7, MMStar (letters A-D)',
+            forms=('letter',),
+            read=_letter(lambda text, target: option_letters.lmms_v07_letter(text, 'ABCD')),
+            strip=lmms_without_thoughts,
         ),
         Scorer(
-            'vmcbench',
-            'lmms-eval 0.4, VMCBench, never drawn at random',
-            ('letter',),
-            _letter(lambda text, target: option_letters.vmcbench(text, target.options)),
+            name='vlmevalkit',
+            version='VLMEvalKit, can_infer without a judge',
+            forms=('letter',),
+            read=_letter(lambda text, target: option_letters.vlmevalkit(text, target.options)),
         ),
         Scorer(
-            'coin_scienceqa',
-            'CoIN, ScienceQA',
-            ('letter',),
-            _letter(lambda text, target: words.coin_scienceqa(text, len(target.choices) or 5)),
+            name='vmcbench',
+            version='lmms-eval 0.4, VMCBench, never drawn at random',
+            forms=('letter',),
+            read=_letter(lambda text, target: option_letters.vmcbench(text, target.options)),
         ),
         Scorer(
-            'lmms_scienceqa',
-            'lmms-eval 0.4, ScienceQA',
-            ('letter',),
-            _accepting(words.lmms_scienceqa),
+            name='coin_scienceqa',
+            version='CoIN, ScienceQA',
+            forms=('letter',),
+            read=_letter(lambda text, target: words.coin_scienceqa(text, len(target.choices) or 5)),
         ),
         Scorer(
-            'lmms_interleave',
-            'lmms-eval 0.4, LLaVA-Interleave',
-            ('letter',),
-            _accepting(words.lmms_interleave),
-        ),
-        Scorer('preferred', 'downscale 2, share of people', ('share',), _preferred, whole=True),
-        Scorer('lmms_exact', 'lmms-eval 0.4, GQA', ('text',), _number(words.same_words)),
-        Scorer('coin_equal', 'CoIN, VQAv2 and VizWiz', ('text',), _number(words.coin_equal)),
-        Scorer('coin_ocrvqa', 'CoIN, OCR-VQA', ('text',), _number(words.coin_ocrvqa)),
-        Scorer(
-            'coin_imagenet',
-            'CoIN, ImageNet; an empty reply is wrong',
-            ('text',),
-            _number(words.coin_imagenet),
+            name='lmms_scienceqa',
+            version='lmms-eval 0.4, ScienceQA',
+            forms=('letter',),
+            read=_accepting(words.lmms_scienceqa),
         ),
         Scorer(
-            'interleave', 'LLaVA-NeXT, evaluate_interleave', ('letter', 'text', 'free'), _interleave
+            name='lmms_interleave',
+            version='lmms-eval 0.4, LLaVA-Interleave',
+            forms=('letter',),
+            read=_accepting(words.lmms_interleave),
         ),
         Scorer(
-            'rouge_l', 'LLaVA-NeXT, evaluate_interleave (rouge 1.0.1)', ('text', 'free'), _rouge
+            name='preferred',
+            version='downscale 2, share of people',
+            forms=('share',),
+            read=_preferred,
+            whole=True,
         ),
-        Scorer('pope', 'lmms-eval 0.4, POPE', ('yes',), _pope),
-        Scorer('yes_no', 'downscale 2', ('yes',), _yes, whole=True),
-        Scorer('vqa', 'EvalAI: TextVQA, VizWiz, M4C', ('people',), _people(vqa.soft)),
-        Scorer('vqav2', 'lmms-eval 0.7, VQAv2', ('people',), _people(vqa.soft_vqav2)),
-        Scorer('vqav2_v04', 'lmms-eval 0.4, VQAv2', ('people',), _people(vqa.soft_vqav2_v04)),
-        Scorer('coin', 'CoIN, Grounding, its parsing mended', ('box',), _box(boxes.coin)),
-        Scorer('coin_compat', 'CoIN, Grounding as published', ('box',), _box(boxes.coin_compat)),
-        Scorer('refcoco', 'lmms-eval 0.4, RefCOCO ACC@0.5', ('box',), _box(boxes.refcoco)),
-        Scorer('exact-1', 'downscale 1', ('letter', 'text', 'several'), _own),
+        Scorer(
+            name='lmms_exact',
+            version='lmms-eval 0.4, GQA',
+            forms=('text',),
+            read=_number(words.same_words),
+        ),
+        Scorer(
+            name='coin_equal',
+            version='CoIN, VQAv2 and VizWiz',
+            forms=('text',),
+            read=_number(words.coin_equal),
+        ),
+        Scorer(
+            name='coin_ocrvqa',
+            version='CoIN, OCR-VQA',
+            forms=('text',),
+            read=_number(words.coin_ocrvqa),
+        ),
+        Scorer(
+            name='coin_imagenet',
+            version='CoIN, ImageNet; an empty reply is wrong',
+            forms=('text',),
+            read=_number(words.coin_imagenet),
+        ),
+        Scorer(
+            name='interleave',
+            version='LLaVA-NeXT, evaluate_interleave',
+            forms=('letter', 'text', 'free'),
+            read=_interleave,
+        ),
+        Scorer(
+            name='rouge_l',
+            version='LLaVA-NeXT, evaluate_interleave (rouge 1.0.1)',
+            forms=('text', 'free'),
+            read=_rouge,
+        ),
+        Scorer(name='pope', version='lmms-eval 0.4, POPE', forms=('yes',), read=_pope),
+        Scorer(name='yes_no', version='downscale 2', forms=('yes',), read=_yes, whole=True),
+        Scorer(
+            name='vqa',
+            version='EvalAI: TextVQA, VizWiz, M4C',
+            forms=('people',),
+            read=_people(vqa.soft),
+        ),
+        Scorer(
+            name='vqav2',
+            version='lmms-eval 0.7, VQAv2',
+            forms=('people',),
+            read=_people(vqa.soft_vqav2),
+        ),
+        Scorer(
+            name='vqav2_v04',
+            version='lmms-eval 0.4, VQAv2',
+            forms=('people',),
+            read=_people(vqa.soft_vqav2_v04),
+        ),
+        Scorer(
+            name='coin',
+            version='CoIN, Grounding, its parsing mended',
+            forms=('box',),
+            read=_box(boxes.coin),
+        ),
+        Scorer(
+            name='coin_compat',
+            version='CoIN, Grounding as published',
+            forms=('box',),
+            read=_box(boxes.coin_compat),
+        ),
+        Scorer(
+            name='refcoco',
+            version='lmms-eval 0.4, RefCOCO ACC@0.5',
+            forms=('box',),
+            read=_box(boxes.refcoco),
+        ),
+        Scorer(
+            name='exact-1', version='downscale 1', forms=('letter', 'text', 'several'), read=_own
+        ),
     )
 }
 

@@ -31,7 +31,7 @@ ENVIRONMENT = {'TPU_STDERR_LOG_LEVEL': '0', 'TENSORSTORE_CURL_LOW_SPEED_TIME_SEC
                'TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES': '256'}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GkeOptions:
     """Where pods go: a `namespace`; a `queue` and `priority` of Kueue; `spot` machines or those of
     a `reservation`; a Kubernetes `service_account`; a `context` of kubectl."""
@@ -267,6 +267,12 @@ def _observed(value):
     else:
         found = 'pending'
         message = conditions.get('Suspended', {}).get('message', '')
-    return Observed(meta['name'], meta.get('labels', {}).get(f'{DOMAIN}/spec', ''), found,
-                    datetime.fromisoformat(meta['creationTimestamp']).timestamp(), code=code,
-                    message=' '.join(message.split()), restarts=True)
+    return Observed(
+        name=meta['name'],
+        hash=meta.get('labels', {}).get(f'{DOMAIN}/spec', ''),
+        state=found,
+        since=datetime.fromisoformat(meta['creationTimestamp']).timestamp(),
+        code=code,
+        message=' '.join(message.split()),
+        restarts=True,
+    )

@@ -97,7 +97,7 @@ class Group:
 def policy(parallel, crashes=3):
     """The `Policy` of this machine: at most `parallel` jobs at once; each may crash `crashes` times
     and start again."""
-    return Policy(parallel, base=1, longest=60, counted=crashes, grace=LINGER_SECONDS)
+    return Policy(max_parallel=parallel, base=1, longest=60, counted=crashes, grace=LINGER_SECONDS)
 
 
 def run(specs, parallel, crashes=3, note=print):
@@ -122,8 +122,15 @@ class LocalBackend:
                 continue
             if until and time.time() > until:
                 group.signal(signal.SIGKILL)
-            found.append(Observed(name, group.spec.hash, 'deleting' if until else 'running'
-                                  if code is None else 'ended', since, code=code))
+            found.append(
+                Observed(
+                    name=name,
+                    hash=group.spec.hash,
+                    state='deleting' if until else 'running' if code is None else 'ended',
+                    since=since,
+                    code=code,
+                )
+            )
         return found
 
     def create(self, spec, zone):

@@ -24,7 +24,7 @@ CLOUD_PARALLEL = 4
 NO_IMAGE = f'IMAGE@sha256:{"0" * 64}'
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LaunchSettings:
     """Where and how the jobs of a study run; None is what the backend does by itself.
 
@@ -55,7 +55,7 @@ BACKENDS = {  # what each reads beside topology and limits
 LIMITS = ('topology', 'max_parallel', 'max_chips', 'max_usd')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sweep:
     """The jobs of a study as it is now (`planned`), and as they were submitted (`saved`, by key).
     """
@@ -133,8 +133,14 @@ def open_sweep(args, asked=True):
         _refuse_for_the_cloud(args, run, settings)
     planned = specs_of(config.study, args.config, args.set, tasks_of(cells), settings.topology,
                        settings.image, commit(), run)
-    return Sweep(config.study, run, settings, tuple(cells), tuple(planned),
-                 _saved(planned) if asked else {})
+    return Sweep(
+        name=config.study,
+        run=run,
+        settings=settings,
+        cells=tuple(cells),
+        planned=tuple(planned),
+        saved=_saved(planned) if asked else {},
+    )
 
 
 def _saved(planned):
@@ -256,7 +262,7 @@ def policy_of(settings):
     if settings.backend == 'local':
         parallel = max(1, (os.cpu_count() or 1) // processes_of(settings.topology)[0])
         return dataclasses.replace(local.policy(settings.max_parallel or parallel), **limits)
-    return watch.Policy(settings.max_parallel or CLOUD_PARALLEL,
+    return watch.Policy(max_parallel=settings.max_parallel or CLOUD_PARALLEL,
                         zones=settings.zones or ('',), **limits)
 
 
@@ -279,8 +285,14 @@ def _queued_options(settings):
     if not SCRIPT.is_file():
         raise ValueError(f'no {SCRIPT}; launch from a clone of the repository')
     kind = {'on-demand': 'guaranteed'}.get(settings.capacity, settings.capacity)
-    return tpuvm.QueuedOptions(settings.zones, str(SCRIPT), kind, settings.valid_for,
-                               settings.service_account, settings.internal_ips)
+    return tpuvm.QueuedOptions(
+        zones=settings.zones,
+        script=str(SCRIPT),
+        kind=kind,
+        valid_for=settings.valid_for,
+        service_account=settings.service_account,
+        internal_ips=settings.internal_ips,
+    )
 
 
 def _gke_options(settings):

@@ -22,7 +22,7 @@ STATES = {'ACTIVE': 'running', 'SUSPENDED': 'suspended', 'FAILED': 'failed', 'DE
           'SUSPENDING': 'running'}  # all others wait for machines
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class QueuedOptions:
     """How machines are asked for. `kind` is 'spot', 'reserved' or 'guaranteed'; a request lapses
     after `valid_for` (as '6h'). `script` is the path of the start-up script."""
@@ -165,6 +165,11 @@ def _observed(value, zone):
     found = value['state']
     message = found.get('failedData', {}).get('error', {}).get('message', '')
     since = datetime.fromisoformat(value['createTime']).timestamp()
-    return Observed(value['name'].rpartition('/')[2], _labels(value).get('downscale-spec', ''),
-                    STATES.get(found['state'], 'pending'), since, zone,
-                    message=' '.join(message.split()))
+    return Observed(
+        name=value['name'].rpartition('/')[2],
+        hash=_labels(value).get('downscale-spec', ''),
+        state=STATES.get(found['state'], 'pending'),
+        since=since,
+        zone=zone,
+        message=' '.join(message.split()),
+    )
