@@ -23,7 +23,7 @@ def _check_groups(groups):
 
 
 def parameters(language: LanguageConfig, vision: VisionConfig | None = None) -> dict[str, int]:
-    """The number of parameters of every part; `vision` None gives the text-only model.
+    """Return the number of parameters of every part; `vision` None gives the text-only model.
 
     Parts: embedding, decoder (blocks and final norm), head (0 when tied to the embedding), tower,
     connector, newline (the learned `image_newline`). Their sum is the parameter tree's size.
@@ -44,7 +44,7 @@ def parameters(language: LanguageConfig, vision: VisionConfig | None = None) -> 
 
 
 def totals(language: LanguageConfig, vision: VisionConfig | None = None) -> dict[str, int]:
-    """The four counts that are quoted of a model, from the parts of `parameters()`.
+    """Return the four counts that are quoted of a model, from the parts of `parameters()`.
 
     n_total: every parameter. n_nonembed: the language model without embedding and head, the N of
     scaling laws (Kaplan et al., arXiv 2001.08361, section 2.1). n_active: language parameters
@@ -59,7 +59,7 @@ def totals(language: LanguageConfig, vision: VisionConfig | None = None) -> dict
 
 def trainable(language: LanguageConfig, vision: VisionConfig | None = None,
               groups: Iterable[str] = STAGE_GROUPS) -> int:
-    """How many parameters a stage trains; `groups` is a tuple out of `STAGE_GROUPS`.
+    """Return how many parameters a stage trains; `groups` is a tuple out of `STAGE_GROUPS`.
 
     `image_newline` counts with 'language', whose learning rate it shares.
     """
@@ -69,7 +69,9 @@ def trainable(language: LanguageConfig, vision: VisionConfig | None = None,
 
 
 def _products(language, vision, rows, length, tiles, head_positions):
-    """Multiply-adds of the forward pass, by the role that decides what the backward pass costs."""
+    """Return multiply-adds of the forward pass, by the role that decides what the backward pass
+    costs.
+    """
     c = language
     tokens = rows * length
     projection = c.D * (2 * c.H + 2 * c.K) * c.E
@@ -90,7 +92,8 @@ def _products(language, vision, rows, length, tiles, head_positions):
 
 def forward_flops(language: LanguageConfig, vision: VisionConfig | None = None, *, rows: int,
                   length: int, tiles: int = 0, head_positions: int | None = None) -> dict[str, int]:
-    """FLOPs of one forward pass over `rows` x `length` tokens and `tiles` image tiles, by part.
+    """Return FLOPs of one forward pass over `rows` x `length` tokens and `tiles` image tiles, by
+    part.
 
     `tiles` counts all tiles of the batch, the unused ones too: they are computed. `head_positions`
     is the number of positions with logits; all by default, `rows` for a prefill. The familiar
@@ -107,7 +110,7 @@ def forward_flops(language: LanguageConfig, vision: VisionConfig | None = None, 
 def train_flops(language: LanguageConfig, vision: VisionConfig | None = None, *, rows: int,
                 length: int, tiles: int = 0, groups: tuple[str, ...] = STAGE_GROUPS,
                 remat: bool = False, head_positions: int | None = None) -> dict[str, int]:
-    """FLOPs of one training step on `rows` x `length` tokens and `tiles` tiles, by pass.
+    """Return FLOPs of one training step on `rows` x `length` tokens and `tiles` tiles, by pass.
 
     A trained weight costs its forward product three times (forward, gradient of its input, of
     itself: 6ND); a frozen one between a trained part and the loss twice (4ND: in the alignment
@@ -137,7 +140,8 @@ def train_flops(language: LanguageConfig, vision: VisionConfig | None = None, *,
 
 
 def decode_flops(language: LanguageConfig, live: int) -> int:
-    """FLOPs of decoding one token of one row whose cache holds `live` tokens, itself included.
+    """Return FLOPs of decoding one token of one row whose cache holds `live` tokens, itself
+    included.
 
     2 per matrix parameter (head included) and 4 * N * H * E per live token. A program that
     attends over a whole cache of fixed room pays for the room: give that as `live`.
@@ -147,10 +151,10 @@ def decode_flops(language: LanguageConfig, live: int) -> int:
 
 
 def kv_bytes(language: LanguageConfig, value_bytes: int = 2) -> int:
-    """Cache bytes per token of one row: keys and values, N layers, K heads of width E."""
+    """Return cache bytes per token of one row: keys and values, N layers, K heads of width E."""
     return 2 * language.N * language.K * language.E * value_bytes
 
 
 def logit_bytes(language: LanguageConfig, positions: int, value_bytes: int = 4) -> int:
-    """Bytes of one copy of the logits of `positions` positions; a loss may hold several."""
+    """Return bytes of one copy of the logits of `positions` positions; a loss may hold several."""
     return positions * language.V * value_bytes

@@ -85,7 +85,7 @@ class Schedule:
         check(self)
 
     def factor(self, step: int) -> float:
-        """Share of the peak rate at `step` (0-based), in (0, 1]."""
+        """Return share of the peak rate at `step` (0-based), in (0, 1]."""
         warmup = max(1, round(self.warmup * self.steps))
         if step < warmup:
             return (step + 1) / warmup
@@ -308,7 +308,7 @@ class Experiment:
             assert self.parametrisation.growth(self.language)  # for its own check
 
     def stage(self, name: str) -> Stage:
-        """The stage called `name`; ValueError naming the nearest."""
+        """Return the stage called `name`; ValueError naming the nearest."""
         for stage in self.stages:
             if stage.name == name:
                 return stage
@@ -321,24 +321,28 @@ class Experiment:
         return next((name for name in ('interleave', 'instruct') if name in names), None)
 
     def writer_stage(self, kind: str) -> str | None:
-        """The stage that writes texts of a `kind`: its own, or where published data has made no
-        such stage the one that answers; None without."""
+        """Return the stage that writes texts of a `kind`: its own, or where published data has made
+        no such stage the one that answers; None without.
+        """
         if WRITER[kind] in [stage.name for stage in self.stages]:
             return WRITER[kind]
         return self.joint_stage if self.evaluation.benchmarks else None
 
     def model(self, stage: str = 'instruct') -> Any:
-        """The module of a stage, for notebooks of before; now `stages.models.model_of`."""
+        """Return the module of a stage, for notebooks of before; now `stages.models.model_of`."""
         return attribute('experiment', 'model_of')(self, stage)
 
     def layout(self, stage: str) -> Layout:
-        """How a stage cuts pictures; connector and tower see each one squashed into one tile, with
-        no newline (arXiv 2511.17487, section 3.1)."""
+        """Return how a stage cuts pictures; connector and tower see each one squashed into one
+        tile, with no newline (arXiv 2511.17487, section 3.1).
+        """
         flat = dataclasses.replace(self.pictures, mode='flat')
         return Layout(self.vision, flat if stage in ('align', 'tower') else self.pictures)
 
     def chat_of(self, stage: str) -> Chat | Template:
-        """The format of a stage; where ChatML is spoken, the connector learns bare captions."""
+        """Return the format of a stage; where ChatML is spoken, the connector learns bare
+        captions.
+        """
         if self.chat == TEMPLATE:
             if not self.published.template:
                 raise ValueError(f'{self.name}: chat is {TEMPLATE!r}, but the imported language '
@@ -383,7 +387,9 @@ def save(experiment: Experiment, folder: PathLike) -> None:
 
 
 def load(folder: PathLike) -> Experiment:
-    """The experiment of a run folder; one-line errors when the file is missing or damaged."""
+    """Return the experiment of a run folder; one-line errors when the file is missing or
+    damaged.
+    """
     path = place(folder) / 'experiment.json'
     if not path.is_file():
         raise FileNotFoundError(f'no {path}; is {folder} a run folder?')

@@ -23,7 +23,7 @@ AXES = {
 
 
 def axes_of(name: str) -> str:
-    """The axis letters that end a leaf's name: `'q_DHE'` -> `'DHE'`, `'count'` -> `''`.
+    """Return the axis letters that end a leaf's name: `'q_DHE'` -> `'DHE'`, `'count'` -> `''`.
 
     Raises ValueError when the part after the last underscore is upper case and holds an unknown
     letter.

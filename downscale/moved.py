@@ -131,8 +131,9 @@ RENAMED = {('experiment', 'cells'): 'cells_of'}
 
 
 def attribute(old, name):
-    """The value that `name` had in the module `old` ('places'); AttributeError where nothing has
-    it."""
+    """Return the value that `name` had in the module `old` ('places'); AttributeError where nothing
+    has it.
+    """
     if (Path(__file__).parent.joinpath(*old.split('.')) / f'{name}.py').is_file():
         raise AttributeError(name)  # a file of the room: the import that asks will open it
     name = RENAMED.get((old, name), name)
@@ -149,12 +150,12 @@ class Finder(MetaPathFinder, Loader):
     """Find modules under their old paths; asked only for what no file holds."""
 
     def find_spec(self, fullname, path, target=None):
-        """The spec of a moved module, None of any other."""
+        """Return the spec of a moved module, None of any other."""
         package, _, old = fullname.partition('.')
         return ModuleSpec(fullname, self) if package == 'downscale' and old in MOVED else None
 
     def create_module(self, spec):
-        """An empty module that looks each name up when it is asked for."""
+        """Return an empty module that looks each name up when it is asked for."""
         module = types.ModuleType(spec.name)
         old = spec.name.partition('.')[2]
         module.__getattr__ = lambda name: attribute(old, name)

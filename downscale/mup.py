@@ -32,7 +32,7 @@ class Multipliers:
 
 
 def role_of(path: tuple) -> str:
-    """'embed', 'hidden', 'norm', 'bias', 'readout', 'connector_in' or 'frozen', of one leaf.
+    """Return 'embed', 'hidden', 'norm', 'bias', 'readout', 'connector_in' or 'frozen', of one leaf.
 
     `path` is its key path in a parameter dict by group. ValueError for a leaf that has no role.
     """
@@ -57,12 +57,12 @@ def role_of(path: tuple) -> str:
 
 
 def roles(params: dict) -> dict:
-    """The role of every leaf of a parameter dict, as a tree like it."""
+    """Return the role of every leaf of a parameter dict, as a tree like it."""
     return jax.tree_util.tree_map_with_path(lambda path, _: role_of(path), params)
 
 
 def multipliers(params: dict, growth: Growth) -> Multipliers:
-    """The `Multipliers` of a parameter dict; all are 1 at the base.
+    """Return the `Multipliers` of a parameter dict; all are 1 at the base.
 
     `init` is relative to `model/init.py`, whose kernels have variance 1 / fan-in, as muP wants for
     hidden ones; embedding and head keep the base's variance at every width. Decay is multiplied by
@@ -87,5 +87,7 @@ def multipliers(params: dict, growth: Growth) -> Multipliers:
 
 
 def times(x: jax.Array, factor: float) -> jax.Array:
-    """`x * factor` in the dtype of `x`; where the factor is 1 the program is as without it."""
+    """Return `x * factor` in the dtype of `x`; where the factor is 1 the program is as without
+    it.
+    """
     return x if factor == 1 else x * factor

@@ -45,7 +45,7 @@ class Rules:
 
 def mesh(data: int = -1, fsdp: int = 1, tensor: int = 1,
          devices: Sequence[jax.Device] | None = None, ring: int = 0) -> Mesh:
-    """A mesh over `devices` (all by default); one size may be -1 and takes what is left.
+    """Return a mesh over `devices` (all by default); one size may be -1 and takes what is left.
 
     `ring` is how many of the `fsdp` devices lie on one ring of chips; 0 reads it off the chips.
     Several slices lie along `data`. Raises ValueError with the arithmetic when the sizes do not
@@ -70,7 +70,9 @@ def mesh(data: int = -1, fsdp: int = 1, tensor: int = 1,
 
 
 def _ring(devices, fsdp):
-    """The longest side of the chips' torus that divides `fsdp`; all of it where there is none."""
+    """Return the longest side of the chips' torus that divides `fsdp`; all of it where there is
+    none.
+    """
     if devices[0].platform != 'tpu':
         return fsdp
     sides = np.max([device.coords for device in devices], axis=0) + 1
@@ -78,7 +80,7 @@ def _ring(devices, fsdp):
 
 
 def _arranged(devices, sizes):
-    """The devices as a grid whose axes follow the wires, slices along the first one."""
+    """Return the devices as a grid whose axes follow the wires, slices along the first one."""
     if devices[0].platform != 'tpu':
         return np.asarray(devices).reshape(sizes)
     slices = len({getattr(device, 'slice_index', 0) for device in devices})
@@ -98,7 +100,7 @@ def batch_ways(target: Mesh) -> int:
 
 
 def spec(axes: str, table: Iterable[tuple[str, str | tuple[str, ...] | None]]) -> PartitionSpec:
-    """The PartitionSpec of an array whose axes are the letters `axes`, after `table`.
+    """Return the PartitionSpec of an array whose axes are the letters `axes`, after `table`.
 
     A letter without a rule raises KeyError; a mesh axis is used once, by the first letter.
     """
@@ -115,13 +117,13 @@ def spec(axes: str, table: Iterable[tuple[str, str | tuple[str, ...] | None]]) -
 
 
 def _names(part):
-    """The mesh axes of one part of a PartitionSpec."""
+    """Return the mesh axes of one part of a PartitionSpec."""
     return (part,) if isinstance(part, str) else tuple(part or ())
 
 
 def param_spec(axes: str, shape: Sequence[int], target: Mesh | AbstractMesh, rules: Rules,
                where: str = '') -> PartitionSpec:
-    """The PartitionSpec of a parameter on mesh `target`.
+    """Return the PartitionSpec of a parameter on mesh `target`.
 
     A vector stays whole: gathering it costs more than keeping it. Where all of `fsdp` does not
     divide an axis (1,152 of SigLIP over 256), one ring does. Raises ValueError with the arithmetic
@@ -145,13 +147,17 @@ def param_spec(axes: str, shape: Sequence[int], target: Mesh | AbstractMesh, rul
 
 
 def by_hand() -> Collection[str]:
-    """The mesh axes whose collectives the code around states itself: those of `jax.shard_map`."""
+    """Return the mesh axes whose collectives the code around states itself: those of
+    `jax.shard_map`.
+    """
     current = jax.sharding.get_abstract_mesh()
     return () if current.empty else current.manual_axes
 
 
 def constrain(x: jax.Array, axes: str, rules: Rules) -> jax.Array:
-    """`x` with the sharding of its axes fixed; nothing to do where the mesh has one device."""
+    """Return `x` with the sharding of its axes fixed; nothing to do where the mesh has one
+    device.
+    """
     current = jax.sharding.get_abstract_mesh()
     own = by_hand()
     if current.empty or math.prod(
@@ -173,14 +179,18 @@ def shares(axes: str, shape: Sequence[int], rules: Rules) -> tuple[tuple[str, ..
 
 
 def share_shape(axes: str, shape: Sequence[int], rules: Rules) -> tuple[int, ...]:
-    """The shape of the part of a parameter that is at hand: all of it outside `jax.shard_map`."""
+    """Return the shape of the part of a parameter that is at hand: all of it outside
+    `jax.shard_map`.
+    """
     current = jax.sharding.get_abstract_mesh()
     return tuple(size // math.prod(current.shape[name] for name in names)
                  for size, names in zip(shape, shares(axes, shape, rules)))
 
 
 def whole(share: jax.Array, axes: str, shape: Sequence[int], rules: Rules) -> jax.Array:
-    """The parameter of which `share` is at hand, gathered; its gradient goes back in shares."""
+    """Return the parameter of which `share` is at hand, gathered; its gradient goes back in
+    shares.
+    """
     for axis, names in enumerate(shares(axes, shape, rules)):
         share = gather(share, axis, names) if names else share
     return share
@@ -188,7 +198,9 @@ def whole(share: jax.Array, axes: str, shape: Sequence[int], rules: Rules) -> ja
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def gather(share: jax.Array, axis: int, names: tuple[str, ...]) -> jax.Array:
-    """All shares along `axis` over the mesh axes `names`, the first of them varying slowest."""
+    """Return all shares along `axis` over the mesh axes `names`, the first of them varying
+    slowest.
+    """
     # In front the shares are contiguous; elsewhere XLA copies the whole once more.
     share = jnp.moveaxis(share, axis, 0)
     current = jax.sharding.get_abstract_mesh()
@@ -210,7 +222,7 @@ gather.defvjp(lambda share, axis, names: (gather(share, axis, names), None), _sc
 
 
 def leaf_axes(path: tuple, leaf: Any) -> str:
-    """The axis letters of one leaf of a parameter or optimiser tree, from its own name.
+    """Return the axis letters of one leaf of a parameter or optimiser tree, from its own name.
 
     The scan over layers puts N in front. Counters and other unnamed scalars give ''.
     """
@@ -226,13 +238,16 @@ def leaf_axes(path: tuple, leaf: Any) -> str:
 
 
 def specs(tree: Any, target: Mesh | AbstractMesh, rules: Rules) -> Any:
-    """The PartitionSpec on mesh `target` of every leaf of `tree`, read off the leaf's own name."""
+    """Return the PartitionSpec on mesh `target` of every leaf of `tree`, read off the leaf's own
+    name.
+    """
     return jax.tree_util.tree_map_with_path(lambda path, leaf: param_spec(
         leaf_axes(path, leaf), leaf.shape, target, rules, jax.tree_util.keystr(path)), tree)
 
 
 def shardings(tree: Any, target: Mesh, rules: Rules) -> Any:
-    """The NamedSharding on mesh `target` of every leaf of `tree`, read off the leaf's own name.
+    """Return the NamedSharding on mesh `target` of every leaf of `tree`, read off the leaf's own
+    name.
 
     A train state may be given too: the optimiser's trees end in the names of the parameters.
     Raises ValueError, with the arithmetic, where a mesh axis does not divide a parameter's axis.
@@ -242,5 +257,5 @@ def shardings(tree: Any, target: Mesh, rules: Rules) -> Any:
 
 
 def batch_sharding(target: Mesh, rules: Rules) -> NamedSharding:
-    """The sharding of a batch whose leaves all begin with axis B."""
+    """Return the sharding of a batch whose leaves all begin with axis B."""
     return NamedSharding(target, spec('B', rules.activations))

@@ -134,7 +134,7 @@ SIGLIP = {
 
 def scale(base: LanguageConfig, width: int | None = None, depth: int | None = None,
           vocabulary: int | None = None) -> LanguageConfig:
-    """`base` at another width D and depth N, head width and the q:kv head ratio kept.
+    """Return `base` at another width D and depth N, head width and the q:kv head ratio kept.
 
     H, K and F scale with the width and must come out whole; ValueError shows the arithmetic.
     """
@@ -210,7 +210,7 @@ class Parametrisation:
                              f'{self.base_depth} must say at which size the rates were tuned')
 
     def growth(self, language: LanguageConfig) -> Growth:
-        """The `Growth` of a LanguageConfig; ValueError where its family has no such base."""
+        """Return the `Growth` of a LanguageConfig; ValueError where its family has no such base."""
         if self.kind == 'standard':
             return Growth(input=self.input, head=self.output)
         scale(language, self.base_width, self.base_depth)  # for its check

@@ -75,7 +75,7 @@ class Several:
 # --- reading ----------------------------------------------------------------------------------
 
 def from_dict(kind: Any, value: Any, where: str = 'experiment') -> Any:
-    """`value` (dicts, lists, scalars) as the frozen dataclass or type `kind`, strictly.
+    """Return `value` (dicts, lists, scalars) as the frozen dataclass or type `kind`, strictly.
 
     ValueError for an unknown key (with the nearest one), a missing key, a wrong type or what its
     annotation does not allow.
@@ -119,7 +119,7 @@ def from_dict(kind: Any, value: Any, where: str = 'experiment') -> Any:
 
 
 def _record(kind, value, where):
-    """A mapping as the dataclass `kind`."""
+    """Return a mapping as the dataclass `kind`."""
     if not isinstance(value, dict):
         raise ValueError(f'{where} must be a mapping, not {shown(value)}')
     fields = {f.name: f for f in dataclasses.fields(kind)}
@@ -137,7 +137,7 @@ def _record(kind, value, where):
 
 @cache
 def hints_of(kind: type) -> dict[str, Any]:
-    """{field: its type, with what it may hold} of a dataclass."""
+    """Return {field: its type, with what it may hold} of a dataclass."""
     return typing.get_type_hints(kind, include_extras=True)
 
 
@@ -150,7 +150,7 @@ def check(record: Any) -> None:
 # --- messages ---------------------------------------------------------------------------------
 
 def shown(value: object, most: int = SHOWN) -> str:
-    """`value` as a message shows it: on one line, and cut where it is long."""
+    """Return `value` as a message shows it: on one line, and cut where it is long."""
     try:
         text = ' '.join(repr(value).split())
     except ValueError:  # a number of more digits than Python writes
@@ -159,7 +159,7 @@ def shown(value: object, most: int = SHOWN) -> str:
 
 
 def unknown(what: str, name: object, known: Iterable) -> str:
-    """The one-line message for a name that does not exist, with the nearest that does."""
+    """Return the one-line message for a name that does not exist, with the nearest that does."""
     known = [str(name) or "''" for name in known]
     near = difflib.get_close_matches(str(name)[:200], known, 1, 0.4)
     if near:
@@ -172,5 +172,5 @@ def unknown(what: str, name: object, known: Iterable) -> str:
 
 
 def hash_of(value: Any) -> str:
-    """A short hash of any JSON value."""
+    """Return a short hash of any JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

@@ -399,14 +399,15 @@ def writing(modules):
     own_line = [token for token in comments if token.line.strip() == token.string]
     functions = [function for module in modules for function in module.functions]
     public = [function for module in modules for function in public_functions(module.tree)]
-    decorators = [decorator for module in modules for _, decorator in dataclasses_of(module)]
+    records = [pair for module in modules for pair in dataclasses_of(module)]
+    by_name = [is_keyword_only(*record) for record in records]
     return {
         'own-line comments, % of lines': share(len(own_line), written),
         'trailing comments, % of lines': share(len(comments) - len(own_line), written),
         'docstrings, % of lines': share(sum(map(docstring_lines, modules)), written),
         'annotated functions, %': share(sum(map(is_annotated, functions)), len(functions)),
         'annotated public functions, %': share(sum(map(is_annotated, public)), len(public)),
-        'kw_only dataclasses, %': share(sum(itertools.starmap(is_keyword_only, decorators)), len(decorators)),
+        'kw_only dataclasses, %': share(sum(by_name), len(records)),
     }
 
 

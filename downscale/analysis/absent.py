@@ -19,7 +19,7 @@ MOST = 3   # that a sentence names
 
 
 def absent(s: Scored) -> list[tuple[str, str]]:
-    """[(name of an evaluation, what is missing of it)], in the order of the names."""
+    """Return [(name of an evaluation, what is missing of it)], in the order of the names."""
     have = set(s.study.cells)
     runs = _Runs(s)
     wanted = _joint(have, runs, s) | _pairs(have, runs, s)
@@ -35,7 +35,7 @@ def absent(s: Scored) -> list[tuple[str, str]]:
 
 
 def _of_other_data(s, cells):
-    """Cells whose data have another hash than those of most cells."""
+    """Return cells whose data have another hash than those of most cells."""
     hashes = {cell: tuple(np.unique(s.study.codes['data_hash'][s.study.cells[cell]]).tolist())
               for cell in cells}
     usual = Counter(sorted(hashes.values())).most_common(1)
@@ -44,7 +44,7 @@ def _of_other_data(s, cells):
 
 
 def name_of(cell: Cell) -> str:
-    """A cell as people name it: who answered, from what, and how."""
+    """Return a cell as people name it: who answered, from what, and how."""
     if not cell.r_run:
         return f'{cell.p_run}, joint{", think" * cell.thinking}, {cell.condition}'
     return (f'{cell.p_run or "gold"} -> {cell.r_run}, {cell.text_kind}, '
@@ -52,7 +52,7 @@ def name_of(cell: Cell) -> str:
 
 
 def sentence(found: Sequence[tuple[str, str]]) -> str:
-    """What is missing as one sentence; '' for nothing."""
+    """Return what is missing as one sentence; '' for nothing."""
     if not found:
         return ''
     names = '; '.join(f'{name} ({what})' for name, what in found[:MOST])
@@ -72,7 +72,9 @@ class _Runs:
         self.answered = {run for cell in s.study.cells for run in cell[:2]}
 
     def has(self, run, stages, sizes):
-        """Whether a run has one of `stages`, or is of one of the `sizes` that others show."""
+        """Return whether a run has one of `stages`, or is of one of the `sizes` that others
+        show.
+        """
         if self.size[run] in sizes:
             return True
         if run in self.stages:
@@ -80,7 +82,7 @@ class _Runs:
         return run not in self.answered
 
     def sizes(self, cells, side):
-        """Sizes of the runs on one side of cells."""
+        """Return sizes of the runs on one side of cells."""
         return {self.size[cell[side]] for cell in cells if cell[side]}
 
 
@@ -114,14 +116,16 @@ def _pairs(have, runs, s):
 
 
 def _asked(runs, seen, p, r):
-    """Whether a pair of sizes is part of the grid: a seed has it, or one of them is in no pair."""
+    """Return whether a pair of sizes is part of the grid: a seed has it, or one of them is in no
+    pair.
+    """
     p = runs.size[p]
     r = runs.size[r]
     return (p, r) in seen or p not in {one for one, _ in seen} or r not in {one for _, one in seen}
 
 
 def _declared(s, stages):
-    """The evaluations that the `experiment.json` of these stages declare."""
+    """Return the evaluations that the `experiment.json` of these stages declare."""
     found = []
     for path in sorted(s.study.root.glob('cells/*/*/experiment.json')):
         if path.parent.name in stages:

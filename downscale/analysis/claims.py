@@ -88,7 +88,9 @@ CLAIMS = (
 
 
 def read(values: Any) -> tuple[Claim, ...]:
-    """The `Claim`s of a list of dicts; ValueError naming the nearest key, or an id given twice."""
+    """Return the `Claim`s of a list of dicts; ValueError naming the nearest key, or an id given
+    twice.
+    """
     if not isinstance(values, (list, tuple)):
         raise ValueError(f'claims must be a list of mappings, not {values!r}')
     claims = tuple(from_dict(Claim, value, f'claims[{place}]')
@@ -101,7 +103,7 @@ def read(values: Any) -> tuple[Claim, ...]:
 
 
 def judge(s: Scored) -> list[dict[str, Any]]:
-    """A dict for each claim of the study, or of `CLAIMS` where it declared none.
+    """Return a dict for each claim of the study, or of `CLAIMS` where it declared none.
 
     Keys: id, text, verdict, reason, effect, low, high, n, clusters, seeds, method, gate (passed or
     failed, with the reason), contrast, test, threshold, where, by_size and registered.
@@ -139,7 +141,7 @@ def _judge(s, claim, reasoner):
 
 def verdict_of(claim: Claim, x: bootstrap.Interval, doubt: str = '',
                one_sided: bool = False) -> tuple[str, str]:
-    """(verdict, reason) of a claim whose effect is the interval `x`, its gate aside."""
+    """Return (verdict, reason) of a claim whose effect is the interval `x`, its gate aside."""
     at = claim.threshold
     if claim.test == 'greater':
         holds = x.low > at
@@ -159,13 +161,13 @@ def verdict_of(claim: Claim, x: bootstrap.Interval, doubt: str = '',
 
 
 def _mode(reasoner):
-    """The mode in which pairs are read: thinking, unless only answering directly passes."""
+    """Return the mode in which pairs are read: thinking, unless only answering directly passes."""
     good = [mode for mode, facts in reasoner['modes'].items() if facts['interpretable']]
     return 'direct' if good == ['direct'] else 'think'
 
 
 def _gate(s, claim, mode, reasoner):
-    """(whether the claim's gate passes, what it said)."""
+    """Return (whether the claim's gate passes, what it said)."""
     if claim.gate == 'none':
         return True, 'none'
     if claim.gate == 'reasoner':
@@ -175,7 +177,8 @@ def _gate(s, claim, mode, reasoner):
 
 
 def _joint_gate(s):
-    """Whether the largest joint model is above every guess in the mean of either kind of family.
+    """Return whether the largest joint model is above every guess in the mean of either kind of
+    family.
     """
     have = [size for size in s.sizes if joint_cells(s, size, 'image')]
     if not have:

@@ -48,7 +48,7 @@ class Completion:
 
 def completion(s: 'Scored', cells: Sequence[Cell],
                means: bootstrap.Means | None = None) -> tuple[dict[str, Completion], Completion]:
-    """({family: Completion}, Completion of the macro mean over families) of these cells.
+    """Return ({family: Completion}, Completion of the macro mean over families) of these cells.
 
     The accuracy is that of `means` (a row; by default over seeds as in every other table). Cells
     (seeds) and the repeats of an item weigh as in it; a mean over families counts each family
@@ -80,7 +80,7 @@ def completion(s: 'Scored', cells: Sequence[Cell],
 
 
 def _weighed(s, cells):
-    """Rows of the cells, and weights under which every item of a cell counts once."""
+    """Return rows of the cells, and weights under which every item of a cell counts once."""
     rows = []
     weights = []
     for cell in cells:
@@ -93,7 +93,8 @@ def _weighed(s, cells):
 
 
 def _means(s, rows, place, weights, score, kept):
-    """(mean score of the kept rows, its draws, items, clusters) of each group; NaN where none is.
+    """Return (mean score of the kept rows, its draws, items, clusters) of each group; NaN where
+    none is.
 
     `place` [rows] is the group of each row. The ranks of clusters are the columns of resamples.
     """
@@ -112,7 +113,7 @@ def _means(s, rows, place, weights, score, kept):
 
 
 def _completion(parts, accuracy):
-    """One `Completion` of the plain mean over the families in `parts`."""
+    """Return one `Completion` of the plain mean over the families in `parts`."""
     shares, dones, answers, completed = zip(*parts.values(), strict=True)
     all_done = sum(answers) == sum(completed)
     means = {kind: FaultShare(np.mean([share[kind] for share in shares])) for kind in shares[0]}
@@ -131,7 +132,7 @@ def _completion(parts, accuracy):
 
 
 def _interval(means):
-    """The mean of family means; None when a family has no answer left to take a mean of."""
+    """Return the mean of family means; None when a family has no answer left to take a mean of."""
     values, draws, items, clusters = zip(*means, strict=True)
     if not all(np.isfinite(values)):
         return None
@@ -140,7 +141,9 @@ def _interval(means):
 
 
 def _printed(results):
-    """(part, place, {family: {kind: share above the limit}}) of every share that is printed."""
+    """Yield (part, place, {family: {kind: share above the limit}}) of every share that is
+    printed.
+    """
     for modes in results['gate']['families'].values():
         yield from (('gate', mode, row['completion'].over) for mode, row in modes.items())
     for row in results.get('accuracy', {'families': {}})['families'].values():
@@ -162,7 +165,7 @@ def _printed(results):
 
 
 def warnings(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """{part: one dict per kind of share that is above the limit anywhere in that part}.
+    """Return {part: one dict per kind of share that is above the limit anywhere in that part}.
 
     `groups` of `of` groups of answers are above it in some family; `worst` names the highest.
     """
@@ -185,6 +188,6 @@ def _share(hit):
 
 
 def sentence(found: Iterable[dict[str, Any]]) -> str:
-    """The warnings of one part as a sentence."""
+    """Return the warnings of one part as a sentence."""
     return '; '.join(f'{x["kind"]} in {x["groups"]} of {x["of"]} groups, most in '
                      f'{x["worst"]} ({100 * x["share"]:.1f} %)' for x in found)

@@ -30,7 +30,7 @@ class Found:
 
 
 def families_of(s: Scored) -> tuple[set[str], set[str]]:
-    """(visual families, knowledge families)."""
+    """Return (visual families, knowledge families)."""
     items = s.study.items
     visual = set(items['task'][items['category'] == 'visual'])
     return visual, set(items['task']) - visual
@@ -38,7 +38,7 @@ def families_of(s: Scored) -> tuple[set[str], set[str]]:
 
 def over(s: Scored, groups: Sequence,
          *parts: tuple[Sequence[float] | np.ndarray, Collection[str]]) -> bootstrap.Interval:
-    """The interval of a weighted sum of the accuracies of groups of cells.
+    """Return the interval of a weighted sum of the accuracies of groups of cells.
 
     Each of `parts` is (weights [groups], tasks over which the mean is taken); they are added up.
     """
@@ -80,7 +80,7 @@ def visual_minus_knowledge(s: Scored, mode: str) -> Found:
 
 
 def drop_by_reliance(s: Scored, mode: str) -> Found:
-    """Spearman of drop and reliance on the picture (image - blind), axes from split halves.
+    """Return spearman of drop and reliance on the picture (image - blind), axes from split halves.
 
     Its interval is over families, of all seeds averaged; no seeds are redrawn, so that it counts
     as that of one.
@@ -94,7 +94,7 @@ def drop_by_reliance(s: Scored, mode: str) -> Found:
 
 
 def _pairs(s, mode, kinds=('extraction', 'caption')):
-    """(kind, pairs) of the first kind of text that was answered in this mode."""
+    """Return (kind, pairs) of the first kind of text that was answered in this mode."""
     for kind in kinds:
         groups = measures.pair_groups(s, kind, MODES[mode])
         if any(p != grids.GOLD for p, _ in groups):
@@ -117,7 +117,7 @@ def _sizes(s, groups, side):
 
 
 def perception_minus_reasoning(s: Scored, mode: str) -> Found:
-    """What shrinking perception alone costs, minus what shrinking the reasoner alone does.
+    """Return what shrinking perception alone costs, minus what shrinking the reasoner alone does.
 
     It is also the difference of their Shapley shares. In doubt unless both sides together lose.
     """
@@ -134,8 +134,9 @@ def perception_minus_reasoning(s: Scored, mode: str) -> Found:
 
 
 def _writers(s, mode, other):
-    """(pairs that read extractions, that read the `other` kind, sizes of perception) at the largest
-    R."""
+    """Return (pairs that read extractions, that read the `other` kind, sizes of perception) at the
+    largest R.
+    """
     both = [_pairs(s, mode, (kind,))[1] for kind in ('extraction', other)]
     p = [size for size in _sizes(s, both[0], 0) if size in _sizes(s, both[1], 0)]
     r = _sizes(s, both[0], 1)[-1]
@@ -152,7 +153,7 @@ def _tuned_difference(s, mode, other='caption'):
 
 
 def extraction_minus_caption(s: Scored, mode: str) -> Found:
-    """What the largest reasoner gains from extractions over captions, the mean over P sizes.
+    """Return what the largest reasoner gains from extractions over captions, the mean over P sizes.
 
     In doubt unless both writers were tuned on as many examples behind the model that answers.
     """
@@ -163,7 +164,8 @@ def extraction_minus_caption(s: Scored, mode: str) -> Found:
 
 
 def extraction_minus_caption_equal_tokens(s: Scored, mode: str) -> Found:
-    """The same over captions cut to the length of the extraction, or whole ones without such.
+    """Return the same over captions cut to the length of the extraction, or whole ones without
+    such.
 
     In doubt unless both are as long, in tokens: a caption may be shorter than it may be.
     """
@@ -174,7 +176,7 @@ def extraction_minus_caption_equal_tokens(s: Scored, mode: str) -> Found:
 
 
 def _lengths(s, sizes, cut):
-    """{kind: mean tokens of what these sizes wrote}, None without texts.
+    """Return {kind: mean tokens of what these sizes wrote}, None without texts.
 
     `cut`: captions count as no longer than the extraction of the same item by the same run.
     """
@@ -194,7 +196,7 @@ def _lengths(s, sizes, cut):
 
 
 def _budget(what, counts):
-    """(doubt, whether it is one-sided) about a comparison at equal budgets."""
+    """Return (doubt, whether it is one-sided) about a comparison at equal budgets."""
     caption = counts['caption']
     extraction = counts['extraction']
     if not caption or not extraction:
@@ -206,7 +208,8 @@ def _budget(what, counts):
 
 
 def thinking(s: Scored, mode: str) -> Found:
-    """Thinking minus answering directly, for every reasoner, on what the largest P has written.
+    """Return thinking minus answering directly, for every reasoner, on what the largest P has
+    written.
 
     The effect is that of the largest reasoner. `where` says from which size on it is clear: sizes
     are tested from the largest down, and testing stops at the first that is not.
@@ -229,7 +232,7 @@ def thinking(s: Scored, mode: str) -> Found:
 
 
 def chain_minus_joint(s: Scored, mode: str) -> Found:
-    """A pair of one size, thinking over its extraction, minus the joint model of that size.
+    """Return a pair of one size, thinking over its extraction, minus the joint model of that size.
 
     The mean over the sizes that have both.
     """

@@ -50,7 +50,7 @@ class Trained:
 
 
 def stages_of(s: Scored) -> dict[tuple[str, str], Trained]:
-    """{(cell, stage): Trained} of every stage with an `experiment.json`, read once."""
+    """Return {(cell, stage): Trained} of every stage with an `experiment.json`, read once."""
     if 'stages' not in s.made:
         found = {}
         for path in sorted(s.study.root.glob('cells/*/*/experiment.json')):
@@ -110,7 +110,9 @@ def _check_stage(one, where):
 
 
 def _flops(folder, one, language, vision):
-    """FLOPs of all steps of a stage, its shapes of batches weighed by how often they come."""
+    """Return FLOPs of all steps of a stage, its shapes of batches weighed by how often they
+    come.
+    """
     shapes = [one, *one.get('buckets', ())]
     packed = _packed(folder)
     if totals(language)['n_nonembed'] <= 0:
@@ -131,7 +133,7 @@ def _flops(folder, one, language, vision):
 
 
 def _packed(folder):
-    """The checked `padding.json` of a stage, None without one."""
+    """Return the checked `padding.json` of a stage, None without one."""
     path = folder / 'padding.json'
     told = read_object(path)
     if not told:
@@ -148,7 +150,9 @@ def _packed(folder):
 
 
 def _conversations(folder, steps):
-    """Conversations that `steps` steps hold, by the packing that `padding.json` has counted."""
+    """Return conversations that `steps` steps hold, by the packing that `padding.json` has
+    counted.
+    """
     told = _packed(folder)
     if told is None:
         return None
@@ -157,7 +161,8 @@ def _conversations(folder, steps):
 
 
 def planned_tokens(stage: dict[str, Any]) -> float:
-    """Tokens that the steps of a `stage` dict have room for, the mean over its shapes of batches.
+    """Return tokens that the steps of a `stage` dict have room for, the mean over its shapes of
+    batches.
 
     Those it saw differ from seed to seed by how well its rows were packed.
     """
@@ -166,7 +171,8 @@ def planned_tokens(stage: dict[str, Any]) -> float:
 
 
 def _chip_seconds(folder, mesh):
-    """Seconds of training, sessions added up, times the chips that the mesh names (-1 is one).
+    """Return seconds of training, sessions added up, times the chips that the mesh names (-1 is
+    one).
 
     Cells that were trained in one program have an equal share of its time. None without timing, as
     in a run of very few steps.
@@ -195,7 +201,9 @@ def _chip_seconds(folder, mesh):
 
 
 def ancestry(s: Scored, end: tuple[str, str]) -> dict[tuple[str, str], Trained]:
-    """All stages behind and including `end`, a (cell, stage); `Missing` where one has no files."""
+    """Return all stages behind and including `end`, a (cell, stage); `Missing` where one has no
+    files.
+    """
     found = {}
     queue = [end]
     known = stages_of(s)
@@ -210,7 +218,7 @@ def ancestry(s: Scored, end: tuple[str, str]) -> dict[tuple[str, str], Trained]:
 
 
 def stage_of(s: Scored, run: str, kind: str) -> tuple[str, str]:
-    """(cell, stage) that wrote a kind of text, or with '' that answers with the picture.
+    """Return (cell, stage) that wrote a kind of text, or with '' that answers with the picture.
 
     Where published data has made no writer, the model that answers has written.
     """
@@ -221,15 +229,17 @@ def stage_of(s: Scored, run: str, kind: str) -> tuple[str, str]:
 
 
 def reasoner_of(s: Scored, run: str) -> tuple[LanguageConfig, dict[tuple[str, str], Trained]]:
-    """(LanguageConfig of a reasoner, the stages behind it); an imported one was not trained."""
+    """Return (LanguageConfig of a reasoner, the stages behind it); an imported one was not
+    trained.
+    """
     if (run, 'reason') in stages_of(s):
         return stages_of(s)[run, 'reason'].language, ancestry(s, (run, 'reason'))
     return stages_of(s)[stage_of(s, run, '')].language, {}
 
 
 def tuned_examples(s: Scored, sizes: Sequence[Size], kind: str) -> float | None:
-    """Examples that the writers of a kind were tuned on, behind the model that answers; mean over
-    runs.
+    """Return examples that the writers of a kind were tuned on, behind the model that answers; mean
+    over runs.
 
     An example is a picture with its conversation: one caption, or all questions of an extraction.
     Rows would not do, since captions are packed more to a row. None where a run has no files of it,
@@ -250,7 +260,9 @@ def tuned_examples(s: Scored, sizes: Sequence[Size], kind: str) -> float | None:
 
 
 def of_cell(s: Scored, cell: Cell, cost: str) -> float:
-    """One cost of what answered in a `Cell`: one model, or perception and reasoner together."""
+    """Return one cost of what answered in a `Cell`: one model, or perception and reasoner
+    together.
+    """
     if cost not in COSTS:
         raise ValueError(unknown('cost', cost, list(COSTS)))
     if cost == 'inference_flops':
@@ -277,7 +289,8 @@ def of_cell(s: Scored, cell: Cell, cost: str) -> float:
 
 
 def _inference(s, cell):
-    """Mean FLOPs a question: a picture's tiles and tokens are read, texts and thoughts written.
+    """Return mean FLOPs a question: a picture's tiles and tokens are read, texts and thoughts
+    written.
 
     Questions and prompts are left out, since their tokens are not recorded; they are the same for
     all that are compared.
@@ -307,8 +320,9 @@ def _inference(s, cell):
 
 
 def _seen(s, cell, own):
-    """[(tokens, tiles)] of pictures: one tile each, and in the mode 'anyres' those of every saved
-    picture that was asked about; `Missing` where none of them is saved."""
+    """Return [(tokens, tiles)] of pictures: one tile each, and in the mode 'anyres' those of every
+    saved picture that was asked about; `Missing` where none of them is saved.
+    """
     if own.pictures.mode != 'anyres':
         return [(own.vision.P, 1)]
     if 'saved' not in s.made:
@@ -339,5 +353,7 @@ def _pixels(path):
 
 
 def _decoded(language, live, tokens):
-    """FLOPs of `tokens` tokens behind `live` ones; linear in the live tokens, so their mean."""
+    """Return FLOPs of `tokens` tokens behind `live` ones; linear in the live tokens, so their
+    mean.
+    """
     return tokens * decode_flops(language, live + (tokens + 1) / 2)

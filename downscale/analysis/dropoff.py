@@ -28,7 +28,7 @@ class RelianceTrend:
 
 
 def drops(s: Scored, size: str = 'n_nonembed') -> dict[str, Any]:
-    """The sizes 'large' and 'small', and 'drops': {family or 'macro': {measure: Interval}}.
+    """Return the sizes 'large' and 'small', and 'drops': {family or 'macro': {measure: Interval}}.
 
     abs: accuracy of the largest size minus that of the smallest. rel: abs / accuracy of the
     largest. rel_chance: abs / (accuracy of the largest - floor). slope: accuracy gained per
@@ -50,7 +50,9 @@ def drops(s: Scored, size: str = 'n_nonembed') -> dict[str, Any]:
 
 
 def _drops_of(ends, line, floor, column, decades):
-    """The measures of one family: `ends` has the largest and the smallest size, `line` all."""
+    """Return the measures of one family: `ends` has the largest and the smallest size, `line`
+    all.
+    """
     nothing = bootstrap.Means(
         floor.groups, floor.value * 0, floor.draws * 0, floor.n, floor.clusters
     )
@@ -64,7 +66,7 @@ def _drops_of(ends, line, floor, column, decades):
 
 
 def visual_reliance(s: Scored, condition: str = 'blind') -> dict[str, Any]:
-    """The four columns that `relation` compares, of the largest and the smallest size.
+    """Return the four columns that `relation` compares, of the largest and the smallest size.
 
     A dict of large, without, small (scores per item), task and cluster. `without` is the largest
     size asked under `condition`.
@@ -111,7 +113,7 @@ def relation(large: ArrayLike, without: ArrayLike, small: ArrayLike, task: Array
 
 
 def _with_small_sample(x):
-    """A rank correlation whose interval holds that of Fisher's z as well.
+    """Return a rank correlation whose interval holds that of Fisher's z as well.
 
     With the standard error of Bonett and Wright 2000 (Psychometrika 65:23): drawing few tasks
     with replacement alone is too sure.
@@ -126,7 +128,8 @@ def _with_small_sample(x):
 
 
 def reliance(s: Scored) -> dict[str, Any]:
-    """`measures.reliance`, and 'relation': {condition: {'same items' | 'split halves': Relation}}.
+    """Return `measures.reliance`, and 'relation': {condition: {'same items' | 'split halves':
+    Relation}}.
 
     A condition is absent from the latter where there are too few tasks.
     """
@@ -153,7 +156,9 @@ def _over_tasks(value, draws, items, tasks):
 
 
 def _halves(relied, fell, place, cluster, tasks, rng):
-    """Reliance and drop [splits, tasks] from disjoint halves of the pictures, each way round."""
+    """Return reliance and drop [splits, tasks] from disjoint halves of the pictures, each way
+    round.
+    """
     clusters, picture = np.unique(np.asarray(cluster, dtype=str), return_inverse=True)
     x = []
     y = []
@@ -182,7 +187,7 @@ def _centred(values):
 
 
 def _slope(x, y):
-    """Least-squares slope along the last axis; NaN where x does not vary."""
+    """Return least-squares slope along the last axis; NaN where x does not vary."""
     x = _centred(x)
     y = _centred(y)
     below = np.sum(x * x, axis=-1)

@@ -12,7 +12,8 @@ PREFERRED = (('extraction', 'think'), ('extraction', 'direct'), ('caption', 'thi
 
 
 def shares(s: Scored) -> dict[str, Any]:
-    """Shapley shares and classes of questions of every kind of text and mode that has its ends.
+    """Return Shapley shares and classes of questions of every kind of text and mode that has its
+    ends.
 
     'macro' {setting: Shares of the macro mean}, 'scales' {setting: {scale: the same}}, 'classes'
     {setting: {'share' | 'change': {class: Interval}}} and 'without' {setting: reason}.
@@ -43,12 +44,14 @@ def shares(s: Scored) -> dict[str, Any]:
 
 
 def without_brief(panels: Iterable[tuple[str, Any]]) -> str:
-    """What a table over all factors says of brief captions, which are in none of them."""
+    """Return what a table over all factors says of brief captions, which are in none of them."""
     return ' (brief captions left out)' if any(kind == grids.BRIEF for kind, _ in panels) else ''
 
 
 def families(s: Scored) -> dict[str, Any]:
-    """The grid of every family for one kind of text and mode: the first of `PREFERRED` there is."""
+    """Return the grid of every family for one kind of text and mode: the first of `PREFERRED` there
+    is.
+    """
     panels = grids.panels(s)
     for name in PREFERRED:
         groups = {key: cells for key, cells in panels.get(name, {}).items() if key[0] != grids.GOLD}
@@ -65,7 +68,9 @@ def families(s: Scored) -> dict[str, Any]:
 
 
 def frontiers(s: Scored) -> dict[str, Any]:
-    """`ways_by_cost` for every cost that the study tells: 'costs' {cost: result}, 'skipped'."""
+    """Return `ways_by_cost` for every cost that the study tells: 'costs' {cost: result},
+    'skipped'.
+    """
     found = {}
     skipped = {}
     for cost in costs.COSTS:

@@ -32,7 +32,7 @@ class Floor:
 
 
 def floor(s: 'Scored', paired: Paired) -> Floor:
-    """The `Floor` of the items of a pairing, made once for the same items."""
+    """Return the `Floor` of the items of a pairing, made once for the same items."""
     key = 'floor', paired.key
     if key not in s.made:
         s.made[key] = _floor(s, paired)
@@ -64,7 +64,7 @@ def _floor(s, paired):
 
 
 def _constant(s, paired):
-    """What the best constant answer of its family scores on every item [items].
+    """Return what the best constant answer of its family scores on every item [items].
 
     An answer is worth 1 where it is the gold, and else what any reply of that text has scored.
     """
@@ -98,5 +98,5 @@ def _constant(s, paired):
 
 
 def _plain(text):
-    """An answer as scorers compare it: neither case nor spaces matter."""
+    """Return an answer as scorers compare it: neither case nor spaces matter."""
     return ' '.join(text.casefold().split())

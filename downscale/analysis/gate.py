@@ -13,7 +13,7 @@ from downscale.statistics.bootstrap import Interval
 
 
 def gate(s: Scored) -> dict[str, Any]:
-    """Whether the largest reasoner, given a true description, beats every guess (`floors`).
+    """Return whether the largest reasoner, given a true description, beats every guess (`floors`).
 
     A mode passes when in every family the lower end of the 95 % interval of mean(score - floor)
     is above zero. Only then does a low score of a pair say something about perception.
@@ -82,5 +82,5 @@ def _gate_line(result):
 
 
 def signed(x: Interval) -> str:
-    """A difference with its interval, as sentences print it."""
+    """Return a difference with its interval, as sentences print it."""
     return f'{x.value:+.2f} [{x.low:+.2f}, {x.high:+.2f}]'

@@ -29,7 +29,7 @@ class Corners:
     left_out: tuple
 
     def groups(self, keys: Iterable[tuple[int | str, int]]) -> list[list[Cell]]:
-        """The cells of each key, over seeds."""
+        """Return the cells of each key, over seeds."""
         return [[cells[key] for cells in self.seeds.values()] for key in keys]
 
     @property
@@ -58,7 +58,7 @@ CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
 
 
 def panels(s: Scored) -> dict[tuple[str, str], Panel]:
-    """{(kind of text, mode): {(p size or GOLD, r size): cells}} of all that was evaluated.
+    """Return {(kind of text, mode): {(p size or GOLD, r size): cells}} of all that was evaluated.
 
     `Missing` when that is none.
     """
@@ -71,7 +71,7 @@ def panels(s: Scored) -> dict[tuple[str, str], Panel]:
 
 
 def accuracies(s: Scored, groups: Panel) -> dict[tuple[str, str], dict[str, bootstrap.Interval]]:
-    """{(p size or GOLD, r size): {family or 'macro': Interval}} of one panel."""
+    """Return {(p size or GOLD, r size): {family or 'macro': Interval}} of one panel."""
     _, alone = measures.each(s, list(groups.values()))
     return {key: _by_family(bootstrap.with_macro(means), np.ones(1), (0, 1))
             for key, means in zip(groups, alone, strict=True)}
@@ -79,7 +79,7 @@ def accuracies(s: Scored, groups: Panel) -> dict[tuple[str, str], dict[str, boot
 
 def curves(s: Scored,
            groups: Panel) -> dict[str, dict[str, dict[str, dict[str, bootstrap.Interval]]]]:
-    """{side: {measure: {size: {family or 'macro': Interval}}}} of one panel.
+    """Return {side: {measure: {size: {family or 'macro': Interval}}}} of one panel.
 
     'at largest': accuracy with the other side at its largest size. 'mean': the mean over all sizes
     of the other side. 'drop at largest' and 'drop of mean': the largest size minus this one. A
@@ -112,7 +112,9 @@ def curves(s: Scored,
 
 
 def _weighted(s, groups, weights, bounds):
-    """A weighted sum of accuracies by family, over the seeds of those that weigh anything."""
+    """Return a weighted sum of accuracies by family, over the seeds of those that weigh
+    anything.
+    """
     used = np.flatnonzero(weights)
     cells = list(groups.values())
     _, means, _ = measures.means_of(s, [cells[row] for row in used])
@@ -131,7 +133,8 @@ def _by_family(means, weights, bounds):
 
 
 def corners(s: Scored, groups: Panel) -> Corners:
-    """The `Corners` of one panel between its smallest and largest sizes; `Missing` without them.
+    """Return the `Corners` of one panel between its smallest and largest sizes; `Missing` without
+    them.
 
     Seeds are compared with themselves: a reasoner reads what perception of its seed has written.
     """
@@ -158,13 +161,15 @@ def corners(s: Scored, groups: Panel) -> Corners:
 
 
 def shares(s: Scored, found: Corners, scale: str = 'accuracy') -> dict[str, Shares]:
-    """{family or 'macro': Shares} of perception and reasoner between the corners of one panel."""
+    """Return {family or 'macro': Shares} of perception and reasoner between the corners of one
+    panel.
+    """
     return attribute(_corner_means(s, found.groups(CORNERS)), SIDES, scale)
 
 
 def all_factors(s: Scored, found: dict[tuple[str, str], Corners],
                 scale: str = 'accuracy') -> tuple[tuple[str, ...], dict[str, Shares]]:
-    """(names, {family or 'macro': Shares}) with thinking and extraction as further factors.
+    """Return (names, {family or 'macro': Shares}) with thinking and extraction as further factors.
 
     `found` maps (kind of text, mode) to Corners. Of thinking and extraction those count for which
     every corner was evaluated, over the seeds that all have; `Missing` when that is neither. Brief
@@ -190,7 +195,7 @@ def _corner_means(s, groups):
 
 
 def items(s: Scored, found: Corners) -> Partition:
-    """The `Partition` of the items of one panel, averaged over seeds."""
+    """Return the `Partition` of the items of one panel, averaged over seeds."""
     keys = (*CORNERS, *(((GOLD, 0), (GOLD, 1)) if found.gold else ()))
     paired = pair(s.study, [[cells[key]] for cells in found.seeds.values() for key in keys])
     answers = paired.scores.reshape(len(found.seeds), len(keys), -1)
@@ -233,7 +238,7 @@ def _gold(s, paired, right, weight):
 
 
 def gold_drops(s: Scored, found: Corners) -> dict[str, dict[str, bootstrap.Interval]]:
-    """What the texts and the reasoner cost apart: {measure: {family or 'macro': Interval}}.
+    """Return what the texts and the reasoner cost apart: {measure: {family or 'macro': Interval}}.
 
     'reasoner on gold text': large minus small reasoner, both on the true text. 'text of large
     perception' and 'of small': true text minus theirs, with the large reasoner. Empty without gold.
@@ -248,7 +253,7 @@ def gold_drops(s: Scored, found: Corners) -> dict[str, dict[str, bootstrap.Inter
 
 
 def flip_rate(s: Scored, found: Corners) -> float | None:
-    """The share of answers that would differ in another repeat; None without repeats.
+    """Return the share of answers that would differ in another repeat; None without repeats.
 
     Items below this share of the large pair may have changed class by sampling alone.
     """

@@ -9,7 +9,7 @@ from downscale.statistics import bootstrap
 
 
 def health(s: Scored) -> list[dict[str, Any]]:
-    """Endings, accuracy, lengths and counts for every way of answering and size."""
+    """Return endings, accuracy, lengths and counts for every way of answering and size."""
     home = {run: (order, size.name) for order, size in enumerate(s.sizes) for run in size.runs}
     groups = {}
     for cell in s.study.cells:
@@ -38,7 +38,7 @@ def health(s: Scored) -> list[dict[str, Any]]:
 
 
 def texts(s: Scored) -> list[dict[str, Any]]:
-    """Truncation and length of what every perception run wrote."""
+    """Return truncation and length of what every perception run wrote."""
     columns = s.study.texts
     rows = []
     for run, kind in sorted(set(zip(columns['p_run'], columns['text_kind'], strict=True))):
@@ -50,8 +50,9 @@ def texts(s: Scored) -> list[dict[str, Any]]:
 
 
 def runs(s: Scored) -> list[dict[str, Any]]:
-    """One row per trained run with its own macro accuracy, so that seeds can be compared, and what
-    a sweep has changed."""
+    """Return one row per trained run with its own macro accuracy, so that seeds can be compared,
+    and what a sweep has changed.
+    """
     s = with_apart(s)
     rows = []
     for size in s.sizes:

@@ -12,7 +12,8 @@ COLUMNS = ('run_id', 'task', 'site', 'rel_depth', 'metric', 'value', 'lo', 'hi',
 
 
 def layers(s: Scored) -> dict[str, Any]:
-    """A dict: 'sizes', 'curves' {'metric, task': {size: points}}, 'others' rows without a depth.
+    """Return a dict: 'sizes', 'curves' {'metric, task': {size: points}}, 'others' rows without a
+    depth.
 
     A measure of one depth is no curve and stands among the others. A point is the mean over the
     seeds of a size; its bounds are the means of theirs, which hold pictures only. At most 12

@@ -42,15 +42,18 @@ class Ledger:
 
 
 def of_study(s: Scored) -> Ledger:
-    """The `Ledger` of a scored study whose folder holds its probes; `Missing` without them."""
+    """Return the `Ledger` of a scored study whose folder holds its probes; `Missing` without
+    them.
+    """
     if not (s.study.root / 'probe_items.parquet').is_file():
         raise Missing('no probe_items.parquet; `downscale analyze probe` writes it')
     return ledger(s, read(s.study.root, 'probe_items'))
 
 
 def ledger(s: Scored, table: pa.Table) -> Ledger:
-    """The `Ledger` of a scored study and its `probe_items`; `Missing` or `TableError` with the
-    reason where a size cannot be compared with another."""
+    """Return the `Ledger` of a scored study and its `probe_items`; `Missing` or `TableError` with
+    the reason where a size cannot be compared with another.
+    """
     probed = set(table['run_id'].unique().to_pylist())
     groups = {}
     left_out = []
@@ -95,7 +98,8 @@ def ledger(s: Scored, table: pa.Table) -> Ledger:
 
 
 def _written(s, groups):
-    """({size: cells of the fixed reader on this size's texts}, what it is or why there is none).
+    """Return ({size: cells of the fixed reader on this size's texts}, what it is or why there is
+    none).
 
     The reader is the largest reasoner, of each seed its own, with the kind of text and the mode in
     which it reads gold texts best: that choice knows nothing of the sizes compared.
@@ -123,8 +127,9 @@ def _written(s, groups):
 
 
 def _by_seed(s, groups, written):
-    """[(cells that answered, cells of the reader)] by size, for each seed that all sizes have, and
-    how many were planned; once for all runs where fewer than `stats.FEW_SEEDS` were."""
+    """Return [(cells that answered, cells of the reader)] by size, for each seed that all sizes
+    have, and how many were planned; once for all runs where fewer than `stats.FEW_SEEDS` were.
+    """
     planned = measures.planned_seeds(s, [*groups.values(), *written.values()])
     sides = [{size: measures.by_seed(s, cells) for size, cells in side.items()}
              for side in (groups, written)]
@@ -138,7 +143,7 @@ def _by_seed(s, groups, written):
 
 
 def _probes(table, groups, paired):
-    """({size: [hits of each site]} in the order of `paired`, which items have all of them).
+    """Return ({size: [hits of each site]} in the order of `paired`, which items have all of them).
 
     `TableError` with counts where probes saw items that the study's table lacks.
     """
@@ -162,8 +167,9 @@ def _probes(table, groups, paired):
 
 
 def _unread(means, first, columns):
-    """The probed columns of the largest size, whose rows begin at `first`, that are not clearly
-    above its floor in the mean over families."""
+    """Return the probed columns of the largest size, whose rows begin at `first`, that are not
+    clearly above its floor in the mean over families.
+    """
     found = []
     macro = means.groups.index('macro')
     for column in SITES:
@@ -183,7 +189,9 @@ def _levels(means, sizes, columns):
 
 
 def _losses(means, sizes, columns):
-    """What each smaller size loses to the largest, step by step: paired, one set of resamples."""
+    """Return what each smaller size loses to the largest, step by step: paired, one set of
+    resamples.
+    """
     found = {}
     chain = [column for column in columns if column != FLOOR]
     for k, size in enumerate(sizes[:-1]):
@@ -207,7 +215,7 @@ def _losses(means, sizes, columns):
 
 
 def ledger_rows(found: Ledger) -> tuple[list[Row], list[str]]:
-    """The numbers of a `Ledger` as `Row`s, and its notes."""
+    """Return the numbers of a `Ledger` as `Row`s, and its notes."""
     rows = [_row('levels', size, task, column, x) for size, columns in found.levels.items()
             for column, tasks in columns.items() for task, x in tasks.items()]
     rows += [_row('losses', f'{found.large} - {size}', task, step, x)

@@ -49,7 +49,7 @@ def _row(table, setting, family, what, x, note=''):
 
 
 def drop_rows(s: Scored, size: str = 'n_nonembed') -> tuple[list[Row], list[str]]:
-    """Drop-off by four measures, and drop against visual reliance over families."""
+    """Return drop-off by four measures, and drop against visual reliance over families."""
     found = dropoff.drops(s, size)
     notes = []
     setting = f'{found["large"]} - {found["small"]}'
@@ -75,7 +75,7 @@ def drop_rows(s: Scored, size: str = 'n_nonembed') -> tuple[list[Row], list[str]
 
 
 def grid_rows(s: Scored) -> tuple[list[Row], list[str]]:
-    """Accuracy of every perception x reasoner pair, and marginal curves of both sides."""
+    """Return accuracy of every perception x reasoner pair, and marginal curves of both sides."""
     rows = []
     notes = [gate.gate(s)['line']]
     for name, groups in grids.panels(s).items():
@@ -97,7 +97,9 @@ def _unfinished(over, task):
 
 
 def attribution_rows(s: Scored) -> tuple[list[Row], list[str]]:
-    """Shapley shares of perception and reasoner with their interaction, and items by class."""
+    """Return Shapley shares of perception and reasoner with their interaction, and items by
+    class.
+    """
     rows = []
     notes = [gate.gate(s)['line']]
     found = {}
@@ -171,7 +173,7 @@ def _panel_notes(s, setting, panel):
 
 
 def pareto_rows(s: Scored, cost: str) -> tuple[list[Row], list[str]]:
-    """Cost, accuracy and probability of being on the frontier of every way of answering."""
+    """Return cost, accuracy and probability of being on the frontier of every way of answering."""
     found = pareto.ways_by_cost(s, cost)
     rows = []
     for one in found['rows']:
@@ -185,7 +187,8 @@ def pareto_rows(s: Scored, cost: str) -> tuple[list[Row], list[str]]:
 
 
 def compare_rows(s: Scored, sizes: Sequence[str] | None = None) -> tuple[list[Row], list[str]]:
-    """Sizes against each other on the same items: differences, p values and power; runs by IQM.
+    """Return sizes against each other on the same items: differences, p values and power; runs by
+    IQM.
 
     `sizes` names two; without them every pair is compared. p values are adjusted over families
     (Benjamini-Hochberg) and, for the macro mean, over pairs of sizes (Holm).
@@ -242,7 +245,7 @@ def _difference_rows(setting, paired, means):
 
 
 def _run_rows(s, sizes):
-    """Runs x families of every size: IQM, performance profile, and P(larger is better)."""
+    """Return runs x families of every size: IQM, performance profile, and P(larger is better)."""
     rows = []
     scores = {}
     for size in sizes:

@@ -48,7 +48,9 @@ class Scored:
 
 
 def scored(study: Study, bootstraps: int = 2000, seed: int = 0) -> Scored:
-    """The study with one resampling of all its pictures; without the answers of `apart` runs."""
+    """Return the study with one resampling of all its pictures; without the answers of `apart`
+    runs.
+    """
     out = apart(study.meta)
     whole = study
     if out:
@@ -65,8 +67,9 @@ def scored(study: Study, bootstraps: int = 2000, seed: int = 0) -> Scored:
 
 
 def apart(meta: dict[str, Any]) -> set[str]:
-    """Names of the runs that are no seeds of their size: where a sweep has trained it under several
-    settings, those that change any."""
+    """Return names of the runs that are no seeds of their size: where a sweep has trained it under
+    several settings, those that change any.
+    """
     settings = {}
     for run in meta['runs']:
         settings.setdefault(run['size'], set()).add(run.get('changes', ''))
@@ -75,7 +78,9 @@ def apart(meta: dict[str, Any]) -> set[str]:
 
 
 def sizes_of(meta: dict[str, Any]) -> tuple[Size, ...]:
-    """Sizes in the order of their total parameter count, of the runs that are not `apart`."""
+    """Return sizes in the order of their total parameter count, of the runs that are not
+    `apart`.
+    """
     runs = {}
     out = apart(meta)
     for run in meta['runs']:
@@ -85,7 +90,7 @@ def sizes_of(meta: dict[str, Any]) -> tuple[Size, ...]:
 
 
 def _size(runs):
-    """The `Size` of runs that differ in their seed only."""
+    """Return the `Size` of runs that differ in their seed only."""
     first = runs[0]
     return Size(
         name=first['size'],
@@ -98,14 +103,16 @@ def _size(runs):
 
 
 def with_apart(s: Scored) -> Scored:
-    """The same with the answers of all runs; those that are `apart` are sizes of their own."""
+    """Return the same with the answers of all runs; those that are `apart` are sizes of their
+    own.
+    """
     out = apart(s.study.meta)
     alone = [_size([run]) for run in s.study.meta['runs'] if run['run_id'] in out]
     return replace(s, study=s.whole or s.study, sizes=(*s.sizes, *alone))
 
 
 def families(s: Scored) -> list[str]:
-    """Families with visual ones first, as every table and figure lists them."""
+    """Return families with visual ones first, as every table and figure lists them."""
     items = s.study.items
     kinds = sorted(set(zip(items['category'], items['task'], strict=True)), reverse=True)
     visual = sorted({task for kind, task in kinds if kind == 'visual'})
@@ -113,7 +120,7 @@ def families(s: Scored) -> list[str]:
 
 
 def joint_cells(s: Scored, size: Size, condition: str) -> list[Cell]:
-    """Cells where the vision-language model of this size answered by itself.
+    """Return cells where the vision-language model of this size answered by itself.
 
     Thinking cells are used only when the study has no direct ones.
     """
@@ -125,7 +132,8 @@ def joint_cells(s: Scored, size: Size, condition: str) -> list[Cell]:
 
 def means_of(s: Scored,
              groups: Sequence[Sequence[Cell]]) -> tuple[Paired, bootstrap.Means, np.ndarray]:
-    """The pairing, its means and mean chance [groups, families] of groups of cells to compare.
+    """Return the pairing, its means and mean chance [groups, families] of groups of cells to
+    compare.
 
     Each is over the seeds that all groups have. The draws are over pictures, and over seeds where
     `stats.FEW_SEEDS` were planned for each. `Missing` when no seed is in all groups.
@@ -150,14 +158,14 @@ def means_of(s: Scored,
 
 
 def planned_seeds(s: Scored, groups: Sequence[Sequence[Cell]]) -> int:
-    """How many seeds the study has for each of these groups of cells, were none missing."""
+    """Return how many seeds the study has for each of these groups of cells, were none missing."""
     seeds = {run: size.seeds for size in s.sizes for run in size.runs}
     return min(len(set.intersection(*(set(seeds[run]) for cell in cells for run in cell[:2]
                                       if run))) for cells in groups)
 
 
 def _common_seeds(s, groups):
-    """[[cells of a seed] of every seed that all groups have] of each group."""
+    """Return [[cells of a seed] of every seed that all groups have] of each group."""
     seeded = [by_seed(s, cells) for cells in groups]
     common = sorted(set.intersection(*map(set, seeded)))
     if not common:
@@ -167,7 +175,7 @@ def _common_seeds(s, groups):
 
 
 def of_run(s: Scored, cell: Cell) -> bootstrap.Means:
-    """The means of one run by itself, over pictures only."""
+    """Return the means of one run by itself, over pictures only."""
     _make_means(s, [cell])
     chance = _chance(s, pair(s.study, [[cell]]))
     value, draws = s.made[cell]
@@ -175,7 +183,9 @@ def of_run(s: Scored, cell: Cell) -> bootstrap.Means:
 
 
 def each(s: Scored, groups: Sequence[Sequence[Cell]]) -> tuple[Paired, list[bootstrap.Means]]:
-    """The pairing, and the means of each of the groups of cells over all of its own seeds."""
+    """Return the pairing, and the means of each of the groups of cells over all of its own
+    seeds.
+    """
     return pair(s.study, groups), [means_of(s, [cells])[1] for cells in groups]
 
 
@@ -190,7 +200,9 @@ def _make_means(s, cells):
 
 
 def _chance(s, paired):
-    """The mean chance by family as `stats.Means` of one row, made once for the same items."""
+    """Return the mean chance by family as `stats.Means` of one row, made once for the same
+    items.
+    """
     key = paired.key
     if key not in s.made:
         s.made[key] = bootstrap.group_means(
@@ -200,7 +212,7 @@ def _chance(s, paired):
 
 
 def by_seed(s: Scored, cells: Sequence[Cell]) -> dict[int, list[Cell]]:
-    """{seed: cells of it}; a pair has the seed of its reasoner."""
+    """Return {seed: cells of it}; a pair has the seed of its reasoner."""
     seed_of = {run['run_id']: run['seed'] for run in s.study.meta['runs']}
     found = {}
     for cell in cells:
@@ -210,7 +222,7 @@ def by_seed(s: Scored, cells: Sequence[Cell]) -> dict[int, list[Cell]]:
 
 def one(means: bootstrap.Means, row: int, column: int, bounds: tuple[float, float] = (0, 1),
         minus: int | None = None) -> bootstrap.Interval:
-    """Interval of one mean, or of its paired difference from row `minus`."""
+    """Return interval of one mean, or of its paired difference from row `minus`."""
     value = means.value[row, column]
     draws = means.draws[:, row, column]
     if minus is not None:
@@ -221,7 +233,7 @@ def one(means: bootstrap.Means, row: int, column: int, bounds: tuple[float, floa
 
 
 def accuracy(s: Scored) -> dict[str, Any]:
-    """Accuracy of every size by family and in the macro mean, on the picture."""
+    """Return accuracy of every size by family and in the macro mean, on the picture."""
     groups = {size: joint_cells(s, size, 'image') for size in s.sizes}
     groups = {size: cells for size, cells in groups.items() if cells}
     if not groups:
@@ -244,7 +256,9 @@ def accuracy(s: Scored) -> dict[str, Any]:
 
 
 def _guesses(floor, columns):
-    """The guessers and the floor of a family, or their means over families; None where unknown."""
+    """Return the guessers and the floor of a family, or their means over families; None where
+    unknown.
+    """
     found = {name: float(np.mean(of[columns])) for name, of in floor.guesses.items()}
     return {**{name: None if np.isnan(value) else value for name, value in found.items()},
             'floor': float(np.mean(floor.means.value[0, columns]))}
@@ -252,7 +266,7 @@ def _guesses(floor, columns):
 
 def relative(means: bootstrap.Means, floor: bootstrap.Means, column: int, large: int = 0,
              small: int = 1) -> bootstrap.Interval:
-    """The chance-corrected drop: that from row `large` to `small` over (large - floor).
+    """Return the chance-corrected drop: that from row `large` to `small` over (large - floor).
 
     The only definition there is: `ratio_interval`, unbounded where large may be at its floor.
     """
@@ -265,7 +279,7 @@ def relative(means: bootstrap.Means, floor: bootstrap.Means, column: int, large:
 
 
 def drops(s: Scored) -> dict[str, Any]:
-    """Largest minus smallest size by family, with the same pictures drawn for both."""
+    """Return largest minus smallest size by family, with the same pictures drawn for both."""
     have = [size for size in s.sizes if joint_cells(s, size, 'image')]
     if len(have) < 2:
         raise Missing(f'a drop needs two sizes that answered with the picture, found {len(have)}')
@@ -306,7 +320,9 @@ def _mcnemar(paired, task):
 
 
 def reliance(s: Scored) -> dict[str, Any]:
-    """What the largest model loses without the picture or with another one, beside the drop."""
+    """Return what the largest model loses without the picture or with another one, beside the
+    drop.
+    """
     result = drops(s)
     found = {}
     large = next(size for size in s.sizes if size.name == result['large'])
@@ -325,7 +341,9 @@ def reliance(s: Scored) -> dict[str, Any]:
 
 
 def grid(s: Scored) -> dict[str, Any]:
-    """Macro accuracy of every perception x reasoner pair, per kind of text and mode, with drops."""
+    """Return macro accuracy of every perception x reasoner pair, per kind of text and mode, with
+    drops.
+    """
     result = {}
     for kind in TEXTS:
         for mode, thinking in MODES.items():
@@ -338,7 +356,7 @@ def grid(s: Scored) -> dict[str, Any]:
 
 
 def pair_groups(s: Scored, kind: str, thinking: bool) -> dict[tuple[str, str], list[Cell]]:
-    """{(perception size or 'gold', reasoner size): cells} of one kind of text and mode."""
+    """Return {(perception size or 'gold', reasoner size): cells} of one kind of text and mode."""
     home = {run: size.name for size in s.sizes for run in size.runs}
     groups = {}
     for cell in sorted(cell for cell in s.study.cells if cell.r_run and cell.text_kind == kind
@@ -385,7 +403,7 @@ def _marginal(s, p_sizes, r_sizes, groups):
 
 
 def losses(s: Scored) -> dict[str, Any]:
-    """Training curves by stage, and the last loss of every run."""
+    """Return training curves by stage, and the last loss of every run."""
     home = {run: size.name for size in s.sizes for run in size.runs}
     stages = {}
     last = []

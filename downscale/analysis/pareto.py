@@ -10,7 +10,7 @@ from downscale.statistics import bootstrap
 
 
 def ways(s: Scored) -> dict[str, list[Cell]]:
-    """{name: cells} of every joint model and every perception x reasoner pair."""
+    """Return {name: cells} of every joint model and every perception x reasoner pair."""
     found = {}
     for size in s.sizes:
         cells = measures.joint_cells(s, size, 'image')
@@ -25,7 +25,8 @@ def ways(s: Scored) -> dict[str, list[Cell]]:
 
 
 def ways_by_cost(s: Scored, cost: str = 'params') -> dict[str, Any]:
-    """The ways of answering by their cost, each with its macro accuracy and place on the frontier.
+    """Return the ways of answering by their cost, each with its macro accuracy and place on the
+    frontier.
 
     A dict of 'cost', 'rows' (dicts way, cost, accuracy, on, probability; cheapest first) and
     'skipped' ({reason: ways}). A way is on the frontier when none that costs as little or less is
@@ -60,7 +61,7 @@ def ways_by_cost(s: Scored, cost: str = 'params') -> dict[str, Any]:
 
 
 def frontier(prices: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Whether each way is on the frontier: values [..., ways] at ascending prices [ways].
+    """Return whether each way is on the frontier: values [..., ways] at ascending prices [ways].
 
     Of ways that cost the same only the best ones are.
     """

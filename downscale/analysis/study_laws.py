@@ -28,7 +28,8 @@ NOT_FINITE = re.compile(r'(loss|norm) -?(nan|inf)')
 
 
 def finals(s: Scored, stage: str) -> dict[str, np.ndarray]:
-    """Columns of the ended runs of a stage: cell, size, seed, n, tokens, loss, rate, planned.
+    """Return columns of the ended runs of a stage: cell, size, seed, n, tokens, loss, rate,
+    planned.
 
     n is n_nonembed, `rate` that of the language model (NaN where it is not trained). `planned`
     marks the runs of the study itself, beside those of a sweep over rates or budgets. Runs that
@@ -50,7 +51,7 @@ def finals(s: Scored, stage: str) -> dict[str, np.ndarray]:
 
 
 def _final(s, cell, stage):
-    """The final loss of a run; inf where it diverged, None where it has none."""
+    """Return the final loss of a run; inf where it diverged, None where it has none."""
     folder = s.study.root / 'cells' / cell / stage
     failed = read_object(folder / 'FATAL.json')
     if failed is not None:
@@ -64,8 +65,9 @@ def _final(s, cell, stage):
 
 
 def _columns(s, stage):
-    """(`finals` of the study's runs and of those with a budget, each row's budget ('')), without
-    runs that diverged, and the names of those."""
+    """Return (`finals` of the study's runs and of those with a budget, each row's budget ('')),
+    without runs that diverged, and the names of those.
+    """
     found = finals(s, stage)
     budgets = s.study.meta.get('budgets', {})
     budget = np.array([str(budgets.get(cell, '')) for cell in found['cell']])
@@ -77,7 +79,7 @@ def _columns(s, stage):
 
 
 def losses_by_size(s: Scored) -> dict[str, dict[str, Any]]:
-    """{stage: loss law}: the `Fit`, its hold-out, its curve and the points, or the reason.
+    """Return {stage: loss law}: the `Fit`, its hold-out, its curve and the points, or the reason.
 
     With three numbers of tokens or more the law has two inputs, else one. Held out are the runs
     of most compute, in all their seeds. Runs that diverged have no loss to fit; they are named.
@@ -117,7 +119,7 @@ def _loss_law(s, stage):
 
 
 def _points(columns, here, most):
-    """Mean loss of each size over its runs, `held` where they were held out."""
+    """Return mean loss of each size over its runs, `held` where they were held out."""
     rows = []
     for n in sorted(set(columns['n'][here])):
         mine = here & (columns['n'] == n)
@@ -129,7 +131,7 @@ def _points(columns, here, most):
 
 
 def curve(fitted: Fit, n: np.ndarray, tokens: float | None = None) -> list[dict[str, Any]]:
-    """The fitted law on a grid from the smallest n to `REACH` times the largest, as dicts.
+    """Return the fitted law on a grid from the smallest n to `REACH` times the largest, as dicts.
 
     A law of two inputs is drawn at one number of `tokens`.
     """
@@ -141,7 +143,9 @@ def curve(fitted: Fit, n: np.ndarray, tokens: float | None = None) -> list[dict[
 
 
 def laws(s: Scored) -> dict[str, dict[str, Any]]:
-    """{title: a law of size with its points and curve}: losses by stage and the macro accuracy."""
+    """Return {title: a law of size with its points and curve}: losses by stage and the macro
+    accuracy.
+    """
     found = {}
     why = []
     try:
@@ -158,7 +162,8 @@ def laws(s: Scored) -> dict[str, dict[str, Any]]:
 
 
 def accuracy_by_size(s: Scored) -> dict[str, Any]:
-    """The saturating law of the macro accuracy over runs: fit, chance (the floor), curve, points.
+    """Return the saturating law of the macro accuracy over runs: fit, chance (the floor), curve,
+    points.
     """
     groups = []
     n = []
@@ -186,7 +191,7 @@ def accuracy_by_size(s: Scored) -> dict[str, Any]:
 
 
 def budgets(s: Scored, stage: str = 'text') -> dict[str, Any]:
-    """The `Isoflop` over the runs that have a budget in `study.json`, and its points."""
+    """Return the `Isoflop` over the runs that have a budget in `study.json`, and its points."""
     if not s.study.meta.get('budgets'):
         raise Missing('study.json declares no budgets ({cell: FLOPs})')
     columns, budget, diverged = _columns(s, stage)
@@ -206,7 +211,8 @@ def budgets(s: Scored, stage: str = 'text') -> dict[str, Any]:
 
 
 def rates(s: Scored, stage: str = 'text') -> dict[str, Any]:
-    """Loss against learning rate: {size: lr.Choice} over sizes with several rates, and alarms.
+    """Return loss against learning rate: {size: lr.Choice} over sizes with several rates, and
+    alarms.
 
     Of each size the runs of one number of tokens, that with the most rates; seeds that were not
     trained at all of them are left out. A size that diverged at every rate is an alarm.
@@ -249,7 +255,7 @@ def rates(s: Scored, stage: str = 'text') -> dict[str, Any]:
 
 
 def flips(s: Scored) -> dict[str, Any]:
-    """{comparison: {what: Interval}}: shares of questions that change between the ends.
+    """Return {comparison: {what: Interval}}: shares of questions that change between the ends.
 
     Comparisons: joint, and the perception and the reasoner side of every kind of text and mode,
     the other side at its largest. `right to wrong` - `wrong to right` is the drop.

@@ -92,7 +92,7 @@ class Design:
 
 def synth(seed: int = 0, to: Path | str | bool | None = None, *, sizes: int = 4, seeds: int = 3,
           items: int = 800, planted: Planted | None = None, full: bool | None = None) -> Synthetic:
-    """A `Synthetic` study: `sizes` x `seeds` runs that answer `items` questions on pictures.
+    """Return a `Synthetic` study: `sizes` x `seeds` runs that answer `items` questions on pictures.
 
     With `to`, the folder holds the files of a real study folder; True makes a temporary one.
     Without, the study is in memory only, without curves and stages. `full` pairs all sizes of
@@ -122,7 +122,7 @@ def synth(seed: int = 0, to: Path | str | bool | None = None, *, sizes: int = 4,
 
 
 def _items(rng, count, planted):
-    """The questions as columns: one of every family about each picture in turn."""
+    """Return the questions as columns: one of every family about each picture in turn."""
     place = np.arange(count) % len(RELIANCE)
     task = np.array(list(RELIANCE))[place]
     picture = np.arange(count) // len(RELIANCE)
@@ -140,7 +140,7 @@ def _items(rng, count, planted):
 
 def logit(planted: Planted, down: Mapping[str, float], cell: Cell, reliance: np.ndarray,
           ease: np.ndarray) -> np.ndarray:
-    """The planted logit of a `Cell` of sizes, without luck and seeds."""
+    """Return the planted logit of a `Cell` of sizes, without luck and seeds."""
     p = down.get(cell.p_run, 0)
     r = down.get(cell.r_run, 0)
     if not cell.r_run:
@@ -154,7 +154,7 @@ def logit(planted: Planted, down: Mapping[str, float], cell: Cell, reliance: np.
 
 
 def _cells(sizes, full):
-    """Cells with sizes in place of runs."""
+    """Return cells with sizes in place of runs."""
     found = [Cell(p, '', '', False, condition) for p in sizes for condition in ('image', 'blind')]
     for kind in KINDS:
         for thinking in (False, True):
@@ -166,7 +166,7 @@ def _cells(sizes, full):
 
 
 def _answer(rng, design, full):
-    """{name of an evaluation: its items table}, as a study names them."""
+    """Return {name of an evaluation: its items table}, as a study names them."""
     planted = design.planted
     items = design.items
     found = {}
@@ -210,7 +210,7 @@ def _table(rng, cell, seed, name, items, share):
 
 
 def _texts(rng, design):
-    """{name of an evaluation: its texts table}: what every perception run wrote."""
+    """Return {name of an evaluation: its texts table}: what every perception run wrote."""
     found = {}
     items = design.items
     for size in design.models:
@@ -238,7 +238,7 @@ def _meta(design, seed):
 
 
 def _truth(design):
-    """Expected shares of every cell of sizes, and the effects that follow from them."""
+    """Return expected shares of every cell of sizes, and the effects that follow from them."""
     planted = design.planted
     sizes = list(design.models)
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)

@@ -34,7 +34,7 @@ RATES = tuple(RATE * 2. ** step for step in (-2, -1, 1, 2))
 
 def write_folder(folder: Path, rng: np.random.Generator, design: Design, meta: dict[str, Any],
                  evaluations: dict[str, Any], texts: dict[str, Any]) -> Study:
-    """`folder` holds the study, which is returned as `load_study` reads it.
+    """Return `folder` holds the study, which is returned as `load_study` reads it.
 
     ValueError where something is there already.
     """
@@ -64,13 +64,15 @@ def _write(path, table):
 
 
 def loss_of(planted: Planted, n: float, tokens: float, rate: float = RATE) -> float:
-    """The final loss that the planted law gives, which rises by 2 % for a twofold wrong rate."""
+    """Return the final loss that the planted law gives, which rises by 2 % for a twofold wrong
+    rate.
+    """
     law = planted.E + planted.A / n ** planted.alpha + planted.B / tokens ** planted.beta
     return law * (1 + .02 * np.log2(rate / RATE) ** 2)
 
 
 def _stages(folder, rng, design):
-    """Every cell has its stages; returns the budget of each isoFLOP cell."""
+    """Return every cell has its stages; returns the budget of each isoFLOP cell."""
     for seed in range(design.seeds):
         _stage(folder, rng, design, f'tower-s{seed}', next(iter(design.models)), seed, 'tower')
         for size in design.models:

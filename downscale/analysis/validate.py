@@ -16,7 +16,7 @@ from downscale.results.study_file import read_object, study_errors
 
 
 def validate(root: Path) -> tuple[list[str], list[str], list[dict[str, Any]]]:
-    """(errors, notes, rates): lines of text, and a dict per way of answering.
+    """Return (errors, notes, rates): lines of text, and a dict per way of answering.
 
     Errors break a schema or a pairing and make numbers wrong or impossible; notes are runs that
     failed and shares above the limit. Every file is looked at, also after a first error.
@@ -75,7 +75,9 @@ def _table_errors(root):
 
 
 def _pairing_errors(study):
-    """Cells whose items are not those of the first of their kind: joint, or with a reasoner."""
+    """Yield cells whose items are not those of the first of their kind: joint, or with a
+    reasoner.
+    """
     for decoupled in (False, True):
         cells = sorted(cell for cell in study.cells if bool(cell.r_run) == decoupled)
         for cell in cells[1:]:
@@ -86,7 +88,8 @@ def _pairing_errors(study):
 
 
 def _rates(s):
-    """(a dict per cell: who, answers and shares of bad endings, lines on what is above the limit).
+    """Return (a dict per cell: who, answers and shares of bad endings, lines on what is above the
+    limit).
     """
     s = measures.with_apart(s)
     rows = []
@@ -108,7 +111,7 @@ def _rates(s):
 
 def lines(errors: Sequence[str], notes: Sequence[str],
           rates: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The findings as lines of text: errors, notes, then shares over all answers."""
+    """Yield the findings as lines of text: errors, notes, then shares over all answers."""
     yield from (f'error: {line}' for line in errors)
     yield from (f'note: {line}' for line in notes)
     if rates:

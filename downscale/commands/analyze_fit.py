@@ -139,7 +139,7 @@ def _law(args):
 
 
 def _read(path, numbers, names):
-    """Columns of a table by name: `numbers` as floats, `names` as text."""
+    """Return columns of a table by name: `numbers` as floats, `names` as text."""
     import numpy as np
     import pyarrow as pa
     from pyarrow import csv, parquet

@@ -28,27 +28,35 @@ COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
 
 
 def drop(s: Scored, args: argparse.Namespace) -> tuple[list[Row], list[str]]:
-    """Absolute, relative, chance-corrected drop and slope per decade; drop against reliance."""
+    """Return absolute, relative, chance-corrected drop and slope per decade; drop against
+    reliance.
+    """
     return drop_rows(s, args.size)
 
 
 def grid(s: Scored, args: argparse.Namespace) -> tuple[list[Row], list[str]]:
-    """Accuracy of perception x reasoner pairs with marginal curves, the other side fixed or not."""
+    """Return accuracy of perception x reasoner pairs with marginal curves, the other side fixed or
+    not.
+    """
     return grid_rows(s)
 
 
 def attribute(s: Scored, args: argparse.Namespace) -> tuple[list[Row], list[str]]:
-    """Shapley shares of the drop with interactions, and items by class that sum to the drop."""
+    """Return Shapley shares of the drop with interactions, and items by class that sum to the
+    drop.
+    """
     return attribution_rows(s)
 
 
 def compare(s: Scored, args: argparse.Namespace) -> tuple[list[Row], list[str]]:
-    """Sizes on the same items: paired differences, adjusted p values, power; runs by IQM."""
+    """Return sizes on the same items: paired differences, adjusted p values, power; runs by IQM."""
     return compare_rows(s, args.sizes)
 
 
 def pareto(s: Scored, args: argparse.Namespace) -> tuple[list[Row], list[str]]:
-    """The cost and accuracy of every way of answering, and how surely it is on the frontier."""
+    """Return the cost and accuracy of every way of answering, and how surely it is on the
+    frontier.
+    """
     return pareto_rows(s, args.cost)
 
 
@@ -57,7 +65,7 @@ MEASURES = {'drop': drop, 'grid': grid, 'attribute': attribute, 'compare': compa
 
 
 def _figures(s, args):
-    """(name, figure function, what it draws) of one verb; those without data are left out."""
+    """Yield (name, figure function, what it draws) of one verb; those without data are left out."""
     from downscale.analysis import dropoff, flips
     from downscale.analysis.pareto import ways_by_cost
     from downscale.report import figures, share_figures
@@ -74,7 +82,7 @@ def _figures(s, args):
 
 
 def check_resamples(bootstraps: int) -> None:
-    """ValueError when so few resamples give no interval."""
+    """Raise ValueError when so few resamples give no interval."""
     if bootstraps < 100:
         raise ValueError(f'--bootstraps {bootstraps} is too few for an interval; 100 or more')
 
@@ -108,7 +116,7 @@ def run(args: argparse.Namespace) -> None:
 
 def as_json(args: argparse.Namespace, input_hash: str, rows: Sequence[Row],
             notes: Sequence[str]) -> str:
-    """The rows as one JSON object, with what they were made of."""
+    """Return the rows as one JSON object, with what they were made of."""
     found = {'verb': args.verb, 'input_hash': input_hash, 'level': 0.95,
              'bootstraps': args.bootstraps, 'seed': args.seed, 'notes': notes,
              'rows': [_plain(row) for row in rows]}
@@ -116,7 +124,7 @@ def as_json(args: argparse.Namespace, input_hash: str, rows: Sequence[Row],
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """The rows as CSV with a header; empty cells where there is no number."""
+    """Return the rows as CSV with a header; empty cells where there is no number."""
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator='\n')
     writer.writerow(COLUMNS)
@@ -125,14 +133,14 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 
 def _plain(row):
-    """The row as JSON and CSV hold it: rounded, and None for what is no finite number."""
+    """Return the row as JSON and CSV hold it: rounded, and None for what is no finite number."""
     return {name: (round(value, 6) if math.isfinite(value) else None)
             if isinstance(value, float) else value if isinstance(value, str) else int(value)
             for name, value in dataclasses.asdict(row).items()}
 
 
 def lines(rows: Sequence[Row], notes: Sequence[str]) -> Iterator[str]:
-    """Notes, then a table for each `table` of the rows, as lines of text."""
+    """Yield notes, then a table for each `table` of the rows, as lines of text."""
     yield from notes
     order = list(dict.fromkeys(row.table for row in rows))
     rows = sorted(rows, key=lambda row: order.index(row.table))

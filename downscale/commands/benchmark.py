@@ -36,7 +36,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def chain_of(args, bars):
-    """(`Chain`, `Benchmark`) of the command line, everything that it names checked."""
+    """Return (`Chain`, `Benchmark`) of the command line, everything that it names checked."""
     from downscale.evaluate.benchmarks import BENCHMARKS, questions_of
     from downscale.values import unknown
     if not args.runs or args.on is None or args.data is None:
@@ -59,7 +59,9 @@ def chain_of(args, bars):
 
 
 def scored(chain, benchmark):
-    """{samples name: summary of every scorer} of a finished chain; it joins `summary.json`."""
+    """Return {samples name: summary of every scorer} of a finished chain; it joins
+    `summary.json`.
+    """
     from downscale.evaluate import cells
     from downscale.evaluate.scoring import rescore
     from downscale.runtime.files import write_json
@@ -81,7 +83,7 @@ def scored(chain, benchmark):
 
 
 def listing():
-    """The lines of --list."""
+    """Yield the lines of --list."""
     from downscale.evaluate.benchmarks import BENCHMARKS
     for benchmark in BENCHMARKS.values():
         yield f'{benchmark.name}: {benchmark.source}\n    scorers: {", ".join(benchmark.scorers)}'

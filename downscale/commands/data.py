@@ -146,7 +146,7 @@ def run(args: argparse.Namespace) -> int | None:
 
 
 def with_verb(argv: Sequence[str] | None) -> list[str]:
-    """`argv` with the verb 'world' where a study file follows `data` directly."""
+    """Return `argv` with the verb 'world' where a study file follows `data` directly."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ['data'] and len(argv) > 1 and argv[1].partition(':')[0].endswith('.py'):
         argv.insert(1, 'world')

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def factory_of(args):
-    """The `Factory` of the command line, everything that it names checked."""
+    """Return the `Factory` of the command line, everything that it names checked."""
     from downscale.data.files import fault
     from downscale.evaluate import prompts
     from downscale.factory import source, steps
@@ -129,7 +129,7 @@ def factory_of(args):
 
 
 def _teacher(who, role, model, args, gold):
-    """The teacher that `--teacher` or `--judge` names."""
+    """Return the teacher that `--teacher` or `--judge` names."""
     kind, _, place = who.partition(':')
     if kind == 'oracle' and not place:
         from downscale.factory.oracle import open_oracle

@@ -84,13 +84,14 @@ def _add_writing(group):
 
 
 def chain_of(args, bars):
-    """The `Chain` of the command line, everything that it names checked."""
+    """Return the `Chain` of the command line, everything that it names checked."""
     from downscale.evaluate.asked import open_questions
     return assembled(args, bars, lambda: open_questions(args.data, args.split, args.limit))
 
 
 def assembled(args, bars, open_data, numbers=True, sighted=(), tail=''):
-    """The `Chain` of arguments with `perception` and `reasoner`, over what `open_data` returns.
+    """Return the `Chain` of arguments with `perception` and `reasoner`, over what `open_data`
+    returns.
 
     `numbers` says that an information file may go by numbers in the data; `sighted` are folders of
     models that answer themselves, with `tail` behind their question.

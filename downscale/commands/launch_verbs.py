@@ -163,7 +163,7 @@ VERBS = {verb.__name__: verb for verb in (
 # --- starting ---------------------------------------------------------------------------------
 
 def _start(args, found, specs, forgiven=()):
-    """Submit the jobs `specs`; the past of those `forgiven` does not count."""
+    """Return submit the jobs `specs`; the past of those `forgiven` does not count."""
     if not specs:
         raise ValueError('no job is meant; see: downscale launch status')
     _refuse_changed_files(args)
@@ -192,7 +192,7 @@ def _start(args, found, specs, forgiven=()):
 
 
 def _supervised(args, backend, specs, policy):
-    """`supervise.run` with a bar for each job that runs."""
+    """Return `supervise.run` with a bar for each job that runs."""
     said = sys.stderr if args.json else sys.stdout
     with contextlib.redirect_stdout(said), progress_bars(args.quiet) as bars:
         def show(jobs):
@@ -220,7 +220,7 @@ def _refuse_changed_files(args):
 
 
 def _problems(spec, settings):
-    """What is wrong with a job, a line each."""
+    """Return what is wrong with a job, a line each."""
     try:
         _, text = sweep.written(spec, settings)
     except ValueError as error:
@@ -232,7 +232,7 @@ def _problems(spec, settings):
 
 
 def _fits(found, args):
-    """({cell: `fit.CellFit`}, why there is none)."""
+    """Return ({cell: `fit.CellFit`}, why there is none)."""
     if found.settings.backend == 'local':
         return {}, 'jobs of this machine are not compiled before'
     if args.no_fit:
@@ -247,7 +247,9 @@ def _fits(found, args):
 
 
 def _refuse_unfit(found, args, specs):
-    """ValueError where a cell does not fit its slices, or all may cost more than --max-usd."""
+    """Raise ValueError where a cell does not fit its slices, or all may cost more than
+    --max-usd.
+    """
     fits, why = _fits(found, args)
     if why and found.settings.backend != 'local':
         _note(args)(f'whether the cells fit: {why}')
@@ -281,7 +283,7 @@ def _print(args, value, lines):
 
 
 def _note(args):
-    """What prints a line of progress: on stderr where stdout is one JSON object."""
+    """Return what prints a line of progress: on stderr where stdout is one JSON object."""
     file = sys.stderr if args.json else sys.stdout
     return lambda text: print(time.strftime('%H:%M:%S'), text, file=file, flush=True)
 
@@ -306,7 +308,7 @@ def _placeholders(settings):
 
 
 def _log(spec, settings, args):
-    """(where, text) of the newest log of a job."""
+    """Return (where, text) of the newest log of a job."""
     if settings.backend == 'local':
         path = local.logs(spec, args.process)
         return str(path), path.read_text(errors='replace')

@@ -35,7 +35,7 @@ EXPECTED = (ValueError, ImportError, RuntimeError, FloatingPointError, OSError, 
 
 
 def parser() -> argparse.ArgumentParser:
-    """The argument parser of every command."""
+    """Return the argument parser of every command."""
     top = Parser(
         prog='downscale', description='What breaks first when the language model inside a '
         'multimodal model gets small, and how to repair it.',

@@ -15,7 +15,9 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Recompute what a checkpoint's original gave (expected.npz); exit with 1 if it differs."""
+    """Recompute what a checkpoint's original gave (expected.npz); exit with 1 if it
+    differs.
+    """
     from downscale.convert.parity import parity as compare
     result = compare(args.folder)
     if args.json:

@@ -47,7 +47,9 @@ class Parser(argparse.ArgumentParser):
         return namespace, rest
 
     def verbs(self) -> argparse.Action | None:
-        """The argparse action whose choices are commands or verbs; None where there are none."""
+        """Return the argparse action whose choices are commands or verbs; None where there are
+        none.
+        """
         return next((action for action in self._actions
                      if isinstance(action, argparse._SubParsersAction)), None)
 
@@ -68,7 +70,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _until(words, ends):
-    """The words before the first one that `ends` is true of."""
+    """Return the words before the first one that `ends` is true of."""
     found = []
     for word in words:
         if ends(word):
@@ -80,7 +82,7 @@ def _until(words, ends):
 # --- numbers ----------------------------------------------------------------------------------
 
 def _number(kind, holds, meaning):
-    """The type of an argument that is an int or float within a range."""
+    """Return the type of an argument that is an int or float within a range."""
     def read(text):
         try:
             value = kind(text)
@@ -103,7 +105,7 @@ share = _number(float, lambda value: 0 <= value <= 1, 'a number from 0 to 1')
 # --- places -----------------------------------------------------------------------------------
 
 def local_path(text: str) -> Path:
-    """The path of a file or folder of this machine, which may or may not be there."""
+    """Return the path of a file or folder of this machine, which may or may not be there."""
     if not text or '\0' in text:
         raise argparse.ArgumentTypeError(f'{text!r} is no path')
     if ADDRESS.match(text):
@@ -114,7 +116,9 @@ def local_path(text: str) -> Path:
 
 
 def run_folder(text: str) -> str:
-    """The text of a run folder of a launch: on this machine, or gs://BUCKET/... of a bucket."""
+    """Return the text of a run folder of a launch: on this machine, or gs://BUCKET/... of a
+    bucket.
+    """
     if not text.startswith('gs://'):
         return str(local_path(text))
     if not text.removeprefix('gs://').partition('/')[0]:
@@ -123,14 +127,14 @@ def run_folder(text: str) -> str:
 
 
 def new_folder(text: str) -> Path:
-    """The path of a folder that can be made, and written to."""
+    """Return the path of a folder that can be made, and written to."""
     path = local_path(text)
     _require(path, path)
     return path
 
 
 def new_file(text: str) -> Path:
-    """The path of a file that can be written, or replaced."""
+    """Return the path of a file that can be written, or replaced."""
     path = local_path(text)
     if path.is_dir():
         raise argparse.ArgumentTypeError(f'{path} is a folder; give a file')

@@ -28,7 +28,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def rescore_lines(args: argparse.Namespace) -> list[str]:
-    """The lines that `downscale rescore` prints."""
+    """Return the lines that `downscale rescore` prints."""
     from downscale.evaluate.scoring import rescore, table
     rows, notes = rescore.read_rows(args.file)
     if not rows and (notes or not args.json):

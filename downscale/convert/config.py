@@ -55,7 +55,9 @@ _SIGHT = {
 
 
 def config_notes(config: dict[str, Any], architecture: str) -> tuple[str, ...]:
-    """Sentences on what a config says that is not used; keys that begin with mm_ are LLaVA's."""
+    """Return sentences on what a config says that is not used; keys that begin with mm_ are
+    LLaVA's.
+    """
     told = []
     if config.get('auto_map'):
         told.append(f'auto_map names code, which is never run; read as {architecture}')
@@ -71,7 +73,7 @@ def config_notes(config: dict[str, Any], architecture: str) -> tuple[str, ...]:
 
 
 def architecture_of(config: dict[str, Any], where: Path) -> str:
-    """The architecture that a config names; ValueError listing the supported ones."""
+    """Return the architecture that a config names; ValueError listing the supported ones."""
     classes = config.get('architectures') or MODEL_TYPES.get(str(config.get('model_type')))
     name = classes[0] if isinstance(classes, list) else classes
     # A model without its head, as AutoModel saves it; where the head is tied, nothing is missing.
@@ -107,7 +109,7 @@ def _sizes(c, where, keys):
 
 
 def _number(c, key, default, where):
-    """A positive finite number of a config."""
+    """Return a positive finite number of a config."""
     value = c.get(key)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
@@ -116,7 +118,7 @@ def _number(c, key, default, where):
 
 
 def object_of(config: dict[str, Any], key: str, where: Path) -> dict[str, Any]:
-    """The JSON object of a config at `key`, {} where there is none."""
+    """Return the JSON object of a config at `key`, {} where there is none."""
     value = config.get(key)
     if value is not None and not isinstance(value, dict):
         raise ValueError(f'{where}: {key} {str(value)[:40]} is no JSON object')
@@ -124,7 +126,7 @@ def object_of(config: dict[str, Any], key: str, where: Path) -> dict[str, Any]:
 
 
 def _rope_theta(config, where):
-    """The base of the rotary embedding, from either generation's keys, which must agree."""
+    """Return the base of the rotary embedding, from either generation's keys, which must agree."""
     thetas = {_number(config, 'rope_theta', 10000.0, where)} if config.get('rope_theta') else set()
     for key in ('rope_parameters', 'rope_scaling'):
         rope = object_of(config, key, where)
@@ -143,7 +145,7 @@ def _rope_theta(config, where):
 
 
 def _windowed(config, layers):
-    """Whether any layer uses sliding-window attention."""
+    """Return whether any layer uses sliding-window attention."""
     if config.get('layer_types'):
         return any(kind != 'full_attention' for kind in config['layer_types'])
     return bool(config.get('use_sliding_window') and config.get('sliding_window')
@@ -151,7 +153,7 @@ def _windowed(config, layers):
 
 
 def language_config(config: dict[str, Any], kind: str, where: Path) -> LanguageConfig:
-    """The decoder of a config of model type `kind` ('qwen3', 'qwen2' or 'llama').
+    """Return the decoder of a config of model type `kind` ('qwen3', 'qwen2' or 'llama').
 
     Raises ValueError naming what the decoder does not implement.
     """
@@ -180,7 +182,7 @@ def language_config(config: dict[str, Any], kind: str, where: Path) -> LanguageC
 
 
 def vision_config(config: dict[str, Any], where: Path, unused: int = 0) -> VisionConfig:
-    """The tower of a SigLIP vision config, of whose blocks the last `unused` are not run."""
+    """Return the tower of a SigLIP vision config, of whose blocks the last `unused` are not run."""
     c = {**VISION_DEFAULTS, **config}
     _sizes(c, where, tuple(VISION_DEFAULTS))
     if c['patch_size'] > c['image_size']:
@@ -201,7 +203,9 @@ def vision_config(config: dict[str, Any], where: Path, unused: int = 0) -> Visio
 
 
 def _grid_points(points, image):
-    """Pinpoints as a list; '(1x1),...,(6x6)', as training scripts write them, names all between."""
+    """Return pinpoints as a list; '(1x1),...,(6x6)', as training scripts write them, names all
+    between.
+    """
     corners = re.findall(r'\((\d{1,2})x(\d{1,2})\)', points) if isinstance(points, str) else ()
     if not corners:
         return points
@@ -210,7 +214,7 @@ def _grid_points(points, image):
 
 
 def _anyres(aspect, points, image, where):
-    """'anyres_max_9' and its pinpoints, as (width, height) in pixels, to our tiling."""
+    """Return 'anyres_max_9' and its pinpoints, as (width, height) in pixels, to our tiling."""
     most = str(aspect).removeprefix('anyres_max_')
     points = _grid_points(points, image)
     _refuse(where, {
@@ -226,7 +230,7 @@ def _anyres(aspect, points, image, where):
 
 def llava_qwen3(config: dict[str, Any],
                 where: Path) -> tuple[LanguageConfig, VisionConfig, Pictures]:
-    """(language, vision, pictures) of the reference's config.
+    """Return (language, vision, pictures) of the reference's config.
 
     Without `vision_config` (the released checkpoints) the tower is so400m-patch14-384; the last
     block is dropped there already.
@@ -255,7 +259,9 @@ def llava_qwen3(config: dict[str, Any],
 
 def llava_onevision(config: dict[str, Any],
                     where: Path) -> tuple[LanguageConfig, VisionConfig, Pictures]:
-    """(language, vision, pictures) of transformers' config; its pinpoints are (height, width)."""
+    """Return (language, vision, pictures) of transformers' config; its pinpoints are (height,
+    width).
+    """
     text = object_of(config, 'text_config', where)
     layer = config.get('vision_feature_layer', -1)
     kind = text.get('model_type', 'qwen2')

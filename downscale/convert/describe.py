@@ -11,7 +11,9 @@ SO400M = 'google/siglip-so400m-patch14-384'
 
 
 def text_kind(language: LanguageConfig) -> str:
-    """'qwen3', 'qwen2' or 'llama': the published decoder that computes what `language` does."""
+    """Return 'qwen3', 'qwen2' or 'llama': the published decoder that computes what `language`
+    does.
+    """
     if language.qk_norm and language.qkv_bias:
         raise ValueError('no published format has both qk_norm and qkv_bias')
     kind = 'qwen3' if language.qk_norm else 'qwen2' if language.qkv_bias else 'llama'
@@ -46,7 +48,7 @@ def check_format(form: str, language: LanguageConfig | None, vision: VisionConfi
 def describe(form: str, language: LanguageConfig | None, vision: VisionConfig | None,
              pictures: Pictures | None, dtype: Any, base: dict[str, Any] | None = None,
              image_token: int | None = None) -> dict[str, Any]:
-    """The config.json of `form` as a dict.
+    """Return the config.json of `form` as a dict.
 
     `base` is the config of the import, whose keys are kept where the format is the same.
     `image_token` is the placeholder id of llava_onevision; by default that of `base`, else the last
@@ -72,7 +74,7 @@ def describe(form: str, language: LanguageConfig | None, vision: VisionConfig | 
 
 
 def _text(language, kind, base):
-    """The decoder's keys, with the rotary base where transformers 4 and 5 look for it."""
+    """Return the decoder's keys, with the rotary base where transformers 4 and 5 look for it."""
     l = language
     rope = {'rope_theta': l.theta, 'rope_scaling': None,
             'rope_parameters': {'rope_type': 'default', 'rope_theta': l.theta}}

@@ -55,7 +55,7 @@ class Opened:
 
 
 def open_model(source: Path, name: str) -> Opened:
-    """The `Opened` model of a Hugging Face folder or a GGUF file; no weight is read.
+    """Return the `Opened` model of a Hugging Face folder or a GGUF file; no weight is read.
 
     FileNotFoundError, ImportError and ValueError say in one line why it cannot be imported.
     """
@@ -103,7 +103,8 @@ def _open_folder(source, name):
 
 
 def _cell(name, model, sight, files, config, tokenizer):
-    """(the experiment of an imported model, notes); it computes in float32 whatever is stored.
+    """Return (the experiment of an imported model, notes); it computes in float32 whatever is
+    stored.
 
     `sight` is (vision, pictures), `files` what stands beside the weights.
     """
@@ -126,7 +127,7 @@ def _cell(name, model, sight, files, config, tokenizer):
 
 
 def kept_layers(text: str, N: int) -> list[int]:
-    """The layers that `text` asks for, of `N`: a count, or a list such as '0,2,5'.
+    """Return the layers that `text` asks for, of `N`: a count, or a list such as '0,2,5'.
 
     A count keeps evenly spaced layers, the first and the last included: layer round(k (N-1) /
     (count-1)) for each k. ValueError in one line for what cannot be kept.
@@ -147,7 +148,8 @@ def kept_layers(text: str, N: int) -> list[int]:
 
 
 def pruned(opened: Opened, text: str) -> Opened:
-    """The `Opened` model with the layers of the decoder that `text` asks for (see `kept_layers`).
+    """Return the `Opened` model with the layers of the decoder that `text` asks for (see
+    `kept_layers`).
 
     ValueError when it has no language model, or not these layers.
     """
@@ -166,7 +168,8 @@ def pruned(opened: Opened, text: str) -> Opened:
 def import_model(source: Path, to: Path,
                  report: Callable[[int, int], object] = lambda done, total: None,
                  layers: str = '') -> tuple[str, ...]:
-    """The folder `to` holds the model of `source`, whole or not at all; returns what was left out.
+    """Return the folder `to` holds the model of `source`, whole or not at all; returns what was
+    left out.
 
     Leaves keep their dtype and are written a part at a time. `report` gets bytes done and in total.
     `layers` keeps a part of the language model's layers (see `kept_layers`; '': all).
@@ -230,7 +233,9 @@ def _counted(leaves, report):
 
 
 def imported_from(run: Path) -> Path:
-    """The folder of the import that a run folder is, or that its language model came from."""
+    """Return the folder of the import that a run folder is, or that its language model came
+    from.
+    """
     imports = load(run).imports
     if (run / CONFIG).is_file() or 'language' not in imports:
         return run

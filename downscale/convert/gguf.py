@@ -65,7 +65,7 @@ class GgufTensor:
     dtype: np.dtype = np.dtype(np.float32)
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """A new float32 array of the rows [start, stop) of axis 0 (all by default)."""
+        """Return a new float32 array of the rows [start, stop) of axis 0 (all by default)."""
         stop = self.shape[0] if stop is None else stop
         # Interleaving moves rows only within a head, but those weights are small: read them whole.
         whole = bool(self.heads) or len(self.shape) == 1
@@ -99,7 +99,7 @@ class Gguf:
 
 
 def read_gguf(path: Path) -> Gguf:
-    """The `Gguf` of a file; every name and shape is checked, no weight is read yet.
+    """Return the `Gguf` of a file; every name and shape is checked, no weight is read yet.
 
     One-line errors: FileNotFoundError; ImportError without the extra `gguf`; ValueError when it is
     no GGUF file, is truncated, or holds an architecture, rotary scaling, quantisation or tokenizer
@@ -138,7 +138,7 @@ def _package():
 
 
 def _bytes(kind, values):
-    """Bytes of a row of that many values of a ggml type."""
+    """Return bytes of a row of that many values of a ggml type."""
     block, size = _package().GGML_QUANT_SIZES[kind]
     return values // block * size
 
@@ -169,7 +169,7 @@ class _Header:
         self.alignment = alignment
 
     def take(self, count):
-        """The next bytes; a count beyond the end is refused before memory is asked for."""
+        """Return the next bytes; a count beyond the end is refused before memory is asked for."""
         if count > self.size - self.file.tell():
             raise ValueError(f'the file is truncated or damaged: its header asks for more than its '
                              f'{self.size:,} bytes; download it again')
@@ -212,7 +212,7 @@ class _Header:
 
 
 def _supported(metadata, tensors):
-    """The row of `ARCHITECTURES`; ValueError for what would be read wrongly."""
+    """Return the row of `ARCHITECTURES`; ValueError for what would be read wrongly."""
     arch = metadata.get('general.architecture')
     if not isinstance(arch, str) or arch not in ARCHITECTURES:
         raise ValueError(f'architecture {str(arch)[:40]!r} is not supported; supported are '
@@ -234,7 +234,7 @@ def _supported(metadata, tensors):
 
 
 def _language(header, traits):
-    """The LanguageConfig that the metadata and the embedding's shape tell."""
+    """Return the LanguageConfig that the metadata and the embedding's shape tell."""
     metadata, arch = header.metadata, header.metadata['general.architecture']
 
     def number(key, default=None):
@@ -273,7 +273,7 @@ def _language(header, traits):
 
 
 def _expected(c):
-    """{GGUF name: (Hugging Face name, shape)} of every tensor of a decoder."""
+    """Return {GGUF name: (Hugging Face name, shape)} of every tensor of a decoder."""
     sizes = {'D': c.D, 'F': c.F, 'V': c.V, 'E': c.E, 'Q': c.H * c.E, 'K': c.K * c.E}
     rows = [('token_embd.weight', 'model.embed_tokens.weight', 'VD'),
             ('output_norm.weight', 'model.norm.weight', 'D')]
@@ -286,7 +286,7 @@ def _expected(c):
 
 
 def _tensors(path, header, language):
-    """{Hugging Face name: Tensor}, after a check of names, shapes, types and places."""
+    """Return {Hugging Face name: Tensor}, after a check of names, shapes, types and places."""
     expected = _expected(language)
     found = header.tensors
     wrong = [f'{name} {found[name][0]} instead of {shape}'
@@ -326,7 +326,7 @@ def _tensors(path, header, language):
 
 
 def _check_kind(kind):
-    """ValueError unless the package can dequantise this ggml type."""
+    """Raise ValueError unless the package can dequantise this ggml type."""
     gguf = _package()
     try:
         known = gguf.GGMLQuantizationType(kind)
@@ -337,7 +337,7 @@ def _check_kind(kind):
 
 
 def _tokenizer(metadata, rows):
-    """The byte-pair tokenizer of the metadata, with the ids of the file."""
+    """Return the byte-pair tokenizer of the metadata, with the ids of the file."""
     model = metadata.get('tokenizer.ggml.model')
     pre = metadata.get('tokenizer.ggml.pre')
     if model != 'gpt2' or pre not in [*PRE_TOKENIZERS]:

@@ -59,12 +59,14 @@ class Leaf:
         return (*self.shape[:axis], -(-self.shape[axis] // parts), *self.shape[axis + 1:])
 
     def of_layers(self, layers: Sequence[int]) -> 'Leaf':
-        """The same leaf of these layers alone; axis N leads it."""
+        """Return the same leaf of these layers alone; axis N leads it."""
         return replace(self, shape=(len(layers), *self.shape[1:]),
                        tensors=tuple(self.tensors[layer] for layer in layers))
 
     def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
-        """A new array of the part `index` (slices, one per axis; the whole leaf by default)."""
+        """Return a new array of the part `index` (slices, one per axis; the whole leaf by
+        default).
+        """
         spans = [slice(*span.indices(size)) for span, size in
                  zip((*index, *[slice(None)] * (len(self.shape) - len(index))), self.shape)]
         out = np.empty([span.stop - span.start for span in spans], self.dtype)
@@ -104,7 +106,9 @@ class Leaf:
 
 
 def published(entry: LeafEntry, layer: np.ndarray) -> np.ndarray:
-    """One layer of our leaf (numpy, without N) as the published tensor of `entry`, contiguous."""
+    """Return one layer of our leaf (numpy, without N) as the published tensor of `entry`,
+    contiguous.
+    """
     axes = axes_of(entry.leaf.rpartition('/')[2])
     if entry.kind == 'copy':
         return np.ascontiguousarray(layer.reshape(entry.theirs))

@@ -117,7 +117,7 @@ class LeafEntry:
 
 def letter_sizes(group: str, language: LanguageConfig | None,
                  vision: VisionConfig | None) -> dict[str, int]:
-    """{axis letter: size} of one group of the parameter tree."""
+    """Return {axis letter: size} of one group of the parameter tree."""
     if group == 'tower':
         v = vision
         return {'N': v.layers, 'W': v.W, 'H': v.H, 'E': v.E, 'F': v.F, 'P': v.P, 'Q': v.Q}
@@ -127,12 +127,12 @@ def letter_sizes(group: str, language: LanguageConfig | None,
 
 
 def inputs_of(axes: str) -> int:
-    """How many leading axes of a kernel are its input: both H and E where heads are read."""
+    """Return how many leading axes of a kernel are its input: both H and E where heads are read."""
     return 2 if axes.startswith('HE') else 1
 
 
 def their_shape(kind: str, axes: str, shape: tuple[int, ...], patch: int) -> tuple[int, ...]:
-    """The shape of the published tensor of one layer's leaf with these axis letters."""
+    """Return the shape of the published tensor of one layer's leaf with these axis letters."""
     if kind == 'patch':
         return shape[1], 3, patch, patch
     if kind == 'linear':
@@ -142,7 +142,7 @@ def their_shape(kind: str, axes: str, shape: tuple[int, ...], patch: int) -> tup
 
 
 def wanted(leaf: str, language: LanguageConfig) -> bool:
-    """Whether the model of `language` has this leaf of the decoder."""
+    """Return whether the model of `language` has this leaf of the decoder."""
     stem = leaf.rpartition('/')[2].rpartition('_')[0]
     if stem == 'head':
         return not language.tie
@@ -155,7 +155,7 @@ def wanted(leaf: str, language: LanguageConfig) -> bool:
 
 def entries(prefixes: dict[str, str], language: LanguageConfig | None,
             vision: VisionConfig | None) -> list[LeafEntry]:
-    """The `LeafEntry` of every leaf of a model, in the order of the tables.
+    """Return the `LeafEntry` of every leaf of a model, in the order of the tables.
 
     `prefixes` maps each section that is present to its prefix. The language model may be None where
     only a tower is meant, and the other way round.
@@ -188,8 +188,10 @@ def entries(prefixes: dict[str, str], language: LanguageConfig | None,
 
 def present_prefixes(architecture: str, names: Collection[str],
                      sections: Iterable[str]) -> dict[str, str]:
-    """{section: the prefix whose first or last name is among `names`}; where none is, what we
-    write. One alone may be missing: the embedding, where the head that it is tied to is stored."""
+    """Return {section: the prefix whose first or last name is among `names`}; where none is, what
+    we write. One alone may be missing: the embedding, where the head that it is tied to is
+    stored.
+    """
     found = {}
     for section in sections:
         candidates = FORMATS[architecture][section]
@@ -201,7 +203,7 @@ def present_prefixes(architecture: str, names: Collection[str],
 
 
 def unused(architecture: str, prefixes: dict[str, str], names: Collection[str]) -> set[str]:
-    """Those of `names` that are left out by design."""
+    """Return those of `names` that are left out by design."""
     patterns = [re.escape(prefixes[section]) + tail for section, tails in UNUSED.items()
                 if section in prefixes for tail in tails]
     patterns += UNUSED_WHOLE.get(architecture, ())

@@ -41,7 +41,7 @@ _PARTS = {
 
 
 def parity(folder: Path) -> dict[str, Any]:
-    """{'passed', 'relative_error': {array: value}, 'greedy_equal', 'token_count_equal'}.
+    """Return {'passed', 'relative_error': {array: value}, 'greedy_equal', 'token_count_equal'}.
 
     `relative_error` is the largest difference as a share of the largest expected magnitude, for
     `pixel_values` the largest difference itself; infinite where shapes differ. The two other
@@ -81,7 +81,7 @@ def parity(folder: Path) -> dict[str, Any]:
 
 
 def _expected(folder):
-    """The arrays of `expected.npz`, once everything that the folder needs is there."""
+    """Return the arrays of `expected.npz`, once everything that the folder needs is there."""
     for name in ('expected.npz', 'image.png'):
         if not (folder / name).is_file():
             raise FileNotFoundError(f'no {name} in {folder}; a parity folder has config.json, '
@@ -95,7 +95,7 @@ def _expected(folder):
 
 
 def _prompt(ids, placed, tiles):
-    """The `Prompt` of token ids whose one PICTURE gives way to the tokens of the picture."""
+    """Return the `Prompt` of token ids whose one PICTURE gives way to the tokens of the picture."""
     at = int(np.flatnonzero(ids == PICTURE)[0])
     tokens = np.concatenate([ids[:at], np.zeros(placed.tokens, ids.dtype), ids[at + 1:]])
     around = ((at, len(ids) - at - 1), (0, 0))
@@ -108,7 +108,7 @@ def _prompt(ids, placed, tiles):
 
 
 def _computed(cell, params, prompt, expected):
-    """{array name: ours, whole} of everything that the expected arrays show a part of."""
+    """Return {array name: ours, whole} of everything that the expected arrays show a part of."""
     model = model_of(cell)
     tiles_IPQ = prompt.tiles
     tokens_BL, index_BLC, weight_BLC = prompt_arrays(
@@ -135,14 +135,14 @@ def _computed(cell, params, prompt, expected):
 
 
 def _logits(model, params, tokens_BL, *pictures):
-    """Logits [B, L, V] of whole rows."""
+    """Return logits [B, L, V] of whole rows."""
     positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
     return jax.jit(model.apply)({'params': params}, tokens_BL, positions_BL,
                                 jnp.ones_like(positions_BL), *pictures)
 
 
 def _errors(ours, expected, vision):
-    """{array: largest difference, relative but for pixels} of the arrays that both have."""
+    """Return {array: largest difference, relative but for pixels} of the arrays that both have."""
     errors = {}
     for name in ours.keys() & expected.keys():
         theirs = np.asarray(expected[name], np.float64)
@@ -168,7 +168,7 @@ class _Ids:
 
 
 def _greedy(cell, params, prompt, expected):
-    """Whether greedy decoding behind the prompt gives these ids."""
+    """Return whether greedy decoding behind the prompt gives these ids."""
     wanted = np.asarray(expected).reshape(-1).tolist()
     reply, = Engine(model_of(cell), params, _Ids(), 1).write([Request(prompt, limit=len(wanted))])
     return list(reply.ids) == wanted

@@ -45,7 +45,7 @@ class Tensor:
     offset: int
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """A new array of the rows [start, stop) of axis 0 (all by default)."""
+        """Return a new array of the rows [start, stop) of axis 0 (all by default)."""
         rows, *rest = self.shape or (1,)
         stop = rows if stop is None else stop
         array = np.empty((stop - start, *rest) if self.shape else (), self.dtype)
@@ -65,7 +65,7 @@ class Tensor:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value of a file; one-line errors when it is missing or damaged."""
+    """Return the JSON value of a file; one-line errors when it is missing or damaged."""
     try:
         return json.loads(Path(path).read_text('utf-8-sig'))
     except FileNotFoundError:
@@ -76,7 +76,9 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`, {} where there is no such file; ValueError for anything else."""
+    """Return the JSON object in `path`, {} where there is no such file; ValueError for anything
+    else.
+    """
     if not Path(path).is_file():
         return {}
     value = read_json(path)
@@ -86,7 +88,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _once(pairs):
-    """A dict of JSON pairs; ValueError when a name occurs twice."""
+    """Return a dict of JSON pairs; ValueError when a name occurs twice."""
     names = dict(pairs)
     if len(names) != len(pairs):
         raise ValueError('a name occurs twice')
@@ -94,12 +96,12 @@ def _once(pairs):
 
 
 def _whole(*numbers):
-    """Whether all are whole numbers from 0."""
+    """Return whether all are whole numbers from 0."""
     return all(type(number) is int and number >= 0 for number in numbers)
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
-    """{name: Tensor} of one file; ValueError when its size is not what its header says.
+    """Return {name: Tensor} of one file; ValueError when its size is not what its header says.
 
     As the format asks, the values fill the file without holes and without overlap.
     """
@@ -144,7 +146,9 @@ def read_header(path: Path) -> dict[str, Tensor]:
 
 
 def _weight_map(folder):
-    """{tensor name: file name} of the index; ValueError when it is none, or leaves its folder."""
+    """Return {tensor name: file name} of the index; ValueError when it is none, or leaves its
+    folder.
+    """
     listed = read_object(folder / INDEX).get('weight_map')
     if not isinstance(listed, dict) or not all(
             isinstance(name, str) and name.isprintable() and name == Path(name).name
@@ -155,8 +159,8 @@ def _weight_map(folder):
 
 
 def shard_paths(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: the whole one, else those of its index, else the one
-    there is. As in transformers an index beside a whole file does not count.
+    """Return the safetensors files of a folder: the whole one, else those of its index, else the
+    one there is. As in transformers an index beside a whole file does not count.
 
     Raises FileNotFoundError when there is none, naming a shard that the index asks for, and
     ValueError when the weights are pickles, or an adapter.
@@ -188,7 +192,9 @@ def shard_paths(folder: Path) -> list[Path]:
 
 
 def open_tensors(folder: Path) -> dict[str, Tensor]:
-    """{name: Tensor} of all shards of a folder, checked against its index; nothing is read."""
+    """Return {name: Tensor} of all shards of a folder, checked against its index; nothing is
+    read.
+    """
     folder = Path(folder)
     tensors = {}
     for path in shard_paths(folder):
@@ -204,7 +210,7 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def size_of(row: tuple[str, np.dtype, tuple[int, ...]]) -> int:
-    """Bytes of the values of a row (name, dtype, shape)."""
+    """Return bytes of the values of a row (name, dtype, shape)."""
     _, dtype, shape = row
     return math.prod(shape) * dtype.itemsize
 

@@ -38,7 +38,7 @@ MOST_NAMED = 6
 
 
 def read_side_files(folder: Path) -> dict[str, Any]:
-    """{file name: JSON object, or text for Jinja} of what decides how a model is asked."""
+    """Return {file name: JSON object, or text for Jinja} of what decides how a model is asked."""
     folder = Path(folder)
     files = {name: read_object(folder / name) for name in (
         'tokenizer_config.json', 'special_tokens_map.json', 'chat_template.json',
@@ -53,7 +53,7 @@ def read_side_files(folder: Path) -> dict[str, Any]:
 
 
 def named(names: Collection[str]) -> str:
-    """A few of many names, for a line."""
+    """Return a few of many names, for a line."""
     names = sorted(map(str, names))
     more = f' and {len(names) - MOST_NAMED} more' if len(names) > MOST_NAMED else ''
     return ', '.join(repr(name)[1:-1][:30] for name in names[:MOST_NAMED]) + more
@@ -61,7 +61,7 @@ def named(names: Collection[str]) -> str:
 
 def origin_of(files: dict[str, Any], config: dict[str, Any], tokenizer: Tokenizer | None, rows: int,
               sees: bool, templated: bool = True) -> tuple[Origin, str | None, list[str]]:
-    """(`Origin`, name of the chat or None, notes) of a language model.
+    """Return (`Origin`, name of the chat or None, notes) of a language model.
 
     `files` are those of `read_side_files`, `config` the parsed config.json, `tokenizer` may be
     None, `rows` is the height of the embedding and `sees` whether there is a tower; without
@@ -103,7 +103,7 @@ def origin_of(files: dict[str, Any], config: dict[str, Any], tokenizer: Tokenize
 
 
 def _bare(origin, template, **changes):
-    """`origin` with this template and what it needs."""
+    """Return `origin` with this template and what it needs."""
     return Origin(**{**vars(origin), 'template': template, **changes})
 
 
@@ -112,7 +112,7 @@ def _short(value):
 
 
 def _tokens(files):
-    """{'bos_token': text, ...} of the special tokens that are named."""
+    """Return {'bos_token': text, ...} of the special tokens that are named."""
     tokens = {}
     for name in ('special_tokens_map.json', 'tokenizer_config.json'):
         for key in _SPECIAL:
@@ -126,8 +126,9 @@ def _tokens(files):
 
 
 def _ends(files, configs, tokens, tokenizer, rows):
-    """(ids that end a reply, notes): those of generation_config.json and config.json together with
-    the tokenizer's `eos_token`."""
+    """Return (ids that end a reply, notes): those of generation_config.json and config.json
+    together with the tokenizer's `eos_token`.
+    """
     ends = set()
     notes = []
     generation = files.get('generation_config.json', {})
@@ -156,8 +157,9 @@ def _ends(files, configs, tokens, tokenizer, rows):
 
 
 def _template(files):
-    """(the chat template that counts or None, notes); a file of its own goes before the others, as
-    in transformers."""
+    """Return (the chat template that counts or None, notes); a file of its own goes before the
+    others, as in transformers.
+    """
     texts = {}
     notes = []
     for name in ('chat_template.jinja', 'chat_template.json', 'processor_config.json',
@@ -180,7 +182,7 @@ def _template(files):
 
 
 def _default(templates, where):
-    """(the template called default, names of the others) of a list of named ones."""
+    """Return (the template called default, names of the others) of a list of named ones."""
     try:
         named_ones = {entry['name']: entry['template'] for entry in templates}
     except (TypeError, KeyError):
@@ -193,14 +195,16 @@ def _default(templates, where):
 
 
 def _image_token(config, tokens, tokenizer):
-    """What a template writes for a picture."""
+    """Return what a template writes for a picture."""
     number = config.get('image_token_index', config.get('image_token_id'))
     whole = isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2 ** 31
     return (tokenizer.id_to_token(number) if whole else None) or tokens.get('image_token') or IMAGE
 
 
 def _form(text, tokens, ends, image, sees):
-    """The `Template` with the content that it takes: strings, or lists of texts and pictures."""
+    """Return the `Template` with the content that it takes: strings, or lists of texts and
+    pictures.
+    """
     words = 'a text to look for'
     problem = None
     tries = [(parts, shown) for parts in ((True, False) if sees else (False, True))
@@ -219,7 +223,7 @@ def _form(text, tokens, ends, image, sees):
 
 
 def _merged(pieces):
-    """[text, weight] with neighbours of one weight joined."""
+    """Return [text, weight] with neighbours of one weight joined."""
     runs = []
     for text, weight in pieces:
         if runs and runs[-1][1] == weight:
@@ -230,7 +234,7 @@ def _merged(pieces):
 
 
 def _probes():
-    """(turns, reply, thinking) that tell the built-in chats apart from others."""
+    """Yield (turns, reply, thinking) that tell the built-in chats apart from others."""
     user = Turn(role='user', text='Two\n', supervised=False)
     system = Turn(role='system', text='Be brief.', supervised=False)
     thought = '<think>\nOne.\n</think>\n\nfive'
@@ -266,7 +270,9 @@ def _probes():
 
 
 def _builtin(form):
-    """The name of the built-in chat that writes, and teaches, what the template does; else None."""
+    """Return the name of the built-in chat that writes, and teaches, what the template does; else
+    None.
+    """
     for name, chat in CHATS.items():
         try:
             if chat.stop == form.stop and all(
@@ -279,7 +285,8 @@ def _builtin(form):
 
 
 def check_pictures(folder: Path, vision: VisionConfig, pictures: Pictures | None) -> list[str]:
-    """Notes on how the folder wants pictures prepared; ValueError naming what would differ here.
+    """Return notes on how the folder wants pictures prepared; ValueError naming what would differ
+    here.
 
     A tower sees pixels from -1 to 1, of its own size, resampled bicubically.
     """
@@ -329,14 +336,16 @@ def _check_processor(name, values, vision, pictures):
 
 
 def _near(values, wanted):
-    """Whether a list of numbers is `wanted`, but for rounding."""
+    """Return whether a list of numbers is `wanted`, but for rounding."""
     return isinstance(values, list) and len(values) == len(wanted) and all(
         isinstance(value, (int, float)) and abs(value - goal) < 1e-6
         for value, goal in zip(values, wanted))
 
 
 def gguf_side_files(metadata: dict[str, Any], tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
-    """{file name: JSON object}: what a GGUF file says of its tokenizer, as Hugging Face says it."""
+    """Return {file name: JSON object}: what a GGUF file says of its tokenizer, as Hugging Face says
+    it.
+    """
     def token(key):
         number = metadata.get(f'tokenizer.ggml.{key}_token_id')
         text = None if not isinstance(number, int) else tokenizer.id_to_token(number)

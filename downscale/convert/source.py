@@ -48,7 +48,8 @@ class PublishedCheckpoint:
 
 
 def open_source(folder: Path) -> PublishedCheckpoint:
-    """The `PublishedCheckpoint` of a local Hugging Face folder; only headers and JSON are read.
+    """Return the `PublishedCheckpoint` of a local Hugging Face folder; only headers and JSON are
+    read.
 
     Raises FileNotFoundError for missing files and ValueError, in one line, for an unsupported or
     inconsistent checkpoint: listing missing, unexpected and mis-shaped tensors.
@@ -83,7 +84,7 @@ def open_source(folder: Path) -> PublishedCheckpoint:
 
 
 def _sizes(architecture, config, where):
-    """(language, vision, pictures) of a config, each None where it has none."""
+    """Return (language, vision, pictures) of a config, each None where it has none."""
     if architecture == 'LlavaQwen3ForCausalLM':
         return llava_qwen3(config, where)
     if architecture == 'LlavaOnevisionForConditionalGeneration':
@@ -98,7 +99,7 @@ def _sizes(architecture, config, where):
 
 
 def _sections(language, vision, pictures):
-    """The sections of names that a model of these sizes has."""
+    """Return the sections of names that a model of these sizes has."""
     found = []
     if language:
         found += ['decoder', 'head']
@@ -113,7 +114,7 @@ def _sections(language, vision, pictures):
 def arrange(architecture: str, tensors: Mapping[str, Tensor], language: LanguageConfig | None,
             vision: VisionConfig | None, pictures: Pictures | None,
             where: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """(nested dict of `Leaf`, notes) of the published `tensors` {name: Tensor}.
+    """Return (nested dict of `Leaf`, notes) of the published `tensors` {name: Tensor}.
 
     Everything that is no `Tensor` but has its `shape`, `dtype` and `read` serves as well. Raises
     ValueError listing what is missing, unexpected or mis-shaped.
@@ -174,7 +175,8 @@ def arrange(architecture: str, tensors: Mapping[str, Tensor], language: Language
 
 
 def _with_embedding(tensors, prefixes, language):
-    """`tensors` with the embedding under its own name where only the head it is tied to is stored.
+    """Return `tensors` with the embedding under its own name where only the head it is tied to is
+    stored.
 
     safetensors keeps one name of values that are shared, and not always the embedding's.
     """
@@ -188,7 +190,7 @@ def _with_embedding(tensors, prefixes, language):
 
 
 def _spare(architecture, prefixes, tensors, language, vision, where):
-    """(names that are left out on purpose, sentences that say so)."""
+    """Return (names that are left out on purpose, sentences that say so)."""
     spare = unused(architecture, prefixes, tensors)
     notes = []
     if 'tower' in prefixes:

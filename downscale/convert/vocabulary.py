@@ -21,7 +21,8 @@ _SENTENCE_PIECE = ('tokenizer.model', 'spiece.model', 'sentencepiece.bpe.model')
 
 def byte_pairs(vocab: dict[str, int], merges: list[tuple[str, str]], cut: str,
                added: Iterable[tuple[str, bool]], prefix_space: bool = False) -> Tokenizer:
-    """The tokenizer of {token: id} and pairs of tokens, cut as 'qwen2', 'smollm' or 'gpt2' does.
+    """Return the tokenizer of {token: id} and pairs of tokens, cut as 'qwen2', 'smollm' or 'gpt2'
+    does.
 
     `added` is [(token, special)]; each is in `vocab`, so that it keeps its id whatever its place.
     ValueError in one line when a merge names what is no token.
@@ -49,7 +50,7 @@ def byte_pairs(vocab: dict[str, int], merges: list[tuple[str, str]], cut: str,
 
 
 def open_tokenizer(folder: Path, rows: int) -> tuple[Tokenizer | None, bool, list[str]]:
-    """(tokenizer or None, whether the folder's own tokenizer.json will not do, notes).
+    """Return (tokenizer or None, whether the folder's own tokenizer.json will not do, notes).
 
     Without a tokenizer.json it is built from vocab.json and merges.txt. ValueError where the folder
     has a tokenizer that cannot be read, or ids beyond the `rows` of the embedding.
@@ -77,7 +78,7 @@ def open_tokenizer(folder: Path, rows: int) -> tuple[Tokenizer | None, bool, lis
 
 
 def _built(folder):
-    """The tokenizer of vocab.json, merges.txt and the added tokens of a folder."""
+    """Return the tokenizer of vocab.json, merges.txt and the added tokens of a folder."""
     config = read_object(folder / 'tokenizer_config.json')
     kind = config.get('tokenizer_class')
     if kind not in _CLASSES:
@@ -109,7 +110,7 @@ def _built(folder):
 
 
 def _added(folder, config):
-    """{token: (id, whether it is special)} of the tokens beside the vocabulary."""
+    """Return {token: (id, whether it is special)} of the tokens beside the vocabulary."""
     added = {}
     for number, token in (config.get('added_tokens_decoder') or {}).items():
         try:

@@ -53,14 +53,15 @@ def export_folder(to: Path, form: str, leaves: dict[str, Any], language: Languag
 
 
 def _leaf_at(leaves, path):
-    """The leaf of a nested dict at 'a/b/c', or None."""
+    """Return the leaf of a nested dict at 'a/b/c', or None."""
     for key in path.split('/'):
         leaves = leaves.get(key) if isinstance(leaves, dict) else None
     return leaves
 
 
 def _plan(form, leaves, language, vision, pictures):
-    """[(entry, leaf, rows)] in writing order; a row is (name, dtype, shape) of a published tensor.
+    """Return [(entry, leaf, rows)] in writing order; a row is (name, dtype, shape) of a published
+    tensor.
 
     Where the format wants a constant that the model does not have, it is (value, None, [row]).
     """
@@ -91,7 +92,9 @@ def _plan(form, leaves, language, vision, pictures):
 
 
 def _shards(plan):
-    """The rows of `plan` cut into shards of at most `MOST_SHARD_BYTES`: [[row, ...], ...]."""
+    """Return the rows of `plan` cut into shards of at most `MOST_SHARD_BYTES`: [[row, ...],
+    ...].
+    """
     shards = [[]]
     filled = 0
     for _, _, rows in plan:
@@ -106,7 +109,7 @@ def _shards(plan):
 
 
 def _arrays(plan):
-    """The published tensors of `plan`, in its order; one leaf at a time is in memory."""
+    """Yield the published tensors of `plan`, in its order; one leaf at a time is in memory."""
     for entry, leaf, rows in plan:
         if leaf is None:
             _, dtype, shape = rows[0]

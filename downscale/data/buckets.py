@@ -33,12 +33,12 @@ class Shape:
         check(self)
 
     def holds(self, tokens: int, tiles: int) -> bool:
-        """Whether a row has room for that many tokens and tiles."""
+        """Return whether a row has room for that many tokens and tiles."""
         return tokens <= self.length and tiles <= self.tiles
 
 
 def smallest(shapes: Sequence[Shape], tokens: int, tiles: int) -> int | None:
-    """The number of the first shape whose rows hold a conversation, None when none does.
+    """Return the number of the first shape whose rows hold a conversation, None when none does.
 
     `shapes` are ordered by length, then tiles, as `in_order` gives them.
     """
@@ -46,7 +46,7 @@ def smallest(shapes: Sequence[Shape], tokens: int, tiles: int) -> int | None:
 
 
 def in_order(shapes: Sequence[Shape]) -> tuple[Shape, ...]:
-    """`shapes` from the smallest to the largest: by length, then by tiles."""
+    """Return `shapes` from the smallest to the largest: by length, then by tiles."""
     return tuple(sorted(shapes, key=lambda shape: (shape.length, shape.tiles)))
 
 
@@ -74,7 +74,9 @@ class Packer:
         self.closed = [[] for _ in shapes]
 
     def add(self, position: int, tokens: int, tiles: int) -> tuple[int, list[list[int]]] | None:
-        """(number of the shape, rows of positions) when that completes a batch, else None."""
+        """Return (number of the shape, rows of positions) when that completes a batch, else
+        None.
+        """
         bucket = smallest(self.shapes, tokens, tiles)
         shape = self.shapes[bucket]
         rows = self.open[bucket]
@@ -97,7 +99,7 @@ class Packer:
         return bucket, closed
 
     def state(self) -> dict[str, Any]:
-        """What waits, as JSON can hold it; a copy."""
+        """Return what waits, as JSON can hold it; a copy."""
         return {'open': [[[row.tokens, row.tiles, list(row.positions)] for row in rows]
                          for rows in self.open],
                 'closed': [[list(positions) for positions in rows] for rows in self.closed]}
@@ -115,7 +117,8 @@ class Packer:
 
 def padding(shapes: Sequence[Shape], sizes: np.ndarray, flops: Callable[[int, int], float],
             most_open: int = OPEN) -> dict[str, Any]:
-    """What batches of `shapes` compute for nothing on conversations of `sizes`, ready for JSON.
+    """Return what batches of `shapes` compute for nothing on conversations of `sizes`, ready for
+    JSON.
 
     `sizes` [n, 2] are the tokens and tiles of each conversation, in the order of the stream;
     `flops(length, tiles)` those of one row. Rows are packed as training packs them; what is still
@@ -146,7 +149,7 @@ def padding(shapes: Sequence[Shape], sizes: np.ndarray, flops: Callable[[int, in
 
 
 def _wasted(sizes, needed, rows, shapes, computed):
-    """The counts and shares of waste of `rows` (of each of `shapes`) that hold `sizes`."""
+    """Return the counts and shares of waste of `rows` (of each of `shapes`) that hold `sizes`."""
     (tokens, tiles), count = sizes.sum(0).tolist(), rows.tolist()
     room = sum(n * shape.length for n, shape in zip(count, shapes))
     slots = sum(n * shape.tiles for n, shape in zip(count, shapes))
@@ -192,7 +195,7 @@ def propose(sizes: np.ndarray, shape: Shape, count: int,
 
 
 def candidates(shape: Shape) -> np.ndarray:
-    """The (length, tiles) that a proposal tries, [K, 2], that of `shape` last."""
+    """Return the (length, tiles) that a proposal tries, [K, 2], that of `shape` last."""
     step = STEP * -(-shape.length // (STEP * MOST_LENGTHS))
     found = [(length, tiles) for length in range(step, shape.length + 1, step)
              for tiles in range(shape.tiles + 1)]
@@ -201,8 +204,8 @@ def candidates(shape: Shape) -> np.ndarray:
 
 
 def shares(length: int, tiles: int, pairs: np.ndarray) -> np.ndarray:
-    """The part of a row that a conversation of each of `pairs` [U, 2] is expected to take; 0 for
-    one that does not fit.
+    """Return the part of a row that a conversation of each of `pairs` [U, 2] is expected to take; 0
+    for one that does not fit.
 
     Among its equals it takes 1 / n of a row that holds n; others may fill the rest of a row, but
     for a tenth (FILL).
@@ -227,6 +230,6 @@ def _charges(found, pairs, times, flops):
 
 
 def _filled(shape, length, tiles):
-    """The bucket of rows of that size with as many rows as `shape` has room for."""
+    """Return the bucket of rows of that size with as many rows as `shape` has room for."""
     rows = min(shape.length // length, shape.tiles // tiles if tiles else shape.length)
     return Shape(shape.batch * int(rows), int(length), int(tiles))

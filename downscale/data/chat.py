@@ -70,7 +70,7 @@ CHATS = {
 
 def render(chat: Chat | Template, turns: Sequence[Turn], reply: bool = False,
            thinking: bool | None = None) -> list[tuple[str, int]]:
-    """A conversation as pieces [(text, weight)]; weight 1 marks what the loss is taken on.
+    """Return a conversation as pieces [(text, weight)]; weight 1 marks what the loss is taken on.
 
     Learnt are the text of a supervised turn and the stop token behind it (see `Chat` for the legacy
     loss, whose `structure` is found among the tokens). With `reply` the header of an assistant turn
@@ -95,7 +95,9 @@ def render(chat: Chat | Template, turns: Sequence[Turn], reply: bool = False,
 
 
 def _pieces(chat, turn, current, last):
-    """The pieces of a turn; `current` marks replies to the last question, `last` the last turn."""
+    """Return the pieces of a turn; `current` marks replies to the last question, `last` the last
+    turn.
+    """
     before, after = {'system': chat.system, 'user': chat.user,
                      'assistant': chat.assistant}[turn.role]
     text = turn.text
@@ -116,7 +118,7 @@ def _pieces(chat, turn, current, last):
 
 
 def _image_first(chat, text):
-    """A lone image in front of its turn, on a line of its own."""
+    """Return a lone image in front of its turn, on a line of its own."""
     front = IMAGE + chat.after_image
     if not chat.after_image or text.count(IMAGE) != 1 or text.startswith(front):
         return text
@@ -124,12 +126,12 @@ def _image_first(chat, text):
 
 
 def _begun(chat, thinking):
-    """How a reply begins that is asked to think, or not to, or neither."""
+    """Return how a reply begins that is asked to think, or not to, or neither."""
     return {None: '', True: chat.thinking, False: chat.direct}[thinking]
 
 
 def _thought(chat, turn, current, last):
-    """(what is put into the assistant's mouth, its text), the thought kept or taken out."""
+    """Return (what is put into the assistant's mouth, its text), the thought kept or taken out."""
     opened, closed = chat.thought
     text = turn.text
     if not opened:

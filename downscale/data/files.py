@@ -63,19 +63,19 @@ class BadRow:
 
 
 def shown(value: Any, most: int = 60) -> str:
-    """`value` as it may stand in a message: one line of at most `most` characters."""
+    """Return `value` as it may stand in a message: one line of at most `most` characters."""
     text = printable(str(value)[:most + 1])
     return text if len(text) <= most else f'{text[:most - 3]}...'
 
 
 def fault(path: Path, cause: str) -> ValueError:
-    """The ValueError of a file: path and cause in at most `LONGEST_ERROR` characters."""
+    """Return the ValueError of a file: path and cause in at most `LONGEST_ERROR` characters."""
     cause = shown(cause, LONGEST_ERROR - 82)
     return ValueError(f'{_short_path(path)}: {cause}')
 
 
 def _short_path(path):
-    """The end of a long path: the name of the file stands there."""
+    """Return the end of a long path: the name of the file stands there."""
     text = printable(str(path))
     return text if len(text) <= 80 else f'...{text[-77:]}'
 
@@ -83,7 +83,7 @@ def _short_path(path):
 # --- files ------------------------------------------------------------------------------------
 
 def read(path: Path) -> list[tuple[str, Any]]:
-    """[(where, row or `BadRow`)] of a file of rows, in its order."""
+    """Return [(where, row or `BadRow`)] of a file of rows, in its order."""
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in FORMS:
@@ -105,7 +105,7 @@ def read(path: Path) -> list[tuple[str, Any]]:
 
 
 def read_whole(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """[(where, dict)] of a file of which every row must be readable."""
+    """Return [(where, dict)] of a file of which every row must be readable."""
     rows = read(path)
     bad = [row for _, row in rows if isinstance(row, BadRow)]
     if bad:
@@ -115,7 +115,7 @@ def read_whole(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The dict of a file that holds one JSON object."""
+    """Return the dict of a file that holds one JSON object."""
     data = _bytes(path)
     row = _line(data.strip(), 'it')
     if isinstance(row, BadRow):
@@ -124,7 +124,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _bytes(path):
-    """The bytes of a file as UTF-8 without its mark."""
+    """Return the bytes of a file as UTF-8 without its mark."""
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
@@ -148,7 +148,7 @@ def _bytes(path):
 
 
 def _text(data):
-    """The text of UTF-8; each byte that is none becomes half a surrogate pair."""
+    """Return the text of UTF-8; each byte that is none becomes half a surrogate pair."""
     return data.decode('utf-8', 'surrogateescape')
 
 
@@ -171,7 +171,7 @@ _lenient = json.JSONDecoder(parse_int=str)  # finds the end of what `_decoder` c
 
 
 def _lines(data):
-    """Rows of JSON lines. What JSON calls a line break never stands inside a value."""
+    """Return rows of JSON lines. What JSON calls a line break never stands inside a value."""
     lines = data.splitlines()
     torn = len(lines) if data and not data.endswith((b'\n', b'\r')) else None
     return [(f'line {number}', _line(line, f'line {number}', number == torn))
@@ -179,7 +179,7 @@ def _lines(data):
 
 
 def _line(line, where, torn=False):
-    """The dict or `BadRow` of the bytes of one value."""
+    """Return the dict or `BadRow` of the bytes of one value."""
     try:
         text = line.decode()
         value = _decoder.decode(text)
@@ -194,7 +194,7 @@ def _line(line, where, torn=False):
 
 
 def _cause(error):
-    """What is wrong, in words that do not grow with the file."""
+    """Return what is wrong, in words that do not grow with the file."""
     if isinstance(error, RecursionError):
         return f'nested more than {DEEPEST} levels deep'
     if isinstance(error, _Twice):
@@ -206,7 +206,9 @@ def _cause(error):
 
 
 def _checked(value, text, where):
-    """`value` of `text`, or a `BadRow` where it is no object, nested deeply or no Unicode."""
+    """Return `value` of `text`, or a `BadRow` where it is no object, nested deeply or no
+    Unicode.
+    """
     if not isinstance(value, dict):
         name = {'NoneType': 'null', 'list': 'a list', 'str': 'a text', 'bool': 'true or false'}
         return BadRow(where, 'wrong type', 'must be a JSON object, not '
@@ -230,7 +232,7 @@ def _broken(error):
 
 
 def _depth(value):
-    """The levels of lists and dicts in each other."""
+    """Return the levels of lists and dicts in each other."""
     deepest = 0
     todo = [(value, 1)]
     while todo:
@@ -242,7 +244,7 @@ def _depth(value):
 
 
 def _list(text, path):
-    """Rows of the text of a JSON list."""
+    """Return rows of the text of a JSON list."""
     rows = []
     at = _behind(text, text.index('[') + 1)
     if text[at:at + 1] == ']':
@@ -272,7 +274,9 @@ def _ended(text, at, path, rows):
 
 
 def _entry(text, at, where, path):
-    """(dict or `BadRow`, where it ends) of the value at `at`; ValueError where no end is seen."""
+    """Return (dict or `BadRow`, where it ends) of the value at `at`; ValueError where no end is
+    seen.
+    """
     try:
         value, end = _decoder.raw_decode(text, at)
     except json.JSONDecodeError as error:
@@ -298,7 +302,7 @@ def _json_error(error):
 
 
 def _lists_in_lines(data):
-    """Whether the first line of JSON lines is a whole list: then the file is no one list."""
+    """Return whether the first line of JSON lines is a whole list: then the file is no one list."""
     first, more = re.match(rb'([^\r\n]*)(.*)', data, re.DOTALL).groups()
     try:
         json.loads(_text(first))
@@ -308,7 +312,7 @@ def _lists_in_lines(data):
 
 
 def _object(data, path):
-    """Rows of a .json file that begins with an object: JSON lines, or one wrapped list."""
+    """Return rows of a .json file that begins with an object: JSON lines, or one wrapped list."""
     text = _text(data)
     start = _behind(text, 0)
     try:
@@ -331,7 +335,7 @@ def _object(data, path):
 # --- sheets -----------------------------------------------------------------------------------
 
 def _sheet(data, path, usual):
-    """Rows of a CSV or TSV file with a header."""
+    """Return rows of a CSV or TSV file with a header."""
     text = _text(data)
     mark = re.match(r'sep=(.)(\r\n|\r|\n)', text)  # how spreadsheets tell one another
     text = text[mark.end():] if mark else text
@@ -373,7 +377,9 @@ def _sheet(data, path, usual):
 
 
 def list_of_texts(text: str) -> list[str]:
-    """The list of texts that `text` spells, as JSON or as Python shows it; [] where it is none."""
+    """Return the list of texts that `text` spells, as JSON or as Python shows it; [] where it is
+    none.
+    """
     if not (text.strip().startswith('[') and text.strip().endswith(']')):
         return []
     for reader in (json.loads, ast.literal_eval):
@@ -395,13 +401,13 @@ def _is_unicode(text):
 
 
 def _cut(text, usual):
-    """What separates cells: the usual, unless the header has none of it and has another."""
+    """Return what separates cells: the usual, unless the header has none of it and has another."""
     header = re.match(r'[\r\n]*([^\r\n]*)', text)[1]
     return next((mark for mark in (usual, ',', ';', '\t') if mark in header), usual)
 
 
 def _header(cells, path):
-    """The names of the columns; ValueError where they name none or one twice."""
+    """Return the names of the columns; ValueError where they name none or one twice."""
     if not cells:
         raise fault(path, 'holds no header; the first line must name the columns')
     if not _is_unicode('\n'.join(cells)):

@@ -48,7 +48,7 @@ class Placed:
 # --- files ------------------------------------------------------------------------------------
 
 def open_under(root: Path, name: str) -> bytes:
-    """The bytes of picture file `name`, a relative path that stays inside the folder `root`.
+    """Return the bytes of picture file `name`, a relative path that stays inside the folder `root`.
 
     ValueError for an absolute path, for '..' and for a link that leads out; FileNotFoundError when
     there is no such file.
@@ -69,12 +69,13 @@ def open_under(root: Path, name: str) -> bytes:
 
 
 def digest(data: bytes) -> str:
-    """The digest that stands for a picture."""
+    """Return the digest that stands for a picture."""
     return hashlib.sha256(data).hexdigest()[:32]
 
 
 def decode(data: bytes | Image.Image, where: str = 'image') -> Image.Image:
-    """The upright RGB picture of encoded bytes or of a Pillow image; of an animation frame one.
+    """Return the upright RGB picture of encoded bytes or of a Pillow image; of an animation frame
+    one.
 
     ValueError in one line when it is damaged, truncated, of an unknown format or too large.
     """
@@ -100,7 +101,7 @@ def decode(data: bytes | Image.Image, where: str = 'image') -> Image.Image:
 
 
 def _upright(image):
-    """`image` turned as its EXIF orientation says."""
+    """Return `image` turned as its EXIF orientation says."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # damaged EXIF says nothing about the pixels, which are loaded already
@@ -108,7 +109,7 @@ def _upright(image):
 
 
 def _eight_bits(image):
-    """`image` with deep grey values scaled to 8 bits: Pillow's own conversion clips them."""
+    """Return `image` with deep grey values scaled to 8 bits: Pillow's own conversion clips them."""
     if image.mode == 'F':
         raise ValueError('floating-point grey has no known range')
     if not image.mode.startswith('I'):
@@ -122,17 +123,17 @@ def _eight_bits(image):
 # --- geometry ---------------------------------------------------------------------------------
 
 def mode_of(pictures: Pictures, alone: bool) -> str:
-    """The mode that is applied: pictures that share a conversation are not tiled."""
+    """Return the mode that is applied: pictures that share a conversation are not tiled."""
     return 'padded' if pictures.mode == 'anyres' and not alone else pictures.mode
 
 
 def corners(pictures: Pictures) -> int:
-    """C, the features that one image token may mix."""
+    """Return C, the features that one image token may mix."""
     return 4 if pictures.mode == 'anyres' else 1
 
 
 def best_grid(width: int, height: int, vision: VisionConfig, pictures: Pictures) -> tuple[int, int]:
-    """(columns, rows) of tiles that keep the most pixels of a picture of `width` x `height`.
+    """Return (columns, rows) of tiles that keep the most pixels of a picture of `width` x `height`.
 
     Pixels count after scaling, but never more than the picture has; ties go to the least waste,
     then to the first grid. Floats are rounded as LLaVA-NeXT's `select_best_resolution` does.
@@ -184,7 +185,7 @@ def _check(width, height):
 @lru_cache(maxsize=4096)
 def token_count(width: int, height: int, vision: VisionConfig, pictures: Pictures,
                 alone: bool = True) -> int:
-    """L of `place`, without arrays: the tokens of a picture of `width` x `height` pixels."""
+    """Return L of `place`, without arrays: the tokens of a picture of `width` x `height` pixels."""
     _check(width, height)
     mode = mode_of(pictures, alone)
     if mode != 'anyres':
@@ -196,7 +197,8 @@ def token_count(width: int, height: int, vision: VisionConfig, pictures: Picture
 @lru_cache(maxsize=256)
 def place(width: int, height: int, vision: VisionConfig, pictures: Pictures,
           alone: bool = True) -> Placed:
-    """The `Placed` of a picture of `width` x `height` pixels; `alone` in its conversation or not.
+    """Return the `Placed` of a picture of `width` x `height` pixels; `alone` in its conversation or
+    not.
 
     'anyres': the P features of the squashed picture, then the rows of the stitched grid, its
     padding cropped, reduced by bilinear interpolation where it exceeds `max_tiles` tiles, with a
@@ -228,7 +230,9 @@ def place(width: int, height: int, vision: VisionConfig, pictures: Pictures,
 
 
 def _features(stitched, vision):
-    """Feature numbers of the kept part of the grid, [rows, columns]; tile 0 is the whole one."""
+    """Return feature numbers of the kept part of the grid, [rows, columns]; tile 0 is the whole
+    one.
+    """
     side = vision.image // vision.patch
     (columns, rows), (left, top) = stitched.kept, stitched.cropped
     row = np.arange(top, top + rows)[:, None]
@@ -238,7 +242,8 @@ def _features(stitched, vision):
 
 
 def _taps(size, count):
-    """(lower, upper, weight of upper) of `count` <= `size` samples spread evenly over a line.
+    """Return (lower, upper, weight of upper) of `count` <= `size` samples spread evenly over a
+    line.
 
     Sample centres as `interpolate(mode='bilinear')` of PyTorch puts them, corners not aligned.
     """
@@ -248,7 +253,7 @@ def _taps(size, count):
 
 
 def _reduced(features, stitched):
-    """(index, weight), both [rows, columns, 4], of the reduced grid."""
+    """Return (index, weight), both [rows, columns, 4], of the reduced grid."""
     columns, rows = stitched.reduced
     left, right, across = _taps(features.shape[1], columns)
     upper, lower, down = _taps(features.shape[0], rows)
@@ -260,8 +265,9 @@ def _reduced(features, stitched):
 # --- pixels -----------------------------------------------------------------------------------
 
 def patchify(pixels: np.ndarray, patch: int) -> np.ndarray:
-    """uint8 pixels [height, width, 3] -> patches [P, Q], row by row; border pixels that do not fill
-    a patch are dropped."""
+    """Return uint8 pixels [height, width, 3] -> patches [P, Q], row by row; border pixels that do
+    not fill a patch are dropped.
+    """
     rows = pixels.shape[0] // patch
     columns = pixels.shape[1] // patch
     cut = pixels[:rows * patch, :columns * patch].reshape(rows, patch, columns, patch, 3)
@@ -270,7 +276,9 @@ def patchify(pixels: np.ndarray, patch: int) -> np.ndarray:
 
 def tiles(data: bytes | Image.Image, vision: VisionConfig, pictures: Pictures, alone: bool = True,
           where: str = 'image') -> np.ndarray:
-    """uint8 [I, P, Q]: the tiles of encoded bytes or of a Pillow image, in the order of `place`."""
+    """Return uint8 [I, P, Q]: the tiles of encoded bytes or of a Pillow image, in the order of
+    `place`.
+    """
     return _tiles(decode(data, where), vision, mode_of(pictures, alone), pictures)
 
 
@@ -288,7 +296,7 @@ def _tiles(image, vision, mode, pictures):
 
 
 def _squared(image):
-    """`image` in the middle of a grey square."""
+    """Return `image` in the middle of a grey square."""
     if max(image.size) ** 2 > MOST_PIXELS:  # the square of a long strip would not fit in memory
         image.thumbnail((math.isqrt(MOST_PIXELS),) * 2)
     side = max(image.size)
@@ -298,7 +306,7 @@ def _squared(image):
 
 
 def _fitted(image, wide, high):
-    """`image` scaled to fit `wide` x `high` with its aspect, black around it.
+    """Return `image` scaled to fit `wide` x `high` with its aspect, black around it.
 
     Rounds up like LLaVA-NeXT's `resize_and_pad_image`.
     """
@@ -341,8 +349,9 @@ _cache = _Cache(CACHE_BYTES)
 
 def cut(data: bytes, vision: VisionConfig, pictures: Pictures, alone: bool = True,
         where: str = 'image') -> tuple[Placed, np.ndarray]:
-    """(`Placed`, tiles uint8 [I, P, Q], read-only) of encoded bytes, decoded once and remembered:
-    training and evaluation meet a picture many times."""
+    """Return (`Placed`, tiles uint8 [I, P, Q], read-only) of encoded bytes, decoded once and
+    remembered: training and evaluation meet a picture many times.
+    """
     key = data, vision, pictures, alone
     found = _cache.get(key)
     if found is None:

@@ -16,7 +16,8 @@ _MARKS = (b'eXIf', b'exif', b'xmp')
 
 
 def picture_size(data: bytes, where: str = 'image') -> tuple[int, int]:
-    """(width, height) of the upright picture in encoded bytes, from the header where that tells.
+    """Return (width, height) of the upright picture in encoded bytes, from the header where that
+    tells.
 
     ValueError in one line when it is no readable picture.
     """
@@ -36,7 +37,7 @@ def picture_size(data: bytes, where: str = 'image') -> tuple[int, int]:
 
 @functools.lru_cache(2 ** 14)  # pictures of one set often share their size
 def picture_cost(width: int, height: int, layout: Layout, alone: bool) -> tuple[int, int]:
-    """(tokens, tiles) of a picture of that many pixels, as `images.place` lays it out."""
+    """Return (tokens, tiles) of a picture of that many pixels, as `images.place` lays it out."""
     vision = layout.vision
     pictures = layout.pictures
     tiles = 1
@@ -47,12 +48,14 @@ def picture_cost(width: int, height: int, layout: Layout, alone: bool) -> tuple[
 
 
 def cost(encoder: Encoder, talk: Conversation, where: str) -> tuple[int, int]:
-    """(tokens, tiles) of a conversation, exactly those that it has once it is encoded."""
+    """Return (tokens, tiles) of a conversation, exactly those that it has once it is encoded."""
     return counts(encoder, talk, where)[:2]
 
 
 def counts(encoder: Encoder, talk: Conversation, where: str) -> tuple[int, int, int, int]:
-    """(tokens, tiles, tokens of pictures, supervised tokens) of a conversation, as encoded."""
+    """Return (tokens, tiles, tokens of pictures, supervised tokens) of a conversation, as
+    encoded.
+    """
     tokens = 0
     tiles = 0
     shown = 0

@@ -33,7 +33,9 @@ class Share:
     blocks: tuple[int, ...] = (0,)
 
     def rows(self, batch: int) -> np.ndarray:
-        """Indices of the rows kept; ValueError with the arithmetic when rows do not divide."""
+        """Return indices of the rows kept; ValueError with the arithmetic when rows do not
+        divide.
+        """
         if batch % self.ways:
             raise ValueError(f'global batch {batch} does not divide over {self.ways} groups of '
                              f'devices ({batch} % {self.ways} = {batch % self.ways}); the nearest '
@@ -55,14 +57,15 @@ class Drawn:
 
 
 def shuffled(count: int, draw: Callable, seed: int) -> Any:
-    """The endless sequence of `draw(index, rng)` over `count` examples, by position; every epoch
-    has another order."""
+    """Return the endless sequence of `draw(index, rng)` over `count` examples, by position; every
+    epoch has another order.
+    """
     data = grain.MapDataset.range(count).seed(seed).shuffle().repeat()
     return data.random_map(draw, seed=seed)
 
 
 def encoded(drawn: Drawn, encoder: Encoder, loss_norm: str) -> dict[str, np.ndarray | None]:
-    """Arrays of one conversation, its pictures decoded and cut; any thread may make them.
+    """Return arrays of one conversation, its pictures decoded and cut; any thread may make them.
 
     ValueError when none of its tokens is supervised.
     """
@@ -84,7 +87,8 @@ def encoded(drawn: Drawn, encoder: Encoder, loss_norm: str) -> dict[str, np.ndar
 
 def packed_batch(rows: Sequence[Sequence[dict[str, Any]]], shape: Shape,
                  layout: Layout) -> dict[str, np.ndarray]:
-    """Batch arrays of `rows`, each a list of `Sampler.encoded` conversations that fit in `shape`.
+    """Return batch arrays of `rows`, each a list of `Sampler.encoded` conversations that fit in
+    `shape`.
 
     An `image_index` counts the tiles of its own row. Leaves as in `stream`.
     """
@@ -122,7 +126,7 @@ def packed_batch(rows: Sequence[Sequence[dict[str, Any]]], shape: Shape,
 
 def captioned_batch(rows: Sequence[Sequence[dict[str, Any]]], shape: Shape,
                     layout: Layout) -> dict[str, np.ndarray]:
-    """Pictures and their padded captions, for the tower stage: a row is one conversation."""
+    """Return pictures and their padded captions, for the tower stage: a row is one conversation."""
     vision = layout.vision
     out = {'tokens': np.zeros((len(rows), shape.length), np.int32),
            'segments': np.zeros((len(rows), shape.length), np.int32),
@@ -136,12 +140,12 @@ def captioned_batch(rows: Sequence[Sequence[dict[str, Any]]], shape: Shape,
 
 
 def most_open(recipe: 'Recipe') -> int:
-    """How many rows of a bucket are open at once: a picture and its caption are a row."""
+    """Return how many rows of a bucket are open at once: a picture and its caption are a row."""
     return 0 if recipe.stage == 'tower' else OPEN
 
 
 def epoch(sampler: Any, seed: int) -> np.ndarray:
-    """int32 [n, 2]: tokens and tiles of every conversation of the first epoch, in its order.
+    """Return int32 [n, 2]: tokens and tiles of every conversation of the first epoch, in its order.
 
     ValueError for the first one that no bucket holds.
     """
@@ -190,7 +194,9 @@ class _Iterator(grain.DatasetIterator):
         return make(rows, self.sampler.shapes[bucket], self.sampler.encoder.layout)
 
     def _plan(self):
-        """(number of the shape, rows of conversations in the making, state behind this batch)."""
+        """Return (number of the shape, rows of conversations in the making, state behind this
+        batch).
+        """
         ready = None
         while ready is None:
             one = self.waiting[self.next] = self.drawn[self.next]
@@ -217,7 +223,8 @@ class _Iterator(grain.DatasetIterator):
 
 
 def stream(sampler: Any, seed: int, share: Share = Share()) -> Any:
-    """The endless grain dataset of batches, with the rows of `share`; `iter()` of it can be saved.
+    """Return the endless grain dataset of batches, with the rows of `share`; `iter()` of it can be
+    saved.
 
     Batches have the shapes of `sampler.shapes`, in an order that follows from the data: a batch
     comes when its bucket has the rows. Batch n of all processes together is the same for any number

@@ -103,7 +103,7 @@ class Template:
 
     def rendered(self, turns: Sequence[Turn], reply: bool = False,
                  thinking: bool | None = None) -> str:
-        """The text of a conversation; with `reply` a model may continue it.
+        """Return the text of a conversation; with `reply` a model may continue it.
 
         `thinking` is the template's `enable_thinking`. Where it does not know that and opens a
         thought all the same, False closes it at once. ValueError in one line where the template
@@ -130,7 +130,7 @@ class Template:
         return text
 
     def _content(self, text):
-        """The content of a message; space around a picture is the template's to write."""
+        """Return the content of a message; space around a picture is the template's to write."""
         if not self.parts:
             return text
         content = []
@@ -142,7 +142,7 @@ class Template:
 
     def pieces(self, turns: Sequence[Turn], reply: bool = False,
                thinking: bool | None = None) -> list[tuple[str, int]]:
-        """[(text, weight)] as `chat.render` gives them."""
+        """Return [(text, weight)] as `chat.render` gives them."""
         whole = self.rendered(turns, reply, thinking)
         pieces = []
         at = 0
@@ -154,8 +154,10 @@ class Template:
         return [piece for piece in (*pieces, (whole[at:], 0)) if piece[0]]
 
     def _span(self, turns, k, whole, reply, thinking):
-        """[start, stop) of what turn `k` teaches: its text behind the prompt that a model would be
-        given, and the stop token. ValueError where the template does not let them be told."""
+        """Return [start, stop) of what turn `k` teaches: its text behind the prompt that a model
+        would be given, and the stop token. ValueError where the template does not let them be
+        told.
+        """
         turn = turns[k]
         other = (*turns[:k], Turn(role=turn.role, text=_PLACE, supervised=False), *turns[k + 1:])
         before, place, after = self.rendered(other, reply, thinking).partition(_PLACE)

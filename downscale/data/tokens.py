@@ -36,7 +36,7 @@ class Layout:
 
     def cut(self, pngs: Sequence[bytes],
             where: str = 'image') -> tuple[tuple[Placed, ...], np.ndarray | None]:
-        """(the `Placed` of each picture, their tiles uint8 [I, P, Q]) of one conversation.
+        """Return (the `Placed` of each picture, their tiles uint8 [I, P, Q]) of one conversation.
 
         `pngs` are encoded pictures, in the order of their marks; without any the tiles are None.
         ValueError when one is unreadable, or when there is no tower to see it.
@@ -69,7 +69,7 @@ def train_tokenizer(words: Iterable[str], path: Path) -> Path:
 
 
 def load_tokenizer(path: Path, rows: int | None = None) -> Tokenizer:
-    """The tokeniser of a `tokenizer.json`.
+    """Return the tokeniser of a `tokenizer.json`.
 
     It neither cuts nor pads, whatever the file asks for: prompts have their own lengths. Raises
     FileNotFoundError or ValueError in one line when the file is missing, is no tokeniser, or has
@@ -95,12 +95,12 @@ def load_tokenizer(path: Path, rows: int | None = None) -> Tokenizer:
 
 
 def hash_of(tokenizer: Tokenizer) -> str:
-    """A short hash of everything that decides how text becomes ids."""
+    """Return a short hash of everything that decides how text becomes ids."""
     return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()[:12]
 
 
 def special_id(tokenizer: Tokenizer, token: str) -> int:
-    """The id of a special token; ValueError when the tokeniser lacks it."""
+    """Return the id of a special token; ValueError when the tokeniser lacks it."""
     found = tokenizer.token_to_id(token)
     if found is None:
         raise ValueError(f'the tokenizer has no token {token!r}, which the chat format needs')
@@ -108,7 +108,7 @@ def special_id(tokenizer: Tokenizer, token: str) -> int:
 
 
 def structural_ids(tokenizer: Tokenizer, chat: Chat | Template) -> frozenset[int]:
-    """Ids of the tokens that a legacy structural loss learns in every turn; none otherwise.
+    """Return ids of the tokens that a legacy structural loss learns in every turn; none otherwise.
 
     They are looked up by their text; ValueError when one is not a single token.
     """
@@ -123,7 +123,7 @@ def structural_ids(tokenizer: Tokenizer, chat: Chat | Template) -> frozenset[int
 
 
 def thought_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Ids of <think>, </think> and a line break, -1 for each that is not one token."""
+    """Return ids of <think>, </think> and a line break, -1 for each that is not one token."""
     found = [tokenizer.token_to_id(text) for text in THINK]
     breaks = tokenizer.encode('\n', add_special_tokens=False).ids
     return tuple(-1 if token is None else token
@@ -151,7 +151,9 @@ class Encoder:
         self.known = {}
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of plain text. Texts repeat (questions, words), so they are remembered."""
+        """Return token ids of plain text. Texts repeat (questions, words), so they are
+        remembered.
+        """
         found = self.known.get(text)
         if found is None:
             if len(self.known) > 200_000:  # another thread may be here as well
@@ -160,13 +162,14 @@ class Encoder:
         return found
 
     def text(self, ids: Sequence[int]) -> str:
-        """The text of generated ids, without the first stop token and what follows it."""
+        """Return the text of generated ids, without the first stop token and what follows it."""
         ids = list(takewhile(lambda token: token not in self.stops, ids))
         return self.tokenizer.decode(ids, skip_special_tokens=False).strip()
 
     def encode(self, turns: Sequence[Turn], reply: bool = False, thinking: bool | None = None,
                pictures: Sequence[Placed] = ()) -> dict[str, np.ndarray]:
-        """Arrays of a conversation: tokens int32 and weights float32 [L], image_index int32 [L, C].
+        """Return arrays of a conversation: tokens int32 and weights float32 [L], image_index int32
+        [L, C].
 
         `weights[i]` is 1 where token i is a target of the loss: the text of a supervised turn and
         the stop token behind it. With `reply` the header of an assistant turn is appended, so that
@@ -208,7 +211,9 @@ class Encoder:
         weights += [0.0] * placed.tokens
 
     def _features(self, index, pictures):
-        """image_index and image_weight, where `index` [L] numbers the image tokens, -1 for text."""
+        """Return image_index and image_weight, where `index` [L] numbers the image tokens, -1 for
+        text.
+        """
         C = images.corners(self.layout.pictures)
         # The last row is that of text, so that -1 finds it.
         indices = []

@@ -40,19 +40,20 @@ SCENE = Wording(
 
 
 def items_of(source, scenes):
-    """Every question about the first `scenes` examples of a source, in order."""
+    """Return every question about the first `scenes` examples of a source, in order."""
     return [Item(question, example, partial(_judge, question))
             for example in (source[i] for i in range(scenes)) for question in example.questions]
 
 
 def _judge(question, text, marked):
-    """The scene world's own verdict: all of the reply is the answer."""
+    """Return the scene world's own verdict: all of the reply is the answer."""
     return text, bool(text), float(correct(question.family, text, question.answer))
 
 
 def shown(item, condition, others):
-    """The encoded pictures that `item` is asked with under `condition`; 'shuffled' takes those that
-    `others` (see `following`) holds for its example."""
+    """Return the encoded pictures that `item` is asked with under `condition`; 'shuffled' takes
+    those that `others` (see `following`) holds for its example.
+    """
     if condition == 'blind' or not item.example.count:
         return ()
     if condition == 'image':
@@ -61,8 +62,9 @@ def shown(item, condition, others):
 
 
 def following(items):
-    """{scene: the next example that has as many pictures and is another one} of all that have any;
-    ValueError where one is the only of its number."""
+    """Return {scene: the next example that has as many pictures and is another one} of all that
+    have any; ValueError where one is the only of its number.
+    """
     by_count = {}
     found = {}
     for item in items:
@@ -78,7 +80,9 @@ def following(items):
 
 
 def prompt_of(encoder, text, pngs=(), thinking=None):
-    """The `Prompt` of one user turn, its pictures in front, the reply begun as `thinking` says."""
+    """Return the `Prompt` of one user turn, its pictures in front, the reply begun as `thinking`
+    says.
+    """
     placed, tiles = encoder.layout.cut(pngs)
     arrays = encoder.encode([asked_turn(encoder, text, len(pngs))], True, thinking, placed)
     return Prompt(
@@ -90,13 +94,13 @@ def prompt_of(encoder, text, pngs=(), thinking=None):
 
 
 def asked_turn(encoder, text, count):
-    """The user turn that asks `text` behind the marks of `count` pictures."""
+    """Return the user turn that asks `text` behind the marks of `count` pictures."""
     mark = pictures(count) + encoder.chat.after_pictures if count else ''
     return Turn(role='user', text=mark + text, supervised=False)
 
 
 def write(engine, requests, total, report=lambda done, total: None):
-    """A `Reply` for each of `total` requests, in order.
+    """Return a `Reply` for each of `total` requests, in order.
 
     They are made in windows: the tiles of one picture are up to 16 MB, of thousands too many.
     """
@@ -118,12 +122,13 @@ def _window(engine, window, before, total, report):
 
 
 def gold_ids(encoder, question):
-    """The tokens of the right answer and the stop token."""
+    """Return the tokens of the right answer and the stop token."""
     return (*encoder.ids(question.answer), encoder.stop)
 
 
 def answer_in(text, thinking, spelled=0):
-    """(answer, whether one was found): what follows the thought; an open thought has no answer.
+    """Return (answer, whether one was found): what follows the thought; an open thought has no
+    answer.
 
     `spelled` marks of its end stand in the thought as letters, before the token that closed it
     (`Reply.spelled`); one in the answer belongs to the answer.
@@ -139,7 +144,7 @@ def answer_in(text, thinking, spelled=0):
 
 def row(item, reply, *, eval_id, condition, data_hash, prompt_hash, p_run='',
         r_run='', text_kind='', thinking=False):
-    """One row of the items table (schema: `items.py`)."""
+    """Return one row of the items table (schema: `items.py`)."""
     question = item.question
     text, answered = answer_in(reply.text, thinking, reply.spelled)
     found, parsed, score = item.judge(text, bool(r_run)) if answered else ('', False, 0.0)

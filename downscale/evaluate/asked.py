@@ -65,11 +65,11 @@ class Questions:
              if value or name not in ('target', 'strata', 'scorer')} for row in rows]])
 
     def scorer_of(self, asked):
-        """The name of the rule that judges a question."""
+        """Return the name of the rule that judges a question."""
         return asked.scorer or self.scorer
 
     def judge(self, asked, text, marked=True):
-        """(answer, whether one was found, its score) of a reply without its thought.
+        """Return (answer, whether one was found, its score) of a reply without its thought.
 
         `marked` says that an 'Answer: X' was asked for (see `named.verdicts`). The score is None
         where the data has no answer. What cannot be read is never guessed.
@@ -85,7 +85,7 @@ class Questions:
 
 
 def open_questions(path, split='test', limit=None):
-    """The first `limit` `Questions` of a study folder's `split`, or of a file of questions.
+    """Return the first `limit` `Questions` of a study folder's `split`, or of a file of questions.
 
     FileNotFoundError or ValueError in one line, for a file with the number of the line.
     """
@@ -135,8 +135,9 @@ def _of_study(folder, split, limit):
 # --- a file of questions ------------------------------------------------------------------------
 
 def of_file(path, images=None, limit=None, scorer=''):
-    """The `Questions` of a file of one's own (see `question_files.py`), judged by `scorer` or, '',
-    by the default, where a row names no other."""
+    """Return the `Questions` of a file of one's own (see `question_files.py`), judged by `scorer`
+    or, '', by the default, where a row names no other.
+    """
     path = Path(path)
     own = own_questions(path, images, limit, scorer)
     asked = []
@@ -166,8 +167,8 @@ def of_file(path, images=None, limit=None, scorer=''):
 # --- what to look at --------------------------------------------------------------------------
 
 def informed(questions, path, numbers=True):
-    """`questions` with the information of a JSON file {id or, with `numbers`, number in the data:
-    text}.
+    """Return `questions` with the information of a JSON file {id or, with `numbers`, number in the
+    data: text}.
 
     FileNotFoundError or ValueError in one line for a missing or damaged file and, with counts, for
     questions that it leaves out.

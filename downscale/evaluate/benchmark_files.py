@@ -39,7 +39,7 @@ class Entry:
 
 
 def entry(row, name, question, pictures, target, family='', strata=()):
-    """An `Entry` whose question has no image marks: pictures are put in front."""
+    """Return an `Entry` whose question has no image marks: pictures are put in front."""
     text = str(question).replace(f'{IMAGE}\n', '').replace(IMAGE, '').strip()
     axes = tuple(map(str, strata))
     return Entry(
@@ -64,7 +64,8 @@ def lacking(path, names, needed):
 # --- parquet ----------------------------------------------------------------------------------
 
 def parquet_rows(path, needed, image='image'):
-    """(number, row without its picture, call that reads it) of a file, or of a folder's shards.
+    """Yield (number, row without its picture, call that reads it) of a file, or of a folder's
+    shards.
 
     The files of a folder must be one split ('dev-00000-of-00002.parquet').
     """
@@ -134,7 +135,9 @@ def joined_rows(path, needed, questions, images):
 # --- text files ---------------------------------------------------------------------------------
 
 def tsv_rows(path, needed):
-    """(number, row without its picture, call that decodes it) of a TSV with base64 pictures."""
+    """Yield (number, row without its picture, call that decodes it) of a TSV with base64
+    pictures.
+    """
     path = _there(path)
     with open(path, 'rb') as file:
         header = file.readline().decode('utf-8-sig').rstrip('\r\n').split('\t')
@@ -164,21 +167,23 @@ def tsv_rows(path, needed):
 
 
 def json_list(path, needed):
-    """(number, object) of a JSON list of objects; ValueError names the number of a wrong one."""
+    """Yield (number, object) of a JSON list of objects; ValueError names the number of a wrong
+    one.
+    """
     for number, (where, value) in enumerate(files.read_whole(_there(path))):
         lacking(f'{path}, {where}', list(value), needed)
         yield number, value
 
 
 def csv_rows(path, needed):
-    """(number, {column: text}, [texts by place]) of a CSV file with a header."""
+    """Yield (number, {column: text}, [texts by place]) of a CSV file with a header."""
     for number, (_, row) in enumerate(files.read_whole(_there(path))):
         lacking(path, list(row), needed)
         yield number, row, list(row.values())
 
 
 def textvqa_answers(path):
-    """{question id: the answers of ten people} of TextVQA's annotation file."""
+    """Return {question id: the answers of ten people} of TextVQA's annotation file."""
     try:
         rows = json.loads(path.read_bytes())['data']
         return {str(row['question_id']): list(map(str, row['answers'])) for row in rows}
@@ -187,7 +192,7 @@ def textvqa_answers(path):
 
 
 def number_of(text, where):
-    """The number in a CSV value; ValueError names where it stands."""
+    """Return the number in a CSV value; ValueError names where it stands."""
     try:
         return float(text)
     except ValueError:
@@ -195,7 +200,7 @@ def number_of(text, where):
 
 
 def beside(root, names):
-    """Calls that read picture files inside the folder `root`."""
+    """Return calls that read picture files inside the folder `root`."""
     return [partial(_read, root, name) for name in names]
 
 

@@ -65,8 +65,8 @@ class Benchmark:
 
 
 def questions_of(benchmark, path, images=None, limit=None, scorer=''):
-    """The first `limit` `Questions` of a benchmark's data; `images` is the folder of picture files,
-    `scorer` judges in the place of the benchmark's own.
+    """Return the first `limit` `Questions` of a benchmark's data; `images` is the folder of picture
+    files, `scorer` judges in the place of the benchmark's own.
 
     FileNotFoundError or ValueError in one line, with counts, for ids that are there twice and for
     pictures that are missing.
@@ -122,12 +122,12 @@ def questions_of(benchmark, path, images=None, limit=None, scorer=''):
 
 
 def listed(options):
-    """The options as lines 'A. text'."""
+    """Return the options as lines 'A. text'."""
     return '\n'.join(f'{letter}. {text}' for letter, text in options)
 
 
 def inline_options(question):
-    """The (letter, text) options inside a question, () where they do not read as such."""
+    """Return the (letter, text) options inside a question, () where they do not read as such."""
     marks = list(_MARKED.finditer(question))
     if not marks:
         return ()
@@ -138,7 +138,7 @@ def inline_options(question):
 
 
 def _people(answers):
-    """The target of several people's answers, texts or objects with an "answer"."""
+    """Return the target of several people's answers, texts or objects with an "answer"."""
     answers = [answer['answer'] if isinstance(answer, dict) else answer for answer in answers or ()]
     return Target(answers=tuple(map(str, answers))) if answers else None
 
@@ -218,8 +218,9 @@ def _pope(path, images):
 
 
 def _coin(path, images, people=None):
-    """CoIN's test files: `answer` is a text, `answer_bbox` four numbers; `people` maps question ids
-    to the answers of several, where the file has none."""
+    """Yield CoIN's test files: `answer` is a text, `answer_bbox` four numbers; `people` maps
+    question ids to the answers of several, where the file has none.
+    """
     for number, row in json_list(path, ('question_id', 'text')):
         answer = row.get('answer_bbox', row.get('answer'))
         if people is not None and not isinstance(answer, list):
@@ -238,13 +239,15 @@ def _coin(path, images, people=None):
 
 
 def _coin_textvqa(path, images):
-    """The answers of ten people stand in TextVQA's own file, beside CoIN's."""
+    """Return the answers of ten people stand in TextVQA's own file, beside CoIN's."""
     own = path.with_name('TextVQA_0.5.1_val.json')
     return _coin(path, images, textvqa_answers(own) if own.is_file() else {})
 
 
 def _nights(path, images):
-    """dreamsim's data.csv, by place: 0 id, 2 whether right won, 4 to 6 reference, left, right."""
+    """Yield dreamsim's data.csv, by place: 0 id, 2 whether right won, 4 to 6 reference, left,
+    right.
+    """
     for number, row, line in csv_rows(path, ('votes', 'split')):
         where = f'{path}, entry {number}'
         if row['split'] == 'test' and number_of(row['votes'], where) >= VOTES:
@@ -254,7 +257,9 @@ def _nights(path, images):
 
 
 def _pieapp(path, images):
-    """A CSV with the columns reference, left, right (picture files) and share (who took right)."""
+    """Yield a CSV with the columns reference, left, right (picture files) and share (who took
+    right).
+    """
     for number, row, _ in csv_rows(path, ('reference', 'left', 'right', 'share')):
         names = [row[name] for name in ('reference', 'left', 'right')]
         yield entry(number, number, PREFERENCE, beside(images, names),
@@ -270,7 +275,7 @@ def _shared(text, where):
 
 
 def _interleave(path, images):
-    """Multi-image tasks in LLaVA-Interleave's JSON; only first turns, pictures in front."""
+    """Yield multi-image tasks in LLaVA-Interleave's JSON; only first turns, pictures in front."""
     groups = {name: group for group, names in GROUPS.items() for name in names}
     for number, row in json_list(path, ('sample_id', 'conversations', 'image', 'metadata')):
         asked, told, *_ = row['conversations']

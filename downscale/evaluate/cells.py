@@ -8,17 +8,19 @@ SHARES = ('truncated', 'unparsed', 'unclosed')
 
 
 def file_name(perception, reasoner, mode):
-    """The samples of one cell."""
+    """Return the samples of one cell."""
     return f'answer-{reasoner.name}-from-{perception.name}-{mode}'
 
 
 def joint_name(run):
-    """The samples of one model that sees the pictures and answers by itself."""
+    """Return the samples of one model that sees the pictures and answers by itself."""
     return f'answer-{run.name}-joint'
 
 
 def summary(chain, told):
-    """One dict per cell of a finished chain; `told` holds the descriptions by perception model."""
+    """Return one dict per cell of a finished chain; `told` holds the descriptions by perception
+    model.
+    """
     found = []
     for perception in chain.perceptions:
         cut = np.mean([record['truncated'] for record in told[perception.name].values()])
@@ -33,7 +35,8 @@ def summary(chain, told):
 
 
 def measured(rows):
-    """Accuracy with its interval over clusters, shares of what went wrong, accuracy on the rest.
+    """Return accuracy with its interval over clusters, shares of what went wrong, accuracy on the
+    rest.
 
     Rows without a right answer in the data count in the shares only. A row is completed when it
     was not cut off, held an answer, and closed its thought. Numbers that do not exist are None.
@@ -68,7 +71,7 @@ def measured(rows):
 
 
 def _of_questions(rows):
-    """A row for each question, with the mean score of its replies."""
+    """Return a row for each question, with the mean score of its replies."""
     scores = {}
     for row in rows:
         scores.setdefault(row['doc_id'], []).append(row['score'])
@@ -81,7 +84,7 @@ def _number(value):
 
 
 def table(cells):
-    """The lines of a short table for a person, with what its columns mean."""
+    """Yield the lines of a short table for a person, with what its columns mean."""
     names = ('perception', 'reasoner', 'mode')
     rows = [[*names, 'n', 'accuracy', '95 %', *SHARES, 'completed']]
     for cell in cells:

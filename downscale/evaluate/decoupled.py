@@ -11,7 +11,7 @@ GOLD = ''  # the perception run of the gold-scene control
 
 
 def describe(engine, experiment, items, kind, report=lambda done, total: None, wording=SCENE):
-    """Rows of the texts table: what the perception model writes for each item.
+    """Return rows of the texts table: what the perception model writes for each item.
 
     A 'caption' is written once per picture and shared by its questions; an 'extraction' is
     written per question, given only what to look at.
@@ -44,13 +44,14 @@ def describe(engine, experiment, items, kind, report=lambda done, total: None, w
 
 
 def gold_texts(items, kind):
-    """What a faultless perception model would have written, as (item_id -> text)."""
+    """Return what a faultless perception model would have written, as (item_id -> text)."""
     return {item.question.item_id: item.example.caption if kind == 'caption'
             else item.question.extraction.text for item in items}
 
 
 def brief_texts(captions, extractions, encoder):
-    """Captions cut to as many tokens as the extraction of the same item has, as (item_id -> text).
+    """Return captions cut to as many tokens as the extraction of the same item has, as (item_id ->
+    text).
 
     What they leave out is what is written last: with equal tokens, is it better to be asked for?
     """
@@ -60,7 +61,7 @@ def brief_texts(captions, extractions, encoder):
 
 def answer(engine, experiment, items, texts, data_hash, report=lambda done, total: None,
            wording=SCENE):
-    """Rows of the items table: this reasoner on every text, directly and thinking.
+    """Return rows of the items table: this reasoner on every text, directly and thinking.
 
     `texts` maps (perception run or GOLD, kind) to {item_id: text}.
     """

@@ -76,7 +76,8 @@ class Chain:
     # --- the stages ---
 
     def run(self):
-        """All of it: own rows, then, on process 0, files and summary. Returns the summary's cells.
+        """Return all of it: own rows, then, on process 0, files and summary. Returns the summary's
+        cells.
 
         ValueError naming what differs when `out` was begun with other settings, where an extraction
         has nothing to look at, and where a context cannot hold what may be asked: before any row is
@@ -101,8 +102,9 @@ class Chain:
         return found
 
     def _all(self, every, handle):
-        """{perception: {doc_id: record}} of the descriptions, after `handle` saw to the jobs of
-        every model: (run, [(file, jobs)], decoding) -> [{doc_id: record}]."""
+        """Return {perception: {doc_id: record}} of the descriptions, after `handle` saw to the jobs
+        of every model: (run, [(file, jobs)], decoding) -> [{doc_id: record}].
+        """
         looked = self._inform(every, handle)
         told = {run.name: self._describe(run, every, looked, handle) for run in self.perceptions}
         for run in self.reasoners:
@@ -112,7 +114,7 @@ class Chain:
         return told
 
     def settings(self):
-        """Everything that decides the files, as JSON; slots and processes do not."""
+        """Return everything that decides the files, as JSON; slots and processes do not."""
         def prints(runs):
             return {run.name: run.fingerprint for run in runs}
 
@@ -125,8 +127,9 @@ class Chain:
                 'perception': prints(self.perceptions), 'reasoner': prints(self.reasoners)}
 
     def _mine(self):
-        """Questions of every `processes`-th picture: those that share one stay together, so that
-        it is described once. A question without a picture counts as one."""
+        """Return questions of every `processes`-th picture: those that share one stay together, so
+        that it is described once. A question without a picture counts as one.
+        """
         order = {}
         for asked in self.questions.asked:
             order.setdefault(asked.pictures or asked.id, len(order))
@@ -134,7 +137,7 @@ class Chain:
                 if order[asked.pictures or asked.id] % self.processes == self.process]
 
     def _inform(self, every, handle):
-        """{doc_id: what to look at}, from the data or from the informer."""
+        """Return {doc_id: what to look at}, from the data or from the informer."""
         if self.plan.describe == 'caption':
             return dict.fromkeys((asked.doc_id for asked in every), '')
         if self.informer is None:
@@ -149,7 +152,7 @@ class Chain:
         return {doc_id: record['filtered_resps'][0] for doc_id, record in records[0].items()}
 
     def _describe(self, run, every, looked, handle):
-        """{doc_id: record} of what one perception model writes."""
+        """Return {doc_id: record} of what one perception model writes."""
         kind = self.plan.describe
         jobs = []
         for asked in every:
@@ -193,7 +196,7 @@ class Chain:
 
     def _job(self, run, task, asked, text, sample, decoding, limit, thinking=None, think=None,
              shown=False, **more):
-        """The job of one row; its key covers all that decides the reply."""
+        """Return the job of one row; its key covers all that decides the reply."""
         generation = {**json.loads(json.dumps(dataclasses.asdict(decoding))), 'limit': limit,
                       'think': think, 'thinking': thinking}
         generation['banned_thinking'] = hash_of(generation['banned_thinking'])
@@ -222,7 +225,9 @@ class Chain:
     # --- weighing, generating and finishing ---
 
     def _weigh(self, run, stages, decoding):
-        """Every job of several files fits the context of its model; texts to come are empty."""
+        """Return every job of several files fits the context of its model; texts to come are
+        empty.
+        """
         encoder = open_encoder(run.folder)
         demands = {}
         for job in (job for _, jobs in stages for job in jobs):
@@ -240,7 +245,7 @@ class Chain:
                 for _, jobs in stages]
 
     def _parts(self, job):
-        """What comes to the prompt of a job: texts of other models, thought and reply."""
+        """Return what comes to the prompt of a job: texts of other models, thought and reply."""
         task = job.record['task']
         longest = self.plan.describe_tokens
         parts = []
@@ -255,7 +260,7 @@ class Chain:
         return tuple(parts)
 
     def _generate(self, run, stages, decoding):
-        """The own rows of several files are there; only missing ones are generated."""
+        """Return the own rows of several files are there; only missing ones are generated."""
         stores = [Samples.open(self.out, name, self.process) for name, _ in stages]
         todo = {}
         total = sum(len(jobs) for _, jobs in stages)
@@ -289,7 +294,7 @@ class Chain:
         self._keep_throughput(name, engine.stats.summary())
 
     def _windows(self, groups, encoder):
-        """Lists of (request, its jobs) whose pictures fit in memory together."""
+        """Yield lists of (request, its jobs) whose pictures fit in memory together."""
         window = []
         held = 0
         for group in groups:
@@ -311,7 +316,7 @@ class Chain:
         yield window
 
     def _outcome(self, job, reply):
-        """The fields of a record that come from the reply."""
+        """Return the fields of a record that come from the reply."""
         task = job.record['task']
         if task.startswith('answer'):
             text, _ = answer_in(reply.text, job.thinking, reply.spelled)
@@ -328,12 +333,12 @@ class Chain:
                 'close': reply.close, 'n_think': reply.thought, 'n_answer': reply.answered}
 
     def _joined(self, store, jobs):
-        """{doc_id: record} of the first repeat, each checked to be what its job wants."""
+        """Return {doc_id: record} of the first repeat, each checked to be what its job wants."""
         first = [job.record for job in jobs if not job.record.get('repeat')]
         return join([store.records[record['key']] for record in first], first)
 
     def _finish(self, run, stages, decoding):
-        """Every file has all rows and is one file; waits for the rows of other processes."""
+        """Return every file has all rows and is one file; waits for the rows of other processes."""
         found = []
         for name, jobs in stages:
             store = Samples.open(self.out, name)
@@ -373,7 +378,7 @@ class Chain:
 
 
 def benchmark_fields(asked):
-    """What the named scorers need beside the reply, in the form that `rescore` reads."""
+    """Return what the named scorers need beside the reply, in the form that `rescore` reads."""
     if asked.target is None:
         return {'strata': list(asked.strata)} if asked.strata else {}
     size = {'size': list(asked.target.size)} if asked.target.size else {}

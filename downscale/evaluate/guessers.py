@@ -17,7 +17,9 @@ JUDGED = 5000  # questions of a family that each of them is tried on
 
 
 def with_priors(items):
-    """`items` whose `chance` is at least that of a guesser who knows the answers to its wording."""
+    """Return `items` whose `chance` is at least that of a guesser who knows the answers to its
+    wording.
+    """
     found = []
     for item, prior in zip(items, priors(items), strict=True):
         chance = max(item.question.chance, prior)
@@ -27,7 +29,7 @@ def with_priors(items):
 
 
 def priors(items):
-    """How often the best single answer to the wording of each of `items` is right.
+    """Return how often the best single answer to the wording of each of `items` is right.
 
     Wordings of fewer than `FEW` questions are one group in their family.
     """
@@ -43,7 +45,7 @@ def priors(items):
 
 
 def _tally(items):
-    """How many of `items` accept each answer, as it is compared."""
+    """Return how many of `items` accept each answer, as it is compared."""
     tally = Counter()
     for item in items:
         answers = item.example.asked.right.answers
@@ -54,7 +56,7 @@ def _tally(items):
 
 
 def baselines(items):
-    """{family: what each guesser earns} of the items of benchmarks."""
+    """Return {family: what each guesser earns} of the items of benchmarks."""
     families = defaultdict(list)
     prior = defaultdict(list)
     for item, rate in zip(items, priors(items), strict=True):
@@ -67,7 +69,7 @@ def baselines(items):
 
 
 def _constant(items):
-    """The mean score of the best constant answer, as the items' own judges score it."""
+    """Return the mean score of the best constant answer, as the items' own judges score it."""
     some = items[::-(-len(items) // JUDGED)]
     golds = Counter(item.question.answer for item in items)
     return max(float(np.mean([item.judge(answer, False)[2] for item in some]))

@@ -13,7 +13,7 @@ from downscale.values import hash_of
 
 
 def joint(engine, experiment, items, data_hash, report=lambda done, total: None, wording=SCENE):
-    """Rows of the items table for every question under every condition of the experiment."""
+    """Return rows of the items table for every question under every condition of the experiment."""
     plan = experiment.evaluation
     encoder = engine.encoder
     rows = []

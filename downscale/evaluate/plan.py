@@ -46,7 +46,7 @@ class ChainPlan:
         assert self.decoding(())  # made here for its own checks, before work starts
 
     def decoding(self, banned):
-        """How a reasoner writes; `banned` are the reflexive ids of its vocabulary."""
+        """Return how a reasoner writes; `banned` are the reflexive ids of its vocabulary."""
         return Decoding(sampling=Sampling(self.temperature, self.top_k, self.top_p),
                         seed=self.seed, banned_thinking=banned, nudge=self.nudge,
                         reference_compat=self.reference_compat)

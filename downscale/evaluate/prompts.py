@@ -62,7 +62,7 @@ class Prompts:
                         if field.name not in ('about', *LIMITS)})
 
     def describe(self, kind, information=''):
-        """What a perception model is asked for `kind` 'caption' or 'extract'."""
+        """Return what a perception model is asked for `kind` 'caption' or 'extract'."""
         if kind == 'caption':
             return self.caption
         if not information.endswith(self.information_end):
@@ -70,7 +70,7 @@ class Prompts:
         return fill(self.extract, information=information)
 
     def reason(self, mode, description, question):
-        """What a reasoner reads in `mode` 'think' or 'direct'."""
+        """Return what a reasoner reads in `mode` 'think' or 'direct'."""
         template = {'think': self.reason_think, 'direct': self.reason_direct}[mode]
         opened = question.lower().startswith(self.question_starts) if self.question_starts \
             else False
@@ -78,13 +78,13 @@ class Prompts:
                     question=question if opened else self.question_start + question)
 
     def inform(self, question):
-        """What a language model reads that is to say what to look at for `question`."""
+        """Return what a language model reads that is to say what to look at for `question`."""
         pairs = ''.join(fill(self.information_pair, question=asked, information=told)
                         for asked, told in self.information_pairs)
         return fill(self.information_task, pairs=pairs, question=question)
 
     def information_in(self, reply):
-        """The information in a reply, on one line and without the mark before it."""
+        """Return the information in a reply, on one line and without the mark before it."""
         text = ' '.join(reply.split())
         if text.lower().startswith(self.information_mark.lower()):
             text = text[len(self.information_mark):]
@@ -92,7 +92,8 @@ class Prompts:
 
 
 def fill(template, **texts):
-    """`template` with every {name} replaced by a text, in one pass: braces in a text stay braces.
+    """Return `template` with every {name} replaced by a text, in one pass: braces in a text stay
+    braces.
 
     An empty text takes the blanks behind its place along. An image mark in a text is no picture:
     it is written apart, so that no encoder looks for one.
@@ -105,7 +106,7 @@ def fill(template, **texts):
 
 
 def load(name):
-    """The `Prompts` called `name` ('micro', 'paper'), or those in the file at that path.
+    """Return the `Prompts` called `name` ('micro', 'paper'), or those in the file at that path.
 
     FileNotFoundError or ValueError in one line for a missing, damaged or incomplete file, an
     unknown field or an unknown or missing placeholder.
@@ -119,7 +120,9 @@ def load(name):
 
 
 def _checked(value, path):
-    """`value` as `Prompts`, every field of its type and every template with its placeholders."""
+    """Return `value` as `Prompts`, every field of its type and every template with its
+    placeholders.
+    """
     names = [field.name for field in fields(Prompts)]
     for name in value:
         if name not in names:

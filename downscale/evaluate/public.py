@@ -16,7 +16,8 @@ from downscale.values import unknown
 
 
 def items(evaluation):
-    """The `Item`s of every benchmark of an `Evaluation`, the first `scenes` of each (0: all).
+    """Return the `Item`s of every benchmark of an `Evaluation`, the first `scenes` of each (0:
+    all).
 
     A name that is no published benchmark's is that of a file of one's own questions. Families are
     the benchmarks' names, of own questions those of their rows; a question without a picture counts
@@ -38,7 +39,7 @@ def items(evaluation):
 
 
 def _questions(evaluation, name):
-    """The `Questions` of one benchmark."""
+    """Return the `Questions` of one benchmark."""
     path = evaluation.benchmarks[name]
     images = evaluation.images.get(name)
     limit = evaluation.scenes or None
@@ -61,7 +62,7 @@ def _questions(evaluation, name):
 
 
 def _own(name, path, images, limit, scorer):
-    """The `Questions` of a file of one's own, every one with an answer."""
+    """Return the `Questions` of a file of one's own, every one with an answer."""
     try:
         questions = of_file(path, images, limit, scorer)
     except ValueError as error:
@@ -94,7 +95,7 @@ class _Pictured:
 
 
 def _item(name, questions, asked):
-    """One question; its clusters and ids carry the name of the benchmark."""
+    """Return one question; its clusters and ids carry the name of the benchmark."""
     choices = asked.right.choices
     cluster = f'{name}/{asked.cluster}'
     if name in BENCHMARKS:
@@ -127,7 +128,9 @@ def _judge(questions, asked, text, marked):
 
 
 def wording(experiment):
-    """The `Wording` of the prompts that suit a cell's chat; reasoners read no prompt tail."""
+    """Return the `Wording` of the prompts that suit a cell's chat; reasoners read no prompt
+    tail.
+    """
     worded = prompts.load('micro' if experiment.chat == 'micro' else 'paper')
 
     return Wording(

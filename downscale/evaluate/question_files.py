@@ -49,8 +49,8 @@ class OwnQuestion:
 
 
 def own_questions(path, images=None, limit=None, scorer=''):
-    """The first `limit` `OwnQuestion`s of a file; `images` is the folder of their pictures, without
-    one that of the file, and `scorer` judges where a row names none.
+    """Return the first `limit` `OwnQuestion`s of a file; `images` is the folder of their pictures,
+    without one that of the file, and `scorer` judges where a row names none.
 
     FileNotFoundError or ValueError in one line with the number of the line or entry.
     """
@@ -84,7 +84,7 @@ def own_questions(path, images=None, limit=None, scorer=''):
 # --- rows -------------------------------------------------------------------------------------
 
 def _rows(path):
-    """(where it stands, row, call that gives it again) of every row of a file."""
+    """Yield (where it stands, row, call that gives it again) of every row of a file."""
     if path.suffix.lower() != '.parquet':
         for where, row in files.read_whole(path):
             yield where, row, partial(dict, row)
@@ -113,7 +113,7 @@ def _again(path, group, k):
 # --- one row ----------------------------------------------------------------------------------
 
 def _question(row, again, folder, scorer):
-    """The `OwnQuestion` of a row, or `Rejected`."""
+    """Return the `OwnQuestion` of a row, or `Rejected`."""
     filled = _checked(row)
     text = filled['question']
     target = None
@@ -144,7 +144,7 @@ def _question(row, again, folder, scorer):
 
 
 def _checked(row):
-    """The cells of a row that hold something, every one known and of its type."""
+    """Return the cells of a row that hold something, every one known and of its type."""
     for name in row:
         if name in columns.VIDEOS:
             raise Rejected('video', f'{name!r}: videos are not read')
@@ -169,7 +169,7 @@ def _checked(row):
 
 
 def _tells(row):
-    """Whether a row says which pictures it has, or by an empty list that it has none."""
+    """Return whether a row says which pictures it has, or by an empty list that it has none."""
     told = [value for name, value in row.items()
             if name in columns.PICTURES or columns.NUMBERED.fullmatch(name)]
     return any(isinstance(value, list) or not columns.empty(value) for value in told)
@@ -180,7 +180,7 @@ def _short(value):
 
 
 def _pictures(again, folder):
-    """The bytes of the pictures of a row."""
+    """Return the bytes of the pictures of a row."""
     row = {name: value for name, value in again().items() if not columns.empty(value)}
     cells, _ = columns.pictures_in(row)
     return tuple(cell if isinstance(cell, bytes) else picture_of(cell, folder)
@@ -188,7 +188,7 @@ def _pictures(again, folder):
 
 
 def _answers(filled, letters):
-    """The right answers as texts, of options as letters; () where there are none."""
+    """Return the right answers as texts, of options as letters; () where there are none."""
     answer = filled.get('answer', filled.get('answers'))
     if answer is None:
         return ()
@@ -214,7 +214,9 @@ def _answers(filled, letters):
 
 
 def _scorer(name, target):
-    """`name`, after a check that it judges such a target; '' is the default, which judges all."""
+    """Return `name`, after a check that it judges such a target; '' is the default, which judges
+    all.
+    """
     if not name or target is None:
         return name
     if name not in SCORERS:

@@ -28,7 +28,7 @@ class Demand:
 
 
 def prompt_length(encoder, text, pngs=(), thinking=None):
-    """The tokens of the `Prompt` that `prompt_of` makes, off the headers of the pictures."""
+    """Return the tokens of the `Prompt` that `prompt_of` makes, off the headers of the pictures."""
     sizes = [picture_size(png) for png in pngs]
     tokens = sum(picture_cost(width, height, encoder.layout, len(sizes) == 1)[0]
                  for width, height in sizes)
@@ -38,7 +38,7 @@ def prompt_length(encoder, text, pngs=(), thinking=None):
 
 
 def check_room(name, encoder, demands):
-    """ValueError in one line where the context of model `name` cannot hold every demand."""
+    """Raise ValueError in one line where the context of model `name` cannot hold every demand."""
     most = max(demands, key=lambda demand: demand.tokens)
     beyond = most.tokens - encoder.context
     if beyond <= 0:
@@ -59,7 +59,9 @@ def check_room(name, encoder, demands):
 
 
 def check_thinks(name, encoder):
-    """ValueError in one line where the tokenizer of model `name` has no marks of a thought."""
+    """Raise ValueError in one line where the tokenizer of model `name` has no marks of a
+    thought.
+    """
     if min(encoder.thought[:2]) < 0:
         raise ValueError(f'{shown(name, 40)} is to think, but its tokenizer has no '
                          f'{" and ".join(THINK)}; give --reason direct')

@@ -20,7 +20,9 @@ from downscale.train.checkpoint import load_params
 
 
 def engine_of(study, experiment, stage):
-    """The engine of a finished stage of a cell; of 'reason' without one, of the imported model."""
+    """Return the engine of a finished stage of a cell; of 'reason' without one, of the imported
+    model.
+    """
     if stage == 'reason' and not any(one.name == stage for one in experiment.stages):
         return open_engine(Path(experiment.imports['language']), experiment.evaluation.batch)
     model = model_of(experiment, stage)
@@ -34,8 +36,9 @@ def engine_of(study, experiment, stage):
 
 
 def test_items(study, experiment):
-    """Every question about the first `evaluation.scenes` test examples, or of the benchmarks; none
-    where nothing is asked."""
+    """Return every question about the first `evaluation.scenes` test examples, or of the
+    benchmarks; none where nothing is asked.
+    """
     if not experiment.asks:
         return []
     if experiment.evaluation.benchmarks:
@@ -78,7 +81,7 @@ def evaluate(study, experiment, name, writers=None, report=lambda done, total: N
 
 
 def _texts(study, experiment, items, writers, encoder):
-    """{(perception run or GOLD, kind): {item_id: text}} of everything there is to read."""
+    """Return {(perception run or GOLD, kind): {item_id: text}} of everything there is to read."""
     found = {}
     kinds = experiment.evaluation.texts
     for kind in (kind for kind in kinds if kind in WRITER):

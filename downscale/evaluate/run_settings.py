@@ -7,7 +7,7 @@ from downscale.runtime.files import read_json, write_json
 
 
 def sample_of(*parts):
-    """The uint32 that a row's randomness hangs on: what is asked, never where it stands."""
+    """Return the uint32 that a row's randomness hangs on: what is asked, never where it stands."""
     return zlib.crc32(json.dumps(parts).encode())
 
 
@@ -38,7 +38,7 @@ def begin(out, settings, alone=True):
 
 
 def _flat(value, above=''):
-    """{dotted name: leaf} of nested dicts."""
+    """Return {dotted name: leaf} of nested dicts."""
     if not isinstance(value, dict):
         return {above: value}
     return {name: leaf for key, part in value.items()

@@ -26,7 +26,7 @@ class ChainModel:
 
 
 def open_runs(folders, role, sees=False, ban=False):
-    """The `ChainModel`s of run folders, each checked before any work.
+    """Return the `ChainModel`s of run folders, each checked before any work.
 
     ValueError or FileNotFoundError in one line where one cannot do what its `role` asks, `sees` or
     `ban`, or stands there twice.
@@ -58,7 +58,7 @@ def open_runs(folders, role, sees=False, ban=False):
 
 
 def prompts_for(folders):
-    """The name of the prompts that the models of these run folders are used to.
+    """Return the name of the prompts that the models of these run folders are used to.
 
     ValueError where the scene world's models stand beside others: no prompts suit both.
     """
@@ -72,14 +72,16 @@ def prompts_for(folders):
 
 
 def _name(folder):
-    """The cell and stage of a study's folder, or the name of an imported model, fit for a file."""
+    """Return the cell and stage of a study's folder, or the name of an imported model, fit for a
+    file.
+    """
     name = f'{folder.parent.name}-{folder.name}' if folder.parent.parent.name == 'cells' \
         else folder.name
     return ''.join(letter if letter.isalnum() or letter in '-_.+' else '_' for letter in name)
 
 
 def open_engine(folder, slots):
-    """The engine of a run folder, over the devices of this process."""
+    """Return the engine of a run folder, over the devices of this process."""
     devices = jax.local_devices()
     grid = mesh(devices=devices) if len(devices) > 1 else None
     model, params, _, _ = load(folder, grid)
@@ -88,5 +90,5 @@ def open_engine(folder, slots):
 
 
 def open_encoder(folder):
-    """The `Encoder` of a run folder, without its model."""
+    """Return the `Encoder` of a run folder, without its model."""
     return encoder_of(folder, config.load(folder), folder.name)

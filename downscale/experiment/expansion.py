@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 
 def language_of(family: str, size: str, vocabulary: int) -> LanguageConfig:
-    """The LanguageConfig of `size` in a family table, of any micro point like 'w96d5', or of a
-    published size of another depth: '135m-d15' keeps 15 layers (`downscale import --layers`)."""
+    """Return the LanguageConfig of `size` in a family table, of any micro point like 'w96d5', or of
+    a published size of another depth: '135m-d15' keeps 15 layers (`downscale import --layers`).
+    """
     if family not in LANGUAGE:
         raise ValueError(unknown('family', family, list(LANGUAGE)))
     table = LANGUAGE[family]
@@ -32,7 +33,7 @@ def language_of(family: str, size: str, vocabulary: int) -> LanguageConfig:
 
 
 def cells_of(config: 'ConfigDict', sweep: Collection[dict[str, Any]]) -> tuple[Experiment, ...]:
-    """(experiments of the study, shared tower cells included).
+    """Return (experiments of the study, shared tower cells included).
 
     `config` is the locked ConfigDict of `get_config`; `sweep` lists points (see `sweeps.py`). Every
     cell is checked here, before any work starts.
@@ -83,13 +84,13 @@ def _check_parents(cells):
 
 
 def reference_of(cell: Experiment, reference: str) -> str:
-    """'CELL/STAGE' of a parent: 'text' of this cell, or 'tower/tower' of the shared one."""
+    """Return 'CELL/STAGE' of a parent: 'text' of this cell, or 'tower/tower' of the shared one."""
     other, _, stage = reference.rpartition('/')
     return f'{other}-s{cell.seed}/{stage}' if other else f'{cell.name}/{stage}'
 
 
 def _cell(value, name, point, stages):
-    """The cell of a point, with the named ones of the study's stages."""
+    """Return the cell of a point, with the named ones of the study's stages."""
     value = sweeps.applied(value, point)
     if 'budget' in value:
         raise ValueError('budget is declared by the points of sweep(), each its own; leave it out '
@@ -111,5 +112,7 @@ def _cell(value, name, point, stages):
 
 
 def parent_folder(study: PathLike, experiment: Experiment, reference: str) -> Path:
-    """The folder of a parent stage: 'text' of this cell, or 'tower/tower' of the shared cell."""
+    """Return the folder of a parent stage: 'text' of this cell, or 'tower/tower' of the shared
+    cell.
+    """
     return place(study) / 'cells' / reference_of(experiment, reference)

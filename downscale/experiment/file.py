@@ -24,7 +24,8 @@ REQUIRED = {'study': str, 'platform': str, 'family': str, 'vocabulary': int}
 
 def load_study(config_file: PathLike,
                overrides: Iterable[str]) -> tuple['ConfigDict', Sequence[dict[str, Any]]]:
-    """(ConfigDict, sweep) of `FILE.py` or `FILE.py:ARG`, with `key.path=value` overrides set.
+    """Return (ConfigDict, sweep) of `FILE.py` or `FILE.py:ARG`, with `key.path=value` overrides
+    set.
 
     ValueError in one line for a missing file, a file without `get_config` and `sweep`, or an
     unknown key (with the nearest one).
@@ -42,7 +43,9 @@ def load_study(config_file: PathLike,
 
 
 def _checked(path, config, points):
-    """`config`, if it and the `points` of its sweep are of the types that a study file returns."""
+    """Return `config`, if it and the `points` of its sweep are of the types that a study file
+    returns.
+    """
     from ml_collections import ConfigDict
     if not isinstance(config, ConfigDict):
         raise ValueError(f'{path}: get_config() must return a ConfigDict, not '
@@ -61,15 +64,18 @@ def _checked(path, config, points):
 
 
 def load_mixture(mixture_file: PathLike) -> Any:
-    """The `Mixture` of `FILE.py` or `FILE.py:ARG`; ValueError in one line for a missing file or one
-    without `get_mixture`."""
+    """Return the `Mixture` of `FILE.py` or `FILE.py:ARG`; ValueError in one line for a missing file
+    or one without `get_mixture`.
+    """
     module, path, arg = _load('mixture', mixture_file, ('get_mixture',), 'experiments/mixtures')
     with _explained(path):
         return module.get_mixture(arg)
 
 
 def _load(what, file, functions, folder):
-    """(module, path, argument) of `FILE.py` or `FILE.py:ARG`, which must have these functions."""
+    """Return (module, path, argument) of `FILE.py` or `FILE.py:ARG`, which must have these
+    functions.
+    """
     import importlib.util
     path, _, arg = str(file).partition(':')
     if not Path(path).is_file():
@@ -104,7 +110,7 @@ def _explained(path):
 
 
 def files_nearby(folder: PathLike) -> str:
-    """Names of the Python files in `folder`, for error messages."""
+    """Return names of the Python files in `folder`, for error messages."""
     found = sorted(str(path) for path in Path(folder).glob('*.py'))
     return ', '.join(found) or f'none in ./{folder}'
 
@@ -124,7 +130,8 @@ def set_key(config: 'ConfigDict', override: str) -> None:
 
 def open_cells(config_file: PathLike,
                overrides: Iterable[str]) -> tuple['ConfigDict', tuple['Experiment', ...]]:
-    """(config, experiments) of a study file; the platform is chosen here, before JAX looks for one.
+    """Return (config, experiments) of a study file; the platform is chosen here, before JAX looks
+    for one.
     """
     config, sweep = load_study(config_file, overrides)
     if config.platform:
@@ -144,23 +151,23 @@ def open_cells(config_file: PathLike,
 
 
 def claims_of(config: 'ConfigDict') -> Any:
-    """The claims that a study file declares (`claims` of its config), or None."""
+    """Return the claims that a study file declares (`claims` of its config), or None."""
     return config.to_dict().get('claims')
 
 
 def open_study(args: argparse.Namespace) -> tuple['ConfigDict', tuple['Experiment', ...], Path]:
-    """(config, experiments, folder) of the command line."""
+    """Return (config, experiments, folder) of the command line."""
     config, experiments = open_cells(args.config, args.set)
     return config, experiments, args.out or require_folder(Path('runs') / config.study)
 
 
 def on_cpu() -> bool:
-    """Whether JAX will compute on the CPU only."""
+    """Return whether JAX will compute on the CPU only."""
     return os.environ.get('JAX_PLATFORMS') == 'cpu'
 
 
 def find_cell(experiments: Iterable['Experiment'], name: str) -> 'Experiment':
-    """The experiment called `name`; ValueError with the nearest."""
+    """Return the experiment called `name`; ValueError with the nearest."""
     from downscale.values import unknown
     for cell in experiments:
         if cell.name == name:

@@ -18,31 +18,33 @@ KUBERNETES = re.compile('[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?')
 
 
 def digest(value: Any, digits: int = DIGITS) -> str:
-    """The first hexadecimal digits of the SHA-256 of a value as JSON; a tuple is a list."""
+    """Return the first hexadecimal digits of the SHA-256 of a value as JSON; a tuple is a list."""
     text = json.dumps(_sorted(value), default=repr)
     return hashlib.sha256(text.encode()).hexdigest()[:digits]
 
 
 def _sorted(value):
-    """Mappings as pairs in the order of their keys, which need not be comparable."""
+    """Return mappings as pairs in the order of their keys, which need not be comparable."""
     if isinstance(value, dict):
         return {'': [[key, _sorted(value[key])] for key in sorted(value, key=str)]}
     return [_sorted(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def slug(text: str) -> str:
-    """`text` in lower-case letters, digits and single hyphens, beginning with a letter."""
+    """Return `text` in lower-case letters, digits and single hyphens, beginning with a letter."""
     found = re.sub('[^a-z0-9]+', '-', text.lower()).strip('-') or 'x'
     return found if found[0].isalpha() else f'x{found}'
 
 
 def hashed(text: str, value: Any, most: int) -> str:
-    """What can be read of `text`, and the digest of `value`: at most `most` characters."""
+    """Return what can be read of `text`, and the digest of `value`: at most `most` characters."""
     return f'{slug(text)[:most - DIGITS - 1].rstrip("-")}-{digest(value)}'
 
 
 def word(key: str, value: Any) -> str:
-    """What the name of a cell says of a setting: 'language0.001' of a number or a plain word."""
+    """Return what the name of a cell says of a setting: 'language0.001' of a number or a plain
+    word.
+    """
     name = key.rpartition('.')[2]
     text = str(value).lower() if value is None or isinstance(value, bool) else str(value)
     if not isinstance(value, (list, tuple, dict)) and PLAIN.fullmatch(text):
@@ -51,10 +53,12 @@ def word(key: str, value: Any) -> str:
 
 
 def short(name: str, value: Any) -> str:
-    """`name`, or where it is too long its beginning and the digest of `value`."""
+    """Return `name`, or where it is too long its beginning and the digest of `value`."""
     return name if len(name) <= LONGEST else f'{name[:LONGEST - DIGITS - 1]}-{digest(value)}'
 
 
 def label(text: str, form: re.Pattern[str]) -> str:
-    """`text` as a label value of at most 63 characters in the `form` GOOGLE or KUBERNETES."""
+    """Return `text` as a label value of at most 63 characters in the `form` GOOGLE or
+    KUBERNETES.
+    """
     return text if form.fullmatch(text) else hashed(text, text, 63)

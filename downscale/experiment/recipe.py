@@ -32,7 +32,8 @@ INFORMATION = {'vmcbench-six': 'data/vmcbench/information.json',
 
 def study(name: str, stages: Sequence[str], evaluation: dict[str, Any],
           dry: bool) -> dict[str, Any]:
-    """The settings of a study whose cells pass `stages` of `STAGES`, each from the one before.
+    """Return the settings of a study whose cells pass `stages` of `STAGES`, each from the one
+    before.
 
     With `dry` everything is the same but what makes it large: models, rows and steps.
     """
@@ -66,8 +67,9 @@ def study(name: str, stages: Sequence[str], evaluation: dict[str, Any],
 
 def points(sizes: Sequence[str], seeds: Sequence[int] = (0,),
            readers: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """One cell per size and seed, each started from its imported language model and the shared
-    tower; `readers` are sizes that only read: their language model answers, untrained."""
+    """Return one cell per size and seed, each started from its imported language model and the
+    shared tower; `readers` are sizes that only read: their language model answers, untrained.
+    """
     return [dict(size=size, seed=seed, imports=dict(language=f'models/qwen3-{size}',
                                                     tower='models/siglip-so400m'),
                  **(dict(stages=()) if size in readers else {}))
@@ -75,7 +77,8 @@ def points(sizes: Sequence[str], seeds: Sequence[int] = (0,),
 
 
 def parsed(name: str, arg: str) -> tuple[bool, tuple[str, ...], tuple[int, ...]]:
-    """(whether it is a dry run, sizes, seeds) of 'SIZE,SIZE/SEED,SEED'; 'dry' names two tiny sizes.
+    """Return (whether it is a dry run, sizes, seeds) of 'SIZE,SIZE/SEED,SEED'; 'dry' names two tiny
+    sizes.
 
     ValueError in one line for seeds that are no numbers.
     """

@@ -16,12 +16,12 @@ GROUPS = ('stages', 'optimizer', 'parametrisation', 'mesh', 'dtype', 'remat', 'u
 
 
 def axis(key: str, values: Iterable) -> list[dict[str, Any]]:
-    """The sweep over the values of one key."""
+    """Return the sweep over the values of one key."""
     return union([{key: value} for value in values])
 
 
 def product(*sweeps: Collection[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every combination of points, the last sweep varying fastest."""
+    """Return every combination of points, the last sweep varying fastest."""
     found = [{}]
     for sweep in sweeps:
         found = [_merged(one, other) for one in found for other in sweep]
@@ -29,7 +29,9 @@ def product(*sweeps: Collection[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def zipped(*sweeps: Collection[dict[str, Any]]) -> list[dict[str, Any]]:
-    """First points together, second points together, and so on; ValueError for unequal lengths."""
+    """Return first points together, second points together, and so on; ValueError for unequal
+    lengths.
+    """
     lengths = [len(sweep) for sweep in sweeps]
     if len(set(lengths)) > 1:
         raise ValueError(f'zipped sweeps must be of one length, not of {lengths}')
@@ -37,7 +39,7 @@ def zipped(*sweeps: Collection[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def union(*sweeps: Collection[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All points, in order; ValueError for one that occurs twice."""
+    """Return all points, in order; ValueError for one that occurs twice."""
     found = {}
     for point in [point for sweep in sweeps for point in sweep]:
         key = _frozen(point)
@@ -48,7 +50,9 @@ def union(*sweeps: Collection[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _frozen(value):
-    """A value that can be a key, equal for equal values: thousands of points are compared."""
+    """Return a value that can be a key, equal for equal values: thousands of points are
+    compared.
+    """
     if isinstance(value, dict):
         return frozenset((key, _frozen(part)) for key, part in value.items())
     if isinstance(value, (list, tuple)):
@@ -73,12 +77,12 @@ def _merged(one, other):
 
 
 def shared(point: dict[str, Any]) -> dict[str, Any]:
-    """What of a point is of the tower cell of its seed, which all of that seed share."""
+    """Return what of a point is of the tower cell of its seed, which all of that seed share."""
     return {key: value for key, value in point.items() if key in ('size', 'seed', 'imports')}
 
 
 def name_of(point: dict[str, Any]) -> str:
-    """The name of a point's cell: size, seed, and the last words of what else it changes.
+    """Return the name of a point's cell: size, seed, and the last words of what else it changes.
 
     It is fit for folders, labels and shells whatever the values are; see `names.py`.
     """
@@ -132,7 +136,7 @@ def _check_point(point, stages):
 
 
 def applied(settings: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a study's settings (plain dicts) with what a point changes by path."""
+    """Return a copy of a study's settings (plain dicts) with what a point changes by path."""
     settings = copied(settings)
     for key, value in point.items():
         if key not in POINT:
@@ -141,8 +145,9 @@ def applied(settings: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
 
 
 def copied(settings: dict[str, Any]) -> dict[str, Any]:
-    """Nested dicts anew. What a study file has written once for several places is then several:
-    to change the rates of one stage changes no other."""
+    """Return nested dicts anew. What a study file has written once for several places is then
+    several: to change the rates of one stage changes no other.
+    """
     return {key: copied(value) if isinstance(value, dict) else value
             for key, value in settings.items()}
 
@@ -169,7 +174,9 @@ def set_value(settings: Any, key: str, value: Any, where: str) -> None:
 
 
 def _fields(group):
-    """The names that an `Experiment` has in `group` (a path), also those left at their default."""
+    """Return the names that an `Experiment` has in `group` (a path), also those left at their
+    default.
+    """
     from dataclasses import fields, is_dataclass
     from typing import get_type_hints
 

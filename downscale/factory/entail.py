@@ -15,7 +15,7 @@ class Entailment:
 
 
 def judge(statement, answer, description):
-    """The `Entailment` on one statement; `answer` is what it asserts ('' for yes and no)."""
+    """Return the `Entailment` on one statement; `answer` is what it asserts ('' for yes and no)."""
     claims = [words for words in sentences(statement) if any(word.content for word in words)]
     told = sentences(description)
     if not claims:
@@ -51,12 +51,14 @@ def _turned(relation):
 
 
 def _within(one, other):
-    """Whether `other` is about the same two sides as `one`, in the same order."""
+    """Return whether `other` is about the same two sides as `one`, in the same order."""
     return one.name == other.name and one.one <= other.one and one.other <= other.other
 
 
 def _says(one, other):
-    """Whether relation `other` makes `one` true: the same, or for a denied one the opposite."""
+    """Return whether relation `other` makes `one` true: the same, or for a denied one the
+    opposite.
+    """
     if _within(one, other):
         return one.denied == other.denied
     return one.denied and not other.denied and _within(one, _turned(other))
@@ -75,8 +77,9 @@ def _stems(words):
 
 
 def _holds(claim, answer, sentence):
-    """Whether one sentence has the words of a claim, none denied that is not, and gives its values
-    to the same things."""
+    """Return whether one sentence has the words of a claim, none denied that is not, and gives its
+    values to the same things.
+    """
     wanted = _stems(claim)
     there = set(_stems(sentence))
     found = [stem for stem in wanted if stem in there]
@@ -95,7 +98,9 @@ def _same(one, other):
 
 
 def _flipped(claim, answer, sentence):
-    """Whether a sentence denies a word that the claim asserts, or asserts one that it denies."""
+    """Return whether a sentence denies a word that the claim asserts, or asserts one that it
+    denies.
+    """
     mine = _denied(claim)
     other = _denied(sentence)
     asserted = set(_stems(claim))
@@ -119,7 +124,7 @@ def _contradicts(claim, answer, sentence, entailed):
 
 
 def _other_value(claim, answer, sentence, entailed):
-    """Whether a sentence gives the claim's thing another value of the same class.
+    """Return whether a sentence gives the claim's thing another value of the same class.
 
     'A red car' and 'a blue car' may be two cars: that counts only where the claim is not said.
     """
@@ -137,7 +142,7 @@ def _other_value(claim, answer, sentence, entailed):
 
 
 def _other_word(claim, answer, sentence, entailed):
-    """Whether a sentence is the claim with something else in the place of its answer.
+    """Return whether a sentence is the claim with something else in the place of its answer.
 
     Where the claim is said too, both may be true ('a hat', 'a coat') unless the answers are
     numbers, letters or codes.

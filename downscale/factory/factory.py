@@ -46,14 +46,15 @@ class Factory:
     note: Callable = lambda line: None
 
     def settings(self):
-        """What must not change below one folder; pictures may come and go."""
+        """Return what must not change below one folder; pictures may come and go."""
         return {'teacher': self.teacher.settings, 'prompts': self.steps.hash,
                 'training_prompts': self.form.hash, 'seed': self.seed,
                 'judge': self.judge.settings if self.judge else None}
 
     def run(self):
-        """All steps; returns the rows of `quality.jsonl`. RuntimeError in one line where too many
-        replies fail, ValueError where `to` was begun otherwise."""
+        """Return all steps; returns the rows of `quality.jsonl`. RuntimeError in one line where too
+        many replies fail, ValueError where `to` was begun otherwise.
+        """
         handle = lock(self.to)
         try:
             begin(self.to, self.settings())
@@ -86,7 +87,8 @@ class Factory:
     # --- asking ---
 
     def _step(self, name, failed, asked, shown=False):
-        """{image: row} of what a teacher writes to (item, prompt); only missing rows are asked for.
+        """Return {image: row} of what a teacher writes to (item, prompt); only missing rows are
+        asked for.
 
         Why a row is missing goes into `failed` under the step and the image.
         """
@@ -137,7 +139,9 @@ class Factory:
                 'to the teacher and run the same command again')
 
     def _asks(self, name, jobs, shown, reasons):
-        """What a teacher is asked; a picture that its header belied goes into `reasons` instead."""
+        """Yield what a teacher is asked; a picture that its header belied goes into `reasons`
+        instead.
+        """
         limit = self._limit(name)
         for key, (item, prompt, record) in jobs.items():
             image = open_under(self.root, item.image) if shown else None
@@ -155,7 +159,9 @@ class Factory:
                 'descriptions': steps.description_tokens, 'judgements': steps.judge_tokens}[name]
 
     def _record(self, name, item, prompt, shown):
-        """The row of an ask without its reply: where it comes from, and the key of all that."""
+        """Return the row of an ask without its reply: where it comes from, and the key of all
+        that.
+        """
         teacher = self.judge if name == 'judgements' else self.teacher
         record = {'doc_id': item.image, 'ids': list(item.ids), 'step': name,
                   'picture': item.picture if shown else None, 'teacher': teacher.settings,
@@ -168,7 +174,7 @@ class Factory:
     # --- checking ---
 
     def _check(self, texts, failed):
-        """The rows of `quality.jsonl`, one a picture, finished."""
+        """Return the rows of `quality.jsonl`, one a picture, finished."""
         rows = []
         for item in self.items:
             found = {step: rows_of.get(item.image) for step, rows_of in texts.items()}
@@ -187,7 +193,7 @@ class Factory:
 
 
 def _usage(name, ask, reply, seconds):
-    """A line of the log of calls: what came of one after how many attempts, and when."""
+    """Return a line of the log of calls: what came of one after how many attempts, and when."""
     failed = isinstance(reply, Failure)
     return line_of({'step': name, 'key': ask.key, 'attempts': reply.attempts,
                     'seconds': round(seconds, 3), 'unix': round(time.time()),
@@ -197,8 +203,9 @@ def _usage(name, ask, reply, seconds):
 
 
 def outcome(reply, name, steps):
-    """The fields of a row that come from the reply; a thought and a mark before the text are left
-    out, and what to look at is one line."""
+    """Return the fields of a row that come from the reply; a thought and a mark before the text are
+    left out, and what to look at is one line.
+    """
     text = reply.text.rpartition(THOUGHT)[2].strip()
     mark = {'information': steps.information_mark, 'descriptions': steps.description_mark}.get(name)
     if mark and text.casefold().startswith(mark.casefold()):

@@ -17,7 +17,7 @@ _ASKS = re.compile(r'^(?:is|are|was|were|does|do|did|has|have|can|could|will|wou
 
 
 def plain(pair):
-    """(question without its options, answer): an option's letter gives way to its text."""
+    """Return (question without its options, answer): an option's letter gives way to its text."""
     question, answer = pair
     stem_of, given = options(question)
     letter = re.fullmatch(r'\(?([A-H])[.):]?', answer.strip())
@@ -27,7 +27,7 @@ def plain(pair):
 
 
 def options(question):
-    """(the question before its options, {letter: option}); no options: all of it, {}."""
+    """Return (the question before its options, {letter: option}); no options: all of it, {}."""
     marks = [mark for mark in _OPTION.finditer(question)]
     start = next((k for k, mark in enumerate(marks) if mark[1] == 'A'), None)
     marks = [] if start is None else marks[start:]
@@ -41,7 +41,7 @@ def options(question):
 
 
 def is_polar(answer):
-    """Whether an answer is yes or no."""
+    """Return whether an answer is yes or no."""
     return answer.strip(' .').casefold() in _POLAR
 
 
@@ -66,7 +66,9 @@ def leaks(pairs, information):
 
 
 def _named(answer, asked, there, information):
-    """Whether more than half of an answer's words that no question says are in the information."""
+    """Return whether more than half of an answer's words that no question says are in the
+    information.
+    """
     if re.fullmatch(r'[A-Za-z]', answer):
         return _letter(answer, asked, information)
     secret = [word for word in dict.fromkeys(content(answer)) if word not in asked]
@@ -75,7 +77,9 @@ def _named(answer, asked, there, information):
 
 
 def _letter(answer, asked, information):
-    """A lone letter counts as a capital only, 'A' and 'I' only where no word follows them."""
+    """Return a lone letter counts as a capital only, 'A' and 'I' only where no word follows
+    them.
+    """
     if stem(answer.casefold()) in asked:
         return False
     behind = r'(?=\s*(?:[.,;:)"\'”’]|$))' if answer in 'AaIi' else ''
@@ -83,8 +87,9 @@ def _letter(answer, asked, information):
 
 
 def _polar(question, information):
-    """How the information answers a yes/no question: by the word, or as a claim about what is
-    asked."""
+    """Return how the information answers a yes/no question: by the word, or as a claim about what
+    is asked.
+    """
     if said := _SAID.search(information):
         return f'answer {said[0].strip(" .,;:(")!r}'
     if not _ASKS.match(question):

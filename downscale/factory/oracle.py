@@ -31,7 +31,7 @@ _RELATED = re.compile(r'is the (\w+) (left of|right of|above|below) the (\w+)')
 
 
 def sentence(question, answer):
-    """What a question of the world and its answer say together."""
+    """Return what a question of the world and its answer say together."""
     if found := _COMPARED.fullmatch(question):
         other = next(name for name in found.groups()[1:] if name != answer)
         return f'The {answer} is {found[1]} than the {other}.'
@@ -44,14 +44,16 @@ def sentence(question, answer):
 
 
 def description(scene):
-    """One sentence for every object of a scene."""
+    """Return one sentence for every object of a scene."""
     return ' '.join(f'The {obj.shape} at {obj.cell} is {obj.size} and {obj.color}, and it shows '
                     f'the character {obj.char}.' for obj in scene.objects)
 
 
 def lay_out(folder, split, to, limit=None):
-    """`to` holds `pictures/`, `questions.json` (LLaVA's form) and `gold.json` of the first `limit`
-    single pictures of a data set that `world_builder.build` made. Returns (questions, pictures)."""
+    """Return `to` holds `pictures/`, `questions.json` (LLaVA's form) and `gold.json` of the first
+    `limit` single pictures of a data set that `world_builder.build` made. Returns (questions,
+    pictures).
+    """
     examples = source(folder, split)
     records = []
     gold = {}
@@ -77,7 +79,7 @@ def lay_out(folder, split, to, limit=None):
 
 
 def data_of(folder):
-    """The folder of the data set in a study's folder, or `folder` itself when it is one."""
+    """Return the folder of the data set in a study's folder, or `folder` itself when it is one."""
     named = read_json(Path(folder) / 'data.json')
     if named is not None and 'folder' not in named:
         raise ValueError(f"{Path(folder) / 'data.json'} is damaged (it has no key 'folder')")
@@ -96,13 +98,13 @@ class Oracle:
         return {'teacher': 'oracle'}
 
     def write(self, asks):
-        """(`Ask`, `TeacherReply`) in order."""
+        """Yield (`Ask`, `TeacherReply`) in order."""
         for ask in asks:
             text = self.text(ask.prompt, ask.image)
             yield ask, TeacherReply(text, 'stop', len(ask.prompt.split()), len(text.split()))
 
     def text(self, prompt, image=None):
-        """The right reply to a default prompt of any step; ValueError for another prompt."""
+        """Return the right reply to a default prompt of any step; ValueError for another prompt."""
         if image is not None:
             told = self.gold[digest(image)]['description']
             return f'{told} {" ".join(_STATEMENTS.findall(prompt))}'
@@ -123,7 +125,7 @@ class Oracle:
 
 
 def open_oracle(path):
-    """The `Oracle` of a `gold.json`; FileNotFoundError when there is none."""
+    """Return the `Oracle` of a `gold.json`; FileNotFoundError when there is none."""
     if not Path(path).is_file():
         raise FileNotFoundError(f'no truth at {path}; the oracle knows only pictures of the scene '
                                 'world: give the folder of its data set with --from')

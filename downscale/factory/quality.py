@@ -36,13 +36,13 @@ _BULLET = re.compile(r'^(?:[-*•]|(?:statement )?\d+\s*[.):])\s*', re.IGNORECAS
 
 
 def statements_of(text):
-    """The statements in a reply, a line each, without bullets and numbers before them."""
+    """Return the statements in a reply, a line each, without bullets and numbers before them."""
     lines = (_BULLET.sub('', line.strip()).strip() for line in text.splitlines())
     return [line for line in lines if line and not line.endswith(':')]
 
 
 def check(pairs, rows, missing, judged):
-    """{check: reasons} for the rows of one picture, {step: row or None}.
+    """Return {check: reasons} for the rows of one picture, {step: row or None}.
 
     `missing` says, by step, why a teacher did not reply. A check that has nothing to judge has no
     reason; one that was spoilt before it could be made is not in the result.
@@ -73,13 +73,15 @@ def check(pairs, rows, missing, judged):
 
 
 def spoilt(row):
-    """Whether a text is cut off, a refusal, a loop or rubbish: no later step may build on it."""
+    """Return whether a text is cut off, a refusal, a loop or rubbish: no later step may build on
+    it.
+    """
     return any(kind in ('truncated', 'refusal', 'rubbish', 'repetition')
                for kind, _ in _spoilt(row, None, ()))
 
 
 def _spoilt(row, step, pairs):
-    """(check, reason) of what is wrong with a text as such."""
+    """Yield (check, reason) of what is wrong with a text as such."""
     text = row['text']
     if row['finish'] == 'length':
         yield 'truncated', f'cut off after {row["tokens_out"]} tokens'
@@ -119,7 +121,9 @@ def _rubbish(text):
 
 
 def scripts(text):
-    """The scripts with at least a tenth of the letters of a text, or three in a row ('LATIN')."""
+    """Return the scripts with at least a tenth of the letters of a text, or three in a row
+    ('LATIN').
+    """
     names = [unicodedata.name(c, '?').split()[0] for c in text if c.isalpha()]
     tally = Counter(names)
     runs = {a for a, b, c in zip(names, names[1:], names[2:]) if a == b == c}
@@ -127,7 +131,9 @@ def scripts(text):
 
 
 def loop_in(text):
-    """What a text repeats: a phrase three times on end, or a sentence three times; '' for none."""
+    """Return what a text repeats: a phrase three times on end, or a sentence three times; '' for
+    none.
+    """
     words = text.casefold().split()
     for n in (*range(1, 9), 12, 16, 24):
         # A word or two may stand there three times in a list of numbers; more is a loop.
@@ -146,8 +152,9 @@ def loop_in(text):
 # --- statements -------------------------------------------------------------------------------
 
 def answers_of(pairs, lines):
-    """What each statement asserts: the answer of the pair whose words it shares most, '' for yes
-    and no."""
+    """Return what each statement asserts: the answer of the pair whose words it shares most, '' for
+    yes and no.
+    """
     found = []
     for line in lines:
         words = set(content(line))
@@ -159,7 +166,7 @@ def answers_of(pairs, lines):
 
 
 def _answered(pairs, lines):
-    """Which pairs no statement covers: the answer, and half of what the question names."""
+    """Return which pairs no statement covers: the answer, and half of what the question names."""
     reasons = []
     if len(lines) > 2 * len(pairs):
         reasons.append(f'{len(lines)} statements for {len(pairs)} questions')

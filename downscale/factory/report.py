@@ -24,7 +24,8 @@ CUT = 1200
 
 
 def write_report(factory, prices=None):
-    """The path of `report.html` below `factory.to`, written with `report.json` from a finished run.
+    """Return the path of `report.html` below `factory.to`, written with `report.json` from a
+    finished run.
 
     `prices` are dollars per million tokens (read, written) of the teacher, None where unknown.
     """
@@ -39,7 +40,7 @@ def write_report(factory, prices=None):
 
 
 def figures(rows, texts, factory, prices=None):
-    """All figures of the report as JSON."""
+    """Return all figures of the report as JSON."""
     return {'settings': factory.settings(),
             'source': {'pictures': len(factory.items),
                        'pairs': sum(len(item.pairs) for item in factory.items),
@@ -56,7 +57,7 @@ def figures(rows, texts, factory, prices=None):
 
 
 def kind_of(check, reason):
-    """What a reason has in common with others of its check."""
+    """Return what a reason has in common with others of its check."""
     if check == 'reply':
         return reason
     return reason.split()[0] if check == 'leak' else reason.partition(':')[0] \
@@ -70,7 +71,9 @@ def _share(passed):
 
 
 def _tokens(step, rows, prices):
-    """Tokens of a step's rows as the teacher counted them, and what they cost at its prices."""
+    """Return tokens of a step's rows as the teacher counted them, and what they cost at its
+    prices.
+    """
     rows = list(rows)
     counted = [row for row in rows if None not in (row['tokens_in'], row['tokens_out'])]
     read, written = (sum(row[name] for row in counted) for name in ('tokens_in', 'tokens_out'))
@@ -148,7 +151,7 @@ def _card(row, item, texts, root):
 
 
 def _picture(root, name):
-    """A small copy of a picture as a data address; '' for one that cannot be read."""
+    """Return a small copy of a picture as a data address; '' for one that cannot be read."""
     try:
         image = decode(open_under(root, name))
     except ValueError:

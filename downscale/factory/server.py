@@ -88,8 +88,9 @@ class Server:
                 'top_p': self.top_p}
 
     def write(self, asks):
-        """(`Ask`, `TeacherReply` or `Failure`) as they end. ValueError in one line when the server
-        refuses the key, the model or the address."""
+        """Yield (`Ask`, `TeacherReply` or `Failure`) as they end. ValueError in one line when the
+        server refuses the key, the model or the address.
+        """
         headers = {'Authorization': f'Bearer {self.key}'} if self.key else {}
         pace = Pace(per_minute=self.per_minute)
         pool = ThreadPoolExecutor(self.concurrency)
@@ -113,7 +114,7 @@ class Server:
             yield waiting.pop(future), future.result()
 
     def _one(self, client, pace, ask):
-        """The reply to one ask, or why there is none after every attempt."""
+        """Return the reply to one ask, or why there is none after every attempt."""
         body = self._body(ask)
         chance = random.Random(ask.seed)  # only of pauses: no text depends on it
         for attempt in range(1, self.attempts + 1):
@@ -144,7 +145,7 @@ class Server:
                 'seed': ask.seed % 2**31}  # some servers keep seeds in a signed int
 
     def _call(self, client, body, attempt):
-        """One attempt; `Retry` when another may go better."""
+        """Return one attempt; `Retry` when another may go better."""
         end = time.monotonic() + self.timeout
         data = b''
         try:
@@ -175,7 +176,7 @@ class Unanswerable(Exception):
 
 
 def _reply(data, attempt):
-    """The `TeacherReply` in the body of an answer; `Retry` where there is none."""
+    """Return the `TeacherReply` in the body of an answer; `Retry` where there is none."""
     try:
         value = json.loads(data)
         choice = value['choices'][0]
@@ -192,7 +193,7 @@ def _reply(data, attempt):
 
 
 def _said(data):
-    """The message of an error, on one short line."""
+    """Return the message of an error, on one short line."""
     try:
         message = json.loads(data)['error']['message']
     except (ValueError, KeyError, TypeError):
@@ -201,7 +202,9 @@ def _said(data):
 
 
 def seconds(headers):
-    """The seconds that a Retry-After header asks for, a number or a date; None without one."""
+    """Return the seconds that a Retry-After header asks for, a number or a date; None without
+    one.
+    """
     text = headers.get('retry-after')
     if text is None:
         return None
@@ -216,7 +219,7 @@ def seconds(headers):
 
 
 def address(data):
-    """An encoded picture as a data address; what is neither PNG nor JPEG becomes PNG."""
+    """Return an encoded picture as a data address; what is neither PNG nor JPEG becomes PNG."""
     kind = PASSED.get(Image.open(io.BytesIO(data)).format)
     if kind is None:
         out = io.BytesIO()
@@ -227,7 +230,9 @@ def address(data):
 
 
 def key_in(variable):
-    """The secret in an environment variable, None without a name; ValueError when it is unset."""
+    """Return the secret in an environment variable, None without a name; ValueError when it is
+    unset.
+    """
     if variable is None:
         return None
     if not os.environ.get(variable):

@@ -32,7 +32,7 @@ class Skipped:
 
 
 def read(path, root, limit=None, ignore=()):
-    """(`Pictured` of the first `limit` pictures, sorted by path; `Skipped` records).
+    """Return (`Pictured` of the first `limit` pictures, sorted by path; `Skipped` records).
 
     Records that show one picture are joined; those that `data build` would reject are skipped with
     its reason, but for the columns `ignore`. ValueError or FileNotFoundError in one line for a file
@@ -67,15 +67,16 @@ def read(path, root, limit=None, ignore=()):
 
 
 def _short(error):
-    """The kind of trouble without the paths, which differ between machines."""
+    """Return the kind of trouble without the paths, which differ between machines."""
     if isinstance(error, FileNotFoundError):
         return 'there is none'
     return 'leaves its folder' if 'leaves its folder' in str(error) else 'unreadable'
 
 
 def _checked(row, ignore):
-    """(image, (question, answer) pairs) of one record; `Rejected` as `data build` says it, and
-    where it is no work for the factory."""
+    """Return (image, (question, answer) pairs) of one record; `Rejected` as `data build` says it,
+    and where it is no work for the factory.
+    """
     parts = parts_of(row, '', ignore)
     if not parts.pictures:
         raise Rejected('no picture', 'the record shows none')
@@ -106,5 +107,5 @@ _FORM = re.compile(r'\s*answer (?:the question )?(?:using|with) (?:a single word
 
 
 def bare_question(text):
-    """A question without the request for a form of answer behind it."""
+    """Return a question without the request for a form of answer behind it."""
     return _FORM.sub('', text).strip()

@@ -45,30 +45,32 @@ class Steps:
         return hash_of({name: value for name, value in vars(self).items() if name != 'about'})
 
     def ask_statements(self, pairs):
-        """What is asked so that (question, answer) pairs become sentences."""
+        """Return what is asked so that (question, answer) pairs become sentences."""
         return fill(self.statements, pairs=''.join(
             fill(self.pair, number=str(k), question=question, answer=answer)
             for k, (question, answer) in enumerate(pairs, 1)))
 
     def ask_information(self, pairs):
-        """What is asked so that a phrase says what to look at; no answer is in it."""
+        """Return what is asked so that a phrase says what to look at; no answer is in it."""
         return fill(self.information, questions=''.join(
             fill(self.question, number=str(k), question=question)
             for k, (question, _) in enumerate(pairs, 1)))
 
     def ask_description(self, statements):
-        """What is asked, with the picture, so that a description holds the statements."""
+        """Return what is asked, with the picture, so that a description holds the statements."""
         return fill(self.description, statements=''.join(
             fill(self.statement, text=text) for text in statements))
 
     def ask_judge(self, statements, description):
-        """What is asked so that each statement is said to be in the description or not."""
+        """Return what is asked so that each statement is said to be in the description or not."""
         return fill(self.judge, description=description, statements=''.join(
             fill(self.judged, number=str(k), text=text) for k, text in enumerate(statements, 1)))
 
 
 def load(path=DEFAULT):
-    """The `Steps` in a file; FileNotFoundError or ValueError in one line, naming the field."""
+    """Return the `Steps` in a file; FileNotFoundError or ValueError in one line, naming the
+    field.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'no file of prompts {path}; leave --prompts out, or copy the '

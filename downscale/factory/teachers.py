@@ -59,7 +59,9 @@ class FolderTeacher:
                 'temperature': self.temperature, 'top_p': self.top_p}
 
     def write(self, asks):
-        """(`Ask`, `TeacherReply` or `Failure`) as rows end; too long a prompt is a failure."""
+        """Yield (`Ask`, `TeacherReply` or `Failure`) as rows end; too long a prompt is a
+        failure.
+        """
         from downscale.evaluate.answers import prompt_of
         from downscale.generate.engine import Decoding, Request
         from downscale.generate.sampling import Sampling
@@ -86,7 +88,9 @@ class FolderTeacher:
 
 
 def open_engine(folder, role, temperature, top_p, slots):
-    """The `FolderTeacher` of a run folder, checked to see before any work; errors in one line."""
+    """Return the `FolderTeacher` of a run folder, checked to see before any work; errors in one
+    line.
+    """
     from downscale.evaluate import runs
     run, = runs.open_runs([folder], role, sees=True)
     return FolderTeacher(

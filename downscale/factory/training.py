@@ -3,7 +3,7 @@ from downscale.data.records import IMAGE
 
 
 def rows(factory, quality, looked, told):
-    """The training records of accepted pictures, in the order of `quality`.
+    """Return the training records of accepted pictures, in the order of `quality`.
 
     The question is the perception prompt with what to look at for all questions of the picture, the
     reply is the description; `image` is the path that the source had.

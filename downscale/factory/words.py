@@ -72,8 +72,9 @@ class Word:
 
 
 def sentences(text):
-    """The sentences of a text as tuples of `Word`; one that begins with a pronoun goes on with the
-    words of the one before."""
+    """Return the sentences of a text as tuples of `Word`; one that begins with a pronoun goes on
+    with the words of the one before.
+    """
     found = []
     for part in _SENTENCE.split(text):
         words = _words(part)
@@ -111,7 +112,7 @@ def _words(text):
 
 
 def _apart(raw):
-    """A word without what an apostrophe joins to it; a joined 'not' stands for itself."""
+    """Return a word without what an apostrophe joins to it; a joined 'not' stands for itself."""
     head, mark, tail = raw.replace('’', "'").partition("'")
     if mark and tail == 't' and head.endswith('n'):
         return [head[:-1] or 'not', 'not']
@@ -120,14 +121,14 @@ def _apart(raw):
 
 @functools.lru_cache(maxsize=50_000)
 def stem(raw):
-    """A word without its ending; a number word as digits."""
+    """Return a word without its ending; a number word as digits."""
     raw = SAME.get(raw, raw)
     return NUMBERS[raw] if raw in NUMBERS else SAME.get(_stemmer.stemWord(raw),
                                                         _stemmer.stemWord(raw))
 
 
 def content(text):
-    """The stems of the content words of a text, in order; names of kinds are none."""
+    """Return the stems of the content words of a text, in order; names of kinds are none."""
     return [word.stem for words in map(_words, _SENTENCE.split(text)) for word in words
             if word.content and word.raw not in KINDS]
 
@@ -146,7 +147,9 @@ class Binding:
 
 
 def bindings(words):
-    """The `Binding`s of a sentence, to the word behind a value or to the subject of its clause."""
+    """Return the `Binding`s of a sentence, to the word behind a value or to the subject of its
+    clause.
+    """
     found = []
     for k, word in enumerate(words):
         if not word.kind or not word.content:
@@ -170,7 +173,7 @@ def bindings(words):
 
 
 def _described(words, k):
-    """What a value stands before: for a number all up to the noun, else the noun."""
+    """Return what a value stands before: for a number all up to the noun, else the noun."""
     heads = []
     for word in words[k + 1:]:
         if not word.content or word.kind == 'number':
@@ -183,7 +186,7 @@ def _described(words, k):
 
 
 def _subject(words, k):
-    """The subject of the verb before a value, without what a preposition adds to it."""
+    """Return the subject of the verb before a value, without what a preposition adds to it."""
     verbs = [i for i in range(k) if words[i].raw in BE]
     if not verbs:
         return []
@@ -229,7 +232,7 @@ class Relation:
 
 
 def relations(words):
-    """The `Relation`s of a sentence, each in one of the two ways to say it."""
+    """Return the `Relation`s of a sentence, each in one of the two ways to say it."""
     found = []
     for k, word in enumerate(words):
         raw = word.raw

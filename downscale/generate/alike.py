@@ -17,7 +17,7 @@ WIDEST = 2048  # outputs: a wider product changes where this one does
 
 
 def alike(products: Iterable[tuple[int, int]], wanted: int) -> tuple[int, int | None]:
-    """(fewest, most) rows of a step on one device that are summed as those of 16 rows.
+    """Return (fewest, most) rows of a step on one device that are summed as those of 16 rows.
 
     `products` are the (terms, outputs) of every matrix product of a row, `wanted` the rows that one
     would like; most is None where nothing speaks against them. (2, None) away from CPU.
@@ -39,7 +39,9 @@ def _alike(terms, outputs, counts):
     usual = np.asarray(product(x_BD[:USUAL], w_DF))
 
     def last(counts):
-        """The last of `counts` rows before a product is summed otherwise; None if all are alike."""
+        """Return the last of `counts` rows before a product is summed otherwise; None if all are
+        alike.
+        """
         kept = USUAL
         for count in counts:
             few = min(count, USUAL)

@@ -66,7 +66,7 @@ class Stats:
     seconds: float = 0.0
 
     def summary(self) -> dict[str, int | float]:
-        """The figures that a report shows; shares are of 1."""
+        """Return the figures that a report shows; shares are of 1."""
         return {'rows': self.rows, 'tokens': self.tokens, 'seconds': self.seconds,
                 'tokens_per_second': self.tokens / self.seconds if self.seconds else 0.0,
                 'slot_occupancy': self.tokens / self.slot_steps if self.slot_steps else 0.0,
@@ -103,7 +103,7 @@ class Engine:
 
     def write(self, asked: Sequence[Request], decoding: Decoding = GREEDY,
               report: Callable[[int, int], object] = lambda done, total: None) -> list[Reply]:
-        """A `Reply` for every `Request`, in order."""
+        """Return a `Reply` for every `Request`, in order."""
         replies = [None] * len(asked)
         for done, (index, reply) in enumerate(self.stream(asked, decoding), 1):
             replies[index] = reply
@@ -113,8 +113,9 @@ class Engine:
 
     def stream(self, asked: Sequence[Request],
                decoding: Decoding = GREEDY) -> Iterator[tuple[int, Reply]]:
-        """(index, `Reply`) of each `Request`, as rows end. ValueError before work starts when a
-        request cannot be answered."""
+        """Return (index, `Reply`) of each `Request`, as rows end. ValueError before work starts
+        when a request cannot be answered.
+        """
         patches = self.model.vision.P if 'tower' in self.params else 0
         requests.check(asked, decoding, self.model.language.V, self.encoder.thought[:2], patches,
                        self.encoder.context)
@@ -136,7 +137,7 @@ class Engine:
         return result
 
     def by_lane(self, array: Any) -> jax.Array | np.ndarray:
-        """An array whose first axis is lanes or slots, on the devices that hold them."""
+        """Return an array whose first axis is lanes or slots, on the devices that hold them."""
         return jax.device_put(array, batch_sharding(self.mesh, self.model.rules)) if self.mesh \
             else array
 
@@ -152,7 +153,9 @@ class _Row:
 
 
 def _products(cfg, ways):
-    """(terms, outputs) of the matrix products of one decoded token on one of `ways` devices."""
+    """Return (terms, outputs) of the matrix products of one decoded token on one of `ways`
+    devices.
+    """
     heads = cfg.H * cfg.E // ways
     groups = cfg.K * cfg.E // ways
     hidden = cfg.F // ways
@@ -197,7 +200,7 @@ class _Job:
                                  ends=self.ends)
 
     def _suffix(self, request):
-        """Static length of what a prefill reads of a request: all behind its pictures."""
+        """Return static length of what a prefill reads of a request: all behind its pictures."""
         return ladder(len(request.prompt.tokens) - request.prompt.prefix
                       + len(request.target or ()), SHORTEST)
 
@@ -318,7 +321,7 @@ class _Job:
         self._join(part, rest)
 
     def _blocks(self, count):
-        """(slots with the first `count` blocks of the cache, the other blocks)."""
+        """Return (slots with the first `count` blocks of the cache, the other blocks)."""
         return (self.slots._replace(k=self.slots.k[:count], v=self.slots.v[:count]),
                 (self.slots.k[count:], self.slots.v[count:]))
 
@@ -363,7 +366,7 @@ class _Job:
         return ended
 
     def _reply(self, row, active, close, thought, answered):
-        """The Reply of a row that has ended, else None."""
+        """Return the Reply of a row that has ended, else None."""
         ids = row.ids
         finish = 'length'
         text_of = self.engine.encoder.text
@@ -404,7 +407,9 @@ class _Job:
 
 
 def _groups(asked):
-    """(groups of requests that share pictures, those without): the longest way goes first."""
+    """Return (groups of requests that share pictures, those without): the longest way goes
+    first.
+    """
     order = sorted(range(len(asked)), key=lambda k: len(asked[k].prompt.tokens) - asked[k].room)
     groups = {}
     for k in order:

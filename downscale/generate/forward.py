@@ -21,7 +21,7 @@ from downscale.sharding import constrain
 
 
 def unstack(params: dict[str, Any], dtype: DTypeLike) -> dict[str, Any]:
-    """`params` for this module: `language.blocks` as a tuple of layers, matrices in `dtype`.
+    """Return `params` for this module: `language.blocks` as a tuple of layers, matrices in `dtype`.
 
     Gains stay as they are stored: norms are computed in float32. Layers of numpy arrays are views.
     """
@@ -39,14 +39,16 @@ def unstack(params: dict[str, Any], dtype: DTypeLike) -> dict[str, Any]:
 
 
 def embed(model: Vlm, params: dict[str, Any], tokens_BL: jax.Array) -> jax.Array:
-    """What the decoder reads for text, [B, L, D]."""
+    """Return what the decoder reads for text, [B, L, D]."""
     x_BLD = params['language']['embedding_VD'][tokens_BL].astype(model.dtype)
     return constrain(times(x_BLD, model.growth.input), 'BLD', model.rules)
 
 
 def through_blocks(model: Vlm, params: dict[str, Any], x_BLD: jax.Array, positions_BL: jax.Array,
                    mixes: Iterable[Callable]) -> tuple[jax.Array, list]:
-    """(x after all blocks, what each layer's mix kept); `mixes` holds one function a layer."""
+    """Return (x after all blocks, what each layer's mix kept); `mixes` holds one function a
+    layer.
+    """
     cfg = model.language
     kept = []
     block = Block(cfg, model.rules, exact=True, growth=model.growth)
@@ -58,7 +60,7 @@ def through_blocks(model: Vlm, params: dict[str, Any], x_BLD: jax.Array, positio
 
 
 def logits(model: Vlm, params: dict[str, Any], x_BLD: jax.Array) -> jax.Array:
-    """Logits [B, L, V], float32, of what left the last block."""
+    """Return logits [B, L, V], float32, of what left the last block."""
     language, cfg = params['language'], model.language
     x_BLD = rms_norm(x_BLD, language['final_norm']['scale_D'], cfg.eps, exact=True)
     x_BLD = times(x_BLD, model.growth.output)
@@ -67,7 +69,7 @@ def logits(model: Vlm, params: dict[str, Any], x_BLD: jax.Array) -> jax.Array:
 
 
 def see(model: Vlm, params: dict[str, Any], tiles_BPQ: jax.Array) -> jax.Array:
-    """Features [B, P, D] of one tile per row, at the decoder's width."""
+    """Return features [B, P, D] of one tile per row, at the decoder's width."""
     tower = Tower(model.vision, model.rules, model.dtype, unroll=model.unroll)
     features_BPW = tower.apply({'params': params['tower']}, tiles_BPQ)
     connector = Connector(model.language.D, model.rules, model.dtype)
@@ -77,8 +79,9 @@ def see(model: Vlm, params: dict[str, Any], tiles_BPQ: jax.Array) -> jax.Array:
 
 def show(model: Vlm, params: dict[str, Any], x_BLD: jax.Array, features_BID: jax.Array,
          image_index_BLC: jax.Array, image_weight_BLC: jax.Array | None) -> jax.Array:
-    """`x_BLD` with image features in the places of image tokens; the last feature is the newline,
-    where the model has one."""
+    """Return `x_BLD` with image features in the places of image tokens; the last feature is the
+    newline, where the model has one.
+    """
     if model.newline:
         newline_D = params['image_newline_D'].astype(model.dtype)
         last_B1D = jnp.broadcast_to(newline_D, (len(x_BLD), 1, len(newline_D)))
@@ -89,7 +92,8 @@ def show(model: Vlm, params: dict[str, Any], x_BLD: jax.Array, features_BID: jax
 
 def read(model: Vlm, params: dict[str, Any], x_BLD: jax.Array, ends: Sequence[int],
          prefix: list | None = None, before_B: jax.Array | None = None) -> tuple[jax.Array, list]:
-    """(x after all blocks, per layer the cache blocks k, v up to `ends` that hold its tokens).
+    """Return (x after all blocks, per layer the cache blocks k, v up to `ends` that hold its
+    tokens).
 
     Rows continue a `prefix` (per layer blocks k, v, of which `before_B` tokens count for each row),
     or begin at position 0.
@@ -112,8 +116,9 @@ def read(model: Vlm, params: dict[str, Any], x_BLD: jax.Array, ends: Sequence[in
 
 
 def _placed(new, axis, size, prefix_blocks, before_B):
-    """`new` [B, K, ...] along `axis` (the position) in room for `size` tokens, each row behind the
-    `before_B` tokens of its prefix."""
+    """Return `new` [B, K, ...] along `axis` (the position) in room for `size` tokens, each row
+    behind the `before_B` tokens of its prefix.
+    """
     held = jnp.concatenate(prefix_blocks, axis) if prefix_blocks else new
     room = [(0, size - held.shape[d] if d == axis else 0) for d in range(held.ndim)]
     held = jnp.pad(held, room)
@@ -125,8 +130,9 @@ def _placed(new, axis, size, prefix_blocks, before_B):
 
 def step(model: Vlm, params: dict[str, Any], token_B: jax.Array, positions_B: jax.Array, k: list,
          v: list) -> tuple[jax.Array, list, list]:
-    """(logits [B, V] behind one more token per row, the cache with it); `k` and `v` are those of
-    `cache.empty_cache`."""
+    """Return (logits [B, V] behind one more token per row, the cache with it); `k` and `v` are
+    those of `cache.empty_cache`.
+    """
     def mix_of(n):
         def mix(q_BLHE, k_BLKE, v_BLKE):
             held = remember([block[n] for block in k], [block[n] for block in v],

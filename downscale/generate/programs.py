@@ -41,14 +41,16 @@ class Shown(NamedTuple):
 
 
 def _turned(blocks, axes, to):
-    """Cache blocks whose arrays have the `axes`, with those of `to`."""
+    """Return cache blocks whose arrays have the `axes`, with those of `to`."""
     order = [axes.index(letter) for letter in to]
     return [tuple(leaf.transpose(order) for leaf in block) for block in blocks]
 
 
 def _kept(model, state):
-    """`state` (`Slots` or `Shown`) as all programs hand it on: sharded as ever, else each would
-    leave it otherwise and the next be compiled again for that, with the axes of `kept_axes`."""
+    """Return `state` (`Slots` or `Shown`) as all programs hand it on: sharded as ever, else each
+    would leave it otherwise and the next be compiled again for that, with the axes of
+    `kept_axes`.
+    """
     k_axes, v_axes = kept_axes(model.kernels)
     k = _turned(state.k, 'BKES', k_axes)
     v = _turned(state.v, 'BKSE', v_axes)
@@ -61,7 +63,7 @@ def _kept(model, state):
 
 
 def _opened(model, state):
-    """`state` with the axes that `model/cache.py` computes with; undone by `_kept`."""
+    """Return `state` with the axes that `model/cache.py` computes with; undone by `_kept`."""
     k_axes, v_axes = kept_axes(model.kernels)
     return state._replace(k=_turned(state.k, k_axes, 'BKES'), v=_turned(state.v, v_axes, 'BKSE'))
 
@@ -78,7 +80,7 @@ class DecodingRules(NamedTuple):
 
 @partial(jax.jit, static_argnames=('model', 'rows', 'ends'))
 def empty_slots(*, model: Vlm, rows: int, ends: tuple[int, ...]) -> Slots:
-    """Slots without any row in them."""
+    """Return slots without any row in them."""
     zero_B = jnp.zeros(rows, jnp.int32)
     k, v = empty_cache(model.language, rows, ends, model.dtype)
     return _kept(model, Slots(k, v, zero_B, zero_B, zero_B, zero_B.astype(jnp.uint32), zero_B > 0,
@@ -87,7 +89,7 @@ def empty_slots(*, model: Vlm, rows: int, ends: tuple[int, ...]) -> Slots:
 
 @partial(jax.jit, static_argnames=('model', 'lanes', 'tiles', 'ends'))
 def empty_shown(*, model: Vlm, lanes: int, tiles: int, ends: tuple[int, ...]) -> Shown:
-    """Room for the pictures of one prompt a lane."""
+    """Return room for the pictures of one prompt a lane."""
     features_BIPD = jnp.zeros((lanes, tiles, model.vision.P, model.language.D), model.dtype)
     k, v = empty_cache(model.language, lanes, ends, model.dtype)
     return _kept(model, Shown(features_BIPD, k, v, jnp.zeros(lanes, jnp.int32)))
@@ -96,7 +98,7 @@ def empty_shown(*, model: Vlm, lanes: int, tiles: int, ends: tuple[int, ...]) ->
 @partial(jax.jit, static_argnames='model', donate_argnames='shown')
 def see(params: dict[str, Any], shown: Shown, tiles_BPQ: jax.Array, at: jax.Array, new_B: jax.Array,
         *, model: Vlm) -> Shown:
-    """`shown` with the features of tile number `at` of every lane where `new_B`."""
+    """Return `shown` with the features of tile number `at` of every lane where `new_B`."""
     shown = _opened(model, shown)
     features_BPD = forward.see(model, params, tiles_BPQ)
     held_BPD = jax.lax.dynamic_index_in_dim(shown.features_BIPD, at, 1, keepdims=False)
@@ -109,7 +111,9 @@ def see(params: dict[str, Any], shown: Shown, tiles_BPQ: jax.Array, at: jax.Arra
 def prefix(params: dict[str, Any], shown: Shown, tokens_BL: jax.Array, index_BLC: jax.Array,
            weight_BLC: jax.Array | None, length_B: jax.Array, new_B: jax.Array, *,
            model: Vlm) -> Shown:
-    """`shown` with the prefix of every lane where `new_B`, read from its tokens and features."""
+    """Return `shown` with the prefix of every lane where `new_B`, read from its tokens and
+    features.
+    """
     shown = _opened(model, shown)
     B, L = tokens_BL.shape
     x_BLD = forward.embed(model, params, tokens_BL)
@@ -145,7 +149,8 @@ class Rows(NamedTuple):
 @partial(jax.jit, static_argnames=('model', 'lanes', 'scored'), donate_argnames='slots')
 def prefill(params: dict[str, Any], slots: Slots, shown: Shown | None, rows: Rows, *, model: Vlm,
             lanes: int, scored: int) -> tuple[Slots, jax.Array | None]:
-    """(slots with the rows in them, nats [B, scored] of the tokens behind each prompt, or None).
+    """Return (slots with the rows in them, nats [B, scored] of the tokens behind each prompt, or
+    None).
 
     `slots` brings the blocks of the cache that the rows can reach. The first of `scored` tokens (a
     multiple of 8) are a row's target; what they leave in the cache stands behind the row's
@@ -188,7 +193,9 @@ def prefill(params: dict[str, Any], slots: Slots, shown: Shown | None, rows: Row
 
 
 def _nats(model, params, x_BLD, rows, lanes, scored):
-    """Nats [B, scored] of what stands behind the prompts; only that reaches the vocabulary."""
+    """Return nats [B, scored] of what stands behind the prompts; only that reaches the
+    vocabulary.
+    """
     B, L, D = x_BLD.shape
     at_BL = jnp.minimum(rows.length_B[:, None] + jnp.arange(scored), L - 1)
     x_BLD = jnp.take_along_axis(x_BLD, at_BL[:, :, None] - 1, axis=1)
@@ -223,7 +230,7 @@ def decode(
     thinks: bool,
     forbids: bool,
 ) -> tuple[Slots, jax.Array, jax.Array]:
-    """(slots, tokens [B, room] with -1 where none was written, whether rows are active [B]).
+    """Return (slots, tokens [B, room] with -1 where none was written, whether rows are active [B]).
 
     Writes until `steps` <= `room` tokens a row are there, `enough` rows have ended since, none is
     left, or one needs more cache than the blocks that `slots` brings. The token that ends a row is

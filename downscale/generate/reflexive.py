@@ -16,7 +16,8 @@ KEYWORDS = ('wait', 'alternatively', 'hmm', 'but', 'however', 'alternative', 'an
 
 
 def reflexive_ids(tokenizer: Tokenizer) -> dict[int, str]:
-    """The reflexive tokens of a `tokenizers.Tokenizer`: a dict from id to text, in order of id.
+    """Return the reflexive tokens of a `tokenizers.Tokenizer`: a dict from id to text, in order of
+    id.
 
     The published list where each of its ids means the text that it has in Qwen3 (so for Qwen2 as
     well, whose words have the same ids), else `matching`. ValueError when there is none.
@@ -28,13 +29,15 @@ def reflexive_ids(tokenizer: Tokenizer) -> dict[int, str]:
 
 
 def published_list() -> dict[str, Any]:
-    """The data file: `vocabulary`, `origin`, `what` and `tokens` (id, as text, to decoded text)."""
+    """Return the data file: `vocabulary`, `origin`, `what` and `tokens` (id, as text, to decoded
+    text).
+    """
     path = files('downscale.generate').joinpath('reflexive_qwen3.json')
     return json.loads(path.read_text(encoding='utf-8'))
 
 
 def matching(tokenizer: Tokenizer) -> dict[int, str]:
-    """The tokens that are a keyword, as a dict from id to text.
+    """Return the tokens that are a keyword, as a dict from id to text.
 
     The rule: the decoded token, without case and without what is neither letter nor digit at its
     two ends, is one of KEYWORDS, written with its hyphen or without. Special tokens do not count.
@@ -53,10 +56,12 @@ def matching(tokenizer: Tokenizer) -> dict[int, str]:
 
 
 def listing(found: dict[int, str]) -> str:
-    """What is banned, for people: a line with id and quoted text for each of `reflexive_ids`."""
+    """Return what is banned, for people: a line with id and quoted text for each of
+    `reflexive_ids`.
+    """
     return '\n'.join(f'{i:>8}  {text!r}' for i, text in found.items())
 
 
 def _texts(tokenizer, ids):
-    """Each id decoded alone."""
+    """Return each id decoded alone."""
     return tokenizer.decode_batch([[i] for i in ids], skip_special_tokens=False)

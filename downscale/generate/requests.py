@@ -107,7 +107,7 @@ class Reply:
 
 def check(requests: Sequence[Request], decoding: Decoding, vocabulary: int, marks: Sequence[int],
           patches: int, context: int = 0) -> None:
-    """ValueError, in one line and before work starts, for requests that cannot be answered.
+    """Raise ValueError, in one line and before work starts, for requests that cannot be answered.
 
     `marks` are the ids of <think> and </think>, -1 where the tokenizer lacks them; `patches` those
     of a tile, 0 for a model that cannot see; `context` the positions that the model was trained on,
@@ -148,7 +148,7 @@ def check(requests: Sequence[Request], decoding: Decoding, vocabulary: int, mark
 
 
 def _check_pictures(prompt, patches, k):
-    """ValueError when image tokens of request `k` show what is not there."""
+    """Raise ValueError when image tokens of request `k` show what is not there."""
     if not patches:
         raise ValueError(f'request {k} shows a picture, but the model has no vision tower')
     shown = prompt.image_index[prompt.image_index != images.NEWLINE]
@@ -160,7 +160,7 @@ def _check_pictures(prompt, patches, k):
 
 def first_stop(ids: Sequence[int], text_of: Callable[[Sequence[int]], str],
                stop_strings: Sequence[str]) -> tuple[int, str] | None:
-    """(tokens to keep, text before the stop string) where one first appears, else None.
+    """Return (tokens to keep, text before the stop string) where one first appears, else None.
 
     The earliest token with which the text holds a stop string ends the row, wherever tokens cut
     the string and however often its beginning is repeated.
@@ -185,9 +185,10 @@ def first_stop(ids: Sequence[int], text_of: Callable[[Sequence[int]], str],
 def prompt_arrays(prompts: Sequence[Prompt | None], length: int, vision: VisionConfig | None,
                   tiles: int,
                   whole: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Arrays of one prompt (or None) a row: tokens [B, L], image_index [B, L, C] and, for C > 1,
-    image_weight (else None), of their prefixes or of the `whole` prompts; padded to `length`, with
-    `image_newline` behind the features of `tiles` tiles."""
+    """Return arrays of one prompt (or None) a row: tokens [B, L], image_index [B, L, C] and, for C
+    > 1, image_weight (else None), of their prefixes or of the `whole` prompts; padded to `length`,
+    with `image_newline` behind the features of `tiles` tiles.
+    """
     C = next(prompt.image_index.shape[1] for prompt in prompts if prompt is not None)
     tokens = np.zeros((len(prompts), length), np.int32)
     index = np.full((len(prompts), length, C), -1, np.int32)

@@ -42,7 +42,7 @@ class Sampling:
 
 def choose(sampling: Sampling, logits_BV: jax.Array, seed: jax.Array, sample_B: jax.Array,
            step_B: jax.Array) -> jax.Array:
-    """The next token of every row, int32 [B].
+    """Return the next token of every row, int32 [B].
 
     logits_BV may hold -inf for banned tokens; each row needs one finite logit, and greedy takes the
     lower id of a tie. `seed` is a uint32 scalar, `sample_B` the uint32 id of each row's request,
@@ -65,7 +65,8 @@ def choose(sampling: Sampling, logits_BV: jax.Array, seed: jax.Array, sample_B: 
 
 
 def _best(logits_BV):
-    """The lowest id of the highest logit of each row, int32 [B]; the last one where all are NaN.
+    """Return the lowest id of the highest logit of each row, int32 [B]; the last one where all are
+    NaN.
 
     Two plain reductions: `argmax` compares pairs, and takes five times as long on CPU.
     """
@@ -75,7 +76,8 @@ def _best(logits_BV):
 
 
 def _nucleus(gap_BV, top_p):
-    """Which tokens top-p keeps, bool [B, V]; `gap_BV` >= 0 is how far each logit is below the best.
+    """Return which tokens top-p keeps, bool [B, V]; `gap_BV` >= 0 is how far each logit is below
+    the best.
 
     A token stays while the mass of the strictly better ones is below top_p of all. The widest gap
     that stays is found by bisection over the bits of a float, which are in order where it is not
@@ -99,7 +101,7 @@ def _nucleus(gap_BV, top_p):
 
 
 def _total(mass_BV):
-    """The sum of each row, float32 [B], added up in one fixed order.
+    """Return the sum of each row, float32 [B], added up in one fixed order.
 
     `sum` adds in an order that depends on B and on what it is compiled with, and one last bit can
     move a token across the edge of the nucleus. Element by element, 64 slices at a time, the order
@@ -114,7 +116,7 @@ def _total(mass_BV):
 
 
 def _gumbel(seed, sample_B, step_B, ids_BV):
-    """Standard Gumbel noise float32 [B, V] of the tokens `ids_BV`."""
+    """Return standard Gumbel noise float32 [B, V] of the tokens `ids_BV`."""
     # The generator is named: a different default of the process must not change the draws.
     key = jax.random.key(seed, impl='threefry2x32')
     sample_key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, sample_B)
@@ -129,7 +131,7 @@ def _gumbel(seed, sample_B, step_B, ids_BV):
 
 
 def mask(ids: Collection[int], vocabulary: int) -> np.ndarray:
-    """bool [V], True at `ids`; ValueError when one is not below `vocabulary`."""
+    """Return bool [V], True at `ids`; ValueError when one is not below `vocabulary`."""
     outside = [i for i in ids if not 0 <= i < vocabulary]
     if outside:
         raise ValueError(f'token ids {outside[:5]} are outside the vocabulary of {vocabulary} rows')
@@ -139,7 +141,8 @@ def mask(ids: Collection[int], vocabulary: int) -> np.ndarray:
 
 
 def forbid(logits_BV: jax.Array, banned_V: jax.Array, where_B: jax.Array | bool) -> jax.Array:
-    """logits_BV with -inf at the tokens `banned_V` (bool [V], of `mask`) in the rows `where_B`.
+    """Return logits_BV with -inf at the tokens `banned_V` (bool [V], of `mask`) in the rows
+    `where_B`.
 
     `step_B < min_new` keeps stop tokens away from a beginning; True stands for all rows.
     """

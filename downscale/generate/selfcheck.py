@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # JAX takes a second, which a wrong flag should not wait for
 
 
 def parser() -> argparse.ArgumentParser:
-    """The argument parser."""
+    """Return the argument parser."""
     top = argparse.ArgumentParser(prog='python -m downscale.generate.selfcheck',
                                   description=__doc__.splitlines()[0])
     top.add_argument('--prompts', type=int, default=40, help='ragged prompts to write behind')
@@ -39,7 +39,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def tiny(seed: int, dtype: str, width: int = 576) -> tuple['Vlm', dict[str, Any], 'Ids']:
-    """(model, params, encoder) with loud random weights: else a reply repeats its first token."""
+    """Return (model, params, encoder) with loud random weights: else a reply repeats its first
+    token.
+    """
     import jax
 
     from downscale.model.init import init_params
@@ -64,8 +66,9 @@ class Ids:
 
 
 def ragged(model: 'Vlm', count: int, tokens: int, seed: int) -> list['Request']:
-    """`count` requests of many lengths: a third with a picture, two of them sharing each, a third
-    that think, half with a target."""
+    """Return `count` requests of many lengths: a third with a picture, two of them sharing each, a
+    third that think, half with a target.
+    """
     import numpy as np
 
     from downscale.generate.requests import Prompt, Request
@@ -94,7 +97,7 @@ def ragged(model: 'Vlm', count: int, tokens: int, seed: int) -> list['Request']:
 
 
 def meshes() -> dict[str, 'Mesh | None']:
-    """{name: mesh} of the meshes that this machine's devices allow for the tiny model."""
+    """Return {name: mesh} of the meshes that this machine's devices allow for the tiny model."""
     import jax
 
     from downscale.sharding import mesh
@@ -110,7 +113,9 @@ def meshes() -> dict[str, 'Mesh | None']:
 def selfcheck(prompts: int, slots: Sequence[int], seed: int, temperature: float, tokens: int = 24,
               dtype: str = 'float32', width: int = 576,
               report: Callable[[int, int], object] = lambda done, total: None) -> dict[str, Any]:
-    """{'identical', 'settings', 'rows', 'rows_that_differ', 'difference'} over all settings."""
+    """Return {'identical', 'settings', 'rows', 'rows_that_differ', 'difference'} over all
+    settings.
+    """
     from downscale.generate.engine import Decoding, Engine
     from downscale.generate.sampling import Sampling
     model, params, encoder = tiny(seed, dtype, width)

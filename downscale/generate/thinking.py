@@ -56,7 +56,8 @@ class Mind(NamedTuple):
 
 
 def begin(budget_B: jax.Array, limit_B: jax.Array) -> Mind:
-    """The `Mind` of rows of which nothing is written; budgets and answer limits are int32 [B].
+    """Return the `Mind` of rows of which nothing is written; budgets and answer limits are int32
+    [B].
 
     A row starts in its thought whether its prompt has opened that or the model is about to. It may
     write budget + limit + 2 tokens: the two marks are extra.
@@ -71,13 +72,13 @@ def begin(budget_B: jax.Array, limit_B: jax.Array) -> Mind:
 
 
 def _unclosed(counted_B, budget_B):
-    """The phase of a thought of `counted_B` tokens that is not closed yet."""
+    """Return the phase of a thought of `counted_B` tokens that is not closed yet."""
     free_B = jnp.where(counted_B == budget_B - 1, FORCE_NEWLINE, jnp.int32(THINK))
     return jnp.where(counted_B >= budget_B, CLOSE, free_B)
 
 
 def steer(thinking: Thinking, mind: Mind, banned_V: jax.Array, logits_BV: jax.Array) -> jax.Array:
-    """logits_BV as float32 [B, V] with ban, nudge and forced tokens applied.
+    """Return logits_BV as float32 [B, V] with ban, nudge and forced tokens applied.
 
     `banned_V` bool [V] holds while a row thinks; a row that is forced has one finite logit. Behind
     its close a thinking row cannot write `</think>` again. Direct rows are left as they are.
@@ -108,12 +109,14 @@ def steer(thinking: Thinking, mind: Mind, banned_V: jax.Array, logits_BV: jax.Ar
 
 
 def _freed(thinking, phase_B):
-    """`phase_B` where there is a newline to force; else that step of a thought is free."""
+    """Return `phase_B` where there is a newline to force; else that step of a thought is free."""
     return phase_B if thinking.newline >= 0 else jnp.where(phase_B == FORCE_NEWLINE, THINK, phase_B)
 
 
 def advance(thinking: Thinking, mind: Mind, token_B: jax.Array) -> Mind:
-    """The `Mind` after `token_B` [B] was written; stop tokens do not count and never come here."""
+    """Return the `Mind` after `token_B` [B] was written; stop tokens do not count and never come
+    here.
+    """
     compat = thinking.reference_compat
     phase_B = mind.phase_B
     written_B = mind.written_B + 1
@@ -134,12 +137,14 @@ def advance(thinking: Thinking, mind: Mind, token_B: jax.Array) -> Mind:
 
 
 def spent(mind: Mind) -> jax.Array:
-    """bool [B]: the answer has all the tokens it may have, so the row ends for its length."""
+    """Return bool [B]: the answer has all the tokens it may have, so the row ends for its
+    length.
+    """
     return mind.spent_B
 
 
 def endings(mind: Mind) -> list[str]:
-    """How each thought ended: '' (direct row), 'natural', 'forced' or 'open' (never closed).
+    """Return how each thought ended: '' (direct row), 'natural', 'forced' or 'open' (never closed).
 
     Reads arrays on the host. Under reference_compat a close forced into an answer is 'forced' too.
     """
@@ -151,7 +156,7 @@ def endings(mind: Mind) -> list[str]:
 
 def recount(thinking: Thinking, budget: int | None, ids: Sequence[int],
             close: str) -> tuple[str, int, int]:
-    """(close, thought, answered) of a reply of which a stop string leaves only `ids`.
+    """Return (close, thought, answered) of a reply of which a stop string leaves only `ids`.
 
     `close` is how the thought of the whole reply ended; `budget` is None for a direct row.
     """
@@ -168,6 +173,8 @@ def recount(thinking: Thinking, budget: int | None, ids: Sequence[int],
 
 def spelled(thinking: Thinking, ids: Sequence[int], text_of: Callable[[Sequence[int]], str],
             mark: str) -> int:
-    """How often a thought of a reply writes `mark`, the text of its close, in other tokens."""
+    """Return how often a thought of a reply writes `mark`, the text of its close, in other
+    tokens.
+    """
     thought = ids[:ids.index(thinking.close)] if thinking.close in ids else ids
     return text_of(thought).count(mark)

@@ -121,7 +121,7 @@ def close(record, code, text):
 
 
 def run(path):
-    """One attempt at the job of a `spec.json`, in this process; returns the exit code."""
+    """Return one attempt at the job of a `spec.json`, in this process; returns the exit code."""
     over = threading.Event()
     if file.on_cpu():
         keep_freed_memory()

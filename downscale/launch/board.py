@@ -11,7 +11,7 @@ PLAN = ('job', 'slices', 'chips', 'steps', 'fits', 'GiB', 'of', 'chip-hours', '$
 
 
 def status_lines(jobs):
-    """A table of `state.Job`s, and below it their sum."""
+    """Return a table of `state.Job`s, and below it their sum."""
     rows = [(job.key, job.state, _text(job.attempt), job.task or '-',
              f'{job.step}/{job.total}' if job.total else '-',
              '-' if job.age is None else f'{duration(job.age)} ago',
@@ -29,7 +29,7 @@ def status_lines(jobs):
 
 
 def plan_value(specs, fits, why, files):
-    """What `downscale launch plan` found, as a plain value."""
+    """Return what `downscale launch plan` found, as a plain value."""
     return {'jobs': [{
         'job': spec.key, 'name': spec.name, 'spec': spec.hash, 'topology': spec.topology,
         'chips': state.chips_of(spec)[0], 'steps': spec.steps, 'needs': list(spec.needs),
@@ -39,7 +39,7 @@ def plan_value(specs, fits, why, files):
 
 
 def plan_lines(specs, fits, why, remarks):
-    """The jobs of a study with what they need; a fit is that of the training of a cell."""
+    """Return the jobs of a study with what they need; a fit is that of the training of a cell."""
     rows = []
     sums = Counter()
     for spec in specs:
@@ -60,7 +60,7 @@ def plan_lines(specs, fits, why, remarks):
 
 
 def cost_value(chosen, settings):
-    """Chip-hours and dollars of every cell, from (spec, `state.Job`) pairs."""
+    """Return chip-hours and dollars of every cell, from (spec, `state.Job`) pairs."""
     cells = {}
     for spec, job in chosen:
         cell = cells.setdefault(spec.cell, {'chip_hours': 0.0, 'usd': None, 'usd_left': None})
@@ -76,7 +76,7 @@ def cost_value(chosen, settings):
 
 
 def cost_lines(value):
-    """The table of `cost_value`."""
+    """Return the table of `cost_value`."""
     rows = [(name, f'{cell["chip_hours"]:.2f}', _text(cell['usd'], '.2f'),
              _text(cell['usd_left'], '.2f')) for name, cell in value['cells'].items()]
     rows.append(('all', f'{value["chip_hours"]:.2f}', _text(value['usd'], '.2f'), ''))
@@ -86,7 +86,7 @@ def cost_lines(value):
 
 
 def action_line(action):
-    """One action of `watch.reconcile` as a line."""
+    """Return one action of `watch.reconcile` as a line."""
     match action:
         case watch.Create(key, zone):
             return f'{key}: would start' + (f' in {zone}' if zone else '')
@@ -101,7 +101,7 @@ def action_line(action):
 
 
 def duration(seconds):
-    """`seconds` in the unit that suits them."""
+    """Return `seconds` in the unit that suits them."""
     for size, unit in ((86400, 'd'), (3600, 'h'), (60, 'min')):
         if seconds >= 1.5 * size:
             return f'{seconds / size:.1f} {unit}'

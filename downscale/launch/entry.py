@@ -10,7 +10,7 @@ from downscale.runtime.exits import PREEMPTED
 
 
 def main(argv):
-    """One attempt at the job; the exit code is after `exits.TABLE`."""
+    """Return one attempt at the job; the exit code is after `exits.TABLE`."""
     # JAX takes seconds to import and more to join the others. Until then SIGTERM would count as a
     # crash, and the first process of a container does not even notice it.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(PREEMPTED))

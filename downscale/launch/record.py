@@ -29,7 +29,7 @@ class AttemptRecord:
                       'processes': None, 'devices': None, 'host': socket.gethostname()}
 
     def open(self):
-        """The attempt has a number; returns whether there is anything to do.
+        """Return the attempt has a number; returns whether there is anything to do.
 
         `exits.Failed` when attempts keep crashing without a newer checkpoint.
         """
@@ -139,7 +139,7 @@ class AttemptRecord:
             raise exits.Failed(reason, exits.FATAL)
 
     def _committed(self, task):
-        """The steps of a task that nothing can undo."""
+        """Return the steps of a task that nothing can undo."""
         if task.kind == 'evaluate':
             folder = place(self.spec.run) / 'evaluations' / f'{task.stage}-{task.experiment.name}'
             return int(is_done(folder, task.experiment))
@@ -159,5 +159,5 @@ class AttemptRecord:
 
 
 def steps_of(task):
-    """The steps of a task; an evaluation is one."""
+    """Return the steps of a task; an evaluation is one."""
     return 1 if task.kind == 'evaluate' else task.experiment.stage(task.stage).steps

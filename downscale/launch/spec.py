@@ -77,7 +77,7 @@ def _digest(value):
 
 
 def processes_of(name):
-    """(processes, JAX devices of each) of a topology, 'cpu:PxD' included.
+    """Return (processes, JAX devices of each) of a topology, 'cpu:PxD' included.
 
     ValueError for an unknown topology, with the known ones.
     """
@@ -89,7 +89,8 @@ def processes_of(name):
 
 
 def specs_of(sweep, config, overrides, tasks, topology_name, image, commit, run):
-    """The `Spec` of every cell and part of a study, those that are needed before those that need.
+    """Return the `Spec` of every cell and part of a study, those that are needed before those that
+    need.
 
     `tasks` are those of `study.tasks_of`. What writes and reasons is the work of one process, so it
     runs on the least slice of the same generation, which is one machine.
@@ -124,7 +125,7 @@ def specs_of(sweep, config, overrides, tasks, topology_name, image, commit, run)
 
 
 def one_host(name):
-    """The topology for what is the work of one process, beside `name`."""
+    """Return the topology for what is the work of one process, beside `name`."""
     if name.startswith('cpu:'):
         return 'cpu:1x1'
     place = topology(name)

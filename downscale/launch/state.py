@@ -54,19 +54,19 @@ class Job:
 
 
 def folder_of(run, spec):
-    """The folder of a job."""
+    """Return the folder of a job."""
     return place(run) / 'launch' / spec.cell / spec.part
 
 
 def save_spec(spec):
-    """`spec.json` is in the job's folder; returns its path."""
+    """Return `spec.json` is in the job's folder; returns its path."""
     path = folder_of(spec.run, spec) / 'spec.json'
     write_json(path, {**dataclasses.asdict(spec), 'hash': spec.hash, 'name': spec.name})
     return path
 
 
 def load_spec(path):
-    """The `Spec` of a `spec.json`; ValueError in one line when it is none."""
+    """Return the `Spec` of a `spec.json`; ValueError in one line when it is none."""
     try:
         value = json.loads(place(path).read_text())
         fields = {field.name: value[field.name] for field in dataclasses.fields(Spec)}
@@ -84,13 +84,15 @@ def load_spec(path):
 
 
 def ended(run, spec, name):
-    """The value of 'DONE.json' or 'FATAL.json' where it is of exactly this spec, else None."""
+    """Return the value of 'DONE.json' or 'FATAL.json' where it is of exactly this spec, else
+    None.
+    """
     value = read_json(folder_of(run, spec) / name)
     return value if value and value.get('spec') == spec.hash else None
 
 
 def attempts(folder):
-    """The attempts of a job, oldest first."""
+    """Return the attempts of a job, oldest first."""
     path = place(folder) / 'attempts'
     names = sorted(found.name for found in path.iterdir()) if path.is_dir() else []
     return [read_json(path / name) for name in names
@@ -111,7 +113,9 @@ def resume(spec, now):
 
 
 def counting(spec, found):
-    """Those of the attempts or tries `found` that are of this spec and later than `resume`."""
+    """Return those of the attempts or tries `found` that are of this spec and later than
+    `resume`.
+    """
     resumed = read_json(folder_of(spec.run, spec) / 'resumed.json') or {'time': float('-inf')}
     return [row for row in found if row['spec'] == spec.hash
             and row.get('began', row.get('at')) > resumed['time']]
@@ -143,7 +147,7 @@ class Stamps:
         self.last = {}
 
     def still(self, key, stamp):
-        """Seconds for which `key` has had this stamp, as far as this process has seen."""
+        """Return seconds for which `key` has had this stamp, as far as this process has seen."""
         now = self.clock()
         if self.last.get(key, (None, now))[0] != stamp:
             self.last[key] = stamp, now
@@ -151,7 +155,7 @@ class Stamps:
 
 
 def read(run, specs, now, stamps=None):
-    """A `Job` for each spec at the unix time `now`.
+    """Return a `Job` for each spec at the unix time `now`.
 
     Without the `stamps` of a process that watches, jobs whose stamp looks old are looked at twice,
     some seconds apart, and those whose stamp has not moved are stale.
@@ -170,7 +174,7 @@ def read(run, specs, now, stamps=None):
 
 
 def _read(run, specs, now, stamps, limits):
-    """`read`, with the seconds of stillness from which on a job is stale; {} for never."""
+    """Return `read`, with the seconds of stillness from which on a job is stale; {} for never."""
     with ThreadPoolExecutor(READERS) as pool:  # a file of a bucket takes a tenth of a second
         done = pool.map(lambda spec: spec.key if ended(run, spec, 'DONE.json') else None, specs)
         done = set(done) - {None}
@@ -218,8 +222,9 @@ def _job(run, spec, done, now, stillness):
 
 
 def _state(run, spec, found, done, stillness):
-    """(state, reason) of a job; `stillness` of a stamp is (seconds, those from which on it is
-    stale or None)."""
+    """Return (state, reason) of a job; `stillness` of a stamp is (seconds, those from which on it
+    is stale or None).
+    """
     if spec.key in done:
         return 'done', ''
     if ended(run, spec, 'CANCELLED.json'):
@@ -241,7 +246,7 @@ def _state(run, spec, found, done, stillness):
 
 
 def goodput(attempt):
-    """The share of an attempt's time that went into steps that a checkpoint holds."""
+    """Return the share of an attempt's time that went into steps that a checkpoint holds."""
     gained = attempt['last_step'] - attempt['first_step']
     executed = gained + attempt['steps_lost']
     seconds = _seconds(attempt)
@@ -253,7 +258,9 @@ def _seconds(attempt):
 
 
 def chips_of(spec):
-    """(chips, dollars per chip-hour or None) of a spec; a device of this machine is a chip."""
+    """Return (chips, dollars per chip-hour or None) of a spec; a device of this machine is a
+    chip.
+    """
     if spec.topology.startswith('cpu:'):
         count, devices = processes_of(spec.topology)
         return count * devices, None

@@ -56,7 +56,9 @@ def run(backend, specs, policy, note=print, show=lambda jobs: None):
 
 
 def _ended(job, actions):
-    """A job that is given up has failed, also where its files, on a full disk, do not say so."""
+    """Return a job that is given up has failed, also where its files, on a full disk, do not say
+    so.
+    """
     for action in actions:
         if isinstance(action, watch.GiveUp) and action.key == job.key and job.state == 'running':
             return dataclasses.replace(job, state='failed', reason=action.why)
@@ -84,7 +86,9 @@ def _note_left(backend, specs, note):
 
 
 def step(backend, specs, policy, note=print, memory=None, show=lambda jobs: None):
-    """Look, decide and act once; returns the actions. What is in `memory` is not noted again."""
+    """Return look, decide and act once; returns the actions. What is in `memory` is not noted
+    again.
+    """
     memory = memory or Memory()
     actions = decide(backend, specs, policy, show, memory)
     memory.lines.pop('look', None)
@@ -96,7 +100,7 @@ def step(backend, specs, policy, note=print, memory=None, show=lambda jobs: None
 
 
 def decide(backend, specs, policy, show=lambda jobs: None, memory=None):
-    """The actions that are due now."""
+    """Return the actions that are due now."""
     memory = memory or Memory()
     # Resources first: what has ended there has written its files.
     observed = backend.observe(specs)
@@ -107,7 +111,7 @@ def decide(backend, specs, policy, show=lambda jobs: None, memory=None):
 
 
 def desired_of(specs, jobs, memory):
-    """The `watch.Desired` of each spec, from what the run folder says of it."""
+    """Return the `watch.Desired` of each spec, from what the run folder says of it."""
     found = []
     for spec, job in zip(specs, jobs, strict=True):
         rows = state.counting(spec, state.attempts(state.folder_of(spec.run, spec)))

@@ -125,7 +125,7 @@ class Orphan:
 
 
 def reconcile(desired, observed, now, policy):
-    """The actions that bring a sweep on, in order.
+    """Return the actions that bring a sweep on, in order.
 
     Jobs are created in the order of `desired`, where their needs are done.
     """
@@ -171,13 +171,13 @@ def reconcile(desired, observed, now, policy):
 
 
 def finished(actions):
-    """Whether a sweep with these actions will need no others, unless it is changed."""
+    """Return whether a sweep with these actions will need no others, unless it is changed."""
     kinds = {type(action) for action in actions}
     return not kinds & {Create, Delete, Hold} and (Stop in kinds or Wait not in kinds)
 
 
 def _over(desired, policy):
-    """{key: why} of the jobs that will not go on."""
+    """Return {key: why} of the jobs that will not go on."""
     found = {job.key: why for job in desired if (why := _own_end(job, policy))}
     while True:
         more = {job.key: f'needs {need}, which will not be done' for job in desired
@@ -209,8 +209,9 @@ def _own_end(job, policy):
 
 
 def _of_resource(job, resource, why, stopped, now, policy):
-    """What happens to the resource of a job; `why` it, and why the sweep (`stopped`), will not go
-    on, None where it may."""
+    """Return what happens to the resource of a job; `why` it, and why the sweep (`stopped`), will
+    not go on, None where it may.
+    """
     def delete(text):
         return Delete(name=resource.name, zone=resource.zone, why=text, code=resource.code)
     if resource.state == 'deleting':
@@ -243,7 +244,7 @@ def _of_resource(job, resource, why, stopped, now, policy):
 
 
 def _wait(job, states, now, policy):
-    """The `Wait` of a job that may not start now, None where it may."""
+    """Return the `Wait` of a job that may not start now, None where it may."""
     needs = [need for need in job.needs if states.get(need, 'done') != 'done']
     if needs or job.state == 'waiting':
         return Wait(job.key, f'needs {", ".join(needs or job.needs)}')
@@ -261,20 +262,20 @@ def _wait(job, states, now, policy):
 
 
 def _fruitless(job):
-    """The tries that no attempt came of, after the last attempt."""
+    """Return the tries that no attempt came of, after the last attempt."""
     began = job.attempts[-1].began if job.attempts else float('-inf')
     return [one for one in job.tries if one.at > began]
 
 
 def _zone(job, policy):
-    """The next zone after each try that found no machine or lost it."""
+    """Return the next zone after each try that found no machine or lost it."""
     moves = sum(one.code is None for one in _fruitless(job)) + sum(
         attempt.code is None or ending(attempt.code).restart == 'free' for attempt in job.attempts)
     return policy.zones[moves % len(policy.zones)]
 
 
 def _idle_usd(job, resource, now):
-    """What a running resource cost before its first attempt, which no attempt tells of."""
+    """Return what a running resource cost before its first attempt, which no attempt tells of."""
     if not resource or resource.restarts or resource.state != 'running' or any(
             attempt.began >= resource.since for attempt in job.attempts):
         return 0.0

@@ -28,14 +28,14 @@ class Problem:
     delta: float
 
     def scaled(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Residuals [S, n] in units of delta, and their gradients [S, n, p]."""
+        """Return residuals [S, n] in units of delta, and their gradients [S, n, p]."""
         predicted, slopes = self.law.model(theta, self.u)
         return (predicted - self.target) / self.delta, slopes / self.delta
 
 
 def objective(problem: Problem, weights: np.ndarray,
               theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The Huber sums [S] and gradients [S, p] at parameter vectors theta [S, p]."""
+    """Return the Huber sums [S] and gradients [S, p] at parameter vectors theta [S, p]."""
     scaled, slopes = problem.scaled(theta)
     size = np.abs(scaled)
     value = np.sum(weights * np.where(size <= 1, scaled ** 2 / 2, size - 0.5), axis=1)
@@ -44,7 +44,7 @@ def objective(problem: Problem, weights: np.ndarray,
 
 
 def _curvature(problem, weights, theta):
-    """Value, gradient, and two curvatures: of the points within delta, and of a majorant.
+    """Return value, gradient, and two curvatures: of the points within delta, and of a majorant.
 
     Beyond delta the objective is straight, so only near points curve it; the majorant (weights
     of iteratively reweighted least squares) keeps steps short where few points are near.
@@ -60,7 +60,7 @@ def _curvature(problem, weights, theta):
 
 
 def _steps(gradient, near, above, damping):
-    """Steps [S, p] of the damped curvature, no coordinate by more than 2.
+    """Return steps [S, p] of the damped curvature, no coordinate by more than 2.
 
     In units in which the majorant has ones on its diagonal; the ridge keeps directions that the
     points leave open from making it singular.
@@ -74,7 +74,7 @@ def _steps(gradient, near, above, damping):
 
 def descend(problem: Problem, weights: np.ndarray, theta: np.ndarray,
             close: float = CLOSE) -> tuple[np.ndarray, ...]:
-    """Parameter vectors [S, p] at minima reached from `theta`, and their Huber sums [S].
+    """Return parameter vectors [S, p] at minima reached from `theta`, and their Huber sums [S].
 
     `weights` [S, n] may differ by vector: a resample is a start with weights.
     """
@@ -108,14 +108,16 @@ def _descend(problem, weights, theta, close):
 
 
 def polish(problem: Problem, weights: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, float]:
-    """The vector [p] of the minimum next to `theta`, as exactly as floats allow; its Huber sum."""
+    """Return the vector [p] of the minimum next to `theta`, as exactly as floats allow; its Huber
+    sum.
+    """
     found, value = descend(problem, weights[None], theta[None], EXACT)
     return found[0], float(value[0])
 
 
 def quasi_newton(problem: Problem, weights: np.ndarray,
                  start: np.ndarray) -> tuple[np.ndarray, float]:
-    """The vector [p] and Huber sum that L-BFGS reaches from `start` with tight tolerances.
+    """Return the vector [p] and Huber sum that L-BFGS reaches from `start` with tight tolerances.
 
     It shares nothing with `descend` but the objective, so the two check each other.
     """
@@ -130,13 +132,17 @@ def quasi_newton(problem: Problem, weights: np.ndarray,
 
 
 def remaining(problem: Problem, weights: np.ndarray, theta: np.ndarray) -> float:
-    """How much the objective at `theta` [p] can still fall by its gradient; 0 at a minimum."""
+    """Return how much the objective at `theta` [p] can still fall by its gradient; 0 at a
+    minimum.
+    """
     _, gradient, _, above = _curvature(problem, weights, theta[None])
     step = _steps(gradient, np.zeros_like(above), above, np.ones(1))
     return float(-step[0] @ gradient[0])
 
 
 def condition(problem: Problem, theta: np.ndarray) -> float:
-    """The condition of the prediction's gradients at `theta` [p], columns of equal length."""
+    """Return the condition of the prediction's gradients at `theta` [p], columns of equal
+    length.
+    """
     slopes = problem.scaled(theta[None])[1][0]
     return float(np.linalg.cond(slopes / np.maximum(np.linalg.norm(slopes, axis=0), 1e-300)) ** 2)

@@ -15,12 +15,12 @@ FAR = 10          # residual over the median residual; 4.4 is usual among 250 no
 
 
 def lower(value: float, than: float) -> bool:
-    """Whether an objective is lower than another by more than rounding."""
+    """Return whether an objective is lower than another by more than rounding."""
     return value < than * (1 - BETTER) - FLAT
 
 
 def of_descent(problem: Problem, weights: np.ndarray, theta: np.ndarray, value: float) -> list[str]:
-    """Whether `theta` [p] with objective `value` is no minimum."""
+    """Return whether `theta` [p] with objective `value` is no minimum."""
     left = descent.remaining(problem, weights, theta)
     if left > FLAT * max(1, value):
         return [f'not converged: the gradient still promises {left:.2g} of {value:.6g}']
@@ -28,7 +28,9 @@ def of_descent(problem: Problem, weights: np.ndarray, theta: np.ndarray, value: 
 
 
 def of_fit(problem: Problem, theta: np.ndarray, runs: int, draws: int, drawn: int) -> list[str]:
-    """Whether the law is out of place, its parameters not identified or its resamples too few."""
+    """Return whether the law is out of place, its parameters not identified or its resamples too
+    few.
+    """
     found = list(problem.law.faults(theta, problem.target))
     size = np.abs(problem.scaled(theta[None])[0][0])
     far = np.flatnonzero((size > FAR * np.median(size)) & (size > 1)) + 1
@@ -53,7 +55,9 @@ def of_fit(problem: Problem, theta: np.ndarray, runs: int, draws: int, drawn: in
 
 def of_others(parameters: dict[str, Interval], cross: dict[str, float] | None,
               without: dict | None) -> list[str]:
-    """Whether plain squares, or the fit without its worst points, lie outside the intervals."""
+    """Return whether plain squares, or the fit without its worst points, lie outside the
+    intervals.
+    """
     found = []
     for other, name in ((cross, 'plain squares (variable projection)'),
                         (without and without['parameters'], 'the fit without its worst points')):

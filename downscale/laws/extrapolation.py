@@ -35,7 +35,7 @@ class HoldOut(Jsonable):
 def holdout(law: Law, x: ArrayLike, y: ArrayLike, compute: ArrayLike, below: float, *,
             runs: ArrayLike | None = None, delta: float | None = None, draws: int = 1000,
             seed: int = 0) -> HoldOut:
-    """The `HoldOut` of `law`: fitted where compute [n] < below, compared at or above it.
+    """Return the `HoldOut` of `law`: fitted where compute [n] < below, compared at or above it.
 
     `reach` is the largest held-out compute over the largest fitted. ValueError when nothing is
     held out or the rest cannot carry the law.
@@ -69,7 +69,7 @@ def holdout(law: Law, x: ArrayLike, y: ArrayLike, compute: ArrayLike, below: flo
 
 
 def optimum(found: Fit, budget: float, flops_per: float = 6.0) -> dict[str, Interval]:
-    """The best split of a compute budget by a two-input fit: N*, D* and loss, as intervals.
+    """Return the best split of a compute budget by a two-input fit: N*, D* and loss, as intervals.
 
     With compute = flops_per * N * D, N* = G (budget / flops_per)^(beta / (alpha + beta)) and
     G = (alpha A / (beta B))^(1 / (alpha + beta)) (arXiv 2203.15556, equation 4). A resample

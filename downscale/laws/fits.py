@@ -23,13 +23,15 @@ class Jsonable:
     """A frozen result that turns itself into plain JSON values."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields that are printed, as dicts, lists and numbers; what is not finite is None."""
+        """Return the fields that are printed, as dicts, lists and numbers; what is not finite is
+        None.
+        """
         # pyrefly: ignore[bad-argument-type]
         return plain({f.name: getattr(self, f.name) for f in fields(self) if f.repr})
 
 
 def plain(value: Any) -> Any:
-    """`value` as dicts, lists and numbers for JSON; what is not finite is None."""
+    """Return `value` as dicts, lists and numbers for JSON; what is not finite is None."""
     if isinstance(value, Jsonable):
         return value.to_dict()
     if is_dataclass(value):
@@ -74,16 +76,18 @@ class Fit(Jsonable):
     drawn: np.ndarray = field(repr=False)
 
     def predict(self, x: ArrayLike) -> np.ndarray:
-        """The law's y [n] at inputs x [n] or [n, axes]."""
+        """Return the law's y [n] at inputs x [n] or [n, axes]."""
         return self._values(self.theta[None], x)[0]
 
     def predict_intervals(self, x: ArrayLike) -> list[Interval]:
-        """The law's y at each input with its interval: of the curve, not of one more run."""
+        """Return the law's y at each input with its interval: of the curve, not of one more run."""
         return [self.interval(value, drawn, True) for value, drawn in
                 zip(self.predict(x), self._values(self.drawn, x).T, strict=True)]
 
     def interval(self, value: float, drawn: np.ndarray, positive: bool) -> Interval:
-        """The `Interval` of a quantity from its value and its draws under this fit's resamples."""
+        """Return the `Interval` of a quantity from its value and its draws under this fit's
+        resamples.
+        """
         return spread(value, drawn, self.n, self.runs, len(self.theta), positive)
 
     def _values(self, theta, x):
@@ -92,7 +96,7 @@ class Fit(Jsonable):
 
 
 def _inputs(x, axes):
-    """Inputs [n, axes] as positive floats; ValueError names the first row that is not."""
+    """Return inputs [n, axes] as positive floats; ValueError names the first row that is not."""
     x = np.asarray(x, dtype=float)
     x = x[:, None] if x.ndim == 1 else x
     if x.shape[1] != axes:
@@ -106,7 +110,9 @@ def _inputs(x, axes):
 
 
 def _problem(law, x, y, delta):
-    """What is to be minimised, and the mean logs; ValueError when x, y cannot carry the law."""
+    """Return what is to be minimised, and the mean logs; ValueError when x, y cannot carry the
+    law.
+    """
     x = _inputs(x, law.axes)
     y = np.asarray(y, dtype=float)
     need = len(law.names)
@@ -133,7 +139,8 @@ def _problem(law, x, y, delta):
 
 def spread(value: float, drawn: np.ndarray, n: int, runs: int, parameters: int,
            positive: bool) -> Interval:
-    """The interval of a quantity from its resamples; of its log if it is `positive` by nature.
+    """Return the interval of a quantity from its resamples; of its log if it is `positive` by
+    nature.
 
     Percentiles, stretched about the value by sqrt(runs / (runs - parameters)): unstretched they
     are short by the share of the scatter that the fit itself explains.
@@ -155,7 +162,8 @@ def spread(value: float, drawn: np.ndarray, n: int, runs: int, parameters: int,
 def fit(law: Law, x: ArrayLike, y: ArrayLike, *, runs: ArrayLike | None = None,
         delta: float | None = None, draws: int = 1000, seed: int = 0, worst: int = 0,
         start: dict[str, float] | None = None) -> Fit:
-    """The best Huber fit of `law` to y [n] at inputs x [n, axes], checked by a second optimiser.
+    """Return the best Huber fit of `law` to y [n] at inputs x [n, axes], checked by a second
+    optimiser.
 
     `runs` [n] names the run of each row (default: a run per row); `delta` is the law's own by
     default; `start` (natural parameters) is tried besides the grid, never instead of it. With
@@ -200,7 +208,9 @@ def check(law: Law, x: ArrayLike, y: ArrayLike, parameters: dict[str, float], *,
 
 
 def _search(problem, weights, given, seed):
-    """The best vector from the grid and `given`, its Huber sum, share of starts, and alarms."""
+    """Return the best vector from the grid and `given`, its Huber sum, share of starts, and
+    alarms.
+    """
     starts = np.stack([*given, *problem.law.grid(problem.u, problem.target)])
     theta, values = descent.descend(problem, np.tile(weights, (len(starts), 1)), starts)
     best = np.argmin(values)
@@ -218,7 +228,9 @@ def _search(problem, weights, given, seed):
 
 
 def _resamples(problem, names, parameters, draws, seed):
-    """Weights [S, n] of the rows under resampled runs that can carry the law; number of runs."""
+    """Return weights [S, n] of the rows under resampled runs that can carry the law; number of
+    runs.
+    """
     names = np.asarray(names, dtype=str)
     if len(names) != len(problem.target):
         raise ValueError(f'{len(names)} run names but {len(problem.target)} rows')
@@ -232,7 +244,7 @@ def _resamples(problem, names, parameters, draws, seed):
 
 
 def _refit(problem, weights, starts, seed):
-    """The best vector [S, p] of every resample, from `starts` and perturbed ones."""
+    """Return the best vector [S, p] of every resample, from `starts` and perturbed ones."""
     best = starts[0]
     rng = np.random.default_rng(seed)
     while len(starts) < 1 + OTHERS:
@@ -246,7 +258,7 @@ def _refit(problem, weights, starts, seed):
 
 
 def _without(problem, theta, centre, worst, seed):
-    """The `worst` rows of highest residual, and the parameters fitted without them."""
+    """Return the `worst` rows of highest residual, and the parameters fitted without them."""
     size = np.abs(problem.scaled(theta[None])[0][0])
     rows = np.sort(np.argsort(-size, kind='stable')[:worst])
     weights = np.ones(len(size))
@@ -272,7 +284,7 @@ def _intervals(values, drawn, bound, positive):
 
 
 def _covariance(law, drawn, centre):
-    """Names and covariance matrix of the natural parameters over the resamples."""
+    """Return names and covariance matrix of the natural parameters over the resamples."""
     natural = law.natural(drawn, centre)
     names = [f'log {name}' if name in law.positive else name for name in natural]
     if len(drawn) < 2:

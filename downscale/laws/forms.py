@@ -39,18 +39,20 @@ class Additive:
         return tuple('AB'[:self.axes])
 
     def target(self, y: np.ndarray) -> np.ndarray:
-        """What residuals are taken of; ValueError unless all of `y` is positive."""
+        """Return what residuals are taken of; ValueError unless all of `y` is positive."""
         if np.any(y <= 0):
             raise ValueError(f'row {int(np.argmax(y <= 0)) + 1}: y = {y[np.argmax(y <= 0)]:g}, but '
                              f'the {self.name} form is fitted on log y; give a positive loss')
         return np.log(y)
 
     def value(self, target: np.ndarray) -> np.ndarray:
-        """The inverse of `target`."""
+        """Return the inverse of `target`."""
         return np.exp(target)
 
     def model(self, theta: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Targets [S, n] at inputs u [n, axes] for S parameter vectors, and gradient [S, n, p]."""
+        """Return targets [S, n] at inputs u [n, axes] for S parameter vectors, and gradient [S, n,
+        p].
+        """
         k = self.axes
         terms = np.empty((len(theta), len(u), 1 + k))
         terms[..., 0] = theta[:, :1]
@@ -63,14 +65,14 @@ class Additive:
                 np.concatenate([shares, -shares[..., 1:] * u], axis=2))
 
     def bounded(self, theta: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """`theta` with vanished terms kept at a finite log, where they no longer count."""
+        """Return `theta` with vanished terms kept at a finite log, where they no longer count."""
         low = target.min() - FLOOR
         theta = theta.copy()
         theta[:, :self.axes + 1] = np.maximum(theta[:, :self.axes + 1], low)
         return theta
 
     def grid(self, u: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """Starting vectors [S, p] over floors, coefficients and exponents."""
+        """Return starting vectors [S, p] over floors, coefficients and exponents."""
         k = self.axes
         low = target.min()
         mean = target.mean()
@@ -80,7 +82,9 @@ class Additive:
             for exponents in itertools.product(EXPONENTS, repeat=k)])
 
     def natural(self, theta: np.ndarray, centre: np.ndarray) -> dict[str, np.ndarray]:
-        """The natural parameters, name -> [S], of vectors [S, p] about the mean logs `centre`."""
+        """Return the natural parameters, name -> [S], of vectors [S, p] about the mean logs
+        `centre`.
+        """
         k = self.axes
         theta = np.atleast_2d(theta)
         raw = theta[:, 1:k + 1] + theta[:, k + 1:] * centre
@@ -89,7 +93,7 @@ class Additive:
                             strict=True))
 
     def internal(self, natural: dict[str, float], centre: np.ndarray) -> np.ndarray:
-        """The vector [p] of natural parameters; the inverse of `natural`."""
+        """Return the vector [p] of natural parameters; the inverse of `natural`."""
         values = np.array([natural[name] for name in self.names], dtype=float)
         k = self.axes
         exponents = values[self.axes + 1:]
@@ -104,7 +108,7 @@ class Additive:
         return {'a': beta / (alpha + beta)}
 
     def project(self, u: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
-        """[the least-squares vector [p]] by variable projection of y itself, not of its log.
+        """Return [the least-squares vector [p]] by variable projection of y itself, not of its log.
 
         E, A and B are found by non-negative least squares for every pair of exponents, so only
         the exponents are searched. It is a start and a cross-check, not the Huber fit.
@@ -124,7 +128,7 @@ class Additive:
         return [np.concatenate([np.log(terms), found.x])]
 
     def faults(self, theta: np.ndarray, target: np.ndarray) -> Iterator[str]:
-        """What is wrong with a fitted vector as a law, as sentences."""
+        """Yield what is wrong with a fitted vector as a law, as sentences."""
         k = self.axes
         low = target.min() - FLOOR / 2
         for name, log_term in zip(self.names[:k + 1], theta[:k + 1], strict=True):
@@ -154,7 +158,7 @@ class Saturating:
             raise ValueError(f'chance {self.chance:g} must be at least 0 and below 1')
 
     def target(self, y: np.ndarray) -> np.ndarray:
-        """What residuals are taken of; ValueError unless all of `y` is an accuracy."""
+        """Return what residuals are taken of; ValueError unless all of `y` is an accuracy."""
         bad = (y < 0) | (y > 1)
         if np.any(bad):
             raise ValueError(f'row {int(np.argmax(bad)) + 1}: y = {y[np.argmax(bad)]:g} is no '
@@ -162,32 +166,36 @@ class Saturating:
         return y
 
     def value(self, target: np.ndarray) -> np.ndarray:
-        """The inverse of `target`."""
+        """Return the inverse of `target`."""
         return target
 
     def model(self, theta: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Targets [S, n] at inputs u [n, 1] for S parameter vectors, and gradient [S, n, 2]."""
+        """Return targets [S, n] at inputs u [n, 1] for S parameter vectors, and gradient [S, n,
+        2].
+        """
         s = expit(theta[:, :1] + theta[:, 1:] * u[:, 0])
         change = (1 - self.chance) * s * (1 - s)
         return self.chance + (1 - self.chance) * s, np.stack([change, change * u[:, 0]], axis=2)
 
     def bounded(self, theta: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """`theta` as it is; nothing here can vanish."""
+        """Return `theta` as it is; nothing here can vanish."""
         return theta
 
     def grid(self, u: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """Starting vectors [S, 2] over the log odds at the mean and the slope, both signs."""
+        """Return starting vectors [S, 2] over the log odds at the mean and the slope, both
+        signs.
+        """
         return np.array(list(itertools.product((-3.0, -1.0, 0.0, 1.0, 3.0),
                                                (-3.0, -1.0, -0.3, 0.3, 1.0, 3.0))))
 
     def natural(self, theta: np.ndarray, centre: np.ndarray) -> dict[str, np.ndarray]:
-        """`half` (the x at half-way) and `slope`, name -> [S], of vectors [S, 2]."""
+        """Return `half` (the x at half-way) and `slope`, name -> [S], of vectors [S, 2]."""
         theta = np.atleast_2d(theta)
         with np.errstate(over='ignore', divide='ignore', invalid='ignore'):
             return {'half': np.exp(centre[0] - theta[:, 0] / theta[:, 1]), 'slope': theta[:, 1]}
 
     def internal(self, natural: dict[str, float], centre: np.ndarray) -> np.ndarray:
-        """The vector [2] of natural parameters; the inverse of `natural`."""
+        """Return the vector [2] of natural parameters; the inverse of `natural`."""
         slope = natural['slope']
         return np.array([slope * (centre[0] - np.log(natural['half'])), slope])
 
@@ -200,7 +208,7 @@ class Saturating:
         return []
 
     def faults(self, theta: np.ndarray, target: np.ndarray) -> Iterator[str]:
-        """What is wrong with a fitted vector as a law, as sentences."""
+        """Yield what is wrong with a fitted vector as a law, as sentences."""
         if np.mean(target <= self.chance) > 0.5:
             yield f'more than half of the points lie at or below chance ({self.chance:g})'
 

@@ -54,7 +54,8 @@ class Isoflop(Jsonable):
 
 def isoflop(x: ArrayLike, y: ArrayLike, budget: ArrayLike, *, compute: np.ndarray | None = None,
             runs: ArrayLike | None = None, draws: int = 1000, seed: int = 0) -> Isoflop:
-    """The `Isoflop` of points x (size or tokens), y (loss), grouped by declared `budget` ids [n].
+    """Return the `Isoflop` of points x (size or tokens), y (loss), grouped by declared `budget` ids
+    [n].
 
     `compute` [n] gives the FLOPs of each row, averaged within a budget; by default the id is the
     number. Runs are resampled among the runs that were given the same budgets. ValueError when
@@ -115,7 +116,7 @@ def _compute(names, compute):
 
 
 def _weights(runs, names, draws, seed):
-    """Weights [draws, n] of resampled runs, within runs that were given the same budgets."""
+    """Return weights [draws, n] of resampled runs, within runs that were given the same budgets."""
     budgets = defaultdict(set)
     strata = defaultdict(list)
     for run, name in zip(runs, names, strict=True):
@@ -131,7 +132,9 @@ def _weights(runs, names, draws, seed):
 
 
 def _parabolas(log_x, y, weights):
-    """Weighted OLS of y on 1, z, z^2 [S, 3], z centred and scaled log x; NaN if under 4 sizes."""
+    """Return weighted OLS of y on 1, z, z^2 [S, 3], z centred and scaled log x; NaN if under 4
+    sizes.
+    """
     z = (log_x - log_x.mean()) / log_x.std()
     design = np.stack([np.ones_like(z), z, z * z], axis=1)
     sizes = np.unique(log_x, return_inverse=True)[1]
@@ -151,7 +154,7 @@ def _vertex(log_x, parabolas):
 
 
 def _minimum(name, log_x, y, compute, runs, weights):
-    """The `Minimum` of one budget and the log of its best x under every resample."""
+    """Return the `Minimum` of one budget and the log of its best x under every resample."""
     sizes = len(np.unique(log_x))
     blank = Interval(np.nan, np.nan, np.nan, len(y), len(y), 'none')
     if sizes <= PARABOLA + 1:
@@ -197,7 +200,7 @@ def _minimum(name, log_x, y, compute, runs, weights):
 
 
 def _interval(values, n, runs, positive=False):
-    """The interval of values[0] from its resamples values[1:].
+    """Return the interval of values[0] from its resamples values[1:].
 
     It is not stretched: resampling the few points of a parabola already makes it too wide.
     """
@@ -205,7 +208,7 @@ def _interval(values, n, runs, positive=False):
 
 
 def _line(minima, log_best, n, runs):
-    """Exponent and coefficient of the line through the kept minima, and the alarms."""
+    """Return exponent and coefficient of the line through the kept minima, and the alarms."""
     kept = np.array([one.state == 'kept' for one in minima])
     alarms = [f'budget {one.budget}: {one.state}' for one in minima if one.state != 'kept']
     for one, drawn in zip(minima, log_best):
@@ -224,7 +227,7 @@ def _line(minima, log_best, n, runs):
 
 
 def _lines(log_c, log_best):
-    """Slopes and starts [S] of OLS lines through log_best [S, budgets]; NaN below 3 minima.
+    """Return slopes and starts [S] of OLS lines through log_best [S, budgets]; NaN below 3 minima.
 
     A resample without a minimum in one budget still has a line through the others.
     """

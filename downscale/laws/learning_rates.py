@@ -34,7 +34,7 @@ class RateChoice:
 
 
 def choose(runs: Sequence[RateRun]) -> RateChoice:
-    """The `RateChoice` among the runs of one size.
+    """Return the `RateChoice` among the runs of one size.
 
     A rate at which any seed diverged has an infinite mean. ValueError where rates differ in their
     seeds (their means would not be comparable), a run occurs twice, or every rate diverged.
@@ -61,7 +61,9 @@ def choose(runs: Sequence[RateRun]) -> RateChoice:
 
 
 def choose_all(runs: Mapping[str, Sequence[RateRun]]) -> tuple[dict[str, RateChoice], list[str]]:
-    """({size: `RateChoice`}, alarms as lines) of {size: its runs}; ValueError names the size."""
+    """Return ({size: `RateChoice`}, alarms as lines) of {size: its runs}; ValueError names the
+    size.
+    """
     found = {}
     alarms = []
     for size, mine in runs.items():

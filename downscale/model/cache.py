@@ -16,7 +16,7 @@ Layers = tuple[jax.Array, ...]  # one block of the cache, an array a layer
 
 
 def ladder(n: int, least: int = 16) -> int:
-    """The smallest static size of 16, 32, 64, 96, 128, 192, 256, 384 ... that holds `n`.
+    """Return the smallest static size of 16, 32, 64, 96, 128, 192, 256, 384 ... that holds `n`.
 
     Short sizes are few, since each is a program to compile; of a long one a third may be padding.
     """
@@ -39,7 +39,7 @@ def edges(capacity: int) -> tuple[int, ...]:
 
 
 def kept_axes(kernels: bool) -> tuple[str, str]:
-    """Axes of keys and of values between programs; within one they are BKES and BKSE.
+    """Return axes of keys and of values between programs; within one they are BKES and BKSE.
 
     With `kernels` (on a TPU) positions come before heads, as the compiler wants a cache that is
     written position by position: another order would be copied at both ends of every call. The
@@ -50,7 +50,7 @@ def kept_axes(kernels: bool) -> tuple[str, str]:
 
 def empty_cache(cfg: LanguageConfig, rows: int, ends: Sequence[int], dtype: DTypeLike = 'float32'
                 ) -> tuple[list[Layers], list[Layers]]:
-    """(k, v): for each block up to `ends` a tuple over layers of zeros, k [B, K, E, S] and
+    """Return (k, v): for each block up to `ends` a tuple over layers of zeros, k [B, K, E, S] and
     v [B, K, S, E]. Keys lie with S last: queries meet them in one plain product."""
     sizes = [end - start for start, end in zip((0, *ends), ends)]
     k = [tuple(jnp.zeros((rows, cfg.K, cfg.E, size), dtype) for _ in range(cfg.N))
@@ -62,7 +62,7 @@ def empty_cache(cfg: LanguageConfig, rows: int, ends: Sequence[int], dtype: DTyp
 
 def cut(k_BKES: jax.Array, v_BKSE: jax.Array,
         ends: Sequence[int]) -> tuple[list[jax.Array], list[jax.Array]]:
-    """Keys and values by position as the blocks that end at `ends`."""
+    """Return keys and values by position as the blocks that end at `ends`."""
     starts = (0, *ends[:-1])
     return ([k_BKES[..., start:end] for start, end in zip(starts, ends)],
             [v_BKSE[:, :, start:end] for start, end in zip(starts, ends)])
@@ -70,7 +70,7 @@ def cut(k_BKES: jax.Array, v_BKSE: jax.Array,
 
 def remember(k_blocks: Sequence[jax.Array], v_blocks: Sequence[jax.Array], k_BKE: jax.Array,
              v_BKE: jax.Array, positions_B: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
-    """The blocks of one layer with the key and value of each row written at its position."""
+    """Return the blocks of one layer with the key and value of each row written at its position."""
     rows = jnp.arange(len(positions_B))
     start = 0
     ks = []
@@ -87,7 +87,7 @@ def remember(k_blocks: Sequence[jax.Array], v_blocks: Sequence[jax.Array], k_BKE
 
 def attend_blocks(q_BLHE: jax.Array, k_blocks: Sequence[jax.Array], v_blocks: Sequence[jax.Array],
                   positions_BL: jax.Array) -> jax.Array:
-    """Attention [B, L, H, E] of queries at their positions over every key up to their own.
+    """Return attention [B, L, H, E] of queries at their positions over every key up to their own.
 
     H / K query heads share a key/value head, none is repeated. Sums are float32.
     """

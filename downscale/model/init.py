@@ -28,17 +28,21 @@ PARTS = ('language', 'tower', 'connector', 'image_newline_D')
 
 
 def share(module: nn.Module, name: str, shape: Sequence[int]) -> jax.Array:
-    """The parameter `name` of `module`, or the share of it that is at hand (see `sharding.py`)."""
+    """Return the parameter `name` of `module`, or the share of it that is at hand (see
+    `sharding.py`).
+    """
     return module.param(name, SHAPE_ONLY, share_shape(axes_of(name), shape, module.rules))
 
 
 def weight(module: nn.Module, name: str, shape: Sequence[int], dtype: DTypeLike) -> jax.Array:
-    """The whole parameter `name` of `module`, as `dtype`; inside the train step it is gathered."""
+    """Return the whole parameter `name` of `module`, as `dtype`; inside the train step it is
+    gathered.
+    """
     return whole(share(module, name, shape).astype(dtype), axes_of(name), shape, module.rules)
 
 
 def start_value(path: tuple, leaf: Any) -> tuple[float, float]:
-    """(mean, std) of a leaf. Kernels have variance 1 / fan-in; gains are 1 and biases 0.
+    """Return (mean, std) of a leaf. Kernels have variance 1 / fan-in; gains are 1 and biases 0.
 
     The published decoders start from std 0.02, which is this at width 2,500; at width 64 it would
     leave the blocks silent next to the embedding. The first of the named axes is the input, both
@@ -61,7 +65,9 @@ def start_value(path: tuple, leaf: Any) -> tuple[float, float]:
 
 
 def init_tree(abstract: dict[str, Any], seed: int, growth: Growth = BASE) -> dict[str, Any]:
-    """float32 numpy values for a tree of ShapeDtypeStructs by group, from an integer seed."""
+    """Return float32 numpy values for a tree of ShapeDtypeStructs by group, from an integer
+    seed.
+    """
     def one(path, leaf, factor):
         mean, std = start_value(path, leaf)
         where = zlib.crc32(jax.tree_util.keystr(path).encode())
@@ -75,7 +81,7 @@ def init_tree(abstract: dict[str, Any], seed: int, growth: Growth = BASE) -> dic
 
 @lru_cache
 def abstract_params(model: 'Vlm', parts: tuple[str, ...] = PARTS) -> dict[str, Any]:
-    """ShapeDtypeStructs of the named groups of a `Vlm`, without computing anything."""
+    """Return ShapeDtypeStructs of the named groups of a `Vlm`, without computing anything."""
     tokens = np.zeros((1, 2), np.int32)
     shown = ()
     if set(parts) != {'language'}:
@@ -90,6 +96,6 @@ def abstract_params(model: 'Vlm', parts: tuple[str, ...] = PARTS) -> dict[str, A
 
 
 def init_params(model: 'Vlm', seed: int, parts: Sequence[str] = PARTS) -> dict[str, Any]:
-    """Fresh values of the named groups of a `Vlm`, as numpy."""
+    """Return fresh values of the named groups of a `Vlm`, as numpy."""
     # pyrefly: ignore[bad-argument-type]
     return init_tree(abstract_params(model, tuple(parts)), seed, model.growth)

@@ -18,7 +18,9 @@ from downscale.sizes import BASE, Growth, LanguageConfig
 
 
 def causal_mask(segments_BL: jax.Array) -> jax.Array:
-    """[B, L, L] mask: a token sees itself and earlier tokens of its own segment; 0 is padding."""
+    """Return [B, L, L] mask: a token sees itself and earlier tokens of its own segment; 0 is
+    padding.
+    """
     L = segments_BL.shape[1]
     same_BLS = segments_BL[:, :, None] == segments_BL[:, None, :]
     return same_BLS & (segments_BL > 0)[:, None, :] & jnp.tril(jnp.ones((L, L), bool))
@@ -52,7 +54,8 @@ class Block(nn.Module):
 def whole_text(block: Block, x_BLD: jax.Array, cut: jax.Array | None,
                turn: tuple[jax.Array, jax.Array], attention: jax.Array,
                read: Reader | None = None) -> tuple[jax.Array, dict[str, jax.Array] | None]:
-    """One step of the scan over layers: `block` where every key is a token of this very call.
+    """Return one step of the scan over layers: `block` where every key is a token of this very
+    call.
 
     `attention` is a mask [B, L, S], or segments [B, L] for the TPU kernel. With `read` (a `Reader`)
     `cut` says whether text sees no pictures in this layer, and what it reads comes back beside x.
@@ -70,7 +73,7 @@ def whole_text(block: Block, x_BLD: jax.Array, cut: jax.Array | None,
 
 def look_up(share_VD: jax.Array, tokens_BL: jax.Array, shape: tuple[int, int],
             rules: Rules) -> jax.Array:
-    """Embeddings [B, L, D] of tokens, from the share of the table [V, D] that is at hand.
+    """Return embeddings [B, L, D] of tokens, from the share of the table [V, D] that is at hand.
 
     Each device looks up the tokens of all for its columns; what travels is the result, not the
     table.
@@ -83,7 +86,9 @@ def look_up(share_VD: jax.Array, tokens_BL: jax.Array, shape: tuple[int, int],
 
 
 def score(x_BLD: jax.Array, table: jax.Array, tied: bool) -> jax.Array:
-    """Logits [B, L, V], float32, by the embedding [V, D] where `tied`, else by the head [D, V]."""
+    """Return logits [B, L, V], float32, by the embedding [V, D] where `tied`, else by the head [D,
+    V].
+    """
     table = table.astype(x_BLD.dtype)
     if tied:
         return jnp.einsum('BLD,VD->BLV', x_BLD, table, preferred_element_type=jnp.float32)

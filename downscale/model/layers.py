@@ -12,7 +12,7 @@ from downscale.sizes import LanguageConfig
 
 
 def total(x: jax.Array) -> jax.Array:
-    """The sum over the last axis, added up in one fixed order.
+    """Return the sum over the last axis, added up in one fixed order.
 
     `sum` adds in an order that depends on how many rows there are and on what it is compiled with;
     element by element the order is ours.
@@ -26,7 +26,7 @@ def total(x: jax.Array) -> jax.Array:
 
 
 def rms_norm(x: jax.Array, scale_E: jax.Array, eps: float, exact: bool = False) -> jax.Array:
-    """`x` scaled to unit root mean square over its last axis, in float32; the dtype is kept.
+    """Return `x` scaled to unit root mean square over its last axis, in float32; the dtype is kept.
 
     `exact` makes a row independent of how many there are (see `total`), which takes longer.
     """
@@ -48,14 +48,18 @@ class RmsNorm(nn.Module):
 
 
 def rotary(positions_BL: jax.Array, width: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine [B, L, 1, width / 2] of the rotary embedding (float32), halves layout."""
+    """Return cosine and sine [B, L, 1, width / 2] of the rotary embedding (float32), halves
+    layout.
+    """
     inverse_E = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
     angle = positions_BL[:, :, None, None].astype(jnp.float32) * inverse_E
     return jnp.cos(angle), jnp.sin(angle)
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """`x` [B, L, heads, E] turned by its position; first and second half of E form the pairs."""
+    """Return `x` [B, L, heads, E] turned by its position; first and second half of E form the
+    pairs.
+    """
     first, second = jnp.split(x, 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)
@@ -63,7 +67,8 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 def attend(q_BLHE: jax.Array, k_BSKE: jax.Array, v_BSKE: jax.Array,
            mask_BLS: jax.Array) -> jax.Array:
-    """Softmax attention [B, L, H, E]; H / K query heads share a key/value head, none is repeated.
+    """Return softmax attention [B, L, H, E]; H / K query heads share a key/value head, none is
+    repeated.
 
     A row whose mask is all False (padding) averages the values instead of giving NaN.
     """
@@ -76,7 +81,7 @@ def attend(q_BLHE: jax.Array, k_BSKE: jax.Array, v_BSKE: jax.Array,
 
 
 def _masked(x_BKMS, mask_BLS, value):
-    """`x_BKMS` where a query may look, `value` elsewhere."""
+    """Return `x_BKMS` where a query may look, `value` elsewhere."""
     B, K, M, S = x_BKMS.shape
     x_BKGLS = x_BKMS.reshape(B, K, M // mask_BLS.shape[1], -1, S)
     return jnp.where(mask_BLS[:, None, None], x_BKGLS, value).reshape(B, K, M, S)
@@ -95,7 +100,9 @@ def _attend_forward(q_BKME, k_BKSE, v_BKSE, mask_BLS):
 
 
 def _attend_backward(saved, out_grad_BKME):
-    """The textbook gradient, by hand: XLA's CPU code for the derived one takes twice the time."""
+    """Return the textbook gradient, by hand: XLA's CPU code for the derived one takes twice the
+    time.
+    """
     q_BKME, k_BKSE, v_BKSE, mask_BLS, weights_BKMS = saved
     grad_BKMS = jnp.einsum('BKME,BKSE->BKMS', out_grad_BKME, v_BKSE,
                            preferred_element_type=jnp.float32)

@@ -15,7 +15,7 @@ BLOCKS = (512, 384, 256, 128)
 
 
 def fits(L: int, E: int) -> bool:
-    """Whether the kernel takes rows of `L` tokens and heads of width `E`."""
+    """Return whether the kernel takes rows of `L` tokens and heads of width `E`."""
     return L % LANES == 0 and E % LANES == 0
 
 
@@ -32,7 +32,8 @@ def _kernel(heads, L, interpret):
 
 def attend_packed(q_BLHE: jax.Array, k_BLKE: jax.Array, v_BLKE: jax.Array, segments_BL: jax.Array,
                   interpret: bool = False) -> jax.Array:
-    """Softmax attention [B, L, H, E] over earlier tokens of the same segment, itself included.
+    """Return softmax attention [B, L, H, E] over earlier tokens of the same segment, itself
+    included.
 
     Padding (segment 0) sees padding. The kernel runs per device, on its rows and heads.
     """

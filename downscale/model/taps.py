@@ -19,14 +19,18 @@ class Taps:
     cut_N: jax.Array
 
     def reader(self, image_BL: jax.Array | None) -> 'Reader':
-        """The `Reader` of rows whose image tokens `image_BL` names; ValueError without any."""
+        """Return the `Reader` of rows whose image tokens `image_BL` names; ValueError without
+        any.
+        """
         if image_BL is None:
             raise ValueError('taps read how pictures are seen; give tiles, or no taps')
         return Reader(image_BL, self.answer_B)
 
     def features(self, features_BPW: jax.Array, features_BPD: jax.Array,
                  index_BLC: jax.Array) -> dict[str, jax.Array]:
-        """'vision' [B, W] and 'connector' [B, D]: means over the patches that some token shows."""
+        """Return 'vision' [B, W] and 'connector' [B, D]: means over the patches that some token
+        shows.
+        """
         B = len(index_BLC)
         J = features_BPW.shape[0] * features_BPW.shape[1] // len(index_BLC)
         flat_BL = jnp.where(index_BLC < 0, J + 1, index_BLC).reshape(B, -1)
@@ -52,12 +56,14 @@ class Reader:
         return {'image': _mean(x_BLD, self.image_BL), 'answer': answer_BD.astype(jnp.float32)}
 
     def layers(self, begun_BLD: jax.Array, seen: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """'image' and 'answer' [N + 1, B, D], of what the first block reads and of `seen`."""
+        """Return 'image' and 'answer' [N + 1, B, D], of what the first block reads and of
+        `seen`.
+        """
         return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]),
                             self(begun_BLD), seen)
 
 
 def _mean(x, weight):
-    """The mean over the middle axis of x [B, any, width], float32, by weights [B, any]."""
+    """Return the mean over the middle axis of x [B, any, width], float32, by weights [B, any]."""
     total = (x.astype(jnp.float32) * weight[:, :, None]).sum(axis=1)
     return total / jnp.maximum(weight.sum(axis=1), 1)[:, None]

@@ -41,7 +41,7 @@ class WordModel(nn.Module):
 
 
 def abstract_word_params(model: WordModel) -> dict[str, Any]:
-    """ShapeDtypeStructs of a word model's parameters."""
+    """Return ShapeDtypeStructs of a word model's parameters."""
     vision = model.vision
     return jax.eval_shape(lambda: model.init(
         jax.random.key(0), jnp.zeros((1, vision.P, vision.Q))))['params']

@@ -63,14 +63,14 @@ MARKS = {'supported': ' good', 'contradicted': ' bad'}   # of words that are ver
 
 
 def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
-    """A number as the page prints it; None and NaN are an en dash."""
+    """Return a number as the page prints it; None and NaN are an en dash."""
     if value is None or math.isnan(value):
         return '–'
     return f'{value:{"+" if sign else ""}.{digits}f}'
 
 
 def cell(value: Any, sign: bool = False) -> str:
-    """One table cell, escaped; it sorts by its value, an interval by its centre."""
+    """Return one table cell, escaped; it sorts by its value, an interval by its centre."""
     if isinstance(value, Interval):
         ends = f'{number(value.low, 2, sign)} to {number(value.high, 2, sign)}'
         return f'<td data-v="{value.value:.6g}">{number(value.value, 2, sign)}<small>{ends}</small>'
@@ -91,7 +91,7 @@ def cell(value: Any, sign: bool = False) -> str:
 
 
 def percent(share: Any) -> str:
-    """A share in per cent, marked when it is too large; None is an en dash."""
+    """Return a share in per cent, marked when it is too large; None is an en dash."""
     if share is None:
         return '–'
     shown = f'{100 * share:.1f}' if share else '0'
@@ -112,7 +112,7 @@ def _completion(x):
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence], sign: bool = False) -> str:
-    """A table that sorts when a header is clicked and scrolls sideways on a phone."""
+    """Return a table that sorts when a header is clicked and scrolls sideways on a phone."""
     words = [any(isinstance(row[column], str) for row in rows) for column in range(len(headers))]
     head = ''.join(f'<th{" class=text" if word else ""}>{escape(str(name))}'
                    for name, word in zip(headers, words, strict=True))
@@ -121,22 +121,22 @@ def table(headers: Sequence[str], rows: Iterable[Sequence], sign: bool = False) 
 
 
 def figure(svg: str, caption: str) -> str:
-    """A figure with its caption."""
+    """Return a figure with its caption."""
     return f'<figure><div>{svg}</div><figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def paragraph(text: str, kind: str = '') -> str:
-    """Escaped text in a paragraph."""
+    """Return escaped text in a paragraph."""
     return f'<p class="{kind}">{escape(text)}</p>'
 
 
 def bullets(lines: Iterable[str]) -> str:
-    """Escaped lines as a list."""
+    """Return escaped lines as a list."""
     return '<ul>' + ''.join(f'<li>{escape(line)}' for line in lines) + '</ul>'
 
 
 def page(title: str, gate_line: str, passed: bool, body: str) -> str:
-    """The whole document; the gate stands above the title."""
+    """Return the whole document; the gate stands above the title."""
     return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
             '<meta name="viewport" content="width=device-width,initial-scale=1">'
             f'<style>{CSS}</style><body><div class="gate {"yes" if passed else "no"}"><div>'

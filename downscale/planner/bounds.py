@@ -10,7 +10,8 @@ SECONDS = 3600
 
 
 def interval(facts, flops, chip, serving):
-    """{'compute_s', 'memory_s', 'communication_s', 'step_s': (from, to)} of one device's step.
+    """Return {'compute_s', 'memory_s', 'communication_s', 'step_s': (from, to)} of one device's
+    step.
 
     `flops` are those of one device, kernels included. A served program updates its cache in place:
     of what it is given back nothing but the rest is written.
@@ -26,7 +27,7 @@ def interval(facts, flops, chip, serving):
 
 
 def price(step_s, steps, chips, chip):
-    """{'chip_hours', 'usd', 'usd_spot'} of `steps` steps on `chips` chips, each (from, to).
+    """Return {'chip_hours', 'usd', 'usd_spot'} of `steps` steps on `chips` chips, each (from, to).
 
     The spot interval ends with the dearest region seen; dollars are None where no price is known.
     """

@@ -27,7 +27,8 @@ class CellFit:
 
 
 def check(cells, topology, folder, quiet=False):
-    """{cell: its `CellFit`}; the programs are compiled on this machine, and kept in `folder`.
+    """Return {cell: its `CellFit`}; the programs are compiled on this machine, and kept in
+    `folder`.
 
     ValueError without a TPU compiler, and where a mesh does not divide a parameter.
     """
@@ -42,7 +43,7 @@ def check(cells, topology, folder, quiet=False):
 
 
 def of_cells(plan):
-    """{cell: its `CellFit`} of what `plan.Plan.run` has found."""
+    """Return {cell: its `CellFit`} of what `plan.Plan.run` has found."""
     rows = {}
     for row in plan['cells']:
         cell, _, stage = row['name'].rpartition('/')
@@ -51,7 +52,7 @@ def of_cells(plan):
 
 
 def _fit(stages):
-    """The `CellFit` of {stage: rows of its shapes}."""
+    """Return the `CellFit` of {stage: rows of its shapes}."""
     rows = [row for shapes in stages.values() for row in shapes]
     peaks = [row['hbm_gib'] for row in rows if row['hbm_gib'] is not None]
     return CellFit(

@@ -50,7 +50,9 @@ class Machine:
 
 @cache
 def table():
-    """The data file with the user's changes; ValueError in one line for a change that is none."""
+    """Return the data file with the user's changes; ValueError in one line for a change that is
+    none.
+    """
     value = json.loads(Path(__file__).with_name('hardware.json').read_text())
     path = os.environ.get(VARIABLE)
     if path:
@@ -83,7 +85,7 @@ def _merge(value, changes, where):
 
 @cache
 def chip(generation):
-    """The `Chip` of a generation."""
+    """Return the `Chip` of a generation."""
     found = table()['generations'][generation]
     spot = found['price']['usd_spot']
     return Chip(**found['chip'], usd=found['price']['usd'], usd_spot=spot and tuple(spot))
@@ -91,5 +93,5 @@ def chip(generation):
 
 @cache
 def machine(generation):
-    """The `Machine` of a generation."""
+    """Return the `Machine` of a generation."""
     return Machine(**table()['generations'][generation]['machine'])

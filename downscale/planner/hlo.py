@@ -30,7 +30,7 @@ class Instruction:
     text: str
 
     def attribute(self, name):
-        """The names of the computations that an attribute such as `calls` lists."""
+        """Return the names of the computations that an attribute such as `calls` lists."""
         found = re.search(name + r'=(?:\{([^}]*)\}|%?([\w.\-]+))', self.rest)
         return re.findall(r'[\w.\-]+', found[1] or found[2]) if found else []
 
@@ -43,7 +43,7 @@ class Module:
 
 
 def parse(text):
-    """The `Module` of an optimised HLO text; ValueError when it has no entry.
+    """Return the `Module` of an optimised HLO text; ValueError when it has no entry.
 
     Whatever begins no instruction continues the one before: Pallas calls print metadata of many
     lines, some of which begin with a brace.
@@ -101,7 +101,7 @@ def _instruction(text):
 
 
 def bytes_of(shape):
-    """Bytes of all arrays of a shape's text, a tuple's together."""
+    """Return bytes of all arrays of a shape's text, a tuple's together."""
     return sum(WIDTHS.get(kind, 0) * math.prod(_dims(dims)) for kind, dims in _ARRAY.findall(shape))
 
 
@@ -110,14 +110,14 @@ def _dims(text):
 
 
 def _sizes(shape):
-    """The dimensions of the first array of a shape's text."""
+    """Return the dimensions of the first array of a shape's text."""
     return _dims(_ARRAY.search(shape)[2])
 
 
 # --- loops ------------------------------------------------------------------------------------
 
 def trips(module, loop):
-    """How often a `while` runs, or None where its end depends on data.
+    """Return how often a `while` runs, or None where its end depends on data.
 
     The bound is a constant that the condition's root compares with the induction variable, the
     step the constant by which the body raises that: windowed products step by two.
@@ -144,7 +144,7 @@ def trips(module, loop):
 
 
 def _step(body, index):
-    """The constant that a loop's body adds to element `index` of its state, or None."""
+    """Return the constant that a loop's body adds to element `index` of its state, or None."""
     def origin(name):
         while body[name].op in ('copy', 'bitcast', 'copy-done', 'copy-start'):
             name = body[name].operands[0]
@@ -160,7 +160,7 @@ def _step(body, index):
 # --- matrix products --------------------------------------------------------------------------
 
 def product_flops(instruction, table):
-    """FLOPs of a `dot` or `convolution`, 0 for anything else; `table` is its computation.
+    """Return FLOPs of a `dot` or `convolution`, 0 for anything else; `table` is its computation.
 
     The TPU compiler writes every product as a convolution, often over padded or dilated axes:
     only the terms that meet a value, not padding, count.
@@ -188,7 +188,7 @@ def product_flops(instruction, table):
 
 @cache
 def _terms(inputs, taps, outputs, stride, low, left_dilation, right_dilation):
-    """How many (output, tap) pairs of one axis of a convolution meet an input."""
+    """Return how many (output, tap) pairs of one axis of a convolution meet an input."""
     reach = (inputs - 1) * left_dilation
     total = 0
     for tap in range(taps):
@@ -262,7 +262,7 @@ class _Counts:
         self.uncosted += 0 if cycles else flops * times
 
     def _inside(self, name, caller, times):
-        """FLOPs of one fused computation; its collectives are added for `caller`."""
+        """Return FLOPs of one fused computation; its collectives are added for `caller`."""
         if name not in self.fused:
             table = self.module.computations[name]
             nested = [inner for part in table.values() if part.op == 'fusion'
@@ -298,7 +298,7 @@ class _Counts:
 
 
 def _kind(part, inside):
-    """The kind of a collective, '' for another instruction.
+    """Return the kind of a collective, '' for another instruction.
 
     The compiler fuses an all-reduce and the slice that is kept of it into one reduce-scatter.
     """
@@ -309,7 +309,7 @@ def _kind(part, inside):
 
 
 def facts(text):
-    """What one device executes in one run of a program, as plain values for JSON.
+    """Return what one device executes in one run of a program, as plain values for JSON.
 
     flops: of matrix products, without those inside Pallas kernels. uncosted_flops: those of
     instructions without estimated cycles. collectives: {kind: {'count', 'bytes'}}, the bytes of the

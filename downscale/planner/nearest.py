@@ -15,8 +15,8 @@ GIB = 2 ** 30
 
 
 def smaller(use, used_gib, limit_gib, divides):
-    """The next `ProgramRequest` to try after that of `use` needed `used_gib` (None: unknown) of
-    `limit_gib`, what is held beside it included.
+    """Return the next `ProgramRequest` to try after that of `use` needed `used_gib` (None: unknown)
+    of `limit_gib`, what is held beside it included.
 
     None where nothing is left to change. `divides(request)` says whether a mesh divides every
     parameter.

@@ -40,7 +40,8 @@ class Plan:
         self.pool = Pool(self.folder / 'programs', jobs, limit, bars)
 
     def run(self):
-        """{'cells': the rows of all programs, in the order of the cells, and what they rest on}.
+        """Return {'cells': the rows of all programs, in the order of the cells, and what they rest
+        on}.
 
         Seeds of one size share programs, and a program that does not fit is made smaller once.
         """
@@ -55,7 +56,8 @@ class Plan:
                 'versions': self.versions}
 
     def _fitting(self, lacking):
-        """{key: row of the nearest program that fits, with its `change`} of {key: (use, row)}.
+        """Return {key: row of the nearest program that fits, with its `change`} of {key: (use,
+        row)}.
 
         What does not fit is made smaller round by round, so that the programs of a round are
         compiled side by side; a key is absent where `nearest.TRIES` rounds find nothing.
@@ -88,12 +90,12 @@ class Plan:
 
 
 def _same(use):
-    """What makes two uses fit alike: the program, and what is held beside it."""
+    """Return what makes two uses fit alike: the program, and what is held beside it."""
     return key_of(use.request), use.beside_bytes
 
 
 def _title(use):
-    """The name of a program for people: what asks for it, and where."""
+    """Return the name of a program for people: what asks for it, and where."""
     request = use.request
     long = f' at {request.length}' if request.length else ''
     return f'{use.name}{long} on {request.topology}'
@@ -102,7 +104,7 @@ def _title(use):
 # --- rows -------------------------------------------------------------------------------------
 
 def row(use, facts):
-    """One program of one cell: what was asked, and, where it was compiled, what it needs.
+    """Return one program of one cell: what was asked, and, where it was compiled, what it needs.
 
     Per chip, where the name says nothing else. `fits` is None where the compiler failed, and
     `error` says why. Times and prices are intervals (from, to) by `bounds.METHOD`.
@@ -140,7 +142,9 @@ def row(use, facts):
 
 
 def _tokens(request):
-    """Tokens that one step reads or writes, on all devices; the patches of a tile count as such."""
+    """Return tokens that one step reads or writes, on all devices; the patches of a tile count as
+    such.
+    """
     if request.kind == 'see':
         vision = request.cell['vision']
         return (vision['image'] // vision['patch']) ** 2
@@ -148,7 +152,7 @@ def _tokens(request):
 
 
 def _compiled(use, facts, per_chip, chip, served):
-    """The part of a row that only a compiled program tells."""
+    """Return the part of a row that only a compiled program tells."""
     flops = facts['flops'] * chip.devices
     cycles = facts['estimated_cycles']
     if facts['endless_loops']:

@@ -26,7 +26,9 @@ ENVIRONMENT = {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1',
 
 
 def versions():
-    """{'jax', 'libtpu'}: versions of the compiler; ValueError saying which extra brings it."""
+    """Return {'jax', 'libtpu'}: versions of the compiler; ValueError saying which extra brings
+    it.
+    """
     try:
         return {name: importlib.metadata.version(name) for name in ('jax', 'libtpu')}
     except importlib.metadata.PackageNotFoundError:
@@ -36,8 +38,9 @@ def versions():
 
 @cache
 def source_hash():
-    """A hash of the package's files that decide a program or its facts; the rest of the package
-    may change without a new compilation."""
+    """Return a hash of the package's files that decide a program or its facts; the rest of the
+    package may change without a new compilation.
+    """
     digest = hashlib.sha256()
     for file in sources():
         digest.update(file.relative_to(PACKAGE).as_posix().encode() + b'\0')
@@ -46,8 +49,9 @@ def source_hash():
 
 
 def sources(package=PACKAGE, worker=WORKER):
-    """The files that a worker is made of, sorted: all it imports, at the top of a file or when it
-    is needed, and the JSON files beside them that they name."""
+    """Return the files that a worker is made of, sorted: all it imports, at the top of a file or
+    when it is needed, and the JSON files beside them that they name.
+    """
     waiting = [worker]
     found = set()
     while waiting:
@@ -70,7 +74,7 @@ def sources(package=PACKAGE, worker=WORKER):
 
 
 def key_of(request):
-    """The hash that names the facts of a request; the cache lies beside those that see."""
+    """Return the hash that names the facts of a request; the cache lies beside those that see."""
     if request.kind in ('see', 'prefix'):
         request = dataclasses.replace(request, slots=0)
     value = [dataclasses.asdict(request), versions(), source_hash()]
@@ -88,7 +92,7 @@ class Pool:
         self.known = {}
 
     def facts(self, wanted):
-        """{request key: facts} of (name, request) pairs, compiled where no file tells.
+        """Return {request key: facts} of (name, request) pairs, compiled where no file tells.
 
         Facts of a program that failed or took too long hold 'error', and are not kept: the next
         plan tries again.
@@ -168,7 +172,9 @@ class _Job:
         self.began = time.monotonic()
 
     def ended(self, limit):
-        """Whether the process is gone; one that takes longer than `limit` seconds is killed."""
+        """Return whether the process is gone; one that takes longer than `limit` seconds is
+        killed.
+        """
         if self.process.poll() is None and time.monotonic() - self.began > limit:
             self.late = True
             self.process.kill()

@@ -90,7 +90,8 @@ class Use:
 
 
 def uses(cells, place, wish):
-    """Every `Use` of every cell on the `Topology` `place`, trained programs before served ones.
+    """Return every `Use` of every cell on the `Topology` `place`, trained programs before served
+    ones.
 
     ValueError in one line, with the arithmetic, where a mesh or a batch does not divide.
     """
@@ -107,7 +108,7 @@ def uses(cells, place, wish):
 
 
 def _trained(cell, stage, place, wish):
-    """The train programs of one stage, one for each shape of its batches."""
+    """Yield the train programs of one stage, one for each shape of its batches."""
     groups = tuple(stage.trainable)
     if wish.text_only:
         if 'language' not in groups:
@@ -138,7 +139,8 @@ def _trained(cell, stage, place, wish):
 
 
 def _served(cell, place, wish):
-    """Prefill and decode of one cell: on one device, or on as many as the heads are split over.
+    """Return prefill and decode of one cell: on one device, or on as many as the heads are split
+    over.
 
     Each host decodes for itself, and rows of different devices never meet, so the programs of one
     device are those of all. Decoding is planned at two live lengths: what a step costs must follow
@@ -225,13 +227,15 @@ def _served(cell, place, wish):
 
 
 def _essence(cell, tiles):
-    """The fields of a cell that decide its programs; a text-only program has no tower."""
+    """Return the fields of a cell that decide its programs; a text-only program has no tower."""
     value = {key: part for key, part in dataclasses.asdict(cell).items() if key not in _FREE}
     return value if tiles else {**value, 'vision': None, 'pictures': None}
 
 
 def _mesh(size, place, where):
-    """(data, fsdp, tensor) of a `MeshSize` on `place`, -1 replaced; ValueError with arithmetic."""
+    """Return (data, fsdp, tensor) of a `MeshSize` on `place`, -1 replaced; ValueError with
+    arithmetic.
+    """
     sizes = [size.data, size.fsdp, size.tensor]
     count = place.devices
     known = math.prod(part for part in sizes if part != -1)
@@ -250,7 +254,9 @@ def _mesh(size, place, where):
 
 
 def _divides(rows, accumulate, mesh, where):
-    """ValueError when the rows do not divide into micro-batches and those over the data axes."""
+    """Raise ValueError when the rows do not divide into micro-batches and those over the data
+    axes.
+    """
     ways = accumulate * mesh[0] * mesh[1]
     if rows % ways:
         nearest = max(1, round(rows / ways)) * ways
@@ -263,14 +269,14 @@ def _divides(rows, accumulate, mesh, where):
 # --- what the formulas say --------------------------------------------------------------------
 
 def configs(request):
-    """(LanguageConfig, VisionConfig or None) of a request."""
+    """Return (LanguageConfig, VisionConfig or None) of a request."""
     language = request.cell['language']
     vision = request.cell['vision']
     return LanguageConfig(**language), vision and VisionConfig(**vision)
 
 
 def formula(request):
-    """{'total', 'model', 'attention'}: FLOPs of one step on all devices, by `accounting.py`.
+    """Return {'total', 'model', 'attention'}: FLOPs of one step on all devices, by `accounting.py`.
 
     'model' leaves out what remat computes again, as MFU does; 'attention' are the scores and values
     of the decoder, which a Pallas kernel may compute. None where there is no formula: the tower
@@ -295,7 +301,9 @@ def formula(request):
 
 
 def _read_flops(request, language, vision, rows, length):
-    """FLOPs of reading prompts: nothing needs more of the last block than its keys and values."""
+    """Return FLOPs of reading prompts: nothing needs more of the last block than its keys and
+    values.
+    """
     if request.kind == 'see':
         found = forward_flops(language, vision, rows=rows, length=0,
                                          tiles=request.tiles, head_positions=0)
@@ -318,7 +326,7 @@ def _train_formula(request, language, vision):
 
 
 def parameters(request):
-    """Parameters that the program holds: all of the model, or those of its part."""
+    """Return parameters that the program holds: all of the model, or those of its part."""
     language, vision = configs(request)
     parts = parts_of(language, vision)
     if request.kind == 'see':
@@ -329,6 +337,6 @@ def parameters(request):
 
 
 def with_accumulation(request, micro):
-    """`request` with `micro` micro-batches to a step: the global batch stays."""
+    """Return `request` with `micro` micro-batches to a step: the global batch stays."""
     optimizer = {**request.cell['optimizer'], 'accumulate': micro}
     return replace(request, cell={**request.cell, 'optimizer': optimizer})

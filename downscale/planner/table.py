@@ -6,7 +6,7 @@ HEAD = ('program', 'mesh', 'rows/chip', 'length', 'GiB', 'fits', 'Mcycles', 'TFL
 
 
 def lines(plan):
-    """The lines of a plan (see `plan.Plan.run`), equal rows of several seeds as one."""
+    """Return the lines of a plan (see `plan.Plan.run`), equal rows of several seeds as one."""
     found = []
     for name in dict.fromkeys(row['topology'] for row in plan['cells']):
         rows = _merged([row for row in plan['cells'] if row['topology'] == name])
@@ -23,7 +23,7 @@ def lines(plan):
 
 
 def _merged(rows):
-    """Rows that differ in the cell's name only, as one that counts them."""
+    """Return rows that differ in the cell's name only, as one that counts them."""
     groups = {}
     for row in rows:
         same = {key: value for key, value in row.items() if key != 'name'}
@@ -34,7 +34,7 @@ def _merged(rows):
 
 
 def aligned(rows):
-    """Rows of text as lines: the first two columns to the left, the others to the right."""
+    """Return rows of text as lines: the first two columns to the left, the others to the right."""
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
     return ['  '.join(cell.ljust(width) if n < 2 else cell.rjust(width)
                       for n, (cell, width) in enumerate(zip(row, widths))).rstrip()
@@ -42,17 +42,17 @@ def aligned(rows):
 
 
 def _number(value):
-    """Three digits, and all of those before the point."""
+    """Return three digits, and all of those before the point."""
     return f'{value:,.0f}' if value >= 100 else f'{value:.3g}'
 
 
 def span(values):
-    """'a-b', or one figure where both ends read the same."""
+    """Return 'a-b', or one figure where both ends read the same."""
     return '-'.join(dict.fromkeys(map(_number, values)))
 
 
 def _cells(row):
-    """The cells of one row of the table, as text; '-' where nothing is known."""
+    """Return the cells of one row of the table, as text; '-' where nothing is known."""
     moved = row['collective_bytes']
     return (
         row['name'], 'x'.join(map(str, row['mesh'])),
@@ -70,7 +70,9 @@ def _cells(row):
 
 
 def _flops(row):
-    """Compiled TFLOP (the formula's, where nothing was compiled), marked where the two differ."""
+    """Return compiled TFLOP (the formula's, where nothing was compiled), marked where the two
+    differ.
+    """
     if row['flops_compiled'] is None:
         return '-' if row['flops_formula'] is None else f'({row["flops_formula"] / 1e12:.3g})'
     mark = {True: '', False: ' !', None: ' ?'}[row['flops_agree']]
@@ -78,7 +80,7 @@ def _flops(row):
 
 
 def _remarks(row):
-    """What a row's figures do not say themselves."""
+    """Yield what a row's figures do not say themselves."""
     name = row['name']
     if row['error']:
         yield f'{name}: {row["error"]}'
@@ -102,7 +104,7 @@ def _remarks(row):
 
 
 def _sums(rows):
-    """What all stages of all cells take and cost, at the least and at the most.
+    """Yield what all stages of all cells take and cost, at the least and at the most.
 
     A stage of several shapes takes something between its cheapest and its dearest.
     """

@@ -51,13 +51,15 @@ class Topology:
         return self.chip.hbm_gib / self.chip.devices
 
     def least(self, devices):
-        """The smallest slice of this generation, of at least one host, that has `devices`."""
+        """Return the smallest slice of this generation, of at least one host, that has
+        `devices`.
+        """
         whole = [topology(f'{self.generation}:{shape}') for shape in SHAPES[self.generation]]
         return next(place for place in whole if place.chips >= 4 and place.devices >= devices)
 
 
 def topology(name):
-    """The `Topology` called `name`: 'v5e:16x16', or '2xv5e:16x16' for two such slices.
+    """Return the `Topology` called `name`: 'v5e:16x16', or '2xv5e:16x16' for two such slices.
 
     ValueError listing the known ones of that generation, or the generations.
     """

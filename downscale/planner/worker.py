@@ -40,7 +40,7 @@ WRITTEN = 32  # tokens that one call of decode may write, as in `generate/engine
 
 
 def experiment_of(request):
-    """The `Experiment` of a request, with one stage where one is trained."""
+    """Return the `Experiment` of a request, with one stage where one is trained."""
     stages = []
     sizes = dict(zip(('data', 'fsdp', 'tensor'), request.mesh))
     if request.stage is not None:
@@ -55,7 +55,7 @@ def experiment_of(request):
 
 
 def params_of(model, request):
-    """ShapeDtypeStructs of the parameters that a program holds."""
+    """Return ShapeDtypeStructs of the parameters that a program holds."""
     if request.kind == 'train' and request.stage['name'] == 'tower':
         return abstract_word_params(model)
     newline = ['image_newline_D'] * model.newline
@@ -77,7 +77,9 @@ def refuse(request):
 # --- lowering ---------------------------------------------------------------------------------
 
 def devices_of(request):
-    """The devices of a request; a program of fewer than a host's chips takes the first ones."""
+    """Return the devices of a request; a program of fewer than a host's chips takes the first
+    ones.
+    """
     place = topology(request.topology)
     if request.devices != place.devices:
         place = place.least(request.devices)
@@ -92,7 +94,7 @@ def devices_of(request):
 
 
 def lowered_train(cell, request, target, params):
-    """The lowered train step of the cell's only stage, on the mesh `target`."""
+    """Return the lowered train step of the cell's only stage, on the mesh `target`."""
     stage, = cell.stages
     model = model_of(cell, stage.name)
     groups = tuple(stage.trainable)
@@ -107,7 +109,7 @@ def lowered_train(cell, request, target, params):
 
 
 def _batch(cell, stage, where):
-    """The leaves that `data/pipeline.py` makes for a stage, as ShapeDtypeStructs."""
+    """Return the leaves that `data/pipeline.py` makes for a stage, as ShapeDtypeStructs."""
     B = stage.batch
     L = stage.length
     I = stage.tiles
@@ -128,7 +130,7 @@ def _batch(cell, stage, where):
 
 
 def lowered_served(cell, request, target, params):
-    """The lowered program of the engine: see, prefix, prefill or decode."""
+    """Return the lowered program of the engine: see, prefix, prefill or decode."""
     model = model_of(cell).clone(kernels=True)
     rules = model.rules
     place = _Placing(target, rules)
@@ -185,12 +187,12 @@ class _Placing:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(self.target, self.rules))
 
     def params(self, params, dtype):
-        """What `forward.unstack` makes of them."""
+        """Return what `forward.unstack` makes of them."""
         found = jax.eval_shape(partial(forward.unstack, dtype=dtype), params)
         return abstract(found, shardings(found, self.target, self.rules))
 
     def state(self, state):
-        """`Slots` or `Shown`, placed as every program leaves them."""
+        """Return `Slots` or `Shown`, placed as every program leaves them."""
         def by(letters):
             def one(leaf):
                 axes = letters[:leaf.ndim]
@@ -206,7 +208,7 @@ class _Placing:
 # --- compiling --------------------------------------------------------------------------------
 
 def lowered(request):
-    """The lowered program of a request."""
+    """Return the lowered program of a request."""
     cell = experiment_of(request)
     target = mesh(*request.mesh, devices=devices_of(request))
     # Shapes are found out before: on this mesh nothing can be computed, not even a zero.
@@ -219,7 +221,7 @@ def lowered(request):
 
 
 def compiled_facts(request):
-    """The facts of a request: see `hlo.facts`, and memory, seconds and the cache's room.
+    """Return the facts of a request: see `hlo.facts`, and memory, seconds and the cache's room.
 
     A program that needs more memory than a device has, as the compiler says it, has `fits` False,
     `hbm_gib` and `hbm_limit_gib`, and no other facts.
@@ -250,7 +252,7 @@ def compiled_facts(request):
 
 
 def exhausted(message):
-    """{'hbm_gib', 'hbm_limit_gib'} that an out-of-memory message of the compiler tells.
+    """Return {'hbm_gib', 'hbm_limit_gib'} that an out-of-memory message of the compiler tells.
 
     One form speaks of temporaries; it means all, arguments and outputs included (libtpu 0.0.42).
     """

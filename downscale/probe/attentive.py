@@ -30,7 +30,8 @@ KEPT_OUT = 5  # one in so many training pictures says after which step to stop
 
 
 def attend_read(patches, spare_patches, asked, spare, dimensions, seed=0):
-    """{family: {('vision', NO_DEPTH, metric): [items]}}, metrics 'attentive' and its 'control'.
+    """Return {family: {('vision', NO_DEPTH, metric): [items]}}, metrics 'attentive' and its
+    'control'.
 
     `patches` and `spare_patches` [items, P, W] are those of `asked` and `spare`, in their order.
     """
@@ -57,14 +58,17 @@ def attend_read(patches, spare_patches, asked, spare, dimensions, seed=0):
 
 
 def _principal(train, others, dimensions):
-    """Patches on the first principal axes of those of `train`, of unit variance on average."""
+    """Return patches on the first principal axes of those of `train`, of unit variance on
+    average.
+    """
     n, P, W = train.shape
     axes = principal(train.reshape(-1, W), others.reshape(-1, W), dimensions)
     return [(x * np.sqrt(x.shape[1])).reshape(-1, P, x.shape[1]).astype(np.float32) for x in axes]
 
 
 def predict(x, train, test_x, test, seed=0):
-    """Labels [targets, test items] that a probe for each target of `train` tells for `test_x`.
+    """Return labels [targets, test items] that a probe for each target of `train` tells for
+    `test_x`.
 
     Of all steps that is taken whose loss is least on training pictures that it does not see.
     """
@@ -81,7 +85,7 @@ def predict(x, train, test_x, test, seed=0):
 @jax.jit
 @partial(jax.vmap, in_axes=(0, None, None))
 def _scores(probe, x_nPd, q_nQ):
-    """Scores [n, classes] of one probe."""
+    """Return scores [n, classes] of one probe."""
     query_nd = q_nQ @ probe['query_Qd']
     look_nP = jax.nn.softmax(jnp.einsum('nPd,nd->nP', x_nPd, query_nd), axis=1)
     return (jnp.einsum('nP,nPd->nd', look_nP, x_nPd) @ probe['read_dC'] + q_nQ @ probe['word_QC']
@@ -90,7 +94,7 @@ def _scores(probe, x_nPd, q_nQ):
 
 @partial(jax.jit, static_argnames='classes')
 def _fit(x_nPd, q_nQ, labels_Tn, seen_n, kept_out_n, seed, *, classes):
-    """The probes of T targets, each after its best step."""
+    """Return the probes of T targets, each after its best step."""
     T = len(labels_Tn)
     Q = q_nQ.shape[1]
     d = x_nPd.shape[2]

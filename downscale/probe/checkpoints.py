@@ -41,7 +41,7 @@ class CheckpointView:
         return model_of(self.config, self.stage)
 
     def leaf(self, name):
-        """One leaf as numpy; KeyError naming the nearest when there is none of that name."""
+        """Return one leaf as numpy; KeyError naming the nearest when there is none of that name."""
         if name not in self.leaves:
             raise KeyError(unknown('leaf', name, list(self.leaves)))
         shape, dtype = self.leaves[name]
@@ -50,7 +50,7 @@ class CheckpointView:
         ).read()
 
     def params(self, groups=None):
-        """The parameters as nested numpy, only the `groups` named (all by default)."""
+        """Return the parameters as nested numpy, only the `groups` named (all by default)."""
         for name in groups or ():
             if name not in self.target:
                 raise ValueError(unknown('group', name, list(self.target)))
@@ -58,7 +58,7 @@ class CheckpointView:
 
 
 def open_checkpoint(path):
-    """The `CheckpointView` of a run folder, its metadata read and every leaf checked.
+    """Return the `CheckpointView` of a run folder, its metadata read and every leaf checked.
 
     ValueError listing the first leaves whose path, shape or dtype is not that of the model that
     `experiment.json` describes; FileNotFoundError where there is no checkpoint. Parameters that
@@ -82,7 +82,7 @@ def open_checkpoint(path):
 
 
 def diff(after, before):
-    """How far the weights of one checkpoint are from those of another, read leaf by leaf.
+    """Return how far the weights of one checkpoint are from those of another, read leaf by leaf.
 
     Returns (rows, groups). A row holds leaf, group, `change` = ||W - W0|| / ||W0||, the `rank` of W
     and `change_rank` of W - W0: the stable rank ||A||_F^2 / ||A||_2^2, its median over layers where

@@ -41,7 +41,7 @@ class Batch(NamedTuple):
 
 @partial(jax.jit, static_argnames='model')
 def look(params, batch, cut_N, *, model):
-    """(what taps read or None, log-probabilities [B, T, V] where the answer stands).
+    """Return (what taps read or None, log-probabilities [B, T, V] where the answer stands).
 
     Of taps the five `DEPTHS` are kept, [5, B, D]: of two layers equally near the deeper one.
     """
@@ -73,7 +73,7 @@ def look(params, batch, cut_N, *, model):
 
 @jax.jit
 def told(logits_BTV, target_BT):
-    """(nats [B] of the right answer, whether it is what greedy decoding would write [B])."""
+    """Return (nats [B] of the right answer, whether it is what greedy decoding would write [B])."""
     there_BT = target_BT >= 0
     chosen_BT = jnp.take_along_axis(logits_BTV, jnp.maximum(target_BT, 0)[:, :, None], 2)[:, :, 0]
     best_BT = jnp.argmax(logits_BTV, axis=2) == target_BT
@@ -82,15 +82,16 @@ def told(logits_BTV, target_BT):
 
 @partial(jax.jit, static_argnames='words')
 def divergence(logits_BTV, blind_BTV, *, words):
-    """KL [B, T] of the first distribution from the second, over the first `words` of the rows: the
-    vocabulary may be padded."""
+    """Return KL [B, T] of the first distribution from the second, over the first `words` of the
+    rows: the vocabulary may be padded.
+    """
     p, q = (jax.nn.log_softmax(x[:, :, :words]) for x in (logits_BTV, blind_BTV))
     return jnp.maximum((jnp.exp(p) * (p - q)).sum(axis=2), 0)
 
 
 @partial(jax.jit, static_argnames=('vision', 'dtype'))
 def _tower(params, tiles_BPQ, *, vision, dtype):
-    """The tower's features, float32 [B, P, W]."""
+    """Return the tower's features, float32 [B, P, W]."""
     return Tower(vision, dtype=dtype).apply({'params': params}, tiles_BPQ).astype(jnp.float32)
 
 
@@ -107,7 +108,7 @@ class Looker:
         self.shapes = {}  # tiles -> longest L so far: each shape is a program to compile
 
     def batch(self, items, condition='image'):
-        """The `Batch` of some items, with their pictures ('image') or 'blind'."""
+        """Return the `Batch` of some items, with their pictures ('image') or 'blind'."""
         prompts = [prompt_of(self.encoder, self.wording.joint(item), shown(item, condition, {}))
                    for item in items]
         targets = [gold_ids(self.encoder, item.question) for item in items]
@@ -133,14 +134,17 @@ class Looker:
         return Batch(tokens_BL, length_B, target_BT, tiles_BIPQ, index_BLC, weight_BLC)
 
     def rows(self, items):
-        """How many of these items are looked at together: at most `BATCH`, fewer of long ones."""
+        """Return how many of these items are looked at together: at most `BATCH`, fewer of long
+        ones.
+        """
         longest = [items[rows[0]] for rows in batches(items, 1)[:1]]
         L = max((self.batch([item]).tokens_BL.shape[1] for item in longest), default=1)
         return max(1, min(BATCH, SCORES // (self.model.language.H * L * L)))
 
     def patches(self, items):
-        """What the tower gives for the one picture of each of these items, float32 [items, P, W]:
-        the whole picture in one tile, also where it is cut into others as well."""
+        """Return what the tower gives for the one picture of each of these items, float32 [items,
+        P, W]: the whole picture in one tile, also where it is cut into others as well.
+        """
         vision = self.model.vision
         found = np.zeros((len(items), vision.P, vision.W), np.float32)
         one = {}
@@ -157,7 +161,7 @@ class Looker:
         return found
 
     def see(self, items, bands=0, report=lambda done: None):
-        """({(site, depth): features [n, width]}, {(site, depth, metric): [n]}) of all items.
+        """Return ({(site, depth): features [n, width]}, {(site, depth, metric): [n]}) of all items.
 
         Without `bands` only the features; else also the nats of the right answer, whether greedy
         decoding writes it, with the picture, blind, and cut off band by band; and the KL.
@@ -210,13 +214,14 @@ class Looker:
 
 
 def _parts(rows, most):
-    """`rows` in lists of at most `most`."""
+    """Return `rows` in lists of at most `most`."""
     return [rows[k:k + most] for k in range(0, len(rows), most)]
 
 
 def batches(items, most):
-    """Indices of up to `most` items at a time, with as many pictures each and the longest first:
-    nearly all have one shape."""
+    """Return indices of up to `most` items at a time, with as many pictures each and the longest
+    first: nearly all have one shape.
+    """
     def size(k):
         return -items[k].example.count, -len(items[k].question.text)
 

@@ -55,8 +55,9 @@ class ProbePlan:
 
 
 def plan_of(experiments, pictures=256, bootstraps=2000, seed=0):
-    """The `ProbePlan` that treats all these cells alike: no probe sees more dimensions than the
-    narrowest of their features has, and no band is without a layer in the shallowest."""
+    """Return the `ProbePlan` that treats all these cells alike: no probe sees more dimensions than
+    the narrowest of their features has, and no band is without a layer in the shallowest.
+    """
     widths = [w for cell in experiments for w in (cell.vision.W, cell.language.D)]
     return ProbePlan(dimensions=min(MOST_DIMENSIONS, *widths),
                      bands=min(MOST_BANDS, *(cell.language.N for cell in experiments)),
@@ -64,7 +65,9 @@ def plan_of(experiments, pictures=256, bootstraps=2000, seed=0):
 
 
 def probed_cells(study, meta):
-    """(experiments of the runs that can answer with the picture, why others are left out)."""
+    """Return (experiments of the runs that can answer with the picture, why others are left
+    out).
+    """
     found = []
     without = []
     for run in meta['runs']:
@@ -82,8 +85,9 @@ def probed_cells(study, meta):
 
 
 def fresh_items(experiment, asked, pictures):
-    """Questions about `pictures` scenes of the test split, behind all that exist there: nothing was
-    trained on them or is evaluated on them, and a scene worded like one `asked` is left out.
+    """Return questions about `pictures` scenes of the test split, behind all that exist there:
+    nothing was trained on them or is evaluated on them, and a scene worded like one `asked` is left
+    out.
 
     An empty list where benchmarks are asked, which have no more pictures.
     """
@@ -101,7 +105,8 @@ def fresh_items(experiment, asked, pictures):
 
 def probe_study(study, pictures=256, bootstraps=2000, seed=0,
                 report=lambda name, done, total: None):
-    """The tables of `probe_tables` are in the study folder; returns notes on what was left out.
+    """Return the tables of `probe_tables` are in the study folder; returns notes on what was left
+    out.
 
     Finished runs of the same weights, data and plan are left alone. ValueError when no run of the
     study can be probed.
@@ -125,7 +130,7 @@ def _folder(study, cell):
 
 
 def _probe_run(study, cell, plan, report):
-    """One run's tables and features are in its folder; returns notes."""
+    """Return one run's tables and features are in its folder; returns notes."""
     folder = _folder(study, cell)
     weights = fingerprint(folder_of(study, cell, cell.joint_stage))
     digest = hash_of([weights, data_hash(cell), dataclasses.asdict(plan), 'attentive'])
@@ -163,7 +168,9 @@ def _probe(study, cell, plan, report, folder):
 
 
 def _attend(tasks, looker, asked, spare, plan):
-    """The families about one object have what a probe reads that may look; why not, by family."""
+    """Return the families about one object have what a probe reads that may look; why not, by
+    family.
+    """
     mine, others = ([item for item in items if item.question.family in ONE_OBJECT]
                     for items in (asked, spare))
     vision = looker.model.vision
@@ -203,7 +210,8 @@ def check_items(study, cell, asked):
 
 
 def pairs_table(cells, folders):
-    """The `probe_pairs` of a study: of every seed, each run against the largest, layer by layer.
+    """Return the `probe_pairs` of a study: of every seed, each run against the largest, layer by
+    layer.
 
     CKA and the overlap of neighbours, over pictures at 'image' and over items at 'answer'.
     """

@@ -31,7 +31,7 @@ class ProbeRows:
     labels: np.ndarray
 
     def at(self, index):
-        """The rows at `index`."""
+        """Return the rows at `index`."""
         words = [self.words[k] for k in index]
         return ProbeRows(words, self.clusters[index], self.labels[:, index])
 
@@ -54,14 +54,16 @@ class ProbeTask:
                          np.array([question.cluster_id for question in questions]), self.labels)
 
     def right(self, target, k, guess):
-        """Whether `guess` is the label of item `k`: for a family as its own judge says."""
+        """Return whether `guess` is the label of item `k`: for a family as its own judge says."""
         if self.names[target].startswith(ASKED):
             return float(guess == self.labels[target, k])
         return self.items[k].judge(guess, False)[2]
 
     def folds(self, seed):
-        """[(training, tested)] indices: all of the study by what is not in it, where there is
-        enough; else its own pictures, part by part. Empty where there is not enough of either."""
+        """Return [(training, tested)] indices: all of the study by what is not in it, where there
+        is enough; else its own pictures, part by part. Empty where there is not enough of
+        either.
+        """
         tested = np.arange(self.studied)
         clusters = self.rows.clusters
         spare = np.arange(self.studied, len(self.items))
@@ -74,8 +76,9 @@ class ProbeTask:
 
 
 def tasks_of(asked, spare):
-    """(tasks with the indices of their items in asked + spare): one a family, and what the object
-    is like that a question asks about, where it is about one."""
+    """Return (tasks with the indices of their items in asked + spare): one a family, and what the
+    object is like that a question asks about, where it is about one.
+    """
     both = [*asked, *spare]
     found = []
     for family in dict.fromkeys(item.question.family for item in asked):
@@ -101,7 +104,9 @@ def _task(names, both, index, labels, studied):
 
 
 def _object(question):
-    """{field: value} of the object that a question of the scene world is about; None otherwise."""
+    """Return {field: value} of the object that a question of the scene world is about; None
+    otherwise.
+    """
     words = question.extraction.text.split()
     if question.family not in ONE_OBJECT or len(words) < len(FIELDS):
         return None
@@ -111,7 +116,7 @@ def _object(question):
 
 def read_out(features, spare_features, asked, spare, dimensions, seed=0,
              report=lambda done, total: None):
-    """({task: Measured} of a linear probe at every site, {task: why there is none}).
+    """Return ({task: Measured} of a linear probe at every site, {task: why there is none}).
 
     `features` and `spare_features` map (site, rel_depth) to [items, width], of what the study asks
     and of what probes are trained on. Site 'question' holds the words of the question alone.
@@ -146,14 +151,14 @@ def read_out(features, spare_features, asked, spare, dimensions, seed=0,
 
 
 def shuffled(task, seed):
-    """Another item for every item, whose answer is its label in the control task."""
+    """Return another item for every item, whose answer is its label in the control task."""
     rng = np.random.default_rng(seed)
     return np.concatenate([rng.permutation(task.studied), task.studied + rng.permutation(
         len(task.items) - task.studied)])
 
 
 def _hits(task, x, folds, order, dimensions):
-    """(hits, hits of the control) [targets, studied items], 0 to 1."""
+    """Return (hits, hits of the control) [targets, studied items], 0 to 1."""
     rows = ProbeRows(task.rows.words, task.rows.clusters,
                      np.concatenate([task.labels, task.labels[:, order]]))
     targets = len(task.names)
@@ -173,7 +178,8 @@ def _pair(x, rows, train, tested, dimensions):
 
 
 def principal(train, others, dimensions):
-    """Features on the first principal axes of `train` [items, width], of `train` and of `others`.
+    """Return features on the first principal axes of `train` [items, width], of `train` and of
+    `others`.
 
     At most `dimensions` are kept, so that wide models get no free capacity; the scale is such that
     a training row has unit length on average. Features that do not vary become zeros.
@@ -189,14 +195,16 @@ def principal(train, others, dimensions):
 
 
 def split(clusters, folds, seed=0):
-    """The fold of each item; the items of a cluster share one, folds are equal within a cluster."""
+    """Return the fold of each item; the items of a cluster share one, folds are equal within a
+    cluster.
+    """
     names, place = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
     order = np.random.default_rng(seed).permutation(len(names))
     return (order % max(1, min(folds, len(names))))[place]
 
 
 def predict(train_x, train, test_x, test):
-    """Predicted labels [targets, test items] of a ridge probe for each target of `train`.
+    """Return predicted labels [targets, test items] of a ridge probe for each target of `train`.
 
     `train_x` and `test_x` come from `principal`. The ridge of each target is the one with the
     smallest squared error on pictures left out of `train`.
@@ -219,7 +227,7 @@ def predict(train_x, train, test_x, test):
 
 
 def _left_out(kernel, hot, folds):
-    """Squared error [ridges, columns] on each fold of what was fitted on the others."""
+    """Return squared error [ridges, columns] on each fold of what was fitted on the others."""
     errors = np.zeros((len(RIDGES), hot.shape[1]))
     for fold in np.unique(folds):
         here = folds == fold
@@ -233,7 +241,9 @@ def _left_out(kernel, hot, folds):
 
 
 def _fit(kernel, hot, across, ridge):
-    """Scores [test items, classes]: the training shares of the classes, and what the ridge adds."""
+    """Return scores [test items, classes]: the training shares of the classes, and what the ridge
+    adds.
+    """
     mean = hot.mean(axis=0)
     weight = ridge * np.trace(kernel) / len(kernel)
     dual = solve(kernel + weight * np.eye(len(kernel)), hot - mean, assume_a='pos')
@@ -241,14 +251,14 @@ def _fit(kernel, hot, across, ridge):
 
 
 def vocabulary(texts):
-    """{(place, word): column} of the words that tell these questions apart."""
+    """Return {(place, word): column} of the words that tell these questions apart."""
     asked = [set(enumerate(text.split())) for text in texts]
     always = set.intersection(*asked)
     return {word: k for k, word in enumerate(sorted(set().union(*asked) - always))}
 
 
 def one_hot(texts, words):
-    """Questions as vectors of unit length, zeros where no word is known."""
+    """Return questions as vectors of unit length, zeros where no word is known."""
     found = np.zeros((len(texts), len(words)))
     for row, text in enumerate(texts):
         for word in enumerate(text.split()):

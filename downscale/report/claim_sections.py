@@ -9,7 +9,7 @@ COSTS_SHOWN = .05   # ways below this probability of being on the frontier are i
 
 
 def claims(result: Any, out: Path) -> str:
-    """The claims table, also as claims.csv; `result` is that of `claims.judge`."""
+    """Return the claims table, also as claims.csv; `result` is that of `claims.judge`."""
     if result:
         figures.write_csv([{key: x for key, x in row.items() if key != 'by_size'}
                            for row in result], out, 'claims')
@@ -36,7 +36,9 @@ def claims(result: Any, out: Path) -> str:
 
 
 def _gate(said):
-    """What a gate said; of a reasoner's only the verdict, as the top of the report has the rest."""
+    """Return what a gate said; of a reasoner's only the verdict, as the top of the report has the
+    rest.
+    """
     return said.partition(':')[0] if said.startswith('failed (') else said
 
 
@@ -47,7 +49,9 @@ def _asked(row):
 
 
 def shares(result: Any, out: Path) -> str:
-    """Shapley shares with interactions, and items by class, of every kind of text and mode."""
+    """Return Shapley shares with interactions, and items by class, of every kind of text and
+    mode.
+    """
     svg = figures.save(share_figures.waterfall, result['macro'], out, 'shares')
     rows = [[name, scale, *(found.shares.get(side) for side in ('perception', 'reasoner')),
              found.interactions.get(('perception', 'reasoner')), found.total,
@@ -71,14 +75,14 @@ def shares(result: Any, out: Path) -> str:
 
 
 def families(result: Any, out: Path) -> str:
-    """The P x R grid of every family, small multiples."""
+    """Return the P x R grid of every family, small multiples."""
     svg = figures.save(share_figures.grid_families, result, out, 'grid_families')
     return page.figure(svg, f'{result["panel"]}: accuracy and half the 95 % interval by family. '
                             'grid_families.png, grid_families.csv')
 
 
 def flips(result: Any, out: Path) -> str:
-    """Shares of questions that change between the ends."""
+    """Return shares of questions that change between the ends."""
     names = list(next(iter(result.values())))
     return page.table(('from largest to smallest', *names), [
         [setting, *of.values()] for setting, of in result.items()]) + page.paragraph(
@@ -87,7 +91,7 @@ def flips(result: Any, out: Path) -> str:
 
 
 def pareto(result: Any, out: Path) -> str:
-    """The frontier for every cost that is known, the first one open."""
+    """Return the frontier for every cost that is known, the first one open."""
     parts = []
     for place, (cost, found) in enumerate(result['costs'].items()):
         svg = figures.save(share_figures.pareto, found, out, f'pareto_{cost}')
@@ -111,7 +115,7 @@ def pareto(result: Any, out: Path) -> str:
 
 
 def layers(result: Any, out: Path) -> str:
-    """Probes by relative depth, and those without a depth as a table."""
+    """Return probes by relative depth, and those without a depth as a table."""
     parts = []
     if result['curves']:
         svg = figures.save(share_figures.layers, result, out, 'layers')
@@ -126,7 +130,7 @@ def layers(result: Any, out: Path) -> str:
 
 
 def ledger(result: Any, out: Path) -> str:
-    """What small sizes lose against the largest, from the picture to the answer."""
+    """Return what small sizes lose against the largest, from the picture to the answer."""
     svg = figures.save(probe_figures.ledger_bars, result, out, 'ledger')
     table = page.table(('size', 'step', f'lost against {result.large}'), [
         [size, step, families['macro']] for size, steps in result.losses.items()

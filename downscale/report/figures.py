@@ -47,7 +47,9 @@ def write_csv(rows: Sequence[dict[str, Any]], folder: Path, name: str) -> None:
 
 
 def save(draw: Callable[[Any], Drawing], result: Any, folder: Path, name: str) -> str:
-    """`name`.png and `name`.csv are in `folder`; the returned string is the figure as SVG."""
+    """Return `name`.png and `name`.csv are in `folder`; the returned string is the figure as
+    SVG.
+    """
     with plotting().rc_context(STYLE):
         figure, rows = draw(result)
         figure.set_layout_engine(None)   # it is laid out: each file is drawn once, not twice
@@ -71,7 +73,7 @@ def save(draw: Callable[[Any], Drawing], result: Any, folder: Path, name: str) -
 
 def small_axes(count: int, width: float = 2.35, height: float = 1.95,
                across: int = 4) -> tuple[Any, Sequence]:
-    """A figure of `count` small axes, at most `across` side by side."""
+    """Return a figure of `count` small axes, at most `across` side by side."""
     rows = -(-count // across)
     columns = -(-count // rows)   # balanced: five panels are three and two
     figure = plotting().figure.Figure(figsize=(width * columns, height * rows + .35))
@@ -93,12 +95,12 @@ def _ended(x):
 
 
 def errors(x: Interval) -> list[list[float]]:
-    """Distances from the value to both ends; a percentile end may lie past the value."""
+    """Return distances from the value to both ends; a percentile end may lie past the value."""
     return [[max(0, x.value - x.low)], [max(0, x.high - x.value)]]
 
 
 def short_count(number: float) -> str:
-    """A parameter count as people say it: 1.2M."""
+    """Return a parameter count as people say it: 1.2M."""
     for unit, size in (('B', 1e9), ('M', 1e6), ('k', 1e3)):
         if number >= size:
             return f'{number / size:.3g}{unit}'
@@ -116,7 +118,7 @@ def counts(axis: Any) -> None:
 
 
 def accuracy(result: Any) -> Drawing:
-    """Accuracy against parameters, a panel per family and one for the macro mean."""
+    """Return accuracy against parameters, a panel per family and one for the macro mean."""
     panels = {**result['families'], 'macro mean': result['macro']}
     figure, axes = small_axes(len(panels))
     rows = []
@@ -179,7 +181,7 @@ def drops(result: Any) -> Drawing:
 
 
 def reliance(result: Any) -> Drawing:
-    """Reliance on the picture against the drop, one labelled point per family."""
+    """Return reliance on the picture against the drop, one labelled point per family."""
     figure, axes = small_axes(len(result['conditions']), 4.4, 3.6, across=2)
     rows = []
     for axis, (condition, found) in zip(axes, result['conditions'].items(), strict=True):
@@ -224,7 +226,9 @@ def reliance(result: Any) -> Drawing:
 
 
 def _outliers(found):
-    """Families farther from the line of a `RelianceTrend` than 3 robust standard deviations."""
+    """Return families farther from the line of a `RelianceTrend` than 3 robust standard
+    deviations.
+    """
     off = found.drop - found.drop.mean() - found.slope.value * (found.reliance
                                                                 - found.reliance.mean())
     size = np.abs(off - np.median(off))
@@ -233,7 +237,9 @@ def _outliers(found):
 
 
 def grid(result: Any) -> Drawing:
-    """Macro accuracy per perception x reasoner pair, gold text on top, one panel per setting."""
+    """Return macro accuracy per perception x reasoner pair, gold text on top, one panel per
+    setting.
+    """
     widest = max(len(panel['r_sizes']) for panel in result.values())
     tallest = max(len(panel['p_sizes']) for panel in result.values())
     figure, axes = small_axes(len(result), .8 * widest + 1.3, .5 * (tallest + 1) + .9, across=2)
@@ -275,7 +281,7 @@ def _heat_cell(axis, x, y, cell, norm):
 
 
 def marginals(result: Any) -> Drawing:
-    """What shrinking one side costs with the other side at its largest, family by family."""
+    """Return what shrinking one side costs with the other side at its largest, family by family."""
     panels = {name: panel['marginal'] for name, panel in result.items() if panel['marginal']}
     families = {task for sides in panels.values() for side in ('perception', 'reasoner')
                 if side in sides for task in sides[side]['families']}
@@ -311,7 +317,7 @@ def marginals(result: Any) -> Drawing:
 
 
 def losses(result: Any) -> Drawing:
-    """Training loss of every run, a panel per stage; small sizes light, large sizes dark."""
+    """Return training loss of every run, a panel per stage; small sizes light, large sizes dark."""
     figure, axes = small_axes(len(result['stages']), 2.9, 2.3, across=3)
     shades = plotting().colormaps['viridis_r'](np.linspace(.2, .68, len(result['sizes'])))
     colours = dict(zip(result['sizes'], shades, strict=True))

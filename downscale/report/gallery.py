@@ -30,7 +30,7 @@ JOINT = ('lost', 'wrong', 'right')
 
 
 def samples(s: Scored) -> dict[str, Any]:
-    """{class: up to `PER_CLASS` samples}, spread over families; equal for equal studies."""
+    """Return {class: up to `PER_CLASS` samples}, spread over families; equal for equal studies."""
     answers = _answers(s)
     pairs = _pairs(s)
     if not answers and not pairs:
@@ -75,7 +75,7 @@ def _pairs(s):
 
 
 def _first_rows(s, cell):
-    """item -> row of the first repeat of a cell."""
+    """Return item -> row of the first repeat of a cell."""
     index = s.study.cells[cell]
     repeat = s.study.items['repeat'][index]
     index = index[repeat == repeat.min()]
@@ -83,13 +83,15 @@ def _first_rows(s, cell):
 
 
 def _answers(s):
-    """First-repeat answer rows of the lowest-seed run of each size: size -> item -> row."""
+    """Return first-repeat answer rows of the lowest-seed run of each size: size -> item -> row."""
     groups = {size.name: joint_cells(s, size, 'image') for size in s.sizes}
     return {name: _first_rows(s, cells[0]) for name, cells in groups.items() if cells}
 
 
 def _written(s):
-    """What each size wrote about an item: item -> [(size, kind, text)], extractions first."""
+    """Return what each size wrote about an item: item -> [(size, kind, text)], extractions
+    first.
+    """
     home = {run: (place, size.name) for place, size in enumerate(s.sizes) for run in size.runs}
     texts = s.study.texts
     found = {}
@@ -104,7 +106,7 @@ def _written(s):
 
 
 def _spread(found):
-    """One of each family in turn until there are enough."""
+    """Return one of each family in turn until there are enough."""
     by_family = {}
     for entry in found:
         by_family.setdefault(entry[0], []).append(entry)
@@ -133,12 +135,14 @@ def _sample(study, task, item, answers, written, budget):
 
 
 def _path(root, cluster, k):
-    """The picture `k` of a cluster, as `evaluate.run.save_pictures` names it."""
+    """Return the picture `k` of a cluster, as `evaluate.run.save_pictures` names it."""
     return root / 'pictures' / f'{cluster.replace("/", "_")}-{k}.png'
 
 
 def _pictures(root, cluster, budget):
-    """Pictures of a cluster as data addresses, within the size caps, and why any is left out."""
+    """Return pictures of a cluster as data addresses, within the size caps, and why any is left
+    out.
+    """
     found = []
     k = 0
     while (path := _path(root, cluster, k)).is_file():
@@ -152,7 +156,9 @@ def _pictures(root, cluster, budget):
 
 
 def cards(result: Any) -> str:
-    """The samples as HTML, all text escaped; right and wrong have marks as well as colours."""
+    """Return the samples as HTML, all text escaped; right and wrong have marks as well as
+    colours.
+    """
     parts = []
     for kind, found in result.items():
         parts.append(f'<h3>{TITLES[kind]}</h3>')

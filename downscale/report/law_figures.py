@@ -9,7 +9,7 @@ SIZE = 'parameters (n_nonembed)'
 
 
 def laws(result: Any) -> Drawing:
-    """Points and fitted curve of every law of size: {title: part of `study_laws`}.
+    """Return points and fitted curve of every law of size: {title: part of `study_laws`}.
 
     Solid within the sizes seen, dashed beyond; held-out points are hollow.
     """
@@ -43,7 +43,7 @@ def laws(result: Any) -> Drawing:
 
 
 def isoflop(result: Any) -> Drawing:
-    """Loss against size for every budget with its minimum; the best size against compute."""
+    """Return loss against size for every budget with its minimum; the best size against compute."""
     found = result['fit']
     points = result['points']
     figure, (left, right) = small_axes(2, 4.4, 3.3, across=2)
@@ -82,7 +82,7 @@ def isoflop(result: Any) -> Drawing:
 
 
 def rates(result: Any) -> Drawing:
-    """Final loss against learning rate, a line per size; the chosen rate is filled."""
+    """Return final loss against learning rate, a line per size; the chosen rate is filled."""
     figure, (axis,) = small_axes(1, 4.6, 3.1)
     shades = plotting().colormaps['viridis_r'](np.linspace(.2, .75, len(result['choices'])))
     rows = []

@@ -7,7 +7,7 @@ from downscale.report import figures, law_figures
 
 
 def laws(result: Any, out: Path) -> str:
-    """The laws' figure and the table of fits."""
+    """Return the laws' figure and the table of fits."""
     svg = figures.save(law_figures.laws, result, out, 'laws')
     names = list(dict.fromkeys(name for part in result.values()
                                for name in (*part['fit'].parameters, *part['fit'].derived)))
@@ -35,12 +35,12 @@ def laws(result: Any, out: Path) -> str:
 
 
 def _shown(x):
-    """A parameter as text with four digits, since their sizes differ."""
+    """Return a parameter as text with four digits, since their sizes differ."""
     return None if x is None else f'{x.value:.4g} [{x.low:.4g}, {x.high:.4g}]'
 
 
 def isoflop(result: Any, out: Path) -> str:
-    """Parabolas of every budget and the line through their minima."""
+    """Return parabolas of every budget and the line through their minima."""
     svg = figures.save(law_figures.isoflop, result, out, 'isoflop')
     found = result['fit']
     rows = [[one.budget, one.n, _shown(one.x), _shown(one.y), one.state] for one in found.minima]
@@ -53,7 +53,7 @@ def isoflop(result: Any, out: Path) -> str:
 
 
 def rates(result: Any, out: Path) -> str:
-    """Loss against learning rate for every size that was trained at several."""
+    """Return loss against learning rate for every size that was trained at several."""
     svg = figures.save(law_figures.rates, result, out, 'rates')
     rows = [[size, f'{choice.lr:.3g}', choice.loss, result['seeds'][size], choice.edge or 'inside']
             for size, choice in result['choices'].items()]

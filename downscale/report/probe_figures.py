@@ -19,7 +19,7 @@ def save_figure(draw: Callable[[Any], Drawing], result: Any, folder: Path, name:
 
 
 def _reach(rows):
-    """Distances from values to both ends; none where there is no interval."""
+    """Return distances from values to both ends; none where there is no interval."""
     return [[max(0, r[side] - r['value']) if sign > 0 else max(0, r['value'] - r[side])
              if r[side] == r[side] else 0 for r in rows]
             for side, sign in (('lo', -1), ('hi', 1))]
@@ -31,7 +31,7 @@ PANELS = {'image': ('accuracy', 'image tokens: probe accuracy'),
 
 
 def layer_curves(rows: Any) -> Drawing:
-    """Probes and knock-out by relative depth, one line a run, in the mean over families.
+    """Return probes and knock-out by relative depth, one line a run, in the mean over families.
 
     `rows` are those of the `probes` table, as dicts; sizes go from light to dark in their order.
     """
@@ -67,7 +67,7 @@ def layer_curves(rows: Any) -> Drawing:
 
 
 def ledger_bars(found: Any) -> Drawing:
-    """What each size loses to the largest, step by step, in the mean over families."""
+    """Return what each size loses to the largest, step by step, in the mean over families."""
     figure, axes = _axes(len(found.losses), 3.6, 2.9)
     rows = []
     for axis, (size, steps) in zip(axes, found.losses.items(), strict=True):

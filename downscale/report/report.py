@@ -33,7 +33,7 @@ from downscale.statistics.bootstrap import FEW_SEEDS
 
 def write_report(study_dir: PathLike, out_dir: PathLike | None = None, bootstraps: int = 2000,
                  seed: int = 0) -> Path:
-    """report.html, report.json and the figures are in `out_dir` (default: study_dir/report).
+    """Return report.html, report.json and the figures are in `out_dir` (default: study_dir/report).
 
     Returns the path of report.html. The same input gives the same report.json, byte for byte.
     Parts without data are named in the report with the reason; a table that breaks its schema
@@ -62,7 +62,7 @@ def write_report(study_dir: PathLike, out_dir: PathLike | None = None, bootstrap
 
 
 def _results(s):
-    """Every part that has data, and the reason for every part that has none."""
+    """Return every part that has data, and the reason for every part that has none."""
     parts = {'gate': gate.gate, 'accuracy': measures.accuracy, 'drops': measures.drops,
              'reliance': dropoff.reliance, 'grid': measures.grid, 'losses': measures.losses,
              'gallery': gallery.samples, 'health': health.health, 'texts': health.texts,
@@ -92,7 +92,7 @@ def _results(s):
 
 
 def _summary(s, results):
-    """A few facts and the sentences generated from them."""
+    """Return a few facts and the sentences generated from them."""
     found = {'name': s.study.meta.get('name'), 'interpretable': results['gate']['interpretable'],
              'sizes': [size.name for size in s.sizes], 'sentences': []}
     say = found['sentences'].append
@@ -172,7 +172,7 @@ def _say_panel(name, marginal, verdict, say):
 
 
 def _without_bulk(results):
-    """Results as report.json holds them: no curves (the CSV has them), no pictures."""
+    """Return results as report.json holds them: no curves (the CSV has them), no pictures."""
     kept = dict(results)
     if 'losses' in kept:
         kept['losses'] = kept['losses']['last']
@@ -190,7 +190,7 @@ def _without_bulk(results):
 
 
 def _plain(value):
-    """JSON values; floats are rounded so that the order of a sum cannot change the bytes."""
+    """Return JSON values; floats are rounded so that the order of a sum cannot change the bytes."""
     if isinstance(value, Jsonable):
         value = value.to_dict()
     if dataclasses.is_dataclass(value):

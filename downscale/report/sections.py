@@ -34,7 +34,7 @@ ENDINGS = (
 
 def body(s: Scored, results: dict[str, Any], skipped: dict[str, str], summary: dict[str, Any],
          out: Path) -> str:
-    """The report between its gate and its end as HTML; the figures are in `out`."""
+    """Return the report between its gate and its end as HTML; the figures are in `out`."""
     study = s.study
     warned = results['warnings']
     sizes = ', '.join(f'{z.name} ({figures.short_count(z.n_total)})' for z in s.sizes)

@@ -20,7 +20,8 @@ GREEN = '#4f9a6b'
 
 
 def waterfall(result: Any) -> Drawing:
-    """Shapley shares as steps from all small to all large, then the interactions: {name: Shares}.
+    """Return Shapley shares as steps from all small to all large, then the interactions: {name:
+    Shares}.
 
     The interaction is no further step: the shares already divide it.
     """
@@ -53,7 +54,7 @@ def waterfall(result: Any) -> Drawing:
 
 
 def grid_families(result: Any) -> Drawing:
-    """Accuracy of every perception x reasoner pair, a panel per family."""
+    """Return accuracy of every perception x reasoner pair, a panel per family."""
     p_sizes = result['p_sizes']
     r_sizes = result['r_sizes']
     found = result['families']
@@ -88,7 +89,7 @@ def grid_families(result: Any) -> Drawing:
 
 
 def pareto(result: Any) -> Drawing:
-    """Macro accuracy against cost with the frontier as steps; labels name what is on it."""
+    """Return macro accuracy against cost with the frontier as steps; labels name what is on it."""
     figure, (axis,) = small_axes(1, 8.4, 4.)
     rows = result['rows']
     colours = {'joint': ORANGE, 'direct': GREEN, 'think': BLUE}
@@ -119,7 +120,9 @@ def pareto(result: Any) -> Drawing:
 
 
 def layers(result: Any) -> Drawing:
-    """Every probed metric by relative depth, a line per size, a panel per metric and task."""
+    """Return every probed metric by relative depth, a line per size, a panel per metric and
+    task.
+    """
     figure, axes = small_axes(len(result['curves']), 3., 2.4, across=3)
     shades = plotting().colormaps['viridis_r'](np.linspace(.2, .75, len(result['sizes'])))
     colours = dict(zip(result['sizes'], shades, strict=True))

@@ -9,7 +9,7 @@ from downscale.runtime.files import read_json
 
 
 def row_of(line: str) -> dict[str, Any] | None:
-    """The row of a line; None where it is torn or no row of a step."""
+    """Return the row of a line; None where it is torn or no row of a step."""
     try:
         row = json.loads(line)
     except ValueError:
@@ -18,7 +18,9 @@ def row_of(line: str) -> dict[str, Any] | None:
 
 
 def lost_rows(steps: Collection[int], last: int) -> str:
-    """What is missing of the rows of `steps` 1 to `last`, as text; '' where each is there once."""
+    """Return what is missing of the rows of `steps` 1 to `last`, as text; '' where each is there
+    once.
+    """
     missing = sorted(set(range(1, last + 1)).difference(steps))
     doubled = len(steps) - len(set(steps))
     words = []
@@ -30,7 +32,7 @@ def lost_rows(steps: Collection[int], last: int) -> str:
 
 
 def doubts(study: Path) -> Iterator[str]:
-    """What is wrong with the training of the stages of a local study folder, a line each."""
+    """Yield what is wrong with the training of the stages of a local study folder, a line each."""
     for path in sorted(study.glob('cells/*/*/metrics.jsonl')):
         rows = [row for row in map(row_of, path.read_text(errors='replace').splitlines()) if row]
         # The train loop writes a factor in every row; logs of other makers may be thinned out.

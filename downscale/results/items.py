@@ -77,7 +77,7 @@ def _write(path, rows, schema, key, what, check):
 
 
 def one_line(error: BaseException) -> str:
-    """The text of an error on one line, cut to 200 characters."""
+    """Return the text of an error on one line, cut to 200 characters."""
     return ' '.join(str(error).split())[:200]
 
 
@@ -101,7 +101,7 @@ def _check_table(table, schema, key, what):
 
 
 def _counted(table, names):
-    """(values, how many rows) of every combination of these columns."""
+    """Return (values, how many rows) of every combination of these columns."""
     found = table.group_by(list(names)).aggregate([([], 'count_all')])
     counts = found.column('count_all').to_pylist()
     return zip(zip(*(found.column(name).to_pylist() for name in names), strict=True), counts,
@@ -173,7 +173,7 @@ def _read(path, schema, key, check, newer=None):
 
 
 def read_items(path: PathLike, newer: Counter | None = None) -> pa.Table:
-    """The items table at `path`, checked against the schema.
+    """Return the items table at `path`, checked against the schema.
 
     Columns that no one knows are of a newer version: left out, and counted in `newer`, a Counter.
     """
@@ -181,5 +181,5 @@ def read_items(path: PathLike, newer: Counter | None = None) -> pa.Table:
 
 
 def read_texts(path: PathLike, newer: Counter | None = None) -> pa.Table:
-    """The texts table at `path`, under the same rules as `read_items`."""
+    """Return the texts table at `path`, under the same rules as `read_items`."""
     return _read(path, TEXTS, TEXT_KEY, lambda table, what: None, newer)

@@ -60,7 +60,9 @@ def write(folder: Path, name: str, table: pa.Table) -> None:
 
 
 def read(folder: Path, name: str) -> pa.Table:
-    """The table `folder/name.parquet`; `TableError` in one line when it is missing or another."""
+    """Return the table `folder/name.parquet`; `TableError` in one line when it is missing or
+    another.
+    """
     path = place(folder) / f'{name}.parquet'
     if not path.exists():
         raise TableError(f'no {path}; run `downscale analyze probe {folder}` first')
@@ -75,7 +77,7 @@ def read(folder: Path, name: str) -> pa.Table:
 
 
 def items_table(run_id: str, tasks: dict[str, Measured]) -> pa.Table:
-    """The `probe_items` of a run, from {task: Measured}."""
+    """Return the `probe_items` of a run, from {task: Measured}."""
     parts = [SCHEMAS['probe_items'].empty_table()]
     for task, one in tasks.items():
         for (site, depth, metric), value in one.values.items():
@@ -87,15 +89,15 @@ def items_table(run_id: str, tasks: dict[str, Measured]) -> pa.Table:
 
 
 def _table(name, length, **columns):
-    """A table of columns; what is no array is the same in every row."""
+    """Return a table of columns; what is no array is the same in every row."""
     return pa.table([pa.array(columns[one.name] if isinstance(columns[one.name], np.ndarray)
                               else [columns[one.name]] * length, one.type)
                      for one in SCHEMAS[name]], schema=SCHEMAS[name])
 
 
 def means_table(run_id: str, tasks: dict[str, Measured], resamples: Resamples) -> pa.Table:
-    """The `probes` of a run: means over items with intervals over pictures, and of families the
-    mean as task 'macro'.
+    """Return the `probes` of a run: means over items with intervals over pictures, and of families
+    the mean as task 'macro'.
 
     Beside the measures of `tasks` there are differences on the same items: 'selectivity' is
     accuracy minus that of the control, 'nll rise' and 'exact drop' what a site does to the answer
@@ -126,8 +128,9 @@ BOUNDS = {'accuracy': (0, 1), 'control': (0, 1), 'attentive': (0, 1),
 
 
 def _means(one, resamples):
-    """{key: (mean, draws, items, clusters)}, over the items that have that measure: not every
-    answer has a third token."""
+    """Return {key: (mean, draws, items, clusters)}, over the items that have that measure: not
+    every answer has a third token.
+    """
     values = one.values | _differences(one.values)
     found = {}
     alike = {}
@@ -161,7 +164,7 @@ def _differences(values):
 
 
 def hits(table: pa.Table, run_id: str, site: str, depth: float) -> dict[str, float]:
-    """{item_id: hit} of the probes of a run at one site, over the families' own tasks."""
+    """Return {item_id: hit} of the probes of a run at one site, over the families' own tasks."""
     at = pc.is_nan(table['rel_depth']) if np.isnan(depth) else pc.equal(table['rel_depth'], depth)
     for name, value in (('run_id', run_id), ('site', site), ('metric', 'accuracy')):
         at = pc.and_(at, pc.equal(table[name], value))

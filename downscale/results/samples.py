@@ -25,13 +25,15 @@ JOINED = ('task', 'checkpoint', 'prompt_hash')
 
 
 def key_of(parts: dict[str, Any]) -> str:
-    """The content hash of a dict of JSON values: 32 hexadecimal digits."""
+    """Return the content hash of a dict of JSON values: 32 hexadecimal digits."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def line_of(record: dict[str, Any]) -> bytes:
-    """The bytes of a record: equal records, equal bytes. ValueError for a number that is NaN."""
+    """Return the bytes of a record: equal records, equal bytes. ValueError for a number that is
+    NaN.
+    """
     return json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b'\n'
 
 
@@ -51,7 +53,7 @@ class Samples:
 
     @classmethod
     def open(cls, folder: Path, name: str, process: int = 0) -> 'Samples':
-        """The samples `name` below `folder`, with what any earlier run has left there.
+        """Return the samples `name` below `folder`, with what any earlier run has left there.
 
         ValueError names file and line of a damaged record and of two that contradict each other.
         """
@@ -68,7 +70,7 @@ class Samples:
         return self.folder / f'{self.name}.p{process}.jsonl'
 
     def parts(self) -> list[Path]:
-        """The parts there are, by process number."""
+        """Return the parts there are, by process number."""
         form = re.compile(re.escape(self.name) + r'\.p(\d+)\.jsonl')
         there = self.folder.iterdir() if self.folder.is_dir() else ()
         found = [(int(match[1]), path) for path in there if (match := form.fullmatch(path.name))]
@@ -83,7 +85,7 @@ class Samples:
             self.records = merged([self.path])
 
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """The keys without a row, in order and each once."""
+        """Return the keys without a row, in order and each once."""
         return [key for key in dict.fromkeys(keys) if key not in self.records]
 
     def add(self, record: dict[str, Any]) -> None:
@@ -100,7 +102,7 @@ class Samples:
         self.records[record['key']] = record
 
     def _opened(self):
-        """The own part, ready to append: a torn last line is cut off, not continued."""
+        """Return the own part, ready to append: a torn last line is cut off, not continued."""
         path = self._part(self.process)
         self.folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
@@ -125,7 +127,8 @@ class Samples:
             self._file = None
 
     def finalise(self, keys: Collection[str]) -> list[dict[str, Any]]:
-        """One file holds exactly the rows of `keys`, by doc_id and key; the parts are removed.
+        """Return one file holds exactly the rows of `keys`, by doc_id and key; the parts are
+        removed.
 
         Equal rows give equal bytes, however they were made. ValueError when a row is missing.
         """
@@ -149,7 +152,9 @@ class Samples:
 
 
 def merged(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """{key: record} of several files of ours; ValueError for rows that contradict each other."""
+    """Return {key: record} of several files of ours; ValueError for rows that contradict each
+    other.
+    """
     found = {}
     places = {}
     for path in paths:
@@ -170,8 +175,9 @@ def merged(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
 
 
 def lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of a JSONL file of ours; a part may end in a torn line, which is left
-    out. ValueError in one line for any other line that is no JSON object."""
+    """Yield (line number, object) of a JSONL file of ours; a part may end in a torn line, which is
+    left out. ValueError in one line for any other line that is no JSON object.
+    """
     *whole, last = Path(path).read_bytes().split(b'\n')
     if last.strip() and not re.search(r'\.p\d+\.jsonl$', str(path)):
         whole.append(last)  # a finished file need not end with a line break, but its rows must read
@@ -193,7 +199,7 @@ def lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def join(descriptions: Sequence[dict[str, Any]],
          questions: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """{doc_id: description record} for every question, each made as the question wants it.
+    """Return {doc_id: description record} for every question, each made as the question wants it.
 
     `questions` are dicts with `doc_id` and what is wanted: `task`, `checkpoint`, `prompt_hash`.
     Descriptions without a question are left out. ValueError, with counts, where one is missing,

@@ -85,7 +85,7 @@ class Paired:
 
 
 def _columns(table, schema):
-    """Columns as numpy, and {name: rank of each row's value} for the text columns in `KEYS`.
+    """Return columns as numpy, and {name: rank of each row's value} for the text columns in `KEYS`.
 
     Text stays Python objects, since answers differ much in length; equal ones are one object.
     """
@@ -105,7 +105,9 @@ def _columns(table, schema):
 
 
 def load_study(directory: PathLike) -> Study:
-    """The whole study folder is read and checked; unfinished runs are listed, never dropped."""
+    """Return the whole study folder is read and checked; unfinished runs are listed, never
+    dropped.
+    """
     root = Path(directory)
     meta = read_study(root)
     newer = Counter()   # columns that a newer version writes, with the number of tables
@@ -121,7 +123,7 @@ def load_study(directory: PathLike) -> Study:
 
 def study_of(root: Path, meta: dict, items: list, texts: list, curves: dict, unfinished: tuple,
              throughput: dict, input_hash: str) -> Study:
-    """A `Study` of checked Arrow tables: lists of `items` and `texts`."""
+    """Return a `Study` of checked Arrow tables: lists of `items` and `texts`."""
     items, codes = _columns(pa.concat_tables([ITEMS.empty_table(), *items]), ITEMS)
     texts, _ = _columns(pa.concat_tables([TEXTS.empty_table(), *texts]), TEXTS)
     texts, notes = _merge_texts(texts)
@@ -141,7 +143,7 @@ def study_of(root: Path, meta: dict, items: list, texts: list, curves: dict, unf
 
 
 def _index_cells(items, codes, meta):
-    """Rows of each cell; an unknown run or a question answered twice in one cell raises."""
+    """Return rows of each cell; an unknown run or a question answered twice in one cell raises."""
     key = np.zeros(len(items['score']), dtype=np.int64)
     for name in Cell._fields:
         here = codes.get(name, items[name]).astype(np.int64)
@@ -169,7 +171,7 @@ def _index_cells(items, codes, meta):
 
 
 def _merge_texts(texts):
-    """Texts once per key: evaluations with different reasoners repeat the same text."""
+    """Return texts once per key: evaluations with different reasoners repeat the same text."""
     keep = {}
     differing = 0
     for index, key in enumerate(zip(*(texts[name] for name in TEXT_KEY), strict=True)):
@@ -183,7 +185,8 @@ def _merge_texts(texts):
 
 
 def _read_cells(root, meta):
-    """Metrics of every stage, every stage that is failed, unfinished or absent, and what was torn.
+    """Return metrics of every stage, every stage that is failed, unfinished or absent, and what was
+    torn.
     """
     curves = {}
     stages = {}
@@ -221,7 +224,7 @@ def _stage_order(stage):
 
 
 def _read_metrics(path):
-    """(columns step, tokens and loss of the rows that have a loss, how many lines are torn).
+    """Return (columns step, tokens and loss of the rows that have a loss, how many lines are torn).
 
     Other rows are evaluations. A loss that is no finite number stays as it is: a run diverged.
     """
@@ -240,7 +243,7 @@ def _read_metrics(path):
 
 
 def _input_hash(root):
-    """SHA-256 over every file that can change what is printed, with its path."""
+    """Return SHA-256 over every file that can change what is printed, with its path."""
     digest = hashlib.sha256()
     paths = {path for pattern in READ for path in root.glob(pattern) if path.is_file()}
     for path in sorted(paths):
@@ -250,7 +253,7 @@ def _input_hash(root):
 
 
 def _mean_scores(study, cell):
-    """(ranks of the items, a row of each, mean score over repeats) of a cell, made once."""
+    """Return (ranks of the items, a row of each, mean score over repeats) of a cell, made once."""
     if cell not in study.averaged:
         index = study.cells[cell]
         ids, first, inverse = np.unique(study.codes['item_id'][index], return_index=True,
@@ -261,7 +264,7 @@ def _mean_scores(study, cell):
 
 
 def pair(study: Study, groups: Sequence[Sequence[Cell]]) -> Paired:
-    """Each group of cells has one mean score per item; all cells must hold the same items.
+    """Return each group of cells has one mean score per item; all cells must hold the same items.
 
     `groups` is a list of lists of `Cell`: seeds of one size are one group. Repeats and seeds are
     averaged within an item. Raises `TableError` when item ids, data hashes or the facts of an

@@ -13,7 +13,9 @@ NUMBER = (int, float)
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """The JSON object in `path`; None without the file, `TableError` where it holds another."""
+    """Return the JSON object in `path`; None without the file, `TableError` where it holds
+    another.
+    """
     try:
         value = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -26,7 +28,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """(the JSON objects of the lines of `path`, how many torn lines are left out).
+    """Return (the JSON objects of the lines of `path`, how many torn lines are left out).
 
     A killed process leaves half a line, and one that goes on after it writes behind that.
     `TableError` where a line is whole and another value.
@@ -57,26 +59,30 @@ def check(value: dict[str, Any], fields: dict[str, Any], where: str) -> None:
 
 
 def fits(value: Any, kinds: type | tuple[type, ...]) -> bool:
-    """Whether a JSON value is of one of the types; a truth value is no number, and NaN is none."""
+    """Return whether a JSON value is of one of the types; a truth value is no number, and NaN is
+    none.
+    """
     if isinstance(value, bool):
         return kinds is bool
     return isinstance(value, kinds) and not (isinstance(value, float) and not math.isfinite(value))
 
 
 def shown(value: Any) -> str:
-    """A value as an error shows it."""
+    """Return a value as an error shows it."""
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + '...'
 
 
 def short(path: Path) -> str:
-    """A path as an error shows it: its end is what tells files apart."""
+    """Return a path as an error shows it: its end is what tells files apart."""
     text = str(path)
     return text if len(text) <= 120 else '...' + text[-117:]
 
 
 def read_study(root: Path) -> dict[str, Any]:
-    """The content of `root`/study.json; `TableError` in one line where it is missing or wrong."""
+    """Return the content of `root`/study.json; `TableError` in one line where it is missing or
+    wrong.
+    """
     meta = read_object(root / 'study.json')
     if meta is None:
         raise TableError(f'{root}: no study.json, so this is no study folder')
@@ -86,7 +92,7 @@ def read_study(root: Path) -> dict[str, Any]:
 
 
 def study_errors(path: Path, meta: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with the content of a `study.json`, as lines."""
+    """Yield what is wrong with the content of a `study.json`, as lines."""
     runs = meta.get('runs')
     where = short(path)
     if not isinstance(runs, list):

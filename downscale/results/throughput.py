@@ -16,7 +16,7 @@ SHARES = ('slot_occupancy', 'padding_waste')
 
 
 def read_throughput(root: Path) -> dict[str, dict[str, Any] | None]:
-    """{evaluation: its figures, or None without a file} of every folder that holds a table.
+    """Return {evaluation: its figures, or None without a file} of every folder that holds a table.
 
     Figures that no one knows yet are ignored. Raises `TableError` in one line when a file is not
     readable, lacks a figure, or holds one that cannot be.
@@ -53,7 +53,7 @@ def _possible(name, value):
 
 
 def throughput(s: 'Scored') -> dict[str, Any]:
-    """The figures of every evaluation that has them, and the names of those that do not."""
+    """Return the figures of every evaluation that has them, and the names of those that do not."""
     found = s.study.throughput
     return {'evaluations': {name: row for name, row in found.items() if row is not None},
             'absent': [name for name, row in found.items() if row is None]}

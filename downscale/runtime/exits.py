@@ -33,7 +33,9 @@ _CRASH = Ending('crashed', 'counted')
 
 
 def ending(code: int) -> Ending:
-    """The `Ending` of an exit code; negative ones are signals, as `subprocess` gives them."""
+    """Return the `Ending` of an exit code; negative ones are signals, as `subprocess` gives
+    them.
+    """
     return TABLE.get(code, _CRASH)
 
 
@@ -72,7 +74,7 @@ LONGEST_ERROR = 300
 
 
 def code_of(error: BaseException) -> int:
-    """The exit code that an exception stands for."""
+    """Return the exit code that an exception stands for."""
     if isinstance(error, (Failed, SystemExit)):
         # pyrefly: ignore[bad-return]
         return error.code
@@ -88,8 +90,9 @@ def code_of(error: BaseException) -> int:
 
 
 def passes(error: BaseException) -> bool:
-    """Whether an error is of a disk, a bucket or a network that may be well again later: a full
-    disk, a quota, a bucket that refuses; not a file that is missing or wrong."""
+    """Return whether an error is of a disk, a bucket or a network that may be well again later: a
+    full disk, a quota, a bucket that refuses; not a file that is missing or wrong.
+    """
     while error is not None:
         if isinstance(error, OSError):
             missing = isinstance(error, (FileNotFoundError, FileExistsError))
@@ -114,7 +117,7 @@ def _status_passes(status, text):
 
 
 def line_of(error: BaseException) -> str:
-    """An error as one line; what tensorstore says is cut to path and cause."""
+    """Return an error as one line; what tensorstore says is cut to path and cause."""
     text = ' '.join(str(error).split()) or type(error).__name__
     status = _STATUS.match(text)
     if isinstance(error, ValueError) and status and status[1] in _STAYS + _PASSES:

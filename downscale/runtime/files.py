@@ -21,12 +21,14 @@ PathLike = str | os.PathLike[str]  # a path as callers give it
 
 
 def in_bucket(path: PathLike) -> bool:
-    """Whether `path` is in a bucket."""
+    """Return whether `path` is in a bucket."""
     return str(path).startswith(BUCKET)
 
 
 def place(path: PathLike) -> Path:
-    """`path` with the methods of pathlib; a bucket's needs `pip install 'downscale[gcs]'`."""
+    """Return `path` with the methods of pathlib; a bucket's needs `pip install
+    'downscale[gcs]'`.
+    """
     if not in_bucket(path):
         return Path(path)
     # 70 ms, which no command on folders should wait for.
@@ -41,13 +43,14 @@ def place(path: PathLike) -> Path:
 
 
 def absolute(path: PathLike) -> Path:
-    """`path` from the root of its file system, or with its bucket."""
+    """Return `path` from the root of its file system, or with its bucket."""
     return place(path) if in_bucket(path) else Path(path).absolute()
 
 
 def scratch(path: PathLike) -> Path:
-    """The folder of this machine that stands for `path`: itself, or one under DOWNSCALE_SCRATCH
-    (default: the temporary folder)."""
+    """Return the folder of this machine that stands for `path`: itself, or one under
+    DOWNSCALE_SCRATCH (default: the temporary folder).
+    """
     if not in_bucket(path):
         return Path(path)
     top = os.environ.get('DOWNSCALE_SCRATCH') or Path(tempfile.gettempdir()) / 'downscale'
@@ -55,7 +58,7 @@ def scratch(path: PathLike) -> Path:
 
 
 def writable(folder: Path) -> bool:
-    """Whether files can be made in a local folder, which is made where it is missing."""
+    """Return whether files can be made in a local folder, which is made where it is missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -102,7 +105,7 @@ def write_json(path: PathLike, value: Any) -> None:
 
 
 def read_json(path: PathLike, kind: type = dict) -> Any:
-    """The value in `path`, a `kind`; None when there is no such file.
+    """Return the value in `path`, a `kind`; None when there is no such file.
 
     ValueError in one line that names the file when it is cut, or holds something else.
     """
@@ -118,7 +121,8 @@ def read_json(path: PathLike, kind: type = dict) -> Any:
 
 
 def lock(folder: Path) -> int:
-    """The descriptor of a lock on a local folder, held until it is closed or this process ends.
+    """Return the descriptor of a lock on a local folder, held until it is closed or this process
+    ends.
 
     RuntimeError in one line when another process holds it. A file system without locks is told
     of, once; there nothing keeps two commands apart.
@@ -155,7 +159,9 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.
 
 
 def _locked(handle, folder, wait):
-    """Whether the open file `handle` of `folder` is locked now, or cannot be for lack of locks."""
+    """Return whether the open file `handle` of `folder` is locked now, or cannot be for lack of
+    locks.
+    """
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:

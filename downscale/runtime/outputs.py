@@ -19,7 +19,7 @@ def require_folder(path: Path) -> Path:
 
 
 def require_room(path: Path, size: int) -> None:
-    """OSError in one line when the disk of `path` has no room for `size` bytes."""
+    """Raise OSError in one line when the disk of `path` has no room for `size` bytes."""
     there = path.absolute()
     while not there.exists():
         there = there.parent

@@ -138,7 +138,7 @@ class Peers:
                                                           'gone': gone}))
 
     def _code(self):
-        """A peer that died after the notice has been taken away, not crashed."""
+        """Return a peer that died after the notice has been taken away, not crashed."""
         return exits.PREEMPTED if self.notice else exits.LOST
 
     def _leave(self, code, gone=None):

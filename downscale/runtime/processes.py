@@ -30,7 +30,8 @@ _peers = Peers(0)
 
 
 def given() -> dict[str, Any] | None:
-    """Arguments of `jax.distributed.initialize` after the environment; None for a lone process.
+    """Return arguments of `jax.distributed.initialize` after the environment; None for a lone
+    process.
 
     The three variables name any group of processes; on a machine with TPU chips JAX finds the rest
     of the slice by itself. ValueError when the variables do not make sense.
@@ -56,7 +57,7 @@ def given() -> dict[str, Any] | None:
 
 
 def seconds(name: str, default: int) -> int:
-    """The whole number of seconds in DOWNSCALE_`name`_SECONDS, or `default`."""
+    """Return the whole number of seconds in DOWNSCALE_`name`_SECONDS, or `default`."""
     name = f'DOWNSCALE_{name}_SECONDS'
     value = os.environ.get(name, str(default))
     if not (value.isdigit() and int(value)):
@@ -122,7 +123,9 @@ def stepping() -> Iterator[None]:
 
 
 def stop(step: int) -> bool:
-    """Whether to save now, after `step`, and raise `exits.Preempted`: the same in all processes."""
+    """Return whether to save now, after `step`, and raise `exits.Preempted`: the same in all
+    processes.
+    """
     del step  # it starts anew with each stage; JAX wants a number that only grows
     if global_state.preemption_sync_manager is None:
         return _peers.notice
@@ -153,17 +156,20 @@ def _own_sigterm(ending):
 
 
 def first() -> bool:
-    """Whether this process prints, writes metrics and JSON, prepares data. Touches no device."""
+    """Return whether this process prints, writes metrics and JSON, prepares data. Touches no
+    device.
+    """
     return global_state.process_id == 0
 
 
 def several() -> bool:
-    """Whether other processes work on this run."""
+    """Return whether other processes work on this run."""
     return global_state.client is not None
 
 
 def once(action: Callable[[], Any]) -> Any:
-    """What `action()` returns in process 0 (something JSON can hold); the others wait for it.
+    """Return what `action()` returns in process 0 (something JSON can hold); the others wait for
+    it.
 
     Where it fails, process 0 raises its error and the others an `exits.Failed` that repeats it.
     """

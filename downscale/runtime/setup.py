@@ -49,8 +49,9 @@ def cache_folder() -> Path | str:
 
 
 def _user_cache():
-    """The cache folder of this user, as the XDG rules have it: a variable that is empty or no
-    absolute path does not count."""
+    """Return the cache folder of this user, as the XDG rules have it: a variable that is empty or
+    no absolute path does not count.
+    """
     folder = Path(os.environ.get('XDG_CACHE_HOME', ''))
     if folder.is_absolute():
         return folder

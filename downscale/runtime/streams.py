@@ -8,12 +8,12 @@ _CUT = ' ... '
 
 
 def printable(text: str) -> str:
-    """`text` with escapes in the place of letters that do not print."""
+    """Return `text` with escapes in the place of letters that do not print."""
     return ''.join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def shortened(text: str, most: int = LONGEST_ERROR) -> str:
-    """`text` as one printable line of at most `most` characters for stderr.
+    """Return `text` as one printable line of at most `most` characters for stderr.
 
     The cut is in the middle: what it is about stands in front of an error, and why at its end.
     """
@@ -27,7 +27,9 @@ def shortened(text: str, most: int = LONGEST_ERROR) -> str:
 
 
 def cause_of(error: BaseException) -> str:
-    """What an exception says; of an error of the system the path and why, without its number."""
+    """Return what an exception says; of an error of the system the path and why, without its
+    number.
+    """
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f'{error.filename}: {error.strerror}'
     return line_of(error)
@@ -49,7 +51,9 @@ class _Descriptor(io.FileIO):
 
 
 def _steady(stream):
-    """`stream` over a `_Descriptor`, and letters that its encoding lacks written as escapes."""
+    """Return `stream` over a `_Descriptor`, and letters that its encoding lacks written as
+    escapes.
+    """
     raw = io.BufferedWriter(_Descriptor(stream.fileno(), 'w', closefd=False))
     return io.TextIOWrapper(raw, stream.encoding, 'backslashreplace',
                             line_buffering=stream.isatty() or stream is sys.__stderr__)

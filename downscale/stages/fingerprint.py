@@ -20,7 +20,7 @@ SMALL = 2 ** 12  # files below this hold no part of a large leaf, but times and 
 
 
 def fingerprint(folder: Path) -> str:
-    """A short hash that names the newest checkpoint of a run folder and how it is asked.
+    """Return a short hash that names the newest checkpoint of a run folder and how it is asked.
 
     It covers the experiment, the step, the tokenizer, the chat format and the pictures' layout,
     every leaf of up to 2^22 numbers, and where a leaf is larger, size and evenly spread parts of
@@ -57,7 +57,7 @@ def _digest(data):
 
 
 def _probed(path):
-    """[size, digest of evenly spread windows] of a file."""
+    """Return [size, digest of evenly spread windows] of a file."""
     size = path.stat().st_size
     digest = hashlib.sha256()
     with open(path, 'rb') as file:

@@ -14,7 +14,7 @@ def folder_of(study: PathLike, experiment: Experiment, stage: str) -> Path:
 
 
 def is_done(folder: PathLike, experiment: Experiment) -> bool:
-    """Whether `folder` holds a finished run of exactly this cell."""
+    """Return whether `folder` holds a finished run of exactly this cell."""
     done = read_json(place(folder) / 'DONE.json')
     return done is not None and done.get('hash') == experiment.hash
 

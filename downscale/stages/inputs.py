@@ -22,7 +22,8 @@ from downscale.values import hash_of
 
 def prepare(study: PathLike, experiment: Experiment,
             progress: Callable | None = None) -> Path | None:
-    """The data set and tokenizer of a study exist under its `scratch`; nothing is made twice.
+    """Return the data set and tokenizer of a study exist under its `scratch`; nothing is made
+    twice.
 
     Returns the folder of the data set, None where nothing is asked of the scene world. ValueError
     when the vocabulary has too few rows, FileNotFoundError when a stage's mixture is not built.
@@ -64,19 +65,21 @@ def _check_published(study, experiment, published):
 
 
 def in_world(experiment: Experiment) -> bool:
-    """Whether a stage or the evaluation of a cell is about the scene world."""
+    """Return whether a stage or the evaluation of a cell is about the scene world."""
     asked = experiment.asks and not experiment.evaluation.benchmarks
     return asked or any(not stage.mixture for stage in experiment.stages)
 
 
 @cache
 def corpus(folder: str) -> Corpus:
-    """The corpus of a built mixture, opened once per process."""
+    """Return the corpus of a built mixture, opened once per process."""
     return Corpus(folder)
 
 
 def data_hash(experiment: Experiment) -> str:
-    """A short hash of what is asked about, scenes or benchmarks: items pair only when it agrees."""
+    """Return a short hash of what is asked about, scenes or benchmarks: items pair only when it
+    agrees.
+    """
     asked = experiment.evaluation
     if asked.benchmarks:
         files = {path: _digest(path) for path in (*asked.benchmarks.values(),
@@ -88,7 +91,7 @@ def data_hash(experiment: Experiment) -> str:
 
 @cache
 def _digest(path):
-    """A short hash of a file's bytes; of a folder, of the names and sizes in it."""
+    """Return a short hash of a file's bytes; of a folder, of the names and sizes in it."""
     path = Path(path)
     if path.is_dir():
         return hash_of([[str(one), one.stat().st_size] for one in sorted(path.rglob('*'))])
@@ -98,7 +101,7 @@ def _digest(path):
 
 @cache
 def library(study: str, split: str) -> Library:
-    """The examples of one split of a study's data set, parsed once per process."""
+    """Return the examples of one split of a study's data set, parsed once per process."""
     path = scratch(study) / 'data.json'
     named = read_json(path)
     if named is None:
@@ -109,13 +112,13 @@ def library(study: str, split: str) -> Library:
 
 
 def encoder_of(study: PathLike, experiment: Experiment, stage: str) -> Encoder:
-    """The text encoder of a stage."""
+    """Return the text encoder of a stage."""
     return loading.encoder_of(scratch(study), experiment, stage)
 
 
 def sampler_of(study: PathLike, experiment: Experiment,
                stage: Stage) -> tuple[Sampler | CorpusSampler, int]:
-    """The sampler of a stage, and the seed of its stream."""
+    """Return the sampler of a stage, and the seed of its stream."""
     seed = zlib.crc32(f'{experiment.seed} {stage.name}'.encode())
     encoder = encoder_of(study, experiment, stage.name)
     if stage.mixture:
@@ -132,7 +135,7 @@ def sampler_of(study: PathLike, experiment: Experiment,
 
 
 def sizes_of(stage: Stage, sampler: Sampler | CorpusSampler, seed: int) -> np.ndarray:
-    """int32 [n, 2]: tokens and tiles of the conversations of a stage's first epoch."""
+    """Return int32 [n, 2]: tokens and tiles of the conversations of a stage's first epoch."""
     if stage.mixture:
         return sampler.sizes(seed)
     # pyrefly: ignore[bad-argument-type]

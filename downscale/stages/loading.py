@@ -26,7 +26,8 @@ from downscale.train.checkpoint import latest, load_params, stored_leaves
 
 def load(folder: PathLike, mesh: Mesh | None = None, dtype: DTypeLike | None = None
          ) -> tuple[Model, dict[str, Any], Tokenizer | None, Experiment]:
-    """(model, params, tokenizer, experiment) of a run folder: an imported model or one stage.
+    """Return (model, params, tokenizer, experiment) of a run folder: an imported model or one
+    stage.
 
     `params` are numpy arrays, or jax arrays sharded over `mesh` (see `sharding.mesh`) when one is
     given, whatever mesh they were trained on; `dtype` casts them, by default they keep the stored
@@ -47,7 +48,9 @@ def load(folder: PathLike, mesh: Mesh | None = None, dtype: DTypeLike | None = N
 
 def abstract_of(model: Model, stored: dict[str, tuple[tuple[int, ...], str]],
                 dtype: DTypeLike | None = None) -> dict[str, Any]:
-    """ShapeDtypeStructs of the groups that were stored, in `dtype` or as they were stored."""
+    """Return ShapeDtypeStructs of the groups that were stored, in `dtype` or as they were
+    stored.
+    """
     if isinstance(model, Tower):
         patches = np.zeros((1, model.cfg.P, model.cfg.Q), np.float32)
         tree = {'tower': jax.eval_shape(model.init, jax.random.key(0), patches)['params']}
@@ -67,7 +70,7 @@ def abstract_of(model: Model, stored: dict[str, tuple[tuple[int, ...], str]],
 
 
 def tokenizer_path(folder: PathLike, experiment: Experiment) -> Path:
-    """The tokenizer.json of a study, of a stage in it, or of an imported model.
+    """Return the tokenizer.json of a study, of a stage in it, or of an imported model.
 
     It is the configured one; else that of the imported language model; else the run folder's own
     or, for STUDY/cells/CELL/STAGE, the study's. The file may be missing, as for a tower alone;
@@ -88,7 +91,7 @@ def tokenizer_path(folder: PathLike, experiment: Experiment) -> Path:
 
 
 def encoder_of(folder: PathLike, experiment: Experiment, stage: str) -> Encoder:
-    """The `Encoder` of a stage of a study, or of a run folder whose name is `stage`."""
+    """Return the `Encoder` of a stage of a study, or of a run folder whose name is `stage`."""
     published = experiment.published
     tokenizer = load_tokenizer(tokenizer_path(folder, experiment), experiment.language.V)
     return Encoder(tokenizer, experiment.chat_of(stage), experiment.layout(stage), published.ends,
@@ -96,7 +99,7 @@ def encoder_of(folder: PathLike, experiment: Experiment, stage: str) -> Encoder:
 
 
 def tokenizer_of(folder: PathLike, experiment: Experiment) -> Tokenizer | None:
-    """The tokenizer of a run folder; None where there is none, as for a tower alone."""
+    """Return the tokenizer of a run folder; None where there is none, as for a tower alone."""
     path = tokenizer_path(folder, experiment)
     if experiment.language is None or not (experiment.tokenizer or path.is_file()):
         return None

@@ -8,7 +8,9 @@ Model = Vlm | WordModel | Tower
 
 
 def model_of(experiment: Experiment, stage: str = 'instruct') -> Model:
-    """The module that a stage of an `Experiment` trains; an imported tower alone is a `Tower`."""
+    """Return the module that a stage of an `Experiment` trains; an imported tower alone is a
+    `Tower`.
+    """
     if experiment.language is None:
         # pyrefly: ignore[bad-argument-type]
         return Tower(experiment.vision, dtype=experiment.dtype, unroll=experiment.unroll)

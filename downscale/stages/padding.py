@@ -21,7 +21,7 @@ WORTH = 0.01  # share of the FLOPs that one more proposal must save to be shown
 
 
 def sizes(folder: PathLike, sampler: Sampler, seed: int) -> np.ndarray:
-    """int32 [n, 2]: tokens and tiles of every conversation of the first epoch, in its order.
+    """Return int32 [n, 2]: tokens and tiles of every conversation of the first epoch, in its order.
 
     They are counted once and kept in `folder`, the data set's. ValueError naming the first
     conversation that no bucket of `sampler` holds.
@@ -45,8 +45,9 @@ def sizes(folder: PathLike, sampler: Sampler, seed: int) -> np.ndarray:
 
 
 def row_flops(experiment: Experiment, stage: Stage) -> Callable[[int, int], int]:
-    """FLOPs of training on one row, a function of its length and tiles; recomputation for memory
-    (remat) is left out, which repeats about the same share of every row."""
+    """Return FLOPs of training on one row, a function of its length and tiles; recomputation for
+    memory (remat) is left out, which repeats about the same share of every row.
+    """
     groups = tuple(group for group in stage.trainable if group in STAGE_GROUPS)
 
     @cache
@@ -57,7 +58,7 @@ def row_flops(experiment: Experiment, stage: Stage) -> Callable[[int, int], int]
 
 
 def figures(experiment: Experiment, stage: Stage, found: np.ndarray) -> dict[str, Any]:
-    """`buckets.padding` of a stage whose conversations have the sizes `found`.
+    """Return `buckets.padding` of a stage whose conversations have the sizes `found`.
 
     With buckets, `one_shape` holds the total of the same conversations in rows of the stage's own
     shape alone.
@@ -70,7 +71,7 @@ def figures(experiment: Experiment, stage: Stage, found: np.ndarray) -> dict[str
 
 
 def lines(experiment: Experiment, stage: Stage, found: np.ndarray) -> Iterator[str]:
-    """What a person reads: the waste of a stage's shapes, and proposals that waste less."""
+    """Yield what a person reads: the waste of a stage's shapes, and proposals that waste less."""
     value = figures(experiment, stage, found)
     low = found.min(0)
     high = found.max(0)

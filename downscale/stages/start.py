@@ -15,7 +15,7 @@ from downscale.train.checkpoint import load_params
 
 
 def start_shapes(experiment: Experiment, stage: Stage) -> dict[str, Any]:
-    """The ShapeDtypeStructs of `start_params`; nothing is read."""
+    """Return the ShapeDtypeStructs of `start_params`; nothing is read."""
     model = model_of(experiment, stage.name)
     if stage.name == 'tower':
         # pyrefly: ignore[bad-argument-type]
@@ -28,7 +28,9 @@ def start_shapes(experiment: Experiment, stage: Stage) -> dict[str, Any]:
 
 
 def start_params(study: PathLike, experiment: Experiment, stage: Stage) -> dict[str, Any]:
-    """Inherited groups from the parents' checkpoints or from imports, fresh ones from the seed."""
+    """Return inherited groups from the parents' checkpoints or from imports, fresh ones from the
+    seed.
+    """
     target = start_shapes(experiment, stage)
     if stage.name == 'tower':
         return init_tree(target, experiment.seed)
@@ -48,7 +50,9 @@ def start_params(study: PathLike, experiment: Experiment, stage: Stage) -> dict[
 
 
 def grid_of(experiment: Experiment) -> Mesh:
-    """The cell's mesh over the devices at hand; ValueError when it, or a batch, does not fit."""
+    """Return the cell's mesh over the devices at hand; ValueError when it, or a batch, does not
+    fit.
+    """
     size = experiment.mesh
     grid = mesh(size.data, size.fsdp, size.tensor)
     for stage in experiment.stages:

@@ -20,7 +20,9 @@ from downscale.values import hash_of
 
 
 def padding_lines(study: PathLike, experiment: Experiment) -> Iterator[str]:
-    """What each packed stage of a cell wastes, and the buckets that would waste less, as lines."""
+    """Yield what each packed stage of a cell wastes, and the buckets that would waste less, as
+    lines.
+    """
     for stage in experiment.stages:
         if stage.loss == 'tokens':
             sampler, seed = sampler_of(study, experiment, stage)
@@ -28,8 +30,9 @@ def padding_lines(study: PathLike, experiment: Experiment) -> Iterator[str]:
 
 
 def _nothing_to_do(folder, experiment):
-    """Whether the stage in `folder` is done; it then no longer says that it failed, as it would
-    after an attempt that ended in an error of a cell beside it."""
+    """Return whether the stage in `folder` is done; it then no longer says that it failed, as it
+    would after an attempt that ended in an error of a cell beside it.
+    """
     done = is_done(folder, experiment)
     if done:
         (folder / 'FATAL.json').unlink(missing_ok=True)
@@ -71,7 +74,8 @@ def train_together(
         study: PathLike, cells: Sequence[Experiment], name: str,
         report: Callable[[Experiment, int, dict], object] = lambda cell, step, metrics: None,
         tracker: str = 'tensorboard') -> dict[str, Exception]:
-    """Stage `name` of all `cells` is finished, as `train_stage` would finish each, in one program.
+    """Return stage `name` of all `cells` is finished, as `train_stage` would finish each, in one
+    program.
 
     The cells must agree in `program_of` that stage. Returns {cell name: error} of those that
     failed.
@@ -107,7 +111,7 @@ def train_together(
 
 
 def _run(study, folder, cell, sampler, seed, name, report):
-    """The `together.Run` of one cell."""
+    """Return the `together.Run` of one cell."""
     stage = cell.stage(name)
     return together.Run(
         folder=folder,
@@ -120,8 +124,10 @@ def _run(study, folder, cell, sampler, seed, name, report):
 
 
 def program_of(experiment: Experiment, name: str) -> str | None:
-    """A hash that cells share whose stage `name` can be trained together: they differ in names,
-    seeds and rates only. None where batches have several shapes, which would not come in step."""
+    """Return a hash that cells share whose stage `name` can be trained together: they differ in
+    names, seeds and rates only. None where batches have several shapes, which would not come in
+    step.
+    """
     value = dataclasses.asdict(experiment)
     for key in ('name', 'seed', 'stages', 'evaluation', 'budget'):
         del value[key]
@@ -131,7 +137,9 @@ def program_of(experiment: Experiment, name: str) -> str | None:
 
 
 def one_device(experiment: Experiment) -> Mesh:
-    """The cell's mesh; ValueError when it has several devices, over which no cells are stacked."""
+    """Return the cell's mesh; ValueError when it has several devices, over which no cells are
+    stacked.
+    """
     grid = grid_of(experiment)
     if grid.size > 1:
         raise ValueError(f'cells are trained together on one device, and the mesh of '
@@ -141,7 +149,9 @@ def one_device(experiment: Experiment) -> Mesh:
 
 
 def _begin(study, experiment, stage, folder):
-    """(sampler, seed of its stream) of a stage whose folder is ours; says what runs in it."""
+    """Return (sampler, seed of its stream) of a stage whose folder is ours; says what runs in
+    it.
+    """
     processes.once(lambda: _open(folder, experiment))
     sampler, seed = sampler_of(study, experiment, stage)
     processes.once(lambda: _count_padding(folder, experiment, stage, sampler, seed))

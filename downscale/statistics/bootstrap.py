@@ -52,7 +52,7 @@ class Resamples:
     seed: int | tuple = 0
 
     def over_seeds(self, count: int) -> np.ndarray:
-        """Weights [bootstraps, count] under which the mean of `count` seeds is redrawn.
+        """Return weights [bootstraps, count] under which the mean of `count` seeds is redrawn.
 
         Weighted sums scatter about the mean of the seeds by s / sqrt(count) times a t variable
         with count - 1 degrees: for normal seeds the exact interval of their mean. Three seeds
@@ -82,13 +82,15 @@ class Means:
 
     def interval(self, value: float, draws: np.ndarray, column: int,
                  bounds: tuple[float, float] = (-np.inf, np.inf)) -> Interval:
-        """The `interval` of a number made of these means in the group `column`."""
+        """Return the `interval` of a number made of these means in the group `column`."""
         return interval(value, draws, self.n[column], self.clusters[column], bounds=bounds,
                         seeds=self.seeds, planned=self.planned)
 
 
 def resample(clusters: Column, bootstraps: int = 2000, seed: int | tuple = 0) -> Resamples:
-    """One seeded multinomial weight per bootstrap and cluster, to be shared by all models."""
+    """Return one seeded multinomial weight per bootstrap and cluster, to be shared by all
+    models.
+    """
     names = np.unique(np.asarray(clusters, dtype=str))
     if not len(names):
         return Resamples(names, np.zeros((bootstraps, 0)), seed)
@@ -99,7 +101,7 @@ def resample(clusters: Column, bootstraps: int = 2000, seed: int | tuple = 0) ->
 
 def group_means(values: Column, groups: Column, clusters: Column,
                 resamples: Resamples) -> Means:
-    """Means of `values` [rows, items] within each group, and the same under every resample.
+    """Return means of `values` [rows, items] within each group, and the same under every resample.
 
     A draw that holds no cluster of a group is NaN there and is left out of its interval.
     """
@@ -127,7 +129,8 @@ def group_means(values: Column, groups: Column, clusters: Column,
 
 
 def covers_seeds(seeds: int, planned: int = 1) -> bool:
-    """Whether an interval has to cover the choice of seeds: `FEW_SEEDS` were planned or are there.
+    """Return whether an interval has to cover the choice of seeds: `FEW_SEEDS` were planned or are
+    there.
 
     It has to where planned seeds are missing as well; else it would narrow by what is missing.
     """
@@ -135,7 +138,8 @@ def covers_seeds(seeds: int, planned: int = 1) -> bool:
 
 
 def over_seeds(means: Means, count: int, resamples: Resamples, planned: int = 1) -> Means:
-    """The mean over seeds of `means`, whose rows are those of seed one, then of seed two and so on.
+    """Return the mean over seeds of `means`, whose rows are those of seed one, then of seed two and
+    so on.
 
     Where it `covers_seeds` its draws are over seeds as well.
     """
@@ -147,14 +151,16 @@ def over_seeds(means: Means, count: int, resamples: Resamples, planned: int = 1)
 
 
 def seed_weights(resamples: Resamples, count: int, planned: int) -> np.ndarray:
-    """Weights [bootstraps, count] of the seeds; a single one has no spread that could be drawn."""
+    """Return weights [bootstraps, count] of the seeds; a single one has no spread that could be
+    drawn.
+    """
     if count > 1 and covers_seeds(count, planned):
         return resamples.over_seeds(count)
     return np.full((len(resamples.weights), count), 1 / count)
 
 
 def _places(clusters, resamples):
-    """The column of each item's cluster in the resamples."""
+    """Return the column of each item's cluster in the resamples."""
     clusters = np.asarray(clusters, dtype=str)
     place = np.searchsorted(resamples.clusters, clusters)
     if np.any(resamples.clusters[np.minimum(place, len(resamples.clusters) - 1)] != clusters):
@@ -177,7 +183,7 @@ def ratio(numerator: Column, denominator: Column, clusters: Column,
 
 
 def effective(clusters: Column, weights: np.ndarray | float = 1.) -> int:
-    """The number of clusters by which the spread of a weighted sum of family means is known.
+    """Return the number of clusters by which the spread of a weighted sum of family means is known.
 
     One more than Satterthwaite's degrees of freedom (Biometrics 2:110, 1946), as if pictures
     varied alike in every family, with one degree less in each: a tiny one may agree by chance, and
@@ -193,7 +199,8 @@ def effective(clusters: Column, weights: np.ndarray | float = 1.) -> int:
 
 
 def macro(means: Means) -> Means:
-    """The plain mean over groups as a single group; a small family counts as much as a large.
+    """Return the plain mean over groups as a single group; a small family counts as much as a
+    large.
 
     Its clusters are the `effective` number.
     """
@@ -203,7 +210,7 @@ def macro(means: Means) -> Means:
 
 
 def with_macro(means: Means) -> Means:
-    """The same means, and behind the groups their plain mean as the group 'macro'."""
+    """Return the same means, and behind the groups their plain mean as the group 'macro'."""
     whole = macro(means)
     return Means((*means.groups, *whole.groups),
                  # pyrefly: ignore[bad-argument-type]
@@ -215,7 +222,9 @@ def with_macro(means: Means) -> Means:
 
 def contrast(means: Means, weights: np.ndarray, column: int,
              bounds: tuple[float, float] = (-1, 1)) -> Interval:
-    """The interval of a weighted sum of rows in one group, all rows under the same resamples."""
+    """Return the interval of a weighted sum of rows in one group, all rows under the same
+    resamples.
+    """
     return means.interval(float(weights @ means.value[:, column]),
                           means.draws[:, :, column] @ weights, column, bounds)
 
@@ -223,7 +232,8 @@ def contrast(means: Means, weights: np.ndarray, column: int,
 def interval(value: float, draws: np.ndarray, n: int, clusters: int, level: float = 0.95,
              bounds: tuple[float, float] = (-np.inf, np.inf), seeds: int = 1,
              planned: int = 1) -> Interval:
-    """The percentile interval of `draws`, widened where few clusters make it too sure of itself.
+    """Return the percentile interval of `draws`, widened where few clusters make it too sure of
+    itself.
 
     Below `FEW` clusters it is joined with a t interval. When all draws agree it is widened by
     Wilson's bound for zero events in `clusters` trials, so that no interval has zero width. A
@@ -275,7 +285,9 @@ def interval(value: float, draws: np.ndarray, n: int, clusters: int, level: floa
 
 def mean_ci(values: Column, clusters: Column, bootstraps: int = 2000, seed: int = 0,
             bounds: tuple[float, float] = (-np.inf, np.inf)) -> Interval:
-    """The mean of one value per item with its clustered interval; `bounds` clip it (0, 1)."""
+    """Return the mean of one value per item with its clustered interval; `bounds` clip it (0,
+    1).
+    """
     means = group_means(values, np.full(len(clusters), 'all'), clusters,
                         resample(clusters, bootstraps, seed))
     return interval(means.value[0, 0], means.draws[:, 0, 0], means.n[0], means.clusters[0],
@@ -284,7 +296,7 @@ def mean_ci(values: Column, clusters: Column, bootstraps: int = 2000, seed: int 
 
 def paired_difference(first: Column, second: Column, clusters: Column,
                       bootstraps: int = 2000, seed: int = 0) -> Interval:
-    """Mean of first - second over the same items, both under the same resampled clusters."""
+    """Return mean of first - second over the same items, both under the same resampled clusters."""
     means = group_means([first, second], np.full(len(clusters), 'all'), clusters,
                         resample(clusters, bootstraps, seed))
     return interval(means.value[0, 0] - means.value[1, 0],
@@ -293,7 +305,7 @@ def paired_difference(first: Column, second: Column, clusters: Column,
 
 
 def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval (low, high) for one proportion of independent trials."""
+    """Return Wilson's score interval (low, high) for one proportion of independent trials."""
     if n == 0:
         return 0.0, 1.0
     z = stats.norm.ppf((1 + level) / 2)
@@ -305,7 +317,9 @@ def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]
 
 
 def mcnemar(first: Column, second: Column) -> float:
-    """Exact two-sided p that right answers move as often one way as the other (items alone)."""
+    """Return exact two-sided p that right answers move as often one way as the other (items
+    alone).
+    """
     first = np.asarray(first) > 0.5
     second = np.asarray(second) > 0.5
     lost = int(np.sum(first & ~second))
@@ -314,7 +328,7 @@ def mcnemar(first: Column, second: Column) -> float:
 
 
 def holm(p_values: Column) -> np.ndarray:
-    """Holm's step-down adjusted p values, in the order given."""
+    """Return Holm's step-down adjusted p values, in the order given."""
     p_values = np.asarray(p_values, dtype=float)
     order = np.argsort(p_values, kind='stable')
     factors = len(p_values) - np.arange(len(p_values))

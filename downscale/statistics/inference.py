@@ -14,7 +14,8 @@ Z = distributions.norm.ppf(.975)
 
 
 def newcombe(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """Newcombe's interval (low, high) of the difference of two paired shares of right answers.
+    """Return Newcombe's interval (low, high) of the difference of two paired shares of right
+    answers.
 
     Method 10 of Newcombe 1998 (Statistics in Medicine 17:2635): Wilson's limits of each share, put
     together with the correlation of the pairs. Items stand alone; a picture with several questions
@@ -42,7 +43,7 @@ def newcombe(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> tuple[
 
 
 def standard_error(draws: np.ndarray, clusters: int, seeds: int = 1, planned: int = 1) -> float:
-    """The standard error that the draws of a mean (stats.Means) show; NaN with one cluster.
+    """Return the standard error that the draws of a mean (stats.Means) show; NaN with one cluster.
 
     Over seeds it is that of a normal variable with the same 95 % interval, NaN with one of them.
     """
@@ -57,7 +58,7 @@ def standard_error(draws: np.ndarray, clusters: int, seeds: int = 1, planned: in
 
 def p_value(value: float, draws: np.ndarray, clusters: int, seeds: int = 1,
             planned: int = 1) -> float:
-    """Two-sided p of a t test that a mean or difference is zero, pictures moving together.
+    """Return two-sided p of a t test that a mean or difference is zero, pictures moving together.
 
     1 where it is zero in every draw; NaN with one cluster or one of several planned seeds. Over
     seeds: twice the share of draws beyond zero, so that p is below .05 where the interval leaves
@@ -76,14 +77,14 @@ def p_value(value: float, draws: np.ndarray, clusters: int, seeds: int = 1,
 
 
 def benjamini_hochberg(p_values: ArrayLike) -> np.ndarray:
-    """Adjusted p values (false discovery rate), in the order given."""
+    """Return adjusted p values (false discovery rate), in the order given."""
     return distributions.false_discovery_control(np.asarray(p_values, dtype=float))
 
 
 def ratio_interval(top: tuple[float, np.ndarray], bottom: tuple[float, np.ndarray], n: int,
                    clusters: int, level: float = 0.95, seeds: int = 1,
                    planned: int = 1) -> bootstrap.Interval:
-    """The interval of top / bottom, each a pair (value, draws) under the same resamples.
+    """Return the interval of top / bottom, each a pair (value, draws) under the same resamples.
 
     Percentiles of the drawn ratios, or Fieller's interval where the denominator is within `NEAR`
     standard errors of zero. There the bounds are infinite when the denominator itself cannot be
@@ -125,12 +126,12 @@ def ratio_interval(top: tuple[float, np.ndarray], bottom: tuple[float, np.ndarra
 
 
 def iqm(scores: ArrayLike) -> float:
-    """The mean of the middle half of all scores [runs, tasks] (25 % cut off at each end)."""
+    """Return the mean of the middle half of all scores [runs, tasks] (25 % cut off at each end)."""
     return float(distributions.trim_mean(np.ravel(scores), .25))
 
 
 def _drawn_runs(scores, bootstraps, rng):
-    """[bootstraps, runs, tasks]: within every task, runs drawn with replacement."""
+    """Return [bootstraps, runs, tasks]: within every task, runs drawn with replacement."""
     runs, tasks = scores.shape
     picks = rng.integers(runs, size=(bootstraps, runs, tasks))
     return scores[picks, np.arange(tasks)]
@@ -147,7 +148,7 @@ def _over_runs(value, draws, runs, tasks):
 
 
 def iqm_interval(scores: ArrayLike, bootstraps: int = 2000, seed: int = 0) -> bootstrap.Interval:
-    """The IQM of scores [runs, tasks] with its interval over runs; tasks count as fixed.
+    """Return the IQM of scores [runs, tasks] with its interval over runs; tasks count as fixed.
 
     NaN bounds below three runs (Agarwal et al. 2108.13264), where no spread can be seen.
     """
@@ -158,13 +159,13 @@ def iqm_interval(scores: ArrayLike, bootstraps: int = 2000, seed: int = 0) -> bo
 
 
 def performance_profile(scores: ArrayLike, thresholds: ArrayLike) -> np.ndarray:
-    """The share of scores [runs, tasks] above each threshold."""
+    """Return the share of scores [runs, tasks] above each threshold."""
     return (np.ravel(scores)[:, None] > np.asarray(thresholds, dtype=float)).mean(axis=0)
 
 
 def better(first: ArrayLike, second: ArrayLike, bootstraps: int = 2000,
            seed: int = 0) -> bootstrap.Interval:
-    """P(a run of `first` beats one of `second`), the mean over tasks, ties counting half.
+    """Return p(a run of `first` beats one of `second`), the mean over tasks, ties counting half.
 
     Both are [runs, tasks] over the same tasks; `clusters` of the result is the smaller run count.
     """
@@ -181,7 +182,8 @@ def better(first: ArrayLike, second: ArrayLike, bootstraps: int = 2000,
 
 def items_needed(difference: float, variance: float, power: float = 0.8,
                  level: float = 0.95) -> int:
-    """How many items show a paired `difference` when per-item differences have this `variance`.
+    """Return how many items show a paired `difference` when per-item differences have this
+    `variance`.
 
     Miller 2411.00640, on power: variance is that of the difference of per-item means, so that
     repeated answers lower it. Items are independent here; with clusters multiply by the design
@@ -192,5 +194,5 @@ def items_needed(difference: float, variance: float, power: float = 0.8,
 
 
 def detectable_difference(se: float, power: float = 0.8, level: float = 0.95) -> float:
-    """The smallest true difference that is found with `power`, given its standard error."""
+    """Return the smallest true difference that is found with `power`, given its standard error."""
     return float((distributions.norm.ppf((1 + level) / 2) + distributions.norm.ppf(power)) * se)

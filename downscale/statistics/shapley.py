@@ -33,7 +33,8 @@ class Shares:
 
 
 def shapley(values: np.ndarray, factors: int) -> np.ndarray:
-    """Shapley shares [factors, ...] of values [2, ..., 2, ...]; they sum to all large - all small.
+    """Return Shapley shares [factors, ...] of values [2, ..., 2, ...]; they sum to all large - all
+    small.
 
     The mean over all orders in which the factors may become large, exactly (2^factors corners).
     """
@@ -52,7 +53,8 @@ def shapley(values: np.ndarray, factors: int) -> np.ndarray:
 
 
 def interactions(values: np.ndarray, factors: int) -> dict[tuple[int, ...], np.ndarray]:
-    """{factors that act together: what is left when all that fewer of them do is taken away}.
+    """Return {factors that act together: what is left when all that fewer of them do is taken
+    away}.
 
     Against the corner where all are small; tuples of two or more places of factors.
     """
@@ -75,7 +77,8 @@ def _check(values, factors):
 
 
 def log_odds(means: bootstrap.Means) -> bootstrap.Means:
-    """The same means as log-odds; half an item is added on both sides, so that 0 and 1 are finite.
+    """Return the same means as log-odds; half an item is added on both sides, so that 0 and 1 are
+    finite.
     """
     def logit(share):
         # a draw over seeds may leave 0..1
@@ -87,7 +90,7 @@ def log_odds(means: bootstrap.Means) -> bootstrap.Means:
 
 def attribute(means: bootstrap.Means, names: Sequence[str],
               scale: str = 'accuracy') -> dict[str, Shares]:
-    """{family and 'macro': Shares} of means whose rows are the corners in binary order.
+    """Return {family and 'macro': Shares} of means whose rows are the corners in binary order.
 
     Row 0 has all factors `names` small, the last row all large; the last factor changes fastest.
     On 'log-odds' the macro mean is that of the families' log-odds.
@@ -123,7 +126,8 @@ def _known(means, part, column, scale):
 
 
 def class_of(large: int, small_p: int, small_r: int, small: int) -> str:
-    """The class of an item by which pairs had it right: both large, P small, R small, both small.
+    """Return the class of an item by which pairs had it right: both large, P small, R small, both
+    small.
     """
     if large and not small_p:
         return 'perception loss' if small_r else 'both'
@@ -137,7 +141,7 @@ def class_of(large: int, small_p: int, small_r: int, small: int) -> str:
 
 
 def partition(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(weight, change) [classes, items] of answers [perception 2, reasoner 2, items].
+    """Return (weight, change) [classes, items] of answers [perception 2, reasoner 2, items].
 
     Weights of an item sum to 1 over `CLASSES`: one class where answers are right or wrong, a share
     of each where they are means of repeats, which are taken as independent between pairs. Changes

@@ -5,7 +5,7 @@ ROUNDING = 1e-12
 
 
 def cka(first: np.ndarray, second: np.ndarray) -> float:
-    """Unbiased linear centred kernel alignment of features [items, width] of the same items.
+    """Return unbiased linear centred kernel alignment of features [items, width] of the same items.
 
     1 up to rotation and scale, about 0 for independent features of any width; the biased estimate
     would be .84 for widths 1024 and 2048 of 256 items. NaN where no two items of a side are more
@@ -36,7 +36,7 @@ def _kernel(features):
 
 
 def _hsic(k, m):
-    """The unbiased estimate of HSIC of two kernels (Song et al. 2012, JMLR 13:1393).
+    """Return the unbiased estimate of HSIC of two kernels (Song et al. 2012, JMLR 13:1393).
 
     It may be negative, and needs at least four items.
     """
@@ -48,8 +48,8 @@ def _hsic(k, m):
 
 
 def knn_overlap(first: np.ndarray, second: np.ndarray, k: int = 10) -> float:
-    """The share of each item's `k` nearest others that features [items, width] of both sides have
-    in common, on average; about k / (items - 1) for independent ones.
+    """Return the share of each item's `k` nearest others that features [items, width] of both sides
+    have in common, on average; about k / (items - 1) for independent ones.
 
     Nearness is the cosine of centred features (mutual k-NN, Huh et al. 2405.07987). NaN where a
     side does not vary. ValueError with `k` or fewer items.

@@ -45,12 +45,12 @@ def prepare(study: Path, name: str, experiments: Sequence[Experiment], quiet: bo
 
 
 def budgets_of(experiments: Iterable[Experiment]) -> dict[str, str]:
-    """{cell: the budget that its point declares}, of those that declare one."""
+    """Return {cell: the budget that its point declares}, of those that declare one."""
     return {cell.name: cell.budget for cell in experiments if cell.budget}
 
 
 def registered(study: Path, claims: Any) -> dict[str, Any]:
-    """{'claims': the claims with all their defaults}, or {} without; see `prepare`."""
+    """Return {'claims': the claims with all their defaults}, or {} without; see `prepare`."""
     from downscale.analysis.claims import read
     found = {} if claims is None else {'claims': [asdict(claim) for claim in read(claims)]}
     before = read_json(place(study) / 'study.json')
@@ -63,8 +63,9 @@ def registered(study: Path, claims: Any) -> dict[str, Any]:
 
 
 def _run_row(cell):
-    """`changes` is what a point of the sweep sets beside size and seed, as the cell's name says it:
-    'language0.001', or '' for a plain one."""
+    """Return `changes` is what a point of the sweep sets beside size and seed, as the cell's name
+    says it: 'language0.001', or '' for a plain one.
+    """
     _, _, changes = cell.name.partition(f'{cell.size}-s{cell.seed}-')
     return {'run_id': cell.name, 'size': cell.size, 'width': cell.language.D,
             'depth': cell.language.N, 'seed': cell.seed, 'changes': changes,

@@ -18,7 +18,7 @@ class Task:
 
 
 def tasks_of(experiments: Sequence[Experiment]) -> list[Task]:
-    """All tasks of a study, parents before children."""
+    """Return all tasks of a study, parents before children."""
     found = []
     for cell in experiments:
         for stage in cell.stages:
@@ -47,19 +47,21 @@ def tasks_of(experiments: Sequence[Experiment]) -> list[Task]:
 
 
 def writers_of(cell: Experiment, experiments: Sequence[Experiment]) -> dict[str, list[Experiment]]:
-    """{kind of text: cells of the same seed that write it}."""
+    """Return {kind of text: cells of the same seed that write it}."""
     same = [other for other in experiments if other.seed == cell.seed]
     return {kind: [other for other in same if other.writer_stage(kind)]
             for kind in cell.evaluation.texts if kind in WRITER}
 
 
 def names(cell: Experiment) -> list[str]:
-    """Names of the stages of a cell."""
+    """Return names of the stages of a cell."""
     return [stage.name for stage in cell.stages]
 
 
 def _evaluations(cell, texts):
-    """The evaluation tasks that the stages of a cell allow; `texts` are those that write for it."""
+    """Return the evaluation tasks that the stages of a cell allow; `texts` are those that write for
+    it.
+    """
     def task(name, needs, weight):
         return Task(
             name=f'evaluate {name} {cell.name}',
@@ -89,7 +91,9 @@ def _size(cell):
 
 
 def urgency(tasks: Sequence[Task]) -> dict[str, float]:
-    """{task name: cost of the longest chain that starts with it}: the longest chain runs first."""
+    """Return {task name: cost of the longest chain that starts with it}: the longest chain runs
+    first.
+    """
     # after: cost of the longest chain that waits for a task
     value = {}
     after = {}

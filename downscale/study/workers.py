@@ -111,7 +111,7 @@ def check_devices(experiments: Sequence[Experiment], together: int) -> None:
 
 
 def label(tasks: Sequence[Task]) -> str:
-    """What tasks that run together are called in the progress."""
+    """Return what tasks that run together are called in the progress."""
     return tasks[0].name + (f' and {len(tasks) - 1} more' if len(tasks) > 1 else '')
 
 
@@ -141,7 +141,9 @@ def _in_worker(study, tasks, writers, tracker):
 
 
 def _reason(error):
-    """The first line of an error, or what is to be known of what a disk or bucket answered."""
+    """Return the first line of an error, or what is to be known of what a disk or bucket
+    answered.
+    """
     if passes(error):
         return line_of(error)
     return str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -150,7 +152,8 @@ def _reason(error):
 def run(study: Path, name: str, experiments: Sequence[Experiment], jobs: int, cache: Path | str,
         quiet: bool = False, claims: Any = None, together: int = 1,
         tracker: str = 'tensorboard') -> float:
-    """Every task of the study is finished; raises RuntimeError naming what failed, after the rest.
+    """Return every task of the study is finished; raises RuntimeError naming what failed, after the
+    rest.
 
     `jobs` worker processes share the machine's cores, one each; `cache` holds compiled programs. Up
     to `together` cells that share a program are trained in one (see `stages.program_of`).
@@ -193,7 +196,8 @@ class Queue:
         self.running = {}
 
     def run(self, pool: Any, queue: Any, bars: Any) -> dict[str, str | None]:
-        """{name: reason} of the tasks that failed, with None for those that wait for one that did.
+        """Return {name: reason} of the tasks that failed, with None for those that wait for one
+        that did.
         """
         while self.waiting or self.running:
             for tasks in self.next():
@@ -211,7 +215,9 @@ class Queue:
         return self.failed
 
     def next(self) -> list[list[Task]]:
-        """What to start now, as lists of tasks for a worker each; none of it waits any more."""
+        """Return what to start now, as lists of tasks for a worker each; none of it waits any
+        more.
+        """
         found = []
         for task in self.waiting if self.failed else ():
             if not self.failed.keys().isdisjoint(task.needs):
@@ -230,7 +236,7 @@ class Queue:
         return found
 
     def _program(self, task):
-        """What tasks share that can be trained together; of others, their name."""
+        """Return what tasks share that can be trained together; of others, their name."""
         from downscale.stages.training import program_of
         same = self.together > 1 and task.kind == 'train' and program_of(task.experiment,
                                                                          task.stage)

@@ -45,7 +45,8 @@ class _Manager(ocp.CheckpointManager):
     saving = None
 
     def reached_preemption(self, step):
-        """No: JAX compares the last question of each process, and only the train loop's are alike.
+        """Return no: JAX compares the last question of each process, and only the train loop's are
+        alike.
         """
         del step
         return False
@@ -84,7 +85,7 @@ def _saving(path):
 
 
 def _about(path, error):
-    """An error as a line that names `path` once."""
+    """Return an error as a line that names `path` once."""
     line = line_of(error)
     return line if line.startswith(str(path)) else f'{path}: {line}'
 
@@ -107,7 +108,9 @@ class _Steps(ocp.path.step.NameFormat):
 
 
 def open_manager(folder: PathLike, keep: int = 2, every: int = 1000) -> ocp.CheckpointManager:
-    """A checkpoint manager on `folder/checkpoints` that saves each `every` steps, keeps `keep`."""
+    """Return a checkpoint manager on `folder/checkpoints` that saves each `every` steps, keeps
+    `keep`.
+    """
     _hush()
     options = ocp.CheckpointManagerOptions(
         save_interval_steps=every, max_to_keep=keep, enable_async_checkpointing=True,
@@ -136,7 +139,8 @@ def save(manager: ocp.CheckpointManager, state: Any, stream: Any, meta: dict[str
 
 def restore(manager: ocp.CheckpointManager, target: Any,
             stream: Any) -> tuple[Any, Any]:
-    """The newest complete state, put where `target` (ShapeDtypeStructs) says, `stream` moved along.
+    """Return the newest complete state, put where `target` (ShapeDtypeStructs) says, `stream` moved
+    along.
 
     Returns (state, meta), or (None, None) when no complete checkpoint exists; half-written ones
     are ignored. A damaged one is said, renamed and passed over for the one before; where there is
@@ -168,7 +172,7 @@ def restore(manager: ocp.CheckpointManager, target: Any,
 
 
 def _damage(step_folder):
-    """What is wrong with a step, None where nothing is."""
+    """Return what is wrong with a step, None where nothing is."""
     try:
         checksums.check(step_folder)
         stored_leaves(step_folder)
@@ -232,7 +236,9 @@ def _is_foreign(record):
 
 
 def latest(folder: PathLike) -> epath.Path:
-    """The folder of the newest complete step; FileNotFoundError with advice when there is none."""
+    """Return the folder of the newest complete step; FileNotFoundError with advice when there is
+    none.
+    """
     found = steps(folder)
     if not found:
         raise FileNotFoundError(f'no complete checkpoint in {folder}/checkpoints; run or resume '
@@ -241,13 +247,14 @@ def latest(folder: PathLike) -> epath.Path:
 
 
 def committed(folder: PathLike) -> int | None:
-    """The newest complete step under `folder`, None when there is none."""
+    """Return the newest complete step under `folder`, None when there is none."""
     return max(steps(folder), default=None)
 
 
 def steps(folder: PathLike) -> dict[int, epath.Path]:
-    """{step: its folder} of the complete steps under `folder`; whatever else lies beside them is
-    no concern of any reader."""
+    """Return {step: its folder} of the complete steps under `folder`; whatever else lies beside
+    them is no concern of any reader.
+    """
     return _steps_in(absolute(folder) / 'checkpoints')
 
 
@@ -261,7 +268,7 @@ def _steps_in(path):
 
 
 def stored_leaves(step_folder: epath.Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """{path: (shape, dtype)} of the stored parameters, without reading them."""
+    """Return {path: (shape, dtype)} of the stored parameters, without reading them."""
     with _reading(step_folder):
         # pyrefly: ignore[bad-argument-type]
         metadata = ocp.PyTreeCheckpointHandler().metadata(absolute(step_folder) / 'params')
@@ -296,7 +303,8 @@ def compare(stored: dict[str, tuple[tuple[int, ...], str]], target: Any, where: 
 
 def load_params(folder: PathLike, target: dict[str, Any],
                 groups: Iterable[str] | None = None) -> dict[str, Any]:
-    """Parameters of the newest step under `folder`, only the `groups` named (all by default).
+    """Return parameters of the newest step under `folder`, only the `groups` named (all by
+    default).
 
     `target` is the tree of ShapeDtypeStructs of those groups; leaves with a sharding go to their
     devices, others come back as numpy. Raises ValueError listing the leaves that do not match.
@@ -311,7 +319,7 @@ def load_params(folder: PathLike, target: dict[str, Any],
 
 
 def _restoring(target, partial=False):
-    """What tells orbax to read the leaves of `target`, or only those of a larger tree."""
+    """Return what tells orbax to read the leaves of `target`, or only those of a larger tree."""
     def how(leaf):
         if getattr(leaf, 'sharding', None) is None:
             return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
@@ -322,7 +330,7 @@ def _restoring(target, partial=False):
 
 
 def _restore(step_folder, target):
-    """The leaves of `target` from a step, on their devices where they have a sharding."""
+    """Return the leaves of `target` from a step, on their devices where they have a sharding."""
     checksums.check(step_folder, 'params/')
     with _reading(step_folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         return checkpointer.restore(absolute(step_folder) / 'params',
@@ -414,7 +422,7 @@ class StoredLeaf:
     dtype: np.dtype
 
     def read(self) -> np.ndarray:
-        """The leaf as a numpy array; nothing else of the step is read."""
+        """Return the leaf as a numpy array; nothing else of the step is read."""
         leaf = jax.ShapeDtypeStruct(self.shape, self.dtype)
         for key in reversed(self.name.split('/')):
             leaf = {key: leaf}
@@ -422,7 +430,7 @@ class StoredLeaf:
 
 
 def open_leaves(folder: PathLike) -> dict[str, Any]:
-    """The nested dict of `StoredLeaf` of the newest step under `folder`; nothing is read."""
+    """Return the nested dict of `StoredLeaf` of the newest step under `folder`; nothing is read."""
     step_folder = latest(folder)
     tree = {}
     for name, (shape, dtype) in stored_leaves(step_folder).items():
@@ -437,7 +445,8 @@ def open_leaves(folder: PathLike) -> dict[str, Any]:
 
 
 def place(leaves: Any, shardings: Any) -> Any:
-    """`leaves` as jax arrays with these shardings, read leaf by leaf and only what is held here.
+    """Return `leaves` as jax arrays with these shardings, read leaf by leaf and only what is held
+    here.
 
     A leaf has `shape`, `dtype` and `read(index)`; the two trees are alike.
     """

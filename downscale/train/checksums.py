@@ -71,7 +71,7 @@ def check(step_folder: Path | epath.Path, item: str = '') -> None:
 
 @lru_cache(64)
 def _sums(step_folder, stamps):
-    """{name: CRC-32} of local files, whose `stamps` tell when they must be read anew."""
+    """Return {name: CRC-32} of local files, whose `stamps` tell when they must be read anew."""
     names = [name for name, _ in stamps]
     with ThreadPoolExecutor(READERS) as pool:
         return dict(zip(names, pool.map(lambda name: _crc32(place(step_folder) / name), names)))
@@ -82,7 +82,7 @@ def _kind(step_folder):
 
 
 def _stamps(step_folder):
-    """{path in the step: (bytes, time of the last change)} of the files of a local step."""
+    """Return {path in the step: (bytes, time of the last change)} of the files of a local step."""
     stats = {path.relative_to(step_folder).as_posix(): path.stat()
              for path in sorted(place(step_folder).rglob('*')) if path.is_file()}
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()
@@ -90,7 +90,9 @@ def _stamps(step_folder):
 
 
 def _objects(step_folder):
-    """{path in the step: [size, CRC-32C in base 64]} of the objects of a step in a bucket."""
+    """Return {path in the step: [size, CRC-32C in base 64]} of the objects of a step in a
+    bucket.
+    """
     top = str(step_folder).removeprefix(BUCKET).rstrip('/') + '/'
     listed = fsspec.filesystem('gs').find(top, detail=True)
     return {name.removeprefix(top): [int(info['size']), info.get('crc32c')]

@@ -52,7 +52,7 @@ def only_process(folder: Path) -> Iterator[None]:
 
 
 def share(mesh: Mesh, rules: Rules) -> Share:
-    """The `Share` of every batch that the devices of this process hold.
+    """Return the `Share` of every batch that the devices of this process hold.
 
     With an axis such as `tensor` across processes several of them hold the same rows.
     """
@@ -132,14 +132,15 @@ def check_supervised(loss: str, step: int, batch: dict[str, Any]) -> None:
 
 @jax.jit
 def tokens_of(segments_BL: jax.Array) -> jax.Array:
-    """How many tokens of a global batch are no padding."""
+    """Return how many tokens of a global batch are no padding."""
     return (segments_BL > 0).sum()
 
 
 def start(manager: Any, params: Callable[[], dict[str, Any]], shapes: dict[str, Any] | None,
           optimizer: 'Optimizer', trainable: tuple[str, ...], mesh: Mesh, rules: Rules,
           stream: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(state, what is saved beside it) of the newest checkpoint, or of step 0 with `params()`.
+    """Return (state, what is saved beside it) of the newest checkpoint, or of step 0 with
+    `params()`.
 
     Beside the state are the tokens seen, and the `bits` of the weights that the stage began with.
     """
@@ -158,7 +159,7 @@ def start(manager: Any, params: Callable[[], dict[str, Any]], shapes: dict[str, 
 
 @lru_cache
 def _new_state_on(optimizer, trainable, mesh, rules):
-    """`new_state` under jit: no device ever holds the whole of an optimiser's moments."""
+    """Return `new_state` under jit: no device ever holds the whole of an optimiser's moments."""
     def make(params):
         state = new_state(params, optimizer, trainable)
         return jax.lax.with_sharding_constraint(state, shardings(state, mesh, rules))
@@ -171,7 +172,7 @@ def _save(manager, state, stream, log):
 
 
 def _on_devices(batch, mine, mesh, rules):
-    """The global batch of which `batch` holds the rows of the share `mine`."""
+    """Return the global batch of which `batch` holds the rows of the share `mine`."""
     sharding = batch_sharding(mesh, rules)
     held = len(mine.blocks)
 
@@ -214,7 +215,7 @@ class Log:
         self.metrics, self.timing = (self.files.enter_context(path.open('a')) for path in paths)
 
     def timed(self, stream: Iterator) -> Any:
-        """The next batch; what it took counts as waiting for input."""
+        """Return the next batch; what it took counts as waiting for input."""
         begin = time.perf_counter()
         batch = next(stream)
         self.waited += time.perf_counter() - begin

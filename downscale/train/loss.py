@@ -18,7 +18,8 @@ LOGIT_BYTES = 2 ** 29  # of one chunk, float32
 
 def next_token(x_BLD: jax.Array, share_VD: jax.Array, batch: dict[str, jax.Array], *,
                shape: tuple[int, int], rules: Rules) -> tuple[jax.Array, jax.Array]:
-    """(sum of weighted next-token losses in nats, weighted count of hits) of the rows at hand.
+    """Return (sum of weighted next-token losses in nats, weighted count of hits) of the rows at
+    hand.
 
     `x_BLD` is what left the last norm, `share_VD` the head, or the share of it at hand, in its own
     dtype; `shape` is its (V, D). The token at position i is predicted from position i - 1.
@@ -38,7 +39,7 @@ def _loss(x_TD, share_VD, targets_T, weights_T, names):
 
 
 def _loss_and_gradient(x_TD, share_VD, targets_T, weights_T, names):
-    """((loss, hits), (gradient of x, gradient of the share of the head))."""
+    """Return ((loss, hits), (gradient of x, gradient of the share of the head))."""
     T, D = x_TD.shape
     V = share_VD.shape[0]
     split, ring = _roles(V, names)
@@ -88,7 +89,9 @@ _loss.defvjp(lambda *inputs: _loss_and_gradient(*inputs), _gradient)
 
 
 def _chunk(T, most):
-    """Tokens of a chunk, at most `most`: a multiple of 128 that divides T, where there is one."""
+    """Return tokens of a chunk, at most `most`: a multiple of 128 that divides T, where there is
+    one.
+    """
     if most >= T:
         return T
     sizes = range(most // 128 * 128, 0, -128)
@@ -96,7 +99,9 @@ def _chunk(T, most):
 
 
 def _roles(V, names):
-    """(mesh axes that split the vocabulary, those that gather the width) of the shares `names`."""
+    """Return (mesh axes that split the vocabulary, those that gather the width) of the shares
+    `names`.
+    """
     if len(names) == 2 and V % _size(names[:1]) == 0:
         return names[:1], names[1:]
     return (), names
@@ -123,7 +128,9 @@ def _collect(share_VD, split, ring):
 
 
 def _spread(grad_DV, split, ring, shape):
-    """The way back of `_collect`: summed over chips, this chip's columns of all rows [V, D]."""
+    """Return the way back of `_collect`: summed over chips, this chip's columns of all rows [V,
+    D].
+    """
     V, D = shape
     ways = _size(split)
     # The axis that is scattered in front: else each chip gets the sum of everything, and cuts it.

@@ -22,13 +22,13 @@ _GROUP = {'image_newline_D': 'language', 'word_norm': 'tower', 'word_WV': 'tower
 
 
 def group_of(name: str) -> str:
-    """The learning-rate group of a top-level name of the parameter tree."""
+    """Return the learning-rate group of a top-level name of the parameter tree."""
     return _GROUP.get(name, name)
 
 
 @lru_cache
 def transform(optimizer: 'Optimizer', growth: Growth = BASE) -> optax.GradientTransformation:
-    """The optax transform whose updates are still to be scaled by minus the learning rate.
+    """Return the optax transform whose updates are still to be scaled by minus the learning rate.
 
     `growth` sets epsilon and decay of each leaf; the state has the same leaves for any.
     """
@@ -61,7 +61,7 @@ def transform(optimizer: 'Optimizer', growth: Growth = BASE) -> optax.GradientTr
 
 
 def scaled(updates: dict[str, Any], rates: dict[str, Any], growth: Growth = BASE) -> dict[str, Any]:
-    """`updates` times minus the rate of each leaf's group, times what `growth` makes of it.
+    """Return `updates` times minus the rate of each leaf's group, times what `growth` makes of it.
 
     `rates` maps group names to numbers.
     """

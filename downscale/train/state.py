@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 
 def split(params: dict[str, Any],
           trainable: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(trainable part, frozen part) of a parameter dict, by learning-rate group."""
+    """Return (trainable part, frozen part) of a parameter dict, by learning-rate group."""
     moving = {k: v for k, v in params.items() if group_of(k) in trainable}
     return moving, {k: v for k, v in params.items() if k not in moving}
 
 
 def new_state(params: dict[str, Any], optimizer: 'Optimizer',
               trainable: Collection[str]) -> dict[str, Any]:
-    """The state at step 0. Raises ValueError when a trainable group is absent from `params`."""
+    """Return the state at step 0. Raises ValueError when a trainable group is absent from
+    `params`.
+    """
     moving, _ = split(params, trainable)
     missing = sorted(set(trainable) - {group_of(name) for name in moving})
     if missing:
@@ -36,7 +38,7 @@ def new_state(params: dict[str, Any], optimizer: 'Optimizer',
 
 @partial(jax.jit, static_argnames='trainable')
 def bits(params: dict[str, Any], trainable: tuple[str, ...]) -> dict[str, jax.Array]:
-    """{group: uint32} of the trainable groups: the sum of the bits of all their weights.
+    """Return {group: uint32} of the trainable groups: the sum of the bits of all their weights.
 
     Whole numbers add up to the same on every mesh, and a weight that moves changes its sum.
     """
@@ -51,12 +53,14 @@ def bits(params: dict[str, Any], trainable: tuple[str, ...]) -> dict[str, jax.Ar
 
 
 def unmoved(before: dict[str, int], params: dict[str, Any]) -> list[str]:
-    """The groups of `before`, what `bits` gave as plain numbers, that `params` hold unchanged."""
+    """Return the groups of `before`, what `bits` gave as plain numbers, that `params` hold
+    unchanged.
+    """
     after = bits(params, tuple(before))
     return [group for group, total in before.items() if int(after[group]) == total]
 
 
 def abstract(state: Any, shards: Any) -> Any:
-    """ShapeDtypeStructs of `state` with their shardings, for compiling and restoring."""
+    """Return ShapeDtypeStructs of `state` with their shardings, for compiling and restoring."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
                         state, shards)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def token_loss(model: Vlm, params: dict[str, Any],
                batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(sum of weighted next-token losses in nats, sum of weights, weighted count of hits).
+    """Return (sum of weighted next-token losses in nats, sum of weights, weighted count of hits).
 
     `batch['weights']` marks targets: the token at position i is predicted from position i - 1.
     """
@@ -36,7 +36,8 @@ def token_loss(model: Vlm, params: dict[str, Any],
 
 def word_loss(model: WordModel, params: dict[str, Any],
               batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Which words of the vocabulary does the caption of each picture hold? Cross-entropy of each.
+    """Return which words of the vocabulary does the caption of each picture hold? Cross-entropy of
+    each.
 
     Same form as `token_loss`: (sum over pictures, number of pictures, those with all words right).
     """
@@ -55,7 +56,7 @@ LOSSES = {'tokens': token_loss, 'words': word_loss}
 def gradients(model: Vlm | WordModel, loss: str, moving: dict[str, Any], frozen: dict[str, Any],
               batch: dict[str, jax.Array],
               accumulate: int) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
-    """(grads of the mean loss, loss, hits, weight) over `accumulate` equal micro-batches.
+    """Return (grads of the mean loss, loss, hits, weight) over `accumulate` equal micro-batches.
 
     The mean is over the whole batch's weight, so micro-batches change memory, not the result. On a
     mesh, each device takes its rows and holds its shares of the parameters; the model gathers them,
@@ -89,13 +90,13 @@ def gradients(model: Vlm | WordModel, loss: str, moving: dict[str, Any], frozen:
 
 
 def _within(part, names):
-    """The mesh axes of one part of a PartitionSpec that are among `names`."""
+    """Return the mesh axes of one part of a PartitionSpec that are among `names`."""
     part = (part,) if isinstance(part, str) else tuple(part or ())
     return tuple(name for name in part if name in names) or None
 
 
 def _sums(model, loss, accumulate, moving, frozen, batch):
-    """(grads, (value, weight, hits)), summed over the rows at hand."""
+    """Return (grads, (value, weight, hits)), summed over the rows at hand."""
     def total(moving, part):
         value, weight, hits = LOSSES[loss](model, {**moving, **frozen}, part)
         return value, (weight, hits)
@@ -123,7 +124,7 @@ def _sums(model, loss, accumulate, moving, frozen, batch):
 def train_step(state: dict[str, Any], batch: dict[str, jax.Array], rates: dict[str, Any], *,
                model: Vlm | WordModel, loss: str, optimizer: 'Optimizer',
                trainable: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-    """The state after one update, and its metrics (float32 scalars, still on the device)."""
+    """Return the state after one update, and its metrics (float32 scalars, still on the device)."""
     moving, frozen = split(state['params'], trainable)
     grads, value, hits, weight = gradients(
         model, loss, moving, frozen, batch, optimizer.accumulate)
@@ -140,7 +141,8 @@ def train_step(state: dict[str, Any], batch: dict[str, jax.Array], rates: dict[s
 @lru_cache
 def compiled_step(model: Vlm | WordModel, loss: str, optimizer: 'Optimizer',
                   trainable: tuple[str, ...], mesh: Mesh) -> Callable:
-    """`train_step` under jit, with input and output shardings of `mesh` and the state donated.
+    """Return `train_step` under jit, with input and output shardings of `mesh` and the state
+    donated.
 
     Memoised, so stages and cells of one process that agree in these values share a program.
     """

@@ -132,7 +132,7 @@ class _Group:
             lane.step += 1
 
     def _read(self):
-        """{stream: its next batch}; where that fails, its lanes have an error."""
+        """Return {stream: its next batch}; where that fails, its lanes have an error."""
         found = {}
         began = time.perf_counter()
         for lane in self.live:
@@ -219,7 +219,7 @@ def train(runs: Sequence[Run], model: Any, loss: str, optimizer: 'Optimizer',
 @lru_cache
 def compiled_cells(model: Any, loss: str, optimizer: 'Optimizer',
                    trainable: tuple[str, ...]) -> Callable:
-    """`train_step` of C runs under jit, with the stacked state donated.
+    """Return `train_step` of C runs under jit, with the stacked state donated.
 
     Takes (state [C, ...], batches [U, ...] of U streams, int32 [C] which of them each run reads,
     {group: float32 [C]} rates) and returns (state, metrics [C]). Attention is not the TPU kernel,
@@ -241,5 +241,5 @@ def _stack(states):
 
 @jax.jit
 def _at(state, places):
-    """What of a stacked state is at one place, or at several."""
+    """Return what of a stacked state is at one place, or at several."""
     return jax.tree.map(lambda leaf: leaf[places], state)

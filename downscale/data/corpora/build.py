@@ -49,7 +49,7 @@ class Build:
                        for source in mixture.sources}
 
     def run(self) -> dict[str, Any]:
-        """The manifest, written last; what an earlier, killed run made is used.
+        """Return the manifest, written last; what an earlier, killed run made is used.
 
         ValueError when too many rows of a source are rejected, with counts by reason, and when `to`
         was begun with other settings. FileNotFoundError when a source is not there.
@@ -69,7 +69,7 @@ class Build:
             os.close(handle)
 
     def _workers(self):
-        """The pool of processes, which starts with its first task; None for one process."""
+        """Return the pool of processes, which starts with its first task; None for one process."""
         self.pool = None
         if self.jobs == 1:
             return contextlib.nullcontext()
@@ -95,7 +95,7 @@ class Build:
         return '' if encoder is None else key_of(encoder)
 
     def _source(self, source):
-        """The JSON of every shard of a source; rejected rows of a subset are replaced."""
+        """Return the JSON of every shard of a source; rejected rows of a subset are replaced."""
         table = self.tables[source.name]
         mine = _mine(source, table)
         names, doubled = _names(table, mine)
@@ -115,7 +115,7 @@ class Build:
                 'shards': shards}
 
     def _taken(self, source, rows, names, wanted, pictured=False):
-        """The JSON of the shards of the first `wanted` usable rows."""
+        """Return the JSON of the shards of the first `wanted` usable rows."""
         table = self.tables[source.name]
         shards = []
         taken = 0
@@ -140,7 +140,9 @@ class Build:
         return shards
 
     def _chunks(self, source, chunks, before, wanted):
-        """The JSON of each chunk, in order; those that are there already are not made again."""
+        """Return the JSON of each chunk, in order; those that are there already are not made
+        again.
+        """
         found = {chunk.number: value for chunk in chunks
                  if (value := self._finished(chunk)) is not None}
         todo = [chunk for chunk in chunks if chunk.number not in found]
@@ -159,8 +161,9 @@ class Build:
         return [found[number] for number in sorted(found)]
 
     def _finished(self, chunk):
-        """The JSON of a chunk that need not be made again; None where a picture was at fault,
-        which may have been mended since."""
+        """Return the JSON of a chunk that need not be made again; None where a picture was at
+        fault, which may have been mended since.
+        """
         value = read_json(self.to / f'{chunk.stem}.json')
         if value is None or value['rows'] != chunk.hash or 'aside' not in value \
                 or not (self.to / value['file']).is_file() \
@@ -218,7 +221,7 @@ class Build:
         return value
 
     def _told(self, source, one):
-        """What the manifest says of a source."""
+        """Return what the manifest says of a source."""
         shards = one['shards']
         rejected = _rejected(one)
         costs = np.concatenate([np.load(self.to / shard['costs']) for shard in shards])
@@ -239,7 +242,8 @@ class Build:
 
 
 def _json(mixture):
-    """The mixture as JSON; what most sources leave out is not written, as older folders had none.
+    """Return the mixture as JSON; what most sources leave out is not written, as older folders had
+    none.
     """
     value = json.loads(json.dumps(dataclasses.asdict(mixture)))
     for source in value['sources']:
@@ -250,7 +254,7 @@ def _json(mixture):
 
 
 def _rejected(one):
-    """[id, reason, detail] of every rejected row of a source."""
+    """Return [id, reason, detail] of every rejected row of a source."""
     return [*([name, 'duplicate', f'another row of id {name!r} is equal']
               for name in one['doubled']),
             *(row for shard in one['shards'] for row in shard['rejected'])]
@@ -262,7 +266,7 @@ def _reasons(shards):
 
 
 def _summed(counts):
-    """Counts by name of several; a column that was always empty stays, with 0."""
+    """Return counts by name of several; a column that was always empty stays, with 0."""
     total = Counter()
     for count in counts:
         total.update(count)
@@ -274,7 +278,7 @@ def _parts(rows, size):
 
 
 def _mine(source, table):
-    """The rows of a table that belong to a source."""
+    """Return the rows of a table that belong to a source."""
     if not source.only:
         return range(len(table))
     groups = [table.group(index) for index in range(len(table))]
@@ -286,7 +290,7 @@ def _mine(source, table):
 
 
 def _names(table, rows):
-    """({row: its unique name}, rows that repeat another of the same id).
+    """Return ({row: its unique name}, rows that repeat another of the same id).
 
     Published sets reuse ids: a second conversation about a picture keeps its own row, as 'id#2'.
     """
@@ -308,7 +312,7 @@ def _names(table, rows):
 
 
 def _hash_files(paths):
-    """A hash of the contents of files; of a folder (TFDS), of the names and sizes in it."""
+    """Return a hash of the contents of files; of a folder (TFDS), of the names and sizes in it."""
     digest = hashlib.sha256()
     for path in paths:
         if path.is_dir():
@@ -321,7 +325,7 @@ def _hash_files(paths):
 
 
 def _token_statistics(costs):
-    """Sum, mean and quantiles of the tokens of a source: text, image and supervised."""
+    """Return sum, mean and quantiles of the tokens of a source: text, image and supervised."""
     tokens, _, shown, learnt = costs.T.astype(np.int64)
     columns = {'text': tokens - shown, 'image': shown, 'supervised': learnt, 'all': tokens}
     return {name: {'sum': int(column.sum()), 'mean': round(float(column.mean()), 1),
@@ -332,7 +336,7 @@ def _token_statistics(costs):
 def build(mixture: Mixture, to: Path, settings: Settings, jobs: int = 1,
           report: Callable[[str, int, int], object] = lambda name, done, total: None
           ) -> dict[str, Any]:
-    """The manifest of `mixture` built into the folder `to`; see `Build.run`."""
+    """Return the manifest of `mixture` built into the folder `to`; see `Build.run`."""
     if not isinstance(mixture, Mixture):
         raise ValueError(f'a mixture must be a Mixture, not {type(mixture).__name__}')
     return Build(mixture, to, settings, jobs, report).run()

@@ -81,7 +81,7 @@ class Parts:
 
 
 def parts_of(row: Any, ask: str, ignore: Sequence[str] = ()) -> Parts:
-    """The `Parts` of one row, `ask` being what a caption answers; or `Rejected`."""
+    """Return the `Parts` of one row, `ask` being what a caption answers; or `Rejected`."""
     if isinstance(row, BadRow):
         raise Rejected(row.reason, row)
     if not isinstance(row, dict):
@@ -106,7 +106,7 @@ def parts_of(row: Any, ask: str, ignore: Sequence[str] = ()) -> Parts:
 
 
 def empty(value: Any) -> bool:
-    """Whether a cell holds nothing."""
+    """Return whether a cell holds nothing."""
     if isinstance(value, str):
         return not value or value.isspace()
     if isinstance(value, (list, tuple)):
@@ -117,7 +117,7 @@ def empty(value: Any) -> bool:
 
 
 def _check_known(name, filled):
-    """`Rejected` for a column that nothing here knows."""
+    """Raise `Rejected` for a column that nothing here knows."""
     if name in VIDEOS:
         raise Rejected('video', f'column {name!r}: videos are not read; {_way_on(name)}')
     if not isinstance(name, str) or not NUMBERED.fullmatch(name) and not (
@@ -139,7 +139,7 @@ def _way_on(name):
 
 
 def typed(value: Any, kind: type | tuple[type, ...], what: str) -> None:
-    """`Rejected` where `value` is no `kind`."""
+    """Raise `Rejected` where `value` is no `kind`."""
     if not isinstance(value, kind):
         raise Rejected('wrong type', f'{what} is {type(value).__name__}')
 
@@ -147,8 +147,9 @@ def typed(value: Any, kind: type | tuple[type, ...], what: str) -> None:
 # --- pictures ---------------------------------------------------------------------------------
 
 def pictures_in(filled: dict[str, Any]) -> tuple[dict[int, bytes | str], tuple[str, ...]]:
-    """({number: picture}, the columns that hold them). Several columns must hold the same, or one
-    the pictures themselves and the others their paths."""
+    """Return ({number: picture}, the columns that hold them). Several columns must hold the same,
+    or one the pictures themselves and the others their paths.
+    """
     groups = {(name,): _cells(name, filled[name]) for name in PICTURES if name in filled}
     numbered = sorted((int(match[1]), name) for name in filled
                       if (match := NUMBERED.fullmatch(name)))
@@ -169,13 +170,13 @@ def pictures_in(filled: dict[str, Any]) -> tuple[dict[int, bytes | str], tuple[s
 
 
 def _cells(name, value):
-    """{number from 1: picture} of a column that may hold several."""
+    """Return {number from 1: picture} of a column that may hold several."""
     values = value if isinstance(value, (list, tuple)) else [value]
     return {number: _cell(name, cell) for number, cell in enumerate(values, 1)}
 
 
 def _cell(name, value):
-    """The bytes or the text of one picture."""
+    """Return the bytes or the text of one picture."""
     if isinstance(value, dict):
         data = value.get('bytes')
         path = value.get('path')
@@ -190,8 +191,9 @@ _PLACE = re.compile(r'<image[ _]?(\d{1,2})>')
 
 
 def _numbered(cells, turns):
-    """(pictures, turns) where the marks `<image 1>` have become `IMAGE`, pictures in their order;
-    those that no mark names stand in front of the first question."""
+    """Return (pictures, turns) where the marks `<image 1>` have become `IMAGE`, pictures in their
+    order; those that no mark names stand in front of the first question.
+    """
     places = [int(place) for turn in turns for place in _PLACE.findall(turn.text)]
     if not places:
         return tuple(cells.values()), turns
@@ -213,7 +215,7 @@ def _numbered(cells, turns):
 # --- turns ------------------------------------------------------------------------------------
 
 def _turns(filled, ask):
-    """(the turns of a row, the columns that told them)."""
+    """Return (the turns of a row, the columns that told them)."""
     told_by = [name for name in ('conversations', 'messages') if name in filled][:1]
     if told_by:
         turns = _conversation(filled[told_by[0]])
@@ -241,7 +243,7 @@ def _turns(filled, ask):
 
 
 def _asked(pairs):
-    """Turns of (question, answer) pairs."""
+    """Return turns of (question, answer) pairs."""
     turns = []
     for question, answer in pairs:
         typed(question, str, 'question')
@@ -254,8 +256,9 @@ def _asked(pairs):
 
 
 def _conversation(value):
-    """Turns of [{from, value}] or [{role, content}]; what stands before the first user turn, but a
-    system turn, is left out, as LLaVA's loader does."""
+    """Return turns of [{from, value}] or [{role, content}]; what stands before the first user turn,
+    but a system turn, is left out, as LLaVA's loader does.
+    """
     turns = []
     for part in _dicts(value):
         role = part['role'] if part.get('from') is None and 'role' in part else part.get('from')
@@ -273,7 +276,7 @@ def _conversation(value):
 
 
 def _piece(part):
-    """The text of one part of a content: a text, or the mark of a picture of the row."""
+    """Return the text of one part of a content: a text, or the mark of a picture of the row."""
     typed(part, dict, 'part of a content')
     rest = {name for name, value in part.items() if not empty(value)} - {'type', 'index'}
     if part.get('type') == 'text' and rest <= {'text'} and isinstance(part.get('text'), str):
@@ -285,7 +288,7 @@ def _piece(part):
 
 
 def _dicts(value):
-    """The parts of conversations or texts, none of which may hold what is not read."""
+    """Return the parts of conversations or texts, none of which may hold what is not read."""
     typed(value, (list, tuple), 'conversations or texts')
     for part in value:
         typed(part, dict, 'turn')
@@ -299,7 +302,7 @@ def _dicts(value):
 # --- questions --------------------------------------------------------------------------------
 
 def _question(filled):
-    """(the columns that are used, (question, answer)) of a row that asks one question."""
+    """Return (the columns that are used, (question, answer)) of a row that asks one question."""
     used = ['question']
     question = filled['question']
     typed(question, str, 'question')
@@ -323,14 +326,14 @@ def _question(filled):
 
 
 def several(answers: Any) -> list:
-    """The answers of a list, or the one."""
+    """Return the answers of a list, or the one."""
     parts = answers if isinstance(answers, (list, tuple)) else [answers]
     texts = [part.get('answer') if isinstance(part, dict) else part for part in parts]
     return [str(text) if _is_whole(text) else text for text in texts]
 
 
 def _answer(answers):
-    """The answer of a question: of several the most frequent, the first among equals."""
+    """Return the answer of a question: of several the most frequent, the first among equals."""
     texts = several(answers)
     return max(texts, key=texts.count)
 
@@ -340,7 +343,7 @@ def _is_whole(value):
 
 
 def options_in(filled: dict[str, Any]) -> tuple[list[str], list[tuple[str, str]]]:
-    """(columns, [(label, text)]) of the options of a question."""
+    """Return (columns, [(label, text)]) of the options of a question."""
     columns = [name for name in ('options', 'choices') if name in filled]
     letters = [letter for letter in LETTERS if letter in filled]
     if letters and columns or len(columns) > 1:
@@ -372,7 +375,7 @@ def options_in(filled: dict[str, Any]) -> tuple[list[str], list[tuple[str, str]]
 
 
 def _literal(text):
-    """The value of the text of a list or dict, in the way of JSON or of Python."""
+    """Return the value of the text of a list or dict, in the way of JSON or of Python."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -385,7 +388,7 @@ def _literal(text):
 
 
 def _option(value):
-    """The text of one option."""
+    """Return the text of one option."""
     if _is_whole(value) or isinstance(value, (bool, float)):
         return str(value)
     typed(value, str, 'an option')
@@ -393,7 +396,7 @@ def _option(value):
 
 
 def _choice(question, options, answers):
-    """(question with its options, letter of the answer)."""
+    """Return (question with its options, letter of the answer)."""
     if not 2 <= len(options) <= len(LETTERS):
         raise Rejected('unclear answer', f'{len(options)} options; 2 to {len(LETTERS)} are read')
     letters = list(zip(LETTERS, options))
@@ -404,7 +407,9 @@ def _choice(question, options, answers):
 
 
 def with_options(question: str, letters: Sequence[tuple[str, tuple[str, str]]]) -> str:
-    """`question` and below it its options (letter, (label, text)), unless it lists them itself."""
+    """Return `question` and below it its options (letter, (label, text)), unless it lists them
+    itself.
+    """
     listed = all(re.search(rf'\b{letter}[.:)]\s*{re.escape(text)}', question)
                  for letter, (_, text) in letters)
     lines = [] if listed else [f'{letter}. {text}' for letter, (_, text) in letters]
@@ -412,8 +417,9 @@ def with_options(question: str, letters: Sequence[tuple[str, tuple[str, str]]]) 
 
 
 def letter_of(letters: Sequence[tuple[str, tuple[str, str]]], answer: Any) -> str:
-    """The letter that an answer names: by the option's letter, label or text; two readings that
-    disagree are none. The labels of a list are its numbers from 0, and its letters as well."""
+    """Return the letter that an answer names: by the option's letter, label or text; two readings
+    that disagree are none. The labels of a list are its numbers from 0, and its letters as well.
+    """
     typed(answer, (str, bool), 'answer')
     text = str(answer).strip()
     label = re.sub(r'^\((\w+)\)$|^(\w+)[.)]$', r'\1\2', text)

@@ -52,7 +52,8 @@ class Mixture:
 
 def epoch_order(mixture: Mixture, counts: dict[str, int], seed: int = 0,
                 epoch: int = 0) -> np.ndarray:
-    """int64 [n]: the record at each position of an epoch, numbered through the sources in order.
+    """Return int64 [n]: the record at each position of an epoch, numbered through the sources in
+    order.
 
     `counts` are records by source name. A source of 2.25 epochs gives every record twice and a
     quarter of them, chosen anew in each epoch, once more.
@@ -75,7 +76,7 @@ def epoch_order(mixture: Mixture, counts: dict[str, int], seed: int = 0,
 
 
 def per_epoch(mixture: Mixture, counts: dict[str, int]) -> dict[str, int]:
-    """{source: conversations in one epoch}: what `epoch_order` gives for any seed."""
+    """Return {source: conversations in one epoch}: what `epoch_order` gives for any seed."""
     return {source.name: int(source.epochs) * counts[source.name] + round(
         (source.epochs - int(source.epochs)) * counts[source.name]) for source in mixture.sources}
 
@@ -111,7 +112,7 @@ class Corpus:
         return self.manifest['hash']
 
     def record(self, index: int) -> Record:
-        """The `Record` of number `index`; safe to call from several threads."""
+        """Return the `Record` of number `index`; safe to call from several threads."""
         if self._records is None:
             self._records = ArrayRecordDataSource(
                 [str(self.folder / shard['file']) for shard in self.manifest['shards']])
@@ -123,8 +124,9 @@ class Corpus:
         return np.cumsum([0, *(self.counts[source.name] for source in self.mixture.sources)])
 
     def costs(self, encoder: Encoder) -> np.ndarray:
-        """int32 [n, 4], `COSTS` of every record: those of the build where it was made with this
-        encoder, else counted now, once, and kept in the folder."""
+        """Return int32 [n, 4], `COSTS` of every record: those of the build where it was made with
+        this encoder, else counted now, once, and kept in the folder.
+        """
         key = key_of(encoder)
         if key == self.manifest['encoder']:
             return np.concatenate([np.load(self.folder / shard['costs'])
@@ -143,7 +145,7 @@ class Corpus:
 
 
 def mixture_of(value: dict[str, Any]) -> Mixture:
-    """The `Mixture` of a manifest's dict."""
+    """Return the `Mixture` of a manifest's dict."""
     sources = tuple(Source(**one | {'only': tuple(one['only']),
                                     'ignore': tuple(one.get('ignore', ()))})
                     for one in value['sources'])
@@ -151,7 +153,7 @@ def mixture_of(value: dict[str, Any]) -> Mixture:
 
 
 def key_of(encoder: Encoder) -> str:
-    """A short name for all that decides how many tokens and tiles a record takes."""
+    """Return a short name for all that decides how many tokens and tiles a record takes."""
     text = json.dumps([hash_of(encoder.tokenizer), encoder.chat.hash, sorted(encoder.structure),
                        dataclasses.asdict(encoder.layout)], sort_keys=True)
     return f'{zlib.crc32(text.encode()):08x}'

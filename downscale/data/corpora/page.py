@@ -17,7 +17,7 @@ FORMATS = {b'\x89PNG': 'png', b'\xff\xd8\xff': 'jpeg', b'GIF8': 'gif', b'RIFF': 
 
 
 def lines(manifest: dict[str, Any]) -> Iterator[str]:
-    """The manifest as a person reads it."""
+    """Yield the manifest as a person reads it."""
     epoch = manifest['epoch']
     yield (f'{manifest["mixture"]["name"]}: {epoch["conversations"]:,} conversations an epoch, '
            f'{manifest["mixture"]["order"]}, hash {manifest["hash"]}')
@@ -64,7 +64,7 @@ def write_page(folder: Path, path: Path, samples: int = 24) -> None:
 
 
 def _samples(corpus, count):
-    """Cards of the first records of each source in training order, about `count` in all."""
+    """Yield cards of the first records of each source in training order, about `count` in all."""
     each = max(1, count // len(corpus.mixture.sources))
     order = epoch_order(corpus.mixture, corpus.counts)
     for k, source in enumerate(corpus.mixture.sources):

@@ -52,25 +52,29 @@ class CorpusSampler:
         return len(self.order(0, 0))
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
-        """The records of an epoch that are trained on, in order."""
+        """Return the records of an epoch that are trained on, in order."""
         order = epoch_order(self.corpus.mixture, self.corpus.counts, seed, epoch)
         return order[self.kept[order]]
 
     def sequence(self, seed: int) -> Sequence[Drawn]:
-        """The endless sequence of `Drawn`, by position."""
+        """Return the endless sequence of `Drawn`, by position."""
         # pyrefly: ignore[bad-return]
         return _Sequence(self, seed)
 
     def sizes(self, seed: int) -> np.ndarray:
-        """int32 [n, 2]: tokens and tiles of the conversations of the first epoch, in order."""
+        """Return int32 [n, 2]: tokens and tiles of the conversations of the first epoch, in
+        order.
+        """
         return self.costs[self.order(seed, 0), :2]
 
     def realised(self, seed: int) -> dict[str, int]:
-        """{source: conversations of the first epoch}, as they come."""
+        """Return {source: conversations of the first epoch}, as they come."""
         return self._by_source(self.order(seed, 0))
 
     def seen(self, seed: int, state: dict[str, Any]) -> dict[str, int]:
-        """{source: conversations in all batches so far}, from the state of a stream's iterator."""
+        """Return {source: conversations in all batches so far}, from the state of a stream's
+        iterator.
+        """
         waiting = [position for rows in state['open'] for row in rows for position in row[2]]
         waiting += [position for rows in state['closed'] for row in rows for position in row]
         sequence = self.sequence(seed)
@@ -83,7 +87,7 @@ class CorpusSampler:
                 for k, source in enumerate(self.corpus.mixture.sources)}
 
     def make(self, drawn: Drawn) -> dict[str, np.ndarray | None]:
-        """Arrays of one conversation; the record is read here."""
+        """Return arrays of one conversation; the record is read here."""
         record = self.corpus.record(drawn.number)
         where = f'{record.source} {record.id}'
         drawn = dataclasses.replace(drawn, where=where, talk=record.talk)

@@ -33,7 +33,7 @@ class Settings:
     most_rejected: float = 0.01
 
     def encoder(self, stage: str) -> Encoder | None:
-        """The encoder that counts tokens as `stage` does; None without a tokenizer."""
+        """Return the encoder that counts tokens as `stage` does; None without a tokenizer."""
         if self.tokenizer is None:
             return None
         plain = stage in ('align', 'tower')
@@ -63,7 +63,7 @@ class Chunk:
 
 
 def write(chunk: Chunk, settings: Settings, stage: str, to: Path) -> dict[str, Any]:
-    """The shard of a chunk is in `to`; returns its JSON. Runs in a process of its own."""
+    """Return the shard of a chunk is in `to`; returns its JSON. Runs in a process of its own."""
     encoder = settings.encoder(stage)
     folder = under(settings.root, chunk.source.images or '.', chunk.source)
     path = to / f'{chunk.stem}.arrayrecord'
@@ -113,7 +113,7 @@ def write(chunk: Chunk, settings: Settings, stage: str, to: Path) -> dict[str, A
 
 
 def _cost(encoder, record, length):
-    """`COSTS` of a record, zeros without an encoder; `Rejected` when it is too long."""
+    """Return `COSTS` of a record, zeros without an encoder; `Rejected` when it is too long."""
     if encoder is None:
         return (0,) * len(COSTS)
     found = measure.counts(encoder, record.talk, record.id)

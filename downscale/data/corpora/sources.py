@@ -73,12 +73,14 @@ class Source:
 # --- rows -------------------------------------------------------------------------------------
 
 def record_of(row: Any, name: str, source: Source, folder: PathLike) -> Record:
-    """The `Record` called `name` of one row, its pictures read and decoded once; or `Rejected`."""
+    """Return the `Record` called `name` of one row, its pictures read and decoded once; or
+    `Rejected`.
+    """
     return record_from(parts_of(row, source.ask, source.ignore), name, source, folder)
 
 
 def record_from(parts: Parts, name: str, source: Source, folder: PathLike) -> Record:
-    """The `Record` of the `Parts` of a row."""
+    """Return the `Record` of the `Parts` of a row."""
     if not parts.pictures and not source.text_rows and (parts.captioned or parts.pointer):
         raise Rejected('no picture', (f'{parts.pointer!r} tells of one' if parts.pointer else
                                       'a caption without one') + f'; {TEXT_ROWS}')
@@ -97,8 +99,9 @@ def record_from(parts: Parts, name: str, source: Source, folder: PathLike) -> Re
 
 
 def _marked(turns, count):
-    """`turns` whose image marks are as many as the pictures; without any, marks are put in front
-    of the first user turn."""
+    """Return `turns` whose image marks are as many as the pictures; without any, marks are put in
+    front of the first user turn.
+    """
     marks = sum(turn.text.count(IMAGE) for turn in turns)
     first = next((k for k, turn in enumerate(turns) if turn.role == 'user'), None)
     if count and not marks and first is not None:
@@ -111,7 +114,7 @@ def _marked(turns, count):
 
 
 def check_texts(turns: Sequence[Turn]) -> None:
-    """`Rejected` where no reply can be learnt, or a text holds what no text may."""
+    """Raise `Rejected` where no reply can be learnt, or a text holds what no text may."""
     if not any(turn.supervised and turn.text.strip() for turn in turns):
         raise Rejected('no answer', 'no reply that could be learnt')
     for turn in turns:
@@ -128,7 +131,7 @@ def check_texts(turns: Sequence[Turn]) -> None:
 
 
 def picture_of(name: str, folder: PathLike) -> bytes:
-    """The bytes of picture file `name` below `folder`, or of the picture that it encodes."""
+    """Return the bytes of picture file `name` below `folder`, or of the picture that it encodes."""
     if inside(name):
         return _decoded(name)
     if '\x00' in name:
@@ -146,12 +149,12 @@ def picture_of(name: str, folder: PathLike) -> bytes:
 
 
 def inside(text: str) -> bool:
-    """Whether a text is a picture itself, as base64, and no path."""
+    """Return whether a text is a picture itself, as base64, and no path."""
     return text.startswith('data:') or len(text) >= 64 and text.startswith(BASE64)
 
 
 def _decoded(text):
-    """The bytes of a `data:` text, or of base64 alone."""
+    """Return the bytes of a `data:` text, or of base64 alone."""
     head, comma, body = text.partition(',') if text.startswith('data:') else ('', ',', text)
     if not comma or head and not head.endswith(';base64'):
         raise Rejected('unreadable image', f'{shown(head, 40)!r} is no data:image/...;base64,')
@@ -162,7 +165,9 @@ def _decoded(text):
 
 
 def open_rows(source: Source, root: Path) -> FileRows | Parquet | Prepared:
-    """The table of a `Source` below `root`; FileNotFoundError says how the set is obtained."""
+    """Return the table of a `Source` below `root`; FileNotFoundError says how the set is
+    obtained.
+    """
     path = under(root, source.path, source)
     if source.tfds:
         return Prepared(path, source.tfds, source.split)
@@ -188,7 +193,9 @@ def open_rows(source: Source, root: Path) -> FileRows | Parquet | Prepared:
 
 
 def under(root: Path, name: PathLike, source: Source) -> Path:
-    """`root`/`name`, which must exist inside the root; one line with how to obtain it if not."""
+    """Return `root`/`name`, which must exist inside the root; one line with how to obtain it if
+    not.
+    """
     root = Path(root).resolve()
     path = (root / name).resolve()
     if not path.is_relative_to(root):
@@ -202,14 +209,14 @@ def under(root: Path, name: PathLike, source: Source) -> Path:
 # --- stored records ---------------------------------------------------------------------------
 
 def pack(record: Record) -> bytes:
-    """The bytes of a `Record`; equal records, equal bytes."""
+    """Return the bytes of a `Record`; equal records, equal bytes."""
     talk = record.talk
     return msgpack.packb({'id': record.id, 'source': record.source, 'images': list(talk.images),
                           'turns': [[turn.role, turn.text] for turn in talk.turns]})
 
 
 def unpack(data: bytes) -> Record:
-    """The `Record` of `pack`'s bytes."""
+    """Return the `Record` of `pack`'s bytes."""
     value = msgpack.unpackb(data)
     turns = tuple(
         Turn(role=role, text=text, supervised=role == 'assistant') for role, text in value['turns']

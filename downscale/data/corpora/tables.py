@@ -45,7 +45,7 @@ class FileRows:
 
 
 def name_of(row: Any, index: int) -> str:
-    """The id of a row, 'row7' where it has none."""
+    """Return the id of a row, 'row7' where it has none."""
     found = next((row[key] for key in IDS if row.get(key) not in (None, '')), None) \
         if isinstance(row, dict) else None
     if isinstance(found, float) and found.is_integer():  # a column of numbers with a gap
@@ -206,7 +206,7 @@ def _ai2dcaption(example):
 
 
 def _ref_coco(example):
-    """Each phrase asks for its box, [x0, y0, x1, y1] as shares of width and height."""
+    """Return each phrase asks for its box, [x0, y0, x1, y1] as shares of width and height."""
     things = example['objects']
     texts = []
     for box, phrases in zip(things['bbox'], things['refexp']['raw'], strict=True):

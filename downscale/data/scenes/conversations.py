@@ -24,22 +24,22 @@ EXTRACTED = 0.2
 
 
 def describe_prompt(question: Question | None = None) -> str:
-    """What a perception model is asked to write: everything, or what `question` needs."""
+    """Return what a perception model is asked to write: everything, or what `question` needs."""
     return DESCRIBE if question is None else question.extraction.information
 
 
 def reasoner_prompt(description: str, question: Question) -> str:
-    """What a text-only reasoner reads: the description and the question."""
+    """Return what a text-only reasoner reads: the description and the question."""
     return f'{description} {question.text}' if description else question.text
 
 
 def answer_text(question: Question, thought: str = '') -> str:
-    """What a reasoner learns to write: its thought, where it has one, then the answer."""
+    """Return what a reasoner learns to write: its thought, where it has one, then the answer."""
     return f'{thought} {THINK[1]} {question.answer}' if thought else question.answer
 
 
 def pictures(number: int) -> str:
-    """The image marks that open a conversation about `number` pictures."""
+    """Return the image marks that open a conversation about `number` pictures."""
     return ' '.join([IMAGE] * number)
 
 
@@ -55,7 +55,7 @@ def _some(rng, items, most):
 
 def text(library: Any, index: int, rng: np.random.Generator, world: World, turns: int,
          gap: str) -> Conversation:
-    """Language pretraining: restated scenes, facts, and questions about written scenes."""
+    """Return language pretraining: restated scenes, facts, and questions about written scenes."""
     kind = rng.random()
     if kind < 0.5:
         scene = library.scenes(index)[0]
@@ -71,7 +71,7 @@ def text(library: Any, index: int, rng: np.random.Generator, world: World, turns
 
 def tower(library: Any, index: int, rng: np.random.Generator, world: World, turns: int,
           gap: str) -> Conversation:
-    """Tower pretraining: one picture and its caption."""
+    """Return tower pretraining: one picture and its caption."""
     scene, *_ = library.scenes(index)
     return Conversation(
         library.example(index).images[:1],
@@ -84,7 +84,7 @@ def tower(library: Any, index: int, rng: np.random.Generator, world: World, turn
 
 def align(library: Any, index: int, rng: np.random.Generator, world: World, turns: int,
           gap: str) -> Conversation:
-    """Connector training: a picture and its caption, nothing asked."""
+    """Return connector training: a picture and its caption, nothing asked."""
     example = library.example(index)
     return Conversation(
         example.images,
@@ -97,7 +97,7 @@ def align(library: Any, index: int, rng: np.random.Generator, world: World, turn
 
 def instruct(library: Any, index: int, rng: np.random.Generator, world: World, turns: int,
              gap: str) -> Conversation:
-    """Visual question answering: several questions about the same picture."""
+    """Return visual question answering: several questions about the same picture."""
     example = library.example(index)
     said = []
     for k, question in enumerate(_some(rng, example.questions, turns)):
@@ -108,7 +108,7 @@ def instruct(library: Any, index: int, rng: np.random.Generator, world: World, t
 
 def caption(library: Any, index: int, rng: np.random.Generator, world: World, turns: int,
             gap: str) -> Conversation:
-    """Exhaustive description of a picture."""
+    """Return exhaustive description of a picture."""
     example = library.example(index)
     return Conversation(example.images,
                         _ask(pictures(example.count) + gap + describe_prompt(), example.caption))
@@ -116,7 +116,9 @@ def caption(library: Any, index: int, rng: np.random.Generator, world: World, tu
 
 def extract(library: Any, index: int, rng: np.random.Generator, world: World, turns: int,
             gap: str) -> Conversation:
-    """Visual extraction tuning: write what each question needs, given only what to look at."""
+    """Return visual extraction tuning: write what each question needs, given only what to look
+    at.
+    """
     example = library.example(index)
     said = []
     for k, question in enumerate(_some(rng, example.questions, turns)):
@@ -127,7 +129,8 @@ def extract(library: Any, index: int, rng: np.random.Generator, world: World, tu
 
 def reason(library: Any, index: int, rng: np.random.Generator, world: World, turns: int,
            gap: str) -> Conversation:
-    """The text-only reasoner: description and question in, answer out, most of them step by step.
+    """Return the text-only reasoner: description and question in, answer out, most of them step by
+    step.
 
     Descriptions are captions or extractions, so that it can read what either perception writes.
     Whether it thinks is given, not learnt: else it would be a coin toss after each `<think>`.
@@ -179,7 +182,7 @@ class Recipe:
             raise ValueError(f'replay shares {dict(self.replay)} must sum to less than 1')
 
     def draw(self, rng: np.random.Generator) -> str:
-        """The stage whose mixture makes the next conversation."""
+        """Return the stage whose mixture makes the next conversation."""
         point = rng.random()
         for stage, share in self.replay:
             point -= share

@@ -88,7 +88,7 @@ _TEXTS = ('item_id', 'cluster_id', 'family', 'kind', 'text', 'answer', 'distract
 # --- making -----------------------------------------------------------------------------------
 
 def scene_example(world: World, split: str, index: int) -> tuple[Example, tuple[Scene, ...]]:
-    """One picture with one question of each scene family that it allows."""
+    """Return one picture with one question of each scene family that it allows."""
     scene = sample(world, split, index)
     rng = stream(world, 'questions', split, index)
     questions = questions_for(world, scene, rng)
@@ -96,7 +96,7 @@ def scene_example(world: World, split: str, index: int) -> tuple[Example, tuple[
 
 
 def triple_example(world: World, split: str, index: int) -> tuple[Example, tuple[Scene, ...]]:
-    """Three pictures with the question which of two is more like the first."""
+    """Return three pictures with the question which of two is more like the first."""
     scenes = triple(world, split, index)
     rng = stream(world, 'similarity', split, index)
     return _example(world, scenes, (similarity_question(world, scenes, rng),))
@@ -112,7 +112,7 @@ def _example(world, scenes, questions):
 def build(world: World, data_dir: str | Path, counts: Mapping[str, int],
           similarity_share: float = 0.1,
           progress: Callable[[int, int], None] | None = None) -> Path:
-    """The folder of a complete data set; written only if it is not there yet.
+    """Return the folder of a complete data set; written only if it is not there yet.
 
     `counts` names examples per split, of which `similarity_share` are triples of pictures.
     A killed build leaves only a temporary folder and is redone. `progress(done, total)` is called
@@ -210,7 +210,7 @@ class SceneSource:
         )
 
     def scenes(self, index: int) -> tuple[Scene, ...]:
-        """The scene graph of each picture of example `index`."""
+        """Return the scene graph of each picture of example `index`."""
         features = self._read(index)
         objects = [[] for _ in features['backgrounds']]
         for row in _rows(features['objects']):
@@ -223,7 +223,7 @@ class SceneSource:
                      in zip(objects, features['backgrounds'], strict=True))
 
     def scene(self, index: int) -> Scene:
-        """The scene graph of the first picture of example `index`."""
+        """Return the scene graph of the first picture of example `index`."""
         return self.scenes(index)[0]
 
     def _open(self):
@@ -240,7 +240,9 @@ class SceneSource:
 
 
 def source(data_dir: str | Path, split: str) -> SceneSource:
-    """The examples of `split` (TFDS slices such as 'train[:50%]' work) in the folder of `build`."""
+    """Return the examples of `split` (TFDS slices such as 'train[:50%]' work) in the folder of
+    `build`.
+    """
     folder = Path(data_dir)
     if not (folder / 'dataset_info.json').exists():
         raise FileNotFoundError(f'no data set in {folder}: make one with '
@@ -249,7 +251,9 @@ def source(data_dir: str | Path, split: str) -> SceneSource:
 
 
 def _rows(columns):
-    """The dicts that a TFDS sequence of dicts was written from (it is read as a dict of lists)."""
+    """Return the dicts that a TFDS sequence of dicts was written from (it is read as a dict of
+    lists).
+    """
     names = list(columns)
     return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 

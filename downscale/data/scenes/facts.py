@@ -40,7 +40,7 @@ class Fact:
 
 @functools.cache
 def facts(world: World) -> tuple[Fact, ...]:
-    """The `n_facts` facts of a world: entities x relations, values drawn uniformly.
+    """Return the `n_facts` facts of a world: entities x relations, values drawn uniformly.
 
     Entities are pronounceable, equal to no other word of the world, and in order: all relations
     of one entity follow each other.
@@ -63,12 +63,12 @@ def facts(world: World) -> tuple[Fact, ...]:
 
 @functools.cache
 def vocabulary(world: World) -> tuple[str, ...]:
-    """Sorted, every word that any text about this world can contain."""
+    """Return sorted, every word that any text about this world can contain."""
     return tuple(sorted(_plain_words(world) | {fact.entity for fact in facts(world)}))
 
 
 def _plain_words(world):
-    """All words except entity names."""
+    """Return all words except entity names."""
     numbers = {str(n) for n in range(max(UNITS, world.max_objects, world.grid) + 1)}
     values = {value for relation in FACT_VALUES for value in FACT_VALUES[relation]}
     columns = {cell[0] for cell in world.cells}

@@ -60,7 +60,7 @@ def _attribute(world, scene):
 
 
 def _one_object(text, answer_field, key):
-    """A family that asks for one field of the object named by its field `key`."""
+    """Return a family that asks for one field of the object named by its field `key`."""
     def asks(world, scene):
         found = []
         for k, obj in enumerate(scene.objects):
@@ -103,7 +103,9 @@ def _ground(world, scene):
 
 
 def _count(world, scene):
-    """Every value that occurs, and one that does not, so that 0 is neither absent nor common."""
+    """Return every value that occurs, and one that does not, so that 0 is neither absent nor
+    common.
+    """
     asks = []
     values = [('size', size) for size in SIZES] + [('color', color) for color in world.colors]
     found = {value: [obj for obj in scene.objects if vars(obj)[field] == value]
@@ -123,7 +125,7 @@ def _count(world, scene):
 
 
 def _counted(objects, field, value):
-    """Each object, its `field` and how many have had `value` so far; then how many do."""
+    """Return each object, its `field` and how many have had `value` so far; then how many do."""
     steps = []
     total = 0
     for obj in objects:
@@ -219,7 +221,9 @@ _NAMES = ('first', 'second', 'third')
 
 def similarity_question(world: World, scenes: Sequence[Scene],
                         rng: np.random.Generator) -> Question:
-    """Which of two pictures differs less from the first; objects match by shape (see `triple`)."""
+    """Return which of two pictures differs less from the first; objects match by shape (see
+    `triple`).
+    """
     order = [obj.shape for obj in scenes[0].objects]
     first, *others = [sorted(scene.objects, key=lambda obj: order.index(obj.shape))
                       for scene in scenes]
@@ -232,7 +236,7 @@ def similarity_question(world: World, scenes: Sequence[Scene],
 
 
 def _compared(objects, others, name):
-    """Each object in the first picture and in that of this `name`, with how many fields have
+    """Return each object in the first picture and in that of this `name`, with how many fields have
     differed so far after each; and how many do."""
     steps = []
     count = 0
@@ -245,7 +249,9 @@ def _compared(objects, others, name):
 
 
 def caption_of(scenes: Sequence[Scene]) -> str:
-    """The exhaustive caption of one picture, or of three, each record after its picture's name."""
+    """Return the exhaustive caption of one picture, or of three, each record after its picture's
+    name.
+    """
     if len(scenes) == 1:
         return caption(scenes[0])
     return _named_records([scene.objects for scene in scenes])
@@ -257,7 +263,8 @@ def _named_records(pictures):
 
 
 def informed_chance(family: str, peers: Sequence[str]) -> float:
-    """How often the best single answer is right over `peers`, the answers of all such questions.
+    """Return how often the best single answer is right over `peers`, the answers of all such
+    questions.
 
     The guesser knows the scene and the wording, but not which object is asked about. A question
     that names its two candidates is never below 1/2.
@@ -319,7 +326,7 @@ def _distractors(world, family, ask, rng, peers):
 # --- answers ----------------------------------------------------------------------------------
 
 def possible_answers(world: World, family: str, text: str) -> tuple[str, ...]:
-    """Every answer that the wording of a question admits; for boxes one full cell each."""
+    """Return every answer that the wording of a question admits; for boxes one full cell each."""
     words = text.split()
     if family == 'attribute':
         return SIZES if words[1] == 'size' else world.colors
@@ -337,7 +344,7 @@ def possible_answers(world: World, family: str, text: str) -> tuple[str, ...]:
 
 
 def correct(family: str, pred: str, gold: str) -> bool:
-    """Equal text, or for boxes an intersection over union of at least 1/2; never raises."""
+    """Return equal text, or for boxes an intersection over union of at least 1/2; never raises."""
     if family != 'ground':
         return pred.strip() == gold.strip()
     boxes = [_parse_box(pred), _parse_box(gold)]
@@ -354,7 +361,7 @@ def _parse_box(text):
 
 
 def _iou(one, other):
-    """Intersection over union of two boxes whose ends are inclusive, so no area is zero."""
+    """Return intersection over union of two boxes whose ends are inclusive, so no area is zero."""
     def area(x0, y0, x1, y1):
         return max(0, x1 - x0 + 1) * max(0, y1 - y0 + 1)
     shared = area(*map(max, one[:2], other[:2]), *map(min, one[2:], other[2:]))
@@ -362,13 +369,13 @@ def _iou(one, other):
 
 
 def _template(family, text):
-    """What a question's wording gives away without naming the thing asked about."""
+    """Return what a question's wording gives away without naming the thing asked about."""
     words = text.split()
     return {'attribute': words[1], 'fact': words[3]}.get(family, '') if len(words) > 3 else ''
 
 
 def baselines(world: World, examples: Iterable[Example]) -> dict[str, dict[str, float]]:
-    """Accuracies of four guessers per family, over the questions of these examples.
+    """Return accuracies of four guessers per family, over the questions of these examples.
 
     informed: mean `Question.chance`. majority: the constant answer, one per wording, that is right
     most often. constant: one answer for the whole family. uniform: 1 / number of possible answers.
@@ -394,7 +401,7 @@ def baselines(world: World, examples: Iterable[Example]) -> dict[str, dict[str, 
 
 
 def _best_constant(family, golds):
-    """How many of these answers the best single answer hits."""
+    """Return how many of these answers the best single answer hits."""
     tally = Counter(golds)
     if family != 'ground':
         return max(tally.values())
@@ -406,7 +413,8 @@ def _best_constant(family, golds):
 
 def restatement(scene: Scene, rng: np.random.Generator,
                 keys: Sequence[str] = ('shape', 'cell')) -> tuple[str, str]:
-    """(prompt, target): the records of a scene in one order, and in another with other rotations.
+    """Return (prompt, target): the records of a scene in one order, and in another with other
+    rotations.
 
     The prompt's records are written as in a caption; in the target each record begins with one of
     `keys` drawn for itself. Learning it teaches a text-only model to look records up by key.

@@ -57,18 +57,18 @@ class Sampler:
         return self.make(self.draw(index, rng))
 
     def sequence(self, seed: int) -> Any:
-        """The endless sequence of `Drawn`, by position; every epoch has another order."""
+        """Return the endless sequence of `Drawn`, by position; every epoch has another order."""
         return shuffled(len(self.library), self.draw, seed)
 
     def draw(self, index: int, rng: np.random.Generator) -> Drawn:
-        """The `Drawn` of example `index`; no pixel is touched."""
+        """Return the `Drawn` of example `index`; no pixel is touched."""
         stage = self.recipe.draw(rng)
         talk = MIXTURES[stage](self.library, index, rng, self.world, self.recipe.turns,
                                self.encoder.chat.after_pictures)
         return self.measured(talk, f'{stage} example {index}')
 
     def measured(self, talk: Conversation, where: str) -> Drawn:
-        """The `Drawn` of a conversation; ValueError when no bucket holds it."""
+        """Return the `Drawn` of a conversation; ValueError when no bucket holds it."""
         tokens, tiles = measure.cost(self.encoder, talk, where)
         if smallest(self.shapes, tokens, tiles) is None:
             raise ValueError(
@@ -78,5 +78,5 @@ class Sampler:
         return Drawn(where=where, talk=talk, tokens=tokens, tiles=tiles)
 
     def make(self, drawn: Drawn) -> dict[str, np.ndarray | None]:
-        """Arrays of one conversation."""
+        """Return arrays of one conversation."""
         return encoded(drawn, self.encoder, self.recipe.loss_norm)

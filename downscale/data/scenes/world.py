@@ -92,7 +92,7 @@ class World:
                      for row in range(self.grid) for column in range(self.grid))
 
     def diameter(self, size: str) -> int:
-        """Width and height in pixels of an object of that size."""
+        """Return width and height in pixels of an object of that size."""
         large = self.cell_px - 2 * self.jitter_px
         return large if size == 'large' else 2 * round(0.36 * large)
 
@@ -119,13 +119,13 @@ class Scene:
 # --- sampling ---------------------------------------------------------------------------------
 
 def stream(world: World, *key: str | int) -> np.random.Generator:
-    """A generator that depends on the world's seed and on `key` alone."""
+    """Return a generator that depends on the world's seed and on `key` alone."""
     words = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key]
     return np.random.default_rng(np.random.SeedSequence([world.seed, *words]))
 
 
 def sample(world: World, split: str, index: int) -> Scene:
-    """Scene `index` of `split`: both sizes occur, shapes and cells are distinct.
+    """Return scene `index` of `split`: both sizes occur, shapes and cells are distinct.
 
     Raises ValueError when the world is too small to hold a scene of that split.
     """
@@ -136,7 +136,7 @@ def sample(world: World, split: str, index: int) -> Scene:
 
 
 def triple(world: World, split: str, index: int) -> tuple[Scene, Scene, Scene]:
-    """A reference of 2-3 objects and two edits of it, one nearer than the other.
+    """Return a reference of 2-3 objects and two edits of it, one nearer than the other.
 
     An edit changes some of (cell, size, color, char) and keeps every shape, so that objects of
     two pictures are matched by shape. Jitter and background are fresh in each picture.
@@ -156,17 +156,21 @@ def triple(world: World, split: str, index: int) -> tuple[Scene, Scene, Scene]:
 
 
 def graph_key(scene: Scene) -> str:
-    """A hash of what the scene shows; jitter and background do not count."""
+    """Return a hash of what the scene shows; jitter and background do not count."""
     return hashlib.blake2b(caption(scene).encode(), digest_size=8).hexdigest()
 
 
 def split_of(scene: Scene) -> str:
-    """The only split that may hold this scene: 10 % validation, 10 % test, the rest train."""
+    """Return the only split that may hold this scene: 10 % validation, 10 % test, the rest
+    train.
+    """
     return {0: 'validation', 1: 'test'}.get(int(graph_key(scene), 16) % 10, 'train')
 
 
 def _first_in(split, draw, tries, world=None):
-    """The first drawn scene of `split`; after `tries`: None, or an error when `world` is given."""
+    """Return the first drawn scene of `split`; after `tries`: None, or an error when `world` is
+    given.
+    """
     if split not in SPLITS:
         raise ValueError(f'unknown split {split!r}: use one of {", ".join(SPLITS)}')
     for _ in range(tries):
@@ -221,7 +225,7 @@ def _edit(world, rng, scene, n_changes):
 
 
 def _placed(world, rng, scene_id, objects):
-    """The scene of these objects in reading order, with fresh jitter and background."""
+    """Return the scene of these objects in reading order, with fresh jitter and background."""
     jitter = rng.integers(-world.jitter_px, world.jitter_px + 1, size=(len(objects), 2))
     placed = []
     for obj, (dx, dy) in zip(objects, jitter.tolist(), strict=True):
@@ -237,23 +241,25 @@ def _placed(world, rng, scene_id, objects):
 # --- writing ----------------------------------------------------------------------------------
 
 def record(obj: Object, first: str = 'shape') -> str:
-    """The five fields of an object in cyclic order, rotated to begin with field `first`."""
+    """Return the five fields of an object in cyclic order, rotated to begin with field `first`."""
     at = FIELDS.index(first)
     return ' '.join(vars(obj)[field] for field in FIELDS[at:] + FIELDS[:at])
 
 
 def records(objects, first: str = 'shape') -> str:
-    """All records, each ended by ' ;'."""
+    """Return all records, each ended by ' ;'."""
     return ' '.join(f'{record(obj, first)} ;' for obj in objects)
 
 
 def caption(scene: Scene) -> str:
-    """Everything there is to say about a scene except the pixels: records in reading order."""
+    """Return everything there is to say about a scene except the pixels: records in reading
+    order.
+    """
     return records(scene.objects)
 
 
 def box_text(world: World, box: tuple[int, int, int, int]) -> str:
-    """A pixel box as 'x0 y0 x1 y1' in units of side / 16, both ends inclusive, each 0..15.
+    """Return a pixel box as 'x0 y0 x1 y1' in units of side / 16, both ends inclusive, each 0..15.
 
     The units named are exactly those that the box touches.
     """
@@ -265,7 +271,9 @@ def box_text(world: World, box: tuple[int, int, int, int]) -> str:
 # --- drawing ----------------------------------------------------------------------------------
 
 def render(world: World, scene: Scene) -> bytes:
-    """The scene as PNG bytes, RGB, `world.side` pixels square; pixels outside boxes stay plain."""
+    """Return the scene as PNG bytes, RGB, `world.side` pixels square; pixels outside boxes stay
+    plain.
+    """
     image = Image.new('RGB', (world.side, world.side), (scene.background,) * 3)
     for obj in scene.objects:
         rgb = COLORS[obj.color]
@@ -284,7 +292,7 @@ def render(world: World, scene: Scene) -> bytes:
 
 @functools.cache
 def _shape_masks(shape, width):
-    """Coverage of a shape and of the shape without its outline, `width` pixels square."""
+    """Return coverage of a shape and of the shape without its outline, `width` pixels square."""
     masks = []
     for inset in (0.0, 1.6 / width):
         big = Image.new('L', (width * _SUPERSAMPLE,) * 2, 0)
@@ -309,7 +317,7 @@ def _draw_shape(draw, shape, width, inset):
 
 @functools.cache
 def _outline(shape):
-    """The corners of a shape in [-1, 1] x [-1, 1], stretched to touch all four sides."""
+    """Return the corners of a shape in [-1, 1] x [-1, 1], stretched to touch all four sides."""
     turns = [2 * math.pi * i / 60 for i in range(60)]
     arm = 0.45
     corners = {
@@ -333,7 +341,7 @@ def _outline(shape):
 
 @functools.cache
 def _char_mask(char, shape, width):
-    """Coverage of a character placed where the shape is widest, `width` pixels square."""
+    """Return coverage of a character placed where the shape is widest, `width` pixels square."""
     side = width * _SUPERSAMPLE
     big = Image.new('L', (side, side), 0)
     places = {'triangle': (0.5, 0.68, 0.6), 'heart': (0.5, 0.43, 0.62), 'arrow': (0.46, 0.5, 0.62),

@@ -15,13 +15,15 @@ _BOX = re.compile(rf'\[{",".join([_NUMBER] * 4)}\]')
 
 
 def box_in(text: str) -> tuple[float, ...] | None:
-    """The first [x1, y1, x2, y2] in `text`, None where there is none."""
+    """Return the first [x1, y1, x2, y2] in `text`, None where there is none."""
     found = _BOX.search(text)
     return tuple(map(float, found.groups())) if found else None
 
 
 def box_of(gold: str) -> tuple[float, ...]:
-    """The right box, from '[x1, y1, x2, y2]' with or without brackets; ValueError for others."""
+    """Return the right box, from '[x1, y1, x2, y2]' with or without brackets; ValueError for
+    others.
+    """
     numbers = [float(part) for part in gold.replace('[', '').replace(']', '').split(',')]
     if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
         raise ValueError(f'{gold!r} is no box: four numbers x1, y1, x2, y2 are needed')
@@ -29,7 +31,9 @@ def box_of(gold: str) -> tuple[float, ...]:
 
 
 def iou(one: Sequence[float], other: Sequence[float]) -> float:
-    """Intersection over union of two boxes; 0.0 where the union has no area or no finite one."""
+    """Return intersection over union of two boxes; 0.0 where the union has no area or no finite
+    one.
+    """
     width = max(0.0, min(one[2], other[2]) - max(one[0], other[0]))
     height = max(0.0, min(one[3], other[3]) - max(one[1], other[1]))
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
@@ -38,7 +42,8 @@ def iou(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def coin(text: str, gold: str) -> float | None:
-    """1.0 where the box in `text` overlaps by more than a half, None without a box (CoIN's rule).
+    """Return 1.0 where the box in `text` overlaps by more than a half, None without a box (CoIN's
+    rule).
 
     CoIN pads pictures to squares; both boxes are in shares of the longer side, so their size does
     not matter.
@@ -54,7 +59,7 @@ def refcoco(text: str, gold: str) -> float | None:
 
 
 def coin_compat(text: str, gold: str) -> float | None:
-    """`coin` with the published defect, None where its code reads no four numbers.
+    """Return `coin` with the published defect, None where its code reads no four numbers.
 
     Brackets are removed and then first and last characters cut, so '[0.25,0.3,0.75,0.9]' ends in
     '0.' and the verdict depends on how many digits are printed (CoIN, eval_grounding).
@@ -86,8 +91,8 @@ _SIDES = (('x', 'y', 'width', 'height'), ('x', 'y', 'w', 'h'), ('left', 'top', '
 
 
 def read(text: str) -> tuple[tuple[float, ...], bool] | None:
-    """((x1, y1, x2, y2), whether they are per cent) of the one box that a reply names; None for
-    no box or several.
+    """Return ((x1, y1, x2, y2), whether they are per cent) of the one box that a reply names; None
+    for no box or several.
 
     Read are '[x1, y1, x2, y2]', '(x1, y1), (x2, y2)' also with words between, in tags and JSON,
     numbers alone, and corners or sides by name. Four numbers without names are corners: where the
@@ -104,7 +109,7 @@ def read(text: str) -> tuple[tuple[float, ...], bool] | None:
 
 
 def _all(text):
-    """The different boxes in a text."""
+    """Return the different boxes in a text."""
     text = _TAG.sub(' ', text)
     named = _by_name(text)
     if named:
@@ -125,13 +130,13 @@ def _numbers(text):
 
 
 def _parsed(texts):
-    """(numbers, whether all are per cent) of four texts."""
+    """Return (numbers, whether all are per cent) of four texts."""
     percent = [text.endswith('%') for text in texts]
     return tuple(float(text.rstrip('% ')) for text in texts), all(percent)
 
 
 def _by_name(text):
-    """The different boxes whose four numbers have names, as `_parsed`."""
+    """Return the different boxes whose four numbers have names, as `_parsed`."""
     pairs = [(name.lower().replace('_', ''), value) for name, value in _NAMED.findall(text)]
     found = []
     for k in range(len(pairs) - 3):
@@ -149,7 +154,7 @@ def _by_name(text):
 def in_scale(
         box: Sequence[float], percent: bool, gold: Sequence[float],
         size: tuple[float, float] | None = None) -> tuple[Sequence[float], Sequence[float]] | None:
-    """(`box`, `gold`) in one scale, None where `box` must count in another than `gold`.
+    """Return (`box`, `gold`) in one scale, None where `box` must count in another than `gold`.
 
     Without the `size` (width, height) of the picture only shares (up to 1), per cent that say so,
     and anything larger can be told apart. With it both become shares: numbers that fit into the
@@ -168,7 +173,7 @@ def _are_shares(box):
 
 
 def _shares(box, percent, size):
-    """`box` as shares of the sides of a picture; None for numbers that no scale explains."""
+    """Return `box` as shares of the sides of a picture; None for numbers that no scale explains."""
     sides = (*size, *size)
     if percent:
         return tuple(number / 100 for number in box)
@@ -182,7 +187,9 @@ def _shares(box, percent, size):
 
 
 def judge(text: str, gold: str, size: tuple[float, float] | None = None) -> tuple[str, float]:
-    """(the box as text, OTHER_SCALE or '' for none; 1.0 where it overlaps by a half, else 0.0)."""
+    """Return (the box as text, OTHER_SCALE or '' for none; 1.0 where it overlaps by a half, else
+    0.0).
+    """
     found = read(text)
     if found is None:
         return '', 0.0
@@ -193,6 +200,6 @@ def judge(text: str, gold: str, size: tuple[float, float] | None = None) -> tupl
 
 
 def other_scale(text: str, gold: str) -> bool:
-    """Whether the first box in `text`, as the published rules read it, counts otherwise."""
+    """Return whether the first box in `text`, as the published rules read it, counts otherwise."""
     found = box_in(text)
     return found is not None and in_scale(found, False, box_of(gold)) is None

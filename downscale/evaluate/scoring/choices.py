@@ -102,7 +102,7 @@ class Options:
         return {form: key for form, key in pairs if form and forms.count(form) == 1}
 
     def chosen(self, text: str) -> str:
-        """The key of the one option that a reply chooses, else ''."""
+        """Return the key of the one option that a reply chooses, else ''."""
         key = self._quick(text)
         if key:
             return key
@@ -110,8 +110,9 @@ class Options:
         return _Reading(self, text).answer() or NOTHING
 
     def _quick(self, text):
-        """The key where the reply, or its last line behind a mark, is a dressed capital alone or
-        with its text: most are, and need no closer look."""
+        """Return the key where the reply, or its last line behind a mark, is a dressed capital
+        alone or with its text: most are, and need no closer look.
+        """
         text = text.strip()
         line = text[text.rfind('\n') + 1:]
         alone = self.keys.quick.fullmatch(line)
@@ -122,8 +123,9 @@ class Options:
         return None
 
     def gold(self, text: str) -> str | None:
-        """The key that an answer of the data names: as replies do, by its text, or by its number
-        from 0; None where it names none."""
+        """Return the key that an answer of the data names: as replies do, by its text, or by its
+        number from 0; None where it names none.
+        """
         text = plain_reply(text)
         found = self.keys.head.match(text)
         if found:
@@ -151,7 +153,8 @@ class _Reading:
         self.longest = sorted(self.plain, key=len, reverse=True)
 
     def answer(self):
-        """The last statement that says something, else the reply itself; a later correction wins.
+        """Return the last statement that says something, else the reply itself; a later correction
+        wins.
         """
         places = [(one.start, one.text) for one in statements(self.text)]
         places += [(praised.start(), praised) for praised in self.keys.praised.finditer(self.text)]
@@ -163,7 +166,7 @@ class _Reading:
         return key if key is None else self._changed(0, key)
 
     def _goes_on(self, start, key):
-        """Whether the line behind that of a statement is another option and nothing else."""
+        """Return whether the line behind that of a statement is another option and nothing else."""
         line = self.text[start:start + REACH].partition('\n')[2].lstrip().partition('\n')[0]
         other = self.plain.get(_compared(line)) or self._firm(line)
         return bool(key and other) and other != key
@@ -173,7 +176,9 @@ class _Reading:
         return NOTHING if _BEFORE.search(before) else self.keys.key[found['key']]
 
     def _changed(self, start, key):
-        """`key`, or what a correction behind `start` names, '' where the answer was taken back."""
+        """Return `key`, or what a correction behind `start` names, '' where the answer was taken
+        back.
+        """
         for change in reversed(list(_CHANGED.finditer(self.text, start))):
             other = self._label(self.text[change.end():].partition('\n')[0], strict=True)
             if other is not None:
@@ -181,8 +186,9 @@ class _Reading:
         return NOTHING if _TAKEN_BACK.search(self.text, start) else key
 
     def _lines(self):
-        """What a reply without a statement says: one line, or the first and last of several, which
-        must agree, as must all lines that begin with a key."""
+        """Return what a reply without a statement says: one line, or the first and last of several,
+        which must agree, as must all lines that begin with a key.
+        """
         lines = [line for line in self.text.split('\n') if line.strip()]
         lines = self._without_listing(lines)
         if len(lines) == 1:
@@ -202,7 +208,7 @@ class _Reading:
         return texts.pop() if last is None and len(texts) == 1 else last
 
     def _firm(self, line):
-        """The key of a line that holds nothing but a key, or a key and its text."""
+        """Return the key of a line that holds nothing but a key, or a key and its text."""
         key = self._label(line, strict=True)
         found = self.keys.head.match(line)
         if not key or not found:
@@ -211,7 +217,9 @@ class _Reading:
         return None if re.search(r'\w', rest[self._own_text(key, rest):]) else key
 
     def _without_listing(self, lines):
-        """`lines` without one that repeats the options, all of them, each on its own line."""
+        """Return `lines` without one that repeats the options, all of them, each on its own
+        line.
+        """
         wanted = {f'{key} {_compared(plain_reply(text))}'.casefold()
                   for key, text in self.texts.items()}
         rows = [_ITEM.sub(r'\1 ', _compared(line)) for line in lines]
@@ -224,8 +232,9 @@ class _Reading:
         return ending and self._label(line[ending.end():], strict=True)
 
     def segment(self, text, strict=False):
-        """What a statement, or (`strict`) a reply of one line, names: a text, a key, or a text
-        among other words."""
+        """Return what a statement, or (`strict`) a reply of one line, names: a text, a key, or a
+        text among other words.
+        """
         same = self.plain.get(_compared(text))
         if same is not None and text.strip() not in self.texts:
             return same
@@ -238,7 +247,7 @@ class _Reading:
         return NOTHING if _NONE.match(text) else None
 
     def _label(self, text, strict=False):
-        """The key at the head of `text`; '' where others are joined to it."""
+        """Return the key at the head of `text`; '' where others are joined to it."""
         text = text[:REACH]
         denied = self.keys.denied.match(text)
         if denied:
@@ -263,7 +272,7 @@ class _Reading:
         return key if clause in (None, key) else NOTHING
 
     def _own_text(self, key, rest):
-        """How much of `rest` is the text of option `key`, behind marks; 0 for none."""
+        """Return how much of `rest` is the text of option `key`, behind marks; 0 for none."""
         text = plain_reply(self.texts.get(key, '')).strip().rstrip('.').casefold()
         start = len(rest) - len(rest.lstrip(_AROUND + '(['))
         there = rest[start:start + len(text)].casefold() == text
@@ -271,7 +280,7 @@ class _Reading:
             and not rest[start + len(text):start + len(text) + 1].isalnum() else 0
 
     def _more(self, key, rest):
-        """Whether another key is joined to `key` at the head of `rest`."""
+        """Return whether another key is joined to `key` at the head of `rest`."""
         while True:
             joined = self.keys.joined.match(rest)
             beside = joined or self.keys.beside.match(rest)
@@ -291,7 +300,9 @@ class _Reading:
             rest = tail
 
     def _named(self, text):
-        """The keys whose texts stand in `text` as whole words, the longest first, not denied."""
+        """Return the keys whose texts stand in `text` as whole words, the longest first, not
+        denied.
+        """
         text = ' '.join(text.casefold().split())
         keys = set()
         taken = bytearray(len(text))
@@ -306,7 +317,7 @@ class _Reading:
 
 
 def _is_whole(text, start, end):
-    """Whether no word and no number of `text` is cut at `start` or `end`."""
+    """Return whether no word and no number of `text` is cut at `start` or `end`."""
     if text[start - 1:start].isalnum() or text[end:end + 1].isalnum():
         return False
     number = text[start].isdigit() and text[max(0, start - 2):start - 1].isdigit() \
@@ -315,12 +326,14 @@ def _is_whole(text, start, end):
 
 
 def _matched(found):
-    """The key as it stands in a match of `head`."""
+    """Return the key as it stands in a match of `head`."""
     return found['upper'] or found['boxed'] or found['called'] or found['lower']
 
 
 def _compared(text):
-    """`text` as texts of options are compared: case, marks around and articles do not count."""
+    """Return `text` as texts of options are compared: case, marks around and articles do not
+    count.
+    """
     text = ' '.join(text.casefold().replace('*', ' ').split()).strip(' _`$"\'.,;:!?()[]{}#>\x02')
     text = text.removeprefix('- ')
     return _ARTICLE.sub('', text) if _ARTICLE.match(text) else text

@@ -10,7 +10,8 @@ from downscale.statistics.bootstrap import mean_ci, wilson
 
 
 def mean_of(scores: Sequence[float], clusters: Sequence[str]) -> dict[str, Any]:
-    """{'value', 'low', 'high', 'method', 'clusters'} of a mean; None for bounds that do not exist.
+    """Return {'value', 'low', 'high', 'method', 'clusters'} of a mean; None for bounds that do not
+    exist.
 
     Rows of one cluster (a picture) move together. Where every row is its own cluster and right or
     wrong the interval is Wilson's.
@@ -27,7 +28,8 @@ def mean_of(scores: Sequence[float], clusters: Sequence[str]) -> dict[str, Any]:
 
 
 def macro_of(scores: Sequence[float], strata: Sequence, level: float = 0.95) -> dict[str, Any]:
-    """The plain mean over strata means, with `se` sqrt(sum w^2 s^2 / n) and its normal interval.
+    """Return the plain mean over strata means, with `se` sqrt(sum w^2 s^2 / n) and its normal
+    interval.
 
     A stratum of one row has no variance of its own, so that there is no interval then; where no row
     differs from its stratum the interval is Wilson's for as many rows.

@@ -24,13 +24,13 @@ _DRESSES = (('({})', 6), ('{}.', 5), ('{}:', 4), ('{})', 3), ('{} ', 2))
 
 @cache
 def _phrases():
-    """What lmms-eval 0.7 takes for an announcement of the answer, in three scripts."""
+    """Return what lmms-eval 0.7 takes for an announcement of the answer, in three scripts."""
     return json.loads((Path(__file__).parent / 'tables' / 'answer_phrases.json').read_text(
         encoding='utf-8'))['phrases']
 
 
 def lmms_v04(text: str, gold: str) -> float:
-    """1.0 where `text` begins with the letter `gold` in one of four forms, else 0.0.
+    """Return 1.0 where `text` begins with the letter `gold` in one of four forms, else 0.0.
 
     Any text that begins with the letter counts, 'Because' for B too (lmms-eval 0.4, MMStar).
     """
@@ -41,7 +41,7 @@ def lmms_v04(text: str, gold: str) -> float:
 
 
 def ref_stage2(text: str, gold: str) -> float:
-    """`lmms_v04` of the last line of `text`, or of what follows 'Answer:' there.
+    """Return `lmms_v04` of the last line of `text`, or of what follows 'Answer:' there.
 
     A text that ends in a line break is wrong (second stage of the code of arXiv 2511.17487).
     """
@@ -51,7 +51,7 @@ def ref_stage2(text: str, gold: str) -> float:
 
 
 def lmms_v07_letter(text: str, letters: str = LETTERS) -> str:
-    """The letter that lmms-eval 0.7 extracts from `text`, '' for none.
+    """Return the letter that lmms-eval 0.7 extracts from `text`, '' for none.
 
     The most trusted form wins, then the last place in the text. 'A' as an article counts.
     """
@@ -80,7 +80,8 @@ def lmms_v07_letter(text: str, letters: str = LETTERS) -> str:
 
 
 def vlmevalkit(text: str, options: dict[str, str]) -> str | None:
-    """The letter that VLMEvalKit infers from `text` without a judge; 'Z' for a refusal, else None.
+    """Return the letter that VLMEvalKit infers from `text` without a judge; 'Z' for a refusal, else
+    None.
 
     `options` maps letters to their texts: the only text of one that is contained counts too.
     """
@@ -112,7 +113,8 @@ def _by_text(text, options):
 
 
 def vmcbench(text: str, options: dict[str, str]) -> str | None:
-    """The letter that VMCBench's parser finds in `text`, None where it would draw one at random.
+    """Return the letter that VMCBench's parser finds in `text`, None where it would draw one at
+    random.
 
     Of several in brackets or before a full stop the last in brackets counts (lmms-eval, VMCBench).
     """

@@ -12,7 +12,8 @@ _OPTION = re.compile(r'\(([A-Z])\)|([A-Z])(?:[.:),]|$)')
 
 
 def answer_of(text: str, by_line: bool, gold: str | None = None) -> str:
-    """The answer in a reply: behind its last 'Answer:', or its last line, or (not `by_line`) all.
+    """Return the answer in a reply: behind its last 'Answer:', or its last line, or (not `by_line`)
+    all.
 
     Where `gold` is an option letter the answer is one too, or '' when there is none to read.
     """
@@ -28,18 +29,22 @@ def answer_of(text: str, by_line: bool, gold: str | None = None) -> str:
 
 
 def bare(text: str) -> str:
-    """`text` without a box, emphasis, quotes and a full stop around it."""
+    """Return `text` without a box, emphasis, quotes and a full stop around it."""
     return _BOXED.sub(r'\1', text).strip(' *_`$"\'').removesuffix('.').strip(' *_`$"\'')
 
 
 def plain(text: str) -> str:
-    """`text` as it is compared: case, width of letters, blanks and final marks do not count."""
+    """Return `text` as it is compared: case, width of letters, blanks and final marks do not
+    count.
+    """
     folded = unicodedata.normalize('NFKC', bare(text)).casefold()
     return ' '.join(folded.split()).strip('.,;:!? ')
 
 
 def without_thought(text: str) -> str:
-    """`text` behind its thought, whether the prompt opened it or not; '' where it never closes."""
+    """Return `text` behind its thought, whether the prompt opened it or not; '' where it never
+    closes.
+    """
     before, closed, after = text.rpartition(THINK[1])
     if closed:
         return after.strip()
@@ -47,7 +52,9 @@ def without_thought(text: str) -> str:
 
 
 def lmms_without_thoughts(text: str) -> str:
-    """`text` as lmms-eval 0.7 hands it to its scorers: no closed thoughts; an open one stays."""
+    """Return `text` as lmms-eval 0.7 hands it to its scorers: no closed thoughts; an open one
+    stays.
+    """
     while THINK[0] in text and THINK[1] in text:
         start = text.find(THINK[0])
         end = text.find(THINK[1], start)

@@ -62,7 +62,8 @@ class StoredReply:
 
 
 def read_rows(path: Path) -> tuple[list[StoredReply], list[str]]:
-    """(rows, notes for a person) of a file of replies; rows without a right answer are left out.
+    """Return (rows, notes for a person) of a file of replies; rows without a right answer are left
+    out.
 
     FileNotFoundError or ValueError in one line, with the number of the row that cannot be read.
     """
@@ -88,14 +89,14 @@ def _left_out(count):
 
 
 def _has_gold(value):
-    """Whether a row of a list names a right answer; one of a wrong type is told later."""
+    """Return whether a row of a list names a right answer; one of a wrong type is told later."""
     gold = value.get('gold', True)
     texts = gold if isinstance(gold, list) else [gold]
     return not texts or any(not isinstance(text, str) or text.strip() for text in texts)
 
 
 def _of_list(value, where, number):
-    """A `StoredReply` of one object of a list."""
+    """Return a `StoredReply` of one object of a list."""
     for name in value:
         if name not in FIELDS and name not in ASIDE and name not in SCORERS:
             raise ValueError(f'{where}: {unknown("field", shown(name, 40), FIELDS)}')
@@ -127,7 +128,7 @@ def _of_list(value, where, number):
 
 
 def _size(value, where):
-    """The (width, height) of a row's picture in pixels, None where the row names none."""
+    """Return the (width, height) of a row's picture in pixels, None where the row names none."""
     if 'width' not in value and 'height' not in value:
         return None
     size = value.get('width'), value.get('height')
@@ -139,7 +140,7 @@ def _size(value, where):
 
 
 def _answers(gold, where):
-    """The right answers: a text, a list of texts, or the four numbers of a box."""
+    """Return the right answers: a text, a list of texts, or the four numbers of a box."""
     if isinstance(gold, str):
         return (gold,)
     if isinstance(gold, list) and gold and all(isinstance(answer, str) for answer in gold):
@@ -153,12 +154,14 @@ def _answers(gold, where):
 
 
 def _doc(record):
-    """What our records say of their question; others may mean something else by the same names."""
+    """Return what our records say of their question; others may mean something else by the same
+    names.
+    """
     return record['doc'] if is_ours(record) and isinstance(record.get('doc'), dict) else {}
 
 
 def _of_sample(record):
-    """A `StoredReply` for each reply of a samples record.
+    """Return a `StoredReply` for each reply of a samples record.
 
     MMStar's axes of lmms-eval stand in the dicts of its metrics.
     """
@@ -183,7 +186,7 @@ def _of_sample(record):
 
 
 def _family(record):
-    """The kind of question of a samples record; lmms-eval keeps POPE's as the category."""
+    """Return the kind of question of a samples record; lmms-eval keeps POPE's as the category."""
     doc = record.get('doc')
     names = ('family',) if record['key'] else ('family', 'category')
     kinds = [doc.get(name) for name in names] if isinstance(doc, dict) else []
@@ -191,7 +194,7 @@ def _family(record):
 
 
 def target_of(doc: dict[str, Any], answers: Sequence[str]) -> Target:
-    """The `Target` that the `doc` of a record describes."""
+    """Return the `Target` that the `doc` of a record describes."""
     size = doc.get('size')
     return Target(
         answers=tuple(answers),
@@ -205,7 +208,7 @@ def target_of(doc: dict[str, Any], answers: Sequence[str]) -> Target:
 def judged(
     rows: Sequence[StoredReply], names: Sequence[str] | None = None
 ) -> list[dict[str, Verdict]]:
-    """[{scorer name: `Verdict`}] of every row, by all scorers or by `names`, in that order.
+    """Return [{scorer name: `Verdict`}] of every row, by all scorers or by `names`, in that order.
 
     ValueError for a name that no scorer has, and where none of them can judge any row.
     """
@@ -223,7 +226,7 @@ def judged(
 def as_json(
     rows: Sequence[StoredReply], found: Sequence[dict[str, Verdict]]
 ) -> list[dict[str, Any]]:
-    """The rows as JSON values: what was said, what is right, and each scorer's own value."""
+    """Return the rows as JSON values: what was said, what is right, and each scorer's own value."""
     return [{'text': row.text, 'gold': row.gold, **({'filter': row.filter} if row.filter else {}),
              **{name: verdict.value for name, verdict in given.items()}}
             for row, given in zip(rows, found)]
@@ -231,7 +234,8 @@ def as_json(
 
 def summary(rows: Sequence[StoredReply],
             found: Sequence[dict[str, Verdict]]) -> dict[str, dict[str, Any]]:
-    """{scorer: accuracy with its interval, shares, accuracy on completed rows, means over axes}.
+    """Return {scorer: accuracy with its interval, shares, accuracy on completed rows, means over
+    axes}.
 
     `differs` is the share of rows with another score than that of the first scorer that judged
     them. A row is completed when it was not cut off and an answer was found. Boxes have the share
@@ -247,7 +251,7 @@ def summary(rows: Sequence[StoredReply],
 
 
 def _measured(mine):
-    """The numbers of one scorer from (row, verdict, first verdict)."""
+    """Return the numbers of one scorer from (row, verdict, first verdict)."""
     rows, given, first = zip(*mine)
     place = _places(rows)
     alone = [rows[k] for k in np.unique(place, return_index=True)[1]]  # one row of each question
@@ -279,20 +283,22 @@ def _measured(mine):
 
 
 def _places(rows):
-    """The number of the question of each row, in the order in which questions come."""
+    """Return the number of the question of each row, in the order in which questions come."""
     numbers = {}
     return np.array([numbers.setdefault(row.question, len(numbers)) for row in rows])
 
 
 def _means(place, values):
-    """The mean of the values of each question that has any, as a list in the order of questions."""
+    """Return the mean of the values of each question that has any, as a list in the order of
+    questions.
+    """
     count = np.bincount(place)
     total = np.bincount(place, values) if len(place) else count
     return (total[count > 0] / count[count > 0]).tolist()
 
 
 def _of_yes(rows, given):
-    """Accuracy, precision, recall and F1 of 'yes', and how often it was said (POPE)."""
+    """Return accuracy, precision, recall and F1 of 'yes', and how often it was said (POPE)."""
     right = [row.target.yes == 'yes' for row in rows]
     yes = [verdict.said == 'yes' for verdict in given]
     hits = sum(map(min, right, yes))
@@ -309,7 +315,7 @@ def _of_yes(rows, given):
 
 def table(measured: dict[str, dict[str, Any]], rows: Sequence[StoredReply],
           found: Sequence[dict[str, Verdict]], notes: Iterable[str] = ()) -> Iterator[str]:
-    """The lines of a table of `summary` for a person, then the `notes`."""
+    """Yield the lines of a table of `summary` for a person, then the `notes`."""
     lines = [['scorer', 'n', 'accuracy', '95 %', 'unparsed', 'truncated', 'differs', 'completed',
               'version']]
     for name, one in measured.items():
@@ -338,7 +344,7 @@ def table(measured: dict[str, dict[str, Any]], rows: Sequence[StoredReply],
 
 
 def _of_yes_lines(measured):
-    """The lines of a table of 'yes' for a person, by scorer and kind of question."""
+    """Yield the lines of a table of 'yes' for a person, by scorer and kind of question."""
     parts = [(name, family, part) for name, one in measured.items() if 'f1' in one
              for family, part in (('all', one | {'accuracy': one['value']}),
                                   *one['families'].items())]

@@ -23,20 +23,22 @@ _PART = re.compile(r'\.p\d+\.jsonl$')
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
-    """The records of a samples file, sorted by `doc_id` (see `records_of`)."""
+    """Return the records of a samples file, sorted by `doc_id` (see `records_of`)."""
     path = Path(path)
     return records_of(opened(path), path)
 
 
 def opened(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """[(where, dict)] of a file of records; a part of ours may end in a torn line, left out."""
+    """Return [(where, dict)] of a file of records; a part of ours may end in a torn line, left
+    out.
+    """
     if _PART.search(path.name):
         return [(f'line {number}', record) for number, record in lines(path)]
     return files.read_whole(path)
 
 
 def records_of(rows: Iterable[tuple[str, dict[str, Any]]], path: Path) -> list[dict[str, Any]]:
-    """The records of `opened` rows, sorted by `doc_id`.
+    """Return the records of `opened` rows, sorted by `doc_id`.
 
     Here `filtered_resps` is a list of texts (several where a question was answered several times),
     `resps` [[texts]], `target` a text or a list of accepted ones, and `score` a number or None.
@@ -49,7 +51,7 @@ def records_of(rows: Iterable[tuple[str, dict[str, Any]]], path: Path) -> list[d
 
 
 def _record(record, where, path):
-    """A record in the form of `records_of`."""
+    """Return a record in the form of `records_of`."""
     if 'doc_id' not in record:
         raise fault(path, f'{where}: no doc_id; is this a samples file?')
     name = record['doc_id']
@@ -68,12 +70,12 @@ def _record(record, where, path):
 
 
 def is_ours(record: dict[str, Any]) -> bool:
-    """Whether a record was written by `samples.py`."""
+    """Return whether a record was written by `samples.py`."""
     return isinstance(record['key'], str) and isinstance(record['task'], str)
 
 
 def _nearest(record):
-    """The hint for a record whose replies may stand under another name."""
+    """Return the hint for a record whose replies may stand under another name."""
     for name in record:
         hint = unknown('key', name, REPLIES)
         if 'did you mean' in hint:
@@ -82,12 +84,12 @@ def _nearest(record):
 
 
 def _order(doc_id):
-    """Numbers in their order, before texts in theirs."""
+    """Return numbers in their order, before texts in theirs."""
     return (1, 0, doc_id) if isinstance(doc_id, str) else (0, doc_id, '')
 
 
 def _texts(value, where, path):
-    """Every text in a text, a list or nested lists, in order."""
+    """Return every text in a text, a list or nested lists, in order."""
     if isinstance(value, str):
         return [value]
     found = []
@@ -104,7 +106,9 @@ def _texts(value, where, path):
 # --- what is right ----------------------------------------------------------------------------
 
 def _target(record, where, path):
-    """(text or list of accepted texts, choices) of a record's `target`; '' where it has none."""
+    """Return (text or list of accepted texts, choices) of a record's `target`; '' where it has
+    none.
+    """
     target = record.get('target')
     doc = record.get('doc')
     if isinstance(target, str):
@@ -125,7 +129,7 @@ def _target(record, where, path):
 
 
 def _read(text):
-    """The list that `text` shows where it is one of texts, else `text`."""
+    """Return the list that `text` shows where it is one of texts, else `text`."""
     return list_of_texts(text) or text
 
 
@@ -153,8 +157,9 @@ def _numbered(number, doc, where, path):
 
 
 def score_of(record: dict[str, Any]) -> float | None:
-    """The score of a record: its own, else the first number whose name says so, else that in the
-    dict of a metric; None where there is none."""
+    """Return the score of a record: its own, else the first number whose name says so, else that in
+    the dict of a metric; None where there is none.
+    """
     flat = [value for name, value in record.items() if 'score' in name.lower()]
     nested = [value.get('score') for name, value in record.items()
               if isinstance(value, dict) and name != 'doc']
@@ -168,7 +173,8 @@ def score_of(record: dict[str, Any]) -> float | None:
 
 def distinct(records: Sequence[dict[str, Any]],
              path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """(`records` without those that stand again, notes): one of each question, filter and repeat.
+    """Return (`records` without those that stand again, notes): one of each question, filter and
+    repeat.
 
     ValueError where two of them are about another question or hold other replies: files of several
     tasks or runs in one.
@@ -197,7 +203,7 @@ def distinct(records: Sequence[dict[str, Any]],
 
 
 def several(rows: Sequence) -> list[str]:
-    """The note on questions that were answered several times, as a list of none or one."""
+    """Return the note on questions that were answered several times, as a list of none or one."""
     count = Counter((row.filter, row.question) for row in rows)
     if len(count) == len(rows):
         return []

@@ -70,7 +70,8 @@ class Statement:
 
 
 def behind_thought(text: str) -> str:
-    """`text` behind its thought, which ends at the first `</think>`; before one that never closes.
+    """Return `text` behind its thought, which ends at the first `</think>`; before one that never
+    closes.
 
     Later marks belong to the answer, as for an engine, which closes a thought once.
     """
@@ -79,8 +80,9 @@ def behind_thought(text: str) -> str:
 
 
 def plain_reply(text: str) -> str:
-    """`text` with plain marks and letters, boxes as two control characters, and without what a
-    model writes behind its answer: a next question, marks of an end."""
+    """Return `text` with plain marks and letters, boxes as two control characters, and without what
+    a model writes behind its answer: a next question, marks of an end.
+    """
     text = _plain(text.strip())
     role = _ROLE.match(text)
     following = goes_on(text)
@@ -108,7 +110,7 @@ def _plain(text):
 
 
 def statements(text: str) -> list[Statement]:
-    """The `Statement`s of a plain reply, the last first."""
+    """Return the `Statement`s of a plain reply, the last first."""
     found = []
     end = len(text)
     for mark in reversed(list(_STATEMENT.finditer(text))):
@@ -125,7 +127,7 @@ def statements(text: str) -> list[Statement]:
 # --- words and numbers ------------------------------------------------------------------------
 
 def short_answer(text: str) -> str:
-    """The short answer in a reply: its last sure statement, else its last one, else a line.
+    """Return the short answer in a reply: its last sure statement, else its last one, else a line.
 
     Without a statement the first or the last line is the answer, whichever has fewer words: an
     explanation may stand behind or before. Of equally many the last counts.
@@ -141,8 +143,9 @@ def short_answer(text: str) -> str:
 
 
 def same_answer(text: str, gold: str) -> bool:
-    """Whether a short answer says what `gold` says: case, marks, articles, the writing of numbers
-    and an explanation behind it do not count."""
+    """Return whether a short answer says what `gold` says: case, marks, articles, the writing of
+    numbers and an explanation behind it do not count.
+    """
     wanted = _words(_plain(gold))
     number = _value(wanted)
     if number is not None:
@@ -151,7 +154,7 @@ def same_answer(text: str, gold: str) -> bool:
 
 
 def _forms(text):
-    """`text`, and where they differ its first clause, both also without 'it is' in front."""
+    """Yield `text`, and where they differ its first clause, both also without 'it is' in front."""
     yield text
     bare = _LEAD.sub('', text, count=1) if _LEAD.match(text) else text
     yield bare
@@ -161,20 +164,20 @@ def _forms(text):
 
 
 def _words(text):
-    """`text` as it is compared."""
+    """Return `text` as it is compared."""
     text = ' '.join(text.casefold().replace('*', ' ').split()).strip(' _`$"\'.,;:!?()[]{}#>')
     text = _ARTICLE.sub('', text) if _ARTICLE.match(text) else text
     return _SMALL_WORD.sub(lambda word: _SMALL[word[0]], text)
 
 
 def _value(text):
-    """The number that a text is, None for any other text."""
+    """Return the number that a text is, None for any other text."""
     text = text.removesuffix('%').strip()
     return float(text.replace(',', '')) if _NUMBER.fullmatch(text) else None
 
 
 def _only_number(text):
-    """The one number that a text names, None where it names several, none, or yes or no."""
+    """Return the one number that a text names, None where it names several, none, or yes or no."""
     if _YES.match(text):
         return None
     text = _SMALL_WORD.sub(lambda word: _SMALL[word[0]], text.casefold())

@@ -145,7 +145,9 @@ class Scorer:
 
 
 def _accepting(rule):
-    """A rule (text, gold) -> 1.0 or 0.0; an answer was found where some option is accepted."""
+    """Return a rule (text, gold) -> 1.0 or 0.0; an answer was found where some option is
+    accepted.
+    """
     def read(text, target):
         value = rule(text, target.letter)
         letters = [letter for letter, _ in target.choices] or LETTERS
@@ -157,7 +159,7 @@ def _accepting(rule):
 
 
 def _letter(rule):
-    """A rule (text, target) -> letter, '' or None; 'Z' is a refusal, not an answer."""
+    """Return a rule (text, target) -> letter, '' or None; 'Z' is a refusal, not an answer."""
     def read(text, target):
         found = rule(text, target)
         gold = target.letter.strip().upper()
@@ -171,7 +173,9 @@ def _letter(rule):
 
 
 def _number(rule):
-    """A rule (text, gold) -> score, None where it found no answer; an empty reply holds none."""
+    """Return a rule (text, gold) -> score, None where it found no answer; an empty reply holds
+    none.
+    """
     def read(text, target):
         value = rule(text, target.gold)
         return Verdict(
@@ -218,7 +222,7 @@ def _own(text, target):
 
 
 def _exact(text, target):
-    """exact-2: an option, a box, yes or no, else words; each as usual replies write them."""
+    """Return exact-2: an option, a box, yes or no, else words; each as usual replies write them."""
     if target.letters:
         found = target.reader.chosen(text)
         return Verdict(value=found, score=float(found in target.letters), parsed=bool(found))
@@ -405,7 +409,9 @@ SCORERS = {
 
 
 def applying(target: Target, names: Iterable[str] | None = None) -> list[Scorer]:
-    """The `Scorer`s that can judge replies to `target`, of all or of `names`, in that order."""
+    """Return the `Scorer`s that can judge replies to `target`, of all or of `names`, in that
+    order.
+    """
     forms = target.forms
     return [SCORERS[name] for name in names or SCORERS if forms.intersection(SCORERS[name].forms)]
 
@@ -424,7 +430,7 @@ def unfit(name: str, target: Target) -> str:
 
 def verdicts(text: str, target: Target, names: Iterable[str] | None = None, stored: bool = False,
              marked: bool = False, behind: bool = False) -> dict[str, Verdict]:
-    """{name: `Verdict`} of every scorer that can judge `text`.
+    """Return {name: `Verdict`} of every scorer that can judge `text`.
 
     `stored` is a reply as a harness keeps it; the harness's own stripping comes before its rule.
     `marked` is the reply of a model that was asked to end in 'Answer: X'; published rules for
@@ -443,13 +449,13 @@ def verdicts(text: str, target: Target, names: Iterable[str] | None = None, stor
 
 
 def _about_options(scorer, target):
-    """Whether a published rule reads an option out of replies to `target`."""
+    """Return whether a published rule reads an option out of replies to `target`."""
     if 'text' in scorer.forms:
         return target.share is not None or target.bare and len(target.answers) == 1
     return 'letter' in target.forms
 
 
 def disagree(found: Iterable[Verdict]) -> bool:
-    """Whether the scores of some `Verdict`s differ by more than rounding."""
+    """Return whether the scores of some `Verdict`s differ by more than rounding."""
     scores = [verdict.score for verdict in found if verdict.score is not None]
     return bool(scores) and not math.isclose(max(scores), min(scores), abs_tol=SAME)

@@ -29,18 +29,22 @@ def _contractions():
 
 
 def normal(text: str) -> str:
-    """`text` as TextVQA, VizWiz and M4C compare it (EvalAI's processor, words split first)."""
+    """Return `text` as TextVQA, VizWiz and M4C compare it (EvalAI's processor, words split
+    first).
+    """
     text = text.lower().replace(',', '').replace('?', '').replace("'s", " 's")
     return normal_words(normal_marks(one_line(text.strip())))
 
 
 def one_line(text: str) -> str:
-    """`text` without line breaks, tabs and blanks around it."""
+    """Return `text` without line breaks, tabs and blanks around it."""
     return text.replace('\n', ' ').replace('\t', ' ').strip()
 
 
 def normal_marks(text: str, comma: re.Pattern[str] = _COMMA) -> str:
-    """`text` without marks: removed beside a blank or where a number has a comma, else a blank."""
+    """Return `text` without marks: removed beside a blank or where a number has a comma, else a
+    blank.
+    """
     found = text
     comma = comma.search(text)
     for mark in MARKS:
@@ -50,13 +54,16 @@ def normal_marks(text: str, comma: re.Pattern[str] = _COMMA) -> str:
 
 
 def normal_words(text: str) -> str:
-    """`text` in lower case with digits for small numbers, no articles, contractions spelled out."""
+    """Return `text` in lower case with digits for small numbers, no articles, contractions spelled
+    out.
+    """
     words = (NUMBERS.get(word, word) for word in text.lower().split())
     return ' '.join(_contractions().get(word, word) for word in words if word not in ARTICLES)
 
 
 def agreement(found: str, answers: Sequence[str]) -> float:
-    """The share of people whom `found` satisfies: three others who say it are full agreement.
+    """Return the share of people whom `found` satisfies: three others who say it are full
+    agreement.
 
     Each of `answers` is left out once (VQA accuracy). Both are compared as they stand.
     """
@@ -65,17 +72,21 @@ def agreement(found: str, answers: Sequence[str]) -> float:
 
 
 def soft(text: str, answers: Sequence[str]) -> float:
-    """Agreement of `text` after `normal` (lmms-eval: TextVQA, VizWiz; M4C and so CoIN: TextVQA)."""
+    """Return agreement of `text` after `normal` (lmms-eval: TextVQA, VizWiz; M4C and so CoIN:
+    TextVQA).
+    """
     return agreement(normal(text), [normal(answer) for answer in answers])
 
 
 def soft_vqav2(text: str, answers: Sequence[str]) -> float:
-    """Agreement as VQAv2 in lmms-eval 0.7 counts it: marks and words normalised, not split."""
+    """Return agreement as VQAv2 in lmms-eval 0.7 counts it: marks and words normalised, not
+    split.
+    """
     text, *answers = [normal_words(normal_marks(one_line(side))) for side in (text, *answers)]
     return agreement(text, answers)
 
 
 def soft_vqav2_v04(text: str, answers: Sequence[str]) -> float:
-    """`soft_vqav2`, but nothing is normalised where all people agree (lmms-eval 0.4)."""
+    """Return `soft_vqav2`, but nothing is normalised where all people agree (lmms-eval 0.4)."""
     plain = [one_line(answer) for answer in answers]
     return soft_vqav2(text, answers) if len(set(plain)) > 1 else agreement(one_line(text), plain)

@@ -39,12 +39,12 @@ _COMMA = re.compile(r'\d,\d')
 
 
 def same_words(text: str, gold: str) -> float:
-    """1.0 where case and ASCII punctuation alone differ, else 0.0 (lmms-eval: GQA)."""
+    """Return 1.0 where case and ASCII punctuation alone differ, else 0.0 (lmms-eval: GQA)."""
     return float(text.lower().translate(_NO_MARKS) == gold.lower().translate(_NO_MARKS))
 
 
 def coin_equal(text: str, gold: str) -> float:
-    """1.0 where only case differs from the one answer, else 0.0 (CoIN: VQAv2, VizWiz)."""
+    """Return 1.0 where only case differs from the one answer, else 0.0 (CoIN: VQAv2, VizWiz)."""
     return float(text.upper() == gold.upper())
 
 
@@ -54,7 +54,7 @@ def coin_ocrvqa(text: str, gold: str) -> float:
 
 
 def coin_imagenet(text: str, gold: str) -> float:
-    """1.0 where one contains the other, else 0.0 (CoIN: ImageNet).
+    """Return 1.0 where one contains the other, else 0.0 (CoIN: ImageNet).
 
     An empty reply is contained in every name, and right in the original; here it is wrong.
     """
@@ -62,8 +62,9 @@ def coin_imagenet(text: str, gold: str) -> float:
 
 
 def coin_scienceqa(text: str, count: int = 5) -> str:
-    """The letter of one of `count` options: all, 'X. ' in front, or the first lone letter of any
-    kind; '' for none (CoIN: ScienceQA)."""
+    """Return the letter of one of `count` options: all, 'X. ' in front, or the first lone letter of
+    any kind; '' for none (CoIN: ScienceQA).
+    """
     if text in ('A', 'B', 'C', 'D', 'E'):
         letter = text
     elif text[:1] in ('A', 'B', 'C', 'D', 'E') and text[1:3] == '. ':
@@ -75,7 +76,7 @@ def coin_scienceqa(text: str, count: int = 5) -> str:
 
 
 def lmms_scienceqa(text: str, gold: str) -> float:
-    """1.0 for the letter alone or 'X.' in front, else 0.0 (lmms-eval: ScienceQA)."""
+    """Return 1.0 for the letter alone or 'X.' in front, else 0.0 (lmms-eval: ScienceQA)."""
     text = text.strip()
     gold = gold.strip().lower()
     return float(text.lower() == gold
@@ -83,13 +84,16 @@ def lmms_scienceqa(text: str, gold: str) -> float:
 
 
 def pope(text: str, gold: str) -> float:
-    """1.0 for exactly the right word in any case, else 0.0: 'Yes.' is wrong (lmms-eval: POPE)."""
+    """Return 1.0 for exactly the right word in any case, else 0.0: 'Yes.' is wrong (lmms-eval:
+    POPE).
+    """
     return float(text.lower().strip() == gold.lower().strip())
 
 
 def yes_or_no(text: str) -> str:
-    """'yes' or 'no' as a reply says it last in a statement, at its head or as a sentence such as
-    'There is no kettle'; '' where it says both or neither."""
+    """Return 'yes' or 'no' as a reply says it last in a statement, at its head or as a sentence
+    such as 'There is no kettle'; '' where it says both or neither.
+    """
     text = plain_reply(text)
     start = 0
     answer = None
@@ -115,7 +119,9 @@ def yes_or_no(text: str) -> str:
 
 
 def _of_sentence(text):
-    """What one sentence says of whether something is there; '' for several and for others."""
+    """Return what one sentence says of whether something is there; '' for several and for
+    others.
+    """
     if '\n' in text or _DOUBT.search(text):
         return ''
     if _IS_NOT.search(text):
@@ -124,7 +130,7 @@ def _of_sentence(text):
 
 
 def preferred(letter: str, share: float) -> float:
-    """What a choice is worth when `share` of people took B: 1 - share for A, share for B.
+    """Return what a choice is worth when `share` of people took B: 1 - share for A, share for B.
 
     Undecided people (0.5) give a half to either; no choice gives 0.0 (NIGHTS, PieAPP: 2AFC).
     """
@@ -134,13 +140,15 @@ def preferred(letter: str, share: float) -> float:
 # --- tasks with several pictures -----------------------------------------------------------------
 
 def interleave_words(text: str) -> str:
-    """`text` as the multi-image tasks compare it: marks out, lower case."""
+    """Return `text` as the multi-image tasks compare it: marks out, lower case."""
     bare = normal_marks(one_line(text), _COMMA)
     return bare.strip("'").strip('"').strip(')').strip('(').strip().lower()
 
 
 def interleave_choice(text: str, gold: str) -> float:
-    """1.0 for equal words, or for a lone a-h between colons, else 0.0 (evaluate_interleave)."""
+    """Return 1.0 for equal words, or for a lone a-h between colons, else 0.0
+    (evaluate_interleave).
+    """
     text = interleave_words(text)
     letters = [part.strip() for part in text.split(':')] if ':' in text else []
     for part in letters:
@@ -149,7 +157,9 @@ def interleave_choice(text: str, gold: str) -> float:
 
 
 def lmms_interleave(text: str, gold: str) -> float:
-    """1.0 for the same letter A-E or the same words, else 0.0 (lmms-eval: LLaVA-Interleave)."""
+    """Return 1.0 for the same letter A-E or the same words, else 0.0 (lmms-eval:
+    LLaVA-Interleave).
+    """
     return float(_choice(text) == _choice(gold))
 
 
@@ -164,14 +174,18 @@ def _choice(text):
 
 
 def rouge_l(text: str, gold: str) -> float | None:
-    """ROUGE-L F1 of normalised words (evaluate_interleave); None where the gold has no words."""
+    """Return ROUGE-L F1 of normalised words (evaluate_interleave); None where the gold has no
+    words.
+    """
     gold = interleave_words(gold)
     text = interleave_words(text)[:LONGEST]
     return rouge_f1(text, gold) if gold.strip('.') else None
 
 
 def rouge_f1(text: str, gold: str) -> float:
-    """The summary-level ROUGE-L F1 of the package `rouge`: sets of words, sentences end in '.'."""
+    """Return the summary-level ROUGE-L F1 of the package `rouge`: sets of words, sentences end in
+    '.'.
+    """
     said, right = [[' '.join(part.split()).split(' ') for part in side.split('.') if part]
                    for side in (text, gold)]
     words_said, words_right = (set().union(*side) for side in (said, right))
@@ -184,7 +198,7 @@ def rouge_f1(text: str, gold: str) -> float:
 
 
 def common_words(one: list[str], other: list[str]) -> set[str]:
-    """The words of the longest common subsequence that is found from the end."""
+    """Return the words of the longest common subsequence that is found from the end."""
     lengths = [[0] * (len(other) + 1)]
     for word in one:
         row = [0]

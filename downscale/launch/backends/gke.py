@@ -47,7 +47,9 @@ class GkeOptions:
 # --- the manifest -----------------------------------------------------------------------------
 
 def manifest(spec, options):
-    """The JobSet of a job, as a plain dict; ValueError in one line where GKE could not run it."""
+    """Return the JobSet of a job, as a plain dict; ValueError in one line where GKE could not run
+    it.
+    """
     _refuse(spec)
     labels = labels_of(spec)
     queue = {'kueue.x-k8s.io/queue-name': options.queue,
@@ -68,7 +70,7 @@ def manifest(spec, options):
 
 
 def labels_of(spec):
-    """What the JobSet and the pods of a job are found by."""
+    """Return what the JobSet and the pods of a job are found by."""
     return {f'{DOMAIN}/{name}': value for name, value in (
         ('run', spec.group), ('sweep', label(spec.sweep, KUBERNETES)),
         ('cell', label(spec.cell, KUBERNETES)),
@@ -76,8 +78,9 @@ def labels_of(spec):
 
 
 def failure_rules():
-    """What the JobSet does when its Job has failed, by the message: a pod was evicted, or its
-    program ended with a code of `exits.TABLE`. All else restarts it, `CRASHES` times."""
+    """Return what the JobSet does when its Job has failed, by the message: a pod was evicted, or
+    its program ended with a code of `exits.TABLE`. All else restarts it, `CRASHES` times.
+    """
     patterns = {action: [] for action in ACTIONS.values()}
     patterns[ACTIONS['free']].append('.*has condition DisruptionTarget .*')
     for code in _ruled():
@@ -89,7 +92,7 @@ def failure_rules():
 
 
 def _ruled():
-    """The exit codes that have a rule of their own."""
+    """Return the exit codes that have a rule of their own."""
     return [code for code, end in TABLE.items() if end.restart in ACTIONS]
 
 
@@ -133,7 +136,7 @@ def _pod(spec, options, place):
 
 
 def node_labels(place, spot):
-    """How GKE labels the machines of a slice."""
+    """Return how GKE labels the machines of a slice."""
     found = {'cloud.google.com/gke-tpu-accelerator': place.machine.accelerator,
              'cloud.google.com/gke-tpu-topology': place.shape}
     return found | ({SPOT: 'true'} if spot else {})
@@ -155,7 +158,7 @@ def _refuse(spec):
 
 
 def text(manifest):
-    """A manifest as YAML; ImportError naming the extra that brings the library."""
+    """Return a manifest as YAML; ImportError naming the extra that brings the library."""
     try:
         import yaml
     except ImportError:
@@ -166,7 +169,9 @@ def text(manifest):
 # --- the names that the schema does not check -------------------------------------------------
 
 def check_names(manifest):
-    """What JobSet's webhook and Kubernetes would refuse, a line each; [] where there is nothing."""
+    """Return what JobSet's webhook and Kubernetes would refuse, a line each; [] where there is
+    nothing.
+    """
     name = manifest['metadata']['name']
     found = []
     if not re.fullmatch('[a-z]([-a-z0-9]{0,61}[a-z0-9])?', name):
@@ -196,7 +201,7 @@ class GkeBackend:
         self.options = options
 
     def observe(self, specs):
-        """The `watch.Observed` of every JobSet of this run folder."""
+        """Return the `watch.Observed` of every JobSet of this run folder."""
         said = self._call(['get', 'jobsets.jobset.x-k8s.io', '--output=json',
                            f'--selector={DOMAIN}/run={specs[0].group}'])
         return [_observed(value) for value in json.loads(said)['items']]
@@ -224,13 +229,13 @@ class GkeBackend:
         """Pods run on without a watcher."""
 
     def log(self, spec, process):
-        """What the newest pod of a process of a job has printed."""
+        """Return what the newest pod of a process of a job has printed."""
         return self._call(['logs', '--tail=-1', f'--container={CONTAINER}', '--selector='
                            f'{DOMAIN}/spec={spec.hash},{DOMAIN}/run={spec.group},'
                            f'batch.kubernetes.io/job-completion-index={process}'])
 
     def _call(self, rest, given=None):
-        """What kubectl prints; RuntimeError in one line when it fails."""
+        """Return what kubectl prints; RuntimeError in one line when it fails."""
         argv = ['kubectl', f'--namespace={self.options.namespace}', *(
             [f'--context={self.options.context}'] if self.options.context else []), *rest]
         try:
@@ -246,7 +251,7 @@ class GkeBackend:
 
 
 def _observed(value):
-    """The `watch.Observed` of a JobSet as the API shows it."""
+    """Return the `watch.Observed` of a JobSet as the API shows it."""
     meta = value['metadata']
     status = value.get('status', {})
     conditions = {one['type']: one for one in status.get('conditions', [])

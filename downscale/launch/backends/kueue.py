@@ -14,7 +14,7 @@ MOST_CHIPS = 64
 
 
 def objects(places, namespace='default'):
-    """The objects of Kueue that admit jobs on slices, as plain dicts, flavors first.
+    """Return the objects of Kueue that admit jobs on slices, as plain dicts, flavors first.
 
     There may be one slice of each of `places` (names of topologies) at a time, spot and other each,
     until the quotas are raised.
@@ -50,7 +50,7 @@ def _quota(place, spot):
 
 
 def default_places():
-    """Slices that GKE has machines for, of at most `MOST_CHIPS` chips."""
+    """Return slices that GKE has machines for, of at most `MOST_CHIPS` chips."""
     found = [topology(f'{name}:{shape}') for name in GENERATIONS for shape in SHAPES[name]]
     return [place.name for place in found if place.chips <= MOST_CHIPS
             and str(place.chips // place.hosts) in place.machine.types]

@@ -24,8 +24,9 @@ LINGER_SECONDS = 20  # beyond a heartbeat, for the rest of a group once one of i
 
 
 def commands(spec):
-    """[(argv, environment)] of each process of a job; the environment is without that of this
-    process. ValueError for a topology that is not of this machine."""
+    """Return [(argv, environment)] of each process of a job; the environment is without that of
+    this process. ValueError for a topology that is not of this machine.
+    """
     if not spec.topology.startswith('cpu:'):
         raise ValueError(f'{spec.key} is for {spec.topology}; the local backend runs cpu:PxD, for '
                          'P processes of D devices, as cpu:2x1')
@@ -68,7 +69,8 @@ class Group:
                                     env={**os.environ, **environment}, process_group=0)
 
     def code(self):
-        """The exit code of the job, by the first of its processes that failed; None while any runs.
+        """Return the exit code of the job, by the first of its processes that failed; None while
+        any runs.
         """
         codes = [process.poll() for process in self.processes]
         if None not in codes:
@@ -81,7 +83,9 @@ class Group:
         return None
 
     def wait(self, seconds):
-        """The exit code of the job, which ends within `seconds`; else subprocess.TimeoutExpired."""
+        """Return the exit code of the job, which ends within `seconds`; else
+        subprocess.TimeoutExpired.
+        """
         until = time.monotonic() + seconds
         for process in self.processes:
             process.wait(until - time.monotonic())
@@ -95,13 +99,16 @@ class Group:
 
 
 def policy(parallel, crashes=3):
-    """The `Policy` of this machine: at most `parallel` jobs at once; each may crash `crashes` times
-    and start again."""
+    """Return the `Policy` of this machine: at most `parallel` jobs at once; each may crash
+    `crashes` times and start again.
+    """
     return Policy(max_parallel=parallel, base=1, longest=60, counted=crashes, grace=LINGER_SECONDS)
 
 
 def run(specs, parallel, crashes=3, note=print):
-    """`supervise.run` on this machine, in the order of `specs` where their needs are done."""
+    """Return `supervise.run` on this machine, in the order of `specs` where their needs are
+    done.
+    """
     return supervise.run(LocalBackend(), specs, policy(parallel, crashes), note)
 
 
@@ -113,7 +120,7 @@ class LocalBackend:
         self.groups = {}  # name: [group, when it began, by when it must have ended or None]
 
     def observe(self, specs):
-        """The `watch.Observed` of every group."""
+        """Return the `watch.Observed` of every group."""
         found = []
         for name, (group, since, until) in list(self.groups.items()):
             code = group.code()
@@ -160,7 +167,7 @@ def log_of(spec, attempt, rank):
 
 
 def logs(spec, rank=0):
-    """The log of a process in the newest attempt; FileNotFoundError when there was none."""
+    """Return the log of a process in the newest attempt; FileNotFoundError when there was none."""
     found = sorted(log_of(spec, 0, rank).parent.glob(f'*-{rank}.log'))
     if not found:
         raise FileNotFoundError(f'no process {rank} of {spec.key} has run on this machine')
@@ -168,7 +175,7 @@ def logs(spec, rank=0):
 
 
 def _code_of(codes):
-    """One exit code of a group: that which says most of what the others only followed."""
+    """Return one exit code of a group: that which says most of what the others only followed."""
     for telling in (FATAL, MISMATCH, PREEMPTED):
         if telling in codes:
             return telling

@@ -73,7 +73,7 @@ class Sweep:
 
 
 def settings_of(args, before):
-    """The `LaunchSettings` of the command line, on top of those `before` (a dict or None).
+    """Return the `LaunchSettings` of the command line, on top of those `before` (a dict or None).
 
     ValueError in one line for a flag that the backend does not read, and for what it lacks.
     """
@@ -110,12 +110,12 @@ def settings_of(args, before):
 
 
 def flag(name):
-    """How a field of `LaunchSettings` is written on the command line."""
+    """Return how a field of `LaunchSettings` is written on the command line."""
     return '--zone' if name == 'zones' else f'--{name.replace("_", "-")}'
 
 
 def open_sweep(args, asked=True):
-    """The `Sweep` of the command line; ValueError in one line for what it lacks.
+    """Return the `Sweep` of the command line; ValueError in one line for what it lacks.
 
     Unless `asked`, nothing is read of the run folder, and what is not given is filled in with
     names in capitals.
@@ -144,7 +144,7 @@ def open_sweep(args, asked=True):
 
 
 def _saved(planned):
-    """{key: the `Spec` that was submitted} of the jobs that were."""
+    """Return {key: the `Spec` that was submitted} of the jobs that were."""
     def load(spec):
         path = state.folder_of(spec.run, spec) / 'spec.json'
         return state.load_spec(path) if path.exists() else None
@@ -159,7 +159,7 @@ def settings_path(run):
 
 
 def _refuse_for_the_cloud(args, run, settings):
-    """ValueError for what machines elsewhere could not find."""
+    """Raise ValueError for what machines elsewhere could not find."""
     if not in_bucket(run):
         raise ValueError(f'--run {run} is on this machine, which --backend {settings.backend} '
                          'cannot reach; give a folder of a bucket, as gs://BUCKET/runs/NAME')
@@ -178,13 +178,13 @@ def _refuse_for_the_cloud(args, run, settings):
 # --- git --------------------------------------------------------------------------------------
 
 def commit():
-    """The commit of the working tree, 'none' where there is none to be read."""
+    """Return the commit of the working tree, 'none' where there is none to be read."""
     done = _git('rev-parse', 'HEAD')
     return done.stdout.strip() if done and done.returncode == 0 else 'none'
 
 
 def changed():
-    """The files of the working tree that differ from its commit, none outside a repository.
+    """Return the files of the working tree that differ from its commit, none outside a repository.
 
     ValueError where git cannot tell: it is missing, or refuses to read the tree.
     """
@@ -200,7 +200,7 @@ def changed():
 
 
 def _git(*argv):
-    """What git answers, in English; None without git."""
+    """Return what git answers, in English; None without git."""
     try:
         return subprocess.run(['git', *argv], capture_output=True, text=True, check=False,
                               env={**os.environ, 'LC_ALL': 'C'})
@@ -211,7 +211,8 @@ def _git(*argv):
 # --- which jobs -------------------------------------------------------------------------------
 
 def select(sweep, args, specs, asked=True):
-    """Those of `specs` that --cell and --only mean, with their `state.Job`s (None unless `asked`).
+    """Return those of `specs` that --cell and --only mean, with their `state.Job`s (None unless
+    `asked`).
     """
     wanted = args.cell or []
     names = list(dict.fromkeys(spec.cell for spec in sweep.planned))
@@ -232,7 +233,7 @@ def select(sweep, args, specs, asked=True):
 
 
 def with_needs(specs, known):
-    """`specs` and all of `known` that they need, in the order of `known`."""
+    """Return `specs` and all of `known` that they need, in the order of `known`."""
     by_key = {spec.key: spec for spec in known}
     found = set()
     todo = [spec.key for spec in specs]
@@ -247,7 +248,7 @@ def with_needs(specs, known):
 # --- backends ---------------------------------------------------------------------------------
 
 def backend_of(settings):
-    """What runs the jobs: see `supervise.py`."""
+    """Return what runs the jobs: see `supervise.py`."""
     if settings.backend == 'local':
         return local.LocalBackend()
     if settings.backend == 'tpuvm':
@@ -257,7 +258,7 @@ def backend_of(settings):
 
 
 def policy_of(settings):
-    """The limits of a sweep."""
+    """Return the limits of a sweep."""
     limits = {'max_chips': settings.max_chips, 'max_usd': settings.max_usd}
     if settings.backend == 'local':
         parallel = max(1, (os.cpu_count() or 1) // processes_of(settings.topology)[0])
@@ -267,8 +268,9 @@ def policy_of(settings):
 
 
 def written(spec, settings):
-    """(ending of a file name, text) of what would be sent to the backend for a job: a manifest, or
-    commands for a shell. ValueError in one line for what the backend would refuse."""
+    """Return (ending of a file name, text) of what would be sent to the backend for a job: a
+    manifest, or commands for a shell. ValueError in one line for what the backend would refuse.
+    """
     if settings.backend == 'gke':
         from downscale.launch.backends import gke
         return '.yaml', gke.text(gke.manifest(spec, _gke_options(settings)))

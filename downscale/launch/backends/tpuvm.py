@@ -35,14 +35,16 @@ class QueuedOptions:
 
 
 def labels(spec):
-    """What the resources of a job are found by."""
+    """Return what the resources of a job are found by."""
     return {'downscale-run': spec.group, 'downscale-sweep': label(spec.sweep, GOOGLE),
             'downscale-cell': label(spec.cell, GOOGLE), 'downscale-part': spec.part,
             'downscale-spec': spec.hash}
 
 
 def create_command(spec, options, zone):
-    """The argv that asks for the machines of a job; ValueError where the TPU API has none."""
+    """Return the argv that asks for the machines of a job; ValueError where the TPU API has
+    none.
+    """
     if spec.topology.startswith('cpu:'):
         raise ValueError(f'{spec.key} is for {spec.topology}, which is this machine; use --backend '
                          'local, or a TPU topology such as v5e:4x4')
@@ -66,17 +68,17 @@ def create_command(spec, options, zone):
 
 
 def list_command(zone):
-    """The argv that lists a zone's queued resources."""
+    """Return the argv that lists a zone's queued resources."""
     return [*_gcloud('list'), f'--zone={zone}']
 
 
 def describe_command(name, zone):
-    """The argv that shows one queued resource."""
+    """Return the argv that shows one queued resource."""
     return [*_gcloud('describe'), name, f'--zone={zone}']
 
 
 def delete_command(name, zone):
-    """The argv that deletes a queued resource with its machines."""
+    """Return the argv that deletes a queued resource with its machines."""
     return [*_gcloud('delete'), name, f'--zone={zone}', '--force', '--async']
 
 
@@ -85,8 +87,10 @@ def _gcloud(verb):
 
 
 def _pairs(values):
-    """NAME=VALUE pairs as gcloud takes them: where a value holds a comma, with another sign between
-    them, which '^SIGN^' declares (`gcloud topic escaping`). ValueError where it holds them all."""
+    """Return NAME=VALUE pairs as gcloud takes them: where a value holds a comma, with another sign
+    between them, which '^SIGN^' declares (`gcloud topic escaping`). ValueError where it holds them
+    all.
+    """
     pairs = [f'{name}={value}' for name, value in values.items()]
     for sign in SEPARATORS:
         if not any(sign in pair for pair in pairs):
@@ -96,7 +100,7 @@ def _pairs(values):
 
 
 def call(argv):
-    """What gcloud answers, from JSON; RuntimeError in one line when it fails."""
+    """Return what gcloud answers, from JSON; RuntimeError in one line when it fails."""
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT_SECONDS,
                               stdin=subprocess.DEVNULL)
@@ -118,7 +122,7 @@ class TpuvmBackend:
         self.options = options
 
     def observe(self, specs):
-        """The `watch.Observed` of every resource of this run folder."""
+        """Return the `watch.Observed` of every resource of this run folder."""
         return resources(specs[0].group, self.options.zones)
 
     def create(self, spec, zone):
@@ -149,7 +153,9 @@ class TpuvmBackend:
 
 
 def resources(group, zones):
-    """The `watch.Observed` of every queued resource in `zones` with the label of a run folder."""
+    """Return the `watch.Observed` of every queued resource in `zones` with the label of a run
+    folder.
+    """
     with ThreadPoolExecutor(len(zones)) as pool:  # each takes a second or more
         found = pool.map(lambda zone: call(list_command(zone)) or [], zones)
         return [_observed(value, zone) for zone, values in zip(zones, found, strict=True)

@@ -18,20 +18,22 @@ KINDS = {'ResourceFlavor': 'kueue-resourceflavors', 'ClusterQueue': 'kueue-clust
 
 
 def problems(manifest):
-    """What is wrong with a JobSet or an object of Kueue, a line each; [] where there is nothing."""
+    """Return what is wrong with a JobSet or an object of Kueue, a line each; [] where there is
+    nothing.
+    """
     if manifest['kind'] != 'JobSet':
         return _against(KINDS[manifest['kind']], manifest)
     return [line for name in JOBSETS for line in _against(name, manifest)] or check_names(manifest)
 
 
 def problems_of_text(text):
-    """`problems` of a manifest as YAML."""
+    """Return `problems` of a manifest as YAML."""
     import yaml
     return problems(yaml.safe_load(text))
 
 
 def _against(name, manifest):
-    """What the schema `name` says of a manifest."""
+    """Return what the schema `name` says of a manifest."""
     errors = sorted(_validator(name).iter_errors(manifest), key=lambda error: error.json_path)
     return [f'{error.json_path.removeprefix("$.")}: {error.message[:200]} ({name})'
             for error in errors]
@@ -48,7 +50,7 @@ def _validator(name):
 
 
 def closed(schema):
-    """A Kubernetes schema as JSON Schema in which a field that is not named is an error."""
+    """Return a Kubernetes schema as JSON Schema in which a field that is not named is an error."""
     if isinstance(schema, list):
         return [closed(part) for part in schema]
     if not isinstance(schema, dict):
