@@ -138,7 +138,9 @@ def _record(kind, value, where):
 @cache
 def hints_of(kind: type) -> dict[str, Any]:
     """Return {field: its type, with what it may hold} of a dataclass."""
-    return typing.get_type_hints(kind, include_extras=True)
+    hints = typing.get_type_hints(kind, include_extras=True)
+    # A mark such as `_: KW_ONLY` has a type, but is no field.
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 def check(record: Any) -> None:

@@ -45,7 +45,7 @@ class _Manager(ocp.CheckpointManager):
     saving = None
 
     def reached_preemption(self, step):
-        """Return no: JAX compares the last question of each process, and only the train loop's are
+        """No: JAX compares the last question of each process, and only the train loop's are
         alike.
         """
         del step
