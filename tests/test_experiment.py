@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from downscale import config
-from downscale.config import STAGES, Experiment
+from downscale.config import Experiment
 from downscale.data.chat import CHATS
 from downscale.data.scenes.conversations import Recipe
 from downscale.data.scenes.dataset import scene_example, triple_example
@@ -19,6 +19,7 @@ from downscale.data.scenes.sampler import Sampler
 from downscale.data.tokens import Encoder, load_tokenizer, train_tokenizer
 from downscale.experiment import file
 from downscale.experiment.expansion import cells_of, language_of, parent_folder
+from downscale.stage_table import STAGES
 from downscale.stages.models import model_of
 from downscale.values import from_dict
 
@@ -205,8 +206,8 @@ def test_every_size_has_a_cell_per_seed_and_the_tower_is_shared_by_the_sizes():
 
 def test_a_stage_only_differs_by_what_the_table_and_the_file_say():
     for stage in smoke()[1].stages:
-        assert stage.parents == STAGES[stage.name]['parents']
-        assert stage.trainable == tuple(STAGES[stage.name]['trainable'])
+        assert stage.parents == STAGES[stage.name].parents
+        assert stage.trainable == STAGES[stage.name].trainable
         assert set(stage.trainable) <= set(stage.rates)
 
 

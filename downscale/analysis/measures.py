@@ -13,7 +13,8 @@ import numpy as np
 from downscale.analysis import floors
 from downscale.analysis.completeness import completion
 from downscale.results.items import TEXT_KINDS
-from downscale.results.study import STAGES, Cell, Paired, Study, pair
+from downscale.results.study import Cell, Paired, Study, pair
+from downscale.stage_table import STAGES
 from downscale.statistics import bootstrap
 from downscale.statistics.inference import ratio_interval
 
@@ -412,7 +413,8 @@ def losses(s: Scored) -> dict[str, Any]:
                                                               key[0])):
         curve = s.study.curves[run, stage]
         # runs of a sweep over rates or budgets have parts of their own
-        if not len(curve['loss']) or run not in home and stage != 'tower':
+        shared = stage in STAGES and STAGES[stage].shared
+        if not len(curve['loss']) or run not in home and not shared:
             continue
         axis = 'tokens' if np.all(np.isfinite(curve['tokens'])) else 'step'
         stages.setdefault(stage, []).append({

@@ -17,7 +17,7 @@ from downscale.train.checkpoint import load_params
 def start_shapes(experiment: Experiment, stage: Stage) -> dict[str, Any]:
     """Return the ShapeDtypeStructs of `start_params`; nothing is read."""
     model = model_of(experiment, stage.name)
-    if stage.name == 'tower':
+    if stage.kind.loss == 'words':
         # pyrefly: ignore[bad-argument-type]
         return abstract_word_params(model)
     groups = ['language']
@@ -32,7 +32,7 @@ def start_params(study: PathLike, experiment: Experiment, stage: Stage) -> dict[
     seed.
     """
     target = start_shapes(experiment, stage)
-    if stage.name == 'tower':
+    if stage.kind.loss == 'words':
         return init_tree(target, experiment.seed)
     groups = list(target)
     rest = [name for name in groups if name not in stage.parents]
