@@ -341,7 +341,9 @@ class _Lazy:
     """A leaf that is written in parts; the type is what orbax finds its handler by."""
 
     def __init__(self, leaf):
-        self.leaf, self.shape, self.dtype = leaf, tuple(leaf.shape), np.dtype(leaf.dtype)
+        self.leaf = leaf
+        self.shape = tuple(leaf.shape)
+        self.dtype = np.dtype(leaf.dtype)
 
     def write(self, folder, corner):
         """Write the chunk at `corner` of the grid as zarr 2 keeps it: its values, padded."""

@@ -127,9 +127,11 @@ class _Group:
                                *[batches[stream] for stream in streams])
         which = np.array([streams.index(lane.stream) for lane in self.live], np.int32)
         factors = [self.schedule.factor(lane.step) for lane in self.live]
-        rates = {group: np.array([factor * lane.run.rates[group] for factor, lane
-                                  in zip(factors, self.live)], np.float32)
-                 for group in self.trainable}
+        rates = {}
+        for group in self.trainable:
+            peaks = [lane.run.rates[group] for lane in self.live]
+            rates[group] = np.array([factor * peak for factor, peak in zip(factors, peaks)],
+                                    np.float32)
         self.state, metrics = self.step_fn(self.state, stacked, which, rates)
         self.settle()
         reads = [(batches[lane.stream]['segments'] > 0).sum() for lane in self.live]
