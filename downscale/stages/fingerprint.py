@@ -9,7 +9,8 @@ import numpy as np
 from downscale import config
 from downscale.data.templates import Origin
 from downscale.stages.loading import tokenizer_path
-from downscale.train.checkpoint import latest, open_leaves
+from downscale.train.checkpoint import latest
+from downscale.train.lazy_leaves import open_leaves
 from downscale.values import hash_of
 
 WHOLE = 2 ** 22  # leaves up to this many numbers are read whole, larger ones where they lie
