@@ -1,8 +1,8 @@
 """A study, two checkpoints and a chain of an earlier version open with equal numbers.
 
 `tests/data/earlier_run.tar.xz` was written before the rooms of the package were laid out anew: the
-study of `tiny.py` (its other checkpoints removed), a chain over two questions, and what that version
-printed of them.
+study of `tiny.py` (its other checkpoints removed), a chain over two questions, and what that
+version printed of them.
 """
 import json
 import shutil
