@@ -1,12 +1,11 @@
 """A cell: read strictly, saved whole, named by what it holds; and every study file is sound."""
-import copy
 import dataclasses
-import json
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cells import plain, resolve, smoke
 from ml_collections import ConfigDict
 
 from downscale import config
@@ -28,29 +27,6 @@ STUDIES = [*sorted(str(path) for path in (ROOT / 'experiments').glob('*.py')),
            str(ROOT / 'experiments' / 'llm_downscale.py:qwen3')]
 SCENES = [str(ROOT / 'experiments' / name) for name in ('smoke.py', 'lookup.py',
                                                         'llm_downscale.py', 'micro_study.py')]
-
-
-@cache
-def resolve(study, *overrides):
-    study_config, sweep = file.load_study(study, overrides)
-    with study_config.unlocked():
-        del study_config['platform']
-    return cells_of(study_config, sweep)
-
-
-def smoke(*overrides):
-    return resolve(str(ROOT / 'experiments' / 'smoke.py'), *overrides)
-
-
-@cache
-def _plain():
-    cell = next(cell for cell in smoke() if cell.name == 'w64d2-s0')
-    return json.loads(json.dumps(dataclasses.asdict(cell)))
-
-
-def plain():
-    """A cell as JSON gives it back, to be damaged."""
-    return copy.deepcopy(_plain())
 
 
 # --- reading ----------------------------------------------------------------------------------
