@@ -1,5 +1,6 @@
 """Queued resources through the real gcloud, against an API of this process."""
 import dataclasses
+import os
 import re
 import shutil
 import subprocess
