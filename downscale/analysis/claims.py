@@ -6,10 +6,12 @@ An experiment file may declare its own list before the run (`claims` of its conf
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from downscale.analysis import floors
 from downscale.analysis.contrasts import CONTRASTS, families_of, over
 from downscale.analysis.gate import gate
-from downscale.analysis.measures import Missing, Scored, joint_cells, means_of
+from downscale.analysis.measures import Missing, Scored, answering_sizes, joint_cells, means_of
 from downscale.results.items import TableError
 from downscale.statistics import bootstrap
 from downscale.values import from_dict, unknown
@@ -88,22 +90,23 @@ CLAIMS = (
 
 
 def read(values: Any) -> tuple[Claim, ...]:
-    """Return the `Claim`s of a list of dicts; ValueError naming the nearest key, or an id given
-    twice.
+    """Return the `Claim`s of a list of dicts.
+
+    ValueError names the nearest key to one that is unknown, or an id that is given twice.
     """
     if not isinstance(values, (list, tuple)):
         raise ValueError(f'claims must be a list of mappings, not {values!r}')
     claims = tuple(from_dict(Claim, value, f'claims[{place}]')
                    for place, value in enumerate(values))
     ids = [claim.id for claim in claims]
-    again = sorted({one for one in ids if ids.count(one) > 1})
-    if again:
-        raise ValueError(f'claims: id {again[0]!r} is given twice')
+    repeated = sorted({name for name in ids if ids.count(name) > 1})
+    if repeated:
+        raise ValueError(f'claims: id {repeated[0]!r} is given twice')
     return claims
 
 
 def judge(s: Scored) -> list[dict[str, Any]]:
-    """Return a dict for each claim of the study, or of `CLAIMS` where it declared none.
+    """Return a verdict, a dict, for each claim of the study, or of `CLAIMS` if it declared none.
 
     Keys: id, text, verdict, reason, effect, low, high, n, clusters, seeds, method, gate (passed or
     failed, with the reason), contrast, test, threshold, where, by_size and registered.
@@ -119,24 +122,24 @@ def judge(s: Scored) -> list[dict[str, Any]]:
 
 def _judge(s, claim, reasoner):
     mode = claim.mode or _mode(reasoner)
-    passed, said = _gate(s, claim, mode, reasoner)
+    passed, gate_says = _gate(s, claim, mode, reasoner)
     row = {'id': claim.id, 'text': claim.text, 'contrast': claim.contrast, 'test': claim.test,
-           'threshold': claim.threshold, 'gate': said, 'needs_seeds': claim.seeds}
+           'threshold': claim.threshold, 'gate': gate_says, 'needs_seeds': claim.seeds}
     try:
-        found = CONTRASTS[claim.contrast](s, mode)
+        contrast = CONTRASTS[claim.contrast](s, mode)
     except (Missing, TableError) as reason:
         blank = dict.fromkeys(('effect', 'low', 'high'))
         return {**row, **blank, 'n': 0, 'clusters': 0, 'seeds': 0, 'method': '', 'where': '',
                 'by_size': {}, 'verdict': 'not interpretable', 'reason': str(reason)}
-    x = found.effect
-    verdict, reason = verdict_of(claim, x, found.doubt, found.one_sided)
+    x = contrast.effect
+    verdict, reason = verdict_of(claim, x, contrast.doubt, contrast.one_sided)
     if not passed:
         verdict = 'not interpretable'
-        reason = said
+        reason = gate_says
+    by_size = {size: asdict(interval) for size, interval in contrast.by_size.items()}
     return {**row, 'effect': x.value, 'low': x.low, 'high': x.high, 'n': x.n,
-            'clusters': x.clusters, 'seeds': x.seeds, 'method': x.method, 'where': found.where,
-            'by_size': {size: asdict(one) for size, one in found.by_size.items()},
-            'verdict': verdict, 'reason': reason}
+            'clusters': x.clusters, 'seeds': x.seeds, 'method': x.method, 'where': contrast.where,
+            'by_size': by_size, 'verdict': verdict, 'reason': reason}
 
 
 def verdict_of(claim: Claim, x: bootstrap.Interval, doubt: str = '',
@@ -152,8 +155,10 @@ def verdict_of(claim: Claim, x: bootstrap.Interval, doubt: str = '',
     if doubt and not (one_sided and holds):
         return 'not interpretable', doubt
     if not holds and not fails:
-        return 'inconclusive', f'the interval includes {"" if claim.test == "greater" else "+-"}' \
-                               f'{at:g}' if x.low == x.low else 'there is no interval'
+        if np.isnan(x.low):
+            return 'inconclusive', 'there is no interval'
+        sign = '' if claim.test == 'greater' else '+-'
+        return 'inconclusive', f'the interval includes {sign}{at:g}'
     if x.seeds < claim.seeds:
         return 'inconclusive', f'seeds are missing: {x.seeds} of at least {claim.seeds}; the ' \
                                'interval covers no more'
@@ -167,30 +172,32 @@ def _mode(reasoner):
 
 
 def _gate(s, claim, mode, reasoner):
-    """Return (whether the claim's gate passes, what it said)."""
+    """Return whether the claim's gate passes, and the sentence that says so."""
     if claim.gate == 'none':
         return True, 'none'
-    if claim.gate == 'reasoner':
-        passed = reasoner['modes'].get(mode, {}).get('interpretable', False)
-        return passed, f'passed ({mode})' if passed else f'failed ({mode}): {reasoner["line"]}'
-    return _joint_gate(s)
+    if claim.gate == 'joint':
+        return _joint_gate(s)
+    passed = reasoner['modes'].get(mode, {}).get('interpretable', False)
+    return passed, f'passed ({mode})' if passed else f'failed ({mode}): {reasoner["line"]}'
 
 
 def _joint_gate(s):
-    """Return whether the largest joint model is above every guess in the mean of either kind of
-    family.
+    """Return whether the largest joint model beats every guess in both kinds of family, and why.
+
+    It has to in the mean over visual families, and in that over knowledge families.
     """
-    have = [size for size in s.sizes if joint_cells(s, size, 'image')]
-    if not have:
+    sizes = answering_sizes(s)
+    if not sizes:
         return False, 'failed: no model was asked with the picture'
-    cells = joint_cells(s, have[-1], 'image')
+    largest = sizes[-1]
+    cells = joint_cells(s, largest, 'image')
     guess = floors.floor(s, means_of(s, [cells])[0]).means
     for kind, tasks in zip(('visual', 'knowledge'), families_of(s), strict=True):
-        here = [column for column, name in enumerate(guess.groups) if name in tasks]
-        if here:
+        columns = [column for column, name in enumerate(guess.groups) if name in tasks]
+        if columns:
             score = over(s, [cells], ((1,), tasks))
-            floor = guess.value[0, here].mean()
+            floor = guess.value[0, columns].mean()
             if not score.low > floor:
-                return False, (f'failed: {have[-1].name} has {score.value:.2f} [{score.low:.2f}, '
+                return False, (f'failed: {largest.name} has {score.value:.2f} [{score.low:.2f}, '
                                f'{score.high:.2f}] in {kind} families, the best guess {floor:.2f}')
-    return True, f'passed ({have[-1].name} is above every guess)'
+    return True, f'passed ({largest.name} is above every guess)'
