@@ -24,8 +24,10 @@ def absent(s: Scored) -> list[tuple[str, str]]:
     """Return [(name of an evaluation, what is missing of it)], in the order of the names."""
     evaluated = set(s.study.cells)
     runs = _Runs(s)
+    # 1. Whole evaluations that others of their kind, or what was declared, ask for.
     wanted = _joint(evaluated, runs, s) | _pairs(evaluated, runs, s)
     missing = [(name_of(cell), 'not there') for cell in wanted - evaluated]
+    # 2. Parts of evaluations. Joint models and readers may have been asked different questions.
     for decoupled in (False, True):
         cells = [cell for cell in evaluated if bool(cell.r_run) == decoupled]
         missing += _in_part(s, cells)
@@ -45,6 +47,7 @@ def _of_other_data(s, cells):
     """Return cells whose data have another hash than those of most cells."""
     hashes = {cell: tuple(np.unique(s.study.codes['data_hash'][s.study.cells[cell]]).tolist())
               for cell in cells}
+    # Sorted first: of hashes that are as common, the same one is the usual one every time.
     usual = Counter(sorted(hashes.values())).most_common(1)
     return [(name_of(cell), 'of other data than most (data_hash)')
             for cell, of in hashes.items() if of != usual[0][0]]
@@ -89,6 +92,7 @@ class _Runs:
     def _has(self, run, stages, sizes):
         if self.size[run] in sizes:
             return True
+        # Studies of before their stages were written down only show what their runs have done.
         if run in self.stages:
             return any(stage in self.stages[run] for stage in stages)
         return run not in self.answered
@@ -102,6 +106,7 @@ def _joint(evaluated, runs, s):
     """Return the cells in which every run that can answers by itself, in all ways of doing so."""
     cells = [cell for cell in evaluated if not cell.r_run]
     ways = {(cell.thinking, cell.condition) for cell in cells}
+    # What was declared is asked for even where no run has got to it.
     for plan in _declared(s, JOINT):
         ways |= {(False, condition) for condition in plan.get('conditions', ())}
     answering = runs.having(JOINT, runs.sizes(cells, 0))
@@ -124,6 +129,7 @@ def _pairs(evaluated, runs, s):
         writers = runs.having((SOURCE_STAGE[kind],), writing)
         wanted |= {Cell(p, r, kind, thinking, 'image')
                    for p, r in _asked(runs, pairs, writers, readers)}
+    # Gold texts are not declared: a reasoner needs them in the ways in which others had them.
     gold = {(cell.text_kind, cell.thinking) for cell in cells if not cell.p_run}
     return wanted | {Cell('', r, kind, thinking, 'gold_text')
                      for r, (kind, thinking) in itertools.product(readers, gold)}
@@ -135,6 +141,7 @@ def _asked(runs, pairs, writers, readers):
     They are where a seed has a pair of these sizes, or where one of the sizes is in no pair.
     """
     sizes = {(runs.size[cell.p_run], runs.size[cell.r_run]) for cell in pairs}
+    # A size that is in no pair yet belongs to the grid all the same: its evaluations are missing.
     writing = {size for size, _ in sizes}
     reading = {size for _, size in sizes}
     for p, r in itertools.product(writers, readers):

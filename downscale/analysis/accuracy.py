@@ -24,6 +24,7 @@ def by_family(s: Scored) -> dict[str, Any]:
     groups = {size: joint_cells(s, size, 'image') for size in answering_sizes(s)}
     if not groups:
         raise Missing('no model was asked with the picture (joint rows, condition image)')
+    # Every size over all of its own seeds: nothing is compared here.
     paired, means = each(s, list(groups.values()))
     sizes = [size.name for size in groups]
     by_size = dict(zip(sizes, map(bootstrap.with_macro, means), strict=True))
@@ -34,10 +35,11 @@ def by_family(s: Scored) -> dict[str, Any]:
     rows = {}
     for task in tasks:
         column = columns[task]
-        rows[task] = {
-            **_guesses(floor, column), 'guesser': floor.names[task],
-            'sizes': {name: one(means, 0, column) for name, means in by_size.items()},
-            'completion': {name: by_family[task] for name, (by_family, _) in ended.items()}}
+        intervals = {name: one(means, 0, column) for name, means in by_size.items()}
+        completions = {name: by_family[task] for name, (by_family, _) in ended.items()}
+        rows[task] = {**_guesses(floor, column), 'guesser': floor.names[task],
+                      'sizes': intervals, 'completion': completions}
+    # The last column is the macro mean. It has no best guesser: families differ in theirs.
     macro = {**_guesses(floor, slice(None)), 'guesser': '',
              'sizes': {name: one(means, 0, -1) for name, means in by_size.items()},
              'completion': {name: mean for name, (_, mean) in ended.items()}}
@@ -66,6 +68,7 @@ def losses(s: Scored) -> dict[str, Any]:
         # Runs of a sweep over rates or budgets have parts of their own; a tower has no size.
         if not len(curve['loss']) or run not in sizes and stage != 'tower':
             continue
+        # A stage that counts no tokens, or not in every row, is drawn over its steps.
         axis = 'tokens' if np.all(np.isfinite(curve['tokens'])) else 'step'
         size = sizes[run].name if run in sizes else run.split('-')[0]
         stages.setdefault(stage, []).append({

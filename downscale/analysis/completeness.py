@@ -87,6 +87,7 @@ def _endings(s, cells):
     faults = {'truncated': items['truncated'].astype(bool),
               'unparsed': ~items['parse_ok'].astype(bool), 'unclosed': items['close'] == 'open'}
     done = ~np.any(list(faults.values()), axis=0)
+    # A cell with thoughts among them is enough: the answers of the others are closed in any case.
     if not any(cell.thinking for cell in cells):
         del faults['unclosed']   # no thought was asked for
     _, first, place = np.unique(s.study.codes['task'][rows], return_index=True,
@@ -96,18 +97,13 @@ def _endings(s, cells):
     finished = _means(s, rows, place, weights * done, items['score'], done.astype(float))
     endings = {}
     for column, task in enumerate(s.study.items['task'][rows[first]]):
-        value, draws, finished_items, clusters = finished[column]
+        value, draws, count, clusters = finished[column]
+        shares = {kind: FaultShare(of_kind[column] / whole[column])
+                  for kind, of_kind in sums.items()}
         of_task = place == column
-        endings[task] = _Ending(
-            shares={kind: FaultShare(of_kind[column] / whole[column])
-                    for kind, of_kind in sums.items()},
-            value=value,
-            draws=draws,
-            items=finished_items,
-            clusters=clusters,
-            answers=int(of_task.sum()),
-            completed=int((of_task & done).sum()),
-        )
+        endings[task] = _Ending(shares=shares, value=value, draws=draws, items=count,
+                                clusters=clusters, answers=int(of_task.sum()),
+                                completed=int((of_task & done).sum()))
     return endings
 
 
@@ -120,7 +116,7 @@ def _weighed(s, cells):
         _, place, repeats = np.unique(s.study.codes['item_id'][index], return_inverse=True,
                                       return_counts=True)
         rows.append(index)
-        weights.append(1 / repeats[place])
+        weights.append(1 / repeats[place])   # repeats of an item together count once
     return np.concatenate(rows), np.concatenate(weights)
 
 
@@ -131,6 +127,7 @@ def _means(s, rows, place, weights, score, kept):
     """
     groups = place.max() + 1
     clusters = len(s.resamples.clusters)
+    # Cluster and group as one number, so that one count sums over both.
     key = s.study.codes['cluster_id'][rows] * groups + place
 
     def by_cluster(values):
@@ -139,9 +136,11 @@ def _means(s, rows, place, weights, score, kept):
     top = by_cluster(weights * score)
     bottom = by_cluster(weights)
     drawn = s.resamples.weights @ np.concatenate([top, bottom], axis=1)
+    # A ratio of sums, redrawn as one: a picture with more completed answers weighs more.
     with np.errstate(invalid='ignore'):
         value = top.sum(axis=0) / bottom.sum(axis=0)
         draws = drawn[:, :groups] / drawn[:, groups:]
+    # An item that several seeds answered is one item.
     item = np.unique(s.study.codes['item_id'][rows[kept > 0]] * groups + place[kept > 0])
     items = np.bincount(item % groups, minlength=groups)
     seen = np.count_nonzero(by_cluster(kept), axis=0)
@@ -153,8 +152,9 @@ def _completion(endings, accuracy):
     parts = list(endings.values())
     answers = sum(part.answers for part in parts)
     completed = sum(part.completed for part in parts)
-    shares = {kind: FaultShare(np.mean([part.shares[kind] for part in parts]))
-              for kind in parts[0].shares}
+    shares = {}
+    for kind in parts[0].shares:
+        shares[kind] = FaultShare(np.mean([part.shares[kind] for part in parts]))
     over = {}
     for task, part in endings.items():
         kinds = {kind: share for kind, share in part.shares.items() if share.over}
@@ -165,6 +165,7 @@ def _completion(endings, accuracy):
         unparsed=shares['unparsed'],
         unclosed=shares.get('unclosed'),
         accuracy=accuracy,
+        # Where nothing is left out it is the accuracy, whose interval may cover seeds as well.
         completed=accuracy if completed == answers else _interval(parts),
         answers=answers,
         n_completed=completed,
@@ -219,14 +220,19 @@ def warnings(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
             shares = [(share[kind], ', '.join(filter(None, (place, task))))
                       for task, share in over.items() if kind in share]
             if shares:
+                # A group of answers counts once, however many of its families are above the limit.
                 hits.setdefault(part, {}).setdefault(kind, []).append(max(shares, key=_share))
-    return {part: [_warning(kind, groups, printed[part]) for kind, groups in kinds.items()]
-            for part, kinds in hits.items()}
+    return {part: _warnings_of(kinds, printed[part]) for part, kinds in hits.items()}
 
 
-def _warning(kind, groups, of):
-    share, worst = max(groups, key=_share)
-    return {'kind': kind, 'groups': len(groups), 'of': of, 'share': share, 'worst': worst}
+def _warnings_of(kinds, of):
+    """Return a warning for each kind of share, of {kind: (share, place) of each group above}."""
+    rows = []
+    for kind, groups in kinds.items():
+        share, worst = max(groups, key=_share)
+        rows.append({'kind': kind, 'groups': len(groups), 'of': of, 'share': share,
+                     'worst': worst})
+    return rows
 
 
 def _share(hit):

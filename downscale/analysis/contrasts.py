@@ -43,6 +43,7 @@ def over(s: Scored, groups: Sequence,
 
     Each of `parts` is (weights [groups], tasks over which the mean is taken); they are added up.
     """
+    # `parts` are summed within each draw, as in the number itself: their errors go together.
     _, means = measures.means_of(s, groups)
     value = 0.
     draws = 0.
@@ -84,6 +85,7 @@ def drop_by_reliance(s: Scored, mode: str) -> Found:
     Axes are from split halves. Its interval is over families, of all seeds averaged; no seeds are
     redrawn, so that it counts as that of one.
     """
+    # Split halves: the largest size is on both axes, and its noise alone would make a rising line.
     relations = drops.reliance(s)['relation']
     if 'blind' not in relations:
         raise Missing(f'needs the blind condition in {drops.FEW_TASKS} families')
@@ -130,6 +132,7 @@ def perception_minus_reasoning(s: Scored, mode: str) -> Found:
         raise Missing('needs two sizes on both sides')
     cells = _need(groups, [(p[-1], r[0]), (p[0], r[-1]), (p[-1], r[-1])])
     visual, _ = families_of(s)
+    # Both drops start at (large, large), which cancels: two pairs and no third make the effect.
     lost = over(s, cells, ((-.5, -.5, 1), visual))
     doubt = '' if lost.low > 0 else 'no side loses clearly, so nothing is compared'
     return Found(effect=over(s, cells, ((1, -1, 0), visual)),
@@ -158,6 +161,7 @@ def _tuned_difference(s, mode, other=CAPTION):
     visual, _ = families_of(s)
     by_size = {size: over(s, both, ((1, -1), visual))
                for size, both in zip(sizes, zip(extracted, captioned, strict=True), strict=True)}
+    # The mean over sizes is one contrast of all cells: its seeds are those that all of them have.
     weights = [1 / len(sizes)] * len(sizes) + [-1 / len(sizes)] * len(sizes)
     effect = over(s, [*extracted, *captioned], (weights, visual))
     return _Tuned(effect=effect, by_size=by_size, sizes=sizes, reasoner=reasoner)
@@ -197,6 +201,7 @@ def _lengths(s, sizes, cut):
     runs = [run for run, size in measures.size_of_run(s).items() if size.name in sizes]
     captions = _token_counts(s.study.texts, CAPTION, runs)
     extractions = _token_counts(s.study.texts, EXTRACTION, runs)
+    # What is said of brief captions has to count them as they were read, not as they were written.
     if cut:
         captions = {key: min(count, extractions[key])
                     for key, count in captions.items() if key in extractions}
@@ -238,6 +243,7 @@ def thinking(s: Scored, mode: str) -> Found:
     if not names:
         raise Missing('no reasoner answered both directly and thinking')
     by_size = {r: over(s, [groups[top, r], direct[top, r]], ((1, -1), visual)) for r in names}
+    # In a fixed order each test may use the whole 5 %, as long as it stops at the first failure.
     first = None
     for r in reversed(names):
         if not by_size[r].low > 0:

@@ -67,6 +67,7 @@ def absolute(ends: Ends, column: int) -> bootstrap.Interval:
 
 def relative(ends: Ends, column: int) -> bootstrap.Interval:
     """Return the absolute drop over the accuracy of the largest size."""
+    # The accuracy itself is drawn too: it is the denominator.
     large = ends.means.value[0, column], ends.means.draws[:, 0, column]
     return _share_of(ends, column, large)
 
@@ -108,15 +109,15 @@ def by_family(s: Scored) -> dict[str, Any]:
         rows[task] = {'absolute': absolute(ends, column),
                       'relative_chance': relative_chance(ends, column),
                       'p_mcnemar': _mcnemar(ends.paired, task) if binary else None}
+    # All families are tested at once, so that the report shows adjusted p values.
     if binary:
         adjusted = bootstrap.holm([row['p_mcnemar'] for row in rows.values()])
         for row, p_value in zip(rows.values(), adjusted, strict=True):
             row['p_holm'] = float(p_value)
     order = sorted(rows, key=lambda task: (-rows[task]['absolute'].value, task))
-    result = {'large': ends.large.name, 'small': ends.small.name,
-              'families': {task: rows[task] for task in order},
-              'macro': {'absolute': absolute(ends, -1),
-                        'relative_chance': relative_chance(ends, -1)}}
+    macro = {'absolute': absolute(ends, -1), 'relative_chance': relative_chance(ends, -1)}
+    result = {'large': ends.large.name, 'small': ends.small.name, 'macro': macro,
+              'families': {task: rows[task] for task in order}}
     if len(order) > 1:
         result['lead'] = _lead(ends.means, *order[:2])
     return result
@@ -129,13 +130,14 @@ def _mcnemar(paired, task):
 
 def _lead(means, first, second):
     """Return how much more the family `first` loses than `second`."""
+    # The two families share pictures and draws, so that their difference has its own interval.
     columns = [means.groups.index(task) for task in (first, second)]
     falls = means.value[0, columns] - means.value[1, columns]
     draws = means.draws[:, 0, columns] - means.draws[:, 1, columns]
-    return bootstrap.interval(
-        falls[0] - falls[1], draws[:, 0] - draws[:, 1], means.n[columns].sum(),
-        bootstrap.effective(means.clusters[columns]), bounds=(-2, 2), seeds=means.seeds,
-        planned=means.planned)
+    clusters = bootstrap.effective(means.clusters[columns])
+    return bootstrap.interval(falls[0] - falls[1], draws[:, 0] - draws[:, 1],
+                              means.n[columns].sum(), clusters, bounds=(-2, 2), seeds=means.seeds,
+                              planned=means.planned)
 
 
 def drop_off(s: Scored, size: str = 'n_nonembed') -> dict[str, Any]:
@@ -150,6 +152,7 @@ def drop_off(s: Scored, size: str = 'n_nonembed') -> dict[str, Any]:
     ends = ends_of(s)
     sizes = measures.answering_sizes(s)
     groups = [measures.joint_cells(s, each, 'image') for each in sizes]
+    # The line is over the seeds that all sizes have; the ends may have more in common.
     line = bootstrap.with_macro(measures.means_of(s, groups)[1])
     decades = np.log10([each.n_nonembed if size == 'n_nonembed' else each.n_total
                         for each in sizes])
@@ -157,6 +160,7 @@ def drop_off(s: Scored, size: str = 'n_nonembed') -> dict[str, Any]:
     for column, task in enumerate(ends.means.groups):
         by_task[task] = {'abs': absolute(ends, column), 'rel': relative(ends, column),
                          'rel_chance': relative_chance(ends, column)}
+        # The slope of least squares is a weighted sum of accuracies, and so a contrast.
         if np.ptp(decades) > 0:
             lever = (decades - decades.mean()) / np.sum((decades - decades.mean()) ** 2)
             by_task[task]['slope'] = bootstrap.contrast(line, lever, column, (-np.inf, np.inf))
@@ -244,6 +248,7 @@ def relation(large: ArrayLike, without: ArrayLike, small: ArrayLike, task: Array
     axes = (reliance_T[None], drop_T[None])
     if split:
         axes = _halves(relied, fell, place, cluster, count, rng)
+    # After the halves and before both measures: the order in which numbers are drawn must stay.
     picks = rng.integers(count, size=(bootstraps, count))
     spearman = _over_tasks(_spearman, axes, picks, len(place))
     slope = _over_tasks(_slope, axes, picks, len(place))
@@ -259,6 +264,7 @@ def _with_small_sample(x):
     """
     if not np.isfinite(x.low):
         return x
+    # At +-1 the transform is infinite.
     rank = np.clip(x.value, -.999, .999)
     reach = norm.ppf(.975) * np.sqrt((1 + rank * rank / 2) / max(x.clusters - 3, 1))
     low, high = np.tanh(np.arctanh(rank) + np.array([-reach, reach]))
@@ -296,6 +302,7 @@ def _halves(relied, fell, place, cluster, tasks, rng):
         for first in (half, ~half):   # each half gives the reliance once
             reliances.append(_task_means(relied, place, first, tasks))
             drops_of_halves.append(_task_means(fell, place, ~first, tasks))
+    # A split is left out where a task has no picture on one side.
     x = np.stack(reliances)
     y = np.stack(drops_of_halves)
     whole = np.isfinite(x).all(axis=1) & np.isfinite(y).all(axis=1)

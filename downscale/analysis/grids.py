@@ -103,6 +103,7 @@ def _panel(s, groups):
 
 def _sizes(s, groups):
     """Return the sizes of perception and those of reasoners in one panel, each small to large."""
+    # `GOLD` is no size: it is in no list.
     order = [size.name for size in s.sizes]
     perception = {p for p, _ in groups}
     reasoners = {r for _, r in groups}
@@ -207,6 +208,7 @@ def corners(s: Scored, groups: Panel) -> Corners:
     for p, r in itertools.product((GOLD, 0, 1), (0, 1)):
         key = (p if p == GOLD else perception[p], reasoner[r])
         for cell in groups.get(key, ()):
+            # A pair across seeds would mix two trainings.
             if p == GOLD or seed_of[cell.p_run] == seed_of[cell.r_run]:
                 seeds.setdefault(seed_of[cell.r_run], {})[p, r] = cell
     whole = {seed: cells for seed, cells in sorted(seeds.items()) if set(CORNERS) <= set(cells)}
@@ -239,6 +241,7 @@ def all_factors(s: Scored, ends: dict[tuple[str, str], Corners],
         names += ('thinking',)
     if len(kinds) > 1:
         names += ('extraction',)
+    # All panels must share the corners, or a factor would carry the change of a size.
     common = set.intersection(*(set(panel.seeds) for panel in ends.values()))
     sizes = {(panel.perception, panel.reasoner) for panel in ends.values()}
     if not common or len(sizes) > 1:
@@ -294,12 +297,15 @@ def _gold(s, paired, answers, split, weight):
     `answers` [seeds, reasoners, items] has the small reasoner first; `weight` [classes, items] is
     the mean over seeds of that in `split`.
     """
+    # Weights of an item differ between seeds: its answers count under those of their own seed.
     right = []
     for reasoner in (0, 1):
         right.append(np.mean([of_class * scores[reasoner] for (of_class, _), scores in zip(
             split, answers, strict=True)], axis=0))
-    return {name: tuple(_accuracy_within(s, paired, right[reasoner][row], weight[row])
-                        for reasoner in (1, 0)) for row, name in enumerate(CLASSES)}
+    small, large = right
+    return {name: (_accuracy_within(s, paired, large[row], weight[row]),
+                   _accuracy_within(s, paired, small[row], weight[row]))
+            for row, name in enumerate(CLASSES)}
 
 
 def _accuracy_within(s, paired, right, weight):

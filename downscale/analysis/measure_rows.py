@@ -70,6 +70,7 @@ def drop_rows(s: Scored, size: str = 'n_nonembed') -> tuple[list[Row], list[str]
         if condition not in reliance['relation']:
             notes.append(f'skipped: drop against reliance on {condition} needs '
                          f'{drops.FEW_TASKS} tasks, found {len(tasks)}')
+        # Both ways of choosing the axes are shown: their gap is what shared noise makes.
         for split, trend in reliance['relation'].get(condition, {}).items():
             name = f'image - {condition}, {split}'
             rows += [_row('drop against reliance', name, '', 'Spearman', trend.spearman),
@@ -86,6 +87,7 @@ def grid_rows(s: Scored) -> tuple[list[Row], list[str]]:
     for name, groups in grids.panels(s).items():
         setting = ', '.join(name)
         for (p, r), tasks in grids.accuracies(s, groups).items():
+            # A low accuracy may be one of finishing, so that the note stands beside it.
             over = completion(s, groups[p, r])[1].over
             rows += [_row('pairs', setting, task, f'{p} -> {r}', x, _unfinished(over, task))
                      for task, x in tasks.items()]
@@ -118,6 +120,7 @@ def attribution_rows(s: Scored) -> tuple[list[Row], list[str]]:
         try:
             ends[name] = grids.corners(s, groups)
             rows += _panel_rows(s, setting, ends[name])
+        # One broken or incomplete panel leaves the others as they are.
         except (Missing, TableError) as reason:
             notes.append(f'{setting}: skipped: {reason}')
             continue
@@ -221,9 +224,12 @@ def compare_rows(s: Scored, sizes: Sequence[str] | None = None) -> tuple[list[Ro
                                               for size in (large, small)])
         rows += _difference_rows(f'{large.name} - {small.name}', paired,
                                  bootstrap.with_macro(means))
+        # The newest p of a macro mean is that of this pair of sizes.
         tests.append(next(row for row in rows[::-1] if row.what == 'p' and row.family == 'macro'))
+    # Pairs of sizes are few, and no error among them is wanted; of many families a few are.
+    adjusted = bootstrap.holm([test.value for test in tests])
     rows += [_row('differences', test.setting, 'macro', 'p, Holm over pairs of sizes', p)
-             for test, p in zip(tests, bootstrap.holm([test.value for test in tests]), strict=True)]
+             for test, p in zip(tests, adjusted, strict=True)]
     return rows + _run_rows(s, chosen), _seed_notes(chosen)
 
 
@@ -237,8 +243,9 @@ def _difference_rows(setting, paired, means):
             rows += _item_rows(setting, task, x, paired)
     tests = [row for row in rows if row.what == 'p' and row.family != 'macro']
     adjusted = inference.benjamini_hochberg([row.value for row in tests])
-    return rows + [_row('differences', setting, row.family, 'p, Benjamini-Hochberg over families',
-                        p) for row, p in zip(tests, adjusted, strict=True)]
+    name = 'p, Benjamini-Hochberg over families'
+    return rows + [_row('differences', setting, row.family, name, p)
+                   for row, p in zip(tests, adjusted, strict=True)]
 
 
 def _test_rows(setting, task, x, means, column):
@@ -262,6 +269,7 @@ def _test_rows(setting, task, x, means, column):
 def _item_rows(setting, task, x, paired):
     """Return the tests that take items alone, of a family whose answers are right or wrong."""
     first, second = paired.scores[:, paired.task == task]
+    # Repeats and seeds are averaged, so that an answer may be half right.
     if not np.all((first == np.round(first)) & (second == np.round(second))):
         return []
     rows = [_row('differences', setting, task, 'p, exact McNemar (items alone)',
@@ -279,8 +287,9 @@ def _run_rows(s, sizes):
     rows = []
     scores = {}
     for size in sizes:
-        scores[size.name] = np.concatenate([
-            measures.of_run(s, cell).value for cell in measures.joint_cells(s, size, 'image')])
+        cells = measures.joint_cells(s, size, 'image')
+        # Every run by itself: these statistics are over runs, and take pictures as they are.
+        scores[size.name] = np.concatenate([measures.of_run(s, cell).value for cell in cells])
         rows.append(_row('runs', size.name, '', 'IQM', inference.iqm_interval(scores[size.name])))
         profile = inference.performance_profile(scores[size.name], THRESHOLDS)
         rows += [_row('runs', size.name, '', f'share above {level}', share)

@@ -51,12 +51,14 @@ def scored(study: Study, bootstraps: int = 2000, seed: int = 0) -> Scored:
     """Return the study with one resampling of all its pictures, without `apart` runs."""
     left_out = apart(study.meta)
     whole = study
+    # Left out once for all, so that no number of sizes has to ask for it again.
     if left_out:
         note = (f'{len(left_out)} runs differ from others of their size in more than the seed and '
                 f'are in no number of sizes, only in learning rates: {", ".join(sorted(left_out))}')
         cells = {cell: rows for cell, rows in study.cells.items()
                  if not left_out & {cell.p_run, cell.r_run}}
         study = replace(study, notes=(*study.notes, note), cells=cells)
+    # One set of draws for every number: the difference of any two of them is then paired.
     return Scored(
         study=study,
         sizes=sizes_of(study.meta),
@@ -123,6 +125,7 @@ def seed_of_run(s: Scored) -> dict[str, int]:
 def families(s: Scored) -> list[str]:
     """Return the families, visual ones first, as every table and figure lists them."""
     items = s.study.items
+    # A family with a single visual question counts as visual.
     kinds = sorted(set(zip(items['category'], items['task'], strict=True)), reverse=True)
     visual = sorted({task for kind, task in kinds if kind == 'visual'})
     return visual + sorted({task for _, task in kinds} - set(visual))
@@ -136,6 +139,7 @@ def joint_cells(s: Scored, size: Size, condition: str) -> list[Cell]:
     Thinking cells are used only when the study has no direct ones.
     """
     cells = [cell for cell in s.study.cells if not cell.r_run and cell.condition == condition]
+    # The mode is that of the whole study: sizes in different modes would not compare.
     direct = any(not cell.thinking for cell in s.study.cells if not cell.r_run)
     return sorted(cell for cell in cells if cell.p_run in size.runs
                   and cell.thinking == (not direct))
@@ -149,9 +153,11 @@ def answering_sizes(s: Scored) -> list[Size]:
 def pair_groups(s: Scored, kind: str, thinking: bool) -> dict[tuple[str, str], list[Cell]]:
     """Return {(perception size or `GOLD`, reasoner size): cells} of one kind of text and mode."""
     sizes = size_of_run(s)
+    cells = [cell for cell in s.study.cells if cell.r_run and cell.text_kind == kind
+             and cell.thinking == thinking]
     groups = {}
-    for cell in sorted(cell for cell in s.study.cells if cell.r_run and cell.text_kind == kind
-                       and cell.thinking == thinking):
+    # Sorted, since sums over a panel are taken in the order of its pairs.
+    for cell in sorted(cells):
         p_size = sizes[cell.p_run].name if cell.p_run else GOLD
         groups.setdefault((p_size, sizes[cell.r_run].name), []).append(cell)
     return groups
@@ -171,6 +177,7 @@ def planned_seeds(s: Scored, groups: Sequence[Sequence[Cell]]) -> int:
     sizes = size_of_run(s)
     counts = []
     for cells in groups:
+        # A pair can be had under the seeds that both of its sizes were trained with.
         runs = ({cell.p_run for cell in cells} | {cell.r_run for cell in cells}) - {''}
         counts.append(len(set.intersection(*(set(sizes[run].seeds) for run in runs))))
     return min(counts)
@@ -225,7 +232,10 @@ def _common_seeds(s, groups):
     if not common:
         listed = [', '.join(map(str, sorted(group))) for group in seeded]
         raise Missing(f'no seed has all that is compared; there are seeds {" and ".join(listed)}')
-    return [[group[seed] for seed in common] for group in seeded]
+    rows = []
+    for group in seeded:
+        rows.append([group[seed] for seed in common])
+    return rows
 
 
 def of_run(s: Scored, cell: Cell) -> bootstrap.Means:
@@ -244,6 +254,7 @@ def each(s: Scored, groups: Sequence[Sequence[Cell]]) -> tuple[Paired, list[boot
 
 def _make_means(s, cells):
     """Put values [G] and draws [B, G] of these cells into `s.made`."""
+    # Draws take most of the time, and a cell is part of many comparisons.
     missing = [cell for cell in dict.fromkeys(cells) if cell not in s.made]
     if missing:
         paired = pair(s.study, [[cell] for cell in missing])
@@ -254,7 +265,7 @@ def _make_means(s, cells):
 
 def _chance(s, paired):
     """Return the mean chance by family as `Means` of one row, made once for the same items."""
-    key = paired.key
+    key = paired.key   # the items themselves: not all cells have the same ones
     if key not in s.made:
         s.made[key] = bootstrap.group_means(
             paired.chance, paired.task, paired.cluster_id, s.resamples
@@ -270,5 +281,5 @@ def one(means: bootstrap.Means, row: int, column: int, bounds: tuple[float, floa
     if minus is not None:
         value = value - means.value[minus, column]
         draws = draws - means.draws[:, minus, column]
-        bounds = (-1, 1)
+        bounds = (-1, 1)   # of a difference of two shares
     return means.interval(value, draws, column, bounds)

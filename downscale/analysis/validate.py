@@ -22,6 +22,7 @@ def validate(root: Path) -> tuple[list[str], list[str], list[dict[str, Any]]]:
     failed and shares above the limit. Every file is looked at, also after a first error.
     """
     errors = [*_meta_errors(root), *_table_errors(root)]
+    # Tables that break their schema cannot be loaded, and what follows would only repeat them.
     if errors:
         return errors, [], []
     try:
@@ -40,6 +41,7 @@ def validate(root: Path) -> tuple[list[str], list[str], list[dict[str, Any]]]:
         notes.append('no evaluation has items')
     s = measures.scored(study, 2)   # shares need no draws
     missing = []
+    # Both read the experiment.json of stages, which nothing above has opened.
     try:
         missing = absent.absent(s)
         costs.stages_of(s)
@@ -67,6 +69,7 @@ def _table_errors(root):
     """Yield the first fault of each table."""
     for name, read in (('items', read_items), ('texts', read_texts)):
         for path in sorted(root.glob(f'evaluations/*/{name}.parquet')):
+            # One error a table: its reader stops at the first, and the next table is read on.
             try:
                 read(path, Counter())
             except TableError as error:
@@ -98,6 +101,7 @@ def _rates(s):
 
     A row has who answered, how many answers there are, and the share of each bad ending.
     """
+    # Runs that are in no number of sizes may have unfinished answers as well.
     s = measures.with_apart(s)
     rows = []
     over = []
@@ -123,6 +127,7 @@ def lines(errors: Sequence[str], notes: Sequence[str],
     yield from (f'error: {line}' for line in errors)
     yield from (f'note: {line}' for line in notes)
     if rates:
+        # Weighed by answers: this line is about all of them, not about the mean group.
         answers = np.array([row['answers'] for row in rates])
         shares = []
         for kind in KINDS:
