@@ -17,6 +17,7 @@ from downscale.data.scenes.world import World
 from downscale.data.templates import Origin, Template
 from downscale.data.tokens import Layout
 from downscale.moved import attribute
+from downscale.results.text_kinds import BRIEF, TEXT_KINDS
 from downscale.runtime.files import PathLike, place, write_json
 from downscale.sizes import LanguageConfig, Parametrisation, Pictures, VisionConfig
 from downscale.stage_table import GROUPS, JOINT, STAGES, WRITER, StageKind
@@ -24,9 +25,9 @@ from downscale.values import COUNT, Choice, Range, Several, check, from_dict, un
 
 _GROUP = Annotated[str, Choice(GROUPS, 'group')]
 _PARENTED = Annotated[str, Choice((*GROUPS, 'image_newline_D'), 'group')]
+
 REMAT = ('none', 'dots', 'full')  # what a block keeps for the backward pass; see `model/remat.py`
 TEMPLATE = 'template'  # the chat that came along with an imported language model
-BRIEF = 'brief'  # a caption cut to the length of the extraction that the same model wrote
 
 
 # Of a stage; 1 is more likely meant as one step than as all of them.
@@ -195,8 +196,8 @@ class Evaluation:
         tuple[Annotated[str, Choice(('image', 'blind', 'shuffled'), 'condition')], ...],
         Several(0, 'what a model that sees is shown')] = ('image', 'blind', 'shuffled')
     texts: Annotated[
-        tuple[Annotated[str, Choice((*WRITER, BRIEF), 'kind')], ...],
-        Several(0, 'the kinds of text that reasoners read')] = ('caption', 'extraction')
+        tuple[Annotated[str, Choice(TEXT_KINDS, 'kind')], ...],
+        Several(0, 'the kinds of text that reasoners read')] = tuple(WRITER)
     thinking: Annotated[tuple[bool, ...],
                         Several(1, 'whether reasoners think before they answer')] = (False, True)
     pictures: Annotated[int, Range(0, 100_000, 'pictures that the report may show')] = 24
