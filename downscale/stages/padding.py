@@ -1,6 +1,5 @@
 """How much of a stage's work is padding, counted before it trains, and which buckets would help."""
 import dataclasses
-import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -13,7 +12,7 @@ from downscale.config import Experiment, Stage
 from downscale.data import buckets, pipeline
 from downscale.data.scenes.sampler import Sampler
 from downscale.data.tokens import hash_of
-from downscale.runtime.files import PathLike
+from downscale.runtime.files import PathLike, whole
 from downscale.values import hash_of as short_hash
 
 SHAPES = (2, 3, 4, 6)  # how many shapes a proposal may have; each is one more program to compile
@@ -32,10 +31,8 @@ def sizes(folder: PathLike, sampler: Sampler, seed: int) -> np.ndarray:
                       dataclasses.asdict(encoder.layout)])
     path = Path(folder) / f'sizes-{key}.npy'
     if not path.exists():
-        partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
-        with partial.open('wb') as file:
+        with whole(path) as partial, partial.open('wb') as file:
             np.save(file, pipeline.epoch(sampler, seed))
-        os.replace(partial, path)
     found = np.load(path)
     for size in np.unique(found, axis=0):
         if buckets.smallest(sampler.shapes, *size) is None:  # counted for larger buckets

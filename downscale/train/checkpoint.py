@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,7 @@ from etils import epath
 
 from downscale.runtime import processes
 from downscale.runtime.exits import CRASHED, Failed, line_of, passes, say
-from downscale.runtime.files import PathLike, absolute, in_bucket, write_json
+from downscale.runtime.files import PathLike, absolute, in_bucket, whole, write_json
 from downscale.train import checksums
 
 MOST_SHOWN = 10
@@ -393,24 +392,22 @@ def save_leaves(folder: Path, leaves: dict[str, Any], meta: dict[str, Any], step
     path = absolute(folder) / 'checkpoints' / str(step)
     if path.exists():
         raise FileExistsError(f'{path} is there already; give another folder or remove it')
-    partial = path.with_name(f'.{step}.{os.getpid()}.partial')
     registry = ocp.type_handlers.create_type_handler_registry((_Lazy, _LazyHandler()))
     verbosity = absl_logging.get_verbosity()
     absl_logging.set_verbosity(absl_logging.ERROR)  # orbax warns: no shard database to merge
     try:
-        handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False,
-                                              type_handler_registry=registry)
-        (partial / 'params').mkdir(parents=True)
-        # pyrefly: ignore[bad-argument-type]
-        handler.save(partial / 'params',
-                     args=ocp.args.PyTreeSave(jax.tree.map(_Lazy, leaves)))
-        handler.close()
-        write_json(partial / 'meta' / 'metadata', meta)
-        checksums.write(partial)
-        os.replace(partial, path)
+        with whole(path) as partial:
+            handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False,
+                                                  type_handler_registry=registry)
+            (partial / 'params').mkdir(parents=True)
+            # pyrefly: ignore[bad-argument-type]
+            handler.save(partial / 'params',
+                         args=ocp.args.PyTreeSave(jax.tree.map(_Lazy, leaves)))
+            handler.close()
+            write_json(partial / 'meta' / 'metadata', meta)
+            checksums.write(partial)
     finally:
         absl_logging.set_verbosity(verbosity)
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @dataclass(frozen=True, kw_only=True)
