@@ -100,7 +100,7 @@ shards.pack = lambda record: (time.sleep(0.15), slowly(record))[1]
 root, to = map(Path, sys.argv[1:])
 building.build(Mixture('mine', tuple(Source(name, f'coin/{name}/train.json', licence='ours',
     images='coin/pictures', obtain='make it') for name in ('ScienceQA', 'GQA'))), to,
-    shards.Settings(root))
+    shards.Settings(root=root))
 '''
 
 
