@@ -147,6 +147,7 @@ def padding(shapes: Sequence[Shape], sizes: np.ndarray, flops: Callable[[int, in
     """
     shapes = in_order(shapes)
     rows = _packed_rows(shapes, sizes, most_open)
+    # `flops` is asked once a size: conversations of one set often share theirs.
     pairs, which = np.unique(sizes, axis=0, return_inverse=True)
     bucket_of = np.array([smallest(shapes, *pair) for pair in pairs.tolist()])[which]
     needed = np.array([flops(*pair) for pair in pairs.tolist()], float)[which]
@@ -254,10 +255,12 @@ def _charges(tried, pairs, times, flops):
     First [K], where c is the smallest bucket; then [K of p, K of c], where candidate p is the next
     smaller one and takes what it holds, inf where p is no part of c.
     """
+    # Of K candidates and U pairs, [K, U]: `fits` says what holds what, `taken` is the work of that.
     fits = np.all(pairs[None] <= tried[:, None], -1)
     work = np.array([flops(*size) for size in tried.tolist()], float)
     taken = np.stack([times * shares(*size, pairs) for size in tried]) * work[:, None]
     first = taken.sum(1)
+    # With p below it, c is charged only for what p does not hold.
     later = first[None] - fits.astype(float) @ taken.T
     nested = np.all(tried[:, None] <= tried[None], -1)
     np.fill_diagonal(nested, False)

@@ -96,11 +96,13 @@ def _bytes(path):
         raise FileNotFoundError(f'no file {short_path(path)}') from None
     except OSError as error:
         raise fault(path, error.strerror or 'cannot be read') from None
+    # Before decoding, which would only say that it is no text.
     for start, form in OTHERS.items():
         if data.startswith(start):
             raise fault(path, f'the file is {form}')
     if data[:256].lstrip().lower().startswith((b'<!doctype', b'<html', b'<?xml')):
         raise fault(path, 'the file is a web page or XML; was a page of errors downloaded?')
+    # By the mark, or by the zeros between ASCII letters, with which such files begin.
     coding = json.detect_encoding(data[:4])
     if coding == 'utf-8-sig':
         return data[3:]
@@ -133,7 +135,9 @@ def _unique(pairs):
 
 
 _decoder = json.JSONDecoder(object_pairs_hook=_unique)
-_lenient = json.JSONDecoder(parse_int=str)  # finds the end of what `_decoder` cannot take
+# Finds the end of what `_decoder` cannot take: keys that stand twice, and long numbers, which
+# Python refuses to convert.
+_lenient = json.JSONDecoder(parse_int=str)
 
 
 def _lines(data):
@@ -207,6 +211,7 @@ def _broken(error):
 
 def _depth(value):
     """Return the levels of lists and dicts in each other."""
+    # Without recursion: a deep value would exhaust the stack.
     deepest = 0
     todo = [(value, 1)]
     while todo:
@@ -306,6 +311,7 @@ def _object(data, path):
         if _behind(text, end) < len(text):
             return _lines(data)
         value = _decoder.raw_decode(text, start)[0]
+        # As text again, so that its rows are read, and named, like those of a bare list.
         lists = {name: json.dumps(part) for name, part in value.items()
                  if name not in ABOUT and isinstance(part, list)}
     except json.JSONDecodeError as error:

@@ -34,7 +34,8 @@ def open_under(root: Path, name: str) -> bytes:
     root = Path(root).resolve()
     relative = PurePath(name)
     path = (root / relative).resolve()
-    if '\\' in str(name) and not path.exists():  # written on Windows
+    # Data written on Windows; elsewhere a backslash may be part of a name.
+    if '\\' in str(name) and not path.exists():
         relative = PurePath(str(name).replace('\\', '/'))
         path = (root / relative).resolve()
     if relative.is_absolute() or '..' in relative.parts or not path.is_relative_to(root):
@@ -60,7 +61,8 @@ def decode(data: bytes | Image.Image, where: str = 'image') -> Image.Image:
     try:
         image = data if isinstance(data, Image.Image) else \
             Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > MOST_PIXELS:  # known from the header: nothing is decoded
+        # The size is known from the header: nothing has been decoded yet.
+        if image.width * image.height > MOST_PIXELS:
             raise Image.DecompressionBombError(f'{image.width} x {image.height}')
         if image.width * image.height == 0:
             raise ValueError('it has no pixels')
@@ -72,7 +74,8 @@ def decode(data: bytes | Image.Image, where: str = 'image') -> Image.Image:
     except UnidentifiedImageError:
         raise ValueError(f'{where}: unreadable picture (none of {", ".join(FORMATS)}); convert it, '
                          'remove it or build the data again') from None
-    except Exception as error:  # Pillow raises several kinds for damaged files
+    # Pillow raises several kinds for damaged files.
+    except Exception as error:
         reason = ' '.join(str(error).split())
         raise ValueError(f'{where}: unreadable picture ({reason}); remove it or build the data '
                          'again') from None
@@ -92,6 +95,7 @@ def _eight_bits(image):
         raise ValueError('floating-point grey has no known range')
     if not image.mode.startswith('I'):
         return image
+    # Pillow keeps 16 bits as 'I;16' or 'I', which may also hold more, or negative values.
     deep = np.asarray(image).astype(np.int64)
     if deep.min() < 0 or deep.max() > 65535:
         raise ValueError('its grey values exceed 16 bits')
@@ -124,6 +128,7 @@ def _tiles(image, vision, mode, pictures):
     """Return the tiles of an RGB picture: the squashed one, then those of the grid by rows."""
     if mode == 'padded':
         image = _squared(image)
+    # The whole picture comes first in every mode: its tile is number 0 of `tiling.place`.
     size = vision.image
     cut = [np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))]
     if mode == 'anyres':
@@ -137,7 +142,8 @@ def _tiles(image, vision, mode, pictures):
 
 def _squared(image):
     """Return `image` in the middle of a grey square."""
-    if max(image.size) ** 2 > MOST_PIXELS:  # the square of a long strip would not fit in memory
+    # The square of a long strip would not fit in memory.
+    if max(image.size) ** 2 > MOST_PIXELS:
         image.thumbnail((math.isqrt(MOST_PIXELS),) * 2)
     side = max(image.size)
     square = Image.new('RGB', (side, side), GREY)

@@ -44,7 +44,8 @@ class Share:
         return np.arange(batch).reshape(self.ways, -1)[list(self.blocks)].ravel()
 
 
-READERS = 16  # threads that make conversations; Pillow lets go of the interpreter lock
+# Threads that make conversations; they work side by side: Pillow lets go of the interpreter lock.
+READERS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +143,7 @@ def captioned_batch(rows: Sequence[Sequence[dict[str, Any]]], shape: Shape,
     out = {'tokens': np.zeros(texts, np.int32), 'segments': np.zeros(texts, np.int32),
            'tiles': np.zeros((len(rows), vision.P, vision.Q), np.uint8)}
     for row, (arrays,) in enumerate(rows):
+        # The caption alone: the tower stage learns to write it from the picture.
         tokens = arrays['tokens'][arrays['weights'] > 0]
         out['tokens'][row, :len(tokens)] = tokens
         out['segments'][row, :len(tokens)] = 1
@@ -206,6 +208,7 @@ class _Iterator(grain.DatasetIterator):
 
     def _plan(self):
         """Return the next batch: number of its shape, rows in the making, state behind it."""
+        # Which bucket is full first follows from the conversations alone, in every process alike.
         ready = None
         while ready is None:
             drawn = self.drawn[self.next]
@@ -231,6 +234,7 @@ class _Iterator(grain.DatasetIterator):
         return self.state or {'next': self.next, **self.packer.state()}
 
     def set_state(self, state):
+        # What waits is drawn again; what was planned ahead is planned again.
         self.next = state['next']
         self.ahead = None
         self.state = state

@@ -22,6 +22,7 @@ class BadRow:
 
 def shown(value: Any, most: int = 60) -> str:
     """Return `value` as it may stand in a message: one line of at most `most` characters."""
+    # Cut first: a value may be a picture of many megabytes.
     text = printable(str(value)[:most + 1])
     return text if len(text) <= most else f'{text[:most - 3]}...'
 

@@ -67,6 +67,7 @@ def list_of_texts(text: str) -> list[str]:
     """
     if not (text.strip().startswith('[') and text.strip().endswith(']')):
         return []
+    # pandas writes a list as Python shows it, with single quotes.
     for reader in (json.loads, ast.literal_eval):
         try:
             value = reader(text.strip())
@@ -90,6 +91,7 @@ def _header(cells, path):
     if not is_unicode('\n'.join(cells)):
         raise fault(path, 'its header is not UTF-8; save the sheet as UTF-8')
     names = [name or f'Unnamed: {k}' for k, name in enumerate(cells)]
+    # A dict of the cells would keep the last.
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise fault(path, f'its header names a column twice: {shown(twice, 120)}')

@@ -138,7 +138,7 @@ def place(width: int, height: int, vision: VisionConfig, pictures: Pictures,
             parts += [row, newline]
     index_LC = np.concatenate([index for index, _ in parts]).astype(np.int32)
     weight_LC = np.concatenate([weight for _, weight in parts]).astype(np.float32)
-    # Shared by every caller.
+    # Both are remembered, and shared by every caller.
     index_LC.flags.writeable = False
     weight_LC.flags.writeable = False
     return Placed(count, index_LC, weight_LC)
@@ -170,6 +170,7 @@ def _taps(size, count):
 
     Sample centres as `interpolate(mode='bilinear')` of PyTorch puts them, corners not aligned.
     """
+    # With equal numbers every sample stands on a point, and the upper one has weight 0.
     at = (np.arange(count) + 0.5) * size / max(count, 1) - 0.5
     lower = np.floor(at).astype(int)
     return lower, lower + (at > lower), at - lower

@@ -57,7 +57,8 @@ def train_tokenizer(words: Iterable[str], path: Path) -> Path:
 
     The same words give the same bytes.
     """
-    words = sorted(set(words))  # once: an iterator would be empty the second time
+    # In order, so that ids do not follow that of a set; once, as an iterator would then be empty.
+    words = sorted(set(words))
     tokenizer = Tokenizer(models.WordLevel(unk_token='<unk>'))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.WordLevelTrainer(special_tokens=list(SPECIAL), show_progress=False,
@@ -80,7 +81,8 @@ def load_tokenizer(path: Path, rows: int | None = None) -> Tokenizer:
         raise FileNotFoundError(f'no tokenizer at {path}; give a Hugging Face tokenizer.json')
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception for a malformed file
+    # The library raises bare Exception for a malformed file.
+    except Exception as error:
         raise ValueError(f'{path} is not a readable tokenizer.json: {str(error)[:120]}') from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -146,7 +148,8 @@ class Encoder:
         self.stop = special_id(tokenizer, chat.stop)
         self.stops = frozenset((self.stop, *ends))
         self.context = context
-        self.pad = 0  # any id does: nothing attends to padding, and images replace what they cover
+        # Any id does: nothing attends to padding, and images replace what they cover.
+        self.pad = 0
         self.structure = structural_ids(tokenizer, chat)
         self.thought = thought_ids(tokenizer)
         self.known = {}
@@ -155,7 +158,8 @@ class Encoder:
         """Return the token ids of plain text, remembered: questions and words repeat."""
         ids = self.known.get(text)
         if ids is None:
-            if len(self.known) > 200_000:  # another thread may be doing the same
+            # Cleared as a whole: another thread may be here as well.
+            if len(self.known) > 200_000:
                 self.known.clear()
             ids = self.tokenizer.encode(text, add_special_tokens=False).ids
             self.known[text] = ids

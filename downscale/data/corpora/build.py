@@ -64,6 +64,7 @@ class Build:
             self._begin()
             manifest = read_json(self.to / 'manifest.json')
             shards = manifest['shards'] if manifest else []
+            # A manifest is written last; only a shard that was deleted since asks for more work.
             if manifest and all((self.to / shard['file']).is_file() for shard in shards):
                 return manifest
             with self._workers():
@@ -126,6 +127,7 @@ class Build:
         taken = 0
         accepted = 0
         while accepted < wanted and taken < len(rows):
+            # Ascending, as tables are read; which rows these are is what the permutation decides.
             chosen = sorted(rows[taken:taken + wanted - accepted])
             chunks = []
             for start in range(0, len(chosen), CHUNK):

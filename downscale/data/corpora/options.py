@@ -52,6 +52,7 @@ def several(answers: Any) -> list[Any]:
 
 def _answer(answers):
     """Return the answer of a question: of several the most frequent, the first among equals."""
+    # VQA and TextVQA have the answers of ten people.
     texts = several(answers)
     return max(texts, key=texts.count)
 
@@ -131,6 +132,7 @@ def with_options(question: str, letters: Sequence[tuple[str, tuple[str, str]]]) 
 
     A question that lists them itself stays as it is.
     """
+    # Sets that keep the options in the question write them in one of these ways.
     listed = all(re.search(rf'\b{letter}[.:)]\s*{re.escape(text)}', question)
                  for letter, (_, text) in letters)
     lines = [] if listed else [f'{letter}. {text}' for letter, (_, text) in letters]

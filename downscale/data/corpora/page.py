@@ -75,6 +75,7 @@ def write_page(folder: Path, path: Path, samples: int = 24) -> None:
 
 def _samples(corpus, count):
     """Yield cards of the first records of each source in training order, about `count` in all."""
+    # In training order, so that the page shows what a stage sees first.
     each = max(1, count // len(corpus.mixture.sources))
     order = epoch_order(corpus.mixture, corpus.counts)
     for k, source in enumerate(corpus.mixture.sources):

@@ -118,6 +118,7 @@ def _usable(chunk, settings, stage, rejected):
                 raise Rejected('no picture', f'other rows of this set have one; {TEXT_ROWS}')
             record = record_from(parts, name, chunk.source, folder)
             cost = _cost(encoder, record, settings.length)
+        # Any other error is a fault of ours, and ends the build.
         except Rejected as error:
             rejected.append([name, error.reason, str(error)])
         else:

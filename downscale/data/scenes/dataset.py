@@ -49,6 +49,7 @@ class SceneWorld(tfds.core.GeneratorBasedBuilder):
     _log_download_bytes = _log_download_done = lambda self: None  # these print
 
     def _info(self):
+        """Return what TFDS writes into `features.json`; a change asks for another VERSION."""
         text = tfds.features.Text()
         number = tfds.features.Scalar(np.int32)
         image = tfds.features.Image(shape=(None, None, 3), encoding_format='png')
@@ -67,6 +68,7 @@ class SceneWorld(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split, n) for split, n in self.builder_config.counts}
 
     def _generate_examples(self, split, n):
+        """Yield (key, features) of the `n` examples of a split."""
         config = self.builder_config
         total = sum(count for _, count in config.counts)
         # `counts` are sorted by name, and so the splits are built in this order.
@@ -169,12 +171,13 @@ def _to_features(example, scenes):
 
 def _question_fields(question):
     """Return the fields of a question in a record, whose inverse is `_question`."""
-    fields = {name: vars(question)[name] for name in
-              ('item_id', 'cluster_id', 'family', 'kind', 'text', 'answer', 'chance')}
-    return fields | {
+    extraction = question.extraction
+    plain = {name: vars(question)[name] for name in
+             ('item_id', 'cluster_id', 'family', 'kind', 'text', 'answer')}
+    return plain | {
         'distractors': _SEPARATOR.join(question.distractors),
-        'information': question.extraction.information, 'extraction': question.extraction.text,
-        'trace': question.trace.text, 'scan': question.trace.scan}
+        'information': extraction.information, 'extraction': extraction.text,
+        'trace': question.trace.text, 'scan': question.trace.scan, 'chance': question.chance}
 
 
 # --- reading ----------------------------------------------------------------------------------

@@ -72,6 +72,7 @@ def vocabulary(world: World) -> tuple[str, ...]:
 
 def _plain_words(world):
     """Return all words except entity names."""
+    # Of boxes, counts and rows of cells.
     numbers = {str(n) for n in range(max(UNITS, world.max_objects, world.grid) + 1)}
     values = set().union(*FACT_VALUES.values())
     columns = {cell[0] for cell in world.cells}

@@ -119,6 +119,7 @@ def informed_chance(family: str, peers: Sequence[str]) -> float:
 
 
 def _fact_questions(world, scene_id, rng, per_family):
+    """Return up to `per_family` questions that no picture answers."""
     questions = []
     known = facts(world)
     for k, i in enumerate(rng.permutation(len(known))[:per_family]):

@@ -74,6 +74,7 @@ class Sampler:
 
     def measured(self, talk: Conversation, where: str) -> Drawn:
         """Return the `Drawn` of a conversation; ValueError when no bucket holds it."""
+        # From texts and headers: every process measures all, and decodes its own rows only.
         tokens, tiles = measure.cost(self.encoder, talk, where)
         if smallest(self.shapes, tokens, tiles) is None:
             raise ValueError(

@@ -6,6 +6,7 @@ it shows (`split_of`), so no scene can occur in two splits whatever their sizes 
 import functools
 import hashlib
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Annotated
@@ -246,7 +247,7 @@ def record(obj: Object, first: str = 'shape') -> str:
     return ' '.join(vars(obj)[field] for field in FIELDS[at:] + FIELDS[:at])
 
 
-def records(objects, first: str = 'shape') -> str:
+def records(objects: Iterable[Object], first: str = 'shape') -> str:
     """Return all records, each ended by ' ;'."""
     return ' '.join(f'{record(obj, first)} ;' for obj in objects)
 
