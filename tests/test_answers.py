@@ -10,9 +10,9 @@ import small_bpe
 
 from downscale.config import Evaluation
 from downscale.data.chat import CHATS
-from downscale.data.images import NEWLINE
 from downscale.data.records import Turn
 from downscale.data.scenes.conversations import MIXTURES, THINK, answer_text
+from downscale.data.tiling import NEWLINE
 from downscale.data.tokens import Encoder, Layout
 from downscale.evaluate.answers import (
     answer_in,

@@ -13,7 +13,7 @@ from PIL import Image
 
 from downscale.accounting import decode_flops, forward_flops, totals, train_flops
 from downscale.analysis.measures import Missing, Scored, Size
-from downscale.data.images import best_grid, token_count
+from downscale.data.tiling import best_grid, token_count
 from downscale.results.items import TableError, one_line
 from downscale.results.study import Cell
 from downscale.results.study_file import NUMBER, check, read_lines, read_object, short, shown

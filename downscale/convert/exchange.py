@@ -5,7 +5,6 @@ source: `config.json`, tokenizer, chat template, generation and preprocessor con
 from it by `imports`, `load` opens it, `export_model` turns it back into what it was.
 """
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ from downscale.convert.source import arrange, open_source
 from downscale.convert.vocabulary import open_tokenizer
 from downscale.convert.write import export_folder
 from downscale.data.templates import Origin
-from downscale.runtime.files import write_json
+from downscale.runtime.files import whole, write_json
 from downscale.runtime.outputs import require_room
 from downscale.sizes import BASE, Pictures
 from downscale.stages.loading import tokenizer_path
@@ -182,8 +181,7 @@ def import_model(source: Path, to: Path,
     if to.is_file() or to.is_dir() and any(to.iterdir()):
         raise FileExistsError(f'{to} is there already; give another folder or remove it')
     require_room(to, _bytes(opened.leaves))
-    partial = to.with_name(f'.{to.name}.{os.getpid()}.partial')
-    try:
+    with whole(to) as partial:
         save_leaves(partial, _counted(opened.leaves, report), {'source': str(source)})
         for path in opened.files:
             shutil.copyfile(path, partial / path.name)
@@ -192,11 +190,6 @@ def import_model(source: Path, to: Path,
             opened.tokenizer.save(str(partial / 'tokenizer.json'))
         save(opened.experiment, partial)
         write_json(partial / 'DONE.json', {'hash': opened.experiment.hash, 'steps': 0})
-        if to.is_dir():
-            to.rmdir()
-        os.replace(partial, to)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return opened.notes
 
 

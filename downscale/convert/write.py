@@ -1,6 +1,5 @@
 """Our leaves to a folder that transformers, or the reference's code, loads."""
 import json
-import os
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -13,6 +12,7 @@ from downscale.convert.describe import check_format, describe
 from downscale.convert.leaves import published
 from downscale.convert.names import FILLERS, FORMATS, entries
 from downscale.convert.shards import DTYPES, INDEX, SINGLE, size_of, write_tensors
+from downscale.runtime.files import whole
 from downscale.sizes import LanguageConfig, Pictures, VisionConfig
 
 MOST_SHARD_BYTES = 5 * 10 ** 9
@@ -22,7 +22,7 @@ def export_folder(to: Path, form: str, leaves: dict[str, Any], language: Languag
                   vision: VisionConfig | None = None, pictures: Pictures | None = None,
                   base: dict[str, Any] | None = None, files: Collection[Path] = (),
                   image_token: int | None = None) -> None:
-    """`to` is a Hugging Face folder of format `form` with these leaves, in their own dtypes.
+    """Write these leaves, in their own dtypes, as a Hugging Face folder `to` of format `form`.
 
     `leaves` is our nested tree; each leaf has `shape`, `dtype` and `read()` and is read once, one
     at a time. `base` (a parsed config.json) and `files` (tokenizer and such, copied) come from an
@@ -38,18 +38,12 @@ def export_folder(to: Path, form: str, leaves: dict[str, Any], language: Languag
     # transformers casts everything to the one dtype of the config: the widest keeps all values.
     config = describe(form, language, vision, pictures, max(dtypes, key=lambda d: d.itemsize),
                       base, image_token)
-    partial = to.with_name(f'.{to.name}.{os.getpid()}.partial')
-    partial.mkdir(parents=True)
-    try:
+    with whole(to) as partial:
+        partial.mkdir()
         _write_shards(partial, plan)
         (partial / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
         for path in files:
             shutil.copyfile(path, partial / Path(path).name)
-        if to.is_dir():
-            to.rmdir()
-        os.replace(partial, to)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _leaf_at(leaves, path):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from downscale.data.corpora.columns import ASK_LETTER
+from downscale.data.corpora.options import ASK_LETTER
 from downscale.data.records import Extraction, Question, Trace
 from downscale.evaluate import guessers, prompts
 from downscale.evaluate.answers import Item, Wording

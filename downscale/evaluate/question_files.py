@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 
 from downscale.data import files, measure
 from downscale.data.corpora import columns
-from downscale.data.corpora.columns import Rejected
+from downscale.data.corpora.cells import Rejected, empty
+from downscale.data.corpora.options import LETTERS, letter_of, options_in, several, with_options
 from downscale.data.corpora.sources import check_texts, picture_of
 from downscale.data.files import fault, shown
 from downscale.data.records import Turn
@@ -117,13 +118,13 @@ def _question(row, again, folder, scorer):
     filled = _checked(row)
     text = filled['question']
     target = None
-    _, options = columns.options_in(filled)
-    letters = list(zip(columns.LETTERS, options))
+    _, options = options_in(filled)
+    letters = list(zip(LETTERS, options))
     if options and len(letters) != len(options) or len(options) == 1:
-        raise Rejected('unclear answer', f'{len(options)} options; 2 to {len(columns.LETTERS)} are '
+        raise Rejected('unclear answer', f'{len(options)} options; 2 to {len(LETTERS)} are '
                        'read')
     if options:
-        text = columns.with_options(text, letters)
+        text = with_options(text, letters)
     answers = _answers(filled, letters)
     if answers:
         target = Target(
@@ -149,10 +150,10 @@ def _checked(row):
         if name in columns.VIDEOS:
             raise Rejected('video', f'{name!r}: videos are not read')
         picture = name in columns.PICTURES or columns.NUMBERED.fullmatch(name)
-        if name not in FIELDS and not picture and name not in columns.LETTERS:
+        if name not in FIELDS and not picture and name not in LETTERS:
             raise Rejected('unknown field', unknown('field', shown(name, 40), FIELDS
                                                     ).removeprefix('unknown field '))
-    filled = {name: value for name, value in row.items() if not columns.empty(value)}
+    filled = {name: value for name, value in row.items() if not empty(value)}
     for name in ('id', 'question'):
         if name not in filled:
             raise Rejected('missing field', f'{name!r} is empty' if name in row else repr(name))
@@ -172,7 +173,7 @@ def _tells(row):
     """Return whether a row says which pictures it has, or by an empty list that it has none."""
     told = [value for name, value in row.items()
             if name in columns.PICTURES or columns.NUMBERED.fullmatch(name)]
-    return any(isinstance(value, list) or not columns.empty(value) for value in told)
+    return any(isinstance(value, list) or not empty(value) for value in told)
 
 
 def _short(value):
@@ -181,7 +182,7 @@ def _short(value):
 
 def _pictures(again, folder):
     """Return the bytes of the pictures of a row."""
-    row = {name: value for name, value in again().items() if not columns.empty(value)}
+    row = {name: value for name, value in again().items() if not empty(value)}
     cells, _ = columns.pictures_in(row)
     return tuple(cell if isinstance(cell, bytes) else picture_of(cell, folder)
                  for cell in cells.values())
@@ -193,12 +194,12 @@ def _answers(filled, letters):
     if answer is None:
         return ()
     if 'answer' in filled and 'answers' in filled:
-        several = columns.several(filled['answers'])
-        if answer not in several and answer != filled['answers']:
+        accepted = several(filled['answers'])
+        if answer not in accepted and answer != filled['answers']:
             raise Rejected('unclear answer', f'answer {_short(answer)} is none of answers')
-        answer = several
+        answer = accepted
     if letters:
-        return tuple(columns.letter_of(letters, one) for one in columns.several(answer))
+        return tuple(letter_of(letters, one) for one in several(answer))
     if isinstance(answer, (str, int)) and not isinstance(answer, bool):
         return (str(answer),)
     numbers = isinstance(answer, list) and len(answer) == 4 and all(

@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from downscale.data import images
+from downscale.data import tiling
 from downscale.generate.sampling import Sampling
 from downscale.sizes import VisionConfig
 
@@ -151,7 +151,7 @@ def _check_pictures(prompt, patches, k):
     """Raise ValueError when image tokens of request `k` show what is not there."""
     if not patches:
         raise ValueError(f'request {k} shows a picture, but the model has no vision tower')
-    shown = prompt.image_index[prompt.image_index != images.NEWLINE]
+    shown = prompt.image_index[prompt.image_index != tiling.NEWLINE]
     features = patches * (0 if prompt.tiles is None else len(prompt.tiles))
     if shown.max(initial=-1) >= features:
         raise ValueError(f'request {k}: image_index reaches {shown.max()}, but its tiles have '
@@ -199,7 +199,7 @@ def prompt_arrays(prompts: Sequence[Prompt | None], length: int, vision: VisionC
         n = len(prompt.tokens) if whole else prompt.prefix
         shown = prompt.image_index[:n]
         tokens[row, :n] = prompt.tokens[:n]
-        index[row, :n] = np.where(shown == images.NEWLINE, vision.P * tiles, shown)
+        index[row, :n] = np.where(shown == tiling.NEWLINE, vision.P * tiles, shown)
         if C > 1:
             weight[row, :n] = prompt.image_weight[:n]
     return tokens, index, weight if C > 1 else None

@@ -19,7 +19,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from downscale import config
-from downscale.data.images import corners
+from downscale.data.tiling import corners
 from downscale.generate import forward, programs, thinking
 from downscale.generate.sampling import Sampling
 from downscale.model.cache import edges, kept_axes

@@ -2,7 +2,6 @@
 import dataclasses
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ from downscale.report import gallery, sections
 from downscale.results.items import TableError
 from downscale.results.study import load_study
 from downscale.results.throughput import throughput
-from downscale.runtime.files import PathLike
+from downscale.runtime.files import PathLike, write_bytes
 from downscale.statistics.bootstrap import FEW_SEEDS
 
 
@@ -53,13 +52,14 @@ def write_report(study_dir: PathLike, out_dir: PathLike | None = None, bootstrap
                                        ('name', 'seed', 'config_hash')},
                'summary': summary, 'skipped': skipped, 'notes': list(s.study.notes),
                'unfinished': list(study.unfinished), **_without_bulk(results)}
-    _replace(out / 'report.json', json.dumps(_plain(numbers), indent=1, sort_keys=True,
-                                             allow_nan=False) + '\n')
+    text = json.dumps(_plain(numbers), indent=1, sort_keys=True, allow_nan=False) + '\n'
+    write_bytes(out / 'report.json', text.encode())
     title = f'{study.meta.get("name", "study")} — downscale report'
     verdict = results['gate']
     gone = absent.sentence(results['missing'])
-    _replace(out / 'report.html', page.page(title, ' '.join(filter(None, (verdict['line'], gone))),
-                                            verdict['interpretable'] and not gone, body))
+    line = ' '.join(filter(None, (verdict['line'], gone)))
+    html = page.page(title, line, verdict['interpretable'] and not gone, body)
+    write_bytes(out / 'report.html', html.encode())
     return out / 'report.html'
 
 
@@ -207,9 +207,3 @@ def _plain(value):
     if isinstance(value, float):
         return float(f'{round(value, 12):.9g}') if math.isfinite(value) else None
     return value
-
-
-def _replace(path, text):
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    temporary.write_text(text, encoding='utf-8')
-    os.replace(temporary, path)

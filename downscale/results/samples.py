@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from downscale.data.files import fault
+from downscale.runtime.files import whole
 
 SYNC_EVERY = 64  # rows between two fsyncs: a power cut costs at most as many
 # What must agree, beside `doc_id`, before a text stands for the description that was wanted.
@@ -140,12 +141,10 @@ class Samples:
                              'run the same command again, with every process')
         rows = sorted((self.records[key] for key in set(keys)),
                       key=lambda record: (record['doc_id'], record['key']))
-        partial = self.folder / f'.{self.name}.partial'  # of one name: a kill leaves at most one
-        with open(partial, 'wb') as file:
+        with whole(self.path, alone=True) as partial, partial.open('wb') as file:
             file.writelines(map(line_of, rows))
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, self.path)
         for path in self.parts():
             path.unlink()
         return rows

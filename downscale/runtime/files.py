@@ -9,6 +9,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -68,19 +69,35 @@ def writable(folder: Path) -> bool:
 
 
 def write_bytes(path: PathLike, data: bytes) -> None:
-    """`path` holds `data`, whole or not at all; folders are made."""
+    """Write `data` to `path`, whole or not at all; folders are made."""
     path = place(path)
     if in_bucket(path):
         with naming(path):
             path.write_bytes(data)
         return
+    path.parent.mkdir(parents=True, exist_ok=True)  # its error names the folder
+    with naming(path), whole(path) as partial:
+        partial.write_bytes(data)
+
+
+@contextlib.contextmanager
+def whole(path: PathLike, alone: bool = False) -> Iterator[Path]:
+    """Yield a temporary path; the file or folder made there becomes the local `path` at the end.
+
+    An error in this context removes what was made and leaves `path` as it was. A folder may take
+    the place of an empty one. `alone` says that no other process writes `path`: the temporary name
+    is then always the same, so that kills leave at most one behind.
+    """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+    process = '' if alone else f'.{os.getpid()}'
+    partial = path.with_name(f'.{path.name}{process}.partial')
     try:
-        with naming(path):
-            partial.write_bytes(data)
-            os.replace(partial, path)
+        yield partial
+        os.replace(partial, path)
     finally:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
         partial.unlink(missing_ok=True)
 
 

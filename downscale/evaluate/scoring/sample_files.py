@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from downscale.data import files
-from downscale.data.files import fault, list_of_texts, shown
+from downscale.data.files import fault, shown
+from downscale.data.sheets import list_of_texts
 from downscale.evaluate.scoring.table import LETTERS
 from downscale.results.samples import JOINED, lines
 from downscale.values import unknown
