@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from downscale.data.tokens import Encoder
 from downscale.generate import forward, requests
 from downscale.generate.alike import alike
-from downscale.generate.job import ROOM, SHORTEST, Job  # noqa: F401
+from downscale.generate.job import ROOM, SHORTEST, EngineJob  # noqa: F401
 from downscale.generate.requests import Decoding, Prompt, Reply, Request  # noqa: F401
 from downscale.model.vlm import Vlm
 from downscale.runtime.memory import give_back
@@ -119,7 +119,7 @@ class Engine:
         patches = self.model.vision.P if 'tower' in self.params else 0
         requests.check(asked, decoding, self.model.language.V, self.encoder.thought[:2], patches,
                        self.encoder.context)
-        return Job(self, asked, decoding).run() if asked else iter(())
+        return EngineJob(self, asked, decoding).run() if asked else iter(())
 
     def call(self, program: Callable, *args: Any, **static: Any) -> Any:
         """Run a compiled program on this engine's mesh."""

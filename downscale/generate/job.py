@@ -35,7 +35,7 @@ class _Row:
     ids: list[int] = field(default_factory=list)
 
 
-class Job:
+class EngineJob:
     """One call of `Engine.stream`: its queue, its slots and the rows in them."""
 
     def __init__(self, engine: 'Engine', asked: Sequence[Request], decoding: Decoding) -> None:
