@@ -54,13 +54,14 @@ def _leaf_at(leaves, path):
 
 
 def _plan(form, leaves, language, vision, pictures):
-    """Return [(entry, leaf, rows)] in writing order; a row is (name, dtype, shape) of a published
-    tensor.
+    """Return [(entry, leaf, rows)] in the order of writing.
 
-    Where the format wants a constant that the model does not have, it is (value, None, [row]).
+    A row is (name, dtype, shape) of a published tensor. Where the format wants a constant that the
+    model does not have, it is (value, None, [row]).
     """
-    prefixes = {section: candidates[0] for section, candidates
-                in FORMATS[MODEL_TYPES[form]].items()
+    sections = FORMATS[MODEL_TYPES[form]]
+    # The first prefix is the one that is written. Flat pictures have no newline.
+    prefixes = {section: candidates[0] for section, candidates in sections.items()
                 if not (section == 'newline' and pictures.mode == 'flat')}
     plan = []
     problems = []
@@ -74,6 +75,7 @@ def _plan(form, leaves, language, vision, pictures):
         if dtype not in DTYPES.values():
             problems.append(f'{entry.leaf}: dtype {dtype} is not one of {", ".join(DTYPES)}')
         plan.append((entry, leaf, [(name, dtype, entry.theirs) for name in entry.names]))
+    # All that is wrong is told at once, before a weight is read.
     if problems:
         raise ValueError(f'cannot export: {"; ".join(problems[:10])}; {len(problems)} leaves do '
                          'not fit the sizes')
@@ -86,9 +88,7 @@ def _plan(form, leaves, language, vision, pictures):
 
 
 def _shards(plan):
-    """Return the rows of `plan` cut into shards of at most `MOST_SHARD_BYTES`: [[row, ...],
-    ...].
-    """
+    """Return the rows of `plan` as lists, one for each shard of at most `MOST_SHARD_BYTES`."""
     shards = [[]]
     filled = 0
     for _, _, rows in plan:
@@ -114,6 +114,7 @@ def _arrays(plan):
 
 
 def _turned(entry, whole):
+    """Yield the published tensors of one leaf, layer by layer."""
     for layer in whole if entry.stacked else [whole]:
         yield published(entry, layer)
 
@@ -121,13 +122,16 @@ def _turned(entry, whole):
 def _write_shards(folder, plan):
     """Write the safetensors files of `plan`, and their index when there are several."""
     shards = _shards(plan)
+    # One iterator for all files: each takes its own tensors and leaves the rest.
     arrays = _arrays(plan)
-    names = [SINGLE] if len(shards) == 1 else [
-        f'model-{k + 1:05d}-of-{len(shards):05d}.safetensors' for k in range(len(shards))]
+    names = [SINGLE]
+    if len(shards) > 1:
+        names = [f'model-{k + 1:05d}-of-{len(shards):05d}.safetensors' for k in range(len(shards))]
+    weight_map = {}
     for name, rows in zip(names, shards):
         write_tensors(folder / name, rows, arrays)
+        weight_map |= {row[0]: name for row in rows}
     if len(shards) > 1:
-        weight_map = {row[0]: name for name, rows in zip(names, shards) for row in rows}
         index = {'metadata': {'total_size': sum(map(size_of, sum(shards, [])))},
                  'weight_map': weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + '\n')

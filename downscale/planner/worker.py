@@ -167,9 +167,10 @@ def lowered_served(cell, request, target, params):
                                   place.whole((), 'int32'))
     args = (params, slots, heed, place.rows((B,), 'bool'), place.whole((), 'int32'),
             place.whole((), 'int32'))
-    return programs.decode.lower(*args, model=model, room=WRITTEN, sampling=Sampling(),
-                                 mode=thinking.Thinking(0, 1, 2), thinks=True,
-                                 forbids=False)
+    options = programs.DecodeOptions(
+        room=WRITTEN, sampling=Sampling(), mode=thinking.Thinking(open=0, close=1, newline=2),
+        thinks=True, forbids=False)
+    return programs.decode.lower(*args, model=model, options=options)
 
 
 class _Placing:
