@@ -15,8 +15,8 @@ from downscale.commands.benchmark import chain_of, listing, scored
 from downscale.commands.main import main, parser
 from downscale.evaluate.asked import informed
 from downscale.evaluate.benchmarks import BENCHMARKS, inline_options, questions_of
-from downscale.evaluate.extract_think import begin
 from downscale.evaluate.plan import ChainPlan
+from downscale.evaluate.run_settings import begin
 from downscale.evaluate.scoring import rescore
 from downscale.generate.engine import Reply
 

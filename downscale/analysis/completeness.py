@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from downscale.results.endings import FAULTS, completed, faults
 from downscale.results.study import Cell
 from downscale.statistics import bootstrap
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from downscale.analysis.measures import Scored
 
 LIMIT = .05   # a larger share raises a warning
-KINDS = ('truncated', 'unparsed', 'unclosed')
 
 
 class FaultShare(float):
@@ -61,9 +61,8 @@ def completion(s: 'Scored', cells: Sequence[Cell],
     rows, weights = _weighed(s, cells)
     items = {name: s.study.items[name][rows] for name in ('score', 'truncated', 'parse_ok',
                                                           'close')}
-    ended = {'truncated': items['truncated'].astype(bool),
-             'unparsed': ~items['parse_ok'].astype(bool), 'unclosed': items['close'] == 'open'}
-    done = ~np.any(list(ended.values()), axis=0)
+    ended = faults(items['truncated'], items['parse_ok'], items['close'])
+    done = completed(ended)
     thinking = any(cell.thinking for cell in cells)
     parts = {}
     codes, first, place = np.unique(s.study.codes['task'][rows], return_index=True,
@@ -173,7 +172,7 @@ def warnings(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     hits = {}
     for part, place, over in _printed(results):
         of[part] = of.get(part, 0) + 1
-        for kind in KINDS:
+        for kind in FAULTS:
             found = [(share[kind], ', '.join(filter(None, (place, task))))
                      for task, share in over.items() if kind in share]
             if found:

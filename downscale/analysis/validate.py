@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from downscale.analysis import absent, claims, costs, measures
-from downscale.analysis.completeness import KINDS, LIMIT, completion
+from downscale.analysis.completeness import LIMIT, completion
+from downscale.results.endings import FAULTS
 from downscale.results.items import TableError, read_items, read_texts
 from downscale.results.probes import SCHEMAS
 from downscale.results.probes import read as read_probes
@@ -99,8 +100,8 @@ def _rates(s):
         who = ' '.join(filter(None, (cell.p_run, cell.r_run and f'-> {cell.r_run}', cell.text_kind,
                                      'think' if cell.thinking else 'direct', cell.condition)))
         rows.append({'who': who, 'answers': ended.answers,
-                     **{kind: getattr(ended, kind) for kind in KINDS}})
-        for kind in KINDS:
+                     **{kind: getattr(ended, kind) for kind in FAULTS}})
+        for kind in FAULTS:
             over = {task: kinds[kind] for task, kinds in ended.over.items() if kind in kinds}
             if over:
                 worst = max(over, key=over.get)
@@ -117,6 +118,6 @@ def lines(errors: Sequence[str], notes: Sequence[str],
     if rates:
         answers = np.array([row['answers'] for row in rates])
         shares = ', '.join(f'{np.average([row[kind] or 0 for row in rates], weights=answers):.2%} '
-                           f'{kind}' for kind in KINDS)
+                           f'{kind}' for kind in FAULTS)
         yield f'{len(rates)} groups of answers, {answers.sum():,} answers: {shares}'
     yield f'{len(errors)} errors, {len(notes)} notes'

@@ -1,21 +1,22 @@
-"""Benchmarks and one's own questions in the place of scenes: a study's items, and how they are
-asked (arXiv 2511.17487, sections 3.2 and 3.3)."""
+"""Benchmarks and one's own questions in the place of scenes: a study's items (arXiv 2511.17487,
+sections 3.2 and 3.3)."""
 import difflib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from downscale.config import Evaluation
 from downscale.data.corpora.columns import ASK_LETTER
 from downscale.data.records import Extraction, Question, Trace
-from downscale.evaluate import guessers, prompts
-from downscale.evaluate.answers import Item, Wording
+from downscale.evaluate import guessers
+from downscale.evaluate.answers import Item
 from downscale.evaluate.asked import Asked, Questions, informed, of_file
 from downscale.evaluate.benchmarks import BENCHMARKS, questions_of
 from downscale.evaluate.question_files import SUFFIXES
 from downscale.values import unknown
 
 
-def items(evaluation):
+def items(evaluation: Evaluation) -> list[Item]:
     """Return the `Item`s of every benchmark of an `Evaluation`, the first `scenes` of each (0:
     all).
 
@@ -29,13 +30,16 @@ def items(evaluation):
         if stray:
             raise ValueError(f'evaluation.{what}: ' + unknown('benchmark', stray[0],
                                                               list(evaluation.benchmarks)))
-    found = []
+    every = []
     for name in evaluation.benchmarks:
         questions = _questions(evaluation, name)
-        made = [_item(name, questions, asked) for asked in questions.asked
-                if asked.right is not None and questions.judge(asked, 'x', False)[2] is not None]
-        found += made if name in BENCHMARKS else guessers.with_priors(made)
-    return found
+        # A reply that says nothing shows whether the scorer has anything to compare with.
+        scored = [asked for asked in questions.asked
+                  if asked.right is not None and questions.judge(asked, 'x', False)[2] is not None]
+        of_one = [_item(name, questions, asked) for asked in scored]
+        # Published benchmarks keep the chance of their options; own data may be guessable.
+        every += of_one if name in BENCHMARKS else guessers.with_priors(of_one)
+    return every
 
 
 def _questions(evaluation, name):
@@ -69,15 +73,15 @@ def _own(name, path, images, limit, scorer):
         near = difflib.get_close_matches(name, list(BENCHMARKS), 1, 0.8)
         hint = f'; or did you mean the benchmark {near[0]!r}?' if near else ''
         raise ValueError(f'{error}{hint}') from None
-    unknown_ = [asked.id for asked in questions.asked if asked.right is None]
-    if unknown_:
-        raise ValueError(f'{path}: {len(unknown_)} of {len(questions.asked)} questions have no '
-                         f'answer (first {unknown_[0]!r}); an evaluation needs them all')
+    open_ended = [asked.id for asked in questions.asked if asked.right is None]
+    if open_ended:
+        raise ValueError(f'{path}: {len(open_ended)} of {len(questions.asked)} questions have no '
+                         f'answer (first {open_ended[0]!r}); an evaluation needs them all')
     return questions
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Pictured:
+class _LazyExample:
     """An example whose pictures are read when they are shown: those of all would fill the memory.
     """
     scene_id: str
@@ -102,11 +106,10 @@ def _item(name, questions, asked):
         tail = BENCHMARKS[name].tail
     else:  # options are asked for as they are trained on
         tail = f'\n{ASK_LETTER}' if choices else ''
-    family = name if name in BENCHMARKS else asked.family or name
     question = Question(
         item_id=f'{name}/{asked.id}',
         cluster_id=cluster,
-        family=family,
+        family=name if name in BENCHMARKS else asked.family or name,
         kind='visual' if asked.pictures else 'knowledge',
         text=asked.text + tail,
         answer=asked.right.gold,
@@ -116,26 +119,13 @@ def _item(name, questions, asked):
         trace=Trace('', ''),
     )
     return Item(
-        question,
-        _Pictured(scene_id=cluster, questions=questions, asked=asked),
-        partial(_judge, questions, asked),
+        question=question,
+        example=_LazyExample(scene_id=cluster, questions=questions, asked=asked),
+        judge=partial(_judge, questions, asked),
+        bare=asked.text,
     )
 
 
 def _judge(questions, asked, text, marked):
     pred, parsed, score = questions.judge(asked, text, marked)
     return '' if pred is None else str(pred), parsed, score
-
-
-def wording(experiment):
-    """Return the `Wording` of the prompts that suit a cell's chat; reasoners read no prompt
-    tail.
-    """
-    worded = prompts.load('micro' if experiment.chat == 'micro' else 'paper')
-
-    return Wording(
-        name=worded.hash, joint=lambda item: item.question.text,
-        describe=lambda item, kind: worded.describe('extract' if kind == 'extraction' else kind,
-                                           item.question.extraction.information),
-        reason=lambda item, text, thinking: worded.reason('think' if thinking else 'direct', text,
-                                                   item.example.asked.text))
