@@ -30,6 +30,20 @@ def box_of(gold: str) -> tuple[float, ...]:
     return tuple(numbers)
 
 
+def is_box(value: object) -> bool:
+    """Return whether a value of JSON is a list of four numbers."""
+    return isinstance(value, list) and len(value) == 4 and all(
+        isinstance(number, (int, float)) and not isinstance(number, bool) for number in value)
+
+
+def is_box_text(gold: str) -> bool:
+    """Return whether a right answer is a box, with its brackets."""
+    try:
+        return gold.startswith('[') and bool(box_of(gold))
+    except ValueError:
+        return False
+
+
 def iou(one: Sequence[float], other: Sequence[float]) -> float:
     """Return intersection over union of two boxes; 0.0 where the union has no area or no finite
     one.

@@ -14,7 +14,7 @@ from typing import Any
 
 from downscale.data import files
 from downscale.data.files import fault, list_of_texts, shown
-from downscale.evaluate.scoring.table import LETTERS
+from downscale.evaluate.scoring.choices import LETTERS
 from downscale.results.samples import JOINED, lines
 from downscale.values import unknown
 
