@@ -154,19 +154,20 @@ def of_file(path: PathLike, images: PathLike | None = None, limit: int | None = 
         pictures = tuple(map(digest, question.pictures()))
         # A plain answer needs no target: rows that were written before there were others hold none.
         target = question.target
-        bare = target is None or target == Target(answers=target.answers[:1])
+        answer = target.gold if target else None
+        if target == Target(answers=(answer or '',)):
+            target = None
         asked.append(
             Asked(
                 doc_id=number,
                 id=question.id,
                 text=question.text,
                 pictures=pictures,
-                answer=target.gold if target else None,
+                answer=answer,
                 information=question.information,
                 family=question.family,
                 cluster=hash_of(pictures) if pictures else question.id,
-                target=None if bare else target,
-                strata=(),
+                target=target,
                 scorer=question.scorer,
             )
         )

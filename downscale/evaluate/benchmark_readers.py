@@ -207,7 +207,9 @@ def _shared(text, where):
 
 def interleave(path: Path, images: Path) -> Iterator[Entry]:
     """Yield multi-image tasks in LLaVA-Interleave's JSON; only first turns, pictures in front."""
-    groups = {name: group for group, names in GROUPS.items() for name in names}
+    groups = {}
+    for group, names in GROUPS.items():
+        groups |= dict.fromkeys(names, group)
     for number, row in json_list(path, ('sample_id', 'conversations', 'image', 'metadata')):
         asked, answered, *_ = row['conversations']
         name = row['metadata']['dataset']

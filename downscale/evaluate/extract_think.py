@@ -80,17 +80,19 @@ class Chain(Grid):
         def prints(runs):
             return {run.name: run.fingerprint for run in runs}
 
-        joint = {'sighted': prints(self.sighted), 'tail': repr(self.tail)} if self.sighted else {}
-        return {
-            **joint,
+        asked = self.questions
+        settings = {
             'plan': json.loads(json.dumps(dataclasses.asdict(self.plan))),
             'prompts': self.prompts.hash,
-            'data': {'hash': self.questions.hash, 'questions': len(self.questions.asked),
-                     'scorer': self.questions.scorer},
+            'data': {'hash': asked.hash, 'questions': len(asked.asked), 'scorer': asked.scorer},
             'informer': prints([self.informer] if self.informer else []),
             'perception': prints(self.perceptions),
             'reasoner': prints(self.reasoners),
         }
+        # Folders from before there were models that see must still be continued.
+        if self.sighted:
+            settings |= {'sighted': prints(self.sighted), 'tail': repr(self.tail)}
+        return settings
 
     # --- before any work ---
 
@@ -110,8 +112,7 @@ class Chain(Grid):
         written = {}
         for step in steps:
             files = step.files_of(self.questions.asked, written)
-            jobs = [job for of_file in files.values() for job in of_file]
-            weigh(step.run, jobs, self.questions.images, self.plan.describe_tokens)
+            weigh(step.run, sum(files.values(), []), self.questions.images, self.plan.describe_tokens)
             for name in files:
                 # Texts to come are empty here and counted by their limits.
                 blank = {'filtered_resps': [''], 'key': ''}
@@ -209,11 +210,13 @@ class Chain(Grid):
         path = self.out / f'throughput{part}.json'
         before = read_json(path) or {}
         write_json(path, before | {name: stats})
-        self.note(f'{name}: {stats["rows"]} rows, {stats["tokens"]} tokens in '
-                  f'{stats["seconds"]:.1f} s ({stats["tokens_per_second"]:.0f} tokens/s); '
-                  f'{stats["compiles"]} programs compiled in {stats["compile_seconds"]:.1f} s of '
-                  f'that; slots {stats["slot_occupancy"]:.0%} busy; '
-                  f'{stats["padding_waste"]:.0%} of what was read is padding')
+        written = (f'{stats["rows"]} rows, {stats["tokens"]} tokens in {stats["seconds"]:.1f} s '
+                   f'({stats["tokens_per_second"]:.0f} tokens/s)')
+        compiled = (f'{stats["compiles"]} programs compiled in {stats["compile_seconds"]:.1f} s of '
+                    'that')
+        idle = (f'slots {stats["slot_occupancy"]:.0%} busy; {stats["padding_waste"]:.0%} of what '
+                'was read is padding')
+        self.note(f'{name}: {written}; {compiled}; {idle}')
 
     # --- finishing ---
 

@@ -17,13 +17,12 @@ from downscale.values import unknown
 
 
 def items(evaluation: Evaluation) -> list[Item]:
-    """Return the `Item`s of every benchmark of an `Evaluation`, the first `scenes` of each (0:
-    all).
+    """Return the `Item`s of every benchmark of an `Evaluation`.
 
-    A name that is no published benchmark's is that of a file of one's own questions. Families are
-    the benchmarks' names, of own questions those of their rows; a question without a picture counts
-    as knowledge. ValueError or FileNotFoundError in one line for data that is not there or not as
-    published.
+    They are the first `scenes` questions of each (0: all). A name that no published benchmark has
+    belongs to a file of one's own questions. Families are the benchmarks' names, of own questions
+    those of their rows; a question without a picture counts as knowledge. ValueError or
+    FileNotFoundError in one line for data that is not there or not as published.
     """
     for what in ('information', 'images', 'scorers'):
         stray = sorted(set(vars(evaluation)[what]) - set(evaluation.benchmarks))
@@ -82,7 +81,9 @@ def _own(name, path, images, limit, scorer):
 
 @dataclass(frozen=True, kw_only=True)
 class _LazyExample:
-    """An example whose pictures are read when they are shown: those of all would fill the memory.
+    """An example whose pictures are read when they are shown.
+
+    Those of a whole benchmark would fill the memory.
     """
     scene_id: str
     questions: Questions
@@ -104,18 +105,22 @@ def _item(name, questions, asked):
     cluster = f'{name}/{asked.cluster}'
     if name in BENCHMARKS:
         tail = BENCHMARKS[name].tail
-    else:  # options are asked for as they are trained on
+        family = name
+    else:
+        # Options of own questions are asked for as they are trained on.
         tail = f'\n{ASK_LETTER}' if choices else ''
+        family = asked.family or name
+    extraction = Extraction(asked.information or '', '')
     question = Question(
         item_id=f'{name}/{asked.id}',
         cluster_id=cluster,
-        family=name if name in BENCHMARKS else asked.family or name,
+        family=family,
         kind='visual' if asked.pictures else 'knowledge',
         text=asked.text + tail,
         answer=asked.right.gold,
         distractors=(),
         chance=1 / len(choices) if choices else 0.0,
-        extraction=Extraction(asked.information or '', ''),
+        extraction=extraction,
         trace=Trace('', ''),
     )
     return Item(

@@ -40,8 +40,10 @@ _MARK = re.compile(r'<image[ _]?\d*>')
 
 @dataclass(frozen=True, kw_only=True)
 class OwnQuestion:
-    """One row, checked: `pictures` is a call that returns the bytes of each; `target` is None where
-    the row has no answer, `scorer` '' where the default judges."""
+    """One row, checked; `pictures` is a call that returns the bytes of each.
+
+    `target` is None where the row has no answer, `scorer` '' where the default judges.
+    """
     id: str
     text: str
     pictures: Callable[[], tuple[bytes, ...]]

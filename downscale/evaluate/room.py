@@ -21,8 +21,11 @@ from downscale.evaluate.runs import ChainModel, open_encoder
 
 @dataclass(frozen=True, kw_only=True)
 class Demand:
-    """What one reply may take: tokens of its prompt as far as it is known, and of the `parts` that
-    come to it, each (what it is, 'describe', 'think' or 'answer', which limits it, most tokens)."""
+    """The tokens that one reply may take: of its prompt, as far as it is known, and of `parts`.
+
+    Each part that comes to the prompt is (what it is, which of the limits 'describe', 'think' and
+    'answer' holds for it, most tokens).
+    """
     id: str
     prompt: int
     parts: tuple[tuple[str, str, int], ...]

@@ -46,9 +46,9 @@ def engine_of(study: PathLike, experiment: Experiment, stage: str | None) -> Eng
 
 
 def test_items(study: PathLike, experiment: Experiment) -> list[Item]:
-    """Return every question about the first `evaluation.scenes` test examples, or of the
-    benchmarks; none where nothing is asked.
+    """Return every question about the first `evaluation.scenes` test examples.
 
+    A study with benchmarks has their questions instead, and one that asks nothing has none.
     ValueError where the test split has fewer examples.
     """
     if not experiment.asks:

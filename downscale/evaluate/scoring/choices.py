@@ -57,7 +57,6 @@ class Keys:
     """The patterns of one tuple of keys; those of 'ABCD' are the same for every row."""
 
     def __init__(self, keys: Iterable[str]) -> None:
-        # A key as it is written wins over another one's form in the other case.
         self.key = {}
         for key in keys:
             self.key |= dict.fromkeys((key.lower(), key.upper(), key), key)

@@ -47,9 +47,9 @@ def as_json(
 
 def summary(rows: Sequence[StoredReply],
             judgements: Sequence[dict[str, Verdict]]) -> dict[str, dict[str, Any]]:
-    """Return {scorer: accuracy with its interval, shares, accuracy on completed rows, means over
-    axes}.
+    """Return {scorer: its numbers} of the rows that it can judge.
 
+    They are accuracy with its interval, shares, accuracy on completed rows and means over axes.
     `differs` is the share of rows with another score than that of the first scorer that judged
     them. A row is completed when it was not cut off and an answer was found. Boxes have the share
     in `other_scale`, yes and no precision, recall, F1 and the share of 'yes', also by family.
@@ -74,15 +74,18 @@ def _measured(rows, given, first):
     scores = _means(place, [verdict.score for verdict in given])
     done = [k for k, verdict in enumerate(given) if verdict.parsed and not rows[k].truncated]
     completed = _means(place[done], [given[k].score for k in done])
+    # Only our own samples and some harnesses tell whether a reply was cut off.
     cut = [row.truncated for row in rows if row.truncated is not None]
+    unparsed = [not verdict.parsed for verdict in given]
+    differs = [disagree(pair) for pair in zip(given, first)]
     measured = {
         'n': len(scores),
         **mean_of(scores, [row.cluster for row in alone]),
-        'unparsed': float(np.mean([not verdict.parsed for verdict in given])),
-        'truncated': float(np.mean(cut)) if cut else None,
-        'differs': float(np.mean([disagree(pair) for pair in zip(given, first)])),
+        'unparsed': float(np.mean(unparsed)),
+        'truncated': _mean(cut),
+        'differs': float(np.mean(differs)),
         'completed': len(completed),
-        'accuracy_completed': float(np.mean(completed)) if completed else None,
+        'accuracy_completed': _mean(completed),
     }
     if all('box' in row.target.forms for row in rows):
         measured['other_scale'] = float(np.mean([verdict.other_scale for verdict in given]))
@@ -92,6 +95,11 @@ def _measured(rows, given, first):
     if all(row.strata for row in rows):
         measured |= _over_axes(alone, scores)
     return measured
+
+
+def _mean(values):
+    """Return the mean of a list, None of an empty one."""
+    return float(np.mean(values)) if values else None
 
 
 def _over_axes(rows, scores):
@@ -111,9 +119,7 @@ def _places(rows):
 
 
 def _means(place, values):
-    """Return the mean of the values of each question that has any, as a list in the order of
-    questions.
-    """
+    """Return the mean value of each question that has any, in the order of questions."""
     count = np.bincount(place)
     total = np.bincount(place, values) if len(place) else count
     return (total[count > 0] / count[count > 0]).tolist()
@@ -174,21 +180,15 @@ def table(measured: dict[str, dict[str, Any]], rows: Sequence[StoredReply],
 def _table_line(name, numbers):
     mean = numbers.get('average', numbers)
     done = numbers['accuracy_completed']
-    return [
-        name,
-        str(numbers['n']),
-        f'{mean["value"]:.4f}',
-        '' if mean['low'] is None else f'{mean["low"]:.3f}-{mean["high"]:.3f}',
-        _percent(numbers['unparsed']),
-        '' if numbers['truncated'] is None else _percent(numbers['truncated']),
-        _percent(numbers['differs']),
-        '' if done is None else f'{done:.4f}',
-        numbers['version'],
-    ]
+    reach = '' if mean['low'] is None else f'{mean["low"]:.3f}-{mean["high"]:.3f}'
+    shares = {key: _percent(numbers[key]) for key in ('unparsed', 'truncated', 'differs')}
+    completed = '' if done is None else f'{done:.4f}'
+    return [name, str(numbers['n']), f'{mean["value"]:.4f}', reach, *shares.values(), completed,
+            numbers['version']]
 
 
 def _percent(share):
-    return f'{100 * share:.1f} %'
+    return '' if share is None else f'{100 * share:.1f} %'
 
 
 def _of_yes_lines(measured):

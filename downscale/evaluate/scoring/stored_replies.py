@@ -186,25 +186,23 @@ def _of_sample(record):
     target = target_of(doc or record, answers)
     strata = tuple(doc.get('strata') or ()) or _strata_of_metrics(record)
     cut = record.get('truncated')
-    replies = []
-    for text in record['filtered_resps']:
-        reply = StoredReply(
-            text=text,
-            gold=answers if len(answers) > 1 else answers[0],
-            target=target,
-            cluster=str(doc.get('cluster', record['doc_id'])),
-            question=str(record['doc_id']),
-            filter=record.get('filter', ''),
-            strata=strata,
-            truncated=cut if isinstance(cut, bool) else None,
-            stored=True,
-            marked=record['task'] in MARKED,
-            # Only our records say how a thought closed, and keep what stands behind it.
-            behind=bool(record['key'] and 'close' in record),
-            family=_family(record),
-        )
-        replies.append(reply)
-    return replies
+    # Only our records say how a thought closed, and keep what stands behind it.
+    behind = bool(record['key'] and 'close' in record)
+    first = StoredReply(
+        text=record['filtered_resps'][0],
+        gold=answers if len(answers) > 1 else answers[0],
+        target=target,
+        cluster=str(doc.get('cluster', record['doc_id'])),
+        question=str(record['doc_id']),
+        filter=record.get('filter', ''),
+        strata=strata,
+        truncated=cut if isinstance(cut, bool) else None,
+        stored=True,
+        marked=record['task'] in MARKED,
+        behind=behind,
+        family=_family(record),
+    )
+    return [dataclasses.replace(first, text=text) for text in record['filtered_resps']]
 
 
 def _strata_of_metrics(record):

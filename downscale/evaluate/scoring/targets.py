@@ -15,12 +15,12 @@ PEOPLE = 10  # who answered each question of VQA, TextVQA and VizWiz; their rule
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What is right: one answer, several of which each is accepted (of `PEOPLE`, those that each of
-    so many people gave), and what some rules ask for.
+    """What is right: one answer or several, and what some rules ask for.
 
-    `choices` are (letter, text) pairs; `share` is how many people took B of A and B; a `free`
-    answer is a description, which no reply will equal. `size` is the width and height in pixels of
-    the picture that a box is in, where the data names them.
+    Of several each is accepted; as many as `PEOPLE` are what so many people answered. `choices`
+    are (letter, text) pairs; `share` is how many people took B of A and B; a `free` answer is a
+    description, which no reply will equal. `size` is the width and height in pixels of the picture
+    that a box is in, where the data names them.
     """
     answers: tuple[str, ...]
     choices: tuple[tuple[str, str], ...] = ()
@@ -40,8 +40,10 @@ class Target:
 
     @cached_property
     def letters(self) -> tuple[str, ...]:
-        """The options that the answers name in any dress, by text or by number from 0; () where an
-        answer names none, as one of several people."""
+        """The letters of the options that the answers name; () where an answer names none.
+
+        An answer may be a letter in any dress, a text, or a number from 0.
+        """
         if len(self.answers) > 1 and not self.choices:
             return ()
         if len(self.answers) == 1 and self.bare:
@@ -69,7 +71,9 @@ class Target:
 
     @property
     def forms(self) -> set[str]:
-        """What the answers can be taken for: letter, box, several, people, share, yes, text, free.
+        """What the answers can be taken for: the `forms` that a scorer asks for.
+
+        They are letter, box, several, people, share, yes, text and free.
         """
         gold = self.gold.strip()
         if self.free:
@@ -99,9 +103,11 @@ EVERY_LETTER = Options(tuple((letter, '') for letter in LETTERS))
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """A scorer's own value, the score that it means, whether an answer was found, and, from rules
-    for yes and no, which of the two was `said`. A box in `other_scale` than the right one was
-    read, but says nothing about how well the model points."""
+    """A scorer's own value, the score that it means, and whether an answer was found.
+
+    Rules for yes and no tell which of the two was `said`. A box in `other_scale` than the right
+    one was read, but says nothing about how well the model points.
+    """
     value: str | float | None
     score: float | None
     parsed: bool
