@@ -70,6 +70,7 @@ class Questions:
         `marked` says that an 'Answer: X' was asked for (see `named.verdicts`). The score is None
         where the data has no answer. What cannot be read is never guessed.
         """
+        # The scene world has rules of its own; without a right answer there is only the reading.
         scorer = self.scorer_of(asked)
         if scorer == 'scene-1' or asked.right is None:
             pred = answer_of(text, scorer != 'scene-1', asked.answer)
@@ -135,6 +136,7 @@ def _of_study(folder, split, limit):
                     cluster=question.cluster_id,
                 )
             )
+        # Whole examples are read, and what is too much of the last is cut off below.
         if limit is not None and len(asked) >= limit:
             break
     return Questions(tuple(asked[:limit]), lambda question: shown[question.doc_id], 'scene-1')

@@ -71,6 +71,7 @@ def parquet_rows(path: Path, needed: Sequence[str], image: str | None = 'image'
 
     The files of a folder must be one split ('dev-00000-of-00002.parquet').
     """
+    # Rows are numbered through all shards; pictures are read by group and place when shown.
     number = 0
     for file in _shards(Path(path)):
         opened = _opened(file)
@@ -97,6 +98,7 @@ def _shards(path):
     files_there = sorted(path.glob('*.parquet')) if path.is_dir() else []
     if not files_there:
         raise FileNotFoundError(f'no parquet file {path}, nor any in a folder of that name')
+    # Two splits of one set would be two data sets under one name.
     splits = sorted({file.stem.split('-')[0] for file in files_there})
     if len(splits) > 1:
         raise ValueError(f'{path} holds several splits ({", ".join(splits)}); give one file, or a '
@@ -159,6 +161,7 @@ def tsv_rows(path: Path, needed: Sequence[str]
         raise files.fault(path, f'no readable TSV ({error})') from None
     images = table.column('image')
     rows = table.drop_columns(['image']).to_pylist()
+    # VLMEvalKit stores a picture once; further questions about it hold the index of the first.
     places = {row['index']: k for k, row in enumerate(rows)}
 
     def decoded(k, index):

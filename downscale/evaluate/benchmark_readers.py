@@ -49,10 +49,12 @@ def listed(options: Iterable[tuple[str, str]]) -> str:
 
 def inline_options(question: str) -> tuple[tuple[str, str], ...]:
     """Return the (letter, text) options inside a question, () where they do not read as such."""
+    # The last mark: the question itself may speak of options.
     marks = list(_MARKED.finditer(question))
     if not marks:
         return ()
     _, *parts = _LETTERED.split(question[marks[-1].end():])
+    # Letters that are not A, B, C ... in order were words of the text, not options.
     letters = parts[::2]
     texts = [text.strip(' \n,;') for text in parts[1::2]]
     return tuple(zip(letters, texts)) if ''.join(letters) == LETTERS[:len(letters)] else ()

@@ -57,6 +57,7 @@ def measured(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     was not cut off, held an answer, and closed its thought. Numbers that do not exist are None.
     Several replies to a question count as one, with their mean score; `replies` then counts all.
     """
+    # Shares are over all rows; accuracy is over those with a right answer in the data.
     flags = faults([row['truncated'] for row in rows], [row['parse_ok'] for row in rows],
                    [row['close'] for row in rows])
     judged = [row for row in rows if row['score'] is not None]
@@ -66,6 +67,7 @@ def measured(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     asked = {row['doc_id'] for row in rows}
     cell = {'n': len(asked), 'scored': len(scored), 'accuracy': None, 'low': None, 'high': None,
             'clusters': 0, 'method': 'none'}
+    # The replies to a question are no further questions: n and the interval count it once.
     if len(asked) < len(rows):
         cell['replies'] = len(rows)
     if scored:

@@ -44,6 +44,7 @@ class Manner:
     @cached_property
     def generation(self) -> dict[str, Any]:
         """All of it that is about tokens, as JSON; thousands of banned ids as their hash."""
+        # Through JSON: a record that is read again must equal the one that was written.
         plain = json.loads(json.dumps(dataclasses.asdict(self.decoding)))
         plain['banned_thinking'] = hash_of(plain['banned_thinking'])
         return plain | {'limit': self.limit, 'think': self.think, 'thinking': self.thinking}
@@ -143,6 +144,7 @@ class Grid:
         """Return the steps in the order of the work: each reads only what stands before it."""
         greedy = Decoding(seed=self.plan.seed)
         steps = []
+        # A caption looks at everything: nobody is asked what to look at.
         if self.informer and self.plan.describe == 'extract':
             steps.append(Step(run=self.informer, decoding=greedy, feeds=True,
                               files_of=self._information))
@@ -207,6 +209,7 @@ class Grid:
                     think=self.plan.think_tokens if mode == 'think' else None,
                     reads=('description',),
                 )
+                # The text and the row that it came from: a record names what it was made from.
                 jobs = []
                 for asked in questions:
                     description = descriptions[asked.doc_id]

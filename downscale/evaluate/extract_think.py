@@ -112,7 +112,8 @@ class Chain(Grid):
         written = {}
         for step in steps:
             files = step.files_of(self.questions.asked, written)
-            weigh(step.run, sum(files.values(), []), self.questions.images, self.plan.describe_tokens)
+            jobs = sum(files.values(), [])
+            weigh(step.run, jobs, self.questions.images, self.plan.describe_tokens)
             for name in files:
                 # Texts to come are empty here and counted by their limits.
                 blank = {'filtered_resps': [''], 'key': ''}
@@ -124,6 +125,7 @@ class Chain(Grid):
         Questions that share a picture stay together, so that it is described once. A question
         without a picture counts as one.
         """
+        # Pictures are numbered as they first come, so that every process counts alike.
         order = {}
         for asked in self.questions.asked:
             order.setdefault(asked.pictures or asked.id, len(order))
@@ -135,6 +137,8 @@ class Chain(Grid):
     def _generate(self, step: Step, files: Files) -> Written:
         """Generate the rows that are missing in the own part of each file, and return all."""
         stores = {name: Samples.open(self.out, name, self.process) for name in files}
+        # Perception models that wrote the same text lead to one prompt: it is answered once, and
+        # the reply becomes a row in each of their files.
         groups = {}
         for name, store in stores.items():
             lacking = set(store.missing(job.record['key'] for job in files[name]))
@@ -158,6 +162,7 @@ class Chain(Grid):
         self.report(name, done, total)
         engine = self.engine(step.run.folder, self.slots)
         requests = (self._request(jobs[0][1], engine.encoder) for jobs in groups)
+        # Replies come in the order in which rows end; `first` is the place of the window.
         first = 0
         for window in windows(requests, ROWS):
             for index, reply in engine.stream(window, step.decoding):
@@ -224,6 +229,7 @@ class Chain(Grid):
         """Join the parts of each file, once the rows of other processes are there too."""
         written = {}
         for name, jobs in files.items():
+            # Opened anew: the rows of all parts, not of this process alone.
             store = Samples.open(self.out, name)
             keys = [job.record['key'] for job in jobs]
             self._wait(store, keys)

@@ -38,6 +38,7 @@ def priors(items: Sequence[Item]) -> list[float]:
     """
     wordings = [(item.question.family, plain(item.question.text)) for item in items]
     count = Counter(wordings)
+    # Rare wordings fall to None: of one question the best answer is always right.
     groups = [(family, text if count[family, text] >= FEW else None) for family, text in wordings]
     members = defaultdict(list)
     for item, group in zip(items, groups, strict=True):
@@ -83,6 +84,7 @@ def baselines(items: Sequence[Item]) -> dict[str, dict[str, float | int]]:
 
 def _constant(items):
     """Return the mean score of the best constant answer, as the items' own judges score it."""
+    # Every k-th item, k rounded up, so that at most `JUDGED` stay.
     some = items[::-(-len(items) // JUDGED)]
     golds = Counter(item.question.answer for item in items)
     means = []

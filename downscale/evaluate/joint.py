@@ -27,6 +27,7 @@ def joint(engine: Engine, experiment: Experiment, items: Sequence[Item], data_ha
     encoder = engine.encoder
     wording = wording_of(experiment)
     rows = []
+    # Found once: looking for another example per question would be quadratic.
     others = following(items) if 'shuffled' in plan.conditions else {}
     for k, condition in enumerate(plan.conditions):
 

@@ -34,6 +34,7 @@ class ChainPlan:
         for mode in self.reason:
             if mode not in MODES:
                 raise ValueError(unknown('mode', mode, MODES))
+        # Two cells of one mode would be one file.
         if len(set(self.reason)) != len(self.reason) or not self.reason:
             raise ValueError(f'modes {list(self.reason)} must name each mode once')
         for name, least in (('think_tokens', 0), ('answer_tokens', 1), ('describe_tokens', 1),

@@ -87,6 +87,7 @@ class Prompts:
 
     def information_in(self, reply: str) -> str:
         """Return the information in a reply, on one line and without the mark before it."""
+        # One line: it goes into the middle of a sentence of the prompt.
         text = ' '.join(reply.split())
         if text.lower().startswith(self.information_mark.lower()):
             text = text[len(self.information_mark):]
@@ -100,6 +101,7 @@ def fill(template: str, **texts: str) -> str:
     behind its place along. An image mark in a text shows no picture: it is written apart, so that
     no encoder looks for one.
     """
+    # A function, not a template of `re`: backslashes in a text would be read as groups.
     def put(match):
         text = texts[match[1]]
         return text.replace(IMAGE, f'{IMAGE[0]} {IMAGE[1:]}') + match[2] if text else ''

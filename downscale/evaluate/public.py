@@ -54,6 +54,7 @@ def _questions(evaluation, name):
     else:
         raise ValueError(f'{unknown("benchmark", name, list(BENCHMARKS))}; own questions are in '
                          f'{", ".join(SUFFIXES)} files, not {path}')
+    # By id alone: rows of a benchmark may stand in another order in the next release.
     if name in evaluation.information:
         questions = informed(questions, evaluation.information[name], numbers=False)
     lacking = [asked for asked in questions.asked if not asked.information]
@@ -69,6 +70,7 @@ def _own(name, path, images, limit, scorer):
     try:
         questions = of_file(path, images, limit, scorer)
     except ValueError as error:
+        # What cannot be read as own questions may be a benchmark's, its name spelt wrong.
         near = difflib.get_close_matches(name, list(BENCHMARKS), 1, 0.8)
         hint = f'; or did you mean the benchmark {near[0]!r}?' if near else ''
         raise ValueError(f'{error}{hint}') from None

@@ -194,6 +194,7 @@ def _short(value):
 def _pictures(again, folder):
     """Return the bytes of the pictures of a row."""
     row = {name: value for name, value in again().items() if not columns.empty(value)}
+    # A cell may hold the bytes themselves (Parquet), base64, or a path below the folder.
     cells, _ = columns.pictures_in(row)
     return tuple(cell if isinstance(cell, bytes) else picture_of(cell, folder)
                  for cell in cells.values())
@@ -201,6 +202,7 @@ def _pictures(again, folder):
 
 def _answers(filled, letters):
     """Return the right answers as texts, of options as letters; () where there are none."""
+    # VQA has both: `answer` is what most people said, `answers` all of them.
     answer = filled.get('answer', filled.get('answers'))
     if answer is None:
         return ()

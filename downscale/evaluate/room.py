@@ -72,6 +72,7 @@ def _parts(manner: Manner, longest: int) -> tuple[tuple[str, str, int], ...]:
 def prompt_length(encoder: Encoder, text: str, pngs: Sequence[bytes] = (),
                   thinking: bool | None = None) -> int:
     """Return the tokens of the `Prompt` that `prompt_of` makes, off the headers of the pictures."""
+    # Pixels are not decoded: all pictures of a benchmark are looked at before the first row.
     sizes = [picture_size(png) for png in pngs]
     tokens = sum(picture_cost(width, height, encoder.layout, len(sizes) == 1)[0]
                  for width, height in sizes)

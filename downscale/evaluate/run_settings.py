@@ -31,6 +31,7 @@ def begin(out: PathLike, settings: dict[str, Any], alone: bool = True) -> None:
     now = _flat(settings)
     changed = sorted(name for name in before.keys() | now.keys()
                      if before.get(name) != now.get(name))
+    # As after a first try that did not fit in memory. Other processes may be about to write.
     if changed and alone and there == {path.name}:
         write_json(path, settings)
     elif changed:

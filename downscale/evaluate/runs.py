@@ -41,6 +41,7 @@ def open_runs(folders: Iterable[PathLike], role: str, sees: bool = False,
     for folder in folders:
         folder = Path(folder).absolute()
         experiment = config.load(folder)
+        # Parameter groups of the checkpoint say what a model can do, not its configuration.
         groups = {name.split('/')[0] for name in stored_leaves(latest(folder))}
         lacking = sorted(({'language'} | (SEES if sees else set())) - groups)
         if lacking:
@@ -72,6 +73,7 @@ def prompts_for(folders: Iterable[PathLike]) -> str:
 
     ValueError where the scene world's models stand beside others: no prompts suit both.
     """
+    # Scene models know bare words only, the others need to be told what to do.
     micro = {folder: config.load(folder).chat == 'micro' for folder in folders}
     if len(set(micro.values())) > 1:
         # The first model of either kind: the dict is read from its end.

@@ -105,11 +105,7 @@ class Options:
 
     def chosen(self, text: str) -> str:
         """Return the key of the one option that a reply chooses, else ''."""
-        key = self._quick(text)
-        if key:
-            return key
-        text = plain_reply(text)
-        return _Reading(self, text).answer() or NOTHING
+        return self._quick(text) or _Reading(self, plain_reply(text)).answer() or NOTHING
 
     def _quick(self, text):
         """Return the key of a reply that needs no closer look, else None; most are such.
@@ -137,6 +133,7 @@ class Options:
             rest = text[head.end():].strip(_AROUND + '\n')
             if not rest or _compared(rest) == _compared(plain_reply(self.texts[key])):
                 return key
+        # A number is a place only where no option is that number.
         same = self.plain.get(_compared(text))
         number = text.strip()
         if same is None and any(self.texts.values()) and number.isdecimal() and len(number) < 4 \
@@ -146,10 +143,7 @@ class Options:
 
 
 class _Reading:
-    """One plain reply to some options.
-
-    Its methods return a key, '' for no one option, or None where nothing is said about options.
-    """
+    """One plain reply to some options; methods return a key, '' for several, None for nothing."""
 
     def __init__(self, options, text):
         self.texts = options.texts
@@ -175,6 +169,7 @@ class _Reading:
 
     def _goes_on(self, start, key):
         """Return whether the line behind that of a statement is another option and nothing else."""
+        # 'Answer: A' above a line 'B' is a list of answers, not an answer and a remark.
         line = self.text[start:start + REACH].partition('\n')[2].lstrip().partition('\n')[0]
         other = self.plain.get(_compared(line)) or self._firm(line)
         return bool(key and other) and other != key
@@ -200,8 +195,7 @@ class _Reading:
         Of several lines the first and the last must agree, as must all that begin with a key.
         """
         # 1. One line is read whole.
-        lines = [line for line in self.text.split('\n') if line.strip()]
-        lines = self._without_listing(lines)
+        lines = self._without_listing([line for line in self.text.split('\n') if line.strip()])
         if len(lines) == 1:
             key = self.segment(lines[0], strict=True)
             return self._conclusion(lines[0]) if key is None else key
@@ -232,6 +226,7 @@ class _Reading:
 
     def _without_listing(self, lines):
         """Return `lines` without those that repeat the options, where all of them stand there."""
+        # Some models repeat the question's options before they answer.
         wanted = {f'{key} {_compared(plain_reply(text))}'.casefold()
                   for key, text in self.texts.items()}
         rows = [_ITEM.sub(r'\1 ', _compared(line)) for line in lines]
@@ -262,6 +257,7 @@ class _Reading:
     def _label(self, text, strict=False):
         """Return the key at the head of `text`; '' where others are joined to it."""
         text = text[:REACH]
+        # 'not B, but C' names C.
         denied = self.keys.denied.match(text)
         if denied:
             rest = text[denied.end():]
@@ -282,6 +278,7 @@ class _Reading:
         word = head['upper'] in ('A', 'I') and not head['sure']
         if (strict or word) and not length and not _AFTER.match(rest):
             return None
+        # 'B' followed by the text of another option contradicts itself.
         clause = self.plain.get(_compared(_SENTENCE.split(rest.strip(_AROUND), maxsplit=1)[0]))
         return key if clause in (None, key) else NOTHING
 
@@ -295,6 +292,7 @@ class _Reading:
 
     def _more(self, key, rest):
         """Return whether another key is joined to `key` at the head of `rest`."""
+        # A key may be joined to itself ('B and (B)'): then what follows is looked at.
         while True:
             joined = self.keys.joined.match(rest)
             beside = joined or self.keys.beside.match(rest)

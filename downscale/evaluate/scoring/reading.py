@@ -24,6 +24,7 @@ def answer_of(text: str, by_line: bool, gold: str | None = None) -> str:
     answer = bare(marked[-1] if marked else text.rpartition('\n')[2])
     if gold is None or not re.fullmatch('[A-Z]', gold):
         return answer
+    # Nothing is guessed: a word that only begins with the letter is no option.
     option = _OPTION.match(answer.upper())
     return option[1] or option[2] if option else ''
 

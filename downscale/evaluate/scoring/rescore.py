@@ -72,6 +72,7 @@ def _measured(rows, given, first):
     place = _places(rows)
     alone = [rows[k] for k in np.unique(place, return_index=True)[1]]  # one row of each question
     scores = _means(place, [verdict.score for verdict in given])
+    # Several replies to a question count as one: means over replies, then over questions.
     done = [k for k, verdict in enumerate(given) if verdict.parsed and not rows[k].truncated]
     completed = _means(place[done], [given[k].score for k in done])
     # Only our own samples and some harnesses tell whether a reply was cut off.
@@ -120,6 +121,7 @@ def _places(rows):
 
 def _means(place, values):
     """Return the mean value of each question that has any, in the order of questions."""
+    # `bincount` of nothing has no weights, as after no completed row.
     count = np.bincount(place)
     total = np.bincount(place, values) if len(place) else count
     return (total[count > 0] / count[count > 0]).tolist()

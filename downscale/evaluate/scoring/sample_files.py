@@ -139,8 +139,7 @@ def _read(text):
 
 
 def _numbered(number, doc, where, path):
-    """Return `_target` of a whole number: the letter of an option where the document lists some.
-    """
+    """Return `_target` of a whole number: a letter where the document lists options."""
     options = doc.get('choices', doc.get('options'))
     # {letter: text}, or {'text': texts, 'label': letters} as in ARC.
     if isinstance(options, dict):
@@ -172,6 +171,7 @@ def score_of(record: dict[str, Any]) -> float | None:
     flat = [value for name, value in record.items() if 'score' in name.lower()]
     nested = [value.get('score') for name, value in record.items()
               if isinstance(value, dict) and name != 'doc']
+    # From the surest name to the loosest; the metrics of a harness may have any name.
     for value in (record.get('score'), *flat, *nested):
         if isinstance(value, (int, float)):
             return float(value)
@@ -192,6 +192,7 @@ def distinct(records: Sequence[dict[str, Any]],
     clash = defaultdict(list)
     for record in records:
         identity = record.get('filter'), str(record['doc_id']), record.get('repeat')
+        # A padded batch writes rows again, equal in all that matters.
         before = first.setdefault(identity, record)
         if before is record:
             continue

@@ -151,6 +151,7 @@ def short_answer(text: str) -> str:
     explanation may stand behind or before. Of equally many the last counts.
     """
     text = plain_reply(text)
+    # "Answer: B" is surer than a later "which is ...", whatever stands behind it.
     there = [stated for stated in statements(text) if stated.text.strip()]
     if there:
         return next((stated for stated in there if stated.sure), there[0]).text.strip()
@@ -165,6 +166,7 @@ def same_answer(text: str, gold: str) -> bool:
 
     Case, marks, articles, the writing of numbers and an explanation behind it do not count.
     """
+    # '3' and 'three apples' say one number; 'yes, 3' says another thing first.
     wanted = _words(_plain(gold))
     number = _value(wanted)
     if number is not None:

@@ -217,6 +217,7 @@ def _strata_of_metrics(record):
 def _family(record):
     """Return the kind of question of a samples record; lmms-eval keeps POPE's as the category."""
     doc = record.get('doc')
+    # Ours have a key, and their category is another thing.
     names = ('family',) if record['key'] else ('family', 'category')
     kinds = [doc.get(name) for name in names] if isinstance(doc, dict) else []
     return next((kind for kind in kinds if isinstance(kind, str)), '')

@@ -273,6 +273,7 @@ def verdicts(text: str, target: Target, names: Iterable[str] | None = None, stor
     judged = {}
     for scorer in applying(target, names):
         given = text
+        # Ours find the mark themselves, and a thought is cut off as an engine would.
         if scorer.whole:
             given = text if behind else behind_thought(text)
         else:
@@ -286,6 +287,7 @@ def verdicts(text: str, target: Target, names: Iterable[str] | None = None, stor
 
 def _about_options(scorer, target):
     """Return whether a published rule reads an option out of replies to `target`."""
+    # 'interleave' judges letters and words: what is right decides what it looks for.
     if 'text' in scorer.forms:
         return target.share is not None or target.bare and len(target.answers) == 1
     return 'letter' in target.forms

@@ -55,6 +55,7 @@ class Target:
     @cached_property
     def reader(self) -> Options:
         """The `Options` that replies choose from: all letters where the data has none."""
+        # A right letter that none of the options has is read among all letters.
         known = self.gold.strip().upper() in {letter for letter, _ in self.choices} \
             or self.choices and not self.bare
         return Options(self.choices) if known else EVERY_LETTER

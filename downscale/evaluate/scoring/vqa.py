@@ -71,6 +71,7 @@ def agreement(text: str, answers: Sequence[str]) -> float:
     Each of `answers` is left out once, and the mean is over those left out. Texts are compared as
     they stand.
     """
+    # The answer that is left out is no vote for itself: True counts as one.
     same = [answer == text for answer in answers]
     return float(mean(min(1, (sum(same) - itself) / 3) for itself in same))
 
