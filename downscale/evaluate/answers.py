@@ -19,7 +19,7 @@ WINDOW = 2 ** 30  # bytes of image tiles that are held at once
 Report = Callable[[int, int], object]  # takes how many rows are done, of how many
 
 
-class Pictured(Protocol):
+class ShownExample(Protocol):
     """What an item shows: an `Example`, or pictures of a benchmark that are read when shown."""
 
     @property
@@ -52,7 +52,7 @@ class Item:
     gets it, without the tail of a benchmark's prompt; '' where it has none.
     """
     question: Question
-    example: Pictured
+    example: ShownExample
     judge: Callable[[str, bool], tuple[str, bool, float]] = field(compare=False)
     bare: str = ''
 
@@ -109,7 +109,7 @@ def _judge(question, text, marked):
 
 # --- pictures ---------------------------------------------------------------------------------
 
-def shown(item: Item, condition: str, others: dict[str, Pictured]) -> Sequence[bytes]:
+def shown(item: Item, condition: str, others: dict[str, ShownExample]) -> Sequence[bytes]:
     """Return the encoded pictures that `item` is asked with under `condition`.
 
     'shuffled' takes those of the example that `others` (see `following`) holds in its place.
@@ -121,7 +121,7 @@ def shown(item: Item, condition: str, others: dict[str, Pictured]) -> Sequence[b
     return others[item.example.scene_id].images
 
 
-def following(items: Iterable[Item]) -> dict[str, Pictured]:
+def following(items: Iterable[Item]) -> dict[str, ShownExample]:
     """Return {scene: the next example with as many pictures} of the scenes with pictures.
 
     ValueError where an example is the only one with its number of pictures.
