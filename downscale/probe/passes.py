@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from downscale.evaluate import public
-from downscale.evaluate.answers import SCENE, gold_ids, prompt_of, shown
+from downscale.evaluate.answers import gold_ids, prompt_of, shown
 from downscale.generate.requests import prompt_arrays
 from downscale.model.cache import ladder
 from downscale.model.language import score
@@ -103,13 +102,12 @@ class Looker:
         view = open_checkpoint(folder_of(study, experiment, self.stage))
         self.model, self.params = view.model, jax.device_put(view.params())
         self.encoder = encoder_of(study, experiment, self.stage)
-        self.wording = public.wording(experiment) if experiment.evaluation.benchmarks else SCENE
         self.words = self.encoder.tokenizer.get_vocab_size(with_added_tokens=True)
         self.shapes = {}  # tiles -> longest L so far: each shape is a program to compile
 
     def batch(self, items, condition='image'):
         """Return the `Batch` of some items, with their pictures ('image') or 'blind'."""
-        prompts = [prompt_of(self.encoder, self.wording.joint(item), shown(item, condition, {}))
+        prompts = [prompt_of(self.encoder, item.question.text, shown(item, condition, {}))
                    for item in items]
         targets = [gold_ids(self.encoder, item.question) for item in items]
         tiles = max((len(p.tiles) for p in prompts if p.tiles is not None), default=0)
