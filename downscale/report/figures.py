@@ -7,6 +7,7 @@ import csv
 import io
 import re
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -245,8 +246,9 @@ def grid(result: Any) -> Drawing:
     widest = max(len(panel['r_sizes']) for panel in result.values())
     tallest = max(len(panel['p_sizes']) for panel in result.values())
     figure, axes = small_axes(len(result), .8 * widest + 1.3, .5 * (tallest + 1) + .9, across=2)
-    cells = [cell['accuracy'] for panel in result.values() for cell in panel['cells']]
-    norm = plotting().colors.Normalize(min(x.value for x in cells), max(x.value for x in cells))
+    cells = list(chain.from_iterable(panel['cells'] for panel in result.values()))
+    values = [cell['accuracy'].value for cell in cells]
+    norm = plotting().colors.Normalize(min(values), max(values))
     rows = []
     for axis, (name, panel) in zip(axes, result.items(), strict=True):
         ys = {p: place for place, p in enumerate(panel['p_sizes'])}
@@ -285,8 +287,10 @@ def _heat_cell(axis, x, y, cell, norm):
 def marginals(result: Any) -> Drawing:
     """Return what shrinking one side costs with the other side at its largest, family by family."""
     panels = {name: panel['marginal'] for name, panel in result.items() if panel['marginal']}
-    families = {task for sides in panels.values() for side in ('perception', 'reasoner')
-                if side in sides for task in sides[side]['families']}
+    families = set()
+    for sides in panels.values():
+        for side in {'perception', 'reasoner'} & set(sides):
+            families.update(sides[side]['families'])
     names = [*sorted(families), 'macro mean']
     figure, axes = small_axes(len(panels), 4.2, .3 * len(names) + .9, across=2)
     rows = []
@@ -311,8 +315,10 @@ def marginals(result: Any) -> Drawing:
     for axis in axes:
         axis.set_xlim(min(low for low, _ in ends), max(high for _, high in ends))
     figure.tight_layout(h_pad=1.5)
-    named = {label: handle for axis in axes
-             for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    named = {}
+    for axis in axes:
+        handles, labels = axis.get_legend_handles_labels()
+        named |= dict(zip(labels, handles, strict=True))
     figure.legend(named.values(), named.keys(), loc='lower left', ncols=2, fontsize=8.5,
                   bbox_to_anchor=(0, 1))
     return figure, rows

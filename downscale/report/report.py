@@ -142,8 +142,10 @@ def _say_drops(drops, say):
     flat = [task for task in rows if task not in falls + rises]
     if falls:
         lead = drops.get('lead')
-        settled = '' if lead is None else '; its lead over the next family is ' + (
-            'clear' if lead.low > 0 else 'not settled') + f' ({gate.signed(lead)})'
+        settled = ''
+        if lead is not None:
+            word = 'clear' if lead.low > 0 else 'not settled'
+            settled = f'; its lead over the next family is {word} ({gate.signed(lead)})'
         say(f'The largest drop is in {falls[0]}: {gate.signed(rows[falls[0]]["absolute"])}'
             f'{settled}.')
     if rises:
