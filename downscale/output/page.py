@@ -1,4 +1,5 @@
 """The offline page around the report: escaping, tables that sort, styles and the small script."""
+import base64
 import math
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -133,6 +134,37 @@ def paragraph(text: str, kind: str = '') -> str:
 def bullets(lines: Iterable[str]) -> str:
     """Return escaped lines as a list."""
     return '<ul>' + ''.join(f'<li>{escape(line)}' for line in lines) + '</ul>'
+
+
+def cut(text: str, most: int) -> str:
+    """Return escaped text of at most `most` characters, with an ellipsis where it was longer."""
+    return escape(text if len(text) <= most else text[:most] + ' …')
+
+
+def terms(pairs: Iterable[tuple[str, str]], mark: str = '') -> str:
+    """Return (name, HTML) pairs as entries of a `<dl>`; names are escaped, `mark` is a class."""
+    kind = f' class="{mark}"' if mark else ''
+    return ''.join(f'<dt{kind}>{escape(name)}<dd{kind}>{text}' for name, text in pairs)
+
+
+def details(summary: str, body: str) -> str:
+    """Return HTML that opens when its summary, which is escaped, is clicked."""
+    return f'<details><summary>{escape(summary)}</summary>{body}</details>'
+
+
+def card(pictures: str, caption: str, body: str) -> str:
+    """Return one sample: its pictures above, the escaped `caption` under them, then `body`."""
+    return f'<div class="card">{pictures}<div class="soft">{escape(caption)}</div>{body}</div>'
+
+
+def cards(samples: Iterable[str]) -> str:
+    """Return samples, each made by `card`, side by side."""
+    return f'<div class="cards">{"".join(samples)}</div>'
+
+
+def picture_address(data: bytes, kind: str = 'png') -> str:
+    """Return an encoded picture as an address that holds it, so that a page needs no file."""
+    return f'data:image/{kind};base64,{base64.b64encode(data).decode()}'
 
 
 def page(title: str, gate_line: str, passed: bool, body: str) -> str:

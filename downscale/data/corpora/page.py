@@ -1,5 +1,4 @@
 """What `downscale data show` shows of a built mixture: lines for a terminal, a page of samples."""
-import base64
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
@@ -7,7 +6,16 @@ from typing import Any
 
 from downscale.data.corpora.mixture import Corpus, epoch_order
 from downscale.data.files import shown
-from downscale.output.page import page, paragraph, table
+from downscale.output.page import (
+    card,
+    cards,
+    cut,
+    page,
+    paragraph,
+    picture_address,
+    table,
+    terms,
+)
 from downscale.runtime.files import write_bytes
 
 PICTURE_BYTES = 400_000
@@ -80,20 +88,15 @@ def _samples(corpus, count):
     order = epoch_order(corpus.mixture, corpus.counts)
     for k, source in enumerate(corpus.mixture.sources):
         inside = order[(order >= corpus.starts[k]) & (order < corpus.starts[k + 1])][:each]
-        yield f'<h3>{escape(source.name)}</h3><div class="cards">'
-        yield from (_card(corpus.record(index)) for index in inside)
-        yield '</div>'
+        yield f'<h3>{escape(source.name)}</h3>'
+        yield cards(_card(corpus.record(index)) for index in inside)
 
 
 def _card(record):
     """Return the card of a record: its pictures, its id and its turns."""
     pictures = ''.join(map(_picture, record.talk.images))
-    turns = ''
-    for turn in record.talk.turns:
-        more = ' …' if len(turn.text) > TEXT_LENGTH else ''
-        turns += f'<dt>{turn.role}<dd>{escape(turn.text[:TEXT_LENGTH])}{more}'
-    return (f'<div class="card">{pictures}<div class="soft">{escape(record.id)}</div>'
-            f'<dl>{turns}</dl></div>')
+    turns = terms((turn.role, cut(turn.text, TEXT_LENGTH)) for turn in record.talk.turns)
+    return card(pictures, record.id, f'<dl>{turns}</dl>')
 
 
 def _picture(data):
@@ -101,4 +104,4 @@ def _picture(data):
     kind = next((kind for start, kind in FORMATS.items() if data.startswith(start)), None)
     if kind is None or len(data) > PICTURE_BYTES:
         return f'<span class="soft">picture of {len(data):,} bytes left out</span>'
-    return f'<img alt="" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
+    return f'<img alt="" src="{picture_address(data, kind)}">'
