@@ -53,9 +53,7 @@ def _drops_of(ends, line, floor, column, decades):
     """Return the measures of one family: `ends` has the largest and the smallest size, `line`
     all.
     """
-    nothing = bootstrap.Means(
-        floor.groups, floor.value * 0, floor.draws * 0, floor.n, floor.clusters
-    )
+    nothing = replace(floor, value=floor.value * 0, draws=floor.draws * 0)
     found = {'abs': measures.one(ends, 0, column, minus=1),
              'rel': measures.relative(ends, nothing, column),
              'rel_chance': measures.relative(ends, floor, column)}
@@ -148,11 +146,11 @@ def reliance(s: Scored) -> dict[str, Any]:
 def _over_tasks(value, draws, items, tasks):
     draws = draws[np.isfinite(draws)]  # a draw of tasks may have no spread
     low, high = np.quantile(draws, [.025, .975]) if len(draws) > 1 else (np.nan, np.nan)
-    method = 'bootstrap over tasks'
+    known = bootstrap.without_ends(value, items, tasks, 'none (tasks do not differ)')
     if not high - low > 1e-9:
-        low = high = np.nan
-        method = 'none (tasks do not differ)'
-    return bootstrap.Interval(float(value), float(low), float(high), items, tasks, method)
+        return known
+    return replace(known, low=float(low), high=float(high),
+                   method='bootstrap over tasks')
 
 
 def _halves(relied, fell, place, cluster, tasks, rng):

@@ -152,9 +152,9 @@ def means_of(s: Scored,
         len(groups), count, len(weights), -1)
     chance = _chance(s, paired)
     scores = paired.scores.reshape(len(groups), count, -1).mean(axis=1)
-    return replace(paired, scores=scores), bootstrap.Means(
-        chance.groups, value, np.einsum('bs,rsbg->brg', weights, draws), chance.n,
-        chance.clusters, count, planned), chance
+    means = replace(chance, value=value, draws=np.einsum('bs,rsbg->brg', weights, draws),
+                    seeds=count, planned=planned)
+    return replace(paired, scores=scores), means, chance
 
 
 def planned_seeds(s: Scored, groups: Sequence[Sequence[Cell]]) -> int:
@@ -179,7 +179,7 @@ def of_run(s: Scored, cell: Cell) -> bootstrap.Means:
     _make_means(s, [cell])
     chance = _chance(s, pair(s.study, [[cell]]))
     value, draws = s.made[cell]
-    return bootstrap.Means(chance.groups, value[None], draws[:, None], chance.n, chance.clusters)
+    return replace(chance, value=value[None], draws=draws[:, None])
 
 
 def each(s: Scored, groups: Sequence[Sequence[Cell]]) -> tuple[Paired, list[bootstrap.Means]]:

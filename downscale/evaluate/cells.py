@@ -2,6 +2,8 @@
 import numpy as np
 
 from downscale.evaluate.scoring.sample_files import read_samples
+from downscale.output.plain import plain
+from downscale.output.text import aligned
 from downscale.statistics.bootstrap import mean_ci
 
 SHARES = ('truncated', 'unparsed', 'unclosed')
@@ -54,7 +56,7 @@ def measured(rows):
     if scored:
         at = mean_ci([row['score'] for row in scored],
                      [row['doc']['cluster'] for row in scored], bounds=(0, 1))
-        found |= {'accuracy': at.value, 'low': _number(at.low), 'high': _number(at.high),
+        found |= {'accuracy': at.value, 'low': plain(at.low), 'high': plain(at.high),
                   'clusters': at.clusters, 'method': at.method}
     wrong = {'truncated': [row['truncated'] for row in rows],
              'unparsed': [not row['parse_ok'] for row in rows],
@@ -79,10 +81,6 @@ def _of_questions(rows):
     return [{**first[name], 'score': float(np.mean(part))} for name, part in scores.items()]
 
 
-def _number(value):
-    return None if np.isnan(value) else value
-
-
 def table(cells):
     """Yield the lines of a short table for a person, with what its columns mean."""
     names = ('perception', 'reasoner', 'mode')
@@ -94,10 +92,7 @@ def table(cells):
                      _shown(cell['accuracy']), reach,
                      *(f'{100 * cell[name]:.1f} %' for name in SHARES),
                      _shown(cell['accuracy_completed'])])
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        yield '  '.join(text.ljust(width) if k < len(names) else text.rjust(width)
-                        for k, (text, width) in enumerate(zip(row, widths)))
+    yield from aligned(rows, left=range(len(names)))
     if any(cell['scored'] < cell['n'] for cell in cells):
         yield 'n: rows whose right answer is in the data, of all'
     several = {cell['replies'] // cell['n'] for cell in cells if 'replies' in cell}

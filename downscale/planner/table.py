@@ -1,4 +1,5 @@
 """A plan as text: one table a topology, and below it a line for whatever needs a word."""
+from downscale.output.text import aligned
 from downscale.planner.topologies import topology
 
 HEAD = ('program', 'mesh', 'rows/chip', 'length', 'GiB', 'fits', 'Mcycles', 'TFLOP', 'moved GiB',
@@ -31,14 +32,6 @@ def _merged(rows):
         groups.setdefault(repr((stage, same)), []).append(row)
     return [{**group[0], 'name': group[0]['name'] + f' +{len(group) - 1}' * (len(group) > 1)}
             for group in groups.values()]
-
-
-def aligned(rows):
-    """Return rows of text as lines: the first two columns to the left, the others to the right."""
-    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
-    return ['  '.join(cell.ljust(width) if n < 2 else cell.rjust(width)
-                      for n, (cell, width) in enumerate(zip(row, widths))).rstrip()
-            for row in rows]
 
 
 def _number(value):
