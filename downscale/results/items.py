@@ -20,7 +20,7 @@ FINISHES = ('stop', 'string', 'length')          # what ended a reply: only the 
 CLOSES = ('', 'natural', 'forced', 'open')       # how a thought ended; '' where none was asked for
 
 
-def _schema(**columns):
+def strict_schema(**columns: pa.DataType) -> pa.Schema:
     """Return an Arrow schema of columns {name: type}, none of which may hold a null."""
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
 
@@ -35,8 +35,8 @@ _ASKED = dict(
 _ANSWERED = dict(
     score=_F, nll_gold=_F, chance=_F, pred=_S, gold=_S, parse_ok=_B, n_gen_tokens=_I,
     truncated=_B, finish=_S, close=_S, n_think_tokens=_I)
-ITEMS = _schema(**_ASKED, **_ANSWERED, prompt_hash=_S, data_hash=_S)
-TEXTS = _schema(
+ITEMS = strict_schema(**_ASKED, **_ANSWERED, prompt_hash=_S, data_hash=_S)
+TEXTS = strict_schema(
     item_id=_S, p_run=_S, text_kind=_S, question=_S, prompt=_S, text=_S, n_tokens=_I,
     truncated=_B)
 MOST = 300   # characters of an error, whatever the input was
