@@ -45,9 +45,9 @@ def _floor(s, paired):
     means = bootstrap.group_means([paired.chance, _constant(s, paired)], paired.task,
                                   paired.cluster_id, s.resamples)
     stored = s.study.meta.get('data', {}).get('baselines', {})
-    majority, constant = (
-        np.array([stored.get(task, {}).get(name, np.nan) for task in means.groups])
-        for name in ('majority', 'constant'))
+    known = [stored.get(task, {}) for task in means.groups]
+    majority = np.array([guesses.get('majority', np.nan) for guesses in known])
+    constant = np.array([guesses.get('constant', np.nan) for guesses in known])
     guesses = {'chance': means.value[0], 'majority': majority,
                'constant': np.fmax(means.value[1], constant)}
     rows = {'chance': 0, 'constant': 1}   # of `means`

@@ -20,7 +20,9 @@ def layers(s: Scored) -> dict[str, Any]:
     theirs, which hold pictures only. At most 12 panels: metrics of the mean over tasks first, then
     of each task.
     """
-    home = {run: size.name for size in s.sizes for run in size.runs}
+    home = {}
+    for size in s.sizes:
+        home.update(dict.fromkeys(size.runs, size.name))
     panels = {}
     rows = {}
     others = []

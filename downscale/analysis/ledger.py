@@ -62,7 +62,9 @@ def ledger(s: Scored, table: pa.Table) -> Ledger:
     sizes = list(groups)
     parts, planned = _by_seed(s, groups, written)
     # 2. The items that all of them have, those of families with a probe at every site.
-    cells = [group for part in parts for side in part for group in side.values()]
+    cells = []
+    for answers, read_by in parts:
+        cells += [*answers.values(), *read_by.values()]
     paired = pair(s.study, cells)
     probes = [_probes(table, answers, paired) for answers, _ in parts]
     keep = np.all([kept for _, kept in probes], axis=0)
@@ -127,7 +129,8 @@ def _written(s, groups):
     for kind in measures.TEXTS:
         for mode, thinking in MODES.items():
             pairs = measures.pair_groups(s, kind, thinking)
-            readers = [size.name for size in s.sizes if any(r == size.name for _, r in pairs)]
+            names = {r for _, r in pairs}
+            readers = [size.name for size in s.sizes if size.name in names]
             gold = pairs.get(('gold', readers[-1])) if readers else None
             cells = _read_by(s, groups, pairs, readers[-1]) if gold else None
             if cells:

@@ -321,7 +321,10 @@ def _flips(s, large, small):
     both = sorted(set(by_seed[0]) & set(by_seed[1]))
     if not both:
         raise Missing('no seed answered at both ends')
-    paired = measures.pair(s.study, [cells[seed] for seed in both for cells in by_seed])
+    groups = []
+    for seed in both:
+        groups += [cells[seed] for cells in by_seed]
+    paired = measures.pair(s.study, groups)
     # Scores may be means of repeats, taken as independent: then an item is a share of each.
     first = paired.scores[0::2]
     second = paired.scores[1::2]

@@ -4,6 +4,7 @@ Answers are right with a probability that is chance plus a share of the rest, an
 logistic function of a logit. The logit adds what is planted for sizes, texts and thinking, and
 normal draws for pictures (questions of one picture move together), questions and training seeds.
 """
+import itertools
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -165,9 +166,10 @@ def logit(planted: Planted, down: Mapping[str, float], cell: Cell, reliance: np.
 
 def _cells(sizes, full):
     """Return cells with sizes in place of runs; pairs are `full`, or the ends and equal sizes."""
-    cells = [Cell(p, '', '', False, condition) for p in sizes for condition in ('image', 'blind')]
+    cells = [Cell(p, '', '', False, condition)
+             for p, condition in itertools.product(sizes, ('image', 'blind'))]
     ends = {sizes[0], sizes[-1]}
-    pairs = [(p, r) for p in sizes for r in sizes
+    pairs = [(p, r) for p, r in itertools.product(sizes, sizes)
              if full or p == r or sizes[-1] in (p, r) or {p, r} <= ends]
     for kind in KINDS:
         for thinking in (False, True):
@@ -183,8 +185,8 @@ def _answer(rng, design, full):
     cells = _cells(list(design.models), full)
     for seed in range(design.seeds):
         # Each trained stage has its own draw: joint, two writers, two ways of answering.
-        drawn = {(size, stage): design.planted.seed * rng.standard_normal()
-                 for size in design.models for stage in ('', *KINDS, False, True)}
+        stages = itertools.product(design.models, ('', *KINDS, False, True))
+        drawn = {stage: design.planted.seed * rng.standard_normal() for stage in stages}
         for cell in cells:
             odds = logit(design.planted, design.down, cell, items['reliance'], items['ease'])
             odds = odds + items['luck']
@@ -246,9 +248,11 @@ def _texts_table(rng, design, size, seed, kind):
 
 
 def _meta(design, seed):
-    runs = [{'run_id': f'{size}-s{k}', 'size': size, 'width': language.D, 'depth': language.N,
-             'seed': k, **totals(language, SIGLIP['micro'])}
-            for size, language in design.models.items() for k in range(design.seeds)]
+    runs = []
+    for size, language in design.models.items():
+        facts = {'size': size, 'width': language.D, 'depth': language.N}
+        runs += [{'run_id': f'{size}-s{k}', **facts, 'seed': k,
+                  **totals(language, SIGLIP['micro'])} for k in range(design.seeds)]
     informed = {'informed': CHANCE, 'majority': CHANCE, 'uniform': CHANCE}
     return {'name': 'synthetic', 'seed': seed, 'config_hash': f'synthetic {seed}', 'runs': runs,
             'data': {'baselines': dict.fromkeys(RELIANCE, informed), 'image_px': 80}}
@@ -313,9 +317,11 @@ def _true_claims(accuracy, sizes, drop):
     large = sizes[-1]
     gains = [pair(size, large) - pair(size, large, 'caption') for size in sizes]
     chains = [pair(size, size) - joint(size) for size in sizes]
-    drops = (np.mean([drop[task] for task in visual]), np.mean([drop[task] for task in knowledge]))
-    return {'visual_minus_knowledge': float(drops[0] - drops[1]),
-            'perception_minus_reasoning': pair(large, small) - pair(small, large),
-            'extraction_minus_caption': float(np.mean(gains)),
-            'thinking': pair(large, large) - pair(large, large, thinking=False),
+    visual_drop = np.mean([drop[task] for task in visual])
+    knowledge_drop = np.mean([drop[task] for task in knowledge])
+    perception = pair(large, small) - pair(small, large)
+    thinking = pair(large, large) - pair(large, large, thinking=False)
+    return {'visual_minus_knowledge': float(visual_drop - knowledge_drop),
+            'perception_minus_reasoning': perception,
+            'extraction_minus_caption': float(np.mean(gains)), 'thinking': thinking,
             'chain_minus_joint': float(np.mean(chains))}
