@@ -7,6 +7,8 @@ import numpy as np
 
 from downscale.evaluate.runs import ChainModel
 from downscale.evaluate.scoring.sample_files import read_samples
+from downscale.output.plain import plain
+from downscale.output.text import aligned
 from downscale.results.endings import FAULTS, completed, faults
 from downscale.statistics.bootstrap import mean_ci
 
@@ -73,7 +75,7 @@ def measured(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if scored:
         mean = mean_ci([row['score'] for row in scored],
                        [row['doc']['cluster'] for row in scored], bounds=(0, 1))
-        cell |= {'accuracy': mean.value, 'low': _number(mean.low), 'high': _number(mean.high),
+        cell |= {'accuracy': mean.value, 'low': plain(mean.low), 'high': plain(mean.high),
                  'clusters': mean.clusters, 'method': mean.method}
     cell |= {name: float(np.mean(flags[name])) for name in FAULTS}
     cell['completed'] = len(done)
@@ -100,20 +102,12 @@ def _of_questions(rows):
     return [{**first[name], 'score': float(np.mean(part))} for name, part in scores.items()]
 
 
-def _number(value):
-    return None if np.isnan(value) else value
-
-
 def table(cells: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Yield the lines of a short table for a person, with what its columns mean."""
     names = ('perception', 'reasoner', 'mode')
     rows = [[*names, 'n', 'accuracy', '95 %', *FAULTS, 'completed']]
     rows += [_table_row(cell, names) for cell in cells]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        left = [text.ljust(width) for text, width in zip(row[:3], widths)]
-        right = [text.rjust(width) for text, width in zip(row[3:], widths[3:])]
-        yield '  '.join(left + right)
+    yield from aligned(rows, left=range(len(names)))
     if any(cell['scored'] < cell['n'] for cell in cells):
         yield 'n: rows whose right answer is in the data, of all'
     several = {cell['replies'] // cell['n'] for cell in cells if 'replies' in cell}

@@ -119,8 +119,10 @@ def _who(teacher):
 
 
 def _interval(share):
-    return None if share['share'] is None else Interval(
-        share['share'], share['low'], share['high'], share['n'], share['n'], 'Wilson')
+    if share['share'] is None:
+        return None
+    return Interval(value=share['share'], low=share['low'], high=share['high'], n=share['n'],
+                    clusters=share['n'], method='Wilson')
 
 
 def _gallery(rows, texts, factory):

@@ -100,6 +100,7 @@ def percent(share: Any) -> str:
 
 
 def _completion(x):
+    """Return the cell of a `Completion`: accuracy on completed answers, on all, and the faults."""
     shares = (x.truncated, x.unparsed, x.unclosed)
     lines = [] if x.completed is None else [
         f'{number(x.completed.low)} to {number(x.completed.high)}']
@@ -114,11 +115,14 @@ def _completion(x):
 
 def table(headers: Sequence[str], rows: Iterable[Sequence], sign: bool = False) -> str:
     """Return a table that sorts when a header is clicked and scrolls sideways on a phone."""
-    words = [any(isinstance(row[column], str) for row in rows) for column in range(len(headers))]
-    head = ''.join(f'<th{" class=text" if word else ""}>{escape(str(name))}'
-                   for name, word in zip(headers, words, strict=True))
-    body = ''.join('<tr>' + ''.join(cell(value, sign) for value in row) for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}<tbody>{body}</table></div>'
+    head = ''
+    for column, name in enumerate(headers):
+        words = any(isinstance(row[column], str) for row in rows)
+        head += f'<th{" class=text" if words else ""}>{escape(str(name))}'
+    body = []
+    for row in rows:
+        body += ['<tr>', *(cell(value, sign) for value in row)]
+    return f'<div class="scroll"><table><thead><tr>{head}<tbody>{"".join(body)}</table></div>'
 
 
 def figure(svg: str, caption: str) -> str:

@@ -1,7 +1,8 @@
 """A plan as text: one table a topology, and below it a line for whatever needs a word."""
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
+from downscale.output.text import aligned
 from downscale.planner.bounds import summed
 from downscale.planner.topologies import topology
 
@@ -43,17 +44,6 @@ def _merged(rows):
         more = f' +{len(others)}' if others else ''
         merged.append({**first, 'name': first['name'] + more})
     return merged
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows of text as lines: the first two columns to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    text = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row[:2], widths)]
-        cells += [cell.rjust(width) for cell, width in zip(row[2:], widths[2:])]
-        text.append('  '.join(cells).rstrip())
-    return text
 
 
 def _number(value):

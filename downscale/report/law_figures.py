@@ -3,6 +3,7 @@ from typing import Any
 
 import numpy as np
 
+from downscale.output.plain import plain
 from downscale.report.figures import (
     BLUE,
     GREY,
@@ -104,7 +105,7 @@ def rates(result: Any) -> Drawing:
         axis.plot(*zip(*grid, strict=True), 'o-', color=colour, mfc='white', ms=4, lw=1.2)
         axis.plot(choice.lr, choice.loss, 'o', color=colour, ms=6, label=size + (
             f' ({choice.edge} of the grid!)' if choice.edge else ''))
-        rows += [{'size': size, 'rate': rate, 'loss': loss if np.isfinite(loss) else None,
+        rows += [{'size': size, 'rate': rate, 'loss': plain(loss),
                   'chosen': rate == choice.lr, 'seeds': result['seeds'][size]}
                  for rate, loss in choice.grid]
     axis.set(xscale='log', xlabel='learning rate of the language model', ylabel='final loss',

@@ -1,10 +1,6 @@
 """`write_report`: one offline HTML file, its numbers as JSON, and a PNG and CSV per figure."""
-import dataclasses
 import json
-import math
 from pathlib import Path
-
-import numpy as np
 
 from downscale.analysis import (
     absent,
@@ -22,8 +18,8 @@ from downscale.analysis import (
     study_laws,
 )
 from downscale.analysis.measures import Missing
-from downscale.laws.fits import Jsonable
 from downscale.output import page
+from downscale.output.plain import plain
 from downscale.report import gallery, sections
 from downscale.results.items import TableError
 from downscale.results.study import load_study
@@ -52,7 +48,7 @@ def write_report(study_dir: PathLike, out_dir: PathLike | None = None, bootstrap
                                        ('name', 'seed', 'config_hash')},
                'summary': summary, 'skipped': skipped, 'notes': list(s.study.notes),
                'unfinished': list(study.unfinished), **_without_bulk(results)}
-    text = json.dumps(_plain(numbers), indent=1, sort_keys=True, allow_nan=False) + '\n'
+    text = json.dumps(plain(numbers, _rounded), indent=1, sort_keys=True, allow_nan=False) + '\n'
     write_bytes(out / 'report.json', text.encode())
     title = f'{study.meta.get("name", "study")} — downscale report'
     verdict = results['gate']
@@ -204,19 +200,8 @@ def _without(part, name):
     return {key: value for key, value in part.items() if key != name}
 
 
-def _plain(value):
-    """Return JSON values; floats are rounded so that the order of a sum cannot change the bytes."""
-    if isinstance(value, Jsonable):
-        value = value.to_dict()
-    if dataclasses.is_dataclass(value):
-        value = dataclasses.asdict(value)
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, dict):
-        return {' x '.join(key) if isinstance(key, tuple) else str(key): _plain(inner)
-                for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float):
-        return float(f'{round(value, 12):.9g}') if math.isfinite(value) else None
-    return value
+def _rounded(value):
+    """Return a float rounded so that the order of a sum cannot change the bytes."""
+    return float(f'{round(value, 12):.9g}')
+
+
