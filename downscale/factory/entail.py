@@ -16,7 +16,7 @@ class Entailment:
 
 def judge(statement: str, answer: str, description: str) -> Entailment:
     """Return the `Entailment` on one statement; `answer` is what it asserts ('' for yes and no)."""
-    claims = [words for words in sentences(statement) if any(word.content for word in words)]
+    claims = sentences(statement)
     told = sentences(description)
     if not claims:
         return Entailment(False, '')

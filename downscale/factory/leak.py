@@ -107,8 +107,8 @@ def _polar(question, information):
 
     It may say the word, or claim what is asked.
     """
-    if said := _SAID.search(information):
-        return f'answer {said[0].strip(" .,;:(")!r}'
+    if word := _SAID.search(information):
+        return f'answer {word[0].strip(" .,;:(")!r}'
     if not _ASKS.match(question):
         return ''
     wanted = set(content(question))

@@ -75,8 +75,9 @@ def check(pairs: Sequence[tuple[str, str]], rows: Mapping[str, dict | None],
                                if not verdict.entailed]
         reasons['contradiction'] = [f'{line} <> {verdict.against}' for line, verdict in verdicts
                                     if verdict.against]
-    if judged and rows['judgements'] and not spoilt(description):
-        reasons['judge'] = _judged(rows['judgements']['text'], lines)
+        judgement = rows['judgements'] if judged else None
+        if judgement:
+            reasons['judge'] = _judged(judgement['text'], lines)
     return reasons
 
 
@@ -101,8 +102,8 @@ def _faults(row, step, pairs):
     yield from (('rubbish', reason) for reason in _rubbish(text))
     if loop := loop_in(text):
         yield 'repetition', loop
-    if step:
-        asked = ' '.join(part for pair in pairs for part in pair)
+    if step:  # letters that the questions do not have, and too few or too many words
+        asked = ' '.join(map(' '.join, pairs))
         if strange := scripts(text) - scripts(asked) - {'LATIN'}:
             yield 'language', f'{", ".join(sorted(strange)).lower()} letters'
         count = len(text.split())

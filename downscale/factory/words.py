@@ -155,7 +155,7 @@ def content(text: str) -> list[str]:
 class Binding:
     """A value of a class that a sentence gives to the thing that `heads` (stems) name.
 
-    `said` is whether it asserts the value ('the car is red') or picks the thing by it ('a red car').
+    `said` is whether it asserts the value ('the car is red') or picks a thing by it ('a red car').
     """
     kind: str
     value: str
@@ -272,7 +272,7 @@ def relations(words: Sequence[Word]) -> list[Relation]:
         need = _NEED.get(raw) or ('than' if comparative else None)
         if raw not in _RELATIONS or need and following != need:
             continue
-        # The sides reach to the borders of the clause, the first one beyond where it would be empty.
+        # Each side ends at a border of the clause; the first goes on when it would be empty.
         borders = [i for i in range(k) if words[i].raw in BORDERS]
         before = _stems(words[borders[-1] + 1 if borders else 0:k]) or _stems(words[:k])
         ends = [i for i in range(k + 1, len(words)) if words[i].raw in BORDERS]
