@@ -7,7 +7,7 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from downscale.analysis import measures
 from downscale.analysis.measure_rows import (
@@ -27,41 +27,13 @@ from downscale.runtime.files import write_bytes
 COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
 
 
-def drop(s: Scored, args: argparse.Namespace) -> tuple[list[Row], list[str]]:
-    """Return absolute, relative, chance-corrected drop and slope per decade; drop against
-    reliance.
-    """
-    return drop_rows(s, args.size)
-
-
-def grid(s: Scored, args: argparse.Namespace) -> tuple[list[Row], list[str]]:
-    """Return accuracy of perception x reasoner pairs with marginal curves, the other side fixed or
-    not.
-    """
-    return grid_rows(s)
-
-
-def attribute(s: Scored, args: argparse.Namespace) -> tuple[list[Row], list[str]]:
-    """Return Shapley shares of the drop with interactions, and items by class that sum to the
-    drop.
-    """
-    return attribution_rows(s)
-
-
-def compare(s: Scored, args: argparse.Namespace) -> tuple[list[Row], list[str]]:
-    """Return sizes on the same items: paired differences, adjusted p values, power; runs by IQM."""
-    return compare_rows(s, args.sizes)
-
-
-def pareto(s: Scored, args: argparse.Namespace) -> tuple[list[Row], list[str]]:
-    """Return the cost and accuracy of every way of answering, and how surely it is on the
-    frontier.
-    """
-    return pareto_rows(s, args.cost)
-
-
-MEASURES = {'drop': drop, 'grid': grid, 'attribute': attribute, 'compare': compare,
-            'pareto': pareto}
+# Verb -> (`Scored`, arguments) to (rows, notes).
+MEASURES: dict[str, Callable[[Scored, argparse.Namespace], tuple[list[Row], list[str]]]] = {
+    'drop': lambda s, args: drop_rows(s, args.size),
+    'grid': lambda s, args: grid_rows(s),
+    'attribute': lambda s, args: attribution_rows(s),
+    'compare': lambda s, args: compare_rows(s, args.sizes),
+    'pareto': lambda s, args: pareto_rows(s, args.cost)}
 
 
 def _figures(s, args):
@@ -69,13 +41,14 @@ def _figures(s, args):
     from downscale.analysis import dropoff, flips
     from downscale.analysis.pareto import ways_by_cost
     from downscale.report import figures, share_figures
-    wanted = {'drop': (('drops', figures.drops, measures.drops),
-                       ('reliance', figures.reliance, dropoff.reliance)),
-              'grid': (('grid', figures.grid, measures.grid),
-                       ('families', share_figures.grid_families, flips.families)),
-              'attribute': (('shares', share_figures.waterfall,
-                             lambda s: flips.shares(s)['macro']),),
-              'pareto': (('pareto', share_figures.pareto, lambda s: ways_by_cost(s, args.cost)),)}
+    wanted = {'drop': [('drops', figures.drops, measures.drops),
+                       ('reliance', figures.reliance, dropoff.reliance)],
+              'grid': [('grid', figures.grid, measures.grid),
+                       ('families', share_figures.grid_families, flips.families)]}
+    wanted['attribute'] = [
+        ('shares', share_figures.waterfall, lambda s: flips.shares(s)['macro'])]
+    wanted['pareto'] = [
+        ('pareto', share_figures.pareto, lambda s: ways_by_cost(s, args.cost))]
     for name, draw, compute in wanted.get(args.verb, ()):
         with contextlib.suppress(Missing, TableError):
             yield name, draw, compute(s)
@@ -117,10 +90,10 @@ def run(args: argparse.Namespace) -> None:
 def as_json(args: argparse.Namespace, input_hash: str, rows: Sequence[Row],
             notes: Sequence[str]) -> str:
     """Return the rows as one JSON object, with what they were made of."""
-    found = {'verb': args.verb, 'input_hash': input_hash, 'level': 0.95,
+    value = {'verb': args.verb, 'input_hash': input_hash, 'level': 0.95,
              'bootstraps': args.bootstraps, 'seed': args.seed, 'notes': notes,
              'rows': [_plain(row) for row in rows]}
-    return json.dumps(found, indent=1, allow_nan=False)
+    return json.dumps(value, indent=1, allow_nan=False)
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -133,10 +106,15 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 
 def _plain(row):
-    """Return the row as JSON and CSV hold it: rounded, and None for what is no finite number."""
-    return {name: (round(value, 6) if math.isfinite(value) else None)
-            if isinstance(value, float) else value if isinstance(value, str) else int(value)
-            for name, value in dataclasses.asdict(row).items()}
+    """Return the row as JSON and CSV hold it."""
+    return {name: _plain_value(value) for name, value in dataclasses.asdict(row).items()}
+
+
+def _plain_value(value):
+    """Return a value of a row: floats rounded, None for one that is not finite, numpy's as int."""
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    return value if isinstance(value, str) else int(value)
 
 
 def lines(rows: Sequence[Row], notes: Sequence[str]) -> Iterator[str]:
@@ -148,18 +126,22 @@ def lines(rows: Sequence[Row], notes: Sequence[str]) -> Iterator[str]:
         yield f'\n{table}'
         texts = [('', 'family', '', 'value', '95 % interval', 'items', 'clusters', 'method', '')]
         texts += [_texts(row) for row in group]
+        # Columns without any text are left out; numbers (columns 3 to 6) stand to the right.
         keep = [place for place, column in enumerate(zip(*texts[1:], strict=True)) if any(column)]
-        widths = {place: max(len(text[place]) for text in texts) for place in keep}
+        widths = {}
+        for place in keep:
+            widths[place] = max(len(text[place]) for text in texts)
         for text in texts:
-            yield '  '.join(text[place].rjust(widths[place]) if 3 <= place <= 6
-                            else text[place].ljust(widths[place]) for place in keep).rstrip()
+            cells = [text[place].rjust(widths[place]) if 3 <= place <= 6
+                     else text[place].ljust(widths[place]) for place in keep]
+            yield '  '.join(cells).rstrip()
 
 
 def _texts(row):
     bounds = ''
     if row.method:
         bounds = 'none' if math.isnan(row.low) else f'[{row.low:.3f}, {row.high:.3f}]'
-    value = f'{row.value:.3g}' if row.what.startswith(('p,', 'items for')) or row.what == 'p' \
-        else f'{row.value:.3f}'
+    small = row.what == 'p' or row.what.startswith(('p,', 'items for'))
+    value = f'{row.value:.3g}' if small else f'{row.value:.3f}'
     return (row.setting, row.family, row.what, value, bounds, str(row.n or ''),
             str(row.clusters or ''), row.method, row.note)

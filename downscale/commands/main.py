@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=f'example: {study.EXAMPLE}')
     commands = top.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for name, command in COMMANDS.items():
+        # The first line is the help of the command, the whole its description.
         about = command.run.__doc__
         sub = commands.add_parser(name, help=about.splitlines()[0], description=about,
                                   epilog=f'example: {command.EXAMPLE}')

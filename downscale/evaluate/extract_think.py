@@ -47,7 +47,7 @@ class ReplyJob:
         return (self.text, self.asked.pictures if self.shown else (), self.think, self.sample)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Chain:
     """A grid of perception models and reasoners over questions, to be written below `out`.
 
