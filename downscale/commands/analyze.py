@@ -127,9 +127,8 @@ def probe(args: argparse.Namespace) -> None:
 
 def report(args: argparse.Namespace) -> None:
     """Write the report of a finished or unfinished study."""
-    # A missing library must not be found out after the numbers, which are made first.
     from downscale.report.figures import plotting
-    plotting()
+    plotting()  # all numbers are made before the first figure
     from downscale.commands.analyze_measures import check_resamples
     from downscale.report.report import write_report
     check_resamples(args.bootstraps)
@@ -152,6 +151,8 @@ def run(args: argparse.Namespace) -> int | None:
     """Laws of size from tables; drops, shares, probes, costs and report of a study."""
     if args.verb == 'probe':  # the only one that runs models
         prepare_for_models()
+    # Numbers take minutes and come before the first figure: a library that is missing must not be
+    # found out only then.
     if args.verb in ('probe', 'ledger') or args.verb in DRAWN and args.out:
         from downscale.report.figures import plotting
         plotting()

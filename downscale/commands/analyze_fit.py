@@ -49,6 +49,7 @@ def _add_shared(sub, x):
 
 def run(args: argparse.Namespace) -> None:
     """Print the law of `analyze fit`, its intervals and alarms."""
+    # Late, as all of numpy and JAX below: `--help` and a wrong argument must answer at once.
     import numpy as np
 
     from downscale.laws import extrapolation, fits
@@ -207,8 +208,8 @@ def _holdout_lines(holdout):
     fit = holdout.fit
     error = (f'error {holdout.error:.2%} (largest {holdout.largest:.2%}, '
              f'bias {holdout.bias:+.2%})')
-    return [f'fitted below {holdout.below:.4g} FLOPs on {fit.n} points, {holdout.held} held out, '
-            f'up to {holdout.reach:.3g}x: {error}, {holdout.inside:.0%} inside the interval of the '
-            'curve',
-            *_interval_lines({**fit.parameters, **fit.derived}),
-            *(f'alarm: {alarm}' for alarm in fit.alarms)]
+    lines = [f'fitted below {holdout.below:.4g} FLOPs on {fit.n} points, {holdout.held} held out, '
+             f'up to {holdout.reach:.3g}x: {error}, {holdout.inside:.0%} inside the interval of '
+             'the curve']
+    lines += _interval_lines({**fit.parameters, **fit.derived})
+    return lines + [f'alarm: {alarm}' for alarm in fit.alarms]

@@ -27,8 +27,9 @@ from downscale.runtime.files import write_bytes
 COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
 
 
-# Verb -> (`Scored`, arguments) to (rows, notes).
-MEASURES: dict[str, Callable[[Scored, argparse.Namespace], tuple[list[Row], list[str]]]] = {
+Measure = Callable[[Scored, argparse.Namespace], tuple[list[Row], list[str]]]
+# What a verb computes, as rows and notes; `analyze.HELP` says it in words.
+MEASURES: dict[str, Measure] = {
     'drop': lambda s, args: drop_rows(s, args.size),
     'grid': lambda s, args: grid_rows(s),
     'attribute': lambda s, args: attribution_rows(s),
@@ -50,6 +51,7 @@ def _figures(s, args):
     wanted['pareto'] = [
         ('pareto', share_figures.pareto, lambda s: ways_by_cost(s, args.cost))]
     for name, draw, compute in wanted.get(args.verb, ()):
+        # The table of the verb has said already why a part has no data.
         with contextlib.suppress(Missing, TableError):
             yield name, draw, compute(s)
 
@@ -72,6 +74,7 @@ def run(args: argparse.Namespace) -> None:
         rows, notes = MEASURES[args.verb](s, args)
     except Missing as reason:
         raise ValueError(f'{args.study}: {reason}') from None
+    # Files before the terminal: a reader that closes the pipe (`| head`) must not cost them.
     if args.csv:
         write_bytes(args.csv, as_csv(rows).encode())
     text = as_json(args, study.input_hash, rows, notes)

@@ -52,6 +52,7 @@ def chain_of(args: argparse.Namespace, bars: 'Bars') -> tuple['Chain', 'Benchmar
     if (args.information or args.informer or args.describe) and not args.reasoner:
         raise ValueError('--describe, --information and --informer are for reasoners; give '
                          '--reasoner')
+    # What to look at only makes sense for a description by need, so it need not be said twice.
     if (args.information or args.informer) and args.describe is None:
         args.describe = 'extract'
     benchmark = BENCHMARKS[args.on]

@@ -19,7 +19,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run one evaluation of one cell: joint, caption, extraction or reason."""
     _, experiments, folder = open_study(args)
-    refuse_many()
+    refuse_many()  # several processes would write the same rows
     cell = find_cell(experiments, args.cell)
     from downscale.evaluate.run import evaluate as run_evaluation
     from downscale.runtime.progress import progress_bars

@@ -123,16 +123,19 @@ def assembled(args: argparse.Namespace, bars: 'Bars', open_data: 'Callable[[], Q
         questions = informed(questions, args.information, numbers)
     sees = any(asked.pictures for asked in questions.asked)
     # 3. The models.
-    opened = open_runs(informers, 'informer')
+    informer = open_runs(informers, 'informer')
+    perceptions = open_runs(args.perception, 'perception', sees=sees)
+    reasoners = open_runs(args.reasoner, 'reasoner', ban=plan.ban_reflexive)
+    answering = open_runs(sighted, 'run', sees=sees)
     return Chain(
         out=args.out,
         plan=plan,
         prompts=worded,
         questions=questions,
-        perceptions=open_runs(args.perception, 'perception', sees=sees),
-        reasoners=open_runs(args.reasoner, 'reasoner', ban=plan.ban_reflexive),
-        informer=opened[0] if opened else None,
-        sighted=open_runs(sighted, 'run', sees=sees),
+        perceptions=perceptions,
+        reasoners=reasoners,
+        informer=informer[0] if informer else None,
+        sighted=answering,
         tail=tail,
         process=args.process,
         processes=args.processes,

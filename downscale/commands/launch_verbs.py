@@ -130,6 +130,7 @@ def cancel(args: argparse.Namespace) -> int:
 def watch(args: argparse.Namespace) -> int:
     """Run `launch watch`; the same command goes on where it was stopped."""
     launched = sweep.open_sweep(args)
+    # Local jobs end with the process that has submitted them, which watches them as well.
     if launched.settings.backend == 'local':
         raise ValueError('a local sweep ends with its `submit`; the same submit goes on')
     specs = _submitted(launched)
@@ -144,6 +145,7 @@ def gc(args: argparse.Namespace) -> int:
     """Run `launch gc`, which deletes by name and leaves all files alone."""
     launched = sweep.open_sweep(args)
     left = []
+    # Jobs of a cell that the study no longer has; whatever was submitted and is planned stays.
     if launched.settings.backend != 'local':
         names = {spec.name for spec in launched.saved.values()}
         backend = sweep.backend_of(launched.settings)
@@ -172,6 +174,7 @@ def _start(args, launched, specs, forgiven=()):
         raise ValueError('no job is meant; see: downscale launch status')
     _refuse_changed_files(args)
     jobs = {job.key: job for job in state.read(launched.run, launched.known, time.time())}
+    # A job that runs as another spec would be replaced under the hands of its program.
     for spec in specs:
         before = launched.saved.get(spec.key, spec)
         if before.hash != spec.hash and jobs[spec.key].state == 'running':
@@ -244,6 +247,7 @@ def _fits(launched, args):
         return {}, 'jobs of this machine are not compiled before'
     if args.no_fit:
         return {}, 'not checked (--no-fit)'
+    # A machine that launches need not have the compiler; then the cloud finds out.
     try:
         return fit.check(launched.cells, launched.settings.topology,
                          Path('runs') / launched.name / 'plan', args.quiet), ''
@@ -255,6 +259,7 @@ def _fits(launched, args):
 
 def _refuse_unfit(launched, args, specs):
     """Raise ValueError where a cell does not fit its slices, or all may cost over --max-usd."""
+    # What is not checked is said, and no reason to refuse.
     fits, why = _fits(launched, args)
     if why and launched.settings.backend != 'local':
         _note(args)(f'whether the cells fit: {why}')

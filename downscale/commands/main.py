@@ -74,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if '--debug' in argv:
             traceback.print_exc()
+        # What no one has raised on purpose is a fault of ours, and must not pass for bad input.
         if not isinstance(error, EXPECTED):
             return _ended(f'internal error: {type(error).__name__}: {error}', exits.BUG)
         return _ended(f'error: {cause_of(error)}',

@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
     Options are not abbreviated: what a short one means would change when options are added.
     """
 
-    def __init__(self, **settings):
+    def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
         self.add_argument('--debug', action='store_true', help='show the traceback of an error')
 
@@ -85,6 +85,7 @@ def _until(words, ends):
 def _number(kind, holds, meaning):
     """Return the type of an argument that is an int or float within a range."""
     def read(text):
+        # NaN is within no range, so what is no number gets the same message.
         try:
             value = kind(text)
         except ValueError:

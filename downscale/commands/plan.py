@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from downscale.planner.plan import Plan
     from downscale.planner.pool import ENVIRONMENT
     from downscale.runtime.progress import progress_bars
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(ENVIRONMENT)  # before JAX is imported, which reads it once
     _, experiments, folder = open_study(args)
     shown_on = sys.stderr if args.json else sys.stdout  # stdout is then one JSON object
     from downscale.planner.programs import Wish

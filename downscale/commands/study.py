@@ -30,6 +30,7 @@ def run(args: argparse.Namespace) -> None:
     from downscale.train.trackers import require
     require(args.tracker)
     jobs = args.jobs
+    # On CPU one program leaves cores idle; an accelerator belongs to one program at a time.
     if jobs is None:
         jobs = min(cores(), len(experiments)) if on_cpu() else 1
     seconds = run(folder, config.study, experiments, jobs, cache_folder(), args.quiet,

@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> None:
     from downscale.train.trackers import require
     require(args.tracker)
     total = cell.stage(args.stage).steps
+    # The others are joined before JAX is asked for devices, and data are prepared once for all.
     with processes.joined():
         grid_of(cell)
         use_cache(cache_folder())

@@ -67,6 +67,7 @@ def lay_out(folder: str | Path, split: str, to: str | Path,
     gold = {}
     for index in range(len(examples)):
         example = examples[index]
+        # The factory describes one picture at a time.
         if len(example.images) > 1:
             continue
         name = f'{example.scene_id}.png'

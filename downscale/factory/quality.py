@@ -122,6 +122,7 @@ def _rubbish(text):
            for c in text):
         yield 'control or broken characters'
     solid = [c for c in text if not c.isspace()]
+    # Prose is nearly all letters; tables, code and decoration are not.
     if sum(c.isalnum() for c in solid) < .6 * len(solid):
         yield 'hardly a letter'
     if text.strip()[0] in '[{' and text.strip()[-1] in ']}':

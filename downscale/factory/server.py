@@ -28,7 +28,7 @@ PASSED = {'PNG': 'image/png', 'JPEG': 'image/jpeg'}  # what every such server re
 class Retry(Exception):
     """An attempt failed in a way that may pass; `after` is what the server asked to wait."""
 
-    def __init__(self, reason: str, after: float | None = None):
+    def __init__(self, reason: str, after: float | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
         self.after = after
@@ -122,7 +122,9 @@ class Server:
     def _reply_to(self, client, pace, ask):
         """Return the reply to one ask, or why there is none after every attempt."""
         body = self._body(ask)
-        chance = random.Random(ask.seed)  # only of pauses: no text depends on it
+        # Random pauses, so that calls that failed together do not come back together. No text
+        # depends on them.
+        chance = random.Random(ask.seed)
         for attempt in range(1, self.attempts + 1):
             pace.enter()
             if pace.stopped.is_set():
@@ -152,6 +154,7 @@ class Server:
 
     def _call(self, client, body, attempt):
         """Return the reply of one attempt; `Retry` when another may go better."""
+        # httpx bounds each read; a reply that trickles would never meet that limit.
         end = time.monotonic() + self.timeout
         data = b''
         try:

@@ -83,6 +83,7 @@ class FolderTeacher:
 
         The model is opened with the first of them.
         """
+        # Late, as they bring JAX, which a factory that asks a server does not need.
         from downscale.evaluate.answers import prompt_of
         from downscale.generate.engine import Decoding, Request
         from downscale.generate.sampling import Sampling
@@ -90,6 +91,7 @@ class FolderTeacher:
         asks = iter(asks)
         engine = None
         while window := list(islice(asks, WINDOW)):
+            # A run that asks for nothing more must not load a model.
             engine = engine or self.open(self.folder, self.slots)
             given = []
             requests = []

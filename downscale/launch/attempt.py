@@ -39,6 +39,7 @@ def tick(record: AttemptRecord, over: threading.Event) -> None:
     failed = False
     every = BUCKET_TICK_SECONDS if in_bucket(record.spec.run) else TICK_SECONDS
     while not over.wait(every):
+        # An orphan gets another parent. The signal saves a step, as a preemption does.
         if launcher and os.getppid() != int(launcher):
             launcher = None
             os.kill(os.getpid(), signal.SIGTERM)
@@ -130,6 +131,7 @@ def run(path: str | Path) -> int:
     if file.on_cpu():
         keep_freed_memory()
     try:
+        # The record lives before the others are joined: waiting for them is a part of the attempt.
         record = AttemptRecord(state.load_spec(path), time.time())
         jax.monitoring.register_event_duration_secs_listener(record.listen)
         threading.Thread(target=tick, args=(record, over), daemon=True).start()
@@ -143,6 +145,7 @@ def run(path: str | Path) -> int:
         return exits.INTERRUPTED
     except Exception as error:
         code = exits.code_of(error)
+        # Only a fault of the program wants a traceback; all else is said in one line.
         if code == exits.CRASHED and not isinstance(error, exits.Failed) \
                 and not exits.passes(error):
             _say(traceback.format_exc().rstrip())

@@ -19,11 +19,11 @@ def status_lines(jobs: Sequence[state.Job]) -> list[str]:
     """Return a table of jobs, and below it their sum."""
     states = Counter(job.state for job in jobs)
     known = [job.usd for job in jobs if job.usd is not None]
-    count = ', '.join(f'{count} {state}' for state, count in states.items()) or 'none'
+    counts = ', '.join(f'{count} {state}' for state, count in states.items()) or 'none'
+    hours = sum(job.chip_hours for job in jobs)
     money = f', {sum(known):.2f} $ (estimate)' if known else ''
     return [*aligned([STATUS, *map(_status_row, jobs)]),
-            f'{len(jobs)} jobs: {count}; {sum(job.chip_hours for job in jobs):.2f} chip-hours'
-            + money]
+            f'{len(jobs)} jobs: {counts}; {hours:.2f} chip-hours{money}']
 
 
 def _status_row(job):
@@ -59,7 +59,8 @@ def _fit_of(spec, fits):
 def plan_lines(specs: Sequence[Spec], fits: Mapping[str, CellFit], why: str,
                remarks: Sequence[str]) -> list[str]:
     """Return the jobs of a study with what they need, as a table, and `remarks` below it."""
-    sums = Counter()  # of the low and the high end of what training costs
+    # Both ends of a cost are added up, which assumes that all cells are dear or cheap together.
+    sums = Counter()
     cell_remarks = []
     for spec in specs:
         fit = _fit_of(spec, fits)
@@ -94,6 +95,7 @@ def cost_value(chosen: Sequence[tuple[Spec, state.Job]], max_usd: float | None) 
         cell['chip_hours'] += job.chip_hours
         if usd is not None:
             cell['usd'] = (cell['usd'] or 0.0) + (job.usd or 0.0)
+            # Of a job that does not run nobody knows how long it takes.
             if job.eta is not None:
                 cell['usd_left'] = (cell['usd_left'] or 0.0) + job.eta / 3600 * chips * usd
     known = [cell['usd'] for cell in cells.values() if cell['usd'] is not None]
@@ -132,6 +134,7 @@ def _in(zone):
 
 def duration(seconds: float) -> str:
     """Return `seconds` as text, in days, hours, minutes or seconds."""
+    # From one and a half of a unit on, so that at least two digits are told.
     for size, unit in ((86400, 'd'), (3600, 'h'), (60, 'min')):
         if seconds >= 1.5 * size:
             return f'{seconds / size:.1f} {unit}'

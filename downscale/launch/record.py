@@ -19,7 +19,7 @@ from downscale.train.checkpoint import committed
 class AttemptRecord:
     """What the job's folder says of this attempt; only process 0 writes, others only count."""
 
-    def __init__(self, spec: Spec, began: float):
+    def __init__(self, spec: Spec, began: float) -> None:
         self.spec = spec
         self.folder = state.folder_of(spec.run, spec)
         # Reports must not wait for a slow bucket, so values and files have a lock each. Where both
@@ -44,6 +44,7 @@ class AttemptRecord:
         """
         if state.ended(self.spec.run, self.spec, 'DONE.json'):
             return False
+        # That it is started again means that the marker is of another spec, or a person's wish.
         (self.folder / 'FATAL.json').unlink(missing_ok=True)
         attempts = state.attempts(self.folder)
         self.value['attempt'] = attempts[-1]['attempt'] + 1 if attempts else 0
@@ -91,6 +92,7 @@ class AttemptRecord:
         with self.lock:
             self.progress |= {'step': step, 'total': total}
             tokens = row['tokens'] if row else 0
+            # Tokens count from the first report on: the time before went into compiling.
             if self.marks is None:
                 self.marks = (now, tokens)
                 self.last = now
@@ -138,6 +140,7 @@ class AttemptRecord:
             self.value |= {'ended': time.time(), 'exit': code, 'reason': text}
             self.write()
             self.closed = True
+            # The marker last: whoever sees it finds the attempt complete.
             marker = {exits.DONE: 'DONE.json', exits.FATAL: 'FATAL.json'}.get(code)
             if marker:
                 write_json(self.folder / marker, {

@@ -52,6 +52,7 @@ class Spec:
     @property
     def hash(self) -> str:
         """Ten characters that change with whatever decides the result."""
+        # A study that moves to another folder, or whose commit changes nothing of it, goes on.
         value = {name: part for name, part in dataclasses.asdict(self).items()
                  if name not in ('run', 'commit')}
         return _digest(value)
@@ -126,13 +127,14 @@ def specs_of(sweep: str, config: str, overrides: Iterable[str], tasks: Sequence[
             needs = {}  # a set that keeps their order
             for task in tasks_by_job[key]:
                 needs |= dict.fromkeys(job_of[need] for need in task.needs)
-            needs.pop(key, None)
+            needs.pop(key, None)  # of its own tasks it does the earlier ones first
+            names = tuple(task.name for task in tasks_by_job[key])
+            steps = sum(map(steps_of, tasks_by_job[key]))
+            place = topology_name if part == 'train' else one_host(topology_name)
             specs.append(Spec(
                 sweep=sweep, cell=name, part=part, config=config, overrides=tuple(overrides),
-                experiment=cell.hash, tasks=tuple(task.name for task in tasks_by_job[key]),
-                needs=tuple(needs), steps=sum(map(steps_of, tasks_by_job[key])),
-                topology=topology_name if part == 'train' else one_host(topology_name),
-                image=image, commit=commit, run=run))
+                experiment=cell.hash, tasks=names, needs=tuple(needs), steps=steps,
+                topology=place, image=image, commit=commit, run=run))
     _refuse_equal_names(specs)
     return specs
 

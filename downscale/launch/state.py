@@ -111,6 +111,7 @@ def cancel(spec: Spec, now: float) -> None:
 def resume(spec: Spec, now: float) -> None:
     """Let a job start again; what went wrong before the unix time `now` no longer counts."""
     folder = folder_of(spec.run, spec)
+    # Before the markers go: without it the old attempts would make the job hopeless at once.
     write_json(folder / 'resumed.json', {'time': now})
     for name in ('CANCELLED.json', 'FATAL.json'):
         (folder / name).unlink(missing_ok=True)
@@ -128,6 +129,7 @@ def hopeless(attempts: Sequence[dict[str, Any]]) -> str | None:
     vain = []
     for attempt in attempts:
         counted = attempt['exit'] is None or ending(attempt['exit']).restart == 'counted'
+        # After FATAL a job starts only when a person says so, which is a new beginning.
         if attempt['exit'] == FATAL or attempt['last_step'] > attempt['first_step']:
             vain = []
         elif counted:
@@ -147,7 +149,7 @@ class Stamps:
     Only the clock of this process counts: clocks of two machines are never compared.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.last = {}
 

@@ -68,12 +68,14 @@ def run(backend: Backend, specs: Sequence[Spec], policy: watch.Policy, note: Not
                 try:
                     actions = step(backend, specs, policy, note, memory, show)
                 except Exception as error:
+                    # The first look may fail for good (a wrong name); later ones only for a while.
                     if not isinstance(error, RuntimeError) and not passes(error):
                         raise
                     _once(memory, 'look', f'cannot look, and will again: {line_of(error)}', note)
             jobs = state.read(study, specs, time.time(), memory.stamps)
             return [_ended(job, actions) for job in jobs]
         except KeyboardInterrupt:
+            # Closed first, so that what is noted as left is what really stays.
             backend.close()
             _note_left(backend, specs, note)
             raise
@@ -147,7 +149,8 @@ def desired_of(specs: Sequence[Spec], jobs: Sequence[state.Job],
 
 def _desired(spec, job, memory):
     attempts = state.counting(spec, state.attempts(state.folder_of(spec.run, spec)))
-    tries = state.counting(spec, _tries(spec, memory))
+    tries = tuple(watch.Try(row['at'], row['code'])
+                  for row in state.counting(spec, _tries(spec, memory)))
     chips, usd = state.chips_of(spec)
     return watch.Desired(
         key=spec.key,
@@ -159,7 +162,7 @@ def _desired(spec, job, memory):
         usd=job.usd or 0.0,
         usd_per_hour=chips * (usd or 0.0),
         attempts=tuple(map(_attempt_of, attempts)),
-        tries=tuple(watch.Try(row['at'], row['code']) for row in tries),
+        tries=tries,
         hopeless=state.hopeless(attempts),
     )
 
@@ -187,6 +190,7 @@ def _execute(backend, action, by_key, by_name, memory, note):
         case watch.Delete(name=name, zone=zone, why=why, code=code):
             spec = by_name[name]
             tries = _tries(spec, memory)
+            # A program that ended too early to write left its code with the resource alone.
             if code is not None and tries:
                 _write_tries(spec, [*tries[:-1], tries[-1] | {'code': code}], memory, note)
             memory.lines[spec.key] = f'{spec.key}: {why}'

@@ -125,12 +125,11 @@ def _pod(spec, options, place):
     tainted = ['google.com/tpu', SPOT] if options.spot else ['google.com/tpu']
     if options.reservation:
         nodes['cloud.google.com/reservation-name'] = options.reservation
-    pod = {
-        'restartPolicy': 'Never', 'terminationGracePeriodSeconds': GRACE_SECONDS,
-        'nodeSelector': nodes,
-        'tolerations': [{'key': key, 'operator': 'Exists', 'effect': 'NoSchedule'}
-                        for key in tainted],
-        'containers': [_container(spec, chips, memory)]}
+    tolerations = [{'key': key, 'operator': 'Exists', 'effect': 'NoSchedule'} for key in tainted]
+    # A pod never restarts by itself: JobSet must see each end, to count it or not.
+    pod = {'restartPolicy': 'Never', 'terminationGracePeriodSeconds': GRACE_SECONDS,
+           'nodeSelector': nodes, 'tolerations': tolerations,
+           'containers': [_container(spec, chips, memory)]}
     if options.service_account:
         pod['serviceAccountName'] = options.service_account
     return pod
@@ -209,7 +208,7 @@ class GkeBackend:
     """The JobSets of a run folder."""
     poll = 30.0
 
-    def __init__(self, options: GkeOptions):
+    def __init__(self, options: GkeOptions) -> None:
         self.options = options
 
     def observe(self, specs: Sequence[Spec]) -> list[Observed]:
@@ -220,6 +219,7 @@ class GkeBackend:
 
     def create(self, spec: Spec, zone: str) -> None:
         """Create the JobSet, unless it is there; ValueError when one of another spec is."""
+        # `create` and not `apply`, which would change a JobSet of another spec under its pods.
         try:
             self._call(['create', '--filename=-'], json.dumps(manifest(spec, self.options)))
         except RuntimeError as error:

@@ -49,7 +49,7 @@ def commands(spec: Spec) -> list[tuple[list[str], dict[str, str]]]:
 class Group:
     """The processes of one attempt at a job, started at once."""
 
-    def __init__(self, spec: Spec):
+    def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self.ended = None  # when the first of its processes ended
         self._save_spec()
@@ -66,6 +66,7 @@ class Group:
 
     def _start(self, argv, environment, log):
         log.parent.mkdir(parents=True, exist_ok=True)
+        # A group of its own, so that Ctrl-C reaches this process alone, which then ends the others.
         with log.open('a') as file:
             return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
                                     env={**os.environ, **environment}, process_group=0)
@@ -123,7 +124,7 @@ class LocalBackend:
     """Groups of processes by the name of their job; all of them end with `close`."""
     poll = POLL_SECONDS
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.groups = {}  # name: [group, when it began, by when it must have ended or None]
 
     def observe(self, specs: Sequence[Spec]) -> list[Observed]:
@@ -186,6 +187,7 @@ def _code_of(codes):
 
 
 def _free_port():
+    # Another process may take it before the job does; the job then crashes and starts again.
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         return free.getsockname()[1]

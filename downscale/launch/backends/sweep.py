@@ -107,8 +107,9 @@ def settings_of(args: argparse.Namespace, before: Mapping[str, Any] | None) -> L
         raise ValueError(f'say on which slices: --backend {backend} --topology v5e:4x4')
     processes_of(settings.topology)
     if (backend == 'local') != settings.topology.startswith('cpu:'):
-        runs = 'cpu:PxD, P processes of D devices' if backend == 'local' else \
-            'on slices, as v5e:4x4'
+        runs = 'cpu:PxD, P processes of D devices'
+        if backend != 'local':
+            runs = 'on slices, as v5e:4x4'
         raise ValueError(f'--topology {settings.topology} is not for --backend {backend}; it runs '
                          f'{runs}')
     for name in ('max_parallel', 'max_chips', 'max_usd'):
@@ -135,6 +136,7 @@ def open_sweep(args: argparse.Namespace, asked: bool = True) -> Sweep:
     run = str(absolute(args.folder or Path('runs') / config.study))
     settings = settings_of(args, read_json(settings_path(run)) if asked else None)
     if settings.backend != 'local':
+        # A dry run shows what would be sent, so it needs a value for everything.
         if not asked:
             run = args.folder or f'gs://BUCKET/{config.study}'
             settings = dataclasses.replace(settings, image=settings.image or NO_IMAGE,
@@ -192,7 +194,7 @@ def commit() -> str:
     return done.stdout.strip() if done and done.returncode == 0 else 'none'
 
 
-def changed():
+def changed() -> list[str]:
     """Return the files of the working tree that differ from its commit, none outside a repository.
 
     ValueError where git cannot tell: it is missing, or refuses to read the tree.
@@ -227,6 +229,7 @@ def select(sweep: Sweep, args: argparse.Namespace,
     """
     cells = _cells(sweep, args)
     only = _states(args)
+    # All are read, also those that are not meant: the state of a job depends on what it needs.
     jobs = state.read(sweep.run, specs, time.time())
     return [(spec, job) for spec, job in zip(specs, jobs, strict=True)
             if spec.cell in cells and (not only or job.state in only)]
@@ -315,6 +318,7 @@ def written(spec: Spec, settings: LaunchSettings) -> tuple[str, str]:
         commands = [tpuvm.create_command(spec, options, options.zones[0])]
     else:
         commands = []
+        # As a person would type it: `env` sets what the processes get beside the environment.
         for argv, environment in local.commands(spec):
             variables = [f'{name}={value}' for name, value in environment.items()]
             commands.append(['env', *variables, *argv])

@@ -121,6 +121,7 @@ def call(argv: list[str]) -> Any:
     except subprocess.TimeoutExpired:
         raise RuntimeError(f'gcloud {argv[4]} gave no answer in {TIMEOUT_SECONDS} s') from None
     if done.returncode:
+        # gcloud prints progress and hints before the line that says why.
         text = ' '.join(done.stderr.split()).rpartition('ERROR: ')[2]
         raise RuntimeError(f'gcloud {argv[4]}: {text[:400]}')
     return json.loads(done.stdout) if done.stdout.strip() else None
@@ -130,7 +131,7 @@ class TpuvmBackend:
     """The queued resources of a sweep in the zones of `options`."""
     poll = 30.0
 
-    def __init__(self, options: QueuedOptions):
+    def __init__(self, options: QueuedOptions) -> None:
         self.options = options
 
     def observe(self, specs: Sequence[Spec]) -> list[Observed]:
@@ -176,6 +177,7 @@ def resources(group: str, zones: Sequence[str]) -> list[Observed]:
 
 
 def _labels(value):
+    # All slices of a resource have the same labels.
     return value['tpu']['nodeSpec'][0]['node'].get('labels', {})
 
 

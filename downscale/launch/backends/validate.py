@@ -61,6 +61,7 @@ def closed(schema: Any) -> Any:
         return [closed(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
+    # Kubernetes writes this one extension where JSON Schema has a choice of types.
     if schema.get('x-kubernetes-int-or-string'):
         pattern = {'pattern': schema['pattern']} if 'pattern' in schema else {}
         return {'type': ['integer', 'string'], **pattern}
