@@ -3,12 +3,14 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from downscale.launch import state, watch
 from downscale.launch.spec import Spec
-from downscale.planner.fit import CellFit
 from downscale.planner.table import aligned, span
+
+if TYPE_CHECKING:
+    from downscale.planner.fit import CellFit
 
 STATUS = ('job', 'state', 'attempt', 'task', 'step', 'saved', 'tokens/s', 'left', 'chip-hours', '$',
           'goodput', 'reason')
@@ -35,7 +37,7 @@ def _status_row(job):
             _text(job.usd, '.2f'), _text(job.goodput, '.0%'), job.reason)
 
 
-def plan_value(specs: Sequence[Spec], fits: Mapping[str, CellFit], why: str,
+def plan_value(specs: Sequence[Spec], fits: 'Mapping[str, CellFit]', why: str,
                files: Mapping[str, Path]) -> dict[str, Any]:
     """Return what `downscale launch plan` found, as a plain value.
 
@@ -56,7 +58,7 @@ def _fit_of(spec, fits):
     return fits.get(spec.cell) if spec.part == 'train' else None
 
 
-def plan_lines(specs: Sequence[Spec], fits: Mapping[str, CellFit], why: str,
+def plan_lines(specs: Sequence[Spec], fits: 'Mapping[str, CellFit]', why: str,
                remarks: Sequence[str]) -> list[str]:
     """Return the jobs of a study with what they need, as a table, and `remarks` below it."""
     # Both ends of a cost are added up, which assumes that all cells are dear or cheap together.
