@@ -146,7 +146,7 @@ if sys.argv[3] == 'die':
     tpuvm.TpuvmBackend.delete = deadly
 folder = Path(sys.argv[2])
 supervise.run(test_queued.backend_of(folder, ('z0',)), [test_queued.spec_of(folder)],
-              Policy(1, base=0.1, zones=('z0',), grace=0))
+              Policy(max_parallel=1, base=0.1, zones=('z0',), grace=0))
 '''
 
 

@@ -168,15 +168,15 @@ def test_a_server_that_is_not_there_is_a_failure():
                                   b'{"choices": [{"message": null}]}'])
 def test_a_body_that_is_no_completion_is_tried_again(body):
     assert one(Scripted((200, {}, body), (200, {}, said()))) == TeacherReply(
-        'fine', 'stop', None, None, 2)
+        text='fine', finish='stop', tokens_in=None, tokens_out=None, attempts=2)
 
 
 def test_odd_replies_are_read_as_they_are():
     assert one(Scripted((200, {}, said(None)))).text == ''
     assert one(Scripted((200, {}, said('a\ud800b', 'length')))) == \
-        TeacherReply('a?b', 'length', None, None, 1)
+        TeacherReply(text='a?b', finish='length', tokens_in=None, tokens_out=None)
     assert one(Scripted((200, {}, said(prompt_tokens='many', completion_tokens=4)))) == \
-        TeacherReply('fine', 'stop', None, 4, 1)
+        TeacherReply(text='fine', finish='stop', tokens_in=None, tokens_out=4)
 
 
 def test_a_picture_goes_along_as_it_is_or_as_png():

@@ -250,7 +250,7 @@ def test_a_sweep_ends_within_its_limits_whatever_happens(seed, parallel, chips, 
         longest=300,
         zones=('z0', 'z1'),
     )
-    world = World(grid=seed, cell_px=jobs)
+    world = World(seed, jobs)
     for turn in range(2000):
         world.step(calm=turn > 100)
         before, spent = len(world.made), sum(job.usd for job in world.jobs.values())

@@ -4,10 +4,8 @@ import contextlib
 import sys
 
 from downscale.commands import analyze_fit
+from downscale.commands.machine import prepare_for_models
 from downscale.commands.parsing import local_path, natural, new_file, new_folder, resamples
-from downscale.experiment.file import on_cpu
-from downscale.runtime.memory import keep_freed_memory
-from downscale.runtime.setup import cache_folder
 
 COSTS = ('params', 'train_flops', 'inference_flops', 'samples', 'chip_hours')  # of `costs.py`
 SIZE_COLUMNS = ('n_nonembed', 'n_total')  # those of `analysis/drops.py`, which needs numpy
@@ -42,28 +40,28 @@ HELP = {
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """`sub` (an argparse parser) takes a verb and what that verb reads."""
+    """Add to `sub` a verb and what that verb reads."""
     verbs = sub.add_subparsers(dest='verb', required=True, metavar='VERB')
-    for verb, text in HELP.items():
-        one = verbs.add_parser(verb, help=text, description=text,
-                               epilog=f'example: {ANALYZE_EXAMPLES[verb]}')
-        if verb == 'fit':
-            analyze_fit.add_fit_arguments(one)
-        elif verb == 'isoflop':
-            analyze_fit.add_isoflop_arguments(one)
-        elif verb in ('probe', 'ledger'):
-            add_probe_arguments(one, verb)
-        elif verb == 'validate':
-            one.add_argument('study', type=local_path, help='folder of a study')
-            one.add_argument('--json', action='store_true', help='one JSON object instead of text')
-        elif verb == 'report':
-            add_report_arguments(one)
+    for name, text in HELP.items():
+        verb = verbs.add_parser(name, help=text, description=text,
+                                epilog=f'example: {ANALYZE_EXAMPLES[name]}')
+        if name == 'fit':
+            analyze_fit.add_fit_arguments(verb)
+        elif name == 'isoflop':
+            analyze_fit.add_isoflop_arguments(verb)
+        elif name in ('probe', 'ledger'):
+            add_probe_arguments(verb, name)
+        elif name == 'validate':
+            verb.add_argument('study', type=local_path, help='folder of a study')
+            verb.add_argument('--json', action='store_true', help='one JSON object instead of text')
+        elif name == 'report':
+            add_report_arguments(verb)
         else:
-            add_measure_arguments(one, verb)
+            add_measure_arguments(verb, name)
 
 
 def add_report_arguments(sub: argparse.ArgumentParser) -> None:
-    """`sub` takes what `report` reads."""
+    """Add to `sub` what `report` reads."""
     sub.add_argument('study', type=local_path, help='folder of a study')
     sub.add_argument('--out', type=new_folder, metavar='DIR',
                      help='where to (default: STUDY/report)')
@@ -77,7 +75,7 @@ def _add_resamples(sub):
 
 
 def add_measure_arguments(sub: argparse.ArgumentParser, verb: str) -> None:
-    """`sub` takes what `measure_command.run` reads for this verb."""
+    """Add to `sub` what `analyze_measures.run` reads for this verb."""
     sub.set_defaults(verb=verb)
     sub.add_argument('study', type=local_path, help='folder of a study')
     sub.add_argument('--json', action='store_true', help='one JSON object instead of tables')
@@ -98,7 +96,7 @@ def add_measure_arguments(sub: argparse.ArgumentParser, verb: str) -> None:
 
 
 def add_probe_arguments(sub: argparse.ArgumentParser, verb: str) -> None:
-    """`sub` takes what `probe_command` reads for this verb."""
+    """Add to `sub` what `analyze_probes` reads for this verb."""
     sub.set_defaults(verb=verb)
     sub.add_argument('study', type=local_path, help='folder of a study')
     sub.add_argument('--out', type=new_folder,
@@ -116,13 +114,13 @@ def add_probe_arguments(sub: argparse.ArgumentParser, verb: str) -> None:
 def probe(args: argparse.Namespace) -> None:
     """Probe every run of a study that is not probed yet; the same command continues."""
     from downscale.commands import analyze_probes
-    analyze_probes.check(args)
+    analyze_probes.check_resamples(args.bootstraps)
     if args.pictures < 0:
         raise ValueError(f'--pictures {args.pictures} must be at least 0')
     from downscale.probe.probe import probe_study
     from downscale.runtime.progress import progress_bars
-    said = sys.stderr if args.json else sys.stdout  # stdout is then one JSON object
-    with contextlib.redirect_stdout(said), progress_bars(args.quiet) as bars:
+    shown_on = sys.stderr if args.json else sys.stdout  # stdout is then one JSON object
+    with contextlib.redirect_stdout(shown_on), progress_bars(args.quiet) as bars:
         notes = probe_study(args.study, args.pictures, args.bootstraps, args.seed, bars)
     analyze_probes.show_probes(args, notes)
 
@@ -152,13 +150,12 @@ def validate(args: argparse.Namespace) -> int:
 def run(args: argparse.Namespace) -> int | None:
     """Laws of size from tables; drops, shares, probes, costs and report of a study."""
     if args.verb == 'probe':  # the only one that runs models
-        if on_cpu():
-            keep_freed_memory()
-        from downscale.study.workers import use_cache
-        use_cache(cache_folder())
+        prepare_for_models()
+    # Numbers take minutes and come before the first figure: a library that is missing must not be
+    # found out only then.
     if args.verb in ('probe', 'ledger') or args.verb in DRAWN and args.out:
         from downscale.report.figures import plotting
-        plotting()  # all numbers are made before the first figure
+        plotting()
     if args.verb == 'fit':
         analyze_fit.run(args)
     elif args.verb == 'isoflop':

@@ -8,7 +8,7 @@ FORMS = ('power', 'chinchilla', 'saturating')
 
 
 def add_fit_arguments(sub: argparse.ArgumentParser) -> None:
-    """`sub` (an argparse parser) takes what `run` reads."""
+    """Add to `sub` what `run` reads."""
     _add_shared(sub, 'n_nonembed')
     sub.add_argument('--tokens', metavar='COLUMN', help='second input, for --form chinchilla')
     sub.add_argument('--form', choices=FORMS, help='y = E + A x^-alpha; with + B tokens^-beta '
@@ -26,7 +26,7 @@ def add_fit_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def add_isoflop_arguments(sub: argparse.ArgumentParser) -> None:
-    """`sub` (an argparse parser) takes what `run_isoflop` reads."""
+    """Add to `sub` what `run_isoflop` reads."""
     _add_shared(sub, 'n_nonembed')
     sub.add_argument('--budget', required=True, metavar='COLUMN',
                      help='declared budget of each row; rows are grouped by it as it stands')
@@ -48,93 +48,104 @@ def _add_shared(sub, x):
 
 
 def run(args: argparse.Namespace) -> None:
-    """`analyze fit`: the law, its intervals and alarms are printed."""
+    """Print the law of `analyze fit`, its intervals and alarms."""
+    # Late, as all of numpy and JAX below: `--help` and a wrong argument must answer at once.
     import numpy as np
 
     from downscale.laws import extrapolation, fits
     from downscale.output.plain import plain
+    # 1. The law, and the columns that it is fitted to.
     law = _law(args)
-    columns = [args.x, *([args.tokens] if args.tokens else []), args.y]
+    inputs = [args.x, args.tokens] if args.tokens else [args.x]
     if (args.below is None) != (args.compute is None):
         raise ValueError('--below and --compute go together: a threshold, and the column it is of')
-    table = _read(args.table, [*columns, *([args.compute] if args.compute else [])],
-                  [args.run_column] if args.run_column else [])
-    x = np.column_stack([table[name] for name in columns[:-1]])
+    table = _read(args.table, [*inputs, args.y, *_given(args.compute)], _given(args.run_column))
+    x = np.column_stack([table[name] for name in inputs])
     y = table[args.y]
     options = {'runs': table.get(args.run_column), 'delta': args.delta, 'draws': args.draws,
                'seed': args.seed}
-    found = fits.fit(law, x, y, worst=args.worst, **options)
-    result = plain(found)
-    lines = _fit_lines(found)
+    # 2. The fit, and what was asked for beside it.
+    fit = fits.fit(law, x, y, worst=args.worst, **options)
+    result = plain(fit)
+    lines = _fit_lines(fit)
     if args.budget is not None:
-        best = extrapolation.optimum(found, args.budget)
+        best = extrapolation.optimum(fit, args.budget)
         result['optimum'] = plain(best)
         lines += [f'at {args.budget:.4g} FLOPs:', *_interval_lines(best)]
     if args.below is not None:
-        held = extrapolation.holdout(law, x, y, table[args.compute], args.below, **options)
-        result['holdout'] = plain(held)
-        lines += _holdout_lines(held)
+        holdout = extrapolation.holdout(law, x, y, table[args.compute], args.below, **options)
+        result['holdout'] = plain(holdout)
+        lines += _holdout_lines(holdout)
     if args.out:
-        _write_fit(args, found, table, result)
+        _write_fit(args, fit, table, result)
     print(json.dumps(result) if args.json else '\n'.join(lines))
 
 
-def _write_fit(args, found, table, result):
-    """fit.json, and fit.png with its CSV: of two inputs at the tokens that most rows have."""
+def _given(column):
+    """Return a list of the column, empty where none was named."""
+    return [column] if column else []
+
+
+def _write_fit(args, fit, table, result):
+    """Write fit.json, and fit.png with its CSV.
+
+    With two inputs the figure is a cut at the number of tokens that most rows have.
+    """
     import numpy as np
 
     from downscale.analysis import study_laws
     from downscale.report import figures, law_figures
     from downscale.runtime.files import write_json
     tokens = None
-    here = np.ones(len(table[args.x]), dtype=bool)
+    in_cut = np.ones(len(table[args.x]), dtype=bool)
     if args.tokens:
         values, counts = np.unique(table[args.tokens], return_counts=True)
         tokens = float(values[np.argmax(counts)])
-        here = table[args.tokens] == tokens
-    held = table[args.compute] >= args.below if args.compute else np.zeros(len(here), dtype=bool)
+        in_cut = table[args.tokens] == tokens
+    held_out = np.zeros(len(in_cut), dtype=bool)
+    if args.compute:
+        held_out = table[args.compute] >= args.below
     points = [{'n': float(n), 'value': float(y), 'held': bool(out)} for n, y, out in
-              zip(table[args.x][here], table[args.y][here], held[here], strict=True)]
+              zip(table[args.x][in_cut], table[args.y][in_cut], held_out[in_cut], strict=True)]
     write_json(args.out / 'fit.json', result)
-    part = {'x': args.x, 'points': points, 'curve': study_laws.curve(found, table[args.x], tokens)}
-    figures.save(law_figures.laws, {f'{args.y}, {found.form}': part}, args.out, 'fit')
+    part = {'x': args.x, 'points': points, 'curve': study_laws.curve(fit, table[args.x], tokens)}
+    figures.save(law_figures.laws, {f'{args.y}, {fit.form}': part}, args.out, 'fit')
 
 
 def run_isoflop(args: argparse.Namespace) -> None:
-    """`analyze isoflop`: the minimum of each budget and the line through them are printed."""
+    """Print the minimum of each budget for `analyze isoflop`, and the line through them."""
     from downscale.laws.isoflop import isoflop
     from downscale.output.plain import plain
-    numbers = [args.x, args.y, *([args.compute] if args.compute else [])]
-    runs = [args.run_column] if args.run_column else []
-    table = _read(args.table, numbers, [args.budget, *runs])
-    found = isoflop(table[args.x], table[args.y], table[args.budget],
-                    runs=table.get(args.run_column), compute=table.get(args.compute),
-                    draws=args.draws, seed=args.seed)
-    lines = [f'{found.method}; {found.n} points, {found.runs} runs, {found.draws} resamples']
-    for one in found.minima:
-        lines.append(f'{one.budget:>12}  {args.x} {_show(one.x)}  {args.y} {_show(one.y)}  '
-                     f'{one.state}')
-    if found.exponent:
-        lines += _interval_lines({'exponent': found.exponent, 'coefficient': found.coefficient})
-    lines += [f'alarm: {alarm}' for alarm in found.alarms]
+    table = _read(args.table, [args.x, args.y, *_given(args.compute)],
+                  [args.budget, *_given(args.run_column)])
+    fit = isoflop(table[args.x], table[args.y], table[args.budget],
+                  runs=table.get(args.run_column), compute=table.get(args.compute),
+                  draws=args.draws, seed=args.seed)
+    lines = [f'{fit.method}; {fit.n} points, {fit.runs} runs, {fit.draws} resamples']
+    for minimum in fit.minima:
+        lines.append(f'{minimum.budget:>12}  {args.x} {_show(minimum.x)}  {args.y} '
+                     f'{_show(minimum.y)}  {minimum.state}')
+    if fit.exponent:
+        lines += _interval_lines({'exponent': fit.exponent, 'coefficient': fit.coefficient})
+    lines += [f'alarm: {alarm}' for alarm in fit.alarms]
     if args.out:
         from downscale.report import figures, law_figures
         from downscale.runtime.files import write_json
-        write_json(args.out / 'isoflop.json', plain(found))
-        figures.save(law_figures.isoflop, {'fit': found, 'x': args.x, 'points': [
-            {'budget': budget, 'n': n, 'loss': y} for budget, n, y in
-            zip(table[args.budget], table[args.x], table[args.y], strict=True)]}, args.out,
-            'isoflop')
-    print(json.dumps(plain(found)) if args.json else '\n'.join(lines))
+        write_json(args.out / 'isoflop.json', plain(fit))
+        points = [{'budget': budget, 'n': n, 'loss': y} for budget, n, y in
+                  zip(table[args.budget], table[args.x], table[args.y], strict=True)]
+        figures.save(law_figures.isoflop, {'fit': fit, 'x': args.x, 'points': points}, args.out,
+                     'isoflop')
+    print(json.dumps(plain(fit)) if args.json else '\n'.join(lines))
 
 
 def _law(args):
     from downscale.laws import forms
     form = args.form or ('chinchilla' if args.tokens else 'power')
-    if (form == 'chinchilla') != bool(args.tokens):
-        raise ValueError(f'--form {form} takes ' + (
-            'a second input: name its column with --tokens' if form == 'chinchilla' else
-            'one input: leave --tokens out'))
+    if form == 'chinchilla' and not args.tokens:
+        raise ValueError(f'--form {form} takes a second input: name its column with --tokens')
+    if form != 'chinchilla' and args.tokens:
+        raise ValueError(f'--form {form} takes one input: leave --tokens out')
     if form == 'saturating':
         return forms.Saturating(chance=args.chance)
     return forms.POWER if form == 'power' else forms.CHINCHILLA
@@ -160,41 +171,47 @@ def _read(path, numbers, names):
     if missing:
         raise ValueError(f'{path} has no column {missing[0]!r}; it has '
                          f'{", ".join(table.column_names)}')
-    found = {name: np.array([str(one) for one in table.column(name).to_pylist()])
-             for name in names}
+    columns = {}
+    for name in names:
+        columns[name] = np.array([str(value) for value in table.column(name).to_pylist()])
     for name in numbers:
         try:
-            found[name] = np.array(table.column(name).to_pylist(), dtype=float)
+            columns[name] = np.array(table.column(name).to_pylist(), dtype=float)
         except (ValueError, TypeError):
             raise ValueError(f'{path}: column {name!r} is not all numbers') from None
-    return found
+    return columns
 
 
-def _show(one):
-    return f'{one.value:.5g} [{one.low:.5g}, {one.high:.5g}]'
+def _show(interval):
+    return f'{interval.value:.5g} [{interval.low:.5g}, {interval.high:.5g}]'
 
 
 def _interval_lines(intervals):
-    return [f'{name:>12}  {_show(one)}' for name, one in intervals.items()]
+    return [f'{name:>12}  {_show(interval)}' for name, interval in intervals.items()]
 
 
-def _fit_lines(found):
-    lines = [f'{found.form}: {found.method}, delta {found.delta:g}, objective '
-             f'{found.objective:.6g}; {found.n} points, {found.runs} runs, {found.draws} '
-             f'resamples, {found.starts_agree:.0%} of starts agree',
-             *_interval_lines({**found.parameters, **found.derived})]
-    for title, other in (('plain squares', found.cross_check), (
-            f'without rows {found.without["rows"]}' if found.without else '',
-            found.without and found.without['parameters'])):
-        if other:
-            lines.append(f'{title}: ' + ', '.join(f'{key} {one:.5g}'
-                                                  for key, one in other.items()))
-    return lines + [f'alarm: {alarm}' for alarm in found.alarms]
+def _fit_lines(fit):
+    agreement = f'{fit.starts_agree:.0%} of starts agree'
+    lines = [f'{fit.form}: {fit.method}, delta {fit.delta:g}, objective {fit.objective:.6g}; '
+             f'{fit.n} points, {fit.runs} runs, {fit.draws} resamples, {agreement}',
+             *_interval_lines({**fit.parameters, **fit.derived})]
+    if fit.cross_check:
+        lines.append(f'plain squares: {_values(fit.cross_check)}')
+    if fit.without and fit.without['parameters']:
+        lines.append(f'without rows {fit.without["rows"]}: {_values(fit.without["parameters"])}')
+    return lines + [f'alarm: {alarm}' for alarm in fit.alarms]
 
 
-def _holdout_lines(held):
-    return [f'fitted below {held.below:.4g} FLOPs on {held.fit.n} points, {held.held} held out, up '
-            f'to {held.reach:.3g}x: error {held.error:.2%} (largest {held.largest:.2%}, bias '
-            f'{held.bias:+.2%}), {held.inside:.0%} inside the interval of the curve',
-            *_interval_lines({**held.fit.parameters, **held.fit.derived}),
-            *(f'alarm: {alarm}' for alarm in held.fit.alarms)]
+def _values(parameters):
+    return ', '.join(f'{name} {value:.5g}' for name, value in parameters.items())
+
+
+def _holdout_lines(holdout):
+    fit = holdout.fit
+    error = (f'error {holdout.error:.2%} (largest {holdout.largest:.2%}, '
+             f'bias {holdout.bias:+.2%})')
+    lines = [f'fitted below {holdout.below:.4g} FLOPs on {fit.n} points, {holdout.held} held out, '
+             f'up to {holdout.reach:.3g}x: {error}, {holdout.inside:.0%} inside the interval of '
+             'the curve']
+    lines += _interval_lines({**fit.parameters, **fit.derived})
+    return lines + [f'alarm: {alarm}' for alarm in fit.alarms]

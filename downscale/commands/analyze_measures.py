@@ -7,7 +7,7 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from downscale.analysis import measures
 from downscale.analysis.measure_rows import (
@@ -29,41 +29,14 @@ from downscale.runtime.files import write_bytes
 COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
 
 
-def drop(s: Scored, args: argparse.Namespace) -> tuple[list[Row], list[str]]:
-    """Return absolute, relative, chance-corrected drop and slope per decade; drop against
-    reliance.
-    """
-    return drop_rows(s, args.size)
-
-
-def grid(s: Scored, args: argparse.Namespace) -> tuple[list[Row], list[str]]:
-    """Return accuracy of perception x reasoner pairs with marginal curves, the other side fixed or
-    not.
-    """
-    return grid_rows(s)
-
-
-def attribute(s: Scored, args: argparse.Namespace) -> tuple[list[Row], list[str]]:
-    """Return Shapley shares of the drop with interactions, and items by class that sum to the
-    drop.
-    """
-    return attribution_rows(s)
-
-
-def compare(s: Scored, args: argparse.Namespace) -> tuple[list[Row], list[str]]:
-    """Return sizes on the same items: paired differences, adjusted p values, power; runs by IQM."""
-    return compare_rows(s, args.sizes)
-
-
-def pareto(s: Scored, args: argparse.Namespace) -> tuple[list[Row], list[str]]:
-    """Return the cost and accuracy of every way of answering, and how surely it is on the
-    frontier.
-    """
-    return pareto_rows(s, args.cost)
-
-
-MEASURES = {'drop': drop, 'grid': grid, 'attribute': attribute, 'compare': compare,
-            'pareto': pareto}
+Measure = Callable[[Scored, argparse.Namespace], tuple[list[Row], list[str]]]
+# What a verb computes, as rows and notes; `analyze.HELP` says it in words.
+MEASURES: dict[str, Measure] = {
+    'drop': lambda s, args: drop_rows(s, args.size),
+    'grid': lambda s, args: grid_rows(s),
+    'attribute': lambda s, args: attribution_rows(s),
+    'compare': lambda s, args: compare_rows(s, args.sizes),
+    'pareto': lambda s, args: pareto_rows(s, args.cost)}
 
 
 def _figures(s, args):
@@ -71,14 +44,16 @@ def _figures(s, args):
     from downscale.analysis import drops, flips, grids
     from downscale.analysis.pareto import ways_by_cost
     from downscale.report import figures, share_figures
-    wanted = {'drop': (('drops', figures.drops, drops.by_family),
-                       ('reliance', figures.reliance, drops.reliance)),
-              'grid': (('grid', figures.grid, grids.grid),
-                       ('families', share_figures.grid_families, flips.families)),
-              'attribute': (('shares', share_figures.waterfall,
-                             lambda s: flips.shares(s)['macro']),),
-              'pareto': (('pareto', share_figures.pareto, lambda s: ways_by_cost(s, args.cost)),)}
+    wanted = {'drop': [('drops', figures.drops, drops.by_family),
+                       ('reliance', figures.reliance, drops.reliance)],
+              'grid': [('grid', figures.grid, grids.grid),
+                       ('families', share_figures.grid_families, flips.families)]}
+    wanted['attribute'] = [
+        ('shares', share_figures.waterfall, lambda s: flips.shares(s)['macro'])]
+    wanted['pareto'] = [
+        ('pareto', share_figures.pareto, lambda s: ways_by_cost(s, args.cost))]
     for name, draw, compute in wanted.get(args.verb, ()):
+        # The table of the verb has said already why a part has no data.
         with contextlib.suppress(Missing, TableError):
             yield name, draw, compute(s)
 
@@ -101,6 +76,7 @@ def run(args: argparse.Namespace) -> None:
         rows, notes = MEASURES[args.verb](s, args)
     except Missing as reason:
         raise ValueError(f'{args.study}: {reason}') from None
+    # Files before the terminal: a reader that closes the pipe (`| head`) must not cost them.
     if args.csv:
         write_bytes(args.csv, as_csv(rows).encode())
     text = as_json(args, study.input_hash, rows, notes)
@@ -119,10 +95,10 @@ def run(args: argparse.Namespace) -> None:
 def as_json(args: argparse.Namespace, input_hash: str, rows: Sequence[Row],
             notes: Sequence[str]) -> str:
     """Return the rows as one JSON object, with what they were made of."""
-    found = {'verb': args.verb, 'input_hash': input_hash, 'level': 0.95,
+    value = {'verb': args.verb, 'input_hash': input_hash, 'level': 0.95,
              'bootstraps': args.bootstraps, 'seed': args.seed, 'notes': notes,
              'rows': [_plain(row) for row in rows]}
-    return json.dumps(found, indent=1, allow_nan=False)
+    return json.dumps(value, indent=1, allow_nan=False)
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -148,6 +124,7 @@ def lines(rows: Sequence[Row], notes: Sequence[str]) -> Iterator[str]:
         yield f'\n{table}'
         texts = [('', 'family', '', 'value', '95 % interval', 'items', 'clusters', 'method', '')]
         texts += [_texts(row) for row in group]
+        # Columns without any text are left out; numbers (columns 3 to 6) stand to the right.
         keep = [place for place, column in enumerate(zip(*texts[1:], strict=True)) if any(column)]
         left = [column for column, place in enumerate(keep) if not 3 <= place <= 6]
         yield from aligned([[text[place] for place in keep] for text in texts], left)
@@ -157,7 +134,7 @@ def _texts(row):
     bounds = ''
     if row.method:
         bounds = 'none' if math.isnan(row.low) else f'[{row.low:.3f}, {row.high:.3f}]'
-    value = f'{row.value:.3g}' if row.what.startswith(('p,', 'items for')) or row.what == 'p' \
-        else f'{row.value:.3f}'
+    small = row.what == 'p' or row.what.startswith(('p,', 'items for'))
+    value = f'{row.value:.3g}' if small else f'{row.value:.3f}'
     return (row.setting, row.family, row.what, value, bounds, str(row.n or ''),
             str(row.clusters or ''), row.method, row.note)

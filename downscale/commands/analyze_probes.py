@@ -18,21 +18,17 @@ SHOWN = ('accuracy', 'selectivity', 'attentive', 'attentive control', 'nll rise'
          'kl', 'cka')
 
 
-def check(args: argparse.Namespace) -> None:
-    """Raise ValueError in one line for arguments that no study can meet."""
-    check_resamples(args.bootstraps)
-
-
 def show_probes(args: argparse.Namespace, notes: Sequence[str]) -> None:
     """Print the probes of a study, and leave them in --out as JSON, CSV and figure."""
     probes = read(args.study, 'probes').to_pylist()
     rows = [Row(table=row['run_id'], setting=_site(row), family=row['task'], what=row['metric'],
                 value=row['value'], low=row['lo'], high=row['hi'], n=row['n'],
                 method='bootstrap over pictures') for row in probes]
-    rows += [Row(table=f'{row["run_id"]} and {row["other_id"]}', family='', what=row['metric'],
-                 setting=f'{row["site"]} {row["rel_depth"]:g} and {row["other_depth"]:g}',
-                 value=row['value'], n=row['n'])
-             for row in read(args.study, 'probe_pairs').to_pylist()]
+    for row in read(args.study, 'probe_pairs').to_pylist():
+        runs = f'{row["run_id"]} and {row["other_id"]}'
+        sites = f'{row["site"]} {row["rel_depth"]:g} and {row["other_depth"]:g}'
+        rows.append(Row(table=runs, setting=sites, family='', what=row['metric'],
+                        value=row['value'], n=row['n']))
     notes = [*notes, 'selectivity: accuracy of a probe minus that on shuffled answers; nll, kl: '
              'nats; exact: share of answers that greedy decoding writes word for word; attentive: '
              'of the families about one object alone']
@@ -42,16 +38,16 @@ def show_probes(args: argparse.Namespace, notes: Sequence[str]) -> None:
 
 def show_ledger(args: argparse.Namespace) -> None:
     """Print the loss ledger of a study, and leave it in --out as JSON, CSV and figure."""
-    check(args)
+    check_resamples(args.bootstraps)
     study = load_study(args.study)
     try:
-        found = ledger(measures.scored(study, args.bootstraps, args.seed),
-                       read(args.study, 'probe_items'))
+        losses = ledger(measures.scored(study, args.bootstraps, args.seed),
+                        read(args.study, 'probe_items'))
     except Missing as reason:
         raise ValueError(f'{args.study}: {reason}') from None
-    rows, notes = ledger_rows(found)
+    rows, notes = ledger_rows(losses)
     shown = [row for row in rows if row.family == MACRO or not args.macro]
-    _leave(args, 'ledger', rows, shown, notes, ledger_bars, found)
+    _leave(args, 'ledger', rows, shown, notes, ledger_bars, losses)
 
 
 def _site(row):
@@ -60,7 +56,7 @@ def _site(row):
 
 
 def _leave(args, name, rows, shown, notes, draw, drawn):
-    """All `rows` in files in --out (default: STUDY/analysis); those `shown`, or JSON, on stdout."""
+    """Write `rows` into --out (default: STUDY/analysis), and print those `shown`, or JSON."""
     out = args.out or args.study / 'analysis'
     save_figure(draw, drawn, out, name)
     text = as_json(args, load_study(args.study).input_hash, rows, notes)

@@ -1,20 +1,26 @@
 """`downscale benchmark`: its arguments, its chain, and every fitting score of what was written."""
 import argparse
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from downscale.commands.extract_think import add_manner, assembled
+from downscale.commands.machine import prepare_for_models
 from downscale.commands.parsing import local_path, new_folder
-from downscale.experiment.file import on_cpu
-from downscale.runtime.memory import keep_freed_memory
-from downscale.runtime.setup import cache_folder
+
+if TYPE_CHECKING:
+    from downscale.evaluate.benchmarks import Benchmark
+    from downscale.evaluate.extract_think import Chain
+    from downscale.runtime.progress import Bars
 
 EXAMPLE = ('downscale benchmark models/vlm --on mmstar --data mmstar.parquet --reasoner '
            'models/qwen3-1.7b --information information.json')
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """`sub` (an argparse parser) takes what `run` reads."""
+    """Add to `sub` what `run` reads."""
     sub.add_argument('runs', nargs='*', type=local_path, metavar='RUN',
                      help='run folders of models that see the pictures and answer')
     sub.add_argument('--on', metavar='NAME', help='the benchmark (see --list)')
@@ -35,7 +41,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     add_manner(sub)
 
 
-def chain_of(args, bars):
+def chain_of(args: argparse.Namespace, bars: 'Bars') -> tuple['Chain', 'Benchmark']:
     """Return (`Chain`, `Benchmark`) of the command line, everything that it names checked."""
     from downscale.evaluate.benchmarks import BENCHMARKS, questions_of
     from downscale.values import unknown
@@ -46,6 +52,7 @@ def chain_of(args, bars):
     if (args.information or args.informer or args.describe) and not args.reasoner:
         raise ValueError('--describe, --information and --informer are for reasoners; give '
                          '--reasoner')
+    # What to look at only makes sense for a description by need, so it need not be said twice.
     if (args.information or args.informer) and args.describe is None:
         args.describe = 'extract'
     benchmark = BENCHMARKS[args.on]
@@ -58,32 +65,33 @@ def chain_of(args, bars):
     return chain, benchmark
 
 
-def scored(chain, benchmark):
-    """Return {samples name: summary of every scorer} of a finished chain; it joins
-    `summary.json`.
+def scored(chain: 'Chain', benchmark: 'Benchmark') -> tuple[dict[str, Any], list[str]]:
+    """Return ({samples name: summary of every scorer}, lines to print) of a finished chain.
+
+    The summaries are added to `summary.json`.
     """
     from downscale.evaluate import cells
     from downscale.evaluate.scoring import rescore
     from downscale.evaluate.scoring.stored_replies import read_rows
     from downscale.runtime.files import write_json
     names = [cells.joint_name(run) for run in chain.sighted]
-    names += [cells.file_name(perception, reasoner, mode) for perception in chain.perceptions
-              for reasoner in chain.reasoners for mode in chain.plan.reason]
-    found = {}
+    grid = itertools.product(chain.perceptions, chain.reasoners, chain.plan.reason)
+    names += [cells.file_name(perception, reasoner, mode) for perception, reasoner, mode in grid]
+    summaries = {}
     lines = []
     for name in names:
         rows, notes = read_rows(chain.out / f'{name}.jsonl')
         judged = rescore.judged(rows, benchmark.scorers)
-        found[name] = rescore.summary(rows, judged)
-        lines += [name, *rescore.table(found[name], rows, judged, notes), '']
+        summaries[name] = rescore.summary(rows, judged)
+        lines += [name, *rescore.table(summaries[name], rows, judged, notes), '']
     path = chain.out / 'summary.json'
     write_json(path, json.loads(path.read_text()) | {
         'benchmark': benchmark.name, 'headline': benchmark.scorers[0], 'source': benchmark.source,
-        'scores': found})
-    return found, lines
+        'scores': summaries})
+    return summaries, lines
 
 
-def listing():
+def listing() -> Iterator[str]:
     """Yield the lines of --list."""
     from downscale.evaluate.benchmarks import BENCHMARKS
     for benchmark in BENCHMARKS.values():
@@ -98,16 +106,13 @@ def run(args: argparse.Namespace) -> None:
     if args.list:
         print(*listing(), sep='\n')
         return
-    if on_cpu():
-        keep_freed_memory()
+    prepare_for_models()
     from downscale.runtime.progress import progress_bars
-    from downscale.study.workers import use_cache
-    use_cache(cache_folder())
     with progress_bars(args.quiet) as bars:
-        chain, asked = chain_of(args, bars)
-        found = chain.run()
-    if found is not None:
-        print(*scored(chain, asked)[1], sep='\n')
+        chain, benchmark = chain_of(args, bars)
+        summary = chain.run()
+    if summary is not None:
+        print(*scored(chain, benchmark)[1], sep='\n')
         print(f'summary: {args.out / "summary.json"}')
     else:
         print(f'process {args.process} of {args.processes} is done; process 0 joins the files')

@@ -1,12 +1,12 @@
 """The verbs of `downscale data`: the world of a study, mixtures of published sets, extraction data.
 """
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from downscale.commands import data_extract
+from downscale.commands.machine import cores
 from downscale.commands.parsing import count, local_path, natural, new_file, new_folder, share
 
 DATA_EXAMPLES = {
@@ -20,12 +20,13 @@ EXAMPLE = DATA_EXAMPLES['world']
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """`sub` (an argparse parser) takes a verb and what that verb reads."""
+    """Add to `sub` a verb and what that verb reads."""
     verbs = sub.add_subparsers(dest='verb', required=True, metavar='VERB')
     for name, run in VERBS.items():
-        one = verbs.add_parser(name, help=run.__doc__.splitlines()[0], description=run.__doc__,
-                               epilog=f'example: {DATA_EXAMPLES[name]}')
-        ADD[name](one)
+        about = run.__doc__ or ''
+        verb = verbs.add_parser(name, help=about.splitlines()[0], description=about,
+                                epilog=f'example: {DATA_EXAMPLES[name]}')
+        ADD[name](verb)
 
 
 def _add_world(sub):
@@ -73,7 +74,7 @@ def world(args: argparse.Namespace) -> None:
     from downscale.stages.inputs import library, prepare
     with progress_bars(args.quiet) as bars:
         built = prepare(folder, experiments[0],
-                               lambda done, total: bars('scenes', done, total))
+                        lambda done, total: bars('scenes', done, total))
     print(f'data: {built}')
     if args.padding:
         print(*training.padding_lines(folder, experiments[-1]), sep='\n')
@@ -103,13 +104,12 @@ def build(args: argparse.Namespace) -> None:
              if (value := vars(args)[name]) is not None}
     if args.length and not args.tokenizer:
         raise ValueError('--length counts tokens; give --tokenizer tokenizer.json with it')
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 1
     with progress_bars(args.quiet) as bars:
         manifest = build_mixture(
             load_mixture(args.mixture),
             args.to,
             Settings(root=args.root, **given),
-            args.jobs or cores,
+            args.jobs or cores(),
             bars,
         )
     print(*lines(manifest), sep='\n')

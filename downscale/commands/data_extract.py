@@ -1,15 +1,19 @@
 """The arguments of `downscale data extract`, and the work that they ask for."""
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from downscale.commands.parsing import amount, local_path, natural, new_folder, share
+
+if TYPE_CHECKING:
+    from downscale.factory.factory import Factory
 
 EXAMPLE = ('downscale data extract --from train.json --images pictures --to runs/extraction '
            '--teacher openai:http://localhost:8000/v1 --model Qwen3-VL-8B-Instruct')
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """`sub` (an argparse parser) takes what `run` reads."""
+    """Add to `sub` what `run` reads."""
     sub.add_argument('--from', dest='source', type=local_path, required=True, metavar='FILE',
                      help='questions with answers about pictures (.json, .jsonl, .ndjson, .csv or '
                      '.tsv), a row each as data build reads them: "conversations", "messages", '
@@ -61,7 +65,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """The data below `args.to` is made, checked and reported; the same command continues.
+    """Make, check and report the data below `args.to`; the same command continues.
 
     ValueError, FileNotFoundError or RuntimeError in one line.
     """
@@ -76,26 +80,28 @@ def run(args: argparse.Namespace) -> None:
         rows = factory.run()
     print(f'accepted: {sum(row["accepted"] for row in rows)} of {len(rows)} pictures')
     if factory.skipped:
-        reasons = Counter(one.reason.partition(':')[0] for one in factory.skipped)
-        told = ', '.join(f'{name} {count:,}' for name, count in reasons.most_common())
-        print(f'records left out: {len(factory.skipped):,} ({told}); see '
+        reasons = Counter(record.reason.partition(':')[0] for record in factory.skipped)
+        counts = ', '.join(f'{name} {count:,}' for name, count in reasons.most_common())
+        print(f'records left out: {len(factory.skipped):,} ({counts}); see '
               f'{args.to / "skipped.json"}')
     print(f'training data: {args.to / "training.json"}')
     print(f'report: {write_report(factory, args.price)}')
 
 
-def factory_of(args):
+def factory_of(args: argparse.Namespace) -> 'Factory':
     """Return the `Factory` of the command line, everything that it names checked."""
     from downscale.data.files import fault
     from downscale.evaluate import prompts
     from downscale.factory import source, steps
     from downscale.factory.factory import Factory
+    # 1. Numbers and prompts: what is checked before anything is read.
     for name in ('concurrency', 'attempts', 'slots', 'timeout', 'per_minute', 'limit'):
         value = vars(args)[name]
         if value is not None and value < (1 if isinstance(value, int) else 1e-9):
             raise ValueError(f'--{name.replace("_", "-")} {value} must be above 0')
     worded = steps.load(args.prompts) if args.prompts else steps.load()
     form = prompts.load(args.training_prompts)
+    # 2. The questions, and where their pictures are.
     questions = args.source
     root = args.images or args.source.parent
     if args.source.is_dir():
@@ -111,6 +117,7 @@ def factory_of(args):
         first = f', first {skipped[0].id}: {skipped[0].reason}' if skipped else ''
         raise fault(questions, 'holds no picture with a question and an answer '
                     f'({len(skipped)} records left out{first})')
+    # 3. Who writes; their models are opened when they are asked.
     gold = questions.with_name('gold.json')
     judge = _teacher(args.judge, 'judge', args.judge_model or args.model, args, gold) \
         if args.judge else None
@@ -141,8 +148,8 @@ def _teacher(who, role, model, args, gold):
         raise ValueError(f'--{role} {who} must be engine:RUN, openai:URL (http:// or https://) or '
                          'oracle')
     if not model:
-        raise ValueError(f'--{role} {who}: say with --{"judge-" * (role == "judge")}model which '
-                         'model of that server')
+        flag = '--judge-model' if role == 'judge' else '--model'
+        raise ValueError(f'--{role} {who}: say with {flag} which model of that server')
     from downscale.factory.server import Server, key_in
 
     return Server(

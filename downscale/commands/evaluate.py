@@ -10,7 +10,7 @@ EXAMPLE = 'downscale evaluate experiments/smoke.py --out runs/smoke --cell w64d2
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """`sub` (an argparse parser) takes what `run` reads."""
+    """Add to `sub` what `run` reads."""
     add_study_arguments(sub)
     sub.add_argument('--cell', required=True, help='name of a cell, as w64d2-s0')
     sub.add_argument('--only', required=True, choices=('joint', *WRITER, 'reason'))
@@ -19,7 +19,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run one evaluation of one cell: joint, caption, extraction or reason."""
     _, experiments, folder = open_study(args)
-    refuse_many()
+    refuse_many()  # several processes would write the same rows
     cell = find_cell(experiments, args.cell)
     from downscale.evaluate.run import evaluate as run_evaluation
     from downscale.runtime.progress import progress_bars

@@ -7,7 +7,7 @@ EXAMPLE = 'downscale export models/qwen3-0.6b --to Qwen3-0.6B-copy --format qwen
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """`sub` (an argparse parser) takes what `run` reads."""
+    """Add to `sub` what `run` reads."""
     sub.add_argument('run_folder', metavar='run', type=local_path,
                      help='imported model, or STUDY/cells/CELL/STAGE')
     sub.add_argument('--to', type=new_folder, required=True, help='new Hugging Face folder')

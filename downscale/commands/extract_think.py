@@ -1,10 +1,18 @@
 """`downscale extract-think`: its arguments, and the `Chain` that they ask for."""
 import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from downscale.commands.machine import prepare_for_models
 from downscale.commands.parsing import local_path, new_folder
-from downscale.experiment.file import on_cpu
-from downscale.runtime.memory import keep_freed_memory
-from downscale.runtime.setup import cache_folder
+
+if TYPE_CHECKING:
+    from downscale.evaluate.asked import Questions
+    from downscale.evaluate.extract_think import Chain
+    from downscale.evaluate.plan import ChainPlan
+    from downscale.evaluate.prompts import Prompts
+    from downscale.runtime.progress import Bars
 
 EXAMPLE = ('downscale extract-think --perception runs/smoke/cells/w64d4-s0/extract --reasoner '
            'runs/smoke/cells/w64d4-s0/reason --data runs/smoke --out runs/chain --describe '
@@ -12,8 +20,10 @@ EXAMPLE = ('downscale extract-think --perception runs/smoke/cells/w64d4-s0/extra
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """`sub` (an argparse parser) takes what `chain_of` reads; what is not given is left to
-    `ChainPlan` and, for limits, to the prompts."""
+    """Add to `sub` what `chain_of` reads.
+
+    What is not given is left to `ChainPlan` and, for limits, to the prompts.
+    """
     runs = {'nargs': '+', 'type': local_path, 'required': True, 'metavar': 'RUN'}
     sub.add_argument('--perception', help='run folders of models that describe pictures', **runs)
     sub.add_argument('--reasoner', help='run folders of models that answer from texts', **runs)
@@ -32,7 +42,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def add_manner(sub: argparse.ArgumentParser) -> None:
-    """`sub` takes how is asked, written and worked: what extract-think and benchmark share."""
+    """Add to `sub` what extract-think and benchmark share: how to ask, to write and to work."""
     _add_wording(sub.add_argument_group('what is asked'))
     _add_writing(sub.add_argument_group('how the reasoner writes (descriptions are greedy)'))
     group = sub.add_argument_group('how the work is done; no result depends on it')
@@ -46,7 +56,7 @@ def add_manner(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_wording(group):
-    """The arguments of extract-think that decide the questions to both kinds of model."""
+    """Add the arguments that decide the questions to both kinds of model."""
     group.add_argument('--describe', choices=('caption', 'extract'), help='describe everything '
                        '(default), or what the question needs')
     group.add_argument('--information', type=local_path, metavar='FILE',
@@ -66,7 +76,7 @@ def _add_wording(group):
 
 
 def _add_writing(group):
-    """The arguments of extract-think that decide how a reasoner's tokens are chosen."""
+    """Add the arguments that decide how a reasoner's tokens are chosen."""
     group.add_argument('--temperature', type=float, metavar='X', help='default 0: greedy')
     group.add_argument('--top-k', type=int, metavar='N',
                        help='likeliest tokens to choose from (default: all)')
@@ -83,26 +93,74 @@ def _add_writing(group):
                        'defects included')
 
 
-def chain_of(args, bars):
+def chain_of(args: argparse.Namespace, bars: 'Bars') -> 'Chain':
     """Return the `Chain` of the command line, everything that it names checked."""
     from downscale.evaluate.asked import open_questions
     return assembled(args, bars, lambda: open_questions(args.data, args.split, args.limit))
 
 
-def assembled(args, bars, open_data, numbers=True, sighted=(), tail=''):
-    """Return the `Chain` of arguments with `perception` and `reasoner`, over what `open_data`
-    returns.
+def assembled(args: argparse.Namespace, bars: 'Bars', open_data: 'Callable[[], Questions]',
+              numbers: bool = True, sighted: Sequence[Path] = (), tail: str = '') -> 'Chain':
+    """Return the `Chain` of arguments with `perception` and `reasoner`, over `open_data()`.
 
     `numbers` says that an information file may go by numbers in the data; `sighted` are folders of
     models that answer themselves, with `tail` behind their question.
     """
-    import dataclasses
-
     from downscale.evaluate import prompts
     from downscale.evaluate.asked import informed
     from downscale.evaluate.extract_think import Chain
-    from downscale.evaluate.plan import ChainPlan
     from downscale.evaluate.runs import open_runs, prompts_for
+    # 1. The arguments by themselves, then the prompts, which need no data either.
+    _refuse(args)
+    informers = [args.informer] if args.informer else []
+    folders = [*dict.fromkeys((*sighted, *args.perception)), *args.reasoner, *informers]
+    worded = prompts.load(args.prompts or prompts_for(folders))
+    args.reason = tuple(args.reason) if args.reason else None
+    plan = _plan_of(args, worded)
+    # 2. The questions, whose pictures decide what the models must see.
+    questions = open_data()
+    if args.information:
+        questions = informed(questions, args.information, numbers)
+    sees = any(asked.pictures for asked in questions.asked)
+    # 3. The models.
+    informer = open_runs(informers, 'informer')
+    perceptions = open_runs(args.perception, 'perception', sees=sees)
+    reasoners = open_runs(args.reasoner, 'reasoner', ban=plan.ban_reflexive)
+    answering = open_runs(sighted, 'run', sees=sees)
+    return Chain(
+        out=args.out,
+        plan=plan,
+        prompts=worded,
+        questions=questions,
+        perceptions=perceptions,
+        reasoners=reasoners,
+        informer=informer[0] if informer else None,
+        sighted=answering,
+        tail=tail,
+        process=args.process,
+        processes=args.processes,
+        slots=args.slots,
+        report=bars,
+        note=bars.note,
+    )
+
+
+def _plan_of(args, worded: 'Prompts') -> 'ChainPlan':
+    """Return the plan: limits of the prompts, and what the command line says instead."""
+    import dataclasses
+
+    from downscale.evaluate.plan import ChainPlan
+    from downscale.evaluate.prompts import LIMITS
+    values = {name: vars(worded)[name] for name in LIMITS}
+    for field in dataclasses.fields(ChainPlan):
+        value = vars(args)[field.name]
+        if value is not None:
+            values[field.name] = value
+    return ChainPlan(**values)
+
+
+def _refuse(args):
+    """Raise ValueError in one line for arguments that do not go together."""
     if min(args.slots, args.processes) < 1:
         raise ValueError(f'--slots {args.slots} and --processes {args.processes} must be at least '
                          '1')
@@ -114,34 +172,6 @@ def assembled(args, bars, open_data, numbers=True, sighted=(), tail=''):
     if args.describe != 'extract' and (args.information or args.informer):
         raise ValueError('a caption looks at everything; give --describe extract with '
                          '--information or --informer')
-    folders = [*dict.fromkeys((*sighted, *args.perception)), *args.reasoner,
-               *[args.informer] * bool(args.informer)]
-    worded = prompts.load(args.prompts or prompts_for(folders))
-    args.reason = tuple(args.reason) if args.reason else None
-    limits = {name: vars(worded)[name] for name in prompts.LIMITS}
-    plan = ChainPlan(**limits | {field.name: value for field in dataclasses.fields(ChainPlan)
-                                 if (value := vars(args)[field.name]) is not None})
-    questions = open_data()
-    if args.information:
-        questions = informed(questions, args.information, numbers)
-    sees = any(asked.pictures for asked in questions.asked)
-    informers = open_runs([args.informer] if args.informer else [], 'informer')
-    return Chain(
-        out=args.out,
-        plan=plan,
-        prompts=worded,
-        questions=questions,
-        perceptions=open_runs(args.perception, 'perception', sees=sees),
-        reasoners=open_runs(args.reasoner, 'reasoner', ban=plan.ban_reflexive),
-        informer=informers[0] if informers else None,
-        sighted=open_runs(sighted, 'run', sees=sees),
-        tail=tail,
-        process=args.process,
-        processes=args.processes,
-        slots=args.slots,
-        report=bars,
-        note=bars.note,
-    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -149,16 +179,13 @@ def run(args: argparse.Namespace) -> None:
 
     The same command continues after an interruption, also with other --slots and --processes.
     """
-    if on_cpu():
-        keep_freed_memory()
+    prepare_for_models()
     from downscale.evaluate.cells import table
     from downscale.runtime.progress import progress_bars
-    from downscale.study.workers import use_cache
-    use_cache(cache_folder())
     with progress_bars(args.quiet) as bars:
-        found = chain_of(args, bars).run()
-    if found is not None:
-        print(*table(found), sep='\n')
+        summary = chain_of(args, bars).run()
+    if summary is not None:
+        print(*table(summary), sep='\n')
         print(f'summary: {args.out / "summary.json"}')
     else:
         print(f'process {args.process} of {args.processes} is done; process 0 joins the files')

@@ -7,7 +7,7 @@ EXAMPLE = 'downscale import Qwen3-0.6B --to models/qwen3-0.6b'
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """`sub` (an argparse parser) takes what `run` reads."""
+    """Add to `sub` what `run` reads."""
     sub.add_argument('source', type=local_path, help='Hugging Face folder, or a .gguf file')
     sub.add_argument('--to', type=new_folder, required=True, help='new run folder')
     sub.add_argument('--layers', default='', help='keep a part of the language model\'s layers: '

@@ -32,55 +32,57 @@ EXAMPLE = LAUNCH_EXAMPLES['submit']
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """`sub` (an argparse parser) takes everything that `commands/launch_verbs.py` reads."""
+    """Add to `sub` everything that `commands/launch_verbs.py` reads."""
     verbs = sub.add_subparsers(dest='verb', required=True, metavar='VERB')
-    for verb, text in SUMMARY.items():
-        one = verbs.add_parser(verb, help=text, description=f'{text[0].upper()}{text[1:]}.',
-                               epilog=f'example: {LAUNCH_EXAMPLES[verb]}')
-        one.add_argument('config', metavar='EXPERIMENT', help='study file, FILE.py or FILE.py:ARG')
-        one.add_argument('--run', type=run_folder, dest='folder', metavar='FOLDER',
-                         help='run folder: local, or '
-                         'gs://BUCKET/... for the cloud (default: runs/STUDY)')
-        one.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
-                         help='override a configuration value; may be repeated')
-        one.add_argument('--json', action='store_true', help='one JSON object, no table')
-        _add_choice(one, verb)
-        _add_backend(one.add_argument_group(
-            'where it runs', 'What is not given is as in the last submit or resume.'), verb)
+    for name, text in SUMMARY.items():
+        verb = verbs.add_parser(name, help=text, description=f'{text[0].upper()}{text[1:]}.',
+                                epilog=f'example: {LAUNCH_EXAMPLES[name]}')
+        verb.add_argument('config', metavar='EXPERIMENT',
+                          help='study file, FILE.py or FILE.py:ARG')
+        verb.add_argument('--run', type=run_folder, dest='folder', metavar='FOLDER',
+                          help='run folder: local, or '
+                          'gs://BUCKET/... for the cloud (default: runs/STUDY)')
+        verb.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
+                          help='override a configuration value; may be repeated')
+        verb.add_argument('--json', action='store_true', help='one JSON object, no table')
+        _add_choice(verb, name)
+        _add_backend(verb.add_argument_group(
+            'where it runs', 'What is not given is as in the last submit or resume.'), name)
 
 
-def _add_choice(one, verb):
-    """Which jobs a verb means, and how it goes about them."""
+def _add_choice(sub, verb):
+    """Add which jobs a verb means, and how it goes about them."""
     if verb not in ('validate', 'watch', 'gc'):
-        one.add_argument('--cell', nargs='+', metavar='CELL', help='only these cells'
-                         + ', and what they need' * (verb in FITTING))
-        one.add_argument('--only', nargs='+', metavar='STATE', help='only jobs in these states: '
+        cells = 'only these cells, and what they need' if verb in FITTING else 'only these cells'
+        sub.add_argument('--cell', nargs='+', metavar='CELL', help=cells)
+        sub.add_argument('--only', nargs='+', metavar='STATE', help='only jobs in these states: '
                          'waiting, missing, running, stale, failed, cancelled, fatal, done')
     if verb in ('plan', 'cancel', 'gc', *STARTING):
-        one.add_argument('--dry-run', action='store_true', help={
-            'plan': 'read no run folder: no network is needed'}.get(
-                verb, 'show what would be done, and do nothing'))
+        effect = 'show what would be done, and do nothing'
+        if verb == 'plan':
+            effect = 'read no run folder: no network is needed'
+        sub.add_argument('--dry-run', action='store_true', help=effect)
     if verb in FITTING:
-        one.add_argument('--no-fit', action='store_true',
+        sub.add_argument('--no-fit', action='store_true',
                          help='do not compile for TPUs whether each cell fits')
     if verb in (*FITTING, 'watch'):
-        one.add_argument('--quiet', action='store_true', help='no progress bars')
+        sub.add_argument('--quiet', action='store_true', help='no progress bars')
     if verb in ('submit', 'resume'):
-        one.add_argument('--allow-dirty', action='store_true',
+        sub.add_argument('--allow-dirty', action='store_true',
                          help='launch although files differ from the commit')
     if verb == 'plan':
-        one.add_argument('--out', type=new_folder, metavar='FOLDER',
+        sub.add_argument('--out', type=new_folder, metavar='FOLDER',
                          help='folder of the manifests or commands and '
                          'of plan.json (default: runs/STUDY/launch-plan)')
     if verb == 'logs':
-        one.add_argument('--process', type=natural, default=0, metavar='N',
+        sub.add_argument('--process', type=natural, default=0, metavar='N',
                          help='process of the job (default 0)')
-        one.add_argument('--lines', type=count, default=40, metavar='N',
+        sub.add_argument('--lines', type=count, default=40, metavar='N',
                          help='lines of each log (default 40)')
 
 
 def _add_backend(group, verb):
-    """Fields of `sweep.LaunchSettings`."""
+    """Add the fields of `sweep.LaunchSettings`."""
     group.add_argument('--backend', choices=('gke', 'tpuvm', 'local'), help='default: gke for a '
                        'TPU topology, else local')
     group.add_argument('--topology', metavar='NAME', help='v5e:4x4 or, for two slices, '

@@ -17,142 +17,147 @@ from downscale.planner.topologies import PRICES_AS_OF
 from downscale.runtime.files import write_bytes, write_json
 from downscale.runtime.progress import progress_bars
 
-RESTS = 'in its files; a machine that waits, or has begun nothing yet, is not in them'
-
 
 def plan(args: argparse.Namespace) -> int:
-    """Write the manifest or commands of every job, and check that each cell fits its slices."""
-    asked = not args.dry_run
-    found = sweep.open_sweep(args, asked)
-    chosen = _selected(found, args, found.planned, asked)
-    out = Path(args.out or Path('runs') / found.name / 'launch-plan')
+    """Run `launch plan`; return 1 when a cell does not fit its slices."""
+    launched = sweep.open_sweep(args, asked=not args.dry_run)
+    if args.dry_run:
+        chosen = sweep.select_unread(launched, args)
+    else:
+        chosen = _selected(launched, args)
+    out = Path(args.out or Path('runs') / launched.name / 'launch-plan')
     files = {}
     for spec in chosen:
-        ending, text = sweep.written(spec, found.settings)
+        ending, text = sweep.written(spec, launched.settings)
         files[spec.key] = out / f'{spec.name}{ending}'
         write_bytes(files[spec.key], text.encode())
-    fits, why = _fits(found, args)
+    fits, why = _fits(launched, args)
     value = board.plan_value(chosen, fits, why, files)
     write_json(out / 'plan.json', value)
     _print(args, value, board.plan_lines(
-        chosen, fits, why, _placeholders(found.settings) + [f'files: {out}']))
-    return int(any(not one.fits for one in fits.values()))
+        chosen, fits, why, _placeholders(launched.settings) + [f'files: {out}']))
+    return int(not all(fit.fits for fit in fits.values()))
 
 
 def validate(args: argparse.Namespace) -> int:
-    """Check what would be sent for every job, without a network; exit code 1 if anything is wrong.
-    """
-    found = sweep.open_sweep(args, asked=False)
-    problems = [f'{spec.key}: {text}' for spec in found.planned
-                for text in _problems(spec, found.settings)]
-    _print(args, {'jobs': len(found.planned), 'problems': problems}, [
-        *problems, f'{len(found.planned)} jobs, {len(problems)} problems',
-        *_placeholders(found.settings)])
+    """Run `launch validate`; return 1 when anything is wrong."""
+    launched = sweep.open_sweep(args, asked=False)
+    problems = []
+    for spec in launched.planned:
+        problems += [f'{spec.key}: {text}' for text in _problems(spec, launched.settings)]
+    _print(args, {'jobs': len(launched.planned), 'problems': problems}, [
+        *problems, f'{len(launched.planned)} jobs, {len(problems)} problems',
+        *_placeholders(launched.settings)])
     return int(bool(problems))
 
 
 def submit(args: argparse.Namespace) -> int:
-    """Start every job that may start. What is there already is left alone; nothing is deleted."""
-    found = sweep.open_sweep(args)
-    chosen = _selected(found, args, found.planned)
-    return _start(args, found, sweep.with_needs(chosen, found.planned))
+    """Run `launch submit`. Nothing is deleted; return 1 when a job has ended without being done."""
+    launched = sweep.open_sweep(args)
+    chosen = _selected(launched, args)
+    return _start(args, launched, sweep.with_needs(chosen, launched.planned))
 
 
 def resume(args: argparse.Namespace) -> int:
-    """Start again what failed, was cancelled or ended as fatal; what went wrong no longer counts.
-    """
-    found = sweep.open_sweep(args)
-    chosen = _selected(found, args, found.planned)
-    return _start(args, found, sweep.with_needs(chosen, found.planned), forgiven=chosen)
+    """Run `launch resume`, which is `submit` after which nothing that went wrong before counts."""
+    launched = sweep.open_sweep(args)
+    chosen = _selected(launched, args)
+    return _start(args, launched, sweep.with_needs(chosen, launched.planned), forgiven=chosen)
 
 
 def status(args: argparse.Namespace) -> int:
-    """Show what the run folder says of every job."""
-    found = sweep.open_sweep(args)
-    jobs = [job for _, job in sweep.select(found, args, found.known)]
+    """Run `launch status`, which reads files alone and asks no backend."""
+    launched = sweep.open_sweep(args)
+    jobs = [job for _, job in sweep.select(launched, args, launched.known)]
     _print(args, {'jobs': [dataclasses.asdict(job) for job in jobs]}, board.status_lines(jobs))
     return 0
 
 
 def cost(args: argparse.Namespace) -> int:
-    """Show chip-hours and dollars of every cell so far; the dollars are an estimate."""
-    found = sweep.open_sweep(args)
-    chosen = sweep.select(found, args, found.known)
-    value = board.cost_value(chosen, found.settings)
+    """Run `launch cost`, with the prices of `planner/topologies.py`."""
+    launched = sweep.open_sweep(args)
+    chosen = sweep.select(launched, args, launched.known)
+    value = board.cost_value(chosen, launched.settings.max_usd)
     _print(args, value, [*board.cost_lines(value), f'prices of {PRICES_AS_OF}, on demand; time is '
-                         f'that of the attempts {RESTS}'])
+                         'that of the attempts in its files; a machine that waits, or has begun '
+                         'nothing yet, is not in them'])
     return 0
 
 
 def logs(args: argparse.Namespace) -> int:
-    """Show the end of the newest log of every job."""
-    found = sweep.open_sweep(args)
-    chosen = [spec for spec, job in sweep.select(found, args, found.known)
+    """Run `launch logs`; ValueError when no such job has begun."""
+    launched = sweep.open_sweep(args)
+    chosen = [spec for spec, job in sweep.select(launched, args, launched.known)
               if job.attempt is not None]
     if not chosen:
         raise ValueError('no such job has begun; see: downscale launch status')
     value = {}
     for spec in chosen:
-        name, text = _log(spec, found.settings, args)
+        name, text = _log(spec, launched.settings, args)
         value[spec.key] = {'log': name, 'lines': text.splitlines()[-args.lines:]}
-    _print(args, value, [line for key, part in value.items()
-                         for line in (f'--- {key}: {part["log"]}', *part['lines'])])
+    lines = []
+    for key, part in value.items():
+        lines += [f'--- {key}: {part["log"]}', *part['lines']]
+    _print(args, value, lines)
     return 0
 
 
 def cancel(args: argparse.Namespace) -> int:
-    """Stop jobs that are not done: each saves and ends, and does not start until `resume`."""
-    found = sweep.open_sweep(args)
-    chosen = [spec for spec, job in sweep.select(found, args, list(found.saved.values()))
+    """Run `launch cancel` for jobs that are not done."""
+    launched = sweep.open_sweep(args)
+    chosen = [spec for spec, job in sweep.select(launched, args, list(launched.saved.values()))
               if job.state not in ('done', 'fatal', 'cancelled')]
-    said = []
-    would = 'would be ' * args.dry_run
+    deleted = []
+    would = 'would be ' if args.dry_run else ''
+    # The files first: a watcher would start again whatever is only deleted.
     if not args.dry_run:
         for spec in chosen:
             state.cancel(spec, time.time())
-    if found.settings.backend != 'local' and chosen:
+    if launched.settings.backend != 'local' and chosen:
         names = {spec.name: spec.key for spec in chosen}
-        backend = sweep.backend_of(found.settings)
+        backend = sweep.backend_of(launched.settings)
         for resource in backend.observe(chosen):
             if resource.name in names and resource.state != 'deleting':
-                said.append(f'{names[resource.name]}: {resource.name} {would}deleted')
+                deleted.append(f'{names[resource.name]}: {resource.name} {would}deleted')
                 if not args.dry_run:
                     backend.delete(resource.name, resource.zone)
-    _print(args, {'cancelled': [spec.key for spec in chosen], 'deleted': said}, [
-        *(f'{spec.key}: {would}cancelled' for spec in chosen), *said,
-        *['nothing to cancel'] * (not chosen)])
+    lines = [f'{spec.key}: {would}cancelled' for spec in chosen] + deleted
+    _print(args, {'cancelled': [spec.key for spec in chosen], 'deleted': deleted},
+           lines if chosen else ['nothing to cancel'])
     return 0
 
 
 def watch(args: argparse.Namespace) -> int:
-    """Keep a sweep going until nothing more can be done: the same command goes on."""
-    found = sweep.open_sweep(args)
-    if found.settings.backend == 'local':
+    """Run `launch watch`; the same command goes on where it was stopped."""
+    launched = sweep.open_sweep(args)
+    # Local jobs end with the process that has submitted them, which watches them as well.
+    if launched.settings.backend == 'local':
         raise ValueError('a local sweep ends with its `submit`; the same submit goes on')
-    specs = _submitted(found)
-    backend = sweep.backend_of(found.settings)
-    policy = sweep.policy_of(found.settings)
+    specs = _submitted(launched)
+    backend = sweep.backend_of(launched.settings)
+    policy = sweep.policy_of(launched.settings)
     if args.dry_run:
-        return _say_actions(args, supervise.decide(backend, specs, policy))
+        return _print_actions(args, supervise.decide(backend, specs, policy))
     return _ended(args, _supervised(args, backend, specs, policy))
 
 
 def gc(args: argparse.Namespace) -> int:
-    """Delete what runs at the backend for this run folder and belongs to no job of it."""
-    found = sweep.open_sweep(args)
+    """Run `launch gc`, which deletes by name and leaves all files alone."""
+    launched = sweep.open_sweep(args)
     left = []
-    if found.settings.backend != 'local':
-        names = {spec.name for spec in found.saved.values()}
-        backend = sweep.backend_of(found.settings)
-        left = [resource for resource in backend.observe(found.planned)
+    # Jobs of a cell that the study no longer has; whatever was submitted and is planned stays.
+    if launched.settings.backend != 'local':
+        names = {spec.name for spec in launched.saved.values()}
+        backend = sweep.backend_of(launched.settings)
+        left = [resource for resource in backend.observe(launched.planned)
                 if resource.name not in names and resource.state != 'deleting']
         if not args.dry_run:
             for resource in left:
                 backend.delete(resource.name, resource.zone)
     verb = 'would be deleted' if args.dry_run else 'deleted'
-    _print(args, {verb.replace(' ', '_'): [resource.name for resource in left]}, [
-        *(f'{resource.name} {resource.zone}: {verb}' for resource in left),
-        *['nothing is left over'] * (not left)])
+    lines = [f'{resource.name} {resource.zone}: {verb}' for resource in left]
+    _print(args, {verb.replace(' ', '_'): [resource.name for resource in left]},
+           lines or ['nothing is left over'])
     return 0
 
 
@@ -162,39 +167,43 @@ VERBS = {verb.__name__: verb for verb in (
 
 # --- starting ---------------------------------------------------------------------------------
 
-def _start(args, found, specs, forgiven=()):
-    """Return submit the jobs `specs`; the past of those `forgiven` does not count."""
+def _start(args, launched, specs, forgiven=()):
+    """Submit the jobs `specs`, and return the exit code; the past of those `forgiven` is void."""
+    # 1. Nothing is written or started before all of this holds.
     if not specs:
         raise ValueError('no job is meant; see: downscale launch status')
     _refuse_changed_files(args)
-    jobs = {job.key: job for job in state.read(found.run, found.known, time.time())}
+    jobs = {job.key: job for job in state.read(launched.run, launched.known, time.time())}
+    # A job that runs as another spec would be replaced under the hands of its program.
     for spec in specs:
-        before = found.saved.get(spec.key, spec)
+        before = launched.saved.get(spec.key, spec)
         if before.hash != spec.hash and jobs[spec.key].state == 'running':
             raise ValueError(f'{spec.key} runs as it was before the study or its settings changed '
                              f'(spec {before.hash}, now {spec.hash}); cancel it first')
-        for problem in _problems(spec, found.settings):
+        for problem in _problems(spec, launched.settings):
             raise ValueError(f'{spec.key}: {problem}')
-    _refuse_unfit(found, args, specs)
-    backend = sweep.backend_of(found.settings)
-    policy = sweep.policy_of(found.settings)
+    _refuse_unfit(launched, args, specs)
+    backend = sweep.backend_of(launched.settings)
+    policy = sweep.policy_of(launched.settings)
     if args.dry_run:
-        return _say_actions(args, supervise.decide(backend, specs, policy))
+        return _print_actions(args, supervise.decide(backend, specs, policy))
+    # 2. Files, from which any watcher can go on.
     for spec in forgiven:
         state.resume(spec, time.time())
-    sweep.save(found, specs)
-    if found.settings.backend == 'local':
+    sweep.save(launched, specs)
+    # 3. Jobs of this machine end with this process, so it stays; the cloud goes on by itself.
+    if launched.settings.backend == 'local':
         return _ended(args, _supervised(args, backend, specs, policy))
     supervise.step(backend, specs, policy, _note(args))
-    return _ended(args, state.read(found.run, specs, time.time()), [
+    return _ended(args, state.read(launched.run, specs, time.time()), [
         'what waits, and what ends too early, is started by: downscale launch watch '
-        f'{args.config} --run {found.run}'])
+        f'{args.config} --run {launched.run}'])
 
 
 def _supervised(args, backend, specs, policy):
-    """Return `supervise.run` with a bar for each job that runs."""
-    said = sys.stderr if args.json else sys.stdout
-    with contextlib.redirect_stdout(said), progress_bars(args.quiet) as bars:
+    """Run the sweep with a bar for each job that runs, and return the jobs as they ended."""
+    shown_on = sys.stderr if args.json else sys.stdout
+    with contextlib.redirect_stdout(shown_on), progress_bars(args.quiet) as bars:
         def show(jobs):
             for job in jobs:
                 if job.state == 'running' and job.total:
@@ -206,6 +215,7 @@ def _supervised(args, backend, specs, policy):
 
 
 def _refuse_changed_files(args):
+    """Raise ValueError where files differ from the commit that the specs name."""
     if args.allow_dirty:
         return
     try:
@@ -231,33 +241,33 @@ def _problems(spec, settings):
     return problems_of_text(text)
 
 
-def _fits(found, args):
-    """Return ({cell: `fit.CellFit`}, why there is none)."""
-    if found.settings.backend == 'local':
+def _fits(launched, args):
+    """Return ({cell: `fit.CellFit`}, why there are none, '' where there are)."""
+    if launched.settings.backend == 'local':
         return {}, 'jobs of this machine are not compiled before'
     if args.no_fit:
         return {}, 'not checked (--no-fit)'
+    # A machine that launches need not have the compiler; then the cloud finds out.
     try:
-        return fit.check(found.cells, found.settings.topology,
-                         Path('runs') / found.name / 'plan', args.quiet), ''
+        return fit.check(launched.cells, launched.settings.topology,
+                         Path('runs') / launched.name / 'plan', args.quiet), ''
     except ValueError as error:
         if 'no libtpu' not in str(error):
             raise
         return {}, "not checked (pip install 'downscale[tpu]')"
 
 
-def _refuse_unfit(found, args, specs):
-    """Raise ValueError where a cell does not fit its slices, or all may cost more than
-    --max-usd.
-    """
-    fits, why = _fits(found, args)
-    if why and found.settings.backend != 'local':
+def _refuse_unfit(launched, args, specs):
+    """Raise ValueError where a cell does not fit its slices, or all may cost over --max-usd."""
+    # What is not checked is said, and no reason to refuse.
+    fits, why = _fits(launched, args)
+    if why and launched.settings.backend != 'local':
         _note(args)(f'whether the cells fit: {why}')
     cells = {spec.cell for spec in specs}
-    for cell, one in fits.items():
-        if cell in cells and not one.fits:
-            raise ValueError(f'{one.remark}; see: downscale plan, or say --no-fit')
-    limit = found.settings.max_usd
+    for cell, cell_fit in fits.items():
+        if cell in cells and not cell_fit.fits:
+            raise ValueError(f'{cell_fit.remark}; see: downscale plan, or say --no-fit')
+    limit = launched.settings.max_usd
     asked = [fits[cell].usd for cell in fits if cell in cells]
     if limit is not None and asked and None not in asked:
         most = sum(usd[1] for usd in asked)
@@ -266,17 +276,17 @@ def _refuse_unfit(found, args, specs):
                              f'--max-usd {limit:g}; raise it, or choose with --cell')
 
 
-def _submitted(found):
-    if not found.saved:
-        raise ValueError(f'nothing is submitted in {found.run}; see: downscale launch submit')
-    return [found.saved[spec.key] for spec in found.planned if spec.key in found.saved]
+def _submitted(launched):
+    if not launched.saved:
+        raise ValueError(f'nothing is submitted in {launched.run}; see: downscale launch submit')
+    return [launched.saved[spec.key] for spec in launched.planned if spec.key in launched.saved]
 
 
-def _selected(found, args, specs, asked=True):
-    return [spec for spec, _ in sweep.select(found, args, specs, asked)]
+def _selected(launched, args):
+    return [spec for spec, _ in sweep.select(launched, args, launched.planned)]
 
 
-# --- saying -----------------------------------------------------------------------------------
+# --- printing --------------------------------------------------------------------------------
 
 def _print(args, value, lines):
     print(json.dumps(value) if args.json else '\n'.join(lines))
@@ -288,23 +298,24 @@ def _note(args):
     return lambda text: print(time.strftime('%H:%M:%S'), text, file=file, flush=True)
 
 
-def _say_actions(args, actions):
-    """Print what would be done now."""
+def _print_actions(args, actions):
+    """Print what would be done now, and return the exit code."""
     value = [{'action': type(action).__name__, **dataclasses.asdict(action)} for action in actions]
     _print(args, {'actions': value}, [board.action_line(action) for action in actions])
     return 0
 
 
 def _ended(args, jobs, more=()):
-    """Print the jobs; exit code 1 where one ended without being done and cannot go on."""
+    """Print the jobs; return 1 where one has ended without being done, else 0."""
     _print(args, {'jobs': [dataclasses.asdict(job) for job in jobs]},
            [*board.status_lines(jobs), *more])
     return int(any(job.state in ('failed', 'fatal', 'stale', 'cancelled') for job in jobs))
 
 
 def _placeholders(settings):
-    return ['names in capitals are for you to give: --run, --image, --zone'] * (
-        settings.image == sweep.NO_IMAGE)
+    if settings.image != sweep.NO_IMAGE:
+        return []
+    return ['names in capitals are for you to give: --run, --image, --zone']
 
 
 def _log(spec, settings, args):
@@ -315,7 +326,7 @@ def _log(spec, settings, args):
     if settings.backend == 'gke':
         return spec.name, sweep.backend_of(settings).log(spec, args.process)
     folder = state.folder_of(spec.run, spec) / 'logs'
-    found = sorted(path for path in folder.glob(f'host-{args.process}-*.log'))
-    if not found:
+    paths = sorted(folder.glob(f'host-{args.process}-*.log'))
+    if not paths:
         return str(folder), 'no log yet: a machine leaves it there when its program ends'
-    return str(found[-1]), found[-1].read_text()
+    return str(paths[-1]), paths[-1].read_text()

@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=f'example: {study.EXAMPLE}')
     commands = top.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for name, command in COMMANDS.items():
+        # The first line is the help of the command, the whole its description.
         about = command.run.__doc__
         sub = commands.add_parser(name, help=about.splitlines()[0], description=about,
                                   epilog=f'example: {command.EXAMPLE}')
@@ -73,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if '--debug' in argv:
             traceback.print_exc()
+        # What no one has raised on purpose is a fault of ours, and must not pass for bad input.
         if not isinstance(error, EXPECTED):
             return _ended(f'internal error: {type(error).__name__}: {error}', exits.BUG)
         return _ended(f'error: {cause_of(error)}',

@@ -8,15 +8,14 @@ EXAMPLE = 'downscale parity tests/data/llava_qwen3_tiny --json'
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """`sub` (an argparse parser) takes what `run` reads."""
+    """Add to `sub` what `run` reads."""
     sub.add_argument('folder', type=local_path,
                      help='config.json, safetensors, image.png, expected.npz')
     sub.add_argument('--json', action='store_true', help='one JSON object')
 
 
 def run(args: argparse.Namespace) -> int:
-    """Recompute what a checkpoint's original gave (expected.npz); exit with 1 if it
-    differs.
+    """Compute what a checkpoint's original has computed (expected.npz); exit with 1 if it differs.
     """
     from downscale.convert.parity import parity as compare
     result = compare(args.folder)

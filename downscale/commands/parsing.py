@@ -3,10 +3,13 @@
 What a command will write to is checked as it is parsed, which may be hours before it is written.
 """
 import argparse
+import itertools
 import math
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, NoReturn
 
 from downscale.runtime.outputs import require_folder
 from downscale.runtime.streams import shortened
@@ -21,25 +24,30 @@ class Parser(argparse.ArgumentParser):
     Options are not abbreviated: what a short one means would change when options are added.
     """
 
-    def __init__(self, **settings):
+    def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
         self.add_argument('--debug', action='store_true', help='show the traceback of an error')
 
-    def parse_known_args(self, args=None, namespace=None):
-        """As argparse does it; but an option that does not exist is refused before any that is
-        missing, and by the parser that it was meant for."""
+    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
+        """Parse as argparse does, but refuse an option that does not exist before anything else.
+
+        That is done by the parser for which the option was meant.
+        """
+        # 1. The words of this parser: those before the command or verb, if it has any.
         args = list(sys.argv[1:] if args is None else args)
         verbs = self.verbs()
-        own = args if verbs is None else _until(args, lambda word: not word.startswith('-'))
-        options = [word.partition('=')[0] for word in _until(own, lambda word: word == '--')
+        words = args if verbs is None else _until(args, lambda word: not word.startswith('-'))
+        options = [word.partition('=')[0] for word in _until(words, lambda word: word == '--')
                    if word.startswith('--') and ' ' not in word]
+        # 2. Options that it does not know.
         for option in options:
             if option not in self._option_string_actions:
                 if verbs and any(option in sub._option_string_actions
                                  for sub in verbs.choices.values()):
                     self.error(f'{option} belongs behind the {verbs.metavar}')
                 self.error(unknown('option', option, self._option_string_actions))
-        if verbs and own == args and not {'-h', '--help'} & set(own):
+        # 3. No verb at all, then whatever argparse refuses by itself.
+        if verbs and words == args and not {'-h', '--help'} & set(words):
             self.error(f'{verbs.metavar} is missing: {", ".join(verbs.choices)}')
         namespace, rest = super().parse_known_args(args, namespace)
         if rest:
@@ -47,9 +55,7 @@ class Parser(argparse.ArgumentParser):
         return namespace, rest
 
     def verbs(self) -> argparse.Action | None:
-        """Return the argparse action whose choices are commands or verbs; None where there are
-        none.
-        """
+        """Return the argparse action whose choices are commands or verbs, if there is one."""
         return next((action for action in self._actions
                      if isinstance(action, argparse._SubParsersAction)), None)
 
@@ -63,7 +69,7 @@ class Parser(argparse.ArgumentParser):
                                      f'{nested[0]!r}' if nested else
                                      unknown('word', value, action.choices))
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         """Print usage and one short line; exit with 2."""
         self.print_usage(sys.stderr)
         self.exit(2, shortened(f'{self.prog}: error: {message}') + '\n')
@@ -71,12 +77,7 @@ class Parser(argparse.ArgumentParser):
 
 def _until(words, ends):
     """Return the words before the first one that `ends` is true of."""
-    found = []
-    for word in words:
-        if ends(word):
-            break
-        found.append(word)
-    return found
+    return list(itertools.takewhile(lambda word: not ends(word), words))
 
 
 # --- numbers ----------------------------------------------------------------------------------
@@ -84,6 +85,7 @@ def _until(words, ends):
 def _number(kind, holds, meaning):
     """Return the type of an argument that is an int or float within a range."""
     def read(text):
+        # NaN is within no range, so what is no number gets the same message.
         try:
             value = kind(text)
         except ValueError:
@@ -105,7 +107,7 @@ share = _number(float, lambda value: 0 <= value <= 1, 'a number from 0 to 1')
 # --- places -----------------------------------------------------------------------------------
 
 def local_path(text: str) -> Path:
-    """Return the path of a file or folder of this machine, which may or may not be there."""
+    """Return the path of a file or folder of this machine, which need not exist."""
     if not text or '\0' in text:
         raise argparse.ArgumentTypeError(f'{text!r} is no path')
     if ADDRESS.match(text):
@@ -116,8 +118,7 @@ def local_path(text: str) -> Path:
 
 
 def run_folder(text: str) -> str:
-    """Return the text of a run folder of a launch: on this machine, or gs://BUCKET/... of a
-    bucket.
+    """Return the run folder of a launch as text: of this machine, or gs://BUCKET/... of a bucket.
     """
     if not text.startswith('gs://'):
         return str(local_path(text))
@@ -150,7 +151,7 @@ def _require(folder, path):
 
 
 def add_study_arguments(sub: argparse.ArgumentParser) -> None:
-    """`sub` (an argparse parser) takes a study file, its folder, overrides and `--quiet`."""
+    """Add to `sub` a study file, its folder, overrides and `--quiet`."""
     sub.add_argument('config', help='study file, FILE.py or FILE.py:ARG')
     sub.add_argument('--out', type=new_folder, help='folder of the study (default: runs/NAME)')
     sub.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',

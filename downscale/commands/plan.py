@@ -13,7 +13,7 @@ EXAMPLE = 'downscale plan experiments/extraction_tuning.py --topology v5e:16x16 
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """`sub` (an argparse parser) takes what `run` reads."""
+    """Add to `sub` what `run` reads."""
     sub.add_argument('config', help='study file, FILE.py or FILE.py:ARG')
     sub.add_argument('--topology', nargs='+', default=['v5e:16x16'], metavar='NAME',
                      help='TPU slices, as v5e:4x4, v5p:4x4x4 or, for two slices, 2xv5e:16x16 '
@@ -47,9 +47,9 @@ def run(args: argparse.Namespace) -> int:
     from downscale.planner.plan import Plan
     from downscale.planner.pool import ENVIRONMENT
     from downscale.runtime.progress import progress_bars
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(ENVIRONMENT)  # before JAX is imported, which reads it once
     _, experiments, folder = open_study(args)
-    said = sys.stderr if args.json else sys.stdout  # stdout is then one JSON object
+    shown_on = sys.stderr if args.json else sys.stdout  # stdout is then one JSON object
     from downscale.planner.programs import Wish
     from downscale.planner.worker import refuse
     from downscale.runtime.files import write_json
@@ -61,9 +61,9 @@ def run(args: argparse.Namespace) -> int:
         text_only=args.text_only,
     )
     out = args.out or folder / 'plan'
-    with contextlib.redirect_stdout(said), progress_bars(args.quiet) as bars:
-        found = Plan(experiments, args.topology, wish, refuse, out, args.jobs, args.limit,
+    with contextlib.redirect_stdout(shown_on), progress_bars(args.quiet) as bars:
+        value = Plan(experiments, args.topology, wish, refuse, out, args.jobs, args.limit,
                      bars).run()
-    write_json(out / 'plan.json', found)
-    print(json.dumps(found) if args.json else '\n'.join(table.lines(found)))
-    return int(any(row['error'] for row in found['cells']))
+    write_json(out / 'plan.json', value)
+    print(json.dumps(value) if args.json else '\n'.join(table.lines(value)))
+    return int(any(row['error'] for row in value['cells']))

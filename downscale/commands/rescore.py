@@ -8,7 +8,7 @@ EXAMPLE = 'downscale rescore runs/chain/answer-r-from-p-think.jsonl'
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """`sub` (an argparse parser) takes what `run` reads."""
+    """Add to `sub` what `run` reads."""
     sub.add_argument('file', type=local_path,
                      help='list of {"text", "gold"}, or a samples file of downscale, lm-eval or '
                      'lmms-eval; as .json, .jsonl, .ndjson, .csv or .tsv. gold is a text, a list '
@@ -34,20 +34,25 @@ def rescore_lines(args: argparse.Namespace) -> list[str]:
     rows, notes = read_rows(args.file)
     if not rows and (notes or not args.json):
         raise ValueError(f'{args.file} holds no row with a right answer')
-    found = rescore.judged(rows, args.scorers)
-    idle = [name for name in args.scorers or () if not any(name in judged for judged in found)]
-    notes += [f'{name} judges no row: {table.unfit(name, rows[0].target)}' for name in idle]
+    judged = rescore.judged(rows, args.scorers)
+    used = set().union(*judged)
+    for name in args.scorers or ():
+        if name not in used:
+            notes.append(f'{name} judges no row: {table.unfit(name, rows[0].target)}')
     if args.json:
-        return [json.dumps(rescore.as_json(rows, found))]
-    printed = []
+        return [json.dumps(rescore.as_json(rows, judged))]
+    lines = []
+    # Each filter of a harness is a reading of its own of the same replies.
     filters = dict.fromkeys(row.filter for row in rows)
     for name in filters:
-        some = [k for k, row in enumerate(rows) if row.filter == name]
-        part = [rows[k] for k in some]
-        judged = [found[k] for k in some]
-        printed += [f'filter {name or "(none)"}:'] * (len(filters) > 1)
-        printed += rescore.table(rescore.summary(part, judged), part, judged)
-    return [*printed, *notes]
+        places = [k for k, row in enumerate(rows) if row.filter == name]
+        rows_of_filter = [rows[k] for k in places]
+        judged_of_filter = [judged[k] for k in places]
+        if len(filters) > 1:
+            lines.append(f'filter {name or "(none)"}:')
+        lines += rescore.table(rescore.summary(rows_of_filter, judged_of_filter), rows_of_filter,
+                               judged_of_filter)
+    return [*lines, *notes]
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """`downscale study`: every stage and evaluation of every cell, then the report."""
 import argparse
-import os
 
+from downscale.commands.machine import cores
 from downscale.commands.parsing import add_study_arguments, count, refuse_many
 from downscale.experiment.file import claims_of, on_cpu, open_study
 from downscale.runtime.setup import cache_folder
@@ -10,7 +10,7 @@ EXAMPLE = 'downscale study experiments/smoke.py --out runs/smoke --set stages.te
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """`sub` (an argparse parser) takes what `run` reads."""
+    """Add to `sub` what `run` reads."""
     add_study_arguments(sub)
     sub.add_argument('--tracker', choices=('tensorboard', 'wandb', 'none'),
                      default='tensorboard', help='curves to look at (default: tensorboard)')
@@ -30,9 +30,9 @@ def run(args: argparse.Namespace) -> None:
     from downscale.train.trackers import require
     require(args.tracker)
     jobs = args.jobs
+    # On CPU one program leaves cores idle; an accelerator belongs to one program at a time.
     if jobs is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 1
-        jobs = min(cores, len(experiments)) if on_cpu() else 1
+        jobs = min(cores(), len(experiments)) if on_cpu() else 1
     seconds = run(folder, config.study, experiments, jobs, cache_folder(), args.quiet,
                   claims_of(config), args.together, args.tracker)
     print(f'study done in {seconds:.0f} s')

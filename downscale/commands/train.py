@@ -9,7 +9,7 @@ EXAMPLE = 'downscale train experiments/smoke.py --out runs/smoke --cell w64d2-s0
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """`sub` (an argparse parser) takes what `run` reads."""
+    """Add to `sub` what `run` reads."""
     add_study_arguments(sub)
     sub.add_argument('--cell', required=True, help='name of a cell, as w64d2-s0')
     sub.add_argument('--stage', required=True, help='name of a stage, as text')
@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> None:
     from downscale.train.trackers import require
     require(args.tracker)
     total = cell.stage(args.stage).steps
+    # The others are joined before JAX is asked for devices, and data are prepared once for all.
     with processes.joined():
         grid_of(cell)
         use_cache(cache_folder())

@@ -14,28 +14,41 @@ class Entailment:
     against: str
 
 
-def judge(statement, answer, description):
+def judge(statement: str, answer: str, description: str) -> Entailment:
     """Return the `Entailment` on one statement; `answer` is what it asserts ('' for yes and no)."""
-    claims = [words for words in sentences(statement) if any(word.content for word in words)]
+    claims = sentences(statement)
     told = sentences(description)
     if not claims:
         return Entailment(False, '')
-    verdicts = [_judge(claim, content(answer), told) for claim in claims]
-    return Entailment(all(verdict.entailed for verdict in verdicts),
-                      next((verdict.against for verdict in verdicts if verdict.against), ''))
+    wanted = content(answer)
+    verdicts = [_judge(claim, wanted, told) for claim in claims]
+    against = [verdict.against for verdict in verdicts if verdict.against]
+    return Entailment(all(verdict.entailed for verdict in verdicts), against[0] if against else '')
 
 
 def _judge(claim, answer, told):
+    # A claim about where things stand or which is larger is settled by such relations alone:
+    # their words are the same when the two sides change places.
     if related := relations(claim):
-        seen = [(sentence, relation) for sentence in told for relation in relations(sentence)]
-        entailed = all(any(_says(one, other) for _, other in seen) for one in related)
-        against = next((sentence for sentence, other in seen for one in related
-                        if _denies(one, other)), None)
-        return Entailment(entailed, _text(against))
+        return _judge_relations(related, told)
     entailed = any(_holds(claim, answer, sentence) for sentence in told)
     against = next((sentence for sentence in told
                     if _contradicts(claim, answer, sentence, entailed)), None)
     return Entailment(entailed, _text(against))
+
+
+def _judge_relations(related, told):
+    """Return the `Entailment` of a claim that states the relations `related`."""
+    seen = []
+    for sentence in told:
+        seen += [(sentence, relation) for relation in relations(sentence)]
+    entailed = True
+    for claimed in related:
+        entailed &= any(_says(claimed, other) for _, other in seen)
+    for sentence, other in seen:
+        if any(_denies(claimed, other) for claimed in related):
+            return Entailment(entailed, _text(sentence))
+    return Entailment(entailed, '')
 
 
 def _text(words):
@@ -50,24 +63,25 @@ def _turned(relation):
     )
 
 
-def _within(one, other):
-    """Return whether `other` is about the same two sides as `one`, in the same order."""
-    return one.name == other.name and one.one <= other.one and one.other <= other.other
+def _within(claimed, other):
+    """Return whether `other` is about the same two sides as `claimed`, in the same order."""
+    return claimed.name == other.name and claimed.one <= other.one and claimed.other <= other.other
 
 
-def _says(one, other):
-    """Return whether relation `other` makes `one` true: the same, or for a denied one the
-    opposite.
+def _says(claimed, other):
+    """Return whether relation `other` makes `claimed` true.
+
+    That is the same relation or, where `claimed` is denied, its opposite.
     """
-    if _within(one, other):
-        return one.denied == other.denied
-    return one.denied and not other.denied and _within(one, _turned(other))
+    if _within(claimed, other):
+        return claimed.denied == other.denied
+    return claimed.denied and not other.denied and _within(claimed, _turned(other))
 
 
-def _denies(one, other):
-    if _within(one, other):
-        return one.denied != other.denied
-    return not one.denied and not other.denied and _within(one, _turned(other))
+def _denies(claimed, other):
+    if _within(claimed, other):
+        return claimed.denied != other.denied
+    return not claimed.denied and not other.denied and _within(claimed, _turned(other))
 
 
 # --- other claims -----------------------------------------------------------------------------
@@ -77,37 +91,55 @@ def _stems(words):
 
 
 def _holds(claim, answer, sentence):
-    """Return whether one sentence has the words of a claim, none denied that is not, and gives its
-    values to the same things.
+    """Return whether one sentence says a claim.
+
+    It must have enough of the claim's words, all of its numbers and answer words, deny the same
+    words, and give the claim's values to the same things.
     """
     wanted = _stems(claim)
     there = set(_stems(sentence))
-    found = [stem for stem in wanted if stem in there]
+    # 1. Enough words. A claim of up to three words must be there in full.
+    shared = [stem for stem in wanted if stem in there]
     needed = len(wanted) if len(wanted) < 4 else math.ceil(ENOUGH * len(wanted))
-    exact = {word.stem for word in claim if word.kind == 'number'} | (set(answer) & set(wanted))
-    if len(found) < needed or not exact <= there or _flipped(claim, answer, sentence):
+    # 2. The words that no other word can stand for.
+    numbers = {word.stem for word in claim if word.kind == 'number'}
+    exact = numbers | (set(answer) & set(wanted))
+    if len(shared) < needed or not exact <= there or _flipped(claim, answer, sentence):
         return False
+    # 3. The same values of the same things, where the sentence gives any of that kind.
     given = bindings(sentence)
-    return all(any(_same(one, other) for other in given) for one in bindings(claim)
-               if any(other.kind == one.kind for other in given))
+    for binding in bindings(claim):
+        rivals = [other for other in given if other.kind == binding.kind]
+        if rivals and not any(_same(binding, other) for other in rivals):
+            return False
+    return True
 
 
-def _same(one, other):
-    return one.kind == other.kind and one.value == other.value and one.denied == other.denied \
-        and bool(one.heads & other.heads if one.kind != 'number' else one.heads <= other.heads)
+def _same(claimed, other):
+    if (claimed.kind, claimed.value, claimed.denied) != (other.kind, other.value, other.denied):
+        return False
+    # A count is of exactly what it names ('two red cars'); a color may name the thing in part.
+    if claimed.kind == 'number':
+        return claimed.heads <= other.heads
+    return bool(claimed.heads & other.heads)
 
 
 def _flipped(claim, answer, sentence):
-    """Return whether a sentence denies a word that the claim asserts, or asserts one that it
-    denies.
+    """Return whether claim and sentence differ in what they deny.
+
+    The answer's words decide where the claim has any; else all of its words do.
     """
-    mine = _denied(claim)
-    other = _denied(sentence)
+    denied_in_claim = _denied(claim)
+    denied_in_sentence = _denied(sentence)
     asserted = set(_stems(claim))
-    weighty = set(answer) & asserted or asserted
     plain = {word.stem for word in sentence if word.content and not word.denied}
-    return any(stem in other and stem not in mine and stem not in plain
-               or stem in mine and stem not in other and stem in plain for stem in weighty)
+    for stem in set(answer) & asserted or asserted:
+        in_claim = stem in denied_in_claim
+        in_sentence = stem in denied_in_sentence
+        # Denied by the sentence alone, or by the claim alone while the sentence asserts it.
+        if in_claim != in_sentence and in_claim == (stem in plain):
+            return True
+    return False
 
 
 def _denied(words):
@@ -117,6 +149,7 @@ def _denied(words):
 def _contradicts(claim, answer, sentence, entailed):
     wanted = set(_stems(claim))
     there = set(_stems(sentence))
+    # A sentence of many more words may well deny them of something else.
     if wanted <= there and len(there) <= len(wanted) + 3 and _flipped(claim, answer, sentence):
         return True
     return _other_value(claim, answer, sentence, entailed) \
@@ -128,15 +161,17 @@ def _other_value(claim, answer, sentence, entailed):
 
     'A red car' and 'a blue car' may be two cars: that counts only where the claim is not said.
     """
-    mine = bindings(claim)
+    claimed = bindings(claim)
     given = bindings(sentence)
-    for one in mine:
-        values = {b.value for b in mine if b.kind == one.kind and b.heads == one.heads}
-        rivals = [b for b in given if b.kind == one.kind and b.heads == one.heads and not b.denied]
-        asserted = one.said or one.value in answer
-        if one.denied or not asserted or any(b.value in values for b in rivals):
+    for binding in claimed:
+        values = {other.value for other in claimed
+                  if other.kind == binding.kind and other.heads == binding.heads}
+        rivals = [other for other in given if other.kind == binding.kind
+                  and other.heads == binding.heads and not other.denied]
+        asserted = binding.said or binding.value in answer
+        if binding.denied or not asserted or any(other.value in values for other in rivals):
             continue
-        if any(b.said or not entailed for b in rivals):
+        if any(other.said or not entailed for other in rivals):
             return True
     return False
 
@@ -147,17 +182,20 @@ def _other_word(claim, answer, sentence, entailed):
     Where the claim is said too, both may be true ('a hat', 'a coat') unless the answers are
     numbers, letters or codes.
     """
-    mine = _stems(claim)
+    claimed = _stems(claim)
     other = _stems(sentence)
-    at = next((k for k in range(len(mine) - len(answer) + 1)
-               if answer and mine[k:k + len(answer)] == answer), None)
-    if at is None or len(mine) == len(answer):
+    # 1. Where the answer stands in the claim; a claim that is nothing else has no place for it.
+    places = range(len(claimed) - len(answer) + 1) if answer else ()
+    at = next((k for k in places if claimed[k:k + len(answer)] == answer), None)
+    if at is None or len(claimed) == len(answer):
         return False
-    tail = len(mine) - at - len(answer)
+    # 2. What the sentence has there, between the same words.
+    tail = len(claimed) - at - len(answer)
     middle = other[at:len(other) - tail]
-    if not middle or middle == answer or len(middle) > len(answer) + 1 \
-            or other[:at] != mine[:at] or tail and other[-tail:] != mine[-tail:]:
+    if not middle or middle == answer or len(middle) > len(answer) + 1:
         return False
-    exact = all(len(stem) == 1 or any(letter.isdigit() for letter in stem)
-                for stem in [*answer, *middle])
+    if other[:at] != claimed[:at] or tail and other[-tail:] != claimed[-tail:]:
+        return False
+    # 3. Whether both could be true.
+    exact = all(len(stem) == 1 or any(map(str.isdigit, stem)) for stem in [*answer, *middle])
     return exact or not entailed

@@ -5,6 +5,7 @@ The rules read English. They judge what is written, never the picture.
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from downscale.factory import entail, leak
 from downscale.factory.words import content
@@ -35,53 +36,62 @@ _VERDICT = re.compile(r'^\W*(?:statement )?(\d+)\W+(yes|no)\b', re.IGNORECASE | 
 _BULLET = re.compile(r'^(?:[-*•]|(?:statement )?\d+\s*[.):])\s*', re.IGNORECASE)
 
 
-def statements_of(text):
-    """Return the statements in a reply, a line each, without bullets and numbers before them."""
+def statements_of(text: str) -> list[str]:
+    """Return the statements of a reply, a line each, without bullets and numbers before them."""
     lines = (_BULLET.sub('', line.strip()).strip() for line in text.splitlines())
     return [line for line in lines if line and not line.endswith(':')]
 
 
-def check(pairs, rows, missing, judged):
+def check(pairs: Sequence[tuple[str, str]], rows: Mapping[str, dict | None],
+          missing: Mapping[str, str], judged: bool) -> dict[str, list[str]]:
     """Return {check: reasons} for the rows of one picture, {step: row or None}.
 
-    `missing` says, by step, why a teacher did not reply. A check that has nothing to judge has no
-    reason; one that was spoilt before it could be made is not in the result.
+    `missing` says, by step, why a teacher did not reply; `judged` is whether there is a judge. A
+    check that has nothing to judge has no reason. A check is not in the result when what it judges
+    is spoilt.
     """
-    found = {'reply': [f'{step}: {reason}' for step, reason in missing.items()]}
-    texts = {name: [] for name in ('truncated', 'refusal', 'rubbish', 'language', 'repetition',
-                                    'length')}
+    # 1. Who did not reply, and what is wrong with each text as such.
+    reasons = {'reply': [f'{step}: {reason}' for step, reason in missing.items()]}
+    reasons |= {name: [] for name in ('truncated', 'refusal', 'rubbish', 'language', 'repetition',
+                                      'length')}
     for step, name in NAMES.items():
-        for kind, reason in (_spoilt(rows[step], step, pairs) if rows[step] else ()):
-            texts[kind].append(f'{name}: {reason}')
-    found |= texts
-    told, looked, described = (rows[step] for step in NAMES)
-    lines = statements_of(told['text']) if told else []
-    if told and not spoilt(told):
-        found['statements'] = _answered(pairs, lines)
-    if looked and not spoilt(looked):
-        found['leak'] = leak.leaks(pairs, looked['text'])
-    if described and not spoilt(described):
-        verdicts = [(line, entail.judge(line, answer, described['text']))
+        row = rows[step]
+        for kind, reason in _faults(row, step, pairs) if row else ():
+            reasons[kind].append(f'{name}: {reason}')
+    # 2. Each text against the questions.
+    statements = rows['statements']
+    information = rows['information']
+    description = rows['descriptions']
+    lines = statements_of(statements['text']) if statements else []
+    if statements and not spoilt(statements):
+        reasons['statements'] = _answered(pairs, lines)
+    if information and not spoilt(information):
+        reasons['leak'] = leak.leaks(pairs, information['text'])
+    # 3. The description against the statements, by rules and by the judge.
+    if description and not spoilt(description):
+        verdicts = [(line, entail.judge(line, answer, description['text']))
                     for line, answer in zip(lines, answers_of(pairs, lines), strict=True)]
-        found['entailed'] = [f'not in the description: {line}' for line, verdict in verdicts
-                             if not verdict.entailed]
-        found['contradiction'] = [f'{line} <> {verdict.against}' for line, verdict in verdicts
-                                  if verdict.against]
-    if judged and rows['judgements'] and not spoilt(described):
-        found['judge'] = _judged(rows['judgements']['text'], lines)
-    return found
+        reasons['entailed'] = [f'not in the description: {line}' for line, verdict in verdicts
+                               if not verdict.entailed]
+        reasons['contradiction'] = [f'{line} <> {verdict.against}' for line, verdict in verdicts
+                                    if verdict.against]
+        judgement = rows['judgements'] if judged else None
+        if judgement:
+            reasons['judge'] = _judged(judgement['text'], lines)
+    return reasons
 
 
-def spoilt(row):
-    """Return whether a text is cut off, a refusal, a loop or rubbish: no later step may build on
-    it.
-    """
+def spoilt(row: dict) -> bool:
+    """Return whether no later step may build on a text: cut off, a refusal, a loop or rubbish."""
     return any(kind in ('truncated', 'refusal', 'rubbish', 'repetition')
-               for kind, _ in _spoilt(row, None, ()))
+               for kind, _ in _faults(row, None, ()))
 
 
-def _spoilt(row, step, pairs):
-    """Yield (check, reason) of what is wrong with a text as such."""
+def _faults(row, step, pairs):
+    """Yield (check, reason) of what is wrong with a text as such.
+
+    Without a `step` only what is wrong with any text: its script and length depend on the step.
+    """
     text = row['text']
     if row['finish'] == 'length':
         yield 'truncated', f'cut off after {row["tokens_out"]} tokens'
@@ -92,13 +102,14 @@ def _spoilt(row, step, pairs):
     yield from (('rubbish', reason) for reason in _rubbish(text))
     if loop := loop_in(text):
         yield 'repetition', loop
-    if step:
-        asked = ' '.join(part for pair in pairs for part in pair)
+    if step:  # letters that the questions do not have, and too few or too many words
+        asked = ' '.join(map(' '.join, pairs))
         if strange := scripts(text) - scripts(asked) - {'LATIN'}:
             yield 'language', f'{", ".join(sorted(strange)).lower()} letters'
-        n, (fewest, most) = len(text.split()), LENGTHS[step]
-        if not fewest <= n <= most:
-            yield 'length', f'{n} words, not {fewest} to {most}'
+        count = len(text.split())
+        fewest, most = LENGTHS[step]
+        if not fewest <= count <= most:
+            yield 'length', f'{count} words, not {fewest} to {most}'
 
 
 def _rubbish(text):
@@ -111,6 +122,7 @@ def _rubbish(text):
            for c in text):
         yield 'control or broken characters'
     solid = [c for c in text if not c.isspace()]
+    # Prose is nearly all letters; tables, code and decoration are not.
     if sum(c.isalnum() for c in solid) < .6 * len(solid):
         yield 'hardly a letter'
     if text.strip()[0] in '[{' and text.strip()[-1] in ']}':
@@ -120,24 +132,27 @@ def _rubbish(text):
         yield 'a word of over 60 letters'
 
 
-def scripts(text):
-    """Return the scripts with at least a tenth of the letters of a text, or three in a row
-    ('LATIN').
+def scripts(text: str) -> set[str]:
+    """Return the scripts of a text, as {'LATIN'}: each of a tenth of its letters or three in a row.
+
+    The script of a letter is the first word of its Unicode name.
     """
     names = [unicodedata.name(c, '?').split()[0] for c in text if c.isalpha()]
     tally = Counter(names)
     runs = {a for a, b, c in zip(names, names[1:], names[2:]) if a == b == c}
-    return {name for name, n in tally.items() if n >= .1 * len(names) or name in runs}
+    return {name for name, count in tally.items() if count >= .1 * len(names) or name in runs}
 
 
-def loop_in(text):
-    """Return what a text repeats: a phrase three times on end, or a sentence three times; '' for
-    none.
+def loop_in(text: str) -> str:
+    """Return what a text repeats, '' for nothing.
+
+    That is a phrase three times without a break, or a sentence three times anywhere.
     """
     words = text.casefold().split()
     for n in (*range(1, 9), 12, 16, 24):
         # A word or two may stand there three times in a list of numbers; more is a loop.
-        times = 6 if n == 1 else 4 if n == 2 else 3
+        times = {1: 6, 2: 4}.get(n, 3)
+        # n words stand there m times on end when n (m - 1) words equal the word n before them.
         same = 0
         for k in range(n, len(words)):
             same = same + 1 if words[k] == words[k - n] else 0
@@ -145,28 +160,36 @@ def loop_in(text):
                 return f'{" ".join(words[k - n + 1:k + 1])[:60]!r} {times} times'
     parts = Counter(part.strip() for part in re.split(r'(?<=[.!?])\s+|\n', text.casefold())
                     if len(part.split()) > 3)
-    often = [part for part, n in parts.items() if n > 2]
+    often = [part for part, count in parts.items() if count > 2]
     return f'{often[0][:60]!r} {parts[often[0]]} times' if often else ''
 
 
 # --- statements -------------------------------------------------------------------------------
 
-def answers_of(pairs, lines):
-    """Return what each statement asserts: the answer of the pair whose words it shares most, '' for
-    yes and no.
+def answers_of(pairs: Sequence[tuple[str, str]], lines: Sequence[str]) -> list[str]:
+    """Return what each statement asserts: the answer of its pair, '' where that is yes or no.
+
+    Its pair is the one with which it shares most words, less the words of the question that it
+    lacks; of equal ones the first.
     """
-    found = []
+    answers = []
     for line in lines:
         words = set(content(line))
-        _, _, answer = max((len(words & set(content(f'{stem} {said}')))
-                            - len(set(content(stem)) - words), -k, said)
-                           for k, (stem, said) in enumerate(map(leak.plain, pairs)))
-        found.append('' if leak.is_polar(answer) else answer)
-    return found
+        ranked = []
+        for k, (question, answer) in enumerate(map(leak.plain, pairs)):
+            shared = len(words & set(content(f'{question} {answer}')))
+            lacked = len(set(content(question)) - words)
+            ranked.append((shared - lacked, -k, answer))
+        answer = max(ranked)[2]
+        answers.append('' if leak.is_polar(answer) else answer)
+    return answers
 
 
 def _answered(pairs, lines):
-    """Return which pairs no statement covers: the answer, and half of what the question names."""
+    """Return a reason for each pair that no statement covers.
+
+    A statement covers a pair with all words of the answer and half of those of the question.
+    """
     reasons = []
     if len(lines) > 2 * len(pairs):
         reasons.append(f'{len(lines)} statements for {len(pairs)} questions')
@@ -174,14 +197,14 @@ def _answered(pairs, lines):
     for pair in pairs:
         question, answer = leak.plain(pair)
         asked = set(content(question))
-        said = set() if leak.is_polar(answer) else set(content(answer))
-        if not any(said <= bag and len(asked & bag) * 2 >= len(asked) for bag in bags):
+        wanted = set() if leak.is_polar(answer) else set(content(answer))
+        if not any(wanted <= bag and len(asked & bag) * 2 >= len(asked) for bag in bags):
             reasons.append(f'no statement for: {question} {answer}')
     return reasons
 
 
 def _judged(text, lines):
-    verdicts = {int(number): said.lower() for number, said in _VERDICT.findall(text)}
+    verdicts = {int(number): verdict.lower() for number, verdict in _VERDICT.findall(text)}
     if not verdicts:
         return ['no verdict to read']
     return [f'not in the description: {line}' for k, line in enumerate(lines, 1)

@@ -7,17 +7,19 @@ import os
 import random
 import threading
 import time
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 from PIL import Image
 
 from downscale.data.images import decode
-from downscale.factory.teachers import Failure, TeacherReply
+from downscale.factory.teachers import Ask, Failure, TeacherReply
 
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
-REFUSED = {401, 403, 404}  # no other ask would fare better
+REFUSED = {401, 403, 404}  # any other ask would be refused as well
 MOST_BYTES = 16 << 20  # of a reply; a server that sends on and on must not fill the memory
 LONGEST_WAIT = 300.0  # seconds, whatever a Retry-After says
 PASSED = {'PNG': 'image/png', 'JPEG': 'image/jpeg'}  # what every such server reads
@@ -26,7 +28,7 @@ PASSED = {'PNG': 'image/png', 'JPEG': 'image/jpeg'}  # what every such server re
 class Retry(Exception):
     """An attempt failed in a way that may pass; `after` is what the server asked to wait."""
 
-    def __init__(self, reason, after=None):
+    def __init__(self, reason: str, after: float | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
         self.after = after
@@ -34,37 +36,37 @@ class Retry(Exception):
 
 @dataclass(kw_only=True)
 class Pace:
-    """Lets through at most `per_minute` calls (None: any number), and none before a hold ends."""
+    """A gate for at most `per_minute` calls (None: any number), and none before a hold ends."""
     per_minute: float | None
     stopped: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
     free: float = 0.0
 
-    def enter(self):
-        """Returns when it is this call's turn."""
+    def enter(self) -> None:
+        """Wait until it is this call's turn."""
         with self.lock:
             at = max(time.monotonic(), self.free)
             if self.per_minute:
                 self.free = at + 60 / self.per_minute
         self.rest(at - time.monotonic())
 
-    def hold(self, seconds):
-        """Nobody enters for so long."""
+    def hold(self, seconds: float) -> None:
+        """Let nobody enter for so long."""
         with self.lock:
             self.free = max(self.free, time.monotonic() + seconds)
 
-    def rest(self, seconds):
-        """Sleep, but not on when the work is given up."""
+    def rest(self, seconds: float) -> None:
+        """Sleep, but wake when the work is given up."""
         if seconds > 0:
             self.stopped.wait(seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """A model at `url` (up to and with /v1). `key` is a secret and in no settings.
+    """A model at `url` (up to and with /v1). `key` is a secret and not part of the settings.
 
-    `timeout` bounds a whole call in seconds, however it trickles; a failed one is tried `attempts`
-    times in all, `backoff` seconds apart at first and twice as long each time.
+    `timeout` bounds a whole call in seconds, also where the reply trickles in. A call is tried
+    `attempts` times in all, `backoff` seconds apart at first and twice as long each time.
     """
     url: str
     model: str
@@ -78,18 +80,20 @@ class Server:
     per_minute: float | None = None
 
     @property
-    def name(self):
+    def name(self) -> str:
+        """What a person calls it."""
         return self.model
 
     @property
-    def settings(self):
-        """All that decides its text; where the server stands does not."""
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides its text; where the server stands does not."""
         return {'teacher': 'openai', 'model': self.model, 'temperature': self.temperature,
                 'top_p': self.top_p}
 
-    def write(self, asks):
-        """Yield (`Ask`, `TeacherReply` or `Failure`) as they end. ValueError in one line when the
-        server refuses the key, the model or the address.
+    def write(self, asks: Iterable[Ask]) -> Iterator[tuple[Ask, TeacherReply | Failure]]:
+        """Yield what came of each of `asks`, as they end.
+
+        ValueError in one line when the server refuses the key, the model or the address.
         """
         headers = {'Authorization': f'Bearer {self.key}'} if self.key else {}
         pace = Pace(per_minute=self.per_minute)
@@ -99,24 +103,28 @@ class Server:
             try:
                 waiting = {}
                 for ask in asks:
-                    waiting[pool.submit(self._one, client, pace, ask)] = ask
+                    waiting[pool.submit(self._reply_to, client, pace, ask)] = ask
+                    # As many again wait in line, so that no thread idles between two calls.
                     if len(waiting) >= 2 * self.concurrency:
-                        yield from self._ended(waiting, FIRST_COMPLETED)
+                        yield from self._ended(waiting)
                 while waiting:
-                    yield from self._ended(waiting, FIRST_COMPLETED)
+                    yield from self._ended(waiting)
             finally:
                 pace.stopped.set()
                 pool.shutdown(cancel_futures=True)
 
-    def _ended(self, waiting, when):
-        done, _ = wait(waiting, return_when=when)
+    def _ended(self, waiting):
+        """Yield what came of the asks that have ended, at least one, and take them off the list."""
+        done, _ = wait(waiting, return_when=FIRST_COMPLETED)
         for future in done:
             yield waiting.pop(future), future.result()
 
-    def _one(self, client, pace, ask):
+    def _reply_to(self, client, pace, ask):
         """Return the reply to one ask, or why there is none after every attempt."""
         body = self._body(ask)
-        chance = random.Random(ask.seed)  # only of pauses: no text depends on it
+        # Random pauses, so that calls that failed together do not come back together. No text
+        # depends on them.
+        chance = random.Random(ask.seed)
         for attempt in range(1, self.attempts + 1):
             pace.enter()
             if pace.stopped.is_set():
@@ -145,7 +153,8 @@ class Server:
                 'seed': ask.seed % 2**31}  # some servers keep seeds in a signed int
 
     def _call(self, client, body, attempt):
-        """Return one attempt; `Retry` when another may go better."""
+        """Return the reply of one attempt; `Retry` when another may go better."""
+        # httpx bounds each read; a reply that trickles would never meet that limit.
         end = time.monotonic() + self.timeout
         data = b''
         try:
@@ -172,7 +181,7 @@ class Server:
 
 
 class Unanswerable(Exception):
-    """The server will not answer this ask, however often it is put."""
+    """An ask that the server will never answer."""
 
 
 def _reply(data, attempt):
@@ -183,17 +192,25 @@ def _reply(data, attempt):
         usage = value.get('usage') or {}
         text = choice['message'].get('content')
         text = text if isinstance(text, str) else ''
-        tokens = [usage.get(name) for name in ('prompt_tokens', 'completion_tokens')]
         text = text.encode(errors='replace').decode()  # half a surrogate pair fits no file
         return TeacherReply(
-            text, str(choice.get('finish_reason')),
-            *(count if isinstance(count, int) else None for count in tokens), attempt)
+            text=text,
+            finish=str(choice.get('finish_reason')),
+            tokens_in=_count(usage.get('prompt_tokens')),
+            tokens_out=_count(usage.get('completion_tokens')),
+            attempts=attempt,
+        )
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         raise Retry('no chat completion in the reply') from None
 
 
+def _count(value):
+    """Return a number of tokens, None where a server sends no whole number."""
+    return value if isinstance(value, int) else None
+
+
 def _said(data):
-    """Return the message of an error, on one short line."""
+    """Return the message in the body of an error, on one short line."""
     try:
         message = json.loads(data)['error']['message']
     except (ValueError, KeyError, TypeError):
@@ -201,10 +218,8 @@ def _said(data):
     return ' '.join(str(message).split())[:160]
 
 
-def seconds(headers):
-    """Return the seconds that a Retry-After header asks for, a number or a date; None without
-    one.
-    """
+def seconds(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds that a Retry-After header (a number or a date) asks for, or None."""
     text = headers.get('retry-after')
     if text is None:
         return None
@@ -218,9 +233,9 @@ def seconds(headers):
         return None
 
 
-def address(data):
+def address(data: bytes) -> str:
     """Return an encoded picture as a data address; what is neither PNG nor JPEG becomes PNG."""
-    kind = PASSED.get(Image.open(io.BytesIO(data)).format)
+    kind = PASSED.get(Image.open(io.BytesIO(data)).format or '')
     if kind is None:
         out = io.BytesIO()
         decode(data).save(out, 'PNG')
@@ -229,9 +244,10 @@ def address(data):
     return f'data:{kind};base64,{base64.b64encode(data).decode()}'
 
 
-def key_in(variable):
-    """Return the secret in an environment variable, None without a name; ValueError when it is
-    unset.
+def key_in(variable: str | None) -> str | None:
+    """Return the secret in an environment variable, None without a name.
+
+    ValueError when the variable is unset or empty.
     """
     if variable is None:
         return None

@@ -1,7 +1,9 @@
 """What the factory starts from: questions with answers about pictures, read as `data build` reads.
 """
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from downscale.data import files
 from downscale.data.corpora.cells import Rejected
@@ -32,13 +34,15 @@ class Skipped:
     reason: str
 
 
-def read(path, root, limit=None, ignore=()):
+def read(path: Path, root: Path, limit: int | None = None,
+         ignore: Sequence[str] = ()) -> tuple[tuple[Pictured, ...], tuple[Skipped, ...]]:
     """Return (`Pictured` of the first `limit` pictures, sorted by path; `Skipped` records).
 
-    Records that show one picture are joined; those that `data build` would reject are skipped with
-    its reason, but for the columns `ignore`. ValueError or FileNotFoundError in one line for a file
-    that is none.
+    Records that show one picture are joined. Those that `data build` would reject are skipped with
+    its reason; the columns `ignore` may hold anything. ValueError or FileNotFoundError in one line
+    for a file that cannot be read.
     """
+    # 1. Records by the picture that they show.
     by_image = {}
     skipped = []
     for index, (where, row) in enumerate(files.read(path)):
@@ -49,10 +53,13 @@ def read(path, root, limit=None, ignore=()):
             skipped.append(Skipped(name, str(error)))
             continue
         by_image.setdefault(image, []).append((name, pairs))
+    # 2. Pictures that can be read, with each of their questions once.
     items = []
     for image in sorted(by_image)[:limit]:
         ids = tuple(dict.fromkeys(name for name, _ in by_image[image]))
-        pairs = tuple(dict.fromkeys(pair for _, some in by_image[image] for pair in some))
+        pairs = {}  # a set that keeps their order
+        for _, pairs_of_record in by_image[image]:
+            pairs |= dict.fromkeys(pairs_of_record)
         try:
             data = open_under(root, image)
             picture_size(data, image)  # the header: every start reads all pictures
@@ -63,20 +70,21 @@ def read(path, root, limit=None, ignore=()):
         if len(set(asked)) < len(asked):
             skipped.append(Skipped(ids[0], 'one question with two answers'))
             continue
-        items.append(Pictured(image=image, picture=digest(data), ids=ids, pairs=pairs))
+        items.append(Pictured(image=image, picture=digest(data), ids=ids, pairs=tuple(pairs)))
     return tuple(items), tuple(skipped)
 
 
 def _short(error):
-    """Return the kind of trouble without the paths, which differ between machines."""
+    """Return the kind of an error without its paths, which differ between machines."""
     if isinstance(error, FileNotFoundError):
         return 'there is none'
     return 'leaves its folder' if 'leaves its folder' in str(error) else 'unreadable'
 
 
 def _checked(row, ignore):
-    """Return (image, (question, answer) pairs) of one record; `Rejected` as `data build` says it,
-    and where it is no work for the factory.
+    """Return (image, (question, answer) pairs) of one record.
+
+    `Rejected` with the reason of `data build`, or where the factory cannot use it.
     """
     parts = parts_of(row, '', ignore)
     if not parts.pictures:
@@ -102,11 +110,11 @@ def _checked(row, ignore):
     return image, pairs
 
 
-# What LLaVA's sets append so that a model answers in a form; it is nothing to describe.
+# What LLaVA's sets append so that a model answers in a form; a description has no use for it.
 _FORM = re.compile(r'\s*answer (?:the question )?(?:using|with) (?:a single word|the option|one)'
                    r'[^\n]*$', re.IGNORECASE)
 
 
-def bare_question(text):
-    """Return a question without the request for a form of answer behind it."""
+def bare_question(text: str) -> str:
+    """Return a question without the request at its end for a form of answer."""
     return _FORM.sub('', text).strip()

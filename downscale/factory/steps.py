@@ -1,4 +1,5 @@
 """What teachers are asked, step by step: a JSON file of templates with a hash."""
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -39,36 +40,37 @@ class Steps:
     judge_tokens: int
 
     @property
-    def hash(self):
+    def hash(self) -> str:
         """A short hash of everything but `about`."""
         return hash_of({name: value for name, value in vars(self).items() if name != 'about'})
 
-    def ask_statements(self, pairs):
-        """Return what is asked so that (question, answer) pairs become sentences."""
+    def ask_statements(self, pairs: Sequence[tuple[str, str]]) -> str:
+        """Return the prompt that turns (question, answer) pairs into sentences."""
         return fill(self.statements, pairs=''.join(
             fill(self.pair, number=str(k), question=question, answer=answer)
             for k, (question, answer) in enumerate(pairs, 1)))
 
-    def ask_information(self, pairs):
-        """Return what is asked so that a phrase says what to look at; no answer is in it."""
+    def ask_information(self, pairs: Sequence[tuple[str, str]]) -> str:
+        """Return the prompt for a phrase that says what to look at; no answer is in it."""
         return fill(self.information, questions=''.join(
             fill(self.question, number=str(k), question=question)
             for k, (question, _) in enumerate(pairs, 1)))
 
-    def ask_description(self, statements):
-        """Return what is asked, with the picture, so that a description holds the statements."""
+    def ask_description(self, statements: Sequence[str]) -> str:
+        """Return the prompt, to go with the picture, for a description with the statements."""
         return fill(self.description, statements=''.join(
             fill(self.statement, text=text) for text in statements))
 
-    def ask_judge(self, statements, description):
-        """Return what is asked so that each statement is said to be in the description or not."""
+    def ask_judge(self, statements: Sequence[str], description: str) -> str:
+        """Return the prompt that asks of each statement whether it is in the description."""
         return fill(self.judge, description=description, statements=''.join(
             fill(self.judged, number=str(k), text=text) for k, text in enumerate(statements, 1)))
 
 
-def load(path=DEFAULT):
-    """Return the `Steps` in a file; FileNotFoundError or ValueError in one line, naming the
-    field.
+def load(path: str | Path = DEFAULT) -> Steps:
+    """Return the `Steps` in a JSON file.
+
+    FileNotFoundError or ValueError in one line, with the name of the wrong field.
     """
     path = Path(path)
     if not path.is_file():

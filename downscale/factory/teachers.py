@@ -4,18 +4,21 @@ A teacher has `name`, `settings` (JSON, all that decides its text) and `write(as
 (`Ask`, `TeacherReply` or `Failure`) as they end. Asks are taken as room comes free: their pictures
 are never all in memory.
 """
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any, Protocol
 
 WINDOW = 64  # asks that the engine is given at once; as many pictures are held
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """What one row needs: its key, a prompt, perhaps a picture (encoded), a limit in tokens and
-    the uint32 that its randomness hangs on."""
+    """What one row needs from a teacher.
+
+    `image` is an encoded picture or None, `limit` in tokens, `seed` the uint32 of its randomness.
+    """
     key: str
     prompt: str
     image: bytes | None
@@ -23,10 +26,12 @@ class Ask:
     seed: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TeacherReply:
-    """What came back; `finish` is 'stop', 'length' or what else a server says. Tokens are those
-    that the teacher counted, None where it did not."""
+    """What came back; `finish` is 'stop', 'length' or whatever else a server says.
+
+    Tokens are those that the teacher counted, None where it did not.
+    """
     text: str
     finish: str
     tokens_in: int | None
@@ -41,6 +46,21 @@ class Failure:
     attempts: int = 1
 
 
+class Teacher(Protocol):
+    """Whoever writes: see the head of this page."""
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides its text, as JSON."""
+
+    def write(self, asks: Iterable[Ask]) -> Iterator[tuple[Ask, TeacherReply | Failure]]:
+        """Yield what came of each of `asks`, as they end."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FolderTeacher:
     """The model of a run folder, which must see; `open` opens it (folder, slots) when needed."""
@@ -53,15 +73,17 @@ class FolderTeacher:
     open: Callable
 
     @property
-    def settings(self):
-        """All that decides its text."""
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides its text, as JSON."""
         return {'teacher': 'engine', 'model': self.name, 'checkpoint': self.fingerprint,
                 'temperature': self.temperature, 'top_p': self.top_p}
 
-    def write(self, asks):
-        """Yield (`Ask`, `TeacherReply` or `Failure`) as rows end; too long a prompt is a
-        failure.
+    def write(self, asks: Iterable[Ask]) -> Iterator[tuple[Ask, TeacherReply | Failure]]:
+        """Yield what came of each of `asks`, as rows end; a prompt that is too long is a failure.
+
+        The model is opened with the first of them.
         """
+        # Late, as they bring JAX, which a factory that asks a server does not need.
         from downscale.evaluate.answers import prompt_of
         from downscale.generate.engine import Decoding, Request
         from downscale.generate.sampling import Sampling
@@ -69,6 +91,7 @@ class FolderTeacher:
         asks = iter(asks)
         engine = None
         while window := list(islice(asks, WINDOW)):
+            # A run that asks for nothing more must not load a model.
             engine = engine or self.open(self.folder, self.slots)
             given = []
             requests = []
@@ -83,13 +106,19 @@ class FolderTeacher:
                 requests.append(Request(prompt, limit=ask.limit, sample=ask.seed))
             for index, reply in engine.stream(requests, decoding):
                 yield given[index], TeacherReply(
-                    reply.text, 'length' if reply.finish == 'length' else 'stop',
-                    len(requests[index].prompt.tokens), len(reply.ids))
+                    text=reply.text,
+                    finish='length' if reply.finish == 'length' else 'stop',
+                    tokens_in=len(requests[index].prompt.tokens),
+                    tokens_out=len(reply.ids),
+                )
 
 
-def open_engine(folder, role, temperature, top_p, slots):
-    """Return the `FolderTeacher` of a run folder, checked to see before any work; errors in one
-    line.
+def open_engine(folder: Path, role: str, temperature: float, top_p: float,
+                slots: int) -> FolderTeacher:
+    """Return the `FolderTeacher` of a run folder, which is opened when it is asked.
+
+    `role` is what errors call it. ValueError or FileNotFoundError in one line when it is no run
+    folder, or its model does not see.
     """
     from downscale.evaluate import runs
     run, = runs.open_runs([folder], role, sees=True)

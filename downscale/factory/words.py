@@ -6,6 +6,7 @@ and wrong only in ways that a person can follow.
 import functools
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import snowballstemmer
@@ -35,18 +36,20 @@ BORDERS = RELATIVE | _set(', ; : and but or while where')
 PLACES = _set('at in on of with near by beside before from to under behind above below inside over '
               'against')
 PRONOUNS = _set('it they this these he she its their his her')
-# What names a kind of value says nothing itself: 'the color of the car is red'.
+# A word that names a kind of value adds nothing to the value: 'the color of the car is red'.
 KINDS = _set('color colour size number count total amount')
-# Of one class a thing has one value.
-CLASSES = {word: kind for kind, words in {
+# Class -> its values, of which a thing has one.
+_VALUES = {
     'color': 'red green blue yellow purple orange cyan pink brown black white gray grey golden '
              'silver beige violet turquoise magenta maroon navy teal',
     'size': 'small large big tiny huge little',
     'material': 'wood metal plastic leather',
     'state': 'open closed', 'power': 'lit unlit', 'wet': 'wet dry', 'full': 'full empty',
     'time': 'day night', 'weather': 'sunny cloudy rainy snowy foggy', 'age': 'young old',
-    'side': 'left right', 'height': 'top bottom', 'texture': 'striped plain checkered dotted',
-}.items() for word in words.split()}
+    'side': 'left right', 'height': 'top bottom', 'texture': 'striped plain checkered dotted'}
+CLASSES = {}  # value -> its class
+for _class, _words_of_class in _VALUES.items():
+    CLASSES |= dict.fromkeys(_words_of_class.split(), _class)
 SAME = {'grey': 'gray', 'big': 'large', 'huge': 'large', 'tiny': 'small', 'little': 'small',
         'colour': 'color', 'people': 'person', 'men': 'man', 'women': 'woman',
         'children': 'child', 'longer': 'taller', 'bigger': 'larger',
@@ -58,61 +61,70 @@ _stemmer = snowballstemmer.stemmer('english')
 
 @dataclass(frozen=True, kw_only=True)
 class Word:
-    """A word of a sentence as written and as compared; whether it has content, and is denied."""
+    """A word of a sentence, as written (`raw`) and as compared (`stem`).
+
+    `content` is whether it says something by itself, `denied` whether a negation reaches it.
+    """
     raw: str
     stem: str
     content: bool
     denied: bool = False
 
     @property
-    def kind(self):
-        """The class of a value ('number', 'color', ...), '' for what is none."""
-        return 'number' if self.stem[0].isdigit() and self.stem.replace('.', '').isdigit() \
-            else CLASSES.get(self.raw, '')
+    def kind(self) -> str:
+        """The class of a value ('number', 'color', ...), '' for a word that is no value."""
+        if self.stem[0].isdigit() and self.stem.replace('.', '').isdigit():
+            return 'number'
+        return CLASSES.get(self.raw, '')
 
 
-def sentences(text):
-    """Return the sentences of a text as tuples of `Word`; one that begins with a pronoun goes on
-    with the words of the one before.
+def sentences(text: str) -> list[tuple[Word, ...]]:
+    """Return the sentences of a text that have content, as tuples of `Word`.
+
+    A sentence that begins with a pronoun is preceded by the words of the one before it.
     """
-    found = []
+    parts = []
     for part in _SENTENCE.split(text):
         words = _words(part)
-        if found and words and words[0].raw in PRONOUNS:
-            found.append((*found[-1], *words))
+        if parts and words and words[0].raw in PRONOUNS:
+            parts.append((*parts[-1], *words))
         elif any(word.content for word in words):
-            found.append(words)
-    return found
+            parts.append(words)
+    return parts
 
 
 @functools.lru_cache(maxsize=50_000)
 def _words(text):
     folded = unicodedata.normalize('NFKC', text).casefold()
-    raws = [raw for found in _WORD.findall(folded) for raw in _apart(found)]
+    raws = []
+    for match in _WORD.findall(folded):
+        raws += _apart(match)
     words = []
-    left = 0
+    left = 0  # how many more words of content a negation reaches
     negated = False
     for k, raw in enumerate(raws):
-        content = raw not in STOP and raw not in NEGATORS and raw[0].isalnum()
+        has_content = raw not in STOP and raw not in NEGATORS and raw[0].isalnum()
         before = raws[k - 1] if k else ''
         if raw == 'one' and before in ('each', 'every', 'this', 'that', 'the', 'which', 'no', 'any',
                                        'other', 'another'):
-            content = False  # a pronoun, no number
-        left = 0 if raw in BORDERS else 3 if raw in NEGATORS else left
-        negated |= raw in NEGATORS
+            has_content = False  # a pronoun, no number
+        if raw in BORDERS:
+            left = 0
+        elif raw in NEGATORS:
+            left = 3
+            negated = True
+        denied = has_content and left > 0
         words.append(
-            Word(
-                raw=SAME.get(raw, raw), stem=stem(raw), content=content, denied=content and left > 0
-            )
-        )
-        left -= content and left > 0
+            Word(raw=SAME.get(raw, raw), stem=stem(raw), content=has_content, denied=denied))
+        left -= denied
+    # A negation at the end reaches nothing behind it, so it denies the whole sentence.
     if negated and not any(word.denied for word in words):  # 'the lights are not on'
         words = [replace(word, denied=word.content) for word in words]
     return tuple(words)
 
 
 def _apart(raw):
-    """Return a word without what an apostrophe joins to it; a joined 'not' stands for itself."""
+    """Return a word without what an apostrophe joins to it; "isn't" is 'is' and 'not'."""
     head, mark, tail = raw.replace('’', "'").partition("'")
     if mark and tail == 't' and head.endswith('n'):
         return [head[:-1] or 'not', 'not']
@@ -120,73 +132,88 @@ def _apart(raw):
 
 
 @functools.lru_cache(maxsize=50_000)
-def stem(raw):
-    """Return a word without its ending; a number word as digits."""
+def stem(raw: str) -> str:
+    """Return a word without its ending (Snowball's English stemmer), a number word as digits."""
     raw = SAME.get(raw, raw)
-    return NUMBERS[raw] if raw in NUMBERS else SAME.get(_stemmer.stemWord(raw),
-                                                        _stemmer.stemWord(raw))
+    if raw in NUMBERS:
+        return NUMBERS[raw]
+    stemmed = _stemmer.stemWord(raw)
+    return SAME.get(stemmed, stemmed)
 
 
-def content(text):
-    """Return the stems of the content words of a text, in order; names of kinds are none."""
-    return [word.stem for words in map(_words, _SENTENCE.split(text)) for word in words
-            if word.content and word.raw not in KINDS]
+def content(text: str) -> list[str]:
+    """Return the stems of the content words of a text, in order, without words of `KINDS`."""
+    stems = []
+    for part in _SENTENCE.split(text):
+        stems += [word.stem for word in _words(part) if word.content and word.raw not in KINDS]
+    return stems
 
 
 # --- what goes with what ----------------------------------------------------------------------
 
 @dataclass(frozen=True, kw_only=True)
 class Binding:
-    """A value of a class that a sentence gives to what `heads` name. `said` is whether the sentence
-    says so of it ('the car is red'), rather than picks it out by it ('a red car')."""
+    """A value of a class that a sentence gives to the thing that `heads` (stems) name.
+
+    `said` is whether it asserts the value ('the car is red') or picks a thing by it ('a red car').
+    """
     kind: str
     value: str
-    heads: frozenset
+    heads: frozenset[str]
     denied: bool
     said: bool
 
 
-def bindings(words):
-    """Return the `Binding`s of a sentence, to the word behind a value or to the subject of its
-    clause.
+def bindings(words: Sequence[Word]) -> list[Binding]:
+    """Return the `Binding`s of a sentence.
+
+    A value belongs to the noun behind it or, without one, to the subject of its clause.
     """
-    found = []
+    bound = []
     for k, word in enumerate(words):
         if not word.kind or not word.content:
             continue
         heads = _described(words, k)
-        said = words[0].raw == 'there'
+        # 'There is a red car' asserts it, while 'the red car' picks one.
+        asserted = words[0].raw == 'there'
         if not heads:
             heads = _subject(words, k)
-            said = True
+            asserted = True
         if heads:
-            found.append(
+            bound.append(
                 Binding(
                     kind=word.kind,
                     value=word.stem,
                     heads=frozenset(heads),
                     denied=word.denied,
-                    said=said,
+                    said=asserted,
                 )
             )
-    return found
+    return bound
 
 
 def _described(words, k):
-    """Return what a value stands before: for a number all up to the noun, else the noun."""
+    """Return the stems that the value `words[k]` stands before.
+
+    For a number these are all words up to the noun ('two red cars'), for other values the noun.
+    """
+    counts = words[k].kind == 'number'
     heads = []
     for word in words[k + 1:]:
         if not word.content or word.kind == 'number':
             break
         heads.append(word)
         if not word.kind:
-            return [w.stem for w in heads if words[k].kind == 'number' or not w.kind]
+            return [head.stem for head in heads if counts or not head.kind]
     # 'how many things are red' and 'the red one' name no noun
-    return [w.stem for w in heads] if words[k].kind == 'number' else []
+    return [head.stem for head in heads] if counts else []
 
 
 def _subject(words, k):
-    """Return the subject of the verb before a value, without what a preposition adds to it."""
+    """Return the stems of the subject of the verb before the value `words[k]`.
+
+    What a preposition adds to the subject is left out ('the car [behind the tree] is red').
+    """
     verbs = [i for i in range(k) if words[i].raw in BE]
     if not verbs:
         return []
@@ -200,7 +227,7 @@ def _subject(words, k):
         word = words[i]
         if word.raw in KINDS:
             kinds = True
-        elif word.raw in PLACES and not (kinds and not heads):
+        elif word.raw in PLACES and not (kinds and not heads):  # 'the color of the car' goes on
             break
         elif word.content:
             heads.append(word.stem)
@@ -209,16 +236,17 @@ def _subject(words, k):
 
 # --- relations --------------------------------------------------------------------------------
 
-# A relation -> the one that stands for it, and whether its sides change places.
+# A relation -> the one that stands for it, and whether its sides change places then.
 _RELATIONS = {'left': ('left', False), 'right': ('left', True), 'above': ('above', False),
               'over': ('above', False), 'below': ('above', True), 'under': ('above', True),
               'beneath': ('above', True), 'underneath': ('above', True),
               'behind': ('behind', False), 'front': ('behind', True),
-              'before': ('before', False), 'after': ('before', True)} | {
-    word: (name, turned) for name, other in (
-        ('larger', 'smaller'), ('taller', 'shorter'), ('older', 'younger'), ('higher', 'lower'),
-        ('wider', 'narrower'), ('heavier', 'lighter'),
-        ('darker', 'brighter')) for word, turned in ((name, False), (other, True))}
+              'before': ('before', False), 'after': ('before', True)}
+for _more, _less in (('larger', 'smaller'), ('taller', 'shorter'), ('older', 'younger'),
+                     ('higher', 'lower'), ('wider', 'narrower'), ('heavier', 'lighter'),
+                     ('darker', 'brighter')):
+    _RELATIONS |= {_more: (_more, False), _less: (_more, True)}
+# What must follow for the word to be a relation: 'left of', but not 'the left lamp'.
 _NEED = {'left': 'of', 'right': 'of', 'front': 'of'}
 
 
@@ -226,36 +254,34 @@ _NEED = {'left': 'of', 'right': 'of', 'front': 'of'}
 class Relation:
     """`one` stands in relation `name` to `other`: 'left', 'above', 'larger', ..."""
     name: str
-    one: frozenset
-    other: frozenset
+    one: frozenset[str]
+    other: frozenset[str]
     denied: bool
 
 
-def relations(words):
-    """Return the `Relation`s of a sentence, each in one of the two ways to say it."""
-    found = []
+def relations(words: Sequence[Word]) -> list[Relation]:
+    """Return the `Relation`s of a sentence.
+
+    Of two ways to say one ('right of', 'left of' with the sides changed) it is always the same.
+    """
+    related = []
     for k, word in enumerate(words):
         raw = word.raw
         following = words[k + 1].raw if k + 1 < len(words) else ''
-        need = _NEED.get(raw) or ('than' if raw.endswith('er') and raw not in (
-            'over', 'under', 'after') else None)
+        comparative = raw.endswith('er') and raw not in ('over', 'under', 'after')
+        need = _NEED.get(raw) or ('than' if comparative else None)
         if raw not in _RELATIONS or need and following != need:
             continue
+        # Each side ends at a border of the clause; the first goes on when it would be empty.
         borders = [i for i in range(k) if words[i].raw in BORDERS]
-        one = _stems(words[borders[-1] + 1 if borders else 0:k]) or _stems(words[:k])
+        before = _stems(words[borders[-1] + 1 if borders else 0:k]) or _stems(words[:k])
         ends = [i for i in range(k + 1, len(words)) if words[i].raw in BORDERS]
-        other = _stems(words[k + 1:ends[0] if ends else len(words)])
+        behind = _stems(words[k + 1:ends[0] if ends else len(words)])
         name, turned = _RELATIONS[raw]
-        if one and other:
-            found.append(
-                Relation(
-                    name=name,
-                    one=other if turned else one,
-                    other=one if turned else other,
-                    denied=word.denied,
-                )
-            )
-    return found
+        if before and behind:
+            sides = (behind, before) if turned else (before, behind)
+            related.append(Relation(name=name, one=sides[0], other=sides[1], denied=word.denied))
+    return related
 
 
 def _stems(words):

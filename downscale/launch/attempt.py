@@ -8,14 +8,15 @@ import signal
 import threading
 import time
 import traceback
+from pathlib import Path
 
 import jax
 
 from downscale.experiment import file
 from downscale.experiment.expansion import cells_of
 from downscale.launch import state
-from downscale.launch.record import AttemptRecord, steps_of
-from downscale.launch.spec import processes_of
+from downscale.launch.record import AttemptRecord
+from downscale.launch.spec import processes_of, steps_of
 from downscale.runtime import exits, processes
 from downscale.runtime.files import held, in_bucket, place, read_json, scratch
 from downscale.runtime.memory import keep_freed_memory
@@ -32,12 +33,13 @@ BUCKET_TICK_SECONDS = 15
 LAUNCHER = 'DOWNSCALE_LAUNCHER'  # process id of a local supervisor, without which work ends
 
 
-def tick(record, over):
-    """Until `over`: the files are kept up to date, and work ends when its launcher has."""
+def tick(record: AttemptRecord, over: threading.Event) -> None:
+    """Keep the files up to date until `over`, and end this process when its launcher has ended."""
     launcher = os.environ.get(LAUNCHER)
     failed = False
     every = BUCKET_TICK_SECONDS if in_bucket(record.spec.run) else TICK_SECONDS
     while not over.wait(every):
+        # An orphan gets another parent. The signal saves a step, as a preemption does.
         if launcher and os.getppid() != int(launcher):
             launcher = None
             os.kill(os.getpid(), signal.SIGTERM)
@@ -51,19 +53,21 @@ def tick(record, over):
 
 
 def _say(text):
-    """Print a line on stderr, where the disk of the log has room for it."""
+    """Print a line on stderr, unless the disk of the log is full."""
     with contextlib.suppress(OSError):
         exits.say(text)
 
 
-def work(record):
-    """The tasks of the job are done; what prevents it is raised."""
+def work(record: AttemptRecord) -> None:
+    """Do the tasks of the job; raise what prevents it."""
     spec = record.spec
+    # 1. This machine is the one that was asked for.
     count, each = processes_of(spec.topology)
     if jax.device_count() != count * each:
         raise exits.Failed(f'{spec.topology} has {count * each} devices, here are '
                            f'{jax.device_count()} ({jax.process_count()} processes)',
                            exits.MISMATCH)
+    # 2. The study file still makes the cell that was submitted.
     study_config, sweep = file.load_study(spec.config, spec.overrides)
     with study_config.unlocked():
         del study_config['platform']
@@ -72,12 +76,13 @@ def work(record):
     if cell.hash != spec.experiment:
         raise ValueError(f'{spec.config} makes another cell {spec.cell} now ({cell.hash}) than was '
                          f'submitted ({spec.experiment}); submit it again')
-    found = {task.name: task for task in tasks_of(cells)}
-    tasks = [found[name] for name in spec.tasks]
+    by_name = {task.name: task for task in tasks_of(cells)}
+    tasks = [by_name[name] for name in spec.tasks]
     if jax.process_count() > 1 and any(task.kind == 'evaluate' for task in tasks):
         raise ValueError(f'{spec.key} evaluates, which is the work of one process; launch it on a '
                          'topology of one host')
     record.plan(tasks)
+    # 3. Data and the description of the study are there.
     grid_of(cell)
     workers.use_cache(os.environ.get('JAX_COMPILATION_CACHE_DIR')
                       or place(spec.run) / 'launch' / 'cache')
@@ -86,6 +91,7 @@ def work(record):
             prepare(spec.run, cell)
     processes.once(lambda: _prepare(spec.run, study_config.study, cells,
                                      file.claims_of(study_config)))
+    # 4. The tasks, in order; each goes on where an earlier attempt was.
     writers = writers_of(cell, cells)
     for task in tasks:
         record.begin(task)
@@ -99,19 +105,18 @@ def work(record):
 
 
 def _prepare(run, name, cells, claims):
-    """The study's data are on this machine, and its description in the run folder."""
+    """Bring the study's data to this machine, and write its description into the run folder."""
     with held(scratch(run)):
         prepare(run, cells[0])
         described = read_json(place(run) / 'study.json') or {}
-        told = registered(run, claims).get('claims')
-        if described.get('config_hash') != hash_of([cell.hash for cell in cells]) \
-                or described.get('claims') != told \
-                or described.get('budgets') != budgets_of(cells):
+        wanted = {'config_hash': hash_of([cell.hash for cell in cells]),
+                  'claims': registered(run, claims).get('claims'), 'budgets': budgets_of(cells)}
+        if any(described.get(name) != value for name, value in wanted.items()):
             preparation.prepare(run, name, cells, quiet=True, claims=claims)
 
 
-def close(record, code, text):
-    """The record says how the attempt ended; where it cannot, a line and the exit code do."""
+def close(record: AttemptRecord, code: int, text: str) -> None:
+    """Write how the attempt ended; where that is not possible, a line and the exit code say it."""
     try:
         record.close(code, text)
     except Exception as error:
@@ -120,12 +125,13 @@ def close(record, code, text):
         _say(f'cannot write {record.path}: {exits.line_of(error)}')
 
 
-def run(path):
-    """Return one attempt at the job of a `spec.json`, in this process; returns the exit code."""
+def run(path: str | Path) -> int:
+    """Make one attempt at the job of a `spec.json`, in this process, and return the exit code."""
     over = threading.Event()
     if file.on_cpu():
         keep_freed_memory()
     try:
+        # The record lives before the others are joined: waiting for them is a part of the attempt.
         record = AttemptRecord(state.load_spec(path), time.time())
         jax.monitoring.register_event_duration_secs_listener(record.listen)
         threading.Thread(target=tick, args=(record, over), daemon=True).start()
@@ -134,11 +140,12 @@ def run(path):
                 work(record)
     except exits.Preempted as error:
         _say(f'{error}; a restart continues')
-        return error.code
+        return exits.PREEMPTED
     except KeyboardInterrupt:
         return exits.INTERRUPTED
     except Exception as error:
         code = exits.code_of(error)
+        # Only a fault of the program wants a traceback; all else is said in one line.
         if code == exits.CRASHED and not isinstance(error, exits.Failed) \
                 and not exits.passes(error):
             _say(traceback.format_exc().rstrip())

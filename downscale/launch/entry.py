@@ -5,12 +5,13 @@
 import os
 import signal
 import sys
+from collections.abc import Sequence
 
 from downscale.runtime.exits import PREEMPTED
 
 
-def main(argv):
-    """Return one attempt at the job; the exit code is after `exits.TABLE`."""
+def main(argv: Sequence[str]) -> int:
+    """Make one attempt at the job, and return an exit code of `exits.TABLE`."""
     # JAX takes seconds to import and more to join the others. Until then SIGTERM would count as a
     # crash, and the first process of a container does not even notice it.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(PREEMPTED))

@@ -9,10 +9,12 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from downscale.experiment.names import slug
 from downscale.planner.topologies import SHAPES, topology
+from downscale.study.tasks import Task
 
 PARTS = ('train', 'write', 'reason')
 LONGEST_NAME = 35  # leaves JobSet room in 63 characters: '-slice-<job>-<pod>-abcde'
@@ -20,13 +22,13 @@ LONGEST_NAME = 35  # leaves JobSet room in 63 characters: '-slice-<job>-<pod>-ab
 
 @dataclass(frozen=True)
 class Spec:
-    """One job of a sweep.
+    """One job of a sweep. Its fields may be given by position, as scripts of people do.
 
     `config` and `overrides` are the study file and `--set` values, `experiment` the hash of the
-    cell; `tasks` are names of `study.tasks_of`, in order; `needs` the keys of specs that must be
-    done before. `topology` is one of `topologies.py`, or 'cpu:2x1' for two local processes of one
-    device each. `image` is a container digest, None on this machine. `run` is the study's folder,
-    local or gs://; it and `commit` are told, and not part of the hash.
+    cell; `tasks` are names of `tasks_of`, in order; `needs` the keys of specs that must be done
+    before. `topology` is one of `topologies.py`, or 'cpu:2x1' for two local processes of one device
+    each. `image` is a container digest, None on this machine. `run` is the study's folder, local or
+    gs://. Neither `run` nor `commit` is part of the hash.
     """
     sweep: str
     cell: str
@@ -43,31 +45,32 @@ class Spec:
     run: str
 
     @property
-    def key(self):
+    def key(self) -> str:
         """What a person calls it: 'w64d2-s0/train'."""
         return f'{self.cell}/{self.part}'
 
     @property
-    def hash(self):
+    def hash(self) -> str:
         """Ten characters that change with whatever decides the result."""
+        # A study that moves to another folder, or whose commit changes nothing of it, goes on.
         value = {name: part for name, part in dataclasses.asdict(self).items()
                  if name not in ('run', 'commit')}
         return _digest(value)
 
     @property
-    def group(self):
-        """Ten characters that all jobs of one run folder share, and no others."""
+    def group(self) -> str:
+        """Ten characters that all jobs of one run folder share, and no others have."""
         return _digest(self.run)
 
     @property
-    def name(self):
+    def name(self) -> str:
         """The name of the job on any backend: a DNS-1035 label of at most `LONGEST_NAME`.
 
         Equal specs of two run folders have two names.
         """
         digest = _digest([self.hash, self.run])
         head = f'{slug(self.sweep)[:12]}-{slug(self.cell)}-{self.part}'
-        # Where the cell cannot be told in full, the digest alone must tell hundreds of them apart.
+        # Where the name of the cell is cut, the digest alone must tell hundreds of cells apart.
         tail = f'-{digest[:5]}' if len(head) + 6 <= LONGEST_NAME else f'-{digest}'
         return re.sub('-+', '-', head[:LONGEST_NAME - len(tail)].rstrip('-') + tail)
 
@@ -76,10 +79,10 @@ def _digest(value):
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def processes_of(name):
+def processes_of(name: str) -> tuple[int, int]:
     """Return (processes, JAX devices of each) of a topology, 'cpu:PxD' included.
 
-    ValueError for an unknown topology, with the known ones.
+    ValueError for an unknown topology, which names the known ones.
     """
     local = re.fullmatch(r'cpu:([1-9]\d*)x([1-9]\d*)', name)
     if local:
@@ -88,44 +91,64 @@ def processes_of(name):
     return place.hosts, place.devices // place.hosts
 
 
-def specs_of(sweep, config, overrides, tasks, topology_name, image, commit, run):
-    """Return the `Spec` of every cell and part of a study, those that are needed before those that
-    need.
+def steps_of(task: Task) -> int:
+    """Return the steps of a task; an evaluation is one."""
+    return task.experiment.stage(task.stage).steps if task.kind == 'train' else 1
 
-    `tasks` are those of `study.tasks_of`. What writes and reasons is the work of one process, so it
-    runs on the least slice of the same generation, which is one machine.
+
+def _part_of(task):
+    if task.kind == 'train':
+        return 'train'
+    return 'reason' if task.stage == 'reason' else 'write'
+
+
+def specs_of(sweep: str, config: str, overrides: Iterable[str], tasks: Sequence[Task],
+             topology_name: str, image: str | None, commit: str, run: str) -> list[Spec]:
+    """Return the `Spec` of every cell and part of a study, each after those that it needs.
+
+    `tasks` are those of `tasks_of`. Writing and reasoning are the work of one process, so they run
+    on the smallest slice of the same generation that is one machine. ValueError where two jobs
+    would have the same name.
     """
+    # 1. The tasks of each job, and the job of each task.
     cells = {task.experiment.name: task.experiment for task in tasks}
-    part = {}
-    owned = {}
+    job_of = {}
+    tasks_by_job = {}
     for task in tasks:
-        kind = 'train' if task.kind == 'train' else 'reason' if task.stage == 'reason' else 'write'
-        part[task.name] = f'{task.experiment.name}/{kind}'
-        owned.setdefault(part[task.name], []).append(task)
-    found = []
-    for kind in PARTS:
+        job_of[task.name] = f'{task.experiment.name}/{_part_of(task)}'
+        tasks_by_job.setdefault(job_of[task.name], []).append(task)
+    # 2. The jobs, part by part.
+    specs = []
+    for part in PARTS:
         for name, cell in cells.items():
-            key = f'{name}/{kind}'
-            own = owned.get(key)
-            if not own:
+            key = f'{name}/{part}'
+            if key not in tasks_by_job:
                 continue
-            needs = dict.fromkeys(part[need] for task in own for need in task.needs)
-            steps = sum(cell.stage(task.stage).steps if task.kind == 'train' else 1 for task in own)
-            found.append(Spec(
-                sweep, name, kind, config, tuple(overrides), cell.hash,
-                tuple(task.name for task in own), tuple(need for need in needs if need != key),
-                steps, topology_name if kind == 'train' else one_host(topology_name), image, commit,
-                run))
+            needs = {}  # a set that keeps their order
+            for task in tasks_by_job[key]:
+                needs |= dict.fromkeys(job_of[need] for need in task.needs)
+            needs.pop(key, None)  # of its own tasks it does the earlier ones first
+            names = tuple(task.name for task in tasks_by_job[key])
+            steps = sum(map(steps_of, tasks_by_job[key]))
+            place = topology_name if part == 'train' else one_host(topology_name)
+            specs.append(Spec(
+                sweep=sweep, cell=name, part=part, config=config, overrides=tuple(overrides),
+                experiment=cell.hash, tasks=names, needs=tuple(needs), steps=steps,
+                topology=place, image=image, commit=commit, run=run))
+    _refuse_equal_names(specs)
+    return specs
+
+
+def _refuse_equal_names(specs):
     names = {}
-    for spec in found:
+    for spec in specs:
         if names.setdefault(spec.name, spec) is not spec:
             raise ValueError(f'{spec.key} and {names[spec.name].key} would have the same name '
                              f'{spec.name}; give the study or its cells other names')
-    return found
 
 
-def one_host(name):
-    """Return the topology for what is the work of one process, beside `name`."""
+def one_host(name: str) -> str:
+    """Return the topology of one process that goes with topology `name`."""
     if name.startswith('cpu:'):
         return 'cpu:1x1'
     place = topology(name)

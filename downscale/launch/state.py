@@ -1,15 +1,18 @@
-"""What a run folder says of its jobs: nothing but files is asked, so no cluster can lose it.
+"""What a run folder says of its jobs. Only files are read, so no cluster can lose it.
 
 Each job has a folder RUN/launch/CELL/PART with `spec.json`, `attempts/NNN.json`, `progress.json`
 and, in the end, `DONE.json` or `FATAL.json`; process 0 of `attempt.py` writes all but the first.
-`CANCELLED.json` and `resumed.json` are a person's word (`cancel`, `resume`).
+`CANCELLED.json` and `resumed.json` are what a person asked for (`cancel`, `resume`).
 Steps are counted over the tasks of a job; an evaluation is one step.
 """
 import dataclasses
 import json
 import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from downscale.launch.spec import Spec, processes_of
 from downscale.planner.topologies import topology
@@ -17,7 +20,7 @@ from downscale.runtime.exits import FATAL, LOST, ending, passes
 from downscale.runtime.files import in_bucket, place, read_json, write_json
 
 STALE_SECONDS = 300  # a running attempt writes at least every `attempt.TICK_SECONDS`
-# some ticks: what a single look waits for a new stamp
+# How long a single look waits for a new stamp: some ticks.
 LOOK_SECONDS = 4
 BUCKET_LOOK_SECONDS = 45
 READERS = 16
@@ -34,7 +37,7 @@ class Job:
     `state` is waiting (for what it needs), missing (never ran), running, stale (no sign of life),
     failed (may start again), cancelled, fatal or done. `age` is seconds since the last checkpoint,
     `eta` seconds to the end; `goodput` is the share of all attempts' time that went into steps
-    that count, `lost` how many did not. What is not known is None.
+    that count, `lost` the number of those that do not. What is not known is None.
     """
     key: str
     name: str
@@ -53,25 +56,28 @@ class Job:
     lost: int = 0
 
 
-def folder_of(run, spec):
+def folder_of(run: str | Path, spec: Spec) -> Path:
     """Return the folder of a job."""
     return place(run) / 'launch' / spec.cell / spec.part
 
 
-def save_spec(spec):
-    """Return `spec.json` is in the job's folder; returns its path."""
+def save_spec(spec: Spec) -> Path:
+    """Write `spec.json` into the job's folder, and return its path."""
     path = folder_of(spec.run, spec) / 'spec.json'
     write_json(path, {**dataclasses.asdict(spec), 'hash': spec.hash, 'name': spec.name})
     return path
 
 
-def load_spec(path):
-    """Return the `Spec` of a `spec.json`; ValueError in one line when it is none."""
+def load_spec(path: str | Path) -> Spec:
+    """Return the `Spec` of a `spec.json`; ValueError in one line when the file holds none."""
     try:
         value = json.loads(place(path).read_text())
-        fields = {field.name: value[field.name] for field in dataclasses.fields(Spec)}
-        spec = Spec(**{name: tuple(part) if isinstance(part, list) else part
-                       for name, part in fields.items()})
+        fields: dict[str, Any] = {field.name: value[field.name]
+                                  for field in dataclasses.fields(Spec)}
+        for name, part in fields.items():
+            if isinstance(part, list):
+                fields[name] = tuple(part)
+        spec = Spec(**fields)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if passes(error):  # a bucket out of reach says nothing about its files
             raise
@@ -83,70 +89,71 @@ def load_spec(path):
     return spec
 
 
-def ended(run, spec, name):
-    """Return the value of 'DONE.json' or 'FATAL.json' where it is of exactly this spec, else
-    None.
-    """
+def ended(run: str | Path, spec: Spec, name: str) -> dict[str, Any] | None:
+    """Return what the marker `name`, as 'DONE.json', says of exactly this spec, else None."""
     value = read_json(folder_of(run, spec) / name)
     return value if value and value.get('spec') == spec.hash else None
 
 
-def attempts(folder):
+def attempts(folder: str | Path) -> list[dict[str, Any]]:
     """Return the attempts of a job, oldest first."""
     path = place(folder) / 'attempts'
-    names = sorted(found.name for found in path.iterdir()) if path.is_dir() else []
+    names = sorted(file.name for file in path.iterdir()) if path.is_dir() else []
     return [read_json(path / name) for name in names
             if name.endswith('.json') and not name.startswith('.')]
 
 
-def cancel(spec, now):
-    """No attempt of a job that is not done shall run or start, until `resume`."""
+def cancel(spec: Spec, now: float) -> None:
+    """Let no attempt of a job run or start until `resume`, unless the job is done."""
     write_json(folder_of(spec.run, spec) / 'CANCELLED.json', {'spec': spec.hash, 'time': now})
 
 
-def resume(spec, now):
-    """A job may start again, and what went wrong before the unix time `now` does not count."""
+def resume(spec: Spec, now: float) -> None:
+    """Let a job start again; what went wrong before the unix time `now` no longer counts."""
     folder = folder_of(spec.run, spec)
+    # Before the markers go: without it the old attempts would make the job hopeless at once.
     write_json(folder / 'resumed.json', {'time': now})
     for name in ('CANCELLED.json', 'FATAL.json'):
         (folder / name).unlink(missing_ok=True)
 
 
-def counting(spec, found):
-    """Return those of the attempts or tries `found` that are of this spec and later than
-    `resume`.
-    """
+def counting(spec: Spec, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return those attempts or tries among `rows` that are of this spec and later than `resume`."""
     resumed = read_json(folder_of(spec.run, spec) / 'resumed.json') or {'time': float('-inf')}
-    return [row for row in found if row['spec'] == spec.hash
+    return [row for row in rows if row['spec'] == spec.hash
             and row.get('began', row.get('at')) > resumed['time']]
 
 
-def hopeless(found):
-    """Why another attempt after those `found` makes no sense, None where it does."""
-    row = []
-    for attempt in found:
+def hopeless(attempts: Sequence[dict[str, Any]]) -> str | None:
+    """Return why another attempt after these makes no sense, None where it does."""
+    vain = []
+    for attempt in attempts:
         counted = attempt['exit'] is None or ending(attempt['exit']).restart == 'counted'
+        # After FATAL a job starts only when a person says so, which is a new beginning.
         if attempt['exit'] == FATAL or attempt['last_step'] > attempt['first_step']:
-            row = []
+            vain = []
         elif counted:
-            row.append(attempt)
-    killed = sum(attempt['exit'] in (None, LOST) for attempt in row)
-    if len(row) - killed < CRASHES and killed < KILLS:
+            vain.append(attempt)
+    killed = sum(attempt['exit'] in (None, LOST) for attempt in vain)
+    if len(vain) - killed < CRASHES and killed < KILLS:
         return None
-    return (f'{len(row)} attempts in a row ended without a newer checkpoint than step '
-            f'{row[-1]["last_step"]} (the last: {row[-1]["reason"] or "killed without a word"}); '
+    last = vain[-1]
+    return (f'{len(vain)} attempts in a row ended without a newer checkpoint than step '
+            f'{last["last_step"]} (the last: {last["reason"] or "killed without a word"}); '
             'see logs, then resume')
 
 
 class Stamps:
-    """How long the stamp of life of each job has stood still, by the clock of this process alone:
-    clocks of two machines are never compared."""
+    """How long the stamp of life of each job has stood still.
 
-    def __init__(self, clock=time.monotonic):
+    Only the clock of this process counts: clocks of two machines are never compared.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.last = {}
 
-    def still(self, key, stamp):
+    def still(self, key: Hashable, stamp: float) -> float:
         """Return seconds for which `key` has had this stamp, as far as this process has seen."""
         now = self.clock()
         if self.last.get(key, (None, now))[0] != stamp:
@@ -154,15 +161,16 @@ class Stamps:
         return now - self.last[key][1]
 
 
-def read(run, specs, now, stamps=None):
+def read(run: str | Path, specs: Sequence[Spec], now: float,
+         stamps: Stamps | None = None) -> list[Job]:
     """Return a `Job` for each spec at the unix time `now`.
 
     Without the `stamps` of a process that watches, jobs whose stamp looks old are looked at twice,
     some seconds apart, and those whose stamp has not moved are stale.
     """
     if stamps is not None:
-        return _read(run, specs, now, stamps, dict.fromkeys([spec.key for spec in specs],
-                                                            STALE_SECONDS))
+        limits = dict.fromkeys([spec.key for spec in specs], STALE_SECONDS)
+        return _read(run, specs, now, stamps, limits)
     stamps = Stamps()
     wait = BUCKET_LOOK_SECONDS if in_bucket(run) else LOOK_SECONDS
     jobs = _read(run, specs, now, stamps, {})
@@ -174,57 +182,71 @@ def read(run, specs, now, stamps=None):
 
 
 def _read(run, specs, now, stamps, limits):
-    """Return `read`, with the seconds of stillness from which on a job is stale; {} for never."""
+    """Return the `Job` of each spec.
+
+    `limits` are {key: seconds of stillness from which on a job is stale}; one without is never.
+    """
+    def done_key(spec):
+        return spec.key if ended(run, spec, 'DONE.json') else None
+
+    def job(spec):
+        def stillness(stamp):
+            return stamps.still(spec.key, stamp), limits.get(spec.key)
+        return _job(run, spec, done, now, stillness)
     with ThreadPoolExecutor(READERS) as pool:  # a file of a bucket takes a tenth of a second
-        done = pool.map(lambda spec: spec.key if ended(run, spec, 'DONE.json') else None, specs)
-        done = set(done) - {None}
-        return list(pool.map(lambda spec: _job(run, spec, done, now, lambda stamp: (
-            stamps.still(spec.key, stamp), limits.get(spec.key))), specs))
+        done = set(pool.map(done_key, specs)) - {None}
+        return list(pool.map(job, specs))
 
 
 def _job(run, spec, done, now, stillness):
+    # 1. What the files say.
     folder = folder_of(run, spec)
-    found = attempts(folder)
+    rows = attempts(folder)
     progress = read_json(folder / 'progress.json') or {}
-    state, reason = _state(run, spec, found, done, stillness)
-    seconds = sum(_seconds(attempt) for attempt in found)
+    state, reason = _state(run, spec, rows, done, stillness)
+    # 2. What all attempts took, and brought.
+    seconds = sum(_seconds(attempt) for attempt in rows)
     chips, price = chips_of(spec)
     hours = chips * seconds / 3600
-    gained = sum(attempt['last_step'] - attempt['first_step'] for attempt in found)
-    lost = sum(attempt['steps_lost'] for attempt in found)
-    stepping = sum(attempt['steps_s'] for attempt in found)
+    gained = sum(attempt['last_step'] - attempt['first_step'] for attempt in rows)
+    lost = sum(attempt['steps_lost'] for attempt in rows)
+    stepping = sum(attempt['steps_s'] for attempt in rows)
+    goodput_of_all = None
+    if seconds:
+        goodput_of_all = sum(goodput(attempt) * _seconds(attempt) for attempt in rows) / seconds
+    # 3. How long the rest takes at the pace of all steps so far, lost ones included.
     total = progress.get('job_total')
     step = progress.get('job_step', 0)
     eta = None
     if state == 'running' and stepping and gained + lost:
         eta = (total - step) * stepping / (gained + lost)
+    saved = progress.get('checkpoint_time')
     return Job(
         key=spec.key,
         name=spec.name,
         state=state,
         reason=reason,
-        attempt=found[-1]['attempt'] if found else None,
+        attempt=rows[-1]['attempt'] if rows else None,
         task=progress.get('task'),
         step=step,
         total=total,
-        age=max(0.0, now - progress['checkpoint_time'])
-        if progress.get('checkpoint_time')
-        else None,
+        age=max(0.0, now - saved) if saved else None,
         tokens_per_s=progress.get('tokens_per_s') if state == 'running' else None,
         chip_hours=hours,
         usd=None if price is None else hours * price,
         eta=eta,
-        goodput=sum(goodput(attempt) * _seconds(attempt) for attempt in found) / seconds
-        if seconds
-        else None,
+        goodput=goodput_of_all,
         lost=lost,
     )
 
 
-def _state(run, spec, found, done, stillness):
-    """Return (state, reason) of a job; `stillness` of a stamp is (seconds, those from which on it
-    is stale or None).
+def _state(run, spec, rows, done, stillness):
+    """Return (state, reason) of a job with the attempts `rows`; `done` are keys of jobs.
+
+    `stillness(stamp)` is (seconds that it has stood still, seconds from which on it is stale or
+    None).
     """
+    # What a person or a marker says goes before what the last attempt says.
     if spec.key in done:
         return 'done', ''
     if ended(run, spec, 'CANCELLED.json'):
@@ -232,7 +254,7 @@ def _state(run, spec, found, done, stillness):
     fatal = ended(run, spec, 'FATAL.json')
     if fatal:
         return 'fatal', fatal['reason']
-    last = found[-1] if found else None
+    last = rows[-1] if rows else None
     if last is None or last['spec'] != spec.hash:
         missing = [need for need in spec.needs if need not in done and not (
             place(run) / 'launch' / need / 'DONE.json').exists()]
@@ -245,7 +267,7 @@ def _state(run, spec, found, done, stillness):
     return 'running', ''
 
 
-def goodput(attempt):
+def goodput(attempt: Mapping[str, Any]) -> float:
     """Return the share of an attempt's time that went into steps that a checkpoint holds."""
     gained = attempt['last_step'] - attempt['first_step']
     executed = gained + attempt['steps_lost']
@@ -257,9 +279,10 @@ def _seconds(attempt):
     return (attempt['ended'] or attempt['seen']) - attempt['began']
 
 
-def chips_of(spec):
-    """Return (chips, dollars per chip-hour or None) of a spec; a device of this machine is a
-    chip.
+def chips_of(spec: Spec) -> tuple[int, float | None]:
+    """Return (chips, dollars per chip-hour or None) of a spec.
+
+    A device of this machine counts as a chip, without a price.
     """
     if spec.topology.startswith('cpu:'):
         count, devices = processes_of(spec.topology)

@@ -8,29 +8,55 @@ import dataclasses
 import os
 import signal
 import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from downscale.launch import state, watch
+from downscale.launch.spec import Spec
 from downscale.runtime.exits import line_of, passes
 from downscale.runtime.files import lock, read_json, scratch, write_json
+
+Note = Callable[[str], object]  # takes a line for a person
+Show = Callable[[list[state.Job]], object]
+
+
+class Backend(Protocol):
+    """Where jobs run. RuntimeError or an OSError that passes means: ask again later."""
+    poll: float  # seconds between two looks
+
+    def observe(self, specs: Sequence[Spec]) -> list[watch.Observed]:
+        """Return every resource of the run folder of `specs`."""
+
+    def create(self, spec: Spec, zone: str) -> None:
+        """Start a job; ValueError when another one has its name."""
+
+    def delete(self, name: str, zone: str) -> None:
+        """Stop a job by its name; it may take a while to save."""
+
+    def close(self) -> None:
+        """End what cannot run without a watcher."""
 
 
 @dataclasses.dataclass
 class Memory:
-    """What a watcher knows beside the files: `lines` {what: the line noted of it last}, `stamps`
-    of life, and `tries` {path: rows} that a full disk or a bucket out of reach did not take."""
-    lines: dict = dataclasses.field(default_factory=dict)
+    """What a watcher knows beside the files.
+
+    `lines` is {what: the line noted of it last}, `stamps` those of life, and `tries` {path: rows}
+    that a full disk or a bucket out of reach did not take.
+    """
+    lines: dict[str, str] = dataclasses.field(default_factory=dict)
     stamps: state.Stamps = dataclasses.field(default_factory=state.Stamps)
-    tries: dict = dataclasses.field(default_factory=dict)
+    tries: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
 
 
-def run(backend, specs, policy, note=print, show=lambda jobs: None):
-    """No job of a sweep can go on: each is done, given up, or needs such a one, or the money is
-    spent. Returns `state.read` of them.
+def run(backend: Backend, specs: Sequence[Spec], policy: watch.Policy, note: Note = print,
+        show: Show = lambda jobs: None) -> list[state.Job]:
+    """Run a sweep until every job is done or cannot go on, or the money is spent.
 
-    One line is noted per action, and `show` gets the jobs in each round. A disk that is full, or a
-    bucket or cloud out of reach, is asked again. SIGTERM and Ctrl-C end the loop, `close` the
-    backend and say what still runs there; the same call continues. RuntimeError when another
-    process of this machine watches this study.
+    Returns the jobs as they ended. One line is noted per action, and `show` gets the jobs in each
+    round. A full disk, or a bucket or cloud out of reach, is tried again. SIGTERM and Ctrl-C end
+    the loop, `close` the backend and note what still runs there; the same call continues.
+    RuntimeError when another process of this machine watches this study.
     """
     study = specs[0].run
     memory = Memory()
@@ -42,12 +68,14 @@ def run(backend, specs, policy, note=print, show=lambda jobs: None):
                 try:
                     actions = step(backend, specs, policy, note, memory, show)
                 except Exception as error:
+                    # The first look may fail for good (a wrong name); later ones only for a while.
                     if not isinstance(error, RuntimeError) and not passes(error):
                         raise
                     _once(memory, 'look', f'cannot look, and will again: {line_of(error)}', note)
             jobs = state.read(study, specs, time.time(), memory.stamps)
             return [_ended(job, actions) for job in jobs]
         except KeyboardInterrupt:
+            # Closed first, so that what is noted as left is what really stays.
             backend.close()
             _note_left(backend, specs, note)
             raise
@@ -56,8 +84,9 @@ def run(backend, specs, policy, note=print, show=lambda jobs: None):
 
 
 def _ended(job, actions):
-    """Return a job that is given up has failed, also where its files, on a full disk, do not say
-    so.
+    """Return a job as failed when it is given up, whatever its files say.
+
+    On a full disk they still say that it runs.
     """
     for action in actions:
         if isinstance(action, watch.GiveUp) and action.key == job.key and job.state == 'running':
@@ -79,15 +108,16 @@ def _note_left(backend, specs, note):
         if resource.name in by_name and resource.state in ('pending', 'running'):
             chips, usd = state.chips_of(by_name[resource.name])
             left.append(f'{by_name[resource.name].key} ({resource.state}, {chips} chips)')
-            hourly += chips * (usd or 0.0) * (resource.state == 'running')
+            if resource.state == 'running':
+                hourly += chips * (usd or 0.0)
     if left:
         note(f'nobody watches now, but these go on and cost up to {hourly:.2f} $ an hour '
              f'(estimate), until `launch cancel` or `launch watch`: {", ".join(left)}')
 
 
-def step(backend, specs, policy, note=print, memory=None, show=lambda jobs: None):
-    """Return look, decide and act once; returns the actions. What is in `memory` is not noted
-    again.
+def step(backend: Backend, specs: Sequence[Spec], policy: watch.Policy, note: Note = print,
+         memory: Memory | None = None, show: Show = lambda jobs: None) -> list[watch.Action]:
+    """Look, decide and act once, and return the actions. What is in `memory` is not noted again.
     """
     memory = memory or Memory()
     actions = decide(backend, specs, policy, show, memory)
@@ -99,10 +129,11 @@ def step(backend, specs, policy, note=print, memory=None, show=lambda jobs: None
     return actions
 
 
-def decide(backend, specs, policy, show=lambda jobs: None, memory=None):
+def decide(backend: Backend, specs: Sequence[Spec], policy: watch.Policy,
+           show: Show = lambda jobs: None, memory: Memory | None = None) -> list[watch.Action]:
     """Return the actions that are due now."""
     memory = memory or Memory()
-    # Resources first: what has ended there has written its files.
+    # Resources first: whatever has ended there has written its files by then.
     observed = backend.observe(specs)
     now = time.time()
     jobs = state.read(specs[0].run, specs, now, memory.stamps)
@@ -110,57 +141,60 @@ def decide(backend, specs, policy, show=lambda jobs: None, memory=None):
     return watch.reconcile(desired_of(specs, jobs, memory), observed, now, policy)
 
 
-def desired_of(specs, jobs, memory):
+def desired_of(specs: Sequence[Spec], jobs: Sequence[state.Job],
+               memory: Memory) -> list[watch.Desired]:
     """Return the `watch.Desired` of each spec, from what the run folder says of it."""
-    found = []
-    for spec, job in zip(specs, jobs, strict=True):
-        rows = state.counting(spec, state.attempts(state.folder_of(spec.run, spec)))
-        chips, usd = state.chips_of(spec)
-        found.append(
-            watch.Desired(
-                key=spec.key,
-                name=spec.name,
-                hash=spec.hash,
-                state=job.state,
-                needs=spec.needs,
-                chips=chips,
-                usd=job.usd or 0.0,
-                usd_per_hour=chips * (usd or 0.0),
-                attempts=tuple(
-                    watch.Attempt(
-                        began=row['began'],
-                        ended=row['ended'] or row['seen'],
-                        code=row['exit'],
-                        gained=row['last_step'] > row['first_step'],
-                    )
-                    for row in rows
-                ),
-                tries=tuple(
-                    watch.Try(row['at'], row['code'])
-                    for row in state.counting(spec, _tries(spec, memory))
-                ),
-                hopeless=state.hopeless(rows),
-            )
-        )
-    return found
+    return [_desired(spec, job, memory) for spec, job in zip(specs, jobs, strict=True)]
+
+
+def _desired(spec, job, memory):
+    attempts = state.counting(spec, state.attempts(state.folder_of(spec.run, spec)))
+    tries = tuple(watch.Try(row['at'], row['code'])
+                  for row in state.counting(spec, _tries(spec, memory)))
+    chips, usd = state.chips_of(spec)
+    return watch.Desired(
+        key=spec.key,
+        name=spec.name,
+        hash=spec.hash,
+        state=job.state,
+        needs=spec.needs,
+        chips=chips,
+        usd=job.usd or 0.0,
+        usd_per_hour=chips * (usd or 0.0),
+        attempts=tuple(map(_attempt_of, attempts)),
+        tries=tries,
+        hopeless=state.hopeless(attempts),
+    )
+
+
+def _attempt_of(row):
+    return watch.Attempt(
+        began=row['began'],
+        ended=row['ended'] or row['seen'],
+        code=row['exit'],
+        gained=row['last_step'] > row['first_step'],
+    )
 
 
 def _execute(backend, action, by_key, by_name, memory, note):
+    """Do one action; what waits, stops or is left alone is only noted."""
     match action:
         case watch.Create(key, zone):
             spec = by_key[key]
             now = time.time()
+            # The try is on file before the resource is there: whoever goes on must know of it.
             row = {'spec': spec.hash, 'at': now, 'zone': zone, 'code': None}
             _write_tries(spec, [*_tries(spec, memory), row], memory, note)
-            _attempt(f'{key}: started' + (f' in {zone}' if zone else ''), note,
+            _act(f'{key}: started' + (f' in {zone}' if zone else ''), note,
                      lambda: backend.create(spec, zone))
-        case watch.Delete(name, zone, why, code):
+        case watch.Delete(name=name, zone=zone, why=why, code=code):
             spec = by_name[name]
             tries = _tries(spec, memory)
+            # A program that ended too early to write left its code with the resource alone.
             if code is not None and tries:
                 _write_tries(spec, [*tries[:-1], tries[-1] | {'code': code}], memory, note)
             memory.lines[spec.key] = f'{spec.key}: {why}'
-            _attempt(memory.lines[spec.key], note, lambda: backend.delete(name, zone))
+            _act(memory.lines[spec.key], note, lambda: backend.delete(name, zone))
         case watch.Wait(key, why, until) if until:
             _once(memory, key, f'{key}: {why}; again at {time.ctime(until)}', note)
         case watch.GiveUp(key, why):
@@ -172,7 +206,7 @@ def _execute(backend, action, by_key, by_name, memory, note):
                   note)
 
 
-def _attempt(text, note, act):
+def _act(text, note, act):
     """Note `text` and act; a backend that cannot be reached is asked again in the next round."""
     note(text)
     try:
@@ -184,6 +218,7 @@ def _attempt(text, note, act):
 
 
 def _once(memory, key, text, note):
+    """Note `text`, unless it is what was noted of `key` last."""
     if memory.lines.get(key) != text:
         memory.lines[key] = text
         note(text)
@@ -199,8 +234,10 @@ def _tries(spec, memory):
 
 
 def _write_tries(spec, tries, memory, note):
-    """The tries of a job are in its folder, or kept in mind where they cannot be written: a job
-    must not start for ever because its disk is full."""
+    """Write the tries of a job into its folder, or keep them in mind where that fails.
+
+    A job must not be started again and again because its disk is full.
+    """
     path = _path(spec)
     try:
         write_json(path, tries)
@@ -214,8 +251,7 @@ def _write_tries(spec, tries, memory, note):
 
 @contextlib.contextmanager
 def _watching(study):
-    """In this context this process is the only one that watches a study, and SIGTERM interrupts.
-    """
+    """Be the only process of this machine that watches a study; let SIGTERM interrupt it."""
     handle = lock(scratch(study) / 'launch')
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -227,4 +263,3 @@ def _watching(study):
 
 def _interrupt(*_):
     raise KeyboardInterrupt
-

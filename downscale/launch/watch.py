@@ -3,6 +3,7 @@
 Nothing is remembered between two calls: attempts and tries are in the run folder and resources at
 the backend, so a watcher that was killed anywhere goes on where it was.
 """
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from downscale.runtime.exits import ending
@@ -10,8 +11,11 @@ from downscale.runtime.exits import ending
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One attempt of a job: when it began, when it was last heard of (unix s), its exit code (None
-    when it was lost without one), and whether a newer checkpoint came of it."""
+    """One attempt of a job, between the unix times `began` and `ended` (when it was last heard of).
+
+    `code` is its exit code, None when it was lost without one; `gained` is whether it left a newer
+    checkpoint.
+    """
     began: float
     ended: float
     code: int | None
@@ -20,16 +24,20 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Try:
-    """One creation of a resource at the unix time `at`; `code` is how its program ended, where the
-    backend could tell."""
+    """One creation of a resource at the unix time `at`.
+
+    `code` is how its program ended, where the backend could tell.
+    """
     at: float
     code: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Desired:
-    """One job of the sweep, as its folder tells; `state` is that of `state.Job`. `hopeless` is why
-    another attempt makes no sense, None where it does."""
+    """One job of the sweep, as its folder tells; `state` is that of `state.Job`.
+
+    `hopeless` is why another attempt makes no sense, None where it does.
+    """
     key: str
     name: str
     hash: str
@@ -45,10 +53,12 @@ class Desired:
 
 @dataclass(frozen=True, kw_only=True)
 class Observed:
-    """One resource of the sweep at the backend, there since the unix time `since`; `state` is
-    pending, running, ended (with exit `code`), suspended, failed or deleting. One that `restarts`
-    its program by itself may wait for machines also when it has run, so how long its machines have
-    been there is not known."""
+    """One resource of the sweep at the backend, there since the unix time `since`.
+
+    `state` is pending, running, ended (with exit `code`), suspended, failed or deleting. A resource
+    that `restarts` its program by itself may wait for machines again after it has run, so how long
+    its machines have been there is not known.
+    """
     name: str
     hash: str
     state: str
@@ -61,9 +71,12 @@ class Observed:
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """Limits of a sweep. A job waits `base` seconds after what brought it no further, twice as
-    long each time in a row, up to `longest`; it may crash `counted` times. What has ended by its
-    files has `grace` seconds until its machine goes, and a machine `start` seconds to begin."""
+    """Limits of a sweep.
+
+    A job waits `base` seconds after a try that brought it no further, twice as long after each more
+    in a row, up to `longest`; it may crash `counted` times. When its files say that it has ended,
+    its machine has `grace` seconds left. A new machine has `start` seconds to begin.
+    """
     max_parallel: int
     max_chips: int | None = None
     max_usd: float | None = None
@@ -77,12 +90,14 @@ class Policy:
 
 @dataclass(frozen=True)
 class Create:
+    """The resource of this job is created."""
     key: str
     zone: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Delete:
+    """The resource `name` is deleted; `code` is how its program ended, where that is known."""
     name: str
     zone: str
     why: str
@@ -91,6 +106,7 @@ class Delete:
 
 @dataclass(frozen=True)
 class Wait:
+    """This job is not started now, but at the unix time `until` if that is known."""
     key: str
     why: str
     until: float | None = None
@@ -98,7 +114,7 @@ class Wait:
 
 @dataclass(frozen=True)
 class Hold:
-    """The resource of this job is left as it is, `until` (if known) something else is due."""
+    """The resource of this job is left alone, until the unix time `until` if that is known."""
     key: str
     why: str
     until: float | None = None
@@ -124,29 +140,31 @@ class Orphan:
     zone: str
 
 
-def reconcile(desired, observed, now, policy):
+Action = Create | Delete | Wait | Hold | GiveUp | Stop | Orphan
+
+
+def reconcile(desired: Sequence[Desired], observed: Sequence[Observed], now: float,
+              policy: Policy) -> list[Action]:
     """Return the actions that bring a sweep on, in order.
 
     Jobs are created in the order of `desired`, where their needs are done.
     """
-    found = {resource.name: resource for resource in observed}
-    wanted = {job.name: job for job in desired}
-    actions = [Orphan(resource.name, resource.zone) for resource in observed
-               if resource.name not in wanted]
-    held = [job for job in desired if job.name in found]
-    chips = sum(job.chips for job in held)
-    parallel = len(held)
-    spent = 0.0
+    resources = {resource.name: resource for resource in observed}
+    wanted = {job.name for job in desired}
     states = {job.key: job.state for job in desired}
-    for job in desired:
-        spent += job.usd + _idle_usd(job, found.get(job.name), now)
-    stopped = None
-    if policy.max_usd is not None and spent >= policy.max_usd:
-        stopped = f'{spent:.2f} dollars of {policy.max_usd:.2f} are spent (estimate)'
+    # 1. What is in use: resources that no job asks for are left to `gc` and count for nothing.
+    actions: list[Action] = [Orphan(resource.name, resource.zone) for resource in observed
+                             if resource.name not in wanted]
+    started = [job for job in desired if job.name in resources]
+    chips = sum(job.chips for job in started)
+    parallel = len(started)
+    # 2. Why all jobs, or some, will not go on.
+    stopped = _spent(desired, resources, now, policy)
     over = _over(desired, policy)
+    # 3. The resource of each job that has one; a start, or why not, of each that has none.
     for job in desired:
         why = over.get(job.key)
-        resource = found.get(job.name)
+        resource = resources.get(job.name)
         if resource:
             actions.append(_of_resource(job, resource, why, stopped, now, policy))
             continue
@@ -164,13 +182,23 @@ def reconcile(desired, observed, now, policy):
                 policy.max_chips is not None and chips + job.chips > policy.max_chips):
             actions.append(Wait(job.key, f'{parallel} jobs hold {chips} chips'))
         else:
-            parallel = parallel + 1
-            chips = chips + job.chips
+            parallel += 1
+            chips += job.chips
             actions.append(Create(job.key, _zone(job, policy)))
     return actions
 
 
-def finished(actions):
+def _spent(desired, resources, now, policy):
+    """Return that the money is spent, as a line, None while there is some left."""
+    spent = 0.0
+    for job in desired:
+        spent += job.usd + _idle_usd(job, resources.get(job.name), now)
+    if policy.max_usd is None or spent < policy.max_usd:
+        return None
+    return f'{spent:.2f} dollars of {policy.max_usd:.2f} are spent (estimate)'
+
+
+def finished(actions: Sequence[Action]) -> bool:
     """Return whether a sweep with these actions will need no others, unless it is changed."""
     kinds = {type(action) for action in actions}
     return not kinds & {Create, Delete, Hold} and (Stop in kinds or Wait not in kinds)
@@ -178,24 +206,29 @@ def finished(actions):
 
 def _over(desired, policy):
     """Return {key: why} of the jobs that will not go on."""
-    found = {job.key: why for job in desired if (why := _own_end(job, policy))}
+    over = {job.key: why for job in desired if (why := _own_end(job, policy))}
+    # A job of whose needs one is over is over as well, and so on along the chain.
     while True:
-        more = {job.key: f'needs {need}, which will not be done' for job in desired
-                for need in job.needs
-                if need in found and job.key not in found and job.state != 'done'}
+        more = {}
+        for job in desired:
+            missing = [need for need in job.needs if need in over]
+            if missing and job.key not in over and job.state != 'done':
+                more[job.key] = f'needs {missing[-1]}, which will not be done'
         if not more:
-            return found
-        found |= more
+            return over
+        over |= more
 
 
 def _own_end(job, policy):
+    """Return why a job will not go on, whatever others do; None where it may."""
     if job.state == 'done':
         return None
     if job.state in ('fatal', 'cancelled'):
         return job.state
     if job.hopeless:
         return job.hopeless
-    early = [one.code for one in _fruitless(job) if one.code is not None]
+    # A program that ended before it could write has left its code with the backend alone.
+    early = [row.code for row in _fruitless(job) if row.code is not None]
     for code in early:
         if ending(code).restart == 'never':
             return f'ended with exit code {code} before it could say why; see logs'
@@ -209,35 +242,40 @@ def _own_end(job, policy):
 
 
 def _of_resource(job, resource, why, stopped, now, policy):
-    """Return what happens to the resource of a job; `why` it, and why the sweep (`stopped`), will
-    not go on, None where it may.
+    """Return what happens to the resource of a job.
+
+    `why` is why the job will not go on, `stopped` why the sweep will not; None where it may.
     """
     def delete(text):
         return Delete(name=resource.name, zone=resource.zone, why=text, code=resource.code)
+    # 1. What the backend says of the resource itself.
     if resource.state == 'deleting':
         return Hold(job.key, 'its resource is being deleted')
     if resource.state in ('suspended', 'failed'):
         return delete(f'{resource.state}: {resource.message}'.rstrip(': '))
     if resource.state == 'ended':
         return delete(f'{ending(resource.code).meaning} (exit code {resource.code})')
+    # 2. What shall not run. A program that is ending by itself gets time to save.
     if job.state == 'cancelled':
         return delete('cancelled')
     if stopped and job.state != 'done':
         return delete(stopped)
     last = job.attempts[-1] if job.attempts else None
-    own = resource.state == 'running' and last and last.began >= resource.since
-    if own and (why or job.state in ('done', 'failed')) and now < last.ended + policy.grace:
+    # Whether the last attempt is of this resource, and not of one that was there before.
+    current = resource.state == 'running' and last and last.began >= resource.since
+    if current and (why or job.state in ('done', 'failed')) and now < last.ended + policy.grace:
         return Hold(job.key, 'its program is ending', last.ended + policy.grace)
     if job.state == 'done' or why:
         return delete(why or 'done')
+    # 3. What should run and does not.
     if resource.restarts:
         return Hold(job.key, resource.state)
-    if own and job.state == 'failed':
+    if current and job.state == 'failed':
         return delete(f'{ending(last.code).meaning} (exit code {last.code})')
-    if own and job.state == 'stale':
+    if current and job.state == 'stale':
         return delete('no sign of life')
     # A job that gives new signs of life has begun, whatever its clock says of when.
-    if resource.state == 'running' and not own and job.state != 'running' \
+    if resource.state == 'running' and not current and job.state != 'running' \
             and now > resource.since + policy.start:
         return delete(f'nothing began in {policy.start / 60:.0f} minutes')
     return Hold(job.key, resource.state)
@@ -248,12 +286,14 @@ def _wait(job, states, now, policy):
     needs = [need for need in job.needs if states.get(need, 'done') != 'done']
     if needs or job.state == 'waiting':
         return Wait(job.key, f'needs {", ".join(needs or job.needs)}')
+    # Tries and attempts in a row that brought nothing. The exponent is bounded, as the product with
+    # a float would overflow.
     vain = len(_fruitless(job))
     for attempt in reversed(job.attempts):
         if attempt.gained:
             break
         vain += 1
-    last = max([one.at for one in job.tries] + [attempt.ended for attempt in job.attempts],
+    last = max([row.at for row in job.tries] + [attempt.ended for attempt in job.attempts],
                default=now)
     until = last + min(policy.longest, policy.base * 2 ** min(vain - 1, 30)) if vain else now
     if now < until:
@@ -264,13 +304,14 @@ def _wait(job, states, now, policy):
 def _fruitless(job):
     """Return the tries that no attempt came of, after the last attempt."""
     began = job.attempts[-1].began if job.attempts else float('-inf')
-    return [one for one in job.tries if one.at > began]
+    return [row for row in job.tries if row.at > began]
 
 
 def _zone(job, policy):
-    """Return the next zone after each try that found no machine or lost it."""
-    moves = sum(one.code is None for one in _fruitless(job)) + sum(
-        attempt.code is None or ending(attempt.code).restart == 'free' for attempt in job.attempts)
+    """Return the zone to try now: the next one after each try that found no machine or lost it."""
+    moves = sum(row.code is None for row in _fruitless(job))
+    moves += sum(attempt.code is None or ending(attempt.code).restart == 'free'
+                 for attempt in job.attempts)
     return policy.zones[moves % len(policy.zones)]
 
 

@@ -26,7 +26,7 @@ from downscale.study.preparation import prepare
 from downscale.study.tasks import Task, tasks_of, urgency, writers_of
 
 
-def run_task(study: Path, task: Task, writers: Any, report: Callable[[int, int, str], object],
+def run_task(study: str | Path, task: Task, writers: Any, report: Callable[[int, int, str], object],
              tracker: str = 'tensorboard') -> None:
     """Run one task in this process; `report(done, total, text)` is called as it goes."""
     from downscale.evaluate.run import evaluate

@@ -6,13 +6,16 @@ crash (its rules are those of `exits.TABLE`). Kueue, where a queue is named, dec
 import json
 import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from downscale.experiment.names import KUBERNETES, label
 from downscale.launch import state
+from downscale.launch.spec import Spec
 from downscale.launch.watch import Observed
-from downscale.planner.topologies import topology
+from downscale.planner.topologies import Topology, topology
 from downscale.runtime.exits import TABLE
 from downscale.runtime.files import in_bucket
 
@@ -33,8 +36,11 @@ ENVIRONMENT = {'TPU_STDERR_LOG_LEVEL': '0', 'TENSORSTORE_CURL_LOW_SPEED_TIME_SEC
 
 @dataclass(frozen=True, kw_only=True)
 class GkeOptions:
-    """Where pods go: a `namespace`; a `queue` and `priority` of Kueue; `spot` machines or those of
-    a `reservation`; a Kubernetes `service_account`; a `context` of kubectl."""
+    """Where pods go.
+
+    `queue` and `priority` are names of Kueue, `service_account` is one of Kubernetes, `context` one
+    of kubectl. Machines are `spot` ones, or those of a `reservation`.
+    """
     namespace: str = 'default'
     queue: str | None = None
     priority: str | None = None
@@ -46,40 +52,42 @@ class GkeOptions:
 
 # --- the manifest -----------------------------------------------------------------------------
 
-def manifest(spec, options):
-    """Return the JobSet of a job, as a plain dict; ValueError in one line where GKE could not run
-    it.
-    """
+def manifest(spec: Spec, options: GkeOptions) -> dict[str, Any]:
+    """Return the JobSet of a job, as a plain dict; ValueError in one line where GKE has none."""
     _refuse(spec)
     labels = labels_of(spec)
-    queue = {'kueue.x-k8s.io/queue-name': options.queue,
-             'kueue.x-k8s.io/priority-class': options.priority}
     notes = {f'{DOMAIN}/commit': spec.commit, f'{DOMAIN}/run': spec.run}
     place = topology(spec.topology)
-    several = {'alpha.jobset.sigs.k8s.io/exclusive-topology': 'cloud.google.com/gke-nodepool'}
-    return {
-        'apiVersion': API_VERSION, 'kind': 'JobSet',
-        'metadata': {
-            'name': spec.name, 'namespace': options.namespace,
-            'labels': labels | {name: value for name, value in queue.items() if value},
-            'annotations': notes | (several if place.hosts > place.slices else {})},
-        'spec': {
-            'failurePolicy': {'maxRestarts': CRASHES, 'rules': failure_rules()},
-            'replicatedJobs': [{'name': JOB, 'replicas': place.slices,
-                                'template': {'spec': _job(spec, options, labels, notes)}}]}}
+    queue = {'kueue.x-k8s.io/queue-name': options.queue,
+             'kueue.x-k8s.io/priority-class': options.priority}
+    # Each slice of several machines gets a node pool for itself, or its pods could be spread.
+    alone = {}
+    if place.hosts > place.slices:
+        alone['alpha.jobset.sigs.k8s.io/exclusive-topology'] = 'cloud.google.com/gke-nodepool'
+    # Labels and notes are copied: YAML would write what stands twice as a reference.
+    metadata = {'name': spec.name, 'namespace': options.namespace,
+                'labels': labels | {name: value for name, value in queue.items() if value},
+                'annotations': notes | alone}
+    jobs = [{'name': JOB, 'replicas': place.slices,
+             'template': {'spec': _job(spec, options, labels, notes)}}]
+    return {'apiVersion': API_VERSION, 'kind': 'JobSet', 'metadata': metadata,
+            'spec': {'failurePolicy': {'maxRestarts': CRASHES, 'rules': failure_rules()},
+                     'replicatedJobs': jobs}}
 
 
-def labels_of(spec):
-    """Return what the JobSet and the pods of a job are found by."""
+def labels_of(spec: Spec) -> dict[str, str]:
+    """Return the labels by which the JobSet and the pods of a job are found."""
     return {f'{DOMAIN}/{name}': value for name, value in (
         ('run', spec.group), ('sweep', label(spec.sweep, KUBERNETES)),
         ('cell', label(spec.cell, KUBERNETES)),
         ('part', spec.part), ('spec', spec.hash))}
 
 
-def failure_rules():
-    """Return what the JobSet does when its Job has failed, by the message: a pod was evicted, or
-    its program ended with a code of `exits.TABLE`. All else restarts it, `CRASHES` times.
+def failure_rules() -> list[dict[str, Any]]:
+    """Return what the JobSet does when its Job has failed, by the message of the Job.
+
+    There are rules for a pod that was evicted and for the codes of `exits.TABLE`. All else restarts
+    the Job, `CRASHES` times.
     """
     patterns = {action: [] for action in ACTIONS.values()}
     patterns[ACTIONS['free']].append('.*has condition DisruptionTarget .*')
@@ -114,35 +122,39 @@ def _pod(spec, options, place):
     chips = place.chips // place.hosts
     memory = int(place.machine.memory_gib * MEMORY_SHARE * chips / place.machine.chips)
     nodes = node_labels(place, options.spot)
+    tainted = ['google.com/tpu', SPOT] if options.spot else ['google.com/tpu']
     if options.reservation:
         nodes['cloud.google.com/reservation-name'] = options.reservation
-    pod = {
-        'restartPolicy': 'Never', 'terminationGracePeriodSeconds': GRACE_SECONDS,
-        'nodeSelector': nodes,
-        'tolerations': [{'key': key, 'operator': 'Exists', 'effect': 'NoSchedule'}
-                        for key in ['google.com/tpu'] + [SPOT] * options.spot],
-        'containers': [{
-            'name': CONTAINER, 'image': spec.image,
-            # Python is the first process, so that SIGTERM reaches it.
-            'command': ['python', '-m', 'downscale.launch.entry',
-                        str(state.folder_of(spec.run, spec) / 'spec.json')],
-            'securityContext': {'privileged': True},  # the TPU's runtime locks much memory
-            'env': [{'name': name, 'value': value} for name, value in ENVIRONMENT.items()],
-            'resources': {'requests': {'memory': f'{memory}Gi'},
-                          'limits': {'google.com/tpu': chips}}}]}
+    tolerations = [{'key': key, 'operator': 'Exists', 'effect': 'NoSchedule'} for key in tainted]
+    # A pod never restarts by itself: JobSet must see each end, to count it or not.
+    pod = {'restartPolicy': 'Never', 'terminationGracePeriodSeconds': GRACE_SECONDS,
+           'nodeSelector': nodes, 'tolerations': tolerations,
+           'containers': [_container(spec, chips, memory)]}
     if options.service_account:
         pod['serviceAccountName'] = options.service_account
     return pod
 
 
-def node_labels(place, spot):
-    """Return how GKE labels the machines of a slice."""
-    found = {'cloud.google.com/gke-tpu-accelerator': place.machine.accelerator,
-             'cloud.google.com/gke-tpu-topology': place.shape}
-    return found | ({SPOT: 'true'} if spot else {})
+def _container(spec, chips, memory):
+    return {
+        'name': CONTAINER, 'image': spec.image,
+        # Python is the first process, so that SIGTERM reaches it.
+        'command': ['python', '-m', 'downscale.launch.entry',
+                    str(state.folder_of(spec.run, spec) / 'spec.json')],
+        'securityContext': {'privileged': True},  # the TPU's runtime locks much memory
+        'env': [{'name': name, 'value': value} for name, value in ENVIRONMENT.items()],
+        'resources': {'requests': {'memory': f'{memory}Gi'}, 'limits': {'google.com/tpu': chips}}}
+
+
+def node_labels(place: Topology, spot: bool) -> dict[str, str]:
+    """Return the labels that GKE gives the machines of a slice."""
+    labels = {'cloud.google.com/gke-tpu-accelerator': place.machine.accelerator,
+              'cloud.google.com/gke-tpu-topology': place.shape}
+    return labels | ({SPOT: 'true'} if spot else {})
 
 
 def _refuse(spec):
+    """Raise ValueError in one line for a job that GKE could not run."""
     if spec.topology.startswith('cpu:'):
         raise ValueError(f'{spec.key} is for {spec.topology}, which is this machine; use --backend '
                          'local, or a TPU topology such as v5e:4x4')
@@ -157,8 +169,8 @@ def _refuse(spec):
         raise ValueError(f'{spec.key}: pods share no disk; give --run gs://BUCKET/...')
 
 
-def text(manifest):
-    """Return a manifest as YAML; ImportError naming the extra that brings the library."""
+def text(manifest: dict[str, Any]) -> str:
+    """Return a manifest as YAML; ImportError with the extra to install where there is no pyyaml."""
     try:
         import yaml
     except ImportError:
@@ -168,46 +180,46 @@ def text(manifest):
 
 # --- the names that the schema does not check -------------------------------------------------
 
-def check_names(manifest):
-    """Return what JobSet's webhook and Kubernetes would refuse, a line each; [] where there is
-    nothing.
-    """
+def check_names(manifest: dict[str, Any]) -> list[str]:
+    """Return the names that JobSet's webhook and Kubernetes would refuse, a line each, or []."""
     name = manifest['metadata']['name']
-    found = []
+    problems = []
     if not re.fullmatch('[a-z]([-a-z0-9]{0,61}[a-z0-9])?', name):
-        found.append(f'{name!r} is no DNS-1035 label')
+        problems.append(f'{name!r} is no DNS-1035 label')
+    # The name of the longest pod: JobSet, job, replica, index and five characters of its own.
     for job in manifest['spec']['replicatedJobs']:
         pods = job['template']['spec']['completions'] - 1
         longest = f'{name}-{job["name"]}-{job["replicas"] - 1}-{pods}-abcde'
         if len(longest) > 63:
-            found.append(f'{longest} would be a pod, of {len(longest)} characters; at most 63 may '
-                         'be')
+            problems.append(f'{longest} would be a pod, of {len(longest)} characters; at most 63 '
+                            'may be')
     for rule in manifest['spec'].get('failurePolicy', {}).get('rules', []):
         if not re.fullmatch('[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?', rule['name']):
-            found.append(f'{rule["name"]!r} is no name of a failure rule')
+            problems.append(f'{rule["name"]!r} is no name of a failure rule')
     for key, value in manifest['metadata']['labels'].items():
         if not re.fullmatch('([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?', value):
-            found.append(f'{key}: {value!r} is no label value')
-    return found
+            problems.append(f'{key}: {value!r} is no label value')
+    return problems
 
 
 # --- kubectl ----------------------------------------------------------------------------------
 
 class GkeBackend:
     """The JobSets of a run folder."""
-    poll = 30
+    poll = 30.0
 
-    def __init__(self, options):
+    def __init__(self, options: GkeOptions) -> None:
         self.options = options
 
-    def observe(self, specs):
+    def observe(self, specs: Sequence[Spec]) -> list[Observed]:
         """Return the `watch.Observed` of every JobSet of this run folder."""
-        said = self._call(['get', 'jobsets.jobset.x-k8s.io', '--output=json',
-                           f'--selector={DOMAIN}/run={specs[0].group}'])
-        return [_observed(value) for value in json.loads(said)['items']]
+        answer = self._call(['get', 'jobsets.jobset.x-k8s.io', '--output=json',
+                             f'--selector={DOMAIN}/run={specs[0].group}'])
+        return [_observed(value) for value in json.loads(answer)['items']]
 
-    def create(self, spec, zone):
-        """The JobSet is there. ValueError when there is one of that name for another spec."""
+    def create(self, spec: Spec, zone: str) -> None:
+        """Create the JobSet, unless it is there; ValueError when one of another spec is."""
+        # `create` and not `apply`, which would change a JobSet of another spec under its pods.
         try:
             self._call(['create', '--filename=-'], json.dumps(manifest(spec, self.options)))
         except RuntimeError as error:
@@ -215,20 +227,20 @@ class GkeBackend:
                 raise
             there = json.loads(self._call(['get', 'jobsets.jobset.x-k8s.io', spec.name,
                                            '--output=json']))
-            found = there['metadata'].get('labels', {}).get(f'{DOMAIN}/spec')
-            if found != spec.hash:
-                raise ValueError(f'{spec.name} is there for spec {found}, not {spec.hash}; cancel '
+            other = there['metadata'].get('labels', {}).get(f'{DOMAIN}/spec')
+            if other != spec.hash:
+                raise ValueError(f'{spec.name} is there for spec {other}, not {spec.hash}; cancel '
                                  'it, then submit again') from None
 
-    def delete(self, name, zone):
-        """The JobSet is gone, or will be when its pods have saved."""
+    def delete(self, name: str, zone: str) -> None:
+        """Delete the JobSet; it goes when its pods have saved."""
         self._call(['delete', 'jobsets.jobset.x-k8s.io', name, '--wait=false',
                     '--cascade=foreground', '--ignore-not-found'])
 
-    def close(self):
-        """Pods run on without a watcher."""
+    def close(self) -> None:
+        """Do nothing, as pods run on without a watcher."""
 
-    def log(self, spec, process):
+    def log(self, spec: Spec, process: int) -> str:
         """Return what the newest pod of a process of a job has printed."""
         return self._call(['logs', '--tail=-1', f'--container={CONTAINER}', '--selector='
                            f'{DOMAIN}/spec={spec.hash},{DOMAIN}/run={spec.group},'
@@ -236,8 +248,10 @@ class GkeBackend:
 
     def _call(self, rest, given=None):
         """Return what kubectl prints; RuntimeError in one line when it fails."""
-        argv = ['kubectl', f'--namespace={self.options.namespace}', *(
-            [f'--context={self.options.context}'] if self.options.context else []), *rest]
+        argv = ['kubectl', f'--namespace={self.options.namespace}']
+        if self.options.context:
+            argv.append(f'--context={self.options.context}')
+        argv += rest
         try:
             done = subprocess.run(argv, input=given, capture_output=True, text=True, check=False,
                                   timeout=TIMEOUT_SECONDS)
@@ -254,28 +268,28 @@ def _observed(value):
     """Return the `watch.Observed` of a JobSet as the API shows it."""
     meta = value['metadata']
     status = value.get('status', {})
-    conditions = {one['type']: one for one in status.get('conditions', [])
-                  if one['status'] == 'True'}
+    conditions = {condition['type']: condition for condition in status.get('conditions', [])
+                  if condition['status'] == 'True'}
     ready = sum(job.get('ready', 0) for job in status.get('replicatedJobsStatus', []))
     message = ''
     code = None
     if 'deletionTimestamp' in meta:
-        found = 'deleting'
+        shown = 'deleting'
     elif 'Completed' in conditions:
-        found = 'ended'
+        shown = 'ended'
         code = 0
     elif 'Failed' in conditions:
-        found = 'failed'
+        shown = 'failed'
         message = conditions['Failed'].get('message', '')
     elif ready:
-        found = 'running'
+        shown = 'running'
     else:
-        found = 'pending'
+        shown = 'pending'
         message = conditions.get('Suspended', {}).get('message', '')
     return Observed(
         name=meta['name'],
         hash=meta.get('labels', {}).get(f'{DOMAIN}/spec', ''),
-        state=found,
+        state=shown,
         since=datetime.fromisoformat(meta['creationTimestamp']).timestamp(),
         code=code,
         message=' '.join(message.split()),

@@ -2,7 +2,10 @@
 
 `python -m downscale.launch.backends.kueue` prints what is in `launch/clusters/kueue.yaml`.
 """
+import itertools
 import sys
+from collections.abc import Iterable
+from typing import Any
 
 from downscale.launch.backends.gke import SPOT, node_labels, text
 from downscale.planner.topologies import SHAPES, topology
@@ -13,25 +16,28 @@ GENERATIONS = ('v5e', 'v5p', 'v6e', 'tpu7x')
 MOST_CHIPS = 64
 
 
-def objects(places, namespace='default'):
+def objects(places: Iterable[str]) -> list[dict[str, Any]]:
     """Return the objects of Kueue that admit jobs on slices, as plain dicts, flavors first.
 
-    There may be one slice of each of `places` (names of topologies) at a time, spot and other each,
-    until the quotas are raised.
+    Until the quotas are raised there may be one spot slice and one other of each of `places` (names
+    of topologies) at a time.
     """
-    flavors = [(place, spot) for place in map(topology, places) for spot in (False, True)]
-    return [*(_flavor(place, spot) for place, spot in flavors), {
+    flavors = list(itertools.product(map(topology, places), (False, True)))
+    resources = {
+        # Kueue admits no pod that asks for what its queue does not cover.
+        'coveredResources': ['google.com/tpu', 'memory'],
+        'flavors': [_quota(place, spot) for place, spot in flavors]}
+    cluster_queue = {
         'apiVersion': API_VERSION, 'kind': 'ClusterQueue', 'metadata': {'name': QUEUE},
-        'spec': {'namespaceSelector': {}, 'resourceGroups': [{
-            # Kueue admits no pod that asks for what its queue does not cover.
-            'coveredResources': ['google.com/tpu', 'memory'],
-            'flavors': [_quota(place, spot) for place, spot in flavors]}]}}, {
-        'apiVersion': API_VERSION, 'kind': 'LocalQueue',
-        'metadata': {'name': QUEUE, 'namespace': namespace}, 'spec': {'clusterQueue': QUEUE}}]
+        'spec': {'namespaceSelector': {}, 'resourceGroups': [resources]}}
+    queue = {'apiVersion': API_VERSION, 'kind': 'LocalQueue',
+             'metadata': {'name': QUEUE, 'namespace': 'default'}, 'spec': {'clusterQueue': QUEUE}}
+    return [*(_flavor(place, spot) for place, spot in flavors), cluster_queue, queue]
 
 
 def _name(place, spot):
-    return f'{place.generation}-{place.shape}' + '-spot' * spot
+    name = f'{place.generation}-{place.shape}'
+    return f'{name}-spot' if spot else name
 
 
 def _flavor(place, spot):
@@ -49,14 +55,16 @@ def _quota(place, spot):
         {'name': 'memory', 'nominalQuota': memory}]}
 
 
-def default_places():
-    """Return slices that GKE has machines for, of at most `MOST_CHIPS` chips."""
-    found = [topology(f'{name}:{shape}') for name in GENERATIONS for shape in SHAPES[name]]
-    return [place.name for place in found if place.chips <= MOST_CHIPS
+def default_places() -> list[str]:
+    """Return the slices of at most `MOST_CHIPS` chips that GKE has machines for."""
+    places = []
+    for name in GENERATIONS:
+        places += [topology(f'{name}:{shape}') for shape in SHAPES[name]]
+    return [place.name for place in places if place.chips <= MOST_CHIPS
             and str(place.chips // place.hosts) in place.machine.types]
 
 
-def main():
+def main() -> None:
     """Print the objects for `default_places` as YAML."""
     sys.stdout.write(
         '# Made by `python -m downscale.launch.backends.kueue`; raise the quotas to what you '

@@ -1,4 +1,4 @@
-"""Jobs on this machine: each is some processes, joined as they would be in the cloud.
+"""Jobs on this machine: each is a group of processes, joined as they would be in the cloud.
 
 A job of topology 'cpu:PxD' is P processes of D devices. They end when this process does: each saves
 and stops, as after SIGTERM. What they print is in RUN/launch/CELL/PART/logs/NNN-RANK.log.
@@ -9,10 +9,11 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from downscale.launch import state, supervise
-from downscale.launch.spec import processes_of
+from downscale.launch.spec import Spec, processes_of
 from downscale.launch.watch import Observed, Policy
 from downscale.runtime.exits import FATAL, MISMATCH, PREEMPTED
 from downscale.runtime.files import scratch
@@ -20,12 +21,13 @@ from downscale.runtime.files import scratch
 PACKAGE = Path(__file__).parents[2]
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 60
-LINGER_SECONDS = 20  # beyond a heartbeat, for the rest of a group once one of it has ended
+LINGER_SECONDS = 20  # beyond a heartbeat, for the rest of a group once a process of it has ended
 
 
-def commands(spec):
-    """Return [(argv, environment)] of each process of a job; the environment is without that of
-    this process. ValueError for a topology that is not of this machine.
+def commands(spec: Spec) -> list[tuple[list[str], dict[str, str]]]:
+    """Return (argv, environment) of each process of a job.
+
+    The environment comes on top of that of this process. ValueError for a topology of slices.
     """
     if not spec.topology.startswith('cpu:'):
         raise ValueError(f'{spec.key} is for {spec.topology}; the local backend runs cpu:PxD, for '
@@ -36,7 +38,7 @@ def commands(spec):
     path = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get('PYTHONPATH')])])
     common = {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': path, 'DOWNSCALE_LAUNCHER': str(os.getpid()),
               'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
-    common['TF_CPP_MIN_LOG_LEVEL'] = '3'  # else a lost process is told of in several lines more
+    common['TF_CPP_MIN_LOG_LEVEL'] = '3'  # else a lost process costs several lines more
     if count > 1:
         common |= {'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{_free_port()}',
                    'JAX_NUM_PROCESSES': str(count)}
@@ -47,30 +49,32 @@ def commands(spec):
 class Group:
     """The processes of one attempt at a job, started at once."""
 
-    def __init__(self, spec):
+    def __init__(self, spec: Spec) -> None:
         self.spec = spec
-        self.ended = None
+        self.ended = None  # when the first of its processes ended
         self._save_spec()
-        found = state.attempts(state.folder_of(spec.run, spec))
-        number = found[-1]['attempt'] + 1 if found else 0
+        attempts = state.attempts(state.folder_of(spec.run, spec))
+        number = attempts[-1]['attempt'] + 1 if attempts else 0
         self.processes = [self._start(argv, environment, log_of(spec, number, rank))
                           for rank, (argv, environment) in enumerate(commands(spec))]
 
     def _save_spec(self):
-        """`spec.json` is there; what is there already needs no room on a full disk."""
+        """Write `spec.json`, unless it is there: a full disk has no room for it again."""
         path = state.folder_of(self.spec.run, self.spec) / 'spec.json'
         if not path.exists() or state.load_spec(path) != self.spec:
             state.save_spec(self.spec)
 
     def _start(self, argv, environment, log):
         log.parent.mkdir(parents=True, exist_ok=True)
+        # A group of its own, so that Ctrl-C reaches this process alone, which then ends the others.
         with log.open('a') as file:
             return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
                                     env={**os.environ, **environment}, process_group=0)
 
-    def code(self):
-        """Return the exit code of the job, by the first of its processes that failed; None while
-        any runs.
+    def code(self) -> int | None:
+        """Return the exit code of the job, None while any of its processes runs.
+
+        Processes that run on long after another has ended are killed.
         """
         codes = [process.poll() for process in self.processes]
         if None not in codes:
@@ -82,32 +86,36 @@ class Group:
             self.signal(signal.SIGKILL)
         return None
 
-    def wait(self, seconds):
-        """Return the exit code of the job, which ends within `seconds`; else
-        subprocess.TimeoutExpired.
+    def wait(self, seconds: float) -> int | None:
+        """Wait for the end of the job, and return its exit code.
+
+        subprocess.TimeoutExpired when it has not ended within `seconds`.
         """
         until = time.monotonic() + seconds
         for process in self.processes:
             process.wait(until - time.monotonic())
         return self.code()
 
-    def signal(self, number):
-        """Send a signal to every process that runs, and to what it has started."""
+    def signal(self, number: int) -> None:
+        """Send a signal to every process that runs, and to those that it has started."""
         for process in self.processes:
             if process.poll() is None:
                 os.killpg(process.pid, number)
 
 
-def policy(parallel, crashes=3):
-    """Return the `Policy` of this machine: at most `parallel` jobs at once; each may crash
-    `crashes` times and start again.
+def policy(parallel: int, crashes: int = 3) -> Policy:
+    """Return the `Policy` of this machine: at most `parallel` jobs at once.
+
+    Each may crash `crashes` times and start again.
     """
     return Policy(max_parallel=parallel, base=1, longest=60, counted=crashes, grace=LINGER_SECONDS)
 
 
-def run(specs, parallel, crashes=3, note=print):
-    """Return `supervise.run` on this machine, in the order of `specs` where their needs are
-    done.
+def run(specs: Sequence[Spec], parallel: int, crashes: int = 3,
+        note: supervise.Note = print) -> list[state.Job]:
+    """Run jobs on this machine, in the order of `specs` where their needs are done.
+
+    Returns the jobs as they ended; see `supervise.run`.
     """
     return supervise.run(LocalBackend(), specs, policy(parallel, crashes), note)
 
@@ -116,12 +124,12 @@ class LocalBackend:
     """Groups of processes by the name of their job; all of them end with `close`."""
     poll = POLL_SECONDS
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.groups = {}  # name: [group, when it began, by when it must have ended or None]
 
-    def observe(self, specs):
-        """Return the `watch.Observed` of every group."""
-        found = []
+    def observe(self, specs: Sequence[Spec]) -> list[Observed]:
+        """Return the `watch.Observed` of every group; forget those that were deleted and ended."""
+        observed = []
         for name, (group, since, until) in list(self.groups.items()):
             code = group.code()
             if until and code is not None:
@@ -129,53 +137,49 @@ class LocalBackend:
                 continue
             if until and time.time() > until:
                 group.signal(signal.SIGKILL)
-            found.append(
-                Observed(
-                    name=name,
-                    hash=group.spec.hash,
-                    state='deleting' if until else 'running' if code is None else 'ended',
-                    since=since,
-                    code=code,
-                )
-            )
-        return found
+            shown = 'running' if code is None else 'ended'
+            if until:
+                shown = 'deleting'
+            observed.append(Observed(name=name, hash=group.spec.hash, state=shown, since=since,
+                                     code=code))
+        return observed
 
-    def create(self, spec, zone):
-        """The processes of a job have started."""
+    def create(self, spec: Spec, zone: str) -> None:
+        """Start the processes of a job."""
         since = time.time()
         self.groups[spec.name] = [Group(spec), since, None]
 
-    def delete(self, name, zone):
-        """A group is gone, or will be when it has saved."""
+    def delete(self, name: str, zone: str) -> None:
+        """Forget a group that has ended; ask any other to save and end."""
         if self.groups[name][0].code() is not None:
             del self.groups[name]
             return
         self.groups[name][0].signal(signal.SIGTERM)
         self.groups[name][2] = time.time() + GRACE_SECONDS
 
-    def close(self):
-        """Every group has ended, after it was asked to."""
+    def close(self) -> None:
+        """Ask every group to end, and wait until all have."""
         for name in list(self.groups):
             self.delete(name, '')
         while self.observe(()):
             time.sleep(POLL_SECONDS)
 
 
-def log_of(spec, attempt, rank):
-    """Where a process of an attempt prints."""
+def log_of(spec: Spec, attempt: int, rank: int) -> Path:
+    """Return the file that a process of an attempt prints into."""
     return scratch(state.folder_of(spec.run, spec)) / 'logs' / f'{attempt:03d}-{rank}.log'
 
 
-def logs(spec, rank=0):
-    """Return the log of a process in the newest attempt; FileNotFoundError when there was none."""
-    found = sorted(log_of(spec, 0, rank).parent.glob(f'*-{rank}.log'))
-    if not found:
+def logs(spec: Spec, rank: int = 0) -> Path:
+    """Return the log of a process in the newest attempt; FileNotFoundError when there is none."""
+    paths = sorted(log_of(spec, 0, rank).parent.glob(f'*-{rank}.log'))
+    if not paths:
         raise FileNotFoundError(f'no process {rank} of {spec.key} has run on this machine')
-    return found[-1]
+    return paths[-1]
 
 
 def _code_of(codes):
-    """Return one exit code of a group: that which says most of what the others only followed."""
+    """Return the exit code of a group: that of the process which the others only followed."""
     for telling in (FATAL, MISMATCH, PREEMPTED):
         if telling in codes:
             return telling
@@ -183,6 +187,7 @@ def _code_of(codes):
 
 
 def _free_port():
+    # Another process may take it before the job does; the job then crashes and starts again.
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         return free.getsockname()[1]

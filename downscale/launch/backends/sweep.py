@@ -3,30 +3,35 @@
 How it was launched last is in RUN/launch/settings.json, so that later commands need not be told
 again; what a job was launched as is in its `spec.json`.
 """
+import argparse
 import dataclasses
 import difflib
 import os
 import shlex
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from downscale.launch import state, watch
+from downscale.config import Experiment
+from downscale.launch import state, supervise, watch
 from downscale.launch.backends import local, tpuvm
-from downscale.launch.spec import processes_of, specs_of
+from downscale.launch.spec import Spec, processes_of, specs_of
 from downscale.runtime.files import absolute, in_bucket, place, read_json, write_json
 
 SCRIPT = local.PACKAGE.parent / 'launch' / 'startup.sh'
 STATES = ('waiting', 'missing', 'running', 'stale', 'failed', 'cancelled', 'fatal', 'done')
 CLOUD_PARALLEL = 4
+HERE = 'cpu:1x1'  # the topology of this machine, where none is given
 NO_IMAGE = f'IMAGE@sha256:{"0" * 64}'
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchSettings:
-    """Where and how the jobs of a study run; None is what the backend does by itself.
+    """Where and how the jobs of a study run; with None the backend decides.
 
     `capacity` is 'spot', 'on-demand' or 'reserved'. What each backend reads is in `BACKENDS`.
     """
@@ -62,21 +67,22 @@ class Sweep:
     name: str
     run: str
     settings: LaunchSettings
-    cells: tuple
-    planned: tuple
-    saved: dict
+    cells: tuple[Experiment, ...]
+    planned: tuple[Spec, ...]
+    saved: dict[str, Spec]
 
     @property
-    def known(self):
+    def known(self) -> list[Spec]:
         """Every job: as it was submitted, or else as it would be."""
         return [self.saved.get(spec.key, spec) for spec in self.planned]
 
 
-def settings_of(args, before):
-    """Return the `LaunchSettings` of the command line, on top of those `before` (a dict or None).
+def settings_of(args: argparse.Namespace, before: Mapping[str, Any] | None) -> LaunchSettings:
+    """Return the `LaunchSettings` of the command line, on top of those `before`.
 
-    ValueError in one line for a flag that the backend does not read, and for what it lacks.
+    ValueError in one line for a flag that the backend does not read, and for one that it needs.
     """
+    # 1. The backend: as given, as before, or by the topology. Another one starts afresh.
     names = [field.name for field in dataclasses.fields(LaunchSettings)]
     given = {name: value for name, value in vars(args).items()
              if name in names and value is not None}
@@ -85,6 +91,7 @@ def settings_of(args, before):
     backend = given.get('backend', before.get('backend', 'gke' if on_slices else 'local'))
     if backend != before.get('backend', backend):
         before = {}
+    # 2. Only what this backend reads.
     read = ('backend', *LIMITS, *BACKENDS[backend])
     for name in given:
         if name not in read:
@@ -93,32 +100,35 @@ def settings_of(args, before):
                              f'{" and ".join(others)}')
     value = before | given | {'backend': backend}
     if backend == 'local':
-        value.setdefault('topology', 'cpu:1x1')
-    found = LaunchSettings(**value | {'zones': tuple(value.get('zones', ()))})
-    if found.topology is None:
+        value.setdefault('topology', HERE)
+    # 3. Values that go together.
+    settings = LaunchSettings(**value | {'zones': tuple(value.get('zones', ()))})
+    if settings.topology is None:
         raise ValueError(f'say on which slices: --backend {backend} --topology v5e:4x4')
-    processes_of(found.topology)
-    if (backend == 'local') != found.topology.startswith('cpu:'):
-        raise ValueError(f'--topology {found.topology} is not for --backend {backend}; ' + (
-            'it runs cpu:PxD, P processes of D devices' if backend == 'local' else
-            'it runs on slices, as v5e:4x4'))
+    processes_of(settings.topology)
+    if (backend == 'local') != settings.topology.startswith('cpu:'):
+        runs = 'cpu:PxD, P processes of D devices'
+        if backend != 'local':
+            runs = 'on slices, as v5e:4x4'
+        raise ValueError(f'--topology {settings.topology} is not for --backend {backend}; it runs '
+                         f'{runs}')
     for name in ('max_parallel', 'max_chips', 'max_usd'):
         limit = value.get(name)
         if limit is not None and not limit > 0:
             raise ValueError(f'{flag(name)} {limit} must be above 0')
-    return found
+    return settings
 
 
-def flag(name):
+def flag(name: str) -> str:
     """Return how a field of `LaunchSettings` is written on the command line."""
     return '--zone' if name == 'zones' else f'--{name.replace("_", "-")}'
 
 
-def open_sweep(args, asked=True):
-    """Return the `Sweep` of the command line; ValueError in one line for what it lacks.
+def open_sweep(args: argparse.Namespace, asked: bool = True) -> Sweep:
+    """Return the `Sweep` of the command line; ValueError in one line for what is missing or wrong.
 
-    Unless `asked`, nothing is read of the run folder, and what is not given is filled in with
-    names in capitals.
+    Unless `asked`, nothing is read from the run folder, and placeholders in capitals stand for
+    what is not given.
     """
     from downscale.experiment.file import open_cells
     from downscale.study.tasks import tasks_of
@@ -126,13 +136,14 @@ def open_sweep(args, asked=True):
     run = str(absolute(args.folder or Path('runs') / config.study))
     settings = settings_of(args, read_json(settings_path(run)) if asked else None)
     if settings.backend != 'local':
+        # A dry run shows what would be sent, so it needs a value for everything.
         if not asked:
             run = args.folder or f'gs://BUCKET/{config.study}'
             settings = dataclasses.replace(settings, image=settings.image or NO_IMAGE,
                                            zones=settings.zones or ('ZONE',))
         _refuse_for_the_cloud(args, run, settings)
-    planned = specs_of(config.study, args.config, args.set, tasks_of(cells), settings.topology,
-                       settings.image, commit(), run)
+    planned = specs_of(config.study, args.config, args.set, tasks_of(cells),
+                       settings.topology or HERE, settings.image, commit(), run)
     return Sweep(
         name=config.study,
         run=run,
@@ -144,22 +155,22 @@ def open_sweep(args, asked=True):
 
 
 def _saved(planned):
-    """Return {key: the `Spec` that was submitted} of the jobs that were."""
+    """Return {key: `Spec`} of the jobs that were submitted, as they were."""
     def load(spec):
         path = state.folder_of(spec.run, spec) / 'spec.json'
         return state.load_spec(path) if path.exists() else None
     with ThreadPoolExecutor(state.READERS) as pool:
-        found = zip(planned, pool.map(load, planned), strict=True)
-        return {spec.key: saved for spec, saved in found if saved}
+        pairs = zip(planned, pool.map(load, planned), strict=True)
+        return {spec.key: saved for spec, saved in pairs if saved}
 
 
-def settings_path(run):
-    """Where the settings of a launched study are."""
+def settings_path(run: str | Path) -> Path:
+    """Return the path of the settings of a launched study."""
     return place(run) / 'launch' / 'settings.json'
 
 
 def _refuse_for_the_cloud(args, run, settings):
-    """Raise ValueError for what machines elsewhere could not find."""
+    """Raise ValueError in one line for what machines elsewhere could not find or run."""
     if not in_bucket(run):
         raise ValueError(f'--run {run} is on this machine, which --backend {settings.backend} '
                          'cannot reach; give a folder of a bucket, as gs://BUCKET/runs/NAME')
@@ -177,13 +188,13 @@ def _refuse_for_the_cloud(args, run, settings):
 
 # --- git --------------------------------------------------------------------------------------
 
-def commit():
+def commit() -> str:
     """Return the commit of the working tree, 'none' where there is none to be read."""
     done = _git('rev-parse', 'HEAD')
     return done.stdout.strip() if done and done.returncode == 0 else 'none'
 
 
-def changed():
+def changed() -> list[str]:
     """Return the files of the working tree that differ from its commit, none outside a repository.
 
     ValueError where git cannot tell: it is missing, or refuses to read the tree.
@@ -210,45 +221,71 @@ def _git(*argv):
 
 # --- which jobs -------------------------------------------------------------------------------
 
-def select(sweep, args, specs, asked=True):
-    """Return those of `specs` that --cell and --only mean, with their `state.Job`s (None unless
-    `asked`).
+def select(sweep: Sweep, args: argparse.Namespace,
+           specs: Sequence[Spec]) -> list[tuple[Spec, state.Job]]:
+    """Return those of `specs` that --cell and --only mean, each with its `state.Job`.
+
+    ValueError in one line for a cell or state that does not exist.
     """
+    cells = _cells(sweep, args)
+    only = _states(args)
+    # All are read, also those that are not meant: the state of a job depends on what it needs.
+    jobs = state.read(sweep.run, specs, time.time())
+    return [(spec, job) for spec, job in zip(specs, jobs, strict=True)
+            if spec.cell in cells and (not only or job.state in only)]
+
+
+def select_unread(sweep: Sweep, args: argparse.Namespace) -> list[Spec]:
+    """Return the planned specs that --cell means, without reading the run folder.
+
+    ValueError in one line where --only needs it.
+    """
+    cells = _cells(sweep, args)
+    if _states(args):
+        raise ValueError('--only needs the run folder, which --dry-run does not read')
+    return [spec for spec in sweep.planned if spec.cell in cells]
+
+
+def _cells(sweep, args):
+    """Return the cells that --cell names, all of the study without it."""
     wanted = args.cell or []
     names = list(dict.fromkeys(spec.cell for spec in sweep.planned))
     for name in wanted:
         if name not in names:
             near = difflib.get_close_matches(name, names, 1, 0.4)
-            raise ValueError(f'no cell {name!r}; ' + (f'did you mean {near[0]!r}?' if near else
-                                                     f'known are {", ".join(names)}'))
-    only = [part for text in args.only or () for part in text.split(',')]
+            hint = f'did you mean {near[0]!r}?' if near else f'known are {", ".join(names)}'
+            raise ValueError(f'no cell {name!r}; {hint}')
+    return wanted or names
+
+
+def _states(args):
+    """Return the states that --only names, none without it."""
+    only = []
+    for text in args.only or ():
+        only += text.split(',')
     for name in only:
         if name not in STATES:
             raise ValueError(f'--only {name}: a job is {", ".join(STATES[:-1])} or {STATES[-1]}')
-    if only and not asked:
-        raise ValueError('--only needs the run folder, which --dry-run does not read')
-    jobs = state.read(sweep.run, specs, time.time()) if asked else [None] * len(specs)
-    return [(spec, job) for spec, job in zip(specs, jobs, strict=True)
-            if (not wanted or spec.cell in wanted) and (not only or job.state in only)]
+    return only
 
 
-def with_needs(specs, known):
+def with_needs(specs: Sequence[Spec], known: Sequence[Spec]) -> list[Spec]:
     """Return `specs` and all of `known` that they need, in the order of `known`."""
     by_key = {spec.key: spec for spec in known}
-    found = set()
+    needed = set()
     todo = [spec.key for spec in specs]
     while todo:
         key = todo.pop()
-        if key in by_key and key not in found:
-            found.add(key)
+        if key in by_key and key not in needed:
+            needed.add(key)
             todo += by_key[key].needs
-    return [spec for spec in known if spec.key in found]
+    return [spec for spec in known if spec.key in needed]
 
 
 # --- backends ---------------------------------------------------------------------------------
 
-def backend_of(settings):
-    """Return what runs the jobs: see `supervise.py`."""
+def backend_of(settings: LaunchSettings) -> supervise.Backend:
+    """Return the backend that runs the jobs."""
     if settings.backend == 'local':
         return local.LocalBackend()
     if settings.backend == 'tpuvm':
@@ -257,19 +294,21 @@ def backend_of(settings):
     return gke.GkeBackend(_gke_options(settings))
 
 
-def policy_of(settings):
-    """Return the limits of a sweep."""
+def policy_of(settings: LaunchSettings) -> watch.Policy:
+    """Return the limits of a sweep; on this machine as many jobs at once as it has cores for."""
     limits = {'max_chips': settings.max_chips, 'max_usd': settings.max_usd}
     if settings.backend == 'local':
-        parallel = max(1, (os.cpu_count() or 1) // processes_of(settings.topology)[0])
+        parallel = max(1, (os.cpu_count() or 1) // processes_of(settings.topology or HERE)[0])
         return dataclasses.replace(local.policy(settings.max_parallel or parallel), **limits)
     return watch.Policy(max_parallel=settings.max_parallel or CLOUD_PARALLEL,
                         zones=settings.zones or ('',), **limits)
 
 
-def written(spec, settings):
-    """Return (ending of a file name, text) of what would be sent to the backend for a job: a
-    manifest, or commands for a shell. ValueError in one line for what the backend would refuse.
+def written(spec: Spec, settings: LaunchSettings) -> tuple[str, str]:
+    """Return (ending of a file name, text) of what would be sent to the backend for a job.
+
+    The text is a manifest or commands for a shell. ValueError in one line for a job that the
+    backend would refuse.
     """
     if settings.backend == 'gke':
         from downscale.launch.backends import gke
@@ -278,8 +317,11 @@ def written(spec, settings):
         options = _queued_options(settings)
         commands = [tpuvm.create_command(spec, options, options.zones[0])]
     else:
-        commands = [['env', *(f'{name}={value}' for name, value in environment.items()), *argv]
-                    for argv, environment in local.commands(spec)]
+        commands = []
+        # As a person would type it: `env` sets what the processes get beside the environment.
+        for argv, environment in local.commands(spec):
+            variables = [f'{name}={value}' for name, value in environment.items()]
+            commands.append(['env', *variables, *argv])
     return '.sh', '\n'.join(map(shlex.join, commands)) + '\n'
 
 
@@ -307,8 +349,8 @@ def _gke_options(settings):
         service_account=settings.service_account, context=settings.context)
 
 
-def save(sweep, specs):
-    """The jobs `specs` are submitted, as far as their folders tell."""
+def save(sweep: Sweep, specs: Sequence[Spec]) -> None:
+    """Write the settings and the specs of submitted jobs into the run folder."""
     write_json(settings_path(sweep.run), dataclasses.asdict(sweep.settings))
     with ThreadPoolExecutor(state.READERS) as pool:
         list(pool.map(state.save_spec, specs))

@@ -6,26 +6,32 @@ The machines run a start-up script that reads what to do from their metadata. No
 import json
 import re
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from downscale.experiment.names import GOOGLE, label
 from downscale.launch import state
+from downscale.launch.spec import Spec
 from downscale.launch.watch import Observed
 from downscale.planner.topologies import topology
 from downscale.values import shown
 
 TIMEOUT_SECONDS = 300
-SEPARATORS = ',|;~#%@!'  # of pairs
+SEPARATORS = ',|;~#%@!'  # that may stand between pairs
 STATES = {'ACTIVE': 'running', 'SUSPENDED': 'suspended', 'FAILED': 'failed', 'DELETING': 'deleting',
           'SUSPENDING': 'running'}  # all others wait for machines
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueuedOptions:
-    """How machines are asked for. `kind` is 'spot', 'reserved' or 'guaranteed'; a request lapses
-    after `valid_for` (as '6h'). `script` is the path of the start-up script."""
+    """How machines are asked for.
+
+    `kind` is 'spot', 'reserved' or 'guaranteed'; a request lapses after `valid_for` (as '6h').
+    `script` is the path of the start-up script.
+    """
     zones: tuple[str, ...]
     script: str
     kind: str = 'spot'
@@ -34,16 +40,17 @@ class QueuedOptions:
     internal_ips: bool = False
 
 
-def labels(spec):
-    """Return what the resources of a job are found by."""
+def labels(spec: Spec) -> dict[str, str]:
+    """Return the labels by which the resources of a job are found."""
     return {'downscale-run': spec.group, 'downscale-sweep': label(spec.sweep, GOOGLE),
             'downscale-cell': label(spec.cell, GOOGLE), 'downscale-part': spec.part,
             'downscale-spec': spec.hash}
 
 
-def create_command(spec, options, zone):
-    """Return the argv that asks for the machines of a job; ValueError where the TPU API has
-    none.
+def create_command(spec: Spec, options: QueuedOptions, zone: str) -> list[str]:
+    """Return the argv that asks for the machines of a job.
+
+    ValueError in one line for a topology that the TPU API does not have.
     """
     if spec.topology.startswith('cpu:'):
         raise ValueError(f'{spec.key} is for {spec.topology}, which is this machine; use --backend '
@@ -55,29 +62,33 @@ def create_command(spec, options, zone):
                 'downscale-image': spec.image or ''}
     argv = [*_gcloud('create'), spec.name, f'--zone={zone}', '--async',
             f'--accelerator-type={place.accelerator_type}',
-            f'--runtime-version={place.machine.runtime}', f'--{options.kind}',
-            f'--labels={_pairs(labels(spec))}', f'--metadata={_pairs(metadata)}',
-            f'--metadata-from-file={_pairs({"startup-script": options.script})}']
-    argv += [f'--node-count={place.slices}', f'--node-prefix={spec.name}'] if place.slices > 1 \
-        else [f'--node-id={spec.name}']
+            f'--runtime-version={place.machine.runtime}', f'--{options.kind}']
+    argv += [f'--labels={_pairs(labels(spec))}', f'--metadata={_pairs(metadata)}',
+             f'--metadata-from-file={_pairs({"startup-script": options.script})}']
+    if place.slices > 1:
+        argv += [f'--node-count={place.slices}', f'--node-prefix={spec.name}']
+    else:
+        argv.append(f'--node-id={spec.name}')
     if options.valid_for:
         argv.append(f'--valid-until-duration={options.valid_for}')
     if options.service_account:
         argv.append(f'--service-account={options.service_account}')
-    return argv + ['--internal-ips'] * options.internal_ips
+    if options.internal_ips:
+        argv.append('--internal-ips')
+    return argv
 
 
-def list_command(zone):
+def list_command(zone: str) -> list[str]:
     """Return the argv that lists a zone's queued resources."""
     return [*_gcloud('list'), f'--zone={zone}']
 
 
-def describe_command(name, zone):
+def describe_command(name: str, zone: str) -> list[str]:
     """Return the argv that shows one queued resource."""
     return [*_gcloud('describe'), name, f'--zone={zone}']
 
 
-def delete_command(name, zone):
+def delete_command(name: str, zone: str) -> list[str]:
     """Return the argv that deletes a queued resource with its machines."""
     return [*_gcloud('delete'), name, f'--zone={zone}', '--force', '--async']
 
@@ -87,9 +98,10 @@ def _gcloud(verb):
 
 
 def _pairs(values):
-    """Return NAME=VALUE pairs as gcloud takes them: where a value holds a comma, with another sign
-    between them, which '^SIGN^' declares (`gcloud topic escaping`). ValueError where it holds them
-    all.
+    """Return NAME=VALUE pairs as gcloud takes them.
+
+    Where a value holds a comma, another sign stands between pairs, which '^SIGN^' declares (`gcloud
+    topic escaping`). ValueError where the values hold every such sign.
     """
     pairs = [f'{name}={value}' for name, value in values.items()]
     for sign in SEPARATORS:
@@ -99,7 +111,7 @@ def _pairs(values):
                      'give --run another name')
 
 
-def call(argv):
+def call(argv: list[str]) -> Any:
     """Return what gcloud answers, from JSON; RuntimeError in one line when it fails."""
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT_SECONDS,
@@ -109,6 +121,7 @@ def call(argv):
     except subprocess.TimeoutExpired:
         raise RuntimeError(f'gcloud {argv[4]} gave no answer in {TIMEOUT_SECONDS} s') from None
     if done.returncode:
+        # gcloud prints progress and hints before the line that says why.
         text = ' '.join(done.stderr.split()).rpartition('ERROR: ')[2]
         raise RuntimeError(f'gcloud {argv[4]}: {text[:400]}')
     return json.loads(done.stdout) if done.stdout.strip() else None
@@ -116,17 +129,17 @@ def call(argv):
 
 class TpuvmBackend:
     """The queued resources of a sweep in the zones of `options`."""
-    poll = 30
+    poll = 30.0
 
-    def __init__(self, options):
+    def __init__(self, options: QueuedOptions) -> None:
         self.options = options
 
-    def observe(self, specs):
+    def observe(self, specs: Sequence[Spec]) -> list[Observed]:
         """Return the `watch.Observed` of every resource of this run folder."""
         return resources(specs[0].group, self.options.zones)
 
-    def create(self, spec, zone):
-        """The resource of a job is asked for, or was already.
+    def create(self, spec: Spec, zone: str) -> None:
+        """Ask for the resource of a job, unless it is there.
 
         ValueError when there is one of that name for another spec.
         """
@@ -135,46 +148,46 @@ class TpuvmBackend:
         except RuntimeError as error:
             if not re.search('ALREADY_EXISTS|already exists', str(error)):
                 raise
-            found = _labels(call(describe_command(spec.name, zone))).get('downscale-spec')
-            if found != spec.hash:
-                raise ValueError(f'{spec.name} in {zone} is there for spec {found}, not '
+            other = _labels(call(describe_command(spec.name, zone))).get('downscale-spec')
+            if other != spec.hash:
+                raise ValueError(f'{spec.name} in {zone} is there for spec {other}, not '
                                  f'{spec.hash}; cancel it, then submit again') from None
 
-    def delete(self, name, zone):
-        """The resource is gone, or will be soon."""
+    def delete(self, name: str, zone: str) -> None:
+        """Delete the resource with its machines, unless it is gone."""
         try:
             call(delete_command(name, zone))
         except RuntimeError as error:
             if 'NOT_FOUND' not in str(error):
                 raise
 
-    def close(self):
-        """Machines run on without a watcher."""
+    def close(self) -> None:
+        """Do nothing, as machines run on without a watcher."""
 
 
-def resources(group, zones):
-    """Return the `watch.Observed` of every queued resource in `zones` with the label of a run
-    folder.
-    """
+def resources(group: str, zones: Sequence[str]) -> list[Observed]:
+    """Return the `watch.Observed` of every queued resource in `zones` of the run folder `group`."""
     with ThreadPoolExecutor(len(zones)) as pool:  # each takes a second or more
-        found = pool.map(lambda zone: call(list_command(zone)) or [], zones)
-        return [_observed(value, zone) for zone, values in zip(zones, found, strict=True)
-                for value in values
-                if _labels(value).get('downscale-run') == group]
+        listed = list(pool.map(lambda zone: call(list_command(zone)) or [], zones))
+    observed = []
+    for zone, values in zip(zones, listed, strict=True):
+        observed += [_observed(value, zone) for value in values
+                     if _labels(value).get('downscale-run') == group]
+    return observed
 
 
 def _labels(value):
+    # All slices of a resource have the same labels.
     return value['tpu']['nodeSpec'][0]['node'].get('labels', {})
 
 
 def _observed(value, zone):
-    found = value['state']
-    message = found.get('failedData', {}).get('error', {}).get('message', '')
+    message = value['state'].get('failedData', {}).get('error', {}).get('message', '')
     since = datetime.fromisoformat(value['createTime']).timestamp()
     return Observed(
         name=value['name'].rpartition('/')[2],
         hash=_labels(value).get('downscale-spec', ''),
-        state=STATES.get(found['state'], 'pending'),
+        state=STATES.get(value['state']['state'], 'pending'),
         since=since,
         zone=zone,
         message=' '.join(message.split()),
