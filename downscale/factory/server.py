@@ -10,11 +10,15 @@ import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
-import httpx
 from PIL import Image
 
 from downscale.data.images import decode
 from downscale.factory.teachers import Failure, TeacherReply
+
+try:
+    import httpx
+except ImportError:
+    raise ImportError("no httpx; pip install 'downscale[extract]'") from None
 
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 REFUSED = {401, 403, 404}  # no other ask would fare better

@@ -8,7 +8,10 @@ import re
 import unicodedata
 from dataclasses import dataclass, replace
 
-import snowballstemmer
+try:
+    import snowballstemmer
+except ImportError:
+    raise ImportError("no snowballstemmer; pip install 'downscale[extract]'") from None
 
 
 def _set(text):
