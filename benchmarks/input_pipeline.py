@@ -72,7 +72,7 @@ def make_step(cell, stage, batch):
     with jax.set_mesh(target):
         state = new_state(init_params(model, 0, groups), cell.optimizer, trainable)
         held = [jax.device_put(state, shardings(state, target, model.rules))]
-    step = compiled_step(model, stage.loss, cell.optimizer, trainable, target)
+    step = compiled_step(model, stage.kind.loss, cell.optimizer, trainable, target)
 
     def run(count, batches=None):
         with jax.set_mesh(target):

@@ -25,7 +25,7 @@ from downscale.experiment import file
 from downscale.experiment.expansion import cells_of
 from downscale.launch.backends import local
 from downscale.launch.spec import Spec
-from downscale.train.checkpoint import open_leaves
+from downscale.train.lazy_leaves import open_leaves
 
 STUDY = '''
 from ml_collections import ConfigDict

@@ -65,35 +65,39 @@ def trainable(language: LanguageConfig, vision: VisionConfig | None = None,
     """
     _check_groups(groups)
     parts = parameters(language, vision)
-    return sum(parts[part] for group in set(groups) for part in _PARTS_OF[group])
+    trained = [part for group in set(groups) for part in _PARTS_OF[group]]
+    return sum(parts[part] for part in trained)
 
 
 def _products(language, vision, rows, length, tiles, head_positions):
-    """Return multiply-adds of the forward pass, by the role that decides what the backward pass
-    costs.
+    """Return {role: multiply-adds of the forward pass}; a role decides what the backward costs.
+
+    'weights' are products with a weight, 'last' the last one of each block, which remat does not
+    repeat, 'mixing' the scores and values of attention, which have two inputs and no weight.
     """
     c = language
     tokens = rows * length
     projection = c.D * (2 * c.H + 2 * c.K) * c.E
-    work = {'language_weights': tokens * c.N * (projection + 2 * c.D * c.F),
-            'language_last': tokens * c.N * c.D * c.F,
-            'language_mixing': tokens * length * c.N * 2 * c.H * c.E,
-            'head': head_positions * c.V * c.D}
+    work = {}
+    work['language_weights'] = tokens * c.N * (projection + 2 * c.D * c.F)
+    work['language_last'] = tokens * c.N * c.D * c.F
+    work['language_mixing'] = tokens * length * c.N * 2 * c.H * c.E
+    work['head'] = head_positions * c.V * c.D
     if tiles:
         v = vision
-        patches = tiles * vision.P
-        work |= {'patches': patches * v.Q * v.W,
-                 'tower_weights': patches * v.layers * (4 * v.W * v.W + v.W * v.F),
-                 'tower_last': patches * v.layers * v.W * v.F,
-                 'tower_mixing': patches * v.P * v.layers * 2 * v.W,
-                 'connector_first': patches * v.W * c.D, 'connector_second': patches * c.D * c.D}
+        patches = tiles * v.P
+        work['patches'] = patches * v.Q * v.W
+        work['tower_weights'] = patches * v.layers * (4 * v.W * v.W + v.W * v.F)
+        work['tower_last'] = patches * v.layers * v.W * v.F
+        work['tower_mixing'] = patches * v.P * v.layers * 2 * v.W
+        work['connector_first'] = patches * v.W * c.D
+        work['connector_second'] = patches * c.D * c.D
     return work
 
 
 def forward_flops(language: LanguageConfig, vision: VisionConfig | None = None, *, rows: int,
                   length: int, tiles: int = 0, head_positions: int | None = None) -> dict[str, int]:
-    """Return FLOPs of one forward pass over `rows` x `length` tokens and `tiles` image tiles, by
-    part.
+    """Return {part: FLOPs} of one forward pass over `rows` x `length` tokens and `tiles` tiles.
 
     `tiles` counts all tiles of the batch, the unused ones too: they are computed. `head_positions`
     is the number of positions with logits; all by default, `rows` for a prefill. The familiar
@@ -101,9 +105,10 @@ def forward_flops(language: LanguageConfig, vision: VisionConfig | None = None, 
     """
     heads = rows * length if head_positions is None else head_positions
     work = _products(language, vision, rows, length, tiles, heads)
-    by_part = {part: 2 * sum(n for name, n in work.items() if name.startswith(part))
-               for part in ('tower', 'connector', 'language', 'head')}
-    by_part['tower'] += 2 * work.get('patches', 0)
+    by_part = dict.fromkeys(('tower', 'connector', 'language', 'head'), 0)
+    for role, products in work.items():
+        part = 'tower' if role == 'patches' else role.partition('_')[0]
+        by_part[part] += 2 * products
     return by_part | {'total': 2 * sum(work.values())}
 
 
@@ -126,22 +131,27 @@ def train_flops(language: LanguageConfig, vision: VisionConfig | None = None, *,
     connector = 'connector' in groups and tiles > 0
     decoder = 'language' in groups
     reached = tower or connector or decoder          # a gradient flows through the decoder
-    times = {'language_weights': reached + decoder, 'language_last': reached + decoder,
-             'head': reached + decoder, 'language_mixing': 2 * reached,
-             'connector_second': (tower or connector) + connector,
-             'connector_first': tower + connector, 'patches': tower,
-             'tower_weights': 2 * tower, 'tower_last': 2 * tower, 'tower_mixing': 2 * tower}
-    again = {'language_weights': reached, 'language_mixing': reached,
-             'tower_weights': tower, 'tower_mixing': tower} if remat else {}
-    passes = {'forward': 2 * sum(work.values()),
-              'backward': 2 * sum(times[name] * n for name, n in work.items()),
-              'recompute': 2 * sum(again.get(name, 0) * n for name, n in work.items())}
-    return passes | {'total': sum(passes.values())}
+    # How often the product of each role is done once more: for the gradient of its input where one
+    # flows on, and of its weight where that is trained. Attention has two inputs and no weight.
+    times = dict.fromkeys(('language_weights', 'language_last', 'head'), reached + decoder)
+    times['language_mixing'] = 2 * reached
+    times['connector_second'] = (tower or connector) + connector
+    times['connector_first'] = tower + connector
+    times['patches'] = tower  # pictures need no gradient
+    times |= dict.fromkeys(('tower_weights', 'tower_last', 'tower_mixing'), 2 * tower)
+    again = {}
+    if remat:
+        again = {'language_weights': reached, 'language_mixing': reached,
+                 'tower_weights': tower, 'tower_mixing': tower}
+    forward = 2 * sum(work.values())
+    backward = 2 * sum(times[role] * products for role, products in work.items())
+    recompute = 2 * sum(again.get(role, 0) * products for role, products in work.items())
+    return {'forward': forward, 'backward': backward, 'recompute': recompute,
+            'total': forward + backward + recompute}
 
 
 def decode_flops(language: LanguageConfig, live: int) -> int:
-    """Return FLOPs of decoding one token of one row whose cache holds `live` tokens, itself
-    included.
+    """Return FLOPs of decoding one token of a row whose cache holds `live` tokens, with itself.
 
     2 per matrix parameter (head included) and 4 * N * H * E per live token. A program that
     attends over a whole cache of fixed room pays for the room: give that as `live`.

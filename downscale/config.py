@@ -17,32 +17,17 @@ from downscale.data.scenes.world import World
 from downscale.data.templates import Origin, Template
 from downscale.data.tokens import Layout
 from downscale.moved import attribute
+from downscale.results.text_kinds import BRIEF, TEXT_KINDS
 from downscale.runtime.files import PathLike, place, write_json
 from downscale.sizes import LanguageConfig, Parametrisation, Pictures, VisionConfig
+from downscale.stage_table import GROUPS, JOINT, STAGES, WRITER, StageKind
 from downscale.values import COUNT, Choice, Range, Several, check, from_dict, unknown
 
-GROUPS = ('tower', 'connector', 'language')
-_ALL = ('language', 'tower', 'connector')
-_FROM_INSTRUCT = (*_ALL, 'image_newline_D')
 _GROUP = Annotated[str, Choice(GROUPS, 'group')]
-_PARENTED = Annotated[str, Choice(_FROM_INSTRUCT, 'group')]
-# What each stage starts from (group -> stage) and which groups it trains. A parent written as
-# 'tower/tower' is the stage of another cell: the tower is shared by all sizes of one seed.
-STAGES = {
-    'tower': {'parents': {}, 'trainable': ('tower',)},
-    'text': {'parents': {}, 'trainable': ('language',)},
-    'align': {'parents': {'language': 'text', 'tower': 'tower/tower'}, 'trainable': ('connector',)},
-    'instruct': {'parents': {name: 'align' for name in _ALL}, 'trainable': GROUPS},
-    'interleave': {'parents': {name: 'instruct' for name in _FROM_INSTRUCT}, 'trainable': GROUPS},
-    'caption': {'parents': {name: 'instruct' for name in _FROM_INSTRUCT}, 'trainable': GROUPS},
-    'extract': {'parents': {name: 'caption' for name in _FROM_INSTRUCT}, 'trainable': GROUPS},
-    'reason': {'parents': {'language': 'text'}, 'trainable': ('language',)},
-}
+_PARENTED = Annotated[str, Choice((*GROUPS, 'image_newline_D'), 'group')]
 
-WRITER = {'caption': 'caption', 'extraction': 'extract'}  # kind of text: the stage tuned for it
 REMAT = ('none', 'dots', 'full')  # what a block keeps for the backward pass; see `model/remat.py`
 TEMPLATE = 'template'  # the chat that came along with an imported language model
-BRIEF = 'brief'  # a caption cut to the length of the extraction that the same model wrote
 
 
 # Of a stage; 1 is more likely meant as one step than as all of them.
@@ -85,7 +70,7 @@ class Schedule:
         check(self)
 
     def factor(self, step: int) -> float:
-        """Return share of the peak rate at `step` (0-based), in (0, 1]."""
+        """Return the share of the peak rate at `step` (0-based), in (0, 1]."""
         warmup = max(1, round(self.warmup * self.steps))
         if step < warmup:
             return (step + 1) / warmup
@@ -126,16 +111,16 @@ class Stage:
         lacking = sorted(set(self.trainable) - set(self.rates))
         if lacking:
             raise ValueError(f'stage {self.name} trains {lacking} without a rate in `rates`')
-        if self.mixture and (self.name == 'tower' or self.replay):
+        if self.mixture and (self.kind.rows == 'captioned' or self.replay):
             raise ValueError(f'stage {self.name}: a mixture is neither for the tower stage nor for '
                              '`replay`; give its sources their shares in the mixture')
         assert self.recipe and self.shape  # made here for their own checks, before work starts
         self._check_buckets()
 
     def _check_buckets(self):
-        if self.buckets and self.name == 'tower':
-            raise ValueError('stage tower has one picture and its caption in a row, and one shape; '
-                             'leave out its buckets')
+        if self.buckets and self.kind.rows == 'captioned':
+            raise ValueError(f'stage {self.name} has one picture and its caption in a row, and one '
+                             'shape; leave out its buckets')
         sizes = [(bucket.length, bucket.tiles) for bucket in self.buckets]
         for size in sizes:
             where = f'stage {self.name}: a bucket of {size[0]} tokens and {size[1]} tiles'
@@ -147,11 +132,13 @@ class Stage:
                 raise ValueError(f'{where} occurs {sizes.count(size)} times; keep one')
 
     @property
-    def loss(self) -> str:
-        return 'words' if self.name == 'tower' else 'tokens'
+    def kind(self) -> StageKind:
+        """What is true of every stage of this name."""
+        return STAGES[self.name]
 
     @property
     def recipe(self) -> Recipe:
+        """What of the stage decides which conversations its batches hold."""
         return Recipe(
             stage=self.name,
             replay=tuple(self.replay.items()),
@@ -161,6 +148,7 @@ class Stage:
 
     @property
     def shape(self) -> Shape:
+        """The largest shape of its batches."""
         return Shape(self.batch, self.length, self.tiles)
 
     @property
@@ -170,6 +158,7 @@ class Stage:
 
     @property
     def schedule(self) -> Schedule:
+        """The course of its learning rates."""
         return Schedule(self.steps, self.warmup, self.final)
 
 
@@ -207,8 +196,8 @@ class Evaluation:
         tuple[Annotated[str, Choice(('image', 'blind', 'shuffled'), 'condition')], ...],
         Several(0, 'what a model that sees is shown')] = ('image', 'blind', 'shuffled')
     texts: Annotated[
-        tuple[Annotated[str, Choice((*WRITER, BRIEF), 'kind')], ...],
-        Several(0, 'the kinds of text that reasoners read')] = ('caption', 'extraction')
+        tuple[Annotated[str, Choice(TEXT_KINDS, 'kind')], ...],
+        Several(0, 'the kinds of text that reasoners read')] = tuple(WRITER)
     thinking: Annotated[tuple[bool, ...],
                         Several(1, 'whether reasoners think before they answer')] = (False, True)
     pictures: Annotated[int, Range(0, 100_000, 'pictures that the report may show')] = 24
@@ -277,8 +266,11 @@ class Experiment:
         self._check_chat()
         self._check_parametrisation()
         for stage in self.stages:
-            lacks = 'language' if self.language is None else 'vision' if self.vision is None \
-                and (stage.tiles or stage.name == 'tower') else None
+            lacks = None
+            if self.vision is None and (stage.tiles or stage.kind.rows == 'captioned'):
+                lacks = 'vision'
+            if self.language is None:
+                lacks = 'language'
             if lacks:
                 raise ValueError(f'stage {stage.name} needs a model that the cell does not have: '
                                  f'its {lacks} is None')
@@ -318,11 +310,18 @@ class Experiment:
     def joint_stage(self) -> str | None:
         """The stage that answers with the picture, the last of instruction tuning; None without."""
         names = [stage.name for stage in self.stages]
-        return next((name for name in ('interleave', 'instruct') if name in names), None)
+        return next((name for name in JOINT if name in names), None)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the cell has what all sizes of its seed share, the tower, and is no size itself.
+        """
+        return any(stage.kind.shared for stage in self.stages)
 
     def writer_stage(self, kind: str) -> str | None:
-        """Return the stage that writes texts of a `kind`: its own, or where published data has made
-        no such stage the one that answers; None without.
+        """Return the stage that writes texts of a `kind`; None without.
+
+        It is the one tuned for it, or where published data has none the one that answers.
         """
         if WRITER[kind] in [stage.name for stage in self.stages]:
             return WRITER[kind]
@@ -333,22 +332,22 @@ class Experiment:
         return attribute('experiment', 'model_of')(self, stage)
 
     def layout(self, stage: str) -> Layout:
-        """Return how a stage cuts pictures; connector and tower see each one squashed into one
-        tile, with no newline (arXiv 2511.17487, section 3.1).
-        """
-        flat = dataclasses.replace(self.pictures, mode='flat')
-        return Layout(self.vision, flat if stage in ('align', 'tower') else self.pictures)
+        """Return how a stage, or another reader such as 'run', cuts pictures into tiles."""
+        kind = STAGES.get(stage)
+        if kind is not None and kind.layout == 'flat':
+            return Layout(self.vision, dataclasses.replace(self.pictures, mode='flat'))
+        return Layout(self.vision, self.pictures)
 
     def chat_of(self, stage: str) -> Chat | Template:
-        """Return the format of a stage; where ChatML is spoken, the connector learns bare
-        captions.
-        """
+        """Return the format of a stage's conversations."""
         if self.chat == TEMPLATE:
             if not self.published.template:
                 raise ValueError(f'{self.name}: chat is {TEMPLATE!r}, but the imported language '
                                  f'model brought none; choose one of {sorted(CHATS)}')
             return self.published.chat
-        name = 'plain' if (self.chat, stage) == ('chatml', 'align') else self.chat
+        kind = STAGES.get(stage)
+        bare = self.chat == 'chatml' and kind is not None and kind.chat == 'bare'
+        name = 'plain' if bare else self.chat
         return dataclasses.replace(CHATS[name], legacy_structural_loss=self.legacy_structural_loss)
 
     @property
@@ -387,8 +386,9 @@ def save(experiment: Experiment, folder: PathLike) -> None:
 
 
 def load(folder: PathLike) -> Experiment:
-    """Return the experiment of a run folder; one-line errors when the file is missing or
-    damaged.
+    """Return the experiment of a run folder.
+
+    FileNotFoundError or ValueError in one line when its file is missing or damaged.
     """
     path = place(folder) / 'experiment.json'
     if not path.is_file():

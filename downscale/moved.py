@@ -21,6 +21,7 @@ MOVED = {
     'analysis.claim_sections': 'report.claim_sections',
     'analysis.descent': 'laws.descent',
     'analysis.doubts': 'laws.doubts',
+    'analysis.dropoff': 'analysis.drops',
     'analysis.extrapolation': 'laws.extrapolation',
     'analysis.figures': 'report.figures',
     'analysis.files': 'results.study_file',
@@ -127,7 +128,7 @@ MOVED = {
     'study_json': 'results.study_json',
     'sweeps': 'experiment.sweeps',
 }
-RENAMED = {('experiment', 'cells'): 'cells_of'}
+RENAMED = {('experiment', 'cells'): 'cells_of', ('analysis.dropoff', 'drops'): 'drop_off'}
 
 
 def attribute(old, name):

@@ -23,8 +23,10 @@ _FIXED = ('tower', 'word_norm', 'word_WV', 'word_bias_V')
 
 @dataclass(frozen=True, kw_only=True)
 class Multipliers:
-    """Trees of floats, one a parameter, by which the base's values are multiplied: the standard
-    deviation at the start, learning rate, weight decay and Adam's epsilon."""
+    """Trees of one float for each parameter, by which the values of the base are multiplied.
+
+    They are the standard deviation at the start, learning rate, weight decay and Adam's epsilon.
+    """
     init: dict
     rate: dict
     decay: dict
@@ -76,18 +78,17 @@ def multipliers(params: dict, growth: Growth) -> Multipliers:
         return jax.tree_util.tree_map_with_path(lambda path, _: rule(role_of(path), path), params)
 
     def eps(role, path):
+        if role == 'frozen':
+            return 1.0
         in_block = any(str(part.key) == 'blocks' for part in path)
-        return 1.0 if role == 'frozen' else 1 / (m * l) if in_block else 1 / m
+        return 1 / (m * l) if in_block else 1 / m
 
-    return Multipliers(
-        init=tree(lambda role, _: m ** 0.5 if role in ('embed', 'readout') else 1.0),
-        rate=tree(lambda role, _: 1 / m if role == 'hidden' else 1.0),
-        decay=tree(lambda role, _: m if role == 'hidden' else 1.0),
-        eps=tree(eps))
+    init = tree(lambda role, _: m ** 0.5 if role in ('embed', 'readout') else 1.0)
+    rate = tree(lambda role, _: 1 / m if role == 'hidden' else 1.0)
+    decay = tree(lambda role, _: m if role == 'hidden' else 1.0)
+    return Multipliers(init=init, rate=rate, decay=decay, eps=tree(eps))
 
 
 def times(x: jax.Array, factor: float) -> jax.Array:
-    """Return `x * factor` in the dtype of `x`; where the factor is 1 the program is as without
-    it.
-    """
+    """Return `x * factor` in the dtype of `x`; a factor of 1 leaves no trace in the program."""
     return x if factor == 1 else x * factor

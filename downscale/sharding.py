@@ -112,13 +112,20 @@ def spec(axes: str, table: Iterable[tuple[str, str | tuple[str, ...] | None]]) -
             raise KeyError(f'axis letter {letter!r} of {axes!r} has no sharding rule')
         names = tuple(name for name in _names(table[letter]) if name not in used)
         used.update(names)
-        parts.append(names if len(names) > 1 else names[0] if names else None)
+        parts.append(_part(names))
     return PartitionSpec(*parts)
 
 
 def _names(part):
     """Return the mesh axes of one part of a PartitionSpec."""
     return (part,) if isinstance(part, str) else tuple(part or ())
+
+
+def _part(names):
+    """Return a part of a PartitionSpec as JAX writes it: None, one name, or a tuple of several."""
+    if len(names) > 1:
+        return names
+    return names[0] if names else None
 
 
 def param_spec(axes: str, shape: Sequence[int], target: Mesh | AbstractMesh, rules: Rules,
@@ -142,54 +149,56 @@ def param_spec(axes: str, shape: Sequence[int], target: Mesh | AbstractMesh, rul
             raise ValueError(f'{where}: axis {letter} of {size} does not divide over {split} '
                              f'devices of mesh axes {_names(part)} '
                              f'({size} % {split} = {size % split})')
-        parts.append(names if len(names) > 1 else names[0] if names else None)
+        parts.append(_part(names))
     return PartitionSpec(*parts)
 
 
 def by_hand() -> Collection[str]:
-    """Return the mesh axes whose collectives the code around states itself: those of
-    `jax.shard_map`.
-    """
+    """Return the mesh axes that `jax.shard_map` handles: their collectives are written out."""
     current = jax.sharding.get_abstract_mesh()
     return () if current.empty else current.manual_axes
 
 
 def constrain(x: jax.Array, axes: str, rules: Rules) -> jax.Array:
-    """Return `x` with the sharding of its axes fixed; nothing to do where the mesh has one
-    device.
-    """
+    """Return `x` with the sharding of its axes fixed; `x` itself where the mesh has one device."""
     current = jax.sharding.get_abstract_mesh()
-    own = by_hand()
+    manual = by_hand()
     if current.empty or math.prod(
-            size for name, size in current.shape.items() if name not in own) == 1:
+            size for name, size in current.shape.items() if name not in manual) == 1:
         return x
-    parts = [tuple(name for name in _names(part) if name not in own) or None
-             for part in spec(axes, rules.activations)]
+    parts = []
+    for part in spec(axes, rules.activations):
+        names = tuple(name for name in _names(part) if name not in manual)
+        parts.append(names or None)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*parts))
 
 
 def shares(axes: str, shape: Sequence[int], rules: Rules) -> tuple[tuple[str, ...], ...]:
-    """For each axis of a parameter the mesh axes that split it by hand; () everywhere outside."""
+    """Return, for each axis of a parameter, the mesh axes that split it by hand; () elsewhere."""
     current = jax.sharding.get_abstract_mesh()
-    own = by_hand()
-    if not own:
+    manual = by_hand()
+    if not manual:
         return ((),) * len(shape)
-    return tuple(tuple(name for name in _names(part) if name in own)
-                 for part in param_spec(axes, shape, current, rules))
+    split = []
+    for part in param_spec(axes, shape, current, rules):
+        split.append(tuple(name for name in _names(part) if name in manual))
+    return tuple(split)
 
 
 def share_shape(axes: str, shape: Sequence[int], rules: Rules) -> tuple[int, ...]:
-    """Return the shape of the part of a parameter that is at hand: all of it outside
-    `jax.shard_map`.
-    """
-    current = jax.sharding.get_abstract_mesh()
-    return tuple(size // math.prod(current.shape[name] for name in names)
-                 for size, names in zip(shape, shares(axes, shape, rules)))
+    """Return the shape of the part of a parameter at hand: the whole outside `jax.shard_map`."""
+    mesh_shape = jax.sharding.get_abstract_mesh().shape
+    sizes = []
+    for size, names in zip(shape, shares(axes, shape, rules)):
+        ways = math.prod(mesh_shape[name] for name in names)
+        sizes.append(size // ways)
+    return tuple(sizes)
 
 
 def whole(share: jax.Array, axes: str, shape: Sequence[int], rules: Rules) -> jax.Array:
-    """Return the parameter of which `share` is at hand, gathered; its gradient goes back in
-    shares.
+    """Return the parameter of which `share` is at hand, gathered.
+
+    Its gradient goes back in shares.
     """
     for axis, names in enumerate(shares(axes, shape, rules)):
         share = gather(share, axis, names) if names else share

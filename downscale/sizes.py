@@ -3,6 +3,7 @@
 Everything that depends on a model's size is read from here; see `accounting.py` for its price.
 Sources: the public model configurations, as listed in arXiv 2511.17487 and its releases.
 """
+import itertools
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -142,12 +143,11 @@ def scale(base: LanguageConfig, width: int | None = None, depth: int | None = No
     depth = base.N if depth is None else depth
     if width < 1 or depth < 1:
         raise ValueError(f'width {width} and depth {depth} must be at least 1')
+    fields = {'H': base.H, 'K': base.K, 'F': base.F}
     parts = {}
-    for letter, field in (('H', base.H), ('K', base.K), ('F', base.F)):
+    for letter, field in fields.items():
         if field * width % base.D:
-            nearest = [w for w in range(1, 2 * width + base.D) if not base.H * w % base.D
-                       and not base.K * w % base.D and not base.F * w % base.D]
-            best = min(nearest, key=lambda w: abs(w - width))
+            best = _nearest_width(base, width)
             raise ValueError(f'width {width}: {letter} = {field} * {width} / {base.D} = '
                              f'{field * width / base.D:g} is not whole; nearest width is {best}')
         parts[letter] = field * width // base.D
@@ -155,8 +155,17 @@ def scale(base: LanguageConfig, width: int | None = None, depth: int | None = No
     return replace(base, D=width, N=depth, V=vocabulary or base.V, **parts)
 
 
+def _nearest_width(base, width):
+    """Return the width next to `width` at which H, K and F of `base` come out whole."""
+    whole = [other for other in range(1, 2 * width + base.D)
+             if not any(field * other % base.D for field in (base.H, base.K, base.F))]
+    return min(whole, key=lambda other: abs(other - width))
+
+
+_WIDTHS = (32, 64, 128, 256)
+_DEPTHS = (2, 3, 4, 6, 8)
 MICRO = {f'w{width}d{depth}': scale(_MICRO_BASE, width, depth)
-         for width in (32, 64, 128, 256) for depth in (2, 3, 4, 6, 8)}
+         for width, depth in itertools.product(_WIDTHS, _DEPTHS)}
 LANGUAGE = {'qwen3': QWEN3, 'qwen2': QWEN2, 'smollm2': SMOLLM2, 'micro': MICRO}
 
 

@@ -18,7 +18,7 @@ Command:   downscale study experiments/micro_study.py                (the study:
 Hardware:  2 CPU cores, 4 GiB
 Time:      32 to 50 minutes a seed, facts32 18 minutes and facts512 14 (beside other work), the
            rates 7; each command continues where it was stopped
-Expect:    experiments/results/micro_study/: the gate is met; at these steps what is seen falls
+Expect:    docs/results/micro_study/: the gate is met; at these steps what is seen falls
            most, of 128 facts nothing, of 512 half; with four times the steps far less; best rate
            0.016 at every width (text stage alone, 300 steps)
 """

@@ -19,7 +19,7 @@ Time:      an hour and a half, in pieces that continue; quick: two minutes
 Expect:    with the picture 0.776, 0.779 and 0.786 at 30, 15 and 8 layers (one seed, 924 questions;
            intervals +-0.03), without it 0.53 to 0.65; always the answer most frequent in training
            for a question 0.67, always "yes" 0.37. Colors are learnt, shapes are not; no drop over
-           depth is shown. See `experiments/results/smollm_easyvqa/`.
+           depth is shown. See `docs/results/smollm_easyvqa/`.
 """
 import argparse
 import json

@@ -33,8 +33,8 @@ def bucket():
         patch.setenv('GOOGLE_AUTH_TOKEN_FOR_TESTING', 'any')
         patch.setenv('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')  # else it asks who we are
         urllib.request.urlopen(urllib.request.Request(
-            f'{server.url}/storage/v1/b?project=any', limit=b'{"name": "runs"}',
-            sample={'Content-Type': 'application/json'})).close()
+            f'{server.url}/storage/v1/b?project=any', data=b'{"name": "runs"}',
+            headers={'Content-Type': 'application/json'})).close()
         yield 'gs://runs'
 
 

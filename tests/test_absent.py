@@ -6,7 +6,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from downscale.analysis import absent, measures, synth
+from downscale.analysis import absent, drops, measures, synth
 from downscale.commands import main
 from downscale.report import report
 from downscale.results.study import load_study
@@ -109,7 +109,7 @@ def test_a_question_of_one_run_that_is_missing_leaves_a_report_that_says_so(root
 
 
 def test_headline_validate_and_report_name_it_and_no_interval_narrows(root, capsys):
-    before = measures.drops(measures.scored(load_study(root), 200))['macro']
+    before = drops.by_family(measures.scored(load_study(root), 200))['macro']
     drop(root, p_run=f'{LARGE}-s2', r_run='')
     page = report.write_report(root, bootstraps=200)
     told = read_json(page.parent / 'report.json')

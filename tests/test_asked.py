@@ -1,34 +1,11 @@
 """Questions from files: what a wrong line says, what to look at, and how an answer is read."""
 import json
-import shutil
-from pathlib import Path
 
 import pytest
+from question_file import fails, question_file
 
 from downscale.evaluate.asked import informed, open_questions
 from downscale.evaluate.scoring.reading import answer_of, plain
-
-PICTURE = Path(__file__).parent / 'data' / 'picture.png'
-
-
-def question_file(folder, *changes, count=3):
-    """A file of questions about the test picture, with changes to its lines (None drops a key)."""
-    shutil.copy(PICTURE, folder)
-    rows = [{'id': f'q{k}', 'question': f'what color {k}', 'images': ['picture.png'],
-             'answer': 'red'} for k in range(count)]
-    for k, change in changes:
-        rows[k] = {name: value for name, value in {**rows[k], **change}.items()
-                   if value is not None}
-    path = folder / 'questions.jsonl'
-    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    return path
-
-
-def fails(call, *told, error=ValueError):
-    with pytest.raises(error) as caught:
-        call()
-    line = str(caught.value)
-    assert '\n' not in line and all(part in line for part in told), line
 
 
 @pytest.mark.parametrize('change, told', [

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from test_asked import fails
+from question_file import fails
 
 from downscale.commands.benchmark import chain_of, listing, scored
 from downscale.commands.main import main, parser

@@ -26,6 +26,7 @@ from downscale.sharding import mesh
 from downscale.sizes import QWEN3, SIGLIP, Pictures
 from downscale.stages import padding
 from downscale.train import loop
+from downscale.train.run import StageRun
 from downscale.train.step import LOSSES
 
 SO400M = SIGLIP['so400m-patch14-384']
@@ -403,9 +404,11 @@ def test_a_run_over_buckets_continues_as_if_it_had_not_stopped(tmp_path):
     model = small.model()
 
     def run(folder, steps):
-        loop.train(folder, model, 'tokens', Optimizer(), ('language',), {'language': 1e-2},
-                   Schedule(steps, 0.0, 1.0), mesh(), lambda: init_params(model, 0, ('language',)),
-                   iter(stream(texts, 5)), 100)
+        asked = StageRun(model=model, loss='tokens', optimizer=Optimizer(),
+                         trainable=('language',), rates={'language': 1e-2},
+                         schedule=Schedule(steps, 0.0, 1.0), mesh=mesh(), save_every=100)
+        loop.train(folder, asked, lambda: init_params(model, 0, ('language',)),
+                   iter(stream(texts, 5)))
     run(tmp_path / 'whole', 12)
     run(tmp_path / 'parts', 6)
     run(tmp_path / 'parts', 12)

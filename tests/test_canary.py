@@ -26,7 +26,7 @@ from jax._src import distributed
 
 from downscale.planner import hlo
 from downscale.runtime import exits, peers
-from downscale.train import checkpoint
+from downscale.train import checkpoint, lazy_leaves
 
 PACKAGE = Path(checkpoint.__file__).parents[1]
 # Modules of jax that are private, or that may change, as (file, module, name): what breaks when one
@@ -51,7 +51,8 @@ MODULES = {
 STATE = ('client', 'process_id', 'num_processes', 'coordinator_address', 'preemption_sync_manager')
 STORE = ('key_value_set', 'key_value_try_get', 'key_value_dir_get', 'key_value_delete',
          'blocking_key_value_get', 'wait_at_barrier')
-# What train/checkpoint.py takes from orbax, and the parameters of methods that it overrides.
+# What train/checkpoint.py and lazy_leaves.py take from orbax, and the parameters of methods that
+# they override.
 # Without the first no checkpoint is written or read; an overridden method that is no longer called
 # is silent: a step under another name, no save at a preemption, a leaf held whole.
 ORBAX = ('ArrayRestoreArgs', 'AsyncOptions', 'CheckpointManager', 'CheckpointManagerOptions',
@@ -162,7 +163,9 @@ def test_jaxlib_still_has_the_key_of_the_notice_and_cpp_its_hooks():
 # --- orbax ------------------------------------------------------------------------------------
 
 def test_orbax_still_has_what_checkpoints_use_and_override():
-    used = attributes(r'^ocp\.([\w.]+)$', 'train/checkpoint.py')
+    used = set()
+    for file in ('train/checkpoint.py', 'train/lazy_leaves.py'):
+        used |= attributes(r'^ocp\.([\w.]+)$', file)
     assert {name for name in used
             if not any(other.startswith(f'{name}.') for other in used)} == set(ORBAX)
     assert not lacking(ocp, (*ORBAX, *OVERRIDDEN))
@@ -213,8 +216,8 @@ class Leaf:
 
 
 def test_orbax_still_hands_leaves_to_the_handler_that_writes_their_chunks(tmp_path):
-    checkpoint.save_leaves(tmp_path, {'language': {'head_DV': Leaf()}}, {'tokens': 0})
-    stored = checkpoint.open_leaves(tmp_path)['language']['head_DV']
+    lazy_leaves.save_leaves(tmp_path, {'language': {'head_DV': Leaf()}}, {'tokens': 0})
+    stored = lazy_leaves.open_leaves(tmp_path)['language']['head_DV']
     np.testing.assert_array_equal(stored.read(), Leaf.values)
     chunks = {path.name for path in (tmp_path / 'checkpoints').rglob('*')
               if re.fullmatch(r'\d+\.\d+', path.name)}

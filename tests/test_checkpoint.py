@@ -15,7 +15,7 @@ from downscale.model.init import abstract_params, init_params
 from downscale.runtime import exits
 from downscale.runtime.files import write_json
 from downscale.sharding import mesh, shardings
-from downscale.train import checkpoint, checksums
+from downscale.train import checkpoint, checksums, lazy_leaves
 from downscale.train.state import abstract, new_state
 
 WHOLE = Share()
@@ -260,7 +260,7 @@ def test_a_run_whose_only_steps_are_damaged_is_refused(folder):
 def test_a_reader_of_parameters_refuses_a_damaged_step_and_reads_no_other(folder, damage):
     where = damage(folder / 'checkpoints' / '5').name
     for read in (lambda: checkpoint.load_params(folder, abstract_params(small.model(2))),
-                 lambda: checkpoint.open_leaves(folder)['language']['embedding_VD'].read()):
+                 lambda: lazy_leaves.open_leaves(folder)['language']['embedding_VD'].read()):
         with pytest.raises(checksums.Damaged, match=f'checkpoints/5 is damaged: .*{where}'):
             read()
     assert (folder / 'checkpoints' / '5').is_dir()

@@ -142,7 +142,7 @@ def test_captions_cut_to_the_length_of_extractions_are_what_equal_tokens_compare
     cut, whole = found.effect, CONTRASTS['extraction_minus_caption'](s, 'think').effect
     assert found.where.startswith('brief captions, ') and not found.doubt
     assert cut.low > whole.high and cut.low < .3 < cut.high
-    assert 'brief, think' in measures.grid(s)
+    assert 'brief, think' in grids.grid(s)
 
 
 def test_one_seed_supports_nothing_and_says_so():

@@ -24,10 +24,9 @@ import small
 import small_bpe
 from console_lines import ENVIRONMENT, ROOT, every_line, spans
 from easy_vqa_package import write_package
+from law_points import LOSS, X, planted
 from openai_stub import OpenAiStub
 from pyarrow import csv
-from test_fits import LOSS, X
-from test_isoflop import planted
 
 from downscale.analysis import claims, synth
 from downscale.commands import main

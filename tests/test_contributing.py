@@ -82,14 +82,13 @@ def test_the_added_scorer_judges(changed, tmp_path):
 def test_the_added_stage_and_family_are_known(changed):
     told = changed('-c', '\n'.join((
         'import numpy',
-        'from downscale.config import STAGES',
+        'from downscale.stage_table import STAGES',
         'from downscale.data.scenes.conversations import MIXTURES, Recipe, recall',
         'from downscale.data.scenes.questions import baselines, questions_for',
         'from downscale.data.scenes.world import World, sample',
-        'from downscale.results import study',
         'world, rng = World(), numpy.random.default_rng(0)',
-        'assert list(STAGES) == list(study.STAGES) and set(MIXTURES) == set(STAGES)',
-        'assert Recipe("recall").stage == "recall"',
+        'assert set(MIXTURES) == set(STAGES)',
+        'assert Recipe(stage="recall").stage == "recall"',
         'assert len(recall(None, 0, rng, world, 3, "").turns) == 6',
         'asked = questions_for(world, sample(world, "train", 0), rng)',
         'print(*[question.text for question in asked if question.family == "hue"])')))

@@ -1,16 +1,15 @@
 """A cell: read strictly, saved whole, named by what it holds; and every study file is sound."""
-import copy
 import dataclasses
-import json
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cells import plain, resolve, smoke
 from ml_collections import ConfigDict
 
 from downscale import config
-from downscale.config import STAGES, Experiment
+from downscale.config import Experiment
 from downscale.data.chat import CHATS
 from downscale.data.scenes.conversations import Recipe
 from downscale.data.scenes.dataset import scene_example, triple_example
@@ -19,6 +18,7 @@ from downscale.data.scenes.sampler import Sampler
 from downscale.data.tokens import Encoder, load_tokenizer, train_tokenizer
 from downscale.experiment import file
 from downscale.experiment.expansion import cells_of, language_of, parent_folder
+from downscale.stage_table import STAGES
 from downscale.stages.models import model_of
 from downscale.values import from_dict
 
@@ -27,29 +27,6 @@ STUDIES = [*sorted(str(path) for path in (ROOT / 'experiments').glob('*.py')),
            str(ROOT / 'experiments' / 'llm_downscale.py:qwen3')]
 SCENES = [str(ROOT / 'experiments' / name) for name in ('smoke.py', 'lookup.py',
                                                         'llm_downscale.py', 'micro_study.py')]
-
-
-@cache
-def resolve(study, *overrides):
-    study_config, sweep = file.load_study(study, overrides)
-    with study_config.unlocked():
-        del study_config['platform']
-    return cells_of(study_config, sweep)
-
-
-def smoke(*overrides):
-    return resolve(str(ROOT / 'experiments' / 'smoke.py'), *overrides)
-
-
-@cache
-def _plain():
-    cell = next(cell for cell in smoke() if cell.name == 'w64d2-s0')
-    return json.loads(json.dumps(dataclasses.asdict(cell)))
-
-
-def plain():
-    """A cell as JSON gives it back, to be damaged."""
-    return copy.deepcopy(_plain())
 
 
 # --- reading ----------------------------------------------------------------------------------
@@ -205,8 +182,8 @@ def test_every_size_has_a_cell_per_seed_and_the_tower_is_shared_by_the_sizes():
 
 def test_a_stage_only_differs_by_what_the_table_and_the_file_say():
     for stage in smoke()[1].stages:
-        assert stage.parents == STAGES[stage.name]['parents']
-        assert stage.trainable == tuple(STAGES[stage.name]['trainable'])
+        assert stage.parents == STAGES[stage.name].parents
+        assert stage.trainable == STAGES[stage.name].trainable
         assert set(stage.trainable) <= set(stage.rates)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import small
 from fake_chain import LIMIT, PLAN, Fake, chain, files, plain_run, runs, save_run, study
-from test_asked import PICTURE, fails, question_file
+from question_file import PICTURE, fails, question_file
 
 from downscale.data.scenes.conversations import describe_prompt, reasoner_prompt
 from downscale.evaluate import prompts

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from fake_chain import LIMIT, PLAN, Fake, files, plain_run, runs, study
-from test_asked import fails
+from question_file import fails
 
 from downscale import config
 from downscale.commands import extract_think, main

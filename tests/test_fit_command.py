@@ -5,9 +5,8 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
+from law_points import LOSS, TRUE, X, planted
 from pyarrow import csv, parquet
-from test_fits import LOSS, TRUE, X
-from test_isoflop import planted
 
 from downscale.commands import analyze_fit
 

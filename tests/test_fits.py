@@ -3,24 +3,14 @@ import json
 
 import numpy as np
 import pytest
+from law_points import LOSS, TRUE, X
 from scipy.optimize import minimize, minimize_scalar
 
 from downscale.laws import descent, doubts, fits
 from downscale.laws.extrapolation import holdout, optimum
 from downscale.laws.forms import CHINCHILLA, POWER, Additive, Saturating
 
-TRUE = {'E': 1.69, 'A': 406.4, 'B': 410.7, 'alpha': 0.34, 'beta': 0.28}
 WRONG = {'E': 1.65, 'A': 2e4, 'B': 2e4, 'alpha': 0.5, 'beta': 0.5}
-
-
-def surface(sizes=6, lengths=5):
-    """Inputs [n, 2] on a grid of sizes and token counts, and their loss without noise."""
-    n = np.repeat(np.geomspace(4e7, 1.6e10, sizes), lengths)
-    d = np.tile(np.geomspace(5e8, 5e11, lengths), sizes)
-    return np.stack([n, d], axis=1), 1.69 + 406.4 * n ** -0.34 + 410.7 * d ** -0.28
-
-
-X, LOSS = surface()
 
 
 def noisy(noise, seed=0):

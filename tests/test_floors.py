@@ -6,7 +6,7 @@ from fake_study import item_row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from downscale.analysis import claims, floors, gate, measures
+from downscale.analysis import accuracy, claims, floors, gate, measures
 from downscale.results.items import ITEMS
 from downscale.results.study import pair, study_of
 
@@ -78,7 +78,7 @@ def test_the_highest_guesser_is_the_floor_and_is_named():
     assert found.names == {'p': 'constant answer', 'q': 'majority answer', 'r': 'constant answer',
                            's': 'constant answer'}
     np.testing.assert_allclose(found.means.value, [[.5, .7, .9, .5]])   # A and ' a' are one answer
-    row = measures.accuracy(s)['families']['q']
+    row = accuracy.by_family(s)['families']['q']
     assert (row['chance'], row['majority'], row['constant'], row['floor']) == (.3, .7, .5, .7)
 
 

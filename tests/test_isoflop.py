@@ -3,22 +3,9 @@ import json
 
 import numpy as np
 import pytest
+from law_points import BUDGETS, planted
 
 from downscale.laws.isoflop import isoflop
-
-BUDGETS = (1e18, 3e18, 1e19, 3e19, 1e20)
-
-
-def planted(shifts=(1,) * 5, noise=0.0, sizes=9, seed=0):
-    """Sizes, losses, budgets with best size 0.1 C^0.5; `shifts` moves what is sampled."""
-    x, y, budget = [], [], []
-    for compute, shift in zip(BUDGETS, shifts, strict=True):
-        best = 0.1 * compute ** 0.5
-        here = best * shift * np.geomspace(0.2, 5, sizes)
-        x, y = [*x, *here], [*y, *(2.5 + 0.1 * np.log(here / best) ** 2)]
-        budget += [compute] * sizes
-    return np.array(x), np.array(y) + noise * np.random.default_rng(seed).standard_normal(
-        len(y)), np.array(budget)
 
 
 def test_planted_minima_and_their_exponent_are_recovered():

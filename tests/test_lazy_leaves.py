@@ -13,7 +13,7 @@ import small
 
 from downscale.model.init import abstract_params, init_params
 from downscale.sharding import Rules, mesh, shardings
-from downscale.train import checkpoint
+from downscale.train import checkpoint, lazy_leaves
 
 
 class Fake:
@@ -63,10 +63,10 @@ def targets(tree):
 
 
 def test_saved_leaves_come_back_in_their_own_dtypes(tree, tmp_path):
-    checkpoint.save_leaves(tmp_path, tree, {'source': 'here'}, step=3)
+    lazy_leaves.save_leaves(tmp_path, tree, {'source': 'here'}, step=3)
     found = checkpoint.load_params(tmp_path, targets(tree))
     assert_same(found, arrays(tree))
-    assert_same(jax.tree.map(lambda leaf: leaf.read(), checkpoint.open_leaves(tmp_path)), found)
+    assert_same(jax.tree.map(lambda leaf: leaf.read(), lazy_leaves.open_leaves(tmp_path)), found)
     wide = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float32), targets(tree))
     assert_same(checkpoint.load_params(tmp_path, wide),
                 jax.tree.map(lambda array: array.astype(np.float32), arrays(tree)))
@@ -78,9 +78,9 @@ def test_saved_leaves_come_back_in_their_own_dtypes(tree, tmp_path):
 
 def test_every_part_is_read_once_and_few_are_alive_at_once(tree, tmp_path):
     tree['language']['embedding_VD'] = leaf = Fake(np.ones((500, 4), np.float32), 2)
-    checkpoint.save_leaves(tmp_path, tree, {})
+    lazy_leaves.save_leaves(tmp_path, tree, {})
     assert sorted(part[0].start for part in leaf.parts) == list(range(0, 500, 2))
-    assert 1 < Fake.most <= checkpoint.READERS
+    assert 1 < Fake.most <= lazy_leaves.READERS
     assert Fake.alive == 0
 
 
@@ -90,14 +90,14 @@ def test_a_save_that_fails_leaves_no_step_and_can_be_repeated(tree, tmp_path):
     bad.read = lambda index: (_ for _ in ()).throw(OSError('the disk is gone'))
     tree['language']['blocks']['scale_D'] = bad
     with pytest.raises(OSError, match='the disk is gone'):
-        checkpoint.save_leaves(tmp_path, tree, {})
+        lazy_leaves.save_leaves(tmp_path, tree, {})
     with pytest.raises(FileNotFoundError, match='no complete checkpoint'):
         checkpoint.latest(tmp_path)
     tree['language']['blocks']['scale_D'] = good
-    checkpoint.save_leaves(tmp_path, tree, {})
+    lazy_leaves.save_leaves(tmp_path, tree, {})
     assert_same(checkpoint.load_params(tmp_path, targets(tree)), arrays(tree))
     with pytest.raises(FileExistsError, match='0 is there already; give another folder'):
-        checkpoint.save_leaves(tmp_path, tree, {})
+        lazy_leaves.save_leaves(tmp_path, tree, {})
 
 
 def test_a_slow_reader_is_overlapped_with_others(tmp_path):
@@ -110,7 +110,7 @@ def test_a_slow_reader_is_overlapped_with_others(tmp_path):
         asleep.append((begin, time.monotonic()))
         return read(index)
     leaf.read = slow
-    checkpoint.save_leaves(tmp_path, {'x_BD': leaf}, {})
+    lazy_leaves.save_leaves(tmp_path, {'x_BD': leaf}, {})
     pairs = [(a, b) for a, b in product(asleep, asleep) if a is not b]
     assert any(a[0] < b[0] < a[1] for a, b in pairs)
 
@@ -122,7 +122,7 @@ def whole_model():
 
 def test_an_imported_step_is_loaded_onto_a_mesh(tmp_path):
     leaves, params = whole_model()
-    checkpoint.save_leaves(tmp_path, leaves, {})
+    lazy_leaves.save_leaves(tmp_path, leaves, {})
     target = abstract_params(small.model(2))
     where = shardings(target, mesh(fsdp=2, data=2), Rules())
     found = checkpoint.load_params(tmp_path, jax.tree.map(
@@ -135,7 +135,7 @@ def test_an_imported_step_is_loaded_onto_a_mesh(tmp_path):
 def test_leaves_are_placed_where_they_belong_and_only_in_part_read():
     leaves, params = whole_model()
     where = shardings(params, mesh(fsdp=4), Rules())
-    found = checkpoint.place(leaves, where)
+    found = lazy_leaves.place(leaves, where)
     assert_same(found, params)
     assert jax.tree.map(lambda leaf: leaf.sharding, found) == where
     kernel = leaves['language']['blocks']['mlp']['gate_DF']

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from fake_study import FAMILIES, fake_study
 
-from downscale.analysis import measures
+from downscale.analysis import drops, measures
 from downscale.analysis.ledger import FLOOR, SITES, STEPS, ledger, ledger_rows
 from downscale.analysis.measures import Missing
 from downscale.analysis.synthetic import synth
@@ -78,13 +78,13 @@ def test_planted_losses_stand_at_the_step_where_they_were_planted(found):
 
 
 def test_steps_add_up_to_the_drop_of_the_joint_answers_in_every_family(found, scored):
-    drops = measures.drops(scored)  # w64d4 - w16d2
+    falls = drops.by_family(scored)  # w64d4 - w16d2
     for task in (*FAMILIES, 'macro'):
         steps = found.losses['w16d2']
         assert set(steps) == {*STEPS.values(), 'total'}
         total = sum(steps[name][task].value for name in STEPS.values())
         assert total == pytest.approx(steps['total'][task].value, abs=1e-12)
-        drop = drops['macro'] if task == 'macro' else drops['families'][task]
+        drop = falls['macro'] if task == 'macro' else falls['families'][task]
         assert total == pytest.approx(drop['absolute'].value, abs=1e-12)
 
 
@@ -149,7 +149,7 @@ def test_from_three_seeds_on_the_total_has_the_interval_of_the_drop(tmp_path):
         tables.append(items_table(run['run_id'], tasks))
     found = ledger(s, pa.concat_tables(tables))
     assert 'intervals cover the choice of pictures and of seeds' in found.notes
-    drop = measures.drops(s)['macro']['absolute']
+    drop = drops.by_family(s)['macro']['absolute']
     total = next(iter(found.losses.values()))['total']['macro']
     assert total.seeds == drop.seeds == 3 and total.method == drop.method
     assert (total.value, total.low, total.high) == pytest.approx((drop.value, drop.low, drop.high))

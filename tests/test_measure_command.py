@@ -263,5 +263,5 @@ def test_unfinished_answers_are_named_where_they_are(capsys, tmp_path):
 
 
 def test_the_console_knows_the_size_columns():
-    from downscale.analysis import dropoff
-    assert SIZE_COLUMNS == dropoff.SIZE_COLUMNS
+    from downscale.analysis import drops
+    assert SIZE_COLUMNS == drops.SIZE_COLUMNS

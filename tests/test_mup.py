@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 import small
-from test_experiment import plain
+from cells import plain
 
 from benchmarks import coordinate_check
 from downscale import config

@@ -22,7 +22,7 @@ from downscale.runtime import processes
 from downscale.sharding import Rules, mesh
 from downscale.stages import training
 from downscale.stages.inputs import prepare
-from downscale.train import checkpoint, loop
+from downscale.train import lazy_leaves, loop
 
 ROOT = Path(__file__).parents[1]
 STUDY = '''
@@ -145,8 +145,8 @@ def assert_same_run(one, other):
         assert (a['tokens'], a['weight']) == (b['tokens'], b['weight'])
         np.testing.assert_allclose(a['loss'], b['loss'], rtol=1e-5)
         np.testing.assert_allclose(a['grad_norm'], b['grad_norm'], rtol=1e-5)
-    leaves = jax.tree_util.tree_leaves_with_path(checkpoint.open_leaves(one))
-    for (path, a), b in zip(leaves, jax.tree.leaves(checkpoint.open_leaves(other)), strict=True):
+    leaves = jax.tree_util.tree_leaves_with_path(lazy_leaves.open_leaves(one))
+    for (path, a), b in zip(leaves, jax.tree.leaves(lazy_leaves.open_leaves(other)), strict=True):
         name = jax.tree_util.keystr(path)
         if 'k_bias' not in name:  # a bias of all keys cancels: its gradient is rounding alone
             a, b = a.read(), b.read()

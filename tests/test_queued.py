@@ -1,12 +1,12 @@
 """Queued resources through the real gcloud, against an API of this process."""
 import dataclasses
+import os
 import re
 import shutil
 import subprocess
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 from local_jobs import wait_until
@@ -131,7 +131,7 @@ def test_the_loop_moves_on_from_suspension_and_tells_of_quota(api, tmp_path):
 
 WATCHER = '''
 import os, signal, sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1].split(os.pathsep)
 from pathlib import Path
 import test_queued
 from downscale.launch import supervise
@@ -155,7 +155,7 @@ def test_a_watcher_killed_between_delete_and_create_goes_on_when_restarted(api, 
     spec = spec_of(tmp_path)
     supervise.step(backend_of(tmp_path, ('z0',)), [spec], Policy(max_parallel=1, zones=('z0',)))
     api.set(spec.name, 'FAILED', 'no capacity')
-    argv = [sys.executable, '-c', WATCHER, str(Path(__file__).parent), str(tmp_path)]
+    argv = [sys.executable, '-c', WATCHER, os.pathsep.join(sys.path), str(tmp_path)]
     assert subprocess.run([*argv, 'die'], timeout=60).returncode == -9
     assert not api.resources
     watcher = subprocess.Popen([*argv, 'live'])

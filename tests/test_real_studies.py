@@ -20,7 +20,7 @@ from downscale.model.init import init_params
 from downscale.runtime.files import write_json
 from downscale.stages.inputs import corpus, encoder_of
 from downscale.stages.models import model_of
-from downscale.train.checkpoint import save_leaves
+from downscale.train.lazy_leaves import save_leaves
 
 EXPERIMENTS = Path(__file__).parents[1] / 'experiments'
 BUILT = {'align': 'align_blip558k.py', 'single': 'instruct_single574k.py',

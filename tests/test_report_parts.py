@@ -13,7 +13,8 @@ import pytest
 from fake_study import fake_study
 
 from downscale.analysis import (
-    dropoff,
+    accuracy,
+    drops,
     grids,
     health,
     layers,
@@ -126,7 +127,7 @@ def test_probes_are_drawn_by_depth_and_listed_without_one(tmp_path):
 
 
 def test_answers_that_change_make_the_drop(s):
-    flips, drop = study_laws.flips(s), measures.drops(s)['macro']['absolute']
+    flips, drop = study_laws.flips(s), drops.by_family(s)['macro']['absolute']
     of = flips['joint, w64d4 to w16d2']
     assert sum(x.value for x in of.values()) == pytest.approx(1)
     assert of['right to wrong'].value - of['wrong to right'].value == pytest.approx(drop.value)
@@ -192,7 +193,7 @@ def test_the_frontier_has_labelled_costs_and_its_legend_above_the_axes():
 
 
 def test_families_of_one_point_share_a_label_and_no_slope_is_said(s):
-    found = dropoff.reliance(s)
+    found = drops.reliance(s)
     one = found['conditions']['blind']['color']
     split = found['relation']['blind']['split halves']
     none = replace(split, slope=replace(split.slope, value=np.nan))
@@ -223,11 +224,11 @@ def test_runs_under_other_settings_are_no_seeds_of_their_size(tmp_path):
     assert plain.sizes == alike.sizes and [size.seeds for size in plain.sizes] == [(0, 1)] * 2
     assert [size.runs for size in mixed.sizes] == [('w32d2-s0',), ('w256d8-s0',)]
     assert not plain.study.notes and '2 runs differ from others' in mixed.study.notes[-1]
-    value = measures.accuracy(mixed)['macro']['sizes']['w32d2'].value
+    value = accuracy.by_family(mixed)['macro']['sizes']['w32d2'].value
     cell, = measures.joint_cells(mixed, mixed.sizes[0], 'image')
-    _, means, _ = measures.means_of(plain, [[cell]])
+    _, means = measures.means_of(plain, [[cell]])
     assert value == pytest.approx(means.value.mean())
-    for part in (measures.grid, grids.panels, health.health, study_laws.flips, gallery.samples):
+    for part in (grids.grid, grids.panels, health.health, study_laws.flips, gallery.samples):
         assert part(mixed)
     found = study_laws.finals(mixed, 'text')
     assert set(found['cell'][found['planned']]) == {'w32d2-s0', 'w256d8-s0'}

@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_asked import fails
+from question_file import fails
 
 from downscale.commands.main import main
 from downscale.data import files

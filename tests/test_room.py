@@ -5,7 +5,7 @@ import shutil
 import pytest
 import small
 from fake_chain import PLAN, Fake, chain, runs, study
-from test_asked import PICTURE, fails
+from question_file import PICTURE, fails
 
 from downscale import config
 from downscale.commands import main

@@ -17,7 +17,7 @@ from downscale.evaluate.scoring.sample_files import read_samples
 from downscale.model.init import init_params
 from downscale.results.samples import Samples, join, key_of, line_of
 from downscale.stages.fingerprint import fingerprint
-from downscale.train import checkpoint
+from downscale.train import checkpoint, lazy_leaves
 
 
 def record(k, **changes):
@@ -252,13 +252,13 @@ def test_large_leaves_are_told_apart_by_the_parts_that_are_read(tmp_path, monkey
     folders = [tmp_path / 'a', tmp_path / 'b']
     for folder, tree in zip(folders, (params, louder)):
         leaves = jax.tree.map(lambda leaf: _Leaf(leaf), tree)
-        checkpoint.save_leaves(folder, leaves, {})
+        lazy_leaves.save_leaves(folder, leaves, {})
         config.save(
             Experiment(name='m', size='m', seed=0, language=small.language(), vision=small.VISION),
             folder,
         )
     again = tmp_path / 'again'
-    checkpoint.save_leaves(again, jax.tree.map(lambda leaf: _Leaf(leaf), params), {})
+    lazy_leaves.save_leaves(again, jax.tree.map(lambda leaf: _Leaf(leaf), params), {})
     shutil.copy(folders[0] / 'experiment.json', again)
     found = [fingerprint(folder) for folder in [*folders, again]]
     assert found[0] != found[1] and found[0] == found[2]

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, t
 
-from downscale.analysis import measures, synth
+from downscale.analysis import drops, measures, synth
 from downscale.analysis.synthetic import Planted
 from downscale.statistics import bootstrap, inference
 
@@ -61,7 +61,7 @@ def test_intervals_over_three_seeds_hold_the_truth(spread):
     for trial in range(trials):
         made = synth(trial, sizes=2, seeds=3, items=320, planted=Planted(seed=spread), full=False)
         s = measures.scored(made.study, 300, trial)
-        found = measures.drops(s)['macro']['absolute']
+        found = drops.by_family(s)['macro']['absolute']
         hits += found.low <= np.mean(list(made.truth['drop'].values())) <= found.high
     assert binom.ppf(.002, trials, .95) <= hits
     assert found.seeds == 3
@@ -73,7 +73,7 @@ def test_cells_are_compared_over_the_seeds_that_all_have_and_intervals_do_not_na
     small, large = (measures.joint_cells(s, size, 'image') for size in s.sizes)
     width = 0
     for groups, seeds in (([small, large], 3), ([small, large[:2]], 2), ([small, large[:1]], 1)):
-        paired, means, _ = measures.means_of(s, groups)
+        paired, means = measures.means_of(s, groups)
         x = measures.one(bootstrap.macro(means), 0, 0, minus=1)
         assert means.seeds == x.seeds == seeds and f'{seeds} ' in x.method
         common = [measures.means_of(s, [[a], [b]])[1] for a, b in zip(*groups, strict=False)]

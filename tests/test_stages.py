@@ -55,7 +55,7 @@ def study(tmp_path_factory):
 def test_a_stage_counts_its_padding_and_closes_its_stream(study, monkeypatch):
     given = []
     monkeypatch.setattr(training.loop, 'train', lambda *args, **named: given.extend(
-        [args[9], {next(args[9])['tokens'].shape for _ in range(20)}]))
+        [args[3], {next(args[3])['tokens'].shape for _ in range(20)}]))
     folder, cell = study
     training.train_stage(folder, cell, 'caption')
     stream, shapes = given

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from downscale.analysis import absent, costs, gate, measures, study_laws, synth
+from downscale.analysis import absent, costs, drops, gate, measures, study_laws, synth
 from downscale.analysis.measures import Missing
 from downscale.analysis.validate import validate
 from downscale.results.items import TableError
@@ -52,7 +52,7 @@ def outcome(root):
     s = measures.scored(load_study(root), 20)
     found = {}
     for name, compute in {
-            'drops': measures.drops, 'gate': lambda s: gate.gate(s)['line'],
+            'drops': drops.by_family, 'gate': lambda s: gate.gate(s)['line'],
             'loss': lambda s: {key: value.tolist() for key, value in
                                study_laws.finals(s, 'instruct').items()},
             'costs': lambda s: [costs.of_cell(s, cell, cost) for cell in sorted(s.study.cells)

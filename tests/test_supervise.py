@@ -1,6 +1,7 @@
 """A sweep on this machine, whose jobs are stubs, runs to its end by the watcher's decisions."""
 import dataclasses
 import errno
+import os
 import subprocess
 import sys
 import threading
@@ -160,8 +161,8 @@ def test_ctrl_c_says_what_goes_on_without_a_watcher_and_what_it_costs(tmp_path):
 
 
 SUPERVISOR = '''
-import sys
-sys.path.insert(0, sys.argv[1])
+import os, sys
+sys.path[:0] = sys.argv[1].split(os.pathsep)
 import test_supervise
 from downscale.launch.backends import local
 local.commands = test_supervise.commands({'a': 'wait done'})
@@ -170,8 +171,8 @@ local.run([test_supervise.spec_of(sys.argv[2], 'a')], 1)
 
 
 def test_sigterm_ends_the_loop_and_lets_its_jobs_save(tmp_path):
-    watcher = subprocess.Popen([sys.executable, '-c', SUPERVISOR, str(STUB.parent), str(tmp_path)],
-                               stderr=subprocess.DEVNULL)
+    argv = [sys.executable, '-c', SUPERVISOR, os.pathsep.join(sys.path), str(tmp_path)]
+    watcher = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
     folder = state.folder_of(tmp_path, spec_of(tmp_path, 'a'))
     try:
         wait_until(lambda: state.attempts(folder))

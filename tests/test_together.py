@@ -21,7 +21,8 @@ from downscale.stages import start, training
 from downscale.stages.inputs import prepare
 from downscale.stages.models import model_of
 from downscale.stages.start import start_params, start_shapes
-from downscale.train import checkpoint, loop, together
+from downscale.train import checkpoint, log, together
+from downscale.train.run import StageRun
 
 STEPS, EVERY = 6, 2
 # Stacked products add in another order, and Adam divides what that rounds by small moments. Seen
@@ -263,10 +264,10 @@ def test_a_stream_that_cannot_go_on_fails_its_own_run_only(tmp_path):
 
 
 def runs(folder, streams):
-    """A `together.Run` for each stream, with the model of the cells."""
+    """A `together.CellRun` for each stream, with the model of the cells."""
     params = start.init_tree(SHAPES, 0)
     return [
-        together.Run(
+        together.CellRun(
             folder=folder / str(at),
             params=lambda: params,
             rates={'language': 3e-3},
@@ -279,8 +280,10 @@ def runs(folder, streams):
 
 
 def train(asked, **changes):
-    return together.train(asked, model_of(CELLS[0], 'text'), 'tokens', Optimizer(), ('language',),
-                          Schedule(4), devices(1), 100, SHAPES, **changes)
+    shared = StageRun(model=model_of(CELLS[0], 'text'), loss='tokens', optimizer=Optimizer(),
+                      trainable=('language',), rates={}, schedule=Schedule(4), mesh=devices(1),
+                      save_every=100, shapes=SHAPES, **changes)
+    return together.train(asked, shared)
 
 
 def batches():
@@ -322,13 +325,13 @@ def test_data_that_fail_end_their_own_run_only(tmp_path):
 
 
 def test_times_say_how_many_runs_shared_the_program(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, 'LOG_EVERY', 1)
+    monkeypatch.setattr(log, 'LOG_EVERY', 1)
     train(runs(tmp_path, [batches(), Faulty()]))
     rows = [json.loads(line) for line in (tmp_path / '0' / 'timing.jsonl').open()]
     assert [row['cells'] for row in rows] == [2, 2, 1, 1]
     assert len({row['began'] for row in rows}) == 1
-    with contextlib.closing(loop.Log(tmp_path / '0', 4, 0, 'none')) as log:
-        assert log.session > rows[0]['began']
+    with contextlib.closing(log.Log(tmp_path / '0', 4, 0, 'none')) as later:
+        assert later.session > rows[0]['began']
 
 
 def test_sigterm_saves_all_of_them(tmp_path):

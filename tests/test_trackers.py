@@ -9,7 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from downscale.train import trackers
-from downscale.train.loop import Log
+from downscale.train.log import Log
 from downscale.train.trackers import Tracker
 
 

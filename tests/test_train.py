@@ -17,6 +17,7 @@ from downscale.model.init import init_params
 from downscale.runtime import exits
 from downscale.sharding import batch_sharding, mesh, shardings
 from downscale.train import checkpoint, loop
+from downscale.train.run import StageRun
 from downscale.train.state import abstract, new_state, split
 from downscale.train.step import compiled_step, gradients, token_loss
 
@@ -44,10 +45,17 @@ def flat(tree):
 
 def train(folder, steps=6, save_every=2, params=text_params, stream=None, report=None):
     """The loop on the text stage. Every call shares one compiled step."""
-    return loop.train(folder, small.model(), 'tokens', PLAIN, ('language',), RATES,
-                      Schedule(steps), one_device(), params,
-                      stream or small.batches('text', tiles=0), save_every,
+    return loop.train(folder, text_run(steps, save_every=save_every), params,
+                      stream or small.batches('text', tiles=0),
                       report or (lambda step, row: None))
+
+
+def text_run(steps, **changes):
+    """A `StageRun` of the text stage on one device."""
+    values = {'model': small.model(), 'loss': 'tokens', 'optimizer': PLAIN,
+              'trainable': ('language',), 'rates': RATES, 'schedule': Schedule(steps),
+              'mesh': one_device(), 'save_every': 1}
+    return StageRun(**values | changes)
 
 
 def rows(folder):
@@ -233,10 +241,9 @@ def test_every_step_has_one_row_with_the_tokens_seen(undisturbed):
 def test_a_training_that_moves_nothing_says_so_also_when_it_was_interrupted(
         tmp_path, capfd, rate, still):
     def run(steps, schedule):
-        loop.train(tmp_path, small.model(), 'tokens', Optimizer(eps=1.0), ('language',),
-                   {'language': rate}, Schedule(schedule), one_device(), text_params,
-                   small.batches('text', tiles=0), 1, lambda step, row: None,
-                   stop=lambda step: step == steps)
+        asked = text_run(schedule, optimizer=Optimizer(eps=1.0), rates={'language': rate},
+                         stop=lambda step: step == steps)
+        loop.train(tmp_path, asked, text_params, small.batches('text', tiles=0))
     with pytest.raises(exits.Preempted):
         run(2, 3)
     run(None, 3)

@@ -6,10 +6,12 @@ An experiment file may declare its own list before the run (`claims` of its conf
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from downscale.analysis import floors
 from downscale.analysis.contrasts import CONTRASTS, families_of, over
 from downscale.analysis.gate import gate
-from downscale.analysis.measures import Missing, Scored, joint_cells, means_of
+from downscale.analysis.measures import Missing, Scored, answering_sizes, joint_cells, means_of
 from downscale.results.items import TableError
 from downscale.statistics import bootstrap
 from downscale.values import from_dict, unknown
@@ -41,15 +43,20 @@ class Claim:
     seeds: int = bootstrap.FEW_SEEDS
 
     def __post_init__(self):
-        for what, name, known in (('contrast', self.contrast, CONTRASTS),
-                                  ('test', self.test, TESTS), ('gate', self.gate, GATES),
-                                  ('mode', self.mode, MODES)):
-            if name not in known:
-                raise ValueError(f'claim {self.id}: {unknown(what, name, list(known))}')
+        self._check('contrast', self.contrast, CONTRASTS)
+        self._check('test', self.test, TESTS)
+        self._check('gate', self.gate, GATES)
+        self._check('mode', self.mode, MODES)
+        # Within +-0 no interval could ever be.
         if self.test == 'equivalent' and not self.threshold > 0:
             raise ValueError(f'claim {self.id}: the threshold of an equivalence must be above 0')
 
+    def _check(self, what, name, known):
+        if name not in known:
+            raise ValueError(f'claim {self.id}: {unknown(what, name, list(known))}')
 
+
+# Thresholds are ours: the paper states its claims without. 0.05 is a twentieth of all questions.
 CLAIMS = (
     Claim(
         id='a',
@@ -88,27 +95,29 @@ CLAIMS = (
 
 
 def read(values: Any) -> tuple[Claim, ...]:
-    """Return the `Claim`s of a list of dicts; ValueError naming the nearest key, or an id given
-    twice.
+    """Return the `Claim`s of a list of dicts.
+
+    ValueError names the nearest key to one that is unknown, or an id that is given twice.
     """
     if not isinstance(values, (list, tuple)):
         raise ValueError(f'claims must be a list of mappings, not {values!r}')
     claims = tuple(from_dict(Claim, value, f'claims[{place}]')
                    for place, value in enumerate(values))
     ids = [claim.id for claim in claims]
-    again = sorted({one for one in ids if ids.count(one) > 1})
-    if again:
-        raise ValueError(f'claims: id {again[0]!r} is given twice')
+    repeated = sorted({name for name in ids if ids.count(name) > 1})
+    if repeated:
+        raise ValueError(f'claims: id {repeated[0]!r} is given twice')
     return claims
 
 
 def judge(s: Scored) -> list[dict[str, Any]]:
-    """Return a dict for each claim of the study, or of `CLAIMS` where it declared none.
+    """Return a verdict, a dict, for each claim of the study, or of `CLAIMS` if it declared none.
 
     Keys: id, text, verdict, reason, effect, low, high, n, clusters, seeds, method, gate (passed or
     failed, with the reason), contrast, test, threshold, where, by_size and registered.
     """
     declared = s.study.meta.get('claims')
+    # A study without a reasoner that can be read still answers the claims about joint models.
     try:
         reasoner = gate(s)
     except TableError as reason:
@@ -119,24 +128,25 @@ def judge(s: Scored) -> list[dict[str, Any]]:
 
 def _judge(s, claim, reasoner):
     mode = claim.mode or _mode(reasoner)
-    passed, said = _gate(s, claim, mode, reasoner)
+    passed, gate_says = _gate(s, claim, mode, reasoner)
     row = {'id': claim.id, 'text': claim.text, 'contrast': claim.contrast, 'test': claim.test,
-           'threshold': claim.threshold, 'gate': said, 'needs_seeds': claim.seeds}
+           'threshold': claim.threshold, 'gate': gate_says, 'needs_seeds': claim.seeds}
     try:
-        found = CONTRASTS[claim.contrast](s, mode)
+        contrast = CONTRASTS[claim.contrast](s, mode)
     except (Missing, TableError) as reason:
         blank = dict.fromkeys(('effect', 'low', 'high'))
         return {**row, **blank, 'n': 0, 'clusters': 0, 'seeds': 0, 'method': '', 'where': '',
                 'by_size': {}, 'verdict': 'not interpretable', 'reason': str(reason)}
-    x = found.effect
-    verdict, reason = verdict_of(claim, x, found.doubt, found.one_sided)
+    x = contrast.effect
+    verdict, reason = verdict_of(claim, x, contrast.doubt, contrast.one_sided)
+    # The effect is shown all the same, with what a failed gate says instead of a verdict.
     if not passed:
         verdict = 'not interpretable'
-        reason = said
+        reason = gate_says
+    by_size = {size: asdict(interval) for size, interval in contrast.by_size.items()}
     return {**row, 'effect': x.value, 'low': x.low, 'high': x.high, 'n': x.n,
-            'clusters': x.clusters, 'seeds': x.seeds, 'method': x.method, 'where': found.where,
-            'by_size': {size: asdict(one) for size, one in found.by_size.items()},
-            'verdict': verdict, 'reason': reason}
+            'clusters': x.clusters, 'seeds': x.seeds, 'method': x.method, 'where': contrast.where,
+            'by_size': by_size, 'verdict': verdict, 'reason': reason}
 
 
 def verdict_of(claim: Claim, x: bootstrap.Interval, doubt: str = '',
@@ -149,11 +159,16 @@ def verdict_of(claim: Claim, x: bootstrap.Interval, doubt: str = '',
     else:
         holds = x.low > -at and x.high < at
         fails = x.low > at or x.high < -at
+    # 1. Doubt comes first, but for one that can only have made a supported effect smaller.
     if doubt and not (one_sided and holds):
         return 'not interpretable', doubt
+    # 2. An interval on both sides of the threshold, or on none for want of numbers.
     if not holds and not fails:
-        return 'inconclusive', f'the interval includes {"" if claim.test == "greater" else "+-"}' \
-                               f'{at:g}' if x.low == x.low else 'there is no interval'
+        if np.isnan(x.low):
+            return 'inconclusive', 'there is no interval'
+        sign = '' if claim.test == 'greater' else '+-'
+        return 'inconclusive', f'the interval includes {sign}{at:g}'
+    # 3. One that covers too few seeds might move with the next seed.
     if x.seeds < claim.seeds:
         return 'inconclusive', f'seeds are missing: {x.seeds} of at least {claim.seeds}; the ' \
                                'interval covers no more'
@@ -167,30 +182,33 @@ def _mode(reasoner):
 
 
 def _gate(s, claim, mode, reasoner):
-    """Return (whether the claim's gate passes, what it said)."""
+    """Return whether the claim's gate passes, and the sentence that says so."""
     if claim.gate == 'none':
         return True, 'none'
-    if claim.gate == 'reasoner':
-        passed = reasoner['modes'].get(mode, {}).get('interpretable', False)
-        return passed, f'passed ({mode})' if passed else f'failed ({mode}): {reasoner["line"]}'
-    return _joint_gate(s)
+    if claim.gate == 'joint':
+        return _joint_gate(s)
+    passed = reasoner['modes'].get(mode, {}).get('interpretable', False)
+    return passed, f'passed ({mode})' if passed else f'failed ({mode}): {reasoner["line"]}'
 
 
 def _joint_gate(s):
-    """Return whether the largest joint model is above every guess in the mean of either kind of
-    family.
+    """Return whether the largest joint model beats every guess in both kinds of family, and why.
+
+    It has to in the mean over visual families, and in that over knowledge families.
     """
-    have = [size for size in s.sizes if joint_cells(s, size, 'image')]
-    if not have:
+    sizes = answering_sizes(s)
+    if not sizes:
         return False, 'failed: no model was asked with the picture'
-    cells = joint_cells(s, have[-1], 'image')
+    largest = sizes[-1]
+    cells = joint_cells(s, largest, 'image')
     guess = floors.floor(s, means_of(s, [cells])[0]).means
     for kind, tasks in zip(('visual', 'knowledge'), families_of(s), strict=True):
-        here = [column for column, name in enumerate(guess.groups) if name in tasks]
-        if here:
+        columns = [column for column, name in enumerate(guess.groups) if name in tasks]
+        if columns:
+            # The mean over families, as contrasts take it: one hard family alone fails nothing.
             score = over(s, [cells], ((1,), tasks))
-            floor = guess.value[0, here].mean()
+            floor = guess.value[0, columns].mean()
             if not score.low > floor:
-                return False, (f'failed: {have[-1].name} has {score.value:.2f} [{score.low:.2f}, '
+                return False, (f'failed: {largest.name} has {score.value:.2f} [{score.low:.2f}, '
                                f'{score.high:.2f}] in {kind} families, the best guess {floor:.2f}')
-    return True, f'passed ({have[-1].name} is above every guess)'
+    return True, f'passed ({largest.name} is above every guess)'

@@ -4,17 +4,16 @@ A low accuracy may come from answers that were never finished, so these shares s
 accuracy of the report, with the accuracy on completed answers. A completed answer is not
 truncated, was parsed, and closed its thought where it had one.
 """
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from downscale.analysis.measures import Scored, means_of, one
 from downscale.results.study import Cell
 from downscale.statistics import bootstrap
-
-if TYPE_CHECKING:
-    from downscale.analysis.measures import Scored
 
 LIMIT = .05   # a larger share raises a warning
 KINDS = ('truncated', 'unparsed', 'unclosed')
@@ -46,7 +45,23 @@ class Completion:
     over: dict
 
 
-def completion(s: 'Scored', cells: Sequence[Cell],
+@dataclass(frozen=True, kw_only=True)
+class _Ending:
+    """How the answers of one family ended: {kind: share}, and what the completed ones score.
+
+    `value` and `draws` [B] are mean scores of completed answers, NaN where there is none; `items`
+    and `clusters` are those that have one.
+    """
+    shares: dict
+    value: float
+    draws: np.ndarray
+    items: int
+    clusters: int
+    answers: int
+    completed: int
+
+
+def completion(s: Scored, cells: Sequence[Cell],
                means: bootstrap.Means | None = None) -> tuple[dict[str, Completion], Completion]:
     """Return ({family: Completion}, Completion of the macro mean over families) of these cells.
 
@@ -55,28 +70,41 @@ def completion(s: 'Scored', cells: Sequence[Cell],
     alike. Accuracy on completed answers is a ratio of sums over pictures, and where all are
     completed the accuracy itself.
     """
-    from downscale.analysis.measures import means_of, one  # they stand on this page
-    means = bootstrap.with_macro(means_of(s, [cells])[1] if means is None else means)
+    if means is None:
+        _, means = means_of(s, [cells])
+    means = bootstrap.with_macro(means)
     accuracy = {task: one(means, 0, column) for column, task in enumerate(means.groups)}
+    endings = _endings(s, cells)
+    return ({task: _completion({task: ending}, accuracy[task]) for task, ending in endings.items()},
+            _completion(endings, accuracy['macro']))
+
+
+def _endings(s, cells):
+    """Return {family: _Ending} of the answers of these cells."""
     rows, weights = _weighed(s, cells)
     items = {name: s.study.items[name][rows] for name in ('score', 'truncated', 'parse_ok',
                                                           'close')}
-    ended = {'truncated': items['truncated'].astype(bool),
-             'unparsed': ~items['parse_ok'].astype(bool), 'unclosed': items['close'] == 'open'}
-    done = ~np.any(list(ended.values()), axis=0)
-    thinking = any(cell.thinking for cell in cells)
-    parts = {}
-    codes, first, place = np.unique(s.study.codes['task'][rows], return_index=True,
-                                    return_inverse=True)
-    finished = _means(s, rows, place, weights * done, items['score'], done.astype(float))
+    faults = {'truncated': items['truncated'].astype(bool),
+              'unparsed': ~items['parse_ok'].astype(bool), 'unclosed': items['close'] == 'open'}
+    done = ~np.any(list(faults.values()), axis=0)
+    # A cell with thoughts among them is enough: the answers of the others are closed in any case.
+    if not any(cell.thinking for cell in cells):
+        del faults['unclosed']   # no thought was asked for
+    _, first, place = np.unique(s.study.codes['task'][rows], return_index=True,
+                                return_inverse=True)
     whole = np.bincount(place, weights)
+    sums = {kind: np.bincount(place, weights * flags) for kind, flags in faults.items()}
+    finished = _means(s, rows, place, weights * done, items['score'], done.astype(float))
+    endings = {}
     for column, task in enumerate(s.study.items['task'][rows[first]]):
-        shares = {kind: FaultShare(np.bincount(place, weights * flags)[column] / whole[column])
-                  for kind, flags in ended.items() if thinking or kind != 'unclosed'}
-        here = place == column
-        parts[task] = (shares, finished[column], int(here.sum()), int((here & done).sum()))
-    return ({task: _completion({task: part}, accuracy[task]) for task, part in parts.items()},
-            _completion(parts, accuracy['macro']))
+        value, draws, count, clusters = finished[column]
+        shares = {kind: FaultShare(of_kind[column] / whole[column])
+                  for kind, of_kind in sums.items()}
+        of_task = place == column
+        endings[task] = _Ending(shares=shares, value=value, draws=draws, items=count,
+                                clusters=clusters, answers=int(of_task.sum()),
+                                completed=int((of_task & done).sum()))
+    return endings
 
 
 def _weighed(s, cells):
@@ -88,66 +116,81 @@ def _weighed(s, cells):
         _, place, repeats = np.unique(s.study.codes['item_id'][index], return_inverse=True,
                                       return_counts=True)
         rows.append(index)
-        weights.append(1 / repeats[place])
+        weights.append(1 / repeats[place])   # repeats of an item together count once
     return np.concatenate(rows), np.concatenate(weights)
 
 
 def _means(s, rows, place, weights, score, kept):
-    """Return (mean score of the kept rows, its draws, items, clusters) of each group; NaN where
-    none is.
+    """Return (mean score of the kept rows, its draws, items, clusters) of each group of rows.
 
-    `place` [rows] is the group of each row. The ranks of clusters are the columns of resamples.
+    `place` [rows] is the group of each row. A group without kept rows has NaN.
     """
     groups = place.max() + 1
     clusters = len(s.resamples.clusters)
+    # Cluster and group as one number, so that one count sums over both.
     key = s.study.codes['cluster_id'][rows] * groups + place
-    top, bottom, seen = (np.bincount(key, values, clusters * groups).reshape(clusters, groups)
-                         for values in (weights * score, weights, kept))
+
+    def by_cluster(values):
+        """Return the sums [clusters, groups]; ranks of clusters are the columns of resamples."""
+        return np.bincount(key, values, clusters * groups).reshape(clusters, groups)
+    top = by_cluster(weights * score)
+    bottom = by_cluster(weights)
     drawn = s.resamples.weights @ np.concatenate([top, bottom], axis=1)
+    # A ratio of sums, redrawn as one: a picture with more completed answers weighs more.
     with np.errstate(invalid='ignore'):
         value = top.sum(axis=0) / bottom.sum(axis=0)
         draws = drawn[:, :groups] / drawn[:, groups:]
+    # An item that several seeds answered is one item.
     item = np.unique(s.study.codes['item_id'][rows[kept > 0]] * groups + place[kept > 0])
     items = np.bincount(item % groups, minlength=groups)
-    return list(zip(value, draws.T, items, np.count_nonzero(seen, axis=0), strict=True))
+    seen = np.count_nonzero(by_cluster(kept), axis=0)
+    return list(zip(value, draws.T, items, seen, strict=True))
 
 
-def _completion(parts, accuracy):
-    """Return one `Completion` of the plain mean over the families in `parts`."""
-    shares, dones, answers, completed = zip(*parts.values(), strict=True)
-    all_done = sum(answers) == sum(completed)
-    means = {kind: FaultShare(np.mean([share[kind] for share in shares])) for kind in shares[0]}
-    over = {task: {kind: share for kind, share in part[0].items() if share.over}
-            for task, part in parts.items()}
+def _completion(endings, accuracy):
+    """Return one `Completion` of the plain mean over the families in `endings`."""
+    parts = list(endings.values())
+    answers = sum(part.answers for part in parts)
+    completed = sum(part.completed for part in parts)
+    shares = {}
+    for kind in parts[0].shares:
+        shares[kind] = FaultShare(np.mean([part.shares[kind] for part in parts]))
+    over = {}
+    for task, part in endings.items():
+        kinds = {kind: share for kind, share in part.shares.items() if share.over}
+        if kinds:
+            over[task] = kinds
     return Completion(
-        truncated=means['truncated'],
-        unparsed=means['unparsed'],
-        unclosed=means.get('unclosed'),
+        truncated=shares['truncated'],
+        unparsed=shares['unparsed'],
+        unclosed=shares.get('unclosed'),
         accuracy=accuracy,
-        completed=accuracy if all_done else _interval(dones),
-        answers=sum(answers),
-        n_completed=sum(completed),
-        over={task: kinds for task, kinds in over.items() if kinds},
+        # Where nothing is left out it is the accuracy, whose interval may cover seeds as well.
+        completed=accuracy if completed == answers else _interval(parts),
+        answers=answers,
+        n_completed=completed,
+        over=over,
     )
 
 
-def _interval(means):
+def _interval(parts):
     """Return the mean of family means; None when a family has no answer left to take a mean of."""
-    values, draws, items, clusters = zip(*means, strict=True)
+    values = [part.value for part in parts]
     if not all(np.isfinite(values)):
         return None
-    return bootstrap.interval(np.mean(values), np.mean(draws, axis=0), sum(items), min(clusters),
-                              bounds=(0, 1))
+    return bootstrap.interval(
+        np.mean(values), np.mean([part.draws for part in parts], axis=0),
+        sum(part.items for part in parts), min(part.clusters for part in parts), bounds=(0, 1))
 
 
 def _printed(results):
-    """Yield (part, place, {family: {kind: share above the limit}}) of every share that is
-    printed.
-    """
+    """Yield (part, place, {family: {kind: share above the limit}}) of every printed share."""
     for modes in results['gate']['families'].values():
-        yield from (('gate', mode, row['completion'].over) for mode, row in modes.items())
+        for mode, row in modes.items():
+            yield 'gate', mode, row['completion'].over
     for row in results.get('accuracy', {'families': {}})['families'].values():
-        yield from (('accuracy', size, x.over) for size, x in row['completion'].items())
+        for size, x in row['completion'].items():
+            yield 'accuracy', size, x.over
     for name, panel in results.get('grid', {}).items():
         for cell in panel['cells']:
             yield 'grid', f'{name}, {cell["p"]} with {cell["r"]}', cell['completion'].over
@@ -155,7 +198,7 @@ def _printed(results):
         if row['completion'] is not None:
             yield 'runs', row['run_id'], row['completion'].over
     for row in results['health']:
-        # only the joint way has several conditions, and only the others have a text
+        # Only the joint way has several conditions, and only the others have a text.
         names = ('way', 'condition' if row['way'] == 'joint' else 'text', 'mode', 'size')
         yield 'health', ', '.join(row[name] for name in names), row['completion'].over
     for row in results['texts']:
@@ -169,25 +212,34 @@ def warnings(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
     `groups` of `of` groups of answers are above it in some family; `worst` names the highest.
     """
-    of = {}
+    printed = Counter()
     hits = {}
     for part, place, over in _printed(results):
-        of[part] = of.get(part, 0) + 1
+        printed[part] += 1
         for kind in KINDS:
-            found = [(share[kind], ', '.join(filter(None, (place, task))))
-                     for task, share in over.items() if kind in share]
-            if found:
-                hits.setdefault(part, {}).setdefault(kind, []).append(max(found, key=_share))
-    return {part: [{'kind': kind, 'groups': len(found), 'of': of[part],
-                    'share': max(found, key=_share)[0], 'worst': max(found, key=_share)[1]}
-                   for kind, found in kinds.items()] for part, kinds in hits.items()}
+            shares = [(share[kind], ', '.join(filter(None, (place, task))))
+                      for task, share in over.items() if kind in share]
+            if shares:
+                # A group of answers counts once, however many of its families are above the limit.
+                hits.setdefault(part, {}).setdefault(kind, []).append(max(shares, key=_share))
+    return {part: _warnings_of(kinds, printed[part]) for part, kinds in hits.items()}
+
+
+def _warnings_of(kinds, of):
+    """Return a warning for each kind of share, of {kind: (share, place) of each group above}."""
+    rows = []
+    for kind, groups in kinds.items():
+        share, worst = max(groups, key=_share)
+        rows.append({'kind': kind, 'groups': len(groups), 'of': of, 'share': share,
+                     'worst': worst})
+    return rows
 
 
 def _share(hit):
     return hit[0]   # so that the first of equal ones is named
 
 
-def sentence(found: Iterable[dict[str, Any]]) -> str:
+def sentence(part: Iterable[dict[str, Any]]) -> str:
     """Return the warnings of one part as a sentence."""
     return '; '.join(f'{x["kind"]} in {x["groups"]} of {x["of"]} groups, most in '
-                     f'{x["worst"]} ({100 * x["share"]:.1f} %)' for x in found)
+                     f'{x["worst"]} ({100 * x["share"]:.1f} %)' for x in part)

@@ -8,19 +8,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from downscale.analysis import costs, dropoff, grids, measures
-from downscale.analysis.measures import MODES, Missing, Scored
+from downscale.analysis import costs, drops, measures
+from downscale.analysis.measures import GOLD, MODES, Missing, Scored
+from downscale.results.text_kinds import BRIEF, CAPTION, EXTRACTION
+from downscale.stage_table import WRITER
 from downscale.statistics import bootstrap
 
 EQUAL = .1   # budgets that differ by no more count as equal
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Found:
     """What a contrast is in a study: `effect`, where it is from, and by size where it has one.
 
-    `doubt` says why the effect would not answer the claim ('' if it would): a verdict that the
-    doubt works against still stands when `one_sided`.
+    `doubt` says why the effect would not answer the claim ('' if it would). With `one_sided` the
+    doubt can only have made the effect smaller, so that "supported" still stands.
     """
     effect: bootstrap.Interval
     where: str
@@ -42,67 +44,68 @@ def over(s: Scored, groups: Sequence,
 
     Each of `parts` is (weights [groups], tasks over which the mean is taken); they are added up.
     """
-    _, means, _ = measures.means_of(s, groups)
+    # `parts` are summed within each draw, as in the number itself: their errors go together.
+    _, means = measures.means_of(s, groups)
     value = 0.
     draws = 0.
     shares = np.zeros(len(means.groups))
     for part, names in parts:
-        here = [column for column, name in enumerate(means.groups) if name in names]
-        part = np.asarray(part, dtype=float)
-        value = value + part @ means.value[:, here].mean(axis=1)
-        draws = draws + means.draws[:, :, here].mean(axis=2) @ part
-        shares[here] += np.abs(part).max() / len(here)
-    columns = shares > 0
+        columns = [column for column, name in enumerate(means.groups) if name in names]
+        weights = np.asarray(part, dtype=float)
+        value = value + weights @ means.value[:, columns].mean(axis=1)
+        draws = draws + means.draws[:, :, columns].mean(axis=2) @ weights
+        shares[columns] += np.abs(weights).max() / len(columns)
+    used = shares > 0
+    # The sum is at its ends where every accuracy that is added is 0 or 1.
     weights = np.concatenate([np.asarray(part, dtype=float) for part, _ in parts])
     bounds = float(np.minimum(weights, 0).sum()), float(np.maximum(weights, 0).sum())
     # pyrefly: ignore[bad-argument-type]
-    return bootstrap.interval(value, draws, means.n[columns].sum(),
-                              bootstrap.effective(means.clusters[columns], shares[columns]),
+    return bootstrap.interval(value, draws, means.n[used].sum(),
+                              bootstrap.effective(means.clusters[used], shares[used]),
                               bounds=bounds, seeds=means.seeds, planned=means.planned)
 
 
-def _ends(s):
-    have = [size for size in s.sizes if measures.joint_cells(s, size, 'image')]
-    if len(have) < 2:
-        raise Missing(f'needs two sizes that answered with the picture, found {len(have)}')
-    return have[0], have[-1]
-
-
 def visual_minus_knowledge(s: Scored, mode: str) -> Found:
-    """Drop of visual families minus that of knowledge families, each the mean over families."""
-    small, large = _ends(s)
+    """Return the drop of visual families minus that of knowledge ones, each the mean of its own."""
+    sizes = measures.answering_sizes(s)
+    if len(sizes) < 2:
+        raise Missing(f'needs two sizes that answered with the picture, found {len(sizes)}')
+    small = sizes[0]
+    large = sizes[-1]
     visual, knowledge = families_of(s)
     if not visual or not knowledge:
         raise Missing('needs visual and knowledge families')
     groups = [measures.joint_cells(s, size, 'image') for size in (large, small)]
-    return Found(over(s, groups, ((1, -1), visual), ((-1, 1), knowledge)),
-                 f'{large.name} - {small.name}, with the picture')
+    return Found(effect=over(s, groups, ((1, -1), visual), ((-1, 1), knowledge)),
+                 where=f'{large.name} - {small.name}, with the picture')
 
 
 def drop_by_reliance(s: Scored, mode: str) -> Found:
-    """Return spearman of drop and reliance on the picture (image - blind), axes from split halves.
+    """Return Spearman's correlation of the drop with reliance on the picture (image - blind).
 
-    Its interval is over families, of all seeds averaged; no seeds are redrawn, so that it counts
-    as that of one.
+    Axes are from split halves. Its interval is over families, of all seeds averaged; no seeds are
+    redrawn, so that it counts as that of one.
     """
-    found = dropoff.reliance(s)
-    if 'blind' not in found['relation']:
-        raise Missing(f'needs the blind condition in {dropoff.FEW_TASKS} families')
-    x = found['relation']['blind']['split halves'].spearman
-    return Found(x, f'{x.clusters} families, image - blind, split halves; the interval covers '
-                    'families, not seeds')
+    # Split halves: the largest size is on both axes, and its noise alone would make a rising line.
+    relations = drops.reliance(s)['relation']
+    if 'blind' not in relations:
+        raise Missing(f'needs the blind condition in {drops.FEW_TASKS} families')
+    x = relations['blind']['split halves'].spearman
+    return Found(effect=x, where=f'{x.clusters} families, image - blind, split halves; the '
+                                 'interval covers families, not seeds')
 
 
-def _pairs(s, mode, kinds=('extraction', 'caption')):
+def _pairs(s, mode, kinds=(EXTRACTION, CAPTION)):
     """Return (kind, pairs) of the first kind of text that was answered in this mode."""
     for kind in kinds:
         groups = measures.pair_groups(s, kind, MODES[mode])
-        if any(p != grids.GOLD for p, _ in groups):
+        if any(p != GOLD for p, _ in groups):
             return kind, groups
     raise Missing(f'no {" or ".join(kinds)} was answered in mode {mode}')
 
 
 def _need(groups, keys):
+    """Return the cells of all these pairs; `Missing` where one is absent."""
     lacking = [f'{p} -> {r}' for p, r in keys if (p, r) not in groups]
     if lacking:
         raise Missing(f'{len(lacking)} of {len(keys)} pairs are absent, first {lacking[0]}')
@@ -110,10 +113,12 @@ def _need(groups, keys):
 
 
 def _sizes(s, groups, side):
-    found = [size.name for size in s.sizes if any(key[side] == size.name for key in groups)]
-    if not found:
+    """Return the sizes on one side of pairs (0 perception, 1 reasoners), small to large."""
+    names = {key[side] for key in groups}
+    sizes = [size.name for size in s.sizes if size.name in names]
+    if not sizes:
         raise Missing('no perception model wrote what a reasoner read')
-    return found
+    return sizes
 
 
 def perception_minus_reasoning(s: Scored, mode: str) -> Found:
@@ -128,28 +133,39 @@ def perception_minus_reasoning(s: Scored, mode: str) -> Found:
         raise Missing('needs two sizes on both sides')
     cells = _need(groups, [(p[-1], r[0]), (p[0], r[-1]), (p[-1], r[-1])])
     visual, _ = families_of(s)
+    # Both drops start at (large, large), which cancels: two pairs and no third make the effect.
     lost = over(s, cells, ((-.5, -.5, 1), visual))
-    return Found(over(s, cells, ((1, -1, 0), visual)), f'{kind}, {mode}, {p[-1]} to {p[0]}',
-                 doubt='' if lost.low > 0 else 'no side loses clearly, so nothing is compared')
+    doubt = '' if lost.low > 0 else 'no side loses clearly, so nothing is compared'
+    return Found(effect=over(s, cells, ((1, -1, 0), visual)),
+                 where=f'{kind}, {mode}, {p[-1]} to {p[0]}', doubt=doubt)
 
 
-def _writers(s, mode, other):
-    """Return (pairs that read extractions, that read the `other` kind, sizes of perception) at the
-    largest R.
-    """
-    both = [_pairs(s, mode, (kind,))[1] for kind in ('extraction', other)]
-    p = [size for size in _sizes(s, both[0], 0) if size in _sizes(s, both[1], 0)]
-    r = _sizes(s, both[0], 1)[-1]
-    return *(_need(groups, [(size, r) for size in p]) for groups in both), p, r
+@dataclass(frozen=True, kw_only=True)
+class _Tuned:
+    """Extractions minus captions of all `sizes` of perception, read by the largest `reasoner`."""
+    effect: bootstrap.Interval
+    by_size: dict
+    sizes: list
+    reasoner: str
 
 
-def _tuned_difference(s, mode, other='caption'):
-    extracted, captioned, p, r = _writers(s, mode, other)
+def _tuned_difference(s, mode, other=CAPTION):
+    """Return what the largest reasoner gains from extractions over the `other` kind of text."""
+    _, extractions = _pairs(s, mode, (EXTRACTION,))
+    _, others = _pairs(s, mode, (other,))
+    written = _sizes(s, others, 0)
+    sizes = [size for size in _sizes(s, extractions, 0) if size in written]
+    reasoner = _sizes(s, extractions, 1)[-1]
+    keys = [(size, reasoner) for size in sizes]
+    extracted = _need(extractions, keys)
+    captioned = _need(others, keys)
     visual, _ = families_of(s)
-    weights = [1 / len(p)] * len(p) + [-1 / len(p)] * len(p)
-    each = {size: over(s, pair, ((1, -1), visual))
-            for size, pair in zip(p, zip(extracted, captioned, strict=True), strict=True)}
-    return over(s, [*extracted, *captioned], (weights, visual)), each, p, r
+    by_size = {size: over(s, both, ((1, -1), visual))
+               for size, both in zip(sizes, zip(extracted, captioned, strict=True), strict=True)}
+    # The mean over sizes is one contrast of all cells: its seeds are those that all of them have.
+    weights = [1 / len(sizes)] * len(sizes) + [-1 / len(sizes)] * len(sizes)
+    effect = over(s, [*extracted, *captioned], (weights, visual))
+    return _Tuned(effect=effect, by_size=by_size, sizes=sizes, reasoner=reasoner)
 
 
 def extraction_minus_caption(s: Scored, mode: str) -> Found:
@@ -157,22 +173,25 @@ def extraction_minus_caption(s: Scored, mode: str) -> Found:
 
     In doubt unless both writers were tuned on as many examples behind the model that answers.
     """
-    effect, each, p, r = _tuned_difference(s, mode)
-    counts = {kind: costs.tuned_examples(s, p, kind) for kind in ('caption', 'extraction')}
-    return Found(effect, f'reasoner {r}, {mode}, {len(p)} sizes', each,
-                 *_budget('examples', counts))
+    tuned = _tuned_difference(s, mode)
+    counts = {kind: costs.tuned_examples(s, tuned.sizes, kind) for kind in WRITER}
+    doubt, one_sided = _budget('examples', counts)
+    return Found(effect=tuned.effect, by_size=tuned.by_size, doubt=doubt, one_sided=one_sided,
+                 where=f'reasoner {tuned.reasoner}, {mode}, {len(tuned.sizes)} sizes')
 
 
 def extraction_minus_caption_equal_tokens(s: Scored, mode: str) -> Found:
-    """Return the same over captions cut to the length of the extraction, or whole ones without
-    such.
+    """Return what is gained over captions cut to the length of the extraction.
 
-    In doubt unless both are as long, in tokens: a caption may be shorter than it may be.
+    Whole captions stand in where none were cut. In doubt unless both kinds are as long, in tokens:
+    a caption may be shorter than it may be.
     """
-    brief = any(cell.text_kind == 'brief' for cell in s.study.cells)
-    effect, each, p, r = _tuned_difference(s, mode, 'brief' if brief else 'caption')
-    return Found(effect, f'{"brief captions, " * brief}reasoner {r}, {mode}, {len(p)} sizes', each,
-                 *_budget('tokens a text', _lengths(s, p, brief)))
+    brief = any(cell.text_kind == BRIEF for cell in s.study.cells)
+    tuned = _tuned_difference(s, mode, BRIEF if brief else CAPTION)
+    doubt, one_sided = _budget('tokens a text', _lengths(s, tuned.sizes, brief))
+    what = 'brief captions, ' if brief else ''
+    return Found(effect=tuned.effect, by_size=tuned.by_size, doubt=doubt, one_sided=one_sided,
+                 where=f'{what}reasoner {tuned.reasoner}, {mode}, {len(tuned.sizes)} sizes')
 
 
 def _lengths(s, sizes, cut):
@@ -180,39 +199,42 @@ def _lengths(s, sizes, cut):
 
     `cut`: captions count as no longer than the extraction of the same item by the same run.
     """
-    runs = {run for size in s.sizes if size.name in sizes for run in size.runs}
-    texts = s.study.texts
-    found = {}
-    for kind in ('caption', 'extraction'):
-        here = (texts['text_kind'] == kind) & np.isin(texts['p_run'], list(runs))
-        found[kind] = dict(zip(zip(texts['item_id'][here], texts['p_run'][here], strict=True),
-                               texts['n_tokens'][here].tolist(), strict=True))
+    runs = [run for run, size in measures.size_of_run(s).items() if size.name in sizes]
+    captions = _token_counts(s.study.texts, CAPTION, runs)
+    extractions = _token_counts(s.study.texts, EXTRACTION, runs)
+    # What is said of brief captions has to count them as they were read, not as they were written.
     if cut:
-        found['caption'] = {key: min(count, found['extraction'][key])
-                            for key, count in found['caption'].items()
-                            if key in found['extraction']}
+        captions = {key: min(count, extractions[key])
+                    for key, count in captions.items() if key in extractions}
     return {kind: float(np.mean(list(counts.values()))) if counts else None
-            for kind, counts in found.items()}
+            for kind, counts in ((CAPTION, captions), (EXTRACTION, extractions))}
+
+
+def _token_counts(texts, kind, runs):
+    """Return {(item, run): tokens} of one kind of text."""
+    rows = (texts['text_kind'] == kind) & np.isin(texts['p_run'], runs)
+    keys = zip(texts['item_id'][rows], texts['p_run'][rows], strict=True)
+    return dict(zip(keys, texts['n_tokens'][rows].tolist(), strict=True))
 
 
 def _budget(what, counts):
     """Return (doubt, whether it is one-sided) about a comparison at equal budgets."""
-    caption = counts['caption']
-    extraction = counts['extraction']
+    caption = counts[CAPTION]
+    extraction = counts[EXTRACTION]
     if not caption or not extraction:
         return f'{what} are not recorded', False
     if abs(extraction / caption - 1) <= EQUAL:
         return '', False
+    # Extractions that win with the smaller budget would win with an equal one.
     return (f'extraction has {extraction:.4g} {what}, captioning {caption:.4g}',
             extraction < caption)
 
 
 def thinking(s: Scored, mode: str) -> Found:
-    """Return thinking minus answering directly, for every reasoner, on what the largest P has
-    written.
+    """Return thinking minus answering directly, of the largest reasoner, and by reasoner.
 
-    The effect is that of the largest reasoner. `where` says from which size on it is clear: sizes
-    are tested from the largest down, and testing stops at the first that is not.
+    All read what the largest P has written. `where` says from which size on the effect is clear:
+    sizes are tested from the largest down, and testing stops at the first that is not.
     """
     kind, groups = _pairs(s, 'think')
     _, direct = _pairs(s, 'direct', (kind,))
@@ -221,14 +243,15 @@ def thinking(s: Scored, mode: str) -> Found:
     names = [r for r in _sizes(s, groups, 1) if (top, r) in groups and (top, r) in direct]
     if not names:
         raise Missing('no reasoner answered both directly and thinking')
-    each = {r: over(s, [groups[top, r], direct[top, r]], ((1, -1), visual)) for r in names}
+    by_size = {r: over(s, [groups[top, r], direct[top, r]], ((1, -1), visual)) for r in names}
+    # In a fixed order each test may use the whole 5 %, as long as it stops at the first failure.
     first = None
     for r in reversed(names):
-        if not each[r].low > 0:
+        if not by_size[r].low > 0:
             break
         first = r
-    return Found(each[names[-1]], f'{kind} by {top}; ' + (
-        f'clear from {first} on' if first else 'clear at no size'), each)
+    clear = f'clear from {first} on' if first else 'clear at no size'
+    return Found(effect=by_size[names[-1]], where=f'{kind} by {top}; {clear}', by_size=by_size)
 
 
 def chain_minus_joint(s: Scored, mode: str) -> Found:
@@ -237,22 +260,21 @@ def chain_minus_joint(s: Scored, mode: str) -> Found:
     The mean over the sizes that have both.
     """
     kind, groups = _pairs(s, mode)
-    sizes = [size for size in s.sizes if (size.name, size.name) in groups
-             and measures.joint_cells(s, size, 'image')]
+    sizes = [size for size in measures.answering_sizes(s) if (size.name, size.name) in groups]
     if not sizes:
         raise Missing('no size answered both as a pair and by itself')
     visual, _ = families_of(s)
-    cells = [[groups[size.name, size.name], measures.joint_cells(s, size, 'image')]
-             for size in sizes]
-    each = {size.name: over(s, pair, ((1, -1), visual))
-            for size, pair in zip(sizes, cells, strict=True)}
-    flat = [group for pair in cells for group in pair]
-    effect = over(s, flat, (np.tile([1, -1], len(sizes)) / len(sizes), visual))
-    return Found(effect, f'{kind}, {mode}, {len(sizes)} sizes', each)
+    by_size = {}
+    cells = []
+    for size in sizes:
+        both = [groups[size.name, size.name], measures.joint_cells(s, size, 'image')]
+        by_size[size.name] = over(s, both, ((1, -1), visual))
+        cells += both
+    effect = over(s, cells, (np.tile([1, -1], len(sizes)) / len(sizes), visual))
+    return Found(effect=effect, where=f'{kind}, {mode}, {len(sizes)} sizes', by_size=by_size)
 
 
 CONTRASTS = {run.__name__: run for run in (
     visual_minus_knowledge, drop_by_reliance, perception_minus_reasoning,
     extraction_minus_caption, extraction_minus_caption_equal_tokens, thinking,
     chain_minus_joint)}
-

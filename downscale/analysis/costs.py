@@ -17,13 +17,13 @@ from downscale.data.images import best_grid, token_count
 from downscale.results.items import TableError, one_line
 from downscale.results.study import Cell
 from downscale.results.study_file import NUMBER, check, read_lines, read_object, short, shown
+from downscale.results.text_kinds import SOURCE_STAGE
 from downscale.sizes import LanguageConfig, Pictures, VisionConfig
 from downscale.values import from_dict, unknown
 
 COSTS = {'params': 'parameters in total', 'train_flops': 'training FLOPs',
          'inference_flops': 'inference FLOPs a question',
          'samples': 'rows with pictures in training', 'chip_hours': 'chip-hours of training'}
-WRITER = {'caption': 'caption', 'extraction': 'extract', 'brief': 'caption'}
 STAGE_FIELDS = {'name': str, 'steps': NUMBER, 'batch': NUMBER, 'length': NUMBER, 'tiles': NUMBER,
                 'trainable': list, 'parents': dict, 'rates': dict, 'buckets': list}
 SHAPE_FIELDS = dict.fromkeys(('batch', 'length', 'tiles'), NUMBER)
@@ -222,7 +222,7 @@ def stage_of(s: Scored, run: str, kind: str) -> tuple[str, str]:
 
     Where published data has made no writer, the model that answers has written.
     """
-    for name in (*([WRITER[kind]] if kind else ()), *JOINT):
+    for name in (*([SOURCE_STAGE[kind]] if kind else ()), *JOINT):
         if (run, name) in stages_of(s):
             return run, name
     raise Missing(f'no finished stage of {run} for {kind or "joint"} answers')

@@ -1,14 +1,15 @@
 """What the report says of the perception x reasoner pairs beside their accuracies."""
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
 from downscale.analysis import costs, grids, pareto
 from downscale.analysis.measures import Missing, Scored
 from downscale.results.items import TableError
+from downscale.results.text_kinds import BEST_FIRST, BRIEF
 from downscale.statistics.shapley import SCALES
 
-PREFERRED = (('extraction', 'think'), ('extraction', 'direct'), ('caption', 'think'),
-             ('caption', 'direct'), ('brief', 'think'), ('brief', 'direct'))
+PREFERRED = tuple(itertools.product(BEST_FIRST, ('think', 'direct')))
 
 
 def shares(s: Scored) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def shares(s: Scored) -> dict[str, Any]:
 
 def without_brief(panels: Iterable[tuple[str, Any]]) -> str:
     """Return what a table over all factors says of brief captions, which are in none of them."""
-    return ' (brief captions left out)' if any(kind == grids.BRIEF for kind, _ in panels) else ''
+    return ' (brief captions left out)' if any(kind == BRIEF for kind, _ in panels) else ''
 
 
 def families(s: Scored) -> dict[str, Any]:

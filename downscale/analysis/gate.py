@@ -43,7 +43,7 @@ def gate(s: Scored) -> dict[str, Any]:
 
 
 def _gate_mode(s, cells, mode, table):
-    paired, score, _ = means_of(s, [cells])
+    paired, score = means_of(s, [cells])
     floor = floors.floor(s, paired)
     margin = dataclasses.replace(score, value=score.value - floor.means.value,
                                  draws=score.draws - floor.means.draws)

@@ -16,6 +16,7 @@ from downscale.analysis.measures import MODES, Missing, Scored
 from downscale.results.items import TableError
 from downscale.results.probes import NO_DEPTH, hits, read
 from downscale.results.study import pair
+from downscale.results.text_kinds import TEXT_KINDS
 from downscale.statistics import bootstrap
 
 FLOOR = 'question alone'
@@ -106,7 +107,7 @@ def _written(s, groups):
     """
     seed = {run['run_id']: run['seed'] for run in s.study.meta['runs']}
     best = None
-    for kind in measures.TEXTS:
+    for kind in TEXT_KINDS:
         for mode, thinking in MODES.items():
             pairs = measures.pair_groups(s, kind, thinking)
             readers = [size.name for size in s.sizes if any(r == size.name for _, r in pairs)]
@@ -225,5 +226,5 @@ def ledger_rows(found: Ledger) -> tuple[list[Row], list[str]]:
 
 
 def _row(table, setting, task, what, x):
-    return Row(table, setting, task, what, x.value, x.low, x.high, x.n, x.clusters, x.method,
-               seeds=x.seeds)
+    return Row(table=table, setting=setting, family=task, what=what, value=x.value, low=x.low,
+               high=x.high, n=x.n, clusters=x.clusters, method=x.method, seeds=x.seeds)

@@ -1,7 +1,7 @@
 """The numbers of `downscale analyze` in long form: one `Row` per number, the same for all verbs.
 
-Each function takes a `Scored` study and returns (rows, notes). What cannot be computed is a note
-with its reason.
+Each public function takes a `Scored` study and returns (rows, notes). What cannot be computed is a
+note with its reason.
 """
 import itertools
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from downscale.analysis import dropoff, flips, gate, grids, measures, pareto
+from downscale.analysis import drops, flips, gate, grids, measures, pareto
 from downscale.analysis.completeness import LIMIT, completion
 from downscale.analysis.measures import Missing, Scored
 from downscale.results.items import TableError
@@ -20,7 +20,7 @@ FEW_DISCORDANT = 25   # below this many changed answers a bootstrap is too coars
 THRESHOLDS = (.1, .3, .5, .7, .9)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One number; `low` and `high` are NaN for numbers without an interval.
 
@@ -42,35 +42,41 @@ class Row:
 
 
 def _row(table, setting, family, what, x, note=''):
+    """Return the `Row` of an `Interval` or of a plain number."""
+    place = {'table': table, 'setting': setting, 'family': family, 'what': what, 'note': note}
     if isinstance(x, bootstrap.Interval):
-        return Row(table, setting, family, what, x.value, x.low, x.high, x.n, x.clusters,
-                   x.method, note, x.seeds)
-    return Row(table, setting, family, what, float(x), note=note)
+        return Row(**place, value=x.value, low=x.low, high=x.high, n=x.n, clusters=x.clusters,
+                   method=x.method, seeds=x.seeds)
+    return Row(**place, value=float(x))
 
 
 def drop_rows(s: Scored, size: str = 'n_nonembed') -> tuple[list[Row], list[str]]:
     """Return drop-off by four measures, and drop against visual reliance over families."""
-    found = dropoff.drops(s, size)
-    notes = []
-    setting = f'{found["large"]} - {found["small"]}'
-    rows = [_row('drop', setting, task, f'slope per decade of {size}' if what == 'slope' else what,
-                 x) for task, of in found['drops'].items() for what, x in of.items()]
+    result = drops.drop_off(s, size)
+    setting = f'{result["large"]} - {result["small"]}'
+    rows = []
+    for task, intervals in result['drops'].items():
+        for what, x in intervals.items():
+            name = f'slope per decade of {size}' if what == 'slope' else what
+            rows.append(_row('drop', setting, task, name, x))
     try:
-        found = dropoff.reliance(s)
+        reliance = drops.reliance(s)
     except Missing as reason:
-        return rows, [*notes, f'skipped: {reason}']
-    for condition, relied in found['conditions'].items():
+        return rows, [f'skipped: {reason}']
+    notes = []
+    for condition, tasks in reliance['conditions'].items():
         rows += [_row('reliance', f'image - {condition}', task, 'reliance', x)
-                 for task, x in relied.items()]
-        if condition not in found['relation']:
+                 for task, x in tasks.items()]
+        if condition not in reliance['relation']:
             notes.append(f'skipped: drop against reliance on {condition} needs '
-                         f'{dropoff.FEW_TASKS} tasks, found {len(relied)}')
-        for split, x in found['relation'].get(condition, {}).items():
+                         f'{drops.FEW_TASKS} tasks, found {len(tasks)}')
+        # Both ways of choosing the axes are shown: their gap is what shared noise makes.
+        for split, trend in reliance['relation'].get(condition, {}).items():
             name = f'image - {condition}, {split}'
-            rows += [_row('drop against reliance', name, '', 'Spearman', x.spearman),
-                     _row('drop against reliance', name, '', 'slope', x.slope)]
+            rows += [_row('drop against reliance', name, '', 'Spearman', trend.spearman),
+                     _row('drop against reliance', name, '', 'slope', trend.slope)]
     notes += [f'skipped: no {condition} condition for the largest size'
-              for condition in found['missing']]
+              for condition in reliance['missing']]
     return rows, notes
 
 
@@ -80,15 +86,23 @@ def grid_rows(s: Scored) -> tuple[list[Row], list[str]]:
     notes = [gate.gate(s)['line']]
     for name, groups in grids.panels(s).items():
         setting = ', '.join(name)
-        for (p, r), of in grids.accuracies(s, groups).items():
+        for (p, r), tasks in grids.accuracies(s, groups).items():
+            # A low accuracy may be one of finishing, so that the note stands beside it.
             over = completion(s, groups[p, r])[1].over
             rows += [_row('pairs', setting, task, f'{p} -> {r}', x, _unfinished(over, task))
-                     for task, x in of.items()]
-        for side, of in grids.curves(s, groups).items():
-            rows += [_row(f'{side}: {measure}', setting, task, size, x)
-                     for measure, sizes in of.items() for size, tasks in sizes.items()
                      for task, x in tasks.items()]
+        for side, measures_of_side in grids.curves(s, groups).items():
+            for measure, sizes in measures_of_side.items():
+                rows += _task_rows(f'{side}: {measure}', setting, sizes)
     return rows, notes
+
+
+def _task_rows(table, setting, intervals):
+    """Return the rows of {what: {family: Interval}}."""
+    rows = []
+    for what, tasks in intervals.items():
+        rows += [_row(table, setting, task, what, x) for task, x in tasks.items()]
+    return rows
 
 
 def _unfinished(over, task):
@@ -97,68 +111,69 @@ def _unfinished(over, task):
 
 
 def attribution_rows(s: Scored) -> tuple[list[Row], list[str]]:
-    """Return Shapley shares of perception and reasoner with their interaction, and items by
-    class.
-    """
+    """Return Shapley shares of both sides with their interaction, and items by class."""
     rows = []
     notes = [gate.gate(s)['line']]
-    found = {}
+    ends = {}
     for name, groups in grids.panels(s).items():
+        setting = ', '.join(name)
         try:
-            found[name] = panel = grids.corners(s, groups)
-            rows += _panel_rows(s, ', '.join(name), panel)
+            ends[name] = grids.corners(s, groups)
+            rows += _panel_rows(s, setting, ends[name])
+        # One broken or incomplete panel leaves the others as they are.
         except (Missing, TableError) as reason:
-            notes.append(f'{", ".join(name)}: skipped: {reason}')
+            notes.append(f'{setting}: skipped: {reason}')
             continue
-        notes += _panel_notes(s, ', '.join(name), panel)
+        notes += _panel_notes(s, setting, ends[name])
     if not rows:
         raise Missing('; '.join(notes))
     try:
         for scale in SCALES:
-            names, of = grids.all_factors(s, found, scale)
-            rows += _share_rows('all factors', ' x '.join(names) + flips.without_brief(found), of,
-                                scale)
+            names, shares = grids.all_factors(s, ends, scale)
+            setting = ' x '.join(names) + flips.without_brief(ends)
+            rows += _share_rows('all factors', setting, shares, scale)
     except (Missing, TableError) as reason:
         notes.append(f'all factors: skipped: {reason}')
     return rows, notes
 
 
 def _panel_rows(s, setting, panel):
+    """Return the rows of one panel between its corners."""
     rows = []
     for scale in SCALES:
         rows += _share_rows('shares', setting, grids.shares(s, panel, scale), scale)
     split = grids.items(s, panel)
-    for table, of in (('items by class', split.share), ('what classes add to the drop',
-                                                        split.change)):
-        rows += [_row(table, setting, task, what, x) for task, classes in of.items()
-                 for what, x in classes.items()]
+    for table, tasks in (('items by class', split.share),
+                         ('what classes add to the drop', split.change)):
+        for task, classes in tasks.items():
+            rows += [_row(table, setting, task, what, x) for what, x in classes.items()]
     rows += [_row('what classes add to the drop', setting, task, 'drop', x)
              for task, x in split.drop.items()]
-    rows += [_row('items by class, on gold text', setting, '', f'{what}, {who} reasoner', x)
-             for what, pair in split.gold.items()
-             for who, x in zip(('large', 'small'), pair, strict=True)]
-    rows += [_row('control on gold text', setting, task, what, x)
-             for what, of in grids.gold_drops(s, panel).items() for task, x in of.items()]
-    return rows
+    for what, (large, small) in split.gold.items():
+        rows += [_row('items by class, on gold text', setting, '', f'{what}, {who} reasoner', x)
+                 for who, x in (('large', large), ('small', small))]
+    return rows + _task_rows('control on gold text', setting, grids.gold_drops(s, panel))
 
 
-def _share_rows(table, setting, of, scale):
+def _share_rows(table, setting, shares, scale):
     rows = []
-    for task, found in of.items():
+    for task, parts in shares.items():
         rows += [_row(table, setting, task, f'{name} ({scale})', x)
-                 for name, x in (('total', found.total), *found.shares.items())]
-        rows += [_row(table, setting, task, f'{" x ".join(group)} ({scale})', x,
-                      'interaction larger than an interval' if group in found.flagged else '')
-                 for group, x in found.interactions.items()]
+                 for name, x in (('total', parts.total), *parts.shares.items())]
+        for group, x in parts.interactions.items():
+            note = 'interaction larger than an interval' if group in parts.flagged else ''
+            rows.append(_row(table, setting, task, f'{" x ".join(group)} ({scale})', x, note))
     return rows
 
 
 def _panel_notes(s, setting, panel):
+    """Return what a reader of one panel's attribution has to know of its seeds and answers."""
     p = panel.perception
     r = panel.reasoner
+    seeds = ', '.join(map(str, panel.seeds))
+    gold = '' if panel.gold else ', no answers on gold text'
     notes = [f'{setting}: perception {p[0]} to {p[1]}, reasoner {r[0]} to {r[1]}, '
-             f'seeds {", ".join(map(str, panel.seeds))}'
-             + ('' if panel.gold else ', no answers on gold text')]
+             f'seeds {seeds}{gold}']
     if panel.left_out:
         notes.append(f'{setting}: seeds without all four pairs are left out: {panel.left_out}')
     rate = grids.flip_rate(s, panel)
@@ -174,74 +189,97 @@ def _panel_notes(s, setting, panel):
 
 def pareto_rows(s: Scored, cost: str) -> tuple[list[Row], list[str]]:
     """Return cost, accuracy and probability of being on the frontier of every way of answering."""
-    found = pareto.ways_by_cost(s, cost)
+    result = pareto.ways_by_cost(s, cost)
     rows = []
-    for one in found['rows']:
-        table = f'accuracy against {found["unit"]}'
-        note = 'on the frontier' if one['on'] else ''
-        rows += [Row(table, one['way'], '', found['unit'], one['cost']),
-                 _row(table, one['way'], '', 'accuracy', one['accuracy'], note),
-                 Row(table, one['way'], '', 'P(on the frontier)', one['probability'])]
+    for way in result['rows']:
+        table = f'accuracy against {result["unit"]}'
+        name = way['way']
+        note = 'on the frontier' if way['on'] else ''
+        rows += [_row(table, name, '', result['unit'], way['cost']),
+                 _row(table, name, '', 'accuracy', way['accuracy'], note),
+                 _row(table, name, '', 'P(on the frontier)', way['probability'])]
     return rows, [f'skipped: {len(ways)} ways: {reason}'
-                  for reason, ways in found['skipped'].items()]
+                  for reason, ways in result['skipped'].items()]
 
 
 def compare_rows(s: Scored, sizes: Sequence[str] | None = None) -> tuple[list[Row], list[str]]:
-    """Return sizes against each other on the same items: differences, p values and power; runs by
-    IQM.
+    """Return differences of sizes on the same items, with p values and power; runs by IQM.
 
     `sizes` names two; without them every pair is compared. p values are adjusted over families
     (Benjamini-Hochberg) and, for the macro mean, over pairs of sizes (Holm).
     """
-    have = {size.name: size for size in s.sizes if measures.joint_cells(s, size, 'image')}
-    unknown = [name for name in sizes or () if name not in have]
+    by_name = {size.name: size for size in measures.answering_sizes(s)}
+    unknown = [name for name in sizes or () if name not in by_name]
     if unknown:
         raise ValueError(f'no size {unknown[0]!r} answered with the picture; there are '
-                         f'{", ".join(have)}')
-    chosen = [name for name in have if not sizes or name in sizes]
+                         f'{", ".join(by_name)}')
+    chosen = [size for name, size in by_name.items() if not sizes or name in sizes]
     if len(chosen) < 2:
         raise Missing(f'a comparison needs two sizes that answered with the picture, found '
                       f'{len(chosen)}')
     rows = []
     tests = []
     for small, large in itertools.combinations(chosen, 2):
-        paired, means, _ = measures.means_of(s, [measures.joint_cells(s, have[name], 'image')
-                                                 for name in (large, small)])
-        rows += _difference_rows(f'{large} - {small}', paired, bootstrap.with_macro(means))
+        paired, means = measures.means_of(s, [measures.joint_cells(s, size, 'image')
+                                              for size in (large, small)])
+        rows += _difference_rows(f'{large.name} - {small.name}', paired,
+                                 bootstrap.with_macro(means))
+        # The newest p of a macro mean is that of this pair of sizes.
         tests.append(next(row for row in rows[::-1] if row.what == 'p' and row.family == 'macro'))
+    # Pairs of sizes are few, and no error among them is wanted; of many families a few are.
+    adjusted = bootstrap.holm([test.value for test in tests])
     rows += [_row('differences', test.setting, 'macro', 'p, Holm over pairs of sizes', p)
-             for test, p in zip(tests, bootstrap.holm([test.value for test in tests]), strict=True)]
-    return rows + _run_rows(s, [have[name] for name in chosen]), _seed_notes(have, chosen)
+             for test, p in zip(tests, adjusted, strict=True)]
+    return rows + _run_rows(s, chosen), _seed_notes(chosen)
 
 
 def _difference_rows(setting, paired, means):
+    """Return the rows of two sizes (those of `means`): tests by family, then adjusted over them."""
     rows = []
     for column, task in enumerate(means.groups):
-        n = means.n[column]
-        clusters = means.clusters[column]
         x = measures.one(means, 0, column, minus=1)
-        draws = means.draws[:, 0, column] - means.draws[:, 1, column]
-        seeds = means.seeds, means.planned
-        error = inference.standard_error(draws, clusters, *seeds)
-        here = slice(None) if task == 'macro' else paired.task == task
-        first, second = paired.scores[:, here]
-        rows += [_row('differences', setting, task, what, value) for what, value in (
-            ('difference', x), ('p', inference.p_value(x.value, draws, clusters, *seeds)),
-            ('difference seen with 80 % power', inference.detectable_difference(error)))]
-        if x.value and error > 0 and not bootstrap.covers_seeds(*seeds):  # items do not mend seeds
-            rows.append(_row('differences', setting, task, 'items for 80 % power at this size',
-                             inference.items_needed(x.value, error ** 2 * n)))
-        binary = np.all((first == np.round(first)) & (second == np.round(second)))
-        if task != 'macro' and binary:
-            rows.append(_row('differences', setting, task, 'p, exact McNemar (items alone)',
-                             bootstrap.mcnemar(first, second)))
-            if np.sum(first != second) < FEW_DISCORDANT:
-                rows.append(Row('differences', setting, task, 'difference (items alone)', x.value,
-                                *inference.newcombe(first, second), n, n, 'Newcombe'))
-    single = [row for row in rows if row.what == 'p' and row.family != 'macro']
-    return rows + [_row('differences', setting, row.family, 'p, Benjamini-Hochberg over families',
-                        p) for row, p in zip(single, inference.benjamini_hochberg(
-                            [row.value for row in single]), strict=True)]
+        rows += _test_rows(setting, task, x, means, column)
+        if task != 'macro':
+            rows += _item_rows(setting, task, x, paired)
+    tests = [row for row in rows if row.what == 'p' and row.family != 'macro']
+    adjusted = inference.benjamini_hochberg([row.value for row in tests])
+    name = 'p, Benjamini-Hochberg over families'
+    return rows + [_row('differences', setting, row.family, name, p)
+                   for row, p in zip(tests, adjusted, strict=True)]
+
+
+def _test_rows(setting, task, x, means, column):
+    """Return the rows of a difference `x`, its p value and power, pictures moving together."""
+    draws = means.draws[:, 0, column] - means.draws[:, 1, column]
+    clusters = means.clusters[column]
+    seeds = means.seeds, means.planned
+    error = inference.standard_error(draws, clusters, *seeds)
+    rows = [_row('differences', setting, task, 'difference', x),
+            _row('differences', setting, task, 'p',
+                 inference.p_value(x.value, draws, clusters, *seeds)),
+            _row('differences', setting, task, 'difference seen with 80 % power',
+                 inference.detectable_difference(error))]
+    # More items do not mend the spread between seeds.
+    if x.value and error > 0 and not bootstrap.covers_seeds(*seeds):
+        rows.append(_row('differences', setting, task, 'items for 80 % power at this size',
+                         inference.items_needed(x.value, error ** 2 * x.n)))
+    return rows
+
+
+def _item_rows(setting, task, x, paired):
+    """Return the tests that take items alone, of a family whose answers are right or wrong."""
+    first, second = paired.scores[:, paired.task == task]
+    # Repeats and seeds are averaged, so that an answer may be half right.
+    if not np.all((first == np.round(first)) & (second == np.round(second))):
+        return []
+    rows = [_row('differences', setting, task, 'p, exact McNemar (items alone)',
+                 bootstrap.mcnemar(first, second))]
+    if np.sum(first != second) < FEW_DISCORDANT:
+        low, high = inference.newcombe(first, second)
+        rows.append(Row(table='differences', setting=setting, family=task,
+                        what='difference (items alone)', value=x.value, low=low, high=high,
+                        n=x.n, clusters=x.n, method='Newcombe'))
+    return rows
 
 
 def _run_rows(s, sizes):
@@ -249,18 +287,21 @@ def _run_rows(s, sizes):
     rows = []
     scores = {}
     for size in sizes:
-        scores[size.name] = np.concatenate([
-            measures.of_run(s, cell).value for cell in measures.joint_cells(s, size, 'image')])
+        cells = measures.joint_cells(s, size, 'image')
+        # Every run by itself: these statistics are over runs, and take pictures as they are.
+        scores[size.name] = np.concatenate([measures.of_run(s, cell).value for cell in cells])
         rows.append(_row('runs', size.name, '', 'IQM', inference.iqm_interval(scores[size.name])))
-        rows += [_row('runs', size.name, '', f'share above {level}', share) for level, share in
-                 zip(THRESHOLDS, inference.performance_profile(scores[size.name], THRESHOLDS),
-                     strict=True)]
+        profile = inference.performance_profile(scores[size.name], THRESHOLDS)
+        rows += [_row('runs', size.name, '', f'share above {level}', share)
+                 for level, share in zip(THRESHOLDS, profile, strict=True)]
     return rows + [_row('runs', f'{large} - {small}', '', 'P(larger is better)',
                         inference.better(scores[large], scores[small]))
                    for small, large in itertools.combinations(scores, 2)]
 
 
-def _seed_notes(have, chosen):
-    few = [name for name in chosen if len(have[name].seeds) < inference.FEW_RUNS]
+def _seed_notes(sizes):
+    few = [size.name for size in sizes if len(size.seeds) < inference.FEW_RUNS]
+    if not few:
+        return []
     return [f'fewer than {inference.FEW_RUNS} seeds for {", ".join(few)}: intervals cover the '
-            'choice of pictures, not of training seeds'] if few else []
+            'choice of pictures, not of training seeds']

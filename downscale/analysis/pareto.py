@@ -6,6 +6,7 @@ import numpy as np
 from downscale.analysis import costs, measures
 from downscale.analysis.measures import MODES, Missing, Scored
 from downscale.results.study import Cell
+from downscale.results.text_kinds import TEXT_KINDS
 from downscale.statistics import bootstrap
 
 
@@ -16,7 +17,7 @@ def ways(s: Scored) -> dict[str, list[Cell]]:
         cells = measures.joint_cells(s, size, 'image')
         if cells:
             found[f'joint {size.name}'] = cells
-    for kind in measures.TEXTS:
+    for kind in TEXT_KINDS:
         for mode, thinking in MODES.items():
             for (p, r), cells in measures.pair_groups(s, kind, thinking).items():
                 if p != 'gold':

@@ -18,6 +18,7 @@ from downscale.laws.fits import Fit, fit
 from downscale.laws.forms import CHINCHILLA, POWER, Saturating
 from downscale.laws.isoflop import isoflop
 from downscale.results.study_file import read_object
+from downscale.results.text_kinds import TEXT_KINDS
 from downscale.statistics import bootstrap
 
 STAGES = ('text', 'instruct')   # whose loss is a law of size: all parts that grow are trained
@@ -265,7 +266,7 @@ def flips(s: Scored) -> dict[str, Any]:
     if len(have) > 1:
         found[f'joint, {have[-1].name} to {have[0].name}'] = [
             measures.joint_cells(s, size, 'image') for size in (have[-1], have[0])]
-    for kind in measures.TEXTS:
+    for kind in TEXT_KINDS:
         for mode, thinking in measures.MODES.items():
             groups = measures.pair_groups(s, kind, thinking)
             p, r = ([size.name for size in s.sizes if any(key[side] == size.name

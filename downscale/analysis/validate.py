@@ -22,6 +22,7 @@ def validate(root: Path) -> tuple[list[str], list[str], list[dict[str, Any]]]:
     failed and shares above the limit. Every file is looked at, also after a first error.
     """
     errors = [*_meta_errors(root), *_table_errors(root)]
+    # Tables that break their schema cannot be loaded, and what follows would only repeat them.
     if errors:
         return errors, [], []
     try:
@@ -34,34 +35,41 @@ def validate(root: Path) -> tuple[list[str], list[str], list[dict[str, Any]]]:
         except ValueError as error:
             errors.append(f'study.json: {error}')
     errors += _pairing_errors(study)
-    notes = [f'{one["run_id"]}/{one["stage"]}: {one["reason"]}' for one in study.unfinished]
+    notes = [f'{stage["run_id"]}/{stage["stage"]}: {stage["reason"]}'
+             for stage in study.unfinished]
     if not len(study.items['score']):
         notes.append('no evaluation has items')
-    s = measures.scored(study, 2)
+    s = measures.scored(study, 2)   # shares need no draws
+    missing = []
+    # Both read the experiment.json of stages, which nothing above has opened.
     try:
-        gone = absent.absent(s)
+        missing = absent.absent(s)
         costs.stages_of(s)
     except TableError as error:
-        gone = []
-        errors = [*errors, str(error)]
-    notes += [f'missing: {name}: {what}' for name, what in gone]
-    rates, more = _rates(s)
-    return errors, [*notes, *study.notes, *more], rates
+        missing = []
+        errors.append(str(error))
+    notes += [f'missing: {name}: {what}' for name, what in missing]
+    rates, over = _rates(s)
+    return errors, [*notes, *study.notes, *over], rates
 
 
 def _meta_errors(root):
+    """Return what is wrong with study.json."""
     path = root / 'study.json'
     try:
         meta = read_object(path)
     except TableError as error:
         return [str(error)]
-    return [f'{root}: no study.json, so this is no study folder'] if meta is None \
-        else list(study_errors(path, meta))
+    if meta is None:
+        return [f'{root}: no study.json, so this is no study folder']
+    return list(study_errors(path, meta))
 
 
 def _table_errors(root):
+    """Yield the first fault of each table."""
     for name, read in (('items', read_items), ('texts', read_texts)):
         for path in sorted(root.glob(f'evaluations/*/{name}.parquet')):
+            # One error a table: its reader stops at the first, and the next table is read on.
             try:
                 read(path, Counter())
             except TableError as error:
@@ -75,8 +83,9 @@ def _table_errors(root):
 
 
 def _pairing_errors(study):
-    """Yield cells whose items are not those of the first of their kind: joint, or with a
-    reasoner.
+    """Yield what is wrong with cells whose items are not those of the first cell of their kind.
+
+    Joint cells are one kind, those with a reasoner another.
     """
     for decoupled in (False, True):
         cells = sorted(cell for cell in study.cells if bool(cell.r_run) == decoupled)
@@ -88,25 +97,28 @@ def _pairing_errors(study):
 
 
 def _rates(s):
-    """Return (a dict per cell: who, answers and shares of bad endings, lines on what is above the
-    limit).
+    """Return (rows, lines): how the answers of each cell ended, and what is above the limit.
+
+    A row has who answered, how many answers there are, and the share of each bad ending.
     """
+    # Runs that are in no number of sizes may have unfinished answers as well.
     s = measures.with_apart(s)
     rows = []
-    notes = []
+    over = []
     for cell in sorted(s.study.cells):
         _, ended = completion(s, [cell])
-        who = ' '.join(filter(None, (cell.p_run, cell.r_run and f'-> {cell.r_run}', cell.text_kind,
-                                     'think' if cell.thinking else 'direct', cell.condition)))
+        mode = 'think' if cell.thinking else 'direct'
+        reasoner = f'-> {cell.r_run}' if cell.r_run else ''
+        who = ' '.join(filter(None, (cell.p_run, reasoner, cell.text_kind, mode, cell.condition)))
         rows.append({'who': who, 'answers': ended.answers,
                      **{kind: getattr(ended, kind) for kind in KINDS}})
         for kind in KINDS:
-            over = {task: kinds[kind] for task, kinds in ended.over.items() if kind in kinds}
-            if over:
-                worst = max(over, key=over.get)
-                notes.append(f'{who}: {kind} over {LIMIT:.0%} in {len(over)} families, most in '
-                             f'{worst} ({over[worst]:.1%})')
-    return rows, notes
+            shares = {task: kinds[kind] for task, kinds in ended.over.items() if kind in kinds}
+            if shares:
+                worst = max(shares, key=shares.get)
+                over.append(f'{who}: {kind} over {LIMIT:.0%} in {len(shares)} families, most in '
+                            f'{worst} ({shares[worst]:.1%})')
+    return rows, over
 
 
 def lines(errors: Sequence[str], notes: Sequence[str],
@@ -115,8 +127,11 @@ def lines(errors: Sequence[str], notes: Sequence[str],
     yield from (f'error: {line}' for line in errors)
     yield from (f'note: {line}' for line in notes)
     if rates:
+        # Weighed by answers: this line is about all of them, not about the mean group.
         answers = np.array([row['answers'] for row in rates])
-        shares = ', '.join(f'{np.average([row[kind] or 0 for row in rates], weights=answers):.2%} '
-                           f'{kind}' for kind in KINDS)
-        yield f'{len(rates)} groups of answers, {answers.sum():,} answers: {shares}'
+        shares = []
+        for kind in KINDS:
+            of_kind = [row[kind] or 0 for row in rates]   # None: no thought was asked for
+            shares.append(f'{np.average(of_kind, weights=answers):.2%} {kind}')
+        yield f'{len(rates)} groups of answers, {answers.sum():,} answers: {", ".join(shares)}'
     yield f'{len(errors)} errors, {len(notes)} notes'

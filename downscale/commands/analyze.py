@@ -10,7 +10,7 @@ from downscale.runtime.memory import keep_freed_memory
 from downscale.runtime.setup import cache_folder
 
 COSTS = ('params', 'train_flops', 'inference_flops', 'samples', 'chip_hours')  # of `costs.py`
-SIZE_COLUMNS = ('n_nonembed', 'n_total')  # those of `analysis/dropoff.py`, which needs numpy
+SIZE_COLUMNS = ('n_nonembed', 'n_total')  # those of `analysis/drops.py`, which needs numpy
 ANALYZE_EXAMPLES = {
     'fit': 'downscale analyze fit runs.csv --x n_nonembed --tokens tokens --run run_id',
     'isoflop': 'downscale analyze isoflop runs.csv --budget budget',

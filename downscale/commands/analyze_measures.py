@@ -66,12 +66,12 @@ MEASURES = {'drop': drop, 'grid': grid, 'attribute': attribute, 'compare': compa
 
 def _figures(s, args):
     """Yield (name, figure function, what it draws) of one verb; those without data are left out."""
-    from downscale.analysis import dropoff, flips
+    from downscale.analysis import drops, flips, grids
     from downscale.analysis.pareto import ways_by_cost
     from downscale.report import figures, share_figures
-    wanted = {'drop': (('drops', figures.drops, measures.drops),
-                       ('reliance', figures.reliance, dropoff.reliance)),
-              'grid': (('grid', figures.grid, measures.grid),
+    wanted = {'drop': (('drops', figures.drops, drops.by_family),
+                       ('reliance', figures.reliance, drops.reliance)),
+              'grid': (('grid', figures.grid, grids.grid),
                        ('families', share_figures.grid_families, flips.families)),
               'attribute': (('shares', share_figures.waterfall,
                              lambda s: flips.shares(s)['macro']),),

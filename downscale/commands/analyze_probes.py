@@ -26,11 +26,12 @@ def check(args: argparse.Namespace) -> None:
 def show_probes(args: argparse.Namespace, notes: Sequence[str]) -> None:
     """Print the probes of a study, and leave them in --out as JSON, CSV and figure."""
     probes = read(args.study, 'probes').to_pylist()
-    rows = [Row(row['run_id'], _site(row), row['task'], row['metric'], row['value'], row['lo'],
-                row['hi'], row['n'], method='bootstrap over pictures') for row in probes]
-    rows += [Row(f'{row["run_id"]} and {row["other_id"]}',
-                 f'{row["site"]} {row["rel_depth"]:g} and {row["other_depth"]:g}', '',
-                 row['metric'], row['value'], n=row['n'])
+    rows = [Row(table=row['run_id'], setting=_site(row), family=row['task'], what=row['metric'],
+                value=row['value'], low=row['lo'], high=row['hi'], n=row['n'],
+                method='bootstrap over pictures') for row in probes]
+    rows += [Row(table=f'{row["run_id"]} and {row["other_id"]}', family='', what=row['metric'],
+                 setting=f'{row["site"]} {row["rel_depth"]:g} and {row["other_depth"]:g}',
+                 value=row['value'], n=row['n'])
              for row in read(args.study, 'probe_pairs').to_pylist()]
     notes = [*notes, 'selectivity: accuracy of a probe minus that on shuffled answers; nll, kl: '
              'nats; exact: share of answers that greedy decoding writes word for word; attentive: '

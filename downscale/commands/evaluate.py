@@ -2,6 +2,7 @@
 import argparse
 
 from downscale.commands.parsing import add_study_arguments, refuse_many
+from downscale.config import WRITER
 from downscale.experiment.file import find_cell, open_study
 from downscale.runtime.setup import cache_folder
 
@@ -12,8 +13,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     """`sub` (an argparse parser) takes what `run` reads."""
     add_study_arguments(sub)
     sub.add_argument('--cell', required=True, help='name of a cell, as w64d2-s0')
-    sub.add_argument('--only', required=True,
-                     choices=('joint', 'caption', 'extraction', 'reason'))
+    sub.add_argument('--only', required=True, choices=('joint', *WRITER, 'reason'))
 
 
 def run(args: argparse.Namespace) -> None:

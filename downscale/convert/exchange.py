@@ -33,7 +33,7 @@ from downscale.runtime.files import write_json
 from downscale.runtime.outputs import require_room
 from downscale.sizes import BASE, Pictures
 from downscale.stages.loading import tokenizer_path
-from downscale.train.checkpoint import open_leaves, save_leaves
+from downscale.train.lazy_leaves import open_leaves, save_leaves
 
 CONFIG = 'config.json'
 # The chat format of each architecture; perception models speak ChatML (arXiv 2511.17487).

@@ -21,6 +21,7 @@ from downscale.data import images
 from downscale.data.buckets import OPEN, Packer, Shape
 from downscale.data.records import Conversation
 from downscale.data.tokens import Encoder, Layout
+from downscale.stage_table import STAGES
 
 if TYPE_CHECKING:
     from downscale.data.scenes.conversations import Recipe
@@ -141,7 +142,7 @@ def captioned_batch(rows: Sequence[Sequence[dict[str, Any]]], shape: Shape,
 
 def most_open(recipe: 'Recipe') -> int:
     """Return how many rows of a bucket are open at once: a picture and its caption are a row."""
-    return 0 if recipe.stage == 'tower' else OPEN
+    return 0 if STAGES[recipe.stage].rows == 'captioned' else OPEN
 
 
 def epoch(sampler: Any, seed: int) -> np.ndarray:
@@ -190,7 +191,8 @@ class _Iterator(grain.DatasetIterator):
         bucket, rows, self.state = self.ahead or self._plan()
         self.ahead = self._plan()
         rows = [[made.result() for made in row] for row in rows]
-        make = captioned_batch if self.sampler.recipe.stage == 'tower' else packed_batch
+        captioned = STAGES[self.sampler.recipe.stage].rows == 'captioned'
+        make = captioned_batch if captioned else packed_batch
         return make(rows, self.sampler.shapes[bucket], self.sampler.encoder.layout)
 
     def _plan(self):

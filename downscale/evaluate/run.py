@@ -4,7 +4,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from downscale.config import BRIEF, WRITER
+from downscale.config import BRIEF
 from downscale.evaluate import decoupled, public
 from downscale.evaluate.answers import SCENE, items_of
 from downscale.evaluate.joint import joint
@@ -13,6 +13,7 @@ from downscale.generate.engine import Engine
 from downscale.model.init import abstract_params
 from downscale.results.items import write_items, write_texts
 from downscale.runtime.files import place, write_bytes, write_json
+from downscale.stage_table import WRITER
 from downscale.stages.folders import folder_of, is_done
 from downscale.stages.inputs import data_hash, encoder_of, library
 from downscale.stages.models import model_of

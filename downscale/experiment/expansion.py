@@ -5,10 +5,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from downscale.config import STAGES, Experiment
+from downscale.config import Experiment
 from downscale.experiment import sweeps
 from downscale.runtime.files import PathLike, place
 from downscale.sizes import LANGUAGE, LanguageConfig, scale
+from downscale.stage_table import STAGES
 from downscale.values import from_dict, shown, unknown
 
 if TYPE_CHECKING:
@@ -55,16 +56,17 @@ def cells_of(config: 'ConfigDict', sweep: Collection[dict[str, Any]]) -> tuple[E
         if not isinstance(settings, dict):
             raise ValueError(f'stages.{name} must be a mapping, not {shown(settings)}')
     sweeps.check(sweep, stages)
-    found = []
+    shared = [name for name in stages if STAGES[name].shared]
+    cells = []
     for seed in dict.fromkeys(point['seed'] for point in sweep):
         points = [point for point in sweep if point['seed'] == seed]
-        if 'tower' in stages:
-            found.append(_cell(value, f'tower-s{seed}', sweeps.shared(points[0]), ['tower']))
+        for name in shared:
+            cells.append(_cell(value, f'{name}-s{seed}', sweeps.shared(points[0]), [name]))
         for point in points:
-            own = [name for name in point.get('stages', stages) if name != 'tower']
-            found.append(_cell(value, sweeps.name_of(point), point, own))
-    _check_parents(found)
-    return tuple(found)
+            of_size = [name for name in point.get('stages', stages) if name not in shared]
+            cells.append(_cell(value, sweeps.name_of(point), point, of_size))
+    _check_parents(cells)
+    return tuple(cells)
 
 
 def _check_parents(cells):
@@ -99,8 +101,8 @@ def _cell(value, name, point, stages):
     language = dataclasses.asdict(language_of(family, point['size'], vocabulary))
     imports = {**value.get('imports', {}), **point.get('imports', {})}
     # A ConfigDict sorts its keys; STAGES holds parents before children.
-    full = [{'name': stage, **STAGES[stage], **made[stage]} for stage in STAGES
-            if stage in made and stage in stages]
+    full = [{'name': stage, 'parents': kind.parents, 'trainable': kind.trainable, **made[stage]}
+            for stage, kind in STAGES.items() if stage in made and stage in stages]
     # An imported group has no parent unless a stage of this study makes it.
     full = [stage | {'parents': {group: parent for group, parent in stage['parents'].items()
                                  if group not in imports or parent.rpartition('/')[2] in made}}

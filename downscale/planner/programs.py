@@ -11,6 +11,7 @@ from downscale.accounting import decode_flops, forward_flops, kv_bytes, train_fl
 from downscale.accounting import parameters as parts_of
 from downscale.planner.topologies import topology
 from downscale.sizes import LanguageConfig, VisionConfig
+from downscale.stage_table import STAGES
 
 KINDS = ('train', 'prefill', 'decode')
 SERVED = 2048  # tokens that a row may hold when nothing else is asked for
@@ -102,7 +103,7 @@ def uses(cells, place, wish):
                 found += [Use(name=f'{cell.name}/{stage.name}', request=request, steps=stage.steps)
                           for request in _trained(cell, stage, place, wish)]
     for cell in cells:
-        if cell.language is not None and not cell.name.startswith('tower'):
+        if cell.language is not None and not cell.is_shared:
             found += _served(cell, place, wish)
     return found
 
@@ -125,7 +126,9 @@ def _trained(cell, stage, place, wish):
             rows = wish.per_chip_batch * place.chips * cell.optimizer.accumulate
         tiles = 0 if wish.text_only else tiles
         _divides(rows, cell.optimizer.accumulate, mesh, where)
-        name = stage.name if stage.name in ('tower', 'align') else 'instruct' if tiles else 'text'
+        name = 'instruct' if tiles else 'text'
+        if stage.kind.layout == 'flat':  # the sizes of its rows are its own
+            name = stage.name
         yield ProgramRequest(
             kind='train',
             topology=place.name,
@@ -287,7 +290,9 @@ def formula(request):
     rows = request.rows
     length = request.length
     if request.kind == 'train':
-        if request.stage['name'] == 'tower' or request.cell['remat'] not in ('none', 'full'):
+        if STAGES[request.stage['name']].loss == 'words':
+            return None
+        if request.cell['remat'] not in ('none', 'full'):
             return None
         return _train_formula(request, language, vision)
     if request.kind == 'decode':

@@ -30,6 +30,7 @@ from downscale.planner.programs import ProgramRequest
 from downscale.planner.topologies import topology
 from downscale.runtime.files import write_json
 from downscale.sharding import batch_sharding, mesh, shardings, spec
+from downscale.stage_table import STAGES
 from downscale.stages.models import model_of
 from downscale.train.state import abstract, new_state
 from downscale.train.step import compiled_step
@@ -56,7 +57,7 @@ def experiment_of(request):
 
 def params_of(model, request):
     """Return ShapeDtypeStructs of the parameters that a program holds."""
-    if request.kind == 'train' and request.stage['name'] == 'tower':
+    if request.kind == 'train' and STAGES[request.stage['name']].loss == 'words':
         return abstract_word_params(model)
     newline = ['image_newline_D'] * model.newline
     parts = {'see': ['tower', 'connector'], 'prefix': ['language', *newline]}.get(
@@ -104,7 +105,7 @@ def lowered_train(cell, request, target, params):
     state = abstract(state, shardings(state, target, model.rules))
     rates = {group: jax.ShapeDtypeStruct((), jnp.float32) for group in groups}
     batch = _batch(cell, stage, batch_sharding(target, model.rules))
-    step = compiled_step(model, stage.loss, cell.optimizer, groups, target)
+    step = compiled_step(model, stage.kind.loss, cell.optimizer, groups, target)
     return step.lower(state, batch, rates)
 
 
@@ -114,13 +115,13 @@ def _batch(cell, stage, where):
     L = stage.length
     I = stage.tiles
     vision = cell.vision
-    tower = stage.name == 'tower'
+    captioned = stage.kind.rows == 'captioned'
     leaves = {'tokens': ((B, L), 'int32'), 'segments': ((B, L), 'int32')}
-    if not tower:
+    if not captioned:
         leaves |= {'positions': ((B, L), 'int32'), 'weights': ((B, L), 'float32')}
     if I:
-        leaves['tiles'] = (B, *(() if tower else (I,)), vision.P, vision.Q), 'uint8'
-    if I and not tower:
+        leaves['tiles'] = (B, *(() if captioned else (I,)), vision.P, vision.Q), 'uint8'
+    if I and not captioned:
         C = corners(cell.layout(stage.name).pictures)
         leaves['image_index'] = (B, L, C), 'int32'
         if C > 1:

@@ -11,7 +11,8 @@ from scipy.sparse.linalg import svds
 from downscale.config import Experiment, load
 from downscale.letters import axes_of
 from downscale.stages.loading import abstract_of, model_of
-from downscale.train.checkpoint import StoredLeaf, compare, latest, load_params, stored_leaves
+from downscale.train.checkpoint import compare, latest, load_params, stored_leaves
+from downscale.train.lazy_leaves import StoredLeaf
 from downscale.values import unknown
 
 SMALL = 32  # below this width a whole decomposition is as fast as the largest value alone

@@ -24,6 +24,7 @@ from downscale.results.items import read_items
 from downscale.results.probes import NO_DEPTH, SCHEMAS, items_table, means_table, read, write
 from downscale.results.study_file import read_study
 from downscale.runtime.files import place, read_json, write_bytes, write_json
+from downscale.stage_table import JOINT
 from downscale.stages.fingerprint import fingerprint
 from downscale.stages.folders import folder_of, is_done
 from downscale.stages.inputs import data_hash
@@ -31,7 +32,6 @@ from downscale.statistics import bootstrap
 from downscale.statistics.similarity import cka, knn_overlap
 from downscale.values import hash_of
 
-JOINT = ('interleave', 'instruct')  # the stages that answer with the picture, the later one first
 MOST_DIMENSIONS = 256
 MOST_BANDS = 4
 # items that layers are compared on, and neighbours of each

@@ -9,11 +9,13 @@ import numpy as np
 
 from downscale.analysis import (
     absent,
+    accuracy,
     claims,
     completeness,
-    dropoff,
+    drops,
     flips,
     gate,
+    grids,
     health,
     layers,
     ledger,
@@ -63,8 +65,8 @@ def write_report(study_dir: PathLike, out_dir: PathLike | None = None, bootstrap
 
 def _results(s):
     """Return every part that has data, and the reason for every part that has none."""
-    parts = {'gate': gate.gate, 'accuracy': measures.accuracy, 'drops': measures.drops,
-             'reliance': dropoff.reliance, 'grid': measures.grid, 'losses': measures.losses,
+    parts = {'gate': gate.gate, 'accuracy': accuracy.by_family, 'drops': drops.by_family,
+             'reliance': drops.reliance, 'grid': grids.grid, 'losses': accuracy.losses,
              'gallery': gallery.samples, 'health': health.health, 'texts': health.texts,
              'runs': health.runs, 'throughput': throughput, 'claims': claims.judge,
              'families': flips.families, 'shares': flips.shares, 'flips': study_laws.flips,

@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 from downscale.analysis.completeness import LIMIT, sentence
-from downscale.analysis.dropoff import FEW_TASKS
+from downscale.analysis.drops import FEW_TASKS
 from downscale.analysis.floors import GUESSERS
 from downscale.analysis.measures import Scored
 from downscale.output import page

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from downscale.results.text_kinds import TEXT_KINDS
 from downscale.runtime.files import PathLike, write_bytes
 
 CATEGORIES = ('knowledge', 'visual')
-TEXT_KINDS = ('', 'caption', 'extraction', 'brief')
 CONDITIONS = ('image', 'blind', 'shuffled', 'gold_text')
 FINISHES = ('stop', 'string', 'length')          # what ended a reply: only the last cut it off
 CLOSES = ('', 'natural', 'forced', 'open')       # how a thought ended; '' where none was asked for
@@ -114,7 +114,7 @@ def _check_items(table, what):
         bad = int(np.sum(~((values >= 0) & (values <= 1))))
         if bad:
             raise TableError(f'{what}: {bad} of {len(values)} rows have {name} outside 0..1')
-    for name, allowed in (('category', CATEGORIES), ('text_kind', TEXT_KINDS),
+    for name, allowed in (('category', CATEGORIES), ('text_kind', ('', *TEXT_KINDS)),
                           ('condition', CONDITIONS), ('finish', FINISHES), ('close', CLOSES)):
         wrong = {v: count for (v,), count in _counted(table, (name,)) if v not in allowed}
         if wrong:

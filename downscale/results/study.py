@@ -25,13 +25,13 @@ from downscale.results.items import (
 from downscale.results.study_file import read_lines, read_study, short, shown
 from downscale.results.throughput import read_throughput
 from downscale.runtime.files import PathLike
+from downscale.stage_table import STAGES
 
 # Every file of a study folder that the analysis reads.
 READ = ('study.json', 'evaluations/*/*.parquet', 'evaluations/*/throughput.json', 'probe*.parquet',
         'pictures/*.png', *(f'cells/*/*/{name}' for name in (
             'experiment.json', 'padding.json', 'timing.jsonl', 'metrics.jsonl', 'DONE.json',
             'FATAL.json')))
-STAGES = ('tower', 'text', 'align', 'instruct', 'interleave', 'caption', 'extract', 'reason')
 
 FACTS = ('task', 'cluster_id', 'chance', 'data_hash')  # of an item, equal in all its answers
 KEYS = ('item_id', 'task', 'cluster_id', 'data_hash', 'p_run', 'r_run', 'text_kind', 'condition')
@@ -220,7 +220,8 @@ def _read_cells(root, meta):
 
 
 def _stage_order(stage):
-    return (STAGES.index(stage), '') if stage in STAGES else (len(STAGES), stage)
+    order = list(STAGES)
+    return (order.index(stage), '') if stage in STAGES else (len(order), stage)
 
 
 def _read_metrics(path):

@@ -9,7 +9,8 @@ import numpy as np
 from downscale import config
 from downscale.data.templates import Origin
 from downscale.stages.loading import tokenizer_path
-from downscale.train.checkpoint import latest, open_leaves
+from downscale.train.checkpoint import latest
+from downscale.train.lazy_leaves import open_leaves
 from downscale.values import hash_of
 
 WHOLE = 2 ** 22  # leaves up to this many numbers are read whole, larger ones where they lie
@@ -30,26 +31,39 @@ def fingerprint(folder: Path) -> str:
     folder = Path(folder)
     experiment = config.load(folder)
     step = Path(latest(folder))
+    leaves, any_large = _leaves(folder)
+    files = _large_files(step) if any_large else []
+    tokens = tokenizer_path(folder, experiment)
+    content = [
+        json.loads((folder / 'experiment.json').read_text()), step.name, leaves, files,
+        _digest(tokens.read_bytes()) if tokens.is_file() else '',
+        experiment.chat_of(folder.name).hash,
+        repr(experiment.layout(folder.name))]
+    published = experiment.published
+    # Of an import it is part of the experiment; of what was trained from one it is not.
+    if published not in (Origin(), experiment.origin):
+        content.append(repr(published))
+    return hash_of(content)
+
+
+def _leaves(folder):
+    """Return ({name: [shape, dtype, digest of its numbers]}, whether some had too many for one)."""
     leaves = {}
-    large = False
+    any_large = False
     for path, leaf in jax.tree_util.tree_leaves_with_path(open_leaves(folder)):
         name = jax.tree_util.keystr(path, simple=True, separator='/')
         leaves[name] = [list(leaf.shape), str(leaf.dtype)]
         if np.prod(leaf.shape) <= WHOLE:
             leaves[name].append(_digest(np.ascontiguousarray(leaf.read()).tobytes()))
         else:
-            large = True
-    files = sorted(_probed(path) for path in (step / 'params').rglob('*')
-                   if path.is_file() and path.stat().st_size >= SMALL) if large else []
-    tokens = tokenizer_path(folder, experiment)
-    published = experiment.published
-    return hash_of([
-        json.loads((folder / 'experiment.json').read_text()), step.name, leaves, files,
-        _digest(tokens.read_bytes()) if tokens.is_file() else '',
-        experiment.chat_of(folder.name).hash,
-        repr(experiment.layout(folder.name)),
-        # Of an import it is part of the experiment; of what was trained from one it is not.
-        *[repr(published)] * (published not in (Origin(), experiment.origin))])
+            any_large = True
+    return leaves, any_large
+
+
+def _large_files(step):
+    """Return the sorted `_probed` of the files of a step that hold numbers."""
+    return sorted(_probed(path) for path in (step / 'params').rglob('*')
+                  if path.is_file() and path.stat().st_size >= SMALL)
 
 
 def _digest(data):

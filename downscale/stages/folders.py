@@ -9,7 +9,7 @@ from downscale.runtime.files import PathLike, place, read_json
 
 
 def folder_of(study: PathLike, experiment: Experiment, stage: str) -> Path:
-    """Where a stage of a cell lives."""
+    """Return the folder of a stage of a cell."""
     return place(study) / 'cells' / experiment.name / stage
 
 

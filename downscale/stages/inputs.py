@@ -22,8 +22,7 @@ from downscale.values import hash_of
 
 def prepare(study: PathLike, experiment: Experiment,
             progress: Callable | None = None) -> Path | None:
-    """Return the data set and tokenizer of a study exist under its `scratch`; nothing is made
-    twice.
+    """Make the data set and tokenizer of a study under its `scratch`, unless they are there.
 
     Returns the folder of the data set, None where nothing is asked of the scene world. ValueError
     when the vocabulary has too few rows, FileNotFoundError when a stage's mixture is not built.
@@ -50,15 +49,16 @@ def prepare(study: PathLike, experiment: Experiment,
                    similarity_share=data.similarity_share, progress=progress)
     write_json(study / 'data.json', {'folder': str(folder.relative_to(study)),
                                      'hash': data_hash(experiment)})
-    own = study.absolute() / 'tokenizer.json'
-    if loading.tokenizer_path(study, experiment) == own and not own.exists():
-        train_tokenizer(vocabulary(experiment.world), own)
+    # A configured tokenizer, or that of an imported model, is used as it is.
+    made_here = study.absolute() / 'tokenizer.json'
+    if loading.tokenizer_path(study, experiment) == made_here and not made_here.exists():
+        train_tokenizer(vocabulary(experiment.world), made_here)
     _check_published(study, experiment, published)
     return folder
 
 
 def _check_published(study, experiment, published):
-    """The vocabulary has room for the tokenizer, and rows for the records of `published` stages."""
+    """Refuse a tokenizer that the vocabulary has no room for, and records that no row holds."""
     load_tokenizer(loading.tokenizer_path(scratch(study), experiment), experiment.language.V)
     for stage in published:
         sampler_of(study, experiment, stage)
@@ -77,15 +77,15 @@ def corpus(folder: str) -> Corpus:
 
 
 def data_hash(experiment: Experiment) -> str:
-    """Return a short hash of what is asked about, scenes or benchmarks: items pair only when it
-    agrees.
-    """
+    """Return a short hash of what is asked about: items pair only when it agrees."""
     asked = experiment.evaluation
     if asked.benchmarks:
         files = {path: _digest(path) for path in (*asked.benchmarks.values(),
                                                   *asked.information.values())}
-        return hash_of([asked.benchmarks, asked.information, asked.scenes, files,
-                        *[asked.scorers] * bool(asked.scorers)])
+        parts = [asked.benchmarks, asked.information, asked.scenes, files]
+        if asked.scorers:  # studies of before one could choose keep their hash
+            parts.append(asked.scorers)
+        return hash_of(parts)
     return hash_of([dataclasses.asdict(experiment.world), dataclasses.asdict(experiment.data)])
 
 
@@ -94,7 +94,7 @@ def _digest(path):
     """Return a short hash of a file's bytes; of a folder, of the names and sizes in it."""
     path = Path(path)
     if path.is_dir():
-        return hash_of([[str(one), one.stat().st_size] for one in sorted(path.rglob('*'))])
+        return hash_of([[str(file), file.stat().st_size] for file in sorted(path.rglob('*'))])
     with path.open('rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 

@@ -26,8 +26,7 @@ from downscale.train.checkpoint import latest, load_params, stored_leaves
 
 def load(folder: PathLike, mesh: Mesh | None = None, dtype: DTypeLike | None = None
          ) -> tuple[Model, dict[str, Any], Tokenizer | None, Experiment]:
-    """Return (model, params, tokenizer, experiment) of a run folder: an imported model or one
-    stage.
+    """Return (model, params, tokenizer, experiment) of a stage, or of an imported model.
 
     `params` are numpy arrays, or jax arrays sharded over `mesh` (see `sharding.mesh`) when one is
     given, whatever mesh they were trained on; `dtype` casts them, by default they keep the stored
@@ -48,9 +47,7 @@ def load(folder: PathLike, mesh: Mesh | None = None, dtype: DTypeLike | None = N
 
 def abstract_of(model: Model, stored: dict[str, tuple[tuple[int, ...], str]],
                 dtype: DTypeLike | None = None) -> dict[str, Any]:
-    """Return ShapeDtypeStructs of the groups that were stored, in `dtype` or as they were
-    stored.
-    """
+    """Return ShapeDtypeStructs of the groups that were stored, in `dtype` or as stored."""
     if isinstance(model, Tower):
         patches = np.zeros((1, model.cfg.P, model.cfg.Q), np.float32)
         tree = {'tower': jax.eval_shape(model.init, jax.random.key(0), patches)['params']}
@@ -84,9 +81,9 @@ def tokenizer_path(folder: PathLike, experiment: Experiment) -> Path:
         if imported.is_file():
             return imported
     folder = Path(folder).absolute()
-    own = folder / 'tokenizer.json'
-    if own.is_file() or folder.parent.parent.name != 'cells':
-        return own
+    beside = folder / 'tokenizer.json'
+    if beside.is_file() or folder.parent.parent.name != 'cells':
+        return beside
     return folder.parents[2] / 'tokenizer.json'
 
 

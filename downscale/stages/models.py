@@ -3,18 +3,17 @@ from downscale.config import Experiment
 from downscale.model.tower_words import WordModel
 from downscale.model.vision import Tower
 from downscale.model.vlm import Vlm
+from downscale.stage_table import STAGES
 
 Model = Vlm | WordModel | Tower
 
 
 def model_of(experiment: Experiment, stage: str = 'instruct') -> Model:
-    """Return the module that a stage of an `Experiment` trains; an imported tower alone is a
-    `Tower`.
-    """
+    """Return the module that a stage trains; that of an imported tower alone is a `Tower`."""
     if experiment.language is None:
         # pyrefly: ignore[bad-argument-type]
         return Tower(experiment.vision, dtype=experiment.dtype, unroll=experiment.unroll)
-    if stage == 'tower':
+    if stage in STAGES and STAGES[stage].loss == 'words':
         # pyrefly: ignore[bad-argument-type]
         return WordModel(experiment.vision, experiment.language.V, unroll=experiment.unroll)
     # pyrefly: ignore[bad-argument-type]

@@ -1,6 +1,6 @@
 """How much of a stage's work is padding, counted before it trains, and which buckets would help."""
 import dataclasses
-import os
+import io
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -12,9 +12,9 @@ from downscale.accounting import STAGE_GROUPS, train_flops
 from downscale.config import Experiment, Stage
 from downscale.data import buckets, pipeline
 from downscale.data.scenes.sampler import Sampler
-from downscale.data.tokens import hash_of
-from downscale.runtime.files import PathLike
-from downscale.values import hash_of as short_hash
+from downscale.data.tokens import hash_of as tokenizer_hash
+from downscale.runtime.files import PathLike, write_bytes
+from downscale.values import hash_of
 
 SHAPES = (2, 3, 4, 6)  # how many shapes a proposal may have; each is one more program to compile
 WORTH = 0.01  # share of the FLOPs that one more proposal must save to be shown
@@ -27,26 +27,26 @@ def sizes(folder: PathLike, sampler: Sampler, seed: int) -> np.ndarray:
     conversation that no bucket of `sampler` holds.
     """
     encoder = sampler.encoder
-    key = short_hash([dataclasses.asdict(sampler.recipe), seed, len(sampler.library),
-                      hash_of(encoder.tokenizer), encoder.chat.hash,
-                      dataclasses.asdict(encoder.layout)])
+    key = hash_of([dataclasses.asdict(sampler.recipe), seed, len(sampler.library),
+                   tokenizer_hash(encoder.tokenizer), encoder.chat.hash,
+                   dataclasses.asdict(encoder.layout)])
     path = Path(folder) / f'sizes-{key}.npy'
     if not path.exists():
-        partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
-        with partial.open('wb') as file:
-            np.save(file, pipeline.epoch(sampler, seed))
-        os.replace(partial, path)
-    found = np.load(path)
-    for size in np.unique(found, axis=0):
+        counted = io.BytesIO()
+        np.save(counted, pipeline.epoch(sampler, seed))
+        write_bytes(path, counted.getvalue())
+    sizes = np.load(path)
+    for size in np.unique(sizes, axis=0):
         if buckets.smallest(sampler.shapes, *size) is None:  # counted for larger buckets
-            first = int(np.flatnonzero((found == size).all(1))[0])
+            first = int(np.flatnonzero((sizes == size).all(1))[0])
             sampler.sequence(seed)[first]  # raises, with the name
-    return found
+    return sizes
 
 
 def row_flops(experiment: Experiment, stage: Stage) -> Callable[[int, int], int]:
-    """Return FLOPs of training on one row, a function of its length and tiles; recomputation for
-    memory (remat) is left out, which repeats about the same share of every row.
+    """Return the function (length, tiles) -> FLOPs of training on one row.
+
+    Recomputation for memory (remat) is left out, which repeats about the same share of every row.
     """
     groups = tuple(group for group in stage.trainable if group in STAGE_GROUPS)
 
@@ -57,25 +57,25 @@ def row_flops(experiment: Experiment, stage: Stage) -> Callable[[int, int], int]
     return flops
 
 
-def figures(experiment: Experiment, stage: Stage, found: np.ndarray) -> dict[str, Any]:
-    """Return `buckets.padding` of a stage whose conversations have the sizes `found`.
+def figures(experiment: Experiment, stage: Stage, sizes: np.ndarray) -> dict[str, Any]:
+    """Return `buckets.padding` of a stage whose conversations have these `sizes`.
 
     With buckets, `one_shape` holds the total of the same conversations in rows of the stage's own
     shape alone.
     """
     flops = row_flops(experiment, stage)
-    value = {'stage': stage.name, **buckets.padding(stage.shapes, found, flops)}
+    value = {'stage': stage.name, **buckets.padding(stage.shapes, sizes, flops)}
     if stage.buckets:
-        value['one_shape'] = buckets.padding((stage.shape,), found, flops)['total']
+        value['one_shape'] = buckets.padding((stage.shape,), sizes, flops)['total']
     return value
 
 
-def lines(experiment: Experiment, stage: Stage, found: np.ndarray) -> Iterator[str]:
+def lines(experiment: Experiment, stage: Stage, sizes: np.ndarray) -> Iterator[str]:
     """Yield what a person reads: the waste of a stage's shapes, and proposals that waste less."""
-    value = figures(experiment, stage, found)
-    low = found.min(0)
-    high = found.max(0)
-    yield (f'{stage.name}: {len(found)} conversations of {low[0]} to {high[0]} tokens and {low[1]} '
+    value = figures(experiment, stage, sizes)
+    low = sizes.min(0)
+    high = sizes.max(0)
+    yield (f'{stage.name}: {len(sizes)} conversations of {low[0]} to {high[0]} tokens and {low[1]} '
            f'to {high[1]} tiles')
     yield '    length  tiles  batch  conversations    rows  steps  wasted: tokens  tiles  FLOPs'
     for row in value['buckets']:
@@ -88,8 +88,8 @@ def lines(experiment: Experiment, stage: Stage, found: np.ndarray) -> Iterator[s
     flops = row_flops(experiment, stage)
     least = value['total']['flop_waste']
     for count in SHAPES:
-        proposed = buckets.propose(found, stage.shape, count, flops)
-        total = buckets.padding((*proposed, stage.shape), found, flops)['total']
+        proposed = buckets.propose(sizes, stage.shape, count, flops)
+        total = buckets.padding((*proposed, stage.shape), sizes, flops)['total']
         if total['flop_waste'] < least - WORTH:
             least = total['flop_waste']
             rows = ', '.join(f'dict(batch={shape.batch}, length={shape.length}, '
@@ -98,4 +98,5 @@ def lines(experiment: Experiment, stage: Stage, found: np.ndarray) -> Iterator[s
 
 
 def _wasted(row):
+    """Return the three columns of waste of a row of the table."""
     return f'{row["token_waste"]:14.1%} {row["tile_waste"]:6.1%} {row["flop_waste"]:6.1%}'

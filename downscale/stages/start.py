@@ -17,7 +17,7 @@ from downscale.train.checkpoint import load_params
 def start_shapes(experiment: Experiment, stage: Stage) -> dict[str, Any]:
     """Return the ShapeDtypeStructs of `start_params`; nothing is read."""
     model = model_of(experiment, stage.name)
-    if stage.name == 'tower':
+    if stage.kind.loss == 'words':
         # pyrefly: ignore[bad-argument-type]
         return abstract_word_params(model)
     groups = ['language']
@@ -28,11 +28,12 @@ def start_shapes(experiment: Experiment, stage: Stage) -> dict[str, Any]:
 
 
 def start_params(study: PathLike, experiment: Experiment, stage: Stage) -> dict[str, Any]:
-    """Return inherited groups from the parents' checkpoints or from imports, fresh ones from the
-    seed.
+    """Return the parameters that a stage starts from, as nested dicts of numpy arrays.
+
+    Groups with a parent come from its checkpoint, others from `imports` or drawn from the seed.
     """
     target = start_shapes(experiment, stage)
-    if stage.name == 'tower':
+    if stage.kind.loss == 'words':
         return init_tree(target, experiment.seed)
     groups = list(target)
     rest = [name for name in groups if name not in stage.parents]
@@ -50,8 +51,9 @@ def start_params(study: PathLike, experiment: Experiment, stage: Stage) -> dict[
 
 
 def grid_of(experiment: Experiment) -> Mesh:
-    """Return the cell's mesh over the devices at hand; ValueError when it, or a batch, does not
-    fit.
+    """Return the cell's mesh over the devices at hand.
+
+    ValueError when it does not fit them, or a batch does not divide over it.
     """
     size = experiment.mesh
     grid = mesh(size.data, size.fsdp, size.tensor)

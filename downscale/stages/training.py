@@ -16,22 +16,22 @@ from downscale.stages.inputs import corpus, sampler_of, sizes_of
 from downscale.stages.models import model_of
 from downscale.stages.start import grid_of, start_params, start_shapes
 from downscale.train import loop, together
+from downscale.train.run import StageRun
 from downscale.values import hash_of
 
 
 def padding_lines(study: PathLike, experiment: Experiment) -> Iterator[str]:
-    """Yield what each packed stage of a cell wastes, and the buckets that would waste less, as
-    lines.
-    """
+    """Yield lines: what each packed stage of a cell wastes, and buckets that would waste less."""
     for stage in experiment.stages:
-        if stage.loss == 'tokens':
+        if stage.kind.loss == 'tokens':
             sampler, seed = sampler_of(study, experiment, stage)
             yield from padding.lines(experiment, stage, sizes_of(stage, sampler, seed))
 
 
 def _nothing_to_do(folder, experiment):
-    """Return whether the stage in `folder` is done; it then no longer says that it failed, as it
-    would after an attempt that ended in an error of a cell beside it.
+    """Return whether the stage in `folder` is done.
+
+    Removes a stale FATAL.json, which a failure of another cell of the same program may have left.
     """
     done = is_done(folder, experiment)
     if done:
@@ -42,7 +42,7 @@ def _nothing_to_do(folder, experiment):
 def train_stage(study: PathLike, experiment: Experiment, name: str,
                 report: Callable[[int, dict], object] = lambda step, metrics: None,
                 tracker: str = 'tensorboard') -> None:
-    """Stage `name` of the cell is finished under its folder; resumes by itself, skips when done.
+    """Train stage `name` of a cell to its end; resumes by itself, and skips what is done.
 
     A folder that holds another configuration is refused: ValueError says which keys differ.
     `tracker` is a key of `trackers.WRITERS`.
@@ -59,13 +59,11 @@ def train_stage(study: PathLike, experiment: Experiment, name: str,
         return
     with loop.only_process(folder):
         sampler, seed = _begin(study, experiment, stage, folder)
-        model = model_of(experiment, name)
-        batches = iter(stream(sampler, seed, loop.share(grid, model.rules)))
+        rules = model_of(experiment, name).rules
+        batches = iter(stream(sampler, seed, loop.share(grid, rules)))
         with contextlib.closing(batches):  # its thread would wait for ever to hand over a batch
-            loop.train(folder, model, stage.loss, experiment.optimizer, tuple(stage.trainable),
-                       stage.rates, stage.schedule, grid,
-                       lambda: start_params(study, experiment, stage), batches, stage.save_every,
-                       report, shapes=start_shapes(experiment, stage), tracker=tracker)
+            loop.train(folder, _stage_run(experiment, stage, grid, tracker),
+                       lambda: start_params(study, experiment, stage), batches, report)
         processes.wait()
         _end(experiment, stage, folder, sampler, seed, batches.get_state())
 
@@ -74,8 +72,7 @@ def train_together(
         study: PathLike, cells: Sequence[Experiment], name: str,
         report: Callable[[Experiment, int, dict], object] = lambda cell, step, metrics: None,
         tracker: str = 'tensorboard') -> dict[str, Exception]:
-    """Return stage `name` of all `cells` is finished, as `train_stage` would finish each, in one
-    program.
+    """Train stage `name` of all `cells` in one program, each as `train_stage` would train it.
 
     The cells must agree in `program_of` that stage. Returns {cell name: error} of those that
     failed.
@@ -96,11 +93,9 @@ def train_together(
         if begun:
             cell = cells[0]
             stage = cells[0].stage(name)
-            runs = [_run(study, folder, *rest, name, report) for folder, rest in begun.items()]
-            ended = together.train(
-                runs, model_of(cell, name), stage.loss, cell.optimizer, tuple(stage.trainable),
-                stage.schedule, one_device(cell), stage.save_every, start_shapes(cell, stage),
-                tracker=tracker)
+            runs = [_cell_run(study, folder, *rest, name, report)
+                    for folder, rest in begun.items()]
+            ended = together.train(runs, _stage_run(cell, stage, one_device(cell), tracker))
             for folder, (error, position) in ended.items():
                 cell, sampler, seed = begun[folder]
                 if error is None:
@@ -110,10 +105,26 @@ def train_together(
     return failed
 
 
-def _run(study, folder, cell, sampler, seed, name, report):
-    """Return the `together.Run` of one cell."""
+def _stage_run(experiment, stage, grid, tracker):
+    """Return the `StageRun` of a stage on the devices of `grid`."""
+    return StageRun(
+        model=model_of(experiment, stage.name),
+        loss=stage.kind.loss,
+        optimizer=experiment.optimizer,
+        trainable=tuple(stage.trainable),
+        rates=stage.rates,
+        schedule=stage.schedule,
+        mesh=grid,
+        save_every=stage.save_every,
+        shapes=start_shapes(experiment, stage),
+        tracker=tracker,
+    )
+
+
+def _cell_run(study, folder, cell, sampler, seed, name, report):
+    """Return the `CellRun` of one of the cells that are trained together."""
     stage = cell.stage(name)
-    return together.Run(
+    return together.CellRun(
         folder=folder,
         params=lambda: start_params(study, cell, stage),
         rates=stage.rates,
@@ -124,9 +135,10 @@ def _run(study, folder, cell, sampler, seed, name, report):
 
 
 def program_of(experiment: Experiment, name: str) -> str | None:
-    """Return a hash that cells share whose stage `name` can be trained together: they differ in
-    names, seeds and rates only. None where batches have several shapes, which would not come in
-    step.
+    """Return a hash that cells share whose stage `name` can be trained together.
+
+    Such cells differ in names, seeds and rates only. None where batches have several shapes, which
+    would not come in step.
     """
     value = dataclasses.asdict(experiment)
     for key in ('name', 'seed', 'stages', 'evaluation', 'budget'):
@@ -137,8 +149,9 @@ def program_of(experiment: Experiment, name: str) -> str | None:
 
 
 def one_device(experiment: Experiment) -> Mesh:
-    """Return the cell's mesh; ValueError when it has several devices, over which no cells are
-    stacked.
+    """Return the mesh of a cell that is trained with others.
+
+    ValueError when it has several devices, over which no cells are stacked.
     """
     grid = grid_of(experiment)
     if grid.size > 1:
@@ -149,8 +162,7 @@ def one_device(experiment: Experiment) -> Mesh:
 
 
 def _begin(study, experiment, stage, folder):
-    """Return (sampler, seed of its stream) of a stage whose folder is ours; says what runs in
-    it.
+    """Return (sampler, seed of its stream) of a stage, and write into its folder what runs there.
     """
     processes.once(lambda: _open(folder, experiment))
     sampler, seed = sampler_of(study, experiment, stage)
@@ -159,16 +171,16 @@ def _begin(study, experiment, stage, folder):
 
 
 def _end(experiment, stage, folder, sampler, seed, position):
-    """The stage is marked as done; `position` is where its stream ended."""
+    """Mark a stage as done; `position` is where its stream ended."""
     if stage.mixture:
         seen = sampler.seen(seed, position)
-        processes.once(lambda: _told(folder, seen=seen))
+        processes.once(lambda: _note(folder, seen=seen))
     processes.once(lambda: write_json(folder / 'DONE.json', {
         'hash': experiment.hash, 'steps': stage.steps}))
 
 
 def _open(folder, experiment):
-    """`folder` says what runs in it, and not that it failed; ValueError when it is another's."""
+    """Write into `folder` what runs in it; ValueError when it is that of another run."""
     (folder / 'FATAL.json').unlink(missing_ok=True)
     if (folder / 'experiment.json').is_file():
         refuse_other(folder, experiment)
@@ -184,18 +196,21 @@ def _refuse_other_mixture(folder, stage):
 
 
 def _count_padding(folder, experiment, stage, sampler, seed):
-    """Says now what would not fit hours later, and writes `padding.json`; of a mixture also
-    `mixture.json`, what an epoch of it holds, to which its end adds what was seen."""
+    """Write `padding.json`, and refuse now what would not fit hours later.
+
+    Of a mixture write `mixture.json` as well: what an epoch of it holds, to which its end adds what
+    was seen.
+    """
     sizes = sizes_of(stage, sampler, seed)
     if stage.mixture:
-        _told(folder, name=sampler.corpus.mixture.name, hash=sampler.corpus.hash, seed=seed,
+        _note(folder, name=sampler.corpus.mixture.name, hash=sampler.corpus.hash, seed=seed,
               epoch=sampler.realised(seed), left_out=sampler.left_out)
-    if stage.loss == 'tokens':
+    if stage.kind.loss == 'tokens':
         write_json(folder / 'padding.json', padding.figures(experiment, stage, sizes))
 
 
-def _told(folder, **facts):
-    """`mixture.json` of a stage says these facts, beside what it said before."""
+def _note(folder, **facts):
+    """Add facts to the `mixture.json` of a stage."""
     write_json(folder / 'mixture.json', (read_json(folder / 'mixture.json') or {}) | facts)
 
 

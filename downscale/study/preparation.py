@@ -34,7 +34,7 @@ def prepare(study: Path, name: str, experiments: Sequence[Experiment], quiet: bo
     else:
         data = read_json(scratch(study) / 'data.json')
         baselines = read_json(scratch(study) / data['folder'] / 'baselines.json')['test']
-    runs = [_run_row(cell) for cell in experiments if not cell.name.startswith('tower')]
+    runs = [_run_row(cell) for cell in experiments if not cell.is_shared]
     write_json(place(study) / 'study.json', {
         'name': name, 'seed': experiments[0].seed, 'runs': runs,
         'config_hash': hash_of([cell.hash for cell in experiments]),

@@ -2,8 +2,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from downscale.config import WRITER, Experiment
+from downscale.config import Experiment
 from downscale.experiment.expansion import reference_of
+from downscale.stage_table import WRITER
 
 
 @dataclass(frozen=True, kw_only=True)

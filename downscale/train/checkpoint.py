@@ -7,46 +7,36 @@ can rebuild the model from the folder alone.
 """
 import contextlib
 import logging
-import os
 import re
-import shutil
 import sys
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from functools import cache
-from itertools import product
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import tensorstore
 from absl import logging as absl_logging
 from etils import epath
 
 from downscale.runtime import processes
 from downscale.runtime.exits import CRASHED, Failed, line_of, passes, say
-from downscale.runtime.files import PathLike, absolute, in_bucket, write_json
+from downscale.runtime.files import PathLike, absolute, in_bucket
 from downscale.train import checksums
 
-MOST_SHOWN = 10
-READERS = 2
-WRITE_BYTES = 2 ** 18  # one call for 32 MiB costs the kernel three times the time
-
-
-STEP = re.compile('0|[1-9][0-9]*')
+MOST_SHOWN = 10  # leaves that a message names
+STEP = re.compile('0|[1-9][0-9]*')  # the name of a step's folder
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's manager that writes checksums before a step counts as complete, and whose errors are
-    a line each: what prevents a save is no fault of the settings, and may pass."""
-    saving = None
+    """Orbax's manager, which also writes checksums before a step counts as complete.
+
+    Its errors are a line each: what prevents a save is no fault of the settings, and may pass.
+    """
+    saving = None  # the step that is being saved
 
     def reached_preemption(self, step):
-        """No: JAX compares the last question of each process, and only the train loop's are
-        alike.
+        """Return False: JAX compares the answers of all processes, and asks them of the loop alone.
         """
         del step
         return False
@@ -76,6 +66,7 @@ class _Manager(ocp.CheckpointManager):
 
 @contextlib.contextmanager
 def _saving(path):
+    """Turn what orbax raises while it saves `path` into one line."""
     try:
         yield
     except Failed:
@@ -101,15 +92,14 @@ class _Steps(ocp.path.step.NameFormat):
                 for step, path in _steps_in(base_path).items())
 
     def find_step(self, base_path, step):
-        found = _steps_in(base_path)
-        if step not in found:
+        complete = _steps_in(base_path)
+        if step not in complete:
             raise ValueError(f'no complete step {step} in {base_path}')
-        return ocp.path.step.Metadata(step=step, path=found[step])
+        return ocp.path.step.Metadata(step=step, path=complete[step])
 
 
 def open_manager(folder: PathLike, keep: int = 2, every: int = 1000) -> ocp.CheckpointManager:
-    """Return a checkpoint manager on `folder/checkpoints` that saves each `every` steps, keeps
-    `keep`.
+    """Return a manager of `folder/checkpoints`: saves each `every` steps, keeps the last `keep`.
     """
     _hush()
     options = ocp.CheckpointManagerOptions(
@@ -139,13 +129,12 @@ def save(manager: ocp.CheckpointManager, state: Any, stream: Any, meta: dict[str
 
 def restore(manager: ocp.CheckpointManager, target: Any,
             stream: Any) -> tuple[Any, Any]:
-    """Return the newest complete state, put where `target` (ShapeDtypeStructs) says, `stream` moved
-    along.
+    """Return (state, meta) of the newest complete step, or (None, None) without one.
 
-    Returns (state, meta), or (None, None) when no complete checkpoint exists; half-written ones
-    are ignored. A damaged one is said, renamed and passed over for the one before; where there is
-    none, `checksums.Damaged` is raised. Raises ValueError listing the leaves when the checkpoint is
-    of another model.
+    The state lies where `target` (ShapeDtypeStructs) says, and `stream` is moved to its place.
+    Half-written steps are ignored. A damaged one is said, renamed and passed over for the one
+    before; where there is none, `checksums.Damaged` is raised. Raises ValueError listing the leaves
+    when the checkpoint is of another model.
     """
     step = manager.latest_step()
     if step is None:
@@ -181,7 +170,7 @@ def _damage(step_folder):
 
 
 def _set_aside(step_folder):
-    """A damaged step is kept under a name that no reader takes for one."""
+    """Rename a damaged step to what no reader takes for one."""
     aside = step_folder.with_name(f'{step_folder.name}.damaged')
     if aside.exists():
         aside.rmtree()
@@ -189,20 +178,23 @@ def _set_aside(step_folder):
 
 
 def _restore_step(manager, step, target, stream):
+    """Return (state, meta) of a step that is whole, and move `stream` to its place."""
     train = {name: tree for name, tree in target.items() if name != 'params'}
-    with _reading(manager.directory / str(step)):
-        found = manager.restore(step, args=ocp.args.Composite(
+    with reading(manager.directory / str(step)):
+        restored = manager.restore(step, args=ocp.args.Composite(
             params=_restoring(target['params']), train=_restoring(train),
             data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore()))
     # Every process is at the same place of the same stream, so one position serves any number.
-    stream.set_state(found['data'])
-    return {'params': found['params'], **found['train']}, found['meta']
+    stream.set_state(restored['data'])
+    return {'params': restored['params'], **restored['train']}, restored['meta']
 
 
 @contextlib.contextmanager
-def _reading(step_folder):
-    """What orbax raises in this context becomes one line: `checksums.Damaged`, or `exits.Failed`
-    where the same may be read later."""
+def reading(step_folder: PathLike) -> Iterator[None]:
+    """Turn what orbax raises in this context into one line.
+
+    It is `checksums.Damaged`, or `exits.Failed` where the same may be read later.
+    """
     try:
         yield
     except jax.errors.JaxRuntimeError:  # of a device
@@ -219,7 +211,7 @@ def _reading(step_folder):
 
 @cache
 def _hush():
-    """orbax, asyncio and tensorstore also print what they raise, in pages and from threads."""
+    """Silence orbax, asyncio and tensorstore, which print in pages what they raise as well."""
     absl_logging.get_absl_logger().addFilter(_is_foreign)
     logging.getLogger('asyncio').setLevel(logging.CRITICAL)
     hook = sys.unraisablehook
@@ -236,14 +228,12 @@ def _is_foreign(record):
 
 
 def latest(folder: PathLike) -> epath.Path:
-    """Return the folder of the newest complete step; FileNotFoundError with advice when there is
-    none.
-    """
-    found = steps(folder)
-    if not found:
+    """Return the folder of the newest complete step; FileNotFoundError when there is none."""
+    complete = steps(folder)
+    if not complete:
         raise FileNotFoundError(f'no complete checkpoint in {folder}/checkpoints; run or resume '
                                 'that stage first')
-    return found[max(found)]
+    return complete[max(complete)]
 
 
 def committed(folder: PathLike) -> int | None:
@@ -252,8 +242,9 @@ def committed(folder: PathLike) -> int | None:
 
 
 def steps(folder: PathLike) -> dict[int, epath.Path]:
-    """Return {step: its folder} of the complete steps under `folder`; whatever else lies beside
-    them is no concern of any reader.
+    """Return {step: its folder} of the complete steps under `folder`, in their order.
+
+    Whatever else lies beside them is no concern of any reader.
     """
     return _steps_in(absolute(folder) / 'checkpoints')
 
@@ -269,7 +260,7 @@ def _steps_in(path):
 
 def stored_leaves(step_folder: epath.Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """Return {path: (shape, dtype)} of the stored parameters, without reading them."""
-    with _reading(step_folder):
+    with reading(step_folder):
         # pyrefly: ignore[bad-argument-type]
         metadata = ocp.PyTreeCheckpointHandler().metadata(absolute(step_folder) / 'params')
     tree = getattr(metadata, 'tree', metadata)
@@ -286,14 +277,16 @@ def compare(stored: dict[str, tuple[tuple[int, ...], str]], target: Any, where: 
     """
     wanted = {jax.tree_util.keystr(p, simple=True, separator='/'): tuple(leaf.shape)
               for p, leaf in jax.tree_util.tree_leaves_with_path(target)}
-    problems = [f'missing {name} {wanted[name]}' for name in sorted(wanted.keys() - stored.keys())]
-    problems += [f'unexpected {name} {stored[name][0]}'
-                 for name in sorted(stored.keys() - wanted.keys())]
-    problems += [f'{name}: stored {stored[name][0]}, model {wanted[name]}'
-                 for name in sorted(wanted.keys() & stored.keys())
-                 if stored[name][0] != wanted[name]]
-    problems += [f'{name}: stored as {stored[name][1]}, model {dtype}'
-                 for name, dtype in sorted((dtypes or {}).items()) if stored[name][1] != dtype]
+    missing = sorted(wanted.keys() - stored.keys())
+    unexpected = sorted(stored.keys() - wanted.keys())
+    problems = [f'missing {name} {wanted[name]}' for name in missing]
+    problems += [f'unexpected {name} {stored[name][0]}' for name in unexpected]
+    for name in sorted(wanted.keys() & stored.keys()):
+        if stored[name][0] != wanted[name]:
+            problems.append(f'{name}: stored {stored[name][0]}, model {wanted[name]}')
+    for name, dtype in sorted((dtypes or {}).items()):
+        if stored[name][1] != dtype:
+            problems.append(f'{name}: stored as {stored[name][1]}, model {dtype}')
     if problems:
         shown = '; '.join(problems[:MOST_SHOWN])
         more = f'; and {len(problems) - MOST_SHOWN} more' if len(problems) > MOST_SHOWN else ''
@@ -303,8 +296,7 @@ def compare(stored: dict[str, tuple[tuple[int, ...], str]], target: Any, where: 
 
 def load_params(folder: PathLike, target: dict[str, Any],
                 groups: Iterable[str] | None = None) -> dict[str, Any]:
-    """Return parameters of the newest step under `folder`, only the `groups` named (all by
-    default).
+    """Return parameters of the newest step under `folder`, of all groups or only of `groups`.
 
     `target` is the tree of ShapeDtypeStructs of those groups; leaves with a sharding go to their
     devices, others come back as numpy. Raises ValueError listing the leaves that do not match.
@@ -314,8 +306,7 @@ def load_params(folder: PathLike, target: dict[str, Any],
     stored = stored_leaves(step_folder)
     compare({name: leaf for name, leaf in stored.items() if name.split('/')[0] in target},
             target, step_folder)
-
-    return _restore(step_folder, target)
+    return read_leaves(step_folder, target)
 
 
 def _restoring(target, partial=False):
@@ -329,126 +320,9 @@ def _restoring(target, partial=False):
                                   partial_restore=partial)
 
 
-def _restore(step_folder, target):
+def read_leaves(step_folder: Any, target: dict[str, Any]) -> dict[str, Any]:
     """Return the leaves of `target` from a step, on their devices where they have a sharding."""
     checksums.check(step_folder, 'params/')
-    with _reading(step_folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with reading(step_folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         return checkpointer.restore(absolute(step_folder) / 'params',
                                     args=_restoring(target, partial=True))
-
-
-class _Lazy:
-    """A leaf that is written in parts; the type is what orbax finds its handler by."""
-
-    def __init__(self, leaf):
-        self.leaf, self.shape, self.dtype = leaf, tuple(leaf.shape), np.dtype(leaf.dtype)
-
-    def write(self, folder, corner):
-        """Write the chunk at `corner` of the grid as zarr 2 keeps it: its values, padded."""
-        chunk = self.leaf.chunk
-        part = self.leaf.read(tuple(slice(at * step, min(at * step + step, size)) for at, step, size
-                                    in zip(corner, chunk, self.shape)))
-        if part.shape != tuple(chunk):
-            part = np.pad(part, [(0, step - size) for step, size in zip(chunk, part.shape)])
-        path = os.path.join(folder, '.'.join(map(str, corner)))
-        data = memoryview(part.reshape(-1).view(np.uint8))
-        with open(path, 'wb', buffering=0) as file:
-            for start in range(0, len(data), WRITE_BYTES):
-                file.write(data[start:start + WRITE_BYTES])
-        return path
-
-
-class _LazyHandler(ocp.type_handlers.NumpyHandler):
-    """Writes numpy's layout without ever holding a leaf: read, write and free chunk by chunk.
-
-    tensorstore writes the description of an array; its own way with values copies each of them into
-    fresh pages first, and takes three times as long.
-    """
-
-    async def serialize(self, values, infos, args=None):
-        self._chunks = []
-        await self._background_serialize(values, infos, args or [ocp.SaveArgs()] * len(values))
-        with ThreadPoolExecutor(READERS) as pool:
-            for path in pool.map(lambda chunk: _Lazy.write(*chunk), self._chunks):
-                # Synced here while the next are read and turned: half the time of one by one.
-                descriptor = os.open(path, os.O_RDONLY)
-                os.fsync(descriptor)
-                os.close(descriptor)
-        return []
-
-    async def _open_and_write(self, value, tspec, ts_context):
-        spec = {**tspec, 'metadata': {**tspec['metadata'], 'chunks': value.leaf.chunk}}
-        await tensorstore.open(tensorstore.Spec(spec), create=True, open=True, context=ts_context)
-        grid = product(*(range(-(-size // step)) for size, step
-                         in zip(value.shape, value.leaf.chunk)))
-        self._chunks += [(value, tspec['kvstore']['path'], corner) for corner in grid]
-
-
-def save_leaves(folder: Path, leaves: dict[str, Any], meta: dict[str, Any], step: int = 0) -> None:
-    """Step `step` of `folder` holds `leaves` as its parameters, in their own dtypes, and `meta`.
-
-    `leaves` is a nested dict; a leaf has `shape`, `dtype`, `chunk` (a shape) and `read(index)`, and
-    is never held as a whole. Raises FileExistsError when the step is there already.
-    """
-    path = absolute(folder) / 'checkpoints' / str(step)
-    if path.exists():
-        raise FileExistsError(f'{path} is there already; give another folder or remove it')
-    partial = path.with_name(f'.{step}.{os.getpid()}.partial')
-    registry = ocp.type_handlers.create_type_handler_registry((_Lazy, _LazyHandler()))
-    verbosity = absl_logging.get_verbosity()
-    absl_logging.set_verbosity(absl_logging.ERROR)  # orbax warns: no shard database to merge
-    try:
-        handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False,
-                                              type_handler_registry=registry)
-        (partial / 'params').mkdir(parents=True)
-        # pyrefly: ignore[bad-argument-type]
-        handler.save(partial / 'params',
-                     args=ocp.args.PyTreeSave(jax.tree.map(_Lazy, leaves)))
-        handler.close()
-        write_json(partial / 'meta' / 'metadata', meta)
-        checksums.write(partial)
-        os.replace(partial, path)
-    finally:
-        absl_logging.set_verbosity(verbosity)
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredLeaf:
-    """A leaf of a stored step: `shape` and `dtype` now, its values on `read`."""
-    step_folder: PathLike
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    def read(self) -> np.ndarray:
-        """Return the leaf as a numpy array; nothing else of the step is read."""
-        leaf = jax.ShapeDtypeStruct(self.shape, self.dtype)
-        for key in reversed(self.name.split('/')):
-            leaf = {key: leaf}
-        return jax.tree.leaves(_restore(self.step_folder, leaf))[0]
-
-
-def open_leaves(folder: PathLike) -> dict[str, Any]:
-    """Return the nested dict of `StoredLeaf` of the newest step under `folder`; nothing is read."""
-    step_folder = latest(folder)
-    tree = {}
-    for name, (shape, dtype) in stored_leaves(step_folder).items():
-        node = tree
-        *path, last = name.split('/')
-        for key in path:
-            node = node.setdefault(key, {})
-        node[last] = StoredLeaf(
-            step_folder=step_folder, name=name, shape=shape, dtype=np.dtype(dtype)
-        )
-    return tree
-
-
-def place(leaves: Any, shardings: Any) -> Any:
-    """Return `leaves` as jax arrays with these shardings, read leaf by leaf and only what is held
-    here.
-
-    A leaf has `shape`, `dtype` and `read(index)`; the two trees are alike.
-    """
-    return jax.tree.map(lambda leaf, sharding: jax.make_array_from_callback(
-        leaf.shape, sharding, leaf.read), leaves, shardings)

@@ -26,7 +26,7 @@ class Damaged(ValueError):
 
 
 def write(step_folder: Path | epath.Path) -> None:
-    """`checksums.json` of a step whose files are all there."""
+    """Write `checksums.json` of a step whose files are all there."""
     if in_bucket(step_folder):
         files = _objects(step_folder)
     else:
@@ -37,10 +37,10 @@ def write(step_folder: Path | epath.Path) -> None:
 
 
 def check(step_folder: Path | epath.Path, item: str = '') -> None:
-    """Raise `Damaged` where a file of a step, or of one `item` of it ('params/'), is not what was
-    written.
+    """Raise `Damaged` where a file of a step is not what was written.
 
-    A local step whose files have not been touched is read once per process.
+    With an `item` such as 'params/' only the files of that are checked. A local step whose files
+    have not been touched is read once per process.
     """
     try:
         stored = json.loads((place(step_folder) / NAME).read_text())
@@ -51,18 +51,19 @@ def check(step_folder: Path | epath.Path, item: str = '') -> None:
     except (ValueError, KeyError, TypeError):
         raise Damaged(f'checkpoint {step_folder} is damaged: {NAME} is not readable') from None
     wanted = {name: facts for name, facts in wanted.items() if name.startswith(item)}
-    found = _objects(step_folder) if in_bucket(step_folder) else _stamps(step_folder)
+    files = _objects(step_folder) if in_bucket(step_folder) else _stamps(step_folder)
     for name, (size, _) in wanted.items():
-        if name not in found:
+        if name not in files:
             raise Damaged(f'checkpoint {step_folder} is damaged: {name} is missing')
-        if found[name][0] != size:
-            raise Damaged(f'checkpoint {step_folder} is damaged: {name} has {found[name][0]} '
+        if files[name][0] != size:
+            raise Damaged(f'checkpoint {step_folder} is damaged: {name} has {files[name][0]} '
                           f'bytes, {size} were saved')
+    # What was copied to or from a bucket has sums of the other kind: sizes must do.
     if kind != _kind(step_folder):
         return
-    sums = {name: checksum for name, (_, checksum) in found.items()}
+    sums = {name: checksum for name, (_, checksum) in files.items()}
     if not in_bucket(step_folder):
-        sums = _sums(str(step_folder), tuple((name, found[name]) for name in wanted))
+        sums = _sums(str(step_folder), tuple((name, files[name]) for name in wanted))
     for name, (_, checksum) in wanted.items():
         if sums[name] != checksum:
             raise Damaged(f'checkpoint {step_folder} is damaged: {name} has other bytes than were '
@@ -90,9 +91,7 @@ def _stamps(step_folder):
 
 
 def _objects(step_folder):
-    """Return {path in the step: [size, CRC-32C in base 64]} of the objects of a step in a
-    bucket.
-    """
+    """Return {path in the step: [size, CRC-32C in base 64]} of a step in a bucket."""
     top = str(step_folder).removeprefix(BUCKET).rstrip('/') + '/'
     listed = fsspec.filesystem('gs').find(top, detail=True)
     return {name.removeprefix(top): [int(info['size']), info.get('crc32c')]
@@ -101,8 +100,9 @@ def _objects(step_folder):
 
 
 def _crc32(path):
-    found = 0
+    """Return the CRC-32 of a file, read in parts of `CHUNK_BYTES`."""
+    checksum = 0
     with path.open('rb', buffering=0) as file:
         while chunk := file.read(CHUNK_BYTES):
-            found = zlib.crc32(chunk, found)
-    return found
+            checksum = zlib.crc32(chunk, checksum)
+    return checksum

@@ -18,8 +18,7 @@ LOGIT_BYTES = 2 ** 29  # of one chunk, float32
 
 def next_token(x_BLD: jax.Array, share_VD: jax.Array, batch: dict[str, jax.Array], *,
                shape: tuple[int, int], rules: Rules) -> tuple[jax.Array, jax.Array]:
-    """Return (sum of weighted next-token losses in nats, weighted count of hits) of the rows at
-    hand.
+    """Return (sum of weighted next-token losses in nats, weighted count of hits) of these rows.
 
     `x_BLD` is what left the last norm, `share_VD` the head, or the share of it at hand, in its own
     dtype; `shape` is its (V, D). The token at position i is predicted from position i - 1.
@@ -46,23 +45,30 @@ def _loss_and_gradient(x_TD, share_VD, targets_T, weights_T, names):
     ways = _size(split)
     size = _chunk(T, LOGIT_BYTES // (4 * V))
     chunks = math.ceil(T / size)
-    parts = tuple(
-        jnp.pad(part, [(0, chunks * size - T)] + [(0, 0)] * (part.ndim - 1)).reshape(
-            chunks, size, *part.shape[1:]) for part in (x_TD, targets_T, weights_T))
+
+    def chunked(part):
+        """Pad the tokens to whole chunks; a padded one has weight 0 and counts nowhere."""
+        padded = jnp.pad(part, [(0, chunks * size - T)] + [(0, 0)] * (part.ndim - 1))
+        return padded.reshape(chunks, size, *part.shape[1:])
+
+    parts = tuple(chunked(part) for part in (x_TD, targets_T, weights_T))
     head_VD = _collect(share_VD.astype(x_TD.dtype), split, ring)
     first = jax.lax.axis_index(split) * len(head_VD) if split else 0
 
     def chunk(carry, part):
+        """Add loss and gradients of one chunk: its logits, the largest array, live here only."""
         loss, hits, grad_DV = carry
         x_TD, targets_T, weights_T = (gather(x, 0, split) if split else x for x in part)
         logits_TV = jnp.einsum('TD,VD->TV', x_TD, head_VD, preferred_element_type=jnp.float32)
         most_T = _across(jax.lax.pmax, logits_TV.max(-1), split)
         target_TV = first + jnp.arange(len(head_VD)) == targets_T[:, None]
         exp_TV = jnp.exp(logits_TV - most_T[:, None])
-        sum_T, own_T = _across(jax.lax.psum, (
-            exp_TV.sum(-1), jnp.where(target_TV, logits_TV, 0).sum(-1)), split)
-        loss += ((jnp.log(sum_T) + most_T - own_T) * weights_T).sum()
-        hits += ((own_T >= most_T) * weights_T).sum()
+        # The logit of the target lies with one chip of `split`; the others add zero to it.
+        target_T = jnp.where(target_TV, logits_TV, 0).sum(-1)
+        sum_T, target_T = _across(jax.lax.psum, (exp_TV.sum(-1), target_T), split)
+        loss += ((jnp.log(sum_T) + most_T - target_T) * weights_T).sum()
+        hits += ((target_T >= most_T) * weights_T).sum()
+        # The slope of the loss by a logit is its probability, less 1 for the target.
         slope_TV = exp_TV * (weights_T / sum_T)[:, None]
         slope_TV = (slope_TV - jnp.where(target_TV, weights_T[:, None], 0)).astype(x_TD.dtype)
         grad_DV += jnp.einsum('TV,TD->DV', slope_TV, x_TD, preferred_element_type=jnp.float32)
@@ -89,8 +95,9 @@ _loss.defvjp(lambda *inputs: _loss_and_gradient(*inputs), _gradient)
 
 
 def _chunk(T, most):
-    """Return tokens of a chunk, at most `most`: a multiple of 128 that divides T, where there is
-    one.
+    """Return the tokens of a chunk, at most `most`.
+
+    It is a multiple of 128 that divides T where there is one: then nothing is padded.
     """
     if most >= T:
         return T
@@ -99,8 +106,7 @@ def _chunk(T, most):
 
 
 def _roles(V, names):
-    """Return (mesh axes that split the vocabulary, those that gather the width) of the shares
-    `names`.
+    """Return (mesh axes that split the vocabulary, those that gather the width) out of `names`.
     """
     if len(names) == 2 and V % _size(names[:1]) == 0:
         return names[:1], names[1:]

@@ -16,23 +16,25 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from downscale.runtime import exits, processes
 from downscale.train import checkpoint
-from downscale.train.loop import Log, check_supervised, start
+from downscale.train.log import Log
+from downscale.train.loop import check_supervised, start
+from downscale.train.run import StageRun
 from downscale.train.state import unmoved
 from downscale.train.step import train_step
 
 if TYPE_CHECKING:
-    from downscale.config import Optimizer, Schedule
+    from downscale.config import Optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """One of the runs. `params`, `rates` and `report` are those of `loop.train`.
+class CellRun:
+    """What one of the runs has of its own; `params` and `report` are those of `loop.train`.
 
-    `stream()` opens a checkpointable iterator of batches; runs of equal `data` have the same one.
+    `rates` take the place of those of the `StageRun` that all share. `stream()` opens a
+    checkpointable iterator of batches; runs of equal `data` have the same one.
     """
     folder: Path
     params: Callable
@@ -56,10 +58,12 @@ class _Lane:
     `opened` {(data, step): stream} are those of lanes before: lanes at one place share one.
     """
 
-    def __init__(self, run, closing, save_every, begin, tracker, opened):
-        self.run, self.error, self.position = run, None, _Position()
-        self.manager = closing(checkpoint.open_manager(run.folder, every=save_every))
-        self.state, meta = begin(self.manager, run.params, self.position)
+    def __init__(self, run, shared, closing, opened):
+        self.run = run
+        self.error = None
+        self.position = _Position()
+        self.manager = closing(checkpoint.open_manager(run.folder, every=shared.save_every))
+        self.state, meta = start(self.manager, shared, run.params, self.position)
         self.step = int(self.state['step'])
         place = run.data, self.step
         if place not in opened:
@@ -68,7 +72,7 @@ class _Lane:
                 stream.set_state(self.position.state)
             opened[place] = stream
         self.stream = opened[place]
-        self.log = closing(Log(run.folder, self.step, meta['tokens'], tracker,
+        self.log = closing(Log(run.folder, self.step, meta['tokens'], shared.tracker,
                                meta.get('bits')))
 
     def write(self, step, read, factor, metrics, still=()):
@@ -89,11 +93,12 @@ class _Lane:
 class _Group:
     """The lanes that still go on, their stacked state, and the step that is not logged yet."""
 
-    def __init__(self, lanes, step_fn, trainable, schedule, loss):
-        self.step_fn = step_fn
-        self.trainable = trainable
-        self.schedule = schedule
-        self.loss = loss
+    def __init__(self, lanes, shared):
+        self.step_fn = compiled_cells(shared.model, shared.loss, shared.optimizer,
+                                      shared.trainable)
+        self.trainable = shared.trainable
+        self.schedule = shared.schedule
+        self.loss = shared.loss
         self.live = list(lanes)
         self.pending = None
         self.state = _stack([lane.state for lane in lanes])
@@ -104,7 +109,7 @@ class _Group:
         self.drop()
 
     def drop(self):
-        """Lanes that have ended leave the stack."""
+        """Take the lanes that have ended out of the stack."""
         keep = [at for at, lane in enumerate(self.live)
                 if lane.error is None and lane.step < self.schedule.steps]
         if len(keep) < len(self.live):
@@ -118,12 +123,15 @@ class _Group:
         if not self.live:
             return
         streams = list(dict.fromkeys(lane.stream for lane in self.live))
-        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *[batches[s] for s in streams])
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves),
+                               *[batches[stream] for stream in streams])
         which = np.array([streams.index(lane.stream) for lane in self.live], np.int32)
         factors = [self.schedule.factor(lane.step) for lane in self.live]
-        rates = {group: np.array([factor * lane.run.rates[group] for factor, lane
-                                  in zip(factors, self.live)], np.float32)
-                 for group in self.trainable}
+        rates = {}
+        for group in self.trainable:
+            peaks = [lane.run.rates[group] for lane in self.live]
+            rates[group] = np.array([factor * peak for factor, peak in zip(factors, peaks)],
+                                    np.float32)
         self.state, metrics = self.step_fn(self.state, stacked, which, rates)
         self.settle()
         reads = [(batches[lane.stream]['segments'] > 0).sum() for lane in self.live]
@@ -133,21 +141,21 @@ class _Group:
 
     def _read(self):
         """Return {stream: its next batch}; where that fails, its lanes have an error."""
-        found = {}
+        batches = {}
         began = time.perf_counter()
         for lane in self.live:
             try:
-                if lane.stream not in found:
-                    found[lane.stream] = next(lane.stream)
-                check_supervised(self.loss, lane.step, found[lane.stream])
+                if lane.stream not in batches:
+                    batches[lane.stream] = next(lane.stream)
+                check_supervised(self.loss, lane.step, batches[lane.stream])
             except Exception as error:  # the data of one stream must not end the others
                 lane.error = error
         for lane in self.live:
             lane.log.waited += time.perf_counter() - began
-        return found
+        return batches
 
     def settle(self):
-        """The last step is logged; waits for the device."""
+        """Log the last step; waits for the device."""
         if self.pending:
             rows, metrics = self.pending
             metrics = jax.device_get(metrics)
@@ -171,48 +179,41 @@ class _Group:
         self.drop()
 
 
-def train(runs: Sequence[Run], model: Any, loss: str, optimizer: 'Optimizer',
-          trainable: tuple[str, ...], schedule: 'Schedule', mesh: Mesh, save_every: int,
-          shapes: dict[str, Any], stop: Callable[[int], bool] = processes.stop,
-          tracker: str = 'none') -> dict[Path, tuple[Exception | None, Any]]:
-    """Train all `runs` to the end of `schedule`, as `loop.train` would each of them.
+def train(runs: Sequence[CellRun], shared: StageRun) -> dict[Path, tuple[Exception | None, Any]]:
+    """Train all `runs` to the end of their schedule, as `loop.train` would each of them.
 
     Returns {folder: (error, position of its stream)}; the error, None where all went well, is of
     the start, of a loss that is not finite or of the data, and the others are not touched by it.
     Numbers differ from those of `loop.train` by rounding, as stacked products add in another order.
-    `mesh` must have one device. SIGTERM saves all.
+    The mesh of `shared` must have one device. SIGTERM saves all.
     """
-    def begin(manager, params, position):
-        return start(manager, params, shapes, optimizer, trainable, mesh, model.rules, position)
-
     with contextlib.ExitStack() as stack:
         def closing(thing):
             return stack.enter_context(contextlib.closing(thing))
 
-        stack.enter_context(jax.set_mesh(mesh))
+        stack.enter_context(jax.set_mesh(shared.mesh))
         lanes = []
         opened = {}
         failed: dict[Path, tuple[Exception | None, Any]] = {}
         for run in runs:
             try:
-                lanes.append(_Lane(run, closing, save_every, begin, tracker, opened))
+                lanes.append(_Lane(run, shared, closing, opened))
             except Exception as error:  # a damaged checkpoint or parent must not end the others
                 failed[run.folder] = error, None
         if not lanes:
             return failed
-        group = _Group(lanes, compiled_cells(model, loss, optimizer, trainable), trainable,
-                       schedule, loss)
+        group = _Group(lanes, shared)
         stack.enter_context(processes.stepping())
         while group.live:
             group.advance()
             steps = [lane.step for lane in group.live]
-            stopped = bool(steps) and stop(max(steps))
-            group.save(save_every, stopped)
+            stopped = bool(steps) and shared.stop(max(steps))
+            group.save(shared.save_every, stopped)
             if stopped and group.live:
                 for lane in group.live:
                     lane.manager.wait_until_finished()
                 raise exits.Preempted(f'stopped by SIGTERM: {len(group.live)} runs are saved at '
-                                      f'step {max(steps)} of {schedule.steps}')
+                                      f'step {max(steps)} of {shared.schedule.steps}')
     return failed | {lane.run.folder: (lane.error, lane.position.state) for lane in lanes}
 
 
@@ -226,10 +227,11 @@ def compiled_cells(model: Any, loss: str, optimizer: 'Optimizer',
     which takes no heads as narrow as those of models that are worth stacking.
     """
     def step(state, batches, which, rates):
-        def one(state, stream, rates):
-            return train_step(state, jax.tree.map(lambda leaf: leaf[stream], batches), rates,
-                              model=model, loss=loss, optimizer=optimizer, trainable=trainable)
-        return jax.vmap(one)(state, which, rates)
+        def step_of_run(state, stream, rates):
+            batch = jax.tree.map(lambda leaf: leaf[stream], batches)
+            return train_step(state, batch, rates, model=model, loss=loss, optimizer=optimizer,
+                              trainable=trainable)
+        return jax.vmap(step_of_run)(state, which, rates)
 
     return jax.jit(step, donate_argnums=0)
 

@@ -31,7 +31,8 @@ class _TensorBoard:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f'events.out.tfevents.{time.time_ns()}.{os.getpid()}'
         self.file = self.path.open('xb')
-        self.records, self.flushed = RecordWriter(self.file), time.monotonic()
+        self.records = RecordWriter(self.file)
+        self.flushed = time.monotonic()
         self._add(file_version='brain.Event:2')
         # What an earlier session has written from this step on is not shown.
         self._add(step=first + 1, session_log=SessionLog(status=SessionLog.START))
@@ -55,8 +56,10 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """A run of the project named after the study; continued, it stays the same run, which takes no
-    step a second time."""
+    """A run of the project that is named after the study.
+
+    Continued, it stays the same run, which takes no step a second time.
+    """
     path = None
 
     def __init__(self, folder, first):
@@ -82,8 +85,8 @@ WRITERS = {'tensorboard': _TensorBoard, 'wandb': _Wandb, 'none': None}
 def choose(kind: str | None) -> str:
     """Return the tracker that was asked for; for None TensorBoard, or 'none' where it is missing.
 
-    Only a tracker that was asked for by name must be there: its absence is an ImportError with what
-    to install, and RuntimeError says that Weights & Biases does not know who we are.
+    ImportError with what to install where one that was asked for by name is missing; RuntimeError
+    where Weights & Biases does not know who we are.
     """
     if kind == 'none':
         return kind
@@ -123,11 +126,11 @@ class Tracker:
         self._do('write', step, row)
 
     def flush(self) -> None:
-        """What was written is in the file."""
+        """Flush what was written into the file."""
         self._do('flush')
 
     def close(self) -> None:
-        """Nothing more will be written."""
+        """Close the writer: nothing more will be written."""
         self._do('close')
 
     def _do(self, method, *values):

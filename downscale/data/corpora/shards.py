@@ -18,6 +18,7 @@ from downscale.data.records import IMAGE
 from downscale.data.tokens import Encoder, Layout, load_tokenizer
 from downscale.runtime.files import write_json
 from downscale.sizes import SIGLIP, Pictures
+from downscale.stage_table import STAGES
 
 LENGTH = 32768  # tokens of a record (arXiv 2511.17487 and its code: the tokenizer's maximum)
 VISION = SIGLIP['so400m-patch14-384']
@@ -36,7 +37,7 @@ class Settings:
         """Return the encoder that counts tokens as `stage` does; None without a tokenizer."""
         if self.tokenizer is None:
             return None
-        plain = stage in ('align', 'tower')
+        plain = STAGES[stage].layout == 'flat'
         return Encoder(load_tokenizer(self.tokenizer), CHATS['plain' if plain else 'chatml'],
                        Layout(VISION, Pictures('flat' if plain else 'anyres')))
 

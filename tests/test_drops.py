@@ -1,9 +1,9 @@
-"""Drop-off measures and drop against visual reliance (analysis reference, section 5.1)."""
+"""Drops by four measures, and drop against visual reliance (analysis reference, section 5.1)."""
 import numpy as np
 import pytest
 from fake_study import SIZES, fake_study
 
-from downscale.analysis import dropoff, measures
+from downscale.analysis import accuracy, drops, measures
 from downscale.analysis.measures import Missing
 from downscale.results.study import load_study
 
@@ -15,8 +15,8 @@ def scored(tmp_path_factory):
 
 
 def test_the_four_measures_agree_with_the_accuracies(scored):
-    table = measures.accuracy(scored)['families']
-    found = dropoff.drops(scored)['drops']
+    table = accuracy.by_family(scored)['families']
+    found = drops.drop_off(scored)['drops']
     for task, row in table.items():
         small, middle, large = (row['sizes'][name].value for name in SIZES)
         assert found[task]['abs'].value == pytest.approx(large - small)
@@ -30,14 +30,14 @@ def test_the_four_measures_agree_with_the_accuracies(scored):
 
 
 def test_report_and_command_have_one_chance_corrected_drop(scored):
-    told, printed = measures.drops(scored), dropoff.drops(scored)['drops']
+    told, printed = drops.by_family(scored), drops.drop_off(scored)['drops']
     for task, row in (*told['families'].items(), ('macro', told['macro'])):
         assert row['relative_chance'] == printed[task]['rel_chance']
         assert row['absolute'] == printed[task]['abs']
 
 
 def test_every_measure_finds_the_planted_drop_and_has_an_interval(scored):
-    found = dropoff.drops(scored)
+    found = drops.drop_off(scored)
     assert (found['large'], found['small']) == ('w64d4', 'w16d2')
     count = found['drops']['count']
     assert all(x.clear and x.low < x.value < x.high for x in count.values())
@@ -54,18 +54,18 @@ def test_the_slope_hangs_on_the_size_column(scored, tmp_path):
     squared = measures.Scored(
         study=study, sizes=measures.sizes_of({'runs': runs}), resamples=scored.resamples
     )
-    half = dropoff.drops(squared)['drops']['count']['slope'].value
-    whole = dropoff.drops(squared, 'n_total')['drops']['count']['slope'].value
+    half = drops.drop_off(squared)['drops']['count']['slope'].value
+    whole = drops.drop_off(squared, 'n_total')['drops']['count']['slope'].value
     assert half == pytest.approx(whole / 2)
     with pytest.raises(ValueError, match="no size column 'width'; there are n_nonembed, n_total"):
-        dropoff.drops(scored, 'width')
+        drops.drop_off(scored, 'width')
 
 
 def test_a_relative_drop_above_chance_is_unbounded_where_nothing_is_above_chance(tmp_path):
     path = fake_study(tmp_path / 'study', pictures=60, faults={
         family: {'unparsed': .7} for family in ('color', 'count', 'relation', 'animal')},
         decoupled=False)
-    found = dropoff.drops(measures.scored(load_study(path), bootstraps=400))['drops']['color']
+    found = drops.drop_off(measures.scored(load_study(path), bootstraps=400))['drops']['color']
     assert found['rel_chance'].low == -np.inf and found['rel_chance'].high == np.inf
     assert 'Fieller' in found['rel_chance'].method
     assert np.isfinite(found['rel'].low)
@@ -84,7 +84,7 @@ def test_disjoint_halves_remove_the_slope_that_a_shared_term_makes():
     rng, slopes, ranks = np.random.default_rng(1), [], []
     for trial in range(50):
         columns = _noisy_tasks(rng)
-        both = [dropoff.relation(**columns, split=split, bootstraps=2, seed=trial)
+        both = [drops.relation(**columns, split=split, bootstraps=2, seed=trial)
                 for split in (False, True)]
         slopes.append([x.slope.value for x in both])
         ranks.append([x.spearman.value for x in both])
@@ -99,7 +99,7 @@ def test_disjoint_halves_keep_a_true_relation():
     rng = np.random.default_rng(2)
     columns = _noisy_tasks(rng, pictures=2000, effect=.8)
     for split in (False, True):
-        found = dropoff.relation(**columns, split=split, bootstraps=300)
+        found = drops.relation(**columns, split=split, bootstraps=300)
         assert found.slope.value == pytest.approx(.8, abs=.12)
         assert found.slope.low > .4 and found.spearman.value > .8
         assert found.spearman.clusters == 12
@@ -107,7 +107,7 @@ def test_disjoint_halves_keep_a_true_relation():
 
 def test_the_same_seed_gives_the_same_relation_and_another_one_other_halves():
     columns = _noisy_tasks(np.random.default_rng(3))
-    first, again, other = (dropoff.relation(**columns, bootstraps=50, seed=seed)
+    first, again, other = (drops.relation(**columns, bootstraps=50, seed=seed)
                            for seed in (1, 1, 2))
     assert (first.slope, first.spearman) == (again.slope, again.spearman)
     assert first.slope != other.slope
@@ -116,13 +116,13 @@ def test_the_same_seed_gives_the_same_relation_and_another_one_other_halves():
 def test_the_relation_needs_four_tasks_and_a_size_without_the_picture(scored, tmp_path):
     columns = _noisy_tasks(np.random.default_rng(4), tasks=3)
     with pytest.raises(Missing, match='needs 4 tasks, found 3'):
-        dropoff.relation(**columns)
+        drops.relation(**columns)
     path = fake_study(tmp_path / 'study', pictures=5, conditions=('image',), decoupled=False)
     with pytest.raises(Missing, match='the largest under blind'):
-        dropoff.visual_reliance(measures.scored(load_study(path), 100))
+        drops.visual_reliance(measures.scored(load_study(path), 100))
 
 
 def test_reliance_of_a_study_is_image_minus_blind(scored):
-    found = dropoff.relation(**dropoff.visual_reliance(scored), bootstraps=100)
-    expected = measures.reliance(scored)['conditions']['blind']
+    found = drops.relation(**drops.visual_reliance(scored), bootstraps=100)
+    expected = drops.reliance(scored)['conditions']['blind']
     np.testing.assert_allclose(found.reliance, [expected[task].value for task in found.tasks])

@@ -1,0 +1,55 @@
+"""What is true of each stage by its name: the one table that every room reads.
+
+It stands below the data, because a batch is packed by it, and below the results, because they are
+told in its order. `config.Stage` is what a study says about a stage of its own: steps, rows, rates.
+"""
+from dataclasses import dataclass
+
+GROUPS = ('tower', 'connector', 'language')
+_ALL = ('language', 'tower', 'connector')
+_FROM_INSTRUCT = (*_ALL, 'image_newline_D')
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageKind:
+    """A row of the table.
+
+    parents: {group of parameters: the stage that it starts from}. 'tower/tower' is the stage of
+        another cell: the tower is shared by all sizes of one seed.
+    trainable: the groups that it trains, unless a study names others.
+    loss: 'tokens', those of the reply, or 'words', which of them a caption holds.
+    rows: 'packed', as many conversations as fit, or 'captioned', one picture and its caption.
+    layout: 'tiles', as the study cuts pictures, or 'flat', each squashed into one tile.
+    chat: 'own', that of the study, or 'bare': where ChatML is spoken, captions without it.
+    writes: the kind of text that it is tuned to write; '' for none.
+    answers: whether it answers questions with the picture before it.
+    shared: whether one cell has it for all sizes of a seed.
+    """
+    parents: dict[str, str]
+    trainable: tuple[str, ...] = GROUPS
+    loss: str = 'tokens'
+    rows: str = 'packed'
+    layout: str = 'tiles'
+    chat: str = 'own'
+    writes: str = ''
+    answers: bool = False
+    shared: bool = False
+
+
+# Parents before children. Connector and tower see a picture in one tile (arXiv 2511.17487, 3.1).
+STAGES = {
+    'tower': StageKind(parents={}, trainable=('tower',), loss='words', rows='captioned',
+                       layout='flat', shared=True),
+    'text': StageKind(parents={}, trainable=('language',)),
+    'align': StageKind(parents={'language': 'text', 'tower': 'tower/tower'},
+                       trainable=('connector',), layout='flat', chat='bare'),
+    'instruct': StageKind(parents=dict.fromkeys(_ALL, 'align'), answers=True),
+    'interleave': StageKind(parents=dict.fromkeys(_FROM_INSTRUCT, 'instruct'), answers=True),
+    'caption': StageKind(parents=dict.fromkeys(_FROM_INSTRUCT, 'instruct'), writes='caption'),
+    'extract': StageKind(parents=dict.fromkeys(_FROM_INSTRUCT, 'caption'), writes='extraction'),
+    'reason': StageKind(parents={'language': 'text'}, trainable=('language',)),
+}
+# The stages that answer with the picture, the later one first: of two it is the one to ask.
+JOINT = tuple(name for name in reversed(STAGES) if STAGES[name].answers)
+# Kind of text: the stage that is tuned to write it.
+WRITER = {kind.writes: name for name, kind in STAGES.items() if kind.writes}

@@ -1,0 +1,33 @@
+"""What one stage trains, and how: the record that loops and compiled steps are made from."""
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jax.sharding import Mesh
+
+from downscale.runtime import processes
+
+if TYPE_CHECKING:
+    from downscale.config import Optimizer, Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRun:
+    """The model of a stage, its loss and optimiser, and how long and where it is trained.
+
+    `loss` is a key of `step.LOSSES`; `trainable` are groups of parameters, and `rates` the peak
+    learning rate of each. `shapes` are the ShapeDtypeStructs of the parameters, with which a
+    restart reads nothing of the parents. `stop(step)` says whether to save and end behind a step.
+    `tracker` is a key of `trackers.WRITERS`.
+    """
+    model: Any
+    loss: str
+    optimizer: 'Optimizer'
+    trainable: tuple[str, ...]
+    rates: dict[str, float]
+    schedule: 'Schedule'
+    mesh: Mesh
+    save_every: int
+    shapes: dict[str, Any] | None = None
+    stop: Callable[[int], bool] = processes.stop
+    tracker: str = 'none'

@@ -1,0 +1,83 @@
+"""A study, two checkpoints and a chain of an earlier version open with equal numbers.
+
+`tests/data/earlier_run.tar.xz` was written before the rooms of the package were laid out anew: the
+study of `tiny.py` (its other checkpoints removed), a chain over two questions, and what that
+version printed of them.
+"""
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import downscale
+from downscale.commands.main import main
+from downscale.config import load
+from downscale.generate.engine import Engine
+from downscale.stages.folders import is_done, refuse_other
+
+ARCHIVE = Path(__file__).parent / 'data' / 'earlier_run.tar.xz'
+CHAIN = ['extract-think', '--data', 'q.jsonl', '--perception', 'run/cells/w32d2-s0/instruct',
+         '--reasoner', 'run/cells/w32d2-s0/reason', '--out', 'chain', '--describe-tokens', '12',
+         '--think-tokens', '12', '--quiet']
+
+
+@pytest.fixture(scope='module')
+def unpacked(tmp_path_factory):
+    """The folder that the archive is unpacked in."""
+    folder = tmp_path_factory.mktemp('earlier')
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(folder, filter='data')
+    return folder
+
+
+@pytest.fixture
+def earlier(unpacked, tmp_path, monkeypatch):
+    """A copy of it as the working directory."""
+    shutil.copytree(unpacked, tmp_path / 'earlier')
+    monkeypatch.chdir(tmp_path / 'earlier')
+    return tmp_path / 'earlier'
+
+
+@pytest.mark.parametrize('stage', ['instruct', 'reason'])
+def test_a_checkpoint_loads_with_its_tokenizer_and_computes_the_same(earlier, stage):
+    model, params, tokenizer, cell = downscale.load(f'run/cells/w32d2-s0/{stage}')
+    told = json.loads((earlier / 'loaded.json').read_text())[stage]
+    tokens_BL = np.int32([[5, 9, 13, 21, 34, 55]])
+    positions_BL = np.arange(6, dtype=np.int32)[None]
+    logits_BLV = model.apply({'params': {'language': params['language']}}, tokens_BL, positions_BL,
+                             np.ones((1, 6), np.int32))
+    assert (cell.hash, tokenizer.get_vocab_size()) == (told['hash'], told['vocab'])
+    np.testing.assert_allclose(logits_BLV[0, -1, :8], told['logits'], atol=1e-5)
+    np.testing.assert_allclose(np.mean(logits_BLV), told['mean'], atol=1e-5)
+
+
+def test_a_finished_study_is_still_finished(earlier):
+    folder = earlier / 'run' / 'cells' / 'w32d3-s0' / 'extract'
+    cell = load(folder)
+    assert is_done(folder, cell)
+    refuse_other(folder, cell)
+
+
+def test_its_report_has_the_same_numbers(earlier):
+    assert main(['report', 'run']) == 0
+    now = json.loads((earlier / 'run' / 'report' / 'report.json').read_text())
+    assert now == json.loads((earlier / 'report.json').read_text())
+
+
+def test_its_replies_are_scored_the_same(earlier, capsys):
+    answers, = earlier.glob('chain/answer-*.jsonl')
+    printed = (earlier / 'rescored.json').read_text()
+    assert main(['rescore', str(answers), '--json']) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(printed)
+
+
+def test_its_chain_goes_on_where_it_ended(earlier, monkeypatch):
+    """The models have the fingerprints that they had, so that nothing is written anew."""
+    files = {path.name: path.read_bytes() for path in (earlier / 'chain').iterdir()}
+    monkeypatch.setattr(Engine, 'write', None)
+    monkeypatch.setattr(Engine, 'stream', None)
+    assert main(CHAIN) == 0
+    assert {path.name: path.read_bytes() for path in (earlier / 'chain').iterdir()} == files
