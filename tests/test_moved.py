@@ -57,6 +57,7 @@ def test_a_name_that_never_was_is_no_module_and_no_attribute():
         importlib.import_module('downscale.nowhere')
     with pytest.raises(AttributeError, match='downscale.places has no attribute'):
         attribute('places', 'nothing')
+    assert not hasattr(importlib.import_module('downscale.places'), '__file__')  # nor a warning
     with pytest.raises(ImportError):
         from downscale.places import nothing  # noqa: F401
 
