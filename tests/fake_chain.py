@@ -124,8 +124,7 @@ def chain(out, **changes):
              'questions': open_questions(study(), limit=LIMIT),
              'perceptions': runs('perception'), 'reasoners': runs('reasoner'), 'engine': Fake,
              'patience': 0.0, **changes}
-    return Chain(Path(out), given.pop('plan'), given.pop('prompts'), given.pop('questions'),
-                 given.pop('perceptions'), given.pop('reasoners'), **given)
+    return Chain(out=Path(out), **given)
 
 
 def files(out):

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import small
 
-from downscale.data.images import NEWLINE
 from downscale.data.records import IMAGE, Turn
+from downscale.data.tiling import NEWLINE
 from downscale.generate.engine import Decoding, Engine, Prompt, Reply, Request
 from downscale.generate.sampling import choose
 from downscale.model.init import init_params

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import small
 from PIL import Image
 
-from downscale.data.scenes.world import render, sample
+from downscale.data.scenes.drawing import render
+from downscale.data.scenes.world import sample
 
 SIZES = ((64, 64), (120, 80), (90, 150), (200, 100))
 COIN = ('OCRVQA', 'ImageNet', 'VQAv2', 'GQA', 'Grounding', 'TextVQA', 'VizWiz', 'ScienceQA')

@@ -10,11 +10,12 @@ import small_bpe
 
 from downscale.config import Evaluation
 from downscale.data.chat import CHATS
-from downscale.data.images import NEWLINE
 from downscale.data.records import Turn
 from downscale.data.scenes.conversations import MIXTURES, THINK, answer_text
+from downscale.data.tiling import NEWLINE
 from downscale.data.tokens import Encoder, Layout
 from downscale.evaluate.answers import (
+    Asking,
     answer_in,
     following,
     gold_ids,
@@ -168,7 +169,7 @@ CELL = SimpleNamespace(evaluation=Evaluation(answer=5, write=33, think=21), name
 
 @pytest.mark.parametrize('pictures', [small.PADDED, Pictures('anyres', 1, ((2, 2),))])
 def test_the_joint_test_asks_every_question_under_every_condition(items, pictures):
-    engine = Asked(doc_id=small.encoder(pictures))
+    engine = Asked(small.encoder(pictures))
     found = joint(engine, CELL, items, 'd')
     conditions, n = Evaluation().conditions, len(items)
     assert [row['condition'] for row in found] == [name for name in conditions for _ in items]
@@ -189,7 +190,7 @@ def test_the_joint_test_asks_every_question_under_every_condition(items, picture
 
 def test_a_caption_is_written_once_a_picture_and_an_extraction_once_a_question(items):
     for kind, count in (('caption', 8), ('extraction', None)):
-        engine = Asked(doc_id=small.encoder())
+        engine = Asked(small.encoder())
         texts = describe(engine, CELL, items, kind)
         (asked,) = engine.calls
         assert len(asked) == (count or len({(item.example.scene_id, text['prompt'])
@@ -204,7 +205,7 @@ def test_a_caption_is_written_once_a_picture_and_an_extraction_once_a_question(i
 
 
 def test_a_reasoner_answers_from_every_text_with_a_thought_and_without(items):
-    engine = Asked(doc_id=small.encoder())
+    engine = Asked(small.encoder())
     texts = {(GOLD, 'caption'): gold_texts(items, 'caption'),
              ('w64d2-s0', 'extraction'): {item.question.item_id: 'red' for item in items}}
     found = answer(engine, CELL, items, texts, 'd')
@@ -270,8 +271,8 @@ def rows_of(item, text, **changes):
         thought=int(thinking),
         answered=1,
     )
-    return row(item, reply, **{'eval_id': 'e', 'condition': 'image', 'data_hash': 'd',
-                               'prompt_hash': 'p', 'p_run': 'w32d1-s0', **changes})
+    return row(item, reply, Asking(**{'eval_id': 'e', 'condition': 'image', 'data_hash': 'd',
+                                      'prompt_hash': 'p', 'p_run': 'w32d1-s0', **changes}))
 
 
 def test_a_row_fits_the_table_of_items_exactly(items, tmp_path):
@@ -296,10 +297,7 @@ def test_a_row_scores_the_answer_and_keeps_what_was_said(items):
     cut = row(
         item,
         Reply(ids=(9,), text='a1', finish='length', nll=math.nan, close='', thought=0, answered=1),
-        eval_id='e',
-        condition='image',
-        data_hash='d',
-        prompt_hash='p',
+        Asking(eval_id='e', condition='image', data_hash='d', prompt_hash='p'),
     )
     assert cut['truncated'] and math.isnan(cut['nll_gold']) and cut['n_gen_tokens'] == 1
     assert good['nll_gold'] == 1.5 and not good['truncated']

@@ -121,7 +121,8 @@ def test_the_macro_share_is_the_plain_mean_over_families_on_both_scales():
 
 def test_log_odds_are_finite_at_none_and_all_and_tell_ceilings_from_accuracy():
     values = np.array([[0.], [1.], [.5], [.9], [.99]])
-    means = bootstrap.Means(('a',), values, values[None], np.array([1000]), np.array([50]))
+    means = bootstrap.Means(groups=('a',), value=values, draws=values[None],
+                            n=np.array([1000]), clusters=np.array([50]))
     found = log_odds(means).value[:, 0]
     assert np.isfinite(found).all() and found[2] == 0 and found[0] == -found[1]
     assert found[4] - found[3] > found[3] - found[2] > 0

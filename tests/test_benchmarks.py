@@ -14,10 +14,13 @@ from question_file import fails
 from downscale.commands.benchmark import chain_of, listing, scored
 from downscale.commands.main import main, parser
 from downscale.evaluate.asked import informed
-from downscale.evaluate.benchmarks import BENCHMARKS, inline_options, questions_of
-from downscale.evaluate.extract_think import begin
+from downscale.evaluate.benchmark_readers import inline_options
+from downscale.evaluate.benchmarks import BENCHMARKS, questions_of
 from downscale.evaluate.plan import ChainPlan
+from downscale.evaluate.run_settings import begin
 from downscale.evaluate.scoring import rescore
+from downscale.evaluate.scoring.stored_replies import StoredReply
+from downscale.evaluate.scoring.targets import Target
 from downscale.generate.engine import Reply
 
 # (index, axes, right answer): axes of three, one and two questions; the index is no row number.
@@ -141,7 +144,7 @@ def test_parquet_benchmarks_have_a_question_a_picture_and_their_right_answers(tm
     right = 'red' if 'people' in asked.target.forms else {'pope': 'yes'}.get(name, 'B')
     pred, parsed, score = found.judge(asked, right, False)
     assert (parsed, score) == (True, 1.0) and found.judge(asked, 'zebra', False)[2] == 0.0
-    row = rescore.StoredReply(text=right, gold=right, target=asked.target, cluster='', question='')
+    row = StoredReply(text=right, gold=right, target=asked.target, cluster='', question='')
     assert set(rescore.judged([row], BENCHMARKS[name].scorers)[0]) == set(BENCHMARKS[name].scorers)
 
 
@@ -357,10 +360,10 @@ def test_information_goes_by_the_index_and_never_by_the_row(tmp_path):
 
 def test_yes_and_no_have_precision_and_recall():
     def row(text, gold):
-        return rescore.StoredReply(
+        return StoredReply(
             text=text,
             gold=gold,
-            target=rescore.Target(answers=(gold,)),
+            target=Target(answers=(gold,)),
             cluster=text + gold,
             question=text + gold,
         )

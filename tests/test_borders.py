@@ -13,7 +13,7 @@ from PIL import Image
 from downscale.data.corpora import columns
 from downscale.evaluate import prompts
 from downscale.evaluate.asked import informed, open_questions
-from downscale.evaluate.scoring.rescore import read_rows
+from downscale.evaluate.scoring.stored_replies import read_rows
 
 LONGEST = 300
 MANY = settings(max_examples=300, deadline=None,

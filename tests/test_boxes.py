@@ -3,7 +3,8 @@ import pytest
 
 from downscale.evaluate.scoring import words
 from downscale.evaluate.scoring.boxes import box_in, box_of, coin, coin_compat, iou, refcoco
-from downscale.evaluate.scoring.table import Target, verdicts
+from downscale.evaluate.scoring.table import verdicts
+from downscale.evaluate.scoring.targets import Target
 
 HALF = '[0.0, 0.0, 0.5, 1.0]'
 ALL = '[0.0, 0.0, 1.0, 1.0]'

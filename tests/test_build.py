@@ -100,7 +100,7 @@ shards.pack = lambda record: (time.sleep(0.15), slowly(record))[1]
 root, to = map(Path, sys.argv[1:])
 building.build(Mixture('mine', tuple(Source(name, f'coin/{name}/train.json', licence='ours',
     images='coin/pictures', obtain='make it') for name in ('ScienceQA', 'GQA'))), to,
-    shards.Settings(root))
+    shards.Settings(root=root))
 '''
 
 
@@ -135,7 +135,7 @@ def test_the_manifest_tells_what_was_taken_from_where_and_counts_its_tokens(root
     # Pictures 0, 1, 3 and 4 of 64 x 64, 120 x 80, 200 x 100 and 64 x 64: the tower's own 729 and
     # what AnyRes adds in one, two or three tiles of 384.
     sizes = [published.SIZES[k % 4] for k in (0, 1, 3, 4)]
-    from downscale.data.images import token_count
+    from downscale.data.tiling import token_count
     from downscale.sizes import SIGLIP, Pictures
     shown = [token_count(*size, SIGLIP['so400m-patch14-384'], Pictures('anyres'))
              for size in sizes]

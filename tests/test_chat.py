@@ -8,8 +8,8 @@ import small
 import small_bpe
 
 from downscale.data.chat import CHATS, render
-from downscale.data.images import place
 from downscale.data.records import IMAGE, Turn
+from downscale.data.tiling import place
 from downscale.data.tokens import Encoder, Layout
 from downscale.sizes import Pictures, VisionConfig
 

@@ -23,7 +23,8 @@ ALIKE = Claim(id='s', text='as much', contrast='thinking', test='equivalent', th
 
 
 def around(low, high, seeds=3):
-    return bootstrap.Interval((low + high) / 2, low, high, 100, 50, 'planted', seeds)
+    return bootstrap.Interval(value=(low + high) / 2, low=low, high=high, n=100, clusters=50,
+                              method='planted', seeds=seeds)
 
 
 @pytest.mark.parametrize(('claim', 'low', 'high', 'verdict'), [

@@ -14,7 +14,7 @@ from downscale.commands import main
 from downscale.data import files
 from downscale.data.corpora import columns
 from downscale.evaluate import question_files
-from downscale.evaluate.scoring import rescore
+from downscale.evaluate.scoring import stored_replies
 from downscale.experiment import file
 from downscale.experiment.expansion import cells_of
 from downscale.experiment.file import open_study
@@ -71,7 +71,7 @@ ROWS = ('conversations', 'messages', 'texts', 'question', 'answer', 'answers', '
 
 @pytest.mark.parametrize('command, argument, forms, fields', [
     ('extract-think', '--data', question_files.SUFFIXES, question_files.FIELDS),
-    ('rescore', 'file', files.FORMS, (*rescore.FIELDS, 'filter')),
+    ('rescore', 'file', files.FORMS, (*stored_replies.FIELDS, 'filter')),
     ('data extract', '--from', files.FORMS, (*ROWS, 'image'))])
 def test_a_help_text_names_every_form_and_column_that_is_read(command, argument, forms, fields):
     text = help_of(command, argument)

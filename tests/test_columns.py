@@ -1,7 +1,9 @@
 """Every column of a row is used, left out and counted, or refused by its name."""
 import pytest
 
-from downscale.data.corpora.columns import ASIDE, ASK_LETTER, IDS, KNOWN, Rejected, parts_of
+from downscale.data.corpora.cells import Rejected
+from downscale.data.corpora.columns import ASIDE, IDS, KNOWN, parts_of
+from downscale.data.corpora.options import ASK_LETTER
 
 PICTURE = b'picture'
 QUESTION = {'question': 'q?', 'answer': 'red'}

@@ -5,7 +5,11 @@ from downscale.data.records import Example
 from downscale.evaluate.answers import Item, following, shown
 
 ITEMS = [
-    Item(None, Example(scene_id=name, images=pictures, caption='', questions=()), None)
+    Item(
+        question=None,
+        example=Example(scene_id=name, images=pictures, caption='', questions=()),
+        judge=None,
+    )
     for name, pictures in (
         ('one', (b'1',)),
         ('two', (b'2',)),
@@ -45,8 +49,15 @@ class Counting(Example):
 
 def test_the_cost_of_shuffling_grows_with_the_questions_not_with_their_square():
     def calls(n):
-        items = [Item(None, Counting(str(k % (n // 2)), (b'%d' % k,), '', ()), None)
-                 for k in range(n)]
+        items = [
+            Item(
+                question=None,
+                example=Counting(scene_id=str(k % (n // 2)), images=(b'%d' % k,), caption='',
+                                 questions=()),
+                judge=None,
+            )
+            for k in range(n)
+        ]
         Counting.asked = 0
         others = following(items)
         assert all(shown(item, 'shuffled', others) for item in items)

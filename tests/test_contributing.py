@@ -36,7 +36,7 @@ def test_a_diff_applies_to_the_tree(title):
 
 
 def test_a_diff_of_other_code_is_refused():
-    drifted = DIFFS['A scorer'].replace(' SCORERS = {', ' SCORERS = dict(', 1)
+    drifted = DIFFS['A scorer'].replace(' def _option_scorers():', ' def _letter_scorers():', 1)
     assert drifted != DIFFS['A scorer']
     assert applied(drifted, ROOT, '--check').returncode
 

@@ -9,7 +9,7 @@ import pytest
 import small
 from plain_loop import ALL, FEW, GREEDY, SHOWN, asked, engine, plain, prompts, same
 
-from downscale.data.images import NEWLINE
+from downscale.data.tiling import NEWLINE
 from downscale.generate import programs
 from downscale.generate.engine import Decoding, Request
 from downscale.generate.requests import prompt_arrays

@@ -191,7 +191,8 @@ def test_the_nudge_and_the_reference_reach_the_machine():
 @pytest.mark.parametrize('compat', [False, True])
 def test_a_part_of_a_reply_counts_as_the_machine_counted_so_far(compat):
     mark, requests = closes(), thinking((0, 7, 3, 20, 9))
-    mode = Thinking(*mark.thought, reference_compat=compat)
+    opened, closed, newline = mark.thought
+    mode = Thinking(open=opened, close=closed, newline=newline, reference_compat=compat)
     replies = engine(3, mark).write(requests, Decoding(reference_compat=compat))
     assert recount(mode, None, (5, mark.thought[1]), '') == ('', 0, 2)
     for request, reply in zip(requests, replies, strict=True):

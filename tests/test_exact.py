@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from downscale.commands.main import main
 from downscale.evaluate.scoring.statements import behind_thought
-from downscale.evaluate.scoring.table import SCORERS, Target, verdicts
+from downscale.evaluate.scoring.table import SCORERS, verdicts
+from downscale.evaluate.scoring.targets import Target
 
 TEXTS = {'A': 'a kettle', 'B': 'two spoons', 'C': 'a ladle', 'D': 'no cutlery'}
 OPTIONS = tuple(TEXTS.items())

@@ -169,7 +169,7 @@ def test_the_first_process_says_what_it_waits_for(tmp_path):
 
 
 def test_pictures_are_shown_in_windows_that_fit_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr('downscale.evaluate.extract_think.WINDOW', 3000)
+    monkeypatch.setattr('downscale.evaluate.answers.WINDOW', 3000)
     monkeypatch.setattr('downscale.evaluate.extract_think.ROWS', 9)
     held = []
 
@@ -262,16 +262,13 @@ def test_a_key_covers_all_that_decides_a_text(tmp_path, monkeypatch):
 
     def keys(**changes):
         """(keys of the first question's description, of its answers) of a chain."""
-        found, one = [], chain(tmp_path, **{'questions': questions, **changes})
-        first = one.questions.asked[:1]
-
-        def handle(run, stages, decoding):
-            found.append({job.record['key'] for _, jobs in stages for job in jobs})
-            return [None]
-
-        one._describe(one.perceptions[0], first, {0: 'look'}, handle)
-        one._answer(one.reasoners[0], first, {run.name: {0: described} for run in one.perceptions},
-                    handle)
+        grid = chain(tmp_path, **{'questions': questions, **changes})
+        written = {f'describe-{run.name}': {0: described} for run in grid.perceptions}
+        steps = {step.run.name: step for step in grid.steps()}
+        found = []
+        for run in (grid.perceptions[0], grid.reasoners[0]):
+            files = steps[run.name].files_of(grid.questions.asked[:1], written)
+            found.append({job.record['key'] for jobs in files.values() for job in jobs})
         return found
 
     told, answers = keys()
@@ -295,7 +292,7 @@ def test_a_key_covers_all_that_decides_a_text(tmp_path, monkeypatch):
         & answers
     assert not keys(perceptions=(blind,))[0] & told
     assert not keys(questions=open_questions(another / 'questions.jsonl'))[0] & told
-    monkeypatch.setattr('downscale.evaluate.extract_think.sample_of', lambda *parts: 0)
+    monkeypatch.setattr('downscale.evaluate.chain_steps.sample_of', lambda *parts: 0)
     assert not keys(questions=open_questions(another / 'questions.jsonl'))[0] & keys()[0]
     (another / 'renamed.jsonl').write_text(path.read_text().replace('q0', 'q9'))
     shutil.copy(PICTURE, another)

@@ -13,8 +13,9 @@ from downscale import config
 from downscale.commands import extract_think, main
 from downscale.evaluate import prompts
 from downscale.evaluate.answers import prompt_of
-from downscale.evaluate.extract_think import Chain, sample_of
+from downscale.evaluate.extract_think import Chain
 from downscale.evaluate.prompts import PLACES
+from downscale.evaluate.run_settings import sample_of
 from downscale.evaluate.runs import open_engine, prompts_for
 from downscale.evaluate.scoring.sample_files import read_samples
 from downscale.generate.engine import Request

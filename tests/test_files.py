@@ -5,14 +5,8 @@ import json
 
 import pytest
 
-from downscale.data.files import (
-    LONGEST_ERROR,
-    BadRow,
-    read,
-    read_object,
-    read_whole,
-    shown,
-)
+from downscale.data.files import BadRow, read, read_object, read_whole, shown
+from downscale.runtime.streams import LONGEST_ERROR
 
 ROWS = [{'id': 1, 'text': 'naïve 猫 😀'}, {'id': 2, 'text': 'b'}]
 LINES = '\n'.join(json.dumps(row, ensure_ascii=False) for row in ROWS)

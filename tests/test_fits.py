@@ -9,6 +9,7 @@ from scipy.optimize import minimize, minimize_scalar
 from downscale.laws import descent, doubts, fits
 from downscale.laws.extrapolation import holdout, optimum
 from downscale.laws.forms import CHINCHILLA, POWER, Additive, Saturating
+from downscale.output.plain import plain
 
 WRONG = {'E': 1.65, 'A': 2e4, 'B': 2e4, 'alpha': 0.5, 'beta': 0.5}
 
@@ -181,21 +182,21 @@ def test_sizes_that_move_together_identify_no_exponents():
 def test_the_same_seed_gives_the_same_numbers():
     first, again, other = (fits.fit(CHINCHILLA, X, noisy(5e-3), draws=60, seed=seed)
                            for seed in (3, 3, 4))
-    assert first.to_dict() == again.to_dict()
+    assert plain(first) == plain(again)
     assert first.parameters['alpha'].low != other.parameters['alpha'].low
     assert values(first) == pytest.approx(values(other), rel=1e-6)
 
 
 def test_a_result_is_json_with_its_covariance():
     found = fits.fit(CHINCHILLA, X, noisy(5e-3), draws=200)
-    stored = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    stored = json.loads(json.dumps(plain(found), allow_nan=False))
     assert stored['delta'] == 1e-3 and stored['n'] == 30
     assert stored['parameters']['beta']['method'] == 'run bootstrap'
     names, matrix = stored['covariance']['names'], np.array(stored['covariance']['matrix'])
     assert names == ['E', 'log A', 'log B', 'alpha', 'beta']
     spread = np.sqrt(np.diag(matrix))
     assert (matrix / np.outer(spread, spread))[1, 3] > 0.95
-    assert json.dumps(fits.fit(CHINCHILLA, X, LOSS, draws=0).to_dict(), allow_nan=False)
+    assert json.dumps(plain(fits.fit(CHINCHILLA, X, LOSS, draws=0)), allow_nan=False)
 
 
 def test_accuracy_saturates_between_chance_and_one():

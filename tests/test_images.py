@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from downscale.data import images
-from downscale.data.images import NEWLINE, place, token_count
+from downscale.data import images, tiling
+from downscale.data.tiling import NEWLINE, place, token_count
 from downscale.sizes import SIGLIP, Pictures, VisionConfig
 
 DATA = Path(__file__).parent / 'data'
@@ -118,7 +118,7 @@ def test_padding_is_cropped_in_the_middle_of_the_grid():
 
 def test_a_grid_is_chosen_by_kept_pixels_then_waste_then_order():
     def grid(width, height, *grids):
-        return images.best_grid(width, height, TINY, Pictures('anyres', 9, grids))
+        return tiling.best_grid(width, height, TINY, Pictures('anyres', 9, grids))
     assert grid(90, 90, (1, 1), (2, 2), (6, 1)) == (2, 2)  # keeps the most
     assert grid(10, 10, (3, 3), (1, 1), (2, 2)) == (1, 1)  # all keep 100 pixels
     assert grid(10, 10, (2, 1), (1, 2)) == (2, 1) != grid(10, 10, (1, 2), (2, 1))
@@ -132,7 +132,7 @@ def test_pictures_in_company_take_one_tile_and_a_newline_unless_flat(pictures, t
     assert placed.tiles == 1 and placed.index_LC.shape == (CFG.P + tail, corners)
     assert placed.index_LC[:, 0].tolist() == [*range(CFG.P), *[NEWLINE] * tail]
     assert (placed.weight_LC == [1, 0, 0, 0][:corners]).all()
-    assert images.corners(pictures) == corners
+    assert tiling.corners(pictures) == corners
 
 
 def test_an_empty_picture_has_no_place():
@@ -222,7 +222,7 @@ def test_what_is_remembered_keeps_to_its_bytes_and_forgets_the_oldest():
     for key in 'abac':
         if cache.get(key) is None:
             cache.put(key, (None, pixels))
-    assert [key for key in 'abc' if cache.get(key)] == ['a', 'c'] and cache.held == 20
+    assert [key for key in 'abc' if cache.get(key)] == ['a', 'c'] and cache.size == 20
 
 
 # --- files ------------------------------------------------------------------------------------

@@ -36,7 +36,8 @@ MIXTURE = '''
 from downscale.data.corpora.mixture import Mixture
 from downscale.data.corpora.sources import Source
 def get_mixture(arg=''):
-    return Mixture('mine', (Source('mine', 'train.json', 'own', 'own', images='pictures'),))
+    return Mixture('mine', (Source('mine', 'train.json', licence='own', obtain='own',
+                                   images='pictures'),))
 '''
 COLOURS = {'red': (200, 20, 20), 'blue': (20, 20, 200), 'green': (20, 200, 20)}
 

@@ -8,10 +8,10 @@ import small
 from PIL import Image
 
 from downscale.data.buckets import Shape
-from downscale.data.images import NEWLINE
 from downscale.data.pipeline import Share, stream
 from downscale.data.records import IMAGE, Conversation, Example, Turn
 from downscale.data.scenes.conversations import Recipe
+from downscale.data.tiling import NEWLINE
 from downscale.sizes import Pictures
 
 P = small.VISION.P

@@ -309,7 +309,7 @@ def test_the_benchmark_gates_exact_figures_and_never_the_estimate():
 
 def test_a_plan_knows_every_file_that_a_worker_imports():
     found = {path.relative_to(pool.PACKAGE).as_posix() for path in pool.sources()}
-    assert {'planner/worker.py', 'mup.py', 'data/images.py', 'model/layers.py', 'sharding.py',
+    assert {'planner/worker.py', 'mup.py', 'data/tiling.py', 'model/layers.py', 'sharding.py',
             'planner/hardware.json'} <= found
     assert not any(name.startswith(('analysis/', 'evaluate/')) for name in found)
 

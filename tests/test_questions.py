@@ -330,7 +330,7 @@ def _values(field):
 @pytest.mark.parametrize('world', [WORLD, World(grid=5, n_shapes=10, n_colors=10, n_chars=16,
                                                 max_objects=10, n_facts=90)])
 def test_the_vocabulary_covers_every_text(world):
-    vocabulary, rng = questions.vocabulary(world), np.random.default_rng(0)
+    vocabulary, rng = facts.vocabulary(world), np.random.default_rng(0)
     assert list(vocabulary) == sorted(set(vocabulary))
     texts = [text for fact in questions.facts(world) for text in (fact.statement, fact.question)]
     examples = [scene_example(world, 'train', i)[0] for i in range(150)]

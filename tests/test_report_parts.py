@@ -181,7 +181,7 @@ def test_counts_are_ticked_within_a_decade_and_over_many(low, high):
 
 
 def test_the_frontier_has_labelled_costs_and_its_legend_above_the_axes():
-    x = bootstrap.Interval(.5, .4, .6, 9, 9, 'planted')
+    x = bootstrap.Interval(value=.5, low=.4, high=.6, n=9, clusters=9, method='planted')
     rows = [{'way': f'joint {k}', 'cost': cost, 'accuracy': x, 'on': not k, 'probability': 1.}
             for k, cost in enumerate((2.2e5, 4.1e5))]
     figure, _ = share_figures.pareto({'cost': 'params', 'unit': 'parameters', 'rows': rows})

@@ -8,7 +8,8 @@ from question_file import fails
 from downscale.commands.main import main
 from downscale.data import files
 from downscale.evaluate.scoring.macro import macro_of, mean_of
-from downscale.evaluate.scoring.rescore import judged, read_rows, summary, table
+from downscale.evaluate.scoring.rescore import judged, summary, table
+from downscale.evaluate.scoring.stored_replies import read_rows
 
 FIXTURE = Path(__file__).parent / 'data' / 'mcq_scorers.json'
 

@@ -4,11 +4,13 @@ import pytest
 import row_fuzz
 from hypothesis import HealthCheck, given, settings
 
-from downscale.data.corpora.columns import REASONS, Rejected, parts_of
+from downscale.data.corpora.cells import REASONS, Rejected
+from downscale.data.corpora.columns import parts_of
 from downscale.data.corpora.sources import Source, record_from
 from downscale.data.corpora.tables import FileRows
-from downscale.data.files import LONGEST_ERROR, BadRow
+from downscale.data.files import BadRow
 from downscale.factory import source as factory_source
+from downscale.runtime.streams import LONGEST_ERROR
 
 ONE = Source('one', 'rows', licence='ours', obtain='make it')
 

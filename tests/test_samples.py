@@ -54,7 +54,7 @@ def test_equal_rows_give_equal_files_whatever_wrote_them(tmp_path):
         for process in range(processes):
             write(folder, order[process::processes], process)
         shutil.copy(folder / 'describe-m.p0.jsonl', folder / 'describe-m.p11.jsonl')
-        (folder / '.describe-m.partial').write_bytes(wanted * 2)  # killed while joining
+        (folder / '.describe-m.jsonl.partial').write_bytes(wanted * 2)  # killed while joining
         Samples.open(folder, 'describe-m').finalise(random.Random(0).sample(KEYS, 9))
         assert (folder / 'describe-m.jsonl').read_bytes() == wanted
         assert [path.name for path in folder.iterdir()] == ['describe-m.jsonl']

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from downscale.data.scenes.drawing import render
 from downscale.data.scenes.world import (
     FIELDS,
     SIZES,
@@ -16,7 +17,6 @@ from downscale.data.scenes.world import (
     caption,
     graph_key,
     record,
-    render,
     sample,
     triple,
 )

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from downscale.evaluate.scoring import option_letters
-from downscale.evaluate.scoring.table import SCORERS, Target, unfit, verdicts
+from downscale.evaluate.scoring.table import SCORERS, unfit, verdicts
+from downscale.evaluate.scoring.targets import Target
 
 FIXTURE = json.loads((Path(__file__).parent / 'data' / 'mcq_scorers.json').read_text())
 NAMES = ('lmms_v04', 'ref_stage2', 'lmms_v07_letter', 'vlmevalkit', 'vmcbench')

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from downscale.data.corpora.columns import REASONS, Rejected
+from downscale.data.corpora.cells import REASONS, Rejected
 from downscale.data.corpora.sources import Source, open_rows, pack, record_of, unpack
 from downscale.data.records import IMAGE, Record
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from fake_study import SIZES, fake_study, item_row
 
-from downscale.evaluate.answers import row
+from downscale.evaluate.answers import Asking, row
 from downscale.results import items
 from downscale.results.items import TableError, read_items, write_items
 from downscale.results.study import Cell, load_study, pair
@@ -99,8 +99,8 @@ def test_a_row_tells_how_its_reply_ended(tmp_path, finish, close, text):
     reply = SimpleNamespace(ids=(5, 6, 7), finish=finish, close=close, thought=2 * bool(close),
                             nll=.5, text=text, spelled=0)
     item = SimpleNamespace(question=question, judge=lambda text, marked: (text, True, 1.0))
-    found = row(item, reply, eval_id='e', condition='image',
-                data_hash='d', prompt_hash='p', p_run='w16d2-s0', thinking=bool(close))
+    found = row(item, reply, Asking(eval_id='e', condition='image', data_hash='d', prompt_hash='p',
+                                    p_run='w16d2-s0', thinking=bool(close)))
     assert (found['finish'], found['close'], found['n_think_tokens'], found['truncated']) == (
         finish, close, 2 * bool(close), finish == 'length')
     assert found['parse_ok'] == (close != 'open')

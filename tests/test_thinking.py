@@ -19,8 +19,8 @@ from downscale.generate.thinking import (
 
 STOP, OPEN, CLOSE, NEWLINE, WAIT, ELSE, WORD = range(7)
 V, STEPS = 8, 40
-OURS = Thinking(OPEN, CLOSE, NEWLINE)
-COMPAT = Thinking(OPEN, CLOSE, NEWLINE, reference_compat=True)
+OURS = Thinking(open=OPEN, close=CLOSE, newline=NEWLINE)
+COMPAT = Thinking(open=OPEN, close=CLOSE, newline=NEWLINE, reference_compat=True)
 BANNED = np.arange(V) == WAIT
 
 
@@ -182,7 +182,7 @@ def nudged(thinking, thought):
 
 
 def test_the_nudge_moves_a_near_tie_from_95_percent_on():
-    gentle = Thinking(OPEN, CLOSE, NEWLINE, nudge=1.5)
+    gentle = Thinking(open=OPEN, close=CLOSE, newline=NEWLINE, nudge=1.5)
     assert nudged(gentle, 37) == [-6, -7, -5]
     assert nudged(gentle, 38) == [-4.5, -5.5, -5]  # 38 of 40: `</think>` overtakes the word
     assert nudged(OURS, 38) == [-6, -7, -5]
@@ -200,7 +200,8 @@ def test_the_reference_nudges_a_negative_logit_down():
     steered_BV = np.asarray(steer(COMPAT, mind, BANNED, logits_BV))
     np.testing.assert_allclose(steered_BV[:, CLOSE], [-6, -6 * (1 + 77 / 80)], rtol=1e-6)
     np.testing.assert_allclose(steered_BV[:, NEWLINE], [3, -6 * (1 + 77 / 80)], rtol=1e-6)
-    ours_BV = np.asarray(steer(Thinking(OPEN, CLOSE, NEWLINE, 2.0), mind, BANNED, logits_BV))
+    gentle = Thinking(open=OPEN, close=CLOSE, newline=NEWLINE, nudge=2.0)
+    ours_BV = np.asarray(steer(gentle, mind, BANNED, logits_BV))
     assert ours_BV[:, [CLOSE, NEWLINE]].tolist() == [[-4, 5]] * 2
 
 
@@ -241,7 +242,7 @@ def test_the_reference_allows_a_second_close():
 
 
 def test_a_vocabulary_without_a_newline_spends_its_whole_budget_freely():
-    thinking = Thinking(OPEN, CLOSE, -1)
+    thinking = Thinking(open=OPEN, close=CLOSE, newline=-1)
     PLAYERS[thinking] = quick(partial(play, thinking))
     rows = [([WORD], 3, 2), ([WORD, WORD, CLOSE, WORD, STOP], 3, 2), ([WAIT], 1, 1)]
     written, mind = drive(rows, thinking)

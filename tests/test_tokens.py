@@ -6,8 +6,8 @@ import pytest
 import small
 
 from downscale.data.chat import CHATS
-from downscale.data.images import NEWLINE, place
 from downscale.data.records import IMAGE, Turn
+from downscale.data.tiling import NEWLINE, place
 from downscale.data.tokens import (
     SPECIAL,
     Encoder,

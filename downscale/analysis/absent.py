@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from downscale.analysis.costs import JOINT
 from downscale.analysis.measures import Scored, seed_of_run, size_of_run
 from downscale.results.study import Cell
 from downscale.results.study_file import read_object
 from downscale.results.text_kinds import SOURCE_STAGE
+from downscale.stage_table import JOINT
 
 MOST = 3   # that a sentence names
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from downscale.analysis.measures import Scored, means_of, one
+from downscale.results.endings import FAULTS, completed, faults
 from downscale.results.study import Cell
 from downscale.statistics import bootstrap
 
 LIMIT = .05   # a larger share raises a warning
-KINDS = ('truncated', 'unparsed', 'unclosed')
 
 
 class FaultShare(float):
@@ -84,16 +84,15 @@ def _endings(s, cells):
     rows, weights = _weighed(s, cells)
     items = {name: s.study.items[name][rows] for name in ('score', 'truncated', 'parse_ok',
                                                           'close')}
-    faults = {'truncated': items['truncated'].astype(bool),
-              'unparsed': ~items['parse_ok'].astype(bool), 'unclosed': items['close'] == 'open'}
-    done = ~np.any(list(faults.values()), axis=0)
+    ended = faults(items['truncated'], items['parse_ok'], items['close'])
+    done = completed(ended)
     # A cell with thoughts among them is enough: the answers of the others are closed in any case.
     if not any(cell.thinking for cell in cells):
-        del faults['unclosed']   # no thought was asked for
+        del ended['unclosed']   # no thought was asked for
     _, first, place = np.unique(s.study.codes['task'][rows], return_index=True,
                                 return_inverse=True)
     whole = np.bincount(place, weights)
-    sums = {kind: np.bincount(place, weights * flags) for kind, flags in faults.items()}
+    sums = {kind: np.bincount(place, weights * flags) for kind, flags in ended.items()}
     finished = _means(s, rows, place, weights * done, items['score'], done.astype(float))
     endings = {}
     for column, task in enumerate(s.study.items['task'][rows[first]]):
@@ -216,7 +215,7 @@ def warnings(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     hits = {}
     for part, place, over in _printed(results):
         printed[part] += 1
-        for kind in KINDS:
+        for kind in FAULTS:
             shares = [(share[kind], ', '.join(filter(None, (place, task))))
                       for task, share in over.items() if kind in share]
             if shares:

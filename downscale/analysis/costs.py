@@ -13,12 +13,13 @@ from PIL import Image
 
 from downscale.accounting import decode_flops, forward_flops, totals, train_flops
 from downscale.analysis.measures import Missing, Scored, Size
-from downscale.data.images import best_grid, token_count
+from downscale.data.tiling import best_grid, token_count
 from downscale.results.items import TableError, one_line
 from downscale.results.study import Cell
 from downscale.results.study_file import NUMBER, check, read_lines, read_object, short, shown
 from downscale.results.text_kinds import SOURCE_STAGE
 from downscale.sizes import LanguageConfig, Pictures, VisionConfig
+from downscale.stage_table import JOINT
 from downscale.values import from_dict, unknown
 
 COSTS = {'params': 'parameters in total', 'train_flops': 'training FLOPs',
@@ -27,7 +28,6 @@ COSTS = {'params': 'parameters in total', 'train_flops': 'training FLOPs',
 STAGE_FIELDS = {'name': str, 'steps': NUMBER, 'batch': NUMBER, 'length': NUMBER, 'tiles': NUMBER,
                 'trainable': list, 'parents': dict, 'rates': dict, 'buckets': list}
 SHAPE_FIELDS = dict.fromkeys(('batch', 'length', 'tiles'), NUMBER)
-JOINT = ('interleave', 'instruct')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,127 +52,128 @@ class Trained:
 def stages_of(s: Scored) -> dict[tuple[str, str], Trained]:
     """Return {(cell, stage): Trained} of every stage with an `experiment.json`, read once."""
     if 'stages' not in s.made:
-        found = {}
+        stages = {}
         for path in sorted(s.study.root.glob('cells/*/*/experiment.json')):
             cell = path.parent.parent.name
-            stage = path.parent.name
+            name = path.parent.name
             value = read_object(path)
             # pyrefly: ignore[bad-argument-type]
             check(value, {'size': str, 'seed': int, 'stages': list, 'language': dict}, short(path))
-            one = next((one for one in value['stages']
-                        if isinstance(one, dict) and one.get('name') == stage), None)
-            if one is None and value['stages']:
-                raise TableError(f'{short(path)}: field \'stages\' has no stage {stage!r}')
-            if one is not None:
-                _check_stage(one, f'{short(path)}: stage {stage}')
-                found[cell, stage] = _trained(path.parent, cell, value, one)
-        s.made['stages'] = found
+            stage = next((stage for stage in value['stages']
+                          if isinstance(stage, dict) and stage.get('name') == name), None)
+            if stage is None and value['stages']:
+                raise TableError(f'{short(path)}: field \'stages\' has no stage {name!r}')
+            if stage is not None:
+                _check_stage(stage, f'{short(path)}: stage {name}')
+                stages[cell, name] = _trained(path.parent, cell, value, stage)
+        s.made['stages'] = stages
     return s.made['stages']
 
 
-def _trained(folder, cell, value, one):
+def _trained(folder, cell, value, stage):
+    """Return the `Trained` of a `stage` dict of the experiment `value` in `folder`."""
     try:
         language = from_dict(LanguageConfig, value['language'], 'language')
         vision = from_dict(VisionConfig | None, value.get('vision'), 'vision')
         pictures = from_dict(Pictures, value.get('pictures', {}), 'pictures')
-        flops = _flops(folder, one, language, vision)
+        flops = _flops(folder, stage, language, vision)
     except ValueError as error:
         if isinstance(error, TableError):
             raise
         raise TableError(f'{short(folder / "experiment.json")}: {one_line(error)}') from None
-    parents = tuple((f'{other}-s{value["seed"]}' if other else cell, name)
-                    for other, _, name in (reference.rpartition('/') for reference in
-                                           dict.fromkeys(one['parents'].values())))
+    parents = []
+    for reference in dict.fromkeys(stage['parents'].values()):
+        other, _, name = reference.rpartition('/')
+        parents.append((f'{other}-s{value["seed"]}' if other else cell, name))
     return Trained(
         size=value['size'],
         seed=value['seed'],
-        stage=one,
+        stage=stage,
         language=language,
         vision=vision,
         pictures=pictures,
         flops=flops,
         chip_seconds=_chip_seconds(folder, value.get('mesh', {})),
-        conversations=_conversations(folder, one['steps']),
-        parents=parents,
+        conversations=_conversations(folder, stage['steps']),
+        parents=tuple(parents),
     )
 
 
-def _check_stage(one, where):
+def _check_stage(stage, where):
     """Raise `TableError` unless a stage of an experiment has what its costs are made of."""
-    check({'buckets': [], **one}, STAGE_FIELDS, where)
-    for shape in one.get('buckets', ()):
+    check({'buckets': [], **stage}, STAGE_FIELDS, where)
+    for shape in stage.get('buckets', ()):
         check(shape, SHAPE_FIELDS, f'{where}: buckets')
-    check(one['parents'], dict.fromkeys(one['parents'], str), f'{where}: parents')
-    check(one['rates'], dict.fromkeys(one['rates'], NUMBER), f'{where}: rates')
-    check(dict(enumerate(one['trainable'])), dict.fromkeys(range(len(one['trainable'])), str),
-          f'{where}: trainable')
-    check(one['rates'], dict.fromkeys(one['trainable'], NUMBER), f'{where}: rates')
+    check(stage['parents'], dict.fromkeys(stage['parents'], str), f'{where}: parents')
+    check(stage['rates'], dict.fromkeys(stage['rates'], NUMBER), f'{where}: rates')
+    parts = dict(enumerate(stage['trainable']))
+    check(parts, dict.fromkeys(parts, str), f'{where}: trainable')
+    check(stage['rates'], dict.fromkeys(stage['trainable'], NUMBER), f'{where}: rates')
 
 
-def _flops(folder, one, language, vision):
-    """Return FLOPs of all steps of a stage, its shapes of batches weighed by how often they
-    come.
+def _flops(folder, stage, language, vision):
+    """Return FLOPs of all steps of a stage, its shapes weighed by how often batches of them come.
+
+    None where nothing tells how often.
     """
-    shapes = [one, *one.get('buckets', ())]
+    shapes = [stage, *stage.get('buckets', ())]
     packed = _packed(folder)
     if totals(language)['n_nonembed'] <= 0:
         raise ValueError('field \'language\' has no parameters')
     if vision is None and any(shape['tiles'] for shape in shapes):
-        raise ValueError(f'field \'vision\' is missing, but stage {one["name"]} has tiles')
-    weights = {(one['length'], one['tiles']): 1.}
+        raise ValueError(f'field \'vision\' is missing, but stage {stage["name"]} has tiles')
+    batches = {(stage['length'], stage['tiles']): 1.}
     if len(shapes) > 1:
         if packed is None:
             return None
-        weights = {(row.get('length'), row.get('tiles_per_row')): row['rows'] / row['batch']
+        batches = {(row.get('length'), row.get('tiles_per_row')): row['rows'] / row['batch']
                    for row in packed['buckets']}
-    flops = sum(weights.get((shape['length'], shape['tiles']), 0) * train_flops(
-        language, vision, rows=shape['batch'], length=shape['length'],
-        tiles=shape['tiles'] * shape['batch'], groups=tuple(one['trainable']))['total']
-        for shape in shapes)
-    return float(flops) / sum(weights.values()) * one['steps']
+    flops = []
+    for shape in shapes:
+        step = train_flops(language, vision, rows=shape['batch'], length=shape['length'],
+                           tiles=shape['tiles'] * shape['batch'], groups=tuple(stage['trainable']))
+        flops.append(batches.get((shape['length'], shape['tiles']), 0) * step['total'])
+    return float(sum(flops)) / sum(batches.values()) * stage['steps']
 
 
 def _packed(folder):
     """Return the checked `padding.json` of a stage, None without one."""
     path = folder / 'padding.json'
-    told = read_object(path)
-    if not told:
+    packed = read_object(path)
+    if not packed:
         return None
-    check(told, {'buckets': list, 'total': dict}, short(path))
-    check(told['total'], {'conversations': NUMBER}, f'{short(path)}: total')
-    for row in told['buckets']:
+    check(packed, {'buckets': list, 'total': dict}, short(path))
+    check(packed['total'], {'conversations': NUMBER}, f'{short(path)}: total')
+    for row in packed['buckets']:
         check(row, {'rows': NUMBER, 'batch': NUMBER}, f'{short(path)}: a bucket')
         if row['rows'] < 0 or row['batch'] < 1:
             raise TableError(f'{short(path)}: a bucket has {row["rows"]} rows of {row["batch"]}')
-    if not any(row['rows'] for row in told['buckets']):
+    if not any(row['rows'] for row in packed['buckets']):
         raise TableError(f'{short(path)}: field \'buckets\' has no rows')
-    return told
+    return packed
 
 
 def _conversations(folder, steps):
-    """Return conversations that `steps` steps hold, by the packing that `padding.json` has
-    counted.
-    """
-    told = _packed(folder)
-    if told is None:
+    """Return how many conversations `steps` steps hold, as `padding.json` has counted them."""
+    packed = _packed(folder)
+    if packed is None:
         return None
-    batches = sum(shape['rows'] / shape['batch'] for shape in told['buckets'])
-    return steps * told['total']['conversations'] / batches
+    batches = sum(shape['rows'] / shape['batch'] for shape in packed['buckets'])
+    return steps * packed['total']['conversations'] / batches
 
 
 def planned_tokens(stage: dict[str, Any]) -> float:
-    """Return tokens that the steps of a `stage` dict have room for, the mean over its shapes of
-    batches.
+    """Return the tokens that the steps of a `stage` dict have room for.
 
-    Those it saw differ from seed to seed by how well its rows were packed.
+    It is the mean over its shapes of batches. The tokens it saw differ from seed to seed by how
+    well its rows were packed.
     """
-    return stage['steps'] * float(np.mean([shape['batch'] * shape['length'] for shape in
-                                           (stage, *stage.get('buckets', ()))]))
+    shapes = (stage, *stage.get('buckets', ()))
+    return stage['steps'] * float(np.mean([shape['batch'] * shape['length'] for shape in shapes]))
 
 
 def _chip_seconds(folder, mesh):
-    """Return seconds of training, sessions added up, times the chips that the mesh names (-1 is
-    one).
+    """Return seconds of training over all sessions, times the chips of the mesh (-1 is one).
 
     Cells that were trained in one program have an equal share of its time. None without timing, as
     in a run of very few steps.
@@ -201,56 +202,60 @@ def _chip_seconds(folder, mesh):
 
 
 def ancestry(s: Scored, end: tuple[str, str]) -> dict[tuple[str, str], Trained]:
-    """Return all stages behind and including `end`, a (cell, stage); `Missing` where one has no
-    files.
+    """Return all stages behind and including `end`, a (cell, stage).
+
+    `Missing` where one of them has no files.
     """
-    found = {}
+    behind = {}
     queue = [end]
     known = stages_of(s)
     while queue:
         key = queue.pop()
         if key not in known:
             raise Missing(f'no experiment.json of {"/".join(key)}')
-        if key not in found:
-            found[key] = known[key]
+        if key not in behind:
+            behind[key] = known[key]
             queue += known[key].parents
-    return found
+    return behind
 
 
 def stage_of(s: Scored, run: str, kind: str) -> tuple[str, str]:
-    """Return (cell, stage) that wrote a kind of text, or with '' that answers with the picture.
+    """Return the (cell, stage) that wrote a kind of text, or for '' that answers with the picture.
 
     Where published data has made no writer, the model that answers has written.
     """
-    for name in (*([SOURCE_STAGE[kind]] if kind else ()), *JOINT):
+    writers = [SOURCE_STAGE[kind]] if kind else []
+    for name in (*writers, *JOINT):
         if (run, name) in stages_of(s):
             return run, name
     raise Missing(f'no finished stage of {run} for {kind or "joint"} answers')
 
 
 def reasoner_of(s: Scored, run: str) -> tuple[LanguageConfig, dict[tuple[str, str], Trained]]:
-    """Return (LanguageConfig of a reasoner, the stages behind it); an imported one was not
-    trained.
-    """
+    """Return (LanguageConfig of a reasoner, the stages behind it), none of an imported one."""
     if (run, 'reason') in stages_of(s):
         return stages_of(s)[run, 'reason'].language, ancestry(s, (run, 'reason'))
     return stages_of(s)[stage_of(s, run, '')].language, {}
 
 
 def tuned_examples(s: Scored, sizes: Sequence[Size], kind: str) -> float | None:
-    """Return examples that the writers of a kind were tuned on, behind the model that answers; mean
-    over runs.
+    """Return how many examples the writers of a kind were tuned on, the mean over runs.
 
-    An example is a picture with its conversation: one caption, or all questions of an extraction.
-    Rows would not do, since captions are packed more to a row. None where a run has no files of it,
-    or no `padding.json`.
+    Counted are the stages behind the writer that are not behind the model that answers. An example
+    is a picture with its conversation: one caption, or all questions of an extraction. Rows would
+    not do, since captions are packed more to a row. None where a run has no files of it, or no
+    `padding.json`.
     """
     counts = []
+    runs = []
+    for size in s.sizes:
+        if size.name in sizes:
+            runs += size.runs
     try:
-        for run in (run for size in s.sizes if size.name in sizes for run in size.runs):
+        for run in runs:
             base = ancestry(s, stage_of(s, run, ''))
-            own = ancestry(s, stage_of(s, run, kind))
-            tuned = [one.conversations for key, one in own.items() if key not in base]
+            writer = ancestry(s, stage_of(s, run, kind))
+            tuned = [trained.conversations for key, trained in writer.items() if key not in base]
             if None in tuned:
                 return None
             counts.append(sum(tuned))
@@ -260,9 +265,7 @@ def tuned_examples(s: Scored, sizes: Sequence[Size], kind: str) -> float | None:
 
 
 def of_cell(s: Scored, cell: Cell, cost: str) -> float:
-    """Return one cost of what answered in a `Cell`: one model, or perception and reasoner
-    together.
-    """
+    """Return one of `COSTS` of what answered in a `Cell`: a model, or perception and reasoner."""
     if cost not in COSTS:
         raise ValueError(unknown('cost', cost, list(COSTS)))
     if cost == 'inference_flops':
@@ -277,15 +280,16 @@ def of_cell(s: Scored, cell: Cell, cost: str) -> float:
         behind = {**behind, **reasoner_of(s, cell.r_run)[1]}
     stages = list(behind.values())
     if cost == 'train_flops':
-        if any(one.flops is None for one in stages):
+        if any(trained.flops is None for trained in stages):
             raise Missing('a stage with buckets has no padding.json, which says how often each '
                           'came')
-        return sum(one.flops for one in stages)
+        return sum(trained.flops for trained in stages)
     if cost == 'samples':
-        return sum(one.stage['steps'] * one.stage['batch'] for one in stages if one.stage['tiles'])
-    if any(one.chip_seconds is None for one in stages):
+        return sum(trained.stage['steps'] * trained.stage['batch'] for trained in stages
+                   if trained.stage['tiles'])
+    if any(trained.chip_seconds is None for trained in stages):
         raise Missing('a stage has no times in timing.jsonl')
-    return sum(one.chip_seconds for one in stages) / 3600
+    return sum(trained.chip_seconds for trained in stages) / 3600
 
 
 def _inference(s, cell):
@@ -297,54 +301,65 @@ def _inference(s, cell):
     """
     index = s.study.cells[cell]
     written = float(np.mean(s.study.items['n_gen_tokens'][index]))
-    own = stages_of(s)[stage_of(s, cell.p_run, cell.text_kind)]
-    if own.vision is None:
+    model = stages_of(s)[stage_of(s, cell.p_run, cell.text_kind)]
+    if model.vision is None:
         raise Missing(f'{cell.p_run} has no tower')
-    looked = _seen(s, cell, own)
-    seen = float(np.mean([tokens for tokens, _ in looked]))
-    whole = float(np.mean([forward_flops(own.language, own.vision, rows=1, length=tokens,
-                                         tiles=tiles, head_positions=1)['total']
-                           for tokens, tiles in looked]))
+    seen = _seen(s, cell, model)
+    tokens = float(np.mean([tokens for tokens, _ in seen]))
+    reading = float(np.mean([
+        forward_flops(model.language, model.vision, rows=1, length=length, tiles=tiles,
+                      head_positions=1)['total'] for length, tiles in seen]))
     if not cell.r_run:
-        return whole + _decoded(own.language, seen, written)
+        return reading + _decoded(model.language, tokens, written)
     texts = s.study.texts
-    here = (texts['p_run'] == cell.p_run) & (texts['text_kind'] == cell.text_kind)
-    if not here.any():
+    described = (texts['p_run'] == cell.p_run) & (texts['text_kind'] == cell.text_kind)
+    if not described.any():
         raise Missing(f'no texts of {cell.p_run}')
-    length = float(np.mean(texts['n_tokens'][here]))
+    length = float(np.mean(texts['n_tokens'][described]))
     reasoner, _ = reasoner_of(s, cell.r_run)
-    return (whole + _decoded(own.language, seen, length)
+    return (reading + _decoded(model.language, tokens, length)
             + forward_flops(reasoner, None, rows=1, length=max(1, round(length)),
                             head_positions=1)['total']
             + _decoded(reasoner, length, written))
 
 
-def _seen(s, cell, own):
-    """Return [(tokens, tiles)] of pictures: one tile each, and in the mode 'anyres' those of every
-    saved picture that was asked about; `Missing` where none of them is saved.
+def _seen(s, cell, model):
+    """Return [(tokens, tiles)] of the pictures that a question of the cell shows.
+
+    A picture is one tile, but in the mode 'anyres', whose tiles are those of every saved picture
+    that was asked about; `Missing` where none of them is saved.
     """
-    if own.pictures.mode != 'anyres':
-        return [(own.vision.P, 1)]
+    if model.pictures.mode != 'anyres':
+        return [(model.vision.P, 1)]
     if 'saved' not in s.made:
         s.made['saved'] = {}
         for path in sorted(s.study.root.glob('pictures/*.png')):
             s.made['saved'].setdefault(path.stem.rpartition('-')[0], []).append(path)
     asked = np.unique(s.study.items['cluster_id'][s.study.cells[cell]].astype(str))
-    groups = [s.made['saved'].get(cluster.replace('/', '_'), ()) for cluster in asked]
-    found = []
-    for paths in filter(None, groups):
-        sizes = [_pixels(path) for path in paths]
-        alone = len(sizes) == 1   # pictures that share a conversation are one tile each
-        found.append((sum(token_count(*size, own.vision, own.pictures, alone) for size in sizes),
-                      sum(1 + alone * math.prod(best_grid(*size, own.vision, own.pictures))
-                          for size in sizes)))
-    if not found:
+    seen = []
+    for cluster in asked:
+        sizes = [_pixels(path) for path in s.made['saved'].get(cluster.replace('/', '_'), ())]
+        if sizes:
+            seen.append(_tokens_and_tiles(sizes, model))
+    if not seen:
         raise Missing('none of the pictures is saved under pictures/, whose tiles a model that '
                       'cuts pictures into tiles pays for')
-    return found
+    return seen
+
+
+def _tokens_and_tiles(sizes, model):
+    """Return the tokens and tiles of pictures (width, height) that a question shows together."""
+    alone = len(sizes) == 1   # pictures that share a conversation are one tile each
+    tokens = 0
+    tiles = 0
+    for size in sizes:
+        tokens += token_count(*size, model.vision, model.pictures, alone)
+        tiles += 1 + alone * math.prod(best_grid(*size, model.vision, model.pictures))
+    return tokens, tiles
 
 
 def _pixels(path):
+    """Return (width, height) of a saved picture; `TableError` where it cannot be read."""
     try:
         with Image.open(path) as image:
             return image.size
@@ -353,7 +368,8 @@ def _pixels(path):
 
 
 def _decoded(language, live, tokens):
-    """Return FLOPs of `tokens` tokens behind `live` ones; linear in the live tokens, so their
-    mean.
+    """Return FLOPs of `tokens` tokens that are written behind `live` ones.
+
+    Those of a token are linear in the live ones, so that the mean of these is priced.
     """
     return tokens * decode_flops(language, live + (tokens + 1) / 2)

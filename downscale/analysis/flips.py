@@ -13,72 +13,81 @@ PREFERRED = tuple(itertools.product(BEST_FIRST, ('think', 'direct')))
 
 
 def shares(s: Scored) -> dict[str, Any]:
-    """Return Shapley shares and classes of questions of every kind of text and mode that has its
-    ends.
+    """Return Shapley shares and classes of questions, by kind of text and mode that has its ends.
 
     'macro' {setting: Shares of the macro mean}, 'scales' {setting: {scale: the same}}, 'classes'
     {setting: {'share' | 'change': {class: Interval}}} and 'without' {setting: reason}.
     """
-    found = {}
+    panels = {}
     without = {}
     for name, groups in grids.panels(s).items():
         try:
-            found[name] = grids.corners(s, groups)
+            panels[name] = grids.corners(s, groups)
         except (Missing, TableError) as reason:
             without[', '.join(name)] = str(reason)
-    if not found:
+    if not panels:
         raise Missing('; '.join(without.values()))
-    named = {', '.join(name): panel for name, panel in found.items()}
-    scales = {name: {scale: grids.shares(s, panel, scale)['macro'] for scale in SCALES}
-              for name, panel in named.items()}
-    macro = {name: of['accuracy'] for name, of in scales.items()}
+    scales = {}
+    classes = {}
+    for name, panel in panels.items():
+        setting = ', '.join(name)
+        scales[setting] = {scale: grids.shares(s, panel, scale)['macro'] for scale in SCALES}
+        split = grids.items(s, panel)
+        classes[setting] = {'share': split.share['macro'], 'change': split.change['macro']}
+    macro = {setting: by_scale['accuracy'] for setting, by_scale in scales.items()}
     try:
-        names, of = grids.all_factors(s, found)
-        macro[' x '.join(names) + without_brief(found)] = of['macro']
+        names, by_family = grids.all_factors(s, panels)
+        macro[' x '.join(names) + without_brief(panels)] = by_family['macro']
     except (Missing, TableError) as reason:
         without['all factors'] = str(reason)
-    classes = {}
-    for name, panel in named.items():
-        split = grids.items(s, panel)
-        classes[name] = {'share': split.share['macro'], 'change': split.change['macro']}
     return {'macro': macro, 'scales': scales, 'classes': classes, 'without': without}
 
 
 def without_brief(panels: Iterable[tuple[str, Any]]) -> str:
-    """Return what a table over all factors says of brief captions, which are in none of them."""
+    """Return a note for a table over all factors where brief captions, which it lacks, are there.
+    """
     return ' (brief captions left out)' if any(kind == BRIEF for kind, _ in panels) else ''
 
 
 def families(s: Scored) -> dict[str, Any]:
-    """Return the grid of every family for one kind of text and mode: the first of `PREFERRED` there
-    is.
-    """
+    """Return the grid of every family for the first of `PREFERRED` that is there."""
     panels = grids.panels(s)
     for name in PREFERRED:
         groups = {key: cells for key, cells in panels.get(name, {}).items() if key[0] != grids.GOLD}
         if groups:
-            by_pair = grids.accuracies(s, groups)
-            order = [size.name for size in s.sizes]
-            tasks = [task for task in next(iter(by_pair.values())) if task != 'macro']
-            return {'panel': ', '.join(name), 'families': {
-                task: {key: of[task] for key, of in by_pair.items()} for task in tasks}, **{
-                f'{side}_sizes': [size for size in order if any(key[place] == size
-                                                                for key in groups)]
-                for place, side in enumerate('pr')}}
+            return {'panel': ', '.join(name), 'families': _by_family(s, groups),
+                    'p_sizes': _sizes(s, {p for p, _ in groups}),
+                    'r_sizes': _sizes(s, {r for _, r in groups})}
     raise Missing('no reasoner answered from a text that perception wrote')
 
 
+def _by_family(s, groups):
+    """Return {family: {pair: Interval of its accuracy}}, without the mean over families."""
+    by_pair = grids.accuracies(s, groups)
+    tasks = [task for task in next(iter(by_pair.values())) if task != 'macro']
+    table = {}
+    for task in tasks:
+        table[task] = {pair: accuracy[task] for pair, accuracy in by_pair.items()}
+    return table
+
+
+def _sizes(s, names):
+    """Return those of `names` that are sizes of the study, from the smallest on."""
+    return [size.name for size in s.sizes if size.name in names]
+
+
 def frontiers(s: Scored) -> dict[str, Any]:
-    """Return `ways_by_cost` for every cost that the study tells: 'costs' {cost: result},
-    'skipped'.
+    """Return `ways_by_cost` for every cost that the study tells, as 'costs' {cost: result}.
+
+    'skipped' {cost: reason} holds the others.
     """
-    found = {}
+    by_cost = {}
     skipped = {}
     for cost in costs.COSTS:
         try:
-            found[cost] = pareto.ways_by_cost(s, cost)
+            by_cost[cost] = pareto.ways_by_cost(s, cost)
         except (Missing, TableError) as reason:
             skipped[cost] = str(reason)
-    if not found:
+    if not by_cost:
         raise Missing('; '.join(dict.fromkeys(skipped.values())))
-    return {'costs': found, 'skipped': skipped}
+    return {'costs': by_cost, 'skipped': skipped}

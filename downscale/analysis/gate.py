@@ -24,8 +24,11 @@ def gate(s: Scored) -> dict[str, Any]:
         line = 'Not interpretable on the reasoning side: no text-only reasoner was evaluated.'
         return {'interpretable': False, 'reasoner': '', 'modes': {}, 'families': {}, 'line': line}
     largest = reasoners[-1]
-    tasks = sorted({task for cell, index in s.study.cells.items() if cell.r_run
-                    for task in set(s.study.items['task'][index])})
+    tasks = set()
+    for cell, index in s.study.cells.items():
+        if cell.r_run:
+            tasks.update(s.study.items['task'][index])
+    tasks = sorted(tasks)
     modes = {}
     table = {task: {} for task in tasks}
     for mode, thinking in MODES.items():
@@ -43,6 +46,8 @@ def gate(s: Scored) -> dict[str, Any]:
 
 
 def _gate_mode(s, cells, mode, table):
+    """Fill `table` {task: {mode: facts}} with how far the answers of `cells` are above the floor.
+    """
     paired, score = means_of(s, [cells])
     floor = floors.floor(s, paired)
     margin = dataclasses.replace(score, value=score.value - floor.means.value,
@@ -57,6 +62,7 @@ def _gate_mode(s, cells, mode, table):
 
 
 def _gate_line(result):
+    """Return the sentence that says which modes pass, and where and by how much the others fail."""
     good = [mode for mode, facts in result['modes'].items() if facts['interpretable']]
     parts = []
     for mode, facts in result['modes'].items():

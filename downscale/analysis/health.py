@@ -10,31 +10,42 @@ from downscale.statistics import bootstrap
 
 def health(s: Scored) -> list[dict[str, Any]]:
     """Return endings, accuracy, lengths and counts for every way of answering and size."""
-    home = {run: (order, size.name) for order, size in enumerate(s.sizes) for run in size.runs}
+    home = {}
+    for order, size in enumerate(s.sizes):
+        home.update((run, (order, size.name)) for run in size.runs)
     groups = {}
     for cell in s.study.cells:
-        way = 'gold text' if cell.condition == 'gold_text' else \
-            'decoupled' if cell.r_run else 'joint'
-        order, name = home[cell.r_run or cell.p_run]
-        key = (way, cell.condition, cell.text_kind, cell.thinking, order, name)
+        key = (_way(cell), cell.condition, cell.text_kind, cell.thinking,
+               *home[cell.r_run or cell.p_run])
         groups.setdefault(key, []).append(cell)
-    rows = []
-    for key in sorted(groups):
-        index = np.concatenate([s.study.cells[cell] for cell in groups[key]])
-        here = {name: column[index] for name, column in s.study.items.items()}
-        nll = here['nll_gold'][np.isfinite(here['nll_gold'])]
-        rows.append({
-            'way': key[0], 'condition': key[1], 'text': key[2],
-            'mode': 'think' if key[3] else 'direct', 'size': key[5],
-            'answers': len(here['score']), 'items': len(set(here['item_id'])),
-            'pictures': len(set(here['cluster_id'])),
-            'completion': completion(s, groups[key])[1],
-            # no fault, but many of them say that the budget of thought is short
-            'forced': float(np.mean(here['close'] == 'forced')) if key[3] else None,
-            'mean_tokens': float(np.mean(here['n_gen_tokens'])),
-            'mean_think_tokens': float(np.mean(here['n_think_tokens'])) if key[3] else None,
-            'nll_gold': float(nll.mean()) if len(nll) else None})
-    return rows
+    return [_health_row(s, key, groups[key]) for key in sorted(groups)]
+
+
+def _way(cell):
+    """Return by which way a cell answers."""
+    if cell.condition == 'gold_text':
+        return 'gold text'
+    return 'decoupled' if cell.r_run else 'joint'
+
+
+def _health_row(s, key, cells):
+    """Return the row of the `cells` of one way of answering and size."""
+    way, condition, text, thinking, _, size = key
+    index = np.concatenate([s.study.cells[cell] for cell in cells])
+    answers = {name: column[index] for name, column in s.study.items.items()}
+    nll = answers['nll_gold'][np.isfinite(answers['nll_gold'])]
+    row = {
+        'way': way, 'condition': condition, 'text': text,
+        'mode': 'think' if thinking else 'direct', 'size': size,
+        'answers': len(answers['score']), 'items': len(set(answers['item_id'])),
+        'pictures': len(set(answers['cluster_id'])),
+        'completion': completion(s, cells)[1]}
+    # no fault, but many of them say that the budget of thought is short
+    row['forced'] = float(np.mean(answers['close'] == 'forced')) if thinking else None
+    row['mean_tokens'] = float(np.mean(answers['n_gen_tokens']))
+    row['mean_think_tokens'] = float(np.mean(answers['n_think_tokens'])) if thinking else None
+    row['nll_gold'] = float(nll.mean()) if len(nll) else None
+    return row
 
 
 def texts(s: Scored) -> list[dict[str, Any]]:
@@ -42,28 +53,33 @@ def texts(s: Scored) -> list[dict[str, Any]]:
     columns = s.study.texts
     rows = []
     for run, kind in sorted(set(zip(columns['p_run'], columns['text_kind'], strict=True))):
-        here = (columns['p_run'] == run) & (columns['text_kind'] == kind)
-        rows.append({'p_run': run, 'text_kind': kind, 'texts': int(here.sum()),
-                     'truncated': FaultShare(np.mean(columns['truncated'][here].astype(bool))),
-                     'mean_tokens': float(np.mean(columns['n_tokens'][here]))})
+        written = (columns['p_run'] == run) & (columns['text_kind'] == kind)
+        rows.append({'p_run': run, 'text_kind': kind, 'texts': int(written.sum()),
+                     'truncated': FaultShare(np.mean(columns['truncated'][written].astype(bool))),
+                     'mean_tokens': float(np.mean(columns['n_tokens'][written]))})
     return rows
 
 
 def runs(s: Scored) -> list[dict[str, Any]]:
-    """Return one row per trained run with its own macro accuracy, so that seeds can be compared,
-    and what a sweep has changed.
+    """Return one row per trained run with its own macro accuracy, so that seeds can be compared.
+
+    Runs that a sweep has made are rows of their own.
     """
     s = with_apart(s)
+    seeds = {}
+    for run in s.study.meta['runs']:
+        seeds.setdefault(run['run_id'], run['seed'])
     rows = []
     for size in s.sizes:
         for run in size.runs:
             cells = [cell for cell in joint_cells(s, size, 'image') if cell.p_run == run]
-            score = ended = None
+            score = None
+            ended = None
             if cells:
                 means = of_run(s, cells[0])
-                score, (_, ended) = one(bootstrap.macro(means), 0, 0), completion(s, cells, means)
-            seed = next(r['seed'] for r in s.study.meta['runs'] if r['run_id'] == run)
-            rows.append({'run_id': run, 'size': size.name, 'seed': seed,
+                score = one(bootstrap.macro(means), 0, 0)
+                _, ended = completion(s, cells, means)
+            rows.append({'run_id': run, 'size': size.name, 'seed': seeds[run],
                          'n_total': size.n_total, 'n_nonembed': size.n_nonembed,
                          'n_vision': size.n_vision, 'macro': score, 'completion': ended})
     return rows

@@ -9,17 +9,46 @@ from downscale.analysis.measures import Missing, Scored
 from downscale.results.items import TableError, one_line
 
 COLUMNS = ('run_id', 'task', 'site', 'rel_depth', 'metric', 'value', 'lo', 'hi', 'n')
+POINT = ('value', 'lo', 'hi', 'n')   # of a curve
 
 
 def layers(s: Scored) -> dict[str, Any]:
-    """Return a dict: 'sizes', 'curves' {'metric, task': {size: points}}, 'others' rows without a
-    depth.
+    """Return the curves of a study's probes: 'sizes', 'curves' and 'others', the rest of the rows.
 
-    A measure of one depth is no curve and stands among the others. A point is the mean over the
-    seeds of a size; its bounds are the means of theirs, which hold pictures only. At most 12
-    panels: metrics of the mean over tasks first, then of each task.
+    'curves' is {'metric, task': {size: points}}. A measure of one depth is no curve and stands
+    among the others. A point is the mean over the seeds of a size; its bounds are the means of
+    theirs, which hold pictures only. At most 12 panels: metrics of the mean over tasks first, then
+    of each task.
     """
-    path = s.study.root / 'probes.parquet'
+    home = {}
+    for size in s.sizes:
+        home.update(dict.fromkeys(size.runs, size.name))
+    panels = {}
+    rows = {}
+    others = []
+    for row in _table(s.study.root / 'probes.parquet').select(COLUMNS).to_pylist():
+        depth = row['rel_depth']
+        if row['run_id'] not in home or depth is None or not np.isfinite(depth):
+            others.append(_without_depth(row))
+            continue
+        # Sites at one depth (image tokens, answer position) are different curves.
+        site = row['site'].rstrip('0123456789.') if row['site'] else ''
+        key = ', '.join(filter(None, (row['metric'], site, row['task'])))
+        rows.setdefault(key, []).append(_without_depth(row))
+        depths = panels.setdefault(key, {}).setdefault(home[row['run_id']], {})
+        depths.setdefault(float(depth), []).append([row[name] for name in POINT])
+    single = {key for key, by_size in panels.items() if max(map(len, by_size.values())) == 1}
+    for key in sorted(single):
+        others += rows[key]
+    order = sorted(panels.keys() - single, key=lambda key: (not key.endswith('macro'), key))[:12]
+    curves = {}
+    for key in order:
+        curves[key] = {size: _curve(depths) for size, depths in panels[key].items()}
+    return {'sizes': [size.name for size in s.sizes], 'curves': curves, 'others': others}
+
+
+def _table(path):
+    """Return the table of `probes.parquet`, in which no column may be missing."""
     if not path.is_file():
         raise Missing('no probes.parquet; `downscale analyze probe` writes it')
     try:
@@ -29,34 +58,19 @@ def layers(s: Scored) -> dict[str, Any]:
     lacking = sorted(set(COLUMNS) - set(table.column_names))
     if lacking:
         raise TableError(f'{path.name}: {len(lacking)} columns missing {lacking}')
-    home = {run: size.name for size in s.sizes for run in size.runs}
-    found = {}
-    rows = {}
-    others = []
-    for row in table.select(COLUMNS).to_pylist():
-        depth = row['rel_depth']
-        if row['run_id'] not in home or depth is None or not np.isfinite(depth):
-            others.append(_told(row))
-            continue
-        # Sites at one depth (image tokens, answer position) are different curves.
-        site = row['site'].rstrip('0123456789.') if row['site'] else ''
-        key = ', '.join(filter(None, (row['metric'], site, row['task'])))
-        rows.setdefault(key, []).append(_told(row))
-        of = found.setdefault(key, {}).setdefault(home[row['run_id']], {})
-        of.setdefault(float(depth), []).append([row[name] for name in ('value', 'lo', 'hi', 'n')])
-    single = {key for key, of in found.items() if max(map(len, of.values())) == 1}
-    others += [row for key in sorted(single) for row in rows[key]]
-    order = sorted(found.keys() - single, key=lambda key: (not key.endswith('macro'), key))[:12]
-    curves = {key: {size: [_point(depth, values) for depth, values in sorted(of.items())]
-                    for size, of in found[key].items()} for key in order}
-    return {'sizes': [size.name for size in s.sizes], 'curves': curves, 'others': others}
+    return table
 
 
-def _told(row):
+def _without_depth(row):
+    """Return the values of a row as the report lists them."""
     return [row[name] for name in COLUMNS if name != 'rel_depth']
 
 
-def _point(depth, values):
-    value, low, high, n = np.mean(np.array(values, dtype=float), axis=0)
-    return {'rel_depth': depth, 'value': float(value), 'low': float(low), 'high': float(high),
-            'n': int(n)}
+def _curve(depths):
+    """Return the points of a curve by ascending depth, of {depth: values of `POINT` by seed}."""
+    points = []
+    for depth, values in sorted(depths.items()):
+        value, low, high, n = np.mean(np.array(values, dtype=float), axis=0)
+        points.append({'rel_depth': depth, 'value': float(value), 'low': float(low),
+                       'high': float(high), 'n': int(n)})
+    return points

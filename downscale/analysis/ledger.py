@@ -1,9 +1,9 @@
 """The loss ledger: from the picture to the answer, where small models lose against the largest.
 
-Every column is a number an item: whether a probe reads the answer at a site, whether the largest
-reasoner can answer from what this size wrote, and whether this size answers. Columns are other
-instruments, so levels of two columns do not compare; what small loses against large in one column
-does, and its change from column to column is where that happens.
+Every column holds one number for each item: whether a probe reads the answer at a site, whether the
+largest reasoner can answer from what this size wrote, and whether this size answers. Columns are
+different instruments, so the levels of two columns do not compare. What a small size loses against
+the largest in one column does, and its change from column to column is where that happens.
 """
 from dataclasses import dataclass
 
@@ -34,8 +34,11 @@ UNSAID = 'known but not used'  # the last step where nothing was written for a r
 
 @dataclass(frozen=True, kw_only=True)
 class Ledger:
-    """`levels` {size: {column: {family or 'macro': Interval}}}, `losses` {size: {step: {...}}} of
-    every size but the largest, whose steps add up to its 'total' in every family."""
+    """What each size reaches in every column, and what it loses from column to column.
+
+    `levels` {size: {column: {family or 'macro': Interval}}}, `losses` {size: {step: {...}}} of
+    every size but the largest, whose steps add up to its 'total' in every family.
+    """
     large: str
     levels: dict
     losses: dict
@@ -43,104 +46,142 @@ class Ledger:
 
 
 def of_study(s: Scored) -> Ledger:
-    """Return the `Ledger` of a scored study whose folder holds its probes; `Missing` without
-    them.
-    """
+    """Return the `Ledger` of a scored study whose folder holds probes; `Missing` without them."""
     if not (s.study.root / 'probe_items.parquet').is_file():
         raise Missing('no probe_items.parquet; `downscale analyze probe` writes it')
     return ledger(s, read(s.study.root, 'probe_items'))
 
 
 def ledger(s: Scored, table: pa.Table) -> Ledger:
-    """Return the `Ledger` of a scored study and its `probe_items`; `Missing` or `TableError` with
-    the reason where a size cannot be compared with another.
+    """Return the `Ledger` of a scored study and its `probe_items`.
+
+    `Missing` or `TableError` with the reason where a size cannot be compared with another.
+    """
+    # 1. Who is compared: sizes that were probed and asked, each seed by itself.
+    groups, left_out = _probed(s, table)
+    written, line = _written(s, groups)
+    sizes = list(groups)
+    parts, planned = _by_seed(s, groups, written)
+    # 2. The items that all of them have, those of families with a probe at every site.
+    cells = []
+    for answers, read_by in parts:
+        cells += [*answers.values(), *read_by.values()]
+    paired = pair(s.study, cells)
+    probes = [_probes(table, answers, paired) for answers, _ in parts]
+    keep = np.all([kept for _, kept in probes], axis=0)
+    skipped = sorted(set(paired.task[~keep]))
+    if not keep.any():
+        raise Missing('no family was probed at every site')
+    # 3. Their means: one row for each seed, size and column.
+    columns = [*SITES, *([WRITTEN] if written else []), ANSWERED]
+    scores = paired.scores.reshape(len(parts), -1, len(sizes), len(keep))  # answered, then written
+    values = []
+    for part, (hits_of, _) in enumerate(probes):
+        for place, size in enumerate(sizes):
+            values += [*hits_of[size], *scores[part, ::-1, place]]
+    means = bootstrap.group_means(np.array(values)[:, keep], paired.task[keep],
+                                  paired.cluster_id[keep], s.resamples)
+    means = bootstrap.with_macro(bootstrap.over_seeds(means, len(parts), s.resamples, planned))
+    # 4. What a reader has to know.
+    notes = [gate.gate(s)['line'], line, 'columns are other instruments: compare sizes within one, '
+             'and losses from one to the next']
+    if left_out:
+        notes.append(f'runs without probes are left out: {", ".join(sorted(left_out))}')
+    seeds = ' and of seeds' if len(parts) > 1 else ''
+    notes.append(f'intervals cover the choice of pictures{seeds}')
+    if skipped:
+        notes.append(f'skipped: {", ".join(skipped)}: no probe at every site')
+    unread = _unread(means, (len(sizes) - 1) * len(columns), columns)
+    if unread:
+        notes.append(f'what is lost before {" and ".join(unread)} cannot show: not even of '
+                     f'{sizes[-1]} do probes read more there than from the question alone')
+    return Ledger(large=sizes[-1], levels=_levels(means, sizes, columns),
+                  losses=_losses(means, sizes, columns), notes=tuple(notes))
+
+
+def _probed(s, table):
+    """Return {size: cells of the runs that were probed}, and the runs that were not.
+
+    `Missing` unless there are two sizes.
     """
     probed = set(table['run_id'].unique().to_pylist())
     groups = {}
     left_out = []
     for size in s.sizes:
         cells = measures.joint_cells(s, size, 'image')
-        held = [cell for cell in cells if cell.p_run in probed]
-        left_out += [cell.p_run for cell in cells if cell not in held]
-        if held:
-            groups[size] = held
+        known = [cell for cell in cells if cell.p_run in probed]
+        left_out += [cell.p_run for cell in cells if cell not in known]
+        if known:
+            groups[size.name] = known
     if len(groups) < 2:
         raise Missing(f'a ledger needs two sizes that were probed and answered with the picture, '
                       f'found {len(groups)}; run `downscale analyze probe {s.study.root}`')
-    written, said = _written(s, groups)
-    notes = [gate.gate(s)['line'], said, 'columns are other instruments: compare sizes within one, '
-             'and losses from one to the next']
-    if left_out:
-        notes.append(f'runs without probes are left out: {", ".join(sorted(left_out))}')
-    sizes, (parts, planned) = list(groups), _by_seed(s, groups, written)
-    notes.append(f'intervals cover the choice of pictures{" and of seeds" * (len(parts) > 1)}')
-    paired = pair(s.study, [cells for part in parts for of in part for cells in of.values()])
-    probes = [_probes(table, answers, paired) for answers, _ in parts]
-    keep = np.all([kept for _, kept in probes], axis=0)
-    skipped = sorted(set(paired.task[~keep]))
-    if skipped:
-        notes.append(f'skipped: {", ".join(skipped)}: no probe at every site')
-    if not keep.any():
-        raise Missing('no family was probed at every site')
-    columns = [*SITES, *([WRITTEN] if written else []), ANSWERED]
-    scores = paired.scores.reshape(len(parts), -1, len(sizes), len(keep))  # answered, then written
-    values = np.concatenate([[*found[size], *scores[part, ::-1, k]]
-                             for part, (found, _) in enumerate(probes)
-                             for k, size in enumerate(sizes)])
-    means = bootstrap.with_macro(bootstrap.over_seeds(bootstrap.group_means(
-        values[:, keep], paired.task[keep], paired.cluster_id[keep], s.resamples),
-                len(parts), s.resamples, planned))
-    unread = _unread(means, (len(sizes) - 1) * len(columns), columns)
-    if unread:
-        notes.append(f'what is lost before {" and ".join(unread)} cannot show: not even of '
-                     f'{sizes[-1].name} do probes read more there than from the question alone')
-    return Ledger(large=sizes[-1].name, levels=_levels(means, sizes, columns),
-                  losses=_losses(means, sizes, columns), notes=tuple(notes))
+    return groups, left_out
 
 
 def _written(s, groups):
-    """Return ({size: cells of the fixed reader on this size's texts}, what it is or why there is
-    none).
+    """Return ({size: cells of the fixed reader on this size's texts}, a line that says what it is).
 
     The reader is the largest reasoner, of each seed its own, with the kind of text and the mode in
-    which it reads gold texts best: that choice knows nothing of the sizes compared.
+    which it reads gold texts best: that choice knows nothing of the sizes compared. Without one
+    there are no cells, and the line says why.
     """
-    seed = {run['run_id']: run['seed'] for run in s.study.meta['runs']}
     best = None
     for kind in TEXT_KINDS:
         for mode, thinking in MODES.items():
             pairs = measures.pair_groups(s, kind, thinking)
-            readers = [size.name for size in s.sizes if any(r == size.name for _, r in pairs)]
-            runs = {cell.p_run for cells in groups.values() for cell in cells}
-            own = {size: [cell for cell in pairs.get((size.name, readers[-1]), ())
-                          if seed[cell.p_run] == seed[cell.r_run] and cell.p_run in runs]
-                   for size in groups} if readers else {}
+            names = {r for _, r in pairs}
+            readers = [size.name for size in s.sizes if size.name in names]
             gold = pairs.get(('gold', readers[-1])) if readers else None
-            if gold and all(len(own[size]) == len(cells) for size, cells in groups.items()):
+            cells = _read_by(s, groups, pairs, readers[-1]) if gold else None
+            if cells:
                 x = measures.one(bootstrap.macro(measures.means_of(s, [gold])[1]), 0, 0)
                 if best is None or x.value > best[0].value:
-                    best = x, own, f'{readers[-1]} on {kind}, {mode}'
+                    best = x, cells, f'{readers[-1]} on {kind}, {mode}'
     if best is None:
         return {}, f'{WRITTEN}: skipped: no reasoner read gold texts and those of every size'
-    x, own, name = best
-    return own, (f'{WRITTEN}: what {name} answers from; on gold texts it is right in {x.value:.3f} '
-                 f'[{x.low:.3f}, {x.high:.3f}] of the items (mean over families)')
+    x, cells, name = best
+    return cells, (f'{WRITTEN}: what {name} answers from; on gold texts it is right in '
+                   f'{x.value:.3f} [{x.low:.3f}, {x.high:.3f}] of the items (mean over families)')
+
+
+def _read_by(s, groups, pairs, reader):
+    """Return {size: cells in which `reader` read its texts}, each run read by that of its seed.
+
+    None unless it has read those of every run in `groups`.
+    """
+    seed = {run['run_id']: run['seed'] for run in s.study.meta['runs']}
+    runs = set()
+    for cells in groups.values():
+        runs.update(cell.p_run for cell in cells)
+    read_by = {}
+    for size, cells in groups.items():
+        read_by[size] = [cell for cell in pairs.get((size, reader), ())
+                         if seed[cell.p_run] == seed[cell.r_run] and cell.p_run in runs]
+        if len(read_by[size]) != len(cells):
+            return None
+    return read_by
 
 
 def _by_seed(s, groups, written):
-    """Return [(cells that answered, cells of the reader)] by size, for each seed that all sizes
-    have, and how many were planned; once for all runs where fewer than `stats.FEW_SEEDS` were.
+    """Return ([(cells that answered, cells of the reader) by size] for each seed, seeds planned).
+
+    The seeds are those that all sizes have; all runs count as one seed where fewer than
+    `FEW_SEEDS` were planned.
     """
     planned = measures.planned_seeds(s, [*groups.values(), *written.values()])
-    sides = [{size: measures.by_seed(s, cells) for size, cells in side.items()}
-             for side in (groups, written)]
-    shared = set.intersection(*(set(found) for side in sides for found in side.values()))
+    answered = {size: measures.by_seed(s, cells) for size, cells in groups.items()}
+    read_by = {size: measures.by_seed(s, cells) for size, cells in written.items()}
+    shared = set.intersection(*map(set, [*answered.values(), *read_by.values()]))
     if not bootstrap.covers_seeds(len(shared), planned):
         return [(groups, written)], 1
     if not shared:
         raise Missing('no seed was probed and has answered at every size')
-    return [tuple({size: found[seed] for size, found in side.items()} for side in sides)
-            for seed in sorted(shared)], planned
+    parts = []
+    for seed in sorted(shared):
+        parts.append(({size: cells[seed] for size, cells in answered.items()},
+                      {size: cells[seed] for size, cells in read_by.items()}))
+    return parts, planned
 
 
 def _probes(table, groups, paired):
@@ -148,83 +189,96 @@ def _probes(table, groups, paired):
 
     `TableError` with counts where probes saw items that the study's table lacks.
     """
-    found = {}
+    hits_of = {}
     keep = np.ones(len(paired.item_id), bool)
     for size, cells in groups.items():
-        found[size] = []
+        hits_of[size] = []
         for site, depth in SITES.values():
             runs = []
             for cell in cells:
-                held = hits(table, cell.p_run, site, depth)
-                foreign = sorted(set(held) - set(paired.item_id))
+                by_item = hits(table, cell.p_run, site, depth)
+                foreign = sorted(set(by_item) - set(paired.item_id))
                 if foreign:
                     raise TableError(f'pairing: {cell.p_run} was probed on {len(foreign)} items '
                                      f'that it was not asked, first {foreign[:3]}; probe again')
-                runs.append([held.get(item, np.nan) for item in paired.item_id])
-            found[size].append(np.mean(runs, axis=0))
-            keep &= np.isfinite(found[size][-1])
+                runs.append([by_item.get(item, np.nan) for item in paired.item_id])
+            hits_of[size].append(np.mean(runs, axis=0))
+            keep &= np.isfinite(hits_of[size][-1])
     # A family counts with all of its items or not at all.
-    return found, ~np.isin(paired.task, paired.task[~keep])
+    return hits_of, ~np.isin(paired.task, paired.task[~keep])
 
 
 def _unread(means, first, columns):
-    """Return the probed columns of the largest size, whose rows begin at `first`, that are not
-    clearly above its floor in the mean over families.
+    """Return the probed columns in which the largest size is not clearly above its own floor.
+
+    Its rows begin at `first`; compared is the mean over families.
     """
-    found = []
+    unread = []
     macro = means.groups.index('macro')
     for column in SITES:
         weights = np.zeros(len(means.value))
         weights[first + columns.index(column)] += 1
         weights[first + columns.index(FLOOR)] -= 1
         if column != FLOOR and not bootstrap.contrast(means, weights, macro, (-1, 1)).low > 0:
-            found.append(column)
-    return found
+            unread.append(column)
+    return unread
 
 
 def _levels(means, sizes, columns):
-    return {size.name: {column: {task: measures.one(means, k * len(columns) + c, place)
-                                 for place, task in enumerate(means.groups)}
-                        for c, column in enumerate(columns)}
-            for k, size in enumerate(sizes)}
+    """Return {size: {column: {family: Interval}}} of means with a row for each size and column."""
+    levels = {}
+    rows = iter(range(len(sizes) * len(columns)))
+    for size in sizes:
+        levels[size] = {}
+        for column in columns:
+            row = next(rows)
+            levels[size][column] = {task: measures.one(means, row, place)
+                                    for place, task in enumerate(means.groups)}
+    return levels
 
 
 def _losses(means, sizes, columns):
-    """Return what each smaller size loses to the largest, step by step: paired, one set of
-    resamples.
-    """
-    found = {}
-    chain = [column for column in columns if column != FLOOR]
-    for k, size in enumerate(sizes[:-1]):
-        def gap(column, k=k):
-            weights = np.zeros(len(sizes) * len(columns))
-            weights[(len(sizes) - 1) * len(columns) + columns.index(column)] = 1
-            weights[k * len(columns) + columns.index(column)] = -1
-            return weights
+    """Return what each smaller size loses to the largest, step by step.
 
+    All is paired: contrasts of the same means under one set of resamples.
+    """
+    losses = {}
+    chain = [column for column in columns if column != FLOOR]
+    large = (len(sizes) - 1) * len(columns)
+    for k, size in enumerate(sizes[:-1]):
         steps = {}
         before = 0
         for column in chain:
+            gap = np.zeros(len(sizes) * len(columns))
+            gap[large + columns.index(column)] = 1
+            gap[k * len(columns) + columns.index(column)] = -1
             name = UNSAID if column == ANSWERED and WRITTEN not in chain else STEPS[column]
-            steps[name] = gap(column) - before
-            before = gap(column)
+            steps[name] = gap - before
+            before = gap
         steps['total'] = before
-        found[size.name] = {name: {task: bootstrap.contrast(means, weights, place, (-2, 2))
-                                   for place, task in enumerate(means.groups)}
-                            for name, weights in steps.items()}
-    return found
+        losses[size] = {}
+        for name, weights in steps.items():
+            losses[size][name] = {task: bootstrap.contrast(means, weights, place, (-2, 2))
+                                  for place, task in enumerate(means.groups)}
+    return losses
 
 
 def ledger_rows(found: Ledger) -> tuple[list[Row], list[str]]:
     """Return the numbers of a `Ledger` as `Row`s, and its notes."""
-    rows = [_row('levels', size, task, column, x) for size, columns in found.levels.items()
-            for column, tasks in columns.items() for task, x in tasks.items()]
-    rows += [_row('losses', f'{found.large} - {size}', task, step, x)
-             for size, steps in found.losses.items() for step, tasks in steps.items()
-             for task, x in tasks.items()]
+    rows = []
+    for size, columns in found.levels.items():
+        rows += _rows('levels', size, columns)
+    for size, steps in found.losses.items():
+        rows += _rows('losses', f'{found.large} - {size}', steps)
     return rows, list(found.notes)
 
 
-def _row(table, setting, task, what, x):
-    return Row(table=table, setting=setting, family=task, what=what, value=x.value, low=x.low,
-               high=x.high, n=x.n, clusters=x.clusters, method=x.method, seeds=x.seeds)
+def _rows(table, setting, intervals):
+    """Return a `Row` for each of the intervals {column or step: {family: Interval}}."""
+    rows = []
+    for what, by_family in intervals.items():
+        for family, x in by_family.items():
+            rows.append(Row(table=table, setting=setting, family=family, what=what, value=x.value,
+                            low=x.low, high=x.high, n=x.n, clusters=x.clusters, method=x.method,
+                            seeds=x.seeds))
+    return rows

@@ -12,29 +12,28 @@ from downscale.statistics import bootstrap
 
 def ways(s: Scored) -> dict[str, list[Cell]]:
     """Return {name: cells} of every joint model and every perception x reasoner pair."""
-    found = {}
+    cells_of = {}
     for size in s.sizes:
         cells = measures.joint_cells(s, size, 'image')
         if cells:
-            found[f'joint {size.name}'] = cells
+            cells_of[f'joint {size.name}'] = cells
     for kind in TEXT_KINDS:
         for mode, thinking in MODES.items():
             for (p, r), cells in measures.pair_groups(s, kind, thinking).items():
                 if p != 'gold':
-                    found[f'{p} -> {r}, {kind}, {mode}'] = cells
-    return found
+                    cells_of[f'{p} -> {r}, {kind}, {mode}'] = cells
+    return cells_of
 
 
 def ways_by_cost(s: Scored, cost: str = 'params') -> dict[str, Any]:
-    """Return the ways of answering by their cost, each with its macro accuracy and place on the
-    frontier.
+    """Return the ways of answering by their cost, with macro accuracy and place on the frontier.
 
     A dict of 'cost', 'rows' (dicts way, cost, accuracy, on, probability; cheapest first) and
     'skipped' ({reason: ways}). A way is on the frontier when none that costs as little or less is
     more accurate; `probability` is the share of resamples in which that is so,
     of those that hold pictures of every family.
     """
-    rows = []
+    priced = []
     cells = []
     skipped = {}
     for name, group in ways(s).items():
@@ -43,22 +42,24 @@ def ways_by_cost(s: Scored, cost: str = 'params') -> dict[str, Any]:
         except Missing as reason:
             skipped.setdefault(str(reason), []).append(name)
             continue
-        rows.append((price, name))
+        priced.append((price, name))
         cells.append(group)
-    if len(rows) < 2:
+    if len(priced) < 2:
         raise Missing('a frontier needs two ways of answering with a cost; '
                       f'{"; ".join(skipped) or "nobody answered with a picture"}')
-    _, found = measures.each(s, cells)
-    order = sorted(range(len(rows)), key=lambda row: rows[row])
-    whole = [bootstrap.macro(found[row]) for row in order]
-    prices = np.array([rows[row][0] for row in order])
-    on = frontier(prices, np.array([means.value[0, 0] for means in whole]))
-    draws = np.stack([means.draws[:, 0, 0] for means in whole], axis=1)
-    often = frontier(prices, draws[np.isfinite(draws).all(axis=1)]).mean(axis=0)
-    return {'cost': cost, 'unit': costs.COSTS[cost], 'skipped': skipped, 'rows': [
-        {'way': rows[row][1], 'cost': rows[row][0], 'accuracy': measures.one(means, 0, 0),
-         'on': bool(here), 'probability': float(share)}
-        for row, means, here, share in zip(order, whole, on, often, strict=True)]}
+    _, of_ways = measures.each(s, cells)
+    order = sorted(range(len(priced)), key=lambda way: priced[way])
+    prices = np.array([priced[way][0] for way in order])
+    macros = [bootstrap.macro(of_ways[way]) for way in order]
+    on = frontier(prices, np.array([means.value[0, 0] for means in macros]))
+    draws_BW = np.stack([means.draws[:, 0, 0] for means in macros], axis=1)
+    shares = frontier(prices, draws_BW[np.isfinite(draws_BW).all(axis=1)]).mean(axis=0)
+    rows = []
+    for place, way in enumerate(order):
+        price, name = priced[way]
+        rows.append({'way': name, 'cost': price, 'accuracy': measures.one(macros[place], 0, 0),
+                     'on': bool(on[place]), 'probability': float(shares[place])})
+    return {'cost': cost, 'unit': costs.COSTS[cost], 'skipped': skipped, 'rows': rows}
 
 
 def frontier(prices: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -66,6 +67,7 @@ def frontier(prices: np.ndarray, values: np.ndarray) -> np.ndarray:
 
     Of ways that cost the same only the best ones are.
     """
+    # Ways of one price are neighbours: from `start` on to before `stop`.
     start = np.searchsorted(prices, prices, side='left')
     stop = np.searchsorted(prices, prices, side='right')
     best = np.maximum.accumulate(values, axis=-1)

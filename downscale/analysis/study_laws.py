@@ -29,26 +29,31 @@ NOT_FINITE = re.compile(r'(loss|norm) -?(nan|inf)')
 
 
 def finals(s: Scored, stage: str) -> dict[str, np.ndarray]:
-    """Return columns of the ended runs of a stage: cell, size, seed, n, tokens, loss, rate,
-    planned.
+    """Return columns of the ended runs of a stage, a row each.
 
-    n is n_nonembed, `rate` that of the language model (NaN where it is not trained). `planned`
-    marks the runs of the study itself, beside those of a sweep over rates or budgets. Runs that
-    failed otherwise than by diverging are left out.
+    They are cell, size, seed, n, tokens, loss, rate and planned. n is n_nonembed, `rate` that of
+    the language model (NaN where it is not trained). `planned` marks the runs of the study itself,
+    beside those of a sweep over rates or budgets. Runs that failed otherwise than by diverging are
+    left out.
     """
-    runs = {run for size in s.sizes for run in size.runs}
+    runs = set()
+    for size in s.sizes:
+        runs.update(size.runs)
     rows = []
-    for (cell, name), one in sorted(costs.stages_of(s).items()):
+    for (cell, name), trained in sorted(costs.stages_of(s).items()):
         loss = _final(s, cell, name) if name == stage else None
         if loss is not None:
-            rows.append({'cell': cell, 'size': one.size, 'seed': one.seed,
-                         'n': totals(one.language)['n_nonembed'],
-                         'tokens': costs.planned_tokens(one.stage), 'loss': loss,
+            rows.append({'cell': cell, 'size': trained.size, 'seed': trained.seed,
+                         'n': totals(trained.language)['n_nonembed'],
+                         'tokens': costs.planned_tokens(trained.stage), 'loss': loss,
                          'planned': cell in runs,
-                         'rate': one.stage['rates'].get('language', np.nan)})
+                         'rate': trained.stage['rates'].get('language', np.nan)})
     if not rows:
         raise Missing(f'no finished {stage} stage with a loss and its experiment.json')
-    return {key: np.array([row[key] for row in rows]) for key in rows[0]}
+    columns = {}
+    for key in rows[0]:
+        columns[key] = np.array([row[key] for row in rows])
+    return columns
 
 
 def _final(s, cell, stage):
@@ -66,17 +71,19 @@ def _final(s, cell, stage):
 
 
 def _columns(s, stage):
-    """Return (`finals` of the study's runs and of those with a budget, each row's budget ('')),
-    without runs that diverged, and the names of those.
+    """Return (`finals` of the study's runs and of those with a budget, budgets, diverged cells).
+
+    Budgets are a column, '' where a row has none. Runs that diverged are named in the last list,
+    and in no row.
     """
-    found = finals(s, stage)
+    columns = finals(s, stage)
     budgets = s.study.meta.get('budgets', {})
-    budget = np.array([str(budgets.get(cell, '')) for cell in found['cell']])
-    wanted = found['planned'] | (budget != '')
-    whole = np.isfinite(found['loss'])
+    budget = np.array([str(budgets.get(cell, '')) for cell in columns['cell']])
+    wanted = columns['planned'] | (budget != '')
+    whole = np.isfinite(columns['loss'])
     keep = wanted & whole
-    return ({key: column[keep] for key, column in found.items()}, budget[keep],
-            found['cell'][wanted & ~whole].tolist())
+    return ({key: column[keep] for key, column in columns.items()}, budget[keep],
+            columns['cell'][wanted & ~whole].tolist())
 
 
 def losses_by_size(s: Scored) -> dict[str, dict[str, Any]]:
@@ -85,19 +92,20 @@ def losses_by_size(s: Scored) -> dict[str, dict[str, Any]]:
     With three numbers of tokens or more the law has two inputs, else one. Held out are the runs
     of most compute, in all their seeds. Runs that diverged have no loss to fit; they are named.
     """
-    found = {}
+    by_stage = {}
     why = []
     for stage in STAGES:
         try:
-            found[stage] = _loss_law(s, stage)
+            by_stage[stage] = _loss_law(s, stage)
         except (Missing, ValueError) as reason:
             why.append(f'{stage}: {reason}')
-    if not found:
+    if not by_stage:
         raise Missing('; '.join(why))
-    return found
+    return by_stage
 
 
 def _loss_law(s, stage):
+    """Return the law of one stage's loss; `Missing` or ValueError where there is none."""
     columns, _, diverged = _columns(s, stage)
     two = len(set(columns['tokens'])) >= 3
     law = CHINCHILLA if two else POWER
@@ -107,26 +115,31 @@ def _loss_law(s, stage):
     options = {'runs': columns['cell'], 'draws': min(draws, 1000)}
     fitted = fit(law, x, columns['loss'], **options)
     try:
-        held = holdout(law, x, columns['loss'], compute, compute.max(), **options)
+        beyond = holdout(law, x, columns['loss'], compute, compute.max(), **options)
+        most = compute.max()
     except ValueError as reason:
-        held = str(reason)
+        beyond = str(reason)
+        most = None
+    # The curve is drawn at the number of tokens that most runs saw, of equals the largest.
     usual = columns['tokens'][columns['planned']]
     often = Counter((usual if len(usual) else columns['tokens']).tolist())
     tokens = max(often, key=lambda count: (often[count], count))
-    here = columns['tokens'] == tokens
-    return {'fit': fitted, 'holdout': held, 'tokens': tokens, 'diverged': diverged,
-            'points': _points(columns, here, compute.max() if not isinstance(held, str) else None),
+    return {'fit': fitted, 'holdout': beyond, 'tokens': tokens, 'diverged': diverged,
+            'points': _points(columns, columns['tokens'] == tokens, most),
             'curve': curve(fitted, columns['n'], tokens if two else None)}
 
 
-def _points(columns, here, most):
-    """Return mean loss of each size over its runs, `held` where they were held out."""
+def _points(columns, shown, most):
+    """Return the mean loss of each size over its `shown` runs, `held` where they were held out.
+
+    Held out are those of `most` compute, None for no hold-out.
+    """
     rows = []
-    for n in sorted(set(columns['n'][here])):
-        mine = here & (columns['n'] == n)
-        compute = 6 * n * columns['tokens'][mine][0]
-        rows.append({'size': str(columns['size'][mine][0]), 'n': int(n),
-                     'loss': float(columns['loss'][mine].mean()), 'runs': int(mine.sum()),
+    for n in sorted(set(columns['n'][shown])):
+        runs = shown & (columns['n'] == n)
+        compute = 6 * n * columns['tokens'][runs][0]
+        rows.append({'size': str(columns['size'][runs][0]), 'n': int(n),
+                     'loss': float(columns['loss'][runs].mean()), 'runs': int(runs.sum()),
                      'held': bool(most is not None and compute >= most)})
     return rows
 
@@ -144,36 +157,38 @@ def curve(fitted: Fit, n: np.ndarray, tokens: float | None = None) -> list[dict[
 
 
 def laws(s: Scored) -> dict[str, dict[str, Any]]:
-    """Return {title: a law of size with its points and curve}: losses by stage and the macro
-    accuracy.
+    """Return the laws of size with points and curves, {title: law}.
+
+    They are those of the losses by stage, and of the macro accuracy.
     """
-    found = {}
+    by_title = {}
     why = []
     try:
-        found = {f'loss of stage {stage}': part for stage, part in losses_by_size(s).items()}
+        by_title = {f'loss of stage {stage}': law for stage, law in losses_by_size(s).items()}
     except Missing as reason:
         why.append(str(reason))
     try:
-        found['macro accuracy'] = accuracy_by_size(s)
+        by_title['macro accuracy'] = accuracy_by_size(s)
     except Missing as reason:
         why.append(f'accuracy: {reason}')
-    if not found:
+    if not by_title:
         raise Missing('; '.join(why))
-    return found
+    return by_title
 
 
 def accuracy_by_size(s: Scored) -> dict[str, Any]:
-    """Return the saturating law of the macro accuracy over runs: fit, chance (the floor), curve,
-    points.
+    """Return the saturating law of the macro accuracy over runs.
+
+    A dict of 'fit', 'chance' (the floor), 'curve' and 'points', a row each size.
     """
     groups = []
     n = []
-    points = []
+    names = []
     for size in s.sizes:
         for cell in measures.joint_cells(s, size, 'image'):
             groups.append([cell])
             n.append(size.n_nonembed)
-            points.append(size.name)
+            names.append(size.name)
     if not groups:
         raise Missing('no model was asked with the picture')
     paired = measures.pair(s.study, groups)
@@ -185,10 +200,12 @@ def accuracy_by_size(s: Scored) -> dict[str, Any]:
                      draws=min(len(s.resamples.weights), 1000))
     except ValueError as reason:
         raise Missing(str(reason)) from None
-    rows = [{'size': name, 'n': int(n[points.index(name)]), 'held': False,
-             'value': float(y[[one == name for one in points]].mean())}
-            for name in dict.fromkeys(points)]
-    return {'fit': fitted, 'chance': floor, 'points': rows, 'curve': curve(fitted, n)}
+    points = []
+    for name in dict.fromkeys(names):
+        of_size = np.array(names) == name
+        points.append({'size': name, 'n': int(n[of_size][0]), 'held': False,
+                       'value': float(y[of_size].mean())})
+    return {'fit': fitted, 'chance': floor, 'points': points, 'curve': curve(fitted, n)}
 
 
 def budgets(s: Scored, stage: str = 'text') -> dict[str, Any]:
@@ -201,58 +218,65 @@ def budgets(s: Scored, stage: str = 'text') -> dict[str, Any]:
     if not len(budget):
         raise Missing(f'no run with a budget has finished stage {stage}')
     try:
-        found = isoflop(columns['n'], columns['loss'], budget,
-                        draws=min(len(s.resamples.weights), 1000))
+        fitted = isoflop(columns['n'], columns['loss'], budget,
+                         draws=min(len(s.resamples.weights), 1000))
     except ValueError as reason:
         raise Missing(str(reason)) from None
     diverged = [cell for cell in diverged if cell in s.study.meta['budgets']]
-    return {'fit': found, 'diverged': diverged, 'points': [
-        {'budget': str(name), 'n': int(n), 'loss': float(loss)}
-        for name, n, loss in zip(budget, columns['n'], columns['loss'], strict=True)]}
+    points = [{'budget': str(name), 'n': int(n), 'loss': float(loss)}
+              for name, n, loss in zip(budget, columns['n'], columns['loss'], strict=True)]
+    return {'fit': fitted, 'diverged': diverged, 'points': points}
 
 
 def rates(s: Scored, stage: str = 'text') -> dict[str, Any]:
-    """Return loss against learning rate: {size: lr.Choice} over sizes with several rates, and
-    alarms.
+    """Return loss against learning rate: 'choices' {size: RateChoice}, 'alarms', 'seeds', 'stage'.
 
     Of each size the runs of one number of tokens, that with the most rates; seeds that were not
     trained at all of them are left out. A size that diverged at every rate is an alarm.
     """
-    columns = finals(s, stage)
-    budget = s.study.meta.get('budgets', {})
-    found = {}
-    for row in np.argsort(columns['n'], kind='stable'):
-        if np.isfinite(columns['rate'][row]) and columns['cell'][row] not in budget:
-            one = found.setdefault(str(columns['size'][row]), {}).setdefault(
-                columns['tokens'][row], {})
-            one.setdefault(float(columns['rate'][row]), {})[int(columns['seed'][row])] = float(
-                columns['loss'][row])
-    runs = {}
-    for size, by_tokens in found.items():
-        losses = max(by_tokens.values(), key=len)
-        seeds = set.intersection(*(set(mine) for mine in losses.values()))
-        if len(losses) > 1 and seeds:
-            runs[size] = [
-                learning_rates.RateRun(rate, seed, mine[seed])
-                for rate, mine in losses.items()
-                for seed in sorted(seeds)
-            ]
+    runs = _rate_runs(s, stage)
     if not runs:
         raise Missing(f'no size was trained at several learning rates (stage {stage})')
     choices = {}
     alarms = []
-    for size, mine in runs.items():
+    for size, trained in runs.items():
         try:
-            choice, told = learning_rates.choose_all({size: mine})
+            choice, doubts = learning_rates.choose_all({size: trained})
         except ValueError as reason:
             choice = {}
-            told = [str(reason)]
+            doubts = [str(reason)]
         choices = choices | choice
-        alarms = alarms + told
+        alarms = alarms + doubts
     if not choices:
         raise Missing('; '.join(alarms))
-    return {'stage': stage, 'choices': choices, 'alarms': alarms,
-            'seeds': {size: len({run.seed for run in runs[size]}) for size in choices}}
+    seeds = {}
+    for size in choices:
+        seeds[size] = len({run.seed for run in runs[size]})
+    return {'stage': stage, 'choices': choices, 'alarms': alarms, 'seeds': seeds}
+
+
+def _rate_runs(s, stage):
+    """Return {size: its `RateRun`s} of sizes with several rates, whose seeds were trained at all.
+    """
+    columns = finals(s, stage)
+    budgeted = s.study.meta.get('budgets', {})
+    losses_of = {}   # size: tokens: rate: seed: loss
+    for row in np.argsort(columns['n'], kind='stable'):
+        if np.isfinite(columns['rate'][row]) and columns['cell'][row] not in budgeted:
+            by_tokens = losses_of.setdefault(str(columns['size'][row]), {})
+            by_rate = by_tokens.setdefault(columns['tokens'][row], {})
+            by_seed = by_rate.setdefault(float(columns['rate'][row]), {})
+            by_seed[int(columns['seed'][row])] = float(columns['loss'][row])
+    runs = {}
+    for size, by_tokens in losses_of.items():
+        losses = max(by_tokens.values(), key=len)
+        seeds = set.intersection(*map(set, losses.values()))
+        if len(losses) > 1 and seeds:
+            runs[size] = []
+            for rate, by_seed in losses.items():
+                runs[size] += [learning_rates.RateRun(rate, seed, by_seed[seed])
+                               for seed in sorted(seeds)]
+    return runs
 
 
 def flips(s: Scored) -> dict[str, Any]:
@@ -261,31 +285,48 @@ def flips(s: Scored) -> dict[str, Any]:
     Comparisons: joint, and the perception and the reasoner side of every kind of text and mode,
     the other side at its largest. `right to wrong` - `wrong to right` is the drop.
     """
-    found = {}
-    have = [size for size in s.sizes if measures.joint_cells(s, size, 'image')]
-    if len(have) > 1:
-        found[f'joint, {have[-1].name} to {have[0].name}'] = [
-            measures.joint_cells(s, size, 'image') for size in (have[-1], have[0])]
+    ends = {}
+    sizes = [size for size in s.sizes if measures.joint_cells(s, size, 'image')]
+    if len(sizes) > 1:
+        ends[f'joint, {sizes[-1].name} to {sizes[0].name}'] = [
+            measures.joint_cells(s, size, 'image') for size in (sizes[-1], sizes[0])]
     for kind in TEXT_KINDS:
         for mode, thinking in measures.MODES.items():
             groups = measures.pair_groups(s, kind, thinking)
-            p, r = ([size.name for size in s.sizes if any(key[side] == size.name
-                                                          for key in groups)] for side in (0, 1))
-            for side, other in (('perception', (p[:1], r[-1:])), ('reasoner', (p[-1:], r[:1]))):
-                low, top = ((*a, *b) for a, b in (other, (p[-1:], r[-1:])))
+            top, low_p, low_r = _corners(s, groups)
+            for side, low in (('perception', low_p), ('reasoner', low_r)):
                 if low != top and low in groups and top in groups:
-                    found[f'{side}, {kind}, {mode}'] = [groups[top], groups[low]]
-    if not found:
+                    ends[f'{side}, {kind}, {mode}'] = [groups[top], groups[low]]
+    if not ends:
         raise Missing('needs two sizes that answered the same questions')
-    return {name: _flips(s, *groups) for name, groups in found.items()}
+    return {name: _flips(s, *groups) for name, groups in ends.items()}
+
+
+def _corners(s, groups):
+    """Return the pairs (perception, reasoner) of the largest sizes, and with either side smallest.
+
+    They are None where no size of the study is on a side.
+    """
+    p_sizes = {p for p, _ in groups}
+    r_sizes = {r for _, r in groups}
+    p = [size.name for size in s.sizes if size.name in p_sizes]
+    r = [size.name for size in s.sizes if size.name in r_sizes]
+    if not p or not r:
+        return None, None, None
+    return (p[-1], r[-1]), (p[0], r[-1]), (p[-1], r[0])
 
 
 def _flips(s, large, small):
-    seeds = [measures.by_seed(s, cells) for cells in (large, small)]
-    both = sorted(set(seeds[0]) & set(seeds[1]))
+    """Return {what: Interval} of the mean over families, from `large` to `small` cells."""
+    by_seed = [measures.by_seed(s, cells) for cells in (large, small)]
+    both = sorted(set(by_seed[0]) & set(by_seed[1]))
     if not both:
         raise Missing('no seed answered at both ends')
-    paired = measures.pair(s.study, [side[seed] for seed in both for side in seeds])
+    groups = []
+    for seed in both:
+        groups += [cells[seed] for cells in by_seed]
+    paired = measures.pair(s.study, groups)
+    # Scores may be means of repeats, taken as independent: then an item is a share of each.
     first = paired.scores[0::2]
     second = paired.scores[1::2]
     rows = np.stack([first * (1 - second), (1 - first) * second, first * second,

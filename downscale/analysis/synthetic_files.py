@@ -1,9 +1,9 @@
 """The files of a synthetic study: what a real study folder holds, so that all reads it alike."""
 import io
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +11,12 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from downscale.accounting import totals
-from downscale.analysis.synthetic import SIZES, Design, Planted
 from downscale.results.study import Study, load_study
 from downscale.runtime.files import write_bytes, write_json
-from downscale.sizes import MICRO, SIGLIP, scale
+from downscale.sizes import SIGLIP, LanguageConfig
+
+if TYPE_CHECKING:
+    from downscale.analysis.synthetic import Design, Planted
 
 ROWS = 24         # of a curve
 PICTURES = 24
@@ -32,15 +34,37 @@ BUDGETS = (1e13, 3e13, 1e14, 3e14, 1e15)   # FLOPs of the isoFLOP runs
 RATES = tuple(RATE * 2. ** step for step in (-2, -1, 1, 2))
 
 
-def write_folder(folder: Path, rng: np.random.Generator, design: Design, meta: dict[str, Any],
+@dataclass(frozen=True, kw_only=True)
+class SyntheticStage:
+    """One stage of a cell, whose files look as if it had been trained."""
+    cell: str
+    size: str
+    seed: int
+    name: str
+    language: LanguageConfig
+    steps: int = STEPS
+    rate: float = RATE
+
+    @property
+    def trainable(self) -> str:
+        """The one part that it trains."""
+        return {'tower': 'tower', 'align': 'connector'}.get(self.name, 'language')
+
+
+def write_folder(folder: Path, rng: np.random.Generator, design: 'Design', meta: dict[str, Any],
                  evaluations: dict[str, Any], texts: dict[str, Any]) -> Study:
-    """Return `folder` holds the study, which is returned as `load_study` reads it.
+    """Write the study into `folder`, and return it as `load_study` reads it.
 
     ValueError where something is there already.
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f'{folder} is not empty; give a new folder')
-    budgets = _stages(folder, rng, design)
+    for stage in _trained(design):
+        _write_stage(folder, rng, design.planted, stage)
+    budgets = {}
+    for budget, stage in _isoflop(design):
+        budgets[stage.cell] = budget
+        _write_stage(folder, rng, design.planted, stage)
     names = {run['run_id']: list(STAGES) for run in meta['runs']}
     write_json(folder / 'study.json', {**meta, 'stages': names, 'budgets': budgets})
     for name, table in evaluations.items():
@@ -57,68 +81,68 @@ def write_folder(folder: Path, rng: np.random.Generator, design: Design, meta: d
 
 
 def _write(path, table):
-    """Columns as they are: `items.write_items` takes rows, of which a large study has millions."""
+    """Write a table as it is: `items.write_items` takes rows, and a large study has millions."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression='zstd')
     write_bytes(path, sink.getvalue().to_pybytes())
 
 
-def loss_of(planted: Planted, n: float, tokens: float, rate: float = RATE) -> float:
-    """Return the final loss that the planted law gives, which rises by 2 % for a twofold wrong
-    rate.
-    """
+def loss_of(planted: 'Planted', n: float, tokens: float, rate: float = RATE) -> float:
+    """Return the final loss that the planted law gives; a twofold wrong rate raises it by 2 %."""
     law = planted.E + planted.A / n ** planted.alpha + planted.B / tokens ** planted.beta
     return law * (1 + .02 * np.log2(rate / RATE) ** 2)
 
 
-def _stages(folder, rng, design):
-    """Return every cell has its stages; returns the budget of each isoFLOP cell."""
+def _trained(design):
+    """Yield the stages of all cells, then those of the sweep over learning rates."""
     for seed in range(design.seeds):
-        _stage(folder, rng, design, f'tower-s{seed}', next(iter(design.models)), seed, 'tower')
-        for size in design.models:
+        smallest = next(iter(design.models))
+        yield SyntheticStage(cell=f'tower-s{seed}', size=smallest, seed=seed, name='tower',
+                             language=design.models[smallest])
+        for size, language in design.models.items():
             for stage in STAGES:
-                _stage(folder, rng, design, f'{size}-s{seed}', size, seed, stage)
+                yield SyntheticStage(cell=f'{size}-s{seed}', size=size, seed=seed, name=stage,
+                                     language=language)
     for size in list(design.models)[::2]:
         for rate in RATES:
-            _stage(folder, rng, design, f'{size}-s0-lr{rate:g}', size, 0, 'text', rate=rate)
-    budgets = {}
-    for width, depth in SIZES:
-        size = f'w{width}d{depth}'
-        language = scale(MICRO['w64d2'], width, depth, 320)
+            yield SyntheticStage(cell=f'{size}-s0-lr{rate:g}', size=size, seed=0, name='text',
+                                 language=design.models[size], rate=rate)
+
+
+def _isoflop(design):
+    """Yield (budget, stage) of the isoFLOP runs, for as long as they have a step for every row."""
+    for size, language in design.ladder.items():
         for budget in BUDGETS:
             steps = round(budget / (6 * totals(language)['n_nonembed'] * BATCH * LENGTH))
             if steps >= ROWS:
-                name = f'{size}-s0-c{budget:g}'
-                budgets[name] = f'{budget:g}'
-                _stage(folder, rng, design, name, size, 0, 'text', steps, language=language)
-    return budgets
+                yield f'{budget:g}', SyntheticStage(
+                    cell=f'{size}-s0-c{budget:g}', size=size, seed=0, name='text',
+                    language=language, steps=steps)
 
 
-def _stage(folder, rng, design, cell, size, seed, stage, steps=STEPS, rate=RATE,
-           language=None):
-    place = folder / 'cells' / cell / stage
-    language = language or design.models[size]
-    tiles = 0 if stage in ('text', 'reason') else 2
-    one = {'name': stage, 'steps': steps, 'batch': BATCH, 'length': LENGTH, 'tiles': tiles,
-           'rates': {'language': rate, 'tower': rate, 'connector': rate},
-           'trainable': ['tower'] if stage == 'tower' else
-           ['connector'] if stage == 'align' else ['language'],
-           'parents': PARENTS.get(stage, {})}
+def _write_stage(folder, rng, planted, stage):
+    """Write the files of a stage; its loss is that of the planted law with a draw of noise."""
+    place = folder / 'cells' / stage.cell / stage.name
+    facts = {'name': stage.name, 'steps': stage.steps, 'batch': BATCH, 'length': LENGTH,
+             'tiles': 0 if stage.name in ('text', 'reason') else 2,
+             'rates': dict.fromkeys(('language', 'tower', 'connector'), stage.rate),
+             'trainable': [stage.trainable], 'parents': PARENTS.get(stage.name, {})}
     write_json(place / 'experiment.json', {
-        'name': cell, 'size': size, 'seed': seed, 'language': asdict(language),
-        'vision': asdict(SIGLIP['micro']), 'stages': [one]})
+        'name': stage.cell, 'size': stage.size, 'seed': stage.seed,
+        'language': asdict(stage.language), 'vision': asdict(SIGLIP['micro']), 'stages': [facts]})
     packed = {'conversations': ROWS * BATCH, 'rows': ROWS * BATCH}   # one to a row
     write_json(place / 'padding.json', {'buckets': [{'batch': BATCH, **packed}], 'total': packed})
-    tokens = steps * BATCH * LENGTH
-    final = loss_of(design.planted, totals(language)['n_nonembed'], tokens, rate)
-    final *= np.exp(design.planted.noise * rng.standard_normal())
-    done = np.arange(1, ROWS + 1) / ROWS
-    loss = final + 3 * np.maximum(0, .8 - done) ** 2   # flat at the end, where losses are read
-    write_bytes(place / 'metrics.jsonl', ''.join(
-        json.dumps({'step': max(1, round(steps * part)), 'tokens': round(tokens * part),
-                    'loss': float(value)}) + '\n'
-        for part, value in zip(done, loss, strict=True)).encode())
-    write_bytes(place / 'timing.jsonl', (json.dumps(
-        {'step': steps, 'seconds': steps * .05, 'tokens_per_s': 4e4, 'input_share': .01})
-        + '\n').encode())
+    tokens = stage.steps * BATCH * LENGTH
+    final = loss_of(planted, totals(stage.language)['n_nonembed'], tokens, stage.rate)
+    final *= np.exp(planted.noise * rng.standard_normal())
+    lines = []
+    for part in np.arange(1, ROWS + 1) / ROWS:
+        loss = final + 3 * np.maximum(0, .8 - part) ** 2   # flat at the end, where losses are read
+        row = {'step': max(1, round(stage.steps * part)), 'tokens': round(tokens * part),
+               'loss': float(loss)}
+        lines.append(json.dumps(row) + '\n')
+    write_bytes(place / 'metrics.jsonl', ''.join(lines).encode())
+    timing = {'step': stage.steps, 'seconds': stage.steps * .05, 'tokens_per_s': 4e4,
+              'input_share': .01}
+    write_bytes(place / 'timing.jsonl', (json.dumps(timing) + '\n').encode())
     write_json(place / 'DONE.json', {'hash': 'synthetic'})

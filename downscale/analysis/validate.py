@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from downscale.analysis import absent, claims, costs, measures
-from downscale.analysis.completeness import KINDS, LIMIT, completion
+from downscale.analysis.completeness import LIMIT, completion
+from downscale.results.endings import FAULTS
 from downscale.results.items import TableError, read_items, read_texts
 from downscale.results.probes import SCHEMAS
 from downscale.results.probes import read as read_probes
@@ -111,8 +112,8 @@ def _rates(s):
         reasoner = f'-> {cell.r_run}' if cell.r_run else ''
         who = ' '.join(filter(None, (cell.p_run, reasoner, cell.text_kind, mode, cell.condition)))
         rows.append({'who': who, 'answers': ended.answers,
-                     **{kind: getattr(ended, kind) for kind in KINDS}})
-        for kind in KINDS:
+                     **{kind: getattr(ended, kind) for kind in FAULTS}})
+        for kind in FAULTS:
             shares = {task: kinds[kind] for task, kinds in ended.over.items() if kind in kinds}
             if shares:
                 worst = max(shares, key=shares.get)
@@ -130,7 +131,7 @@ def lines(errors: Sequence[str], notes: Sequence[str],
         # Weighed by answers: this line is about all of them, not about the mean group.
         answers = np.array([row['answers'] for row in rates])
         shares = []
-        for kind in KINDS:
+        for kind in FAULTS:
             of_kind = [row[kind] or 0 for row in rates]   # None: no thought was asked for
             shares.append(f'{np.average(of_kind, weights=answers):.2%} {kind}')
         yield f'{len(rates)} groups of answers, {answers.sum():,} answers: {", ".join(shares)}'

@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> None:
     import numpy as np
 
     from downscale.laws import extrapolation, fits
+    from downscale.output.plain import plain
     law = _law(args)
     columns = [args.x, *([args.tokens] if args.tokens else []), args.y]
     if (args.below is None) != (args.compute is None):
@@ -63,15 +64,15 @@ def run(args: argparse.Namespace) -> None:
     options = {'runs': table.get(args.run_column), 'delta': args.delta, 'draws': args.draws,
                'seed': args.seed}
     found = fits.fit(law, x, y, worst=args.worst, **options)
-    result = found.to_dict()
+    result = plain(found)
     lines = _fit_lines(found)
     if args.budget is not None:
         best = extrapolation.optimum(found, args.budget)
-        result['optimum'] = {name: fits.plain(one) for name, one in best.items()}
+        result['optimum'] = plain(best)
         lines += [f'at {args.budget:.4g} FLOPs:', *_interval_lines(best)]
     if args.below is not None:
         held = extrapolation.holdout(law, x, y, table[args.compute], args.below, **options)
-        result['holdout'] = held.to_dict()
+        result['holdout'] = plain(held)
         lines += _holdout_lines(held)
     if args.out:
         _write_fit(args, found, table, result)
@@ -102,6 +103,7 @@ def _write_fit(args, found, table, result):
 def run_isoflop(args: argparse.Namespace) -> None:
     """`analyze isoflop`: the minimum of each budget and the line through them are printed."""
     from downscale.laws.isoflop import isoflop
+    from downscale.output.plain import plain
     numbers = [args.x, args.y, *([args.compute] if args.compute else [])]
     runs = [args.run_column] if args.run_column else []
     table = _read(args.table, numbers, [args.budget, *runs])
@@ -118,12 +120,12 @@ def run_isoflop(args: argparse.Namespace) -> None:
     if args.out:
         from downscale.report import figures, law_figures
         from downscale.runtime.files import write_json
-        write_json(args.out / 'isoflop.json', found.to_dict())
+        write_json(args.out / 'isoflop.json', plain(found))
         figures.save(law_figures.isoflop, {'fit': found, 'x': args.x, 'points': [
             {'budget': budget, 'n': n, 'loss': y} for budget, n, y in
             zip(table[args.budget], table[args.x], table[args.y], strict=True)]}, args.out,
             'isoflop')
-    print(json.dumps(found.to_dict()) if args.json else '\n'.join(lines))
+    print(json.dumps(plain(found)) if args.json else '\n'.join(lines))
 
 
 def _law(args):

@@ -19,6 +19,8 @@ from downscale.analysis.measure_rows import (
     pareto_rows,
 )
 from downscale.analysis.measures import Missing, Scored
+from downscale.output.plain import plain
+from downscale.output.text import aligned
 from downscale.report.figures import save
 from downscale.results.items import TableError
 from downscale.results.study import load_study
@@ -134,9 +136,7 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 def _plain(row):
     """Return the row as JSON and CSV hold it: rounded, and None for what is no finite number."""
-    return {name: (round(value, 6) if math.isfinite(value) else None)
-            if isinstance(value, float) else value if isinstance(value, str) else int(value)
-            for name, value in dataclasses.asdict(row).items()}
+    return plain(row, lambda value: round(value, 6))
 
 
 def lines(rows: Sequence[Row], notes: Sequence[str]) -> Iterator[str]:
@@ -149,10 +149,8 @@ def lines(rows: Sequence[Row], notes: Sequence[str]) -> Iterator[str]:
         texts = [('', 'family', '', 'value', '95 % interval', 'items', 'clusters', 'method', '')]
         texts += [_texts(row) for row in group]
         keep = [place for place, column in enumerate(zip(*texts[1:], strict=True)) if any(column)]
-        widths = {place: max(len(text[place]) for text in texts) for place in keep}
-        for text in texts:
-            yield '  '.join(text[place].rjust(widths[place]) if 3 <= place <= 6
-                            else text[place].ljust(widths[place]) for place in keep).rstrip()
+        left = [column for column, place in enumerate(keep) if not 3 <= place <= 6]
+        yield from aligned([[text[place] for place in keep] for text in texts], left)
 
 
 def _texts(row):

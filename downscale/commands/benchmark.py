@@ -64,6 +64,7 @@ def scored(chain, benchmark):
     """
     from downscale.evaluate import cells
     from downscale.evaluate.scoring import rescore
+    from downscale.evaluate.scoring.stored_replies import read_rows
     from downscale.runtime.files import write_json
     names = [cells.joint_name(run) for run in chain.sighted]
     names += [cells.file_name(perception, reasoner, mode) for perception in chain.perceptions
@@ -71,7 +72,7 @@ def scored(chain, benchmark):
     found = {}
     lines = []
     for name in names:
-        rows, notes = rescore.read_rows(chain.out / f'{name}.jsonl')
+        rows, notes = read_rows(chain.out / f'{name}.jsonl')
         judged = rescore.judged(rows, benchmark.scorers)
         found[name] = rescore.summary(rows, judged)
         lines += [name, *rescore.table(found[name], rows, judged, notes), '']

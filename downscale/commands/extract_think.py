@@ -125,12 +125,23 @@ def assembled(args, bars, open_data, numbers=True, sighted=(), tail=''):
     if args.information:
         questions = informed(questions, args.information, numbers)
     sees = any(asked.pictures for asked in questions.asked)
-    informer = open_runs([args.informer] if args.informer else [], 'informer')
+    informers = open_runs([args.informer] if args.informer else [], 'informer')
     return Chain(
-        args.out, plan, worded, questions, open_runs(args.perception, 'perception', sees=sees),
-        open_runs(args.reasoner, 'reasoner', ban=plan.ban_reflexive), *informer,
-        sighted=open_runs(sighted, 'run', sees=sees), tail=tail, process=args.process,
-        processes=args.processes, slots=args.slots, report=bars, note=bars.note)
+        out=args.out,
+        plan=plan,
+        prompts=worded,
+        questions=questions,
+        perceptions=open_runs(args.perception, 'perception', sees=sees),
+        reasoners=open_runs(args.reasoner, 'reasoner', ban=plan.ban_reflexive),
+        informer=informers[0] if informers else None,
+        sighted=open_runs(sighted, 'run', sees=sees),
+        tail=tail,
+        process=args.process,
+        processes=args.processes,
+        slots=args.slots,
+        report=bars,
+        note=bars.note,
+    )
 
 
 def run(args: argparse.Namespace) -> None:

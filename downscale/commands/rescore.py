@@ -30,7 +30,8 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 def rescore_lines(args: argparse.Namespace) -> list[str]:
     """Return the lines that `downscale rescore` prints."""
     from downscale.evaluate.scoring import rescore, table
-    rows, notes = rescore.read_rows(args.file)
+    from downscale.evaluate.scoring.stored_replies import read_rows
+    rows, notes = read_rows(args.file)
     if not rows and (notes or not args.json):
         raise ValueError(f'{args.file} holds no row with a right answer')
     found = rescore.judged(rows, args.scorers)

@@ -1,4 +1,5 @@
 """Published config.json to our sizes, refusing what the model does not implement; and back."""
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ TEXT_DEFAULTS = {
 }
 VISION_DEFAULTS = {'hidden_size': 768, 'intermediate_size': 3072, 'num_hidden_layers': 12,
                    'num_attention_heads': 12, 'image_size': 224, 'patch_size': 16}
+# The tower of a LLaVA-OneVision config without `vision_config`.
+ONEVISION_TOWER = {'hidden_size': 1152, 'intermediate_size': 4304, 'patch_size': 14,
+                   'image_size': 384, 'num_hidden_layers': 26, 'num_attention_heads': 16}
 MODEL_TYPES = {
     'qwen3': 'Qwen3ForCausalLM', 'qwen2': 'Qwen2ForCausalLM', 'llama': 'LlamaForCausalLM',
     'siglip_vision_model': 'SiglipVisionModel', 'siglip': 'SiglipModel',
@@ -23,8 +27,8 @@ MODEL_TYPES = {
     'llava_onevision': 'LlavaOnevisionForConditionalGeneration'}
 
 
-# What computes nothing, or is read elsewhere; other keys are named in a note. Those of `_CHECKED`
-# are read here.
+# Keys that are known: those of `_CHECKED` are read here, those of `_NEUTRAL` compute nothing, those
+# of `_SIGHT` are about pictures. All others are named in a note.
 _CHECKED = {
     'architectures', 'model_type', 'quantization_config', 'rope_parameters', 'rope_scaling',
     'rope_theta', 'partial_rotary_factor', 'layer_types', 'use_sliding_window', 'sliding_window',
@@ -39,6 +43,10 @@ _NEUTRAL = {
     'unsloth_version', 'is_encoder_decoder', 'output_attentions', 'output_hidden_states',
     'return_dict', 'id2label', 'label2id', 'problem_type', 'chunk_size_feed_forward',
     'transformers.js_config', 'finetuning_task', 'task_specific_params', 'name_or_path'}
+# Our axis letter -> the key of its size.
+_LETTERS = {'N': 'num_hidden_layers', 'D': 'hidden_size', 'H': 'num_attention_heads',
+            'K': 'num_key_value_heads', 'E': 'head_dim', 'F': 'intermediate_size',
+            'V': 'vocab_size'}
 MOST_LAYERS = 10_000
 MOST_SIZE = 10 ** 8
 
@@ -55,12 +63,13 @@ _SIGHT = {
 
 
 def config_notes(config: dict[str, Any], architecture: str) -> tuple[str, ...]:
-    """Return sentences on what a config says that is not used; keys that begin with mm_ are
-    LLaVA's.
+    """Return sentences on what a config says that is not used.
+
+    Keys that begin with mm_ are LLaVA's, and known.
     """
-    told = []
+    notes = []
     if config.get('auto_map'):
-        told.append(f'auto_map names code, which is never run; read as {architecture}')
+        notes.append(f'auto_map names code, which is never run; read as {architecture}')
     unused = set()
     for part in (config, config.get('text_config'), config.get('vision_config')):
         keys = part.keys() if isinstance(part, dict) else ()
@@ -68,8 +77,9 @@ def config_notes(config: dict[str, Any], architecture: str) -> tuple[str, ...]:
                    and not key.startswith('mm_')}
     if unused:
         names = ', '.join(sorted(repr(key)[1:-1][:30] for key in unused)[:6])
-        told.append(f'config.json: not used: {names}{" and more" * (len(unused) > 6)}')
-    return tuple(told)
+        more = ' and more' if len(unused) > 6 else ''
+        notes.append(f'config.json: not used: {names}{more}')
+    return tuple(notes)
 
 
 def architecture_of(config: dict[str, Any], where: Path) -> str:
@@ -91,11 +101,10 @@ def architecture_of(config: dict[str, Any], where: Path) -> str:
     return name
 
 
-def _refuse(where, problems):
-    """Raise ValueError with the first problem that holds; `problems` maps messages to truth."""
-    for message, holds in problems.items():
-        if holds:
-            raise ValueError(f'{where}: {message}, which is not implemented')
+def _refuse(where, what, holds):
+    """Raise ValueError that `what` is not implemented, where that `holds` of a config."""
+    if holds:
+        raise ValueError(f'{where}: {what}, which is not implemented')
 
 
 def _sizes(c, where, keys):
@@ -133,9 +142,8 @@ def _rope_theta(config, where):
         kind = rope.get('rope_type', rope.get('type', 'default'))
         layered = any(isinstance(value, dict) for value in rope.values())
         part = rope.get('partial_rotary_factor', config.get('partial_rotary_factor'))
-        _refuse(where, {
-            f'rotary scaling of type {str(kind)[:40]!r}': kind != 'default' or layered,
-            'a rotary embedding of a part of each head': part not in (None, 1)})
+        _refuse(where, f'rotary scaling of type {str(kind)[:40]!r}', kind != 'default' or layered)
+        _refuse(where, 'a rotary embedding of a part of each head', part not in (None, 1))
         if rope.get('rope_theta') is not None:
             thetas.add(_number(rope, 'rope_theta', 10000.0, where))
     if len(thetas) > 1:
@@ -166,19 +174,18 @@ def language_config(config: dict[str, Any], kind: str, where: Path) -> LanguageC
     _sizes(c, where, ('head_dim',))
     if type(c['max_window_layers']) is not int or not isinstance(c.get('layer_types', []), list):
         raise ValueError(f'{where}: max_window_layers must be a number and layer_types a list')
-    _refuse(where, {
-        # 'swish' is its other name.
-        f'hidden_act {str(c.get("hidden_act"))[:40]!r}':
-            c.get('hidden_act', 'silu') not in ('silu', 'swish'),
-        'attention_bias': c.get('attention_bias', False) and kind != 'qwen2',
-        'mlp_bias': c.get('mlp_bias', False),
-        'sliding-window attention': _windowed(c, c['num_hidden_layers'])})
+    act = c.get('hidden_act', 'silu')
+    # SiLU and swish are two names of one function.
+    _refuse(where, f'hidden_act {str(act)[:40]!r}', act not in ('silu', 'swish'))
+    _refuse(where, 'attention_bias', c.get('attention_bias', False) and kind != 'qwen2')
+    _refuse(where, 'mlp_bias', c.get('mlp_bias', False))
+    _refuse(where, 'sliding-window attention', _windowed(c, c['num_hidden_layers']))
+    theta = _rope_theta(c, where)
+    eps = _number(c, 'rms_norm_eps', 1e-6, where)
+    sizes = {letter: c[key] for letter, key in _LETTERS.items()}
     return LanguageConfig(
-        N=c['num_hidden_layers'], D=c['hidden_size'], H=c['num_attention_heads'],
-        K=c['num_key_value_heads'], E=c['head_dim'], F=c['intermediate_size'], V=c['vocab_size'],
-        tie=bool(c.get('tie_word_embeddings', False)), qk_norm=kind == 'qwen3',
-        qkv_bias=kind == 'qwen2', theta=_rope_theta(c, where),
-        eps=_number(c, 'rms_norm_eps', 1e-6, where))
+        **sizes, tie=bool(c.get('tie_word_embeddings', False)), qk_norm=kind == 'qwen3',
+        qkv_bias=kind == 'qwen2', theta=theta, eps=eps)
 
 
 def vision_config(config: dict[str, Any], where: Path, unused: int = 0) -> VisionConfig:
@@ -188,44 +195,52 @@ def vision_config(config: dict[str, Any], where: Path, unused: int = 0) -> Visio
     if c['patch_size'] > c['image_size']:
         raise ValueError(f'{where}: no patch of {c["patch_size"]} fits a picture of '
                          f'{c["image_size"]}')
+    kind = c.get('model_type', 'siglip_vision_model')
     act = c.get('hidden_act', 'gelu_pytorch_tanh')
-    _refuse(where, {
-        f'vision model_type {str(c.get("model_type"))[:40]!r}':
-            c.get('model_type', 'siglip_vision_model') != 'siglip_vision_model',
-        f'vision hidden_act {str(act)[:40]!r}': act != 'gelu_pytorch_tanh',
-        f'{str(c.get("num_channels"))[:40]} colour channels': c.get('num_channels', 3) != 3,
-        f'{unused} unused of {c["num_hidden_layers"]} vision blocks':
-            not 0 <= unused < c['num_hidden_layers']})
-    return VisionConfig(layers=c['num_hidden_layers'] - unused, W=c['hidden_size'],
+    colours = c.get('num_channels', 3)
+    blocks = c['num_hidden_layers']
+    _refuse(where, f'vision model_type {str(kind)[:40]!r}', kind != 'siglip_vision_model')
+    _refuse(where, f'vision hidden_act {str(act)[:40]!r}', act != 'gelu_pytorch_tanh')
+    _refuse(where, f'{str(colours)[:40]} colour channels', colours != 3)
+    _refuse(where, f'{unused} unused of {blocks} vision blocks', not 0 <= unused < blocks)
+    return VisionConfig(layers=blocks - unused, W=c['hidden_size'],
                         H=c['num_attention_heads'], F=c['intermediate_size'],
                         patch=c['patch_size'], image=c['image_size'],
                         eps=_number(c, 'layer_norm_eps', 1e-6, where))
 
 
 def _grid_points(points, image):
-    """Return pinpoints as a list; '(1x1),...,(6x6)', as training scripts write them, names all
-    between.
+    """Return pinpoints as a list of (width, height) in pixels.
+
+    Training scripts write '(1x1),...,(6x6)', which names all between the two corners.
     """
     corners = re.findall(r'\((\d{1,2})x(\d{1,2})\)', points) if isinstance(points, str) else ()
     if not corners:
         return points
     (left, top), (right, bottom) = (map(int, corner) for corner in (corners[0], corners[-1]))
-    return [[x * image, y * image] for x in range(left, right + 1) for y in range(top, bottom + 1)]
+    tiles = itertools.product(range(left, right + 1), range(top, bottom + 1))
+    return [[x * image, y * image] for x, y in tiles]
 
 
 def _anyres(aspect, points, image, where):
-    """Return 'anyres_max_9' and its pinpoints, as (width, height) in pixels, to our tiling."""
+    """Return the `Pictures` of an aspect as 'anyres_max_9' and its pinpoints.
+
+    Those are (width, height) in pixels, multiples of the side `image` of a tile.
+    """
     most = str(aspect).removeprefix('anyres_max_')
     points = _grid_points(points, image)
-    _refuse(where, {
-        f'image_aspect_ratio {str(aspect)[:40]!r}':
-            not re.fullmatch('[1-9][0-9]{0,2}', most),
-        'image_grid_pinpoints that are no list of multiples of the image size':
-            not isinstance(points, list) or not points or not all(
-                isinstance(point, (list, tuple)) and len(point) == 2 for point in points)
-            or any(type(side) is not int or side % image or side < image
-                   for point in points for side in point)})
+    _refuse(where, f'image_aspect_ratio {str(aspect)[:40]!r}',
+            not re.fullmatch('[1-9][0-9]{0,2}', most))
+    known = isinstance(points, list) and points and all(_in_tiles(point, image) for point in points)
+    _refuse(where, 'image_grid_pinpoints that are no list of multiples of the image size',
+            not known)
     return Pictures('anyres', int(most), tuple((x // image, y // image) for x, y in points))
+
+
+def _in_tiles(point, image):
+    """Return whether a pinpoint is two whole multiples of the side of a tile."""
+    return isinstance(point, (list, tuple)) and len(point) == 2 and all(
+        type(side) is int and side % image == 0 and side >= image for side in point)
 
 
 def llava_qwen3(config: dict[str, Any],
@@ -238,11 +253,12 @@ def llava_qwen3(config: dict[str, Any],
     tower = str(config.get('mm_vision_tower', ''))[:80]
     merge = config.get('mm_patch_merge_type', 'flat')
     known = 'siglip-so400m-patch14-384'
-    _refuse(where, {
-        f'vision tower {tower!r}': 'vision_config' not in config and known not in tower,
-        f'connector {str(config.get("mm_projector_type"))[:40]!r}':
-            config.get('mm_projector_type', 'mlp2x_gelu') != 'mlp2x_gelu',
-        f'mm_patch_merge_type {str(merge)[:40]!r}': merge not in ('flat', 'spatial_unpad')})
+    connector = config.get('mm_projector_type', 'mlp2x_gelu')
+    _refuse(where, f'vision tower {tower!r}',
+            'vision_config' not in config and known not in tower)
+    _refuse(where, f'connector {str(connector)[:40]!r}', connector != 'mlp2x_gelu')
+    _refuse(where, f'mm_patch_merge_type {str(merge)[:40]!r}',
+            merge not in ('flat', 'spatial_unpad'))
     vision = SIGLIP['so400m-patch14-384']
     if 'vision_config' in config:
         vision = vision_config(object_of(config, 'vision_config', where), where)
@@ -252,30 +268,31 @@ def llava_qwen3(config: dict[str, Any],
     elif (aspect, merge) == ('pad', 'spatial_unpad'):
         pictures = Pictures('padded')
     else:
-        _refuse(where, {f'{aspect!r} pictures with flat merging': merge == 'flat'})
+        _refuse(where, f'{aspect!r} pictures with flat merging', merge == 'flat')
         pictures = _anyres(aspect, config.get('image_grid_pinpoints'), vision.image, where)
     return language_config(config, 'qwen3', where), vision, pictures
 
 
 def llava_onevision(config: dict[str, Any],
                     where: Path) -> tuple[LanguageConfig, VisionConfig, Pictures]:
-    """Return (language, vision, pictures) of transformers' config; its pinpoints are (height,
-    width).
+    """Return (language, vision, pictures) of transformers' config.
+
+    Its pinpoints are (height, width).
     """
     text = object_of(config, 'text_config', where)
     layer = config.get('vision_feature_layer', -1)
     kind = text.get('model_type', 'qwen2')
-    _refuse(where, {
-        f'text model_type {str(kind)[:40]!r}': kind not in [*TEXT_DEFAULTS],
-        f'vision_feature_layer {str(layer)[:40]}': type(layer) is not int,
-        'the selection of image features':
-            config.get('vision_feature_select_strategy', 'full') != 'full',
-        'a connector without bias': not config.get('multimodal_projector_bias', True),
-        f'connector activation {config.get("projector_hidden_act")!r}':
-            config.get('projector_hidden_act', 'gelu') != 'gelu'})
-    tower = {'hidden_size': 1152, 'intermediate_size': 4304, 'patch_size': 14, 'image_size': 384,
-             'num_hidden_layers': 26, 'num_attention_heads': 16} \
-        if not config.get('vision_config') else object_of(config, 'vision_config', where)
+    act = config.get('projector_hidden_act', 'gelu')
+    # In a list, for an unhashable value is to be refused as well.
+    _refuse(where, f'text model_type {str(kind)[:40]!r}', kind not in [*TEXT_DEFAULTS])
+    _refuse(where, f'vision_feature_layer {str(layer)[:40]}', type(layer) is not int)
+    _refuse(where, 'the selection of image features',
+            config.get('vision_feature_select_strategy', 'full') != 'full')
+    _refuse(where, 'a connector without bias', not config.get('multimodal_projector_bias', True))
+    _refuse(where, f'connector activation {act!r}', act != 'gelu')
+    tower = ONEVISION_TOWER
+    if config.get('vision_config'):
+        tower = object_of(config, 'vision_config', where)
     blocks = {**VISION_DEFAULTS, **tower}['num_hidden_layers']
     _sizes({'num_hidden_layers': blocks}, where, ('num_hidden_layers',))
     # hidden_states[0] is the embedding, so -1 uses all blocks and k >= 0 the first k.
@@ -285,7 +302,8 @@ def llava_onevision(config: dict[str, Any],
     language = language_config({**text, 'tie_word_embeddings': bool(tie)}, kind, where)
     points = config.get('image_grid_pinpoints')
     if points is None:
-        points = [[y * vision.image, x * vision.image] for y in range(1, 7) for x in range(1, 7)]
+        tiles = itertools.product(range(1, 7), range(1, 7))
+        points = [[y * vision.image, x * vision.image] for y, x in tiles]
     if isinstance(points, list):
         points = [point[::-1] if isinstance(point, list) else point for point in points]
     pictures = _anyres(config.get('vision_aspect_ratio', 'anyres_max_9'), points, vision.image,

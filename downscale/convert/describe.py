@@ -11,12 +11,12 @@ SO400M = 'google/siglip-so400m-patch14-384'
 
 
 def text_kind(language: LanguageConfig) -> str:
-    """Return 'qwen3', 'qwen2' or 'llama': the published decoder that computes what `language`
-    does.
-    """
+    """Return the published decoder that computes what `language` does: qwen3, qwen2 or llama."""
     if language.qk_norm and language.qkv_bias:
         raise ValueError('no published format has both qk_norm and qkv_bias')
-    kind = 'qwen3' if language.qk_norm else 'qwen2' if language.qkv_bias else 'llama'
+    if language.qk_norm:
+        return 'qwen3'
+    kind = 'qwen2' if language.qkv_bias else 'llama'
     if kind == 'qwen2' and language.H * language.E != language.D:
         raise ValueError(f'qwen2 needs heads that fill the width; {language.H} * {language.E} is '
                          f'not {language.D}')
@@ -56,6 +56,7 @@ def describe(form: str, language: LanguageConfig | None, vision: VisionConfig | 
     """
     base = base or {}
     # pyrefly: ignore[bad-argument-type]
+    # Keys of another format would contradict ours; of those only a few that both know are kept.
     same = bool(base) and architecture_of(base, 'config.json') == MODEL_TYPES[form]
     inner = base.get('text_config') or base
     kept = {key: inner[key] for key in CARRIED if key in inner}
@@ -74,8 +75,9 @@ def describe(form: str, language: LanguageConfig | None, vision: VisionConfig | 
 
 
 def _text(language, kind, base):
-    """Return the decoder's keys, with the rotary base where transformers 4 and 5 look for it."""
+    """Return the decoder's keys."""
     l = language
+    # transformers 4 looks for the rotary base in one place, 5 in the other.
     rope = {'rope_theta': l.theta, 'rope_scaling': None,
             'rope_parameters': {'rope_type': 'default', 'rope_theta': l.theta}}
     head = {} if kind == 'qwen2' else {'head_dim': l.E, 'attention_bias': False}
@@ -88,6 +90,7 @@ def _text(language, kind, base):
 
 
 def _tower(vision):
+    """Return the `vision_config` of a tower, in the keys of SigLIP."""
     v = vision
     return {'model_type': 'siglip_vision_model', 'hidden_size': v.W, 'intermediate_size': v.F,
             'num_hidden_layers': v.layers, 'num_attention_heads': v.H, 'image_size': v.image,
@@ -96,6 +99,7 @@ def _tower(vision):
 
 
 def _llava_qwen3(vision, pictures, base):
+    """Return the keys of the reference's config on pictures; its pinpoints are (width, height)."""
     aspect = {'flat': 'square', 'padded': 'pad'}.get(
         pictures.mode, f'anyres_max_{pictures.max_tiles}')
     side = vision.image
@@ -111,6 +115,7 @@ def _llava_qwen3(vision, pictures, base):
 
 
 def _onevision(language, vision, pictures, text, base, image_token):
+    """Return the keys of transformers' config around `text`; its pinpoints are (height, width)."""
     side = vision.image
     if image_token is None:
         image_token = base.get('image_token_index', base.get('image_token_id', language.V - 1))

@@ -5,7 +5,6 @@ source: `config.json`, tokenizer, chat template, generation and preprocessor con
 from it by `imports`, `load` opens it, `export_model` turns it back into what it was.
 """
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,18 +17,13 @@ from downscale.config import Experiment, load, save
 from downscale.convert.config import MODEL_TYPES
 from downscale.convert.describe import describe
 from downscale.convert.gguf import read_gguf
-from downscale.convert.side_files import (
-    SIDE_FILES,
-    check_pictures,
-    origin_of,
-    read_side_files,
-    write_files,
-)
+from downscale.convert.preprocessor import check_pictures
+from downscale.convert.side_files import SIDE_FILES, origin_of, read_side_files, write_files
 from downscale.convert.source import arrange, open_source
 from downscale.convert.vocabulary import open_tokenizer
 from downscale.convert.write import export_folder
 from downscale.data.templates import Origin
-from downscale.runtime.files import write_json
+from downscale.runtime.files import whole, write_json
 from downscale.runtime.outputs import require_room
 from downscale.sizes import BASE, Pictures
 from downscale.stages.loading import tokenizer_path
@@ -60,16 +54,20 @@ def open_model(source: Path, name: str) -> Opened:
     FileNotFoundError, ImportError and ValueError say in one line why it cannot be imported.
     """
     source = Path(source)
-    return (_open_gguf if source.suffix == '.gguf' else _open_folder)(source, name)
+    if source.suffix == '.gguf':
+        return _open_gguf(source, name)
+    return _open_folder(source, name)
 
 
 def _open_gguf(source, name):
+    """Return the `Opened` model of a GGUF file, with the files that Hugging Face would have."""
     model = read_gguf(source)
     leaves, notes = arrange(model.architecture, model.tensors, model.language, None, None, source)
     generation = model.files['generation_config.json']
     form = next(form for form, known in MODEL_TYPES.items() if known == model.architecture)
-    config = describe(form, model.language, None, None, 'float32') | generation | (
-        {'max_position_embeddings': model.context} if model.context else {})
+    config = describe(form, model.language, None, None, 'float32') | generation
+    if model.context:
+        config['max_position_embeddings'] = model.context
     cell, more = _cell(name, model, (None, None), model.files, config, model.tokenizer)
     return Opened(
         leaves=leaves,
@@ -82,12 +80,13 @@ def _open_gguf(source, name):
 
 
 def _open_folder(source, name):
+    """Return the `Opened` model of a Hugging Face folder."""
     model = open_source(source)
     tokenizer = None
-    own = False
+    remade = False
     more = []
     if model.language:
-        tokenizer, own, more = open_tokenizer(source, model.language.V)
+        tokenizer, remade, more = open_tokenizer(source, model.language.V)
     if model.vision:
         more += check_pictures(source, model.vision, model.pictures)
     cell, others = _cell(name, model, (model.vision, model.pictures), read_side_files(source),
@@ -98,15 +97,15 @@ def _open_folder(source, name):
         files=(source / CONFIG, *model.files),
         notes=(*model.notes, *more, *others),
         written={},
-        tokenizer=tokenizer if own else None,
+        tokenizer=tokenizer if remade else None,
     )
 
 
 def _cell(name, model, sight, files, config, tokenizer):
-    """Return (the experiment of an imported model, notes); it computes in float32 whatever is
-    stored.
+    """Return (the experiment of an imported model, notes).
 
-    `sight` is (vision, pictures), `files` what stands beside the weights.
+    It computes in float32, whatever is stored. `sight` is (vision, pictures), `files` what stands
+    beside the weights.
     """
     vision, pictures = sight
     architecture = model.architecture
@@ -120,10 +119,17 @@ def _cell(name, model, sight, files, config, tokenizer):
                                         templated)
         if tokenizer is not None and chat is None:
             notes.append(f'no chat template is used; asked as {_CHATS.get(architecture, "chatml")}')
-    chat = chat or _CHATS.get(architecture, 'chatml')
-    return Experiment(name=name, size=architecture, seed=0, language=model.language, vision=vision,
-                      pictures=pictures or Pictures(), chat=chat,
-                      origin=None if origin == Origin() else origin), notes
+    experiment = Experiment(
+        name=name,
+        size=architecture,
+        seed=0,
+        language=model.language,
+        vision=vision,
+        pictures=pictures or Pictures(),
+        chat=chat or _CHATS.get(architecture, 'chatml'),
+        origin=None if origin == Origin() else origin,
+    )
+    return experiment, notes
 
 
 def kept_layers(text: str, N: int) -> list[int]:
@@ -137,6 +143,7 @@ def kept_layers(text: str, N: int) -> list[int]:
         raise ValueError(f'--layers {text[:60]}: give how many layers to keep, as 15, or their '
                          'numbers from 0, as 0,2,5')
     layers = [int(part) for part in numbers]
+    # One number is a count, several are the layers themselves.
     if len(layers) == 1:
         count, = layers
         if not 2 <= count <= N:
@@ -148,10 +155,9 @@ def kept_layers(text: str, N: int) -> list[int]:
 
 
 def pruned(opened: Opened, text: str) -> Opened:
-    """Return the `Opened` model with the layers of the decoder that `text` asks for (see
-    `kept_layers`).
+    """Return the `Opened` model with those layers of its decoder that `text` asks for.
 
-    ValueError when it has no language model, or not these layers.
+    See `kept_layers`. ValueError when it has no language model, or not these layers.
     """
     language = opened.experiment.language
     if language is None:
@@ -168,13 +174,14 @@ def pruned(opened: Opened, text: str) -> Opened:
 def import_model(source: Path, to: Path,
                  report: Callable[[int, int], object] = lambda done, total: None,
                  layers: str = '') -> tuple[str, ...]:
-    """Return the folder `to` holds the model of `source`, whole or not at all; returns what was
-    left out.
+    """Write the model of `source` into the folder `to` and return sentences on what was left out.
 
-    Leaves keep their dtype and are written a part at a time. `report` gets bytes done and in total.
-    `layers` keeps a part of the language model's layers (see `kept_layers`; '': all).
-    FileExistsError when `to` holds something; see `open_model` for what is wrong with a source.
+    The folder appears whole or not at all. Leaves keep their dtype and are written a part at a
+    time. `report` gets bytes done and in total. `layers` keeps a part of the language model's
+    layers (see `kept_layers`; '': all). FileExistsError when `to` holds something; see `open_model`
+    for what is wrong with a source.
     """
+    # 1. Check everything before anything is written.
     to = Path(to).absolute()
     opened = open_model(source, to.name)
     if layers:
@@ -182,8 +189,8 @@ def import_model(source: Path, to: Path,
     if to.is_file() or to.is_dir() and any(to.iterdir()):
         raise FileExistsError(f'{to} is there already; give another folder or remove it')
     require_room(to, _bytes(opened.leaves))
-    partial = to.with_name(f'.{to.name}.{os.getpid()}.partial')
-    try:
+    # 2. Write into a folder beside it, weights first: they are what a disk is too small for.
+    with whole(to) as partial:
         save_leaves(partial, _counted(opened.leaves, report), {'source': str(source)})
         for path in opened.files:
             shutil.copyfile(path, partial / path.name)
@@ -192,11 +199,6 @@ def import_model(source: Path, to: Path,
             opened.tokenizer.save(str(partial / 'tokenizer.json'))
         save(opened.experiment, partial)
         write_json(partial / 'DONE.json', {'hash': opened.experiment.hash, 'steps': 0})
-        if to.is_dir():
-            to.rmdir()
-        os.replace(partial, to)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return opened.notes
 
 
@@ -211,17 +213,20 @@ class _Counted:
         self.chunk = leaf.chunk
 
     def read(self, index=()):
+        """Return the part `index` of the leaf, and tell its bytes."""
         array = self.leaf.read(index)
         self.tell(array.nbytes)
         return array
 
 
 def _bytes(leaves):
+    """Return the bytes of the values of a tree of leaves."""
     return sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize
                for leaf in jax.tree.leaves(leaves))
 
 
 def _counted(leaves, report):
+    """Return `leaves` that call `report` with bytes done and in total as they are read."""
     total = _bytes(leaves)
     done = [0]
 
@@ -233,9 +238,7 @@ def _counted(leaves, report):
 
 
 def imported_from(run: Path) -> Path:
-    """Return the folder of the import that a run folder is, or that its language model came
-    from.
-    """
+    """Return the folder of the import that a run is, or that its language model came from."""
     imports = load(run).imports
     if (run / CONFIG).is_file() or 'language' not in imports:
         return run
@@ -243,7 +246,7 @@ def imported_from(run: Path) -> Path:
 
 
 def export_model(run: Path, to: Path, form: str) -> None:
-    """The Hugging Face folder `to` of format `form` holds the newest parameters of a run folder.
+    """Write the newest parameters of a run folder as the Hugging Face folder `to` of format `form`.
 
     Values keep their dtype; tokenizer, chat template, generation and preprocessor config go along
     from the run, or from the imported language model that it started from. ValueError when the
@@ -254,6 +257,7 @@ def export_model(run: Path, to: Path, form: str) -> None:
     if experiment.language and experiment.parametrisation.growth(experiment.language) != BASE:
         raise ValueError(f'{run}: parametrisation mup multiplies branches and logits, which no '
                          'format can say; train it as standard, or at the base size')
+    # The config of an import, and its side files, say what our sizes do not.
     origin = imported_from(run)
     base = json.loads((origin / CONFIG).read_text()) if (origin / CONFIG).is_file() else None
     files = {name: origin / name for name in SIDE_FILES if (origin / name).is_file()}

@@ -1,19 +1,16 @@
-"""Reads a GGUF file: the decoder's size, its weights one at a time in float32, its tokenizer.
+"""A GGUF file: the decoder's size, its weights one at a time in float32, its tokenizer.
 
-Layout (ggml, docs/gguf.md): magic, version, counts, metadata as (key, type, value), tensors as
-(name, dimensions, type, offset), then aligned data. The header is read here, with plain file reads
-that notice a short file; the package `gguf` dequantises.
+The package `gguf` dequantises; the header is read by `gguf_header.py`.
 """
 import math
-import os
-import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from downscale.convert.side_files import gguf_side_files
+from downscale.convert.gguf_header import GgufHeader
 from downscale.convert.vocabulary import PRE_TOKENIZERS, byte_pairs
 from downscale.sizes import LanguageConfig
 
@@ -44,10 +41,6 @@ _NORM = (('attn_q_norm.weight', 'self_attn.q_norm.weight', 'E'),
 _CONTROL = 3
 _USER_DEFINED = 4
 _UNUSED = 5
-_SCALARS = {0: 'B', 1: 'b', 2: 'H', 3: 'h', 4: 'I', 5: 'i', 6: 'f', 7: '?', 10: 'Q', 11: 'q',
-            12: 'd'}
-_STRING = 8
-_ARRAY = 9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +62,14 @@ class GgufTensor:
         stop = self.shape[0] if stop is None else stop
         # Interleaving moves rows only within a head, but those weights are small: read them whole.
         whole = bool(self.heads) or len(self.shape) == 1
-        first, rows = (0, math.prod(self.shape[:-1])) if whole else (start, stop - start)
+        first = 0 if whole else start
+        rows = math.prod(self.shape[:-1]) if whole else stop - start
         width = _bytes(self.kind, self.shape[-1])
         data = np.fromfile(self.path, np.uint8, rows * width, offset=self.offset + first * width)
         if data.size != rows * width:
             raise ValueError(f'{self.path} ended while it was read; copy it again')
         if self.heads:
+            # [head, pair, half] to [head, half, pair], whatever the bytes of a row hold.
             data = data.reshape(self.heads, -1, 2, width).swapaxes(1, 2)
         gguf = _package()
         kind = gguf.GGMLQuantizationType(self.kind)
@@ -110,7 +105,7 @@ def read_gguf(path: Path) -> Gguf:
         raise FileNotFoundError(f'no file {path}; give a .gguf file')
     _package()
     try:
-        header = _Header(path)
+        header = GgufHeader(path)
         name, traits = _supported(header.metadata, header.tensors)
         language = _language(header, traits)
         tensors = _tensors(path, header, language)
@@ -121,7 +116,7 @@ def read_gguf(path: Path) -> Gguf:
             language=language,
             tensors=tensors,
             tokenizer=tokenizer,
-            files=gguf_side_files(header.metadata, tokenizer),
+            files=_side_files(header.metadata, tokenizer),
             context=context or 0,
         )
     except ValueError as error:
@@ -129,6 +124,7 @@ def read_gguf(path: Path) -> Gguf:
 
 
 def _package():
+    """Import and return the package `gguf`; ImportError says how to install it."""
     try:
         import gguf
     except ImportError as error:
@@ -138,77 +134,9 @@ def _package():
 
 
 def _bytes(kind, values):
-    """Return bytes of a row of that many values of a ggml type."""
+    """Return the bytes of a row of so many `values` of a ggml type."""
     block, size = _package().GGML_QUANT_SIZES[kind]
     return values // block * size
-
-
-# The package's own reader takes seven times as long (1.6 s for 49,152 tokens) and maps the file,
-# whose pages then count as memory of this process.
-class _Header:
-    """Metadata {key: value}, tensors {name: (shape, type, offset from `data`)}, start of data."""
-
-    def __init__(self, path):
-        self.size = os.path.getsize(path)
-        with open(path, 'rb') as self.file:
-            if self.file.read(4) != b'GGUF':
-                raise ValueError('this is not a GGUF file; give a .gguf file')
-            version = self.scalar('I')
-            if version not in (2, 3):
-                raise ValueError(f'GGUF version {version} is not known; known are 2 and 3, '
-                                 'little-endian')
-            tensors = self.scalar('Q')
-            pairs = self.scalar('Q')
-            self.metadata = dict(self.pair() for _ in range(pairs))
-            self.tensors = dict(self.tensor() for _ in range(tensors))
-            self.data = self.file.tell()
-        alignment = self.metadata.get('general.alignment', 32)
-        if type(alignment) is not int or alignment < 1:
-            raise ValueError(f'the file is damaged: its alignment is {str(alignment)[:40]}')
-        self.data += -self.data % alignment
-        self.alignment = alignment
-
-    def take(self, count):
-        """Return the next bytes; a count beyond the end is refused before memory is asked for."""
-        if count > self.size - self.file.tell():
-            raise ValueError(f'the file is truncated or damaged: its header asks for more than its '
-                             f'{self.size:,} bytes; download it again')
-        return self.file.read(count)
-
-    def scalar(self, code):
-        return struct.unpack('<' + code, self.take(struct.calcsize('<' + code)))[0]
-
-    def string(self):
-        # Damaged bytes become replacement characters, and then a name or key that nothing has.
-        return self.take(self.scalar('Q')).decode(errors='replace')
-
-    def value(self, kind):
-        if kind == _STRING:
-            return self.string()
-        if kind == _ARRAY:
-            inner = self.scalar('I')
-            count = self.scalar('Q')
-            if inner in _SCALARS:
-                code = _SCALARS[inner]
-                data = self.take(count * struct.calcsize('<' + code))
-                return list(struct.unpack(f'<{count}{code}', data))
-            if inner != _STRING:  # lists of lists are of no use here, and may be endless
-                raise ValueError(f'the file is damaged: a list has values of type {inner}; '
-                                 'download it again')
-            return [self.string() for _ in range(count)]
-        if kind not in _SCALARS:
-            raise ValueError(f'the file is damaged: a value has type {kind}; download it again')
-        return self.scalar(_SCALARS[kind])
-
-    def pair(self):
-        key = self.string()
-        return key, self.value(self.scalar('I'))
-
-    def tensor(self):
-        name = self.string()
-        rank = self.scalar('I')
-        shape = tuple(self.scalar('Q') for _ in range(rank))[::-1]  # stored innermost first
-        return name, (shape, self.scalar('I'), self.scalar('Q'))
 
 
 def _supported(metadata, tensors):
@@ -234,10 +162,12 @@ def _supported(metadata, tensors):
 
 
 def _language(header, traits):
-    """Return the LanguageConfig that the metadata and the embedding's shape tell."""
-    metadata, arch = header.metadata, header.metadata['general.architecture']
+    """Return the LanguageConfig of the metadata and of the embedding's shape."""
+    metadata = header.metadata
+    arch = metadata['general.architecture']
 
     def number(key, default=None):
+        """Return a positive number of the metadata."""
         value = metadata.get(f'{arch}.{key}', default)
         if isinstance(value, bool) or not isinstance(value, (int, float)) \
                 or not 0 < value < 1e30:
@@ -246,24 +176,25 @@ def _language(header, traits):
         return value if isinstance(value, int) else float(str(np.float32(value)))
 
     def whole(key, default=None):
+        """Return a whole number above 0 of the metadata."""
         value = number(key, default)
         if not isinstance(value, int) or value > 10 ** 8:
             raise ValueError(f'metadata {arch}.{key} is {value!r}, not a whole number of this size')
         return value
 
-    # Left out, key heads are as many as query heads, and heads fill the width, as in llama.cpp.
     width = whole('embedding_length')
     heads = whole('attention.head_count')
     if len(header.tensors.get('token_embd.weight', ((),))[0]) != 2:
         raise ValueError('there is no tensor token_embd.weight, or it is no matrix')
-    if whole('block_count') > len(header.tensors):
-        raise ValueError(f'{whole("block_count")} layers, but {len(header.tensors)} tensors: the '
-                         'file is damaged')
+    layers = whole('block_count')
+    if layers > len(header.tensors):
+        raise ValueError(f'{layers} layers, but {len(header.tensors)} tensors: the file is damaged')
+    rows = header.tensors['token_embd.weight'][0][0]
+    # Left out, key heads are as many as query heads, and heads fill the width, as in llama.cpp.
     language = LanguageConfig(
-        N=whole('block_count'), D=width, H=heads, K=whole('attention.head_count_kv', heads),
-        E=whole('attention.key_length', width // heads), F=whole('feed_forward_length'),
-        V=header.tensors['token_embd.weight'][0][0], tie='output.weight' not in header.tensors,
-        theta=float(number('rope.freq_base', 10000.0)),
+        N=layers, D=width, H=heads, K=whole('attention.head_count_kv', heads),
+        E=whole('attention.key_length', width // heads), F=whole('feed_forward_length'), V=rows,
+        tie='output.weight' not in header.tensors, theta=float(number('rope.freq_base', 10000.0)),
         eps=number('attention.layer_norm_rms_epsilon'), **traits)
     turned = number('rope.dimension_count', language.E)
     if turned != language.E:
@@ -279,26 +210,26 @@ def _expected(c):
             ('output_norm.weight', 'model.norm.weight', 'D')]
     if not c.tie:
         rows.append(('output.weight', 'lm_head.weight', 'VD'))
-    layer = (*_LAYER, *_BIAS * c.qkv_bias, *_NORM * c.qk_norm)
-    rows += [(f'blk.{n}.{theirs}', f'model.layers.{n}.{name}', axes)
-             for n in range(c.N) for theirs, name, axes in layer]
-    return {theirs: (name, tuple(sizes[axis] for axis in axes)) for theirs, name, axes in rows}
+    layer = [*_LAYER]
+    if c.qkv_bias:
+        layer += _BIAS
+    if c.qk_norm:
+        layer += _NORM
+    for n in range(c.N):
+        rows += [(f'blk.{n}.{theirs}', f'model.layers.{n}.{name}', axes)
+                 for theirs, name, axes in layer]
+    expected = {}
+    for theirs, name, axes in rows:
+        expected[theirs] = name, tuple(sizes[axis] for axis in axes)
+    return expected
 
 
 def _tensors(path, header, language):
-    """Return {Hugging Face name: Tensor}, after a check of names, shapes, types and places."""
+    """Return {Hugging Face name: `GgufTensor`}; names, shapes, types and places are checked."""
     expected = _expected(language)
-    found = header.tensors
-    wrong = [f'{name} {found[name][0]} instead of {shape}'
-             for name, (_, shape) in expected.items() if name in found and found[name][0] != shape]
-    for what, names in (('missing', expected.keys() - found.keys()),
-                        ('unexpected', found.keys() - expected.keys()),
-                        ('mis-shaped', wrong)):
-        if names:
-            shown = ', '.join(sorted(names)[:3])
-            raise ValueError(f'{what}: {shown} ({len(names)} of {len(expected)} tensors); the file '
-                             'is damaged or of another architecture')
-    for kind in {kind for _, kind, _ in found.values()}:
+    stored = header.tensors
+    _check_names(expected, stored)
+    for kind in {kind for _, kind, _ in stored.values()}:
         _check_kind(kind)
     # llama.cpp permutes these rows when it converts a Llama; Qwen's stay as published.
     llama = header.metadata['general.architecture'] == 'llama'
@@ -306,7 +237,7 @@ def _tensors(path, header, language):
     tensors = {}
     spans = []
     for theirs, (name, shape) in expected.items():
-        _, kind, offset = found[theirs]
+        _, kind, offset = stored[theirs]
         end = header.data + offset + math.prod(shape[:-1]) * _bytes(kind, shape[-1])
         if end > header.size:
             raise ValueError(f'the file is truncated: {theirs} ends at byte {end:,} of '
@@ -316,13 +247,34 @@ def _tensors(path, header, language):
         tensors[name] = GgufTensor(
             shape=shape, path=path, offset=header.data + offset, kind=kind, heads=heads
         )
-    due = 0  # each begins where the one before ends, but for padding; else values are another's
+    _check_places(spans, header.alignment)
+    return tensors
+
+
+def _check_names(expected, stored):
+    """Raise ValueError unless the tensors that are stored are those expected, in their shapes."""
+    wrong = [f'{name} {stored[name][0]} instead of {shape}' for name, (_, shape) in expected.items()
+             if name in stored and stored[name][0] != shape]
+    for what, names in (('missing', expected.keys() - stored.keys()),
+                        ('unexpected', stored.keys() - expected.keys()),
+                        ('mis-shaped', wrong)):
+        if names:
+            shown = ', '.join(sorted(names)[:3])
+            raise ValueError(f'{what}: {shown} ({len(names)} of {len(expected)} tensors); the file '
+                             'is damaged or of another architecture')
+
+
+def _check_places(spans, alignment):
+    """Raise ValueError unless each of `spans` (begin, end, name) begins where the one before ends.
+
+    But for padding, that is; otherwise a tensor would be given the values of another.
+    """
+    due = 0
     for offset, end, theirs in sorted(spans):
         if offset != due:
             raise ValueError(f'the file is damaged: {theirs} begins at byte {offset:,} of the '
                              f'values, where {due:,} was due; download it again')
-        due = end + -end % header.alignment
-    return tensors
+        due = end + -end % alignment
 
 
 def _check_kind(kind):
@@ -361,3 +313,28 @@ def _tokenizer(metadata, rows):
              if kind in (_CONTROL, _USER_DEFINED)]
     return byte_pairs({token: k for k, token in enumerate(tokens)},
                       [tuple(merge.split(' ')) for merge in merges], pre, added)
+
+
+def _side_files(metadata: dict[str, Any], tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
+    """Return {file name: JSON object}: the tokenizer's settings in the files of Hugging Face."""
+    def token(key):
+        """Return (id, text) of a special token, or (None, None)."""
+        number = metadata.get(f'tokenizer.ggml.{key}_token_id')
+        text = tokenizer.id_to_token(number) if isinstance(number, int) else None
+        return (number, text) if text else (None, None)
+
+    ids = {'bos': token('bos'), 'eos': token('eos'), 'pad': token('padding'),
+           'unk': token('unknown')}
+    config = {f'{key}_token': text for key, (_, text) in ids.items() if text}
+    config |= {'tokenizer_class': 'PreTrainedTokenizerFast', 'clean_up_tokenization_spaces': False,
+               'add_bos_token': bool(metadata.get('tokenizer.ggml.add_bos_token', False))}
+    template = metadata.get('tokenizer.chat_template')
+    if template:
+        config['chat_template'] = template
+    generation = {f'{key}_token_id': number for key, (number, _) in ids.items()
+                  if number is not None and key != 'unk'}
+    # Tokens that end a turn or a message end a reply as well.
+    ends = sorted({ids['eos'][0], token('eot')[0], token('eom')[0]} - {None})
+    if len(ends) > 1:
+        generation['eos_token_id'] = ends
+    return {'tokenizer_config.json': config, 'generation_config.json': generation}

@@ -48,15 +48,16 @@ class Leaf:
 
     @property
     def chunk(self) -> tuple[int, ...]:
-        """The largest part of about `CHUNK_BYTES` along N, or along the first axis of theirs."""
+        """The shape of a part of about `CHUNK_BYTES`, cut along N or the first axis of theirs."""
         axis = 0 if self.stacked or self.kind == 'copy' else inputs_of(self.axes)
         if self.kind == 'patch' or axis == len(self.shape):
             return self.shape
-        one = math.prod(self.shape) // self.shape[axis] * self.dtype.itemsize
-        many = min(self.shape[axis], max(1, CHUNK_BYTES // one))
+        size = self.shape[axis]
+        row_bytes = math.prod(self.shape) // size * self.dtype.itemsize
+        rows = min(size, max(1, CHUNK_BYTES // row_bytes))
         # Equal parts, so that the last one is not mostly padding.
-        parts = -(-self.shape[axis] // many)
-        return (*self.shape[:axis], -(-self.shape[axis] // parts), *self.shape[axis + 1:])
+        parts = math.ceil(size / rows)
+        return (*self.shape[:axis], math.ceil(size / parts), *self.shape[axis + 1:])
 
     def of_layers(self, layers: Sequence[int]) -> 'Leaf':
         """Return the same leaf of these layers alone; axis N leads it."""
@@ -64,11 +65,9 @@ class Leaf:
                        tensors=tuple(self.tensors[layer] for layer in layers))
 
     def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
-        """Return a new array of the part `index` (slices, one per axis; the whole leaf by
-        default).
-        """
-        spans = [slice(*span.indices(size)) for span, size in
-                 zip((*index, *[slice(None)] * (len(self.shape) - len(index))), self.shape)]
+        """Return a new array of the part `index`: slices, of all axes or of the first ones."""
+        index = (*index, *[slice(None)] * (len(self.shape) - len(index)))
+        spans = [slice(*span.indices(size)) for span, size in zip(index, self.shape)]
         out = np.empty([span.stop - span.start for span in spans], self.dtype)
         if not self.stacked:
             self._fill(self.tensors[0], spans, out)
@@ -84,6 +83,7 @@ class Leaf:
             array = tensor.read().transpose(2, 3, 1, 0).reshape(shape)
             out[...] = array[tuple(spans)]
         elif self.kind == 'copy':
+            # Where the first axes are not the same (heads side by side), all of it is read.
             rows = spans[0] if tensor.shape[0] == shape[0] else slice(0, tensor.shape[0])
             array = tensor.read(rows.start, rows.stop).reshape(-1, *shape[1:])
             rest = spans if array.shape[0] == shape[0] else [slice(None), *spans[1:]]
@@ -92,13 +92,18 @@ class Leaf:
             self._fill_linear(tensor, spans, out, shape)
 
     def _fill_linear(self, tensor, spans, out, shape):
-        """Only the rows of theirs that hold the first output axis' span are read."""
+        """Fill `out` from a matrix of theirs, [out, in], of which only some rows are read.
+
+        Those hold the span of our first output axis; `inner` rows belong to each step along it.
+        """
         cut = inputs_of(self.axes)
         inner = math.prod(shape[cut + 1:])
         array = tensor.read(spans[cut].start * inner, spans[cut].stop * inner)
+        # 1. A whole part along the other axes is one transposed matrix.
         if all(out.shape[i] == size for i, size in enumerate(shape) if i != cut):
             turn(array, out.reshape(array.shape[1], array.shape[0]))
             return
+        # 2. Else: their axes apart, inputs first, then the part.
         array = array.reshape(-1, *shape[cut + 1:], *shape[:cut])
         order = (*range(array.ndim - cut, array.ndim), *range(array.ndim - cut))
         spans = [*spans[:cut], slice(None), *spans[cut + 1:]]
@@ -106,9 +111,7 @@ class Leaf:
 
 
 def published(entry: LeafEntry, layer: np.ndarray) -> np.ndarray:
-    """Return one layer of our leaf (numpy, without N) as the published tensor of `entry`,
-    contiguous.
-    """
+    """Return one layer of our leaf (numpy, without N) as the published tensor, contiguous."""
     axes = axes_of(entry.leaf.rpartition('/')[2])
     if entry.kind == 'copy':
         return np.ascontiguousarray(layer.reshape(entry.theirs))

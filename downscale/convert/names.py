@@ -160,52 +160,52 @@ def entries(prefixes: dict[str, str], language: LanguageConfig | None,
     `prefixes` maps each section that is present to its prefix. The language model may be None where
     only a tower is meant, and the other way round.
     """
-    found = []
+    plan = []
     for section, prefix in prefixes.items():
         place, rows = SECTIONS[section]
+        sizes = letter_sizes(place.rstrip('/'), language, vision)
         for leaf, name, kind in rows:
             # pyrefly: ignore[bad-argument-type]
             if place == 'language/' and not wanted(leaf, language):
                 continue
-            sizes = letter_sizes(place.rstrip('/'), language, vision)
             axes = axes_of(leaf.rpartition('/')[2])
             shape = tuple(sizes[letter] for letter in axes)
-            stacked = '{n}' in name
-            names = tuple(prefix + name.format(n=n) for n in range(sizes['N'])) if stacked else (
-                prefix + name,)
             theirs = their_shape(kind, axes, shape, vision.patch if vision else 0)
-            found.append(
-                LeafEntry(
-                    leaf=place + leaf,
-                    shape=(sizes['N'], *shape) if stacked else shape,
-                    kind=kind,
-                    names=names,
-                    theirs=theirs,
-                )
+            names = (prefix + name,)
+            if '{n}' in name:
+                names = tuple(prefix + name.format(n=n) for n in range(sizes['N']))
+                shape = (sizes['N'], *shape)
+            plan.append(
+                LeafEntry(leaf=place + leaf, shape=shape, kind=kind, names=names, theirs=theirs)
             )
-    return found
+    return plan
 
 
 def present_prefixes(architecture: str, names: Collection[str],
                      sections: Iterable[str]) -> dict[str, str]:
-    """Return {section: the prefix whose first or last name is among `names`}; where none is, what
-    we write. One alone may be missing: the embedding, where the head that it is tied to is
-    stored.
+    """Return {section: prefix} of the tensors called `names`; where none fits, what we write.
+
+    A prefix fits when a section's first or last name follows it. One of the two may be missing: the
+    embedding, where only the head that it is tied to is stored.
     """
-    found = {}
+    prefixes = {}
     for section in sections:
         candidates = FORMATS[architecture][section]
         rows = SECTIONS[section][1]
-        ends = [rows[k][1].format(n=0) for k in (0, -1)]
-        found[section] = next((prefix for prefix in candidates
-                               if any(prefix + end in names for end in ends)), candidates[0])
-    return found
+        first = rows[0][1].format(n=0)
+        last = rows[-1][1].format(n=0)
+        fitting = [prefix for prefix in candidates
+                   if prefix + first in names or prefix + last in names]
+        prefixes[section] = [*fitting, candidates[0]][0]
+    return prefixes
 
 
 def unused(architecture: str, prefixes: dict[str, str], names: Collection[str]) -> set[str]:
     """Return those of `names` that are left out by design."""
-    patterns = [re.escape(prefixes[section]) + tail for section, tails in UNUSED.items()
-                if section in prefixes for tail in tails]
+    patterns = []
+    for section, tails in UNUSED.items():
+        if section in prefixes:
+            patterns += [re.escape(prefixes[section]) + tail for tail in tails]
     patterns += UNUSED_WHOLE.get(architecture, ())
     pattern = re.compile('|'.join(patterns) or '(?!)')
     return {name for name in names if pattern.fullmatch(name)}

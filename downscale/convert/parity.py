@@ -28,15 +28,16 @@ PICTURE = -200
 TOLERANCE = 1e-4  # of the largest magnitude of each array, float32
 LEVEL = 1 / 255  # of a pixel value: the expected ones may be stored in half precision
 _WITH_TILES = ('pixel_values', 'vision_features_head', 'projected_head')
-# Array -> which part of ours, given the expected one's shape, it is compared with.
+# Array -> which part of ours is compared with it: of every tile, or of the prompt, as many from the
+# beginning ('head') or from the end ('tail') as it has.
 _PARTS = {
-    'pixel_values': lambda ours, shape: ours,
-    'vision_features_head': lambda ours, shape: ours[:, :shape[1]],
-    'projected_head': lambda ours, shape: ours[:, :shape[1]],
-    'inputs_embeds_head': lambda ours, shape: ours[:shape[0]],
-    'inputs_embeds_tail': lambda ours, shape: ours[-shape[0]:],
-    'logits_last': lambda ours, shape: ours[-shape[0]:],
-    'text_logits': lambda ours, shape: ours,
+    'pixel_values': 'whole',
+    'vision_features_head': 'head of tiles',
+    'projected_head': 'head of tiles',
+    'inputs_embeds_head': 'head',
+    'inputs_embeds_tail': 'tail',
+    'logits_last': 'tail',
+    'text_logits': 'whole',
 }
 
 
@@ -87,11 +88,11 @@ def _expected(folder):
             raise FileNotFoundError(f'no {name} in {folder}; a parity folder has config.json, '
                                     'safetensors, image.png and expected.npz')
     with np.load(folder / 'expected.npz', allow_pickle=False) as arrays:
-        found = dict(arrays)
-    if 'input_ids' not in found or (found['input_ids'] == PICTURE).sum() != 1:
+        expected = dict(arrays)
+    if 'input_ids' not in expected or (expected['input_ids'] == PICTURE).sum() != 1:
         raise ValueError(f'{folder / "expected.npz"} needs input_ids with one {PICTURE}, the place '
                          'of the picture')
-    return found
+    return expected
 
 
 def _prompt(ids, placed, tiles):
@@ -108,7 +109,7 @@ def _prompt(ids, placed, tiles):
 
 
 def _computed(cell, params, prompt, expected):
-    """Return {array name: ours, whole} of everything that the expected arrays show a part of."""
+    """Return {name: our whole array} of everything of which the expected arrays show a part."""
     model = model_of(cell)
     tiles_IPQ = prompt.tiles
     tokens_BL, index_BLC, weight_BLC = prompt_arrays(
@@ -142,7 +143,7 @@ def _logits(model, params, tokens_BL, *pictures):
 
 
 def _errors(ours, expected, vision):
-    """Return {array: largest difference, relative but for pixels} of the arrays that both have."""
+    """Return {name: largest difference} of the arrays that both have, relative but for pixels."""
     errors = {}
     for name in ours.keys() & expected.keys():
         theirs = np.asarray(expected[name], np.float64)
@@ -150,11 +151,21 @@ def _errors(ours, expected, vision):
             theirs = np.stack([images.patchify(tile.transpose(1, 2, 0), vision.patch)
                                for tile in theirs])
         theirs = theirs.reshape(theirs.shape[-3:] if name in _WITH_TILES else theirs.shape[-2:])
-        part = np.asarray(_PARTS[name](ours[name], theirs.shape), np.float64)
+        part = np.asarray(_part(name, ours[name], theirs.shape), np.float64)
         worst = np.abs(part - theirs).max() if part.shape == theirs.shape else np.inf
         scale = 1 if name == 'pixel_values' else max(np.abs(theirs).max(), 1e-30)
         errors[name] = float(worst / scale)
     return dict(sorted(errors.items()))
+
+
+def _part(name, array, shape):
+    """Return the part of our `array` that is compared with the expected one of this `shape`."""
+    part = _PARTS[name]
+    if part == 'head of tiles':
+        return array[:, :shape[1]]
+    if part == 'head':
+        return array[:shape[0]]
+    return array[-shape[0]:] if part == 'tail' else array
 
 
 class _Ids:
@@ -164,6 +175,7 @@ class _Ids:
     thought = (-1, -1, -1)
 
     def text(self, ids):
+        """Return no text: ids are compared."""
         return ''
 
 

@@ -76,9 +76,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in `path`, {} where there is no such file; ValueError for anything
-    else.
-    """
+    """Return the JSON object in `path`, {} where there is no such file; else ValueError."""
     if not Path(path).is_file():
         return {}
     value = read_json(path)
@@ -89,6 +87,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def _once(pairs):
     """Return a dict of JSON pairs; ValueError when a name occurs twice."""
+    # The parser alone would keep the last of them without a word.
     names = dict(pairs)
     if len(names) != len(pairs):
         raise ValueError('a name occurs twice')
@@ -105,6 +104,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
 
     As the format asks, the values fill the file without holes and without overlap.
     """
+    # 1. The header, whose length is not believed before it is compared with that of the file.
     size = os.path.getsize(path)
     with open(path, 'rb') as file:
         start = file.read(8)
@@ -119,6 +119,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
             entries.sort(key=lambda entry: entry[3:])
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ValueError(f'{path} has a damaged header; download it again') from None
+    # 2. Each tensor, in the order of their values.
     tensors = {}
     end = 0
     for name, code, shape, begin, *stop in entries:
@@ -139,31 +140,37 @@ def read_header(path: Path) -> dict[str, Tensor]:
             shape=shape, dtype=DTYPES.get(code, code), path=Path(path), offset=8 + length + begin
         )
         end = stop[0]
+    # 3. Nothing behind the last one.
     if size != 8 + length + end:
         raise ValueError(f'{path} has {size:,} bytes, its header says {8 + length + end:,}; it is '
                          'truncated: download it again')
     return tensors
 
 
+def _plain(name):
+    """Return whether `name` is the name of a file, without any folder."""
+    return isinstance(name, str) and name.isprintable() and name == Path(name).name \
+        and len(name.encode()) < 256
+
+
 def _weight_map(folder):
-    """Return {tensor name: file name} of the index; ValueError when it is none, or leaves its
-    folder.
+    """Return {tensor name: file name} of the index of a folder.
+
+    ValueError when it is no index, or names a file outside the folder.
     """
     listed = read_object(folder / INDEX).get('weight_map')
-    if not isinstance(listed, dict) or not all(
-            isinstance(name, str) and name.isprintable() and name == Path(name).name
-            and len(name.encode()) < 256 for name in listed.values()):
+    if not isinstance(listed, dict) or not all(_plain(name) for name in listed.values()):
         raise ValueError(f'{folder / INDEX} has no weight_map of file names in its folder; '
                          'download it again')
     return listed
 
 
 def shard_paths(folder: Path) -> list[Path]:
-    """Return the safetensors files of a folder: the whole one, else those of its index, else the
-    one there is. As in transformers an index beside a whole file does not count.
+    """Return the safetensors files of a folder.
 
-    Raises FileNotFoundError when there is none, naming a shard that the index asks for, and
-    ValueError when the weights are pickles, or an adapter.
+    That is the whole one, else those of its index, else the one there is. As in transformers an
+    index beside a whole file does not count. Raises FileNotFoundError when there is none, naming a
+    shard that the index asks for, and ValueError when the weights are pickles, or an adapter.
     """
     folder = Path(folder)
     if (folder / SINGLE).is_file():
@@ -192,8 +199,9 @@ def shard_paths(folder: Path) -> list[Path]:
 
 
 def open_tensors(folder: Path) -> dict[str, Tensor]:
-    """Return {name: Tensor} of all shards of a folder, checked against its index; nothing is
-    read.
+    """Return {name: Tensor} of all shards of a folder, checked against its index.
+
+    No value is read.
     """
     folder = Path(folder)
     tensors = {}
@@ -210,14 +218,14 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def size_of(row: tuple[str, np.dtype, tuple[int, ...]]) -> int:
-    """Return bytes of the values of a row (name, dtype, shape)."""
+    """Return the bytes of the values of a row (name, dtype, shape)."""
     _, dtype, shape = row
     return math.prod(shape) * dtype.itemsize
 
 
 def write_tensors(path: Path, rows: Sequence[tuple[str, np.dtype, tuple[int, ...]]],
                   arrays: Iterator[np.ndarray]) -> None:
-    """`path` is a safetensors file of `rows` (name, dtype, shape), synced to disk.
+    """Write the safetensors file `path` of `rows` (name, dtype, shape), synced to disk.
 
     `arrays` is an iterator that gives the values of each row in turn; more may be left in it.
     """
@@ -229,6 +237,7 @@ def write_tensors(path: Path, rows: Sequence[tuple[str, np.dtype, tuple[int, ...
         header[name] = {'dtype': CODES[dtype], 'shape': list(shape), 'data_offsets': [begin, stop]}
         begin = stop
     text = json.dumps(header, separators=(',', ':')).encode()
+    # Spaces, so that the values begin at a multiple of 8 bytes.
     text += b' ' * (-len(text) % ALIGNMENT)
     with open(path, 'wb') as file:
         file.write(struct.pack('<Q', len(text)) + text)

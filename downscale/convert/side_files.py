@@ -1,9 +1,11 @@
-"""What the files beside the weights say: how a model is asked, what ends a reply, how it sees.
+"""What the files beside the weights say: how a model is asked, and what ends a reply.
 
 Every file is used, or listed in a note as left out, or refused by name; see `SIDE_FILES`.
 """
+import itertools
 import json
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,6 @@ from downscale.convert.shards import read_object
 from downscale.data.chat import CHATS, render
 from downscale.data.records import IMAGE, Turn
 from downscale.data.templates import Origin, Template
-from downscale.sizes import Pictures, VisionConfig
 
 # Files that go along with the weights, never code.
 SIDE_FILES = (
@@ -23,17 +24,10 @@ SIDE_FILES = (
     'video_preprocessor_config.json')
 _SPECIAL = ('bos_token', 'eos_token', 'pad_token', 'unk_token', 'sep_token', 'cls_token',
             'mask_token', 'image_token')
-# Of generation_config.json: read here, or of no consequence to what a model writes.
+# Keys of generation_config.json that are read here, or that do not change what a model writes.
 _GENERATION = {'eos_token_id', 'bos_token_id', 'pad_token_id', 'transformers_version',
                '_from_model_config', 'use_cache', 'output_attentions', 'output_hidden_states',
                'output_scores', 'return_dict_in_generate', 'max_length', 'max_new_tokens'}
-# Of preprocessor_config.json: what is done to every picture here, with the value that it has here.
-_DONE = {'do_resize': True, 'do_rescale': True, 'do_normalize': True, 'do_center_crop': False}
-_READ = {'image_mean', 'image_std', 'rescale_factor', 'resample', 'size', 'crop_size',
-         'image_grid_pinpoints', 'do_pad', *_DONE}
-_NEUTRAL = {'processor_class', 'image_processor_type', 'feature_extractor_type', 'do_convert_rgb',
-            'data_format', 'input_data_format', 'default_to_square', 'device', 'disable_grouping',
-            'return_tensors', 'do_pad', 'pad_size', 'image_seq_length', '_valid_processor_keys'}
 MOST_NAMED = 6
 
 
@@ -53,7 +47,7 @@ def read_side_files(folder: Path) -> dict[str, Any]:
 
 
 def named(names: Collection[str]) -> str:
-    """Return a few of many names, for a line."""
+    """Return a few of many names, in one line."""
     names = sorted(map(str, names))
     more = f' and {len(names) - MOST_NAMED} more' if len(names) > MOST_NAMED else ''
     return ', '.join(repr(name)[1:-1][:30] for name in names[:MOST_NAMED]) + more
@@ -68,25 +62,28 @@ def origin_of(files: dict[str, Any], config: dict[str, Any], tokenizer: Tokenize
     `templated` no chat template counts. ValueError where a file contradicts itself or cannot be
     honoured.
     """
+    # 1. What ends a reply, and how long a text may be.
     tokens = _tokens(files)
     text = config.get('text_config') or config
     ends, notes = _ends(files, (text, config), tokens, tokenizer, rows)
     context = text.get('max_position_embeddings') or 0
     if isinstance(context, bool) or not isinstance(context, int) or context < 0:
-        raise ValueError(f'config.json: max_position_embeddings {_short(context)} is no whole '
+        raise ValueError(f'config.json: max_position_embeddings {short(context)} is no whole '
                          'number')
     end_tokens = () if tokenizer is None else tuple(
         token for token in map(tokenizer.id_to_token, ends) if token)
     origin = Origin(tokens=tokens, ends=ends, end_tokens=end_tokens, context=context)
+    # 2. The chat template, if it can be used at all.
     template, more = _template(files) if templated else (None, [])
     notes += more
+    bare = replace(origin, template='', tokens={})
     if template is None or tokenizer is None:
-        return _bare(origin, '', tokens={}), None, notes
+        return bare, None, notes
     placeholder = _image_token(config, tokens, tokenizer)
     form = _form(template, tokens, end_tokens, placeholder, sees)
     if not form.stop:
         notes.append('left out the chat template: no file says which token ends a reply')
-        return _bare(origin, '', tokens={}), None, notes
+        return bare, None, notes
     if tokenizer.token_to_id(form.stop) is None:
         raise ValueError(f'the chat template ends replies with {form.stop!r}, which is no token of '
                          'the tokenizer; give the tokenizer that belongs to it')
@@ -95,49 +92,51 @@ def origin_of(files: dict[str, Any], config: dict[str, Any], tokenizer: Tokenize
                      'answer with it, but not be trained with it')
     if 'strftime_now' in template:
         notes.append('the chat template asks for the date; it always gets 26 July 2024')
+    # 3. A chat that is built in needs no template; another one is kept with the tokens it writes.
     same = _builtin(form)
     if same:
-        return _bare(origin, '', tokens={}), same, notes
-    return _bare(origin, template, tokens=tokens, parts=form.parts, image=form.image), 'template', \
-        notes
+        return bare, same, notes
+    origin = replace(origin, template=template, parts=form.parts, image=form.image)
+    return origin, 'template', notes
 
 
-def _bare(origin, template, **changes):
-    """Return `origin` with this template and what it needs."""
-    return Origin(**{**vars(origin), 'template': template, **changes})
-
-
-def _short(value):
+def short(value: Any) -> str:
+    """Return the beginning of a value's `repr`, for an error."""
     return repr(value)[:60]
 
 
 def _tokens(files):
     """Return {'bos_token': text, ...} of the special tokens that are named."""
     tokens = {}
+    # The later file wins.
     for name in ('special_tokens_map.json', 'tokenizer_config.json'):
         for key in _SPECIAL:
             value = files.get(name, {}).get(key)
             value = value.get('content') if isinstance(value, dict) else value
             if value is not None and not isinstance(value, str):
-                raise ValueError(f'{name}: {key} {_short(value)} is no text')
+                raise ValueError(f'{name}: {key} {short(value)} is no text')
             if value:
                 tokens[key] = value
     return tokens
 
 
 def _ends(files, configs, tokens, tokenizer, rows):
-    """Return (ids that end a reply, notes): those of generation_config.json and config.json
-    together with the tokenizer's `eos_token`.
+    """Return (ids that end a reply, notes).
+
+    Those of generation_config.json, of config.json and the tokenizer's `eos_token` all count.
     """
     ends = set()
     notes = []
     generation = files.get('generation_config.json', {})
-    for where, values in (('generation_config.json', generation),
-                          *(('config.json', config) for config in configs)):
+    sources = [('generation_config.json', generation),
+               *(('config.json', config) for config in configs)]
+    for where, values in sources:
         ids = values.get('eos_token_id')
-        for end in ids if isinstance(ids, list) else [] if ids is None else [ids]:
+        if ids is None:
+            continue
+        for end in ids if isinstance(ids, list) else [ids]:
             if isinstance(end, bool) or not isinstance(end, int):
-                raise ValueError(f'{where}: eos_token_id {_short(ids)} is no token id, nor a list '
+                raise ValueError(f'{where}: eos_token_id {short(ids)} is no token id, nor a list '
                                  'of them')
             if 0 <= end < rows:
                 ends.add(end)
@@ -146,7 +145,7 @@ def _ends(files, configs, tokens, tokenizer, rows):
     if tokenizer is not None and 'eos_token' in tokens:
         end = tokenizer.token_to_id(tokens['eos_token'])
         if end is None:
-            notes.append(f'left out eos_token {_short(tokens["eos_token"])}: no such token')
+            notes.append(f'left out eos_token {short(tokens["eos_token"])}: no such token')
         else:
             ends.add(end)
     unused = generation.keys() - _GENERATION
@@ -157,8 +156,9 @@ def _ends(files, configs, tokens, tokenizer, rows):
 
 
 def _template(files):
-    """Return (the chat template that counts or None, notes); a file of its own goes before the
-    others, as in transformers.
+    """Return (the chat template that counts or None, notes).
+
+    A file of its own goes before the others, as in transformers.
     """
     texts = {}
     notes = []
@@ -168,9 +168,10 @@ def _template(files):
         value = value.get('chat_template') if isinstance(value, dict) else value
         if isinstance(value, list):
             value, others = _default(value, name)
-            notes += [f'left out chat templates of {name}: {named(others)}'] * bool(others)
+            if others:
+                notes.append(f'left out chat templates of {name}: {named(others)}')
         if value is not None and not isinstance(value, str):
-            raise ValueError(f'{name}: chat_template {_short(value)} is no text')
+            raise ValueError(f'{name}: chat_template {short(value)} is no text')
         if value:
             texts[name] = value
     if not texts:
@@ -184,14 +185,14 @@ def _template(files):
 def _default(templates, where):
     """Return (the template called default, names of the others) of a list of named ones."""
     try:
-        named_ones = {entry['name']: entry['template'] for entry in templates}
+        of_name = {entry['name']: entry['template'] for entry in templates}
     except (TypeError, KeyError):
         raise ValueError(f'{where}: chat_template is a list, but not of names and templates'
                          ) from None
-    if 'default' not in named_ones:
-        raise ValueError(f'{where}: none of its chat templates ({named(named_ones)}) is called '
+    if 'default' not in of_name:
+        raise ValueError(f'{where}: none of its chat templates ({named(of_name)}) is called '
                          'default; keep the one to use as chat_template.jinja')
-    return named_ones.pop('default'), list(named_ones)
+    return of_name.pop('default'), list(of_name)
 
 
 def _image_token(config, tokens, tokenizer):
@@ -202,14 +203,14 @@ def _image_token(config, tokens, tokenizer):
 
 
 def _form(text, tokens, ends, image, sees):
-    """Return the `Template` with the content that it takes: strings, or lists of texts and
-    pictures.
+    """Return the `Template` with the kind of content that its text takes.
+
+    That is strings, or lists of texts and pictures; nothing but a try shows which.
     """
     words = 'a text to look for'
     problem = None
-    tries = [(parts, shown) for parts in ((True, False) if sees else (False, True))
-             for shown in dict.fromkeys((image, IMAGE))]
-    for parts, shown in tries:
+    kinds = (True, False) if sees else (False, True)
+    for parts, shown in itertools.product(kinds, dict.fromkeys((image, IMAGE))):
         form = Template(text=text, tokens=tokens, ends=ends, parts=parts, image=shown)
         asked = f'{IMAGE}{words}' if sees else words
         try:
@@ -217,6 +218,7 @@ def _form(text, tokens, ends, image, sees):
                 form.closing  # noqa: B018  a template that fails with a reply fails now
                 return form
         except ValueError as error:
+            # It may work with the other kind of content; else the first error is the one to tell.
             problem = problem or error
     raise problem or ValueError('the chat template leaves out what a user says; keep another as '
                                 'chat_template.jinja')
@@ -224,6 +226,7 @@ def _form(text, tokens, ends, image, sees):
 
 def _merged(pieces):
     """Return [text, weight] with neighbours of one weight joined."""
+    # Where a chat cuts its text is its own affair: what counts is which text is taught.
     runs = []
     for text, weight in pieces:
         if runs and runs[-1][1] == weight:
@@ -234,7 +237,9 @@ def _merged(pieces):
 
 
 def _probes():
-    """Yield (turns, reply, thinking) that tell the built-in chats apart from others."""
+    """Yield the arguments of `render`, (turns, reply, thinking), that tell chats apart."""
+    # A text that ends with a newline, a system turn, a talk of several turns, thoughts in the last
+    # reply and in one before it, a picture: what templates are known to treat in different ways.
     user = Turn(role='user', text='Two\n', supervised=False)
     system = Turn(role='system', text='Be brief.', supervised=False)
     thought = '<think>\nOne.\n</think>\n\nfive'
@@ -247,125 +252,29 @@ def _probes():
         yield (user,), True, thinking
         yield (system, user), True, thinking
         yield talk, True, thinking
-    yield (*talk, Turn(role='assistant', text='five', supervised=True)), False, None
-    yield (*talk, Turn(role='assistant', text=thought, supervised=True)), False, None
-    yield (
-        (
-            user,
-            Turn(role='assistant', text=thought, supervised=True),
-            user,
-            Turn(role='assistant', text=thought, supervised=True),
-        ),
-        False,
-        None,
-    )
-    yield (
-        (
-            Turn(role='user', text=f'is {IMAGE} it', supervised=False),
-            Turn(role='assistant', text='x', supervised=True),
-        ),
-        False,
-        None,
-    )
+    plain = Turn(role='assistant', text='five', supervised=True)
+    thoughtful = Turn(role='assistant', text=thought, supervised=True)
+    picture = Turn(role='user', text=f'is {IMAGE} it', supervised=False)
+    yield (*talk, plain), False, None
+    yield (*talk, thoughtful), False, None
+    yield (user, thoughtful, user, thoughtful), False, None
+    yield (picture, Turn(role='assistant', text='x', supervised=True)), False, None
 
 
 def _builtin(form):
-    """Return the name of the built-in chat that writes, and teaches, what the template does; else
-    None.
-    """
+    """Return the name of the built-in chat that writes and teaches the same as `form`, or None."""
     for name, chat in CHATS.items():
         try:
-            if chat.stop == form.stop and all(
-                    _merged(render(chat, *probe)) == _merged(render(form, *probe))
-                    for probe in _probes()):
+            if chat.stop == form.stop and all(_alike(chat, form, probe) for probe in _probes()):
                 return name
         except ValueError:  # the template refuses what the chat does not
             continue
     return None
 
 
-def check_pictures(folder: Path, vision: VisionConfig, pictures: Pictures | None) -> list[str]:
-    """Return notes on how the folder wants pictures prepared; ValueError naming what would differ
-    here.
-
-    A tower sees pixels from -1 to 1, of its own size, resampled bicubically.
-    """
-    folder = Path(folder)
-    notes = []
-    for name in ('preprocessor_config.json', 'processor_config.json'):
-        values = read_object(folder / name)
-        if name == 'processor_config.json':
-            values = values.get('image_processor') or {}
-        if values:
-            _check_processor(name, values, vision, pictures)
-            unused = values.keys() - _READ - _NEUTRAL
-            notes += [f'{name}: not used: {named(unused)}'] * bool(unused)
-    return notes
-
-
-def _check_processor(name, values, vision, pictures):
-    kind = str(values.get('image_processor_type', ''))
-    silent = [0.5] * 3 if kind.startswith('Siglip') or not kind else 'of its class'
-
-    def refuse(key, wanted, value=None):
-        value = values.get(key) if value is None else value
-        raise ValueError(f'{name}: {key} {_short(value)} is not implemented; here it is {wanted}')
-
-    for key in ('image_mean', 'image_std'):
-        given = values.get(key, silent)
-        given = [given] * 3 if isinstance(given, (int, float)) else given
-        if not _near(given, [0.5] * 3):
-            refuse(key, '0.5 for each colour', given)
-    if not _near([values.get('rescale_factor', 1 / 255)], [1 / 255]):
-        refuse('rescale_factor', '1/255')
-    if values.get('resample', 3) not in (3, 'bicubic', None):
-        refuse('resample', '3 (bicubic)')
-    for key, wanted in _DONE.items():
-        if values.get(key) not in (None, wanted):
-            refuse(key, wanted)
-    size = values.get('size')
-    sides = list(size.values()) if isinstance(size, dict) and set(size) == {'height', 'width'} \
-        else [size] * 2
-    if size is not None and sides != [vision.image] * 2:
-        refuse('size', f'{vision.image} by {vision.image}')
-    points = values.get('image_grid_pinpoints')
-    if pictures and pictures.mode == 'anyres' and points:
-        ours = [[y * vision.image, x * vision.image] for x, y in pictures.grids]
-        if not isinstance(points, list) or sorted(map(str, points)) != sorted(map(str, ours)):
-            refuse('image_grid_pinpoints', 'those of config.json')
-
-
-def _near(values, wanted):
-    """Return whether a list of numbers is `wanted`, but for rounding."""
-    return isinstance(values, list) and len(values) == len(wanted) and all(
-        isinstance(value, (int, float)) and abs(value - goal) < 1e-6
-        for value, goal in zip(values, wanted))
-
-
-def gguf_side_files(metadata: dict[str, Any], tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
-    """Return {file name: JSON object}: what a GGUF file says of its tokenizer, as Hugging Face says
-    it.
-    """
-    def token(key):
-        number = metadata.get(f'tokenizer.ggml.{key}_token_id')
-        text = None if not isinstance(number, int) else tokenizer.id_to_token(number)
-        return (number, text) if text else (None, None)
-
-    ids = {'bos': token('bos'), 'eos': token('eos'), 'pad': token('padding'),
-           'unk': token('unknown')}
-    further = {token(key)[0] for key in ('eot', 'eom')} - {None}
-    config = {f'{key}_token': text for key, (_, text) in ids.items() if text}
-    config |= {'tokenizer_class': 'PreTrainedTokenizerFast', 'clean_up_tokenization_spaces': False,
-               'add_bos_token': bool(metadata.get('tokenizer.ggml.add_bos_token', False))}
-    template = metadata.get('tokenizer.chat_template')
-    if template:
-        config['chat_template'] = template
-    ends = sorted(further | {ids['eos'][0]} - {None})
-    generation = {f'{key}_token_id': number for key, (number, _) in ids.items()
-                  if number is not None and key != 'unk'}
-    if len(ends) > 1:
-        generation['eos_token_id'] = ends
-    return {'tokenizer_config.json': config, 'generation_config.json': generation}
+def _alike(chat, form, probe):
+    """Return whether two chats write the same text with the same weights."""
+    return _merged(render(chat, *probe)) == _merged(render(form, *probe))
 
 
 def write_files(folder: Path, files: dict[str, Any]) -> None:

@@ -23,10 +23,9 @@ from downscale.convert.shards import BUFFERS, DTYPES, INDEX, SINGLE, Tensor, ope
 from downscale.convert.side_files import SIDE_FILES, named
 from downscale.sizes import LanguageConfig, Pictures, VisionConfig
 
-# problems in one line, and letters of them
-MOST_SHOWN = 3
-MOST_LETTERS = 190
-COMPARE_ROWS = 2048
+MOST_SHOWN = 3  # problems in one line
+MOST_LETTERS = 190  # of these problems together
+COMPARE_ROWS = 2048  # that are in memory at once, of two tensors
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -48,11 +47,11 @@ class PublishedCheckpoint:
 
 
 def open_source(folder: Path) -> PublishedCheckpoint:
-    """Return the `PublishedCheckpoint` of a local Hugging Face folder; only headers and JSON are
-    read.
+    """Return the `PublishedCheckpoint` of a local Hugging Face folder.
 
-    Raises FileNotFoundError for missing files and ValueError, in one line, for an unsupported or
-    inconsistent checkpoint: listing missing, unexpected and mis-shaped tensors.
+    Only headers and JSON are read. Raises FileNotFoundError for missing files and ValueError, in
+    one line, for an unsupported or inconsistent checkpoint: listing missing, unexpected and
+    mis-shaped tensors.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -90,8 +89,10 @@ def _sizes(architecture, config, where):
     if architecture == 'LlavaOnevisionForConditionalGeneration':
         return llava_onevision(config, where)
     if architecture.startswith('Siglip'):
-        tower = config if architecture != 'SiglipModel' else \
-            object_of(config, 'vision_config', where)
+        # A SiglipModel has a text model beside the tower.
+        tower = config
+        if architecture == 'SiglipModel':
+            tower = object_of(config, 'vision_config', where)
         # Used as a tower, SigLIP runs without its last block (arXiv 2511.17487).
         return None, vision_config(tower, where, 1), None
     kind = next(kind for kind, name in MODEL_TYPES.items() if name == architecture)
@@ -100,15 +101,17 @@ def _sizes(architecture, config, where):
 
 def _sections(language, vision, pictures):
     """Return the sections of names that a model of these sizes has."""
-    found = []
+    sections = []
     if language:
-        found += ['decoder', 'head']
+        sections += ['decoder', 'head']
     if vision:
-        found.append('tower')
+        sections.append('tower')
     if language and vision:
-        found += ['first', 'second']
+        sections += ['first', 'second']
     # The connector stage of the reference has no newline yet.
-    return [*found, 'newline'] if pictures and pictures.mode != 'flat' else found
+    if pictures and pictures.mode != 'flat':
+        sections.append('newline')
+    return sections
 
 
 def arrange(architecture: str, tensors: Mapping[str, Tensor], language: LanguageConfig | None,
@@ -116,46 +119,74 @@ def arrange(architecture: str, tensors: Mapping[str, Tensor], language: Language
             where: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return (nested dict of `Leaf`, notes) of the published `tensors` {name: Tensor}.
 
-    Everything that is no `Tensor` but has its `shape`, `dtype` and `read` serves as well. Raises
-    ValueError listing what is missing, unexpected or mis-shaped.
+    Any object with the `shape`, `dtype` and `read` of a `Tensor` works. Raises ValueError listing
+    what is missing, unexpected or mis-shaped.
     """
+    # 1. Which sections there are, and what their names begin with.
     prefixes = present_prefixes(architecture, tensors, _sections(language, vision, pictures))
     layers = max(language.N if language else 0, vision.layers if vision else 0)
-    if len(tensors) < layers:  # told before lists are made of a stranger's numbers
+    # First of all, before lists are made as long as a stranger's file says.
+    if len(tensors) < layers:
         raise ValueError(f'{where}: {layers} layers in config.json, {len(tensors)} tensors in the '
                          'weights; config and weights must be of one model')
+    # 2. Which tensors are wanted, and which are left out on purpose.
     tensors = _with_embedding(tensors, prefixes, language)
     plan = entries(prefixes, language, vision)
     spare, notes = _spare(architecture, prefixes, tensors, language, vision, where)
-    wanted = {name: entry.theirs for entry in plan for name in entry.names}
-    tie = ' (or is it the embedding? then set "tie_word_embeddings" to true)'
-    problems = [f'missing {name} {wanted[name]}{tie if name.endswith("lm_head.weight") else ""}'
-                for name in sorted(wanted.keys() - tensors.keys())]
+    wanted = {}
+    for entry in plan:
+        wanted |= dict.fromkeys(entry.names, entry.theirs)
     unexpected = tensors.keys() - wanted.keys() - spare
     # Weights are never whole numbers, but for quantised ones, which the names above then lack.
     buffers = {name for name in unexpected if tensors[name].dtype in BUFFERS}
     if buffers:
         notes += (f'left out buffers that are no weights: {named(buffers)}',)
-    problems += [f'unexpected {name} {tensors[name].shape}'
-                 for name in sorted(unexpected - buffers)]
-    problems += [f'{name} has dtype {tensors[name].dtype}, not one of {", ".join(DTYPES)} (save '
-                 'the model unquantised)' for name in sorted(wanted.keys() & tensors.keys())
-                 if isinstance(tensors[name].dtype, str)]
-    problems += [f'{name}: stored {tensors[name].shape}, config {wanted[name]}'
-                 for name in sorted(wanted.keys() & tensors.keys())
-                 if tuple(tensors[name].shape) != wanted[name]]
-    problems += [f'{entry.leaf}: {" and ".join(sorted(map(str, kinds)))} in different layers'
-                 for entry in plan if len(kinds := {tensors[name].dtype for name in entry.names
-                                                    if name in tensors}) > 1]
+    # 3. Everything else is wrong, and all of it is told at once.
+    problems = _problems(tensors, wanted, unexpected - buffers) + _mixed(plan, tensors)
     if problems:
-        shown = [problems[0][:100]]
-        for problem in problems[1:MOST_SHOWN]:
-            if len('; '.join(shown)) + len(problem) < MOST_LETTERS:
-                shown.append(problem)
-        rest = len(problems) - len(shown)
-        more = f'; and {rest} more' if rest else ''
         raise ValueError(f'{where}: {len(problems)} tensors do not match config.json: '
-                         f'{"; ".join(shown)}{more}. Config and weights must be of one model')
+                         f'{_first_of(problems)}. Config and weights must be of one model')
+    return _nested(plan, tensors), notes
+
+
+def _problems(tensors, wanted, unexpected):
+    """Return what is wrong with each tensor, missing ones first; `wanted` is {name: shape}."""
+    tie = ' (or is it the embedding? then set "tie_word_embeddings" to true)'
+    problems = [f'missing {name} {wanted[name]}{tie if name.endswith("lm_head.weight") else ""}'
+                for name in sorted(wanted.keys() - tensors.keys())]
+    problems += [f'unexpected {name} {tensors[name].shape}' for name in sorted(unexpected)]
+    both = sorted(wanted.keys() & tensors.keys())
+    problems += [f'{name} has dtype {tensors[name].dtype}, not one of {", ".join(DTYPES)} (save '
+                 'the model unquantised)' for name in both if isinstance(tensors[name].dtype, str)]
+    problems += [f'{name}: stored {tensors[name].shape}, config {wanted[name]}'
+                 for name in both if tuple(tensors[name].shape) != wanted[name]]
+    return problems
+
+
+def _mixed(plan, tensors):
+    """Return which leaves are of several dtypes in different layers."""
+    problems = []
+    for entry in plan:
+        kinds = {tensors[name].dtype for name in entry.names if name in tensors}
+        if len(kinds) > 1:
+            listed = ' and '.join(sorted(map(str, kinds)))
+            problems.append(f'{entry.leaf}: {listed} in different layers')
+    return problems
+
+
+def _first_of(problems):
+    """Return the first few of many problems, in one line, and how many more there are."""
+    shown = [problems[0][:100]]
+    for problem in problems[1:MOST_SHOWN]:
+        if len('; '.join(shown)) + len(problem) < MOST_LETTERS:
+            shown.append(problem)
+    rest = len(problems) - len(shown)
+    more = f'; and {rest} more' if rest else ''
+    return '; '.join(shown) + more
+
+
+def _nested(plan, tensors):
+    """Return the nested dict of the `Leaf` of each entry."""
     leaves = {}
     for entry in plan:
         parts = tuple(tensors[name] for name in entry.names)
@@ -171,12 +202,11 @@ def arrange(architecture: str, tensors: Mapping[str, Tensor], language: Language
             stacked=entry.stacked,
             tensors=parts,
         )
-    return leaves, notes
+    return leaves
 
 
 def _with_embedding(tensors, prefixes, language):
-    """Return `tensors` with the embedding under its own name where only the head it is tied to is
-    stored.
+    """Return `tensors` with the embedding, also where only the head that it is tied to is stored.
 
     safetensors keeps one name of values that are shared, and not always the embedding's.
     """
@@ -191,17 +221,19 @@ def _with_embedding(tensors, prefixes, language):
 
 def _spare(architecture, prefixes, tensors, language, vision, where):
     """Return (names that are left out on purpose, sentences that say so)."""
-    spare = unused(architecture, prefixes, tensors)
+    by_design = unused(architecture, prefixes, tensors)
+    spare = set(by_design)
     notes = []
     if 'tower' in prefixes:
         block = re.compile(re.escape(prefixes['tower']) + r'encoder\.layers\.(\d+)\..+')
-        layers = {name: int(found[1]) for name in tensors if (found := block.fullmatch(name))}
-        deep = {name for name, layer in layers.items() if layer >= vision.layers}
-        spare |= deep
+        matches = {name: block.fullmatch(name) for name in tensors}
+        layers = {name: int(match[1]) for name, match in matches.items() if match}
+        deep = {name: layer for name, layer in layers.items() if layer >= vision.layers}
+        spare |= deep.keys()
         notes += [f'left out vision block {layer}, which the tower does not run'
-                  for layer in sorted({layers[name] for name in deep})]
-    groups = sorted({name.removeprefix(prefixes.get('tower', '')).partition('.')[0]
-                     for name in unused(architecture, prefixes, tensors)})
+                  for layer in sorted(set(deep.values()))]
+    tower = prefixes.get('tower', '')
+    groups = sorted({name.removeprefix(tower).partition('.')[0] for name in by_design})
     if groups:
         notes.append(f'left out, unused by design: {", ".join(groups)}')
     if language and language.tie:

@@ -21,11 +21,11 @@ _SENTENCE_PIECE = ('tokenizer.model', 'spiece.model', 'sentencepiece.bpe.model')
 
 def byte_pairs(vocab: dict[str, int], merges: list[tuple[str, str]], cut: str,
                added: Iterable[tuple[str, bool]], prefix_space: bool = False) -> Tokenizer:
-    """Return the tokenizer of {token: id} and pairs of tokens, cut as 'qwen2', 'smollm' or 'gpt2'
-    does.
+    """Return the tokenizer of {token: id} and of pairs of tokens that are merged.
 
-    `added` is [(token, special)]; each is in `vocab`, so that it keeps its id whatever its place.
-    ValueError in one line when a merge names what is no token.
+    Text is cut before that as 'qwen2', 'smollm' or 'gpt2' does. `added` is [(token, special)]; each
+    is in `vocab`, so that it keeps its id whatever its place. ValueError in one line when a merge
+    names what is no token.
     """
     try:
         tokenizer = Tokenizer(models.BPE(vocab, merges))
@@ -50,7 +50,7 @@ def byte_pairs(vocab: dict[str, int], merges: list[tuple[str, str]], cut: str,
 
 
 def open_tokenizer(folder: Path, rows: int) -> tuple[Tokenizer | None, bool, list[str]]:
-    """Return (tokenizer or None, whether the folder's own tokenizer.json will not do, notes).
+    """Return (tokenizer or None, whether it has to be written anew, notes).
 
     Without a tokenizer.json it is built from vocab.json and merges.txt. ValueError where the folder
     has a tokenizer that cannot be read, or ids beyond the `rows` of the embedding.
@@ -60,8 +60,9 @@ def open_tokenizer(folder: Path, rows: int) -> tuple[Tokenizer | None, bool, lis
         tokenizer = load_tokenizer(folder / 'tokenizer.json', rows)
         settings = read_object(folder / 'tokenizer.json')
         limits = [key for key in ('truncation', 'padding') if settings.get(key)]
-        note = f'switched off in tokenizer.json: {" and ".join(limits)}'
-        return tokenizer, bool(limits), [note] * bool(limits)
+        if not limits:
+            return tokenizer, False, []
+        return tokenizer, True, [f'switched off in tokenizer.json: {" and ".join(limits)}']
     if (folder / 'vocab.json').is_file() and (folder / 'merges.txt').is_file():
         tokenizer = _built(folder)
         size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
@@ -85,6 +86,7 @@ def _built(folder):
         raise ValueError(f'{folder}: no tokenizer.json, and vocab.json with merges.txt of '
                          f'tokenizer_class {str(kind)[:40]!r} is not known; known are '
                          f'{named(_CLASSES)}. Save a tokenizer.json with transformers')
+    # 1. Tokens and ids, which the files must agree on.
     vocab = read_object(folder / 'vocab.json')
     added = _added(folder, config)
     for token, (number, _) in added.items():
@@ -96,11 +98,13 @@ def _built(folder):
     if wrong or len(set(vocab.values())) != len(vocab):
         raise ValueError(f'{folder / "vocab.json"} is damaged: its ids are not whole numbers, each '
                          f'used once ({named(wrong) or "some occur twice"})')
+    # 2. Merges, a pair a line, in order.
     try:
         lines = (folder / 'merges.txt').read_text('utf-8').splitlines()
     except UnicodeDecodeError:
         raise ValueError(f'{folder / "merges.txt"} is no UTF-8; download it again') from None
-    lines = lines[lines[:1] != [] and lines[0].startswith('#version'):]
+    if lines and lines[0].startswith('#version'):
+        lines = lines[1:]
     merges = [tuple(line.split(' ')) for line in lines if line]
     if any(len(merge) != 2 for merge in merges):
         raise ValueError(f'{folder / "merges.txt"} is damaged: not every line has two tokens')
@@ -123,4 +127,5 @@ def _added(folder, config):
              for value in (*special.values(), *(special.get('additional_special_tokens') or ()))}
     for token, number in read_object(folder / 'added_tokens.json').items():
         added.setdefault(token, (number, token in names))
+    # As text, for a damaged id need not be a number, and is refused later in words of its own.
     return dict(sorted(added.items(), key=lambda row: str(row[1][0]).zfill(12)))

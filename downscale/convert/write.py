@@ -1,6 +1,5 @@
 """Our leaves to a folder that transformers, or the reference's code, loads."""
 import json
-import os
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -13,6 +12,7 @@ from downscale.convert.describe import check_format, describe
 from downscale.convert.leaves import published
 from downscale.convert.names import FILLERS, FORMATS, entries
 from downscale.convert.shards import DTYPES, INDEX, SINGLE, size_of, write_tensors
+from downscale.runtime.files import whole
 from downscale.sizes import LanguageConfig, Pictures, VisionConfig
 
 MOST_SHARD_BYTES = 5 * 10 ** 9
@@ -22,7 +22,7 @@ def export_folder(to: Path, form: str, leaves: dict[str, Any], language: Languag
                   vision: VisionConfig | None = None, pictures: Pictures | None = None,
                   base: dict[str, Any] | None = None, files: Collection[Path] = (),
                   image_token: int | None = None) -> None:
-    """`to` is a Hugging Face folder of format `form` with these leaves, in their own dtypes.
+    """Write these leaves, in their own dtypes, as a Hugging Face folder `to` of format `form`.
 
     `leaves` is our nested tree; each leaf has `shape`, `dtype` and `read()` and is read once, one
     at a time. `base` (a parsed config.json) and `files` (tokenizer and such, copied) come from an
@@ -38,18 +38,12 @@ def export_folder(to: Path, form: str, leaves: dict[str, Any], language: Languag
     # transformers casts everything to the one dtype of the config: the widest keeps all values.
     config = describe(form, language, vision, pictures, max(dtypes, key=lambda d: d.itemsize),
                       base, image_token)
-    partial = to.with_name(f'.{to.name}.{os.getpid()}.partial')
-    partial.mkdir(parents=True)
-    try:
+    with whole(to) as partial:
+        partial.mkdir()
         _write_shards(partial, plan)
         (partial / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
         for path in files:
             shutil.copyfile(path, partial / Path(path).name)
-        if to.is_dir():
-            to.rmdir()
-        os.replace(partial, to)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _leaf_at(leaves, path):
@@ -60,13 +54,14 @@ def _leaf_at(leaves, path):
 
 
 def _plan(form, leaves, language, vision, pictures):
-    """Return [(entry, leaf, rows)] in writing order; a row is (name, dtype, shape) of a published
-    tensor.
+    """Return [(entry, leaf, rows)] in the order of writing.
 
-    Where the format wants a constant that the model does not have, it is (value, None, [row]).
+    A row is (name, dtype, shape) of a published tensor. Where the format wants a constant that the
+    model does not have, it is (value, None, [row]).
     """
-    prefixes = {section: candidates[0] for section, candidates
-                in FORMATS[MODEL_TYPES[form]].items()
+    sections = FORMATS[MODEL_TYPES[form]]
+    # The first prefix is the one that is written. Flat pictures have no newline.
+    prefixes = {section: candidates[0] for section, candidates in sections.items()
                 if not (section == 'newline' and pictures.mode == 'flat')}
     plan = []
     problems = []
@@ -80,6 +75,7 @@ def _plan(form, leaves, language, vision, pictures):
         if dtype not in DTYPES.values():
             problems.append(f'{entry.leaf}: dtype {dtype} is not one of {", ".join(DTYPES)}')
         plan.append((entry, leaf, [(name, dtype, entry.theirs) for name in entry.names]))
+    # All that is wrong is told at once, before a weight is read.
     if problems:
         raise ValueError(f'cannot export: {"; ".join(problems[:10])}; {len(problems)} leaves do '
                          'not fit the sizes')
@@ -92,9 +88,7 @@ def _plan(form, leaves, language, vision, pictures):
 
 
 def _shards(plan):
-    """Return the rows of `plan` cut into shards of at most `MOST_SHARD_BYTES`: [[row, ...],
-    ...].
-    """
+    """Return the rows of `plan` as lists, one for each shard of at most `MOST_SHARD_BYTES`."""
     shards = [[]]
     filled = 0
     for _, _, rows in plan:
@@ -120,6 +114,7 @@ def _arrays(plan):
 
 
 def _turned(entry, whole):
+    """Yield the published tensors of one leaf, layer by layer."""
     for layer in whole if entry.stacked else [whole]:
         yield published(entry, layer)
 
@@ -127,13 +122,16 @@ def _turned(entry, whole):
 def _write_shards(folder, plan):
     """Write the safetensors files of `plan`, and their index when there are several."""
     shards = _shards(plan)
+    # One iterator for all files: each takes its own tensors and leaves the rest.
     arrays = _arrays(plan)
-    names = [SINGLE] if len(shards) == 1 else [
-        f'model-{k + 1:05d}-of-{len(shards):05d}.safetensors' for k in range(len(shards))]
+    names = [SINGLE]
+    if len(shards) > 1:
+        names = [f'model-{k + 1:05d}-of-{len(shards):05d}.safetensors' for k in range(len(shards))]
+    weight_map = {}
     for name, rows in zip(names, shards):
         write_tensors(folder / name, rows, arrays)
+        weight_map |= {row[0]: name for row in rows}
     if len(shards) > 1:
-        weight_map = {row[0]: name for name, rows in zip(names, shards) for row in rows}
         index = {'metadata': {'total_size': sum(map(size_of, sum(shards, [])))},
                  'weight_map': weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + '\n')

@@ -5,6 +5,7 @@ so that one shape for all computes mostly padding. Plain Python and numpy: no ex
 """
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, product
 from typing import Annotated, Any
 
 import numpy as np
@@ -74,8 +75,9 @@ class Packer:
         self.closed = [[] for _ in shapes]
 
     def add(self, position: int, tokens: int, tiles: int) -> tuple[int, list[list[int]]] | None:
-        """Return (number of the shape, rows of positions) when that completes a batch, else
-        None.
+        """Return the batch that a conversation completes, None where it completes none.
+
+        A batch is (number of the shape, the positions of each row).
         """
         bucket = smallest(self.shapes, tokens, tiles)
         shape = self.shapes[bucket]
@@ -87,8 +89,8 @@ class Packer:
         else:
             row = _Row()
             rows.append(row)
-        row.tokens = row.tokens + tokens
-        row.tiles = row.tiles + tiles
+        row.tokens += tokens
+        row.tiles += tiles
         row.positions.append(position)
         if len(rows) > min(self.most_open, shape.batch):
             closed.append(rows.pop(0).positions)
@@ -100,25 +102,42 @@ class Packer:
 
     def state(self) -> dict[str, Any]:
         """Return what waits, as JSON can hold it; a copy."""
-        return {'open': [[[row.tokens, row.tiles, list(row.positions)] for row in rows]
-                         for rows in self.open],
-                'closed': [[list(positions) for positions in rows] for rows in self.closed]}
+        return {'open': [list(map(_as_list, rows)) for rows in self.open],
+                'closed': [list(map(list, rows)) for rows in self.closed]}
 
     def restore(self, state: dict[str, Any]) -> list[int]:
-        """Wait for what `state` waited for; returns the positions in it."""
-        self.open = [[_Row(tokens, tiles, list(positions)) for tokens, tiles, positions in rows]
-                     for rows in state['open']]
-        self.closed = [[list(positions) for positions in rows] for rows in state['closed']]
-        rows = [row.positions for rows in self.open for row in rows]
-        return [p for row in [*rows, *(row for rows in self.closed for row in rows)] for p in row]
+        """Wait for what `state` waited for, and return the positions in it."""
+        self.open = [list(map(_row_of, rows)) for rows in state['open']]
+        self.closed = [list(map(list, rows)) for rows in state['closed']]
+        return waiting(state)
+
+
+def _as_list(row):
+    """Return a row as JSON can hold it; a copy."""
+    return [row.tokens, row.tiles, list(row.positions)]
+
+
+def _row_of(saved):
+    """Return the row that `_as_list` saved; a copy."""
+    tokens, tiles, positions = saved
+    return _Row(tokens, tiles, list(positions))
+
+
+def waiting(state: dict[str, Any]) -> list[int]:
+    """Return the positions in a `Packer.state`: those of open rows, then those of closed ones."""
+    positions = []
+    for _, _, of_row in chain.from_iterable(state['open']):
+        positions += of_row
+    for of_row in chain.from_iterable(state['closed']):
+        positions += of_row
+    return positions
 
 
 # --- waste ------------------------------------------------------------------------------------
 
 def padding(shapes: Sequence[Shape], sizes: np.ndarray, flops: Callable[[int, int], float],
             most_open: int = OPEN) -> dict[str, Any]:
-    """Return what batches of `shapes` compute for nothing on conversations of `sizes`, ready for
-    JSON.
+    """Return what batches of `shapes` compute for nothing, as JSON can hold it.
 
     `sizes` [n, 2] are the tokens and tiles of each conversation, in the order of the stream;
     `flops(length, tiles)` those of one row. Rows are packed as training packs them; what is still
@@ -126,31 +145,42 @@ def padding(shapes: Sequence[Shape], sizes: np.ndarray, flops: Callable[[int, in
     tiles (used), token_waste, tile_waste and flop_waste (shares of what is computed; a
     conversation needs `flops` of its own size); per bucket the share of steps and of FLOPs.
     """
-    shapes, packer = in_order(shapes), Packer(in_order(shapes), most_open)
-    rows = np.zeros(len(shapes), int)
-    for position, (tokens, tiles) in enumerate(sizes.tolist()):
-        ready = packer.add(position, tokens, tiles)
-        if ready:
-            rows[ready[0]] += len(ready[1])
-    rows += [len(opened) + len(closed) for opened, closed in zip(packer.open, packer.closed)]
+    shapes = in_order(shapes)
+    rows = _packed_rows(shapes, sizes, most_open)
+    # `flops` is asked once a size: conversations of one set often share theirs.
     pairs, which = np.unique(sizes, axis=0, return_inverse=True)
     bucket_of = np.array([smallest(shapes, *pair) for pair in pairs.tolist()])[which]
     needed = np.array([flops(*pair) for pair in pairs.tolist()], float)[which]
     steps = rows / [shape.batch for shape in shapes]
     computed = rows * np.array([flops(shape.length, shape.tiles) for shape in shapes], float)
-    found = []
+    facts = []
     for k, shape in enumerate(shapes):
-        found.append({'batch': shape.batch, 'length': shape.length, 'tiles_per_row': shape.tiles,
+        inside = bucket_of == k
+        wasted = _wasted(sizes[inside], needed[inside].sum(), rows[k:k + 1], shapes[k:k + 1],
+                         computed[k])
+        facts.append({'batch': shape.batch, 'length': shape.length, 'tiles_per_row': shape.tiles,
                       'share_of_steps': steps[k] / steps.sum(),
-                      'share_of_flops': computed[k] / computed.sum(),
-                      **_wasted(sizes[bucket_of == k], needed[bucket_of == k].sum(),
-                                rows[k:k + 1], shapes[k:k + 1], computed[k])})
-    return {'buckets': found, 'total': _wasted(sizes, needed.sum(), rows, shapes, computed.sum())}
+                      'share_of_flops': computed[k] / computed.sum(), **wasted})
+    return {'buckets': facts, 'total': _wasted(sizes, needed.sum(), rows, shapes, computed.sum())}
+
+
+def _packed_rows(shapes, sizes, most_open):
+    """Return how many rows of each of `shapes` conversations of `sizes` take, int [K]."""
+    packer = Packer(shapes, most_open)
+    rows = np.zeros(len(shapes), int)
+    for position, (tokens, tiles) in enumerate(sizes.tolist()):
+        ready = packer.add(position, tokens, tiles)
+        if ready:
+            bucket, batch = ready
+            rows[bucket] += len(batch)
+    return rows + [len(opened) + len(closed)
+                   for opened, closed in zip(packer.open, packer.closed)]
 
 
 def _wasted(sizes, needed, rows, shapes, computed):
     """Return the counts and shares of waste of `rows` (of each of `shapes`) that hold `sizes`."""
-    (tokens, tiles), count = sizes.sum(0).tolist(), rows.tolist()
+    tokens, tiles = sizes.sum(0).tolist()
+    count = rows.tolist()
     room = sum(n * shape.length for n, shape in zip(count, shapes))
     slots = sum(n * shape.tiles for n, shape in zip(count, shapes))
     return {'conversations': len(sizes), 'rows': sum(count), 'tokens': tokens, 'tiles': tiles,
@@ -163,52 +193,55 @@ def _wasted(sizes, needed, rows, shapes, computed):
 
 def propose(sizes: np.ndarray, shape: Shape, count: int,
             flops: Callable[[int, int], float]) -> tuple[Shape, ...]:
-    """At most `count` - 1 buckets beside `shape`, in order, with the least expected work.
+    """Return the at most `count` - 1 buckets beside `shape` that give the least expected work.
 
     `sizes` [n, 2] are tokens and tiles of conversations, `flops(length, tiles)` those of one row.
-    Buckets are nested, each at least as long and with as many tiles as the one before; lengths are
-    multiples of 128. What a conversation takes of a row is estimated by `shares`; `padding` counts
-    it. Batches are multiples of `shape.batch` such that no bucket has more tokens or tiles in a
-    step than `shape`. ValueError when a conversation does not fit `shape`.
+    They come in order. Buckets are nested, each at least as long and with as many tiles as the one
+    before; lengths are multiples of 128. What a conversation takes of a row is estimated by
+    `shares`; `padding` counts it. Batches are multiples of `shape.batch` such that no bucket has
+    more tokens or tiles in a step than `shape`. ValueError when a conversation does not fit
+    `shape`.
     """
     pairs, times = np.unique(sizes, axis=0, return_counts=True)
     if not shape.holds(*pairs.max(0)):
         raise ValueError(f'conversations of up to {pairs[:, 0].max()} tokens and '
                          f'{pairs[:, 1].max()} tiles do not fit rows of {shape.length} tokens and '
                          f'{shape.tiles} tiles; raise `length` or `tiles` of the stage')
-    found = candidates(shape)
-    first, later = _charges(found, pairs, times, flops)
-    # least[c]: the least work for all that candidate c holds, with c as the largest bucket.
+    tried = candidates(shape)
+    first, later = _charges(tried, pairs, times, flops)
+    # A dynamic programme over chains of buckets. `least[c]` is the least work for all that
+    # candidate c holds with c as the largest bucket; one more bucket is allowed in each round, and
+    # `before[round][c]` is the next smaller bucket of the best chain that ends in c.
     least = first
     before = []
     best = first[-1]
-    chosen = [len(found) - 1]
+    chosen = [len(tried) - 1]
     for _ in range(count - 1):
-        before.append((least[:, None] + later).argmin(0))
-        least = np.take_along_axis(least[:, None] + later, before[-1][None], 0)[0]
+        work = least[:, None] + later
+        before.append(work.argmin(0))
+        least = np.take_along_axis(work, before[-1][None], 0)[0]
+        # The largest bucket is `shape`, the last candidate: its chain is read backwards.
         if least[-1] < best:
             best = least[-1]
-            chosen = [len(found) - 1]
+            chosen = [len(tried) - 1]
             for step in reversed(before):
                 chosen.append(step[chosen[-1]])
-    return tuple(_filled(shape, *found[k]) for k in reversed(chosen[1:]))
+    return tuple(_filled(shape, *tried[k]) for k in reversed(chosen[1:]))
 
 
 def candidates(shape: Shape) -> np.ndarray:
     """Return the (length, tiles) that a proposal tries, [K, 2], that of `shape` last."""
     step = STEP * -(-shape.length // (STEP * MOST_LENGTHS))
-    found = [(length, tiles) for length in range(step, shape.length + 1, step)
-             for tiles in range(shape.tiles + 1)]
-    return np.array([size for size in found if size != (shape.length, shape.tiles)]
-                    + [(shape.length, shape.tiles)])
+    largest = shape.length, shape.tiles
+    tried = list(product(range(step, shape.length + 1, step), range(shape.tiles + 1)))
+    return np.array([size for size in tried if size != largest] + [largest])
 
 
 def shares(length: int, tiles: int, pairs: np.ndarray) -> np.ndarray:
-    """Return the part of a row that a conversation of each of `pairs` [U, 2] is expected to take; 0
-    for one that does not fit.
+    """Return the part of a row that a conversation of each of `pairs` [U, 2] should take, [U].
 
-    Among its equals it takes 1 / n of a row that holds n; others may fill the rest of a row, but
-    for a tenth (FILL).
+    It is 0 for one that does not fit. Among its equals it takes 1 / n of a row that holds n; others
+    may fill the rest of a row, but for a tenth (FILL).
     """
     used = np.maximum(pairs[:, 0] / length, pairs[:, 1] / max(tiles, 1))
     used[(pairs[:, 1] > 0) & (tiles == 0)] = np.inf
@@ -216,15 +249,20 @@ def shares(length: int, tiles: int, pairs: np.ndarray) -> np.ndarray:
     return np.where(equals > 0, np.minimum(1 / np.maximum(equals, 1), used / FILL), 0.0)
 
 
-def _charges(found, pairs, times, flops):
-    """Work of candidate c as the smallest bucket [K], and behind candidate p as its next smaller
-    one [K of p, K of c], inf where p is no part of c."""
-    fits = np.all(pairs[None] <= found[:, None], -1)
-    work = np.array([flops(*size) for size in found.tolist()], float)
-    taken = np.stack([times * shares(*size, pairs) for size in found]) * work[:, None]
+def _charges(tried, pairs, times, flops):
+    """Return the work of each candidate c for the conversations that it is charged with.
+
+    First [K], where c is the smallest bucket; then [K of p, K of c], where candidate p is the next
+    smaller one and takes what it holds, inf where p is no part of c.
+    """
+    # Of K candidates and U pairs, [K, U]: `fits` says what holds what, `taken` is the work of that.
+    fits = np.all(pairs[None] <= tried[:, None], -1)
+    work = np.array([flops(*size) for size in tried.tolist()], float)
+    taken = np.stack([times * shares(*size, pairs) for size in tried]) * work[:, None]
     first = taken.sum(1)
+    # With p below it, c is charged only for what p does not hold.
     later = first[None] - fits.astype(float) @ taken.T
-    nested = np.all(found[:, None] <= found[None], -1)
+    nested = np.all(tried[:, None] <= tried[None], -1)
     np.fill_diagonal(nested, False)
     return first, np.where(nested, later, np.inf)
 

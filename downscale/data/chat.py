@@ -49,8 +49,8 @@ _CHATML = Chat(user=('<|im_start|>user\n', '<|im_end|>\n'),
                assistant=('<|im_start|>assistant\n', '<|im_end|>\n'),
                system=('<|im_start|>system\n', '<|im_end|>\n'))
 CHATS = {
-    # What perception models are trained on (arXiv 2511.17487, its code): Qwen's own template gives
-    # way to a fixed system turn, without thoughts.
+    # What perception models are trained on, as in the code of arXiv 2511.17487: a fixed system turn
+    # and no thoughts, instead of Qwen's own template.
     'chatml': replace(_CHATML, default_system='You are a helpful assistant.', after_image='\n'),
     # The connector learns captions and the line break behind them; nothing is asked.
     'plain': Chat(user=('', ''), assistant=('', '\n'), system=('', ''), captions=True,
@@ -85,18 +85,20 @@ def render(chat: Chat | Template, turns: Sequence[Turn], reply: bool = False,
         return chat.pieces(tuple(turns), reply, thinking)
     if chat.default_system and (not turns or turns[0].role != 'system'):
         turns = (Turn(role='system', text=chat.default_system, supervised=False), *turns)
-    asked = max((k for k, turn in enumerate(turns) if turn.role == 'user'), default=len(turns) - 1)
+    last = len(turns) - 1
+    asked = max((k for k, turn in enumerate(turns) if turn.role == 'user'), default=last)
     pieces = []
     for k, turn in enumerate(turns):
-        pieces += _pieces(chat, turn, k > asked, k == len(turns) - 1)
+        pieces += _pieces(chat, turn, k > asked, k == last)
     if reply:
         pieces.append((chat.assistant[0] + _begun(chat, thinking), 0))
     return [piece for piece in pieces if piece[0]]
 
 
 def _pieces(chat, turn, current, last):
-    """Return the pieces of a turn; `current` marks replies to the last question, `last` the last
-    turn.
+    """Return the pieces of a turn.
+
+    `current` marks a reply to the last question, `last` the last turn.
     """
     before, after = {'system': chat.system, 'user': chat.user,
                      'assistant': chat.assistant}[turn.role]
@@ -131,7 +133,10 @@ def _begun(chat, thinking):
 
 
 def _thought(chat, turn, current, last):
-    """Return (what is put into the assistant's mouth, its text), the thought kept or taken out."""
+    """Return (what is given to an assistant to begin with, its text).
+
+    The text keeps a thought only in a reply to the last question.
+    """
     opened, closed = chat.thought
     text = turn.text
     if not opened:
@@ -143,6 +148,7 @@ def _thought(chat, turn, current, last):
         text = text.lstrip('\n')
     if current and thought:
         return '', opened + thought + closed + text
-    if current and last:  # as if it had been asked not to think
+    # As if it had been asked not to think.
+    if current and last:
         return chat.direct, text.lstrip('\n')
     return '', text

@@ -17,20 +17,15 @@ a key twice or a number of cells that the header has not is a `BadRow`. What is 
 file is a ValueError of one line of at most `LONGEST_ERROR` characters; FileNotFoundError where
 there is none.
 """
-import ast
-import csv
-import io
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from downscale.runtime.streams import LONGEST_ERROR, printable
+from downscale.data.rows import BadRow, fault, is_unicode, short_path, shown
+from downscale.data.sheets import sheet_rows
 
 FORMS = ('.json', '.jsonl', '.ndjson', '.csv', '.tsv')
-ANSWERS = ('answer', 'answers', 'gold')  # columns whose cells may spell a list of accepted texts
-LONGEST_CELL = 1 << 26  # characters of one cell of a sheet; pictures as base64 are long
 DEEPEST = 64  # levels of a row: code that walks through a row must not run out of stack
 # What stands beside the one list of a published file, about the file and no row.
 ABOUT = ('info', 'license', 'licenses', 'version', 'task_type', 'data_type', 'data_subtype',
@@ -48,38 +43,6 @@ OTHERS = {b'\x1f\x8b': 'packed with gzip; unpack it first',
 _SPACE = re.compile(r'[ \t\r\n]*')
 
 
-@dataclass(frozen=True)
-class BadRow:
-    """A row that cannot be read: where it stands, a reason for counting, and what is wrong.
-
-    `reason` is 'unreadable row', 'wrong type' (no object) or 'bad text' (no Unicode).
-    """
-    where: str
-    reason: str
-    detail: str
-
-    def __str__(self):
-        return f'{self.where}: {self.detail}'
-
-
-def shown(value: Any, most: int = 60) -> str:
-    """Return `value` as it may stand in a message: one line of at most `most` characters."""
-    text = printable(str(value)[:most + 1])
-    return text if len(text) <= most else f'{text[:most - 3]}...'
-
-
-def fault(path: Path, cause: str) -> ValueError:
-    """Return the ValueError of a file: path and cause in at most `LONGEST_ERROR` characters."""
-    cause = shown(cause, LONGEST_ERROR - 82)
-    return ValueError(f'{_short_path(path)}: {cause}')
-
-
-def _short_path(path):
-    """Return the end of a long path: the name of the file stands there."""
-    text = printable(str(path))
-    return text if len(text) <= 80 else f'...{text[-77:]}'
-
-
 # --- files ------------------------------------------------------------------------------------
 
 def read(path: Path) -> list[tuple[str, Any]]:
@@ -91,17 +54,19 @@ def read(path: Path) -> list[tuple[str, Any]]:
                           f'are {", ".join(FORMS)}')
     data = _bytes(path)
     if suffix in ('.csv', '.tsv'):
-        return _sheet(data, path, '\t' if suffix == '.tsv' else ',')
+        return sheet_rows(_text(data), path, '\t' if suffix == '.tsv' else ',')
     start = re.match(rb'\s*', data).end()
     first = data[start:start + 1]
-    if first == b'[' and not (suffix != '.json' and _lists_in_lines(data[start:])):
+    in_lines = suffix != '.json' and first == b'[' and _lists_in_lines(data[start:])
+    if first == b'[' and not in_lines:
         return _list(_text(data), path)
     if suffix != '.json':
         return _lines(data)
     if first == b'{':
         return _object(data, path)
-    raise fault(path, f'must hold a JSON list of rows; it begins with {data[start:start + 12]!r}'
-                if first else 'the file is empty')
+    if not first:
+        raise fault(path, 'the file is empty')
+    raise fault(path, f'must hold a JSON list of rows; it begins with {data[start:start + 12]!r}')
 
 
 def read_whole(path: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -128,14 +93,16 @@ def _bytes(path):
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
-        raise FileNotFoundError(f'no file {_short_path(path)}') from None
+        raise FileNotFoundError(f'no file {short_path(path)}') from None
     except OSError as error:
         raise fault(path, error.strerror or 'cannot be read') from None
+    # Before decoding, which would only say that it is no text.
     for start, form in OTHERS.items():
         if data.startswith(start):
             raise fault(path, f'the file is {form}')
     if data[:256].lstrip().lower().startswith((b'<!doctype', b'<html', b'<?xml')):
         raise fault(path, 'the file is a web page or XML; was a page of errors downloaded?')
+    # By the mark, or by the zeros between ASCII letters, with which such files begin.
     coding = json.detect_encoding(data[:4])
     if coding == 'utf-8-sig':
         return data[3:]
@@ -148,7 +115,7 @@ def _bytes(path):
 
 
 def _text(data):
-    """Return the text of UTF-8; each byte that is none becomes half a surrogate pair."""
+    """Return the text of UTF-8; a byte that is not UTF-8 becomes half a surrogate pair."""
     return data.decode('utf-8', 'surrogateescape')
 
 
@@ -159,6 +126,7 @@ class _Twice(ValueError):
 
 
 def _unique(pairs):
+    """Return the dict of the pairs of a JSON object; `_Twice` where a key comes again."""
     value = dict(pairs)
     if len(value) < len(pairs):
         names = [name for name, _ in pairs]
@@ -167,29 +135,37 @@ def _unique(pairs):
 
 
 _decoder = json.JSONDecoder(object_pairs_hook=_unique)
-_lenient = json.JSONDecoder(parse_int=str)  # finds the end of what `_decoder` cannot take
+# Finds the end of what `_decoder` cannot take: keys that stand twice, and long numbers, which
+# Python refuses to convert.
+_lenient = json.JSONDecoder(parse_int=str)
 
 
 def _lines(data):
-    """Return rows of JSON lines. What JSON calls a line break never stands inside a value."""
+    """Return the rows of JSON lines; no line break stands inside a JSON value."""
     lines = data.splitlines()
+    # A last line without an end may have been cut.
     torn = len(lines) if data and not data.endswith((b'\n', b'\r')) else None
-    return [(f'line {number}', _line(line, f'line {number}', number == torn))
-            for number, line in enumerate(lines, 1) if line and not line.isspace()]
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if line and not line.isspace():
+            where = f'line {number}'
+            rows.append((where, _line(line, where, number == torn)))
+    return rows
 
 
 def _line(line, where, torn=False):
-    """Return the dict or `BadRow` of the bytes of one value."""
+    """Return the dict or `BadRow` of the bytes of one value; `torn` says that it may be cut."""
     try:
         text = line.decode()
         value = _decoder.decode(text)
     except UnicodeDecodeError as error:
-        return BadRow(where, 'bad text', f'not UTF-8 (byte {line[error.start]:#04x} at '
-                                         f'{error.start})')
+        byte = line[error.start]
+        return BadRow(where, 'bad text', f'not UTF-8 (byte {byte:#04x} at {error.start})')
     except (ValueError, RecursionError) as error:
         cause = _cause(error)
-        return BadRow(where, 'unreadable row', f'{cause}; the file ends in this line'
-                      if torn and isinstance(error, json.JSONDecodeError) else cause)
+        if torn and isinstance(error, json.JSONDecodeError):
+            cause = f'{cause}; the file ends in this line'
+        return BadRow(where, 'unreadable row', cause)
     return _checked(value, text, where)
 
 
@@ -206,8 +182,9 @@ def _cause(error):
 
 
 def _checked(value, text, where):
-    """Return `value` of `text`, or a `BadRow` where it is no object, nested deeply or no
-    Unicode.
+    """Return `value`, which `text` spells; a `BadRow` unless it is an object that can be used.
+
+    It may be no object, be nested deeply, or hold what is no Unicode.
     """
     if not isinstance(value, dict):
         name = {'NoneType': 'null', 'list': 'a list', 'str': 'a text', 'bool': 'true or false'}
@@ -216,7 +193,7 @@ def _checked(value, text, where):
     # Few rows hold so many brackets or such an escape: the others are not walked through.
     if text.count('{') + text.count('[') > DEEPEST and _depth(value) > DEEPEST:
         return BadRow(where, 'unreadable row', f'nested more than {DEEPEST} levels deep')
-    if '\\ud' in text or '\\uD' in text or not _is_unicode(text):
+    if '\\ud' in text or '\\uD' in text or not is_unicode(text):
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -225,6 +202,7 @@ def _checked(value, text, where):
 
 
 def _broken(error):
+    """Return what is wrong with a text that cannot be written as UTF-8."""
     letter = ord(error.object[error.start])
     if 0xdc80 <= letter <= 0xdcff:
         return f'not UTF-8 (byte {letter - 0xdc00:#04x})'
@@ -233,6 +211,7 @@ def _broken(error):
 
 def _depth(value):
     """Return the levels of lists and dicts in each other."""
+    # Without recursion: a deep value would exhaust the stack.
     deepest = 0
     todo = [(value, 1)]
     while todo:
@@ -244,7 +223,10 @@ def _depth(value):
 
 
 def _list(text, path):
-    """Return rows of the text of a JSON list."""
+    """Return the rows of the text of a JSON list.
+
+    Its values are decoded one by one, so that a bad one does not hide the others.
+    """
     rows = []
     at = _behind(text, text.index('[') + 1)
     if text[at:at + 1] == ']':
@@ -256,17 +238,20 @@ def _list(text, path):
         at = _behind(text, at)
         if text[at:at + 1] == ']':
             return _ended(text, at, path, rows)
+        if at == len(text):
+            raise fault(path, f'the file ends behind {where} of its list; it was cut')
         if text[at:at + 1] != ',':
-            raise fault(path, f'the file ends behind {where} of its list; it was cut' if
-                        at == len(text) else f'no comma behind {where}')
+            raise fault(path, f'no comma behind {where}')
         at = _behind(text, at + 1)
 
 
 def _behind(text, at):
+    """Return the place of the next character that is no space."""
     return _SPACE.match(text, at).end()
 
 
 def _ended(text, at, path, rows):
+    """Return `rows`; ValueError where more text stands behind the bracket at `at`."""
     at = _behind(text, at + 1)
     if at < len(text):
         raise fault(path, f'text behind the end of its list: {shown(text[at:at + 40])!r}')
@@ -274,8 +259,9 @@ def _ended(text, at, path, rows):
 
 
 def _entry(text, at, where, path):
-    """Return (dict or `BadRow`, where it ends) of the value at `at`; ValueError where no end is
-    seen.
+    """Return (dict or `BadRow`, where it ends) of the value at `at`.
+
+    ValueError where no end is seen.
     """
     try:
         value, end = _decoder.raw_decode(text, at)
@@ -289,6 +275,7 @@ def _entry(text, at, where, path):
 
 
 def _end(text, at, where, path):
+    """Return where the value at `at` ends, which cannot be read as a row."""
     try:
         return _lenient.raw_decode(text, at)[1]
     except (ValueError, RecursionError) as error:
@@ -296,6 +283,7 @@ def _end(text, at, where, path):
 
 
 def _json_error(error):
+    """Return what is wrong with a whole file that is no JSON."""
     if error.pos >= len(error.doc.rstrip()) or error.msg.startswith('Unterminated string'):
         return f'the file ends inside it or a quote is missing ({error.msg}, line {error.lineno})'
     return f'no readable JSON ({error.msg}, line {error.lineno}, column {error.colno})'
@@ -312,7 +300,10 @@ def _lists_in_lines(data):
 
 
 def _object(data, path):
-    """Return rows of a .json file that begins with an object: JSON lines, or one wrapped list."""
+    """Return the rows of a .json file that begins with an object.
+
+    It holds JSON lines, or one wrapped list.
+    """
     text = _text(data)
     start = _behind(text, 0)
     try:
@@ -320,6 +311,7 @@ def _object(data, path):
         if _behind(text, end) < len(text):
             return _lines(data)
         value = _decoder.raw_decode(text, start)[0]
+        # As text again, so that its rows are read, and named, like those of a bare list.
         lists = {name: json.dumps(part) for name, part in value.items()
                  if name not in ABOUT and isinstance(part, list)}
     except json.JSONDecodeError as error:
@@ -330,90 +322,3 @@ def _object(data, path):
         raise fault(path, 'must hold a JSON list of rows, and holds one object of the keys '
                           f'{shown(list(value)[:8], 120)}; keep the list alone, or one row a line')
     return _list(*lists.values(), path)
-
-
-# --- sheets -----------------------------------------------------------------------------------
-
-def _sheet(data, path, usual):
-    """Return rows of a CSV or TSV file with a header."""
-    text = _text(data)
-    mark = re.match(r'sep=(.)(\r\n|\r|\n)', text)  # how spreadsheets tell one another
-    text = text[mark.end():] if mark else text
-    cut = mark[1] if mark else _cut(text, usual)
-    csv.field_size_limit(LONGEST_CELL)
-    lines = csv.reader(io.StringIO(text, newline=''), delimiter=cut, strict=True)
-    try:
-        names = _header(next((cells for cells in lines if any(cells)), []), path)
-    except csv.Error as error:
-        raise fault(path, f'its header is no readable CSV ({error})') from None
-    broken = not _is_unicode(text)
-    rows = []
-    first = 1 + bool(mark)
-    while True:
-        first = lines.line_num + bool(mark) + 1
-        row = None
-        try:
-            cells = next(lines)
-            if not any(cells):
-                continue
-            row = dict(zip(names, cells))
-        except StopIteration:
-            return rows
-        except csv.Error as error:
-            cells = str(error)
-        where = f'line {first}'
-        if row is None:
-            detail = f'no readable cells up to line {lines.line_num + bool(mark)} ({cells})'
-            rows.append((where, BadRow(where, 'unreadable row', detail)))
-        elif len(cells) != len(names):
-            rows.append((where, BadRow(where, 'unreadable row', f'{len(cells)} cells for '
-                                                                f'{len(names)} columns')))
-        elif broken and not _is_unicode('\n'.join(cells)):
-            rows.append((where, BadRow(where, 'bad text', 'not UTF-8; save the sheet as UTF-8')))
-        else:
-            # A cell is a text; a list of accepted answers can only be spelled in it.
-            spelled = {name: list_of_texts(row[name]) for name in ANSWERS if name in row}
-            rows.append((where, row | {name: value for name, value in spelled.items() if value}))
-
-
-def list_of_texts(text: str) -> list[str]:
-    """Return the list of texts that `text` spells, as JSON or as Python shows it; [] where it is
-    none.
-    """
-    if not (text.strip().startswith('[') and text.strip().endswith(']')):
-        return []
-    for reader in (json.loads, ast.literal_eval):
-        try:
-            value = reader(text.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue
-        if isinstance(value, list) and all(isinstance(part, str) for part in value):
-            return value
-    return []
-
-
-def _is_unicode(text):
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _cut(text, usual):
-    """Return what separates cells: the usual, unless the header has none of it and has another."""
-    header = re.match(r'[\r\n]*([^\r\n]*)', text)[1]
-    return next((mark for mark in (usual, ',', ';', '\t') if mark in header), usual)
-
-
-def _header(cells, path):
-    """Return the names of the columns; ValueError where they name none or one twice."""
-    if not cells:
-        raise fault(path, 'holds no header; the first line must name the columns')
-    if not _is_unicode('\n'.join(cells)):
-        raise fault(path, 'its header is not UTF-8; save the sheet as UTF-8')
-    names = [name or f'Unnamed: {k}' for k, name in enumerate(cells)]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise fault(path, f'its header names a column twice: {shown(twice, 120)}')
-    return names

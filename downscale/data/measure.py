@@ -5,7 +5,7 @@ import math
 
 from PIL import ExifTags, Image
 
-from downscale.data import images
+from downscale.data import images, tiling
 from downscale.data.chat import render
 from downscale.data.records import IMAGE, Conversation
 from downscale.data.tokens import Encoder, Layout
@@ -16,17 +16,17 @@ _MARKS = (b'eXIf', b'exif', b'xmp')
 
 
 def picture_size(data: bytes, where: str = 'image') -> tuple[int, int]:
-    """Return (width, height) of the upright picture in encoded bytes, from the header where that
-    tells.
+    """Return (width, height) of the upright picture in encoded bytes.
 
-    ValueError in one line when it is no readable picture.
+    They come from the header, and from the pixels where that does not tell. ValueError in one line
+    when it is no readable picture.
     """
     try:
         with Image.open(io.BytesIO(data), formats=images.FORMATS) as image:
             plain = image.format == 'PNG' and not any(mark in data for mark in _MARKS)
             turned = not plain and image.getexif().get(ExifTags.Base.Orientation) in _TURNED
-            # Pillow turns a TIFF as it loads it
             size = image.size
+            # Pillow turns a TIFF as it loads it.
             tells = image.format != 'TIFF'
     except Exception:  # of many kinds; decoding says which, or that only the header is odd
         tells = False
@@ -37,25 +37,23 @@ def picture_size(data: bytes, where: str = 'image') -> tuple[int, int]:
 
 @functools.lru_cache(2 ** 14)  # pictures of one set often share their size
 def picture_cost(width: int, height: int, layout: Layout, alone: bool) -> tuple[int, int]:
-    """Return (tokens, tiles) of a picture of that many pixels, as `images.place` lays it out."""
+    """Return (tokens, tiles) of a picture of that many pixels, as `tiling.place` lays it out."""
     vision = layout.vision
     pictures = layout.pictures
     tiles = 1
-    if images.mode_of(pictures, alone) == 'anyres':
+    if tiling.mode_of(pictures, alone) == 'anyres':
         # pyrefly: ignore[bad-argument-type]
-        tiles += math.prod(images.best_grid(width, height, vision, pictures))
-    return images.token_count(width, height, vision, pictures, alone), tiles
+        tiles += math.prod(tiling.best_grid(width, height, vision, pictures))
+    return tiling.token_count(width, height, vision, pictures, alone), tiles
 
 
 def cost(encoder: Encoder, talk: Conversation, where: str) -> tuple[int, int]:
-    """Return (tokens, tiles) of a conversation, exactly those that it has once it is encoded."""
+    """Return (tokens, tiles) of a conversation, exactly as many as it has once it is encoded."""
     return counts(encoder, talk, where)[:2]
 
 
 def counts(encoder: Encoder, talk: Conversation, where: str) -> tuple[int, int, int, int]:
-    """Return (tokens, tiles, tokens of pictures, supervised tokens) of a conversation, as
-    encoded.
-    """
+    """Return (tokens, tiles, tokens of pictures, supervised tokens) of an encoded conversation."""
     tokens = 0
     tiles = 0
     shown = 0
@@ -67,7 +65,8 @@ def counts(encoder: Encoder, talk: Conversation, where: str) -> tuple[int, int, 
             learnt += len(ids) if weight else sum(i in encoder.structure for i in ids)
     for k, data in enumerate(talk.images):
         width, height = picture_size(data, f'{where}, picture {k}')
-        more, cut = picture_cost(width, height, encoder.layout, len(talk.images) == 1)
-        shown = shown + more
-        tiles = tiles + cut
+        picture_tokens, picture_tiles = picture_cost(width, height, encoder.layout,
+                                                     len(talk.images) == 1)
+        shown += picture_tokens
+        tiles += picture_tiles
     return tokens + shown, tiles, shown, learnt

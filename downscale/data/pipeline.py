@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import grain
 import numpy as np
 
-from downscale.data import images
+from downscale.data import tiling
 from downscale.data.buckets import OPEN, Packer, Shape
 from downscale.data.records import Conversation
 from downscale.data.tokens import Encoder, Layout
@@ -34,8 +34,9 @@ class Share:
     blocks: tuple[int, ...] = (0,)
 
     def rows(self, batch: int) -> np.ndarray:
-        """Return indices of the rows kept; ValueError with the arithmetic when rows do not
-        divide.
+        """Return the indices of the rows that are kept of a `batch` of rows.
+
+        ValueError with the arithmetic when they do not divide.
         """
         if batch % self.ways:
             raise ValueError(f'global batch {batch} does not divide over {self.ways} groups of '
@@ -44,7 +45,8 @@ class Share:
         return np.arange(batch).reshape(self.ways, -1)[list(self.blocks)].ravel()
 
 
-READERS = 16  # threads that make conversations; Pillow lets go of the interpreter lock
+# Threads that make conversations; they work side by side: Pillow lets go of the interpreter lock.
+READERS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +60,9 @@ class Drawn:
 
 
 def shuffled(count: int, draw: Callable, seed: int) -> Any:
-    """Return the endless sequence of `draw(index, rng)` over `count` examples, by position; every
-    epoch has another order.
+    """Return the endless sequence of `draw(index, rng)` over `count` examples, by position.
+
+    Every epoch has another order.
     """
     data = grain.MapDataset.range(count).seed(seed).shuffle().repeat()
     return data.random_map(draw, seed=seed)
@@ -74,13 +77,13 @@ def encoded(drawn: Drawn, encoder: Encoder, loss_norm: str) -> dict[str, np.ndar
     placed, tiles = encoder.layout.cut(drawn.talk.images, where)
     arrays = encoder.encode(drawn.talk.turns, pictures=placed)
     # Rows were planned with what the headers said; a row that overflows would be cut.
-    found = len(arrays['tokens']), sum(picture.tiles for picture in placed)
-    if found != (drawn.tokens, drawn.tiles):
-        raise ValueError(f'{where}: (tokens, tiles) are {found}, but headers of its pictures '
+    size = len(arrays['tokens']), sum(picture.tiles for picture in placed)
+    if size != (drawn.tokens, drawn.tiles):
+        raise ValueError(f'{where}: (tokens, tiles) are {size}, but headers of its pictures '
                          f'tell {(drawn.tokens, drawn.tiles)}; save these pictures anew')
     supervised = arrays['weights'].sum()
     if supervised == 0:
-        raise ValueError(f'{where}: none of its {found[0]} tokens is supervised; nothing to learn')
+        raise ValueError(f'{where}: none of its {size[0]} tokens is supervised; nothing to learn')
     if loss_norm == 'example':
         arrays['weights'] /= supervised
     return arrays | {'tiles': tiles}
@@ -88,25 +91,14 @@ def encoded(drawn: Drawn, encoder: Encoder, loss_norm: str) -> dict[str, np.ndar
 
 def packed_batch(rows: Sequence[Sequence[dict[str, Any]]], shape: Shape,
                  layout: Layout) -> dict[str, np.ndarray]:
-    """Return batch arrays of `rows`, each a list of `Sampler.encoded` conversations that fit in
-    `shape`.
+    """Return batch arrays of `rows`, each a list of `encoded` conversations that fit in `shape`.
 
     An `image_index` counts the tiles of its own row. Leaves as in `stream`.
     """
-    def empty(kind, *axes, value=0):
-        return np.full((len(rows), shape.length, *axes), value, kind)
-    out = {'tokens': empty(np.int32), 'weights': empty(np.float32), 'segments': empty(np.int32),
-           'positions': empty(np.int32)}
-    if shape.tiles:
-        vision = layout.vision
-        corners = images.corners(layout.pictures)
-        out['image_index'] = empty(np.int32, corners, value=-1)
-        if corners > 1:
-            out['image_weight'] = empty(np.float32, corners)
-        # Unused tiles are encoded, but nothing points to them.
-        out['tiles'] = np.zeros((len(rows), shape.tiles, vision.P, vision.Q), np.uint8)
+    out = _empty_batch(len(rows), shape, layout)
     for row, conversations in enumerate(rows):
-        start = first = 0
+        start = 0
+        first_tile = 0
         for number, arrays in enumerate(conversations, 1):
             stop = start + len(arrays['tokens'])
             for name in {'tokens', 'weights', 'image_weight'} & set(out):
@@ -114,25 +106,45 @@ def packed_batch(rows: Sequence[Sequence[dict[str, Any]]], shape: Shape,
             out['segments'][row, start:stop] = number
             out['positions'][row, start:stop] = np.arange(stop - start)
             if shape.tiles and arrays['tiles'] is not None:
+                P = layout.vision.P
                 index = arrays['image_index']
-                shown = len(arrays['tiles'])
-                moved = np.where(index >= 0, index + first * vision.P, -1)
+                moved = np.where(index >= 0, index + first_tile * P, -1)
+                # The newline stands behind the features of all tile slots.
                 out['image_index'][row, start:stop] = np.where(
-                    index == images.NEWLINE, shape.tiles * vision.P, moved)
-                out['tiles'][row, first:first + shown] = arrays['tiles']
-                first += shown
+                    index == tiling.NEWLINE, shape.tiles * P, moved)
+                last_tile = first_tile + len(arrays['tiles'])
+                out['tiles'][row, first_tile:last_tile] = arrays['tiles']
+                first_tile = last_tile
             start = stop
+    return out
+
+
+def _empty_batch(count, shape, layout):
+    """Return the leaves of a packed batch of `count` rows, padding everywhere."""
+    def empty(kind, *axes, value=0):
+        return np.full((count, shape.length, *axes), value, kind)
+    out = {'tokens': empty(np.int32), 'weights': empty(np.float32), 'segments': empty(np.int32),
+           'positions': empty(np.int32)}
+    if shape.tiles:
+        corners = tiling.corners(layout.pictures)
+        out['image_index'] = empty(np.int32, corners, value=-1)
+        if corners > 1:
+            out['image_weight'] = empty(np.float32, corners)
+        # Unused tiles are encoded, but nothing points to them.
+        vision = layout.vision
+        out['tiles'] = np.zeros((count, shape.tiles, vision.P, vision.Q), np.uint8)
     return out
 
 
 def captioned_batch(rows: Sequence[Sequence[dict[str, Any]]], shape: Shape,
                     layout: Layout) -> dict[str, np.ndarray]:
-    """Return pictures and their padded captions, for the tower stage: a row is one conversation."""
+    """Return pictures and their padded captions for the tower stage: a row is one conversation."""
     vision = layout.vision
-    out = {'tokens': np.zeros((len(rows), shape.length), np.int32),
-           'segments': np.zeros((len(rows), shape.length), np.int32),
+    texts = len(rows), shape.length
+    out = {'tokens': np.zeros(texts, np.int32), 'segments': np.zeros(texts, np.int32),
            'tiles': np.zeros((len(rows), vision.P, vision.Q), np.uint8)}
     for row, (arrays,) in enumerate(rows):
+        # The caption alone: the tower stage learns to write it from the picture.
         tokens = arrays['tokens'][arrays['weights'] > 0]
         out['tokens'][row, :len(tokens)] = tokens
         out['segments'][row, :len(tokens)] = 1
@@ -146,13 +158,13 @@ def most_open(recipe: 'Recipe') -> int:
 
 
 def epoch(sampler: Any, seed: int) -> np.ndarray:
-    """Return int32 [n, 2]: tokens and tiles of every conversation of the first epoch, in its order.
+    """Return the tokens and tiles of each conversation of the first epoch, int32 [n, 2], in order.
 
     ValueError for the first one that no bucket holds.
     """
-    drawn = sampler.sequence(seed)
-    return np.array([(one.tokens, one.tiles) for one in
-                     (drawn[position] for position in range(len(sampler.library)))], np.int32)
+    sequence = sampler.sequence(seed)
+    drawn = map(sequence.__getitem__, range(len(sampler.library)))
+    return np.array([(talk.tokens, talk.tiles) for talk in drawn], np.int32)
 
 
 class _Batches(grain.IterDataset):
@@ -169,10 +181,10 @@ class _Batches(grain.IterDataset):
 
 
 class _Iterator(grain.DatasetIterator):
-    """Plans global batches and makes this process's rows of them. Its state is the plan's, the
-    same in every process.
+    """Plans global batches and makes this process's rows of them.
 
-    The conversations of the batch after next are being made while one is packed.
+    Its state is the plan's, the same in every process. The conversations of the batch after next
+    are being made while one is packed.
     """
 
     def __init__(self, sampler, drawn, share):
@@ -188,29 +200,35 @@ class _Iterator(grain.DatasetIterator):
         self.pool = ThreadPoolExecutor(min(READERS, os.cpu_count()))
 
     def __next__(self):
-        bucket, rows, self.state = self.ahead or self._plan()
+        # The state is that behind the batch that is given, not behind the one planned ahead.
+        bucket, made, self.state = self.ahead or self._plan()
         self.ahead = self._plan()
-        rows = [[made.result() for made in row] for row in rows]
+        rows = list(map(_finished, made))
         captioned = STAGES[self.sampler.recipe.stage].rows == 'captioned'
         make = captioned_batch if captioned else packed_batch
         return make(rows, self.sampler.shapes[bucket], self.sampler.encoder.layout)
 
     def _plan(self):
-        """Return (number of the shape, rows of conversations in the making, state behind this
-        batch).
-        """
+        """Return the next batch: number of its shape, rows in the making, state behind it."""
+        # Which bucket is full first follows from the conversations alone, in every process alike.
         ready = None
         while ready is None:
-            one = self.waiting[self.next] = self.drawn[self.next]
-            ready = self.packer.add(self.next, one.tokens, one.tiles)
+            drawn = self.drawn[self.next]
+            self.waiting[self.next] = drawn
+            ready = self.packer.add(self.next, drawn.tokens, drawn.tiles)
             self.next += 1
-        bucket, rows = ready
-        rows = [[self.waiting.pop(position) for position in row] for row in rows]
-        rows = [rows[row] for row in self.share.rows(len(rows))]
-        made = [[self.pool.submit(self.sampler.make, one) for one in row] for row in rows]
+        bucket, batch = ready
+        # Rows of other processes leave `waiting` as well.
+        rows = [list(map(self.waiting.pop, positions)) for positions in batch]
+        made = [self._started(rows[row]) for row in self.share.rows(len(rows))]
         return bucket, made, {'next': self.next, **self.packer.state()}
 
+    def _started(self, row):
+        """Return the arrays of the conversations of a row, in the making."""
+        return [self.pool.submit(self.sampler.make, drawn) for drawn in row]
+
     def close(self):
+        """Stop making conversations; what is being made is dropped."""
         super().close()
         self.pool.shutdown(wait=False, cancel_futures=True)
 
@@ -218,23 +236,28 @@ class _Iterator(grain.DatasetIterator):
         return self.state or {'next': self.next, **self.packer.state()}
 
     def set_state(self, state):
+        # What waits is drawn again; what was planned ahead is planned again.
         self.next = state['next']
         self.ahead = None
         self.state = state
         self.waiting = {position: self.drawn[position] for position in self.packer.restore(state)}
 
 
-def stream(sampler: Any, seed: int, share: Share = Share()) -> Any:
-    """Return the endless grain dataset of batches, with the rows of `share`; `iter()` of it can be
-    saved.
+def _finished(row):
+    """Return the arrays of the conversations of a row once they are made."""
+    return [made.result() for made in row]
 
-    Batches have the shapes of `sampler.shapes`, in an order that follows from the data: a batch
-    comes when its bucket has the rows. Batch n of all processes together is the same for any number
-    of them, and so is the state. Leaves of a batch: tokens, segments, positions int32 [B, L],
-    weights float32 [B, L] and, where the shape has tiles, tiles uint8 [B, I, P, Q], image_index
-    int32 [B, L, C] and, for C > 1, image_weight float32 [B, L, C]. The tower stage gives
-    tokens, segments [B, L] and tiles [B, P, Q].
-    ValueError when the rows do not divide.
+
+def stream(sampler: Any, seed: int, share: Share = Share()) -> Any:
+    """Return the endless grain dataset of batches, with the rows of `share`.
+
+    `iter()` of it can be saved. Batches have the shapes of `sampler.shapes`, in an order that
+    follows from the data: a batch comes when its bucket has the rows. Batch n of all processes
+    together is the same for any number of them, and so is the state. Leaves of a batch: tokens,
+    segments, positions int32 [B, L], weights float32 [B, L] and, where the shape has tiles, tiles
+    uint8 [B, I, P, Q], image_index int32 [B, L, C] and, for C > 1, image_weight float32 [B, L, C].
+    The tower stage gives tokens, segments [B, L] and tiles [B, P, Q]. ValueError when the rows do
+    not divide.
     """
     for shape in sampler.shapes:
         share.rows(shape.batch)

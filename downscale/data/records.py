@@ -1,7 +1,8 @@
 """What an example is: frozen records that every source produces and every stage consumes.
 
-A source yields `Example`s; `mixture.py` turns an example into a `Conversation` for one stage;
-`pipeline.py` turns conversations into batches. Nothing here knows about tokens or arrays.
+The scene world makes `Example`s, of which `scenes/conversations.py` makes a `Conversation` for one
+stage; published sets give `Record`s. `pipeline.py` turns conversations into batches. Nothing here
+knows about tokens or arrays.
 """
 from dataclasses import dataclass
 
@@ -13,8 +14,9 @@ THINK = ('<think>', '</think>')  # stand around a thought
 class Trace:
     """Step-by-step text that leads to an answer: from the extraction, and from the caption.
 
-    `text` repeats the evidence and concludes. `scan` tells one thing of the caption after another,
-    to find or count some, where the extraction holds only those; elsewhere it is `text`.
+    `text` repeats the evidence and concludes. `scan` goes through the things of the caption one
+    after another to find or count some, where the extraction holds only those; elsewhere it is
+    `text`.
     """
     text: str
     scan: str
@@ -70,7 +72,7 @@ class Turn:
     """One turn of a conversation; the loss is taken on `text` exactly when it is `supervised`.
 
     `thinking` says whether a reply was asked to think; the chat format then begins it, and what it
-    begins with is never supervised. None where thoughts are no matter.
+    begins with is never supervised. None where thinking is not asked about.
     """
     role: str
     text: str

@@ -38,9 +38,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(['*', '**'])
 
     def call_binop(self, context, operator, left, right):
-        sizes = [len(part) if isinstance(part, (str, list, tuple)) else abs(part)
-                 for part in (left, right)]
-        if sizes[0] * sizes[1] > MOST_REPEATED or operator == '**':
+        # A text or list counts as long as it is: 'x' * 10 ** 9 is a gigabyte.
+        size, times = (len(part) if isinstance(part, (str, list, tuple)) else abs(part)
+                       for part in (left, right))
+        if size * times > MOST_REPEATED or operator == '**':
             raise TemplateError('it multiplies beyond what a prompt needs')
         return super().call_binop(context, operator, left, right)
 
@@ -88,7 +89,7 @@ class Template:
 
     @cached_property
     def closing(self) -> str:
-        """The one of `ends` that follows an assistant's text, '' where none does."""
+        """The longest of `ends` that follows an assistant's text, '' where none does."""
         turns = (
             Turn(role='user', text='a', supervised=False),
             Turn(role='assistant', text=_PLACE, supervised=False),
@@ -135,14 +136,17 @@ class Template:
             return text
         content = []
         for k, words in enumerate(text.split(IMAGE)):
-            content += [{'type': 'image'}] * (k > 0)
-            words = words.strip() if IMAGE in text else words
-            content += [{'type': 'text', 'text': words}] * (words != '')
+            if k > 0:
+                content.append({'type': 'image'})
+            if IMAGE in text:
+                words = words.strip()
+            if words:
+                content.append({'type': 'text', 'text': words})
         return content
 
     def pieces(self, turns: Sequence[Turn], reply: bool = False,
                thinking: bool | None = None) -> list[tuple[str, int]]:
-        """Return [(text, weight)] as `chat.render` gives them."""
+        """Return the pieces [(text, weight)] of a conversation, as `chat.render` gives them."""
         whole = self.rendered(turns, reply, thinking)
         pieces = []
         at = 0
@@ -154,26 +158,34 @@ class Template:
         return [piece for piece in (*pieces, (whole[at:], 0)) if piece[0]]
 
     def _span(self, turns, k, whole, reply, thinking):
-        """Return [start, stop) of what turn `k` teaches: its text behind the prompt that a model
-        would be given, and the stop token. ValueError where the template does not let them be
-        told.
+        """Return [start, stop) of what turn `k` teaches in the text `whole`.
+
+        That is its text behind the prompt that a model would be given, and the stop token.
+        ValueError where the template does not tell them apart.
         """
         turn = turns[k]
-        other = (*turns[:k], Turn(role=turn.role, text=_PLACE, supervised=False), *turns[k + 1:])
-        before, place, after = self.rendered(other, reply, thinking).partition(_PLACE)
-        begun = [before]
-        if turn.role == 'assistant':  # a thought that the prompt opens, or is left empty, is given
-            begun += [self.rendered(turns[:k], True, mode) for mode in (None, True, False)]
-        fits = [len(text) for text in begun if whole.startswith(text)]
-        if not place or not fits or not whole.endswith(after):
+        # 1. What stands around the turn: the same conversation with a mark in its place.
+        marked = Turn(role=turn.role, text=_PLACE, supervised=False)
+        others = (*turns[:k], marked, *turns[k + 1:])
+        before, place, after = self.rendered(others, reply, thinking).partition(_PLACE)
+        # 2. Where it begins: behind the longest prompt that a model may be given. A thought that
+        # the prompt opens, or leaves empty, is not learnt.
+        prompts = [before]
+        if turn.role == 'assistant':
+            prompts += [self.rendered(turns[:k], True, mode) for mode in (None, True, False)]
+        starts = [len(text) for text in prompts if whole.startswith(text)]
+        if not place or not starts or not whole.endswith(after):
             raise ValueError('the chat template changes a conversation with the text of a reply, '
                              'so what a model learns cannot be told; train with a built-in chat')
+        # 3. Where it ends: behind the stop token, which blanks may part from a reply.
         blank = len(after) - len(after.lstrip())
         if turn.role == 'assistant' and not after[blank:].startswith(self.stop or '\0'):
             raise ValueError('the chat template ends no reply with an end token of the model, so '
                              'it would never learn to stop; train with a built-in chat')
-        end = len(whole) - len(after)
-        return max(fits), end + (blank + len(self.stop) if turn.role == 'assistant' else 0)
+        stop = len(whole) - len(after)
+        if turn.role == 'assistant':
+            stop += blank + len(self.stop)
+        return max(starts), stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +208,7 @@ class Origin:
 
     @property
     def chat(self) -> Template:
-        """The `Template`."""
+        """The `Template` that `text`, tokens and ends make."""
         return Template(
             text=self.template,
             tokens=self.tokens,

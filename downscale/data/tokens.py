@@ -4,7 +4,6 @@ Any Hugging Face `tokenizer.json` is read by the `tokenizers` library. The micro
 word-level, trained on the scene world's vocabulary and saved in that same format.
 """
 import hashlib
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -13,11 +12,12 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from downscale.data import images
+from downscale.data import images, tiling
 from downscale.data.chat import Chat, render
-from downscale.data.images import Placed
 from downscale.data.records import IMAGE, THINK, Turn
 from downscale.data.templates import Template
+from downscale.data.tiling import Placed
+from downscale.runtime.files import whole
 from downscale.sizes import Pictures, VisionConfig
 
 SPECIAL = ('<pad>', '<unk>', '<|im_start|>', '<|im_end|>', '<think>', '</think>', IMAGE)
@@ -53,18 +53,20 @@ class Layout:
 
 
 def train_tokenizer(words: Iterable[str], path: Path) -> Path:
-    """Write a word-level `tokenizer.json` over `words` to `path` (atomic); the same words, the
-    same bytes."""
-    words = sorted(set(words))  # once: an iterator would be empty the second time
+    """Write a word-level `tokenizer.json` over `words` to `path`, whole or not at all.
+
+    The same words give the same bytes.
+    """
+    # In order, so that ids do not follow that of a set; once, as an iterator would then be empty.
+    words = sorted(set(words))
     tokenizer = Tokenizer(models.WordLevel(unk_token='<unk>'))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.WordLevelTrainer(special_tokens=list(SPECIAL), show_progress=False,
                                         vocab_size=len(SPECIAL) + len(words))
     tokenizer.train_from_iterator(words, trainer)
     path = Path(path)
-    partial = path.with_suffix(f'.{os.getpid()}.partial')
-    tokenizer.save(str(partial))
-    os.replace(partial, path)
+    with whole(path) as partial:
+        tokenizer.save(str(partial))
     return path
 
 
@@ -79,7 +81,8 @@ def load_tokenizer(path: Path, rows: int | None = None) -> Tokenizer:
         raise FileNotFoundError(f'no tokenizer at {path}; give a Hugging Face tokenizer.json')
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception for a malformed file
+    # The library raises bare Exception for a malformed file.
+    except Exception as error:
         raise ValueError(f'{path} is not a readable tokenizer.json: {str(error)[:120]}') from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -95,39 +98,39 @@ def load_tokenizer(path: Path, rows: int | None = None) -> Tokenizer:
 
 
 def hash_of(tokenizer: Tokenizer) -> str:
-    """Return a short hash of everything that decides how text becomes ids."""
+    """Return a short hash of all that decides how text becomes ids."""
     return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()[:12]
 
 
 def special_id(tokenizer: Tokenizer, token: str) -> int:
     """Return the id of a special token; ValueError when the tokeniser lacks it."""
-    found = tokenizer.token_to_id(token)
-    if found is None:
+    number = tokenizer.token_to_id(token)
+    if number is None:
         raise ValueError(f'the tokenizer has no token {token!r}, which the chat format needs')
-    return found
+    return number
 
 
 def structural_ids(tokenizer: Tokenizer, chat: Chat | Template) -> frozenset[int]:
-    """Return ids of the tokens that a legacy structural loss learns in every turn; none otherwise.
+    """Return the ids that a legacy structural loss learns in every turn; none without that loss.
 
     They are looked up by their text; ValueError when one is not a single token.
     """
-    found = []
+    structure = []
     for text in chat.structure if chat.legacy_structural_loss else ():
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         if len(ids) != 1:
             raise ValueError(f'legacy_structural_loss needs {text!r} to be one token of the '
                              f'tokenizer, not {len(ids)}; switch it off or change the tokenizer')
-        found += ids
-    return frozenset(found)
+        structure += ids
+    return frozenset(structure)
 
 
 def thought_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Return ids of <think>, </think> and a line break, -1 for each that is not one token."""
-    found = [tokenizer.token_to_id(text) for text in THINK]
+    """Return the ids of <think>, </think> and a line break, -1 for each that is not one token."""
+    tokens = [tokenizer.token_to_id(text) for text in THINK]
     breaks = tokenizer.encode('\n', add_special_tokens=False).ids
-    return tuple(-1 if token is None else token
-                 for token in (*found, breaks[0] if len(breaks) == 1 else None))
+    tokens.append(breaks[0] if len(breaks) == 1 else None)
+    return tuple(-1 if token is None else token for token in tokens)
 
 
 class Encoder:
@@ -145,21 +148,22 @@ class Encoder:
         self.stop = special_id(tokenizer, chat.stop)
         self.stops = frozenset((self.stop, *ends))
         self.context = context
-        self.pad = 0  # any id does: nothing attends to padding, and images replace what they cover
+        # Any id does: nothing attends to padding, and images replace what they cover.
+        self.pad = 0
         self.structure = structural_ids(tokenizer, chat)
         self.thought = thought_ids(tokenizer)
         self.known = {}
 
     def ids(self, text: str) -> list[int]:
-        """Return token ids of plain text. Texts repeat (questions, words), so they are
-        remembered.
-        """
-        found = self.known.get(text)
-        if found is None:
-            if len(self.known) > 200_000:  # another thread may be here as well
+        """Return the token ids of plain text, remembered: questions and words repeat."""
+        ids = self.known.get(text)
+        if ids is None:
+            # Cleared as a whole: another thread may be here as well.
+            if len(self.known) > 200_000:
                 self.known.clear()
-            found = self.known[text] = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return found
+            ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+            self.known[text] = ids
+        return ids
 
     def text(self, ids: Sequence[int]) -> str:
         """Return the text of generated ids, without the first stop token and what follows it."""
@@ -168,10 +172,10 @@ class Encoder:
 
     def encode(self, turns: Sequence[Turn], reply: bool = False, thinking: bool | None = None,
                pictures: Sequence[Placed] = ()) -> dict[str, np.ndarray]:
-        """Return arrays of a conversation: tokens int32 and weights float32 [L], image_index int32
-        [L, C].
+        """Return the arrays of a conversation.
 
-        `weights[i]` is 1 where token i is a target of the loss: the text of a supervised turn and
+        They are tokens int32 [L], weights float32 [L] and image_index int32 [L, C]. `weights[i]`
+        is 1 where token i is a target of the loss: the text of a supervised turn and
         the stop token behind it. With `reply` the header of an assistant turn is appended, so that
         a model may continue, and with `thinking` True or False what begins a reply with or without
         a thought. `pictures` holds the `Placed` of every image mark; `image_index` counts features
@@ -198,12 +202,13 @@ class Encoder:
                 **self._features(np.asarray(index, np.int32), pictures)}
 
     def _extend(self, tokens, index, weights, ids, weight):
+        """Append text to the lists of `encode`."""
         tokens += ids
         index += [-1] * len(ids)
         weights += [float(weight or i in self.structure) for i in ids]
 
     def _image(self, tokens, index, weights, shown):
-        """The last picture of `shown`; its tokens count on from those of the pictures before it."""
+        """Append the last picture of `shown`; its tokens count on from those of the others."""
         *before, placed = shown
         first = sum(earlier.tokens for earlier in before)
         tokens += [self.pad] * placed.tokens
@@ -211,22 +216,20 @@ class Encoder:
         weights += [0.0] * placed.tokens
 
     def _features(self, index, pictures):
-        """Return image_index and image_weight, where `index` [L] numbers the image tokens, -1 for
-        text.
-        """
-        C = images.corners(self.layout.pictures)
-        # The last row is that of text, so that -1 finds it.
+        """Return image_index and image_weight; `index` [L] numbers image tokens, -1 for text."""
+        C = tiling.corners(self.layout.pictures)
         indices = []
         mixes = []
         tile = 0
         for placed in pictures:
-            shift = tile * self.layout.vision.P
-            indices.append(np.where(placed.index_LC == images.NEWLINE, images.NEWLINE,
-                                    placed.index_LC + shift))
+            # Features count on from tile to tile, but the newline is one for all.
+            shifted = placed.index_LC + tile * self.layout.vision.P
+            indices.append(np.where(placed.index_LC == tiling.NEWLINE, tiling.NEWLINE, shifted))
             mixes.append(placed.weight_LC)
             tile += placed.tiles
-        indices = [*indices, np.full((1, C), -1)]
-        mixes = [*mixes, np.zeros((1, C))]
+        # The last row is that of text, so that -1 finds it.
+        indices.append(np.full((1, C), -1))
+        mixes.append(np.zeros((1, C)))
         arrays = {'image_index': np.concatenate(indices).astype(np.int32)[index]}
         if C > 1:
             arrays['image_weight'] = np.concatenate(mixes).astype(np.float32)[index]

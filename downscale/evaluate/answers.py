@@ -1,58 +1,119 @@
 """From a question to a prompt, and from generated text to a scored row."""
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
+from typing import Any, Protocol
 
+from downscale.config import Experiment
 from downscale.data.records import THINK, Example, Question, Turn
-from downscale.data.scenes.conversations import describe_prompt, pictures, reasoner_prompt
+from downscale.data.scenes.conversations import pictures
+from downscale.data.scenes.dataset import SceneSource
 from downscale.data.scenes.questions import correct
-from downscale.generate.requests import Prompt
+from downscale.data.tokens import Encoder
+from downscale.evaluate import prompts
+from downscale.generate.engine import Engine
+from downscale.generate.requests import Prompt, Reply, Request
+from downscale.results.items import ITEMS
 
+# One large picture in 37 tiles of 384 pixels is 16 MB; of thousands too many to hold.
 WINDOW = 2 ** 30  # bytes of image tiles that are held at once
+Report = Callable[[int, int], object]  # takes how many rows are done, of how many
 
 
-@dataclass(frozen=True)
-class Item:
-    """One question and the pictures that it may be asked with.
+class ShownExample(Protocol):
+    """What an item shows: an `Example`, or pictures of a benchmark that are read when shown."""
 
-    `judge` (reply without its thought, whether 'Answer: X' was asked for) -> (answer, whether one
-    was found, its score).
-    """
-    question: Question
-    example: Example
-    judge: Callable = field(compare=False)
+    @property
+    def scene_id(self) -> str:
+        """Names what the questions about the same pictures share."""
+        ...
+
+    @property
+    def images(self) -> Sequence[bytes]:
+        """The encoded pictures."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """How many pictures there are."""
+        ...
+
+    @property
+    def caption(self) -> str:
+        """What a faultless perception model would write; '' where nobody has written it."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
+class Item:
+    """One question and the pictures that it may be asked with.
+
+    `judge` takes a reply without its thought and whether 'Answer: X' was asked for, and returns
+    the answer, whether there was one, and its score. `bare` is the question as a reader of texts
+    gets it, without the tail of a benchmark's prompt; '' where it has none.
+    """
+    question: Question
+    example: ShownExample
+    judge: Callable[[str, bool], tuple[str, bool, float]] = field(compare=False)
+    bare: str = ''
+
+
+@dataclass(frozen=True)
 class Wording:
-    """How items are asked: `joint(item)` of a model that sees, `describe(item, kind)` for a
-    'caption' or an 'extraction', `reason(item, text, thinking)` of a reader; `name` for results."""
+    """How items are asked, in the words of `worded`; `name` is what results know it by."""
+    worded: prompts.Prompts
     name: str
-    joint: Callable
-    describe: Callable
-    reason: Callable
+
+    def describe(self, item: Item, kind: str) -> str:
+        """Return what a perception model is asked for a 'caption' or an 'extraction'."""
+        return self.worded.describe('extract' if kind == 'extraction' else kind,
+                                    item.question.extraction.information)
+
+    def reason(self, item: Item, text: str, thinking: bool) -> str:
+        """Return what a reasoner reads: a text in the place of the pictures, and the question."""
+        return self.worded.reason('think' if thinking else 'direct', text,
+                                  item.bare or item.question.text)
+
+    def hash_parts(self) -> list[str]:
+        """Return what a wording adds to the hash of its prompts."""
+        return [self.name] if self.name else []
 
 
-SCENE = Wording(
-    name='', joint=lambda item: item.question.text,
-    describe=lambda item, kind: describe_prompt(item.question if kind == 'extraction' else None),
-    reason=lambda item, text, thinking: reasoner_prompt(text, item.question))
+def wording_of(experiment: Experiment) -> Wording:
+    """Return the `Wording` of a cell's evaluations: of scenes or, for benchmarks, of its chat."""
+    if not experiment.evaluation.benchmarks:
+        # Rows about scenes are older than names of wordings, and their prompt_hash stays.
+        return Wording(_loaded('micro'), '')
+    worded = _loaded('micro' if experiment.chat == 'micro' else 'paper')
+    return Wording(worded, worded.hash)
 
 
-def items_of(source, scenes):
+@cache
+def _loaded(name):
+    return prompts.load(name)
+
+
+def items_of(source: SceneSource | Sequence[Example], scenes: int) -> list[Item]:
     """Return every question about the first `scenes` examples of a source, in order."""
-    return [Item(question, example, partial(_judge, question))
-            for example in (source[i] for i in range(scenes)) for question in example.questions]
+    items = []
+    for index in range(scenes):
+        example = source[index]
+        items += [Item(question=question, example=example, judge=partial(_judge, question))
+                  for question in example.questions]
+    return items
 
 
 def _judge(question, text, marked):
-    """Return the scene world's own verdict: all of the reply is the answer."""
+    """Return the verdict of the scene world itself: all of the reply is the answer."""
     return text, bool(text), float(correct(question.family, text, question.answer))
 
 
-def shown(item, condition, others):
-    """Return the encoded pictures that `item` is asked with under `condition`; 'shuffled' takes
-    those that `others` (see `following`) holds for its example.
+# --- pictures ---------------------------------------------------------------------------------
+
+def shown(item: Item, condition: str, others: dict[str, ShownExample]) -> Sequence[bytes]:
+    """Return the encoded pictures that `item` is asked with under `condition`.
+
+    'shuffled' takes those of the example that `others` (see `following`) holds in its place.
     """
     if condition == 'blind' or not item.example.count:
         return ()
@@ -61,27 +122,33 @@ def shown(item, condition, others):
     return others[item.example.scene_id].images
 
 
-def following(items):
-    """Return {scene: the next example that has as many pictures and is another one} of all that
-    have any; ValueError where one is the only of its number.
+def following(items: Iterable[Item]) -> dict[str, ShownExample]:
+    """Return {scene: the next example with as many pictures} of the scenes with pictures.
+
+    ValueError where an example is the only one with its number of pictures.
     """
     by_count = {}
-    found = {}
     for item in items:
         by_count.setdefault(item.example.count, {}).setdefault(item.example.scene_id, item.example)
+    others = {}
     for count, examples in by_count.items():
         names = list(examples)
         if count and len(names) < 2:
             raise ValueError(f"condition 'shuffled' needs two examples with {count} pictures, "
                              f'there is only {names[0]}; raise evaluation.scenes or leave the '
                              'condition out')
-        found |= {name: examples[names[(k + 1) % len(names)]] for k, name in enumerate(names)}
-    return found
+        # A ring: each lends its pictures once, so that the condition shows the same pictures.
+        others |= dict(zip(names, [examples[name] for name in (*names[1:], names[0])]))
+    return others
 
 
-def prompt_of(encoder, text, pngs=(), thinking=None):
-    """Return the `Prompt` of one user turn, its pictures in front, the reply begun as `thinking`
-    says.
+# --- prompts ----------------------------------------------------------------------------------
+
+def prompt_of(encoder: Encoder, text: str, pngs: Sequence[bytes] = (),
+              thinking: bool | None = None) -> Prompt:
+    """Return the `Prompt` of one user turn, its pictures in front.
+
+    `thinking` says how the reply is begun: with a thought, without one, or (None) not at all.
     """
     placed, tiles = encoder.layout.cut(pngs)
     arrays = encoder.encode([asked_turn(encoder, text, len(pngs))], True, thinking, placed)
@@ -93,45 +160,56 @@ def prompt_of(encoder, text, pngs=(), thinking=None):
     )
 
 
-def asked_turn(encoder, text, count):
+def asked_turn(encoder: Encoder, text: str, count: int) -> Turn:
     """Return the user turn that asks `text` behind the marks of `count` pictures."""
-    mark = pictures(count) + encoder.chat.after_pictures if count else ''
-    return Turn(role='user', text=mark + text, supervised=False)
+    marks = pictures(count) + encoder.chat.after_pictures if count else ''
+    return Turn(role='user', text=marks + text, supervised=False)
 
 
-def write(engine, requests, total, report=lambda done, total: None):
-    """Return a `Reply` for each of `total` requests, in order.
+def windows(requests: Iterable[Request], rows: int | None = None) -> Iterator[list[Request]]:
+    """Yield the requests in order, in lists whose tiles fit into `WINDOW` bytes together.
 
-    They are made in windows: the tiles of one picture are up to 16 MB, of thousands too many.
+    A list has at most `rows` requests, and one request alone may be larger than a window. No reply
+    depends on how requests are cut, only how many of the slots idle at the end of each list.
     """
-    replies = []
     window = []
-    held = 0
+    size = 0
     for request in requests:
-        window.append(request)
-        held += request.prompt.tiles.nbytes if request.prompt.tiles is not None else 0
-        if held > WINDOW:
-            replies += _window(engine, window, len(replies), total, report)
+        tiles = request.prompt.tiles
+        more = 0 if tiles is None else tiles.nbytes
+        if window and (size + more > WINDOW or len(window) == rows):
+            yield window
             window = []
-            held = 0
-    return replies + _window(engine, window, len(replies), total, report)
+            size = 0
+        window.append(request)
+        size += more
+    if window:
+        yield window
 
 
-def _window(engine, window, before, total, report):
-    return engine.write(window, report=lambda done, _: report(before + done, total))
+def write(engine: Engine, requests: Iterable[Request], total: int,
+          report: Report = lambda done, total: None) -> list[Reply]:
+    """Return a `Reply` for each of `total` requests, in order; they are made window by window."""
+    replies = []
+    for window in windows(requests):
+        before = len(replies)
+        replies += engine.write(
+            window, report=lambda done, _, before=before: report(before + done, total))
+    return replies
 
 
-def gold_ids(encoder, question):
+def gold_ids(encoder: Encoder, question: Question) -> tuple[int, ...]:
     """Return the tokens of the right answer and the stop token."""
     return (*encoder.ids(question.answer), encoder.stop)
 
 
-def answer_in(text, thinking, spelled=0):
-    """Return (answer, whether one was found): what follows the thought; an open thought has no
-    answer.
+# --- replies ----------------------------------------------------------------------------------
 
-    `spelled` marks of its end stand in the thought as letters, before the token that closed it
-    (`Reply.spelled`); one in the answer belongs to the answer.
+def answer_in(text: str, thinking: bool | None, spelled: int = 0) -> tuple[str, bool]:
+    """Return (answer, whether there is one) of a reply; an open thought has no answer.
+
+    A thought may hold `spelled` marks of its end as letters, before the token that closed it
+    (`Reply.spelled`); a mark behind that token belongs to the answer.
     """
     if thinking:
         parts = text.split(THINK[1], spelled + 1)
@@ -142,17 +220,47 @@ def answer_in(text, thinking, spelled=0):
     return text, bool(text)
 
 
-def row(item, reply, *, eval_id, condition, data_hash, prompt_hash, p_run='',
-        r_run='', text_kind='', thinking=False):
-    """Return one row of the items table (schema: `items.py`)."""
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """How the rows of one evaluation were asked: the columns of `results/items.py` they share."""
+    eval_id: str
+    condition: str
+    data_hash: str
+    prompt_hash: str
+    p_run: str = ''
+    r_run: str = ''
+    text_kind: str = ''
+    thinking: bool = False
+
+
+def row(item: Item, reply: Reply, asking: Asking) -> dict[str, Any]:
+    """Return one row of the items table (schema: `results/items.py`)."""
     question = item.question
-    text, answered = answer_in(reply.text, thinking, reply.spelled)
-    found, parsed, score = item.judge(text, bool(r_run)) if answered else ('', False, 0.0)
-    return {'eval_id': eval_id, 'task': question.family, 'category': question.kind,
-            'item_id': question.item_id, 'cluster_id': question.cluster_id, 'p_run': p_run,
-            'r_run': r_run, 'text_kind': text_kind, 'thinking': thinking, 'condition': condition,
-            'repeat': 0, 'score': score,
-            'nll_gold': reply.nll, 'chance': question.chance, 'pred': found,
-            'gold': question.answer, 'parse_ok': parsed, 'n_gen_tokens': len(reply.ids),
-            'truncated': reply.finish == 'length', 'finish': reply.finish, 'close': reply.close,
-            'n_think_tokens': reply.thought, 'prompt_hash': prompt_hash, 'data_hash': data_hash}
+    text, answered = answer_in(reply.text, asking.thinking, reply.spelled)
+    pred = ''
+    parsed = False
+    score = 0.0
+    if answered:
+        # Only readers of texts are asked to end in 'Answer: X'.
+        pred, parsed, score = item.judge(text, bool(asking.r_run))
+    values = vars(asking) | {
+        'task': question.family,
+        'category': question.kind,
+        'item_id': question.item_id,
+        'cluster_id': question.cluster_id,
+        'chance': question.chance,
+        'gold': question.answer,
+    }
+    values |= {
+        'repeat': 0,
+        'score': score,
+        'pred': pred,
+        'parse_ok': parsed,
+        'nll_gold': reply.nll,
+        'n_gen_tokens': len(reply.ids),
+        'n_think_tokens': reply.thought,
+        'truncated': reply.finish == 'length',
+        'finish': reply.finish,
+        'close': reply.close,
+    }
+    return {name: values[name] for name in ITEMS.names}

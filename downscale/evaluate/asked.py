@@ -1,7 +1,7 @@
 """What is asked: the questions of a study's split or of a file (`question_files.py`), their judge.
 """
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,9 @@ from downscale.data.images import digest
 from downscale.data.scenes.questions import correct
 from downscale.evaluate.question_files import SUFFIXES, own_questions
 from downscale.evaluate.scoring.reading import answer_of
-from downscale.evaluate.scoring.table import DEFAULT, Target, verdicts
+from downscale.evaluate.scoring.table import DEFAULT, verdicts
+from downscale.evaluate.scoring.targets import Target
+from downscale.runtime.files import PathLike
 from downscale.stages import inputs
 from downscale.values import hash_of
 
@@ -36,7 +38,7 @@ class Asked:
     scorer: str = ''
 
     @property
-    def right(self):
+    def right(self) -> Target | None:
         """What the named scorers judge by; None where the data has no answer."""
         return self.target or (None if self.answer is None else Target(answers=(self.answer,)))
 
@@ -49,42 +51,49 @@ class Questions:
     `scoring/table.py`, `DEFAULT` where the data names none.
     """
     asked: tuple[Asked, ...]
-    images: Callable
+    images: Callable[[Asked], Sequence[bytes]]
     scorer: str
 
     @property
-    def hash(self):
+    def hash(self) -> str:
         """A short hash of all that is asked, shown and right."""
-        rows = [dataclasses.asdict(asked) for asked in self.asked]
-        for target in (row['target'] for row in rows if row['target']):
-            if target['size'] is None:
-                del target['size']
-        # What only benchmarks have leaves the hash of other data alone.
-        return hash_of([self.scorer, [
-            {name: value for name, value in row.items()
-             if value or name not in ('target', 'strata', 'scorer')} for row in rows]])
+        return hash_of([self.scorer, [_hashed(asked) for asked in self.asked]])
 
-    def scorer_of(self, asked):
+    def scorer_of(self, asked: Asked) -> str:
         """Return the name of the rule that judges a question."""
         return asked.scorer or self.scorer
 
-    def judge(self, asked, text, marked=True):
-        """Return (answer, whether one was found, its score) of a reply without its thought.
+    def judge(self, asked: Asked, text: str,
+              marked: bool = True) -> tuple[str | float | None, bool, float | None]:
+        """Return (answer, whether there is one, its score) of a reply without its thought.
 
         `marked` says that an 'Answer: X' was asked for (see `named.verdicts`). The score is None
         where the data has no answer. What cannot be read is never guessed.
         """
+        # The scene world has rules of its own; without a right answer there is only the reading.
         scorer = self.scorer_of(asked)
         if scorer == 'scene-1' or asked.right is None:
             pred = answer_of(text, scorer != 'scene-1', asked.answer)
             score = None if asked.answer is None else float(
                 correct(asked.family, pred, asked.answer))
             return pred, bool(pred), score
-        found = verdicts(text, asked.right, [scorer], marked=marked, behind=True)[scorer]
-        return found.value, found.parsed, found.score
+        verdict = verdicts(text, asked.right, [scorer], marked=marked, behind=True)[scorer]
+        return verdict.value, verdict.parsed, verdict.score
 
 
-def open_questions(path, split='test', limit=None):
+def _hashed(asked):
+    """Return what the hash of questions sees of one.
+
+    What only benchmarks have is left out where it is not there: hashes are older than those fields.
+    """
+    row = dataclasses.asdict(asked)
+    if row['target'] and row['target']['size'] is None:
+        del row['target']['size']
+    return {name: value for name, value in row.items()
+            if value or name not in ('target', 'strata', 'scorer')}
+
+
+def open_questions(path: PathLike, split: str = 'test', limit: int | None = None) -> Questions:
     """Return the first `limit` `Questions` of a study folder's `split`, or of a file of questions.
 
     FileNotFoundError or ValueError in one line, for a file with the number of the line.
@@ -93,15 +102,15 @@ def open_questions(path, split='test', limit=None):
     if limit is not None and limit < 1:
         raise ValueError(f'--limit {limit} must be at least 1')
     if path.is_dir():
-        found = _of_study(path, split, limit)
+        questions = _of_study(path, split, limit)
     elif path.suffix in SUFFIXES:
-        found = of_file(path, limit=limit)
+        questions = of_file(path, limit=limit)
     else:
         raise ValueError(f'{path} is neither the folder of a study nor a {", ".join(SUFFIXES)} '
                          'file of questions')
-    if not found.asked:
+    if not questions.asked:
         raise ValueError(f'{path} holds no question')
-    return found
+    return questions
 
 
 # --- a study ----------------------------------------------------------------------------------
@@ -127,65 +136,72 @@ def _of_study(folder, split, limit):
                     cluster=question.cluster_id,
                 )
             )
+        # Whole examples are read, and what is too much of the last is cut off below.
         if limit is not None and len(asked) >= limit:
             break
-    return Questions(tuple(asked[:limit]), lambda one: shown[one.doc_id], 'scene-1')
+    return Questions(tuple(asked[:limit]), lambda question: shown[question.doc_id], 'scene-1')
 
 
 # --- a file of questions ------------------------------------------------------------------------
 
-def of_file(path, images=None, limit=None, scorer=''):
-    """Return the `Questions` of a file of one's own (see `question_files.py`), judged by `scorer`
-    or, '', by the default, where a row names no other.
+def of_file(path: PathLike, images: PathLike | None = None, limit: int | None = None,
+            scorer: str = '') -> Questions:
+    """Return the `Questions` of a file of one's own (see `question_files.py`).
+
+    Where a row names no scorer, `scorer` judges or, with '', the default.
     """
-    path = Path(path)
-    own = own_questions(path, images, limit, scorer)
+    rows = own_questions(path, images, limit, scorer)
     asked = []
-    for number, question in enumerate(own):
+    for number, question in enumerate(rows):
         pictures = tuple(map(digest, question.pictures()))
         # A plain answer needs no target: rows that were written before there were others hold none.
         target = question.target
-        bare = target is None or target == Target(answers=target.answers[:1])
+        answer = target.gold if target else None
+        if target == Target(answers=(answer or '',)):
+            target = None
         asked.append(
             Asked(
                 doc_id=number,
                 id=question.id,
                 text=question.text,
                 pictures=pictures,
-                answer=target and target.gold,
+                answer=answer,
                 information=question.information,
                 family=question.family,
                 cluster=hash_of(pictures) if pictures else question.id,
-                target=None if bare else target,
-                strata=(),
+                target=target,
                 scorer=question.scorer,
             )
         )
-    return Questions(tuple(asked), lambda one: own[one.doc_id].pictures(), DEFAULT)
+    return Questions(tuple(asked), lambda question: rows[question.doc_id].pictures(), DEFAULT)
 
 
 # --- what to look at --------------------------------------------------------------------------
 
-def informed(questions, path, numbers=True):
-    """Return `questions` with the information of a JSON file {id or, with `numbers`, number in the
-    data: text}.
+def informed(questions: Questions, path: PathLike, numbers: bool = True) -> Questions:
+    """Return `questions` with the information of a JSON file {id: what to look at}.
+
+    With `numbers` the keys may also be the numbers of the questions in the data.
 
     FileNotFoundError or ValueError in one line for a missing or damaged file and, with counts, for
     questions that it leaves out.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise FileNotFoundError(f'no file of information {path}')
-    found = files.read_object(path)
-    wrong = [name for name, text in found.items() if not isinstance(text, str) or not text.strip()]
+    texts = files.read_object(path)
+    wrong = [name for name, text in texts.items() if not isinstance(text, str) or not text.strip()]
     if wrong:
-        raise files.fault(path, f'must hold texts; {len(wrong)} of {len(found)} are none (first '
+        raise files.fault(path, f'must hold texts; {len(wrong)} of {len(texts)} are none (first '
                           f'{files.shown(wrong[0], 40)!r})')
-    ids = not numbers or all(asked.id in found for asked in questions.asked)
-    names = {asked.doc_id: asked.id if ids else str(asked.doc_id) for asked in questions.asked}
-    lacking = [name for name in names.values() if name not in found]
+    # All by id or all by number: a mixture may be a file about other data.
+    ids = not numbers or all(asked.id in texts for asked in questions.asked)
+    names = [asked.id if ids else str(asked.doc_id) for asked in questions.asked]
+    lacking = [name for name in names if name not in texts]
     if lacking:
-        raise files.fault(path, f'lacks {len(lacking)} of {len(names)} questions, by id'
-                          f'{" and by number" * numbers} (first {files.shown(lacking[0], 40)!r})')
-    return dataclasses.replace(questions, asked=tuple(
-        dataclasses.replace(asked, information=found[names[asked.doc_id]])
-        for asked in questions.asked))
+        ways = 'by id and by number' if numbers else 'by id'
+        raise files.fault(path, f'lacks {len(lacking)} of {len(names)} questions, {ways} (first '
+                          f'{files.shown(lacking[0], 40)!r})')
+    asked = [dataclasses.replace(question, information=texts[name])
+             for question, name in zip(questions.asked, names)]
+    return dataclasses.replace(questions, asked=tuple(asked))

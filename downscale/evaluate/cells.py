@@ -1,73 +1,95 @@
 """The cells of a perception x reasoner grid: accuracy, what stands beside it, and a table."""
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
+from downscale.evaluate.runs import ChainModel
 from downscale.evaluate.scoring.sample_files import read_samples
+from downscale.output.plain import plain
+from downscale.output.text import aligned
+from downscale.results.endings import FAULTS, completed, faults
 from downscale.statistics.bootstrap import mean_ci
 
-SHARES = ('truncated', 'unparsed', 'unclosed')
+if TYPE_CHECKING:
+    from downscale.evaluate.chain_steps import Written
+    from downscale.evaluate.extract_think import Chain
 
 
-def file_name(perception, reasoner, mode):
-    """Return the samples of one cell."""
+def information_name(informer: ChainModel) -> str:
+    """Return the name of the samples that say what to look at."""
+    return f'information-{informer.name}'
+
+
+def description_name(perception: ChainModel) -> str:
+    """Return the name of the samples of one perception model."""
+    return f'describe-{perception.name}'
+
+
+def file_name(perception: ChainModel, reasoner: ChainModel, mode: str) -> str:
+    """Return the name of the samples of one cell."""
     return f'answer-{reasoner.name}-from-{perception.name}-{mode}'
 
 
-def joint_name(run):
-    """Return the samples of one model that sees the pictures and answers by itself."""
+def joint_name(run: ChainModel) -> str:
+    """Return the name of the samples of one model that sees the pictures and answers by itself."""
     return f'answer-{run.name}-joint'
 
 
-def summary(chain, told):
-    """Return one dict per cell of a finished chain; `told` holds the descriptions by perception
-    model.
-    """
-    found = []
+def summary(chain: 'Chain', written: 'Written') -> list[dict[str, Any]]:
+    """Return one dict per cell of a finished chain; `written` holds the descriptions."""
+    cells = []
     for perception in chain.perceptions:
-        cut = np.mean([record['truncated'] for record in told[perception.name].values()])
+        descriptions = written[description_name(perception)].values()
+        cut = np.mean([record['truncated'] for record in descriptions])
         for reasoner in chain.reasoners:
             for mode in chain.plan.reason:
-                rows = read_samples(
-                    chain.out / f'{file_name(perception, reasoner, mode)}.jsonl')
-                found.append({'perception': perception.name, 'reasoner': reasoner.name,
-                              'mode': mode, **measured(rows),
+                path = Path(chain.out) / f'{file_name(perception, reasoner, mode)}.jsonl'
+                cells.append({'perception': perception.name, 'reasoner': reasoner.name,
+                              'mode': mode, **measured(read_samples(path)),
                               'descriptions_truncated': float(cut)})
-    return found
+    return cells
 
 
-def measured(rows):
-    """Return accuracy with its interval over clusters, shares of what went wrong, accuracy on the
-    rest.
+def measured(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return accuracy with its interval over clusters, shares of faults, accuracy on the rest.
 
     Rows without a right answer in the data count in the shares only. A row is completed when it
     was not cut off, held an answer, and closed its thought. Numbers that do not exist are None.
     Several replies to a question count as one, with their mean score; `replies` then counts all.
     """
+    # Shares are over all rows; accuracy is over those with a right answer in the data.
+    flags = faults([row['truncated'] for row in rows], [row['parse_ok'] for row in rows],
+                   [row['close'] for row in rows])
     judged = [row for row in rows if row['score'] is not None]
     scored = _of_questions(judged)
-    completed = _of_questions([row for row in judged if not row['truncated'] and row['parse_ok']
-                               and row['close'] != 'open'])
+    done = _of_questions([row for row, whole in zip(rows, completed(flags))
+                          if whole and row['score'] is not None])
     asked = {row['doc_id'] for row in rows}
-    found = {'n': len(asked), 'scored': len(scored), 'accuracy': None, 'low': None, 'high': None,
-             'clusters': 0, 'method': 'none'}
+    cell = {'n': len(asked), 'scored': len(scored), 'accuracy': None, 'low': None, 'high': None,
+            'clusters': 0, 'method': 'none'}
+    # The replies to a question are no further questions: n and the interval count it once.
     if len(asked) < len(rows):
-        found['replies'] = len(rows)
+        cell['replies'] = len(rows)
     if scored:
-        at = mean_ci([row['score'] for row in scored],
-                     [row['doc']['cluster'] for row in scored], bounds=(0, 1))
-        found |= {'accuracy': at.value, 'low': _number(at.low), 'high': _number(at.high),
-                  'clusters': at.clusters, 'method': at.method}
-    wrong = {'truncated': [row['truncated'] for row in rows],
-             'unparsed': [not row['parse_ok'] for row in rows],
-             'unclosed': [row['close'] == 'open' for row in rows]}
+        mean = mean_ci([row['score'] for row in scored],
+                       [row['doc']['cluster'] for row in scored], bounds=(0, 1))
+        cell |= {'accuracy': mean.value, 'low': plain(mean.low), 'high': plain(mean.high),
+                 'clusters': mean.clusters, 'method': mean.method}
+    cell |= {name: float(np.mean(flags[name])) for name in FAULTS}
+    cell['completed'] = len(done)
+    cell['accuracy_completed'] = _mean_score(done) if done else None
     families = {}
     for row in scored:
-        families.setdefault(row['doc']['family'], []).append(row['score'])
-    return {**found, **{name: float(np.mean(wrong[name])) for name in SHARES},
-            'completed': len(completed),
-            'accuracy_completed': float(np.mean([row['score'] for row in completed]))
-            if completed else None,
-            'families': {name: {'n': len(scores), 'accuracy': float(np.mean(scores))}
-                         for name, scores in sorted(families.items())}}
+        families.setdefault(row['doc']['family'], []).append(row)
+    cell['families'] = {name: {'n': len(of_one), 'accuracy': _mean_score(of_one)}
+                        for name, of_one in sorted(families.items())}
+    return cell
+
+
+def _mean_score(rows):
+    return float(np.mean([row['score'] for row in rows]))
 
 
 def _of_questions(rows):
@@ -75,29 +97,17 @@ def _of_questions(rows):
     scores = {}
     for row in rows:
         scores.setdefault(row['doc_id'], []).append(row['score'])
+    # Read from the end, so that the first row of a question is what stays.
     first = {row['doc_id']: row for row in reversed(rows)}
     return [{**first[name], 'score': float(np.mean(part))} for name, part in scores.items()]
 
 
-def _number(value):
-    return None if np.isnan(value) else value
-
-
-def table(cells):
+def table(cells: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Yield the lines of a short table for a person, with what its columns mean."""
     names = ('perception', 'reasoner', 'mode')
-    rows = [[*names, 'n', 'accuracy', '95 %', *SHARES, 'completed']]
-    for cell in cells:
-        reach = '' if cell['low'] is None else f'{cell["low"]:.3f}-{cell["high"]:.3f}'
-        known = '' if cell['scored'] == cell['n'] else f'{cell["scored"]} of '
-        rows.append([*(cell[name] for name in names), f'{known}{cell["n"]}',
-                     _shown(cell['accuracy']), reach,
-                     *(f'{100 * cell[name]:.1f} %' for name in SHARES),
-                     _shown(cell['accuracy_completed'])])
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        yield '  '.join(text.ljust(width) if k < len(names) else text.rjust(width)
-                        for k, (text, width) in enumerate(zip(row, widths)))
+    rows = [[*names, 'n', 'accuracy', '95 %', *FAULTS, 'completed']]
+    rows += [_table_row(cell, names) for cell in cells]
+    yield from aligned(rows, left=range(len(names)))
     if any(cell['scored'] < cell['n'] for cell in cells):
         yield 'n: rows whose right answer is in the data, of all'
     several = {cell['replies'] // cell['n'] for cell in cells if 'replies' in cell}
@@ -110,6 +120,14 @@ def table(cells):
         if share:
             yield (f'{100 * share:.1f} % of the descriptions of {name} were cut off; give more '
                    '--describe-tokens')
+
+
+def _table_row(cell, names):
+    reach = '' if cell['low'] is None else f'{cell["low"]:.3f}-{cell["high"]:.3f}'
+    known = '' if cell['scored'] == cell['n'] else f'{cell["scored"]} of '
+    return [*(cell[name] for name in names), f'{known}{cell["n"]}', _shown(cell['accuracy']),
+            reach, *(f'{100 * cell[name]:.1f} %' for name in FAULTS),
+            _shown(cell['accuracy_completed'])]
 
 
 def _shown(value):

@@ -3,14 +3,31 @@
 `describe` runs once per perception model; `answer` reads those texts for every pair, so the whole
 perception x reasoner grid costs one description per picture and model.
 """
-from downscale.evaluate.answers import SCENE, gold_ids, prompt_of, row, write
-from downscale.generate.engine import Request
+from collections.abc import Sequence
+from typing import Any
+
+from downscale.config import Experiment
+from downscale.data.tokens import Encoder
+from downscale.evaluate.answers import (
+    Asking,
+    Item,
+    Report,
+    gold_ids,
+    prompt_of,
+    row,
+    wording_of,
+    write,
+)
+from downscale.generate.engine import Engine
+from downscale.generate.requests import Request
 from downscale.values import hash_of
 
 GOLD = ''  # the perception run of the gold-scene control
+Texts = dict[str, str]  # item_id: what is read in the place of the pictures
 
 
-def describe(engine, experiment, items, kind, report=lambda done, total: None, wording=SCENE):
+def describe(engine: Engine, experiment: Experiment, items: Sequence[Item], kind: str,
+             report: Report = lambda done, total: None) -> list[dict[str, Any]]:
     """Return rows of the texts table: what the perception model writes for each item.
 
     A 'caption' is written once per picture and shared by its questions; an 'extraction' is
@@ -18,23 +35,18 @@ def describe(engine, experiment, items, kind, report=lambda done, total: None, w
     """
     plan = experiment.evaluation
     encoder = engine.encoder
+    prompts = [wording_of(experiment).describe(item, kind) for item in items]
+    # Equal pictures and prompts are asked once, with the pictures of the first such item.
     asked = {}
-    for item in items:
-        prompt = wording.describe(item, kind)
+    for item, prompt in zip(items, prompts):
         asked.setdefault((item.example.scene_id, prompt), item)
-    written = write(
-        engine,
-        (
-            Request(prompt_of(encoder, prompt, item.example.images), limit=plan.write)
-            for (_, prompt), item in asked.items()
-        ),
-        len(asked),
-        report,
+    requests = (
+        Request(prompt_of(encoder, prompt, item.example.images), limit=plan.write)
+        for (_, prompt), item in asked.items()
     )
-    replies = dict(zip(asked, written, strict=True))
+    replies = dict(zip(asked, write(engine, requests, len(asked), report), strict=True))
     rows = []
-    for item in items:
-        prompt = wording.describe(item, kind)
+    for item, prompt in zip(items, prompts):
         reply = replies[item.example.scene_id, prompt]
         rows.append({'item_id': item.question.item_id, 'p_run': experiment.name,
                      'text_kind': kind, 'question': item.question.text, 'prompt': prompt,
@@ -43,48 +55,60 @@ def describe(engine, experiment, items, kind, report=lambda done, total: None, w
     return rows
 
 
-def gold_texts(items, kind):
-    """Return what a faultless perception model would have written, as (item_id -> text)."""
+def gold_texts(items: Sequence[Item], kind: str) -> Texts:
+    """Return what a faultless perception model would have written, as {item_id: text}."""
     return {item.question.item_id: item.example.caption if kind == 'caption'
             else item.question.extraction.text for item in items}
 
 
-def brief_texts(captions, extractions, encoder):
-    """Return captions cut to as many tokens as the extraction of the same item has, as (item_id ->
-    text).
+def brief_texts(captions: Texts, extractions: Texts, encoder: Encoder) -> Texts:
+    """Return {item_id: its caption, cut to as many tokens as its extraction has}.
 
     What they leave out is what is written last: with equal tokens, is it better to be asked for?
     """
-    return {item: encoder.text(encoder.ids(text)[:len(encoder.ids(extractions[item]))])
-            for item, text in captions.items()}
+    brief = {}
+    for item_id, caption in captions.items():
+        tokens = len(encoder.ids(extractions[item_id]))
+        brief[item_id] = encoder.text(encoder.ids(caption)[:tokens])
+    return brief
 
 
-def answer(engine, experiment, items, texts, data_hash, report=lambda done, total: None,
-           wording=SCENE):
+def answer(engine: Engine, experiment: Experiment, items: Sequence[Item],
+           texts: dict[tuple[str, str], Texts], data_hash: str,
+           report: Report = lambda done, total: None) -> list[dict[str, Any]]:
     """Return rows of the items table: this reasoner on every text, directly and thinking.
 
     `texts` maps (perception run or GOLD, kind) to {item_id: text}.
     """
     plan = experiment.evaluation
     encoder = engine.encoder
-    cells = [(run, kind, think) for think in plan.thinking for run, kind in texts]
-    asked = []
+    wording = wording_of(experiment)
+    cells = []
+    for think in plan.thinking:
+        cells += [(run, kind, think) for run, kind in texts]
+    requests = []
     for run, kind, think in cells:
         for item in items:
             prompt = wording.reason(item, texts[run, kind][item.question.item_id], think)
             # The likelihood of an answer without its thought says nothing about thinking.
-            asked.append(Request(prompt_of(encoder, prompt, thinking=think), limit=plan.answer,
-                                 think=plan.think if think else None,
-                                 target=None if think else gold_ids(encoder, item.question)))
-    replies = iter(engine.write(asked, report=report))
+            requests.append(Request(prompt_of(encoder, prompt, thinking=think), limit=plan.answer,
+                                    think=plan.think if think else None,
+                                    target=None if think else gold_ids(encoder, item.question)))
+    # One call for all cells: no slot waits for a cell to end. Texts have no tiles to hold.
+    replies = iter(engine.write(requests, report=report))
     rows = []
     for run, kind, think in cells:
         mode = 'think' if think else 'direct'
-        eval_id = f'answer-{experiment.name}-{run or "gold"}-{kind}-{mode}'
-        prompt_hash = hash_of(['decoupled', kind, think, encoder.chat.hash,
-                               *[wording.name] * bool(wording.name)])
-        rows += [row(item, next(replies), eval_id=eval_id, data_hash=data_hash,
-                     condition='image' if run else 'gold_text', prompt_hash=prompt_hash,
-                     p_run=run, r_run=experiment.name, text_kind=kind, thinking=think)
-                 for item in items]
+        prompt_hash = hash_of(['decoupled', kind, think, encoder.chat.hash, *wording.hash_parts()])
+        asking = Asking(
+            eval_id=f'answer-{experiment.name}-{run or "gold"}-{kind}-{mode}',
+            condition='image' if run else 'gold_text',
+            data_hash=data_hash,
+            prompt_hash=prompt_hash,
+            p_run=run,
+            r_run=experiment.name,
+            text_kind=kind,
+            thinking=think,
+        )
+        rows += [row(item, next(replies), asking) for item in items]
     return rows

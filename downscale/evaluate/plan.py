@@ -28,12 +28,13 @@ class ChainPlan:
     nudge: float = 0.0
     reference_compat: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.describe not in KINDS:
             raise ValueError(unknown('description', self.describe, KINDS))
         for mode in self.reason:
             if mode not in MODES:
                 raise ValueError(unknown('mode', mode, MODES))
+        # Two cells of one mode would be one file.
         if len(set(self.reason)) != len(self.reason) or not self.reason:
             raise ValueError(f'modes {list(self.reason)} must name each mode once')
         for name, least in (('think_tokens', 0), ('answer_tokens', 1), ('describe_tokens', 1),
@@ -41,11 +42,12 @@ class ChainPlan:
             if getattr(self, name) < least:
                 raise ValueError(f'{name} {getattr(self, name)} must be at least {least}')
         if self.repeats > 1 and self.temperature == 0:
+            # Greedy repeats would cost as much and say nothing about chance.
             raise ValueError(f'{self.repeats} greedy repeats would be equal; give a temperature or '
                              'one repeat')
-        assert self.decoding(())  # made here for its own checks, before work starts
+        assert self.decoding(())  # made for its own checks, before work starts
 
-    def decoding(self, banned):
+    def decoding(self, banned: tuple[int, ...]) -> Decoding:
         """Return how a reasoner writes; `banned` are the reflexive ids of its vocabulary."""
         return Decoding(sampling=Sampling(self.temperature, self.top_k, self.top_p),
                         seed=self.seed, banned_thinking=banned, nudge=self.nudge,

@@ -6,8 +6,10 @@ names it `prompt_prefix` (stage_1_utils.py of its MMStar task). Give it as the `
 `extract` of a file of the same form.
 """
 import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from downscale.data import files
 from downscale.data.records import IMAGE
@@ -53,7 +55,7 @@ class Prompts:
     answer_tokens: int
 
     @property
-    def hash(self):
+    def hash(self) -> str:
         """A short hash of everything that reaches a model or its reply.
 
         Limits are no part: those in use are recorded with each row, wherever they came from.
@@ -61,43 +63,45 @@ class Prompts:
         return hash_of({field.name: vars(self)[field.name] for field in fields(self)
                         if field.name not in ('about', *LIMITS)})
 
-    def describe(self, kind, information=''):
+    def describe(self, kind: str, information: str | None = '') -> str:
         """Return what a perception model is asked for `kind` 'caption' or 'extract'."""
         if kind == 'caption':
             return self.caption
+        information = information or ''
         if not information.endswith(self.information_end):
             information += self.information_end
         return fill(self.extract, information=information)
 
-    def reason(self, mode, description, question):
+    def reason(self, mode: str, description: str, question: str) -> str:
         """Return what a reasoner reads in `mode` 'think' or 'direct'."""
         template = {'think': self.reason_think, 'direct': self.reason_direct}[mode]
-        opened = question.lower().startswith(self.question_starts) if self.question_starts \
-            else False
-        return fill(template, description=description,
-                    question=question if opened else self.question_start + question)
+        if not question.lower().startswith(self.question_starts):
+            question = self.question_start + question
+        return fill(template, description=description, question=question)
 
-    def inform(self, question):
+    def inform(self, question: str) -> str:
         """Return what a language model reads that is to say what to look at for `question`."""
-        pairs = ''.join(fill(self.information_pair, question=asked, information=told)
-                        for asked, told in self.information_pairs)
+        pairs = ''.join(fill(self.information_pair, question=example, information=information)
+                        for example, information in self.information_pairs)
         return fill(self.information_task, pairs=pairs, question=question)
 
-    def information_in(self, reply):
+    def information_in(self, reply: str) -> str:
         """Return the information in a reply, on one line and without the mark before it."""
+        # One line: it goes into the middle of a sentence of the prompt.
         text = ' '.join(reply.split())
         if text.lower().startswith(self.information_mark.lower()):
             text = text[len(self.information_mark):]
         return text.strip()
 
 
-def fill(template, **texts):
-    """Return `template` with every {name} replaced by a text, in one pass: braces in a text stay
-    braces.
+def fill(template: str, **texts: str) -> str:
+    """Return `template` with every {name} replaced by a text.
 
-    An empty text takes the blanks behind its place along. An image mark in a text is no picture:
-    it is written apart, so that no encoder looks for one.
+    It takes one pass, so that braces in a text stay braces. An empty text takes the blanks
+    behind its place along. An image mark in a text shows no picture: it is written apart, so that
+    no encoder looks for one.
     """
+    # A function, not a template of `re`: backslashes in a text would be read as groups.
     def put(match):
         text = texts[match[1]]
         return text.replace(IMAGE, f'{IMAGE[0]} {IMAGE[1:]}') + match[2] if text else ''
@@ -105,7 +109,7 @@ def fill(template, **texts):
     return _PLACE.sub(put, template)
 
 
-def load(name):
+def load(name: str | Path) -> Prompts:
     """Return the `Prompts` called `name` ('micro', 'paper'), or those in the file at that path.
 
     FileNotFoundError or ValueError in one line for a missing, damaged or incomplete file, an
@@ -116,60 +120,76 @@ def load(name):
     if not path.is_file():
         raise FileNotFoundError(f'{unknown("prompts", str(name), known)}, or give the path of a '
                                 'JSON file')
-    return _checked(files.read_object(path), path)
+    forms = dict.fromkeys(LIMITS, TOKENS) | {'information_pairs': PAIRS, 'question_starts': TEXTS}
+    value = read_templates(path, [field.name for field in fields(Prompts)], PLACES, forms)
+    for field in PLACES:
+        if IMAGE in value[field]:
+            raise ValueError(f'{path}: {field} holds the image mark {IMAGE}; leave it out, '
+                             'pictures are put in front')
+    pairs = tuple((pair['question'], pair['information']) for pair in value['information_pairs'])
+    starts = tuple(text.lower() for text in value['question_starts'])
+    changed: dict[str, Any] = value | {'information_pairs': pairs, 'question_starts': starts}
+    return Prompts(**changed)
 
 
-def _checked(value, path):
-    """Return `value` as `Prompts`, every field of its type and every template with its
-    placeholders.
+# --- files of templates -----------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class FieldForm:
+    """What a field of a file of templates must be, and how a message names that."""
+    fits: Callable[[Any], bool]
+    named: str
+
+
+def _is_pair(value):
+    return (isinstance(value, dict) and set(value) == {'question', 'information'}
+            and all(isinstance(text, str) for text in value.values()))
+
+
+TEXT = FieldForm(lambda value: isinstance(value, str), 'a text')
+# Python counts True among the integers, and JSON knows it apart.
+TOKENS = FieldForm(
+    lambda value: isinstance(value, int) and not isinstance(value, bool) and value > 0,
+    'a number of tokens')
+TEXTS = FieldForm(
+    lambda value: isinstance(value, list) and all(isinstance(text, str) and text for text in value),
+    'a list of texts')
+PAIRS = FieldForm(lambda value: isinstance(value, list) and all(map(_is_pair, value)),
+                  'a list of {"question": text, "information": text}')
+
+
+def read_templates(path: Path, names: Sequence[str], places: Mapping[str, Sequence[str]],
+                   forms: Mapping[str, FieldForm]) -> dict[str, Any]:
+    """Return the fields `names` of a JSON file of templates, every one checked.
+
+    A field has the form that `forms` gives it, else it is a text; a text of `places` holds each of
+    its placeholders and no other. ValueError in one line for anything else.
     """
-    names = [field.name for field in fields(Prompts)]
+    value = files.read_object(path)
     for name in value:
         if name not in names:
             raise files.fault(path, unknown('field', files.shown(name, 40), names))
     missing = [name for name in names if name not in value]
     if missing:
         raise files.fault(path, f'missing field {", ".join(map(repr, missing))}')
-    for name, text in value.items():
-        _check_type(path, name, text)
-    for name, places in PLACES.items():
-        _check_places(path, name, value[name], places)
-    pairs = tuple((pair['question'], pair['information']) for pair in value['information_pairs'])
-    return Prompts(**{**value, 'information_pairs': pairs,
-                      'question_starts': tuple(text.lower() for text in value['question_starts'])})
-
-
-def _check_type(path, name, value):
-    if name == 'information_pairs':
-        good = isinstance(value, list) and all(
-            isinstance(pair, dict) and set(pair) == {'question', 'information'}
-            and all(isinstance(text, str) for text in pair.values()) for pair in value)
-        wanted = 'a list of {"question": text, "information": text}'
-    elif name == 'question_starts':
-        good = isinstance(value, list) and all(isinstance(text, str) and text for text in value)
-        wanted = 'a list of texts'
-    elif name in LIMITS:
-        good = isinstance(value, int) and not isinstance(value, bool) and value > 0
-        wanted = 'a number of tokens'
-    else:
-        good = isinstance(value, str)
-        wanted = 'a text'
-    if not good:
-        raise ValueError(f'{path}: field {name!r} must be {wanted}')
+    for name, part in value.items():
+        form = forms.get(name, TEXT)
+        if not form.fits(part):
+            raise ValueError(f'{path}: field {name!r} must be {form.named}')
+    for name, wanted in places.items():
+        _check_places(path, name, value[name], wanted)
+    return value
 
 
 def _check_places(path, name, template, places):
-    """The placeholders of a template are exactly `places`; image marks are put in by the chain."""
-    found = [match[1] for match in _PLACE.finditer(template)]
-    for place in found:
+    """Raise ValueError unless the placeholders of a template are exactly `places`."""
+    there = [match[1] for match in _PLACE.finditer(template)]
+    for place in there:
         if place not in places:
             place = files.shown(place, 40)
             hint = unknown('placeholder', place, places) if places else \
                 f'unknown placeholder {place!r}; it takes none'
             raise files.fault(path, f'{name}: {hint}')
-    missing = [place for place in places if place not in found]
+    missing = [place for place in places if place not in there]
     if missing:
         raise ValueError(f'{path}: {name}: missing placeholder {{{missing[0]}}}')
-    if IMAGE in template:
-        raise ValueError(f'{path}: {name} holds the image mark {IMAGE}; leave it out, pictures '
-                         'are put in front')

@@ -22,11 +22,15 @@ import pyarrow.parquet as pq
 
 from downscale.data import files, measure
 from downscale.data.corpora import columns
-from downscale.data.corpora.columns import Rejected
+from downscale.data.corpora.cells import Rejected, empty
+from downscale.data.corpora.options import LETTERS, letter_of, options_in, several, with_options
 from downscale.data.corpora.sources import check_texts, picture_of
 from downscale.data.files import fault, shown
 from downscale.data.records import Turn
-from downscale.evaluate.scoring.table import SCORERS, Target, unfit
+from downscale.evaluate.scoring.boxes import is_box
+from downscale.evaluate.scoring.table import SCORERS, unfit
+from downscale.evaluate.scoring.targets import Target
+from downscale.runtime.files import PathLike
 from downscale.values import unknown
 
 SUFFIXES = (*files.FORMS, '.parquet')
@@ -37,25 +41,29 @@ _MARK = re.compile(r'<image[ _]?\d*>')
 
 @dataclass(frozen=True, kw_only=True)
 class OwnQuestion:
-    """One row, checked: `pictures` is a call that returns the bytes of each; `target` is None where
-    the row has no answer, `scorer` '' where the default judges."""
+    """One row, checked; `pictures` is a call that returns the bytes of each.
+
+    `target` is None where the row has no answer, `scorer` '' where the default judges.
+    """
     id: str
     text: str
-    pictures: Callable
+    pictures: Callable[[], tuple[bytes, ...]]
     target: Target | None
     information: str | None
     family: str
     scorer: str
 
 
-def own_questions(path, images=None, limit=None, scorer=''):
-    """Return the first `limit` `OwnQuestion`s of a file; `images` is the folder of their pictures,
-    without one that of the file, and `scorer` judges where a row names none.
+def own_questions(path: PathLike, images: PathLike | None = None, limit: int | None = None,
+                  scorer: str = '') -> list[OwnQuestion]:
+    """Return the first `limit` `OwnQuestion`s of a file.
 
-    FileNotFoundError or ValueError in one line with the number of the line or entry.
+    `images` is the folder of their pictures, without one that of the file; `scorer` judges where a
+    row names none. FileNotFoundError or ValueError in one line with the number of the line or
+    entry.
     """
     path = Path(path)
-    found = []
+    questions = []
     first = {}
     pictured = None
     if scorer and scorer not in SCORERS:
@@ -65,6 +73,7 @@ def own_questions(path, images=None, limit=None, scorer=''):
     for where, row, again in islice(_rows(path), limit):
         try:
             question = _question(row, again, Path(images or path.parent), scorer)
+            # A row that forgot its pictures would be asked blind and count as one without any.
             if pictured not in (None, _tells(row)):
                 raise Rejected('no picture', "'images' is in some rows and not in all; give [] for "
                                'a question without a picture')
@@ -75,16 +84,16 @@ def own_questions(path, images=None, limit=None, scorer=''):
         except Rejected as error:
             raise fault(path, f'{where}: {error}') from None
         first[question.id] = where
-        found.append(question)
-    if not found:
+        questions.append(question)
+    if not questions:
         raise ValueError(f'{path} holds no question')
-    return found
+    return questions
 
 
 # --- rows -------------------------------------------------------------------------------------
 
 def _rows(path):
-    """Yield (where it stands, row, call that gives it again) of every row of a file."""
+    """Yield (where it stands, row, call that reads it again) of every row of a file."""
     if path.suffix.lower() != '.parquet':
         for where, row in files.read_whole(path):
             yield where, row, partial(dict, row)
@@ -100,6 +109,7 @@ def _rows(path):
         raise fault(path, f'no readable Parquet file ({error})') from None
 
 
+# Rows are asked in order, so that two groups are all that is read again and again.
 @lru_cache(maxsize=2)
 def _group(path, group):
     return pq.ParquetFile(path).read_row_group(group)
@@ -113,25 +123,28 @@ def _again(path, group, k):
 # --- one row ----------------------------------------------------------------------------------
 
 def _question(row, again, folder, scorer):
-    """Return the `OwnQuestion` of a row, or `Rejected`."""
+    """Return the `OwnQuestion` of a row; raise `Rejected` where it cannot be asked."""
+    # 1. What is asked, and what is right.
     filled = _checked(row)
     text = filled['question']
     target = None
-    _, options = columns.options_in(filled)
-    letters = list(zip(columns.LETTERS, options))
+    _, options = options_in(filled)
+    letters = list(zip(LETTERS, options))
     if options and len(letters) != len(options) or len(options) == 1:
-        raise Rejected('unclear answer', f'{len(options)} options; 2 to {len(columns.LETTERS)} are '
+        raise Rejected('unclear answer', f'{len(options)} options; 2 to {len(LETTERS)} are '
                        'read')
     if options:
-        text = columns.with_options(text, letters)
+        text = with_options(text, letters)
     answers = _answers(filled, letters)
     if answers:
         target = Target(
             answers=answers, choices=tuple((letter, option) for letter, (_, option) in letters)
         )
+    # 2. Its texts, by the rule of published data: what a tokenizer cannot take is refused here.
     check_texts(
         [Turn(role='user', text=f'{text} {filled.get("information", "")}', supervised=True)]
     )
+    # 3. Its pictures: every header is read now, so that none fails after hours of work.
     pictures = partial(_pictures, again, folder)
     for number, data in enumerate(pictures(), 1):
         try:
@@ -149,10 +162,10 @@ def _checked(row):
         if name in columns.VIDEOS:
             raise Rejected('video', f'{name!r}: videos are not read')
         picture = name in columns.PICTURES or columns.NUMBERED.fullmatch(name)
-        if name not in FIELDS and not picture and name not in columns.LETTERS:
-            raise Rejected('unknown field', unknown('field', shown(name, 40), FIELDS
-                                                    ).removeprefix('unknown field '))
-    filled = {name: value for name, value in row.items() if not columns.empty(value)}
+        if name not in FIELDS and not picture and name not in LETTERS:
+            hint = unknown('field', shown(name, 40), FIELDS)
+            raise Rejected('unknown field', hint.removeprefix('unknown field '))
+    filled = {name: value for name, value in row.items() if not empty(value)}
     for name in ('id', 'question'):
         if name not in filled:
             raise Rejected('missing field', f'{name!r} is empty' if name in row else repr(name))
@@ -161,18 +174,18 @@ def _checked(row):
     for name in TEXTS:
         if name in filled and not isinstance(filled[name], str):
             raise Rejected('wrong type', f'{name} must be a text, not {_short(filled[name])}')
-        if _MARK.search(filled.get(name, '')):
-            raise Rejected('image marks', f'{name} holds the image mark '
-                           f'{_MARK.search(filled[name])[0]}; leave it out, pictures are put in '
-                           'front')
+        mark = _MARK.search(filled.get(name, ''))
+        if mark:
+            raise Rejected('image marks', f'{name} holds the image mark {mark[0]}; leave it out, '
+                           'pictures are put in front')
     return filled
 
 
 def _tells(row):
     """Return whether a row says which pictures it has, or by an empty list that it has none."""
-    told = [value for name, value in row.items()
-            if name in columns.PICTURES or columns.NUMBERED.fullmatch(name)]
-    return any(isinstance(value, list) or not columns.empty(value) for value in told)
+    cells = [value for name, value in row.items()
+             if name in columns.PICTURES or columns.NUMBERED.fullmatch(name)]
+    return any(isinstance(value, list) or not empty(value) for value in cells)
 
 
 def _short(value):
@@ -181,7 +194,8 @@ def _short(value):
 
 def _pictures(again, folder):
     """Return the bytes of the pictures of a row."""
-    row = {name: value for name, value in again().items() if not columns.empty(value)}
+    row = {name: value for name, value in again().items() if not empty(value)}
+    # A cell may hold the bytes themselves (Parquet), base64, or a path below the folder.
     cells, _ = columns.pictures_in(row)
     return tuple(cell if isinstance(cell, bytes) else picture_of(cell, folder)
                  for cell in cells.values())
@@ -189,24 +203,24 @@ def _pictures(again, folder):
 
 def _answers(filled, letters):
     """Return the right answers as texts, of options as letters; () where there are none."""
+    # VQA has both: `answer` is what most people said, `answers` all of them.
     answer = filled.get('answer', filled.get('answers'))
     if answer is None:
         return ()
     if 'answer' in filled and 'answers' in filled:
-        several = columns.several(filled['answers'])
-        if answer not in several and answer != filled['answers']:
+        accepted = several(filled['answers'])
+        if answer not in accepted and answer != filled['answers']:
             raise Rejected('unclear answer', f'answer {_short(answer)} is none of answers')
-        answer = several
+        answer = accepted
     if letters:
-        return tuple(columns.letter_of(letters, one) for one in columns.several(answer))
+        return tuple(letter_of(letters, part) for part in several(answer))
     if isinstance(answer, (str, int)) and not isinstance(answer, bool):
         return (str(answer),)
-    numbers = isinstance(answer, list) and len(answer) == 4 and all(
-        isinstance(number, (int, float)) and not isinstance(number, bool) for number in answer)
-    if numbers:
+    if is_box(answer):
         return (json.dumps(answer),)
-    texts = [part.get('answer') if isinstance(part, dict) else part for part in answer] \
-        if isinstance(answer, list) else []
+    parts = answer if isinstance(answer, list) else []
+    # VQA's annotations keep each person's answer in an object of its own.
+    texts = [part.get('answer') if isinstance(part, dict) else part for part in parts]
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise Rejected('wrong type', 'answer must be a text, a whole number, a list of texts or a '
                        f'box of four numbers, not {_short(answer)}')
@@ -214,14 +228,15 @@ def _answers(filled, letters):
 
 
 def _scorer(name, target):
-    """Return `name`, after a check that it judges such a target; '' is the default, which judges
-    all.
+    """Return `name`, or raise `Rejected` where it cannot judge such a target.
+
+    '' is the default, which judges all.
     """
     if not name or target is None:
         return name
     if name not in SCORERS:
-        raise Rejected('unknown scorer', unknown('scorer', name, list(SCORERS)
-                                                 ).removeprefix('unknown scorer '))
+        hint = unknown('scorer', name, list(SCORERS))
+        raise Rejected('unknown scorer', hint.removeprefix('unknown scorer '))
     if unfit(name, target):
         raise Rejected('other scorer', unfit(name, target))
     return name

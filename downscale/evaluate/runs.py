@@ -1,13 +1,17 @@
 """The models of a chain: run folders with a name, an identity and, when needed, an engine."""
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 
 from downscale import config
+from downscale.data.tokens import Encoder
 from downscale.generate.engine import Engine
 from downscale.generate.reflexive import reflexive_ids
+from downscale.model.vlm import Vlm
+from downscale.runtime.files import PathLike
 from downscale.sharding import mesh
 from downscale.stages.fingerprint import fingerprint
 from downscale.stages.loading import encoder_of, load, tokenizer_of, tokenizer_path
@@ -25,16 +29,19 @@ class ChainModel:
     reflexive: tuple[int, ...] = ()
 
 
-def open_runs(folders, role, sees=False, ban=False):
+def open_runs(folders: Iterable[PathLike], role: str, sees: bool = False,
+              ban: bool = False) -> tuple[ChainModel, ...]:
     """Return the `ChainModel`s of run folders, each checked before any work.
 
-    ValueError or FileNotFoundError in one line where one cannot do what its `role` asks, `sees` or
-    `ban`, or stands there twice.
+    `role` is the option that names them; models that `sees` must have a tower, and with `ban`
+    their reflexive ids are looked up. ValueError or FileNotFoundError in one line for a model that
+    cannot do its part or is given twice.
     """
-    found = []
+    models = []
     for folder in folders:
         folder = Path(folder).absolute()
         experiment = config.load(folder)
+        # Parameter groups of the checkpoint say what a model can do, not its configuration.
         groups = {name.split('/')[0] for name in stored_leaves(latest(folder))}
         lacking = sorted(({'language'} | (SEES if sees else set())) - groups)
         if lacking:
@@ -42,53 +49,58 @@ def open_runs(folders, role, sees=False, ban=False):
                              f'that can {"see" if sees else "write"}')
         if not tokenizer_path(folder, experiment).is_file():
             raise FileNotFoundError(f'--{role} {folder} has no tokenizer.json, nor a folder above')
-        banned = tuple(sorted(reflexive_ids(tokenizer_of(folder, experiment)))) if ban else ()
-        found.append(
+        banned = ()
+        tokenizer = tokenizer_of(folder, experiment) if ban else None
+        if tokenizer is not None:
+            banned = tuple(sorted(reflexive_ids(tokenizer)))
+        models.append(
             ChainModel(
                 name=_name(folder), folder=folder, fingerprint=fingerprint(folder), reflexive=banned
             )
         )
-    prints = [run.fingerprint for run in found]
-    again = [run.folder for k, run in enumerate(found) if run.fingerprint in prints[:k]]
+    prints = [run.fingerprint for run in models]
+    again = [run.folder for k, run in enumerate(models) if run.fingerprint in prints[:k]]
     if again:
         raise ValueError(f'--{role}: {again[0]} is given twice, or equals another')
-    names = [run.name for run in found]
+    names = [run.name for run in models]
+    # Files are called by these names: models that share one get the start of their fingerprint.
     return tuple(dataclasses.replace(run, name=f'{run.name}-{run.fingerprint[:6]}')
-                 if names.count(run.name) > 1 else run for run in found)
+                 if names.count(run.name) > 1 else run for run in models)
 
 
-def prompts_for(folders):
+def prompts_for(folders: Iterable[PathLike]) -> str:
     """Return the name of the prompts that the models of these run folders are used to.
 
     ValueError where the scene world's models stand beside others: no prompts suit both.
     """
+    # Scene models know bare words only, the others need to be told what to do.
     micro = {folder: config.load(folder).chat == 'micro' for folder in folders}
     if len(set(micro.values())) > 1:
-        one, other = (next(folder for folder in micro if micro[folder] == kind)
-                      for kind in (True, False))
-        raise ValueError(f'{one} is a model of the scene world, {other} is not; say with --prompts '
-                         'how to ask both: micro, paper or a file')
+        # The first model of either kind: the dict is read from its end.
+        first = {kind: folder for folder, kind in reversed(micro.items())}
+        raise ValueError(f'{first[True]} is a model of the scene world, {first[False]} is not; say '
+                         'with --prompts how to ask both: micro, paper or a file')
     return 'micro' if all(micro.values()) else 'paper'
 
 
 def _name(folder):
-    """Return the cell and stage of a study's folder, or the name of an imported model, fit for a
-    file.
-    """
-    name = f'{folder.parent.name}-{folder.name}' if folder.parent.parent.name == 'cells' \
-        else folder.name
+    """Return the name that files get: cell and stage, or the folder of an imported model."""
+    name = folder.name
+    if folder.parent.parent.name == 'cells':
+        name = f'{folder.parent.name}-{folder.name}'
     return ''.join(letter if letter.isalnum() or letter in '-_.+' else '_' for letter in name)
 
 
-def open_engine(folder, slots):
+def open_engine(folder: Path, slots: int) -> Engine:
     """Return the engine of a run folder, over the devices of this process."""
     devices = jax.local_devices()
     grid = mesh(devices=devices) if len(devices) > 1 else None
     model, params, _, _ = load(folder, grid)
+    assert isinstance(model, Vlm)  # `open_runs` lets no tower through
     return Engine(model, params if grid else jax.device_put(params), open_encoder(folder), slots,
                   grid)
 
 
-def open_encoder(folder):
+def open_encoder(folder: Path) -> Encoder:
     """Return the `Encoder` of a run folder, without its model."""
     return encoder_of(folder, config.load(folder), folder.name)

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 
 def language_of(family: str, size: str, vocabulary: int) -> LanguageConfig:
-    """Return the LanguageConfig of `size` in a family table, of any micro point like 'w96d5', or of
-    a published size of another depth: '135m-d15' keeps 15 layers (`downscale import --layers`).
+    """Return the LanguageConfig of `size` in a family's table.
+
+    A size may also be any micro point like 'w96d5', or a published size of another depth:
+    '135m-d15' keeps 15 layers (`downscale import --layers`).
     """
     if family not in LANGUAGE:
         raise ValueError(unknown('family', family, list(LANGUAGE)))
@@ -34,7 +36,7 @@ def language_of(family: str, size: str, vocabulary: int) -> LanguageConfig:
 
 
 def cells_of(config: 'ConfigDict', sweep: Collection[dict[str, Any]]) -> tuple[Experiment, ...]:
-    """Return (experiments of the study, shared tower cells included).
+    """Return the experiments of the study, shared tower cells included.
 
     `config` is the locked ConfigDict of `get_config`; `sweep` lists points (see `sweeps.py`). Every
     cell is checked here, before any work starts.
@@ -60,6 +62,7 @@ def cells_of(config: 'ConfigDict', sweep: Collection[dict[str, Any]]) -> tuple[E
     cells = []
     for seed in dict.fromkeys(point['seed'] for point in sweep):
         points = [point for point in sweep if point['seed'] == seed]
+        # The tower is shared by all sizes of a seed, and first, as they start from it.
         for name in shared:
             cells.append(_cell(value, f'{name}-s{seed}', sweeps.shared(points[0]), [name]))
         for point in points:
@@ -104,9 +107,9 @@ def _cell(value, name, point, stages):
     full = [{'name': stage, 'parents': kind.parents, 'trainable': kind.trainable, **made[stage]}
             for stage, kind in STAGES.items() if stage in made and stage in stages]
     # An imported group has no parent unless a stage of this study makes it.
-    full = [stage | {'parents': {group: parent for group, parent in stage['parents'].items()
-                                 if group not in imports or parent.rpartition('/')[2] in made}}
-            for stage in full]
+    for stage in full:
+        stage['parents'] = {group: parent for group, parent in stage['parents'].items()
+                            if group not in imports or parent.rpartition('/')[2] in made}
     return from_dict(Experiment, {**value, 'name': name, 'size': point['size'],
                                   'seed': point['seed'], 'language': language, 'stages': full,
                                   'imports': imports,

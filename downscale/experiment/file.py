@@ -24,11 +24,10 @@ REQUIRED = {'study': str, 'platform': str, 'family': str, 'vocabulary': int}
 
 def load_study(config_file: PathLike,
                overrides: Iterable[str]) -> tuple['ConfigDict', Sequence[dict[str, Any]]]:
-    """Return (ConfigDict, sweep) of `FILE.py` or `FILE.py:ARG`, with `key.path=value` overrides
-    set.
+    """Return (ConfigDict, sweep) of `FILE.py` or `FILE.py:ARG`.
 
-    ValueError in one line for a missing file, a file without `get_config` and `sweep`, or an
-    unknown key (with the nearest one).
+    `overrides` are 'key.path=value', set in the ConfigDict. ValueError in one line for a missing
+    file, a file without `get_config` and `sweep`, or an unknown key (with the nearest one).
     """
     from downscale.experiment.sweeps import copied
     module, path, arg = _load('study', config_file, ('get_config', 'sweep'), 'experiments')
@@ -43,9 +42,7 @@ def load_study(config_file: PathLike,
 
 
 def _checked(path, config, points):
-    """Return `config`, if it and the `points` of its sweep are of the types that a study file
-    returns.
-    """
+    """Return `config`; ValueError unless it and the `points` are of the types of a study file."""
     from ml_collections import ConfigDict
     if not isinstance(config, ConfigDict):
         raise ValueError(f'{path}: get_config() must return a ConfigDict, not '
@@ -64,8 +61,9 @@ def _checked(path, config, points):
 
 
 def load_mixture(mixture_file: PathLike) -> Any:
-    """Return the `Mixture` of `FILE.py` or `FILE.py:ARG`; ValueError in one line for a missing file
-    or one without `get_mixture`.
+    """Return the `Mixture` of `FILE.py` or `FILE.py:ARG`.
+
+    ValueError in one line for a missing file or one without `get_mixture`.
     """
     module, path, arg = _load('mixture', mixture_file, ('get_mixture',), 'experiments/mixtures')
     with _explained(path):
@@ -73,8 +71,9 @@ def load_mixture(mixture_file: PathLike) -> Any:
 
 
 def _load(what, file, functions, folder):
-    """Return (module, path, argument) of `FILE.py` or `FILE.py:ARG`, which must have these
-    functions.
+    """Return (module, path, argument) of `FILE.py` or `FILE.py:ARG`.
+
+    ValueError unless the module has all `functions`.
     """
     import importlib.util
     path, _, arg = str(file).partition(':')
@@ -94,8 +93,7 @@ def _load(what, file, functions, folder):
 
 @contextlib.contextmanager
 def _explained(path):
-    """In this context the user's own file at `path` runs: what it raises is a ValueError that names
-    file and, where that is known, the line."""
+    """Turn what the user's file at `path` raises into a ValueError that names file and line."""
     try:
         yield
     except ValueError as error:  # what it refuses itself
@@ -103,9 +101,10 @@ def _explained(path):
     except SyntaxError as error:
         raise ValueError(f'{path}, line {error.lineno}: {error.msg}') from error
     except (Exception, SystemExit) as error:
-        own = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-               if frame.filename == os.path.abspath(path)]
-        where = f'{path}, line {own[-1]}' if own else str(path)
+        # The last line of the user's file; what it called further down is not theirs to mend.
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+                 if frame.filename == os.path.abspath(path)]
+        where = f'{path}, line {lines[-1]}' if lines else str(path)
         raise ValueError(f'{where}: {type(error).__name__}: {error}') from error
 
 
@@ -130,8 +129,9 @@ def set_key(config: 'ConfigDict', override: str) -> None:
 
 def open_cells(config_file: PathLike,
                overrides: Iterable[str]) -> tuple['ConfigDict', tuple['Experiment', ...]]:
-    """Return (config, experiments) of a study file; the platform is chosen here, before JAX looks
-    for one.
+    """Return (config, experiments) of a study file, and choose the platform of JAX.
+
+    This is before JAX looks for one.
     """
     config, sweep = load_study(config_file, overrides)
     if config.platform:
@@ -143,11 +143,11 @@ def open_cells(config_file: PathLike,
     from downscale.experiment.expansion import cells_of
     with config.unlocked():
         del config['platform']
-    found = cells_of(config, sweep)
+    cells = cells_of(config, sweep)
     if claims_of(config) is not None:
         from downscale.analysis.claims import read
         read(claims_of(config))   # for its own checks, before work starts
-    return config, found
+    return config, cells
 
 
 def claims_of(config: 'ConfigDict') -> Any:

@@ -10,6 +10,7 @@ tiling, and 770 in stage 1 (LLaVA-OneVision: 512 examples, 256 for 7B). Steps ar
 epoch at 2.8 conversations a row (3 in stage 1); `downscale data world STUDY --padding` counts
 them for the data that is there.
 """
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,59 +33,66 @@ INFORMATION = {'vmcbench-six': 'data/vmcbench/information.json',
 
 def study(name: str, stages: Sequence[str], evaluation: dict[str, Any],
           dry: bool) -> dict[str, Any]:
-    """Return the settings of a study whose cells pass `stages` of `STAGES`, each from the one
-    before.
+    """Return the settings of a study whose cells pass `stages` of `STAGES`, one from another.
 
     With `dry` everything is the same but what makes it large: models, rows and steps.
     """
-    found = {}
+    settings = {}
     before = None
     for stage in stages:
         mixture, parent, steps = STAGES[stage]
         parent = parent if parent in stages else before
         groups = ALL if stage in ('align', 'instruct') or parent == 'align' else \
             (*ALL, 'image_newline_D')
-        found[stage] = dict(
-            steps=2 if dry else steps, batch=4 if dry else 256, warmup=0.03, final=0.0,
-            loss_norm='example', mixture=f'{BUILT}/{mixture}',
+        # One picture of stage 1 is short; AnyRes cuts those of the others into many tiles.
+        room = dict(length=2432, tiles=3) if stage == 'align' else dict(length=9216, tiles=37)
+        size = dict(steps=steps, batch=256)
+        if dry:
+            room = dict(length=1024, tiles=48)
+            size = dict(steps=2, batch=4)
+        settings[stage] = dict(
+            **size, warmup=0.03, final=0.0, loss_norm='example', mixture=f'{BUILT}/{mixture}',
             rates=dict(connector=1e-3) if stage == 'align' else FULL,
-            parents=dict.fromkeys(groups, parent) if parent else {},
-            **(dict(length=1024, tiles=48) if dry else dict(length=2432, tiles=3)
-               if stage == 'align' else dict(length=9216, tiles=37)))
+            parents=dict.fromkeys(groups, parent) if parent else {}, **room)
         before = stage
-    tower = dict(layers=2, W=32, H=2, F=64, patch=14, image=56) if dry else \
-        dict(layers=26, W=1152, H=16, F=4304, patch=14, image=384)
-    rows = dict(batch=8, answer=4, write=8, think=8, pictures=2) if dry else \
-        dict(batch=50, answer=1024, write=1024, think=4096, pictures=24)
+    tower = dict(layers=26, W=1152, H=16, F=4304, patch=14, image=384)
+    rows = dict(batch=50, answer=1024, write=1024, think=4096, pictures=24)
+    if dry:
+        tower = dict(layers=2, W=32, H=2, F=64, patch=14, image=56)
+        rows = dict(batch=8, answer=4, write=8, think=8, pictures=2)
+    asked = dict(conditions=('image', 'blind'), **evaluation, **rows)
     return dict(study=name, platform='cpu' if dry else '', chat='chatml',
                 family='micro' if dry else 'qwen3', vocabulary=400 if dry else 0, vision=tower,
                 # On CPU, XLA aborts where bfloat16 is summed over devices.
                 dtype='float32' if dry else 'bfloat16', remat='full',
-                mesh=dict(data=1, fsdp=-1, tensor=1), pictures=dict(mode='anyres'), stages=found,
-                optimizer=dict(b2=0.999),
-                evaluation=dict(conditions=('image', 'blind'), **evaluation, **rows))
+                mesh=dict(data=1, fsdp=-1, tensor=1), pictures=dict(mode='anyres'), stages=settings,
+                optimizer=dict(b2=0.999), evaluation=asked)
 
 
 def points(sizes: Sequence[str], seeds: Sequence[int] = (0,),
            readers: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Return one cell per size and seed, each started from its imported language model and the
-    shared tower; `readers` are sizes that only read: their language model answers, untrained.
+    """Return one cell per size and seed, each from its imported language model and shared tower.
+
+    `readers` are sizes that only read: their language model answers, untrained.
     """
-    return [dict(size=size, seed=seed, imports=dict(language=f'models/qwen3-{size}',
-                                                    tower='models/siglip-so400m'),
-                 **(dict(stages=()) if size in readers else {}))
-            for seed in seeds for size in (*sizes, *readers)]
+    cells = []
+    for seed, size in itertools.product(seeds, (*sizes, *readers)):
+        imports = dict(language=f'models/qwen3-{size}', tower='models/siglip-so400m')
+        point = dict(size=size, seed=seed, imports=imports)
+        cells.append(point | dict(stages=()) if size in readers else point)
+    return cells
 
 
 def parsed(name: str, arg: str) -> tuple[bool, tuple[str, ...], tuple[int, ...]]:
-    """Return (whether it is a dry run, sizes, seeds) of 'SIZE,SIZE/SEED,SEED'; 'dry' names two tiny
-    sizes.
+    """Return (whether it is a dry run, sizes, seeds) of 'SIZE,SIZE/SEED,SEED'.
 
-    ValueError in one line for seeds that are no numbers.
+    'dry' names two tiny sizes. ValueError in one line for seeds that are no numbers.
     """
     sizes, _, seeds = arg.partition('/')
     if not all(seed.isdecimal() for seed in (seeds or '0').split(',')):
         raise ValueError(f'{name}:{arg}: seeds must be numbers, as in 0.6b,8b/0,1')
     dry = sizes == 'dry'
-    chosen = DRY_SIZES if dry else tuple(sizes.split(',')) if sizes else SIZES
+    chosen = tuple(sizes.split(',')) if sizes else SIZES
+    if dry:
+        chosen = DRY_SIZES
     return dry, chosen, tuple(int(seed) for seed in (seeds or '0').split(','))

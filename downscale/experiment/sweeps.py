@@ -4,6 +4,7 @@ A point has a 'size' and a 'seed', may have 'imports' and the names of its 'stag
 settings by their path: {'size': 'w32d2', 'seed': 0, 'stages.text.rates.language': 3e-3}. Its
 'budget' (text, as '1e12') says which compute it spends: isoFLOP curves group by it as it stands.
 """
+import itertools
 from collections.abc import Collection, Hashable, Iterable
 from typing import Any
 
@@ -22,15 +23,17 @@ def axis(key: str, values: Iterable) -> list[dict[str, Any]]:
 
 def product(*sweeps: Collection[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return every combination of points, the last sweep varying fastest."""
-    found = [{}]
+    points = [{}]
     for sweep in sweeps:
-        found = [_merged(one, other) for one in found for other in sweep]
-    return union(found)
+        pairs = itertools.product(points, sweep)
+        points = [_merged(point, other) for point, other in pairs]
+    return union(points)
 
 
 def zipped(*sweeps: Collection[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return first points together, second points together, and so on; ValueError for unequal
-    lengths.
+    """Return first points together, second points together, and so on.
+
+    ValueError for sweeps of unequal lengths.
     """
     lengths = [len(sweep) for sweep in sweeps]
     if len(set(lengths)) > 1:
@@ -40,19 +43,18 @@ def zipped(*sweeps: Collection[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def union(*sweeps: Collection[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return all points, in order; ValueError for one that occurs twice."""
-    found = {}
-    for point in [point for sweep in sweeps for point in sweep]:
+    points = {}
+    for point in itertools.chain.from_iterable(sweeps):
         key = _frozen(point)
-        if key in found:
+        if key in points:
             raise ValueError(f'the sweep has the point {shown(point, 160)} twice')
-        found[key] = point
-    return list(found.values())
+        points[key] = point
+    return list(points.values())
 
 
 def _frozen(value):
-    """Return a value that can be a key, equal for equal values: thousands of points are
-    compared.
-    """
+    """Return a value that can be a key, equal for equal values."""
+    # Thousands of points are compared: pair by pair would take their square.
     if isinstance(value, dict):
         return frozenset((key, _frozen(part)) for key, part in value.items())
     if isinstance(value, (list, tuple)):
@@ -61,23 +63,25 @@ def _frozen(value):
 
 
 def _joined(points):
-    found = {}
+    """Return what all these points change, as one point."""
+    joined = {}
     for point in points:
-        found = _merged(found, point)
-    return found
+        joined = _merged(joined, point)
+    return joined
 
 
-def _merged(one, other):
-    for key in one.keys() & other.keys():
-        if one[key] != other[key]:
-            raise ValueError(f'one point cannot have {key} {shown(one[key])} and '
+def _merged(point, other):
+    """Return what two points change, as one; ValueError where they disagree."""
+    for key in point.keys() & other.keys():
+        if point[key] != other[key]:
+            raise ValueError(f'one point cannot have {key} {shown(point[key])} and '
                              f'{shown(other[key])}; take the union of these sweeps, not their '
                              'product')
-    return one | other
+    return point | other
 
 
 def shared(point: dict[str, Any]) -> dict[str, Any]:
-    """Return what of a point is of the tower cell of its seed, which all of that seed share."""
+    """Return the part of a point that the tower cell of its seed, which all cells share, has."""
     return {key: value for key, value in point.items() if key in ('size', 'seed', 'imports')}
 
 
@@ -145,8 +149,9 @@ def applied(settings: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
 
 
 def copied(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return nested dicts anew. What a study file has written once for several places is then
-    several: to change the rates of one stage changes no other.
+    """Return nested dicts copied, so that no two places of the settings are one dict.
+
+    A study file may write rates once for several stages; to change them in one changes no other.
     """
     return {key: copied(value) if isinstance(value, dict) else value
             for key, value in settings.items()}
@@ -174,9 +179,7 @@ def set_value(settings: Any, key: str, value: Any, where: str) -> None:
 
 
 def _fields(group):
-    """Return the names that an `Experiment` has in `group` (a path), also those left at their
-    default.
-    """
+    """Return the names of an `Experiment`'s fields in `group` (a path), defaults included."""
     from dataclasses import fields, is_dataclass
     from typing import get_type_hints
 

@@ -2,7 +2,6 @@
 
 Everything here is read off rows, so an interrupted run ends with the same bytes.
 """
-import base64
 import hashlib
 import io
 from collections import Counter
@@ -120,8 +119,10 @@ def _who(teacher):
 
 
 def _interval(share):
-    return None if share['share'] is None else Interval(
-        share['share'], share['low'], share['high'], share['n'], share['n'], 'Wilson')
+    if share['share'] is None:
+        return None
+    return Interval(value=share['share'], low=share['low'], high=share['high'], n=share['n'],
+                    clusters=share['n'], method='Wilson')
 
 
 def _gallery(rows, texts, factory):
@@ -130,24 +131,26 @@ def _gallery(rows, texts, factory):
     classes = [('Accepted', [row for row in mixed if row['accepted']])]
     classes += [(f'Rejected: {name}', [row for row in mixed if row['checks'].get(name)])
                 for name in CHECKS]
-    return ''.join(
-        f'<h3>{escape(title)}</h3><div class="cards">'
-        + ''.join(_card(row, items[row['doc_id']], texts, factory.root) for row in some[:SHOWN])
-        + '</div>' for title, some in classes if some)
+    parts = []
+    for title, some in classes:
+        if some:
+            parts.append(f'<h3>{escape(title)}</h3>' + page.cards(
+                _card(row, items[row['doc_id']], texts, factory.root) for row in some[:SHOWN]))
+    return ''.join(parts)
 
 
 def _card(row, item, texts, root):
-    asked = ''.join(f'<dt>{_short(question)}<dd>{_short(answer)}'
+    asked = ''.join(f'<dt>{page.cut(question, CUT)}<dd>{page.cut(answer, CUT)}'
                     for question, answer in item.pairs)
-    written = ''.join(f'<dt>{step}<dd>{_short(texts[step][item.image]["text"])}' for step in texts
-                      if item.image in texts[step])
-    reasons = ''.join(f'<dt class="bad">✗ {name}<dd class="bad">{_short("; ".join(some))}'
-                      for name, some in row['checks'].items() if some)
-    mark = '' if reasons else '<dt class="good">✓<dd class="good">every check'
-    return (f'<div class="card"><img src="{_picture(root, item.image)}" alt="">'
-            f'<div class="soft">{escape(item.image)}</div><dl>{reasons}{mark}</dl>'
-            f'<details><summary>{len(item.pairs)} questions</summary><dl>{asked}</dl></details>'
-            f'<details><summary>what was written</summary><dl>{written}</dl></details></div>')
+    written = page.terms((step, page.cut(rows[item.image]['text'], CUT))
+                         for step, rows in texts.items() if item.image in rows)
+    verdict = page.terms(((f'✗ {name}', page.cut('; '.join(some), CUT))
+                          for name, some in row['checks'].items() if some), 'bad')
+    verdict = verdict or page.terms([('✓', 'every check')], 'good')
+    return page.card(
+        f'<img src="{_picture(root, item.image)}" alt="">', item.image,
+        f'<dl>{verdict}</dl>' + page.details(f'{len(item.pairs)} questions', f'<dl>{asked}</dl>')
+        + page.details('what was written', f'<dl>{written}</dl>'))
 
 
 def _picture(root, name):
@@ -159,8 +162,4 @@ def _picture(root, name):
     image.thumbnail((SIDE, SIDE))
     out = io.BytesIO()
     image.save(out, 'PNG')
-    return 'data:image/png;base64,' + base64.b64encode(out.getvalue()).decode()
-
-
-def _short(text):
-    return escape(text if len(text) <= CUT else text[:CUT] + ' …')
+    return page.picture_address(out.getvalue())

@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass
 
 from downscale.data import files
-from downscale.data.corpora.columns import Rejected, parts_of
+from downscale.data.corpora.cells import Rejected
+from downscale.data.corpora.columns import parts_of
 from downscale.data.corpora.sources import check_texts, inside
 from downscale.data.corpora.tables import name_of
 from downscale.data.images import digest, open_under

@@ -1,20 +1,19 @@
 """What teachers are asked, step by step: a JSON file of templates with a hash."""
-import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from downscale.data.files import read_object
-from downscale.evaluate.prompts import fill
-from downscale.values import hash_of, unknown
+from downscale.evaluate.prompts import TOKENS, fill, read_templates
+from downscale.values import hash_of
 
 DEFAULT = Path(__file__).parent / 'prompts' / 'default.json'  # package data
 LIMITS = ('statements_tokens', 'information_tokens', 'description_tokens', 'judge_tokens')
 # The placeholders that a template must have, and no other.
-PLACES = {'pair': {'number', 'question', 'answer'}, 'statements': {'pairs'},
-          'question': {'number', 'question'}, 'information': {'questions'},
-          'description': {'statements'}, 'statement': {'text'},
-          'judge': {'description', 'statements'}, 'judged': {'number', 'text'},
-          'information_mark': set(), 'description_mark': set()}
+PLACES = {
+    'pair': ('number', 'question', 'answer'), 'statements': ('pairs',),
+    'question': ('number', 'question'), 'information': ('questions',),
+    'description': ('statements',), 'statement': ('text',),
+    'judge': ('description', 'statements'), 'judged': ('number', 'text'),
+    'information_mark': (), 'description_mark': ()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,26 +74,5 @@ def load(path=DEFAULT):
     if not path.is_file():
         raise FileNotFoundError(f'no file of prompts {path}; leave --prompts out, or copy the '
                                 f'default ({DEFAULT.name}) and edit it')
-    value = read_object(path)
     names = [field.name for field in fields(Steps)]
-    for name in value:
-        if name not in names:
-            raise ValueError(f'{path}: {unknown("field", name, names)}')
-    for name in names:
-        _check(path, name, value.get(name))
-    return Steps(**value)
-
-
-def _check(path, name, value):
-    if name in LIMITS:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f'{path}: field {name!r} must be a number of tokens')
-        return
-    if not isinstance(value, str):
-        raise ValueError(f'{path}: field {name!r} must be a text')
-    found = set(re.findall(r'\{(\w+)\}', value))
-    wanted = PLACES.get(name, set())
-    if found != wanted and name in PLACES:
-        raise ValueError(f'{path}: {name} must hold the placeholders '
-                         f'{", ".join(sorted(wanted)) or "none"}, and holds '
-                         f'{", ".join(sorted(found)) or "none"}')
+    return Steps(**read_templates(path, names, PLACES, dict.fromkeys(LIMITS, TOKENS)))

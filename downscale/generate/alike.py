@@ -20,18 +20,20 @@ def alike(products: Iterable[tuple[int, int]], wanted: int) -> tuple[int, int | 
     """Return (fewest, most) rows of a step on one device that are summed as those of 16 rows.
 
     `products` are the (terms, outputs) of every matrix product of a row, `wanted` the rows that one
-    would like; most is None where nothing speaks against them. (2, None) away from CPU.
+    would like; most is None where all of them are summed alike. (2, None) away from CPU.
     """
     if jax.default_backend() != 'cpu':
         return 2, None
+    # Counts are tried up to the first that holds all the rows wanted: each try is a compilation.
     counts = MORE[:sum(count < wanted for count in MORE) + 1] if wanted > USUAL else ()
-    found = [_alike(terms, min(outputs, WIDEST), counts)
-             for terms, outputs in sorted(set(products))]
-    return max(low for low, _ in found), min((high for _, high in found if high), default=None)
+    limits = [_alike(terms, min(outputs, WIDEST), counts)
+              for terms, outputs in sorted(set(products))]
+    return max(low for low, _ in limits), min((high for _, high in limits if high), default=None)
 
 
 @cache
 def _alike(terms, outputs, counts):
+    """Return (fewest, most of `counts` or None) rows whose product is summed as that of 16."""
     rng = np.random.default_rng(0)
     x_BD = rng.standard_normal((max(USUAL, *counts, 0), terms), np.float32)
     w_DF = rng.standard_normal((terms, outputs), np.float32)
@@ -39,9 +41,7 @@ def _alike(terms, outputs, counts):
     usual = np.asarray(product(x_BD[:USUAL], w_DF))
 
     def last(counts):
-        """Return the last of `counts` rows before a product is summed otherwise; None if all are
-        alike.
-        """
+        """Return the last of `counts` rows that is summed alike; None where all are."""
         kept = USUAL
         for count in counts:
             few = min(count, USUAL)

@@ -39,15 +39,16 @@ def unstack(params: dict[str, Any], dtype: DTypeLike) -> dict[str, Any]:
 
 
 def embed(model: Vlm, params: dict[str, Any], tokens_BL: jax.Array) -> jax.Array:
-    """Return what the decoder reads for text, [B, L, D]."""
+    """Return the embeddings [B, L, D] of text, with which the decoder begins."""
     x_BLD = params['language']['embedding_VD'][tokens_BL].astype(model.dtype)
     return constrain(times(x_BLD, model.growth.input), 'BLD', model.rules)
 
 
 def through_blocks(model: Vlm, params: dict[str, Any], x_BLD: jax.Array, positions_BL: jax.Array,
                    mixes: Iterable[Callable]) -> tuple[jax.Array, list]:
-    """Return (x after all blocks, what each layer's mix kept); `mixes` holds one function a
-    layer.
+    """Return (x after all blocks, what the mix of each layer kept); `mixes` has one a layer.
+
+    A mix takes queries, keys and values and returns (attention's output, what to keep).
     """
     cfg = model.language
     kept = []
@@ -60,8 +61,9 @@ def through_blocks(model: Vlm, params: dict[str, Any], x_BLD: jax.Array, positio
 
 
 def logits(model: Vlm, params: dict[str, Any], x_BLD: jax.Array) -> jax.Array:
-    """Return logits [B, L, V], float32, of what left the last block."""
-    language, cfg = params['language'], model.language
+    """Return the logits [B, L, V], float32, for `x_BLD` as the last block returns it."""
+    language = params['language']
+    cfg = model.language
     x_BLD = rms_norm(x_BLD, language['final_norm']['scale_D'], cfg.eps, exact=True)
     x_BLD = times(x_BLD, model.growth.output)
     table = language['embedding_VD' if cfg.tie else 'head_DV']
@@ -79,9 +81,11 @@ def see(model: Vlm, params: dict[str, Any], tiles_BPQ: jax.Array) -> jax.Array:
 
 def show(model: Vlm, params: dict[str, Any], x_BLD: jax.Array, features_BID: jax.Array,
          image_index_BLC: jax.Array, image_weight_BLC: jax.Array | None) -> jax.Array:
-    """Return `x_BLD` with image features in the places of image tokens; the last feature is the
-    newline, where the model has one.
+    """Return `x_BLD` with image features in the places of image tokens.
+
+    The feature behind those of the last tile is the newline, where the model has one.
     """
+    # One for each row: an index names features of its own row.
     if model.newline:
         newline_D = params['image_newline_D'].astype(model.dtype)
         last_B1D = jnp.broadcast_to(newline_D, (len(x_BLD), 1, len(newline_D)))
@@ -92,22 +96,27 @@ def show(model: Vlm, params: dict[str, Any], x_BLD: jax.Array, features_BID: jax
 
 def read(model: Vlm, params: dict[str, Any], x_BLD: jax.Array, ends: Sequence[int],
          prefix: list | None = None, before_B: jax.Array | None = None) -> tuple[jax.Array, list]:
-    """Return (x after all blocks, per layer the cache blocks k, v up to `ends` that hold its
-    tokens).
+    """Return (x after all blocks, per layer the cache blocks (k, v) up to `ends` of its tokens).
 
-    Rows continue a `prefix` (per layer blocks k, v, of which `before_B` tokens count for each row),
-    or begin at position 0.
+    Rows continue a `prefix` (per layer (k blocks, v blocks), of which the first `before_B` tokens
+    of each row count), or begin at position 0.
     """
     B, L, _ = x_BLD.shape
     positions_BL = jnp.broadcast_to(jnp.arange(L), (B, L))
+    # Positions go on behind a prefix, as they would in one text.
     if prefix is not None:
         positions_BL = positions_BL + before_B[:, None]
 
     def mix_of(n):
+        prefix_k, prefix_v = prefix[n] if prefix else (None, None)
+
         def mix(q_BLHE, k_BLKE, v_BLKE):
-            own = k_BLKE.transpose(0, 2, 3, 1), v_BLKE.transpose(0, 2, 1, 3)
-            blocks = cut(*(_placed(new, axis, ends[-1], prefix and prefix[n][part], before_B)
-                           for part, (new, axis) in enumerate(zip(own, (3, 2)))), ends)
+            # The cache keeps positions last in keys and before E in values (`empty_cache`).
+            k_BKES = k_BLKE.transpose(0, 2, 3, 1)
+            v_BKSE = v_BLKE.transpose(0, 2, 1, 3)
+            k_BKES = _placed(k_BKES, 3, ends[-1], prefix_k, before_B)
+            v_BKSE = _placed(v_BKSE, 2, ends[-1], prefix_v, before_B)
+            blocks = cut(k_BKES, v_BKSE, ends)
             return attend_blocks(q_BLHE, *blocks, positions_BL), blocks
         return mix
 
@@ -116,31 +125,47 @@ def read(model: Vlm, params: dict[str, Any], x_BLD: jax.Array, ends: Sequence[in
 
 
 def _placed(new, axis, size, prefix_blocks, before_B):
-    """Return `new` [B, K, ...] along `axis` (the position) in room for `size` tokens, each row
-    behind the `before_B` tokens of its prefix.
+    """Return `new` [B, K, ...] in room for `size` tokens along `axis`, the position.
+
+    Each row stands behind the `before_B` tokens of its prefix, or at 0 without `prefix_blocks`.
     """
-    held = jnp.concatenate(prefix_blocks, axis) if prefix_blocks else new
-    room = [(0, size - held.shape[d] if d == axis else 0) for d in range(held.ndim)]
-    held = jnp.pad(held, room)
+    begin = jnp.concatenate(prefix_blocks, axis) if prefix_blocks else new
+    # As long as the last block ends: what is cut from it has a static size.
+    room = [(0, 0)] * begin.ndim
+    room[axis] = (0, size - begin.shape[axis])
+    begin = jnp.pad(begin, room)
     if not prefix_blocks:
-        return held
+        return begin
+    # A row without pictures stands at 0, over the prefix of its lane, which does not count for it.
     return jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=axis - 1))(
-        held, new.astype(held.dtype), before_B)
+        begin, new.astype(begin.dtype), before_B)
+
+
+def by_layer(k: list, v: list) -> list:
+    """Return a cache, lists of blocks of layers, as per layer (k blocks, v blocks)."""
+    return list(zip(zip(*k), zip(*v), strict=True))
+
+
+def by_block(layers: list) -> tuple[list, list]:
+    """Return (k, v), lists of blocks of layers, of per layer (k blocks, v blocks)."""
+    k_layers, v_layers = zip(*layers)
+    return list(zip(*k_layers)), list(zip(*v_layers))
 
 
 def step(model: Vlm, params: dict[str, Any], token_B: jax.Array, positions_B: jax.Array, k: list,
          v: list) -> tuple[jax.Array, list, list]:
-    """Return (logits [B, V] behind one more token per row, the cache with it); `k` and `v` are
-    those of `cache.empty_cache`.
+    """Return (logits [B, V] behind one more token of each row, the cache with it: k, v).
+
+    `k` and `v` are those of `cache.empty_cache`; the token is written at `positions_B`.
     """
-    def mix_of(n):
+    def mix_of(k_blocks, v_blocks):
         def mix(q_BLHE, k_BLKE, v_BLKE):
-            held = remember([block[n] for block in k], [block[n] for block in v],
-                            k_BLKE[:, 0], v_BLKE[:, 0], positions_B)
-            return attend_blocks(q_BLHE, *held, positions_B[:, None]), held
+            blocks = remember(k_blocks, v_blocks, k_BLKE[:, 0], v_BLKE[:, 0], positions_B)
+            return attend_blocks(q_BLHE, *blocks, positions_B[:, None]), blocks
         return mix
 
-    x_BLD, kept = through_blocks(model, params, embed(model, params, token_B[:, None]),
-                                 positions_B[:, None], [mix_of(n) for n in range(model.language.N)])
-    k, v = ([tuple(layer[part][j] for layer in kept) for j in range(len(k))] for part in (0, 1))
+    x_BLD = embed(model, params, token_B[:, None])
+    mixes = [mix_of(*blocks) for blocks in by_layer(k, v)]
+    x_BLD, kept = through_blocks(model, params, x_BLD, positions_B[:, None], mixes)
+    k, v = by_block(kept)
     return logits(model, params, x_BLD)[:, 0], k, v

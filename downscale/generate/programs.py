@@ -4,6 +4,7 @@ A prompt is cut behind its last image: what comes before is the prefix, read onc
 about the same pictures. `prefill` reads the rest but for the last token, which the first step of
 `decode` reads, so that prompts and replies are continued by one and the same program.
 """
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,8 +19,9 @@ from downscale.sharding import constrain
 
 
 class Slots(NamedTuple):
-    """What is known of the rows being written: the cache (see `model/cache.py`) and, for each row,
-    the last token, its position, how many were written, the id of its randomness, its mind."""
+    """The rows being written: the cache (see `model/cache.py`) and, for each row, the last token,
+    its position, how many were written, the id of its randomness, whether it goes on, its mind.
+    """
     k: list
     v: list
     token_B: jax.Array
@@ -41,15 +43,16 @@ class Shown(NamedTuple):
 
 
 def _turned(blocks, axes, to):
-    """Return cache blocks whose arrays have the `axes`, with those of `to`."""
+    """Return cache blocks with the axes of their arrays reordered from `axes` to `to`."""
     order = [axes.index(letter) for letter in to]
-    return [tuple(leaf.transpose(order) for leaf in block) for block in blocks]
+    return jax.tree.map(lambda leaf: leaf.transpose(order), blocks)
 
 
 def _kept(model, state):
-    """Return `state` (`Slots` or `Shown`) as all programs hand it on: sharded as ever, else each
-    would leave it otherwise and the next be compiled again for that, with the axes of
-    `kept_axes`.
+    """Return `state` with the sharding and the order of axes that all programs expect.
+
+    It is `Slots` or `Shown`; the order is that of `kept_axes`. Left to the compiler, each program
+    would return a sharding of its own, and the next program would be compiled again for that.
     """
     k_axes, v_axes = kept_axes(model.kernels)
     k = _turned(state.k, 'BKES', k_axes)
@@ -68,9 +71,23 @@ def _opened(model, state):
     return state._replace(k=_turned(state.k, k_axes, 'BKES'), v=_turned(state.v, v_axes, 'BKSE'))
 
 
+@dataclass(frozen=True, kw_only=True)
+class DecodeOptions:
+    """What a program of `decode` is compiled for: columns of its output, how tokens are chosen, and
+    the rules of thoughts. Where no row `thinks`, or no rule `forbids` a token, the passes over all
+    logits for that are left out.
+    """
+    room: int
+    sampling: Sampling
+    mode: thinking.Thinking
+    thinks: bool
+    forbids: bool
+
+
 class DecodingRules(NamedTuple):
-    """What decoding must heed, in arrays: the seed, which tokens end a row, are never written or
-    are not written while thinking [V], and how many must be written before a stop."""
+    """The rules of `Decoding` as arrays: the seed, the tokens [V] that end a row, that are never
+    written and that are not written while thinking, and how many come before any stop.
+    """
     seed: jax.Array
     stops_V: jax.Array
     forbidden_V: jax.Array
@@ -83,8 +100,16 @@ def empty_slots(*, model: Vlm, rows: int, ends: tuple[int, ...]) -> Slots:
     """Return slots without any row in them."""
     zero_B = jnp.zeros(rows, jnp.int32)
     k, v = empty_cache(model.language, rows, ends, model.dtype)
-    return _kept(model, Slots(k, v, zero_B, zero_B, zero_B, zero_B.astype(jnp.uint32), zero_B > 0,
-                              thinking.begin(zero_B - 1, zero_B)))
+    return _kept(model, Slots(
+        k=k,
+        v=v,
+        token_B=zero_B,
+        position_B=zero_B,
+        step_B=zero_B,
+        sample_B=zero_B.astype(jnp.uint32),
+        active_B=zero_B > 0,
+        mind=thinking.begin(zero_B - 1, zero_B),
+    ))
 
 
 @partial(jax.jit, static_argnames=('model', 'lanes', 'tiles', 'ends'))
@@ -92,7 +117,9 @@ def empty_shown(*, model: Vlm, lanes: int, tiles: int, ends: tuple[int, ...]) ->
     """Return room for the pictures of one prompt a lane."""
     features_BIPD = jnp.zeros((lanes, tiles, model.vision.P, model.language.D), model.dtype)
     k, v = empty_cache(model.language, lanes, ends, model.dtype)
-    return _kept(model, Shown(features_BIPD, k, v, jnp.zeros(lanes, jnp.int32)))
+    return _kept(model, Shown(
+        features_BIPD=features_BIPD, k=k, v=v, length_B=jnp.zeros(lanes, jnp.int32)
+    ))
 
 
 @partial(jax.jit, static_argnames='model', donate_argnames='shown')
@@ -101,19 +128,17 @@ def see(params: dict[str, Any], shown: Shown, tiles_BPQ: jax.Array, at: jax.Arra
     """Return `shown` with the features of tile number `at` of every lane where `new_B`."""
     shown = _opened(model, shown)
     features_BPD = forward.see(model, params, tiles_BPQ)
-    held_BPD = jax.lax.dynamic_index_in_dim(shown.features_BIPD, at, 1, keepdims=False)
-    features_BPD = jnp.where(new_B[:, None, None], features_BPD, held_BPD)
-    return _kept(model, shown._replace(features_BIPD=jax.lax.dynamic_update_index_in_dim(
-        shown.features_BIPD, features_BPD, at, 1)))
+    before_BPD = jax.lax.dynamic_index_in_dim(shown.features_BIPD, at, 1, keepdims=False)
+    features_BPD = jnp.where(new_B[:, None, None], features_BPD, before_BPD)
+    features_BIPD = jax.lax.dynamic_update_index_in_dim(shown.features_BIPD, features_BPD, at, 1)
+    return _kept(model, shown._replace(features_BIPD=features_BIPD))
 
 
 @partial(jax.jit, static_argnames='model', donate_argnames='shown')
 def prefix(params: dict[str, Any], shown: Shown, tokens_BL: jax.Array, index_BLC: jax.Array,
            weight_BLC: jax.Array | None, length_B: jax.Array, new_B: jax.Array, *,
            model: Vlm) -> Shown:
-    """Return `shown` with the prefix of every lane where `new_B`, read from its tokens and
-    features.
-    """
+    """Return `shown` with the prefix of every lane where `new_B`, from its tokens and features."""
     shown = _opened(model, shown)
     B, L = tokens_BL.shape
     x_BLD = forward.embed(model, params, tokens_BL)
@@ -122,21 +147,26 @@ def prefix(params: dict[str, Any], shown: Shown, tokens_BL: jax.Array, index_BLC
     ends = edges(L)
     _, kept = forward.read(model, params, x_BLD, ends)
 
-    def renewed(old, new):
-        return jnp.where(new_B[:, None, None, None], new, old)
+    def renewed(old_blocks, new_blocks):
+        # Blocks that no prefix of this call reaches stay: `length_B` keeps them from being read.
+        changed = jax.tree.map(lambda old, new: jnp.where(new_B[:, None, None, None], new, old),
+                               old_blocks[:len(ends)], new_blocks)
+        return changed + old_blocks[len(ends):]
 
-    k, v = ([tuple(renewed(held[n], kept[n][part][j]) for n in range(len(held)))
-             for j, held in enumerate(blocks[:len(ends)])] + blocks[len(ends):]
-            for part, blocks in enumerate((shown.k, shown.v)))
-    return _kept(model, shown._replace(k=k, v=v,
-                                       length_B=jnp.where(new_B, length_B, shown.length_B)))
+    new_k, new_v = forward.by_block(kept)
+    k = renewed(shown.k, new_k)
+    v = renewed(shown.v, new_v)
+    length_B = jnp.where(new_B, length_B, shown.length_B)
+    return _kept(model, shown._replace(k=k, v=v, length_B=length_B))
 
 
 class Rows(NamedTuple):
-    """The prompts that a prefill puts into slots, as many of each lane, lane by lane: tokens behind
-    the prefix [B, L] (a target may follow), their number without it, the slot within the lane
-    (none: the lane's number of slots), whether they continue the lane's pictures, and what `Slots`
-    and `Mind` begin with."""
+    """The prompts that a prefill puts into slots, equally many for each lane, lane by lane.
+
+    Tokens behind the prefix [B, L] (a target may follow), their number without the target, the slot
+    within the lane (a place without a prompt names one that does not exist), whether they continue
+    the lane's pictures, and what `Slots` and `Mind` begin with.
+    """
     tokens_BL: jax.Array
     length_B: jax.Array
     slot_B: jax.Array
@@ -149,52 +179,76 @@ class Rows(NamedTuple):
 @partial(jax.jit, static_argnames=('model', 'lanes', 'scored'), donate_argnames='slots')
 def prefill(params: dict[str, Any], slots: Slots, shown: Shown | None, rows: Rows, *, model: Vlm,
             lanes: int, scored: int) -> tuple[Slots, jax.Array | None]:
-    """Return (slots with the rows in them, nats [B, scored] of the tokens behind each prompt, or
-    None).
+    """Return (slots with the rows in them, nats [B, scored] of the tokens behind each prompt).
 
     `slots` brings the blocks of the cache that the rows can reach. The first of `scored` tokens (a
-    multiple of 8) are a row's target; what they leave in the cache stands behind the row's
-    position: nothing reads it before it is overwritten.
+    multiple of 8; 0: the nats are None) are a row's target; what they leave in the cache stands
+    behind the row's position: nothing reads it before it is overwritten.
     """
-    B, L = rows.tokens_BL.shape
+    L = rows.tokens_BL.shape[1]
     slots = _opened(model, slots)
-    before_B = jnp.zeros(B, jnp.int32)
-    prefix = None
-    room = L
-    if shown:
-        shown = jax.tree.map(lambda leaf: jnp.repeat(leaf, B // lanes, axis=0),
-                             _opened(model, shown))
-        before_B = jnp.where(rows.pictured_B, shown.length_B, 0)
-        prefix = [([block[n] for block in shown.k], [block[n] for block in shown.v])
-                  for n in range(model.language.N)]
-        room += sum(block[0].shape[2] for block in shown.v)
-    ends = edges(room)
-    x_BLD, kept = forward.read(model, params, forward.embed(model, params, rows.tokens_BL), ends,
-                               prefix, before_B)
+    prefix, before_B, room = _continued(model, shown, rows, lanes)
+    x_BLD = forward.embed(model, params, rows.tokens_BL)
+    x_BLD, kept = forward.read(model, params, x_BLD, edges(L + room), prefix, before_B)
     nll_BL = _nats(model, params, x_BLD, rows, lanes, scored) if scored else None
-    def put(held, new):
-        split = held.reshape(lanes, len(held) // lanes, *held.shape[1:])
-        new = new.astype(held.dtype).reshape(lanes, B // lanes, *new.shape[1:])
-        where = rows.slot_B.reshape(lanes, B // lanes)
-        put_lane = jax.vmap(lambda lane, rows, at: lane.at[at].set(rows, mode='drop'))
-        return put_lane(split, new, where).reshape(held.shape)
+    fresh = _fresh(rows, before_B, forward.by_block(kept))
+    put = partial(_put, slot_B=rows.slot_B, lanes=lanes)
+    return _kept(model, jax.tree.map(put, slots, fresh)), nll_BL
 
-    k, v = ([tuple(put(held[n], kept[n][part][j]) for n in range(len(held)))
-             for j, held in enumerate(blocks)] for part, blocks in enumerate((slots.k, slots.v)))
-    last_B1 = jnp.take_along_axis(rows.tokens_BL, rows.length_B[:, None] - 1, axis=1)
-    begun = thinking.begin(rows.budget_B, rows.limit_B)
-    slots = Slots(k, v, put(slots.token_B, last_B1[:, 0]),
-                  put(slots.position_B, before_B + rows.length_B - 1),
-                  put(slots.step_B, jnp.zeros_like(rows.length_B)),
-                  put(slots.sample_B, rows.sample_B),
-                  put(slots.active_B, jnp.ones_like(rows.pictured_B)),
-                  jax.tree.map(put, slots.mind, begun))
-    return _kept(model, slots), nll_BL
+
+def _continued(model, shown, rows, lanes):
+    """Return (the lane's prefix for each row, its tokens [B], positions that it may take).
+
+    The prefix is per layer (k blocks, v blocks), as `forward.read` takes it; None without pictures.
+    """
+    B = len(rows.length_B)
+    before_B = jnp.zeros(B, jnp.int32)
+    if not shown:
+        return None, before_B, 0
+    shown = jax.tree.map(lambda leaf: jnp.repeat(leaf, B // lanes, axis=0), _opened(model, shown))
+    before_B = jnp.where(rows.pictured_B, shown.length_B, 0)
+    room = sum(block[0].shape[2] for block in shown.v)
+    return forward.by_layer(shown.k, shown.v), before_B, room
+
+
+def _fresh(rows, before_B, cache):
+    """Return the `Slots` [B] that `rows` begin as; `cache` is (k, v) of their tokens.
+
+    The last token of a prompt is read by `decode`: a row begins at the position of that token, and
+    what the cache holds there already is written once more.
+    """
+    k, v = cache
+    token_B1 = jnp.take_along_axis(rows.tokens_BL, rows.length_B[:, None] - 1, axis=1)
+    last_B = before_B + rows.length_B - 1
+    return Slots(
+        k=k,
+        v=v,
+        token_B=token_B1[:, 0],
+        position_B=last_B,
+        step_B=jnp.zeros_like(rows.length_B),
+        sample_B=rows.sample_B,
+        active_B=jnp.ones_like(rows.pictured_B),
+        mind=thinking.begin(rows.budget_B, rows.limit_B),
+    )
+
+
+def _put(old, new, slot_B, lanes):
+    """Return the array `old` [slots, ...] with the rows `new` [B, ...] in the slots of their lane.
+
+    Lanes are split off first, so that no device writes into the slots of another.
+    """
+    split = old.reshape(lanes, len(old) // lanes, *old.shape[1:])
+    new = new.astype(old.dtype).reshape(lanes, len(slot_B) // lanes, *new.shape[1:])
+    slot = slot_B.reshape(lanes, len(slot_B) // lanes)
+    # 'drop': places without a prompt name a slot that does not exist.
+    put_lane = jax.vmap(lambda lane, rows, at: lane.at[at].set(rows, mode='drop'))
+    return put_lane(split, new, slot).reshape(old.shape)
 
 
 def _nats(model, params, x_BLD, rows, lanes, scored):
-    """Return nats [B, scored] of what stands behind the prompts; only that reaches the
-    vocabulary.
+    """Return the nats [B, scored] of what stands behind the prompts.
+
+    Only those positions go through the product with the vocabulary, the widest of all.
     """
     B, L, D = x_BLD.shape
     at_BL = jnp.minimum(rows.length_B[:, None] + jnp.arange(scored), L - 1)
@@ -213,63 +267,77 @@ def _nats(model, params, x_BLD, rows, lanes, scored):
     return jax.lax.map(of_eight, parts).swapaxes(0, 1).reshape(B, scored)
 
 
-@partial(jax.jit, static_argnames=('model', 'room', 'sampling', 'mode', 'thinks', 'forbids'),
-         donate_argnames='slots')
-def decode(
-    params: dict[str, Any],
-    slots: Slots,
-    rules: DecodingRules,
-    alive_B: jax.Array,
-    steps: jax.Array,
-    enough: jax.Array,
-    *,
-    model: Vlm,
-    room: int,
-    sampling: Sampling,
-    mode: thinking.Thinking,
-    thinks: bool,
-    forbids: bool,
-) -> tuple[Slots, jax.Array, jax.Array]:
+@partial(jax.jit, static_argnames=('model', 'options'), donate_argnames='slots')
+def decode(params: dict[str, Any], slots: Slots, rules: DecodingRules, alive_B: jax.Array,
+           steps: jax.Array, enough: jax.Array, *, model: Vlm,
+           options: DecodeOptions) -> tuple[Slots, jax.Array, jax.Array]:
     """Return (slots, tokens [B, room] with -1 where none was written, whether rows are active [B]).
 
     Writes until `steps` <= `room` tokens a row are there, `enough` rows have ended since, none is
     left, or one needs more cache than the blocks that `slots` brings. The token that ends a row is
-    among those returned. `mode` is the `Thinking`, `alive_B` switches rows off. Where no row
-    `thinks`, or no rule `forbids` a token, the passes over all logits for that are left out.
+    among those returned. `alive_B` switches rows off.
     """
     slots = _opened(model, slots)
     live = sum(block[0].shape[2] for block in slots.v)
     slots = slots._replace(active_B=slots.active_B & alive_B)
     begun_B = slots.active_B
-    out_BL = jnp.full((len(alive_B), room), -1, jnp.int32)
+    out_BL = jnp.full((len(alive_B), options.room), -1, jnp.int32)
 
     def unfinished(carry):
         t, slots, _ = carry
         ended = (begun_B & ~slots.active_B).sum()
         fits = jnp.where(slots.active_B, slots.position_B, 0).max() < live
-        return (t < steps) & slots.active_B.any() & (ended < enough) & fits
+        return (
+            # This call may write one more token of each row.
+            (t < steps)
+            # Some row has not ended.
+            & slots.active_B.any()
+            # So few rows have ended that it does not pay yet to leave and fill their slots.
+            & (ended < enough)
+            # The next token of the furthest row has a place in the blocks that came along.
+            & fits)
 
     def write(carry):
         t, slots, out_BL = carry
-        logits_BV, k, v = forward.step(model, params, slots.token_B, slots.position_B,
-                                       slots.k, slots.v)
-        if forbids:
-            logits_BV = forbid(logits_BV, rules.forbidden_V, True)
-            logits_BV = forbid(logits_BV, rules.stops_V, slots.step_B < rules.min_new)
-        if thinks:
-            logits_BV = thinking.steer(mode, slots.mind, rules.banned_V, logits_BV)
-        token_B = choose(sampling, logits_BV, rules.seed, slots.sample_B, slots.step_B)
+        # 1. A token for every slot: an idle one costs as much, and the product needs company.
+        token_B, k, v = _next(model, params, slots, rules, options)
+        # 2. A stop token ends its row: it is returned, but is no part of thought or answer.
         active_B = slots.active_B
         stopped_B = rules.stops_V[token_B]
         wrote_B = active_B & ~stopped_B
         mind = jax.tree.map(partial(jnp.where, wrote_B),
-                            thinking.advance(mode, slots.mind, token_B), slots.mind)
+                            thinking.advance(options.mode, slots.mind, token_B), slots.mind)
+        # 3. Column t of what is returned; rows that had ended keep -1 there.
         out_BL = jax.lax.dynamic_update_index_in_dim(
             out_BL, jnp.where(active_B, token_B, -1), t, 1)
-        slots = Slots(k, v, jnp.where(active_B, token_B, slots.token_B),
-                      slots.position_B + active_B, slots.step_B + active_B, slots.sample_B,
-                      wrote_B & ~thinking.spent(mind), mind)
+        # 4. The row ends with its stop, or with the last token that its answer may have.
+        slots = Slots(
+            k=k,
+            v=v,
+            token_B=jnp.where(active_B, token_B, slots.token_B),
+            position_B=slots.position_B + active_B,
+            step_B=slots.step_B + active_B,
+            sample_B=slots.sample_B,
+            active_B=wrote_B & ~thinking.spent(mind),
+            mind=mind,
+        )
         return t + 1, slots, out_BL
 
     _, slots, out_BL = jax.lax.while_loop(unfinished, write, (0, slots, out_BL))
     return _kept(model, slots), out_BL, slots.active_B
+
+
+def _next(model, params, slots, rules, options):
+    """Return (the next token of every slot [B], the cache with the one before: k, v).
+
+    Bans come before `steer`, never after it: a token that a thought is forced to must win.
+    """
+    logits_BV, k, v = forward.step(model, params, slots.token_B, slots.position_B,
+                                   slots.k, slots.v)
+    if options.forbids:
+        logits_BV = forbid(logits_BV, rules.forbidden_V, True)
+        logits_BV = forbid(logits_BV, rules.stops_V, slots.step_B < rules.min_new)
+    if options.thinks:
+        logits_BV = thinking.steer(options.mode, slots.mind, rules.banned_V, logits_BV)
+    token_B = choose(options.sampling, logits_BV, rules.seed, slots.sample_B, slots.step_B)
+    return token_B, k, v

@@ -16,8 +16,7 @@ KEYWORDS = ('wait', 'alternatively', 'hmm', 'but', 'however', 'alternative', 'an
 
 
 def reflexive_ids(tokenizer: Tokenizer) -> dict[int, str]:
-    """Return the reflexive tokens of a `tokenizers.Tokenizer`: a dict from id to text, in order of
-    id.
+    """Return the reflexive tokens of a tokenizer: a dict from id to text, in order of id.
 
     The published list where each of its ids means the text that it has in Qwen3 (so for Qwen2 as
     well, whose words have the same ids), else `matching`. ValueError when there is none.
@@ -29,9 +28,7 @@ def reflexive_ids(tokenizer: Tokenizer) -> dict[int, str]:
 
 
 def published_list() -> dict[str, Any]:
-    """Return the data file: `vocabulary`, `origin`, `what` and `tokens` (id, as text, to decoded
-    text).
-    """
+    """Return the data file: `vocabulary`, `origin`, `what`, `tokens` (id as text: decoded text)."""
     path = files('downscale.generate').joinpath('reflexive_qwen3.json')
     return json.loads(path.read_text(encoding='utf-8'))
 
@@ -44,22 +41,20 @@ def matching(tokenizer: Tokenizer) -> dict[int, str]:
     A piece that also occurs inside longer words is found too ("but" of "attribute"). ValueError
     when no token matches, because a ban of nothing would go unseen.
     """
-    keywords = {form for word in KEYWORDS for form in (word, word.replace('-', ''))}
+    keywords = {*KEYWORDS, *(word.replace('-', '') for word in KEYWORDS)}
     ids = sorted(set(tokenizer.get_vocab(with_added_tokens=True).values())
                  - set(tokenizer.get_added_tokens_decoder()))
-    found = {i: text for i, text in zip(ids, _texts(tokenizer, ids))
-             if re.sub(r'^[\W_]+|[\W_]+$', '', text).casefold() in keywords}
-    if not found:
+    tokens = {i: text for i, text in zip(ids, _texts(tokenizer, ids))
+              if re.sub(r'^[\W_]+|[\W_]+$', '', text).casefold() in keywords}
+    if not tokens:
         raise ValueError(f'none of the {len(ids)} tokens of this vocabulary is a reflexive word '
                          f'({", ".join(KEYWORDS[:4])}, ...); think without the ban')
-    return found
+    return tokens
 
 
-def listing(found: dict[int, str]) -> str:
-    """Return what is banned, for people: a line with id and quoted text for each of
-    `reflexive_ids`.
-    """
-    return '\n'.join(f'{i:>8}  {text!r}' for i, text in found.items())
+def listing(tokens: dict[int, str]) -> str:
+    """Return what is banned, for people: a line with id and quoted text for each token."""
+    return '\n'.join(f'{i:>8}  {text!r}' for i, text in tokens.items())
 
 
 def _texts(tokenizer, ids):

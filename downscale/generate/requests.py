@@ -6,15 +6,18 @@ from functools import cached_property
 
 import numpy as np
 
-from downscale.data import images
+from downscale.data import tiling
 from downscale.generate.sampling import Sampling
 from downscale.sizes import VisionConfig
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Prompt:
-    """Token ids [L], the image index [L, C] of each, the tiles uint8 [I, P, Q] they name, and where
-    C > 1 the weights [L, C] of the features."""
+    """What a row is written behind: text, and pictures in places of it.
+
+    Token ids [L], for each the image index [L, C] (-1: text) into the features of the tiles uint8
+    [I, P, Q], and where C > 1 the weights [L, C] of these features.
+    """
     tokens: np.ndarray
     image_index: np.ndarray
     tiles: np.ndarray | None = None
@@ -28,7 +31,7 @@ class Prompt:
 
     @cached_property
     def prefix_hash(self) -> str:
-        """Names the prefix; '' without pictures."""
+        """A name of the prefix and its pictures; '' without pictures."""
         if not self.prefix:
             return ''
         digest = hashlib.sha256()
@@ -62,7 +65,7 @@ class Request:
         return len(self.prompt.tokens) + self.limit + (0 if self.think is None else self.think + 2)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Decoding:
     """How rows are written: everything that, with a request and the weights, decides a reply.
 
@@ -72,6 +75,7 @@ class Decoding:
     ones not in a thought. `nudge` and `reference_compat` are those of `thinking.Thinking`.
     """
     sampling: Sampling = Sampling()
+    _: KW_ONLY
     seed: int = 0
     stops: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
@@ -107,7 +111,7 @@ class Reply:
 
 def check(requests: Sequence[Request], decoding: Decoding, vocabulary: int, marks: Sequence[int],
           patches: int, context: int = 0) -> None:
-    """Raise ValueError, in one line and before work starts, for requests that cannot be answered.
+    """Raise ValueError, in one line, for the first request that cannot be answered.
 
     `marks` are the ids of <think> and </think>, -1 where the tokenizer lacks them; `patches` those
     of a tile, 0 for a model that cannot see; `context` the positions that the model was trained on,
@@ -120,6 +124,7 @@ def check(requests: Sequence[Request], decoding: Decoding, vocabulary: int, mark
     for k, request in enumerate(requests):
         n = len(request.prompt.tokens)
         target = () if request.target is None else request.target
+        # Decode begins with the last token of a prompt, whose embedding it looks up as text.
         if n == 0 or request.prompt.prefix == n:
             raise ValueError(f'request {k}: a prompt must end with a token of text')
         if request.prompt.prefix and request.prompt.tiles is None:
@@ -151,7 +156,7 @@ def _check_pictures(prompt, patches, k):
     """Raise ValueError when image tokens of request `k` show what is not there."""
     if not patches:
         raise ValueError(f'request {k} shows a picture, but the model has no vision tower')
-    shown = prompt.image_index[prompt.image_index != images.NEWLINE]
+    shown = prompt.image_index[prompt.image_index != tiling.NEWLINE]
     features = patches * (0 if prompt.tiles is None else len(prompt.tiles))
     if shown.max(initial=-1) >= features:
         raise ValueError(f'request {k}: image_index reaches {shown.max()}, but its tiles have '
@@ -167,17 +172,20 @@ def first_stop(ids: Sequence[int], text_of: Callable[[Sequence[int]], str],
     """
     def place(n):
         text = text_of(ids[:n])
-        found = [text.find(stop) for stop in stop_strings if stop in text]
-        return (min(found), text) if found else None
+        starts = [text.find(stop) for stop in stop_strings if stop in text]
+        return (min(starts), text) if starts else None
 
     if not place(len(ids)):
         return None
-    # the text of `low` tokens holds none, that of `high` does
+    # Bisection: the text of `low` tokens holds no stop string, that of `high` does.
     low = 0
     high = len(ids)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if place(middle) else (middle, high)
+        if place(middle):
+            high = middle
+        else:
+            low = middle
     at, text = place(high)
     return high, text[:at]
 
@@ -185,9 +193,11 @@ def first_stop(ids: Sequence[int], text_of: Callable[[Sequence[int]], str],
 def prompt_arrays(prompts: Sequence[Prompt | None], length: int, vision: VisionConfig | None,
                   tiles: int,
                   whole: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Return arrays of one prompt (or None) a row: tokens [B, L], image_index [B, L, C] and, for C
-    > 1, image_weight (else None), of their prefixes or of the `whole` prompts; padded to `length`,
-    with `image_newline` behind the features of `tiles` tiles.
+    """Return (tokens [B, L], image_index [B, L, C], image_weight or None), one prompt a row.
+
+    They hold the prefixes of prompts, or the `whole` ones, padded to `length`; None is a row of
+    padding. The index of a newline is the one behind the features of `tiles` tiles. Where C is 1
+    there are no weights.
     """
     C = next(prompt.image_index.shape[1] for prompt in prompts if prompt is not None)
     tokens = np.zeros((len(prompts), length), np.int32)
@@ -199,7 +209,8 @@ def prompt_arrays(prompts: Sequence[Prompt | None], length: int, vision: VisionC
         n = len(prompt.tokens) if whole else prompt.prefix
         shown = prompt.image_index[:n]
         tokens[row, :n] = prompt.tokens[:n]
-        index[row, :n] = np.where(shown == images.NEWLINE, vision.P * tiles, shown)
+        # Prompts have fewer tiles than there is room for, and the newline stands behind that room.
+        index[row, :n] = np.where(shown == tiling.NEWLINE, vision.P * tiles, shown)
         if C > 1:
             weight[row, :n] = prompt.image_weight[:n]
     return tokens, index, weight if C > 1 else None

@@ -65,8 +65,7 @@ def choose(sampling: Sampling, logits_BV: jax.Array, seed: jax.Array, sample_B: 
 
 
 def _best(logits_BV):
-    """Return the lowest id of the highest logit of each row, int32 [B]; the last one where all are
-    NaN.
+    """Return the lowest id of the highest logit of each row, int32 [B]; where all are NaN the last.
 
     Two plain reductions: `argmax` compares pairs, and takes five times as long on CPU.
     """
@@ -76,12 +75,12 @@ def _best(logits_BV):
 
 
 def _nucleus(gap_BV, top_p):
-    """Return which tokens top-p keeps, bool [B, V]; `gap_BV` >= 0 is how far each logit is below
-    the best.
+    """Return which tokens top-p keeps, bool [B, V].
 
-    A token stays while the mass of the strictly better ones is below top_p of all. The widest gap
-    that stays is found by bisection over the bits of a float, which are in order where it is not
-    negative: 31 sums cost a tenth of sorting 32 x 151,936 on CPU.
+    `gap_BV` >= 0 is how far each logit is below the best. A token stays while the mass of the
+    strictly better ones is below top_p of all. The widest gap that stays is found by bisection over
+    the bits of a float, which are in order where it is not negative: 31 sums cost a tenth of
+    sorting 32 x 151,936 on CPU.
     """
     bits_BV = jax.lax.bitcast_convert_type(gap_BV, jnp.int32)
     mass_BV = jnp.exp(-gap_BV)
@@ -141,8 +140,7 @@ def mask(ids: Collection[int], vocabulary: int) -> np.ndarray:
 
 
 def forbid(logits_BV: jax.Array, banned_V: jax.Array, where_B: jax.Array | bool) -> jax.Array:
-    """Return logits_BV with -inf at the tokens `banned_V` (bool [V], of `mask`) in the rows
-    `where_B`.
+    """Return logits_BV with -inf at the tokens `banned_V` (bool [V]) in the rows `where_B`.
 
     `step_B < min_new` keeps stop tokens away from a beginning; True stands for all rows.
     """

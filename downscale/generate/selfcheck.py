@@ -9,6 +9,7 @@ Prints the first difference and exits with 1 if there is one. bfloat16 (`--dtype
 to be identical on every device: there the share of rows that differ is what to look at.
 """
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -39,8 +40,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def tiny(seed: int, dtype: str, width: int = 576) -> tuple['Vlm', dict[str, Any], 'Ids']:
-    """Return (model, params, encoder) with loud random weights: else a reply repeats its first
-    token.
+    """Return (model, params, encoder) with loud random weights.
+
+    With quiet ones a reply repeats its first token, whatever stands before it.
     """
     import jax
 
@@ -62,18 +64,20 @@ class Ids:
     context = 0
 
     def text(self, ids: Sequence[int]) -> str:
+        """Return the ids with spaces between them."""
         return ' '.join(map(str, ids))
 
 
 def ragged(model: 'Vlm', count: int, tokens: int, seed: int) -> list['Request']:
-    """Return `count` requests of many lengths: a third with a picture, two of them sharing each, a
-    third that think, half with a target.
+    """Return `count` requests of many lengths.
+
+    A third show a picture, two of them the same one, a third think, half have a target.
     """
     import numpy as np
 
     from downscale.generate.requests import Prompt, Request
     rng = np.random.default_rng(seed)
-    found = []
+    requests = []
     patches = model.vision.P
     pictures = rng.integers(0, 256, (1 + count // 6, 1, patches, model.vision.Q), dtype=np.uint8)
     for k in range(count):
@@ -81,19 +85,17 @@ def ragged(model: 'Vlm', count: int, tokens: int, seed: int) -> list['Request']:
         index = np.full((len(ids), 1), -1, np.int32)
         tiles = None
         if k % 3 == 0:
+            # Two requests, k and k + 3, show the same picture: what one has read serves the other.
             tiles = pictures[k // 6]
             ids = np.concatenate([np.zeros(patches, np.int32), ids])
             index = np.concatenate([np.arange(patches, dtype=np.int32)[:, None], index])
-        found.append(
-            Request(
-                Prompt(tokens=ids, image_index=index, tiles=tiles),
-                limit=int(rng.integers(1, tokens + 1)),
-                sample=k,
-                think=int(rng.integers(0, tokens)) if k % 3 == 1 else None,
-                target=tuple(range(5, 6 + k % 20)) if k % 2 else None,
-            )
-        )
-    return found
+        prompt = Prompt(tokens=ids, image_index=index, tiles=tiles)
+        # Drawn in this order: the requests of a seed are to stay the same.
+        limit = int(rng.integers(1, tokens + 1))
+        think = int(rng.integers(0, tokens)) if k % 3 == 1 else None
+        target = tuple(range(5, 6 + k % 20)) if k % 2 else None
+        requests.append(Request(prompt, limit=limit, sample=k, think=think, target=target))
+    return requests
 
 
 def meshes() -> dict[str, 'Mesh | None']:
@@ -102,56 +104,65 @@ def meshes() -> dict[str, 'Mesh | None']:
 
     from downscale.sharding import mesh
     devices = jax.local_devices()
-    found = {'one device': None}
+    of_name = {'one device': None}
     for tensor in (1, 2):
         if len(devices) > 1 and len(devices) % tensor == 0:
             data = len(devices) // tensor
-            found[f'data {data} x tensor {tensor}'] = mesh(data, 1, tensor, devices)
-    return found
+            of_name[f'data {data} x tensor {tensor}'] = mesh(data, 1, tensor, devices)
+    return of_name
 
 
 def selfcheck(prompts: int, slots: Sequence[int], seed: int, temperature: float, tokens: int = 24,
               dtype: str = 'float32', width: int = 576,
               report: Callable[[int, int], object] = lambda done, total: None) -> dict[str, Any]:
-    """Return {'identical', 'settings', 'rows', 'rows_that_differ', 'difference'} over all
-    settings.
+    """Return {'identical', 'rows_that_differ', 'difference', ...} over all settings.
+
+    Replies are compared with those of the first setting. `difference` says where the first row that
+    differs does, None without one.
     """
     from downscale.generate.engine import Decoding, Engine
     from downscale.generate.sampling import Sampling
     model, params, encoder = tiny(seed, dtype, width)
     asked = ragged(model, prompts, tokens, seed)
     decoding = Decoding(sampling=Sampling(temperature), seed=seed)
-    settings = [(name, mesh, count, order, refill) for name, mesh in meshes().items()
-                for count in slots for order in (1, -1) for refill in (True, False)]
+    meshes_of_name = meshes()
+    settings = list(itertools.product(meshes_of_name, slots, (1, -1), (True, False)))
     first = None
     of_mesh = {}
     differing = 0
     difference = None
-    for done, (name, mesh, count, order, refill) in enumerate(settings, 1):
+    for done, (name, count, order, refill) in enumerate(settings, 1):
         # pyrefly: ignore[bad-argument-type]
-        engine = Engine(model, params, encoder, count, mesh, refill)
+        engine = Engine(model, params, encoder, count, meshes_of_name[name], refill)
         replies = engine.write(asked[::order], decoding)[::order]
         first = first or replies
-        alike = of_mesh.setdefault(name, replies)  # a tensor axis splits sums: nats may round there
+        # Whole replies only on the same mesh: a tensor axis splits sums, and nats may round there.
+        alike = of_mesh.setdefault(name, replies)
         wrong = [k for k in range(prompts) if first[k].ids != replies[k].ids
                  or repr(alike[k]) != repr(replies[k])]  # NaN is NaN
         differing += len(wrong)
         if wrong and difference is None:
-            a = first[wrong[0]].ids
-            b = replies[wrong[0]].ids
-            at = next((t for t, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+            at = _parting(first[wrong[0]].ids, replies[wrong[0]].ids)
             difference = {'prompt': wrong[0], 'token': at, 'mesh': name, 'slots': count,
                           'reversed': order < 0, 'refill': refill}
         report(done, len(settings))
-    return {'identical': differing == 0, 'settings': len(settings),
-            'rows': prompts * (len(settings) - 1), 'rows_that_differ': differing,
-            'flip_rate': differing / max(1, prompts * (len(settings) - 1)),
+    rows = prompts * (len(settings) - 1)
+    return {'identical': differing == 0, 'settings': len(settings), 'rows': rows,
+            'rows_that_differ': differing, 'flip_rate': differing / max(1, rows),
             'tokens': sum(len(reply.ids) for reply in first), 'temperature': temperature,
             'dtype': dtype, 'difference': difference}
 
 
+def _parting(a, b):
+    """Return the first place where two replies differ, or the length of the shorter one."""
+    for place, (x, y) in enumerate(zip(a, b)):
+        if x != y:
+            return place
+    return min(len(a), len(b))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the check; exit code 1 when a row differs, 2 for bad usage."""
+    """Run the check and return its exit code: 1 when a row differs, 2 for bad usage."""
     args = parser().parse_args(argv)
     try:
         slots = [int(text) for text in args.slots.split(',')]

@@ -19,7 +19,7 @@ import numpy as np
 THINK, FORCE_NEWLINE, CLOSE, ANSWER = range(4)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Thinking:
     """Token ids of `<think>`, `</think>` and the newline, and the rules; static.
 
@@ -56,8 +56,7 @@ class Mind(NamedTuple):
 
 
 def begin(budget_B: jax.Array, limit_B: jax.Array) -> Mind:
-    """Return the `Mind` of rows of which nothing is written; budgets and answer limits are int32
-    [B].
+    """Return the `Mind` of rows of which nothing is written, from budgets and answer limits [B].
 
     A row starts in its thought whether its prompt has opened that or the model is about to. It may
     write budget + limit + 2 tokens: the two marks are extra.
@@ -67,8 +66,16 @@ def begin(budget_B: jax.Array, limit_B: jax.Array) -> Mind:
     start_B = jnp.zeros_like(budget_B)
     phase_B = jnp.where(budget_B < 0, ANSWER, _unclosed(start_B, budget_B))
     # A zero of its own for each field: one buffer cannot be donated twice.
-    return Mind(phase_B, start_B, jnp.zeros_like(start_B), jnp.zeros_like(start_B), budget_B,
-                limit_B, jnp.zeros_like(start_B, bool), (phase_B == ANSWER) & (limit_B <= 0))
+    return Mind(
+        phase_B=phase_B,
+        thought_B=start_B,
+        answered_B=jnp.zeros_like(start_B),
+        written_B=jnp.zeros_like(start_B),
+        budget_B=budget_B,
+        limit_B=limit_B,
+        forced_B=jnp.zeros_like(start_B, bool),
+        spent_B=(phase_B == ANSWER) & (limit_B <= 0),
+    )
 
 
 def _unclosed(counted_B, budget_B):
@@ -83,10 +90,12 @@ def steer(thinking: Thinking, mind: Mind, banned_V: jax.Array, logits_BV: jax.Ar
     `banned_V` bool [V] holds while a row thinks; a row that is forced has one finite logit. Behind
     its close a thinking row cannot write `</think>` again. Direct rows are left as they are.
     """
-    logits_BV, ids_V = logits_BV.astype(jnp.float32), jnp.arange(logits_BV.shape[1])
+    logits_BV = logits_BV.astype(jnp.float32)
+    ids_V = jnp.arange(logits_BV.shape[1])
     is_close_V = ids_V == thinking.close
     is_newline_V = ids_V == thinking.newline
     thinks_B = mind.budget_B >= 0
+    # What each row is due to write, which tokens it may not, and whether its budget is nearly used.
     if thinking.reference_compat:
         due_B = jnp.where(~thinks_B | mind.forced_B, ANSWER,
                           _unclosed(mind.written_B, mind.budget_B))
@@ -99,8 +108,10 @@ def steer(thinking: Thinking, mind: Mind, banned_V: jax.Array, logits_BV: jax.Ar
         due_B = _freed(thinking, mind.phase_B)
         ban_BV = (banned_V & (due_B == THINK)[:, None]
                   | is_close_V & (thinks_B & (due_B == ANSWER))[:, None])
+        # 95 % in whole numbers, which no rounding moves.
         late_B = (due_B == THINK) & (mind.thought_B * 20 >= mind.budget_B * 19)
         nudged_BV = logits_BV + thinking.nudge
+    # Nudge, then ban, then force: each wins over those before it.
     logits_BV = jnp.where((is_close_V | is_newline_V) & late_B[:, None], nudged_BV, logits_BV)
     logits_BV = jnp.where(ban_BV, -jnp.inf, logits_BV)
     forced_BV = jnp.where((due_B == CLOSE)[:, None], is_close_V, is_newline_V)
@@ -110,17 +121,18 @@ def steer(thinking: Thinking, mind: Mind, banned_V: jax.Array, logits_BV: jax.Ar
 
 def _freed(thinking, phase_B):
     """Return `phase_B` where there is a newline to force; else that step of a thought is free."""
-    return phase_B if thinking.newline >= 0 else jnp.where(phase_B == FORCE_NEWLINE, THINK, phase_B)
+    if thinking.newline >= 0:
+        return phase_B
+    return jnp.where(phase_B == FORCE_NEWLINE, THINK, phase_B)
 
 
 def advance(thinking: Thinking, mind: Mind, token_B: jax.Array) -> Mind:
-    """Return the `Mind` after `token_B` [B] was written; stop tokens do not count and never come
-    here.
-    """
+    """Return the `Mind` after `token_B` [B] was written, which is never a stop token."""
     compat = thinking.reference_compat
     phase_B = mind.phase_B
     written_B = mind.written_B + 1
     closes_B = token_B == thinking.close
+    # Some models write the mark that opens a thought themselves; it is no token of the thought.
     opens_B = (mind.written_B == 0) & (token_B == thinking.open) & (not compat)
     inside_B = (phase_B == THINK) | (phase_B == FORCE_NEWLINE)
     thought_B = mind.thought_B + (inside_B & ~closes_B & ~opens_B)
@@ -132,14 +144,20 @@ def advance(thinking: Thinking, mind: Mind, token_B: jax.Array) -> Mind:
     spent_B = (phase_B == ANSWER) & (answered_B >= mind.limit_B)
     if compat:
         spent_B = jnp.where(thinks_B, written_B >= mind.budget_B + mind.limit_B, spent_B)
-    return Mind(phase_B, thought_B, answered_B, written_B, mind.budget_B, mind.limit_B,
-                mind.forced_B | forces_B, spent_B)
+    return Mind(
+        phase_B=phase_B,
+        thought_B=thought_B,
+        answered_B=answered_B,
+        written_B=written_B,
+        budget_B=mind.budget_B,
+        limit_B=mind.limit_B,
+        forced_B=mind.forced_B | forces_B,
+        spent_B=spent_B,
+    )
 
 
 def spent(mind: Mind) -> jax.Array:
-    """Return bool [B]: the answer has all the tokens it may have, so the row ends for its
-    length.
-    """
+    """Return whether the answer has all the tokens that it may have, bool [B]."""
     return mind.spent_B
 
 
@@ -148,10 +166,19 @@ def endings(mind: Mind) -> list[str]:
 
     Reads arrays on the host. Under reference_compat a close forced into an answer is 'forced' too.
     """
-    rows = zip(*(np.asarray(field).tolist()
-                 for field in (mind.budget_B, mind.phase_B, mind.forced_B)))
-    return ['' if budget < 0 else 'open' if phase != ANSWER else 'forced' if forced else 'natural'
-            for budget, phase, forced in rows]
+    budgets = np.asarray(mind.budget_B).tolist()
+    phases = np.asarray(mind.phase_B).tolist()
+    forced = np.asarray(mind.forced_B).tolist()
+    return [_ending(*row) for row in zip(budgets, phases, forced)]
+
+
+def _ending(budget, phase, forced):
+    """Return how the thought of one row ended; see `endings`."""
+    if budget < 0:
+        return ''
+    if phase != ANSWER:
+        return 'open'
+    return 'forced' if forced else 'natural'
 
 
 def recount(thinking: Thinking, budget: int | None, ids: Sequence[int],
@@ -173,8 +200,6 @@ def recount(thinking: Thinking, budget: int | None, ids: Sequence[int],
 
 def spelled(thinking: Thinking, ids: Sequence[int], text_of: Callable[[Sequence[int]], str],
             mark: str) -> int:
-    """Return how often a thought of a reply writes `mark`, the text of its close, in other
-    tokens.
-    """
+    """Return how often a thought writes `mark`, the text of its close, in other tokens."""
     thought = ids[:ids.index(thinking.close)] if thinking.close in ids else ids
     return text_of(thought).count(mark)

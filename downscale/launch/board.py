@@ -3,7 +3,8 @@ import dataclasses
 from collections import Counter
 
 from downscale.launch import state, watch
-from downscale.planner.table import aligned, span
+from downscale.output.text import aligned
+from downscale.planner.table import span
 
 STATUS = ('job', 'state', 'attempt', 'task', 'step', 'saved', 'tokens/s', 'left', 'chip-hours', '$',
           'goodput', 'reason')

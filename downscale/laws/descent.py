@@ -1,4 +1,4 @@
-"""Minimise the Huber sum of a law for many starts or resamples at once.
+"""The smallest Huber sum of a law, searched from many starts or resamples at once.
 
 The objective is the SUM over points of weight * huber(residual / delta). Divided by the number of
 points and by no delta^2, it is so small that an optimiser's usual tolerances stop it where it
@@ -44,7 +44,7 @@ def objective(problem: Problem, weights: np.ndarray,
 
 
 def _curvature(problem, weights, theta):
-    """Return value, gradient, and two curvatures: of the points within delta, and of a majorant.
+    """Return value, gradient, and two curvatures [S, p, p]: of near points, and of a majorant.
 
     Beyond delta the objective is straight, so only near points curve it; the majorant (weights
     of iteratively reweighted least squares) keeps steps short where few points are near.
@@ -60,10 +60,10 @@ def _curvature(problem, weights, theta):
 
 
 def _steps(gradient, near, above, damping):
-    """Return steps [S, p] of the damped curvature, no coordinate by more than 2.
+    """Return steps [S, p] of the damped curvature, in no coordinate longer than 2.
 
-    In units in which the majorant has ones on its diagonal; the ridge keeps directions that the
-    points leave open from making it singular.
+    They are solved in units in which the majorant has ones on its diagonal; the ridge keeps
+    directions that the points leave open from making it singular.
     """
     unit = np.sqrt(np.maximum(np.diagonal(above, axis1=1, axis2=2), 1e-300))
     matrix = (near + damping[:, None, None] * above) / (unit[:, :, None] * unit[:, None])
@@ -84,6 +84,7 @@ def descend(problem: Problem, weights: np.ndarray, theta: np.ndarray,
 
 
 def _descend(problem, weights, theta, close):
+    """Return what `descend` does for one chunk of vectors: damped Newton steps, all at once."""
     theta = problem.law.bounded(theta, problem.target)
     value, gradient, near, above = _curvature(problem, weights, theta)
     damping = np.full(len(theta), 0.1)
@@ -97,22 +98,24 @@ def _descend(problem, weights, theta, close):
         if not len(alive):
             break
         tried = problem.law.bounded(theta[alive] + steps, problem.target)
-        found = _curvature(problem, weights[alive], tried)
-        better = found[0] < value[alive]
+        there = _curvature(problem, weights[alive], tried)
+        # Levenberg and Marquardt: a step that fails is tried again, shorter, with more damping.
+        better = there[0] < value[alive]
         damping[alive] *= np.where(better, 0.2, 4.0)
         kept = alive[better]
         theta[kept] = tried[better]
-        for whole, new in zip((value, gradient, near, above), found, strict=True):
+        for whole, new in zip((value, gradient, near, above), there, strict=True):
             whole[kept] = new[better]
     return theta, value
 
 
 def polish(problem: Problem, weights: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return the vector [p] of the minimum next to `theta`, as exactly as floats allow; its Huber
-    sum.
+    """Return the vector [p] of the minimum next to `theta`, and its Huber sum.
+
+    It is as exact as floats allow.
     """
-    found, value = descend(problem, weights[None], theta[None], EXACT)
-    return found[0], float(value[0])
+    solutions, values = descend(problem, weights[None], theta[None], EXACT)
+    return solutions[0], float(values[0])
 
 
 def quasi_newton(problem: Problem, weights: np.ndarray,
@@ -121,19 +124,18 @@ def quasi_newton(problem: Problem, weights: np.ndarray,
 
     It shares nothing with `descend` but the objective, so the two check each other.
     """
-    def one(theta):
+    def value_and_gradient(theta):
         value, gradient = objective(problem, weights, theta[None])
         return value[0], gradient[0]
 
-    found = minimize(one, start, jac=True, method='L-BFGS-B',
-                     options={'maxiter': 5000, 'maxfun': 20000, 'ftol': 1e-14, 'gtol': 1e-9,
-                              'maxcor': 20})
-    return problem.law.bounded(found.x[None], problem.target)[0], float(found.fun)
+    solution = minimize(value_and_gradient, start, jac=True, method='L-BFGS-B',
+                        options={'maxiter': 5000, 'maxfun': 20000, 'ftol': 1e-14, 'gtol': 1e-9,
+                                 'maxcor': 20})
+    return problem.law.bounded(solution.x[None], problem.target)[0], float(solution.fun)
 
 
 def remaining(problem: Problem, weights: np.ndarray, theta: np.ndarray) -> float:
-    """Return how much the objective at `theta` [p] can still fall by its gradient; 0 at a
-    minimum.
+    """Return how much the objective at `theta` [p] may still fall by its gradient; 0 at a minimum.
     """
     _, gradient, _, above = _curvature(problem, weights, theta[None])
     step = _steps(gradient, np.zeros_like(above), above, np.ones(1))
@@ -141,8 +143,6 @@ def remaining(problem: Problem, weights: np.ndarray, theta: np.ndarray) -> float
 
 
 def condition(problem: Problem, theta: np.ndarray) -> float:
-    """Return the condition of the prediction's gradients at `theta` [p], columns of equal
-    length.
-    """
+    """Return the condition of the prediction's gradients at `theta` [p], columns scaled alike."""
     slopes = problem.scaled(theta[None])[1][0]
     return float(np.linalg.cond(slopes / np.maximum(np.linalg.norm(slopes, axis=0), 1e-300)) ** 2)

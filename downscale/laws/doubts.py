@@ -20,7 +20,7 @@ def lower(value: float, than: float) -> bool:
 
 
 def of_descent(problem: Problem, weights: np.ndarray, theta: np.ndarray, value: float) -> list[str]:
-    """Return whether `theta` [p] with objective `value` is no minimum."""
+    """Return why `theta` [p] with objective `value` is no minimum."""
     left = descent.remaining(problem, weights, theta)
     if left > FLAT * max(1, value):
         return [f'not converged: the gradient still promises {left:.2g} of {value:.6g}']
@@ -28,42 +28,43 @@ def of_descent(problem: Problem, weights: np.ndarray, theta: np.ndarray, value: 
 
 
 def of_fit(problem: Problem, theta: np.ndarray, runs: int, draws: int, drawn: int) -> list[str]:
-    """Return whether the law is out of place, its parameters not identified or its resamples too
-    few.
-    """
-    found = list(problem.law.faults(theta, problem.target))
+    """Return why the law is out of place, its parameters not identified or its resamples few."""
+    reasons = list(problem.law.faults(theta, problem.target))
     size = np.abs(problem.scaled(theta[None])[0][0])
     far = np.flatnonzero((size > FAR * np.median(size)) & (size > 1)) + 1
     if len(far):
-        found.append(f'{len(far)} residuals are over {FAR} times the median, of rows '
+        reasons.append(f'{len(far)} residuals are over {FAR} times the median, of rows '
                      f'{far[:10].tolist()}: look at worst={len(far)}')
     blur = descent.condition(problem, theta)
     if blur > BLURRED:
-        found.append(f'not identified: condition {blur:.1g}; quote predictions, not parameters')
+        reasons.append(f'not identified: condition {blur:.1g}; quote predictions, not parameters')
     together = np.corrcoef(problem.u.T) if problem.u.shape[1] > 1 else np.eye(2)
     if abs(together[0, 1]) > TOGETHER:
-        found.append(f'the inputs move together (correlation of logs {together[0, 1]:.3f}), so '
+        reasons.append(f'the inputs move together (correlation of logs {together[0, 1]:.3f}), so '
                      'their exponents are not told apart; quote predictions, not parameters')
     if draws and runs <= len(theta) + 1:
-        found.append(f'no intervals: {runs} runs are too few to be resampled for {len(theta)} '
+        reasons.append(f'no intervals: {runs} runs are too few to be resampled for {len(theta)} '
                      f'parameters; at least {len(theta) + 2} are needed')
     elif draws - drawn > LOST * draws:
-        found.append(f'{draws - drawn} of {draws} resamples held too few different points and '
+        reasons.append(f'{draws - drawn} of {draws} resamples held too few different points and '
                      'are left out of the intervals')
-    return found
+    return reasons
 
 
 def of_others(parameters: dict[str, Interval], cross: dict[str, float] | None,
               without: dict | None) -> list[str]:
-    """Return whether plain squares, or the fit without its worst points, lie outside the
-    intervals.
-    """
-    found = []
+    """Return where plain squares, or the fit without its worst points, leave the intervals."""
+    reasons = []
     for other, name in ((cross, 'plain squares (variable projection)'),
                         (without and without['parameters'], 'the fit without its worst points')):
-        moved = [f'{key} {one.value:.4g} to {other[key]:.4g}' for key, one in parameters.items()
-                 if other and (other[key] < one.low - BETTER * abs(one.value)
-                               or other[key] > one.high + BETTER * abs(one.value))]
+        moved = [f'{key} {known.value:.4g} to {other[key]:.4g}' for key, known in parameters.items()
+                 if other and _outside(other[key], known)]
         if moved:
-            found.append(f'{name} leaves the interval: {", ".join(moved)}')
-    return found
+            reasons.append(f'{name} leaves the interval: {", ".join(moved)}')
+    return reasons
+
+
+def _outside(value, interval):
+    """Return whether a value lies outside an interval by more than rounding."""
+    margin = BETTER * abs(interval.value)
+    return value < interval.low - margin or value > interval.high + margin

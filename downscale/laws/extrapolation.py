@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from downscale.laws.fits import Fit, Jsonable, fit
+from downscale.laws.fits import Fit, fit
 from downscale.laws.forms import Law
 from downscale.statistics.bootstrap import Interval
 
 
 @dataclass(frozen=True, kw_only=True)
-class HoldOut(Jsonable):
+class HoldOut:
     """A fit of the points below a compute threshold and its errors on those at or above it.
 
     `error` is the mean and `largest` the largest |predicted / seen - 1|, `bias` the mean of
@@ -40,7 +40,9 @@ def holdout(law: Law, x: ArrayLike, y: ArrayLike, compute: ArrayLike, below: flo
     `reach` is the largest held-out compute over the largest fitted. ValueError when nothing is
     held out or the rest cannot carry the law.
     """
-    x, y, compute = (np.asarray(one, dtype=float) for one in (x, y, compute))
+    x = np.asarray(x, dtype=float)
+    y = np.asarray(y, dtype=float)
+    compute = np.asarray(compute, dtype=float)
     if not np.all(np.isfinite(compute)):
         raise ValueError('a compute value is not finite, so its row is on neither side')
     low = compute < below
@@ -48,13 +50,13 @@ def holdout(law: Law, x: ArrayLike, y: ArrayLike, compute: ArrayLike, below: flo
         raise ValueError(f'no point has compute of {below:g} or more (largest {compute.max():g}); '
                          'lower the threshold')
     names = None if runs is None else np.asarray(runs, dtype=str)[low]
-    found = fit(law, x[low], y[low], runs=names, delta=delta, draws=draws, seed=seed)
-    guesses = found.predict_intervals(x[~low])
+    fitted = fit(law, x[low], y[low], runs=names, delta=delta, draws=draws, seed=seed)
     seen = y[~low]
-    ratio = np.array([guess.value for guess in guesses]) / seen - 1
-    inside = [bool(guess.low <= one <= guess.high) for guess, one in zip(guesses, seen)]
-    points = tuple({'x': where, 'seen': one, 'predicted': guess, 'inside': within}
-                   for where, one, guess, within in zip(x[~low], seen, guesses, inside))
+    points = []
+    for where, value, guess in zip(x[~low], seen, fitted.predict_intervals(x[~low])):
+        inside = bool(guess.low <= value <= guess.high)
+        points.append({'x': where, 'seen': value, 'predicted': guess, 'inside': inside})
+    ratio = np.array([point['predicted'].value for point in points]) / seen - 1
     return HoldOut(
         below=float(below),
         held=len(seen),
@@ -62,14 +64,14 @@ def holdout(law: Law, x: ArrayLike, y: ArrayLike, compute: ArrayLike, below: flo
         error=float(np.mean(np.abs(ratio))),
         largest=float(np.max(np.abs(ratio))),
         bias=float(ratio.mean()),
-        inside=float(np.mean(inside)),
-        points=points,
-        fit=found,
+        inside=float(np.mean([point['inside'] for point in points])),
+        points=tuple(points),
+        fit=fitted,
     )
 
 
 def optimum(found: Fit, budget: float, flops_per: float = 6.0) -> dict[str, Interval]:
-    """Return the best split of a compute budget by a two-input fit: N*, D* and loss, as intervals.
+    """Return the best split of a compute budget by a two-input fit: intervals of N*, D* and loss.
 
     With compute = flops_per * N * D, N* = G (budget / flops_per)^(beta / (alpha + beta)) and
     G = (alpha A / (beta B))^(1 / (alpha + beta)) (arXiv 2203.15556, equation 4). A resample
@@ -80,20 +82,23 @@ def optimum(found: Fit, budget: float, flops_per: float = 6.0) -> dict[str, Inte
     if not budget > 0:
         raise ValueError(f'budget {budget:g} must be positive')
     log_product = np.log(budget / flops_per)
-    split = {}
-    for name, theta in (('value', found.theta[None]), ('drawn', found.drawn)):
-        alpha = theta[:, 3]
-        beta = theta[:, 4]
-        with np.errstate(invalid='ignore', divide='ignore'):
-            log_a = theta[:, 1] + alpha * found.centre[0] + np.log(alpha)
-            log_b = theta[:, 2] + beta * found.centre[1] + np.log(beta)
-            log_n = (log_a - log_b + beta * log_product) / (alpha + beta)
-        log_n[(alpha <= 0) | (beta <= 0)] = np.nan
-        u = np.stack([log_n, log_product - log_n], axis=1) - found.centre
-        loss = np.array([np.exp(found.law.model(one[None], where[None])[0][0, 0])
-                         for one, where in zip(theta, u)])
-        split[name] = (np.exp(log_n), np.exp(log_product - log_n), loss)
-    if not np.isfinite(split['value'][0][0]):
+    values = _split(found, found.theta[None], log_product)
+    if not np.isfinite(values['N*'][0]):
         raise ValueError('the fitted exponents are not both positive, so no split is best')
-    return {name: found.interval(value[0], drawn, True) for name, value, drawn in
-            zip(('N*', 'D*', 'loss'), split['value'], split['drawn'], strict=True)}
+    draws = _split(found, found.drawn, log_product)
+    return {name: found.interval(value[0], draws[name], True) for name, value in values.items()}
+
+
+def _split(found, theta, log_product):
+    """Return the best N, D and the loss there [S] of vectors [S, 5]; NaN where none is best."""
+    alpha = theta[:, 3]
+    beta = theta[:, 4]
+    with np.errstate(invalid='ignore', divide='ignore'):
+        log_a = theta[:, 1] + alpha * found.centre[0] + np.log(alpha)
+        log_b = theta[:, 2] + beta * found.centre[1] + np.log(beta)
+        log_n = (log_a - log_b + beta * log_product) / (alpha + beta)
+    log_n[(alpha <= 0) | (beta <= 0)] = np.nan
+    u = np.stack([log_n, log_product - log_n], axis=1) - found.centre
+    loss = [np.exp(found.law.model(vector[None], where[None])[0][0, 0])
+            for vector, where in zip(theta, u)]
+    return {'N*': np.exp(log_n), 'D*': np.exp(log_product - log_n), 'loss': np.array(loss)}

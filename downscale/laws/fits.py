@@ -5,55 +5,29 @@ always in the result). Runs are resampled, not rows: checkpoints of one run are 
 are never dropped; `worst` reports the fit without the points of highest residual beside it.
 """
 import math
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from downscale.laws import descent, doubts
 from downscale.laws.forms import Law
-from downscale.statistics.bootstrap import Interval, resample
+from downscale.statistics.bootstrap import Interval, resample, without_ends
 
 FEW_DRAWS = 40  # a 95 % interval needs one draw outside on either side
 OTHERS = 2      # starts of every resample besides the best solution
 
 
-class Jsonable:
-    """A frozen result that turns itself into plain JSON values."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields that are printed, as dicts, lists and numbers; what is not finite is
-        None.
-        """
-        # pyrefly: ignore[bad-argument-type]
-        return plain({f.name: getattr(self, f.name) for f in fields(self) if f.repr})
-
-
-def plain(value: Any) -> Any:
-    """Return `value` as dicts, lists and numbers for JSON; what is not finite is None."""
-    if isinstance(value, Jsonable):
-        return value.to_dict()
-    if is_dataclass(value):
-        return plain(asdict(value))
-    if isinstance(value, dict):
-        return {str(key): plain(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(one) for one in value]
-    if isinstance(value, (np.ndarray, np.generic)):
-        return plain(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@dataclass(frozen=True)
-class Fit(Jsonable):
+@dataclass(frozen=True, kw_only=True)
+class Fit:
     """A fitted law: each parameter and derived quantity with its interval, and the alarms.
 
     `covariance` is that of the resamples (coefficients as logs). `starts_agree` is the share of
     starts within 1e-4 of the best objective. `cross_check` holds the variable-projection
     parameters (plain squares). `without` holds, when asked for, the rows of highest residual
     (counted from 1) and the parameters without them. `lost` counts resamples with too few
-    different points.
+    different points. `theta` [p] and `drawn` [resamples, p] are vectors of the `law` at log inputs
+    about their mean `centre`.
     """
     form: str
     n: int
@@ -80,14 +54,12 @@ class Fit(Jsonable):
         return self._values(self.theta[None], x)[0]
 
     def predict_intervals(self, x: ArrayLike) -> list[Interval]:
-        """Return the law's y at each input with its interval: of the curve, not of one more run."""
+        """Return the law's y at each input with the interval of the curve, not of one more run."""
         return [self.interval(value, drawn, True) for value, drawn in
                 zip(self.predict(x), self._values(self.drawn, x).T, strict=True)]
 
     def interval(self, value: float, drawn: np.ndarray, positive: bool) -> Interval:
-        """Return the `Interval` of a quantity from its value and its draws under this fit's
-        resamples.
-        """
+        """Return the `Interval` of a quantity from its draws under the resamples of this fit."""
         return spread(value, drawn, self.n, self.runs, len(self.theta), positive)
 
     def _values(self, theta, x):
@@ -110,8 +82,9 @@ def _inputs(x, axes):
 
 
 def _problem(law, x, y, delta):
-    """Return what is to be minimised, and the mean logs; ValueError when x, y cannot carry the
-    law.
+    """Return what is to be minimised, and the mean logs of the inputs [axes].
+
+    ValueError when x and y cannot carry the law.
     """
     x = _inputs(x, law.axes)
     y = np.asarray(y, dtype=float)
@@ -139,97 +112,118 @@ def _problem(law, x, y, delta):
 
 def spread(value: float, drawn: np.ndarray, n: int, runs: int, parameters: int,
            positive: bool) -> Interval:
-    """Return the interval of a quantity from its resamples; of its log if it is `positive` by
-    nature.
+    """Return the interval of a quantity from its resamples; of its log where it is `positive`.
 
     Percentiles, stretched about the value by sqrt(runs / (runs - parameters)): unstretched they
     are short by the share of the scatter that the fit itself explains.
     """
     drawn = np.asarray(drawn)[np.isfinite(drawn)]
+    known = without_ends(value, n, runs, 'none (too few resamples)')
     if len(drawn) < FEW_DRAWS or not np.isfinite(value):
-        return Interval(float(value), np.nan, np.nan, n, runs, 'none (too few resamples)')
+        return known
     if positive and value > 0 and np.all(drawn > 0):
         log = spread(np.log(value), np.log(drawn), n, runs, parameters, False)
         with np.errstate(over='ignore'):
             low, high = np.exp([log.low, log.high])
-        return Interval(float(value), float(low), float(high), n, runs, log.method)
+        return replace(known, low=float(low), high=float(high), method=log.method)
     ends = np.quantile(drawn, [0.025, 0.975])
     low, high = value + math.sqrt(runs / (runs - parameters)) * (ends - value)
-    return Interval(float(value), float(min(low, value)), float(max(high, value)), n, runs,
-                    'run bootstrap')
+    return replace(known, low=float(min(low, value)), high=float(max(high, value)),
+                   method='run bootstrap')
 
 
 def fit(law: Law, x: ArrayLike, y: ArrayLike, *, runs: ArrayLike | None = None,
         delta: float | None = None, draws: int = 1000, seed: int = 0, worst: int = 0,
         start: dict[str, float] | None = None) -> Fit:
-    """Return the best Huber fit of `law` to y [n] at inputs x [n, axes], checked by a second
-    optimiser.
+    """Return the best Huber fit of `law` to y [n] at inputs x [n, axes].
 
-    `runs` [n] names the run of each row (default: a run per row); `delta` is the law's own by
-    default; `start` (natural parameters) is tried besides the grid, never instead of it. With
-    `worst` = k the result also tells the parameters without the k points of highest residual.
-    ValueError when the different points are no more than the parameters + 1.
+    A second optimiser checks it. `runs` [n] names the run of each row (default: a run per row);
+    `delta` is the law's own by default; `start` (natural parameters) is tried besides the grid,
+    never instead of it. With `worst` = k the result also tells the parameters without the k points
+    of highest residual. ValueError when the different points are no more than the parameters + 1.
     """
+    # 1. The best vector, from the grid, from plain squares and from what is given.
     problem, centre = _problem(law, x, y, delta)
     names = np.arange(len(problem.target)) if runs is None else runs
     projected = law.project(problem.u, np.asarray(y, dtype=float))
     given = projected if start is None else [law.internal(start, centre), *projected]
     theta, value, agree, alarms = _search(problem, np.ones(len(problem.target)), given, seed)
+    # 2. The same under resampled runs: intervals.
     weights, count = _resamples(problem, names, len(theta), draws, seed)
     drawn = _refit(problem, weights, [theta, *projected], seed)
-    bound = (len(problem.target), count, len(theta))
-    parameters = _intervals(law.natural(theta, centre), law.natural(drawn, centre), bound,
+    counts = (len(problem.target), count, len(theta))
+    parameters = _intervals(law.natural(theta, centre), law.natural(drawn, centre), counts,
                             law.positive)
+    # 3. What speaks against it.
     cross = _numbers(law.natural(projected[0], centre)) if projected else None
     without = _without(problem, theta, centre, worst, seed) if worst else None
     alarms += doubts.of_fit(problem, theta, count, draws, len(drawn))
     alarms += doubts.of_others(parameters, cross, without)
-    return Fit(law.name, *bound[:2], f'Huber sum, residuals of {law.scale}', problem.delta, value,
-               parameters, _intervals(law.derived(theta), law.derived(drawn), bound, ()),
-               _covariance(law, drawn, centre), cross, agree, len(drawn), draws - len(drawn),
-               without, tuple(alarms), law, centre, theta, drawn)
+    return Fit(
+        form=law.name,
+        n=len(problem.target),
+        runs=count,
+        method=f'Huber sum, residuals of {law.scale}',
+        delta=problem.delta,
+        objective=value,
+        parameters=parameters,
+        derived=_intervals(law.derived(theta), law.derived(drawn), counts, ()),
+        covariance=_covariance(law, drawn, centre),
+        cross_check=cross,
+        starts_agree=agree,
+        draws=len(drawn),
+        lost=draws - len(drawn),
+        without=without,
+        alarms=tuple(alarms),
+        law=law,
+        centre=centre,
+        theta=theta,
+        drawn=drawn,
+    )
 
 
 def check(law: Law, x: ArrayLike, y: ArrayLike, parameters: dict[str, float], *,
           delta: float | None = None, seed: int = 0) -> tuple[str, ...]:
-    """Why `parameters` (natural, from elsewhere) are no minimum of the Huber sum; () if they are.
+    """Return why `parameters` are no minimum of the Huber sum, as lines; () if they are one.
 
-    For a published fit, or one whose optimiser may have stopped early.
+    They are natural parameters from elsewhere.
+    This is for a published fit, or one whose optimiser may have stopped early.
     """
     problem, centre = _problem(law, x, y, delta)
     theta = law.internal(parameters, centre)
     weights = np.ones(len(problem.target))
     value = float(descent.objective(problem, weights, theta[None])[0][0])
     best = _search(problem, weights, [theta], seed)[1]
-    found = doubts.of_descent(problem, weights, theta, value)
+    reasons = doubts.of_descent(problem, weights, theta, value)
     if doubts.lower(best, value):
-        found.append(f'another start is better: {best:.8g} instead of {value:.8g}')
-    return tuple(found)
+        reasons.append(f'another start is better: {best:.8g} instead of {value:.8g}')
+    return tuple(reasons)
 
 
 def _search(problem, weights, given, seed):
-    """Return the best vector from the grid and `given`, its Huber sum, share of starts, and
-    alarms.
+    """Return the best vector from the grid and `given`, its Huber sum, the share of starts that
+    agree, and alarms.
     """
     starts = np.stack([*given, *problem.law.grid(problem.u, problem.target)])
     theta, values = descent.descend(problem, np.tile(weights, (len(starts), 1)), starts)
     best = np.argmin(values)
     agree = float(np.mean(values <= values[best] * (1 + doubts.AGREE) + doubts.FLAT))
-    found, value = descent.polish(problem, weights, theta[best])
+    solution, value = descent.polish(problem, weights, theta[best])
     rng = np.random.default_rng(seed)
     alarms = []
-    for restart in (found + 0.3 * rng.standard_normal(len(found)), *given[-1:],
+    # The second optimiser starts nearby, where the caller said, and anywhere.
+    for restart in (solution + 0.3 * rng.standard_normal(len(solution)), *given[-1:],
                     starts[rng.integers(len(starts))]):
         other, reached = descent.quasi_newton(problem, weights, restart)
         if doubts.lower(reached, value):
             alarms.append(f'a restart was better: {reached:.8g} instead of {value:.8g}')
-            found, value = descent.polish(problem, weights, other)
-    return found, value, agree, alarms + doubts.of_descent(problem, weights, found, value)
+            solution, value = descent.polish(problem, weights, other)
+    return solution, value, agree, alarms + doubts.of_descent(problem, weights, solution, value)
 
 
 def _resamples(problem, names, parameters, draws, seed):
-    """Return weights [S, n] of the rows under resampled runs that can carry the law; number of
-    runs.
+    """Return weights [S, n] of the rows under resampled runs that can carry the law, and the
+    number of runs.
     """
     names = np.asarray(names, dtype=str)
     if len(names) != len(problem.target):
@@ -267,19 +261,21 @@ def _without(problem, theta, centre, worst, seed):
     if left <= len(theta) + 1:
         raise ValueError(f'without {worst} points only {left} different ones are left for '
                          f'{len(theta)} parameters; ask for fewer')
-    found, value, _, alarms = _search(problem, weights, [theta], seed)
+    solution, value, _, alarms = _search(problem, weights, [theta], seed)
     return {'rows': [int(row) + 1 for row in rows],
-            'residuals': [float(one) * problem.delta for one in size[rows]],
-            'parameters': _numbers(problem.law.natural(found, centre)), 'objective': value,
+            'residuals': [float(residual) * problem.delta for residual in size[rows]],
+            'parameters': _numbers(problem.law.natural(solution, centre)), 'objective': value,
             'alarms': alarms}
 
 
 def _numbers(natural):
+    """Return the numbers of natural parameters, of which each holds one."""
     return {name: float(value[0]) for name, value in natural.items()}
 
 
-def _intervals(values, drawn, bound, positive):
-    return {name: spread(values[name][0], drawn[name], *bound, name in positive)
+def _intervals(values, drawn, counts, positive):
+    """Return {name: Interval} of quantities; `counts` are those of points, runs and parameters."""
+    return {name: spread(values[name][0], drawn[name], *counts, name in positive)
             for name in values}
 
 
@@ -289,5 +285,6 @@ def _covariance(law, drawn, centre):
     names = [f'log {name}' if name in law.positive else name for name in natural]
     if len(drawn) < 2:
         return {'names': names, 'matrix': None}
-    columns = [np.log(one) if name in law.positive else one for name, one in natural.items()]
+    columns = [np.log(column) if name in law.positive else column
+               for name, column in natural.items()]
     return {'names': names, 'matrix': np.cov(columns)}

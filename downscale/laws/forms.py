@@ -50,10 +50,12 @@ class Additive:
         return np.exp(target)
 
     def model(self, theta: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return targets [S, n] at inputs u [n, axes] for S parameter vectors, and gradient [S, n,
-        p].
+        """Return the targets [S, n] of vectors [S, p] at inputs u [n, axes], and the gradients.
+
+        Gradients are [S, n, p].
         """
         k = self.axes
+        # The log of a sum of exponentials, taken from its largest term so that none overflows.
         terms = np.empty((len(theta), len(u), 1 + k))
         terms[..., 0] = theta[:, :1]
         terms[..., 1:] = theta[:, None, 1:k + 1] - theta[:, None, k + 1:] * u
@@ -76,15 +78,14 @@ class Additive:
         k = self.axes
         low = target.min()
         mean = target.mean()
-        return np.array([
-            [low + np.log(floor), *[mean + np.log(share)] * k, *exponents]
-            for floor, share in itertools.product((0.2, 0.6, 0.95), (0.03, 0.3))
-            for exponents in itertools.product(EXPONENTS, repeat=k)])
+        starts = []
+        for floor, share in itertools.product((0.2, 0.6, 0.95), (0.03, 0.3)):
+            logs = [low + np.log(floor), *[mean + np.log(share)] * k]
+            starts += [[*logs, *exponents] for exponents in itertools.product(EXPONENTS, repeat=k)]
+        return np.array(starts)
 
     def natural(self, theta: np.ndarray, centre: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the natural parameters, name -> [S], of vectors [S, p] about the mean logs
-        `centre`.
-        """
+        """Return {name: natural parameter [S]} of vectors [S, p] about the mean logs `centre`."""
         k = self.axes
         theta = np.atleast_2d(theta)
         raw = theta[:, 1:k + 1] + theta[:, k + 1:] * centre
@@ -101,7 +102,7 @@ class Additive:
                                exponents])
 
     def derived(self, theta: np.ndarray) -> dict[str, np.ndarray]:
-        """For two inputs, a = beta / (alpha + beta): the optimal x1 grows as compute^a."""
+        """Return a = beta / (alpha + beta) of two inputs: the optimal x1 grows as compute^a."""
         if self.axes == 1:
             return {}
         alpha, beta = np.atleast_2d(theta)[:, -2:].T
@@ -116,16 +117,19 @@ class Additive:
         def linear(exponents):
             design = np.column_stack([np.ones(len(y)), np.exp(-u * exponents)])
             length = np.linalg.norm(design, axis=0)
-            found = nnls(design / length, y)[0] / length
-            return found, design @ found - y
+            terms = nnls(design / length, y)[0] / length
+            return terms, design @ terms - y
+
+        def residuals(exponents):
+            return linear(exponents)[1]
 
         starts = sorted(itertools.product((0.05, *EXPONENTS, 2.0), repeat=self.axes),
-                        key=lambda start: np.sum(linear(start)[1] ** 2))
-        found = min((least_squares(lambda exponents: linear(exponents)[1], start, jac='3-point',
-                                   bounds=(1e-4, 10), xtol=1e-15, ftol=1e-15, gtol=1e-15)
-                     for start in starts[:2]), key=lambda one: one.cost)
-        terms = np.maximum(linear(found.x)[0], y.min() * np.exp(-FLOOR))
-        return [np.concatenate([np.log(terms), found.x])]
+                        key=lambda start: np.sum(residuals(start) ** 2))
+        solutions = [least_squares(residuals, start, jac='3-point', bounds=(1e-4, 10), xtol=1e-15,
+                                   ftol=1e-15, gtol=1e-15) for start in starts[:2]]
+        best = min(solutions, key=lambda solution: solution.cost)
+        terms = np.maximum(linear(best.x)[0], y.min() * np.exp(-FLOOR))
+        return [np.concatenate([np.log(terms), best.x])]
 
     def faults(self, theta: np.ndarray, target: np.ndarray) -> Iterator[str]:
         """Yield what is wrong with a fitted vector as a law, as sentences."""

@@ -10,17 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from downscale.laws.fits import Jsonable, spread
-from downscale.statistics.bootstrap import Interval, resample
+from downscale.laws.fits import spread
+from downscale.statistics.bootstrap import Interval, resample, without_ends
 
-# parameters
-PARABOLA = 3
+PARABOLA = 3           # parameters
 LINE = 2
 LOST = 0.05            # share of resamples without an upward parabola
 
 
 @dataclass(frozen=True, kw_only=True)
-class Minimum(Jsonable):
+class Minimum:
     """One budget's parabola: best x and its loss with intervals, and whether it counts.
 
     `state` is 'kept', or begins with 'edge' (the minimum is not enclosed by the sampled sizes) or
@@ -37,7 +36,7 @@ class Minimum(Jsonable):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Isoflop(Jsonable):
+class Isoflop:
     """All minima and the line log x* = exponent * log compute + log coefficient through the kept.
 
     `exponent` and `coefficient` are None when fewer than 4 minima are kept; `alarms` says so.
@@ -54,8 +53,7 @@ class Isoflop(Jsonable):
 
 def isoflop(x: ArrayLike, y: ArrayLike, budget: ArrayLike, *, compute: np.ndarray | None = None,
             runs: ArrayLike | None = None, draws: int = 1000, seed: int = 0) -> Isoflop:
-    """Return the `Isoflop` of points x (size or tokens), y (loss), grouped by declared `budget` ids
-    [n].
+    """Return the `Isoflop` of losses y [n] at x [n] (size or tokens), by declared `budget` ids [n].
 
     `compute` [n] gives the FLOPs of each row, averaged within a budget; by default the id is the
     number. Runs are resampled among the runs that were given the same budgets. ValueError when
@@ -71,13 +69,13 @@ def isoflop(x: ArrayLike, y: ArrayLike, budget: ArrayLike, *, compute: np.ndarra
     minima = []
     log_best = []
     for name, rows in place.items():
-        found, drawn = _minimum(name, log_x[rows], y[rows], compute[rows].mean(), runs[rows],
-                                weights[:, rows])
-        minima.append(found)
+        minimum, drawn = _minimum(name, log_x[rows], y[rows], compute[rows].mean(), runs[rows],
+                                  weights[:, rows])
+        minima.append(minimum)
         log_best.append(drawn)
-    if all(one.state.startswith('rejected: too few') for one in minima):
+    if all(minimum.state.startswith('rejected: too few') for minimum in minima):
         raise ValueError(f'no budget has {PARABOLA + 2} different sizes, which a parabola needs; '
-                         f'the largest has {max(one.n for one in minima)} points')
+                         f'the largest has {max(minimum.n for minimum in minima)} points')
     count = len(np.unique(runs))
     exponent, coefficient, alarms = _line(minima, np.array(log_best), len(x), count)
     return Isoflop(
@@ -93,6 +91,8 @@ def isoflop(x: ArrayLike, y: ArrayLike, budget: ArrayLike, *, compute: np.ndarra
 
 
 def _checked(x, y, budget):
+    """Return sizes, values and names of budgets as arrays [n]; ValueError names the first bad row.
+    """
     x = np.asarray(x, float)
     y = np.asarray(y, float)
     names = np.asarray(budget).astype(str)
@@ -105,14 +105,15 @@ def _checked(x, y, budget):
 
 
 def _compute(names, compute):
+    """Return the FLOPs [n] of the rows: those given, or what the names of their budgets say."""
     try:
-        found = np.asarray(names if compute is None else compute).astype(float)
+        flops = np.asarray(names if compute is None else compute).astype(float)
     except ValueError:
         raise ValueError(f'budget {str(names[0])!r} is no number of FLOPs; name the column that '
                          'holds them') from None
-    if len(found) != len(names) or not np.all(np.isfinite(found) & (found > 0)):
+    if len(flops) != len(names) or not np.all(np.isfinite(flops) & (flops > 0)):
         raise ValueError('compute must be one positive number per row')
-    return found
+    return flops
 
 
 def _weights(runs, names, draws, seed):
@@ -132,22 +133,23 @@ def _weights(runs, names, draws, seed):
 
 
 def _parabolas(log_x, y, weights):
-    """Return weighted OLS of y on 1, z, z^2 [S, 3], z centred and scaled log x; NaN if under 4
-    sizes.
+    """Return coefficients [S, 3] of weighted OLS of y on 1, z and z^2; NaN with under 4 sizes.
+
+    z is log x, centred and scaled.
     """
     z = (log_x - log_x.mean()) / log_x.std()
     design = np.stack([np.ones_like(z), z, z * z], axis=1)
     sizes = np.unique(log_x, return_inverse=True)[1]
     seen = (weights @ (sizes[:, None] == np.arange(sizes.max() + 1)) > 0).sum(axis=1)
-    found = np.full((len(weights), 3), np.nan)
+    parabolas = np.full((len(weights), 3), np.nan)
     fine = seen > PARABOLA
     across = weights[fine, None] * design.T
-    found[fine] = np.linalg.solve(across @ design, (across @ y)[..., None])[..., 0]
-    return found
+    parabolas[fine] = np.linalg.solve(across @ design, (across @ y)[..., None])[..., 0]
+    return parabolas
 
 
 def _vertex(log_x, parabolas):
-    """Log of the best x and the y there, NaN where the parabola opens downward."""
+    """Return the log of the best x and the y there, NaN where the parabola opens downward."""
     constant, slope, curve = np.where(parabolas[:, 2:] > 0, parabolas, np.nan).T
     z = -slope / (2 * curve)
     return log_x.mean() + log_x.std() * z, constant + slope * z / 2
@@ -156,7 +158,7 @@ def _vertex(log_x, parabolas):
 def _minimum(name, log_x, y, compute, runs, weights):
     """Return the `Minimum` of one budget and the log of its best x under every resample."""
     sizes = len(np.unique(log_x))
-    blank = Interval(np.nan, np.nan, np.nan, len(y), len(y), 'none')
+    blank = without_ends(np.nan, len(y), len(y), 'none')
     if sizes <= PARABOLA + 1:
         return Minimum(
             budget=name,
@@ -180,7 +182,7 @@ def _minimum(name, log_x, y, compute, runs, weights):
             curvature=curvature,
             state='rejected: opens downward',
         ), np.full(len(best), np.nan)
-    means = [y[log_x == one].mean() for one in np.unique(log_x)]
+    means = [y[log_x == size].mean() for size in np.unique(log_x)]
     state = 'kept'
     if not log_x.min() < best[0] < log_x.max():
         state = 'edge: the minimum is outside the sampled sizes'
@@ -209,19 +211,20 @@ def _interval(values, n, runs, positive=False):
 
 def _line(minima, log_best, n, runs):
     """Return exponent and coefficient of the line through the kept minima, and the alarms."""
-    kept = np.array([one.state == 'kept' for one in minima])
-    alarms = [f'budget {one.budget}: {one.state}' for one in minima if one.state != 'kept']
-    for one, drawn in zip(minima, log_best):
+    kept = np.array([minimum.state == 'kept' for minimum in minima])
+    alarms = [f'budget {minimum.budget}: {minimum.state}' for minimum in minima
+              if minimum.state != 'kept']
+    for minimum, drawn in zip(minima, log_best):
         lost = np.mean(~np.isfinite(drawn[1:])) if len(drawn) > 1 else 0
-        if one.state == 'kept' and lost > LOST:
-            alarms.append(f'budget {one.budget}: {lost:.0%} of the resamples give no minimum '
+        if minimum.state == 'kept' and lost > LOST:
+            alarms.append(f'budget {minimum.budget}: {lost:.0%} of the resamples give no minimum '
                           'and are left out of its interval')
     if kept.sum() <= LINE + 1:
         alarms.append(f'no line: {kept.sum()} kept minima cannot carry its 2 parameters; at least '
                       f'{LINE + 2} are needed')
         return None, None, alarms
-    slope, start = _lines(np.log([one.compute for one, use in zip(minima, kept) if use]),
-                          log_best[kept].T)
+    log_c = np.log([minimum.compute for minimum, use in zip(minima, kept) if use])
+    slope, start = _lines(log_c, log_best[kept].T)
     coefficient = _interval(np.exp(start), n, runs, positive=True)
     return _interval(slope, n, runs), coefficient, alarms
 
@@ -231,6 +234,7 @@ def _lines(log_c, log_best):
 
     A resample without a minimum in one budget still has a line through the others.
     """
+    # Sums over what is there, since budgets without a minimum differ between resamples.
     there = np.isfinite(log_best)
     count = np.where(there.sum(axis=1) > LINE, there.sum(axis=1), np.nan)
     best = np.where(there, log_best, 0)

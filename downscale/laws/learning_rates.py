@@ -28,9 +28,14 @@ class RateChoice:
     edge: str
 
     @property
+    def rates(self) -> tuple[float, ...]:
+        """The rates of the grid."""
+        return tuple(lr for lr, _ in self.grid)
+
+    @property
     def place(self) -> int:
         """The position of the chosen rate in the grid."""
-        return [lr for lr, _ in self.grid].index(self.lr)
+        return self.rates.index(self.lr)
 
 
 def choose(runs: Sequence[RateRun]) -> RateChoice:
@@ -41,48 +46,54 @@ def choose(runs: Sequence[RateRun]) -> RateChoice:
     """
     losses = {}
     for run in runs:
-        mine = losses.setdefault(run.lr, {})
-        if run.seed in mine:
+        by_seed = losses.setdefault(run.lr, {})
+        if run.seed in by_seed:
             raise ValueError(f'lr {run.lr:g} has two runs of seed {run.seed}; give each once')
-        mine[run.seed] = run.loss if math.isfinite(run.loss) else math.inf
+        by_seed[run.seed] = run.loss if math.isfinite(run.loss) else math.inf
     if not losses:
         raise ValueError('no runs to choose a learning rate from')
-    seeds = {lr: sorted(mine) for lr, mine in losses.items()}
-    for lr, own in seeds.items():
-        if own != seeds[min(seeds)]:
-            raise ValueError(f'lr {lr:g} has seeds {own}, lr {min(seeds):g} {seeds[min(seeds)]}; '
+    seeds = {lr: sorted(by_seed) for lr, by_seed in losses.items()}
+    wanted = seeds[min(seeds)]
+    for lr, trained in seeds.items():
+        if trained != wanted:
+            raise ValueError(f'lr {lr:g} has seeds {trained}, lr {min(seeds):g} {wanted}; '
                              'train the missing ones, so that means compare')
     grid = tuple((lr, math.fsum(losses[lr].values()) / len(losses[lr])) for lr in sorted(losses))
     lr, loss = min(grid, key=lambda point: (point[1], point[0]))
     if loss == math.inf:
         raise ValueError(f'every rate of {[lr for lr, _ in grid]} diverged; sweep lower ones')
-    edge = 'lowest' if lr == grid[0][0] else 'highest' if lr == grid[-1][0] else ''
+    edge = ''
+    if lr == grid[-1][0]:
+        edge = 'highest'
+    if lr == grid[0][0]:   # a grid of a single rate ends here as well
+        edge = 'lowest'
     return RateChoice(lr=lr, loss=loss, grid=grid, edge=edge)
 
 
 def choose_all(runs: Mapping[str, Sequence[RateRun]]) -> tuple[dict[str, RateChoice], list[str]]:
-    """Return ({size: `RateChoice`}, alarms as lines) of {size: its runs}; ValueError names the
-    size.
+    """Return ({size: `RateChoice`}, alarms as lines) of {size: its runs}.
+
+    ValueError names the size whose runs give no choice.
     """
-    found = {}
+    choices = {}
     alarms = []
-    for size, mine in runs.items():
+    for size, trained in runs.items():
         try:
-            found[size] = choice = choose(mine)
+            choices[size] = choice = choose(trained)
         except ValueError as error:
             raise ValueError(f'{size}: {error}') from None
         if choice.edge:
             alarms.append(f'{size}: lr {choice.lr:g} is the {choice.edge} of '
                           f'{len(choice.grid)}; sweep beyond it before this size is compared')
-    return found, alarms
+    return choices, alarms
 
 
 def moved(choices: Mapping[str, RateChoice]) -> int:
-    """By how many steps of their common grid the chosen rates of the sizes lie apart.
+    """Return by how many steps of their common grid the chosen rates of the sizes lie apart.
 
     ValueError when the sizes were swept over different grids.
     """
-    grids = {tuple(lr for lr, _ in choice.grid) for choice in choices.values()}
+    grids = {choice.rates for choice in choices.values()}
     if len(grids) > 1:
         raise ValueError(f'sizes {list(choices)} were swept over {len(grids)} different grids')
     places = [choice.place for choice in choices.values()]

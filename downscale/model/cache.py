@@ -28,7 +28,7 @@ def ladder(n: int, least: int = 16) -> int:
 
 
 def edges(capacity: int) -> tuple[int, ...]:
-    """Where blocks end, as far as `capacity` tokens: 32, 64, 96, 128, 192, 256 ...
+    """Return where blocks end, as far as `capacity` tokens: 32, 64, 96, 128, 192, 256 ...
 
     There are at least two: XLA rounds the softmax of a single block otherwise.
     """
@@ -39,7 +39,7 @@ def edges(capacity: int) -> tuple[int, ...]:
 
 
 def kept_axes(kernels: bool) -> tuple[str, str]:
-    """Return axes of keys and of values between programs; within one they are BKES and BKSE.
+    """Return the axes of keys and of values between programs; within one they are BKES and BKSE.
 
     With `kernels` (on a TPU) positions come before heads, as the compiler wants a cache that is
     written position by position: another order would be copied at both ends of every call. The
@@ -50,8 +50,11 @@ def kept_axes(kernels: bool) -> tuple[str, str]:
 
 def empty_cache(cfg: LanguageConfig, rows: int, ends: Sequence[int], dtype: DTypeLike = 'float32'
                 ) -> tuple[list[Layers], list[Layers]]:
-    """Return (k, v): for each block up to `ends` a tuple over layers of zeros, k [B, K, E, S] and
-    v [B, K, S, E]. Keys lie with S last: queries meet them in one plain product."""
+    """Return (k, v) of zeros: for each block up to `ends` a tuple of layers.
+
+    Those of k are [B, K, E, S], those of v [B, K, S, E]: with S last in keys, queries meet them in
+    one plain product.
+    """
     sizes = [end - start for start, end in zip((0, *ends), ends)]
     k = [tuple(jnp.zeros((rows, cfg.K, cfg.E, size), dtype) for _ in range(cfg.N))
          for size in sizes]
@@ -103,6 +106,8 @@ def attend_blocks(q_BLHE: jax.Array, k_blocks: Sequence[jax.Array], v_blocks: Se
         seen_BLS = start + jnp.arange(k_BKES.shape[3]) <= positions_BL[:, :, None]
         scores.append(jnp.where(jnp.tile(seen_BLS[:, None], (1, 1, H // K, 1)), score_BKMS, -1e30))
         start += k_BKES.shape[3]
+    # The largest score is that over all blocks, so that their weights are on one scale; then each
+    # block is added by itself, in order: how many there are changes no sum.
     most_BKM = jnp.max(jnp.stack([score_BKMS.max(-1) for score_BKMS in scores]), 0)
     total_BKM = 0
     out_BKME = 0

@@ -28,16 +28,12 @@ PARTS = ('language', 'tower', 'connector', 'image_newline_D')
 
 
 def share(module: nn.Module, name: str, shape: Sequence[int]) -> jax.Array:
-    """Return the parameter `name` of `module`, or the share of it that is at hand (see
-    `sharding.py`).
-    """
+    """Return the parameter `name` of `module`, or this device's share of it (`sharding.py`)."""
     return module.param(name, SHAPE_ONLY, share_shape(axes_of(name), shape, module.rules))
 
 
 def weight(module: nn.Module, name: str, shape: Sequence[int], dtype: DTypeLike) -> jax.Array:
-    """Return the whole parameter `name` of `module`, as `dtype`; inside the train step it is
-    gathered.
-    """
+    """Return the whole parameter `name` of `module` as `dtype`, gathered in the train step."""
     return whole(share(module, name, shape).astype(dtype), axes_of(name), shape, module.rules)
 
 
@@ -65,14 +61,13 @@ def start_value(path: tuple, leaf: Any) -> tuple[float, float]:
 
 
 def init_tree(abstract: dict[str, Any], seed: int, growth: Growth = BASE) -> dict[str, Any]:
-    """Return float32 numpy values for a tree of ShapeDtypeStructs by group, from an integer
-    seed.
-    """
+    """Return float32 numpy values for a tree of ShapeDtypeStructs by group, drawn from `seed`."""
     def one(path, leaf, factor):
         mean, std = start_value(path, leaf)
         where = zlib.crc32(jax.tree_util.keystr(path).encode())
         if not std:
             return np.full(leaf.shape, mean, np.float32)
+        # Named by seed and path, so that no draw depends on what is drawn before it.
         draw = np.random.Generator(np.random.Philox([seed, where])).standard_normal(
             leaf.shape, np.float32)
         return draw * np.float32(std * factor)

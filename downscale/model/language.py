@@ -18,8 +18,9 @@ from downscale.sizes import BASE, Growth, LanguageConfig
 
 
 def causal_mask(segments_BL: jax.Array) -> jax.Array:
-    """Return [B, L, L] mask: a token sees itself and earlier tokens of its own segment; 0 is
-    padding.
+    """Return the mask [B, L, L] by which a token sees its own segment up to itself.
+
+    Segment 0 is padding, which nothing sees.
     """
     L = segments_BL.shape[1]
     same_BLS = segments_BL[:, :, None] == segments_BL[:, None, :]
@@ -54,11 +55,11 @@ class Block(nn.Module):
 def whole_text(block: Block, x_BLD: jax.Array, cut: jax.Array | None,
                turn: tuple[jax.Array, jax.Array], attention: jax.Array,
                read: Reader | None = None) -> tuple[jax.Array, dict[str, jax.Array] | None]:
-    """Return one step of the scan over layers: `block` where every key is a token of this very
-    call.
+    """Return (x, what was read) of one layer; the body of the scan over layers, without a cache.
 
-    `attention` is a mask [B, L, S], or segments [B, L] for the TPU kernel. With `read` (a `Reader`)
-    `cut` says whether text sees no pictures in this layer, and what it reads comes back beside x.
+    All keys are tokens of this call. `attention` is a mask [B, L, S], or segments [B, L] for the
+    TPU kernel. With `read` (a `Reader`) `cut` says whether text sees no pictures in this layer, and
+    what it reads comes back beside x.
     """
     if read is not None:
         attention = attention & ~(cut & read.pictures_BLS)
@@ -86,8 +87,9 @@ def look_up(share_VD: jax.Array, tokens_BL: jax.Array, shape: tuple[int, int],
 
 
 def score(x_BLD: jax.Array, table: jax.Array, tied: bool) -> jax.Array:
-    """Return logits [B, L, V], float32, by the embedding [V, D] where `tied`, else by the head [D,
-    V].
+    """Return the logits [B, L, V], float32.
+
+    `table` is the embedding [V, D] where `tied`, else the head [D, V].
     """
     table = table.astype(x_BLD.dtype)
     if tied:
@@ -139,6 +141,8 @@ class Language(nn.Module):
         x_BLD = times(RmsNorm(c.eps, name='final_norm')(x_BLD), self.growth.output)
         name, shape = ('embedding_VD', (c.V, c.D)) if c.tie else ('head_DV', (c.D, c.V))
         table = embedding_VD if c.tie else share(self, name, shape)
+        # The loss travels down the model as `finish`: it sees hidden states and computes logits a
+        # few at a time, for [B, L, V] would be the largest array of a training step.
         if finish is not None:
             out = finish(x_BLD, table if c.tie else table.T)
         else:

@@ -48,8 +48,9 @@ class RmsNorm(nn.Module):
 
 
 def rotary(positions_BL: jax.Array, width: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Return cosine and sine [B, L, 1, width / 2] of the rotary embedding (float32), halves
-    layout.
+    """Return the cosine and sine [B, L, 1, width / 2] of rotary positions, float32.
+
+    Pairs are the first and the second half of a head (see `rotate`), as in Llama and Qwen.
     """
     inverse_E = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
     angle = positions_BL[:, :, None, None].astype(jnp.float32) * inverse_E
@@ -57,9 +58,7 @@ def rotary(positions_BL: jax.Array, width: int, theta: float) -> tuple[jax.Array
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Return `x` [B, L, heads, E] turned by its position; first and second half of E form the
-    pairs.
-    """
+    """Return `x` [B, L, heads, E] turned by its position; the two halves of E form the pairs."""
     first, second = jnp.split(x, 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)
@@ -67,10 +66,10 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 def attend(q_BLHE: jax.Array, k_BSKE: jax.Array, v_BSKE: jax.Array,
            mask_BLS: jax.Array) -> jax.Array:
-    """Return softmax attention [B, L, H, E]; H / K query heads share a key/value head, none is
-    repeated.
+    """Return softmax attention [B, L, H, E].
 
-    A row whose mask is all False (padding) averages the values instead of giving NaN.
+    H / K query heads share a key/value head, none is repeated. A row whose mask is all False
+    (padding) averages the values instead of giving NaN.
     """
     B, L, H, E = q_BLHE.shape
     K = k_BSKE.shape[2]
@@ -100,9 +99,7 @@ def _attend_forward(q_BKME, k_BKSE, v_BKSE, mask_BLS):
 
 
 def _attend_backward(saved, out_grad_BKME):
-    """Return the textbook gradient, by hand: XLA's CPU code for the derived one takes twice the
-    time.
-    """
+    """Return the textbook gradient, by hand: XLA's CPU code for the derived one is half as fast."""
     q_BKME, k_BKSE, v_BKSE, mask_BLS, weights_BKMS = saved
     grad_BKMS = jnp.einsum('BKME,BKSE->BKMS', out_grad_BKME, v_BKSE,
                            preferred_element_type=jnp.float32)

@@ -11,9 +11,7 @@ POLICIES = {'none': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dim
 
 
 def rematerialised(layer: Callable, name: str) -> Callable:
-    """Return `layer` (a module or a function of one, for `nn.scan`) under the policy called
-    `name`.
-    """
+    """Return `layer`, a module or a function of one, under the policy called `name`."""
     if name == 'none':
         return layer
     return nn.remat(layer, prevent_cse=False, policy=POLICIES[name])

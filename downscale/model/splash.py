@@ -20,6 +20,7 @@ def fits(L: int, E: int) -> bool:
 
 
 def _kernel(heads, L, interpret):
+    """Return the kernel for one row of `L` tokens, a multiple of 128."""
     block = next(size for size in BLOCKS if L % size == 0)
     # Two backward kernels: the fused one leaves a sum over blocks outside, a tenth of a step more.
     sizes = kernels.BlockSizes(
@@ -32,8 +33,7 @@ def _kernel(heads, L, interpret):
 
 def attend_packed(q_BLHE: jax.Array, k_BLKE: jax.Array, v_BLKE: jax.Array, segments_BL: jax.Array,
                   interpret: bool = False) -> jax.Array:
-    """Return softmax attention [B, L, H, E] over earlier tokens of the same segment, itself
-    included.
+    """Return softmax attention [B, L, H, E] of each token over its segment up to itself.
 
     Padding (segment 0) sees padding. The kernel runs per device, on its rows and heads.
     """
@@ -45,6 +45,7 @@ def attend_packed(q_BLHE: jax.Array, k_BLKE: jax.Array, v_BLKE: jax.Array, segme
             segment_ids=kernels.SegmentIds(segments_L, segments_L)))(
                 q_BHLE, k_BKLE, v_BKLE, segments_BL)
 
+    # The compiler cannot split a kernel: it runs by hand on the rows and heads of each device.
     current = jax.sharding.get_abstract_mesh()
     if not current.empty:
         rest = tuple(name for name in current.axis_names if name not in by_hand())

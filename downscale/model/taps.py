@@ -13,24 +13,22 @@ SITES = ('vision', 'connector', 'image', 'answer')
 
 @dataclass(frozen=True)
 class Taps:
-    """`answer_B` is the position of each row's last prompt token. In layers where `cut_N` is True
-    text sees no pictures; other attention stays as it is."""
+    """What to read: `answer_B` is the position of each row's last prompt token.
+
+    In layers where `cut_N` is True text sees no pictures; other attention stays as it is.
+    """
     answer_B: jax.Array
     cut_N: jax.Array
 
     def reader(self, image_BL: jax.Array | None) -> 'Reader':
-        """Return the `Reader` of rows whose image tokens `image_BL` names; ValueError without
-        any.
-        """
+        """Return the `Reader` of rows with image tokens where `image_BL`; ValueError for None."""
         if image_BL is None:
             raise ValueError('taps read how pictures are seen; give tiles, or no taps')
         return Reader(image_BL, self.answer_B)
 
     def features(self, features_BPW: jax.Array, features_BPD: jax.Array,
                  index_BLC: jax.Array) -> dict[str, jax.Array]:
-        """Return 'vision' [B, W] and 'connector' [B, D]: means over the patches that some token
-        shows.
-        """
+        """Return 'vision' [B, W] and 'connector' [B, D], means over patches that tokens show."""
         B = len(index_BLC)
         J = features_BPW.shape[0] * features_BPW.shape[1] // len(index_BLC)
         flat_BL = jnp.where(index_BLC < 0, J + 1, index_BLC).reshape(B, -1)
@@ -48,7 +46,7 @@ class Reader:
 
     @property
     def pictures_BLS(self) -> jax.Array:
-        """True where a token of text looks at one of a picture."""
+        """The mask that is True where a token of text looks at one of a picture."""
         return ~self.image_BL[:, :, None] & self.image_BL[:, None, :]
 
     def __call__(self, x_BLD: jax.Array) -> dict[str, jax.Array]:
@@ -56,9 +54,7 @@ class Reader:
         return {'image': _mean(x_BLD, self.image_BL), 'answer': answer_BD.astype(jnp.float32)}
 
     def layers(self, begun_BLD: jax.Array, seen: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Return 'image' and 'answer' [N + 1, B, D], of what the first block reads and of
-        `seen`.
-        """
+        """Return 'image' and 'answer' [N + 1, B, D], of `begun_BLD` and of `seen` in each layer."""
         return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]),
                             self(begun_BLD), seen)
 

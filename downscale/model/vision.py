@@ -64,9 +64,7 @@ class VisionBlock(nn.Module):
 
 
 def scaled(patches: jax.Array) -> jax.Array:
-    """Return uint8 pixels as float32 in [-1, 1] (SigLIP: mean = std = 0.5); floats stay as they
-    are.
-    """
+    """Return uint8 pixels as float32 in [-1, 1], as SigLIP has them; floats stay as they are."""
     return patches.astype(jnp.float32) / 127.5 - 1 if patches.dtype == jnp.uint8 else patches
 
 

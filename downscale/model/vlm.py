@@ -23,8 +23,7 @@ from downscale.sizes import BASE, Growth, LanguageConfig, VisionConfig
 
 def splice(features_BLD: jax.Array, image_index_BLC: jax.Array,
            image_weight_BLC: jax.Array | None = None) -> jax.Array:
-    """Return what image tokens show [B, L, D], out of each row's features; text positions hold
-    feature 0.
+    """Return the features [B, L, D] that image tokens show; text positions hold feature 0.
 
     `features_BLD` lists all features of a row; C is 1 where no weights are given. Weighted sums are
     taken in float32. Corners are gathered one after another: no [B, L, C, D] exists.

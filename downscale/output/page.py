@@ -1,4 +1,5 @@
 """The offline page around the report: escaping, tables that sort, styles and the small script."""
+import base64
 import math
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -99,6 +100,7 @@ def percent(share: Any) -> str:
 
 
 def _completion(x):
+    """Return the cell of a `Completion`: accuracy on completed answers, on all, and the faults."""
     shares = (x.truncated, x.unparsed, x.unclosed)
     lines = [] if x.completed is None else [
         f'{number(x.completed.low)} to {number(x.completed.high)}']
@@ -113,11 +115,14 @@ def _completion(x):
 
 def table(headers: Sequence[str], rows: Iterable[Sequence], sign: bool = False) -> str:
     """Return a table that sorts when a header is clicked and scrolls sideways on a phone."""
-    words = [any(isinstance(row[column], str) for row in rows) for column in range(len(headers))]
-    head = ''.join(f'<th{" class=text" if word else ""}>{escape(str(name))}'
-                   for name, word in zip(headers, words, strict=True))
-    body = ''.join('<tr>' + ''.join(cell(value, sign) for value in row) for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}<tbody>{body}</table></div>'
+    head = ''
+    for column, name in enumerate(headers):
+        words = any(isinstance(row[column], str) for row in rows)
+        head += f'<th{" class=text" if words else ""}>{escape(str(name))}'
+    body = []
+    for row in rows:
+        body += ['<tr>', *(cell(value, sign) for value in row)]
+    return f'<div class="scroll"><table><thead><tr>{head}<tbody>{"".join(body)}</table></div>'
 
 
 def figure(svg: str, caption: str) -> str:
@@ -133,6 +138,37 @@ def paragraph(text: str, kind: str = '') -> str:
 def bullets(lines: Iterable[str]) -> str:
     """Return escaped lines as a list."""
     return '<ul>' + ''.join(f'<li>{escape(line)}' for line in lines) + '</ul>'
+
+
+def cut(text: str, most: int) -> str:
+    """Return escaped text of at most `most` characters, with an ellipsis where it was longer."""
+    return escape(text if len(text) <= most else text[:most] + ' …')
+
+
+def terms(pairs: Iterable[tuple[str, str]], mark: str = '') -> str:
+    """Return (name, HTML) pairs as entries of a `<dl>`; names are escaped, `mark` is a class."""
+    kind = f' class="{mark}"' if mark else ''
+    return ''.join(f'<dt{kind}>{escape(name)}<dd{kind}>{text}' for name, text in pairs)
+
+
+def details(summary: str, body: str) -> str:
+    """Return HTML that opens when its summary, which is escaped, is clicked."""
+    return f'<details><summary>{escape(summary)}</summary>{body}</details>'
+
+
+def card(pictures: str, caption: str, body: str) -> str:
+    """Return one sample: its pictures above, the escaped `caption` under them, then `body`."""
+    return f'<div class="card">{pictures}<div class="soft">{escape(caption)}</div>{body}</div>'
+
+
+def cards(samples: Iterable[str]) -> str:
+    """Return samples, each made by `card`, side by side."""
+    return f'<div class="cards">{"".join(samples)}</div>'
+
+
+def picture_address(data: bytes, kind: str = 'png') -> str:
+    """Return an encoded picture as an address that holds it, so that a page needs no file."""
+    return f'data:image/{kind};base64,{base64.b64encode(data).decode()}'
 
 
 def page(title: str, gate_line: str, passed: bool, body: str) -> str:

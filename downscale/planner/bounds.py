@@ -3,21 +3,27 @@
 Nothing here was measured on a chip. The lower end of a step's interval is what the slowest of three
 resources needs at its peak; the upper end is their sum, as if nothing overlapped.
 """
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from downscale.planner.hardware import Chip
+
 METHOD = ('max (lower end) and sum (upper end) of compute = matmul FLOPs / peak, memory = bytes of '
           'arguments and outputs once and temporaries twice / HBM bandwidth, communication = bytes '
           'that a ring moves / ICI bandwidth')
 SECONDS = 3600
 
+Span = tuple[float, float]  # from the least to the most
 
-def interval(facts, flops, chip, serving):
-    """Return {'compute_s', 'memory_s', 'communication_s', 'step_s': (from, to)} of one device's
-    step.
 
-    `flops` are those of one device, kernels included. A served program updates its cache in place:
-    of what it is given back nothing but the rest is written.
+def interval(facts: dict[str, Any], flops: float, chip: Chip, serving: bool) -> dict[str, Any]:
+    """Return {'compute_s', 'memory_s', 'communication_s', 'step_s': (from, to)} of one device.
+
+    `facts` are those of `hlo.facts`; `flops` are those of one device, kernels included.
     """
     size = facts['memory_bytes']
     share = chip.devices
+    # A served program updates its cache in place: the aliased part of its output is not written.
     written = size['output'] - (size['alias'] if serving else 0)
     parts = {'compute_s': flops / (chip.flops / share),
              'memory_s': (size['argument'] + written + 2 * size['temp'])
@@ -26,12 +32,32 @@ def interval(facts, flops, chip, serving):
     return parts | {'step_s': (max(parts.values()), sum(parts.values()))}
 
 
-def price(step_s, steps, chips, chip):
+def price(step_s: Span, steps: int, chips: float, chip: Chip) -> dict[str, Span | None]:
     """Return {'chip_hours', 'usd', 'usd_spot'} of `steps` steps on `chips` chips, each (from, to).
 
     The spot interval ends with the dearest region seen; dollars are None where no price is known.
     """
-    hours = tuple(steps * seconds * chips / SECONDS for seconds in step_s)
-    dollars = chip.usd and tuple(chip.usd * amount for amount in hours)
-    spot = chip.usd_spot and tuple(usd * amount for usd, amount in zip(chip.usd_spot, hours))
-    return {'chip_hours': hours, 'usd': dollars, 'usd_spot': spot}
+    least, most = (steps * seconds * chips / SECONDS for seconds in step_s)
+    dollars = None
+    if chip.usd:
+        dollars = (chip.usd * least, chip.usd * most)
+    spot = None
+    if chip.usd_spot:
+        cheapest, dearest = chip.usd_spot
+        spot = (cheapest * least, dearest * most)
+    return {'chip_hours': (least, most), 'usd': dollars, 'usd_spot': spot}
+
+
+def summed(stages: Iterable[Sequence[Span]]) -> Span:
+    """Return the sum over stages, each given as the spans of its shapes.
+
+    A stage of several shapes takes something between its cheapest and its dearest.
+    """
+    # Lists, so that one `sum` adds them up: it may round otherwise than one `+=` after another.
+    least = []
+    most = []
+    for spans in stages:
+        starts, ends = zip(*spans)
+        least.append(min(starts))
+        most.append(max(ends))
+    return sum(least), sum(most)

@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 VARIABLE = 'DOWNSCALE_HARDWARE'
 NO_PRICE = 700  # dollars an hour; catalogues mean "not sold here" by it
@@ -49,9 +50,11 @@ class Machine:
 
 
 @cache
-def table():
-    """Return the data file with the user's changes; ValueError in one line for a change that is
-    none.
+def table() -> dict[str, Any]:
+    """Return the data file with the user's changes: {'as_of', 'generations': {name: figures}}.
+
+    ValueError in one line for a change that cannot be read, has an unknown key or a senseless
+    price.
     """
     value = json.loads(Path(__file__).with_name('hardware.json').read_text())
     path = os.environ.get(VARIABLE)
@@ -70,13 +73,14 @@ def table():
 
 
 def _merge(value, changes, where):
+    """Write `changes` into the nested dict `value`; `where` leads error messages."""
     if not isinstance(changes, dict):
         raise ValueError(f'{where} must hold an object, not {changes!r}')
     for key, change in changes.items():
         if key not in value:
             near = difflib.get_close_matches(key, list(value), 1, 0.4)
-            raise ValueError(f'{where}: unknown key {key!r}; ' + (
-                f'did you mean {near[0]!r}?' if near else f'known are {", ".join(value)}'))
+            hint = f'did you mean {near[0]!r}?' if near else f'known are {", ".join(value)}'
+            raise ValueError(f'{where}: unknown key {key!r}; {hint}')
         if isinstance(value[key], dict):
             _merge(value[key], change, f'{where}: {key}')
         else:
@@ -84,14 +88,14 @@ def _merge(value, changes, where):
 
 
 @cache
-def chip(generation):
+def chip(generation: str) -> Chip:
     """Return the `Chip` of a generation."""
-    found = table()['generations'][generation]
-    spot = found['price']['usd_spot']
-    return Chip(**found['chip'], usd=found['price']['usd'], usd_spot=spot and tuple(spot))
+    figures = table()['generations'][generation]
+    spot = figures['price']['usd_spot']
+    return Chip(**figures['chip'], usd=figures['price']['usd'], usd_spot=spot and tuple(spot))
 
 
 @cache
-def machine(generation):
+def machine(generation: str) -> Machine:
     """Return the `Machine` of a generation."""
     return Machine(**table()['generations'][generation]['machine'])

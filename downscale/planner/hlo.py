@@ -10,141 +10,61 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
-WIDTHS = {'pred': 1, 's8': 1, 'u8': 1, 'f8e4m3fn': 1, 'f8e5m2': 1, 's16': 2, 'u16': 2, 'f16': 2,
-          'bf16': 2, 's32': 4, 'u32': 4, 'f32': 4, 's64': 8, 'u64': 8, 'f64': 8}
+from downscale.planner.hlo_text import (
+    Computation,
+    Instruction,
+    Module,
+    bytes_of,
+    dims,
+    parse,
+    sizes,
+)
+
 COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
-_BEGINS = re.compile(r'^ +(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(')
-_ENDS = re.compile(r'\}(, execution_thread="\w+")?$')  # what runs on a SparseCore says so
-_ARRAY = re.compile(r'\b([a-z]\w*)\[([\d,]*)\]')
-
-
-@dataclass(frozen=True, kw_only=True)
-class Instruction:
-    """One line of a computation; `shape` and `rest` (all behind the operands) are text."""
-    name: str
-    shape: str
-    op: str
-    operands: tuple[str, ...]
-    rest: str
-    text: str
-
-    def attribute(self, name):
-        """Return the names of the computations that an attribute such as `calls` lists."""
-        found = re.search(name + r'=(?:\{([^}]*)\}|%?([\w.\-]+))', self.rest)
-        return re.findall(r'[\w.\-]+', found[1] or found[2]) if found else []
-
-
-@dataclass(frozen=True)
-class Module:
-    """The computations of a program, {name: {instruction name: Instruction}}; roots come last."""
-    computations: dict
-    entry: str
-
-
-def parse(text):
-    """Return the `Module` of an optimised HLO text; ValueError when it has no entry.
-
-    Whatever begins no instruction continues the one before: Pallas calls print metadata of many
-    lines, some of which begin with a brace.
-    """
-    found = {}
-    current = None
-    entry = None
-    lines = []
-
-    def keep():
-        if current is not None and lines:
-            instruction = _instruction('\n'.join(lines))
-            found[current][instruction.name] = instruction
-
-    for line in text.splitlines():
-        header = re.match(r'(ENTRY )?%?([\w.\-]+) .*-> .*\{$', line)
-        ends = _ENDS.match(line)
-        if current is None or ends or _BEGINS.match(line):
-            keep()
-            lines = [line] if current is not None and not ends else []
-        else:
-            lines.append(line)
-        if ends:
-            current = None
-        elif header and not line.startswith(' ') and current is None:
-            current = header[2]
-            lines = []
-            found[current] = {}
-            entry = current if header[1] else entry
-    if entry is None:
-        raise ValueError('the text has no ENTRY computation; it is not an optimised HLO module')
-    return Module(found, entry)
-
-
-def _instruction(text):
-    begin = _BEGINS.match(text)
-    depth = 1
-    end = begin.end()
-    while depth:
-        depth += {'(': 1, ')': -1}.get(text[end], 0)
-        end += 1
-    inside = re.sub(r'/\*.*?\*/', '', text[begin.end():end - 1])
-    if '%' in inside:
-        operands = re.findall(r'%([\w.\-]+)', inside)
-    else:
-        operands = [part.strip() for part in inside.split(',')]
-    return Instruction(
-        name=begin[2],
-        shape=begin[3],
-        op=begin[4],
-        operands=tuple(operands),
-        rest=text[end:],
-        text=text,
-    )
-
-
-def bytes_of(shape):
-    """Return bytes of all arrays of a shape's text, a tuple's together."""
-    return sum(WIDTHS.get(kind, 0) * math.prod(_dims(dims)) for kind, dims in _ARRAY.findall(shape))
-
-
-def _dims(text):
-    return [int(size) for size in text.split(',') if size]
-
-
-def _sizes(shape):
-    """Return the dimensions of the first array of a shape's text."""
-    return _dims(_ARRAY.search(shape)[2])
 
 
 # --- loops ------------------------------------------------------------------------------------
 
-def trips(module, loop):
+def trips(module: Module, loop: Instruction) -> int | None:
     """Return how often a `while` runs, or None where its end depends on data.
 
     The bound is a constant that the condition's root compares with the induction variable, the
     step the constant by which the body raises that: windowed products step by two.
     """
+    # The compiler's own count, where it has left one in the text.
     known = re.search(r'known_trip_count"?:\{"n":"(\d+)"', loop.rest)
     if known:
         return int(known[1])
-    condition, body = (module.computations[loop.attribute(part)[0]]
-                       for part in ('condition', 'body'))
-    root = list(condition.values())[-1]
-    if root.op == 'fusion':
-        inner = module.computations[root.attribute('calls')[0]]
-        outer = [condition[name] for name in root.operands]
-        root = list(inner.values())[-1]
-        sides = [outer[int(inner[name].operands[0])] if inner[name].op == 'parameter'
-                 else inner[name] for name in root.operands]
-    else:
-        sides = [condition[name] for name in root.operands]
+    condition = module.computations[loop.attribute('condition')[0]]
+    body = module.computations[loop.attribute('body')[0]]
+    root, sides = _comparison(module, condition)
     if root.op != 'compare' or 'direction=LT' not in root.rest \
             or [side.op for side in sides] != ['get-tuple-element', 'constant']:
         return None
-    step = _step(body, int(re.search(r'index=(\d+)', sides[0].rest)[1]))
-    return step and -(-int(sides[1].operands[0]) // step)
+    variable, bound = sides
+    step = _step(body, int(re.search(r'index=(\d+)', variable.rest)[1]))
+    return step and -(-int(bound.operands[0]) // step)
+
+
+def _comparison(module, condition):
+    """Return (root of a loop's condition, the instructions that it compares)."""
+    root = list(condition.values())[-1]
+    if root.op != 'fusion':
+        return root, [condition[name] for name in root.operands]
+    # The compiler may fuse the comparison: its parameters stand for operands of the fusion.
+    outer = [condition[name] for name in root.operands]
+    inner = module.computations[root.attribute('calls')[0]]
+    root = list(inner.values())[-1]
+    sides = [inner[name] for name in root.operands]
+    return root, [outer[int(side.operands[0])] if side.op == 'parameter' else side
+                  for side in sides]
 
 
 def _step(body, index):
     """Return the constant that a loop's body adds to element `index` of its state, or None."""
+    # The state may pass through copies on its way round the loop.
     def origin(name):
         while body[name].op in ('copy', 'bitcast', 'copy-done', 'copy-start'):
             name = body[name].operands[0]
@@ -159,46 +79,69 @@ def _step(body, index):
 
 # --- matrix products --------------------------------------------------------------------------
 
-def product_flops(instruction, table):
-    """Return FLOPs of a `dot` or `convolution`, 0 for anything else; `table` is its computation.
+def product_flops(instruction: Instruction, table: Computation) -> int:
+    """Return the FLOPs of a `dot` or `convolution` of the computation `table`, 0 of anything else.
 
     The TPU compiler writes every product as a convolution, often over padded or dilated axes:
     only the terms that meet a value, not padding, count.
     """
     if instruction.op not in ('dot', 'convolution'):
         return 0
-    out = _sizes(instruction.shape)
-    left, right = (_sizes(table[name].shape) for name in instruction.operands[:2])
+    out = sizes(instruction.shape)
+    left, right = (sizes(table[name].shape) for name in instruction.operands[:2])
     if instruction.op == 'dot':
-        summed = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', instruction.rest)
-        return 2 * math.prod(out) * math.prod(left[d] for d in _dims(summed[1] if summed else ''))
+        match = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', instruction.rest)
+        summed = dims(match[1]) if match else []
+        return 2 * math.prod(out) * math.prod(left[d] for d in summed)
+    # Labels such as 'b01f_01io->b01f' name the dimensions: digits are the axes of the window.
     labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', instruction.rest)
     a, b, c = labels.groups()
-    window = re.search(r'window=\{([^}]*)\}', instruction.rest)
     flops = 2 * out[c.index('b')] * out[c.index('f')] * right[b.index('i')]
-    given = dict(part.split('=') for part in window[1].split()) if window else {}
-    for at, letter in enumerate(sorted(letter for letter in b if letter.isdigit())):
-        def option(name, default, at=at):
-            return given[name].split('x')[at] if name in given else default
-        flops *= _terms(left[a.index(letter)], right[b.index(letter)], out[c.index(letter)],
-                        int(option('stride', 1)), int(option('pad', '0_0').split('_')[0]),
-                        int(option('lhs_dilate', 1)), int(option('rhs_dilate', 1)))
+    axes = sorted(letter for letter in b if letter.isdigit())
+    for letter, window in zip(axes, _windows(instruction, len(axes))):
+        flops *= _terms(left[a.index(letter)], right[b.index(letter)], out[c.index(letter)], window)
     return flops
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Window:
+    """How a convolution moves over one axis: its stride, its padding below, and dilations."""
+    stride: int
+    low: int
+    left_dilation: int
+    right_dilation: int
+
+
+def _windows(instruction, count):
+    """Return the `_Window` of each of the `count` axes of a convolution."""
+    match = re.search(r'window=\{([^}]*)\}', instruction.rest)
+    options = dict(part.split('=') for part in match[1].split()) if match else {}
+
+    def values(name, default):
+        """Return the texts of an option, one an axis: 'stride=2x1' is ['2', '1']."""
+        return options[name].split('x') if name in options else [default] * count
+    columns = zip(values('stride', '1'), values('pad', '0_0'), values('lhs_dilate', '1'),
+                  values('rhs_dilate', '1'))
+    return [_Window(stride=int(stride), low=int(pad.split('_')[0]), left_dilation=int(left),
+                    right_dilation=int(right)) for stride, pad, left, right in columns]
+
+
 @cache
-def _terms(inputs, taps, outputs, stride, low, left_dilation, right_dilation):
+def _terms(inputs, taps, outputs, window):
     """Return how many (output, tap) pairs of one axis of a convolution meet an input."""
-    reach = (inputs - 1) * left_dilation
+    stride = window.stride
+    dilation = window.left_dilation
+    reach = (inputs - 1) * dilation  # the last place that holds a value
     total = 0
     for tap in range(taps):
-        shift = tap * right_dilation - low
-        if left_dilation == 1:
+        shift = tap * window.right_dilation - window.low
+        if dilation == 1:
             first = max(0, -(shift // stride))
             total += max(0, min(outputs - 1, (reach - shift) // stride) - first + 1)
         else:
-            total += sum(0 <= out * stride + shift <= reach
-                         and (out * stride + shift) % left_dilation == 0 for out in range(outputs))
+            # Between two values of a dilated input lie zeros, which need no product.
+            places = (out * stride + shift for out in range(outputs))
+            total += sum(0 <= place <= reach and place % dilation == 0 for place in places)
     return total
 
 
@@ -214,33 +157,38 @@ class _Counts:
         self.uncosted = 0
         self.endless = 0
         self.endless_cycles = 0
-        self.calls, self.bytes, self.kernels = Counter(), Counter(), Counter()
+        self.calls = Counter()    # collectives, by kind
+        self.bytes = Counter()    # what they move
+        self.kernels = Counter()  # Pallas kernels, by name
         self.largest = {'bytes': 0, 'times': 0, 'operation': ''}
-        self.seen = set()
-        self.fused = {}
+        self.seen = set()         # (channel, caller) of the collectives inside fusions
+        self.fused = {}           # computation: (its FLOPs, fusions in it, collectives in it)
 
     def walk(self, name, times):
         """Add everything that one computation executes, `times` over."""
         table = self.module.computations[name]
         for instruction in table.values():
             if instruction.op == 'while':
+                # A loop whose end depends on data, as that of decoding, counts once.
                 count = trips(self.module, instruction)
                 before = self.cycles
                 self.walk(instruction.attribute('body')[0], times * (count or 1))
-                self.endless += count is None
-                self.endless_cycles += self.cycles - before if count is None else 0
+                if count is None:
+                    self.endless += 1
+                    self.endless_cycles += self.cycles - before
             elif instruction.op in ('call', 'async-start'):
-                self.walk((instruction.attribute('to_apply') or instruction.attribute('calls'))[0],
-                          times)
+                called = instruction.attribute('to_apply') or instruction.attribute('calls')
+                self.walk(called[0], times)
             elif instruction.op == 'conditional':
                 self._costliest(instruction, times)
             else:
                 self._add(instruction, name, table, times)
 
     def _costliest(self, instruction, times):
-        """Of the branches of a conditional the one with most FLOPs counts."""
-        branches = [name for kind in ('branch_computations', 'true_computation',
-                                      'false_computation') for name in instruction.attribute(kind)]
+        """Add the branch of a conditional that has most FLOPs."""
+        branches = []
+        for kind in ('branch_computations', 'true_computation', 'false_computation'):
+            branches += instruction.attribute(kind)
 
         def cost(name):
             alone = _Counts(self.module)
@@ -249,6 +197,7 @@ class _Counts:
         self.walk(max(branches, key=cost), times)
 
     def _add(self, instruction, caller, table, times):
+        """Add an instruction of the computation `table`, which is called `caller`."""
         flops = product_flops(instruction, table)
         cycles = re.search(r'"estimated_cycles":"(\d+)"', instruction.rest)
         self.cycles += int(cycles[1]) * times if cycles else 0
@@ -265,17 +214,20 @@ class _Counts:
         """Return FLOPs of one fused computation; its collectives are added for `caller`."""
         if name not in self.fused:
             table = self.module.computations[name]
-            nested = [inner for part in table.values() if part.op == 'fusion'
-                      for inner in part.attribute('calls')]
+            flops = sum(product_flops(part, table) for part in table.values())
+            nested = []
+            for part in table.values():
+                if part.op == 'fusion':
+                    nested += part.attribute('calls')
             moving = [part for part in table.values() if _kind(part, name)]
-            self.fused[name] = (sum(product_flops(part, table) for part in table.values()),
-                                nested, moving)
+            self.fused[name] = (flops, nested, moving)
         flops, nested, moving = self.fused[name]
         for part in moving:
             self._collective(part, caller, self.module.computations[name], times, name)
         return flops + sum(self._inside(inner, caller, times) for inner in nested)
 
     def _collective(self, part, caller, table, times, inside=''):
+        """Add what an instruction moves, if it is a collective; `inside` names a fusion."""
         kind = _kind(part, inside)
         if not kind:
             return
@@ -286,15 +238,16 @@ class _Counts:
                 return
             self.seen.add((channel[1], caller))
         given = sum(bytes_of(table[name].shape) for name in part.operands)
+        # The result of a start holds what it was given as well.
         result = bytes_of(part.shape) - (given if part.op.endswith('-start') else 0)
         # An all-reduce may convert what it is given: its result says what it moves.
         moved = result if kind == 'all-reduce' else max(given, result)
         self.calls[kind] += times
         self.bytes[kind] += moved * times
         if kind == 'all-reduce' and moved > self.largest['bytes']:
-            named = re.search(r'op_name="([^"]*)"', part.rest)
-            self.largest = {'bytes': moved, 'times': times, 'operation': named[1] if named
-                            else part.name}
+            match = re.search(r'op_name="([^"]*)"', part.rest)
+            operation = match[1] if match else part.name
+            self.largest = {'bytes': moved, 'times': times, 'operation': operation}
 
 
 def _kind(part, inside):
@@ -308,7 +261,7 @@ def _kind(part, inside):
     return 'reduce-scatter' if inside.startswith('all-reduce-scatter') else kind
 
 
-def facts(text):
+def facts(text: str) -> dict[str, Any]:
     """Return what one device executes in one run of a program, as plain values for JSON.
 
     flops: of matrix products, without those inside Pallas kernels. uncosted_flops: those of
@@ -321,11 +274,18 @@ def facts(text):
     module = parse(text)
     counts = _Counts(module)
     counts.walk(module.entry, 1)
-    moved = {kind: {'count': counts.calls[kind], 'bytes': counts.bytes[kind]}
-             for kind in sorted(counts.calls)}
-    return {'flops': counts.flops, 'uncosted_flops': counts.uncosted,
-            'estimated_cycles': counts.cycles, 'collectives': moved,
-            'wire_bytes': sum(row['bytes'] * (2 if kind == 'all-reduce' else 1)
-                              for kind, row in moved.items()),
-            'largest_all_reduce': counts.largest, 'kernels': dict(sorted(counts.kernels.items())),
-            'endless_loops': counts.endless, 'endless_cycles': counts.endless_cycles}
+    collectives = {kind: {'count': counts.calls[kind], 'bytes': counts.bytes[kind]}
+                   for kind in sorted(counts.calls)}
+    # A ring passes an all-reduce round twice: once to sum up, once to hand out the sums.
+    wire = [row['bytes'] * (2 if kind == 'all-reduce' else 1) for kind, row in collectives.items()]
+    return {
+        'flops': counts.flops,
+        'uncosted_flops': counts.uncosted,
+        'estimated_cycles': counts.cycles,
+        'collectives': collectives,
+        'wire_bytes': sum(wire),
+        'largest_all_reduce': counts.largest,
+        'kernels': dict(sorted(counts.kernels.items())),
+        'endless_loops': counts.endless,
+        'endless_cycles': counts.endless_cycles,
+    }

@@ -5,11 +5,14 @@ left out, and prefill and decode depend on the size of the models only.
 """
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from downscale.accounting import decode_flops, forward_flops, kv_bytes, train_flops
 from downscale.accounting import parameters as parts_of
-from downscale.planner.topologies import topology
+from downscale.config import Experiment
+from downscale.planner.topologies import Topology, topology
 from downscale.sizes import LanguageConfig, VisionConfig
 from downscale.stage_table import STAGES
 
@@ -37,20 +40,23 @@ class ProgramRequest:
     rows: int
     length: int
     tiles: int
-    cell: dict
-    stage: dict | None = None
+    cell: dict[str, Any]
+    stage: dict[str, Any] | None = None
     slots: int = 0
 
     @property
-    def devices(self):
+    def devices(self) -> int:
+        """JAX devices of the mesh."""
         return math.prod(self.mesh)
 
     @property
-    def chips(self):
+    def chips(self) -> float:
+        """Chips of the mesh: half of one, where a chip shows two devices and one is used."""
         return self.devices / topology(self.topology).chip.devices
 
     @property
-    def accumulate(self):
+    def accumulate(self) -> int:
+        """Micro-batches of a step."""
         return self.cell['optimizer']['accumulate'] if self.kind == 'train' else 1
 
 
@@ -63,19 +69,19 @@ class Wish:
     text_only: bool = False
 
     def __post_init__(self):
-        for name in ('per_chip_batch', 'seq'):
-            if vars(self)[name] is not None and vars(self)[name] < 1:
-                raise ValueError(f'--{name.replace("_", "-")} {vars(self)[name]} must be at least '
-                                 '1')
+        for option, value in (('per-chip-batch', self.per_chip_batch), ('seq', self.seq)):
+            if value is not None and value < 1:
+                raise ValueError(f'--{option} {value} must be at least 1')
 
 
 @dataclass(frozen=True, kw_only=True)
 class Use:
-    """A program and what a cell does with it: `name` is cell/stage, `steps` how often it runs
-    (None: as long as questions come; of several shapes nobody knows the shares, so each is told
-    as if all batches had it). An engine keeps the whole model and a cache for all its
-    slots: `beside` are bytes of weights, and `beside_slot` bytes of cache for each slot, that it
-    holds on all devices of the program while that runs.
+    """A program and what a cell does with it.
+
+    `name` is cell/stage, `steps` how often it runs: None, as long as questions come. Of several
+    shapes nobody knows the shares, so each is told as if all batches had it. An engine keeps the
+    whole model and a cache for all its slots: `beside` are bytes of weights, and `beside_slot`
+    bytes of cache for each slot, that it holds on all devices of the program while that runs.
     """
     name: str
     request: ProgramRequest
@@ -84,28 +90,27 @@ class Use:
     beside_slot: int = 0
 
     @property
-    def beside_bytes(self):
+    def beside_bytes(self) -> int:
         """Bytes on one device that the program itself does not take."""
-        held = self.beside + self.beside_slot * self.request.slots
-        return held // self.request.devices
+        together = self.beside + self.beside_slot * self.request.slots
+        return together // self.request.devices
 
 
-def uses(cells, place, wish):
-    """Return every `Use` of every cell on the `Topology` `place`, trained programs before served
-    ones.
+def uses(cells: Sequence[Experiment], place: Topology, wish: Wish) -> list[Use]:
+    """Return every `Use` of every cell on `place`, trained programs before served ones.
 
     ValueError in one line, with the arithmetic, where a mesh or a batch does not divide.
     """
-    found = []
+    programs = []
     for cell in cells:
-        if 'train' in wish.only:
-            for stage in cell.stages:
-                found += [Use(name=f'{cell.name}/{stage.name}', request=request, steps=stage.steps)
-                          for request in _trained(cell, stage, place, wish)]
+        for stage in cell.stages if 'train' in wish.only else ():
+            programs += [Use(name=f'{cell.name}/{stage.name}', request=request, steps=stage.steps)
+                         for request in _trained(cell, stage, place, wish)]
+    # A tower cell trains the shared tower and answers nothing.
     for cell in cells:
         if cell.language is not None and not cell.is_shared:
-            found += _served(cell, place, wish)
-    return found
+            programs += _served(cell, place, wish)
+    return programs
 
 
 def _trained(cell, stage, place, wish):
@@ -120,25 +125,27 @@ def _trained(cell, stage, place, wish):
     # Buckets of one length would be one program.
     for shape in [stage.shape] if wish.seq else stage.shapes:
         rows = shape.batch
-        length = shape.length
-        tiles = shape.tiles
         if wish.per_chip_batch:
             rows = wish.per_chip_batch * place.chips * cell.optimizer.accumulate
-        tiles = 0 if wish.text_only else tiles
+        tiles = 0 if wish.text_only else shape.tiles
         _divides(rows, cell.optimizer.accumulate, mesh, where)
-        name = 'instruct' if tiles else 'text'
-        if stage.kind.layout == 'flat':  # the sizes of its rows are its own
-            name = stage.name
         yield ProgramRequest(
             kind='train',
             topology=place.name,
             mesh=mesh,
             rows=rows,
-            length=wish.seq or length,
+            length=wish.seq or shape.length,
             tiles=tiles,
             cell=_essence(cell, tiles),
-            stage={'name': name, 'trainable': groups},
+            stage={'name': _layout(stage.name, tiles), 'trainable': groups},
         )
+
+
+def _layout(stage, tiles):
+    """Return the stage whose layout of rows a stage has: stages of one layout share programs."""
+    if STAGES[stage].layout == 'flat':  # the sizes of its rows are its own
+        return stage
+    return 'instruct' if tiles else 'text'
 
 
 def _served(cell, place, wish):
@@ -146,87 +153,50 @@ def _served(cell, place, wish):
     over.
 
     Each host decodes for itself, and rows of different devices never meet, so the programs of one
-    device are those of all. Decoding is planned at two live lengths: what a step costs must follow
-    what is live.
+    device are those of all.
     """
     ways = cell.mesh.tensor
     if place.devices % ways:
         raise ValueError(f'{cell.name} on {place.name}: tensor={ways} does not divide '
                          f'{place.devices} devices ({place.devices} % {ways} = '
                          f'{place.devices % ways})')
-    mesh = (1, 1, ways)
+    length = wish.seq or SERVED
+    sees = cell.vision is not None and not wish.text_only
+    width = 2 if cell.dtype == 'bfloat16' else 4
+    slot_bytes = kv_bytes(cell.language, width)
+    whole = sum(parts_of(cell.language, cell.vision if sees else None).values())
+    served = []
+    for request in _served_requests(cell, place, wish, sees):
+        # Prefill and decode take the cache of their slots themselves.
+        cached = request.length if request.kind in ('prefill', 'decode') else 0
+        served.append(Use(name=f'{cell.name}/{request.kind}', request=request, steps=None,
+                          beside=width * (whole - parameters(request)),
+                          beside_slot=slot_bytes * (length - cached)))
+    return served
+
+
+def _served_requests(cell, place, wish, sees):
+    """Return the programs of the engine, in the order in which a question passes them."""
+    ways = cell.mesh.tensor
     length = wish.seq or SERVED
     rows = cell.evaluation.batch
     if wish.per_chip_batch:
         rows = max(1, wish.per_chip_batch * ways // place.chip.devices)
-    sees = cell.vision is not None and not wish.text_only
-    text = _essence(cell, 0)
-    found = []
+    text = ProgramRequest(kind='prefill', topology=place.name, mesh=(1, 1, ways),
+                          rows=max(1, READ // length), length=length, tiles=0,
+                          cell=_essence(cell, 0), slots=rows)
+    requests = []
     if 'prefill' in wish.only and sees:
-        image = _essence(cell, 1)
-        found += [
-            ProgramRequest(
-                kind='see',
-                topology=place.name,
-                mesh=mesh,
-                rows=1,
-                length=0,
-                tiles=1,
-                cell=image,
-                slots=rows,
-            ),
-            ProgramRequest(
-                kind='prefix',
-                topology=place.name,
-                mesh=mesh,
-                rows=1,
-                length=length,
-                tiles=length // cell.vision.P + 1,
-                cell=image,
-                slots=rows,
-            ),
-        ]
+        image = replace(text, rows=1, cell=_essence(cell, 1))
+        requests.append(replace(image, kind='see', length=0, tiles=1))
+        requests.append(replace(image, kind='prefix', tiles=length // cell.vision.P + 1))
     if 'prefill' in wish.only:
-        found.append(
-            ProgramRequest(
-                kind='prefill',
-                topology=place.name,
-                mesh=mesh,
-                rows=max(1, READ // length),
-                length=length,
-                tiles=0,
-                cell=text,
-                slots=rows,
-            )
-        )
+        requests.append(text)
     if 'decode' in wish.only:
-        found += [
-            ProgramRequest(
-                kind='decode',
-                topology=place.name,
-                mesh=mesh,
-                rows=rows,
-                length=live,
-                tiles=0,
-                cell=text,
-                slots=rows,
-            )
-            for live in sorted({max(64, length // 4), length})
-        ]
-    width = 2 if cell.dtype == 'bfloat16' else 4
-    whole = sum(parts_of(cell.language, cell.vision if sees else None).values())
-    cached = ('prefill', 'decode')  # these take the cache of their slots themselves
-    return [
-        Use(
-            name=f'{cell.name}/{request.kind}',
-            request=request,
-            steps=None,
-            beside=width * (whole - parameters(request)),
-            beside_slot=kv_bytes(cell.language, width)
-            * (length - (request.length if request.kind in cached else 0)),
-        )
-        for request in found
-    ]
+        # At two live lengths: what a step costs must follow what is live.
+        requests += [replace(text, kind='decode', rows=rows, length=live)
+                     for live in sorted({max(64, length // 4), length})]
+    return requests
 
 
 def _essence(cell, tiles):
@@ -236,19 +206,21 @@ def _essence(cell, tiles):
 
 
 def _mesh(size, place, where):
-    """Return (data, fsdp, tensor) of a `MeshSize` on `place`, -1 replaced; ValueError with
-    arithmetic.
+    """Return (data, fsdp, tensor) of a `MeshSize` on `place`, with -1 replaced.
+
+    ValueError, with the arithmetic, where the mesh has not as many devices as `place`.
     """
     sizes = [size.data, size.fsdp, size.tensor]
     count = place.devices
+    # One -1 takes whatever devices the other axes leave.
     known = math.prod(part for part in sizes if part != -1)
     if sizes.count(-1) == 1 and count % known == 0:
         sizes[sizes.index(-1)] = count // known
     if -1 in sizes or math.prod(sizes) != count:
-        said = ' x '.join(f'{name} {part}' for name, part in zip(('data', 'fsdp', 'tensor'),
-                          (size.data, size.fsdp, size.tensor)))
-        raise ValueError(f'{where}: mesh {said} gives multiples of {known}, not its {count} '
+        asked = f'data {size.data} x fsdp {size.fsdp} x tensor {size.tensor}'
+        raise ValueError(f'{where}: mesh {asked} gives multiples of {known}, not its {count} '
                          f'devices; change it by --set mesh.fsdp=N (mesh.data, mesh.tensor)')
+    # Between slices there is only the data-centre network: gradients may cross it, weights not.
     if sizes[0] % place.slices:
         raise ValueError(f'{where}: {place.slices} slices are joined by the data axis, but data '
                          f'{sizes[0]} % {place.slices} = {sizes[0] % place.slices}; --set '
@@ -257,9 +229,7 @@ def _mesh(size, place, where):
 
 
 def _divides(rows, accumulate, mesh, where):
-    """Raise ValueError when the rows do not divide into micro-batches and those over the data
-    axes.
-    """
+    """Raise ValueError unless the rows divide into micro-batches, and those over the mesh."""
     ways = accumulate * mesh[0] * mesh[1]
     if rows % ways:
         nearest = max(1, round(rows / ways)) * ways
@@ -271,14 +241,14 @@ def _divides(rows, accumulate, mesh, where):
 
 # --- what the formulas say --------------------------------------------------------------------
 
-def configs(request):
-    """Return (LanguageConfig, VisionConfig or None) of a request."""
+def configs(request: ProgramRequest) -> tuple[LanguageConfig, VisionConfig | None]:
+    """Return the sizes of a request's language model and, where it has one, of its tower."""
     language = request.cell['language']
     vision = request.cell['vision']
     return LanguageConfig(**language), vision and VisionConfig(**vision)
 
 
-def formula(request):
+def formula(request: ProgramRequest) -> dict[str, int] | None:
     """Return {'total', 'model', 'attention'}: FLOPs of one step on all devices, by `accounting.py`.
 
     'model' leaves out what remat computes again, as MFU does; 'attention' are the scores and values
@@ -306,31 +276,32 @@ def formula(request):
 
 
 def _read_flops(request, language, vision, rows, length):
-    """Return FLOPs of reading prompts: nothing needs more of the last block than its keys and
-    values.
-    """
+    """Return FLOPs of reading prompts, or, of 'see', of the tower and the connector."""
     if request.kind == 'see':
-        found = forward_flops(language, vision, rows=rows, length=0,
-                                         tiles=request.tiles, head_positions=0)
-        return found['tower'] + found['connector']
-    blocks = forward_flops(replace(language, N=language.N - 1), rows=rows,
-                                      length=length, head_positions=0)
+        flops = forward_flops(language, vision, rows=rows, length=0, tiles=request.tiles,
+                              head_positions=0)
+        return flops['tower'] + flops['connector']
+    # Nothing needs more of the last block than its keys and values.
+    blocks = forward_flops(replace(language, N=language.N - 1), rows=rows, length=length,
+                           head_positions=0)
     return blocks['language'] + 4 * rows * length * language.D * language.K * language.E
 
 
 def _train_formula(request, language, vision):
+    """Return the `formula` of one train step."""
     def price(rows, length):
         return train_flops(
             language, vision, rows=rows, length=length, tiles=request.rows * request.tiles,
             groups=request.stage['trainable'], remat=request.cell['remat'] == 'full',
             head_positions=request.rows * request.length)
+    # As in `formula`: twice the rows of half the length, for the share of attention.
     whole = price(request.rows, request.length)
     halves = price(2 * request.rows, request.length / 2)
     return {'total': whole['total'], 'model': whole['forward'] + whole['backward'],
             'attention': int(2 * (whole['total'] - halves['total']))}
 
 
-def parameters(request):
+def parameters(request: ProgramRequest) -> int:
     """Return parameters that the program holds: all of the model, or those of its part."""
     language, vision = configs(request)
     parts = parts_of(language, vision)
@@ -341,7 +312,7 @@ def parameters(request):
     return sum(parts.values())
 
 
-def with_accumulation(request, micro):
+def with_accumulation(request: ProgramRequest, micro: int) -> ProgramRequest:
     """Return `request` with `micro` micro-batches to a step: the global batch stays."""
     optimizer = {**request.cell['optimizer'], 'accumulate': micro}
     return replace(request, cell={**request.cell, 'optimizer': optimizer})

@@ -10,28 +10,31 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from downscale import config
-from downscale.data.images import corners
+from downscale.data.tiling import corners
 from downscale.generate import forward, programs, thinking
 from downscale.generate.sampling import Sampling
 from downscale.model.cache import edges, kept_axes
 from downscale.model.init import abstract_params
-from downscale.model.tower_words import abstract_word_params
+from downscale.model.tower_words import WordModel, abstract_word_params
+from downscale.model.vision import Tower
+from downscale.model.vlm import Vlm
 from downscale.planner import hlo
 from downscale.planner.programs import ProgramRequest
 from downscale.planner.topologies import topology
 from downscale.runtime.files import write_json
 from downscale.sharding import batch_sharding, mesh, shardings, spec
-from downscale.stage_table import STAGES
-from downscale.stages.models import model_of
+from downscale.stages.models import groups_of, model_of
 from downscale.train.state import abstract, new_state
 from downscale.train.step import compiled_step
 from downscale.values import from_dict
@@ -40,68 +43,84 @@ GIB = 2 ** 30
 WRITTEN = 32  # tokens that one call of decode may write, as in `generate/engine.py`
 
 
-def experiment_of(request):
+def experiment_of(request: ProgramRequest) -> config.Experiment:
     """Return the `Experiment` of a request, with one stage where one is trained."""
     stages = []
-    sizes = dict(zip(('data', 'fsdp', 'tensor'), request.mesh))
     if request.stage is not None:
         groups = list(request.stage['trainable'])
+        # Rates and steps decide nothing of the program; they are there for the checks of a stage.
         stages = [{'name': request.stage['name'], 'steps': 1, 'batch': request.rows,
                    'length': request.length, 'tiles': request.tiles, 'trainable': groups,
                    'rates': dict.fromkeys(groups, 1.0), 'parents': {}}]
+    # A text-only program has no tower and no pictures: None there means the default.
     cell = {key: part for key, part in request.cell.items() if part is not None}
     return from_dict(config.Experiment, {
-        **cell, 'name': 'cell', 'size': 'any', 'seed': 0, 'mesh': sizes, 'stages': stages,
+        **cell, 'name': 'cell', 'size': 'any', 'seed': 0,
+        'mesh': dict(zip(('data', 'fsdp', 'tensor'), request.mesh)), 'stages': stages,
         'language': request.cell['language'], 'vision': request.cell['vision']})
 
 
-def params_of(model, request):
-    """Return ShapeDtypeStructs of the parameters that a program holds."""
-    if request.kind == 'train' and STAGES[request.stage['name']].loss == 'words':
-        return abstract_word_params(model)
-    newline = ['image_newline_D'] * model.newline
-    parts = {'see': ['tower', 'connector'], 'prefix': ['language', *newline]}.get(
-        request.kind, ['language', 'tower', 'connector', *newline] if request.tiles
-        else ['language'])
-    return abstract_params(model, tuple(parts))
-
-
-def refuse(request):
-    """Raise ValueError, with the arithmetic, where the mesh does not divide a parameter; nothing is
-    compiled for it."""
-    cell = experiment_of(request)
+def _model(cell, request):
+    """Return the module whose parameters a program holds."""
     model = model_of(cell, request.stage['name'] if request.stage else 'instruct')
+    assert not isinstance(model, Tower)  # a cell without a language model has no programs
+    return model
+
+
+def params_of(model: Vlm | WordModel, request: ProgramRequest) -> dict[str, Any]:
+    """Return ShapeDtypeStructs of the parameters that a program holds."""
+    if isinstance(model, WordModel):
+        return abstract_word_params(model)
+    parts = groups_of(model, sees=request.tiles > 0)
+    if request.kind == 'see':
+        parts = ('tower', 'connector')
+    elif request.kind == 'prefix':  # reads features of pictures, which `see` has made
+        parts = tuple(name for name in groups_of(model, sees=True)
+                      if name not in ('tower', 'connector'))
+    # pyrefly: ignore[bad-argument-type]
+    return abstract_params(model, parts)
+
+
+def refuse(request: ProgramRequest) -> None:
+    """Raise ValueError, with the arithmetic, where the mesh does not divide a parameter.
+
+    Nothing is compiled for it.
+    """
+    model = _model(experiment_of(request), request)
     shardings(params_of(model, request), mesh(*request.mesh, devices=devices_of(request)),
               model.rules)
 
 
 # --- lowering ---------------------------------------------------------------------------------
 
-def devices_of(request):
-    """Return the devices of a request; a program of fewer than a host's chips takes the first
-    ones.
-    """
+def devices_of(request: ProgramRequest) -> Sequence[jax.Device]:
+    """Return the devices of a request: the first ones, where it has fewer than a whole slice."""
     place = topology(request.topology)
     if request.devices != place.devices:
         place = place.least(request.devices)
+    # The compiler takes one slice's shape and the number of slices apart.
     shape = f'{place.generation}:{place.shape}'
     options = {}
     if place.chips == 1:
         options['chips_per_host_bounds'] = [1, 1, 1]
     if place.slices > 1:
         options['num_slices'] = place.slices
-    found = topologies.get_topology_desc(platform='tpu', topology_name=shape, **options).devices
-    return found[:request.devices]
+    every = topologies.get_topology_desc(platform='tpu', topology_name=shape, **options).devices
+    return every[:request.devices]
 
 
-def lowered_train(cell, request, target, params):
+def lowered_train(cell: config.Experiment, request: ProgramRequest, target: Mesh,
+                  params: Any) -> jax.stages.Lowered:
     """Return the lowered train step of the cell's only stage, on the mesh `target`."""
     stage, = cell.stages
-    model = model_of(cell, stage.name)
+    model = _model(cell, request)
     groups = tuple(stage.trainable)
-    state = jax.eval_shape(lambda: new_state(
-        jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params), cell.optimizer,
-        groups))
+
+    def first_state():
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params)
+        return new_state(zeros, cell.optimizer, groups)
+    # Only shapes are made: the zeros never exist.
+    state = jax.eval_shape(first_state)
     state = abstract(state, shardings(state, target, model.rules))
     rates = {group: jax.ShapeDtypeStruct((), jnp.float32) for group in groups}
     batch = _batch(cell, stage, batch_sharding(target, model.rules))
@@ -114,62 +133,88 @@ def _batch(cell, stage, where):
     B = stage.batch
     L = stage.length
     I = stage.tiles
-    vision = cell.vision
-    captioned = stage.kind.rows == 'captioned'
+    P = cell.vision.P if I else 0
+    Q = cell.vision.Q if I else 0
     leaves = {'tokens': ((B, L), 'int32'), 'segments': ((B, L), 'int32')}
-    if not captioned:
+    if stage.kind.rows == 'captioned':  # one picture a row, and no place in the text for it
+        if I:
+            leaves['tiles'] = (B, P, Q), 'uint8'
+    else:
         leaves |= {'positions': ((B, L), 'int32'), 'weights': ((B, L), 'float32')}
-    if I:
-        leaves['tiles'] = (B, *(() if captioned else (I,)), vision.P, vision.Q), 'uint8'
-    if I and not captioned:
-        C = corners(cell.layout(stage.name).pictures)
-        leaves['image_index'] = (B, L, C), 'int32'
-        if C > 1:
-            leaves['image_weight'] = (B, L, C), 'float32'
+        if I:
+            leaves['tiles'] = (B, I, P, Q), 'uint8'
+            C = corners(cell.layout(stage.name).pictures)
+            leaves['image_index'] = (B, L, C), 'int32'
+            if C > 1:
+                leaves['image_weight'] = (B, L, C), 'float32'
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
             for name, (shape, dtype) in leaves.items()}
 
 
-def lowered_served(cell, request, target, params):
+def lowered_served(cell: config.Experiment, request: ProgramRequest, target: Mesh,
+                   params: Any) -> jax.stages.Lowered:
     """Return the lowered program of the engine: see, prefix, prefill or decode."""
     model = model_of(cell).clone(kernels=True)
-    rules = model.rules
-    place = _Placing(target, rules)
+    place = _Placing(target, model.rules)
     params = place.params(params, model.dtype)
-    B = request.rows
-    L = request.length
-    ends = edges(max(L, 1))
+    ends = edges(max(request.length, 1))
     if request.kind in ('see', 'prefix'):
         shown = place.state(jax.eval_shape(lambda: programs.empty_shown(
-            model=model, lanes=B, tiles=request.tiles, ends=ends)))
-        new_B = place.rows((B,), bool)
+            model=model, lanes=request.rows, tiles=request.tiles, ends=ends)))
         if request.kind == 'see':
-            tiles_BPQ = place.rows((B, model.vision.P, model.vision.Q), 'uint8')
-            args = params, shown, tiles_BPQ, place.whole((), 'int32'), new_B
-            return programs.see.lower(*args, model=model)
-        C = corners(cell.pictures)
-        args = (params, shown, place.rows((B, ends[-1]), 'int32'),
-                place.rows((B, ends[-1], C), 'int32'),
-                place.rows((B, ends[-1], C), 'float32') if C > 1 else None,
-                place.rows((B,), 'int32'), new_B)
-        return programs.prefix.lower(*args, model=model)
+            return _lowered_see(model, request, place, params, shown)
+        return _lowered_prefix(model, request, place, params, shown, corners(cell.pictures))
     slots = place.state(jax.eval_shape(lambda: programs.empty_slots(
         model=model, rows=request.slots, ends=ends)))
     if request.kind == 'prefill':
-        kinds = ('int32', 'int32', 'bool', 'uint32', 'int32', 'int32')
-        rows = programs.Rows(place.rows((B, ends[-1]), 'int32'),
-                             *(place.rows((B,), kind) for kind in kinds))
-        args = params, slots, None, rows
-        return programs.prefill.lower(*args, model=model, lanes=1, scored=0)
+        return _lowered_prefill(model, request, place, params, slots)
+    return _lowered_decode(model, request, place, params, slots)
+
+
+def _lowered_see(model, request, place, params, shown):
+    """Return the lowered program that turns tiles into features."""
+    B = request.rows
+    tiles_BPQ = place.rows((B, model.vision.P, model.vision.Q), 'uint8')
+    new_B = place.rows((B,), bool)
+    return programs.see.lower(params, shown, tiles_BPQ, place.whole((), 'int32'), new_B,
+                              model=model)
+
+
+def _lowered_prefix(model, request, place, params, shown, C):
+    """Return the lowered program that reads the part of a prompt that has pictures."""
+    B = request.rows
+    L = edges(max(request.length, 1))[-1]
+    tokens_BL = place.rows((B, L), 'int32')
+    index_BLC = place.rows((B, L, C), 'int32')
+    weight_BLC = place.rows((B, L, C), 'float32') if C > 1 else None
+    length_B = place.rows((B,), 'int32')
+    new_B = place.rows((B,), bool)
+    return programs.prefix.lower(params, shown, tokens_BL, index_BLC, weight_BLC, length_B, new_B,
+                                 model=model)
+
+
+def _lowered_prefill(model, request, place, params, slots):
+    """Return the lowered program that reads prompts, several rows at a time."""
+    B = request.rows
+    L = edges(max(request.length, 1))[-1]
+    kinds = ('int32', 'int32', 'bool', 'uint32', 'int32', 'int32')
+    rows = programs.Rows(place.rows((B, L), 'int32'), *(place.rows((B,), kind) for kind in kinds))
+    return programs.prefill.lower(params, slots, None, rows, model=model, lanes=1, scored=0)
+
+
+def _lowered_decode(model, request, place, params, slots):
+    """Return the lowered program that writes up to `WRITTEN` tokens of every slot."""
     V = (model.language.V,)
-    heed = programs.DecodingRules(place.whole((), 'uint32'),
-                                  *(place.whole(V, 'bool') for _ in range(3)),
-                                  place.whole((), 'int32'))
-    args = (params, slots, heed, place.rows((B,), 'bool'), place.whole((), 'int32'),
-            place.whole((), 'int32'))
-    return programs.decode.lower(*args, model=model, room=WRITTEN, sampling=Sampling(),
-                                 mode=thinking.Thinking(0, 1, 2), thinks=True,
-                                 forbids=False)
+    rules = programs.DecodingRules(place.whole((), 'uint32'),
+                                   *(place.whole(V, 'bool') for _ in range(3)),
+                                   place.whole((), 'int32'))
+    live_B = place.rows((request.rows,), 'bool')
+    number = place.whole((), 'int32')
+    options = programs.DecodeOptions(
+        room=WRITTEN, sampling=Sampling(), mode=thinking.Thinking(open=0, close=1, newline=2),
+        thinks=True, forbids=False)
+    return programs.decode.lower(params, slots, rules, live_B, number, number, model=model,
+                                 options=options)
 
 
 class _Placing:
@@ -181,47 +226,47 @@ class _Placing:
         self.rules = rules
 
     def whole(self, shape, dtype):
+        """Return an array of which every device has all."""
         return jax.ShapeDtypeStruct(shape, dtype,
                                     sharding=NamedSharding(self.target, PartitionSpec()))
 
     def rows(self, shape, dtype):
+        """Return an array whose first axis is split like the rows of a batch."""
         return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(self.target, self.rules))
 
     def params(self, params, dtype):
-        """Return what `forward.unstack` makes of them."""
-        found = jax.eval_shape(partial(forward.unstack, dtype=dtype), params)
-        return abstract(found, shardings(found, self.target, self.rules))
+        """Return what `forward.unstack` makes of parameters."""
+        unstacked = jax.eval_shape(partial(forward.unstack, dtype=dtype), params)
+        return abstract(unstacked, shardings(unstacked, self.target, self.rules))
 
     def state(self, state):
         """Return `Slots` or `Shown`, placed as every program leaves them."""
-        def by(letters):
-            def one(leaf):
-                axes = letters[:leaf.ndim]
-                where = NamedSharding(self.target, spec(axes, self.table))
-                return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-            return one
-        rest = jax.tree.map(by('BIPD'), state._replace(k=(), v=()))
+        rest = self._placed(state._replace(k=(), v=()), 'BIPD')
         k_axes, v_axes = kept_axes(True)
-        return rest._replace(k=jax.tree.map(by(k_axes), state.k),
-                             v=jax.tree.map(by(v_axes), state.v))
+        return rest._replace(k=self._placed(state.k, k_axes), v=self._placed(state.v, v_axes))
+
+    def _placed(self, tree, letters):
+        """Return a tree of arrays whose axes are `letters`, or the first of them."""
+        def place(leaf):
+            where = NamedSharding(self.target, spec(letters[:leaf.ndim], self.table))
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+        return jax.tree.map(place, tree)
 
 
 # --- compiling --------------------------------------------------------------------------------
 
-def lowered(request):
+def lowered(request: ProgramRequest) -> jax.stages.Lowered:
     """Return the lowered program of a request."""
     cell = experiment_of(request)
     target = mesh(*request.mesh, devices=devices_of(request))
-    # Shapes are found out before: on this mesh nothing can be computed, not even a zero.
-    params = params_of(
-        model_of(cell, request.stage['name'] if request.stage else 'instruct'), request
-    )
+    # Shapes are worked out before: on this mesh nothing can be computed, not even a zero.
+    params = params_of(_model(cell, request), request)
     with jax.set_mesh(target):
         make = lowered_train if request.kind == 'train' else lowered_served
         return make(cell, request, target, params)
 
 
-def compiled_facts(request):
+def compiled_facts(request: ProgramRequest) -> dict[str, Any]:
     """Return the facts of a request: see `hlo.facts`, and memory, seconds and the cache's room.
 
     A program that needs more memory than a device has, as the compiler says it, has `fits` False,
@@ -230,7 +275,7 @@ def compiled_facts(request):
     began = time.perf_counter()
     program = lowered(request)
     room = edges(max(request.length, 1))[-1] if request.kind != 'train' else request.length
-    found = {'room': room, 'lower_s': time.perf_counter() - began}
+    facts = {'room': room, 'lower_s': time.perf_counter() - began}
     began = time.perf_counter()
     used = time.process_time()
     try:
@@ -238,37 +283,42 @@ def compiled_facts(request):
     except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
             raise
-        found |= {**exhausted(str(error)), 'fits': False}
+        facts |= {**exhausted(str(error)), 'fits': False}
         compiled = None
     # Seconds of the clock, and of all cores: other work on the machine changes only the first.
-    found |= {'compile_s': time.perf_counter() - began, 'cpu_s': time.process_time() - used}
+    facts |= {'compile_s': time.perf_counter() - began, 'cpu_s': time.process_time() - used}
     if compiled is None:
-        return found
+        return facts
     memory = compiled.memory_analysis()
     bytes_by = {'argument': memory.argument_size_in_bytes, 'temp': memory.temp_size_in_bytes,
                 'output': memory.output_size_in_bytes, 'alias': memory.alias_size_in_bytes}
-    held = sum(bytes_by.values()) - 2 * bytes_by['alias']
-    return {**found, **hlo.facts(compiled.as_text()), 'memory_bytes': bytes_by,
-            'hbm_gib': held / GIB}
+    # What is aliased is counted as an argument, as an output and as itself, and held once.
+    together = sum(bytes_by.values()) - 2 * bytes_by['alias']
+    return {**facts, **hlo.facts(compiled.as_text() or ''), 'memory_bytes': bytes_by,
+            'hbm_gib': together / GIB}
 
 
-def exhausted(message):
-    """Return {'hbm_gib', 'hbm_limit_gib'} that an out-of-memory message of the compiler tells.
+def exhausted(message: str) -> dict[str, float | None]:
+    """Return {'hbm_gib', 'hbm_limit_gib'} as an out-of-memory message of the compiler says them.
 
-    One form speaks of temporaries; it means all, arguments and outputs included (libtpu 0.0.42).
+    Both are None where the message has another form.
     """
     sizes = {'K': 2 ** -20, 'M': 2 ** -10, 'G': 1, 'T': 2 ** 10}
     number = r'([\d.]+)([KMGT])'
-    found = re.search(rf'Used {number}\S* of {number}\S* hbm', message) or re.search(
+    # The second form speaks of temporaries, but counts arguments and outputs too (libtpu 0.0.42).
+    match = re.search(rf'Used {number}\S* of {number}\S* hbm', message) or re.search(
         rf'temporaries \({number}\S*\) exceeds available HBM \({number}', message)
-    if not found:
+    if not match:
         return {'hbm_gib': None, 'hbm_limit_gib': None}
-    used, unit, limit, limit_unit = found.groups()
+    used, unit, limit, limit_unit = match.groups()
     return {'hbm_gib': float(used) * sizes[unit], 'hbm_limit_gib': float(limit) * sizes[limit_unit]}
 
 
 def _end_with_parent():
-    """A worker left behind would hold the compiler and a core."""
+    """Start a thread that ends this process when its parent is gone.
+
+    A worker left behind would hold the compiler and a core.
+    """
     parent = os.getppid()
 
     def watch():
@@ -278,17 +328,18 @@ def _end_with_parent():
     threading.Thread(target=watch, daemon=True).start()
 
 
-def main(argv):
-    """Compile what the first file asks for; facts, or the reason of a failure, go to the second."""
+def main(argv: list[str]) -> None:
+    """Compile the request in the first file; write its facts, or why it failed, to the second."""
     _end_with_parent()
     value = json.loads(Path(argv[0]).read_text())
-    request = ProgramRequest(**{**value, 'mesh': tuple(value['mesh'])})
+    value['mesh'] = tuple(value['mesh'])  # a list in JSON
+    request = ProgramRequest(**value)
     try:
-        found = compiled_facts(request)
+        facts = compiled_facts(request)
     except Exception as error:  # any failure must reach the plan as one line
         text = str(error).strip().splitlines() or [type(error).__name__]
-        found = {'error': text[0]}
-    write_json(Path(argv[1]), found)
+        facts = {'error': text[0]}
+    write_json(Path(argv[1]), facts)
 
 
 if __name__ == '__main__':

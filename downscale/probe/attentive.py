@@ -2,8 +2,9 @@
 
 The mean over a picture forgets which patch showed what; this probe finds its patch, and so tells
 what the tower could give at most to a reader that looks once. It is asked in families about one
-object of one picture. Needs JAX; source: `analysis.readout` for rows, folds and controls.
+object of one picture. Needs JAX; rows, folds and controls are those of `readout`.
 """
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from downscale.evaluate.answers import Item
 from downscale.probe.readout import (
     ONE_OBJECT,
     ProbeRows,
@@ -29,55 +31,60 @@ DECAY = 1e-3
 KEPT_OUT = 5  # one in so many training pictures says after which step to stop
 
 
-def attend_read(patches, spare_patches, asked, spare, dimensions, seed=0):
-    """Return {family: {('vision', NO_DEPTH, metric): [items]}}, metrics 'attentive' and its
-    'control'.
+def attend_read(patches: np.ndarray, spare_patches: np.ndarray, asked: Sequence[Item],
+                spare: Sequence[Item], dimensions: int,
+                seed: int = 0) -> dict[str, dict[tuple[str, float, str], np.ndarray]]:
+    """Return {family: {('vision', NO_DEPTH, metric): 0 or 1 of each item}}.
+
+    The metrics are 'attentive' and 'attentive control', the same probe with shuffled answers.
 
     `patches` and `spare_patches` [items, P, W] are those of `asked` and `spare`, in their order.
     """
     every = np.concatenate([patches, spare_patches])
-    found = {}
+    measured = {}
     for task, index in tasks_of(asked, spare):
         family = task.names[0]
         folds = task.folds(seed)
         if family not in ONE_OBJECT or not folds:
             continue
         order = shuffled(task, seed)
+        # Two targets, trained side by side: the answers, and the same answers shuffled.
         rows = ProbeRows(task.rows.words, task.rows.clusters,
                          np.concatenate([task.labels, task.labels[:, order]]))
         hits = np.zeros((2, task.studied))
         for train, tested in folds:
             x, test_x = _principal(every[index][train], every[index][tested], dimensions)
-            for t, guess in enumerate(predict(x, rows.at(train), test_x, rows.at(tested), seed)):
+            guesses = predict(x, rows.at(train), test_x, rows.at(tested), seed)
+            for t, guess in enumerate(guesses):
                 judged = order[tested] if t else tested
                 hits[t, tested] = [task.right(0, k, word)
                                    for k, word in zip(judged, guess, strict=True)]
-        found[family] = {('vision', NO_DEPTH, 'attentive'): hits[0],
-                         ('vision', NO_DEPTH, 'attentive control'): hits[1]}
-    return found
+        measured[family] = {('vision', NO_DEPTH, 'attentive'): hits[0],
+                            ('vision', NO_DEPTH, 'attentive control'): hits[1]}
+    return measured
 
 
 def _principal(train, others, dimensions):
-    """Return patches on the first principal axes of those of `train`, of unit variance on
-    average.
-    """
-    n, P, W = train.shape
-    axes = principal(train.reshape(-1, W), others.reshape(-1, W), dimensions)
-    return [(x * np.sqrt(x.shape[1])).reshape(-1, P, x.shape[1]).astype(np.float32) for x in axes]
+    """Return both on the first principal axes of `train` [items, P, W], of unit variance."""
+    _, P, W = train.shape
+    rows = principal(train.reshape(-1, W), others.reshape(-1, W), dimensions)
+    return [(x * np.sqrt(x.shape[1])).reshape(-1, P, x.shape[1]).astype(np.float32) for x in rows]
 
 
-def predict(x, train, test_x, test, seed=0):
-    """Return labels [targets, test items] that a probe for each target of `train` tells for
-    `test_x`.
+def predict(x: np.ndarray, train: ProbeRows, test_x: np.ndarray, test: ProbeRows,
+            seed: int = 0) -> np.ndarray:
+    """Return labels [targets, test items] as a probe for each target of `train` reads them.
 
-    Of all steps that is taken whose loss is least on training pictures that it does not see.
+    `x` and `test_x` are patches [items, P, dimensions]. Of all steps the one is taken whose loss is
+    least on training pictures that the probe does not see.
     """
     words = vocabulary(train.words)
-    q, test_q = (one_hot(rows.words, words).astype(np.float32) for rows in (train, test))
+    q = one_hot(train.words, words).astype(np.float32)
+    test_q = one_hot(test.words, words).astype(np.float32)
     names = np.unique(train.labels)
     labels = np.searchsorted(names, train.labels)
     kept_out = split(train.clusters, KEPT_OUT, seed) == 0
-    seen = kept_out if kept_out.all() else ~kept_out  # of one picture all is seen
+    seen = kept_out if kept_out.all() else ~kept_out  # of a single picture all is seen
     best = _fit(x, q, labels, seen, kept_out, seed, classes=len(names))
     return names[np.argmax(_scores(best, test_x, test_q), axis=2)]
 
@@ -98,9 +105,10 @@ def _fit(x_nPd, q_nQ, labels_Tn, seen_n, kept_out_n, seed, *, classes):
     T = len(labels_Tn)
     Q = q_nQ.shape[1]
     d = x_nPd.shape[2]
-    start = {'query_Qd': jax.random.normal(jax.random.key(seed), (T, Q, d)) * d ** -.5,
-             'read_dC': jnp.zeros((T, d, classes)), 'word_QC': jnp.zeros((T, Q, classes)),
-             'bias_C': jnp.zeros((T, classes))}
+    # Only the query starts at random: what is read off a patch is linear and may start at zero.
+    query = jax.random.normal(jax.random.key(seed), (T, Q, d)) * d ** -.5
+    start = {'query_Qd': query, 'read_dC': jnp.zeros((T, d, classes)),
+             'word_QC': jnp.zeros((T, Q, classes)), 'bias_C': jnp.zeros((T, classes))}
     tx = optax.adamw(RATE, weight_decay=DECAY)
 
     def losses(probe):
@@ -109,13 +117,21 @@ def _fit(x_nPd, q_nQ, labels_Tn, seen_n, kept_out_n, seed, *, classes):
         return [jnp.where(part, cross_Tn, 0).sum(axis=1) / part.sum()
                 for part in (seen_n, kept_out_n)]
 
+    def loss(probe):
+        seen_T, kept_out_T = losses(probe)
+        # Targets share no weight, so the gradient of the sum is that of each.
+        return seen_T.sum(), kept_out_T
+
     def step(carry, _):
         probe, state, best, least_T = carry
-        grads, kept_out_T = jax.grad(lambda p: (lambda a, b: (a.sum(), b))(*losses(p)),
-                                     has_aux=True)(probe)
+        grads, kept_out_T = jax.grad(loss, has_aux=True)(probe)
         better_T = kept_out_T < least_T
-        best = jax.tree.map(lambda new, old: jnp.where(
-            better_T.reshape(-1, *[1] * (new.ndim - 1)), new, old), probe, best)
+
+        def keep(new, old):
+            ones = (1,) * (new.ndim - 1)
+            return jnp.where(better_T.reshape(-1, *ones), new, old)
+        # Before the update: the loss that was measured is that of the weights before it.
+        best = jax.tree.map(keep, probe, best)
         updates, state = tx.update(grads, state, probe)
         return (optax.apply_updates(probe, updates), state, best,
                 jnp.minimum(kept_out_T, least_T)), None

@@ -3,22 +3,27 @@
 Each batch takes one pass for all taps, one without the picture, and one for every band of layers in
 which text may not look at the picture. Prompts are those of the joint evaluation. Needs JAX.
 """
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from downscale.evaluate import public
-from downscale.evaluate.answers import SCENE, gold_ids, prompt_of, shown
+from downscale.config import Experiment
+from downscale.evaluate.answers import Item, gold_ids, prompt_of, shown
 from downscale.generate.requests import prompt_arrays
 from downscale.model.cache import ladder
 from downscale.model.language import score
 from downscale.model.taps import SITES, Taps
 from downscale.model.vision import Tower
+from downscale.model.vlm import Vlm
 from downscale.probe.checkpoints import open_checkpoint
+from downscale.probe.readout import Site
 from downscale.results.probes import NO_DEPTH
+from downscale.runtime.files import PathLike
 from downscale.stages.folders import folder_of
 from downscale.stages.inputs import encoder_of
 
@@ -29,8 +34,11 @@ FIRST_TOKENS = 8  # of an answer have a KL of their own; the mean is over all
 
 
 class Batch(NamedTuple):
-    """Prompts [B, L] with the right answer behind each: `length_B` tokens of prompt, and what is to
-    be answered, [B, T], -1 where there is nothing. Without pictures `tiles_BIPQ` is None."""
+    """Prompts [B, L] with the right answer behind each.
+
+    `length_B` are the tokens of a prompt, `target_BT` what is to be answered, -1 where there is
+    nothing. Without pictures `tiles_BIPQ` is None.
+    """
     tokens_BL: np.ndarray
     length_B: np.ndarray
     target_BT: np.ndarray
@@ -40,19 +48,23 @@ class Batch(NamedTuple):
 
 
 @partial(jax.jit, static_argnames='model')
-def look(params, batch, cut_N, *, model):
+def look(params: dict[str, Any], batch: Batch, cut_N: jax.Array, *,
+         model: Vlm) -> tuple[dict[str, jax.Array] | None, jax.Array]:
     """Return (what taps read or None, log-probabilities [B, T, V] where the answer stands).
 
-    Of taps the five `DEPTHS` are kept, [5, B, D]: of two layers equally near the deeper one.
+    In the layers where `cut_N` is true text may not look at the picture. Of taps the five `DEPTHS`
+    are kept, [5, B, D]: of two layers equally near the deeper one.
     """
-    length_B = batch.length_B
+    length_B = jnp.asarray(batch.length_B)
     T = batch.target_BT.shape[1]
     B, L = batch.tokens_BL.shape
     positions_BL = jnp.broadcast_to(jnp.arange(L), (B, L))
     behind_B1 = (length_B + (batch.target_BT >= 0).sum(axis=1))[:, None]
+    # The token before a place says what stands there: the answer begins at the prompt's last.
     at_BT = jnp.minimum(length_B[:, None] - 1 + jnp.arange(T), L - 1)
 
     def finish(x_BLD, head_VD):
+        # Only here: logits of all places and words would be most of the memory.
         x_BTD = jnp.take_along_axis(x_BLD, at_BT[:, :, None], axis=1)
         return jax.nn.log_softmax(score(x_BTD, head_VD, tied=True))
 
@@ -61,18 +73,19 @@ def look(params, batch, cut_N, *, model):
     if batch.tiles_BIPQ is not None:
         pictures = batch[3:]
         taps = Taps(length_B - 1, cut_N)
-    out = model.apply({'params': params}, batch.tokens_BL, positions_BL,
-                      (positions_BL < behind_B1).astype(jnp.int32), *pictures, finish=finish,
-                      taps=taps)
+    segments_BL = (positions_BL < behind_B1).astype(jnp.int32)
+    out: Any = model.apply({'params': params}, batch.tokens_BL, positions_BL, segments_BL,
+                           *pictures, finish=finish, taps=taps)
     if taps is None:
         return None, out
-    at = [int(depth * model.language.N + .5) for depth in DEPTHS]
-    return {name: x[jnp.array(at)] if x.ndim == 3 else x[None]
-            for name, x in out[1].items()}, out[0]
+    logits_BTV, tapped = out
+    at = jnp.array([int(depth * model.language.N + .5) for depth in DEPTHS])
+    features = {name: x[at] if x.ndim == 3 else x[None] for name, x in tapped.items()}
+    return features, logits_BTV
 
 
 @jax.jit
-def told(logits_BTV, target_BT):
+def told(logits_BTV: jax.Array, target_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return (nats [B] of the right answer, whether it is what greedy decoding would write [B])."""
     there_BT = target_BT >= 0
     chosen_BT = jnp.take_along_axis(logits_BTV, jnp.maximum(target_BT, 0)[:, :, None], 2)[:, :, 0]
@@ -81,11 +94,11 @@ def told(logits_BTV, target_BT):
 
 
 @partial(jax.jit, static_argnames='words')
-def divergence(logits_BTV, blind_BTV, *, words):
-    """Return KL [B, T] of the first distribution from the second, over the first `words` of the
-    rows: the vocabulary may be padded.
-    """
-    p, q = (jax.nn.log_softmax(x[:, :, :words]) for x in (logits_BTV, blind_BTV))
+def divergence(logits_BTV: jax.Array, blind_BTV: jax.Array, *, words: int) -> jax.Array:
+    """Return KL [B, T] of the first distribution from the second, over the first `words` words."""
+    # The vocabulary may be padded, and what stands behind the words is nothing.
+    p = jax.nn.log_softmax(logits_BTV[:, :, :words])
+    q = jax.nn.log_softmax(blind_BTV[:, :, :words])
     return jnp.maximum((jnp.exp(p) * (p - q)).sum(axis=2), 0)
 
 
@@ -98,18 +111,20 @@ def _tower(params, tiles_BPQ, *, vision, dtype):
 class Looker:
     """A model, its parameters on the device, and how it is asked."""
 
-    def __init__(self, study, experiment):
-        self.experiment, self.stage = experiment, experiment.joint_stage
-        view = open_checkpoint(folder_of(study, experiment, self.stage))
-        self.model, self.params = view.model, jax.device_put(view.params())
-        self.encoder = encoder_of(study, experiment, self.stage)
-        self.wording = public.wording(experiment) if experiment.evaluation.benchmarks else SCENE
+    def __init__(self, study: PathLike, experiment: Experiment) -> None:
+        stage = experiment.joint_stage
+        assert stage is not None  # only runs that answer with the picture are probed
+        view = open_checkpoint(folder_of(study, experiment, stage))
+        self.model = view.model
+        self.params = jax.device_put(view.params())
+        self.encoder = encoder_of(study, experiment, stage)
         self.words = self.encoder.tokenizer.get_vocab_size(with_added_tokens=True)
-        self.shapes = {}  # tiles -> longest L so far: each shape is a program to compile
+        # (tiles, T): longest L so far. Each shape is a program to compile.
+        self.shapes: dict[tuple[int, int], int] = {}
 
-    def batch(self, items, condition='image'):
+    def batch(self, items: Sequence[Item], condition: str = 'image') -> Batch:
         """Return the `Batch` of some items, with their pictures ('image') or 'blind'."""
-        prompts = [prompt_of(self.encoder, self.wording.joint(item), shown(item, condition, {}))
+        prompts = [prompt_of(self.encoder, item.question.text, shown(item, condition, {}))
                    for item in items]
         targets = [gold_ids(self.encoder, item.question) for item in items]
         tiles = max((len(p.tiles) for p in prompts if p.tiles is not None), default=0)
@@ -133,34 +148,36 @@ class Looker:
                 tiles_BIPQ[row, :len(prompt.tiles)] = prompt.tiles
         return Batch(tokens_BL, length_B, target_BT, tiles_BIPQ, index_BLC, weight_BLC)
 
-    def rows(self, items):
-        """Return how many of these items are looked at together: at most `BATCH`, fewer of long
-        ones.
-        """
+    def rows(self, items: Sequence[Item]) -> int:
+        """Return how many items are looked at together: at most `BATCH`, fewer of long ones."""
         longest = [items[rows[0]] for rows in batches(items, 1)[:1]]
         L = max((self.batch([item]).tokens_BL.shape[1] for item in longest), default=1)
         return max(1, min(BATCH, SCORES // (self.model.language.H * L * L)))
 
-    def patches(self, items):
-        """Return what the tower gives for the one picture of each of these items, float32 [items,
-        P, W]: the whole picture in one tile, also where it is cut into others as well.
+    def patches(self, items: Sequence[Item]) -> np.ndarray:
+        """Return what the tower gives for the one picture of each item, float32 [items, P, W].
+
+        It is that of the whole picture in one tile, also where it is cut into others as well.
         """
         vision = self.model.vision
-        found = np.zeros((len(items), vision.P, vision.W), np.float32)
-        one = {}
+        features = np.zeros((len(items), vision.P, vision.W), np.float32)
+        # Each picture passes the tower once, however many items ask about it.
+        by_scene = defaultdict(list)
         for k, item in enumerate(items):
-            one.setdefault(item.example.scene_id, []).append(k)
-        for part in _parts(list(one.values()), BATCH):
+            by_scene[item.example.scene_id].append(k)
+        for part in _parts(list(by_scene.values()), BATCH):
             prompts = [prompt_of(self.encoder, '', items[rows[0]].example.images) for rows in part]
             tiles_BPQ = np.stack([prompt.tiles[0] for prompt in prompts])
             tiles_BPQ = np.pad(tiles_BPQ, ((0, BATCH - len(part)), (0, 0), (0, 0)))
             x_BPW = np.asarray(_tower(self.params['tower'], tiles_BPQ, vision=vision,
                                       dtype=self.model.dtype))
             for rows, x_PW in zip(part, x_BPW):
-                found[rows] = x_PW
-        return found
+                features[rows] = x_PW
+        return features
 
-    def see(self, items, bands=0, report=lambda done: None):
+    def see(self, items: Sequence[Item], bands: int = 0,
+            report: Callable[[int], object] = lambda done: None
+            ) -> tuple[dict[Site, np.ndarray], dict[tuple[str, float, str], np.ndarray]]:
         """Return ({(site, depth): features [n, width]}, {(site, depth, metric): [n]}) of all items.
 
         Without `bands` only the features; else also the nats of the right answer, whether greedy
@@ -171,9 +188,10 @@ class Looker:
         most = self.rows(items)
         done = 0
         for rows in batches(items, most):
+            # A smaller last batch would be another shape to compile.
             full = [*rows, *rows[:1] * (most - len(rows))]
-            seen, found = self._see([items[k] for k in full], bands)
-            for into, new in ((features, seen), (measures, found)):
+            seen, measured = self._see([items[k] for k in full], bands)
+            for into, new in ((features, seen), (measures, measured)):
                 for key, values in new.items():
                     if key not in into:
                         into[key] = np.full((len(items), *values.shape[1:]), np.nan, np.float32)
@@ -183,34 +201,42 @@ class Looker:
         return features, measures
 
     def _see(self, items, bands):
+        """Return (features, measures) of one batch, as `see` does."""
         batch = self.batch(items)
         layers = self.model.language.N
         run = partial(look, self.params, model=self.model)
+        # 1. With the picture.
         taps, logits = run(batch, np.zeros(layers, bool))
-        depths = {site: DEPTHS if site in ('image', 'answer') else (NO_DEPTH,) for site in SITES}
-        features = {(site, depth): np.asarray(taps[site][k]) for site in SITES
-                    for k, depth in enumerate(depths[site])}
+        features = {}
+        for site in SITES:
+            depths = DEPTHS if site in ('image', 'answer') else (NO_DEPTH,)
+            for k, depth in enumerate(depths):
+                features[site, depth] = np.asarray(taps[site][k])
         if not bands:
             return features, {}
+        # 2. Without it.
         blind = self.batch(items, 'blind')
         _, without = run(blind, np.zeros(layers, bool))
-        kl_BT = np.asarray(divergence(logits, without, words=self.words))
-        there_BT = batch.target_BT >= 0
-        kl_BT = np.where(there_BT, kl_BT, np.nan)
-        measured = {('output', 1.0): told(logits, batch.target_BT),
-                    ('blind', NO_DEPTH): told(without, batch.target_BT)}
+        answers = {('output', 1.0): told(logits, batch.target_BT),
+                   ('blind', NO_DEPTH): told(without, batch.target_BT)}
+        # 3. With the picture, which text may not look at in one band of layers, then in all.
         band_N = ((np.arange(layers) + .5) / layers * bands).astype(int)
         for band in range(bands):
             _, cut = run(batch, band_N == band)
-            measured['knock-out', (band + .5) / bands] = told(cut, batch.target_BT)
+            answers['knock-out', (band + .5) / bands] = told(cut, batch.target_BT)
         _, cut = run(batch, np.ones(layers, bool))
-        measured['knock-out everywhere', NO_DEPTH] = told(cut, batch.target_BT)
-        found = {(*key, metric): np.asarray(values, np.float32) for key, pair in measured.items()
-                 for metric, values in zip(('nll', 'exact'), pair)}
-        found['output', 1.0, 'kl'] = np.nanmean(kl_BT, axis=1)
+        answers['knock-out everywhere', NO_DEPTH] = told(cut, batch.target_BT)
+        measured = {}
+        for key, (nll_B, exact_B) in answers.items():
+            measured[*key, 'nll'] = np.asarray(nll_B, np.float32)
+            measured[*key, 'exact'] = np.asarray(exact_B, np.float32)
+        # 4. How far the picture moves what is said, over the answer and over its first tokens.
+        kl_BT = np.asarray(divergence(logits, without, words=self.words))
+        kl_BT = np.where(batch.target_BT >= 0, kl_BT, np.nan)
+        measured['output', 1.0, 'kl'] = np.nanmean(kl_BT, axis=1)
         for k in range(min(FIRST_TOKENS, kl_BT.shape[1])):
-            found[f'token {k + 1}', 1.0, 'kl'] = kl_BT[:, k]
-        return features, found
+            measured[f'token {k + 1}', 1.0, 'kl'] = kl_BT[:, k]
+        return features, measured
 
 
 def _parts(rows, most):
@@ -218,18 +244,19 @@ def _parts(rows, most):
     return [rows[k:k + most] for k in range(0, len(rows), most)]
 
 
-def batches(items, most):
-    """Return indices of up to `most` items at a time, with as many pictures each and the longest
-    first: nearly all have one shape.
+def batches(items: Sequence[Item], most: int) -> list[list[int]]:
+    """Return indices of up to `most` items at a time, with equally many pictures in each batch.
+
+    The longest come first, so that nearly all batches have one shape.
     """
     def size(k):
         return -items[k].example.count, -len(items[k].question.text)
 
-    found = []
+    rows = []
     for k in sorted(range(len(items)), key=size):
-        same = found and items[found[-1][0]].example.count == items[k].example.count
-        if same and len(found[-1]) < most:
-            found[-1].append(k)
+        same = rows and items[rows[-1][0]].example.count == items[k].example.count
+        if same and len(rows[-1]) < most:
+            rows[-1].append(k)
         else:
-            found.append([k])
-    return found
+            rows.append([k])
+    return rows

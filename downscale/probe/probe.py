@@ -7,15 +7,19 @@ that nothing else uses. `passes` and `attentive` need JAX; what is made of the n
 import dataclasses
 import io
 import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from downscale import config
+from downscale.config import Experiment
 from downscale.data.scenes.dataset import scene_example, triple_example
-from downscale.evaluate.answers import items_of
+from downscale.evaluate.answers import Item, items_of
 from downscale.evaluate.run import test_items
 from downscale.probe.attentive import attend_read
 from downscale.probe.passes import DEPTHS, Looker
@@ -23,7 +27,7 @@ from downscale.probe.readout import ONE_OBJECT, read_out
 from downscale.results.items import read_items
 from downscale.results.probes import NO_DEPTH, SCHEMAS, items_table, means_table, read, write
 from downscale.results.study_file import read_study
-from downscale.runtime.files import place, read_json, write_bytes, write_json
+from downscale.runtime.files import PathLike, place, read_json, write_bytes, write_json
 from downscale.stage_table import JOINT
 from downscale.stages.fingerprint import fingerprint
 from downscale.stages.folders import folder_of, is_done
@@ -54,25 +58,29 @@ class ProbePlan:
     seed: int
 
 
-def plan_of(experiments, pictures=256, bootstraps=2000, seed=0):
-    """Return the `ProbePlan` that treats all these cells alike: no probe sees more dimensions than
-    the narrowest of their features has, and no band is without a layer in the shallowest.
+def plan_of(experiments: Sequence[Experiment], pictures: int = 256, bootstraps: int = 2000,
+            seed: int = 0) -> ProbePlan:
+    """Return the `ProbePlan` that treats all these cells alike.
+
+    No probe sees more dimensions than the narrowest of their features has, and no band is without
+    a layer in the shallowest.
     """
-    widths = [w for cell in experiments for w in (cell.vision.W, cell.language.D)]
+    widths = [min(cell.vision.W, cell.language.D) for cell in experiments]
     return ProbePlan(dimensions=min(MOST_DIMENSIONS, *widths),
                      bands=min(MOST_BANDS, *(cell.language.N for cell in experiments)),
                      pictures=pictures, bootstraps=bootstraps, seed=seed)
 
 
-def probed_cells(study, meta):
-    """Return (experiments of the runs that can answer with the picture, why others are left
-    out).
+def probed_cells(study: PathLike, meta: dict[str, Any]) -> tuple[list[Experiment], list[str]]:
+    """Return (experiments of the runs that can answer with the picture, why others are left out).
+
+    `meta` is the study's study.json.
     """
-    found = []
+    cells = []
     without = []
     for run in meta['runs']:
         folders = [place(study) / 'cells' / run['run_id'] / name for name in JOINT]
-        folder = next((one for one in folders if (one / 'DONE.json').exists()), None)
+        folder = next((path for path in folders if (path / 'DONE.json').exists()), None)
         if folder is None:
             without.append(f'{run["run_id"]}: skipped: no finished stage {" or ".join(JOINT)}')
             continue
@@ -80,33 +88,33 @@ def probed_cells(study, meta):
         if cell.joint_stage != folder.name or not is_done(folder, cell):
             without.append(f'{run["run_id"]}: skipped: stage {cell.joint_stage} is not finished')
         else:
-            found.append(cell)
-    return found, without
+            cells.append(cell)
+    return cells, without
 
 
-def fresh_items(experiment, asked, pictures):
-    """Return questions about `pictures` scenes of the test split, behind all that exist there:
-    nothing was trained on them or is evaluated on them, and a scene worded like one `asked` is left
-    out.
+def fresh_items(experiment: Experiment, asked: Sequence[Item], pictures: int) -> list[Item]:
+    """Return questions about `pictures` scenes of the test split, behind all that exist there.
 
-    An empty list where benchmarks are asked, which have no more pictures.
+    Nothing was trained on them or is evaluated on them, and a scene worded like one `asked` is left
+    out. The list is empty where benchmarks are asked, which have no more pictures.
     """
     if experiment.evaluation.benchmarks:
         return []
     world = experiment.world
     start = experiment.data.test
+    # As many of them similar triples as in the data set.
     triples = round(pictures * experiment.data.similarity_share)
     known = {item.example.caption for item in asked}
-    found = [(triple_example if k < triples else scene_example)(world, 'test', start + k)[0]
-             for k in range(pictures)]
-    found = [example for example in found if example.caption not in known]
-    return items_of(found, len(found))
+    examples = [(triple_example if k < triples else scene_example)(world, 'test', start + k)[0]
+                for k in range(pictures)]
+    examples = [example for example in examples if example.caption not in known]
+    return items_of(examples, len(examples))
 
 
-def probe_study(study, pictures=256, bootstraps=2000, seed=0,
-                report=lambda name, done, total: None):
-    """Return the tables of `probe_tables` are in the study folder; returns notes on what was left
-    out.
+def probe_study(study: PathLike, pictures: int = 256, bootstraps: int = 2000, seed: int = 0,
+                report: Callable[[str, int, int], object] = lambda name, done, total: None
+                ) -> list[str]:
+    """Write the tables of `results.probes` into the study folder; return what was left out and why.
 
     Finished runs of the same weights, data and plan are left alone. ValueError when no run of the
     study can be probed.
@@ -120,8 +128,9 @@ def probe_study(study, pictures=256, bootstraps=2000, seed=0,
         notes += _probe_run(study, cell, plan, partial(report, cell.name))
     folders = [_folder(study, cell) for cell in cells]
     for name in ('probes', 'probe_items'):
-        write(study, name, pa.concat_tables([read(folder, name) for folder in folders]))
-    write(study, 'probe_pairs', pairs_table(cells, folders))
+        tables = [read(folder, name) for folder in folders]
+        write(place(study), name, pa.concat_tables(tables))
+    write(place(study), 'probe_pairs', pairs_table(cells, folders))
     return notes
 
 
@@ -130,7 +139,7 @@ def _folder(study, cell):
 
 
 def _probe_run(study, cell, plan, report):
-    """Return one run's tables and features are in its folder; returns notes."""
+    """Write one run's tables and features into its folder; return what was left out and why."""
     folder = _folder(study, cell)
     weights = fingerprint(folder_of(study, cell, cell.joint_stage))
     digest = hash_of([weights, data_hash(cell), dataclasses.asdict(plan), 'attentive'])
@@ -142,7 +151,7 @@ def _probe_run(study, cell, plan, report):
 
 
 def _probe(study, cell, plan, report, folder):
-    """Look at all items and read out what is there; returns why some tasks have no probe."""
+    """Look at all items and read out what is there; return {task: why it has no probe}."""
     every = test_items(study, cell)
     check_items(study, cell, every)
     asked = [item for item in every if item.example.count]
@@ -150,6 +159,7 @@ def _probe(study, cell, plan, report, folder):
     looker = Looker(study, cell)
     total = len(asked) + len(spare)
     features, measures = looker.see(asked, plan.bands, lambda n: report(n, total))
+    # Nothing is asked of the others: probes are only trained on them.
     rest, _ = looker.see(spare, report=lambda n: report(len(asked) + n, total))
     rest = rest or {site: x[:0] for site, x in features.items()}
     tasks, without = read_out(features, rest, asked, spare, plan.dimensions, plan.seed, report)
@@ -159,6 +169,7 @@ def _probe(study, cell, plan, report, folder):
                                    plan.seed)
     write(folder, 'probe_items', items_table(cell.name, tasks))
     write(folder, 'probes', means_table(cell.name, tasks, resamples))
+    # For `pairs_table`, which compares the layers of two runs.
     sink = io.BytesIO()
     np.savez(sink, item_id=[item.question.item_id for item in asked],
              scene=[item.example.scene_id for item in asked],
@@ -168,82 +179,84 @@ def _probe(study, cell, plan, report, folder):
 
 
 def _attend(tasks, looker, asked, spare, plan):
-    """Return the families about one object have what a probe reads that may look; why not, by
-    family.
-    """
-    mine, others = ([item for item in items if item.question.family in ONE_OBJECT]
-                    for items in (asked, spare))
+    """Add what a probe that may look reads about one object; return {family: why there is none}."""
+    about = [item for item in asked if item.question.family in ONE_OBJECT]
+    others = [item for item in spare if item.question.family in ONE_OBJECT]
     vision = looker.model.vision
-    size = 4 * (len(mine) + len(others)) * vision.P * vision.W
+    size = 4 * (len(about) + len(others)) * vision.P * vision.W
     if size > PATCHES:
         why = f'attending: patches of {size / 2 ** 30:.1f} GiB, of at most {PATCHES / 2 ** 30:g}'
-        return dict.fromkeys({item.question.family for item in mine}, why)
-    if mine:
-        for family, values in attend_read(looker.patches(mine), looker.patches(others), mine,
-                                          others, plan.dimensions, plan.seed).items():
+        return dict.fromkeys({item.question.family for item in about}, why)
+    if about:
+        by_family = attend_read(looker.patches(about), looker.patches(others), about, others,
+                                plan.dimensions, plan.seed)
+        for family, values in by_family.items():
             tasks[family].values |= values
     return {}
 
 
 def _add(tasks, measures, asked):
-    """What was measured of the answers stands beside the probes of each family, and its chance."""
-    for task, one in tasks.items():
-        here = [k for k, item in enumerate(asked) if item.question.family == task]
-        if one.family:
-            one.values |= {key: values[here] for key, values in measures.items()}
-            one.values['question', NO_DEPTH, 'chance'] = np.array(
-                [asked[k].question.chance for k in here])
+    """Add what was measured of the answers to the probes of each family, and its chance."""
+    for task, measured in tasks.items():
+        if measured.family:
+            rows = [k for k, item in enumerate(asked) if item.question.family == task]
+            measured.values |= {key: values[rows] for key, values in measures.items()}
+            measured.values['question', NO_DEPTH, 'chance'] = np.array(
+                [asked[k].question.chance for k in rows])
 
 
-def check_items(study, cell, asked):
+def check_items(study: PathLike, cell: Experiment, asked: Sequence[Item]) -> None:
     """Raise ValueError, with counts, when the study's own joint evaluation asked other items."""
     path = place(study) / 'evaluations' / f'joint-{cell.name}' / 'items.parquet'
     if not path.exists():
         return
     table = read_items(path)
-    ids = {item for item, condition in zip(table['item_id'].to_pylist(),
-                                           table['condition'].to_pylist()) if condition == 'image'}
+    pairs = zip(table['item_id'].to_pylist(), table['condition'].to_pylist())
+    ids = {item for item, condition in pairs if condition == 'image'}
     lost = sorted({item.question.item_id for item in asked} ^ ids)
     if lost:
         raise ValueError(f'{path} holds other items than the data set: {len(lost)} differ, first '
                          f'{lost[:3]}; evaluate {cell.name} again')
 
 
-def pairs_table(cells, folders):
-    """Return the `probe_pairs` of a study: of every seed, each run against the largest, layer by
-    layer.
+def pairs_table(cells: Sequence[Experiment], folders: Sequence[Path]) -> pa.Table:
+    """Return the `probe_pairs` of a study: of every seed, each run against the largest by layer.
 
     CKA and the overlap of neighbours, over pictures at 'image' and over items at 'answer'.
     """
     rows = []
-    size = {cell.name: (cell.language.N * cell.language.D ** 2, cell.name)
-                      for cell in cells}
+    # The name settles equal sizes, so that the order of the cells decides nothing.
+    size = {cell.name: (cell.language.N * cell.language.D ** 2, cell.name) for cell in cells}
     for seed in sorted({cell.seed for cell in cells}):
-        own = [(cell, folder) for cell, folder in zip(cells, folders) if cell.seed == seed]
-        large = max(own, key=lambda pair: size[pair[0].name])
-        for cell, folder in own:
-            if cell is not large[0]:
-                rows += _alike(cell.name, _features(folder), large[0].name, _features(large[1]))
+        runs = [(cell, folder) for cell, folder in zip(cells, folders) if cell.seed == seed]
+        large, large_folder = max(runs, key=lambda run: size[run[0].name])
+        for cell, folder in runs:
+            if cell is not large:
+                rows += _alike(cell.name, _features(folder), large.name, _features(large_folder))
     return pa.Table.from_pylist(rows, schema=SCHEMAS['probe_pairs'])
 
 
 def _features(folder):
-    with np.load(io.BytesIO((folder / 'features.npz').read_bytes()), allow_pickle=False) as held:
-        return dict(held)
+    """Return the arrays of a run's features.npz by name."""
+    data = io.BytesIO((folder / 'features.npz').read_bytes())
+    with np.load(data, allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def _alike(run, features, other, others):
-    _, scenes = np.unique(features['scene'], return_index=True)
-    items = np.arange(len(features['item_id']))
-    rows = []
+    """Return the rows of `probe_pairs` of one run against another, for every pair of layers."""
     if not np.array_equal(features['item_id'], others['item_id']):
         raise ValueError(f'{run} and {other} were probed on other items; delete `probes` and probe '
                          'again')
+    rows = []
+    # Questions about one picture share its features at 'image': each picture counts once.
+    _, scenes = np.unique(features['scene'], return_index=True)
+    items = np.arange(len(features['item_id']))
     for site, at in (('image', scenes[:MOST_ALIKE]), ('answer', items[:MOST_ALIKE])):
-        for depth, own in itertools.product(DEPTHS, DEPTHS):
-            pair = features[f'{site} {depth}'][at], others[f'{site} {own}'][at]
+        for depth, other_depth in itertools.product(DEPTHS, DEPTHS):
+            pair = features[f'{site} {depth}'][at], others[f'{site} {other_depth}'][at]
             common = {'run_id': run, 'other_id': other, 'site': site, 'rel_depth': depth,
-                      'other_depth': own, 'n': len(at)}
+                      'other_depth': other_depth, 'n': len(at)}
             if len(at) >= 4:
                 rows.append({**common, 'metric': 'cka', 'value': cka(*pair)})
             if len(at) > NEIGHBOURS:

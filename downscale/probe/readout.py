@@ -4,14 +4,20 @@ A probe sees the features of an item and the words of its question, and names on
 was trained on. It is linear in the features for every word of the question: picture features alone
 cannot know which object is asked about. Everything is a closed form over rows (numpy, no JAX).
 """
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.linalg import solve
 
 from downscale.data.scenes.world import FIELDS
 from downscale.results.probes import ASKED, NO_DEPTH, Measured
+
+if TYPE_CHECKING:
+    from downscale.evaluate.answers import Item
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 INNER_FOLDS = 3   # choose the ridge
@@ -22,15 +28,21 @@ ONE_OBJECT = {'attribute': 'shape', 'position': 'shape', 'read': 'shape', 'groun
               'content': 'cell'}  # families that ask about one object: what they name it by
 
 
+Site = tuple[str, float]  # where features are from, and at which relative depth
+Fold = tuple[np.ndarray, np.ndarray]  # indices of the items to train on, and to test on
+
+
 @dataclass(frozen=True)
 class ProbeRows:
-    """Items of one task: the words of their questions, the clusters (pictures), and the labels
-    [targets, items] to predict, each an array of text."""
-    words: list
+    """Items of one task: their questions' words, their clusters (pictures), and what to predict.
+
+    `labels` [targets, items] are texts.
+    """
+    words: list[str]
     clusters: np.ndarray
     labels: np.ndarray
 
-    def at(self, index):
+    def at(self, index: Sequence[int] | np.ndarray) -> 'ProbeRows':
         """Return the rows at `index`."""
         words = [self.words[k] for k in index]
         return ProbeRows(words, self.clusters[index], self.labels[:, index])
@@ -42,27 +54,29 @@ class ProbeTask:
 
     `labels` [targets, items]; the first `studied` items are the study's.
     """
-    names: tuple
-    items: list
+    names: tuple[str, ...]
+    items: list['Item']
     labels: np.ndarray
     studied: int
 
     @cached_property
-    def rows(self):
+    def rows(self) -> ProbeRows:
+        """The items as probes see them."""
         questions = [item.question for item in self.items]
         return ProbeRows([question.text for question in questions],
                          np.array([question.cluster_id for question in questions]), self.labels)
 
-    def right(self, target, k, guess):
-        """Return whether `guess` is the label of item `k`: for a family as its own judge says."""
+    def right(self, target: int, k: int, guess: str) -> float:
+        """Return 1 where `guess` is the label of item `k`; for a family as its own judge says."""
         if self.names[target].startswith(ASKED):
             return float(guess == self.labels[target, k])
         return self.items[k].judge(guess, False)[2]
 
-    def folds(self, seed):
-        """Return [(training, tested)] indices: all of the study by what is not in it, where there
-        is enough; else its own pictures, part by part. Empty where there is not enough of
-        either.
+    def folds(self, seed: int) -> list[Fold]:
+        """Return how items are trained on and tested; empty where there are not enough.
+
+        All of the study is tested by what is not in it, where there is enough; else its own
+        pictures, part by part.
         """
         tested = np.arange(self.studied)
         clusters = self.rows.clusters
@@ -71,30 +85,35 @@ class ProbeTask:
         if len(spare) >= FEWEST:
             return [(spare, tested)]
         fold = split(clusters[tested], OUTER_FOLDS, seed)
-        found = [(tested[fold != k][:MOST_ROWS], tested[fold == k]) for k in np.unique(fold)]
-        return found if min(len(train) for train, _ in found) >= FEWEST else []
+        folds = [(tested[fold != k][:MOST_ROWS], tested[fold == k]) for k in np.unique(fold)]
+        return folds if min(len(train) for train, _ in folds) >= FEWEST else []
 
 
-def tasks_of(asked, spare):
-    """Return (tasks with the indices of their items in asked + spare): one a family, and what the
-    object is like that a question asks about, where it is about one.
+def tasks_of(asked: Sequence['Item'], spare: Sequence['Item']) -> list[tuple[ProbeTask, list[int]]]:
+    """Return (task, indices of its items in asked + spare): one a family, and one of objects.
+
+    The last one has what the object is like that a question asks about, where it is about one.
     """
     both = [*asked, *spare]
-    found = []
+    tasks = []
     for family in dict.fromkeys(item.question.family for item in asked):
         index = [k for k, item in enumerate(both) if item.question.family == family]
-        labels = np.array([[both[k].question.answer for k in index]], dtype=object)
-        found.append((_task((family,), both, index, labels, len(asked)), index))
+        answers = [both[k].question.answer for k in index]
+        labels = np.array([answers], dtype=object)
+        tasks.append((_task((family,), both, index, labels, len(asked)), index))
     index = [k for k, item in enumerate(both) if _object(item.question)]
-    if index and index[0] < len(asked):
+    if index and index[0] < len(asked):  # the study itself asks about an object
         objects = [_object(both[k].question) for k in index]
-        labels = np.array([[one[name] for one in objects] for name in FIELDS], dtype=object)
+        labels = np.empty((len(FIELDS), len(objects)), dtype=object)
+        for row, name in zip(labels, FIELDS):
+            row[:] = [values[name] for values in objects]
         names = tuple(ASKED + name for name in FIELDS)
-        found.append((_task(names, both, index, labels, len(asked)), index))
-    return found
+        tasks.append((_task(names, both, index, labels, len(asked)), index))
+    return tasks
 
 
 def _task(names, both, index, labels, studied):
+    """Return the `ProbeTask` of some of `both`, of which the first `studied` are the study's."""
     return ProbeTask(
         names=names,
         items=[both[k] for k in index],
@@ -104,55 +123,63 @@ def _task(names, both, index, labels, studied):
 
 
 def _object(question):
-    """Return {field: value} of the object that a question of the scene world is about; None
-    otherwise.
-    """
+    """Return {field: value} of the object that a question of the scene world is about, or None."""
     words = question.extraction.text.split()
     if question.family not in ONE_OBJECT or len(words) < len(FIELDS):
         return None
+    # An extraction begins with what the question names its object by.
     at = FIELDS.index(ONE_OBJECT[question.family])
     return dict(zip(FIELDS[at:] + FIELDS[:at], words))
 
 
-def read_out(features, spare_features, asked, spare, dimensions, seed=0,
-             report=lambda done, total: None):
+def read_out(features: dict[Site, np.ndarray], spare_features: dict[Site, np.ndarray],
+             asked: Sequence['Item'], spare: Sequence['Item'], dimensions: int, seed: int = 0,
+             report: Callable[[int, int], object] = lambda done, total: None
+             ) -> tuple[dict[str, Measured], dict[str, str]]:
     """Return ({task: Measured} of a linear probe at every site, {task: why there is none}).
 
     `features` and `spare_features` map (site, rel_depth) to [items, width], of what the study asks
     and of what probes are trained on. Site 'question' holds the words of the question alone.
     'control' is the accuracy of the same probe where answers are shuffled over the items.
     """
-    found = {}
+    measured = {}
     without = {}
     tasks = tasks_of(asked, spare)
     for done, (task, index) in enumerate(tasks):
+        measured |= _unmeasured(task)
         folds = task.folds(seed)
-        ids = [item.question for item in task.items[:task.studied]]
-        for name in task.names:
-            found[name] = Measured(item_id=np.array([one.item_id for one in ids]),
-                                   cluster_id=np.array([one.cluster_id for one in ids]),
-                                   family=not name.startswith(ASKED))
         if not folds:
             without |= dict.fromkeys(task.names, f'{task.studied} items, and fewer than {FEWEST} '
                                      'of other pictures to train on')
             continue
         order = shuffled(task, seed)
+        # Features that say nothing leave a probe the words of the question.
         blank = np.zeros((len(index), 1))
         for site, depth in (('question', NO_DEPTH), *features):
             x = blank if site == 'question' else np.concatenate(
                 [features[site, depth], spare_features[site, depth]])[index]
-            hit, control = _hits(task, x, folds, order, dimensions)
-            for t, name in enumerate(task.names):
-                found[name].values[site, depth, 'accuracy'] = hit[t]
+            hits, controls = _hits(task, x, folds, order, dimensions)
+            for name, hit, control in zip(task.names, hits, controls):
+                measured[name].values[site, depth, 'accuracy'] = hit
                 if site != 'question':
-                    found[name].values[site, depth, 'control'] = control[t]
+                    measured[name].values[site, depth, 'control'] = control
         report(done + 1, len(tasks))
-    return found, without
+    return measured, without
 
 
-def shuffled(task, seed):
+def _unmeasured(task):
+    """Return {name: `Measured` without values} of each target of a task."""
+    questions = [item.question for item in task.items[:task.studied]]
+    item_id = np.array([question.item_id for question in questions])
+    cluster_id = np.array([question.cluster_id for question in questions])
+    return {name: Measured(item_id=item_id, cluster_id=cluster_id,
+                           family=not name.startswith(ASKED)) for name in task.names}
+
+
+def shuffled(task: ProbeTask, seed: int) -> np.ndarray:
     """Return another item for every item, whose answer is its label in the control task."""
     rng = np.random.default_rng(seed)
+    # The study's among themselves, and the others: neither learns labels of the other.
     return np.concatenate([rng.permutation(task.studied), task.studied + rng.permutation(
         len(task.items) - task.studied)])
 
@@ -162,29 +189,26 @@ def _hits(task, x, folds, order, dimensions):
     rows = ProbeRows(task.rows.words, task.rows.clusters,
                      np.concatenate([task.labels, task.labels[:, order]]))
     targets = len(task.names)
-    found = np.zeros((2 * targets, task.studied))
+    hits = np.zeros((2 * targets, task.studied))
     for train, tested in folds:
-        guesses = predict(*_pair(x, rows, train, tested, dimensions))
+        x_train, x_tested = principal(x[train], x[tested], dimensions)
+        guesses = predict(x_train, rows.at(train), x_tested, rows.at(tested))
         for t, guess in enumerate(guesses):
             judged = tested if t < targets else order[tested]
-            found[t, tested] = [task.right(t % targets, k, word)
-                                for k, word in zip(judged, guess, strict=True)]
-    return found[:targets], found[targets:]
+            hits[t, tested] = [task.right(t % targets, k, word)
+                               for k, word in zip(judged, guess, strict=True)]
+    return hits[:targets], hits[targets:]
 
 
-def _pair(x, rows, train, tested, dimensions):
-    x_train, x_tested = principal(x[train], x[tested], dimensions)
-    return x_train, rows.at(train), x_tested, rows.at(tested)
-
-
-def principal(train, others, dimensions):
-    """Return features on the first principal axes of `train` [items, width], of `train` and of
-    `others`.
+def principal(train: np.ndarray, others: np.ndarray,
+              dimensions: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return `train` and `others` [items, width] on the first principal axes of `train`.
 
     At most `dimensions` are kept, so that wide models get no free capacity; the scale is such that
     a training row has unit length on average. Features that do not vary become zeros.
     """
-    train, others = (np.asarray(x, dtype=np.float64) for x in (train, others))
+    train = np.asarray(train, dtype=np.float64)
+    others = np.asarray(others, dtype=np.float64)
     mean = train.mean(axis=0)
     spread = train - mean
     _, sizes, axes = np.linalg.svd(spread, full_matrices=False)
@@ -194,75 +218,78 @@ def principal(train, others, dimensions):
     return spread @ axes.T * scale, (others - mean) @ axes.T * scale
 
 
-def split(clusters, folds, seed=0):
-    """Return the fold of each item; the items of a cluster share one, folds are equal within a
-    cluster.
+def split(clusters: np.ndarray, folds: int, seed: int = 0) -> np.ndarray:
+    """Return the fold of each item; the items of a cluster share one.
+
+    Folds have equally many clusters, give or take one; never more folds than clusters.
     """
     names, place = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
     order = np.random.default_rng(seed).permutation(len(names))
     return (order % max(1, min(folds, len(names))))[place]
 
 
-def predict(train_x, train, test_x, test):
+def predict(train_x: np.ndarray, train: ProbeRows, test_x: np.ndarray,
+            test: ProbeRows) -> np.ndarray:
     """Return predicted labels [targets, test items] of a ridge probe for each target of `train`.
 
     `train_x` and `test_x` come from `principal`. The ridge of each target is the one with the
     smallest squared error on pictures left out of `train`.
     """
     words = vocabulary(train.words)
-    q, test_q = (one_hot(rows.words, words) for rows in (train, test))
+    q = one_hot(train.words, words)
+    test_q = one_hot(test.words, words)
+    # The product of two linear kernels: linear in the features for every word of the question.
     kernel = (1 + q @ q.T) * (1 + train_x @ train_x.T)
     across = (1 + test_q @ q.T) * (1 + test_x @ train_x.T)
     targets = [np.unique(labels, return_inverse=True) for labels in train.labels]
     hot = [np.eye(len(names))[place] for names, place in targets]
+    # Columns of all targets side by side: each fold is solved once.
     columns = np.cumsum([0] + [y.shape[1] for y in hot])
     errors = _left_out(kernel, np.concatenate(hot, axis=1), split(train.clusters, INNER_FOLDS))
-    best = [np.argmin([error[start:end].sum() for error in errors])
-            for start, end in zip(columns, columns[1:])]
-    found = np.empty((len(targets), len(test.words)), dtype=object)
-    for t, (names, _) in enumerate(targets):
-        scores = _fit(kernel, hot[t], across, RIDGES[best[t]])
-        found[t] = names[np.argmax(scores, axis=1)]
-    return found
+    labels = np.empty((len(targets), len(test.words)), dtype=object)
+    for t, ((names, _), (start, end)) in enumerate(zip(targets, pairwise(columns))):
+        best = np.argmin([error[start:end].sum() for error in errors])
+        scores = _fit(kernel, hot[t], across, RIDGES[best])
+        labels[t] = names[np.argmax(scores, axis=1)]
+    return labels
 
 
 def _left_out(kernel, hot, folds):
     """Return squared error [ridges, columns] on each fold of what was fitted on the others."""
     errors = np.zeros((len(RIDGES), hot.shape[1]))
     for fold in np.unique(folds):
-        here = folds == fold
+        inside = folds == fold
         rest = folds != fold
         if not rest.any():  # one picture: nothing to choose by
             continue
         for k, ridge in enumerate(RIDGES):
-            guess = _fit(kernel[np.ix_(rest, rest)], hot[rest], kernel[np.ix_(here, rest)], ridge)
-            errors[k] += np.sum((guess - hot[here]) ** 2, axis=0)
+            guess = _fit(kernel[np.ix_(rest, rest)], hot[rest], kernel[np.ix_(inside, rest)], ridge)
+            errors[k] += np.sum((guess - hot[inside]) ** 2, axis=0)
     return errors
 
 
 def _fit(kernel, hot, across, ridge):
-    """Return scores [test items, classes]: the training shares of the classes, and what the ridge
-    adds.
-    """
+    """Return scores [test items, classes]: the classes' shares in training, and what ridge adds."""
     mean = hot.mean(axis=0)
+    # In units of the mean of the diagonal, so that one ridge means the same for every task.
     weight = ridge * np.trace(kernel) / len(kernel)
     dual = solve(kernel + weight * np.eye(len(kernel)), hot - mean, assume_a='pos')
     return mean + across @ dual
 
 
-def vocabulary(texts):
+def vocabulary(texts: Sequence[str]) -> dict[tuple[int, str], int]:
     """Return {(place, word): column} of the words that tell these questions apart."""
     asked = [set(enumerate(text.split())) for text in texts]
     always = set.intersection(*asked)
     return {word: k for k, word in enumerate(sorted(set().union(*asked) - always))}
 
 
-def one_hot(texts, words):
-    """Return questions as vectors of unit length, zeros where no word is known."""
-    found = np.zeros((len(texts), len(words)))
+def one_hot(texts: Sequence[str], words: dict[tuple[int, str], int]) -> np.ndarray:
+    """Return questions as vectors [texts, words] of unit length, zeros where no word is known."""
+    vectors = np.zeros((len(texts), len(words)))
     for row, text in enumerate(texts):
         for word in enumerate(text.split()):
             if word in words:
-                found[row, words[word]] = 1
-    size = np.linalg.norm(found, axis=1, keepdims=True)
-    return found / np.maximum(size, 1)
+                vectors[row, words[word]] = 1
+    size = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.maximum(size, 1)

@@ -7,6 +7,7 @@ import csv
 import io
 import re
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +31,7 @@ POINTS = 300      # a longer curve is drawn as means of neighbours; its CSV keep
 
 
 def plotting() -> ModuleType:
+    """Return matplotlib; ImportError saying which extra brings it."""
     try:
         import matplotlib.backends.backend_agg
         import matplotlib.figure
@@ -39,7 +41,7 @@ def plotting() -> ModuleType:
 
 
 def write_csv(rows: Sequence[dict[str, Any]], folder: Path, name: str) -> None:
-    """`rows`, dicts of the same keys, are in `folder` as `name`.csv."""
+    """Write `rows`, dicts of the same keys, into `folder` as `name`.csv."""
     with open(folder / f'{name}.csv', 'w', newline='') as file:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator='\n')
         writer.writeheader()
@@ -47,9 +49,7 @@ def write_csv(rows: Sequence[dict[str, Any]], folder: Path, name: str) -> None:
 
 
 def save(draw: Callable[[Any], Drawing], result: Any, folder: Path, name: str) -> str:
-    """Return `name`.png and `name`.csv are in `folder`; the returned string is the figure as
-    SVG.
-    """
+    """Write `name`.png and `name`.csv into `folder`; return the figure as SVG."""
     with plotting().rc_context(STYLE):
         figure, rows = draw(result)
         figure.set_layout_engine(None)   # it is laid out: each file is drawn once, not twice
@@ -84,11 +84,13 @@ def small_axes(count: int, width: float = 2.35, height: float = 1.95,
 
 
 def numbers(x: Interval) -> dict[str, Any]:
+    """Return the columns of an interval in a CSV."""
     return {'value': x.value, 'low': x.low, 'high': x.high, 'n': x.n, 'clusters': x.clusters,
             'seeds': x.seeds}
 
 
 def _ended(x):
+    """Return the columns of a `Completion` in a CSV."""
     return {'truncated': x.truncated, 'unparsed': x.unparsed, 'unclosed': x.unclosed,
             'n_completed': x.n_completed,
             'value_completed': None if x.completed is None else x.completed.value}
@@ -108,11 +110,14 @@ def short_count(number: float) -> str:
 
 
 def counts(axis: Any) -> None:
-    """Ticks of a log axis of counts: 1, 2 and 5 of every decade, of many decades 1 only."""
+    """Set the ticks of a log axis: 1, 2 and 5 of every decade, of many decades 1 only."""
     low, high = axis.get_view_interval()
     ticker = plotting().ticker
-    axis.set_major_locator(ticker.MaxNLocator(4) if high < 5 * low else ticker.LogLocator(
-        subs=(1, 2, 5) if high < 100 * low else (1,), numticks=9))
+    subs = (1, 2, 5) if high < 100 * low else (1,)
+    # Within less than a decade a log locator may find no tick at all.
+    near = high < 5 * low
+    axis.set_major_locator(ticker.MaxNLocator(4) if near else ticker.LogLocator(subs=subs,
+                                                                                numticks=9))
     axis.set_minor_locator(ticker.NullLocator())
     axis.set_major_formatter(lambda value, _: short_count(value))
 
@@ -139,10 +144,9 @@ def accuracy(result: Any) -> Drawing:
         axis.tick_params(axis='x', labelrotation=45 if len(x) > 4 else 0)
         axis.grid(axis='y', color=GREY, alpha=.25, lw=.6)
         axis.tick_params(labelleft=axis.get_subplotspec().is_first_col(), length=2)
-        rows += [{'family': name, 'size': size, 'n_total': n_total[size], **numbers(v),
-                  **{guess: panel[guess] for guess in ('chance', 'majority', 'constant', 'floor')},
-                  **_ended(panel['completion'][size])}
-                 for size, v in panel['sizes'].items()]
+        guesses = {guess: panel[guess] for guess in ('chance', 'majority', 'constant', 'floor')}
+        rows += [{'family': name, 'size': size, 'n_total': n_total[size], **numbers(v), **guesses,
+                  **_ended(panel['completion'][size])} for size, v in panel['sizes'].items()]
     axes[0].set_ylabel('accuracy')
     figure.supxlabel('parameters in total (n_total)', fontsize=9)
     handles, labels = axes[0].get_legend_handles_labels()
@@ -152,7 +156,7 @@ def accuracy(result: Any) -> Drawing:
 
 
 def drops(result: Any) -> Drawing:
-    """Drop by family, sorted: points left, share of what was above chance right."""
+    """Return the drop by family, sorted: points left, share of what was above chance right."""
     names = [*result['families'], 'macro mean']
     table = {**result['families'], 'macro mean': result['macro']}
     figure, axes = small_axes(2, 4.4, .27 * len(names) + .6, across=2)
@@ -166,12 +170,14 @@ def drops(result: Any) -> Drawing:
                 axis.text(.02, place, 'large model may not be above chance', va='center',
                           fontsize=8, color=GREY, transform=axis.get_yaxis_transform())
                 continue
-            colour = ORANGE if name == 'macro mean' else BLUE if x.clear else GREY
+            colour = BLUE if x.clear else GREY
+            if name == 'macro mean':
+                colour = ORANGE
             axis.barh(place, x.value, color=colour, height=.62, alpha=.75)
             axis.errorbar(x.value, place, xerr=errors(x), color=INK, lw=1.1, capsize=2)
         axis.axvline(0, color=INK, lw=.8)
-        axis.set_yticks(range(len(names)), [f'{name} ({table[name]["absolute"].n})'
-                                            for name in names] if kind == 'absolute' else [])
+        labels = [f'{name} ({table[name]["absolute"].n})' for name in names]
+        axis.set_yticks(range(len(names)), labels if kind == 'absolute' else [])
         axis.tick_params(length=0)
         axis.invert_yaxis()
         axis.grid(axis='x', color=GREY, alpha=.25, lw=.6)
@@ -184,18 +190,18 @@ def reliance(result: Any) -> Drawing:
     """Return reliance on the picture against the drop, one labelled point per family."""
     figure, axes = small_axes(len(result['conditions']), 4.4, 3.6, across=2)
     rows = []
-    for axis, (condition, found) in zip(axes, result['conditions'].items(), strict=True):
+    for axis, (condition, families) in zip(axes, result['conditions'].items(), strict=True):
         at = {}   # families of one point share a label
-        for family, x in found.items():
+        for family, x in families.items():
             at.setdefault((round(x.value, 6), round(result['drop'][family].value, 6)),
                           []).append(family)
-        near = .03 * np.ptp([result['drop'][family].high for family in found] + [0])
+        near = .03 * np.ptp([result['drop'][family].high for family in families] + [0])
         for (x, y), names in at.items():
             # of neighbours in height the left one is named to its left, above
             left = any(other > x and abs(height - y) < near for other, height in at)
             axis.annotate(', '.join(names), (x, y), xytext=(-5, 4) if left else (5, -10),
                           textcoords='offset points', ha='right' if left else 'left', fontsize=8.5)
-        for family, x in found.items():
+        for family, x in families.items():
             y = result['drop'][family]
             axis.errorbar(x.value, y.value, xerr=errors(x), yerr=errors(y), fmt='o', ms=4.5,
                           color=BLUE, ecolor=GREY, elinewidth=.8)
@@ -207,15 +213,15 @@ def reliance(result: Any) -> Drawing:
         split = result['relation'].get(condition, {}).get('split halves')
         far = _outliers(split) if split else set()
         for family in far:
-            axis.plot(found[family].value, result['drop'][family].value, 'o', ms=9, mfc='none',
+            axis.plot(families[family].value, result['drop'][family].value, 'o', ms=9, mfc='none',
                       color=ORANGE)
         if split:
             x = split.slope
             ends = np.array(axis.get_xlim())
-            told = 'no slope' if np.isnan(x.value) else \
+            slope = 'no slope' if np.isnan(x.value) else \
                 f'slope {x.value:.2f} [{x.low:.2f}, {x.high:.2f}]'
             axis.plot(ends, split.drop.mean() + x.value * (ends - split.reliance.mean()),
-                      color=GREY, lw=1, label=f'{told}, split halves')
+                      color=GREY, lw=1, label=f'{slope}, split halves')
             axis.legend(fontsize=8, loc='upper left')
         axis.margins(.12)
         axis.set(xlabel=f'accuracy with image - {condition} (largest)',
@@ -225,26 +231,24 @@ def reliance(result: Any) -> Drawing:
     return figure, rows
 
 
-def _outliers(found):
-    """Return families farther from the line of a `RelianceTrend` than 3 robust standard
-    deviations.
-    """
-    off = found.drop - found.drop.mean() - found.slope.value * (found.reliance
-                                                                - found.reliance.mean())
+def _outliers(trend):
+    """Return families farther from the line of a `RelianceTrend` than 3 robust deviations."""
+    off = trend.drop - trend.drop.mean() - trend.slope.value * (trend.reliance
+                                                                - trend.reliance.mean())
     size = np.abs(off - np.median(off))
-    return {task for task, far in zip(found.tasks, size > 3 * 1.4826 * np.median(size), strict=True)
+    # 1.4826 times the median deviation is the standard deviation of normal values.
+    return {task for task, far in zip(trend.tasks, size > 3 * 1.4826 * np.median(size), strict=True)
             if far}
 
 
 def grid(result: Any) -> Drawing:
-    """Return macro accuracy per perception x reasoner pair, gold text on top, one panel per
-    setting.
-    """
+    """Return macro accuracy per perception x reasoner pair, gold text on top, a panel a setting."""
     widest = max(len(panel['r_sizes']) for panel in result.values())
     tallest = max(len(panel['p_sizes']) for panel in result.values())
     figure, axes = small_axes(len(result), .8 * widest + 1.3, .5 * (tallest + 1) + .9, across=2)
-    cells = [cell['accuracy'] for panel in result.values() for cell in panel['cells']]
-    norm = plotting().colors.Normalize(min(x.value for x in cells), max(x.value for x in cells))
+    cells = list(chain.from_iterable(panel['cells'] for panel in result.values()))
+    values = [cell['accuracy'].value for cell in cells]
+    norm = plotting().colors.Normalize(min(values), max(values))
     rows = []
     for axis, (name, panel) in zip(axes, result.items(), strict=True):
         ys = {p: place for place, p in enumerate(panel['p_sizes'])}
@@ -283,8 +287,10 @@ def _heat_cell(axis, x, y, cell, norm):
 def marginals(result: Any) -> Drawing:
     """Return what shrinking one side costs with the other side at its largest, family by family."""
     panels = {name: panel['marginal'] for name, panel in result.items() if panel['marginal']}
-    families = {task for sides in panels.values() for side in ('perception', 'reasoner')
-                if side in sides for task in sides[side]['families']}
+    families = set()
+    for sides in panels.values():
+        for side in {'perception', 'reasoner'} & set(sides):
+            families.update(sides[side]['families'])
     names = [*sorted(families), 'macro mean']
     figure, axes = small_axes(len(panels), 4.2, .3 * len(names) + .9, across=2)
     rows = []
@@ -309,8 +315,10 @@ def marginals(result: Any) -> Drawing:
     for axis in axes:
         axis.set_xlim(min(low for low, _ in ends), max(high for _, high in ends))
     figure.tight_layout(h_pad=1.5)
-    named = {label: handle for axis in axes
-             for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    named = {}
+    for axis in axes:
+        handles, labels = axis.get_legend_handles_labels()
+        named |= dict(zip(labels, handles, strict=True))
     figure.legend(named.values(), named.keys(), loc='lower left', ncols=2, fontsize=8.5,
                   bbox_to_anchor=(0, 1))
     return figure, rows

@@ -1,19 +1,18 @@
 """Samples to look at: picture, question, gold, what each size wrote and answered."""
-import base64
 import hashlib
-from html import escape
 from typing import Any
 
 from downscale.analysis import grids, measures
 from downscale.analysis.flips import PREFERRED
 from downscale.analysis.measures import Missing, Scored, joint_cells
+from downscale.output import page
 from downscale.statistics.shapley import CLASSES, class_of
 
 PICTURE_BYTES = 150_000
 TOTAL_BYTES = 3_000_000
 PER_CLASS = 4
 TEXT_LENGTH = 400
-# By the four pairs of smallest and largest sizes (attribution.CLASSES), or without pairs by the
+# By the four pairs of smallest and largest sizes (`shapley.CLASSES`), or without pairs by the
 # models that see and answer.
 TITLES = {
     'perception loss': 'Perception loss: wrong as soon as the small model looks',
@@ -36,39 +35,52 @@ def samples(s: Scored) -> dict[str, Any]:
     if not answers and not pairs:
         raise Missing('no model was asked with the picture, so there are no answers to show')
     study = s.study
+    first = pairs or answers  # {name: item -> row}; classes are told by pairs, where there are any
     picked = {name: [] for name in (CLASSES if pairs else JOINT)}
-    shared = set.intersection(*(set(found) for found in (pairs or answers).values()))
+    shared = set.intersection(*map(set, first.values()))
+    rows_of = next(iter(first.values()))
 
     def order(item):
-        row = next(iter((pairs or answers).values()))[item]
-        return (not _path(study.root, study.items['cluster_id'][row], 0).is_file(),
+        # Items with a picture first, then as their hash falls: no family or size is preferred.
+        cluster = study.items['cluster_id'][rows_of[item]]
+        return (not _path(study.root, cluster, 0).is_file(),
                 hashlib.sha256(item.encode()).hexdigest())
     for item in sorted(shared, key=order):
-        rows = {name: found[item] for name, found in (pairs or answers).items()}
-        right = [bool(study.items['score'][row] > .5) for row in rows.values()]
-        kind = class_of(*right) if pairs else 'right' if all(right) else 'wrong' \
-            if not any(right) else 'lost' if right[-1] and not right[0] else None
+        right = [bool(study.items['score'][rows[item]] > .5) for rows in first.values()]
+        kind = class_of(*right) if pairs else _joint_class(right)
         if kind:
-            picked[kind].append((study.items['task'][next(iter(rows.values()))], item))
+            picked[kind].append((study.items['task'][rows_of[item]], item))
     budget = [TOTAL_BYTES]
     written = _written(s)
-    return {kind: [_sample(study, task, item, {**answers, **pairs}, written, budget)
-                   for task, item in _spread(found)] for kind, found in picked.items()}
+    shown = {}
+    for kind, items in picked.items():
+        shown[kind] = [_sample(study, task, item, {**answers, **pairs}, written, budget)
+                       for task, item in _spread(items)]
+    return shown
+
+
+def _joint_class(right):
+    """Return the class of an item by who had it `right`, smallest size first; None of a mixture."""
+    if all(right):
+        return 'right'
+    if not any(right):
+        return 'wrong'
+    return 'lost' if right[-1] and not right[0] else None
 
 
 def _pairs(s):
-    """Answer rows of the four pairs of ends: {name: item -> row}, as `class_of` takes them.
+    """Return {name: item -> answer row} of the four pairs of ends, in the order of `class_of`.
 
-    Of the lowest seed, and of the first of `PREFERRED` that has all four; empty without.
+    They are of the lowest seed, and of the first of `PREFERRED` that has all four; empty without.
     """
     for kind, mode in PREFERRED:
         try:
-            found = grids.corners(s, measures.pair_groups(s, kind, measures.MODES[mode]))
+            corners = grids.corners(s, measures.pair_groups(s, kind, measures.MODES[mode]))
         except Missing:
             continue
-        cells = next(iter(found.seeds.values()))
-        p = found.perception
-        r = found.reasoner
+        cells = next(iter(corners.seeds.values()))
+        p = corners.perception
+        r = corners.reasoner
         return {f'{p[a]} → {r[b]} ({kind}, {mode})': _first_rows(s, cells[a, b])
                 for a, b in ((1, 1), (0, 1), (1, 0), (0, 0))}
     return {}
@@ -89,26 +101,26 @@ def _answers(s):
 
 
 def _written(s):
-    """Return what each size wrote about an item: item -> [(size, kind, text)], extractions
-    first.
-    """
-    home = {run: (place, size.name) for place, size in enumerate(s.sizes) for run in size.runs}
+    """Return what each size wrote: item -> {'question', 'texts': {size: (run, kind, text)}}."""
+    home = {}  # run: (place of its size, name of its size)
+    for place, size in enumerate(s.sizes):
+        home |= dict.fromkeys(size.runs, (place, size.name))
     texts = s.study.texts
-    found = {}
+    written = {}
     columns = (texts[name] for name in ('item_id', 'p_run', 'text_kind', 'text', 'question'))
     for item, run, kind, text, question in sorted(zip(*columns, strict=True)):
         if run in home:
-            by_size = found.setdefault(item, {'question': question, 'texts': {}})['texts']
+            by_size = written.setdefault(item, {'question': question, 'texts': {}})['texts']
             # sorted rows put 'caption' before 'extraction' within a run: the later one stays
             if by_size.get(home[run], (run,))[0] == run:
                 by_size[home[run]] = (run, kind, text)
-    return found
+    return written
 
 
-def _spread(found):
-    """Return one of each family in turn until there are enough."""
+def _spread(entries):
+    """Return some of (family, item): one of each family in turn until there are enough."""
     by_family = {}
-    for entry in found:
+    for entry in entries:
         by_family.setdefault(entry[0], []).append(entry)
     chosen = []
     while by_family and len(chosen) < PER_CLASS:
@@ -120,18 +132,19 @@ def _spread(found):
 
 
 def _sample(study, task, item, answers, written, budget):
+    """Return what a card shows of one item; `budget` are the bytes of pictures that are left."""
     items = study.items
     about = written.get(item, {'question': '', 'texts': {}})
-    rows = {name: found[item] for name, found in answers.items() if item in found}
-    one = next(iter(rows.values()))
-    pictures, note = _pictures(study.root, items['cluster_id'][one], budget)
-    return {
-        'item_id': item, 'family': task, 'gold': items['gold'][one],
-        'question': about['question'], 'pictures': pictures, 'picture_note': note,
-        'texts': [{'size': size, 'kind': kind, 'text': text}
-                  for (_, size), (_, kind, text) in sorted(about['texts'].items())],
-        'answers': [{'size': name, 'pred': items['pred'][row],
-                     'right': bool(items['score'][row] > .5)} for name, row in rows.items()]}
+    rows = {name: index[item] for name, index in answers.items() if item in index}
+    first = next(iter(rows.values()))
+    pictures, note = _pictures(study.root, items['cluster_id'][first], budget)
+    texts = [{'size': size, 'kind': kind, 'text': text}
+             for (_, size), (_, kind, text) in sorted(about['texts'].items())]
+    replies = [{'size': name, 'pred': items['pred'][row], 'right': bool(items['score'][row] > .5)}
+               for name, row in rows.items()]
+    return {'item_id': item, 'family': task, 'gold': items['gold'][first],
+            'question': about['question'], 'pictures': pictures, 'picture_note': note,
+            'texts': texts, 'answers': replies}
 
 
 def _path(root, cluster, k):
@@ -140,51 +153,54 @@ def _path(root, cluster, k):
 
 
 def _pictures(root, cluster, budget):
-    """Return pictures of a cluster as data addresses, within the size caps, and why any is left
-    out.
+    """Return (pictures of a cluster as data addresses, within the size caps, why any is left out).
     """
-    found = []
-    k = 0
-    while (path := _path(root, cluster, k)).is_file():
+    addresses = []
+    while (path := _path(root, cluster, len(addresses))).is_file():
         size = path.stat().st_size
         if size > PICTURE_BYTES or size > budget[0]:
-            return found, 'picture left out (size cap)'
+            return addresses, 'picture left out (size cap)'
         budget[0] -= size
-        found.append('data:image/png;base64,' + base64.b64encode(path.read_bytes()).decode())
-        k += 1
-    return found, '' if found else 'no picture saved'
+        addresses.append(page.picture_address(path.read_bytes()))
+    return addresses, '' if addresses else 'no picture saved'
 
 
 def cards(result: Any) -> str:
-    """Return the samples as HTML, all text escaped; right and wrong have marks as well as
-    colours.
-    """
+    """Return the samples as HTML, all text escaped."""
     parts = []
     for kind, found in result.items():
         parts.append(f'<h3>{TITLES[kind]}</h3>')
         if not found:
             parts.append('<p class="soft">No such question.</p>')
-        parts.append('<div class="cards">' + ''.join(map(_card, found)) + '</div>')
+        parts.append(page.cards(map(_card, found)))
     return ''.join(parts)
 
 
 def _card(sample):
-    images = ''.join(f'<img src="{escape(address)}" alt="picture {k}">'
+    """Return one sample as HTML: what was asked, what is right, what each size answered and wrote.
+    """
+    images = ''.join(f'<img src="{page.escape(address)}" alt="picture {k}">'
                      for k, address in enumerate(sample['pictures']))
-    note = f'<div class="soft">{escape(sample["picture_note"])}</div>'
-    question = escape(sample['question']) or '<span class="soft">question not saved</span>'
-    answers = ''.join(
-        f'<dt>{escape(a["size"])}<dd class="{"good" if a["right"] else "bad"}">'
-        f'{"✓" if a["right"] else "✗"} {_short(a["pred"])}' for a in sample['answers'])
-    texts = ''.join(f'<dt>{escape(t["size"])}<dd>{_short(t["text"])}' for t in sample['texts'])
+    if sample['picture_note']:
+        images += f'<div class="soft">{page.escape(sample["picture_note"])}</div>'
+    question = page.escape(sample['question']) or '<span class="soft">question not saved</span>'
+    answers = page.terms([('gold', _short(sample['gold']))]) + ''.join(map(_answer,
+                                                                           sample['answers']))
+    texts = page.terms((text['size'], _short(text['text'])) for text in sample['texts'])
     if texts:
-        kinds = '/'.join(sorted({t['kind'] for t in sample['texts']}))
-        texts = f'<details><summary>{escape(kinds)} by size</summary><dl>{texts}</dl></details>'
-    return (f'<div class="card">{images}{note if sample["picture_note"] else ""}'
-            f'<div class="soft">{escape(sample["family"])}</div><div class="q">{question}</div>'
-            f'<dl><dt>gold<dd>{_short(sample["gold"])}{answers}</dl>{texts}</div>')
+        kinds = '/'.join(sorted({text['kind'] for text in sample['texts']}))
+        texts = page.details(f'{kinds} by size', f'<dl>{texts}</dl>')
+    return page.card(images, sample['family'],
+                     f'<div class="q">{question}</div><dl>{answers}</dl>{texts}')
+
+
+def _answer(answer):
+    """Return one answer as HTML; right and wrong have marks as well as colours."""
+    kind, mark = ('good', '✓') if answer['right'] else ('bad', '✗')
+    return (f'<dt>{page.escape(answer["size"])}<dd class="{kind}">{mark} '
+            f'{_short(answer["pred"])}')
 
 
 def _short(text):
-    cut = text if len(text) <= TEXT_LENGTH else text[:TEXT_LENGTH] + ' …'
-    return escape(cut) or '<span class="soft">(empty)</span>'
+    """Return escaped text, cut, and something to see where there is none."""
+    return page.cut(text, TEXT_LENGTH) or '<span class="soft">(empty)</span>'

@@ -3,7 +3,18 @@ from typing import Any
 
 import numpy as np
 
-from downscale.report.figures import BLUE, GREY, INK, ORANGE, Drawing, counts, plotting, small_axes
+from downscale.output.plain import plain
+from downscale.report.figures import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    Drawing,
+    counts,
+    errors,
+    plotting,
+    small_axes,
+)
 
 SIZE = 'parameters (n_nonembed)'
 
@@ -36,40 +47,43 @@ def laws(result: Any) -> Drawing:
         counts(axis.xaxis)
         rows += [{'law': title, 'kind': 'held out' if point['held'] else 'point', 'n': point['n'],
                   'value': point[y], 'low': None, 'high': None} for point in part['points']]
-        rows += [{'law': title, 'kind': 'curve' if row['inside'] else 'extrapolation',
-                  **{key: row[key] for key in ('n', 'value', 'low', 'high')}} for row in curve]
+        for row in curve:
+            kind = 'curve' if row['inside'] else 'extrapolation'
+            rows.append({'law': title, 'kind': kind, 'n': row['n'], 'value': row['value'],
+                         'low': row['low'], 'high': row['high']})
     figure.tight_layout(h_pad=1.2, w_pad=1.5)
     return figure, rows
 
 
 def isoflop(result: Any) -> Drawing:
     """Return loss against size for every budget with its minimum; the best size against compute."""
-    found = result['fit']
+    fit = result['fit']
     points = result['points']
     figure, (left, right) = small_axes(2, 4.4, 3.3, across=2)
-    shades = plotting().colormaps['viridis_r'](np.linspace(.15, .85, len(found.minima)))
+    shades = plotting().colormaps['viridis_r'](np.linspace(.15, .85, len(fit.minima)))
     rows = []
-    for colour, one in zip(shades, found.minima, strict=True):
-        mine = sorted((row['n'], row['loss']) for row in points if row['budget'] == one.budget)
-        left.plot(*zip(*mine, strict=True), 'o-', color=colour, ms=3, lw=1,
-                  label=f'{float(one.compute):.2g}')
-        kept = one.state == 'kept'
-        if np.isfinite(one.x.value):
-            left.plot(one.x.value, one.y.value, 'D' if kept else 'x', color=INK, ms=5, zorder=3)
-            right.errorbar(one.compute, one.x.value, yerr=[
-                [max(0, one.x.value - one.x.low)] if kept else [0],
-                [max(0, one.x.high - one.x.value)] if kept else [0]], fmt='D' if kept else 'x',
-                color=colour, ecolor=GREY, capsize=2, ms=5)
-        rows.append({'budget': one.budget, 'compute': one.compute, 'best_n': one.x.value,
-                     'low': one.x.low, 'high': one.x.high, 'loss': one.y.value,
-                     'curvature': one.curvature, 'state': one.state})
+    for colour, least in zip(shades, fit.minima, strict=True):
+        line = sorted((row['n'], row['loss']) for row in points if row['budget'] == least.budget)
+        left.plot(*zip(*line, strict=True), 'o-', color=colour, ms=3, lw=1,
+                  label=f'{float(least.compute):.2g}')
+        kept = least.state == 'kept'
+        x = least.x
+        if np.isfinite(x.value):
+            mark = 'D' if kept else 'x'
+            left.plot(x.value, least.y.value, mark, color=INK, ms=5, zorder=3)
+            # A minimum that is not enclosed has no interval worth showing.
+            right.errorbar(least.compute, x.value, yerr=errors(x) if kept else [[0], [0]],
+                           fmt=mark, color=colour, ecolor=GREY, capsize=2, ms=5)
+        rows.append({'budget': least.budget, 'compute': least.compute, 'best_n': x.value,
+                     'low': x.low, 'high': x.high, 'loss': least.y.value,
+                     'curvature': least.curvature, 'state': least.state})
     size = result.get('x', SIZE)
     left.set(xscale='log', xlabel=size, title='loss; x: minimum not enclosed')
     left.legend(title='FLOPs', fontsize=7.5, title_fontsize=8, ncols=2)
-    if found.exponent is not None:
-        c = np.array([one.compute for one in found.minima if one.state == 'kept'])
-        x = found.exponent
-        right.plot(c, found.coefficient.value * c ** x.value, color=INK, lw=1,
+    if fit.exponent is not None:
+        c = np.array([least.compute for least in fit.minima if least.state == 'kept'])
+        x = fit.exponent
+        right.plot(c, fit.coefficient.value * c ** x.value, color=INK, lw=1,
                    label=f'exponent {x.value:.2f} [{x.low:.2f}, {x.high:.2f}]')
         right.legend(fontsize=8, loc='upper left')
     right.set(xscale='log', yscale='log', xlabel='compute (FLOPs)', title=f'best {size}')
@@ -91,7 +105,7 @@ def rates(result: Any) -> Drawing:
         axis.plot(*zip(*grid, strict=True), 'o-', color=colour, mfc='white', ms=4, lw=1.2)
         axis.plot(choice.lr, choice.loss, 'o', color=colour, ms=6, label=size + (
             f' ({choice.edge} of the grid!)' if choice.edge else ''))
-        rows += [{'size': size, 'rate': rate, 'loss': loss if np.isfinite(loss) else None,
+        rows += [{'size': size, 'rate': rate, 'loss': plain(loss),
                   'chosen': rate == choice.lr, 'seeds': result['seeds'][size]}
                  for rate, loss in choice.grid]
     axis.set(xscale='log', xlabel='learning rate of the language model', ylabel='final loss',

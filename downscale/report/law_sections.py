@@ -9,16 +9,20 @@ from downscale.report import figures, law_figures
 def laws(result: Any, out: Path) -> str:
     """Return the laws' figure and the table of fits."""
     svg = figures.save(law_figures.laws, result, out, 'laws')
-    names = list(dict.fromkeys(name for part in result.values()
-                               for name in (*part['fit'].parameters, *part['fit'].derived)))
+    names = []
+    for part in result.values():
+        names += [*part['fit'].parameters, *part['fit'].derived]
+    names = list(dict.fromkeys(names))
     rows = []
     for title, part in result.items():
         fit = part['fit']
-        held = part.get('holdout')
+        holdout = part.get('holdout')
+        error = None
+        if holdout is not None and not isinstance(holdout, str):  # text says why there is none
+            error = f'{100 * holdout.error:.2f} % of {holdout.held}'
         every = {**fit.parameters, **fit.derived}
-        rows.append([title, fit.form, *(_shown(every.get(name)) for name in names), fit.n, fit.runs,
-                     f'{fit.delta:g}', 0, None if held is None or isinstance(held, str) else
-                     f'{100 * held.error:.2f} % of {held.held}',
+        parameters = [_shown(every.get(name)) for name in names]
+        rows.append([title, fit.form, *parameters, fit.n, fit.runs, f'{fit.delta:g}', 0, error,
                      '; '.join(fit.alarms) or 'none'])
     headers = ('law', 'form', *names, 'points', 'runs', 'delta', 'dropped', 'held-out error',
                'alarms')
@@ -42,14 +46,16 @@ def _shown(x):
 def isoflop(result: Any, out: Path) -> str:
     """Return parabolas of every budget and the line through their minima."""
     svg = figures.save(law_figures.isoflop, result, out, 'isoflop')
-    found = result['fit']
-    rows = [[one.budget, one.n, _shown(one.x), _shown(one.y), one.state] for one in found.minima]
-    return page.figure(svg, f'{found.method}. isoflop.png, isoflop.csv') + page.table(
-        ('budget', 'points', 'best n_nonembed', 'loss', 'state'), rows) + page.bullets(
-        [f'exponent {_shown(found.exponent)}'] * (found.exponent is not None)
-        + [f'alarm: {alarm}' for alarm in found.alarms]
-        + [f'without runs that diverged: {", ".join(result["diverged"])}']
-        * bool(result['diverged']))
+    fit = result['fit']
+    rows = [[point.budget, point.n, _shown(point.x), _shown(point.y), point.state]
+            for point in fit.minima]
+    notes = [f'alarm: {alarm}' for alarm in fit.alarms]
+    if fit.exponent is not None:
+        notes.insert(0, f'exponent {_shown(fit.exponent)}')
+    if result['diverged']:
+        notes.append(f'without runs that diverged: {", ".join(result["diverged"])}')
+    return page.figure(svg, f'{fit.method}. isoflop.png, isoflop.csv') + page.table(
+        ('budget', 'points', 'best n_nonembed', 'loss', 'state'), rows) + page.bullets(notes)
 
 
 def rates(result: Any, out: Path) -> str:

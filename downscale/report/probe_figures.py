@@ -13,16 +13,17 @@ def _axes(count, width, height):
 
 
 def save_figure(draw: Callable[[Any], Drawing], result: Any, folder: Path, name: str) -> None:
-    """`name`.png and `name`.csv are in `folder`, which is made."""
+    """Make `folder` and write `name`.png and `name`.csv into it."""
     folder.mkdir(parents=True, exist_ok=True)
     save(draw, result, folder, name)
 
 
 def _reach(rows):
-    """Return distances from values to both ends; none where there is no interval."""
-    return [[max(0, r[side] - r['value']) if sign > 0 else max(0, r['value'] - r[side])
-             if r[side] == r[side] else 0 for r in rows]
-            for side, sign in (('lo', -1), ('hi', 1))]
+    """Return distances from values down and up to the ends; 0 where there is no interval."""
+    # An end that is not known is NaN, beside which `max` keeps its first value.
+    down = [max(0, row['value'] - row['lo']) for row in rows]
+    up = [max(0, row['hi'] - row['value']) for row in rows]
+    return [down, up]
 
 
 PANELS = {'image': ('accuracy', 'image tokens: probe accuracy'),
@@ -42,13 +43,14 @@ def layer_curves(rows: Any) -> Drawing:
     shades = matplotlib.colormaps['viridis_r'](np.linspace(.15, .8, len(runs)))
     for axis, (site, (metric, title)) in zip(axes, PANELS.items(), strict=True):
         for k, (run, shade) in enumerate(zip(runs, shades, strict=True)):
-            here = sorted((row for row in rows if (row['run_id'], row['task'], row['site'],
-                                                   row['metric']) == (run, 'macro', site, metric)),
-                          key=lambda row: row['rel_depth'])
-            if here:
+            wanted = (run, 'macro', site, metric)
+            points = [row for row in rows if (row['run_id'], row['task'], row['site'],
+                                              row['metric']) == wanted]
+            points.sort(key=lambda row: row['rel_depth'])
+            if points:
                 beside = .012 * (k - (len(runs) - 1) / 2)  # so that intervals do not cover others
-                axis.errorbar([row['rel_depth'] + beside for row in here],
-                              [row['value'] for row in here], yerr=_reach(here), fmt='o-',
+                axis.errorbar([row['rel_depth'] + beside for row in points],
+                              [row['value'] for row in points], yerr=_reach(points), fmt='o-',
                               ms=3.5, lw=1.2, capsize=2, color=shade, label=run)
         if metric == 'accuracy':
             floor = [row['value'] for row in rows if row['task'] == 'macro'
@@ -73,7 +75,9 @@ def ledger_bars(found: Any) -> Drawing:
     for axis, (size, steps) in zip(axes, found.losses.items(), strict=True):
         for place, (name, tasks) in enumerate(steps.items()):
             x = tasks['macro']
-            colour = ORANGE if name == 'total' else BLUE if x.clear else GREY
+            colour = BLUE if x.clear else GREY
+            if name == 'total':
+                colour = ORANGE
             axis.barh(place, x.value, color=colour, height=.62, alpha=.75)
             axis.plot([x.low, x.high], [place, place], color='black', lw=1.1)
             rows += [{'size': size, 'step': name, 'family': task, 'value': y.value, 'low': y.low,

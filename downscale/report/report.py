@@ -1,11 +1,6 @@
 """`write_report`: one offline HTML file, its numbers as JSON, and a PNG and CSV per figure."""
-import dataclasses
 import json
-import math
-import os
 from pathlib import Path
-
-import numpy as np
 
 from downscale.analysis import (
     absent,
@@ -23,23 +18,23 @@ from downscale.analysis import (
     study_laws,
 )
 from downscale.analysis.measures import Missing
-from downscale.laws.fits import Jsonable
 from downscale.output import page
+from downscale.output.plain import plain
 from downscale.report import gallery, sections
 from downscale.results.items import TableError
 from downscale.results.study import load_study
 from downscale.results.throughput import throughput
-from downscale.runtime.files import PathLike
+from downscale.runtime.files import PathLike, write_bytes
 from downscale.statistics.bootstrap import FEW_SEEDS
 
 
 def write_report(study_dir: PathLike, out_dir: PathLike | None = None, bootstraps: int = 2000,
                  seed: int = 0) -> Path:
-    """Return report.html, report.json and the figures are in `out_dir` (default: study_dir/report).
+    """Write report.html, report.json and the figures; return the path of report.html.
 
-    Returns the path of report.html. The same input gives the same report.json, byte for byte.
-    Parts without data are named in the report with the reason; a table that breaks its schema
-    raises `TableError`.
+    `out_dir` is study_dir/report when it is not given. The same input gives the same report.json,
+    byte for byte. Parts without data are named in the report with the reason; a table that breaks
+    its schema raises `TableError`.
     """
     study = load_study(study_dir)
     out = Path(out_dir) if out_dir else Path(study_dir) / 'report'
@@ -53,13 +48,14 @@ def write_report(study_dir: PathLike, out_dir: PathLike | None = None, bootstrap
                                        ('name', 'seed', 'config_hash')},
                'summary': summary, 'skipped': skipped, 'notes': list(s.study.notes),
                'unfinished': list(study.unfinished), **_without_bulk(results)}
-    _replace(out / 'report.json', json.dumps(_plain(numbers), indent=1, sort_keys=True,
-                                             allow_nan=False) + '\n')
+    text = json.dumps(plain(numbers, _rounded), indent=1, sort_keys=True, allow_nan=False) + '\n'
+    write_bytes(out / 'report.json', text.encode())
     title = f'{study.meta.get("name", "study")} — downscale report'
     verdict = results['gate']
     gone = absent.sentence(results['missing'])
-    _replace(out / 'report.html', page.page(title, ' '.join(filter(None, (verdict['line'], gone))),
-                                            verdict['interpretable'] and not gone, body))
+    line = ' '.join(filter(None, (verdict['line'], gone)))
+    html = page.page(title, line, verdict['interpretable'] and not gone, body)
+    write_bytes(out / 'report.html', html.encode())
     return out / 'report.html'
 
 
@@ -95,21 +91,22 @@ def _results(s):
 
 def _summary(s, results):
     """Return a few facts and the sentences generated from them."""
-    found = {'name': s.study.meta.get('name'), 'interpretable': results['gate']['interpretable'],
-             'sizes': [size.name for size in s.sizes], 'sentences': []}
-    say = found['sentences'].append
+    summary = {'name': s.study.meta.get('name'),
+               'interpretable': results['gate']['interpretable'],
+               'sizes': [size.name for size in s.sizes], 'sentences': []}
+    say = summary['sentences'].append
     if s.study.meta.get('data', {}).get('asked') == 0:
         say('This study asks nothing: it has neither evaluation.scenes nor evaluation.benchmarks.')
     if results['missing']:
         say(absent.sentence(results['missing']))
     if 'accuracy' in results:
-        found['macro'] = results['accuracy']['macro']['sizes']
+        summary['macro'] = results['accuracy']['macro']['sizes']
     if 'drops' in results:
-        found.update(_say_drops(results['drops'], say))
+        summary.update(_say_drops(results['drops'], say))
     for name, panel in results.get('grid', {}).items():
         _say_panel(name, panel['marginal'], results['gate'], say)
     seeds = max((len(size.seeds) for size in s.sizes), default=0)
-    found['seeds_per_size'] = seeds
+    summary['seeds_per_size'] = seeds
     if seeds <= 1:
         say('There is one seed per size: intervals cover the choice of questions and pictures, '
             'not of training seeds. A second seed could move any number by more than they say.')
@@ -126,10 +123,11 @@ def _summary(s, results):
                                    claims.VERDICTS if verdict in verdicts) + '.')
     if s.study.unfinished:
         say(f'Failed or unfinished stages: {len(s.study.unfinished)} (listed under Health).')
-    return found
+    return summary
 
 
 def _say_drops(drops, say):
+    """Say how large the drop is and where; return the facts of it for the summary."""
     large = drops['large']
     small = drops['small']
     macro = drops['macro']['absolute']
@@ -142,8 +140,10 @@ def _say_drops(drops, say):
     flat = [task for task in rows if task not in falls + rises]
     if falls:
         lead = drops.get('lead')
-        settled = '' if lead is None else '; its lead over the next family is ' + (
-            'clear' if lead.low > 0 else 'not settled') + f' ({gate.signed(lead)})'
+        settled = ''
+        if lead is not None:
+            word = 'clear' if lead.low > 0 else 'not settled'
+            settled = f'; its lead over the next family is {word} ({gate.signed(lead)})'
         say(f'The largest drop is in {falls[0]}: {gate.signed(rows[falls[0]]["absolute"])}'
             f'{settled}.')
     if rises:
@@ -156,6 +156,7 @@ def _say_drops(drops, say):
 
 
 def _say_panel(name, marginal, verdict, say):
+    """Say what shrinking each side costs in one setting of the decoupled test."""
     models = {'perception': 'perception model', 'reasoner': 'reasoner'}
     sides = [f'shrinking the {models[side]} alone costs {gate.signed(marginal[side]["macro"])}'
              + ('' if marginal[side]['macro'].clear else ' (no clear effect)')
@@ -164,8 +165,9 @@ def _say_panel(name, marginal, verdict, say):
         return
     between = marginal.get('perception_minus_reasoner')
     if between is not None:
-        word = 'no clear difference between the two' if not between.clear else \
-            'perception costs more' if between.value > 0 else 'the reasoner costs more'
+        word = 'perception costs more' if between.value > 0 else 'the reasoner costs more'
+        if not between.clear:
+            word = 'no clear difference between the two'
         sides.append(f'{word} ({gate.signed(between)})')
     mode = name.split(', ')[1]
     warn = '' if verdict['modes'].get(mode, {}).get('interpretable') else \
@@ -179,37 +181,27 @@ def _without_bulk(results):
     if 'losses' in kept:
         kept['losses'] = kept['losses']['last']
     if 'laws' in kept:
-        kept['laws'] = {title: {name: value for name, value in part.items() if name != 'curve'}
-                        for title, part in kept['laws'].items()}
+        kept['laws'] = {title: _without(part, 'curve') for title, part in kept['laws'].items()}
     if 'families' in kept:
-        kept['families'] = {**kept['families'], 'families': {
-            task: [{'p': p, 'r': r, 'accuracy': x} for (p, r), x in of.items()]
-            for task, of in kept['families']['families'].items()}}
+        grids = {}
+        for task, cells in kept['families']['families'].items():
+            grids[task] = [{'p': p, 'r': r, 'accuracy': x} for (p, r), x in cells.items()]
+        kept['families'] = {**kept['families'], 'families': grids}
     if 'gallery' in kept:
-        kept['gallery'] = {kind: [sample['item_id'] for sample in found]
-                           for kind, found in kept['gallery'].items()}
+        ids = {}
+        for kind, samples in kept['gallery'].items():
+            ids[kind] = [sample['item_id'] for sample in samples]
+        kept['gallery'] = ids
     return kept
 
 
-def _plain(value):
-    """Return JSON values; floats are rounded so that the order of a sum cannot change the bytes."""
-    if isinstance(value, Jsonable):
-        value = value.to_dict()
-    if dataclasses.is_dataclass(value):
-        value = dataclasses.asdict(value)
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, dict):
-        return {' x '.join(key) if isinstance(key, tuple) else str(key): _plain(inner)
-                for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float):
-        return float(f'{round(value, 12):.9g}') if math.isfinite(value) else None
-    return value
+def _without(part, name):
+    """Return a dict without one key."""
+    return {key: value for key, value in part.items() if key != name}
 
 
-def _replace(path, text):
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    temporary.write_text(text, encoding='utf-8')
-    os.replace(temporary, path)
+def _rounded(value):
+    """Return a float rounded so that the order of a sum cannot change the bytes."""
+    return float(f'{round(value, 12):.9g}')
+
+

@@ -1,4 +1,5 @@
 """The sections of the report as HTML, from the numbers of `measures`, `gate` and `health`."""
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,13 @@ def body(s: Scored, results: dict[str, Any], skipped: dict[str, str], summary: d
     study = s.study
     warned = results['warnings']
     sizes = ', '.join(f'{z.name} ({figures.short_count(z.n_total)})' for z in s.sizes)
-    parts = [f'<h1>{page.escape(str(study.meta.get("name", "study")))}</h1>',
-             page.paragraph(f'{len(s.resamples.clusters):,} pictures and facts · sizes {sizes} · '
-                            f'input {study.input_hash[:12]}', 'soft'),
-             _warnings_html(warned), page.bullets(summary['sentences']),
-             '<details><summary>How the numbers are made</summary>', page.paragraph(METHODS),
-             '</details>', '<h2>Gate</h2>', _warning_html(warned, 'gate'),
-             _gate_html(results['gate'])]
+    title = page.escape(str(study.meta.get('name', 'study')))
+    about = (f'{len(s.resamples.clusters):,} pictures and facts · sizes {sizes} · input '
+             f'{study.input_hash[:12]}')
+    parts = [f'<h1>{title}</h1>', page.paragraph(about, 'soft'), _warnings_html(warned),
+             page.bullets(summary['sentences']),
+             page.details('How the numbers are made', page.paragraph(METHODS)),
+             '<h2>Gate</h2>', _warning_html(warned, 'gate'), _gate_html(results['gate'])]
     sections = (('claims', 'Claims', claim_sections.claims),
                 ('accuracy', 'Accuracy by family and size', _accuracy_html),
                 ('drops', 'Drop from the largest to the smallest size', _drops_html),
@@ -72,6 +73,7 @@ def body(s: Scored, results: dict[str, Any], skipped: dict[str, str], summary: d
 
 
 def _warnings_html(warned):
+    """Return the box above the report that names all groups of answers with too many faults."""
     titles = {'gate': 'Gate', 'accuracy': 'Accuracy by family and size',
               'grid': 'Perception × reasoner', 'runs': 'Runs', 'health': 'All answers',
               'texts': 'Texts written by perception models'}
@@ -81,19 +83,21 @@ def _warnings_html(warned):
             'so a low accuracy there may be one of finishing, not of seeing or reasoning. Groups '
             'of answers with such a share in some family:')
     return '<div class="warn">' + page.paragraph(lead) + page.bullets(
-        [f'{titles[part]}: {sentence(found)}.' for part, found in warned.items()]) + '</div>'
+        [f'{titles[part]}: {sentence(groups)}.' for part, groups in warned.items()]) + '</div>'
 
 
 def _warning_html(warned, part):
+    """Return the warning of one section, '' where it needs none."""
     if part not in warned:
         return ''
     return page.paragraph(f'Shares above {100 * LIMIT:.0f} %: {sentence(warned[part])}.', 'warn')
 
 
 def _gate_html(verdict):
-    rows = [[task, mode, x['passes'], x['margin'], x['accuracy'], x['completion'], x['floor'],
-             x['guesser'], x['margin'].n, x['margin'].clusters]
-            for task, modes in verdict['families'].items() for mode, x in modes.items()]
+    rows = []
+    for task, modes in verdict['families'].items():
+        rows += [[task, mode, x['passes'], x['margin'], x['accuracy'], x['completion'], x['floor'],
+                  x['guesser'], x['margin'].n, x['margin'].clusters] for mode, x in modes.items()]
     text = ('The gate asks whether the largest reasoner, given the true caption, is above every '
             'guess in every family: the lower end of the 95 % interval of score - floor must be '
             'above zero. The floor is the highest of the informed guess, the majority answer by '
@@ -101,20 +105,28 @@ def _gate_html(verdict):
             'nothing about perception.')
     headers = ('family', 'mode', 'passes', 'score - floor', 'accuracy', 'completed answers',
                'floor', 'which is the', 'items', 'pictures')
-    return page.paragraph(text) + (page.table(headers, rows) + page.paragraph(
-        f'Completed answers: {ENDINGS}', 'soft') if rows else '')
+    if not rows:
+        return page.paragraph(text)
+    return page.paragraph(text) + page.table(headers, rows) + page.paragraph(
+        f'Completed answers: {ENDINGS}', 'soft')
+
+
+def _with_macro(result):
+    """Return (name, row) of every family, then of the mean over families."""
+    return [*result['families'].items(), ('macro mean', result['macro'])]
 
 
 def _accuracy_html(result, out):
     svg = figures.save(figures.accuracy, result, out, 'accuracy')
-    rows = [[name, *row['sizes'].values(), *(row[guess] for guess in (*GUESSERS, 'floor')),
-             next(iter(row['sizes'].values())).n] for name, row in
-            [*result['families'].items(), ('macro mean', result['macro'])]]
+    rows = []
+    for name, row in _with_macro(result):
+        by_size = list(row['sizes'].values())
+        guesses = [row[guess] for guess in (*GUESSERS, 'floor')]
+        rows.append([name, *by_size, *guesses, by_size[0].n])
     headers = ('family', *result['macro']['sizes'], *GUESSERS.values(), 'floor', 'items')
     caption = ('The model sees the picture and answers by itself. Bands: 95 %. The '
                'macro mean is the plain mean over families. accuracy.png, accuracy.csv')
-    ended = [[name, *row['completion'].values()] for name, row in
-             [*result['families'].items(), ('macro mean', result['macro'])]]
+    ended = [[name, *row['completion'].values()] for name, row in _with_macro(result)]
     return page.figure(svg, caption) + page.table(headers, rows) + (
         '<h3>Completed answers</h3>' + page.paragraph(ENDINGS, 'soft')
         + page.table(('family', *result['macro']['sizes']), ended))
@@ -123,41 +135,51 @@ def _accuracy_html(result, out):
 def _drops_html(result, out):
     svg = figures.save(figures.drops, result, out, 'drops')
     rows = [[name, row['absolute'], row['relative_chance'], row.get('p_holm'), row['absolute'].n,
-             row['absolute'].clusters] for name, row in
-            [*result['families'].items(), ('macro mean', result['macro'])]]
+             row['absolute'].clusters] for name, row in _with_macro(result)]
     caption = (f'{result["large"]} minus {result["small"]}, paired on the same pictures. Right: '
                'the drop as a share of (largest - floor). In brackets: questions. '
                'Grey bars: interval includes 0. drops.png, drops.csv')
     headers = ('family', 'drop', 'share of above chance', 'p (McNemar, Holm)', 'items', 'pictures')
-    note = '' if all(row[3] is None for row in rows) else page.paragraph(
+    html = page.figure(svg, caption) + page.table(headers, rows, sign=True)
+    if all(row[3] is None for row in rows):
+        return html
+    return html + page.paragraph(
         'p is exact McNemar over questions, as if independent, adjusted by Holm over families; the '
         'interval respects pictures.', 'soft')
-    return page.figure(svg, caption) + page.table(headers, rows, sign=True) + note
 
 
 def _reliance_html(result, out):
     svg = figures.save(figures.reliance, result, out, 'reliance')
-    conditions = list(result['conditions'])
+    conditions = result['conditions']
     parts = [page.figure(svg, f'Reliance of {result["large"]} on the picture against the drop. '
                          'The accuracy of the largest model is on both axes, which alone pulls '
                          'the points towards a rising line; the slope from split halves is free '
                          'of that. Ringed: far from the line. reliance.png, reliance.csv')]
-    tasks = [task for task in result['drop']
-             if all(task in found for found in result['conditions'].values())]
-    rows = [[task, *(result['conditions'][c][task] for c in conditions), result['drop'][task]]
-            for task in tasks]
+    rows = []
+    for task, drop in result['drop'].items():
+        by_condition = [families.get(task) for families in conditions.values()]
+        if None not in by_condition:
+            rows.append([task, *by_condition, drop])
     parts.append(page.table(('family', *(f'image - {c}' for c in conditions), 'drop'), rows, True))
-    rows = [[f'image - {condition}', split, x.spearman, x.slope, len(x.tasks)]
-            for condition, of in result['relation'].items() for split, x in of.items()]
-    parts.append(page.table(('reliance', 'axes from', 'Spearman', 'slope', 'families'), rows, True)
-                 + page.paragraph('Split halves: the axes are from disjoint halves of the '
-                                  'pictures, so that noise in the largest model is not on both. '
-                                  'Intervals are over families.', 'soft') if rows else
-                 page.paragraph(f'Skipped: a relation needs {FEW_TASKS} families.', 'skip'))
+    parts.append(_relation_html(result['relation']))
     for condition in result['missing']:
         parts.append(page.paragraph(f'Skipped: no {condition} condition for {result["large"]}.',
                                     'skip'))
     return ''.join(parts)
+
+
+def _relation_html(relation):
+    """Return how reliance and drop go together: a row a condition and way to split the pictures."""
+    rows = []
+    for condition, splits in relation.items():
+        rows += [[f'image - {condition}', split, trend.spearman, trend.slope, len(trend.tasks)]
+                 for split, trend in splits.items()]
+    if not rows:
+        return page.paragraph(f'Skipped: a relation needs {FEW_TASKS} families.', 'skip')
+    return page.table(('reliance', 'axes from', 'Spearman', 'slope', 'families'), rows, True) \
+        + page.paragraph('Split halves: the axes are from disjoint halves of the pictures, so that '
+                         'noise in the largest model is not on both. Intervals are over families.',
+                         'soft')
 
 
 def _grid_html(result, out):
@@ -172,8 +194,7 @@ def _grid_html(result, out):
         for side in ('perception', 'reasoner'):
             if side in panel['marginal']:
                 drop = panel['marginal'][side]
-                rows += [[name, side, task, x] for task, x in
-                         [*drop['families'].items(), ('macro mean', drop['macro'])]]
+                rows += [[name, side, task, x] for task, x in _with_macro(drop)]
     if not rows:
         return ''.join(parts) + page.paragraph(
             'Skipped: marginal drops need the corners of the grid (largest with smallest on both '
@@ -181,20 +202,23 @@ def _grid_html(result, out):
     svg = figures.save(figures.marginals, result, out, 'marginals')
     parts.append(page.figure(svg, 'Drop when one side shrinks from largest to smallest and the '
                              'other stays at its largest. marginals.png, marginals.csv'))
-    parts.append('<details><summary>Marginal drops as a table</summary>' + page.table(
-        ('setting', 'what shrinks', 'family', 'drop'), rows, True) + '</details>')
+    table = page.table(('setting', 'what shrinks', 'family', 'drop'), rows, True)
+    parts.append(page.details('Marginal drops as a table', table))
     return ''.join(parts)
 
 
 def _grid_endings_html(result):
-    r_sizes = list(dict.fromkeys(r for panel in result.values() for r in panel['r_sizes']))
+    r_sizes = list(dict.fromkeys(chain.from_iterable(panel['r_sizes']
+                                                     for panel in result.values())))
     rows = []
     for name, panel in result.items():
         ended = {(cell['p'], cell['r']): cell['completion'] for cell in panel['cells']}
-        rows += [[name, p, *(ended.get((p, r)) for r in r_sizes)]
-                 for p in ('gold', *reversed(panel['p_sizes']))
-                 if any((p, r) in ended for r in r_sizes)]
+        for p in ('gold', *reversed(panel['p_sizes'])):
+            cells = [ended.get((p, r)) for r in r_sizes]
+            if any((p, r) in ended for r in r_sizes):
+                rows.append([name, p, *cells])
     headers = ('setting', 'perception', *(f'reasoner {r}' for r in r_sizes))
+    # Cells of the figure lead to this heading.
     return ('<h3 id="completed">Completed answers of the pairs</h3>'
             + page.paragraph(ENDINGS, 'soft') + page.table(headers, rows))
 
@@ -203,26 +227,24 @@ def _losses_html(result, out):
     svg = figures.save(figures.losses, result, out, 'losses')
     rows = [list(row.values()) for row in result['last']]
     return page.figure(svg, f'Curves longer than {figures.POINTS} points are drawn as means of '
-                       'neighbours; losses.csv has every point. losses.png') + (
-        '<details><summary>Last losses</summary>'
-        + page.table(('stage', 'run', 'steps', 'last loss'), rows) + '</details>')
+                       'neighbours; losses.csv has every point. losses.png') + page.details(
+        'Last losses', page.table(('stage', 'run', 'steps', 'last loss'), rows))
 
 
 def _health_html(s, results, skipped):
     warned = results['warnings']
-    parts = ['<h3>Unfinished or failed stages</h3>']
-    parts.append(page.table(('run', 'stage', 'reason'), [list(u.values()) for u in
-                                                         s.study.unfinished])
-                 if s.study.unfinished else page.paragraph('None: every stage has finished.'))
-    parts.append('<h3>Missing evaluations</h3>')
-    parts.append(page.table(('evaluation', 'what is missing'), [list(row) for row in
-                                                                results['missing']])
-                 if results['missing'] else page.paragraph('None.'))
-    parts.append('<h3>Runs</h3>' + _warning_html(warned, 'runs'))
+    unfinished = [list(stage.values()) for stage in s.study.unfinished]
+    parts = ['<h3>Unfinished or failed stages</h3>',
+             _table_or_none(('run', 'stage', 'reason'), unfinished,
+                            'None: every stage has finished.'),
+             '<h3>Missing evaluations</h3>',
+             _table_or_none(('evaluation', 'what is missing'),
+                            [list(row) for row in results['missing']], 'None.'),
+             '<h3>Runs</h3>' + _warning_html(warned, 'runs')]
     if 'runs' in results:
         parts.append(page.table(('run', 'size', 'seed', 'n_total', 'n_nonembed', 'n_vision',
                                  'macro accuracy', 'completed answers'),
-                                [list(r.values()) for r in results['runs']]))
+                                [list(row.values()) for row in results['runs']]))
     if results['health']:
         parts.append('<h3>All answers</h3>' + _warning_html(warned, 'health')
                      + _answers_html(results['health']))
@@ -232,42 +254,52 @@ def _health_html(s, results, skipped):
                                   [list(row.values()) for row in results['texts']]))
     parts.append('<h3>Speed</h3>' + _throughput_html(results['throughput']))
     if s.study.notes or skipped:
-        parts.append('<h3>Notes</h3>' + page.bullets(
-            [*s.study.notes, *(f'{name} skipped: {reason}.' for name, reason in skipped.items())]))
+        reasons = [f'{name} skipped: {reason}.' for name, reason in skipped.items()]
+        parts.append('<h3>Notes</h3>' + page.bullets([*s.study.notes, *reasons]))
     return ''.join(parts)
+
+
+def _table_or_none(headers, rows, nothing):
+    """Return a table, or a paragraph with the text `nothing` where it has no rows."""
+    return page.table(headers, rows) if rows else page.paragraph(nothing)
 
 
 def _answers_html(rows):
     who = ('way', 'condition', 'text', 'mode', 'size')
-    ended = [[*(row[name] for name in who), row['answers'], x.accuracy, x.completed, x.n_completed,
-              x.truncated, x.unparsed, x.unclosed]
-             for row in rows for x in [row['completion']]]
-    more = ('items', 'pictures', 'mean_tokens', 'mean_think_tokens', 'forced', 'nll_gold')
+    ended = []
+    for row in rows:
+        x = row['completion']
+        ended.append([*(row[name] for name in who), row['answers'], x.accuracy, x.completed,
+                      x.n_completed, x.truncated, x.unparsed, x.unclosed])
+    columns = (*who, 'items', 'pictures', 'mean_tokens', 'mean_think_tokens', 'forced', 'nll_gold')
+    lengths = [list(map(row.get, columns)) for row in rows]
     return page.table((*who, 'answers', 'accuracy', 'on completed', 'completed', 'truncated',
                        'unparsed', 'unclosed'), ended) + page.paragraph(
         'Accuracy and shares are means over families. Unclosed: the thought was still open at the '
-        'end.', 'soft') + (
-        '<details><summary>Lengths and likelihoods</summary>' + page.table(
+        'end.', 'soft') + page.details('Lengths and likelihoods', page.table(
             (*who, 'items', 'pictures', 'mean tokens', 'of thought', 'closed at the budget',
-             'gold NLL'), [[row[name] for name in (*who, *more)] for row in rows]) + '</details>')
+             'gold NLL'), lengths))
 
 
 def _throughput_html(result):
-    found = result['evaluations']
+    measured = result['evaluations']
     absent = result['absent']
     names = ('tokens', 'seconds', 'tokens_per_second', 'rows', 'slot_occupancy', 'padding_waste',
              'compiles', 'compile_seconds')
     parts = []
-    if found:
-        parts.append(page.table(('evaluation', *(name.replace('_', ' ') for name in names)),
-                                [[key, *(row[name] for name in names)]
-                                 for key, row in found.items()]))
+    if measured:
+        rows = []
+        for key, row in measured.items():
+            rows.append([key, *(row[name] for name in names)])
+        headers = ('evaluation', *(name.replace('_', ' ') for name in names))
+        parts.append(page.table(headers, rows))
         parts.append(page.paragraph(
             'Slot occupancy: the share of decoding slots that held an unfinished row. Padding '
             'waste: the share of what was computed for nothing but padding.', 'soft'))
-    if absent or not found:
+    if absent or not measured:
+        which = f': {", ".join(absent[:5])}' if absent else ''
+        more = ', …' if len(absent) > 5 else ''
         parts.append(page.paragraph(
-            f'No throughput.json beside {len(absent)} of {len(absent) + len(found)} evaluations'
-            + (': ' + ', '.join(absent[:5]) + (', …' if len(absent) > 5 else '') if absent else '')
-            + '.', 'skip'))
+            f'No throughput.json beside {len(absent)} of {len(absent) + len(measured)} evaluations'
+            f'{which}{more}.', 'skip'))
     return ''.join(parts)

@@ -20,22 +20,23 @@ GREEN = '#4f9a6b'
 
 
 def waterfall(result: Any) -> Drawing:
-    """Return Shapley shares as steps from all small to all large, then the interactions: {name:
-    Shares}.
+    """Return Shapley shares as steps from all small to all large, then the interactions.
 
-    The interaction is no further step: the shares already divide it.
+    `result` is {name: Shares}. The interaction is no further step: the shares already divide it.
     """
     figure, axes = small_axes(len(result), 4.6, 2.5, across=2)
     rows = []
-    for axis, (name, found) in zip(axes, result.items(), strict=True):
-        steps = [*found.shares.items(), ('total', found.total),
-                 *((' x '.join(group), x) for group, x in found.interactions.items()
+    for axis, (name, parts) in zip(axes, result.items(), strict=True):
+        steps = [*parts.shares.items(), ('total', parts.total),
+                 *((' x '.join(group), x) for group, x in parts.interactions.items()
                    if len(group) == 2)]
         at = 0.
         for place, (label, x) in enumerate(steps):
-            share = place < len(found.shares)
+            share = place < len(parts.shares)
             start = at if share else 0.
-            colour = BLUE if share else ORANGE if label == 'total' else GREY
+            colour = ORANGE if label == 'total' else GREY
+            if share:
+                colour = BLUE
             axis.barh(place, x.value, left=start, color=colour, height=.6, alpha=.8)
             axis.errorbar(start + x.value, place, xerr=errors(x), color=INK, lw=1, capsize=2)
             axis.annotate(f'{x.value:+.2f}', (start + max(x.high, x.value, 0), place),
@@ -57,11 +58,11 @@ def grid_families(result: Any) -> Drawing:
     """Return accuracy of every perception x reasoner pair, a panel per family."""
     p_sizes = result['p_sizes']
     r_sizes = result['r_sizes']
-    found = result['families']
-    figure, axes = small_axes(len(found), .55 * len(r_sizes) + .9,
+    families = result['families']
+    figure, axes = small_axes(len(families), .55 * len(r_sizes) + .9,
                               .4 * len(p_sizes) + .7, across=3)
     rows = []
-    for axis, (task, cells) in zip(axes, found.items(), strict=True):
+    for axis, (task, cells) in zip(axes, families.items(), strict=True):
         values = np.full((len(p_sizes), len(r_sizes)), np.nan)
         for (p, r), x in cells.items():
             at = p_sizes.index(p), r_sizes.index(r)
@@ -115,14 +116,13 @@ def pareto(result: Any) -> Drawing:
         counts(axis.xaxis)
     axis.grid(color=GREY, alpha=.25, lw=.6)
     figure.tight_layout()
-    return figure, [{**{key: row[key] for key in ('way', 'cost', 'on', 'probability')},
-                     **numbers(row['accuracy'])} for row in rows]
+    return figure, [{'way': row['way'], 'cost': row['cost'], 'on': row['on'],
+                     'probability': row['probability'], **numbers(row['accuracy'])}
+                    for row in rows]
 
 
 def layers(result: Any) -> Drawing:
-    """Return every probed metric by relative depth, a line per size, a panel per metric and
-    task.
-    """
+    """Return probed metrics by relative depth, a line a size, a panel a metric and task."""
     figure, axes = small_axes(len(result['curves']), 3., 2.4, across=3)
     shades = plotting().colormaps['viridis_r'](np.linspace(.2, .75, len(result['sizes'])))
     colours = dict(zip(result['sizes'], shades, strict=True))

@@ -1,4 +1,4 @@
-"""What `metrics.jsonl` of a stage holds: one row a step, from 1 on; and what is doubtful in it."""
+"""What `metrics.jsonl` of a stage holds, one row for each step from 1 on, and doubts about it."""
 import json
 import math
 from collections.abc import Collection, Iterator
@@ -9,7 +9,7 @@ from downscale.runtime.files import read_json
 
 
 def row_of(line: str) -> dict[str, Any] | None:
-    """Return the row of a line; None where it is torn or no row of a step."""
+    """Return the row of a line; None where it is torn or is not the row of a step."""
     try:
         row = json.loads(line)
     except ValueError:
@@ -18,8 +18,7 @@ def row_of(line: str) -> dict[str, Any] | None:
 
 
 def lost_rows(steps: Collection[int], last: int) -> str:
-    """Return what is missing of the rows of `steps` 1 to `last`, as text; '' where each is there
-    once.
+    """Return what is wrong with the rows of `steps` 1 to `last`, as text; '' if each is there once.
     """
     missing = sorted(set(range(1, last + 1)).difference(steps))
     doubled = len(steps) - len(set(steps))
@@ -43,6 +42,7 @@ def doubts(study: Path) -> Iterator[str]:
 
 
 def _doubts(rows, done):
+    """Yield what is wrong with the rows of one stage, as texts; `done` is its `DONE.json`."""
     lost = lost_rows([row['step'] for row in rows], done.get('steps', rows[-1]['step']))
     if lost:
         yield lost

@@ -20,7 +20,8 @@ FINISHES = ('stop', 'string', 'length')          # what ended a reply: only the 
 CLOSES = ('', 'natural', 'forced', 'open')       # how a thought ended; '' where none was asked for
 
 
-def _schema(**columns):
+def strict_schema(**columns: pa.DataType) -> pa.Schema:
+    """Return an Arrow schema of columns {name: type}, none of which may hold a null."""
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
 
 
@@ -28,12 +29,14 @@ _S = pa.string()
 _F = pa.float64()
 _I = pa.int64()
 _B = pa.bool_()
-ITEMS = _schema(
+_ASKED = dict(
     eval_id=_S, task=_S, category=_S, item_id=_S, cluster_id=_S, p_run=_S, r_run=_S,
-    text_kind=_S, thinking=_B, condition=_S, repeat=_I, score=_F, nll_gold=_F, chance=_F,
-    pred=_S, gold=_S, parse_ok=_B, n_gen_tokens=_I, truncated=_B, finish=_S, close=_S,
-    n_think_tokens=_I, prompt_hash=_S, data_hash=_S)
-TEXTS = _schema(
+    text_kind=_S, thinking=_B, condition=_S, repeat=_I)
+_ANSWERED = dict(
+    score=_F, nll_gold=_F, chance=_F, pred=_S, gold=_S, parse_ok=_B, n_gen_tokens=_I,
+    truncated=_B, finish=_S, close=_S, n_think_tokens=_I)
+ITEMS = strict_schema(**_ASKED, **_ANSWERED, prompt_hash=_S, data_hash=_S)
+TEXTS = strict_schema(
     item_id=_S, p_run=_S, text_kind=_S, question=_S, prompt=_S, text=_S, n_tokens=_I,
     truncated=_B)
 MOST = 300   # characters of an error, whatever the input was
@@ -51,12 +54,12 @@ class TableError(ValueError):
 
 
 def write_items(path: PathLike, rows: Iterable[dict[str, Any]]) -> None:
-    """The rows are at `path` as Parquet, whole or not at all; equal rows give equal bytes."""
+    """Write the rows to `path` as Parquet, whole or not at all; equal rows give equal bytes."""
     _write(path, rows, ITEMS, ITEM_KEY, 'items', _check_items)
 
 
 def write_texts(path: PathLike, rows: Iterable[dict[str, Any]]) -> None:
-    """The texts of perception models are at `path`, under the same promises as `write_items`."""
+    """Write the texts of perception models to `path`, under the same promises as `write_items`."""
     _write(path, rows, TEXTS, TEXT_KEY, 'texts', lambda table, what: None)
 
 
@@ -82,9 +85,13 @@ def one_line(error: BaseException) -> str:
 
 
 def _check_columns(rows, schema, what):
+    """Raise `TableError` unless every row has the columns of the schema and no other."""
     names = set(schema.names)
-    missing = Counter(name for row in rows for name in names - row.keys())
-    extra = Counter(name for row in rows for name in row.keys() - names)
+    missing = Counter()
+    extra = Counter()
+    for row in rows:
+        missing.update(names - row.keys())
+        extra.update(row.keys() - names)
     for counts, word in ((missing, 'lack'), (extra, 'have the unknown')):
         if counts:
             name = min(counts, key=lambda n: (-counts[n], n))
@@ -92,6 +99,7 @@ def _check_columns(rows, schema, what):
 
 
 def _check_table(table, schema, key, what):
+    """Raise `TableError` where a column has nulls, or two rows have the same key."""
     for name in schema.names:
         if table.column(name).null_count:
             raise TableError(f'{what}: column {name!r} has {table.column(name).null_count} nulls')
@@ -102,10 +110,9 @@ def _check_table(table, schema, key, what):
 
 def _counted(table, names):
     """Return (values, how many rows) of every combination of these columns."""
-    found = table.group_by(list(names)).aggregate([([], 'count_all')])
-    counts = found.column('count_all').to_pylist()
-    return zip(zip(*(found.column(name).to_pylist() for name in names), strict=True), counts,
-               strict=True)
+    groups = table.group_by(list(names)).aggregate([([], 'count_all')])
+    values = zip(*(groups.column(name).to_pylist() for name in names), strict=True)
+    return zip(values, groups.column('count_all').to_pylist(), strict=True)
 
 
 def _check_items(table, what):
@@ -135,7 +142,7 @@ def _check_items(table, what):
 
 
 def _check_endings(table, what):
-    """The columns that tell how a reply ended must tell the same."""
+    """Raise `TableError` unless the columns that tell how a reply ended tell the same."""
     names = ('finish', 'close', 'truncated', 'thinking', 'n_think_tokens', 'n_gen_tokens')
     finish, close, truncated, thinking, thought, written = (
         table.column(name).to_numpy() for name in names)
@@ -149,6 +156,8 @@ def _check_endings(table, what):
 
 
 def _read(path, schema, key, check, newer=None):
+    """Return the table at `path` with the columns of `schema`; unknown ones are counted in `newer`.
+    """
     what = str(path)
     try:
         table = pq.ParquetFile(path).read()
@@ -175,7 +184,8 @@ def _read(path, schema, key, check, newer=None):
 def read_items(path: PathLike, newer: Counter | None = None) -> pa.Table:
     """Return the items table at `path`, checked against the schema.
 
-    Columns that no one knows are of a newer version: left out, and counted in `newer`, a Counter.
+    Columns that are not known here are of a newer version: they are left out, and counted in
+    `newer`.
     """
     return _read(path, ITEMS, ITEM_KEY, _check_items, newer)
 

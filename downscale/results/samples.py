@@ -3,7 +3,7 @@
 One line is one JSON object in the form that lmms-eval writes per sample (`doc_id`, `target`, `doc`,
 `arguments`, `resps`, `filtered_resps`, `score`) with our fields beside it. Its `key` is a hash of
 everything that decides the text, so a row is reused whatever the batch size or process count was,
-and never where anything else differs. No record may hold what depends on time or on the batch.
+and never where anything else differs. No record holds what depends on time or on the batch.
 
     <name>.p3.jsonl   rows of process 3, in the order in which they finished
     <name>.jsonl      all rows, sorted; the parts are gone then
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from downscale.data.files import fault
+from downscale.runtime.files import whole
 
 SYNC_EVERY = 64  # rows between two fsyncs: a power cut costs at most as many
 # What must agree, beside `doc_id`, before a text stands for the description that was wanted.
@@ -31,9 +32,7 @@ def key_of(parts: dict[str, Any]) -> str:
 
 
 def line_of(record: dict[str, Any]) -> bytes:
-    """Return the bytes of a record: equal records, equal bytes. ValueError for a number that is
-    NaN.
-    """
+    """Return the bytes of a record: equal records, equal bytes. ValueError for NaN."""
     return json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b'\n'
 
 
@@ -57,9 +56,9 @@ class Samples:
 
         ValueError names file and line of a damaged record and of two that contradict each other.
         """
-        found = cls(folder, name, process)
-        found.reload()
-        return found
+        samples = cls(folder, name, process)
+        samples.reload()
+        return samples
 
     @property
     def path(self) -> Path:
@@ -73,14 +72,16 @@ class Samples:
         """Return the parts there are, by process number."""
         form = re.compile(re.escape(self.name) + r'\.p(\d+)\.jsonl')
         there = self.folder.iterdir() if self.folder.is_dir() else ()
-        found = [(int(match[1]), path) for path in there if (match := form.fullmatch(path.name))]
-        return [path for _, path in sorted(found)]
+        numbered = [(int(match[1]), path) for path in there
+                    if (match := form.fullmatch(path.name))]
+        return [path for _, path in sorted(numbered)]
 
     def reload(self) -> None:
-        """`records` holds what every process has written so far."""
+        """Read into `records` what every process has written so far."""
         parts = self.parts()  # before the file is looked for: process 0 may just turn them into it
         try:
-            self.records = merged([*[self.path] * self.path.is_file(), *parts])
+            whole = [self.path] if self.path.is_file() else []
+            self.records = merged([*whole, *parts])
         except FileNotFoundError:
             self.records = merged([self.path])
 
@@ -89,7 +90,7 @@ class Samples:
         return [key for key in dict.fromkeys(keys) if key not in self.records]
 
     def add(self, record: dict[str, Any]) -> None:
-        """`record` is written; the operating system has it when this returns."""
+        """Write `record`; the operating system has it when this returns."""
         if record['key'] in self.records:
             raise ValueError(f'{self.path}: key {record["key"]} is there already')
         if self._file is None:
@@ -120,17 +121,17 @@ class Samples:
         self._unsynced = 0
 
     def close(self) -> None:
-        """What was added is on disk and the part is free for another process."""
+        """Put what was added on disk, and free the part for another process."""
         if self._file is not None:
             self._sync()
             self._file.close()
             self._file = None
 
     def finalise(self, keys: Collection[str]) -> list[dict[str, Any]]:
-        """Return one file holds exactly the rows of `keys`, by doc_id and key; the parts are
-        removed.
+        """Write one file with exactly the rows of `keys`, remove the parts, and return the rows.
 
-        Equal rows give equal bytes, however they were made. ValueError when a row is missing.
+        They are sorted by doc_id and key: equal rows give equal bytes, however they were made.
+        ValueError when a row is missing.
         """
         self.close()
         self.reload()
@@ -140,43 +141,40 @@ class Samples:
                              'run the same command again, with every process')
         rows = sorted((self.records[key] for key in set(keys)),
                       key=lambda record: (record['doc_id'], record['key']))
-        partial = self.folder / f'.{self.name}.partial'  # of one name: a kill leaves at most one
-        with open(partial, 'wb') as file:
+        with whole(self.path, alone=True) as partial, partial.open('wb') as file:
             file.writelines(map(line_of, rows))
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, self.path)
         for path in self.parts():
             path.unlink()
         return rows
 
 
 def merged(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """Return {key: record} of several files of ours; ValueError for rows that contradict each
-    other.
-    """
-    found = {}
+    """Return {key: record} of several files of ours; ValueError where two contradict each other."""
+    records = {}
     places = {}
     for path in paths:
         for number, record in lines(path):
             key = record.get('key')
             if not isinstance(key, str):
                 raise fault(path, f'line {number}: a record without a key')
-            if key in found and found[key] != record:
-                one = found[key]
-                other = record
-                names = sorted(name for name in one.keys() | other.keys()
-                               if one.get(name) != other.get(name))
+            first = records.get(key, record)
+            if first != record:
+                names = sorted(name for name in first.keys() | record.keys()
+                               if first.get(name) != record.get(name))
                 raise fault(path, f'line {number}: contradicts {places[key]} under the same key '
                             f'({", ".join(names)}); delete the wrong one')
-            found[key] = record
+            records[key] = record
             places.setdefault(key, f'{Path(path).name}, line {number}')
-    return found
+    return records
 
 
 def lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object) of a JSONL file of ours; a part may end in a torn line, which is
-    left out. ValueError in one line for any other line that is no JSON object.
+    """Yield (line number, object) of a JSONL file of ours.
+
+    A part may end in a torn line, which is left out. ValueError, in one line, for any other line
+    that is not a JSON object.
     """
     *whole, last = Path(path).read_bytes().split(b'\n')
     if last.strip() and not re.search(r'\.p\d+\.jsonl$', str(path)):
@@ -205,26 +203,26 @@ def join(descriptions: Sequence[dict[str, Any]],
     Descriptions without a question are left out. ValueError, with counts, where one is missing,
     is there twice or was made otherwise: an equal doc_id alone proves nothing.
     """
-    found = {}
+    by_id = {}
     twice = 0
     for record in descriptions:
-        twice += record['doc_id'] in found
-        found[record['doc_id']] = record
+        twice += record['doc_id'] in by_id
+        by_id[record['doc_id']] = record
     if twice:
         raise ValueError(f'{twice} of {len(descriptions)} descriptions have the doc_id of another; '
                          'give the file of one model, task and filter')
-    lacking = [question['doc_id'] for question in questions if question['doc_id'] not in found]
+    lacking = [question['doc_id'] for question in questions if question['doc_id'] not in by_id]
     if lacking:
         raise ValueError(f'{len(lacking)} of {len(questions)} questions have no description (first '
                          f'doc_id {lacking[0]}); describe them first, with the same data')
     for name in JOINED:
         wrong = [question for question in questions
-                 if found[question['doc_id']].get(name) != question[name]]
+                 if by_id[question['doc_id']].get(name) != question[name]]
         if wrong:
             first = wrong[0]
             raise ValueError(
                 f'{len(wrong)} of {len(questions)} descriptions have another {name} (doc_id '
-                f'{first["doc_id"]}: {found[first["doc_id"]].get(name)!r}, wanted '
+                f'{first["doc_id"]}: {by_id[first["doc_id"]].get(name)!r}, wanted '
                 f'{first[name]!r}); describe again with this model, task and prompt, or give those '
                 'that were used')
-    return {question['doc_id']: found[question['doc_id']] for question in questions}
+    return {question['doc_id']: by_id[question['doc_id']] for question in questions}

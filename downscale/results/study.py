@@ -29,9 +29,9 @@ from downscale.stage_table import STAGES
 
 # Every file of a study folder that the analysis reads.
 READ = ('study.json', 'evaluations/*/*.parquet', 'evaluations/*/throughput.json', 'probe*.parquet',
-        'pictures/*.png', *(f'cells/*/*/{name}' for name in (
-            'experiment.json', 'padding.json', 'timing.jsonl', 'metrics.jsonl', 'DONE.json',
-            'FATAL.json')))
+        'pictures/*.png', 'cells/*/*/experiment.json', 'cells/*/*/padding.json',
+        'cells/*/*/timing.jsonl', 'cells/*/*/metrics.jsonl', 'cells/*/*/DONE.json',
+        'cells/*/*/FATAL.json')
 
 FACTS = ('task', 'cluster_id', 'chance', 'data_hash')  # of an item, equal in all its answers
 KEYS = ('item_id', 'task', 'cluster_id', 'data_hash', 'p_run', 'r_run', 'text_kind', 'condition')
@@ -105,9 +105,7 @@ def _columns(table, schema):
 
 
 def load_study(directory: PathLike) -> Study:
-    """Return the whole study folder is read and checked; unfinished runs are listed, never
-    dropped.
-    """
+    """Return the study of a folder, read and checked; unfinished runs are listed, never dropped."""
     root = Path(directory)
     meta = read_study(root)
     newer = Counter()   # columns that a newer version writes, with the number of tables
@@ -143,16 +141,17 @@ def study_of(root: Path, meta: dict, items: list, texts: list, curves: dict, unf
 
 
 def _index_cells(items, codes, meta):
-    """Return rows of each cell; an unknown run or a question answered twice in one cell raises."""
+    """Return {cell: its rows}; `TableError` for an unknown run or an answer that is there twice."""
+    # A row's cell as one number, so that a single sort brings the rows of a cell together.
     key = np.zeros(len(items['score']), dtype=np.int64)
     for name in Cell._fields:
-        here = codes.get(name, items[name]).astype(np.int64)
-        key = key * (here.max(initial=0) + 1) + here
+        digits = codes.get(name, items[name]).astype(np.int64)
+        key = key * (digits.max(initial=0) + 1) + digits
     order = np.argsort(key, kind='stable')
-    found = np.split(order, np.flatnonzero(np.diff(key[order])) + 1) if len(order) else []
+    groups = np.split(order, np.flatnonzero(np.diff(key[order])) + 1) if len(order) else []
     rows = {}
     again = []
-    for index in sorted(found, key=lambda index: index[0]):
+    for index in sorted(groups, key=lambda index: index[0]):
         cell = Cell(*(items[name][index[0]] for name in Cell._fields))
         rows[cell._replace(thinking=bool(cell.thinking))] = index
         repeat = items['repeat'][index]
@@ -164,7 +163,8 @@ def _index_cells(items, codes, meta):
         raise TableError(f'items: {len(again)} answers appear in two evaluations of one cell, '
                          f'first {again[:3]}')
     known = {run['run_id'] for run in meta['runs']} | {''}
-    unknown = sorted({run for cell in rows for run in cell[:2]} - known)
+    answered = {cell.p_run for cell in rows} | {cell.r_run for cell in rows}
+    unknown = sorted(answered - known)
     if unknown:
         raise TableError(f'items: {len(unknown)} runs are not in study.json: {unknown[:3]}')
     return rows
@@ -185,8 +185,9 @@ def _merge_texts(texts):
 
 
 def _read_cells(root, meta):
-    """Return metrics of every stage, every stage that is failed, unfinished or absent, and what was
-    torn.
+    """Return the metrics of every stage, the stages that did not finish, and notes on torn lines.
+
+    A stage did not finish where it failed, goes on or is absent.
     """
     curves = {}
     stages = {}
@@ -207,16 +208,27 @@ def _read_cells(root, meta):
             unfinished.append({'run_id': run_id, 'stage': stage, 'reason': reason})
         elif not (folder / 'DONE.json').is_file():
             unfinished.append({'run_id': run_id, 'stage': stage, 'reason': 'no DONE.json'})
+    unfinished += _absent(meta, stages)
+    unfinished.sort(key=lambda row: (row['run_id'], _stage_order(row['stage'])))
+    return curves, tuple(unfinished), notes
+
+
+def _absent(meta, stages):
+    """Return a row for each stage that a run should have and has no folder of, as a list.
+
+    `stages` maps runs to their folders. Where `study.json` does not say which stages a run has, it
+    should have those that any run of the study has.
+    """
+    rows = []
     runs = [run['run_id'] for run in meta['runs']]
     anywhere = set().union(*(stages.get(run, set()) for run in runs))
     for run in runs:
         expected = set(meta.get('stages', {}).get(run, anywhere))
         for stage in sorted(expected - stages.get(run, set()), key=_stage_order):
-            unfinished.append({'run_id': run, 'stage': stage, 'reason': 'never started'})
+            rows.append({'run_id': run, 'stage': stage, 'reason': 'never started'})
         if not anywhere:
-            unfinished.append({'run_id': run, 'stage': '', 'reason': 'no folder under cells/'})
-    return curves, tuple(sorted(unfinished, key=lambda u: (u['run_id'],
-                                                           _stage_order(u['stage'])))), notes
+            rows.append({'run_id': run, 'stage': '', 'reason': 'no folder under cells/'})
+    return rows
 
 
 def _stage_order(stage):
@@ -229,16 +241,17 @@ def _read_metrics(path):
 
     Other rows are evaluations. A loss that is no finite number stays as it is: a run diverged.
     """
-    found, torn = read_lines(path)
+    written, torn = read_lines(path)
+    losses = [row for row in written if row.get('loss') is not None]
     rows = []
-    for number, row in enumerate((row for row in found if row.get('loss') is not None), 1):
-        place = row.get('step', number), row.get('tokens', np.nan), row['loss']
-        for name, value in zip(('step', 'tokens', 'loss'), place, strict=True):
+    for number, row in enumerate(losses, 1):
+        values = row.get('step', number), row.get('tokens', np.nan), row['loss']
+        for name, value in zip(('step', 'tokens', 'loss'), values, strict=True):
             if isinstance(value, bool) or not isinstance(value, int | float) \
                     or name == 'step' and not np.isfinite(value):
                 raise TableError(f'{short(path)}: field {name!r} of the {number}th row with a loss '
                                  f'is {shown(value)}, not a number')
-        rows.append(place)
+        rows.append(values)
     array = np.array(rows, dtype=float).reshape(-1, 3)
     return {'step': array[:, 0], 'tokens': array[:, 1], 'loss': array[:, 2]}, torn
 
@@ -246,7 +259,9 @@ def _read_metrics(path):
 def _input_hash(root):
     """Return SHA-256 over every file that can change what is printed, with its path."""
     digest = hashlib.sha256()
-    paths = {path for pattern in READ for path in root.glob(pattern) if path.is_file()}
+    paths = set()
+    for pattern in READ:
+        paths.update(path for path in root.glob(pattern) if path.is_file())
     for path in sorted(paths):
         digest.update(path.relative_to(root).as_posix().encode() + b'\0')
         digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -265,7 +280,7 @@ def _mean_scores(study, cell):
 
 
 def pair(study: Study, groups: Sequence[Sequence[Cell]]) -> Paired:
-    """Return each group of cells has one mean score per item; all cells must hold the same items.
+    """Return one mean score per item of each group of cells, which must all hold the same items.
 
     `groups` is a list of lists of `Cell`: seeds of one size are one group. Repeats and seeds are
     averaged within an item. Raises `TableError` when item ids, data hashes or the facts of an
@@ -277,11 +292,11 @@ def pair(study: Study, groups: Sequence[Sequence[Cell]]) -> Paired:
     for cells in groups:
         total = 0.0
         for cell in cells:
-            ids, here, score = _mean_scores(study, cell)
+            ids, first, score = _mean_scores(study, cell)
             if reference is None:
                 reference = ids
-                rows = here
-            _check_pairing(study, cell, (reference, rows), (ids, here))
+                rows = first
+            _check_pairing(study, cell, (reference, rows), (ids, first))
             total = total + score
         scores.append(total / len(cells))
     facts = {name: study.items[name][rows] for name in ('item_id', *FACTS)}
@@ -294,19 +309,25 @@ def pair(study: Study, groups: Sequence[Sequence[Cell]]) -> Paired:
     )
 
 
-def _check_pairing(study, cell, expected, found):
+def _check_pairing(study, cell, expected, actual):
+    """Raise `TableError` unless a cell has the `expected` items, with the same facts.
+
+    Both are (ranks of the items, a row of each).
+    """
     who = f'{"/".join(filter(None, cell[:3]))} {cell.condition}'
-    (reference, rows), (ids, here), items = expected, found, study.items
+    items = study.items
+    reference, rows = expected
+    ids, own_rows = actual
     if not np.array_equal(reference, ids):
-        expected = set(items['item_id'][rows])
-        found = set(items['item_id'][here])
-        lost = sorted(expected - found)
-        new = sorted(found - expected)
+        wanted = set(items['item_id'][rows])
+        answered = set(items['item_id'][own_rows])
+        lost = sorted(wanted - answered)
+        new = sorted(answered - wanted)
         raise TableError(f'pairing: {who} lacks {len(lost)} of {len(reference)} items '
                          f'{lost[:3]} and has {len(new)} others {new[:3]}')
     for name in FACTS:
         values = study.codes.get(name, items[name])
-        differ = values[rows] != values[here]
+        differ = values[rows] != values[own_rows]
         if np.any(differ):
             raise TableError(f'pairing: {name} of {who} differs on {int(np.sum(differ))} of '
                              f'{len(ids)} items, first {list(items["item_id"][rows][differ][:3])}')

@@ -13,9 +13,7 @@ NUMBER = (int, float)
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """Return the JSON object in `path`; None without the file, `TableError` where it holds
-    another.
-    """
+    """Return the JSON object in `path`; None without the file, `TableError` for another value."""
     try:
         value = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -59,9 +57,7 @@ def check(value: dict[str, Any], fields: dict[str, Any], where: str) -> None:
 
 
 def fits(value: Any, kinds: type | tuple[type, ...]) -> bool:
-    """Return whether a JSON value is of one of the types; a truth value is no number, and NaN is
-    none.
-    """
+    """Return whether a JSON value is of one of the types; truth values and NaN are no numbers."""
     if isinstance(value, bool):
         return kinds is bool
     return isinstance(value, kinds) and not (isinstance(value, float) and not math.isfinite(value))
@@ -80,9 +76,7 @@ def short(path: Path) -> str:
 
 
 def read_study(root: Path) -> dict[str, Any]:
-    """Return the content of `root`/study.json; `TableError` in one line where it is missing or
-    wrong.
-    """
+    """Return the content of `root`/study.json; `TableError` where it is missing or wrong."""
     meta = read_object(root / 'study.json')
     if meta is None:
         raise TableError(f'{root}: no study.json, so this is no study folder')
@@ -114,6 +108,7 @@ def study_errors(path: Path, meta: dict[str, Any]) -> Iterator[str]:
 
 
 def _fault(run, place):
+    """Return what is wrong with a run of `study.json`, the one at `place`; None if nothing is."""
     name = run.get('run_id', place) if isinstance(run, dict) else place
     try:
         from_dict(RunRow, run, f'run {shown(name)}')
@@ -123,6 +118,7 @@ def _fault(run, place):
 
 
 def _baseline_errors(baselines, where):
+    """Yield what is wrong with the baselines of `study.json`, as lines."""
     if not isinstance(baselines, dict):
         yield f'{where}: data.baselines is {shown(baselines)}, not a JSON object'
         return

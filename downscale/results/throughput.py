@@ -18,33 +18,35 @@ SHARES = ('slot_occupancy', 'padding_waste')
 def read_throughput(root: Path) -> dict[str, dict[str, Any] | None]:
     """Return {evaluation: its figures, or None without a file} of every folder that holds a table.
 
-    Figures that no one knows yet are ignored. Raises `TableError` in one line when a file is not
+    Figures that are not known here are ignored. Raises `TableError` in one line when a file is not
     readable, lacks a figure, or holds one that cannot be.
     """
-    folders = sorted({path.parent for name in ('items', 'texts')
-                      for path in root.glob(f'evaluations/*/{name}.parquet')})
-    return {folder.name: _read(folder / 'throughput.json') for folder in folders}
+    folders = set()
+    for name in ('items', 'texts'):
+        folders.update(path.parent for path in root.glob(f'evaluations/*/{name}.parquet'))
+    return {folder.name: _read(folder / 'throughput.json') for folder in sorted(folders)}
 
 
 def _read(path):
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text())
+        figures = json.loads(path.read_text())
     except ValueError as error:
         raise TableError(f'{path}: not readable as JSON: {one_line(error)}') from error
     names = COUNTS + RATIOS
-    if not isinstance(found, dict) or set(names) - found.keys():
-        missing = sorted(set(names) - set(found))
+    if not isinstance(figures, dict) or set(names) - figures.keys():
+        missing = sorted(set(names) - set(figures))
         raise TableError(f'{path}: {len(missing)} of {len(names)} figures missing {missing}')
-    wrong = [name for name in names if not _possible(name, found[name])]
+    wrong = [name for name in names if not _possible(name, figures[name])]
     if wrong:
         raise TableError(f'{path}: {len(wrong)} of {len(names)} figures cannot be: '
-                         f'{ {name: found[name] for name in wrong[:3]} }')
-    return {name: found[name] for name in names}
+                         f'{ {name: figures[name] for name in wrong[:3]} }')
+    return {name: figures[name] for name in names}
 
 
 def _possible(name, value):
+    """Return whether a figure can have this value; ratios may be null."""
     if value is None:
         return name in RATIOS
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -33,9 +33,7 @@ _CRASH = Ending('crashed', 'counted')
 
 
 def ending(code: int) -> Ending:
-    """Return the `Ending` of an exit code; negative ones are signals, as `subprocess` gives
-    them.
-    """
+    """Return the `Ending` of an exit code; negative codes are signals, as in `subprocess`."""
     return TABLE.get(code, _CRASH)
 
 
@@ -48,7 +46,7 @@ class Failed(RuntimeError):
 
 
 class Preempted(SystemExit):
-    """The machine is wanted back; what there was to save is saved. Ends the process with 42."""
+    """The end of a process whose machine is wanted back, with 42, once everything is saved."""
 
     def __init__(self, text: str) -> None:
         super().__init__(PREEMPTED)
@@ -58,8 +56,8 @@ class Preempted(SystemExit):
         return self.text
 
 
-# What tensorstore says first, as a ValueError: absl's names of status codes. Those of the second
-# line say that what was asked for is wrong or missing; with the others it may succeed later.
+# How the text of a ValueError of tensorstore begins: absl's names of status codes. Those of _STAYS
+# say that what was asked for is wrong or missing; after those of _PASSES it may succeed later.
 _STATUS = re.compile(r'([A-Z]+(?:_[A-Z]+)*): ')
 _STAYS = ('INVALID_ARGUMENT', 'OUT_OF_RANGE', 'NOT_FOUND', 'ALREADY_EXISTS', 'DATA_LOSS',
           'UNIMPLEMENTED', 'FAILED_PRECONDITION')
@@ -90,23 +88,29 @@ def code_of(error: BaseException) -> int:
 
 
 def passes(error: BaseException) -> bool:
-    """Return whether an error is of a disk, a bucket or a network that may be well again later: a
-    full disk, a quota, a bucket that refuses; not a file that is missing or wrong.
+    """Return whether an error of a disk, a bucket or a network may pass.
+
+    A full disk, a quota and a bucket that refuses do; a file that is missing or wrong does not.
     """
     while error is not None:
+        # 1. The system says so by number; a file that is missing or wrong stays so.
         if isinstance(error, OSError):
             missing = isinstance(error, (FileNotFoundError, FileExistsError))
             return not missing and error.errno not in _MISSING
+        # 2. What a client of a bucket raises always counts as passing.
         if type(error).__module__.partition('.')[0] in _CLIENTS:
             return True
+        # 3. tensorstore says so in its text.
         status = isinstance(error, ValueError) and _STATUS.match(str(error))
         if status and status[1] in _STAYS + _PASSES:
             return _status_passes(status[1], str(error))
+        # 4. Otherwise what it was raised from decides.
         error = error.__cause__
     return False
 
 
 def _status_passes(status, text):
+    """Return whether an error of tensorstore may pass: by errno or HTTP code where it has one."""
     system = _SYSTEM.search(text)
     answer = _HTTP.search(text)
     if system:
@@ -127,6 +131,7 @@ def line_of(error: BaseException) -> str:
 
 
 def _translated(text):
+    """Return 'path: cause' of an error of tensorstore."""
     paths = re.findall(r'gs://[^\s":]+|(?<=")/[^"]+', text)
     system = _SYSTEM.search(text)
     answer = _HTTP.search(text)

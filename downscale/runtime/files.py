@@ -9,6 +9,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -26,9 +27,7 @@ def in_bucket(path: PathLike) -> bool:
 
 
 def place(path: PathLike) -> Path:
-    """Return `path` with the methods of pathlib; a bucket's needs `pip install
-    'downscale[gcs]'`.
-    """
+    """Return `path` with the methods of pathlib; one in a bucket needs the extra `gcs`."""
     if not in_bucket(path):
         return Path(path)
     # 70 ms, which no command on folders should wait for.
@@ -48,8 +47,10 @@ def absolute(path: PathLike) -> Path:
 
 
 def scratch(path: PathLike) -> Path:
-    """Return the folder of this machine that stands for `path`: itself, or one under
-    DOWNSCALE_SCRATCH (default: the temporary folder).
+    """Return the folder of this machine that stands for `path`.
+
+    That is `path` itself, or for a bucket one under DOWNSCALE_SCRATCH (default: the temporary
+    folder).
     """
     if not in_bucket(path):
         return Path(path)
@@ -68,25 +69,42 @@ def writable(folder: Path) -> bool:
 
 
 def write_bytes(path: PathLike, data: bytes) -> None:
-    """`path` holds `data`, whole or not at all; folders are made."""
+    """Write `data` to `path`, whole or not at all; folders are made."""
     path = place(path)
     if in_bucket(path):
         with naming(path):
             path.write_bytes(data)
         return
+    path.parent.mkdir(parents=True, exist_ok=True)  # its error names the folder
+    with naming(path), whole(path) as partial:
+        partial.write_bytes(data)
+
+
+@contextlib.contextmanager
+def whole(path: PathLike, alone: bool = False) -> Iterator[Path]:
+    """Yield a temporary path; the file or folder made there becomes the local `path` at the end.
+
+    An error in this context removes what was made and leaves `path` as it was. A folder may take
+    the place of an empty one. `alone` says that no other process writes `path`: the temporary name
+    is then always the same, so that kills leave at most one behind.
+    """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+    # Beside `path`, because a rename is atomic only within one file system.
+    process = '' if alone else f'.{os.getpid()}'
+    partial = path.with_name(f'.{path.name}{process}.partial')
     try:
-        with naming(path):
-            partial.write_bytes(data)
-            os.replace(partial, path)
+        yield partial
+        os.replace(partial, path)
     finally:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
         partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def naming(path: PathLike) -> Iterator[None]:
-    """An OSError that is raised in this context says that it is of `path`.
+    """Put `path` into an OSError that is raised in this context.
 
     That of a write or of a flush names no file, and a user with a full disk has several.
     """
@@ -121,11 +139,10 @@ def read_json(path: PathLike, kind: type = dict) -> Any:
 
 
 def lock(folder: Path) -> int:
-    """Return the descriptor of a lock on a local folder, held until it is closed or this process
-    ends.
+    """Lock a local folder and return the descriptor; closing it, or ending, gives the lock back.
 
-    RuntimeError in one line when another process holds it. A file system without locks is told
-    of, once; there nothing keeps two commands apart.
+    RuntimeError in one line when another process has it. On a file system without locks a note is
+    printed, and nothing keeps two commands apart.
     """
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR)
@@ -141,9 +158,9 @@ def lock(folder: Path) -> int:
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """In this context no other process of this machine is in the same one, for the local `folder`.
+    """Hold a lock of the local `folder` in this context; other processes of this machine wait.
 
-    A line is said where one must be waited for.
+    A process that must wait says so in a line.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / '.held').open('w') as handle:
@@ -153,14 +170,15 @@ def held(folder: Path) -> Iterator[None]:
         yield
 
 
-# What `flock` answers where there are no locks: NFS without its daemon, Lustre and FUSE without the
-# option.
+# What `flock` answers where there are no locks: NFS without its daemon, Lustre and FUSE where they
+# are mounted without the option.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
 
 def _locked(handle, folder, wait):
-    """Return whether the open file `handle` of `folder` is locked now, or cannot be for lack of
-    locks.
+    """Lock the open file `handle` of `folder`; False when another process has the lock.
+
+    True as well where the file system has no locks, with a note.
     """
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

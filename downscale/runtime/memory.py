@@ -8,7 +8,7 @@ _WANTED = {'MALLOC_MMAP_MAX_': (-4, 0), 'MALLOC_TRIM_THRESHOLD_': (-1, 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Freed memory stays with this process, and with those it starts, for the next step.
+    """Let freed memory stay with this process, and with those it starts, for the next step.
 
     XLA on CPU allocates the temporaries of a step anew each time; glibc hands them back to the
     system between steps, and the page faults of getting them again took a third of the time of a
@@ -25,9 +25,9 @@ def keep_freed_memory() -> None:
 
 
 def give_back() -> None:
-    """Freed memory goes back to the system: after compiling, or between tasks. Costs milliseconds.
+    """Give freed memory back to the system, in milliseconds: after compiling, or between tasks.
 
-    What a compiler needed once would else stay with each process for good.
+    Otherwise each process would keep for good what a compiler needed once.
     """
     try:
         ctypes.CDLL(None).malloc_trim(0)

@@ -43,9 +43,13 @@ class Peers:
 
     def __init__(self, silence: float,
                  ending: Callable[[int, str], object] = lambda code, text: None) -> None:
-        self.silence, self.ending, self.over = silence, ending, threading.Event()
-        self.notice = self.stepping = self.leaving = False
-        self.counts = {}
+        self.silence = silence
+        self.ending = ending
+        self.over = threading.Event()  # this process needs no more watching
+        self.notice = False
+        self.stepping = False
+        self.leaving = False  # or the exit code with which this process is ending
+        self.counts = {}  # key of a process -> (its count, when that was first seen)
 
     def start(self) -> None:
         """Watch from now on; JAX must be initialised."""
@@ -54,33 +58,36 @@ class Peers:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def part(self) -> None:
-        """This process has done its share; the others may go on without it."""
+        """Say that this process has done its share; the others may go on without it."""
         self.over.set()
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self.client.key_value_delete(f'{ALIVE}{self.rank}')
 
     def fail(self, error: BaseException) -> None:
-        """Tell the others; this process will end without JAX's own wait for them, of minutes.
+        """Tell the others of `error`, and end without JAX's own wait for them, which takes minutes.
 
         When the others may be the cause, first wait for what they have to say.
         """
+        # 1. A collective that fails is mostly the echo of another process that has gone.
         if isinstance(error, jax.errors.JaxRuntimeError) and exits.code_of(error) == exits.CRASHED:
             self.over.wait(self.silence + 4 * POLL_SECONDS)
             if self.leaving:
                 threading.Event().wait()  # the thread ends this process
+        # 2. The first failure that was told decides text and exit code of all.
         self.over.set()
         code = exits.code_of(error)
         text = line_of(error)
         if code != exits.PREEMPTED:  # all have saved, each ends by itself
             self._tell(code, f'process {self.rank}: {text}')
-            told = json.loads(self._alive().get(FAILED, '{}'))
-            code = told.get('code', code)
-            text = told.get('text', text)
+            failure = json.loads(self._alive().get(FAILED, '{}'))
+            code = failure.get('code', code)
+            text = failure.get('text', text)
+        # 3. At exit, once the caller has seen the error itself.
         atexit.register(self._leave, code)
         self.ending(code, text)
 
     def lost(self) -> None:
-        """End at once: JAX's client will not go on."""
+        """End at once, because JAX's client will not go on."""
         code = self.leaving or self._code()
         try:
             if not self.leaving:
@@ -92,6 +99,7 @@ class Peers:
             os._exit(code)
 
     def _watch(self):
+        """Count up the key of this process, and look at those of the others, until it is `over`."""
         for count in itertools.count():
             with contextlib.suppress(jax.errors.JaxRuntimeError):
                 self.client.key_value_set(f'{ALIVE}{self.rank}', str(count), allow_overwrite=True)
@@ -101,48 +109,60 @@ class Peers:
 
     def _look(self):
         """End this process, with one line, as soon as another has failed or gone."""
+        # 1. One has told that it failed.
         alive = self._alive()
         now = time.monotonic()
-        told = alive.pop(FAILED, None)
-        if told:
-            told = json.loads(told)
-            if told['gone'] is None and self.over.wait(2 * POLL_SECONDS):
+        failure = alive.pop(FAILED, None)
+        if failure:
+            failure = json.loads(failure)
+            if failure['gone'] is None and self.over.wait(2 * POLL_SECONDS):
                 return  # this one fails as well, in its own words
-            self.leaving = told['code']
-            say(told['text'] if self.leaving == exits.PREEMPTED else f'error: {told["text"]}')
-            try:
-                self.ending(told['code'], told['text'])
-            finally:
-                self._leave(told['code'], told['gone'])
-        self.counts = {key: self.counts[key] if self.counts.get(key, ('',))[0] == count
-                       else (count, now) for key, count in alive.items()}
+            self._follow(**failure)
+        # 2. The count of one stands still.
+        counts = {}
+        for key, count in alive.items():
+            same = key in self.counts and self.counts[key][0] == count
+            counts[key] = self.counts[key] if same else (count, now)
+        self.counts = counts
         for key, (_, since) in self.counts.items():
             if now - since > self.silence:
                 rank = int(key.removeprefix(ALIVE))
                 self._tell(self._code(), f'process {rank} has gone: no sign of it for '
                            f'{self.silence:g} s (killed, or its machine is lost); {AGAIN}', rank)
+        # 3. One has had SIGTERM, and nothing here would ask for it.
         if not self.notice:
             with contextlib.suppress(jax.errors.JaxRuntimeError):  # nobody has had SIGTERM
                 self.notice = bool(self.client.key_value_try_get(NOTICE))
         if self.notice and not self.stepping:
             self._tell(exits.PREEMPTED, f'stopped by SIGTERM, with nothing to save; {AGAIN}')
 
+    def _follow(self, code, text, gone):
+        """End as another process did that failed, or that has `gone` (its rank)."""
+        self.leaving = code
+        say(text if code == exits.PREEMPTED else f'error: {text}')
+        try:
+            self.ending(code, text)
+        finally:
+            self._leave(code, gone)
+
     def _alive(self):
+        """Return {key: count} of the processes, and what FAILED says where one has told it."""
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             return dict(self.client.key_value_dir_get(ALIVE))
         return {}
 
     def _tell(self, code, text, gone=None):
+        """Tell all why they end, unless another process has; `gone` is the rank of a lost one."""
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one was quicker
             self.client.key_value_set(FAILED, json.dumps({'code': code, 'text': text,
                                                           'gone': gone}))
 
     def _code(self):
-        """Return a peer that died after the notice has been taken away, not crashed."""
+        """Return the exit code for a lost peer: after the notice its machine was taken back."""
         return exits.PREEMPTED if self.notice else exits.LOST
 
     def _leave(self, code, gone=None):
-        """End at once, but process 0 after the others, for JAX ends those that outlive it."""
+        """End at once, process 0 after the others: JAX ends those that outlive it."""
         self.leaving = code
         sys.stdout.flush()
         sys.stderr.flush()
@@ -156,7 +176,9 @@ class Peers:
 
 @contextlib.contextmanager
 def told_of_loss(action: Callable[[], object]) -> Iterator[None]:
-    """JAX's client, when it is made in this context, calls `action` instead of aborting with pages.
+    """Let JAX's client, when it is made in this context, call `action` instead of aborting.
+
+    By itself it aborts the process with pages of text.
     """
     make = jax_distributed._jax.get_distributed_runtime_client
     _catch_terminate(action)
@@ -169,7 +191,7 @@ def told_of_loss(action: Callable[[], object]) -> Iterator[None]:
 
 
 def _catch_terminate(action):
-    """`action` also runs where jaxlib 0.10 fails to hand its status to Python (std::bad_cast)."""
+    """Run `action` also where jaxlib 0.10 fails to hand its status to Python (std::bad_cast)."""
     try:
         library = ctypes.CDLL('libstdc++.so.6')
         library._ZSt13set_terminatePFvvE.restype = ctypes.CFUNCTYPE(None)
@@ -180,8 +202,9 @@ def _catch_terminate(action):
 
     @ctypes.CFUNCTYPE(None)
     def terminate():
-        found = kind()
-        if found and found[1] == b'St8bad_cast':  # type_info: its table, then its name
+        """Call `action` for that exception, then do as before."""
+        info = kind()
+        if info and info[1] == b'St8bad_cast':  # type_info: its table, then its name
             action()
         before()
     before = library._ZSt13set_terminatePFvvE(terminate)

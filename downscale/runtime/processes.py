@@ -30,8 +30,7 @@ _peers = Peers(0)
 
 
 def given() -> dict[str, Any] | None:
-    """Return arguments of `jax.distributed.initialize` after the environment; None for a lone
-    process.
+    """Return the arguments of `jax.distributed.initialize`; None for a lone process.
 
     The three variables name any group of processes; on a machine with TPU chips JAX finds the rest
     of the slice by itself. ValueError when the variables do not make sense.
@@ -67,19 +66,21 @@ def seconds(name: str, default: int) -> int:
 
 @contextlib.contextmanager
 def joined(ending: Callable[[int, str], object] = lambda code, text: None) -> Iterator[None]:
-    """Join the processes that the environment names; an error in one ends all, with one line each
-    and the exit code of the first, after `ending(code, text)`.
+    """Join the processes that the environment names.
 
-    A lone process goes on at once. One that waits for the others in vain says so and ends. SIGTERM
-    ends all with `exits.PREEMPTED`: at a step where all have saved (`stop`), or at once where there
-    is nothing to save. DOWNSCALE_INITIALIZATION_SECONDS, DOWNSCALE_HEARTBEAT_SECONDS and
-    DOWNSCALE_SHUTDOWN_SECONDS change how long the others are waited for.
+    An error in one ends all, with one line each and the exit code of the first, after
+    `ending(code, text)`. A lone process goes on at once. One that waits for the others in vain says
+    so and ends. SIGTERM ends all with `exits.PREEMPTED`: at a step where all have saved (`stop`),
+    or at once where there is nothing to save. DOWNSCALE_INITIALIZATION_SECONDS,
+    DOWNSCALE_HEARTBEAT_SECONDS and DOWNSCALE_SHUTDOWN_SECONDS change how long the others are waited
+    for.
     """
     global _peers
     arguments = given()
     together = seconds('INITIALIZATION', 300)
     heartbeat = seconds('HEARTBEAT', 100)
     _peers = Peers(heartbeat / 2, ending)  # quicker than JAX, whose words are pages
+    # 1. A lone process has nobody to wait for.
     if arguments is None:
         with _own_sigterm(ending):
             try:
@@ -88,6 +89,7 @@ def joined(ending: Callable[[int, str], object] = lambda code, text: None) -> It
                 ending(exits.code_of(error), line_of(error))
                 raise
         return
+    # 2. Meet the others. JAX waits twice as long as the timer, which ends this process in one line.
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     late = threading.Timer(together, _miss_others, [together])
     late.daemon = True
@@ -105,6 +107,7 @@ def joined(ending: Callable[[int, str], object] = lambda code, text: None) -> It
         late.cancel()
     say(f'process {global_state.process_id} of {global_state.num_processes}, coordinator '
         f'{global_state.coordinator_address}')
+    # 3. Work, watched; whichever way that ends, the others are told.
     _peers.start()
     try:
         yield
@@ -116,17 +119,19 @@ def joined(ending: Callable[[int, str], object] = lambda code, text: None) -> It
 
 @contextlib.contextmanager
 def stepping() -> Iterator[None]:
-    """In this context `stop` is asked after every step, and SIGTERM waits for it."""
+    """Let SIGTERM wait for `stop`, which is asked after every step in this context."""
     _peers.stepping = True
     yield
     _peers.stepping = False  # not after an error: then this process has its own reason to end
 
 
 def stop(step: int) -> bool:
-    """Return whether to save now, after `step`, and raise `exits.Preempted`: the same in all
-    processes.
+    """Return whether to save now, after `step`, and raise `exits.Preempted`.
+
+    All processes get the same answer.
     """
-    del step  # it starts anew with each stage; JAX wants a number that only grows
+    # JAX wants a number that only grows; `step` starts anew with each stage.
+    del step
     if global_state.preemption_sync_manager is None:
         return _peers.notice
     return reached_preemption_sync_point(next(_polls))
@@ -134,7 +139,8 @@ def stop(step: int) -> bool:
 
 @contextlib.contextmanager
 def _own_sigterm(ending):
-    """SIGTERM sets the notice, or ends this process where nothing will ask for it."""
+    """Let SIGTERM set the notice, or end this process where nothing will ask for that."""
+    # Python lets only the main thread handle signals.
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -156,8 +162,9 @@ def _own_sigterm(ending):
 
 
 def first() -> bool:
-    """Return whether this process prints, writes metrics and JSON, prepares data. Touches no
-    device.
+    """Return whether this process is the one that prints, writes JSON and prepares data.
+
+    Touches no device.
     """
     return global_state.process_id == 0
 
@@ -168,8 +175,7 @@ def several() -> bool:
 
 
 def once(action: Callable[[], Any]) -> Any:
-    """Return what `action()` returns in process 0 (something JSON can hold); the others wait for
-    it.
+    """Return what `action()` returns in process 0, a JSON value; the others wait for it.
 
     Where it fails, process 0 raises its error and the others an `exits.Failed` that repeats it.
     """
@@ -181,19 +187,20 @@ def once(action: Callable[[], Any]) -> Any:
         try:
             value = action()
         except BaseException as error:
-            told = {'error': line_of(error), 'code': exits.code_of(error)}
-            client.key_value_set(key, json.dumps(told))
+            failure = {'error': line_of(error), 'code': exits.code_of(error)}
+            # Else the others would wait for a value that never comes.
+            client.key_value_set(key, json.dumps(failure))
             raise
         client.key_value_set(key, json.dumps({'value': value}))
         return value
-    told = json.loads(client.blocking_key_value_get(key, 1000 * LONGEST_SECONDS))
-    if 'error' in told:
-        raise exits.Failed(f'process 0: {told["error"]}', told['code'])
-    return told['value']
+    result = json.loads(client.blocking_key_value_get(key, 1000 * LONGEST_SECONDS))
+    if 'error' in result:
+        raise exits.Failed(f'process 0: {result["error"]}', result['code'])
+    return result['value']
 
 
 def wait() -> None:
-    """Every process has come here."""
+    """Block until every process has called this."""
     if global_state.client is not None:
         global_state.client.wait_at_barrier(f'downscale/wait/{next(_turns)}',
                                             1000 * LONGEST_SECONDS)

@@ -18,7 +18,10 @@ from rich.text import Text
 
 
 class _Rate(ProgressColumn):
+    """Steps in a second."""
+
     def render(self, task):
+        """Return the text of this column."""
         return Text(f'{task.speed:.1f}/s' if task.speed else '', style='cyan')
 
 
@@ -28,7 +31,8 @@ class Bars:
     def __init__(self, console: Console, progress: Progress | None) -> None:
         self.console = console
         self.progress = progress
-        self.ids, self.began = {}, time.monotonic()
+        self.ids = {}  # name -> task of rich
+        self.began = time.monotonic()
 
     def __call__(self, name: str, done: int, total: int, text: str = '') -> None:
         if self.progress is None:
@@ -43,7 +47,7 @@ class Bars:
         self.note(f'{time.monotonic() - self.began:7.1f} s  {name}')
 
     def remove(self, name: str) -> None:
-        """There is no bar of that name."""
+        """Remove the bar called `name`, if there is one."""
         if name in self.ids:
             self.progress.remove_task(self.ids.pop(name))
 
@@ -54,7 +58,7 @@ class Bars:
 
 @contextlib.contextmanager
 def progress_bars(quiet: bool = False) -> Iterator[Bars]:
-    """Bars on a terminal; without one (CI, a pipe) only the lines of `finished` and `note`."""
+    """Show bars on a terminal; elsewhere (CI, a pipe) only the lines of `finished` and `note`."""
     console = Console(file=sys.stdout)
     if quiet or not console.is_terminal:
         yield Bars(console, None)

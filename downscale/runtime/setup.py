@@ -21,8 +21,10 @@ _WANTED = {'JAX_ENABLE_X64': _NO, 'JAX_NUMPY_DTYPE_PROMOTION': ('standard',),
 
 
 def begin(console: bool) -> None:
-    """Refuse with ValueError what no command can do here; `console` is whether this is the whole
-    program, whose interrupts are then ours."""
+    """Prepare this process for a command; ValueError for an environment that none can work in.
+
+    `console` is whether the command is the whole program, so that interrupts are for it to handle.
+    """
     if console:
         _catch_interrupts()
     _refuse_environment()
@@ -31,7 +33,7 @@ def begin(console: bool) -> None:
 # --- where it may write -----------------------------------------------------------------------
 
 def cache_folder() -> Path | str:
-    """Where compiled programs are kept: JAX_COMPILATION_CACHE_DIR, or the user's cache folder.
+    """Return the folder for compiled programs: JAX_COMPILATION_CACHE_DIR, or the user's cache.
 
     A user who has none, or may not write there, gets one under the temporary folder.
     """
@@ -49,8 +51,9 @@ def cache_folder() -> Path | str:
 
 
 def _user_cache():
-    """Return the cache folder of this user, as the XDG rules have it: a variable that is empty or
-    no absolute path does not count.
+    """Return the cache folder of this user by the rules of XDG.
+
+    An XDG_CACHE_HOME that is empty or no absolute path does not count.
     """
     folder = Path(os.environ.get('XDG_CACHE_HOME', ''))
     if folder.is_absolute():
@@ -64,6 +67,7 @@ def _user_cache():
 # --- what it inherits -------------------------------------------------------------------------
 
 def _refuse_environment():
+    """Raise ValueError for variables that change JAX's numbers, and for text other than UTF-8."""
     for name, wanted in _WANTED.items():
         value = os.environ.get(name, '')
         if value and value.lower() not in wanted:
@@ -86,8 +90,10 @@ def stopped(console: bool) -> int:
 
 
 def _catch_interrupts():
-    """Ctrl-C raises KeyboardInterrupt, wherever it comes; a second one, while the first is dealt
-    with, ends all at once: what this process has started notices and ends as well."""
+    """Let Ctrl-C raise KeyboardInterrupt wherever it comes, and a second one end all at once.
+
+    What this process has started notices its end, and ends as well.
+    """
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return
     pressed = []
@@ -113,6 +119,7 @@ def _catch_interrupts():
 
 
 def _importing(frame):
+    """Return whether a module is being imported where `frame` is."""
     while frame is not None:
         if frame.f_code.co_filename.startswith('<frozen importlib'):
             return True

@@ -27,9 +27,7 @@ def shortened(text: str, most: int = LONGEST_ERROR) -> str:
 
 
 def cause_of(error: BaseException) -> str:
-    """Return what an exception says; of an error of the system the path and why, without its
-    number.
-    """
+    """Return what an exception says; of a system's error path and reason, without its number."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f'{error.filename}: {error.strerror}'
     return line_of(error)
@@ -51,9 +49,7 @@ class _Descriptor(io.FileIO):
 
 
 def _steady(stream):
-    """Return `stream` over a `_Descriptor`, and letters that its encoding lacks written as
-    escapes.
-    """
+    """Return `stream` over a `_Descriptor`, with escapes for letters that its encoding lacks."""
     raw = io.BufferedWriter(_Descriptor(stream.fileno(), 'w', closefd=False))
     return io.TextIOWrapper(raw, stream.encoding, 'backslashreplace',
                             line_buffering=stream.isatty() or stream is sys.__stderr__)

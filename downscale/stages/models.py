@@ -21,3 +21,12 @@ def model_of(experiment: Experiment, stage: str = 'instruct') -> Model:
                remat=experiment.remat, unroll=experiment.unroll,
                newline=experiment.layout(stage).newline,
                growth=experiment.parametrisation.growth(experiment.language))
+
+
+def groups_of(model: Vlm, sees: bool) -> tuple[str, ...]:
+    """Return the groups of parameters that a model needs for text alone, or `sees` pictures with.
+    """
+    if not sees:
+        return ('language',)
+    newline = ('image_newline_D',) if model.newline else ()
+    return ('language', 'tower', 'connector', *newline)

@@ -1,6 +1,5 @@
 """How much of a stage's work is padding, counted before it trains, and which buckets would help."""
 import dataclasses
-import io
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -13,7 +12,7 @@ from downscale.config import Experiment, Stage
 from downscale.data import buckets, pipeline
 from downscale.data.scenes.sampler import Sampler
 from downscale.data.tokens import hash_of as tokenizer_hash
-from downscale.runtime.files import PathLike, write_bytes
+from downscale.runtime.files import PathLike, whole
 from downscale.values import hash_of
 
 SHAPES = (2, 3, 4, 6)  # how many shapes a proposal may have; each is one more program to compile
@@ -32,9 +31,8 @@ def sizes(folder: PathLike, sampler: Sampler, seed: int) -> np.ndarray:
                    dataclasses.asdict(encoder.layout)])
     path = Path(folder) / f'sizes-{key}.npy'
     if not path.exists():
-        counted = io.BytesIO()
-        np.save(counted, pipeline.epoch(sampler, seed))
-        write_bytes(path, counted.getvalue())
+        with whole(path) as partial, partial.open('wb') as file:
+            np.save(file, pipeline.epoch(sampler, seed))
     sizes = np.load(path)
     for size in np.unique(sizes, axis=0):
         if buckets.smallest(sampler.shapes, *size) is None:  # counted for larger buckets

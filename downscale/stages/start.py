@@ -7,9 +7,10 @@ from downscale.config import Experiment, Stage
 from downscale.experiment.expansion import parent_folder
 from downscale.model.init import abstract_params, init_tree
 from downscale.model.tower_words import abstract_word_params
+from downscale.model.vlm import Vlm
 from downscale.runtime.files import PathLike
 from downscale.sharding import mesh
-from downscale.stages.models import model_of
+from downscale.stages.models import groups_of, model_of
 from downscale.train import loop
 from downscale.train.checkpoint import load_params
 
@@ -20,11 +21,9 @@ def start_shapes(experiment: Experiment, stage: Stage) -> dict[str, Any]:
     if stage.kind.loss == 'words':
         # pyrefly: ignore[bad-argument-type]
         return abstract_word_params(model)
-    groups = ['language']
-    if stage.tiles:
-        groups += ['tower', 'connector', *['image_newline_D'] * model.newline]
+    assert isinstance(model, Vlm)  # an imported tower alone has no stages
     # pyrefly: ignore[bad-argument-type]
-    return abstract_params(model, tuple(groups))
+    return abstract_params(model, groups_of(model, sees=stage.tiles > 0))
 
 
 def start_params(study: PathLike, experiment: Experiment, stage: Stage) -> dict[str, Any]:

@@ -5,12 +5,12 @@ questions (Miller 2411.00640). From `FEW_SEEDS` training seeds on, intervals cov
 with fewer they cover the choice of pictures only.
 """
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
 
-Column = np.ndarray | Sequence  # an entry an item, a group or a number of them
+Column = np.ndarray | Sequence  # one entry for each item, or for each group
 
 FEW_SEEDS = 3  # fewer training seeds show no spread between them
 FEW = 30  # below this many clusters percentile intervals are too narrow: join a t interval
@@ -18,11 +18,11 @@ FEW = 30  # below this many clusters percentile intervals are too narrow: join a
 FEW_SIGNS = 6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Interval:
     """A number, its 95 % interval, and how many items, clusters and seeds stand behind it.
 
-    The interval covers the choice of seeds where there are `FEW_SEEDS` or more. Of a mean over
+    The interval covers the choice of seeds where there are `FEW_SEEDS` or more. For a mean over
     families `clusters` is the `effective` number.
     """
     value: float
@@ -56,18 +56,20 @@ class Resamples:
 
         Weighted sums scatter about the mean of the seeds by s / sqrt(count) times a t variable
         with count - 1 degrees: for normal seeds the exact interval of their mean. Three seeds
-        drawn with replacement would scatter by far less. One set of weights for all models.
+        drawn with replacement would scatter by far less. One set of weights serves all models.
         """
         rng = np.random.default_rng([count, *np.atleast_1d(self.seed)])
-        shape = len(self.weights), count
-        lever = rng.standard_normal(shape)
-        lever -= lever.mean(axis=1, keepdims=True)
-        return 1 / count + lever / np.sqrt(count * rng.chisquare(count - 1, (shape[0], 1)))
+        lever_BS = rng.standard_normal((len(self.weights), count))
+        lever_BS -= lever_BS.mean(axis=1, keepdims=True)
+        # A normal direction over the root of a chi-square is what makes the sums t distributed.
+        chi_square_B1 = rng.chisquare(count - 1, (len(self.weights), 1))
+        return 1 / count + lever_BS / np.sqrt(count * chi_square_B1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Means:
-    """Means of rows (models) in groups (families) and their draws [bootstraps, rows, groups].
+    """Means `value` [rows, groups] of models in families, and their `draws` [bootstraps, rows,
+    groups]; `n` items and `clusters` of each group.
 
     Each row is over `seeds` training seeds of the `planned` ones; from `FEW_SEEDS` planned seeds on
     the draws are over them too.
@@ -82,15 +84,13 @@ class Means:
 
     def interval(self, value: float, draws: np.ndarray, column: int,
                  bounds: tuple[float, float] = (-np.inf, np.inf)) -> Interval:
-        """Return the `interval` of a number made of these means in the group `column`."""
+        """Return the `interval` of a number that was made of these means in the group `column`."""
         return interval(value, draws, self.n[column], self.clusters[column], bounds=bounds,
                         seeds=self.seeds, planned=self.planned)
 
 
 def resample(clusters: Column, bootstraps: int = 2000, seed: int | tuple = 0) -> Resamples:
-    """Return one seeded multinomial weight per bootstrap and cluster, to be shared by all
-    models.
-    """
+    """Return how often each cluster is drawn in every resample, to be shared by all models."""
     names = np.unique(np.asarray(clusters, dtype=str))
     if not len(names):
         return Resamples(names, np.zeros((bootstraps, 0)), seed)
@@ -114,46 +114,49 @@ def group_means(values: Column, groups: Column, clusters: Column,
     counts = []
     pictures = []
     for name in names:
-        here = groups == name
-        sums = np.zeros((len(resamples.clusters), len(values)))
-        np.add.at(sums, place[here], values[:, here].T)
-        items = np.bincount(place[here], minlength=len(resamples.clusters)).astype(float)
-        drawn = resamples.weights @ items
-        drawn = np.where(drawn > 0, drawn, np.nan)
-        value.append(values[:, here].mean(axis=1))
-        draws.append((resamples.weights @ sums) / drawn[:, None])
-        counts.append(int(here.sum()))
-        pictures.append(int(np.count_nonzero(items)))
-    return Means(tuple(names), np.stack(value, 1), np.stack(draws, 2), np.array(counts),
-                 np.array(pictures))
+        inside = groups == name
+        # Sums by cluster first: a resample is then one product with the weights of clusters.
+        sums_CR = np.zeros((len(resamples.clusters), len(values)))
+        np.add.at(sums_CR, place[inside], values[:, inside].T)
+        items_C = np.bincount(place[inside], minlength=len(resamples.clusters)).astype(float)
+        drawn_B = resamples.weights @ items_C
+        drawn_B = np.where(drawn_B > 0, drawn_B, np.nan)
+        value.append(values[:, inside].mean(axis=1))
+        draws.append((resamples.weights @ sums_CR) / drawn_B[:, None])
+        counts.append(int(inside.sum()))
+        pictures.append(int(np.count_nonzero(items_C)))
+    return Means(
+        groups=tuple(names),
+        value=np.stack(value, 1),
+        draws=np.stack(draws, 2),
+        n=np.array(counts),
+        clusters=np.array(pictures),
+    )
 
 
 def covers_seeds(seeds: int, planned: int = 1) -> bool:
-    """Return whether an interval has to cover the choice of seeds: `FEW_SEEDS` were planned or are
-    there.
+    """Return whether an interval has to cover the choice of seeds.
 
-    It has to where planned seeds are missing as well; else it would narrow by what is missing.
+    It has to where `FEW_SEEDS` are there or were planned: if only those that are there counted, an
+    interval would narrow when seeds go missing.
     """
     return max(seeds, planned) >= FEW_SEEDS
 
 
 def over_seeds(means: Means, count: int, resamples: Resamples, planned: int = 1) -> Means:
-    """Return the mean over seeds of `means`, whose rows are those of seed one, then of seed two and
-    so on.
+    """Return the mean over seeds of `means`, whose rows are those of seed one, then of seed two.
 
     Where it `covers_seeds` its draws are over seeds as well.
     """
-    weights = seed_weights(resamples, count, planned)
-    value = means.value.reshape(count, -1, len(means.groups)).mean(axis=0)
-    draws = means.draws.reshape(len(means.draws), count, *value.shape)
-    return Means(means.groups, value, np.einsum('bs,bsrg->brg', weights, draws), means.n,
-                 means.clusters, count, planned)
+    weights_BS = seed_weights(resamples, count, planned)
+    value_RG = means.value.reshape(count, -1, len(means.groups)).mean(axis=0)
+    draws_BSRG = means.draws.reshape(len(means.draws), count, *value_RG.shape)
+    draws_BRG = np.einsum('BS,BSRG->BRG', weights_BS, draws_BSRG)
+    return replace(means, value=value_RG, draws=draws_BRG, seeds=count, planned=planned)
 
 
 def seed_weights(resamples: Resamples, count: int, planned: int) -> np.ndarray:
-    """Return weights [bootstraps, count] of the seeds; a single one has no spread that could be
-    drawn.
-    """
+    """Return weights [bootstraps, count] of the seeds, all equal unless seeds are drawn."""
     if count > 1 and covers_seeds(count, planned):
         return resamples.over_seeds(count)
     return np.full((len(resamples.weights), count), 1 / count)
@@ -170,25 +173,26 @@ def _places(clusters, resamples):
 
 def ratio(numerator: Column, denominator: Column, clusters: Column,
           resamples: Resamples) -> tuple[float, np.ndarray]:
-    """Sum over sum of two columns [items], and the same under every resample [bootstraps].
+    """Return the sum over the sum of two columns [items], and its draws [bootstraps].
 
     NaN where the denominator is zero, as in a draw that holds none of the items' clusters.
     """
-    sums = np.zeros((len(resamples.clusters), 2))
-    np.add.at(sums, _places(clusters, resamples), np.stack([numerator, denominator], axis=1))
-    drawn = resamples.weights @ sums
-    whole = sums.sum(axis=0)
-    below = np.where(drawn[:, 1] > 0, drawn[:, 1], np.nan)
-    return (float(whole[0] / whole[1]) if whole[1] > 0 else np.nan), drawn[:, 0] / below
+    sums_C2 = np.zeros((len(resamples.clusters), 2))
+    np.add.at(sums_C2, _places(clusters, resamples), np.stack([numerator, denominator], axis=1))
+    drawn_B2 = resamples.weights @ sums_C2
+    above, below = sums_C2.sum(axis=0)
+    below_B = np.where(drawn_B2[:, 1] > 0, drawn_B2[:, 1], np.nan)
+    return (float(above / below) if below > 0 else np.nan), drawn_B2[:, 0] / below_B
 
 
 def effective(clusters: Column, weights: np.ndarray | float = 1.) -> int:
-    """Return the number of clusters by which the spread of a weighted sum of family means is known.
+    """Return how many clusters the spread of a weighted sum of family means rests on.
 
     One more than Satterthwaite's degrees of freedom (Biometrics 2:110, 1946), as if pictures
-    varied alike in every family, with one degree less in each: a tiny one may agree by chance, and
-    of nine families of 100 pictures and one of 3 intervals would cover 87 %. Between the number
-    of the smallest family and that of the largest, since families may share their pictures.
+    varied alike in every family, but with one degree less in each: a tiny family may agree by
+    chance, so that with nine families of 100 pictures and one of 3 the intervals would cover 87 %.
+    It lies between the clusters of the smallest and of the largest family, since families may
+    share their pictures.
     """
     clusters = np.asarray(clusters, dtype=float)
     part = np.square(weights) / clusters
@@ -199,32 +203,36 @@ def effective(clusters: Column, weights: np.ndarray | float = 1.) -> int:
 
 
 def macro(means: Means) -> Means:
-    """Return the plain mean over groups as a single group; a small family counts as much as a
-    large.
+    """Return the plain mean over groups as the only group: a small family counts like a large one.
 
     Its clusters are the `effective` number.
     """
-    return Means(('macro',), means.value.mean(axis=1, keepdims=True),
-                 means.draws.mean(axis=2, keepdims=True), means.n.sum(keepdims=True),
-                 np.array([effective(means.clusters)]), means.seeds, means.planned)
+    return replace(
+        means,
+        groups=('macro',),
+        value=means.value.mean(axis=1, keepdims=True),
+        draws=means.draws.mean(axis=2, keepdims=True),
+        n=means.n.sum(keepdims=True),
+        clusters=np.array([effective(means.clusters)]),
+    )
 
 
 def with_macro(means: Means) -> Means:
     """Return the same means, and behind the groups their plain mean as the group 'macro'."""
     whole = macro(means)
-    return Means((*means.groups, *whole.groups),
-                 # pyrefly: ignore[bad-argument-type]
-                 *(np.concatenate(pair, axis=-1) for pair in (
-                     (means.value, whole.value), (means.draws, whole.draws),
-                     (means.n, whole.n), (means.clusters, whole.clusters))), means.seeds,
-                 means.planned)
+    return replace(
+        means,
+        groups=(*means.groups, *whole.groups),
+        value=np.concatenate([means.value, whole.value], axis=-1),
+        draws=np.concatenate([means.draws, whole.draws], axis=-1),
+        n=np.concatenate([means.n, whole.n]),
+        clusters=np.concatenate([means.clusters, whole.clusters]),
+    )
 
 
 def contrast(means: Means, weights: np.ndarray, column: int,
              bounds: tuple[float, float] = (-1, 1)) -> Interval:
-    """Return the interval of a weighted sum of rows in one group, all rows under the same
-    resamples.
-    """
+    """Return the interval of a weighted sum of rows in one group, drawn together."""
     return means.interval(float(weights @ means.value[:, column]),
                           means.draws[:, :, column] @ weights, column, bounds)
 
@@ -232,14 +240,13 @@ def contrast(means: Means, weights: np.ndarray, column: int,
 def interval(value: float, draws: np.ndarray, n: int, clusters: int, level: float = 0.95,
              bounds: tuple[float, float] = (-np.inf, np.inf), seeds: int = 1,
              planned: int = 1) -> Interval:
-    """Return the percentile interval of `draws`, widened where few clusters make it too sure of
-    itself.
+    """Return the percentile interval of `draws`, widened where few clusters make it too narrow.
 
     Below `FEW` clusters it is joined with a t interval. When all draws agree it is widened by
     Wilson's bound for zero events in `clusters` trials, so that no interval has zero width. A
     difference (`bounds` that begin below zero) of fewer than `FEW_SIGNS` clusters is as unsure as
-    the sign test of clusters that all agree. One cluster gives no interval (NaN), and the only one
-    of several planned seeds all that `bounds` allow.
+    the sign test of clusters that all agree. One cluster gives no interval (NaN). Where several
+    seeds were planned and one is there, the interval is all that `bounds` allow.
     """
     draws = np.asarray(draws)[np.isfinite(draws)]
     if not np.isfinite(value):
@@ -249,15 +256,16 @@ def interval(value: float, draws: np.ndarray, n: int, clusters: int, level: floa
     else:
         why = 'fewer than two draws' if len(draws) < 2 else ''
     if why:
-        return Interval(float(value), np.nan, np.nan, int(n), int(clusters), f'none ({why})', seeds)
+        return without_ends(value, n, clusters, f'none ({why})', seeds)
     tail = (1 - level) / 2
     over = covers_seeds(seeds, planned)
     if over and seeds < 2:
-        # pyrefly: ignore[bad-argument-type]
-        return Interval(float(value), *map(float, bounds), int(n), int(clusters),
-                        f'unbounded: {seeds} of {planned} seeds', seeds)
+        known = without_ends(value, n, clusters, f'unbounded: {seeds} of {planned} seeds', seeds)
+        return replace(known, low=float(bounds[0]), high=float(bounds[1]))
+    # 1. Percentiles of the draws.
     low, high = np.quantile(draws, [tail, 1 - tail])
-    method = 'cluster bootstrap' + f', t over {seeds} seeds' * over
+    method = f'cluster bootstrap, t over {seeds} seeds' if over else 'cluster bootstrap'
+    # 2. Few clusters: joined with a t interval.
     if clusters < FEW:
         # A t variable with two degrees has no variance, so that its quantiles are taken.
         spread = (high - low) / (2 * stats.norm.ppf(1 - tail)) if over else draws.std()
@@ -267,27 +275,39 @@ def interval(value: float, draws: np.ndarray, n: int, clusters: int, level: floa
         low = min(low, value - reach)
         high = max(high, value + reach)
         method = method.replace('bootstrap', 'bootstrap and t')
+    # 3. No draw differs: what was not seen may still happen.
     if high - low < 1e-9:
         margin = wilson(0, clusters, level)[1]
         low = value - margin
         high = value + margin
         method = 'Wilson bound on unseen change'
+    # 4. Very few clusters of a difference.
     if bounds[0] < 0 and clusters < FEW_SIGNS:
         # All of `clusters` trials won: Clopper and Pearson's bound on the share that would be.
         edge = value * (2 * tail ** (1 / clusters) - 1)
         low = min(low, edge)
         high = max(high, edge)
         method += ' and sign test'
-    low = max(low, bounds[0])
-    high = min(high, bounds[1])
-    return Interval(float(value), float(low), float(high), int(n), int(clusters), method, seeds)
+    known = without_ends(value, n, clusters, method, seeds)
+    return replace(known, low=float(max(low, bounds[0])), high=float(min(high, bounds[1])))
+
+
+def without_ends(value: float, n: int, clusters: int, method: str, seeds: int = 1) -> Interval:
+    """Return a number whose interval is not known: its ends are NaN, and `method` says why."""
+    return Interval(
+        value=float(value),
+        low=np.nan,
+        high=np.nan,
+        n=int(n),
+        clusters=int(clusters),
+        method=method,
+        seeds=seeds,
+    )
 
 
 def mean_ci(values: Column, clusters: Column, bootstraps: int = 2000, seed: int = 0,
             bounds: tuple[float, float] = (-np.inf, np.inf)) -> Interval:
-    """Return the mean of one value per item with its clustered interval; `bounds` clip it (0,
-    1).
-    """
+    """Return the mean of one value per item with its clustered interval, clipped to `bounds`."""
     means = group_means(values, np.full(len(clusters), 'all'), clusters,
                         resample(clusters, bootstraps, seed))
     return interval(means.value[0, 0], means.draws[:, 0, 0], means.n[0], means.clusters[0],
@@ -296,7 +316,7 @@ def mean_ci(values: Column, clusters: Column, bootstraps: int = 2000, seed: int 
 
 def paired_difference(first: Column, second: Column, clusters: Column,
                       bootstraps: int = 2000, seed: int = 0) -> Interval:
-    """Return mean of first - second over the same items, both under the same resampled clusters."""
+    """Return the mean of first - second over the same items, under the same resampled clusters."""
     means = group_means([first, second], np.full(len(clusters), 'all'), clusters,
                         resample(clusters, bootstraps, seed))
     return interval(means.value[0, 0] - means.value[1, 0],
@@ -317,8 +337,9 @@ def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]
 
 
 def mcnemar(first: Column, second: Column) -> float:
-    """Return exact two-sided p that right answers move as often one way as the other (items
-    alone).
+    """Return the exact two-sided p that right answers move as often one way as the other.
+
+    Items stand alone; a picture with several questions needs `paired_difference`.
     """
     first = np.asarray(first) > 0.5
     second = np.asarray(second) > 0.5

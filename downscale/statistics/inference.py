@@ -1,6 +1,5 @@
 """Tests, ratios, runs and power, beside the means of `bootstrap.py`, by the same resamples."""
-
-import dataclasses
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,12 +13,11 @@ Z = distributions.norm.ppf(.975)
 
 
 def newcombe(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """Return Newcombe's interval (low, high) of the difference of two paired shares of right
-    answers.
+    """Return Newcombe's interval (low, high) of the difference of two paired shares that are right.
 
     Method 10 of Newcombe 1998 (Statistics in Medicine 17:2635): Wilson's limits of each share, put
     together with the correlation of the pairs. Items stand alone; a picture with several questions
-    needs `stats.paired_difference`.
+    needs `bootstrap.paired_difference`.
     """
     first = np.asarray(first) > 0.5
     second = np.asarray(second) > 0.5
@@ -35,17 +33,22 @@ def newcombe(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> tuple[
     phi = product / np.sqrt(margins) if margins else 0.0
     p = (both + won) / n
     q = (both + lost) / n
-    (p_low, p_high), (q_low, q_high) = (bootstrap.wilson(k, n, level) for k in (both + won,
-                                                                                both + lost))
-    down, up = ((a * a - 2 * phi * a * b + b * b) ** .5 for a, b in
-                ((p - p_low, q_high - q), (p_high - p, q - q_low)))
+    p_low, p_high = bootstrap.wilson(both + won, n, level)
+    q_low, q_high = bootstrap.wilson(both + lost, n, level)
+    down = _joined(p - p_low, q_high - q, phi)
+    up = _joined(p_high - p, q - q_low, phi)
     return float(p - q - down), float(p - q + up)
 
 
-def standard_error(draws: np.ndarray, clusters: int, seeds: int = 1, planned: int = 1) -> float:
-    """Return the standard error that the draws of a mean (stats.Means) show; NaN with one cluster.
+def _joined(a, b, phi):
+    """Return the reach of a difference from the reaches of its two sides, correlated by `phi`."""
+    return (a * a - 2 * phi * a * b + b * b) ** .5
 
-    Over seeds it is that of a normal variable with the same 95 % interval, NaN with one of them.
+
+def standard_error(draws: np.ndarray, clusters: int, seeds: int = 1, planned: int = 1) -> float:
+    """Return the standard error that the draws of a mean show; NaN with one cluster.
+
+    Over seeds it is that of a normal variable with the same 95 % interval, NaN with one seed.
     """
     over = bootstrap.covers_seeds(seeds, planned)
     if clusters < 2 or over and seeds < 2:
@@ -58,11 +61,11 @@ def standard_error(draws: np.ndarray, clusters: int, seeds: int = 1, planned: in
 
 def p_value(value: float, draws: np.ndarray, clusters: int, seeds: int = 1,
             planned: int = 1) -> float:
-    """Return two-sided p of a t test that a mean or difference is zero, pictures moving together.
+    """Return the two-sided p of a t test that a mean or difference is zero, by clusters.
 
     1 where it is zero in every draw; NaN with one cluster or one of several planned seeds. Over
     seeds: twice the share of draws beyond zero, so that p is below .05 where the interval leaves
-    out zero. Below `stats.FEW_SIGNS` clusters no lower than the sign test of clusters that agree.
+    out zero. Below `FEW_SIGNS` clusters it is no lower than the sign test of clusters that agree.
     """
     error = standard_error(draws, clusters, seeds, planned)
     alike = min(1.0, 2 * .5 ** clusters)
@@ -70,10 +73,10 @@ def p_value(value: float, draws: np.ndarray, clusters: int, seeds: int = 1,
         return alike if abs(value) > 1e-12 else 1.0
     if bootstrap.covers_seeds(seeds, planned):
         beyond = min(np.sum(draws <= 0), np.sum(draws >= 0))
-        found = min(1, 2 * (beyond + 1) / (len(draws) + 1))
+        p = min(1, 2 * (beyond + 1) / (len(draws) + 1))
     else:
-        found = 2 * distributions.t.sf(abs(value) / error, clusters - 1)
-    return float(max(found, alike) if clusters < bootstrap.FEW_SIGNS else found)
+        p = 2 * distributions.t.sf(abs(value) / error, clusters - 1)
+    return float(max(p, alike) if clusters < bootstrap.FEW_SIGNS else p)
 
 
 def benjamini_hochberg(p_values: ArrayLike) -> np.ndarray:
@@ -91,38 +94,38 @@ def ratio_interval(top: tuple[float, np.ndarray], bottom: tuple[float, np.ndarra
     told from zero: the ratio may then be anything, as with one of several planned seeds. Over
     seeds, whose draws have no variance, only percentiles are taken.
     """
-    (above, above_draws), (below, below_draws) = top, bottom
-    pairs = np.stack([above_draws, below_draws])
-    pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
-    if clusters < 2 or pairs.shape[1] < 2 or not below:
-        return bootstrap.Interval(np.nan, np.nan, np.nan, int(n), int(clusters), 'none (no ratio)')
+    above, above_draws = top
+    below, below_draws = bottom
+    pairs_2B = np.stack([above_draws, below_draws])
+    pairs_2B = pairs_2B[:, np.isfinite(pairs_2B).all(axis=0)]
+    if clusters < 2 or pairs_2B.shape[1] < 2 or not below:
+        return bootstrap.without_ends(np.nan, n, clusters, 'none (no ratio)')
     scale = clusters / (clusters - 1)  # as in `standard_error`
-    (v11, v12), (_, v22) = np.cov(pairs) * scale
+    (v11, v12), (_, v22) = np.cov(pairs_2B) * scale
     value = above / below
-    open_ended = bootstrap.Interval(float(value), -np.inf, np.inf, int(n), int(clusters),
-                                    'unbounded: the denominator may be zero', seeds)
+    known = bootstrap.without_ends(value, n, clusters, 'Fieller', seeds)
+    open_ended = replace(known, low=-np.inf, high=np.inf,
+                         method='unbounded: the denominator may be zero')
+    # 1. Over seeds: percentiles, unless too many draws of the denominator cross zero.
     if bootstrap.covers_seeds(seeds, planned):
-        crossed = seeds > 1 and np.mean(pairs[1] * below <= 0) > (1 - level) / 2
-        return (
-            open_ended
-            if crossed
-            else bootstrap.interval(
-                value, pairs[0] / pairs[1], n, clusters, level, seeds=seeds, planned=planned
-            )
-        )
+        if seeds > 1 and np.mean(pairs_2B[1] * below <= 0) > (1 - level) / 2:
+            return open_ended
+        return bootstrap.interval(value, pairs_2B[0] / pairs_2B[1], n, clusters, level,
+                                  seeds=seeds, planned=planned)
+    # 2. The denominator is far from zero: percentiles as well.
     if abs(below) > NEAR * np.sqrt(v22):
-        return bootstrap.interval(value, pairs[0] / pairs[1], n, clusters, level, seeds=seeds)
+        return bootstrap.interval(value, pairs_2B[0] / pairs_2B[1], n, clusters, level, seeds=seeds)
+    # 3. Fieller: the ratios r that a t test of top - r bottom does not reject lie between the roots
+    # of a quadratic; where it does not open upward, or has no roots, they are not bounded.
     reach = distributions.t.ppf((1 + level) / 2, clusters - 1) ** 2
     room = below ** 2 - reach * v22
     middle = above * below - reach * v12
     root = middle ** 2 - room * (above ** 2 - reach * v11)
     if room <= 0 or root < 0:
-        return dataclasses.replace(open_ended, method=f'Fieller, {open_ended.method}')
+        return replace(open_ended, method=f'Fieller, {open_ended.method}')
     low = (middle - root ** .5) / room
     high = (middle + root ** .5) / room
-    return bootstrap.Interval(
-        float(value), float(low), float(high), int(n), int(clusters), 'Fieller', seeds
-    )
+    return replace(known, low=float(low), high=float(high))
 
 
 def iqm(scores: ArrayLike) -> float:
@@ -138,13 +141,14 @@ def _drawn_runs(scores, bootstraps, rng):
 
 
 def _over_runs(value, draws, runs, tasks):
+    """Return the percentile interval of `draws` over runs; without ends where runs show none."""
     low, high = np.quantile(draws, [.025, .975])
-    method = 'stratified bootstrap over runs'
-    if runs < FEW_RUNS or high - low < 1e-9:
-        low = high = np.nan
-        method = f'none ({runs} of at least {FEW_RUNS} runs)' if runs < FEW_RUNS else \
-            'none (runs do not differ)'
-    return bootstrap.Interval(float(value), float(low), float(high), runs * tasks, runs, method)
+    known = bootstrap.without_ends(value, runs * tasks, runs, 'none (runs do not differ)')
+    if runs < FEW_RUNS:
+        return replace(known, method=f'none ({runs} of at least {FEW_RUNS} runs)')
+    if high - low < 1e-9:
+        return known
+    return replace(known, low=float(low), high=float(high), method='stratified bootstrap over runs')
 
 
 def iqm_interval(scores: ArrayLike, bootstraps: int = 2000, seed: int = 0) -> bootstrap.Interval:
@@ -165,11 +169,12 @@ def performance_profile(scores: ArrayLike, thresholds: ArrayLike) -> np.ndarray:
 
 def better(first: ArrayLike, second: ArrayLike, bootstraps: int = 2000,
            seed: int = 0) -> bootstrap.Interval:
-    """Return p(a run of `first` beats one of `second`), the mean over tasks, ties counting half.
+    """Return how likely a run of `first` beats one of `second`: mean over tasks, ties count half.
 
     Both are [runs, tasks] over the same tasks; `clusters` of the result is the smaller run count.
     """
-    first, second = (np.asarray(scores, dtype=float) for scores in (first, second))
+    first = np.asarray(first, dtype=float)
+    second = np.asarray(second, dtype=float)
     rng = np.random.default_rng(seed)
 
     def chance(x, y):
@@ -182,8 +187,7 @@ def better(first: ArrayLike, second: ArrayLike, bootstraps: int = 2000,
 
 def items_needed(difference: float, variance: float, power: float = 0.8,
                  level: float = 0.95) -> int:
-    """Return how many items show a paired `difference` when per-item differences have this
-    `variance`.
+    """Return how many items show a paired `difference` whose per-item `variance` is given.
 
     Miller 2411.00640, on power: variance is that of the difference of per-item means, so that
     repeated answers lower it. Items are independent here; with clusters multiply by the design

@@ -1,4 +1,4 @@
-"""Whose fault is a drop: exact shares of two to five factors, and the items behind them.
+"""Whose fault a drop is: exact shares of two to five factors, and the items behind them.
 
 Each factor is small (0) or large (1); values and answers are arrays with one axis of length two
 per factor.
@@ -6,7 +6,7 @@ per factor.
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,17 +33,18 @@ class Shares:
 
 
 def shapley(values: np.ndarray, factors: int) -> np.ndarray:
-    """Return Shapley shares [factors, ...] of values [2, ..., 2, ...]; they sum to all large - all
-    small.
+    """Return the Shapley shares [factors, ...] of values [2, ..., 2, ...].
 
-    The mean over all orders in which the factors may become large, exactly (2^factors corners).
+    They sum to all large - all small: each is the mean over all orders in which the factors may
+    become large, exactly (2^factors corners).
     """
     _check(values, factors)
     shares = []
-    for own in range(factors):
-        step = np.diff(values, axis=own).squeeze(own)
+    for factor in range(factors):
+        step = np.diff(values, axis=factor).squeeze(factor)
         share = 0.0
         for others in itertools.product((0, 1), repeat=factors - 1):
+            # The share of all orders in which just those of the others became large before it.
             before = sum(others)
             weight = (math.factorial(before) * math.factorial(factors - 1 - before)
                       / math.factorial(factors))
@@ -53,39 +54,40 @@ def shapley(values: np.ndarray, factors: int) -> np.ndarray:
 
 
 def interactions(values: np.ndarray, factors: int) -> dict[tuple[int, ...], np.ndarray]:
-    """Return {factors that act together: what is left when all that fewer of them do is taken
-    away}.
+    """Return what factors do only together: {places of two or more factors: effect}.
 
-    Against the corner where all are small; tuples of two or more places of factors.
+    It is what is left of their effect, against the corner where all factors are small, when all
+    that fewer of them do is taken away.
     """
     _check(values, factors)
-    found = {}
+    effects = {}
     for order in range(2, factors + 1):
         for group in itertools.combinations(range(factors), order):
             corner = [slice(None) if place in group else 0 for place in range(factors)]
             part = values[tuple(corner)]
             for _ in group:
                 part = np.diff(part, axis=0)[0]
-            found[group] = part
-    return found
+            effects[group] = part
+    return effects
 
 
 def _check(values, factors):
+    """Raise ValueError unless the first axes of `values` are as many factors of two levels."""
     if not 2 <= factors <= MOST or values.shape[:factors] != (2,) * factors:
         raise ValueError(f'an attribution takes 2 to {MOST} factors with two levels each, '
                          f'not {factors} factors of shape {values.shape[:factors]}')
 
 
 def log_odds(means: bootstrap.Means) -> bootstrap.Means:
-    """Return the same means as log-odds; half an item is added on both sides, so that 0 and 1 are
-    finite.
+    """Return the same means as log-odds.
+
+    Half an item is added on both sides, so that those of 0 and 1 are finite.
     """
     def logit(share):
         # a draw over seeds may leave 0..1
         right = np.clip(share, 0, 1) * means.n + .5
         return np.log(right / (means.n + 1 - right))
-    return bootstrap.Means(means.groups, logit(means.value), logit(means.draws), means.n,
-                           means.clusters, means.seeds, means.planned)
+    return replace(means, value=logit(means.value), draws=logit(means.draws))
 
 
 def attribute(means: bootstrap.Means, names: Sequence[str],
@@ -95,39 +97,51 @@ def attribute(means: bootstrap.Means, names: Sequence[str],
     Row 0 has all factors `names` small, the last row all large; the last factor changes fastest.
     On 'log-odds' the macro mean is that of the families' log-odds.
     """
-    factors = len(names)
-    found = {}
     means = bootstrap.with_macro(log_odds(means) if scale == 'log-odds' else means)
-    for column, task in enumerate(means.groups):
-        table = np.concatenate([means.value[None, :, column], means.draws[:, :, column]])
-        table = table.T.reshape(*(2,) * factors, -1)   # the value in front of its draws
-
-        def known(part, column=column):
-            return _known(means, part, column, scale)
-        shares = {name: known(part) for name, part in zip(names, shapley(table, factors),
-                                                          strict=True)}
-        both = {tuple(names[place] for place in group): known(part)
-                for group, part in interactions(table, factors).items()}
-        total = known(table[(1,) * factors] - table[(0,) * factors])
-        flagged = tuple(group for group, part in both.items()
-                        if any(abs(part.value) > shares[name].half for name in group))
-        found[task] = Shares(total=total, shares=shares, interactions=both, flagged=flagged)
-    return found
+    return {task: _shares(means, column, names, scale) for column, task in enumerate(means.groups)}
 
 
-def _known(means, part, column, scale):
+def _shares(means, column, names, scale):
+    """Return the `Shares` of one group of means whose rows are the corners in binary order."""
+    factors = len(names)
+    # The value stands in front of its draws, so that both take the same differences.
+    table = np.concatenate([means.value[None, :, column], means.draws[:, :, column]])
+    table = table.T.reshape(*(2,) * factors, -1)
+    shares = {}
+    for name, part in zip(names, shapley(table, factors), strict=True):
+        shares[name] = _interval(means, part, column, scale)
+    together = {}
+    for places, part in interactions(table, factors).items():
+        group = tuple(names[place] for place in places)
+        together[group] = _interval(means, part, column, scale)
+    flagged = []
+    for group, effect in together.items():
+        if any(abs(effect.value) > shares[name].half for name in group):
+            flagged.append(group)
+    total = table[(1,) * factors] - table[(0,) * factors]
+    return Shares(
+        total=_interval(means, total, column, scale),
+        shares=shares,
+        interactions=together,
+        flagged=tuple(flagged),
+    )
+
+
+def _interval(means, part, column, scale):
+    """Return the interval of `part` [1 + bootstraps], a value in front of its draws."""
     if scale == 'accuracy':
         return means.interval(part[0], part[1:], column, (-2, 2))
     draws = part[np.isfinite(part)]
     if np.ptp(draws) < 1e-9:  # the bound for unseen change is one of shares, not of log-odds
-        return bootstrap.Interval(float(part[0]), np.nan, np.nan, int(means.n[column]),
-                                  int(means.clusters[column]), 'none (draws agree)', means.seeds)
+        return bootstrap.without_ends(part[0], means.n[column], means.clusters[column],
+                                      'none (draws agree)', means.seeds)
     return means.interval(part[0], part[1:], column)
 
 
 def class_of(large: int, small_p: int, small_r: int, small: int) -> str:
-    """Return the class of an item by which pairs had it right: both large, P small, R small, both
-    small.
+    """Return the class of an item by which pairs had it right, of `CLASSES`.
+
+    The pairs are both large, perception small, reasoner small, both small.
     """
     if large and not small_p:
         return 'perception loss' if small_r else 'both'

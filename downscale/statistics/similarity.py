@@ -5,20 +5,22 @@ ROUNDING = 1e-12
 
 
 def cka(first: np.ndarray, second: np.ndarray) -> float:
-    """Return unbiased linear centred kernel alignment of features [items, width] of the same items.
+    """Return the unbiased linear centred kernel alignment of two features [items, width].
 
-    1 up to rotation and scale, about 0 for independent features of any width; the biased estimate
-    would be .84 for widths 1024 and 2048 of 256 items. NaN where no two items of a side are more
+    Both are of the same items. It is 1 for features that are equal up to rotation and scale, and
+    about 0 for independent ones of any width (the biased estimate would be .84 for widths 1024 and
+    2048 of 256 items). NaN where no two items of a side are more
     alike than others: its own term is then zero but for rounding, of either sign.
     """
     kernels = _kernels(first, second)
-    own = [_hsic(k, k) for k in kernels]
-    if any(term <= ROUNDING * np.mean(k * k) for term, k in zip(own, kernels, strict=True)):
+    terms = [_hsic(k, k) for k in kernels]
+    if any(term <= ROUNDING * np.mean(k * k) for term, k in zip(terms, kernels, strict=True)):
         return np.nan
-    return float(_hsic(*kernels) / np.sqrt(own[0]) / np.sqrt(own[1]))
+    return float(_hsic(*kernels) / np.sqrt(terms[0]) / np.sqrt(terms[1]))
 
 
 def _kernels(first, second):
+    """Return the kernels of both sides; ValueError unless they have the same four or more items."""
     if len(first) != len(second) or len(first) < 4:
         raise ValueError(f'HSIC needs the same four or more items on both sides, '
                          f'found {len(first)} and {len(second)}')
@@ -26,6 +28,7 @@ def _kernels(first, second):
 
 
 def _kernel(features):
+    """Return the products [items, items] of centred features, with an empty diagonal."""
     features = np.asarray(features, dtype=np.float64)
     spread = features - features.mean(axis=0)  # changes no estimate, and saves digits
     if np.linalg.norm(spread) <= ROUNDING * np.linalg.norm(features):
@@ -48,9 +51,9 @@ def _hsic(k, m):
 
 
 def knn_overlap(first: np.ndarray, second: np.ndarray, k: int = 10) -> float:
-    """Return the share of each item's `k` nearest others that features [items, width] of both sides
-    have in common, on average; about k / (items - 1) for independent ones.
+    """Return the mean share of an item's `k` nearest others that both features have in common.
 
+    Features are [items, width] of the same items; independent ones share about k / (items - 1).
     Nearness is the cosine of centred features (mutual k-NN, Huh et al. 2405.07987). NaN where a
     side does not vary. ValueError with `k` or fewer items.
     """

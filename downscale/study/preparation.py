@@ -8,17 +8,19 @@ from downscale.accounting import totals
 from downscale.config import Experiment
 from downscale.runtime.files import place, read_json, scratch, write_json
 from downscale.runtime.progress import progress_bars
+from downscale.study.tasks import names
 from downscale.values import hash_of
 
 
 def prepare(study: Path, name: str, experiments: Sequence[Experiment], quiet: bool,
             claims: Any = None) -> None:
-    """The data set, some pictures and `study.json` are there, whatever was there before.
+    """Make the data set, some pictures and `study.json`, whatever was there before.
 
     `claims` are those that the study file declares; ValueError where they differ from what was
     written before an evaluation that is finished.
     """
     from downscale.stages import inputs
+    # Before anything is made: claims that changed are refused at once.
     claims = registered(study, claims)
     from downscale.evaluate import guessers
     from downscale.evaluate.run import save_pictures, test_items
@@ -29,42 +31,44 @@ def prepare(study: Path, name: str, experiments: Sequence[Experiment], quiet: bo
             bars.note('this study asks nothing: evaluation.scenes is 0 and there are no benchmarks')
     items = test_items(study, cell)
     save_pictures(study, cell, items)
+    # A data set holds the baselines of its own test questions; those of others are computed.
     if cell.evaluation.benchmarks or not items:
         baselines = guessers.baselines(items)
     else:
         data = read_json(scratch(study) / 'data.json')
         baselines = read_json(scratch(study) / data['folder'] / 'baselines.json')['test']
     runs = [_run_row(cell) for cell in experiments if not cell.is_shared]
+    data = {'baselines': baselines, 'image_px': cell.world.side, 'asked': len(items)}
     write_json(place(study) / 'study.json', {
         'name': name, 'seed': experiments[0].seed, 'runs': runs,
         'config_hash': hash_of([cell.hash for cell in experiments]),
-        'stages': {cell.name: [stage.name for stage in cell.stages] for cell in experiments},
-        'budgets': budgets_of(experiments),
-        'data': {'baselines': baselines, 'image_px': cell.world.side, 'asked': len(items)},
-        **claims})
+        'stages': {cell.name: names(cell) for cell in experiments},
+        'budgets': budgets_of(experiments), 'data': data, **claims})
 
 
 def budgets_of(experiments: Iterable[Experiment]) -> dict[str, str]:
-    """Return {cell: the budget that its point declares}, of those that declare one."""
+    """Return {name of a cell: the budget that its point declares}, where one is declared."""
     return {cell.name: cell.budget for cell in experiments if cell.budget}
 
 
 def registered(study: Path, claims: Any) -> dict[str, Any]:
     """Return {'claims': the claims with all their defaults}, or {} without; see `prepare`."""
     from downscale.analysis.claims import read
-    found = {} if claims is None else {'claims': [asdict(claim) for claim in read(claims)]}
+    declared = {} if claims is None else {'claims': [asdict(claim) for claim in read(claims)]}
     before = read_json(place(study) / 'study.json')
-    if before and before.get('claims') != found.get('claims') \
+    if before and before.get('claims') != declared.get('claims') \
             and any(place(study).glob('evaluations/*/DONE.json')):
         raise ValueError(f'the claims differ from those in {study}/study.json, which were declared '
                          'before the evaluations that are finished; put them back, or give the '
                          'study another folder')
-    return found
+    return declared
 
 
 def _run_row(cell):
-    """Return `changes` is what a point of the sweep sets beside size and seed, as the cell's name
-    says it: 'language0.001', or '' for a plain one.
+    """Return the entry of a cell in the `runs` of study.json.
+
+    `changes` is what its point of the sweep sets beside size and seed, as the cell's name has it:
+    'language0.001', or '' for a plain cell.
     """
     _, _, changes = cell.name.partition(f'{cell.size}-s{cell.seed}-')
     return {'run_id': cell.name, 'size': cell.size, 'width': cell.language.D,

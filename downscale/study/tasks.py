@@ -20,48 +20,60 @@ class Task:
 
 def tasks_of(experiments: Sequence[Experiment]) -> list[Task]:
     """Return all tasks of a study, parents before children."""
-    found = []
+    tasks = []
     for cell in experiments:
-        for stage in cell.stages:
-            needs = [reference_of(cell, reference)
-                     for reference in dict.fromkeys(stage.parents.values())]
-            cost = _size(cell) * stage.steps * stage.batch * stage.length
-            found.append(
-                Task(
-                    name=f'{cell.name}/{stage.name}',
-                    experiment=cell,
-                    stage=stage.name,
-                    kind='train',
-                    needs=tuple(needs),
-                    cost=cost,
-                )
-            )
+        tasks += [_training(cell, stage) for stage in cell.stages]
     texts = {}
     for cell in experiments:
-        alike = cell.seed, cell.evaluation.texts  # they read the same texts, made once for all
+        # Cells of one seed read the same texts, which are looked up once for all of them.
+        alike = cell.seed, cell.evaluation.texts
         if alike not in texts:
-            texts[alike] = tuple(f'evaluate {kind} {other.name}' for kind, others
-                                 in writers_of(cell, experiments).items() for other in others)
-        found += _evaluations(cell, texts[alike])
-    # A reasoner reads what all cells of its seed have written.
-    return sorted(found, key=lambda task: task.kind == 'evaluate' and task.stage == 'reason')
+            texts[alike] = _texts(cell, experiments)
+        tasks += _evaluations(cell, texts[alike])
+    # Last, because a reasoner reads what all cells of its seed have written.
+    return sorted(tasks, key=lambda task: task.kind == 'evaluate' and task.stage == 'reason')
+
+
+def _training(cell, stage):
+    """Return the task that trains one stage of a cell."""
+    parents = dict.fromkeys(stage.parents.values())
+    return Task(
+        name=f'{cell.name}/{stage.name}',
+        experiment=cell,
+        stage=stage.name,
+        kind='train',
+        needs=tuple(reference_of(cell, reference) for reference in parents),
+        cost=_size(cell) * stage.steps * stage.batch * stage.length,
+    )
+
+
+def _texts(cell, experiments):
+    """Return the names of the evaluations that write the texts that a cell's reasoner reads."""
+    tasks = []
+    for kind, writers in writers_of(cell, experiments).items():
+        tasks += [f'evaluate {kind} {writer.name}' for writer in writers]
+    return tuple(tasks)
 
 
 def writers_of(cell: Experiment, experiments: Sequence[Experiment]) -> dict[str, list[Experiment]]:
     """Return {kind of text: cells of the same seed that write it}."""
     same = [other for other in experiments if other.seed == cell.seed]
-    return {kind: [other for other in same if other.writer_stage(kind)]
-            for kind in cell.evaluation.texts if kind in WRITER}
+    writers = {}
+    for kind in cell.evaluation.texts:
+        if kind in WRITER:
+            writers[kind] = [other for other in same if other.writer_stage(kind)]
+    return writers
 
 
 def names(cell: Experiment) -> list[str]:
-    """Return names of the stages of a cell."""
+    """Return the names of the stages of a cell."""
     return [stage.name for stage in cell.stages]
 
 
 def _evaluations(cell, texts):
-    """Return the evaluation tasks that the stages of a cell allow; `texts` are those that write for
-    it.
+    """Return the evaluation tasks that the stages of a cell allow.
+
+    `texts` are the names of the tasks that write for its reasoner.
     """
     def task(name, needs, weight):
         return Task(
@@ -73,31 +85,36 @@ def _evaluations(cell, texts):
             cost=weight * _size(cell) * cell.evaluation.scenes * 2000,
         )
 
-    found = []
+    tasks = []
     if not cell.asks:
-        return found
+        return tasks
     if cell.joint_stage:
-        found.append(task('joint', [f'{cell.name}/{cell.joint_stage}'], 1))
+        tasks.append(task('joint', [f'{cell.name}/{cell.joint_stage}'], 1))
     for kind in cell.evaluation.texts:
         if kind in WRITER and cell.writer_stage(kind):
-            found.append(task(kind, [f'{cell.name}/{cell.writer_stage(kind)}'], 1))
-    own = 'reason' in names(cell)  # else the reasoner is the imported language model, untrained
-    if own or cell.evaluation.benchmarks and texts and 'language' in cell.imports:
-        found.append(task('reason', [*[f'{cell.name}/reason'] * own, *texts], 2 + 2 * len(texts)))
-    return found
+            tasks.append(task(kind, [f'{cell.name}/{cell.writer_stage(kind)}'], 1))
+    weight = 2 + 2 * len(texts)
+    if 'reason' in names(cell):
+        tasks.append(task('reason', [f'{cell.name}/reason', *texts], weight))
+    elif cell.evaluation.benchmarks and texts and 'language' in cell.imports:
+        # The reasoner is the imported language model, untrained.
+        tasks.append(task('reason', texts, weight))
+    return tasks
 
 
 def _size(cell):
+    """Return a rough number of parameters of a cell's decoder."""
     return cell.language.N * cell.language.D * (cell.language.D + 64)
 
 
 def urgency(tasks: Sequence[Task]) -> dict[str, float]:
-    """Return {task name: cost of the longest chain that starts with it}: the longest chain runs
-    first.
+    """Return {name of a task: cost of the longest chain of tasks that starts with it}.
+
+    `tasks` are in order, parents first; the longest chain is to run first.
     """
-    # after: cost of the longest chain that waits for a task
     value = {}
-    after = {}
+    after = {}  # name of a task -> cost of the longest chain that waits for it
+    # Backwards: whatever waits for a task comes before it here.
     for task in reversed(tasks):
         cost = value[task.name] = task.cost + after.get(task.name, 0)
         for name in task.needs:

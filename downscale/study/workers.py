@@ -65,9 +65,9 @@ def _start_worker(queue, cores, cache):
 
 
 def use_cache(folder: Path | str) -> None:
-    """Compiled programs are kept in `folder` across processes and runs.
+    """Keep compiled programs in `folder` across processes and runs.
 
-    Where it cannot be written they are compiled again, and nobody is told of each.
+    Where it cannot be written they are compiled again, without a warning for each.
     """
     import jax
     warnings.filterwarnings('ignore', 'Error (reading|writing) persistent compilation cache')
@@ -77,7 +77,9 @@ def use_cache(folder: Path | str) -> None:
 
 @contextlib.contextmanager
 def worker_pool(jobs: int, cache: Path | str) -> Iterator[tuple[Any, Any]]:
-    """(pool of `jobs` workers, queue of what they report); each has a core, where there are enough.
+    """Open (pool of `jobs` workers, queue of what they report) until this context ends.
+
+    Each worker has a core of its own, where there are enough.
     """
     context = multiprocessing.get_context('spawn')
     queue = context.Queue()
@@ -111,12 +113,12 @@ def check_devices(experiments: Sequence[Experiment], together: int) -> None:
 
 
 def label(tasks: Sequence[Task]) -> str:
-    """Return what tasks that run together are called in the progress."""
+    """Return the name that tasks which run together have in the progress."""
     return tasks[0].name + (f' and {len(tasks) - 1} more' if len(tasks) > 1 else '')
 
 
 def _in_worker(study, tasks, writers, tracker):
-    """Run one task, or several that share a program; {task name: reason} of those that failed."""
+    """Run one task, or several that share a program; return {task name: reason} of failed ones."""
     last = [0.0]
     name = label(tasks)
     failed = {}
@@ -131,19 +133,17 @@ def _in_worker(study, tasks, writers, tracker):
     else:
         from downscale.stages import training
         total = tasks[0].experiment.stage(tasks[0].stage).steps
-        found = training.train_together(
+        errors = training.train_together(
             study, [task.experiment for task in tasks], tasks[0].stage,
             lambda cell, step, row: report(step, total, f'loss {row["loss"]:.3f}'), tracker)
-        failed = {task.name: _reason(found[task.experiment.name]) for task in tasks
-                  if task.experiment.name in found}
+        failed = {task.name: _reason(errors[task.experiment.name]) for task in tasks
+                  if task.experiment.name in errors}
     give_back()
     return failed
 
 
 def _reason(error):
-    """Return the first line of an error, or what is to be known of what a disk or bucket
-    answered.
-    """
+    """Return an error in one line: its first, or what matters of one of a disk or bucket."""
     if passes(error):
         return line_of(error)
     return str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -152,11 +152,11 @@ def _reason(error):
 def run(study: Path, name: str, experiments: Sequence[Experiment], jobs: int, cache: Path | str,
         quiet: bool = False, claims: Any = None, together: int = 1,
         tracker: str = 'tensorboard') -> float:
-    """Return every task of the study is finished; raises RuntimeError naming what failed, after the
-    rest.
+    """Finish every task of the study and return the seconds that it took.
 
-    `jobs` worker processes share the machine's cores, one each; `cache` holds compiled programs. Up
-    to `together` cells that share a program are trained in one (see `stages.program_of`).
+    RuntimeError, after the rest is done, names the tasks that failed. `jobs` worker processes share
+    the machine's cores, one each; `cache` holds compiled programs. Up to `together` cells that
+    share a program are trained in one (see `stages.training.program_of`).
     """
     study = Path(study)
     from downscale.train.loop import only_process
@@ -196,10 +196,9 @@ class Queue:
         self.running = {}
 
     def run(self, pool: Any, queue: Any, bars: Any) -> dict[str, str | None]:
-        """Return {name: reason} of the tasks that failed, with None for those that wait for one
-        that did.
-        """
+        """Return {name of a task that failed: reason}; None for one that waits for such a task."""
         while self.waiting or self.running:
+            # 1. Give tasks to idle workers.
             for tasks in self.next():
                 if len(tasks) > 1:
                     bars.note(f'together: {", ".join(task.name for task in tasks)}')
@@ -207,36 +206,38 @@ class Queue:
                 writers = writers_of(tasks[0].experiment, self.experiments) if reads else {}
                 self.running[pool.submit(_in_worker, self.study, tasks, writers,
                                          self.tracker)] = tasks
+            # 2. Wait for one to end, but show what all report meanwhile.
             finished, _ = wait(self.running, timeout=0.5, return_when=FIRST_COMPLETED)
             while not queue.empty():
                 bars(*queue.get())
+            # 3. Note how they ended, which may let others begin.
             for future in finished:
                 self._settle(future, bars)
         return self.failed
 
     def next(self) -> list[list[Task]]:
-        """Return what to start now, as lists of tasks for a worker each; none of it waits any
-        more.
-        """
-        found = []
+        """Return what to start now, a list of tasks for each worker, and take it off `waiting`."""
+        started = []
+        # 1. Tasks that need a failed one never start; they are in order, so one pass is enough.
         for task in self.waiting if self.failed else ():
             if not self.failed.keys().isdisjoint(task.needs):
                 self.failed[task.name] = None
         self.waiting = [task for task in self.waiting if task.name not in self.failed]
+        # 2. The most urgent task goes first, with others that share its program.
         ready = [task for task in self.waiting if self.done.issuperset(task.needs)]
-        while ready and len(self.running) + len(found) < self.jobs:
+        while ready and (idle := self.jobs - len(self.running) - len(started)) > 0:
             alike = [task for task in ready
                      if self.programs[task.name] == self.programs[ready[0].name]]
             # A worker takes its share only, so that none stands idle.
-            share = math.ceil(len(alike) / (self.jobs - len(self.running) - len(found)))
-            found.append(alike[:min(self.together, share)])
-            ready = [task for task in ready if task not in found[-1]]
-        taken = {task.name for tasks in found for task in tasks}
-        self.waiting = [task for task in self.waiting if task.name not in taken]
-        return found
+            share = math.ceil(len(alike) / idle)
+            taken = alike[:min(self.together, share)]
+            started.append(taken)
+            ready = [task for task in ready if task not in taken]
+            self.waiting = [task for task in self.waiting if task not in taken]
+        return started
 
     def _program(self, task):
-        """Return what tasks share that can be trained together; of others, their name."""
+        """Return what a task shares with those that it can be trained with; else its name."""
         from downscale.stages.training import program_of
         same = self.together > 1 and task.kind == 'train' and program_of(task.experiment,
                                                                          task.stage)

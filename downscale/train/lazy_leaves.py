@@ -4,7 +4,6 @@ An import writes its leaves with `save_leaves` from the files of another format,
 those of a step with `open_leaves`, and `place` puts either on devices.
 """
 import os
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -17,7 +16,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 from absl import logging as absl_logging
 
-from downscale.runtime.files import PathLike, absolute, write_json
+from downscale.runtime.files import PathLike, absolute, whole, write_json
 from downscale.train import checkpoint, checksums
 
 READERS = 2  # threads that read and write chunks
@@ -83,24 +82,22 @@ def save_leaves(folder: Path, leaves: dict[str, Any], meta: dict[str, Any], step
     path = absolute(folder) / 'checkpoints' / str(step)
     if path.exists():
         raise FileExistsError(f'{path} is there already; give another folder or remove it')
-    partial = path.with_name(f'.{step}.{os.getpid()}.partial')
     registry = ocp.type_handlers.create_type_handler_registry((_Lazy, _LazyHandler()))
     verbosity = absl_logging.get_verbosity()
     absl_logging.set_verbosity(absl_logging.ERROR)  # orbax warns: no shard database to merge
     try:
-        handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False,
-                                              type_handler_registry=registry)
-        (partial / 'params').mkdir(parents=True)
-        # pyrefly: ignore[bad-argument-type]
-        handler.save(partial / 'params',
-                     args=ocp.args.PyTreeSave(jax.tree.map(_Lazy, leaves)))
-        handler.close()
-        write_json(partial / 'meta' / 'metadata', meta)
-        checksums.write(partial)
-        os.replace(partial, path)
+        with whole(path) as partial:
+            handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False,
+                                                  type_handler_registry=registry)
+            (partial / 'params').mkdir(parents=True)
+            # pyrefly: ignore[bad-argument-type]
+            handler.save(partial / 'params',
+                         args=ocp.args.PyTreeSave(jax.tree.map(_Lazy, leaves)))
+            handler.close()
+            write_json(partial / 'meta' / 'metadata', meta)
+            checksums.write(partial)
     finally:
         absl_logging.set_verbosity(verbosity)
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ any number of processes with the same order.
 """
 import dataclasses
 import json
-import os
 import zlib
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
@@ -21,7 +20,7 @@ from downscale.data.corpora.sources import Source, unpack
 from downscale.data.records import Record
 from downscale.data.scenes.conversations import MIXTURES
 from downscale.data.tokens import Encoder, hash_of
-from downscale.runtime.files import PathLike, read_json
+from downscale.runtime.files import PathLike, read_json, whole
 from downscale.values import Choice, Range, check
 
 ORDERS = ('shuffled', 'listed')
@@ -52,8 +51,7 @@ class Mixture:
 
 def epoch_order(mixture: Mixture, counts: dict[str, int], seed: int = 0,
                 epoch: int = 0) -> np.ndarray:
-    """Return int64 [n]: the record at each position of an epoch, numbered through the sources in
-    order.
+    """Return the record at each position of an epoch, int64 [n], numbered through the sources.
 
     `counts` are records by source name. A source of 2.25 epochs gives every record twice and a
     quarter of them, chosen anew in each epoch, once more.
@@ -62,11 +60,11 @@ def epoch_order(mixture: Mixture, counts: dict[str, int], seed: int = 0,
     first = 0
     for source in mixture.sources:
         count = counts[source.name]
-        whole = int(source.epochs)
+        times, more = _share(source, count)
+        # The name is part of the key: two sources of equal seeds choose by themselves.
         key = [mixture.seed, source.seed, zlib.crc32(source.name.encode()), seed, epoch]
-        more = np.random.default_rng(key).permutation(count)[:round(
-            (source.epochs - whole) * count)]
-        rows = np.concatenate([np.tile(np.arange(count), whole), np.sort(more)])
+        again = np.random.default_rng(key).permutation(count)[:more]
+        rows = np.concatenate([np.tile(np.arange(count), times), np.sort(again)])
         parts.append(first + rows)
         first += count
     order = np.concatenate(parts).astype(np.int64)
@@ -77,15 +75,27 @@ def epoch_order(mixture: Mixture, counts: dict[str, int], seed: int = 0,
 
 def per_epoch(mixture: Mixture, counts: dict[str, int]) -> dict[str, int]:
     """Return {source: conversations in one epoch}: what `epoch_order` gives for any seed."""
-    return {source.name: int(source.epochs) * counts[source.name] + round(
-        (source.epochs - int(source.epochs)) * counts[source.name]) for source in mixture.sources}
+    total = {}
+    for source in mixture.sources:
+        times, more = _share(source, counts[source.name])
+        total[source.name] = times * counts[source.name] + more
+    return total
+
+
+def _share(source, count):
+    """Return how often an epoch has each of `count` records of a source, and how many once more."""
+    times = int(source.epochs)
+    return times, round((source.epochs - times) * count)
 
 
 class Corpus:
     """The records of a built mixture: `len`, `record(i)`, and what each costs an encoder."""
 
     def __init__(self, folder: PathLike) -> None:
-        """FileNotFoundError or ValueError in one line where `folder` is no finished build."""
+        """Open a built folder.
+
+        FileNotFoundError or ValueError in one line where `folder` is no finished build.
+        """
         self.folder = Path(folder)
         self.manifest = read_json(self.folder / 'manifest.json')
         if self.manifest is None:
@@ -97,13 +107,15 @@ class Corpus:
             raise FileNotFoundError(f'{folder} lacks {len(lacking)} shards (first {lacking[0]}); '
                                     'the same `downscale data build` makes them again')
         self.mixture = mixture_of(self.manifest['mixture'])
-        self.counts = {name: one['accepted'] for name, one in self.manifest['sources'].items()}
+        self.counts = {name: facts['accepted']
+                       for name, facts in self.manifest['sources'].items()}
         self._records = None
 
     def __len__(self):
         return sum(self.counts.values())
 
     def __getstate__(self):
+        # Open files do not travel to another process.
         return self.__dict__ | {'_records': None}
 
     @property
@@ -124,32 +136,34 @@ class Corpus:
         return np.cumsum([0, *(self.counts[source.name] for source in self.mixture.sources)])
 
     def costs(self, encoder: Encoder) -> np.ndarray:
-        """Return int32 [n, 4], `COSTS` of every record: those of the build where it was made with
-        this encoder, else counted now, once, and kept in the folder.
+        """Return the `COSTS` of every record, int32 [n, 4].
+
+        They are those of the build where it was made with this encoder, else counted now, once, and
+        kept in the folder.
         """
         key = key_of(encoder)
         if key == self.manifest['encoder']:
             return np.concatenate([np.load(self.folder / shard['costs'])
                                    for shard in self.manifest['shards']])
         path = self.folder / f'costs-{key}.npy'
+        # Slow, as every picture's header is read: another encoder than that of the build is rare.
         if not path.is_file():
-            found = np.zeros((len(self), len(COSTS)), np.int32)
+            costs = np.zeros((len(self), len(COSTS)), np.int32)
             for index in range(len(self)):
                 record = self.record(index)
-                found[index] = measure.counts(encoder, record.talk, f'{record.source} {record.id}')
-            partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
-            with partial.open('wb') as file:
-                np.save(file, found)
-            os.replace(partial, path)
+                costs[index] = measure.counts(encoder, record.talk, f'{record.source} {record.id}')
+            with whole(path) as partial, partial.open('wb') as file:
+                np.save(file, costs)
         return np.load(path)
 
 
 def mixture_of(value: dict[str, Any]) -> Mixture:
     """Return the `Mixture` of a manifest's dict."""
-    sources = tuple(Source(**one | {'only': tuple(one['only']),
-                                    'ignore': tuple(one.get('ignore', ()))})
-                    for one in value['sources'])
-    return Mixture(**value | {'sources': sources})
+    sources = []
+    for fields in value['sources']:
+        lists = {'only': tuple(fields['only']), 'ignore': tuple(fields.get('ignore', ()))}
+        sources.append(Source(**fields | lists))
+    return Mixture(**value | {'sources': tuple(sources)})
 
 
 def key_of(encoder: Encoder) -> str:

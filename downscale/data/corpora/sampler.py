@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from downscale.data.buckets import Shape, in_order
+from downscale.data.buckets import Shape, in_order, waiting
 from downscale.data.corpora.mixture import Corpus, epoch_order
 from downscale.data.pipeline import Drawn, encoded
 from downscale.data.scenes.conversations import Recipe
@@ -33,6 +33,7 @@ class CorpusSampler:
         self.shape = shape
         self.shapes = in_order((*buckets, shape))
         self.costs = corpus.costs(encoder)
+        # A record is never cut: what does not fit is left out and counted.
         long = (self.costs[:, 0] > shape.length) | (self.costs[:, 1] > shape.tiles)
         self.left_out = {'too long': int(long.sum()),
                          'nothing supervised': int((~long & (self.costs[:, 3] == 0)).sum())}
@@ -56,15 +57,12 @@ class CorpusSampler:
         order = epoch_order(self.corpus.mixture, self.corpus.counts, seed, epoch)
         return order[self.kept[order]]
 
-    def sequence(self, seed: int) -> Sequence[Drawn]:
+    def sequence(self, seed: int) -> '_Sequence':
         """Return the endless sequence of `Drawn`, by position."""
-        # pyrefly: ignore[bad-return]
         return _Sequence(self, seed)
 
     def sizes(self, seed: int) -> np.ndarray:
-        """Return int32 [n, 2]: tokens and tiles of the conversations of the first epoch, in
-        order.
-        """
+        """Return the tokens and tiles of each conversation of the first epoch, int32 [n, 2]."""
         return self.costs[self.order(seed, 0), :2]
 
     def realised(self, seed: int) -> dict[str, int]:
@@ -72,13 +70,12 @@ class CorpusSampler:
         return self._by_source(self.order(seed, 0))
 
     def seen(self, seed: int, state: dict[str, Any]) -> dict[str, int]:
-        """Return {source: conversations in all batches so far}, from the state of a stream's
-        iterator.
+        """Return {source: conversations in all batches so far}.
+
+        `state` is that of a stream's iterator.
         """
-        waiting = [position for rows in state['open'] for row in rows for position in row[2]]
-        waiting += [position for rows in state['closed'] for row in rows for position in row]
         sequence = self.sequence(seed)
-        past = set(range(state['next'])).difference(waiting)
+        past = set(range(state['next'])).difference(waiting(state))
         return self._by_source([sequence[position].number for position in sorted(past)])
 
     def _by_source(self, numbers):
@@ -87,7 +84,8 @@ class CorpusSampler:
                 for k, source in enumerate(self.corpus.mixture.sources)}
 
     def make(self, drawn: Drawn) -> dict[str, np.ndarray | None]:
-        """Return arrays of one conversation; the record is read here."""
+        """Return the arrays of one conversation; the record is read here."""
+        # Only now, by the process that trains on it: planning needs the costs alone.
         record = self.corpus.record(drawn.number)
         where = f'{record.source} {record.id}'
         drawn = dataclasses.replace(drawn, where=where, talk=record.talk)
@@ -106,8 +104,8 @@ class _Sequence:
         # Epochs may differ in length: which records fill a part of a source changes.
         epoch = 0
         while position >= len(order := self._order(epoch)):
-            position = position - len(order)
-            epoch = epoch + 1
+            position -= len(order)
+            epoch += 1
         number = int(order[position])
         tokens, tiles = self.sampler.costs[number, :2].tolist()
         return Drawn(where=f'record {number}', talk=None, tokens=tokens, tiles=tiles, number=number)

@@ -15,7 +15,8 @@ from typing import Annotated, Any
 import msgpack
 
 from downscale.data import images, measure
-from downscale.data.corpora.columns import Parts, Rejected, parts_of
+from downscale.data.corpora.cells import Rejected
+from downscale.data.corpora.columns import Parts, parts_of
 from downscale.data.corpora.tables import METADATA, TFDS, FileRows, Parquet, Prepared
 from downscale.data.files import FORMS, fault, shown
 from downscale.data.records import IMAGE, Conversation, Record, Turn
@@ -73,25 +74,27 @@ class Source:
 # --- rows -------------------------------------------------------------------------------------
 
 def record_of(row: Any, name: str, source: Source, folder: PathLike) -> Record:
-    """Return the `Record` called `name` of one row, its pictures read and decoded once; or
-    `Rejected`.
+    """Return the `Record` called `name` of one row; `Rejected` where it cannot be used.
+
+    Its pictures are read, and decoded once.
     """
     return record_from(parts_of(row, source.ask, source.ignore), name, source, folder)
 
 
 def record_from(parts: Parts, name: str, source: Source, folder: PathLike) -> Record:
-    """Return the `Record` of the `Parts` of a row."""
+    """Return the `Record` of the `Parts` of a row; `Rejected` where it cannot be used."""
     if not parts.pictures and not source.text_rows and (parts.captioned or parts.pointer):
-        raise Rejected('no picture', (f'{parts.pointer!r} tells of one' if parts.pointer else
-                                      'a caption without one') + f'; {TEXT_ROWS}')
+        lost = f'{parts.pointer!r} tells of one' if parts.pointer else 'a caption without one'
+        raise Rejected('no picture', f'{lost}; {TEXT_ROWS}')
     pictures = tuple(picture if isinstance(picture, bytes) else picture_of(picture, folder)
                      for picture in parts.pictures)
     turns = _marked(parts.turns, len(pictures))
     check_texts(turns)
     for k, data in enumerate(pictures):
         try:
-            if measure.picture_size(data, f'picture {k}') != images.decode(data, f'picture {k}'
-                                                                           ).size:
+            # Stages plan with the size in the header: what it tells must be so.
+            size = measure.picture_size(data, f'picture {k}')
+            if size != images.decode(data, f'picture {k}').size:
                 raise ValueError(f'picture {k}: its header tells another size')
         except ValueError as error:
             raise Rejected('unreadable image', str(error)) from None
@@ -99,30 +102,34 @@ def record_from(parts: Parts, name: str, source: Source, folder: PathLike) -> Re
 
 
 def _marked(turns, count):
-    """Return `turns` whose image marks are as many as the pictures; without any, marks are put in
-    front of the first user turn.
+    """Return `turns` whose image marks are as many as the pictures.
+
+    Where there are none, marks are put in front of the first user turn. `Rejected` for any other
+    number.
     """
     marks = sum(turn.text.count(IMAGE) for turn in turns)
     first = next((k for k, turn in enumerate(turns) if turn.role == 'user'), None)
     if count and not marks and first is not None:
         front = (IMAGE + '\n') * count
-        turns = [*turns[:first], dataclasses.replace(turns[first], text=front + turns[first].text),
-                 *turns[first + 1:]]
+        turns = list(turns)
+        turns[first] = dataclasses.replace(turns[first], text=front + turns[first].text)
     elif marks != count:
         raise Rejected('image marks', f'{marks} marks {IMAGE} for {count} pictures')
     return tuple(turns)
 
 
 def check_texts(turns: Sequence[Turn]) -> None:
-    """Raise `Rejected` where no reply can be learnt, or a text holds what no text may."""
+    """Raise `Rejected` unless a reply can be learnt and no text holds what none may."""
     if not any(turn.supervised and turn.text.strip() for turn in turns):
         raise Rejected('no answer', 'no reply that could be learnt')
     for turn in turns:
         if len(turn.text) > MOST_TEXT:
             raise Rejected('too long', f'{len(turn.text):,} characters in one turn')
-        if odd := _ODD.search(turn.text):
-            raise Rejected('bad text', 'half a surrogate pair' if '\ud800' <= odd[0] <= '\udfff'
-                           else f'control character {odd[0]!r}')
+        odd = _ODD.search(turn.text)
+        if odd and '\ud800' <= odd[0] <= '\udfff':
+            raise Rejected('bad text', 'half a surrogate pair')
+        if odd:
+            raise Rejected('bad text', f'control character {odd[0]!r}')
         token = _TOKENS.search(turn.text)
         if token and token[0] in MARKS:
             raise Rejected('image marks', f'{token[0]} in the text; {IMAGE} is the mark here')
@@ -131,7 +138,10 @@ def check_texts(turns: Sequence[Turn]) -> None:
 
 
 def picture_of(name: str, folder: PathLike) -> bytes:
-    """Return the bytes of picture file `name` below `folder`, or of the picture that it encodes."""
+    """Return the bytes of picture file `name` below `folder`, or of the picture that it encodes.
+
+    `Rejected` where there is none.
+    """
     if inside(name):
         return _decoded(name)
     if '\x00' in name:
@@ -150,11 +160,12 @@ def picture_of(name: str, folder: PathLike) -> bytes:
 
 def inside(text: str) -> bool:
     """Return whether a text is a picture itself, as base64, and no path."""
+    # '/9j/', the start of a JPEG, may begin a short path as well.
     return text.startswith('data:') or len(text) >= 64 and text.startswith(BASE64)
 
 
 def _decoded(text):
-    """Return the bytes of a `data:` text, or of base64 alone."""
+    """Return the bytes of a `data:` text, or of base64 alone; `Rejected` where it is neither."""
     head, comma, body = text.partition(',') if text.startswith('data:') else ('', ',', text)
     if not comma or head and not head.endswith(';base64'):
         raise Rejected('unreadable image', f'{shown(head, 40)!r} is no data:image/...;base64,')
@@ -165,8 +176,9 @@ def _decoded(text):
 
 
 def open_rows(source: Source, root: Path) -> FileRows | Parquet | Prepared:
-    """Return the table of a `Source` below `root`; FileNotFoundError says how the set is
-    obtained.
+    """Return the table of a `Source` below `root`.
+
+    FileNotFoundError says how the set is obtained.
     """
     path = under(root, source.path, source)
     if source.tfds:
@@ -193,8 +205,10 @@ def open_rows(source: Source, root: Path) -> FileRows | Parquet | Prepared:
 
 
 def under(root: Path, name: PathLike, source: Source) -> Path:
-    """Return `root`/`name`, which must exist inside the root; one line with how to obtain it if
-    not.
+    """Return the path of `name` inside `root`.
+
+    ValueError where it leaves the root; FileNotFoundError, which says how to obtain it, where it is
+    not there.
     """
     root = Path(root).resolve()
     path = (root / name).resolve()

@@ -22,7 +22,7 @@ METADATA = ('metadata.jsonl', 'metadata.csv', 'metadata.tsv', 'metadata.json', '
 
 
 class FileRows:
-    """The rows of one file that `files.read` reads, whole; a bad row is one of them."""
+    """The rows of one file, read whole by `files.read`; a bad row is one of them."""
 
     def __init__(self, path: Path) -> None:
         self.paths = (path,)
@@ -46,13 +46,15 @@ class FileRows:
 
 def name_of(row: Any, index: int) -> str:
     """Return the id of a row, 'row7' where it has none."""
-    found = next((row[key] for key in IDS if row.get(key) not in (None, '')), None) \
-        if isinstance(row, dict) else None
-    if isinstance(found, float) and found.is_integer():  # a column of numbers with a gap
-        found = int(found)
-    if isinstance(found, bool) or not isinstance(found, (str, int)):
+    name = None
+    if isinstance(row, dict):
+        name = next((row[key] for key in IDS if row.get(key) not in (None, '')), None)
+    # pandas turns a column of whole numbers with a gap into floats.
+    if isinstance(name, float) and name.is_integer():
+        name = int(name)
+    if isinstance(name, bool) or not isinstance(name, (str, int)):
         return f'row{index}'
-    return str(found).encode('utf-8', 'replace').decode()
+    return str(name).encode('utf-8', 'replace').decode()
 
 
 def _digest(row):
@@ -60,11 +62,13 @@ def _digest(row):
 
 
 def _group(row):
+    """Return the set that a row says it is from, '' where it says none."""
     if not isinstance(row, dict):
         return ''
     about = row.get('metadata')
-    found = row.get('data_source', about.get('dataset') if isinstance(about, dict) else None)
-    return found if isinstance(found, str) else ''
+    from_metadata = about.get('dataset') if isinstance(about, dict) else None
+    name = row.get('data_source', from_metadata)
+    return name if isinstance(name, str) else ''
 
 
 class Parquet:
@@ -80,9 +84,9 @@ class Parquet:
             except Exception as error:  # pyarrow raises several kinds
                 raise files.fault(path, f'is no readable Parquet file ({error})') from None
             names = file.schema_arrow.names
-            if len(set(names)) < len(names):  # a dict of them would keep the last
-                raise files.fault(path, 'names a column twice: '
-                                  f'{sorted({name for name in names if names.count(name) > 1})}')
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:  # a dict of them would keep the last
+                raise files.fault(path, f'names a column twice: {twice}')
             self.counts.append(file.metadata.num_rows)
         self.starts = np.cumsum([0, *self.counts])
 
@@ -93,13 +97,14 @@ class Parquet:
     def heads(self) -> list[dict[str, Any]]:
         """The columns that name rows and their sets, of all rows."""
         import pyarrow.parquet as pq
-        found = []
+        heads = []
         for path in self.paths:
             file = pq.ParquetFile(path)
             names = [name for name in (*IDS, 'data_source', 'metadata')
                      if name in file.schema_arrow.names]
-            found += file.read(names).to_pylist() if names else [{}] * file.metadata.num_rows
-        return found
+            # Without a column to read, Parquet tells no rows.
+            heads += file.read(names).to_pylist() if names else [{}] * file.metadata.num_rows
+        return heads
 
     def name(self, index: int) -> str:
         return name_of(self.heads[index], index)
@@ -116,7 +121,10 @@ class Parquet:
 
 @dataclass(frozen=True)
 class _ParquetPart:
-    """Rows `indices` (ascending) of several files, read as they are walked through."""
+    """Rows `indices` (ascending) of several files, read as they are walked through.
+
+    It is sent to other processes, so it holds paths and no open file.
+    """
     paths: tuple[Path, ...]
     starts: tuple[int, ...]
     indices: tuple[int, ...]
@@ -124,7 +132,8 @@ class _ParquetPart:
     def __iter__(self):
         import pyarrow.parquet as pq
         wanted = np.asarray(self.indices)
-        for path, start in zip(self.paths, self.starts):  # one more start than files
+        # There is one more start than files: the number of all rows.
+        for path, start in zip(self.paths, self.starts):
             file = pq.ParquetFile(path)
             for group in range(file.num_row_groups):
                 end = start + file.metadata.row_group(group).num_rows
@@ -174,6 +183,7 @@ class _PreparedPart:
 
 @cache
 def _data_source(folder, kind, split):
+    """Return the examples of a split of a prepared folder, by number, pictures as bytes."""
     import tensorflow_datasets as tfds
     try:
         builder = tfds.builder_from_directory(str(folder))
@@ -190,9 +200,9 @@ def _data_source(folder, kind, split):
 
 def _clevr(example):
     asked = example['question_answer']
-    return _picture(example) | {'texts': [
-        {'user': question.decode(), 'assistant': answer.decode()}
-        for question, answer in zip(asked['question'], asked['answer'], strict=True)]}
+    texts = [{'user': question.decode(), 'assistant': answer.decode()}
+             for question, answer in zip(asked['question'], asked['answer'], strict=True)]
+    return _picture(example) | {'texts': texts}
 
 
 def _coco_captions(example):
@@ -206,13 +216,17 @@ def _ai2dcaption(example):
 
 
 def _ref_coco(example):
-    """Return each phrase asks for its box, [x0, y0, x1, y1] as shares of width and height."""
+    """Return a row in which each phrase asks for its box, in shares of width and height.
+
+    A box is [x0, y0, x1, y1].
+    """
     things = example['objects']
     texts = []
     for box, phrases in zip(things['bbox'], things['refexp']['raw'], strict=True):
-        y0, x0, y1, x1 = (float(edge) for edge in box)
-        texts += [{'user': GROUND.format(phrase.decode()),
-                   'assistant': f'[{x0:.2f},{y0:.2f},{x1:.2f},{y1:.2f}]'} for phrase in phrases]
+        y0, x0, y1, x1 = (float(edge) for edge in box)  # TFDS has the rows first
+        answer = f'[{x0:.2f},{y0:.2f},{x1:.2f},{y1:.2f}]'
+        texts += [{'user': GROUND.format(phrase.decode()), 'assistant': answer}
+                  for phrase in phrases]
     return _picture(example) | {'texts': texts}
 
 

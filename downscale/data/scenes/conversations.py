@@ -6,7 +6,7 @@ its generator, so position n of a stage's stream is the same on any host and aft
 format has it.
 """
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from downscale.data.scenes.questions import facts, restatement
 from downscale.data.scenes.world import World
 from downscale.data.scenes.world import caption as describe_scene
 from downscale.values import Choice, Range, check
+
+if TYPE_CHECKING:  # a sampler draws from these mixtures
+    from downscale.data.scenes.sampler import Library
 
 DESCRIBE = 'describe'
 # Of a reasoner's conversations. A thought teaches at every word, an answer without one hardly at
@@ -44,16 +47,17 @@ def pictures(number: int) -> str:
 
 
 def _ask(text, reply, thinking=None):
-    return Turn(role='user', text=text, supervised=False), Turn(
-        role='assistant', text=reply, supervised=True, thinking=thinking
-    )
+    """Return the two turns of a question and its reply."""
+    question = Turn(role='user', text=text, supervised=False)
+    return question, Turn(role='assistant', text=reply, supervised=True, thinking=thinking)
 
 
 def _some(rng, items, most):
+    """Return up to `most` of `items`, in a random order."""
     return [items[i] for i in rng.permutation(len(items))[:most]]
 
 
-def text(library: Any, index: int, rng: np.random.Generator, world: World, turns: int,
+def text(library: 'Library', index: int, rng: np.random.Generator, world: World, turns: int,
          gap: str) -> Conversation:
     """Return language pretraining: restated scenes, facts, and questions about written scenes."""
     kind = rng.random()
@@ -62,75 +66,64 @@ def text(library: Any, index: int, rng: np.random.Generator, world: World, turns
         prompt, target = restatement(scene, rng)
         return Conversation((), _ask(prompt, target))
     if kind < 0.65:
-        known = facts(world)
-        chosen = _some(rng, known, turns)
-        return Conversation((), tuple(turn for fact in chosen
-                                      for turn in _ask(fact.question, fact.value)))
+        recalled = []
+        for fact in _some(rng, facts(world), turns):
+            recalled += _ask(fact.question, fact.value)
+        return Conversation((), tuple(recalled))
     return reason(library, index, rng, world, turns, gap)
 
 
-def tower(library: Any, index: int, rng: np.random.Generator, world: World, turns: int,
+def tower(library: 'Library', index: int, rng: np.random.Generator, world: World, turns: int,
           gap: str) -> Conversation:
     """Return tower pretraining: one picture and its caption."""
     scene, *_ = library.scenes(index)
-    return Conversation(
-        library.example(index).images[:1],
-        (
-            Turn(role='user', text=IMAGE, supervised=False),
-            Turn(role='assistant', text=describe_scene(scene), supervised=True),
-        ),
-    )
+    return Conversation(library.example(index).images[:1], _ask(IMAGE, describe_scene(scene)))
 
 
-def align(library: Any, index: int, rng: np.random.Generator, world: World, turns: int,
+def align(library: 'Library', index: int, rng: np.random.Generator, world: World, turns: int,
           gap: str) -> Conversation:
     """Return connector training: a picture and its caption, nothing asked."""
     example = library.example(index)
-    return Conversation(
-        example.images,
-        (
-            Turn(role='user', text=pictures(example.count), supervised=False),
-            Turn(role='assistant', text=example.caption, supervised=True),
-        ),
-    )
+    return Conversation(example.images, _ask(pictures(example.count), example.caption))
 
 
-def instruct(library: Any, index: int, rng: np.random.Generator, world: World, turns: int,
+def instruct(library: 'Library', index: int, rng: np.random.Generator, world: World, turns: int,
              gap: str) -> Conversation:
     """Return visual question answering: several questions about the same picture."""
     example = library.example(index)
-    said = []
-    for k, question in enumerate(_some(rng, example.questions, turns)):
+    pairs = [(question.text, question.answer)
+             for question in _some(rng, example.questions, turns)]
+    return _about_pictures(example, pairs, gap)
+
+
+def _about_pictures(example, pairs, gap):
+    """Return the conversation of (prompt, reply) pairs, pictures in front of the first prompt."""
+    asked = []
+    for k, (prompt, reply) in enumerate(pairs):
         mark = pictures(example.count) + gap if k == 0 else ''
-        said += _ask(mark + question.text, question.answer)
-    return Conversation(example.images, tuple(said))
+        asked += _ask(mark + prompt, reply)
+    return Conversation(example.images, tuple(asked))
 
 
-def caption(library: Any, index: int, rng: np.random.Generator, world: World, turns: int,
+def caption(library: 'Library', index: int, rng: np.random.Generator, world: World, turns: int,
             gap: str) -> Conversation:
-    """Return exhaustive description of a picture."""
+    """Return the exhaustive description of a picture."""
     example = library.example(index)
-    return Conversation(example.images,
-                        _ask(pictures(example.count) + gap + describe_prompt(), example.caption))
+    return _about_pictures(example, [(describe_prompt(), example.caption)], gap)
 
 
-def extract(library: Any, index: int, rng: np.random.Generator, world: World, turns: int,
+def extract(library: 'Library', index: int, rng: np.random.Generator, world: World, turns: int,
             gap: str) -> Conversation:
-    """Return visual extraction tuning: write what each question needs, given only what to look
-    at.
-    """
+    """Return visual extraction tuning: what each question needs, given only what to look at."""
     example = library.example(index)
-    said = []
-    for k, question in enumerate(_some(rng, example.questions, turns)):
-        mark = pictures(example.count) + gap if k == 0 else ''
-        said += _ask(mark + describe_prompt(question), question.extraction.text)
-    return Conversation(example.images, tuple(said))
+    pairs = [(describe_prompt(question), question.extraction.text)
+             for question in _some(rng, example.questions, turns)]
+    return _about_pictures(example, pairs, gap)
 
 
-def reason(library: Any, index: int, rng: np.random.Generator, world: World, turns: int,
+def reason(library: 'Library', index: int, rng: np.random.Generator, world: World, turns: int,
            gap: str) -> Conversation:
-    """Return the text-only reasoner: description and question in, answer out, most of them step by
-    step.
+    """Return text-only reasoning: description and question in, answer out, most of it step by step.
 
     Descriptions are captions or extractions, so that it can read what either perception writes.
     Whether it thinks is given, not learnt: else it would be a coin toss after each `<think>`.
@@ -140,20 +133,22 @@ def reason(library: Any, index: int, rng: np.random.Generator, world: World, tur
     if rng.random() < EXTRACTED:
         question, = _some(rng, example.questions, 1)
         prompt = reasoner_prompt(question.extraction.text, question)
-        reply = answer_text(question, think * question.trace.text)
+        reply = answer_text(question, question.trace.text if think else '')
         return Conversation((), _ask(prompt, reply, think))
-    said = []
+    # Thoughts about a caption are long: fewer of them fit a row.
+    asked = []
     for k, question in enumerate(_some(rng, example.questions, 2 if think else turns)):
         prompt = reasoner_prompt(example.caption, question) if k == 0 else question.text
-        said += _ask(prompt, answer_text(question, think * question.trace.scan), think)
-    return Conversation((), tuple(said))
+        thought = question.trace.scan if think else ''
+        asked += _ask(prompt, answer_text(question, thought), think)
+    return Conversation((), tuple(asked))
 
 
 MIXTURES = {'text': text, 'align': align, 'instruct': instruct, 'interleave': instruct,
             'caption': caption, 'extract': extract, 'reason': reason, 'tower': tower}
 
 
-# Of a recipe; a stage declares the same.
+# The types of a recipe's fields; a stage declares the same.
 STAGE = Annotated[str, Choice(tuple(MIXTURES), 'stage')]
 SHARE = Annotated[float, Range(0, 1, 'the share of conversations that are of another stage',
                                without=(1,))]

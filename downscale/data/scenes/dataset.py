@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -19,14 +18,15 @@ from absl import logging
 from PIL import Image
 
 from downscale.data.records import Example, Extraction, Question, Trace
+from downscale.data.scenes.drawing import render
 from downscale.data.scenes.questions import (
     baselines,
     caption_of,
     questions_for,
     similarity_question,
 )
-from downscale.data.scenes.world import Object, Scene, World, render, sample, stream, triple
-from downscale.runtime.files import held
+from downscale.data.scenes.world import Object, Scene, World, sample, stream, triple
+from downscale.runtime.files import held, write_json
 
 BASELINE_EXAMPLES = 2000  # of each split; reading more would cost as much as building
 _SEPARATOR = '\n'  # between distractors: a sequence within a sequence needs TensorFlow to read
@@ -49,33 +49,37 @@ class SceneWorld(tfds.core.GeneratorBasedBuilder):
     _log_download_bytes = _log_download_done = lambda self: None  # these print
 
     def _info(self):
+        """Return what TFDS writes into `features.json`; a change asks for another VERSION."""
         text = tfds.features.Text()
         number = tfds.features.Scalar(np.int32)
+        image = tfds.features.Image(shape=(None, None, 3), encoding_format='png')
+        thing = {'picture': number, 'shape': text, 'color': text, 'size': text, 'char': text,
+                 'cell': text, 'box': tfds.features.Tensor(shape=(4,), dtype=np.int32)}
+        question = {**dict.fromkeys(_TEXTS, text), 'chance': tfds.features.Scalar(np.float32)}
+        sequence = tfds.features.Sequence
         return self.dataset_info_from_configs(
             description='Scenes of coloured shapes with questions, extractions and traces.',
             features=tfds.features.FeaturesDict({
-                'scene_id': text, 'caption': text,
-                'images': tfds.features.Sequence(
-                    tfds.features.Image(shape=(None, None, 3), encoding_format='png')),
-                'backgrounds': tfds.features.Sequence(number),
-                'objects': tfds.features.Sequence({
-                    'picture': number, 'shape': text, 'color': text, 'size': text, 'char': text,
-                    'cell': text, 'box': tfds.features.Tensor(shape=(4,), dtype=np.int32)}),
-                'questions': tfds.features.Sequence({
-                    **{name: text for name in _TEXTS}, 'chance': tfds.features.Scalar(np.float32)}),
-            }))
+                'scene_id': text, 'caption': text, 'images': sequence(image),
+                'backgrounds': sequence(number), 'objects': sequence(thing),
+                'questions': sequence(question)}))
 
     def _split_generators(self, dl_manager):
         return {split: self._generate_examples(split, n) for split, n in self.builder_config.counts}
 
     def _generate_examples(self, split, n):
+        """Yield (key, features) of the `n` examples of a split."""
         config = self.builder_config
         total = sum(count for _, count in config.counts)
+        # `counts` are sorted by name, and so the splits are built in this order.
         before = sum(count for name, count in config.counts if name < split)
+        # Triples come first; each kind is numbered from 0.
         n_triples = round(n * config.similarity_share)
         for i in range(n):
-            make = triple_example if i < n_triples else scene_example
-            example, scenes = make(config.world, split, i if i < n_triples else i - n_triples)
+            if i < n_triples:
+                example, scenes = triple_example(config.world, split, i)
+            else:
+                example, scenes = scene_example(config.world, split, i - n_triples)
             yield example.scene_id, _to_features(example, scenes)
             if config.progress:
                 config.progress(before + i + 1, total)
@@ -103,16 +107,17 @@ def triple_example(world: World, split: str, index: int) -> tuple[Example, tuple
 
 
 def _example(world, scenes, questions):
+    """Return the `Example` of pictures of `scenes`, and the scenes."""
     images = tuple(render(world, scene) for scene in scenes)
-    return Example(
-        scene_id=scenes[0].scene_id, images=images, caption=caption_of(scenes), questions=questions
-    ), scenes
+    example = Example(scene_id=scenes[0].scene_id, images=images, caption=caption_of(scenes),
+                      questions=questions)
+    return example, scenes
 
 
 def build(world: World, data_dir: str | Path, counts: Mapping[str, int],
           similarity_share: float = 0.1,
           progress: Callable[[int, int], None] | None = None) -> Path:
-    """Return the folder of a complete data set; written only if it is not there yet.
+    """Build a data set where it is not there yet, and return its folder.
 
     `counts` names examples per split, of which `similarity_share` are triples of pictures.
     A killed build leaves only a temporary folder and is redone. `progress(done, total)` is called
@@ -137,12 +142,13 @@ def build(world: World, data_dir: str | Path, counts: Mapping[str, int],
     if not (folder / 'baselines.json').exists():
         with held(Path(data_dir)):  # of two commands on a fresh folder one builds
             builder.download_and_prepare()
-            _write_json(folder / 'world.json', asked)
-            _write_json(folder / 'baselines.json', _baselines(world, folder, counts))
+            write_json(folder / 'world.json', asked)
+            write_json(folder / 'baselines.json', _baselines(world, folder, counts))
     return folder
 
 
 def _baselines(world, folder, counts):
+    """Return {split: `questions.baselines` of its first examples}."""
     result = {}
     for split in counts:
         examples = source(folder, split)
@@ -151,25 +157,27 @@ def _baselines(world, folder, counts):
     return result
 
 
-def _write_json(path, value):
-    partial = path.with_suffix('.partial')
-    partial.write_text(json.dumps(value, indent=1, sort_keys=True) + '\n')
-    os.replace(partial, path)
-
-
 def _to_features(example, scenes):
+    """Return an example as TFDS writes it; `SceneSource` reads it back."""
+    objects = []
+    for picture, scene in enumerate(scenes):
+        objects += [{'picture': picture, **dataclasses.asdict(obj)} for obj in scene.objects]
     return {
         'scene_id': example.scene_id, 'caption': example.caption,
         'images': [io.BytesIO(png) for png in example.images],
         'backgrounds': [scene.background for scene in scenes],
-        'objects': [{'picture': i, **dataclasses.asdict(obj)}
-                    for i, scene in enumerate(scenes) for obj in scene.objects],
-        'questions': [{
-            'item_id': q.item_id, 'cluster_id': q.cluster_id, 'family': q.family, 'kind': q.kind,
-            'text': q.text, 'answer': q.answer, 'distractors': _SEPARATOR.join(q.distractors),
-            'information': q.extraction.information, 'extraction': q.extraction.text,
-            'trace': q.trace.text, 'scan': q.trace.scan,
-            'chance': q.chance} for q in example.questions]}
+        'objects': objects, 'questions': list(map(_question_fields, example.questions))}
+
+
+def _question_fields(question):
+    """Return the fields of a question in a record, whose inverse is `_question`."""
+    extraction = question.extraction
+    plain = {name: vars(question)[name] for name in
+             ('item_id', 'cluster_id', 'family', 'kind', 'text', 'answer')}
+    return plain | {
+        'distractors': _SEPARATOR.join(question.distractors),
+        'information': extraction.information, 'extraction': extraction.text,
+        'trace': question.trace.text, 'scan': question.trace.scan, 'chance': question.chance}
 
 
 # --- reading ----------------------------------------------------------------------------------
@@ -184,7 +192,7 @@ class _EncodedImages(tfds.decode.SkipDecoding):
 class SceneSource:
     """Random access to the examples of one split; picklable, opened on first use."""
 
-    def __init__(self, folder: Path, split: str):
+    def __init__(self, folder: Path, split: str) -> None:
         self.folder = Path(folder)
         self.split = split
         self._records = None
@@ -196,7 +204,7 @@ class SceneSource:
         return len(self._open())
 
     def __getitem__(self, index: int) -> Example:
-        """Example `index`; raises ValueError naming the scene when a picture is damaged."""
+        """Return example `index`; ValueError that names the scene when a picture is damaged."""
         features = self._read(index)
         scene_id = features['scene_id'].decode()
         images = tuple(bytes(png) for png in features['images'])
@@ -211,6 +219,7 @@ class SceneSource:
 
     def scenes(self, index: int) -> tuple[Scene, ...]:
         """Return the scene graph of each picture of example `index`."""
+        # TFDS holds the objects of all pictures in one list.
         features = self._read(index)
         objects = [[] for _ in features['backgrounds']]
         for row in _rows(features['objects']):
@@ -240,8 +249,9 @@ class SceneSource:
 
 
 def source(data_dir: str | Path, split: str) -> SceneSource:
-    """Return the examples of `split` (TFDS slices such as 'train[:50%]' work) in the folder of
-    `build`.
+    """Return the examples of `split` in the folder of `build`.
+
+    TFDS slices such as 'train[:50%]' work as well.
     """
     folder = Path(data_dir)
     if not (folder / 'dataset_info.json').exists():
@@ -251,14 +261,13 @@ def source(data_dir: str | Path, split: str) -> SceneSource:
 
 
 def _rows(columns):
-    """Return the dicts that a TFDS sequence of dicts was written from (it is read as a dict of
-    lists).
-    """
+    """Return the dicts of a TFDS sequence of dicts, which is read as a dict of lists."""
     names = list(columns)
     return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _question(fields):
+    """Return the `Question` of the fields of a record."""
     chance = round(float(fields.pop('chance')), 6)  # as written, not its nearest float32
     texts = {name: value.decode() for name, value in fields.items()}
     extraction = Extraction(texts.pop('information'), texts.pop('extraction'))
@@ -269,6 +278,7 @@ def _question(fields):
 
 
 def _check_png(png, where):
+    """Raise ValueError where a PNG is damaged."""
     try:
         with Image.open(io.BytesIO(png)) as image:
             image.verify()

@@ -31,10 +31,12 @@ class Fact:
 
     @property
     def question(self) -> str:
+        """What is asked for."""
         return f'what is the {self.relation} of {self.entity}'
 
     @property
     def statement(self) -> str:
+        """The fact as a sentence."""
         return f'the {self.relation} of {self.entity} is {self.value}'
 
 
@@ -49,28 +51,30 @@ def facts(world: World) -> tuple[Fact, ...]:
     parts = [part.split() for part in (_ONSETS, _VOWELS, _ONSETS, _VOWELS, _CODAS)]
     taken = set(_plain_words(world))
     relations = tuple(FACT_VALUES)
-    found = []
+    drawn = []
     entity = ''
     for i in range(world.n_facts):
         relation = relations[i % len(relations)]
+        # A new entity at the first of its relations, drawn until no word of the world is like it.
         while relation == relations[0] and (not entity or entity in taken):
             entity = ''.join(part[int(rng.integers(len(part)))] for part in parts)
         taken.add(entity)
         values = FACT_VALUES[relation]
-        found.append(Fact(entity, relation, values[int(rng.integers(len(values)))]))
-    return tuple(found)
+        drawn.append(Fact(entity, relation, values[int(rng.integers(len(values)))]))
+    return tuple(drawn)
 
 
 @functools.cache
 def vocabulary(world: World) -> tuple[str, ...]:
-    """Return sorted, every word that any text about this world can contain."""
+    """Return every word that any text about this world can contain, sorted."""
     return tuple(sorted(_plain_words(world) | {fact.entity for fact in facts(world)}))
 
 
 def _plain_words(world):
     """Return all words except entity names."""
+    # Of boxes, counts and rows of cells.
     numbers = {str(n) for n in range(max(UNITS, world.max_objects, world.grid) + 1)}
-    values = {value for relation in FACT_VALUES for value in FACT_VALUES[relation]}
+    values = set().union(*FACT_VALUES.values())
     columns = {cell[0] for cell in world.cells}
     return {*_TEMPLATE_WORDS.split(), *FACT_VALUES, *values, *numbers, *columns, *world.cells,
             *SIZES, *world.shapes, *world.colors, *world.chars}

@@ -1,6 +1,6 @@
 """How a stage draws its conversations from the scenes of a split."""
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -9,14 +9,17 @@ from downscale.data.buckets import Shape, in_order, smallest
 from downscale.data.pipeline import Drawn, encoded, shuffled
 from downscale.data.records import Conversation, Example
 from downscale.data.scenes.conversations import MIXTURES, Recipe
-from downscale.data.scenes.world import World
+from downscale.data.scenes.world import Scene, World
 from downscale.data.tokens import Encoder
+
+if TYPE_CHECKING:  # it starts TFDS
+    from downscale.data.scenes.dataset import SceneSource
 
 
 class Library:
     """The examples of a source, each parsed once: parsing costs more than training on a row."""
 
-    def __init__(self, source):
+    def __init__(self, source: 'SceneSource') -> None:
         self.source = source
         self._examples = {}
         self._scenes = {}
@@ -25,11 +28,13 @@ class Library:
         return len(self.source)
 
     def example(self, index: int) -> Example:
+        """Return example `index`, the same object every time."""
         if index not in self._examples:
             self._examples[index] = self.source[index]
         return self._examples[index]
 
-    def scenes(self, index: int) -> Any:
+    def scenes(self, index: int) -> tuple[Scene, ...]:
+        """Return the scene graph of each picture of example `index`."""
         if index not in self._scenes:
             self._scenes[index] = self.source.scenes(index)
         return self._scenes[index]
@@ -37,7 +42,7 @@ class Library:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """Index and grain's generator for it -> the conversation of one stage, drawn or encoded.
+    """What makes the conversations of one stage: of an index and grain's generator for it.
 
     `buckets` are the smaller shapes beside `shape`, which takes what they do not hold.
     """
@@ -69,6 +74,7 @@ class Sampler:
 
     def measured(self, talk: Conversation, where: str) -> Drawn:
         """Return the `Drawn` of a conversation; ValueError when no bucket holds it."""
+        # From texts and headers: every process measures all, and decodes its own rows only.
         tokens, tiles = measure.cost(self.encoder, talk, where)
         if smallest(self.shapes, tokens, tiles) is None:
             raise ValueError(

@@ -1,18 +1,17 @@
-"""The made-up world: what a scene holds, how it is sampled, drawn and written down.
+"""The made-up world: what a scene holds, how it is sampled and written down.
 
 Everything is a pure function of (world, split, index). A scene belongs to a split because of what
 it shows (`split_of`), so no scene can occur in two splits whatever their sizes are.
 """
 import functools
 import hashlib
-import io
-import math
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Annotated
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from downscale.values import Range, check
 
@@ -29,7 +28,6 @@ FIELDS = ('shape', 'cell', 'size', 'color', 'char')  # the cyclic order of a wri
 SPLITS = ('train', 'validation', 'test')
 UNITS = 16  # written boxes count in sixteenths of the image
 
-_SUPERSAMPLE = 4
 _MAX_DRAWS = 10_000
 
 
@@ -75,21 +73,24 @@ class World:
 
     @property
     def shapes(self) -> tuple[str, ...]:
+        """The shapes that occur."""
         return SHAPES[:self.n_shapes]
 
     @property
     def colors(self) -> tuple[str, ...]:
+        """The names of the colours that occur."""
         return tuple(COLORS)[:self.n_colors]
 
     @property
     def chars(self) -> tuple[str, ...]:
+        """The characters that occur."""
         return CHARS[:self.n_chars]
 
     @property
     def cells(self) -> tuple[str, ...]:
         """Cell names in reading order: column letter, then row digit, 'a1' top left."""
         return tuple(f'{chr(97 + column)}{row + 1}'
-                     for row in range(self.grid) for column in range(self.grid))
+                     for row, column in product(range(self.grid), repeat=2))
 
     def diameter(self, size: str) -> int:
         """Return width and height in pixels of an object of that size."""
@@ -120,6 +121,7 @@ class Scene:
 
 def stream(world: World, *key: str | int) -> np.random.Generator:
     """Return a generator that depends on the world's seed and on `key` alone."""
+    # `hash` of a text differs from process to process.
     words = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key]
     return np.random.default_rng(np.random.SeedSequence([world.seed, *words]))
 
@@ -146,6 +148,7 @@ def triple(world: World, split: str, index: int) -> tuple[Scene, Scene, Scene]:
     scene_id = f'{split}-triple-{index:06d}'
     for _ in range(_MAX_DRAWS):
         reference = _first_in(split, lambda: _draw(world, rng, scene_id, counts), _MAX_DRAWS, world)
+        # 1 or 2 changes against 1 to 3 more: never a tie. The permutation decides which is second.
         near = int(rng.integers(1, 3))
         changes = rng.permutation([near, near + int(rng.integers(1, 4))])
         edits = [_first_in(split, functools.partial(_edit, world, rng, reference, int(n)), 100)
@@ -161,15 +164,14 @@ def graph_key(scene: Scene) -> str:
 
 
 def split_of(scene: Scene) -> str:
-    """Return the only split that may hold this scene: 10 % validation, 10 % test, the rest
-    train.
-    """
+    """Return the only split that may hold this scene: 10 % validation, 10 % test, 80 % train."""
     return {0: 'validation', 1: 'test'}.get(int(graph_key(scene), 16) % 10, 'train')
 
 
 def _first_in(split, draw, tries, world=None):
-    """Return the first drawn scene of `split`; after `tries`: None, or an error when `world` is
-    given.
+    """Return the first drawn scene of `split`.
+
+    After `tries` draws: None, or an error where `world` is given.
     """
     if split not in SPLITS:
         raise ValueError(f'unknown split {split!r}: use one of {", ".join(SPLITS)}')
@@ -183,40 +185,38 @@ def _first_in(split, draw, tries, world=None):
 
 
 def _draw(world, rng, scene_id, counts):
+    """Return a scene of `counts` (fewest, most) objects; the order of the draws must not change."""
     n = int(rng.integers(counts[0], counts[1] + 1))
     shapes = rng.permutation(world.n_shapes)[:n]
     cells = rng.permutation(world.grid ** 2)[:n]
     colors = rng.integers(world.n_colors, size=n)
     chars = rng.integers(world.n_chars, size=n)
     sizes = rng.integers(2, size=n)
-    if sizes.min() == sizes.max():  # both sizes occur, or nothing could be compared
+    # Both sizes occur, or nothing could be compared.
+    if sizes.min() == sizes.max():
         sizes[rng.integers(n)] ^= 1
     names = world.cells
-    objects = [
-        Object(
-            shape=SHAPES[s],
-            color=world.colors[c],
-            size=SIZES[z],
-            char=CHARS[t],
-            cell=names[p],
-            box=(0, 0, 0, 0),
-        )
-        for s, c, z, t, p in zip(shapes, colors, sizes, chars, cells, strict=True)
-    ]
+    objects = []
+    for shape, color, size, char, cell in zip(shapes, colors, sizes, chars, cells, strict=True):
+        # The box stays empty until the object is placed.
+        objects.append(Object(shape=SHAPES[shape], color=world.colors[color], size=SIZES[size],
+                              char=CHARS[char], cell=names[cell], box=(0, 0, 0, 0)))
     return _placed(world, rng, scene_id, objects)
 
 
 def _edit(world, rng, scene, n_changes):
+    """Return a scene in which `n_changes` fields of some objects differ from those of `scene`."""
     objects = {obj.shape: obj for obj in scene.objects}
-    slots = [(shape, field) for shape in objects for field in ('cell', 'size', 'color', 'char')]
-    free = [cell for cell in world.cells if cell not in {obj.cell for obj in scene.objects}]
+    slots = list(product(objects, ('cell', 'size', 'color', 'char')))
+    taken = {obj.cell for obj in scene.objects}
+    free = [cell for cell in world.cells if cell not in taken]
     choices = {'size': SIZES, 'color': world.colors, 'char': world.chars}
     for i in rng.permutation(len(slots))[:n_changes]:
         shape, field = slots[i]
         old = vars(objects[shape])[field]
         if field == 'cell':
             new = free.pop(int(rng.integers(len(free))))
-            free.append(old)
+            free.append(old)  # another object may move there
         else:
             others = [value for value in choices[field] if value != old]
             new = others[int(rng.integers(len(others)))]
@@ -229,12 +229,13 @@ def _placed(world, rng, scene_id, objects):
     jitter = rng.integers(-world.jitter_px, world.jitter_px + 1, size=(len(objects), 2))
     placed = []
     for obj, (dx, dy) in zip(objects, jitter.tolist(), strict=True):
+        # A large object that jitters most touches the edge of its cell, and never leaves it.
         width = world.diameter(obj.size)
         margin = (world.cell_px - width) // 2
         x0 = (ord(obj.cell[0]) - ord('a')) * world.cell_px + margin + dx
         y0 = (int(obj.cell[1]) - 1) * world.cell_px + margin + dy
         placed.append(replace(obj, box=(x0, y0, x0 + width, y0 + width)))
-    placed.sort(key=lambda obj: obj.cell[::-1])
+    placed.sort(key=lambda obj: obj.cell[::-1])  # by row, then by column
     return Scene(scene_id, tuple(placed), int(rng.integers(236, 250)))
 
 
@@ -246,15 +247,13 @@ def record(obj: Object, first: str = 'shape') -> str:
     return ' '.join(vars(obj)[field] for field in FIELDS[at:] + FIELDS[:at])
 
 
-def records(objects, first: str = 'shape') -> str:
+def records(objects: Iterable[Object], first: str = 'shape') -> str:
     """Return all records, each ended by ' ;'."""
     return ' '.join(f'{record(obj, first)} ;' for obj in objects)
 
 
 def caption(scene: Scene) -> str:
-    """Return everything there is to say about a scene except the pixels: records in reading
-    order.
-    """
+    """Return everything there is to say about a scene but its pixels: records in reading order."""
     return records(scene.objects)
 
 
@@ -263,93 +262,7 @@ def box_text(world: World, box: tuple[int, int, int, int]) -> str:
 
     The units named are exactly those that the box touches.
     """
+    # The lower ends are rounded down, the upper ones up; those are exclusive, hence the - 1.
     low = (edge * UNITS // world.side for edge in box[:2])
     high = (-(-edge * UNITS // world.side) - 1 for edge in box[2:])
     return ' '.join(str(edge) for edge in (*low, *high))
-
-
-# --- drawing ----------------------------------------------------------------------------------
-
-def render(world: World, scene: Scene) -> bytes:
-    """Return the scene as PNG bytes, RGB, `world.side` pixels square; pixels outside boxes stay
-    plain.
-    """
-    image = Image.new('RGB', (world.side, world.side), (scene.background,) * 3)
-    for obj in scene.objects:
-        rgb = COLORS[obj.color]
-        width = obj.box[2] - obj.box[0]
-        outer, inner = _shape_masks(obj.shape, width)
-        image.paste(tuple(int(0.7 * level) for level in rgb), obj.box, outer)
-        image.paste(rgb, obj.box, inner)
-        red, green, blue = rgb
-        dark = 0.30 * red + 0.59 * green + 0.11 * blue < 140 and obj.shape != 'ring'
-        ink = (255, 255, 255) if dark else (20, 20, 20)
-        image.paste(ink, obj.box, _char_mask(obj.char, obj.shape, width))
-    out = io.BytesIO()
-    image.save(out, 'PNG')
-    return out.getvalue()
-
-
-@functools.cache
-def _shape_masks(shape, width):
-    """Return coverage of a shape and of the shape without its outline, `width` pixels square."""
-    masks = []
-    for inset in (0.0, 1.6 / width):
-        big = Image.new('L', (width * _SUPERSAMPLE,) * 2, 0)
-        _draw_shape(ImageDraw.Draw(big), shape, width * _SUPERSAMPLE, inset)
-        masks.append(big.resize((width, width), Image.Resampling.LANCZOS))
-    return tuple(masks)
-
-
-def _draw_shape(draw, shape, width, inset):
-    """Fills a shape that touches all four sides of the square, shrunk by the fraction `inset`."""
-    def scaled(*point):
-        return tuple((0.5 + 0.5 * at * (1 - inset)) * (width - 1) for at in point)
-
-    if shape in ('circle', 'ring'):
-        draw.ellipse([scaled(-1, -1), scaled(1, 1)], fill=255)
-        if shape == 'ring':
-            hole = 0.62 + inset
-            draw.ellipse([scaled(-hole, -hole), scaled(hole, hole)], fill=0)
-    else:
-        draw.polygon([scaled(x, y) for x, y in _outline(shape)], fill=255)
-
-
-@functools.cache
-def _outline(shape):
-    """Return the corners of a shape in [-1, 1] x [-1, 1], stretched to touch all four sides."""
-    turns = [2 * math.pi * i / 60 for i in range(60)]
-    arm = 0.45
-    corners = {
-        'square': [(-1, -1), (1, -1), (1, 1), (-1, 1)],
-        'triangle': [(0, -1), (1, 1), (-1, 1)],
-        'diamond': [(0, -1), (1, 0), (0, 1), (-1, 0)],
-        'star': [(r * math.sin(i * math.pi / 5), -r * math.cos(i * math.pi / 5))
-                 for i in range(10) for r in ((1.0, 0.62)[i % 2],)],
-        'cross': [(-arm, -1), (arm, -1), (arm, -arm), (1, -arm), (1, arm), (arm, arm), (arm, 1),
-                  (-arm, 1), (-arm, arm), (-1, arm), (-1, -arm), (-arm, -arm)],
-        'heart': [(16 * math.sin(t) ** 3, -13 * math.cos(t) + 5 * math.cos(2 * t)
-                   + 2 * math.cos(3 * t) + math.cos(4 * t)) for t in turns],
-        'hexagon': [(math.cos(i * math.pi / 3), math.sin(i * math.pi / 3)) for i in range(6)],
-        'arrow': [(-1, -0.5), (0.05, -0.5), (0.05, -1), (1, 0), (0.05, 1), (0.05, 0.5), (-1, 0.5)],
-    }[shape]
-    points = np.array(corners, float)
-    low = points.min(0)
-    high = points.max(0)
-    return (2 * (points - low) / (high - low) - 1).tolist()
-
-
-@functools.cache
-def _char_mask(char, shape, width):
-    """Return coverage of a character placed where the shape is widest, `width` pixels square."""
-    side = width * _SUPERSAMPLE
-    big = Image.new('L', (side, side), 0)
-    places = {'triangle': (0.5, 0.68, 0.6), 'heart': (0.5, 0.43, 0.62), 'arrow': (0.46, 0.5, 0.62),
-              'star': (0.5, 0.54, 0.6)}
-    x, y, scale = places.get(shape, (0.5, 0.5, 0.68))
-    font = ImageFont.load_default(size=scale * side)  # Pillow's own: the same on every machine
-    draw = ImageDraw.Draw(big)
-    left, top, right, bottom = draw.textbbox((0, 0), char, font=font)
-    draw.text((x * side - (left + right) / 2, y * side - (top + bottom) / 2), char, fill=255,
-              font=font, stroke_width=side / 64)
-    return big.resize((width, width), Image.Resampling.LANCZOS)

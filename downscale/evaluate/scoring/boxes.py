@@ -16,24 +16,35 @@ _BOX = re.compile(rf'\[{",".join([_NUMBER] * 4)}\]')
 
 def box_in(text: str) -> tuple[float, ...] | None:
     """Return the first [x1, y1, x2, y2] in `text`, None where there is none."""
-    found = _BOX.search(text)
-    return tuple(map(float, found.groups())) if found else None
+    box = _BOX.search(text)
+    return tuple(map(float, box.groups())) if box else None
 
 
 def box_of(gold: str) -> tuple[float, ...]:
-    """Return the right box, from '[x1, y1, x2, y2]' with or without brackets; ValueError for
-    others.
-    """
+    """Return the right box, from '[x1, y1, x2, y2]' with or without brackets, else ValueError."""
     numbers = [float(part) for part in gold.replace('[', '').replace(']', '').split(',')]
     if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
         raise ValueError(f'{gold!r} is no box: four numbers x1, y1, x2, y2 are needed')
     return tuple(numbers)
 
 
+def is_box(value: object) -> bool:
+    """Return whether a value of JSON is a list of four numbers."""
+    return isinstance(value, list) and len(value) == 4 and all(
+        isinstance(number, (int, float)) and not isinstance(number, bool) for number in value)
+
+
+def is_box_text(gold: str) -> bool:
+    """Return whether a right answer is a box, with its brackets."""
+    try:
+        return gold.startswith('[') and bool(box_of(gold))
+    except ValueError:
+        return False
+
+
 def iou(one: Sequence[float], other: Sequence[float]) -> float:
-    """Return intersection over union of two boxes; 0.0 where the union has no area or no finite
-    one.
-    """
+    """Return intersection over union of two boxes; 0.0 unless the union has a finite area."""
+    # Sides may be negative or infinite: a reply can name any numbers.
     width = max(0.0, min(one[2], other[2]) - max(one[0], other[0]))
     height = max(0.0, min(one[3], other[3]) - max(one[1], other[1]))
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
@@ -42,20 +53,19 @@ def iou(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def coin(text: str, gold: str) -> float | None:
-    """Return 1.0 where the box in `text` overlaps by more than a half, None without a box (CoIN's
-    rule).
+    """Return 1.0 where the box in `text` overlaps by more than a half, None without a box.
 
-    CoIN pads pictures to squares; both boxes are in shares of the longer side, so their size does
-    not matter.
+    This is CoIN's rule. CoIN pads pictures to squares; both boxes are in shares of the
+    longer side, so their size does not matter.
     """
-    found = box_in(text)
-    return None if found is None else float(iou(found, box_of(gold)) > 0.5)
+    box = box_in(text)
+    return None if box is None else float(iou(box, box_of(gold)) > 0.5)
 
 
 def refcoco(text: str, gold: str) -> float | None:
-    """As `coin`, with an overlap of a half enough (RefCOCO, ACC@0.5 of lmms-eval)."""
-    found = box_in(text)
-    return None if found is None else float(iou(found, box_of(gold)) >= 0.5)
+    """Return `coin` with an overlap of a half enough (RefCOCO, ACC@0.5 of lmms-eval)."""
+    box = box_in(text)
+    return None if box is None else float(iou(box, box_of(gold)) >= 0.5)
 
 
 def coin_compat(text: str, gold: str) -> float | None:
@@ -66,10 +76,10 @@ def coin_compat(text: str, gold: str) -> float | None:
     """
     cut = text.removeprefix(' ').replace('[', '').replace(']', '')[1:-1]
     try:
-        found = tuple(float(part) for part in cut.split(','))
+        box = tuple(float(part) for part in cut.split(','))
     except ValueError:
         return None
-    return float(iou(found, box_of(gold)) > 0.5) if len(found) == 4 else None
+    return float(iou(box, box_of(gold)) > 0.5) if len(box) == 4 else None
 
 
 # --- every form, and scales -------------------------------------------------------------------
@@ -91,16 +101,17 @@ _SIDES = (('x', 'y', 'width', 'height'), ('x', 'y', 'w', 'h'), ('left', 'top', '
 
 
 def read(text: str) -> tuple[tuple[float, ...], bool] | None:
-    """Return ((x1, y1, x2, y2), whether they are per cent) of the one box that a reply names; None
-    for no box or several.
+    """Return ((x1, y1, x2, y2), whether they are per cent) of the one box that a reply names.
 
-    Read are '[x1, y1, x2, y2]', '(x1, y1), (x2, y2)' also with words between, in tags and JSON,
-    numbers alone, and corners or sides by name. Four numbers without names are corners: where the
-    third is not right of the first, or the fourth not below the second, they are no box.
+    None where it names none or several. Read are '[x1, y1, x2, y2]', '(x1, y1), (x2, y2)' also
+    with words between, in tags and JSON, numbers alone, and corners or sides by name. Four numbers
+    without names are corners: where the third is not right of the first, or the fourth not below
+    the second, they are no box.
     """
     text = plain_reply(text)
-    stated = [one.text for one in statements(text)] + [text]
-    boxes = next((given for given in map(_all, stated) if given), [])
+    # What is stated last counts; without a statement the whole reply must name one box.
+    places = [stated.text for stated in statements(text)] + [text]
+    boxes = next((there for there in map(_all, places) if there), [])
     if len(boxes) != 1:
         return None
     numbers, percent = boxes[0]
@@ -114,6 +125,7 @@ def _all(text):
     named = _by_name(text)
     if named:
         return named
+    # Two points in brackets of their own are one box only where no four numbers stand together.
     groups = [_numbers(group[1]) for group in _GROUP.finditer(text)]
     boxes = [group for group in groups if len(group) == 4]
     points = [group for group in groups if len(group) == 2]
@@ -138,7 +150,8 @@ def _parsed(texts):
 def _by_name(text):
     """Return the different boxes whose four numbers have names, as `_parsed`."""
     pairs = [(name.lower().replace('_', ''), value) for name, value in _NAMED.findall(text)]
-    found = []
+    boxes = []
+    # Any four names in a row: a reply may name an object, or confidence, before and after.
     for k in range(len(pairs) - 3):
         values = dict(pairs[k:k + 4])
         kind = next((kind for kind in (*_CORNERS, *_SIDES) if set(kind) == values.keys()), None)
@@ -147,8 +160,8 @@ def _by_name(text):
             if kind in _SIDES:
                 x, y, width, height = numbers
                 numbers = (x, y, x + width, y + height)
-            found.append((numbers, percent))
-    return list(dict.fromkeys(found))
+            boxes.append((numbers, percent))
+    return list(dict.fromkeys(boxes))
 
 
 def in_scale(
@@ -174,6 +187,7 @@ def _are_shares(box):
 
 def _shares(box, percent, size):
     """Return `box` as shares of the sides of a picture; None for numbers that no scale explains."""
+    # From the surest scale to the loosest: per cent, shares, pixels, thousandths.
     sides = (*size, *size)
     if percent:
         return tuple(number / 100 for number in box)
@@ -187,19 +201,20 @@ def _shares(box, percent, size):
 
 
 def judge(text: str, gold: str, size: tuple[float, float] | None = None) -> tuple[str, float]:
-    """Return (the box as text, OTHER_SCALE or '' for none; 1.0 where it overlaps by a half, else
-    0.0).
+    """Return (the box as text, 1.0 where it overlaps by a half, else 0.0).
+
+    The text is OTHER_SCALE for a box that counts otherwise than the right one, '' for none.
     """
-    found = read(text)
-    if found is None:
+    named = read(text)
+    if named is None:
         return '', 0.0
-    both = in_scale(*found, box_of(gold), size)
+    both = in_scale(*named, box_of(gold), size)
     if both is None:
         return OTHER_SCALE, 0.0
-    return str(list(found[0])), float(iou(*both) >= ENOUGH)
+    return str(list(named[0])), float(iou(*both) >= ENOUGH)
 
 
 def other_scale(text: str, gold: str) -> bool:
     """Return whether the first box in `text`, as the published rules read it, counts otherwise."""
-    found = box_in(text)
-    return found is not None and in_scale(found, False, box_of(gold)) is None
+    box = box_in(text)
+    return box is not None and in_scale(box, False, box_of(gold)) is None

@@ -57,7 +57,9 @@ class Keys:
     """The patterns of one tuple of keys; those of 'ABCD' are the same for every row."""
 
     def __init__(self, keys: Iterable[str]) -> None:
-        self.key = {form: key for key in keys for form in (key.lower(), key.upper(), key)}
+        self.key = {}
+        for key in keys:
+            self.key |= dict.fromkeys((key.lower(), key.upper(), key), key)
         upper, lower = (self._any(map(case, keys)) for case in (str.upper, str.lower))
         end = r"(?![A-Za-z0-9]|['-][A-Za-z]|\.\d)"
         self.quick = re.compile(
@@ -103,15 +105,12 @@ class Options:
 
     def chosen(self, text: str) -> str:
         """Return the key of the one option that a reply chooses, else ''."""
-        key = self._quick(text)
-        if key:
-            return key
-        text = plain_reply(text)
-        return _Reading(self, text).answer() or NOTHING
+        return self._quick(text) or _Reading(self, plain_reply(text)).answer() or NOTHING
 
     def _quick(self, text):
-        """Return the key where the reply, or its last line behind a mark, is a dressed capital
-        alone or with its text: most are, and need no closer look.
+        """Return the key of a reply that needs no closer look, else None; most are such.
+
+        The reply, or its last line behind a mark, is a dressed capital alone or with its text.
         """
         text = text.strip()
         line = text[text.rfind('\n') + 1:]
@@ -123,16 +122,18 @@ class Options:
         return None
 
     def gold(self, text: str) -> str | None:
-        """Return the key that an answer of the data names: as replies do, by its text, or by its
-        number from 0; None where it names none.
+        """Return the key that an answer of the data names, None where it names none.
+
+        It may do so as replies do, by the option's text, or by its number from 0.
         """
         text = plain_reply(text)
-        found = self.keys.head.match(text)
-        if found:
-            key = self.keys.key[_matched(found)]
-            rest = text[found.end():].strip(_AROUND + '\n')
+        head = self.keys.head.match(text)
+        if head:
+            key = self.keys.key[_matched(head)]
+            rest = text[head.end():].strip(_AROUND + '\n')
             if not rest or _compared(rest) == _compared(plain_reply(self.texts[key])):
                 return key
+        # A number is a place only where no option is that number.
         same = self.plain.get(_compared(text))
         number = text.strip()
         if same is None and any(self.texts.values()) and number.isdecimal() and len(number) < 4 \
@@ -142,8 +143,7 @@ class Options:
 
 
 class _Reading:
-    """One plain reply to some options. Its methods return a key, '' for no one option, or None
-    where nothing is said about options."""
+    """One plain reply to some options; methods return a key, '' for several, None for nothing."""
 
     def __init__(self, options, text):
         self.texts = options.texts
@@ -153,10 +153,12 @@ class _Reading:
         self.longest = sorted(self.plain, key=len, reverse=True)
 
     def answer(self):
-        """Return the last statement that says something, else the reply itself; a later correction
-        wins.
+        """Return what the last statement chooses that says something, else the reply itself.
+
+        A later correction wins.
         """
-        places = [(one.start, one.text) for one in statements(self.text)]
+        # A statement is a text; praise of a key ('B is correct') is a match.
+        places = [(stated.start, stated.text) for stated in statements(self.text)]
         places += [(praised.start(), praised) for praised in self.keys.praised.finditer(self.text)]
         for start, stated in sorted(places, key=lambda place: -place[0]):
             key = self.segment(stated) if isinstance(stated, str) else self._praised(stated)
@@ -167,17 +169,19 @@ class _Reading:
 
     def _goes_on(self, start, key):
         """Return whether the line behind that of a statement is another option and nothing else."""
+        # 'Answer: A' above a line 'B' is a list of answers, not an answer and a remark.
         line = self.text[start:start + REACH].partition('\n')[2].lstrip().partition('\n')[0]
         other = self.plain.get(_compared(line)) or self._firm(line)
         return bool(key and other) and other != key
 
-    def _praised(self, found):
-        before = self.text[max(0, found.start() - 40):found.start()].rstrip(' (["\'*')
-        return NOTHING if _BEFORE.search(before) else self.keys.key[found['key']]
+    def _praised(self, praise):
+        before = self.text[max(0, praise.start() - 40):praise.start()].rstrip(' (["\'*')
+        return NOTHING if _BEFORE.search(before) else self.keys.key[praise['key']]
 
     def _changed(self, start, key):
-        """Return `key`, or what a correction behind `start` names, '' where the answer was taken
-        back.
+        """Return `key`, or what a correction behind `start` names.
+
+        An answer that was taken back without another one is ''.
         """
         for change in reversed(list(_CHANGED.finditer(self.text, start))):
             other = self._label(self.text[change.end():].partition('\n')[0], strict=True)
@@ -186,23 +190,27 @@ class _Reading:
         return NOTHING if _TAKEN_BACK.search(self.text, start) else key
 
     def _lines(self):
-        """Return what a reply without a statement says: one line, or the first and last of several,
-        which must agree, as must all lines that begin with a key.
+        """Return what a reply without a statement says.
+
+        Of several lines the first and the last must agree, as must all that begin with a key.
         """
-        lines = [line for line in self.text.split('\n') if line.strip()]
-        lines = self._without_listing(lines)
+        # 1. One line is read whole.
+        lines = self._without_listing([line for line in self.text.split('\n') if line.strip()])
         if len(lines) == 1:
             key = self.segment(lines[0], strict=True)
             return self._conclusion(lines[0]) if key is None else key
+        # 2. The first and the last line, where they are a key, or a key and its text.
         sides = {self._firm(line) for line in lines[:1] + lines[-1:]} - {None}
         if sides:
             return sides.pop() if len(sides) == 1 else NOTHING
+        # 3. Lines that begin with a key: one in the middle alone is no answer.
         labels = [self._label(line, strict=True) for line in lines]
-        said = {key for key in labels if key is not None}
-        if len(said) == 1 and (labels[0] or labels[-1]):
-            return said.pop()
-        if said:
+        keys = {key for key in labels if key is not None}
+        if len(keys) == 1 and (labels[0] or labels[-1]):
+            return keys.pop()
+        if keys:
             return NOTHING
+        # 4. The end of a conclusion ("so B"), else the one option whose text is a line.
         last = self._conclusion(lines[-1]) if lines else None
         texts = {self.plain.get(_compared(line)) for line in lines} - {None}
         return texts.pop() if last is None and len(texts) == 1 else last
@@ -210,16 +218,15 @@ class _Reading:
     def _firm(self, line):
         """Return the key of a line that holds nothing but a key, or a key and its text."""
         key = self._label(line, strict=True)
-        found = self.keys.head.match(line)
-        if not key or not found:
+        head = self.keys.head.match(line)
+        if not key or not head:
             return key
-        rest = line[found.end():]
+        rest = line[head.end():]
         return None if re.search(r'\w', rest[self._own_text(key, rest):]) else key
 
     def _without_listing(self, lines):
-        """Return `lines` without one that repeats the options, all of them, each on its own
-        line.
-        """
+        """Return `lines` without those that repeat the options, where all of them stand there."""
+        # Some models repeat the question's options before they answer.
         wanted = {f'{key} {_compared(plain_reply(text))}'.casefold()
                   for key, text in self.texts.items()}
         rows = [_ITEM.sub(r'\1 ', _compared(line)) for line in lines]
@@ -232,8 +239,9 @@ class _Reading:
         return ending and self._label(line[ending.end():], strict=True)
 
     def segment(self, text, strict=False):
-        """Return what a statement, or (`strict`) a reply of one line, names: a text, a key, or a
-        text among other words.
+        """Return what a statement, or (`strict`) a reply of one line, names.
+
+        It may be the text of an option, a key, or such a text among other words.
         """
         same = self.plain.get(_compared(text))
         if same is not None and text.strip() not in self.texts:
@@ -249,30 +257,33 @@ class _Reading:
     def _label(self, text, strict=False):
         """Return the key at the head of `text`; '' where others are joined to it."""
         text = text[:REACH]
+        # 'not B, but C' names C.
         denied = self.keys.denied.match(text)
         if denied:
             rest = text[denied.end():]
             instead = _INSTEAD.match(rest)
             key = self._label(rest[instead.end():] if instead else rest, strict=True)
             return NOTHING if key is None else key
-        found = self.keys.head.match(text)
-        if not found:
+        head = self.keys.head.match(text)
+        if not head:
             return None
-        key = self.keys.key[_matched(found)]
-        rest = text[found.end():]
+        key = self.keys.key[_matched(head)]
+        rest = text[head.end():]
         if _WRONG.match(rest):
             return None
-        own = self._own_text(key, rest)
-        if self._more(key, rest) or own and self._more(key, rest[own:]):
+        length = self._own_text(key, rest)
+        if self._more(key, rest) or length and self._more(key, rest[length:]):
             return NOTHING
-        word = found['upper'] in ('A', 'I') and not found['sure']
-        if (strict or word) and not own and not _AFTER.match(rest):
+        # 'A' and 'I' are words as well: undressed, what follows must show that they are keys.
+        word = head['upper'] in ('A', 'I') and not head['sure']
+        if (strict or word) and not length and not _AFTER.match(rest):
             return None
+        # 'B' followed by the text of another option contradicts itself.
         clause = self.plain.get(_compared(_SENTENCE.split(rest.strip(_AROUND), maxsplit=1)[0]))
         return key if clause in (None, key) else NOTHING
 
     def _own_text(self, key, rest):
-        """Return how much of `rest` is the text of option `key`, behind marks; 0 for none."""
+        """Return how many characters of `rest` the text of option `key` ends at; 0 for none."""
         text = plain_reply(self.texts.get(key, '')).strip().rstrip('.').casefold()
         start = len(rest) - len(rest.lstrip(_AROUND + '(['))
         there = rest[start:start + len(text)].casefold() == text
@@ -281,6 +292,7 @@ class _Reading:
 
     def _more(self, key, rest):
         """Return whether another key is joined to `key` at the head of `rest`."""
+        # A key may be joined to itself ('B and (B)'): then what follows is looked at.
         while True:
             joined = self.keys.joined.match(rest)
             beside = joined or self.keys.beside.match(rest)
@@ -300,15 +312,14 @@ class _Reading:
             rest = tail
 
     def _named(self, text):
-        """Return the keys whose texts stand in `text` as whole words, the longest first, not
-        denied.
-        """
+        """Return the keys whose texts stand in `text` as whole words and are not denied."""
         text = ' '.join(text.casefold().split())
         keys = set()
         taken = bytearray(len(text))
+        # The longest first: 'red' inside 'dark red' names nothing of its own.
         for form in self.longest:
-            for found in re.finditer(re.escape(form), text):
-                start, end = found.span()
+            for match in re.finditer(re.escape(form), text):
+                start, end = match.span()
                 if _is_whole(text, start, end) and not taken[start]:
                     taken[start:end] = b'\1' * (end - start)
                     if not _DENIED.search(text[max(0, start - 20):start]):
@@ -325,15 +336,13 @@ def _is_whole(text, start, end):
     return not number and not (text[end - 1].isdigit() and re.match(r'[.,]\d', text[end:end + 2]))
 
 
-def _matched(found):
-    """Return the key as it stands in a match of `head`."""
-    return found['upper'] or found['boxed'] or found['called'] or found['lower']
+def _matched(head):
+    """Return the key as it stands in a match of `Keys.head`."""
+    return head['upper'] or head['boxed'] or head['called'] or head['lower']
 
 
 def _compared(text):
-    """Return `text` as texts of options are compared: case, marks around and articles do not
-    count.
-    """
+    """Return `text` as texts of options are compared, without case, marks around and articles."""
     text = ' '.join(text.casefold().replace('*', ' ').split()).strip(' _`$"\'.,;:!?()[]{}#>\x02')
     text = text.removeprefix('- ')
     return _ARTICLE.sub('', text) if _ARTICLE.match(text) else text

@@ -10,29 +10,28 @@ from downscale.statistics.bootstrap import mean_ci, wilson
 
 
 def mean_of(scores: Sequence[float], clusters: Sequence[str]) -> dict[str, Any]:
-    """Return {'value', 'low', 'high', 'method', 'clusters'} of a mean; None for bounds that do not
-    exist.
+    """Return {'value', 'low', 'high', 'method', 'clusters'} of a mean.
 
-    Rows of one cluster (a picture) move together. Where every row is its own cluster and right or
-    wrong the interval is Wilson's.
+    Bounds that do not exist are None. Rows of one cluster (a picture) move together. Where every
+    row is its own cluster and right or wrong the interval is Wilson's.
     """
     alone = len(set(clusters)) == len(clusters)
     if alone and set(scores) <= {0.0, 1.0}:
         low, high = wilson(sum(scores), len(scores))
         return {'value': float(np.mean(scores)), 'low': low, 'high': high, 'method': 'Wilson',
                 'clusters': len(scores)}
-    found = mean_ci(scores, clusters, bounds=(0, 1))
-    low, high = (None if math.isnan(bound) else bound for bound in (found.low, found.high))
-    return {'value': found.value, 'low': low, 'high': high, 'method': found.method,
-            'clusters': found.clusters}
+    mean = mean_ci(scores, clusters, bounds=(0, 1))
+    low, high = (None if math.isnan(bound) else bound for bound in (mean.low, mean.high))
+    return {'value': mean.value, 'low': low, 'high': high, 'method': mean.method,
+            'clusters': mean.clusters}
 
 
 def macro_of(scores: Sequence[float], strata: Sequence, level: float = 0.95) -> dict[str, Any]:
-    """Return the plain mean over strata means, with `se` sqrt(sum w^2 s^2 / n) and its normal
-    interval.
+    """Return the plain mean over strata means, with its standard error and normal interval.
 
-    A stratum of one row has no variance of its own, so that there is no interval then; where no row
-    differs from its stratum the interval is Wilson's for as many rows.
+    `se` is sqrt(sum w^2 s^2 / n). A stratum of one row has no variance of its own, so that
+    there is no interval then; where no row differs from its stratum the interval is Wilson's for as
+    many rows.
     """
     parts = {}
     for score, stratum in zip(scores, strata, strict=True):
@@ -47,6 +46,7 @@ def macro_of(scores: Sequence[float], strata: Sequence, level: float = 0.95) -> 
         high = None
         method = 'none (a stratum has one row)'
     elif se < 1e-12:
+        # All right or all wrong: a normal interval of no width would claim certainty.
         low, high = wilson(value * len(scores), len(scores), level)
         method = 'Wilson, no variance within strata'
     else:
@@ -54,6 +54,6 @@ def macro_of(scores: Sequence[float], strata: Sequence, level: float = 0.95) -> 
         low = max(0.0, value - reach)
         high = min(1.0, value + reach)
         method = 'stratified'
-    found = {name: {'n': len(part), 'mean': float(np.mean(part))}
+    means = {name: {'n': len(part), 'mean': float(np.mean(part))}
              for name, part in sorted(parts.items())}
-    return {'value': value, 'se': se, 'low': low, 'high': high, 'method': method, 'strata': found}
+    return {'value': value, 'se': se, 'low': low, 'high': high, 'method': method, 'strata': means}

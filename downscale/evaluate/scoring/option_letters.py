@@ -35,9 +35,9 @@ def lmms_v04(text: str, gold: str) -> float:
     Any text that begins with the letter counts, 'Because' for B too (lmms-eval 0.4, MMStar).
     """
     gold, text = (side.lower().replace('\n', ' ').strip() for side in (gold, text))
-    places = [0] + [len(start) for start in ('(', 'option ', 'the answer is ')
-                    if text.startswith(start)]
-    return float(bool(gold) and gold in [text[place:place + 1] for place in places])
+    starts = [start for start in ('', '(', 'option ', 'the answer is ') if text.startswith(start)]
+    letters = [text[len(start):len(start) + 1] for start in starts]
+    return float(bool(gold) and gold in letters)
 
 
 def ref_stage2(text: str, gold: str) -> float:
@@ -62,28 +62,33 @@ def lmms_v07_letter(text: str, letters: str = LETTERS) -> str:
         bare = bare.strip(mark)
     padded = f' {bare} '
     bare = bare.strip()
-    found = [(trust, padded.rfind(form.format(letter)), letter) for form, trust in _DRESSES
-             for letter in letters if form.format(letter) in padded]
+    # Candidates are (trust, place, letter). Of equally trusted ones at one place the first wins,
+    # so that the order in which they are collected decides, as in the original.
+    candidates = []
+    for form, trust in _DRESSES:
+        dressed = {letter: padded.rfind(form.format(letter)) for letter in letters}
+        candidates += [(trust, place, letter) for letter, place in dressed.items() if place >= 0]
     lower = padded.lower()
     for phrase in _phrases():
         start = lower.find(phrase)
         if start >= 0:
             places = {letter: padded.find(letter, start + len(phrase)) for letter in letters}
-            found += [(7, place, letter) for letter, place in places.items() if place >= 0]
+            candidates += [(7, place, letter) for letter, place in places.items() if place >= 0]
     for letter in letters:
         if bare.startswith(letter) and not bare[1:2].isalpha():
-            found.append((10, 0, letter))
+            candidates.append((10, 0, letter))
         if bare.endswith(letter) and not bare[-2:-1].isalpha():
-            found.append((9, len(padded) - 1, letter))
-    found = found or [(0, padded.rfind(letter), letter) for letter in letters if letter in padded]
-    return max(found, key=lambda one: one[:2])[2] if found else ''
+            candidates.append((9, len(padded) - 1, letter))
+    if not candidates:
+        candidates = [(0, padded.rfind(letter), letter) for letter in letters if letter in padded]
+    return max(candidates, key=lambda candidate: candidate[:2])[2] if candidates else ''
 
 
 def vlmevalkit(text: str, options: dict[str, str]) -> str | None:
-    """Return the letter that VLMEvalKit infers from `text` without a judge; 'Z' for a refusal, else
-    None.
+    """Return the letter that VLMEvalKit infers from `text` without a judge.
 
-    `options` maps letters to their texts: the only text of one that is contained counts too.
+    A refusal is 'Z', and what cannot be inferred None. `options` maps letters to their texts: the
+    only text of one that is contained counts too.
     """
     return _by_letter(text, options) or _by_text(text, options)
 
@@ -95,12 +100,13 @@ def _by_letter(text, options):
         return 'Z'
     words = text.translate(str.maketrans(dict.fromkeys('.()[],:;!*#{}', ' '))).split()
     there = [letter for letter in options if letter in words]
+    # A letter that stands far from the end may be an article of an explanation.
     if len(there) == 1 and words.index(there[0]) > len(words) - 5:
         return there[0]
     if not there and 'Z' in words:
         return 'Z'
-    said = _VERBOSE.search(text)
-    return said[1].upper() if said and said[1].upper() in options else None
+    stated = _VERBOSE.search(text)
+    return stated[1].upper() if stated and stated[1].upper() in options else None
 
 
 def _by_text(text, options):
@@ -113,14 +119,15 @@ def _by_text(text, options):
 
 
 def vmcbench(text: str, options: dict[str, str]) -> str | None:
-    """Return the letter that VMCBench's parser finds in `text`, None where it would draw one at
-    random.
+    """Return the letter that VMCBench's parser finds in `text` (lmms-eval, VMCBench).
 
-    Of several in brackets or before a full stop the last in brackets counts (lmms-eval, VMCBench).
+    None stands where the original draws one at random. Of several in brackets or before a full
+    stop the last in brackets counts.
     """
     for mark in ',.!?;:\'':
         text = text.strip(mark)
-    text, lower = f' {text} ', f' {text} '.lower()
+    text = f' {text} '
+    lower = text.lower()
     dressed = [letter for letter in options if f'({letter})' in text or f'{letter}. ' in text]
     bare = [letter for letter in options if f' {letter} ' in text]
     if dressed:
@@ -129,5 +136,5 @@ def vmcbench(text: str, options: dict[str, str]) -> str | None:
         return max(bare, key=lambda letter: text.rfind(f' {letter} '))
     if len(text.split()) <= 5:
         return None
-    said = [letter for letter, option in options.items() if option and option.lower() in lower]
-    return max(said, key=lambda letter: lower.rfind(options[letter].lower())) if said else None
+    named = [letter for letter, option in options.items() if option and option.lower() in lower]
+    return max(named, key=lambda letter: lower.rfind(options[letter].lower()), default=None)

@@ -12,19 +12,20 @@ _OPTION = re.compile(r'\(([A-Z])\)|([A-Z])(?:[.:),]|$)')
 
 
 def answer_of(text: str, by_line: bool, gold: str | None = None) -> str:
-    """Return the answer in a reply: behind its last 'Answer:', or its last line, or (not `by_line`)
-    all.
+    """Return the answer in a reply: what stands behind its last 'Answer:'.
 
-    Where `gold` is an option letter the answer is one too, or '' when there is none to read.
+    Without that mark it is the last line or, not `by_line`, the whole reply. Where `gold` is
+    an option letter the answer is one too, or '' when there is none to read.
     """
     text = text.strip()
     marked = _MARK.findall(text)
     if not marked and not by_line:
         return text
-    found = bare(marked[-1] if marked else text.rpartition('\n')[2])
+    answer = bare(marked[-1] if marked else text.rpartition('\n')[2])
     if gold is None or not re.fullmatch('[A-Z]', gold):
-        return found
-    option = _OPTION.match(found.upper())
+        return answer
+    # Nothing is guessed: a word that only begins with the letter is no option.
+    option = _OPTION.match(answer.upper())
     return option[1] or option[2] if option else ''
 
 
@@ -34,16 +35,15 @@ def bare(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Return `text` as it is compared: case, width of letters, blanks and final marks do not
-    count.
-    """
+    """Return `text` as it is compared, without case, width of letters, blanks and final marks."""
     folded = unicodedata.normalize('NFKC', bare(text)).casefold()
     return ' '.join(folded.split()).strip('.,;:!? ')
 
 
 def without_thought(text: str) -> str:
-    """Return `text` behind its thought, whether the prompt opened it or not; '' where it never
-    closes.
+    """Return `text` behind its thought, whether the prompt opened it or not.
+
+    A thought that never closes leaves ''.
     """
     before, closed, after = text.rpartition(THINK[1])
     if closed:
@@ -52,8 +52,9 @@ def without_thought(text: str) -> str:
 
 
 def lmms_without_thoughts(text: str) -> str:
-    """Return `text` as lmms-eval 0.7 hands it to its scorers: no closed thoughts; an open one
-    stays.
+    """Return `text` as lmms-eval 0.7 hands it to its scorers.
+
+    Closed thoughts are cut out, an open one stays.
     """
     while THINK[0] in text and THINK[1] in text:
         start = text.find(THINK[0])
@@ -61,6 +62,7 @@ def lmms_without_thoughts(text: str) -> str:
         if end < 0:
             break
         text = text[:start] + text[end + len(THINK[1]):]
+    # The prompt may have opened the thought, so that the reply only closes it.
     if THINK[1] in text and THINK[0] not in text:
         text = text.rpartition(THINK[1])[2]
     return text.strip()

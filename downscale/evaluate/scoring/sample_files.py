@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from downscale.data import files
-from downscale.data.files import fault, list_of_texts, shown
-from downscale.evaluate.scoring.table import LETTERS
+from downscale.data.files import fault, shown
+from downscale.data.sheets import list_of_texts
+from downscale.evaluate.scoring.choices import LETTERS
 from downscale.results.samples import JOINED, lines
 from downscale.values import unknown
 
@@ -29,8 +30,9 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
 
 
 def opened(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Return [(where, dict)] of a file of records; a part of ours may end in a torn line, left
-    out.
+    """Return [(where, dict)] of a file of records.
+
+    A part of ours may end in a torn line, which is left out.
     """
     if _PART.search(path.name):
         return [(f'line {number}', record) for number, record in lines(path)]
@@ -57,16 +59,17 @@ def _record(record, where, path):
     name = record['doc_id']
     if isinstance(name, bool) or not isinstance(name, (str, int)):
         raise fault(path, f'{where}: doc_id must be a number or a text, not {shown(repr(name))}')
+    # lmms-eval from 0.7 on leaves out `resps` that equal what a filter kept.
     kept, raw = (_texts(record.get(key), where, path) for key in REPLIES)
     if not kept and not raw:
         near = '' if any(key in record for key in REPLIES) else _nearest(record)
         raise fault(path, f'{where}: neither filtered_resps nor resps holds a text{near}')
-    found = {**dict.fromkeys(('key', *JOINED)), **record, 'filtered_resps': kept or raw,
+    whole = {**dict.fromkeys(('key', *JOINED)), **record, 'filtered_resps': kept or raw,
              'resps': [raw or kept], 'score': score_of(record)}
-    if is_ours(found):
-        return found | {'target': found.get('target') or ''}
+    if is_ours(whole):
+        return whole | {'target': whole.get('target') or ''}
     target, choices = _target(record, where, path)
-    return found | {'target': target, 'choices': choices, 'filter': str(record.get('filter') or '')}
+    return whole | {'target': target, 'choices': choices, 'filter': str(record.get('filter') or '')}
 
 
 def is_ours(record: dict[str, Any]) -> bool:
@@ -84,7 +87,7 @@ def _nearest(record):
 
 
 def _order(doc_id):
-    """Return numbers in their order, before texts in theirs."""
+    """Return the sort key of a doc_id: numbers in their order, before texts in theirs."""
     return (1, 0, doc_id) if isinstance(doc_id, str) else (0, doc_id, '')
 
 
@@ -92,25 +95,28 @@ def _texts(value, where, path):
     """Return every text in a text, a list or nested lists, in order."""
     if isinstance(value, str):
         return [value]
-    found = []
+    texts = []
     for part in value if isinstance(value, list) else ():
+        # lm-eval stores (likelihood, is greedy) of an option, the pair as texts.
         if isinstance(part, list) and len(part) == 2 and str(part[1]) in ('True', 'False'):
             raise fault(path, f'{where}: holds the likelihoods of options, which are no replies; '
                         'their scores are those in the file')
         if not isinstance(part, (str, list)):
             raise fault(path, f'{where}: a reply must be a text, not {shown(repr(part))}')
-        found += _texts(part, where, path)
-    return found
+        texts += _texts(part, where, path)
+    return texts
 
 
 # --- what is right ----------------------------------------------------------------------------
 
 def _target(record, where, path):
-    """Return (text or list of accepted texts, choices) of a record's `target`; '' where it has
-    none.
+    """Return (text or list of accepted texts, choices) of a record's `target`.
+
+    The text is '' where the record has none.
     """
     target = record.get('target')
     doc = record.get('doc')
+    # Both harnesses write a list, and a number, as Python shows it.
     if isinstance(target, str):
         target = _read(target)
     number = isinstance(target, int) or isinstance(target, str) and target.strip().isdecimal()
@@ -134,8 +140,9 @@ def _read(text):
 
 
 def _numbered(number, doc, where, path):
-    """As `_target`, of a whole number: the letter of an option where the document lists some."""
+    """Return `_target` of a whole number: a letter where the document lists options."""
     options = doc.get('choices', doc.get('options'))
+    # {letter: text}, or {'text': texts, 'label': letters} as in ARC.
     if isinstance(options, dict):
         lettered = sorted(options) == list(LETTERS[:len(options)])
         options = [options[key] for key in sorted(options)] if lettered \
@@ -147,6 +154,7 @@ def _numbered(number, doc, where, path):
     if not isinstance(options, list) or not all(isinstance(text, str) for text in options):
         raise fault(path, f'{where}: target {number} is the number of an option, and the options '
                     f'are no list of texts: {shown(options)}')
+    # By text or by number from 0; where both fit and disagree nobody can tell.
     choices = list(zip(LETTERS, options))
     fits = {letter for letter, text in choices if text.strip() == str(number)}
     fits |= {letter for letter, _ in choices[number:number + 1]}
@@ -157,12 +165,14 @@ def _numbered(number, doc, where, path):
 
 
 def score_of(record: dict[str, Any]) -> float | None:
-    """Return the score of a record: its own, else the first number whose name says so, else that in
-    the dict of a metric; None where there is none.
+    """Return the score of a record, None where there is none.
+
+    It is its own, else the first number whose name says so, else that in the dict of a metric.
     """
     flat = [value for name, value in record.items() if 'score' in name.lower()]
     nested = [value.get('score') for name, value in record.items()
               if isinstance(value, dict) and name != 'doc']
+    # From the surest name to the loosest; the metrics of a harness may have any name.
     for value in (record.get('score'), *flat, *nested):
         if isinstance(value, (int, float)):
             return float(value)
@@ -173,17 +183,17 @@ def score_of(record: dict[str, Any]) -> float | None:
 
 def distinct(records: Sequence[dict[str, Any]],
              path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return (`records` without those that stand again, notes): one of each question, filter and
-    repeat.
+    """Return (`records` without those that stand again, notes).
 
-    ValueError where two of them are about another question or hold other replies: files of several
-    tasks or runs in one.
+    One of each question, filter and repeat stays. ValueError where two of them are about another
+    question or hold other replies: files of several tasks or runs in one.
     """
     first = {}
     again = 0
     clash = defaultdict(list)
     for record in records:
         identity = record.get('filter'), str(record['doc_id']), record.get('repeat')
+        # A padded batch writes rows again, equal in all that matters.
         before = first.setdefault(identity, record)
         if before is record:
             continue
@@ -197,8 +207,10 @@ def distinct(records: Sequence[dict[str, Any]],
         raise fault(path, f'{len(names)} of {len(records)} records have the doc_id of another '
                     f'record and another {what} (first doc_id {shown(names[0])}); give the file of '
                     'one task and one run')
-    notes = [f'{again} of {len(records)} records stand there again (padded batches); each counts '
-             'once'] * bool(again)
+    notes = []
+    if again:
+        notes.append(f'{again} of {len(records)} records stand there again (padded batches); each '
+                     'counts once')
     return list(first.values()), notes
 
 

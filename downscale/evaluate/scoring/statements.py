@@ -13,12 +13,20 @@ from downscale.data.records import THINK
 # A box is kept as two marks, because braces of its content are removed with the others.
 OPEN_BOX = '\x01'
 CLOSE_BOX = '\x02'
-_MARKS = str.maketrans({
-    **dict.fromkeys('。．｡।。', '.'), **dict.fromkeys('、،‚', ','), **dict.fromkeys('：﹕', ':'),
-    **dict.fromkeys('“”„«»「」『』《》〈〉', '"'), **dict.fromkeys('‘’‚`', "'"),
-    **dict.fromkeys('【〔［', '['), **dict.fromkeys('】〕］', ']'),
-    **dict.fromkeys('–—―−‐‑', '-'), **dict.fromkeys('\u200b\u200c\u200d\u2060\ufeff'),
-    **dict.fromkeys(OPEN_BOX + CLOSE_BOX, ' ')})
+
+
+def _plain_marks(*rows):
+    """Return the table of `str.translate`; of a mark in two rows the later one counts."""
+    table = {}
+    for marks, plain in rows:
+        table |= str.maketrans(dict.fromkeys(marks, plain))
+    return table
+
+
+_MARKS = _plain_marks(
+    ('。．｡।。', '.'), ('、،‚', ','), ('：﹕', ':'), ('“”„«»「」『』《》〈〉', '"'),
+    ('‘’‚`', "'"), ('【〔［', '['), ('】〕］', ']'), ('–—―−‐‑', '-'),
+    ('\u200b\u200c\u200d\u2060\ufeff', None), (OPEN_BOX + CLOSE_BOX, ' '))
 _BOX = re.compile(r'\\f?boxed\s*\{([^{}]*)\}')
 _COMMAND = re.compile(r'\\(?:text|math|operator)[a-z]*\s*\{([^{}]*)\}')
 _BOXES = re.compile(rf'{CLOSE_BOX}([ $,;/&]*(?:and |or )?[ $]*){OPEN_BOX}')  # side by side
@@ -62,26 +70,30 @@ _SMALL_WORD = re.compile(rf'(?<![\w-])(?:{"|".join(_SMALL)})(?![\w-])')
 
 @dataclass(frozen=True)
 class Statement:
-    """What stands from `start` to the end of its line or mark in a plain reply; `sure` where a
-    colon, a box, a tag or a heading announces it, and not only a word such as 'is'."""
+    """What stands from `start` to the end of its line or mark in a plain reply.
+
+    It is `sure` where a colon, a box, a tag or a heading announces it, and not only a word such as
+    'is'.
+    """
     start: int
     text: str
     sure: bool
 
 
 def behind_thought(text: str) -> str:
-    """Return `text` behind its thought, which ends at the first `</think>`; before one that never
-    closes.
+    """Return `text` behind its thought, which ends at the first `</think>`.
 
-    Later marks belong to the answer, as for an engine, which closes a thought once.
+    Of a thought that never closes it is what stands before. Later marks belong to the answer, as
+    for an engine, which closes a thought once.
     """
     before, closed, after = text.partition(THINK[1])
     return after if closed else before.partition(THINK[0])[0]
 
 
 def plain_reply(text: str) -> str:
-    """Return `text` with plain marks and letters, boxes as two control characters, and without what
-    a model writes behind its answer: a next question, marks of an end.
+    """Return `text` with plain marks and letters, and boxes as two control characters.
+
+    What a model writes behind its answer is cut off: a next question, marks of an end.
     """
     text = _plain(text.strip())
     role = _ROLE.match(text)
@@ -90,7 +102,7 @@ def plain_reply(text: str) -> str:
 
 
 def goes_on(text: str) -> int | None:
-    """Where a model goes on behind its answer, None where it does not."""
+    """Return where a model goes on behind its answer, None where it does not."""
     following = _NEXT.search(text)
     return following.start() if following and text[:following.start()].strip() else None
 
@@ -100,6 +112,7 @@ def _plain(text):
         text = unicodedata.normalize('NFKC', text)
     text = text.translate(_MARKS)
     if '\\' in text or '$' in text:
+        # From the inside out: a command's braces hold no others once those inside are gone.
         for _ in range(DEEP):
             before = text
             text = _BOX.sub(OPEN_BOX + r'\1' + CLOSE_BOX, _COMMAND.sub(r'\1', text))
@@ -111,17 +124,22 @@ def _plain(text):
 
 def statements(text: str) -> list[Statement]:
     """Return the `Statement`s of a plain reply, the last first."""
-    found = []
+    stated = []
+    # From the end, as each statement reaches at most to the mark of the next.
     end = len(text)
     for mark in reversed(list(_STATEMENT.finditer(text))):
         start = _DRESS.match(text, mark.end()).end()
-        stop = CLOSE_BOX if mark['box'] else '<' if mark['tag'] else '\n'
+        stop = '\n'
+        if mark['box']:
+            stop = CLOSE_BOX
+        elif mark['tag']:
+            stop = '<'
         place = text.find(stop, start, end)
         sure = any(mark[name] for name in ('box', 'tag', 'colon', 'sign', 'heading'))
         if start <= end:
-            found.append(Statement(start, text[start:end if place < 0 else place], sure))
+            stated.append(Statement(start, text[start:end if place < 0 else place], sure))
         end = mark.start()
-    return found
+    return stated
 
 
 # --- words and numbers ------------------------------------------------------------------------
@@ -133,9 +151,10 @@ def short_answer(text: str) -> str:
     explanation may stand behind or before. Of equally many the last counts.
     """
     text = plain_reply(text)
-    there = [one for one in statements(text) if one.text.strip()]
+    # "Answer: B" is surer than a later "which is ...", whatever stands behind it.
+    there = [stated for stated in statements(text) if stated.text.strip()]
     if there:
-        return next((one for one in there if one.sure), there[0]).text.strip()
+        return next((stated for stated in there if stated.sure), there[0]).text.strip()
     lines = [line for line in text.split('\n') if line.strip()] or ['']
     first = lines[0]
     last = lines[-1]
@@ -143,9 +162,11 @@ def short_answer(text: str) -> str:
 
 
 def same_answer(text: str, gold: str) -> bool:
-    """Return whether a short answer says what `gold` says: case, marks, articles, the writing of
-    numbers and an explanation behind it do not count.
+    """Return whether a short answer says what `gold` says.
+
+    Case, marks, articles, the writing of numbers and an explanation behind it do not count.
     """
+    # '3' and 'three apples' say one number; 'yes, 3' says another thing first.
     wanted = _words(_plain(gold))
     number = _value(wanted)
     if number is not None:
@@ -154,7 +175,7 @@ def same_answer(text: str, gold: str) -> bool:
 
 
 def _forms(text):
-    """Yield `text`, and where they differ its first clause, both also without 'it is' in front."""
+    """Yield `text` and its first clause, both also without 'it is' in front."""
     yield text
     bare = _LEAD.sub('', text, count=1) if _LEAD.match(text) else text
     yield bare

@@ -29,8 +29,9 @@ def _contractions():
 
 
 def normal(text: str) -> str:
-    """Return `text` as TextVQA, VizWiz and M4C compare it (EvalAI's processor, words split
-    first).
+    """Return `text` as TextVQA, VizWiz and M4C compare it.
+
+    This is EvalAI's processor, which splits words first.
     """
     text = text.lower().replace(',', '').replace('?', '').replace("'s", " 's")
     return normal_words(normal_marks(one_line(text.strip())))
@@ -42,46 +43,49 @@ def one_line(text: str) -> str:
 
 
 def normal_marks(text: str, comma: re.Pattern[str] = _COMMA) -> str:
-    """Return `text` without marks: removed beside a blank or where a number has a comma, else a
-    blank.
+    """Return `text` without marks.
+
+    A mark is removed beside a blank or where a number has a comma; elsewhere it becomes a blank.
     """
-    found = text
-    comma = comma.search(text)
+    cleaned = text
+    # Whether a mark is removed is decided by the text as it was, whatever went before it.
+    has_comma = comma.search(text)
     for mark in MARKS:
-        beside = comma or mark + ' ' in text or ' ' + mark in text
-        found = found.replace(mark, '' if beside else ' ')
-    return _STOP.sub('', found, count=STOPS)
+        beside = has_comma or mark + ' ' in text or ' ' + mark in text
+        cleaned = cleaned.replace(mark, '' if beside else ' ')
+    return _STOP.sub('', cleaned, count=STOPS)
 
 
 def normal_words(text: str) -> str:
-    """Return `text` in lower case with digits for small numbers, no articles, contractions spelled
-    out.
+    """Return `text` in lower case, with digits for small numbers and without articles.
+
+    Contractions get their apostrophes back ('dont' becomes "don't").
     """
     words = (NUMBERS.get(word, word) for word in text.lower().split())
     return ' '.join(_contractions().get(word, word) for word in words if word not in ARTICLES)
 
 
-def agreement(found: str, answers: Sequence[str]) -> float:
-    """Return the share of people whom `found` satisfies: three others who say it are full
-    agreement.
+def agreement(text: str, answers: Sequence[str]) -> float:
+    """Return the VQA accuracy of `text`: three people who say it are full agreement.
 
-    Each of `answers` is left out once (VQA accuracy). Both are compared as they stand.
+    Each of `answers` is left out once, and the mean is over those left out. Texts are compared as
+    they stand.
     """
-    same = [answer == found for answer in answers]
-    return float(mean(min(1, (sum(same) - one) / 3) for one in same))
+    # The answer that is left out is no vote for itself: True counts as one.
+    same = [answer == text for answer in answers]
+    return float(mean(min(1, (sum(same) - itself) / 3) for itself in same))
 
 
 def soft(text: str, answers: Sequence[str]) -> float:
-    """Return agreement of `text` after `normal` (lmms-eval: TextVQA, VizWiz; M4C and so CoIN:
-    TextVQA).
+    """Return agreement of `text` after `normal`.
+
+    So count lmms-eval (TextVQA, VizWiz) and M4C, and with it CoIN (TextVQA).
     """
     return agreement(normal(text), [normal(answer) for answer in answers])
 
 
 def soft_vqav2(text: str, answers: Sequence[str]) -> float:
-    """Return agreement as VQAv2 in lmms-eval 0.7 counts it: marks and words normalised, not
-    split.
-    """
+    """Return agreement as VQAv2 in lmms-eval 0.7 counts it: normalised, but not split first."""
     text, *answers = [normal_words(normal_marks(one_line(side))) for side in (text, *answers)]
     return agreement(text, answers)
 

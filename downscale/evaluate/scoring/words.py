@@ -49,7 +49,7 @@ def coin_equal(text: str, gold: str) -> float:
 
 
 def coin_ocrvqa(text: str, gold: str) -> float:
-    """As `coin_equal`; a text with 'Unanswerable' is always wrong (CoIN: OCR-VQA)."""
+    """Return `coin_equal`, but 0.0 for any text with 'Unanswerable' (CoIN: OCR-VQA)."""
     return float('Unanswerable' not in text and text.lower() == gold.lower())
 
 
@@ -62,16 +62,17 @@ def coin_imagenet(text: str, gold: str) -> float:
 
 
 def coin_scienceqa(text: str, count: int = 5) -> str:
-    """Return the letter of one of `count` options: all, 'X. ' in front, or the first lone letter of
-    any kind; '' for none (CoIN: ScienceQA).
+    """Return the letter of one of `count` options, '' for none (CoIN: ScienceQA).
+
+    It is the whole text, stands in front as 'X. ', or is the first lone letter of any kind.
     """
     if text in ('A', 'B', 'C', 'D', 'E'):
         letter = text
     elif text[:1] in ('A', 'B', 'C', 'D', 'E') and text[1:3] == '. ':
         letter = text[0]
     else:
-        found = _WORD.search(text)
-        letter = found[1].upper() if found else ''
+        lone = _WORD.search(text)
+        letter = lone[1].upper() if lone else ''
     return letter if letter and letter in 'ABCDE'[:count] else ''
 
 
@@ -84,17 +85,21 @@ def lmms_scienceqa(text: str, gold: str) -> float:
 
 
 def pope(text: str, gold: str) -> float:
-    """Return 1.0 for exactly the right word in any case, else 0.0: 'Yes.' is wrong (lmms-eval:
-    POPE).
+    """Return 1.0 for exactly the right word in any case, else 0.0 (lmms-eval: POPE).
+
+    'Yes.' is wrong.
     """
     return float(text.lower().strip() == gold.lower().strip())
 
 
 def yes_or_no(text: str) -> str:
-    """Return 'yes' or 'no' as a reply says it last in a statement, at its head or as a sentence
-    such as 'There is no kettle'; '' where it says both or neither.
+    """Return 'yes' or 'no' as a reply says it; '' where it says both or neither.
+
+    It may say so in a statement, of which the last counts, at its head, or as a sentence such as
+    'There is no kettle'.
     """
     text = plain_reply(text)
+    # 1. The last statement that begins with yes or no.
     start = 0
     answer = None
     for stated in statements(text):
@@ -103,25 +108,28 @@ def yes_or_no(text: str) -> str:
             start = stated.start
             answer = '' if _BOTH.match(stated.text) else _YES_WORDS[word[1].casefold()]
             break
+    # 2. A correction behind it ("wait, no") wins.
     for cue in reversed(list(_CUE.finditer(text, start))):
         changed = _HEAD_WORD.match(text, cue.end())
         if changed:
             return _YES_WORDS[changed[1].casefold()]
     if answer is not None:
         return answer
+    # 3. Without a statement: the head of the reply and words that stand alone must agree.
     head = _HEAD_WORD.match(text)
     if head and _BOTH.match(text):
         return ''
-    said = {_YES_WORDS[word[1].casefold()] for word in _LONE_WORD.finditer(text)}
+    answers = {_YES_WORDS[word[1].casefold()] for word in _LONE_WORD.finditer(text)}
     if head:
-        said.add(_YES_WORDS[head[1].casefold()])
-    return said.pop() if len(said) == 1 else '' if said else _of_sentence(text)
+        answers.add(_YES_WORDS[head[1].casefold()])
+    if answers:
+        return answers.pop() if len(answers) == 1 else ''
+    # 4. No such word at all: a sentence that says whether something is there.
+    return _of_sentence(text)
 
 
 def _of_sentence(text):
-    """Return what one sentence says of whether something is there; '' for several and for
-    others.
-    """
+    """Return what one sentence says of whether something is there; '' for anything else."""
     if '\n' in text or _DOUBT.search(text):
         return ''
     if _IS_NOT.search(text):
@@ -146,9 +154,7 @@ def interleave_words(text: str) -> str:
 
 
 def interleave_choice(text: str, gold: str) -> float:
-    """Return 1.0 for equal words, or for a lone a-h between colons, else 0.0
-    (evaluate_interleave).
-    """
+    """Return 1.0 for equal words, or for a lone a-h between colons (evaluate_interleave)."""
     text = interleave_words(text)
     letters = [part.strip() for part in text.split(':')] if ':' in text else []
     for part in letters:
@@ -157,9 +163,7 @@ def interleave_choice(text: str, gold: str) -> float:
 
 
 def lmms_interleave(text: str, gold: str) -> float:
-    """Return 1.0 for the same letter A-E or the same words, else 0.0 (lmms-eval:
-    LLaVA-Interleave).
-    """
+    """Return 1.0 for the same letter A-E or the same words (lmms-eval: LLaVA-Interleave)."""
     return float(_choice(text) == _choice(gold))
 
 
@@ -174,8 +178,9 @@ def _choice(text):
 
 
 def rouge_l(text: str, gold: str) -> float | None:
-    """Return ROUGE-L F1 of normalised words (evaluate_interleave); None where the gold has no
-    words.
+    """Return ROUGE-L F1 of normalised words (evaluate_interleave).
+
+    None where the gold has no words.
     """
     gold = interleave_words(gold)
     text = interleave_words(text)[:LONGEST]
@@ -183,39 +188,48 @@ def rouge_l(text: str, gold: str) -> float | None:
 
 
 def rouge_f1(text: str, gold: str) -> float:
-    """Return the summary-level ROUGE-L F1 of the package `rouge`: sets of words, sentences end in
-    '.'.
-    """
-    said, right = [[' '.join(part.split()).split(' ') for part in side.split('.') if part]
-                   for side in (text, gold)]
-    words_said, words_right = (set().union(*side) for side in (said, right))
-    if not words_said or not words_right:
+    """Return the summary-level ROUGE-L F1 of the package `rouge`, over sets of words."""
+    written = _sentences(text)
+    right = _sentences(gold)
+    words_written = set().union(*written)
+    words_right = set().union(*right)
+    if not words_written or not words_right:
         return 0.0
-    common = set().union(*(common_words(one, other) for one in right for other in said))
-    precision = len(common) / len(words_said)
+    common = set()
+    for sentence in right:
+        for other in written:
+            common |= common_words(sentence, other)
+    precision = len(common) / len(words_written)
     recall = len(common) / len(words_right)
+    # The small number is the package's: two equal texts score 1 - 5e-9.
     return 2 * precision * recall / (precision + recall + 1e-8)
 
 
-def common_words(one: list[str], other: list[str]) -> set[str]:
+def _sentences(text):
+    """Return the words of each part that ends in '.'; a part of blanks is one empty word."""
+    return [' '.join(part.split()).split(' ') for part in text.split('.') if part]
+
+
+def common_words(sentence: list[str], other: list[str]) -> set[str]:
     """Return the words of the longest common subsequence that is found from the end."""
+    # lengths[i][j]: of the longest common subsequence of the first i and the first j words.
     lengths = [[0] * (len(other) + 1)]
-    for word in one:
+    for word in sentence:
         row = [0]
         above = lengths[-1]
         for k, candidate in enumerate(other):
             row.append(above[k] + 1 if word == candidate else max(row[k], above[k + 1]))
         lengths.append(row)
-    found = set()
-    i = len(one)
+    common = set()
+    i = len(sentence)
     j = len(other)
     while i and j:
-        if one[i - 1] == other[j - 1]:
-            found.add(one[i - 1])
-            i = i - 1
-            j = j - 1
+        if sentence[i - 1] == other[j - 1]:
+            common.add(sentence[i - 1])
+            i -= 1
+            j -= 1
         elif lengths[i - 1][j] > lengths[i][j - 1]:
             i -= 1
         else:
             j -= 1
-    return found
+    return common
