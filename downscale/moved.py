@@ -139,6 +139,8 @@ def attribute(old, name):
     """
     if (Path(__file__).parent.joinpath(*old.split('.')) / f'{name}.py').is_file():
         raise AttributeError(name)  # a file of the room: the import that asks will open it
+    if name.startswith('__'):
+        raise AttributeError(name)  # inspect asks every module for its __file__
     name = RENAMED.get((old, name), name)
     for place in MOVED[old].split():
         module = importlib.import_module(f'downscale.{place}')

@@ -30,7 +30,8 @@ def byte_pairs(vocab: dict[str, int], merges: list[tuple[str, str]], cut: str,
     try:
         tokenizer = Tokenizer(models.BPE(vocab, merges))
     except Exception as error:  # the library raises bare Exception for an unknown merge
-        raise ValueError(f'the tokenizer is damaged: {str(error)[:120]}') from None
+        line = ' '.join(str(error).split())[:120]
+        raise ValueError(f'the tokenizer is damaged: {line}') from None
     whole = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     if cut == 'qwen2':
         tokenizer.normalizer = normalizers.NFC()
