@@ -2,9 +2,9 @@
 import argparse
 
 from downscale.commands.parsing import add_study_arguments, refuse_many
-from downscale.config import WRITER
 from downscale.experiment.file import find_cell, open_study
 from downscale.runtime.setup import cache_folder
+from downscale.stage_table import WRITER
 
 EXAMPLE = 'downscale evaluate experiments/smoke.py --out runs/smoke --cell w64d2-s0 --only joint'
 
