@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> None:
     from downscale.report.figures import plotting
     plotting()  # of the report, hours later
     from downscale.study.workers import run
+    # The same for the tracker: workers would find out only when the first stage begins.
     from downscale.train.trackers import require
     require(args.tracker)
     jobs = args.jobs

@@ -55,8 +55,8 @@ def describe(form: str, language: LanguageConfig | None, vision: VisionConfig | 
     row of the embedding, which is spare in the Qwen vocabularies.
     """
     base = base or {}
-    # pyrefly: ignore[bad-argument-type]
     # Keys of another format would contradict ours; of those only a few that both know are kept.
+    # pyrefly: ignore[bad-argument-type]
     same = bool(base) and architecture_of(base, 'config.json') == MODEL_TYPES[form]
     inner = base.get('text_config') or base
     kept = {key: inner[key] for key in CARRIED if key in inner}

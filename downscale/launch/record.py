@@ -86,8 +86,7 @@ class AttemptRecord:
                               'tokens_per_s': None}
 
     def report(self, step: int, total: int, row: Mapping[str, Any] | None = None) -> None:
-        """Note that `step` of `total` of the task is done; `row` has the metrics of a train step.
-        """
+        """Note that `step` of `total` of the task is done; `row` are metrics of a train step."""
         now = time.time()
         with self.lock:
             self.progress |= {'step': step, 'total': total}

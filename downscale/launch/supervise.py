@@ -117,8 +117,7 @@ def _note_left(backend, specs, note):
 
 def step(backend: Backend, specs: Sequence[Spec], policy: watch.Policy, note: Note = print,
          memory: Memory | None = None, show: Show = lambda jobs: None) -> list[watch.Action]:
-    """Look, decide and act once, and return the actions. What is in `memory` is not noted again.
-    """
+    """Look, decide and act once; return the actions. What `memory` holds is not noted again."""
     memory = memory or Memory()
     actions = decide(backend, specs, policy, show, memory)
     memory.lines.pop('look', None)

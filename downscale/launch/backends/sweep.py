@@ -62,8 +62,7 @@ LIMITS = ('topology', 'max_parallel', 'max_chips', 'max_usd')
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """The jobs of a study as it is now (`planned`), and as they were submitted (`saved`, by key).
-    """
+    """The jobs of a study as it is now (`planned`) and as they were submitted ({key: `saved`})."""
     name: str
     run: str
     settings: LaunchSettings
