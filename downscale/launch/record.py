@@ -46,6 +46,7 @@ class AttemptRecord:
             return False
         # That it is started again means that the marker is of another spec, or a person's wish.
         (self.folder / 'FATAL.json').unlink(missing_ok=True)
+        # A new number for each attempt: the files of earlier ones are what is counted against it.
         attempts = state.attempts(self.folder)
         self.value['attempt'] = attempts[-1]['attempt'] + 1 if attempts else 0
         self.path = self.folder / 'attempts' / f'{self.value["attempt"]:03d}.json'
@@ -59,6 +60,8 @@ class AttemptRecord:
 
     def plan(self, tasks: Sequence[Task]) -> None:
         """Take `tasks` as those of the job; `exits.Failed` as in `open`."""
+        # Steps on disk, not those that the last attempt reported: it may have died between two
+        # saves.
         step = sum(self._committed(task) for task in tasks)
         old = read_json(self.folder / 'progress.json')
         with self.writing, self.lock:
@@ -71,12 +74,15 @@ class AttemptRecord:
                 'job_total': sum(map(steps_of, tasks)), 'loss': None,
                 'tokens_per_s': None, 'committed': step, 'checkpoint_time': saved}
         if self.path:
+            # 1. The attempt before is judged by what it really left. 2. Then whether another makes
+            # sense.
             self._amend(step)
             self.write()
             self._refuse_hopeless(state.attempts(self.folder)[:-1])
 
     def begin(self, task: Task) -> None:
         """Note that `task` is what is worked on."""
+        # Outside the lock, as it looks into folders that may be in a bucket.
         before = sum(self._committed(other) for other in self.tasks if other != task)
         with self.lock:
             self.before = before
@@ -95,6 +101,7 @@ class AttemptRecord:
             if self.marks is None:
                 self.marks = (now, tokens)
                 self.last = now
+            # Time between reports is time of steps, so saving and reading count with them.
             self.value['steps_s'] += now - self.last
             self.last = now
             if row:
