@@ -52,6 +52,7 @@ def through_blocks(model: Vlm, params: dict[str, Any], x_BLD: jax.Array, positio
     """
     cfg = model.language
     kept = []
+    # The module of training, applied to one layer's weights at a time; `exact` fixes its sums.
     block = Block(cfg, model.rules, exact=True, growth=model.growth)
     turn = rotary(positions_BL, cfg.E, cfg.theta)
     for layer, mix in zip(params['language']['blocks'], mixes, strict=True):
