@@ -16,6 +16,7 @@ def text_kind(language: LanguageConfig) -> str:
         raise ValueError('no published format has both qk_norm and qkv_bias')
     if language.qk_norm:
         return 'qwen3'
+    # Biases on queries, keys and values are what sets Qwen2 apart from Llama.
     kind = 'qwen2' if language.qkv_bias else 'llama'
     if kind == 'qwen2' and language.H * language.E != language.D:
         raise ValueError(f'qwen2 needs heads that fill the width; {language.H} * {language.E} is '
@@ -109,6 +110,7 @@ def _llava_qwen3(vision, pictures, base):
             'mm_vision_select_feature': 'patch', 'use_mm_proj': True,
             'mm_vision_tower': base.get('mm_vision_tower', SO400M),
             'image_grid_pinpoints': [[x * side, y * side] for x, y in pictures.grids]}
+    # The reference's code knows one tower by name; any other must be described.
     if 'vision_config' in base or vision != SIGLIP['so400m-patch14-384']:
         ours['vision_config'] = _tower(vision)
     return ours
