@@ -28,6 +28,7 @@ ALIVE = 'downscale/alive/'
 FAILED = f'{ALIVE}failed'
 NOTICE = 'RECEIVED_PREEMPTION_NOTICE'  # JAX's own key: one process has had SIGTERM
 POLL_SECONDS = 0.5
+# How long an ending process waits for others, which may be gone themselves.
 GOODBYE_SECONDS = 10
 AGAIN = 'a restart continues from the last checkpoint'
 

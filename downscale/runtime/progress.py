@@ -35,6 +35,7 @@ class Bars:
         self.began = time.monotonic()
 
     def __call__(self, name: str, done: int, total: int, text: str = '') -> None:
+        # Lines of a pipe cannot be drawn over: there only ends are told.
         if self.progress is None:
             return
         if name not in self.ids:
