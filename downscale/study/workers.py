@@ -171,6 +171,7 @@ def run(study: Path, name: str, experiments: Sequence[Experiment], jobs: int, ca
                 failed = Queue(study, tasks, experiments, jobs, together, tracker).run(
                     pool, queue, bars)
         if failed:
+            # None stands for those that wait for a failed task: they are counted, the causes named.
             causes = {task: why for task, why in failed.items() if why is not None}
             lines = '; '.join(f'{task}: {why}' for task, why in causes.items())
             raise RuntimeError(f'{len(causes)} of {len(tasks)} tasks failed ({lines}) and '
