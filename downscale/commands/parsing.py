@@ -25,8 +25,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **settings: Any) -> None:
-        # `--debug` belongs to every parser, as argparse lets a subcommand see its own options
-        # alone.
+        # In every parser: argparse lets a subcommand see its own options alone.
         super().__init__(allow_abbrev=False, **settings)
         self.add_argument('--debug', action='store_true', help='show the traceback of an error')
 

@@ -27,8 +27,8 @@ def run(args: argparse.Namespace) -> None:
     from downscale.report.figures import plotting
     plotting()  # of the report, hours later
     from downscale.study.workers import run
-    # The same for the tracker: workers would find out only when the first stage begins.
     from downscale.train.trackers import require
+    # Like figures: workers would find out only when the first stage begins.
     require(args.tracker)
     jobs = args.jobs
     # On CPU one program leaves cores idle; an accelerator belongs to one program at a time.

@@ -60,8 +60,7 @@ class AttemptRecord:
 
     def plan(self, tasks: Sequence[Task]) -> None:
         """Take `tasks` as those of the job; `exits.Failed` as in `open`."""
-        # Steps on disk, not those that the last attempt reported: it may have died between two
-        # saves.
+        # Steps on disk, not those that were reported: the last attempt may have died amid them.
         step = sum(self._committed(task) for task in tasks)
         old = read_json(self.folder / 'progress.json')
         with self.writing, self.lock:
@@ -74,8 +73,7 @@ class AttemptRecord:
                 'job_total': sum(map(steps_of, tasks)), 'loss': None,
                 'tokens_per_s': None, 'committed': step, 'checkpoint_time': saved}
         if self.path:
-            # 1. The attempt before is judged by what it really left. 2. Then whether another makes
-            # sense.
+            # The attempt before is put right first: by it one sees whether another makes sense.
             self._amend(step)
             self.write()
             self._refuse_hopeless(state.attempts(self.folder)[:-1])

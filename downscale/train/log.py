@@ -42,13 +42,11 @@ class Log:
         self.copies = {}
         if processes.first():
             paths = [scratch(folder) / name for name in ('metrics.jsonl', 'timing.jsonl')]
-            # A bucket knows no append: rows grow in a local file, which is copied over before each
-            # save.
+            # A bucket knows no append: rows grow in a local file, copied over before each save.
             if in_bucket(folder):
                 self.copies = {path: place(folder) / path.name for path in paths}
                 _fetch(self.copies)
-            # Steps behind the checkpoint are trained again. timing.jsonl keeps its rows: they name
-            # a session.
+            # Its steps are trained again. timing.jsonl keeps all rows, which name their session.
             _cut(paths[0], first)
         self.tracker = Tracker(tracker if processes.first() else 'none', scratch(folder), first)
         self.files.callback(self.tracker.close)
