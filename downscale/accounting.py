@@ -158,7 +158,7 @@ def train_flops(language: LanguageConfig, vision: VisionConfig | None = None, *,
 
 
 def decode_flops(language: LanguageConfig, live: int) -> int:
-    """Return FLOPs of decoding one token of a row whose cache holds `live` tokens, with itself.
+    """Return FLOPs of decoding one token of a row whose cache then holds `live` tokens.
 
     2 per matrix parameter (head included) and 4 * N * H * E per live token. A program that
     attends over a whole cache of fixed room pays for the room: give that as `live`.

@@ -337,7 +337,7 @@ class Experiment:
         return self.joint_stage if self.evaluation.benchmarks else None
 
     def model(self, stage: str = 'instruct') -> Any:
-        """Return the module of a stage, for notebooks of before; now `stages.models.model_of`."""
+        """Return the module of a stage: an old name, in notebooks, of `stages.models.model_of`."""
         return attribute('experiment', 'model_of')(self, stage)
 
     def layout(self, stage: str) -> Layout:
@@ -376,7 +376,7 @@ class Experiment:
 
     @property
     def hash(self) -> str:
-        """A short hash of everything in this cell."""
+        """A short hash of everything in this cell but its label, the budget."""
         # Fields that came later are left out at their old meaning: finished runs keep their hash.
         value = dataclasses.asdict(self)
         if not self.evaluation.scorers:

@@ -139,7 +139,7 @@ def report(args: argparse.Namespace) -> None:
 
 
 def validate(args: argparse.Namespace) -> int:
-    """Print what is wrong with a study; 2 where numbers would be wrong, else 0."""
+    """Print what is wrong with a study; return 2 where numbers would be wrong, else 0."""
     import json
 
     from downscale.analysis.validate import lines

@@ -300,7 +300,7 @@ def _print(args, value, lines):
 
 
 def _note(args):
-    """Return what prints a line of progress: on stderr where stdout is one JSON object."""
+    """Return a function that prints a line of progress, on stderr where stdout is for JSON."""
     file = sys.stderr if args.json else sys.stdout
     return lambda text: print(time.strftime('%H:%M:%S'), text, file=file, flush=True)
 

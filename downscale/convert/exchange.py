@@ -49,8 +49,9 @@ class Opened:
 
 
 def open_model(source: Path, name: str) -> Opened:
-    """Return the `Opened` model of a Hugging Face folder or a GGUF file; no weight is read.
+    """Return the `Opened` model of a Hugging Face folder or a GGUF file.
 
+    No weight is read but a head beside the embedding that it is tied to (`source.arrange`).
     FileNotFoundError, ImportError and ValueError say in one line why it cannot be imported.
     """
     source = Path(source)

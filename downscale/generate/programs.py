@@ -70,7 +70,7 @@ def _kept(model, state):
 
 
 def _opened(model, state):
-    """Return `state` with the axes that `model/cache.py` computes with; undone by `_kept`."""
+    """Return `state` with the axes that `model/cache.py` computes with; `_kept` turns them back."""
     k_axes, v_axes = kept_axes(model.kernels)
     return state._replace(k=_turned(state.k, k_axes, 'BKES'), v=_turned(state.v, v_axes, 'BKSE'))
 

@@ -60,7 +60,7 @@ def _say(text):
 
 
 def work(record: AttemptRecord) -> None:
-    """Do the tasks of the job; raise what prevents it."""
+    """Do the tasks of the job; whatever prevents it is raised."""
     spec = record.spec
     # 1. This machine is the one that was asked for.
     count, each = processes_of(spec.topology)

@@ -59,7 +59,10 @@ class AttemptRecord:
         return True
 
     def plan(self, tasks: Sequence[Task]) -> None:
-        """Take `tasks` as those of the job; `exits.Failed` as in `open`."""
+        """Set the tasks of the job and the step that it goes on from.
+
+        `exits.Failed` when attempts keep crashing without a newer checkpoint.
+        """
         # Steps on disk, not those that were reported: the last attempt may have died amid them.
         step = sum(self._committed(task) for task in tasks)
         old = read_json(self.folder / 'progress.json')
@@ -157,7 +160,7 @@ class AttemptRecord:
             raise exits.Failed(reason, exits.FATAL)
 
     def _committed(self, task):
-        """Return the steps of a task that nothing can undo."""
+        """Return the steps of a task that a checkpoint holds."""
         if task.kind == 'evaluate':
             folder = place(self.spec.run) / 'evaluations' / f'{task.stage}-{task.experiment.name}'
             return int(is_done(folder, task.experiment))

@@ -190,7 +190,7 @@ def reconcile(desired: Sequence[Desired], observed: Sequence[Observed], now: flo
 
 
 def _spent(desired, resources, now, policy):
-    """Return that the money is spent, as a line, None while there is some left."""
+    """Return the line that says that the money is spent, None while some is left."""
     spent = 0.0
     for job in desired:
         spent += job.usd + _idle_usd(job, resources.get(job.name), now)
@@ -305,7 +305,7 @@ def _wait(job, states, now, policy):
 
 
 def _fruitless(job):
-    """Return the tries that no attempt came of, after the last attempt."""
+    """Return the tries since the last attempt, none of which led to another."""
     began = job.attempts[-1].began if job.attempts else float('-inf')
     return [row for row in job.tries if row.at > began]
 

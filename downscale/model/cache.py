@@ -29,7 +29,7 @@ def ladder(n: int, least: int = 16) -> int:
 
 
 def edges(capacity: int) -> tuple[int, ...]:
-    """Return where blocks end, as far as `capacity` tokens: 32, 64, 96, 128, 192, 256 ...
+    """Return the ends of blocks that hold `capacity` tokens together: 32, 64, 96, 128, 192 ...
 
     There are at least two: XLA rounds the softmax of a single block otherwise.
     """

@@ -127,9 +127,9 @@ def stepping() -> Iterator[None]:
 
 
 def stop(step: int) -> bool:
-    """Return whether to save now, after `step`, and raise `exits.Preempted`.
+    """Return whether the loop must save now, after `step`, and end with `exits.Preempted`.
 
-    All processes get the same answer.
+    All processes get the same answer, and all must ask.
     """
     # JAX wants a number that only grows; `step` starts anew with each stage.
     del step

@@ -43,7 +43,7 @@ class Bars:
         self.progress.update(self.ids[name], completed=done, total=total, said=text)
 
     def finished(self, name: str) -> None:
-        """Name a finished task, and when it did."""
+        """Print that a task has finished, and when; its bar goes."""
         self.remove(name)
         self.note(f'{time.monotonic() - self.began:7.1f} s  {name}')
 

@@ -140,7 +140,7 @@ def _cell_run(study, folder, cell, sampler, seed, name, report):
 
 
 def program_of(experiment: Experiment, name: str) -> str | None:
-    """Return a hash that cells share whose stage `name` can be trained together.
+    """Return a hash that is equal for cells whose stage `name` can be trained together.
 
     Such cells differ in names, seeds and rates only. None where batches have several shapes, which
     would not come in step.

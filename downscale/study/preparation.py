@@ -14,7 +14,7 @@ from downscale.values import hash_of
 
 def prepare(study: Path, name: str, experiments: Sequence[Experiment], quiet: bool,
             claims: Any = None) -> None:
-    """Make the data set, some pictures and `study.json`, whatever was there before.
+    """Make the data set, some pictures and `study.json`, also where they are there already.
 
     `claims` are those that the study file declares; ValueError where they differ from what was
     written before an evaluation that is finished.

@@ -316,7 +316,7 @@ def load_params(folder: PathLike, target: dict[str, Any],
 
 
 def _restoring(target, partial=False):
-    """Return what tells orbax to read the leaves of `target`, or only those of a larger tree."""
+    """Return orbax's arguments for reading `target`; `partial` where more than that is stored."""
     def how(leaf):
         # numpy where no device is meant: exports and analysis must not fill an accelerator.
         if getattr(leaf, 'sharding', None) is None:

@@ -24,7 +24,7 @@ WRITE_BYTES = 2 ** 18  # one call for 32 MiB costs the kernel three times the ti
 
 
 class _Lazy:
-    """A leaf that is written in parts; the type is what orbax finds its handler by."""
+    """A leaf that is written in parts; by this type orbax finds the handler for it."""
 
     def __init__(self, leaf):
         self.leaf = leaf

@@ -253,5 +253,5 @@ def _stack(states):
 
 @jax.jit
 def _at(state, places):
-    """Return what of a stacked state is at one place, or at several."""
+    """Return the part of a stacked state at one place, or at several."""
     return jax.tree.map(lambda leaf: leaf[places], state)

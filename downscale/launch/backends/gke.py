@@ -85,7 +85,7 @@ def labels_of(spec: Spec) -> dict[str, str]:
 
 
 def failure_rules() -> list[dict[str, Any]]:
-    """Return what the JobSet does when its Job has failed, by the message of the Job.
+    """Return the rules by which a JobSet answers the message of a Job that has failed.
 
     There are rules for a pod that was evicted and for the codes of `exits.TABLE`. All else restarts
     the Job, `CRASHES` times.
