@@ -150,7 +150,7 @@ def param_spec(axes: str, shape: Sequence[int], target: Mesh | AbstractMesh, rul
         # Mesh axes of one device split nothing, and are left out.
         names = tuple(name for name in _names(part) if target.shape[name] > 1)
         split = math.prod(target.shape[name] for name in names)
-        # `fsdp` goes first and `fsdp_ring` stays: the ring is what gathers fast.
+        # `fsdp` is dropped first: `fsdp_ring`, one ring of chips, is what stays.
         while size % math.prod(target.shape[name] for name in names) and len(names) > 1:
             names = names[1:]
         ways = math.prod(target.shape[name] for name in names)

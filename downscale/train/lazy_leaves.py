@@ -56,7 +56,7 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
     """
 
     async def serialize(self, values, infos, args=None):
-        # Orbax opens each array through `_open_and_write`, which here only collects what to write.
+        # Orbax makes each array through `_open_and_write`, which here leaves its chunks for later.
         self._chunks = []
         await self._background_serialize(values, infos, args or [ocp.SaveArgs()] * len(values))
         with ThreadPoolExecutor(READERS) as pool:
