@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> None:
     with processes.joined():
         grid_of(cell)
         use_cache(cache_folder())
+        # As text: `once` hands JSON to the other processes.
         processes.once(lambda: str(prepare(folder, cell)))
         with progress_bars(args.quiet or not processes.first()) as bars:
             training.train_stage(folder, cell, args.stage, lambda step, row: bars(

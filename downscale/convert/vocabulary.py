@@ -60,6 +60,7 @@ def open_tokenizer(folder: Path, rows: int) -> tuple[Tokenizer | None, bool, lis
     if (folder / 'tokenizer.json').is_file():
         tokenizer = load_tokenizer(folder / 'tokenizer.json', rows)
         settings = read_object(folder / 'tokenizer.json')
+        # They would cut or pad every prompt without a word.
         limits = [key for key in ('truncation', 'padding') if settings.get(key)]
         if not limits:
             return tokenizer, False, []

@@ -11,6 +11,7 @@ from typing import Any
 
 from downscale.runtime.peers import line_of, say
 
+# How old the curves that a person looks at may be, without a flush for every step.
 FLUSH_SECONDS = 10
 
 
@@ -66,6 +67,7 @@ class _Wandb:
         import wandb
         del first
         *_, study, _, cell, stage = Path(folder).absolute().parts
+        # The id is made of names, so that every restart finds the same run.
         self.run = wandb.init(project=study, name=f'{cell}/{stage}', id=f'{study}-{cell}-{stage}',
                               group=cell, dir=str(folder), resume='allow', reinit='create_new')
 
@@ -116,6 +118,7 @@ class Tracker:
 
     def __init__(self, kind: str, folder: Path, first: int) -> None:
         self.kind = kind
+        # None for the kind 'none', in processes other than the first, and once writing has failed.
         self.writer = None
         if WRITERS[kind]:
             self.writer = self._tried(lambda: WRITERS[kind](folder, first))
