@@ -325,7 +325,7 @@ class Experiment:
     @property
     def is_shared(self) -> bool:
         """Whether the cell is that of the tower, which all sizes of a seed share."""
-        return any(stage.kind.shared for stage in self.stages)
+        return bool(self.stages) and all(stage.kind.shared for stage in self.stages)
 
     def writer_stage(self, kind: str) -> str | None:
         """Return the stage that writes texts of a `kind`; None without.
