@@ -4,9 +4,9 @@ Command:   python benchmarks/extraction_factory.py --pictures 200 --kills 5
 Hardware:  2 CPU cores
 Time:      about 3 minutes with 5 kills
 
-The server (tests/openai_stub.py) answers from the truth, but fails, stalls, truncates, refuses and
-returns rubbish at set rates, and plants leaks, contradictions and omissions. One run is left alone,
-one is killed (SIGKILL) at random moments, its last bytes cut off as by a power cut, and continued.
+The server (tests/helpers/openai_stub.py) answers from the truth, but fails, stalls, truncates,
+refuses and returns rubbish at set rates, and plants leaks, contradictions and omissions. One run
+is left alone, one is killed (SIGKILL) at random moments, its last bytes cut off as by a power cut, and continued.
 Prints which files differ, and how many of the planted faults each check found, with false alarms;
 exits with 1 if a file differs or a planted fault was accepted.
 """
@@ -21,7 +21,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
+sys.path[:0] = [str(ROOT), str(ROOT / 'tests' / 'helpers')]
 
 from openai_stub import RATES, OpenAiStub  # noqa: E402
 
@@ -38,7 +38,8 @@ FINDS = {'truncated': 'truncated', 'html': 'rubbish', 'refusal': 'refusal', 'loo
 def start(questions, pictures, to, stub, log):
     """The command as a process of its own."""
     return subprocess.Popen(
-        [sys.executable, str(ROOT / 'tests/run_factory.py'), '--from', str(questions), '--images',
+        [sys.executable, str(ROOT / 'tests/helpers/run_factory.py'), '--from', str(questions),
+         '--images',
          str(pictures), '--to', str(to), '--teacher', f'openai:{stub.url}', '--model', 'stub',
          '--timeout', '1', '--attempts', '3', '--price', '0.2', '0.8', '--quiet'],
         stdout=log, stderr=log, cwd=ROOT)

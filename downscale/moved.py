@@ -2,7 +2,7 @@
 
 They are those of before the package was laid out anew.
 `import downscale.places` gives the module that holds its names now, with a DeprecationWarning.
-Nothing in the package imports by these paths (`tests/test_moved.py`).
+Nothing in the package imports by these paths (`tests/house/test_moved.py`).
 `config.Experiment.model` is kept in the same way.
 """
 import importlib

@@ -1,7 +1,7 @@
 """What breaks when only perception, or only reasoning, gets small? The P x R grid of the paper.
 
 Command:   downscale study experiments/decoupled_grid.py            (four sizes, one seed)
-           downscale study experiments/decoupled_grid.py:dry        (of tests/test_real_studies.py)
+           downscale study experiments/decoupled_grid.py:dry        (of test_real_studies.py)
 Hardware:  one TPU host (more: downscale launch); the dry run 2 CPU cores, a minute
 Data:      experiments/mixtures/{align_blip558k,instruct_single574k,instruct_multi459k}.py built
            below data/built/, VMCBench and MMStar below data/, models imported; see README.

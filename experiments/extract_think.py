@@ -1,7 +1,7 @@
 """Does Extract+Think repair it? All five stages, then reasoners of all sizes read the texts.
 
 Command:   downscale study experiments/extract_think.py            (0.6B and 1.7B see, 4B reads)
-           downscale study experiments/extract_think.py:dry        (of tests/test_real_studies.py)
+           downscale study experiments/extract_think.py:dry        (of test_real_studies.py)
 Hardware:  one TPU host (more: downscale launch); the dry run 2 CPU cores, a minute
 Data:      all of experiments/mixtures built below data/built/, VMCBench and MMStar below data/,
            models imported; see README.

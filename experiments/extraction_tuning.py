@@ -5,7 +5,7 @@ Command:   downscale plan experiments/extraction_tuning.py                    (f
            downscale plan experiments/extraction_tuning.py:0.6b --text-only --per-chip-batch 4 \\
                --seq 2048 --topology v5e:4x4 --only train
            downscale study experiments/extraction_tuning.py        (with data and models)
-           downscale study experiments/extraction_tuning.py:dry    (of tests/test_real_studies.py)
+           downscale study experiments/extraction_tuning.py:dry    (of test_real_studies.py)
 Hardware:  the plan: 2 CPU cores; training: one TPU host (more: downscale launch)
 Data:      experiments/mixtures/{align_blip558k,extraction382k}.py built below data/built/, the
            files of VMCBench and MMStar below data/, models/qwen3-SIZE and models/siglip-so400m

