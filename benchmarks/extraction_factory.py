@@ -6,7 +6,8 @@ Time:      about 3 minutes with 5 kills
 
 The server (tests/helpers/openai_stub.py) answers from the truth, but fails, stalls, truncates,
 refuses and returns rubbish at set rates, and plants leaks, contradictions and omissions. One run
-is left alone, one is killed (SIGKILL) at random moments, its last bytes cut off as by a power cut, and continued.
+is left alone, one is killed (SIGKILL) at random moments, its last bytes cut off as by a power cut,
+and continued.
 Prints which files differ, and how many of the planted faults each check found, with false alarms;
 exits with 1 if a file differs or a planted fault was accepted.
 """
