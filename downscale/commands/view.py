@@ -25,9 +25,9 @@ def run(args: argparse.Namespace) -> None:
     from downscale.view.board import Board
     from downscale.view.bundle import write_bundle
     from downscale.view.columns import views_of
-    from downscale.view.runs import open_run
+    from downscale.view.runs import open_runs
     from downscale.view.server import Explorer
-    board = Board([open_run(folder) for folder in args.runs])
+    board = Board(open_runs(args.runs))
     views = views_of(board.runs)
     if not views:
         raise ValueError(f'{args.runs[0]} holds no answers to look at yet')

@@ -24,6 +24,7 @@ class Opened:
         self.schema = schema
         self.source = source
         self._columns = {}
+        self._texts = {}
         if isinstance(source, pa.Table):
             self.rows = source.num_rows
             return
@@ -48,11 +49,7 @@ class Opened:
         if isinstance(self.source, pa.Table):
             table = self.source.select(names)
         else:
-            try:
-                table = pq.read_table(self.source, columns=names, read_dictionary=texts)
-            except (OSError, pa.ArrowException) as error:
-                raise TableError(f'{self.source}: not readable as Parquet: '
-                                 f'{one_line(error)}') from error
+            table = _from_file(self.source, names, texts)
         for name in names:
             self._columns[name] = _coded(table.column(name)) if name in texts \
                 else table.column(name).to_numpy()
@@ -67,6 +64,14 @@ class Opened:
         self.read([name])
         return self._columns[name]
 
+    def texts(self, name: str) -> pa.ChunkedArray:
+        """Return a column of texts as they stand, without codes: quickest where few are equal."""
+        if name not in self._texts:
+            whole = self.source if isinstance(self.source, pa.Table) \
+                else _from_file(self.source, [name], [])
+            self._texts[name] = whole.column(name)
+        return self._texts[name]
+
     def take(self, name: str, rows: Sequence[int] | np.ndarray) -> list[Any]:
         """Return the values of one column at some rows."""
         rows = np.asarray(rows, dtype=np.int64)
@@ -78,6 +83,14 @@ class Opened:
     def row(self, row: int) -> dict[str, Any]:
         """Return one row as {column: value}."""
         return {name: self.take(name, [row])[0] for name in self.schema.names}
+
+
+def _from_file(path, names, coded):
+    """Return columns of a Parquet file, those in `coded` as codes of their values."""
+    try:
+        return pq.read_table(path, columns=list(names), read_dictionary=coded)
+    except (OSError, pa.ArrowException) as error:
+        raise TableError(f'{path}: not readable as Parquet: {one_line(error)}') from error
 
 
 def _coded(column):
@@ -101,31 +114,30 @@ def open_texts(path: PathLike) -> Opened:
     return Opened(TEXTS, path)
 
 
-def rows_of_cells(table: Opened) -> dict[Cell, np.ndarray]:
-    """Return {cell: its rows} of an items table."""
-    table.read((*Cell._fields, 'item_id'))
-    key = np.zeros(table.rows, dtype=np.int64)
-    values = {}
+def cells_of(table: Opened) -> dict[Cell, list[tuple[int, int]]]:
+    """Return {cell: its stretches of rows, as (start, end)} of an items table.
+
+    Rows of a cell are written together, so that there are few stretches.
+    """
+    table.read(Cell._fields)
+    key = np.zeros(table.rows, dtype=np.int32)
+    values = {'thinking': [False, True]}
+    codes = {'thinking': table.values('thinking')}
     for name in Cell._fields:
-        if name == 'thinking':
-            digits = table.values(name).astype(np.int64)
-            values[name] = (False, True)
-        else:
-            digits, texts = table.codes(name)
+        if name not in values:
+            codes[name], texts = table.codes(name)
             values[name] = texts.to_pylist()
-        key = key * max(1, len(values[name])) + digits
+        key = key * np.int32(max(1, len(values[name]))) + codes[name]
     if not len(key):
         return {}
-    # Rows of a cell stand together, as they are written: a table has few stretches of one cell.
-    starts = np.concatenate([[0], np.flatnonzero(np.diff(key)) + 1, [len(key)]])
-    stretches = {}
-    for start, end in zip(starts[:-1], starts[1:], strict=True):
-        stretches.setdefault(int(key[start]), []).append(np.arange(start, end))
+    starts = np.concatenate([[0], np.flatnonzero(key[1:] != key[:-1]) + 1, [len(key)]]).tolist()
     cells = {}
-    for parts in stretches.values():
-        rows = np.concatenate(parts)
-        first = rows[0]
-        facts = [values[name][int(table.values(name)[first] if name == 'thinking'
-                                  else table.codes(name)[0][first])] for name in Cell._fields]
-        cells[Cell(*facts)] = rows
+    for start, end in zip(starts[:-1], starts[1:], strict=True):
+        cell = Cell(*(values[name][int(codes[name][start])] for name in Cell._fields))
+        cells.setdefault(cell, []).append((start, end))
     return cells
+
+
+def rows_of(stretches: Iterable[tuple[int, int]]) -> np.ndarray:
+    """Return the rows of some stretches."""
+    return np.concatenate([np.arange(start, end) for start, end in stretches])

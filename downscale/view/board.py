@@ -1,5 +1,6 @@
 """Every item of some runs, by number, and what each cell answered to it."""
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from downscale.analysis import grids, measures
 from downscale.analysis.flips import PREFERRED
 from downscale.analysis.measures import Missing
 from downscale.results.items import TableError
-from downscale.results.opened import Opened
+from downscale.results.opened import Opened, rows_of
 from downscale.results.study import Cell
 from downscale.statistics.shapley import CLASSES, class_of
 from downscale.view.runs import Run
@@ -21,6 +22,9 @@ from downscale.view.runs import Run
 JOINT = ('lost', 'wrong', 'right')
 LOSSES = (*CLASSES, *JOINT)
 FACTS = ('task', 'cluster_id', 'gold', 'chance')
+# What is shown of one answer; the last three are of chains.
+ANSWER = ('pred', 'gold', 'score', 'nll_gold', 'parse_ok', 'n_gen_tokens', 'n_think_tokens',
+          'truncated', 'close', 'thinking', 'repeat', 'thought', 'scorer', 'doc')
 
 
 class Board:
@@ -32,12 +36,7 @@ class Board:
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = tuple(runs)
         tables = [table for run in runs for table in run.tables]
-        names = [table.codes('item_id')[1] for table in tables]
-        joined = pa.chunked_array([pa.array([], pa.string()), *names])
-        self.ids = pc.unique(joined)
-        self._number_of_code = {}
-        for table, texts in zip(tables, names, strict=True):
-            self._number_of_code[id(table)] = pc.index_in(texts, value_set=self.ids).to_numpy()
+        self.ids, self._numbers = _numbered(self.runs)
         self._home = self._homes(tables)
         self._asked = {}
         self._check_data(tables)
@@ -70,8 +69,8 @@ class Board:
             table.read(('task', 'data_hash'))
             tasks, task_names = table.codes('task')
             hashes, hash_names = table.codes('data_hash')
-            pairs = np.unique(tasks.astype(np.int64) * max(1, len(hash_names)) + hashes)
-            for pair in pairs.tolist():
+            pairs = np.bincount(tasks.astype(np.int64) * max(1, len(hash_names)) + hashes)
+            for pair in np.flatnonzero(pairs).tolist():
                 task, data = divmod(pair, len(hash_names))
                 task = task_names[task].as_py()
                 data = hash_names[data].as_py()
@@ -82,7 +81,7 @@ class Board:
 
     def numbers(self, table: Opened) -> np.ndarray:
         """Return the number of the item of every row of a table."""
-        return self._number_of_code[id(table)][table.codes('item_id')[0]]
+        return self._numbers[id(table)]
 
     def facts(self, name: str, items: Sequence[int]) -> list[Any]:
         """Return one of `FACTS` of some items."""
@@ -119,7 +118,8 @@ class Board:
         """Return (table, the row of every item in the first repeat of a cell, -1 for none)."""
         key = run.root, cell
         if key not in self._asked:
-            table, rows = run.cells[cell]
+            table, stretches = run.cells[cell]
+            rows = rows_of(stretches)
             repeat = table.values('repeat')
             if repeat.any():
                 rows = rows[repeat[rows] == repeat[rows].min()]
@@ -137,20 +137,23 @@ class Board:
         return values
 
     def answers(self, run: Run, cell: Cell, item: int) -> list[dict[str, Any]]:
-        """Return the rows of one item in a cell, a dict for each repeat."""
-        table, rows = run.cells[cell]
+        """Return the rows of one item in a cell: a dict of `ANSWER` for each repeat."""
+        table, stretches = run.cells[cell]
+        rows = rows_of(stretches)
         rows = rows[self.numbers(table)[rows] == item]
-        answers = [table.row(row) for row in rows]
+        names = [name for name in ANSWER if name in table.schema.names]
+        table.read(names)
+        taken = zip(*(table.take(name, rows) for name in names), strict=True)
+        answers = [dict(zip(names, values, strict=True)) for values in taken]
         return sorted(answers, key=lambda answer: answer['repeat'])
 
     def texts(self, run: Run, item: int) -> list[dict[str, Any]]:
         """Return the rows of what the perception models of a run wrote about one item."""
         rows = []
         for table in run.texts:
-            codes, names = table.codes('item_id')
-            place = pc.index(names, self.ids[item]).as_py()
             # Evaluations with other reasoners may repeat a text.
-            rows += [table.row(row) for row in np.flatnonzero(codes == place)]
+            hit = pc.equal(table.texts('item_id'), self.ids[item]).to_numpy()
+            rows += [table.row(row) for row in np.flatnonzero(hit)]
         kept = {}
         for row in rows:
             kept.setdefault((row['p_run'], row['text_kind']), row)
@@ -159,6 +162,34 @@ class Board:
     def losses(self, run: Run, seed: int | None) -> np.ndarray:
         """Return the class of loss of every item: its place in `LOSSES`, -1 for none."""
         return _losses(self, run.root, seed)
+
+
+def _numbered(runs):
+    """Return (names of items in the order in which they are met, {id of a table: its numbers}).
+
+    Cell after cell asks the same items in the same order, and equal lists are compared by their
+    bytes: only new lists are looked up name by name.
+    """
+    known = pa.array([], pa.string())
+    lists = []   # (names, their numbers)
+    numbers = {}
+    with ThreadPoolExecutor() as pool:
+        tables = [table for run in runs for table in run.tables]
+        every = zip(tables, pool.map(lambda table: table.texts('item_id'), tables), strict=True)
+        names_of = {id(table): names for table, names in every}
+    for run in runs:
+        for table, stretches in run.cells.values():
+            of_table = numbers.setdefault(id(table), np.zeros(table.rows, dtype=np.int32))
+            for start, end in stretches:
+                names = pa.concat_arrays(names_of[id(table)].slice(start, end - start).chunks)
+                equal = [of_list for other, of_list in lists if other.equals(names)]
+                if not equal:
+                    new = pc.unique(names)
+                    known = pa.concat_arrays([known, new.filter(pc.invert(pc.is_in(new, known)))])
+                    equal = [pc.index_in(names, value_set=known).to_numpy()]
+                    lists = [*lists[-3:], (names, equal[0])]
+                of_table[start:end] = equal[0]
+    return known, numbers
 
 
 @cache

@@ -15,7 +15,7 @@ from downscale.view.query import Query
 from downscale.view.select import facets, select
 from downscale.view.style import STATIC
 
-MOST = 5000   # items: all rows of a view are in one page
+MOST = 2000   # items: all rows of a view are in one page
 
 
 class FolderLinks:

@@ -31,12 +31,17 @@ def item_page(desk: Desk, query: Query, item: int, selected: Sequence[int]) -> s
             '<div class="shown">', _pictures(desk, cluster),
             f'<div><p class="question">{escape(question) or "Question not saved"}</p>'
             f'<p>gold <b class="good">{escape(gold)}</b></p>'
-            f'<p class="soft">a guess is right with probability {chance:.3g}</p></div></div>']
+            f'<p class="soft">{_guess(chance)}</p></div></div>']
     for run in board.runs:
         if len(board.runs) > 1:
             body.append(f'<h2>{escape(run.name)}</h2>')
         body += [_texts(desk, run, item), _answers(desk, query, run, item)]
     return frame(f'{name} of {desk.title}', ''.join(body), desk.links.pictures)
+
+
+def _guess(chance):
+    """Return how often a guess is right, as a sentence; '' where the data does not say."""
+    return f'a guess is right with probability {chance:.3g}' if chance > 0 else ''
 
 
 def _steps(desk, query, item, selected):
@@ -104,7 +109,7 @@ def _compared(rows):
         cut = ', cut off' if row['truncated'] else ''
         lines.append(f'<tr><td class="q">{escape(row["p_run"])}<small>{row["n_tokens"]} tokens'
                      f'{cut}</small><td class="t">{text or "<i>(empty)</i>"}')
-    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+    return f'<div class="scroll"><table class="texts">{"".join(lines)}</table></div>'
 
 
 # --- what was answered ------------------------------------------------------------------------

@@ -6,11 +6,11 @@ from typing import Protocol
 
 import numpy as np
 
-from downscale.view.board import LOSSES, Board, picture_path
+from downscale.view.board import LOSSES, Board, corner_cells, picture_path, seeing_cells
 from downscale.view.columns import Column, View
 from downscale.view.query import DISAGREE, PAGE, SORTS, Query
 from downscale.view.runs import Run
-from downscale.view.select import sort_value
+from downscale.view.select import sort_value, values
 from downscale.view.style import CSS, SCRIPT, policy
 
 CUT = 90   # characters of an answer in the list
@@ -73,14 +73,30 @@ def items_page(desk: Desk, query: Query, items: np.ndarray) -> str:
     count = f'{len(items):,} of {len(desk.board):,} items, page {number:,} of {pages:,}'
     rows = list_rows(desk, query, shown)
     body = (heading(desk) + form(desk, query) + _pager(desk, query, number, pages, count)
-            + table(desk, query, rows) + _pager(desk, query, number, pages, ''))
+            + table(desk, query, rows, items) + _pager(desk, query, number, pages, ''))
     return frame(f'Items of {desk.title}', body, desk.links.pictures)
 
 
 def heading(desk: Desk) -> str:
     """Return the title above a list."""
+    told = [text for run in desk.board.runs if (text := _told_by(run))]
     return (f'<h1>Items of {escape(desk.title)}</h1><p class="soft">A row is an item, a column who '
-            'answered. ✓ is right, ✗ wrong; a click on an item shows all that was written.</p>')
+            'answered. ✓ is right, ✗ wrong; a click on an item shows all that was written. '
+            f'{escape(" ".join(dict.fromkeys(told)))}</p>')
+
+
+def _told_by(run):
+    """Return by whose answers the class of loss of an item is told, as a sentence."""
+    pairs = corner_cells(run, None)
+    if pairs:
+        large, *_, small = pairs
+        mode = 'thinking' if large.thinking else 'at once'
+        return (f'Classes of loss compare {small.p_run} with {large.p_run} as perception, and '
+                f'{small.r_run} with {large.r_run} as reasoner (of the {large.text_kind}, {mode}).')
+    cells = seeing_cells(run, None)
+    if len(cells) < 2:
+        return ''
+    return f'Lost: right with {cells[-1].p_run}, wrong with {cells[0].p_run}.'
 
 
 def _pager(desk, query, number, pages, count):
@@ -138,15 +154,24 @@ def _classes(desk, query):
 
 # --- the table --------------------------------------------------------------------------------
 
-def table(desk: Desk, query: Query, rows: Iterable[str]) -> str:
-    """Return rows of items under their headings."""
+def table(desk: Desk, query: Query, rows: Iterable[str], items: np.ndarray | None = None) -> str:
+    """Return rows under their headings, with the share of `items` that each column has right."""
     heads = ['<th class="q">item', '<th>gold']
-    heads += [f'<th>{escape(column.label)}' for column in desk.view(query).columns]
+    for column in desk.view(query).columns:
+        share = '' if items is None else _share(desk.board, column, query.only_seed, items)
+        heads.append(f'<th data-l="{escape(column.label)}">{escape(column.label)}{share}')
     if query.sort:
         heads.append(f'<th>{query.sort}')
     body = ''.join(rows) or '<tr><td class="q">No item is left by these filters.'
     return (f'<div class="scroll"><table class="cards"><thead><tr>{"".join(heads)}</thead>'
             f'<tbody>{body}</tbody></table></div>')
+
+
+def _share(board, column, seed, items):
+    """Return the share of some items that a column has right, of those that it was asked."""
+    scores = values(board, column, seed, 'score')[items]
+    scores = scores[np.isfinite(scores)]
+    return f'<small>{100 * scores.mean():.0f} % of {len(scores):,}</small>' if len(scores) else ''
 
 
 def list_rows(desk: Desk, query: Query, items: Sequence[int],

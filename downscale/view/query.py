@@ -77,7 +77,11 @@ def read(text: str, views: Mapping[str, View], families: list[str]) -> Query:
         value = getattr(query, name)
         if value and not (value.isascii() and value.isdigit() and len(value) < 10):
             raise ValueError(f'{name}={value[:40]!r} is no whole number')
-    labels = [column.label for column in _view(query, views).columns] if views else []
+    columns = _view(query, views).columns
+    seeds = sorted({seed for column in columns for seed in column.cells})
+    if query.seed and int(query.seed) not in seeds:
+        raise ValueError(unknown('seed', query.seed, seeds))
+    labels = [column.label for column in columns]
     for name in ('right', 'wrong'):
         value = getattr(query, name)
         if value and value not in labels:

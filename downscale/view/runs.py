@@ -1,8 +1,9 @@
 """What can be looked at: a study folder, or the folder of an Extract+Think chain."""
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +12,8 @@ from downscale.analysis import measures
 from downscale.analysis.measures import Scored
 from downscale.results import samples
 from downscale.results.items import ITEMS, TEXTS, TableError
-from downscale.results.opened import Opened, open_items, open_texts, rows_of_cells
-from downscale.results.study import Study
+from downscale.results.opened import Opened, cells_of, open_items, open_texts
+from downscale.results.study import Cell, Study
 from downscale.results.study_file import read_study
 from downscale.results.text_kinds import CAPTION, EXTRACTION
 
@@ -27,14 +28,25 @@ class Run:
     """One opened folder.
 
     `tables` are of items and `texts` of what perception wrote; `cells` maps each cell to (its
-    table, its rows). `scored` knows the sizes and which cells to compare, but holds no numbers.
+    table, its stretches of rows). `scored` knows sizes and which cells to compare, but no numbers.
     """
     name: str
     root: Path
     tables: tuple[Opened, ...]
     texts: tuple[Opened, ...]
-    cells: dict[Any, tuple[Opened, np.ndarray]] = field(repr=False)
+    cells: dict[Cell, tuple[Opened, list[tuple[int, int]]]] = field(repr=False)
     scored: Scored = field(repr=False)
+
+
+def open_runs(roots: Sequence[Path]) -> list[Run]:
+    """Open several folders; those whose studies have equal names are named by their folders."""
+    runs = [open_run(root) for root in roots]
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        runs = [replace(run, name=str(run.root)) for run in runs]
+    if len({run.root.resolve() for run in runs}) < len(runs):
+        raise ValueError('the same folder is given twice')
+    return runs
 
 
 def open_run(root: Path) -> Run:
@@ -60,12 +72,14 @@ def _study(root):
 def _run(root, meta, tables, texts):
     """Return the `Run` of opened tables; `TableError` for a run that the study does not name."""
     cells = {}
-    for table in tables:
-        for cell, rows in rows_of_cells(table).items():
+    with ThreadPoolExecutor() as pool:   # reading and decoding let go of the interpreter
+        every = list(pool.map(_read, tables))
+    for table, of_table in zip(tables, every, strict=True):
+        for cell, stretches in of_table.items():
             if cell in cells:
                 raise TableError(f'items: {cell} is in two evaluations, {cells[cell][0].source} '
                                  f'and {table.source}')
-            cells[cell] = table, rows
+            cells[cell] = table, stretches
     answered = {cell.p_run for cell in cells} | {cell.r_run for cell in cells}
     unknown = sorted(answered - {run['run_id'] for run in meta['runs']} - {''})
     if unknown:
@@ -76,6 +90,12 @@ def _run(root, meta, tables, texts):
                   codes={})
     return Run(name=meta.get('name') or root.name, root=root, tables=tables, texts=texts,
                cells=cells, scored=measures.scored(study, bootstraps=1))
+
+
+def _read(table):
+    """Return the cells of a table, with the columns read that every page needs."""
+    table.read((*Cell._fields, 'task', 'data_hash', 'repeat'))
+    return cells_of(table)
 
 
 # --- chains -----------------------------------------------------------------------------------

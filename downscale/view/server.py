@@ -84,6 +84,8 @@ class Handler(BaseHTTPRequestHandler):
                 token.encode(), self.server.token.encode()):
             self._send(HTTPStatus.FORBIDDEN, b'open the address that `downscale view` prints\n',
                        'text/plain; charset=utf-8')
+        elif not parts.path.startswith(f'/{token}/'):
+            self._send(HTTPStatus.MOVED_PERMANENTLY, b'', 'text/plain', Location=f'/{token}/')
         elif name == 'picture':
             self._picture(parts.query)
         elif name:
@@ -115,14 +117,15 @@ class Handler(BaseHTTPRequestHandler):
     def _page(self, status, page):
         self._send(status, page.encode(errors='replace'), 'text/html; charset=utf-8')
 
-    def _send(self, status, data, kind):
+    def _send(self, status, data, kind, **headers):
         self.send_response(status)
         for name, value in (
                 ('Content-Type', kind), ('Content-Length', str(len(data))),
                 ('Content-Security-Policy',
                  policy(SCRIPT, "'self'") + "; frame-ancestors 'none'"),
                 ('X-Content-Type-Options', 'nosniff'), ('Referrer-Policy', 'no-referrer'),
-                ('Cross-Origin-Resource-Policy', 'same-origin'), ('Cache-Control', 'no-store')):
+                ('Cross-Origin-Resource-Policy', 'same-origin'), ('Cache-Control', 'no-store'),
+                *headers.items()):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)

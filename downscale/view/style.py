@@ -30,6 +30,7 @@ table{border-collapse:collapse;font-size:13.5px;width:100%}
 th,td{padding:6px 10px;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
 tr:last-child td{border-bottom:0}
 th{color:var(--soft);font-weight:600;white-space:nowrap;background:var(--card)}
+th small{font-weight:400}
 td.q{min-width:210px;max-width:420px;overflow-wrap:anywhere}
 td.a{min-width:92px;max-width:240px;overflow-wrap:anywhere}
 td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
@@ -37,13 +38,15 @@ td.t{overflow-wrap:anywhere;min-width:180px}
 td.q,th.q{position:sticky;left:0;background:var(--card);z-index:1}
 .good{color:var(--good)}.bad{color:var(--bad)}td.good{background:var(--goodbg)}
 td.bad{background:var(--badbg)}
+table.texts td.q{width:150px;min-width:120px}
 small{display:block;font-size:12px;color:var(--soft)}
 .tag{display:inline-block;font-size:12px;border:1px solid var(--line);border-radius:9px;
 padding:0 8px;color:var(--soft);margin:0 4px 2px 0}
-img{image-rendering:pixelated;border:1px solid var(--line);border-radius:4px;object-fit:contain}
+img{border:1px solid var(--line);border-radius:4px;object-fit:contain}
 td.q img{width:52px;height:52px;float:right;margin:0 0 4px 8px}
 .shown{display:flex;flex-wrap:wrap;gap:14px 22px;margin:12px 0}
-.shown img{width:192px;height:192px;max-width:100%}
+.shown img{min-width:192px;max-width:min(100%,420px);height:auto;align-self:start;
+image-rendering:pixelated}
 .shown div{flex:1 1 260px;min-width:0;overflow-wrap:anywhere}
 .question{font-size:18px;font-weight:600}
 ins{text-decoration:none;background:var(--goodbg);color:var(--good);border-radius:3px}
@@ -66,7 +69,8 @@ table.cards td.q{display:block;position:static}table.cards td:empty{display:none
 # A choice in the form takes effect at once; without script the button does the same.
 SCRIPT = '''
 document.querySelectorAll('form select').forEach(function(s){s.addEventListener('change',
-function(){s.form.requestSubmit()})});
+function(){if(s.name==='columns'){s.form.elements.right.value='';s.form.elements.wrong.value=''}
+s.form.requestSubmit()})});
 document.querySelectorAll('form').forEach(function(f){f.addEventListener('formdata',function(e){
 Array.from(e.formData).forEach(function(p){if(p[1]==='')e.formData.delete(p[0])})})});
 '''
@@ -74,7 +78,7 @@ Array.from(e.formData).forEach(function(p){if(p[1]==='')e.formData.delete(p[0])}
 STATIC = '''
 var form=document.querySelector('form'),ask=new URLSearchParams(location.search),
 rows=Array.from(document.querySelectorAll('tbody tr')),size=50,
-heads=Array.from(document.querySelectorAll('th')).map(function(h){return h.textContent});
+heads=Array.from(document.querySelectorAll('th')).map(function(h){return h.dataset.l});
 Array.from(form.elements).forEach(function(e){if(e.name&&e.name!=='columns'&&ask.get(e.name))
 e.value=ask.get(e.name)});
 form.addEventListener('submit',function(e){e.preventDefault();var q=new URLSearchParams();
