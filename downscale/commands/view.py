@@ -21,17 +21,17 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Look at the items of runs: who had which right, and what was written."""
-    from downscale.view import query
     from downscale.view.board import Board
     from downscale.view.bundle import write_bundle
     from downscale.view.columns import views_of
+    from downscale.view.query import read_query
     from downscale.view.runs import open_runs
     from downscale.view.server import Explorer
     board = Board(open_runs(args.runs))
     views = views_of(board.runs)
     if not views:
         raise ValueError(f'{args.runs[0]} holds no answers to look at yet')
-    asked = query.read(args.query, views, board.coded('task')[1])
+    asked = read_query(args.query, views, board.coded('task')[1])
     if args.bundle:
         print(f'items: {write_bundle(board, asked, args.bundle)}')
         return

@@ -13,7 +13,7 @@ from downscale.analysis import grids, measures
 from downscale.analysis.flips import PREFERRED
 from downscale.analysis.measures import Missing
 from downscale.results.items import TableError
-from downscale.results.opened import Opened, rows_of
+from downscale.results.lazy_table import LazyTable, rows_of
 from downscale.results.study import Cell
 from downscale.statistics.shapley import CLASSES, class_of
 from downscale.view.runs import Run
@@ -79,7 +79,7 @@ class Board:
                     raise TableError(f'the items of {task!r} have other data in {table.source} '
                                      f'than in {first[1]}; equal names are not equal questions')
 
-    def numbers(self, table: Opened) -> np.ndarray:
+    def numbers(self, table: LazyTable) -> np.ndarray:
         """Return the number of the item of every row of a table."""
         return self._numbers[id(table)]
 
@@ -114,7 +114,7 @@ class Board:
 
     # --- answers ------------------------------------------------------------------------------
 
-    def asked(self, run: Run, cell: Cell) -> tuple[Opened, np.ndarray]:
+    def asked(self, run: Run, cell: Cell) -> tuple[LazyTable, np.ndarray]:
         """Return (table, the row of every item in the first repeat of a cell, -1 for none)."""
         key = run.root, cell
         if key not in self._asked:
@@ -153,7 +153,7 @@ class Board:
         for table in run.texts:
             # Evaluations with other reasoners may repeat a text.
             hit = pc.equal(table.texts('item_id'), self.ids[item]).to_numpy()
-            rows += [table.row(row) for row in np.flatnonzero(hit)]
+            rows += [table.row(row) for row in np.flatnonzero(hit).tolist()]
         kept = {}
         for row in rows:
             kept.setdefault((row['p_run'], row['text_kind']), row)

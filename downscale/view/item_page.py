@@ -1,5 +1,4 @@
 """The page of one item: its picture, its question, and all that anyone wrote about it."""
-from collections.abc import Sequence
 from html import escape
 
 import numpy as np
@@ -14,7 +13,7 @@ from downscale.view.select import judged
 from downscale.view.words import neighbours
 
 
-def item_page(desk: Desk, query: Query, item: int, selected: Sequence[int]) -> str:
+def item_page(desk: Desk, query: Query, item: int, selected: np.ndarray) -> str:
     """Return the page of an item; `selected` are those of the list that it was reached from."""
     board = desk.board
     name = board.ids[item].as_py()
@@ -47,7 +46,7 @@ def _guess(chance):
 def _steps(desk, query, item, selected):
     """Return links to the list and to the items before and after this one."""
     links = [f'<a href="{escape(desk.links.items(query.but(item="")))}">all items</a>']
-    place = np.flatnonzero(np.asarray(selected) == item)
+    place = np.flatnonzero(selected == item)
     if len(place):
         k = int(place[0])
         for name, other in (('previous', k - 1), ('next', k + 1)):

@@ -56,7 +56,7 @@ class Query:
 NAMES = tuple(field.name for field in fields(Query))
 
 
-def read(text: str, views: Mapping[str, View], families: list[str]) -> Query:
+def read_query(text: str, views: Mapping[str, View], families: list[str]) -> Query:
     """Return the query of a text such as 'family=position&sort=loss'.
 
     ValueError, with the nearest word, for a name or a value that does not exist.

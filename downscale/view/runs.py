@@ -12,7 +12,7 @@ from downscale.analysis import measures
 from downscale.analysis.measures import Scored
 from downscale.results import samples
 from downscale.results.items import ITEMS, TEXTS, TableError
-from downscale.results.opened import Opened, cells_of, open_items, open_texts
+from downscale.results.lazy_table import LazyTable, cells_of, open_items, open_texts
 from downscale.results.study import Cell, Study
 from downscale.results.study_file import read_study
 from downscale.results.text_kinds import CAPTION, EXTRACTION
@@ -32,9 +32,9 @@ class Run:
     """
     name: str
     root: Path
-    tables: tuple[Opened, ...]
-    texts: tuple[Opened, ...]
-    cells: dict[Cell, tuple[Opened, list[tuple[int, int]]]] = field(repr=False)
+    tables: tuple[LazyTable, ...]
+    texts: tuple[LazyTable, ...]
+    cells: dict[Cell, tuple[LazyTable, list[tuple[int, int]]]] = field(repr=False)
     scored: Scored = field(repr=False)
 
 
@@ -116,8 +116,8 @@ def _chain(root, paths):
     meta = {'name': root.name, 'runs': [
         {'run_id': name, 'size': name, 'seed': 0, 'n_total': 0, 'n_nonembed': 0, 'n_vision': 0}
         for name in names]}
-    tables = (Opened(CHAIN, _table(items, CHAIN)),)
-    return _run(root, meta, tables, (Opened(TEXTS, _table(texts, TEXTS)),))
+    tables = (LazyTable(CHAIN, _table(items, CHAIN)),)
+    return _run(root, meta, tables, (LazyTable(TEXTS, _table(texts, TEXTS)),))
 
 
 def _table(rows, schema):

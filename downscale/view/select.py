@@ -1,6 +1,5 @@
 """Which items a query selects, and in which order."""
 import json
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -158,7 +157,7 @@ def _mark(holds, table, name, text, rows, items):
 
 
 def facets(board: Board, view: View, seed: int | None,
-           items: Sequence[int]) -> list[dict[str, Any]]:
+           items: np.ndarray) -> list[dict[str, Any]]:
     """Return what the filters of a static page need of each item: family, class, flags, values."""
     codes, families = board.coded('task')
     classes = [board.losses(run, seed) for run in board.runs]
@@ -167,7 +166,7 @@ def facets(board: Board, view: View, seed: int | None,
     sorts = {name: sort_value(board, view, Query(sort=name, seed='' if seed is None else str(seed)))
              for name in ('loss', 'length')}
     rows = []
-    for item in items:
+    for item in items.tolist():
         of_runs = {LOSSES[of_run[item]] for of_run in classes if of_run[item] >= 0}
         rows.append({
             'family': families[codes[item]],

@@ -3,15 +3,15 @@ import secrets
 import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import cast
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from downscale.runtime.streams import LONGEST_ERROR, cause_of, shortened
-from downscale.view import query as queries
 from downscale.view.board import Board, picture_path
 from downscale.view.columns import views_of
 from downscale.view.item_page import item_page
 from downscale.view.pages import Desk, fault, items_page
-from downscale.view.query import Query
+from downscale.view.query import Query, read_query
 from downscale.view.select import select
 from downscale.view.style import SCRIPT, policy
 
@@ -58,7 +58,7 @@ class Explorer(ThreadingHTTPServer):
         """Return the page of a query as it stands in an address; ValueError for a wrong one."""
         desk = self.desk
         _, families = desk.board.coded('task')
-        query = queries.read(text, desk.views, families)
+        query = read_query(text, desk.views, families)
         items = select(desk.board, desk.view(query), query)
         if not query.item:
             return items_page(desk, query, items)
@@ -70,18 +70,22 @@ class Explorer(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     """Answers GET for pages and pictures, and nothing without the token."""
-    server: Explorer
     server_version = 'downscale'
     sys_version = ''
+
+    @property
+    def explorer(self) -> Explorer:
+        """The server of this request."""
+        return cast(Explorer, self.server)
 
     def do_GET(self) -> None:
         """Answer one request."""
         parts = urlsplit(self.path)
-        _, token, name = (*parts.path.split('/', 2), '', '')[:3]
+        token, _, name = parts.path.removeprefix('/').partition('/')
         # A page of another site may have its own name resolve to this machine.
         host = self.headers.get('Host', '').rpartition(':')[0]
         if host not in (HOST, 'localhost') or not secrets.compare_digest(
-                token.encode(), self.server.token.encode()):
+                token.encode(), self.explorer.token.encode()):
             self._send(HTTPStatus.FORBIDDEN, b'open the address that `downscale view` prints\n',
                        'text/plain; charset=utf-8')
         elif not parts.path.startswith(f'/{token}/'):
@@ -95,8 +99,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _list(self, text):
         try:
-            with self.server.lock:
-                page = self.server.page(text)
+            with self.explorer.lock:
+                page = self.explorer.page(text)
         except (ValueError, OSError) as error:
             message = shortened(cause_of(error), LONGEST_ERROR)
             self._page(HTTPStatus.BAD_REQUEST, fault(message, "'self'"))
@@ -106,7 +110,7 @@ class Handler(BaseHTTPRequestHandler):
     def _picture(self, text):
         given = {name: values[0] for name, values in parse_qs(text).items()}
         try:
-            run = self.server.desk.board.runs[int(given['run'])]
+            run = self.explorer.desk.board.runs[int(given['run'])]
             # `picture_path` leaves no slash in the name, so that it stays in its folder.
             data = picture_path(run, given['cluster'], int(given['place'])).read_bytes()
         except (KeyError, ValueError, IndexError, OSError):

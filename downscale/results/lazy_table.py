@@ -14,7 +14,7 @@ from downscale.results.study import Cell
 from downscale.runtime.files import PathLike
 
 
-class Opened:
+class LazyTable:
     """A table of one schema: a file whose columns are read when asked for, or rows in memory.
 
     Text columns are kept as codes and the values that these stand for. `rows` is their number.
@@ -104,24 +104,24 @@ def _coded(column):
     return whole.indices.to_numpy(), whole.dictionary
 
 
-def open_items(path: PathLike) -> Opened:
+def open_items(path: PathLike) -> LazyTable:
     """Open the items table at `path`; `TableError` where columns are missing."""
-    return Opened(ITEMS, path)
+    return LazyTable(ITEMS, path)
 
 
-def open_texts(path: PathLike) -> Opened:
+def open_texts(path: PathLike) -> LazyTable:
     """Open the texts table at `path`; `TableError` where columns are missing."""
-    return Opened(TEXTS, path)
+    return LazyTable(TEXTS, path)
 
 
-def cells_of(table: Opened) -> dict[Cell, list[tuple[int, int]]]:
+def cells_of(table: LazyTable) -> dict[Cell, list[tuple[int, int]]]:
     """Return {cell: its stretches of rows, as (start, end)} of an items table.
 
     Rows of a cell are written together, so that there are few stretches.
     """
     table.read(Cell._fields)
     key = np.zeros(table.rows, dtype=np.int32)
-    values = {'thinking': [False, True]}
+    values: dict[str, list[Any]] = {'thinking': [False, True]}
     codes = {'thinking': table.values('thinking')}
     for name in Cell._fields:
         if name not in values:
@@ -133,7 +133,8 @@ def cells_of(table: Opened) -> dict[Cell, list[tuple[int, int]]]:
     starts = np.concatenate([[0], np.flatnonzero(key[1:] != key[:-1]) + 1, [len(key)]]).tolist()
     cells = {}
     for start, end in zip(starts[:-1], starts[1:], strict=True):
-        cell = Cell(*(values[name][int(codes[name][start])] for name in Cell._fields))
+        facts = {name: values[name][int(codes[name][start])] for name in Cell._fields}
+        cell = Cell(**facts)
         cells.setdefault(cell, []).append((start, end))
     return cells
 
