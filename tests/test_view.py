@@ -15,16 +15,18 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from fake_study import fake_study
+from fake_study import fake_study, item_row
 
 from downscale.analysis import grids, measures
 from downscale.analysis.flips import PREFERRED
 from downscale.commands.main import main
 from downscale.evaluate.scoring.table import SCORERS
 from downscale.report import gallery
-from downscale.results.items import TableError
-from downscale.results.lazy_table import rows_of
+from downscale.results.items import ITEMS, TableError
+from downscale.results.lazy_table import LazyTable, cells_of, rows_of
 from downscale.results.study import load_study
 from downscale.view import style
 from downscale.view.board import LOSSES, Board
@@ -86,7 +88,7 @@ def hostile(tmp_path_factory):
 def bait_of(port):
     """Markup that would ask the server at `port`, were it not text."""
     return (f'</td><img src=http://127.0.0.1:{port}/img><script>fetch("http://127.0.0.1:{port}/js")'
-            f'</script><style>@import "http://127.0.0.1:{port}/css";</style>\'"')
+            f'</script><iframe src=http://127.0.0.1:{port}/frame></iframe><style>@import "http://127.0.0.1:{port}/css";</style>\'"')
 
 
 def asked(board, text=''):
@@ -132,8 +134,15 @@ def test_every_cell_has_the_answers_that_the_checked_reader_gives_it(board, stud
         assert dict(zip(names, table.values('score')[taken].tolist(), strict=True)) == scores
 
 
+def test_a_cell_may_stand_in_several_stretches_of_a_table():
+    rows = [item_row(item_id=f'i{k}', condition=condition)
+            for k, condition in enumerate(('image', 'blind', 'image', 'image'))]
+    cells = cells_of(LazyTable(ITEMS, pa.Table.from_pylist(rows, schema=ITEMS)))
+    assert {cell.condition: rows_of(stretches).tolist() for cell, stretches in cells.items()} == {
+        'image': [0, 2, 3], 'blind': [1]}
+
+
 def test_a_table_without_a_column_is_refused_in_a_line(folder, tmp_path):
-    import pyarrow.parquet as pq
     copy = tmp_path / 'study'
     shutil.copytree(folder, copy)
     path = sorted(copy.glob('evaluations/*/items.parquet'))[3]
@@ -422,9 +431,9 @@ def test_the_policy_holds_even_where_markup_is_not_escaped(hostile, tmp_path):
     closed = frame('bait', bait_of(port), "'self'")
     free = re.sub('<meta http-equiv="Content-Security-Policy"[^>]*>', '', closed)
     (tmp_path / 'closed.html').write_text(closed)
-    (tmp_path / 'free.html').write_text(re.sub('/(img|js|css)', r'/free-\1', free))
+    (tmp_path / 'free.html').write_text(re.sub('/(img|js|css|frame)', r'/free-\1', free))
     framed(['closed.html', 'free.html'], tmp_path)
-    assert set(reached) == {'/free-img', '/free-js', '/free-css'}
+    assert set(reached) == {'/free-img', '/free-js', '/free-css', '/free-frame'}
 
 
 @BROWSER
