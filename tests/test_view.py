@@ -450,3 +450,28 @@ def test_a_static_page_selects_as_the_server_does(bundle, board, tmp_path):
 def test_scripts_and_styles_load_nothing():
     assert not re.search(r'url\(|@import|fetch|XMLHttp|src=|innerHTML', style.CSS + style.SCRIPT
                          + style.STATIC)
+
+
+# --- as a data set ----------------------------------------------------------------------------
+
+def test_items_are_exported_with_pictures_and_every_answer(folder, study, board, tmp_path):
+    assert main(['export', str(folder), '--items', 'parquet', '--to', str(tmp_path / 'set')]) == 0
+    table = pq.read_table(tmp_path / 'set' / 'items.parquet')
+    about = json.loads(table.schema.metadata[b'huggingface'])
+    assert about['info']['features']['image'] == {'_type': 'Image'}
+    rows = {row['item_id']: row for row in table.to_pylist()}
+    assert list(rows) == asked(board)
+    row = rows['count3']
+    assert row['image'] == {'path': 'c3-0.png',
+                            'bytes': (folder / 'pictures' / 'c3-0.png').read_bytes()}
+    wanted = answers(study, item_id='count3')
+    assert wanted and row['gold'] == study.items['gold'][wanted['count3']]
+    given = {(answer['p_run'], answer['r_run'], answer['text_kind'], answer['thinking'],
+              answer['condition']): answer for answer in row['answers']}
+    assert len(given) == len(row['answers']) == len(study.cells)
+    for cell, places in study.cells.items():
+        place, = [place for place in places if study.items['item_id'][place] == 'count3']
+        assert given[tuple(cell)]['pred'] == study.items['pred'][place]
+    assert {(text['p_run'], text['text']) for text in row['texts']} == {
+        (f'{size}-s0', f'{size} sees a red count') for size in ('w16d2', 'w32d4', 'w64d4')}
+    assert main(['export', str(folder), '--items', 'parquet', '--to', str(tmp_path / 'set')]) == 1

@@ -24,7 +24,7 @@ class LazyTable:
         self.schema = schema
         self.source = source
         self._columns = {}
-        self._texts = {}
+        self._plain = {}
         if isinstance(source, pa.Table):
             self.rows = source.num_rows
             return
@@ -64,13 +64,13 @@ class LazyTable:
         self.read([name])
         return self._columns[name]
 
-    def texts(self, name: str) -> pa.ChunkedArray:
-        """Return a column of texts as they stand, without codes: quickest where few are equal."""
-        if name not in self._texts:
+    def plain(self, name: str) -> pa.ChunkedArray:
+        """Return a column as it stands; of texts without codes, quickest where few are equal."""
+        if name not in self._plain:
             whole = self.source if isinstance(self.source, pa.Table) \
                 else _from_file(self.source, [name], [])
-            self._texts[name] = whole.column(name)
-        return self._texts[name]
+            self._plain[name] = whole.column(name)
+        return self._plain[name]
 
     def take(self, name: str, rows: Sequence[int] | np.ndarray) -> list[Any]:
         """Return the values of one column at some rows."""

@@ -152,7 +152,7 @@ class Board:
         rows = []
         for table in run.texts:
             # Evaluations with other reasoners may repeat a text.
-            hit = pc.equal(table.texts('item_id'), self.ids[item]).to_numpy()
+            hit = pc.equal(table.plain('item_id'), self.ids[item]).to_numpy()
             rows += [table.row(row) for row in np.flatnonzero(hit).tolist()]
         kept = {}
         for row in rows:
@@ -175,7 +175,7 @@ def _numbered(runs):
     numbers = {}
     with ThreadPoolExecutor() as pool:
         tables = [table for run in runs for table in run.tables]
-        every = zip(tables, pool.map(lambda table: table.texts('item_id'), tables), strict=True)
+        every = zip(tables, pool.map(lambda table: table.plain('item_id'), tables), strict=True)
         names_of = {id(table): names for table, names in every}
     for run in runs:
         for table, stretches in run.cells.values():

@@ -8,7 +8,7 @@ import numpy as np
 
 from downscale.view.board import LOSSES, Board, corner_cells, picture_path, seeing_cells
 from downscale.view.columns import Column, View
-from downscale.view.query import DISAGREE, PAGE, SORTS, Query
+from downscale.view.query import DISAGREE, PAGE, SORTS, UNITS, Query
 from downscale.view.runs import Run
 from downscale.view.select import sort_value, values
 from downscale.view.style import CSS, SCRIPT, policy
@@ -161,7 +161,7 @@ def table(desk: Desk, query: Query, rows: Iterable[str], items: np.ndarray | Non
         share = '' if items is None else _share(desk.board, column, query.only_seed, items)
         heads.append(f'<th data-l="{escape(column.label)}">{escape(column.label)}{share}')
     if query.sort:
-        heads.append(f'<th>{query.sort}')
+        heads.append(f'<th>{UNITS[query.sort]}')
     body = ''.join(rows) or '<tr><td class="q">No item is left by these filters.'
     return (f'<div class="scroll"><table class="cards"><thead><tr>{"".join(heads)}</thead>'
             f'<tbody>{body}</tbody></table></div>')
@@ -196,7 +196,7 @@ def list_rows(desk: Desk, query: Query, items: Sequence[int],
                  f'<td class="a" data-h="gold">{escape(_cut(gold[k], CUT))}']
         cells += [of_column[k] for of_column in answers]
         if worst is not None:
-            cells.append(f'<td class="n" data-h="{query.sort}">{_number(worst[item])}')
+            cells.append(f'<td class="n" data-h="{UNITS[query.sort]}">{_number(worst[item])}')
         mark = f" data-f='{escape(data[k])}'" if data else ''
         rows.append(f'<tr{mark}>{"".join(cells)}</tr>')
     return rows

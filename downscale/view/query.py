@@ -10,6 +10,7 @@ from downscale.view.columns import View
 PAGE = 50   # items of a page
 DISAGREE = {'sizes': 'some columns right, some wrong', 'scorers': 'scorers disagree'}
 SORTS = {'loss': 'loss of the right answer, worst first', 'length': 'length, longest first'}
+UNITS = {'loss': 'nats', 'length': 'tokens'}   # of what is sorted by
 
 
 @dataclass(frozen=True, kw_only=True)
