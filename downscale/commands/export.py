@@ -13,6 +13,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
                      'study, or of `downscale extract-think`')
     sub.add_argument('--to', type=new_folder, required=True, help='new Hugging Face folder')
     form = sub.add_mutually_exclusive_group(required=True)
+    # No default: an export that fits several formats must not be a guess.
     form.add_argument('--format', choices=(
         'qwen3', 'qwen2', 'llama', 'llava_qwen_3', 'llava_onevision'))
     form.add_argument('--items', choices=('parquet',), help='items with pictures and all answers, '
