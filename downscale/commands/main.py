@@ -19,6 +19,7 @@ from downscale.commands import (
     rescore,
     study,
     train,
+    view,
 )
 from downscale.commands.parsing import Parser
 from downscale.runtime import exits, setup
@@ -27,7 +28,7 @@ from downscale.runtime.streams import LONGEST_ERROR, cause_of, keep_streams, sho
 COMMANDS = {
     'study': study, 'train': train, 'evaluate': evaluate, 'report': report, 'data': data,
     'plan': plan, 'launch': launch, 'extract-think': extract_think,
-    'benchmark': benchmark, 'rescore': rescore, 'analyze': analyze,
+    'benchmark': benchmark, 'rescore': rescore, 'view': view, 'analyze': analyze,
     'import': import_, 'export': export, 'parity': parity}
 
 # What is raised on purpose, about input, settings or the machine; all else is a fault of ours.

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
 
 Column = np.ndarray | Sequence  # one entry for each item, or for each group
 
@@ -268,6 +267,8 @@ def interval(value: float, draws: np.ndarray, n: int, clusters: int, level: floa
     if over and seeds < 2:
         known = without_ends(value, n, clusters, f'unbounded: {seeds} of {planned} seeds', seeds)
         return replace(known, low=float(bounds[0]), high=float(bounds[1]))
+    from scipy import stats  # half a second, which no page without an interval should wait for
+
     # 1. Percentiles of the draws.
     low, high = np.quantile(draws, [tail, 1 - tail])
     method = f'cluster bootstrap, t over {seeds} seeds' if over else 'cluster bootstrap'
@@ -334,6 +335,7 @@ def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]
     """Return Wilson's score interval (low, high) for one proportion of independent trials."""
     if n == 0:
         return 0.0, 1.0
+    from scipy import stats
     z = stats.norm.ppf((1 + level) / 2)
     share = successes / n
     # The shares p with |share - p| <= z sqrt(p (1 - p) / n) lie between the roots of a quadratic.
@@ -348,6 +350,7 @@ def mcnemar(first: Column, second: Column) -> float:
 
     Items stand alone; a picture with several questions needs `paired_difference`.
     """
+    from scipy import stats
     first = np.asarray(first) > 0.5
     second = np.asarray(second) > 0.5
     lost = int(np.sum(first & ~second))

@@ -97,6 +97,8 @@ APPENDED = (
 HOURS = 'takes hours, or wants published data; test_real_studies.py runs `:dry` of the real ones'
 NOT_RUN = {  # pattern: (what is left out, reason)
     r'study experiments/(?!smoke)': ('downscale.study.workers.run', HOURS),
+    r'downscale view (?!.*--bundle)': ('downscale.view.server.Explorer',
+                                       'serves until it is stopped; see test_view.py'),
     r'analyze probe': ('downscale.probe.probe.probe_study', 'a minute; see test_probe.py'),
     r'analyze ledger': ('downscale.commands.analyze_probes.show_ledger', 'see test_probe.py')}
 REFUSED = {  # pattern: the one line that is right where nothing has been launched

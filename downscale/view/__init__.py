@@ -1,0 +1,1 @@
+"""The items of runs, looked at one by one and side by side."""
