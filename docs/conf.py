@@ -19,7 +19,7 @@ default_role = 'code'
 
 myst_enable_extensions = ['dollarmath']
 myst_heading_anchors = 3
-nb_execution_mode = 'cache'
+nb_execution_mode = 'force'
 nb_execution_timeout = 120
 nb_execution_raise_on_error = True
 autodoc_typehints = 'none'  # signatures say them
