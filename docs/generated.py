@@ -8,6 +8,7 @@ import inspect
 import re
 import types
 import typing
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -231,11 +232,15 @@ def _rules(hint):
 
 def stages() -> str:
     """Return the table of stages."""
-    rows = [(code(name), ', '.join(f'{group} of {code(parent)}'
-                                   for group, parent in kind.parents.items()) or 'random values',
-             ', '.join(kind.trainable), kind.layout, kind.writes or ('answers' if kind.answers
-                                                                     else ''))
-            for name, kind in STAGES.items()]
+    rows = []
+    for name, kind in STAGES.items():
+        groups = defaultdict(list)
+        for group, parent in kind.parents.items():
+            groups[parent].append(group)
+        starts = [f'{", ".join(names)} of {code(parent)}' for parent, names in groups.items()]
+        aim = 'answers' if kind.answers else kind.writes
+        rows.append((code(name), '; '.join(starts) or 'random values', ', '.join(kind.trainable),
+                     kind.layout, aim))
     return table(('stage', 'starts from', 'trains', 'pictures as', 'is to write'), rows)
 
 

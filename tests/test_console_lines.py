@@ -22,7 +22,7 @@ import pyarrow as pa
 import pytest
 import small
 import small_bpe
-from console_lines import ENVIRONMENT, ROOT, documents, every_line, spans
+from console_lines import ENVIRONMENT, ROOT, WALKS, documents, every_line, of_markdown, spans
 from easy_vqa_package import write_package
 from law_points import LOSS, X, planted
 from openai_stub import OpenAiStub
@@ -259,6 +259,11 @@ def test_a_line_of_the_console_runs(line, folder, server, cloud, capfd, monkeypa
 def not_run(*args, **more):
     """In place of the work of a line in `NOT_RUN`."""
     raise RuntimeError('all was checked')
+
+
+@pytest.mark.parametrize('line', of_markdown(WALKS), ids=str)
+def test_a_line_that_begins_a_walk_parses(line):
+    assert line.kind == 'downscale' and main.parser().parse_args(shlex.split(line.text)[1:])
 
 
 @pytest.mark.parametrize('line', unique('python'), ids=str)
