@@ -35,6 +35,7 @@ class Bars:
         self.began = time.monotonic()
 
     def __call__(self, name: str, done: int, total: int, text: str = '') -> None:
+        # Lines of a pipe cannot be drawn over: there only ends are told.
         if self.progress is None:
             return
         if name not in self.ids:
@@ -42,7 +43,7 @@ class Bars:
         self.progress.update(self.ids[name], completed=done, total=total, said=text)
 
     def finished(self, name: str) -> None:
-        """Name a finished task, and when it did."""
+        """Print that a task has finished, and when; its bar goes."""
         self.remove(name)
         self.note(f'{time.monotonic() - self.began:7.1f} s  {name}')
 
