@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help install smoke real test lint clean
+.PHONY: help install smoke real test lint docs pictures clean
 
 help:
 	@echo "make smoke   install, then train, decouple and compare three small models"
 	@echo "make real    install, then cut the depth of SmolLM2-135M and teach it easy-VQA (90 min;"
 	@echo "             make real ARG=quick: three minutes)"
 	@echo "make test    install, then lint and test"
+	@echo "make docs    install, then build the pages into build/docs/html"
 	@echo "make clean   remove runs/smoke"
 
 $(BIN)/.installed: setup.cfg pyproject.toml
@@ -73,6 +74,20 @@ $(BIN)/.compiler: $(BIN)/.installed
 test: install lint $(BIN)/.compiler
 	$(BIN)/python -m pytest
 	$(BIN)/python benchmarks/compiled_programs.py
+
+# Pages: every warning, and so every broken link inside, is an error.
+$(BIN)/.documented: $(BIN)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
+
+docs: install $(BIN)/.documented
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -d build/docs/doctrees \
+		docs build/docs/html
+	@echo "build/docs/html/index.html"
+
+# From the committed results and a run that the tests keep; the screenshot needs Chromium.
+pictures: install
+	$(BIN)/python tools/pictures.py
 
 clean:
 	rm -rf runs/smoke

@@ -4,7 +4,8 @@ Command:   downscale study experiments/decoupled_grid.py            (four sizes,
            downscale study experiments/decoupled_grid.py:dry        (of test_real_studies.py)
 Hardware:  one TPU host (more: downscale launch); the dry run 2 CPU cores, a minute
 Data:      experiments/mixtures/{align_blip558k,instruct_single574k,instruct_multi459k}.py built
-           below data/built/, VMCBench and MMStar below data/, models imported; see README.
+           below data/built/, VMCBench and MMStar below data/, models imported; see
+           docs/tutorials/published_data.md
 Expect:    nothing trained yet at this scale: no published data was at hand. Each size is trained as
            a model that sees (stages 1, 2a, 2b) and, untrained, reads what every size has written
            (arXiv 2511.17487, section 3.3). What to look at comes from one file for all cells.

@@ -4,7 +4,8 @@ Command:   downscale study experiments/extract_think.py            (0.6B and 1.7
            downscale study experiments/extract_think.py:dry        (of test_real_studies.py)
 Hardware:  one TPU host (more: downscale launch); the dry run 2 CPU cores, a minute
 Data:      all of experiments/mixtures built below data/built/, VMCBench and MMStar below data/,
-           models imported; see README.
+           models imported; see
+           docs/tutorials/published_data.md
 Expect:    nothing trained yet at this scale: no published data was at hand. arXiv 2511.17487, table
            2, has 0.6B with 1.7B and 1.7B with 4B; here every pair of sizes is asked, with captions
            and extractions, directly and thinking (4,096 tokens of thought).

@@ -9,7 +9,8 @@ Command:   downscale plan experiments/extraction_tuning.py                    (f
 Hardware:  the plan: 2 CPU cores; training: one TPU host (more: downscale launch)
 Data:      experiments/mixtures/{align_blip558k,extraction382k}.py built below data/built/, the
            files of VMCBench and MMStar below data/, models/qwen3-SIZE and models/siglip-so400m
-           imported; see README.
+           imported; see
+           docs/tutorials/published_data.md
 Expect:    nothing trained yet at this scale: no published data was at hand. Settings: see
            `downscale/experiment/recipe.py`. This is the paper's variant without instruction tuning
            and captions: the connector learns captions (3 to a row), then all learns to extract.

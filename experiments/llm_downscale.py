@@ -6,7 +6,8 @@ Command:   downscale study experiments/llm_downscale.py             (micro, CPU)
 Hardware:  micro: 2 CPU cores for some hours; qwen3: one TPU host (more: downscale launch); dry:
            2 CPU cores, a minute
 Data:      qwen3: experiments/mixtures/{align_blip558k,instruct_single574k,instruct_multi459k}.py
-           built below data/built/, test files of CoIN below data/coin/, models imported (README)
+           built below data/built/, test files of CoIN below data/coin/, models imported; see
+           docs/tutorials/published_data.md
 Expect:    nothing known yet. Of the paper's sixteen tasks (section 3.2) the eight of CoIN are
            asked, with the picture and without.
 """

@@ -77,9 +77,9 @@ def test_a_help_text_names_every_form_and_column_that_is_read(command, argument,
     text = help_of(command, argument)
     assert set(re.findall(r'\.[a-z]+', text)) == set(forms)
     assert not [name for name in fields if not re.search(rf'(^|\W){name}\W', text)]
-    readme = (ROOT / 'README.md').read_text()
     if command == 'extract-think':
-        assert f'({", ".join(forms[:-1])} or {forms[-1]})' in readme
+        page = (ROOT / 'docs' / 'tutorials' / 'extract_think.md').read_text()
+        assert f'({", ".join(forms[:-1])} or {forms[-1]})' in page
 
 
 def test_the_columns_that_a_help_text_names_are_those_of_the_reader():

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import probed_study
@@ -22,7 +23,7 @@ import pyarrow as pa
 import pytest
 import small
 import small_bpe
-from console_lines import ENVIRONMENT, ROOT, every_line, spans
+from console_lines import ENVIRONMENT, ROOT, WALKS, documents, every_line, of_markdown, spans
 from easy_vqa_package import write_package
 from law_points import LOSS, X, planted
 from openai_stub import OpenAiStub
@@ -272,6 +273,11 @@ def not_run(*args, **more):
     raise RuntimeError('all was checked')
 
 
+@pytest.mark.parametrize('line', of_markdown(WALKS), ids=str)
+def test_a_line_that_begins_a_walk_parses(line):
+    assert line.kind == 'downscale' and main.parser().parse_args(shlex.split(line.text)[1:])
+
+
 @pytest.mark.parametrize('line', unique('python'), ids=str)
 def test_a_program_beside_the_console_takes_these_arguments(line, capsys):
     words = shlex.split(line.text)[1:]
@@ -306,30 +312,44 @@ def test_a_target_of_make_exists(line):
 def test_every_line_is_of_a_kind_that_is_tested():
     kinds = {'downscale', 'python', 'pip', 'make', 'json', 'code', *ELSEWHERE}
     assert not [str(line) for line in LINES if line.kind not in kinds]
-    assert {line.place for line in LINES if line.kind in ELSEWHERE} == {'launch/README.md'}
+    places = {line.place for line in LINES if line.kind in ELSEWHERE}
+    assert places == {'docs/tutorials/cloud_tpu.md'}
     for files in re.findall(r' (launch/[\w./]+)', '\n'.join(line.text for line in LINES)):
         assert (ROOT / files).exists()
 
 
-def test_the_python_of_the_readme_runs(folder, capsys):
+# What the Python of a page has made when it has run, by page.
+MADE = {
+    'README.md': lambda made: made['logits'].shape[:2] == made['ids'].shape and np.isfinite(
+        made['logits']).all(),
+    'docs/concepts/batch.md': lambda made: made['replies'][0].finish in ('stop', 'length'),
+    'docs/tutorials/analysis.md': lambda made: made['made'].truth and Path(
+        'runs/synthetic/study.json').is_file(),
+    'docs/tutorials/load_and_analyse.md': lambda made: falls(made['table']['macro']['sizes']),
+    'docs/tutorials/own_study.md': lambda made: len(made['sweep']()) == 16 and [
+        claim.id for claim in claims.read(made['claims'])] == ['a', 'c']}
+
+
+def falls(sizes):
+    """Whether the smallest of some sizes is below the largest, beyond both intervals."""
+    smallest, *_, largest = sizes.values()
+    return smallest.high < largest.low
+
+
+@pytest.mark.parametrize('name', sorted({line.place for line in LINES if line.kind == 'code'}))
+def test_the_python_of_a_page_runs(name, folder, capsys):
     values = {}
     for line in LINES:
-        if line.kind == 'code':
+        if line.kind == 'code' and line.place == name:
             text = line.text
             for old, new in SUBSTITUTIONS:
                 text = text.replace(old, new)
-            exec(compile(text, str(line.place), 'exec'), values)
-    assert values['logits'].shape[:2] == values['ids'].shape and np.isfinite(
-        values['logits']).all()
-    assert values['replies'][0].finish in ('stop', 'length')
-    assert {'size', 'seed'} <= values['sweep']()[0].keys() and len(values['sweep']()) == 16
-    assert [claim.id for claim in claims.read(values['claims'])] == ['a', 'c']
-    assert values['made'].truth and (folder / 'runs/synthetic/study.json').is_file()
+            exec(compile(text, name, 'exec'), values)
+    assert MADE[name](values)
 
 
-@pytest.mark.parametrize('name', ['README.md', 'launch/README.md'])
+@pytest.mark.parametrize('name', filter(spans, documents()))
 def test_commands_in_the_running_text_exist(name):
-    assert spans(name)
     for span in spans(name):
         words = [word for word in span.split()[1:] if re.fullmatch('[a-z-]+', word)]
         parser = main.parser()

@@ -9,6 +9,7 @@ from roots import ROOT
 from downscale.commands import main
 
 SHELL = ('downscale ', 'python ', 'pip ', 'make ', 'gcloud ', 'docker ', 'kubectl ')
+WALKS = 'docs/development/walks.md'  # its commands begin a story in the middle: they only parse
 ENVIRONMENT = re.compile(r'([A-Z_]+=\S+ )+')
 
 
@@ -44,21 +45,44 @@ def kind_of(text):
     return 'json' if text.startswith('{') else 'code'
 
 
+def blocks(text):
+    """Yield (language, lines) of every block of code of a document: 'sh', 'python', 'json'.
+
+    Python is also what a notebook's cells hold. A block without a fence is indented and for a
+    shell. What is fenced under any other name is not to be typed.
+    """
+    fence, lines, plain = None, [], []
+    for line in [*text.splitlines(), '']:
+        start = re.fullmatch(r'```(.*)', line)
+        if start and fence is None:
+            fence, lines = start[1].removeprefix('{code-cell} '), []
+        elif start:
+            yield fence, lines
+            fence = None
+        elif fence is not None:
+            lines.append(line)
+        elif line.startswith('    '):
+            plain.append(line[4:])
+        elif plain:
+            yield 'sh', plain
+            plain = []
+
+
 def of_markdown(name):
-    """The lines of the code blocks of a document; neighbouring lines of Python are one `Line`."""
-    code = [line[4:] if line.startswith('    ') else '' for line in (
-        ROOT / name).read_text().splitlines()]
-    found = []
-    for text in joined(code):
-        kind = kind_of(text)
-        if not text.strip():
-            found.append(None)
-        elif kind == 'code' and found and found[-1] and found[-1].kind == 'code':
-            found[-1] = Line(name, 'code', f'{found[-1].text}\n{text}')
-        else:
-            shell = kind not in ('code', 'json')
-            found.append(Line(name, kind, re.sub(r'\s+#.*', '', text) if shell else text))
-    return [line for line in found if line]
+    """The lines of the code blocks of a document; a block of Python is one `Line`."""
+    for language, lines in blocks((ROOT / name).read_text()):
+        if language == 'python':
+            yield Line(name, 'code', '\n'.join(lines))
+        elif language in ('sh', 'json'):
+            for text in filter(None, joined(lines)):
+                kind = kind_of(text)
+                yield Line(name, kind, re.sub(r'\s+#.*', '', text) if language == 'sh' else text)
+
+
+def documents():
+    """Every document that tells a user what to type, in the order in which one would read them."""
+    pages = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'docs').rglob('*.md'))
+    return ['README.md', 'launch/README.md', *pages]
 
 
 def of_docstring(path):
@@ -89,7 +113,7 @@ def of_help():
 
 def every_line():
     """All of them, in the order in which a reader would meet them."""
-    found = [*of_markdown('README.md'), *of_markdown('launch/README.md')]
+    found = [line for name in documents() if name != WALKS for line in of_markdown(name)]
     for folder in ('experiments', 'experiments/mixtures', 'benchmarks'):
         for path in sorted((ROOT / folder).glob('*.py')):
             found += of_docstring(path)
@@ -98,5 +122,5 @@ def every_line():
 
 def spans(name):
     """What a document's running text sets as code and begins with `downscale`."""
-    text = (ROOT / name).read_text()
+    text = re.sub(r'^```.*?^```$', '', (ROOT / name).read_text(), flags=re.M | re.S)
     return [span for span in re.findall(r'`([^`]+)`', text) if span.startswith('downscale ')]

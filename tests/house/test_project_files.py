@@ -96,7 +96,7 @@ def test_hooks_are_at_least_the_versions_that_the_tests_ask_for():
 
 def test_continuous_integration_ends_and_knows_the_pythons():
     jobs = parsed('.github/workflows/ci.yml')['jobs']
-    assert set(jobs) == {'lint', 'newest', 'lowest', 'compiled'}
+    assert set(jobs) == {'lint', 'docs', 'newest', 'lowest', 'compiled'}
     for job in jobs.values():
         assert job['timeout-minutes'] <= 180
         for step in job['steps']:
