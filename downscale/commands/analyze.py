@@ -6,6 +6,7 @@ import sys
 from downscale.commands import analyze_fit
 from downscale.commands.machine import prepare_for_models
 from downscale.commands.parsing import local_path, natural, new_file, new_folder, resamples
+from downscale.output.text import linked
 
 COSTS = ('params', 'train_flops', 'inference_flops', 'samples', 'chip_hours')  # of `costs.py`
 SIZE_COLUMNS = ('n_nonembed', 'n_total')  # those of `analysis/drops.py`, which needs numpy
@@ -132,7 +133,8 @@ def report(args: argparse.Namespace) -> None:
     from downscale.commands.analyze_measures import check_resamples
     from downscale.report.report import write_report
     check_resamples(args.bootstraps)
-    print(f'report: {write_report(args.study, args.out, args.bootstraps, args.seed)}')
+    page = write_report(args.study, args.out, args.bootstraps, args.seed)
+    print(f'report: {linked(page)}')
 
 
 def validate(args: argparse.Namespace) -> int:
@@ -148,7 +150,7 @@ def validate(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int | None:
-    """Laws of size from tables; drops, shares, probes, costs and report of a study."""
+    """Drops, shares, laws, probes and costs of a study."""
     if args.verb == 'probe':  # the only one that runs models
         prepare_for_models()
     # Numbers take minutes and come before the first figure: a library that is missing must not be

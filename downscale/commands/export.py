@@ -16,7 +16,10 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write a run's newest checkpoint as a Hugging Face folder."""
+    """Write a checkpoint as a Hugging Face folder.
+
+    It is the newest one of the run.
+    """
     from downscale.convert.exchange import export_model
     export_model(args.run_folder, args.to, args.format)
     print(f'exported: {args.to}')
