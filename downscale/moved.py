@@ -47,6 +47,8 @@ MOVED = {
     'analysis.share_figures': 'report.share_figures',
     'analysis.shares': 'analysis.flips',
     'analysis.stats': 'statistics.bootstrap',
+    'analysis.synthetic': 'analysis.planted.study',
+    'analysis.synthetic_files': 'analysis.planted.files',
     'analysis.tables': 'results.study',
     'analysis.throughput': 'results.throughput',
     'analyze_command': 'commands.analyze',

@@ -11,7 +11,7 @@ from scipy.stats import binom
 from downscale.analysis import claims, grids, measures, synth
 from downscale.analysis.claims import Claim, verdict_of
 from downscale.analysis.contrasts import CONTRASTS
-from downscale.analysis.synthetic import NOTHING, Planted
+from downscale.analysis.planted.study import NOTHING, Planted
 from downscale.commands import main
 from downscale.results.study import load_study
 from downscale.runtime.files import read_json, write_json

@@ -10,7 +10,7 @@ from fake_study import FAMILIES, fake_study
 from downscale.analysis import drops, measures
 from downscale.analysis.ledger import FLOOR, SITES, STEPS, ledger, ledger_rows
 from downscale.analysis.measures import Missing
-from downscale.analysis.synthetic import synth
+from downscale.analysis.planted.study import synth
 from downscale.commands import analyze, main
 from downscale.commands.analyze import ANALYZE_EXAMPLES
 from downscale.commands.analyze_probes import show_ledger

@@ -9,6 +9,7 @@ from fake_study import CHANCE, FAMILIES, fake_study, item_row
 
 from downscale.analysis import completeness, gate, measures
 from downscale.report import report
+from downscale.results import endings
 from downscale.results.items import write_items
 from downscale.results.study import Cell, load_study
 from downscale.statistics.shapley import CLASSES
@@ -167,7 +168,7 @@ def test_planted_endings_stand_beside_every_accuracy(faulty):
     found = list(_completions(numbers))
     assert len(found) == 3 * 4 + 3 + 2 * 4 + 4 * 12 + 3 + 33
     for thinking, task, x in found:
-        for kind in completeness.KINDS:
+        for kind in endings.FAULTS:
             planted = [FAULTS.get(family, {}).get(kind, 0)
                        for family in ([task] if task else FAMILIES)]
             expected = None if kind == 'unclosed' and not thinking else sum(planted) / len(planted)
@@ -228,7 +229,7 @@ def test_a_warning_names_what_is_above_the_limit_and_nothing_at_it(faulty, full)
 
 
 @pytest.mark.parametrize(('share', 'due'), [(.05, False), (.075, True)])
-@pytest.mark.parametrize('kind', completeness.KINDS)
+@pytest.mark.parametrize('kind', endings.FAULTS)
 def test_the_warning_is_due_just_above_the_limit(tmp_path, kind, share, due):
     root = fake_study(tmp_path / 'study', pictures=40, conditions=('image',),
                       faults=dict.fromkeys(FAMILIES, {kind: share}))

@@ -4,7 +4,7 @@ import pytest
 from scipy.stats import binom, t
 
 from downscale.analysis import drops, measures, synth
-from downscale.analysis.synthetic import Planted
+from downscale.analysis.planted.study import Planted
 from downscale.statistics import bootstrap, inference
 
 PICTURES = np.arange(60)

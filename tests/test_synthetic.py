@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from downscale.analysis import measures, synth
-from downscale.analysis.synthetic import NOTHING, RELIANCE, Planted
+from downscale.analysis.planted.study import NOTHING, RELIANCE, Planted
 from downscale.results.study import load_study, pair
 
 

@@ -4,6 +4,6 @@
 def __getattr__(name):
     """`downscale.analysis.synth`, imported on first use so that the package stays instant."""
     if name == 'synth':
-        from downscale.analysis.synthetic import synth
+        from downscale.analysis.planted.study import synth
         return synth
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -16,7 +16,7 @@ from downscale.runtime.files import write_bytes, write_json
 from downscale.sizes import SIGLIP, LanguageConfig
 
 if TYPE_CHECKING:
-    from downscale.analysis.synthetic import Design, Planted
+    from downscale.analysis.planted.study import Design, Planted
 
 ROWS = 24         # of a curve
 PICTURES = 24

@@ -15,7 +15,7 @@ import pyarrow as pa
 from scipy.special import expit
 
 from downscale.accounting import totals
-from downscale.analysis.synthetic_files import write_folder
+from downscale.analysis.planted.files import write_folder
 from downscale.results.items import ITEMS, TEXTS
 from downscale.results.study import Cell, study_of
 from downscale.sizes import MICRO, SIGLIP, scale

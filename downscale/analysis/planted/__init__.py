@@ -1,0 +1,1 @@
+"""Studies with known truth: what is planted in them, and the files that a real one would write."""
