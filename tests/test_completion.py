@@ -88,7 +88,7 @@ def test_the_tab_key_completes_a_command_an_option_and_a_file(folder, shell, opt
             terminal.read(completed)
 
 
-def test_every_argument_that_is_a_path_completes_paths(monkeypatch):
+def test_every_argument_that_is_a_path_completes_paths():
     """All that reads a file or a folder is told by its type or stands in `FILES`."""
     parsers = [main.parser()]
     completion._mark_paths(parsers[0], shtab)

@@ -22,7 +22,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train, evaluate and compare every cell; then report."""
+    """Train, evaluate and compare all cells; then report."""
     config, experiments, folder = open_study(args)
     refuse_many()
     from downscale.report.figures import plotting

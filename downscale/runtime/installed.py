@@ -9,7 +9,7 @@ NAME = 'downscale'
 
 
 @dataclass(frozen=True)
-class Library:
+class Needed:
     """A library that is asked for; `version` is None where it is not installed."""
     name: str
     version: str | None
@@ -23,7 +23,7 @@ class Library:
             self.version, prereleases=True)
 
 
-def libraries(extra: str = '') -> list[Library]:
+def libraries(extra: str = '') -> list[Needed]:
     """Return the libraries that downscale needs, or those that an extra adds to them."""
     return list({library.name: library for library in _asked(NAME, extra)}.values())
 
@@ -41,7 +41,7 @@ def version_of(name: str) -> str | None:
         return None
 
 
-def _asked(name: str, extra: str) -> Iterator[Library]:
+def _asked(name: str, extra: str) -> Iterator[Needed]:
     """Yield what a package asks for with `extra`, or at all where that is ''."""
     try:
         texts = importlib.metadata.requires(name) or []
@@ -50,7 +50,7 @@ def _asked(name: str, extra: str) -> Iterator[Library]:
     for requirement in map(Requirement, texts):
         if not _comes_with(requirement.marker, extra):
             continue
-        yield Library(requirement.name, version_of(requirement.name), str(requirement.specifier))
+        yield Needed(requirement.name, version_of(requirement.name), str(requirement.specifier))
         # jax[tpu] asks for what jax calls tpu.
         for inner in sorted(requirement.extras):
             yield from _asked(requirement.name, inner)
