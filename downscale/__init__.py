@@ -7,7 +7,7 @@ sys.meta_path.append(Finder())  # last: it is asked only for what no file holds
 
 
 def __getattr__(name):
-    """`downscale.load`, imported on first use so that `import downscale` stays instant."""
+    """Return `downscale.load`, imported on first use so that `import downscale` stays instant."""
     if name == 'load':
         from downscale.stages.loading import load
         return load

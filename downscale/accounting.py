@@ -29,14 +29,18 @@ def parameters(language: LanguageConfig, vision: VisionConfig | None = None) -> 
     connector, newline (the learned `image_newline`). Their sum is the parameter tree's size.
     """
     c = language
+    # Two norms; queries and output; keys and values; gate, up and down of the MLP.
     block = 2 * c.D + 2 * c.D * c.H * c.E + 2 * c.D * c.K * c.E + 3 * c.D * c.F
+    # One gain for all query heads and one for all key heads.
     block += 2 * c.E if c.qk_norm else 0
     block += (c.H + 2 * c.K) * c.E if c.qkv_bias else 0
     parts = {'embedding': c.V * c.D, 'decoder': c.N * block + c.D,
              'head': 0 if c.tie else c.V * c.D, 'tower': 0, 'connector': 0, 'newline': 0}
     if vision is not None:
         v = vision
+        # Two norms and, with biases, four projections of attention and two of the MLP.
         tower_block = 4 * v.W + 4 * (v.W * v.W + v.W) + 2 * v.W * v.F + v.F + v.W
+        # No final norm: the feature is what the last block gives (see `model/vision.py`).
         parts['tower'] = v.Q * v.W + v.W + v.P * v.W + v.layers * tower_block
         parts['connector'] = v.W * c.D + c.D + c.D * c.D + c.D
         parts['newline'] = c.D
@@ -81,6 +85,7 @@ def _products(language, vision, rows, length, tiles, head_positions):
     work = {}
     work['language_weights'] = tokens * c.N * (projection + 2 * c.D * c.F)
     work['language_last'] = tokens * c.N * c.D * c.F
+    # Scores and values over all `length` keys: those that the mask hides are computed as well.
     work['language_mixing'] = tokens * length * c.N * 2 * c.H * c.E
     work['head'] = head_positions * c.V * c.D
     if tiles:
@@ -89,6 +94,7 @@ def _products(language, vision, rows, length, tiles, head_positions):
         work['patches'] = patches * v.Q * v.W
         work['tower_weights'] = patches * v.layers * (4 * v.W * v.W + v.W * v.F)
         work['tower_last'] = patches * v.layers * v.W * v.F
+        # Attention stays within a tile: P keys for each of its patches.
         work['tower_mixing'] = patches * v.P * v.layers * 2 * v.W
         work['connector_first'] = patches * v.W * c.D
         work['connector_second'] = patches * c.D * c.D
@@ -107,6 +113,7 @@ def forward_flops(language: LanguageConfig, vision: VisionConfig | None = None, 
     work = _products(language, vision, rows, length, tiles, heads)
     by_part = dict.fromkeys(('tower', 'connector', 'language', 'head'), 0)
     for role, products in work.items():
+        # The name of a role begins with its part, but for the product that makes patches.
         part = 'tower' if role == 'patches' else role.partition('_')[0]
         by_part[part] += 2 * products
     return by_part | {'total': 2 * sum(work.values())}
@@ -151,12 +158,13 @@ def train_flops(language: LanguageConfig, vision: VisionConfig | None = None, *,
 
 
 def decode_flops(language: LanguageConfig, live: int) -> int:
-    """Return FLOPs of decoding one token of a row whose cache holds `live` tokens, with itself.
+    """Return FLOPs of decoding one token of a row whose cache then holds `live` tokens.
 
     2 per matrix parameter (head included) and 4 * N * H * E per live token. A program that
     attends over a whole cache of fixed room pays for the room: give that as `live`.
     """
     work = _products(language, None, rows=1, length=1, tiles=0, head_positions=1)
+    # `work` holds attention over the token itself; each further live token costs as much again.
     return 2 * (sum(work.values()) + work['language_mixing'] * (live - 1))
 
 

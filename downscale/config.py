@@ -23,6 +23,7 @@ from downscale.sizes import LanguageConfig, Parametrisation, Pictures, VisionCon
 from downscale.stage_table import GROUPS, JOINT, STAGES, WRITER, StageKind
 from downscale.values import COUNT, Choice, Range, Several, check, from_dict, unknown
 
+# The newline may come from a parent, but it learns with `language` and has no rate of its own.
 _GROUP = Annotated[str, Choice(GROUPS, 'group')]
 _PARENTED = Annotated[str, Choice((*GROUPS, 'image_newline_D'), 'group')]
 
@@ -71,9 +72,11 @@ class Schedule:
 
     def factor(self, step: int) -> float:
         """Return the share of the peak rate at `step` (0-based), in (0, 1]."""
+        # At least one step, so that no step has rate 0 and none divides by 0.
         warmup = max(1, round(self.warmup * self.steps))
         if step < warmup:
             return (step + 1) / warmup
+        # `done` stays below 1: even with `final` 0 the last step still moves the weights.
         done = (step - warmup) / max(1, self.steps - warmup)
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * done))
 
@@ -108,9 +111,11 @@ class Stage:
 
     def __post_init__(self):
         check(self)
+        # A rate for a group that is frozen does no harm.
         lacking = sorted(set(self.trainable) - set(self.rates))
         if lacking:
             raise ValueError(f'stage {self.name} trains {lacking} without a rate in `rates`')
+        # Replayed stages and the tower's captions are drawn from the scene world.
         if self.mixture and (self.kind.rows == 'captioned' or self.replay):
             raise ValueError(f'stage {self.name}: a mixture is neither for the tower stage nor for '
                              '`replay`; give its sources their shares in the mixture')
@@ -124,6 +129,7 @@ class Stage:
         sizes = [(bucket.length, bucket.tiles) for bucket in self.buckets]
         for size in sizes:
             where = f'stage {self.name}: a bucket of {size[0]} tokens and {size[1]} tiles'
+            # A bucket of the stage's own size would be the same program twice.
             if not self.shape.holds(*size) or size == (self.length, self.tiles):
                 raise ValueError(f'{where} is not smaller than the stage\'s rows of {self.length} '
                                  f'tokens and {self.tiles} tiles; raise `length` or `tiles`, or '
@@ -266,6 +272,7 @@ class Experiment:
         self._check_chat()
         self._check_parametrisation()
         for stage in self.stages:
+            # An imported cell may lack a model: said here, and not as an error of shapes later.
             lacks = None
             if self.vision is None and (stage.tiles or stage.kind.rows == 'captioned'):
                 lacks = 'vision'
@@ -276,6 +283,7 @@ class Experiment:
                                  f'its {lacks} is None')
         most = self.optimizer.accumulate
         for stage in self.stages:
+            # Every bucket is a program of its own, and each is divided into the same micro-batches.
             for batch in (shape.batch for shape in stage.shapes):
                 if batch % most:
                     raise ValueError(f'stage {stage.name}: batch {batch} does not divide into '
@@ -283,6 +291,7 @@ class Experiment:
 
     def _check_chat(self):
         if self.chat == TEMPLATE:
+            # An import's own cell holds its template; any other cell must import one.
             if self.origin is None and 'language' not in self.imports:
                 raise ValueError(f'chat {TEMPLATE!r} is that of an imported language model; give '
                                  f'`imports` one, or a built-in chat of {sorted(CHATS)}')
@@ -292,6 +301,7 @@ class Experiment:
 
     def _check_parametrisation(self):
         if self.parametrisation != Parametrisation():
+            # muP scales the values of a random start; a tower has one size and no part in it.
             given = sorted(set(self.imports) - {'tower'})
             if given or self.language is None:
                 raise ValueError('a parametrisation is for language models that start from random '
@@ -314,9 +324,8 @@ class Experiment:
 
     @property
     def is_shared(self) -> bool:
-        """Whether the cell has what all sizes of its seed share, the tower, and is no size itself.
-        """
-        return any(stage.kind.shared for stage in self.stages)
+        """Whether the cell is that of the tower, which all sizes of a seed share."""
+        return bool(self.stages) and all(stage.kind.shared for stage in self.stages)
 
     def writer_stage(self, kind: str) -> str | None:
         """Return the stage that writes texts of a `kind`; None without.
@@ -328,12 +337,13 @@ class Experiment:
         return self.joint_stage if self.evaluation.benchmarks else None
 
     def model(self, stage: str = 'instruct') -> Any:
-        """Return the module of a stage, for notebooks of before; now `stages.models.model_of`."""
+        """Return the module of a stage: an old name, in notebooks, of `stages.models.model_of`."""
         return attribute('experiment', 'model_of')(self, stage)
 
     def layout(self, stage: str) -> Layout:
         """Return how a stage, or another reader such as 'run', cuts pictures into tiles."""
         kind = STAGES.get(stage)
+        # A flat picture has no newline, so such a stage has no vector for one (`Layout.newline`).
         if kind is not None and kind.layout == 'flat':
             return Layout(self.vision, dataclasses.replace(self.pictures, mode='flat'))
         return Layout(self.vision, self.pictures)
@@ -346,6 +356,7 @@ class Experiment:
                                  f'model brought none; choose one of {sorted(CHATS)}')
             return self.published.chat
         kind = STAGES.get(stage)
+        # There ChatML gives way to captions alone: nothing is asked, so there are no roles to mark.
         bare = self.chat == 'chatml' and kind is not None and kind.chat == 'bare'
         name = 'plain' if bare else self.chat
         return dataclasses.replace(CHATS[name], legacy_structural_loss=self.legacy_structural_loss)
@@ -353,6 +364,7 @@ class Experiment:
     @property
     def published(self) -> Origin:
         """The `Origin` of the language model, its own or that of its import."""
+        # An import may itself have been trained from one: follow it to the published model.
         if self.origin is not None or 'language' not in self.imports:
             return self.origin or Origin()
         return load(self.imports['language']).published
@@ -364,7 +376,8 @@ class Experiment:
 
     @property
     def hash(self) -> str:
-        """A short hash of everything in this cell."""
+        """A short hash of everything in this cell but its label, the budget."""
+        # Fields that came later are left out at their old meaning: finished runs keep their hash.
         value = dataclasses.asdict(self)
         if not self.evaluation.scorers:
             del value['evaluation']['scorers']  # as with parametrisation
@@ -398,6 +411,7 @@ def load(folder: PathLike) -> Experiment:
     except ValueError as error:
         raise ValueError(f'{path} is damaged ({error}); delete it and run the stage '
                          'again') from None
+    # Files of earlier versions are read as what they meant then.
     if isinstance(value, dict) and isinstance(value.get('evaluation'), dict):
         value['evaluation'].pop('length', None)  # of runs from before prompts had any length
     if isinstance(value, dict) and isinstance(value.get('remat'), bool):  # before it had a name

@@ -2,6 +2,7 @@
 
 One letter is one axis, everywhere: `x_BLD`, `'BLD,DF->BLF'`, `gate_DF`.
 """
+# A letter is spent once: adding an axis means taking a new letter, as names decide the sharding.
 AXES = {
     'B': 'example in the batch',
     'L': 'query position (tokens)',
@@ -28,6 +29,7 @@ def axes_of(name: str) -> str:
     Raises ValueError when the part after the last underscore is upper case and holds an unknown
     letter.
     """
+    # Only capitals behind the last underscore: `count` and `opt_state` have no axes.
     _, underscore, tail = name.rpartition('_')
     if not underscore or not tail.isupper():
         return ''

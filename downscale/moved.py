@@ -1,6 +1,6 @@
-"""Import paths of before the package was laid out anew, for the study files, mixtures and notebooks
-that people wrote with them.
+"""Old import paths, for the study files, mixtures and notebooks that people wrote with them.
 
+They are those of before the package was laid out anew.
 `import downscale.places` gives the module that holds its names now, with a DeprecationWarning.
 Nothing in the package imports by these paths (`tests/test_moved.py`).
 `config.Experiment.model` is kept in the same way.
@@ -130,16 +130,21 @@ MOVED = {
     'study_json': 'results.study_json',
     'sweeps': 'experiment.sweeps',
 }
+# (old path, old name): the name now.
 RENAMED = {('experiment', 'cells'): 'cells_of', ('analysis.dropoff', 'drops'): 'drop_off'}
 
 
 def attribute(old, name):
-    """Return the value that `name` had in the module `old` ('places'); AttributeError where nothing
-    has it.
+    """Return the value that `name` had in the module `old` ('places').
+
+    AttributeError where nothing has it.
     """
     if (Path(__file__).parent.joinpath(*old.split('.')) / f'{name}.py').is_file():
         raise AttributeError(name)  # a file of the room: the import that asks will open it
+    if name.startswith('__'):
+        raise AttributeError(name)  # inspect asks every module for its __file__
     name = RENAMED.get((old, name), name)
+    # What one old module held may lie in several: the first that has the name answers.
     for place in MOVED[old].split():
         module = importlib.import_module(f'downscale.{place}')
         if name in vars(module):
@@ -155,12 +160,14 @@ class Finder(MetaPathFinder, Loader):
     def find_spec(self, fullname, path, target=None):
         """Return the spec of a moved module, None of any other."""
         package, _, old = fullname.partition('.')
+        # None lets Python raise its own ModuleNotFoundError.
         return ModuleSpec(fullname, self) if package == 'downscale' and old in MOVED else None
 
     def create_module(self, spec):
         """Return an empty module that looks each name up when it is asked for."""
         module = types.ModuleType(spec.name)
         old = spec.name.partition('.')[2]
+        # Looked up by name: importing all new places at once would drag in JAX for a constant.
         module.__getattr__ = lambda name: attribute(old, name)
         return module
 

@@ -41,6 +41,7 @@ def role_of(path: tuple) -> str:
     group = str(path[0].key)
     name = str(path[-1].key)
     stem = name.rpartition('_')[0]
+    # Without the N of the scan, which the leaf has and its name has not.
     axes = axes_of(name)
     if group in _FIXED:
         return 'frozen'
@@ -48,6 +49,7 @@ def role_of(path: tuple) -> str:
         for end, role in (('scale', 'norm'), ('bias', 'bias'), ('newline', 'embed')):
             if stem.endswith(end):
                 return role
+        # A kernel's first axis is what it reads, the rest what it writes (`model/init.py`).
         reads = axes[0] in GROWING
         writes = bool(GROWING & set(axes[1:]))
         if reads:
@@ -71,6 +73,7 @@ def multipliers(params: dict, growth: Growth) -> Multipliers:
     the rate afterwards, so their product stays. Gradients shrink by m, in the blocks by m * l, and
     epsilon with them.
     """
+    # The letters of the papers: m_N, how many times wider; m_L, how many times deeper.
     m = growth.width
     l = growth.depth
 
@@ -83,7 +86,9 @@ def multipliers(params: dict, growth: Growth) -> Multipliers:
         in_block = any(str(part.key) == 'blocks' for part in path)
         return 1 / (m * l) if in_block else 1 / m
 
+    # x sqrt(m) undoes the 1 / fan-in of the head, and of the embedding, whose std is D^-1/2.
     init = tree(lambda role, _: m ** 0.5 if role in ('embed', 'readout') else 1.0)
+    # Adam moves each weight equally far, so a sum over m times more of them moves m times more.
     rate = tree(lambda role, _: 1 / m if role == 'hidden' else 1.0)
     decay = tree(lambda role, _: m if role == 'hidden' else 1.0)
     return Multipliers(init=init, rate=rate, decay=decay, eps=tree(eps))

@@ -22,9 +22,11 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from downscale import letters
 
+# Slices lie along `data`, the first: between them are the slowest wires.
 MESH_AXES = ('data', 'fsdp', 'fsdp_ring', 'tensor')
 BATCH_AXES = MESH_AXES[:3]
 FSDP = ('fsdp', 'fsdp_ring')
+# Bytes below which XLA gathers two axes as a sum (see `gather`).
 SMALL_BYTES = 2 ** 24
 
 
@@ -51,6 +53,7 @@ def mesh(data: int = -1, fsdp: int = 1, tensor: int = 1,
     Several slices lie along `data`. Raises ValueError with the arithmetic when the sizes do not
     multiply to the device count, or `data` to the slices.
     """
+    # 1. What is left for the size that may be -1.
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
     known = math.prod(size for size in sizes if size != -1)
@@ -61,6 +64,7 @@ def mesh(data: int = -1, fsdp: int = 1, tensor: int = 1,
         raise ValueError(f'mesh {asked} does not fit '
                          f'{len(devices)} devices; the sizes must multiply to {len(devices)}')
     data, fsdp, tensor = sizes
+    # 2. `fsdp` is split into rings of chips, see the head of this file.
     ring = ring or _ring(devices, fsdp)
     if fsdp % ring:
         raise ValueError(f'fsdp {fsdp} does not divide into rings of {ring} '
@@ -70,8 +74,9 @@ def mesh(data: int = -1, fsdp: int = 1, tensor: int = 1,
 
 
 def _ring(devices, fsdp):
-    """Return the longest side of the chips' torus that divides `fsdp`; all of it where there is
-    none.
+    """Return the longest side of the chips' torus that divides `fsdp`.
+
+    Away from TPUs there is no torus, and all of `fsdp` is one ring.
     """
     if devices[0].platform != 'tpu':
         return fsdp
@@ -85,6 +90,7 @@ def _arranged(devices, sizes):
         return np.asarray(devices).reshape(sizes)
     slices = len({getattr(device, 'slice_index', 0) for device in devices})
     if slices == 1:
+        # Neighbours on an axis are wired; a side of the torus may be split over two axes.
         return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     if sizes[0] % slices:
         raise ValueError(f'data {sizes[0]} does not divide over {slices} slices '
@@ -95,7 +101,7 @@ def _arranged(devices, sizes):
 
 
 def batch_ways(target: Mesh) -> int:
-    """Over how many shares the rows of a batch are split on mesh `target`."""
+    """Return over how many shares the rows of a batch are split on mesh `target`."""
     return math.prod(target.shape[name] for name in BATCH_AXES)
 
 
@@ -110,6 +116,7 @@ def spec(axes: str, table: Iterable[tuple[str, str | tuple[str, ...] | None]]) -
     for letter in axes:
         if letter not in table:
             raise KeyError(f'axis letter {letter!r} of {axes!r} has no sharding rule')
+        # Of a square kernel such as `second_DD` the first D is split, the other stays whole.
         names = tuple(name for name in _names(table[letter]) if name not in used)
         used.update(names)
         parts.append(_part(names))
@@ -140,8 +147,10 @@ def param_spec(axes: str, shape: Sequence[int], target: Mesh | AbstractMesh, rul
         return PartitionSpec(*[None] * len(axes))
     parts = []
     for letter, size, part in zip(axes, shape, spec(axes, rules.params)):
+        # Mesh axes of one device split nothing, and are left out.
         names = tuple(name for name in _names(part) if target.shape[name] > 1)
         split = math.prod(target.shape[name] for name in names)
+        # `fsdp` is dropped first: `fsdp_ring`, one ring of chips, is what stays.
         while size % math.prod(target.shape[name] for name in names) and len(names) > 1:
             names = names[1:]
         ways = math.prod(target.shape[name] for name in names)
@@ -163,6 +172,7 @@ def constrain(x: jax.Array, axes: str, rules: Rules) -> jax.Array:
     """Return `x` with the sharding of its axes fixed; `x` itself where the mesh has one device."""
     current = jax.sharding.get_abstract_mesh()
     manual = by_hand()
+    # Axes that `shard_map` handles are cut already: a constraint may name the others only.
     if current.empty or math.prod(
             size for name, size in current.shape.items() if name not in manual) == 1:
         return x
@@ -207,8 +217,9 @@ def whole(share: jax.Array, axes: str, shape: Sequence[int], rules: Rules) -> ja
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def gather(share: jax.Array, axis: int, names: tuple[str, ...]) -> jax.Array:
-    """Return all shares along `axis` over the mesh axes `names`, the first of them varying
-    slowest.
+    """Return an array whole along `axis`, from its shares over the mesh axes `names`.
+
+    Shares are in the order of these axes, the first of them varying slowest.
     """
     # In front the shares are contiguous; elsewhere XLA copies the whole once more.
     share = jnp.moveaxis(share, axis, 0)
@@ -222,6 +233,8 @@ def gather(share: jax.Array, axis: int, names: tuple[str, ...]) -> jax.Array:
 
 def _scatter(axis, names, _, grad):
     grad = jnp.moveaxis(grad, axis, 0)
+    # The way back of `gather`: a gradient is summed over devices and each keeps its own share.
+    # One axis at a time, slowest first, as `gather` lines shares up.
     for name in names:
         grad = jax.lax.psum_scatter(grad, name, scatter_dimension=0, tiled=True)
     return (jnp.moveaxis(grad, 0, axis),)
@@ -237,6 +250,7 @@ def leaf_axes(path: tuple, leaf: Any) -> str:
     """
     name = next((str(part.key) for part in reversed(path)
                  if isinstance(part, jax.tree_util.DictKey)), '')
+    # A scalar such as a count has no axes, whatever its name.
     axes = letters.axes_of(name) if leaf.ndim else ''
     if leaf.ndim == len(axes) + 1:
         axes = 'N' + axes
@@ -247,16 +261,13 @@ def leaf_axes(path: tuple, leaf: Any) -> str:
 
 
 def specs(tree: Any, target: Mesh | AbstractMesh, rules: Rules) -> Any:
-    """Return the PartitionSpec on mesh `target` of every leaf of `tree`, read off the leaf's own
-    name.
-    """
+    """Return the PartitionSpec on mesh `target` of every leaf, read off the leaf's own name."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: param_spec(
         leaf_axes(path, leaf), leaf.shape, target, rules, jax.tree_util.keystr(path)), tree)
 
 
 def shardings(tree: Any, target: Mesh, rules: Rules) -> Any:
-    """Return the NamedSharding on mesh `target` of every leaf of `tree`, read off the leaf's own
-    name.
+    """Return the NamedSharding on mesh `target` of every leaf, read off the leaf's own name.
 
     A train state may be given too: the optimiser's trees end in the names of the parameters.
     Raises ValueError, with the arithmetic, where a mesh axis does not divide a parameter's axis.

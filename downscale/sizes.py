@@ -104,6 +104,7 @@ class Pictures:
 
 
 def _qwen3(N, D, H, F, tie=True):
+    # The table of a vocabulary is longer than its tokenizer: 151,936 = 128 x 1,187 rows.
     return LanguageConfig(N=N, D=D, H=H, K=8, E=128, F=F, V=151936, tie=tie, qk_norm=True)
 
 
@@ -128,6 +129,7 @@ SMOLLM2 = {
 # Trained here from random initialisation; the same block as Qwen3, so a lesson carries over.
 _MICRO_BASE = LanguageConfig(N=2, D=64, H=4, K=2, E=16, F=192, V=512, qk_norm=True, theta=1e4)
 SIGLIP = {
+    # 27 blocks are published, the last is not run; 384 pixels hold 27 x 27 patches of 14.
     'so400m-patch14-384': VisionConfig(layers=26, W=1152, H=16, F=4304, patch=14, image=384),
     'micro': VisionConfig(layers=2, W=64, H=4, F=192, patch=20, image=80),
 }
@@ -157,6 +159,7 @@ def scale(base: LanguageConfig, width: int | None = None, depth: int | None = No
 
 def _nearest_width(base, width):
     """Return the width next to `width` at which H, K and F of `base` come out whole."""
+    # A multiple of the base's width always comes out whole, so the range holds at least one.
     whole = [other for other in range(1, 2 * width + base.D)
              if not any(field * other % base.D for field in (base.H, base.K, base.F))]
     return min(whole, key=lambda other: abs(other - width))
@@ -222,6 +225,7 @@ class Parametrisation:
         """Return the `Growth` of a LanguageConfig; ValueError where its family has no such base."""
         if self.kind == 'standard':
             return Growth(input=self.input, head=self.output)
+        # Heads must come out whole at the base too, or m would not be the ratio of anything.
         scale(language, self.base_width, self.base_depth)  # for its check
         return Growth(
             width=language.D / self.base_width,

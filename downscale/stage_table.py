@@ -6,6 +6,7 @@ told in its order. `config.Stage` is what a study says about a stage of its own:
 from dataclasses import dataclass
 
 GROUPS = ('tower', 'connector', 'language')
+# Alignment shows flat pictures, without a newline: 'instruct' draws that vector from the seed.
 _ALL = ('language', 'tower', 'connector')
 _FROM_INSTRUCT = (*_ALL, 'image_newline_D')
 

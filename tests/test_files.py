@@ -152,7 +152,7 @@ def test_long_names_and_keys_do_not_make_a_long_line(tmp_path):
 def test_an_object_is_read_as_rows_are(tmp_path):
     assert read_object(put(tmp_path, 'a.json', '{"a": "é"}', 'utf-16')) == {'a': 'é'}
     for text, message in (('[1]', 'must be a JSON object, not a list'), ('', 'no readable JSON'),
-                          ('{\n"a": 1,\n}', 'line 3'), ('{"a": 1, "a": 2}', 'twice')):
+                          ('{\n"a": 1,\n5}', 'line 3'), ('{"a": 1, "a": 2}', 'twice')):
         with pytest.raises(ValueError, match=f'a.json: .*{message}'):
             read_object(put(tmp_path, 'a.json', text))
 

@@ -33,8 +33,23 @@ def test_a_study_file_of_before_works_and_is_told_the_new_path():
         places = importlib.import_module('downscale.places')
         from downscale import experiment
         assert places.BUCKET == 'gs://' and experiment.cells is experiment.cells_of
-    for old, name in RENAMED:
-        assert attribute(old, name).__name__ == RENAMED[old, name]
+        for old, name in RENAMED:
+            assert attribute(old, name).__name__ == RENAMED[old, name]
+
+
+@pytest.mark.parametrize('line', ['from downscale.places import BUCKET',
+                                  'from downscale.experiment import cells',
+                                  'import downscale.sweeps; downscale.sweeps.axis'])
+def test_an_old_path_is_an_error_in_the_package_and_its_tests_alone(line):
+    """As setup.cfg and conftest.py say, by the module that a warning's stacklevel points at."""
+    for module in ('downscale', 'downscale.planted', 'downscale.data.planted', 'test_moved',
+                   'small', 'conftest'):
+        with pytest.raises(DeprecationWarning, match='is now downscale'):
+            exec(line, {'__name__': module})
+    for module in ('my_study', 'downscaled', 'smaller'):
+        with warnings.catch_warnings(record=True) as said:
+            exec(line, {'__name__': module})
+        assert {warning.category for warning in said} == {DeprecationWarning}
 
 
 def test_a_name_that_never_was_is_no_module_and_no_attribute():
@@ -42,6 +57,7 @@ def test_a_name_that_never_was_is_no_module_and_no_attribute():
         importlib.import_module('downscale.nowhere')
     with pytest.raises(AttributeError, match='downscale.places has no attribute'):
         attribute('places', 'nothing')
+    assert not hasattr(importlib.import_module('downscale.places'), '__file__')  # nor a warning
     with pytest.raises(ImportError):
         from downscale.places import nothing  # noqa: F401
 

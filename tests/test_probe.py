@@ -30,7 +30,7 @@ def quick():
     jax.config.update('jax_disable_most_optimizations', True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('downscale.study.workers.use_cache', lambda folder: None)
-        patch.setattr('downscale.commands.analyze.keep_freed_memory', lambda: None)
+        patch.setattr('downscale.commands.machine.keep_freed_memory', lambda: None)
         yield
     jax.config.update('jax_disable_most_optimizations', False)
 

@@ -102,8 +102,8 @@ def test_a_tracker_that_breaks_later_is_named_once_and_left_alone(tmp_path, fake
 def test_a_missing_library_is_named_before_work_starts(monkeypatch):
     monkeypatch.setitem(sys.modules, 'wandb', None)
     with pytest.raises(ImportError, match=r"pip install 'downscale\[wandb\]'"):
-        trackers.require('wandb')
-    trackers.require('tensorboard')
+        trackers.choose('wandb')
+    assert trackers.choose('tensorboard') == trackers.choose(None) == 'tensorboard'
 
 
 def test_the_writer_brings_no_other_framework_along():

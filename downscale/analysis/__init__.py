@@ -2,7 +2,7 @@
 
 
 def __getattr__(name):
-    """`downscale.analysis.synth`, imported on first use so that the package stays instant."""
+    """Return `synth`, imported on first use so that the package stays instant."""
     if name == 'synth':
         from downscale.analysis.planted.study import synth
         return synth

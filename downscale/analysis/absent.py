@@ -38,6 +38,7 @@ def absent(s: Scored) -> list[tuple[str, str]]:
 def _in_part(s, cells):
     """Return the cells that have fewer questions than all of them together."""
     ids = {cell: np.unique(s.study.codes['item_id'][s.study.cells[cell]]) for cell in cells}
+    # `[]` is for a study without cells of this kind, of which nothing could be joined.
     every = np.unique(np.concatenate([*ids.values(), []]))
     return [(name_of(cell), f'{len(every) - len(ids[cell])} of {len(every)} questions lack')
             for cell in cells if len(ids[cell]) < len(every)]
@@ -95,6 +96,7 @@ class _Runs:
         # Studies of before their stages were written down only show what their runs have done.
         if run in self.stages:
             return any(stage in self.stages[run] for stage in stages)
+        # A run that has answered nothing may be for anything.
         return run not in self.answered
 
     def sizes(self, cells, side):

@@ -30,6 +30,7 @@ def by_family(s: Scored) -> dict[str, Any]:
     by_size = dict(zip(sizes, map(bootstrap.with_macro, means), strict=True))
     floor = floors.floor(s, paired)
     columns = {task: column for column, task in enumerate(floor.means.groups)}
+    # A family that only readers were asked has no column here.
     tasks = [task for task in families(s) if task in columns]
     ended = {size.name: completion(s, cells) for size, cells in groups.items()}
     rows = {}
@@ -59,6 +60,7 @@ def _guesses(floor, columns):
 def losses(s: Scored) -> dict[str, Any]:
     """Return the training curves by stage, and the last loss of every run."""
     sizes = size_of_run(s)
+    # In the order of training; stages that the table does not know come last.
     order = {stage: place for place, stage in enumerate(STAGES)}
     stages = {}
     last = []

@@ -134,6 +134,7 @@ def _judge(s, claim, reasoner):
     try:
         contrast = CONTRASTS[claim.contrast](s, mode)
     except (Missing, TableError) as reason:
+        # A claim that cannot be judged is listed all the same, with the reason.
         blank = dict.fromkeys(('effect', 'low', 'high'))
         return {**row, **blank, 'n': 0, 'clusters': 0, 'seeds': 0, 'method': '', 'where': '',
                 'by_size': {}, 'verdict': 'not interpretable', 'reason': str(reason)}
@@ -177,6 +178,7 @@ def verdict_of(claim: Claim, x: bootstrap.Interval, doubt: str = '',
 
 def _mode(reasoner):
     """Return the mode in which pairs are read: thinking, unless only answering directly passes."""
+    # Where both pass it is thinking, as in the chain of the paper.
     good = [mode for mode, facts in reasoner['modes'].items() if facts['interpretable']]
     return 'direct' if good == ['direct'] else 'think'
 

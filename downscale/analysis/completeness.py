@@ -153,6 +153,7 @@ def _completion(endings, accuracy):
     completed = sum(part.completed for part in parts)
     shares = {}
     for kind in parts[0].shares:
+        # Families weigh alike, as in the accuracy beside it.
         shares[kind] = FaultShare(np.mean([part.shares[kind] for part in parts]))
     over = {}
     for task, part in endings.items():
@@ -177,6 +178,7 @@ def _interval(parts):
     values = [part.value for part in parts]
     if not all(np.isfinite(values)):
         return None
+    # These draws are over pictures, so that this interval never covers seeds.
     return bootstrap.interval(
         np.mean(values), np.mean([part.draws for part in parts], axis=0),
         sum(part.items for part in parts), min(part.clusters for part in parts), bounds=(0, 1))

@@ -54,6 +54,7 @@ def over(s: Scored, groups: Sequence,
         weights = np.asarray(part, dtype=float)
         value = value + weights @ means.value[:, columns].mean(axis=1)
         draws = draws + means.draws[:, :, columns].mean(axis=2) @ weights
+        # What each family adds to the spread of the sum, by which `effective` weighs its clusters.
         shares[columns] += np.abs(weights).max() / len(columns)
     used = shares > 0
     # The sum is at its ends where every accuracy that is added is 0 or 1.
@@ -97,6 +98,7 @@ def drop_by_reliance(s: Scored, mode: str) -> Found:
 
 def _pairs(s, mode, kinds=(EXTRACTION, CAPTION)):
     """Return (kind, pairs) of the first kind of text that was answered in this mode."""
+    # Extractions before captions, as the claims are about pairs that read extractions.
     for kind in kinds:
         groups = measures.pair_groups(s, kind, MODES[mode])
         if any(p != GOLD for p, _ in groups):
@@ -131,6 +133,7 @@ def perception_minus_reasoning(s: Scored, mode: str) -> Found:
     r = _sizes(s, groups, 1)
     if len(p) < 2 or len(r) < 2:
         raise Missing('needs two sizes on both sides')
+    # 1: reasoner small, 2: perception small, 3: both large.
     cells = _need(groups, [(p[-1], r[0]), (p[0], r[-1]), (p[-1], r[-1])])
     visual, _ = families_of(s)
     # Both drops start at (large, large), which cancels: two pairs and no third make the effect.
@@ -270,6 +273,7 @@ def chain_minus_joint(s: Scored, mode: str) -> Found:
         both = [groups[size.name, size.name], measures.joint_cells(s, size, 'image')]
         by_size[size.name] = over(s, both, ((1, -1), visual))
         cells += both
+    # In `cells` pairs and joint models take turns.
     effect = over(s, cells, (np.tile([1, -1], len(sizes)) / len(sizes), visual))
     return Found(effect=effect, where=f'{kind}, {mode}, {len(sizes)} sizes', by_size=by_size)
 

@@ -59,8 +59,10 @@ def stages_of(s: Scored) -> dict[tuple[str, str], Trained]:
             value = read_object(path)
             # pyrefly: ignore[bad-argument-type]
             check(value, {'size': str, 'seed': int, 'stages': list, 'language': dict}, short(path))
+            # Each stage's folder has the experiment of the cell; its name says which stage.
             stage = next((stage for stage in value['stages']
                           if isinstance(stage, dict) and stage.get('name') == name), None)
+            # A cell without stages has trained nothing: there is nothing to price.
             if stage is None and value['stages']:
                 raise TableError(f'{short(path)}: field \'stages\' has no stage {name!r}')
             if stage is not None:
@@ -78,9 +80,11 @@ def _trained(folder, cell, value, stage):
         pictures = from_dict(Pictures, value.get('pictures', {}), 'pictures')
         flops = _flops(folder, stage, language, vision)
     except ValueError as error:
+        # A TableError is a ValueError that names its file already.
         if isinstance(error, TableError):
             raise
         raise TableError(f'{short(folder / "experiment.json")}: {one_line(error)}') from None
+    # As `expansion.reference_of`: 'text' is of this cell, 'tower/tower' of the tower of its seed.
     parents = []
     for reference in dict.fromkeys(stage['parents'].values()):
         other, _, name = reference.rpartition('/')
@@ -101,6 +105,7 @@ def _trained(folder, cell, value, stage):
 
 def _check_stage(stage, where):
     """Raise `TableError` unless a stage of an experiment has what its costs are made of."""
+    # A stage of one shape may be written without buckets.
     check({'buckets': [], **stage}, STAGE_FIELDS, where)
     for shape in stage.get('buckets', ()):
         check(shape, SHAPE_FIELDS, f'{where}: buckets')
@@ -108,6 +113,7 @@ def _check_stage(stage, where):
     check(stage['rates'], dict.fromkeys(stage['rates'], NUMBER), f'{where}: rates')
     parts = dict(enumerate(stage['trainable']))
     check(parts, dict.fromkeys(parts, str), f'{where}: trainable')
+    # Whatever is trained has a rate, besides those that are given for more.
     check(stage['rates'], dict.fromkeys(stage['trainable'], NUMBER), f'{where}: rates')
 
 
@@ -122,6 +128,7 @@ def _flops(folder, stage, language, vision):
         raise ValueError('field \'language\' has no parameters')
     if vision is None and any(shape['tiles'] for shape in shapes):
         raise ValueError(f'field \'vision\' is missing, but stage {stage["name"]} has tiles')
+    # With a single shape every batch has it, packed or not.
     batches = {(stage['length'], stage['tiles']): 1.}
     if len(shapes) > 1:
         if packed is None:
@@ -133,6 +140,7 @@ def _flops(folder, stage, language, vision):
         step = train_flops(language, vision, rows=shape['batch'], length=shape['length'],
                            tiles=shape['tiles'] * shape['batch'], groups=tuple(stage['trainable']))
         flops.append(batches.get((shape['length'], shape['tiles']), 0) * step['total'])
+    # FLOPs of the mean batch, times the steps.
     return float(sum(flops)) / sum(batches.values()) * stage['steps']
 
 
@@ -158,6 +166,7 @@ def _conversations(folder, steps):
     packed = _packed(folder)
     if packed is None:
         return None
+    # What was counted may be more batches than the steps take, or fewer.
     batches = sum(shape['rows'] / shape['batch'] for shape in packed['buckets'])
     return steps * packed['total']['conversations'] / batches
 
@@ -189,6 +198,7 @@ def _chip_seconds(folder, mesh):
         check({'cells': 1, **row}, {'seconds': NUMBER, 'cells': NUMBER}, short(path))
         if row['seconds'] < 0 or row.get('cells', 1) <= 0:
             raise TableError(f'{short(path)}: {shown(row)} has impossible seconds or cells')
+        # Seconds count from the beginning of a session: each row adds what is new since the last.
         if row.get('began') != session or row['seconds'] < last:   # old rows have no `began`
             session = row.get('began')
             last = 0.
@@ -198,6 +208,7 @@ def _chip_seconds(folder, mesh):
         return None   # so short that no time was noted
     names = mesh if isinstance(mesh, dict) else ()
     check(mesh, dict.fromkeys(names, int), f'{short(folder)}: mesh')
+    # An axis of -1 takes what is left, and how much that was the file does not say.
     return whole * math.prod(max(1, size) for size in mesh.values())
 
 
@@ -213,6 +224,7 @@ def ancestry(s: Scored, end: tuple[str, str]) -> dict[tuple[str, str], Trained]:
         key = queue.pop()
         if key not in known:
             raise Missing(f'no experiment.json of {"/".join(key)}')
+        # Several stages may start from one, which is paid for once.
         if key not in behind:
             behind[key] = known[key]
             queue += known[key].parents
@@ -275,6 +287,7 @@ def of_cell(s: Scored, cell: Cell, cost: str) -> float:
         # A reasoner is text-only: its tower and connector are not used.
         vision = {run['run_id']: run.get('n_vision', 0) for run in s.study.meta['runs']}
         return known[cell.p_run] + (known[cell.r_run] - vision[cell.r_run] if cell.r_run else 0)
+    # By (cell, stage), so that what both sides came from is counted once.
     behind = ancestry(s, stage_of(s, cell.p_run, cell.text_kind))
     if cell.r_run:
         behind = {**behind, **reasoner_of(s, cell.r_run)[1]}
@@ -293,8 +306,7 @@ def of_cell(s: Scored, cell: Cell, cost: str) -> float:
 
 
 def _inference(s, cell):
-    """Return mean FLOPs a question: a picture's tiles and tokens are read, texts and thoughts
-    written.
+    """Return the mean FLOPs of a question: its picture is read, texts and thoughts are written.
 
     Questions and prompts are left out, since their tokens are not recorded; they are the same for
     all that are compared.
@@ -305,10 +317,12 @@ def _inference(s, cell):
     if model.vision is None:
         raise Missing(f'{cell.p_run} has no tower')
     seen = _seen(s, cell, model)
+    # 1. The model that sees reads the picture; logits are taken at the last token only.
     tokens = float(np.mean([tokens for tokens, _ in seen]))
     reading = float(np.mean([
         forward_flops(model.language, model.vision, rows=1, length=length, tiles=tiles,
                       head_positions=1)['total'] for length, tiles in seen]))
+    # 2. It answers, and that is all; or it writes a text, which the reasoner reads and answers.
     if not cell.r_run:
         return reading + _decoded(model.language, tokens, written)
     texts = s.study.texts
@@ -331,6 +345,7 @@ def _seen(s, cell, model):
     """
     if model.pictures.mode != 'anyres':
         return [(model.vision.P, 1)]
+    # Saved as CLUSTER-PLACE.png, with '_' where the cluster has '/'.
     if 'saved' not in s.made:
         s.made['saved'] = {}
         for path in sorted(s.study.root.glob('pictures/*.png')):
@@ -354,6 +369,7 @@ def _tokens_and_tiles(sizes, model):
     tiles = 0
     for size in sizes:
         tokens += token_count(*size, model.vision, model.pictures, alone)
+        # The whole picture as one tile, and alone also the tiles of its grid.
         tiles += 1 + alone * math.prod(best_grid(*size, model.vision, model.pictures))
     return tokens, tiles
 
@@ -372,4 +388,5 @@ def _decoded(language, live, tokens):
 
     Those of a token are linear in the live ones, so that the mean of these is priced.
     """
+    # The t-th token has live + t in its cache: in the mean over t, live + (tokens + 1) / 2.
     return tokens * decode_flops(language, live + (tokens + 1) / 2)

@@ -198,6 +198,7 @@ def _relations(s, conditions):
     for condition in conditions:
         try:
             columns = visual_reliance(s, condition)
+            # Both, because their gap shows what the noise of the largest size makes on both axes.
             relations[condition] = {
                 name: relation(**columns, split=split, bootstraps=len(s.resamples.weights))
                 for name, split in (('same items', False), ('split halves', True))}
@@ -326,6 +327,7 @@ def _slope(x, y):
     """Return the least-squares slope along the last axis; NaN where x does not vary."""
     x = _centred(x)
     y = _centred(y)
+    # Centring leaves some rounding of tasks that are alike: 1e-15 counts as none.
     below = np.sum(x * x, axis=-1)
     return np.sum(x * y, axis=-1) / np.where(below > 1e-15, below, np.nan)
 

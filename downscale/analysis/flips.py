@@ -9,15 +9,18 @@ from downscale.results.items import TableError
 from downscale.results.text_kinds import BEST_FIRST, BRIEF
 from downscale.statistics.shapley import SCALES
 
+# The paper's own chain first: an extraction, and a reasoner that thinks about it.
 PREFERRED = tuple(itertools.product(BEST_FIRST, ('think', 'direct')))
 
 
 def shares(s: Scored) -> dict[str, Any]:
-    """Return Shapley shares and classes of questions, by kind of text and mode that has its ends.
+    """Return Shapley shares and classes of questions of every panel with all four corners.
 
-    'macro' {setting: Shares of the macro mean}, 'scales' {setting: {scale: the same}}, 'classes'
+    A setting is the kind of text and mode of a panel. A dict of 'macro' {setting: Shares of the
+    macro mean}, 'scales' {setting: {scale: the same}}, 'classes'
     {setting: {'share' | 'change': {class: Interval}}} and 'without' {setting: reason}.
     """
+    # 1. The panels that have all four corners; of the others, why not.
     panels = {}
     without = {}
     for name, groups in grids.panels(s).items():
@@ -27,6 +30,7 @@ def shares(s: Scored) -> dict[str, Any]:
             without[', '.join(name)] = str(reason)
     if not panels:
         raise Missing('; '.join(without.values()))
+    # 2. Shares on both scales and classes of questions, panel by panel.
     scales = {}
     classes = {}
     for name, panel in panels.items():
@@ -34,6 +38,7 @@ def shares(s: Scored) -> dict[str, Any]:
         scales[setting] = {scale: grids.shares(s, panel, scale)['macro'] for scale in SCALES}
         split = grids.items(s, panel)
         classes[setting] = {'share': split.share['macro'], 'change': split.change['macro']}
+    # 3. Text and mode as further factors, where all panels have the same corners.
     macro = {setting: by_scale['accuracy'] for setting, by_scale in scales.items()}
     try:
         names, by_family = grids.all_factors(s, panels)
@@ -53,6 +58,7 @@ def families(s: Scored) -> dict[str, Any]:
     """Return the grid of every family for the first of `PREFERRED` that is there."""
     panels = grids.panels(s)
     for name in PREFERRED:
+        # Gold texts have no size of perception, and so no row in a grid of sizes.
         groups = {key: cells for key, cells in panels.get(name, {}).items() if key[0] != grids.GOLD}
         if groups:
             return {'panel': ', '.join(name), 'families': _by_family(s, groups),
@@ -77,9 +83,9 @@ def _sizes(s, names):
 
 
 def frontiers(s: Scored) -> dict[str, Any]:
-    """Return `ways_by_cost` for every cost that the study tells, as 'costs' {cost: result}.
+    """Return the frontier of every cost that the study tells.
 
-    'skipped' {cost: reason} holds the others.
+    A dict of 'costs' {cost: `ways_by_cost`} and, for the others, 'skipped' {cost: reason}.
     """
     by_cost = {}
     skipped = {}

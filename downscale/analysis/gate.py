@@ -24,6 +24,7 @@ def gate(s: Scored) -> dict[str, Any]:
         line = 'Not interpretable on the reasoning side: no text-only reasoner was evaluated.'
         return {'interpretable': False, 'reasoner': '', 'modes': {}, 'families': {}, 'line': line}
     largest = reasoners[-1]
+    # All families that any reader was asked: one without answers on gold texts fails.
     tasks = set()
     for cell, index in s.study.cells.items():
         if cell.r_run:
@@ -35,6 +36,7 @@ def gate(s: Scored) -> dict[str, Any]:
         cells = sorted(cell for cell in s.study.cells if cell.condition == 'gold_text' and
                        cell.text_kind == 'caption' and cell.thinking == thinking and
                        cell.r_run in largest.runs)
+        # A mode without gold captions stays out of `table`, so that every family fails in it.
         if cells:
             _gate_mode(s, cells, mode, table)
         failing = [task for task in tasks if not table[task].get(mode, {}).get('passes')]
@@ -50,6 +52,7 @@ def _gate_mode(s, cells, mode, table):
     """
     paired, score = means_of(s, [cells])
     floor = floors.floor(s, paired)
+    # Both under the same draws, so that the interval is one of their difference.
     margin = dataclasses.replace(score, value=score.value - floor.means.value,
                                  draws=score.draws - floor.means.draws)
     ended, _ = completion(s, cells)
@@ -68,6 +71,7 @@ def _gate_line(result):
     for mode, facts in result['modes'].items():
         if facts['interpretable']:
             continue
+        # Nobody has failed where nobody was asked.
         if not facts['measured']:
             parts.append(f'{mode}: no gold captions were answered in this mode')
             continue

@@ -232,6 +232,7 @@ def all_factors(s: Scored, ends: dict[tuple[str, str], Corners],
     captions are no level of a factor, and left out.
     """
     ends = {name: panel for name, panel in ends.items() if name[0] != BRIEF}
+    # In this order 'caption' and 'direct' are the small levels of their factors.
     kinds = sorted({kind for kind, _ in ends})
     modes = sorted({mode for _, mode in ends})
     if len(ends) != len(kinds) * len(modes) or len(ends) < 2:
@@ -267,6 +268,7 @@ def items(s: Scored, ends: Corners) -> Partition:
     answers = paired.scores.reshape(len(ends.seeds), len(keys), -1)
     # 2. Split each seed's items: how much of a class an item is, and what that adds to the drop.
     split = [partition(scores[:4].reshape(2, 2, -1)) for scores in answers]
+    # [seeds, classes then their changes then the drop, items]
     rows = np.stack([[*weight, *change, change.sum(axis=0)] for weight, change in split])
     weight = np.mean([weight for weight, _ in split], axis=0)
     # 3. Take means over families and seeds; a row for each class, each change, and the drop.

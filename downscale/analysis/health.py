@@ -10,6 +10,7 @@ from downscale.statistics import bootstrap
 
 def health(s: Scored) -> list[dict[str, Any]]:
     """Return endings, accuracy, lengths and counts for every way of answering and size."""
+    # With its place in front, so that sizes are sorted by parameters and not by name.
     home = {}
     for order, size in enumerate(s.sizes):
         home.update((run, (order, size.name)) for run in size.runs)
@@ -22,7 +23,7 @@ def health(s: Scored) -> list[dict[str, Any]]:
 
 
 def _way(cell):
-    """Return by which way a cell answers."""
+    """Return the way in which a cell answers: alone, as a pair, or from the true text."""
     if cell.condition == 'gold_text':
         return 'gold text'
     return 'decoupled' if cell.r_run else 'joint'
@@ -33,6 +34,7 @@ def _health_row(s, key, cells):
     way, condition, text, thinking, _, size = key
     index = np.concatenate([s.study.cells[cell] for cell in cells])
     answers = {name: column[index] for name, column in s.study.items.items()}
+    # NaN stands where the likelihood of the gold answer was not computed.
     nll = answers['nll_gold'][np.isfinite(answers['nll_gold'])]
     row = {
         'way': way, 'condition': condition, 'text': text,
@@ -76,6 +78,7 @@ def runs(s: Scored) -> list[dict[str, Any]]:
             score = None
             ended = None
             if cells:
+                # A run has one cell at most of one condition and mode.
                 means = of_run(s, cells[0])
                 score = one(bootstrap.macro(means), 0, 0)
                 _, ended = completion(s, cells, means)

@@ -28,6 +28,7 @@ def layers(s: Scored) -> dict[str, Any]:
     others = []
     for row in _table(s.study.root / 'probes.parquet').select(COLUMNS).to_pylist():
         depth = row['rel_depth']
+        # Runs of a sweep have no size, and some sites no depth: neither has a place on a curve.
         if row['run_id'] not in home or depth is None or not np.isfinite(depth):
             others.append(_without_depth(row))
             continue
@@ -37,9 +38,11 @@ def layers(s: Scored) -> dict[str, Any]:
         rows.setdefault(key, []).append(_without_depth(row))
         depths = panels.setdefault(key, {}).setdefault(home[row['run_id']], {})
         depths.setdefault(float(depth), []).append([row[name] for name in POINT])
+    # A table says more of measures at one depth than a curve with one point.
     single = {key for key, by_size in panels.items() if max(map(len, by_size.values())) == 1}
     for key in sorted(single):
         others += rows[key]
+    # False sorts before True: means over tasks come first.
     order = sorted(panels.keys() - single, key=lambda key: (not key.endswith('macro'), key))[:12]
     curves = {}
     for key in order:

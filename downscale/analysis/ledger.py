@@ -78,6 +78,7 @@ def ledger(s: Scored, table: pa.Table) -> Ledger:
     values = []
     for part, (hits_of, _) in enumerate(probes):
         for place, size in enumerate(sizes):
+            # The columns lead from the picture to the answer: sites, then written, then answered.
             values += [*hits_of[size], *scores[part, ::-1, place]]
     means = bootstrap.group_means(np.array(values)[:, keep], paired.task[keep],
                                   paired.cluster_id[keep], s.resamples)
@@ -156,6 +157,7 @@ def _read_by(s, groups, pairs, reader):
         runs.update(cell.p_run for cell in cells)
     read_by = {}
     for size, cells in groups.items():
+        # A text is read by the reader of its own seed, or two trainings would be mixed.
         read_by[size] = [cell for cell in pairs.get((size, reader), ())
                          if seed[cell.p_run] == seed[cell.r_run] and cell.p_run in runs]
         if len(read_by[size]) != len(cells):
@@ -173,6 +175,7 @@ def _by_seed(s, groups, written):
     answered = {size: measures.by_seed(s, cells) for size, cells in groups.items()}
     read_by = {size: measures.by_seed(s, cells) for size, cells in written.items()}
     shared = set.intersection(*map(set, [*answered.values(), *read_by.values()]))
+    # Too few seeds to be drawn: runs are averaged, and intervals are over pictures only.
     if not bootstrap.covers_seeds(len(shared), planned):
         return [(groups, written)], 1
     if not shared:
@@ -253,6 +256,7 @@ def _losses(means, sizes, columns):
             gap[large + columns.index(column)] = 1
             gap[k * len(columns) + columns.index(column)] = -1
             name = UNSAID if column == ANSWERED and WRITTEN not in chain else STEPS[column]
+            # Differences of neighbouring gaps, so that the steps add up to the last gap, the total.
             steps[name] = gap - before
             before = gap
         steps['total'] = before

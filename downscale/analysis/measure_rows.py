@@ -261,6 +261,7 @@ def _test_rows(setting, task, x, means, column):
                  inference.detectable_difference(error))]
     # More items do not mend the spread between seeds.
     if x.value and error > 0 and not bootstrap.covers_seeds(*seeds):
+        # error^2 n: the variance of one item, with what questions of one picture share.
         rows.append(_row('differences', setting, task, 'items for 80 % power at this size',
                          inference.items_needed(x.value, error ** 2 * x.n)))
     return rows
@@ -294,6 +295,7 @@ def _run_rows(s, sizes):
         profile = inference.performance_profile(scores[size.name], THRESHOLDS)
         rows += [_row('runs', size.name, '', f'share above {level}', share)
                  for level, share in zip(THRESHOLDS, profile, strict=True)]
+    # `scores` runs from the smallest size on, so that the first of each pair is the small one.
     return rows + [_row('runs', f'{large} - {small}', '', 'P(larger is better)',
                         inference.better(scores[large], scores[small]))
                    for small, large in itertools.combinations(scores, 2)]

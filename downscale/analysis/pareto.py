@@ -48,11 +48,13 @@ def ways_by_cost(s: Scored, cost: str = 'params') -> dict[str, Any]:
         raise Missing('a frontier needs two ways of answering with a cost; '
                       f'{"; ".join(skipped) or "nobody answered with a picture"}')
     _, of_ways = measures.each(s, cells)
+    # `frontier` wants ascending prices; names decide between equal ones.
     order = sorted(range(len(priced)), key=lambda way: priced[way])
     prices = np.array([priced[way][0] for way in order])
     macros = [bootstrap.macro(of_ways[way]) for way in order]
     on = frontier(prices, np.array([means.value[0, 0] for means in macros]))
     draws_BW = np.stack([means.draws[:, 0, 0] for means in macros], axis=1)
+    # A draw without pictures of some family has no mean over families.
     shares = frontier(prices, draws_BW[np.isfinite(draws_BW).all(axis=1)]).mean(axis=0)
     rows = []
     for place, way in enumerate(order):
@@ -72,4 +74,5 @@ def frontier(prices: np.ndarray, values: np.ndarray) -> np.ndarray:
     stop = np.searchsorted(prices, prices, side='right')
     best = np.maximum.accumulate(values, axis=-1)
     below = np.concatenate([np.full((*values.shape[:-1], 1), -np.inf), best], axis=-1)[..., start]
+    # Above all that is cheaper, and as high as any of the same price.
     return (values > below) & (values >= best[..., stop - 1])

@@ -107,17 +107,21 @@ def losses_by_size(s: Scored) -> dict[str, dict[str, Any]]:
 def _loss_law(s, stage):
     """Return the law of one stage's loss; `Missing` or ValueError where there is none."""
     columns, _, diverged = _columns(s, stage)
+    # Any exponent of tokens fits two numbers of them.
     two = len(set(columns['tokens'])) >= 3
     law = CHINCHILLA if two else POWER
     x = np.column_stack([columns['n'], columns['tokens']]) if two else columns['n']
     draws = len(s.resamples.weights)
+    # FLOPs as 6 N D, for the order of runs and the reach of the hold-out.
     compute = columns['n'] * columns['tokens'] * 6
+    # A thousand fits are enough for percentiles, and each takes its time.
     options = {'runs': columns['cell'], 'draws': min(draws, 1000)}
     fitted = fit(law, x, columns['loss'], **options)
     try:
         beyond = holdout(law, x, columns['loss'], compute, compute.max(), **options)
         most = compute.max()
     except ValueError as reason:
+        # Too few points below the largest compute: the law stands without a hold-out.
         beyond = str(reason)
         most = None
     # The curve is drawn at the number of tokens that most runs saw, of equals the largest.
@@ -186,6 +190,7 @@ def accuracy_by_size(s: Scored) -> dict[str, Any]:
     names = []
     for size in s.sizes:
         for cell in measures.joint_cells(s, size, 'image'):
+            # A point for each run, so that seeds are resampled like other runs.
             groups.append([cell])
             n.append(size.n_nonembed)
             names.append(size.name)
@@ -193,6 +198,7 @@ def accuracy_by_size(s: Scored) -> dict[str, Any]:
         raise Missing('no model was asked with the picture')
     paired = measures.pair(s.study, groups)
     y = np.array([measures.of_run(s, cell).value.mean() for cell, in groups])
+    # The mean over families, as the accuracies are.
     floor = float(floors.floor(s, paired).means.value.mean())
     n = np.array(n, dtype=float)
     try:
@@ -262,6 +268,7 @@ def _rate_runs(s, stage):
     budgeted = s.study.meta.get('budgets', {})
     losses_of = {}   # size: tokens: rate: seed: loss
     for row in np.argsort(columns['n'], kind='stable'):
+        # Runs with a budget differ in their steps on purpose: they are no sweep over rates.
         if np.isfinite(columns['rate'][row]) and columns['cell'][row] not in budgeted:
             by_tokens = losses_of.setdefault(str(columns['size'][row]), {})
             by_rate = by_tokens.setdefault(columns['tokens'][row], {})
@@ -269,6 +276,7 @@ def _rate_runs(s, stage):
             by_seed[int(columns['seed'][row])] = float(columns['loss'][row])
     runs = {}
     for size, by_tokens in losses_of.items():
+        # Rates compare at one number of tokens only.
         losses = max(by_tokens.values(), key=len)
         seeds = set.intersection(*map(set, losses.values()))
         if len(losses) > 1 and seeds:
@@ -327,8 +335,10 @@ def _flips(s, large, small):
         groups += [cells[seed] for cells in by_seed]
     paired = measures.pair(s.study, groups)
     # Scores may be means of repeats, taken as independent: then an item is a share of each.
+    # Large and small take turns, seed by seed.
     first = paired.scores[0::2]
     second = paired.scores[1::2]
+    # [seeds, 4, items], flattened seed by seed as `over_seeds` wants it.
     rows = np.stack([first * (1 - second), (1 - first) * second, first * second,
                      (1 - first) * (1 - second)], axis=1)
     means = bootstrap.group_means(rows.reshape(-1, rows.shape[2]), paired.task, paired.cluster_id,

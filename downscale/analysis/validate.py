@@ -90,6 +90,7 @@ def _pairing_errors(study):
     """
     for decoupled in (False, True):
         cells = sorted(cell for cell in study.cells if bool(cell.r_run) == decoupled)
+        # Cells that each have the items of the first have those of one another.
         for cell in cells[1:]:
             try:
                 pair(study, [cells[:1], [cell]])

@@ -8,6 +8,7 @@ from downscale.commands.machine import prepare_for_models
 from downscale.commands.parsing import local_path, natural, new_file, new_folder, resamples
 from downscale.output.text import linked
 
+# Copies of names, since `--help` must not wait for numpy; the tests compare them.
 COSTS = ('params', 'train_flops', 'inference_flops', 'samples', 'chip_hours')  # of `costs.py`
 SIZE_COLUMNS = ('n_nonembed', 'n_total')  # those of `analysis/drops.py`, which needs numpy
 ANALYZE_EXAMPLES = {
@@ -42,6 +43,7 @@ HELP = {
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
     """Add to `sub` a verb and what that verb reads."""
+    # One verb is one help page: what a verb does not read is refused instead of ignored.
     verbs = sub.add_subparsers(dest='verb', required=True, metavar='VERB')
     for name, text in HELP.items():
         verb = verbs.add_parser(name, help=text, description=text,
@@ -115,6 +117,7 @@ def add_probe_arguments(sub: argparse.ArgumentParser, verb: str) -> None:
 def probe(args: argparse.Namespace) -> None:
     """Probe every run of a study that is not probed yet; the same command continues."""
     from downscale.commands import analyze_probes
+    # Refused here, and not when the probes are done.
     analyze_probes.check_resamples(args.bootstraps)
     if args.pictures < 0:
         raise ValueError(f'--pictures {args.pictures} must be at least 0')
@@ -138,12 +141,13 @@ def report(args: argparse.Namespace) -> None:
 
 
 def validate(args: argparse.Namespace) -> int:
-    """Print what is wrong with a study; 2 where numbers would be wrong, else 0."""
+    """Print what is wrong with a study; return 2 where numbers would be wrong, else 0."""
     import json
 
     from downscale.analysis.validate import lines
     from downscale.analysis.validate import validate as find
     errors, notes, rates = find(args.study)
+    # The exit code follows errors alone: an unfinished study has notes, and is no fault.
     print(json.dumps({'errors': errors, 'notes': notes, 'answers': rates}, indent=1) if args.json
           else '\n'.join(lines(errors, notes, rates)))
     return 2 if errors else 0

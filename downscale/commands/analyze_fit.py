@@ -57,11 +57,13 @@ def run(args: argparse.Namespace) -> None:
     # 1. The law, and the columns that it is fitted to.
     law = _law(args)
     inputs = [args.x, args.tokens] if args.tokens else [args.x]
+    # A threshold without its column would silently hold nothing out.
     if (args.below is None) != (args.compute is None):
         raise ValueError('--below and --compute go together: a threshold, and the column it is of')
     table = _read(args.table, [*inputs, args.y, *_given(args.compute)], _given(args.run_column))
     x = np.column_stack([table[name] for name in inputs])
     y = table[args.y]
+    # Rows of one run are points of one curve: drawn apart, they would pass for independent ones.
     options = {'runs': table.get(args.run_column), 'delta': args.delta, 'draws': args.draws,
                'seed': args.seed}
     # 2. The fit, and what was asked for beside it.
@@ -99,9 +101,11 @@ def _write_fit(args, fit, table, result):
     tokens = None
     in_cut = np.ones(len(table[args.x]), dtype=bool)
     if args.tokens:
+        # A law of two inputs is a surface, of which a figure shows the cut with the most points.
         values, counts = np.unique(table[args.tokens], return_counts=True)
         tokens = float(values[np.argmax(counts)])
         in_cut = table[args.tokens] == tokens
+    # Drawn in another colour: they had no part in a fit with --below.
     held_out = np.zeros(len(in_cut), dtype=bool)
     if args.compute:
         held_out = table[args.compute] >= args.below
@@ -128,6 +132,7 @@ def run_isoflop(args: argparse.Namespace) -> None:
     if fit.exponent:
         lines += _interval_lines({'exponent': fit.exponent, 'coefficient': fit.coefficient})
     lines += [f'alarm: {alarm}' for alarm in fit.alarms]
+    # Imported here, as figures need matplotlib, which numbers on a terminal do not.
     if args.out:
         from downscale.report import figures, law_figures
         from downscale.runtime.files import write_json
@@ -141,6 +146,7 @@ def run_isoflop(args: argparse.Namespace) -> None:
 
 def _law(args):
     from downscale.laws import forms
+    # The number of inputs says the form, unless one is named.
     form = args.form or ('chinchilla' if args.tokens else 'power')
     if form == 'chinchilla' and not args.tokens:
         raise ValueError(f'--form {form} takes a second input: name its column with --tokens')
@@ -167,6 +173,7 @@ def _read(path, numbers, names):
                  else parquet.read_table(path))
     except pa.ArrowInvalid as error:
         raise ValueError(f'{path} is no readable {path.suffix[1:]} table ({error})') from None
+    # The first missing name is enough: the columns that there are stand beside it.
     missing = [name for name in [*numbers, *names] if name not in table.column_names]
     if missing:
         raise ValueError(f'{path} has no column {missing[0]!r}; it has '

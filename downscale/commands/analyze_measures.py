@@ -26,6 +26,7 @@ from downscale.results.items import TableError
 from downscale.results.study import load_study
 from downscale.runtime.files import write_bytes
 
+# The fields of a row in their order: a new field is a new column everywhere.
 COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
 
 
@@ -70,6 +71,7 @@ def run(args: argparse.Namespace) -> None:
     ValueError with the reason when the study has none of them.
     """
     check_resamples(args.bootstraps)
+    # 1. The numbers. A seed decides the resamples, so the same command prints the same bytes.
     study = load_study(args.study)
     s = measures.scored(study, args.bootstraps, args.seed)
     try:
@@ -95,6 +97,7 @@ def run(args: argparse.Namespace) -> None:
 def as_json(args: argparse.Namespace, input_hash: str, rows: Sequence[Row],
             notes: Sequence[str]) -> str:
     """Return the rows as one JSON object, with what they were made of."""
+    # `input_hash` names the files that were read: two results may be compared when it agrees.
     value = {'verb': args.verb, 'input_hash': input_hash, 'level': 0.95,
              'bootstraps': args.bootstraps, 'seed': args.seed, 'notes': notes,
              'rows': [_plain(row) for row in rows]}
@@ -118,6 +121,7 @@ def _plain(row):
 def lines(rows: Sequence[Row], notes: Sequence[str]) -> Iterator[str]:
     """Yield notes, then a table for each `table` of the rows, as lines of text."""
     yield from notes
+    # `groupby` wants rows of a table side by side; sorting is stable and keeps their order in it.
     order = list(dict.fromkeys(row.table for row in rows))
     rows = sorted(rows, key=lambda row: order.index(row.table))
     for table, group in itertools.groupby(rows, key=lambda row: row.table):
@@ -134,6 +138,7 @@ def _texts(row):
     bounds = ''
     if row.method:
         bounds = 'none' if math.isnan(row.low) else f'[{row.low:.3f}, {row.high:.3f}]'
+    # A p value or a number of items needs significant digits, an accuracy decimal places.
     small = row.what == 'p' or row.what.startswith(('p,', 'items for'))
     value = f'{row.value:.3g}' if small else f'{row.value:.3f}'
     return (row.setting, row.family, row.what, value, bounds, str(row.n or ''),

@@ -20,6 +20,7 @@ SHOWN = ('accuracy', 'selectivity', 'attentive', 'attentive control', 'nll rise'
 
 def show_probes(args: argparse.Namespace, notes: Sequence[str]) -> None:
     """Print the probes of a study, and leave them in --out as JSON, CSV and figure."""
+    # Rows of two kinds: what one run holds, and how alike two runs are.
     probes = read(args.study, 'probes').to_pylist()
     rows = [Row(table=row['run_id'], setting=_site(row), family=row['task'], what=row['metric'],
                 value=row['value'], low=row['lo'], high=row['hi'], n=row['n'],
@@ -46,6 +47,7 @@ def show_ledger(args: argparse.Namespace) -> None:
     except Missing as reason:
         raise ValueError(f'{args.study}: {reason}') from None
     rows, notes = ledger_rows(losses)
+    # Terms of single families are many, and wide; the files hold them all either way.
     shown = [row for row in rows if row.family == MACRO or not args.macro]
     _leave(args, 'ledger', rows, shown, notes, ledger_bars, losses)
 

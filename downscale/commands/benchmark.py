@@ -56,6 +56,7 @@ def chain_of(args: argparse.Namespace, bars: 'Bars') -> tuple['Chain', 'Benchmar
     if (args.information or args.informer) and args.describe is None:
         args.describe = 'extract'
     benchmark = BENCHMARKS[args.on]
+    # The models answer with their own eyes; where there are reasoners they describe as well.
     args.perception = args.runs if args.reasoner else []
     args.out = args.out or Path('runs') / f'benchmark-{benchmark.name}'
     # A data set's own ids, as MMStar's index, decide: its rows may stand in another order.
@@ -74,6 +75,7 @@ def scored(chain: 'Chain', benchmark: 'Benchmark') -> tuple[dict[str, Any], list
     from downscale.evaluate.scoring import rescore
     from downscale.evaluate.scoring.stored_replies import read_rows
     from downscale.runtime.files import write_json
+    # Every reply on disk, by its samples file: those of the models, then those of each pair.
     names = [cells.joint_name(run) for run in chain.sighted]
     grid = itertools.product(chain.perceptions, chain.reasoners, chain.plan.reason)
     names += [cells.file_name(perception, reasoner, mode) for perception, reasoner, mode in grid]
@@ -85,6 +87,7 @@ def scored(chain: 'Chain', benchmark: 'Benchmark') -> tuple[dict[str, Any], list
         summaries[name] = rescore.summary(rows, judged)
         lines += [name, *rescore.table(summaries[name], rows, judged, notes), '']
     path = chain.out / 'summary.json'
+    # Added to what the chain wrote: the headline scorer of the benchmark, and all that fit.
     write_json(path, json.loads(path.read_text()) | {
         'benchmark': benchmark.name, 'headline': benchmark.scorers[0], 'source': benchmark.source,
         'scores': summaries})
@@ -112,6 +115,7 @@ def run(args: argparse.Namespace) -> None:
     with progress_bars(args.quiet) as bars:
         chain, benchmark = chain_of(args, bars)
         summary = chain.run()
+    # Only the process that joins the files has a summary to score.
     if summary is not None:
         print(*scored(chain, benchmark)[1], sep='\n')
         print(f'summary: {args.out / "summary.json"}')

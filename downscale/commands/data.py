@@ -1,5 +1,4 @@
-"""The verbs of `downscale data`: the world of a study, mixtures of published sets, extraction data.
-"""
+"""The verbs of `downscale data`: world of a study, mixtures of published sets, extraction data."""
 import argparse
 import sys
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from downscale.commands.machine import cores
 from downscale.commands.parsing import count, local_path, natural, new_file, new_folder, share
 from downscale.output.text import linked
 
+# A line for each verb that works as it stands, shown under its help.
 DATA_EXAMPLES = {
     'world': 'downscale data world experiments/smoke.py --out runs/smoke --show 4',
     'build': 'downscale data build experiments/mixtures/align_blip558k.py --root data --to '
@@ -24,6 +24,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     """Add to `sub` a verb and what that verb reads."""
     verbs = sub.add_subparsers(dest='verb', required=True, metavar='VERB')
     for name, run in VERBS.items():
+        # The docstring of a verb is its help: one text cannot contradict the other.
         about = run.__doc__ or ''
         verb = verbs.add_parser(name, help=about.splitlines()[0], description=about,
                                 epilog=f'example: {DATA_EXAMPLES[name]}')
@@ -69,6 +70,7 @@ def _add_show(sub):
 def world(args: argparse.Namespace) -> None:
     """Build the scene world of a study, and show some of it."""
     from downscale.experiment.file import open_study
+    # All cells of a study share one data set, so the first is enough to build it.
     _, experiments, folder = open_study(args)
     from downscale.runtime.progress import progress_bars
     from downscale.stages import training
@@ -78,7 +80,9 @@ def world(args: argparse.Namespace) -> None:
                         lambda done, total: bars('scenes', done, total))
     print(f'data: {built}')
     if args.padding:
+        # The last cell, for the first may be the tower alone, whose rows are not packed.
         print(*training.padding_lines(folder, experiments[-1]), sep='\n')
+    # Nothing to show: a study of published sets, or one that asks about no scene.
     if built is None or not experiments[0].data.test:
         return
     test = library(str(folder), 'test')
@@ -101,6 +105,7 @@ def build(args: argparse.Namespace) -> None:
     from downscale.data.corpora.shards import Settings
     from downscale.experiment.file import load_mixture
     from downscale.runtime.progress import progress_bars
+    # What is not given is left to the defaults of `Settings`, which stand there once.
     given = {name: value for name in ('tokenizer', 'length', 'most_rejected')
              if (value := vars(args)[name]) is not None}
     if args.length and not args.tokenizer:
@@ -149,6 +154,7 @@ def run(args: argparse.Namespace) -> int | None:
 def with_verb(argv: Sequence[str] | None) -> list[str]:
     """Return `argv` with the verb 'world' where a study file follows `data` directly."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    # Short for `data world STUDY.py`: no verb ends in .py.
     if argv[:1] == ['data'] and len(argv) > 1 and argv[1].partition(':')[0].endswith('.py'):
         argv.insert(1, 'world')
     return argv

@@ -77,11 +77,13 @@ def run(args: argparse.Namespace) -> None:
     from downscale.runtime.progress import progress_bars
     factory = factory_of(args)
     with progress_bars(args.quiet) as bars:
+        # The bars exist only within the context, the factory was checked before it.
         factory = dataclasses.replace(factory, report=bars)
         rows = factory.run()
     print(f'accepted: {sum(row["accepted"] for row in rows)} of {len(rows)} pictures')
     if factory.skipped:
         reasons = Counter(record.reason.partition(':')[0] for record in factory.skipped)
+        # A reason is KIND: DETAILS; counted by kind, thousands of records are one line.
         counts = ', '.join(f'{name} {count:,}' for name, count in reasons.most_common())
         print(f'records left out: {len(factory.skipped):,} ({counts}); see '
               f'{args.to / "skipped.json"}')
@@ -138,6 +140,7 @@ def factory_of(args: argparse.Namespace) -> 'Factory':
 
 def _teacher(who, role, model, args, gold):
     """Return the teacher that `--teacher` or `--judge` names."""
+    # One grammar for teacher and judge: WHO or WHO:WHERE.
     kind, _, place = who.partition(':')
     if kind == 'oracle' and not place:
         from downscale.factory.oracle import open_oracle

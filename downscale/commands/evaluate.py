@@ -2,9 +2,9 @@
 import argparse
 
 from downscale.commands.parsing import add_study_arguments, refuse_many
-from downscale.config import WRITER
 from downscale.experiment.file import find_cell, open_study
 from downscale.runtime.setup import cache_folder
+from downscale.stage_table import WRITER
 
 EXAMPLE = 'downscale evaluate experiments/smoke.py --out runs/smoke --cell w64d2-s0 --only joint'
 
@@ -23,6 +23,7 @@ def run(args: argparse.Namespace) -> None:
     """
     _, experiments, folder = open_study(args)
     refuse_many()  # several processes would write the same rows
+    # JAX is imported below: a wrong cell or flag is told at once.
     cell = find_cell(experiments, args.cell)
     from downscale.evaluate.run import evaluate as run_evaluation
     from downscale.runtime.progress import progress_bars

@@ -11,6 +11,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument('run_folder', metavar='run', type=local_path,
                      help='imported model, or STUDY/cells/CELL/STAGE')
     sub.add_argument('--to', type=new_folder, required=True, help='new Hugging Face folder')
+    # No default: an export that fits several formats must not be a guess.
     sub.add_argument('--format', required=True, choices=(
         'qwen3', 'qwen2', 'llama', 'llava_qwen_3', 'llava_onevision'))
 

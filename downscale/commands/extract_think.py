@@ -113,6 +113,7 @@ def assembled(args: argparse.Namespace, bars: 'Bars', open_data: 'Callable[[], Q
     # 1. The arguments by themselves, then the prompts, which need no data either.
     _refuse(args)
     informers = [args.informer] if args.informer else []
+    # All models have a say in the prompts; one that both sees and describes has one.
     folders = [*dict.fromkeys((*sighted, *args.perception)), *args.reasoner, *informers]
     worded = prompts.load(args.prompts or prompts_for(folders))
     args.reason = tuple(args.reason) if args.reason else None
@@ -151,6 +152,7 @@ def _plan_of(args, worded: 'Prompts') -> 'ChainPlan':
 
     from downscale.evaluate.plan import ChainPlan
     from downscale.evaluate.prompts import LIMITS
+    # The prompts know how long their answers are; a person who says otherwise is right.
     values = {name: vars(worded)[name] for name in LIMITS}
     for field in dataclasses.fields(ChainPlan):
         value = vars(args)[field.name]
@@ -169,6 +171,7 @@ def _refuse(args):
                          f'{args.processes - 1}, below --processes')
     if args.information and args.informer:
         raise ValueError('--information and --informer both say what to look at; give one')
+    # Here and not in argparse: `benchmark` sets 'extract' by itself.
     if args.describe != 'extract' and (args.information or args.informer):
         raise ValueError('a caption looks at everything; give --describe extract with '
                          '--information or --informer')

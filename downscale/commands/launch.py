@@ -26,6 +26,7 @@ SUMMARY = {
     'cost': 'show chip-hours and dollars of every cell so far (an estimate)',
     'watch': 'keep a sweep in the cloud going until nothing more can be done',
     'gc': 'delete what runs for this run folder and belongs to no job of it'}
+# Verbs that may start jobs, and those that first compile whether a cell fits.
 STARTING = ('submit', 'resume', 'watch')
 FITTING = ('plan', 'submit', 'resume')
 EXAMPLE = LAUNCH_EXAMPLES['submit']
@@ -39,6 +40,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
                                 epilog=f'example: {LAUNCH_EXAMPLES[name]}')
         verb.add_argument('config', metavar='EXPERIMENT',
                           help='study file, FILE.py or FILE.py:ARG')
+        # Text and no path: `pathlib` would make one slash of the two in gs://.
         verb.add_argument('--run', type=run_folder, dest='folder', metavar='FOLDER',
                           help='run folder: local, or '
                           'gs://BUCKET/... for the cloud (default: runs/STUDY)')
@@ -52,6 +54,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 def _add_choice(sub, verb):
     """Add which jobs a verb means, and how it goes about them."""
+    # Those three are for the whole sweep: a watcher of some cells would leave others alone.
     if verb not in ('validate', 'watch', 'gc'):
         cells = 'only these cells, and what they need' if verb in FITTING else 'only these cells'
         sub.add_argument('--cell', nargs='+', metavar='CELL', help=cells)
@@ -102,6 +105,7 @@ def _add_backend(group, verb):
                        help='tpuvm: zones to try, in turn')
     group.add_argument('--valid-for', metavar='TIME',
                        help='tpuvm: how long to wait for machines, as 6h')
+    # None, not False: what is not given is as in the last submit.
     group.add_argument('--internal-ips', action='store_true', default=None,
                        help='tpuvm: no external addresses')
     group.add_argument('--namespace', help='gke: default "default"')

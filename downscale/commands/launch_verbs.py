@@ -26,6 +26,7 @@ def plan(args: argparse.Namespace) -> int:
     else:
         chosen = _selected(launched, args)
     out = Path(args.out or Path('runs') / launched.name / 'launch-plan')
+    # Written also where a cell does not fit: a person wants to see what would be sent.
     files = {}
     for spec in chosen:
         ending, text = sweep.written(spec, launched.settings)
@@ -105,6 +106,7 @@ def logs(args: argparse.Namespace) -> int:
 def cancel(args: argparse.Namespace) -> int:
     """Run `launch cancel` for jobs that are not done."""
     launched = sweep.open_sweep(args)
+    # Of submitted jobs alone: what was only planned has nothing to cancel.
     chosen = [spec for spec, job in sweep.select(launched, args, list(launched.saved.values()))
               if job.state not in ('done', 'fatal', 'cancelled')]
     deleted = []
@@ -116,6 +118,7 @@ def cancel(args: argparse.Namespace) -> int:
     if launched.settings.backend != 'local' and chosen:
         names = {spec.name: spec.key for spec in chosen}
         backend = sweep.backend_of(launched.settings)
+        # One that is going already would be told of twice.
         for resource in backend.observe(chosen):
             if resource.name in names and resource.state != 'deleting':
                 deleted.append(f'{names[resource.name]}: {resource.name} {would}deleted')
@@ -149,6 +152,7 @@ def gc(args: argparse.Namespace) -> int:
     if launched.settings.backend != 'local':
         names = {spec.name for spec in launched.saved.values()}
         backend = sweep.backend_of(launched.settings)
+        # By name, which holds the hash of the spec: a changed cell leaves its old resource behind.
         left = [resource for resource in backend.observe(launched.planned)
                 if resource.name not in names and resource.state != 'deleting']
         if not args.dry_run:
@@ -204,6 +208,7 @@ def _supervised(args, backend, specs, policy):
     """Run the sweep with a bar for each job that runs, and return the jobs as they ended."""
     shown_on = sys.stderr if args.json else sys.stdout
     with contextlib.redirect_stdout(shown_on), progress_bars(args.quiet) as bars:
+        # Jobs come and go in a sweep of hundreds: a bar for those that run, none for the others.
         def show(jobs):
             for job in jobs:
                 if job.state == 'running' and job.total:
@@ -235,6 +240,7 @@ def _problems(spec, settings):
         _, text = sweep.written(spec, settings)
     except ValueError as error:
         return [str(error)]
+    # Commands of a shell have no schema to be checked against.
     if settings.backend != 'gke':
         return []
     from downscale.launch.backends.validate import problems_of_text
@@ -270,6 +276,7 @@ def _refuse_unfit(launched, args, specs):
     limit = launched.settings.max_usd
     asked = [fits[cell].usd for cell in fits if cell in cells]
     if limit is not None and asked and None not in asked:
+        # The upper ends of the estimates: a limit that may be passed is none.
         most = sum(usd[1] for usd in asked)
         if most > limit:
             raise ValueError(f'training may cost up to {most:.2f} dollars (estimate), over '
@@ -293,7 +300,7 @@ def _print(args, value, lines):
 
 
 def _note(args):
-    """Return what prints a line of progress: on stderr where stdout is one JSON object."""
+    """Return a function that prints a line of progress, on stderr where stdout is for JSON."""
     file = sys.stderr if args.json else sys.stdout
     return lambda text: print(time.strftime('%H:%M:%S'), text, file=file, flush=True)
 
@@ -325,6 +332,7 @@ def _log(spec, settings, args):
         return str(path), path.read_text(errors='replace')
     if settings.backend == 'gke':
         return spec.name, sweep.backend_of(settings).log(spec, args.process)
+    # A TPU machine uploads its log when its program ends; only pods can be asked before.
     folder = state.folder_of(spec.run, spec) / 'logs'
     paths = sorted(folder.glob(f'host-{args.process}-*.log'))
     if not paths:

@@ -8,6 +8,7 @@ from downscale.runtime.setup import cache_folder
 
 def cores() -> int:
     """Return how many cores this process may use, 1 where the system does not say."""
+    # A batch system may allow fewer cores than the machine has.
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 1
 
 

@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     A fault of this program itself ends with `exits.BUG`, and `train` after `exits.TABLE`.
     """
     console = argv is None  # the whole program: its streams and interrupts are ours
+    # `data STUDY.py` needs no verb.
     argv = data.with_verb(argv)
     args = None
     keep_streams()
@@ -92,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What no one has raised on purpose is a fault of ours, and must not pass for bad input.
         if not isinstance(error, EXPECTED):
             return _ended(f'internal error: {type(error).__name__}: {error}', exits.BUG)
+        # Only `train` runs under schedulers, which read the table of exit codes.
         return _ended(f'error: {cause_of(error)}',
                       exits.code_of(error) if args and args.command == 'train' else exits.CRASHED)
 

@@ -25,6 +25,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(result))
     else:
         for name, error in result['relative_error'].items():
+            # All arrays, also where one fails: the first that is off shows which part is wrong.
             print(f'{name:24} {error:.2e}')
         print(f'greedy ids equal: {result["greedy_equal"]}\n'
               f'token counts equal: {result["token_count_equal"]}\n'

@@ -25,6 +25,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **settings: Any) -> None:
+        # In every parser: argparse lets a subcommand see its own options alone.
         super().__init__(allow_abbrev=False, **settings)
         self.add_argument('--debug', action='store_true', help='show the traceback of an error')
 
@@ -61,6 +62,7 @@ class Parser(argparse.ArgumentParser):
 
     def _check_value(self, action, value):
         """Name the nearest of the choices, or the command that has such a verb."""
+        # argparse would list all choices, dozens of them, and leave the comparing to the reader.
         if action.choices is None or value in action.choices:
             return
         nested = [f'{name} {value}' for name, sub in action.choices.items()
@@ -84,6 +86,7 @@ def _until(words, ends):
 
 def _number(kind, holds, meaning):
     """Return the type of an argument that is an int or float within a range."""
+    # A factory of types: argparse shows the text of ArgumentTypeError, and no traceback.
     def read(text):
         # NaN is within no range, so what is no number gets the same message.
         try:
@@ -118,8 +121,7 @@ def local_path(text: str) -> Path:
 
 
 def run_folder(text: str) -> str:
-    """Return the run folder of a launch as text: of this machine, or gs://BUCKET/... of a bucket.
-    """
+    """Return the run folder of a launch as text: a path of this machine, or gs://BUCKET/..."""
     if not text.startswith('gs://'):
         return str(local_path(text))
     if not text.removeprefix('gs://').partition('/')[0]:

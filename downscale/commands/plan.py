@@ -63,8 +63,10 @@ def run(args: argparse.Namespace) -> int:
     )
     out = args.out or folder / 'plan'
     with contextlib.redirect_stdout(shown_on), progress_bars(args.quiet) as bars:
+        # What is compiled is kept in `out`: a second run looks there first.
         value = Plan(experiments, args.topology, wish, refuse, out, args.jobs, args.limit,
                      bars).run()
     write_json(out / 'plan.json', value)
     print(json.dumps(value) if args.json else '\n'.join(table.lines(value)))
+    # A plan in which a cell does not fit is an answer, and still an exit code for scripts.
     return int(any(row['error'] for row in value['cells']))

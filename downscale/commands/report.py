@@ -3,6 +3,7 @@ import argparse
 
 from downscale.commands import analyze
 
+# The most used verb of `analyze` has a command of its own, with the same arguments.
 EXAMPLE = 'downscale report runs/smoke'
 add_arguments = analyze.add_report_arguments
 

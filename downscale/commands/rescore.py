@@ -32,9 +32,11 @@ def rescore_lines(args: argparse.Namespace) -> list[str]:
     from downscale.evaluate.scoring import rescore, table
     from downscale.evaluate.scoring.stored_replies import read_rows
     rows, notes = read_rows(args.file)
+    # An empty list as JSON is a valid answer, unless something was left out to make it empty.
     if not rows and (notes or not args.json):
         raise ValueError(f'{args.file} holds no row with a right answer')
     judged = rescore.judged(rows, args.scorers)
+    # A scorer that was asked for and judges nothing must say why, or its column is just missing.
     used = set().union(*judged)
     for name in args.scorers or ():
         if name not in used:

@@ -14,7 +14,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     """Add to `sub` what `run` reads."""
     add_study_arguments(sub)
     sub.add_argument('--tracker', choices=('tensorboard', 'wandb', 'none'),
-                     default='tensorboard', help='curves to look at (default: tensorboard)')
+                     help='curves to look at (default: tensorboard, where it is installed)')
     sub.add_argument('--together', type=count, default=1, metavar='N', help='train up to N '
                      'cells that differ in seed and rates only in one program (default: 1)')
     sub.add_argument('--jobs', type=count, help='tasks run at once (default: one per core '
@@ -28,14 +28,14 @@ def run(args: argparse.Namespace) -> None:
     from downscale.report.figures import plotting
     plotting()  # of the report, hours later
     from downscale.study.workers import run
-    from downscale.train.trackers import require
-    require(args.tracker)
+    from downscale.train.trackers import choose
+    tracker = choose(args.tracker)
     jobs = args.jobs
     # On CPU one program leaves cores idle; an accelerator belongs to one program at a time.
     if jobs is None:
         jobs = min(cores(), len(experiments)) if on_cpu() else 1
     seconds = run(folder, config.study, experiments, jobs, cache_folder(), args.quiet,
-                  claims_of(config), args.together, args.tracker)
+                  claims_of(config), args.together, tracker)
     print(f'study done in {seconds:.0f} s')
     from downscale.report.report import write_report
     print(f'report: {linked(write_report(folder))}')

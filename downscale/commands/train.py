@@ -14,7 +14,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument('--cell', required=True, help='name of a cell, as w64d2-s0')
     sub.add_argument('--stage', required=True, help='name of a stage, as text')
     sub.add_argument('--tracker', choices=('tensorboard', 'wandb', 'none'),
-                     default='tensorboard', help='curves to look at (default: tensorboard)')
+                     help='curves to look at (default: tensorboard, where it is installed)')
 
 
 def run(args: argparse.Namespace) -> None:
@@ -36,16 +36,17 @@ def run(args: argparse.Namespace) -> None:
     from downscale.stages.inputs import prepare
     from downscale.stages.start import grid_of
     from downscale.study.workers import use_cache
-    from downscale.train.trackers import require
-    require(args.tracker)
+    from downscale.train.trackers import choose
+    tracker = choose(args.tracker)
     total = cell.stage(args.stage).steps
     # The others are joined before JAX is asked for devices, and data are prepared once for all.
     with processes.joined():
         grid_of(cell)
         use_cache(cache_folder())
+        # As text: `once` hands JSON to the other processes.
         processes.once(lambda: str(prepare(folder, cell)))
         with progress_bars(args.quiet or not processes.first()) as bars:
             training.train_stage(folder, cell, args.stage, lambda step, row: bars(
-                f'{cell.name}/{args.stage}', step, total, f'loss {row["loss"]:.3f}'), args.tracker)
+                f'{cell.name}/{args.stage}', step, total, f'loss {row["loss"]:.3f}'), tracker)
         if processes.first():
             print(f'checkpoints: {folder_of(folder, cell, args.stage)}')

@@ -47,6 +47,7 @@ _NEUTRAL = {
 _LETTERS = {'N': 'num_hidden_layers', 'D': 'hidden_size', 'H': 'num_attention_heads',
             'K': 'num_key_value_heads', 'E': 'head_dim', 'F': 'intermediate_size',
             'V': 'vocab_size'}
+# Sizes beyond these are damage, refused before lists are made as long as they say.
 MOST_LAYERS = 10_000
 MOST_SIZE = 10 ** 8
 
@@ -84,6 +85,7 @@ def config_notes(config: dict[str, Any], architecture: str) -> tuple[str, ...]:
 
 def architecture_of(config: dict[str, Any], where: Path) -> str:
     """Return the architecture that a config names; ValueError listing the supported ones."""
+    # Without a class the type says it, as in configs that were saved by hand.
     classes = config.get('architectures') or MODEL_TYPES.get(str(config.get('model_type')))
     name = classes[0] if isinstance(classes, list) else classes
     # A model without its head, as AutoModel saves it; where the head is tied, nothing is missing.
@@ -140,6 +142,7 @@ def _rope_theta(config, where):
     for key in ('rope_parameters', 'rope_scaling'):
         rope = object_of(config, key, where)
         kind = rope.get('rope_type', rope.get('type', 'default'))
+        # One dict for each kind of layer: some would turn otherwise than others.
         layered = any(isinstance(value, dict) for value in rope.values())
         part = rope.get('partial_rotary_factor', config.get('partial_rotary_factor'))
         _refuse(where, f'rotary scaling of type {str(kind)[:40]!r}', kind != 'default' or layered)
@@ -166,6 +169,7 @@ def language_config(config: dict[str, Any], kind: str, where: Path) -> LanguageC
     Raises ValueError naming what the decoder does not implement.
     """
     c = {**TEXT_DEFAULTS[kind], **{key: v for key, v in config.items() if v is not None}}
+    # Older configs knew no grouped queries: then each query head has its own.
     c.setdefault('num_key_value_heads', c['num_attention_heads'])
     _sizes(c, where, ('num_hidden_layers', 'hidden_size', 'num_attention_heads',
                       'num_key_value_heads', 'intermediate_size', 'vocab_size'))

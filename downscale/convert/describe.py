@@ -16,6 +16,7 @@ def text_kind(language: LanguageConfig) -> str:
         raise ValueError('no published format has both qk_norm and qkv_bias')
     if language.qk_norm:
         return 'qwen3'
+    # Biases on queries, keys and values are what sets Qwen2 apart from Llama.
     kind = 'qwen2' if language.qkv_bias else 'llama'
     if kind == 'qwen2' and language.H * language.E != language.D:
         raise ValueError(f'qwen2 needs heads that fill the width; {language.H} * {language.E} is '
@@ -55,8 +56,8 @@ def describe(form: str, language: LanguageConfig | None, vision: VisionConfig | 
     row of the embedding, which is spare in the Qwen vocabularies.
     """
     base = base or {}
-    # pyrefly: ignore[bad-argument-type]
     # Keys of another format would contradict ours; of those only a few that both know are kept.
+    # pyrefly: ignore[bad-argument-type]
     same = bool(base) and architecture_of(base, 'config.json') == MODEL_TYPES[form]
     inner = base.get('text_config') or base
     kept = {key: inner[key] for key in CARRIED if key in inner}
@@ -109,6 +110,7 @@ def _llava_qwen3(vision, pictures, base):
             'mm_vision_select_feature': 'patch', 'use_mm_proj': True,
             'mm_vision_tower': base.get('mm_vision_tower', SO400M),
             'image_grid_pinpoints': [[x * side, y * side] for x, y in pictures.grids]}
+    # The reference's code knows one tower by name; any other must be described.
     if 'vision_config' in base or vision != SIGLIP['so400m-patch14-384']:
         ours['vision_config'] = _tower(vision)
     return ours

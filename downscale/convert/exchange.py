@@ -49,8 +49,9 @@ class Opened:
 
 
 def open_model(source: Path, name: str) -> Opened:
-    """Return the `Opened` model of a Hugging Face folder or a GGUF file; no weight is read.
+    """Return the `Opened` model of a Hugging Face folder or a GGUF file.
 
+    No weight is read but a head beside the embedding that it is tied to (`source.arrange`).
     FileNotFoundError, ImportError and ValueError say in one line why it cannot be imported.
     """
     source = Path(source)
@@ -65,6 +66,7 @@ def _open_gguf(source, name):
     leaves, notes = arrange(model.architecture, model.tensors, model.language, None, None, source)
     generation = model.files['generation_config.json']
     form = next(form for form, known in MODEL_TYPES.items() if known == model.architecture)
+    # A GGUF file has no config.json, and an export reads one: it is written.
     config = describe(form, model.language, None, None, 'float32') | generation
     if model.context:
         config['max_position_embeddings'] = model.context
@@ -264,6 +266,7 @@ def export_model(run: Path, to: Path, form: str) -> None:
     if experiment.language and (path := tokenizer_path(run, experiment)).is_file():
         files['tokenizer.json'] = path
     pictures = experiment.layout(run.name).pictures
+    # Leaves are opened, not read: a large model is never whole in memory.
     leaves = open_leaves(run)
     require_room(Path(to), _bytes(leaves))
     export_folder(to, form, leaves, experiment.language, experiment.vision, pictures,

@@ -282,6 +282,7 @@ def _check_kind(kind):
     gguf = _package()
     try:
         known = gguf.GGMLQuantizationType(kind)
+        # A try on a block of zeros: the package names types that it cannot dequantise.
         gguf.quants.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[known][1]), np.uint8), known)
     except (ValueError, NotImplementedError):
         raise ValueError(f'the package gguf cannot dequantise ggml type {kind}; update it or use '

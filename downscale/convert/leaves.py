@@ -49,6 +49,7 @@ class Leaf:
     @property
     def chunk(self) -> tuple[int, ...]:
         """The shape of a part of about `CHUNK_BYTES`, cut along N or the first axis of theirs."""
+        # Cut where theirs is read in part: at layers, or at rows, our first output axis.
         axis = 0 if self.stacked or self.kind == 'copy' else inputs_of(self.axes)
         if self.kind == 'patch' or axis == len(self.shape):
             return self.shape
@@ -80,6 +81,7 @@ class Leaf:
         """Fill `out` with the part `spans` of one tensor turned into our axes."""
         shape = self.shape[1:] if self.stacked else self.shape
         if self.kind == 'patch':
+            # [W, colour, row, column] to [row, column, colour, W], the order of `images.patchify`.
             array = tensor.read().transpose(2, 3, 1, 0).reshape(shape)
             out[...] = array[tuple(spans)]
         elif self.kind == 'copy':

@@ -165,6 +165,7 @@ def entries(prefixes: dict[str, str], language: LanguageConfig | None,
         place, rows = SECTIONS[section]
         sizes = letter_sizes(place.rstrip('/'), language, vision)
         for leaf, name, kind in rows:
+            # The tables list what any decoder may have; this one may lack head, norms or biases.
             # pyrefly: ignore[bad-argument-type]
             if place == 'language/' and not wanted(leaf, language):
                 continue
@@ -207,5 +208,6 @@ def unused(architecture: str, prefixes: dict[str, str], names: Collection[str]) 
         if section in prefixes:
             patterns += [re.escape(prefixes[section]) + tail for tail in tails]
     patterns += UNUSED_WHOLE.get(architecture, ())
+    # '(?!)' matches nothing.
     pattern = re.compile('|'.join(patterns) or '(?!)')
     return {name for name in names if pattern.fullmatch(name)}

@@ -69,6 +69,7 @@ def parity(folder: Path) -> dict[str, Any]:
     placed, tiles = images.cut((folder / 'image.png').read_bytes(), cell.vision, cell.pictures)
     prompt = _prompt(expected['input_ids'].reshape(-1), placed, tiles)
     errors = _errors(_computed(cell, params, prompt, expected), expected, cell.vision)
+    # In the connector stage the same picture is one tile of P tokens.
     counts = {'inputs_embeds_shape': len(prompt.tokens),
               'single_tile_embeds_shape': len(prompt.tokens) - placed.tokens + cell.vision.P}
     right = [int(expected[name][1]) == count for name, count in counts.items() if name in expected]

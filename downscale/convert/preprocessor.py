@@ -24,6 +24,7 @@ def check_pictures(folder: Path, vision: VisionConfig, pictures: Pictures | None
     notes = []
     for name in ('preprocessor_config.json', 'processor_config.json'):
         values = read_object(folder / name)
+        # There the settings of pictures are one part among several.
         if name == 'processor_config.json':
             values = values.get('image_processor') or {}
         if values:
@@ -64,6 +65,7 @@ def _check_processor(name, values, vision, pictures):
     if size is not None and sides != [vision.image] * 2:
         refuse('size', f'{vision.image} by {vision.image}')
     points = values.get('image_grid_pinpoints')
+    # Both files may list the grids: any order, but the same ones.
     if pictures and pictures.mode == 'anyres' and points:
         ours = [[y * vision.image, x * vision.image] for x, y in pictures.grids]
         if not isinstance(points, list) or sorted(map(str, points)) != sorted(map(str, ours)):

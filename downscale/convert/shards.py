@@ -116,6 +116,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
             header = json.loads(file.read(length), object_pairs_hook=_once)
             entries = [(name, entry['dtype'], tuple(entry['shape']), *entry['data_offsets'])
                        for name, entry in header.items() if name != '__metadata__']
+            # In the order of their bytes, not of the header: only so holes and overlaps show.
             entries.sort(key=lambda entry: entry[3:])
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ValueError(f'{path} has a damaged header; download it again') from None

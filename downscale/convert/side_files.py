@@ -76,6 +76,7 @@ def origin_of(files: dict[str, Any], config: dict[str, Any], tokenizer: Tokenize
     # 2. The chat template, if it can be used at all.
     template, more = _template(files) if templated else (None, [])
     notes += more
+    # What ends a reply stays in any case; a template goes only with all that it needs.
     bare = replace(origin, template='', tokens={})
     if template is None or tokenizer is None:
         return bare, None, notes
@@ -209,6 +210,7 @@ def _form(text, tokens, ends, image, sees):
     """
     words = 'a text to look for'
     problem = None
+    # Models that see mostly want lists, others strings; whichever works first counts.
     kinds = (True, False) if sees else (False, True)
     for parts, shown in itertools.product(kinds, dict.fromkeys((image, IMAGE))):
         form = Template(text=text, tokens=tokens, ends=ends, parts=parts, image=shown)

@@ -49,9 +49,9 @@ class PublishedCheckpoint:
 def open_source(folder: Path) -> PublishedCheckpoint:
     """Return the `PublishedCheckpoint` of a local Hugging Face folder.
 
-    Only headers and JSON are read. Raises FileNotFoundError for missing files and ValueError, in
-    one line, for an unsupported or inconsistent checkpoint: listing missing, unexpected and
-    mis-shaped tensors.
+    Only headers and JSON are read, and a head that is stored beside the embedding it is tied to.
+    Raises FileNotFoundError for missing files and ValueError, in one line, for an unsupported or
+    inconsistent checkpoint: listing missing, unexpected and mis-shaped tensors.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -65,6 +65,7 @@ def open_source(folder: Path) -> PublishedCheckpoint:
     language, vision, pictures = _sizes(architecture, config, where)
     tensors = open_tensors(folder)
     files = tuple(folder / name for name in SIDE_FILES if (folder / name).is_file())
+    # Values are compared for one thing alone: a head that is stored beside what it is tied to.
     leaves, notes = arrange(architecture, tensors, language, vision, pictures, folder)
     notes += config_notes(config, architecture)
     if (folder / SINGLE).is_file() and (folder / INDEX).is_file():
@@ -228,6 +229,7 @@ def _spare(architecture, prefixes, tensors, language, vision, where):
         block = re.compile(re.escape(prefixes['tower']) + r'encoder\.layers\.(\d+)\..+')
         matches = {name: block.fullmatch(name) for name in tensors}
         layers = {name: int(match[1]) for name, match in matches.items() if match}
+        # Blocks behind the feature that is used (`VisionConfig.layers`).
         deep = {name: layer for name, layer in layers.items() if layer >= vision.layers}
         spare |= deep.keys()
         notes += [f'left out vision block {layer}, which the tower does not run'

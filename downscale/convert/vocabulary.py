@@ -30,7 +30,8 @@ def byte_pairs(vocab: dict[str, int], merges: list[tuple[str, str]], cut: str,
     try:
         tokenizer = Tokenizer(models.BPE(vocab, merges))
     except Exception as error:  # the library raises bare Exception for an unknown merge
-        raise ValueError(f'the tokenizer is damaged: {str(error)[:120]}') from None
+        line = ' '.join(str(error).split())[:120]
+        raise ValueError(f'the tokenizer is damaged: {line}') from None
     whole = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     if cut == 'qwen2':
         tokenizer.normalizer = normalizers.NFC()
@@ -59,6 +60,7 @@ def open_tokenizer(folder: Path, rows: int) -> tuple[Tokenizer | None, bool, lis
     if (folder / 'tokenizer.json').is_file():
         tokenizer = load_tokenizer(folder / 'tokenizer.json', rows)
         settings = read_object(folder / 'tokenizer.json')
+        # They would cut or pad every prompt without a word.
         limits = [key for key in ('truncation', 'padding') if settings.get(key)]
         if not limits:
             return tokenizer, False, []

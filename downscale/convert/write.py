@@ -33,6 +33,7 @@ def export_folder(to: Path, form: str, leaves: dict[str, Any], language: Languag
     check_format(form, language, vision, pictures)
     if to.is_file() or to.is_dir() and any(to.iterdir()):
         raise FileExistsError(f'{to} is there already; give another folder or remove it')
+    # Everything is planned and checked first: an error must not come after gigabytes.
     plan = _plan(form, leaves, language, vision, pictures)
     dtypes = [np.dtype(leaf.dtype) for _, leaf, _ in plan if leaf is not None]
     # transformers casts everything to the one dtype of the config: the widest keeps all values.

@@ -6,6 +6,7 @@ meet the letters H and W. What each image token shows is `tiling.py`.
 import hashlib
 import io
 import math
+import stat
 import threading
 from collections import OrderedDict
 from pathlib import Path, PurePath
@@ -41,10 +42,22 @@ def open_under(root: Path, name: str) -> bytes:
     if relative.is_absolute() or '..' in relative.parts or not path.is_relative_to(root):
         raise ValueError(f'picture path {str(name)!r} leaves its folder {root}; give a path inside '
                          'it')
-    if not path.is_file():
+    if not _is_file(path):
         raise FileNotFoundError(f'no picture {str(name)!r} in {root}; put it there or drop the '
                                 'example')
     return path.read_bytes()
+
+
+def _is_file(path):
+    """Return whether a path is one of a file.
+
+    OSError where that cannot be known: a name too long, a folder that may not be read. Pathlib's
+    own `is_file` hides it from Python 3.14 on.
+    """
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def digest(data: bytes) -> str:

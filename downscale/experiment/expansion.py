@@ -30,6 +30,7 @@ def language_of(family: str, size: str, vocabulary: int) -> LanguageConfig:
     if base in table:
         return scale(table[base], depth=depth, vocabulary=vocabulary or None)
     point = re.fullmatch('w(0|[1-9][0-9]{0,5})d(0|[1-9][0-9]{0,5})', size)
+    # Micro models exist at any width and depth: the table only holds the usual ones.
     if family == 'micro' and point:
         return scale(table['w64d2'], int(point[1]), int(point[2]), vocabulary or None)
     raise ValueError(unknown(f'{family} size', size, list(table)))
@@ -41,12 +42,14 @@ def cells_of(config: 'ConfigDict', sweep: Collection[dict[str, Any]]) -> tuple[E
     `config` is the locked ConfigDict of `get_config`; `sweep` lists points (see `sweeps.py`). Every
     cell is checked here, before any work starts.
     """
+    # 1. What is of the study and not of a cell: its name and its claims.
     value = config.to_dict()
     name = value.pop('study', None)
     if not isinstance(name, str) or not re.fullmatch(r'\w[\w .,+-]{0,99}', name):
         raise ValueError(f'study {shown(name)} must be the name of one folder: letters, digits and '
                          'any of " .,+-", at most 100')
     value.pop('claims', None)  # of the study, not of a cell
+    # 2. The types that all below relies on.
     for key, kind in (('family', str), ('vocabulary', int), ('stages', dict)):
         if not isinstance(value.get(key), kind):
             raise ValueError(f'get_config(): {key} {shown(value.get(key))} must be of type '
@@ -58,6 +61,7 @@ def cells_of(config: 'ConfigDict', sweep: Collection[dict[str, Any]]) -> tuple[E
         if not isinstance(settings, dict):
             raise ValueError(f'stages.{name} must be a mapping, not {shown(settings)}')
     sweeps.check(sweep, stages)
+    # 3. The cells, one seed after the other.
     shared = [name for name in stages if STAGES[name].shared]
     cells = []
     for seed in dict.fromkeys(point['seed'] for point in sweep):
@@ -73,8 +77,11 @@ def cells_of(config: 'ConfigDict', sweep: Collection[dict[str, Any]]) -> tuple[E
 
 
 def _check_parents(cells):
-    """Raise ValueError where a stage starts from one that is not before it: it would wait for ever.
+    """Raise ValueError where a stage starts from one that is not before it.
+
+    It would wait for ever.
     """
+    # In the order in which cells are trained: what comes later can be no parent.
     before = set()
     for cell in cells:
         for stage in cell.stages:
@@ -100,6 +107,7 @@ def _cell(value, name, point, stages):
     if 'budget' in value:
         raise ValueError('budget is declared by the points of sweep(), each its own; leave it out '
                          'of get_config()')
+    # An Experiment has these in another form: its language and its stages are made of them.
     family, vocabulary, made = (value.pop(key) for key in ('family', 'vocabulary', 'stages'))
     language = dataclasses.asdict(language_of(family, point['size'], vocabulary))
     imports = {**value.get('imports', {}), **point.get('imports', {})}
@@ -117,7 +125,8 @@ def _cell(value, name, point, stages):
 
 
 def parent_folder(study: PathLike, experiment: Experiment, reference: str) -> Path:
-    """Return the folder of a parent stage: 'text' of this cell, or 'tower/tower' of the shared
-    cell.
+    """Return the folder of a parent stage.
+
+    `reference` is 'text' of this cell, or 'tower/tower' of the shared one.
     """
     return place(study) / 'cells' / reference_of(experiment, reference)

@@ -35,6 +35,7 @@ def load_study(config_file: PathLike,
         config = module.get_config(arg)
         points = module.sweep(arg)
     config = _checked(path, config, points)
+    # Two stages may have been given one dict: an override of one must not change the other.
     config = type(config)(copied(config.to_dict()))
     for override in overrides:
         set_key(config, override)
@@ -100,6 +101,7 @@ def _explained(path):
         raise ValueError(f'{path}: {error}') from error
     except SyntaxError as error:
         raise ValueError(f'{path}, line {error.lineno}: {error.msg}') from error
+    # SystemExit too: a file that calls exit() is named like any other that fails.
     except (Exception, SystemExit) as error:
         # The last line of the user's file; what it called further down is not theirs to mend.
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
@@ -123,23 +125,23 @@ def set_key(config: 'ConfigDict', override: str) -> None:
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
+        # No literal, so a word: `--set dtype=bfloat16` needs no quotes.
         value = text
     set_value(config, key, value, '--set')
 
 
 def open_cells(config_file: PathLike,
                overrides: Iterable[str]) -> tuple['ConfigDict', tuple['Experiment', ...]]:
-    """Return (config, experiments) of a study file, and choose the platform of JAX.
-
-    This is before JAX looks for one.
-    """
+    """Return (config, experiments) of a study file, and choose the platform before JAX does."""
     config, sweep = load_study(config_file, overrides)
     if config.platform:
+        # 1. The platform, where what the environment says wins over the file.
         platform = os.environ.setdefault('JAX_PLATFORMS', config.platform)
         if platform and 'jax' in sys.modules:  # by a study file, or by --set
             sys.modules['jax'].config.update('jax_platforms', platform)
     if on_cpu():
         keep_freed_memory()
+    # 2. The cells. The platform is of the machine: no cell has it, and no hash depends on it.
     from downscale.experiment.expansion import cells_of
     with config.unlocked():
         del config['platform']

@@ -26,6 +26,7 @@ def digest(value: Any, digits: int = DIGITS) -> str:
 def _sorted(value):
     """Return mappings as pairs in the order of their keys, which need not be comparable."""
     if isinstance(value, dict):
+        # Inside {'': ...}, so that a mapping never has the digest of a list of the same pairs.
         return {'': [[key, _sorted(value[key])] for key in sorted(value, key=str)]}
     return [_sorted(part) for part in value] if isinstance(value, (list, tuple)) else value
 
@@ -42,8 +43,9 @@ def hashed(text: str, value: Any, most: int) -> str:
 
 
 def word(key: str, value: Any) -> str:
-    """Return what the name of a cell says of a setting: 'language0.001' of a number or a plain
-    word.
+    """Return what the name of a cell says of a setting, such as 'language0.001'.
+
+    A number or a plain word stands as it is, anything else with its digest.
     """
     name = key.rpartition('.')[2]
     text = str(value).lower() if value is None or isinstance(value, bool) else str(value)
@@ -58,7 +60,5 @@ def short(name: str, value: Any) -> str:
 
 
 def label(text: str, form: re.Pattern[str]) -> str:
-    """Return `text` as a label value of at most 63 characters in the `form` GOOGLE or
-    KUBERNETES.
-    """
+    """Return `text` as a label value of at most 63 characters; `form` is GOOGLE or KUBERNETES."""
     return text if form.fullmatch(text) else hashed(text, text, 63)

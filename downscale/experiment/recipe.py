@@ -41,7 +41,9 @@ def study(name: str, stages: Sequence[str], evaluation: dict[str, Any],
     before = None
     for stage in stages:
         mixture, parent, steps = STAGES[stage]
+        # A study may leave stages out: the next one then starts from the one before it.
         parent = parent if parent in stages else before
+        # The newline of tiles has no parent in `align`, which sees pictures in one tile.
         groups = ALL if stage in ('align', 'instruct') or parent == 'align' else \
             (*ALL, 'image_newline_D')
         # One picture of stage 1 is short; AnyRes cuts those of the others into many tiles.
@@ -55,6 +57,7 @@ def study(name: str, stages: Sequence[str], evaluation: dict[str, Any],
             rates=dict(connector=1e-3) if stage == 'align' else FULL,
             parents=dict.fromkeys(groups, parent) if parent else {}, **room)
         before = stage
+    # SigLIP so400m at 384 pixels, without its last layer.
     tower = dict(layers=26, W=1152, H=16, F=4304, patch=14, image=384)
     rows = dict(batch=50, answer=1024, write=1024, think=4096, pictures=24)
     if dry:

@@ -105,6 +105,7 @@ def check(sweep: Collection[dict[str, Any]], stages: Collection[str]) -> None:
     taken = {}
     for point in union(sweep):
         name = name_of(point)
+        # Some file systems would put both in one folder.
         if name.lower() in taken:
             raise ValueError(f'two cells would be called {name}: {shown(taken[name.lower()])} and '
                              f'{shown(point)}')
@@ -120,6 +121,7 @@ def _check_point(point, stages):
         raise ValueError(f'the point {shown(point)} of the sweep has no '
                          f'{" and no ".join(missing)}')
     for key, kind in (('size', str), ('seed', int), ('imports', dict), ('budget', str)):
+        # `kind()` is of the right type, so that what is not given passes.
         value = point.get(key, kind())
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f'sweep: {key} {shown(value)} must be of type {kind.__name__}')
@@ -163,6 +165,7 @@ def set_value(settings: Any, key: str, value: Any, where: str) -> None:
     node = settings
     for depth, name in enumerate(path):
         written = set(node.keys()) if hasattr(node, 'keys') else set()
+        # What the study file leaves to its default can be changed as well.
         known = sorted(written | _fields(path[:depth]))
         if name not in known:
             raise ValueError(f'{where} {shown(key)}: {unknown("key", name, known)}')

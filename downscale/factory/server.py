@@ -12,11 +12,15 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
 from PIL import Image
 
 from downscale.data.images import decode
 from downscale.factory.teachers import Ask, Failure, TeacherReply
+
+try:
+    import httpx
+except ImportError:
+    raise ImportError("no httpx; pip install 'downscale[extract]'") from None
 
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 REFUSED = {401, 403, 404}  # any other ask would be refused as well

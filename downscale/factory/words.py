@@ -9,7 +9,10 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import snowballstemmer
+try:
+    import snowballstemmer
+except ImportError:
+    raise ImportError("no snowballstemmer; pip install 'downscale[extract]'") from None
 
 
 def _set(text):

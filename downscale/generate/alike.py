@@ -10,6 +10,7 @@ from functools import cache
 import jax
 import numpy as np
 
+# The counts to try around the usual one: fewer, then more, each list away from it.
 USUAL = 16
 FEWER = (8, 4, 2)
 MORE = (24, 32, 48, 64, 96, 128, 192, 256)
@@ -26,6 +27,7 @@ def alike(products: Iterable[tuple[int, int]], wanted: int) -> tuple[int, int | 
         return 2, None
     # Counts are tried up to the first that holds all the rows wanted: each try is a compilation.
     counts = MORE[:sum(count < wanted for count in MORE) + 1] if wanted > USUAL else ()
+    # The narrowest limits of all products hold for a row, which goes through each of them.
     limits = [_alike(terms, min(outputs, WIDEST), counts)
               for terms, outputs in sorted(set(products))]
     return max(low for low, _ in limits), min((high for _, high in limits if high), default=None)

@@ -95,6 +95,7 @@ class Engine:
         fewest, most = alike(_products(model.language, mesh.shape['tensor'] if mesh else 1), wanted)
         self.usable = min(wanted, most or wanted)  # slots of a lane
         self.per_lane = max(fewest, self.usable)
+        # On the host first: taken apart on a device, the model would be there twice.
         params = forward.unstack(jax.tree.map(np.asarray, params), model.dtype)
         where = shardings(params, mesh, model.rules) if mesh else None
         self.params = jax.device_put(params, where)

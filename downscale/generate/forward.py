@@ -52,6 +52,7 @@ def through_blocks(model: Vlm, params: dict[str, Any], x_BLD: jax.Array, positio
     """
     cfg = model.language
     kept = []
+    # The module of training, applied to one layer's weights at a time; `exact` fixes its sums.
     block = Block(cfg, model.rules, exact=True, growth=model.growth)
     turn = rotary(positions_BL, cfg.E, cfg.theta)
     for layer, mix in zip(params['language']['blocks'], mixes, strict=True):
@@ -142,12 +143,12 @@ def _placed(new, axis, size, prefix_blocks, before_B):
 
 
 def by_layer(k: list, v: list) -> list:
-    """Return a cache, lists of blocks of layers, as per layer (k blocks, v blocks)."""
+    """Return [(k blocks, v blocks) of each layer] of a cache, lists of blocks of layers."""
     return list(zip(zip(*k), zip(*v), strict=True))
 
 
 def by_block(layers: list) -> tuple[list, list]:
-    """Return (k, v), lists of blocks of layers, of per layer (k blocks, v blocks)."""
+    """Return (k, v), lists of blocks of layers, from [(k blocks, v blocks) of each layer]."""
     k_layers, v_layers = zip(*layers)
     return list(zip(*k_layers)), list(zip(*v_layers))
 

@@ -26,8 +26,10 @@ SHORTEST = 64  # tokens of a prefill: shorter products may be summed otherwise (
 
 @dataclass(kw_only=True)
 class _Row:
-    """A request in a slot: its index, the position of its last token, what it wrote, and the nats
-    [B, scored] of the prefill that read it, of which those of row `place` are its own."""
+    """A request in a slot: its index, the position of its last token, and what it wrote.
+
+    `nats_BL` [B, scored] are those of the prefill that read it; those of row `place` are its own.
+    """
     index: int
     position: int
     nats_BL: jax.Array | None

@@ -42,6 +42,7 @@ class Lanes:
         if not any(offers):
             return offers, 0
         most = PRODUCT // max(self.length_of(offer[0]) for offer in offers if offer)
+        # All lanes alike: the rows of a prefill are equally many for each.
         enough = most > 1 and all(len(offer) >= most for offer in offers if offer)
         size = most if enough else 1
         picked = [offer[:size] for offer in offers]
@@ -55,6 +56,7 @@ class Lanes:
         offers = []
         offered = set()  # lanes without pictures take from one and the same group
         for lane, free in enumerate(self.free):
+            # A lane changes its pictures only when no question about the old ones is left.
             if free and not self.group[lane]:
                 self.group[lane] = self.waiting.popleft() if self.waiting else self.text
             ahead = list(islice((k for k in self.group[lane] if k not in offered), AHEAD))
@@ -70,6 +72,7 @@ def _groups(asked):
 
     The longest way goes first: prompts that are short for what they may write.
     """
+    # Long ones last would leave the other slots empty at the end.
     order = sorted(range(len(asked)), key=lambda k: len(asked[k].prompt.tokens) - asked[k].room)
     groups = {}
     for k in order:

@@ -19,8 +19,10 @@ from downscale.sharding import constrain
 
 
 class Slots(NamedTuple):
-    """The rows being written: the cache (see `model/cache.py`) and, for each row, the last token,
-    its position, how many were written, the id of its randomness, whether it goes on, its mind.
+    """The rows being written: their cache (see `model/cache.py`), and where each of them stands.
+
+    For each row: the last token, its position, how many were written, the id of its randomness,
+    whether it goes on, its mind.
     """
     k: list
     v: list
@@ -33,9 +35,11 @@ class Slots(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """The pictures that each lane is being asked about: features [B, I, P, D], and the prefix as
-    cache blocks, of which `length_B` tokens count. A lane is a share of the slots, one per data
-    shard of the mesh."""
+    """The pictures that each lane is being asked about, and the prefix that shows them.
+
+    They are features [B, I, P, D] and cache blocks, of which `length_B` tokens count. A lane is a
+    share of the slots, one per data shard of the mesh.
+    """
     features_BIPD: jax.Array
     k: list
     v: list
@@ -66,16 +70,17 @@ def _kept(model, state):
 
 
 def _opened(model, state):
-    """Return `state` with the axes that `model/cache.py` computes with; undone by `_kept`."""
+    """Return `state` with the axes that `model/cache.py` computes with; `_kept` turns them back."""
     k_axes, v_axes = kept_axes(model.kernels)
     return state._replace(k=_turned(state.k, k_axes, 'BKES'), v=_turned(state.v, v_axes, 'BKSE'))
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeOptions:
-    """What a program of `decode` is compiled for: columns of its output, how tokens are chosen, and
-    the rules of thoughts. Where no row `thinks`, or no rule `forbids` a token, the passes over all
-    logits for that are left out.
+    """What a program of `decode` is compiled for.
+
+    Columns of its output (`room`), how tokens are chosen, and the rules of thoughts. Where no row
+    `thinks`, or no rule `forbids` a token, the passes over all logits for that are left out.
     """
     room: int
     sampling: Sampling
@@ -85,8 +90,10 @@ class DecodeOptions:
 
 
 class DecodingRules(NamedTuple):
-    """The rules of `Decoding` as arrays: the seed, the tokens [V] that end a row, that are never
-    written and that are not written while thinking, and how many come before any stop.
+    """The rules of `Decoding` as arrays.
+
+    The seed, the tokens [V] that end a row, that are never written and that are not written while
+    thinking, and how many come before any stop.
     """
     seed: jax.Array
     stops_V: jax.Array

@@ -21,6 +21,7 @@ def reflexive_ids(tokenizer: Tokenizer) -> dict[int, str]:
     The published list where each of its ids means the text that it has in Qwen3 (so for Qwen2 as
     well, whose words have the same ids), else `matching`. ValueError when there is none.
     """
+    # Compared by text and not by name: a vocabulary may be that of Qwen under any name.
     published = {int(i): text for i, text in published_list()['tokens'].items()}
     if list(published.values()) == _texts(tokenizer, list(published)):
         return published

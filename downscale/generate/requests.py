@@ -34,6 +34,7 @@ class Prompt:
         """A name of the prefix and its pictures; '' without pictures."""
         if not self.prefix:
             return ''
+        # Tokens and places too: the same picture behind other words is another prefix.
         digest = hashlib.sha256()
         for array in (self.tokens, self.image_index, self.image_weight):
             if array is not None:
@@ -199,6 +200,7 @@ def prompt_arrays(prompts: Sequence[Prompt | None], length: int, vision: VisionC
     padding. The index of a newline is the one behind the features of `tiles` tiles. Where C is 1
     there are no weights.
     """
+    # Corners of one call are equally many: pictures are cut in one way for all of it.
     C = next(prompt.image_index.shape[1] for prompt in prompts if prompt is not None)
     tokens = np.zeros((len(prompts), length), np.int32)
     index = np.full((len(prompts), length, C), -1, np.int32)

@@ -56,6 +56,7 @@ def choose(sampling: Sampling, logits_BV: jax.Array, seed: jax.Array, sample_B: 
         logits_BV, ids_BV = jax.lax.top_k(logits_BV, sampling.top_k)  # V: candidates, from here on
     else:
         ids_BV = jnp.broadcast_to(jnp.arange(logits_BV.shape[1], dtype=jnp.int32), logits_BV.shape)
+    # Gaps are never negative, so that their bits are in order (see `_nucleus`).
     gap_BV = (logits_BV.max(axis=-1, keepdims=True) - logits_BV) / sampling.temperature
     score_BV = _gumbel(seed, sample_B, step_B, ids_BV) - gap_BV
     if sampling.top_p < 1:

@@ -104,6 +104,7 @@ def meshes() -> dict[str, 'Mesh | None']:
 
     from downscale.sharding import mesh
     devices = jax.local_devices()
+    # `tensor` 2 splits sums over heads and MLP; `data` alone only spreads rows.
     of_name = {'one device': None}
     for tensor in (1, 2):
         if len(devices) > 1 and len(devices) % tensor == 0:
@@ -126,6 +127,7 @@ def selfcheck(prompts: int, slots: Sequence[int], seed: int, temperature: float,
     asked = ragged(model, prompts, tokens, seed)
     decoding = Decoding(sampling=Sampling(temperature), seed=seed)
     meshes_of_name = meshes()
+    # Everything that must not matter: devices, slots, the order of requests, refill.
     settings = list(itertools.product(meshes_of_name, slots, (1, -1), (True, False)))
     first = None
     of_mesh = {}

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# In the order in which a row goes through them; a budget of 0 begins with CLOSE.
 THINK, FORCE_NEWLINE, CLOSE, ANSWER = range(4)
 
 
@@ -80,6 +81,7 @@ def begin(budget_B: jax.Array, limit_B: jax.Array) -> Mind:
 
 def _unclosed(counted_B, budget_B):
     """Return the phase of a thought of `counted_B` tokens that is not closed yet."""
+    # One token before the budget is used up the newline is due, then the close.
     free_B = jnp.where(counted_B == budget_B - 1, FORCE_NEWLINE, jnp.int32(THINK))
     return jnp.where(counted_B >= budget_B, CLOSE, free_B)
 
@@ -189,6 +191,7 @@ def recount(thinking: Thinking, budget: int | None, ids: Sequence[int],
     """
     if budget is None:
         return '', 0, len(ids)
+    # As `advance` counts on the device, here of ids on the host.
     opened = ids[0] == thinking.open and not thinking.reference_compat
     if thinking.close not in ids:
         return 'open', len(ids) - opened, 0

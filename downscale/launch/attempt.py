@@ -28,6 +28,7 @@ from downscale.study.preparation import budgets_of, registered
 from downscale.study.tasks import tasks_of, writers_of
 from downscale.values import hash_of
 
+# A file of a disk costs nothing to write again; each write to a bucket is a request that is paid.
 TICK_SECONDS = 1
 BUCKET_TICK_SECONDS = 15
 LAUNCHER = 'DOWNSCALE_LAUNCHER'  # process id of a local supervisor, without which work ends
@@ -59,7 +60,7 @@ def _say(text):
 
 
 def work(record: AttemptRecord) -> None:
-    """Do the tasks of the job; raise what prevents it."""
+    """Do the tasks of the job; whatever prevents it is raised."""
     spec = record.spec
     # 1. This machine is the one that was asked for.
     count, each = processes_of(spec.topology)
@@ -69,6 +70,7 @@ def work(record: AttemptRecord) -> None:
                            exits.MISMATCH)
     # 2. The study file still makes the cell that was submitted.
     study_config, sweep = file.load_study(spec.config, spec.overrides)
+    # Where the program runs is decided by the environment of the job, not by the study file.
     with study_config.unlocked():
         del study_config['platform']
     cells = cells_of(study_config, sweep)
@@ -76,6 +78,7 @@ def work(record: AttemptRecord) -> None:
     if cell.hash != spec.experiment:
         raise ValueError(f'{spec.config} makes another cell {spec.cell} now ({cell.hash}) than was '
                          f'submitted ({spec.experiment}); submit it again')
+    # Tasks are found by name: the spec holds no code, and the file makes the same ones here.
     by_name = {task.name: task for task in tasks_of(cells)}
     tasks = [by_name[name] for name in spec.tasks]
     if jax.process_count() > 1 and any(task.kind == 'evaluate' for task in tasks):
@@ -89,6 +92,7 @@ def work(record: AttemptRecord) -> None:
     if in_bucket(spec.run):  # every machine makes its own copy, at the same time
         with held(scratch(spec.run)):
             prepare(spec.run, cell)
+    # One process writes what describes the study, from the data that all have now.
     processes.once(lambda: _prepare(spec.run, study_config.study, cells,
                                      file.claims_of(study_config)))
     # 4. The tasks, in order; each goes on where an earlier attempt was.
@@ -111,6 +115,7 @@ def _prepare(run, name, cells, claims):
         described = read_json(place(run) / 'study.json') or {}
         wanted = {'config_hash': hash_of([cell.hash for cell in cells]),
                   'claims': registered(run, claims).get('claims'), 'budgets': budgets_of(cells)}
+        # Once is enough: other jobs of the study find it as it should be.
         if any(described.get(name) != value for name, value in wanted.items()):
             preparation.prepare(run, name, cells, quiet=True, claims=claims)
 
@@ -141,6 +146,7 @@ def run(path: str | Path) -> int:
     except exits.Preempted as error:
         _say(f'{error}; a restart continues')
         return exits.PREEMPTED
+    # From a terminal: whoever pressed the keys needs no line.
     except KeyboardInterrupt:
         return exits.INTERRUPTED
     except Exception as error:

@@ -21,6 +21,7 @@ PLAN = ('job', 'slices', 'chips', 'steps', 'fits', 'GiB', 'of', 'chip-hours', '$
 def status_lines(jobs: Sequence[state.Job]) -> list[str]:
     """Return a table of jobs, and below it their sum."""
     states = Counter(job.state for job in jobs)
+    # Jobs of this machine have no price, and are no reason to call the sum unknown.
     known = [job.usd for job in jobs if job.usd is not None]
     counts = ', '.join(f'{count} {state}' for state, count in states.items()) or 'none'
     hours = sum(job.chip_hours for job in jobs)
@@ -96,6 +97,7 @@ def cost_value(chosen: Sequence[tuple[Spec, state.Job]], max_usd: float | None) 
         cell = cells.setdefault(spec.cell, {'chip_hours': 0.0, 'usd': None, 'usd_left': None})
         chips, usd = state.chips_of(spec)
         cell['chip_hours'] += job.chip_hours
+        # Where a chip has no price the dollars of a cell stay None, which is not 0.
         if usd is not None:
             cell['usd'] = (cell['usd'] or 0.0) + (job.usd or 0.0)
             # Of a job that does not run nobody knows how long it takes.
@@ -118,6 +120,7 @@ def cost_lines(value: Mapping[str, Any]) -> list[str]:
 
 def action_line(action: watch.Action) -> str:
     """Return one action of `watch.reconcile` as a line."""
+    # 'would': these lines are printed by --dry-run alone.
     match action:
         case watch.Create(key, zone):
             return f'{key}: would start{_in(zone)}'

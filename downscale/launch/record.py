@@ -46,6 +46,7 @@ class AttemptRecord:
             return False
         # That it is started again means that the marker is of another spec, or a person's wish.
         (self.folder / 'FATAL.json').unlink(missing_ok=True)
+        # A new number for each attempt: the files of earlier ones are what is counted against it.
         attempts = state.attempts(self.folder)
         self.value['attempt'] = attempts[-1]['attempt'] + 1 if attempts else 0
         self.path = self.folder / 'attempts' / f'{self.value["attempt"]:03d}.json'
@@ -58,7 +59,11 @@ class AttemptRecord:
         return True
 
     def plan(self, tasks: Sequence[Task]) -> None:
-        """Take `tasks` as those of the job; `exits.Failed` as in `open`."""
+        """Set the tasks of the job and the step that it goes on from.
+
+        `exits.Failed` when attempts keep crashing without a newer checkpoint.
+        """
+        # Steps on disk, not those that were reported: the last attempt may have died amid them.
         step = sum(self._committed(task) for task in tasks)
         old = read_json(self.folder / 'progress.json')
         with self.writing, self.lock:
@@ -71,12 +76,14 @@ class AttemptRecord:
                 'job_total': sum(map(steps_of, tasks)), 'loss': None,
                 'tokens_per_s': None, 'committed': step, 'checkpoint_time': saved}
         if self.path:
+            # The attempt before is put right first: by it one sees whether another makes sense.
             self._amend(step)
             self.write()
             self._refuse_hopeless(state.attempts(self.folder)[:-1])
 
     def begin(self, task: Task) -> None:
         """Note that `task` is what is worked on."""
+        # Outside the lock, as it looks into folders that may be in a bucket.
         before = sum(self._committed(other) for other in self.tasks if other != task)
         with self.lock:
             self.before = before
@@ -86,8 +93,7 @@ class AttemptRecord:
                               'tokens_per_s': None}
 
     def report(self, step: int, total: int, row: Mapping[str, Any] | None = None) -> None:
-        """Note that `step` of `total` of the task is done; `row` has the metrics of a train step.
-        """
+        """Note that `step` of `total` of the task is done; `row` are metrics of a train step."""
         now = time.time()
         with self.lock:
             self.progress |= {'step': step, 'total': total}
@@ -96,6 +102,7 @@ class AttemptRecord:
             if self.marks is None:
                 self.marks = (now, tokens)
                 self.last = now
+            # Time between reports is time of steps, so saving and reading count with them.
             self.value['steps_s'] += now - self.last
             self.last = now
             if row:
@@ -153,7 +160,7 @@ class AttemptRecord:
             raise exits.Failed(reason, exits.FATAL)
 
     def _committed(self, task):
-        """Return the steps of a task that nothing can undo."""
+        """Return the steps of a task that a checkpoint holds."""
         if task.kind == 'evaluate':
             folder = place(self.spec.run) / 'evaluations' / f'{task.stage}-{task.experiment.name}'
             return int(is_done(folder, task.experiment))

@@ -85,6 +85,7 @@ def processes_of(name: str) -> tuple[int, int]:
     ValueError for an unknown topology, which names the known ones.
     """
     local = re.fullmatch(r'cpu:([1-9]\d*)x([1-9]\d*)', name)
+    # Processes stand for machines: that is how a study for many is tried out on one.
     if local:
         return int(local[1]), int(local[2])
     place = topology(name)
@@ -152,6 +153,7 @@ def one_host(name: str) -> str:
     if name.startswith('cpu:'):
         return 'cpu:1x1'
     place = topology(name)
+    # Shapes are in order of size; the first that is one whole machine.
     least = next(shape for shape in SHAPES[place.generation]
                  if topology(f'{place.generation}:{shape}').chips == place.machine.chips)
     return f'{place.generation}:{least}'

@@ -74,6 +74,7 @@ def load_spec(path: str | Path) -> Spec:
         value = json.loads(place(path).read_text())
         fields: dict[str, Any] = {field.name: value[field.name]
                                   for field in dataclasses.fields(Spec)}
+        # JSON has no tuples; with lists no spec would equal the one that was written.
         for name, part in fields.items():
             if isinstance(part, list):
                 fields[name] = tuple(part)
@@ -98,6 +99,7 @@ def ended(run: str | Path, spec: Spec, name: str) -> dict[str, Any] | None:
 def attempts(folder: str | Path) -> list[dict[str, Any]]:
     """Return the attempts of a job, oldest first."""
     path = place(folder) / 'attempts'
+    # Numbers of three digits, so that their order is that of time.
     names = sorted(file.name for file in path.iterdir()) if path.is_dir() else []
     return [read_json(path / name) for name in names
             if name.endswith('.json') and not name.startswith('.')]
@@ -126,6 +128,7 @@ def counting(spec: Spec, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
 
 def hopeless(attempts: Sequence[dict[str, Any]]) -> str | None:
     """Return why another attempt after these makes no sense, None where it does."""
+    # In a row: a newer checkpoint wipes out what went wrong before it.
     vain = []
     for attempt in attempts:
         counted = attempt['exit'] is None or ending(attempt['exit']).restart == 'counted'
@@ -169,6 +172,7 @@ def read(run: str | Path, specs: Sequence[Spec], now: float,
     some seconds apart, and those whose stamp has not moved are stale.
     """
     if stamps is not None:
+        # A watcher has seen the stamps move itself; one look needs a second one to compare.
         limits = dict.fromkeys([spec.key for spec in specs], STALE_SECONDS)
         return _read(run, specs, now, stamps, limits)
     stamps = Stamps()
@@ -205,6 +209,7 @@ def _job(run, spec, done, now, stillness):
     progress = read_json(folder / 'progress.json') or {}
     state, reason = _state(run, spec, rows, done, stillness)
     # 2. What all attempts took, and brought.
+    # Machines that waited, or never began, are in no attempt and so in no cost.
     seconds = sum(_seconds(attempt) for attempt in rows)
     chips, price = chips_of(spec)
     hours = chips * seconds / 3600
@@ -256,6 +261,7 @@ def _state(run, spec, rows, done, stillness):
         return 'fatal', fatal['reason']
     last = rows[-1] if rows else None
     if last is None or last['spec'] != spec.hash:
+        # A need that is not among these specs is looked up in its folder.
         missing = [need for need in spec.needs if need not in done and not (
             place(run) / 'launch' / need / 'DONE.json').exists()]
         return ('waiting', f'needs {", ".join(missing)}') if missing else ('missing', '')

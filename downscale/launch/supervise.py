@@ -72,6 +72,7 @@ def run(backend: Backend, specs: Sequence[Spec], policy: watch.Policy, note: Not
                     if not isinstance(error, RuntimeError) and not passes(error):
                         raise
                     _once(memory, 'look', f'cannot look, and will again: {line_of(error)}', note)
+            # With the stamps of this process: without them `read` would wait and look twice.
             jobs = state.read(study, specs, time.time(), memory.stamps)
             return [_ended(job, actions) for job in jobs]
         except KeyboardInterrupt:
@@ -108,6 +109,7 @@ def _note_left(backend, specs, note):
         if resource.name in by_name and resource.state in ('pending', 'running'):
             chips, usd = state.chips_of(by_name[resource.name])
             left.append(f'{by_name[resource.name].key} ({resource.state}, {chips} chips)')
+            # What waits for machines costs nothing yet.
             if resource.state == 'running':
                 hourly += chips * (usd or 0.0)
     if left:
@@ -117,8 +119,7 @@ def _note_left(backend, specs, note):
 
 def step(backend: Backend, specs: Sequence[Spec], policy: watch.Policy, note: Note = print,
          memory: Memory | None = None, show: Show = lambda jobs: None) -> list[watch.Action]:
-    """Look, decide and act once, and return the actions. What is in `memory` is not noted again.
-    """
+    """Look, decide and act once; return the actions. What `memory` holds is not noted again."""
     memory = memory or Memory()
     actions = decide(backend, specs, policy, show, memory)
     memory.lines.pop('look', None)
@@ -148,6 +149,7 @@ def desired_of(specs: Sequence[Spec], jobs: Sequence[state.Job],
 
 
 def _desired(spec, job, memory):
+    # Those of this spec since the last `resume`: a person's wish is a new beginning.
     attempts = state.counting(spec, state.attempts(state.folder_of(spec.run, spec)))
     tries = tuple(watch.Try(row['at'], row['code'])
                   for row in state.counting(spec, _tries(spec, memory)))
@@ -245,6 +247,7 @@ def _write_tries(spec, tries, memory, note):
     except Exception as error:
         if not passes(error):
             raise
+        # In mind until a later write takes them along.
         memory.tries[str(path)] = tries
         _once(memory, 'write', f'cannot write, and goes on: {line_of(error)}', note)
 

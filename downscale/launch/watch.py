@@ -156,6 +156,7 @@ def reconcile(desired: Sequence[Desired], observed: Sequence[Observed], now: flo
     actions: list[Action] = [Orphan(resource.name, resource.zone) for resource in observed
                              if resource.name not in wanted]
     started = [job for job in desired if job.name in resources]
+    # A resource that is being deleted still holds its chips, and so counts.
     chips = sum(job.chips for job in started)
     parallel = len(started)
     # 2. Why all jobs, or some, will not go on.
@@ -189,7 +190,7 @@ def reconcile(desired: Sequence[Desired], observed: Sequence[Observed], now: flo
 
 
 def _spent(desired, resources, now, policy):
-    """Return that the money is spent, as a line, None while there is some left."""
+    """Return the line that says that the money is spent, None while some is left."""
     spent = 0.0
     for job in desired:
         spent += job.usd + _idle_usd(job, resources.get(job.name), now)
@@ -201,6 +202,7 @@ def _spent(desired, resources, now, policy):
 def finished(actions: Sequence[Action]) -> bool:
     """Return whether a sweep with these actions will need no others, unless it is changed."""
     kinds = {type(action) for action in actions}
+    # A job that waits has its turn coming, unless the money is spent.
     return not kinds & {Create, Delete, Hold} and (Stop in kinds or Wait not in kinds)
 
 
@@ -283,6 +285,7 @@ def _of_resource(job, resource, why, stopped, now, policy):
 
 def _wait(job, states, now, policy):
     """Return the `Wait` of a job that may not start now, None where it may."""
+    # A need that is not among these jobs counts as done; if it is not, the state is 'waiting'.
     needs = [need for need in job.needs if states.get(need, 'done') != 'done']
     if needs or job.state == 'waiting':
         return Wait(job.key, f'needs {", ".join(needs or job.needs)}')
@@ -302,7 +305,7 @@ def _wait(job, states, now, policy):
 
 
 def _fruitless(job):
-    """Return the tries that no attempt came of, after the last attempt."""
+    """Return the tries since the last attempt, none of which led to another."""
     began = job.attempts[-1].began if job.attempts else float('-inf')
     return [row for row in job.tries if row.at > began]
 

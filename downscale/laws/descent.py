@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 
 from downscale.laws.forms import Law
 
+# Letters of shapes in this room: S starts or resamples, n points, p parameters.
 ROUNDS = 100
 CHUNK = 256       # vectors at once: their gradients then stay in the cache
 STUCK = 1e10      # damping above this: no step of any use makes the objective smaller
@@ -52,8 +53,10 @@ def _curvature(problem, weights, theta):
     scaled, slopes = problem.scaled(theta)
     size = np.abs(scaled)
     value = np.sum(weights * np.where(size <= 1, scaled ** 2 / 2, size - 0.5), axis=1)
+    # across [S, p, n] times weighted slopes [S, n, p]: the Gauss-Newton curvature of a vector.
     across = np.swapaxes(slopes, 1, 2)
     gradient = (across @ (weights * np.clip(scaled, -1, 1))[..., None])[..., 0]
+    # Huber's second derivative is 1 within delta and 0 beyond it, that of the majorant 1 / size.
     near = (across * (weights * (size <= 1))[:, None]) @ slopes
     above = (across * (weights / np.maximum(size, 1))[:, None]) @ slopes
     return value, gradient, near, above
@@ -65,10 +68,12 @@ def _steps(gradient, near, above, damping):
     They are solved in units in which the majorant has ones on its diagonal; the ridge keeps
     directions that the points leave open from making it singular.
     """
+    # A term that has vanished has no slope, and its unit must not be zero: hence 1e-300.
     unit = np.sqrt(np.maximum(np.diagonal(above, axis1=1, axis2=2), 1e-300))
     matrix = (near + damping[:, None, None] * above) / (unit[:, :, None] * unit[:, None])
     matrix += (RIDGE * (1 + damping))[:, None, None] * np.eye(len(unit[0]))
     steps = np.linalg.solve(matrix, (-gradient / unit)[..., None])[..., 0] / unit
+    # Parameters are logs and exponents: 2 is a factor of 7, as far as curvature can be trusted.
     return steps * np.minimum(1, 2 / np.maximum(np.abs(steps).max(axis=1), 1e-300))[:, None]
 
 
@@ -85,12 +90,14 @@ def descend(problem: Problem, weights: np.ndarray, theta: np.ndarray,
 
 def _descend(problem, weights, theta, close):
     """Return what `descend` does for one chunk of vectors: damped Newton steps, all at once."""
+    # Vectors that have arrived leave `alive`: each round computes only those that still move.
     theta = problem.law.bounded(theta, problem.target)
     value, gradient, near, above = _curvature(problem, weights, theta)
     damping = np.full(len(theta), 0.1)
     alive = np.arange(len(theta))
     for _ in range(ROUNDS):
         steps = _steps(gradient[alive], near[alive], above[alive], damping[alive])
+        # How far the gradient alone says that the step leads down; about zero at a minimum.
         expected = -np.einsum('sp,sp->s', steps, gradient[alive])
         moving = (expected > close) & (damping[alive] < STUCK)
         alive = alive[moving]
@@ -104,6 +111,7 @@ def _descend(problem, weights, theta, close):
         damping[alive] *= np.where(better, 0.2, 4.0)
         kept = alive[better]
         theta[kept] = tried[better]
+        # A vector whose step failed keeps its gradient and curvature for the shorter try.
         for whole, new in zip((value, gradient, near, above), there, strict=True):
             whole[kept] = new[better]
     return theta, value
@@ -128,6 +136,7 @@ def quasi_newton(problem: Problem, weights: np.ndarray,
         value, gradient = objective(problem, weights, theta[None])
         return value[0], gradient[0]
 
+    # With its own ftol of 2.2e-9 the search ends where the sum is flat, short of the minimum.
     solution = minimize(value_and_gradient, start, jac=True, method='L-BFGS-B',
                         options={'maxiter': 5000, 'maxfun': 20000, 'ftol': 1e-14, 'gtol': 1e-9,
                                  'maxcor': 20})
@@ -135,9 +144,12 @@ def quasi_newton(problem: Problem, weights: np.ndarray,
 
 
 def remaining(problem: Problem, weights: np.ndarray, theta: np.ndarray) -> float:
-    """Return how much the objective at `theta` [p] may still fall by its gradient; 0 at a minimum.
+    """Return how far the objective at `theta` [p] may still fall; 0 at a minimum.
+
+    That is what its gradient promises of the next step.
     """
     _, gradient, _, above = _curvature(problem, weights, theta[None])
+    # No near part and a damping of 1: the step of the majorant, which also sees far points.
     step = _steps(gradient, np.zeros_like(above), above, np.ones(1))
     return float(-step[0] @ gradient[0])
 
@@ -145,4 +157,5 @@ def remaining(problem: Problem, weights: np.ndarray, theta: np.ndarray) -> float
 def condition(problem: Problem, theta: np.ndarray) -> float:
     """Return the condition of the prediction's gradients at `theta` [p], columns scaled alike."""
     slopes = problem.scaled(theta[None])[1][0]
+    # Squared, as the curvature is the gradients times themselves.
     return float(np.linalg.cond(slopes / np.maximum(np.linalg.norm(slopes, axis=0), 1e-300)) ** 2)

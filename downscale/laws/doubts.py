@@ -31,6 +31,7 @@ def of_fit(problem: Problem, theta: np.ndarray, runs: int, draws: int, drawn: in
     """Return why the law is out of place, its parameters not identified or its resamples few."""
     reasons = list(problem.law.faults(theta, problem.target))
     size = np.abs(problem.scaled(theta[None])[0][0])
+    # Below delta (`size` 1) nothing is far: the median of an exact fit is about zero.
     far = np.flatnonzero((size > FAR * np.median(size)) & (size > 1)) + 1
     if len(far):
         reasons.append(f'{len(far)} residuals are over {FAR} times the median, of rows '
@@ -38,10 +39,12 @@ def of_fit(problem: Problem, theta: np.ndarray, runs: int, draws: int, drawn: in
     blur = descent.condition(problem, theta)
     if blur > BLURRED:
         reasons.append(f'not identified: condition {blur:.1g}; quote predictions, not parameters')
+    # A single input moves with nothing: the identity says so in the same form.
     together = np.corrcoef(problem.u.T) if problem.u.shape[1] > 1 else np.eye(2)
     if abs(together[0, 1]) > TOGETHER:
         reasons.append(f'the inputs move together (correlation of logs {together[0, 1]:.3f}), so '
                      'their exponents are not told apart; quote predictions, not parameters')
+    # With too few runs nothing was drawn, so that no resample can be called lost.
     if draws and runs <= len(theta) + 1:
         reasons.append(f'no intervals: {runs} runs are too few to be resampled for {len(theta)} '
                      f'parameters; at least {len(theta) + 2} are needed')

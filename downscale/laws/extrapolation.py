@@ -45,6 +45,7 @@ def holdout(law: Law, x: ArrayLike, y: ArrayLike, compute: ArrayLike, below: flo
     compute = np.asarray(compute, dtype=float)
     if not np.all(np.isfinite(compute)):
         raise ValueError('a compute value is not finite, so its row is on neither side')
+    # Strictly below: a threshold at the largest compute holds out that compute in all its seeds.
     low = compute < below
     if low.all():
         raise ValueError(f'no point has compute of {below:g} or more (largest {compute.max():g}); '
@@ -82,6 +83,7 @@ def optimum(found: Fit, budget: float, flops_per: float = 6.0) -> dict[str, Inte
     if not budget > 0:
         raise ValueError(f'budget {budget:g} must be positive')
     log_product = np.log(budget / flops_per)
+    # One formula for the fit [1, 5] and for its resamples [S, 5].
     values = _split(found, found.theta[None], log_product)
     if not np.isfinite(values['N*'][0]):
         raise ValueError('the fitted exponents are not both positive, so no split is best')
@@ -93,12 +95,15 @@ def _split(found, theta, log_product):
     """Return the best N, D and the loss there [S] of vectors [S, 5]; NaN where none is best."""
     alpha = theta[:, 3]
     beta = theta[:, 4]
+    # The logs of alpha A and beta B, with A and B taken from the mean inputs to inputs of 1.
     with np.errstate(invalid='ignore', divide='ignore'):
         log_a = theta[:, 1] + alpha * found.centre[0] + np.log(alpha)
         log_b = theta[:, 2] + beta * found.centre[1] + np.log(beta)
         log_n = (log_a - log_b + beta * log_product) / (alpha + beta)
+    # An exponent of exactly zero has an infinite log, not NaN, and is left out here.
     log_n[(alpha <= 0) | (beta <= 0)] = np.nan
     u = np.stack([log_n, log_product - log_n], axis=1) - found.centre
+    # A vector at its own input, one by one: `model` would take every vector at every input.
     loss = [np.exp(found.law.model(vector[None], where[None])[0][0, 0])
             for vector, where in zip(theta, u)]
     return {'N*': np.exp(log_n), 'D*': np.exp(log_product - log_n), 'loss': np.array(loss)}

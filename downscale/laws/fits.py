@@ -97,11 +97,13 @@ def _problem(law, x, y, delta):
                          'row out yourself, so that it is known')
     if not delta > 0:
         raise ValueError(f'delta {delta:g} must be positive')
+    # Rows of equal inputs tell the noise, not the shape: they count as one point.
     points = len(np.unique(x, axis=0))
     if points <= need + 1:
         raise ValueError(f'{points} different points cannot carry the {need} parameters of the '
                          f'{law.name} form; at least {need + 2} are needed (several seeds of one '
                          'size are one point)')
+    # Through two values of an input goes any exponent, if the floor takes up the rest.
     for axis in range(law.axes):
         if law.axes > 1 and len(np.unique(x[:, axis])) < 3:
             raise ValueError(f'input {axis + 1} has fewer than 3 different values, so its '
@@ -121,13 +123,16 @@ def spread(value: float, drawn: np.ndarray, n: int, runs: int, parameters: int,
     known = without_ends(value, n, runs, 'none (too few resamples)')
     if len(drawn) < FEW_DRAWS or not np.isfinite(value):
         return known
+    # A coefficient varies by factors, so that its log is the symmetric quantity.
     if positive and value > 0 and np.all(drawn > 0):
         log = spread(np.log(value), np.log(drawn), n, runs, parameters, False)
+        # An end whose log is beyond 709 is as good as infinite.
         with np.errstate(over='ignore'):
             low, high = np.exp([log.low, log.high])
         return replace(known, low=float(low), high=float(high), method=log.method)
     ends = np.quantile(drawn, [0.025, 0.975])
     low, high = value + math.sqrt(runs / (runs - parameters)) * (ends - value)
+    # Of skewed draws the percentiles may leave out the value itself.
     return replace(known, low=float(min(low, value)), high=float(max(high, value)),
                    method='run bootstrap')
 
@@ -186,8 +191,8 @@ def check(law: Law, x: ArrayLike, y: ArrayLike, parameters: dict[str, float], *,
           delta: float | None = None, seed: int = 0) -> tuple[str, ...]:
     """Return why `parameters` are no minimum of the Huber sum, as lines; () if they are one.
 
-    They are natural parameters from elsewhere.
-    This is for a published fit, or one whose optimiser may have stopped early.
+    They are natural parameters from elsewhere: of a published fit, or one whose optimiser may have
+    stopped early.
     """
     problem, centre = _problem(law, x, y, delta)
     theta = law.internal(parameters, centre)
@@ -201,17 +206,20 @@ def check(law: Law, x: ArrayLike, y: ArrayLike, parameters: dict[str, float], *,
 
 
 def _search(problem, weights, given, seed):
-    """Return the best vector from the grid and `given`, its Huber sum, the share of starts that
-    agree, and alarms.
+    """Return (best vector, its Huber sum, share of starts that agree, alarms).
+
+    Starts are those of the grid and the `given` vectors.
     """
     starts = np.stack([*given, *problem.law.grid(problem.u, problem.target)])
     theta, values = descent.descend(problem, np.tile(weights, (len(starts), 1)), starts)
     best = np.argmin(values)
+    # `FLAT` besides the share: the objective of an exact fit is about zero.
     agree = float(np.mean(values <= values[best] * (1 + doubts.AGREE) + doubts.FLAT))
     solution, value = descent.polish(problem, weights, theta[best])
     rng = np.random.default_rng(seed)
     alarms = []
-    # The second optimiser starts nearby, where the caller said, and anywhere.
+    # The second optimiser starts nearby, from plain squares (of a law without, where the caller
+    # said), and anywhere.
     for restart in (solution + 0.3 * rng.standard_normal(len(solution)), *given[-1:],
                     starts[rng.integers(len(starts))]):
         other, reached = descent.quasi_newton(problem, weights, restart)
@@ -222,17 +230,20 @@ def _search(problem, weights, given, seed):
 
 
 def _resamples(problem, names, parameters, draws, seed):
-    """Return weights [S, n] of the rows under resampled runs that can carry the law, and the
-    number of runs.
+    """Return weights [S, n] of the rows under resampled runs, and the number of runs.
+
+    Resamples that cannot carry the law are left out.
     """
     names = np.asarray(names, dtype=str)
     if len(names) != len(problem.target):
         raise ValueError(f'{len(names)} run names but {len(problem.target)} rows')
     clusters, place = np.unique(names, return_inverse=True)
+    # A resample holds about 63 % of the runs: of so few, most could not carry the law.
     if len(clusters) <= parameters + 1:
         return np.zeros((0, len(names))), len(clusters)
     weights = resample(names, draws, seed).weights[:, place]
     points = np.unique(problem.u, axis=0, return_inverse=True)[1].ravel()
+    # Which of the different points a resample holds: [S, points].
     seen = weights @ (points[:, None] == np.arange(points.max() + 1)) > 0
     return weights[seen.sum(axis=1) > parameters], len(clusters)
 
@@ -241,6 +252,7 @@ def _refit(problem, weights, starts, seed):
     """Return the best vector [S, p] of every resample, from `starts` and perturbed ones."""
     best = starts[0]
     rng = np.random.default_rng(seed)
+    # The minimum of a resample may be another one: the best of several starts counts.
     while len(starts) < 1 + OTHERS:
         starts = [*starts, best + 0.3 * rng.standard_normal(len(best))]
     if not len(weights):
@@ -255,6 +267,7 @@ def _without(problem, theta, centre, worst, seed):
     """Return the `worst` rows of highest residual, and the parameters fitted without them."""
     size = np.abs(problem.scaled(theta[None])[0][0])
     rows = np.sort(np.argsort(-size, kind='stable')[:worst])
+    # Left out by weight, so that inputs keep their mean and vectors their meaning.
     weights = np.ones(len(size))
     weights[rows] = 0
     left = len(np.unique(problem.u[weights > 0], axis=0))

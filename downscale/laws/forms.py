@@ -13,6 +13,7 @@ from scipy.optimize import least_squares, nnls
 from scipy.special import expit
 
 FLOOR = 25.0  # a term e^-25 of the smallest loss is zero
+# Starts about what is published: 0.34 and 0.28 for model and data (arXiv 2203.15556).
 EXPONENTS = (0.1, 0.3, 0.6, 1.2)
 
 
@@ -57,12 +58,14 @@ class Additive:
         k = self.axes
         # The log of a sum of exponentials, taken from its largest term so that none overflows.
         terms = np.empty((len(theta), len(u), 1 + k))
+        # [S, n, 1 + axes]: the log of E, then of each term that falls with its input.
         terms[..., 0] = theta[:, :1]
         terms[..., 1:] = theta[:, None, 1:k + 1] - theta[:, None, k + 1:] * u
         top = terms.max(axis=2, keepdims=True)
         shares = np.exp(terms - top)
         whole = shares.sum(axis=2, keepdims=True)
         shares /= whole
+        # The slope of the log of a sum: each term's share of it times the term's own (1 or -u).
         return ((top + np.log(whole))[..., 0],
                 np.concatenate([shares, -shares[..., 1:] * u], axis=2))
 
@@ -79,6 +82,7 @@ class Additive:
         low = target.min()
         mean = target.mean()
         starts = []
+        # E starts below the lowest loss, which it bounds, and a term at a share of the mean loss.
         for floor, share in itertools.product((0.2, 0.6, 0.95), (0.03, 0.3)):
             logs = [low + np.log(floor), *[mean + np.log(share)] * k]
             starts += [[*logs, *exponents] for exponents in itertools.product(EXPONENTS, repeat=k)]
@@ -88,6 +92,7 @@ class Additive:
         """Return {name: natural parameter [S]} of vectors [S, p] about the mean logs `centre`."""
         k = self.axes
         theta = np.atleast_2d(theta)
+        # From the mean input to an input of 1, by alpha for each unit of the log.
         raw = theta[:, 1:k + 1] + theta[:, k + 1:] * centre
         with np.errstate(over='ignore'):
             return dict(zip(self.names, [np.exp(theta[:, 0]), *np.exp(raw).T, *theta[:, k + 1:].T],
@@ -116,6 +121,7 @@ class Additive:
         """
         def linear(exponents):
             design = np.column_stack([np.ones(len(y)), np.exp(-u * exponents)])
+            # Scaled alike: columns differ by orders of magnitude with the exponents.
             length = np.linalg.norm(design, axis=0)
             terms = nnls(design / length, y)[0] / length
             return terms, design @ terms - y
@@ -125,15 +131,18 @@ class Additive:
 
         starts = sorted(itertools.product((0.05, *EXPONENTS, 2.0), repeat=self.axes),
                         key=lambda start: np.sum(residuals(start) ** 2))
+        # Bounded, because a term with an exponent of zero would be the floor once more.
         solutions = [least_squares(residuals, start, jac='3-point', bounds=(1e-4, 10), xtol=1e-15,
                                    ftol=1e-15, gtol=1e-15) for start in starts[:2]]
         best = min(solutions, key=lambda solution: solution.cost)
+        # What was found to be zero needs a finite log as well, the one that `bounded` gives it.
         terms = np.maximum(linear(best.x)[0], y.min() * np.exp(-FLOOR))
         return [np.concatenate([np.log(terms), best.x])]
 
     def faults(self, theta: np.ndarray, target: np.ndarray) -> Iterator[str]:
         """Yield what is wrong with a fitted vector as a law, as sentences."""
         k = self.axes
+        # Half-way down to where `bounded` holds a term that has vanished.
         low = target.min() - FLOOR / 2
         for name, log_term in zip(self.names[:k + 1], theta[:k + 1], strict=True):
             if log_term < low:
@@ -174,8 +183,9 @@ class Saturating:
         return target
 
     def model(self, theta: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return targets [S, n] at inputs u [n, 1] for S parameter vectors, and gradient [S, n,
-        2].
+        """Return the targets [S, n] of vectors [S, 2] at inputs u [n, 1], and the gradients.
+
+        Gradients are [S, n, 2].
         """
         s = expit(theta[:, :1] + theta[:, 1:] * u[:, 0])
         change = (1 - self.chance) * s * (1 - s)
@@ -186,33 +196,34 @@ class Saturating:
         return theta
 
     def grid(self, u: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """Return starting vectors [S, 2] over the log odds at the mean and the slope, both
-        signs.
-        """
+        """Return starting vectors [S, 2] over the log odds at the mean input and the slope."""
         return np.array(list(itertools.product((-3.0, -1.0, 0.0, 1.0, 3.0),
                                                (-3.0, -1.0, -0.3, 0.3, 1.0, 3.0))))
 
     def natural(self, theta: np.ndarray, centre: np.ndarray) -> dict[str, np.ndarray]:
         """Return `half` (the x at half-way) and `slope`, name -> [S], of vectors [S, 2]."""
         theta = np.atleast_2d(theta)
+        # A flat curve has no half-way point: what is not finite is left out of intervals.
         with np.errstate(over='ignore', divide='ignore', invalid='ignore'):
             return {'half': np.exp(centre[0] - theta[:, 0] / theta[:, 1]), 'slope': theta[:, 1]}
 
     def internal(self, natural: dict[str, float], centre: np.ndarray) -> np.ndarray:
         """Return the vector [2] of natural parameters; the inverse of `natural`."""
+        # At x = half the log odds are zero, and they rise by the slope per log of x.
         slope = natural['slope']
         return np.array([slope * (centre[0] - np.log(natural['half'])), slope])
 
     def derived(self, theta: np.ndarray) -> dict[str, np.ndarray]:
-        """No further quantity."""
+        """Return nothing: this law has no further quantity."""
         return {}
 
     def project(self, u: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
-        """No cross-check: no parameter is linear here."""
+        """Return no cross-check: no parameter is linear here."""
         return []
 
     def faults(self, theta: np.ndarray, target: np.ndarray) -> Iterator[str]:
         """Yield what is wrong with a fitted vector as a law, as sentences."""
+        # The law does not go below chance, so that such points say little of its slope.
         if np.mean(target <= self.chance) > 0.5:
             yield f'more than half of the points lie at or below chance ({self.chance:g})'
 

@@ -59,6 +59,7 @@ def isoflop(x: ArrayLike, y: ArrayLike, budget: ArrayLike, *, compute: np.ndarra
     number. Runs are resampled among the runs that were given the same budgets. ValueError when
     no budget has 5 different sizes.
     """
+    # 1. The rows of each budget, budgets by their compute.
     x, y, names = _checked(x, y, budget)
     compute = _compute(names, compute)
     place = {name: names == name for name in np.unique(names)}
@@ -66,6 +67,7 @@ def isoflop(x: ArrayLike, y: ArrayLike, budget: ArrayLike, *, compute: np.ndarra
     log_x = np.log(x)
     runs = np.asarray(np.arange(len(x)) if runs is None else runs, dtype=str)
     weights = _weights(runs, names, draws, seed)
+    # 2. A parabola in each budget, and the same under resampled runs.
     minima = []
     log_best = []
     for name, rows in place.items():
@@ -76,6 +78,7 @@ def isoflop(x: ArrayLike, y: ArrayLike, budget: ArrayLike, *, compute: np.ndarra
     if all(minimum.state.startswith('rejected: too few') for minimum in minima):
         raise ValueError(f'no budget has {PARABOLA + 2} different sizes, which a parabola needs; '
                          f'the largest has {max(minimum.n for minimum in minima)} points')
+    # 3. The line through the minima that count.
     count = len(np.unique(runs))
     exponent, coefficient, alarms = _line(minima, np.array(log_best), len(x), count)
     return Isoflop(
@@ -91,7 +94,9 @@ def isoflop(x: ArrayLike, y: ArrayLike, budget: ArrayLike, *, compute: np.ndarra
 
 
 def _checked(x, y, budget):
-    """Return sizes, values and names of budgets as arrays [n]; ValueError names the first bad row.
+    """Return sizes, values and names of budgets as arrays [n].
+
+    ValueError names the first row that is wrong.
     """
     x = np.asarray(x, float)
     y = np.asarray(y, float)
@@ -124,8 +129,10 @@ def _weights(runs, names, draws, seed):
         budgets[run].add(name)
     for run, given in budgets.items():
         strata[tuple(sorted(given))].append(run)
+    # Within strata, every resample has as many runs of each budget as the study has.
     weights = np.ones((draws, len(runs)))
     for index, given in enumerate(sorted(strata)):
+        # With the same seed, strata of equal length would be drawn alike.
         drawn = resample(strata[given], draws, (seed, index))
         rows = np.isin(runs, strata[given])
         weights[:, rows] = drawn.weights[:, np.searchsorted(drawn.clusters, runs[rows])]
@@ -137,11 +144,13 @@ def _parabolas(log_x, y, weights):
 
     z is log x, centred and scaled.
     """
+    # Logs of sizes are about 20: of these, 1, z and z^2 would be nearly one direction.
     z = (log_x - log_x.mean()) / log_x.std()
     design = np.stack([np.ones_like(z), z, z * z], axis=1)
     sizes = np.unique(log_x, return_inverse=True)[1]
     seen = (weights @ (sizes[:, None] == np.arange(sizes.max() + 1)) > 0).sum(axis=1)
     parabolas = np.full((len(weights), 3), np.nan)
+    # Through three sizes goes a parabola without error, which says nothing of its curve.
     fine = seen > PARABOLA
     across = weights[fine, None] * design.T
     parabolas[fine] = np.linalg.solve(across @ design, (across @ y)[..., None])[..., 0]
@@ -151,6 +160,7 @@ def _parabolas(log_x, y, weights):
 def _vertex(log_x, parabolas):
     """Return the log of the best x and the y there, NaN where the parabola opens downward."""
     constant, slope, curve = np.where(parabolas[:, 2:] > 0, parabolas, np.nan).T
+    # The value there is constant - slope^2 / (4 curve), which is constant + slope z / 2.
     z = -slope / (2 * curve)
     return log_x.mean() + log_x.std() * z, constant + slope * z / 2
 
@@ -169,6 +179,7 @@ def _minimum(name, log_x, y, compute, runs, weights):
             curvature=np.nan,
             state=f'rejected: too few sizes ({sizes})',
         ), np.full(len(weights) + 1, np.nan)
+    # The first row of weights is the fit itself, the others are its resamples.
     parabolas = _parabolas(log_x, y, np.vstack([np.ones(len(y)), weights]))
     best, lowest = _vertex(log_x, parabolas)
     curvature = float(parabolas[0, 2] / log_x.std() ** 2)
@@ -182,6 +193,7 @@ def _minimum(name, log_x, y, compute, runs, weights):
             curvature=curvature,
             state='rejected: opens downward',
         ), np.full(len(best), np.nan)
+    # A parabola may turn upward inside though the losses still fall at the end.
     means = [y[log_x == size].mean() for size in np.unique(log_x)]
     state = 'kept'
     if not log_x.min() < best[0] < log_x.max():
@@ -219,6 +231,7 @@ def _line(minima, log_best, n, runs):
         if minimum.state == 'kept' and lost > LOST:
             alarms.append(f'budget {minimum.budget}: {lost:.0%} of the resamples give no minimum '
                           'and are left out of its interval')
+    # Two minima are always on a line, and a third alone says little of the scatter about it.
     if kept.sum() <= LINE + 1:
         alarms.append(f'no line: {kept.sum()} kept minima cannot carry its 2 parameters; at least '
                       f'{LINE + 2} are needed')

@@ -20,8 +20,11 @@ class RateRun:
 
 @dataclass(frozen=True, kw_only=True)
 class RateChoice:
-    """The chosen rate, its mean loss, the grid as (rate, mean loss) from the lowest rate on, and
-    whether it lies at an end of that grid ('lowest', 'highest', or '' where all is well)."""
+    """The chosen rate, its mean loss, and the grid that it was chosen from.
+
+    `grid` holds (rate, mean loss) from the lowest rate on. `edge` says at which end of it the rate
+    lies: 'lowest', 'highest', or '' where all is well.
+    """
     lr: float
     loss: float
     grid: tuple[tuple[float, float], ...]
@@ -53,11 +56,13 @@ def choose(runs: Sequence[RateRun]) -> RateChoice:
     if not losses:
         raise ValueError('no runs to choose a learning rate from')
     seeds = {lr: sorted(by_seed) for lr, by_seed in losses.items()}
+    # A rate that lacks its worst seed would look better than it is.
     wanted = seeds[min(seeds)]
     for lr, trained in seeds.items():
         if trained != wanted:
             raise ValueError(f'lr {lr:g} has seeds {trained}, lr {min(seeds):g} {wanted}; '
                              'train the missing ones, so that means compare')
+    # `fsum` rounds once, so that the order of the runs cannot decide between two rates.
     grid = tuple((lr, math.fsum(losses[lr].values()) / len(losses[lr])) for lr in sorted(losses))
     lr, loss = min(grid, key=lambda point: (point[1], point[0]))
     if loss == math.inf:

@@ -22,13 +22,14 @@ def ladder(n: int, least: int = 16) -> int:
     """
     size = least
     while size < n:
+        # From 64 on there is a size halfway to the next power of two: x 3/2, then x 4/3.
         size *= 2 if size < 64 else 3 / 2 if size & (size - 1) == 0 else 4 / 3
         size = round(size)
     return size
 
 
 def edges(capacity: int) -> tuple[int, ...]:
-    """Return where blocks end, as far as `capacity` tokens: 32, 64, 96, 128, 192, 256 ...
+    """Return the ends of blocks that hold `capacity` tokens together: 32, 64, 96, 128, 192 ...
 
     There are at least two: XLA rounds the softmax of a single block otherwise.
     """
@@ -81,6 +82,7 @@ def remember(k_blocks: Sequence[jax.Array], v_blocks: Sequence[jax.Array], k_BKE
     for k_BKES, v_BKSE in zip(k_blocks, v_blocks, strict=True):
         size = v_BKSE.shape[2]
         # A position of another block becomes one that no block has; negative ones would wrap.
+        # Every block is written to, so that one program serves rows wherever they stand.
         at_B = jnp.where(positions_B >= start, positions_B - start, size)
         ks.append(k_BKES.at[rows, :, :, at_B].set(k_BKE.astype(k_BKES.dtype), mode='drop'))
         vs.append(v_BKSE.at[rows, :, at_B].set(v_BKE.astype(v_BKSE.dtype), mode='drop'))
@@ -103,6 +105,7 @@ def attend_blocks(q_BLHE: jax.Array, k_blocks: Sequence[jax.Array], v_blocks: Se
     for k_BKES in k_blocks:
         score_BKMS = jnp.einsum('BKME,BKES->BKMS', q_BKME, k_BKES.astype(q_BKME.dtype),
                                 preferred_element_type=jnp.float32)
+        # A key lies at its position, so this hides the future and what is not written yet.
         seen_BLS = start + jnp.arange(k_BKES.shape[3]) <= positions_BL[:, :, None]
         scores.append(jnp.where(jnp.tile(seen_BLS[:, None], (1, 1, H // K, 1)), score_BKMS, -1e30))
         start += k_BKES.shape[3]

@@ -52,10 +52,12 @@ def start_value(path: tuple, leaf: Any) -> tuple[float, float]:
         return 1.0, 0.0
     if stem.endswith('bias'):
         return 0.0, 0.0
+    # SigLIP's learned positions; they are added to patches, so no fan-in says how large they are.
     if stem == 'position':
         return 0.0, 0.02
     if stem in ('embedding', 'image_newline'):
         return 0.0, shape[-1] ** -0.5
+    # An output projection such as o_HED sums over heads and their width: both are its fan-in.
     inputs = math.prod(shape[:2]) if axes.startswith('HE') else shape[0]
     return 0.0, inputs ** -0.5
 
@@ -80,6 +82,7 @@ def abstract_params(model: 'Vlm', parts: tuple[str, ...] = PARTS) -> dict[str, A
     tokens = np.zeros((1, 2), np.int32)
     shown = ()
     if set(parts) != {'language'}:
+        # Flax makes only what a call uses: one tile, shown nowhere (index -1), brings in the tower.
         tiles = np.zeros((1, 1, model.vision.P, model.vision.Q), np.float32)
         shown = tiles, tokens[:, :, None] - 1
 

@@ -24,6 +24,7 @@ def causal_mask(segments_BL: jax.Array) -> jax.Array:
     """
     L = segments_BL.shape[1]
     same_BLS = segments_BL[:, :, None] == segments_BL[:, None, :]
+    # Rows are packed: several conversations lie behind one another, each a segment from 1 on.
     return same_BLS & (segments_BL > 0)[:, None, :] & jnp.tril(jnp.ones((L, L), bool))
 
 
@@ -62,6 +63,7 @@ def whole_text(block: Block, x_BLD: jax.Array, cut: jax.Array | None,
     what it reads comes back beside x.
     """
     if read is not None:
+        # An intervention, for probes: what happens when no information crosses over in this layer.
         attention = attention & ~(cut & read.pictures_BLS)
 
     def mix(q_BLHE, k_BLKE, v_BLKE):
@@ -82,6 +84,7 @@ def look_up(share_VD: jax.Array, tokens_BL: jax.Array, shape: tuple[int, int],
     _, names = shares('VD', shape, rules)
     if not names:
         return share_VD[tokens_BL]
+    # All tokens with some columns are traded for own tokens with all columns.
     x_BLD = share_VD[gather(tokens_BL, 0, names)]
     return jax.lax.all_to_all(x_BLD, names, split_axis=0, concat_axis=2, tiled=True)
 
@@ -128,11 +131,14 @@ class Language(nn.Module):
             x_BLD = jnp.where(image_mask_BL[:, :, None], image_BLD.astype(self.dtype), x_BLD)
         x_BLD = constrain(x_BLD, 'BLD', self.rules)
         read = taps and taps.reader(image_mask_BL)
+        # One layer is compiled and run N times, its weights stacked along N; `cut_N` is scanned
+        # with them, angles and mask are the same for all.
         # pyrefly: ignore[bad-argument-type]
         blocks = nn.scan(rematerialised(partial(whole_text, read=read), self.remat),
                          variable_axes={'params': 0}, split_rngs={'params': True},
                          in_axes=(0, nn.broadcast, nn.broadcast), length=c.N,
                          unroll=min(self.unroll, c.N))
+        # Taps change the mask by layer, and the kernel knows segments alone.
         kernels = self.kernels and not taps and splash.fits(tokens_BL.shape[1], c.E)
         begun_BLD = x_BLD
         x_BLD, seen = blocks(Block(c, self.rules, growth=self.growth, name='blocks'), x_BLD,

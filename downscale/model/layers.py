@@ -20,6 +20,7 @@ def total(x: jax.Array) -> jax.Array:
     while x.shape[-1] > 1:
         if x.shape[-1] % 2:
             x = jnp.concatenate([x, jnp.zeros_like(x[..., :1])], axis=-1)
+        # Halves are added to one another until one column is left.
         half = x.shape[-1] // 2
         x = x[..., :half] + x[..., half:]
     return x[..., 0]
@@ -93,6 +94,7 @@ def _attend(q_BKME, k_BKSE, v_BKSE, mask_BLS):
 
 def _attend_forward(q_BKME, k_BKSE, v_BKSE, mask_BLS):
     scores_BKMS = jnp.einsum('BKME,BKSE->BKMS', q_BKME, k_BKSE, preferred_element_type=jnp.float32)
+    # -1e30, not -inf: a row that sees nothing would be inf - inf = NaN, and spoil gradients of all.
     weights_BKMS = jax.nn.softmax(_masked(scores_BKMS, mask_BLS, -1e30)).astype(v_BKSE.dtype)
     out_BKME = jnp.einsum('BKMS,BKSE->BKME', weights_BKMS, v_BKSE)
     return out_BKME, (q_BKME, k_BKSE, v_BKSE, mask_BLS, weights_BKMS)
@@ -103,6 +105,7 @@ def _attend_backward(saved, out_grad_BKME):
     q_BKME, k_BKSE, v_BKSE, mask_BLS, weights_BKMS = saved
     grad_BKMS = jnp.einsum('BKME,BKSE->BKMS', out_grad_BKME, v_BKSE,
                            preferred_element_type=jnp.float32)
+    # Softmax: d score = weight x (d weight - the mean of d weight under the weights).
     mean_BKM1 = (weights_BKMS * grad_BKMS).sum(-1, keepdims=True)
     grad_BKMS = _masked(weights_BKMS * (grad_BKMS - mean_BKM1), mask_BLS, 0).astype(q_BKME.dtype)
     return (jnp.einsum('BKMS,BKSE->BKME', grad_BKMS, k_BKSE),
@@ -139,6 +142,7 @@ class Attention(nn.Module):
             q_BLHE += weight(self, 'q_bias_HE', (c.H, c.E), dtype)
             k_BLKE += weight(self, 'k_bias_KE', (c.K, c.E), dtype)
             v_BLKE += weight(self, 'v_bias_KE', (c.K, c.E), dtype)
+        # Before the rotation, as in Qwen3: one gain serves all heads and positions.
         if c.qk_norm:
             q_scale_E = self.param('q_scale_E', SHAPE_ONLY, (c.E,))
             k_scale_E = self.param('k_scale_E', SHAPE_ONLY, (c.E,))

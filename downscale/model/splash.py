@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 
 from downscale.sharding import BATCH_AXES, by_hand
 
+# The last axis of a TPU register, which L and E must fill; then sizes of blocks, largest first.
 LANES = 128
 BLOCKS = (512, 384, 256, 128)
 

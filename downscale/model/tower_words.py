@@ -37,6 +37,7 @@ class WordModel(nn.Module):
         x_BPW = LayerNorm(self.vision.eps, name='word_norm')(x_BPW)
         word_WV = weight(self, 'word_WV', (self.vision.W, self.vocabulary), 'float32')
         word_bias_V = weight(self, 'word_bias_V', (self.vocabulary,), 'float32')
+        # The maximum over patches sends the gradient of a word to the one patch that tells it best.
         return jnp.einsum('BPW,WV->BPV', x_BPW, word_WV).max(1) + word_bias_V
 
 

@@ -85,6 +85,7 @@ class Tower(nn.Module):
         patch_QW = weight(self, 'patch_QW', (c.Q, c.W), self.dtype)
         patch_bias_W = weight(self, 'patch_bias_W', (c.W,), self.dtype)
         position_PW = weight(self, 'position_PW', (c.P, c.W), self.dtype)
+        # A convolution whose stride is its kernel is one product over the values of a patch.
         x_BPW = jnp.einsum('BPQ,QW->BPW', scaled(patches_BPQ).astype(self.dtype), patch_QW)
         x_BPW = x_BPW + patch_bias_W + position_PW
         blocks = nn.scan(rematerialised(VisionBlock, self.remat), variable_axes={'params': 0},
@@ -108,6 +109,7 @@ class Connector(nn.Module):
         first_bias_D = weight(self, 'first_bias_D', (D,), self.dtype)
         second_DD = weight(self, 'second_DD', (D, D), self.dtype)
         second_bias_D = weight(self, 'second_bias_D', (D,), self.dtype)
+        # Exact here and approximate in the tower, as the published weights were trained with.
         x_BPD = nn.gelu(jnp.einsum('BPW,WD->BPD', x_BPW, first_WD) + first_bias_D,
                         approximate=False)
         return x_BPD @ second_DD + second_bias_D

@@ -71,10 +71,12 @@ class Vlm(nn.Module):
             return decoder(tokens_BL, positions_BL, segments_BL, finish=finish, taps=taps)
         B, I, P, Q = tiles_BIPQ.shape
         tower = Tower(self.vision, self.rules, self.dtype, self.remat, self.unroll, name='tower')
+        # Tiles do not see one another: those of all rows are one batch of the tower.
         features_BPW = tower(tiles_BIPQ.reshape(B * I, P, Q))
         width = self.language.D
         features_BPD = Connector(width, self.rules, self.dtype, name='connector')(features_BPW)
         features_BLD = features_BPD.reshape(B, I * P, width)
+        # Behind all patches, at P * I, where `image_index_BLC` looks for it.
         if self.newline:
             newline_D = self.param('image_newline_D', SHAPE_ONLY, (width,)).astype(self.dtype)
             features_BLD = jnp.concatenate(

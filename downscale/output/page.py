@@ -8,6 +8,7 @@ from typing import Any
 from downscale.analysis.completeness import LIMIT, Completion, FaultShare
 from downscale.statistics.bootstrap import Interval
 
+# Nothing is loaded from elsewhere, fonts included, so that the page reads the same offline.
 CSS = '''
 :root{color-scheme:light dark;--ink:#1d232b;--soft:#5d6773;--line:#d9dee4;--paper:#fbfbfa;
 --card:#fff;--good:#1f7a4d;--bad:#b3372b;--goodbg:#e3f3ea;--badbg:#fae6e3;--accent:#2f6fae}
@@ -48,6 +49,8 @@ border:1px solid var(--line);border-radius:4px}
 grid-template-columns:auto 1fr;gap:2px 10px}.card dt{color:var(--soft)}.card dd{margin:0}
 details summary{cursor:pointer;color:var(--accent);margin:8px 0}
 '''
+# A cell sorts by its `data-v`, else by its text; empty ones stay last in both directions, and
+# the first click puts the largest on top.
 SCRIPT = '''
 document.querySelectorAll('th').forEach(function(th){th.addEventListener('click',function(){
  var table=th.closest('table'),body=table.tBodies[0],column=th.cellIndex;
@@ -72,6 +75,8 @@ def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
 
 def cell(value: Any, sign: bool = False) -> str:
     """Return one table cell, escaped; it sorts by its value, an interval by its centre."""
+    # The order of these tests matters: a FaultShare is a float, and a bool is an int.
+    # Cells, rows and list items need no closing tags in HTML, so that there are none here.
     if isinstance(value, Interval):
         ends = f'{number(value.low, 2, sign)} to {number(value.high, 2, sign)}'
         return f'<td data-v="{value.value:.6g}">{number(value.value, 2, sign)}<small>{ends}</small>'
@@ -86,6 +91,7 @@ def cell(value: Any, sign: bool = False) -> str:
     if isinstance(value, int):
         return f'<td data-v="{value}">{value:,}'
     if isinstance(value, float):
+        # A small p value must not read as zero.
         shown = '<0.001' if 0 < value < .0005 else number(value, 3)
         return f'<td data-v="{value:.6g}">{escape(shown)}'
     return f'<td class="text{MARKS.get(value, "")}">{escape(str(value))}'
@@ -105,6 +111,7 @@ def _completion(x):
     lines = [] if x.completed is None else [
         f'{number(x.completed.low)} to {number(x.completed.high)}']
     lines.append(f'all {number(x.accuracy.value)} · {" / ".join(map(percent, shares))} %')
+    # The means over families are below the limit: the families that are above it are named.
     if x.over and not any(share is not None and share.over for share in shares):
         lines.append(f'<b class="bad">over {100 * LIMIT:.0f} % in {", ".join(sorted(x.over)[:2])}'
                      f'{" …" if len(x.over) > 2 else ""}</b>')
@@ -142,6 +149,7 @@ def bullets(lines: Iterable[str]) -> str:
 
 def cut(text: str, most: int) -> str:
     """Return escaped text of at most `most` characters, with an ellipsis where it was longer."""
+    # Cut first, so that no `&amp;` is cut in half.
     return escape(text if len(text) <= most else text[:most] + ' …')
 
 

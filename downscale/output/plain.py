@@ -14,15 +14,18 @@ def plain(value: Any, rounded: Callable[[float], float] = float) -> Any:
     Finite floats become what `rounded` makes of them.
     """
     if dataclasses.is_dataclass(value):
+        # Fields that the repr hides are there to compute with: draws, vectors, the law itself.
         fields = [field.name for field in dataclasses.fields(value) if field.repr]
         return {name: plain(getattr(value, name), rounded) for name in fields}
     if isinstance(value, np.ndarray | np.generic):
+        # `tolist` makes Python's own numbers of both; json knows no other.
         return plain(value.tolist(), rounded)
     if isinstance(value, dict):
         return {' x '.join(key) if isinstance(key, tuple) else str(key): plain(inner, rounded)
                 for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [plain(inner, rounded) for inner in value]
+    # JSON has no NaN and no infinity: null says that there is no number.
     if isinstance(value, float):
         return rounded(value) if math.isfinite(value) else None
     return value

@@ -12,6 +12,7 @@ def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0, 1)) -> li
     for row in rows:
         cells = [text.ljust(width) if place in left else text.rjust(width)
                  for place, (text, width) in enumerate(zip(row, widths, strict=True))]
+        # Spaces behind the last column would be seen only when the table is copied.
         lines.append('  '.join(cells).rstrip())
     return lines
 

@@ -7,14 +7,16 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from downscale.accounting import decode_flops, forward_flops, kv_bytes, train_flops
 from downscale.accounting import parameters as parts_of
-from downscale.config import Experiment
 from downscale.planner.topologies import Topology, topology
 from downscale.sizes import LanguageConfig, VisionConfig
 from downscale.stage_table import STAGES
+
+if TYPE_CHECKING:
+    from downscale.config import Experiment  # the help of `downscale plan` reads this module
 
 KINDS = ('train', 'prefill', 'decode')
 SERVED = 2048  # tokens that a row may hold when nothing else is asked for
@@ -96,7 +98,7 @@ class Use:
         return together // self.request.devices
 
 
-def uses(cells: Sequence[Experiment], place: Topology, wish: Wish) -> list[Use]:
+def uses(cells: Sequence['Experiment'], place: Topology, wish: Wish) -> list[Use]:
     """Return every `Use` of every cell on `place`, trained programs before served ones.
 
     ValueError in one line, with the arithmetic, where a mesh or a batch does not divide.

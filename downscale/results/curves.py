@@ -14,11 +14,14 @@ def row_of(line: str) -> dict[str, Any] | None:
         row = json.loads(line)
     except ValueError:
         return None
+    # `type` rather than isinstance: True is an int as well, and no step.
     return row if isinstance(row, dict) and type(row.get('step')) is int else None
 
 
 def lost_rows(steps: Collection[int], last: int) -> str:
-    """Return what is wrong with the rows of `steps` 1 to `last`, as text; '' if each is there once.
+    """Return what is wrong with the rows of steps 1 to `last`, as text.
+
+    `steps` are those of the rows; '' if each is there once.
     """
     missing = sorted(set(range(1, last + 1)).difference(steps))
     doubled = len(steps) - len(set(steps))
@@ -43,6 +46,7 @@ def doubts(study: Path) -> Iterator[str]:
 
 def _doubts(rows, done):
     """Yield what is wrong with the rows of one stage, as texts; `done` is its `DONE.json`."""
+    # Without DONE.json the stage goes on: there should be rows up to its last step so far.
     lost = lost_rows([row['step'] for row in rows], done.get('steps', rows[-1]['step']))
     if lost:
         yield lost
@@ -52,5 +56,6 @@ def _doubts(rows, done):
     if rows[-1].get('unmoved'):
         yield f'training moved no weight of {", ".join(rows[-1]["unmoved"])}'
     peak = max(row['lr_factor'] for row in rows)
+    # A stage that is shorter than its warm-up was never trained at its own rate.
     if done and peak < 1 - 1e-6:
         yield f'the rate never reached its peak, only {peak:.1%} of it'

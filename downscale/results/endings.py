@@ -13,6 +13,7 @@ def faults(truncated: Sequence[bool], parsed: Sequence[bool],
     return {
         'truncated': np.asarray(truncated, bool),
         'unparsed': ~np.asarray(parsed, bool),
+        # A thought that was closed by force ('forced') has an answer behind it.
         'unclosed': np.asarray(close, object) == 'open',
     }
 

@@ -29,6 +29,7 @@ _S = pa.string()
 _F = pa.float64()
 _I = pa.int64()
 _B = pa.bool_()
+# The order of columns is part of the format: equal rows have always given equal bytes.
 _ASKED = dict(
     eval_id=_S, task=_S, category=_S, item_id=_S, cluster_id=_S, p_run=_S, r_run=_S,
     text_kind=_S, thinking=_B, condition=_S, repeat=_I)
@@ -40,13 +41,13 @@ TEXTS = strict_schema(
     item_id=_S, p_run=_S, text_kind=_S, question=_S, prompt=_S, text=_S, n_tokens=_I,
     truncated=_B)
 MOST = 300   # characters of an error, whatever the input was
+# What no two rows of a table share; rows lie in the order of it.
 ITEM_KEY = ('eval_id', 'item_id', 'repeat')
 TEXT_KEY = ('item_id', 'p_run', 'text_kind')
 
 
 class TableError(ValueError):
-    """A table or a pairing breaks the schema; the message is one line with counts, cut to `MOST`.
-    """
+    """A table or a pairing breaks the schema: one line with counts, cut to `MOST` characters."""
 
     def __init__(self, message: str) -> None:
         text = ' '.join(str(message).split())
@@ -64,7 +65,9 @@ def write_texts(path: PathLike, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def _write(path, rows, schema, key, what, check):
+    """Write rows of `schema`, no two with the same `key`; `what` names the table in errors."""
     rows = list(rows)
+    # Columns before anything else: a row that lacks its key could not be put in order.
     _check_columns(rows, schema, what)
     try:
         # the key orders the rows, so that the order of generation leaves no trace in the bytes
@@ -74,6 +77,7 @@ def _write(path, rows, schema, key, what, check):
         raise TableError(f'{what}: a value has the wrong type: {one_line(error)}') from error
     _check_table(table, schema, key, what)
     check(table, what)
+    # By way of memory, since `write_bytes` puts a whole file in place, in a bucket as well.
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression='zstd')
     write_bytes(path, sink.getvalue().to_pybytes())
@@ -94,6 +98,7 @@ def _check_columns(rows, schema, what):
         extra.update(row.keys() - names)
     for counts, word in ((missing, 'lack'), (extra, 'have the unknown')):
         if counts:
+            # One line names one column: the one that most rows have wrong, of equals the first.
             name = min(counts, key=lambda n: (-counts[n], n))
             raise TableError(f'{what}: {counts[name]} of {len(rows)} rows {word} column {name!r}')
 
@@ -116,8 +121,10 @@ def _counted(table, names):
 
 
 def _check_items(table, what):
+    """Raise `TableError` where a value cannot be, alone or beside the others of its row."""
     for name in ('score', 'chance'):
         values = table.column(name).to_numpy()
+        # Asked for what is right and turned around, so that NaN is wrong.
         bad = int(np.sum(~((values >= 0) & (values <= 1))))
         if bad:
             raise TableError(f'{what}: {bad} of {len(values)} rows have {name} outside 0..1')
@@ -129,6 +136,7 @@ def _check_items(table, what):
                              f'{sorted(wrong)[:3]}')
     wrong = {}
     for key, count in _counted(table, ('p_run', 'r_run', 'text_kind', 'condition')):
+        # A model answers by itself, from what perception wrote, or from the true text.
         p_run, r_run, kind, condition = key
         joint = bool(p_run) and not r_run and not kind and condition != 'gold_text'
         decoupled = bool(p_run and r_run and kind) and condition == 'image'
@@ -156,13 +164,16 @@ def _check_endings(table, what):
 
 
 def _read(path, schema, key, check, newer=None):
-    """Return the table at `path` with the columns of `schema`; unknown ones are counted in `newer`.
+    """Return the table at `path` with the columns of `schema`, checked.
+
+    Unknown columns are left out, and counted in `newer`.
     """
     what = str(path)
     try:
         table = pq.ParquetFile(path).read()
     except (OSError, pa.ArrowException) as error:
         raise TableError(f'{what}: not readable as Parquet: {one_line(error)}') from error
+    # 1. Columns: all there, none twice, and what is unknown counted.
     missing = sorted(set(schema.names) - set(table.column_names))
     extra = sorted(set(table.column_names) - set(schema.names))
     if missing:
@@ -173,6 +184,7 @@ def _read(path, schema, key, check, newer=None):
         raise TableError(f'{what}: column {twice[0][:40]!r} is there twice')
     if newer is not None:
         newer.update(extra)
+    # 2. Types, which a schema with a name twice could not tell; then keys and values.
     wrong = [n for n in schema.names if table.schema.field(n).type != schema.field(n).type]
     if wrong:
         raise TableError(f'{what}: {len(wrong)} columns of the wrong type, first {wrong[0]!r}')

@@ -54,7 +54,7 @@ def write(folder: Path, name: str, table: pa.Table) -> None:
 
 
 def read(folder: Path, name: str) -> pa.Table:
-    """Return the table `folder/name.parquet`; `TableError` when it is missing or another."""
+    """Return the table `folder/name.parquet`; `TableError` if missing or of another form."""
     path = place(folder) / f'{name}.parquet'
     if not path.exists():
         raise TableError(f'no {path}; run `downscale analyze probe {folder}` first')
@@ -70,9 +70,11 @@ def read(folder: Path, name: str) -> pa.Table:
 
 def items_table(run_id: str, tasks: dict[str, Measured]) -> pa.Table:
     """Return the `probe_items` of a run, from {task: Measured}."""
+    # The empty table is for a run without tasks: it has the columns all the same.
     parts = [SCHEMAS['probe_items'].empty_table()]
     for task, measured in tasks.items():
         for (site, depth, metric), value in measured.values.items():
+            # An item for which the measure does not exist has NaN here and no row there.
             there = np.isfinite(value)
             parts.append(_table('probe_items', there.sum(), run_id=run_id, task=task, site=site,
                                 rel_depth=depth, metric=metric, item_id=measured.item_id[there],
@@ -106,6 +108,8 @@ def means_table(run_id: str, tasks: dict[str, Measured], resamples: Resamples) -
                 families.setdefault(key, []).append(x)
     for key, xs in families.items():
         values, draws, counts, clusters = zip(*xs, strict=True)
+        # All families are drawn under the same resamples: the mean of a draw is a draw of the mean.
+        # The family with fewest pictures says how far the interval is to be trusted.
         x = np.mean(values), np.mean(draws, axis=0), sum(counts), min(clusters)
         rows.append(_row(run_id, MACRO, key, x))
     return pa.Table.from_pylist(rows, schema=SCHEMAS['probes'])
@@ -119,6 +123,7 @@ def _row(run_id, task, key, x):
             'value': at.value, 'lo': at.low, 'hi': at.high, 'n': at.n}
 
 
+# What a measure can be: intervals are cut there, those of others nowhere.
 BOUNDS = {'accuracy': (0, 1), 'control': (0, 1), 'attentive': (0, 1),
           'attentive control': (0, 1), 'chance': (0, 1), 'exact': (0, 1),
           'selectivity': (-1, 1), 'exact drop': (-1, 1), 'kl': (0, np.inf), 'nll': (0, np.inf)}
@@ -130,6 +135,7 @@ def _means(measured, resamples):
     Not every answer has a third token. Measures of the same items are averaged together.
     """
     values = measured.values | _differences(measured.values)
+    # By the mask of the items that have it: one pass over the resamples serves all of a mask.
     alike = {}
     for key, value in values.items():
         alike.setdefault(np.isfinite(value).tobytes(), []).append(key)
@@ -154,6 +160,7 @@ def _differences(values):
             differences[site, depth, 'selectivity'] = \
                 values[site, depth, 'accuracy'] - values[site, depth, metric]
         if site in ('blind', 'knock-out', 'knock-out everywhere') and metric in ('nll', 'exact'):
+            # The same answer with everything in place; signs make harm positive in both measures.
             seen = values['output', 1.0, metric]
             name, sign = ('nll rise', 1) if metric == 'nll' else ('exact drop', -1)
             differences[site, depth, name] = sign * (values[site, depth, metric] - seen)
@@ -162,6 +169,7 @@ def _differences(values):
 
 def hits(table: pa.Table, run_id: str, site: str, depth: float) -> dict[str, float]:
     """Return {item_id: hit} of the probes of a run at one site, over the families' own tasks."""
+    # NaN equals nothing, so that a site without depth has to be asked for otherwise.
     at = pc.is_nan(table['rel_depth']) if np.isnan(depth) else pc.equal(table['rel_depth'], depth)
     for name, value in (('run_id', run_id), ('site', site), ('metric', 'accuracy')):
         at = pc.and_(at, pc.equal(table[name], value))

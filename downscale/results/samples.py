@@ -27,6 +27,7 @@ JOINED = ('task', 'checkpoint', 'prompt_hash')
 
 def key_of(parts: dict[str, Any]) -> str:
     """Return the content hash of a dict of JSON values: 32 hexadecimal digits."""
+    # Rows on disk are found by this hash: another spelling of the same parts would lose them.
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -66,6 +67,7 @@ class Samples:
         return self.folder / f'{self.name}.jsonl'
 
     def _part(self, process):
+        """Return the path of the part that a process writes."""
         return self.folder / f'{self.name}.p{process}.jsonl'
 
     def parts(self) -> list[Path]:
@@ -82,6 +84,7 @@ class Samples:
         try:
             whole = [self.path] if self.path.is_file() else []
             self.records = merged([*whole, *parts])
+        # A part went between listing and reading: process 0 has put all rows in the file.
         except FileNotFoundError:
             self.records = merged([self.path])
 
@@ -96,6 +99,7 @@ class Samples:
         if self._file is None:
             self._file = self._opened()
         self._file.write(line_of(record))
+        # Row by row: a killed process loses nothing, and a power cut `SYNC_EVERY` rows at most.
         self._file.flush()
         self._unsynced += 1
         if self._unsynced >= SYNC_EVERY:
@@ -103,11 +107,12 @@ class Samples:
         self.records[record['key']] = record
 
     def _opened(self):
-        """Return the own part, ready to append: a torn last line is cut off, not continued."""
+        """Return the part of this process, open to append; a torn last line is cut off."""
         path = self._part(self.process)
         self.folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
         try:
+            # Locked before the cut below: another process may be in the middle of that last line.
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(handle)
@@ -134,6 +139,7 @@ class Samples:
         ValueError when a row is missing.
         """
         self.close()
+        # The other processes have written since this one last looked.
         self.reload()
         lacking = self.missing(keys)
         if lacking:
@@ -145,6 +151,7 @@ class Samples:
             file.writelines(map(line_of, rows))
             file.flush()
             os.fsync(file.fileno())
+        # Only now: killed before, it leaves rows in both places, which `merged` takes as one.
         for path in self.parts():
             path.unlink()
         return rows
@@ -159,6 +166,7 @@ def merged(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
             key = record.get('key')
             if not isinstance(key, str):
                 raise fault(path, f'line {number}: a record without a key')
+            # The same row may lie in a part and in the finished file.
             first = records.get(key, record)
             if first != record:
                 names = sorted(name for name in first.keys() | record.keys()
@@ -211,6 +219,7 @@ def join(descriptions: Sequence[dict[str, Any]],
     if twice:
         raise ValueError(f'{twice} of {len(descriptions)} descriptions have the doc_id of another; '
                          'give the file of one model, task and filter')
+    # What is missing or there twice comes first: no other fault could be told of these.
     lacking = [question['doc_id'] for question in questions if question['doc_id'] not in by_id]
     if lacking:
         raise ValueError(f'{len(lacking)} of {len(questions)} questions have no description (first '

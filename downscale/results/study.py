@@ -28,12 +28,14 @@ from downscale.runtime.files import PathLike
 from downscale.stage_table import STAGES
 
 # Every file of a study folder that the analysis reads.
+# The hash of the input is over these: a file that changes a number and is not here is a bug.
 READ = ('study.json', 'evaluations/*/*.parquet', 'evaluations/*/throughput.json', 'probe*.parquet',
         'pictures/*.png', 'cells/*/*/experiment.json', 'cells/*/*/padding.json',
         'cells/*/*/timing.jsonl', 'cells/*/*/metrics.jsonl', 'cells/*/*/DONE.json',
         'cells/*/*/FATAL.json')
 
 FACTS = ('task', 'cluster_id', 'chance', 'data_hash')  # of an item, equal in all its answers
+# Text columns that are grouped or compared, by ranks: comparing Python objects is slow.
 KEYS = ('item_id', 'task', 'cluster_id', 'data_hash', 'p_run', 'r_run', 'text_kind', 'condition')
 
 
@@ -95,11 +97,13 @@ def _columns(table, schema):
         if schema.field(name).type != pa.string():
             columns[name] = table.column(name).to_numpy()
             continue
+        # By way of a dictionary, which holds each text once however many rows have it.
         encoded = table.column(name).combine_chunks().dictionary_encode()
         place = encoded.indices.to_numpy()
         values = np.array([*encoded.dictionary.to_pylist(), None], dtype=object)[:-1]
         columns[name] = values[place]
         if name in KEYS:
+            # The rank of each value: equal where texts are equal, and in the order of the texts.
             codes[name] = np.argsort(np.argsort(values))[place]
     return columns, codes
 
@@ -122,6 +126,7 @@ def load_study(directory: PathLike) -> Study:
 def study_of(root: Path, meta: dict, items: list, texts: list, curves: dict, unfinished: tuple,
              throughput: dict, input_hash: str) -> Study:
     """Return a `Study` of checked Arrow tables: lists of `items` and `texts`."""
+    # The empty tables are for a study without evaluations: it has all columns as well.
     items, codes = _columns(pa.concat_tables([ITEMS.empty_table(), *items]), ITEMS)
     texts, _ = _columns(pa.concat_tables([TEXTS.empty_table(), *texts]), TEXTS)
     texts, notes = _merge_texts(texts)
@@ -151,10 +156,12 @@ def _index_cells(items, codes, meta):
     groups = np.split(order, np.flatnonzero(np.diff(key[order])) + 1) if len(order) else []
     rows = {}
     again = []
+    # In the order of their first rows, which does not depend on the ranks of names.
     for index in sorted(groups, key=lambda index: index[0]):
         cell = Cell(*(items[name][index[0]] for name in Cell._fields))
         rows[cell._replace(thinking=bool(cell.thinking))] = index
         repeat = items['repeat'][index]
+        # Item and repeat as one number.
         answers = codes['item_id'][index] * (repeat.max() + 1) + repeat
         _, first, count = np.unique(answers, return_index=True, return_counts=True)
         again += [(*cell, items['item_id'][row], int(items['repeat'][row]))
@@ -162,6 +169,7 @@ def _index_cells(items, codes, meta):
     if again:
         raise TableError(f'items: {len(again)} answers appear in two evaluations of one cell, '
                          f'first {again[:3]}')
+    # A joint answer has no reasoner and a gold text no perception: '' stands for both.
     known = {run['run_id'] for run in meta['runs']} | {''}
     answered = {cell.p_run for cell in rows} | {cell.r_run for cell in rows}
     unknown = sorted(answered - known)
@@ -203,6 +211,7 @@ def _read_cells(root, meta):
             for count, what in ((torn, 'torn lines are left out'), (bad, 'losses are not finite')):
                 if count:
                     notes.append(f'{run_id}/{stage}/metrics.jsonl: {count} {what}')
+        # Asked first: a stage that failed has no DONE.json either.
         if (folder / 'FATAL.json').is_file():
             reason = 'failed: ' + one_line((folder / 'FATAL.json').read_text(errors='replace'))
             unfinished.append({'run_id': run_id, 'stage': stage, 'reason': reason})
@@ -232,6 +241,7 @@ def _absent(meta, stages):
 
 
 def _stage_order(stage):
+    # Stages that the table does not know come last, by name.
     order = list(STAGES)
     return (order.index(stage), '') if stage in STAGES else (len(order), stage)
 
@@ -263,6 +273,7 @@ def _input_hash(root):
     for pattern in READ:
         paths.update(path for path in root.glob(pattern) if path.is_file())
     for path in sorted(paths):
+        # Path, zero byte, digest of fixed length: what moves to another file changes the hash.
         digest.update(path.relative_to(root).as_posix().encode() + b'\0')
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
@@ -290,6 +301,7 @@ def pair(study: Study, groups: Sequence[Sequence[Cell]]) -> Paired:
     rows = None
     scores = []
     for cells in groups:
+        # Cells of a group weigh alike, however many repeats each of them has.
         total = 0.0
         for cell in cells:
             ids, first, score = _mean_scores(study, cell)
@@ -326,6 +338,7 @@ def _check_pairing(study, cell, expected, actual):
         raise TableError(f'pairing: {who} lacks {len(lost)} of {len(reference)} items '
                          f'{lost[:3]} and has {len(new)} others {new[:3]}')
     for name in FACTS:
+        # Texts by their ranks; `chance` is a number and has none.
         values = study.codes.get(name, items[name])
         differ = values[rows] != values[own_rows]
         if np.any(differ):

@@ -58,6 +58,7 @@ def check(value: dict[str, Any], fields: dict[str, Any], where: str) -> None:
 
 def fits(value: Any, kinds: type | tuple[type, ...]) -> bool:
     """Return whether a JSON value is of one of the types; truth values and NaN are no numbers."""
+    # Python counts True as an int, JSON does not.
     if isinstance(value, bool):
         return kinds is bool
     return isinstance(value, kinds) and not (isinstance(value, float) and not math.isfinite(value))
@@ -100,6 +101,7 @@ def study_errors(path: Path, meta: dict[str, Any]) -> Iterator[str]:
     if again:
         yield f'{where}: {len(again)} run_ids are given twice, first {shown(again[0])}'
     try:
+        # Without the runs, whose faults are counted above.
         rest = from_dict(StudyFile, {**meta, 'runs': []}, where)
     except ValueError as error:  # a key of a newer version, or another type
         yield str(error)
@@ -127,6 +129,7 @@ def _baseline_errors(baselines, where):
             yield f'{where}: data.baselines of {shown(task)} is {shown(of)}, not a JSON object'
             continue
         for name in ('majority', 'constant'):
+            # A study may have been written without: `analysis/floors.py` then finds its own.
             value = of.get(name, 0)
             if not fits(value, NUMBER) or not 0 <= value <= 1:
                 yield (f'{where}: data.baselines of {shown(task)}: {name!r} is {shown(value)}, '

@@ -21,6 +21,7 @@ def read_throughput(root: Path) -> dict[str, dict[str, Any] | None]:
     Figures that are not known here are ignored. Raises `TableError` in one line when a file is not
     readable, lacks a figure, or holds one that cannot be.
     """
+    # An evaluation that only writes texts has a cost as well, and no items.
     folders = set()
     for name in ('items', 'texts'):
         folders.update(path.parent for path in root.glob(f'evaluations/*/{name}.parquet'))
@@ -49,6 +50,7 @@ def _possible(name, value):
     """Return whether a figure can have this value; ratios may be null."""
     if value is None:
         return name in RATIOS
+    # True would pass for the number 1.
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return math.isfinite(value) and 0 <= value <= (1 if name in SHARES else math.inf)

@@ -16,8 +16,10 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Ending:
-    """What an exit code means. `restart` is 'none', 'free' (as often as it happens), 'counted'
-    (a few times) or 'never'."""
+    """What an exit code means, and whether a job that ends with it starts again.
+
+    `restart` is 'none', 'free' (as often as it happens), 'counted' (a few times) or 'never'.
+    """
     meaning: str
     restart: str
 

@@ -95,6 +95,7 @@ def whole(path: PathLike, alone: bool = False) -> Iterator[Path]:
     partial = path.with_name(f'.{path.name}{process}.partial')
     try:
         yield partial
+        # In one step: a reader sees the old file or the new one, never a part.
         os.replace(partial, path)
     finally:
         if partial.is_dir():

@@ -28,6 +28,7 @@ ALIVE = 'downscale/alive/'
 FAILED = f'{ALIVE}failed'
 NOTICE = 'RECEIVED_PREEMPTION_NOTICE'  # JAX's own key: one process has had SIGTERM
 POLL_SECONDS = 0.5
+# How long an ending process waits for others, which may be gone themselves.
 GOODBYE_SECONDS = 10
 AGAIN = 'a restart continues from the last checkpoint'
 
@@ -191,7 +192,7 @@ def told_of_loss(action: Callable[[], object]) -> Iterator[None]:
 
 
 def _catch_terminate(action):
-    """Run `action` also where jaxlib 0.10 fails to hand its status to Python (std::bad_cast)."""
+    """Run `action` also where jaxlib 0.10 cannot hand its status to Python (std::bad_cast)."""
     try:
         library = ctypes.CDLL('libstdc++.so.6')
         library._ZSt13set_terminatePFvvE.restype = ctypes.CFUNCTYPE(None)

@@ -38,6 +38,7 @@ def given() -> dict[str, Any] | None:
     values = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
     if not values:
         on_tpu = os.environ.get('JAX_PLATFORMS', 'tpu').startswith('tpu') and find_spec('libtpu')
+        # libtpu may be installed where no chip is, and asking it would take the chips.
         chips = [*Path('/dev').glob('accel[0-9]*'), *Path('/dev/vfio').glob('[0-9]*')]
         return {} if on_tpu and chips else None
     missing = [name for name in VARIABLES if name not in values]
@@ -126,9 +127,9 @@ def stepping() -> Iterator[None]:
 
 
 def stop(step: int) -> bool:
-    """Return whether to save now, after `step`, and raise `exits.Preempted`.
+    """Return whether the loop must save now, after `step`, and end with `exits.Preempted`.
 
-    All processes get the same answer.
+    All processes get the same answer, and all must ask.
     """
     # JAX wants a number that only grows; `step` starts anew with each stage.
     del step

@@ -37,6 +37,7 @@ class Bars:
 
     def __call__(self, name: str, done: int, total: int, text: str = '') -> None:
         self.ends[name] = time.monotonic()
+        # Lines of a pipe cannot be drawn over: there only ends are told.
         if self.progress is None:
             return
         if name not in self.ids:
@@ -44,7 +45,7 @@ class Bars:
         self.progress.update(self.ids[name], completed=done, total=total, said=text)
 
     def finished(self, name: str) -> None:
-        """Name a finished task, and when it did."""
+        """Print that a task has finished, and when; its bar goes."""
         end = time.monotonic()
         self.remove(name)
         self._line(name, end)

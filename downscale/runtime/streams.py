@@ -22,6 +22,7 @@ def shortened(text: str, most: int = LONGEST_ERROR) -> str:
     line = line.encode(encoding, 'backslashreplace').decode(encoding)
     if len(line) <= most:
         return line
+    # Two fifths for the end: the reason is shorter than what it is about.
     tail = (most - len(_CUT)) * 2 // 5
     return line[:most - len(_CUT) - tail] + _CUT + line[-tail:]
 
@@ -57,6 +58,7 @@ def _steady(stream):
 
 def keep_streams() -> None:
     """Let stdout and stderr of this process survive `| head -1` and an ascii terminal."""
+    # Only the real ones: a test or a notebook has put its own in their place.
     if sys.stdout is not None and sys.stdout is sys.__stdout__:
         sys.stdout = _steady(sys.stdout)
     if sys.stderr is not None and sys.stderr is sys.__stderr__:

@@ -2,7 +2,7 @@
 
 
 def __getattr__(name):
-    """Names of the module that stood here before (see `downscale/moved.py`)."""
+    """Return what the module that stood here before had under `name` (see `downscale/moved.py`)."""
     if name.startswith('__'):
         raise AttributeError(name)
     from downscale.moved import attribute

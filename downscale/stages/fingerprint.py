@@ -31,6 +31,7 @@ def fingerprint(folder: Path) -> str:
     folder = Path(folder)
     experiment = config.load(folder)
     step = Path(latest(folder))
+    # A large leaf is not read: parts of the files that hold it stand for its numbers.
     leaves, any_large = _leaves(folder)
     files = _large_files(step) if any_large else []
     tokens = tokenizer_path(folder, experiment)
@@ -54,6 +55,7 @@ def _leaves(folder):
         name = jax.tree_util.keystr(path, simple=True, separator='/')
         leaves[name] = [list(leaf.shape), str(leaf.dtype)]
         if np.prod(leaf.shape) <= WHOLE:
+            # The numbers and not the file: chunks and names of files differ between two equal runs.
             leaves[name].append(_digest(np.ascontiguousarray(leaf.read()).tobytes()))
         else:
             any_large = True
@@ -75,6 +77,7 @@ def _probed(path):
     size = path.stat().st_size
     digest = hashlib.sha256()
     with open(path, 'rb') as file:
+        # From the first byte to the last: a file that was continued has another digest.
         for start in np.linspace(0, max(size - PROBE, 0), PROBES).astype(int):
             file.seek(start)
             digest.update(file.read(PROBE))

@@ -21,6 +21,7 @@ def is_done(folder: PathLike, experiment: Experiment) -> bool:
 
 def refuse_other(folder: PathLike, experiment: Experiment) -> None:
     """Raise ValueError naming what differs when `folder` was started with another experiment."""
+    # Through JSON, as the file has been: there tuples are lists and keys are text.
     before, now = (json.loads(json.dumps(dataclasses.asdict(cell)))
                    for cell in (config.load(folder), experiment))
     # Where the work is done is not what is done: a checkpoint continues on any mesh. A budget is

@@ -27,12 +27,14 @@ def prepare(study: PathLike, experiment: Experiment,
     Returns the folder of the data set, None where nothing is asked of the scene world. ValueError
     when the vocabulary has too few rows, FileNotFoundError when a stage's mixture is not built.
     """
+    # 1. Mixtures are built by another command; one that is missing is told before any work.
     published = [stage for stage in experiment.stages if stage.mixture]
     for stage in published:
         corpus(stage.mixture)
     if not in_world(experiment):
         _check_published(study, experiment, published)
         return None
+    # 2. Scenes, on a disk of this machine even when the study is in a bucket.
     study = scratch(study)
     data = experiment.data
     counts = {'train': data.train, 'validation': data.validation, 'test': data.test}
@@ -49,7 +51,7 @@ def prepare(study: PathLike, experiment: Experiment,
                    similarity_share=data.similarity_share, progress=progress)
     write_json(study / 'data.json', {'folder': str(folder.relative_to(study)),
                                      'hash': data_hash(experiment)})
-    # A configured tokenizer, or that of an imported model, is used as it is.
+    # 3. The tokenizer; a configured one, or that of an imported model, is used as it is.
     made_here = study.absolute() / 'tokenizer.json'
     if loading.tokenizer_path(study, experiment) == made_here and not made_here.exists():
         train_tokenizer(vocabulary(experiment.world), made_here)
@@ -61,6 +63,7 @@ def _check_published(study, experiment, published):
     """Refuse a tokenizer that the vocabulary has no room for, and records that no row holds."""
     load_tokenizer(loading.tokenizer_path(scratch(study), experiment), experiment.language.V)
     for stage in published:
+        # Opening a sampler measures its records, and raises for those that are longer than any row.
         sampler_of(study, experiment, stage)
 
 
@@ -119,6 +122,7 @@ def encoder_of(study: PathLike, experiment: Experiment, stage: str) -> Encoder:
 def sampler_of(study: PathLike, experiment: Experiment,
                stage: Stage) -> tuple[Sampler | CorpusSampler, int]:
     """Return the sampler of a stage, and the seed of its stream."""
+    # By name: each stage has an order of its own, and cells of one seed read the same rows.
     seed = zlib.crc32(f'{experiment.seed} {stage.name}'.encode())
     encoder = encoder_of(study, experiment, stage.name)
     if stage.mixture:

@@ -37,6 +37,7 @@ def load(folder: PathLike, mesh: Mesh | None = None, dtype: DTypeLike | None = N
     folder = Path(folder)
     experiment = config.load(folder)
     model = model_of(experiment, folder.name)
+    # The stored leaves decide which groups there are, and in which dtype, before any is read.
     target = abstract_of(model, stored_leaves(latest(folder)), dtype)
     if mesh is not None:
         target = jax.tree.map(
@@ -50,6 +51,7 @@ def abstract_of(model: Model, stored: dict[str, tuple[tuple[int, ...], str]],
     """Return ShapeDtypeStructs of the groups that were stored, in `dtype` or as stored."""
     if isinstance(model, Tower):
         patches = np.zeros((1, model.cfg.P, model.cfg.Q), np.float32)
+        # A tower alone is its own module: its tree lacks the name of the group.
         tree = {'tower': jax.eval_shape(model.init, jax.random.key(0), patches)['params']}
     elif isinstance(model, WordModel):
         tree = abstract_word_params(model)
@@ -76,10 +78,12 @@ def tokenizer_path(folder: PathLike, experiment: Experiment) -> Path:
     if experiment.tokenizer:
         return Path(experiment.tokenizer)
     if 'language' in experiment.imports:
+        # The import may itself be a cell that was trained from another import: ask it the same.
         source = Path(experiment.imports['language'])
         imported = tokenizer_path(source, config.load(source))
         if imported.is_file():
             return imported
+    # A run folder that was copied out of its study has its tokenizer beside it.
     folder = Path(folder).absolute()
     beside = folder / 'tokenizer.json'
     if beside.is_file() or folder.parent.parent.name != 'cells':

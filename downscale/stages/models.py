@@ -24,8 +24,7 @@ def model_of(experiment: Experiment, stage: str = 'instruct') -> Model:
 
 
 def groups_of(model: Vlm, sees: bool) -> tuple[str, ...]:
-    """Return the groups of parameters that a model needs for text alone, or `sees` pictures with.
-    """
+    """Return the groups of parameters that a model needs, for text alone unless it `sees`."""
     if not sees:
         return ('language',)
     newline = ('image_newline_D',) if model.newline else ()

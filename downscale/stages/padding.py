@@ -26,6 +26,7 @@ def sizes(folder: PathLike, sampler: Sampler, seed: int) -> np.ndarray:
     conversation that no bucket of `sampler` holds.
     """
     encoder = sampler.encoder
+    # All that decides lengths and their order; buckets do not, so counted sizes serve any of them.
     key = hash_of([dataclasses.asdict(sampler.recipe), seed, len(sampler.library),
                    tokenizer_hash(encoder.tokenizer), encoder.chat.hash,
                    dataclasses.asdict(encoder.layout)])
@@ -83,6 +84,7 @@ def lines(experiment: Experiment, stage: Stage, sizes: np.ndarray) -> Iterator[s
     if 'one_shape' in value:
         yield f'    {"all":57s} {_wasted(value["total"])}'
         yield f'    {"all of them in the largest rows":57s} {_wasted(value["one_shape"])}'
+    # Each proposal must beat the best before it, or ever more buckets would be listed for nothing.
     flops = row_flops(experiment, stage)
     least = value['total']['flop_waste']
     for count in SHAPES:

@@ -36,11 +36,14 @@ def start_params(study: PathLike, experiment: Experiment, stage: Stage) -> dict[
         return init_tree(target, experiment.seed)
     groups = list(target)
     rest = [name for name in groups if name not in stage.parents]
+    # 1. What nothing is inherited for, such as the connector of the first stage that sees.
     params = init_tree({name: target[name] for name in rest if name not in experiment.imports},
                        experiment.seed, model_of(experiment, stage.name).growth)
+    # 2. Published models.
     for name in rest:
         if name in experiment.imports:
             params |= load_params(experiment.imports[name], target, [name])
+    # 3. Parents, each checkpoint opened once for all the groups that come from it.
     for reference in sorted(set(stage.parents.values())):
         wanted = [name for name, parent in stage.parents.items()
                   if parent == reference and name in groups]
@@ -56,6 +59,7 @@ def grid_of(experiment: Experiment) -> Mesh:
     """
     size = experiment.mesh
     grid = mesh(size.data, size.fsdp, size.tensor)
+    # All stages: one that begins hours later must not be the first to tell.
     for stage in experiment.stages:
         try:
             loop.share(grid, model_of(experiment, stage.name).rules).rows(stage.batch)

@@ -48,6 +48,7 @@ def train_stage(study: PathLike, experiment: Experiment, name: str,
     `tracker` is a key of `trackers.WRITERS`.
     """
     stage = experiment.stage(name)
+    # 1. Refuse what cannot work, in all processes alike, before the folder is touched.
     grid = grid_of(experiment)
     folder = folder_of(study, experiment, name)
     task = [experiment.hash, name]
@@ -57,6 +58,7 @@ def train_stage(study: PathLike, experiment: Experiment, name: str,
     processes.once(lambda: _refuse_other_mixture(folder, stage))
     if processes.once(lambda: _nothing_to_do(folder, experiment)):
         return
+    # 2. Hold the folder until the end is noted: a second run would write the same files.
     with loop.only_process(folder):
         sampler, seed = _begin(study, experiment, stage, folder)
         rules = model_of(experiment, name).rules
@@ -64,6 +66,7 @@ def train_stage(study: PathLike, experiment: Experiment, name: str,
         with contextlib.closing(batches):  # its thread would wait for ever to hand over a batch
             loop.train(folder, _stage_run(experiment, stage, grid, tracker),
                        lambda: start_params(study, experiment, stage), batches, report)
+        # 3. No process may still write when the stage is called done.
         processes.wait()
         _end(experiment, stage, folder, sampler, seed, batches.get_state())
 
@@ -93,6 +96,7 @@ def train_together(
         if begun:
             cell = cells[0]
             stage = cells[0].stage(name)
+            # The first cell stands for all in what they share: model, optimiser, schedule, mesh.
             runs = [_cell_run(study, folder, *rest, name, report)
                     for folder, rest in begun.items()]
             ended = together.train(runs, _stage_run(cell, stage, one_device(cell), tracker))
@@ -128,6 +132,7 @@ def _cell_run(study, folder, cell, sampler, seed, name, report):
         folder=folder,
         params=lambda: start_params(study, cell, stage),
         rates=stage.rates,
+        # The seed of the stream says enough: all else that decides rows is equal in `program_of`.
         data=seed,
         stream=lambda: iter(stream(sampler, seed)),
         report=lambda step, row: report(cell, step, row),
@@ -135,12 +140,13 @@ def _cell_run(study, folder, cell, sampler, seed, name, report):
 
 
 def program_of(experiment: Experiment, name: str) -> str | None:
-    """Return a hash that cells share whose stage `name` can be trained together.
+    """Return a hash that is equal for cells whose stage `name` can be trained together.
 
     Such cells differ in names, seeds and rates only. None where batches have several shapes, which
     would not come in step.
     """
     value = dataclasses.asdict(experiment)
+    # Earlier stages may differ, which only decide where weights start; this one must not.
     for key in ('name', 'seed', 'stages', 'evaluation', 'budget'):
         del value[key]
     stage = experiment.stage(name)
@@ -162,8 +168,8 @@ def one_device(experiment: Experiment) -> Mesh:
 
 
 def _begin(study, experiment, stage, folder):
-    """Return (sampler, seed of its stream) of a stage, and write into its folder what runs there.
-    """
+    """Write into the folder of a stage what runs there; return (sampler, seed of its stream)."""
+    # First of all: it refuses a folder of another run.
     processes.once(lambda: _open(folder, experiment))
     sampler, seed = sampler_of(study, experiment, stage)
     processes.once(lambda: _count_padding(folder, experiment, stage, sampler, seed))
@@ -201,6 +207,7 @@ def _count_padding(folder, experiment, stage, sampler, seed):
     Of a mixture write `mixture.json` as well: what an epoch of it holds, to which its end adds what
     was seen.
     """
+    # Counting tokenizes every conversation, and so finds the one that no row holds.
     sizes = sizes_of(stage, sampler, seed)
     if stage.mixture:
         _note(folder, name=sampler.corpus.mixture.name, hash=sampler.corpus.hash, seed=seed,

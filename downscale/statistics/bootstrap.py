@@ -68,11 +68,11 @@ class Resamples:
 
 @dataclass(frozen=True, kw_only=True)
 class Means:
-    """Means `value` [rows, groups] of models in families, and their `draws` [bootstraps, rows,
-    groups]; `n` items and `clusters` of each group.
+    """Means of models (rows) in families (groups), and the same under every resample.
 
-    Each row is over `seeds` training seeds of the `planned` ones; from `FEW_SEEDS` planned seeds on
-    the draws are over them too.
+    `value` is [rows, groups] and `draws` [bootstraps, rows, groups]; each group has `n` items in
+    `clusters`. Each row is over `seeds` training seeds of the `planned` ones; from `FEW_SEEDS`
+    planned seeds on the draws are over them too.
     """
     groups: tuple
     value: np.ndarray
@@ -95,6 +95,7 @@ def resample(clusters: Column, bootstraps: int = 2000, seed: int | tuple = 0) ->
     if not len(names):
         return Resamples(names, np.zeros((bootstraps, 0)), seed)
     share = np.full(len(names), 1 / len(names))
+    # A multinomial is drawing with replacement of which only the counts are kept.
     weights = np.random.default_rng(seed).multinomial(len(names), share, size=bootstraps)
     return Resamples(names, weights.astype(np.float64), seed)
 
@@ -119,6 +120,7 @@ def group_means(values: Column, groups: Column, clusters: Column,
         sums_CR = np.zeros((len(resamples.clusters), len(values)))
         np.add.at(sums_CR, place[inside], values[:, inside].T)
         items_C = np.bincount(place[inside], minlength=len(resamples.clusters)).astype(float)
+        # B resamples, C clusters, R rows. The mean is a ratio, as the items of a draw vary as well.
         drawn_B = resamples.weights @ items_C
         drawn_B = np.where(drawn_B > 0, drawn_B, np.nan)
         value.append(values[:, inside].mean(axis=1))
@@ -150,6 +152,7 @@ def over_seeds(means: Means, count: int, resamples: Resamples, planned: int = 1)
     """
     weights_BS = seed_weights(resamples, count, planned)
     value_RG = means.value.reshape(count, -1, len(means.groups)).mean(axis=0)
+    # Rows came seed by seed, so that seeds are the slower axis of the two they are split into.
     draws_BSRG = means.draws.reshape(len(means.draws), count, *value_RG.shape)
     draws_BRG = np.einsum('BS,BSRG->BRG', weights_BS, draws_BSRG)
     return replace(means, value=value_RG, draws=draws_BRG, seeds=count, planned=planned)
@@ -166,6 +169,7 @@ def _places(clusters, resamples):
     """Return the column of each item's cluster in the resamples."""
     clusters = np.asarray(clusters, dtype=str)
     place = np.searchsorted(resamples.clusters, clusters)
+    # A name behind the last one is placed outside, hence the minimum: then it is refused.
     if np.any(resamples.clusters[np.minimum(place, len(resamples.clusters) - 1)] != clusters):
         raise ValueError('some clusters are not in the resamples')
     return place
@@ -195,6 +199,7 @@ def effective(clusters: Column, weights: np.ndarray | float = 1.) -> int:
     share their pictures.
     """
     clusters = np.asarray(clusters, dtype=float)
+    # The variance of each part of the sum, but for the variance of pictures, which they share.
     part = np.square(weights) / clusters
     degrees = part.sum() ** 2 / np.sum(part ** 2 / np.maximum(clusters - 2, 1))
     # A family with a single cluster shows no spread at all.
@@ -259,6 +264,7 @@ def interval(value: float, draws: np.ndarray, n: int, clusters: int, level: floa
         return without_ends(value, n, clusters, f'none ({why})', seeds)
     tail = (1 - level) / 2
     over = covers_seeds(seeds, planned)
+    # A single seed of several planned says nothing of their spread, so that no end is known.
     if over and seeds < 2:
         known = without_ends(value, n, clusters, f'unbounded: {seeds} of {planned} seeds', seeds)
         return replace(known, low=float(bounds[0]), high=float(bounds[1]))
@@ -330,6 +336,7 @@ def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]
         return 0.0, 1.0
     z = stats.norm.ppf((1 + level) / 2)
     share = successes / n
+    # The shares p with |share - p| <= z sqrt(p (1 - p) / n) lie between the roots of a quadratic.
     scale = 1 + z * z / n
     centre = (share + z * z / (2 * n)) / scale
     reach = z / scale * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
@@ -345,6 +352,7 @@ def mcnemar(first: Column, second: Column) -> float:
     second = np.asarray(second) > 0.5
     lost = int(np.sum(first & ~second))
     won = int(np.sum(~first & second))
+    # Under the null a change goes either way alike; what does not change says nothing of it.
     return float(stats.binomtest(lost, lost + won).pvalue) if lost + won else 1.0
 
 
@@ -352,6 +360,7 @@ def holm(p_values: Column) -> np.ndarray:
     """Return Holm's step-down adjusted p values, in the order given."""
     p_values = np.asarray(p_values, dtype=float)
     order = np.argsort(p_values, kind='stable')
+    # n for the smallest p, n - 1 for the next; no later one may be below an earlier one.
     factors = len(p_values) - np.arange(len(p_values))
     adjusted = np.empty_like(p_values)
     adjusted[order] = np.minimum(1, np.maximum.accumulate(p_values[order] * factors))

@@ -35,6 +35,7 @@ def newcombe(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> tuple[
     q = (both + lost) / n
     p_low, p_high = bootstrap.wilson(both + won, n, level)
     q_low, q_high = bootstrap.wilson(both + lost, n, level)
+    # The difference is lowest where the first share is low and the second high, and conversely.
     down = _joined(p - p_low, q_high - q, phi)
     up = _joined(p_high - p, q - q_low, phi)
     return float(p - q - down), float(p - q + up)
@@ -53,6 +54,7 @@ def standard_error(draws: np.ndarray, clusters: int, seeds: int = 1, planned: in
     over = bootstrap.covers_seeds(seeds, planned)
     if clusters < 2 or over and seeds < 2:
         return np.nan
+    # A t variable with two degrees has no variance, but it has quantiles.
     if over:
         return float(np.diff(np.nanquantile(draws, [.025, .975]))[0] / (2 * Z))
     # the variance of a bootstrap is short by (clusters - 1) / clusters
@@ -72,6 +74,7 @@ def p_value(value: float, draws: np.ndarray, clusters: int, seeds: int = 1,
     if error < 1e-12:  # no draw differs: as sure as that many coins that fall alike
         return alike if abs(value) > 1e-12 else 1.0
     if bootstrap.covers_seeds(seeds, planned):
+        # One is added to both counts, since finitely many draws cannot show a p of zero.
         beyond = min(np.sum(draws <= 0), np.sum(draws >= 0))
         p = min(1, 2 * (beyond + 1) / (len(draws) + 1))
     else:
@@ -118,6 +121,7 @@ def ratio_interval(top: tuple[float, np.ndarray], bottom: tuple[float, np.ndarra
     # 3. Fieller: the ratios r that a t test of top - r bottom does not reject lie between the roots
     # of a quadratic; where it does not open upward, or has no roots, they are not bounded.
     reach = distributions.t.ppf((1 + level) / 2, clusters - 1) ** 2
+    # Those with r^2 room - 2 r middle + (above^2 - reach v11) <= 0.
     room = below ** 2 - reach * v22
     middle = above * below - reach * v12
     root = middle ** 2 - room * (above ** 2 - reach * v11)
@@ -137,6 +141,7 @@ def _drawn_runs(scores, bootstraps, rng):
     """Return [bootstraps, runs, tasks]: within every task, runs drawn with replacement."""
     runs, tasks = scores.shape
     picks = rng.integers(runs, size=(bootstraps, runs, tasks))
+    # `arange` runs along the last axis: every task draws runs of its own.
     return scores[picks, np.arange(tasks)]
 
 
@@ -178,6 +183,7 @@ def better(first: ArrayLike, second: ArrayLike, bootstraps: int = 2000,
     rng = np.random.default_rng(seed)
 
     def chance(x, y):
+        # [..., runs of x, runs of y, tasks]: each run of one against each run of the other.
         x = x[..., :, None, :]
         y = y[..., None, :, :]
         return ((x > y) + .5 * (x == y)).mean(axis=(-3, -2, -1))

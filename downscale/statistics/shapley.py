@@ -63,6 +63,7 @@ def interactions(values: np.ndarray, factors: int) -> dict[tuple[int, ...], np.n
     effects = {}
     for order in range(2, factors + 1):
         for group in itertools.combinations(range(factors), order):
+            # Factors outside the group stay small; each difference removes an axis of the group.
             corner = [slice(None) if place in group else 0 for place in range(factors)]
             part = values[tuple(corner)]
             for _ in group:
@@ -165,6 +166,7 @@ def partition(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     weight, change = (np.zeros((len(CLASSES), corners.shape[-1])) for _ in range(2))
     right = (corners[1, 1], corners[0, 1], corners[1, 0], corners[0, 0])
     for pattern in itertools.product((1, 0), repeat=4):
+        # The probability of this pattern; without repeats it is 1 for one pattern and 0 for others.
         mass = np.prod([y if hit else 1 - y for y, hit in zip(right, pattern, strict=True)], axis=0)
         row = CLASSES.index(class_of(*pattern))
         weight[row] += mass

@@ -9,8 +9,8 @@ def cka(first: np.ndarray, second: np.ndarray) -> float:
 
     Both are of the same items. It is 1 for features that are equal up to rotation and scale, and
     about 0 for independent ones of any width (the biased estimate would be .84 for widths 1024 and
-    2048 of 256 items). NaN where no two items of a side are more
-    alike than others: its own term is then zero but for rounding, of either sign.
+    2048 of 256 items). NaN where no two items of a side are more alike than others: its own term
+    is then zero but for rounding, of either sign.
     """
     kernels = _kernels(first, second)
     terms = [_hsic(k, k) for k in kernels]
@@ -46,6 +46,7 @@ def _hsic(k, m):
     n = len(k)
     k_sums = k.sum(axis=0)
     m_sums = m.sum(axis=0)
+    # tr(KM) + 1'K1 1'M1 / ((n - 1)(n - 2)) - 2 / (n - 2) 1'KM1, kernels without diagonals.
     whole = np.sum(k * m) + k_sums.sum() * m_sums.sum() / ((n - 1) * (n - 2))
     return float((whole - 2 * (k_sums @ m_sums) / (n - 2)) / (n * (n - 3)))
 
@@ -69,5 +70,6 @@ def knn_overlap(first: np.ndarray, second: np.ndarray, k: int = 10) -> float:
         spread /= np.maximum(np.linalg.norm(spread, axis=1, keepdims=True), ROUNDING)
         alike = spread @ spread.T
         np.fill_diagonal(alike, -np.inf)
+        # Which are the nearest counts, not their order, so that nothing is sorted.
         near.append(np.argpartition(-alike, k - 1, axis=1)[:, :k])
     return float(np.mean([len(set(a) & set(b)) / k for a, b in zip(*near, strict=True)]))

@@ -14,7 +14,7 @@ from downscale.values import hash_of
 
 def prepare(study: Path, name: str, experiments: Sequence[Experiment], quiet: bool,
             claims: Any = None) -> None:
-    """Make the data set, some pictures and `study.json`, whatever was there before.
+    """Make the data set, some pictures and `study.json`, also where they are there already.
 
     `claims` are those that the study file declares; ValueError where they differ from what was
     written before an evaluation that is finished.
@@ -39,6 +39,7 @@ def prepare(study: Path, name: str, experiments: Sequence[Experiment], quiet: bo
         baselines = read_json(scratch(study) / data['folder'] / 'baselines.json')['test']
     runs = [_run_row(cell) for cell in experiments if not cell.is_shared]
     data = {'baselines': baselines, 'image_px': cell.world.side, 'asked': len(items)}
+    # Last, for its presence says that the rest is there.
     write_json(place(study) / 'study.json', {
         'name': name, 'seed': experiments[0].seed, 'runs': runs,
         'config_hash': hash_of([cell.hash for cell in experiments]),

@@ -43,6 +43,7 @@ def _training(cell, stage):
         stage=stage.name,
         kind='train',
         needs=tuple(reference_of(cell, reference) for reference in parents),
+        # Only an order is made of costs, so parameters times tokens are close enough.
         cost=_size(cell) * stage.steps * stage.batch * stage.length,
     )
 
@@ -93,6 +94,7 @@ def _evaluations(cell, texts):
     for kind in cell.evaluation.texts:
         if kind in WRITER and cell.writer_stage(kind):
             tasks.append(task(kind, [f'{cell.name}/{cell.writer_stage(kind)}'], 1))
+    # Without a text and with each of them, and both with and without a thought.
     weight = 2 + 2 * len(texts)
     if 'reason' in names(cell):
         tasks.append(task('reason', [f'{cell.name}/reason', *texts], weight))

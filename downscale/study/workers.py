@@ -113,7 +113,7 @@ def check_devices(experiments: Sequence[Experiment], together: int) -> None:
 
 
 def label(tasks: Sequence[Task]) -> str:
-    """Return the name that tasks which run together have in the progress."""
+    """Return the name by which a progress bar shows tasks that run together."""
     return tasks[0].name + (f' and {len(tasks) - 1} more' if len(tasks) > 1 else '')
 
 
@@ -143,7 +143,7 @@ def _in_worker(study, tasks, writers, tracker):
 
 
 def _reason(error):
-    """Return an error in one line: its first, or what matters of one of a disk or bucket."""
+    """Return an error as one line: its first, or path and cause where a disk or bucket failed."""
     if passes(error):
         return line_of(error)
     return str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -171,6 +171,7 @@ def run(study: Path, name: str, experiments: Sequence[Experiment], jobs: int, ca
                 failed = Queue(study, tasks, experiments, jobs, together, tracker).run(
                     pool, queue, bars)
         if failed:
+            # None stands for those that wait for a failed task: they are counted, the causes named.
             causes = {task: why for task, why in failed.items() if why is not None}
             lines = '; '.join(f'{task}: {why}' for task, why in causes.items())
             raise RuntimeError(f'{len(causes)} of {len(tasks)} tasks failed ({lines}) and '
@@ -196,7 +197,7 @@ class Queue:
         self.running = {}
 
     def run(self, pool: Any, queue: Any, bars: Any) -> dict[str, str | None]:
-        """Return {name of a task that failed: reason}; None for one that waits for such a task."""
+        """Run all tasks; return {task that failed: reason}, None for those that wait for it."""
         while self.waiting or self.running:
             # 1. Give tasks to idle workers.
             for tasks in self.next():

@@ -36,8 +36,7 @@ class _Manager(ocp.CheckpointManager):
     saving = None  # the step that is being saved
 
     def reached_preemption(self, step):
-        """Return False: JAX compares the answers of all processes, and asks them of the loop alone.
-        """
+        """Return False: the answers of all processes are compared in the loop alone."""
         del step
         return False
 
@@ -99,12 +98,15 @@ class _Steps(ocp.path.step.NameFormat):
 
 
 def open_manager(folder: PathLike, keep: int = 2, every: int = 1000) -> ocp.CheckpointManager:
-    """Return a manager of `folder/checkpoints`: saves each `every` steps, keeps the last `keep`.
+    """Return a manager of `folder/checkpoints`, which keeps the last `keep` of its steps.
+
+    It saves each `every` steps unless it is forced to.
     """
     _hush()
     options = ocp.CheckpointManagerOptions(
         save_interval_steps=every, max_to_keep=keep, enable_async_checkpointing=True,
         step_name_format=_Steps(),
+        # Called once all files are written, before orbax marks the step as complete.
         async_options=ocp.AsyncOptions(post_finalization_callback=lambda: manager.sum_up()))
     # Weights do not compress: 7 % fewer bytes for twice the processor time of a save.
     handlers = {name: ocp.PyTreeCheckpointHandler(use_compression=False)
@@ -118,6 +120,7 @@ def open_manager(folder: PathLike, keep: int = 2, every: int = 1000) -> ocp.Chec
 def save(manager: ocp.CheckpointManager, state: Any, stream: Any, meta: dict[str, Any],
          force: bool = False) -> None:
     """Start saving `state` and the position of `stream`; ready after `wait_until_finished`."""
+    # Parameters are an item of their own, so that an analysis reads them without the moments.
     train = {name: tree for name, tree in state.items() if name != 'params'}
     step = int(state['step'])
     if manager.latest_step() == step:
@@ -140,6 +143,7 @@ def restore(manager: ocp.CheckpointManager, target: Any,
     if step is None:
         return None, None
     path = manager.directory / str(step)
+    # Process 0 decides for all: with two opinions about a step they would restore different ones.
     why = processes.once(lambda: _damage(path))
     if why is None:
         compare(stored_leaves(path), target['params'], manager.directory)
@@ -171,6 +175,7 @@ def _damage(step_folder):
 
 def _set_aside(step_folder):
     """Rename a damaged step to what no reader takes for one."""
+    # A name that `STEP` does not match, so that a person may still look at what is left of it.
     aside = step_folder.with_name(f'{step_folder.name}.damaged')
     if aside.exists():
         aside.rmtree()
@@ -304,14 +309,16 @@ def load_params(folder: PathLike, target: dict[str, Any],
     step_folder = latest(folder)
     target = {name: target[name] for name in groups or target}
     stored = stored_leaves(step_folder)
+    # Groups that were not asked for, such as the tower of a text-only reader, may be stored too.
     compare({name: leaf for name, leaf in stored.items() if name.split('/')[0] in target},
             target, step_folder)
     return read_leaves(step_folder, target)
 
 
 def _restoring(target, partial=False):
-    """Return what tells orbax to read the leaves of `target`, or only those of a larger tree."""
+    """Return orbax's arguments for reading `target`; `partial` where more than that is stored."""
     def how(leaf):
+        # numpy where no device is meant: exports and analysis must not fill an accelerator.
         if getattr(leaf, 'sharding', None) is None:
             return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
         return ocp.ArrayRestoreArgs(sharding=leaf.sharding, dtype=leaf.dtype,

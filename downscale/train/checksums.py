@@ -16,6 +16,7 @@ from etils import epath
 from downscale.runtime.files import BUCKET, in_bucket, place, write_json
 
 NAME = 'checksums.json'
+# zlib sums without the interpreter's lock, so two threads sum two files at once.
 READERS = 2
 CHUNK_BYTES = 2 ** 22
 _LATER = '_CHECKPOINT_METADATA'  # orbax adds the time of the commit, which comes after the sums
@@ -30,6 +31,7 @@ def write(step_folder: Path | epath.Path) -> None:
     if in_bucket(step_folder):
         files = _objects(step_folder)
     else:
+        # Stamps before sums: of a file that changes meanwhile the stamp no longer fits.
         stamps = _stamps(step_folder)
         sums = _sums(str(step_folder), tuple(stamps.items()))
         files = {name: [stamps[name][0], sums[name]] for name in stamps}
@@ -52,6 +54,7 @@ def check(step_folder: Path | epath.Path, item: str = '') -> None:
         raise Damaged(f'checkpoint {step_folder} is damaged: {NAME} is not readable') from None
     wanted = {name: facts for name, facts in wanted.items() if name.startswith(item)}
     files = _objects(step_folder) if in_bucket(step_folder) else _stamps(step_folder)
+    # 1. Names and sizes, which cost no read and find what was cut off.
     for name, (size, _) in wanted.items():
         if name not in files:
             raise Damaged(f'checkpoint {step_folder} is damaged: {name} is missing')
@@ -61,6 +64,7 @@ def check(step_folder: Path | epath.Path, item: str = '') -> None:
     # What was copied to or from a bucket has sums of the other kind: sizes must do.
     if kind != _kind(step_folder):
         return
+    # 2. Contents, where both sums are of one kind.
     sums = {name: checksum for name, (_, checksum) in files.items()}
     if not in_bucket(step_folder):
         sums = _sums(str(step_folder), tuple((name, files[name]) for name in wanted))
@@ -92,6 +96,7 @@ def _stamps(step_folder):
 
 def _objects(step_folder):
     """Return {path in the step: [size, CRC-32C in base 64]} of a step in a bucket."""
+    # gcsfs names objects without the scheme, `bucket/path`.
     top = str(step_folder).removeprefix(BUCKET).rstrip('/') + '/'
     listed = fsspec.filesystem('gs').find(top, detail=True)
     return {name.removeprefix(top): [int(info['size']), info.get('crc32c')]

@@ -24,7 +24,7 @@ WRITE_BYTES = 2 ** 18  # one call for 32 MiB costs the kernel three times the ti
 
 
 class _Lazy:
-    """A leaf that is written in parts; the type is what orbax finds its handler by."""
+    """A leaf that is written in parts; by this type orbax finds the handler for it."""
 
     def __init__(self, leaf):
         self.leaf = leaf
@@ -38,6 +38,7 @@ class _Lazy:
             slice(at * step, min(at * step + step, size))
             for at, step, size in zip(corner, chunk, self.shape)))
         if part.shape != tuple(chunk):
+            # zarr 2 stores whole chunks, also at the far edges, where the array ends within one.
             part = np.pad(part, [(0, step - size) for step, size in zip(chunk, part.shape)])
         path = os.path.join(folder, '.'.join(map(str, corner)))
         data = memoryview(part.reshape(-1).view(np.uint8))
@@ -55,6 +56,7 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
     """
 
     async def serialize(self, values, infos, args=None):
+        # Orbax makes each array through `_open_and_write`, which here leaves its chunks for later.
         self._chunks = []
         await self._background_serialize(values, infos, args or [ocp.SaveArgs()] * len(values))
         with ThreadPoolExecutor(READERS) as pool:
@@ -66,6 +68,7 @@ class _LazyHandler(ocp.type_handlers.NumpyHandler):
         return []
 
     async def _open_and_write(self, value, tspec, ts_context):
+        # The chunks of the source's own leaf: each is read once and written once.
         spec = {**tspec, 'metadata': {**tspec['metadata'], 'chunks': value.leaf.chunk}}
         await tensorstore.open(tensorstore.Spec(spec), create=True, open=True, context=ts_context)
         counts = [-(-size // step) for size, step in zip(value.shape, value.leaf.chunk)]
@@ -110,6 +113,7 @@ class StoredLeaf:
 
     def read(self) -> np.ndarray:
         """Return the leaf as a numpy array; nothing else of the step is read."""
+        # A tree of this leaf alone, nested as in the step: orbax restores what such a tree names.
         leaf: Any = jax.ShapeDtypeStruct(self.shape, self.dtype)
         for key in reversed(self.name.split('/')):
             leaf = {key: leaf}

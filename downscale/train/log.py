@@ -1,6 +1,4 @@
-"""The two logs of a run: `metrics.jsonl`, which a rerun repeats, and `timing.jsonl`, which it
-does not.
-"""
+"""The logs of a run: `metrics.jsonl`, which a rerun repeats, and `timing.jsonl` with its speed."""
 import contextlib
 import json
 import math
@@ -22,7 +20,7 @@ LOG_EVERY = 10  # steps from one row of timing.jsonl to the next
 
 
 class Log:
-    """`metrics.jsonl` and `timing.jsonl`; on resume, rows past the checkpoint are dropped.
+    """`metrics.jsonl`, without rows past the checkpoint on resume, and `timing.jsonl`.
 
     Every process reads the metrics, and fails where they are not finite; process 0 writes them, and
     to a tracker. A row of `timing.jsonl` says when its session `began` (Unix time) and how many
@@ -32,6 +30,7 @@ class Log:
     def __init__(self, folder: Path, first: int, tokens: int, tracker: str,
                  bits: dict[str, int] | None = None) -> None:
         self.tokens = tokens
+        # Speed is that of this session: what earlier ones have read does not count.
         self.before = tokens
         self.bits = bits or {}  # checkpoints from before there were any have none
         self.waited = 0.0
@@ -43,9 +42,11 @@ class Log:
         self.copies = {}
         if processes.first():
             paths = [scratch(folder) / name for name in ('metrics.jsonl', 'timing.jsonl')]
+            # A bucket knows no append: rows grow in a local file, copied over before each save.
             if in_bucket(folder):
                 self.copies = {path: place(folder) / path.name for path in paths}
                 _fetch(self.copies)
+            # Its steps are trained again. timing.jsonl keeps all rows, which name their session.
             _cut(paths[0], first)
         self.tracker = Tracker(tracker if processes.first() else 'none', scratch(folder), first)
         self.files.callback(self.tracker.close)
@@ -73,6 +74,7 @@ class Log:
         `still` are groups that the whole stage has not moved: said, and in the row of its end.
         """
         row = {name: float(np.asarray(value)) for name, value in metrics.items()}
+        # In all processes, and before the row is written: a step that failed has none.
         if not math.isfinite(row['loss']) or not math.isfinite(row['grad_norm']):
             raise FloatingPointError(
                 f'step {step}: loss {row["loss"]}, gradient norm {row["grad_norm"]}; lower the '
@@ -85,6 +87,7 @@ class Log:
             say(f'{self.metrics.name}: training moved no weight of {", ".join(still)}; look at its '
                 'rate, at `clip`, and whether the data reach it')
         _append(self.metrics, row)
+        # Clock times never repeat, so they stay out of `metrics.jsonl`.
         if (step + 1) % LOG_EVERY == 0:
             seconds = time.perf_counter() - self.began
             speed = {'tokens_per_s': (self.tokens - self.before) / seconds,

@@ -47,6 +47,7 @@ def share(mesh: Mesh, rules: Rules) -> Share:
     With an axis such as `tensor` across processes several of them hold the same rows.
     """
     devices = mesh.size
+    # A pretended batch with one row for each device tells which blocks of rows are held here.
     parts = batch_sharding(mesh, rules).addressable_devices_indices_map((devices,))
     starts = sorted({part.start or 0 for part, in parts.values()})
     each = batch_sharding(mesh, rules).shard_shape((devices,))[0]
@@ -96,6 +97,7 @@ def train(folder: Path, run: StageRun, params: Callable[[], dict[str, Any]], str
                 give_back()
             pending = (step, read, factor, metrics)
             # The last step is saved below; a stop that comes with it has nothing left to stop.
+            # `run.stop` comes before the `and`: all processes meet in it, so none may leave it out.
             last = step + 1 == steps
             stopped = run.stop(step + 1) and not last
             if stopped or ((step + 1) % run.save_every == 0 and not last):
@@ -133,6 +135,7 @@ def start(manager: Any, run: StageRun, params: Callable[[], dict[str, Any]],
     """
     fresh = manager.latest_step() is None
     values = params() if fresh else run.shapes or jax.eval_shape(params)
+    # Shapes alone: no moment of the optimiser is ever made on the host.
     shape = jax.eval_shape(lambda: new_state(values, run.optimizer, run.trainable))
     shards = shardings(shape, run.mesh, run.model.rules)
     if fresh:

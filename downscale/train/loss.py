@@ -60,6 +60,7 @@ def _loss_and_gradient(x_TD, share_VD, targets_T, weights_T, names):
         loss, hits, grad_DV = carry
         x_TD, targets_T, weights_T = (gather(x, 0, split) if split else x for x in part)
         logits_TV = jnp.einsum('TD,VD->TV', x_TD, head_VD, preferred_element_type=jnp.float32)
+        # Maximum and sum go over all chips that hold a part of the vocabulary.
         most_T = _across(jax.lax.pmax, logits_TV.max(-1), split)
         target_TV = first + jnp.arange(len(head_VD)) == targets_T[:, None]
         exp_TV = jnp.exp(logits_TV - most_T[:, None])
@@ -77,6 +78,7 @@ def _loss_and_gradient(x_TD, share_VD, targets_T, weights_T, names):
             grad_TD = jax.lax.psum_scatter(grad_TD, split, scatter_dimension=0, tiled=True)
         return (loss, hits, grad_DV), grad_TD.astype(x_TD.dtype)
 
+    # A scan, not vmap: chunks follow one another, so that one set of logits is in memory.
     zero = jnp.float32(0)
     (loss, hits, grad_DV), grads = jax.lax.scan(
         chunk, (zero, zero, jnp.zeros(head_VD.shape[::-1], jnp.float32)), parts)
@@ -87,6 +89,7 @@ def _loss_and_gradient(x_TD, share_VD, targets_T, weights_T, names):
 
 def _gradient(names, gradients, out):
     grad_TD, grad_VD = gradients
+    # Gradients for a loss with slope 1 were made in the forward pass; hits have no gradient.
     scale, _ = out
     return (scale * grad_TD).astype(grad_TD.dtype), scale * grad_VD, None, None
 
@@ -106,8 +109,8 @@ def _chunk(T, most):
 
 
 def _roles(V, names):
-    """Return (mesh axes that split the vocabulary, those that gather the width) out of `names`.
-    """
+    """Return those of the mesh axes `names` (that split the vocabulary, that gather the width)."""
+    # With a single axis every chip gathers the whole head; with two, one of them splits the rows.
     if len(names) == 2 and V % _size(names[:1]) == 0:
         return names[:1], names[1:]
     return (), names
@@ -123,7 +126,7 @@ def _across(reduce, x, names):
 
 
 def _collect(share_VD, split, ring):
-    """This chip's rows of the head, all columns, from its columns of all rows."""
+    """Return this chip's rows of the head, all columns, from its columns of all rows."""
     if not split:
         return gather(share_VD, 1, ring) if ring else share_VD
     V, D = share_VD.shape
@@ -134,8 +137,9 @@ def _collect(share_VD, split, ring):
 
 
 def _spread(grad_DV, split, ring, shape):
-    """Return the way back of `_collect`: summed over chips, this chip's columns of all rows [V,
-    D].
+    """Return this chip's columns of all rows [V, D] of a gradient, summed over chips.
+
+    It is the way back of `_collect`.
     """
     V, D = shape
     ways = _size(split)

@@ -28,6 +28,7 @@ class StageRun:
     schedule: 'Schedule'
     mesh: Mesh
     save_every: int
+    # None lets a restart ask `params` for the shapes, which reads the parents once more.
     shapes: dict[str, Any] | None = None
     stop: Callable[[int], bool] = processes.stop
     tracker: str = 'none'

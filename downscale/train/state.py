@@ -18,14 +18,16 @@ if TYPE_CHECKING:
 def split(params: dict[str, Any],
           trainable: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return (trainable part, frozen part) of a parameter dict, by learning-rate group."""
+    # Only the moving part has moments: a frozen tower costs its weights and no more.
     moving = {k: v for k, v in params.items() if group_of(k) in trainable}
     return moving, {k: v for k, v in params.items() if k not in moving}
 
 
 def new_state(params: dict[str, Any], optimizer: 'Optimizer',
               trainable: Collection[str]) -> dict[str, Any]:
-    """Return the state at step 0. Raises ValueError when a trainable group is absent from
-    `params`.
+    """Return the state at step 0.
+
+    Raises ValueError when a trainable group is absent from `params`.
     """
     moving, _ = split(params, trainable)
     missing = sorted(set(trainable) - {group_of(name) for name in moving})
@@ -46,6 +48,7 @@ def bits(params: dict[str, Any], trainable: tuple[str, ...]) -> dict[str, jax.Ar
     sums = dict.fromkeys(trainable, jnp.uint32(0))
     for name, tree in moving.items():
         for leaf in jax.tree.leaves(tree):
+            # Bits and not values: a sum modulo 2^32 is the same in any order.
             width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
             words = jax.lax.bitcast_convert_type(leaf, width).astype(jnp.uint32)
             sums[group_of(name)] += words.sum(dtype=jnp.uint32)
@@ -53,8 +56,9 @@ def bits(params: dict[str, Any], trainable: tuple[str, ...]) -> dict[str, jax.Ar
 
 
 def unmoved(before: dict[str, int], params: dict[str, Any]) -> list[str]:
-    """Return the groups of `before`, what `bits` gave as plain numbers, that `params` hold
-    unchanged.
+    """Return the groups whose weights training has not changed.
+
+    `before` is what `bits` gave at the start of the stage, as plain numbers.
     """
     after = bits(params, tuple(before))
     return [group for group, total in before.items() if int(after[group]) == total]

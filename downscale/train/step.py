@@ -36,13 +36,14 @@ def token_loss(model: Vlm, params: dict[str, Any],
 
 def word_loss(model: WordModel, params: dict[str, Any],
               batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return which words of the vocabulary does the caption of each picture hold? Cross-entropy of
-    each.
+    """Return the cross-entropy of telling which words the caption of each picture holds.
 
-    Same form as `token_loss`: (sum over pictures, number of pictures, those with all words right).
+    Same form as `token_loss`: (sum over pictures and words of the vocabulary, number of pictures,
+    those with all words right).
     """
     logits_BV = model.apply({'params': params}, batch['tiles'])
     B = len(logits_BV)
+    # `max` and not `set`: padding shares token ids with words, and must not unset one.
     held_BV = jnp.zeros(logits_BV.shape, bool).at[
         jnp.arange(B)[:, None], batch['tokens']].max(batch['segments'] > 0)
     loss = optax.sigmoid_binary_cross_entropy(logits_BV, held_BV).sum()
@@ -62,10 +63,12 @@ def gradients(model: Vlm | WordModel, loss: str, moving: dict[str, Any], frozen:
     mesh, each device takes its rows and holds its shares of the parameters; the model gathers them,
     `tensor` is left to the partitioner. ValueError where rows do not divide.
     """
+    # A single device takes the plain path, which is also what a run of stacked cells needs.
     current = jax.sharding.get_abstract_mesh()
     if current.empty or current.size == 1:
         sums = _sums(model, loss, accumulate, moving, frozen, batch)
     else:
+        # Only the batch axes are handled by hand; axes such as `tensor` stay out of these specs.
         shares = partial(specs, target=current, rules=model.rules)
         by_batch = jax.tree.map(
             lambda parts: PartitionSpec(*[_within(part, BATCH_AXES) for part in parts]),
@@ -85,6 +88,7 @@ def gradients(model: Vlm | WordModel, loss: str, moving: dict[str, Any], frozen:
             out_specs=(by_batch[0], PartitionSpec()), axis_names=set(BATCH_AXES),
             check_vma=False)(moving, frozen, batch)
     grads, (value, weight, hits) = sums
+    # The loop refuses a batch without weight; any other caller gets 0 instead of NaN.
     weight = jnp.maximum(weight, 1e-9)
     return jax.tree.map(lambda g: g / weight, grads), value / weight, hits / weight, weight
 
@@ -109,6 +113,7 @@ def _sums(model, loss, accumulate, moving, frozen, batch):
     if accumulate == 1:
         (value, aux), grads = grad(moving, batch)
         return grads, (value, *aux)
+    # Micro-batches one after another: a scan holds the activations of one of them.
     parts = jax.tree.map(
         lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]), batch)
 
@@ -141,11 +146,11 @@ def train_step(state: dict[str, Any], batch: dict[str, jax.Array], rates: dict[s
 @lru_cache
 def compiled_step(model: Vlm | WordModel, loss: str, optimizer: 'Optimizer',
                   trainable: tuple[str, ...], mesh: Mesh) -> Callable:
-    """Return `train_step` under jit, with input and output shardings of `mesh` and the state
-    donated.
+    """Return `train_step` under jit, with the shardings of `mesh` and the state donated.
 
     Memoised, so stages and cells of one process that agree in these values share a program.
     """
+    # The kernel exists for TPUs only. A clone, because the module is part of the jit's key.
     if mesh.devices.flat[0].platform == 'tpu' and loss == 'tokens':
         model = model.clone(kernels=True)
 

@@ -65,6 +65,7 @@ class _Lane:
         self.manager = closing(checkpoint.open_manager(run.folder, every=shared.save_every))
         self.state, meta = start(self.manager, shared, run.params, self.position)
         self.step = int(self.state['step'])
+        # Equal data up to an equal step means the same place of the same stream.
         place = run.data, self.step
         if place not in opened:
             stream = closing(run.stream())
@@ -101,6 +102,7 @@ class _Group:
         self.loss = shared.loss
         self.live = list(lanes)
         self.pending = None
+        # Each lane's own copy is let go below, or memory would hold the states twice.
         self.state = _stack([lane.state for lane in lanes])
         shards = jax.tree.map(lambda leaf: leaf.sharding, lanes[0].state)
         self.pick = jax.jit(_at, out_shardings=shards)  # as the state of a run that is alone
@@ -110,6 +112,7 @@ class _Group:
 
     def drop(self):
         """Take the lanes that have ended out of the stack."""
+        # A smaller stack is another program: each time costs a compilation.
         keep = [at for at, lane in enumerate(self.live)
                 if lane.error is None and lane.step < self.schedule.steps]
         if len(keep) < len(self.live):
@@ -118,20 +121,24 @@ class _Group:
 
     def advance(self):
         """Dispatch one step of every lane, and log the one before."""
+        # 1. Batches first: a lane whose data end leaves before the step.
         batches = self._read()
         self.drop()
         if not self.live:
             return
+        # 2. Each distinct batch travels to the device once; `which` tells every lane its own.
         streams = list(dict.fromkeys(lane.stream for lane in self.live))
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves),
                                *[batches[stream] for stream in streams])
         which = np.array([streams.index(lane.stream) for lane in self.live], np.int32)
+        # 3. Lanes may stand at different steps, after a restart that found some behind others.
         factors = [self.schedule.factor(lane.step) for lane in self.live]
         rates = {}
         for group in self.trainable:
             peaks = [lane.run.rates[group] for lane in self.live]
             rates[group] = np.array([factor * peak for factor, peak in zip(factors, peaks)],
                                     np.float32)
+        # 4. Dispatch, and only then wait for the metrics of the step before (as `loop.train` does).
         self.state, metrics = self.step_fn(self.state, stacked, which, rates)
         self.settle()
         reads = [(batches[lane.stream]['segments'] > 0).sum() for lane in self.live]
@@ -162,6 +169,7 @@ class _Group:
             for at, (lane, *row) in enumerate(rows):
                 lane.log.cells = len(rows)
                 values = {name: values[at] for name, values in metrics.items()}
+                # A lane that ends is settled before it leaves the stack, so `at` is its place.
                 ended = lane.step == self.schedule.steps
                 still = unmoved(lane.log.bits, _at(self.state['params'], at)) if ended else ()
                 lane.write(*row, values, still)
@@ -171,6 +179,7 @@ class _Group:
         """Save the lanes for which it is time, or all when `stopped`; what has ended leaves."""
         due = [at for at, lane in enumerate(self.live) if stopped or lane.step % every == 0
                or lane.step == self.schedule.steps]
+        # Its rows must be in the log that is uploaded with a checkpoint.
         if due:
             self.settle()
         for at in due:
@@ -227,6 +236,7 @@ def compiled_cells(model: Any, loss: str, optimizer: 'Optimizer',
     which takes no heads as narrow as those of models that are worth stacking.
     """
     def step(state, batches, which, rates):
+        # Picked on the device: lanes of one stream share the batch that travels there.
         def step_of_run(state, stream, rates):
             batch = jax.tree.map(lambda leaf: leaf[stream], batches)
             return train_step(state, batch, rates, model=model, loss=loss, optimizer=optimizer,
@@ -243,5 +253,5 @@ def _stack(states):
 
 @jax.jit
 def _at(state, places):
-    """Return what of a stacked state is at one place, or at several."""
+    """Return the part of a stacked state at one place, or at several."""
     return jax.tree.map(lambda leaf: leaf[places], state)

@@ -11,6 +11,7 @@ from typing import Any
 
 from downscale.runtime.peers import line_of, say
 
+# How old the curves that a person looks at may be, without a flush for every step.
 FLUSH_SECONDS = 10
 
 
@@ -66,6 +67,7 @@ class _Wandb:
         import wandb
         del first
         *_, study, _, cell, stage = Path(folder).absolute().parts
+        # The id is made of names, so that every restart finds the same run.
         self.run = wandb.init(project=study, name=f'{cell}/{stage}', id=f'{study}-{cell}-{stage}',
                               group=cell, dir=str(folder), resume='allow', reinit='create_new')
 
@@ -82,24 +84,30 @@ class _Wandb:
 WRITERS = {'tensorboard': _TensorBoard, 'wandb': _Wandb, 'none': None}
 
 
-def require(kind: str) -> None:
-    """Raise ImportError, with what to install, where the library of a tracker is missing.
+def choose(kind: str | None) -> str:
+    """Return the tracker that was asked for; for None TensorBoard, or 'none' where it is missing.
 
-    RuntimeError where Weights & Biases does not know who we are.
+    ImportError with what to install where one that was asked for by name is missing; RuntimeError
+    where Weights & Biases does not know who we are.
     """
     if kind == 'none':
-        return
+        return kind
     try:
-        library = importlib.import_module(kind)
+        library = importlib.import_module(kind or 'tensorboard')
     except ImportError:
-        extra = {'wandb': 'downscale[wandb]'}.get(kind, kind)
-        raise ImportError(f"no {kind}; pip install '{extra}', or --tracker none") from None
+        if kind is None:
+            say("no tensorboard, so no curves but in metrics.jsonl; pip install "
+                "'downscale[tensorboard]', or --tracker none")
+            return 'none'
+        raise ImportError(f"no {kind}; pip install 'downscale[{kind}]', or --tracker none"
+                          ) from None
     if kind == 'wandb' and os.environ.get('WANDB_MODE', 'online') in ('online', 'shared'):
         try:
             library.login()
         except Exception as error:
             raise RuntimeError(f'--tracker wandb: {line_of(error)}; `wandb login` first, or set '
                                'WANDB_MODE=offline') from None
+    return kind or 'tensorboard'
 
 
 class Tracker:
@@ -110,6 +118,7 @@ class Tracker:
 
     def __init__(self, kind: str, folder: Path, first: int) -> None:
         self.kind = kind
+        # None for the kind 'none', in processes other than the first, and once writing has failed.
         self.writer = None
         if WRITERS[kind]:
             self.writer = self._tried(lambda: WRITERS[kind](folder, first))

@@ -23,6 +23,7 @@ PICTURES = 24
 LENGTH = 128
 BATCH = 16
 STEPS = 4000
+# A power of two: the sweep doubles it exactly, and log2 of the ratio is a whole number.
 RATE = 2. ** -8
 STAGES = ('text', 'align', 'instruct', 'caption', 'extract', 'reason')
 PARENTS = {'text': {}, 'align': {'language': 'text', 'tower': 'tower/tower'},
@@ -59,12 +60,14 @@ def write_folder(folder: Path, rng: np.random.Generator, design: 'Design', meta:
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f'{folder} is not empty; give a new folder')
+    # Losses and pictures take from one stream of draws: the order of what is written must stay.
     for stage in _trained(design):
         _write_stage(folder, rng, design.planted, stage)
     budgets = {}
     for budget, stage in _isoflop(design):
         budgets[stage.cell] = budget
         _write_stage(folder, rng, design.planted, stage)
+    # Runs of the sweeps are not in `runs`: none of their stages can be missing.
     names = {run['run_id']: list(STAGES) for run in meta['runs']}
     write_json(folder / 'study.json', {**meta, 'stages': names, 'budgets': budgets})
     for name, table in evaluations.items():
@@ -74,6 +77,7 @@ def write_folder(folder: Path, rng: np.random.Generator, design: 'Design', meta:
         _write(folder / 'evaluations' / name / 'texts.parquet', table)
     for cluster in np.unique(design.items['cluster_id'])[:PICTURES]:
         sink = io.BytesIO()
+        # 4 x 4 colours, each a square of 16 pixels.
         pixels = np.kron(rng.integers(0, 255, (4, 4, 3)), np.ones((16, 16, 1))).astype(np.uint8)
         Image.fromarray(pixels).save(sink, 'PNG')
         write_bytes(folder / 'pictures' / f'{cluster}-0.png', sink.getvalue())
@@ -103,6 +107,7 @@ def _trained(design):
             for stage in STAGES:
                 yield SyntheticStage(cell=f'{size}-s{seed}', size=size, seed=seed, name=stage,
                                      language=language)
+    # Every second size is enough to see whether the best rate moves.
     for size in list(design.models)[::2]:
         for rate in RATES:
             yield SyntheticStage(cell=f'{size}-s0-lr{rate:g}', size=size, seed=0, name='text',
@@ -113,6 +118,7 @@ def _isoflop(design):
     """Yield (budget, stage) of the isoFLOP runs, for as long as they have a step for every row."""
     for size, language in design.ladder.items():
         for budget in BUDGETS:
+            # FLOPs are 6 N times the tokens, which are BATCH * LENGTH a step.
             steps = round(budget / (6 * totals(language)['n_nonembed'] * BATCH * LENGTH))
             if steps >= ROWS:
                 yield f'{budget:g}', SyntheticStage(
@@ -123,6 +129,7 @@ def _isoflop(design):
 def _write_stage(folder, rng, planted, stage):
     """Write the files of a stage; its loss is that of the planted law with a draw of noise."""
     place = folder / 'cells' / stage.cell / stage.name
+    # Text alone has no tiles. All groups have a rate, although one is trained.
     facts = {'name': stage.name, 'steps': stage.steps, 'batch': BATCH, 'length': LENGTH,
              'tiles': 0 if stage.name in ('text', 'reason') else 2,
              'rates': dict.fromkeys(('language', 'tower', 'connector'), stage.rate),

@@ -21,10 +21,12 @@ from downscale.results.study import Cell, study_of
 from downscale.sizes import MICRO, SIGLIP, scale
 from downscale.stage_table import WRITER
 
+# (width, depth), by ascending parameters.
 SIZES = ((32, 2), (64, 2), (64, 4), (96, 4), (128, 4), (160, 6), (192, 6), (256, 8))
 # How much of a family the picture decides; 0 is a knowledge family.
 RELIANCE = {'attribute': 1., 'position': .85, 'relation': .7, 'read': .55, 'count': .4,
             'compare': .25, 'fact': 0., 'origin': 0.}
+# The logit of a family before anything is lost or gained.
 EASE = {'attribute': 2.2, 'position': 2., 'relation': 1.6, 'read': 2.2, 'count': 1.8,
         'compare': 1.5, 'fact': 2., 'origin': 1.7}
 CHANCE = .25
@@ -110,6 +112,7 @@ def synth(seed: int = 0, to: Path | str | bool | None = None, *, sizes: int = 4,
                          f'items, not {sizes}, {seeds} and {items}')
     rng = np.random.default_rng(seed)
     planted = planted or Planted()
+    # The ends are always among them, the others evenly between.
     places = np.linspace(0, len(SIZES) - 1, sizes).round().astype(int)
     ladder = {f'w{width}d{depth}': scale(MICRO['w64d2'], width, depth, 320)
               for width, depth in SIZES}
@@ -117,6 +120,7 @@ def synth(seed: int = 0, to: Path | str | bool | None = None, *, sizes: int = 4,
     models = {names[place]: ladder[names[place]] for place in places}
     design = Design(ladder=ladder, models=models, seeds=seeds, items=_items(rng, items, planted),
                     planted=planted)
+    # Items, answers, texts, files: a seed means the same study as long as this order stays.
     evaluations = _answer(rng, design, to is not None if full is None else full)
     texts = _texts(rng, design)
     meta = _meta(design, seed)
@@ -137,6 +141,7 @@ def _items(rng, count, planted):
     task = np.array(list(RELIANCE))[place]
     picture = np.arange(count) // len(RELIANCE)
     reliance = np.array(list(RELIANCE.values()))[place]
+    # One draw a picture, for all of its questions: they move together.
     luck = (planted.picture * rng.standard_normal(picture.max() + 1)[picture]
             + planted.item * rng.standard_normal(count))
     words = np.array(['red', 'blue', 'left', 'two'])
@@ -153,6 +158,7 @@ def logit(planted: Planted, down: Mapping[str, float], cell: Cell, reliance: np.
     """Return the planted logit of a `Cell` of sizes, without luck and seeds."""
     p = down.get(cell.p_run, 0)
     r = down.get(cell.r_run, 0)
+    # A joint model is small on both sides at once.
     if not cell.r_run:
         lost = planted.perception * reliance * p + planted.reasoner * p
         lost = lost + planted.interaction * reliance * p * p - planted.joint
@@ -206,6 +212,7 @@ def _table(rng, cell, seed, name, items, share):
     count = len(share)
     right = rng.random(count) < share
     thought = rng.integers(20, 40, count) if cell.thinking else np.zeros(count, int)
+    # '' stays '': nobody has written a gold text, and no reasoner reads for a joint model.
     p_run = cell.p_run and f'{cell.p_run}-s{seed}'
     same = {'eval_id': '/'.join((name, p_run, cell.text_kind, str(cell.thinking), cell.condition)),
             'p_run': p_run, 'r_run': cell.r_run and f'{cell.r_run}-s{seed}',
@@ -216,6 +223,7 @@ def _table(rng, cell, seed, name, items, share):
     columns = {key: np.full(count, value) for key, value in same.items()}
     columns |= {key: items[key] for key in ('task', 'category', 'item_id', 'cluster_id', 'gold')}
     columns |= {'score': right.astype(float), 'nll_gold': -np.log(share),
+                # A wrong reply is the gold of no question: no constant answer gains by it.
                 'pred': np.where(right, items['gold'], 'other'), 'n_think_tokens': thought,
                 'n_gen_tokens': thought + 3}
     return pa.table({key: pa.array(columns[key], ITEMS.field(key).type) for key in ITEMS.names},
@@ -274,7 +282,9 @@ def _truth(design):
 def _expected(design, cell):
     """Return {family: expected share} of a cell: the mean over luck and seeds, which are normal."""
     planted = design.planted
+    # The mean of a logistic function of a normal variable has no closed form: Gauss-Hermite.
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    # As in `_answer`: every stage that takes part brings a draw of its own.
     stages = bool(cell.p_run) + bool(cell.r_run)
     sd = np.sqrt(planted.picture ** 2 + planted.item ** 2 + stages * planted.seed ** 2)
     expected = {}
@@ -296,6 +306,7 @@ def _true_shares(accuracy, sizes):
         for r in (0, -1):
             cell = Cell(sizes[p], sizes[r], 'extraction', True, 'image')
             corner[p, r] = _mean(accuracy, cell, RELIANCE)
+    # Of two factors a share is the mean of what each adds as the first and as the last.
     straight = corner[-1, -1] - corner[0, 0]
     p_alone = corner[-1, 0] - corner[0, 0]
     r_alone = corner[0, -1] - corner[0, 0]

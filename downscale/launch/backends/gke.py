@@ -28,6 +28,7 @@ SPOT = 'cloud.google.com/gke-spot'
 CRASHES = 3
 GRACE_SECONDS = 60
 MEMORY_SHARE = 0.8  # of a machine's memory is asked for; the rest is the node's own
+# Restarts of the table that JobSet needs a rule for; 'counted' is what it does without one.
 ACTIONS = {'free': 'RestartJobSetAndIgnoreMaxRestarts', 'never': 'FailJobSet'}
 # A download that stands still is given up and tried again.
 ENVIRONMENT = {'TPU_STDERR_LOG_LEVEL': '0', 'TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS': '60',
@@ -84,11 +85,12 @@ def labels_of(spec: Spec) -> dict[str, str]:
 
 
 def failure_rules() -> list[dict[str, Any]]:
-    """Return what the JobSet does when its Job has failed, by the message of the Job.
+    """Return the rules by which a JobSet answers the message of a Job that has failed.
 
     There are rules for a pod that was evicted and for the codes of `exits.TABLE`. All else restarts
     the Job, `CRASHES` times.
     """
+    # JobSet sees only the message of a failed Job, into which Kubernetes writes code or condition.
     patterns = {action: [] for action in ACTIONS.values()}
     patterns[ACTIONS['free']].append('.*has condition DisruptionTarget .*')
     for code in _ruled():
@@ -106,6 +108,7 @@ def _ruled():
 
 def _job(spec, options, labels, notes):
     place = topology(spec.topology)
+    # A pod for each machine of a slice; its index is what `log` finds a process by.
     hosts = place.hosts // place.slices
     # A rule of its own makes the code a part of the Job's message, by which JobSet decides.
     codes = [{'action': 'FailJob', 'onExitCodes': {
@@ -119,6 +122,7 @@ def _job(spec, options, labels, notes):
 
 
 def _pod(spec, options, place):
+    # A pod may use a part of a machine, which then is the part of its memory as well.
     chips = place.chips // place.hosts
     memory = int(place.machine.memory_gib * MEMORY_SHARE * chips / place.machine.chips)
     nodes = node_labels(place, options.spot)
@@ -273,6 +277,7 @@ def _observed(value):
     ready = sum(job.get('ready', 0) for job in status.get('replicatedJobsStatus', []))
     message = ''
     code = None
+    # In this order: a JobSet that is being deleted keeps its old conditions.
     if 'deletionTimestamp' in meta:
         shown = 'deleting'
     elif 'Completed' in conditions:

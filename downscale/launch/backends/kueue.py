@@ -22,6 +22,7 @@ def objects(places: Iterable[str]) -> list[dict[str, Any]]:
     Until the quotas are raised there may be one spot slice and one other of each of `places` (names
     of topologies) at a time.
     """
+    # A flavor for each kind of slice: Kueue counts quotas by flavor and picks one by node labels.
     flavors = list(itertools.product(map(topology, places), (False, True)))
     resources = {
         # Kueue admits no pod that asks for what its queue does not cover.

@@ -35,6 +35,7 @@ def commands(spec: Spec) -> list[tuple[list[str], dict[str, str]]]:
     count, devices = processes_of(spec.topology)
     argv = [sys.executable, '-m', 'downscale.launch.entry',
             str(state.folder_of(spec.run, spec) / 'spec.json')]
+    # The package need not be installed: the processes find it where this one did.
     path = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get('PYTHONPATH')])])
     common = {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': path, 'DOWNSCALE_LAUNCHER': str(os.getpid()),
               'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
@@ -53,6 +54,7 @@ class Group:
         self.spec = spec
         self.ended = None  # when the first of its processes ended
         self._save_spec()
+        # The number of an attempt is taken from the files, which outlive this process.
         attempts = state.attempts(state.folder_of(spec.run, spec))
         number = attempts[-1]['attempt'] + 1 if attempts else 0
         self.processes = [self._start(argv, environment, log_of(spec, number, rank))
@@ -79,6 +81,7 @@ class Group:
         codes = [process.poll() for process in self.processes]
         if None not in codes:
             return _code_of(codes)
+        # The first end starts the clock: a heartbeat later the others must have noticed.
         if self.ended is None and any(code is not None for code in codes):
             self.ended = time.monotonic()
         linger = LINGER_SECONDS + int(os.environ.get('DOWNSCALE_HEARTBEAT_SECONDS', '100'))
@@ -135,6 +138,7 @@ class LocalBackend:
             if until and code is not None:
                 del self.groups[name]
                 continue
+            # It was asked to save and end, and has had its time.
             if until and time.time() > until:
                 group.signal(signal.SIGKILL)
             shown = 'running' if code is None else 'ended'
@@ -180,6 +184,7 @@ def logs(spec: Spec, rank: int = 0) -> Path:
 
 def _code_of(codes):
     """Return the exit code of a group: that of the process which the others only followed."""
+    # The others end with LOST, or are killed, because of it.
     for telling in (FATAL, MISMATCH, PREEMPTED):
         if telling in codes:
             return telling

@@ -26,6 +26,7 @@ SCRIPT = local.PACKAGE.parent / 'launch' / 'startup.sh'
 STATES = ('waiting', 'missing', 'running', 'stale', 'failed', 'cancelled', 'fatal', 'done')
 CLOUD_PARALLEL = 4
 HERE = 'cpu:1x1'  # the topology of this machine, where none is given
+# Stands for an image in a dry run: a digest in form, which all checks accept.
 NO_IMAGE = f'IMAGE@sha256:{"0" * 64}'
 
 
@@ -62,8 +63,7 @@ LIMITS = ('topology', 'max_parallel', 'max_chips', 'max_usd')
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """The jobs of a study as it is now (`planned`), and as they were submitted (`saved`, by key).
-    """
+    """The jobs of a study as it is now (`planned`) and as they were submitted ({key: `saved`})."""
     name: str
     run: str
     settings: LaunchSettings
@@ -93,6 +93,7 @@ def settings_of(args: argparse.Namespace, before: Mapping[str, Any] | None) -> L
         before = {}
     # 2. Only what this backend reads.
     read = ('backend', *LIMITS, *BACKENDS[backend])
+    # A flag that nobody reads would be believed to work.
     for name in given:
         if name not in read:
             others = [other for other, reads in BACKENDS.items() if name in reads]
@@ -174,6 +175,7 @@ def _refuse_for_the_cloud(args, run, settings):
     if not in_bucket(run):
         raise ValueError(f'--run {run} is on this machine, which --backend {settings.backend} '
                          'cannot reach; give a folder of a bucket, as gs://BUCKET/runs/NAME')
+    # Machines have the image, not this disk: the same path must lead to the file in both.
     path = Path(args.config.partition(':')[0])
     if path.is_absolute() or '..' in path.parts or path.parts[0] != 'experiments':
         raise ValueError(f'{path} is not in the image of --backend {settings.backend}, which holds '
@@ -199,6 +201,7 @@ def changed() -> list[str]:
 
     ValueError where git cannot tell: it is missing, or refuses to read the tree.
     """
+    # Untracked files count too: a study file that was never committed is in no image.
     done = _git('status', '--porcelain')
     if done is None:
         raise ValueError('git is not installed')
@@ -298,6 +301,7 @@ def policy_of(settings: LaunchSettings) -> watch.Policy:
     """Return the limits of a sweep; on this machine as many jobs at once as it has cores for."""
     limits = {'max_chips': settings.max_chips, 'max_usd': settings.max_usd}
     if settings.backend == 'local':
+        # A core for each process of a job.
         parallel = max(1, (os.cpu_count() or 1) // processes_of(settings.topology or HERE)[0])
         return dataclasses.replace(local.policy(settings.max_parallel or parallel), **limits)
     return watch.Policy(max_parallel=settings.max_parallel or CLOUD_PARALLEL,

@@ -58,6 +58,7 @@ def create_command(spec: Spec, options: QueuedOptions, zone: str) -> list[str]:
     place = topology(spec.topology)
     if place.machine.runtime is None:
         raise ValueError(f'{spec.key}: {place.generation} is on GKE only; use --backend gke')
+    # The start-up script is the same for all jobs; what differs is in the metadata of the machine.
     metadata = {'downscale-spec': str(state.folder_of(spec.run, spec) / 'spec.json'),
                 'downscale-image': spec.image or ''}
     argv = [*_gcloud('create'), spec.name, f'--zone={zone}', '--async',
@@ -65,6 +66,7 @@ def create_command(spec: Spec, options: QueuedOptions, zone: str) -> list[str]:
             f'--runtime-version={place.machine.runtime}', f'--{options.kind}']
     argv += [f'--labels={_pairs(labels(spec))}', f'--metadata={_pairs(metadata)}',
              f'--metadata-from-file={_pairs({"startup-script": options.script})}']
+    # One node keeps the name of the job, several are numbered behind it.
     if place.slices > 1:
         argv += [f'--node-count={place.slices}', f'--node-prefix={spec.name}']
     else:
@@ -148,6 +150,7 @@ class TpuvmBackend:
         except RuntimeError as error:
             if not re.search('ALREADY_EXISTS|already exists', str(error)):
                 raise
+            # Its own earlier request, whose answer was lost, is as good as a new one.
             other = _labels(call(describe_command(spec.name, zone))).get('downscale-spec')
             if other != spec.hash:
                 raise ValueError(f'{spec.name} in {zone} is there for spec {other}, not '
@@ -158,6 +161,7 @@ class TpuvmBackend:
         try:
             call(delete_command(name, zone))
         except RuntimeError as error:
+            # Gone is what was wanted: someone else was quicker.
             if 'NOT_FOUND' not in str(error):
                 raise
 

@@ -37,6 +37,7 @@ def problems_of_text(text: str) -> list[str]:
 
 def _against(name, manifest):
     """Return what the schema `name` says of a manifest."""
+    # In the order of the fields, so that the same manifest gives the same lines.
     errors = sorted(_validator(name).iter_errors(manifest), key=lambda error: error.json_path)
     return [f'{error.json_path.removeprefix("$.")}: {error.message[:200]} ({name})'
             for error in errors]
