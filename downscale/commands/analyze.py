@@ -6,6 +6,7 @@ import sys
 from downscale.commands import analyze_fit
 from downscale.commands.machine import prepare_for_models
 from downscale.commands.parsing import local_path, natural, new_file, new_folder, resamples
+from downscale.output.text import linked
 
 # Copies of names, since `--help` must not wait for numpy; the tests compare them.
 COSTS = ('params', 'train_flops', 'inference_flops', 'samples', 'chip_hours')  # of `costs.py`
@@ -135,7 +136,8 @@ def report(args: argparse.Namespace) -> None:
     from downscale.commands.analyze_measures import check_resamples
     from downscale.report.report import write_report
     check_resamples(args.bootstraps)
-    print(f'report: {write_report(args.study, args.out, args.bootstraps, args.seed)}')
+    page = write_report(args.study, args.out, args.bootstraps, args.seed)
+    print(f'report: {linked(page)}')
 
 
 def validate(args: argparse.Namespace) -> int:
@@ -152,7 +154,7 @@ def validate(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int | None:
-    """Laws of size from tables; drops, shares, probes, costs and report of a study."""
+    """Drops, shares, laws, probes and costs of a study."""
     if args.verb == 'probe':  # the only one that runs models
         prepare_for_models()
     # Numbers take minutes and come before the first figure: a library that is missing must not be

@@ -102,9 +102,10 @@ def listing() -> Iterator[str]:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Let models answer a public benchmark with its pictures, and reasoners from descriptions.
+    """Answer a public benchmark, also from descriptions.
 
-    Every scorer that fits is reported. The same command continues after an interruption.
+    Models see its pictures; reasoners read what models wrote of them. Every scorer that fits is
+    reported. The same command continues after an interruption.
     """
     if args.list:
         print(*listing(), sep='\n')

@@ -7,6 +7,7 @@ from pathlib import Path
 from downscale.commands import data_extract
 from downscale.commands.machine import cores
 from downscale.commands.parsing import count, local_path, natural, new_file, new_folder, share
+from downscale.output.text import linked
 
 # A line for each verb that works as it stands, shown under its help.
 DATA_EXAMPLES = {
@@ -128,7 +129,7 @@ def show(args: argparse.Namespace) -> None:
     print(*lines(Corpus(args.folder).manifest), sep='\n')
     path = args.page or args.folder / 'show.html'
     write_page(args.folder, path, args.samples)
-    print(f'page: {path}')
+    print(f'page: {linked(path)}')
 
 
 def extract(args: argparse.Namespace) -> None:
@@ -146,7 +147,7 @@ ADD = {'world': _add_world, 'build': _add_build, 'show': _add_show,
 
 
 def run(args: argparse.Namespace) -> int | None:
-    """Data: the scene world of a study, and mixtures of published sets."""
+    """Make scenes, mixtures of sets or extraction data."""
     return VERBS[args.verb](args)
 
 

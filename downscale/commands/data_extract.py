@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from downscale.commands.parsing import amount, local_path, natural, new_folder, share
+from downscale.output.text import linked
 
 if TYPE_CHECKING:
     from downscale.factory.factory import Factory
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
         print(f'records left out: {len(factory.skipped):,} ({counts}); see '
               f'{args.to / "skipped.json"}')
     print(f'training data: {args.to / "training.json"}')
-    print(f'report: {write_report(factory, args.price)}')
+    print(f'report: {linked(write_report(factory, args.price))}')
 
 
 def factory_of(args: argparse.Namespace) -> 'Factory':

@@ -17,7 +17,10 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run one evaluation of one cell: joint, caption, extraction or reason."""
+    """Run one evaluation of one cell.
+
+    That is joint, caption, extraction or reason.
+    """
     _, experiments, folder = open_study(args)
     refuse_many()  # several processes would write the same rows
     # JAX is imported below: a wrong cell or flag is told at once.

@@ -21,7 +21,10 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write a run's newest checkpoint as a Hugging Face folder, or its items as Parquet."""
+    """Write a checkpoint for Hugging Face, or items as Parquet.
+
+    A checkpoint is the newest one of the run.
+    """
     if args.items:
         from downscale.view.parquet import export_items
         from downscale.view.runs import open_run

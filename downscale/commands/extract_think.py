@@ -178,9 +178,10 @@ def _refuse(args):
 
 
 def run(args: argparse.Namespace) -> None:
-    """Let perception models describe and reasoners answer, every pair of them.
+    """Let perception models describe, reasoners answer.
 
-    The same command continues after an interruption, also with other --slots and --processes.
+    Every pair of them is asked. The same command continues after an interruption, also with other
+    --slots and --processes.
     """
     prepare_for_models()
     from downscale.evaluate.cells import table

@@ -16,7 +16,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Bring a Hugging Face folder or a GGUF file into a run folder."""
+    """Bring a Hugging Face folder or GGUF file in."""
     from downscale.convert.exchange import import_model
     from downscale.runtime.progress import progress_bars
     with progress_bars(args.quiet) as bars:

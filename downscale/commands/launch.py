@@ -116,6 +116,9 @@ def _add_backend(group, verb):
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run a study's jobs on Cloud TPU or here: submit, watch, see, stop and continue them."""
+    """Submit, watch, stop and continue jobs of a study.
+
+    They run on Cloud TPU or on this machine.
+    """
     from downscale.commands.launch_verbs import VERBS
     return VERBS[args.verb](args)

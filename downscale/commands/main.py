@@ -1,18 +1,21 @@
 """The console script `downscale`. JAX is imported only by the command that needs it."""
-import argparse
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from downscale.commands import (
     analyze,
     benchmark,
+    completion,
     data,
+    doctor,
     evaluate,
     export,
     extract_think,
     import_,
     launch,
+    overview,
     parity,
     plan,
     report,
@@ -25,23 +28,30 @@ from downscale.commands.parsing import Parser
 from downscale.runtime import exits, setup
 from downscale.runtime.streams import LONGEST_ERROR, cause_of, keep_streams, shortened
 
-COMMANDS = {
-    'study': study, 'train': train, 'evaluate': evaluate, 'report': report, 'data': data,
-    'plan': plan, 'launch': launch, 'extract-think': extract_think,
-    'benchmark': benchmark, 'rescore': rescore, 'view': view, 'analyze': analyze,
-    'import': import_, 'export': export, 'parity': parity}
+# What a person wants to do, and the commands for it: the first screen of --help.
+GROUPS = {
+    'Run a study': {'study': study, 'train': train, 'evaluate': evaluate},
+    'Read results': {'report': report, 'view': view, 'analyze': analyze, 'rescore': rescore},
+    'Ask models': {'extract-think': extract_think, 'benchmark': benchmark},
+    'Make data': {'data': data},
+    'Move models': {'import': import_, 'export': export, 'parity': parity},
+    'Use TPUs': {'plan': plan, 'launch': launch},
+    'This machine': {'doctor': doctor, 'completion': completion}}
+COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 # What is raised on purpose, about input, settings or the machine; all else is a fault of ours.
 EXPECTED = (ValueError, ImportError, RuntimeError, FloatingPointError, OSError, MemoryError)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the argument parser of every command."""
-    top = Parser(
-        prog='downscale', description='What breaks first when the language model inside a '
-        'multimodal model gets small, and how to repair it.',
-        epilog=f'example: {study.EXAMPLE}')
-    commands = top.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    top = overview.Top(
+        {title: list(group) for title, group in GROUPS.items()}, prog='downscale',
+        description='What breaks first when the language model inside a multimodal model gets '
+        'small, and how to repair it.', epilog=f'example: {overview.EXAMPLE}')
+    commands = top.add_subparsers(dest='command', required=True, metavar='COMMAND',
+                                  parser_class=Parser)
+    top.set_defaults(top=top)  # for a command that tells of all the others
     for name, command in COMMANDS.items():
         # The first line is the help of the command, the whole its description.
         about = command.run.__doc__
@@ -55,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; errors are one line on stderr and exit code 1 (2 for bad usage).
 
+    Without any words it says what to try next, which is no error.
     A fault of this program itself ends with `exits.BUG`, and `train` after `exits.TABLE`.
     """
     console = argv is None  # the whole program: its streams and interrupts are ours
@@ -63,9 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = None
     keep_streams()
     try:
-        args = parser().parse_args(argv)
-        setup.begin(console)
-        code = args.run(args) or 0
+        if argv:
+            args = parser().parse_args(argv)
+            setup.begin(console)
+            code = args.run(args) or 0
+        else:
+            print(*overview.next_steps(Path()), sep='\n')
+            code = exits.DONE
         if sys.stdout is not None:
             sys.stdout.flush()  # a full disk is told here, not when Python ends
         return code

@@ -15,7 +15,9 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compute what a checkpoint's original has computed (expected.npz); exit with 1 if it differs.
+    """Compare a checkpoint with its original's numbers.
+
+    Those stand in expected.npz; the exit code is 1 where they differ.
     """
     from downscale.convert.parity import parity as compare
     result = compare(args.folder)

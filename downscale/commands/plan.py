@@ -39,9 +39,10 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compile every program of a study for TPUs, on this machine: what fits, takes and costs what.
+    """Compile a study for TPUs: what fits, what it costs.
 
-    No TPU is needed. The same command continues after an interruption.
+    Every program is compiled on this machine; no TPU is needed. The same command continues after an
+    interruption.
     """
     from downscale.planner import table
     from downscale.planner.plan import Plan

@@ -9,5 +9,8 @@ add_arguments = analyze.add_report_arguments
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the report of a finished or unfinished study (the same as `analyze report`)."""
+    """Write the report of a study, finished or not.
+
+    The same as `analyze report`.
+    """
     analyze.report(args)

@@ -58,5 +58,8 @@ def rescore_lines(args: argparse.Namespace) -> list[str]:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Judge stored replies again by every named scorer, without generating anything."""
+    """Judge stored replies again, by every named scorer.
+
+    Nothing is generated.
+    """
     print(*rescore_lines(args), sep='\n')

@@ -4,6 +4,7 @@ import argparse
 from downscale.commands.machine import cores
 from downscale.commands.parsing import add_study_arguments, count, refuse_many
 from downscale.experiment.file import claims_of, on_cpu, open_study
+from downscale.output.text import linked
 from downscale.runtime.setup import cache_folder
 
 EXAMPLE = 'downscale study experiments/smoke.py --out runs/smoke --set stages.text.steps=50'
@@ -21,7 +22,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train, evaluate and compare every cell; then write the report."""
+    """Train, evaluate and compare all cells; then report."""
     config, experiments, folder = open_study(args)
     refuse_many()
     from downscale.report.figures import plotting
@@ -37,4 +38,4 @@ def run(args: argparse.Namespace) -> None:
                   claims_of(config), args.together, tracker)
     print(f'study done in {seconds:.0f} s')
     from downscale.report.report import write_report
-    print(f'report: {write_report(folder)}')
+    print(f'report: {linked(write_report(folder))}')

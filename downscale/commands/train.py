@@ -18,9 +18,10 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train one stage of one cell; its parents must be finished.
+    """Train one stage of one cell.
 
-    SIGTERM saves a step and ends with exit code 42; the same command continues.
+    Its parents must be finished. SIGTERM saves a step and ends with exit code 42; the same command
+    continues.
 
     Over several processes: start the same command in each, on a folder that all can reach, with
     JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID set; a TPU slice needs

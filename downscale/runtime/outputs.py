@@ -6,7 +6,7 @@ from pathlib import Path
 
 def require_folder(path: Path) -> Path:
     """Return `path`; OSError in one line when it is no folder and cannot become one."""
-    parent = _existing(path)
+    parent = existing(path)
     if not parent.is_dir():
         raise NotADirectoryError(f'{parent} is a file, not a folder')
     try:
@@ -17,7 +17,7 @@ def require_folder(path: Path) -> Path:
     return path
 
 
-def _existing(path):
+def existing(path: Path) -> Path:
     """Return `path`, or its first parent that exists."""
     while not path.exists() and path != path.parent:
         path = path.parent
@@ -26,7 +26,7 @@ def _existing(path):
 
 def require_room(path: Path, size: int) -> None:
     """Raise OSError in one line when the disk of `path` has no room for `size` bytes."""
-    free = shutil.disk_usage(_existing(path.absolute())).free
+    free = shutil.disk_usage(existing(path.absolute())).free
     if free < size:
         raise OSError(f'{path}: {size / 2**30:.2f} GiB are to be written, and the disk has '
                       f'{free / 2**30:.2f} GiB left')

@@ -31,10 +31,12 @@ class Bars:
     def __init__(self, console: Console, progress: Progress | None) -> None:
         self.console = console
         self.progress = progress
-        self.ids = {}  # name -> task of rich
+        self.ids = {}   # name -> task of rich
+        self.ends = {}  # name -> when it was last heard of, for names without a line so far
         self.began = time.monotonic()
 
     def __call__(self, name: str, done: int, total: int, text: str = '') -> None:
+        self.ends[name] = time.monotonic()
         # Lines of a pipe cannot be drawn over: there only ends are told.
         if self.progress is None:
             return
@@ -44,11 +46,23 @@ class Bars:
 
     def finished(self, name: str) -> None:
         """Print that a task has finished, and when; its bar goes."""
+        end = time.monotonic()
         self.remove(name)
-        self.note(f'{time.monotonic() - self.began:7.1f} s  {name}')
+        self._line(name, end)
+
+    def finish_all(self) -> None:
+        """Name all that is left, and when each was last heard of."""
+        for name, end in list(self.ends.items()):
+            self.remove(name)
+            self._line(name, end)
+
+    def _line(self, name, end):
+        """Print when a task has ended."""
+        self.note(f'{end - self.began:7.1f} s  {name}')
 
     def remove(self, name: str) -> None:
         """Remove the bar called `name`, if there is one."""
+        self.ends.pop(name, None)
         if name in self.ids:
             self.progress.remove_task(self.ids.pop(name))
 
@@ -59,12 +73,23 @@ class Bars:
 
 @contextlib.contextmanager
 def progress_bars(quiet: bool = False) -> Iterator[Bars]:
-    """Show bars on a terminal; elsewhere (CI, a pipe) only the lines of `finished` and `note`."""
+    """Show bars on a terminal; elsewhere (CI, a pipe) only the lines of `finished` and `note`.
+
+    Each bar ends as a line with the time. After an error it stays as it was.
+    """
     console = Console(file=sys.stdout)
-    if quiet or not console.is_terminal:
+    if quiet:
         yield Bars(console, None)
+        return
+    # rich takes FORCE_COLOR for a terminal, which a pipe is not.
+    if not console.file.isatty() or console.is_dumb_terminal:
+        bars = Bars(console, None)
+        yield bars
+        bars.finish_all()
         return
     with Progress(TextColumn('{task.description:32}'), BarColumn(), MofNCompleteColumn(), _Rate(),
                   TimeElapsedColumn(), TimeRemainingColumn(), TextColumn('{task.fields[said]}'),
                   console=console, refresh_per_second=4) as progress:
-        yield Bars(console, progress)
+        bars = Bars(console, progress)
+        yield bars
+        bars.finish_all()

@@ -37,17 +37,22 @@ def cache_folder() -> Path | str:
 
     A user who has none, or may not write there, gets one under the temporary folder.
     """
-    given = os.environ.get('JAX_COMPILATION_CACHE_DIR')
-    if given:
-        folder = given if given.startswith(BUCKET) else Path(given)
-    else:
-        folder = _user_cache() / 'downscale' / 'xla'
+    folder = wanted_cache()
     # pyrefly: ignore[bad-argument-type]
     if str(folder).startswith(BUCKET) or writable(folder):
         return folder
     instead = Path(tempfile.gettempdir()) / f'downscale-{os.getuid()}' / 'xla'
     say(f'note: the cache {folder} cannot be written; compiled programs are kept in {instead}')
     return instead
+
+
+def wanted_cache() -> Path | str:
+    """Return the folder that compiled programs would be kept in, whether it can be written or not.
+    """
+    given = os.environ.get('JAX_COMPILATION_CACHE_DIR')
+    if given:
+        return given if given.startswith(BUCKET) else Path(given)
+    return _user_cache() / 'downscale' / 'xla'
 
 
 def _user_cache():

@@ -209,8 +209,11 @@ class Queue:
                                          self.tracker)] = tasks
             # 2. Wait for one to end, but show what all report meanwhile.
             finished, _ = wait(self.running, timeout=0.5, return_when=FIRST_COMPLETED)
+            at_work = {label(tasks) for tasks in self.running.values()}
             while not queue.empty():
-                bars(*queue.get())
+                heard = queue.get()
+                if heard[0] in at_work:  # the last word of a task may come after its end
+                    bars(*heard)
             # 3. Note how they ended, which may let others begin.
             for future in finished:
                 self._settle(future, bars)

@@ -185,7 +185,7 @@ def test_a_report_of_nothing_says_so(capsys, tmp_path):
     assert str(tmp_path / 'nowhere') in fails(capsys, 'report', tmp_path / 'nowhere')
 
 
-@pytest.mark.parametrize('argv', [(), ('studdy',), ('study',), ('train', SMOKE),
+@pytest.mark.parametrize('argv', [('--debug',), ('studdy',), ('study',), ('train', SMOKE),
                                   ('evaluate', SMOKE, '--cell', 'c', '--only', 'all')])
 def test_bad_usage_ends_with_code_two(capsys, argv):
     with pytest.raises(SystemExit) as error:
@@ -325,7 +325,8 @@ def test_a_disk_without_room_is_told_before_it_is_full(capsys, tmp_path, monkeyp
     (('analyze', 'dropp', 'runs'), "did you mean 'drop'"),
     (('launch', 'status', SMOKE, '--onli', 'failed'), "did you mean '--only'"),
     (('--quiet', 'study', SMOKE), '--quiet belongs behind the COMMAND'),
-    ((), 'COMMAND is missing: study, train'), (('data',), 'VERB is missing: world, build')])
+    (('--debug',), 'COMMAND is missing: study, train'),
+    (('data',), 'VERB is missing: world, build')])
 def test_a_wrong_word_is_answered_with_the_nearest(capsys, argv, hint):
     with pytest.raises(SystemExit) as error:
         main.main(list(argv))
