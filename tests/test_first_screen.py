@@ -127,6 +127,14 @@ def test_claims_that_share_a_reason_share_a_note():
     assert notes == ['a, b: the interval includes ±0.05.']
 
 
+def test_an_effect_that_is_not_known_is_a_dash_and_bars_share_a_scale():
+    unknown = {'effect': float('nan'), 'low': None, 'high': None, 'contrast': 'thinking'}
+    wide = {'effect': .25, 'low': -.2, 'high': 1.07, 'contrast': 'thinking'}
+    assert claim_table._interval(unknown) == '–'
+    assert claim_table._interval(wide) == '+0.25 [−0.20 to +1.07]'
+    assert claim_table._reach([{**unknown, 'low': float('nan'), 'high': float('nan')}, wide]) == 1
+
+
 def test_six_cards_are_of_different_classes_and_families():
     def sample(family, question='What?'):
         return {'family': family, 'question': question, 'pictures': ['data:']}

@@ -39,7 +39,7 @@ def answer(result: Any) -> Drawing:
     handles, labels = axes[0].get_legend_handles_labels()
     named = dict(zip(labels, handles, strict=True))
     figure.tight_layout(w_pad=2)
-    figure.legend(named.values(), named.keys(), loc='lower left', ncols=4, fontsize=8.5,
+    figure.legend(named.values(), named.keys(), loc='lower left', ncols=2, fontsize=8.5,
                   bbox_to_anchor=(0, 1))
     return figure, rows
 

@@ -23,7 +23,7 @@ def compact(rows: Sequence[dict[str, Any]], gate: dict[str, Any]) -> str:
 
 def _row(row, reach):
     kind, mark = MARKS[row['verdict']]
-    effect = '–' if row['effect'] is None else _interval(row)
+    effect = _interval(row)
     name = page.escape(row['id'])
     return (f'<tr id="claim-{name}"><td class="verdict {kind}">{mark} {page.escape(row["verdict"])}'
             f'<td class="text">{page.escape(row["text"])} <span class="soft">({name})</span>'
@@ -31,16 +31,18 @@ def _row(row, reach):
 
 
 def _interval(row):
-    ends = ' to '.join('–' if row[end] is None or row[end] != row[end] else f'{row[end]:+.2f}'
-                       for end in ('low', 'high'))
-    return f'{row["effect"]:+.2f} [{ends}]'.replace('-', '−')
+    """Return an effect and its interval; an en dash for a number that is not known."""
+    value, low, high = (page.number(row[key], 2, True) for key in ('effect', 'low', 'high'))
+    if value == '–':
+        return value
+    return f'{value} [{low} to {high}]'.replace('-', '−')
 
 
 def _reach(rows):
     """Return the largest distance from zero that any bar of the table has to show."""
     ends = [abs(row[end]) for row in rows for end in ('low', 'high', 'effect')
             if row[end] is not None and row['contrast'] != RANKS]
-    return max([.1, *(end for end in ends if end <= 1)])
+    return max([.1, *(min(end, 1) for end in ends if end == end)])   # without what is NaN
 
 
 def _bar(row, reach):
@@ -71,7 +73,7 @@ def _notes(rows, gate):
         if row['verdict'] == 'not interpretable' and row['gate'].startswith('failed ('):
             reason = gate_reason(gate)
         else:
-            reason = row['reason']
+            reason = row['reason'].replace('failed: ', 'not interpretable: ', 1)
         if reason and row['verdict'] not in ('supported', 'contradicted'):
             by_reason.setdefault(reason, []).append(row['id'])
     return [f'{", ".join(ids)}: {reason.removesuffix(".").replace("+-", "±")}.'
@@ -107,8 +109,7 @@ def in_full(rows: Sequence[dict[str, Any]]) -> str:
 def _facts(row):
     """Return one claim with everything that it was judged by, as HTML."""
     kind, mark = MARKS[row['verdict']]
-    effect = '–' if row['effect'] is None else _interval(row)
-    facts = [('effect', effect), ('supported', _asked(row)), ('seeds', str(row['seeds'])),
+    facts = [('effect', _interval(row)), ('supported', _asked(row)), ('seeds', str(row['seeds'])),
              ('questions', f'{row["n"]:,} in {row["clusters"]:,} clusters'),
              ('gate', row['gate'].partition(':')[0]), ('where', row['where'])]
     if row['reason'] and not row['gate'].startswith('failed ('):

@@ -31,7 +31,8 @@ from downscale.statistics.bootstrap import Interval
 Drawing = tuple[Any, list[dict[str, Any]]]  # a matplotlib figure, and its numbers as rows
 
 GROWTH = 1.25     # pixels of the page to a point of a figure: type of 8 points has 10 pixels
-WIDEST = 420      # points of a panel that has to shrink no further
+LEAST = .94       # of a point, the smallest that a pixel may be: type of 8 points has 7.5 pixels
+WIDEST = 420      # pixels; a panel that is wider still may shrink to it
 POINTS = 300      # a longer curve is drawn as means of neighbours; its CSV keeps every point
 
 
@@ -84,7 +85,8 @@ def _svg(figure):
     svg = re.sub(r'<g id="\w+_\d+">', '<g>', svg)
     width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups()
     # Below its least width a phone scrolls a panel sideways, since labels would be unreadable.
-    size = f'width:{GROWTH * float(width):.0f}px;min-width:{min(float(width), WIDEST):.0f}px'
+    least = min(LEAST * float(width), WIDEST)
+    size = f'width:{GROWTH * float(width):.0f}px;min-width:{least:.0f}px'
     opening = f'<svg viewBox="0 0 {width} {height}" role="img" style="{size}"'
     return re.sub(r'<svg[^>]*?viewBox="[^"]*"', opening + ' xmlns="http://www.w3.org/2000/svg"'
                   ' xmlns:xlink="http://www.w3.org/1999/xlink"', svg, count=1, flags=re.DOTALL)
@@ -170,7 +172,7 @@ def drops(result: Any) -> Drawing:
 def reliance(result: Any) -> Drawing:
     """Return reliance on the picture against the drop, one labelled point per family."""
     height = max(3.6, .2 * len(result['drop']) + 1)
-    figure, axes = small_axes(len(result['conditions']), 4.6, height, across=2)
+    figure, axes = small_axes(len(result['conditions']), 3.8, height, across=2)
     rows = []
     for axis, (condition, families) in zip(axes, result['conditions'].items(), strict=True):
         for family, x in families.items():
@@ -262,4 +264,4 @@ def _name_ends(axis, ends):
     low, high = np.log(axis.get_ylim())
     places = [(np.log(loss) - low) / (high - low) for loss in last.values()]
     for loss, place in zip(last.values(), spread(places, .085), strict=True):
-        axis.text(1.02, place, f'{loss:.3g}', transform=axis.transAxes, va='center', fontsize=8)
+        axis.text(1.02, place, f'{loss:#.3g}', transform=axis.transAxes, va='center', fontsize=8)

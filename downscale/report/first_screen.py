@@ -13,6 +13,7 @@ from downscale.report.summary import about_seeds
 
 QUESTION = 'What does a vision-language model lose when its language model is made smaller?'
 WHAT = {'visual': 'questions that need the picture', 'knowledge': 'questions that do not'}
+UNCLEAR = 'shows no clear fall'
 CARDS = 6
 
 
@@ -64,6 +65,8 @@ def _first(results):
     losses = [_change(part['drop'], WHAT[kind]) for kind, part in answer['kinds'].items()]
     lead = (f'From {large} ({short_count(sizes[large])} parameters) to {small} '
             f'({short_count(sizes[small])}), accuracy {" and ".join(losses)}')
+    if len(losses) > 1 and not any(part['drop'].clear for part in answer['kinds'].values()):
+        lead = lead.replace(f' and {UNCLEAR}', ' or')
     x = answer['difference']
     if x is None:
         return lead + '.'
@@ -75,7 +78,7 @@ def _first(results):
 def _change(x, what):
     """Return how accuracy on `what` changed, from its drop."""
     if not x.clear:
-        return f'shows no clear fall on {what} ({_ends(x)})'
+        return f'{UNCLEAR} on {what} ({_ends(x)})'
     return f'{"falls" if x.value > 0 else "rises"} by {_size(x)} on {what}'
 
 

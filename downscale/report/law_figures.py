@@ -103,6 +103,7 @@ def rates(result: Any) -> Drawing:
                  for rate, loss in choice.grid]
     axis.set(xscale='log', xlabel='learning rate of the language model', ylabel='final loss',
              title=f'stage {result["stage"]}')
+    counts(axis.xaxis, '{:.3g}'.format)
     axis.grid(color=GREY, alpha=.25, lw=.6)
     axis.legend(fontsize=8)
     figure.tight_layout()

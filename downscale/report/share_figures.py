@@ -1,4 +1,5 @@
 """Figures of shares, costs and layers, as in `figures`: a result in, a figure and CSV rows out."""
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from downscale.report.axes import (
     counts,
     name_rows,
     plotting,
+    short_count,
     small_axes,
     spread,
 )
@@ -43,7 +45,7 @@ def shares(result: Any) -> Drawing:
         axis.axvline(0, color=INK, lw=.8)
         name_rows(axis, list(bars))
         axis.margins(x=.16)
-        axis.set(title=name, xlabel='accuracy, all small to all large')
+        axis.set(title=textwrap.fill(name, 44), xlabel='accuracy, all small to all large')
         axis.grid(axis='x', color=GREY, alpha=.25, lw=.6)
     figure.tight_layout(h_pad=1.4, w_pad=1.5)
     return figure, rows
@@ -99,8 +101,8 @@ def pareto(result: Any) -> Drawing:
     axis.legend(named.values(), named, fontsize=8, loc='lower left', ncols=3,
                 bbox_to_anchor=(0, 1.1), borderaxespad=0)
     axis.set(xscale='log', xlabel=result['unit'], ylabel='accuracy, mean over families')
-    if result['cost'] == 'params':
-        counts(axis.xaxis)
+    # Costs of pairs of one seed may lie within a decade, where a log axis names too many ticks.
+    counts(axis.xaxis, short_count if result['cost'] == 'params' else '{:.3g}'.format)
     axis.grid(color=GREY, alpha=.25, lw=.6)
     figure.tight_layout()
     _number(axis, on)
