@@ -1,10 +1,12 @@
-"""The first tables of the report: accuracy by family and size, and the training losses."""
+"""The first tables of the report: accuracy by family, kind of family and size, and losses."""
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
 from downscale.analysis import floors
 from downscale.analysis.completeness import completion
+from downscale.analysis.contrasts import families_of, over, visual_minus_knowledge
 from downscale.analysis.measures import (
     Missing,
     Scored,
@@ -12,11 +14,16 @@ from downscale.analysis.measures import (
     each,
     families,
     joint_cells,
+    means_of,
+    of_run,
     one,
+    seed_of_run,
     size_of_run,
 )
 from downscale.stage_table import STAGES
 from downscale.statistics import bootstrap
+
+KINDS = ('visual', 'knowledge')   # of families, as `contrasts.families_of` tells them
 
 
 def by_family(s: Scored) -> dict[str, Any]:
@@ -81,3 +88,60 @@ def losses(s: Scored) -> dict[str, Any]:
     if not stages:
         raise Missing('no metrics.jsonl with a loss under cells/')
     return {'sizes': [size.name for size in s.sizes], 'stages': stages, 'last': last}
+
+
+def by_kind(s: Scored) -> dict[str, Any]:
+    """Return accuracy by size for both kinds of family, and what they lose between the ends.
+
+    'sizes' {size: parameters of its language model without embeddings}, 'kinds' {kind: dict},
+    'difference' (the drop of visual families minus that of knowledge, None where one is absent). A
+    kind has 'families', 'sizes' {size: Interval}, 'seeds' {size: {seed: accuracy}}, 'guesses'
+    {guesser or 'floor': accuracy, None where unknown} and 'drop' (None with a single size).
+    """
+    sizes = answering_sizes(s)
+    if not sizes:
+        raise Missing('no model was asked with the picture (joint rows, condition image)')
+    kinds = {}
+    for kind, tasks in zip(KINDS, families_of(s), strict=True):
+        if tasks:
+            kinds[kind] = _kind(s, sizes, tasks)
+    difference = None
+    if len(sizes) > 1 and len(kinds) == len(KINDS):
+        difference = visual_minus_knowledge(s, '').effect
+    return {'sizes': {size.name: size.n_nonembed for size in sizes}, 'kinds': kinds,
+            'difference': difference}
+
+
+def _kind(s, sizes, tasks):
+    """Return what `by_kind` says of the families `tasks`."""
+    groups = [joint_cells(s, size, 'image') for size in sizes]
+    names = [size.name for size in sizes]
+    drop = None
+    if len(sizes) > 1:
+        drop = over(s, [groups[-1], groups[0]], ((1, -1), tasks))
+    by_size = [over(s, [cells], ((1,), tasks)) for cells in groups]
+    by_seed = [_by_seed(s, cells, tasks) for cells in groups]
+    return {'families': sorted(tasks), 'sizes': dict(zip(names, by_size, strict=True)),
+            'seeds': dict(zip(names, by_seed, strict=True)),
+            'guesses': _guesses_of_kind(s, groups[-1], tasks), 'drop': drop}
+
+
+def _by_seed(s, cells, tasks):
+    """Return {seed: mean accuracy over `tasks`}, each of one run."""
+    seed_of = seed_of_run(s)
+    seeds = {}
+    for cell in cells:
+        means = of_run(s, cell)
+        seeds[seed_of[cell.p_run]] = float(means.value[0, _columns(means.groups, tasks)].mean())
+    return seeds
+
+
+def _guesses_of_kind(s, cells, tasks):
+    """Return {guesser or 'floor': its mean over `tasks`}, None where nothing tells it."""
+    floor = floors.floor(s, means_of(s, [cells])[0])
+    return _guesses(floor, _columns(floor.means.groups, tasks))
+
+
+def _columns(groups: Collection[str], tasks: Collection[str]) -> list[int]:
+    """Return the places of `tasks` among the groups of means."""
+    return [column for column, name in enumerate(groups) if name in tasks]

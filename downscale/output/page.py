@@ -1,4 +1,4 @@
-"""The offline page around the report: escaping, tables that sort, styles and the small script."""
+"""The parts of an offline page: escaping, tables that sort, figures, cards, and what is around."""
 import base64
 import math
 from collections.abc import Iterable, Sequence
@@ -6,63 +6,9 @@ from html import escape
 from typing import Any
 
 from downscale.analysis.completeness import LIMIT, Completion, FaultShare
+from downscale.output.style import CSS, SCRIPT
 from downscale.statistics.bootstrap import Interval
 
-# Nothing is loaded from elsewhere, fonts included, so that the page reads the same offline.
-CSS = '''
-:root{color-scheme:light dark;--ink:#1d232b;--soft:#5d6773;--line:#d9dee4;--paper:#fbfbfa;
---card:#fff;--good:#1f7a4d;--bad:#b3372b;--goodbg:#e3f3ea;--badbg:#fae6e3;--accent:#2f6fae}
-@media(prefers-color-scheme:dark){:root{--ink:#e4e7ea;--soft:#9aa4af;--line:#353c45;
---paper:#15181c;--card:#1c2026;--good:#6cc79a;--bad:#ee8d80;--goodbg:#17332a;--badbg:#3c2220;
---accent:#7db2e6}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
-main{max-width:1060px;margin:0 auto;padding:0 16px 60px}
-.gate{padding:12px 16px;font-weight:600;border-bottom:1px solid var(--line)}
-.gate div{max-width:1028px;margin:0 auto}
-.gate.yes{background:var(--goodbg);color:var(--good)}.gate.no{background:var(--badbg);color:var(--bad)}
-h1{font-size:25px;margin:26px 0 2px}h2{font-size:19px;margin:40px 0 6px;padding-top:10px;
-border-top:1px solid var(--line)}h3{font-size:15px;margin:22px 0 4px}
-p{margin:6px 0 10px;max-width:76ch}.soft,small,figcaption{color:var(--soft)}
-small{font-size:11.5px;display:block;white-space:nowrap}
-ul{padding-left:20px;max-width:76ch}
-figure{margin:12px 0;padding:14px;background:var(--card);border:1px solid var(--line);
-border-radius:8px}figure>div,.scroll{overflow-x:auto}
-svg{display:block;width:100%;height:auto;color:var(--ink)}figcaption{font-size:12.5px;margin-top:8px}
-table{border-collapse:collapse;font-size:13.5px;margin:6px 0}
-th,td{padding:5px 12px 5px 0;text-align:right;border-bottom:1px solid var(--line);
-vertical-align:top;font-variant-numeric:tabular-nums;white-space:nowrap}
-th{color:var(--soft);font-weight:600;cursor:pointer}th:first-child,td:first-child{text-align:left}
-th.text,td.text{text-align:left;white-space:normal;min-width:80px}
-th[data-d="1"]:after{content:" \\2191"}th[data-d="-1"]:after{content:" \\2193"}
-.skip{border-left:3px solid var(--bad);padding:4px 12px;color:var(--soft)}
-.warn{border-left:3px solid var(--bad);background:var(--badbg);padding:6px 12px;border-radius:4px}
-p.warn{max-width:none}.warn p,.warn ul{margin:2px 0;max-width:none}
-a{text-decoration:none}
-.good{color:var(--good)}.bad{color:var(--bad)}
-.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(290px,1fr));gap:14px}
-.card{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:12px;
-font-size:13.5px;overflow-wrap:anywhere}
-.card img{width:112px;height:112px;object-fit:contain;image-rendering:pixelated;margin:0 6px 6px 0;
-border:1px solid var(--line);border-radius:4px}
-.card .q{font-weight:600;margin:2px 0}.card dl{margin:6px 0 0;display:grid;
-grid-template-columns:auto 1fr;gap:2px 10px}.card dt{color:var(--soft)}.card dd{margin:0}
-details summary{cursor:pointer;color:var(--accent);margin:8px 0}
-'''
-# A cell sorts by its `data-v`, else by its text; empty ones stay last in both directions, and
-# the first click puts the largest on top.
-SCRIPT = '''
-document.querySelectorAll('th').forEach(function(th){th.addEventListener('click',function(){
- var table=th.closest('table'),body=table.tBodies[0],column=th.cellIndex;
- var direction=th.dataset.d==='-1'?1:-1;
- table.querySelectorAll('th').forEach(function(o){delete o.dataset.d});th.dataset.d=direction;
- function key(row){var cell=row.cells[column];return 'v' in cell.dataset?cell.dataset.v:
-  cell.textContent}
- Array.from(body.rows).sort(function(a,b){var x=key(a),y=key(b);
-  if(x===''||y==='')return (x==='')-(y==='');
-  var order=isNaN(x)||isNaN(y)?x.localeCompare(y):x-y;return direction*order})
-  .forEach(function(row){body.appendChild(row)})})});
-'''
 MARKS = {'supported': ' good', 'contradicted': ' bad'}   # of words that are verdicts
 
 
@@ -132,9 +78,10 @@ def table(headers: Sequence[str], rows: Iterable[Sequence], sign: bool = False) 
     return f'<div class="scroll"><table><thead><tr>{head}<tbody>{"".join(body)}</table></div>'
 
 
-def figure(svg: str, caption: str) -> str:
-    """Return a figure with its caption."""
-    return f'<figure><div>{svg}</div><figcaption>{escape(caption)}</figcaption></figure>'
+def figure(panels: str, caption: str) -> str:
+    """Return a figure, one SVG or more side by side, with its caption."""
+    return (f'<figure><div class="panels">{panels}</div><figcaption>{escape(caption)}</figcaption>'
+            '</figure>')
 
 
 def paragraph(text: str, kind: str = '') -> str:
@@ -179,9 +126,34 @@ def picture_address(data: bytes, kind: str = 'png') -> str:
     return f'data:image/{kind};base64,{base64.b64encode(data).decode()}'
 
 
+def section(name: str, title: str, body: str) -> str:
+    """Return a section that a link to `name` leads to; `body` is HTML."""
+    return f'<section id="{escape(name)}"><h2>{escape(title)}</h2>{body}</section>'
+
+
+def contents(groups: Iterable[tuple[str, Iterable[tuple[str, str]]]]) -> str:
+    """Return the sidebar: of every group its title, then a link for each (name, title) in it."""
+    parts = []
+    for group, entries in groups:
+        links = ''.join(f'<li><a href="#{escape(name)}">{escape(title)}</a>'
+                        for name, title in entries)
+        parts.append(f'<strong>{escape(group)}</strong><ul>{links}</ul>')
+    return f'<nav><details open><summary>Sections</summary>{"".join(parts)}</details></nav>'
+
+
 def page(title: str, gate_line: str, passed: bool, body: str) -> str:
-    """Return the whole document; the gate stands above the title."""
+    """Return a whole document of one column; a line that says how it went stands above all."""
+    line = (f'<div class="gate {"yes" if passed else "no"}"><div>{escape(gate_line)}</div></div>')
+    return document(title, f'<body>{line}<main>{body}</main>')
+
+
+def page_with_sidebar(title: str, sidebar: str, body: str) -> str:
+    """Return a whole document with its `contents` beside it, or folded above it on a phone."""
+    return document(title, f'<body class="side">{sidebar}<main>{body}</main>')
+
+
+def document(title: str, body: str) -> str:
+    """Return HTML with the styles and the script that every page has; nothing is loaded."""
     return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
             '<meta name="viewport" content="width=device-width,initial-scale=1">'
-            f'<style>{CSS}</style><body><div class="gate {"yes" if passed else "no"}"><div>'
-            f'{escape(gate_line)}</div></div><main>{body}</main><script>{SCRIPT}</script></html>\n')
+            f'<style>{CSS}</style>{body}<script>{SCRIPT}</script></html>\n')

@@ -3,62 +3,32 @@ from pathlib import Path
 from typing import Any
 
 from downscale.output import page
-from downscale.report import figures, probe_figures, share_figures
+from downscale.report import claim_table, figures, probe_figures, share_figures
 
 COSTS_SHOWN = .05   # ways below this probability of being on the frontier are in the CSV only
 
 
 def claims(result: Any, out: Path) -> str:
-    """Return the claims table, also as claims.csv; `result` is that of `claims.judge`."""
+    """Return all facts behind the claims of `claims.judge`, and write them as claims.csv."""
     plain = [dict(row) for row in result]
     for row in plain:
         del row['by_size']  # a dict, which no column of a CSV can hold
     if plain:
         figures.write_csv(plain, out, 'claims')
-    rows = [_claim(row) for row in result]
-    headers = ('', 'claim', 'verdict', 'effect', 'low', 'high', 'supported when', 'seeds',
-               'questions', 'clusters', 'gate', 'where', 'why not')
     origin = ('Declared in the experiment file and written to study.json before the run.'
               if result and result[0]['registered'] else
               'The study declared no claims of its own: these are the paper\'s, with default '
               'thresholds of this program.')
-    parts = [page.paragraph(origin), page.table(headers, rows), page.paragraph(
-        'Effects are differences of accuracy (1 is all questions), b a rank correlation. A claim '
-        'is judged by its whole 95 % interval; each on its own, so that of many claims about '
-        'nothing some would be called supported. Fewer seeds than declared: inconclusive.', 'soft')]
-    for row in result:
-        if row['by_size']:
-            sizes = [[size, x['value'], x['low'], x['high'], x['n']]
-                     for size, x in row['by_size'].items()]
-            parts.append(page.details(f'{row["id"]} by size', page.table(
-                ('size', 'effect', 'low', 'high', 'questions'), sizes)))
-    return ''.join(parts)
-
-
-def _claim(row):
-    """Return one row of the table of claims."""
-    return [row['id'], row['text'], row['verdict'], row['effect'], row['low'], row['high'],
-            _asked(row), row['seeds'], row['n'], row['clusters'], _gate(row['gate']), row['where'],
-            row['reason']]
-
-
-def _gate(line):
-    """Return the line of a gate; of a reasoner's only the verdict: the page begins with the rest.
-    """
-    return line.partition(':')[0] if line.startswith('failed (') else line
-
-
-def _asked(row):
-    """Return when a claim counts as supported, in words."""
-    at = f'{row["threshold"]:g}'
-    within = f'within ±{at}' if row['test'] == 'equivalent' else f'above {at}'
-    seeds = f', {row["needs_seeds"]} seeds' if row['needs_seeds'] > 1 else ''
-    return within + seeds
+    return page.details('Effect, threshold, seeds and gate of every claim', page.paragraph(
+        f'{origin} Effects are differences of accuracy (1 is all questions), b a rank '
+        'correlation. A claim is judged by its whole 95 % interval; each on its own, so that of '
+        'many claims about nothing some would be called supported. Fewer seeds than declared: '
+        'inconclusive.', 'soft') + claim_table.in_full(result))
 
 
 def shares(result: Any, out: Path) -> str:
     """Return Shapley shares, interactions and items by class, of every kind of text and mode."""
-    svg = figures.save(share_figures.waterfall, result['macro'], out, 'shares')
+    svg = figures.save(share_figures.shares, result['macro'], out, 'shares')
     rows = []
     for name, scales in result['scales'].items():
         for scale, parts in scales.items():
@@ -70,7 +40,13 @@ def shares(result: Any, out: Path) -> str:
                          'smallest to largest, each averaged over both orders, so that they sum '
                          'to the total. Grey: what only both together do; where it is larger than '
                          'an interval, the shares depend on the order. shares.png, shares.csv'),
-             page.table(('setting', 'scale', 'perception', 'reasoner', 'interaction', 'total',
+             _shares_tables(result, rows)]
+    return ''.join(parts)
+
+
+def _shares_tables(result, rows):
+    """Return the shares on every scale and the questions by class, folded."""
+    parts = [page.table(('setting', 'scale', 'perception', 'reasoner', 'interaction', 'total',
                          'flagged'), rows, True)]
     names = list(next(iter(result['classes'].values()), {}).get('share', {}))
     for what, title in (('share', 'Questions by class'),
@@ -79,31 +55,34 @@ def shares(result: Any, out: Path) -> str:
         for name, classes in result['classes'].items():
             table.append([name, *(classes[what][kind] for kind in names)])
         parts.append(f'<h3>{title}</h3>' + page.table(('setting', *names), table))
-    return ''.join(parts) + page.paragraph(
+    parts.append(page.paragraph(
         'A question has one class in each setting by which of the four pairs of largest and '
-        'smallest had it right; what classes add sums to the drop.', 'soft')
+        'smallest had it right; what classes add sums to the drop.', 'soft'))
+    return page.details('Tables: scales, and questions by class', ''.join(parts))
 
 
 def families(result: Any, out: Path) -> str:
     """Return the P x R grid of every family, small multiples."""
     svg = figures.save(share_figures.grid_families, result, out, 'grid_families')
-    return page.figure(svg, f'{result["panel"]}: accuracy and half the 95 % interval by family. '
-                            'grid_families.png, grid_families.csv')
+    text = (f'{result["panel"]}: accuracy by family, and below it the 95 % interval. '
+            'grid_families.png, grid_families.csv')
+    return page.details(f'The grid of each of {len(result["families"])} families',
+                        page.figure(svg, text))
 
 
 def flips(result: Any, out: Path) -> str:
     """Return shares of questions that change between the ends."""
     names = list(next(iter(result.values())))
-    return page.table(('from largest to smallest', *names), [
+    return page.details('Shares of questions', page.table(('from largest to smallest', *names), [
         [setting, *of.values()] for setting, of in result.items()]) + page.paragraph(
         'Shares of all questions, the mean over families. Right to wrong less wrong to right is '
-        'the drop; many of both say that answers change without a drop.', 'soft')
+        'the drop; many of both say that answers change without a drop.', 'soft'))
 
 
 def pareto(result: Any, out: Path) -> str:
-    """Return the frontier for every cost that is known, the first one open."""
+    """Return the frontier for every cost that is known."""
     parts = []
-    for place, (cost, frontier) in enumerate(result['costs'].items()):
+    for cost, frontier in result['costs'].items():
         svg = figures.save(share_figures.pareto, frontier, out, f'pareto_{cost}')
         unit = frontier['unit']
         ways = frontier['rows']
@@ -118,7 +97,7 @@ def pareto(result: Any, out: Path) -> str:
                 'share of resamples in which a way is on the frontier. '
                 f'pareto_{cost}.png, pareto_{cost}.csv')
         inner = page.figure(svg, text) + table
-        parts.append(page.details(unit, inner) if place else inner)
+        parts.append(page.details(unit, inner))
     parts += [page.paragraph(f'Skipped: {cost}: {reason}.', 'skip')
               for cost, reason in result['skipped'].items()]
     return ''.join(parts) + page.paragraph(
@@ -132,8 +111,9 @@ def layers(result: Any, out: Path) -> str:
     parts = []
     if result['curves']:
         svg = figures.save(share_figures.layers, result, out, 'layers')
-        parts.append(page.figure(svg, 'By relative depth of the language model, bands: 95 % over '
-                                      'pictures. layers.png, layers.csv'))
+        text = ('By relative depth of the language model, bands: 95 % over pictures. layers.png, '
+                'layers.csv')
+        parts.append(page.details('Probes by depth', page.figure(svg, text)))
     if result['others']:
         count = f'{len(result["others"]):,} numbers without a depth'
         headers = ('run', 'task', 'site', 'metric', 'value', 'low', 'high', 'n')
@@ -149,5 +129,5 @@ def ledger(result: Any, out: Path) -> str:
         rows += [[size, step, families['macro']] for step, families in steps.items()]
     table = page.table(('size', 'step', f'lost against {result.large}'), rows)
     return page.figure(svg, 'Accuracy lost at each step, the mean over families, 95 %; the steps '
-                            'sum to the drop. ledger.png, ledger.csv') + table + page.bullets(
-        result.notes)
+                            'sum to the drop. ledger.png, ledger.csv') + page.details(
+                            'Table', table) + page.bullets(result.notes)

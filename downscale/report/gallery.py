@@ -12,6 +12,8 @@ PICTURE_BYTES = 150_000
 TOTAL_BYTES = 3_000_000
 PER_CLASS = 4
 TEXT_LENGTH = 400
+SHORT = 120        # letters of a text on a small card
+PAIR = ' → '       # between the sizes of a pair, where a name is that of a pair
 # By the four pairs of smallest and largest sizes (`shapley.CLASSES`), or without pairs by the
 # models that see and answer.
 TITLES = {
@@ -81,7 +83,7 @@ def _pairs(s):
         cells = next(iter(corners.seeds.values()))
         p = corners.perception
         r = corners.reasoner
-        return {f'{p[a]} → {r[b]} ({kind}, {mode})': _first_rows(s, cells[a, b])
+        return {f'{p[a]}{PAIR}{r[b]} ({kind}, {mode})': _first_rows(s, cells[a, b])
                 for a, b in ((1, 1), (0, 1), (1, 0), (0, 0))}
     return {}
 
@@ -176,22 +178,71 @@ def cards(result: Any) -> str:
     return ''.join(parts)
 
 
+def choose(result: dict[str, Any], most: int) -> list[tuple[str, dict[str, Any]]]:
+    """Return up to `most` (class, sample): of every class in turn, with a picture and a question.
+    """
+    queues = {}
+    for kind in TITLES:
+        good = [sample for sample in result.get(kind, ()) if sample['pictures']]
+        asked = [sample for sample in good if sample['question']]
+        if good:
+            queues[kind] = list(asked or good)
+    chosen = []
+    families = set()
+    while len(chosen) < most and any(queues.values()):
+        for kind in [kind for kind, queue in queues.items() if queue]:
+            # A family that no card is of comes first.
+            sample = min(queues[kind], key=lambda sample: sample['family'] in families)
+            queues[kind].remove(sample)
+            families.add(sample['family'])
+            chosen.append((kind, sample))
+    return chosen[:most]
+
+
+def small_cards(chosen: list[tuple[str, dict[str, Any]]]) -> str:
+    """Return samples as cards with what every size answered by itself and wrote for a reasoner."""
+    return page.cards(_small_card(TITLES[kind], sample) for kind, sample in chosen)
+
+
+def _small_card(title, sample):
+    """Return one sample as HTML: picture, question, gold, then a row a size."""
+    texts = {text['size']: text['text'] for text in sample['texts']}
+    rows = ''
+    for answer in sample['answers']:
+        if PAIR not in answer['size']:
+            rows += _answer(answer)
+            text = texts.get(answer['size'])
+            rows += f'<div class="soft">“{page.cut(text, SHORT)}”</div>' if text else ''
+    body = (f'{_question(sample)}<dl>{page.terms([("gold", _short(sample["gold"]))])}{rows}</dl>'
+            f'<div class="soft">{page.escape(title)}</div>')
+    return page.card(_images(sample), sample['family'], body)
+
+
 def _card(sample):
     """Return one sample as HTML: what was asked, what is right, what each size answered and wrote.
     """
-    images = ''.join(f'<img src="{page.escape(address)}" alt="picture {k}">'
-                     for k, address in enumerate(sample['pictures']))
-    if sample['picture_note']:
-        images += f'<div class="soft">{page.escape(sample["picture_note"])}</div>'
-    question = page.escape(sample['question']) or '<span class="soft">question not saved</span>'
     answers = page.terms([('gold', _short(sample['gold']))]) + ''.join(map(_answer,
                                                                            sample['answers']))
     texts = page.terms((text['size'], _short(text['text'])) for text in sample['texts'])
     if texts:
         kinds = '/'.join(sorted({text['kind'] for text in sample['texts']}))
         texts = page.details(f'{kinds} by size', f'<dl>{texts}</dl>')
-    return page.card(images, sample['family'],
-                     f'<div class="q">{question}</div><dl>{answers}</dl>{texts}')
+    return page.card(_images(sample), sample['family'],
+                     f'{_question(sample)}<dl>{answers}</dl>{texts}')
+
+
+def _images(sample):
+    """Return the pictures of a sample as HTML, or why there is none."""
+    images = ''.join(f'<img src="{page.escape(address)}" alt="picture {k}">'
+                     for k, address in enumerate(sample['pictures']))
+    if sample['picture_note']:
+        images += f'<div class="soft">{page.escape(sample["picture_note"])}</div>'
+    return images
+
+
+def _question(sample):
+    question = page.escape(sample['question']) or '<span class="soft">question not saved</span>'
+    return f'<div class="q">{question}</div>'
 
 
 def _answer(answer):

@@ -4,17 +4,8 @@ from typing import Any
 import numpy as np
 
 from downscale.output.plain import plain
-from downscale.report.figures import (
-    BLUE,
-    GREY,
-    INK,
-    ORANGE,
-    Drawing,
-    counts,
-    errors,
-    plotting,
-    small_axes,
-)
+from downscale.report.axes import BLUE, GREY, INK, ORANGE, counts, plotting, small_axes
+from downscale.report.figures import Drawing, errors
 
 SIZE = 'parameters (n_nonembed)'
 
@@ -24,7 +15,7 @@ def laws(result: Any) -> Drawing:
 
     Solid within the sizes seen, dashed beyond; held-out points are hollow.
     """
-    figure, axes = small_axes(len(result), 3.1, 2.7, across=3)
+    figure, axes = small_axes(len(result), 3.4, 2.7, across=3)
     rows = []
     for axis, (title, part) in zip(axes, result.items(), strict=True):
         y = 'loss' if 'loss' in part['points'][0] else 'value'
@@ -42,7 +33,8 @@ def laws(result: Any) -> Drawing:
         if 'chance' in part:
             axis.axhline(part['chance'], color=GREY, ls=':', lw=1.2, label='informed guess')
             axis.legend(fontsize=8, loc='lower right')
-        axis.set(xscale='log', title=title, xlabel=part.get('x', SIZE))
+        axis.set(xscale='log', title=title, xlabel=part.get('x', SIZE),
+                 ylabel='loss' if y == 'loss' else 'accuracy')
         axis.grid(color=GREY, alpha=.25, lw=.6)
         counts(axis.xaxis)
         rows += [{'law': title, 'kind': 'held out' if point['held'] else 'point', 'n': point['n'],
@@ -78,15 +70,16 @@ def isoflop(result: Any) -> Drawing:
                      'low': x.low, 'high': x.high, 'loss': least.y.value,
                      'curvature': least.curvature, 'state': least.state})
     size = result.get('x', SIZE)
-    left.set(xscale='log', xlabel=size, title='loss; x: minimum not enclosed')
-    left.legend(title='FLOPs', fontsize=7.5, title_fontsize=8, ncols=2)
+    left.set(xscale='log', xlabel=size, ylabel='loss', title='by size; x: minimum not enclosed')
+    left.legend(title='FLOPs', fontsize=8, title_fontsize=8, ncols=2)
     if fit.exponent is not None:
         c = np.array([least.compute for least in fit.minima if least.state == 'kept'])
         x = fit.exponent
         right.plot(c, fit.coefficient.value * c ** x.value, color=INK, lw=1,
                    label=f'exponent {x.value:.2f} [{x.low:.2f}, {x.high:.2f}]')
         right.legend(fontsize=8, loc='upper left')
-    right.set(xscale='log', yscale='log', xlabel='compute (FLOPs)', title=f'best {size}')
+    right.set(xscale='log', yscale='log', xlabel='compute (FLOPs)', ylabel=f'best {size}',
+              title='best size by compute')
     counts(left.xaxis)
     counts(right.yaxis)
     for axis in (left, right):
@@ -110,6 +103,7 @@ def rates(result: Any) -> Drawing:
                  for rate, loss in choice.grid]
     axis.set(xscale='log', xlabel='learning rate of the language model', ylabel='final loss',
              title=f'stage {result["stage"]}')
+    counts(axis.xaxis, '{:.3g}'.format)
     axis.grid(color=GREY, alpha=.25, lw=.6)
     axis.legend(fontsize=8)
     figure.tight_layout()

@@ -30,12 +30,13 @@ def laws(result: Any, out: Path) -> str:
              if isinstance(part.get('holdout'), str)]
     texts += [f'{title}: without runs that diverged: {", ".join(part["diverged"])}'
               for title, part in result.items() if part.get('diverged')]
-    return page.figure(svg, 'Bands: 95 % of the curve, over resampled runs. Dashed: beyond the '
-                            'sizes seen. Hollow: held out of the fit that the held-out error is '
-                            'of. laws.png, laws.csv') + page.table(headers, rows) + ''.join(
-        page.paragraph(text + '.', 'soft') for text in texts) + page.paragraph(
+    figure = page.figure(svg, 'Bands: 95 % of the curve, over resampled runs. Dashed: beyond the '
+                              'sizes seen. Hollow: held out of the fit that the held-out error is '
+                              'of. laws.png, laws.csv')
+    notes = ''.join(page.paragraph(text + '.', 'soft') for text in texts) + page.paragraph(
         'Huber fits of the sum over points, from a grid of starts, checked by plain squares. '
         'Sizes are n_nonembed; a good prediction is no well-identified exponent.', 'soft')
+    return page.details('Curves and fits', figure + page.table(headers, rows) + notes)
 
 
 def _shown(x):
@@ -54,8 +55,9 @@ def isoflop(result: Any, out: Path) -> str:
         notes.insert(0, f'exponent {_shown(fit.exponent)}')
     if result['diverged']:
         notes.append(f'without runs that diverged: {", ".join(result["diverged"])}')
-    return page.figure(svg, f'{fit.method}. isoflop.png, isoflop.csv') + page.table(
-        ('budget', 'points', 'best n_nonembed', 'loss', 'state'), rows) + page.bullets(notes)
+    figure = page.figure(svg, f'{fit.method}. isoflop.png, isoflop.csv')
+    table = page.table(('budget', 'points', 'best n_nonembed', 'loss', 'state'), rows)
+    return page.bullets(notes) + page.details('Parabolas and minima', figure + table)
 
 
 def rates(result: Any, out: Path) -> str:
@@ -63,7 +65,8 @@ def rates(result: Any, out: Path) -> str:
     svg = figures.save(law_figures.rates, result, out, 'rates')
     rows = [[size, f'{choice.lr:.3g}', choice.loss, result['seeds'][size], choice.edge or 'inside']
             for size, choice in result['choices'].items()]
-    return page.figure(svg, 'Filled: the rate of lowest mean loss over seeds. rates.png, '
-                            'rates.csv') + page.table(
-        ('size', 'chosen rate', 'loss', 'seeds', 'place in the grid'), rows) + page.bullets(
-        [f'alarm: {alarm}' for alarm in result['alarms']])
+    figure = page.figure(svg, 'Filled: the rate of lowest mean loss over seeds. rates.png, '
+                              'rates.csv')
+    table = page.table(('size', 'chosen rate', 'loss', 'seeds', 'place in the grid'), rows)
+    return page.bullets(f'alarm: {alarm}' for alarm in result['alarms']) + page.details(
+        'Loss by rate', figure + table)

@@ -3,7 +3,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from downscale.report.figures import BLUE, GREY, ORANGE, Drawing, save
+from downscale.report.axes import BLUE, GREY, INK, ORANGE, name_rows
+from downscale.report.figures import Drawing, errors, save
 
 
 def _axes(count, width, height):
@@ -57,20 +58,20 @@ def layer_curves(rows: Any) -> Drawing:
                      and row['site'] == 'question' and row['metric'] == 'accuracy']
             if floor:
                 axis.axhline(np.mean(floor), color=GREY, ls='--', lw=1)
-                axis.annotate('question alone', (1.05, np.mean(floor)), fontsize=7, color=GREY,
+                axis.annotate('question alone', (1.05, np.mean(floor)), fontsize=8, color=GREY,
                               xytext=(0, -8), textcoords='offset points', ha='right')
         else:
             axis.axhline(0, color=GREY, lw=.8)
-        axis.set(title=title, xlabel='relative depth', xlim=(-.05, 1.05))
+        axis.set(title=title, xlabel='relative depth', ylabel=metric, xlim=(-.05, 1.05))
         axis.grid(axis='y', color=GREY, alpha=.25, lw=.6)
-    axes[0].legend(fontsize=7.5, loc='best')
+    axes[0].legend(fontsize=8, loc='best')
     figure.tight_layout()
     return figure, rows
 
 
 def ledger_bars(found: Any) -> Drawing:
     """Return what each size loses to the largest, step by step, in the mean over families."""
-    figure, axes = _axes(len(found.losses), 3.6, 2.9)
+    figure, axes = _axes(len(found.losses), 4., 2.9)
     rows = []
     for axis, (size, steps) in zip(axes, found.losses.items(), strict=True):
         for place, (name, tasks) in enumerate(steps.items()):
@@ -79,14 +80,12 @@ def ledger_bars(found: Any) -> Drawing:
             if name == 'total':
                 colour = ORANGE
             axis.barh(place, x.value, color=colour, height=.62, alpha=.75)
-            axis.plot([x.low, x.high], [place, place], color='black', lw=1.1)
+            axis.errorbar(x.value, place, xerr=errors(x), color=INK, lw=1.1, capsize=2)
             rows += [{'size': size, 'step': name, 'family': task, 'value': y.value, 'low': y.low,
                       'high': y.high, 'n': y.n, 'clusters': y.clusters}
                      for task, y in tasks.items()]
-        axis.axvline(0, color='black', lw=.8)
-        axis.set_yticks(range(len(steps)), list(steps) if axis is axes[0] else [])
-        axis.invert_yaxis()
-        axis.tick_params(length=0)
+        axis.axvline(0, color=INK, lw=.8)
+        name_rows(axis, list(steps))
         axis.set(title=f'{found.large} - {size}', xlabel='accuracy lost at this step')
         axis.grid(axis='x', color=GREY, alpha=.25, lw=.6)
     figure.tight_layout()

@@ -1,14 +1,25 @@
 """The sections of the report as HTML, from the numbers of `measures`, `gate` and `health`."""
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from downscale.analysis.completeness import LIMIT, sentence
+from downscale.analysis.completeness import LIMIT
 from downscale.analysis.drops import FEW_TASKS
+from downscale.analysis.flips import PREFERRED
 from downscale.analysis.floors import GUESSERS
 from downscale.analysis.measures import Scored
 from downscale.output import page
-from downscale.report import claim_sections, figures, gallery, law_sections
+from downscale.report import (
+    claim_sections,
+    claim_table,
+    figures,
+    gallery,
+    health_section,
+    law_sections,
+    pair_figures,
+)
+from downscale.report.summary import panel_sentence, say_drops
 
 METHODS = (
     'Intervals are 95 % intervals from a bootstrap over pictures: all questions about one picture '
@@ -33,64 +44,72 @@ ENDINGS = (
     'are not completed, intervals of the others are over pictures only.')
 
 
-def body(s: Scored, results: dict[str, Any], skipped: dict[str, str], summary: dict[str, Any],
-         out: Path) -> str:
-    """Return the report between its gate and its end as HTML; the figures are in `out`."""
-    study = s.study
+# Sections by what a reader asks, in the order of the page: (name of the part, title).
+GROUPS = (
+    ('With the picture', (('accuracy', 'Accuracy by family and size'),
+                          ('drops', 'Drop from the largest to the smallest size'),
+                          ('reliance', 'Reliance on the picture'))),
+    ('Split in two', (('gate', 'Gate'), ('grid', 'Perception × reasoner'),
+                      ('families', 'Perception × reasoner by family'),
+                      ('shares', 'Whose fault is the drop'), ('flips', 'Answers that change'))),
+    ('Size and cost', (('pareto', 'Accuracy against cost'), ('laws', 'Laws of size'),
+                       ('isoflop', 'Best size of a compute budget'), ('rates', 'Learning rates'))),
+    ('Inside the model', (('layers', 'Layers'), ('ledger', 'Where it is lost'),
+                          ('losses', 'Training loss by stage'))),
+    ('Records', (('gallery', 'Samples by class'), ('judged', 'How each claim is judged'),
+                 ('health', 'Health'), ('methods', 'How the numbers are made'))))
+
+
+def sidebar_and_body(s: Scored, results: dict[str, Any], skipped: dict[str, str],
+                     out: Path) -> tuple[str, str]:
+    """Return the contents and all sections under the first screen as HTML; figures are in `out`.
+
+    A part without data has no section: the last one says which are absent, and why.
+    """
+    bodies = _bodies(s, results, skipped, out)
+    top = [('answer', 'Answer')]
+    if results.get('claims'):
+        top.append(('claims', 'Claims'))
+    if any(results.get('gallery', {}).values()):
+        top.append(('look', 'Six questions to look at'))
+    groups = [('First', top)]
+    parts = []
+    for group, entries in GROUPS:
+        there = [(name, title) for name, title in entries if bodies.get(name)]
+        if there:
+            groups.append((group, there))
+        parts += [page.section(name, title, bodies[name]) for name, title in there]
+    return page.contents(groups), ''.join(parts)
+
+
+def _bodies(s, results, skipped, out):
+    """Return {name of a section: its HTML}, '' for one that has nothing to show."""
     warned = results['warnings']
-    sizes = ', '.join(f'{z.name} ({figures.short_count(z.n_total)})' for z in s.sizes)
-    title = page.escape(str(study.meta.get('name', 'study')))
-    about = (f'{len(s.resamples.clusters):,} pictures and facts · sizes {sizes} · input '
-             f'{study.input_hash[:12]}')
-    parts = [f'<h1>{title}</h1>', page.paragraph(about, 'soft'), _warnings_html(warned),
-             page.bullets(summary['sentences']),
-             page.details('How the numbers are made', page.paragraph(METHODS)),
-             '<h2>Gate</h2>', _warning_html(warned, 'gate'), _gate_html(results['gate'])]
-    sections = (('claims', 'Claims', claim_sections.claims),
-                ('accuracy', 'Accuracy by family and size', _accuracy_html),
-                ('drops', 'Drop from the largest to the smallest size', _drops_html),
-                ('reliance', 'Reliance on the picture', _reliance_html),
-                ('grid', 'Perception × reasoner', _grid_html),
-                ('families', 'Perception × reasoner by family', claim_sections.families),
-                ('shares', 'Whose fault is the drop', claim_sections.shares),
-                ('flips', 'Answers that change', claim_sections.flips),
-                ('pareto', 'Accuracy against cost', claim_sections.pareto),
-                ('laws', 'Laws of size', law_sections.laws),
-                ('isoflop', 'Best size of a compute budget', law_sections.isoflop),
-                ('rates', 'Learning rates', law_sections.rates),
-                ('layers', 'Layers', claim_sections.layers),
-                ('ledger', 'Where it is lost', claim_sections.ledger),
-                ('losses', 'Training loss by stage', _losses_html),
-                ('gallery', 'Samples by class', lambda result, out: gallery.cards(result)))
-    for name, title, render in sections:
+    visual = results.get('answer', {'kinds': {}})['kinds'].get('visual', {'families': ()})
+    renders = {'accuracy': _accuracy_html, 'drops': _drops_html,
+               'grid': partial(_grid_html, modes=results['gate']['modes']),
+               'reliance': partial(_reliance_html, visual=visual['families']),
+               'families': claim_sections.families, 'shares': claim_sections.shares,
+               'flips': claim_sections.flips, 'pareto': claim_sections.pareto,
+               'laws': law_sections.laws, 'isoflop': law_sections.isoflop,
+               'rates': law_sections.rates, 'layers': claim_sections.layers,
+               'ledger': claim_sections.ledger, 'losses': _losses_html,
+               'gallery': lambda result, out: page.details('All samples', gallery.cards(result))}
+    bodies = {'gate': _gate_html(results['gate']),
+              'judged': claim_sections.claims(results['claims'], out)
+              if results.get('claims') else '',
+              'health': health_section.html(s, results, skipped),
+              'methods': page.paragraph(METHODS) + page.paragraph(
+                  f'Input {s.study.input_hash[:12]}.', 'soft')}
+    for name, render in renders.items():
+        if name in results:
+            bodies[name] = render(results[name], out)
+    for name in bodies:
         # a drop is a difference of the accuracies above it
         about = 'accuracy' if name == 'drops' else name
-        parts.append(f'<h2>{title}</h2>' + _warning_html(warned, about))
-        parts.append(render(results[name], out) if name in results else
-                     page.paragraph(f'Skipped: {skipped[name]}.', 'skip'))
-    parts += ['<h2>Health</h2>', _health_html(s, results, skipped)]
-    return ''.join(parts)
-
-
-def _warnings_html(warned):
-    """Return the box above the report that names all groups of answers with too many faults."""
-    titles = {'gate': 'Gate', 'accuracy': 'Accuracy by family and size',
-              'grid': 'Perception × reasoner', 'runs': 'Runs', 'health': 'All answers',
-              'texts': 'Texts written by perception models'}
-    if not warned:
-        return ''
-    lead = (f'More than {100 * LIMIT:.0f} % of some answers are truncated, unparsed or unclosed, '
-            'so a low accuracy there may be one of finishing, not of seeing or reasoning. Groups '
-            'of answers with such a share in some family:')
-    return '<div class="warn">' + page.paragraph(lead) + page.bullets(
-        [f'{titles[part]}: {sentence(groups)}.' for part, groups in warned.items()]) + '</div>'
-
-
-def _warning_html(warned, part):
-    """Return the warning of one section, '' where it needs none."""
-    if part not in warned:
-        return ''
-    return page.paragraph(f'Shares above {100 * LIMIT:.0f} %: {sentence(warned[part])}.', 'warn')
+        if name != 'health' and bodies[name]:
+            bodies[name] = health_section.warning(warned, about) + bodies[name]
+    return bodies
 
 
 def _gate_html(verdict):
@@ -103,12 +122,13 @@ def _gate_html(verdict):
             'above zero. The floor is the highest of the informed guess, the majority answer by '
             'wording and the best constant answer. Without that, a low score of a pair says '
             'nothing about perception.')
-    headers = ('family', 'mode', 'passes', 'score - floor', 'accuracy', 'completed answers',
-               'floor', 'which is the', 'items', 'pictures')
     if not rows:
         return page.paragraph(text)
-    return page.paragraph(text) + page.table(headers, rows) + page.paragraph(
-        f'Completed answers: {ENDINGS}', 'soft')
+    headers = ('family', 'mode', 'passes', 'score - floor', 'accuracy', 'completed answers',
+               'floor', 'which is the', 'items', 'pictures')
+    table = page.table(headers, rows) + page.paragraph(f'Completed answers: {ENDINGS}', 'soft')
+    return page.paragraph(claim_table.margin(verdict)) + page.details(
+        'What the gate asks, and every family', page.paragraph(text) + table)
 
 
 def _with_macro(result):
@@ -127,45 +147,84 @@ def _accuracy_html(result, out):
     caption = ('The model sees the picture and answers by itself. Bands: 95 %. The '
                'macro mean is the plain mean over families. accuracy.png, accuracy.csv')
     ended = [[name, *row['completion'].values()] for name, row in _with_macro(result)]
-    return page.figure(svg, caption) + page.table(headers, rows) + (
-        '<h3>Completed answers</h3>' + page.paragraph(ENDINGS, 'soft')
+    mean = result['macro']['sizes']
+    small = next(iter(mean))
+    large = list(mean)[-1]
+    gist = (f'In the mean over families {mean[small].value:.2f} of the answers of {small} are '
+            f'right, and {mean[large].value:.2f} of those of {large}.')
+    return page.paragraph(gist) + page.figure(svg, caption) + page.details(
+        'Table, and completed answers', page.table(headers, rows) + '<h3>Completed answers</h3>'
+        + page.paragraph(ENDINGS, 'soft')
         + page.table(('family', *result['macro']['sizes']), ended))
 
 
 def _drops_html(result, out):
     svg = figures.save(figures.drops, result, out, 'drops')
-    rows = [[name, row['absolute'], row['relative_chance'], row.get('p_holm'), row['absolute'].n,
-             row['absolute'].clusters] for name, row in _with_macro(result)]
+    # McNemar's test is of one seed's right and wrong answers: over several it is not asked.
+    tested = any(row.get('p_holm') is not None for row in result['families'].values())
+    rows = []
+    for name, row in _with_macro(result):
+        p_value = [row.get('p_holm')] if tested else []
+        rows.append([name, row['absolute'], row['relative_chance'], *p_value, row['absolute'].n,
+                     row['absolute'].clusters])
     caption = (f'{result["large"]} minus {result["small"]}, paired on the same pictures. Right: '
                'the drop as a share of (largest - floor). In brackets: questions. '
                'Grey bars: interval includes 0. drops.png, drops.csv')
-    headers = ('family', 'drop', 'share of above chance', 'p (McNemar, Holm)', 'items', 'pictures')
-    html = page.figure(svg, caption) + page.table(headers, rows, sign=True)
-    if all(row[3] is None for row in rows):
-        return html
-    return html + page.paragraph(
-        'p is exact McNemar over questions, as if independent, adjusted by Holm over families; the '
-        'interval respects pictures.', 'soft')
+    headers = ['family', 'drop', 'share of above chance', 'items', 'pictures']
+    note = ('McNemar\'s test is for answers of one seed; over several seeds the interval is the '
+            'test.')
+    if tested:
+        headers.insert(3, 'p (McNemar, Holm)')
+        note = ('p is exact McNemar over questions, as if independent, adjusted by Holm over '
+                'families; the interval respects pictures.')
+    lines = []
+    say_drops(result, lines.append)
+    return page.paragraph(' '.join(lines)) + page.figure(svg, caption) + page.details(
+        'Table', page.table(headers, rows, sign=True) + page.paragraph(note, 'soft'))
 
 
-def _reliance_html(result, out):
+def _reliance_html(result, out, visual):
     svg = figures.save(figures.reliance, result, out, 'reliance')
     conditions = result['conditions']
-    parts = [page.figure(svg, f'Reliance of {result["large"]} on the picture against the drop. '
-                         'The accuracy of the largest model is on both axes, which alone pulls '
-                         'the points towards a rising line; the slope from split halves is free '
-                         'of that. Ringed: far from the line. reliance.png, reliance.csv')]
+    caption = (f'Reliance of {result["large"]} on the picture against the drop. The accuracy of '
+               'the largest model is on both axes, which alone pulls the points towards a rising '
+               'line; the slope from split halves is free of that. Ringed: far from the line. '
+               'reliance.png, reliance.csv')
+    parts = [page.paragraph(_exchanged(result, visual)), page.figure(svg, caption)]
     rows = []
     for task, drop in result['drop'].items():
         by_condition = [families.get(task) for families in conditions.values()]
         if None not in by_condition:
             rows.append([task, *by_condition, drop])
-    parts.append(page.table(('family', *(f'image - {c}' for c in conditions), 'drop'), rows, True))
-    parts.append(_relation_html(result['relation']))
+    headers = ('family', *(f'image - {c}' for c in conditions), 'drop')
+    parts.append(page.details('Table, and the slope', page.table(headers, rows, True)
+                              + _relation_html(result['relation'])))
     for condition in result['missing']:
         parts.append(page.paragraph(f'Skipped: no {condition} condition for {result["large"]}.',
                                     'skip'))
     return ''.join(parts)
+
+
+def _exchanged(result, visual):
+    """Return what the largest size loses without its picture or with another one, in words."""
+    ways = {'blind': 'Without the picture', 'shuffled': 'With the picture of another question'}
+    lines = []
+    for condition, losses in result['conditions'].items():
+        asked = [task for task in losses if task in visual]
+        loses = [task for task in asked if losses[task].low > 0]
+        flat = [task for task in asked if task not in loses]
+        if not asked:
+            continue
+        way = f'{ways[condition]} {result["large"]}'
+        if not loses:
+            lines.append(f'{way} answers no worse in any visual family as far as the intervals '
+                         'tell: its answers do not depend on what it sees.')
+        elif flat:
+            lines.append(f'{way} clearly loses in {len(loses)} of {len(asked)} visual families; '
+                         f'no loss is clear in {", ".join(flat)}.')
+        else:
+            lines.append(f'{way} clearly loses in every visual family.')
+    return ' '.join(lines)
 
 
 def _relation_html(relation):
@@ -182,13 +241,15 @@ def _relation_html(relation):
                          'soft')
 
 
-def _grid_html(result, out):
-    svg = figures.save(figures.grid, result, out, 'grid')
-    parts = [page.figure(svg, 'Mean over families. Perception writes a text, the reasoner answers '
-                         'from it; gold: from the true text. ± is half the 95 % interval. !: '
+def _grid_html(result, out, modes):
+    svg = figures.save(pair_figures.grid, result, out, 'grid')
+    parts = [page.paragraph(_first_panel(result, modes)),
+             page.figure(svg, 'Mean over families. Perception writes a text, the reasoner answers '
+                         'from it; gold: from the true text. Small: the 95 % interval. !: '
                          f'more than {100 * LIMIT:.0f} % of the answers in some family are '
                          'truncated, unparsed or unclosed. A cell leads to the table below. '
-                         'grid.png, grid.csv'), _grid_endings_html(result)]
+                         'grid.png, grid.csv'),
+             page.details('Completed answers of the pairs', _grid_endings_html(result))]
     rows = []
     for name, panel in result.items():
         for side in ('perception', 'reasoner'):
@@ -199,12 +260,24 @@ def _grid_html(result, out):
         return ''.join(parts) + page.paragraph(
             'Skipped: marginal drops need the corners of the grid (largest with smallest on both '
             'sides).', 'skip')
-    svg = figures.save(figures.marginals, result, out, 'marginals')
-    parts.append(page.figure(svg, 'Drop when one side shrinks from largest to smallest and the '
-                             'other stays at its largest. marginals.png, marginals.csv'))
+    svg = figures.save(pair_figures.marginals, result, out, 'marginals')
     table = page.table(('setting', 'what shrinks', 'family', 'drop'), rows, True)
-    parts.append(page.details('Marginal drops as a table', table))
+    parts.append(page.details('What shrinking one side costs, by family', page.figure(
+        svg, 'Drop when one side shrinks from largest to smallest and the other stays at its '
+        'largest. marginals.png, marginals.csv') + table))
     return ''.join(parts)
+
+
+def _first_panel(result, modes):
+    """Return what each side costs in the first of `PREFERRED` that has all corners, in words.
+
+    '' where the gate fails in every mode: the claims say why such pairs are not read.
+    """
+    for name in PREFERRED:
+        marginal = result.get(', '.join(name), {}).get('marginal')
+        if marginal and modes.get(name[1], {}).get('interpretable'):
+            return panel_sentence(', '.join(name), marginal)
+    return ''
 
 
 def _grid_endings_html(result):
@@ -218,88 +291,16 @@ def _grid_endings_html(result):
             if any((p, r) in ended for r in r_sizes):
                 rows.append([name, p, *cells])
     headers = ('setting', 'perception', *(f'reasoner {r}' for r in r_sizes))
-    # Cells of the figure lead to this heading.
-    return ('<h3 id="completed">Completed answers of the pairs</h3>'
-            + page.paragraph(ENDINGS, 'soft') + page.table(headers, rows))
+    # Cells of the figure lead to this place.
+    return ('<div id="completed">' + page.paragraph(ENDINGS, 'soft') + page.table(headers, rows)
+            + '</div>')
 
 
 def _losses_html(result, out):
     svg = figures.save(figures.losses, result, out, 'losses')
     rows = [list(row.values()) for row in result['last']]
-    return page.figure(svg, f'Curves longer than {figures.POINTS} points are drawn as means of '
-                       'neighbours; losses.csv has every point. losses.png') + page.details(
-        'Last losses', page.table(('stage', 'run', 'steps', 'last loss'), rows))
-
-
-def _health_html(s, results, skipped):
-    warned = results['warnings']
-    unfinished = [list(stage.values()) for stage in s.study.unfinished]
-    parts = ['<h3>Unfinished or failed stages</h3>',
-             _table_or_none(('run', 'stage', 'reason'), unfinished,
-                            'None: every stage has finished.'),
-             '<h3>Missing evaluations</h3>',
-             _table_or_none(('evaluation', 'what is missing'),
-                            [list(row) for row in results['missing']], 'None.'),
-             '<h3>Runs</h3>' + _warning_html(warned, 'runs')]
-    if 'runs' in results:
-        parts.append(page.table(('run', 'size', 'seed', 'n_total', 'n_nonembed', 'n_vision',
-                                 'macro accuracy', 'completed answers'),
-                                [list(row.values()) for row in results['runs']]))
-    if results['health']:
-        parts.append('<h3>All answers</h3>' + _warning_html(warned, 'health')
-                     + _answers_html(results['health']))
-    if results['texts']:
-        parts.append('<h3>Texts written by perception models</h3>' + _warning_html(warned, 'texts')
-                     + page.table(('run', 'text', 'texts', 'truncated', 'mean tokens'),
-                                  [list(row.values()) for row in results['texts']]))
-    parts.append('<h3>Speed</h3>' + _throughput_html(results['throughput']))
-    if s.study.notes or skipped:
-        reasons = [f'{name} skipped: {reason}.' for name, reason in skipped.items()]
-        parts.append('<h3>Notes</h3>' + page.bullets([*s.study.notes, *reasons]))
-    return ''.join(parts)
-
-
-def _table_or_none(headers, rows, nothing):
-    """Return a table, or a paragraph with the text `nothing` where it has no rows."""
-    return page.table(headers, rows) if rows else page.paragraph(nothing)
-
-
-def _answers_html(rows):
-    who = ('way', 'condition', 'text', 'mode', 'size')
-    ended = []
-    for row in rows:
-        x = row['completion']
-        ended.append([*(row[name] for name in who), row['answers'], x.accuracy, x.completed,
-                      x.n_completed, x.truncated, x.unparsed, x.unclosed])
-    columns = (*who, 'items', 'pictures', 'mean_tokens', 'mean_think_tokens', 'forced', 'nll_gold')
-    lengths = [list(map(row.get, columns)) for row in rows]
-    return page.table((*who, 'answers', 'accuracy', 'on completed', 'completed', 'truncated',
-                       'unparsed', 'unclosed'), ended) + page.paragraph(
-        'Accuracy and shares are means over families. Unclosed: the thought was still open at the '
-        'end.', 'soft') + page.details('Lengths and likelihoods', page.table(
-            (*who, 'items', 'pictures', 'mean tokens', 'of thought', 'closed at the budget',
-             'gold NLL'), lengths))
-
-
-def _throughput_html(result):
-    measured = result['evaluations']
-    absent = result['absent']
-    names = ('tokens', 'seconds', 'tokens_per_second', 'rows', 'slot_occupancy', 'padding_waste',
-             'compiles', 'compile_seconds')
-    parts = []
-    if measured:
-        rows = []
-        for key, row in measured.items():
-            rows.append([key, *(row[name] for name in names)])
-        headers = ('evaluation', *(name.replace('_', ' ') for name in names))
-        parts.append(page.table(headers, rows))
-        parts.append(page.paragraph(
-            'Slot occupancy: the share of decoding slots that held an unfinished row. Padding '
-            'waste: the share of what was computed for nothing but padding.', 'soft'))
-    if absent or not measured:
-        which = f': {", ".join(absent[:5])}' if absent else ''
-        more = ', …' if len(absent) > 5 else ''
-        parts.append(page.paragraph(
-            f'No throughput.json beside {len(absent)} of {len(absent) + len(measured)} evaluations'
-            f'{which}{more}.', 'skip'))
-    return ''.join(parts)
+    text = ('The last loss of every size, the mean over its runs, stands to the right. Curves '
+            f'longer than {figures.POINTS} points are drawn as means of neighbours; losses.csv has '
+            'every point. losses.png')
+    return page.details('Curves and last losses', page.figure(svg, text) + page.table(
+        ('stage', 'run', 'steps', 'last loss'), rows))

@@ -1,54 +1,51 @@
 """Figures of shares, costs and layers, as in `figures`: a result in, a figure and CSV rows out."""
+import textwrap
 from typing import Any
 
 import numpy as np
 
-from downscale.report.figures import (
+from downscale.report.axes import (
     BLUE,
     GREY,
     INK,
     ORANGE,
-    Drawing,
     counts,
-    errors,
-    numbers,
+    name_rows,
     plotting,
+    short_count,
     small_axes,
+    spread,
 )
+from downscale.report.figures import Drawing, errors, numbers
+from downscale.report.pair_figures import between
 
 GREEN = '#4f9a6b'
 
 
-def waterfall(result: Any) -> Drawing:
-    """Return Shapley shares as steps from all small to all large, then the interactions.
+def shares(result: Any) -> Drawing:
+    """Return Shapley shares, their total and the interactions, each a bar from zero.
 
-    `result` is {name: Shares}. The interaction is no further step: the shares already divide it.
+    `result` is {name: Shares}. Every bar has the interval of its own number; the interaction is no
+    further part of the total, since the shares already divide it.
     """
-    figure, axes = small_axes(len(result), 4.6, 2.5, across=2)
+    figure, axes = small_axes(len(result), 4.2, 2.5, across=2)
     rows = []
     for axis, (name, parts) in zip(axes, result.items(), strict=True):
-        steps = [*parts.shares.items(), ('total', parts.total),
-                 *((' x '.join(group), x) for group, x in parts.interactions.items()
-                   if len(group) == 2)]
-        at = 0.
-        for place, (label, x) in enumerate(steps):
-            share = place < len(parts.shares)
-            start = at if share else 0.
-            colour = ORANGE if label == 'total' else GREY
-            if share:
-                colour = BLUE
-            axis.barh(place, x.value, left=start, color=colour, height=.6, alpha=.8)
-            axis.errorbar(start + x.value, place, xerr=errors(x), color=INK, lw=1, capsize=2)
-            axis.annotate(f'{x.value:+.2f}', (start + max(x.high, x.value, 0), place),
+        pairs = {' x '.join(group): x for group, x in parts.interactions.items()
+                 if len(group) == 2}
+        colours = {**dict.fromkeys(parts.shares, BLUE), 'total': ORANGE,
+                   **dict.fromkeys(pairs, GREY)}
+        bars = {**parts.shares, 'total': parts.total, **pairs}
+        for place, (label, x) in enumerate(bars.items()):
+            axis.barh(place, x.value, color=colours[label], height=.6, alpha=.8)
+            axis.errorbar(x.value, place, xerr=errors(x), color=INK, lw=1, capsize=2)
+            axis.annotate(f'{x.value:+.2f}', (max(x.high, x.value, 0), place),
                           xytext=(4, 0), textcoords='offset points', va='center', fontsize=8)
-            at += x.value if share else 0
-            rows.append({'panel': name, 'part': label, 'start': start, **numbers(x)})
+            rows.append({'panel': name, 'part': label, **numbers(x)})
         axis.axvline(0, color=INK, lw=.8)
-        axis.set_yticks(range(len(steps)), [label for label, _ in steps], fontsize=8)
-        axis.invert_yaxis()
-        axis.margins(x=.14)
-        axis.tick_params(length=0)
-        axis.set(title=name, xlabel='accuracy, all small to all large')
+        name_rows(axis, list(bars))
+        axis.margins(x=.16)
+        axis.set(title=textwrap.fill(name, 44), xlabel='accuracy, all small to all large')
         axis.grid(axis='x', color=GREY, alpha=.25, lw=.6)
     figure.tight_layout(h_pad=1.4, w_pad=1.5)
     return figure, rows
@@ -59,8 +56,8 @@ def grid_families(result: Any) -> Drawing:
     p_sizes = result['p_sizes']
     r_sizes = result['r_sizes']
     families = result['families']
-    figure, axes = small_axes(len(families), .55 * len(r_sizes) + .9,
-                              .4 * len(p_sizes) + .7, across=3)
+    figure, axes = small_axes(len(families), .66 * len(r_sizes) + 1.,
+                              .44 * len(p_sizes) + .9, across=3)
     rows = []
     for axis, (task, cells) in zip(axes, families.items(), strict=True):
         values = np.full((len(p_sizes), len(r_sizes)), np.nan)
@@ -68,30 +65,27 @@ def grid_families(result: Any) -> Drawing:
             at = p_sizes.index(p), r_sizes.index(r)
             values[at] = x.value
             ink = '#ffffff' if x.value > .6 else '#10151c'
-            axis.text(at[1], at[0] + .13, f'{x.value:.2f}', ha='center', va='center', fontsize=8,
+            axis.text(at[1], at[0] + .13, f'{x.value:.2f}', ha='center', va='center', fontsize=9,
                       color=ink)
-            axis.text(at[1], at[0] - .27, f'±{x.half:.2f}', ha='center', va='center', fontsize=6,
+            axis.text(at[1], at[0] - .25, between(x), ha='center', va='center', fontsize=8,
                       color=ink)
             rows.append({'family': task, 'perception': p, 'reasoner': r, **numbers(x)})
         axis.pcolormesh(np.arange(len(r_sizes) + 1) - .5, np.arange(len(p_sizes) + 1) - .5, values,
                         cmap='Blues', vmin=-.1, vmax=1.05, edgecolors='white', linewidth=.8)
         axis.set_title(task)
-        axis.set_xticks(range(len(r_sizes)), r_sizes, fontsize=7, rotation=45)
-        axis.set_yticks(range(len(p_sizes)), p_sizes if axis.get_subplotspec().is_first_col()
-                        else [], fontsize=7)
+        axis.set_xticks(range(len(r_sizes)), r_sizes, fontsize=8)
+        axis.set_yticks(range(len(p_sizes)), p_sizes, fontsize=8)
+        axis.set(xlabel='reasoner', ylabel='perception')
         axis.tick_params(length=0)
         for side in ('left', 'bottom'):
             axis.spines[side].set_visible(False)
-        if axis.get_subplotspec().is_first_col():
-            axis.set_ylabel('perception')
-    figure.supxlabel('reasoner', fontsize=9)
     figure.tight_layout(h_pad=1, w_pad=.8)
     return figure, rows
 
 
 def pareto(result: Any) -> Drawing:
     """Return macro accuracy against cost with the frontier as steps; labels name what is on it."""
-    figure, (axis,) = small_axes(1, 8.4, 4.)
+    figure, (axis,) = small_axes(1, 5.6, 3.6)
     rows = result['rows']
     colours = {'joint': ORANGE, 'direct': GREEN, 'think': BLUE}
     for row in rows:
@@ -103,27 +97,34 @@ def pareto(result: Any) -> Drawing:
     costs = [row['cost'] for row in on] + [max(row['cost'] for row in rows)]
     values = [row['accuracy'].value for row in on]
     axis.step(costs, [*values, values[-1]], where='post', color=INK, lw=1.2)
-    top = axis.get_ylim()[1]
-    for place, row in enumerate(on):
-        axis.annotate(str(place + 1), (row['cost'], row['accuracy'].high), xytext=(0, 3),
-                      textcoords='offset points', ha='center', fontsize=8)
-    axis.set_ylim(top=top + .03)
     named = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     axis.legend(named.values(), named, fontsize=8, loc='lower left', ncols=3,
-                bbox_to_anchor=(0, 1), borderaxespad=0)
+                bbox_to_anchor=(0, 1.1), borderaxespad=0)
     axis.set(xscale='log', xlabel=result['unit'], ylabel='accuracy, mean over families')
-    if result['cost'] == 'params':
-        counts(axis.xaxis)
+    # Costs of pairs of one seed may lie within a decade, where a log axis names too many ticks.
+    counts(axis.xaxis, short_count if result['cost'] == 'params' else '{:.3g}'.format)
     axis.grid(color=GREY, alpha=.25, lw=.6)
     figure.tight_layout()
+    _number(axis, on)
     return figure, [{'way': row['way'], 'cost': row['cost'], 'on': row['on'],
                      'probability': row['probability'], **numbers(row['accuracy'])}
                     for row in rows]
 
 
+def _number(axis, on):
+    """Number the ways on the frontier above the axes, apart, each with a line to its point."""
+    low, high = np.log(axis.get_xlim())
+    inches = axis.get_position().width * axis.figure.get_figwidth()
+    where = [(np.log(row['cost']) - low) / (high - low) for row in on]
+    for number, (row, place) in enumerate(zip(on, spread(where, .2 / inches), strict=True), 1):
+        axis.annotate(str(number), (row['cost'], row['accuracy'].value), xytext=(place, 1.04),
+                      textcoords='axes fraction', ha='center', fontsize=8.5,
+                      arrowprops={'arrowstyle': '-', 'color': GREY, 'lw': .5, 'shrinkB': 3})
+
+
 def layers(result: Any) -> Drawing:
     """Return probed metrics by relative depth, a line a size, a panel a metric and task."""
-    figure, axes = small_axes(len(result['curves']), 3., 2.4, across=3)
+    figure, axes = small_axes(len(result['curves']), 3.2, 2.4, across=3)
     shades = plotting().colormaps['viridis_r'](np.linspace(.2, .75, len(result['sizes'])))
     colours = dict(zip(result['sizes'], shades, strict=True))
     rows = []
@@ -136,8 +137,10 @@ def layers(result: Any) -> Drawing:
                               [point['high'] for point in points], color=colours[size],
                               alpha=.15, lw=0)
             rows += [{'panel': title, 'size': size, **point} for point in points]
-        axis.set(title=title, xlabel='relative depth', xlim=(-.04, 1.04))
+        axis.set(title=title, xlabel='relative depth', ylabel=title.partition(',')[0],
+                 xlim=(-.04, 1.04))
         axis.grid(color=GREY, alpha=.25, lw=.6)
-    axes[0].legend(fontsize=8)
+    handles, labels = axes[0].get_legend_handles_labels()
     figure.tight_layout(h_pad=1.2)
+    figure.legend(handles, labels, loc='lower left', ncols=6, fontsize=8.5, bbox_to_anchor=(0, 1))
     return figure, rows

@@ -104,8 +104,8 @@ def test_planted_effects_are_found_and_told_by_the_report(planted):
     assert {choice['lr'] for choice in chosen.values()} == {2. ** -8}
     assert set(found['skipped']) == {'layers', 'ledger'}
     html = (root / 'report' / 'report.html').read_text()
-    assert '<td class="text good">supported' in html and 'Claims: ' in html
-    assert html.count('<svg') == len(list((root / 'report').glob('*.png')))
+    assert '<td class="verdict good">✓ supported' in html and '>Claims</h2>' in html
+    assert html.count('<figure>') == len(list((root / 'report').glob('*.png')))
     tables = {path.stem for path in (root / 'report').glob('*.csv')}
     assert tables == {path.stem for path in (root / 'report').glob('*.png')} | {'claims'}
     with open(root / 'report' / 'claims.csv', newline='') as file:

@@ -8,7 +8,7 @@ import pytest
 from fake_study import CHANCE, FAMILIES, fake_study, item_row
 
 from downscale.analysis import completeness, gate, measures
-from downscale.report import report
+from downscale.report import first_screen, report
 from downscale.results import endings
 from downscale.results.items import write_items
 from downscale.results.study import Cell, load_study
@@ -16,8 +16,8 @@ from downscale.statistics.shapley import CLASSES
 
 FAULTS = {'count': {'truncated': .1, 'unparsed': .05, 'unclosed': .2},
           'color': {'truncated': .05, 'unparsed': .05}}
-FIGURES = ('accuracy', 'drops', 'reliance', 'grid', 'marginals', 'losses', 'grid_families',
-           'shares', 'pareto_params')
+FIGURES = ('answer', 'accuracy', 'drops', 'reliance', 'grid', 'marginals', 'losses',
+           'grid_families', 'shares', 'pareto_params')
 WITHOUT = {'laws', 'isoflop', 'rates', 'layers', 'ledger'}   # the fake study has no experiment.json
 
 
@@ -113,14 +113,17 @@ def test_marginal_drops_hold_the_other_side_at_its_largest(full):
         drop['perception'] - drop['reasoner'], abs=3e-6)
 
 
-def test_the_page_holds_every_figure_offline_and_the_gate_first(full):
+def test_the_page_holds_every_figure_offline_and_begins_with_the_answer(full):
     root, html, numbers = full
     for name in FIGURES:
         assert (root / 'report' / f'{name}.png').stat().st_size > 2000, name
         assert (root / 'report' / f'{name}.csv').read_text().count('\n') > 2, name
-    assert html.count('<svg') == len(FIGURES)
+    assert html.count('<figure>') == len(FIGURES)
     assert set(numbers['skipped']) == WITHOUT
-    assert html.index(numbers['gate']['line'][:40]) < html.index('<h1>')
+    order = ['<h1>What does', 'From w64d4', 'answer.png', 'id="claims"', 'id="look"',
+             'id="accuracy"', 'id="drops"', 'id="grid"', 'id="health"', 'id="methods"']
+    places = [html.index(text) for text in order]
+    assert places == sorted(places)
     for outside in ('src="http', 'href="http', '@import', 'url(http'):
         assert outside not in html
 
@@ -219,13 +222,13 @@ def test_a_warning_names_what_is_above_the_limit_and_nothing_at_it(faulty, full)
     assert (worst['groups'], worst['of'], worst['share']) == (3, 12, .1)
     assert worst['worst'].endswith('count')
     assert (warned['grid']['unclosed']['groups'], warned['grid']['unclosed']['of']) == (24, 48)
-    assert html.index('class="warn"') < html.index('<h2>Gate')
+    assert html.index('cut off, unparsed or left open') < html.index('id="claims"')
     assert 'truncated in 3 of 12 groups, most in w16d2, count (10.0 %)' in html
     assert '<b class="bad">10.0</b>' in html and '<b class="bad">5.0</b>' not in html
     assert 'over 5 % in count' in html
     _, html, numbers = full
     assert numbers['warnings'] == {}
-    assert 'class="warn"' not in html and '<b class="bad">' not in html
+    assert 'More than 5 %' not in html and '<b class="bad">' not in html
 
 
 @pytest.mark.parametrize(('share', 'due'), [(.05, False), (.075, True)])
@@ -296,7 +299,7 @@ def test_throughput_is_shown_and_its_absence_is_said(faulty, full):
     _, html, numbers = faulty
     assert set(numbers['throughput']['evaluations']) == {'texts', 'w16d2-s0-image'}
     assert numbers['throughput']['evaluations']['texts']['padding_waste'] == .125
-    speed = html[html.index('<h3>Speed'):]
+    speed = html[html.index('<summary>Speed'):]
     assert all(f'>{value}' in speed for value in ('777', '888', '172.700', '0.875', '0.125'))
     assert len(numbers['throughput']['absent']) == 56
     assert 'No throughput.json beside 56 of 58 evaluations: w16d2-s0-blind' in speed
@@ -307,10 +310,11 @@ def test_throughput_is_shown_and_its_absence_is_said(faulty, full):
 
 def test_the_gallery_shows_pictures_and_every_class(full):
     _, html, numbers = full
-    assert html.count('data:image/png;base64') == sum(map(len, numbers['gallery'].values()))
+    every = sum(map(len, numbers['gallery'].values()))
+    assert html.count('data:image/png;base64') == every + first_screen.CARDS
     assert set(numbers['gallery']) == set(CLASSES)
     assert numbers['gallery']['perception loss'] and numbers['gallery']['reasoning loss']
-    assert html.count('alt="picture 0"') == sum(map(len, numbers['gallery'].values()))
+    assert html.count('alt="picture 0"') == every + first_screen.CARDS
     assert 'w32d4 sees a red' in html
 
 
@@ -327,7 +331,7 @@ def test_a_study_without_blind_or_decoupled_rows_says_so(tmp_path):
     html = report.write_report(root, bootstraps=50).read_text()
     assert 'Skipped: no blind condition for w64d4' in html
     assert 'no perception x reasoner pairs' in html
-    assert 'Not interpretable on the reasoning side: no text-only reasoner' in html
+    assert 'not interpretable: no reasoner was evaluated' in html
     assert 'question not saved' in html
 
 
@@ -336,7 +340,8 @@ def test_a_study_without_answers_still_has_a_report(tmp_path):
     numbers = json.loads((report.write_report(root, bootstraps=20).parent / 'report.json')
                          .read_text())
     assert set(numbers['skipped']) == WITHOUT | {
-        'accuracy', 'drops', 'reliance', 'grid', 'gallery', 'families', 'shares', 'flips', 'pareto'}
+        'answer', 'accuracy', 'drops', 'reliance', 'grid', 'gallery', 'families', 'shares', 'flips',
+        'pareto'}
     assert not numbers['gate']['interpretable']
 
 

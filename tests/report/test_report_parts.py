@@ -28,7 +28,7 @@ from downscale.laws.fits import fit
 from downscale.laws.forms import POWER
 from downscale.laws.isoflop import isoflop
 from downscale.laws.learning_rates import RateRun, choose_all
-from downscale.report import figures, gallery, law_figures, report, share_figures
+from downscale.report import axes, figures, gallery, law_figures, report, share_figures
 from downscale.results import probes, study
 from downscale.results.study import load_study
 from downscale.runtime.files import read_json, write_json
@@ -173,10 +173,10 @@ def labels(axis):
 @pytest.mark.parametrize(('low', 'high'), [(1e5, 1.3e5), (2.2e5, 4.1e5), (1.2e5, 8.4e5), (1e5, 1e7),
                                            (1e4, 1e9)])
 def test_counts_are_ticked_within_a_decade_and_over_many(low, high):
-    figure, (axis,) = figures.small_axes(1)
+    figure, (axis,) = axes.small_axes(1)
     axis.plot([low, high], [0, 1])
     axis.set(xscale='log')
-    figures.counts(axis.xaxis)
+    axes.counts(axis.xaxis)
     assert 2 <= len(labels(axis)) <= 9
 
 

@@ -1,0 +1,153 @@
+"""What the report begins with: question, answer, one figure, the claims, six questions to look at.
+"""
+from pathlib import Path
+from typing import Any
+
+from downscale.analysis import absent
+from downscale.analysis.flips import PREFERRED
+from downscale.analysis.measures import Scored
+from downscale.output import page
+from downscale.report import answer_figure, claim_table, figures, gallery
+from downscale.report.axes import short_count
+from downscale.report.summary import about_seeds
+
+QUESTION = 'What does a vision-language model lose when its language model is made smaller?'
+WHAT = {'visual': 'questions that need the picture', 'knowledge': 'questions that do not'}
+UNCLEAR = 'shows no clear fall'
+CARDS = 6
+
+
+def html(s: Scored, results: dict[str, Any], out: Path) -> str:
+    """Return the top of the page, its question as the heading; the figure is saved in `out`."""
+    name = str(s.study.meta.get('name', 'study'))
+    sentences = ' '.join(filter(None, (_first(results), _second(results))))
+    parts = [f'<div id="answer"><h1>{page.escape(QUESTION)}</h1>',
+             page.paragraph(f'Study {name}: {_sizes(s)}.', 'soft'),
+             page.paragraph(sentences, 'answer'), _doubts(s, results)]
+    if 'answer' in results:
+        svg = figures.save(answer_figure.answer, results['answer'], out, 'answer')
+        parts.append(page.figure(svg, _caption(s, results['answer'])))
+    parts.append('</div>')
+    if results.get('claims'):
+        parts.append(page.section('claims', 'Claims', claim_table.compact(
+            results['claims'], results['gate'])))
+    elif not results['gate']['interpretable']:
+        parts.append(page.paragraph(claim_table.gate_reason(results['gate']), 'soft'))
+    chosen = gallery.choose(results.get('gallery', {}), CARDS)
+    if chosen:
+        parts.append(page.section('look', 'Six questions to look at', gallery.small_cards(chosen)))
+    return ''.join(parts)
+
+
+def _sizes(s):
+    """Return how many sizes, seeds and pictures there are, in words."""
+    seeds = max((len(size.seeds) for size in s.sizes), default=0)
+    return (f'{_count(len(s.sizes), "size")}, {_count(seeds, "training seed")}, '
+            f'{_count(len(s.resamples.clusters), "picture or fact", "pictures and facts")}')
+
+
+def _count(number, name, several=''):
+    """Return a number and what it counts, which stands in the plural but for one."""
+    return f'{number:,} {name if number == 1 else several or name + "s"}'
+
+
+def _first(results):
+    """Return the sentence on what is lost between the ends; why there is none where there is none.
+    """
+    answer = results.get('answer')
+    if answer is None:
+        return 'No model was asked with the picture, so this study has no answer yet.'
+    sizes = answer['sizes']
+    large = list(sizes)[-1]
+    small = list(sizes)[0]
+    if large == small:
+        return f'One size only ({large}) was asked with the picture, so that nothing is compared.'
+    losses = [_change(part['drop'], WHAT[kind]) for kind, part in answer['kinds'].items()]
+    lead = (f'From {large} ({short_count(sizes[large])} parameters) to {small} '
+            f'({short_count(sizes[small])}), accuracy {" and ".join(losses)}')
+    if len(losses) > 1 and not any(part['drop'].clear for part in answer['kinds'].values()):
+        lead = lead.replace(f' and {UNCLEAR}', ' or')
+    x = answer['difference']
+    if x is None:
+        return lead + '.'
+    if not x.clear:
+        return f'{lead}; which of the two loses more is open, the difference is {_ends(x)}.'
+    return f'{lead}; {"seeing" if x.value > 0 else "knowing"} loses more, by {_size(x)}.'
+
+
+def _change(x, what):
+    """Return how accuracy on `what` changed, from its drop."""
+    if not x.clear:
+        return f'{UNCLEAR} on {what} ({_ends(x)})'
+    return f'{"falls" if x.value > 0 else "rises"} by {_size(x)} on {what}'
+
+
+def _ends(x):
+    """Return a difference and its interval."""
+    return f'{x.value:.2f} [{x.low:.2f} to {x.high:.2f}]'.replace('-', '−')
+
+
+def _size(x):
+    """Return a difference without its sign, and its interval."""
+    low, high = sorted((abs(x.low), abs(x.high)))
+    return f'{abs(x.value):.2f} [{low:.2f} to {high:.2f}]'
+
+
+def _second(results):
+    """Return the sentence on which side of the chain loses; without pairs, on the largest drop.
+
+    Where the gate fails in a mode its pairs are left out: the claims say why.
+    """
+    for kind, mode in PREFERRED:
+        marginal = results.get('grid', {}).get(f'{kind}, {mode}', {}).get('marginal', {})
+        between = marginal.get('perception_minus_reasoner')
+        passed = results['gate']['modes'].get(mode, {}).get('interpretable')
+        if passed and between is not None:
+            return _sides(marginal, between)
+    drops = results.get('drops')
+    if not drops:
+        return ''
+    family, row = next(iter(drops['families'].items()))
+    if not row['absolute'].clear:
+        return 'No single family of questions loses clearly.'
+    return f'The largest drop of a family is {_size(row["absolute"])}, in {family}.'
+
+
+def _sides(marginal, between):
+    """Return what each side of the chain costs when it alone is small."""
+    if not between.clear:
+        verdict = f'no clear difference ({_ends(between)})'
+    elif between.value > 0:
+        verdict = f'perception costs more, by {_size(between)}'
+    else:
+        verdict = f'reasoning costs more, by {_size(between)}'
+    sees = _ends(marginal['perception']['macro'])
+    reasons = _ends(marginal['reasoner']['macro'])
+    return (f'With seeing and reasoning split between two models, shrinking the one that sees '
+            f'costs {sees} and shrinking the one that reasons {reasons}: {verdict}.')
+
+
+def _doubts(s, results):
+    """Return what the reader has to know before the numbers: what is missing or has failed."""
+    lines = []
+    if s.study.meta.get('data', {}).get('asked') == 0:
+        lines.append('This study asks nothing: it has neither evaluation.scenes nor '
+                     'evaluation.benchmarks.')
+    if results['missing']:
+        lines.append(absent.sentence(results['missing']))
+    if s.study.unfinished:
+        lines.append(f'{_count(len(s.study.unfinished), "stage")} failed or did not finish.')
+    if results['warnings']:
+        lines.append('Many answers of some groups were cut off, unparsed or left open.')
+    if not lines:
+        return ''
+    text = ' '.join(map(page.escape, lines))
+    return f'<p class="warn">{text} <a href="#health">More under Health.</a></p>'
+
+
+def _caption(s, answer):
+    """Return what the first figure shows, and what its intervals cover."""
+    kinds = [f'{kind}: {", ".join(part["families"])}' for kind, part in answer['kinds'].items()]
+    return (f'Each model sees the picture and answers by itself. A dot is one trained model, the '
+            f'line the mean over families and seeds with its 95 % interval. {"; ".join(kinds)}. '
+            f'{about_seeds(s)} answer.png, answer.csv')
