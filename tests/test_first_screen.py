@@ -90,10 +90,10 @@ def test_rows_of_bars_meet_their_labels_where_a_bar_is_missing():
 
 
 def test_labels_are_moved_apart_in_their_order_and_stay_within():
-    places = [.99, .5, .51, .52, 1.]
-    moved = axes.spread(places, .1)
-    assert np.argsort(moved).tolist() == np.argsort(places).tolist()
-    assert np.diff(sorted(moved)).min() >= .1 - 1e-9 and 0 <= min(moved) <= max(moved) <= 1
+    for places in ([.99, .5, .51, .52, 1.], [.02, 0., .01, .5]):
+        moved = axes.spread(places, .1)
+        assert np.argsort(moved).tolist() == np.argsort(places).tolist()
+        assert np.diff(sorted(moved)).min() >= .1 - 1e-9 and 0 <= min(moved) <= max(moved) <= 1
     assert axes.spread([.2, .8], .1) == [.2, .8]
 
 

@@ -79,7 +79,8 @@ border-bottom:1px solid var(--line);padding:6px 0}
 @media print{:root{color-scheme:light;--ink:#000;--soft:#444;--line:#ccc;--paper:#fff;--card:#fff;
 --good:#1f7a4d;--bad:#b3372b;--open:#8a5a00;--goodbg:#fff;--badbg:#fff;--accent:#000}
 nav,.wide:before{display:none}body.side{display:block}main{max-width:none;padding:0}
-body{font-size:11px}table{font-size:8.5px}small{font-size:8px}th,td{padding:2px 6px 2px 0}
+body{font-size:11px}.answer{font-size:13px}
+table{font-size:8.5px}.claims{font-size:11px}small{font-size:8px}th,td{padding:2px 6px 2px 0}
 .panels,.scroll{overflow:visible;background:none}th,td,small{white-space:normal}
 svg{min-width:0!important}.panels svg{max-width:48%}
 .card,tr,svg,h2,h3{break-inside:avoid}h2,h3{break-after:avoid}

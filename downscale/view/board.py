@@ -37,7 +37,7 @@ class Board:
         self.runs = tuple(runs)
         tables = [table for run in runs for table in run.tables]
         self.ids, self._numbers = _numbered(self.runs)
-        self._home = self._homes(tables)
+        self.homes = self._homes(tables)
         self._asked = {}
         self._check_data(tables)
 
@@ -86,7 +86,7 @@ class Board:
     def facts(self, name: str, items: Sequence[int]) -> list[Any]:
         """Return one of `FACTS` of some items."""
         values = dict.fromkeys(items)
-        for table, numbers, rows in self._home:
+        for table, numbers, rows in self.homes:
             place = np.searchsorted(numbers, items)
             inside = [k for k, item in enumerate(items)
                       if place[k] < len(numbers) and numbers[place[k]] == item]
@@ -196,7 +196,7 @@ def _numbered(runs):
 def _coded(board, name):
     codes = np.full(len(board), -1)
     texts = {}
-    for table, numbers, rows in board._home:
+    for table, numbers, rows in board.homes:
         own, values = table.codes(name)
         place = [texts.setdefault(value, len(texts)) for value in values.to_pylist()]
         codes[numbers] = np.array([*place, -1])[own[rows]]
