@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _mark_paths(parser: Parser, shtab) -> None:
     """Let every argument of `parser` and its verbs that is a path complete files or folders."""
-    for action in parser._actions:
+    for action in parser.arguments():
         if action.type is new_folder:
             action.complete = shtab.DIRECTORY
         elif action.type in (local_path, new_file, run_folder) or action.dest in FILES:

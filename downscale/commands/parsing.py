@@ -55,9 +55,13 @@ class Parser(argparse.ArgumentParser):
             self.error(f'unrecognized arguments: {" ".join(rest)}')
         return namespace, rest
 
+    def arguments(self) -> list[argparse.Action]:
+        """Return the arguments of this command, options and positional ones."""
+        return self._actions
+
     def verbs(self) -> argparse.Action | None:
         """Return the argparse action whose choices are commands or verbs, if there is one."""
-        return next((action for action in self._actions
+        return next((action for action in self.arguments()
                      if isinstance(action, argparse._SubParsersAction)), None)
 
     def _check_value(self, action, value):
