@@ -21,7 +21,7 @@ class Top(Parser):
     def format_help(self) -> str:
         """Return the screen: a line a command, with the title of its group before the first."""
         verbs = self.verbs()
-        about = {action.dest: action.help for action in verbs._choices_actions}
+        about = {name: sub.description.splitlines()[0] for name, sub in verbs.choices.items()}
         lines = [f'{self.format_usage().strip()}   (COMMAND --help: its options)', '',
                  *textwrap.wrap(self.description or '', WIDTH), '']
         wide = max(map(len, about)) + 1
