@@ -15,8 +15,8 @@ from local_jobs import (
     run_of,
     spec_of,
     told,
-    wait_until,
 )
+from waiting import wait_until
 
 from downscale.launch import state
 from downscale.launch.backends import local

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from waiting import LIMIT
 
 from downscale.launch import state
 from downscale.launch.backends import gke
@@ -205,8 +206,8 @@ with processes.joined(lambda code, text: print(code, text, flush=True)):
 
 
 def test_sigterm_stops_a_lone_process_at_once_where_nothing_is_to_save():
-    done = subprocess.run([sys.executable, '-c', LONE], text=True, capture_output=True, timeout=60,
-                          cwd=Path(__file__).parents[1], check=False)
+    done = subprocess.run([sys.executable, '-c', LONE], text=True, capture_output=True,
+                          timeout=LIMIT, cwd=Path(__file__).parents[1], check=False)
     assert (done.returncode, done.stdout) == (exits.PREEMPTED, '42 stopped by SIGTERM\n')
     assert done.stderr == 'stopped by SIGTERM, with nothing to save\n'
 
