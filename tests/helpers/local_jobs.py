@@ -1,11 +1,11 @@
 """A small study whose processes can be harmed at a given step, as jobs of this machine."""
 import signal
-import time
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from waiting import LIMIT
 
 from downscale.experiment import file
 from downscale.experiment.expansion import cells_of
@@ -95,7 +95,7 @@ def attempt(spec, harm=None, once=''):
         patch.setenv('HARM', f'{harm},{once}' if harm else '')
         group = local.Group(spec)
         try:
-            return group.wait(120)
+            return group.wait(LIMIT)
         finally:
             group.signal(signal.SIGKILL)
 
@@ -142,10 +142,3 @@ def leaves_of(path):
         found = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=tree))
     return {jax.tree_util.keystr(name): leaf
             for name, leaf in jax.tree_util.tree_leaves_with_path(found)}
-
-
-def wait_until(true, seconds=60):
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until
-        time.sleep(0.1)

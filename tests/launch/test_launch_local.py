@@ -14,9 +14,9 @@ from local_jobs import (
     run_of,
     spec_of,
     told,
-    wait_until,
 )
 from roots import ROOT
+from waiting import wait_until
 
 from downscale.launch import state
 from downscale.launch.backends import local

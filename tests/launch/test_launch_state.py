@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from roots import ROOT
+from waiting import LIMIT
 
 from downscale.launch import state
 from downscale.launch.backends import gke
@@ -206,8 +207,8 @@ with processes.joined(lambda code, text: print(code, text, flush=True)):
 
 
 def test_sigterm_stops_a_lone_process_at_once_where_nothing_is_to_save():
-    done = subprocess.run([sys.executable, '-c', LONE], text=True, capture_output=True, timeout=60,
-                          cwd=ROOT, check=False)
+    done = subprocess.run([sys.executable, '-c', LONE], text=True, capture_output=True,
+                          timeout=LIMIT, cwd=ROOT, check=False)
     assert (done.returncode, done.stdout) == (exits.PREEMPTED, '42 stopped by SIGTERM\n')
     assert done.stderr == 'stopped by SIGTERM, with nothing to save\n'
 

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from local_jobs import wait_until
 from roots import ROOT
+from waiting import LIMIT, wait_until
 
 SCRIPT = ROOT / 'launch' / 'startup.sh'
 PROGRAM = '''#!/bin/bash
@@ -48,7 +48,7 @@ def test_sigterm_reaches_the_program_and_its_log_is_kept(start, tmp_path, image)
     script = start(spec='gs://b/run/launch/c/train/spec.json', image=image)
     wait_until((tmp_path / 'began').exists)
     script.send_signal(signal.SIGTERM)
-    assert script.wait(20) == 42
+    assert script.wait(LIMIT) == 42
     said = (tmp_path / 'uploaded').read_text().splitlines()
     assert said[0].startswith('docker run' if image else 'python3 -m downscale.launch.entry')
     assert said[0].endswith('downscale.launch.entry gs://b/run/launch/c/train/spec.json')
@@ -61,12 +61,12 @@ def test_sigterm_reaches_the_program_and_its_log_is_kept(start, tmp_path, image)
 
 @pytest.mark.parametrize('code', [0, 1, 64, 69])
 def test_the_exit_code_is_that_of_the_program(start, code):
-    assert start(str(code), spec='gs://b/spec.json').wait(20) == code
+    assert start(str(code), spec='gs://b/spec.json').wait(LIMIT) == code
 
 
 def test_without_a_spec_it_ends_as_fatal(start):
     script = start()
-    assert script.communicate(timeout=20)[1].endswith('no downscale-spec in the metadata\n')
+    assert script.communicate(timeout=LIMIT)[1].endswith('no downscale-spec in the metadata\n')
     assert script.returncode == 64
 
 

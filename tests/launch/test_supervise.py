@@ -8,8 +8,8 @@ import threading
 import time
 
 import pytest
-from local_jobs import wait_until
 from roots import HELPERS
+from waiting import LIMIT, wait_until
 
 from downscale.launch import state, supervise
 from downscale.launch.backends import local
@@ -179,7 +179,7 @@ def test_sigterm_ends_the_loop_and_lets_its_jobs_save(tmp_path):
         with pytest.raises(RuntimeError, match='in use by another process'):
             local.run([spec_of(tmp_path, 'a')], 1)
         watcher.terminate()
-        assert watcher.wait(30) != 0
+        assert watcher.wait(LIMIT) != 0
     finally:
         watcher.kill()
     assert [row['exit'] for row in state.attempts(folder)] == [exits.PREEMPTED]

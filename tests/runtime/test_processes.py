@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from roots import ROOT
+from waiting import LIMIT
 
 from downscale.commands import main
 from downscale.config import MeshSize
@@ -114,7 +115,7 @@ def both(study_file, folder, stage, *more, code=None):
              STAGES[stage], '--stage', stage, '--quiet', *more], cwd=ROOT, env=environment,
             text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     try:
-        said = [process.communicate(timeout=240) for process in found]
+        said = [process.communicate(timeout=LIMIT) for process in found]
     finally:
         for process in found:
             with contextlib.suppress(ProcessLookupError):
@@ -258,7 +259,7 @@ def test_a_process_that_waits_in_vain_for_the_others_says_so(index):
     done = subprocess.run(
         [sys.executable, '-c', 'from downscale.runtime import processes\n'
          'with processes.joined(): pass'],
-        cwd=ROOT, env=environment, text=True, capture_output=True, timeout=60, check=False)
+        cwd=ROOT, env=environment, text=True, capture_output=True, timeout=LIMIT, check=False)
     assert done.returncode == 1
     assert [line[:41] for line in done.stderr.splitlines()] == [
         'error: not all processes have come togeth']

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from roots import ROOT
+from waiting import LIMIT
 
 from downscale.commands.main import main
 from downscale.runtime import setup
@@ -91,12 +92,12 @@ def test_work_goes_on_when_nobody_reads_its_output_any_more():
     child = python(PRINTER)
     assert child.stdout.readline() == 'line 0\n'
     child.stdout.close()
-    assert child.stderr.read() == 'all done\n' and child.wait(20) == 0
+    assert child.stderr.read() == 'all done\n' and child.wait(LIMIT) == 0
 
 
 def test_output_that_an_encoding_lacks_is_escaped():
     child = python(PRINTER, env={**os.environ, 'PYTHONIOENCODING': 'ascii'})
-    out, error = child.communicate(timeout=20)
+    out, error = child.communicate(timeout=LIMIT)
     assert out.endswith('\\xfc\n') and error == 'all done\n' and child.returncode == 0
 
 
@@ -106,20 +107,20 @@ from downscale.commands import data, main
 def slow_to_end(args):
     try:
         print('ready', flush=True)
-        time.sleep(30)
+        time.sleep(3600)
     finally:
-        time.sleep(30)
+        time.sleep(3600)
 class Callback:
     def __del__(self):  # what is raised in here is never seen
         print('ready', flush=True)
         time.sleep(3)
 def swallowed(args):
     Callback()
-    time.sleep(30)
+    time.sleep(3600)
 run = {'slow': slow_to_end, 'swallowed': swallowed}[sys.argv[1]]
 args = argparse.Namespace(run=run, debug=False, command='x')
 main.parser = lambda: argparse.Namespace(parse_args=lambda argv: args)
-data.with_verb = lambda argv: argv or []
+data.with_verb = lambda argv: ['x']
 sys.exit(main.main())
 """
 
@@ -132,5 +133,5 @@ def test_ctrl_c_ends_a_command_with_a_line_however_it_hangs(what, presses):
     for _ in range(presses):
         child.send_signal(signal.SIGINT)
         setup.threading.Event().wait(0.3)
-    out, error = child.communicate(timeout=20)
+    out, error = child.communicate(timeout=LIMIT)
     assert (child.returncode, error) == (130, 'stopped; the same command continues\n')

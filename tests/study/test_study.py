@@ -9,6 +9,7 @@ import time
 
 import pytest
 from roots import ROOT
+from waiting import LIMIT, wait_until
 
 from downscale.experiment import file
 from downscale.experiment.expansion import cells_of
@@ -87,7 +88,7 @@ def start(folder, study_file):
 
 def finish(folder, study_file):
     process = start(folder, study_file)
-    output, _ = process.communicate(timeout=600)
+    output, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, output
 
 
@@ -109,10 +110,8 @@ def test_a_killed_study_ends_with_the_same_bytes_as_an_undisturbed_one(tmp_path)
     folder = tmp_path / 'killed'
     for moment in ('cells/w32d1-s0/text/checkpoints/4', 'cells/w32d1-s0/reason/checkpoints/2'):
         process = start(folder, study_file)
-        deadline = time.monotonic() + 300
-        while not (folder / moment).exists() and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        saved = folder / moment
+        wait_until(lambda saved=saved, ended=process.poll: saved.exists() or ended() is not None)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     finish(folder, study_file)

@@ -3,7 +3,6 @@ import contextlib
 import dataclasses
 import json
 import shutil
-import time
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import small
+from waiting import wait_until
 
 from downscale import config
 from downscale.config import Optimizer, Schedule
@@ -178,10 +178,7 @@ def stopped_at(study, step, cells=CELLS):
             for other in cells:
                 saved = study / 'cells' / other.name / 'text' / 'checkpoints' / str(
                     (step - 1) // EVERY * EVERY)
-                deadline = time.monotonic() + 60
-                while not saved.is_dir():
-                    assert time.monotonic() < deadline
-                    time.sleep(0.01)
+                wait_until(saved.is_dir)
             raise Stop
     with pytest.raises(Stop):
         training.train_together(study, cells, 'text', report)

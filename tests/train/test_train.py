@@ -3,7 +3,6 @@ import itertools
 import json
 import math
 import shutil
-import time
 from functools import cache
 
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
+from waiting import wait_until
 
 from downscale.config import GROUPS, Optimizer, Schedule
 from downscale.model.init import init_params
@@ -278,10 +278,7 @@ def stop_at(folder, step, saved):
     """A report that ends the run at `step`, once checkpoint `saved` is complete."""
     def report(done, row):
         if done == step:
-            deadline = time.monotonic() + 60
-            while not (folder / 'checkpoints' / str(saved)).is_dir():
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+            wait_until((folder / 'checkpoints' / str(saved)).is_dir)
             raise Stop
     return report
 

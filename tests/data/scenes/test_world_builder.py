@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from waiting import LIMIT
 
 from downscale.data.scenes import dataset
 from downscale.data.scenes.dataset import build, scene_example, source, triple_example
@@ -45,7 +46,7 @@ def test_of_two_commands_on_a_fresh_folder_one_builds_and_the_other_waits(tmp_pa
                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert child.stderr.readline() == f'waiting for another process that prepares {tmp_path}\n'
         assert not list(tmp_path.rglob('*.array_record*'))
-    folder, error = child.communicate(timeout=60)
+    folder, error = child.communicate(timeout=LIMIT)
     assert child.returncode == 0 and not error
     assert len(source(folder.strip(), 'train')) == 20
 

@@ -9,7 +9,7 @@ import time
 from functools import partial
 
 import pytest
-from local_jobs import wait_until
+from waiting import LIMIT, wait_until
 
 from downscale.launch import state, supervise
 from downscale.launch.backends import tpuvm
@@ -156,13 +156,13 @@ def test_a_watcher_killed_between_delete_and_create_goes_on_when_restarted(api, 
     supervise.step(backend_of(tmp_path, ('z0',)), [spec], Policy(max_parallel=1, zones=('z0',)))
     api.set(spec.name, 'FAILED', 'no capacity')
     argv = [sys.executable, '-c', WATCHER, os.pathsep.join(sys.path), str(tmp_path)]
-    assert subprocess.run([*argv, 'die'], timeout=60).returncode == -9
+    assert subprocess.run([*argv, 'die'], timeout=LIMIT).returncode == -9
     assert not api.resources
     watcher = subprocess.Popen([*argv, 'live'])
     try:
         wait_until(lambda: api.resources)
         finish(spec)
-        assert watcher.wait(60) == 0
+        assert watcher.wait(LIMIT) == 0
     finally:
         watcher.kill()
     assert not api.resources and len(api.made()) == 2

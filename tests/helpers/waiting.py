@@ -13,4 +13,4 @@ def wait_until(happened):
     until = time.monotonic() + LIMIT
     while not happened():
         assert time.monotonic() < until, f'not within {LIMIT} s: {happened}'
-        time.sleep(0.05)
+        time.sleep(0.01)
