@@ -8,7 +8,7 @@ import pytest
 
 from downscale.analysis import absent, drops, measures, synth
 from downscale.commands import main
-from downscale.report import report
+from downscale.report import report, summary
 from downscale.results.study import load_study
 from downscale.runtime.files import read_json, write_json
 
@@ -105,7 +105,7 @@ def test_a_question_of_one_run_that_is_missing_leaves_a_report_that_says_so(root
         results, skipped = report._results(s)
         assert {what for _, what in results['missing']} == set(words)
         assert skipped['drops'].startswith(f'pairing: {LARGE}-s1 image lacks 1 of 160 items')
-        assert report._summary(s, results)['sentences'][0].startswith('Missing: ')
+        assert summary.summary(s, results)['sentences'][0].startswith('Missing: ')
 
 
 def test_headline_validate_and_report_name_it_and_no_interval_narrows(root, capsys):
@@ -116,7 +116,7 @@ def test_headline_validate_and_report_name_it_and_no_interval_narrows(root, caps
     name = f'{LARGE}-s2, joint, image'
     assert [name, 'not there'] in told['missing']
     assert told['summary']['sentences'][0].startswith('Missing: 2 evaluations: ')
-    assert name in page.read_text().partition('<h1>')[0]   # the headline stands above the title
+    assert name in page.read_text().partition('<figure')[0]   # it is said before any number
     for kind in ('absolute', 'relative_chance'):
         after = told['drops']['macro'][kind]
         assert after['seeds'] == 2

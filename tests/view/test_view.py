@@ -39,7 +39,7 @@ from downscale.view.select import select
 from downscale.view.server import Explorer
 from downscale.view.words import compared
 
-ARCHIVE = Path(__file__).parent / 'data' / 'earlier_run.tar.xz'
+ARCHIVE = Path(__file__).parents[1] / 'data' / 'earlier_run.tar.xz'
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
 BROWSER = pytest.mark.skipif(not CHROMIUM, reason='no Chromium: apt-get install chromium')
 PICTURES = 16   # of four questions each
