@@ -21,7 +21,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write a checkpoint for Hugging Face, or items as Parquet.
+    """Write a Hugging Face folder, or items as Parquet.
 
     A checkpoint is the newest one of the run.
     """

@@ -51,6 +51,7 @@ def _steps(folder):
     if studies:
         newest = printable(shlex.quote(str(studies[-1].parent)))
         yield f'downscale report {newest}', 'the report of the newest study here'
+        yield f'downscale view {newest}', 'its items one by one, in a browser'
         yield f'downscale analyze drop {newest}', 'what its small sizes lose, in numbers'
     elif (folder / EXAMPLE.split()[2]).is_file():
         yield 'downscale doctor', 'is this machine ready?'

@@ -20,7 +20,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Look at items one by one: who was right, what was written."""
+    """Look at items one by one, in a browser."""
     from downscale.view.board import Board
     from downscale.view.bundle import write_bundle
     from downscale.view.columns import views_of
