@@ -216,7 +216,7 @@ def typed(text, server):
 def cloud(request, monkeypatch, tmp_path):
     """Call with a line: what it asks of a cloud is answered by fakes on this machine."""
     def fake(text):
-        monkeypatch.setattr(pool, 'WORKER', 'tests.fake_compiler')
+        monkeypatch.setattr(pool, 'WORKER', 'tests.helpers.fake_compiler')
         monkeypatch.setattr(importlib.metadata, 'version', lambda name: '1')
         monkeypatch.setenv('COMPILED', str(tmp_path / 'compiled'))
         if 'gs://' in text:

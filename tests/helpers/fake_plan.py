@@ -50,7 +50,7 @@ def cell(seed=0, size='w64d2', vision=TOWER, stages=(EXTRACT,), **more):
 def planner(tmp_path, monkeypatch):
     """A function that makes a plan by the compiler that only pretends: it gives the plan, and what
     was compiled for it."""
-    monkeypatch.setattr(pool, 'WORKER', 'tests.fake_compiler')
+    monkeypatch.setattr(pool, 'WORKER', 'tests.helpers.fake_compiler')
     monkeypatch.setattr(importlib.metadata, 'version', lambda name: '1')
     log = tmp_path / 'compiled'
     monkeypatch.setenv('COMPILED', str(log))
