@@ -44,13 +44,13 @@ def _figures(s, args):
     """Yield (name, figure function, what it draws) of one verb; those without data are left out."""
     from downscale.analysis import drops, flips, grids
     from downscale.analysis.pareto import ways_by_cost
-    from downscale.report import figures, share_figures
+    from downscale.report import figures, pair_figures, share_figures
     wanted = {'drop': [('drops', figures.drops, drops.by_family),
                        ('reliance', figures.reliance, drops.reliance)],
-              'grid': [('grid', figures.grid, grids.grid),
+              'grid': [('grid', pair_figures.grid, grids.grid),
                        ('families', share_figures.grid_families, flips.families)]}
     wanted['attribute'] = [
-        ('shares', share_figures.waterfall, lambda s: flips.shares(s)['macro'])]
+        ('shares', share_figures.shares, lambda s: flips.shares(s)['macro'])]
     wanted['pareto'] = [
         ('pareto', share_figures.pareto, lambda s: ways_by_cost(s, args.cost))]
     for name, draw, compute in wanted.get(args.verb, ()):
