@@ -4,7 +4,7 @@ The scene world makes `Example`s, of which `scenes/conversations.py` makes a `Co
 stage; published sets give `Record`s. `pipeline.py` turns conversations into batches. Nothing here
 knows about tokens or arrays.
 """
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 IMAGE = '<image>'  # marks, inside a turn's text, the place of the next image
 THINK = ('<think>', '</think>')  # stand around a thought
@@ -67,7 +67,7 @@ class Example:
         return len(self.images)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Turn:
     """One turn of a conversation; the loss is taken on `text` exactly when it is `supervised`.
 
@@ -77,6 +77,7 @@ class Turn:
     role: str
     text: str
     supervised: bool
+    _: KW_ONLY
     thinking: bool | None = None
 
 
