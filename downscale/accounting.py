@@ -8,18 +8,18 @@ embedding look-up are free. `tests/test_accounting.py` ties them to the compiled
 from collections.abc import Iterable
 
 from downscale.sizes import LanguageConfig, VisionConfig
+from downscale.stage_table import GROUPS
 
-STAGE_GROUPS = ('tower', 'connector', 'language')
 # A stage trains `language` together with the vector that ends a row of image tokens.
 _PARTS_OF = {'tower': ('tower',), 'connector': ('connector',),
              'language': ('embedding', 'decoder', 'head', 'newline')}
 
 
 def _check_groups(groups):
-    unknown = sorted(set(groups) - set(STAGE_GROUPS))
+    unknown = sorted(set(groups) - set(GROUPS))
     if unknown or isinstance(groups, str):
         raise ValueError(f'unknown groups {unknown or groups!r}; '
-                         f'a tuple of {STAGE_GROUPS} is meant')
+                         f'a tuple of {GROUPS} is meant')
 
 
 def parameters(language: LanguageConfig, vision: VisionConfig | None = None) -> dict[str, int]:
@@ -62,8 +62,8 @@ def totals(language: LanguageConfig, vision: VisionConfig | None = None) -> dict
 
 
 def trainable(language: LanguageConfig, vision: VisionConfig | None = None,
-              groups: Iterable[str] = STAGE_GROUPS) -> int:
-    """Return how many parameters a stage trains; `groups` is a tuple out of `STAGE_GROUPS`.
+              groups: Iterable[str] = GROUPS) -> int:
+    """Return how many parameters a stage trains; `groups` is a tuple out of `GROUPS`.
 
     `image_newline` counts with 'language', whose learning rate it shares.
     """
@@ -120,7 +120,7 @@ def forward_flops(language: LanguageConfig, vision: VisionConfig | None = None, 
 
 
 def train_flops(language: LanguageConfig, vision: VisionConfig | None = None, *, rows: int,
-                length: int, tiles: int = 0, groups: tuple[str, ...] = STAGE_GROUPS,
+                length: int, tiles: int = 0, groups: tuple[str, ...] = GROUPS,
                 remat: bool = False, head_positions: int | None = None) -> dict[str, int]:
     """Return FLOPs of one training step on `rows` x `length` tokens and `tiles` tiles, by pass.
 

@@ -81,7 +81,7 @@ def test_random_points_of_the_width_by_depth_grid_count_what_their_trees_hold():
 def test_the_groups_of_a_stage_partition_the_model():
     row, everything = QWEN3['0.6b'], accounting.totals(QWEN3['0.6b'], SO400M)
     each = {group: accounting.trainable(row, SO400M, (group,))
-            for group in accounting.STAGE_GROUPS}
+            for group in accounting.GROUPS}
     assert sum(each.values()) == everything['n_total'] == accounting.trainable(row, SO400M)
     assert each['language'] == 596_049_920 + row.D
     assert each['connector'] + each['tower'] == everything['n_vision']
@@ -175,10 +175,10 @@ def compiled_step(language, groups, B=2, L=20, I=2, images=True, remat='none', u
 STEPS = {
     'tower frozen, unrolled': (('connector', 'language'), {'unroll': 8}),
     'text only': (('language',), {'images': False}),
-    'all trained, untied': (accounting.STAGE_GROUPS, {'untied': True}),
+    'all trained, untied': (accounting.GROUPS, {'untied': True}),
     'align': (('connector',), {}),
     'tower alone': (('tower',), {}),
-    'all trained, remat': (accounting.STAGE_GROUPS, {'remat': 'full'}),
+    'all trained, remat': (accounting.GROUPS, {'remat': 'full'}),
     'align, remat': (('connector',), {'remat': 'full'}),
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from downscale.accounting import STAGE_GROUPS, train_flops
+from downscale.accounting import train_flops
 from downscale.config import Experiment, Stage
 from downscale.data import buckets, pipeline
 from downscale.data.scenes.sampler import Sampler
@@ -47,7 +47,7 @@ def row_flops(experiment: Experiment, stage: Stage) -> Callable[[int, int], int]
 
     Recomputation for memory (remat) is left out, which repeats about the same share of every row.
     """
-    groups = tuple(group for group in stage.trainable if group in STAGE_GROUPS)
+    groups = tuple(stage.trainable)
 
     @cache
     def flops(length, tiles):
