@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from downscale.config import Optimizer, Schedule
+from downscale.config import Optimizer
 from downscale.laws.learning_rates import RateRun, choose_all, moved
 from downscale.model.init import init_params
 from downscale.model.vlm import Vlm
+from downscale.schedule import Schedule
 from downscale.sharding import mesh
 from downscale.sizes import KINDS, MICRO, Parametrisation, scale
 from downscale.train.state import new_state

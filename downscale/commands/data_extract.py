@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
 
 def factory_of(args: argparse.Namespace) -> 'Factory':
     """Return the `Factory` of the command line, everything that it names checked."""
-    from downscale.data.files import fault
+    from downscale.data.row_files import fault
     from downscale.evaluate import prompts
     from downscale.factory import source, steps
     from downscale.factory.factory import Factory

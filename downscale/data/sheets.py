@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from downscale.data.rows import BadRow, fault, is_unicode, shown
+from downscale.data.bad_rows import BadRow, fault, is_unicode, shown
 
 ANSWERS = ('answer', 'answers', 'gold')  # columns whose cells may spell a list of accepted texts
 LONGEST_CELL = 1 << 26  # characters of one cell of a sheet; pictures as base64 are long

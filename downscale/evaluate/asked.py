@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from downscale.data import files
+from downscale.data import row_files
 from downscale.data.images import digest
 from downscale.data.scenes.questions import correct
 from downscale.evaluate.question_files import SUFFIXES, own_questions
@@ -189,19 +189,19 @@ def informed(questions: Questions, path: PathLike, numbers: bool = True) -> Ques
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'no file of information {path}')
-    texts = files.read_object(path)
+    texts = row_files.read_object(path)
     wrong = [name for name, text in texts.items() if not isinstance(text, str) or not text.strip()]
     if wrong:
-        raise files.fault(path, f'must hold texts; {len(wrong)} of {len(texts)} are none (first '
-                          f'{files.shown(wrong[0], 40)!r})')
+        raise row_files.fault(path, f'must hold texts; {len(wrong)} of {len(texts)} are none '
+                              f'(first {row_files.shown(wrong[0], 40)!r})')
     # All by id or all by number: a mixture may be a file about other data.
     ids = not numbers or all(asked.id in texts for asked in questions.asked)
     names = [asked.id if ids else str(asked.doc_id) for asked in questions.asked]
     lacking = [name for name in names if name not in texts]
     if lacking:
         ways = 'by id and by number' if numbers else 'by id'
-        raise files.fault(path, f'lacks {len(lacking)} of {len(names)} questions, {ways} (first '
-                          f'{files.shown(lacking[0], 40)!r})')
+        raise row_files.fault(path, f'lacks {len(lacking)} of {len(names)} questions, {ways} '
+                              f'(first {row_files.shown(lacking[0], 40)!r})')
     asked = [dataclasses.replace(question, information=texts[name])
              for question, name in zip(questions.asked, names)]
     return dataclasses.replace(questions, asked=tuple(asked))

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from downscale.data import files
+from downscale.data import row_files
 from downscale.data.images import open_under
 from downscale.data.records import IMAGE
 from downscale.evaluate.scoring.targets import Target
@@ -60,7 +60,7 @@ def check_columns(path: Path | str, names: Sequence[str], needed: Iterable[str])
     gone = [name for name in needed if name not in names]
     if gone:
         raise ValueError(f'{path} has no {", ".join(map(repr, gone))}; it has '
-                         f'{files.shown(", ".join(map(repr, names)), 120)}')
+                         f'{row_files.shown(", ".join(map(repr, names)), 120)}')
 
 
 # --- parquet ----------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ def _opened(file):
     try:
         return pq.ParquetFile(file)
     except pa.ArrowInvalid as error:
-        raise files.fault(file, f'no readable parquet file ({error})') from None
+        raise row_files.fault(file, f'no readable parquet file ({error})') from None
 
 
 def _shards(path):
@@ -158,7 +158,7 @@ def tsv_rows(path: Path, needed: Sequence[str]
             pa_csv.ParseOptions(delimiter='\t', newlines_in_values=True),
             pa_csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string())))
     except pa.ArrowInvalid as error:
-        raise files.fault(path, f'no readable TSV ({error})') from None
+        raise row_files.fault(path, f'no readable TSV ({error})') from None
     images = table.column('image')
     rows = table.drop_columns(['image']).to_pylist()
     # VLMEvalKit stores a picture once; further questions about it hold the index of the first.
@@ -179,7 +179,7 @@ def tsv_rows(path: Path, needed: Sequence[str]
 
 def json_list(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (number, object) of a JSON list of objects; ValueError names a wrong one's number."""
-    for number, (where, value) in enumerate(files.read_whole(_there(path))):
+    for number, (where, value) in enumerate(row_files.read_whole(_there(path))):
         check_columns(f'{path}, {where}', list(value), needed)
         yield number, value
 
@@ -187,7 +187,7 @@ def json_list(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str
 def csv_rows(path: Path, needed: Sequence[str]
              ) -> Iterator[tuple[int, dict[str, str], list[str]]]:
     """Yield (number, {column: text}, [texts by place]) of a CSV file with a header."""
-    for number, (_, row) in enumerate(files.read_whole(_there(path))):
+    for number, (_, row) in enumerate(row_files.read_whole(_there(path))):
         check_columns(path, list(row), needed)
         yield number, row, list(row.values())
 

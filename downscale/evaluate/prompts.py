@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from downscale.data import files
+from downscale.data import row_files
 from downscale.data.records import IMAGE
 from downscale.values import hash_of, unknown
 
@@ -165,13 +165,13 @@ def read_templates(path: Path, names: Sequence[str], places: Mapping[str, Sequen
     A field has the form that `forms` gives it, else it is a text; a text of `places` holds each of
     its placeholders and no other. ValueError in one line for anything else.
     """
-    value = files.read_object(path)
+    value = row_files.read_object(path)
     for name in value:
         if name not in names:
-            raise files.fault(path, unknown('field', files.shown(name, 40), names))
+            raise row_files.fault(path, unknown('field', row_files.shown(name, 40), names))
     missing = [name for name in names if name not in value]
     if missing:
-        raise files.fault(path, f'missing field {", ".join(map(repr, missing))}')
+        raise row_files.fault(path, f'missing field {", ".join(map(repr, missing))}')
     for name, part in value.items():
         form = forms.get(name, TEXT)
         if not form.fits(part):
@@ -186,10 +186,10 @@ def _check_places(path, name, template, places):
     there = [match[1] for match in _PLACE.finditer(template)]
     for place in there:
         if place not in places:
-            place = files.shown(place, 40)
+            place = row_files.shown(place, 40)
             hint = unknown('placeholder', place, places) if places else \
                 f'unknown placeholder {place!r}; it takes none'
-            raise files.fault(path, f'{name}: {hint}')
+            raise row_files.fault(path, f'{name}: {hint}')
     missing = [place for place in places if place not in there]
     if missing:
         raise ValueError(f'{path}: {name}: missing placeholder {{{missing[0]}}}')

@@ -20,20 +20,20 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from downscale.data import files, measure
+from downscale.data import measure, row_files
 from downscale.data.corpora import columns
 from downscale.data.corpora.cells import Rejected, empty
 from downscale.data.corpora.options import LETTERS, letter_of, options_in, several, with_options
 from downscale.data.corpora.sources import check_texts, picture_of
-from downscale.data.files import fault, shown
 from downscale.data.records import Turn
+from downscale.data.row_files import fault, shown
 from downscale.evaluate.scoring.boxes import is_box
 from downscale.evaluate.scoring.table import SCORERS, unfit
 from downscale.evaluate.scoring.targets import Target
 from downscale.runtime.files import PathLike
 from downscale.values import unknown
 
-SUFFIXES = (*files.FORMS, '.parquet')
+SUFFIXES = (*row_files.FORMS, '.parquet')
 TEXTS = ('question', 'information', 'family', 'scorer')
 FIELDS = ('id', *TEXTS, 'images', 'answer', 'answers', 'options', 'choices')
 _MARK = re.compile(r'<image[ _]?\d*>')
@@ -95,7 +95,7 @@ def own_questions(path: PathLike, images: PathLike | None = None, limit: int | N
 def _rows(path):
     """Yield (where it stands, row, call that reads it again) of every row of a file."""
     if path.suffix.lower() != '.parquet':
-        for where, row in files.read_whole(path):
+        for where, row in row_files.read_whole(path):
             yield where, row, partial(dict, row)
         return
     try:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from downscale.data.chat import render
-from downscale.data.files import shown
 from downscale.data.measure import picture_cost, picture_size
 from downscale.data.records import IMAGE, THINK
+from downscale.data.row_files import shown
 from downscale.data.tokens import Encoder
 from downscale.evaluate.answers import asked_turn
 from downscale.evaluate.asked import Asked

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from downscale.data import files
+from downscale.data import row_files
 from downscale.data.corpora.cells import Rejected
 from downscale.data.corpora.columns import parts_of
 from downscale.data.corpora.sources import check_texts, inside
@@ -45,8 +45,8 @@ def read(path: Path, root: Path, limit: int | None = None,
     # 1. Records by the picture that they show.
     by_image = {}
     skipped = []
-    for index, (where, row) in enumerate(files.read(path)):
-        name = where if isinstance(row, files.BadRow) else name_of(row, index)
+    for index, (where, row) in enumerate(row_files.read(path)):
+        name = where if isinstance(row, row_files.BadRow) else name_of(row, index)
         try:
             image, pairs = _checked(row, ignore)
         except Rejected as error:

@@ -1,8 +1,8 @@
 """Reasons not to believe a fit, each one sentence; a fit without any returns none."""
 import numpy as np
 
-from downscale.laws import descent
-from downscale.laws.descent import Problem
+from downscale.laws import huber_loss
+from downscale.laws.huber_loss import Problem
 from downscale.statistics.bootstrap import Interval
 
 AGREE = 1e-4      # relative difference up to which two starts reached the same objective
@@ -21,7 +21,7 @@ def lower(value: float, than: float) -> bool:
 
 def of_descent(problem: Problem, weights: np.ndarray, theta: np.ndarray, value: float) -> list[str]:
     """Return why `theta` [p] with objective `value` is no minimum."""
-    left = descent.remaining(problem, weights, theta)
+    left = huber_loss.remaining(problem, weights, theta)
     if left > FLAT * max(1, value):
         return [f'not converged: the gradient still promises {left:.2g} of {value:.6g}']
     return []
@@ -36,7 +36,7 @@ def of_fit(problem: Problem, theta: np.ndarray, runs: int, draws: int, drawn: in
     if len(far):
         reasons.append(f'{len(far)} residuals are over {FAR} times the median, of rows '
                      f'{far[:10].tolist()}: look at worst={len(far)}')
-    blur = descent.condition(problem, theta)
+    blur = huber_loss.condition(problem, theta)
     if blur > BLURRED:
         reasons.append(f'not identified: condition {blur:.1g}; quote predictions, not parameters')
     # A single input moves with nothing: the identity says so in the same form.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from downscale.laws import descent, doubts
+from downscale.laws import doubts, huber_loss
 from downscale.laws.forms import Law
 from downscale.statistics.bootstrap import Interval, resample, without_ends
 
@@ -109,7 +109,8 @@ def _problem(law, x, y, delta):
             raise ValueError(f'input {axis + 1} has fewer than 3 different values, so its '
                              'exponent and the floor cannot be told apart; add sizes')
     centre = np.log(x).mean(axis=0)
-    return descent.Problem(law=law, u=np.log(x) - centre, target=law.target(y), delta=delta), centre
+    problem = huber_loss.Problem(law=law, u=np.log(x) - centre, target=law.target(y), delta=delta)
+    return problem, centre
 
 
 def spread(value: float, drawn: np.ndarray, n: int, runs: int, parameters: int,
@@ -197,7 +198,7 @@ def check(law: Law, x: ArrayLike, y: ArrayLike, parameters: dict[str, float], *,
     problem, centre = _problem(law, x, y, delta)
     theta = law.internal(parameters, centre)
     weights = np.ones(len(problem.target))
-    value = float(descent.objective(problem, weights, theta[None])[0][0])
+    value = float(huber_loss.objective(problem, weights, theta[None])[0][0])
     best = _search(problem, weights, [theta], seed)[1]
     reasons = doubts.of_descent(problem, weights, theta, value)
     if doubts.lower(best, value):
@@ -211,21 +212,21 @@ def _search(problem, weights, given, seed):
     Starts are those of the grid and the `given` vectors.
     """
     starts = np.stack([*given, *problem.law.grid(problem.u, problem.target)])
-    theta, values = descent.descend(problem, np.tile(weights, (len(starts), 1)), starts)
+    theta, values = huber_loss.descend(problem, np.tile(weights, (len(starts), 1)), starts)
     best = np.argmin(values)
     # `FLAT` besides the share: the objective of an exact fit is about zero.
     agree = float(np.mean(values <= values[best] * (1 + doubts.AGREE) + doubts.FLAT))
-    solution, value = descent.polish(problem, weights, theta[best])
+    solution, value = huber_loss.polish(problem, weights, theta[best])
     rng = np.random.default_rng(seed)
     alarms = []
     # The second optimiser starts nearby, from plain squares (of a law without, where the caller
     # said), and anywhere.
     for restart in (solution + 0.3 * rng.standard_normal(len(solution)), *given[-1:],
                     starts[rng.integers(len(starts))]):
-        other, reached = descent.quasi_newton(problem, weights, restart)
+        other, reached = huber_loss.quasi_newton(problem, weights, restart)
         if doubts.lower(reached, value):
             alarms.append(f'a restart was better: {reached:.8g} instead of {value:.8g}')
-            solution, value = descent.polish(problem, weights, other)
+            solution, value = huber_loss.polish(problem, weights, other)
     return solution, value, agree, alarms + doubts.of_descent(problem, weights, solution, value)
 
 
@@ -257,7 +258,7 @@ def _refit(problem, weights, starts, seed):
         starts = [*starts, best + 0.3 * rng.standard_normal(len(best))]
     if not len(weights):
         return np.zeros((0, len(best)))
-    tries = [descent.descend(problem, weights, np.tile(start, (len(weights), 1)))
+    tries = [huber_loss.descend(problem, weights, np.tile(start, (len(weights), 1)))
              for start in starts]
     first = np.argmin([values for _, values in tries], axis=0)
     return np.stack([theta for theta, _ in tries])[first, np.arange(len(weights))]

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from downscale.data.files import fault
+from downscale.data.row_files import fault
 from downscale.runtime.files import whole
 
 SYNC_EVERY = 64  # rows between two fsyncs: a power cut costs at most as many

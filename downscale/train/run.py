@@ -8,7 +8,8 @@ from jax.sharding import Mesh
 from downscale.runtime import processes
 
 if TYPE_CHECKING:
-    from downscale.config import Optimizer, Schedule
+    from downscale.config import Optimizer
+    from downscale.schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from fake_study import fake_study
 from roots import ROOT
 
 from downscale.commands import main
-from downscale.data import files
+from downscale.data import row_files
 from downscale.data.corpora import columns
 from downscale.evaluate import question_files
 from downscale.evaluate.scoring import stored_replies
@@ -71,8 +71,8 @@ ROWS = ('conversations', 'messages', 'texts', 'question', 'answer', 'answers', '
 
 @pytest.mark.parametrize('command, argument, forms, fields', [
     ('extract-think', '--data', question_files.SUFFIXES, question_files.FIELDS),
-    ('rescore', 'file', files.FORMS, (*stored_replies.FIELDS, 'filter')),
-    ('data extract', '--from', files.FORMS, (*ROWS, 'image'))])
+    ('rescore', 'file', row_files.FORMS, (*stored_replies.FIELDS, 'filter')),
+    ('data extract', '--from', row_files.FORMS, (*ROWS, 'image'))])
 def test_a_help_text_names_every_form_and_column_that_is_read(command, argument, forms, fields):
     text = help_of(command, argument)
     assert set(re.findall(r'\.[a-z]+', text)) == set(forms)

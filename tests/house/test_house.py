@@ -18,7 +18,7 @@ FILES = [*MODULES.items(), *((path.relative_to(ROOT).as_posix(), ast.parse(path.
 LEVELS = (
     ('moved.py', 'letters.py', 'values.py', 'runtime/', 'statistics/'),
     ('sizes.py', 'stage_table.py', 'sharding.py', 'laws/'),
-    ('accounting.py', 'mup.py'),
+    ('accounting.py', 'mup.py', 'schedule.py'),
     ('model/', 'data/'),
     ('data/scenes/', 'results/', 'generate/'),
     ('train/', 'config.py', 'evaluate/scoring/', 'analysis/planted/'),

@@ -6,7 +6,7 @@ import pytest
 from law_points import LOSS, TRUE, X
 from scipy.optimize import minimize, minimize_scalar
 
-from downscale.laws import descent, doubts, fits
+from downscale.laws import doubts, fits, huber_loss
 from downscale.laws.extrapolation import holdout, optimum
 from downscale.laws.forms import CHINCHILLA, POWER, Additive, Saturating
 from downscale.output.plain import plain
@@ -60,7 +60,7 @@ def stopped_early(y):
     centring[[1, 2], [3, 4]] = -centre
 
     def mean(raw):
-        value, gradient = descent.objective(problem, np.ones(len(y)), (centring @ raw)[None])
+        value, gradient = huber_loss.objective(problem, np.ones(len(y)), (centring @ raw)[None])
         return problem.delta ** 2 * value[0] / len(y), (
             problem.delta ** 2 * gradient[0] @ centring / len(y))
 
@@ -81,7 +81,7 @@ def test_an_objective_stopped_early_is_told_from_a_minimum():
 def test_the_second_optimiser_does_not_stop_before_the_minimum(start):
     problem, centre = fits._problem(CHINCHILLA, X, LOSS, None)
     begin = CHINCHILLA.internal(start, centre)
-    assert descent.quasi_newton(problem, np.ones(len(X)), begin)[1] < 1e-15
+    assert huber_loss.quasi_newton(problem, np.ones(len(X)), begin)[1] < 1e-15
 
 
 @pytest.mark.parametrize('noise', [2e-3, 5e-2])
@@ -95,7 +95,7 @@ def test_a_fit_started_at_a_wrong_point_reaches_the_best_objective(noise):
 
 
 def test_a_search_that_is_cut_short_raises_the_alarm(monkeypatch):
-    monkeypatch.setattr(descent, 'ROUNDS', 1)
+    monkeypatch.setattr(huber_loss, 'ROUNDS', 1)
     found = fits.fit(CHINCHILLA, X, noisy(2e-3), draws=0)
     assert any('better' in alarm or 'not converged' in alarm for alarm in found.alarms)
 
@@ -105,9 +105,9 @@ def test_the_gradient_is_that_of_the_objective():
         problem, _ = fits._problem(law, X[:, :law.axes] * np.arange(1, 31)[:, None], y, 0.05)
         weights = np.random.default_rng(0).random((1, 30))
         theta = law.grid(problem.u, problem.target)[-1:] + 0.1
-        slope = descent.objective(problem, weights, theta)[1][0]
+        slope = huber_loss.objective(problem, weights, theta)[1][0]
         for step, one in zip(1e-6 * np.eye(len(slope)), slope, strict=True):
-            ends = [descent.objective(problem, weights, theta + sign * step)[0][0]
+            ends = [huber_loss.objective(problem, weights, theta + sign * step)[0][0]
                     for sign in (1, -1)]
             assert one == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-4, abs=1e-4)
 

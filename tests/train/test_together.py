@@ -13,8 +13,9 @@ import small
 from waiting import wait_until
 
 from downscale import config
-from downscale.config import Optimizer, Schedule
+from downscale.config import Optimizer
 from downscale.runtime import exits
+from downscale.schedule import Schedule
 from downscale.sharding import mesh
 from downscale.sizes import Parametrisation
 from downscale.stages import start, training

@@ -21,7 +21,7 @@ from downscale.data.corpora.manifest import encoder_key, mixture_json, write_man
 from downscale.data.corpora.mixture import Mixture
 from downscale.data.corpora.shards import Chunk, Settings, write
 from downscale.data.corpora.sources import open_rows, under
-from downscale.data.files import shown
+from downscale.data.row_files import shown
 from downscale.runtime.files import lock, read_json, write_json
 from downscale.runtime.streams import LONGEST_ERROR
 

@@ -1,7 +1,7 @@
 """Cells of published rows: when one is empty, and how a row is refused that cannot be used."""
 from typing import Any
 
-from downscale.data.files import shown
+from downscale.data.row_files import shown
 
 REASONS = ('wrong type', 'unreadable row', 'unknown column', 'no answer', 'unclear answer',
            'unknown role', 'bad text', 'chat token', 'image marks', 'no picture', 'video',

@@ -15,8 +15,8 @@ from typing import Any
 
 from downscale.data.corpora.cells import Rejected, empty, typed
 from downscale.data.corpora.options import LETTERS, question_in
-from downscale.data.files import BadRow, shown
 from downscale.data.records import IMAGE, Turn
+from downscale.data.row_files import BadRow, shown
 from downscale.values import unknown
 
 ROLES = {'human': 'user', 'user': 'user', 'gpt': 'assistant', 'assistant': 'assistant',

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from downscale.data.corpora.cells import Rejected, empty, typed
-from downscale.data.files import shown
+from downscale.data.row_files import shown
 
 LETTERS: tuple[str, ...] = tuple('ABCDEFGHIJ')
 ASK_LETTER = "Answer with the option's letter from the given choices directly."

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from downscale.data.corpora.mixture import Corpus, epoch_order
-from downscale.data.files import shown
+from downscale.data.row_files import shown
 from downscale.output.page import (
     card,
     cards,

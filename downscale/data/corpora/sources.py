@@ -18,8 +18,8 @@ from downscale.data import images, measure
 from downscale.data.corpora.cells import Rejected
 from downscale.data.corpora.columns import Parts, parts_of
 from downscale.data.corpora.tables import METADATA, TFDS, FileRows, Parquet, Prepared
-from downscale.data.files import FORMS, fault, shown
 from downscale.data.records import IMAGE, Conversation, Record, Turn
+from downscale.data.row_files import FORMS, fault, shown
 from downscale.runtime.files import PathLike
 from downscale.values import COUNT, Choice, Range, Several, check
 

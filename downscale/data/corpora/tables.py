@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from downscale.data import files
+from downscale.data import row_files
 from downscale.data.corpora.columns import IDS
 
 METADATA = ('metadata.jsonl', 'metadata.csv', 'metadata.tsv', 'metadata.json', 'metadata.parquet')
@@ -26,7 +26,7 @@ class FileRows:
 
     def __init__(self, path: Path) -> None:
         self.paths = (path,)
-        self.rows = [row for _, row in files.read(path)]
+        self.rows = [row for _, row in row_files.read(path)]
 
     def __len__(self):
         return len(self.rows)
@@ -82,11 +82,11 @@ class Parquet:
             try:
                 file = pq.ParquetFile(path)
             except Exception as error:  # pyarrow raises several kinds
-                raise files.fault(path, f'is no readable Parquet file ({error})') from None
+                raise row_files.fault(path, f'is no readable Parquet file ({error})') from None
             names = file.schema_arrow.names
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:  # a dict of them would keep the last
-                raise files.fault(path, f'names a column twice: {twice}')
+                raise row_files.fault(path, f'names a column twice: {twice}')
             self.counts.append(file.metadata.num_rows)
         self.starts = np.cumsum([0, *self.counts])
 

@@ -1,7 +1,7 @@
 """What is asked about the made-up world: questions, extractions, traces and what guessing earns.
 
-A family is a function from a scene to everything it can ask there (`families.py`); what guessing
-earns follows from that.
+A family is a function from a scene to everything it can ask there (`question_families.py`);
+what guessing earns follows from that.
 """
 import functools
 from collections import Counter, defaultdict
@@ -12,7 +12,7 @@ import numpy as np
 
 from downscale.data.records import Example, Extraction, Question, Trace
 from downscale.data.scenes.facts import FACT_VALUES, facts
-from downscale.data.scenes.families import ASKS, SCENE_FAMILIES, Draft
+from downscale.data.scenes.question_families import ASKS, SCENE_FAMILIES, Draft
 from downscale.data.scenes.world import (
     FIELDS,
     SIZES,

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from downscale.data import files
-from downscale.data.files import fault, shown
+from downscale.data import row_files
+from downscale.data.row_files import fault, shown
 from downscale.data.sheets import list_of_texts
 from downscale.evaluate.scoring.choices import LETTERS
 from downscale.results.samples import JOINED, lines
@@ -36,7 +36,7 @@ def opened(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """
     if _PART.search(path.name):
         return [(f'line {number}', record) for number, record in lines(path)]
-    return files.read_whole(path)
+    return row_files.read_whole(path)
 
 
 def records_of(rows: Iterable[tuple[str, dict[str, Any]]], path: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Stored replies and what is right, read from a list of {"text", "gold"} or from a samples file.
 
-A samples file is ours or one of lm-eval or lmms-eval, in any form of `data/files.py`; several
+A samples file is ours or one of lm-eval or lmms-eval, in any form of `data/row_files.py`; several
 filters of the same replies are scored each by itself. The text of a list is what a scorer is given;
 a samples file holds what a harness stored, so that each scorer first gets what its own harness
 would strip (a closed thought, in lmms-eval 0.7). Our samples hold the reply behind its thought: a
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from downscale.data import files
-from downscale.data.files import fault, shown
+from downscale.data import row_files
+from downscale.data.row_files import fault, shown
 from downscale.evaluate.scoring.boxes import is_box
 from downscale.evaluate.scoring.option_letters import COMPARISON
 from downscale.evaluate.scoring.sample_files import distinct, is_ours, opened, records_of, several
@@ -62,8 +62,8 @@ def read_rows(path: Path) -> tuple[list[StoredReply], list[str]]:
     if not path.is_file():
         hint = ' but a folder' if path.is_dir() else ''
         raise FileNotFoundError(f'no file of replies {path}{hint}')
-    if path.suffix not in files.FORMS:
-        raise fault(path, f'replies are in {", ".join(files.FORMS)} files')
+    if path.suffix not in row_files.FORMS:
+        raise fault(path, f'replies are in {", ".join(row_files.FORMS)} files')
     values = opened(path)
     # The first row shows what the file is: only samples have a doc_id.
     first = values[0][1] if values else {}

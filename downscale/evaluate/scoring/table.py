@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from downscale.data.files import shown
-from downscale.evaluate.scoring import boxes, option_letters, vqa, words
+from downscale.data.row_files import shown
+from downscale.evaluate.scoring import boxes, option_letters, short_answers, vqa, yes_no
 from downscale.evaluate.scoring.choices import LETTERS
 from downscale.evaluate.scoring.reading import (
     answer_of,
@@ -104,14 +104,14 @@ def _people(rule):
 
 
 def _rouge(text, target):
-    value = words.rouge_l(text, target.gold)
+    value = short_answers.rouge_l(text, target.gold)
     return Verdict(value=value, score=value, parsed=bool(text.strip()))
 
 
 def _interleave(text, target):
     if target.free:
         return _rouge(text, target)
-    rule = words.interleave_choice
+    rule = short_answers.interleave_choice
     return _accepting(rule)(text, target) if target.bare else _number(rule)(text, target)
 
 
@@ -139,12 +139,12 @@ def _exact_2(text, target):
 
 
 def _yes(text, target):
-    word = words.yes_or_no(text)
+    word = yes_no.yes_or_no(text)
     return Verdict(value=word, score=float(word == target.yes), parsed=bool(word), said=word)
 
 
 def _pope(text, target):
-    value = words.pope(text, target.yes)
+    value = yes_no.pope(text, target.yes)
     word = text.lower().strip()
     return Verdict(value=value, score=value, parsed=word in ('yes', 'no'), said=word)
 
@@ -152,7 +152,7 @@ def _pope(text, target):
 def _preferred(text, target):
     key = target.reader.chosen(text)
     key = key if key in ('A', 'B') else ''
-    return Verdict(value=key, score=words.preferred(key, target.share), parsed=bool(key))
+    return Verdict(value=key, score=short_answers.preferred(key, target.share), parsed=bool(key))
 
 
 def _option_scorers():
@@ -170,7 +170,7 @@ def _option_scorers():
         return option_letters.vmcbench(text, target.options)
 
     def of_as_many(text, target):
-        return words.coin_scienceqa(text, len(target.choices) or 5)
+        return short_answers.coin_scienceqa(text, len(target.choices) or 5)
 
     letter = {'forms': ('letter',)}
     yield Scorer(name='lmms_v04', version='lmms-eval 0.4, MMStar',
@@ -188,9 +188,9 @@ def _option_scorers():
     yield Scorer(name='coin_scienceqa', version='CoIN, ScienceQA',
                  read=_letter(of_as_many), **letter)
     yield Scorer(name='lmms_scienceqa', version='lmms-eval 0.4, ScienceQA',
-                 read=_accepting(words.lmms_scienceqa), **letter)
+                 read=_accepting(short_answers.lmms_scienceqa), **letter)
     yield Scorer(name='lmms_interleave', version='lmms-eval 0.4, LLaVA-Interleave',
-                 read=_accepting(words.lmms_interleave), **letter)
+                 read=_accepting(short_answers.lmms_interleave), **letter)
     yield Scorer(name='preferred', version='downscale 2, share of people', forms=('share',),
                  read=_preferred, whole=True)
 
@@ -199,13 +199,13 @@ def _word_scorers():
     """Yield the rules for short answers, descriptions, and yes and no."""
     text = {'forms': ('text',)}
     yield Scorer(name='lmms_exact', version='lmms-eval 0.4, GQA',
-                 read=_number(words.same_words), **text)
+                 read=_number(short_answers.same_words), **text)
     yield Scorer(name='coin_equal', version='CoIN, VQAv2 and VizWiz',
-                 read=_number(words.coin_equal), **text)
+                 read=_number(short_answers.coin_equal), **text)
     yield Scorer(name='coin_ocrvqa', version='CoIN, OCR-VQA',
-                 read=_number(words.coin_ocrvqa), **text)
+                 read=_number(short_answers.coin_ocrvqa), **text)
     yield Scorer(name='coin_imagenet', version='CoIN, ImageNet; an empty reply is wrong',
-                 read=_number(words.coin_imagenet), **text)
+                 read=_number(short_answers.coin_imagenet), **text)
     yield Scorer(name='interleave', version='LLaVA-NeXT, evaluate_interleave',
                  forms=('letter', 'text', 'free'), read=_interleave)
     yield Scorer(name='rouge_l', version='LLaVA-NeXT, evaluate_interleave (rouge 1.0.1)',

@@ -8,7 +8,7 @@ from downscale.data.corpora.cells import REASONS, Rejected
 from downscale.data.corpora.columns import parts_of
 from downscale.data.corpora.sources import Source, record_from
 from downscale.data.corpora.tables import FileRows
-from downscale.data.files import BadRow
+from downscale.data.row_files import BadRow
 from downscale.factory import source as factory_source
 from downscale.runtime.streams import LONGEST_ERROR
 

@@ -1,10 +1,21 @@
 """Boxes and short answers: overlaps by hand, the published defect, and where rules part."""
 import pytest
 
-from downscale.evaluate.scoring import words
 from downscale.evaluate.scoring.boxes import box_in, box_of, coin, coin_compat, iou, refcoco
+from downscale.evaluate.scoring.short_answers import (
+    coin_equal,
+    coin_imagenet,
+    coin_ocrvqa,
+    coin_scienceqa,
+    interleave_choice,
+    lmms_interleave,
+    preferred,
+    rouge_l,
+    same_words,
+)
 from downscale.evaluate.scoring.table import verdicts
 from downscale.evaluate.scoring.targets import Target
+from downscale.evaluate.scoring.yes_no import pope, yes_or_no
 
 HALF = '[0.0, 0.0, 0.5, 1.0]'
 ALL = '[0.0, 0.0, 1.0, 1.0]'
@@ -57,32 +68,32 @@ def test_a_reply_without_a_box_is_unparsed_and_wrong():
 # --- short answers ----------------------------------------------------------------------------
 
 def test_equality_ignores_case_and_no_more_than_each_rule_says():
-    assert words.coin_equal('YES', 'yes') == 1.0 and words.coin_equal('yes.', 'yes') == 0.0
-    assert words.same_words('Yes.', 'yes') == 1.0 and words.same_words('yes it is', 'yes') == 0.0
-    assert words.coin_ocrvqa('Unanswerable', 'unanswerable') == 0.0
-    assert words.coin_ocrvqa('The Cat', 'the cat') == 1.0
+    assert coin_equal('YES', 'yes') == 1.0 and coin_equal('yes.', 'yes') == 0.0
+    assert same_words('Yes.', 'yes') == 1.0 and same_words('yes it is', 'yes') == 0.0
+    assert coin_ocrvqa('Unanswerable', 'unanswerable') == 0.0
+    assert coin_ocrvqa('The Cat', 'the cat') == 1.0
 
 
 def test_imagenet_takes_a_part_either_way_but_no_empty_reply():
-    assert words.coin_imagenet('tabby', 'tabby cat') == words.coin_imagenet('a tabby', 'tabby') == 1
-    assert words.coin_imagenet('', 'tabby') == 0.0 == words.coin_imagenet('Tabby', 'tabby cat')
+    assert coin_imagenet('tabby', 'tabby cat') == coin_imagenet('a tabby', 'tabby') == 1
+    assert coin_imagenet('', 'tabby') == 0.0 == coin_imagenet('Tabby', 'tabby cat')
 
 
 @pytest.mark.parametrize('text, letter', [('B', 'B'), ('B. red', 'B'), ('(b) red', 'B'), ('A cat',
                          'A'), ('I think B', ''), ('the answer is C', 'C'), ('E', ''), ('', '')])
 def test_scienceqa_takes_the_first_lone_letter(text, letter):
-    assert words.coin_scienceqa(text, 4) == letter
+    assert coin_scienceqa(text, 4) == letter
 
 
 def test_yes_is_exact_for_pope_and_a_first_word_for_us():
-    assert words.pope(' YES\n', 'yes') == 1.0 and words.pope('Yes.', 'yes') == 0.0
-    assert words.yes_or_no('**Yes**, there is') == 'yes' and words.yes_or_no('No.') == 'no'
-    assert words.yes_or_no('Nothing') == words.yes_or_no('there is') == ''
+    assert pope(' YES\n', 'yes') == 1.0 and pope('Yes.', 'yes') == 0.0
+    assert yes_or_no('**Yes**, there is') == 'yes' and yes_or_no('No.') == 'no'
+    assert yes_or_no('Nothing') == yes_or_no('there is') == ''
 
 
 def test_a_choice_is_worth_the_people_who_made_it():
-    assert words.preferred('A', 0.25) == 0.75 and words.preferred('B', 0.25) == 0.25
-    assert words.preferred('A', 0.5) == words.preferred('B', 0.5) == 0.5
+    assert preferred('A', 0.25) == 0.75 and preferred('B', 0.25) == 0.25
+    assert preferred('A', 0.5) == preferred('B', 0.5) == 0.5
     found = verdicts('Answer: B', Target(answers=('B',), share=0.8))['preferred']
     assert (found.value, found.score) == ('B', 0.8)
     none = verdicts('both', Target(answers=('B',), share=0.5))['preferred']
@@ -93,16 +104,16 @@ def test_a_choice_is_worth_the_people_who_made_it():
 
 def test_rouge_is_the_f1_of_words_in_common_order():
     # 2 of 3 said and 2 of 4 right words are in common
-    assert words.rouge_l('the cat sat', 'the black cat ran') == pytest.approx(4 / 7, abs=1e-6)
-    assert words.rouge_l('cat the', 'the cat') == pytest.approx(0.5, abs=1e-6)
-    assert words.rouge_l('', 'the cat') == 0.0 and words.rouge_l('x', '?') is None
-    assert words.rouge_l('x ' * 256 + 'cat', 'cat') == 0.0  # letters behind 512 do not count
+    assert rouge_l('the cat sat', 'the black cat ran') == pytest.approx(4 / 7, abs=1e-6)
+    assert rouge_l('cat the', 'the cat') == pytest.approx(0.5, abs=1e-6)
+    assert rouge_l('', 'the cat') == 0.0 and rouge_l('x', '?') is None
+    assert rouge_l('x ' * 256 + 'cat', 'cat') == 0.0  # letters behind 512 do not count
 
 
 def test_choices_of_several_pictures_are_equal_words_or_a_letter_between_colons():
-    assert words.interleave_choice('Left.', 'left') == 1.0
-    assert words.interleave_choice('answer: B', 'b') == 1.0 == words.lmms_interleave('B. x', 'b')
-    assert words.interleave_choice('B. x', 'b') == 0.0
+    assert interleave_choice('Left.', 'left') == 1.0
+    assert interleave_choice('answer: B', 'b') == 1.0 == lmms_interleave('B. x', 'b')
+    assert interleave_choice('B. x', 'b') == 0.0
 
 
 # --- every form, and scales ---------------------------------------------------------------------
@@ -152,4 +163,4 @@ def test_no_box_several_and_none_with_corners_in_order_are_unparsed(text):
             'The image does not contain a kettle.', 'Answer: No, there is not.')),
     ('', ('Yes or no', 'Yes/No', 'Yes\nNo', 'No idea.', 'I cannot see the image.', 'Note', ''))])
 def test_yes_and_no_are_read_where_a_reply_says_one_of_them(said, texts):
-    assert {words.yes_or_no(text) for text in texts} == {said}
+    assert {yes_or_no(text) for text in texts} == {said}

@@ -6,7 +6,7 @@ from question_file import fails
 from roots import DATA
 
 from downscale.commands.main import main
-from downscale.data import files
+from downscale.data import row_files
 from downscale.evaluate.scoring.macro import macro_of, mean_of
 from downscale.evaluate.scoring.rescore import judged, summary, table
 from downscale.evaluate.scoring.stored_replies import read_rows
@@ -118,7 +118,7 @@ def test_a_scorer_that_was_asked_for_and_judges_nothing_is_told(tmp_path, capsys
     assert 'judges no row' not in printed(capsys, path, '--scorers', 'exact-1', 'exact-2')
 
 
-@pytest.mark.parametrize('form', files.FORMS)
+@pytest.mark.parametrize('form', row_files.FORMS)
 def test_every_form_of_rows_is_read(tmp_path, form):
     path, row = tmp_path / f'x{form}', {'text': 'It is red.', 'gold': 'red'}
     mark = {'.csv': ',', '.tsv': '\t'}.get(form)
@@ -128,7 +128,7 @@ def test_every_form_of_rows_is_read(tmp_path, form):
     (found,), notes = read_rows(path)
     assert (found.text, found.gold, notes) == ('It is red.', 'red', [])
     fails(lambda: read_rows(path.rename(tmp_path / 'x.parquet')),
-          f'replies are in {", ".join(files.FORMS)} files')
+          f'replies are in {", ".join(row_files.FORMS)} files')
 
 
 def test_what_cannot_be_scored_is_refused(tmp_path):

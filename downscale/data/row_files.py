@@ -22,7 +22,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from downscale.data.rows import BadRow, fault, is_unicode, short_path, shown
+from downscale.data.bad_rows import BadRow, fault, is_unicode, short_path, shown
 from downscale.data.sheets import sheet_rows
 
 FORMS = ('.json', '.jsonl', '.ndjson', '.csv', '.tsv')

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from downscale.data.files import BadRow, read, read_object, read_whole, shown
+from downscale.data.row_files import BadRow, read, read_object, read_whole, shown
 from downscale.runtime.streams import LONGEST_ERROR
 
 ROWS = [{'id': 1, 'text': 'naïve 猫 😀'}, {'id': 2, 'text': 'b'}]

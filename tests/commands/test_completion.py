@@ -3,15 +3,14 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from roots import ROOT
 from terminal import opened
 
 from downscale.commands import completion, main
 
 shtab = pytest.importorskip('shtab', reason='NOT TESTED: shtab is missing')
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope='module')
