@@ -351,7 +351,7 @@ class Experiment:
     def hash(self) -> str:
         """A short hash of everything in this cell but its label, the budget."""
         # Fields that came later are left out at their old meaning: finished runs keep their hash.
-        value = dataclasses.asdict(self)
+        value = dataclasses.asdict(self) | {'world': self.world.declared()}
         if not self.evaluation.scorers:
             del value['evaluation']['scorers']  # as with parametrisation
         del value['budget']  # a label changes nothing
@@ -365,7 +365,7 @@ class Experiment:
 
 def save(experiment: Experiment, folder: PathLike) -> None:
     """Write `folder/experiment.json`."""
-    value = dataclasses.asdict(experiment)
+    value = dataclasses.asdict(experiment) | {'world': experiment.world.declared()}
     if experiment.origin is None:  # as in the files of before there was one
         del value['origin']
     write_json(place(folder) / 'experiment.json', value)

@@ -89,7 +89,7 @@ def data_hash(experiment: Experiment) -> str:
         if asked.scorers:  # studies of before one could choose keep their hash
             parts.append(asked.scorers)
         return hash_of(parts)
-    return hash_of([dataclasses.asdict(experiment.world), dataclasses.asdict(experiment.data)])
+    return hash_of([experiment.world.declared(), dataclasses.asdict(experiment.data)])
 
 
 @cache

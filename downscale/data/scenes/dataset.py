@@ -92,10 +92,10 @@ _TEXTS = ('item_id', 'cluster_id', 'family', 'kind', 'text', 'answer', 'distract
 # --- making -----------------------------------------------------------------------------------
 
 def scene_example(world: World, split: str, index: int) -> tuple[Example, tuple[Scene, ...]]:
-    """Return one picture with one question of each scene family that it allows."""
+    """Return one picture with one question of each of the world's families that it allows."""
     scene = sample(world, split, index)
     rng = stream(world, 'questions', split, index)
-    questions = questions_for(world, scene, rng)
+    questions = questions_for(world, scene, rng, world.families)
     return _example(world, (scene,), questions)
 
 
@@ -126,7 +126,7 @@ def build(world: World, data_dir: str | Path, counts: Mapping[str, int],
     if not 0 <= similarity_share <= 1 or not counts or min(counts.values()) < 1:
         raise ValueError(f'need counts >= 1 and 0 <= similarity_share <= 1, '
                          f'got {dict(counts)} and {similarity_share}')
-    asked = {'world': dataclasses.asdict(world), 'counts': dict(sorted(counts.items())),
+    asked = {'world': world.declared(), 'counts': dict(sorted(counts.items())),
              'similarity_share': similarity_share}
     digest = hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=6).hexdigest()
     # pyrefly: ignore[unexpected-keyword]

@@ -148,6 +148,7 @@ def _relation(world, scene):
     return asks
 
 
+# `world.FAMILIES` names them, and 'fact', in this order.
 ASKS: dict[str, Callable[[World, Scene], list[Draft]]] = {
     'attribute': _attribute,
     'position': _one_object('where is {}', 'cell', 'shape'),
@@ -158,4 +159,3 @@ ASKS: dict[str, Callable[[World, Scene], list[Draft]]] = {
     'relation': _relation,
     'read': _one_object('what does {} read', 'char', 'shape'),
 }
-SCENE_FAMILIES = (*ASKS, 'fact')

@@ -12,8 +12,9 @@ import numpy as np
 
 from downscale.data.records import Example, Extraction, Question, Trace
 from downscale.data.scenes.facts import FACT_VALUES, facts
-from downscale.data.scenes.question_families import ASKS, SCENE_FAMILIES, Draft
+from downscale.data.scenes.question_families import ASKS, Draft
 from downscale.data.scenes.world import (
+    FAMILIES,
     FIELDS,
     SIZES,
     Object,
@@ -28,7 +29,7 @@ from downscale.data.scenes.world import (
 # --- asking -----------------------------------------------------------------------------------
 
 def questions_for(world: World, scene: Scene, rng: np.random.Generator,
-                  families: Sequence[str] = SCENE_FAMILIES, per_family: int = 1
+                  families: Sequence[str] = FAMILIES, per_family: int = 1
                   ) -> tuple[Question, ...]:
     """Return up to `per_family` different questions of each family, of some perhaps none."""
     questions = []

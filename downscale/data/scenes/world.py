@@ -3,17 +3,18 @@
 Everything is a pure function of (world, split, index). A scene belongs to a split because of what
 it shows (`split_of`), so no scene can occur in two splits whatever their sizes are.
 """
+import dataclasses
 import functools
 import hashlib
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 
-from downscale.values import Range, check
+from downscale.values import Choice, Range, Several, check
 
 SHAPES = ('circle', 'square', 'triangle', 'diamond', 'star', 'cross', 'ring', 'heart', 'hexagon',
           'arrow')
@@ -26,6 +27,9 @@ CHARS = ('K', 'C', 'T', 'A', 'P', 'H', 'V', 'L', '2', '5', 'Z', '4', 'U', '9', '
 SIZES = ('small', 'large')
 FIELDS = ('shape', 'cell', 'size', 'color', 'char')  # the cyclic order of a written record
 SPLITS = ('train', 'validation', 'test')
+# What can be asked about one scene (`question_families.py`); a fact is about none.
+FAMILIES = ('attribute', 'position', 'content', 'ground', 'count', 'compare', 'relation', 'read',
+            'fact')
 UNITS = 16  # written boxes count in sixteenths of the image
 
 _MAX_DRAWS = 10_000
@@ -47,6 +51,8 @@ class World:
     max_objects: Annotated[int, Range(2, 80, 'the most objects of a scene')] = 8
     n_facts: Annotated[int, Range(4, 100_000, 'facts that are to be learnt')] = 64
     jitter_px: Annotated[int, Range(0, 1000, 'pixels that an object may be off its place')] = 2
+    families: Annotated[tuple[Annotated[str, Choice(FAMILIES, 'family')], ...],
+                        Several(1, 'the families of questions that are asked')] = FAMILIES
     seed: Annotated[int, Range(0, 2 ** 63 - 1, 'seed of the world')] = 0
     version: str = '1.2.0'
 
@@ -65,6 +71,16 @@ class World:
             raise ValueError(
                 f'cell_px={self.cell_px} - 2 * jitter_px={self.jitter_px} leaves small objects '
                 f'{self.diameter("small")} px wide; a character is legible from 10 px')
+
+    def declared(self) -> dict[str, Any]:
+        """Return the fields that data sets and cells are named by, and stored with.
+
+        With all families it lacks `families`: what was made before one could choose keeps its name.
+        """
+        value = dataclasses.asdict(self)
+        if self.families == FAMILIES:
+            del value['families']
+        return value
 
     @property
     def side(self) -> int:

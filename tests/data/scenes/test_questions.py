@@ -7,7 +7,9 @@ import pytest
 from downscale.data.records import Example
 from downscale.data.scenes import facts, questions
 from downscale.data.scenes.dataset import scene_example, triple_example
+from downscale.data.scenes.question_families import ASKS
 from downscale.data.scenes.world import (
+    FAMILIES,
     FIELDS,
     SIZES,
     World,
@@ -24,7 +26,7 @@ SCENES = [sample(WORLD, 'train', i) for i in range(300)]
 ALL = 10**6  # more questions per family than any scene has
 
 
-def asked(scene, families=questions.SCENE_FAMILIES, per_family=1):
+def asked(scene, families=FAMILIES, per_family=1):
     rng = stream(WORLD, 'test', scene.scene_id)
     return questions.questions_for(WORLD, scene, rng, families, per_family)
 
@@ -251,7 +253,7 @@ def test_baselines_order_the_guessers():
         for scene in SCENES
     ]
     table = questions.baselines(WORLD, examples)
-    assert set(table) == set(questions.SCENE_FAMILIES)
+    assert set(table) == set(FAMILIES)
     for family, row in table.items():
         assert row['n'] == 300
         assert row['uniform'] <= row['informed'] + 1e-6
@@ -352,3 +354,14 @@ def test_a_triple_is_asked_in_three_pictures():
     text = questions.caption_of(scenes)
     assert [text.split().count(name) for name in ('first', 'second', 'third')] == [
         len(scene.objects) for scene in scenes]
+
+
+def test_a_world_names_what_is_asked_and_keeps_its_old_name_with_all_of_it():
+    some = World(families=('count', 'fact'))
+    asked_now = {question.family for i in range(20)
+                 for question in scene_example(some, 'train', i)[0].questions}
+    assert asked_now == {'count', 'fact'}
+    assert 'families' not in WORLD.declared() and some.declared()['families'] == some.families
+    assert (*ASKS, 'fact') == FAMILIES
+    with pytest.raises(ValueError, match="unknown family 'fakt'; did you mean 'fact'"):
+        World(families=('fakt',))
