@@ -1,7 +1,7 @@
 """One file of your own in a published form, such as what `downscale data extract` has written.
 
 Build:   downscale data build experiments/mixtures/own.py:runs/extraction/training.json,pictures \\
-             --root . --to data/built/extraction --tokenizer models/qwen3-0.6b/tokenizer.json
+             --root . --to data/built/mine --tokenizer models/qwen3-0.6b/tokenizer.json
 """
 from downscale.data.corpora.mixture import Mixture
 from downscale.data.corpora.sources import Source
