@@ -127,9 +127,9 @@ def main():
     from downscale.data import pipeline
     from downscale.data.buckets import Shape
     from downscale.data.corpora.build import build
+    from downscale.data.corpora.build_settings import Settings
     from downscale.data.corpora.mixture import Corpus, Mixture
     from downscale.data.corpora.sampler import CorpusSampler
-    from downscale.data.corpora.shards import Settings
     from downscale.data.corpora.sources import Source
     from downscale.data.scenes.conversations import Recipe
     pipeline.READERS = args.workers

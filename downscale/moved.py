@@ -64,7 +64,7 @@ MOVED = {
     'data.mixture': 'data.scenes.conversations',
     'data.questions': 'data.scenes.questions data.scenes.question_families data.scenes.facts',
     'data.scenes': 'data.scenes.world data.scenes.drawing',
-    'data.shards': 'data.corpora.shards',
+    'data.shards': 'data.corpora.shards data.corpora.build_settings',
     'data.sources': 'data.corpora.sources',
     'data.tables': 'data.corpora.tables',
     'data.world_builder': 'data.scenes.dataset',

@@ -101,8 +101,8 @@ def build(args: argparse.Namespace) -> None:
     interruption.
     """
     from downscale.data.corpora.build import build as build_mixture
+    from downscale.data.corpora.build_settings import Settings
     from downscale.data.corpora.page import lines
-    from downscale.data.corpora.shards import Settings
     from downscale.experiment.file import load_mixture
     from downscale.runtime.progress import progress_bars
     # What is not given is left to the defaults of `Settings`, which stand there once.

@@ -14,14 +14,14 @@ import jax
 import numpy as np
 
 from downscale.config import Experiment, load, save
-from downscale.convert.config import MODEL_TYPES
-from downscale.convert.describe import describe
 from downscale.convert.gguf import read_gguf
 from downscale.convert.preprocessor import check_pictures
+from downscale.convert.read_config import MODEL_TYPES
 from downscale.convert.side_files import SIDE_FILES, origin_of, read_side_files, write_files
 from downscale.convert.source import arrange, open_source
 from downscale.convert.vocabulary import open_tokenizer
 from downscale.convert.write import export_folder
+from downscale.convert.write_config import describe
 from downscale.data.templates import Origin
 from downscale.runtime.files import whole, write_json
 from downscale.runtime.outputs import require_room

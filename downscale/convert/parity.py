@@ -20,7 +20,8 @@ from downscale.convert.source import open_source
 from downscale.data import images
 from downscale.generate.engine import Engine, Prompt, Request
 from downscale.generate.requests import prompt_arrays
-from downscale.model.vision import Connector, Tower, scaled
+from downscale.model.connector import Connector
+from downscale.model.vision import Tower, scaled
 from downscale.model.vlm import splice
 from downscale.stages.models import model_of
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from downscale.convert.config import (
+from downscale.convert.leaves import Leaf
+from downscale.convert.names import entries, present_prefixes, unused
+from downscale.convert.read_config import (
     MODEL_TYPES,
     architecture_of,
     config_notes,
@@ -17,8 +19,6 @@ from downscale.convert.config import (
     object_of,
     vision_config,
 )
-from downscale.convert.leaves import Leaf
-from downscale.convert.names import entries, present_prefixes, unused
 from downscale.convert.shards import BUFFERS, DTYPES, INDEX, SINGLE, Tensor, open_tensors, read_json
 from downscale.convert.side_files import SIDE_FILES, named
 from downscale.sizes import LanguageConfig, Pictures, VisionConfig

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from downscale.convert.config import MODEL_TYPES
-from downscale.convert.describe import check_format, describe
 from downscale.convert.leaves import published
 from downscale.convert.names import FILLERS, FORMATS, entries
+from downscale.convert.read_config import MODEL_TYPES
 from downscale.convert.shards import DTYPES, INDEX, SINGLE, size_of, write_tensors
+from downscale.convert.write_config import check_format, describe
 from downscale.runtime.files import whole
 from downscale.sizes import LanguageConfig, Pictures, VisionConfig
 

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from downscale.model.cache import attend_blocks, cut, remember
+from downscale.model.connector import Connector
 from downscale.model.language import Block, score
 from downscale.model.layers import rms_norm, rotary
-from downscale.model.vision import Connector, Tower
+from downscale.model.vision import Tower
 from downscale.model.vlm import Vlm, splice
 from downscale.mup import times
 from downscale.sharding import constrain

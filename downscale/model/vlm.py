@@ -13,10 +13,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from downscale.model.connector import Connector
 from downscale.model.init import SHAPE_ONLY
 from downscale.model.language import Language
 from downscale.model.taps import Taps
-from downscale.model.vision import Connector, Tower
+from downscale.model.vision import Tower
 from downscale.sharding import Rules, constrain
 from downscale.sizes import BASE, Growth, LanguageConfig, VisionConfig
 

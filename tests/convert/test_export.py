@@ -10,11 +10,11 @@ import small
 from hub_models import FOLDER, NAMES, TOKENS, build, compute, llava_qwen3, paths, rewrite, values
 
 from downscale.convert import write
-from downscale.convert.describe import check_format
 from downscale.convert.shards import INDEX, open_tensors
 from downscale.convert.side_files import SIDE_FILES
 from downscale.convert.source import open_source
 from downscale.convert.write import export_folder
+from downscale.convert.write_config import check_format
 from downscale.model.init import init_params
 from downscale.model.vlm import Vlm
 from downscale.sizes import LANGUAGE, SIGLIP, Pictures

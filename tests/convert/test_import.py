@@ -14,8 +14,9 @@ from downscale.convert.leaves import CHUNK_BYTES, turn
 from downscale.convert.shards import INDEX, open_tensors, write_tensors
 from downscale.convert.source import open_source
 from downscale.data.images import patchify
+from downscale.model.connector import Connector
 from downscale.model.init import abstract_params
-from downscale.model.vision import Connector, Tower
+from downscale.model.vision import Tower
 from downscale.model.vlm import Vlm
 from downscale.sizes import SIGLIP, Pictures
 

@@ -6,8 +6,8 @@ import pytest
 from easy_vqa_package import QUESTIONS, write_package
 
 from downscale.data.corpora.build import build
+from downscale.data.corpora.build_settings import Settings
 from downscale.data.corpora.mixture import Corpus
-from downscale.data.corpora.shards import Settings
 from downscale.evaluate.question_files import own_questions
 from downscale.experiment.expansion import cells_of
 from downscale.experiment.file import load_study

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from downscale.data.corpora.build_settings import Settings
 from downscale.data.corpora.manifest import encoder_key, mixture_json, write_manifest
 from downscale.data.corpora.mixture import Mixture
-from downscale.data.corpora.shards import Chunk, Settings, write
+from downscale.data.corpora.shards import Chunk, write
 from downscale.data.corpora.sources import open_rows, under
 from downscale.data.row_files import shown
 from downscale.runtime.files import lock, read_json, write_json

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from downscale.data.corpora.build_settings import Settings
 from downscale.data.corpora.mixture import Mixture, epoch_order, key_of, per_epoch
-from downscale.data.corpora.shards import Settings
 from downscale.runtime.files import write_bytes, write_json
 
 SHOWN = 20  # rejected rows that the manifest names; `rejected.jsonl` names all

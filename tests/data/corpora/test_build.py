@@ -18,8 +18,8 @@ from roots import ROOT
 from downscale.commands import main
 from downscale.data.corpora import build as building
 from downscale.data.corpora.build import Build, build
+from downscale.data.corpora.build_settings import Settings
 from downscale.data.corpora.mixture import Corpus, Mixture
-from downscale.data.corpora.shards import Settings
 from downscale.data.corpora.sources import Source
 from downscale.experiment.file import load_mixture
 

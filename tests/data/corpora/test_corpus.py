@@ -11,9 +11,9 @@ from test_build import coin_source
 from downscale.data.buckets import Shape
 from downscale.data.corpora import sampler
 from downscale.data.corpora.build import build
+from downscale.data.corpora.build_settings import Settings
 from downscale.data.corpora.mixture import Corpus, Mixture, epoch_order, per_epoch
 from downscale.data.corpora.sampler import CorpusSampler
-from downscale.data.corpora.shards import Settings
 from downscale.data.corpora.sources import Source
 from downscale.data.pipeline import Share, packed_batch, stream
 from downscale.data.scenes.conversations import Recipe

@@ -1,7 +1,7 @@
-"""Our sizes as the config.json of a published format; `config.py` reads them back."""
+"""Our sizes as the config.json of a published format; `read_config.py` reads them back."""
 from typing import Any
 
-from downscale.convert.config import MODEL_TYPES, architecture_of
+from downscale.convert.read_config import MODEL_TYPES, architecture_of
 from downscale.sizes import SIGLIP, LanguageConfig, Pictures, VisionConfig
 
 # Kept from the config that a model was imported with: our sizes do not have them.
