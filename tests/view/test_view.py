@@ -25,7 +25,7 @@ from downscale.analysis.flips import PREFERRED
 from downscale.commands.main import main
 from downscale.evaluate.scoring.table import SCORERS
 from downscale.report import gallery
-from downscale.results.items import ITEMS, TableError
+from downscale.results.items import ITEMS, TableError, write_items
 from downscale.results.lazy_table import LazyTable, cells_of, rows_of
 from downscale.results.study import load_study
 from downscale.view import style
@@ -296,8 +296,27 @@ def test_a_chain_shows_thoughts_and_the_version_of_its_scorer(tmp_path):
     record = json.loads(next(tmp_path.glob('chain/answer-*')).read_text().splitlines()[1])
     thought = record['resps'][0][0].partition('</think>')[0]
     assert record['doc']['id'] == 'b' and thought.strip()
-    assert f'<pre>{thought}' in page and '<small>exact-2</small>' in page
+    assert f'<pre>{thought}' in page
+    assert f'exact-2 <span class="soft">{SCORERS["exact-2"].version}' in page
     assert 'how many things are large' in page and '12 of thought, forced close' in page
+
+
+def test_a_study_shows_thoughts_and_scorers_where_its_tables_have_them(folder, tmp_path):
+    copy = tmp_path / 'study'
+    shutil.copytree(folder, copy)
+    path, = copy.glob('evaluations/w64d4-s0-caption-True-w16d2-s0-image/items.parquet')
+    rows = pq.read_table(path).to_pylist()
+    write_items(path, [{**row, 'thought': f'hm <{row["item_id"]}>', 'scorer': 'scene-1'}
+                       for row in rows])
+    with Explorer(Board(open_runs([copy]))) as server:
+        page = server.page('item=count3')
+    thought, = re.findall('<pre>(.*?)</pre>', page)
+    assert re.sub('</?ins>', '', thought) == 'hm &lt;count3&gt;'
+    assert page.count('scene-1 <span class="soft">the scene world') == 1
+    assert main(['export', str(copy), '--items', 'parquet', '--to', str(tmp_path / 'set')]) == 0
+    row = pq.read_table(tmp_path / 'set' / 'items.parquet').to_pylist()[0]
+    thoughts = sorted(answer['thought'] for answer in row['answers'])
+    assert thoughts[-1] == f'hm <{row["item_id"]}>' and set(thoughts[:-1]) == {''}
 
 
 # --- the server -------------------------------------------------------------------------------
