@@ -24,14 +24,16 @@ from downscale.view.select import select
 BROWSER = shutil.which('chromium') or shutil.which('google-chrome')
 PATIENCE = 300   # seconds; a browser needs three where nothing else runs
 PICTURES = 12
-# Clicks on the link of a page that it is given, and shows the page that this leads to.
-CLICK = '''<!doctype html><body><iframe src="PAGE"></iframe><script>
+# Does something on a page, and shows the page that this leads to.
+ACT = '''<!doctype html><body><iframe src="PAGE"></iframe><script>
 var frame=document.querySelector('iframe'),loads=0;
-frame.onload=function(){var page=frame.contentDocument;loads+=1;
-if(loads===1)Array.from(page.querySelectorAll('a')).find(function(a){
-return(a.getAttribute('href')||a.getAttribute('xlink:href'))===LINK}).dispatchEvent(
-new MouseEvent('click',{bubbles:true,cancelable:true}));
+frame.onload=function(){var page=frame.contentDocument;loads+=1;if(loads===1){ACTION}
 else document.body.textContent=page.documentElement.outerHTML}</script>'''
+CLICK = '''Array.from(page.querySelectorAll('a')).find(function(a){
+return(a.getAttribute('href')||a.getAttribute('xlink:href'))===LINK}).dispatchEvent(
+new MouseEvent('click',{bubbles:true,cancelable:true}))'''
+CHOOSE = '''var form=page.querySelector('form');form.elements.right.value='w64d4';
+form.requestSubmit()'''
 
 
 @pytest.fixture(scope='module')
@@ -173,10 +175,10 @@ def test_tables_that_do_not_fit_leave_a_report_without_links(root, tmp_path):
     assert 'have other data' in skipped['items']
 
 
-def clicked(page, link, folder):
-    """What a browser shows after a click on a link of the report."""
-    frame = page / 'click.html'
-    frame.write_text(CLICK.replace('PAGE', 'report.html').replace('LINK', json.dumps(link)))
+def after(page, start, action, folder):
+    """What a browser shows after an action on the page `start`."""
+    frame = page / 'frame.html'
+    frame.write_text(ACT.replace('PAGE', start).replace('ACTION', action))
     done = subprocess.run(
         [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', f'--user-data-dir={folder}',
          '--allow-file-access-from-files', '--virtual-time-budget=8000', '--dump-dom',
@@ -188,7 +190,7 @@ def clicked(page, link, folder):
 def test_a_click_on_a_cell_opens_the_items_with_the_filter_set(page, board, tmp_path):
     link = next(link for link in links_of(page) if link.startswith('items/extraction-think')
                 and 'family=count&wrong=w32d4' in link)
-    shown = clicked(page, link, tmp_path)
+    shown = after(page, 'report.html', CLICK.replace('LINK', json.dumps(link)), tmp_path)
     wanted = selected(board, link)
     rows = re.findall(r'<tr([^>]*)>(.*?)</tr>', shown, re.DOTALL)
     visible = [re.search(r'<small>(\w+)</small>', row)[1] for head, row in rows
@@ -197,3 +199,10 @@ def test_a_click_on_a_cell_opens_the_items_with_the_filter_set(page, board, tmp_
     # The column of the filter is the first behind the gold answer.
     heads = re.findall(r'<th(?: [^>]*)?>([^<]*)', shown)
     assert heads[:2] == ['item', 'gold'] and f'wrong={heads[2]}' in unquote(link).replace('+', ' ')
+
+
+@pytest.mark.skipif(not BROWSER, reason='needs Chromium')
+def test_a_filter_of_the_first_page_is_kept_on_the_page_of_its_columns(page, board, tmp_path):
+    shown = after(page, 'items/index.html', CHOOSE, tmp_path)
+    wanted = selected(board, 'items/sizes-image.html?right=w64d4')
+    assert f'{len(wanted)} of {4 * PICTURES} items' in shown and len(wanted) < 4 * PICTURES

@@ -466,6 +466,21 @@ def test_a_static_page_selects_as_the_server_does(bundle, board, tmp_path):
         assert f'{len(wanted)} of 64 items' in page
 
 
+@BROWSER
+def test_a_list_that_goes_on_to_the_right_says_so(bundle, tmp_path):
+    for name, wide in (('extraction-think', True), ('sizes-image', False)):
+        page = dom(f'file://{bundle}/{name}.html', tmp_path)
+        assert ('class="scroll wide"' in page) == wide
+
+
+def test_columns_of_a_filter_come_first(board):
+    with Explorer(board) as server:
+        page = server.page('right=w64d4&wrong=w32d4')
+    assert re.findall('<th data-l="([^"]*)"', page) == ['w32d4', 'w64d4', 'w16d2']
+    row = page.split('<tr')[2]
+    assert re.findall('data-h="(w[^"]*)"', row) == ['w32d4', 'w64d4', 'w16d2']
+
+
 def test_scripts_and_styles_load_nothing():
     assert not re.search(r'url\(|@import|fetch|XMLHttp|src=|innerHTML', style.CSS + style.SCRIPT
                          + style.STATIC)
