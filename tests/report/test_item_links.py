@@ -1,4 +1,5 @@
 """Links of the report lead to the items behind its numbers, in the folder beside it."""
+import base64
 import html
 import json
 import re
@@ -118,7 +119,7 @@ def test_a_bar_leads_to_what_is_lost_and_a_class_to_its_items(root, page, board)
     assert known.pair('brief, think', 'w16d2', 'w64d4') == known.wrong('w9d9') == ''
 
 
-def test_the_six_cards_lead_to_their_items(page, board):
+def test_the_six_cards_lead_to_their_items(root, page, board):
     text = (page / 'report.html').read_text()
     look = re.search('<section id="look">.*?</section>', text, re.DOTALL)[0]
     cards = look.split('<div class="card">')[1:]
@@ -128,6 +129,9 @@ def test_the_six_cards_lead_to_their_items(page, board):
         item = (page / 'items' / 'items' / f'{number}.html').read_text()
         assert f'<h1>{board.ids[int(number)].as_py()}</h1>' in item
         assert f'<p class="question">{question}</p>' in item
+        cluster, = board.facts('cluster_id', [int(number)])
+        picture = (root / 'pictures' / f'{cluster}-0.png').read_bytes()
+        assert base64.b64encode(picture).decode() in card
 
 
 def test_a_large_study_has_some_items_and_says_so(root, tmp_path, monkeypatch):
