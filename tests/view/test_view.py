@@ -25,7 +25,7 @@ from downscale.analysis.flips import PREFERRED
 from downscale.commands.main import main
 from downscale.evaluate.scoring.table import SCORERS
 from downscale.report import gallery
-from downscale.results.items import ITEMS, TableError, write_items
+from downscale.results.items import ITEMS, TableError
 from downscale.results.lazy_table import LazyTable, cells_of, rows_of
 from downscale.results.study import load_study
 from downscale.view import style
@@ -301,24 +301,6 @@ def test_a_chain_shows_thoughts_and_the_version_of_its_scorer(tmp_path):
     assert 'how many things are large' in page and '12 of thought, forced close' in page
 
 
-def test_a_study_shows_thoughts_and_scorers_where_its_tables_have_them(folder, tmp_path):
-    copy = tmp_path / 'study'
-    shutil.copytree(folder, copy)
-    path, = copy.glob('evaluations/w64d4-s0-caption-True-w16d2-s0-image/items.parquet')
-    rows = pq.read_table(path).to_pylist()
-    write_items(path, [{**row, 'thought': f'hm <{row["item_id"]}>', 'scorer': 'scene-1'}
-                       for row in rows])
-    with Explorer(Board(open_runs([copy]))) as server:
-        page = server.page('item=count3')
-    thought, = re.findall('<pre>(.*?)</pre>', page)
-    assert re.sub('</?ins>', '', thought) == 'hm &lt;count3&gt;'
-    assert page.count('scene-1 <span class="soft">the scene world') == 1
-    assert main(['export', str(copy), '--items', 'parquet', '--to', str(tmp_path / 'set')]) == 0
-    row = pq.read_table(tmp_path / 'set' / 'items.parquet').to_pylist()[0]
-    thoughts = sorted(answer['thought'] for answer in row['answers'])
-    assert thoughts[-1] == f'hm <{row["item_id"]}>' and set(thoughts[:-1]) == {''}
-
-
 # --- the server -------------------------------------------------------------------------------
 
 def test_nothing_is_answered_without_the_token_or_under_another_name(hostile):
@@ -471,14 +453,6 @@ def test_a_list_that_goes_on_to_the_right_says_so(bundle, tmp_path):
     for name, wide in (('extraction-think', True), ('sizes-image', False)):
         page = dom(f'file://{bundle}/{name}.html', tmp_path)
         assert ('class="scroll wide"' in page) == wide
-
-
-def test_columns_of_a_filter_come_first(board):
-    with Explorer(board) as server:
-        page = server.page('right=w64d4&wrong=w32d4')
-    assert re.findall('<th data-l="([^"]*)"', page) == ['w32d4', 'w64d4', 'w16d2']
-    row = page.split('<tr')[2]
-    assert re.findall('data-h="(w[^"]*)"', row) == ['w32d4', 'w64d4', 'w16d2']
 
 
 def test_scripts_and_styles_load_nothing():
