@@ -1,4 +1,4 @@
-"""What pages show of an answer: its thought, who judged it, and its column first where asked for."""
+"""What pages show of an answer: its thought, who judged it, its column first where asked for."""
 import re
 import shutil
 
