@@ -18,7 +18,7 @@ from downscale.evaluate.scoring.table import SCORERS
 from downscale.experiment.file import REQUIRED
 from downscale.letters import AXES
 from downscale.planner import hardware
-from downscale.results.items import ITEMS, TEXTS
+from downscale.results.items import ITEMS, LATER, TEXTS
 from downscale.runtime import exits
 from downscale.sharding import Rules
 from downscale.stage_table import STAGES
@@ -302,13 +302,13 @@ def hardware_table() -> str:
 
 
 def _columns(schema):
-    """Return the columns of an Arrow schema."""
+    """Return some columns of Arrow schemas."""
     return table(('column', 'type'), [(code(field.name), field.type) for field in schema])
 
 
 def items() -> str:
     """Return the columns of `items.parquet`."""
-    return _columns(ITEMS)
+    return _columns([*ITEMS, *LATER])
 
 
 def texts() -> str:

@@ -8,12 +8,12 @@ from downscale.config import Experiment
 from downscale.data.records import THINK, Example, Question, Turn
 from downscale.data.scenes.conversations import pictures
 from downscale.data.scenes.dataset import SceneSource
-from downscale.data.scenes.questions import correct
+from downscale.data.scenes.questions import SCORER, correct
 from downscale.data.tokens import Encoder
 from downscale.evaluate import prompts
 from downscale.generate.engine import Engine
 from downscale.generate.requests import Prompt, Reply, Request
-from downscale.results.items import ITEMS
+from downscale.results.items import ITEMS, LATER
 
 # One large picture in 37 tiles of 384 pixels is 16 MB; of thousands too many to hold.
 WINDOW = 2 ** 30  # bytes of image tiles that are held at once
@@ -49,12 +49,13 @@ class Item:
     """One question and the pictures that it may be asked with.
 
     `judge` takes a reply without its thought and whether 'Answer: X' was asked for, and returns
-    the answer, whether there was one, and its score. `bare` is the question as a reader of texts
-    gets it, without the tail of a benchmark's prompt; '' where it has none.
+    the answer, whether there was one, and its score; `scorer` is its name. `bare` is the question
+    as a reader of texts gets it, without the tail of a benchmark's prompt; '' where it has none.
     """
     question: Question
     example: ShownExample
     judge: Callable[[str, bool], tuple[str, bool, float]] = field(compare=False)
+    scorer: str
     bare: str = ''
 
 
@@ -98,8 +99,8 @@ def items_of(source: SceneSource | Sequence[Example], scenes: int) -> list[Item]
     items = []
     for index in range(scenes):
         example = source[index]
-        items += [Item(question=question, example=example, judge=partial(_judge, question))
-                  for question in example.questions]
+        items += [Item(question=question, example=example, judge=partial(_judge, question),
+                       scorer=SCORER) for question in example.questions]
     return items
 
 
@@ -220,6 +221,16 @@ def answer_in(text: str, thinking: bool | None, spelled: int = 0) -> tuple[str, 
     return text, bool(text)
 
 
+def thought_in(text: str, thinking: bool | None, spelled: int = 0) -> str:
+    """Return the thought of a reply, all of it where it stayed open; '' where none was asked for.
+
+    `spelled` is that of `answer_in`.
+    """
+    if not thinking:
+        return ''
+    return THINK[1].join(text.split(THINK[1], spelled + 1)[:spelled + 1])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Asking:
     """How the rows of one evaluation were asked: the columns of `results/items.py` they share."""
@@ -262,5 +273,7 @@ def row(item: Item, reply: Reply, asking: Asking) -> dict[str, Any]:
         'truncated': reply.finish == 'length',
         'finish': reply.finish,
         'close': reply.close,
+        'thought': thought_in(reply.text, asking.thinking, reply.spelled),
+        'scorer': item.scorer,
     }
-    return {name: values[name] for name in ITEMS.names}
+    return {name: values[name] for name in (*ITEMS.names, *LATER.names)}

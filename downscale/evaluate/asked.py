@@ -7,7 +7,7 @@ from pathlib import Path
 
 from downscale.data import row_files
 from downscale.data.images import digest
-from downscale.data.scenes.questions import correct
+from downscale.data.scenes.questions import SCORER, correct
 from downscale.evaluate.question_files import SUFFIXES, own_questions
 from downscale.evaluate.scoring.reading import answer_of
 from downscale.evaluate.scoring.table import DEFAULT, verdicts
@@ -47,7 +47,7 @@ class Asked:
 class Questions:
     """Questions, how their pictures are opened (Asked -> bytes of each) and who judges.
 
-    `scorer` names the rule and its version: 'scene-1' is the scene world's, the others are those of
+    `scorer` names the rule and its version: `SCORER` is the scene world's, the others are those of
     `scoring/table.py`, `DEFAULT` where the data names none.
     """
     asked: tuple[Asked, ...]
@@ -72,8 +72,8 @@ class Questions:
         """
         # The scene world has rules of its own; without a right answer there is only the reading.
         scorer = self.scorer_of(asked)
-        if scorer == 'scene-1' or asked.right is None:
-            pred = answer_of(text, scorer != 'scene-1', asked.answer)
+        if scorer == SCORER or asked.right is None:
+            pred = answer_of(text, scorer != SCORER, asked.answer)
             score = None if asked.answer is None else float(
                 correct(asked.family, pred, asked.answer))
             return pred, bool(pred), score
@@ -139,7 +139,7 @@ def _of_study(folder, split, limit):
         # Whole examples are read, and what is too much of the last is cut off below.
         if limit is not None and len(asked) >= limit:
             break
-    return Questions(tuple(asked[:limit]), lambda question: shown[question.doc_id], 'scene-1')
+    return Questions(tuple(asked[:limit]), lambda question: shown[question.doc_id], SCORER)
 
 
 # --- a file of questions ------------------------------------------------------------------------

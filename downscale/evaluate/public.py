@@ -129,6 +129,7 @@ def _item(name, questions, asked):
         question=question,
         example=_LazyExample(scene_id=cluster, questions=questions, asked=asked),
         judge=partial(_judge, questions, asked),
+        scorer=questions.scorer_of(asked),
         bare=asked.text,
     )
 

@@ -94,6 +94,11 @@ def bullets(lines: Iterable[str]) -> str:
     return '<ul>' + ''.join(f'<li>{escape(line)}' for line in lines) + '</ul>'
 
 
+def link(address: str, body: str) -> str:
+    """Return HTML that leads to an address; without one the HTML as it is."""
+    return f'<a href="{escape(address)}">{body}</a>' if address else body
+
+
 def cut(text: str, most: int) -> str:
     """Return escaped text of at most `most` characters, with an ellipsis where it was longer."""
     # Cut first, so that no `&amp;` is cut in half.

@@ -3,6 +3,7 @@ from typing import Any
 
 from downscale.report.axes import BLUE, GREY, ORANGE, short_count, small_axes, spread_ticks
 from downscale.report.figures import Drawing, errors, numbers
+from downscale.report.item_links import NO_ITEMS, ItemLinks
 
 TITLES = {'visual': 'Seeing: questions that need the picture',
           'knowledge': 'Knowing: questions that do not'}
@@ -11,8 +12,11 @@ COLOURS = {'visual': BLUE, 'knowledge': ORANGE}
 GUESSES = {'floor': ('best guess', '-'), 'chance': ('informed guess', '--')}
 
 
-def answer(result: Any) -> Drawing:
-    """Return accuracy by size: a panel a kind of family, a dot a seed, a line for their mean."""
+def answer(result: Any, links: ItemLinks = NO_ITEMS) -> Drawing:
+    """Return accuracy by size: a panel a kind of family, a dot a seed, a line for their mean.
+
+    A dot leads to what its size has wrong.
+    """
     figure, axes = small_axes(len(result['kinds']), 4.4, 3., across=2)
     n = result['sizes']
     rows = []
@@ -21,7 +25,7 @@ def answer(result: Any) -> Drawing:
         x = [n[size] for size in part['sizes']]
         for size, seeds in part['seeds'].items():
             axis.plot([n[size]] * len(seeds), list(seeds.values()), 'o', ms=5, mew=0, alpha=.45,
-                      color=colour, label='one seed', zorder=3)
+                      color=colour, label='one seed', zorder=3, url=links.wrong(size) or None)
         for size, mean in part['sizes'].items():
             axis.errorbar(n[size], mean.value, yerr=errors(mean), fmt='none', ecolor=colour,
                           elinewidth=1.1, capsize=3)

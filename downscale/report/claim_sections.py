@@ -1,9 +1,11 @@
 """Sections of the report on claims, shares of the drop, flips, costs, layers, ledger, as HTML."""
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from downscale.output import page
 from downscale.report import claim_table, figures, probe_figures, share_figures
+from downscale.report.item_links import ItemLinks
 
 COSTS_SHOWN = .05   # ways below this probability of being on the frontier are in the CSV only
 
@@ -26,9 +28,9 @@ def claims(result: Any, out: Path) -> str:
         'inconclusive.', 'soft') + claim_table.in_full(result))
 
 
-def shares(result: Any, out: Path) -> str:
+def shares(result: Any, out: Path, links: ItemLinks) -> str:
     """Return Shapley shares, interactions and items by class, of every kind of text and mode."""
-    svg = figures.save(share_figures.shares, result['macro'], out, 'shares')
+    svg = figures.save(partial(share_figures.shares, links=links), result['macro'], out, 'shares')
     rows = []
     for name, scales in result['scales'].items():
         for scale, parts in scales.items():
@@ -61,9 +63,10 @@ def _shares_tables(result, rows):
     return page.details('Tables: scales, and questions by class', ''.join(parts))
 
 
-def families(result: Any, out: Path) -> str:
+def families(result: Any, out: Path, links: ItemLinks) -> str:
     """Return the P x R grid of every family, small multiples."""
-    svg = figures.save(share_figures.grid_families, result, out, 'grid_families')
+    svg = figures.save(partial(share_figures.grid_families, links=links), result, out,
+                       'grid_families')
     text = (f'{result["panel"]}: accuracy by family, and below it the 95 % interval. '
             'grid_families.png, grid_families.csv')
     return page.details(f'The grid of each of {len(result["families"])} families',

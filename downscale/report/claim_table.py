@@ -3,6 +3,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from downscale.output import page
+from downscale.report.item_links import NO_ITEMS, ItemLinks
 
 MARKS = {'supported': ('good', '✓'), 'contradicted': ('bad', '✗'), 'inconclusive': ('open', '○'),
          'not interpretable': ('soft', '–')}
@@ -11,9 +12,14 @@ RANKS = 'drop_by_reliance'   # the one contrast that is no difference of accurac
 LISTED = 4    # families that a sentence names
 
 
-def compact(rows: Sequence[dict[str, Any]], gate: dict[str, Any]) -> str:
-    """Return a row a claim, and under them once why some were not decided."""
-    body = ''.join(_row(row, _reach(rows)) for row in rows)
+def compact(rows: Sequence[dict[str, Any]], gate: dict[str, Any],
+            links: ItemLinks = NO_ITEMS) -> str:
+    """Return a row a claim, and under them once why some were not decided.
+
+    The text of a claim leads to the questions that it is about.
+    """
+    reach = _reach(rows)
+    body = ''.join(_row(row, reach, links.of_claim(row['contrast'])) for row in rows)
     head = '<th>verdict<th>claim<th>effect, 95 % interval<th class="bar"><span></span>'
     notes = ''.join(f'<li>{page.escape(note)}' for note in _notes(rows, gate))
     return (f'<table class="claims"><thead><tr>{head}<tbody>{body}</table>'
@@ -21,12 +27,13 @@ def compact(rows: Sequence[dict[str, Any]], gate: dict[str, Any]) -> str:
             + '<p class="notes"><a href="#judged">How each claim is judged</a></p>')
 
 
-def _row(row, reach):
+def _row(row, reach, address):
     kind, mark = MARKS[row['verdict']]
     effect = _interval(row)
     name = page.escape(row['id'])
+    text = page.link(address, page.escape(row['text']))
     return (f'<tr id="claim-{name}"><td class="verdict {kind}">{mark} {page.escape(row["verdict"])}'
-            f'<td class="text">{page.escape(row["text"])} <span class="soft">({name})</span>'
+            f'<td class="text">{text} <span class="soft">({name})</span>'
             f'<td class="effect">{page.escape(effect)}<td class="bar">{_bar(row, reach)}')
 
 

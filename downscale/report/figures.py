@@ -26,6 +26,7 @@ from downscale.report.axes import (
     spread,
     spread_ticks,
 )
+from downscale.report.item_links import NO_ITEMS, ItemLinks
 from downscale.statistics.bootstrap import Interval
 
 Drawing = tuple[Any, list[dict[str, Any]]]  # a matplotlib figure, and its numbers as rows
@@ -81,6 +82,8 @@ def _svg(figure):
                    bbox_inches=figure.get_tightbbox().padded(.04))
     svg = buffer.getvalue()
     svg = svg[svg.index('<svg'):].replace(INK, 'currentColor')
+    # A link within the report, or from it to an item, needs no window of its own.
+    svg = svg.replace(' target="_blank"', '')
     # Names of groups would be there again in every panel; those of markers and clips are hashes.
     svg = re.sub(r'<g id="\w+_\d+">', '<g>', svg)
     width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups()
@@ -110,8 +113,11 @@ def errors(x: Interval) -> list[list[float]]:
     return [[max(0, x.value - x.low)], [max(0, x.high - x.value)]]
 
 
-def accuracy(result: Any) -> Drawing:
-    """Return accuracy against parameters, a panel per family and one for the macro mean."""
+def accuracy(result: Any, links: ItemLinks = NO_ITEMS) -> Drawing:
+    """Return accuracy against parameters, a panel per family and one for the macro mean.
+
+    A dot leads to what its size has wrong.
+    """
     panels = {**result['families'], 'macro mean': result['macro']}
     figure, axes = small_axes(len(panels), 2.7, 2.15)
     rows = []
@@ -121,7 +127,11 @@ def accuracy(result: Any) -> Drawing:
         y = list(panel['sizes'].values())
         colour = ORANGE if name == 'macro mean' else BLUE
         axis.fill_between(x, [v.low for v in y], [v.high for v in y], color=colour, alpha=.2, lw=0)
-        axis.plot(x, [v.value for v in y], 'o-', color=colour, ms=4, lw=1.5)
+        axis.plot(x, [v.value for v in y], '-', color=colour, lw=1.5)
+        family = name if name in result['families'] else ''
+        for size, v in panel['sizes'].items():
+            axis.plot(n_total[size], v.value, 'o', color=colour, ms=5,
+                      url=links.wrong(size, family) or None)
         axis.axhline(panel['chance'], color=GREY, ls='--', lw=1, label='informed guess')
         if panel['majority'] is not None:
             axis.axhline(panel['majority'], color=GREY, ls=':', lw=1.4, label='majority answer')
@@ -141,8 +151,11 @@ def accuracy(result: Any) -> Drawing:
     return figure, rows
 
 
-def drops(result: Any) -> Drawing:
-    """Return the drop by family, sorted: points left, share of what was above chance right."""
+def drops(result: Any, links: ItemLinks = NO_ITEMS) -> Drawing:
+    """Return the drop by family, sorted: points left, share of what was above chance right.
+
+    A bar leads to what the largest size has right and the smallest wrong.
+    """
     names = [*result['families'], 'macro mean']
     table = {**result['families'], 'macro mean': result['macro']}
     figure, axes = small_axes(2, 4.4, .27 * len(names) + .6, across=2)
@@ -159,7 +172,9 @@ def drops(result: Any) -> Drawing:
             colour = BLUE if x.clear else GREY
             if name == 'macro mean':
                 colour = ORANGE
-            axis.barh(place, x.value, color=colour, height=.62, alpha=.75)
+            family = name if name in result['families'] else ''
+            axis.barh(place, x.value, color=colour, height=.62, alpha=.75,
+                      url=links.lost(result['large'], result['small'], family) or None)
             axis.errorbar(x.value, place, xerr=errors(x), color=INK, lw=1.1, capsize=2)
         axis.axvline(0, color=INK, lw=.8)
         name_rows(axis, [f'{name} ({table[name]["absolute"].n})' for name in names])

@@ -1,5 +1,6 @@
 """What the report begins with: question, answer, one figure, the claims, six questions to look at.
 """
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from downscale.analysis.measures import Scored
 from downscale.output import page
 from downscale.report import answer_figure, claim_table, figures, gallery
 from downscale.report.axes import short_count
+from downscale.report.item_links import NO_ITEMS, ItemLinks
 from downscale.report.summary import about_seeds
 
 QUESTION = 'What does a vision-language model lose when its language model is made smaller?'
@@ -17,7 +19,7 @@ UNCLEAR = 'shows no clear fall'
 CARDS = 6
 
 
-def html(s: Scored, results: dict[str, Any], out: Path) -> str:
+def html(s: Scored, results: dict[str, Any], out: Path, links: ItemLinks = NO_ITEMS) -> str:
     """Return the top of the page, its question as the heading; the figure is saved in `out`."""
     name = str(s.study.meta.get('name', 'study'))
     sentences = ' '.join(filter(None, (_first(results), _second(results))))
@@ -25,18 +27,29 @@ def html(s: Scored, results: dict[str, Any], out: Path) -> str:
              page.paragraph(f'Study {name}: {_sizes(s)}.', 'soft'),
              page.paragraph(sentences, 'answer'), _doubts(s, results)]
     if 'answer' in results:
-        svg = figures.save(answer_figure.answer, results['answer'], out, 'answer')
+        svg = figures.save(partial(answer_figure.answer, links=links), results['answer'], out,
+                           'answer')
         parts.append(page.figure(svg, _caption(s, results['answer'])))
     parts.append('</div>')
     if results.get('claims'):
         parts.append(page.section('claims', 'Claims', claim_table.compact(
-            results['claims'], results['gate'])))
+            results['claims'], results['gate'], links)))
     elif not results['gate']['interpretable']:
         parts.append(page.paragraph(claim_table.gate_reason(results['gate']), 'soft'))
     chosen = gallery.choose(results.get('gallery', {}), CARDS)
     if chosen:
-        parts.append(page.section('look', 'Six questions to look at', gallery.small_cards(chosen)))
+        parts.append(page.section('look', 'Six questions to look at',
+                                  gallery.small_cards(chosen, links) + _all_items(links)))
     return ''.join(parts)
+
+
+def _all_items(links):
+    """Return a link to all items, and which these are where they are not all."""
+    if not links.items():
+        return ''
+    link = page.link(links.items(), f'Look at {_count(len(links.numbers), "question")} one by one')
+    others = 'Claims, and the dots, bars and cells of figures, lead to theirs.'
+    return f'<p>{link}. <span class="soft">{others} {page.escape(links.note)}</span></p>'
 
 
 def _sizes(s):

@@ -6,6 +6,7 @@ from downscale.analysis import grids, measures
 from downscale.analysis.flips import PREFERRED
 from downscale.analysis.measures import Missing, Scored, joint_cells
 from downscale.output import page
+from downscale.report.item_links import NO_ITEMS, ItemLinks
 from downscale.statistics.shapley import CLASSES, class_of
 
 PICTURE_BYTES = 150_000
@@ -167,14 +168,15 @@ def _pictures(root, cluster, budget):
     return addresses, '' if addresses else 'no picture saved'
 
 
-def cards(result: Any) -> str:
-    """Return the samples as HTML, all text escaped."""
+def cards(result: Any, links: ItemLinks = NO_ITEMS) -> str:
+    """Return the samples as HTML, all text escaped; classes and questions lead to their items."""
     parts = []
     for kind, found in result.items():
-        parts.append(f'<h3>{TITLES[kind]}</h3>')
+        address = links.of_class(kind) if found else ''
+        parts.append(f'<h3>{page.link(address, TITLES[kind])}</h3>')
         if not found:
             parts.append('<p class="soft">No such question.</p>')
-        parts.append(page.cards(map(_card, found)))
+        parts.append(page.cards(_card(sample, links) for sample in found))
     return ''.join(parts)
 
 
@@ -199,12 +201,12 @@ def choose(result: dict[str, Any], most: int) -> list[tuple[str, dict[str, Any]]
     return chosen[:most]
 
 
-def small_cards(chosen: list[tuple[str, dict[str, Any]]]) -> str:
+def small_cards(chosen: list[tuple[str, dict[str, Any]]], links: ItemLinks = NO_ITEMS) -> str:
     """Return samples as cards with what every size answered by itself and wrote for a reasoner."""
-    return page.cards(_small_card(TITLES[kind], sample) for kind, sample in chosen)
+    return page.cards(_small_card(TITLES[kind], sample, links) for kind, sample in chosen)
 
 
-def _small_card(title, sample):
+def _small_card(title, sample, links):
     """Return one sample as HTML: picture, question, gold, then a row a size."""
     texts = {text['size']: text['text'] for text in sample['texts']}
     rows = ''
@@ -213,12 +215,13 @@ def _small_card(title, sample):
             rows += _answer(answer)
             text = texts.get(answer['size'])
             rows += f'<div class="soft">“{page.cut(text, SHORT)}”</div>' if text else ''
-    body = (f'{_question(sample)}<dl>{page.terms([("gold", _short(sample["gold"]))])}{rows}</dl>'
+    gold = page.terms([('gold', _short(sample['gold']))])
+    body = (f'{_question(sample, links)}<dl>{gold}{rows}</dl>'
             f'<div class="soft">{page.escape(title)}</div>')
     return page.card(_images(sample), sample['family'], body)
 
 
-def _card(sample):
+def _card(sample, links):
     """Return one sample as HTML: what was asked, what is right, what each size answered and wrote.
     """
     answers = page.terms([('gold', _short(sample['gold']))]) + ''.join(map(_answer,
@@ -228,7 +231,7 @@ def _card(sample):
         kinds = '/'.join(sorted({text['kind'] for text in sample['texts']}))
         texts = page.details(f'{kinds} by size', f'<dl>{texts}</dl>')
     return page.card(_images(sample), sample['family'],
-                     f'{_question(sample)}<dl>{answers}</dl>{texts}')
+                     f'{_question(sample, links)}<dl>{answers}</dl>{texts}')
 
 
 def _images(sample):
@@ -240,9 +243,10 @@ def _images(sample):
     return images
 
 
-def _question(sample):
+def _question(sample, links):
+    """Return the question of a sample as HTML, which leads to all that was written about it."""
     question = page.escape(sample['question']) or '<span class="soft">question not saved</span>'
-    return f'<div class="q">{question}</div>'
+    return f'<div class="q">{page.link(links.item(sample["item_id"]), question)}</div>'
 
 
 def _answer(answer):

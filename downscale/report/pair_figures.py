@@ -4,6 +4,7 @@ from typing import Any
 
 from downscale.report.axes import BLUE, GREY, ORANGE, name_rows, plotting, small_axes
 from downscale.report.figures import Drawing, ended, errors, numbers
+from downscale.report.item_links import NO_ITEMS, ItemLinks
 from downscale.statistics.bootstrap import Interval
 
 
@@ -12,8 +13,11 @@ def between(x: Interval) -> str:
     return f'{x.low:.2f}–{x.high:.2f}'.replace('0.', '.')
 
 
-def grid(result: Any) -> Drawing:
-    """Return macro accuracy per perception x reasoner pair, gold text on top, a panel a setting."""
+def grid(result: Any, links: ItemLinks = NO_ITEMS) -> Drawing:
+    """Return macro accuracy per perception x reasoner pair, gold text on top, a panel a setting.
+
+    A cell leads to what its pair has wrong, or else to the table of these cells in the page.
+    """
     widest = max(len(panel['r_sizes']) for panel in result.values())
     tallest = max(len(panel['p_sizes']) for panel in result.values())
     width = max(.66 * widest + 1., 2.4)
@@ -27,7 +31,8 @@ def grid(result: Any) -> Drawing:
         ys['gold'] = len(ys) + .2
         xs = {r: place for place, r in enumerate(panel['r_sizes'])}
         for cell in panel['cells']:
-            _heat_cell(axis, xs[cell['r']], ys[cell['p']], cell, norm)
+            link = links.pair(name, cell['p'], cell['r']) or '#completed'
+            _heat_cell(axis, (xs[cell['r']], ys[cell['p']]), cell, norm, link)
             rows.append({'panel': name, 'perception': cell['p'], 'reasoner': cell['r'],
                          **numbers(cell['accuracy']), **ended(cell['completion'])})
         axis.set(xlim=(-.5, len(xs) - .5), ylim=(-.5, ys['gold'] + .5), title=name)
@@ -41,10 +46,10 @@ def grid(result: Any) -> Drawing:
     return figure, rows
 
 
-def _heat_cell(axis, x, y, cell, norm):
+def _heat_cell(axis, place, cell, norm, link):
+    x, y = place
     accuracy = cell['accuracy']
     mark = ' !' if cell['completion'].over else ''
-    link = '#completed'   # the table of these cells in the page
     share = float(norm(accuracy.value)) if norm.vmax > norm.vmin else .5
     colour = plotting().colormaps['Blues'](.12 + .78 * share)
     axis.add_patch(plotting().patches.Rectangle((x - .48, y - .47), .96, .94,
@@ -56,8 +61,11 @@ def _heat_cell(axis, x, y, cell, norm):
               url=link)
 
 
-def marginals(result: Any) -> Drawing:
-    """Return what shrinking one side costs with the other side at its largest, family by family."""
+def marginals(result: Any, links: ItemLinks = NO_ITEMS) -> Drawing:
+    """Return what shrinking one side costs with the other side at its largest, family by family.
+
+    A dot leads to what is lost.
+    """
     panels = {name: panel['marginal'] for name, panel in result.items() if panel['marginal']}
     families = set()
     for sides in panels.values():
@@ -73,8 +81,10 @@ def marginals(result: Any) -> Drawing:
             for name, x in {**drop['families'], 'macro mean': drop['macro']}.items():
                 if x is None:
                     continue
-                axis.errorbar(x.value, names.index(name) + shift, xerr=errors(x), fmt='o', ms=4,
-                              color=colours[side], label=f'{side} shrinks', lw=1.2)
+                family = '' if name == 'macro mean' else name
+                axis.errorbar(x.value, names.index(name) + shift, xerr=errors(x), fmt='o', ms=5,
+                              color=colours[side], label=f'{side} shrinks', lw=1.2,
+                              url=links.shrunk(panel, side, family) or None)
                 rows.append({'panel': panel, 'side': side, 'family': name, **numbers(x)})
         axis.axvline(0, color=GREY, lw=.8)
         name_rows(axis, names)

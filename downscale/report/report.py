@@ -20,7 +20,8 @@ from downscale.analysis import (
 from downscale.analysis.measures import Missing
 from downscale.output import page
 from downscale.output.plain import plain
-from downscale.report import first_screen, gallery, sections
+from downscale.report import first_screen, gallery, item_links, sections
+from downscale.report.item_links import NO_ITEMS
 from downscale.report.summary import summary
 from downscale.results.items import TableError
 from downscale.results.study import load_study
@@ -30,7 +31,7 @@ from downscale.runtime.files import PathLike, write_bytes
 
 def write_report(study_dir: PathLike, out_dir: PathLike | None = None, bootstraps: int = 2000,
                  seed: int = 0) -> Path:
-    """Write report.html, report.json and the figures; return the path of report.html.
+    """Write report.html, report.json, the figures and `items/`; return the path of report.html.
 
     `out_dir` is study_dir/report when it is not given. The same input gives the same report.json,
     byte for byte. Parts without data are named in the report with the reason; a table that breaks
@@ -41,10 +42,11 @@ def write_report(study_dir: PathLike, out_dir: PathLike | None = None, bootstrap
     out.mkdir(parents=True, exist_ok=True)
     s = measures.scored(study, bootstraps, seed)
     results, skipped = _results(s)
+    links = _links(Path(study_dir), out, results, skipped)
     facts = summary(s, results)
     title = f'{study.meta.get("name", "study")} — downscale report'
-    top = first_screen.html(s, results, out)
-    sidebar, body = sections.sidebar_and_body(s, results, skipped, out)
+    top = first_screen.html(s, results, out, links)
+    sidebar, body = sections.sidebar_and_body(s, results, skipped, out, links)
     numbers = {'input_hash': study.input_hash, 'level': 0.95, 'bootstraps': bootstraps,
                'seed': seed, 'study': {key: study.meta.get(key) for key in
                                        ('name', 'seed', 'config_hash')},
@@ -86,6 +88,20 @@ def _results(s):
         results.setdefault(name, [])
     results['warnings'] = completeness.warnings(results)
     return results, skipped
+
+
+def _links(root, out, results, skipped):
+    """Write the items beside the report; return the links to them, none where that fails."""
+    shown = set()
+    for samples in results.get('gallery', {}).values():
+        shown.update(sample['item_id'] for sample in samples)
+    ends = {setting: (panel['p_sizes'], panel['r_sizes'])
+            for setting, panel in results.get('grid', {}).items()}
+    try:
+        return item_links.write_items(root, out, shown, ends)
+    except ValueError as reason:
+        skipped['items'] = str(reason)
+        return NO_ITEMS
 
 
 def _without_bulk(results):

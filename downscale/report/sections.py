@@ -19,6 +19,7 @@ from downscale.report import (
     law_sections,
     pair_figures,
 )
+from downscale.report.item_links import NO_ITEMS, ItemLinks
 from downscale.report.summary import panel_sentence, say_drops
 
 METHODS = (
@@ -61,12 +62,12 @@ GROUPS = (
 
 
 def sidebar_and_body(s: Scored, results: dict[str, Any], skipped: dict[str, str],
-                     out: Path) -> tuple[str, str]:
+                     out: Path, links: ItemLinks = NO_ITEMS) -> tuple[str, str]:
     """Return the contents and all sections under the first screen as HTML; figures are in `out`.
 
     A part without data has no section: the last one says which are absent, and why.
     """
-    bodies = _bodies(s, results, skipped, out)
+    bodies = _bodies(s, results, skipped, out, links)
     top = [('answer', 'Answer')]
     if results.get('claims'):
         top.append(('claims', 'Claims'))
@@ -82,19 +83,22 @@ def sidebar_and_body(s: Scored, results: dict[str, Any], skipped: dict[str, str]
     return page.contents(groups), ''.join(parts)
 
 
-def _bodies(s, results, skipped, out):
+def _bodies(s, results, skipped, out, links):
     """Return {name of a section: its HTML}, '' for one that has nothing to show."""
     warned = results['warnings']
     visual = results.get('answer', {'kinds': {}})['kinds'].get('visual', {'families': ()})
-    renders = {'accuracy': _accuracy_html, 'drops': _drops_html,
-               'grid': partial(_grid_html, modes=results['gate']['modes']),
+    renders = {'accuracy': partial(_accuracy_html, links=links),
+               'drops': partial(_drops_html, links=links),
+               'grid': partial(_grid_html, modes=results['gate']['modes'], links=links),
                'reliance': partial(_reliance_html, visual=visual['families']),
-               'families': claim_sections.families, 'shares': claim_sections.shares,
+               'families': partial(claim_sections.families, links=links),
+               'shares': partial(claim_sections.shares, links=links),
                'flips': claim_sections.flips, 'pareto': claim_sections.pareto,
                'laws': law_sections.laws, 'isoflop': law_sections.isoflop,
                'rates': law_sections.rates, 'layers': claim_sections.layers,
                'ledger': claim_sections.ledger, 'losses': _losses_html,
-               'gallery': lambda result, out: page.details('All samples', gallery.cards(result))}
+               'gallery': lambda result, out: page.details('All samples',
+                                                           gallery.cards(result, links))}
     bodies = {'gate': _gate_html(results['gate']),
               'judged': claim_sections.claims(results['claims'], out)
               if results.get('claims') else '',
@@ -136,8 +140,8 @@ def _with_macro(result):
     return [*result['families'].items(), ('macro mean', result['macro'])]
 
 
-def _accuracy_html(result, out):
-    svg = figures.save(figures.accuracy, result, out, 'accuracy')
+def _accuracy_html(result, out, links):
+    svg = figures.save(partial(figures.accuracy, links=links), result, out, 'accuracy')
     rows = []
     for name, row in _with_macro(result):
         by_size = list(row['sizes'].values())
@@ -158,8 +162,8 @@ def _accuracy_html(result, out):
         + page.table(('family', *result['macro']['sizes']), ended))
 
 
-def _drops_html(result, out):
-    svg = figures.save(figures.drops, result, out, 'drops')
+def _drops_html(result, out, links):
+    svg = figures.save(partial(figures.drops, links=links), result, out, 'drops')
     # McNemar's test is of one seed's right and wrong answers: over several it is not asked.
     tested = any(row.get('p_holm') is not None for row in result['families'].values())
     rows = []
@@ -241,13 +245,14 @@ def _relation_html(relation):
                          'soft')
 
 
-def _grid_html(result, out, modes):
-    svg = figures.save(pair_figures.grid, result, out, 'grid')
+def _grid_html(result, out, modes, links):
+    svg = figures.save(partial(pair_figures.grid, links=links), result, out, 'grid')
+    leads = 'what its pair has wrong' if links.of_pairs else 'the table below'
     parts = [page.paragraph(_first_panel(result, modes)),
              page.figure(svg, 'Mean over families. Perception writes a text, the reasoner answers '
                          'from it; gold: from the true text. Small: the 95 % interval. !: '
                          f'more than {100 * LIMIT:.0f} % of the answers in some family are '
-                         'truncated, unparsed or unclosed. A cell leads to the table below. '
+                         f'truncated, unparsed or unclosed. A cell leads to {leads}. '
                          'grid.png, grid.csv'),
              page.details('Completed answers of the pairs', _grid_endings_html(result))]
     rows = []
@@ -260,7 +265,7 @@ def _grid_html(result, out, modes):
         return ''.join(parts) + page.paragraph(
             'Skipped: marginal drops need the corners of the grid (largest with smallest on both '
             'sides).', 'skip')
-    svg = figures.save(pair_figures.marginals, result, out, 'marginals')
+    svg = figures.save(partial(pair_figures.marginals, links=links), result, out, 'marginals')
     table = page.table(('setting', 'what shrinks', 'family', 'drop'), rows, True)
     parts.append(page.details('What shrinking one side costs, by family', page.figure(
         svg, 'Drop when one side shrinks from largest to smallest and the other stays at its '

@@ -17,16 +17,19 @@ from downscale.report.axes import (
     spread,
 )
 from downscale.report.figures import Drawing, errors, numbers
+from downscale.report.item_links import NO_ITEMS, ItemLinks
 from downscale.report.pair_figures import between
 
 GREEN = '#4f9a6b'
+SIDES = ('perception', 'reasoner', 'total')   # bars whose questions can be listed
 
 
-def shares(result: Any) -> Drawing:
+def shares(result: Any, links: ItemLinks = NO_ITEMS) -> Drawing:
     """Return Shapley shares, their total and the interactions, each a bar from zero.
 
     `result` is {name: Shares}. Every bar has the interval of its own number; the interaction is no
-    further part of the total, since the shares already divide it.
+    further part of the total, since the shares already divide it. A bar of one setting leads to
+    what is lost when that side alone, or both, are the smallest.
     """
     figure, axes = small_axes(len(result), 4.2, 2.5, across=2)
     rows = []
@@ -37,7 +40,8 @@ def shares(result: Any) -> Drawing:
                    **dict.fromkeys(pairs, GREY)}
         bars = {**parts.shares, 'total': parts.total, **pairs}
         for place, (label, x) in enumerate(bars.items()):
-            axis.barh(place, x.value, color=colours[label], height=.6, alpha=.8)
+            link = links.shrunk(name, label) if label in SIDES else ''
+            axis.barh(place, x.value, color=colours[label], height=.6, alpha=.8, url=link or None)
             axis.errorbar(x.value, place, xerr=errors(x), color=INK, lw=1, capsize=2)
             axis.annotate(f'{x.value:+.2f}', (max(x.high, x.value, 0), place),
                           xytext=(4, 0), textcoords='offset points', va='center', fontsize=8)
@@ -51,27 +55,32 @@ def shares(result: Any) -> Drawing:
     return figure, rows
 
 
-def grid_families(result: Any) -> Drawing:
-    """Return accuracy of every perception x reasoner pair, a panel per family."""
+def grid_families(result: Any, links: ItemLinks = NO_ITEMS) -> Drawing:
+    """Return accuracy of every perception x reasoner pair, a panel per family.
+
+    A cell leads to what its pair has wrong in that family.
+    """
     p_sizes = result['p_sizes']
     r_sizes = result['r_sizes']
     families = result['families']
     figure, axes = small_axes(len(families), .66 * len(r_sizes) + 1.,
                               .44 * len(p_sizes) + .9, across=3)
+    norm = plotting().colors.Normalize(-.1, 1.05)
+    colours = plotting().colormaps['Blues']
     rows = []
     for axis, (task, cells) in zip(axes, families.items(), strict=True):
-        values = np.full((len(p_sizes), len(r_sizes)), np.nan)
         for (p, r), x in cells.items():
             at = p_sizes.index(p), r_sizes.index(r)
-            values[at] = x.value
+            link = links.pair(result['panel'], p, r, task) or None
+            axis.add_patch(plotting().patches.Rectangle(
+                (at[1] - .48, at[0] - .48), .96, .96, color=colours(norm(x.value)), lw=0, url=link))
             ink = '#ffffff' if x.value > .6 else '#10151c'
             axis.text(at[1], at[0] + .13, f'{x.value:.2f}', ha='center', va='center', fontsize=9,
-                      color=ink)
+                      color=ink, url=link)
             axis.text(at[1], at[0] - .25, between(x), ha='center', va='center', fontsize=8,
-                      color=ink)
+                      color=ink, url=link)
             rows.append({'family': task, 'perception': p, 'reasoner': r, **numbers(x)})
-        axis.pcolormesh(np.arange(len(r_sizes) + 1) - .5, np.arange(len(p_sizes) + 1) - .5, values,
-                        cmap='Blues', vmin=-.1, vmax=1.05, edgecolors='white', linewidth=.8)
+        axis.set(xlim=(-.5, len(r_sizes) - .5), ylim=(-.5, len(p_sizes) - .5))
         axis.set_title(task)
         axis.set_xticks(range(len(r_sizes)), r_sizes, fontsize=8)
         axis.set_yticks(range(len(p_sizes)), p_sizes, fontsize=8)

@@ -37,6 +37,9 @@ _ANSWERED = dict(
     score=_F, nll_gold=_F, chance=_F, pred=_S, gold=_S, parse_ok=_B, n_gen_tokens=_I,
     truncated=_B, finish=_S, close=_S, n_think_tokens=_I)
 ITEMS = strict_schema(**_ASKED, **_ANSWERED, prompt_hash=_S, data_hash=_S)
+# What rows of items may have beside: what was written before the answer, and which rule judged it.
+# No number is made of them, and tables that are older have neither.
+LATER = strict_schema(thought=_S, scorer=_S)
 TEXTS = strict_schema(
     item_id=_S, p_run=_S, text_kind=_S, question=_S, prompt=_S, text=_S, n_tokens=_I,
     truncated=_B)
@@ -55,8 +58,14 @@ class TableError(ValueError):
 
 
 def write_items(path: PathLike, rows: Iterable[dict[str, Any]]) -> None:
-    """Write the rows to `path` as Parquet, whole or not at all; equal rows give equal bytes."""
-    _write(path, rows, ITEMS, ITEM_KEY, 'items', _check_items)
+    """Write the rows to `path` as Parquet, whole or not at all; equal rows give equal bytes.
+
+    Where any row has a column of `LATER`, all of them need it.
+    """
+    rows = list(rows)
+    there = set().union(*rows)
+    schema = pa.schema([*ITEMS, *(column for column in LATER if column.name in there)])
+    _write(path, rows, schema, ITEM_KEY, 'items', _check_items)
 
 
 def write_texts(path: PathLike, rows: Iterable[dict[str, Any]]) -> None:
@@ -166,20 +175,23 @@ def _check_endings(table, what):
 def _read(path, schema, key, check, newer=None):
     """Return the table at `path` with the columns of `schema`, checked.
 
-    Unknown columns are left out, and counted in `newer`.
+    Other columns are left out; those that `LATER` does not know are counted in `newer`.
     """
     what = str(path)
     try:
-        table = pq.ParquetFile(path).read()
+        file = pq.ParquetFile(path)
+        there = file.schema_arrow.names
+        # Thoughts alone may be larger than all other columns.
+        table = file.read(columns=[name for name in schema.names if name in there])
     except (OSError, pa.ArrowException) as error:
         raise TableError(f'{what}: not readable as Parquet: {one_line(error)}') from error
     # 1. Columns: all there, none twice, and what is unknown counted.
-    missing = sorted(set(schema.names) - set(table.column_names))
-    extra = sorted(set(table.column_names) - set(schema.names))
+    missing = sorted(set(schema.names) - set(there))
+    extra = sorted(set(there) - {*schema.names, *LATER.names})
     if missing:
         raise TableError(f'{what}: {len(missing)} columns missing {missing[:6]}; evaluate again '
                          'into a new folder')
-    twice = [name for name, count in Counter(table.column_names).items() if count > 1]
+    twice = [name for name, count in Counter(there).items() if count > 1]
     if twice:
         raise TableError(f'{what}: column {twice[0][:40]!r} is there twice')
     if newer is not None:
@@ -196,8 +208,8 @@ def _read(path, schema, key, check, newer=None):
 def read_items(path: PathLike, newer: Counter | None = None) -> pa.Table:
     """Return the items table at `path`, checked against the schema.
 
-    Columns that are not known here are of a newer version: they are left out, and counted in
-    `newer`.
+    Those of `LATER` are left out. Columns that are not known here are of a newer version: they are
+    left out as well, and counted in `newer`.
     """
     return _read(path, ITEMS, ITEM_KEY, _check_items, newer)
 

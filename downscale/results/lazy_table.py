@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from downscale.results.items import ITEMS, TEXTS, TableError, one_line
+from downscale.results.items import ITEMS, LATER, TEXTS, TableError, one_line
 from downscale.results.study import Cell
 from downscale.runtime.files import PathLike
 
@@ -18,9 +18,11 @@ class LazyTable:
     """A table of one schema: a file whose columns are read when asked for, or rows in memory.
 
     Text columns are kept as codes and the values that these stand for. `rows` is their number.
+    `schema` is what the table has: what was asked for, and those of `more` that its file holds.
     """
 
-    def __init__(self, schema: pa.Schema, source: PathLike | pa.Table) -> None:
+    def __init__(self, schema: pa.Schema, source: PathLike | pa.Table,
+                 more: Sequence[pa.Field] | pa.Schema = ()) -> None:
         self.schema = schema
         self.source = source
         self._columns = {}
@@ -34,7 +36,9 @@ class LazyTable:
             raise TableError(f'{source}: not readable as Parquet: {one_line(error)}') from error
         self.rows = file.metadata.num_rows
         there = file.schema_arrow
-        wrong = [field.name for field in schema
+        self.schema = pa.schema([*schema, *(column for column in more
+                                            if column.name in there.names)])
+        wrong = [field.name for field in self.schema
                  if field.name not in there.names or there.field(field.name).type != field.type]
         if wrong:
             raise TableError(f'{source}: {len(wrong)} columns missing or of another type '
@@ -106,7 +110,7 @@ def _coded(column):
 
 def open_items(path: PathLike) -> LazyTable:
     """Open the items table at `path`; `TableError` where columns are missing."""
-    return LazyTable(ITEMS, path)
+    return LazyTable(ITEMS, path, LATER)
 
 
 def open_texts(path: PathLike) -> LazyTable:

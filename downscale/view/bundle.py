@@ -1,6 +1,7 @@
 """The explorer as a folder of pages that opens without a server: to send, to host, to keep."""
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,13 @@ from downscale.view import pages
 from downscale.view.board import Board, picture_path
 from downscale.view.columns import views_of
 from downscale.view.item_page import item_page
-from downscale.view.pages import Desk
+from downscale.view.pages import MADE_BY, Desk
 from downscale.view.query import Query
 from downscale.view.select import facets, select
 from downscale.view.style import STATIC
 
 MOST = 2000   # items: all rows of a view are in one page
+HEAD = 2000   # characters of a page, among which `MADE_BY` stands
 
 
 class FolderLinks:
@@ -61,17 +63,37 @@ def write_bundle(board: Board, query: Query, folder: Path) -> Path:
         raise ValueError(f'{len(items)} items, and a static folder holds at most {MOST}; choose '
                          'some with --query, as in --query "disagree=sizes"')
     with whole(folder) as partial:
-        for name in desk.views:
-            page = _list(desk, Query(columns=name, seed=query.seed), items)
-            write_bytes(partial / f'{name}.html', page.encode())
-            if name == desk.view(query).name:
-                write_bytes(partial / 'index.html', page.encode())
-        inner = Desk(board=board, views=desk.views, links=FolderLinks('../'))
-        for item in items.tolist():
-            page = item_page(inner, Query(seed=query.seed), item, items)
-            write_bytes(partial / 'items' / f'{item}.html', page.encode())
-        _copy_pictures(desk, items, partial)
+        _write_pages(desk, query, items, partial)
     return folder / 'index.html'
+
+
+def replace_bundle(board: Board, items: np.ndarray, note: str, folder: Path) -> None:
+    """Write some items into a folder, in the place of a bundle that is there.
+
+    `note` says on every list which items these are. ValueError where anything else is there.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        first = folder / 'index.html'
+        if not first.is_file() or MADE_BY not in first.read_text(errors='replace')[:HEAD]:
+            raise ValueError(f'{folder} holds other files than items; move them away')
+    desk = Desk(board=board, views=views_of(board.runs), links=FolderLinks(), note=note)
+    with whole(folder) as partial:
+        _write_pages(desk, Query(), items, partial)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_pages(desk, query, items, folder):
+    """Write a list for every view, the first of them as the index, and a page for every item."""
+    for name in desk.views:
+        page = _list(desk, Query(columns=name, seed=query.seed), items)
+        write_bytes(folder / f'{name}.html', page.encode())
+        if name == desk.view(query).name:
+            write_bytes(folder / 'index.html', page.encode())
+    inner = replace(desk, links=FolderLinks('../'))
+    for item in items.tolist():
+        page = item_page(inner, Query(seed=query.seed), item, items)
+        write_bytes(folder / 'items' / f'{item}.html', page.encode())
+    _copy_pictures(desk, items, folder)
 
 
 def _list(desk, query, items: np.ndarray):
@@ -80,7 +102,7 @@ def _list(desk, query, items: np.ndarray):
     rows = facets(board, desk.view(query), query.only_seed, items)
     texts = _texts(board, items)
     data = [json.dumps({**row, 'text': text}) for row, text in zip(rows, texts, strict=True)]
-    body = (pages.heading(desk) + pages.form(desk, query)
+    body = (pages.heading(desk) + pages.form(desk, query, items)
             + '<nav><b id="count"></b><a id="previous">previous</a><a id="next">next</a></nav>'
             + pages.table(desk, query, pages.list_rows(desk, query, items.tolist(), data)))
     return pages.frame(f'Items of {desk.title}', body, desk.links.pictures, STATIC)

@@ -33,6 +33,11 @@ class View:
     columns: tuple[Column, ...]
 
 
+def first_chosen(view: View, *labels: str) -> tuple[Column, ...]:
+    """Return the columns of a view, those with these labels before all others."""
+    return tuple(sorted(view.columns, key=lambda column: column.label not in labels))
+
+
 def views_of(runs: Sequence[Run]) -> dict[str, View]:
     """Return {name: view} of all that can be compared in some runs, sizes with pictures first."""
     views = {}

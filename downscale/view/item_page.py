@@ -3,6 +3,7 @@ from html import escape
 
 import numpy as np
 
+from downscale.data.scenes.questions import SCORER
 from downscale.evaluate.scoring.table import SCORERS, disagree
 from downscale.results.text_kinds import TEXT_KINDS
 from downscale.view.board import LOSSES
@@ -11,6 +12,8 @@ from downscale.view.query import Query
 from downscale.view.runs import Run
 from downscale.view.select import judged
 from downscale.view.words import neighbours
+
+RULES = {SCORER: 'the scene world: the same text, or a box that overlaps by half'}
 
 
 def item_page(desk: Desk, query: Query, item: int, selected: np.ndarray) -> str:
@@ -131,17 +134,17 @@ def _answers(desk, query, run: Run, item):
 
 
 def _table(rows):
-    thoughts = neighbours(row.get('thought', '') for _, row in rows)
+    thoughts = neighbours(row.get('thought') or '' for _, row in rows)
     lines = ['<thead><tr><th class="q">who<th>answer<th>score<th>scorers<th>written</thead><tbody>']
     for (label, row), thought in zip(rows, thoughts, strict=True):
         kind, mark = verdict(row['score'])
         again = f'<small>repeat {row["repeat"]}</small>' if row['repeat'] else ''
-        who = row.get('scorer') or 'as the data scores'
+        who = _judge(row.get('scorer'))
         score = '–' if np.isnan(row['score']) else f'{row["score"]:.3g}'
         lines.append(
             f'<tr><td class="q">{escape(label)}{again}<td class="t" data-h="answer">'
             f'{_thought(row, thought)}{escape(row["pred"]) or "<i>(empty)</i>"}'
-            f'<td class="a {kind}" data-h="score">{mark} {score}<small>{escape(who)}</small>'
+            f'<td class="a {kind}" data-h="score">{mark} {score}<small>{who}</small>'
             f'<td class="a" data-h="scorers">{_scorers(row)}<td class="a" data-h="written">'
             f'{_ending(row)}</tr>')
     return f'<div class="scroll"><table class="cards">{"".join(lines)}</tbody></table></div>'
@@ -151,6 +154,14 @@ def _thought(row, thought):
     if not row.get('thought'):
         return ''
     return f'<details open><summary>thought</summary><pre>{thought}</pre></details>'
+
+
+def _judge(name):
+    """Return which rule made a score, with its version; rows of earlier tables do not say."""
+    if not name:
+        return 'as the data scores'
+    version = SCORERS[name].version if name in SCORERS else RULES.get(name, '')
+    return f'{escape(name)} <span class="soft">{escape(version)}</span>'
 
 
 def _scorers(row):

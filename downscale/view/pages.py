@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from downscale.view.board import LOSSES, Board, corner_cells, picture_path, seeing_cells
-from downscale.view.columns import Column, View
+from downscale.view.columns import Column, View, first_chosen
 from downscale.view.query import DISAGREE, PAGE, SORTS, UNITS, Query
 from downscale.view.runs import Run
 from downscale.view.select import sort_value, values
@@ -15,6 +15,7 @@ from downscale.view.style import CSS, SCRIPT, policy
 
 CUT = 90   # characters of an answer in the list
 QUESTION = 220
+MADE_BY = '<meta name="generator" content="downscale view">'
 
 
 class Links(Protocol):
@@ -33,10 +34,18 @@ class Links(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Desk:
-    """What every page is made of: the items, what can stand side by side, and where things are."""
+    """What every page is made of: the items, what can stand side by side, and where things are.
+
+    `note` stands above every list.
+    """
     board: Board
     views: Mapping[str, View]
     links: Links
+    note: str = ''
+
+    def columns(self, query: Query) -> tuple[Column, ...]:
+        """Return the columns that a query shows, those that it filters by before all others."""
+        return first_chosen(self.view(query), query.right, query.wrong)
 
     def view(self, query: Query) -> View:
         """Return the view that a query names, by default the first."""
@@ -51,7 +60,7 @@ class Desk:
 def frame(title: str, body: str, pictures: str, script: str = SCRIPT) -> str:
     """Return a whole page that loads nothing but its pictures."""
     rule = escape(policy(script, pictures))
-    return ('<!doctype html><html lang="en"><head><meta charset="utf-8">'
+    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8">{MADE_BY}'
             f'<meta http-equiv="Content-Security-Policy" content="{rule}">'
             '<meta name="referrer" content="no-referrer">'
             '<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -82,7 +91,8 @@ def heading(desk: Desk) -> str:
     told = [text for run in desk.board.runs if (text := _told_by(run))]
     return (f'<h1>Items of {escape(desk.title)}</h1><p class="soft">A row is an item, a column who '
             'answered. ✓ is right, ✗ wrong; a click on an item shows all that was written. '
-            f'{escape(" ".join(dict.fromkeys(told)))}</p>')
+            f'{escape(" ".join(dict.fromkeys(told)))}</p>'
+            + (f'<p>{escape(desk.note)}</p>' if desk.note else ''))
 
 
 def _told_by(run):
@@ -110,8 +120,11 @@ def _pager(desk, query, number, pages, count):
 
 # --- the form ---------------------------------------------------------------------------------
 
-def form(desk: Desk, query: Query) -> str:
-    """Return the filters, each with what it is set to."""
+def form(desk: Desk, query: Query, items: np.ndarray | None = None) -> str:
+    """Return the filters, each with what it is set to.
+
+    A static page has some `items` only, and those of one seed.
+    """
     view = desk.view(query)
     _, families = desk.board.coded('task')
     labels = [(column.label, column.label) for column in view.columns]
@@ -119,12 +132,12 @@ def form(desk: Desk, query: Query) -> str:
         _choice('columns', 'Side by side', [(name, of.title) for name, of in desk.views.items()],
                 view.name, ''),
         _choice('family', 'Family', [(name, name) for name in sorted(families)], query.family),
-        _choice('loss', 'Class of loss', _classes(desk, query), query.loss),
+        _choice('loss', 'Class of loss', _classes(desk, query, items), query.loss),
         _choice('disagree', 'Disagreement', DISAGREE.items(), query.disagree),
         _choice('right', 'Right in', labels, query.right),
         _choice('wrong', 'Wrong in', labels, query.wrong)]
     seeds = sorted({seed for column in view.columns for seed in column.cells})
-    if len(seeds) > 1:
+    if len(seeds) > 1 and items is None:
         fields.append(_choice('seed', 'Seed', [(str(seed), str(seed)) for seed in seeds],
                               query.seed, 'lowest'))
     fields.append(_choice('sort', 'Order', SORTS.items(), query.sort, 'by name'))
@@ -142,9 +155,11 @@ def _choice(name, label, options, value, nothing='all'):
     return f'<label>{label}<select name="{name}">{"".join(parts)}</select></label>'
 
 
-def _classes(desk, query):
-    """Return the classes that any item has, with how many have it."""
+def _classes(desk, query, items):
+    """Return the classes that any item has, with how many of `items`, by default all, have it."""
     places = [desk.board.losses(run, query.only_seed) for run in desk.board.runs]
+    if items is not None:
+        places = [of_run[items] for of_run in places]
     counts = np.zeros(len(LOSSES), dtype=int)
     for of_run in places:
         counts += np.bincount(of_run[of_run >= 0], minlength=len(LOSSES))
@@ -157,7 +172,7 @@ def _classes(desk, query):
 def table(desk: Desk, query: Query, rows: Iterable[str], items: np.ndarray | None = None) -> str:
     """Return rows under their headings, with the share of `items` that each column has right."""
     heads = ['<th class="q">item', '<th>gold']
-    for column in desk.view(query).columns:
+    for column in desk.columns(query):
         share = '' if items is None else _share(desk.board, column, query.only_seed, items)
         heads.append(f'<th data-l="{escape(column.label)}">{escape(column.label)}{share}')
     if query.sort:
@@ -182,7 +197,7 @@ def list_rows(desk: Desk, query: Query, items: Sequence[int],
     tasks, clusters, gold = (board.facts(name, items) for name in ('task', 'cluster_id', 'gold'))
     questions = board.questions(items)
     answers = [_answers(board, column, query.only_seed, items)
-               for column in desk.view(query).columns]
+               for column in desk.columns(query)]
     losses = [board.losses(run, query.only_seed) for run in board.runs]
     worst = sort_value(board, desk.view(query), query) if query.sort else None
     rows = []

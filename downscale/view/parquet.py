@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from downscale.results.items import LATER
 from downscale.runtime.files import whole
 from downscale.view.board import LOSSES, Board, picture_path
 from downscale.view.runs import Run
@@ -18,7 +19,8 @@ NAME = 'items.parquet'
 IMAGE = pa.struct([('bytes', pa.binary()), ('path', pa.string())])
 FEATURES = {'image': {'_type': 'Image'}}
 ANSWERS = ('p_run', 'r_run', 'text_kind', 'thinking', 'condition', 'repeat', 'score', 'pred',
-           'nll_gold', 'parse_ok', 'n_gen_tokens', 'n_think_tokens', 'truncated', 'close')
+           'nll_gold', 'parse_ok', 'n_gen_tokens', 'n_think_tokens', 'truncated', 'close',
+           *LATER.names)
 TEXTS = ('p_run', 'text_kind', 'prompt', 'text', 'n_tokens', 'truncated')
 
 
@@ -66,11 +68,16 @@ def _texts(board, run):
     return _lists(board, run.texts, numbers, TEXTS)
 
 
+def _column(table, name):
+    """Return a column of texts or numbers; of one that only later tables have, empty texts."""
+    return table.plain(name) if name in table.schema.names else pa.array([''] * table.rows)
+
+
 def _lists(board, tables, numbers, names):
     """Return the rows of some tables as one list of structs for each item."""
     if not tables:
         return pa.nulls(len(board), pa.list_(pa.struct([])))
-    parts = [pa.table({name: table.plain(name) for name in names}) for table in tables]
+    parts = [pa.table({name: _column(table, name) for name in names}) for table in tables]
     rows = pa.concat_tables(parts)
     number = np.concatenate(numbers)
     order = np.argsort(number, kind='stable')

@@ -11,16 +11,14 @@ import pyarrow as pa
 from downscale.analysis import measures
 from downscale.analysis.measures import Scored
 from downscale.results import samples
-from downscale.results.items import ITEMS, TEXTS, TableError
+from downscale.results.items import ITEMS, LATER, TEXTS, TableError
 from downscale.results.lazy_table import LazyTable, cells_of, open_items, open_texts
 from downscale.results.study import Cell, Study
 from downscale.results.study_file import read_study
 from downscale.results.text_kinds import CAPTION, EXTRACTION
 
-# What a chain's records say beyond the columns of a study: all that was written before the answer,
-# who judged it, and what its question was, as JSON.
-CHAIN = pa.schema([*ITEMS, *(pa.field(name, pa.string(), nullable=False)
-                             for name in ('thought', 'scorer', 'doc'))])
+# What a chain's records say beyond the columns of a study: what its question was, as JSON.
+CHAIN = pa.schema([*ITEMS, *LATER, pa.field('doc', pa.string(), nullable=False)])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ def select(board: Board, view: View, query: Query) -> np.ndarray:
     if query.disagree == 'sizes':
         keep &= columns_disagree(board, view, seed)
     if query.disagree == 'scorers':
-        keep &= scorers_disagree(board, view, seed)
+        keep &= scorers_disagree(board, view, seed, np.flatnonzero(keep))
     if query.text:
         keep &= holding(board, view, seed, query.text)
     items = np.flatnonzero(keep)
@@ -91,20 +91,24 @@ def judged(answer: dict[str, Any]) -> dict[str, Verdict]:
     return judge(answer['pred'], answer['gold'], answer.get('doc', ''))
 
 
-def scorers_disagree(board: Board, view: View, seed: int | None) -> np.ndarray:
-    """Return whether any answer in the columns is scored differently by the scorers, by item."""
+def scorers_disagree(board: Board, view: View, seed: int | None,
+                     items: np.ndarray) -> np.ndarray:
+    """Return whether any answer in the columns is scored differently by the scorers, by item.
+
+    Only `items` are looked at.
+    """
     differ = np.zeros(len(board), dtype=bool)
     for column in view.columns:
         cell = column.cell(seed)
         if cell is not None:
-            differ |= _differ(board, column.run, cell)
+            differ |= _differ(board, column.run, cell, items)
     return differ
 
 
-def _differ(board, run, cell):
-    """Return whether scorers disagree on the answer to every item in one cell."""
+def _differ(board, run, cell, items):
+    """Return whether scorers disagree on the answer to each of some items in one cell."""
     table, row_of = board.asked(run, cell)
-    there = np.flatnonzero(row_of >= 0)
+    there = items[row_of[items] >= 0]
     # Equal answers to equal questions are judged once: small models repeat themselves.
     key = np.zeros(len(there), dtype=np.int64)
     names = [name for name in ('pred', 'gold', 'doc') if name in table.schema.names]
@@ -162,7 +166,7 @@ def facets(board: Board, view: View, seed: int | None,
     codes, families = board.coded('task')
     classes = [board.losses(run, seed) for run in board.runs]
     apart = {'sizes': columns_disagree(board, view, seed),
-             'scorers': scorers_disagree(board, view, seed)}
+             'scorers': scorers_disagree(board, view, seed, items)}
     sorts = {name: sort_value(board, view, Query(sort=name, seed='' if seed is None else str(seed)))
              for name in ('loss', 'length')}
     rows = []

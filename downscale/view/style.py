@@ -21,11 +21,14 @@ margin:12px 0;padding:12px;background:var(--card);border:1px solid var(--line);b
 label{font-size:12.5px;color:var(--soft);display:block;min-width:0}
 select,input,button{font:inherit;font-size:14px;width:100%;padding:4px 6px;color:var(--ink);
 background:var(--paper);border:1px solid var(--line);border-radius:5px;min-width:0}
+form label:first-child{grid-column:span 2}
 button{align-self:end;cursor:pointer;background:var(--accent);color:var(--paper);border:0;
 padding:6px}
 nav{display:flex;flex-wrap:wrap;gap:4px 16px;margin:10px 0;align-items:baseline}
 nav b{font-weight:600}
 .scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:8px}
+.wide:before{content:"more to the right \\2192";position:sticky;left:0;display:inline-block;
+padding:2px 10px;font-size:12px;color:var(--accent)}
 table{border-collapse:collapse;font-size:13.5px;width:100%}
 th,td{padding:6px 10px;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
 tr:last-child td{border-bottom:0}
@@ -66,8 +69,14 @@ overflow-wrap:anywhere}
 table.cards td.q{display:block;position:static}table.cards td:empty{display:none}}
 @media print{form,nav{display:none}}
 '''
+# A table that goes on beyond the edge says so.
+WIDE = '''
+function measure(){document.querySelectorAll('.scroll').forEach(function(box){
+box.classList.toggle('wide',box.scrollWidth>box.clientWidth+1)})}
+measure();addEventListener('resize',measure);
+'''
 # A choice in the form takes effect at once; without script the button does the same.
-SCRIPT = '''
+SCRIPT = WIDE + '''
 document.querySelectorAll('form select').forEach(function(s){s.addEventListener('change',
 function(){if(s.name==='columns'){s.form.elements.right.value='';s.form.elements.wrong.value=''}
 s.form.requestSubmit()})});
@@ -75,16 +84,21 @@ document.querySelectorAll('form').forEach(function(f){f.addEventListener('formda
 Array.from(e.formData).forEach(function(p){if(p[1]==='')e.formData.delete(p[0])})})});
 '''
 # A static folder has no server that could filter: all rows are in the page, and this hides some.
+# Columns of a filter come first, as from the server.
 STATIC = '''
-var form=document.querySelector('form'),ask=new URLSearchParams(location.search),
-rows=Array.from(document.querySelectorAll('tbody tr')),size=50,
+var form=document.querySelector('form'),ask=new URLSearchParams(location.search);
+['right','wrong'].forEach(function(name){var heads=Array.from(document.querySelectorAll('th')),
+from=heads.findIndex(function(h){return h.dataset.l&&h.dataset.l===ask.get(name)});
+if(from>2)document.querySelectorAll('tr').forEach(function(row){
+row.insertBefore(row.cells[from],row.cells[2])})});
+var rows=Array.from(document.querySelectorAll('tbody tr')),size=50,
 heads=Array.from(document.querySelectorAll('th')).map(function(h){return h.dataset.l});
 Array.from(form.elements).forEach(function(e){if(e.name&&e.name!=='columns'&&ask.get(e.name))
 e.value=ask.get(e.name)});
 form.addEventListener('submit',function(e){e.preventDefault();var q=new URLSearchParams();
 new FormData(form).forEach(function(v,k){if(v&&k!=='columns')q.set(k,v)});
-var to=form.elements.columns.value+'.html',same=location.pathname.endsWith('/'+to);
-if(!same){q.delete('right');q.delete('wrong')}location.href=to+'?'+q});
+var to=form.elements.columns.value+'.html';
+if(!form.elements.columns.selectedOptions[0].defaultSelected){q.delete('right');q.delete('wrong')}location.href=to+'?'+q});
 form.querySelectorAll('select').forEach(function(s){s.addEventListener('change',function(){
 form.requestSubmit()})});
 function mark(row,label){var cell=row.cells[heads.indexOf(label)];
@@ -106,7 +120,7 @@ document.querySelector('#count').textContent=kept.length+' of '+rows.length+' it
 ' of '+pages;
 [['#previous',page-1],['#next',page+1]].forEach(function(p){var a=document.querySelector(p[0]);
 if(p[1]<1||p[1]>pages){a.hidden=true;return}ask.set('page',p[1]);a.href='?'+ask});
-'''
+''' + WIDE
 
 
 def policy(script: str, pictures: str) -> str:

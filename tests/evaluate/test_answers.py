@@ -23,11 +23,12 @@ from downscale.evaluate.answers import (
     prompt_of,
     row,
     shown,
+    thought_in,
 )
 from downscale.evaluate.decoupled import GOLD, answer, brief_texts, describe, gold_texts
 from downscale.evaluate.joint import joint
 from downscale.generate.engine import Reply
-from downscale.results.items import ITEMS, read_items, write_items
+from downscale.results.items import ITEMS, LATER, read_items, write_items
 from downscale.sizes import Pictures
 from downscale.values import hash_of
 
@@ -258,6 +259,18 @@ def test_the_answer_stands_behind_a_closed_thought(text, thinking, wanted):
     assert answer_in(text, thinking) == wanted
 
 
+@pytest.mark.parametrize('text, thinking, spelled, wanted', [
+    ('red', False, 0, ''), ('a </think> red', False, 0, ''), ('a1 </think> red', True, 0, 'a1 '),
+    ('a1', True, 0, 'a1'), ('a </think> b </think> c', True, 0, 'a '),
+    ('a </think> b </think> c', True, 1, 'a </think> b '),
+    ('a </think> b', True, 1, 'a </think> b')])
+def test_a_thought_and_its_answer_are_all_of_a_reply(text, thinking, spelled, wanted):
+    assert thought_in(text, thinking, spelled) == wanted
+    answer, closed = answer_in(text, thinking, spelled)
+    if thinking and closed:
+        assert f'{wanted}</think> {answer}' == text
+
+
 def rows_of(item, text, **changes):
     encoder = small.encoder()
     thinking = changes.get('thinking', False)
@@ -277,10 +290,11 @@ def rows_of(item, text, **changes):
 
 def test_a_row_fits_the_table_of_items_exactly(items, tmp_path):
     found = [rows_of(item, item.question.answer) for item in items]
-    assert list(found[0]) == ITEMS.names
+    assert list(found[0]) == [*ITEMS.names, *LATER.names]
     assert pa.Table.from_pylist(found, schema=ITEMS).schema == ITEMS
     write_items(tmp_path / 'items.parquet', found)
     table = read_items(tmp_path / 'items.parquet').to_pylist()
+    found = [{name: row[name] for name in ITEMS.names} for row in found]
     assert sorted(table, key=lambda r: r['item_id']) == sorted(found, key=lambda r: r['item_id'])
 
 

@@ -9,6 +9,7 @@ ITEMS = [
         question=None,
         example=Example(scene_id=name, images=pictures, caption='', questions=()),
         judge=None,
+        scorer='',
     )
     for name, pictures in (
         ('one', (b'1',)),
@@ -55,6 +56,7 @@ def test_the_cost_of_shuffling_grows_with_the_questions_not_with_their_square():
                 example=Counting(scene_id=str(k % (n // 2)), images=(b'%d' % k,), caption='',
                                  questions=()),
                 judge=None,
+                scorer='',
             )
             for k in range(n)
         ]

@@ -82,7 +82,8 @@ def test_every_panel_names_its_axes(guessing, tmp_path):
 def test_rows_of_bars_meet_their_labels_where_a_bar_is_missing():
     none = interval(.5, -np.inf, np.inf)
     row = {'absolute': interval(.5, .4, .6), 'relative_chance': interval(.5, .4, .6)}
-    table = {'families': {'a': {**row, 'relative_chance': none}, 'b': row}, 'macro': row}
+    table = {'families': {'a': {**row, 'relative_chance': none}, 'b': row}, 'macro': row,
+             'large': 'w64d4', 'small': 'w16d2'}
     figure, _ = figures.drops(table)
     left, right = figure.axes
     assert left.get_ylim() == right.get_ylim()

@@ -1,14 +1,15 @@
 """The report of a fake study with planted effects: gate, drops, page, and what is said missing."""
 import csv
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 from fake_study import CHANCE, FAMILIES, fake_study, item_row
 
-from downscale.analysis import completeness, gate, measures
-from downscale.report import first_screen, report
+from downscale.analysis import completeness, gate, grids, measures
+from downscale.report import figures, first_screen, pair_figures, report
 from downscale.results import endings
 from downscale.results.items import write_items
 from downscale.results.study import Cell, load_study
@@ -289,9 +290,13 @@ def test_cut_off_texts_of_perception_models_warn_too(full):
                                 'worst': f'{third["text_kind"]} of {third["p_run"]}'}]}
 
 
-def test_heat_map_cells_lead_to_their_table(faulty):
-    _, html, _ = faulty
-    assert html.count('xlink:href="#completed"') == 48 * 3   # a cell's ground and both its lines
+def test_heat_map_cells_lead_to_their_items_or_else_to_their_table(faulty, tmp_path):
+    root, html, _ = faulty
+    links = re.findall(r'xlink:href="items/(?:caption|extraction)-\w+\.html\?wrong=', html)
+    assert len(links) == 48 * 3   # a cell's ground and both its lines
+    panels = grids.grid(measures.scored(load_study(root), 20))
+    svg = figures.save(pair_figures.grid, panels, tmp_path, 'grid')
+    assert svg.count('xlink:href="#completed"') == 48 * 3
     assert html.count('id="completed"') == 1
 
 

@@ -1,6 +1,7 @@
 """Schemas, strict writing, loading and pairing."""
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from fake_study import SIZES, fake_study, item_row
 from downscale.evaluate.answers import Asking, row
 from downscale.results import items
 from downscale.results.items import TableError, read_items, write_items
+from downscale.results.lazy_table import open_items
 from downscale.results.study import Cell, load_study, pair
 
 THOUGHT = {'thinking': True, 'close': 'natural', 'n_think_tokens': 2}
@@ -98,14 +100,32 @@ def test_a_row_tells_how_its_reply_ended(tmp_path, finish, close, text):
                                answer='red', chance=.25)
     reply = SimpleNamespace(ids=(5, 6, 7), finish=finish, close=close, thought=2 * bool(close),
                             nll=.5, text=text, spelled=0)
-    item = SimpleNamespace(question=question, judge=lambda text, marked: (text, True, 1.0))
+    item = SimpleNamespace(question=question, judge=lambda text, marked: (text, True, 1.0),
+                           scorer='exact-2')
     found = row(item, reply, Asking(eval_id='e', condition='image', data_hash='d', prompt_hash='p',
                                     p_run='w16d2-s0', thinking=bool(close)))
     assert (found['finish'], found['close'], found['n_think_tokens'], found['truncated']) == (
         finish, close, 2 * bool(close), finish == 'length')
     assert found['parse_ok'] == (close != 'open')
+    thought = {'': '', 'open': text}.get(close, text.partition('</think>')[0])
+    assert (found['thought'], found['scorer']) == (thought, 'exact-2')
     write_items(tmp_path / 'items.parquet', [found])   # the table agrees that such a row can be
-    assert read_items(tmp_path / 'items.parquet').to_pylist() == [found]
+    assert read_items(tmp_path / 'items.parquet').to_pylist() == [
+        {name: found[name] for name in items.ITEMS.names}]
+    assert open_items(tmp_path / 'items.parquet').row(0) == found
+
+
+def test_tables_without_thoughts_and_scorers_are_those_of_before(tmp_path):
+    rows = [item_row(item_id=f'i{k}') for k in range(3)]
+    write_items(tmp_path / 'old.parquet', rows)
+    write_items(tmp_path / 'new.parquet', [{**row, 'thought': 'a', 'scorer': 'b'} for row in rows])
+    newer = Counter()
+    assert read_items(tmp_path / 'old.parquet') == read_items(tmp_path / 'new.parquet', newer)
+    assert not newer
+    assert pq.read_schema(tmp_path / 'old.parquet').names == items.ITEMS.names
+    assert open_items(tmp_path / 'old.parquet').schema == items.ITEMS
+    with pytest.raises(TableError, match="1 of 2 rows lack column 'thought'"):
+        write_items(tmp_path / 'half.parquet', [rows[0], {**rows[1], 'thought': 'a'}])
 
 
 def test_an_answer_given_in_two_evaluations_raises(study_dir):

@@ -296,7 +296,8 @@ def test_a_chain_shows_thoughts_and_the_version_of_its_scorer(tmp_path):
     record = json.loads(next(tmp_path.glob('chain/answer-*')).read_text().splitlines()[1])
     thought = record['resps'][0][0].partition('</think>')[0]
     assert record['doc']['id'] == 'b' and thought.strip()
-    assert f'<pre>{thought}' in page and '<small>exact-2</small>' in page
+    assert f'<pre>{thought}' in page
+    assert f'exact-2 <span class="soft">{SCORERS["exact-2"].version}' in page
     assert 'how many things are large' in page and '12 of thought, forced close' in page
 
 
@@ -445,6 +446,13 @@ def test_a_static_page_selects_as_the_server_does(bundle, board, tmp_path):
         wanted = asked(board, query)
         assert visible(page) == (wanted[50:] if 'page' in query else wanted[:50]), query
         assert f'{len(wanted)} of 64 items' in page
+
+
+@BROWSER
+def test_a_list_that_goes_on_to_the_right_says_so(bundle, tmp_path):
+    for name, wide in (('extraction-think', True), ('sizes-image', False)):
+        page = dom(f'file://{bundle}/{name}.html', tmp_path)
+        assert ('class="scroll wide"' in page) == wide
 
 
 def test_scripts_and_styles_load_nothing():
