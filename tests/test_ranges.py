@@ -25,7 +25,7 @@ from downscale.schedule import Schedule
 from downscale.sizes import LanguageConfig, Parametrisation, Pictures, VisionConfig
 from downscale.values import COUNT, Choice, Range, Several, check, from_dict, hints_of
 
-SMOKE = str(Path(__file__).parents[1] / 'experiments' / 'smoke.py')
+SMOKE = str(Path(__file__).parent / 'data/three_sizes.py')
 CLASSES = (World, Data, Shape, Pictures, Stage, Optimizer, Schedule, Parametrisation, Evaluation,
            MeshSize, Experiment, Source, Mixture, Recipe, LanguageConfig, VisionConfig)
 # Words that are no choice: names, paths, and what is looked up elsewhere.
@@ -145,6 +145,10 @@ def _settings():
     study_config, _ = file.load_study(SMOKE, ())
     study_config = study_config.to_dict()
     del study_config['platform']
+    # What a study may say too.
+    study_config['stages']['caption']['parents'] = {'language': 'instruct'}
+    study_config['imports'] = {'tower': 'models/any'}
+    study_config['world']['families'] = ('count', 'fact')
     return study_config
 
 

@@ -17,7 +17,7 @@ ANALYZE_EXAMPLES = {
     'drop': 'downscale analyze drop runs/smoke --size n_total',
     'grid': 'downscale analyze grid runs/smoke --csv grid.csv',
     'attribute': 'downscale analyze attribute runs/smoke --macro',
-    'compare': 'downscale analyze compare runs/smoke --sizes w32d2 w64d4 --json',
+    'compare': 'downscale analyze compare runs/smoke --sizes w32d1 w64d4 --json',
     'probe': 'downscale analyze probe runs/smoke --pictures 256',
     'ledger': 'downscale analyze ledger runs/smoke --out runs/smoke/analysis',
     'validate': 'downscale analyze validate runs/smoke',

@@ -1,7 +1,7 @@
 """From a study file's ConfigDict and sweep to its cells; nothing else sees a ConfigDict."""
 import dataclasses
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,14 +110,19 @@ def _cell(value, name, point, stages):
     # An Experiment has these in another form: its language and its stages are made of them.
     family, vocabulary, made = (value.pop(key) for key in ('family', 'vocabulary', 'stages'))
     language = dataclasses.asdict(language_of(family, point['size'], vocabulary))
+    for where in (value, point):
+        if not isinstance(where.get('imports', {}), Mapping):
+            raise ValueError(f'{name}.imports must be groups and where they come from, not '
+                             f'{where["imports"]!r}')
     imports = {**value.get('imports', {}), **point.get('imports', {})}
     # A ConfigDict sorts its keys; STAGES holds parents before children.
     full = [{'name': stage, 'parents': kind.parents, 'trainable': kind.trainable, **made[stage]}
             for stage, kind in STAGES.items() if stage in made and stage in stages]
     # An imported group has no parent unless a stage of this study makes it.
     for stage in full:
-        stage['parents'] = {group: parent for group, parent in stage['parents'].items()
-                            if group not in imports or parent.rpartition('/')[2] in made}
+        if isinstance(stage['parents'], Mapping):  # else `from_dict` says what is wrong with it
+            stage['parents'] = {group: parent for group, parent in stage['parents'].items()
+                                if group not in imports or str(parent).rpartition('/')[2] in made}
     return from_dict(Experiment, {**value, 'name': name, 'size': point['size'],
                                   'seed': point['seed'], 'language': language, 'stages': full,
                                   'imports': imports,

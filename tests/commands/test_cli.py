@@ -122,7 +122,7 @@ def fails(capsys, *argv):
     ('stages.text.steps=True', 'must be of type int'),
     ('stages.text.rates.language=fast', "'fast' must be of type float"),
     ('stages.text.steps=0', 'must be at least 1'),
-    ('vision.H=5', r'64 % 5 = 4'), ('world.max_objects=9', 'max_objects=9 > n_shapes=8'),
+    ('vision.H=5', r'64 % 5 = 4'), ('world.max_objects=9', 'max_objects=9 > n_shapes=4'),
     ('family=micr', "unknown family 'micr'; did you mean 'micro'"),
 ])
 def test_a_wrong_override_is_one_line_and_starts_nothing(capsys, tmp_path, override, message):

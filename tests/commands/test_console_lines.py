@@ -80,7 +80,7 @@ SUBSTITUTIONS = (  # in this order
     # Effects and several sizes are planted: trained ones would take hours.
     *((f'analyze {verb} runs/smoke', f'analyze {verb} runs/planted')
       for verb in ('drop', 'grid', 'attribute', 'compare', 'pareto')),
-    ('--sizes w32d2 w64d4', '--sizes w32d2 w256d8'),
+    ('--sizes w32d1 w64d4', '--sizes w32d2 w256d8'),
     ('runs/chain/answer-r-from-p-think', 'runs/chain/answer-w32d1-s0-reason-from-w32d1-s0-extract-'
      'think'), ('report runs/extraction', 'report runs/planted'),
     ('analyze isoflop runs.csv', 'analyze isoflop budgets.csv'),

@@ -158,7 +158,7 @@ def test_the_hash_changes_with_every_entry():
 # --- cells ------------------------------------------------------------------------------------
 
 def test_every_size_has_a_cell_per_seed_and_the_tower_is_shared_by_the_sizes():
-    study_config, _ = file.load_study(str(ROOT / 'experiments' / 'smoke.py'), [])
+    study_config, _ = file.load_study(str(ROOT / 'tests/data/three_sizes.py'), [])
     with study_config.unlocked():
         del study_config['platform']
     found = cells_of(study_config, [dict(size=size, seed=seed) for seed in (0, 3)
@@ -251,17 +251,18 @@ def test_every_study_file_becomes_cells_with_parents_before_children(study):
 
 
 class Made:
-    """Examples of a world, made as they are asked for; every fifth is a triple of pictures."""
+    """Examples of a world, made as they are asked for; every fifth is a triple of pictures, where
+    the study has any."""
 
-    def __init__(self, world):
-        self.world, self.made = world, {}
+    def __init__(self, world, share):
+        self.world, self.share, self.made = world, share, {}
 
     def __len__(self):
         return 100
 
     def _make(self, index):
         if index not in self.made:
-            make = scene_example if index % 5 else triple_example
+            make = scene_example if index % 5 or not self.share else triple_example
             self.made[index] = make(self.world, 'train', index)
         return self.made[index]
 
@@ -273,8 +274,8 @@ class Made:
 
 
 @cache
-def library(world):
-    return Made(world)
+def library(world, share):
+    return Made(world, share)
 
 
 @pytest.fixture(scope='module')
@@ -300,7 +301,7 @@ def test_every_stage_of_a_study_file_has_room_for_its_conversations(study, token
                 seen.add((recipe, stage.shape))
                 sampler = Sampler(
                     recipe=recipe,
-                    library=library(cell.world),
+                    library=library(cell.world, cell.data.similarity_share),
                     encoder=encoder,
                     world=cell.world,
                     shape=stage.shape,
@@ -319,7 +320,7 @@ def test_the_limits_of_a_study_file_cut_no_right_reply(study, tokenizer_of):
 
     def longest(texts):  # with the token that ends each
         return max(len(encoder.ids(text)) + 1 for text in texts)
-    for example in (library(cell.world).example(index) for index in range(100)):
+    for example in (library(cell.world, cell.data.similarity_share).example(index) for index in range(100)):
         for question in example.questions:
             assert longest([question.answer]) <= plan.answer
             assert longest([example.caption, question.extraction.text]) <= plan.write

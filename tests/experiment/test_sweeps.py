@@ -16,7 +16,7 @@ from downscale.runtime.files import read_json
 from downscale.stages.folders import folder_of, refuse_other
 from downscale.study.preparation import _run_row, prepare
 
-SMOKE = str(ROOT / 'experiments' / 'smoke.py')
+SMOKE = str(ROOT / 'tests/data/three_sizes.py')
 RATE = 'stages.text.rates.language'
 SIZES, SEEDS = axis('size', ['w32d2', 'w64d2']), axis('seed', [0, 1])
 

@@ -19,7 +19,7 @@ def resolve(study, *overrides):
 
 
 def smoke(*overrides):
-    return resolve(str(ROOT / 'experiments' / 'smoke.py'), *overrides)
+    return resolve(str(ROOT / 'tests/data/three_sizes.py'), *overrides)
 
 
 @cache

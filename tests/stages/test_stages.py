@@ -18,7 +18,7 @@ from downscale.stages.inputs import prepare
 
 @cache
 def smoke():
-    study_config, sweep = file.load_study(str(ROOT / 'experiments' / 'smoke.py'), ())
+    study_config, sweep = file.load_study(str(ROOT / 'tests/data/three_sizes.py'), ())
     with study_config.unlocked():
         del study_config['platform']
     return cells_of(study_config, sweep)
