@@ -320,7 +320,8 @@ def test_the_limits_of_a_study_file_cut_no_right_reply(study, tokenizer_of):
 
     def longest(texts):  # with the token that ends each
         return max(len(encoder.ids(text)) + 1 for text in texts)
-    for example in (library(cell.world, cell.data.similarity_share).example(index) for index in range(100)):
+    made = library(cell.world, cell.data.similarity_share)
+    for example in (made.example(index) for index in range(100)):
         for question in example.questions:
             assert longest([question.answer]) <= plan.answer
             assert longest([example.caption, question.extraction.text]) <= plan.write
