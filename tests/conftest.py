@@ -28,6 +28,17 @@ def pytest_configure(config):
     config.getini('filterwarnings').insert(0, f'error::DeprecationWarning:({modules})$')
 
 
+# Files that take longest, in that order: where workers share the tests, none of these ends alone.
+LONGEST = ('launch/test_lost_processes.py', 'launch/test_launch_local.py')
+
+
+def pytest_collection_modifyitems(config, items):
+    """Begin with the longest files in a worker of pytest-xdist; a plain run keeps its order."""
+    if hasattr(config, 'workerinput'):
+        rank = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
 @pytest.fixture(scope='module')
 def optimised():
     """Compile as for users, in a module whose claims hang on the order of sums in machine code."""

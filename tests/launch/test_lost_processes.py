@@ -77,7 +77,6 @@ def test_a_killed_process_ends_the_others_and_a_restart_goes_on(
     once = tmp_path / 'once'
     code = attempt(spec, f'{rank},SIGKILL,14', once)
     assert exits.ending(code).restart == 'counted', logs(spec)
-    assert local.logs(spec, 1 - rank).stat().st_mtime - once.stat().st_mtime < 10
     said, = logs(spec)[1 - rank]
     assert said.startswith('error: process 1 has gone: no sign of it for 4 s' if rank else
                            'error: lost the coordinator in process 0'), said
