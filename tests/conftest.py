@@ -32,9 +32,9 @@ def pytest_configure(config):
 LONGEST = ('launch/test_lost_processes.py', 'launch/test_launch_local.py')
 
 
-def pytest_collection_modifyitems(config, items):
+def pytest_collection_modifyitems(items):
     """Begin with the longest files in a worker of pytest-xdist; a plain run keeps its order."""
-    if hasattr(config, 'workerinput'):
+    if 'PYTEST_XDIST_WORKER' in os.environ:
         rank = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
         items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
