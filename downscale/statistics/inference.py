@@ -3,13 +3,13 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats as distributions
+from scipy.special import ndtri, stdtr, stdtrit  # `scipy.stats` takes half a second more
 
 from downscale.statistics import bootstrap
 
 NEAR = 5        # a denominator closer to zero than this many standard errors needs Fieller
 FEW_RUNS = bootstrap.FEW_SEEDS
-Z = distributions.norm.ppf(.975)
+Z = ndtri(.975)
 
 
 def newcombe(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> tuple[float, float]:
@@ -78,13 +78,14 @@ def p_value(value: float, draws: np.ndarray, clusters: int, seeds: int = 1,
         beyond = min(np.sum(draws <= 0), np.sum(draws >= 0))
         p = min(1, 2 * (beyond + 1) / (len(draws) + 1))
     else:
-        p = 2 * distributions.t.sf(abs(value) / error, clusters - 1)
+        p = 2 * stdtr(clusters - 1, -abs(value) / error)
     return float(max(p, alike) if clusters < bootstrap.FEW_SIGNS else p)
 
 
 def benjamini_hochberg(p_values: ArrayLike) -> np.ndarray:
     """Return adjusted p values (false discovery rate), in the order given."""
-    return distributions.false_discovery_control(np.asarray(p_values, dtype=float))
+    from scipy.stats import false_discovery_control
+    return false_discovery_control(np.asarray(p_values, dtype=float))
 
 
 def ratio_interval(top: tuple[float, np.ndarray], bottom: tuple[float, np.ndarray], n: int,
@@ -120,7 +121,7 @@ def ratio_interval(top: tuple[float, np.ndarray], bottom: tuple[float, np.ndarra
         return bootstrap.interval(value, pairs_2B[0] / pairs_2B[1], n, clusters, level, seeds=seeds)
     # 3. Fieller: the ratios r that a t test of top - r bottom does not reject lie between the roots
     # of a quadratic; where it does not open upward, or has no roots, they are not bounded.
-    reach = distributions.t.ppf((1 + level) / 2, clusters - 1) ** 2
+    reach = stdtrit(clusters - 1, (1 + level) / 2) ** 2
     # Those with r^2 room - 2 r middle + (above^2 - reach v11) <= 0.
     room = below ** 2 - reach * v22
     middle = above * below - reach * v12
@@ -134,7 +135,8 @@ def ratio_interval(top: tuple[float, np.ndarray], bottom: tuple[float, np.ndarra
 
 def iqm(scores: ArrayLike) -> float:
     """Return the mean of the middle half of all scores [runs, tasks] (25 % cut off at each end)."""
-    return float(distributions.trim_mean(np.ravel(scores), .25))
+    from scipy.stats import trim_mean
+    return float(trim_mean(np.ravel(scores), .25))
 
 
 def _drawn_runs(scores, bootstraps, rng):
@@ -161,9 +163,10 @@ def iqm_interval(scores: ArrayLike, bootstraps: int = 2000, seed: int = 0) -> bo
 
     NaN bounds below three runs (Agarwal et al. 2108.13264), where no spread can be seen.
     """
+    from scipy.stats import trim_mean
     scores = np.asarray(scores, dtype=float)
     drawn = _drawn_runs(scores, bootstraps, np.random.default_rng(seed))
-    draws = distributions.trim_mean(drawn.reshape(bootstraps, -1), .25, axis=1)
+    draws = trim_mean(drawn.reshape(bootstraps, -1), .25, axis=1)
     return _over_runs(iqm(scores), draws, *scores.shape)
 
 
@@ -199,10 +202,10 @@ def items_needed(difference: float, variance: float, power: float = 0.8,
     repeated answers lower it. Items are independent here; with clusters multiply by the design
     effect.
     """
-    z = distributions.norm.ppf((1 + level) / 2) + distributions.norm.ppf(power)
+    z = ndtri((1 + level) / 2) + ndtri(power)
     return int(np.ceil(z * z * variance / difference ** 2))
 
 
 def detectable_difference(se: float, power: float = 0.8, level: float = 0.95) -> float:
     """Return the smallest true difference that is found with `power`, given its standard error."""
-    return float((distributions.norm.ppf((1 + level) / 2) + distributions.norm.ppf(power)) * se)
+    return float((ndtri((1 + level) / 2) + ndtri(power)) * se)

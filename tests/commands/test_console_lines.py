@@ -23,6 +23,7 @@ import pyarrow as pa
 import pytest
 import small
 import small_bpe
+from compiling import xla_flags
 from console_lines import ENVIRONMENT, ROOT, WALKS, documents, every_line, of_markdown, spans
 from easy_vqa_package import write_package
 from law_points import LOSS, X, planted
@@ -138,7 +139,6 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp('console')
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        patch.setenv('JAX_COMPILATION_CACHE_DIR', str(root / 'cache'))
         patch.setattr(workers, 'use_cache', lambda folder: None)  # in this process
         for name in ('JAX_PLATFORMS', *pool.ENVIRONMENT):       # a command may set them
             patch.setenv(name, os.environ.get(name, ''))
@@ -171,7 +171,7 @@ def folder(tmp_path_factory):
         question, = (line.text for line in LINES if line.kind == 'json')
         (root / 'q.jsonl').write_text(question + '\n')
         with patch.context() as one_device:  # so that compiling is short
-            one_device.setenv('XLA_FLAGS', '')
+            one_device.setenv('XLA_FLAGS', xla_flags())
             assert main.main(shlex.split(made_by('smoke'))[1:]) == 0
         shutil.copytree(root / 'runs/smoke', root / 'runs/mine')
         yield root
@@ -257,7 +257,7 @@ def test_a_line_of_the_console_runs(line, folder, server, cloud, capfd, monkeypa
     if words[0] in ('launch', 'plan'):
         cloud(text)
     if words[0] == 'study':
-        monkeypatch.setenv('XLA_FLAGS', '')  # one device
+        monkeypatch.setenv('XLA_FLAGS', xla_flags())  # one device
     wanted = [message for pattern, message in REFUSED.items() if re.search(pattern, text)]
     for pattern, (target, _) in NOT_RUN.items():
         if re.search(pattern, text):

@@ -8,6 +8,7 @@ import published
 import pyarrow.parquet as pq
 import pytest
 import small_bpe
+from compiling import xla_flags
 from roots import ROOT
 
 import downscale
@@ -81,7 +82,7 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         # One device a worker: on a single core XLA's collectives of several wait for one another.
-        patch.setenv('XLA_FLAGS', '')
+        patch.setenv('XLA_FLAGS', xla_flags())
         for name, mixture in BUILT.items():
             console('data', 'build', EXPERIMENTS / 'mixtures' / mixture, '--to',
                     f'data/built/{name}', '--tokenizer', 'data/tokenizer.json', '--jobs', 1,

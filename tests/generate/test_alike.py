@@ -12,6 +12,8 @@ from downscale.generate.alike import alike
 from downscale.generate.engine import Engine
 from downscale.model.layers import rms_norm, total
 
+pytestmark = pytest.mark.usefixtures('optimised')
+
 
 @pytest.mark.parametrize('terms, outputs', [(64, 640), (576, 512), (960, 320)])
 def test_products_of_the_rows_that_are_said_to_be_alike_are_bit_for_bit(terms, outputs):

@@ -9,6 +9,7 @@ from downscale import sizes
 from downscale.generate import programs, selfcheck
 from downscale.generate.sampling import choose
 
+pytestmark = pytest.mark.usefixtures('optimised')
 SMALL = ['--prompts', '3', '--tokens', '4', '--slots', '1,2']  # both in programs of two rows
 
 

@@ -122,8 +122,12 @@ def test_a_watcher_outlives_a_bucket_that_refuses(tmp_path, monkeypatch):
             client = type('HttpError', (Exception,), {'__module__': 'gcsfs.retry'})
             backend.errors = [client('503'), OSError('Forbidden: b'), RuntimeError('gcloud')] * 2
     spec = spec_of(tmp_path, 'a')
-    threading.Timer(2, state.cancel, (spec, time.time())).start()
-    jobs = supervise.run(backend, [spec], local.policy(1), said.append, show)
+
+    def note(line):
+        said.append(line)
+        if sum(line.startswith('cannot look') for line in said) == 6:
+            state.cancel(spec, time.time())
+    jobs = supervise.run(backend, [spec], local.policy(1), note, show)
     assert [job.state for job in jobs] == ['cancelled']
     assert len([line for line in said if line.startswith('cannot look, and will again: ')]) == 6
 

@@ -2,7 +2,10 @@
 import dataclasses
 import importlib.metadata
 import json
+import subprocess
+import time
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import fake_plan
 import pytest
@@ -64,7 +67,27 @@ def test_whatever_decides_a_program_is_in_its_key(monkeypatch):
     assert key() not in same
 
 
-def test_a_program_that_takes_too_long_or_dies_is_one_line_and_the_plan_goes_on(planned):
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock of the pool that stands still until, of so many programs, only one still runs."""
+    started, awaited = [], []
+
+    class Recorded(subprocess.Popen):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            started.append(self)
+
+    def seconds():
+        running = [process for process in started if process.poll() is None]
+        return 1000.0 if len(started) in awaited and len(running) == 1 else 0.0
+    monkeypatch.setattr(pool, 'time', SimpleNamespace(monotonic=seconds, sleep=time.sleep))
+    monkeypatch.setattr(pool, 'subprocess', SimpleNamespace(
+        Popen=Recorded, DEVNULL=subprocess.DEVNULL))
+    return awaited
+
+
+def test_a_program_that_takes_too_long_or_dies_is_one_line_and_the_plan_goes_on(planned, clock):
+    clock += [3, 3 + 2]
     stages = stage('text', length=7, tiles=0), stage('instruct', length=8), stage('caption')
     plan, compiled = planned([cell(stages=stages)], only=('train',), limit=2.0)
     text, instruct, caption = plan['cells']

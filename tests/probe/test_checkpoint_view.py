@@ -9,6 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import small
+from compiling import xla_flags
 from roots import ROOT
 
 from downscale import config
@@ -67,7 +68,7 @@ def written(tmp_path_factory):
 
 
 def test_a_checkpoint_of_four_devices_opens_on_one(written):
-    env = {**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
+    env = {**os.environ, 'XLA_FLAGS': xla_flags(), 'JAX_PLATFORMS': 'cpu'}
     done = subprocess.run([sys.executable, '-c', AGAIN, str(written[0])], cwd=ROOT, env=env,
                           capture_output=True, text=True, check=False)
     gate_NDF = written[1]['language']['blocks']['mlp']['gate_DF']

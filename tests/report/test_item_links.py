@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fake_study import FAMILIES, fake_study
+from waiting import LIMIT
 
 from downscale.report import item_links, report
 from downscale.results.study import Cell, load_study
@@ -23,7 +24,6 @@ from downscale.view.runs import open_runs
 from downscale.view.select import select
 
 BROWSER = shutil.which('chromium') or shutil.which('google-chrome')
-PATIENCE = 300   # seconds; a browser needs three where nothing else runs
 PICTURES = 12
 # Does something on a page, and shows the page that this leads to.
 ACT = '''<!doctype html><body><iframe src="PAGE"></iframe><script>
@@ -186,7 +186,7 @@ def after(page, start, action, folder):
     done = subprocess.run(
         [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', f'--user-data-dir={folder}',
          '--allow-file-access-from-files', '--virtual-time-budget=8000', '--dump-dom',
-         frame.as_uri()], capture_output=True, text=True, check=True, timeout=PATIENCE)
+         frame.as_uri()], capture_output=True, text=True, check=True, timeout=LIMIT)
     return html.unescape(re.search('<body>(.*)</body>', done.stdout, re.DOTALL)[1])
 
 

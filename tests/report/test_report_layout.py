@@ -8,12 +8,12 @@ import subprocess
 
 import pytest
 from fake_study import fake_study
+from waiting import LIMIT
 
 from downscale.report import report
 
 BROWSER = shutil.which('chromium') or shutil.which('google-chrome')
 pytestmark = pytest.mark.skipif(not BROWSER, reason='needs Chromium')
-PATIENCE = 300   # seconds; a browser needs three where nothing else runs
 MEASURE = '''<script>
 var wide=document.documentElement.scrollWidth;
 var cut=Array.from(document.querySelectorAll('main *')).filter(function(part){
@@ -48,7 +48,7 @@ def measured(page, width, folder):
     done = subprocess.run(
         [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', f'--user-data-dir={folder}',
          '--window-size=1700,1000', '--virtual-time-budget=4000', '--dump-dom',
-         frame.as_uri()], capture_output=True, text=True, check=True, timeout=PATIENCE)
+         frame.as_uri()], capture_output=True, text=True, check=True, timeout=LIMIT)
     return json.loads(html.unescape(re.search(r'<body>(.*?)</body>', done.stdout, re.DOTALL)[1]))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from compiling import xla_flags
 from roots import ROOT
 from waiting import LIMIT
 
@@ -108,8 +109,8 @@ def both(study_file, folder, stage, *more, code=None):
         environment = {
             **os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}',
             'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': str(index),
-            'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
-            'JAX_COMPILATION_CACHE_DIR': str(study_file.parent / 'cache')}
+            'XLA_FLAGS': xla_flags(2),
+}
         found.append(subprocess.Popen(
             [sys.executable, *program, 'train', str(study_file), '--out', str(folder), '--cell',
              STAGES[stage], '--stage', stage, '--quiet', *more], cwd=ROOT, env=environment,

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from compiling import xla_flags
 from roots import ROOT
 from waiting import LIMIT, wait_until
 
@@ -80,8 +81,7 @@ def test_the_urgency_of_a_task_is_the_cost_of_the_longest_chain_that_it_starts()
 def start(folder, study_file):
     command = [sys.executable, '-m', 'downscale.commands.main', 'study', str(study_file), '--out',
                str(folder), '--jobs', '1', '--quiet']
-    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '',
-                   'JAX_COMPILATION_CACHE_DIR': str(folder.parent / 'cache')}
+    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': xla_flags()}
     return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -180,8 +180,7 @@ def test_a_study_trains_cells_together_and_one_that_fails_stops_no_other(tmp_pat
     command = [sys.executable, '-m', 'downscale.commands.main', 'study', str(study_file), '--out',
                str(folder), '--jobs', '1', '--together', '4']
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env={
-        **os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '',
-        'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'cache')})
+        **os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': xla_flags()})
     assert ran.returncode == 1, ran.stdout + ran.stderr
     names = [f'w32d1-s0-language{rate}/text' for rate in ('0.001', '0.01', '1e+38')]
     assert f'together: {", ".join(names)}' in ran.stdout

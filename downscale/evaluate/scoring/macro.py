@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtri
 
 from downscale.statistics.bootstrap import mean_ci, wilson
 
@@ -50,7 +50,7 @@ def macro_of(scores: Sequence[float], strata: Sequence, level: float = 0.95) -> 
         low, high = wilson(value * len(scores), len(scores), level)
         method = 'Wilson, no variance within strata'
     else:
-        reach = stats.norm.ppf((1 + level) / 2) * se
+        reach = ndtri((1 + level) / 2) * se
         low = max(0.0, value - reach)
         high = min(1.0, value + reach)
         method = 'stratified'

@@ -38,7 +38,9 @@ def commands(spec: Spec) -> list[tuple[list[str], dict[str, str]]]:
     # The package need not be installed: the processes find it where this one did.
     path = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get('PYTHONPATH')])])
     common = {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': path, 'DOWNSCALE_LAUNCHER': str(os.getpid()),
-              'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
+              # Behind the flags of this process, which a job keeps: of two counts the last holds.
+              'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} '
+                           f'--xla_force_host_platform_device_count={devices}'}
     common['TF_CPP_MIN_LOG_LEVEL'] = '3'  # else a lost process costs several lines more
     if count > 1:
         common |= {'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{_free_port()}',
