@@ -43,6 +43,7 @@ def over(s: Scored, groups: Sequence,
     """Return the interval of a weighted sum of the accuracies of groups of cells.
 
     Each of `parts` is (weights [groups], tasks over which the mean is taken); they are added up.
+    `Missing` when none of a part's tasks was asked.
     """
     # `parts` are summed within each draw, as in the number itself: their errors go together.
     _, means = measures.means_of(s, groups)
@@ -51,6 +52,9 @@ def over(s: Scored, groups: Sequence,
     shares = np.zeros(len(means.groups))
     for part, names in parts:
         columns = [column for column, name in enumerate(means.groups) if name in names]
+        if not columns:
+            raise Missing(f'needs one of the families {", ".join(sorted(names))}' if names else
+                          'needs a family of questions about pictures')
         weights = np.asarray(part, dtype=float)
         value = value + weights @ means.value[:, columns].mean(axis=1)
         draws = draws + means.draws[:, :, columns].mean(axis=2) @ weights

@@ -360,11 +360,11 @@ def mcnemar(first: Column, second: Column) -> float:
 
 
 def holm(p_values: Column) -> np.ndarray:
-    """Return Holm's step-down adjusted p values, in the order given."""
+    """Return Holm's step-down adjusted p values, in the order given; NaN is no test, stays NaN."""
     p_values = np.asarray(p_values, dtype=float)
-    order = np.argsort(p_values, kind='stable')
+    order = np.argsort(p_values, kind='stable')  # NaN comes last
     # n for the smallest p, n - 1 for the next; no later one may be below an earlier one.
-    factors = len(p_values) - np.arange(len(p_values))
+    factors = np.sum(~np.isnan(p_values)) - np.arange(len(p_values))
     adjusted = np.empty_like(p_values)
     adjusted[order] = np.minimum(1, np.maximum.accumulate(p_values[order] * factors))
     return adjusted

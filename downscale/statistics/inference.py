@@ -74,6 +74,7 @@ def p_value(value: float, draws: np.ndarray, clusters: int, seeds: int = 1,
     if error < 1e-12:  # no draw differs: as sure as that many coins that fall alike
         return alike if abs(value) > 1e-12 else 1.0
     if bootstrap.covers_seeds(seeds, planned):
+        draws = draws[~np.isnan(draws)]  # as in `standard_error`
         # One is added to both counts, since finitely many draws cannot show a p of zero.
         beyond = min(np.sum(draws <= 0), np.sum(draws >= 0))
         p = min(1, 2 * (beyond + 1) / (len(draws) + 1))
@@ -83,9 +84,15 @@ def p_value(value: float, draws: np.ndarray, clusters: int, seeds: int = 1,
 
 
 def benjamini_hochberg(p_values: ArrayLike) -> np.ndarray:
-    """Return adjusted p values (false discovery rate), in the order given."""
+    """Return adjusted p values (false discovery rate), in the order given; NaN is no test, and
+    stays NaN.
+    """
     from scipy.stats import false_discovery_control
-    return false_discovery_control(np.asarray(p_values, dtype=float))
+    adjusted = np.array(p_values, dtype=float)
+    known = ~np.isnan(adjusted)
+    if known.any():
+        adjusted[known] = false_discovery_control(adjusted[known])
+    return adjusted
 
 
 def ratio_interval(top: tuple[float, np.ndarray], bottom: tuple[float, np.ndarray], n: int,

@@ -154,6 +154,14 @@ def test_one_seed_supports_nothing_and_says_so():
     assert {row['id'] for row in rows if 'seeds are missing: 1' in row['reason']} >= {'a', 'f'}
 
 
+def test_a_study_that_asks_nothing_about_pictures_has_its_claims_listed_with_the_reason():
+    study = synth(5, sizes=2, seeds=1, items=400).study
+    study.items['category'][:] = 'knowledge'
+    rows = {row['id']: row for row in claims.judge(measures.scored(study, 100))}
+    assert {rows[name]['verdict'] for name in ('a', 'c', 'd1', 'f')} == {'not interpretable'}
+    assert rows['f']['reason'] == 'needs a family of questions about pictures'
+
+
 def test_a_failed_gate_leaves_numbers_and_takes_their_meaning(tmp_path):
     rows = judged(fake_study(tmp_path / 'study', gold=.25, pictures=30), 200)
     for name in ('c', 'd2', 'e', 'f'):

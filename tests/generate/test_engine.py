@@ -18,6 +18,7 @@ from downscale.model.cache import edges, ladder
 from downscale.sharding import mesh
 
 DRAWN = Decoding(sampling=Sampling(0.6, top_k=40, top_p=0.9), seed=11)
+pytestmark = pytest.mark.usefixtures('optimised')
 
 
 def of(requests, decoding=GREEDY):

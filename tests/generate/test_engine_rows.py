@@ -16,6 +16,7 @@ from downscale.generate.thinking import Thinking, advance, begin, endings, recou
 from downscale.model.cache import edges, ladder
 
 TWICE = 2 * SHORT  # ten rows for three slots
+pytestmark = pytest.mark.usefixtures('optimised')
 
 
 def check(requests, decoding=GREEDY, encoder=LETTERS):
