@@ -1,12 +1,15 @@
 """How offline pages look, in light, in dark and on paper, and the little that moves on them."""
 
-CSS = '''
+# By day, then by night; every page of ours takes these.
+COLORS = '''
 :root{color-scheme:light dark;--ink:#1d232b;--soft:#566170;--line:#d9dee4;--paper:#fbfbfa;
 --card:#fff;--good:#1f7a4d;--bad:#b3372b;--open:#8a5a00;--goodbg:#e3f3ea;--badbg:#fae6e3;
 --accent:#2463a0;--shade:rgba(29,35,43,.22)}
 @media(prefers-color-scheme:dark){:root{--ink:#e4e7ea;--soft:#a3adb8;--line:#353c45;
 --paper:#15181c;--card:#1c2026;--good:#6cc79a;--bad:#ee8d80;--open:#d9a94a;--goodbg:#17332a;
 --badbg:#3c2220;--accent:#7db2e6;--shade:rgba(0,0,0,.7)}}
+'''
+CSS = COLORS + '''
 *{box-sizing:border-box}
 html{scroll-padding-top:12px}
 body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,sans-serif}

@@ -8,7 +8,7 @@ from downscale.analysis import absent
 from downscale.analysis.flips import PREFERRED
 from downscale.analysis.measures import Scored
 from downscale.output import page
-from downscale.report import answer_figure, claim_table, figures, gallery
+from downscale.report import claim_table, figures, first_figure, gallery
 from downscale.report.axes import short_count
 from downscale.report.item_links import NO_ITEMS, ItemLinks
 from downscale.report.summary import about_seeds
@@ -27,7 +27,7 @@ def html(s: Scored, results: dict[str, Any], out: Path, links: ItemLinks = NO_IT
              page.paragraph(f'Study {name}: {_sizes(s)}.', 'soft'),
              page.paragraph(sentences, 'answer'), _doubts(s, results)]
     if 'answer' in results:
-        svg = figures.save(partial(answer_figure.answer, links=links), results['answer'], out,
+        svg = figures.save(partial(first_figure.answer, links=links), results['answer'], out,
                            'answer')
         parts.append(page.figure(svg, _caption(s, results['answer'])))
     parts.append('</div>')

@@ -2,12 +2,9 @@
 import base64
 import hashlib
 
-CSS = '''
-:root{color-scheme:light dark;--ink:#1d232b;--soft:#5d6773;--line:#d9dee4;--paper:#fbfbfa;
---card:#fff;--good:#1f7a4d;--bad:#b3372b;--goodbg:#e3f3ea;--badbg:#fae6e3;--accent:#2f6fae}
-@media(prefers-color-scheme:dark){:root{--ink:#e4e7ea;--soft:#9aa4af;--line:#353c45;
---paper:#15181c;--card:#1c2026;--good:#6cc79a;--bad:#ee8d80;--goodbg:#17332a;--badbg:#3c2220;
---accent:#7db2e6}}
+from downscale.output.style import COLORS
+
+CSS = COLORS + '''
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
 main{max-width:1540px;margin:0 auto;padding:0 16px 60px}
