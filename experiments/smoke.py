@@ -42,7 +42,7 @@ def get_config(arg=''):
             tower=dict(steps=300, batch=32, length=32, tiles=1, rates=dict(tower=4e-3)),
             text=dict(steps=200, **text),
             align=dict(steps=250, trainable=('language', 'tower', 'connector'), **picture),
-            instruct=dict(steps=1000, replay=dict(align=0.1), **picture),
+            instruct=dict(steps=800, replay=dict(align=0.1), **picture),
             caption=writer, extract=dict(writer),
             reason=dict(steps=300, replay=dict(text=0.05), **text)),
         evaluation=dict(scenes=64, batch=128, write=48, think=64),
