@@ -167,8 +167,9 @@ def verdict_of(claim: Claim, x: bootstrap.Interval, doubt: str = '',
     if not holds and not fails:
         if np.isnan(x.low):
             return 'inconclusive', 'there is no interval'
-        sign = '' if claim.test == 'greater' else '+-'
-        return 'inconclusive', f'the interval includes {sign}{at:g}'
+        if claim.test == 'greater':
+            return 'inconclusive', f'the interval includes {at:g}'
+        return 'inconclusive', f'the interval lies partly within +-{at:g}'
     # 3. One that covers too few seeds might move with the next seed.
     if x.seeds < claim.seeds:
         return 'inconclusive', f'seeds are missing: {x.seeds} of at least {claim.seeds}; the ' \

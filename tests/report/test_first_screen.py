@@ -123,9 +123,10 @@ def test_exchanged_pictures_that_change_nothing_are_said_to():
 
 
 def test_claims_that_share_a_reason_share_a_note():
-    row = {'verdict': 'inconclusive', 'gate': 'none', 'reason': 'the interval includes +-0.05'}
+    row = {'verdict': 'inconclusive', 'gate': 'none',
+           'reason': 'the interval lies partly within +-0.05'}
     notes = claim_table._notes([{**row, 'id': 'a'}, {**row, 'id': 'b'}], {})
-    assert notes == ['a, b: the interval includes ±0.05.']
+    assert notes == ['a, b: the interval lies partly within ±0.05.']
 
 
 def test_an_effect_that_is_not_known_is_a_dash_and_bars_share_a_scale():
