@@ -46,7 +46,7 @@ MOVED = {
     'analysis.sections': 'report.sections',
     'analysis.share_figures': 'report.share_figures',
     'analysis.shares': 'analysis.flips',
-    'analysis.stats': 'statistics.bootstrap',
+    'analysis.stats': 'statistics.bootstrap statistics.inference',
     'analysis.synthetic': 'analysis.planted.study',
     'analysis.synthetic_files': 'analysis.planted.files',
     'analysis.tables': 'results.study',

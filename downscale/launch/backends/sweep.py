@@ -158,7 +158,7 @@ def open_sweep(args: argparse.Namespace, asked: bool = True) -> Sweep:
 def _saved(planned):
     """Return {key: `Spec`} of the jobs that were submitted, as they were."""
     def load(spec):
-        path = state.folder_of(spec.run, spec) / 'spec.json'
+        path = state.spec_file(spec)
         return state.load_spec(path) if path.exists() else None
     with ThreadPoolExecutor(state.READERS) as pool:
         pairs = zip(planned, pool.map(load, planned), strict=True)
