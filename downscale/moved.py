@@ -105,7 +105,7 @@ MOVED = {
     'launch.pool': 'planner.pool',
     'launch.programs': 'planner.programs',
     'launch.queued': 'launch.backends.tpuvm',
-    'launch.sweep': 'launch.backends.sweep',
+    'launch.sweep': 'launch.backends.sweep launch.backends.settings',
     'launch.table': 'planner.table',
     'launch.topologies': 'planner.topologies',
     'launch.validate': 'launch.backends.validate',
