@@ -46,7 +46,7 @@ def _joined(a, b, phi):
     return (a * a - 2 * phi * a * b + b * b) ** .5
 
 
-def mcnemar(first: ArrayLike, second: ArrayLike) -> float:
+def mcnemar(first: bootstrap.Column, second: bootstrap.Column) -> float:
     """Return the exact two-sided p that right answers move as often one way as the other.
 
     Items stand alone; a picture with several questions needs `bootstrap.paired_difference`.
@@ -97,7 +97,7 @@ def p_value(value: float, draws: np.ndarray, clusters: int, seeds: int = 1,
     return float(max(p, alike) if clusters < bootstrap.FEW_SIGNS else p)
 
 
-def holm(p_values: ArrayLike) -> np.ndarray:
+def holm(p_values: bootstrap.Column) -> np.ndarray:
     """Return Holm's step-down adjusted p values, in the order given; NaN is no test, stays NaN."""
     p_values = np.asarray(p_values, dtype=float)
     order = np.argsort(p_values, kind='stable')  # NaN comes last
