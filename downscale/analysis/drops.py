@@ -13,8 +13,7 @@ from scipy.special import ndtri
 from downscale.analysis import floors, measures
 from downscale.analysis.measures import Missing, Scored, Size
 from downscale.results.study import Paired
-from downscale.statistics import bootstrap
-from downscale.statistics.inference import ratio_interval
+from downscale.statistics import bootstrap, inference
 
 SIZE_COLUMNS = ('n_nonembed', 'n_total')  # a slope per decade moves by up to 1.3x with the choice
 CONDITIONS = ('blind', 'shuffled')   # without the picture, and with that of another question
@@ -90,8 +89,8 @@ def _share_of(ends, column, room):
     value = means.value[:, column]
     draws_BR = means.draws[:, :, column]
     fall = value[0] - value[1], draws_BR[:, 0] - draws_BR[:, 1]
-    return ratio_interval(fall, room, means.n[column], means.clusters[column], seeds=means.seeds,
-                          planned=means.planned)
+    return inference.ratio_interval(fall, room, means.n[column], means.clusters[column],
+                                    seeds=means.seeds, planned=means.planned)
 
 
 def by_family(s: Scored) -> dict[str, Any]:
@@ -111,7 +110,7 @@ def by_family(s: Scored) -> dict[str, Any]:
                       'p_mcnemar': _mcnemar(ends.paired, task) if binary else None}
     # All families are tested at once, so that the report shows adjusted p values.
     if binary:
-        adjusted = bootstrap.holm([row['p_mcnemar'] for row in rows.values()])
+        adjusted = inference.holm([row['p_mcnemar'] for row in rows.values()])
         for row, p_value in zip(rows.values(), adjusted, strict=True):
             row['p_holm'] = float(p_value)
     order = sorted(rows, key=lambda task: (-rows[task]['absolute'].value, task))
@@ -125,7 +124,7 @@ def by_family(s: Scored) -> dict[str, Any]:
 
 def _mcnemar(paired, task):
     of_task = paired.task == task
-    return bootstrap.mcnemar(paired.scores[0, of_task], paired.scores[1, of_task])
+    return inference.mcnemar(paired.scores[0, of_task], paired.scores[1, of_task])
 
 
 def _lead(means, first, second):

@@ -20,9 +20,9 @@ PARTS = ('train', 'write', 'reason')
 LONGEST_NAME = 35  # leaves JobSet room in 63 characters: '-slice-<job>-<pod>-abcde'
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Spec:
-    """One job of a sweep. Its fields may be given by position, as scripts of people do.
+    """One job of a sweep.
 
     `config` and `overrides` are the study file and `--set` values, `experiment` the hash of the
     cell; `tasks` are names of `tasks_of`, in order; `needs` the keys of specs that must be done

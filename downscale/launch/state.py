@@ -61,9 +61,22 @@ def folder_of(run: str | Path, spec: Spec) -> Path:
     return place(run) / 'launch' / spec.cell / spec.part
 
 
+def spec_file(spec: Spec) -> Path:
+    """Return the path of a job's `spec.json`."""
+    return folder_of(spec.run, spec) / 'spec.json'
+
+
+def command_of(spec: Spec, python: str) -> list[str]:
+    """Return the argv of every process of a job, started by `python`.
+
+    `launch/startup.sh` has it once more, for machines that know their `spec.json` alone.
+    """
+    return [python, '-m', 'downscale.launch.entry', str(spec_file(spec))]
+
+
 def save_spec(spec: Spec) -> Path:
     """Write `spec.json` into the job's folder, and return its path."""
-    path = folder_of(spec.run, spec) / 'spec.json'
+    path = spec_file(spec)
     write_json(path, {**dataclasses.asdict(spec), 'hash': spec.hash, 'name': spec.name})
     return path
 
