@@ -19,12 +19,14 @@ from downscale.config import Experiment
 from downscale.launch import state, supervise, watch
 from downscale.launch.backends import local, tpuvm
 from downscale.launch.backends.settings import HERE, LaunchSettings, settings_of
+from downscale.launch.job_files import OneByOne, files_of
 from downscale.launch.spec import Spec, processes_of, specs_of
 from downscale.runtime.files import absolute, in_bucket, place, read_json, write_json
 
 SCRIPT = local.PACKAGE.parent / 'launch' / 'startup.sh'
 STATES = ('waiting', 'missing', 'running', 'stale', 'failed', 'cancelled', 'fatal', 'done')
 CLOUD_PARALLEL = 4
+WRITERS = 16
 # Stands for an image in a dry run: a digest in form, which all checks accept.
 NO_IMAGE = f'IMAGE@sha256:{"0" * 64}'
 
@@ -38,6 +40,7 @@ class Sweep:
     cells: tuple[Experiment, ...]
     planned: tuple[Spec, ...]
     saved: dict[str, Spec]
+    files: OneByOne
 
     @property
     def known(self) -> list[Spec]:
@@ -63,6 +66,7 @@ def open_sweep(args: argparse.Namespace, asked: bool = True) -> Sweep:
             settings = dataclasses.replace(settings, image=settings.image or NO_IMAGE,
                                            zones=settings.zones or ('ZONE',))
         _refuse_for_the_cloud(args, run, settings)
+    files = files_of(run) if asked else state.ONE_BY_ONE
     planned = specs_of(config.study, args.config, args.set, tasks_of(cells),
                        settings.topology or HERE, settings.image, commit(), run)
     return Sweep(
@@ -71,18 +75,19 @@ def open_sweep(args: argparse.Namespace, asked: bool = True) -> Sweep:
         settings=settings,
         cells=tuple(cells),
         planned=tuple(planned),
-        saved=_saved(planned) if asked else {},
+        saved=_saved(planned, files) if asked else {},
+        files=files,
     )
 
 
-def _saved(planned):
+def _saved(planned, files):
     """Return {key: `Spec`} of the jobs that were submitted, as they were."""
-    def load(spec):
-        path = state.spec_file(spec)
-        return state.load_spec(path) if path.exists() else None
-    with ThreadPoolExecutor(state.READERS) as pool:
-        pairs = zip(planned, pool.map(load, planned), strict=True)
-        return {spec.key: saved for spec, saved in pairs if saved}
+    saved = {}
+    for spec in planned:
+        folder = state.folder_of(spec.run, spec)
+        if 'spec.json' in files.names(folder):
+            saved[spec.key] = state.load_spec(state.spec_file(spec), files)
+    return saved
 
 
 def settings_path(run: str | Path) -> Path:
@@ -153,7 +158,7 @@ def select(sweep: Sweep, args: argparse.Namespace,
     cells = _cells(sweep, args)
     only = _states(args)
     # All are read, also those that are not meant: the state of a job depends on what it needs.
-    jobs = state.read(sweep.run, specs, time.time())
+    jobs = state.read(sweep.run, specs, time.time(), files=sweep.files)
     return [(spec, job) for spec, job in zip(specs, jobs, strict=True)
             if spec.cell in cells and (not only or job.state in only)]
 
@@ -276,5 +281,5 @@ def _gke_options(settings):
 def save(sweep: Sweep, specs: Sequence[Spec]) -> None:
     """Write the settings and the specs of submitted jobs into the run folder."""
     write_json(settings_path(sweep.run), dataclasses.asdict(sweep.settings))
-    with ThreadPoolExecutor(state.READERS) as pool:
+    with ThreadPoolExecutor(WRITERS) as pool:  # a file of a bucket takes a tenth of a second
         list(pool.map(state.save_spec, specs))
