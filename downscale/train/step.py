@@ -137,7 +137,7 @@ def train_step(state: dict[str, Any], batch: dict[str, jax.Array], rates: dict[s
     updates, opt_state = tx.update(grads, state['opt_state'], moving)
     # pyrefly: ignore[bad-argument-type]
     moving = optax.apply_updates(moving, scaled(updates, rates, model.growth))
-    metrics = {'loss': value, 'accuracy': hits, 'grad_norm': optax.global_norm(grads),
+    metrics = {'loss': value, 'accuracy': hits, 'grad_norm': optax.tree.norm(grads),
                'weight': weight}
     state = {'step': state['step'] + 1, 'params': {**moving, **frozen}, 'opt_state': opt_state}
     return state, metrics
