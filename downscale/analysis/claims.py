@@ -14,6 +14,7 @@ from downscale.analysis.gate import gate
 from downscale.analysis.measures import Missing, Scored, answering_sizes, joint_cells, means_of
 from downscale.results.items import TableError
 from downscale.statistics import bootstrap
+from downscale.statistics.two_way import FEW_SEEDS
 from downscale.values import from_dict, unknown
 
 TESTS = ('greater', 'equivalent')
@@ -40,7 +41,7 @@ class Claim:
     threshold: float = 0.
     gate: str = 'reasoner'
     mode: str = ''
-    seeds: int = bootstrap.FEW_SEEDS
+    seeds: int = FEW_SEEDS
 
     def __post_init__(self):
         self._check('contrast', self.contrast, CONTRASTS)

@@ -55,7 +55,7 @@ def ends_of(s: Scored) -> Ends:
     large = sizes[-1]
     groups = [measures.joint_cells(s, size, 'image') for size in (large, small)]
     paired, means = measures.means_of(s, groups)
-    floor = floors.floor(s, paired).means
+    floor = bootstrap.as_fixed(floors.floor(s, paired).means, means.over)
     return Ends(large=large, small=small, paired=paired, means=bootstrap.with_macro(means),
                 floor=bootstrap.with_macro(floor))
 
@@ -90,8 +90,7 @@ def _share_of(ends, column, room):
     value = means.value[:, column]
     draws_BR = means.draws[:, :, column]
     fall = value[0] - value[1], draws_BR[:, 0] - draws_BR[:, 1]
-    return ratio_interval(fall, room, means.n[column], means.clusters[column], seeds=means.seeds,
-                          planned=means.planned)
+    return ratio_interval(fall, room, means.n[column], means.clusters[column], over=means.over)
 
 
 def by_family(s: Scored) -> dict[str, Any]:
@@ -136,8 +135,7 @@ def _lead(means, first, second):
     draws = means.draws[:, 0, columns] - means.draws[:, 1, columns]
     clusters = bootstrap.effective(means.clusters[columns])
     return bootstrap.interval(falls[0] - falls[1], draws[:, 0] - draws[:, 1],
-                              means.n[columns].sum(), clusters, bounds=(-2, 2), seeds=means.seeds,
-                              planned=means.planned)
+                              means.n[columns].sum(), clusters, bounds=(-2, 2), over=means.over)
 
 
 def drop_off(s: Scored, size: str = 'n_nonembed') -> dict[str, Any]:
