@@ -218,9 +218,11 @@ def _blocks(s, groups):
     """Return the number of the block of each group of cells, from 0 on; see `two_way.Seeds`.
 
     Sizes are blocks of their own where the study declares `seeds_by_size`, joined by the pairs
-    that two of them make.
+    that two of them make: their variances are added up, each with its own degrees.
     """
-    if not s.study.meta.get('seeds_by_size'):
+    # Declared by a claim, and then for every number: a number has one interval.
+    claims = s.study.meta.get('claims') or ()
+    if not any(claim.get('seeds_by_size') for claim in claims):
         return np.zeros(len(groups), int)
     size_of = size_of_run(s)
     names = []

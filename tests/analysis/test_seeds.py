@@ -103,7 +103,7 @@ def test_sizes_are_blocks_of_their_own_where_the_study_says_so():
     made = synth(0, sizes=3, seeds=3, items=160, full=False)
     intervals = {}
     for declared in (False, True):
-        made.study.meta['seeds_by_size'] = declared
+        made.study.meta['claims'] = [{'seeds_by_size': declared}]
         s = measures.scored(made.study, 200)
         ends = [measures.joint_cells(s, size, 'image') for size in (s.sizes[-1], s.sizes[0])]
         means = measures.means_of(s, ends)[1]
