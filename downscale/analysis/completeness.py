@@ -236,6 +236,15 @@ def _warnings_of(kinds, of):
     return rows
 
 
+def most(groups: Sequence[dict[str, Any]]) -> str:
+    """Return in how many groups of answers too many did not end, and how those were asked."""
+    over = [row for row in groups if row['completion'].over]
+    ways = dict.fromkeys(f'{row["way"]}, {row["condition"]}' for row in over)
+    named = '; '.join(ways)
+    return (f'In {len(over)} of {len(groups)} groups of answers ({named}) more than '
+            f'{100 * LIMIT:.0f} % were cut off, unparsed or left open in some family.')
+
+
 def _share(hit):
     return hit[0]   # so that the first of equal ones is named
 

@@ -1,4 +1,7 @@
-"""Counts, lengths and endings of answers and texts, and one row per trained run."""
+"""Counts, lengths and endings of answers and texts, one row per trained run, and constant answers.
+"""
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -6,6 +9,10 @@ import numpy as np
 from downscale.analysis.completeness import FaultShare, completion
 from downscale.analysis.measures import Scored, joint_cells, of_run, one, with_apart
 from downscale.statistics import bootstrap
+
+ALIKE = .9         # a larger share of one answer is told
+FEW_ANSWERS = 10   # of fewer nothing is told
+NAMED = 3          # runs and families in a sentence
 
 
 def health(s: Scored) -> list[dict[str, Any]]:
@@ -48,6 +55,41 @@ def _health_row(s, key, cells):
     row['mean_think_tokens'] = float(np.mean(answers['n_think_tokens'])) if thinking else None
     row['nll_gold'] = float(nll.mean()) if len(nll) else None
     return row
+
+
+def constant(s: Scored) -> list[dict[str, Any]]:
+    """Return a row for each run and family in which it answers nearly all questions alike.
+
+    It is asked with the picture and answers by itself. A family whose right answers are nearly all
+    alike, or of few questions, is left out: there one answer can be the skill.
+    """
+    rows = []
+    for size in s.sizes:
+        for cell in joint_cells(s, size, 'image'):
+            answers = {name: s.study.items[name][s.study.cells[cell]]
+                       for name in ('task', 'pred', 'gold')}
+            for task in sorted(set(answers['task'])):
+                of_task = answers['task'] == task
+                answer, share = _most_common(answers['pred'][of_task])
+                _, truth = _most_common(answers['gold'][of_task])
+                if of_task.sum() >= FEW_ANSWERS and share > ALIKE >= truth:
+                    rows.append({'run_id': cell.p_run, 'size': size.name, 'family': task,
+                                 'answer': answer, 'share': share})
+    return rows
+
+
+def _most_common(texts):
+    """Return the most common text, and its share."""
+    (text, count), = Counter(texts.tolist()).most_common(1)
+    return text, count / len(texts)
+
+
+def constant_sentence(rows: Sequence[dict[str, Any]]) -> str:
+    """Return who answers nearly all questions of a family alike; the first few by name."""
+    named = [f'{row["run_id"]} says “{row["answer"][:24]}” to {100 * row["share"]:.0f} % of '
+             f'{row["family"]}' for row in rows[:NAMED]]
+    more = f', and {len(rows) - NAMED} more of runs and families' if len(rows) > NAMED else ''
+    return f'Answers that hardly vary: {"; ".join(named)}{more}.'
 
 
 def texts(s: Scored) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from downscale.analysis import absent
+from downscale.analysis import absent, completeness, health
 from downscale.analysis.flips import PREFERRED
 from downscale.analysis.measures import Scored
 from downscale.output import page
@@ -17,6 +17,7 @@ QUESTION = 'What does a vision-language model lose when its language model is ma
 WHAT = {'visual': 'questions that need the picture', 'knowledge': 'questions that do not'}
 UNCLEAR = 'shows no clear fall'
 CARDS = 6
+WAYS = {0: 'no clear difference', 1: 'perception costs more', -1: 'reasoning costs more'}
 
 
 def html(s: Scored, results: dict[str, Any], out: Path, links: ItemLinks = NO_ITEMS) -> str:
@@ -111,12 +112,9 @@ def _second(results):
 
     Where the gate fails in a mode its pairs are left out: the claims say why.
     """
-    for kind, mode in PREFERRED:
-        marginal = results.get('grid', {}).get(f'{kind}, {mode}', {}).get('marginal', {})
-        between = marginal.get('perception_minus_reasoner')
-        passed = results['gate']['modes'].get(mode, {}).get('interpretable')
-        if passed and between is not None:
-            return _sides(marginal, between)
+    sides = _sides(results)
+    if sides:
+        return sides
     drops = results.get('drops')
     if not drops:
         return ''
@@ -126,18 +124,54 @@ def _second(results):
     return f'The largest drop of a family is {_size(row["absolute"])}, in {family}.'
 
 
-def _sides(marginal, between):
-    """Return what each side of the chain costs when it alone is small."""
-    if not between.clear:
-        verdict = f'no clear difference ({_ends(between)})'
-    elif between.value > 0:
-        verdict = f'perception costs more, by {_size(between)}'
-    else:
-        verdict = f'reasoning costs more, by {_size(between)}'
-    sees = _ends(marginal['perception']['macro'])
-    reasons = _ends(marginal['reasoner']['macro'])
-    return (f'With seeing and reasoning split between two models, shrinking the one that sees '
-            f'costs {sees} and shrinking the one that reasons {reasons}: {verdict}.')
+def _sides(results):
+    """Return what each side of the chain costs when it alone is small, '' where nothing tells it.
+
+    It is told of the first of `PREFERRED`; then which settings come out otherwise, if any does.
+    """
+    marginals = {}
+    for kind, mode in PREFERRED:
+        marginal = results.get('grid', {}).get(f'{kind}, {mode}', {}).get('marginal', {})
+        passed = results['gate']['modes'].get(mode, {}).get('interpretable')
+        if passed and 'perception_minus_reasoner' in marginal:
+            marginals[kind, mode] = marginal
+    if not marginals:
+        return ''
+    first, *others = marginals
+    sees = _ends(marginals[first]['perception']['macro'])
+    reasons = _ends(marginals[first]['reasoner']['macro'])
+    between = {setting: marginal['perception_minus_reasoner']
+               for setting, marginal in marginals.items()}
+    line = (f'With seeing and reasoning split between two models ({_setting(first)}), shrinking '
+            f'the one that sees costs {sees} and shrinking the one that reasons {reasons}: '
+            f'{_costs_more(between[first])}.')
+    otherwise = {}
+    for setting in others:
+        way = _way(between[setting])
+        if way != _way(between[first]):
+            otherwise.setdefault(WAYS[way], []).append(_setting(setting))
+    if not otherwise:
+        return line
+    told = '; '.join(f'{way} with {" and with ".join(settings)}'
+                     for way, settings in otherwise.items())
+    return f'{line} Other settings come out otherwise: {told}.'
+
+
+def _way(between):
+    """Return the sign of a clear difference, 0 for none."""
+    return (between.value > 0) - (between.value < 0) if between.clear else 0
+
+
+def _costs_more(between):
+    """Return which side costs more, and by how much."""
+    way = _way(between)
+    return f'{WAYS[way]}, by {_size(between)}' if way else f'{WAYS[way]} ({_ends(between)})'
+
+
+def _setting(setting):
+    """Return a kind of text and a mode in words."""
+    kind, mode = setting
+    return f'{kind}s {"and thinking" if mode == "think" else "answered at once"}'
 
 
 def _doubts(s, results):
@@ -150,8 +184,10 @@ def _doubts(s, results):
         lines.append(absent.sentence(results['missing']))
     if s.study.unfinished:
         lines.append(f'{_count(len(s.study.unfinished), "stage")} failed or did not finish.')
-    if results['warnings']:
-        lines.append('Many answers of some groups were cut off, unparsed or left open.')
+    if 'health' in results['warnings']:
+        lines.append(completeness.most(results['health']))
+    if results.get('constant'):
+        lines.append(health.constant_sentence(results['constant']))
     if not lines:
         return ''
     text = ' '.join(map(page.escape, lines))

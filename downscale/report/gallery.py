@@ -202,8 +202,16 @@ def choose(result: dict[str, Any], most: int) -> list[tuple[str, dict[str, Any]]
 
 
 def small_cards(chosen: list[tuple[str, dict[str, Any]]], links: ItemLinks = NO_ITEMS) -> str:
-    """Return samples as cards with what every size answered by itself and wrote for a reasoner."""
-    return page.cards(_small_card(TITLES[kind], sample, links) for kind, sample in chosen)
+    """Return samples as cards with what every size answered by itself and wrote for a reasoner.
+
+    Their class is one of pairs where there are pairs: the line says so, as no pair is on the card.
+    """
+    return page.cards(_small_card(_told(kind), sample, links) for kind, sample in chosen)
+
+
+def _told(kind):
+    """Return the title of a class, and of whom it is told."""
+    return TITLES[kind] if kind in JOINT else f'Seeing and reasoning split. {TITLES[kind]}'
 
 
 def _small_card(title, sample, links):

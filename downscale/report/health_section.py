@@ -23,6 +23,10 @@ def html(s: Scored, results: dict[str, Any], skipped: dict[str, str]) -> str:
     if results['health']:
         parts.append(page.details('All answers', warning(warned, 'health')
                                   + _answers_html(results['health'])))
+    if results.get('constant'):
+        parts.append(page.details('Answers that hardly vary', page.table(
+            ('run', 'size', 'family', 'answer', 'share of its answers'),
+            [list(row.values()) for row in results['constant']])))
     if results['texts']:
         table = page.table(('run', 'text', 'texts', 'truncated', 'mean tokens'),
                            [list(row.values()) for row in results['texts']])

@@ -180,7 +180,8 @@ def _drops_html(result, out, links):
         rows.append([name, row['absolute'], row['relative_chance'], *p_value, row['absolute'].n,
                      row['absolute'].clusters])
     caption = (f'{result["large"]} minus {result["small"]}, paired on the same pictures. Right: '
-               'the drop as a share of (largest - floor). In brackets: questions. '
+               'the drop as a share of (largest - floor); more than 1 where the smallest is below '
+               'the floor. In brackets: questions. '
                'Grey bars: interval includes 0. drops.png, drops.csv')
     headers = ['family', 'drop', 'share of above chance', 'items', 'pictures']
     note = 'Scores that are shares of an answer have no McNemar test: the interval is the test.'
@@ -198,17 +199,20 @@ def _reliance_html(result, out, visual):
     conditions = result['conditions']
     caption = (f'Reliance of {result["large"]} on the picture against the drop. The accuracy of '
                'the largest model is on both axes, which alone pulls the points towards a rising '
-               'line; the slope from split halves is free of that. Ringed: far from the line. '
-               'reliance.png, reliance.csv')
+               'line. ')
+    if result['relation']:
+        caption += 'The slope from split halves is free of that. Ringed: far from the line. '
+    caption += 'reliance.png, reliance.csv'
     parts = [page.paragraph(_exchanged(result, visual)), page.figure(svg, caption)]
+    relation = _relation_html(result['relation'])
     rows = []
     for task, drop in result['drop'].items():
         by_condition = [families.get(task) for families in conditions.values()]
         if None not in by_condition:
             rows.append([task, *by_condition, drop])
     headers = ('family', *(f'image - {c}' for c in conditions), 'drop')
-    parts.append(page.details('Table, and the slope', page.table(headers, rows, True)
-                              + _relation_html(result['relation'])))
+    title = 'Table, and the slope' if result['relation'] else 'Table'
+    parts.append(page.details(title, page.table(headers, rows, True) + relation))
     for condition in result['missing']:
         parts.append(page.paragraph(f'Skipped: no {condition} condition for {result["large"]}.',
                                     'skip'))

@@ -21,6 +21,8 @@ from downscale.view.runs import Run
 # Without pairs of perception and reasoner an item is told by the sizes that see and answer.
 JOINT = ('lost', 'wrong', 'right')
 LOSSES = (*CLASSES, *JOINT)
+# As a tag shows a class, which need not be of the answers beside it.
+TAGS = (*(f'pairs: {name}' for name in CLASSES), *JOINT)
 FACTS = ('task', 'cluster_id', 'gold', 'chance')
 # What is shown of one answer; the last three are of chains.
 ANSWER = ('pred', 'gold', 'score', 'nll_gold', 'parse_ok', 'n_gen_tokens', 'n_think_tokens',

@@ -6,7 +6,7 @@ import numpy as np
 from downscale.data.scenes.questions import SCORER
 from downscale.evaluate.scoring.table import SCORERS, disagree
 from downscale.results.text_kinds import TEXT_KINDS
-from downscale.view.board import LOSSES
+from downscale.view.board import TAGS
 from downscale.view.pages import Desk, frame, pictures, verdict
 from downscale.view.query import Query
 from downscale.view.runs import Run
@@ -26,7 +26,7 @@ def item_page(desk: Desk, query: Query, item: int, selected: np.ndarray) -> str:
     chance, = board.facts('chance', [item])
     question, = board.questions([item])
     tags = [task]
-    tags += [LOSSES[place] for run in board.runs
+    tags += [TAGS[place] for run in board.runs
              if (place := board.losses(run, query.only_seed)[item]) >= 0]
     body = [_steps(desk, query, item, selected), f'<h1>{escape(name)}</h1>',
             ''.join(f'<span class="tag">{escape(tag)}</span>' for tag in dict.fromkeys(tags)),

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from downscale.view.board import LOSSES, Board, corner_cells, picture_path, seeing_cells
+from downscale.view.board import LOSSES, TAGS, Board, corner_cells, picture_path, seeing_cells
 from downscale.view.columns import Column, View, first_chosen
 from downscale.view.query import DISAGREE, PAGE, SORTS, UNITS, Query
 from downscale.view.runs import Run
@@ -202,7 +202,7 @@ def list_rows(desk: Desk, query: Query, items: Sequence[int],
     worst = sort_value(board, desk.view(query), query) if query.sort else None
     rows = []
     for k, item in enumerate(items):
-        tags = dict.fromkeys([tasks[k], *(LOSSES[of[item]] for of in losses if of[item] >= 0)])
+        tags = dict.fromkeys([tasks[k], *(TAGS[of[item]] for of in losses if of[item] >= 0)])
         marks = ''.join(f'<span class="tag">{escape(tag)}</span>' for tag in tags)
         question = escape(_cut(questions[k], QUESTION)) or escape(names[k])
         address = escape(desk.links.item(item, query))

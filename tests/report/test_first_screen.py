@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 from fake_study import fake_study
 
-from downscale.analysis import accuracy, measures
-from downscale.report import axes, claim_table, figures, gallery, pair_figures, report, sections
+from downscale.analysis import accuracy, health, measures
+from downscale.report import (
+    axes,
+    claim_table,
+    figures,
+    first_screen,
+    gallery,
+    pair_figures,
+    report,
+    sections,
+)
 from downscale.results.study import load_study
 from downscale.statistics.bootstrap import Interval
 
@@ -146,3 +155,46 @@ def test_six_cards_are_of_different_classes_and_families():
     chosen = [(kind, x['family']) for kind, x in gallery.choose(result, 4)]
     assert chosen[:3] == [('both', 'color'), ('recovered', 'fact'), ('right everywhere', 'read')]
     assert len(chosen) == 4
+
+
+def panel(between):
+    """Marginal drops of one setting, of which only the difference of the sides matters."""
+    side = {'macro': interval(.2, .1, .3)}
+    return {'marginal': {'perception': side, 'reasoner': side,
+                         'perception_minus_reasoner': between}}
+
+
+def test_settings_that_come_out_otherwise_are_told_beside_the_first():
+    results = {'gate': {'modes': {'think': {'interpretable': True},
+                                  'direct': {'interpretable': False}}},
+               'grid': {'extraction, think': panel(interval(-.3, -.4, -.2)),
+                        'extraction, direct': panel(interval(.3, .2, .4)),   # fails the gate
+                        'caption, think': panel(interval(.3, .2, .4))}}
+    text = first_screen._sides(results)
+    assert '(extractions and thinking)' in text and 'reasoning costs more, by 0.30' in text
+    assert text.endswith('Other settings come out otherwise: perception costs more with captions '
+                         'and thinking.')
+    results['grid']['caption, think'] = panel(interval(-.1, -.2, -.05))
+    assert 'otherwise' not in first_screen._sides(results)
+    results['grid']['caption, think'] = panel(interval(-.1, -.2, .05))
+    assert 'no clear difference with captions and thinking.' in first_screen._sides(results)
+
+
+def test_a_run_that_answers_alike_is_named_with_its_answer(tmp_path):
+    root = fake_study(tmp_path / 'study', pictures=12)
+    s = measures.scored(load_study(root), 20)
+    assert not health.constant(s)
+    cell = measures.joint_cells(s, s.sizes[0], 'image')[0]
+    rows = s.study.cells[cell]
+    golds = {task: len(set(s.study.items['gold'][rows][s.study.items['task'][rows] == task]))
+             for task in set(s.study.items['task'][rows])}
+    task = max(golds, key=golds.get)
+    of_task = rows[s.study.items['task'][rows] == task]
+    s.study.items['pred'][of_task] = 'c3'
+    found = health.constant(s)
+    assert [(row['run_id'], row['family'], row['answer'], row['share']) for row in found] == [
+        (cell.p_run, task, 'c3', 1)]
+    assert f'{cell.p_run} says “c3” to 100 % of {task}' in health.constant_sentence(found)
+    # Where the truth is one answer it is no fault.
+    s.study.items['gold'][of_task] = 'c3'
+    assert not health.constant(s)
