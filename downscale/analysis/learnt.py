@@ -15,6 +15,7 @@ from downscale.statistics.learnt import appearance, has_learnt, probability
 
 # Beside these, two runs must have been trained alike to be looks at one skill.
 STEPS = ('steps', 'save_every', 'warmup')
+GAP = .25   # of what there is above the floor
 
 
 def learnt(s: Scored) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def learnt(s: Scored) -> dict[str, Any]:
 
     A dict of 'families' {family: {size: Interval}}, 'runs' {family: {size: {seed: accuracy}}},
     'threshold' {family: accuracy from which a run has learnt it}, 'split' (families that some runs
-    of a size learnt and others did not, so that the mean over its seeds is that of no run) and
+    of a size learnt and others by far did not: the mean over its seeds is that of no run) and
     'steps' {size: {family: Appearance}}, where a size was trained for several numbers of steps.
     """
     sizes = measures.answering_sizes(s)
@@ -42,10 +43,18 @@ def learnt(s: Scored) -> dict[str, Any]:
         for size, by_seed in by_size.items():
             there = sum(has_learnt(accuracy, floor[task]) for accuracy in by_seed.values())
             families[task][size] = probability(there, len(by_seed))
-            if 0 < there < len(by_seed) and task not in split:
+            if task not in split and _apart(list(by_seed.values()), floor[task]):
                 split.append(task)
     return {'families': families, 'runs': runs, 'split': split, 'steps': _steps(s),
             'threshold': {task: (1 + floor[task]) / 2 for task in runs}}
+
+
+def _apart(accuracies, floor):
+    """Return whether some runs have learnt a family and others, by a wide gap, have not."""
+    there = [accuracy for accuracy in accuracies if has_learnt(accuracy, floor)]
+    lacking = [accuracy for accuracy in accuracies if not has_learnt(accuracy, floor)]
+    # Runs on both sides of the threshold and near to each other are one crowd.
+    return bool(there and lacking and min(there) - max(lacking) > GAP * (1 - floor))
 
 
 def _floor(s, groups):
