@@ -30,8 +30,9 @@ def arguments():
 
 def cells():
     """Qwen3's block and SigLIP's at two layers and small widths, sharded 16 ways."""
-    from downscale.config import Evaluation, Experiment, MeshSize, Stage
+    from downscale.config import Evaluation, Experiment, MeshSize
     from downscale.sizes import QWEN3, Pictures, VisionConfig, scale
+    from downscale.stage_config import Stage
     rates = {'language': 1e-3, 'connector': 1e-3, 'tower': 1e-3}
     stages = (
         Stage(

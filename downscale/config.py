@@ -1,7 +1,8 @@
 """Every knob of a cell, frozen: an `Experiment` and what it holds, without JAX.
 
-`load` and `save` move one from and to the `experiment.json` of a run folder. The way from a study
-file's ConfigDict to experiments is `experiment/expansion.py`.
+Those of its stages are in `stage_config.py`. `load` and `save` move an experiment from and to the
+`experiment.json` of a run folder. The way from a study file's ConfigDict to experiments is
+`experiment/expansion.py`.
 """
 import dataclasses
 import hashlib
@@ -9,23 +10,17 @@ import json
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from downscale.data.buckets import BATCH, LENGTH, TILES, Shape, in_order
 from downscale.data.chat import CHATS, Chat
-from downscale.data.scenes.conversations import LOSS_NORM, SHARE, STAGE, TURNS, Recipe
 from downscale.data.scenes.world import World
 from downscale.data.templates import Origin, Template
 from downscale.data.tokens import Layout
 from downscale.moved import attribute
 from downscale.results.text_kinds import BRIEF, TEXT_KINDS
 from downscale.runtime.files import PathLike, place, write_json
-from downscale.schedule import FINAL, WARMUP, Schedule
 from downscale.sizes import LanguageConfig, Parametrisation, Pictures, VisionConfig
-from downscale.stage_table import GROUPS, JOINT, STAGES, WRITER, StageKind
+from downscale.stage_config import PARENTED, Stage
+from downscale.stage_table import JOINT, STAGES, WRITER
 from downscale.values import COUNT, Choice, Range, Several, check, from_dict, unknown
-
-# The newline may come from a parent, but it learns with `language` and has no rate of its own.
-_GROUP = Annotated[str, Choice(GROUPS, 'group')]
-_PARENTED = Annotated[str, Choice((*GROUPS, 'image_newline_D'), 'group')]
 
 REMAT = ('none', 'dots', 'full')  # what a block keeps for the backward pass; see `model/remat.py`
 TEMPLATE = 'template'  # the chat that came along with an imported language model
@@ -52,93 +47,6 @@ class Optimizer:
 
     def __post_init__(self):
         check(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One stage of a cell. `batch` is global; `rates` are peak learning rates by group.
-
-    `buckets` are smaller shapes of batches for what does not need `length` and `tiles`; `steps`
-    counts the batches of all shapes. See `pipeline.Recipe` for what they do to the loss.
-    `mixture` is the folder of a mixture built from published sets (`downscale data build`); without
-    it the stage is trained on the scene world.
-    """
-    name: STAGE
-    steps: Annotated[int, Range(1, COUNT, 'steps of the stage')]
-    batch: BATCH
-    length: LENGTH
-    tiles: TILES
-    rates: dict[_GROUP, Annotated[float, Range(
-        0, 1e38, 'peak learning rate of a group; leave a group out of `trainable` to freeze it',
-        without=(0,))]]
-    trainable: Annotated[tuple[_GROUP, ...], Several(1, 'the groups that a stage trains')]
-    parents: dict[_PARENTED, str]
-    warmup: WARMUP = 0.05
-    final: FINAL = 0.1
-    replay: dict[STAGE, SHARE] = dataclasses.field(default_factory=dict)
-    loss_norm: LOSS_NORM = 'token'
-    turns: TURNS = 6
-    save_every: Annotated[int, Range(1, COUNT, 'steps from one checkpoint to the next')] = 200
-    buckets: tuple[Shape, ...] = ()
-    mixture: str = ''
-
-    def __post_init__(self):
-        check(self)
-        # A rate for a group that is frozen does no harm.
-        lacking = sorted(set(self.trainable) - set(self.rates))
-        if lacking:
-            raise ValueError(f'stage {self.name} trains {lacking} without a rate in `rates`')
-        # Replayed stages and the tower's captions are drawn from the scene world.
-        if self.mixture and (self.kind.rows == 'captioned' or self.replay):
-            raise ValueError(f'stage {self.name}: a mixture is neither for the tower stage nor for '
-                             '`replay`; give its sources their shares in the mixture')
-        assert self.recipe and self.shape  # made here for their own checks, before work starts
-        self._check_buckets()
-
-    def _check_buckets(self):
-        if self.buckets and self.kind.rows == 'captioned':
-            raise ValueError(f'stage {self.name} has one picture and its caption in a row, and one '
-                             'shape; leave out its buckets')
-        sizes = [(bucket.length, bucket.tiles) for bucket in self.buckets]
-        for size in sizes:
-            where = f'stage {self.name}: a bucket of {size[0]} tokens and {size[1]} tiles'
-            # A bucket of the stage's own size would be the same program twice.
-            if not self.shape.holds(*size) or size == (self.length, self.tiles):
-                raise ValueError(f'{where} is not smaller than the stage\'s rows of {self.length} '
-                                 f'tokens and {self.tiles} tiles; raise `length` or `tiles`, or '
-                                 'leave it out')
-            if sizes.count(size) > 1:
-                raise ValueError(f'{where} occurs {sizes.count(size)} times; keep one')
-
-    @property
-    def kind(self) -> StageKind:
-        """What is true of every stage of this name."""
-        return STAGES[self.name]
-
-    @property
-    def recipe(self) -> Recipe:
-        """What of the stage decides which conversations its batches hold."""
-        return Recipe(
-            stage=self.name,
-            replay=tuple(self.replay.items()),
-            loss_norm=self.loss_norm,
-            turns=self.turns,
-        )
-
-    @property
-    def shape(self) -> Shape:
-        """The largest shape of its batches."""
-        return Shape(self.batch, self.length, self.tiles)
-
-    @property
-    def shapes(self) -> tuple[Shape, ...]:
-        """The shapes of all batches, from the smallest to `shape`."""
-        return in_order((*self.buckets, self.shape))
-
-    @property
-    def schedule(self) -> Schedule:
-        """The course of its learning rates."""
-        return Schedule(self.steps, self.warmup, self.final)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +135,7 @@ class Experiment:
     stages: tuple[Stage, ...] = ()
     evaluation: Evaluation = Evaluation()
     pictures: Pictures = Pictures()
-    imports: dict[_PARENTED, str] = dataclasses.field(default_factory=dict)
+    imports: dict[PARENTED, str] = dataclasses.field(default_factory=dict)
     optimizer: Optimizer = Optimizer()
     parametrisation: Parametrisation = Parametrisation()
     mesh: MeshSize = MeshSize()

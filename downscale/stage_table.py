@@ -1,7 +1,8 @@
 """What is true of each stage by its name: the one table that every room reads.
 
 It stands below the data, because a batch is packed by it, and below the results, because they are
-told in its order. `config.Stage` is what a study says about a stage of its own: steps, rows, rates.
+told in its order. `stage_config.Stage` is what a study says about a stage of its own: steps, rows,
+rates.
 """
 from dataclasses import dataclass
 

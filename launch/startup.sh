@@ -12,15 +12,15 @@ spec=$(metadata downscale-spec) || { echo 'no downscale-spec in the metadata' >&
 image=$(metadata downscale-image) || image=
 worker=$(metadata agent-worker-number) || worker=0
 log=$(mktemp "${TMPDIR:-/tmp}/downscale.XXXXXX")
-entry=(python3 -m downscale.launch.entry "$spec")
+python=(python3)
 if [[ -n $image ]]; then
   gcloud auth configure-docker --quiet "${image%%/*}"  # pulled as the account of this machine
   # Python is the first process of the container, and docker passes signals on to it.
-  entry=(docker run --rm --privileged --network=host --name=downscale
-         --stop-timeout=60 --entrypoint=python3 "$image" -m downscale.launch.entry "$spec")
+  python=(docker run --rm --privileged --network=host --name=downscale
+          --stop-timeout=60 --entrypoint=python3 "$image")
 fi
 
-"${entry[@]}" >"$log" 2>&1 &
+"${python[@]}" -m downscale.launch.entry "$spec" >"$log" 2>&1 &
 program=$!
 # bash would act on the signal only once the program has ended.
 trap 'kill -TERM "$program"' TERM INT

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from downscale.config import Data, Evaluation, Experiment, MeshSize, Optimizer, Stage
+from downscale.config import Data, Evaluation, Experiment, MeshSize, Optimizer
 from downscale.data.buckets import Shape
 from downscale.data.corpora.mixture import Mixture
 from downscale.data.corpora.sources import Source
@@ -23,6 +23,7 @@ from downscale.experiment import file
 from downscale.experiment.expansion import cells_of
 from downscale.schedule import Schedule
 from downscale.sizes import LanguageConfig, Parametrisation, Pictures, VisionConfig
+from downscale.stage_config import Stage
 from downscale.values import COUNT, Choice, Range, Several, check, from_dict, hints_of
 
 SMOKE = str(Path(__file__).parent / 'data/three_sizes.py')

@@ -1,215 +1,35 @@
-"""What runs cost, from the `experiment.json` and `timing.jsonl` that lie beside their checkpoints.
+"""What models and their answers cost, from the stages that were trained (`results/trained.py`).
 
-Training FLOPs are those of the matrix products (`accounting.train_flops`). A model costs what it
-and all stages it came from have cost, a shared tower included.
+A model costs what it and all stages it came from have cost, a shared tower included.
 """
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from downscale.accounting import decode_flops, forward_flops, totals, train_flops
+from downscale.accounting import decode_flops, forward_flops
 from downscale.analysis.measures import Missing, Scored, Size
 from downscale.data.tiling import best_grid, token_count
 from downscale.results.items import TableError, one_line
 from downscale.results.study import Cell
-from downscale.results.study_file import NUMBER, check, read_lines, read_object, short, shown
+from downscale.results.study_file import short
 from downscale.results.text_kinds import SOURCE_STAGE
-from downscale.sizes import LanguageConfig, Pictures, VisionConfig
+from downscale.results.trained import Trained, read_stages
+from downscale.sizes import LanguageConfig
 from downscale.stage_table import JOINT
-from downscale.values import from_dict, unknown
+from downscale.values import unknown
 
 COSTS = {'params': 'parameters in total', 'train_flops': 'training FLOPs',
          'inference_flops': 'inference FLOPs a question',
          'samples': 'rows with pictures in training', 'chip_hours': 'chip-hours of training'}
-STAGE_FIELDS = {'name': str, 'steps': NUMBER, 'batch': NUMBER, 'length': NUMBER, 'tiles': NUMBER,
-                'trainable': list, 'parents': dict, 'rates': dict, 'buckets': list}
-SHAPE_FIELDS = dict.fromkeys(('batch', 'length', 'tiles'), NUMBER)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """One stage of a cell: its `stage` dict, models, cost and what it started from.
-
-    `conversations` are those it was trained on, and `flops` what that took: None where nothing
-    tells how rows were packed, or how often each bucket came. `pictures` is how pictures are cut.
-    """
-    size: str
-    seed: int
-    stage: dict
-    language: LanguageConfig
-    vision: VisionConfig | None
-    pictures: Pictures
-    flops: float | None
-    chip_seconds: float | None
-    conversations: float | None
-    parents: tuple
 
 
 def stages_of(s: Scored) -> dict[tuple[str, str], Trained]:
     """Return {(cell, stage): Trained} of every stage with an `experiment.json`, read once."""
     if 'stages' not in s.made:
-        stages = {}
-        for path in sorted(s.study.root.glob('cells/*/*/experiment.json')):
-            cell = path.parent.parent.name
-            name = path.parent.name
-            value = read_object(path)
-            # pyrefly: ignore[bad-argument-type]
-            check(value, {'size': str, 'seed': int, 'stages': list, 'language': dict}, short(path))
-            # Each stage's folder has the experiment of the cell; its name says which stage.
-            stage = next((stage for stage in value['stages']
-                          if isinstance(stage, dict) and stage.get('name') == name), None)
-            # A cell without stages has trained nothing: there is nothing to price.
-            if stage is None and value['stages']:
-                raise TableError(f'{short(path)}: field \'stages\' has no stage {name!r}')
-            if stage is not None:
-                _check_stage(stage, f'{short(path)}: stage {name}')
-                stages[cell, name] = _trained(path.parent, cell, value, stage)
-        s.made['stages'] = stages
+        s.made['stages'] = read_stages(s.study.root)
     return s.made['stages']
-
-
-def _trained(folder, cell, value, stage):
-    """Return the `Trained` of a `stage` dict of the experiment `value` in `folder`."""
-    try:
-        language = from_dict(LanguageConfig, value['language'], 'language')
-        vision = from_dict(VisionConfig | None, value.get('vision'), 'vision')
-        pictures = from_dict(Pictures, value.get('pictures', {}), 'pictures')
-        flops = _flops(folder, stage, language, vision)
-    except ValueError as error:
-        # A TableError is a ValueError that names its file already.
-        if isinstance(error, TableError):
-            raise
-        raise TableError(f'{short(folder / "experiment.json")}: {one_line(error)}') from None
-    # As `expansion.reference_of`: 'text' is of this cell, 'tower/tower' of the tower of its seed.
-    parents = []
-    for reference in dict.fromkeys(stage['parents'].values()):
-        other, _, name = reference.rpartition('/')
-        parents.append((f'{other}-s{value["seed"]}' if other else cell, name))
-    return Trained(
-        size=value['size'],
-        seed=value['seed'],
-        stage=stage,
-        language=language,
-        vision=vision,
-        pictures=pictures,
-        flops=flops,
-        chip_seconds=_chip_seconds(folder, value.get('mesh', {})),
-        conversations=_conversations(folder, stage['steps']),
-        parents=tuple(parents),
-    )
-
-
-def _check_stage(stage, where):
-    """Raise `TableError` unless a stage of an experiment has what its costs are made of."""
-    # A stage of one shape may be written without buckets.
-    check({'buckets': [], **stage}, STAGE_FIELDS, where)
-    for shape in stage.get('buckets', ()):
-        check(shape, SHAPE_FIELDS, f'{where}: buckets')
-    check(stage['parents'], dict.fromkeys(stage['parents'], str), f'{where}: parents')
-    check(stage['rates'], dict.fromkeys(stage['rates'], NUMBER), f'{where}: rates')
-    parts = dict(enumerate(stage['trainable']))
-    check(parts, dict.fromkeys(parts, str), f'{where}: trainable')
-    # Whatever is trained has a rate, besides those that are given for more.
-    check(stage['rates'], dict.fromkeys(stage['trainable'], NUMBER), f'{where}: rates')
-
-
-def _flops(folder, stage, language, vision):
-    """Return FLOPs of all steps of a stage, its shapes weighed by how often batches of them come.
-
-    None where nothing tells how often.
-    """
-    shapes = [stage, *stage.get('buckets', ())]
-    packed = _packed(folder)
-    if totals(language)['n_nonembed'] <= 0:
-        raise ValueError('field \'language\' has no parameters')
-    if vision is None and any(shape['tiles'] for shape in shapes):
-        raise ValueError(f'field \'vision\' is missing, but stage {stage["name"]} has tiles')
-    # With a single shape every batch has it, packed or not.
-    batches = {(stage['length'], stage['tiles']): 1.}
-    if len(shapes) > 1:
-        if packed is None:
-            return None
-        batches = {(row.get('length'), row.get('tiles_per_row')): row['rows'] / row['batch']
-                   for row in packed['buckets']}
-    flops = []
-    for shape in shapes:
-        step = train_flops(language, vision, rows=shape['batch'], length=shape['length'],
-                           tiles=shape['tiles'] * shape['batch'], groups=tuple(stage['trainable']))
-        flops.append(batches.get((shape['length'], shape['tiles']), 0) * step['total'])
-    # FLOPs of the mean batch, times the steps.
-    return float(sum(flops)) / sum(batches.values()) * stage['steps']
-
-
-def _packed(folder):
-    """Return the checked `padding.json` of a stage, None without one."""
-    path = folder / 'padding.json'
-    packed = read_object(path)
-    if not packed:
-        return None
-    check(packed, {'buckets': list, 'total': dict}, short(path))
-    check(packed['total'], {'conversations': NUMBER}, f'{short(path)}: total')
-    for row in packed['buckets']:
-        check(row, {'rows': NUMBER, 'batch': NUMBER}, f'{short(path)}: a bucket')
-        if row['rows'] < 0 or row['batch'] < 1:
-            raise TableError(f'{short(path)}: a bucket has {row["rows"]} rows of {row["batch"]}')
-    if not any(row['rows'] for row in packed['buckets']):
-        raise TableError(f'{short(path)}: field \'buckets\' has no rows')
-    return packed
-
-
-def _conversations(folder, steps):
-    """Return how many conversations `steps` steps hold, as `padding.json` has counted them."""
-    packed = _packed(folder)
-    if packed is None:
-        return None
-    # What was counted may be more batches than the steps take, or fewer.
-    batches = sum(shape['rows'] / shape['batch'] for shape in packed['buckets'])
-    return steps * packed['total']['conversations'] / batches
-
-
-def planned_tokens(stage: dict[str, Any]) -> float:
-    """Return the tokens that the steps of a `stage` dict have room for.
-
-    It is the mean over its shapes of batches. The tokens it saw differ from seed to seed by how
-    well its rows were packed.
-    """
-    shapes = (stage, *stage.get('buckets', ()))
-    return stage['steps'] * float(np.mean([shape['batch'] * shape['length'] for shape in shapes]))
-
-
-def _chip_seconds(folder, mesh):
-    """Return seconds of training over all sessions, times the chips of the mesh (-1 is one).
-
-    Cells that were trained in one program have an equal share of its time. None without timing, as
-    in a run of very few steps.
-    """
-    path = folder / 'timing.jsonl'
-    if not path.is_file():
-        return None
-    whole = 0.
-    last = 0.
-    session = None
-    rows, _ = read_lines(path)   # after a torn one the next row of its session holds its time
-    for row in rows:
-        check({'cells': 1, **row}, {'seconds': NUMBER, 'cells': NUMBER}, short(path))
-        if row['seconds'] < 0 or row.get('cells', 1) <= 0:
-            raise TableError(f'{short(path)}: {shown(row)} has impossible seconds or cells')
-        # Seconds count from the beginning of a session: each row adds what is new since the last.
-        if row.get('began') != session or row['seconds'] < last:   # old rows have no `began`
-            session = row.get('began')
-            last = 0.
-        whole = whole + (row['seconds'] - last) / row.get('cells', 1)
-        last = row['seconds']
-    if not whole:
-        return None   # so short that no time was noted
-    names = mesh if isinstance(mesh, dict) else ()
-    check(mesh, dict.fromkeys(names, int), f'{short(folder)}: mesh')
-    # An axis of -1 takes what is left, and how much that was the file does not say.
-    return whole * math.prod(max(1, size) for size in mesh.values())
 
 
 def ancestry(s: Scored, end: tuple[str, str]) -> dict[tuple[str, str], Trained]:

@@ -13,8 +13,7 @@ from scipy.special import ndtri
 from downscale.analysis import floors, measures
 from downscale.analysis.measures import Missing, Scored, Size
 from downscale.results.study import Paired
-from downscale.statistics import bootstrap
-from downscale.statistics.inference import p_value, ratio_interval
+from downscale.statistics import bootstrap, inference
 
 SIZE_COLUMNS = ('n_nonembed', 'n_total')  # a slope per decade moves by up to 1.3x with the choice
 CONDITIONS = ('blind', 'shuffled')   # without the picture, and with that of another question
@@ -92,7 +91,8 @@ def _share_of(ends, column, room):
     value = means.value[:, column]
     draws_BR = means.draws[:, :, column]
     fall = value[0] - value[1], draws_BR[:, 0] - draws_BR[:, 1]
-    return ratio_interval(fall, room, means.n[column], means.clusters[column], over=means.over)
+    return inference.ratio_interval(fall, room, means.n[column], means.clusters[column],
+                                    over=means.over)
 
 
 def by_family(s: Scored) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def by_family(s: Scored) -> dict[str, Any]:
                       'p': _p_value(ends, column, task) if tested else None, 'p_holm': None}
     # All families are tested at once, so that the report shows adjusted p values.
     if tested:
-        adjusted = bootstrap.holm([row['p'] for row in rows.values()])
+        adjusted = inference.holm([row['p'] for row in rows.values()])
         for row, p_holm in zip(rows.values(), adjusted, strict=True):
             row['p_holm'] = None if np.isnan(p_holm) else float(p_holm)
     order = sorted(rows, key=lambda task: (-rows[task]['absolute'].value, task))
@@ -134,9 +134,9 @@ def _p_value(ends, column, task):
     if means.over.shown:
         draws = means.draws[:, 0, column] - means.draws[:, 1, column]
         value = means.value[0, column] - means.value[1, column]
-        return p_value(value, draws, means.clusters[column], means.over)
+        return inference.p_value(value, draws, means.clusters[column], means.over)
     of_task = ends.paired.task == task
-    return bootstrap.mcnemar(*ends.paired.scores[:, of_task])
+    return inference.mcnemar(*ends.paired.scores[:, of_task])
 
 
 def _lead(means, first, second):

@@ -227,7 +227,7 @@ def compare_rows(s: Scored, sizes: Sequence[str] | None = None) -> tuple[list[Ro
         # The newest p of a macro mean is that of this pair of sizes.
         tests.append(next(row for row in rows[::-1] if row.what == 'p' and row.family == 'macro'))
     # Pairs of sizes are few, and no error among them is wanted; of many families a few are.
-    adjusted = bootstrap.holm([test.value for test in tests])
+    adjusted = inference.holm([test.value for test in tests])
     rows += [_row('differences', test.setting, 'macro', 'p, Holm over pairs of sizes', p)
              for test, p in zip(tests, adjusted, strict=True)]
     return rows + _run_rows(s, chosen), _seed_notes(chosen)
@@ -276,7 +276,7 @@ def _item_rows(setting, task, x, paired):
     if not np.all((first == np.round(first)) & (second == np.round(second))):
         return []
     rows = [_row('differences', setting, task, 'p, exact McNemar (items alone)',
-                 bootstrap.mcnemar(first, second))]
+                 inference.mcnemar(first, second))]
     if np.sum(first != second) < FEW_DISCORDANT:
         low, high = inference.newcombe(first, second)
         rows.append(Row(table='differences', setting=setting, family=task,

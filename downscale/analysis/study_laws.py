@@ -19,6 +19,7 @@ from downscale.laws.forms import CHINCHILLA, POWER, Saturating
 from downscale.laws.isoflop import isoflop
 from downscale.results.study_file import read_object
 from downscale.results.text_kinds import TEXT_KINDS
+from downscale.results.trained import planned_tokens
 from downscale.statistics import bootstrap
 
 STAGES = ('text', 'instruct')   # whose loss is a law of size: all parts that grow are trained
@@ -45,7 +46,7 @@ def finals(s: Scored, stage: str) -> dict[str, np.ndarray]:
         if loss is not None:
             rows.append({'cell': cell, 'size': trained.size, 'seed': trained.seed,
                          'n': totals(trained.language)['n_nonembed'],
-                         'tokens': costs.planned_tokens(trained.stage), 'loss': loss,
+                         'tokens': planned_tokens(trained.stage), 'loss': loss,
                          'planned': cell in runs,
                          'rate': trained.stage['rates'].get('language', np.nan)})
     if not rows:

@@ -85,7 +85,7 @@ def _add_choice(sub, verb):
 
 
 def _add_backend(group, verb):
-    """Add the fields of `sweep.LaunchSettings`."""
+    """Add the fields of `settings.LaunchSettings`."""
     group.add_argument('--backend', choices=('gke', 'tpuvm', 'local'), help='default: gke for a '
                        'TPU topology, else local')
     group.add_argument('--topology', metavar='NAME', help='v5e:4x4 or, for two slices, '

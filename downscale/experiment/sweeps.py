@@ -186,7 +186,8 @@ def _fields(group):
     from dataclasses import fields, is_dataclass
     from typing import get_type_hints
 
-    from downscale.config import Experiment, Stage
+    from downscale.config import Experiment
+    from downscale.stage_config import Stage
     if not group:
         # By the points of the sweep, and in the table of stages.
         given_elsewhere = {'name', 'size', 'seed', 'language', 'stages', 'budget'}

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from downscale.experiment.names import slug
 from downscale.planner.topologies import SHAPES, topology
@@ -20,9 +21,9 @@ PARTS = ('train', 'write', 'reason')
 LONGEST_NAME = 35  # leaves JobSet room in 63 characters: '-slice-<job>-<pod>-abcde'
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Spec:
-    """One job of a sweep. Its fields may be given by position, as scripts of people do.
+    """One job of a sweep.
 
     `config` and `overrides` are the study file and `--set` values, `experiment` the hash of the
     cell; `tasks` are names of `tasks_of`, in order; `needs` the keys of specs that must be done
@@ -49,7 +50,7 @@ class Spec:
         """What a person calls it: 'w64d2-s0/train'."""
         return f'{self.cell}/{self.part}'
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Ten characters that change with whatever decides the result."""
         # A study that moves to another folder, or whose commit changes nothing of it, goes on.
@@ -118,10 +119,11 @@ def specs_of(sweep: str, config: str, overrides: Iterable[str], tasks: Sequence[
     for task in tasks:
         job_of[task.name] = f'{task.experiment.name}/{_part_of(task)}'
         tasks_by_job.setdefault(job_of[task.name], []).append(task)
+    hashes = {name: cell.hash for name, cell in cells.items()}
     # 2. The jobs, part by part.
     specs = []
     for part in PARTS:
-        for name, cell in cells.items():
+        for name in cells:
             key = f'{name}/{part}'
             if key not in tasks_by_job:
                 continue
@@ -134,7 +136,7 @@ def specs_of(sweep: str, config: str, overrides: Iterable[str], tasks: Sequence[
             place = topology_name if part == 'train' else one_host(topology_name)
             specs.append(Spec(
                 sweep=sweep, cell=name, part=part, config=config, overrides=tuple(overrides),
-                experiment=cell.hash, tasks=names, needs=tuple(needs), steps=steps,
+                experiment=hashes[name], tasks=names, needs=tuple(needs), steps=steps,
                 topology=place, image=image, commit=commit, run=run))
     _refuse_equal_names(specs)
     return specs

@@ -6,24 +6,24 @@ and, in the end, `DONE.json` or `FATAL.json`; process 0 of `attempt.py` writes a
 Steps are counted over the tasks of a job; an evaluation is one step.
 """
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from downscale.launch.job_files import OneByOne, files_of
 from downscale.launch.spec import Spec, processes_of
 from downscale.planner.topologies import topology
 from downscale.runtime.exits import FATAL, LOST, ending, passes
-from downscale.runtime.files import in_bucket, place, read_json, write_json
+from downscale.runtime.files import in_bucket, place, write_json
 
 STALE_SECONDS = 300  # a running attempt writes at least every `attempt.TICK_SECONDS`
 # How long a single look waits for a new stamp: some ticks.
 LOOK_SECONDS = 4
 BUCKET_LOOK_SECONDS = 45
-READERS = 16
+ONE_BY_ONE = OneByOne()
 # Attempts in a row without a newer checkpoint after which it will not get better: those that
 # crashed by themselves, and those that were killed, for which they may not be to blame.
 CRASHES = 3
@@ -61,17 +61,32 @@ def folder_of(run: str | Path, spec: Spec) -> Path:
     return place(run) / 'launch' / spec.cell / spec.part
 
 
+def spec_file(spec: Spec) -> Path:
+    """Return the path of a job's `spec.json`."""
+    return folder_of(spec.run, spec) / 'spec.json'
+
+
+def command_of(spec: Spec, python: str) -> list[str]:
+    """Return the argv of every process of a job, started by `python`.
+
+    `launch/startup.sh` has it once more, for machines that know their `spec.json` alone.
+    """
+    return [python, '-m', 'downscale.launch.entry', str(spec_file(spec))]
+
+
 def save_spec(spec: Spec) -> Path:
     """Write `spec.json` into the job's folder, and return its path."""
-    path = folder_of(spec.run, spec) / 'spec.json'
+    path = spec_file(spec)
     write_json(path, {**dataclasses.asdict(spec), 'hash': spec.hash, 'name': spec.name})
     return path
 
 
-def load_spec(path: str | Path) -> Spec:
+def load_spec(path: str | Path, files: OneByOne = ONE_BY_ONE) -> Spec:
     """Return the `Spec` of a `spec.json`; ValueError in one line when the file holds none."""
     try:
-        value = json.loads(place(path).read_text())
+        value = files.json(place(path))
+        if value is None:
+            raise FileNotFoundError('there is no such file')
         fields: dict[str, Any] = {field.name: value[field.name]
                                   for field in dataclasses.fields(Spec)}
         # JSON has no tuples; with lists no spec would equal the one that was written.
@@ -90,18 +105,18 @@ def load_spec(path: str | Path) -> Spec:
     return spec
 
 
-def ended(run: str | Path, spec: Spec, name: str) -> dict[str, Any] | None:
+def ended(run: str | Path, spec: Spec, name: str,
+          files: OneByOne = ONE_BY_ONE) -> dict[str, Any] | None:
     """Return what the marker `name`, as 'DONE.json', says of exactly this spec, else None."""
-    value = read_json(folder_of(run, spec) / name)
+    value = files.json(folder_of(run, spec) / name)
     return value if value and value.get('spec') == spec.hash else None
 
 
-def attempts(folder: str | Path) -> list[dict[str, Any]]:
+def attempts(folder: str | Path, files: OneByOne = ONE_BY_ONE) -> list[dict[str, Any]]:
     """Return the attempts of a job, oldest first."""
     path = place(folder) / 'attempts'
-    # Numbers of three digits, so that their order is that of time.
-    names = sorted(file.name for file in path.iterdir()) if path.is_dir() else []
-    return [read_json(path / name) for name in names
+    # Numbers of three digits, so that the order of names is that of time.
+    return [files.json(path / name) for name in files.names(path)
             if name.endswith('.json') and not name.startswith('.')]
 
 
@@ -119,9 +134,10 @@ def resume(spec: Spec, now: float) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def counting(spec: Spec, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def counting(spec: Spec, rows: Sequence[dict[str, Any]],
+             files: OneByOne = ONE_BY_ONE) -> list[dict[str, Any]]:
     """Return those attempts or tries among `rows` that are of this spec and later than `resume`."""
-    resumed = read_json(folder_of(spec.run, spec) / 'resumed.json') or {'time': float('-inf')}
+    resumed = files.json(folder_of(spec.run, spec) / 'resumed.json') or {'time': float('-inf')}
     return [row for row in rows if row['spec'] == spec.hash
             and row.get('began', row.get('at')) > resumed['time']]
 
@@ -164,50 +180,49 @@ class Stamps:
         return now - self.last[key][1]
 
 
-def read(run: str | Path, specs: Sequence[Spec], now: float,
-         stamps: Stamps | None = None) -> list[Job]:
+def read(run: str | Path, specs: Sequence[Spec], now: float, stamps: Stamps | None = None,
+         files: OneByOne | None = None) -> list[Job]:
     """Return a `Job` for each spec at the unix time `now`.
 
-    Without the `stamps` of a process that watches, jobs whose stamp looks old are looked at twice,
-    some seconds apart, and those whose stamp has not moved are stale.
+    `files` has read the files of the jobs already, at about that time. Without the `stamps` of a
+    process that watches, jobs whose stamp looks old are looked at twice, some seconds apart, and
+    those whose stamp has not moved are stale.
     """
+    files = files or files_of(run)
     if stamps is not None:
         # A watcher has seen the stamps move itself; one look needs a second one to compare.
         limits = dict.fromkeys([spec.key for spec in specs], STALE_SECONDS)
-        return _read(run, specs, now, stamps, limits)
+        return _read(run, specs, now, stamps, limits, files)
     stamps = Stamps()
     wait = BUCKET_LOOK_SECONDS if in_bucket(run) else LOOK_SECONDS
-    jobs = _read(run, specs, now, stamps, {})
+    jobs = _read(run, specs, now, stamps, {}, files)
     doubtful = [key for key, (stamp, _) in stamps.last.items() if abs(now - stamp) > STALE_SECONDS]
     if not doubtful:
         return jobs
     time.sleep(wait)
-    return _read(run, specs, now + wait, stamps, dict.fromkeys(doubtful, wait / 2))
+    files.refresh()
+    return _read(run, specs, now + wait, stamps, dict.fromkeys(doubtful, wait / 2), files)
 
 
-def _read(run, specs, now, stamps, limits):
+def _read(run, specs, now, stamps, limits, files):
     """Return the `Job` of each spec.
 
     `limits` are {key: seconds of stillness from which on a job is stale}; one without is never.
     """
-    def done_key(spec):
-        return spec.key if ended(run, spec, 'DONE.json') else None
-
-    def job(spec):
-        def stillness(stamp):
-            return stamps.still(spec.key, stamp), limits.get(spec.key)
-        return _job(run, spec, done, now, stillness)
-    with ThreadPoolExecutor(READERS) as pool:  # a file of a bucket takes a tenth of a second
-        done = set(pool.map(done_key, specs)) - {None}
-        return list(pool.map(job, specs))
+    done = {spec.key for spec in specs if ended(run, spec, 'DONE.json', files)}
+    jobs = []
+    for spec in specs:
+        still = partial(stamps.still, spec.key)
+        jobs.append(_job(run, spec, done, now, still, limits.get(spec.key), files))
+    return jobs
 
 
-def _job(run, spec, done, now, stillness):
+def _job(run, spec, done, now, still, limit, files):
     # 1. What the files say.
     folder = folder_of(run, spec)
-    rows = attempts(folder)
-    progress = read_json(folder / 'progress.json') or {}
-    state, reason = _state(run, spec, rows, done, stillness)
+    rows = attempts(folder, files)
+    progress = files.json(folder / 'progress.json') or {}
+    state, reason = _state(run, spec, rows, done, still, limit, files)
     # 2. What all attempts took, and brought.
     # Machines that waited, or never began, are in no attempt and so in no cost.
     seconds = sum(_seconds(attempt) for attempt in rows)
@@ -245,29 +260,28 @@ def _job(run, spec, done, now, stillness):
     )
 
 
-def _state(run, spec, rows, done, stillness):
+def _state(run, spec, rows, done, still, limit, files):
     """Return (state, reason) of a job with the attempts `rows`; `done` are keys of jobs.
 
-    `stillness(stamp)` is (seconds that it has stood still, seconds from which on it is stale or
-    None).
+    `still(stamp)` are the seconds that it has stood still, from `limit` (or None) on it is stale.
     """
     # What a person or a marker says goes before what the last attempt says.
     if spec.key in done:
         return 'done', ''
-    if ended(run, spec, 'CANCELLED.json'):
+    if ended(run, spec, 'CANCELLED.json', files):
         return 'cancelled', ''
-    fatal = ended(run, spec, 'FATAL.json')
+    fatal = ended(run, spec, 'FATAL.json', files)
     if fatal:
         return 'fatal', fatal['reason']
     last = rows[-1] if rows else None
     if last is None or last['spec'] != spec.hash:
         # A need that is not among these specs is looked up in its folder.
-        missing = [need for need in spec.needs if need not in done and not (
-            place(run) / 'launch' / need / 'DONE.json').exists()]
+        missing = [need for need in spec.needs if need not in done and not files.json(
+            place(run) / 'launch' / need / 'DONE.json')]
         return ('waiting', f'needs {", ".join(missing)}') if missing else ('missing', '')
     if last['exit'] is not None:
         return 'failed', last['reason']
-    silent, limit = stillness(last['seen'])
+    silent = still(last['seen'])
     if limit is not None and silent >= limit:
         return 'stale', f'no sign of life since {time.ctime(last["seen"])} of its own clock'
     return 'running', ''

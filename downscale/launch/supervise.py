@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from downscale.launch import state, watch
+from downscale.launch.job_files import OneByOne, files_of
 from downscale.launch.spec import Spec
 from downscale.runtime.exits import line_of, passes
-from downscale.runtime.files import lock, read_json, scratch, write_json
+from downscale.runtime.files import lock, scratch, write_json
 
 Note = Callable[[str], object]  # takes a line for a person
 Show = Callable[[list[state.Job]], object]
@@ -37,16 +38,18 @@ class Backend(Protocol):
         """End what cannot run without a watcher."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class Memory:
     """What a watcher knows beside the files.
 
-    `lines` is {what: the line noted of it last}, `stamps` those of life, and `tries` {path: rows}
-    that a full disk or a bucket out of reach did not take.
+    `lines` is {what: the line noted of it last}, `stamps` those of life, `tries` {path: rows}
+    that a full disk or a bucket out of reach did not take, and `files` what the jobs have written,
+    as it was at the last look.
     """
     lines: dict[str, str] = dataclasses.field(default_factory=dict)
     stamps: state.Stamps = dataclasses.field(default_factory=state.Stamps)
     tries: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
+    files: OneByOne | None = None
 
 
 def run(backend: Backend, specs: Sequence[Spec], policy: watch.Policy, note: Note = print,
@@ -73,7 +76,7 @@ def run(backend: Backend, specs: Sequence[Spec], policy: watch.Policy, note: Not
                         raise
                     _once(memory, 'look', f'cannot look, and will again: {line_of(error)}', note)
             # With the stamps of this process: without them `read` would wait and look twice.
-            jobs = state.read(study, specs, time.time(), memory.stamps)
+            jobs = _look(specs, time.time(), memory)
             return [_ended(job, actions) for job in jobs]
         except KeyboardInterrupt:
             # Closed first, so that what is noted as left is what really stays.
@@ -137,9 +140,18 @@ def decide(backend: Backend, specs: Sequence[Spec], policy: watch.Policy,
     # Resources first: whatever has ended there has written its files by then.
     observed = backend.observe(specs)
     now = time.time()
-    jobs = state.read(specs[0].run, specs, now, memory.stamps)
+    jobs = _look(specs, now, memory)
     show(jobs)
     return watch.reconcile(desired_of(specs, jobs, memory), observed, now, policy)
+
+
+def _look(specs, now, memory):
+    """Return the jobs as their files tell them now; `memory` keeps the files."""
+    if memory.files is None:
+        memory.files = files_of(specs[0].run)
+    else:
+        memory.files.refresh()
+    return state.read(specs[0].run, specs, now, memory.stamps, memory.files)
 
 
 def desired_of(specs: Sequence[Spec], jobs: Sequence[state.Job],
@@ -150,9 +162,10 @@ def desired_of(specs: Sequence[Spec], jobs: Sequence[state.Job],
 
 def _desired(spec, job, memory):
     # Those of this spec since the last `resume`: a person's wish is a new beginning.
-    attempts = state.counting(spec, state.attempts(state.folder_of(spec.run, spec)))
+    files = memory.files or files_of(spec.run)
+    attempts = state.counting(spec, state.attempts(state.folder_of(spec.run, spec), files), files)
     tries = tuple(watch.Try(row['at'], row['code'])
-                  for row in state.counting(spec, _tries(spec, memory)))
+                  for row in state.counting(spec, _tries(spec, memory, files), files))
     chips, usd = state.chips_of(spec)
     return watch.Desired(
         key=spec.key,
@@ -186,12 +199,12 @@ def _execute(backend, action, by_key, by_name, memory, note):
             now = time.time()
             # The try is on file before the resource is there: whoever goes on must know of it.
             row = {'spec': spec.hash, 'at': now, 'zone': zone, 'code': None}
-            _write_tries(spec, [*_tries(spec, memory), row], memory, note)
+            _write_tries(spec, [*_tries(spec, memory, state.ONE_BY_ONE), row], memory, note)
             _act(f'{key}: started' + (f' in {zone}' if zone else ''), note,
                      lambda: backend.create(spec, zone))
         case watch.Delete(name=name, zone=zone, why=why, code=code):
             spec = by_name[name]
-            tries = _tries(spec, memory)
+            tries = _tries(spec, memory, state.ONE_BY_ONE)
             # A program that ended too early to write left its code with the resource alone.
             if code is not None and tries:
                 _write_tries(spec, [*tries[:-1], tries[-1] | {'code': code}], memory, note)
@@ -230,9 +243,9 @@ def _path(spec):
     return state.folder_of(spec.run, spec) / 'tries.json'
 
 
-def _tries(spec, memory):
+def _tries(spec, memory, files):
     path = _path(spec)
-    return memory.tries[str(path)] if str(path) in memory.tries else read_json(path, list) or []
+    return memory.tries[str(path)] if str(path) in memory.tries else files.json(path, list) or []
 
 
 def _write_tries(spec, tries, memory, note):

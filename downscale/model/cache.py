@@ -23,8 +23,12 @@ def ladder(n: int, least: int = 16) -> int:
     size = least
     while size < n:
         # From 64 on there is a size halfway to the next power of two: x 3/2, then x 4/3.
-        size *= 2 if size < 64 else 3 / 2 if size & (size - 1) == 0 else 4 / 3
-        size = round(size)
+        growth = 4 / 3
+        if size < 64:
+            growth = 2
+        elif size & (size - 1) == 0:
+            growth = 3 / 2
+        size = round(size * growth)
     return size
 
 

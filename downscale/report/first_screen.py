@@ -152,9 +152,9 @@ def _sides(results):
             otherwise.setdefault(WAYS[way], []).append(_setting(setting))
     if not otherwise:
         return line
-    told = '; '.join(f'{way} with {" and with ".join(settings)}'
-                     for way, settings in otherwise.items())
-    return f'{line} Other settings come out otherwise: {told}.'
+    settings_by_way = '; '.join(f'{way} with {" and with ".join(settings)}'
+                                for way, settings in otherwise.items())
+    return f'{line} Other settings come out otherwise: {settings_by_way}.'
 
 
 def _way(between):

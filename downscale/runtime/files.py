@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 BUCKET = 'gs://'
+VALUE = 'value'   # of the metadata of a JSON file in a bucket
+MOST = 4_000      # letters of it; all metadata of an object together may have 8 KiB
 LOCK = '.lock'
 PathLike = str | os.PathLike[str]  # a path as callers give it
 
@@ -119,8 +121,21 @@ def naming(path: PathLike) -> Iterator[None]:
 
 
 def write_json(path: PathLike, value: Any) -> None:
-    """Write `value` as JSON to `path`, whole or not at all."""
-    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + '\n').encode())
+    """Write `value` as JSON to `path`, whole or not at all.
+
+    In a bucket a small value stands in the object's metadata as well: whoever lists the objects has
+    read it already (`launch/job_files.py`).
+    """
+    data = (json.dumps(value, indent=1, sort_keys=True) + '\n').encode()
+    if not in_bucket(path):
+        write_bytes(path, data)
+        return
+    short = json.dumps(value, sort_keys=True)
+    place(path)   # settings of the client
+    from fsspec.core import url_to_fs
+    system, name = url_to_fs(str(path))
+    with naming(path):
+        system.pipe_file(name, data, metadata={VALUE: short} if len(short) <= MOST else None)
 
 
 def read_json(path: PathLike, kind: type = dict) -> Any:
@@ -129,9 +144,16 @@ def read_json(path: PathLike, kind: type = dict) -> Any:
     ValueError in one line that names the file when it is cut, or holds something else.
     """
     try:
-        value = json.loads(place(path).read_text(encoding='utf-8'))
+        data = place(path).read_bytes()
     except FileNotFoundError:
         return None
+    return parse_json(data, path, kind)
+
+
+def parse_json(data: str | bytes, path: PathLike, kind: type = dict) -> Any:
+    """Return the value in the bytes of the file `path`, a `kind`; ValueError as of `read_json`."""
+    try:
+        value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ValueError(f'{path} is damaged ({error})') from None
     if not isinstance(value, kind):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from downscale.config import Experiment, Stage
+from downscale.config import Experiment
 from downscale.data.corpora.mixture import Corpus
 from downscale.data.corpora.sampler import CorpusSampler
 from downscale.data.scenes.dataset import build, source
@@ -16,6 +16,7 @@ from downscale.data.scenes.facts import vocabulary
 from downscale.data.scenes.sampler import Library, Sampler
 from downscale.data.tokens import Encoder, load_tokenizer, train_tokenizer
 from downscale.runtime.files import PathLike, read_json, scratch, write_json
+from downscale.stage_config import Stage
 from downscale.stages import loading, padding
 from downscale.values import hash_of
 

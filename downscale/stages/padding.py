@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from downscale.accounting import train_flops
-from downscale.config import Experiment, Stage
+from downscale.config import Experiment
 from downscale.data import buckets, pipeline
 from downscale.data.scenes.sampler import Sampler
 from downscale.data.tokens import hash_of as tokenizer_hash
 from downscale.runtime.files import PathLike, whole
+from downscale.stage_config import Stage
 from downscale.values import hash_of
 
 SHAPES = (2, 3, 4, 6)  # how many shapes a proposal may have; each is one more program to compile

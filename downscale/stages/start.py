@@ -3,13 +3,14 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from downscale.config import Experiment, Stage
+from downscale.config import Experiment
 from downscale.experiment.expansion import parent_folder
 from downscale.model.init import abstract_params, init_tree
 from downscale.model.tower_words import abstract_word_params
 from downscale.model.vlm import Vlm
 from downscale.runtime.files import PathLike
 from downscale.sharding import mesh
+from downscale.stage_config import Stage
 from downscale.stages.models import groups_of, model_of
 from downscale.train import loop
 from downscale.train.checkpoint import load_params

@@ -350,28 +350,3 @@ def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]
     centre = (share + z * z / (2 * n)) / scale
     reach = z / scale * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(0.0, float(centre - reach)), min(1.0, float(centre + reach))
-
-
-def mcnemar(first: Column, second: Column) -> float:
-    """Return the exact two-sided p that right answers move as often one way as the other.
-
-    Items stand alone; a picture with several questions needs `paired_difference`.
-    """
-    from scipy import stats
-    first = np.asarray(first) > 0.5
-    second = np.asarray(second) > 0.5
-    lost = int(np.sum(first & ~second))
-    won = int(np.sum(~first & second))
-    # Under the null a change goes either way alike; what does not change says nothing of it.
-    return float(stats.binomtest(lost, lost + won).pvalue) if lost + won else 1.0
-
-
-def holm(p_values: Column) -> np.ndarray:
-    """Return Holm's step-down adjusted p values, in the order given; NaN is no test, stays NaN."""
-    p_values = np.asarray(p_values, dtype=float)
-    order = np.argsort(p_values, kind='stable')  # NaN comes last
-    # n for the smallest p, n - 1 for the next; no later one may be below an earlier one.
-    factors = np.sum(~np.isnan(p_values)) - np.arange(len(p_values))
-    adjusted = np.empty_like(p_values)
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(p_values[order] * factors))
-    return adjusted

@@ -46,6 +46,20 @@ def _joined(a, b, phi):
     return (a * a - 2 * phi * a * b + b * b) ** .5
 
 
+def mcnemar(first: bootstrap.Column, second: bootstrap.Column) -> float:
+    """Return the exact two-sided p that right answers move as often one way as the other.
+
+    Items stand alone; a picture with several questions needs `bootstrap.paired_difference`.
+    """
+    from scipy import stats
+    first = np.asarray(first) > 0.5
+    second = np.asarray(second) > 0.5
+    lost = int(np.sum(first & ~second))
+    won = int(np.sum(~first & second))
+    # Under the null a change goes either way alike; what does not change says nothing of it.
+    return float(stats.binomtest(lost, lost + won).pvalue) if lost + won else 1.0
+
+
 def standard_error(draws: np.ndarray, clusters: int, over: Seeds = ONE_SEED) -> float:
     """Return the standard error that the draws of a mean show; NaN with one cluster.
 
@@ -74,6 +88,17 @@ def p_value(value: float, draws: np.ndarray, clusters: int, over: Seeds = ONE_SE
     degrees = two_way.error(draws, over, clusters)[1] if over.shown else clusters - 1
     p = 2 * stdtr(degrees, -abs(value) / error)
     return float(max(p, alike) if clusters < bootstrap.FEW_SIGNS else p)
+
+
+def holm(p_values: bootstrap.Column) -> np.ndarray:
+    """Return Holm's step-down adjusted p values, in the order given; NaN is no test, stays NaN."""
+    p_values = np.asarray(p_values, dtype=float)
+    order = np.argsort(p_values, kind='stable')  # NaN comes last
+    # n for the smallest p, n - 1 for the next; no later one may be below an earlier one.
+    factors = np.sum(~np.isnan(p_values)) - np.arange(len(p_values))
+    adjusted = np.empty_like(p_values)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p_values[order] * factors))
+    return adjusted
 
 
 def benjamini_hochberg(p_values: ArrayLike) -> np.ndarray:

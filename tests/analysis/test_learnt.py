@@ -11,7 +11,7 @@ from downscale.analysis.planted.study import Planted
 from downscale.report import learnt_section
 from downscale.results.study import pair
 from downscale.runtime.files import write_json
-from downscale.statistics import bootstrap
+from downscale.statistics import inference
 from downscale.statistics.learnt import has_learnt
 from downscale.study.preparation import registered
 
@@ -87,7 +87,7 @@ def test_drops_over_seeds_have_p_values_that_agree_with_their_intervals(scored):
     ends = drops.ends_of(measures.scored(one.study, 200))
     for task, row in single['families'].items():
         of_task = ends.paired.task == task
-        assert row['p'] == bootstrap.mcnemar(*ends.paired.scores[:, of_task])
+        assert row['p'] == inference.mcnemar(*ends.paired.scores[:, of_task])
 
 
 def meta(seeds, *claims, **data):

@@ -1,6 +1,5 @@
 """Costs of runs and answers, and the frontier of accuracy against them."""
 import csv
-import json
 import shutil
 
 import numpy as np
@@ -133,20 +132,6 @@ def test_a_model_that_cuts_pictures_into_tiles_pays_for_them(tmp_path):
     s.made.clear()
     with pytest.raises(Missing, match='none of the pictures is saved'):
         costs.of_cell(s, cell, 'inference_flops')
-
-
-def test_seconds_of_several_sessions_and_chips_add_up(s, tmp_path):
-    (tmp_path / 'timing.jsonl').write_text(''.join(
-        json.dumps({'step': step, 'seconds': seconds}) + '\n'
-        for step, seconds in ((10, 5.), (20, 9.), (30, 4.), (40, 6.))) + '{"step": 5')
-    assert costs._chip_seconds(tmp_path, {'data': 4, 'fsdp': -1, 'tensor': 2}) == 15 * 8
-    assert costs._chip_seconds(tmp_path / 'nowhere', {}) is None
-    (tmp_path / 'timing.jsonl').write_text(''.join(
-        json.dumps({'began': began, 'seconds': seconds, 'cells': cells}) + '\n{"torn\n'
-        for began, seconds, cells in ((1., 4., 4), (1., 8., 2), (5., 9., 1))))
-    assert costs._chip_seconds(tmp_path, {}) == 1 + 2 + 9   # the last is a session of its own
-    (tmp_path / 'timing.jsonl').write_text('')   # fewer steps than are timed
-    assert costs._chip_seconds(tmp_path, {}) is None
 
 
 def test_examples_are_conversations_however_they_are_packed(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from downscale.accounting import totals
-from downscale.analysis import costs, study_laws
+from downscale.analysis import study_laws
 from downscale.analysis.measures import Missing
 from downscale.runtime.files import write_json
 from downscale.sizes import MICRO, scale
@@ -83,9 +83,3 @@ def test_a_size_that_diverged_at_every_rate_is_an_alarm(tmp_path):
     kept = [((32, 2), 0, rate, 2 + rate, 14) for rate in (1e-3, 2e-3)]
     found = study_laws.rates(study(tmp_path / 'one', gone + kept))
     assert list(found['choices']) == ['w32d2'] and found['alarms'][0].startswith('w32d1: every')
-
-
-def test_planned_tokens_of_buckets_are_the_mean_over_shapes():
-    stage = {'steps': 10, 'batch': 8, 'length': 100}
-    assert costs.planned_tokens(stage) == 8000
-    assert costs.planned_tokens({**stage, 'buckets': [{'batch': 8, 'length': 50}]}) == 6000

@@ -13,7 +13,7 @@ from test_pipeline import Sizes, conversations, equal, taken
 
 from downscale import config
 from downscale.accounting import train_flops
-from downscale.config import Optimizer, Stage
+from downscale.config import Optimizer
 from downscale.data import buckets, images, measure, pipeline
 from downscale.data.buckets import Packer, Shape
 from downscale.data.pipeline import Share, packed_batch, stream
@@ -25,6 +25,7 @@ from downscale.model.init import init_params
 from downscale.schedule import Schedule
 from downscale.sharding import mesh
 from downscale.sizes import QWEN3, SIGLIP, Pictures
+from downscale.stage_config import Stage
 from downscale.stages import padding
 from downscale.train import loop
 from downscale.train.run import StageRun

@@ -1,12 +1,13 @@
 """A small cell to plan, and plans of it with a compiler that only pretends."""
 import importlib.metadata
 
-from downscale.config import Evaluation, Experiment, MeshSize, Stage
+from downscale.config import Evaluation, Experiment, MeshSize
 from downscale.planner import pool
 from downscale.planner.plan import Plan
 from downscale.planner.programs import Wish
 from downscale.runtime.progress import progress_bars
 from downscale.sizes import MICRO, VisionConfig
+from downscale.stage_config import Stage
 
 TOWER = VisionConfig(layers=2, W=64, H=4, F=192, patch=20, image=80)
 RATES = {'language': 1e-3, 'tower': 1e-3, 'connector': 1e-3}

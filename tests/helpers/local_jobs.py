@@ -85,8 +85,9 @@ def spec_of(study_file, run, topology='cpu:2x1', overrides=(), which=0):
     with study_config.unlocked():
         del study_config['platform']
     cell = cells_of(study_config, sweep)[which]
-    return Spec('tiny', cell.name, 'train', str(study_file), tuple(overrides), cell.hash,
-                (f'{cell.name}/text',), (), 40, topology, None, 'none', str(run))
+    return Spec(sweep='tiny', cell=cell.name, part='train', config=str(study_file),
+                overrides=tuple(overrides), experiment=cell.hash, tasks=(f'{cell.name}/text',),
+                needs=(), steps=40, topology=topology, image=None, commit='none', run=str(run))
 
 
 def attempt(spec, harm=None, once=''):

@@ -7,11 +7,12 @@ import orbax.checkpoint as ocp
 import small
 
 from downscale import config
-from downscale.config import Data, Evaluation, Experiment, Stage
+from downscale.config import Data, Evaluation, Experiment
 from downscale.data.scenes.world import World
 from downscale.model.init import init_params
 from downscale.runtime.files import write_json
 from downscale.sizes import LANGUAGE, scale
+from downscale.stage_config import Stage
 from downscale.stages.folders import folder_of
 from downscale.stages.models import model_of
 from downscale.study.preparation import prepare

@@ -21,8 +21,8 @@ LEVELS = (
     ('accounting.py', 'mup.py', 'schedule.py'),
     ('model/', 'data/'),
     ('data/scenes/', 'results/', 'generate/'),
-    ('train/', 'config.py', 'evaluate/scoring/', 'analysis/planted/'),
-    ('analysis/',),
+    ('train/', 'stage_config.py', 'evaluate/scoring/', 'analysis/planted/'),
+    ('analysis/', 'config.py'),
     ('experiment/', 'output/'),
     ('view/',),
     ('data/corpora/', 'report/'),
@@ -162,7 +162,8 @@ HEAVY = ('data/pipeline.py', 'data/scenes/sampler.py', 'data/corpora/sampler.py'
          'runtime/peers.py', 'runtime/processes.py',
          'launch/attempt.py', 'launch/entry.py', 'launch/record.py')
 LIGHT = [name for name in MODULES if room(name) in LIGHT_ROOMS and name not in HEAVY] + [
-    'letters.py', 'sizes.py', 'stage_table.py', 'values.py', 'accounting.py', 'config.py']
+    'letters.py', 'sizes.py', 'stage_table.py', 'values.py', 'accounting.py', 'stage_config.py',
+    'config.py']
 
 
 @pytest.mark.parametrize('name', LIGHT)

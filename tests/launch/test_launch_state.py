@@ -19,8 +19,9 @@ from downscale.launch.spec import Spec
 from downscale.runtime import exits, files, processes
 from downscale.train.checksums import Damaged
 
-SPEC = Spec('tiny', 'w64d1-s0', 'train', 'tiny.py', (), 'abc', ('w64d1-s0/text',), (), 100,
-            'v5e:2x2', None, 'none', 'run')
+SPEC = Spec(sweep='tiny', cell='w64d1-s0', part='train', config='tiny.py', overrides=(),
+            experiment='abc', tasks=('w64d1-s0/text',), needs=(), steps=100, topology='v5e:2x2',
+            image=None, commit='none', run='run')
 ATTEMPT = {'spec': SPEC.hash, 'began': 1000.0, 'ended': None, 'exit': None, 'reason': '',
            'first_step': 0, 'last_step': 0, 'steps_lost': 0, 'steps_s': 0.0, 'seen': 1000.0}
 

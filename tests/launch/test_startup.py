@@ -1,4 +1,5 @@
 """The start-up script of a TPU machine, under bash with stubs of what is around it."""
+import json
 import os
 import signal
 import subprocess
@@ -9,7 +10,13 @@ import pytest
 from roots import ROOT
 from waiting import LIMIT, wait_until
 
+from downscale.launch import state
+from downscale.launch.spec import Spec
+
 SCRIPT = ROOT / 'launch' / 'startup.sh'
+SPEC = Spec(sweep='s', cell='c', part='train', config='x.py', overrides=(), experiment='h',
+            tasks=(), needs=(), steps=1, topology='v5e:2x2', image=None, commit='none',
+            run='gs://b/run')
 PROGRAM = '''#!/bin/bash
 trap 'echo saved; exit 42' TERM
 echo "$(basename "$0") $*"
@@ -50,8 +57,9 @@ def test_sigterm_reaches_the_program_and_its_log_is_kept(start, tmp_path, image)
     script.send_signal(signal.SIGTERM)
     assert script.wait(LIMIT) == 42
     said = (tmp_path / 'uploaded').read_text().splitlines()
-    assert said[0].startswith('docker run' if image else 'python3 -m downscale.launch.entry')
-    assert said[0].endswith('downscale.launch.entry gs://b/run/launch/c/train/spec.json')
+    python, *rest = state.command_of(SPEC, 'python3')
+    assert said[0].startswith('docker run' if image else python)
+    assert said[0].endswith(' '.join([image, *rest] if image else [python, *rest]))
     assert said[1] == 'saved'
     login = tmp_path / 'login'
     assert login.exists() == bool(image)
@@ -68,6 +76,11 @@ def test_without_a_spec_it_ends_as_fatal(start):
     script = start()
     assert script.communicate(timeout=LIMIT)[1].endswith('no downscale-spec in the metadata\n')
     assert script.returncode == 64
+
+
+def test_the_image_starts_what_every_backend_starts():
+    entrypoint = SCRIPT.with_name('Dockerfile').read_text().rpartition('ENTRYPOINT ')[2]
+    assert json.loads(entrypoint) == state.command_of(SPEC, 'python')[:-1]
 
 
 def test_shellcheck_has_nothing_to_say():

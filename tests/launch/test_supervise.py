@@ -21,8 +21,9 @@ STUB = HELPERS / 'stub_job.py'
 
 
 def spec_of(run, cell, needs=()):
-    return Spec('s', cell, 'train', 'x.py', (), 'h', (), needs, 1, 'cpu:1x1', None, 'none',
-                str(run))
+    return Spec(sweep='s', cell=cell, part='train', config='x.py', overrides=(), experiment='h',
+                tasks=(), needs=needs, steps=1, topology='cpu:1x1', image=None, commit='none',
+                run=str(run))
 
 
 def commands(whats):

@@ -13,10 +13,11 @@ from compiling import xla_flags
 from roots import ROOT
 
 from downscale import config
-from downscale.config import Experiment, Stage
+from downscale.config import Experiment
 from downscale.model.init import init_params
 from downscale.probe.checkpoints import diff, open_checkpoint
 from downscale.sharding import Rules, mesh, shardings
+from downscale.stage_config import Stage
 from downscale.train import checkpoint
 
 STAGE = Stage(

@@ -98,7 +98,7 @@ def test_benjamini_hochberg_steps_up_and_keeps_the_order():
 def test_what_was_not_tested_counts_as_no_test():
     some = [.01, np.nan, .03, np.nan]
     np.testing.assert_allclose(inference.benjamini_hochberg(some), [.02, np.nan, .03, np.nan])
-    np.testing.assert_allclose(bootstrap.holm(some), [.02, np.nan, .03, np.nan])
+    np.testing.assert_allclose(inference.holm(some), [.02, np.nan, .03, np.nan])
     assert np.isnan(inference.benjamini_hochberg([np.nan])).all()
     draws = np.linspace(-.1, .9, 200)
     known = inference.p_value(.4, draws, 50)

@@ -14,10 +14,12 @@ from waiting import wait_until
 
 from downscale import config
 from downscale.config import Optimizer
+from downscale.data.buckets import Shape
 from downscale.runtime import exits
 from downscale.schedule import Schedule
 from downscale.sharding import mesh
 from downscale.sizes import Parametrisation
+from downscale.stage_config import Stage
 from downscale.stages import start, training
 from downscale.stages.inputs import prepare
 from downscale.stages.models import model_of
@@ -32,7 +34,7 @@ LOSS, WEIGHT = 2e-6, 5e-6
 
 
 def stage(rate=3e-3, **changes):
-    return config.Stage(
+    return Stage(
         name='text',
         steps=STEPS,
         batch=8,
@@ -354,7 +356,7 @@ def test_cells_share_a_program_when_they_differ_in_name_seed_and_rates_only(chan
 
 
 def test_cells_with_buckets_are_not_stacked():
-    shapes = (config.Shape(8, 48, 0),)
+    shapes = (Shape(8, 48, 0),)
     assert training.program_of(dataclasses.replace(CELLS[0], stages=(stage(buckets=shapes),)),
                                'text') is None
 

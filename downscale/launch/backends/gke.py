@@ -143,8 +143,7 @@ def _container(spec, chips, memory):
     return {
         'name': CONTAINER, 'image': spec.image,
         # Python is the first process, so that SIGTERM reaches it.
-        'command': ['python', '-m', 'downscale.launch.entry',
-                    str(state.folder_of(spec.run, spec) / 'spec.json')],
+        'command': state.command_of(spec, 'python'),
         'securityContext': {'privileged': True},  # the TPU's runtime locks much memory
         'env': [{'name': name, 'value': value} for name, value in ENVIRONMENT.items()],
         'resources': {'requests': {'memory': f'{memory}Gi'}, 'limits': {'google.com/tpu': chips}}}

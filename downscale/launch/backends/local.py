@@ -33,8 +33,7 @@ def commands(spec: Spec) -> list[tuple[list[str], dict[str, str]]]:
         raise ValueError(f'{spec.key} is for {spec.topology}; the local backend runs cpu:PxD, for '
                          'P processes of D devices, as cpu:2x1')
     count, devices = processes_of(spec.topology)
-    argv = [sys.executable, '-m', 'downscale.launch.entry',
-            str(state.folder_of(spec.run, spec) / 'spec.json')]
+    argv = state.command_of(spec, sys.executable)
     # The package need not be installed: the processes find it where this one did.
     path = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get('PYTHONPATH')])])
     common = {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': path, 'DOWNSCALE_LAUNCHER': str(os.getpid()),
@@ -64,7 +63,7 @@ class Group:
 
     def _save_spec(self):
         """Write `spec.json`, unless it is there: a full disk has no room for it again."""
-        path = state.folder_of(self.spec.run, self.spec) / 'spec.json'
+        path = state.spec_file(self.spec)
         if not path.exists() or state.load_spec(path) != self.spec:
             state.save_spec(self.spec)
 

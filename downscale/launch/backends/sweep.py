@@ -10,55 +10,25 @@ import os
 import shlex
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from downscale.config import Experiment
 from downscale.launch import state, supervise, watch
 from downscale.launch.backends import local, tpuvm
+from downscale.launch.backends.settings import HERE, LaunchSettings, settings_of
+from downscale.launch.job_files import OneByOne, files_of
 from downscale.launch.spec import Spec, processes_of, specs_of
 from downscale.runtime.files import absolute, in_bucket, place, read_json, write_json
 
 SCRIPT = local.PACKAGE.parent / 'launch' / 'startup.sh'
 STATES = ('waiting', 'missing', 'running', 'stale', 'failed', 'cancelled', 'fatal', 'done')
 CLOUD_PARALLEL = 4
-HERE = 'cpu:1x1'  # the topology of this machine, where none is given
+WRITERS = 16
 # Stands for an image in a dry run: a digest in form, which all checks accept.
 NO_IMAGE = f'IMAGE@sha256:{"0" * 64}'
-
-
-@dataclass(frozen=True, kw_only=True)
-class LaunchSettings:
-    """Where and how the jobs of a study run; with None the backend decides.
-
-    `capacity` is 'spot', 'on-demand' or 'reserved'. What each backend reads is in `BACKENDS`.
-    """
-    backend: str = 'local'
-    topology: str | None = None
-    image: str | None = None
-    max_parallel: int | None = None
-    max_chips: int | None = None
-    max_usd: float | None = None
-    capacity: str = 'spot'
-    service_account: str | None = None
-    zones: tuple[str, ...] = ()
-    valid_for: str | None = None
-    internal_ips: bool = False
-    namespace: str = 'default'
-    queue: str | None = None
-    priority: str | None = None
-    reservation: str | None = None
-    context: str | None = None
-
-
-CLOUD = ('image', 'capacity', 'service_account')
-BACKENDS = {  # what each reads beside topology and limits
-    'local': (), 'tpuvm': (*CLOUD, 'zones', 'valid_for', 'internal_ips'),
-    'gke': (*CLOUD, 'namespace', 'queue', 'priority', 'reservation', 'context')}
-LIMITS = ('topology', 'max_parallel', 'max_chips', 'max_usd')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,59 +40,12 @@ class Sweep:
     cells: tuple[Experiment, ...]
     planned: tuple[Spec, ...]
     saved: dict[str, Spec]
+    files: OneByOne
 
     @property
     def known(self) -> list[Spec]:
         """Every job: as it was submitted, or else as it would be."""
         return [self.saved.get(spec.key, spec) for spec in self.planned]
-
-
-def settings_of(args: argparse.Namespace, before: Mapping[str, Any] | None) -> LaunchSettings:
-    """Return the `LaunchSettings` of the command line, on top of those `before`.
-
-    ValueError in one line for a flag that the backend does not read, and for one that it needs.
-    """
-    # 1. The backend: as given, as before, or by the topology. Another one starts afresh.
-    names = [field.name for field in dataclasses.fields(LaunchSettings)]
-    given = {name: value for name, value in vars(args).items()
-             if name in names and value is not None}
-    before = {name: value for name, value in (before or {}).items() if name in names}
-    on_slices = not given.get('topology', 'cpu:').startswith('cpu:')
-    backend = given.get('backend', before.get('backend', 'gke' if on_slices else 'local'))
-    if backend != before.get('backend', backend):
-        before = {}
-    # 2. Only what this backend reads.
-    read = ('backend', *LIMITS, *BACKENDS[backend])
-    # A flag that nobody reads would be believed to work.
-    for name in given:
-        if name not in read:
-            others = [other for other, reads in BACKENDS.items() if name in reads]
-            raise ValueError(f'{flag(name)} is not for --backend {backend}, but for '
-                             f'{" and ".join(others)}')
-    value = before | given | {'backend': backend}
-    if backend == 'local':
-        value.setdefault('topology', HERE)
-    # 3. Values that go together.
-    settings = LaunchSettings(**value | {'zones': tuple(value.get('zones', ()))})
-    if settings.topology is None:
-        raise ValueError(f'say on which slices: --backend {backend} --topology v5e:4x4')
-    processes_of(settings.topology)
-    if (backend == 'local') != settings.topology.startswith('cpu:'):
-        runs = 'cpu:PxD, P processes of D devices'
-        if backend != 'local':
-            runs = 'on slices, as v5e:4x4'
-        raise ValueError(f'--topology {settings.topology} is not for --backend {backend}; it runs '
-                         f'{runs}')
-    for name in ('max_parallel', 'max_chips', 'max_usd'):
-        limit = value.get(name)
-        if limit is not None and not limit > 0:
-            raise ValueError(f'{flag(name)} {limit} must be above 0')
-    return settings
-
-
-def flag(name: str) -> str:
-    """Return how a field of `LaunchSettings` is written on the command line."""
-    return '--zone' if name == 'zones' else f'--{name.replace("_", "-")}'
 
 
 def open_sweep(args: argparse.Namespace, asked: bool = True) -> Sweep:
@@ -143,6 +66,7 @@ def open_sweep(args: argparse.Namespace, asked: bool = True) -> Sweep:
             settings = dataclasses.replace(settings, image=settings.image or NO_IMAGE,
                                            zones=settings.zones or ('ZONE',))
         _refuse_for_the_cloud(args, run, settings)
+    files = files_of(run) if asked else state.ONE_BY_ONE
     planned = specs_of(config.study, args.config, args.set, tasks_of(cells),
                        settings.topology or HERE, settings.image, commit(), run)
     return Sweep(
@@ -151,18 +75,19 @@ def open_sweep(args: argparse.Namespace, asked: bool = True) -> Sweep:
         settings=settings,
         cells=tuple(cells),
         planned=tuple(planned),
-        saved=_saved(planned) if asked else {},
+        saved=_saved(planned, files) if asked else {},
+        files=files,
     )
 
 
-def _saved(planned):
+def _saved(planned, files):
     """Return {key: `Spec`} of the jobs that were submitted, as they were."""
-    def load(spec):
-        path = state.folder_of(spec.run, spec) / 'spec.json'
-        return state.load_spec(path) if path.exists() else None
-    with ThreadPoolExecutor(state.READERS) as pool:
-        pairs = zip(planned, pool.map(load, planned), strict=True)
-        return {spec.key: saved for spec, saved in pairs if saved}
+    saved = {}
+    for spec in planned:
+        folder = state.folder_of(spec.run, spec)
+        if 'spec.json' in files.names(folder):
+            saved[spec.key] = state.load_spec(state.spec_file(spec), files)
+    return saved
 
 
 def settings_path(run: str | Path) -> Path:
@@ -233,7 +158,7 @@ def select(sweep: Sweep, args: argparse.Namespace,
     cells = _cells(sweep, args)
     only = _states(args)
     # All are read, also those that are not meant: the state of a job depends on what it needs.
-    jobs = state.read(sweep.run, specs, time.time())
+    jobs = state.read(sweep.run, specs, time.time(), files=sweep.files)
     return [(spec, job) for spec, job in zip(specs, jobs, strict=True)
             if spec.cell in cells and (not only or job.state in only)]
 
@@ -356,5 +281,5 @@ def _gke_options(settings):
 def save(sweep: Sweep, specs: Sequence[Spec]) -> None:
     """Write the settings and the specs of submitted jobs into the run folder."""
     write_json(settings_path(sweep.run), dataclasses.asdict(sweep.settings))
-    with ThreadPoolExecutor(state.READERS) as pool:
+    with ThreadPoolExecutor(WRITERS) as pool:  # a file of a bucket takes a tenth of a second
         list(pool.map(state.save_spec, specs))

@@ -59,7 +59,7 @@ def create_command(spec: Spec, options: QueuedOptions, zone: str) -> list[str]:
     if place.machine.runtime is None:
         raise ValueError(f'{spec.key}: {place.generation} is on GKE only; use --backend gke')
     # The start-up script is the same for all jobs; what differs is in the metadata of the machine.
-    metadata = {'downscale-spec': str(state.folder_of(spec.run, spec) / 'spec.json'),
+    metadata = {'downscale-spec': str(state.spec_file(spec)),
                 'downscale-image': spec.image or ''}
     argv = [*_gcloud('create'), spec.name, f'--zone={zone}', '--async',
             f'--accelerator-type={place.accelerator_type}',

@@ -22,8 +22,9 @@ needs_gcloud = pytest.mark.skipif(
 
 
 def spec_of(folder, topology='v5e:4x4', **fields):
-    return Spec('My Sweep', 'w64d2-s0', 'train', 'x.py', (), 'h', (), (), 1, topology, None, 'none',
-                str(folder / 'run'), **fields)
+    return Spec(sweep='My Sweep', cell='w64d2-s0', part='train', config='x.py', overrides=(),
+                experiment='h', tasks=(), needs=(), steps=1, topology=topology, image=None,
+                commit='none', run=str(folder / 'run'), **fields)
 
 
 def backend_of(folder, zones=('z0', 'z1')):

@@ -1,0 +1,89 @@
+"""Where and how the jobs of a study run, as the command line says on top of how they ran last."""
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from downscale.launch.spec import processes_of
+
+HERE = 'cpu:1x1'  # the topology of this machine, where none is given
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchSettings:
+    """Where and how the jobs of a study run; with None the backend decides.
+
+    `capacity` is 'spot', 'on-demand' or 'reserved'. What each backend reads is in `BACKENDS`.
+    """
+    backend: str = 'local'
+    topology: str | None = None
+    image: str | None = None
+    max_parallel: int | None = None
+    max_chips: int | None = None
+    max_usd: float | None = None
+    capacity: str = 'spot'
+    service_account: str | None = None
+    zones: tuple[str, ...] = ()
+    valid_for: str | None = None
+    internal_ips: bool = False
+    namespace: str = 'default'
+    queue: str | None = None
+    priority: str | None = None
+    reservation: str | None = None
+    context: str | None = None
+
+
+CLOUD = ('image', 'capacity', 'service_account')
+BACKENDS = {  # what each reads beside topology and limits
+    'local': (), 'tpuvm': (*CLOUD, 'zones', 'valid_for', 'internal_ips'),
+    'gke': (*CLOUD, 'namespace', 'queue', 'priority', 'reservation', 'context')}
+LIMITS = ('topology', 'max_parallel', 'max_chips', 'max_usd')
+
+
+def settings_of(args: argparse.Namespace, before: Mapping[str, Any] | None) -> LaunchSettings:
+    """Return the `LaunchSettings` of the command line, on top of those `before`.
+
+    ValueError in one line for a flag that the backend does not read, and for one that it needs.
+    """
+    # 1. The backend: as given, as before, or by the topology. Another one starts afresh.
+    names = [field.name for field in dataclasses.fields(LaunchSettings)]
+    given = {name: value for name, value in vars(args).items()
+             if name in names and value is not None}
+    before = {name: value for name, value in (before or {}).items() if name in names}
+    on_slices = not given.get('topology', 'cpu:').startswith('cpu:')
+    backend = given.get('backend', before.get('backend', 'gke' if on_slices else 'local'))
+    if backend != before.get('backend', backend):
+        before = {}
+    # 2. Only what this backend reads.
+    read = ('backend', *LIMITS, *BACKENDS[backend])
+    # A flag that nobody reads would be believed to work.
+    for name in given:
+        if name not in read:
+            others = [other for other, reads in BACKENDS.items() if name in reads]
+            raise ValueError(f'{flag(name)} is not for --backend {backend}, but for '
+                             f'{" and ".join(others)}')
+    value = before | given | {'backend': backend}
+    if backend == 'local':
+        value.setdefault('topology', HERE)
+    # 3. Values that go together.
+    settings = LaunchSettings(**value | {'zones': tuple(value.get('zones', ()))})
+    if settings.topology is None:
+        raise ValueError(f'say on which slices: --backend {backend} --topology v5e:4x4')
+    processes_of(settings.topology)
+    if (backend == 'local') != settings.topology.startswith('cpu:'):
+        runs = 'cpu:PxD, P processes of D devices'
+        if backend != 'local':
+            runs = 'on slices, as v5e:4x4'
+        raise ValueError(f'--topology {settings.topology} is not for --backend {backend}; it runs '
+                         f'{runs}')
+    for name in ('max_parallel', 'max_chips', 'max_usd'):
+        limit = value.get(name)
+        if limit is not None and not limit > 0:
+            raise ValueError(f'{flag(name)} {limit} must be above 0')
+    return settings
+
+
+def flag(name: str) -> str:
+    """Return how a field of `LaunchSettings` is written on the command line."""
+    return '--zone' if name == 'zones' else f'--{name.replace("_", "-")}'
