@@ -89,8 +89,7 @@ def _share_of(ends, column, room):
     """
     means = ends.means
     value = means.value[:, column]
-    draws_BR = means.draws[:, :, column]
-    fall = value[0] - value[1], draws_BR[:, 0] - draws_BR[:, 1]
+    fall = value[0] - value[1], means.draws[:, 0, column] - means.draws[:, 1, column]
     return inference.ratio_interval(fall, room, means.n[column], means.clusters[column],
                                     over=means.over)
 
@@ -117,7 +116,7 @@ def by_family(s: Scored) -> dict[str, Any]:
     if tested:
         adjusted = inference.holm([row['p'] for row in rows.values()])
         for row, p_holm in zip(rows.values(), adjusted, strict=True):
-            row['p_holm'] = None if np.isnan(p_holm) else float(p_holm)
+            row['p_holm'] = float(p_holm) if np.isfinite(p_holm) else None
     order = sorted(rows, key=lambda task: (-rows[task]['absolute'].value, task))
     macro = {'absolute': absolute(ends, -1), 'relative_chance': relative_chance(ends, -1)}
     result = {'large': ends.large.name, 'small': ends.small.name, 'macro': macro,

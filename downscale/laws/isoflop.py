@@ -140,8 +140,8 @@ def _redrawn(log_x, y, place, runs, draws, seed):
             hat = design @ np.linalg.pinv(design)
             curve[rows] = hat @ y[rows]
             # A residual is short by the share of its own point in the curve.
-            own = np.minimum(np.diag(hat), 1 - 1e-9)
-            residual[rows] = (y[rows] - curve[rows]) / np.sqrt(1 - own)
+            leverage = np.minimum(np.diag(hat), 1 - 1e-9)
+            residual[rows] = (y[rows] - curve[rows]) / np.sqrt(1 - leverage)
             fitted[rows] = True
             lost += PARABOLA
     # So few residuals are too even: as much wider as the t interval is than the normal one.

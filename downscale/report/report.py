@@ -13,7 +13,6 @@ from downscale.analysis import (
     grids,
     health,
     layers,
-    learnt,
     ledger,
     measures,
     study_laws,
@@ -63,7 +62,7 @@ def write_report(study_dir: PathLike, out_dir: PathLike | None = None, bootstrap
 def _results(s):
     """Return every part that has data, and the reason for every part that has none."""
     parts = {'gate': gate.gate, 'answer': accuracy.by_kind, 'accuracy': accuracy.by_family,
-             'learnt': learnt.learnt,
+             'learnt': accuracy.learnt,
              'drops': drops.by_family, 'reliance': drops.reliance, 'grid': grids.grid,
              'losses': accuracy.losses,
              'gallery': gallery.samples, 'health': health.health, 'texts': health.texts,

@@ -286,9 +286,7 @@ def interval(value: float, draws: np.ndarray, n: int, clusters: int, level: floa
 
 def _two_way_ends(value, draws, clusters, level, over):
     """Return (low, high, method) of a number over seeds and pictures."""
-    from scipy.special import stdtrit
-    error, degrees = two_way.error(draws, over, clusters)
-    reach = stdtrit(degrees, (1 + level) / 2) * error if error > 0 else 0.
+    reach, degrees = two_way.reach(draws, over, clusters, level)
     return value - reach, value + reach, f'two-way t over {over.count} seeds, {degrees:.0f} degrees'
 
 

@@ -127,6 +127,15 @@ def error(rows: np.ndarray, seeds: Seeds, clusters: int) -> tuple[float, float]:
     return float(np.sqrt(total[0, 0])), float(degrees[0])
 
 
+def reach(rows: np.ndarray, seeds: Seeds, clusters: int,
+          level: float = .95) -> tuple[float, float]:
+    """Return (half the width of the t interval, degrees of freedom) of a number with rows [N]."""
+    from scipy.special import stdtrit
+    standard_error, degrees = error(rows, seeds, clusters)
+    wide = stdtrit(degrees, (1 + level) / 2) * standard_error if standard_error > 0 else 0.
+    return float(wide), degrees
+
+
 def sample(rows: np.ndarray, seeds: Seeds, seed: int | tuple = 0) -> np.ndarray:
     """Return draws [B, ...] over pictures and seeds at once, for what asks how often something is.
 

@@ -17,12 +17,12 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from downscale.analysis import power
 from downscale.config import Experiment
 from downscale.runtime.exits import line_of, passes
 from downscale.runtime.files import place, read_json, write_json
 from downscale.runtime.memory import give_back
 from downscale.runtime.progress import progress_bars
+from downscale.study import power
 from downscale.study.preparation import prepare
 from downscale.study.tasks import Task, tasks_of, urgency, writers_of
 

@@ -6,13 +6,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from downscale.analysis import drops, learnt, measures, power, synth
+from downscale.analysis import drops, measures, synth
+from downscale.analysis.accuracy import _apart, learnt
 from downscale.analysis.planted.study import Planted
 from downscale.report import learnt_section
 from downscale.results.study import pair
 from downscale.runtime.files import write_json
 from downscale.statistics import inference
 from downscale.statistics.learnt import has_learnt
+from downscale.study import power
 from downscale.study.preparation import registered
 
 CLAIM = {'id': 'a', 'text': 'more', 'contrast': 'visual_minus_knowledge', 'gate': 'joint'}
@@ -30,7 +32,7 @@ def accuracy(s, cell, task):
 
 
 def test_every_seed_is_counted_against_the_floor_of_its_family(scored):
-    found = learnt.learnt(scored)
+    found = learnt(scored)
     for task, by_size in found['families'].items():
         floor = 2 * found['threshold'][task] - 1
         for size in scored.sizes:
@@ -42,9 +44,9 @@ def test_every_seed_is_counted_against_the_floor_of_its_family(scored):
 
 
 def test_seeds_count_as_split_by_a_gap_and_not_by_a_threshold_between_neighbours():
-    assert learnt._apart([.2, .9, .95], .25)
-    assert not learnt._apart([.61, .64, .63], .25)      # about the threshold of .625
-    assert not learnt._apart([.9, .95, .99], .25) and not learnt._apart([.2, .3], .25)
+    assert _apart([.2, .9, .95], .25)
+    assert not _apart([.61, .64, .63], .25)      # about the threshold of .625
+    assert not _apart([.9, .95, .99], .25) and not _apart([.2, .3], .25)
 
 
 def test_looks_after_several_steps_tell_when_a_skill_appears(scored):
@@ -53,7 +55,7 @@ def test_looks_after_several_steps_tell_when_a_skill_appears(scored):
     stages = {(run, 'instruct'): SimpleNamespace(size='one', stage={'steps': steps, 'batch': 8})
               for size, steps in ((small, 100), (large, 400)) for run in size.runs}
     s = dataclasses.replace(scored, made={**scored.made, 'stages': stages})
-    found = learnt.learnt(s)
+    found = learnt(s)
     cells = [measures.joint_cells(s, size, 'image') for size in (small, large)]
     for task, seen in found['steps']['one'].items():
         floor = 2 * found['threshold'][task] - 1
@@ -63,11 +65,11 @@ def test_looks_after_several_steps_tell_when_a_skill_appears(scored):
             assert bracket[1] == first
     # other rates make another skill of it: nothing is compared
     stages[small.runs[0], 'instruct'].stage['batch'] = 4
-    assert 'one' not in learnt.learnt(s)['steps']
+    assert 'one' not in learnt(s)['steps']
 
 
 def test_the_report_names_split_families_and_writes_what_it_shows(scored, tmp_path):
-    found = {**learnt.learnt(scored), 'split': ['position']}
+    found = {**learnt(scored), 'split': ['position']}
     html = learnt_section.html(found, tmp_path)
     assert 'Some seeds of a size learnt position' in html
     lines = (tmp_path / 'learnt.csv').read_text().splitlines()
