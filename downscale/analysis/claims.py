@@ -14,6 +14,7 @@ from downscale.analysis.gate import gate
 from downscale.analysis.measures import Missing, Scored, answering_sizes, joint_cells, means_of
 from downscale.results.items import TableError
 from downscale.statistics import bootstrap
+from downscale.statistics.two_way import FEW_SEEDS
 from downscale.values import from_dict, unknown
 
 TESTS = ('greater', 'equivalent')
@@ -32,6 +33,9 @@ class Claim:
     seeds. `gate`: what must hold for the number to mean anything: the largest reasoner beats every
     guess on gold texts ('reasoner'), or the largest joint model does with the picture ('joint').
     `mode` is how reasoners answer; '' takes the one whose gate passes, thinking first.
+    `seeds_by_size`: seeds of one size have nothing in common with those of another; then their
+    variances are added up, with the degrees of all, in every number of the study. `seed_sd` is the
+    standard deviation of the contrast between seeds that is assumed for its power.
     """
     id: str
     text: str
@@ -40,13 +44,17 @@ class Claim:
     threshold: float = 0.
     gate: str = 'reasoner'
     mode: str = ''
-    seeds: int = bootstrap.FEW_SEEDS
+    seeds: int = FEW_SEEDS
+    seeds_by_size: bool = False
+    seed_sd: float = 0.05
 
     def __post_init__(self):
         self._check('contrast', self.contrast, CONTRASTS)
         self._check('test', self.test, TESTS)
         self._check('gate', self.gate, GATES)
         self._check('mode', self.mode, MODES)
+        if not 0 <= self.seed_sd < 1:
+            raise ValueError(f'claim {self.id}: seed_sd {self.seed_sd:g} must lie in 0 .. 1')
         # Within +-0 no interval could ever be.
         if self.test == 'equivalent' and not self.threshold > 0:
             raise ValueError(f'claim {self.id}: the threshold of an equivalence must be above 0')

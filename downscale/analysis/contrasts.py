@@ -67,7 +67,7 @@ def over(s: Scored, groups: Sequence,
     # pyrefly: ignore[bad-argument-type]
     return bootstrap.interval(value, draws, means.n[used].sum(),
                               bootstrap.effective(means.clusters[used], shares[used]),
-                              bounds=bounds, seeds=means.seeds, planned=means.planned)
+                              bounds=bounds, over=means.over)
 
 
 def visual_minus_knowledge(s: Scored, mode: str) -> Found:

@@ -19,6 +19,8 @@ SIZE_COLUMNS = ('n_nonembed', 'n_total')  # a slope per decade moves by up to 1.
 CONDITIONS = ('blind', 'shuffled')   # without the picture, and with that of another question
 FEW_TASKS = 4   # a line or a rank through fewer says nothing
 SPLITS = 50
+MCNEMAR = 'McNemar'
+TWO_WAY = 'two-way t'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,7 @@ def ends_of(s: Scored) -> Ends:
     large = sizes[-1]
     groups = [measures.joint_cells(s, size, 'image') for size in (large, small)]
     paired, means = measures.means_of(s, groups)
-    floor = floors.floor(s, paired).means
+    floor = bootstrap.as_fixed(floors.floor(s, paired).means, means.over)
     return Ends(large=large, small=small, paired=paired, means=bootstrap.with_macro(means),
                 floor=bootstrap.with_macro(floor))
 
@@ -87,44 +89,53 @@ def _share_of(ends, column, room):
     """
     means = ends.means
     value = means.value[:, column]
-    draws_BR = means.draws[:, :, column]
-    fall = value[0] - value[1], draws_BR[:, 0] - draws_BR[:, 1]
+    fall = value[0] - value[1], means.draws[:, 0, column] - means.draws[:, 1, column]
     return inference.ratio_interval(fall, room, means.n[column], means.clusters[column],
-                                    seeds=means.seeds, planned=means.planned)
+                                    over=means.over)
 
 
 def by_family(s: Scored) -> dict[str, Any]:
     """Return the drops that the report shows, by family and in the macro mean, largest first.
 
-    A dict of 'large', 'small', 'families', 'macro' and, with two families and more, 'lead': how
-    much more the first family loses than the second.
+    A dict of 'large', 'small', 'test', 'families', 'macro' and, with two families and more, 'lead':
+    how much more the first family loses than the second. A family has 'p' of the `test` and
+    'p_holm', adjusted over families; None where nothing tests it.
     """
     ends = ends_of(s)
     *tasks, _ = ends.means.groups
-    # McNemar's test is of right and wrong answers: no family has one where some are half right.
-    binary = bool(np.all((ends.paired.scores == 0) | (ends.paired.scores == 1)))
+    # Over seeds the test is that of the interval. McNemar's is of right and wrong answers of one
+    # seed: no family has one where some are half right.
+    over = ends.means.over.shown
+    tested = over or bool(np.all((ends.paired.scores == 0) | (ends.paired.scores == 1)))
     rows = {}
     for column, task in enumerate(tasks):
         rows[task] = {'absolute': absolute(ends, column),
                       'relative_chance': relative_chance(ends, column),
-                      'p_mcnemar': _mcnemar(ends.paired, task) if binary else None}
+                      'p': _p_value(ends, column, task) if tested else None, 'p_holm': None}
     # All families are tested at once, so that the report shows adjusted p values.
-    if binary:
-        adjusted = inference.holm([row['p_mcnemar'] for row in rows.values()])
-        for row, p_value in zip(rows.values(), adjusted, strict=True):
-            row['p_holm'] = float(p_value)
+    if tested:
+        adjusted = inference.holm([row['p'] for row in rows.values()])
+        for row, p_holm in zip(rows.values(), adjusted, strict=True):
+            row['p_holm'] = float(p_holm) if np.isfinite(p_holm) else None
     order = sorted(rows, key=lambda task: (-rows[task]['absolute'].value, task))
     macro = {'absolute': absolute(ends, -1), 'relative_chance': relative_chance(ends, -1)}
     result = {'large': ends.large.name, 'small': ends.small.name, 'macro': macro,
+              'test': TWO_WAY if over else MCNEMAR,
               'families': {task: rows[task] for task in order}}
     if len(order) > 1:
         result['lead'] = _lead(ends.means, *order[:2])
     return result
 
 
-def _mcnemar(paired, task):
-    of_task = paired.task == task
-    return inference.mcnemar(paired.scores[0, of_task], paired.scores[1, of_task])
+def _p_value(ends, column, task):
+    """Return the p value of the drop of one family: over seeds, or McNemar's."""
+    means = ends.means
+    if means.over.shown:
+        draws = means.draws[:, 0, column] - means.draws[:, 1, column]
+        value = means.value[0, column] - means.value[1, column]
+        return inference.p_value(value, draws, means.clusters[column], means.over)
+    of_task = ends.paired.task == task
+    return inference.mcnemar(*ends.paired.scores[:, of_task])
 
 
 def _lead(means, first, second):
@@ -135,8 +146,7 @@ def _lead(means, first, second):
     draws = means.draws[:, 0, columns] - means.draws[:, 1, columns]
     clusters = bootstrap.effective(means.clusters[columns])
     return bootstrap.interval(falls[0] - falls[1], draws[:, 0] - draws[:, 1],
-                              means.n[columns].sum(), clusters, bounds=(-2, 2), seeds=means.seeds,
-                              planned=means.planned)
+                              means.n[columns].sum(), clusters, bounds=(-2, 2), over=means.over)
 
 
 def drop_off(s: Scored, size: str = 'n_nonembed') -> dict[str, Any]:

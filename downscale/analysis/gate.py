@@ -9,6 +9,7 @@ from typing import Any
 from downscale.analysis import floors
 from downscale.analysis.completeness import completion
 from downscale.analysis.measures import MODES, Scored, means_of, one
+from downscale.statistics import bootstrap
 from downscale.statistics.bootstrap import Interval
 
 
@@ -52,9 +53,10 @@ def _gate_mode(s, cells, mode, table):
     """
     paired, score = means_of(s, [cells])
     floor = floors.floor(s, paired)
+    fixed = bootstrap.as_fixed(floor.means, score.over)
     # Both under the same draws, so that the interval is one of their difference.
-    margin = dataclasses.replace(score, value=score.value - floor.means.value,
-                                 draws=score.draws - floor.means.draws)
+    margin = dataclasses.replace(score, value=score.value - fixed.value,
+                                 draws=score.draws - fixed.draws)
     ended, _ = completion(s, cells)
     for column, task in enumerate(margin.groups):
         above = one(margin, 0, column, bounds=(-1, 1))

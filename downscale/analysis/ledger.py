@@ -18,6 +18,7 @@ from downscale.results.probes import NO_DEPTH, hits, read
 from downscale.results.study import pair
 from downscale.results.text_kinds import TEXT_KINDS
 from downscale.statistics import bootstrap
+from downscale.statistics.two_way import Seeds
 
 FLOOR = 'question alone'
 SITES = {FLOOR: ('question', NO_DEPTH), 'tower': ('vision', NO_DEPTH),
@@ -176,7 +177,7 @@ def _by_seed(s, groups, written):
     read_by = {size: measures.by_seed(s, cells) for size, cells in written.items()}
     shared = set.intersection(*map(set, [*answered.values(), *read_by.values()]))
     # Too few seeds to be drawn: runs are averaged, and intervals are over pictures only.
-    if not bootstrap.covers_seeds(len(shared), planned):
+    if not Seeds(count=len(shared), planned=planned).wanted:
         return [(groups, written)], 1
     if not shared:
         raise Missing('no seed was probed and has answered at every size')

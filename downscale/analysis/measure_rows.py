@@ -13,7 +13,7 @@ from downscale.analysis import drops, flips, gate, grids, measures, pareto
 from downscale.analysis.completeness import LIMIT, completion
 from downscale.analysis.measures import Missing, Scored
 from downscale.results.items import TableError
-from downscale.statistics import bootstrap, inference
+from downscale.statistics import bootstrap, inference, power, two_way
 from downscale.statistics.shapley import SCALES
 
 FEW_DISCORDANT = 25   # below this many changed answers a bootstrap is too coarse: Newcombe as well
@@ -252,15 +252,17 @@ def _test_rows(setting, task, x, means, column):
     """Return the rows of a difference `x`, its p value and power, pictures moving together."""
     draws = means.draws[:, 0, column] - means.draws[:, 1, column]
     clusters = means.clusters[column]
-    seeds = means.seeds, means.planned
-    error = inference.standard_error(draws, clusters, *seeds)
+    error = inference.standard_error(draws, clusters, means.over)
+    visible = inference.detectable_difference(error)
+    if means.over.shown and error > 0:
+        visible = power.smallest_effect(*two_way.error(draws, means.over, clusters))
     rows = [_row('differences', setting, task, 'difference', x),
             _row('differences', setting, task, 'p',
-                 inference.p_value(x.value, draws, clusters, *seeds)),
+                 inference.p_value(x.value, draws, clusters, means.over)),
             _row('differences', setting, task, 'difference seen with 80 % power',
-                 inference.detectable_difference(error))]
+                 visible)]
     # More items do not mend the spread between seeds.
-    if x.value and error > 0 and not bootstrap.covers_seeds(*seeds):
+    if x.value and error > 0 and not means.over.wanted:
         # error^2 n: the variance of one item, with what questions of one picture share.
         rows.append(_row('differences', setting, task, 'items for 80 % power at this size',
                          inference.items_needed(x.value, error ** 2 * x.n)))

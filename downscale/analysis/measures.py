@@ -13,6 +13,7 @@ import numpy as np
 
 from downscale.results.study import Cell, Paired, Study, pair
 from downscale.statistics import bootstrap
+from downscale.statistics.two_way import Seeds
 
 MODES = {'direct': False, 'think': True}
 GOLD = 'gold'   # stands where a size of perception would: the reasoner read the true text
@@ -190,7 +191,7 @@ def means_of(s: Scored,
     """Return the pairing and the means, a row for each, of groups of cells to compare.
 
     Both are over the seeds that all groups have. The draws are over pictures, and over seeds where
-    `bootstrap.FEW_SEEDS` were planned for each. `Missing` when no seed is in all groups.
+    `two_way.FEW_SEEDS` were planned for each. `Missing` when no seed is in all groups.
     """
     planned = planned_seeds(s, groups)
     # 1. A row for each group and seed, group by group, with the cells of that seed.
@@ -202,22 +203,38 @@ def means_of(s: Scored,
     _make_means(s, list(itertools.chain.from_iterable(rows)))
     value = np.stack([_mean_of_made(s, cells, 0) for cells in rows])
     draws = np.stack([_mean_of_made(s, cells, 1) for cells in rows])
-    # 3. The mean over seeds; its draws redraw the seeds as well where there are enough.
-    weights_BS = bootstrap.seed_weights(s.resamples, seeds, planned)
-    value_RSG = value.reshape(len(groups), seeds, -1)
-    draws_RSBG = draws.reshape(len(groups), seeds, len(weights_BS), -1)
+    # 3. The mean over seeds, which are drawn as well where there are enough.
+    block_R = _blocks(s, groups)
+    over = Seeds(count=seeds, planned=planned, blocks=int(block_R.max()) + 1)
     scores = paired.scores.reshape(len(groups), seeds, -1).mean(axis=1)
-    chance = _chance(s, paired)
-    means = bootstrap.Means(
-        groups=chance.groups,
-        value=value_RSG.mean(axis=1),
-        draws=np.einsum('BS,RSBG->BRG', weights_BS, draws_RSBG),
-        n=chance.n,
-        clusters=chance.clusters,
-        seeds=seeds,
-        planned=planned,
-    )
+    value_RSG = value.reshape(len(groups), seeds, -1)
+    draws_RSBG = draws.reshape(*value_RSG.shape[:2], *draws.shape[1:])
+    means = bootstrap.mean_over_seeds(_chance(s, paired), value_RSG, draws_RSBG, s.resamples, over,
+                                      block_R)
     return replace(paired, scores=scores), means
+
+
+def _blocks(s, groups):
+    """Return the number of the block of each group of cells, from 0 on; see `two_way.Seeds`.
+
+    Sizes are blocks of their own where the study declares `seeds_by_size`, joined by the pairs
+    that two of them make: their variances are added up, each with its own degrees.
+    """
+    # Declared by a claim, and then for every number: a number has one interval.
+    claims = s.study.meta.get('claims') or ()
+    if not any(claim.get('seeds_by_size') for claim in claims):
+        return np.zeros(len(groups), int)
+    size_of = size_of_run(s)
+    names = []
+    for cells in groups:
+        runs = {cell.p_run for cell in cells} | {cell.r_run for cell in cells}
+        names.append({size_of[run].name for run in runs - {''}})
+    # Groups that share a size share its draw: in each round they take the lowest of their numbers.
+    block = list(range(len(groups)))
+    for _ in groups:
+        block = [min(block[other] for other in range(len(groups)) if names[other] & names[group])
+                 for group in range(len(groups))]
+    return np.unique(block, return_inverse=True)[1]
 
 
 def _mean_of_made(s, cells, part):

@@ -7,7 +7,7 @@ from downscale.analysis import costs, measures
 from downscale.analysis.measures import MODES, Missing, Scored
 from downscale.results.study import Cell
 from downscale.results.text_kinds import TEXT_KINDS
-from downscale.statistics import bootstrap
+from downscale.statistics import bootstrap, two_way
 
 
 def ways(s: Scored) -> dict[str, list[Cell]]:
@@ -53,7 +53,8 @@ def ways_by_cost(s: Scored, cost: str = 'params') -> dict[str, Any]:
     prices = np.array([priced[way][0] for way in order])
     macros = [bootstrap.macro(of_ways[way]) for way in order]
     on = frontier(prices, np.array([means.value[0, 0] for means in macros]))
-    draws_BW = np.stack([means.draws[:, 0, 0] for means in macros], axis=1)
+    draws_BW = np.stack([two_way.sample(means.draws[:, 0, 0], means.over, s.resamples.seed)
+                         for means in macros], axis=1)
     # A draw without pictures of some family has no mean over families.
     shares = frontier(prices, draws_BW[np.isfinite(draws_BW).all(axis=1)]).mean(axis=0)
     rows = []

@@ -218,7 +218,7 @@ def _holdout_lines(holdout):
     error = (f'error {holdout.error:.2%} (largest {holdout.largest:.2%}, '
              f'bias {holdout.bias:+.2%})')
     lines = [f'fitted below {holdout.below:.4g} FLOPs on {fit.n} points, {holdout.held} held out, '
-             f'up to {holdout.reach:.3g}x: {error}, {holdout.inside:.0%} inside the interval of '
-             'the curve']
+             f'up to {holdout.reach:.3g}x: {error}, {holdout.inside:.0%} inside their '
+             'prediction intervals']
     lines += _interval_lines({**fit.parameters, **fit.derived})
     return lines + [f'alarm: {alarm}' for alarm in fit.alarms]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from downscale.laws.fits import Fit, fit
+from downscale.laws.fits import Fit, fit, spread
 from downscale.laws.forms import Law
 from downscale.statistics.bootstrap import Interval
 
@@ -18,8 +18,8 @@ class HoldOut:
     """A fit of the points below a compute threshold and its errors on those at or above it.
 
     `error` is the mean and `largest` the largest |predicted / seen - 1|, `bias` the mean of
-    predicted / seen - 1. `points` hold x, seen, predicted and whether seen is inside the
-    interval of the curve; seed noise is not in that interval.
+    predicted / seen - 1. `points` hold x, seen, predicted with its prediction interval (of one
+    more run: the curve and the scatter of runs about it) and whether seen is `inside` that.
     """
     below: float
     held: int
@@ -54,7 +54,8 @@ def holdout(law: Law, x: ArrayLike, y: ArrayLike, compute: ArrayLike, below: flo
     fitted = fit(law, x[low], y[low], runs=names, delta=delta, draws=draws, seed=seed)
     seen = y[~low]
     points = []
-    for where, value, guess in zip(x[~low], seen, fitted.predict_intervals(x[~low])):
+    guesses = predict_runs(fitted, x[~low], x[low], y[low], seed)
+    for where, value, guess in zip(x[~low], seen, guesses):
         inside = bool(guess.low <= value <= guess.high)
         points.append({'x': where, 'seen': value, 'predicted': guess, 'inside': inside})
     ratio = np.array([point['predicted'].value for point in points]) / seen - 1
@@ -69,6 +70,27 @@ def holdout(law: Law, x: ArrayLike, y: ArrayLike, compute: ArrayLike, below: flo
         points=tuple(points),
         fit=fitted,
     )
+
+
+def predict_runs(fitted: Fit, x: ArrayLike, x_fitted: ArrayLike, y_fitted: ArrayLike,
+                 seed: int = 0) -> list[Interval]:
+    """Return the law's y at inputs `x` [n] with the interval of one more run at each.
+
+    To every resampled curve a residual of the fit is added, drawn anew; residuals are stretched
+    by sqrt(n / (n - p)), for the p parameters have taken up a part of the scatter. Runs far beyond
+    the fitted ones are taken to scatter as those do.
+    """
+    law = fitted.law
+    y_fitted = np.asarray(y_fitted, dtype=float)
+    residuals = law.target(y_fitted) - law.target(fitted.predict(x_fitted))
+    residuals = (residuals - residuals.mean()) * np.sqrt(fitted.n / (fitted.n - len(fitted.theta)))
+    rng = np.random.default_rng(seed)
+    intervals = []
+    for value, curve in zip(fitted.predict(x), fitted.draw(x).T, strict=True):
+        drawn = law.value(law.target(curve) + rng.choice(residuals, len(curve)))
+        # Not by `Fit.interval`: that stretches all of the scatter, and the residuals' is done.
+        intervals.append(spread(value, drawn, fitted.n, fitted.runs, 0, True))
+    return intervals
 
 
 def optimum(found: Fit, budget: float, flops_per: float = 6.0) -> dict[str, Interval]:

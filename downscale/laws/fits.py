@@ -56,7 +56,11 @@ class Fit:
     def predict_intervals(self, x: ArrayLike) -> list[Interval]:
         """Return the law's y at each input with the interval of the curve, not of one more run."""
         return [self.interval(value, drawn, True) for value, drawn in
-                zip(self.predict(x), self._values(self.drawn, x).T, strict=True)]
+                zip(self.predict(x), self.draw(x).T, strict=True)]
+
+    def draw(self, x: ArrayLike) -> np.ndarray:
+        """Return the law's y [resamples, n] at inputs x under every resample of the runs."""
+        return self._values(self.drawn, x)
 
     def interval(self, value: float, drawn: np.ndarray, positive: bool) -> Interval:
         """Return the `Interval` of a quantity from its draws under the resamples of this fit."""

@@ -3,15 +3,19 @@
 Ordinary least squares of y on a quadratic in log x within each declared budget (Hoffmann et al.,
 arXiv 2203.15556, section 3.2), then a line through the logs of the minima. It is biased when the
 sampled sizes are off-centre or the two exponents differ: read it beside the five-parameter fit.
+
+Intervals are from a bootstrap of residuals: every parabola keeps its sizes. Drawing rows with
+replacement would leave some budgets without enough of them, and the rest not a fair sample.
 """
 from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import ndtri, stdtrit
 
 from downscale.laws.fits import spread
-from downscale.statistics.bootstrap import Interval, resample, without_ends
+from downscale.statistics.bootstrap import Interval, without_ends
 
 PARABOLA = 3           # parameters
 LINE = 2
@@ -56,8 +60,8 @@ def isoflop(x: ArrayLike, y: ArrayLike, budget: ArrayLike, *, compute: np.ndarra
     """Return the `Isoflop` of losses y [n] at x [n] (size or tokens), by declared `budget` ids [n].
 
     `compute` [n] gives the FLOPs of each row, averaged within a budget; by default the id is the
-    number. Runs are resampled among the runs that were given the same budgets. ValueError when
-    no budget has 5 different sizes.
+    number. Residuals are drawn by whole runs, among runs with as many rows. ValueError when no
+    budget has 5 different sizes.
     """
     # 1. The rows of each budget, budgets by their compute.
     x, y, names = _checked(x, y, budget)
@@ -66,13 +70,13 @@ def isoflop(x: ArrayLike, y: ArrayLike, budget: ArrayLike, *, compute: np.ndarra
     place = dict(sorted(place.items(), key=lambda pair: compute[pair[1]].mean()))
     log_x = np.log(x)
     runs = np.asarray(np.arange(len(x)) if runs is None else runs, dtype=str)
-    weights = _weights(runs, names, draws, seed)
-    # 2. A parabola in each budget, and the same under resampled runs.
+    # 2. A parabola in each budget, and the same under redrawn residuals.
+    drawn_SN = _redrawn(log_x, y, place, runs, draws, seed)
     minima = []
     log_best = []
     for name, rows in place.items():
-        minimum, drawn = _minimum(name, log_x[rows], y[rows], compute[rows].mean(), runs[rows],
-                                  weights[:, rows])
+        minimum, drawn = _minimum(name, log_x[rows], drawn_SN[:, rows], compute[rows].mean(),
+                                  runs[rows])
         minima.append(minimum)
         log_best.append(drawn)
     if all(minimum.state.startswith('rejected: too few') for minimum in minima):
@@ -121,40 +125,55 @@ def _compute(names, compute):
     return flops
 
 
-def _weights(runs, names, draws, seed):
-    """Return weights [draws, n] of resampled runs, within runs that were given the same budgets."""
-    budgets = defaultdict(set)
-    strata = defaultdict(list)
-    for run, name in zip(runs, names, strict=True):
-        budgets[run].add(name)
-    for run, given in budgets.items():
-        strata[tuple(sorted(given))].append(run)
-    # Within strata, every resample has as many runs of each budget as the study has.
-    weights = np.ones((draws, len(runs)))
-    for index, given in enumerate(sorted(strata)):
-        # With the same seed, strata of equal length would be drawn alike.
-        drawn = resample(strata[given], draws, (seed, index))
-        rows = np.isin(runs, strata[given])
-        weights[:, rows] = drawn.weights[:, np.searchsorted(drawn.clusters, runs[rows])]
-    return weights
+def _redrawn(log_x, y, place, runs, draws, seed):
+    """Return y [1 + draws, n]: as it is, then parabolas with residuals of other runs.
 
-
-def _parabolas(log_x, y, weights):
-    """Return coefficients [S, 3] of weighted OLS of y on 1, z and z^2; NaN with under 4 sizes.
-
-    z is log x, centred and scaled.
+    A budget with too few sizes has no parabola, and stays as it is.
     """
+    curve = y.copy()
+    residual = np.zeros(len(y))
+    fitted = np.zeros(len(y), bool)
+    lost = 0
+    for rows in place.values():
+        if len(np.unique(log_x[rows])) > PARABOLA + 1:
+            design = _design(log_x[rows])
+            hat = design @ np.linalg.pinv(design)
+            curve[rows] = hat @ y[rows]
+            # A residual is short by the share of its own point in the curve.
+            leverage = np.minimum(np.diag(hat), 1 - 1e-9)
+            residual[rows] = (y[rows] - curve[rows]) / np.sqrt(1 - leverage)
+            fitted[rows] = True
+            lost += PARABOLA
+    # So few residuals are too even: as much wider as the t interval is than the normal one.
+    degrees = fitted.sum() - lost
+    if degrees > 0:
+        residual *= stdtrit(degrees, .975) / ndtri(.975)
+    rng = np.random.default_rng(seed)
+    drawn = np.tile(curve, (draws, 1))
+    for rows_of in _alike(runs, fitted):
+        # [runs, rows of a run]: a run takes all residuals of another, its budgets in their order.
+        picks = rng.integers(len(rows_of), size=(draws, len(rows_of)))
+        for run, rows in enumerate(rows_of):
+            drawn[:, rows] += residual[rows_of[picks[:, run]]]
+    return np.vstack([y, drawn])
+
+
+def _alike(runs, fitted):
+    """Return arrays [runs, rows] of the fitted rows of runs that have as many of them."""
+    rows_of = defaultdict(list)
+    for row in np.flatnonzero(fitted):
+        rows_of[runs[row]].append(row)
+    alike = defaultdict(list)
+    for rows in rows_of.values():
+        alike[len(rows)].append(rows)
+    return [np.array(group) for group in alike.values()]
+
+
+def _design(log_x):
+    """Return columns [n, 3] of 1, z and z^2, where z is log x, centred and scaled."""
     # Logs of sizes are about 20: of these, 1, z and z^2 would be nearly one direction.
     z = (log_x - log_x.mean()) / log_x.std()
-    design = np.stack([np.ones_like(z), z, z * z], axis=1)
-    sizes = np.unique(log_x, return_inverse=True)[1]
-    seen = (weights @ (sizes[:, None] == np.arange(sizes.max() + 1)) > 0).sum(axis=1)
-    parabolas = np.full((len(weights), 3), np.nan)
-    # Through three sizes goes a parabola without error, which says nothing of its curve.
-    fine = seen > PARABOLA
-    across = weights[fine, None] * design.T
-    parabolas[fine] = np.linalg.solve(across @ design, (across @ y)[..., None])[..., 0]
-    return parabolas
+    return np.stack([np.ones_like(z), z, z * z], axis=1)
 
 
 def _vertex(log_x, parabolas):
@@ -165,8 +184,9 @@ def _vertex(log_x, parabolas):
     return log_x.mean() + log_x.std() * z, constant + slope * z / 2
 
 
-def _minimum(name, log_x, y, compute, runs, weights):
-    """Return the `Minimum` of one budget and the log of its best x under every resample."""
+def _minimum(name, log_x, drawn_SN, compute, runs):
+    """Return the `Minimum` of one budget and the log of its best x under every redrawn y."""
+    y = drawn_SN[0]
     sizes = len(np.unique(log_x))
     blank = without_ends(np.nan, len(y), len(y), 'none')
     if sizes <= PARABOLA + 1:
@@ -178,9 +198,9 @@ def _minimum(name, log_x, y, compute, runs, weights):
             y=blank,
             curvature=np.nan,
             state=f'rejected: too few sizes ({sizes})',
-        ), np.full(len(weights) + 1, np.nan)
-    # The first row of weights is the fit itself, the others are its resamples.
-    parabolas = _parabolas(log_x, y, np.vstack([np.ones(len(y)), weights]))
+        ), np.full(len(drawn_SN), np.nan)
+    # The first row is the fit itself, the others are redrawn.
+    parabolas = drawn_SN @ np.linalg.pinv(_design(log_x)).T
     best, lowest = _vertex(log_x, parabolas)
     curvature = float(parabolas[0, 2] / log_x.std() ** 2)
     if not curvature > 0:
@@ -216,7 +236,7 @@ def _minimum(name, log_x, y, compute, runs, weights):
 def _interval(values, n, runs, positive=False):
     """Return the interval of values[0] from its resamples values[1:].
 
-    It is not stretched: resampling the few points of a parabola already makes it too wide.
+    It is not stretched here: residuals are.
     """
     return spread(values[0], values[1:], n, runs, 0, positive)
 

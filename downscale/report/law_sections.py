@@ -19,7 +19,8 @@ def laws(result: Any, out: Path) -> str:
         holdout = part.get('holdout')
         error = None
         if holdout is not None and not isinstance(holdout, str):  # text says why there is none
-            error = f'{100 * holdout.error:.2f} % of {holdout.held}'
+            error = (f'{100 * holdout.error:.2f} % of {holdout.held}, {100 * holdout.inside:.0f} % '
+                     'inside their prediction intervals')
         every = {**fit.parameters, **fit.derived}
         parameters = [_shown(every.get(name)) for name in names]
         rows.append([title, fit.form, *parameters, fit.n, fit.runs, f'{fit.delta:g}', 0, error,

@@ -62,6 +62,7 @@ def write_report(study_dir: PathLike, out_dir: PathLike | None = None, bootstrap
 def _results(s):
     """Return every part that has data, and the reason for every part that has none."""
     parts = {'gate': gate.gate, 'answer': accuracy.by_kind, 'accuracy': accuracy.by_family,
+             'learnt': accuracy.learnt,
              'drops': drops.by_family, 'reliance': drops.reliance, 'grid': grids.grid,
              'losses': accuracy.losses,
              'gallery': gallery.samples, 'health': health.health, 'texts': health.texts,

@@ -4,6 +4,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from downscale.analysis import drops
 from downscale.analysis.completeness import LIMIT
 from downscale.analysis.drops import FEW_TASKS
 from downscale.analysis.flips import PREFERRED
@@ -17,6 +18,7 @@ from downscale.report import (
     gallery,
     health_section,
     law_sections,
+    learnt_section,
     pair_figures,
 )
 from downscale.report.item_links import NO_ITEMS, ItemLinks
@@ -25,19 +27,24 @@ from downscale.report.summary import panel_sentence, say_drops
 METHODS = (
     'Intervals are 95 % intervals from a bootstrap over pictures: all questions about one picture '
     'are drawn together, and every model and family sees the same drawn pictures, so differences '
-    'are paired. From three training seeds on, seeds are redrawn as well, as a t variable, in '
-    'whatever compares the same seeds; else intervals cover pictures only, and those of rank '
+    'are paired. From three training seeds on they are t intervals over seeds and pictures, with '
+    'Satterthwaite\'s degrees; else intervals cover pictures only, and those of rank '
     'correlations with the drop cover families only. Below 30 pictures (in a '
     'mean over families an effective number) a t interval is joined to it, and where every '
     'resample agrees it is widened, so no interval has zero width; a difference of fewer than six '
     'pictures is as unsure as their sign test. What lacks planned seeds is over those that all it '
-    'compares have, as a t variable with fewer degrees; with one of three or more it may be '
+    'compares have, with fewer degrees; with one of three or more it may be '
     'anything. Repeats and seeds are averaged '
     'per question. A completed answer is not truncated, was parsed, and closed its thought where '
     'it had one; each model completes other '
     'questions, so accuracies on completed answers are not paired, and a high one beside many '
     'uncompleted answers says little. report.json holds every number with its interval, counts, '
     'seeds and method.')
+TESTS = {
+    drops.MCNEMAR: 'p is exact McNemar over questions, as if independent, adjusted by Holm over '
+                   'families; the interval respects pictures.',
+    drops.TWO_WAY: 'p is that of the interval beside it, over seeds and pictures, adjusted by Holm '
+                   'over families: a clear drop may be one of many that were looked at.'}
 ENDINGS = (
     'Accuracy on completed answers with its interval; below it accuracy on all answers, and the '
     'per cent of all answers that are truncated / unparsed / unclosed (an open thought; – where '
@@ -48,6 +55,7 @@ ENDINGS = (
 # Sections by what a reader asks, in the order of the page: (name of the part, title).
 GROUPS = (
     ('With the picture', (('accuracy', 'Accuracy by family and size'),
+                          ('learnt', 'Skills that are there or not'),
                           ('drops', 'Drop from the largest to the smallest size'),
                           ('reliance', 'Reliance on the picture'))),
     ('Split in two', (('gate', 'Gate'), ('grid', 'Perception × reasoner'),
@@ -90,6 +98,7 @@ def _bodies(s, results, skipped, out, links):
     renders = {'accuracy': partial(_accuracy_html, links=links),
                'drops': partial(_drops_html, links=links),
                'grid': partial(_grid_html, modes=results['gate']['modes'], links=links),
+               'learnt': learnt_section.html,
                'reliance': partial(_reliance_html, visual=visual['families']),
                'families': partial(claim_sections.families, links=links),
                'shares': partial(claim_sections.shares, links=links),
@@ -164,7 +173,6 @@ def _accuracy_html(result, out, links):
 
 def _drops_html(result, out, links):
     svg = figures.save(partial(figures.drops, links=links), result, out, 'drops')
-    # McNemar's test is of one seed's right and wrong answers: over several it is not asked.
     tested = any(row.get('p_holm') is not None for row in result['families'].values())
     rows = []
     for name, row in _with_macro(result):
@@ -176,12 +184,10 @@ def _drops_html(result, out, links):
                'the floor. In brackets: questions. '
                'Grey bars: interval includes 0. drops.png, drops.csv')
     headers = ['family', 'drop', 'share of above chance', 'items', 'pictures']
-    note = ('McNemar\'s test is for answers of one seed; over several seeds the interval is the '
-            'test.')
+    note = 'Scores that are shares of an answer have no McNemar test: the interval is the test.'
     if tested:
-        headers.insert(3, 'p (McNemar, Holm)')
-        note = ('p is exact McNemar over questions, as if independent, adjusted by Holm over '
-                'families; the interval respects pictures.')
+        headers.insert(3, f'p ({result["test"]}, Holm)')
+        note = TESTS[result['test']]
     lines = []
     say_drops(result, lines.append)
     return page.paragraph(' '.join(lines)) + page.figure(svg, caption) + page.details(

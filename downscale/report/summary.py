@@ -4,7 +4,7 @@ from typing import Any
 
 from downscale.analysis import absent, claims, gate
 from downscale.analysis.measures import Scored
-from downscale.statistics.bootstrap import FEW_SEEDS
+from downscale.statistics.two_way import FEW_SEEDS
 
 
 def summary(s: Scored, results: dict[str, Any]) -> dict[str, Any]:

@@ -1,17 +1,19 @@
 """Item-level statistics: one set of resampled pictures for all models, so that all is paired.
 
 Questions about one picture are dependent, therefore pictures (clusters) are resampled, not
-questions (Miller 2411.00640). From `FEW_SEEDS` training seeds on, intervals cover the seeds too;
-with fewer they cover the choice of pictures only.
+questions (Miller 2411.00640). From `FEW_SEEDS` training seeds on, intervals cover the seeds too
+(`two_way`); with fewer they cover the choice of pictures only.
 """
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from downscale.statistics import two_way
+from downscale.statistics.two_way import ONE_SEED, Seeds
+
 Column = np.ndarray | Sequence  # one entry for each item, or for each group
 
-FEW_SEEDS = 3  # fewer training seeds show no spread between them
 FEW = 30  # below this many clusters percentile intervals are too narrow: join a t interval
 # Fewer clusters that all agree on the sign of a difference give a sign test p above .05.
 FEW_SIGNS = 6
@@ -50,19 +52,9 @@ class Resamples:
     weights: np.ndarray
     seed: int | tuple = 0
 
-    def over_seeds(self, count: int) -> np.ndarray:
-        """Return weights [bootstraps, count] under which the mean of `count` seeds is redrawn.
-
-        Weighted sums scatter about the mean of the seeds by s / sqrt(count) times a t variable
-        with count - 1 degrees: for normal seeds the exact interval of their mean. Three seeds
-        drawn with replacement would scatter by far less. One set of weights serves all models.
-        """
-        rng = np.random.default_rng([count, *np.atleast_1d(self.seed)])
-        lever_BS = rng.standard_normal((len(self.weights), count))
-        lever_BS -= lever_BS.mean(axis=1, keepdims=True)
-        # A normal direction over the root of a chi-square is what makes the sums t distributed.
-        chi_square_B1 = rng.chisquare(count - 1, (len(self.weights), 1))
-        return 1 / count + lever_BS / np.sqrt(count * chi_square_B1)
+    def directions(self, count: int) -> np.ndarray:
+        """Return `two_way.directions` of `count` seeds; one set serves all models."""
+        return two_way.directions(count, len(self.weights), self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,22 +62,20 @@ class Means:
     """Means of models (rows) in families (groups), and the same under every resample.
 
     `value` is [rows, groups] and `draws` [bootstraps, rows, groups]; each group has `n` items in
-    `clusters`. Each row is over `seeds` training seeds of the `planned` ones; from `FEW_SEEDS`
-    planned seeds on the draws are over them too.
+    `clusters`. Where intervals cover seeds (`over`) the first axis is that of `two_way.rows`.
     """
     groups: tuple
     value: np.ndarray
     draws: np.ndarray
     n: np.ndarray
     clusters: np.ndarray
-    seeds: int = 1
-    planned: int = 1
+    over: Seeds = ONE_SEED
 
     def interval(self, value: float, draws: np.ndarray, column: int,
                  bounds: tuple[float, float] = (-np.inf, np.inf)) -> Interval:
         """Return the `interval` of a number that was made of these means in the group `column`."""
         return interval(value, draws, self.n[column], self.clusters[column], bounds=bounds,
-                        seeds=self.seeds, planned=self.planned)
+                        over=self.over)
 
 
 def resample(clusters: Column, bootstraps: int = 2000, seed: int | tuple = 0) -> Resamples:
@@ -135,33 +125,37 @@ def group_means(values: Column, groups: Column, clusters: Column,
     )
 
 
-def covers_seeds(seeds: int, planned: int = 1) -> bool:
-    """Return whether an interval has to cover the choice of seeds.
-
-    It has to where `FEW_SEEDS` are there or were planned: if only those that are there counted, an
-    interval would narrow when seeds go missing.
-    """
-    return max(seeds, planned) >= FEW_SEEDS
-
-
 def over_seeds(means: Means, count: int, resamples: Resamples, planned: int = 1) -> Means:
     """Return the mean over seeds of `means`, whose rows are those of seed one, then of seed two.
 
-    Where it `covers_seeds` its draws are over seeds as well.
+    A seed is one draw for all rows (one block).
     """
-    weights_BS = seed_weights(resamples, count, planned)
-    value_RG = means.value.reshape(count, -1, len(means.groups)).mean(axis=0)
     # Rows came seed by seed, so that seeds are the slower axis of the two they are split into.
-    draws_BSRG = means.draws.reshape(len(means.draws), count, *value_RG.shape)
-    draws_BRG = np.einsum('BS,BSRG->BRG', weights_BS, draws_BSRG)
-    return replace(means, value=value_RG, draws=draws_BRG, seeds=count, planned=planned)
+    value_SRG = means.value.reshape(count, -1, len(means.groups))
+    draws_BSRG = means.draws.reshape(len(means.draws), *value_SRG.shape)
+    return mean_over_seeds(means, np.moveaxis(value_SRG, 0, 1), draws_BSRG.transpose(2, 1, 0, 3),
+                           resamples, Seeds(count=count, planned=planned))
 
 
-def seed_weights(resamples: Resamples, count: int, planned: int) -> np.ndarray:
-    """Return weights [bootstraps, count] of the seeds, all equal unless seeds are drawn."""
-    if count > 1 and covers_seeds(count, planned):
-        return resamples.over_seeds(count)
-    return np.full((len(resamples.weights), count), 1 / count)
+def mean_over_seeds(means: Means, value_RSG: np.ndarray, draws_RSBG: np.ndarray,
+                    resamples: Resamples, over: Seeds,
+                    block_R: np.ndarray | None = None) -> Means:
+    """Return `means` with the mean over seeds of these values and draws, and rows of `over`.
+
+    `block_R` numbers the block of each compared group (default: one block).
+    """
+    value_RG = value_RSG.mean(axis=1)
+    if over.shown:
+        blocks = np.zeros(len(value_RG), int) if block_R is None else block_R
+        draws = two_way.rows(value_RSG, draws_RSBG, resamples.directions(over.count), blocks)
+    else:
+        draws = np.moveaxis(draws_RSBG.mean(axis=1), 1, 0)
+    return replace(means, value=value_RG, draws=draws, over=over)
+
+
+def as_fixed(means: Means, over: Seeds) -> Means:
+    """Return means that no seed moves with the rows of `over`, to be compared with such means."""
+    return replace(means, draws=two_way.fixed(means.value, means.draws, over), over=over)
 
 
 def _places(clusters, resamples):
@@ -242,61 +236,72 @@ def contrast(means: Means, weights: np.ndarray, column: int,
 
 
 def interval(value: float, draws: np.ndarray, n: int, clusters: int, level: float = 0.95,
-             bounds: tuple[float, float] = (-np.inf, np.inf), seeds: int = 1,
-             planned: int = 1) -> Interval:
-    """Return the percentile interval of `draws`, widened where few clusters make it too narrow.
+             bounds: tuple[float, float] = (-np.inf, np.inf),
+             over: Seeds = ONE_SEED) -> Interval:
+    """Return the interval of a number from its `draws`, clipped to `bounds`.
 
-    Below `FEW` clusters it is joined with a t interval. When all draws agree it is widened by
-    Wilson's bound for zero events in `clusters` trials, so that no interval has zero width. A
-    difference (`bounds` that begin below zero) of fewer than `FEW_SIGNS` clusters is as unsure as
-    the sign test of clusters that all agree. One cluster gives no interval (NaN). Where several
-    seeds were planned and one is there, the interval is all that `bounds` allow.
+    Over seeds it is a t interval of two-way variances. Else percentiles, below `FEW` clusters
+    joined with a t interval. When nothing varies it is widened by Wilson's bound for zero events in
+    `clusters` trials, so that no interval has zero width. A difference (`bounds` that begin below
+    zero) of fewer than `FEW_SIGNS` clusters is as unsure as the sign test of clusters that all
+    agree. One cluster gives no interval (NaN). Where several seeds were planned and one is there,
+    the interval is all that `bounds` allow.
     """
-    draws = np.asarray(draws)[np.isfinite(draws)]
+    draws = np.asarray(draws)
+    usable = np.isfinite(draws).sum()
     if not np.isfinite(value):
         why = 'no number'
     elif clusters < 2:
         why = f'{clusters} cluster{"" if clusters == 1 else "s"}'
     else:
-        why = 'fewer than two draws' if len(draws) < 2 else ''
+        why = 'fewer than two draws' if usable < 2 else ''
     if why:
-        return without_ends(value, n, clusters, f'none ({why})', seeds)
-    tail = (1 - level) / 2
-    over = covers_seeds(seeds, planned)
+        return without_ends(value, n, clusters, f'none ({why})', over.count)
     # A single seed of several planned says nothing of their spread, so that no end is known.
-    if over and seeds < 2:
-        known = without_ends(value, n, clusters, f'unbounded: {seeds} of {planned} seeds', seeds)
+    if over.wanted and not over.shown:
+        method = f'unbounded: {over.count} of {over.planned} seeds'
+        known = without_ends(value, n, clusters, method, over.count)
         return replace(known, low=float(bounds[0]), high=float(bounds[1]))
-    from scipy import stats  # half a second, which no page without an interval should wait for
-
-    # 1. Percentiles of the draws.
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    method = f'cluster bootstrap, t over {seeds} seeds' if over else 'cluster bootstrap'
-    # 2. Few clusters: joined with a t interval.
-    if clusters < FEW:
-        # A t variable with two degrees has no variance, so that its quantiles are taken.
-        spread = (high - low) / (2 * stats.norm.ppf(1 - tail)) if over else draws.std()
-        # bootstrap variance is short by (clusters - 1) / clusters
-        spread *= np.sqrt(clusters / (clusters - 1))
-        reach = stats.t.ppf(1 - tail, clusters - 1) * spread
-        low = min(low, value - reach)
-        high = max(high, value + reach)
-        method = method.replace('bootstrap', 'bootstrap and t')
-    # 3. No draw differs: what was not seen may still happen.
-    if high - low < 1e-9:
+    # 1. What varies: seeds and pictures, or pictures alone.
+    ends = _two_way_ends if over.shown else _picture_ends
+    low, high, method = ends(value, draws, clusters, level, over)
+    # 2. Nothing does: what was not seen may still happen.
+    if not high - low >= 1e-9:
         margin = wilson(0, clusters, level)[1]
         low = value - margin
         high = value + margin
         method = 'Wilson bound on unseen change'
-    # 4. Very few clusters of a difference.
+        if over.shown:
+            method += f' of pictures; {over.count} seeds agree'
+    # 3. Very few clusters of a difference.
     if bounds[0] < 0 and clusters < FEW_SIGNS:
         # All of `clusters` trials won: Clopper and Pearson's bound on the share that would be.
-        edge = value * (2 * tail ** (1 / clusters) - 1)
+        edge = value * (2 * ((1 - level) / 2) ** (1 / clusters) - 1)
         low = min(low, edge)
         high = max(high, edge)
         method += ' and sign test'
-    known = without_ends(value, n, clusters, method, seeds)
+    known = without_ends(value, n, clusters, method, over.count)
     return replace(known, low=float(max(low, bounds[0])), high=float(min(high, bounds[1])))
+
+
+def _two_way_ends(value, draws, clusters, level, over):
+    """Return (low, high, method) of a number over seeds and pictures."""
+    reach, degrees = two_way.reach(draws, over, clusters, level)
+    return value - reach, value + reach, f'two-way t over {over.count} seeds, {degrees:.0f} degrees'
+
+
+def _picture_ends(value, draws, clusters, level, over):
+    """Return (low, high, method) of a number over pictures alone."""
+    from scipy import stats  # half a second, which no page without an interval should wait for
+    draws = draws[np.isfinite(draws)]
+    tail = (1 - level) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    if clusters >= FEW:
+        return low, high, 'cluster bootstrap'
+    # Few clusters: joined with a t interval. Bootstrap variance is short by (n - 1) / n.
+    spread = draws.std() * np.sqrt(clusters / (clusters - 1))
+    reach = stats.t.ppf(1 - tail, clusters - 1) * spread
+    return min(low, value - reach), max(high, value + reach), 'cluster bootstrap and t'
 
 
 def without_ends(value: float, n: int, clusters: int, method: str, seeds: int = 1) -> Interval:

@@ -5,11 +5,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtri, stdtr, stdtrit  # `scipy.stats` takes half a second more
 
-from downscale.statistics import bootstrap
+from downscale.statistics import bootstrap, two_way
+from downscale.statistics.two_way import FEW_SEEDS, ONE_SEED, Seeds
 
 NEAR = 5        # a denominator closer to zero than this many standard errors needs Fieller
-FEW_RUNS = bootstrap.FEW_SEEDS
-Z = ndtri(.975)
+FEW_RUNS = FEW_SEEDS
 
 
 def newcombe(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> tuple[float, float]:
@@ -60,40 +60,33 @@ def mcnemar(first: bootstrap.Column, second: bootstrap.Column) -> float:
     return float(stats.binomtest(lost, lost + won).pvalue) if lost + won else 1.0
 
 
-def standard_error(draws: np.ndarray, clusters: int, seeds: int = 1, planned: int = 1) -> float:
+def standard_error(draws: np.ndarray, clusters: int, over: Seeds = ONE_SEED) -> float:
     """Return the standard error that the draws of a mean show; NaN with one cluster.
 
-    Over seeds it is that of a normal variable with the same 95 % interval, NaN with one seed.
+    Over seeds it is that of both parts (`two_way`), NaN with one seed of several planned.
     """
-    over = bootstrap.covers_seeds(seeds, planned)
-    if clusters < 2 or over and seeds < 2:
+    if clusters < 2 or over.wanted and not over.shown:
         return np.nan
-    # A t variable with two degrees has no variance, but it has quantiles.
-    if over:
-        return float(np.diff(np.nanquantile(draws, [.025, .975]))[0] / (2 * Z))
+    if over.shown:
+        return two_way.error(draws, over, clusters)[0]
     # the variance of a bootstrap is short by (clusters - 1) / clusters
     return float(np.nanstd(draws) * np.sqrt(clusters / (clusters - 1)))
 
 
-def p_value(value: float, draws: np.ndarray, clusters: int, seeds: int = 1,
-            planned: int = 1) -> float:
-    """Return the two-sided p of a t test that a mean or difference is zero, by clusters.
+def p_value(value: float, draws: np.ndarray, clusters: int, over: Seeds = ONE_SEED) -> float:
+    """Return the two-sided p of a t test that a mean or difference is zero.
 
-    1 where it is zero in every draw; NaN with one cluster or one of several planned seeds. Over
-    seeds: twice the share of draws beyond zero, so that p is below .05 where the interval leaves
-    out zero. Below `FEW_SIGNS` clusters it is no lower than the sign test of clusters that agree.
+    Its degrees are those of the clusters, over seeds those of the interval: p is below .05 just
+    where that leaves out zero. 1 where it is zero in every draw; NaN with one cluster or one of
+    several planned seeds. Below `FEW_SIGNS` clusters it is no lower than the sign test of clusters
+    that agree.
     """
-    error = standard_error(draws, clusters, seeds, planned)
+    error = standard_error(draws, clusters, over)
     alike = min(1.0, 2 * .5 ** clusters)
     if error < 1e-12:  # no draw differs: as sure as that many coins that fall alike
         return alike if abs(value) > 1e-12 else 1.0
-    if bootstrap.covers_seeds(seeds, planned):
-        draws = draws[~np.isnan(draws)]  # as in `standard_error`
-        # One is added to both counts, since finitely many draws cannot show a p of zero.
-        beyond = min(np.sum(draws <= 0), np.sum(draws >= 0))
-        p = min(1, 2 * (beyond + 1) / (len(draws) + 1))
-    else:
-        p = 2 * stdtr(clusters - 1, -abs(value) / error)
+    degrees = two_way.error(draws, over, clusters)[1] if over.shown else clusters - 1
+    p = 2 * stdtr(degrees, -abs(value) / error)
     return float(max(p, alike) if clusters < bootstrap.FEW_SIGNS else p)
 
 
@@ -121,39 +114,34 @@ def benjamini_hochberg(p_values: ArrayLike) -> np.ndarray:
 
 
 def ratio_interval(top: tuple[float, np.ndarray], bottom: tuple[float, np.ndarray], n: int,
-                   clusters: int, level: float = 0.95, seeds: int = 1,
-                   planned: int = 1) -> bootstrap.Interval:
+                   clusters: int, level: float = 0.95,
+                   over: Seeds = ONE_SEED) -> bootstrap.Interval:
     """Return the interval of top / bottom, each a pair (value, draws) under the same resamples.
 
-    Percentiles of the drawn ratios, or Fieller's interval where the denominator is within `NEAR`
-    standard errors of zero. There the bounds are infinite when the denominator itself cannot be
-    told from zero: the ratio may then be anything, as with one of several planned seeds. Over
-    seeds, whose draws have no variance, only percentiles are taken.
+    The interval of the drawn ratios, or Fieller's where the denominator is within `NEAR` standard
+    errors of zero. There the bounds are infinite when the denominator itself cannot be told from
+    zero: the ratio may then be anything, as with one of several planned seeds.
     """
     above, above_draws = top
     below, below_draws = bottom
-    pairs_2B = np.stack([above_draws, below_draws])
-    pairs_2B = pairs_2B[:, np.isfinite(pairs_2B).all(axis=0)]
-    if clusters < 2 or pairs_2B.shape[1] < 2 or not below:
+    pairs_N2 = np.stack([above_draws, below_draws], axis=1)
+    if clusters < 2 or np.isfinite(pairs_N2).all(axis=1).sum() < 2 or not below:
         return bootstrap.without_ends(np.nan, n, clusters, 'none (no ratio)')
-    scale = clusters / (clusters - 1)  # as in `standard_error`
-    (v11, v12), (_, v22) = np.cov(pairs_2B) * scale
     value = above / below
-    known = bootstrap.without_ends(value, n, clusters, 'Fieller', seeds)
+    known = bootstrap.without_ends(value, n, clusters, 'Fieller', over.count)
     open_ended = replace(known, low=-np.inf, high=np.inf,
                          method='unbounded: the denominator may be zero')
-    # 1. Over seeds: percentiles, unless too many draws of the denominator cross zero.
-    if bootstrap.covers_seeds(seeds, planned):
-        if seeds > 1 and np.mean(pairs_2B[1] * below <= 0) > (1 - level) / 2:
-            return open_ended
-        return bootstrap.interval(value, pairs_2B[0] / pairs_2B[1], n, clusters, level,
-                                  seeds=seeds, planned=planned)
-    # 2. The denominator is far from zero: percentiles as well.
+    if over.wanted and not over.shown:
+        return replace(open_ended, method=f'unbounded: {over.count} of {over.planned} seeds')
+    ((v11, v12), (_, v22)), degrees = _pair_covariance(pairs_N2, clusters, over)
+    # 1. The denominator is far from zero: as any number.
     if abs(below) > NEAR * np.sqrt(v22):
-        return bootstrap.interval(value, pairs_2B[0] / pairs_2B[1], n, clusters, level, seeds=seeds)
-    # 3. Fieller: the ratios r that a t test of top - r bottom does not reject lie between the roots
+        with np.errstate(divide='ignore', invalid='ignore'):
+            ratios = pairs_N2[:, 0] / pairs_N2[:, 1]
+        return bootstrap.interval(value, ratios, n, clusters, level, over=over)
+    # 2. Fieller: the ratios r that a t test of top - r bottom does not reject lie between the roots
     # of a quadratic; where it does not open upward, or has no roots, they are not bounded.
-    reach = stdtrit(clusters - 1, (1 + level) / 2) ** 2
+    reach = stdtrit(degrees, (1 + level) / 2) ** 2
     # Those with r^2 room - 2 r middle + (above^2 - reach v11) <= 0.
     room = below ** 2 - reach * v22
     middle = above * below - reach * v12
@@ -163,6 +151,15 @@ def ratio_interval(top: tuple[float, np.ndarray], bottom: tuple[float, np.ndarra
     low = (middle - root ** .5) / room
     high = (middle + root ** .5) / room
     return replace(known, low=float(low), high=float(high))
+
+
+def _pair_covariance(pairs_N2, clusters, over):
+    """Return the covariance [2, 2] of two numbers from their draws, and its degrees of freedom."""
+    if over.shown:
+        total, degrees = two_way.covariance(pairs_N2, over, clusters)
+        return total, degrees.min()
+    pairs_N2 = pairs_N2[np.isfinite(pairs_N2).all(axis=1)]
+    return np.cov(pairs_N2.T) * clusters / (clusters - 1), clusters - 1
 
 
 def iqm(scores: ArrayLike) -> float:

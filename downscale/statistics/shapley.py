@@ -135,7 +135,7 @@ def _interval(means, part, column, scale):
     draws = part[np.isfinite(part)]
     if np.ptp(draws) < 1e-9:  # the bound for unseen change is one of shares, not of log-odds
         return bootstrap.without_ends(part[0], means.n[column], means.clusters[column],
-                                      'none (draws agree)', means.seeds)
+                                      'none (draws agree)', means.over.count)
     return means.interval(part[0], part[1:], column)
 
 

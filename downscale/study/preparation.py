@@ -38,7 +38,8 @@ def prepare(study: Path, name: str, experiments: Sequence[Experiment], quiet: bo
         data = read_json(scratch(study) / 'data.json')
         baselines = read_json(scratch(study) / data['folder'] / 'baselines.json')['test']
     runs = [_run_row(cell) for cell in experiments if not cell.is_shared]
-    data = {'baselines': baselines, 'image_px': cell.world.side, 'asked': len(items)}
+    data = {'baselines': baselines, 'image_px': cell.world.side, 'asked': len(items),
+            'pictures': len({item.question.cluster_id for item in items})}
     # Last, for its presence says that the rest is there.
     write_json(place(study) / 'study.json', {
         'name': name, 'seed': experiments[0].seed, 'runs': runs,
@@ -57,7 +58,11 @@ def registered(study: Path, claims: Any) -> dict[str, Any]:
     from downscale.analysis.claims import read
     declared = {} if claims is None else {'claims': [asdict(claim) for claim in read(claims)]}
     before = read_json(place(study) / 'study.json')
-    if before and before.get('claims') != declared.get('claims') \
+    # Those of an older study may lack what claims say by now: they have its defaults.
+    earlier = before.get('claims') if before else None
+    if earlier is not None:
+        earlier = [asdict(claim) for claim in read(earlier)]
+    if before and earlier != declared.get('claims') \
             and any(place(study).glob('evaluations/*/DONE.json')):
         raise ValueError(f'the claims differ from those in {study}/study.json, which were declared '
                          'before the evaluations that are finished; put them back, or give the '

@@ -19,9 +19,10 @@ from typing import Any
 
 from downscale.config import Experiment
 from downscale.runtime.exits import line_of, passes
-from downscale.runtime.files import write_json
+from downscale.runtime.files import place, read_json, write_json
 from downscale.runtime.memory import give_back
 from downscale.runtime.progress import progress_bars
+from downscale.study import power
 from downscale.study.preparation import prepare
 from downscale.study.tasks import Task, tasks_of, urgency, writers_of
 
@@ -167,6 +168,10 @@ def run(study: Path, name: str, experiments: Sequence[Experiment], jobs: int, ca
         pool.submit(check_devices, experiments, together).result()
         with only_process(study):
             prepare(study, name, experiments, quiet, claims)
+            # Before the run, and not when it goes on: what is found already is in the report.
+            if not any(study.glob('evaluations/*/DONE.json')):
+                for line in power.lines(read_json(place(study) / 'study.json')):
+                    print(line)
             with progress_bars(quiet) as bars:
                 failed = Queue(study, tasks, experiments, jobs, together, tracker).run(
                     pool, queue, bars)

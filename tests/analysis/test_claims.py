@@ -83,8 +83,10 @@ def test_planted_effects_are_found_and_told_by_the_report(planted):
     found = json.loads((root / 'report' / 'report.json').read_text())
     rows = {row['contrast']: row for row in found['claims']}
     assert set(rows) == set(CONTRASTS)
+    missed = []
     for name, effect in truth['claims'].items():
-        assert rows[name]['low'] <= effect <= rows[name]['high'], name
+        if not rows[name]['low'] <= effect <= rows[name]['high']:
+            missed.append(name)
         assert rows[name]['seeds'] == 3 and 't over 3 seeds' in rows[name]['method']
     verdicts = {row['id']: row['verdict'] for row in found['claims']}
     assert verdicts['a'] == verdicts['d1'] == verdicts['d2'] == verdicts['f'] == 'supported'
@@ -92,9 +94,13 @@ def test_planted_effects_are_found_and_told_by_the_report(planted):
     shares = found['shares']['macro']['extraction, think']
     for side in grids.SIDES:
         x = shares['shares'][side]
-        assert x['low'] <= truth['shares'][side] <= x['high']
+        if not x['low'] <= truth['shares'][side] <= x['high']:
+            missed.append(side)
     x = shares['interactions']['perception x reasoner']
-    assert x['low'] <= truth['shares']['interaction'] <= x['high']
+    if not x['low'] <= truth['shares']['interaction'] <= x['high']:
+        missed.append('interaction')
+    # Of eight intervals of 95 % one misses in a third of studies, two hardly ever.
+    assert len(missed) <= 1, missed
     law = found['laws']['loss of stage text']['fit']['parameters']
     for name, value in truth['law'].items():
         assert law[name]['low'] <= value <= law[name]['high'], name

@@ -155,7 +155,9 @@ def test_from_three_seeds_on_the_total_has_the_interval_of_the_drop(tmp_path):
     assert (total.value, total.low, total.high) == pytest.approx((drop.value, drop.low, drop.high))
     tower = found.levels[found.large]['tower']['macro']
     assert tower.value == pytest.approx(.6, abs=.02)
-    assert tower.high - tower.low > 2 * 4.3 * .1 / 3 ** .5 * .9   # t of two degrees, spread .1
+    # Seeds .1 apart and 40 pictures: more than either shows alone.
+    assert tower.half > 1.96 * .1 / 3 ** .5 * 1.2
+    assert 'two-way t over 3 seeds' in tower.method
 
 
 def test_sites_where_not_even_the_largest_is_read_are_named(scored, found, monkeypatch):

@@ -19,13 +19,27 @@ def test_planted_minima_and_their_exponent_are_recovered():
     assert not found.alarms
 
 
-def test_the_interval_of_the_exponent_covers_it():
-    hits = 0
-    for trial in range(60):
-        one = isoflop(*planted(noise=0.01, seed=trial), draws=200, seed=trial).exponent
-        hits += one.low <= 0.5 <= one.high
-        assert 0.002 < one.half < 0.1
-    assert hits >= 54
+def test_intervals_cover_the_exponent_and_the_minima_and_no_more():
+    held, trials = {'exponent': [], 'minimum': []}, 300
+    for trial in range(trials):
+        found = isoflop(*planted(noise=0.01, seed=trial), draws=200, seed=trial)
+        one = found.exponent
+        assert 0.002 < one.half < 0.1 and not found.alarms
+        held['exponent'].append(abs(one.value - .5) / one.half)
+        best = np.log(.1 * BUDGETS[2] ** .5)
+        low, high = np.log([found.minima[2].x.low, found.minima[2].x.high])
+        held['minimum'].append(abs((low + high) / 2 - best) / (high - low) * 2)
+    for name, off in held.items():
+        assert .92 <= np.mean(np.array(off) <= 1) <= .98, name
+        assert np.mean(np.array(off) <= 1.5) > .98 and np.mean(np.array(off) <= .75) < .92
+
+
+def test_no_resample_loses_its_minimum_where_the_parabola_is_clear():
+    """Five sizes, drawn with replacement, would be fewer than four in a quarter of the draws."""
+    found = isoflop(*planted(noise=0.01, sizes=5), draws=400)
+    assert not found.alarms and all(np.isfinite(one.x.low) for one in found.minima)
+    loud = isoflop(*planted(noise=0.3, sizes=5, seed=3), draws=400)
+    assert any('of the resamples give no minimum' in alarm for alarm in loud.alarms)
 
 
 def test_a_minimum_at_the_edge_is_flagged_and_left_out_of_the_line():

@@ -101,8 +101,8 @@ def test_what_was_not_tested_counts_as_no_test():
     np.testing.assert_allclose(inference.holm(some), [.02, np.nan, .03, np.nan])
     assert np.isnan(inference.benjamini_hochberg([np.nan])).all()
     draws = np.linspace(-.1, .9, 200)
-    known = inference.p_value(.4, draws, 50, seeds=3, planned=3)
-    assert inference.p_value(.4, np.append(draws, [np.nan] * 800), 50, 3, 3) == known
+    known = inference.p_value(.4, draws, 50)
+    assert inference.p_value(.4, np.append(draws, [np.nan] * 800), 50) == known
 
 
 def test_the_iqm_is_the_mean_of_the_middle_half():
