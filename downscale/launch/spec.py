@@ -27,8 +27,8 @@ class Spec:
     `config` and `overrides` are the study file and `--set` values, `experiment` the hash of the
     cell; `tasks` are names of `tasks_of`, in order; `needs` the keys of specs that must be done
     before. `topology` is one of `topologies.py`, or 'cpu:2x1' for two local processes of one device
-    each, and '2xcpu:2x1' for two such slices. `image` is a container digest, None on this machine. `run` is the study's folder, local or
-    gs://. Neither `run` nor `commit` is part of the hash.
+    each, '2xcpu:2x1' for two such slices. `image` is a container digest, None on this machine.
+    `run` is the study's folder, local or gs://. Neither `run` nor `commit` is part of the hash.
     """
     sweep: str
     cell: str

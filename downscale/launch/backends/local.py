@@ -1,7 +1,8 @@
 """Jobs on this machine: each is a group of processes, joined as they would be in the cloud.
 
-A job of topology 'cpu:PxD' is P processes of D devices, '2xcpu:PxD' two slices of them. They end when this process does: each saves
-and stops, as after SIGTERM. What they print is in RUN/launch/CELL/PART/logs/NNN-RANK.log.
+A job of topology 'cpu:PxD' is P processes of D devices, one of '2xcpu:PxD' twice as many in two
+slices. They end when this process does: each saves and stops, as after SIGTERM. What they print is
+in RUN/launch/CELL/PART/logs/NNN-RANK.log.
 """
 import os
 import signal
