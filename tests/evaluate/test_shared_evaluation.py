@@ -36,8 +36,8 @@ def get_config(arg=''):
         evaluation=dict(scenes=4, batch=4, write=12, think=12, conditions=('image', 'shuffled'),
                         texts=('extraction',)),
         stages=dict(tower=stage(tiles=1, rates=part('tower')),
-                    text=stage(tiles=0, rates=part('language')), align=sees, instruct=sees, caption=sees,
-                    extract=sees, reason=stage(tiles=0, rates=part('language')))))
+                    text=stage(tiles=0, rates=part('language')), align=sees, instruct=sees,
+                    caption=sees, extract=sees, reason=stage(tiles=0, rates=part('language')))))
 
 def sweep(arg=''):
     return [dict(size='w64d1', seed=0)]
