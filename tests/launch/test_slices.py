@@ -5,7 +5,7 @@ import signal
 
 import numpy as np
 import pytest
-from local_jobs import SILENCE, STUDY, attempt, leaves_of, logs, run_of, spec_of, told
+from local_jobs import STUDY, attempt, leaves_of, logs, run_of, spec_of, told
 from waiting import LIMIT, wait_until
 
 from downscale.launch.backends import local
@@ -14,6 +14,8 @@ from downscale.train import checkpoint
 
 ROUNDING = ('optimizer.eps=1e-5',)  # with less, Adam makes steps of what is rounding alone
 TWO = '2xcpu:2x1'
+# Four processes on a machine of two cores may stand still for some seconds.
+SILENCE = {'DOWNSCALE_HEARTBEAT_SECONDS': '24', 'DOWNSCALE_INITIALIZATION_SECONDS': '200'}
 
 
 @pytest.fixture(scope='module')
@@ -43,7 +45,8 @@ def kill(spec, ranks, once, monkeypatch):
     monkeypatch.setenv('HARM', f'{ranks[0]},SIGSTOP,14,{once}')
     group = local.Group(spec)
     try:
-        wait_until(once.exists)
+        wait_until(lambda: once.exists() or group.code() is not None)
+        assert once.exists(), logs(spec)
         for rank in ranks:
             group.processes[rank].send_signal(signal.SIGKILL)
         return group.wait(LIMIT)

@@ -319,7 +319,7 @@ def test_two_and_four_slices_compile_and_exchange_the_gradient_of_one(tmp_path):
     """As many rows a chip: memory stays, and what crosses slices is a chip's share of gradients."""
     rows = {}
     for slices in (1, 2, 4):
-        small = cell(mesh=MeshSize(slices, -1, 1), stages=(stage('text', 16 * slices, 64, 0),))
+        small = cell(mesh=MeshSize(slices, -1, 1), stages=(stage('extract', 16 * slices, 256, 1),))
         use, = uses([small], topology(f'{slices}xv5e:2x4'), Wish(only=('train',)))
         with progress_bars(quiet=True) as bars:
             facts = pool.Pool(tmp_path, 2, 300.0, bars).facts([(use.name, use.request)])
