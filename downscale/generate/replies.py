@@ -47,10 +47,13 @@ class Replies:
 
         `asked` are (what it shows, its text) of each. Those that show the same go to one process,
         which sees it once. `request_of` makes the request of a question by its index, and `windows`
-        cuts requests into lists. `report` counts the questions of this process. RuntimeError where
-        the replies of other processes cannot be seen.
+        cuts requests into lists. `report` counts the questions of this process. ValueError where
+        the processes ask something else, RuntimeError where they cannot see one another's replies.
         """
         key = hash_of([self.identity, name, [[str(shown), text] for shown, text in asked]])
+        if processes.once(lambda: key) != key:
+            raise ValueError('this process asks other questions, or another model, than process 0; '
+                             'start the same command in all')
         self.keys.add(key)
         # 1. The questions of this process, and which of them an earlier attempt has answered.
         order = {}

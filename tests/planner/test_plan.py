@@ -322,7 +322,7 @@ def test_two_and_four_slices_compile_and_exchange_the_gradient_of_one(tmp_path):
         small = cell(mesh=MeshSize(slices, -1, 1), stages=(stage('extract', 16 * slices, 256, 1),))
         use, = uses([small], topology(f'{slices}xv5e:2x4'), Wish(only=('train',)))
         with progress_bars(quiet=True) as bars:
-            facts = pool.Pool(tmp_path, 2, 300.0, bars).facts([(use.name, use.request)])
+            facts = pool.Pool(tmp_path, 2, 900.0, bars).facts([(use.name, use.request)])
         rows[slices] = row(use, facts[pool.key_of(use.request)])
     one, two, four = rows.values()
     print(json.dumps([{name: found[name] for name in (
