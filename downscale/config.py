@@ -63,7 +63,7 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What is asked after training. At most `batch` rows are written at once.
+    """What is asked after training. A process writes at most `batch` rows at once.
 
     `answer`, `write` and `think` bound an answer, a description and a thought, in tokens.
     `texts` are the kinds of text that reasoners read: 'caption', 'extraction' and 'brief', a

@@ -9,6 +9,7 @@ weight and `whole` gathers it. `fsdp` is two mesh axes, since a sum that is scat
 of chips is a reduce-scatter, and over two at once an all-reduce of everything (libtpu 0.0.52).
 """
 import math
+import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from downscale import letters
+from downscale.runtime.processes import SLICES
 
 # Slices lie along `data`, the first: between them are the slowest wires.
 MESH_AXES = ('data', 'fsdp', 'fsdp_ring', 'tensor')
@@ -86,18 +88,30 @@ def _ring(devices, fsdp):
 
 def _arranged(devices, sizes):
     """Return the devices as a grid whose axes follow the wires, slices along the first one."""
-    if devices[0].platform != 'tpu':
-        return np.asarray(devices).reshape(sizes)
-    slices = len({getattr(device, 'slice_index', 0) for device in devices})
-    if slices == 1:
-        # Neighbours on an axis are wired; a side of the torus may be split over two axes.
-        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    slices = len(set(map(_slice_of, devices)))
     if sizes[0] % slices:
         raise ValueError(f'data {sizes[0]} does not divide over {slices} slices '
                          f'({sizes[0]} % {slices} = {sizes[0] % slices})')
+    if devices[0].platform != 'tpu':
+        # The processes of a slice follow one another, and with them their devices.
+        return np.asarray(devices).reshape(sizes)
+    if slices == 1:
+        # Neighbours on an axis are wired; a side of the torus may be split over two axes.
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     return mesh_utils.create_hybrid_device_mesh(
         (sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1), devices,
         allow_split_physical_axes=True)
+
+
+def _slice_of(device):
+    """Return the number of the slice that a device is in.
+
+    Only TPUs know it. Elsewhere the processes are shared out in order over as many slices as the
+    environment names: that is how a mesh of several is tried out.
+    """
+    if device.platform == 'tpu':
+        return getattr(device, 'slice_index', 0)
+    return device.process_index * int(os.environ.get(SLICES, 1)) // jax.process_count()
 
 
 def batch_ways(target: Mesh) -> int:

@@ -11,6 +11,12 @@ metadata() {
 spec=$(metadata downscale-spec) || { echo 'no downscale-spec in the metadata' >&2; exit 64; }
 image=$(metadata downscale-image) || image=
 worker=$(metadata agent-worker-number) || worker=0
+# The number that JAX gives a process: machines are counted slice by slice.
+slice=$(metadata tpu-env | sed -n "s/^MEGASCALE_SLICE_ID: *'\{0,1\}\([0-9]*\).*/\1/p")
+if [[ $slice ]]; then
+  workers=$(metadata worker-network-endpoints | tr ',' '\n' | grep -c .)
+  worker=$((slice * workers + worker))
+fi
 log=$(mktemp "${TMPDIR:-/tmp}/downscale.XXXXXX")
 python=(python3)
 if [[ -n $image ]]; then

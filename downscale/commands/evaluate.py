@@ -1,7 +1,7 @@
 """`downscale evaluate`: one evaluation of one cell."""
 import argparse
 
-from downscale.commands.parsing import add_study_arguments, refuse_many
+from downscale.commands.parsing import add_study_arguments
 from downscale.experiment.file import find_cell, open_study
 from downscale.runtime.setup import cache_folder
 from downscale.stage_table import WRITER
@@ -19,18 +19,22 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run one evaluation of one cell.
 
-    That is joint, caption, extraction or reason.
+    That is joint, caption, extraction or reason. An interrupted one goes on where it was.
+
+    Several processes share the questions, on a folder that all can reach; they are started as those
+    of `downscale train` are.
     """
     _, experiments, folder = open_study(args)
-    refuse_many()  # several processes would write the same rows
     # JAX is imported below: a wrong cell or flag is told at once.
     cell = find_cell(experiments, args.cell)
     from downscale.evaluate.run import evaluate as run_evaluation
+    from downscale.runtime import processes
     from downscale.runtime.progress import progress_bars
     from downscale.study.tasks import writers_of
     from downscale.study.workers import use_cache
     use_cache(cache_folder())
-    with progress_bars(args.quiet) as bars:
+    with processes.joined(), progress_bars(args.quiet or not processes.first()) as bars:
         run_evaluation(folder, cell, args.only, writers_of(cell, experiments),
                        lambda done, total: bars(f'{args.only} {cell.name}', done, total))
-    print(f'items: {folder / "evaluations" / f"{args.only}-{cell.name}"}')
+        if processes.first():
+            print(f'items: {folder / "evaluations" / f"{args.only}-{cell.name}"}')

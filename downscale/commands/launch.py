@@ -90,7 +90,7 @@ def _add_backend(group, verb):
                        'TPU topology, else local')
     group.add_argument('--topology', metavar='NAME', help='v5e:4x4 or, for two slices, '
                        '2xv5e:16x16; on this machine cpu:PxD, P processes of D devices '
-                       '(default cpu:1x1)')
+                       '(default cpu:1x1), or 2xcpu:PxD')
     group.add_argument('--image', help='container image by its digest, NAME@sha256:...')
     group.add_argument('--capacity', choices=('spot', 'on-demand', 'reserved'),
                        help='what kind of machines (default spot)')

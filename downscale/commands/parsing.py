@@ -166,8 +166,9 @@ def add_study_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def refuse_many() -> None:
-    """Raise ValueError where the environment names several processes, which only train knows."""
+    """Raise ValueError where the environment names several processes."""
     from downscale.runtime.processes import given
     if given():
-        raise ValueError('only `downscale train` runs over several processes; unset '
-                         'JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID for this')
+        raise ValueError('only `downscale train` and `downscale evaluate` run over several '
+                         'processes; unset JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and '
+                         'JAX_PROCESS_ID')

@@ -11,13 +11,11 @@ from downscale.data.scenes.dataset import SceneSource
 from downscale.data.scenes.questions import SCORER, correct
 from downscale.data.tokens import Encoder
 from downscale.evaluate import prompts
-from downscale.generate.engine import Engine
 from downscale.generate.requests import Prompt, Reply, Request
 from downscale.results.items import ITEMS, LATER
 
 # One large picture in 37 tiles of 384 pixels is 16 MB; of thousands too many to hold.
 WINDOW = 2 ** 30  # bytes of image tiles that are held at once
-Report = Callable[[int, int], object]  # takes how many rows are done, of how many
 
 
 class ShownExample(Protocol):
@@ -186,17 +184,6 @@ def windows(requests: Iterable[Request], rows: int | None = None) -> Iterator[li
         size += more
     if window:
         yield window
-
-
-def write(engine: Engine, requests: Iterable[Request], total: int,
-          report: Report = lambda done, total: None) -> list[Reply]:
-    """Return a `Reply` for each of `total` requests, in order; they are made window by window."""
-    replies = []
-    for window in windows(requests):
-        before = len(replies)
-        replies += engine.write(
-            window, report=lambda done, _, before=before: report(before + done, total))
-    return replies
 
 
 def gold_ids(encoder: Encoder, question: Question) -> tuple[int, ...]:

@@ -11,14 +11,13 @@ from downscale.data.tokens import Encoder
 from downscale.evaluate.answers import (
     Asking,
     Item,
-    Report,
     gold_ids,
     prompt_of,
     row,
+    windows,
     wording_of,
-    write,
 )
-from downscale.generate.engine import Engine
+from downscale.generate.replies import Replies, Report
 from downscale.generate.requests import Request
 from downscale.values import hash_of
 
@@ -26,7 +25,7 @@ GOLD = ''  # the perception run of the gold-scene control
 Texts = dict[str, str]  # item_id: what is read in the place of the pictures
 
 
-def describe(engine: Engine, experiment: Experiment, items: Sequence[Item], kind: str,
+def describe(replies: Replies, experiment: Experiment, items: Sequence[Item], kind: str,
              report: Report = lambda done, total: None) -> list[dict[str, Any]]:
     """Return rows of the texts table: what the perception model writes for each item.
 
@@ -34,20 +33,22 @@ def describe(engine: Engine, experiment: Experiment, items: Sequence[Item], kind
     written per question, given only what to look at.
     """
     plan = experiment.evaluation
-    encoder = engine.encoder
+    encoder = replies.engine.encoder
     prompts = [wording_of(experiment).describe(item, kind) for item in items]
     # Equal pictures and prompts are asked once, with the pictures of the first such item.
     asked = {}
     for item, prompt in zip(items, prompts):
         asked.setdefault((item.example.scene_id, prompt), item)
-    requests = (
-        Request(prompt_of(encoder, prompt, item.example.images), limit=plan.write)
-        for (_, prompt), item in asked.items()
-    )
-    replies = dict(zip(asked, write(engine, requests, len(asked), report), strict=True))
+    order = list(asked)
+
+    def request(k):
+        item = asked[order[k]]
+        return Request(prompt_of(encoder, order[k][1], item.example.images), limit=plan.write)
+
+    written = dict(zip(order, replies.write(kind, order, request, windows, report), strict=True))
     rows = []
     for item, prompt in zip(items, prompts):
-        reply = replies[item.example.scene_id, prompt]
+        reply = written[item.example.scene_id, prompt]
         rows.append({'item_id': item.question.item_id, 'p_run': experiment.name,
                      'text_kind': kind, 'question': item.question.text, 'prompt': prompt,
                      'text': reply.text, 'n_tokens': len(reply.ids),
@@ -73,7 +74,7 @@ def brief_texts(captions: Texts, extractions: Texts, encoder: Encoder) -> Texts:
     return brief
 
 
-def answer(engine: Engine, experiment: Experiment, items: Sequence[Item],
+def answer(replies: Replies, experiment: Experiment, items: Sequence[Item],
            texts: dict[tuple[str, str], Texts], data_hash: str,
            report: Report = lambda done, total: None) -> list[dict[str, Any]]:
     """Return rows of the items table: this reasoner on every text, directly and thinking.
@@ -81,21 +82,27 @@ def answer(engine: Engine, experiment: Experiment, items: Sequence[Item],
     `texts` maps (perception run or GOLD, kind) to {item_id: text}.
     """
     plan = experiment.evaluation
-    encoder = engine.encoder
+    encoder = replies.engine.encoder
     wording = wording_of(experiment)
     cells = []
     for think in plan.thinking:
         cells += [(run, kind, think) for run, kind in texts]
-    requests = []
+    asked = []
     for run, kind, think in cells:
         for item in items:
             prompt = wording.reason(item, texts[run, kind][item.question.item_id], think)
-            # The likelihood of an answer without its thought says nothing about thinking.
-            requests.append(Request(prompt_of(encoder, prompt, thinking=think), limit=plan.answer,
-                                    think=plan.think if think else None,
-                                    target=None if think else gold_ids(encoder, item.question)))
+            asked.append((item, think, prompt))
+
+    def request(k):
+        item, think, prompt = asked[k]
+        # The likelihood of an answer without its thought says nothing about thinking.
+        return Request(prompt_of(encoder, prompt, thinking=think), limit=plan.answer,
+                       think=plan.think if think else None,
+                       target=None if think else gold_ids(encoder, item.question))
+
     # One call for all cells: no slot waits for a cell to end. Texts have no tiles to hold.
-    replies = iter(engine.write(requests, report=report))
+    prompts = [(k, prompt) for k, (_, _, prompt) in enumerate(asked)]  # nothing is seen twice
+    written = iter(replies.write('reason', prompts, request, windows, report))
     rows = []
     for run, kind, think in cells:
         mode = 'think' if think else 'direct'
@@ -110,5 +117,5 @@ def answer(engine: Engine, experiment: Experiment, items: Sequence[Item],
             text_kind=kind,
             thinking=think,
         )
-        rows += [row(item, next(replies), asking) for item in items]
+        rows += [row(item, next(written), asking) for item in items]
     return rows

@@ -6,27 +6,27 @@ from downscale.config import Experiment
 from downscale.evaluate.answers import (
     Asking,
     Item,
-    Report,
     following,
     gold_ids,
     prompt_of,
     row,
     shown,
+    windows,
     wording_of,
-    write,
 )
-from downscale.generate.engine import Engine
+from downscale.generate.replies import Replies, Report
 from downscale.generate.requests import Request
 from downscale.values import hash_of
 
 
-def joint(engine: Engine, experiment: Experiment, items: Sequence[Item], data_hash: str,
+def joint(replies: Replies, experiment: Experiment, items: Sequence[Item], data_hash: str,
           report: Report = lambda done, total: None) -> list[dict[str, Any]]:
     """Return rows of the items table for every question under every condition of the experiment."""
     plan = experiment.evaluation
-    encoder = engine.encoder
+    encoder = replies.engine.encoder
     wording = wording_of(experiment)
     rows = []
+    asked = [(item.example.scene_id, item.question.text) for item in items]
     # Found once: looking for another example per question would be quadratic.
     others = following(items) if 'shuffled' in plan.conditions else {}
     for k, condition in enumerate(plan.conditions):
@@ -34,16 +34,14 @@ def joint(engine: Engine, experiment: Experiment, items: Sequence[Item], data_ha
         def sofar(done, total, k=k):
             report(k * total + done, len(plan.conditions) * total)
 
-        # A generator: the tiles of a window are cut when it is written, not all at once.
-        requests = (
-            Request(
-                prompt_of(encoder, item.question.text, shown(item, condition, others)),
+        def request(k, condition=condition):
+            return Request(
+                prompt_of(encoder, items[k].question.text, shown(items[k], condition, others)),
                 limit=plan.answer,
-                target=gold_ids(encoder, item.question),
+                target=gold_ids(encoder, items[k].question),
             )
-            for item in items
-        )
-        replies = write(engine, requests, len(items), sofar)
+
+        written = replies.write(condition, asked, request, windows, sofar)
         asking = Asking(
             eval_id=f'joint-{experiment.name}-{condition}',
             condition=condition,
@@ -51,5 +49,5 @@ def joint(engine: Engine, experiment: Experiment, items: Sequence[Item], data_ha
             prompt_hash=hash_of(['joint', encoder.chat.hash, *wording.hash_parts()]),
             p_run=experiment.name,
         )
-        rows += [row(item, reply, asking) for item, reply in zip(items, replies, strict=True)]
+        rows += [row(item, reply, asking) for item, reply in zip(items, written, strict=True)]
     return rows

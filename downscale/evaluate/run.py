@@ -1,45 +1,54 @@
 """The evaluations of a cell, each from checkpoints to a finished folder under `evaluations/`."""
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from downscale.config import BRIEF, Experiment
 from downscale.data.tokens import Encoder
 from downscale.evaluate import decoupled, public
-from downscale.evaluate.answers import Item, Report, items_of
+from downscale.evaluate.answers import Item, items_of
 from downscale.evaluate.joint import joint
-from downscale.evaluate.runs import open_engine
+from downscale.evaluate.runs import open_engine, own_mesh
 from downscale.generate.engine import Engine
+from downscale.generate.replies import Replies, Report
 from downscale.model.init import abstract_params
 from downscale.model.vlm import Vlm
 from downscale.results.items import write_items, write_texts
-from downscale.runtime.files import PathLike, place, write_bytes, write_json
+from downscale.runtime import processes
+from downscale.runtime.files import PathLike, place, read_json, write_bytes, write_json
 from downscale.stage_table import WRITER
 from downscale.stages.folders import folder_of, is_done
 from downscale.stages.inputs import data_hash, encoder_of, library
 from downscale.stages.models import groups_of, model_of
-from downscale.train.checkpoint import load_params
+from downscale.train import checksums
+from downscale.train.checkpoint import latest, load_params
 
 
-def engine_of(study: PathLike, experiment: Experiment, stage: str | None) -> Engine:
-    """Return the engine of a finished stage of a cell; ValueError where it has no such stage.
+def engine_of(study: PathLike, experiment: Experiment, stage: str | None) -> tuple[Engine, Path]:
+    """Return (engine over the devices of this process, folder) of a finished stage of a cell.
 
-    A cell without a stage 'reason' lets the imported language model reason.
+    Heads are split over as many devices as in training, if this process has so many. A cell without
+    a stage 'reason' lets the imported language model reason. ValueError where there is no such
+    stage.
     """
     if stage is None:
         raise ValueError(f'{experiment.name} has no stage for this evaluation')
     slots = experiment.evaluation.batch
+    tensor = math.gcd(experiment.mesh.tensor, jax.local_device_count())
     if stage == 'reason' and 'reason' not in [trained.name for trained in experiment.stages]:
-        return open_engine(Path(experiment.imports['language']), slots)
+        folder = Path(experiment.imports['language'])
+        return open_engine(folder, slots, tensor), folder
     model = model_of(experiment, stage)
     assert isinstance(model, Vlm)  # no evaluation asks a tower
     encoder = encoder_of(study, experiment, stage)
     # pyrefly: ignore[bad-argument-type]
     target = abstract_params(model, groups_of(model, sees=stage != 'reason'))
-    params = load_params(folder_of(study, experiment, stage), target)
-    return Engine(model, params, encoder, slots)
+    folder = folder_of(study, experiment, stage)
+    return Engine(model, load_params(folder, target), encoder, slots, own_mesh(tensor)), folder
 
 
 def test_items(study: PathLike, experiment: Experiment) -> list[Item]:
@@ -65,29 +74,45 @@ def evaluate(study: PathLike, experiment: Experiment, name: str,
     """Run evaluation `name` of a cell: 'joint', 'caption', 'extraction' or 'reason'.
 
     'reason' answers from gold texts and from those of `writers` {kind: experiments}. Rows go to
-    `evaluations/<name>-<cell>/`; a finished folder of the same cell is left alone.
+    `evaluations/<name>-<cell>/`; a finished folder of the same cell is left alone. Processes that
+    run this together share the questions, and process 0 writes the rows; one that was interrupted
+    goes on with the replies that are there.
     """
     folder = place(study) / 'evaluations' / f'{name}-{experiment.name}'
-    if is_done(folder, experiment):
+    if processes.once(lambda: is_done(folder, experiment)):
         return
+    # 1. The replies, by all processes.
     items = test_items(study, experiment)
-    if name == 'joint':
-        engine = engine_of(study, experiment, experiment.joint_stage)
-        data = data_hash(experiment)
-        write_items(folder / 'items.parquet', joint(engine, experiment, items, data, report))
-    elif name == 'reason':
-        engine = engine_of(study, experiment, 'reason')
-        texts = _texts(study, experiment, items, writers or {}, engine.encoder)
-        data = data_hash(experiment)
-        write_items(folder / 'items.parquet',
-                    decoupled.answer(engine, experiment, items, texts, data, report))
+    data = data_hash(experiment)
+    if name in WRITER:
+        stage = experiment.writer_stage(name)
     else:
-        engine = engine_of(study, experiment, experiment.writer_stage(name))
-        write_texts(folder / 'texts.parquet',
-                    decoupled.describe(engine, experiment, items, name, report))
-    write_json(folder / 'throughput.json', engine.stats.summary())
-    # Last of all: a folder without it is evaluated again.
+        stage = experiment.joint_stage if name == 'joint' else 'reason'
+    engine, trained = engine_of(study, experiment, stage)
+    sums = read_json(latest(trained) / checksums.NAME)  # another model may have the same hash
+    replies = Replies(engine, folder / 'replies', [experiment.hash, name, data, sums])
+    if name == 'joint':
+        rows = joint(replies, experiment, items, data, report)
+    elif name == 'reason':
+        texts = _texts(study, experiment, items, writers or {}, engine.encoder)
+        rows = decoupled.answer(replies, experiment, items, texts, data, report)
+    else:
+        rows = decoupled.describe(replies, experiment, items, name, report)
+    # 2. The rows, by one of them, once no other reads what was kept.
+    processes.wait()
+    processes.once(lambda: _finish(folder, experiment, name, rows, replies))
+
+
+def _finish(folder, experiment, name, rows, replies):
+    """Write the rows of an evaluation, and that it is done."""
+    if name in WRITER:
+        write_texts(folder / 'texts.parquet', rows)
+    else:
+        write_items(folder / 'items.parquet', rows)
+    write_json(folder / 'throughput.json', replies.summary())
+    # A folder without it is evaluated again; what was kept for that is no longer needed.
     write_json(folder / 'DONE.json', {'hash': experiment.hash})
+    replies.remove()
 
 
 def _texts(study: PathLike, experiment: Experiment, items: Sequence[Item],

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
 from downscale import config
 from downscale.data.tokens import Encoder
@@ -91,14 +92,20 @@ def _name(folder):
     return ''.join(letter if letter.isalnum() or letter in '-_.+' else '_' for letter in name)
 
 
-def open_engine(folder: Path, slots: int) -> Engine:
-    """Return the engine of a run folder, over the devices of this process."""
-    devices = jax.local_devices()
-    grid = mesh(devices=devices) if len(devices) > 1 else None
-    model, params, _, _ = load(folder, grid)
+def open_engine(folder: Path, slots: int, tensor: int = 1) -> Engine:
+    """Return the engine of a run folder, over the devices of this process.
+
+    Heads are split over `tensor` of them.
+    """
+    model, params, _, _ = load(folder)
     assert isinstance(model, Vlm)  # `open_runs` lets no tower through
-    return Engine(model, params if grid else jax.device_put(params), open_encoder(folder), slots,
-                  grid)
+    return Engine(model, params, open_encoder(folder), slots, own_mesh(tensor))
+
+
+def own_mesh(tensor: int = 1) -> Mesh | None:
+    """Return a mesh over the devices of this process, None over one; rows share out the rest."""
+    devices = jax.local_devices()
+    return mesh(tensor=tensor, devices=devices) if len(devices) > 1 else None
 
 
 def open_encoder(folder: Path) -> Encoder:

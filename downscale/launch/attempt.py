@@ -81,9 +81,6 @@ def work(record: AttemptRecord) -> None:
     # Tasks are found by name: the spec holds no code, and the file makes the same ones here.
     by_name = {task.name: task for task in tasks_of(cells)}
     tasks = [by_name[name] for name in spec.tasks]
-    if jax.process_count() > 1 and any(task.kind == 'evaluate' for task in tasks):
-        raise ValueError(f'{spec.key} evaluates, which is the work of one process; launch it on a '
-                         'topology of one host')
     record.plan(tasks)
     # 3. Data and the description of the study are there.
     grid_of(cell)

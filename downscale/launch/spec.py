@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from downscale.experiment.names import slug
-from downscale.planner.topologies import SHAPES, topology
+from downscale.planner.topologies import topology
 from downscale.study.tasks import Task
 
 PARTS = ('train', 'write', 'reason')
@@ -28,8 +28,8 @@ class Spec:
     `config` and `overrides` are the study file and `--set` values, `experiment` the hash of the
     cell; `tasks` are names of `tasks_of`, in order; `needs` the keys of specs that must be done
     before. `topology` is one of `topologies.py`, or 'cpu:2x1' for two local processes of one device
-    each. `image` is a container digest, None on this machine. `run` is the study's folder, local or
-    gs://. Neither `run` nor `commit` is part of the hash.
+    each, '2xcpu:2x1' for two such slices. `image` is a container digest, None on this machine.
+    `run` is the study's folder, local or gs://. Neither `run` nor `commit` is part of the hash.
     """
     sweep: str
     cell: str
@@ -80,17 +80,28 @@ def _digest(value):
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
 
 
+def on_cpu(name: str) -> bool:
+    """Return whether a topology is of this machine, 'cpu:PxD' or '2xcpu:PxD'."""
+    return name.startswith('cpu:') or 'xcpu:' in name
+
+
 def processes_of(name: str) -> tuple[int, int]:
-    """Return (processes, JAX devices of each) of a topology, 'cpu:PxD' included.
+    """Return (processes of all slices, JAX devices of each) of a topology, 'cpu:PxD' included.
 
     ValueError for an unknown topology, which names the known ones.
     """
-    local = re.fullmatch(r'cpu:([1-9]\d*)x([1-9]\d*)', name)
+    local = re.fullmatch(r'(?:([1-9]\d*)x)?cpu:([1-9]\d*)x([1-9]\d*)', name)
     # Processes stand for machines: that is how a study for many is tried out on one.
     if local:
-        return int(local[1]), int(local[2])
+        return int(local[1] or 1) * int(local[2]), int(local[3])
     place = topology(name)
     return place.hosts, place.devices // place.hosts
+
+
+def slices_of(name: str) -> int:
+    """Return the slices of a topology: 2 of '2xv5e:4x4', 1 of 'v5e:4x4'."""
+    several = re.match(r'(\d+)x', name)
+    return int(several[1]) if several else 1
 
 
 def steps_of(task: Task) -> int:
@@ -108,9 +119,8 @@ def specs_of(sweep: str, config: str, overrides: Iterable[str], tasks: Sequence[
              topology_name: str, image: str | None, commit: str, run: str) -> list[Spec]:
     """Return the `Spec` of every cell and part of a study, each after those that it needs.
 
-    `tasks` are those of `tasks_of`. Writing and reasoning are the work of one process, so they run
-    on the smallest slice of the same generation that is one machine. ValueError where two jobs
-    would have the same name.
+    `tasks` are those of `tasks_of`. Processes that write and reason share the questions and sum
+    nothing, so of several slices they use one. ValueError where two jobs would have the same name.
     """
     # 1. The tasks of each job, and the job of each task.
     cells = {task.experiment.name: task.experiment for task in tasks}
@@ -133,7 +143,7 @@ def specs_of(sweep: str, config: str, overrides: Iterable[str], tasks: Sequence[
             needs.pop(key, None)  # of its own tasks it does the earlier ones first
             names = tuple(task.name for task in tasks_by_job[key])
             steps = sum(map(steps_of, tasks_by_job[key]))
-            place = topology_name if part == 'train' else one_host(topology_name)
+            place = topology_name if part == 'train' else one_slice(topology_name)
             specs.append(Spec(
                 sweep=sweep, cell=name, part=part, config=config, overrides=tuple(overrides),
                 experiment=hashes[name], tasks=names, needs=tuple(needs), steps=steps,
@@ -150,12 +160,6 @@ def _refuse_equal_names(specs):
                              f'{spec.name}; give the study or its cells other names')
 
 
-def one_host(name: str) -> str:
-    """Return the topology of one process that goes with topology `name`."""
-    if name.startswith('cpu:'):
-        return 'cpu:1x1'
-    place = topology(name)
-    # Shapes are in order of size; the first that is one whole machine.
-    least = next(shape for shape in SHAPES[place.generation]
-                 if topology(f'{place.generation}:{shape}').chips == place.machine.chips)
-    return f'{place.generation}:{least}'
+def one_slice(name: str) -> str:
+    """Return the topology of one of the slices of topology `name`."""
+    return re.sub(r'^\d+x', '', name)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from downscale.launch.job_files import OneByOne, files_of
-from downscale.launch.spec import Spec, processes_of
+from downscale.launch.spec import Spec, on_cpu, processes_of
 from downscale.planner.topologies import topology
 from downscale.runtime.exits import FATAL, LOST, ending, passes
 from downscale.runtime.files import in_bucket, place, write_json
@@ -304,7 +304,7 @@ def chips_of(spec: Spec) -> tuple[int, float | None]:
 
     A device of this machine counts as a chip, without a price.
     """
-    if spec.topology.startswith('cpu:'):
+    if on_cpu(spec.topology):
         count, devices = processes_of(spec.topology)
         return count * devices, None
     slices = topology(spec.topology)

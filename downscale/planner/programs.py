@@ -179,7 +179,8 @@ def _served(cell, place, wish):
 
 def _served_requests(cell, place, wish, sees):
     """Return the programs of the engine, in the order in which a question passes them."""
-    ways = cell.mesh.tensor
+    # As `evaluate.run` splits heads: over the devices of one host alone.
+    ways = math.gcd(cell.mesh.tensor, place.devices // place.hosts)
     length = wish.seq or SERVED
     rows = cell.evaluation.batch
     if wish.per_chip_batch:

@@ -23,6 +23,7 @@ from downscale.runtime import exits
 from downscale.runtime.peers import Peers, line_of, say, told_of_loss
 
 VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
+SLICES = 'MEGASCALE_NUM_SLICES'  # as GKE gives it to the pods of several slices
 LONGEST_SECONDS = 30 * 24 * 3600
 _turns = itertools.count()
 _polls = itertools.count(1)
@@ -52,6 +53,9 @@ def given() -> dict[str, Any] | None:
     if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
         raise ValueError(f'{VARIABLES[2]}={index} must be a number from 0 to {VARIABLES[1]} - 1 '
                          f'({VARIABLES[1]}={count})')
+    slices = os.environ.get(SLICES, '1')
+    if not (slices.isdigit() and int(slices) and int(count) % int(slices) == 0):
+        raise ValueError(f'{SLICES}={slices} must divide {VARIABLES[1]}={count}')
     return {'coordinator_address': address, 'num_processes': int(count), 'process_id': int(index),
             'cluster_detection_method': 'deactivate'}
 

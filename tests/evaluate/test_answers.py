@@ -27,7 +27,9 @@ from downscale.evaluate.answers import (
 )
 from downscale.evaluate.decoupled import GOLD, answer, brief_texts, describe, gold_texts
 from downscale.evaluate.joint import joint
-from downscale.generate.engine import Reply
+from downscale.generate.engine import Stats
+from downscale.generate.replies import Replies
+from downscale.generate.requests import Reply
 from downscale.results.items import ITEMS, LATER, read_items, write_items
 from downscale.sizes import Pictures
 from downscale.values import hash_of
@@ -147,12 +149,12 @@ class Asked:
     """An engine that notes what it is asked, and answers with the number of the request."""
 
     def __init__(self, encoder):
-        self.encoder, self.calls = encoder, []
+        self.encoder, self.calls, self.stats = encoder, [], Stats()
 
-    def write(self, asked, report=None):
+    def stream(self, asked):
         self.calls.append(asked)
-        return [
-            Reply(
+        for k, request in reversed(list(enumerate(asked))):
+            yield k, Reply(
                 ids=(k, k),
                 text=f'{THINK[1]} {k}' if request.think is not None else f'{k}',
                 finish='stop',
@@ -161,17 +163,15 @@ class Asked:
                 thought=0,
                 answered=1,
             )
-            for k, request in enumerate(asked)
-        ]
 
 
 CELL = SimpleNamespace(evaluation=Evaluation(answer=5, write=33, think=21), name='w32d1-s0')
 
 
 @pytest.mark.parametrize('pictures', [small.PADDED, Pictures('anyres', 1, ((2, 2),))])
-def test_the_joint_test_asks_every_question_under_every_condition(items, pictures):
+def test_the_joint_test_asks_every_question_under_every_condition(items, pictures, tmp_path):
     engine = Asked(small.encoder(pictures))
-    found = joint(engine, CELL, items, 'd')
+    found = joint(Replies(engine, tmp_path, []), CELL, items, 'd')
     conditions, n = Evaluation().conditions, len(items)
     assert [row['condition'] for row in found] == [name for name in conditions for _ in items]
     assert [row['item_id'] for row in found] == 3 * [item.question.item_id for item in items]
@@ -189,10 +189,10 @@ def test_the_joint_test_asks_every_question_under_every_condition(items, picture
         assert len(set.union(*prefixes.values())) == (1 if condition == 'blind' else 8)
 
 
-def test_a_caption_is_written_once_a_picture_and_an_extraction_once_a_question(items):
+def test_a_caption_is_written_once_a_picture_and_an_extraction_once_a_question(items, tmp_path):
     for kind, count in (('caption', 8), ('extraction', None)):
         engine = Asked(small.encoder())
-        texts = describe(engine, CELL, items, kind)
+        texts = describe(Replies(engine, tmp_path, []), CELL, items, kind)
         (asked,) = engine.calls
         assert len(asked) == (count or len({(item.example.scene_id, text['prompt'])
                                             for item, text in zip(items, texts)}))
@@ -205,11 +205,11 @@ def test_a_caption_is_written_once_a_picture_and_an_extraction_once_a_question(i
             assert request.prompt.prefix_hash == wanted.prefix_hash
 
 
-def test_a_reasoner_answers_from_every_text_with_a_thought_and_without(items):
+def test_a_reasoner_answers_from_every_text_with_a_thought_and_without(items, tmp_path):
     engine = Asked(small.encoder())
     texts = {(GOLD, 'caption'): gold_texts(items, 'caption'),
              ('w64d2-s0', 'extraction'): {item.question.item_id: 'red' for item in items}}
-    found = answer(engine, CELL, items, texts, 'd')
+    found = answer(Replies(engine, tmp_path, []), CELL, items, texts, 'd')
     (asked,) = engine.calls
     assert [each['pred'] for each in found] == [str(k) for k in range(4 * len(items))]
     for name in ('eval_id', 'prompt_hash'):

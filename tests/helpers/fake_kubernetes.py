@@ -36,12 +36,13 @@ class FakeKubernetes(ThreadingHTTPServer):
         """A JobSet has another status."""
         self.objects[name]['status'] = status
 
-    def add_pod(self, name, index, log):
-        """A JobSet has a pod of the completion `index`, which has printed `log`."""
+    def add_pod(self, name, index, log, replica=0):
+        """A job of a JobSet has a pod of the completion `index`, which has printed `log`."""
         job, = self.objects[name]['spec']['replicatedJobs']
         labels = job['template']['spec']['template']['metadata']['labels']
-        self.pods[f'{name}-slice-0-{index}-abcde'] = (
-            {**labels, 'batch.kubernetes.io/job-completion-index': str(index)}, log)
+        self.pods[f'{name}-slice-{replica}-{index}-abcde'] = (
+            {**labels, 'jobset.sigs.k8s.io/job-index': str(replica),
+             'batch.kubernetes.io/job-completion-index': str(index)}, log)
 
     def made(self):
         """Names of the JobSets that were asked for and are no copies of one that was there."""

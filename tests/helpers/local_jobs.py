@@ -11,7 +11,7 @@ from downscale.experiment import file
 from downscale.experiment.expansion import cells_of
 from downscale.launch import state
 from downscale.launch.backends import local
-from downscale.launch.spec import Spec
+from downscale.launch.spec import Spec, processes_of
 from downscale.runtime.files import place
 from downscale.train import checkpoint
 
@@ -104,7 +104,7 @@ def attempt(spec, harm=None, once=''):
 def logs(spec, number=0):
     """What each process said, without the few lines of the libraries below JAX."""
     found = []
-    for rank in range(int(spec.topology[4])):
+    for rank in range(processes_of(spec.topology)[0]):
         lines = local.log_of(spec, number, rank).read_text().splitlines()
         assert len(lines) < 16, lines  # else there are pages, of JAX or of Python
         found.append([line for line in lines if line.startswith(('error: ', 'stopped by '))])

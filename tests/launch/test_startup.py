@@ -67,6 +67,15 @@ def test_sigterm_reaches_the_program_and_its_log_is_kept(start, tmp_path, image)
     assert (tmp_path / 'target').read_text().startswith('gs://b/run/launch/c/train/logs/host-0-')
 
 
+def test_logs_of_several_slices_have_the_numbers_that_jax_gives(start, tmp_path):
+    for name, text in {'agent-worker-number': '1', 'worker-network-endpoints': 'a:b:c,d:e:f',
+                       'tpu-env': "ZONE: 'z'\nMEGASCALE_NUM_SLICES: '4'\nMEGASCALE_SLICE_ID: '3'\n"
+                       }.items():
+        (tmp_path / 'meta' / name).write_text(text)
+    assert start('0', spec='gs://b/run/launch/c/train/spec.json').wait(LIMIT) == 0
+    assert '/logs/host-7-' in (tmp_path / 'target').read_text()
+
+
 @pytest.mark.parametrize('code', [0, 1, 64, 69])
 def test_the_exit_code_is_that_of_the_program(start, code):
     assert start(str(code), spec='gs://b/spec.json').wait(LIMIT) == code

@@ -243,9 +243,11 @@ def test_a_lone_process_joins_nobody(monkeypatch):
     (('h:1', '2', ''), 'JAX_NUM_PROCESSES without JAX_PROCESS_ID: give all three'),
     (('', '', '1'), 'JAX_PROCESS_ID without JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES'),
     (('host', '2', '0'), "'host' must be HOST:PORT"), (('h:1', '2', '2'), 'number from 0 to'),
-    (('h:1', '2', '-1'), 'number from 0 to'), (('h:1', 'two', '0'), 'number from 0 to')])
+    (('h:1', '2', '-1'), 'number from 0 to'), (('h:1', 'two', '0'), 'number from 0 to'),
+    (('h:1', '4', '0', '3'), 'MEGASCALE_NUM_SLICES=3 must divide JAX_NUM_PROCESSES=4'),
+    (('h:1', '4', '0', 'x'), 'MEGASCALE_NUM_SLICES=x must divide')])
 def test_an_environment_that_makes_no_sense_is_refused(monkeypatch, values, message):
-    for name, value in zip(processes.VARIABLES, values):
+    for name, value in zip((*processes.VARIABLES, processes.SLICES), values):
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message) as error, processes.joined():
         raise AssertionError('joined')
@@ -266,14 +268,11 @@ def test_a_process_that_waits_in_vain_for_the_others_says_so(index):
         'error: not all processes have come togeth']
 
 
-@pytest.mark.parametrize('command', ['study', 'evaluate'])
-def test_other_commands_than_train_refuse_several_processes(
-        monkeypatch, capsys, study_file, tmp_path, command):
+def test_a_study_refuses_several_processes(monkeypatch, capsys, study_file, tmp_path):
     for name, value in zip(processes.VARIABLES, ('h:1', '2', '0')):
         monkeypatch.setenv(name, value)
-    more = ['--cell', 'w64d1-s0', '--only', 'joint'] if command == 'evaluate' else []
-    assert main.main([command, str(study_file), '--out', str(tmp_path / 'run'), *more]) == 1
-    assert capsys.readouterr().err.startswith('error: only `downscale train` runs over several')
+    assert main.main(['study', str(study_file), '--out', str(tmp_path / 'run')]) == 1
+    assert capsys.readouterr().err.startswith('error: only `downscale train` and `downscale eval')
 
 
 @pytest.mark.parametrize('setting, message', [

@@ -13,7 +13,7 @@ from typing import Any
 
 from downscale.experiment.names import KUBERNETES, label
 from downscale.launch import state
-from downscale.launch.spec import Spec
+from downscale.launch.spec import Spec, on_cpu
 from downscale.launch.watch import Observed
 from downscale.planner.topologies import Topology, topology
 from downscale.runtime.exits import TABLE
@@ -158,13 +158,17 @@ def node_labels(place: Topology, spot: bool) -> dict[str, str]:
 
 def _refuse(spec):
     """Raise ValueError in one line for a job that GKE could not run."""
-    if spec.topology.startswith('cpu:'):
+    if on_cpu(spec.topology):
         raise ValueError(f'{spec.key} is for {spec.topology}, which is this machine; use --backend '
                          'local, or a TPU topology such as v5e:4x4')
     place = topology(spec.topology)
     if str(place.chips // place.hosts) not in place.machine.types:
         raise ValueError(f'{spec.key}: GKE has no machine of {place.chips // place.hosts} '
                          f'{place.generation} chip; take a larger topology')
+    # Its webhook, which tells pods of the other slices, does so for slices of several machines.
+    if place.slices > 1 and place.hosts == place.slices:
+        raise ValueError(f'{spec.key}: GKE joins slices of several machines only, and '
+                         f'{place.generation}:{place.shape} is one; take a larger shape')
     if not spec.image or '@sha256:' not in spec.image:
         raise ValueError(f'{spec.key}: --image must be a digest, as NAME@sha256:..., so that it '
                          'stays the same')
@@ -245,9 +249,13 @@ class GkeBackend:
 
     def log(self, spec: Spec, process: int) -> str:
         """Return what the newest pod of a process of a job has printed."""
+        # JAX counts processes slice by slice, Kubernetes the pods of each.
+        place = topology(spec.topology)
+        replica, index = divmod(process, place.hosts // place.slices)
         return self._call(['logs', '--tail=-1', f'--container={CONTAINER}', '--selector='
                            f'{DOMAIN}/spec={spec.hash},{DOMAIN}/run={spec.group},'
-                           f'batch.kubernetes.io/job-completion-index={process}'])
+                           f'jobset.sigs.k8s.io/job-index={replica},'
+                           f'batch.kubernetes.io/job-completion-index={index}'])
 
     def _call(self, rest, given=None):
         """Return what kubectl prints; RuntimeError in one line when it fails."""

@@ -1,7 +1,8 @@
 """Jobs on this machine: each is a group of processes, joined as they would be in the cloud.
 
-A job of topology 'cpu:PxD' is P processes of D devices. They end when this process does: each saves
-and stops, as after SIGTERM. What they print is in RUN/launch/CELL/PART/logs/NNN-RANK.log.
+A job of topology 'cpu:PxD' is P processes of D devices, one of '2xcpu:PxD' twice as many in two
+slices. They end when this process does: each saves and stops, as after SIGTERM. What they print is
+in RUN/launch/CELL/PART/logs/NNN-RANK.log.
 """
 import os
 import signal
@@ -13,10 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from downscale.launch import state, supervise
-from downscale.launch.spec import Spec, processes_of
+from downscale.launch.spec import Spec, on_cpu, processes_of, slices_of
 from downscale.launch.watch import Observed, Policy
 from downscale.runtime.exits import FATAL, MISMATCH, PREEMPTED
 from downscale.runtime.files import scratch
+from downscale.runtime.processes import SLICES
 
 PACKAGE = Path(__file__).parents[2]
 POLL_SECONDS = 0.5
@@ -29,7 +31,7 @@ def commands(spec: Spec) -> list[tuple[list[str], dict[str, str]]]:
 
     The environment comes on top of that of this process. ValueError for a topology of slices.
     """
-    if not spec.topology.startswith('cpu:'):
+    if not on_cpu(spec.topology):
         raise ValueError(f'{spec.key} is for {spec.topology}; the local backend runs cpu:PxD, for '
                          'P processes of D devices, as cpu:2x1')
     count, devices = processes_of(spec.topology)
@@ -44,6 +46,8 @@ def commands(spec: Spec) -> list[tuple[list[str], dict[str, str]]]:
     if count > 1:
         common |= {'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{_free_port()}',
                    'JAX_NUM_PROCESSES': str(count)}
+    if slices_of(spec.topology) > 1:
+        common[SLICES] = str(slices_of(spec.topology))
     ranks = [{'JAX_PROCESS_ID': str(rank)} if count > 1 else {} for rank in range(count)]
     return [(argv, common | rank) for rank in ranks]
 

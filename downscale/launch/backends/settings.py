@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from downscale.launch.spec import processes_of
+from downscale.launch.spec import on_cpu, processes_of
 
 HERE = 'cpu:1x1'  # the topology of this machine, where none is given
 
@@ -51,7 +51,7 @@ def settings_of(args: argparse.Namespace, before: Mapping[str, Any] | None) -> L
     given = {name: value for name, value in vars(args).items()
              if name in names and value is not None}
     before = {name: value for name, value in (before or {}).items() if name in names}
-    on_slices = not given.get('topology', 'cpu:').startswith('cpu:')
+    on_slices = not on_cpu(given.get('topology', HERE))
     backend = given.get('backend', before.get('backend', 'gke' if on_slices else 'local'))
     if backend != before.get('backend', backend):
         before = {}
@@ -71,7 +71,7 @@ def settings_of(args: argparse.Namespace, before: Mapping[str, Any] | None) -> L
     if settings.topology is None:
         raise ValueError(f'say on which slices: --backend {backend} --topology v5e:4x4')
     processes_of(settings.topology)
-    if (backend == 'local') != settings.topology.startswith('cpu:'):
+    if (backend == 'local') != on_cpu(settings.topology):
         runs = 'cpu:PxD, P processes of D devices'
         if backend != 'local':
             runs = 'on slices, as v5e:4x4'

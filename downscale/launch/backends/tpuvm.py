@@ -14,7 +14,7 @@ from typing import Any
 
 from downscale.experiment.names import GOOGLE, label
 from downscale.launch import state
-from downscale.launch.spec import Spec
+from downscale.launch.spec import Spec, on_cpu
 from downscale.launch.watch import Observed
 from downscale.planner.topologies import topology
 from downscale.values import shown
@@ -52,7 +52,7 @@ def create_command(spec: Spec, options: QueuedOptions, zone: str) -> list[str]:
 
     ValueError in one line for a topology that the TPU API does not have.
     """
-    if spec.topology.startswith('cpu:'):
+    if on_cpu(spec.topology):
         raise ValueError(f'{spec.key} is for {spec.topology}, which is this machine; use --backend '
                          'local, or a TPU topology such as v5e:4x4')
     place = topology(spec.topology)

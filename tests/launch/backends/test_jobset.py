@@ -23,6 +23,9 @@ KINDS = {'spot': GkeOptions(), 'queued': GkeOptions(spot=False, queue='tpu', pri
 GOLDEN = ROOT / 'tests' / 'data' / 'jobset_v5e_4x4.yaml'
 
 
+SEVERAL = [name for name in PLACES if topology(name).hosts > 1]  # GKE joins such slices
+
+
 def spec_of(topology='v5e:4x4', **fields):
     return Spec(**{
         'sweep': 'extraction', 'cell': '0.6b-s0', 'part': 'train',
@@ -44,7 +47,7 @@ def empties(value, path=''):
 # --- schemas ----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('options', KINDS.values(), ids=KINDS)
-@pytest.mark.parametrize('place', [*PLACES, '2xv5e:16x16', '3xv6e:2x2'])
+@pytest.mark.parametrize('place', [*PLACES, '2xv5e:16x16', '3xv6e:2x4'])
 def test_every_slice_passes_both_schemas_and_its_job_the_strict_one(place, options):
     found = yaml.safe_load(gke.text(gke.manifest(spec_of(place), options)))
     assert not list(empties(found))
@@ -126,7 +129,7 @@ NAMES = st.text('abcXYZ019-_. /é', min_size=1, max_size=90)
 
 
 @settings(max_examples=200, deadline=None)
-@given(NAMES, NAMES, st.sampled_from(PLACES), st.integers(1, 64), NAMES)
+@given(NAMES, NAMES, st.sampled_from(SEVERAL), st.integers(1, 64), NAMES)
 def test_names_and_labels_are_legal_whatever_a_study_is_called(sweep, cell, place, slices, other):
     spec = spec_of(f'{slices}x{place}', sweep=sweep, cell=cell)
     found = gke.manifest(spec, GkeOptions())
@@ -165,6 +168,26 @@ def test_a_job_set_does_what_the_table_of_exit_codes_says(code):
     assert ([code] in named) == (exits.ending(code).restart in ('free', 'never'))
 
 
+@pytest.mark.parametrize('slices', [2, 4])
+def test_slices_are_jobs_of_one_set_that_fails_and_begins_again_as_a_whole(slices):
+    one, several = (gke.manifest(spec_of(name), GkeOptions()) for name in (
+        'v5e:4x4', f'{slices}xv5e:4x4'))
+    (job,), (jobs,) = (found['spec']['replicatedJobs'] for found in (one, several))
+    for found in (job, jobs):
+        del found['template']['spec']['template']['metadata']  # has the hash of the spec
+    assert jobs == job | {'replicas': slices}  # four pods each, a Job that fails with any of them
+    assert several['spec']['failurePolicy'] == one['spec']['failurePolicy']
+    # Rules without a target are for the Job of every slice, and restart the set.
+    rules = several['spec']['failurePolicy']['rules']
+    assert not any('targetReplicatedJobs' in rule for rule in rules)
+    assert {rule['action'] for rule in rules} == {'RestartJobSetAndIgnoreMaxRestarts', 'FailJobSet'}
+    assert several['metadata']['annotations'][
+        'alpha.jobset.sigs.k8s.io/exclusive-topology'] == 'cloud.google.com/gke-nodepool'
+    # What GKE's webhook gives to pods is not for a manifest to say.
+    container, = jobs['template']['spec']['template']['spec']['containers']
+    assert not [item for item in container['env'] if item['name'].startswith(('MEGA', 'TPU_W'))]
+
+
 def test_an_eviction_is_free_and_a_crash_is_counted():
     assert decided('Pod ns/a-64 has condition DisruptionTarget matching FailJob rule at index 0') \
         == 'RestartJobSetAndIgnoreMaxRestarts'
@@ -181,7 +204,7 @@ def test_the_manifest_is_the_golden_one():
 
 def test_pods_of_a_slice_stay_together_and_those_of_one_machine_need_not():
     key = 'alpha.jobset.sigs.k8s.io/exclusive-topology'
-    for place, several in (('v5e:2x2', False), ('2xv5e:2x2', False), ('v5e:2x4', True)):
+    for place, several in (('v5e:2x2', False), ('v5e:2x4', True)):
         notes = gke.manifest(spec_of(place), GkeOptions())['metadata']['annotations']
         assert (key in notes) == several
         assert notes['downscale.dev/commit'] == 'c' * 40
@@ -190,6 +213,7 @@ def test_pods_of_a_slice_stay_together_and_those_of_one_machine_need_not():
 @pytest.mark.parametrize(('fields', 'message'), [
     ({'topology': 'cpu:2x1'}, 'which is this machine; use --backend local'),
     ({'topology': 'v5p:1x1x1'}, 'GKE has no machine of 1 v5p chip'),
+    ({'topology': '2xv5e:2x2'}, 'slices of several machines only, and v5e:2x2 is one'),
     ({'image': 'name:latest'}, '--image must be a digest'), ({'image': None}, 'must be a digest'),
     ({'run': 'runs/x'}, 'pods share no disk; give --run gs://')])
 def test_what_gke_cannot_run_is_refused_in_one_line(fields, message):

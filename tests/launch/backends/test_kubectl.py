@@ -1,13 +1,16 @@
 """JobSets through the real kubectl, against an API server of this process."""
 import dataclasses
+import itertools
 import shutil
 import time
 
 import pytest
+from jax._src.clusters.cloud_tpu_cluster import GkeTpuCluster
 from test_jobset import spec_of as cloud_spec
 
 from downscale.launch import state, supervise
 from downscale.launch.backends import gke
+from downscale.launch.spec import processes_of
 from downscale.launch.watch import Create, GiveUp, Hold, Policy
 from downscale.runtime.files import write_json
 
@@ -125,6 +128,22 @@ def test_the_log_of_a_process_is_that_of_its_pod(cluster, backend, tmp_path):
     cluster.add_pod(spec.name, 1, 'step 5\nstep 6\n')
     assert backend.log(spec, 1) == 'step 5\nstep 6\n'
     assert 'step' not in backend.log(spec, 0)
+
+
+def test_the_log_of_a_process_of_several_slices_is_that_which_jax_numbers_so(
+        cluster, backend, tmp_path, monkeypatch):
+    spec = dataclasses.replace(spec_of(tmp_path), topology='2xv5e:4x4')
+    backend.create(spec, '')
+    for replica, worker in itertools.product(range(2), range(4)):
+        cluster.add_pod(spec.name, worker, f'slice {replica}, worker {worker}\n', replica)
+        # What GKE gives to that pod, and what JAX makes of it.
+        for name, value in {
+                'MEGASCALE_NUM_SLICES': '2', 'MEGASCALE_SLICE_ID': replica,
+                'TPU_WORKER_ID': worker, 'TPU_WORKER_HOSTNAMES': 'a,b,c,d'}.items():
+            monkeypatch.setenv(name, str(value))
+        assert GkeTpuCluster.get_process_count() == processes_of(spec.topology)[0] == 8
+        process = GkeTpuCluster.get_process_id()
+        assert backend.log(spec, process) == f'slice {replica}, worker {worker}\n'
 
 
 def test_without_kubectl_it_says_what_to_install(cluster, backend, tmp_path, monkeypatch):
