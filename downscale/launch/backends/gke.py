@@ -25,6 +25,7 @@ JOB = 'slice'
 CONTAINER = 'main'
 TIMEOUT_SECONDS = 120
 SPOT = 'cloud.google.com/gke-spot'
+FLEX_START = 'cloud.google.com/gke-flex-start'
 CRASHES = 3
 GRACE_SECONDS = 60
 MEMORY_SHARE = 0.8  # of a machine's memory is asked for; the rest is the node's own
@@ -40,12 +41,13 @@ class GkeOptions:
     """Where pods go.
 
     `queue` and `priority` are names of Kueue, `service_account` is one of Kubernetes, `context` one
-    of kubectl. Machines are `spot` ones, or those of a `reservation`.
+    of kubectl. Machines are `spot` or `flex_start` ones, or those of a `reservation`.
     """
     namespace: str = 'default'
     queue: str | None = None
     priority: str | None = None
     spot: bool = True
+    flex_start: bool = False
     reservation: str | None = None
     service_account: str | None = None
     context: str | None = None
@@ -129,6 +131,9 @@ def _pod(spec, options, place):
     tainted = ['google.com/tpu', SPOT] if options.spot else ['google.com/tpu']
     if options.reservation:
         nodes['cloud.google.com/reservation-name'] = options.reservation
+    if options.flex_start:
+        nodes[FLEX_START] = 'true'
+        tainted.append(FLEX_START)  # pools need not have the taint
     tolerations = [{'key': key, 'operator': 'Exists', 'effect': 'NoSchedule'} for key in tainted]
     # A pod never restarts by itself: JobSet must see each end, to count it or not.
     pod = {'restartPolicy': 'Never', 'terminationGracePeriodSeconds': GRACE_SECONDS,

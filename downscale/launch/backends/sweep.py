@@ -18,8 +18,9 @@ from typing import Any
 
 from downscale.config import Experiment
 from downscale.launch import state, supervise, watch
-from downscale.launch.backends import local, tpuvm
+from downscale.launch.backends import capacity, local, mig, tpuvm
 from downscale.launch.spec import Spec, processes_of, specs_of
+from downscale.planner.topologies import ZONES, topology
 from downscale.runtime.files import absolute, in_bucket, place, read_json, write_json
 
 SCRIPT = local.PACKAGE.parent / 'launch' / 'startup.sh'
@@ -34,7 +35,8 @@ NO_IMAGE = f'IMAGE@sha256:{"0" * 64}'
 class LaunchSettings:
     """Where and how the jobs of a study run; with None the backend decides.
 
-    `capacity` is 'spot', 'on-demand' or 'reserved'. What each backend reads is in `BACKENDS`.
+    `capacity` is 'spot', 'on-demand', 'flex-start' or 'reserved'. What each backend reads is in
+    `BACKENDS`.
     """
     backend: str = 'local'
     topology: str | None = None
@@ -52,11 +54,13 @@ class LaunchSettings:
     priority: str | None = None
     reservation: str | None = None
     context: str | None = None
+    max_run_duration: str | None = None
 
 
 CLOUD = ('image', 'capacity', 'service_account')
 BACKENDS = {  # what each reads beside topology and limits
     'local': (), 'tpuvm': (*CLOUD, 'zones', 'valid_for', 'internal_ips'),
+    'mig': (*CLOUD, 'zones', 'valid_for', 'internal_ips', 'reservation', 'max_run_duration'),
     'gke': (*CLOUD, 'namespace', 'queue', 'priority', 'reservation', 'context')}
 LIMITS = ('topology', 'max_parallel', 'max_chips', 'max_usd')
 
@@ -102,6 +106,9 @@ def settings_of(args: argparse.Namespace, before: Mapping[str, Any] | None) -> L
     value = before | given | {'backend': backend}
     if backend == 'local':
         value.setdefault('topology', HERE)
+    # What was said of flex-start before holds for no other capacity.
+    if value.get('capacity') != 'flex-start' and 'max_run_duration' not in given:
+        value.pop('max_run_duration', None)
     # 3. Values that go together.
     settings = LaunchSettings(**value | {'zones': tuple(value.get('zones', ()))})
     if settings.topology is None:
@@ -117,6 +124,7 @@ def settings_of(args: argparse.Namespace, before: Mapping[str, Any] | None) -> L
         limit = value.get(name)
         if limit is not None and not limit > 0:
             raise ValueError(f'{flag(name)} {limit} must be above 0')
+    capacity.refuse(settings)
     return settings
 
 
@@ -184,8 +192,10 @@ def _refuse_for_the_cloud(args, run, settings):
         raise ValueError('--image must name an image by its digest, as REGION-docker.pkg.dev/'
                          'PROJECT/downscale/downscale@sha256:...; a tag could change under the '
                          'sweep')
-    if settings.backend == 'tpuvm' and not settings.zones:
-        raise ValueError('--backend tpuvm needs --zone, as --zone us-west4-a us-east5-b')
+    if settings.backend in ('tpuvm', 'mig') and not settings.zones:
+        generation = topology(settings.topology).generation
+        raise ValueError(f'--backend {settings.backend} needs --zone; {generation} is in '
+                         f'{", ".join(ZONES[generation])} (North America)')
 
 
 # --- git --------------------------------------------------------------------------------------
@@ -293,6 +303,8 @@ def backend_of(settings: LaunchSettings) -> supervise.Backend:
         return local.LocalBackend()
     if settings.backend == 'tpuvm':
         return tpuvm.TpuvmBackend(_queued_options(settings))
+    if settings.backend == 'mig':
+        return mig.MigBackend(_mig_options(settings))
     from downscale.launch.backends import gke
     return gke.GkeBackend(_gke_options(settings))
 
@@ -320,6 +332,8 @@ def written(spec: Spec, settings: LaunchSettings) -> tuple[str, str]:
     if settings.backend == 'tpuvm':
         options = _queued_options(settings)
         commands = [tpuvm.create_command(spec, options, options.zones[0])]
+    elif settings.backend == 'mig':
+        commands = mig.create_commands(spec, _mig_options(settings), settings.zones[0])
     else:
         commands = []
         # As a person would type it: `env` sets what the processes get beside the environment.
@@ -330,26 +344,30 @@ def written(spec: Spec, settings: LaunchSettings) -> tuple[str, str]:
 
 
 def _queued_options(settings):
+    kind = {'on-demand': 'guaranteed'}.get(settings.capacity, settings.capacity)
+    return tpuvm.QueuedOptions(kind=kind, **_vm_options(settings))
+
+
+def _mig_options(settings):
+    return mig.MigOptions(
+        capacity=settings.capacity, reservation=settings.reservation,
+        max_run_duration=settings.max_run_duration or '7d', **_vm_options(settings))
+
+
+def _vm_options(settings):
+    """Return the fields of `gcloud.VmOptions`."""
     if not SCRIPT.is_file():
         raise ValueError(f'no {SCRIPT}; launch from a clone of the repository')
-    kind = {'on-demand': 'guaranteed'}.get(settings.capacity, settings.capacity)
-    return tpuvm.QueuedOptions(
-        zones=settings.zones,
-        script=str(SCRIPT),
-        kind=kind,
-        valid_for=settings.valid_for,
-        service_account=settings.service_account,
-        internal_ips=settings.internal_ips,
-    )
+    return {'zones': settings.zones, 'script': str(SCRIPT), 'valid_for': settings.valid_for,
+            'service_account': settings.service_account, 'internal_ips': settings.internal_ips}
 
 
 def _gke_options(settings):
     from downscale.launch.backends import gke
-    if (settings.capacity == 'reserved') != bool(settings.reservation):
-        raise ValueError('--capacity reserved and --reservation NAME go together on --backend gke')
     return gke.GkeOptions(
         namespace=settings.namespace, queue=settings.queue, priority=settings.priority,
-        spot=settings.capacity == 'spot', reservation=settings.reservation,
+        spot=settings.capacity == 'spot', flex_start=settings.capacity == 'flex-start',
+        reservation=settings.reservation,
         service_account=settings.service_account, context=settings.context)
 
 
