@@ -1,6 +1,7 @@
 #!/bin/bash
-# What a TPU virtual machine runs of a job: its image, or without one Python of this machine. The
-# metadata downscale-spec and downscale-image say which; exit codes are of downscale/runtime/exits.py.
+# What a machine of --backend mig or tpuvm runs of a job: its image, or without one Python of this
+# machine. The metadata downscale-spec and downscale-image say which; exit codes are those of
+# downscale/runtime/exits.py.
 set -uo pipefail
 
 metadata() {
@@ -13,7 +14,13 @@ image=$(metadata downscale-image) || image=
 worker=$(metadata agent-worker-number) || worker=0
 log=$(mktemp "${TMPDIR:-/tmp}/downscale.XXXXXX")
 entry=(python3 -m downscale.launch.entry "$spec")
+# Machines of Compute Engine come without docker, and may come without gcloud.
+command -v gcloud >/dev/null || snap install google-cloud-cli --classic
 if [[ -n $image ]]; then
+  if ! command -v docker >/dev/null; then
+    apt-get -qq -o DPkg::Lock::Timeout=300 update
+    apt-get -qq -o DPkg::Lock::Timeout=300 install -y docker.io >/dev/null
+  fi
   gcloud auth configure-docker --quiet "${image%%/*}"  # pulled as the account of this machine
   # Python is the first process of the container, and docker passes signals on to it.
   entry=(docker run --rm --privileged --network=host --name=downscale

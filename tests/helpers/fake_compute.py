@@ -189,8 +189,10 @@ class _Handler(BaseHTTPRequestHandler):
         return self._done(scope, path)
 
     def _done(self, scope, path):
-        self._answer(200, {
+        where = {'regions': 'region', 'zones': 'zone'}.get(scope.split('/')[-3])
+        self._answer(200, ({where: self.server.root + scope.rstrip('/')} if where else {}) | {
             'kind': 'compute#operation', 'name': 'operation', 'status': 'DONE',
+            'operationType': {'POST': 'insert', 'DELETE': 'delete'}[self.command],
             'targetLink': self.server.root + path,
             'selfLink': f'{self.server.root}{scope}operations/operation'})
 

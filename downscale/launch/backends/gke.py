@@ -114,7 +114,8 @@ def _job(spec, options, labels, notes):
     hosts = place.hosts // place.slices
     # A rule of its own makes the code a part of the Job's message, by which JobSet decides.
     codes = [{'action': 'FailJob', 'onExitCodes': {
-        'containerName': CONTAINER, 'operator': 'In', 'values': [code]}} for code in _ruled()]
+        'containerName': name, 'operator': 'In', 'values': [code]}}
+        for code in _ruled() for name in _containers(spec)]
     evicted = {'action': 'FailJob',
                'onPodConditions': [{'type': 'DisruptionTarget', 'status': 'True'}]}
     return {'completionMode': 'Indexed', 'parallelism': hosts, 'completions': hosts,
@@ -123,10 +124,18 @@ def _job(spec, options, labels, notes):
                          'spec': _pod(spec, options, place)}}
 
 
+def _containers(spec):
+    """Return the names of a pod's containers: one, or for training one for each NUMA node."""
+    # Half of a tpu7x machine is slow to reach from the other half. What answers is one process.
+    count = topology(spec.topology).machine.numa_nodes if spec.part == 'train' else 1
+    return [CONTAINER, *(f'{CONTAINER}-{index}' for index in range(1, count))]
+
+
 def _pod(spec, options, place):
     # A pod may use a part of a machine, which then is the part of its memory as well.
     chips = place.chips // place.hosts
     memory = int(place.machine.memory_gib * MEMORY_SHARE * chips / place.machine.chips)
+    names = _containers(spec)
     nodes = node_labels(place, options.spot)
     tainted = ['google.com/tpu', SPOT] if options.spot else ['google.com/tpu']
     if options.reservation:
@@ -138,15 +147,16 @@ def _pod(spec, options, place):
     # A pod never restarts by itself: JobSet must see each end, to count it or not.
     pod = {'restartPolicy': 'Never', 'terminationGracePeriodSeconds': GRACE_SECONDS,
            'nodeSelector': nodes, 'tolerations': tolerations,
-           'containers': [_container(spec, chips, memory)]}
+           'containers': [_container(spec, name, chips // len(names), memory // len(names))
+                          for name in names]}
     if options.service_account:
         pod['serviceAccountName'] = options.service_account
     return pod
 
 
-def _container(spec, chips, memory):
+def _container(spec, name, chips, memory):
     return {
-        'name': CONTAINER, 'image': spec.image,
+        'name': name, 'image': spec.image,
         # Python is the first process, so that SIGTERM reaches it.
         'command': ['python', '-m', 'downscale.launch.entry',
                     str(state.folder_of(spec.run, spec) / 'spec.json')],
@@ -251,9 +261,11 @@ class GkeBackend:
 
     def log(self, spec: Spec, process: int) -> str:
         """Return what the newest pod of a process of a job has printed."""
-        return self._call(['logs', '--tail=-1', f'--container={CONTAINER}', '--selector='
+        names = _containers(spec)
+        pod, which = divmod(process, len(names))
+        return self._call(['logs', '--tail=-1', f'--container={names[which]}', '--selector='
                            f'{DOMAIN}/spec={spec.hash},{DOMAIN}/run={spec.group},'
-                           f'batch.kubernetes.io/job-completion-index={process}'])
+                           f'batch.kubernetes.io/job-completion-index={pod}'])
 
     def _call(self, rest, given=None):
         """Return what kubectl prints; RuntimeError in one line when it fails."""
