@@ -38,8 +38,8 @@ def plan(args: argparse.Namespace) -> int:
         'max_run_hours': None if limit is None else limit / 3600}
     write_json(out / 'plan.json', value)
     _print(args, value, board.plan_lines(chosen, fits, why, [
-        *board.run_time_lines(chosen, fits, limit), *_placeholders(launched.settings),
-        f'files: {out}']))
+        *board.run_time_lines(chosen, fits, limit), *capacity.remarks(launched.settings),
+        *_placeholders(launched.settings), f'files: {out}']))
     return int(not all(fit.fits for fit in fits.values()))
 
 

@@ -219,6 +219,14 @@ def test_a_plan_says_how_long_machines_run(launched, folder, argv, hours):
     assert ('FLEX_START' in text or 'gke-flex-start' in text) == (hours is not None)
 
 
+def test_a_plan_of_queued_resources_says_that_they_are_legacy(folder, capsys):
+    argv = ['launch', 'plan', 'experiments/tiny.py', '--topology', 'v6e:4x4', '--dry-run',
+            '--no-fit', '--out', 'plan', '--backend']
+    for backend, count in (('tpuvm', 1), ('mig', 0)):
+        assert main.main([*argv, backend]) == 0
+        assert capsys.readouterr().out.count('queued resources, which are legacy') == count
+
+
 def test_a_job_that_takes_longer_than_its_machines_run_is_told_of():
     spec = Spec('s', 'a', 'train', 'x.py', (), 'h', (), (), 1, 'v6e:4x4', None, 'none', 'gs://r/x')
     cell = fit.CellFit(fits=True, hbm_gib=1.0, hbm_limit_gib=2.0, chip_hours=(1.0, 16 * 90.0),
@@ -326,6 +334,7 @@ def test_machines_are_asked_for_once_watched_cancelled_and_collected(launched, a
     assert launched('gc', '--run', run) == {'deleted': [first]} and len(api.deleted()) == 2
 
 
+@pytest.mark.slow
 @needs_gcloud
 def test_groups_are_asked_for_once_watched_cancelled_and_collected(launched, compute, bucket):
     run = f'{bucket}/groups'

@@ -38,6 +38,14 @@ def _refuse_for_groups(settings):
             raise ValueError(f'--zone {zone} is no zone of Compute Engine, as us-east5-a is one')
 
 
+def remarks(settings: 'LaunchSettings') -> list[str]:
+    """Return what a person should know of the way in which machines are asked for."""
+    if settings.backend != 'tpuvm':
+        return []
+    return ['--backend tpuvm asks for queued resources, which are legacy: gke and mig are the '
+            'newer ways']
+
+
 def max_run_seconds(settings: 'LaunchSettings') -> int | None:
     """Return how long a machine runs at most, None where that has no limit."""
     if settings.capacity != 'flex-start':

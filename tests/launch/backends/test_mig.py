@@ -133,6 +133,7 @@ def test_the_state_of_a_group_is_that_of_its_worst_machine(statuses, actions, ex
 
 # --- through gcloud ---------------------------------------------------------------------------
 
+@pytest.mark.slow
 @needs_gcloud
 def test_submitting_twice_asks_once_and_cancelling_leaves_nothing(compute, tmp_path):
     backend, spec = backend_of(tmp_path, capacity='flex-start'), spec_of(tmp_path)
@@ -183,10 +184,11 @@ def test_other_studies_of_the_project_are_left_alone(compute, tmp_path):
     assert backend.observe([spec]) == [] and len(backend.observe([other])) == 1
 
 
+@pytest.mark.slow
 @needs_gcloud
 def test_the_loop_moves_on_from_lost_machines_and_tells_why(compute, tmp_path):
     spec, said = spec_of(tmp_path, 'v6e:2x4'), []
-    fates = iter(['refused', 'quota', 'lost', 'stopped', 'runs'])
+    fates = iter(['refused', 'quota', 'lost', 'runs'])
 
     class Fated(mig.MigBackend):
         def create(self, spec, zone):
@@ -196,7 +198,7 @@ def test_the_loop_moves_on_from_lost_machines_and_tells_why(compute, tmp_path):
             if fate == 'quota':
                 compute.fail(spec.name, 'QUOTA_EXCEEDED', 'Quota B exceeded')
             else:
-                compute.start(spec.name, 'TERMINATED' if fate == 'stopped' else 'RUNNING')
+                compute.start(spec.name)
             if fate == 'lost':
                 compute.lose(spec.name)
             if fate == 'runs':
@@ -211,9 +213,7 @@ def test_the_loop_moves_on_from_lost_machines_and_tells_why(compute, tmp_path):
     assert told[3:] == [
         'started in us-central1-ai1a', 'failed: QUOTA_EXCEEDED: Quota B exceeded',
         'started in us-east5-a', 'suspended: 1 of its 2 machines are gone',
-        'started in us-central1-ai1a',
-        f'suspended: {spec.name}-0000 is TERMINATED, {spec.name}-0001 is TERMINATED',
-        'started in us-east5-a', 'done']
+        'started in us-central1-ai1a', 'done']
 
 
 @needs_gcloud
