@@ -293,9 +293,10 @@ def hardware_table() -> str:
                      f'{chip["hbm_bandwidth"] / 1e9:.0f}', f'{chip["ici_bandwidth"] / 1e9:.0f}',
                      f'{price["usd"]:.2f}' if price['usd'] else '-',
                      f'{spot[0]:.2f} to {spot[1]:.2f}' if spot else '-',
-                     generation['machine']['chips'], ', '.join(generation['shapes'])))
+                     generation['machine']['chips'], ', '.join(generation['shapes']),
+                     ', '.join(generation['zones'])))
     head = ('', 'bf16 TFLOP/s', 'HBM GiB', 'HBM GB/s', 'ICI GB/s', '$ an hour', 'spot',
-            'chips of a host', 'slices')
+            'chips of a host', 'slices', 'zones')
     sources = '\n'.join(f'- {name}: {_prose(text)}' for name, text in known['sources'].items())
     return (f'A chip, as of {known["as_of"]}:\n\n{table(head, rows)}\n\nA slice is written '
             f'`v5e:4x4`, two of them `2xv5e:4x4`.\n\n## Sources\n\n{sources}\n')

@@ -1,6 +1,7 @@
 #!/bin/bash
-# What a TPU virtual machine runs of a job: its image, or without one Python of this machine. The
-# metadata downscale-spec and downscale-image say which; exit codes are of downscale/runtime/exits.py.
+# What a machine of --backend mig or tpuvm runs of a job: its image, or without one Python of this
+# machine. The metadata downscale-spec and downscale-image say which; exit codes are those of
+# downscale/runtime/exits.py.
 set -uo pipefail
 
 metadata() {
@@ -19,7 +20,13 @@ if [[ $slice ]]; then
 fi
 log=$(mktemp "${TMPDIR:-/tmp}/downscale.XXXXXX")
 python=(python3)
+# Machines of Compute Engine come without docker, and may come without gcloud.
+command -v gcloud >/dev/null || snap install google-cloud-cli --classic
 if [[ -n $image ]]; then
+  if ! command -v docker >/dev/null; then
+    apt-get -qq -o DPkg::Lock::Timeout=300 update
+    apt-get -qq -o DPkg::Lock::Timeout=300 install -y docker.io >/dev/null
+  fi
   gcloud auth configure-docker --quiet "${image%%/*}"  # pulled as the account of this machine
   # Python is the first process of the container, and docker passes signals on to it.
   python=(docker run --rm --privileged --network=host --name=downscale

@@ -73,18 +73,40 @@ def bucket():
         yield 'gs://runs'
 
 
+def _point_gcloud_at(monkeypatch, folder, **urls):
+    """Let gcloud ask servers of this machine, as nobody in particular."""
+    for name, value in {
+            **{f'CLOUDSDK_API_ENDPOINT_OVERRIDES_{api.upper()}': url for api, url in urls.items()},
+            'CLOUDSDK_AUTH_DISABLE_CREDENTIALS': 'true', 'CLOUDSDK_CORE_PROJECT': 'demo',
+            'CLOUDSDK_CONFIG': str(folder / 'gcloud'), 'CLOUDSDK_CORE_DISABLE_PROMPTS': '1'
+            }.items():
+        monkeypatch.setenv(name, value)
+
+
 @pytest.fixture
 def api(monkeypatch, tmp_path):
     """The fake TPU API, which the real gcloud asks."""
     from downscale.launch.backends import tpuvm
     server = FakeTpu()
-    for name, value in {
-            'CLOUDSDK_API_ENDPOINT_OVERRIDES_TPU': f'http://127.0.0.1:{server.server_port}/',
-            'CLOUDSDK_AUTH_DISABLE_CREDENTIALS': 'true', 'CLOUDSDK_CORE_PROJECT': 'demo',
-            'CLOUDSDK_CONFIG': str(tmp_path / 'gcloud'), 'CLOUDSDK_CORE_DISABLE_PROMPTS': '1'
-            }.items():
-        monkeypatch.setenv(name, value)
+    _point_gcloud_at(monkeypatch, tmp_path, tpu=f'http://127.0.0.1:{server.server_port}/')
     monkeypatch.setattr(tpuvm.TpuvmBackend, 'poll', 0.1)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def compute(monkeypatch, tmp_path):
+    """The fake Compute Engine, which the real gcloud asks."""
+    from fake_compute import FakeCompute, gcloud_folder
+
+    from downscale.launch.backends import mig
+    server = FakeCompute()
+    _point_gcloud_at(monkeypatch, tmp_path, compute=server.root)
+    folder = tmp_path / 'track'
+    folder.mkdir()
+    monkeypatch.setenv('PATH', f'{gcloud_folder(folder)}{os.pathsep}{os.environ["PATH"]}')
+    monkeypatch.setattr(mig.MigBackend, 'poll', 0.1)
     yield server
     server.shutdown()
     server.server_close()

@@ -6,7 +6,8 @@ from downscale.commands.parsing import count, natural, new_folder, run_folder
 WATCH = 'downscale launch watch experiments/extraction_tuning.py --run gs://BUCKET/extraction'
 LAUNCH_EXAMPLES = {
     'plan': 'downscale launch plan experiments/extraction_tuning.py --topology v5e:16x16 --dry-run',
-    'validate': 'downscale launch validate experiments/extraction_tuning.py --topology v5e:16x16',
+    'validate': 'downscale launch validate experiments/extraction_tuning.py --backend mig '
+                '--topology v6e:4x4 --capacity flex-start',
     'submit': 'downscale launch submit experiments/smoke.py --topology cpu:2x1 --max-parallel 1',
     'status': 'downscale launch status experiments/smoke.py --only failed,running',
     'logs': 'downscale launch logs experiments/smoke.py --cell w64d2-s0 --lines 100',
@@ -86,14 +87,18 @@ def _add_choice(sub, verb):
 
 def _add_backend(group, verb):
     """Add the fields of `settings.LaunchSettings`."""
-    group.add_argument('--backend', choices=('gke', 'tpuvm', 'local'), help='default: gke for a '
-                       'TPU topology, else local')
+    group.add_argument('--backend', choices=('gke', 'mig', 'tpuvm', 'local'), help='default: gke '
+                       'for a TPU topology, else local; mig: groups of machines on Compute Engine; '
+                       'tpuvm: queued resources (legacy, for the quota that you have)')
     group.add_argument('--topology', metavar='NAME', help='v5e:4x4 or, for two slices, '
                        '2xv5e:16x16; on this machine cpu:PxD, P processes of D devices '
                        '(default cpu:1x1), or 2xcpu:PxD')
     group.add_argument('--image', help='container image by its digest, NAME@sha256:...')
-    group.add_argument('--capacity', choices=('spot', 'on-demand', 'reserved'),
-                       help='what kind of machines (default spot)')
+    group.add_argument('--capacity', choices=('spot', 'on-demand', 'flex-start', 'reserved'),
+                       help='what kind of machines (default spot); those of flex-start (gke, mig) '
+                       'are waited for, and run for at most seven days')
+    group.add_argument('--max-run-duration', metavar='TIME', help='mig: with --capacity '
+                       'flex-start, how long machines run, as 12h (default 7d, the most)')
     group.add_argument('--service-account', metavar='NAME', help='who the machines are')
     if verb in (*STARTING, 'plan', 'validate'):
         group.add_argument('--max-parallel', type=int, metavar='N', help='jobs at once (default: '
@@ -102,16 +107,16 @@ def _add_backend(group, verb):
         group.add_argument('--max-usd', type=float, metavar='X', help='when an estimated X dollars '
                            'are spent, what runs is stopped and nothing more is started')
     group.add_argument('--zone', dest='zones', nargs='+', metavar='ZONE',
-                       help='tpuvm: zones to try, in turn')
+                       help='mig, tpuvm: zones to try, in turn')
     group.add_argument('--valid-for', metavar='TIME',
-                       help='tpuvm: how long to wait for machines, as 6h')
+                       help='mig, tpuvm: how long to wait for machines, as 6h')
     # None, not False: what is not given is as in the last submit.
     group.add_argument('--internal-ips', action='store_true', default=None,
-                       help='tpuvm: no external addresses')
+                       help='mig, tpuvm: no external addresses')
     group.add_argument('--namespace', help='gke: default "default"')
     group.add_argument('--queue', metavar='NAME', help='gke: LocalQueue of Kueue')
     group.add_argument('--priority', metavar='NAME', help='gke: WorkloadPriorityClass of Kueue')
-    group.add_argument('--reservation', metavar='NAME', help='gke: with --capacity reserved')
+    group.add_argument('--reservation', metavar='NAME', help='gke, mig: with --capacity reserved')
     group.add_argument('--context', metavar='NAME', help='gke: context of kubectl')
 
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from downscale.launch import board, state, supervise
-from downscale.launch.backends import local, sweep
+from downscale.launch.backends import capacity, local, sweep
 from downscale.planner import fit
 from downscale.planner.topologies import PRICES_AS_OF
 from downscale.runtime.files import write_bytes, write_json
@@ -33,10 +33,13 @@ def plan(args: argparse.Namespace) -> int:
         files[spec.key] = out / f'{spec.name}{ending}'
         write_bytes(files[spec.key], text.encode())
     fits, why = _fits(launched, args)
-    value = board.plan_value(chosen, fits, why, files)
+    limit = capacity.max_run_seconds(launched.settings)
+    value = board.plan_value(chosen, fits, why, files) | {
+        'max_run_hours': None if limit is None else limit / 3600}
     write_json(out / 'plan.json', value)
-    _print(args, value, board.plan_lines(
-        chosen, fits, why, _placeholders(launched.settings) + [f'files: {out}']))
+    _print(args, value, board.plan_lines(chosen, fits, why, [
+        *board.run_time_lines(chosen, fits, limit), *capacity.remarks(launched.settings),
+        *_placeholders(launched.settings), f'files: {out}']))
     return int(not all(fit.fits for fit in fits.values()))
 
 
@@ -320,9 +323,10 @@ def _ended(args, jobs, more=()):
 
 
 def _placeholders(settings):
-    if settings.image != sweep.NO_IMAGE:
-        return []
-    return ['names in capitals are for you to give: --run, --image, --zone']
+    names = ['--run', '--image', '--zone'] if settings.image == sweep.NO_IMAGE else []
+    if settings.backend == 'mig':
+        names.append('PROJECT (submit asks gcloud for it)')
+    return [f'names in capitals are for you to give: {", ".join(names)}'] if names else []
 
 
 def _log(spec, settings, args):

@@ -1,5 +1,6 @@
 """Jobs of a sweep as text, a line each, and as what --json prints."""
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,6 +54,23 @@ def plan_value(specs: Sequence[Spec], fits: 'Mapping[str, CellFit]', why: str,
             'chips': state.chips_of(spec)[0], 'steps': spec.steps, 'needs': list(spec.needs),
             'file': str(files[spec.key]), 'fit': dataclasses.asdict(fit) if fit else None})
     return {'jobs': jobs, 'fit': why or 'checked'}
+
+
+def run_time_lines(specs: Sequence[Spec], fits: 'Mapping[str, CellFit]',
+                   limit: float | None) -> list[str]:
+    """Return what it means that machines run for `limit` seconds at most, [] without a limit."""
+    if limit is None:
+        return []
+    most = limit / 3600
+    lines = [f'flex-start: machines run for at most {most:g} hours; a job that takes longer goes '
+             'on on new ones, from its last checkpoint']
+    for spec in specs:
+        fit = _fit_of(spec, fits)
+        hours = fit.chip_hours[1] / state.chips_of(spec)[0] if fit and fit.chip_hours else 0
+        if hours > most:
+            lines.append(f'{spec.key} takes up to {hours:.0f} hours, so machines '
+                         f'{math.ceil(hours / most)} times')
+    return lines
 
 
 def _fit_of(spec, fits):

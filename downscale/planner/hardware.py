@@ -38,7 +38,8 @@ class Machine:
 
     `accelerator` is GKE's node label, `types` {chips of a machine: its type}. The TPU API calls
     a slice `prefix`-N, where N `counts` 'chips' or 'cores' (two a chip); `runtime` is its software
-    version, None where the generation is on GKE only.
+    version, None where that API lacks the generation. `image` is the image family of Compute
+    Engine, None where it has no groups of such machines. Memory is in `numa_nodes` parts.
     """
     accelerator: str
     chips: int
@@ -47,6 +48,8 @@ class Machine:
     prefix: str
     counts: str
     runtime: str | None
+    image: str | None
+    numa_nodes: int
 
 
 @cache

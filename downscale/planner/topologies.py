@@ -9,6 +9,7 @@ from downscale.planner.hardware import Chip, Machine
 PRICES_AS_OF = hardware.table()['as_of']
 SHAPES = {name: tuple(figures['shapes'])
           for name, figures in hardware.table()['generations'].items()}
+ZONES = {name: tuple(figures['zones']) for name, figures in hardware.table()['generations'].items()}
 
 
 @dataclass(frozen=True, kw_only=True)

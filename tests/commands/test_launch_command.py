@@ -9,8 +9,9 @@ import pytest
 from local_jobs import STUDY
 
 from downscale.commands import launch, launch_verbs, main
-from downscale.launch import state, supervise
+from downscale.launch import board, state, supervise
 from downscale.launch.backends import local, sweep
+from downscale.launch.spec import Spec
 from downscale.planner import fit, pool
 from downscale.runtime.files import write_json
 
@@ -156,7 +157,26 @@ def test_files_that_differ_from_the_commit_are_refused(launched, folder):
     (['--topology', 'v5e:4x4', '--run', 'gs://runs/x', '--image', 'name:tag'],
      'name an image by its digest'),
     (['--backend', 'tpuvm', '--topology', 'v5e:4x4', '--run', 'gs://runs/x', '--image', IMAGE],
-     'needs --zone')])
+     'needs --zone; v5e is in us-central1-a, us-south1-a'),
+    (['--backend', 'mig', '--topology', 'v5e:4x4'], 'v5e not by mig: use gke, or tpuvm (legacy)'),
+    (['--backend', 'mig', '--topology', '2xv6e:4x4'], 'is one slice; use --backend gke'),
+    (['--backend', 'mig', '--topology', 'v6e:4x5'], 'known of v6e are v6e:1x1'),
+    (['--backend', 'mig', '--topology', 'v6e:2x2', '--zone', 'z0'],
+     '--zone z0 is no zone of Compute Engine, as us-east5-a is one'),
+    (['--backend', 'mig', '--topology', 'v6e:2x2', '--capacity', 'reserved'],
+     '--capacity reserved and --reservation NAME go together on --backend mig'),
+    (['--backend', 'gke', '--topology', 'v6e:2x2', '--reservation', 'x'],
+     '--capacity reserved and --reservation NAME go together on --backend gke'),
+    (['--backend', 'mig', '--topology', 'v6e:2x2', '--capacity', 'flex-start',
+      '--max-run-duration', '7d1s'], '7d1s: flex-start machines run from 10m to 7d'),
+    (['--backend', 'mig', '--topology', 'v6e:2x2', '--max-run-duration', '1d'],
+     '--max-run-duration goes with --capacity flex-start'),
+    (['--backend', 'gke', '--topology', 'v6e:2x2', '--max-run-duration', '1d'],
+     '--max-run-duration is not for --backend gke, but for mig'),
+    (['--backend', 'mig', '--topology', 'v6e:2x2', '--valid-for', 'long'],
+     "'long' is no duration; write 7d"),
+    (['--backend', 'tpuvm', '--topology', 'v6e:2x2', '--capacity', 'flex-start'],
+     'is not for --backend tpuvm (legacy), but for gke and mig')])
 def test_a_mistake_is_one_line_before_anything_starts(launched, folder, monkeypatch, argv, message):
     monkeypatch.setattr(sweep, 'read_json', lambda path: None)  # no bucket is asked
     assert message in launched('submit', '--dry-run', *argv, code=1)
@@ -181,6 +201,41 @@ def test_a_plan_writes_every_command_without_a_network(launched, folder):
     assert json.loads((folder / 'plan' / 'plan.json').read_text()) == found
     local_ = launched('plan', '--dry-run', '--topology', 'cpu:2x1', '--out', 'here')
     assert len((folder / local_['jobs'][0]['file']).read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(('argv', 'hours'), [
+    (('mig', '--capacity', 'flex-start'), 168), (('gke', '--capacity', 'flex-start'), 168),
+    (('mig', '--capacity', 'flex-start', '--max-run-duration', '1d12h'), 36), (('mig',), None)])
+def test_a_plan_says_how_long_machines_run(launched, folder, argv, hours):
+    found = launched('plan', '--topology', 'v6e:4x4', '--dry-run', '--no-fit', '--out', 'plan',
+                     '--backend', *argv)
+    assert found['max_run_hours'] == hours
+    text = (folder / found['jobs'][0]['file']).read_text()
+    if argv[0] == 'mig':
+        assert [line.split()[:4] for line in text.splitlines()] == [
+            ['gcloud', 'compute', 'instance-templates', 'create'],
+            ['gcloud', 'compute', 'resource-policies', 'create'],
+            ['gcloud', 'compute', 'instance-groups', 'managed']]
+    assert ('FLEX_START' in text or 'gke-flex-start' in text) == (hours is not None)
+
+
+def test_a_plan_of_queued_resources_says_that_they_are_legacy(folder, capsys):
+    argv = ['launch', 'plan', 'experiments/tiny.py', '--topology', 'v6e:4x4', '--dry-run',
+            '--no-fit', '--out', 'plan', '--backend']
+    for backend, count in (('tpuvm', 1), ('mig', 0)):
+        assert main.main([*argv, backend]) == 0
+        assert capsys.readouterr().out.count('queued resources, which are legacy') == count
+
+
+def test_a_job_that_takes_longer_than_its_machines_run_is_told_of():
+    spec = Spec('s', 'a', 'train', 'x.py', (), 'h', (), (), 1, 'v6e:4x4', None, 'none', 'gs://r/x')
+    cell = fit.CellFit(fits=True, hbm_gib=1.0, hbm_limit_gib=2.0, chip_hours=(1.0, 16 * 90.0),
+                       usd=None)
+    week = board.run_time_lines([spec], {'a': cell}, 168 * 3600)
+    assert len(week) == 1 and 'at most 168 hours' in week[0]
+    assert board.run_time_lines([spec], {'a': cell}, 36 * 3600)[1] == (
+        'a/train takes up to 90 hours, so machines 3 times')
+    assert board.run_time_lines([spec], {'a': cell}, None) == []
 
 
 def test_what_does_not_fit_or_costs_too_much_is_not_started(launched, monkeypatch, bucket):
@@ -277,6 +332,30 @@ def test_machines_are_asked_for_once_watched_cancelled_and_collected(launched, a
     assert launched('gc', '--run', run, '--dry-run') == {'would_be_deleted': [first]}
     assert len(api.deleted()) == 1
     assert launched('gc', '--run', run) == {'deleted': [first]} and len(api.deleted()) == 2
+
+
+@pytest.mark.slow
+@needs_gcloud
+def test_groups_are_asked_for_once_watched_cancelled_and_collected(launched, compute, bucket):
+    run = f'{bucket}/groups'
+    launched('submit', '--run', run, '--image', IMAGE, '--max-parallel', 1, '--backend', 'mig',
+             '--topology', 'v6e:2x2', '--zone', 'us-east5-a', '--capacity', 'flex-start',
+             '--no-fit', '--allow-dirty')
+    (first, zone), = compute.made()
+    assert zone == 'us-east5-a'
+    compute.start(first)
+    actions = launched('watch', '--run', run, '--dry-run')['actions']
+    assert [(act['action'], act['why']) for act in actions] == [
+        ('Hold', 'running'), ('Wait', '1 jobs hold 4 chips')]
+    log = launched('logs', '--run', run, code=1)
+    assert 'no such job has begun' in log
+    (state.place(run) / 'launch/w64d1-s0/train/spec.json').unlink()
+    assert launched('gc', '--run', run) == {'deleted': [first]}
+    assert not compute.things
+    # Another capacity forgets how long flex-start ones run.
+    actions = launched('submit', '--run', run, '--capacity', 'spot', '--no-fit', '--allow-dirty',
+                       '--dry-run')['actions']
+    assert actions[0]['action'] == 'Create'
 
 
 @needs_kubectl

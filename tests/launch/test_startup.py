@@ -1,6 +1,7 @@
 """The start-up script of a TPU machine, under bash with stubs of what is around it."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,12 +42,13 @@ def start(tmp_path):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
 
-    def start(end='', **metadata):
+    def start(end='', alone=False, **metadata):
         for name, text in metadata.items():
             (tmp_path / 'meta' / f'downscale-{name}').write_text(text)
-        return subprocess.Popen(['bash', SCRIPT], stderr=subprocess.PIPE, text=True, env={
-            **os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'STUBS': str(tmp_path),
-            'END': end, 'TMPDIR': str(tmp_path)})
+        argv = [shutil.which('bash'), SCRIPT]
+        return subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env={
+            **os.environ, 'PATH': str(tmp_path) + ('' if alone else f':{os.environ["PATH"]}'),
+            'STUBS': str(tmp_path), 'END': end, 'TMPDIR': str(tmp_path)})
     return start
 
 
@@ -79,6 +81,25 @@ def test_logs_of_several_slices_have_the_numbers_that_jax_gives(start, tmp_path)
 @pytest.mark.parametrize('code', [0, 1, 64, 69])
 def test_the_exit_code_is_that_of_the_program(start, code):
     assert start(str(code), spec='gs://b/spec.json').wait(LIMIT) == code
+
+
+def test_a_machine_without_docker_and_gcloud_gets_them_first(start, tmp_path):
+    # Only what the script itself needs is to be found beside the stubs.
+    for name in ('bash', 'mktemp', 'cat', 'date', 'mkdir', 'sleep', 'kill', 'basename', 'touch',
+                 'mv', 'cp'):
+        (tmp_path / name).symlink_to(shutil.which(name) or '/bin/true')
+    for name in ('docker', 'gcloud'):
+        (tmp_path / name).rename(tmp_path / f'{name}.later')
+    for name, brings in (('apt-get', 'docker'), ('snap', 'gcloud')):
+        (tmp_path / name).write_text(
+            f'#!/bin/bash\necho "{name} $*" >> "$STUBS/installed"\n'
+            f'[[ $* == *install* ]] && mv "$STUBS/{brings}.later" "$STUBS/{brings}"\n')
+        (tmp_path / name).chmod(0o755)
+    script = start('0', alone=True, spec='gs://b/spec.json', image='registry/image@sha256:1')
+    assert script.wait(LIMIT) == 0
+    assert [line.split()[0] for line in (tmp_path / 'installed').read_text().splitlines()] == [
+        'snap', 'apt-get', 'apt-get']
+    assert (tmp_path / 'uploaded').read_text().startswith('docker run')
 
 
 def test_without_a_spec_it_ends_as_fatal(start):

@@ -1,1 +1,1 @@
-"""Where jobs run: this machine, GKE, TPU VMs."""
+"""Where jobs run: this machine, GKE, Compute Engine, TPU VMs."""

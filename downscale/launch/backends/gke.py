@@ -25,6 +25,7 @@ JOB = 'slice'
 CONTAINER = 'main'
 TIMEOUT_SECONDS = 120
 SPOT = 'cloud.google.com/gke-spot'
+FLEX_START = 'cloud.google.com/gke-flex-start'
 CRASHES = 3
 GRACE_SECONDS = 60
 MEMORY_SHARE = 0.8  # of a machine's memory is asked for; the rest is the node's own
@@ -40,12 +41,13 @@ class GkeOptions:
     """Where pods go.
 
     `queue` and `priority` are names of Kueue, `service_account` is one of Kubernetes, `context` one
-    of kubectl. Machines are `spot` ones, or those of a `reservation`.
+    of kubectl. Machines are `spot` or `flex_start` ones, or those of a `reservation`.
     """
     namespace: str = 'default'
     queue: str | None = None
     priority: str | None = None
     spot: bool = True
+    flex_start: bool = False
     reservation: str | None = None
     service_account: str | None = None
     context: str | None = None
@@ -112,7 +114,8 @@ def _job(spec, options, labels, notes):
     hosts = place.hosts // place.slices
     # A rule of its own makes the code a part of the Job's message, by which JobSet decides.
     codes = [{'action': 'FailJob', 'onExitCodes': {
-        'containerName': CONTAINER, 'operator': 'In', 'values': [code]}} for code in _ruled()]
+        'containerName': name, 'operator': 'In', 'values': [code]}}
+        for code in _ruled() for name in _containers(spec)]
     evicted = {'action': 'FailJob',
                'onPodConditions': [{'type': 'DisruptionTarget', 'status': 'True'}]}
     return {'completionMode': 'Indexed', 'parallelism': hosts, 'completions': hosts,
@@ -121,27 +124,39 @@ def _job(spec, options, labels, notes):
                          'spec': _pod(spec, options, place)}}
 
 
+def _containers(spec):
+    """Return the names of a pod's containers: one, or for training one for each NUMA node."""
+    # Half of a tpu7x machine is slow to reach from the other half. What answers is one process.
+    count = topology(spec.topology).machine.numa_nodes if spec.part == 'train' else 1
+    return [CONTAINER, *(f'{CONTAINER}-{index}' for index in range(1, count))]
+
+
 def _pod(spec, options, place):
     # A pod may use a part of a machine, which then is the part of its memory as well.
     chips = place.chips // place.hosts
     memory = int(place.machine.memory_gib * MEMORY_SHARE * chips / place.machine.chips)
+    names = _containers(spec)
     nodes = node_labels(place, options.spot)
     tainted = ['google.com/tpu', SPOT] if options.spot else ['google.com/tpu']
     if options.reservation:
         nodes['cloud.google.com/reservation-name'] = options.reservation
+    if options.flex_start:
+        nodes[FLEX_START] = 'true'
+        tainted.append(FLEX_START)  # pools need not have the taint
     tolerations = [{'key': key, 'operator': 'Exists', 'effect': 'NoSchedule'} for key in tainted]
     # A pod never restarts by itself: JobSet must see each end, to count it or not.
     pod = {'restartPolicy': 'Never', 'terminationGracePeriodSeconds': GRACE_SECONDS,
            'nodeSelector': nodes, 'tolerations': tolerations,
-           'containers': [_container(spec, chips, memory)]}
+           'containers': [_container(spec, name, chips // len(names), memory // len(names))
+                          for name in names]}
     if options.service_account:
         pod['serviceAccountName'] = options.service_account
     return pod
 
 
-def _container(spec, chips, memory):
+def _container(spec, name, chips, memory):
     return {
-        'name': CONTAINER, 'image': spec.image,
+        'name': name, 'image': spec.image,
         # Python is the first process, so that SIGTERM reaches it.
         'command': state.command_of(spec, 'python'),
         'securityContext': {'privileged': True},  # the TPU's runtime locks much memory
@@ -249,10 +264,12 @@ class GkeBackend:
 
     def log(self, spec: Spec, process: int) -> str:
         """Return what the newest pod of a process of a job has printed."""
-        # JAX counts processes slice by slice, Kubernetes the pods of each.
+        # JAX counts processes slice by slice, Kubernetes the pods of each, and containers are ours.
         place = topology(spec.topology)
-        replica, index = divmod(process, place.hosts // place.slices)
-        return self._call(['logs', '--tail=-1', f'--container={CONTAINER}', '--selector='
+        names = _containers(spec)
+        pod, which = divmod(process, len(names))
+        replica, index = divmod(pod, place.hosts // place.slices)
+        return self._call(['logs', '--tail=-1', f'--container={names[which]}', '--selector='
                            f'{DOMAIN}/spec={spec.hash},{DOMAIN}/run={spec.group},'
                            f'jobset.sigs.k8s.io/job-index={replica},'
                            f'batch.kubernetes.io/job-completion-index={index}'])

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from downscale.launch.backends import capacity
 from downscale.launch.spec import on_cpu, processes_of
 
 HERE = 'cpu:1x1'  # the topology of this machine, where none is given
@@ -14,7 +15,8 @@ HERE = 'cpu:1x1'  # the topology of this machine, where none is given
 class LaunchSettings:
     """Where and how the jobs of a study run; with None the backend decides.
 
-    `capacity` is 'spot', 'on-demand' or 'reserved'. What each backend reads is in `BACKENDS`.
+    `capacity` is 'spot', 'on-demand', 'flex-start' or 'reserved'. What each backend reads is in
+    `BACKENDS`.
     """
     backend: str = 'local'
     topology: str | None = None
@@ -32,11 +34,13 @@ class LaunchSettings:
     priority: str | None = None
     reservation: str | None = None
     context: str | None = None
+    max_run_duration: str | None = None
 
 
 CLOUD = ('image', 'capacity', 'service_account')
 BACKENDS = {  # what each reads beside topology and limits
     'local': (), 'tpuvm': (*CLOUD, 'zones', 'valid_for', 'internal_ips'),
+    'mig': (*CLOUD, 'zones', 'valid_for', 'internal_ips', 'reservation', 'max_run_duration'),
     'gke': (*CLOUD, 'namespace', 'queue', 'priority', 'reservation', 'context')}
 LIMITS = ('topology', 'max_parallel', 'max_chips', 'max_usd')
 
@@ -66,6 +70,9 @@ def settings_of(args: argparse.Namespace, before: Mapping[str, Any] | None) -> L
     value = before | given | {'backend': backend}
     if backend == 'local':
         value.setdefault('topology', HERE)
+    # What was said of flex-start before holds for no other capacity.
+    if value.get('capacity') != 'flex-start' and 'max_run_duration' not in given:
+        value.pop('max_run_duration', None)
     # 3. Values that go together.
     settings = LaunchSettings(**value | {'zones': tuple(value.get('zones', ()))})
     if settings.topology is None:
@@ -81,6 +88,7 @@ def settings_of(args: argparse.Namespace, before: Mapping[str, Any] | None) -> L
         limit = value.get(name)
         if limit is not None and not limit > 0:
             raise ValueError(f'{flag(name)} {limit} must be above 0')
+    capacity.refuse(settings)
     return settings
 
 

@@ -17,10 +17,11 @@ from pathlib import Path
 
 from downscale.config import Experiment
 from downscale.launch import state, supervise, watch
-from downscale.launch.backends import local, tpuvm
+from downscale.launch.backends import local, mig, tpuvm
 from downscale.launch.backends.settings import HERE, LaunchSettings, settings_of
 from downscale.launch.job_files import OneByOne, files_of
 from downscale.launch.spec import Spec, processes_of, specs_of
+from downscale.planner.topologies import ZONES, topology
 from downscale.runtime.files import absolute, in_bucket, place, read_json, write_json
 
 SCRIPT = local.PACKAGE.parent / 'launch' / 'startup.sh'
@@ -109,8 +110,10 @@ def _refuse_for_the_cloud(args, run, settings):
         raise ValueError('--image must name an image by its digest, as REGION-docker.pkg.dev/'
                          'PROJECT/downscale/downscale@sha256:...; a tag could change under the '
                          'sweep')
-    if settings.backend == 'tpuvm' and not settings.zones:
-        raise ValueError('--backend tpuvm needs --zone, as --zone us-west4-a us-east5-b')
+    if settings.backend in ('tpuvm', 'mig') and not settings.zones:
+        generation = topology(settings.topology).generation
+        raise ValueError(f'--backend {settings.backend} needs --zone; {generation} is in '
+                         f'{", ".join(ZONES[generation])} (North America)')
 
 
 # --- git --------------------------------------------------------------------------------------
@@ -218,6 +221,8 @@ def backend_of(settings: LaunchSettings) -> supervise.Backend:
         return local.LocalBackend()
     if settings.backend == 'tpuvm':
         return tpuvm.TpuvmBackend(_queued_options(settings))
+    if settings.backend == 'mig':
+        return mig.MigBackend(_mig_options(settings))
     from downscale.launch.backends import gke
     return gke.GkeBackend(_gke_options(settings))
 
@@ -245,6 +250,8 @@ def written(spec: Spec, settings: LaunchSettings) -> tuple[str, str]:
     if settings.backend == 'tpuvm':
         options = _queued_options(settings)
         commands = [tpuvm.create_command(spec, options, options.zones[0])]
+    elif settings.backend == 'mig':
+        commands = mig.create_commands(spec, _mig_options(settings), settings.zones[0])
     else:
         commands = []
         # As a person would type it: `env` sets what the processes get beside the environment.
@@ -255,26 +262,30 @@ def written(spec: Spec, settings: LaunchSettings) -> tuple[str, str]:
 
 
 def _queued_options(settings):
+    kind = {'on-demand': 'guaranteed'}.get(settings.capacity, settings.capacity)
+    return tpuvm.QueuedOptions(kind=kind, **_vm_options(settings))
+
+
+def _mig_options(settings):
+    return mig.MigOptions(
+        capacity=settings.capacity, reservation=settings.reservation,
+        max_run_duration=settings.max_run_duration or '7d', **_vm_options(settings))
+
+
+def _vm_options(settings):
+    """Return the fields of `gcloud.VmOptions`."""
     if not SCRIPT.is_file():
         raise ValueError(f'no {SCRIPT}; launch from a clone of the repository')
-    kind = {'on-demand': 'guaranteed'}.get(settings.capacity, settings.capacity)
-    return tpuvm.QueuedOptions(
-        zones=settings.zones,
-        script=str(SCRIPT),
-        kind=kind,
-        valid_for=settings.valid_for,
-        service_account=settings.service_account,
-        internal_ips=settings.internal_ips,
-    )
+    return {'zones': settings.zones, 'script': str(SCRIPT), 'valid_for': settings.valid_for,
+            'service_account': settings.service_account, 'internal_ips': settings.internal_ips}
 
 
 def _gke_options(settings):
     from downscale.launch.backends import gke
-    if (settings.capacity == 'reserved') != bool(settings.reservation):
-        raise ValueError('--capacity reserved and --reservation NAME go together on --backend gke')
     return gke.GkeOptions(
         namespace=settings.namespace, queue=settings.queue, priority=settings.priority,
-        spot=settings.capacity == 'spot', reservation=settings.reservation,
+        spot=settings.capacity == 'spot', flex_start=settings.capacity == 'flex-start',
+        reservation=settings.reservation,
         service_account=settings.service_account, context=settings.context)
 
 

@@ -1,50 +1,35 @@
-"""Jobs on TPU virtual machines: one queued resource each, through `gcloud`.
+"""Jobs on TPU virtual machines of the Cloud TPU API (legacy): a queued resource each, by `gcloud`.
 
 The machines run a start-up script that reads what to do from their metadata. Nothing restarts them;
 `watch.py` deletes what was suspended or has failed, and creates it again.
 """
-import json
 import re
-import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from downscale.experiment.names import GOOGLE, label
-from downscale.launch import state
-from downscale.launch.spec import Spec, on_cpu
+from downscale.launch.backends.gcloud import (
+    VmOptions,
+    call,
+    command,
+    labels,
+    pairs,
+    refuse_this_machine,
+    startup_flags,
+)
+from downscale.launch.spec import Spec
 from downscale.launch.watch import Observed
 from downscale.planner.topologies import topology
-from downscale.values import shown
 
-TIMEOUT_SECONDS = 300
-SEPARATORS = ',|;~#%@!'  # that may stand between pairs
 STATES = {'ACTIVE': 'running', 'SUSPENDED': 'suspended', 'FAILED': 'failed', 'DELETING': 'deleting',
           'SUSPENDING': 'running'}  # all others wait for machines
 
 
 @dataclass(frozen=True, kw_only=True)
-class QueuedOptions:
-    """How machines are asked for.
-
-    `kind` is 'spot', 'reserved' or 'guaranteed'; a request lapses after `valid_for` (as '6h').
-    `script` is the path of the start-up script.
-    """
-    zones: tuple[str, ...]
-    script: str
+class QueuedOptions(VmOptions):
+    """How machines are asked for; `kind` is 'spot', 'reserved' or 'guaranteed'."""
     kind: str = 'spot'
-    valid_for: str | None = None
-    service_account: str | None = None
-    internal_ips: bool = False
-
-
-def labels(spec: Spec) -> dict[str, str]:
-    """Return the labels by which the resources of a job are found."""
-    return {'downscale-run': spec.group, 'downscale-sweep': label(spec.sweep, GOOGLE),
-            'downscale-cell': label(spec.cell, GOOGLE), 'downscale-part': spec.part,
-            'downscale-spec': spec.hash}
 
 
 def create_command(spec: Spec, options: QueuedOptions, zone: str) -> list[str]:
@@ -52,20 +37,15 @@ def create_command(spec: Spec, options: QueuedOptions, zone: str) -> list[str]:
 
     ValueError in one line for a topology that the TPU API does not have.
     """
-    if on_cpu(spec.topology):
-        raise ValueError(f'{spec.key} is for {spec.topology}, which is this machine; use --backend '
-                         'local, or a TPU topology such as v5e:4x4')
+    refuse_this_machine(spec)
     place = topology(spec.topology)
     if place.machine.runtime is None:
-        raise ValueError(f'{spec.key}: {place.generation} is on GKE only; use --backend gke')
-    # The start-up script is the same for all jobs; what differs is in the metadata of the machine.
-    metadata = {'downscale-spec': str(state.spec_file(spec)),
-                'downscale-image': spec.image or ''}
+        raise ValueError(f'{spec.key}: {place.generation} is not in the Cloud TPU API (legacy) of '
+                         '--backend tpuvm; use --backend gke or mig')
     argv = [*_gcloud('create'), spec.name, f'--zone={zone}', '--async',
             f'--accelerator-type={place.accelerator_type}',
             f'--runtime-version={place.machine.runtime}', f'--{options.kind}']
-    argv += [f'--labels={_pairs(labels(spec))}', f'--metadata={_pairs(metadata)}',
-             f'--metadata-from-file={_pairs({"startup-script": options.script})}']
+    argv += [f'--labels={pairs(labels(spec))}', *startup_flags(spec, options)]
     # One node keeps the name of the job, several are numbered behind it.
     if place.slices > 1:
         argv += [f'--node-count={place.slices}', f'--node-prefix={spec.name}']
@@ -96,37 +76,7 @@ def delete_command(name: str, zone: str) -> list[str]:
 
 
 def _gcloud(verb):
-    return ['gcloud', 'compute', 'tpus', 'queued-resources', verb, '--quiet', '--format=json']
-
-
-def _pairs(values):
-    """Return NAME=VALUE pairs as gcloud takes them.
-
-    Where a value holds a comma, another sign stands between pairs, which '^SIGN^' declares (`gcloud
-    topic escaping`). ValueError where the values hold every such sign.
-    """
-    pairs = [f'{name}={value}' for name, value in values.items()]
-    for sign in SEPARATORS:
-        if not any(sign in pair for pair in pairs):
-            return sign.join(pairs) if sign == ',' else f'^{sign}^{sign.join(pairs)}'
-    raise ValueError(f'{shown(pairs)} holds all of {SEPARATORS}, so that gcloud could not part it; '
-                     'give --run another name')
-
-
-def call(argv: list[str]) -> Any:
-    """Return what gcloud answers, from JSON; RuntimeError in one line when it fails."""
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT_SECONDS,
-                              stdin=subprocess.DEVNULL)
-    except FileNotFoundError:
-        raise ValueError('there is no gcloud; install the Google Cloud CLI and log in') from None
-    except subprocess.TimeoutExpired:
-        raise RuntimeError(f'gcloud {argv[4]} gave no answer in {TIMEOUT_SECONDS} s') from None
-    if done.returncode:
-        # gcloud prints progress and hints before the line that says why.
-        text = ' '.join(done.stderr.split()).rpartition('ERROR: ')[2]
-        raise RuntimeError(f'gcloud {argv[4]}: {text[:400]}')
-    return json.loads(done.stdout) if done.stdout.strip() else None
+    return command('tpus', 'queued-resources', verb)
 
 
 class TpuvmBackend:

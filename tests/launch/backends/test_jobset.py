@@ -18,7 +18,8 @@ from downscale.runtime import exits
 IMAGE = f'europe-docker.pkg.dev/p/downscale/downscale@sha256:{"a" * 64}'
 PLACES = [f'{name}:{shape}' for name in SHAPES for shape in SHAPES[name]
           if f'{name}:{shape}' not in ('v5p:1x1x1', 'tpu7x:1x1x1')]
-KINDS = {'spot': GkeOptions(), 'queued': GkeOptions(spot=False, queue='tpu', priority='high'),
+KINDS = {'spot': GkeOptions(), 'flex-start': GkeOptions(spot=False, flex_start=True),
+         'queued': GkeOptions(spot=False, queue='tpu', priority='high'),
          'reserved': GkeOptions(spot=False, reservation='mine', service_account='downscale')}
 GOLDEN = ROOT / 'tests' / 'data' / 'jobset_v5e_4x4.yaml'
 
@@ -58,9 +59,9 @@ def test_every_slice_passes_both_schemas_and_its_job_the_strict_one(place, optio
     inner = {'apiVersion': 'batch/v1', 'kind': 'Job', 'metadata': {'name': 'x'},
              **job['template']}
     kubernetes_validate.validate(inner, kubernetes_validate.latest_version(), strict=True)
-    pod, = job['template']['spec']['template']['spec']['containers']
-    assert pod['resources']['limits']['google.com/tpu'] * job['template']['spec']['completions'] \
-        * where.slices == where.chips
+    containers = job['template']['spec']['template']['spec']['containers']
+    chips = sum(one['resources']['limits']['google.com/tpu'] for one in containers)
+    assert chips * job['template']['spec']['completions'] * where.slices == where.chips
 
 
 @pytest.mark.parametrize(('path', 'key', 'value'), [
@@ -117,10 +118,42 @@ def test_the_queues_of_the_repository_are_those_of_the_code():
         assert flavors[spot]['nodeLabels'] == pod['nodeSelector']
         tpus, memory = (one['nominalQuota'] for quota in quotas if quota['name'] == spot
                         for one in quota['resources'])
-        asked = pod['containers'][0]['resources']
+        asked = [one['resources'] for one in pod['containers']]
         count = job['template']['spec']['completions']
-        assert asked['limits']['google.com/tpu'] * count <= tpus
-        assert int(asked['requests']['memory'][:-2]) * count <= int(memory[:-2])
+        assert sum(one['limits']['google.com/tpu'] for one in asked) * count <= tpus
+        assert sum(int(one['requests']['memory'][:-2]) for one in asked) * count <= int(
+            memory[:-2])
+
+
+def test_pods_of_flex_start_go_to_its_machines_and_no_others_do():
+    key = 'cloud.google.com/gke-flex-start'
+    for name, options in KINDS.items():
+        job, = gke.manifest(spec_of(), options)['spec']['replicatedJobs']
+        pod = job['template']['spec']['template']['spec']
+        assert (pod['nodeSelector'].get(key) == 'true') == (name == 'flex-start')
+        assert (key in {one['key'] for one in pod['tolerations']}) == (name == 'flex-start')
+        assert ('cloud.google.com/gke-spot' in pod['nodeSelector']) == (name == 'spot')
+
+
+def test_training_on_machines_of_two_numa_nodes_is_a_container_for_each():
+    def pod_of(topology, part):
+        spec = spec_of(topology, part=part)
+        job, = gke.manifest(spec, GkeOptions())['spec']['replicatedJobs']
+        return job['template']['spec']
+    job = pod_of('tpu7x:2x2x2', 'train')
+    first, second = job['template']['spec']['containers']
+    assert (first['name'], second['name']) == ('main', 'main-1')
+    assert {**first, 'name': 'main-1'} == second
+    assert first['resources'] == {'limits': {'google.com/tpu': 2}, 'requests': {'memory': '384Gi'}}
+    # A code of either decides, and that of a preemption before one that is fatal.
+    rules = [(rule['onExitCodes']['values'], rule['onExitCodes']['containerName'])
+             for rule in job['podFailurePolicy']['rules'] if 'onExitCodes' in rule]
+    assert rules == [([42], 'main'), ([42], 'main-1'), ([64], 'main'), ([64], 'main-1')]
+    # What writes answers is one process, and no other machine has two halves.
+    for place, part in (('tpu7x:2x2x1', 'write'), ('tpu7x:2x2x1', 'reason'),
+                           ('v5p:2x2x2', 'train'), ('v6e:4x4', 'train')):
+        container, = pod_of(place, part)['template']['spec']['containers']
+        assert container['resources']['limits']['google.com/tpu'] == 4
 
 
 # --- names ------------------------------------------------------------------------------------

@@ -146,6 +146,17 @@ def test_the_log_of_a_process_of_several_slices_is_that_which_jax_numbers_so(
         assert backend.log(spec, process) == f'slice {replica}, worker {worker}\n'
 
 
+def test_the_log_of_a_process_is_that_of_its_container(backend, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(backend, '_call', lambda rest: asked.append(rest) or '')
+    # Two processes a machine: the fourth is the second container of the second pod.
+    spec = dataclasses.replace(spec_of(tmp_path), topology='tpu7x:2x2x2')
+    for process, container, pod in ((0, 'main', 0), (3, 'main-1', 1)):
+        backend.log(spec, process)
+        assert f'--container={container}' in asked[-1]
+        assert asked[-1][-1].endswith(f'job-completion-index={pod}')
+
+
 def test_without_kubectl_it_says_what_to_install(cluster, backend, tmp_path, monkeypatch):
     monkeypatch.setenv('PATH', str(tmp_path))
     with pytest.raises(ValueError, match='there is no kubectl'):

@@ -12,7 +12,7 @@ import pytest
 from waiting import LIMIT, wait_until
 
 from downscale.launch import state, supervise
-from downscale.launch.backends import tpuvm
+from downscale.launch.backends import gcloud, tpuvm
 from downscale.launch.spec import Spec
 from downscale.launch.watch import Policy
 from downscale.runtime.files import write_json
@@ -37,13 +37,13 @@ def finish(spec):
     write_json(state.folder_of(spec.run, spec) / 'DONE.json', {'spec': spec.hash})
 
 
-def test_a_command_names_slices_and_refuses_what_is_on_gke_only(tmp_path):
+def test_a_command_names_slices_and_refuses_what_the_tpu_api_lacks(tmp_path):
     options = tpuvm.QueuedOptions(zones=('z0',), script='s.sh', kind='reserved', internal_ips=True)
     spec = spec_of(tmp_path, '2xv5p:2x2x2')
     argv = tpuvm.create_command(spec, options, 'z0')
     assert {'--node-count=2', f'--node-prefix={spec.name}', '--accelerator-type=v5p-16',
             '--reserved', '--internal-ips', '--runtime-version=v2-alpha-tpuv5'} <= set(argv)
-    with pytest.raises(ValueError, match='tpu7x is on GKE only'):
+    with pytest.raises(ValueError, match='tpu7x is not in the Cloud TPU API'):
         tpuvm.create_command(spec_of(tmp_path, 'tpu7x:2x2x1'), options, 'z0')
 
 
@@ -62,7 +62,7 @@ def test_submitting_twice_asks_once_and_cancelling_leaves_nothing(api, tmp_path)
     node, = value['tpu']['nodeSpec']
     assert node['node']['acceleratorType'] == 'v5litepod-16' and 'spot' in value
     assert node['node']['metadata']['startup-script'] == '#!/bin/bash\n'
-    assert node['node']['labels'] == tpuvm.labels(spec)
+    assert node['node']['labels'] == gcloud.labels(spec)
     node['node']['labels']['downscale-spec'] = 'other'
     with pytest.raises(ValueError, match='is there for spec other'):
         backend.create(spec, 'z0')
@@ -86,12 +86,12 @@ def test_whatever_a_folder_is_called_gcloud_passes_it_on(api, tmp_path, name):
     node = value['tpu']['nodeSpec'][0]['node']
     assert node['metadata']['downscale-spec'] == str(state.folder_of(spec.run, spec) / 'spec.json')
     assert node['metadata']['startup-script'] == '#!/bin/bash\n'
-    assert node['labels'] == tpuvm.labels(spec)
+    assert node['labels'] == gcloud.labels(spec)
     assert all(re.fullmatch('[a-z0-9_-]{1,63}', part) for part in node['labels'].values())
 
 
 def test_a_folder_that_gcloud_could_not_part_is_refused(tmp_path):
-    spec = dataclasses.replace(spec_of(tmp_path), run=tpuvm.SEPARATORS)
+    spec = dataclasses.replace(spec_of(tmp_path), run=gcloud.SEPARATORS)
     with pytest.raises(ValueError, match='give --run another name') as error:
         tpuvm.create_command(spec, tpuvm.QueuedOptions(zones=('z0',), script='s.sh'), 'z0')
     assert '\n' not in str(error.value)
@@ -100,10 +100,10 @@ def test_a_folder_that_gcloud_could_not_part_is_refused(tmp_path):
 @needs_gcloud
 def test_errors_of_gcloud_are_one_line(api, tmp_path):
     with pytest.raises(RuntimeError) as error:
-        tpuvm.call(tpuvm.describe_command('nothing', 'z0'))
+        gcloud.call(tpuvm.describe_command('nothing', 'z0'))
     assert 'NOT_FOUND' in str(error.value) and '\n' not in str(error.value)
     with pytest.raises(RuntimeError, match='unrecognized arguments'):
-        tpuvm.call([*tpuvm.list_command('z0'), '--wrong'])
+        gcloud.call([*tpuvm.list_command('z0'), '--wrong'])
     backend_of(tmp_path).delete('nothing', 'z0')
 
 
@@ -136,7 +136,7 @@ sys.path[:0] = sys.argv[1].split(os.pathsep)
 from pathlib import Path
 import test_queued
 from downscale.launch import supervise
-from downscale.launch.backends import tpuvm
+from downscale.launch.backends import gcloud, tpuvm
 from downscale.launch.watch import Policy
 tpuvm.TpuvmBackend.poll = 0.1
 if sys.argv[3] == 'die':
