@@ -22,7 +22,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from downscale import letters
-from downscale.runtime.processes import SLICES
+from downscale.runtime.setup import SLICES
 
 # Slices lie along `data`, the first: between them are the slowest wires.
 MESH_AXES = ('data', 'fsdp', 'fsdp_ring', 'tensor')

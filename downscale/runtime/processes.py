@@ -21,9 +21,9 @@ from jax.experimental.multihost_utils import reached_preemption_sync_point
 
 from downscale.runtime import exits
 from downscale.runtime.peers import Peers, line_of, say, told_of_loss
+from downscale.runtime.setup import SLICES
 
 VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
-SLICES = 'MEGASCALE_NUM_SLICES'  # as GKE gives it to the pods of several slices
 LONGEST_SECONDS = 30 * 24 * 3600
 _turns = itertools.count()
 _polls = itertools.count(1)

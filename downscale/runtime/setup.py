@@ -13,6 +13,7 @@ from pathlib import Path
 from downscale.runtime.exits import INTERRUPTED, say
 from downscale.runtime.files import BUCKET, writable
 
+SLICES = 'MEGASCALE_NUM_SLICES'  # as GKE gives it to the pods of several slices
 # What JAX must be set to, where it is set: with others it computes other numbers than ever before.
 _YES = ('1', 'true', 'on', 'yes', 't', 'y')
 _NO = ('0', 'false', 'off', 'no', 'f', 'n')

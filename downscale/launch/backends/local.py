@@ -18,7 +18,7 @@ from downscale.launch.spec import Spec, on_cpu, processes_of, slices_of
 from downscale.launch.watch import Observed, Policy
 from downscale.runtime.exits import FATAL, MISMATCH, PREEMPTED
 from downscale.runtime.files import scratch
-from downscale.runtime.processes import SLICES
+from downscale.runtime.setup import SLICES
 
 PACKAGE = Path(__file__).parents[2]
 POLL_SECONDS = 0.5
