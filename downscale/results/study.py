@@ -24,6 +24,7 @@ from downscale.results.items import (
 )
 from downscale.results.study_file import read_lines, read_study, short, shown
 from downscale.results.throughput import read_throughput
+from downscale.runtime import copies
 from downscale.runtime.files import PathLike
 from downscale.stage_table import STAGES
 
@@ -120,6 +121,10 @@ def load_study(directory: PathLike) -> Study:
               for name, count in sorted(newer.items())]
     study = study_of(root, meta, items, texts, curves, unfinished, read_throughput(root),
                      _input_hash(root))
+    gone = copies.gone(root)
+    if gone:
+        notes.append(f'{len(gone)} objects of the bucket went while they were read, first '
+                     f'{gone[0]}')
     return replace(study, notes=(*study.notes, *notes, *doubts(root)))
 
 
