@@ -14,8 +14,6 @@ from downscale.commands.parsing import (
     resamples,
 )
 from downscale.output.text import linked
-from downscale.runtime import copies
-from downscale.runtime.files import PathLike
 
 # Copies of names, since `--help` must not wait for numpy; the tests compare them.
 COSTS = ('params', 'train_flops', 'inference_flops', 'samples', 'chip_hours')  # of `costs.py`
@@ -149,15 +147,8 @@ def report(args: argparse.Namespace) -> None:
     from downscale.commands.analyze_measures import check_resamples
     from downscale.report.report import write_report
     check_resamples(args.bootstraps)
-    out = args.out or copies.results_beside(args.study) / 'report'
-    page = write_report(_copy_of(args.study), out, args.bootstraps, args.seed)
+    page = write_report(args.study, args.out, args.bootstraps, args.seed)
     print(f'report: {linked(page)}')
-
-
-def _copy_of(study: PathLike):
-    """Return the local folder of a study: of one in a bucket a copy of what the analysis reads."""
-    from downscale.results.study import READ
-    return copies.local_copy(study, copies.matching(*READ))
 
 
 def validate(args: argparse.Namespace) -> int:
@@ -166,7 +157,8 @@ def validate(args: argparse.Namespace) -> int:
 
     from downscale.analysis.validate import lines
     from downscale.analysis.validate import validate as find
-    errors, notes, rates = find(_copy_of(args.study))
+    from downscale.results.study import local_study
+    errors, notes, rates = find(local_study(args.study))
     # The exit code follows errors alone: an unfinished study has notes, and is no fault.
     print(json.dumps({'errors': errors, 'notes': notes, 'answers': rates}, indent=1) if args.json
           else '\n'.join(lines(errors, notes, rates)))
@@ -190,8 +182,6 @@ def run(args: argparse.Namespace) -> int | None:
         probe(args)
     elif args.verb == 'ledger':
         from downscale.commands import analyze_probes
-        args.out = args.out or copies.results_beside(args.study) / 'analysis'
-        args.study = _copy_of(args.study)
         analyze_probes.show_ledger(args)
     elif args.verb == 'report':
         report(args)
@@ -199,6 +189,5 @@ def run(args: argparse.Namespace) -> int | None:
         return validate(args)
     else:
         from downscale.commands import analyze_measures
-        args.study = _copy_of(args.study)
         analyze_measures.run(args)
     return None

@@ -109,9 +109,17 @@ def _columns(table, schema):
     return columns, codes
 
 
+def local_study(directory: PathLike) -> Path:
+    """Return the local folder of a study; of one in a bucket a copy of what the analysis reads."""
+    return copies.local_copy(directory, copies.matching(*READ))
+
+
 def load_study(directory: PathLike) -> Study:
-    """Return the study of a folder, read and checked; unfinished runs are listed, never dropped."""
-    root = Path(directory)
+    """Return the study of a folder, read and checked; unfinished runs are listed, never dropped.
+
+    The folder may be in a bucket (gs://).
+    """
+    root = local_study(directory)
     meta = read_study(root)
     newer = Counter()   # columns that a newer version writes, with the number of tables
     items = [read_items(path, newer) for path in sorted(root.glob('evaluations/*/items.parquet'))]

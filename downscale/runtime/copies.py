@@ -100,8 +100,9 @@ def local_copy(path: PathLike, needs: Names = _nothing) -> Path:
     """Return the local path that holds what `path` holds; of a bucket a copy of what is needed.
 
     `needs` chooses from the names below a folder, such as 'cells/w64-s0/text/DONE.json'; without it
-    `path` should be an object. One line on stderr says what was fetched. FileNotFoundError, PermissionError, ImportError (without the
-    extra `gcs`), RuntimeError or ValueError in one line where the bucket cannot be read.
+    `path` should be an object. One line on stderr says what was fetched. FileNotFoundError,
+    PermissionError, ImportError (without the extra `gcs`), RuntimeError or ValueError in one line
+    where the bucket cannot be read.
     """
     if not in_bucket(path):
         return Path(path)
@@ -196,9 +197,10 @@ def _copy(address, needs):
                 if not _is_there(target / name, item)}
         _write_mark(address, target, rest, sorted(asked - set(objects)))
     if fetched:
-        size = sum(objects[name].size for name in objects) - sum(fetched.values())
-        say(f'{address}: {len(fetched)} objects ({_mega(sum(fetched.values()))}) read into '
-            f'{target}, {len(objects) - len(fetched)} ({_mega(size)}) not needed or there')
+        size = sum(fetched.values())
+        rest = sum(item.size for item in objects.values()) - size
+        more = f', {_shown(rest)} not needed or there already' if rest else ''
+        say(f'{address}: {len(fetched)} objects, {_shown(size)} read into {target}{more}')
     return target
 
 
@@ -285,7 +287,7 @@ def _fetch(address, target, items):
                 task.result()
             if waiting:
                 say(f'{address}: {len(tasks) - len(waiting)} of {len(tasks)} objects, '
-                    f'{_mega(sum(received))} of {_mega(total)}')
+                    f'{_shown(sum(received))} of {_shown(total)}')
     return [name for task, name in tasks.items() if not task.result()]
 
 
@@ -350,5 +352,5 @@ def _asking(address: str) -> Iterator[None]:
         raise RuntimeError(f'cannot read {address} now, and may later: {text}') from None
 
 
-def _mega(size):
-    return f'{size / 1e6:.1f} MB'
+def _shown(size):
+    return f'{size / 1e6:.1f} MB' if size >= 1e6 else f'{size / 1e3:.1f} kB'
