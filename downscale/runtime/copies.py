@@ -61,6 +61,7 @@ class _Object:
     size: int
     generation: int
     crc32c: str | None
+    encoding: str
 
     @property
     def stamp(self):
@@ -215,13 +216,9 @@ def _look(address):
         # The console of the cloud makes empty objects that stand for folders.
         if full.endswith('/'):
             continue
-        if not _clean(full):
-            raise ValueError(f'{BUCKET}{full} is no name that a file can have; rename the object')
-        if facts.get('contentEncoding') == 'gzip':
-            raise ValueError(f'{BUCKET}{full} is stored as gzip, which changes its bytes; upload '
-                             'it again without')
-        objects[name] = _Object(name=name, size=int(facts['size']), crc32c=facts.get('crc32c'),
-                                generation=int(facts['generation']))
+        objects[name] = _Object(
+            name=name, size=int(facts['size']), generation=int(facts['generation']),
+            crc32c=facts.get('crc32c'), encoding=facts.get('contentEncoding', ''))
     return objects
 
 
@@ -272,6 +269,11 @@ def _write_mark(address, target, rest, lost):
 
 def _fetch(address, target, items):
     """Fetch objects in parallel, telling the progress; return the names of those that changed."""
+    for item in items:
+        if item.name and not _clean(item.name):
+            raise ValueError(f'{address}/{item.name} is no name of a file; rename the object')
+        if item.encoding == 'gzip':  # the client unpacks it, and neither size nor sum fits then
+            raise ValueError(f'{address}/{item.name} is stored as gzip; upload it again without')
     total = sum(item.size for item in items)
     require_room(target, total)
     received = []

@@ -8,11 +8,12 @@ import urllib.request
 
 import jax
 import numpy as np
+import probed_study
 import published
 import pytest
 import small
 from bucket_proxy import BucketProxy
-from fake_chain import Fake, study
+from fake_chain import Fake, save_run, study
 from fake_study import fake_study
 
 import downscale
@@ -22,7 +23,9 @@ from downscale.data.corpora.build import build
 from downscale.data.corpora.build_settings import Settings
 from downscale.data.corpora.mixture import Mixture
 from downscale.data.corpora.sources import Source
+from downscale.data.tokens import load_tokenizer
 from downscale.evaluate.extract_think import Chain
+from downscale.launch import attempt
 from downscale.results.study import READ, load_study
 from downscale.runtime import copies
 from downscale.view import server
@@ -194,6 +197,27 @@ def test_load_brings_the_newest_complete_step_and_the_tokenizer(proxy):
     proxy.reset()
     downscale.load(f'gs://runs/models/{cell}/')
     assert proxy.read == []
+
+
+def test_load_reads_a_step_that_was_saved_into_the_bucket(proxy, bucket, tmp_path):
+    groups = ('language', 'tower', 'connector', 'image_newline_D')
+    save_run(f'{bucket}/saved/cells/c/extract', groups, 1)
+    save_run(tmp_path / 'here', groups, 1)
+    _, params, _, _ = downscale.load(f'{bucket}/saved/cells/c/extract')
+    jax.tree.map(np.testing.assert_array_equal, params, downscale.load(tmp_path / 'here')[1])
+    assert 'saved/cells/c/extract/checkpoints/1/commit_success.txt' in proxy.names
+    assert not any('/checkpoints/1/meta/' in name for name in proxy.names)
+
+
+def test_a_launched_job_leaves_its_tokenizer_in_the_bucket(proxy, bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv('DOWNSCALE_SCRATCH', str(tmp_path / 'scratch'))
+    cell = probed_study.cell('w32d2')
+    attempt._prepare(f'{bucket}/launched', 'planted', [cell], None)
+    folder = f'{bucket}/launched/cells/{cell.name}/instruct'
+    save_run(folder, ('language',), 1)
+    _, _, tokenizer, _ = downscale.load(folder)
+    assert tokenizer.to_str() == load_tokenizer(
+        tmp_path / 'scratch/runs/launched/tokenizer.json', small.ROWS).to_str()
 
 
 def test_load_says_in_a_line_what_is_not_there(proxy):

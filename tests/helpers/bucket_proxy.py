@@ -73,7 +73,8 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-    def do_GET(self):
+    def _any(self):
+        body = self.rfile.read(int(self.headers.get('Content-Length') or 0))
         server = self.server
         server.requests += 1
         trouble = server.trouble(unquote(self.path), server.requests)
@@ -86,12 +87,12 @@ class _Handler(BaseHTTPRequestHandler):
                          b'{"error": {"message": "refused by the test"}}')
             return
         link = http.client.HTTPConnection(server.upstream)
-        link.request('GET', self.path, headers={
+        link.request(self.command, self.path, body, {
             name: value for name, value in self.headers.items() if name.lower() != 'host'})
         answer = link.getresponse()
         data = answer.read()
         link.close()
-        if 'alt=media' in self.path:
+        if self.command == 'GET' and 'alt=media' in self.path:
             name = unquote(urlsplit(self.path).path).partition('/o/')[2]
             server.read.append((name, len(data)))
         else:
@@ -106,4 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header('Content-Length', str(len(data)))
         self.end_headers()
-        self.wfile.write(data)
+        if self.command != 'HEAD':
+            self.wfile.write(data)
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = _any
