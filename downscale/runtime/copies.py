@@ -349,7 +349,9 @@ def _asking(address: str) -> Iterator[None]:
             raise PermissionError(
                 f'{address}: the bucket answered {code[1] or 403}; whoever runs this needs the '
                 'role storage.objectViewer, after gcloud auth application-default login') from None
-        if isinstance(error, OSError) and error.errno is not None or not passes(error):
+        # Of a disk an error has a number, and so has that of a host without an address.
+        remote = type(error).__module__.startswith('aiohttp.')
+        if isinstance(error, OSError) and error.errno and not remote or not passes(error):
             raise
         raise RuntimeError(f'cannot read {address} now, and may later: {text}') from None
 

@@ -1,4 +1,5 @@
 """Copies of what lies in a bucket: what travels, when, and what stops it."""
+import errno
 import json
 import os
 import subprocess
@@ -214,6 +215,23 @@ def test_an_outage_that_lasts_is_one_line(proxy, monkeypatch):
                                            'later: refused by the test, 503'):
         copy_of(proxy)
     assert proxy.requests == 6
+
+
+def test_a_bucket_out_of_reach_is_one_line(proxy, monkeypatch):
+    monkeypatch.setattr('gcsfs.retry.random.random', lambda: -100.)
+    monkeypatch.setenv('STORAGE_EMULATOR_HOST', 'http://127.0.0.1:9')
+    with pytest.raises(RuntimeError, match=rf'cannot read gs://runs/{proxy.run} now, and may '
+                                           'later: Cannot connect to host 127.0.0.1:9'):
+        copy_of(proxy)
+
+
+def test_a_full_disk_is_told_as_that(proxy, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(copies.os, 'utime', full)
+    with pytest.raises(OSError, match='No space left on device') as error:
+        copy_of(proxy)
+    assert error.value.errno == errno.ENOSPC and not list(copies.top().rglob('study.json'))
 
 
 def test_slow_answers_are_waited_for_and_told_of(proxy, monkeypatch, capfd):
