@@ -82,10 +82,6 @@ def matching(*patterns: str) -> Names:
     return choose
 
 
-def _nothing(names):
-    return ()
-
-
 def _fits(name, pattern):
     parts = name.split('/')
     wanted = pattern.split('/')
@@ -95,9 +91,7 @@ def _fits(name, pattern):
     return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
 
 
-# --- what callers ask for ---------------------------------------------------------------------
-
-def local_copy(path: PathLike, needs: Names = _nothing) -> Path:
+def local_copy(path: PathLike, needs: Names = lambda names: ()) -> Path:
     """Return the local path that holds what `path` holds; of a bucket a copy of what is needed.
 
     `needs` chooses from the names below a folder, such as 'cells/w64-s0/text/DONE.json'; without it
@@ -168,8 +162,6 @@ def _listed(path):
             return root, objects[path.relative_to(root).as_posix()]
     return None, None
 
-
-# --- a folder ---------------------------------------------------------------------------------
 
 def _copy(address, needs):
     """Bring the copy of `address` to what the bucket holds now, and return its path."""
@@ -264,8 +256,6 @@ def _write_mark(address, target, rest, lost):
         write_json(target / MARK, {'of': address, 'gone': lost, 'not_needed': {
             folder: {'objects': count[folder], 'bytes': size[folder]} for folder in count}})
 
-
-# --- objects ----------------------------------------------------------------------------------
 
 def _fetch(address, target, items):
     """Fetch objects in parallel, telling the progress; return the names of those that changed."""
