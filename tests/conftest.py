@@ -58,7 +58,7 @@ def optimised():
 
 
 @pytest.fixture(scope='module')
-def bucket():
+def bucket(tmp_path_factory):
     """The URL of an empty bucket of a server on this machine, which this process and jobs use."""
     server = FakeGCSServer()
     with pytest.MonkeyPatch.context() as patch, server:
@@ -67,6 +67,7 @@ def bucket():
         patch.setenv('TENSORSTORE_GCS_HTTP_URL', server.url)
         patch.setenv('GOOGLE_AUTH_TOKEN_FOR_TESTING', 'any')
         patch.setenv('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')  # else it asks who we are
+        patch.setenv('DOWNSCALE_COPIES', str(tmp_path_factory.mktemp('copies')))
         urllib.request.urlopen(urllib.request.Request(
             f'{server.url}/storage/v1/b?project=any', data=b'{"name": "runs"}',
             headers={'Content-Type': 'application/json'})).close()

@@ -5,7 +5,14 @@ import sys
 
 from downscale.commands import analyze_fit
 from downscale.commands.machine import prepare_for_models
-from downscale.commands.parsing import local_path, natural, new_file, new_folder, resamples
+from downscale.commands.parsing import (
+    any_path,
+    local_path,
+    natural,
+    new_file,
+    new_folder,
+    resamples,
+)
 from downscale.output.text import linked
 
 # Copies of names, since `--help` must not wait for numpy; the tests compare them.
@@ -25,6 +32,7 @@ ANALYZE_EXAMPLES = {
     'report': 'downscale analyze report runs/smoke --bootstraps 500 --out runs/smoke/quick',
 }
 EXAMPLE = ANALYZE_EXAMPLES['drop']
+STUDY = 'folder of a study, of this machine or of a bucket (gs://BUCKET/...)'
 DRAWN = ('fit', 'isoflop', 'drop', 'grid', 'attribute', 'pareto')  # with --out
 HELP = {
     'fit': 'Fit a law of size (and tokens) to a table, with intervals and alarms.',
@@ -55,7 +63,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
         elif name in ('probe', 'ledger'):
             add_probe_arguments(verb, name)
         elif name == 'validate':
-            verb.add_argument('study', type=local_path, help='folder of a study')
+            verb.add_argument('study', type=any_path, help=STUDY)
             verb.add_argument('--json', action='store_true', help='one JSON object instead of text')
         elif name == 'report':
             add_report_arguments(verb)
@@ -65,9 +73,9 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 def add_report_arguments(sub: argparse.ArgumentParser) -> None:
     """Add to `sub` what `report` reads."""
-    sub.add_argument('study', type=local_path, help='folder of a study')
+    sub.add_argument('study', type=any_path, help=STUDY)
     sub.add_argument('--out', type=new_folder, metavar='DIR',
-                     help='where to (default: STUDY/report)')
+                     help='where to (default: STUDY/report; of gs://.../NAME here, NAME/report)')
     _add_resamples(sub)
 
 
@@ -80,7 +88,7 @@ def _add_resamples(sub):
 def add_measure_arguments(sub: argparse.ArgumentParser, verb: str) -> None:
     """Add to `sub` what `analyze_measures.run` reads for this verb."""
     sub.set_defaults(verb=verb)
-    sub.add_argument('study', type=local_path, help='folder of a study')
+    sub.add_argument('study', type=any_path, help=STUDY)
     sub.add_argument('--json', action='store_true', help='one JSON object instead of tables')
     sub.add_argument('--csv', type=new_file, metavar='FILE',
                      help='write every number there as well')
@@ -101,9 +109,12 @@ def add_measure_arguments(sub: argparse.ArgumentParser, verb: str) -> None:
 def add_probe_arguments(sub: argparse.ArgumentParser, verb: str) -> None:
     """Add to `sub` what `analyze_probes` reads for this verb."""
     sub.set_defaults(verb=verb)
-    sub.add_argument('study', type=local_path, help='folder of a study')
-    sub.add_argument('--out', type=new_folder,
-                     help='folder of JSON, CSV and figure (STUDY/analysis)')
+    # Probes are written into the study, beside what they were made of.
+    local = verb == 'probe'
+    sub.add_argument('study', type=local_path if local else any_path,
+                     help='folder of a study' if local else STUDY)
+    sub.add_argument('--out', type=new_folder, help='folder of JSON, CSV and figure (default: '
+                     'STUDY/analysis; of gs://.../NAME here, NAME/analysis)')
     sub.add_argument('--json', action='store_true', help='one JSON object instead of tables')
     _add_resamples(sub)
     if verb == 'ledger':
@@ -146,7 +157,8 @@ def validate(args: argparse.Namespace) -> int:
 
     from downscale.analysis.validate import lines
     from downscale.analysis.validate import validate as find
-    errors, notes, rates = find(args.study)
+    from downscale.results.study import local_study
+    errors, notes, rates = find(local_study(args.study))
     # The exit code follows errors alone: an unfinished study has notes, and is no fault.
     print(json.dumps({'errors': errors, 'notes': notes, 'answers': rates}, indent=1) if args.json
           else '\n'.join(lines(errors, notes, rates)))

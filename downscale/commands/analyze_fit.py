@@ -2,7 +2,8 @@
 import argparse
 import json
 
-from downscale.commands.parsing import local_path, natural, new_folder, positive, resamples, share
+from downscale.commands.parsing import any_path, natural, new_folder, positive, resamples, share
+from downscale.runtime.copies import local_copy
 
 FORMS = ('power', 'chinchilla', 'saturating')
 
@@ -35,7 +36,8 @@ def add_isoflop_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_shared(sub, x):
-    sub.add_argument('table', type=local_path, help='.csv or .parquet, a row per measured point')
+    sub.add_argument('table', type=any_path, help='.csv or .parquet, a row per '
+                     'measured point; of this machine or gs://BUCKET/...')
     sub.add_argument('--x', default=x, metavar='COLUMN', help=f'size (default: {x})')
     sub.add_argument('--y', default='loss', metavar='COLUMN', help='measured (default: loss)')
     sub.add_argument('--out', type=new_folder, metavar='DIR',
@@ -162,6 +164,7 @@ def _read(path, numbers, names):
     import numpy as np
     import pyarrow as pa
     from pyarrow import csv, parquet
+    path = local_copy(path)
     if not path.is_file():
         raise FileNotFoundError(f'{path} does not exist; give a .csv or .parquet table')
     if path.suffix not in ('.csv', '.parquet'):

@@ -11,6 +11,7 @@ from downscale.commands.analyze_measures import as_csv, as_json, check_resamples
 from downscale.report.probe_figures import layer_curves, ledger_bars, save_figure
 from downscale.results.probes import MACRO, read
 from downscale.results.study import load_study
+from downscale.runtime.copies import results_beside
 from downscale.runtime.files import write_bytes
 
 # Of probes the files hold every family and measure; these are printed, in the mean over families.
@@ -43,7 +44,7 @@ def show_ledger(args: argparse.Namespace) -> None:
     study = load_study(args.study)
     try:
         losses = ledger(measures.scored(study, args.bootstraps, args.seed),
-                        read(args.study, 'probe_items'))
+                        read(study.root, 'probe_items'))
     except Missing as reason:
         raise ValueError(f'{args.study}: {reason}') from None
     rows, notes = ledger_rows(losses)
@@ -59,7 +60,7 @@ def _site(row):
 
 def _leave(args, name, rows, shown, notes, draw, drawn):
     """Write `rows` into --out (default: STUDY/analysis), and print those `shown`, or JSON."""
-    out = args.out or args.study / 'analysis'
+    out = args.out or results_beside(args.study) / 'analysis'
     save_figure(draw, drawn, out, name)
     text = as_json(args, load_study(args.study).input_hash, rows, notes)
     write_bytes(out / f'{name}.json', (text + '\n').encode())

@@ -1,7 +1,7 @@
 """`downscale completion`: what a shell needs to complete commands, options, choices and paths."""
 import argparse
 
-from downscale.commands.parsing import Parser, local_path, new_file, new_folder, run_folder
+from downscale.commands.parsing import Parser, any_path, local_path, new_file, new_folder
 
 EXAMPLE = 'downscale completion bash'
 SHELLS = ('bash', 'zsh', 'fish')
@@ -35,7 +35,7 @@ def _mark_paths(parser: Parser, shtab) -> None:
     for action in parser.arguments():
         if action.type is new_folder:
             action.complete = shtab.DIRECTORY
-        elif action.type in (local_path, new_file, run_folder) or action.dest in FILES:
+        elif action.type in (local_path, new_file, any_path) or action.dest in FILES:
             action.complete = shtab.FILE
     verbs = parser.verbs()
     for sub in verbs.choices.values() if verbs else ():

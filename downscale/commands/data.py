@@ -6,7 +6,15 @@ from pathlib import Path
 
 from downscale.commands import data_extract
 from downscale.commands.machine import cores
-from downscale.commands.parsing import count, local_path, natural, new_file, new_folder, share
+from downscale.commands.parsing import (
+    any_path,
+    count,
+    local_path,
+    natural,
+    new_file,
+    new_folder,
+    share,
+)
 from downscale.output.text import linked
 
 # A line for each verb that works as it stands, shown under its help.
@@ -60,9 +68,10 @@ def _add_build(sub):
 
 
 def _add_show(sub):
-    sub.add_argument('folder', type=local_path, help='folder of `downscale data build`')
+    sub.add_argument('folder', type=any_path, help='folder of `downscale data build`, of this '
+                     'machine or of a bucket (gs://BUCKET/...)')
     sub.add_argument('--page', type=new_file, metavar='FILE', help='where the page goes (default: '
-                     'show.html in the folder)')
+                     'show.html in the folder; of gs://.../NAME here, NAME/show.html)')
     sub.add_argument('--samples', type=count, default=24, metavar='N',
                      help='samples on the page (default 24)')
 
@@ -126,9 +135,11 @@ def show(args: argparse.Namespace) -> None:
     """Print the manifest of a built mixture, and write a page of samples."""
     from downscale.data.corpora.mixture import Corpus
     from downscale.data.corpora.page import lines, write_page
-    print(*lines(Corpus(args.folder).manifest), sep='\n')
-    path = args.page or args.folder / 'show.html'
-    write_page(args.folder, path, args.samples)
+    from downscale.runtime import copies
+    folder = copies.local_copy(args.folder, copies.matching('manifest.json'))
+    print(*lines(Corpus(folder).manifest), sep='\n')
+    path = args.page or copies.results_beside(args.folder) / 'show.html'
+    write_page(folder, path, args.samples)
     print(f'page: {linked(path)}')
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from downscale.commands.machine import cores
+from downscale.runtime import copies
 from downscale.runtime.files import BUCKET, in_bucket, scratch
 from downscale.runtime.outputs import existing, require_folder
 from downscale.runtime.setup import wanted_cache
@@ -95,7 +96,8 @@ def _places():
         'this folder': (Path.cwd(), ''),
         'compiled programs': (wanted_cache(), 'JAX_COMPILATION_CACHE_DIR'),
         'temporary files': (Path(os.environ.get('TMPDIR') or tempfile.gettempdir()), 'TMPDIR'),
-        'scratch of buckets': (scratch(BUCKET), 'DOWNSCALE_SCRATCH')}
+        'scratch of buckets': (scratch(BUCKET), 'DOWNSCALE_SCRATCH'),
+        'copies of buckets': (copies.top(), 'DOWNSCALE_COPIES')}
     places = {}
     for what, (folder, variable) in folders.items():
         row = {'path': str(folder), 'set_by': variable if os.environ.get(variable) else None,

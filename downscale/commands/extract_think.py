@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from downscale.commands.machine import prepare_for_models
-from downscale.commands.parsing import local_path, new_folder
+from downscale.commands.parsing import any_path, new_folder
 
 if TYPE_CHECKING:
     from downscale.evaluate.asked import Questions
@@ -24,10 +24,11 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
     What is not given is left to `ChainPlan` and, for limits, to the prompts.
     """
-    runs = {'nargs': '+', 'type': local_path, 'required': True, 'metavar': 'RUN'}
-    sub.add_argument('--perception', help='run folders of models that describe pictures', **runs)
+    runs = {'nargs': '+', 'type': any_path, 'required': True, 'metavar': 'RUN'}
+    sub.add_argument('--perception', help='run folders of models that describe pictures; as '
+                     'all that is read, of this machine or of a bucket (gs://BUCKET/...)', **runs)
     sub.add_argument('--reasoner', help='run folders of models that answer from texts', **runs)
-    sub.add_argument('--data', type=local_path, required=True,
+    sub.add_argument('--data', type=any_path, required=True,
                      help='folder of a study, or file of own questions (.json, .jsonl, .ndjson, '
                      '.csv, .tsv, .parquet), a row each: "id", "question", "images" (or "image", '
                      '"image_1", ...: paths beside the file, bytes or base64; [] for none) and, if '
@@ -59,10 +60,10 @@ def _add_wording(group):
     """Add the arguments that decide the questions to both kinds of model."""
     group.add_argument('--describe', choices=('caption', 'extract'), help='describe everything '
                        '(default), or what the question needs')
-    group.add_argument('--information', type=local_path, metavar='FILE',
+    group.add_argument('--information', type=any_path, metavar='FILE',
                        help='what to look at, instead '
                        'of that in the data: JSON, question id or number to text')
-    group.add_argument('--informer', type=local_path, metavar='RUN',
+    group.add_argument('--informer', type=any_path, metavar='RUN',
                        help='model that writes what to '
                        'look at, instead of that in the data')
     group.add_argument('--reason', nargs='+', choices=('think', 'direct'), help='default: think')
@@ -110,23 +111,27 @@ def assembled(args: argparse.Namespace, bars: 'Bars', open_data: 'Callable[[], Q
     from downscale.evaluate.asked import informed
     from downscale.evaluate.extract_think import Chain
     from downscale.evaluate.runs import open_runs, prompts_for
+    from downscale.runtime.copies import local_copy
+    from downscale.stages.loading import local_run
     # 1. The arguments by themselves, then the prompts, which need no data either.
     _refuse(args)
-    informers = [args.informer] if args.informer else []
+    perceiving = [*map(local_run, args.perception)]
+    reasoning = [*map(local_run, args.reasoner)]
+    informers = [local_run(args.informer)] if args.informer else []
     # All models have a say in the prompts; one that both sees and describes has one.
-    folders = [*dict.fromkeys((*sighted, *args.perception)), *args.reasoner, *informers]
+    folders = [*dict.fromkeys((*sighted, *perceiving)), *reasoning, *informers]
     worded = prompts.load(args.prompts or prompts_for(folders))
     args.reason = tuple(args.reason) if args.reason else None
     plan = _plan_of(args, worded)
     # 2. The questions, whose pictures decide what the models must see.
     questions = open_data()
     if args.information:
-        questions = informed(questions, args.information, numbers)
+        questions = informed(questions, local_copy(args.information), numbers)
     sees = any(asked.pictures for asked in questions.asked)
     # 3. The models.
     informer = open_runs(informers, 'informer')
-    perceptions = open_runs(args.perception, 'perception', sees=sees)
-    reasoners = open_runs(args.reasoner, 'reasoner', ban=plan.ban_reflexive)
+    perceptions = open_runs(perceiving, 'perception', sees=sees)
+    reasoners = open_runs(reasoning, 'reasoner', ban=plan.ban_reflexive)
     answering = open_runs(sighted, 'run', sees=sees)
     return Chain(
         out=args.out,

@@ -1,7 +1,7 @@
 """`downscale launch`: the verbs and what each reads; `launch_verbs.py` holds what they do."""
 import argparse
 
-from downscale.commands.parsing import count, natural, new_folder, run_folder
+from downscale.commands.parsing import any_path, count, natural, new_folder
 
 WATCH = 'downscale launch watch experiments/extraction_tuning.py --run gs://BUCKET/extraction'
 LAUNCH_EXAMPLES = {
@@ -42,7 +42,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
         verb.add_argument('config', metavar='EXPERIMENT',
                           help='study file, FILE.py or FILE.py:ARG')
         # Text and no path: `pathlib` would make one slash of the two in gs://.
-        verb.add_argument('--run', type=run_folder, dest='folder', metavar='FOLDER',
+        verb.add_argument('--run', type=any_path, dest='folder', metavar='FOLDER',
                           help='run folder: local, or '
                           'gs://BUCKET/... for the cloud (default: runs/STUDY)')
         verb.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',

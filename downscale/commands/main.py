@@ -25,7 +25,7 @@ from downscale.commands import (
     view,
 )
 from downscale.commands.parsing import Parser
-from downscale.runtime import exits, setup
+from downscale.runtime import copies, exits, setup
 from downscale.runtime.streams import LONGEST_ERROR, cause_of, keep_streams, shortened
 
 # What a person wants to do, and the commands for it: the first screen of --help.
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _ended(text, code):
     """Print why a command ends, in one line, and return its exit code."""
     hint = '; --debug shows the traceback' if code == exits.BUG else ''
-    print(shortened(text, LONGEST_ERROR - len(hint)) + hint, file=sys.stderr)
+    print(shortened(copies.named(text), LONGEST_ERROR - len(hint)) + hint, file=sys.stderr)
     return code
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from downscale.runtime.files import in_bucket
 from downscale.runtime.outputs import require_folder
 from downscale.runtime.streams import shortened
 from downscale.values import unknown
@@ -119,14 +120,15 @@ def local_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(f'{text!r} is no path')
     if ADDRESS.match(text):
         raise argparse.ArgumentTypeError(
-            f'{text} is no path of this machine; only `downscale launch --run` reads and writes a '
-            'bucket (gs://), for the rest copy it here: gcloud storage cp --recursive')
+            f'{text} is no path of this machine; report, view, analyze, rescore, extract-think and '
+            'data show read a bucket (gs://), and `launch --run` writes it; for the rest copy it '
+            'here: gcloud storage cp --recursive')
     return Path(text)
 
 
-def run_folder(text: str) -> str:
-    """Return the run folder of a launch as text: a path of this machine, or gs://BUCKET/..."""
-    if not text.startswith('gs://'):
+def any_path(text: str) -> str:
+    """Return a path as text: one of this machine, or gs://BUCKET/..."""
+    if not in_bucket(text):
         return str(local_path(text))
     if not text.removeprefix('gs://').partition('/')[0]:
         raise argparse.ArgumentTypeError(f'{text} names no bucket; as gs://BUCKET/runs/NAME')

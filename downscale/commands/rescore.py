@@ -2,15 +2,16 @@
 import argparse
 import json
 
-from downscale.commands.parsing import local_path
+from downscale.commands.parsing import any_path
 
 EXAMPLE = 'downscale rescore runs/chain/answer-r-from-p-think.jsonl'
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
     """Add to `sub` what `run` reads."""
-    sub.add_argument('file', type=local_path,
-                     help='list of {"text", "gold"}, or a samples file of downscale, lm-eval or '
+    sub.add_argument('file', type=any_path,
+                     help='on this machine or in a bucket (gs://BUCKET/...): list of {"text", '
+                     '"gold"}, or a samples file of downscale, lm-eval or '
                      'lmms-eval; as .json, .jsonl, .ndjson, .csv or .tsv. gold is a text, a list '
                      'of accepted texts (of ten: the votes of ten people) or a box of four '
                      'numbers. A row of a list may have "choices" ({letter: text}; without them '
@@ -31,7 +32,8 @@ def rescore_lines(args: argparse.Namespace) -> list[str]:
     """Return the lines that `downscale rescore` prints."""
     from downscale.evaluate.scoring import rescore, table
     from downscale.evaluate.scoring.stored_replies import read_rows
-    rows, notes = read_rows(args.file)
+    from downscale.runtime.copies import local_copy
+    rows, notes = read_rows(local_copy(args.file))
     # An empty list as JSON is a valid answer, unless something was left out to make it empty.
     if not rows and (notes or not args.json):
         raise ValueError(f'{args.file} holds no row with a right answer')

@@ -1,16 +1,16 @@
 """`downscale view`: the items of runs one by one, in the browser or as a static folder."""
 import argparse
 
-from downscale.commands.parsing import local_path, natural, new_folder
+from downscale.commands.parsing import any_path, natural, new_folder
 
 EXAMPLE = 'downscale view runs/smoke'
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
     """Add to `sub` what `run` reads."""
-    sub.add_argument('runs', nargs='+', metavar='RUN', type=local_path,
-                     help='folder of a study, or of `downscale extract-think`; several are shown '
-                     'side by side, item by item')
+    sub.add_argument('runs', nargs='+', metavar='RUN', type=any_path,
+                     help='folder of a study, or of `downscale extract-think`, of this machine or '
+                     'of a bucket (gs://BUCKET/...); several are shown side by side, item by item')
     sub.add_argument('--query', default='', metavar='QUERY',
                      help="what to show, as behind the '?' of an address: "
                      '"family=position&sort=loss"; with --bundle, which items to write')

@@ -12,7 +12,8 @@ from downscale.evaluate.question_files import SUFFIXES, own_questions
 from downscale.evaluate.scoring.reading import answer_of
 from downscale.evaluate.scoring.table import DEFAULT, verdicts
 from downscale.evaluate.scoring.targets import Target
-from downscale.runtime.files import PathLike
+from downscale.runtime import copies
+from downscale.runtime.files import PathLike, in_bucket
 from downscale.stages import inputs
 from downscale.values import hash_of
 
@@ -96,9 +97,10 @@ def _hashed(asked):
 def open_questions(path: PathLike, split: str = 'test', limit: int | None = None) -> Questions:
     """Return the first `limit` `Questions` of a study folder's `split`, or of a file of questions.
 
-    FileNotFoundError or ValueError in one line, for a file with the number of the line.
+    Either may be in a bucket (gs://); of a study only that split is copied here, of a file what its
+    rows name. FileNotFoundError or ValueError in one line, for a file with the number of the line.
     """
-    path = Path(path)
+    path = _local(path, split)
     if limit is not None and limit < 1:
         raise ValueError(f'--limit {limit} must be at least 1')
     if path.is_dir():
@@ -111,6 +113,20 @@ def open_questions(path: PathLike, split: str = 'test', limit: int | None = None
     if not questions.asked:
         raise ValueError(f'{path} holds no question')
     return questions
+
+
+def _local(path, split):
+    """Return the local path of a study or of a file of questions."""
+    if not in_bucket(path):
+        return Path(path)
+    # All of the folder is listed: the pictures that rows name lie beside the file.
+    folder, _, name = str(path).rpartition('/')
+    if Path(name).suffix in SUFFIXES:
+        return copies.local_copy(folder, lambda names: {name} & set(names)) / name
+    stored = 'data/*/*/*'
+    return copies.local_copy(path, copies.matching(
+        'data.json', f'{stored}/dataset_info.json', f'{stored}/features.json',
+        f'{stored}/*-{split.partition("[")[0]}.array_record*'))
 
 
 # --- a study ----------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ scorers that count votes (vqa, vqav2) want the answers of ten people as that lis
 for any other. Every key is known or refused with the nearest one; an empty cell is as good as no
 key. Pictures are read when they are shown, not before.
 """
+import contextlib
 import json
 import re
 from collections.abc import Callable
@@ -24,12 +25,13 @@ from downscale.data import measure, row_files
 from downscale.data.corpora import columns
 from downscale.data.corpora.cells import Rejected, empty
 from downscale.data.corpora.options import LETTERS, letter_of, options_in, several, with_options
-from downscale.data.corpora.sources import check_texts, picture_of
+from downscale.data.corpora.sources import check_texts, inside, picture_of
 from downscale.data.records import Turn
 from downscale.data.row_files import fault, shown
 from downscale.evaluate.scoring.boxes import is_box
 from downscale.evaluate.scoring.table import SCORERS, unfit
 from downscale.evaluate.scoring.targets import Target
+from downscale.runtime import copies
 from downscale.runtime.files import PathLike
 from downscale.values import unknown
 
@@ -70,6 +72,7 @@ def own_questions(path: PathLike, images: PathLike | None = None, limit: int | N
         raise ValueError(unknown('scorer', scorer, list(SCORERS)))
     if not path.is_file():
         raise FileNotFoundError(f'no file of questions {path}')
+    _fetch_pictures(path, Path(images or path.parent), limit)
     for where, row, again in islice(_rows(path), limit):
         try:
             question = _question(row, again, Path(images or path.parent), scorer)
@@ -88,6 +91,19 @@ def own_questions(path: PathLike, images: PathLike | None = None, limit: int | N
     if not questions:
         raise ValueError(f'{path} holds no question')
     return questions
+
+
+def _fetch_pictures(path, folder, limit):
+    """Fetch the pictures that rows name, where the file is a copy of one in a bucket."""
+    if not copies.is_copy(path):
+        return
+    files = []
+    for _, row, _ in islice(_rows(path), limit):
+        with contextlib.suppress(Rejected):  # told with its row
+            cells, _ = columns.pictures_in(row)
+            files += [folder / cell for cell in cells.values()
+                      if isinstance(cell, str) and not inside(cell)]
+    copies.fetch(files)
 
 
 # --- rows -------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from downscale.launch import state
 from downscale.launch.record import AttemptRecord
 from downscale.launch.spec import processes_of, steps_of
 from downscale.runtime import exits, processes
-from downscale.runtime.files import held, in_bucket, place, read_json, scratch
+from downscale.runtime.files import held, in_bucket, place, read_json, scratch, write_bytes
 from downscale.runtime.memory import keep_freed_memory
 from downscale.stages import training
 from downscale.stages.inputs import prepare
@@ -109,6 +109,9 @@ def _prepare(run, name, cells, claims):
     """Bring the study's data to this machine, and write its description into the run folder."""
     with held(scratch(run)):
         prepare(run, cells[0])
+        made = scratch(run) / 'tokenizer.json'
+        if in_bucket(run) and made.is_file():  # whoever loads a model from the bucket needs it
+            write_bytes(place(run) / made.name, made.read_bytes())
         described = read_json(place(run) / 'study.json') or {}
         wanted = {'config_hash': hash_of([cell.hash for cell in cells]),
                   'claims': registered(run, claims).get('claims'), 'budgets': budgets_of(cells)}

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from downscale.analysis.flips import PREFERRED
+from downscale.runtime.copies import obtainable
 from downscale.view.board import Board, picture_path
 from downscale.view.bundle import replace_bundle
 from downscale.view.columns import View, views_of
@@ -136,7 +137,7 @@ def _chosen(board, first):
     names = board.ids.to_pylist()
     everything = range(len(board))
     clusters = board.facts('cluster_id', everything)
-    pictured = {cluster: picture_path(run, cluster, 0).is_file() for cluster in set(clusters)}
+    pictured = {cluster: obtainable(picture_path(run, cluster, 0)) for cluster in set(clusters)}
 
     def order(item):
         # As the hash of its name falls, so that no answer decides.

@@ -26,6 +26,7 @@ from downscale.report.summary import summary
 from downscale.results.items import TableError
 from downscale.results.study import load_study
 from downscale.results.throughput import throughput
+from downscale.runtime.copies import results_beside
 from downscale.runtime.files import PathLike, write_bytes
 
 
@@ -33,16 +34,17 @@ def write_report(study_dir: PathLike, out_dir: PathLike | None = None, bootstrap
                  seed: int = 0) -> Path:
     """Write report.html, report.json, the figures and `items/`; return the path of report.html.
 
-    `out_dir` is study_dir/report when it is not given. The same input gives the same report.json,
+    `out_dir` is study_dir/report when it is not given, of gs://.../NAME it is NAME/report in the
+    working folder. The same input gives the same report.json,
     byte for byte. Parts without data are named in the report with the reason; a table that breaks
     its schema raises `TableError`.
     """
     study = load_study(study_dir)
-    out = Path(out_dir) if out_dir else Path(study_dir) / 'report'
+    out = Path(out_dir) if out_dir else results_beside(study_dir) / 'report'
     out.mkdir(parents=True, exist_ok=True)
     s = measures.scored(study, bootstraps, seed)
     results, skipped = _results(s)
-    links = _links(Path(study_dir), out, results, skipped)
+    links = _links(study.root, out, results, skipped)
     facts = summary(s, results)
     title = f'{study.meta.get("name", "study")} — downscale report'
     top = first_screen.html(s, results, out, links)

@@ -24,6 +24,7 @@ from downscale.results.items import (
 )
 from downscale.results.study_file import read_lines, read_study, short, shown
 from downscale.results.throughput import read_throughput
+from downscale.runtime import copies
 from downscale.runtime.files import PathLike
 from downscale.stage_table import STAGES
 
@@ -108,9 +109,17 @@ def _columns(table, schema):
     return columns, codes
 
 
+def local_study(directory: PathLike) -> Path:
+    """Return the local folder of a study; of one in a bucket a copy of what the analysis reads."""
+    return copies.local_copy(directory, copies.matching(*READ))
+
+
 def load_study(directory: PathLike) -> Study:
-    """Return the study of a folder, read and checked; unfinished runs are listed, never dropped."""
-    root = Path(directory)
+    """Return the study of a folder, read and checked; unfinished runs are listed, never dropped.
+
+    The folder may be in a bucket (gs://).
+    """
+    root = local_study(directory)
     meta = read_study(root)
     newer = Counter()   # columns that a newer version writes, with the number of tables
     items = [read_items(path, newer) for path in sorted(root.glob('evaluations/*/items.parquet'))]
@@ -120,6 +129,10 @@ def load_study(directory: PathLike) -> Study:
               for name, count in sorted(newer.items())]
     study = study_of(root, meta, items, texts, curves, unfinished, read_throughput(root),
                      _input_hash(root))
+    gone = copies.gone(root)
+    if gone:
+        notes.append(f'{len(gone)} objects of the bucket went while they were read, first '
+                     f'{gone[0]}')
     return replace(study, notes=(*study.notes, *notes, *doubts(root)))
 
 

@@ -53,10 +53,10 @@ def wanted_cache() -> Path | str:
     given = os.environ.get('JAX_COMPILATION_CACHE_DIR')
     if given:
         return given if given.startswith(BUCKET) else Path(given)
-    return _user_cache() / 'downscale' / 'xla'
+    return user_cache() / 'downscale' / 'xla'
 
 
-def _user_cache():
+def user_cache():
     """Return the cache folder of this user by the rules of XDG.
 
     An XDG_CACHE_HOME that is empty or no absolute path does not count.

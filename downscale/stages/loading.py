@@ -3,6 +3,7 @@
     model, params, tokenizer, experiment = downscale.load('runs/smoke/cells/w64d4-s0/instruct')
     logits = model.apply({'params': params}, tokens_BL, positions_BL, segments_BL)
 """
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from downscale.data.tokens import Encoder, load_tokenizer
 from downscale.model.init import PARTS, abstract_params
 from downscale.model.tower_words import WordModel, abstract_word_params
 from downscale.model.vision import Tower
-from downscale.runtime.files import PathLike
+from downscale.runtime import copies
+from downscale.runtime.files import PathLike, in_bucket
 from downscale.sharding import Rules, shardings
 from downscale.stages.models import Model, model_of
-from downscale.train.checkpoint import latest, load_params, stored_leaves
+from downscale.train import checksums
+from downscale.train.checkpoint import STEP, latest, load_params, stored_leaves
 
 
 def load(folder: PathLike, mesh: Mesh | None = None, dtype: DTypeLike | None = None
@@ -31,10 +34,11 @@ def load(folder: PathLike, mesh: Mesh | None = None, dtype: DTypeLike | None = N
     `params` are numpy arrays, or jax arrays sharded over `mesh` (see `sharding.mesh`) when one is
     given, whatever mesh they were trained on; `dtype` casts them, by default they keep the stored
     one. Only the groups that were stored come back: `language` alone for a text-only model.
+    `folder` may be in a bucket (gs://): `local_run` then says what of it is copied here.
     `tokenizer` is a `tokenizers.Tokenizer`, None where the run has none. FileNotFoundError and
     ValueError say in one line what is wrong with `folder`.
     """
-    folder = Path(folder)
+    folder = local_run(folder)
     experiment = config.load(folder)
     model = model_of(experiment, folder.name)
     # The stored leaves decide which groups there are, and in which dtype, before any is read.
@@ -44,6 +48,40 @@ def load(folder: PathLike, mesh: Mesh | None = None, dtype: DTypeLike | None = N
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
             target, shardings(target, mesh, Rules()))
     return model, load_params(folder, target), tokenizer_of(folder, experiment), experiment
+
+
+def local_run(folder: PathLike) -> Path:
+    """Return the local folder of a run or an imported model.
+
+    Of one in a bucket it is a copy of what `load` reads: its experiment, the parameters of its
+    newest complete step and its tokenizer, or else that of its study. Errors are those of
+    `copies.local_copy`.
+    """
+    if not in_bucket(folder):
+        return Path(folder)
+    study, cells, *_ = str(folder).rstrip('/').rsplit('/', 3)
+    if cells == 'cells':
+        # A tower alone has no tokenizer.
+        with contextlib.suppress(FileNotFoundError):
+            copies.local_copy(f'{study}/tokenizer.json')
+    return copies.local_copy(folder, _needed)
+
+
+def _needed(names):
+    """Return those of the names of a run folder that `load` reads."""
+    steps = {}
+    for name in names:
+        parts = name.split('/')
+        # Either is written when all files of a step are there: the first by orbax into a bucket,
+        # the other by us everywhere, as into a folder that was copied to the bucket later.
+        if len(parts) == 3 and parts[0] == 'checkpoints' and STEP.fullmatch(parts[1]) \
+                and parts[2] in ('commit_success.txt', checksums.NAME):
+            steps[int(parts[1])] = f'checkpoints/{parts[1]}'
+    needed = ['experiment.json', 'tokenizer.json']
+    if steps:
+        newest = steps[max(steps)]
+        needed += [f'{newest}/*', f'{newest}/params/**']
+    return copies.matching(*needed)(names)
 
 
 def abstract_of(model: Model, stored: dict[str, tuple[tuple[int, ...], str]],

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from downscale.runtime import copies
 from downscale.runtime.files import whole, write_bytes
 from downscale.view import pages
 from downscale.view.board import Board, picture_path
@@ -123,9 +124,13 @@ def _texts(board, items):
 
 def _copy_pictures(desk, items, folder):
     clusters = dict.fromkeys(desk.board.facts('cluster_id', items.tolist()))
+    sources = {}
     for place, run in enumerate(desk.board.runs):
         for cluster in clusters:
             for k in range(pages.pictures(run, cluster)):
                 target = folder / desk.links.picture(place, cluster, k)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(picture_path(run, cluster, k), target)
+                sources[target] = picture_path(run, cluster, k)
+    copies.fetch(sources.values())
+    for target, source in sources.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from downscale.runtime.copies import obtainable
 from downscale.view.board import LOSSES, TAGS, Board, corner_cells, picture_path, seeing_cells
 from downscale.view.columns import Column, View, first_chosen
 from downscale.view.query import DISAGREE, PAGE, SORTS, UNITS, Query
@@ -250,7 +251,7 @@ def verdict(score: float) -> tuple[str, str]:
 def thumbnail(desk: Desk, cluster: str) -> str:
     """Return the first picture of a cluster, which is loaded when it comes into sight."""
     for place, run in enumerate(desk.board.runs):
-        if picture_path(run, cluster, 0).is_file():
+        if obtainable(picture_path(run, cluster, 0)):
             address = escape(desk.links.picture(place, cluster, 0))
             return f'<img loading="lazy" width="52" height="52" alt="" src="{address}">'
     return ''
@@ -259,7 +260,7 @@ def thumbnail(desk: Desk, cluster: str) -> str:
 def pictures(run: Run, cluster: str) -> int:
     """Return how many pictures of a cluster a run has saved."""
     count = 0
-    while picture_path(run, cluster, count).is_file():
+    while obtainable(picture_path(run, cluster, count)):
         count += 1
     return count
 

@@ -16,9 +16,14 @@ from downscale.results.lazy_table import LazyTable, cells_of, open_items, open_t
 from downscale.results.study import Cell, Study
 from downscale.results.study_file import read_study
 from downscale.results.text_kinds import CAPTION, EXTRACTION
+from downscale.runtime import copies
+from downscale.runtime.files import PathLike
 
 # What a chain's records say beyond the columns of a study: what its question was, as JSON.
 CHAIN = pa.schema([*ITEMS, *LATER, pa.field('doc', pa.string(), nullable=False)])
+
+NEEDED = copies.matching('study.json', 'evaluations/*/items.parquet',
+                         'evaluations/*/texts.parquet', 'answer-*.jsonl', 'describe-*.jsonl')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +41,12 @@ class Run:
     scored: Scored = field(repr=False)
 
 
-def open_runs(roots: Sequence[Path]) -> list[Run]:
-    """Open several folders; those whose studies have equal names are named by their folders."""
-    runs = [open_run(root) for root in roots]
+def open_runs(roots: Sequence[PathLike]) -> list[Run]:
+    """Open several folders; those whose studies have equal names are named by their folders.
+
+    Of a folder in a bucket the tables are copied, pictures when they are looked at.
+    """
+    runs = [open_run(copies.local_copy(root, NEEDED)) for root in roots]
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         runs = [replace(run, name=str(run.root)) for run in runs]

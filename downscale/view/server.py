@@ -6,6 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import cast
 from urllib.parse import parse_qs, urlencode, urlsplit
 
+from downscale.runtime import copies
 from downscale.runtime.streams import LONGEST_ERROR, cause_of, shortened
 from downscale.view.board import Board, picture_path
 from downscale.view.columns import views_of
@@ -112,8 +113,10 @@ class Handler(BaseHTTPRequestHandler):
         try:
             run = self.explorer.desk.board.runs[int(given['run'])]
             # `picture_path` leaves no slash in the name, so that it stays in its folder.
-            data = picture_path(run, given['cluster'], int(given['place'])).read_bytes()
-        except (KeyError, ValueError, IndexError, OSError):
+            path = picture_path(run, given['cluster'], int(given['place']))
+            copies.fetch([path])
+            data = path.read_bytes()
+        except (KeyError, ValueError, IndexError, OSError, RuntimeError):
             self._send(HTTPStatus.NOT_FOUND, b'no such picture\n', 'text/plain; charset=utf-8')
         else:
             self._send(HTTPStatus.OK, data, 'image/png')

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pytest
 import small
 import small_bpe
+from bucket_proxy import upload
 from compiling import xla_flags
 from console_lines import ENVIRONMENT, ROOT, WALKS, documents, every_line, of_markdown, spans
 from easy_vqa_package import write_package
@@ -245,7 +246,7 @@ def run(words, capfd):
 
 
 @pytest.mark.parametrize('line', unique('downscale'), ids=str)
-def test_a_line_of_the_console_runs(line, folder, server, cloud, capfd, monkeypatch):
+def test_a_line_of_the_console_runs(line, folder, server, cloud, capfd, monkeypatch, request):
     text = line.text
     if match := ENVIRONMENT.match(text):  # several machines: test_processes.py starts them
         names = [word.partition('=')[0] for word in match.group().split()]
@@ -256,6 +257,9 @@ def test_a_line_of_the_console_runs(line, folder, server, cloud, capfd, monkeypa
         pytest.skip("no TPU compiler: pip install '.[tpu]'")
     if words[0] in ('launch', 'plan'):
         cloud(text)
+    elif 'gs://' in text:
+        request.getfixturevalue('bucket')
+        upload(os.environ['STORAGE_EMULATOR_HOST'], Path('runs/planted'), 'extraction')
     if words[0] == 'study':
         monkeypatch.setenv('XLA_FLAGS', xla_flags())  # one device
     wanted = [message for pattern, message in REFUSED.items() if re.search(pattern, text)]

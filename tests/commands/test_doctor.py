@@ -96,7 +96,7 @@ def test_an_extra_that_is_missing_is_no_problem(capsys, monkeypatch):
 
 @pytest.mark.parametrize('variable, what', [
     ('JAX_COMPILATION_CACHE_DIR', 'compiled programs'), ('TMPDIR', 'temporary files'),
-    ('DOWNSCALE_SCRATCH', 'scratch of buckets')])
+    ('DOWNSCALE_SCRATCH', 'scratch of buckets'), ('DOWNSCALE_COPIES', 'copies of buckets')])
 def test_a_folder_that_cannot_be_written_is_a_problem(capsys, monkeypatch, tmp_path, variable,
                                                       what):
     (tmp_path / 'file').write_text('')

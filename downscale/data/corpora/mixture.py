@@ -7,6 +7,7 @@ any number of processes with the same order.
 import dataclasses
 import json
 import zlib
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from downscale.data.corpora.sources import Source, unpack
 from downscale.data.records import Record
 from downscale.data.scenes.conversations import MIXTURES
 from downscale.data.tokens import Encoder, hash_of
+from downscale.runtime import copies
 from downscale.runtime.files import PathLike, read_json, whole
 from downscale.values import Choice, Range, check
 
@@ -102,21 +104,23 @@ class Corpus:
             raise FileNotFoundError(f'no manifest.json in {folder}; build the mixture there with '
                                     '`downscale data build MIXTURE --to DIR`')
         lacking = [shard['file'] for shard in self.manifest['shards']
-                   if not (self.folder / shard['file']).is_file()]
+                   if not copies.obtainable(self.folder / shard['file'])]
         if lacking:
             raise FileNotFoundError(f'{folder} lacks {len(lacking)} shards (first {lacking[0]}); '
                                     'the same `downscale data build` makes them again')
         self.mixture = mixture_of(self.manifest['mixture'])
         self.counts = {name: facts['accepted']
                        for name, facts in self.manifest['sources'].items()}
-        self._records = None
+        # The number of each shard's first record, and of all.
+        self._firsts = np.cumsum([0, *(shard['records'] for shard in self.manifest['shards'])])
+        self._opened = {}
 
     def __len__(self):
         return sum(self.counts.values())
 
     def __getstate__(self):
         # Open files do not travel to another process.
-        return self.__dict__ | {'_records': None}
+        return self.__dict__ | {'_opened': {}}
 
     @property
     def hash(self) -> str:
@@ -125,10 +129,22 @@ class Corpus:
 
     def record(self, index: int) -> Record:
         """Return the `Record` of number `index`; safe to call from several threads."""
-        if self._records is None:
-            self._records = ArrayRecordDataSource(
-                [str(self.folder / shard['file']) for shard in self.manifest['shards']])
-        return unpack(self._records[int(index)])
+        shard, place = self._place(index)
+        if shard not in self._opened:
+            self._opened[shard] = ArrayRecordDataSource([str(self._path(shard))])
+        return unpack(self._opened[shard][place])
+
+    def fetch(self, indices: Iterable[int]) -> None:
+        """Fetch the shards that hold these records, where the folder is a copy without them."""
+        copies.fetch(self._path(self._place(index)[0]) for index in indices)
+
+    def _path(self, shard):
+        return self.folder / self.manifest['shards'][shard]['file']
+
+    def _place(self, index):
+        """Return (number of the shard of a record, its number in the shard)."""
+        shard = int(np.searchsorted(self._firsts, index, side='right')) - 1
+        return shard, int(index - self._firsts[shard])
 
     @cached_property
     def starts(self) -> np.ndarray:

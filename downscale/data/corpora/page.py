@@ -4,6 +4,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from downscale.data.corpora.mixture import Corpus, epoch_order
 from downscale.data.row_files import shown
 from downscale.output.page import (
@@ -86,8 +88,11 @@ def _samples(corpus, count):
     # In training order, so that the page shows what a stage sees first.
     each = max(1, count // len(corpus.mixture.sources))
     order = epoch_order(corpus.mixture, corpus.counts)
-    for k, source in enumerate(corpus.mixture.sources):
-        inside = order[(order >= corpus.starts[k]) & (order < corpus.starts[k + 1])][:each]
+    chosen = []
+    for k in range(len(corpus.mixture.sources)):
+        chosen.append(order[(order >= corpus.starts[k]) & (order < corpus.starts[k + 1])][:each])
+    corpus.fetch(np.concatenate(chosen))
+    for source, inside in zip(corpus.mixture.sources, chosen, strict=True):
         yield f'<h3>{escape(source.name)}</h3>'
         yield cards(_card(corpus.record(index)) for index in inside)
 
