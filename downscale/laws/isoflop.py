@@ -19,6 +19,7 @@ from downscale.statistics.bootstrap import Interval, without_ends
 
 PARABOLA = 3           # parameters
 LINE = 2
+HUGE = 700.            # logs from which exp overflows: as good as infinite, and still counted
 LOST = 0.05            # share of resamples without an upward parabola
 
 
@@ -221,7 +222,7 @@ def _minimum(name, log_x, drawn_SN, compute, runs):
     elif np.argmin(means) in (0, sizes - 1):
         state = 'edge: the lowest point is at the end of the sampled sizes'
     count = len(np.unique(runs))
-    x = _interval(np.exp(best), len(y), count, positive=True)
+    x = _interval(np.exp(np.minimum(best, HUGE)), len(y), count, positive=True)
     return Minimum(
         budget=name,
         compute=float(compute),
@@ -258,7 +259,7 @@ def _line(minima, log_best, n, runs):
         return None, None, alarms
     log_c = np.log([minimum.compute for minimum, use in zip(minima, kept) if use])
     slope, start = _lines(log_c, log_best[kept].T)
-    coefficient = _interval(np.exp(start), n, runs, positive=True)
+    coefficient = _interval(np.exp(np.minimum(start, HUGE)), n, runs, positive=True)
     return _interval(slope, n, runs), coefficient, alarms
 
 

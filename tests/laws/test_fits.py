@@ -227,6 +227,22 @@ def test_larger_runs_are_predicted_from_smaller_ones():
         holdout(CHINCHILLA, X, LOSS, compute, 1e30)
 
 
+def test_one_more_run_lies_in_its_prediction_interval_and_less_often_in_that_of_the_curve(
+        monkeypatch):
+    grid = Additive.grid
+    monkeypatch.setattr(Additive, 'grid', lambda *args: grid(*args)[::16])
+    inside, in_curve = [], []
+    for trial in range(8):
+        found = holdout(CHINCHILLA, X, noisy(5e-3, trial), 6 * X[:, 0] * X[:, 1], 1e21, draws=60,
+                        seed=trial)
+        curves = found.fit.predict_intervals([point['x'] for point in found.points])
+        for point, curve in zip(found.points, curves, strict=True):
+            inside.append(point['inside'])
+            in_curve.append(curve.low <= point['seen'] <= curve.high)
+    assert .85 <= np.mean(inside) < 1
+    assert np.mean(in_curve) < np.mean(inside) - .05
+
+
 def test_the_best_split_of_a_budget_is_where_the_fitted_loss_is_lowest():
     found, budget = fits.fit(CHINCHILLA, X, noisy(1e-3), draws=100), 1e21
 
