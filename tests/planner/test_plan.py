@@ -316,7 +316,7 @@ def test_compiled_programs_have_the_flops_of_the_formula(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not TPU_COMPILER, reason="no TPU compiler: pip install '.[tpu]'")
 def test_two_and_four_slices_compile_and_count_what_moves_within_one(tmp_path):
-    """As many rows a chip: memory stays. Gradients that cross slices are no collectives to `hlo`."""
+    """As many rows a chip: memory stays. Gradients that cross slices are no collectives to hlo."""
     rows = {}
     for slices in (1, 2, 4):
         small = cell(mesh=MeshSize(slices, -1, 1), stages=(stage('extract', 16 * slices, 256, 1),))
