@@ -10,7 +10,7 @@ from downscale.planner.hardware import Chip
 
 METHOD = ('max (lower end) and sum (upper end) of compute = matmul FLOPs / peak, memory = bytes of '
           'arguments and outputs once and temporaries twice / HBM bandwidth, communication = bytes '
-          'that a ring moves / ICI bandwidth, those between slices as well')
+          'that a ring moves / ICI bandwidth, without what crosses slices')
 SECONDS = 3600
 
 Span = tuple[float, float]  # from the least to the most

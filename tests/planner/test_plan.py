@@ -17,7 +17,7 @@ from downscale.config import Evaluation, MeshSize, Optimizer
 from downscale.data.buckets import Shape
 from downscale.planner import bounds, hardware, nearest, pool, table
 from downscale.planner.plan import row
-from downscale.planner.programs import ProgramRequest, Use, Wish, formula, parameters, uses
+from downscale.planner.programs import ProgramRequest, Use, Wish, formula, uses
 from downscale.planner.topologies import topology
 from downscale.runtime.progress import progress_bars
 from downscale.sizes import MICRO
@@ -315,8 +315,8 @@ def test_compiled_programs_have_the_flops_of_the_formula(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not TPU_COMPILER, reason="no TPU compiler: pip install '.[tpu]'")
-def test_two_and_four_slices_compile_and_exchange_the_gradient_of_one(tmp_path):
-    """As many rows a chip: memory stays, and what crosses slices is a chip's share of gradients."""
+def test_two_and_four_slices_compile_and_count_what_moves_within_one(tmp_path):
+    """As many rows a chip: memory stays. Gradients that cross slices are no collectives to hlo."""
     rows = {}
     for slices in (1, 2, 4):
         small = cell(mesh=MeshSize(slices, -1, 1), stages=(stage('extract', 16 * slices, 256, 1),))
@@ -325,17 +325,14 @@ def test_two_and_four_slices_compile_and_exchange_the_gradient_of_one(tmp_path):
             facts = pool.Pool(tmp_path, 2, 900.0, bars).facts([(use.name, use.request)])
         rows[slices] = row(use, facts[pool.key_of(use.request)])
     one, two, four = rows.values()
-    print(json.dumps([{name: found[name] for name in (
-        'error', 'fits', 'hbm_gib', 'collective_bytes', 'chips', 'flops_compiled', 'compile_s')}
-        for found in rows.values()]))
     assert [found['error'] for found in rows.values()] == [None] * 3
     assert all(found['fits'] and found['flops_agree'] for found in rows.values())
     assert two['chips'] == 16 and four['chips'] == 32
     assert one['flops_compiled'] == two['flops_compiled'] == four['flops_compiled']
     assert two['collective_bytes'] == four['collective_bytes']
     assert two['hbm_gib'] == pytest.approx(four['hbm_gib'], rel=0.01)
-    gradients = two['collective_bytes']['all-reduce'] - one['collective_bytes'].get('all-reduce', 0)
-    assert gradients == pytest.approx(4 * parameters(use.request) / 8, rel=0.1)
+    for kind, count in one['collective_bytes'].items():
+        assert two['collective_bytes'][kind] == pytest.approx(count, rel=0.01), kind
 
 
 def test_a_use_and_a_request_say_nothing_of_a_cell_that_its_program_does_not_need():
