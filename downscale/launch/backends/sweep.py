@@ -18,7 +18,7 @@ from typing import Any
 
 from downscale.config import Experiment
 from downscale.launch import state, supervise, watch
-from downscale.launch.backends import local, tpuvm
+from downscale.launch.backends import local, mounting, tpuvm
 from downscale.launch.spec import Spec, processes_of, specs_of
 from downscale.runtime.files import absolute, in_bucket, place, read_json, write_json
 
@@ -34,7 +34,8 @@ NO_IMAGE = f'IMAGE@sha256:{"0" * 64}'
 class LaunchSettings:
     """Where and how the jobs of a study run; with None the backend decides.
 
-    `capacity` is 'spot', 'on-demand' or 'reserved'. What each backend reads is in `BACKENDS`.
+    `capacity` is 'spot', 'on-demand' or 'reserved'; `mounts` are NAME=PLACE, and `cache_gib` follows
+    from what lies there (`with_cache`). What each backend reads is in `BACKENDS`.
     """
     backend: str = 'local'
     topology: str | None = None
@@ -52,11 +53,13 @@ class LaunchSettings:
     priority: str | None = None
     reservation: str | None = None
     context: str | None = None
+    mounts: tuple[str, ...] = ()
+    cache_gib: int | None = None
 
 
-CLOUD = ('image', 'capacity', 'service_account')
+CLOUD = ('image', 'capacity', 'service_account', 'mounts')
 BACKENDS = {  # what each reads beside topology and limits
-    'local': (), 'tpuvm': (*CLOUD, 'zones', 'valid_for', 'internal_ips'),
+    'local': ('mounts',), 'tpuvm': (*CLOUD, 'zones', 'valid_for', 'internal_ips'),
     'gke': (*CLOUD, 'namespace', 'queue', 'priority', 'reservation', 'context')}
 LIMITS = ('topology', 'max_parallel', 'max_chips', 'max_usd')
 
@@ -103,7 +106,10 @@ def settings_of(args: argparse.Namespace, before: Mapping[str, Any] | None) -> L
     if backend == 'local':
         value.setdefault('topology', HERE)
     # 3. Values that go together.
-    settings = LaunchSettings(**value | {'zones': tuple(value.get('zones', ()))})
+    # A list in JSON; places of this machine are noted from its root.
+    lists = {'zones': tuple(value.get('zones', ())),
+             'mounts': mounting.checked(value.get('mounts', ()), backend)}
+    settings = LaunchSettings(**value | lists)
     if settings.topology is None:
         raise ValueError(f'say on which slices: --backend {backend} --topology v5e:4x4')
     processes_of(settings.topology)
@@ -122,7 +128,7 @@ def settings_of(args: argparse.Namespace, before: Mapping[str, Any] | None) -> L
 
 def flag(name: str) -> str:
     """Return how a field of `LaunchSettings` is written on the command line."""
-    return '--zone' if name == 'zones' else f'--{name.replace("_", "-")}'
+    return {'zones': '--zone', 'mounts': '--mount'}.get(name, f'--{name.replace("_", "-")}')
 
 
 def open_sweep(args: argparse.Namespace, asked: bool = True) -> Sweep:
@@ -153,6 +159,15 @@ def open_sweep(args: argparse.Namespace, asked: bool = True) -> Sweep:
         planned=tuple(planned),
         saved=_saved(planned) if asked else {},
     )
+
+
+def with_cache(sweep: Sweep, asked: bool = True) -> Sweep:
+    """Return `sweep` with the size of the file cache that its mounted mixtures take.
+
+    FileNotFoundError where a mixture is not in the bucket; unless `asked` no bucket is read.
+    """
+    gib = mounting.cache_gib(sweep.cells, sweep.settings.mounts, asked)
+    return dataclasses.replace(sweep, settings=dataclasses.replace(sweep.settings, cache_gib=gib))
 
 
 def _saved(planned):
@@ -290,7 +305,7 @@ def with_needs(specs: Sequence[Spec], known: Sequence[Spec]) -> list[Spec]:
 def backend_of(settings: LaunchSettings) -> supervise.Backend:
     """Return the backend that runs the jobs."""
     if settings.backend == 'local':
-        return local.LocalBackend()
+        return local.LocalBackend(settings.mounts)
     if settings.backend == 'tpuvm':
         return tpuvm.TpuvmBackend(_queued_options(settings))
     from downscale.launch.backends import gke
@@ -323,9 +338,11 @@ def written(spec: Spec, settings: LaunchSettings) -> tuple[str, str]:
     else:
         commands = []
         # As a person would type it: `env` sets what the processes get beside the environment.
-        for argv, environment in local.commands(spec):
+        for argv, environment in local.commands(spec, settings.mounts):
             variables = [f'{name}={value}' for name, value in environment.items()]
-            commands.append(['env', *variables, *argv])
+            there = mounting.folder_of(spec, settings.mounts)
+            start = ['env', f'--chdir={there}'] if there else ['env']
+            commands.append([*start, *variables, *argv])
     return '.sh', '\n'.join(map(shlex.join, commands)) + '\n'
 
 
@@ -340,6 +357,8 @@ def _queued_options(settings):
         valid_for=settings.valid_for,
         service_account=settings.service_account,
         internal_ips=settings.internal_ips,
+        mounts=settings.mounts,
+        cache_gib=settings.cache_gib,
     )
 
 
@@ -350,7 +369,8 @@ def _gke_options(settings):
     return gke.GkeOptions(
         namespace=settings.namespace, queue=settings.queue, priority=settings.priority,
         spot=settings.capacity == 'spot', reservation=settings.reservation,
-        service_account=settings.service_account, context=settings.context)
+        service_account=settings.service_account, context=settings.context,
+        mounts=settings.mounts, cache_gib=settings.cache_gib)
 
 
 def save(sweep: Sweep, specs: Sequence[Spec]) -> None:

@@ -17,6 +17,7 @@ from downscale.launch import state
 from downscale.launch.spec import Spec
 from downscale.launch.watch import Observed
 from downscale.planner.topologies import topology
+from downscale.runtime.mounts import as_variable, read_mounts
 from downscale.values import shown
 
 TIMEOUT_SECONDS = 300
@@ -30,7 +31,8 @@ class QueuedOptions:
     """How machines are asked for.
 
     `kind` is 'spot', 'reserved' or 'guaranteed'; a request lapses after `valid_for` (as '6h').
-    `script` is the path of the start-up script.
+    `script` is the path of the start-up script, which mounts `mounts` (NAME=gs://...) and gives
+    `data` a file cache of `cache_gib`.
     """
     zones: tuple[str, ...]
     script: str
@@ -38,6 +40,8 @@ class QueuedOptions:
     valid_for: str | None = None
     service_account: str | None = None
     internal_ips: bool = False
+    mounts: tuple[str, ...] = ()
+    cache_gib: int | None = None
 
 
 def labels(spec: Spec) -> dict[str, str]:
@@ -61,6 +65,9 @@ def create_command(spec: Spec, options: QueuedOptions, zone: str) -> list[str]:
     # The start-up script is the same for all jobs; what differs is in the metadata of the machine.
     metadata = {'downscale-spec': str(state.folder_of(spec.run, spec) / 'spec.json'),
                 'downscale-image': spec.image or ''}
+    if options.mounts:
+        metadata['downscale-mounts'] = as_variable(read_mounts(options.mounts))
+        metadata['downscale-cache-gib'] = str(options.cache_gib or 0)
     argv = [*_gcloud('create'), spec.name, f'--zone={zone}', '--async',
             f'--accelerator-type={place.accelerator_type}',
             f'--runtime-version={place.machine.runtime}', f'--{options.kind}']
