@@ -43,7 +43,7 @@ def checked(texts: Iterable[str], backend: str) -> tuple[str, ...]:
             if in_bucket(where):
                 raise ValueError(f'--mount {name}={where}: --backend local mounts no bucket; give a '
                                  'folder that stands for it, where it is copied to or mounted')
-            mounts[name] = str(Path(where).absolute())
+            mounts[name] = os.path.abspath(where)
             if not Path(where).is_dir():
                 raise ValueError(f'--mount {name}={where}: there is no such folder')
     return tuple(f'{name}={where}' for name, where in mounts.items())

@@ -113,7 +113,7 @@ def test_planned_sizes_are_those_of_the_arrays(corpus):
     sequence = made.sequence(0)
     for position in range(len(made)):
         drawn = sequence[position]
-        arrays = made.make(drawn)
+        arrays = made.make(made.read(drawn))
         assert (len(arrays['tokens']), 0 if arrays['tiles'] is None else len(arrays['tiles'])) \
             == (drawn.tokens, drawn.tiles)
         cost = made.costs[drawn.number]
@@ -126,7 +126,7 @@ def test_planning_reads_no_record(corpus, monkeypatch):
     monkeypatch.setattr(Corpus, 'record', None)
     assert [made.sequence(0)[k].tokens for k in range(3)]
     with pytest.raises(TypeError):
-        made.make(made.sequence(0)[0])
+        made.read(made.sequence(0)[0])
 
 
 def test_one_batch_packs_text_one_picture_and_several_and_cuts_none(corpus):
@@ -149,7 +149,7 @@ def test_one_batch_packs_text_one_picture_and_several_and_cuts_none(corpus):
 def test_packing_kinds_together_leaves_the_loss_of_each_as_it_was(corpus):
     made = sampler_of(corpus)
     sequence = made.sequence(1)
-    talks = [made.make(sequence[k]) for k in range(len(made))]
+    talks = [made.make(made.read(sequence[k])) for k in range(len(made))]
     kinds = {0 if talk['tiles'] is None else min(2, len(talk['tiles'])) for talk in talks}
     assert kinds == {0, 2}  # the smallest picture has two tiles
     model = small.model()
