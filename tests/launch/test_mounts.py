@@ -3,11 +3,15 @@ import errno
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 import small_bpe
 from local_jobs import SILENCE
+from etils import epath
 from PIL import Image
 
 from downscale.commands import main
@@ -16,15 +20,19 @@ from downscale.data.corpora import mixture
 from downscale.data.corpora.mixture import Corpus
 from downscale.experiment import file
 from downscale.experiment.expansion import cells_of
-from downscale.launch import state
+from downscale.launch import state, supervise
 from downscale.launch.backends import local, mounting
+from downscale.launch.backends import sweep as launch_sweep
 from downscale.launch.spec import Spec
 from downscale.model.init import init_params
 from downscale.runtime import exits
+from downscale.runtime.files import read_json
 from downscale.runtime.mounts import FAILURE, VARIABLE, as_variable, origin_of, read_mounts
+from downscale.sharding import mesh
 from downscale.stages import preflight
 from downscale.stages.inputs import corpus
 from downscale.stages.models import model_of
+from downscale.stages.start import start_params
 from downscale.train.lazy_leaves import save_leaves
 
 STUDY = '''
@@ -316,3 +324,62 @@ def test_a_read_only_folder_keeps_no_costs_and_says_so(place, monkeypatch, capsy
     assert 'is read-only and was built for another encoder' in capsys.readouterr().err
     monkeypatch.setattr(Corpus, '_count', None)
     assert written.costs(small.encoder()) is costs and not capsys.readouterr().err
+
+
+# --- a bucket ---------------------------------------------------------------------------------
+
+def upload(folder, to):
+    for path in Path(folder).rglob('*'):
+        if path.is_file():
+            epath.Path(f'{to}/{path.relative_to(folder)}').write_bytes(path.read_bytes())
+
+
+def test_weights_come_straight_from_the_bucket_each_device_its_share(
+        place, bucket, tmp_path, monkeypatch):
+    upload(place / 'bucket/models', f'{bucket}/study/models')
+    cell = cell_of('experiments/own.py')
+    stage = cell.stages[0]
+    monkeypatch.chdir(place / 'bucket')
+    wanted = start_params('unused', cell, stage)
+    # The mount shows all but the weights, which nobody reads through it.
+    shutil.copytree('models', tmp_path / 'models', ignore=shutil.ignore_patterns('checkpoints'))
+    (tmp_path / 'data').symlink_to(place / 'bucket/data')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(VARIABLE, as_variable({'models': f'{bucket}/study/models'}))
+    preflight.check_mounts()
+    preflight.check(cell)
+    grid = mesh(fsdp=4)
+    found = start_params('unused', cell, stage, grid)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    leaf = found['language']['embedding_VD']
+    assert leaf.sharding.mesh == grid
+    assert leaf.addressable_shards[0].data.size * 4 == leaf.size
+    # What has no checkpoint is drawn as ever.
+    assert isinstance(found['connector']['first_WD'], np.ndarray)
+    gone = epath.Path(f'{bucket}/study/models/tiny/checkpoints')
+    gone.rmtree()
+    with pytest.raises(FileNotFoundError, match=f'mounted from {bucket}/study/models/tiny'):
+        preflight.check(cell)
+
+
+def test_a_mount_and_its_cache_are_remembered(place, bucket, monkeypatch, capsys):
+    """A submit reads the manifest in the bucket; what it was told holds for the next."""
+    monkeypatch.setattr(supervise, 'step', lambda *rest: None)
+    monkeypatch.setattr(launch_sweep, 'changed', lambda: [])
+    argv = ['launch', 'submit', 'experiments/own.py', '--run', f'{bucket}/own', '--no-fit']
+    image = f'europe-docker.pkg.dev/p/d/d@sha256:{"a" * 64}'
+    first = ['--backend', 'gke', '--topology', 'v5e:2x2', '--image', image, '--mount',
+             f'data={bucket}/study/data/']
+    assert main.main([*argv, *first]) == 1
+    assert f'no {bucket}/study/data/built/own/manifest.json' in capsys.readouterr().err
+    upload(place / 'bucket/data/built', f'{bucket}/study/data/built')
+    assert main.main([*argv, *first]) == 1
+    assert 'give --service-account NAME' in capsys.readouterr().err
+    first += ['--service-account', 'downscale']
+    assert main.main([*argv, *first]) == 0
+    assert main.main(argv) == 0
+    settings = read_json(launch_sweep.settings_path(f'{bucket}/own'))
+    assert settings['mounts'] == [f'data={bucket}/study/data'] and settings['cache_gib'] == 1
+    capsys.readouterr()
+    assert main.main([*argv, '--mount', 'data=here']) == 1
+    assert 'is on this machine' in capsys.readouterr().err

@@ -106,9 +106,10 @@ def settings_of(args: argparse.Namespace, before: Mapping[str, Any] | None) -> L
     if backend == 'local':
         value.setdefault('topology', HERE)
     # 3. Values that go together.
-    # A list in JSON; places of this machine are noted from its root.
-    lists = {'zones': tuple(value.get('zones', ())),
-             'mounts': mounting.checked(value.get('mounts', ()), backend)}
+    # Lists in JSON. What was noted before was checked then.
+    lists = {name: tuple(value.get(name, ())) for name in ('zones', 'mounts')}
+    if 'mounts' in given:
+        lists['mounts'] = mounting.checked(given['mounts'], backend)
     settings = LaunchSettings(**value | lists)
     if settings.topology is None:
         raise ValueError(f'say on which slices: --backend {backend} --topology v5e:4x4')

@@ -1,5 +1,6 @@
 """What a stage sees of a mixture: the plan exactly, in an order that hangs on a seed alone."""
 import dataclasses
+import threading
 from collections import Counter
 
 import numpy as np
@@ -7,7 +8,9 @@ import published
 import pytest
 import small
 from test_build import coin_source
+from waiting import wait_until
 
+from downscale.data import pipeline
 from downscale.data.buckets import Shape
 from downscale.data.corpora import sampler
 from downscale.data.corpora.build import build
@@ -144,6 +147,38 @@ def test_one_batch_packs_text_one_picture_and_several_and_cuts_none(corpus):
         owners = [set((index[segments == s][index[segments == s] >= 0]
                        // small.VISION.P).tolist()) - {24} for s in range(1, segments.max() + 1)]
         assert sum(map(len, owners)) == len(set().union(*owners))
+
+
+def test_records_are_read_far_ahead_by_more_threads_than_decode(corpus, monkeypatch):
+    """Each waits for the mount of a bucket, and none for another."""
+    made = sampler_of(corpus, 2)
+    read, numbers, reading, most = made.read, [], set(), [0]
+    full = threading.Event()  # as many are read at once as are planned: no thread waits for others
+
+    def slow(drawn):
+        numbers.append(drawn.number)
+        reading.add(threading.get_ident())
+        most[0] = max(most[0], len(reading))
+        if most[0] > pipeline.MAKERS:
+            full.set()
+        full.wait(0.5)
+        reading.discard(threading.get_ident())
+        return read(drawn)
+    monkeypatch.setattr(made, 'read', slow)
+    monkeypatch.setattr(pipeline, 'MAKERS', 2)
+    batches = iter(stream(made, 0))
+    plain = iter(stream(sampler_of(corpus, 2), 0))
+    given = taken(batches, pipeline.AHEAD + 2)
+    assert equal(given, taken(plain, pipeline.AHEAD + 2))  # and in the same order
+    # Two rows of each batch, and at least one record in each.
+    wait_until(lambda: len(numbers) - conversations(given) >= 2 * pipeline.AHEAD >= 16)
+    assert most[0] > 2
+    batches.close()
+    plain.close()
+
+
+def conversations(batches):
+    return sum(int(batch['segments'].max(1).sum()) for batch in batches)
 
 
 def test_packing_kinds_together_leaves_the_loss_of_each_as_it_was(corpus):
