@@ -1,7 +1,7 @@
 """Input through a mounted bucket: does a step wait for it, where none waits for a local disk?
 
-A mixture of JPEGs of 40 to 160 kB is built on this disk, and mounted a second time through FUSE by a
-server in which each open and each read takes 30 ms, and each stream has 200 MB/s: what a bucket
+A mixture of JPEGs of 40 to 160 kB is built on this disk, and mounted a second time through FUSE by
+a server in which each open and each read takes 30 ms, and each stream has 200 MB/s: what a bucket
 answers like. The pictures are of 40 pixels and one small tile, with padding behind them: what is
 fetched is of full size and what is decoded is not, so that reading decides on few cores, too. The
 real stream reads both; a step takes half as long again as the local stream needs for a batch. What

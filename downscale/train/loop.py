@@ -60,8 +60,8 @@ def train(folder: Path, run: StageRun, params: Callable[[], dict[str, Any]], str
     """Train for `run.schedule.steps` steps and return the final parameters.
 
     `params()` gives fresh or inherited parameters, as numpy or on their devices; it is called only
-    when there is no checkpoint under `folder`, or where `run.shapes` are not given. `stream` is a checkpointable
-    iterator of this process' `share` of the batches. Process 0 alone writes metrics.
+    when there is no checkpoint under `folder`, or where `run.shapes` are not given. `stream` is a
+    checkpointable iterator of this process' `share` of the batches. Process 0 alone writes metrics.
 
     Raises FloatingPointError on a non-finite loss and ValueError on a batch without supervised
     tokens, with the step. After a step of which `run.stop(step)` is true, in all processes, that

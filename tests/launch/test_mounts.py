@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 import small_bpe
-from local_jobs import SILENCE
 from etils import epath
+from local_jobs import SILENCE
 from PIL import Image
 
 from downscale.commands import main
@@ -60,7 +60,8 @@ def get_mixture(arg=''):
 
 class Leaf:
     def __init__(self, array):
-        self.array, self.shape, self.dtype, self.chunk = array, array.shape, array.dtype, array.shape
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+        self.chunk = array.shape
 
     def read(self, index=()):
         return self.array[index]
@@ -156,8 +157,8 @@ def test_a_mount_is_of_a_bucket_in_the_cloud_and_of_a_folder_here(tmp_path, monk
     assert mounting.checked(['data=gs://bucket/x/'], 'gke') == ('data=gs://bucket/x',)
     assert mounting.checked(['data=d'], 'local') == (f'data={tmp_path}/d',)
     for text, backend, wrong in (
-            ('data=d', 'tpuvm', 'cannot reach'), ('data=gs://bucket/x', 'local', 'mounts no bucket'),
-            ('data=e', 'local', 'no such folder')):
+            ('data=d', 'tpuvm', 'cannot reach'), ('data=e', 'local', 'no such folder'),
+            ('data=gs://bucket/x', 'local', 'mounts no bucket')):
         with pytest.raises(ValueError, match=wrong):
             mounting.checked([text], backend)
     with pytest.raises(ValueError, match='given twice'):

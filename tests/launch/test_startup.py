@@ -46,9 +46,10 @@ def start(tmp_path):
     def start(end='', **metadata):
         for name, text in metadata.items():
             (tmp_path / 'meta' / f'downscale-{name}').write_text(text)
-        return subprocess.Popen(['bash', SCRIPT], cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={
-            **os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'STUBS': str(tmp_path),
-            'END': end, 'TMPDIR': str(tmp_path)})
+        return subprocess.Popen(
+            ['bash', SCRIPT], cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={
+                **os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'STUBS': str(tmp_path),
+                'END': end, 'TMPDIR': str(tmp_path)})
     return start
 
 

@@ -41,8 +41,8 @@ class GkeOptions:
     """Where pods go.
 
     `queue` and `priority` are names of Kueue, `service_account` is one of Kubernetes, `context` one
-    of kubectl. Machines are `spot` ones, or those of a `reservation`. `mounts` are NAME=gs://..., of
-    which `data` has a file cache of `cache_gib`.
+    of kubectl. Machines are `spot` ones, or those of a `reservation`. `mounts` are NAME=gs://...,
+    of which `data` has a file cache of `cache_gib`.
     """
     namespace: str = 'default'
     queue: str | None = None

@@ -19,16 +19,17 @@ if TYPE_CHECKING:
 
 WORKDIR = '/downscale'  # of the image; paths of a study count from it
 DRIVER = 'gcsfuse.csi.storage.gke.io'
-# A larger mixture is not cached but read record by record: of the 100 GB of a node's disk GKE leaves
-# about 47 to pods, and a cache that must evict fetches a whole shard for each record.
+# A larger mixture is not cached but read record by record: of the 100 GB of a node's disk GKE
+# leaves about 47 to pods, and a cache that must evict fetches a whole shard for each record.
 CACHE_GIB_MOST = 40
 BESIDE_RECORDS = 1.05  # the index of a shard, and the costs
 SIDECAR_GIB = 5  # what GKE asks for without a cache
 # One request brings a record of up to a megabyte; the kernel's own 128 KiB would take several.
 READ_AHEAD_KB = 1024
 # Data sets do not change under a job, so what was once asked of the bucket is not asked again.
-OPTIONS = ('implicit-dirs', 'metadata-cache:ttl-secs:-1', 'metadata-cache:stat-cache-max-size-mb:-1',
-           'metadata-cache:type-cache-max-size-mb:-1', f'read_ahead_kb={READ_AHEAD_KB}')
+OPTIONS = ('implicit-dirs', 'metadata-cache:ttl-secs:-1',
+           'metadata-cache:stat-cache-max-size-mb:-1', 'metadata-cache:type-cache-max-size-mb:-1',
+           f'read_ahead_kb={READ_AHEAD_KB}')
 
 
 def checked(texts: Iterable[str], backend: str) -> tuple[str, ...]:
@@ -41,8 +42,8 @@ def checked(texts: Iterable[str], backend: str) -> tuple[str, ...]:
                              f'{name}=gs://BUCKET/PREFIX')
         if backend == 'local':
             if in_bucket(where):
-                raise ValueError(f'--mount {name}={where}: --backend local mounts no bucket; give a '
-                                 'folder that stands for it, where it is copied to or mounted')
+                raise ValueError(f'--mount {name}={where}: --backend local mounts no bucket; give '
+                                 'a folder that stands for it, where it is copied to or mounted')
             mounts[name] = os.path.abspath(where)
             if not Path(where).is_dir():
                 raise ValueError(f'--mount {name}={where}: there is no such folder')

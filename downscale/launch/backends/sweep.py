@@ -34,8 +34,8 @@ NO_IMAGE = f'IMAGE@sha256:{"0" * 64}'
 class LaunchSettings:
     """Where and how the jobs of a study run; with None the backend decides.
 
-    `capacity` is 'spot', 'on-demand' or 'reserved'; `mounts` are NAME=PLACE, and `cache_gib` follows
-    from what lies there (`with_cache`). What each backend reads is in `BACKENDS`.
+    `capacity` is 'spot', 'on-demand' or 'reserved'; `mounts` are NAME=PLACE, and `cache_gib`
+    follows from what lies there (`with_cache`). What each backend reads is in `BACKENDS`.
     """
     backend: str = 'local'
     topology: str | None = None
@@ -102,15 +102,16 @@ def settings_of(args: argparse.Namespace, before: Mapping[str, Any] | None) -> L
             others = [other for other, reads in BACKENDS.items() if name in reads]
             raise ValueError(f'{flag(name)} is not for --backend {backend}, but for '
                              f'{" and ".join(others)}')
-    value = before | given | {'backend': backend}
+    value: dict[str, Any] = before | given | {'backend': backend}
     if backend == 'local':
         value.setdefault('topology', HERE)
     # 3. Values that go together.
     # Lists in JSON. What was noted before was checked then.
-    lists = {name: tuple(value.get(name, ())) for name in ('zones', 'mounts')}
+    value['zones'] = tuple(value.get('zones', ()))
+    value['mounts'] = tuple(before.get('mounts', ()))
     if 'mounts' in given:
-        lists['mounts'] = mounting.checked(given['mounts'], backend)
-    settings = LaunchSettings(**value | lists)
+        value['mounts'] = mounting.checked(given['mounts'], backend)
+    settings = LaunchSettings(**value)
     if settings.topology is None:
         raise ValueError(f'say on which slices: --backend {backend} --topology v5e:4x4')
     processes_of(settings.topology)
