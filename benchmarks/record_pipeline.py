@@ -74,7 +74,7 @@ class Made:
         return len(self.sampler.corpus)
 
     def __getitem__(self, index):
-        return self.sampler.make(self.sampler.sequence(0)[index])
+        return self.sampler.make(self.sampler.read(self.sampler.sequence(0)[index]))
 
 
 def as_list(batch):
@@ -111,7 +111,7 @@ def decode_share(sampler):
         drawn = sampler.sequence(1)[index]
         images._cache.found.clear()
         begin = time.perf_counter()
-        sampler.make(drawn)
+        sampler.make(sampler.read(drawn))
         spent[0] += time.perf_counter() - begin
         images._cache.found.clear()
         talk = sampler.corpus.record(drawn.number).talk
@@ -132,7 +132,7 @@ def main():
     from downscale.data.corpora.sampler import CorpusSampler
     from downscale.data.corpora.sources import Source
     from downscale.data.scenes.conversations import Recipe
-    pipeline.READERS = args.workers
+    pipeline.MAKERS = args.workers
     with tempfile.TemporaryDirectory(prefix='downscale-records-') as folder:
         root = Path(folder)
         tokenizer = args.tokenizer or root / 'tokenizer.json'

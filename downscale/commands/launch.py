@@ -106,6 +106,9 @@ def _add_backend(group, verb):
         group.add_argument('--max-chips', type=int, metavar='N', help='chips held at once')
         group.add_argument('--max-usd', type=float, metavar='X', help='when an estimated X dollars '
                            'are spent, what runs is stopped and nothing more is started')
+    group.add_argument('--mount', dest='mounts', action='append', metavar='NAME=PLACE',
+                       help="the study's data or models in a bucket, as data=gs://BUCKET/PREFIX, "
+                       'or on this machine in another folder; may be repeated')
     group.add_argument('--zone', dest='zones', nargs='+', metavar='ZONE',
                        help='mig, tpuvm: zones to try, in turn')
     group.add_argument('--valid-for', metavar='TIME',

@@ -25,6 +25,7 @@ def plan(args: argparse.Namespace) -> int:
         chosen = sweep.select_unread(launched, args)
     else:
         chosen = _selected(launched, args)
+    launched = sweep.with_cache(launched, asked=not args.dry_run)
     out = Path(args.out or Path('runs') / launched.name / 'launch-plan')
     # Written also where a cell does not fit: a person wants to see what would be sent.
     files = {}
@@ -180,6 +181,7 @@ def _start(args, launched, specs, forgiven=()):
     if not specs:
         raise ValueError('no job is meant; see: downscale launch status')
     _refuse_changed_files(args)
+    launched = sweep.with_cache(launched)
     jobs = {job.key: job for job in state.read(launched.run, launched.known, time.time())}
     # A job that runs as another spec would be replaced under the hands of its program.
     for spec in specs:

@@ -20,7 +20,7 @@ from downscale.launch.spec import processes_of, steps_of
 from downscale.runtime import exits, processes
 from downscale.runtime.files import held, in_bucket, place, read_json, scratch, write_bytes
 from downscale.runtime.memory import keep_freed_memory
-from downscale.stages import training
+from downscale.stages import preflight, training
 from downscale.stages.inputs import prepare
 from downscale.stages.start import grid_of
 from downscale.study import preparation, workers
@@ -68,6 +68,8 @@ def work(record: AttemptRecord) -> None:
         raise exits.Failed(f'{spec.topology} has {count * each} devices, here are '
                            f'{jax.device_count()} ({jax.process_count()} processes)',
                            exits.MISMATCH)
+    # Before the study file, which may look into a mounted folder.
+    preflight.check_mounts()
     # 2. The study file still makes the cell that was submitted.
     study_config, sweep = file.load_study(spec.config, spec.overrides)
     # Where the program runs is decided by the environment of the job, not by the study file.
@@ -84,6 +86,7 @@ def work(record: AttemptRecord) -> None:
     record.plan(tasks)
     # 3. Data and the description of the study are there.
     grid_of(cell)
+    preflight.check(cell)
     workers.use_cache(os.environ.get('JAX_COMPILATION_CACHE_DIR')
                       or place(spec.run) / 'launch' / 'cache')
     if in_bucket(spec.run):  # every machine makes its own copy, at the same time

@@ -9,11 +9,13 @@ from downscale.model.init import abstract_params, init_tree
 from downscale.model.tower_words import abstract_word_params
 from downscale.model.vlm import Vlm
 from downscale.runtime.files import PathLike
-from downscale.sharding import mesh
+from downscale.runtime.mounts import origin_of
+from downscale.sharding import mesh, shardings
 from downscale.stage_config import Stage
 from downscale.stages.models import groups_of, model_of
 from downscale.train import loop
 from downscale.train.checkpoint import load_params
+from downscale.train.state import abstract
 
 
 def start_shapes(experiment: Experiment, stage: Stage) -> dict[str, Any]:
@@ -27,14 +29,19 @@ def start_shapes(experiment: Experiment, stage: Stage) -> dict[str, Any]:
     return abstract_params(model, groups_of(model, sees=stage.tiles > 0))
 
 
-def start_params(study: PathLike, experiment: Experiment, stage: Stage) -> dict[str, Any]:
+def start_params(study: PathLike, experiment: Experiment, stage: Stage,
+                 grid: Mesh | None = None) -> dict[str, Any]:
     """Return the parameters that a stage starts from, as nested dicts of numpy arrays.
 
-    Groups with a parent come from its checkpoint, others from `imports` or drawn from the seed.
+    Groups with a parent come from its checkpoint, others from `imports` or drawn from the seed. On
+    a `grid` those of a checkpoint are jax arrays on its devices: a process reads what they hold.
     """
     target = start_shapes(experiment, stage)
     if stage.kind.loss == 'words':
         return init_tree(target, experiment.seed)
+    stored = target
+    if grid is not None:
+        stored = abstract(target, shardings(target, grid, model_of(experiment, stage.name).rules))
     groups = list(target)
     rest = [name for name in groups if name not in stage.parents]
     # 1. What nothing is inherited for, such as the connector of the first stage that sees.
@@ -43,13 +50,14 @@ def start_params(study: PathLike, experiment: Experiment, stage: Stage) -> dict[
     # 2. Published models.
     for name in rest:
         if name in experiment.imports:
-            params |= load_params(experiment.imports[name], target, [name])
+            # Of a mounted folder straight from the bucket: a mount reads in order, not in parts.
+            params |= load_params(origin_of(experiment.imports[name]), stored, [name])
     # 3. Parents, each checkpoint opened once for all the groups that come from it.
     for reference in sorted(set(stage.parents.values())):
         wanted = [name for name, parent in stage.parents.items()
                   if parent == reference and name in groups]
         folder = parent_folder(study, experiment, reference)
-        params |= load_params(folder, target, wanted)
+        params |= load_params(folder, stored, wanted)
     return params
 
 

@@ -65,7 +65,7 @@ def train_stage(study: PathLike, experiment: Experiment, name: str,
         batches = iter(stream(sampler, seed, loop.share(grid, rules)))
         with contextlib.closing(batches):  # its thread would wait for ever to hand over a batch
             loop.train(folder, _stage_run(experiment, stage, grid, tracker),
-                       lambda: start_params(study, experiment, stage), batches, report)
+                       lambda: start_params(study, experiment, stage, grid), batches, report)
         # 3. No process may still write when the stage is called done.
         processes.wait()
         _end(experiment, stage, folder, sampler, seed, batches.get_state())

@@ -233,8 +233,11 @@ def _is_foreign(record):
 
 
 def latest(folder: PathLike) -> epath.Path:
-    """Return the folder of the newest complete step; FileNotFoundError when there is none."""
-    complete = steps(folder)
+    """Return the folder of the newest complete step; FileNotFoundError when there is none.
+
+    In a bucket also one that was copied there when it was complete.
+    """
+    complete = _steps_in(absolute(folder) / 'checkpoints', checksums.was_copied)
     if not complete:
         raise FileNotFoundError(f'no complete checkpoint in {folder}/checkpoints; run or resume '
                                 'that stage first')
@@ -254,13 +257,14 @@ def steps(folder: PathLike) -> dict[int, epath.Path]:
     return _steps_in(absolute(folder) / 'checkpoints')
 
 
-def _steps_in(path):
+def _steps_in(path, counts=lambda step_folder: False):
+    """Return {step: its folder} of the steps that are complete, or of which `counts` is true."""
     path = epath.Path(path)
     if not path.exists():
         return {}
     named = {int(child.name): child for child in path.iterdir() if STEP.fullmatch(child.name)}
-    return {step: named[step] for step in sorted(named)
-            if named[step].is_dir() and ocp.utils.is_checkpoint_finalized(named[step])}
+    return {step: named[step] for step in sorted(named) if named[step].is_dir()
+            and (ocp.utils.is_checkpoint_finalized(named[step]) or counts(named[step]))}
 
 
 def stored_leaves(step_folder: epath.Path) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -330,6 +334,9 @@ def _restoring(target, partial=False):
 def read_leaves(step_folder: Any, target: dict[str, Any]) -> dict[str, Any]:
     """Return the leaves of `target` from a step, on their devices where they have a sharding."""
     checksums.check(step_folder, 'params/')
-    with reading(step_folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    # By its name alone: that the step is complete is known, and a copy in a bucket lacks the mark.
+    by_name = ocp.path.atomicity.AtomicRenameTemporaryPath
+    with reading(step_folder), ocp.Checkpointer(
+            ocp.PyTreeCheckpointHandler(), temporary_path_class=by_name) as checkpointer:
         return checkpointer.restore(absolute(step_folder) / 'params',
                                     args=_restoring(target, partial=True))

@@ -74,6 +74,20 @@ def check(step_folder: Path | epath.Path, item: str = '') -> None:
                           'saved')
 
 
+def was_copied(step_folder: Path | epath.Path) -> bool:
+    """Return whether a step in a bucket is a copy of one that was complete on a disk.
+
+    Orbax marks steps that it writes into a bucket; a copy has only checksums of the kind of disks,
+    which come last. A file that was not copied along is told when the step is read.
+    """
+    if not in_bucket(step_folder):
+        return False
+    try:
+        return json.loads((place(step_folder) / NAME).read_text())['kind'] == 'crc32'
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
+
+
 @lru_cache(64)
 def _sums(step_folder, stamps):
     """Return {name: CRC-32} of local files, whose `stamps` tell when they must be read anew."""

@@ -59,9 +59,9 @@ def train(folder: Path, run: StageRun, params: Callable[[], dict[str, Any]], str
           ) -> dict[str, Any]:
     """Train for `run.schedule.steps` steps and return the final parameters.
 
-    `params()` gives fresh or inherited parameters as numpy; it is called only when there is no
-    checkpoint under `folder`, or where `run.shapes` are not given. `stream` is a checkpointable
-    iterator of this process' `share` of the batches. Process 0 alone writes metrics.
+    `params()` gives fresh or inherited parameters, as numpy or on their devices; it is called only
+    when there is no checkpoint under `folder`, or where `run.shapes` are not given. `stream` is a
+    checkpointable iterator of this process' `share` of the batches. Process 0 alone writes metrics.
 
     Raises FloatingPointError on a non-finite loss and ValueError on a batch without supervised
     tokens, with the step. After a step of which `run.stop(step)` is true, in all processes, that
@@ -136,16 +136,22 @@ def start(manager: Any, run: StageRun, params: Callable[[], dict[str, Any]],
     fresh = manager.latest_step() is None
     values = params() if fresh else run.shapes or jax.eval_shape(params)
     # Shapes alone: no moment of the optimiser is ever made on the host.
-    shape = jax.eval_shape(lambda: new_state(values, run.optimizer, run.trainable))
+    shape = jax.eval_shape(lambda tree: new_state(tree, run.optimizer, run.trainable), values)
     shards = shardings(shape, run.mesh, run.model.rules)
     if fresh:
-        # A callback for each leaf, so that a device reads its own part of it and no more.
-        placed = jax.tree.map(lambda leaf, sharding: jax.make_array_from_callback(
-            leaf.shape, sharding, lambda index: leaf[index]), values, shards['params'])
+        placed = jax.tree.map(_placed, values, shards['params'])
         state = _new_state_on(run.optimizer, run.trainable, run.mesh, run.model.rules)(placed)
         sums = jax.device_get(bits(state['params'], run.trainable))
         return state, {'tokens': 0, 'bits': {group: int(sums[group]) for group in run.trainable}}
     return checkpoint.restore(manager, abstract(shape, shards), stream)
+
+
+def _placed(leaf, sharding):
+    """Return a leaf on its devices, where a checkpoint may have been read to already."""
+    if isinstance(leaf, jax.Array):
+        return leaf
+    # A callback, so that a device reads its own part of the leaf and no more.
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
 
 @lru_cache

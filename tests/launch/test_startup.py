@@ -20,6 +20,7 @@ SPEC = Spec(sweep='s', cell='c', part='train', config='x.py', overrides=(), expe
             run='gs://b/run')
 PROGRAM = '''#!/bin/bash
 trap 'echo saved; exit 42' TERM
+echo "${DOWNSCALE_MOUNTS-none}|${DOWNSCALE_MOUNT_FAILURE-none}" > "$STUBS/environment"
 echo "$(basename "$0") $*"
 touch "$STUBS/began"
 [[ $END ]] && exit "$END"
@@ -29,12 +30,20 @@ CURL = '''#!/bin/bash
 file="$STUBS/meta/${@: -1:1}"
 cat "$STUBS/meta/${file##*/}"
 '''
+# Without a file `able` it is as one that is not installed.
+GCSFUSE = '''#!/bin/bash
+[[ -e $STUBS/able ]] || exit 127
+[[ $1 == --version ]] || echo "$*" >> "$STUBS/mounted"
+[[ $* == *forbidden* ]] && { echo 'Error: bucket forbidden' >&2; exit 1; }
+exit 0
+'''
 
 
 @pytest.fixture
 def start(tmp_path):
     (tmp_path / 'meta').mkdir()
-    for name, text in {'docker': PROGRAM, 'python3': PROGRAM, 'curl': CURL,
+    for name, text in {'docker': PROGRAM, 'python3': PROGRAM, 'curl': CURL, 'gcsfuse': GCSFUSE,
+                       'apt-get': '#!/bin/bash\nexit 1\n',
                        'gcloud': '#!/bin/bash\n'
                                  '[[ $1 == auth ]] && { echo "$*" > "$STUBS/login"; exit; }\n'
                                  'cp "${@: -2:1}" "$STUBS/uploaded"\n'
@@ -46,7 +55,7 @@ def start(tmp_path):
         for name, text in metadata.items():
             (tmp_path / 'meta' / f'downscale-{name}').write_text(text)
         argv = [shutil.which('bash'), SCRIPT]
-        return subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env={
+        return subprocess.Popen(argv, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={
             **os.environ, 'PATH': str(tmp_path) + ('' if alone else f':{os.environ["PATH"]}'),
             'STUBS': str(tmp_path), 'END': end, 'TMPDIR': str(tmp_path)})
     return start
@@ -111,6 +120,61 @@ def test_without_a_spec_it_ends_as_fatal(start):
 def test_the_image_starts_what_every_backend_starts():
     entrypoint = SCRIPT.with_name('Dockerfile').read_text().rpartition('ENTRYPOINT ')[2]
     assert json.loads(entrypoint) == state.command_of(SPEC, 'python')[:-1]
+
+
+MOUNTS = 'data=gs://bucket/some/prefix models=gs://other'
+
+
+def mounted(start, folder, code=0, **metadata):
+    """What gcsfuse and docker were told, and the two variables of the program."""
+    assert start(str(code), spec='gs://b/spec.json', image='registry/image@sha256:1',
+                 **metadata).wait(LIMIT) == code
+    told = (folder / 'mounted').read_text().splitlines() if (folder / 'mounted').exists() else []
+    said = next(line for line in (folder / 'uploaded').read_text().splitlines()
+                if line.startswith('docker run'))
+    return told, said, (folder / 'environment').read_text().strip().split('|')
+
+
+def test_buckets_are_mounted_read_only_and_given_to_the_container(start, tmp_path):
+    (tmp_path / 'able').touch()
+    (data, models), docker, environment = mounted(
+        start, tmp_path, mounts=MOUNTS, **{'cache-gib': '1'})
+    root = tmp_path / 'downscale-mounts'
+    assert data.startswith('-o ro --implicit-dirs') and data.endswith(f' bucket {root}/data')
+    assert ' --only-dir=some/prefix ' in data and ' --file-cache-max-size-mb=1024 ' in data
+    assert f' --cache-dir={root}-cache ' in data
+    # Weights are read once, and a whole bucket has no prefix.
+    assert models.endswith(f' other {root}/models')
+    assert 'cache-dir' not in models and 'only-dir' not in models
+    assert f'--volume={root}/data:/downscale/data:ro' in docker
+    assert f'--volume={root}/models:/downscale/models:ro' in docker
+    assert docker.index('--env=DOWNSCALE_MOUNTS') < docker.index('registry/image')
+    assert environment == [MOUNTS, '']
+
+
+def test_a_cache_that_the_disk_has_no_room_for_is_left_out(start, tmp_path):
+    (tmp_path / 'able').touch()
+    (data, _), _, environment = mounted(start, tmp_path, mounts=MOUNTS,
+                                        **{'cache-gib': '9000000'})
+    assert 'cache-dir' not in data and environment == [MOUNTS, '']
+    assert 'no cache of 9000000 GiB' in (tmp_path / 'uploaded').read_text()
+
+
+def test_a_program_is_told_why_a_bucket_is_not_mounted(start, tmp_path):
+    # curl has no key of the package to give, so that nothing is installed.
+    told, _, environment = mounted(start, tmp_path, 64, mounts=MOUNTS)
+    assert told == [] and environment == [MOUNTS, 'gcsfuse cannot be installed']
+    (tmp_path / 'able').touch()
+    forbidden = 'data=gs://forbidden/x'
+    _, _, environment = mounted(start, tmp_path, 64, mounts=forbidden)
+    assert environment == [
+        forbidden, f'gcsfuse cannot mount {forbidden} (Error: bucket forbidden)']
+
+
+def test_without_mounts_nothing_is_mounted(start, tmp_path):
+    (tmp_path / 'able').touch()
+    told, docker, environment = mounted(start, tmp_path)
+    assert told == [] and '--volume' not in docker and environment == ['none', 'none']
 
 
 def test_shellcheck_has_nothing_to_say():

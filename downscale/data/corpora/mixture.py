@@ -5,9 +5,13 @@ stands at a position of an epoch follows from the manifest and a seed alone, so 
 any number of processes with the same order.
 """
 import dataclasses
+import errno
 import json
+import sys
+import threading
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +31,9 @@ from downscale.values import Choice, Range, check
 
 ORDERS = ('shuffled', 'listed')
 COSTS = ('tokens', 'tiles', 'image tokens', 'supervised tokens')
+# Files that are asked for at once: through the mount of a bucket each answer takes 30 ms and more.
+READERS = 64
+_opening = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -103,8 +110,9 @@ class Corpus:
         if self.manifest is None:
             raise FileNotFoundError(f'no manifest.json in {folder}; build the mixture there with '
                                     '`downscale data build MIXTURE --to DIR`')
-        lacking = [shard['file'] for shard in self.manifest['shards']
-                   if not copies.obtainable(self.folder / shard['file'])]
+        names = [shard['file'] for shard in self.manifest['shards']]
+        there = _at_once(lambda name: copies.obtainable(self.folder / name), names)
+        lacking = [name for name, is_there in zip(names, there, strict=True) if not is_there]
         if lacking:
             raise FileNotFoundError(f'{folder} lacks {len(lacking)} shards (first {lacking[0]}); '
                                     'the same `downscale data build` makes them again')
@@ -114,6 +122,7 @@ class Corpus:
         # The number of each shard's first record, and of all.
         self._firsts = np.cumsum([0, *(shard['records'] for shard in self.manifest['shards'])])
         self._opened = {}
+        self._counted = {}
 
     def __len__(self):
         return sum(self.counts.values())
@@ -128,11 +137,19 @@ class Corpus:
         return self.manifest['hash']
 
     def record(self, index: int) -> Record:
-        """Return the `Record` of number `index`; safe to call from several threads."""
+        """Return the `Record` of number `index`; safe to call from several threads.
+
+        OSError where it may be read later, ValueError in one line where it is damaged.
+        """
         shard, place = self._place(index)
-        if shard not in self._opened:
-            self._opened[shard] = ArrayRecordDataSource([str(self._path(shard))])
-        return unpack(self._opened[shard][place])
+        try:
+            with _opening:
+                if shard not in self._opened:
+                    self._opened[shard] = ArrayRecordDataSource([str(self._path(shard))])
+            data = self._opened[shard][place]
+        except RuntimeError as error:
+            raise self._fault(index, str(error)) from None
+        return unpack(data)
 
     def fetch(self, indices: Iterable[int]) -> None:
         """Fetch the shards that hold these records, where the folder is a copy without them."""
@@ -146,6 +163,24 @@ class Corpus:
         shard = int(np.searchsorted(self._firsts, index, side='right')) - 1
         return shard, int(index - self._firsts[shard])
 
+    def _fault(self, index, text):
+        """Return the error that says why a record cannot be read; `text` may say nothing."""
+        # 1. A shard that does not even open: because of the file system, or of what it holds.
+        path = str(self._path(self._place(index)[0]))
+        try:
+            with open(path, 'rb') as file:
+                file.read(1)
+            ArrayRecordDataSource([path])
+        except OSError as error:
+            return error
+        except RuntimeError:
+            return ValueError(f'{path} is damaged; copy it anew, or delete it and let the same '
+                              '`downscale data build` make it again')
+        # 2. It opens, so it is this record.
+        if text.startswith('Corrupted'):
+            return ValueError(f'{self.folder}: record {index} is damaged; copy its shards anew')
+        return OSError(errno.EIO, f'record {index} cannot be read ({text[:100]})', str(self.folder))
+
     @cached_property
     def starts(self) -> np.ndarray:
         """The number of each source's first record, and the number of all."""
@@ -155,22 +190,41 @@ class Corpus:
         """Return the `COSTS` of every record, int32 [n, 4].
 
         They are those of the build where it was made with this encoder, else counted now, once, and
-        kept in the folder.
+        kept in the folder, or in this process where the folder is read-only.
         """
         key = key_of(encoder)
         if key == self.manifest['encoder']:
-            return np.concatenate([np.load(self.folder / shard['costs'])
-                                   for shard in self.manifest['shards']])
+            return np.concatenate(_at_once(np.load, [
+                self.folder / shard['costs'] for shard in self.manifest['shards']]))
         path = self.folder / f'costs-{key}.npy'
+        if key not in self._counted and path.is_file():
+            self._counted[key] = np.load(path)
         # Slow, as every picture's header is read: another encoder than that of the build is rare.
-        if not path.is_file():
-            costs = np.zeros((len(self), len(COSTS)), np.int32)
-            for index in range(len(self)):
-                record = self.record(index)
-                costs[index] = measure.counts(encoder, record.talk, f'{record.source} {record.id}')
-            with whole(path) as partial, partial.open('wb') as file:
-                np.save(file, costs)
-        return np.load(path)
+        if key not in self._counted:
+            self._counted[key] = self._count(encoder)
+            try:
+                with whole(path) as partial, partial.open('wb') as file:
+                    np.save(file, self._counted[key])
+            except OSError as error:
+                if error.errno != errno.EROFS:
+                    raise
+                print(f'note: {self.folder} is read-only and was built for another encoder: every '
+                      f'job measures its {len(self):,} records anew; build it with the tokenizer '
+                      'and the pictures of this study', file=sys.stderr)
+        return self._counted[key]
+
+    def _count(self, encoder):
+        """Return the `COSTS` of every record, int32 [n, 4], measured now."""
+        def measured(index):
+            record = self.record(index)
+            return measure.counts(encoder, record.talk, f'{record.source} {record.id}')
+        return np.array(_at_once(measured, range(len(self))), np.int32).reshape(-1, len(COSTS))
+
+
+def _at_once(function: Callable, values: Iterable) -> list:
+    """Return [function(value)] for all values, several at once."""
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(function, values))
 
 
 def mixture_of(value: dict[str, Any]) -> Mixture:

@@ -83,12 +83,14 @@ class CorpusSampler:
         return {source.name: int((which == k).sum())
                 for k, source in enumerate(self.corpus.mixture.sources)}
 
-    def make(self, drawn: Drawn) -> dict[str, np.ndarray | None]:
-        """Return the arrays of one conversation; the record is read here."""
+    def read(self, drawn: Drawn) -> Drawn:
+        """Return `drawn` with its conversation, whose record is read here."""
         # Only now, by the process that trains on it: planning needs the costs alone.
         record = self.corpus.record(drawn.number)
-        where = f'{record.source} {record.id}'
-        drawn = dataclasses.replace(drawn, where=where, talk=record.talk)
+        return dataclasses.replace(drawn, where=f'{record.source} {record.id}', talk=record.talk)
+
+    def make(self, drawn: Drawn) -> dict[str, np.ndarray | None]:
+        """Return the arrays of one conversation that was read."""
         return encoded(drawn, self.encoder, self.recipe.loss_norm)
 
 

@@ -83,6 +83,10 @@ class Sampler:
                 'example is never cut inside an image; raise `length` or `tiles` of the stage')
         return Drawn(where=where, talk=talk, tokens=tokens, tiles=tiles)
 
+    def read(self, drawn: Drawn) -> Drawn:
+        """Return `drawn`, which holds its conversation already."""
+        return drawn
+
     def make(self, drawn: Drawn) -> dict[str, np.ndarray | None]:
         """Return arrays of one conversation."""
         return encoded(drawn, self.encoder, self.recipe.loss_norm)

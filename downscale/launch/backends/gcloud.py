@@ -7,6 +7,7 @@ from typing import Any
 from downscale.experiment.names import GOOGLE, label
 from downscale.launch import state
 from downscale.launch.spec import Spec, on_cpu
+from downscale.runtime.mounts import as_variable, read_mounts
 from downscale.values import shown
 
 TIMEOUT_SECONDS = 300
@@ -18,13 +19,16 @@ class VmOptions:
     """Where machines are asked for, and what they are.
 
     A request that has waited for `valid_for` (as '6h') is given up. `script` is the path of the
-    start-up script.
+    start-up script, which mounts `mounts` (NAME=gs://...) and gives `data` a file cache of
+    `cache_gib`.
     """
     zones: tuple[str, ...]
     script: str
     valid_for: str | None = None
     service_account: str | None = None
     internal_ips: bool = False
+    mounts: tuple[str, ...] = ()
+    cache_gib: int | None = None
 
 
 def labels(spec: Spec) -> dict[str, str]:
@@ -41,6 +45,9 @@ def startup_flags(spec: Spec, options: VmOptions) -> list[str]:
     """
     metadata = {'downscale-spec': str(state.spec_file(spec)),
                 'downscale-image': spec.image or ''}
+    if options.mounts:
+        metadata['downscale-mounts'] = as_variable(read_mounts(options.mounts))
+        metadata['downscale-cache-gib'] = str(options.cache_gib or 0)
     return [f'--metadata={pairs(metadata)}',
             f'--metadata-from-file={pairs({"startup-script": options.script})}']
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from downscale.experiment.names import KUBERNETES, label
 from downscale.launch import state
+from downscale.launch.backends import mounting
 from downscale.launch.spec import Spec, on_cpu
 from downscale.launch.watch import Observed
 from downscale.planner.topologies import Topology, topology
@@ -41,7 +42,8 @@ class GkeOptions:
     """Where pods go.
 
     `queue` and `priority` are names of Kueue, `service_account` is one of Kubernetes, `context` one
-    of kubectl. Machines are `spot` or `flex_start` ones, or those of a `reservation`.
+    of kubectl. Machines are `spot` or `flex_start` ones, or those of a `reservation`. `mounts` are
+    NAME=gs://..., of which `data` has a file cache of `cache_gib`.
     """
     namespace: str = 'default'
     queue: str | None = None
@@ -51,13 +53,15 @@ class GkeOptions:
     reservation: str | None = None
     service_account: str | None = None
     context: str | None = None
+    mounts: tuple[str, ...] = ()
+    cache_gib: int | None = None
 
 
 # --- the manifest -----------------------------------------------------------------------------
 
 def manifest(spec: Spec, options: GkeOptions) -> dict[str, Any]:
     """Return the JobSet of a job, as a plain dict; ValueError in one line where GKE has none."""
-    _refuse(spec)
+    _refuse(spec, options)
     labels = labels_of(spec)
     notes = {f'{DOMAIN}/commit': spec.commit, f'{DOMAIN}/run': spec.run}
     place = topology(spec.topology)
@@ -120,8 +124,9 @@ def _job(spec, options, labels, notes):
                'onPodConditions': [{'type': 'DisruptionTarget', 'status': 'True'}]}
     return {'completionMode': 'Indexed', 'parallelism': hosts, 'completions': hosts,
             'backoffLimit': 0, 'podFailurePolicy': {'rules': [evicted, *codes]},
-            'template': {'metadata': {'labels': labels, 'annotations': notes},
-                         'spec': _pod(spec, options, place)}}
+            'template': {'metadata': {'labels': labels,
+                                      'annotations': notes | mounting.annotations(options)},
+                         'spec': mounting.mounted_pod(_pod(spec, options, place), options)}}
 
 
 def _containers(spec):
@@ -171,7 +176,7 @@ def node_labels(place: Topology, spot: bool) -> dict[str, str]:
     return labels | ({SPOT: 'true'} if spot else {})
 
 
-def _refuse(spec):
+def _refuse(spec, options):
     """Raise ValueError in one line for a job that GKE could not run."""
     if on_cpu(spec.topology):
         raise ValueError(f'{spec.key} is for {spec.topology}, which is this machine; use --backend '
@@ -189,6 +194,9 @@ def _refuse(spec):
                          'stays the same')
     if not in_bucket(spec.run):
         raise ValueError(f'{spec.key}: pods share no disk; give --run gs://BUCKET/...')
+    if options.mounts and not options.service_account:
+        raise ValueError(f'{spec.key}: --mount reads a bucket as a service account of Kubernetes; '
+                         'give --service-account NAME, which may read it')
 
 
 def text(manifest: dict[str, Any]) -> str:

@@ -14,10 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from downscale.launch import state, supervise
+from downscale.launch.backends import mounting
 from downscale.launch.spec import Spec, on_cpu, processes_of, slices_of
 from downscale.launch.watch import Observed, Policy
 from downscale.runtime.exits import FATAL, MISMATCH, PREEMPTED
 from downscale.runtime.files import scratch
+from downscale.runtime.mounts import VARIABLE, as_variable, read_mounts
 from downscale.runtime.setup import SLICES
 
 PACKAGE = Path(__file__).parents[2]
@@ -26,7 +28,7 @@ GRACE_SECONDS = 60
 LINGER_SECONDS = 20  # beyond a heartbeat, for the rest of a group once a process of it has ended
 
 
-def commands(spec: Spec) -> list[tuple[list[str], dict[str, str]]]:
+def commands(spec: Spec, mounts: Sequence[str] = ()) -> list[tuple[list[str], dict[str, str]]]:
     """Return (argv, environment) of each process of a job.
 
     The environment comes on top of that of this process. ValueError for a topology of slices.
@@ -42,6 +44,8 @@ def commands(spec: Spec) -> list[tuple[list[str], dict[str, str]]]:
               # Behind the flags of this process, which a job keeps: of two counts the last holds.
               'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} '
                            f'--xla_force_host_platform_device_count={devices}'}
+    if mounts:
+        common[VARIABLE] = as_variable(read_mounts(mounts))
     common['TF_CPP_MIN_LOG_LEVEL'] = '3'  # else a lost process costs several lines more
     if count > 1:
         common |= {'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{_free_port()}',
@@ -55,15 +59,16 @@ def commands(spec: Spec) -> list[tuple[list[str], dict[str, str]]]:
 class Group:
     """The processes of one attempt at a job, started at once."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, mounts: Sequence[str] = ()) -> None:
         self.spec = spec
+        self.where = mounting.linked(spec, mounts)
         self.ended = None  # when the first of its processes ended
         self._save_spec()
         # The number of an attempt is taken from the files, which outlive this process.
         attempts = state.attempts(state.folder_of(spec.run, spec))
         number = attempts[-1]['attempt'] + 1 if attempts else 0
         self.processes = [self._start(argv, environment, log_of(spec, number, rank))
-                          for rank, (argv, environment) in enumerate(commands(spec))]
+                          for rank, (argv, environment) in enumerate(commands(spec, mounts))]
 
     def _save_spec(self):
         """Write `spec.json`, unless it is there: a full disk has no room for it again."""
@@ -76,7 +81,8 @@ class Group:
         # A group of its own, so that Ctrl-C reaches this process alone, which then ends the others.
         with log.open('a') as file:
             return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-                                    env={**os.environ, **environment}, process_group=0)
+                                    cwd=self.where, env={**os.environ, **environment},
+                                    process_group=0)
 
     def code(self) -> int | None:
         """Return the exit code of the job, None while any of its processes runs.
@@ -132,7 +138,8 @@ class LocalBackend:
     """Groups of processes by the name of their job; all of them end with `close`."""
     poll = POLL_SECONDS
 
-    def __init__(self) -> None:
+    def __init__(self, mounts: Sequence[str] = ()) -> None:
+        self.mounts = mounts
         self.groups = {}  # name: [group, when it began, by when it must have ended or None]
 
     def observe(self, specs: Sequence[Spec]) -> list[Observed]:
@@ -156,7 +163,7 @@ class LocalBackend:
     def create(self, spec: Spec, zone: str) -> None:
         """Start the processes of a job."""
         since = time.time()
-        self.groups[spec.name] = [Group(spec), since, None]
+        self.groups[spec.name] = [Group(spec, self.mounts), since, None]
 
     def delete(self, name: str, zone: str) -> None:
         """Forget a group that has ended; ask any other to save and end."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from downscale.launch.backends import capacity
+from downscale.launch.backends import capacity, mounting
 from downscale.launch.spec import on_cpu, processes_of
 
 HERE = 'cpu:1x1'  # the topology of this machine, where none is given
@@ -15,7 +15,8 @@ HERE = 'cpu:1x1'  # the topology of this machine, where none is given
 class LaunchSettings:
     """Where and how the jobs of a study run; with None the backend decides.
 
-    `capacity` is 'spot', 'on-demand', 'flex-start' or 'reserved'. What each backend reads is in
+    `capacity` is 'spot', 'on-demand', 'flex-start' or 'reserved'; `mounts` are NAME=PLACE, and
+    `cache_gib` follows from what lies there (`sweep.with_cache`). What each backend reads is in
     `BACKENDS`.
     """
     backend: str = 'local'
@@ -35,11 +36,13 @@ class LaunchSettings:
     reservation: str | None = None
     context: str | None = None
     max_run_duration: str | None = None
+    mounts: tuple[str, ...] = ()
+    cache_gib: int | None = None
 
 
-CLOUD = ('image', 'capacity', 'service_account')
+CLOUD = ('image', 'capacity', 'service_account', 'mounts')
 BACKENDS = {  # what each reads beside topology and limits
-    'local': (), 'tpuvm': (*CLOUD, 'zones', 'valid_for', 'internal_ips'),
+    'local': ('mounts',), 'tpuvm': (*CLOUD, 'zones', 'valid_for', 'internal_ips'),
     'mig': (*CLOUD, 'zones', 'valid_for', 'internal_ips', 'reservation', 'max_run_duration'),
     'gke': (*CLOUD, 'namespace', 'queue', 'priority', 'reservation', 'context')}
 LIMITS = ('topology', 'max_parallel', 'max_chips', 'max_usd')
@@ -67,14 +70,19 @@ def settings_of(args: argparse.Namespace, before: Mapping[str, Any] | None) -> L
             others = [other for other, reads in BACKENDS.items() if name in reads]
             raise ValueError(f'{flag(name)} is not for --backend {backend}, but for '
                              f'{" and ".join(others)}')
-    value = before | given | {'backend': backend}
+    value: dict[str, Any] = before | given | {'backend': backend}
     if backend == 'local':
         value.setdefault('topology', HERE)
     # What was said of flex-start before holds for no other capacity.
     if value.get('capacity') != 'flex-start' and 'max_run_duration' not in given:
         value.pop('max_run_duration', None)
     # 3. Values that go together.
-    settings = LaunchSettings(**value | {'zones': tuple(value.get('zones', ()))})
+    # Lists in JSON. What was noted before was checked then.
+    value['zones'] = tuple(value.get('zones', ()))
+    value['mounts'] = tuple(before.get('mounts', ()))
+    if 'mounts' in given:
+        value['mounts'] = mounting.checked(given['mounts'], backend)
+    settings = LaunchSettings(**value)
     if settings.topology is None:
         raise ValueError(f'say on which slices: --backend {backend} --topology v5e:4x4')
     processes_of(settings.topology)
@@ -94,4 +102,4 @@ def settings_of(args: argparse.Namespace, before: Mapping[str, Any] | None) -> L
 
 def flag(name: str) -> str:
     """Return how a field of `LaunchSettings` is written on the command line."""
-    return '--zone' if name == 'zones' else f'--{name.replace("_", "-")}'
+    return {'zones': '--zone', 'mounts': '--mount'}.get(name, f'--{name.replace("_", "-")}')

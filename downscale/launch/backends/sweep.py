@@ -17,7 +17,7 @@ from pathlib import Path
 
 from downscale.config import Experiment
 from downscale.launch import state, supervise, watch
-from downscale.launch.backends import local, mig, tpuvm
+from downscale.launch.backends import local, mig, mounting, tpuvm
 from downscale.launch.backends.settings import HERE, LaunchSettings, settings_of
 from downscale.launch.job_files import OneByOne, files_of
 from downscale.launch.spec import Spec, processes_of, specs_of
@@ -79,6 +79,15 @@ def open_sweep(args: argparse.Namespace, asked: bool = True) -> Sweep:
         saved=_saved(planned, files) if asked else {},
         files=files,
     )
+
+
+def with_cache(sweep: Sweep, asked: bool = True) -> Sweep:
+    """Return `sweep` with the size of the file cache that its mounted mixtures take.
+
+    FileNotFoundError where a mixture is not in the bucket; unless `asked` no bucket is read.
+    """
+    gib = mounting.cache_gib(sweep.cells, sweep.settings.mounts, asked)
+    return dataclasses.replace(sweep, settings=dataclasses.replace(sweep.settings, cache_gib=gib))
 
 
 def _saved(planned, files):
@@ -218,7 +227,7 @@ def with_needs(specs: Sequence[Spec], known: Sequence[Spec]) -> list[Spec]:
 def backend_of(settings: LaunchSettings) -> supervise.Backend:
     """Return the backend that runs the jobs."""
     if settings.backend == 'local':
-        return local.LocalBackend()
+        return local.LocalBackend(settings.mounts)
     if settings.backend == 'tpuvm':
         return tpuvm.TpuvmBackend(_queued_options(settings))
     if settings.backend == 'mig':
@@ -255,9 +264,11 @@ def written(spec: Spec, settings: LaunchSettings) -> tuple[str, str]:
     else:
         commands = []
         # As a person would type it: `env` sets what the processes get beside the environment.
-        for argv, environment in local.commands(spec):
+        for argv, environment in local.commands(spec, settings.mounts):
             variables = [f'{name}={value}' for name, value in environment.items()]
-            commands.append(['env', *variables, *argv])
+            there = mounting.folder_of(spec, settings.mounts)
+            start = ['env', f'--chdir={there}'] if there else ['env']
+            commands.append([*start, *variables, *argv])
     return '.sh', '\n'.join(map(shlex.join, commands)) + '\n'
 
 
@@ -277,7 +288,8 @@ def _vm_options(settings):
     if not SCRIPT.is_file():
         raise ValueError(f'no {SCRIPT}; launch from a clone of the repository')
     return {'zones': settings.zones, 'script': str(SCRIPT), 'valid_for': settings.valid_for,
-            'service_account': settings.service_account, 'internal_ips': settings.internal_ips}
+            'service_account': settings.service_account, 'internal_ips': settings.internal_ips,
+            'mounts': settings.mounts, 'cache_gib': settings.cache_gib}
 
 
 def _gke_options(settings):
@@ -286,7 +298,8 @@ def _gke_options(settings):
         namespace=settings.namespace, queue=settings.queue, priority=settings.priority,
         spot=settings.capacity == 'spot', flex_start=settings.capacity == 'flex-start',
         reservation=settings.reservation,
-        service_account=settings.service_account, context=settings.context)
+        service_account=settings.service_account, context=settings.context,
+        mounts=settings.mounts, cache_gib=settings.cache_gib)
 
 
 def save(sweep: Sweep, specs: Sequence[Spec]) -> None:

@@ -1,5 +1,6 @@
 """What a stage sees of a mixture: the plan exactly, in an order that hangs on a seed alone."""
 import dataclasses
+import threading
 from collections import Counter
 
 import numpy as np
@@ -7,7 +8,9 @@ import published
 import pytest
 import small
 from test_build import coin_source
+from waiting import wait_until
 
+from downscale.data import pipeline
 from downscale.data.buckets import Shape
 from downscale.data.corpora import sampler
 from downscale.data.corpora.build import build
@@ -113,7 +116,7 @@ def test_planned_sizes_are_those_of_the_arrays(corpus):
     sequence = made.sequence(0)
     for position in range(len(made)):
         drawn = sequence[position]
-        arrays = made.make(drawn)
+        arrays = made.make(made.read(drawn))
         assert (len(arrays['tokens']), 0 if arrays['tiles'] is None else len(arrays['tiles'])) \
             == (drawn.tokens, drawn.tiles)
         cost = made.costs[drawn.number]
@@ -126,7 +129,7 @@ def test_planning_reads_no_record(corpus, monkeypatch):
     monkeypatch.setattr(Corpus, 'record', None)
     assert [made.sequence(0)[k].tokens for k in range(3)]
     with pytest.raises(TypeError):
-        made.make(made.sequence(0)[0])
+        made.read(made.sequence(0)[0])
 
 
 def test_one_batch_packs_text_one_picture_and_several_and_cuts_none(corpus):
@@ -146,10 +149,42 @@ def test_one_batch_packs_text_one_picture_and_several_and_cuts_none(corpus):
         assert sum(map(len, owners)) == len(set().union(*owners))
 
 
+def test_records_are_read_far_ahead_by_more_threads_than_decode(corpus, monkeypatch):
+    """Each waits for the mount of a bucket, and none for another."""
+    made = sampler_of(corpus, 2)
+    read, numbers, reading, most = made.read, [], set(), [0]
+    full = threading.Event()  # as many are read at once as are planned: no thread waits for others
+
+    def slow(drawn):
+        numbers.append(drawn.number)
+        reading.add(threading.get_ident())
+        most[0] = max(most[0], len(reading))
+        if most[0] > pipeline.MAKERS:
+            full.set()
+        full.wait(0.5)
+        reading.discard(threading.get_ident())
+        return read(drawn)
+    monkeypatch.setattr(made, 'read', slow)
+    monkeypatch.setattr(pipeline, 'MAKERS', 2)
+    batches = iter(stream(made, 0))
+    plain = iter(stream(sampler_of(corpus, 2), 0))
+    given = taken(batches, pipeline.AHEAD + 2)
+    assert equal(given, taken(plain, pipeline.AHEAD + 2))  # and in the same order
+    # Two rows of each batch, and at least one record in each.
+    wait_until(lambda: len(numbers) - conversations(given) >= 2 * pipeline.AHEAD >= 16)
+    assert most[0] > 2
+    batches.close()
+    plain.close()
+
+
+def conversations(batches):
+    return sum(int(batch['segments'].max(1).sum()) for batch in batches)
+
+
 def test_packing_kinds_together_leaves_the_loss_of_each_as_it_was(corpus):
     made = sampler_of(corpus)
     sequence = made.sequence(1)
-    talks = [made.make(sequence[k]) for k in range(len(made))]
+    talks = [made.make(made.read(sequence[k])) for k in range(len(made))]
     kinds = {0 if talk['tiles'] is None else min(2, len(talk['tiles'])) for talk in talks}
     assert kinds == {0, 2}  # the smallest picture has two tiles
     model = small.model()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from roots import ROOT
 
-from downscale.launch.backends import gke, kueue, validate
+from downscale.launch.backends import gke, kueue, mounting, validate
 from downscale.launch.backends.gke import GkeOptions
 from downscale.launch.spec import Spec
 from downscale.planner.topologies import SHAPES, topology
@@ -20,7 +20,9 @@ PLACES = [f'{name}:{shape}' for name in SHAPES for shape in SHAPES[name]
           if f'{name}:{shape}' not in ('v5p:1x1x1', 'tpu7x:1x1x1')]
 KINDS = {'spot': GkeOptions(), 'flex-start': GkeOptions(spot=False, flex_start=True),
          'queued': GkeOptions(spot=False, queue='tpu', priority='high'),
-         'reserved': GkeOptions(spot=False, reservation='mine', service_account='downscale')}
+         'reserved': GkeOptions(spot=False, reservation='mine', service_account='downscale'),
+         'mounted': GkeOptions(mounts=('data=gs://bucket/some/prefix', 'models=gs://other'),
+                               cache_gib=3, service_account='downscale')}
 GOLDEN = ROOT / 'tests' / 'data' / 'jobset_v5e_4x4.yaml'
 
 
@@ -241,6 +243,38 @@ def test_pods_of_a_slice_stay_together_and_those_of_one_machine_need_not():
         notes = gke.manifest(spec_of(place), GkeOptions())['metadata']['annotations']
         assert (key in notes) == several
         assert notes['downscale.dev/commit'] == 'c' * 40
+
+
+def test_mounts_are_read_only_volumes_with_an_annotation_and_a_cache_for_records():
+    template = gke.manifest(spec_of(), KINDS['mounted'])['spec']['replicatedJobs'][0]['template'][
+        'spec']['template']
+    notes = template['metadata']['annotations']
+    assert notes['gke-gcsfuse/volumes'] == 'true'
+    assert notes['gke-gcsfuse/ephemeral-storage-request'] == '8Gi'  # 5 of its own
+    pod = template['spec']
+    assert pod['serviceAccountName'] == 'downscale'
+    data, models = (volume['csi'] for volume in pod['volumes'])
+    assert data['readOnly'] and models['readOnly']
+    options = data['volumeAttributes']['mountOptions'].split(',')
+    assert data['volumeAttributes']['bucketName'] == 'bucket'
+    assert {'only-dir:some/prefix', 'implicit-dirs', 'file-cache:max-size-mb:3072',
+            'file-cache:cache-file-for-range-read:true', 'read_ahead_kb=1024'} <= set(options)
+    # Weights are read once, and a whole bucket has no prefix.
+    assert models['volumeAttributes']['bucketName'] == 'other'
+    assert not re.search('cache:max-size|only-dir', models['volumeAttributes']['mountOptions'])
+    main, = pod['containers']
+    assert [(mount['name'], mount['mountPath'], mount['readOnly']) for mount in
+            main['volumeMounts']] == [('data', '/downscale/data', True),
+                                      ('models', '/downscale/models', True)]
+    assert {'name': 'DOWNSCALE_MOUNTS',
+            'value': 'data=gs://bucket/some/prefix models=gs://other'} in main['env']
+    # The place in the image that paths count from.
+    assert f'WORKDIR {mounting.WORKDIR}\n' in (ROOT / 'launch' / 'Dockerfile').read_text()
+
+
+def test_mounts_without_a_service_account_are_refused():
+    with pytest.raises(ValueError, match='give --service-account NAME'):
+        gke.manifest(spec_of(), GkeOptions(mounts=('data=gs://bucket/x',)))
 
 
 @pytest.mark.parametrize(('fields', 'message'), [

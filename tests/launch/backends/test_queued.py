@@ -43,6 +43,13 @@ def test_a_command_names_slices_and_refuses_what_the_tpu_api_lacks(tmp_path):
     argv = tpuvm.create_command(spec, options, 'z0')
     assert {'--node-count=2', f'--node-prefix={spec.name}', '--accelerator-type=v5p-16',
             '--reserved', '--internal-ips', '--runtime-version=v2-alpha-tpuv5'} <= set(argv)
+    assert not [word for word in argv if 'downscale-mounts' in word]
+    mounted = dataclasses.replace(options, cache_gib=3, mounts=('data=gs://bucket/x',
+                                                                'models=gs://other'))
+    metadata, = (word for word in tpuvm.create_command(spec, mounted, 'z0')
+                 if word.startswith('--metadata='))
+    assert metadata.endswith(',downscale-mounts=data=gs://bucket/x models=gs://other,'
+                             'downscale-cache-gib=3')
     with pytest.raises(ValueError, match='tpu7x is not in the Cloud TPU API'):
         tpuvm.create_command(spec_of(tmp_path, 'tpu7x:2x2x1'), options, 'z0')
 
