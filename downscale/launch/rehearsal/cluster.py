@@ -21,6 +21,7 @@ from downscale.launch.rehearsal.pods import Image, Pod, environment
 from downscale.launch.rehearsal.rules import PodEnd
 
 TICK_SECONDS = 0.05
+TAKEN = 'its quota was taken'
 WITHHELD_SECONDS = 3  # how long quota stays away that was taken
 
 
@@ -137,7 +138,7 @@ class Cluster(ApiServer):
         """Start a JobSet that Kueue admits, where this machine has room for it."""
         if work.name in self.stuck:
             return
-        if rules.QUEUE in work.manifest['metadata']['labels']:
+        if work.flavor is None and rules.QUEUE in work.manifest['metadata']['labels']:
             if time.monotonic() < self.withheld:
                 return
             # Without anything that runs: what is not admitted then never is.
@@ -152,14 +153,13 @@ class Cluster(ApiServer):
         running = sum(len(other.pods) for other in self.works.values())
         # A core a pod, and at least one JobSet.
         if running and running + slices * hosts > (os.cpu_count() or 1):
-            work.flavor = None
             return
         self._start(work)
 
     def _used(self):
         used = {}
         for work in self.works.values():
-            if work.pods and work.flavor:
+            if work.flavor:
                 amounts = used.setdefault(work.flavor, {})
                 for name, amount in rules.demand(work.manifest).items():
                     amounts[name] = amounts.get(name, 0) + amount
@@ -238,7 +238,9 @@ class Cluster(ApiServer):
             for pod in work.pods:
                 shutil.rmtree(pod.root, ignore_errors=True)
         work.pods = []
-        work.flavor = None
+        # A JobSet that restarts its pods keeps its quota.
+        if work.after != 'queued' or work.message == TAKEN:
+            work.flavor = None
         work.state = work.after
         work.after = ''
         if work.state == 'gone':
@@ -271,7 +273,7 @@ class Cluster(ApiServer):
                 work.pods[-1].kill()
             elif how == 'quota':
                 self.withheld = time.monotonic() + WITHHELD_SECONDS
-                self._stop(work, 'queued', 'its quota was taken')
+                self._stop(work, 'queued', TAKEN)
             else:
                 self._lose_all()
             return True

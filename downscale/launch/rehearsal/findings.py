@@ -57,7 +57,7 @@ def _of_round(spec, work, turn):
     # 3. Nobody did anything to it.
     if turn.injected is None and turn.deciding and work.after != 'gone':
         end = turn.deciding
-        yield f'{end.pod} ended with exit code {end.code} ({ending(end.code).meaning}){_last(work)}'
+        yield f'a pod ended with exit code {end.code} ({ending(end.code).meaning}){_last(work)}'
     # 4. What followed is what the table of exit codes says.
     if turn.deciding:
         wanted = 'free' if turn.deciding.evicted else ending(turn.deciding.code).restart
@@ -76,13 +76,13 @@ def _of_rest(work):
 
 
 def _last(work):
-    """Return ': LINE' of the last error that a pod of a JobSet has printed, '' where there is none.
+    """Return ': LINE' of the last error that a pod of a JobSet has printed, else of its last line.
     """
     for pod in work.pods:
-        lines = pod.log.read_text(errors='replace').splitlines()
-        errors = [line for line in lines if 'rror: ' in line or 'rror while ' in line]
-        if errors:
-            return f': {errors[-1][:200]}'
+        lines = pod.log.read_text(errors='replace').split('\n')
+        telling = [line for line in lines if line.startswith('error: ')] or [*filter(None, lines)]
+        if telling:
+            return f': {telling[-1].removeprefix("error: ")[-200:]}'
     return ''
 
 

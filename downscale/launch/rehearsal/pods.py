@@ -215,5 +215,7 @@ def _mapped(text, paths):
     """Return a word with the container's paths replaced by those here, the longest first."""
     for path in sorted(paths, key=len, reverse=True):
         if path != '/':
-            text = re.sub(rf'(?<![\w./-]){re.escape(path)}(?=[/:,\s]|$)', lambda _, here=paths[path]: here, text)
+            # A word's own beginning, or behind what parts a list.
+            words = rf'(?<![\w./-]){re.escape(path)}(?=[/:,\s]|$)'
+            text = paths[path].join(re.split(words, text))
     return text

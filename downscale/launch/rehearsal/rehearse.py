@@ -35,7 +35,6 @@ class Plan:
     manifests: dict[str, dict[str, Any]]
     changed: dict[str, tuple[Any, Any]]
     altered: dict[str, tuple[Any, Any]]
-    folder: Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +54,7 @@ class Halted(Exception):
     """Nothing more can come of this rehearsal."""
 
 
-def plan(args: argparse.Namespace, folder: Path, manifests: Path | None) -> Plan:
+def plan(args: argparse.Namespace, manifests: Path | None = None) -> Plan:
     """Return the `Plan` of a command line; ValueError in one line for what cannot be rehearsed.
 
     `manifests` is a folder that `launch plan` has written, edited or not.
@@ -78,7 +77,7 @@ def plan(args: argparse.Namespace, folder: Path, manifests: Path | None) -> Plan
             yaml.safe_load(sweep.written(tiny, small.settings)[1]), made[tiny.name])
     changed = twin.of_cells(submitted.cells, small.cells)
     return Plan(submitted=submitted, twin=small, pairs=pairs, manifests=made, changed=changed,
-                altered=altered, folder=folder)
+                altered=altered)
 
 
 class RehearsalBackend(gke.GkeBackend):
@@ -120,7 +119,9 @@ def run(planned: Plan, injections: Sequence[str], folder: Path, note: Callable[[
             sandbox.create_queues()
         sweep.save(planned.twin, specs)
         injector = Injector(injections, specs)
-        _watched(planned, specs, cluster, injector, judge, note, show)
+        # Rules that are wrong need no pods to show it.
+        if not judge.findings:
+            _watched(planned, specs, cluster, injector, judge, note, show)
         return _outcome(planned, specs, cluster, injector, judge, time.monotonic() - began)
 
 
@@ -193,13 +194,14 @@ def _outcome(planned, specs, cluster, injector, judge, seconds):
         for work in [*cluster.past, *cluster.works.values()]:
             works[work.name].append(work)
         left = [work.name for work in cluster.works.values() if work.after != 'gone']
-    for spec in specs:
+    # Where it was halted, the reason says enough.
+    for spec in [] if judge.findings else specs:
         job = jobs[spec.key]
         if job.state != 'done':
-            judge.note(f'{spec.key}: {job.state} in the end{": " if job.reason else ""}{job.reason}')
+            judge.note(f'{spec.key}: {job.state} in the end {job.reason}'.rstrip())
         elif spec.name in left:
             judge.note(f'{spec.key}: done, and its JobSet is left over: nothing deletes it')
-    for injection in injector.left:
+    for injection in [] if judge.findings else injector.left:
         judge.note(f'--inject {injection.name}: no job was at a moment for it')
     return Outcome(
         jobs=jobs,
