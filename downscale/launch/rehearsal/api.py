@@ -85,9 +85,10 @@ class ApiServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
+    # pyrefly: ignore[bad-override-mutable-attribute]
     server: ApiServer
 
-    def log_message(self, *_):
+    def log_message(self, format, *args):
         """Print nothing."""
 
     def _answer(self, value, code=200):

@@ -1,8 +1,8 @@
 """A pod as a process of this machine, with what its manifest says and nothing else.
 
-A pod has a folder that stands for the root of its container. Where an absolute path of the container
-(its working folder, a mount) stands in the command or the environment, the folder's is put in its
-place, so that no rights are needed for a real root. Paths of a study are relative, as in the image.
+A pod has a folder that stands for the root of its container. Where an absolute path of the
+container (its working folder, a mount) stands in the command or the environment, that of the folder
+takes its place, so that no rights are needed for a real root. Paths of a study are relative.
 """
 import contextlib
 import math
@@ -25,7 +25,7 @@ PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 
 
 class Image:
-    """What the image of a job holds beside Python: `folder` is where it works, `copied` {name: path}.
+    """What the image of a job holds: `folder` is where it works, `copied` is {name: path here}.
 
     Read off the COPY lines of launch/Dockerfile, so that what is not in the image is not there.
     """
@@ -83,14 +83,14 @@ class Pod:
             link.symlink_to(path)
         paths = {self.image.folder: str(folder), **self._mount(main)}
         argv = [_mapped(word, paths) for word in (*main.get('command', ()), *main.get('args', ()))]
-        own = {variable['name']: _mapped(variable.get('value', ''), paths)
+        manifested = {variable['name']: _mapped(variable.get('value', ''), paths)
                for variable in main.get('env', [])}
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.began = time.time()
         with self.log.open('a') as log:
             try:
                 self.process = subprocess.Popen(
-                    argv, cwd=folder, env={**self._base(), **given, **own}, stdout=log, stderr=log,
+                    argv, cwd=folder, env={**self._base(), **given, **manifested}, stdout=log, stderr=log,
                     stdin=subprocess.DEVNULL, process_group=0)
             except OSError as error:  # as where the runtime finds no such program
                 log.write(f'error: {argv[0]}: {error.strerror}\n')
@@ -172,9 +172,10 @@ def environment(template: dict[str, Any], rank: tuple[int, int], shape: tuple[in
     if shape[0] > 1:
         values |= {'MEGASCALE_NUM_SLICES': str(shape[0]), 'MEGASCALE_SLICE_ID': str(rank[0]),
                    'MEGASCALE_COORDINATOR_ADDRESS': f'{hosts[0]}:8080'}
-    own = {variable['name']: variable.get('value', '') for variable in main.get('env', [])}
+    manifested = {variable['name']: variable.get('value', '')
+                  for variable in main.get('env', [])}
     # A program that was told to look elsewhere sees no chips.
-    if own.get('JAX_PLATFORMS', 'tpu').startswith('tpu'):
+    if manifested.get('JAX_PLATFORMS', 'tpu').startswith('tpu'):
         chips = int(asked(main).get(CHIPS, 0))
         values |= {'JAX_PLATFORMS': 'cpu',
                    'XLA_FLAGS': f'--xla_force_host_platform_device_count={chips}'}

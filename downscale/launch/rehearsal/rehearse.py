@@ -24,7 +24,7 @@ INJECT_SECONDS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Rehearsal:
     """What is rehearsed: `manifests` {name of a twin's job: JobSet}, `pairs` (as submitted, twin).
 
     `changed` is {setting: (as submitted, twin)} of the cells, `altered` the same of the manifests.
@@ -54,10 +54,10 @@ class Halted(Exception):
     """Nothing more can come of this rehearsal."""
 
 
-def plan(args: argparse.Namespace, manifests: Path | None = None) -> Plan:
-    """Return the `Plan` of a command line; ValueError in one line for what cannot be rehearsed.
+def plan(args: argparse.Namespace, manifests: Path | None = None) -> Rehearsal:
+    """Return the `Rehearsal` of a command line.
 
-    `manifests` is a folder that `launch plan` has written, edited or not.
+    ValueError in one line for what cannot be rehearsed. `manifests` is a folder that `launch plan` has written, edited or not.
     """
     import yaml
     submitted = sweep.open_sweep(args, asked=False)
@@ -76,7 +76,7 @@ def plan(args: argparse.Namespace, manifests: Path | None = None) -> Plan:
         altered |= twin.differences(
             yaml.safe_load(sweep.written(tiny, small.settings)[1]), made[tiny.name])
     changed = twin.of_cells(submitted.cells, small.cells)
-    return Plan(submitted=submitted, twin=small, pairs=pairs, manifests=made, changed=changed,
+    return Rehearsal(submitted=submitted, twin=small, pairs=pairs, manifests=made, changed=changed,
                 altered=altered)
 
 
@@ -93,7 +93,7 @@ class RehearsalBackend(gke.GkeBackend):
         return self.manifests[spec.name]
 
 
-def run(planned: Plan, injections: Sequence[str], folder: Path, note: Callable[[str], object],
+def run(planned: Rehearsal, injections: Sequence[str], folder: Path, note: Callable[[str], object],
         show: Callable[[list[state.Job]], object]) -> Outcome:
     """Run all jobs of the twin to their end, and disturb them; `folder` keeps what pods print.
 
@@ -111,7 +111,7 @@ def run(planned: Plan, injections: Sequence[str], folder: Path, note: Callable[[
     with contextlib.ExitStack() as stack:
         stack.enter_context(sandbox.environment({'DOWNSCALE_SCRATCH': str(folder / 'scratch')}))
         given = stack.enter_context(sandbox.bucket(name))
-        cluster = Cluster(folder, Image(), {settings.image}, given, judge)
+        cluster = Cluster(folder, Image(), {str(settings.image)}, given, judge)
         stack.callback(cluster.close)
         stack.enter_context(sandbox.kubectl(cluster, folder, settings.context))
         if any(QUEUE in manifest['metadata'].get('labels', {})
@@ -153,11 +153,12 @@ def _watched(planned, specs, cluster, injector, judge, note, show):
             raise KeyboardInterrupt
     thread = threading.Thread(target=inject, daemon=True)
     thread.start()
-    policy = dataclasses.replace(sweep.policy_of(planned.submitted.settings), base=1)
+    # JobSets have no zone.
+    settings = dataclasses.replace(planned.submitted.settings, zones=())
+    policy = dataclasses.replace(sweep.policy_of(settings), base=1)
     try:
         while True:
-            backend = RehearsalBackend(sweep.gke_options(planned.submitted.settings),
-                                       planned.manifests)
+            backend = RehearsalBackend(sweep.gke_options(settings), planned.manifests)
             try:
                 supervise.run(backend, specs, policy, note, look)
                 return

@@ -5,7 +5,7 @@ from typing import Any
 from downscale.config import Experiment
 from downscale.launch import state
 from downscale.launch.rehearsal import twin
-from downscale.launch.rehearsal.rehearse import Outcome, Plan
+from downscale.launch.rehearsal.rehearse import Outcome, Rehearsal
 from downscale.launch.spec import Spec
 from downscale.output.text import aligned
 
@@ -14,7 +14,7 @@ HEAD = ('job', 'rehearsed as', 'attempts', 'ended with', 'saved', 'lost', 'same 
 LONGEST = 60
 
 
-def value(planned: Plan, outcome: Outcome, unequal: Sequence[str] | None) -> dict[str, Any]:
+def value(planned: Rehearsal, outcome: Outcome, unequal: Sequence[str] | None) -> dict[str, Any]:
     """Return all that a rehearsal has shown, as a plain value.
 
     `unequal` are the results 'CELL/TASK' that differ from the undisturbed ones, None where nothing
@@ -91,7 +91,7 @@ def _short(part):
     return text if len(text) <= LONGEST else f'{text[:LONGEST - 3]}...'
 
 
-def beyond(planned: Plan) -> list[str]:
+def beyond(planned: Rehearsal) -> list[str]:
     """Return a line for each setting in which the twin differs in more than size and steps."""
     return [f'the twin differs in more than sizes and steps: {path}'
             for path in twin.beyond_size(planned.changed)]

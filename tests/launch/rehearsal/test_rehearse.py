@@ -1,4 +1,4 @@
-"""A rehearsal through the console: real kubectl, a real bucket server, and pods that are processes."""
+"""A rehearsal through the console: kubectl, a bucket server, and pods that are processes."""
 import json
 import os
 import shutil
@@ -22,9 +22,10 @@ VOLUME = {'name': 'data', 'csi': {'driver': 'gcsfuse.csi.storage.gke.io', 'volum
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder as a clone has it, as the current one: image, study, and what stands for a bucket."""
-    for name, text in {'experiments/tiny.py': FILE, 'data/list.txt': 'one', 'launch/Dockerfile':
-                       'FROM python:3.12\nWORKDIR /downscale\nCOPY experiments experiments\n'}.items():
+    """A folder as a clone has it: an image, a study, and what stands for a bucket."""
+    for name, text in {
+            'experiments/tiny.py': FILE, 'data/list.txt': 'one', 'launch/Dockerfile':
+            'FROM python:3.12\nWORKDIR /downscale\nCOPY experiments experiments\n'}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / 'launch' / 'clusters').mkdir()

@@ -12,7 +12,6 @@ from downscale.launch.rehearsal.injections import parse
 from downscale.launch.rehearsal.rules import PodEnd
 from downscale.launch.spec import Spec
 
-
 IMAGE = f'europe-docker.pkg.dev/p/downscale/downscale@sha256:{"a" * 64}'
 
 
@@ -111,7 +110,8 @@ def test_injections_are_read_by_name():
 
 
 def test_a_twin_may_differ_in_sizes_and_steps_only():
-    assert twin.beyond_size(['name', 'stages.align.steps', 'language.D', 'vision.W', 'stages.x.batch',
-                             'evaluation.scenes', 'stages.text.buckets.0.batch']) == []
+    sizes = ['name', 'stages.align.steps', 'language.D', 'vision.W', 'stages.x.batch',
+             'evaluation.scenes', 'stages.text.buckets.0.batch']
+    assert twin.beyond_size(sizes) == []
     other = ['stages.align.rates.connector', 'chat', 'optimizer.b2', 'stages.align.stepsize']
     assert twin.beyond_size(other) == other
