@@ -90,8 +90,8 @@ class Pod:
         with self.log.open('a') as log:
             try:
                 self.process = subprocess.Popen(
-                    argv, cwd=folder, env={**self._base(), **given, **manifested}, stdout=log, stderr=log,
-                    stdin=subprocess.DEVNULL, process_group=0)
+                    argv, cwd=folder, env={**self._base(), **given, **manifested}, stdout=log,
+                    stderr=log, stdin=subprocess.DEVNULL, process_group=0)
             except OSError as error:  # as where the runtime finds no such program
                 log.write(f'error: {argv[0]}: {error.strerror}\n')
                 self.process = subprocess.Popen(['/bin/sh', '-c', 'exit 128'], process_group=0)

@@ -57,7 +57,8 @@ class Halted(Exception):
 def plan(args: argparse.Namespace, manifests: Path | None = None) -> Rehearsal:
     """Return the `Rehearsal` of a command line.
 
-    ValueError in one line for what cannot be rehearsed. `manifests` is a folder that `launch plan` has written, edited or not.
+    ValueError in one line for what cannot be rehearsed. `manifests` is a folder that `launch plan`
+    has written, edited or not.
     """
     import yaml
     submitted = sweep.open_sweep(args, asked=False)

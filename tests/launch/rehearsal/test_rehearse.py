@@ -13,8 +13,9 @@ from downscale.planner import pool
 
 pytestmark = pytest.mark.skipif(
     not shutil.which('kubectl'), reason='NOT TESTED: kubectl is missing, so no rehearsal is')
-# Two cells of one stage, whose study file reads what is mounted.
-FILE = STUDY.partition('def harm')[0] + "Path('data/list.txt').read_text()\n"
+# A cell of one stage, whose study file reads what is mounted; and two.
+TWO = STUDY.partition('def harm')[0] + "Path('data/list.txt').read_text()\n"
+ONE = TWO.replace("('w64d1', 'w64d2')", "('w64d1',)")
 MOUNT = {'name': 'data', 'mountPath': '/downscale/data', 'readOnly': True}
 VOLUME = {'name': 'data', 'csi': {'driver': 'gcsfuse.csi.storage.gke.io', 'volumeAttributes': {
     'bucketName': 'research', 'mountOptions': 'implicit-dirs,only-dir:sets'}}}
@@ -24,7 +25,7 @@ VOLUME = {'name': 'data', 'csi': {'driver': 'gcsfuse.csi.storage.gke.io', 'volum
 def folder(tmp_path, monkeypatch):
     """A folder as a clone has it: an image, a study, and what stands for a bucket."""
     for name, text in {
-            'experiments/tiny.py': FILE, 'data/list.txt': 'one', 'launch/Dockerfile':
+            'experiments/tiny.py': ONE, 'data/list.txt': 'one', 'launch/Dockerfile':
             'FROM python:3.12\nWORKDIR /downscale\nCOPY experiments experiments\n'}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -53,7 +54,9 @@ def rehearsed(folder, capsys):
             path.write_text(yaml.safe_dump(manifest))
         capsys.readouterr()
         code = main.main(['launch', 'rehearse', *sent, '--manifests', 'plan', '--quiet', *rest])
-        found = json.loads(capsys.readouterr().out)
+        said = capsys.readouterr()
+        assert said.out, said.err
+        found = json.loads(said.out)
         assert code == bool(found['findings'])
         return found
     return run
@@ -68,6 +71,7 @@ def main_of(manifest):
 
 
 def test_a_sweep_that_is_evicted_and_killed_has_the_results_of_one_that_is_not(rehearsed, folder):
+    (folder / 'experiments/tiny.py').write_text(TWO)
     found = rehearsed(lambda manifest: None, '--inject', 'evict,sigkill')
     assert found['findings'] == []
     assert sorted(name for name, _ in found['injected']) == ['evict', 'sigkill']
