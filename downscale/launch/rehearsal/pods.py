@@ -39,19 +39,28 @@ class Image:
         for line in dockerfile.read_text().splitlines():
             words = line.split()
             if words[:1] == ['WORKDIR']:
-                self.folder = words[1]
+                self.folder = self._inside(words[1])
             elif words[:1] == ['COPY']:
+                if words[1].startswith(('-', '[')):
+                    raise ValueError(f'{dockerfile}: a rehearsal reads COPY SOURCE ... TARGET '
+                                     f'alone, not: {line[:100]}')
                 self._copy(dockerfile, words[1:-1], words[-1])
+
+    def _inside(self, path):
+        """Return a path of the container from its root, which nothing leads out of."""
+        return os.path.normpath(os.path.join('/', self.folder, path))
 
     def _copy(self, dockerfile, sources, target):
         for source in sources:
             path = Path(source).absolute()
             if not path.exists():
                 raise ValueError(f'{dockerfile} copies {source}, and there is none here')
-            # A file, and each of several, goes into the target; a folder becomes it.
-            into = len(sources) > 1 or target.endswith('/')
-            name = os.path.normpath(os.path.join(target, path.name) if into else target)
-            self.copied[name] = path
+            # Of a folder Docker copies what is in it, and a file into a target that is a folder.
+            if path.is_dir() and self._inside(target) == self.folder:
+                self.copied |= {self._inside(child.name): child for child in path.iterdir()}
+                continue
+            into = path.is_file() and (len(sources) > 1 or target.endswith('/'))
+            self.copied[self._inside(os.path.join(target, path.name) if into else target)] = path
 
 
 class Pod:
@@ -75,12 +84,10 @@ class Pod:
         ValueError in one line for a volume that nothing stands for.
         """
         main = self.template['spec']['containers'][0]
-        folder = self.root / self.image.folder.lstrip('/')
+        folder = self._place(self.image.folder)
         folder.mkdir(parents=True)
         for name, path in self.image.copied.items():
-            link = folder / name
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(path)
+            self._link(name, path)
         paths = {self.image.folder: str(folder), **self._mount(main)}
         argv = [_mapped(word, paths) for word in (*main.get('command', ()), *main.get('args', ()))]
         manifested = {variable['name']: _mapped(variable.get('value', ''), paths)
@@ -115,16 +122,27 @@ class Pod:
         paths = {}
         for mount in main.get('volumeMounts', []):
             target = mount['mountPath']
-            link = self.root / target.lstrip('/')
-            link.parent.mkdir(parents=True, exist_ok=True)
-            # What is mounted hides what the image has there.
-            link.unlink(missing_ok=True)
-            link.symlink_to(_source(volumes[mount['name']], target, self.root))
+            link = self._link(target, _source(volumes[mount['name']], target, self.root))
             paths[target] = str(link)
             bucket = _bucket_of(volumes[mount['name']])
             if bucket:
                 paths[bucket] = str(link)
         return paths
+
+    def _place(self, path):
+        """Return where a path of the container lies here."""
+        return self.root / os.path.normpath(f'/{path}').lstrip('/')
+
+    def _link(self, path, target):
+        """Put a link into the root; ValueError where its folder is a link that leads out of it."""
+        link = self._place(path)
+        if not link.parent.resolve().is_relative_to(self.root.resolve()):
+            raise ValueError(f'{path} lies in what the image or another mount brings')
+        link.parent.mkdir(parents=True, exist_ok=True)
+        # What is mounted hides what the image has there.
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        return link
 
     def terminate(self, grace: float) -> None:
         """Ask the program to save and end; after `grace` seconds it is killed."""

@@ -104,8 +104,11 @@ def run(planned: Rehearsal, injections: Sequence[str], folder: Path, note: Calla
     specs = [tiny for _, tiny in planned.pairs]
     judge = findings.Judge({spec.name: spec for spec in specs})
     for spec in specs:
-        for line in findings.drill(planned.manifests[spec.name]):
+        manifest = planned.manifests[spec.name]
+        for line in findings.drill(manifest):
             judge.note(f'failure policy: {line}')
+        if manifest['metadata'].get('name') != spec.name:
+            judge.note(f'{spec.key}: its JobSet must have the name that cancel and watch look for')
     settings = planned.submitted.settings
     # The folder of a run lies under its bucket, whose name comes first.
     name = specs[0].run.removeprefix('gs://').partition('/')[0]
@@ -145,7 +148,7 @@ def _watched(planned, specs, cluster, injector, judge, note, show):
     def look(jobs):
         show(jobs)
         if cluster.error:
-            raise cluster.error
+            raise Halted from cluster.error
         with cluster.lock:
             _note_stuck(cluster, judge)
         if restart.is_set():
@@ -169,8 +172,10 @@ def _watched(planned, specs, cluster, injector, judge, note, show):
                     raise
                 begun.clear()
                 note('all machines are gone, and the watcher begins anew')
-    except Halted:
-        return
+    except Halted as halted:
+        # A fault of the cluster is no finding.
+        if halted.__cause__:
+            raise halted.__cause__ from None
     finally:
         over.set()
         thread.join()
