@@ -43,39 +43,63 @@ class Injection:
 class Injector:
     """Harms jobs, each once, spread over the order of the study.
 
-    `left` are the injections that have not happened, `done` [(name, key of a job)].
+    `left` are the injections that have not happened, `happened` [(injection, key of a job, round)].
     """
 
     def __init__(self, names: Sequence[str], specs: Sequence[Spec]) -> None:
         self.specs = list(specs)
         self.left = [Injection(name, k * len(specs) // len(names)) for k, name in enumerate(names)]
-        self.done = []
+        self.happened = []
+        self.spared = set()  # keys of jobs that were done before they could notice
+
+    @property
+    def done(self) -> list[tuple[str, str]]:
+        """The injections that have happened: (name, key of a job)."""
+        return [(injection.name, key) for injection, key, _ in self.happened]
 
     def act(self, cluster: Cluster) -> str | None:
         """Do the first injection whose moment has come; return its name, None where none has."""
+        self._take_back()
+        harmed = {key for _, key in self.done} | self.spared
         for injection in self.left:
             for spec in self.specs[injection.index:]:
                 work = cluster.works.get(spec.name)
-                harmed = spec.key in [key for _, key in self.done]
-                if not work or harmed or work.state != 'running' or not ripe(spec, work):
+                if not work or spec.key in harmed or work.state != 'running' or not ripe(spec, work):
                     continue
                 if cluster.harm(work, injection.name):
                     self.left.remove(injection)
-                    self.done.append((injection.name, spec.key))
+                    self.happened.append((injection, spec.key, work.rounds[-1]))
                     return injection.name
         return None
+
+    def _take_back(self):
+        """Let an injection happen again where the program was done before it noticed."""
+        for entry in list(self.happened):
+            injection, key, turn = entry
+            if turn.ends and not any(end.code for end in turn.ends):
+                self.happened.remove(entry)
+                self.spared.add(key)
+                self.left.append(injection)
 
 
 def ripe(spec: Spec, work: Work) -> bool:
     """Return whether the program of a job has got to work that would be lost.
 
-    A training has saved a step since it was started, any other job has begun its tasks.
+    A training of several stages has saved a step since it was started, any other job has begun: the
+    few steps of a lone stage would be over before anything could be done to them.
     """
+    try:
+        return _ripe(spec, work)
+    except OSError:  # a file that goes while it is read says nothing yet
+        return False
+
+
+def _ripe(spec, work):
     rows = state.attempts(state.folder_of(spec.run, spec))
     # The clock is that of this machine for all.
     if not rows or rows[-1]['began'] < work.rounds[-1].began or rows[-1]['devices'] is None:
         return False
-    return spec.part != 'train' or saved(spec) > rows[-1]['first_step']
+    return spec.part != 'train' or len(spec.tasks) == 1 or saved(spec) > rows[-1]['first_step']
 
 
 def saved(spec: Spec) -> int:

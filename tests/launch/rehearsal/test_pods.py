@@ -57,7 +57,8 @@ BUCKET = volume(csi={'driver': 'gcsfuse.csi.storage.gke.io', 'volumeAttributes':
 
 def test_a_pod_sees_its_manifest_its_image_and_nothing_of_this_process(started, monkeypatch):
     monkeypatch.setenv('SECRET', 'of this process')
-    code, text = ended(started('bash', '-c', 'pwd; ls -R . | cat; cat one.txt; echo; env', OWN='here'))
+    words = 'pwd; ls -R . | cat; cat one.txt; echo; env'
+    code, text = ended(started('bash', '-c', words, OWN='here'))
     assert code == 0
     assert text.splitlines()[0].endswith('/pod0/work') and 'two.txt' not in text.split('\n')[1]
     assert 'SECRET' not in text and 'three.txt' not in text
