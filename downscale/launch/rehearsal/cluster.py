@@ -6,7 +6,6 @@ again, completed, failed or gone.
 import itertools
 import os
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from downscale.launch.rehearsal import rules
 from downscale.launch.rehearsal.api import ApiServer
 from downscale.launch.rehearsal.pods import Image, Pod, environment
 from downscale.launch.rehearsal.rules import PodEnd
+from downscale.launch.rehearsal.sandbox import free_port
 
 TICK_SECONDS = 0.05
 TAKEN = 'its quota was taken'
@@ -177,7 +177,7 @@ class Cluster(ApiServer):
         template = rules.job_of(work.manifest)['template']
         # JobSet and Job put labels of their own on a pod; `logs` finds it by one of them.
         number = f'{next(self.numbers):05d}'
-        port = _free_port()
+        port = free_port()
         work.rounds.append(Round(began=time.time()))
         for rank in itertools.product(range(slices), range(hosts)):
             name = f'{work.name}-{job["name"]}-{rank[0]}-{rank[1]}-{number}'
@@ -289,9 +289,3 @@ class Cluster(ApiServer):
 
 def _now():
     return datetime.now(UTC).strftime('%Y-%m-%dT%H:%M:%SZ')
-
-
-def _free_port():
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        return free.getsockname()[1]

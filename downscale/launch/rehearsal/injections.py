@@ -59,12 +59,14 @@ class Injector:
 
     def act(self, cluster: Cluster) -> str | None:
         """Do the first injection whose moment has come; return its name, None where none has."""
-        self._take_back()
+        self.take_back()
         harmed = {key for _, key in self.done} | self.spared
         for injection in self.left:
             for spec in self.specs[injection.index:]:
                 work = cluster.works.get(spec.name)
-                if not work or spec.key in harmed or work.state != 'running' or not ripe(spec, work):
+                if not work or spec.key in harmed or work.state != 'running':
+                    continue
+                if not ripe(spec, work):
                     continue
                 if cluster.harm(work, injection.name):
                     self.left.remove(injection)
@@ -72,7 +74,7 @@ class Injector:
                     return injection.name
         return None
 
-    def _take_back(self):
+    def take_back(self) -> None:
         """Let an injection happen again where the program was done before it noticed."""
         for entry in list(self.happened):
             injection, key, turn = entry

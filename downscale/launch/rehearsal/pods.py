@@ -21,6 +21,10 @@ from downscale.launch.backends.local import PACKAGE
 from downscale.launch.rehearsal.rules import CHIPS, PodEnd, asked
 
 DOCKERFILE = Path('launch') / 'Dockerfile'
+# Chips of this machine: programs are compiled quickly, and where all share few cores they wait for
+# one another longer than the 40 s after which XLA would end the process.
+CPU_FLAGS = ('--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true '
+             '--xla_cpu_collective_call_terminate_timeout_seconds=3600')
 PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 
 
@@ -196,7 +200,7 @@ def environment(template: dict[str, Any], rank: tuple[int, int], shape: tuple[in
     if manifested.get('JAX_PLATFORMS', 'tpu').startswith('tpu'):
         chips = int(asked(main).get(CHIPS, 0))
         values |= {'JAX_PLATFORMS': 'cpu',
-                   'XLA_FLAGS': f'--xla_force_host_platform_device_count={chips}'}
+                   'XLA_FLAGS': f'{CPU_FLAGS} --xla_force_host_platform_device_count={chips}'}
     if math.prod(shape) > 1:
         values |= {'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}',
                    'JAX_NUM_PROCESSES': str(math.prod(shape)),

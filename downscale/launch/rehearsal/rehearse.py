@@ -194,6 +194,7 @@ def _note_stuck(cluster, judge):
 
 def _outcome(planned, specs, cluster, injector, judge, seconds):
     """Read how all ended, and note what is left over."""
+    injector.take_back()
     run = specs[0].run
     jobs = {job.key: job for job in state.read(run, specs, time.time())}
     works = {spec.name: [] for spec in specs}

