@@ -38,13 +38,14 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def rehearsed(folder, capsys):
-    """A function that writes the manifests, lets `change` edit each, and rehearses them."""
-    sent = ('experiments/tiny.py', '--topology', 'v5e:2x2', '--queue', 'tpu', '--json')
+SENT = ('experiments/tiny.py', '--topology', 'v5e:2x2', '--queue', 'tpu', '--json')
 
-    def run(change=lambda manifest: None, *rest):
-        assert main.main(['launch', 'plan', *sent, '--dry-run', '--no-fit', '--out', 'plan']) == 0
+
+@pytest.fixture
+def edited(folder):
+    """A function that writes the manifests into `plan` and lets `change` edit each."""
+    def edit(change):
+        assert main.main(['launch', 'plan', *SENT, '--dry-run', '--no-fit', '--out', 'plan']) == 0
         for path in (folder / 'plan').glob('*.yaml'):
             manifest = yaml.safe_load(path.read_text())
             pod = pod_of(manifest)
@@ -52,8 +53,16 @@ def rehearsed(folder, capsys):
             pod['containers'][0]['volumeMounts'] = [MOUNT]
             change(manifest)
             path.write_text(yaml.safe_dump(manifest))
+    return edit
+
+
+@pytest.fixture
+def rehearsed(edited, capsys):
+    """A function that rehearses manifests which `change` has edited."""
+    def run(change=lambda manifest: None, *rest):
+        edited(change)
         capsys.readouterr()
-        code = main.main(['launch', 'rehearse', *sent, '--manifests', 'plan', '--quiet', *rest])
+        code = main.main(['launch', 'rehearse', *SENT, '--manifests', 'plan', '--quiet', *rest])
         said = capsys.readouterr()
         assert said.out, said.err
         found = json.loads(said.out)
@@ -162,6 +171,9 @@ def no_grace(manifest):
 
 @pytest.mark.parametrize(('broken', 'message'), [
     (exit_code_swallowed, 'the code was swallowed'), (no_grace, 'its grace of 0 s is too short')])
-def test_what_only_an_eviction_shows_is_caught_by_one(rehearsed, broken, message):
-    found = rehearsed(broken, '--inject', 'evict')
-    assert any(message in line for line in found['findings']), found['findings']
+def test_what_only_an_eviction_shows_is_caught_by_one(edited, folder, broken, message):
+    edited(broken)
+    args = main.parser().parse_args(['launch', 'rehearse', *SENT])
+    planned = rehearse.plan(args, folder / 'plan')
+    outcome = rehearse.run(planned, ('evict',), folder / 'out', print, lambda jobs: None)
+    assert any(message in line for line in outcome.findings), outcome.findings
