@@ -14,16 +14,13 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from downscale.config import Experiment
 from downscale.launch import state, supervise, watch
 from downscale.launch.backends import local, tpuvm
 from downscale.launch.spec import Spec, processes_of, specs_of
 from downscale.runtime.files import absolute, in_bucket, place, read_json, write_json
-
-if TYPE_CHECKING:
-    from downscale.launch.backends import gke
 
 SCRIPT = local.PACKAGE.parent / 'launch' / 'startup.sh'
 STATES = ('waiting', 'missing', 'running', 'stale', 'failed', 'cancelled', 'fatal', 'done')
@@ -297,7 +294,7 @@ def backend_of(settings: LaunchSettings) -> supervise.Backend:
     if settings.backend == 'tpuvm':
         return tpuvm.TpuvmBackend(_queued_options(settings))
     from downscale.launch.backends import gke
-    return gke.GkeBackend(gke_options(settings))
+    return gke.GkeBackend(_gke_options(settings))
 
 
 def policy_of(settings: LaunchSettings) -> watch.Policy:
@@ -319,7 +316,7 @@ def written(spec: Spec, settings: LaunchSettings) -> tuple[str, str]:
     """
     if settings.backend == 'gke':
         from downscale.launch.backends import gke
-        return '.yaml', gke.text(gke.manifest(spec, gke_options(settings)))
+        return '.yaml', gke.text(gke.manifest(spec, _gke_options(settings)))
     if settings.backend == 'tpuvm':
         options = _queued_options(settings)
         commands = [tpuvm.create_command(spec, options, options.zones[0])]
@@ -346,8 +343,7 @@ def _queued_options(settings):
     )
 
 
-def gke_options(settings: LaunchSettings) -> 'gke.GkeOptions':
-    """Return what of the settings the pods of GKE depend on."""
+def _gke_options(settings):
     from downscale.launch.backends import gke
     if (settings.capacity == 'reserved') != bool(settings.reservation):
         raise ValueError('--capacity reserved and --reservation NAME go together on --backend gke')

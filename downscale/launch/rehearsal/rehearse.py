@@ -162,7 +162,9 @@ def _watched(planned, specs, cluster, injector, judge, note, show):
     policy = dataclasses.replace(sweep.policy_of(settings), base=1)
     try:
         while True:
-            backend = RehearsalBackend(sweep.gke_options(settings), planned.manifests)
+            submitting = sweep.backend_of(settings)
+            assert isinstance(submitting, gke.GkeBackend)
+            backend = RehearsalBackend(submitting.options, planned.manifests)
             try:
                 supervise.run(backend, specs, policy, note, look)
                 return
