@@ -199,7 +199,9 @@ def environment(template: dict[str, Any], rank: tuple[int, int], shape: tuple[in
     # A program that was told to look elsewhere sees no chips.
     if manifested.get('JAX_PLATFORMS', 'tpu').startswith('tpu'):
         chips = int(asked(main).get(CHIPS, 0))
-        values |= {'JAX_PLATFORMS': 'cpu',
+        # XLA's threads, by default one a core: where devices wait for one another in a collective
+        # and all threads are taken, none is left for the device that they wait for.
+        values |= {'JAX_PLATFORMS': 'cpu', 'NPROC': str(8 * chips),
                    'XLA_FLAGS': f'{CPU_FLAGS} --xla_force_host_platform_device_count={chips}'}
     if math.prod(shape) > 1:
         values |= {'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}',
