@@ -28,3 +28,8 @@ def sweep(arg=''):
     """
     _, sizes, seeds = recipe.parsed('decoupled_grid', arg)
     return recipe.points(sizes, seeds)
+
+
+def twin(arg=''):
+    """The argument that makes the tiny twin of `arg`, for a rehearsal."""
+    return recipe.twin(arg)

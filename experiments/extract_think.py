@@ -25,5 +25,10 @@ def get_config(arg=''):
 
 def sweep(arg=''):
     """Two sizes that see and read, and one that only reads."""
-    dry, sizes, seeds = recipe.parsed('extract_think', arg)
-    return recipe.points(sizes, seeds) if dry else recipe.points(sizes[:2], seeds, sizes[2:3])
+    _, sizes, seeds = recipe.parsed('extract_think', arg)
+    return recipe.points(sizes[:2], seeds, sizes[2:3])
+
+
+def twin(arg=''):
+    """The argument that makes the tiny twin of `arg`, for a rehearsal."""
+    return recipe.twin(arg)

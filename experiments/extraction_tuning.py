@@ -35,3 +35,8 @@ def sweep(arg=''):
     """
     _, sizes, seeds = recipe.parsed('extraction_tuning', arg)
     return recipe.points(sizes, seeds)
+
+
+def twin(arg=''):
+    """The argument that makes the tiny twin of `arg`, for a rehearsal."""
+    return recipe.twin(arg)

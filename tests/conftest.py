@@ -122,5 +122,4 @@ def cluster(monkeypatch, tmp_path):
     monkeypatch.setenv('HOME', str(tmp_path))  # kubectl keeps what it has discovered there
     monkeypatch.setattr(gke.GkeBackend, 'poll', 0.1)
     yield server
-    server.shutdown()
-    server.server_close()
+    server.close()

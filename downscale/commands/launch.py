@@ -1,13 +1,15 @@
 """`downscale launch`: the verbs and what each reads; `launch_verbs.py` holds what they do."""
 import argparse
 
-from downscale.commands.parsing import any_path, count, natural, new_folder
+from downscale.commands.parsing import any_path, count, local_path, natural, new_folder
 
 WATCH = 'downscale launch watch experiments/extraction_tuning.py --run gs://BUCKET/extraction'
 LAUNCH_EXAMPLES = {
     'plan': 'downscale launch plan experiments/extraction_tuning.py --topology v5e:16x16 --dry-run',
     'validate': 'downscale launch validate experiments/extraction_tuning.py --backend mig '
                 '--topology v6e:4x4 --capacity flex-start',
+    'rehearse': 'downscale launch rehearse experiments/micro_study.py:facts32 --topology v5e:2x2 '
+                '--inject evict:2,sigkill',
     'submit': 'downscale launch submit experiments/smoke.py --topology cpu:2x1 --max-parallel 1',
     'status': 'downscale launch status experiments/smoke.py --only failed,running',
     'logs': 'downscale launch logs experiments/smoke.py --cell w64d2-s0 --lines 100',
@@ -19,6 +21,7 @@ LAUNCH_EXAMPLES = {
 SUMMARY = {
     'plan': 'write the manifest or commands of every job, and check that each cell fits',
     'validate': 'check what would be sent for every job, without a network',
+    'rehearse': 'run the manifests here, on a tiny twin of the study, and disturb them',
     'submit': 'start every job that may start; what is there already is left alone',
     'status': 'show what the run folder says of every job',
     'logs': 'show the end of the newest log of every job',
@@ -56,7 +59,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 def _add_choice(sub, verb):
     """Add which jobs a verb means, and how it goes about them."""
     # Those three are for the whole sweep: a watcher of some cells would leave others alone.
-    if verb not in ('validate', 'watch', 'gc'):
+    if verb not in ('validate', 'rehearse', 'watch', 'gc'):
         cells = 'only these cells, and what they need' if verb in FITTING else 'only these cells'
         sub.add_argument('--cell', nargs='+', metavar='CELL', help=cells)
         sub.add_argument('--only', nargs='+', metavar='STATE', help='only jobs in these states: '
@@ -69,7 +72,16 @@ def _add_choice(sub, verb):
     if verb in FITTING:
         sub.add_argument('--no-fit', action='store_true',
                          help='do not compile for TPUs whether each cell fits')
-    if verb in (*FITTING, 'watch'):
+    if verb == 'rehearse':
+        sub.add_argument('--inject', metavar='NAME:N,...', help='what goes wrong, and how often: '
+                         'evict, sigkill, quota, restart; all jobs then run twice, first '
+                         'undisturbed, and their results must be the same')
+        sub.add_argument('--manifests', type=local_path, metavar='FOLDER', help='rehearse '
+                         'the manifests that plan wrote there, as they are now')
+        sub.add_argument('--out', type=new_folder, metavar='FOLDER',
+                         help='folder of manifests, logs and rehearsal.json (default: '
+                         'runs/STUDY/rehearsal)')
+    if verb in (*FITTING, 'rehearse', 'watch'):
         sub.add_argument('--quiet', action='store_true', help='no progress bars')
     if verb in ('submit', 'resume'):
         sub.add_argument('--allow-dirty', action='store_true',
@@ -100,7 +112,7 @@ def _add_backend(group, verb):
     group.add_argument('--max-run-duration', metavar='TIME', help='mig: with --capacity '
                        'flex-start, how long machines run, as 12h (default 7d, the most)')
     group.add_argument('--service-account', metavar='NAME', help='who the machines are')
-    if verb in (*STARTING, 'plan', 'validate'):
+    if verb in (*STARTING, 'plan', 'validate', 'rehearse'):
         group.add_argument('--max-parallel', type=int, metavar='N', help='jobs at once (default: '
                            '4 in the cloud, and as many as this machine has cores for)')
         group.add_argument('--max-chips', type=int, metavar='N', help='chips held at once')

@@ -56,6 +56,12 @@ def validate(args: argparse.Namespace) -> int:
     return int(bool(problems))
 
 
+def rehearse(args: argparse.Namespace) -> int:
+    """Run `launch rehearse`, see `launch_rehearse.py`; return 1 when anything is found."""
+    from downscale.commands.launch_rehearse import run
+    return run(args)
+
+
 def submit(args: argparse.Namespace) -> int:
     """Run `launch submit`. Nothing is deleted; return 1 when a job has ended without being done."""
     launched = sweep.open_sweep(args)
@@ -170,7 +176,7 @@ def gc(args: argparse.Namespace) -> int:
 
 
 VERBS = {verb.__name__: verb for verb in (
-    plan, validate, submit, status, logs, cancel, resume, cost, watch, gc)}
+    plan, validate, rehearse, submit, status, logs, cancel, resume, cost, watch, gc)}
 
 
 # --- starting ---------------------------------------------------------------------------------

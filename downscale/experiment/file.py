@@ -61,6 +61,21 @@ def _checked(path, config, points):
     return config
 
 
+def twin_of(config_file: PathLike) -> str | None:
+    """Return the argument of the tiny twin of `FILE.py:ARG`, None where the file declares none.
+
+    A study too large for this machine has a function `twin(arg)` beside its other two.
+    """
+    module, path, arg = _load('study', config_file, ('get_config', 'sweep'), 'experiments')
+    if not hasattr(module, 'twin'):
+        return None
+    with _explained(path):
+        twin = module.twin(arg)
+    if not isinstance(twin, str):
+        raise ValueError(f'{path}: twin() must return text, not {twin!r}')
+    return twin
+
+
 def load_mixture(mixture_file: PathLike) -> Any:
     """Return the `Mixture` of `FILE.py` or `FILE.py:ARG`.
 

@@ -14,6 +14,8 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from downscale.values import unknown
+
 BUILT = 'data/built'
 ALL = ('language', 'tower', 'connector')
 FULL = dict(language=1e-5, connector=1e-5, tower=2e-6)
@@ -22,6 +24,8 @@ STAGES = {'align': ('align', None, 730), 'instruct': ('single', 'align', 800),
           'interleave': ('multi', 'instruct', 640), 'caption': ('caption', 'interleave', 1330),
           'extract': ('extraction', 'caption', 530)}
 SIZES = ('0.6b', '1.7b', '4b', '8b')
+# What stands for each size in a dry run.
+TINY = {'0.6b': 'w32d2', '1.7b': 'w64d2', '4b': 'w32d3', '8b': 'w64d3'}
 DRY_SIZES = ('w32d2', 'w64d2')
 COIN = {'ScienceQA': 'scienceqa', 'TextVQA': 'textvqa', 'GQA': 'gqa', 'VQAv2': 'vqav2',
         'VizWiz': 'vizwiz', 'OCRVQA': 'ocrvqa', 'ImageNet': 'imagenet', 'Grounding': 'grounding'}
@@ -89,13 +93,25 @@ def points(sizes: Sequence[str], seeds: Sequence[int] = (0,),
 def parsed(name: str, arg: str) -> tuple[bool, tuple[str, ...], tuple[int, ...]]:
     """Return (whether it is a dry run, sizes, seeds) of 'SIZE,SIZE/SEED,SEED'.
 
-    'dry' names two tiny sizes. ValueError in one line for seeds that are no numbers.
+    'dry' names two tiny sizes, and 'dry,0.6b,4b' those that stand for sizes. ValueError in one line
+    for seeds that are no numbers, and for sizes that nothing stands for.
     """
     sizes, _, seeds = arg.partition('/')
     if not all(seed.isdecimal() for seed in (seeds or '0').split(',')):
         raise ValueError(f'{name}:{arg}: seeds must be numbers, as in 0.6b,8b/0,1')
-    dry = sizes == 'dry'
     chosen = tuple(sizes.split(',')) if sizes else SIZES
+    dry = chosen[0] == 'dry'
     if dry:
-        chosen = DRY_SIZES
+        for size in chosen[1:]:
+            if size not in TINY:
+                raise ValueError(f'{name}:{arg}: {unknown("size", size, list(TINY))}')
+        chosen = tuple(TINY[size] for size in chosen[1:]) or DRY_SIZES
     return dry, chosen, tuple(int(seed) for seed in (seeds or '0').split(','))
+
+
+def twin(arg: str) -> str:
+    """Return the argument of the dry run that has the cells of `arg`, each of a tiny size."""
+    sizes, _, seeds = arg.partition('/')
+    if sizes.split(',')[0] == 'dry':
+        return arg
+    return f'dry,{sizes or ",".join(SIZES)}/{seeds or 0}'

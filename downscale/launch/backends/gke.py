@@ -247,11 +247,15 @@ class GkeBackend:
                              f'--selector={DOMAIN}/run={specs[0].group}'])
         return [_observed(value) for value in json.loads(answer)['items']]
 
+    def manifest_of(self, spec: Spec) -> dict[str, Any]:
+        """Return the JobSet that is created for a job."""
+        return manifest(spec, self.options)
+
     def create(self, spec: Spec, zone: str) -> None:
         """Create the JobSet, unless it is there; ValueError when one of another spec is."""
         # `create` and not `apply`, which would change a JobSet of another spec under its pods.
         try:
-            self._call(['create', '--filename=-'], json.dumps(manifest(spec, self.options)))
+            self._call(['create', '--filename=-'], json.dumps(self.manifest_of(spec)))
         except RuntimeError as error:
             if '(AlreadyExists)' not in str(error):
                 raise

@@ -1,0 +1,117 @@
+"""What a cluster decides by itself, of manifests as they are and with something wrong."""
+import copy
+
+import pytest
+import yaml
+from roots import ROOT
+
+from downscale.launch.backends import gke
+from downscale.launch.backends.gke import GkeOptions
+from downscale.launch.rehearsal import findings, rules, twin
+from downscale.launch.rehearsal.injections import parse
+from downscale.launch.rehearsal.rules import PodEnd
+from downscale.launch.spec import Spec
+
+IMAGE = f'europe-docker.pkg.dev/p/downscale/downscale@sha256:{"a" * 64}'
+
+
+def queues():
+    kept = {'localqueues': {}, 'clusterqueues': {}, 'resourceflavors': {}}
+    for made in yaml.safe_load_all((ROOT / 'launch' / 'clusters' / 'kueue.yaml').read_text()):
+        kept[f'{made["kind"].lower()}s'][made['metadata']['name']] = made
+    return kept
+
+
+def manifest(place='v5e:4x4', **options):
+    spec = Spec('extraction', '0.6b-s0', 'train', 'experiments/extraction_tuning.py', (), 'e' * 10,
+                ('0.6b-s0/align',), (), 9, place, IMAGE, 'c' * 40, 'gs://bucket/extraction')
+    return copy.deepcopy(gke.manifest(spec, GkeOptions(**options)))
+
+
+def node(found, path):
+    for part in path.split():
+        found = found[int(part) if part.isdigit() else part]
+    return found
+
+
+POD = 'spec replicatedJobs 0 template spec template spec'
+RULES = 'spec replicatedJobs 0 template spec podFailurePolicy rules'
+
+
+@pytest.mark.parametrize('place', ['v5e:2x2', 'v5e:4x4', '2xv5e:16x16', 'v6e:2x4', 'v5p:2x2x2'])
+@pytest.mark.parametrize('spot', [True, False])
+def test_what_is_submitted_is_accepted_has_nodes_and_does_what_the_table_says(place, spot):
+    found = manifest(place, spot=spot)
+    assert rules.refusals(found) == [] and findings.drill(found) == []
+    assert rules.unschedulable(found, {IMAGE}) is None
+
+
+def test_kueue_admits_one_slice_and_lets_the_next_wait():
+    found = manifest(queue='tpu')
+    flavor, why = rules.admit(found, queues(), {})
+    assert (flavor, why) == ('v5e-4x4-spot', '')
+    used = {flavor: rules.demand(found)}
+    assert used[flavor]['google.com/tpu'] == 16
+    assert rules.admit(found, queues(), used) == (
+        None, 'insufficient quota for google.com/tpu in flavor v5e-4x4-spot')
+    assert rules.admit(manifest(queue='tpu', spot=False), queues(), used)[0] == 'v5e-4x4'
+    assert 'LocalQueue other does not exist' in rules.admit(manifest(queue='other'), queues(), {})
+
+
+@pytest.mark.parametrize(('path', 'value', 'message'), [
+    (f'{POD} restartPolicy', 'OnFailure', 'only Never goes with'),
+    (f'{POD} containers 0 volumeMounts', [{'name': 'data', 'mountPath': '/data'}], "no volume 'd"),
+    (f'{RULES} 1 onExitCodes containerName', 'mian', "no container 'mian'"),
+    (f'{RULES} 1 onExitCodes values', [0], '0 is no exit code'),
+    ('spec failurePolicy rules 0 onJobFailureMessagePatterns', ['.*('], 'no regular expression')])
+def test_what_the_schema_lets_pass_and_a_webhook_refuses(path, value, message):
+    found = manifest()
+    parent, _, key = path.rpartition(' ')
+    node(found, parent)[key] = value
+    assert message in rules.refusals(found)[0]
+
+
+@pytest.mark.parametrize(('end', 'action'), [
+    (PodEnd('p', 143, evicted=True), rules.FREE), (PodEnd('p', 42), rules.FREE),
+    (PodEnd('p', 137), rules.COUNTED), (PodEnd('p', 64), rules.FAIL)])
+def test_an_end_of_a_pod_leads_to_what_the_rules_say(end, action):
+    found = manifest()
+    assert rules.action_of(found, *rules.job_failure(found, end)) == action
+    del found['spec']['failurePolicy']
+    assert rules.action_of(found, *rules.job_failure(found, end)) == rules.FAIL
+
+
+@pytest.mark.parametrize('change', ['no eviction', 'other code', 'no rules', 'no restarts'])
+def test_a_policy_that_is_not_the_table_is_found_without_a_pod(change):
+    found = manifest()
+    if change == 'no eviction':
+        del node(found, RULES)[0]
+    elif change == 'other code':
+        node(found, RULES)[1]['onExitCodes']['values'] = [43]
+    elif change == 'no rules':
+        del found['spec']['failurePolicy']['rules']
+    else:
+        found['spec']['failurePolicy']['maxRestarts'] = 0
+    assert findings.drill(found)
+
+
+def test_quantities_are_read_and_what_is_none_is_refused():
+    assert [rules.quantity(text) for text in (4, '1Gi', '500M', '1.5')] == [4, 2 ** 30, 5e8, 1.5]
+    with pytest.raises(ValueError, match="'4x' is no quantity"):
+        rules.quantity('4x')
+
+
+def test_injections_are_read_by_name():
+    assert parse('evict:2,sigkill:1,quota') == ('evict', 'evict', 'sigkill', 'quota')
+    for text, message in (('evct', "'evct'.*evict"), ('evict:0', 'from 1 to 999'),
+                          ('evict:', 'from 1 to 999')):
+        with pytest.raises(ValueError, match=message):
+            parse(text)
+
+
+def test_a_twin_may_differ_in_sizes_and_steps_only():
+    sizes = ['name', 'stages.align.steps', 'language.D', 'vision.W', 'stages.x.batch',
+             'evaluation.scenes', 'stages.text.buckets.0.batch']
+    assert twin.beyond_size(sizes) == []
+    other = ['stages.align.rates.connector', 'chat', 'optimizer.b2', 'stages.align.stepsize']
+    assert twin.beyond_size(other) == other
