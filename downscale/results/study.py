@@ -2,7 +2,6 @@
 
 Errors are one line long and carry counts.
 """
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,7 @@ from downscale.results.items import (
     read_items,
     read_texts,
 )
-from downscale.results.study_file import read_lines, read_study, short, shown
+from downscale.results.study_file import input_hash, read_lines, read_study, short, shown
 from downscale.results.throughput import read_throughput
 from downscale.runtime import copies
 from downscale.runtime.files import PathLike
@@ -128,7 +127,7 @@ def load_study(directory: PathLike) -> Study:
     notes += [f'column {name!r} of {count} tables is not known and left out'
               for name, count in sorted(newer.items())]
     study = study_of(root, meta, items, texts, curves, unfinished, read_throughput(root),
-                     _input_hash(root))
+                     input_hash(root, READ))
     gone = copies.gone(root)
     if gone:
         notes.append(f'{len(gone)} objects of the bucket went while they were read, first '
@@ -277,19 +276,6 @@ def _read_metrics(path):
         rows.append(values)
     array = np.array(rows, dtype=float).reshape(-1, 3)
     return {'step': array[:, 0], 'tokens': array[:, 1], 'loss': array[:, 2]}, torn
-
-
-def _input_hash(root):
-    """Return SHA-256 over every file that can change what is printed, with its path."""
-    digest = hashlib.sha256()
-    paths = set()
-    for pattern in READ:
-        paths.update(path for path in root.glob(pattern) if path.is_file())
-    for path in sorted(paths):
-        # Path, zero byte, digest of fixed length: what moves to another file changes the hash.
-        digest.update(path.relative_to(root).as_posix().encode() + b'\0')
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
 
 
 def _mean_scores(study, cell):

@@ -1,7 +1,8 @@
 """The JSON files of a study folder, read and checked: a fault is one line with file and field."""
+import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,16 @@ def _baseline_errors(baselines, where):
             if not fits(value, NUMBER) or not 0 <= value <= 1:
                 yield (f'{where}: data.baselines of {shown(task)}: {name!r} is {shown(value)}, '
                        'not a share in 0..1')
+
+
+def input_hash(root: Path, patterns: Iterable[str]) -> str:
+    """Return SHA-256 over every file that matches one of the patterns, with its path."""
+    digest = hashlib.sha256()
+    paths = set()
+    for pattern in patterns:
+        paths.update(path for path in root.glob(pattern) if path.is_file())
+    for path in sorted(paths):
+        # Path, zero byte, digest of fixed length: what moves to another file changes the hash.
+        digest.update(path.relative_to(root).as_posix().encode() + b'\0')
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()

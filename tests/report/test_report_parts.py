@@ -29,7 +29,7 @@ from downscale.laws.forms import POWER
 from downscale.laws.isoflop import isoflop
 from downscale.laws.learning_rates import RateRun, choose_all
 from downscale.report import axes, figures, gallery, law_figures, report, share_figures
-from downscale.results import probes, study
+from downscale.results import probes, study, study_file
 from downscale.results.study import load_study
 from downscale.runtime.files import read_json, write_json
 from downscale.statistics import bootstrap
@@ -293,12 +293,12 @@ def test_the_input_hash_follows_every_file_that_is_read(tmp_path):
     names = {path.name for path in read}
     assert {'experiment.json', 'padding.json', 'timing.jsonl', 'probes.parquet', 'study.json',
             'probe_items.parquet', 'items.parquet', 'metrics.jsonl'} <= names
-    before = study._input_hash(root)
+    before = study_file.input_hash(root, study.READ)
     for path in {path.suffix + path.name + path.parent.name: path for path in read}.values():
         data = path.read_bytes()
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-        assert study._input_hash(root) != before, path
+        assert study_file.input_hash(root, study.READ) != before, path
         path.unlink()
-        assert study._input_hash(root) != before, path
+        assert study_file.input_hash(root, study.READ) != before, path
         path.write_bytes(data)
-    assert study._input_hash(root) == before
+    assert study_file.input_hash(root, study.READ) == before
