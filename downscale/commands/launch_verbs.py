@@ -21,18 +21,14 @@ from downscale.runtime.progress import progress_bars
 def plan(args: argparse.Namespace) -> int:
     """Run `launch plan`; return 1 when a cell does not fit its slices."""
     launched = sweep.open_sweep(args, asked=not args.dry_run)
-    if args.dry_run:
-        chosen = sweep.select_unread(launched, args)
-    else:
-        chosen = _selected(launched, args)
+    chosen = sweep.select_unread(launched, args) if args.dry_run else _selected(launched, args)
     launched = sweep.with_cache(launched, asked=not args.dry_run)
     out = Path(args.out or Path('runs') / launched.name / 'launch-plan')
     # Written also where a cell does not fit: a person wants to see what would be sent.
     files = {}
     for spec in chosen:
         ending, text = sweep.written(spec, launched.settings)
-        files[spec.key] = out / f'{spec.name}{ending}'
-        write_bytes(files[spec.key], text.encode())
+        write_bytes(files.setdefault(spec.key, out / f'{spec.name}{ending}'), text.encode())
     fits, why = _fits(launched, args)
     limit = capacity.max_run_seconds(launched.settings)
     value = board.plan_value(chosen, fits, why, files) | {
@@ -318,8 +314,8 @@ def _note(args):
 
 def _print_actions(args, actions):
     """Print what would be done now, and return the exit code."""
-    value = [{'action': type(action).__name__, **dataclasses.asdict(action)} for action in actions]
-    _print(args, {'actions': value}, [board.action_line(action) for action in actions])
+    _print(args, {'actions': [{'action': type(action).__name__, **dataclasses.asdict(action)}
+                              for action in actions]}, map(board.action_line, actions))
     return 0
 
 
@@ -332,8 +328,7 @@ def _ended(args, jobs, more=()):
 
 def _placeholders(settings):
     names = ['--run', '--image', '--zone'] if settings.image == sweep.NO_IMAGE else []
-    if settings.backend == 'mig':
-        names.append('PROJECT (submit asks gcloud for it)')
+    names += ['PROJECT (submit asks gcloud for it)'] if settings.backend == 'mig' else []
     return [f'names in capitals are for you to give: {", ".join(names)}'] if names else []
 
 
@@ -349,4 +344,5 @@ def _log(spec, settings, args):
     paths = sorted(folder.glob(f'host-{args.process}-*.log'))
     if not paths:
         return str(folder), 'no log yet: a machine leaves it there when its program ends'
-    return str(paths[-1]), paths[-1].read_text()
+    # What a program printed need not be UTF-8.
+    return str(paths[-1]), paths[-1].read_text(errors='replace')

@@ -17,6 +17,7 @@ QUESTION = 'What does a vision-language model lose when its language model is ma
 WHAT = {'visual': 'questions that need the picture', 'knowledge': 'questions that do not'}
 UNCLEAR = 'shows no clear fall'
 CARDS = 6
+CEILING = .97   # from here on a size has nearly all right, so that a difference could not show
 WAYS = {0: 'no clear difference', 1: 'perception costs more', -1: 'reasoning costs more'}
 
 
@@ -76,7 +77,7 @@ def _first(results):
     small = list(sizes)[0]
     if large == small:
         return f'One size only ({large}) was asked with the picture, so that nothing is compared.'
-    losses = [_change(part['drop'], WHAT[kind]) for kind, part in answer['kinds'].items()]
+    losses = [_change(part, WHAT[kind]) for kind, part in answer['kinds'].items()]
     lead = (f'From {large} ({short_count(sizes[large])} parameters) to {small} '
             f'({short_count(sizes[small])}), accuracy {" and ".join(losses)}')
     if len(losses) > 1 and not any(part['drop'].clear for part in answer['kinds'].values()):
@@ -89,10 +90,13 @@ def _first(results):
     return f'{lead}; {"seeing" if x.value > 0 else "knowing"} loses more, by {_size(x)}.'
 
 
-def _change(x, what):
-    """Return how accuracy on `what` changed, from its drop."""
+def _change(part, what):
+    """Return how accuracy on `what` changed, from its drop; a ceiling is called one."""
+    x = part['drop']
     if not x.clear:
-        return f'{UNCLEAR} on {what} ({_ends(x)})'
+        ceiling = min(size.value for size in part['sizes'].values()) >= CEILING
+        at = ', at the ceiling in every size' if ceiling else ''
+        return f'{UNCLEAR} on {what} ({_ends(x)}{at})'
     return f'{"falls" if x.value > 0 else "rises"} by {_size(x)} on {what}'
 
 

@@ -204,14 +204,11 @@ def choose(result: dict[str, Any], most: int) -> list[tuple[str, dict[str, Any]]
 def small_cards(chosen: list[tuple[str, dict[str, Any]]], links: ItemLinks = NO_ITEMS) -> str:
     """Return samples as cards with what every size answered by itself and wrote for a reasoner.
 
-    Their class is one of pairs where there are pairs: the line says so, as no pair is on the card.
+    A class of pairs stands on no card: with the answers of single models beside it, it would seem
+    to contradict them.
     """
-    return page.cards(_small_card(_told(kind), sample, links) for kind, sample in chosen)
-
-
-def _told(kind):
-    """Return the title of a class, and of whom it is told."""
-    return TITLES[kind] if kind in JOINT else f'Seeing and reasoning split. {TITLES[kind]}'
+    return page.cards(_small_card(TITLES[kind] if kind in JOINT else '', sample, links)
+                      for kind, sample in chosen)
 
 
 def _small_card(title, sample, links):
@@ -222,10 +219,12 @@ def _small_card(title, sample, links):
         if PAIR not in answer['size']:
             rows += _answer(answer)
             text = texts.get(answer['size'])
-            rows += f'<div class="soft">“{page.cut(text, SHORT)}”</div>' if text else ''
+            if text:
+                rows += f'<div class="soft">wrote “{page.cut(text, SHORT)}”</div>'
     gold = page.terms([('gold', _short(sample['gold']))])
-    body = (f'{_question(sample, links)}<dl>{gold}{rows}</dl>'
-            f'<div class="soft">{page.escape(title)}</div>')
+    body = f'{_question(sample, links)}<dl>{gold}{rows}</dl>'
+    if title:
+        body += f'<div class="soft">{page.escape(title)}</div>'
     return page.card(_images(sample), sample['family'], body)
 
 

@@ -198,3 +198,23 @@ def test_a_run_that_answers_alike_is_named_with_its_answer(tmp_path):
     # Where the truth is one answer it is no fault.
     s.study.items['gold'][of_task] = 'c3'
     assert not health.constant(s)
+
+
+@pytest.mark.parametrize(('lowest', 'told'), [(.98, True), (.9, False)])
+def test_a_kind_that_is_right_at_every_size_is_called_a_ceiling(lowest, told):
+    part = {'drop': interval(.01, -.1, .12), 'sizes': {'small': interval(lowest, .8, 1),
+                                                       'large': interval(1, .9, 1)}}
+    text = first_screen._change(part, 'facts')
+    assert 'no clear fall on facts (0.01 [−0.10 to 0.12]' in text
+    assert ('at the ceiling' in text) is told
+    falls = first_screen._change(part | {'drop': interval(.2, .1, .3)}, 'facts')
+    assert falls == 'falls by 0.20 [0.10 to 0.30] on facts'
+
+
+def test_a_small_card_says_no_class_of_pairs(guessing):
+    root, _, _ = guessing
+    found = gallery.samples(measures.scored(load_study(root), 20))
+    for kind, sample in gallery.choose(found, first_screen.CARDS):
+        card = gallery.small_cards([(kind, sample)])
+        assert (gallery.TITLES[kind] in card) is (kind in gallery.JOINT), kind
+        assert all(f'wrote “{text["text"][:20]}' in card for text in sample['texts'][:1])
