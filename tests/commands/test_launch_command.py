@@ -228,7 +228,9 @@ def test_a_plan_of_queued_resources_says_that_they_are_legacy(folder, capsys):
 
 
 def test_a_job_that_takes_longer_than_its_machines_run_is_told_of():
-    spec = Spec('s', 'a', 'train', 'x.py', (), 'h', (), (), 1, 'v6e:4x4', None, 'none', 'gs://r/x')
+    spec = Spec(sweep='s', cell='a', part='train', config='x.py', overrides=(), experiment='h',
+                tasks=(), needs=(), steps=1, topology='v6e:4x4', image=None, commit='none',
+                run='gs://r/x')
     cell = fit.CellFit(fits=True, hbm_gib=1.0, hbm_limit_gib=2.0, chip_hours=(1.0, 16 * 90.0),
                        usd=None)
     week = board.run_time_lines([spec], {'a': cell}, 168 * 3600)

@@ -126,8 +126,9 @@ def spec_of(root, run):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root / 'here')
         cell = cell_of('experiments/own.py')
-    return Spec('own', cell.name, 'train', 'experiments/own.py', (), cell.hash,
-                (f'{cell.name}/align',), (), 2, 'cpu:1x1', None, 'none', str(run))
+    return Spec(sweep='own', cell=cell.name, part='train', config='experiments/own.py',
+                overrides=(), experiment=cell.hash, tasks=(f'{cell.name}/align',), needs=(),
+                steps=2, topology='cpu:1x1', image=None, commit='none', run=str(run))
 
 
 def run(spec, mounts):

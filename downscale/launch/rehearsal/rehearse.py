@@ -21,6 +21,7 @@ from downscale.launch.spec import Spec
 
 POLL_SECONDS = 2.0
 INJECT_SECONDS = 0.1
+STILL_SECONDS = 900   # the longest step or compilation of a tiny twin takes far less
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +135,7 @@ def _watched(planned, specs, cluster, injector, judge, note, show):
     over = threading.Event()
     restart = threading.Event()
     begun = threading.Event()  # the watcher was stopped by `restart`, and not by a person
+    moved = state.Stamps()
 
     def inject():
         while not over.wait(INJECT_SECONDS):
@@ -151,6 +153,7 @@ def _watched(planned, specs, cluster, injector, judge, note, show):
             raise Halted from cluster.error
         with cluster.lock:
             _note_stuck(cluster, judge)
+        note_still(jobs, moved, judge)
         if restart.is_set():
             restart.clear()
             begun.set()
@@ -191,6 +194,16 @@ def _note_stuck(cluster, judge):
         judge.note(f'{judge.key(name)}: {line}')
     failed = [work for work in cluster.works.values() if work.state == 'failed']
     if cluster.refusals or cluster.stuck or failed or judge.swallowed:
+        raise Halted
+
+
+def note_still(jobs: Sequence[state.Job], moved: state.Stamps, judge: findings.Judge) -> None:
+    """Note the jobs that run, and halt, where no job has got on for `STILL_SECONDS`."""
+    stand = hash(tuple((job.key, job.state, job.attempt, job.task, job.step) for job in jobs))
+    running = [job.key for job in jobs if job.state in ('running', 'stale')]
+    if running and moved.still('jobs', stand) > STILL_SECONDS:
+        judge.note(f'{", ".join(running[:3])}: runs, and no job has got on for '
+                   f'{STILL_SECONDS // 60} minutes')
         raise Halted
 
 

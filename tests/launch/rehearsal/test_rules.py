@@ -5,9 +5,11 @@ import pytest
 import yaml
 from roots import ROOT
 
+from downscale.launch import state
 from downscale.launch.backends import gke
 from downscale.launch.backends.gke import GkeOptions
-from downscale.launch.rehearsal import findings, rules, twin
+from downscale.launch.rehearsal import findings, rehearse, rules, twin
+from downscale.launch.rehearsal.findings import Judge
 from downscale.launch.rehearsal.injections import parse
 from downscale.launch.rehearsal.rules import PodEnd
 from downscale.launch.spec import Spec
@@ -23,8 +25,10 @@ def queues():
 
 
 def manifest(place='v5e:4x4', **options):
-    spec = Spec('extraction', '0.6b-s0', 'train', 'experiments/extraction_tuning.py', (), 'e' * 10,
-                ('0.6b-s0/align',), (), 9, place, IMAGE, 'c' * 40, 'gs://bucket/extraction')
+    spec = Spec(sweep='extraction', cell='0.6b-s0', part='train', overrides=(), needs=(), steps=9,
+                config='experiments/extraction_tuning.py', experiment='e' * 10,
+                tasks=('0.6b-s0/align',), topology=place, image=IMAGE, commit='c' * 40,
+                run='gs://bucket/extraction')
     return copy.deepcopy(gke.manifest(spec, GkeOptions(**options)))
 
 
@@ -115,3 +119,26 @@ def test_a_twin_may_differ_in_sizes_and_steps_only():
     assert twin.beyond_size(sizes) == []
     other = ['stages.align.rates.connector', 'chat', 'optimizer.b2', 'stages.align.stepsize']
     assert twin.beyond_size(other) == other
+
+
+def test_pods_that_stand_still_end_a_rehearsal_with_their_names():
+    clock = [0.]
+    moved = state.Stamps(lambda: clock[0])
+    judge = Judge({})
+
+    def look(step, name='running'):
+        rehearse.note_still([state.Job(key='w/train', name='x', state=name, step=step)], moved,
+                            judge)
+    look(1)
+    clock[0] = rehearse.STILL_SECONDS + 1.
+    look(2)   # it got on
+    clock[0] += rehearse.STILL_SECONDS
+    look(2)
+    assert not judge.findings
+    clock[0] += 1
+    with pytest.raises(rehearse.Halted):
+        look(2)
+    assert judge.findings == ['w/train: runs, and no job has got on for 15 minutes']
+    # What waits for machines does not run.
+    clock[0] += 10 * rehearse.STILL_SECONDS
+    look(2, 'missing')
