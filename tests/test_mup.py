@@ -14,7 +14,7 @@ from cells import plain
 
 from benchmarks import coordinate_check
 from downscale import config
-from downscale.config import GROUPS, Experiment, Optimizer
+from downscale.config import Experiment, Optimizer
 from downscale.convert import exchange
 from downscale.generate import forward
 from downscale.model.cache import edges
@@ -24,6 +24,7 @@ from downscale.model.vlm import Vlm
 from downscale.mup import multipliers, role_of, roles
 from downscale.sharding import mesh
 from downscale.sizes import BASE, Growth, Parametrisation
+from downscale.stage_table import GROUPS
 from downscale.stages.models import model_of
 from downscale.train.optimizer import scaled, transform
 from downscale.train.state import new_state

@@ -113,7 +113,7 @@ def test_planted_effects_are_found_and_told_by_the_report(planted):
     assert '<td class="verdict good">✓ supported' in html and '>Claims</h2>' in html
     assert html.count('<figure>') == len(list((root / 'report').glob('*.png')))
     tables = {path.stem for path in (root / 'report').glob('*.csv')}
-    assert tables == {path.stem for path in (root / 'report').glob('*.png')} | {'claims'}
+    assert tables == {path.stem for path in (root / 'report').glob('*.png')} | {'claims', 'learnt'}
     with open(root / 'report' / 'claims.csv', newline='') as file:
         told = {row['id']: row for row in csv.DictReader(file)}
     assert {name: row['verdict'] for name, row in told.items()} == verdicts

@@ -210,4 +210,4 @@ def test_the_command_prints_the_rows_and_leaves_three_files(study, tmp_path, cap
 @pytest.mark.parametrize('verb', ['probe', 'ledger'])
 def test_the_example_of_the_help_parses(verb):
     args = main.parser().parse_args(ANALYZE_EXAMPLES[verb].split()[1:])
-    assert args.verb == verb and args.run is analyze.run and args.study.name == 'smoke'
+    assert args.verb == verb and args.run is analyze.run and str(args.study).endswith('smoke')

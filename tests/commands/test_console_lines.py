@@ -96,13 +96,15 @@ APPENDED = (
     (r'extract-think --perception runs/\S+ --r', '--out runs/one'),
     (r'launch (submit experiments/smoke|watch)', '--dry-run'),
     # 16 rows a chip do not fit on so small a slice, as the real compiler says as well.
-    (r'launch (plan|submit).* v5e:4x4', '--no-fit'))
+    (r'launch (plan|submit).* (v5e|v6e):4x4', '--no-fit'))
 HOURS = 'takes hours, or wants published data; test_real_studies.py runs `:dry` of the real ones'
 NOT_RUN = {  # pattern: (what is left out, reason)
     r'study experiments/(?!smoke)': ('downscale.study.workers.run', HOURS),
     r'downscale view (?!.*--bundle)': ('downscale.view.server.Explorer',
                                        'serves until it is stopped; see test_view.py'),
     r'analyze probe': ('downscale.probe.probe.probe_study', 'a minute; see test_probe.py'),
+    r'launch rehearse': ('downscale.commands.launch_rehearse._run',
+                         'minutes; see launch/rehearsal/test_rehearse.py'),
     r'analyze ledger': ('downscale.commands.analyze_probes.show_ledger', 'see test_probe.py')}
 REFUSED = {  # pattern: the one line that is right where nothing has been launched
     r'launch logs': 'no such job has begun', r'launch resume': 'no job is meant'}
@@ -224,7 +226,7 @@ def cloud(request, monkeypatch, tmp_path):
             for program in ('kubectl', 'gcloud'):
                 if not shutil.which(program):
                     pytest.skip(f'NOT TESTED: {program} is missing')
-            for name in ('bucket', 'cluster', 'api'):
+            for name in ('bucket', 'cluster', 'compute' if '--backend mig' in text else 'api'):
                 request.getfixturevalue(name)
     return fake
 

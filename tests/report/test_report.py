@@ -346,7 +346,7 @@ def test_a_study_without_answers_still_has_a_report(tmp_path):
                          .read_text())
     assert set(numbers['skipped']) == WITHOUT | {
         'answer', 'accuracy', 'drops', 'reliance', 'grid', 'gallery', 'families', 'shares', 'flips',
-        'pareto'}
+        'pareto', 'learnt'}
     assert not numbers['gate']['interpretable']
 
 

@@ -12,11 +12,12 @@ import pytest
 import small
 from waiting import wait_until
 
-from downscale.config import GROUPS, Optimizer
+from downscale.config import Optimizer
 from downscale.model.init import init_params
 from downscale.runtime import exits
 from downscale.schedule import Schedule
 from downscale.sharding import batch_sharding, mesh, shardings
+from downscale.stage_table import GROUPS
 from downscale.train import checkpoint, loop
 from downscale.train.run import StageRun
 from downscale.train.state import abstract, new_state, split

@@ -20,9 +20,10 @@ needs_gcloud = pytest.mark.skipif(
 
 
 def spec_of(folder, place='v6e:4x4', **fields):
-    return dataclasses.replace(Spec(
-        'My Sweep', 'w64d2-s0', 'train', 'x.py', (), 'h', (), (), 1, place, None, 'none',
-        str(folder / 'run')), **fields)
+    spec = Spec(sweep='My Sweep', cell='w64d2-s0', part='train', config='x.py', overrides=(),
+                experiment='h', tasks=(), needs=(), steps=1, topology=place, image=None,
+                commit='none', run=str(folder / 'run'))
+    return dataclasses.replace(spec, **fields)
 
 
 def options_of(folder, **fields):
