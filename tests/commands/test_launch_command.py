@@ -90,7 +90,7 @@ def test_what_was_cancelled_starts_only_after_resume(launched, folder, monkeypat
     started = []
 
     class Group(local.Group):
-        def __init__(self, spec):
+        def __init__(self, spec, mounts):
             self.spec, self.processes = spec, []
             started.append(spec.key)
             write_json(state.folder_of(spec.run, spec) / 'DONE.json', {'spec': spec.hash})

@@ -58,7 +58,8 @@ STORE = ('key_value_set', 'key_value_try_get', 'key_value_dir_get', 'key_value_d
 ORBAX = ('ArrayRestoreArgs', 'AsyncOptions', 'CheckpointManager', 'CheckpointManagerOptions',
          'Checkpointer', 'JsonCheckpointHandler', 'PyTreeCheckpointHandler', 'RestoreArgs',
          'SaveArgs', 'args.Composite', 'args.JsonRestore', 'args.JsonSave', 'args.PyTreeRestore',
-         'args.PyTreeSave', 'path.step.Metadata', 'path.step.NameFormat',
+         'args.PyTreeSave', 'path.atomicity.AtomicRenameTemporaryPath', 'path.step.Metadata',
+         'path.step.NameFormat',
          'type_handlers.NumpyHandler', 'type_handlers.create_type_handler_registry',
          'utils.is_checkpoint_finalized')
 OVERRIDDEN = {
