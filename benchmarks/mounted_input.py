@@ -40,6 +40,9 @@ def arguments():
     parser.add_argument('--latency', type=float, default=0.03, help='seconds (default 0.03)')
     parser.add_argument('--rate', type=float, default=200e6,
                         help='bytes per second of a stream (default 200e6)')
+    parser.add_argument('--background', type=int, default=128,
+                        help='requests that the kernel has under way at once (default 128; 12 is '
+                        "the kernel's own)")
     parser.add_argument('--stand-in', action='store_true', help='sleep, and mount nothing')
     parser.add_argument('--json', metavar='FILE', help='also write the figures to FILE')
     parser.add_argument('--serve', nargs=2, metavar=('FOLDER', 'POINT'), help=argparse.SUPPRESS)
@@ -55,6 +58,9 @@ def serve(args):
 
     class Slow(mfusepy.Operations):
         use_ns = True
+
+        def init_with_config(self, conn_info, config_3):
+            conn_info.max_background = args.background
 
         def getattr(self, path, fh=None):
             try:
@@ -85,7 +91,7 @@ def mounted(args, folder, point):
     point.mkdir()
     server = subprocess.Popen([
         sys.executable, __file__, '--serve', folder, point, '--latency', str(args.latency),
-        '--rate', str(args.rate)], stderr=subprocess.PIPE)
+        '--rate', str(args.rate), '--background', str(args.background)], stderr=subprocess.PIPE)
     until = time.monotonic() + 20
     while not os.path.ismount(point):
         if server.poll() is not None or time.monotonic() > until:

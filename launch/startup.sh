@@ -35,7 +35,7 @@ install_gcsfuse() {
 # Mount each NAME=gs://BUCKET/PREFIX of $mounts, and say in $failure what went wrong. The program
 # then ends as fatal with that line, which reaches the run folder; this script's exit code does not.
 mount_buckets() {
-  local root=${TMPDIR:-/mnt}/downscale-mounts mount name place bucket prefix options free
+  local root=${TMPDIR:-/mnt}/downscale-mounts mount name place bucket prefix options free device
   [[ -n $image ]] || root=$PWD
   if ! { gcsfuse --version || install_gcsfuse; } >>"$log" 2>&1; then
     failure='gcsfuse cannot be installed'
@@ -61,9 +61,12 @@ mount_buckets() {
     mountpoint --quiet "$root/$name" ||
       gcsfuse "${options[@]}" "$bucket" "$root/$name" >>"$log" 2>&1 ||
       failure="gcsfuse cannot mount $mount ($(tail -n 1 "$log" | cut -c 1-150))"
-    # One request brings a record of up to a megabyte.
+    # One request brings a record of up to a megabyte, and as many may wait at once as there are
+    # readers; the 12 of the kernel would make 64 threads wait for one another.
     if mountpoint --quiet "$root/$name"; then
-      echo 1024 >"/sys/class/bdi/$(mountpoint --fs-devno "$root/$name")/read_ahead_kb"
+      device=$(mountpoint --fs-devno "$root/$name")
+      echo 1024 >"/sys/class/bdi/$device/read_ahead_kb"
+      echo 128 >"/sys/fs/fuse/connections/${device#*:}/max_background"
     fi
     volumes+=("--volume=$root/$name:/downscale/$name:ro")
   done

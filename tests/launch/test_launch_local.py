@@ -59,7 +59,7 @@ def test_other_devices_than_expected_are_a_mismatch(study_file, tmp_path, monkey
     spec = spec_of(study_file, tmp_path / 'run', 'cpu:1x4')
     commands = local.commands(spec)
     commands[0][1]['XLA_FLAGS'] = xla_flags(2)
-    monkeypatch.setattr(local, 'commands', lambda spec: commands)
+    monkeypatch.setattr(local, 'commands', lambda spec, mounts=(): commands)
     assert attempt(spec) == exits.MISMATCH
     assert logs(spec) == [['error: cpu:1x4 has 4 devices, here are 2 (1 processes)']]
     job, = state.read(spec.run, [spec], time.time())
@@ -133,7 +133,8 @@ def test_a_job_without_restarts_left_holds_up_what_needs_it(study_file, tmp_path
     first = spec_of(study_file, tmp_path / 'run', 'cpu:1x1')
     second = dataclasses.replace(spec_of(study_file, tmp_path / 'run', 'cpu:1x1', which=1),
                                  needs=(first.key,))
-    monkeypatch.setattr(local, 'commands', lambda spec: [([sys.executable, '-c', 'exit(9)'], {})])
+    monkeypatch.setattr(local, 'commands', lambda spec, mounts=(): [
+        ([sys.executable, '-c', 'exit(9)'], {})])
     said = []
     jobs = local.run([first, second], 2, crashes=1, note=said.append)
     assert [job.state for job in jobs] == ['missing', 'waiting']

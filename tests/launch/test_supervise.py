@@ -27,8 +27,9 @@ def spec_of(run, cell, needs=()):
 
 
 def commands(whats):
-    return lambda spec: [([sys.executable, str(STUB), str(state.folder_of(spec.run, spec)),
-                           spec.hash, *whats[spec.cell].split()], {})]
+    return lambda spec, mounts=(): [([
+        sys.executable, str(STUB), str(state.folder_of(spec.run, spec)), spec.hash,
+        *whats[spec.cell].split()], {})]
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +80,7 @@ def test_a_cancelled_job_is_asked_to_save_and_starts_when_it_is_resumed(tmp_path
 
 
 def test_a_job_that_dies_before_it_can_say_so_is_not_started_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr(local, 'commands', lambda spec: [
+    monkeypatch.setattr(local, 'commands', lambda spec, mounts=(): [
         ([sys.executable, '-c', f'exit({exits.FATAL})'], {})])
     said = []
     local.run([spec_of(tmp_path, 'a')], 1, note=said.append)
@@ -94,7 +95,7 @@ def test_a_watcher_outlives_a_full_disk_and_starts_no_job_for_ever(tmp_path, mon
         written.append(path.name)
         raise OSError(errno.ENOSPC, 'No space left on device', str(path))
     monkeypatch.setattr(supervise, 'write_json', full)
-    monkeypatch.setattr(local, 'commands', lambda spec: [
+    monkeypatch.setattr(local, 'commands', lambda spec, mounts=(): [
         ([sys.executable, '-c', f'exit({exits.CRASHED})'], {})])
     monkeypatch.setattr(local, 'policy', lambda *_: Policy(max_parallel=1, base=0.01, grace=0.1))
     job, = local.run([spec], 1, note=said.append)
