@@ -134,7 +134,7 @@ def test_pods_of_flex_start_go_to_its_machines_and_no_others_do():
         pod = job['template']['spec']['template']['spec']
         assert (pod['nodeSelector'].get(key) == 'true') == (name == 'flex-start')
         assert (key in {one['key'] for one in pod['tolerations']}) == (name == 'flex-start')
-        assert ('cloud.google.com/gke-spot' in pod['nodeSelector']) == (name == 'spot')
+        assert ('cloud.google.com/gke-spot' in pod['nodeSelector']) == options.spot
 
 
 def test_training_on_machines_of_two_numa_nodes_is_a_container_for_each():
