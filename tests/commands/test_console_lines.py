@@ -107,7 +107,8 @@ NOT_RUN = {  # pattern: (what is left out, reason)
                          'minutes; see launch/rehearsal/test_rehearse.py'),
     r'analyze ledger': ('downscale.commands.analyze_probes.show_ledger', 'see test_probe.py')}
 REFUSED = {  # pattern: the one line that is right where nothing has been launched
-    r'launch logs': 'no such job has begun', r'launch resume': 'no job is meant'}
+    r'launch logs': 'no such job has begun', r'launch resume': 'no job is meant',
+    r'launch submit .* --mount': 'copy the built mixture there'}
 TPU_COMPILER = find_spec('libtpu') is not None
 ELSEWHERE = ('gcloud', 'docker', 'kubectl')  # lines for a cloud that no test has
 
