@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from downscale.launch import board
 from downscale.launch.backends import gke
 from downscale.launch.rehearsal import injections, rehearse, results, table
 from downscale.runtime.files import write_bytes, write_json
@@ -45,16 +46,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(planned, names, folder, bars):
     """Run all jobs once, with a bar for each that runs."""
-    def show(jobs):
-        for job in jobs:
-            if job.state == 'running' and job.total:
-                bars(job.key, job.step, job.total, job.task or '')
-            else:
-                bars.remove(job.key)
     what = ', '.join(names) or 'undisturbed'
     bars.note(f'{time.strftime("%H:%M:%S")} rehearsal of {len(planned.pairs)} jobs: {what}')
     return rehearse.run(planned, names, folder.absolute(), lambda text: bars.note(
-        f'{time.strftime("%H:%M:%S")} {text}'), show)
+        f'{time.strftime("%H:%M:%S")} {text}'), board.shown_by(bars))
 
 
 def _emptied(out):

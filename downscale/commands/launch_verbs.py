@@ -215,15 +215,8 @@ def _supervised(args, backend, specs, policy):
     """Run the sweep with a bar for each job that runs, and return the jobs as they ended."""
     shown_on = sys.stderr if args.json else sys.stdout
     with contextlib.redirect_stdout(shown_on), progress_bars(args.quiet) as bars:
-        # Jobs come and go in a sweep of hundreds: a bar for those that run, none for the others.
-        def show(jobs):
-            for job in jobs:
-                if job.state == 'running' and job.total:
-                    bars(job.key, job.step, job.total, job.task or '')
-                else:
-                    bars.remove(job.key)
         return supervise.run(backend, specs, policy, lambda text: bars.note(
-            f'{time.strftime("%H:%M:%S")} {text}'), show)
+            f'{time.strftime("%H:%M:%S")} {text}'), board.shown_by(bars))
 
 
 def _refuse_changed_files(args):

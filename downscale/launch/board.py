@@ -2,7 +2,7 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,22 @@ from downscale.planner.table import span
 
 if TYPE_CHECKING:
     from downscale.planner.fit import CellFit
+    from downscale.runtime.progress import Bars
 
 STATUS = ('job', 'state', 'attempt', 'task', 'step', 'saved', 'tokens/s', 'left', 'chip-hours', '$',
           'goodput', 'reason')
 PLAN = ('job', 'slices', 'chips', 'steps', 'fits', 'GiB', 'of', 'chip-hours', '$', 'needs')
+
+
+def shown_by(bars: 'Bars') -> Callable[[Sequence[state.Job]], None]:
+    """Return a function that shows jobs as bars: one for each that runs, none for the others."""
+    def show(jobs):
+        for job in jobs:
+            if job.state == 'running' and job.total:
+                bars(job.key, job.step, job.total, job.task or '')
+            else:
+                bars.remove(job.key)
+    return show
 
 
 def status_lines(jobs: Sequence[state.Job]) -> list[str]:

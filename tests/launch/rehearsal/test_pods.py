@@ -8,7 +8,7 @@ from waiting import wait_until
 from downscale.launch.rehearsal.pods import Image, Pod, environment
 
 DOCKERFILE = '''FROM python:3.12-slim
-WORKDIR /work
+WORKDIR /image
 COPY one.txt ./
 COPY sets experiments/sets
 '''
@@ -60,7 +60,7 @@ def test_a_pod_sees_its_manifest_its_image_and_nothing_of_this_process(started, 
     words = 'pwd; ls -R . | cat; cat one.txt; echo; env'
     code, text = ended(started('bash', '-c', words, OWN='here'))
     assert code == 0
-    assert text.splitlines()[0].endswith('/pod0/work') and 'two.txt' not in text.split('\n')[1]
+    assert text.splitlines()[0].endswith('/pod0/image') and 'two.txt' not in text.split('\n')[1]
     assert 'SECRET' not in text and 'three.txt' not in text
     assert {'OWN=here', 'TPU_WORKER_ID=1', 'TPU_WORKER_HOSTNAMES=a,b', 'JAX_PLATFORMS=cpu',
             'JAX_PROCESS_ID=1', 'JAX_NUM_PROCESSES=2'} <= set(text.splitlines())
@@ -73,12 +73,12 @@ def test_python_of_the_image_is_the_one_of_this_process(started):
 
 
 def test_a_mount_is_found_by_relative_and_absolute_paths_and_by_its_bucket(started):
-    pod = started('bash', '-c', 'cat data/*.txt; cat /work/data/*.txt; echo $FROM',
-                  volumes=[BUCKET], mounts=[{'name': 'data', 'mountPath': '/work/data'}],
+    pod = started('bash', '-c', 'cat data/*.txt; cat /image/data/*.txt; echo $FROM',
+                  volumes=[BUCKET], mounts=[{'name': 'data', 'mountPath': '/image/data'}],
                   FROM='data=gs://b/sets/x')
     code, text = ended(pod)
     assert code == 0 and text.startswith(2 * 'data/three.txt')
-    assert text.strip().endswith('/pod0/work/data') and 'gs://' not in text
+    assert text.strip().endswith('/pod0/image/data') and 'gs://' not in text
 
 
 def test_without_its_mount_a_path_leads_nowhere(started):
@@ -87,9 +87,9 @@ def test_without_its_mount_a_path_leads_nowhere(started):
 
 
 @pytest.mark.parametrize(('source', 'path', 'message'), [
-    ({'hostPath': {'path': '/etc'}}, '/work/data', 'a rehearsal has no hostPath'),
-    ({'csi': {'driver': 'x'}}, '/work/elsewhere', 'no folder elsewhere here'),
-    ({'emptyDir': {}}, '/work/experiments/sets/x', 'lies in what the image')])
+    ({'hostPath': {'path': '/etc'}}, '/image/data', 'a rehearsal has no hostPath'),
+    ({'csi': {'driver': 'x'}}, '/image/elsewhere', 'no folder elsewhere here'),
+    ({'emptyDir': {}}, '/image/experiments/sets/x', 'lies in what the image')])
 def test_a_volume_that_nothing_stands_for_is_named(started, folder, source, path, message):
     with pytest.raises(ValueError, match=message):
         started('true', volumes=[volume(**source)], mounts=[{'name': 'data', 'mountPath': path}])
@@ -110,7 +110,7 @@ WAIT = 'trap "exit 42" TERM; touch $PWD/began; while true; do sleep 0.05; done'
     (WAIT, 60, 42), (WAIT.replace('"exit 42"', '""'), 0.2, 137), (WAIT, 0, 137)])
 def test_a_pod_has_its_grace_and_no_more(started, script, grace, code):
     pod = started('bash', '-c', script)
-    wait_until((pod.root / 'work' / 'began').exists)
+    wait_until((pod.root / 'image' / 'began').exists)
     pod.evict(grace)
     assert ended(pod)[0] == code and pod.poll().evicted
 
