@@ -17,6 +17,7 @@ from downscale.results.study import Cell
 from downscale.statistics import bootstrap
 
 LIMIT = .05   # a larger share raises a warning
+NAMED = 3     # groups of answers that a warning names
 
 
 class FaultShare(float):
@@ -211,7 +212,8 @@ def _printed(results):
 def warnings(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Return {part: one dict per kind of share that is above the limit anywhere in that part}.
 
-    `groups` of `of` groups of answers are above it in some family; `worst` names the highest.
+    `groups` of `of` groups of answers are above it in some family; `worst` names the highest, whose
+    share is given, and `next` those that follow.
     """
     printed = Counter()
     hits = {}
@@ -230,9 +232,10 @@ def _warnings_of(kinds, of):
     """Return a warning for each kind of share, of {kind: (share, place) of each group above}."""
     rows = []
     for kind, groups in kinds.items():
-        share, worst = max(groups, key=_share)
+        groups = sorted(groups, key=_share, reverse=True)
+        share, worst = groups[0]
         rows.append({'kind': kind, 'groups': len(groups), 'of': of, 'share': share,
-                     'worst': worst})
+                     'worst': worst, 'next': [place for _, place in groups[1:NAMED]]})
     return rows
 
 
@@ -251,5 +254,10 @@ def _share(hit):
 
 def sentence(part: Iterable[dict[str, Any]]) -> str:
     """Return the warnings of one part as a sentence."""
-    return '; '.join(f'{x["kind"]} in {x["groups"]} of {x["of"]} groups, most in '
-                     f'{x["worst"]} ({100 * x["share"]:.1f} %)' for x in part)
+    return '; '.join(f'{x["kind"]} in {x["groups"]} of {x["of"]} groups, most in {x["worst"]} '
+                     f'({100 * x["share"]:.1f} %){_next(x["next"])}' for x in part)
+
+
+def _next(places):
+    """Return the groups behind the worst one."""
+    return f', then in {" and in ".join(places)}' if places else ''

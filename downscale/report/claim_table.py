@@ -24,7 +24,9 @@ def compact(rows: Sequence[dict[str, Any]], gate: dict[str, Any],
     notes = ''.join(f'<li>{page.escape(note)}' for note in _notes(rows, gate))
     return (f'<table class="claims"><thead><tr>{head}<tbody>{body}</table>'
             + (f'<ul class="notes">{notes}</ul>' if notes else '')
-            + '<p class="notes"><a href="#judged">How each claim is judged</a></p>')
+            + '<p class="notes">Each claim has questions, sizes and conditions of its own, so an '
+              'effect may differ from the numbers above. '
+              '<a href="#judged">How each claim is judged</a></p>')
 
 
 def _row(row, reach, address):
@@ -42,7 +44,7 @@ def _interval(row):
     value, low, high = (page.number(row[key], 2, True) for key in ('effect', 'low', 'high'))
     if value == '–':
         return value
-    return f'{value} [{low} to {high}]'.replace('-', '−')
+    return f'{value} [{low} to {high}]'
 
 
 def _reach(rows):

@@ -18,6 +18,8 @@ WHAT = {'visual': 'questions that need the picture', 'knowledge': 'questions tha
 UNCLEAR = 'shows no clear fall'
 CARDS = 6
 CEILING = .97   # from here on a size has nearly all right, so that a difference could not show
+GUESSES_EXPLAINED = ('The informed guess knows all that the question gives away; the best guess '
+                     'is the highest of it and the most frequent answer. ')
 WAYS = {0: 'no clear difference', 1: 'perception costs more', -1: 'reasoning costs more'}
 
 
@@ -102,7 +104,7 @@ def _change(part, what):
 
 def _ends(x):
     """Return a difference and its interval."""
-    return f'{x.value:.2f} [{x.low:.2f} to {x.high:.2f}]'.replace('-', '−')
+    return f'{x.value:.2f} [{x.low:.2f} to {x.high:.2f}]'
 
 
 def _size(x):
@@ -201,6 +203,8 @@ def _doubts(s, results):
 def _caption(s, answer):
     """Return what the first figure shows, and what its intervals cover."""
     kinds = [f'{kind}: {", ".join(part["families"])}' for kind, part in answer['kinds'].items()]
+    guesses = [part['guesses'] for part in answer['kinds'].values()]
+    known = any(guess['chance'] is not None for guess in guesses)
     return (f'Each model sees the picture and answers by itself. A dot is one trained model, the '
             f'line the mean over families and seeds with its 95 % interval. {"; ".join(kinds)}. '
-            f'{about_seeds(s)} answer.png, answer.csv')
+            f'{GUESSES_EXPLAINED if known else ""}{about_seeds(s)} answer.png, answer.csv')

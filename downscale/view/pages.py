@@ -254,7 +254,7 @@ def thumbnail(desk: Desk, cluster: str) -> str:
         if obtainable(picture_path(run, cluster, 0)):
             address = escape(desk.links.picture(place, cluster, 0))
             return f'<img loading="lazy" width="52" height="52" alt="" src="{address}">'
-    return ''
+    return '<small>no picture</small>'
 
 
 def pictures(run: Run, cluster: str) -> int:

@@ -142,7 +142,7 @@ def test_an_effect_that_is_not_known_is_a_dash_and_bars_share_a_scale():
     unknown = {'effect': float('nan'), 'low': None, 'high': None, 'contrast': 'thinking'}
     wide = {'effect': .25, 'low': -.2, 'high': 1.07, 'contrast': 'thinking'}
     assert claim_table._interval(unknown) == '–'
-    assert claim_table._interval(wide) == '+0.25 [−0.20 to +1.07]'
+    assert claim_table._interval(wide) == '+0.25 [-0.20 to +1.07]'
     assert claim_table._reach([{**unknown, 'low': float('nan'), 'high': float('nan')}, wide]) == 1
 
 
@@ -205,7 +205,7 @@ def test_a_kind_that_is_right_at_every_size_is_called_a_ceiling(lowest, told):
     part = {'drop': interval(.01, -.1, .12), 'sizes': {'small': interval(lowest, .8, 1),
                                                        'large': interval(1, .9, 1)}}
     text = first_screen._change(part, 'facts')
-    assert 'no clear fall on facts (0.01 [−0.10 to 0.12]' in text
+    assert 'no clear fall on facts (0.01 [-0.10 to 0.12]' in text
     assert ('at the ceiling' in text) is told
     falls = first_screen._change(part | {'drop': interval(.2, .1, .3)}, 'facts')
     assert falls == 'falls by 0.20 [0.10 to 0.30] on facts'

@@ -224,7 +224,8 @@ def test_a_warning_names_what_is_above_the_limit_and_nothing_at_it(faulty, full)
     assert worst['worst'].endswith('count')
     assert (warned['grid']['unclosed']['groups'], warned['grid']['unclosed']['of']) == (24, 48)
     assert html.index('cut off, unparsed or left open') < html.index('id="claims"')
-    assert 'truncated in 3 of 12 groups, most in w16d2, count (10.0 %)' in html
+    assert ('truncated in 3 of 12 groups, most in w16d2, count (10.0 %), then in w32d4, count and '
+            'in w64d4, count') in html
     assert '<b class="bad">10.0</b>' in html and '<b class="bad">5.0</b>' not in html
     assert 'over 5 % in count' in html
     _, html, numbers = full
@@ -287,7 +288,8 @@ def test_cut_off_texts_of_perception_models_warn_too(full):
     found = completeness.warnings({'gate': {'families': {}}, 'health': [], 'texts': rows})
     third = rows[2]
     assert found == {'texts': [{'kind': 'truncated', 'groups': 2, 'of': 6, 'share': .2,
-                                'worst': f'{third["text_kind"]} of {third["p_run"]}'}]}
+                                'worst': f'{third["text_kind"]} of {third["p_run"]}',
+                                'next': [f'{rows[1]["text_kind"]} of {rows[1]["p_run"]}']}]}
 
 
 def test_heat_map_cells_lead_to_their_items_or_else_to_their_table(faulty, tmp_path):

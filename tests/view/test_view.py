@@ -275,6 +275,15 @@ def test_pages_hold_fifty_items_and_lead_on(board):
     assert all(mark in pages[0] for mark in ('loading="lazy"', '✓ red', '✗ Red.'))
 
 
+def test_a_row_whose_picture_was_not_saved_says_so(board, tmp_path):
+    root = fake_study(tmp_path / 'study', pictures=2, decoupled=False)
+    shutil.rmtree(root / 'pictures')
+    bare = Board(open_runs([root]))
+    with Explorer(board) as server, Explorer(bare) as without:
+        assert 'no picture' not in server.page('')
+        assert without.page('').count('<small>no picture</small>') == len(bare)
+
+
 def test_an_item_page_shows_every_answer_text_and_verdict(board, study):
     with Explorer(board) as server:
         page = server.page('family=count&item=count3')
