@@ -1,5 +1,6 @@
 """A proxy before the fake bucket: it counts what is read, and refuses, delays or stops as asked."""
 import http.client
+import json
 import threading
 import time
 import urllib.request
@@ -83,8 +84,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif isinstance(trouble, float):
             time.sleep(trouble)
         elif trouble:
+            # The code stands in the body as well, where older clients look for it.
+            reason = {'error': {'code': trouble, 'message': 'refused by the test'}}
             self._answer(trouble, {'Content-Type': 'application/json'},
-                         b'{"error": {"message": "refused by the test"}}')
+                         json.dumps(reason).encode())
             return
         link = http.client.HTTPConnection(server.upstream)
         link.request(self.command, self.path, body, {
