@@ -278,13 +278,33 @@ def _state(run, spec, rows, done, still, limit, files):
         # A need that is not among these specs is looked up in its folder.
         missing = [need for need in spec.needs if need not in done and not files.json(
             place(run) / 'launch' / need / 'DONE.json')]
-        return ('waiting', f'needs {", ".join(missing)}') if missing else ('missing', '')
+        return (('waiting', f'needs {", ".join(missing)}') if missing
+                else ('missing', _asked(run, spec, files)))
     if last['exit'] is not None:
         return 'failed', last['reason']
     silent = still(last['seen'])
     if limit is not None and silent >= limit:
         return 'stale', f'no sign of life since {time.ctime(last["seen"])} of its own clock'
-    return 'running', ''
+    return 'running', _before(rows[-2]) if len(rows) > 1 else ''
+
+
+def _asked(run, spec, files):
+    """Return when machines were last asked for, none of which has begun; '' where none was."""
+    tries = [row for row in files.json(folder_of(run, spec) / 'tries.json', list) or []
+             if row['spec'] == spec.hash]
+    if not tries:
+        return ''
+    last = tries[-1]
+    where = f' in {last["zone"]}' if last['zone'] else ''
+    times = f', the {len(tries)}. time' if len(tries) > 1 else ''
+    return f'asked for {spec.name}{where} at {time.ctime(last["at"])}{times}; none has begun it'
+
+
+def _before(attempt):
+    """Return how the attempt before the last one ended."""
+    reason = attempt['reason'] or 'killed without a word'
+    return (f'attempt {attempt["attempt"]}: {reason}, at step {attempt["last_step"]}, '
+            f'{attempt["steps_lost"]} steps lost')
 
 
 def goodput(attempt: Mapping[str, Any]) -> float:

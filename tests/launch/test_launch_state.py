@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,34 @@ def test_states_follow_from_the_files(tmp_path):
     assert states() == [('done', ''), ('missing', '')]
     changed = dataclasses.replace(spec, steps=200)  # done is only what this spec asks for
     assert state.read(tmp_path, [changed], 0)[0].state == 'missing'
+
+
+def test_what_runs_again_says_how_the_attempt_before_ended(tmp_path):
+    spec = spec_in(tmp_path)
+    ended = {'ended': 1100.0, 'exit': 42, 'last_step': 20, 'steps_lost': 5}
+    for reason, told in (('preempted', 'preempted'), ('', 'killed without a word')):
+        tell(spec, [ended | {'reason': reason}, {'began': 1200.0, 'seen': 1300.0}])
+        job, = state.read(tmp_path, [spec], 1301.0)
+        assert (job.state, job.reason) == ('running',
+                                           f'attempt 0: {told}, at step 20, 5 steps lost')
+
+
+def test_what_was_asked_for_and_has_not_begun_says_when_and_where(tmp_path):
+    spec = spec_in(tmp_path)
+
+    def reason():
+        job, = state.read(tmp_path, [spec], 1000.0)
+        assert job.state == 'missing'
+        return job.reason
+    path = state.folder_of(tmp_path, spec) / 'tries.json'
+    row = {'spec': spec.hash, 'at': 900.0, 'zone': None, 'code': None}
+    files.write_json(path, [row | {'spec': 'another'}])
+    assert reason() == ''
+    files.write_json(path, [row])
+    assert reason() == f'asked for {spec.name} at {time.ctime(900)}; none has begun it'
+    files.write_json(path, [row, row | {'at': 950.0, 'zone': 'us-b'}])
+    assert reason() == (f'asked for {spec.name} in us-b at {time.ctime(950)}, the 2. time; '
+                        'none has begun it')
 
 
 def test_a_job_is_stale_when_its_stamp_stands_still_whatever_the_clocks_say(tmp_path):
