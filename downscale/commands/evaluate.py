@@ -32,8 +32,8 @@ def run(args: argparse.Namespace) -> None:
     from downscale.runtime.progress import progress_bars
     from downscale.study.tasks import writers_of
     from downscale.study.workers import use_cache
-    use_cache(cache_folder())
     with processes.joined(), progress_bars(args.quiet or not processes.first()) as bars:
+        use_cache(cache_folder())  # it asks for devices, so the others are joined before
         run_evaluation(folder, cell, args.only, writers_of(cell, experiments),
                        lambda done, total: bars(f'{args.only} {cell.name}', done, total))
         if processes.first():

@@ -68,9 +68,16 @@ def _start_worker(queue, cores, cache):
 def use_cache(folder: Path | str) -> None:
     """Keep compiled programs in `folder` across processes and runs.
 
-    Where it cannot be written they are compiled again, without a warning for each.
+    Where it cannot be written they are compiled again, without a warning for each. On several CPU
+    devices they are always compiled again.
     """
     import jax
+    # Collectives of a program that XLA:CPU has read, and not compiled, run in no order: one device
+    # waits in an all-gather and another in a reduce-scatter for ever, or they meet in a wrong one.
+    if jax.default_backend() == 'cpu' and jax.device_count() > 1:
+        # Whatever JAX_COMPILATION_CACHE_DIR says.
+        jax.config.update('jax_enable_compilation_cache', False)
+        return
     warnings.filterwarnings('ignore', 'Error (reading|writing) persistent compilation cache')
     jax.config.update('jax_compilation_cache_dir', str(folder))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)

@@ -169,6 +169,20 @@ def test_cells_of_two_sizes_share_no_program_and_stages_wait_for_their_own():
     assert queue.failed['w64d2-s0-language0.01/reason'] is None
 
 
+@pytest.mark.parametrize(('devices', 'kept'), [(1, True), (4, False)])
+def test_compiled_programs_are_kept_for_one_cpu_device_and_not_for_several(tmp_path, devices, kept):
+    script = ('import jax, sys; from downscale.study.workers import use_cache; '
+              'use_cache(sys.argv[1]); '
+              'jax.config.update("jax_persistent_cache_min_compile_time_secs", 0); '
+              'jax.jit(lambda x: x + 1)(jax.numpy.arange(4.))')
+    flags = f'--xla_force_host_platform_device_count={devices}'
+    folder = tmp_path / 'programs'
+    subprocess.run([sys.executable, '-c', script, folder], check=True, cwd=ROOT, env={
+        **os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags,
+        'JAX_COMPILATION_CACHE_DIR': str(folder)})
+    assert (folder.is_dir() and any(folder.iterdir())) == kept
+
+
 @pytest.mark.slow
 def test_a_study_trains_cells_together_and_one_that_fails_stops_no_other(tmp_path):
     """At one of the rates of the sweep nothing stays finite."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from downscale.config import Experiment
 from downscale.runtime.files import place
+from downscale.stage_table import WRITER
 from downscale.study.tasks import tasks_of
 
 
@@ -19,7 +20,8 @@ def digests(run: str, cells: Sequence[Experiment]) -> dict[str, dict[str, str | 
         if task.kind == 'train':
             path = place(run) / 'cells' / cell.name / task.stage / 'metrics.jsonl'
         else:
-            path = place(run) / 'evaluations' / f'{task.stage}-{cell.name}' / 'items.parquet'
+            name = 'texts' if task.stage in WRITER else 'items'
+            path = place(run) / 'evaluations' / f'{task.stage}-{cell.name}' / f'{name}.parquet'
         found[cell.name][task.stage] = _digest(path)
     return found
 

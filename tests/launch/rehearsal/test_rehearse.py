@@ -93,6 +93,15 @@ def test_a_sweep_that_is_evicted_and_killed_has_the_results_of_one_that_is_not(r
     assert (folder / 'runs/tiny/rehearsal/rehearsal.json').exists()
 
 
+def test_a_job_whose_quota_is_taken_goes_on_to_the_same_result(rehearsed):
+    found = rehearsed(lambda manifest: None, '--inject', 'quota')
+    assert found['findings'] == []
+    assert [name for name, _ in found['injected']] == ['quota']
+    job, = found['jobs']
+    assert job['state'] == 'done' and job['same'] and job['saved'] == 6
+    assert job['ended'][0] == 'quota 42' and job['attempts'] == 2
+
+
 def label_too_long(manifest):
     manifest['spec']['replicatedJobs'][0]['template']['spec']['template']['metadata']['labels'][
         'downscale.dev/cell'] = 'x' * 64
