@@ -58,7 +58,7 @@ def _kept(model, state):
     It is `Slots` or `Shown`; the order is that of `kept_axes`. Left to the compiler, each program
     would return a sharding of its own, and the next program would be compiled again for that.
     """
-    k_axes, v_axes = kept_axes(model.kernels)
+    k_axes, v_axes = kept_axes(model.attention)
     k = _turned(state.k, 'BKES', k_axes)
     v = _turned(state.v, 'BKSE', v_axes)
 
@@ -71,7 +71,7 @@ def _kept(model, state):
 
 def _opened(model, state):
     """Return `state` with the axes that `model/cache.py` computes with; `_kept` turns them back."""
-    k_axes, v_axes = kept_axes(model.kernels)
+    k_axes, v_axes = kept_axes(model.attention)
     return state._replace(k=_turned(state.k, k_axes, 'BKES'), v=_turned(state.v, v_axes, 'BKSE'))
 
 

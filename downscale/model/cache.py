@@ -43,14 +43,14 @@ def edges(capacity: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def kept_axes(kernels: bool) -> tuple[str, str]:
+def kept_axes(attention: str) -> tuple[str, str]:
     """Return the axes of keys and of values between programs; within one they are BKES and BKSE.
 
-    With `kernels` (on a TPU) positions come before heads, as the compiler wants a cache that is
+    With 'splash' (on a TPU) positions come before heads, as the compiler wants a cache that is
     written position by position: another order would be copied at both ends of every call. The
     price is padding where a device has fewer than four KV heads, or heads less than 128 wide.
     """
-    return ('BSKE', 'BSKE') if kernels else ('BKES', 'BKSE')
+    return ('BSKE', 'BSKE') if attention == 'splash' else ('BKES', 'BKSE')
 
 
 def empty_cache(cfg: LanguageConfig, rows: int, ends: Sequence[int], dtype: DTypeLike = 'float32'

@@ -167,7 +167,7 @@ def test_a_mesh_of_four_devices_writes_the_same(data, tensor):
 def test_the_order_of_a_cache_on_a_tpu_changes_no_reply(over):
     """Rows first and positions next: there programs hand the cache on as `kept_axes` says."""
     writer = engine(3, mesh=over and mesh(over[0], 1, over[1], jax.devices()[:4]))
-    writer.model = writer.model.clone(kernels=True)
+    writer.model = writer.model.clone(attention='splash')
     slots = jax.eval_shape(lambda: programs.empty_slots(model=writer.model, rows=3, ends=(32, 96)))
     c = plain_loop.MODEL.language
     assert {leaf.shape for leaf in (*slots.k[1], *slots.v[1])} == {(3, 64, c.K, c.E)}
