@@ -15,8 +15,8 @@ from downscale.runtime.files import BUCKET, writable
 
 SLICES = 'MEGASCALE_NUM_SLICES'  # as GKE gives it to the pods of several slices
 DETERMINISTIC = 'DOWNSCALE_DETERMINISTIC'
-# By the first flag sums run in one order wherever they can, and what cannot fails to compile; it and
-# the second leave out the race of programs that are equally right and round otherwise.
+# By the first flag sums run in one order wherever they can, and what cannot fails to compile; both
+# leave out the race between programs that are equally right and round otherwise.
 _SAME_EVERY_RUN = ('--xla_gpu_deterministic_ops=true', '--xla_gpu_autotune_level=0')
 # What JAX must be set to, where it is set: with others it computes other numbers than ever before.
 _YES = ('1', 'true', 'on', 'yes', 't', 'y')
