@@ -25,7 +25,7 @@ from pathlib import Path
 import gpu_parts
 
 PARTS = ('machine', 'attention', 'train', 'decode', 'selfcheck', 'study')
-MINUTES = {'full': 8, 'quick': 2, 'dry': 8}
+MINUTES = {'full': 8, 'quick': 2, 'dry': 30}
 LIMITS = {'selfcheck': 180}  # seconds, so that the study has some as well
 ROOT = Path(__file__).resolve().parents[1]
 
