@@ -24,7 +24,7 @@ from downscale import config
 from downscale.data.tiling import corners
 from downscale.generate import forward, programs, thinking
 from downscale.generate.sampling import Sampling
-from downscale.model.cache import edges, kept_axes
+from downscale.model.cache import edges
 from downscale.model.init import abstract_params
 from downscale.model.tower_words import WordModel, abstract_word_params
 from downscale.model.vision import Tower
@@ -41,6 +41,7 @@ from downscale.train.step import compiled_step
 from downscale.values import from_dict
 
 GIB = 2 ** 30
+DRAWN = Sampling(temperature=.6, top_k=20, top_p=.95)  # of thoughts, as Qwen3's model card says
 WRITTEN = 32  # tokens that one call of decode may write, as in `generate/engine.py`
 
 
@@ -215,7 +216,7 @@ def _lowered_decode(model, request, place, params, slots):
     live_B = place.rows((request.rows,), 'bool')
     number = place.whole((), 'int32')
     options = programs.DecodeOptions(
-        room=WRITTEN, sampling=Sampling(), mode=thinking.Thinking(open=0, close=1, newline=2),
+        room=WRITTEN, sampling=DRAWN if request.drawn else Sampling(), mode=thinking.Thinking(open=0, close=1, newline=2),
         thinks=True, forbids=False)
     return programs.decode.lower(params, slots, rules, live_B, number, number, model=model,
                                  options=options)
@@ -246,8 +247,8 @@ class _Placing:
     def state(self, state):
         """Return `Slots` or `Shown`, placed as every program leaves them."""
         rest = self._placed(state._replace(k=(), v=()), 'BIPD')
-        k_axes, v_axes = kept_axes('splash')
-        return rest._replace(k=self._placed(state.k, k_axes), v=self._placed(state.v, v_axes))
+        # Flat blocks, as on every TPU.
+        return rest._replace(k=self._placed(state.k, 'BSK'), v=self._placed(state.v, 'BSK'))
 
     def _placed(self, tree, letters):
         """Return a tree of arrays whose axes are `letters`, or the first of them."""
