@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from downscale import config
+from downscale.accounting import GPUS
 from downscale.commands import main
 from downscale.evaluate.scoring.table import SCORERS
 from downscale.experiment.file import REQUIRED
@@ -302,6 +303,13 @@ def hardware_table() -> str:
             f'`v5e:4x4`, two of them `2xv5e:4x4`.\n\n## Sources\n\n{sources}\n')
 
 
+def gpus() -> str:
+    """Return the GPUs whose peak is known."""
+    return table(('', 'bf16 TFLOP/s', 'memory GB', 'memory GB/s'), [
+        (code(name), f'{gpu.flops / 1e12:g}', gpu.memory_gb, f'{gpu.bandwidth / 1e9:.0f}')
+        for name, gpu in GPUS.items()])
+
+
 def _columns(schema):
     """Return some columns of Arrow schemas."""
     return table(('column', 'type'), [(code(field.name), field.type) for field in schema])
@@ -320,4 +328,4 @@ def texts() -> str:
 PARTS: dict[str, Callable[[], Any]] = {
     'console': console, 'study_keys': study_keys, 'study_fields': study_fields, 'stages': stages,
     'letters': letters, 'rules': rules, 'exits': exit_codes, 'scorers': scorers,
-    'hardware': hardware_table, 'items': items, 'texts': texts}
+    'hardware': hardware_table, 'gpus': gpus, 'items': items, 'texts': texts}

@@ -6,6 +6,7 @@ two FLOPs; the causal half of attention is not left out); norms, softmax, activa
 embedding look-up are free. `tests/test_accounting.py` ties them to the compiled program.
 """
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from downscale.sizes import LanguageConfig, VisionConfig
 from downscale.stage_table import GROUPS
@@ -13,6 +14,29 @@ from downscale.stage_table import GROUPS
 # A stage trains `language` together with the vector that ends a row of image tokens.
 _PARTS_OF = {'tower': ('tower',), 'connector': ('connector',),
              'language': ('embedding', 'decoder', 'head', 'newline')}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One GPU: FLOP/s of dense bf16 products with float32 sums, bytes/s and GB of its memory."""
+    flops: float
+    bandwidth: float
+    memory_gb: int
+
+
+# By `device_kind`, the name that the driver gives. Dense figures: data sheets print those of sparse
+# products, twice as many. Sources: docs/reference/hardware.md.
+_H100 = 989.4e12
+GPUS = {
+    'NVIDIA A100-SXM4-40GB': Gpu(flops=312e12, bandwidth=1555e9, memory_gb=40),
+    'NVIDIA A100-PCIE-40GB': Gpu(flops=312e12, bandwidth=1555e9, memory_gb=40),
+    'NVIDIA A100-SXM4-80GB': Gpu(flops=312e12, bandwidth=2039e9, memory_gb=80),
+    'NVIDIA A100 80GB PCIe': Gpu(flops=312e12, bandwidth=1935e9, memory_gb=80),
+    'NVIDIA L4': Gpu(flops=121e12, bandwidth=300e9, memory_gb=24),
+    'NVIDIA GeForce RTX 4090': Gpu(flops=165.2e12, bandwidth=1008e9, memory_gb=24),
+    'NVIDIA H100 80GB HBM3': Gpu(flops=_H100, bandwidth=3350e9, memory_gb=80),
+    'NVIDIA H200': Gpu(flops=_H100, bandwidth=4800e9, memory_gb=141),
+    'NVIDIA B200': Gpu(flops=2250e12, bandwidth=8000e9, memory_gb=180)}
 
 
 def _check_groups(groups):

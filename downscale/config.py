@@ -23,6 +23,7 @@ from downscale.stage_table import JOINT, STAGES, WRITER
 from downscale.values import COUNT, Choice, Range, Several, check, from_dict, unknown
 
 REMAT = ('none', 'dots', 'full')  # what a block keeps for the backward pass; see `model/remat.py`
+ATTENTION = ('auto', 'xla', 'cudnn', 'splash')  # see `model/attention.py`
 TEMPLATE = 'template'  # the chat that came along with an imported language model
 
 
@@ -122,8 +123,9 @@ class Experiment:
     `imports` maps groups to the folders of imported models that they start from; paths count from
     where the study is run. An imported model is itself a cell, without stages; it may lack
     `language` (a tower alone) or `vision`. `budget` is a label of the compute that the cell spends.
-    `chat` names a built-in chat, or is 'template': that of the imported language model. `origin`
-    is of an imported model alone.
+    `chat` names a built-in chat, or is 'template': that of the imported language model. `attention`
+    is the program that training uses for it: 'auto' takes the fastest that fits the device, any
+    other is taken or refused. `origin` is of an imported model alone.
     """
     name: str
     size: str
@@ -145,6 +147,7 @@ class Experiment:
     dtype: Annotated[str, Choice(('float32', 'bfloat16'), 'dtype')] = 'float32'
     remat: Annotated[str, Choice(REMAT, 'remat')] = 'none'
     unroll: Annotated[int, Range(1, 10_000, 'layers in one turn of the loop over layers')] = 1
+    attention: Annotated[str, Choice(ATTENTION, 'attention')] = 'auto'
     budget: str = ''
     origin: Origin | None = None
 
@@ -265,6 +268,8 @@ class Experiment:
         del value['budget']  # a label changes nothing
         if self.origin is None:
             del value['origin']
+        if self.attention == 'auto':
+            del value['attention']
         if self.parametrisation == Parametrisation():
             del value['parametrisation']  # runs from before there was a choice keep their hash
         text = json.dumps(value, sort_keys=True)
@@ -276,6 +281,8 @@ def save(experiment: Experiment, folder: PathLike) -> None:
     value = dataclasses.asdict(experiment) | {'world': experiment.world.declared()}
     if experiment.origin is None:  # as in the files of before there was one
         del value['origin']
+    if experiment.attention == 'auto':  # likewise: a checkpoint's fingerprint covers this file
+        del value['attention']
     write_json(place(folder) / 'experiment.json', value)
 
 

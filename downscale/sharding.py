@@ -10,7 +10,7 @@ of chips is a reduce-scatter, and over two at once an all-reduce of everything (
 """
 import math
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -195,6 +195,22 @@ def constrain(x: jax.Array, axes: str, rules: Rules) -> jax.Array:
         names = tuple(name for name in _names(part) if name not in manual)
         parts.append(names or None)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*parts))
+
+
+def own_heads(attend: Callable, axis: int) -> Callable:
+    """Return `attend` run by hand on the rows and heads of each device: no kernel can be split.
+
+    It takes queries, keys and values, whose heads lie along `axis` (rows along 0), and a mask by
+    rows; without a mesh it is `attend` itself.
+    """
+    current = jax.sharding.get_abstract_mesh()
+    if current.empty:
+        return attend
+    rest = tuple(name for name in current.axis_names if name not in by_hand())
+    rows = tuple(name for name in rest if name in BATCH_AXES) or None
+    heads = PartitionSpec(rows, *[None] * (axis - 1), 'tensor')
+    return jax.shard_map(attend, in_specs=(heads, heads, heads, PartitionSpec(rows)),
+                         out_specs=heads, axis_names=set(rest), check_vma=False)
 
 
 def shares(axes: str, shape: Sequence[int], rules: Rules) -> tuple[tuple[str, ...], ...]:

@@ -71,6 +71,10 @@ def test_its_report_has_the_same_numbers(earlier):
     assert now['drops'].pop('test') == 'McNemar'
     for row in now['drops']['families'].values():
         row['p_mcnemar'] = row.pop('p')
+    # A warning names the groups behind the worst one.
+    for rows in now['warnings'].values():
+        for row in rows:
+            assert len(row.pop('next')) == min(row['groups'], 3) - 1
     assert {name: now[name] for name in then} == then
 
 

@@ -24,8 +24,12 @@ NAMED = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datas
 DEVICES = '''
 import json, jax
 devices = jax.devices()
-print(json.dumps([devices[0].platform, [device.device_kind for device in devices]]))
+stats = devices[0].memory_stats() or {}
+print(json.dumps([devices[0].platform, [device.device_kind for device in devices],
+                  stats.get('bytes_limit')]))
 '''
+PREALLOCATE = 'XLA_PYTHON_CLIENT_PREALLOCATE'
+FRACTION = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
 LONGEST_START = 120  # seconds until devices are given up; TPUs take up to a minute
 LEAST_FREE = 2**30   # bytes; the checkpoints and programs of even a small study come near
 
@@ -73,19 +77,25 @@ def _extra(libraries):
 
 
 def _devices():
-    """Return the platform and devices that JAX finds, or why it finds none."""
+    """Return the platform and devices that JAX finds, or why it finds none.
+
+    `memory_bytes` are those of a device that JAX may use, None where it does not say.
+    """
     import subprocess  # only here, so that --help need not wait for it
-    value = {'platform': None, 'kinds': [], 'error': None}
+    value = {'platform': None, 'kinds': [], 'memory_bytes': None, 'error': None}
     try:
         done = subprocess.run([sys.executable, '-c', DEVICES], capture_output=True, text=True,
-                              timeout=LONGEST_START, check=False)
+                              timeout=LONGEST_START, check=False,
+                              # To look is not to take: else a GPU in use would have no room.
+                              env=os.environ | {PREALLOCATE: 'false'})
     except subprocess.TimeoutExpired:
         return value | {'error': f'no answer in {LONGEST_START} s'}
     if done.returncode:
         text = done.stderr.strip().splitlines() or [f'ended with {done.returncode}']
         return value | {'error': text[-1][:200]}
     # Libraries may print before the last line.
-    value['platform'], value['kinds'] = json.loads(done.stdout.splitlines()[-1])
+    value['platform'], value['kinds'], value['memory_bytes'] = json.loads(
+        done.stdout.splitlines()[-1])
     return value
 
 
@@ -138,6 +148,9 @@ def lines(value: dict[str, Any]) -> Iterator[str]:
     yield ''
     yield f'cores      {value["cores"]["usable"]} of {value["cores"]["all"]}'
     yield f'devices    {_device_text(value["devices"])}'
+    if value['devices']['platform'] == 'gpu':
+        yield (f'           JAX takes 75 % of a GPU\'s memory when it starts; {FRACTION} sets '
+               f'the\n           share, {PREALLOCATE}=false takes it as it is needed')
     yield ''
     yield 'extras     pip install \'downscale[NAME]\''
     for line in aligned([['', name, 'there' if row['there'] else '-', _added(row['adds'])]
@@ -158,7 +171,10 @@ def _device_text(devices):
     if devices['error']:
         return 'none'
     counts = {kind: devices['kinds'].count(kind) for kind in devices['kinds']}
-    return ', '.join(f'{count} x {kind}' for kind, count in counts.items())
+    text = ', '.join(f'{count} x {kind}' for kind, count in counts.items())
+    if devices['memory_bytes']:
+        text += f', of each {devices["memory_bytes"] / 2**30:.1f} GiB for JAX'
+    return text
 
 
 def _added(adds):

@@ -31,17 +31,18 @@ def run(args: argparse.Namespace) -> None:
     cell = find_cell(experiments, args.cell)
     from downscale.runtime import processes
     from downscale.runtime.progress import progress_bars
-    from downscale.stages import training
+    from downscale.stages import attention, training
     from downscale.stages.folders import folder_of
     from downscale.stages.inputs import prepare
-    from downscale.stages.start import grid_of
     from downscale.study.workers import use_cache
     from downscale.train.trackers import choose
     tracker = choose(args.tracker)
     total = cell.stage(args.stage).steps
     # The others are joined before JAX is asked for devices, and data are prepared once for all.
     with processes.joined():
-        grid_of(cell)
+        for line in list(attention.lines([cell])):  # refused in all processes, said by one
+            if processes.first():
+                print(line)
         use_cache(cache_folder())
         # As text: `once` hands JSON to the other processes.
         processes.once(lambda: str(prepare(folder, cell)))

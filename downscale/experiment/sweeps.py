@@ -13,7 +13,8 @@ from downscale.values import shown, unknown
 
 POINT = ('size', 'seed', 'imports', 'stages', 'budget')
 # What cells of one study may differ in; its data, questions and tower are shared.
-GROUPS = ('stages', 'optimizer', 'parametrisation', 'mesh', 'dtype', 'remat', 'unroll')
+GROUPS = ('stages', 'optimizer', 'parametrisation', 'mesh', 'dtype', 'remat', 'unroll',
+          'attention')
 
 
 def axis(key: str, values: Iterable) -> list[dict[str, Any]]:

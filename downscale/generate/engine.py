@@ -85,7 +85,9 @@ class Engine:
                  mesh: Mesh | None = None, refill: bool = True) -> None:
         if slots < 1:
             raise ValueError(f'{slots} slots; at least 1 is needed')
-        self.model = model.clone(kernels=jax.default_backend() == 'tpu')
+        # Decoding attends to blocks of its cache (`attend_blocks`); this decides their axes alone.
+        attention = 'splash' if jax.default_backend() == 'tpu' else 'xla'
+        self.model = model.clone(attention=attention)
         self.encoder = encoder
         self.mesh = mesh
         self.refill = refill

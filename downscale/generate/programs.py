@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from downscale.generate import forward, thinking
 from downscale.generate.sampling import Sampling, choose, forbid
-from downscale.model.cache import edges, empty_cache, kept_axes
+from downscale.model.cache import edges, empty_cache, flattened, is_flat, opened
 from downscale.model.vlm import Vlm
 from downscale.sharding import constrain
 
@@ -46,33 +46,24 @@ class Shown(NamedTuple):
     length_B: jax.Array
 
 
-def _turned(blocks, axes, to):
-    """Return cache blocks with the axes of their arrays reordered from `axes` to `to`."""
-    order = [axes.index(letter) for letter in to]
-    return jax.tree.map(lambda leaf: leaf.transpose(order), blocks)
+def _placed(model, state):
+    """Return `Slots` or `Shown` with the sharding that all programs expect.
 
-
-def _kept(model, state):
-    """Return `state` with the sharding and the order of axes that all programs expect.
-
-    It is `Slots` or `Shown`; the order is that of `kept_axes`. Left to the compiler, each program
-    would return a sharding of its own, and the next program would be compiled again for that.
+    Left to the compiler, each program would return one of its own, and the next program would be
+    compiled again for that.
     """
-    k_axes, v_axes = kept_axes(model.kernels)
-    k = _turned(state.k, 'BKES', k_axes)
-    v = _turned(state.v, 'BKSE', v_axes)
+    k_axes, v_axes = ('BSK', 'BSK') if is_flat(model.attention) else ('BKES', 'BKSE')
 
     def placed(tree, letters):
         return jax.tree.map(lambda leaf: constrain(leaf, letters[:leaf.ndim], model.rules), tree)
 
-    return placed(state._replace(k=(), v=()), 'BIPD')._replace(k=placed(k, k_axes),
-                                                               v=placed(v, v_axes))
+    return placed(state._replace(k=(), v=()), 'BIPD')._replace(k=placed(state.k, k_axes),
+                                                               v=placed(state.v, v_axes))
 
 
-def _opened(model, state):
-    """Return `state` with the axes that `model/cache.py` computes with; `_kept` turns them back."""
-    k_axes, v_axes = kept_axes(model.kernels)
-    return state._replace(k=_turned(state.k, k_axes, 'BKES'), v=_turned(state.v, v_axes, 'BKSE'))
+def _kept(model, k, v):
+    """Return blocks that a program has computed as they are kept between programs."""
+    return flattened(k, v) if is_flat(model.attention) else (k, v)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +97,8 @@ class DecodingRules(NamedTuple):
 def empty_slots(*, model: Vlm, rows: int, ends: tuple[int, ...]) -> Slots:
     """Return slots without any row in them."""
     zero_B = jnp.zeros(rows, jnp.int32)
-    k, v = empty_cache(model.language, rows, ends, model.dtype)
-    return _kept(model, Slots(
+    k, v = empty_cache(model.language, rows, ends, model.dtype, is_flat(model.attention))
+    return _placed(model, Slots(
         k=k,
         v=v,
         token_B=zero_B,
@@ -123,8 +114,8 @@ def empty_slots(*, model: Vlm, rows: int, ends: tuple[int, ...]) -> Slots:
 def empty_shown(*, model: Vlm, lanes: int, tiles: int, ends: tuple[int, ...]) -> Shown:
     """Return room for the pictures of one prompt a lane."""
     features_BIPD = jnp.zeros((lanes, tiles, model.vision.P, model.language.D), model.dtype)
-    k, v = empty_cache(model.language, lanes, ends, model.dtype)
-    return _kept(model, Shown(
+    k, v = empty_cache(model.language, lanes, ends, model.dtype, is_flat(model.attention))
+    return _placed(model, Shown(
         features_BIPD=features_BIPD, k=k, v=v, length_B=jnp.zeros(lanes, jnp.int32)
     ))
 
@@ -133,12 +124,11 @@ def empty_shown(*, model: Vlm, lanes: int, tiles: int, ends: tuple[int, ...]) ->
 def see(params: dict[str, Any], shown: Shown, tiles_BPQ: jax.Array, at: jax.Array, new_B: jax.Array,
         *, model: Vlm) -> Shown:
     """Return `shown` with the features of tile number `at` of every lane where `new_B`."""
-    shown = _opened(model, shown)
     features_BPD = forward.see(model, params, tiles_BPQ)
     before_BPD = jax.lax.dynamic_index_in_dim(shown.features_BIPD, at, 1, keepdims=False)
     features_BPD = jnp.where(new_B[:, None, None], features_BPD, before_BPD)
     features_BIPD = jax.lax.dynamic_update_index_in_dim(shown.features_BIPD, features_BPD, at, 1)
-    return _kept(model, shown._replace(features_BIPD=features_BIPD))
+    return _placed(model, shown._replace(features_BIPD=features_BIPD))
 
 
 @partial(jax.jit, static_argnames='model', donate_argnames='shown')
@@ -146,7 +136,6 @@ def prefix(params: dict[str, Any], shown: Shown, tokens_BL: jax.Array, index_BLC
            weight_BLC: jax.Array | None, length_B: jax.Array, new_B: jax.Array, *,
            model: Vlm) -> Shown:
     """Return `shown` with the prefix of every lane where `new_B`, from its tokens and features."""
-    shown = _opened(model, shown)
     B, L = tokens_BL.shape
     x_BLD = forward.embed(model, params, tokens_BL)
     x_BLD = forward.show(model, params, x_BLD, shown.features_BIPD.reshape(B, -1, x_BLD.shape[-1]),
@@ -156,15 +145,16 @@ def prefix(params: dict[str, Any], shown: Shown, tokens_BL: jax.Array, index_BLC
 
     def renewed(old_blocks, new_blocks):
         # Blocks that no prefix of this call reaches stay: `length_B` keeps them from being read.
-        changed = jax.tree.map(lambda old, new: jnp.where(new_B[:, None, None, None], new, old),
-                               old_blocks[:len(ends)], new_blocks)
+        changed = jax.tree.map(
+            lambda old, new: jnp.where(new_B.reshape(-1, *(1,) * (new.ndim - 1)), new, old),
+            old_blocks[:len(ends)], new_blocks)
         return changed + old_blocks[len(ends):]
 
-    new_k, new_v = forward.by_block(kept)
+    new_k, new_v = _kept(model, *forward.by_block(kept))
     k = renewed(shown.k, new_k)
     v = renewed(shown.v, new_v)
     length_B = jnp.where(new_B, length_B, shown.length_B)
-    return _kept(model, shown._replace(k=k, v=v, length_B=length_B))
+    return _placed(model, shown._replace(k=k, v=v, length_B=length_B))
 
 
 class Rows(NamedTuple):
@@ -193,14 +183,13 @@ def prefill(params: dict[str, Any], slots: Slots, shown: Shown | None, rows: Row
     behind the row's position: nothing reads it before it is overwritten.
     """
     L = rows.tokens_BL.shape[1]
-    slots = _opened(model, slots)
     prefix, before_B, room = _continued(model, shown, rows, lanes)
     x_BLD = forward.embed(model, params, rows.tokens_BL)
     x_BLD, kept = forward.read(model, params, x_BLD, edges(L + room), prefix, before_B)
     nll_BL = _nats(model, params, x_BLD, rows, lanes, scored) if scored else None
-    fresh = _fresh(rows, before_B, forward.by_block(kept))
+    fresh = _fresh(rows, before_B, _kept(model, *forward.by_block(kept)))
     put = partial(_put, slot_B=rows.slot_B, lanes=lanes)
-    return _kept(model, jax.tree.map(put, slots, fresh)), nll_BL
+    return _placed(model, jax.tree.map(put, slots, fresh)), nll_BL
 
 
 def _continued(model, shown, rows, lanes):
@@ -212,10 +201,13 @@ def _continued(model, shown, rows, lanes):
     before_B = jnp.zeros(B, jnp.int32)
     if not shown:
         return None, before_B, 0
-    shown = jax.tree.map(lambda leaf: jnp.repeat(leaf, B // lanes, axis=0), _opened(model, shown))
+    shown = jax.tree.map(lambda leaf: jnp.repeat(leaf, B // lanes, axis=0), shown)
     before_B = jnp.where(rows.pictured_B, shown.length_B, 0)
-    room = sum(block[0].shape[2] for block in shown.v)
-    return forward.by_layer(shown.k, shown.v), before_B, room
+    k, v = shown.k, shown.v
+    if is_flat(model.attention):
+        k, v = opened(k, v, model.language.K)
+    room = sum(block[0].shape[2] for block in v)
+    return forward.by_layer(k, v), before_B, room
 
 
 def _fresh(rows, before_B, cache):
@@ -284,8 +276,7 @@ def decode(params: dict[str, Any], slots: Slots, rules: DecodingRules, alive_B: 
     left, or one needs more cache than the blocks that `slots` brings. The token that ends a row is
     among those returned. `alive_B` switches rows off.
     """
-    slots = _opened(model, slots)
-    live = sum(block[0].shape[2] for block in slots.v)
+    live = sum(block[0].shape[1 if is_flat(model.attention) else 2] for block in slots.v)
     slots = slots._replace(active_B=slots.active_B & alive_B)
     begun_B = slots.active_B
     out_BL = jnp.full((len(alive_B), options.room), -1, jnp.int32)
@@ -331,7 +322,7 @@ def decode(params: dict[str, Any], slots: Slots, rules: DecodingRules, alive_B: 
         return t + 1, slots, out_BL
 
     _, slots, out_BL = jax.lax.while_loop(unfinished, write, (0, slots, out_BL))
-    return _kept(model, slots), out_BL, slots.active_B
+    return _placed(model, slots), out_BL, slots.active_B
 
 
 def _next(model, params, slots, rules, options):

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from downscale.runtime.progress import progress_bars
+from downscale.runtime.setup import be_deterministic
 
 if TYPE_CHECKING:  # JAX takes a second, which a wrong flag should not wait for
     from jax.sharding import Mesh
@@ -35,6 +36,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument('--tokens', type=int, default=24, help='most tokens of an answer')
     top.add_argument('--width', type=int, default=576, help='width of the model, a multiple of 32')
     top.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32')
+    top.add_argument('--deterministic', action='store_true', help='with the settings of XLA under '
+                     'which a GPU repeats itself (as DOWNSCALE_DETERMINISTIC=1)')
     top.add_argument('--json', action='store_true', help='one JSON object')
     return top
 
@@ -175,6 +178,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser().error('--prompts, --tokens and every number of --slots must be at least 1, as in '
                        '--slots 1,5,13; --width a multiple of 32, --temperature and --seed at '
                        'least 0')
+    if args.deterministic:
+        be_deterministic()
     with progress_bars(args.json) as bars:
         result = selfcheck(args.prompts, slots, args.seed, args.temperature, args.tokens,
                            args.dtype, args.width,

@@ -20,9 +20,8 @@ from downscale.launch.spec import processes_of, steps_of
 from downscale.runtime import exits, processes
 from downscale.runtime.files import held, in_bucket, place, read_json, scratch, write_bytes
 from downscale.runtime.memory import keep_freed_memory
-from downscale.stages import preflight, training
+from downscale.stages import attention, preflight, training
 from downscale.stages.inputs import prepare
-from downscale.stages.start import grid_of
 from downscale.study import preparation, workers
 from downscale.study.preparation import budgets_of, registered
 from downscale.study.tasks import tasks_of, writers_of
@@ -85,7 +84,9 @@ def work(record: AttemptRecord) -> None:
     tasks = [by_name[name] for name in spec.tasks]
     record.plan(tasks)
     # 3. Data and the description of the study are there.
-    grid_of(cell)
+    for line in list(attention.lines([cell])):
+        if processes.first():
+            _say(line)
     preflight.check(cell)
     workers.use_cache(os.environ.get('JAX_COMPILATION_CACHE_DIR')
                       or place(spec.run) / 'launch' / 'cache')

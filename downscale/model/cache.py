@@ -43,24 +43,42 @@ def edges(capacity: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def kept_axes(kernels: bool) -> tuple[str, str]:
-    """Return the axes of keys and of values between programs; within one they are BKES and BKSE.
+def is_flat(attention: str) -> bool:
+    """Return whether blocks are kept flat, [B, S, F] with the K heads of width E side by side in F.
 
-    With `kernels` (on a TPU) positions come before heads, as the compiler wants a cache that is
-    written position by position: another order would be copied at both ends of every call. The
-    price is padding where a device has fewer than four KV heads, or heads less than 128 wide.
+    With 'splash' (on a TPU) they are: its compiler wants a cache that is written position by
+    position, reads whole rows of registers from it, and pads no heads.
     """
-    return ('BSKE', 'BSKE') if kernels else ('BKES', 'BKSE')
+    return attention == 'splash'
 
 
-def empty_cache(cfg: LanguageConfig, rows: int, ends: Sequence[int], dtype: DTypeLike = 'float32'
-                ) -> tuple[list[Layers], list[Layers]]:
+def flattened(k: list[Layers], v: list[Layers]) -> tuple[list[Layers], list[Layers]]:
+    """Return flat blocks of a cache as `empty_cache` makes it by default."""
+    def merge(axes):
+        return lambda leaf: leaf.transpose(axes).reshape(len(leaf), leaf.shape[axes[1]], -1)
+    return jax.tree.map(merge((0, 3, 1, 2)), k), jax.tree.map(merge((0, 2, 1, 3)), v)
+
+
+def opened(k: list[Layers], v: list[Layers], K: int) -> tuple[list[Layers], list[Layers]]:
+    """Return what `flattened` was given."""
+    def split(axes):
+        return lambda leaf: leaf.reshape(*leaf.shape[:2], K, -1).transpose(axes)
+    return jax.tree.map(split((0, 2, 3, 1)), k), jax.tree.map(split((0, 2, 1, 3)), v)
+
+
+def empty_cache(cfg: LanguageConfig, rows: int, ends: Sequence[int], dtype: DTypeLike = 'float32',
+                flat: bool = False) -> tuple[list[Layers], list[Layers]]:
     """Return (k, v) of zeros: for each block up to `ends` a tuple of layers.
 
     Those of k are [B, K, E, S], those of v [B, K, S, E]: with S last in keys, queries meet them in
-    one plain product.
+    one plain product. `flat` ones are [B, S, K E] both.
     """
     sizes = [end - start for start, end in zip((0, *ends), ends)]
+    if flat:
+        shapes = [(rows, size, cfg.K * cfg.E) for size in sizes]
+        k, v = ([tuple(jnp.zeros(shape, dtype) for _ in range(cfg.N)) for shape in shapes]
+                for _ in range(2))
+        return k, v
     k = [tuple(jnp.zeros((rows, cfg.K, cfg.E, size), dtype) for _ in range(cfg.N))
          for size in sizes]
     v = [tuple(jnp.zeros((rows, cfg.K, size, cfg.E), dtype) for _ in range(cfg.N))
@@ -83,13 +101,20 @@ def remember(k_blocks: Sequence[jax.Array], v_blocks: Sequence[jax.Array], k_BKE
     start = 0
     ks = []
     vs = []
-    for k_BKES, v_BKSE in zip(k_blocks, v_blocks, strict=True):
-        size = v_BKSE.shape[2]
+    for k, v in zip(k_blocks, v_blocks, strict=True):
+        flat = v.ndim == 3
+        size = v.shape[1 if flat else 2]
         # A position of another block becomes one that no block has; negative ones would wrap.
         # Every block is written to, so that one program serves rows wherever they stand.
         at_B = jnp.where(positions_B >= start, positions_B - start, size)
-        ks.append(k_BKES.at[rows, :, :, at_B].set(k_BKE.astype(k_BKES.dtype), mode='drop'))
-        vs.append(v_BKSE.at[rows, :, at_B].set(v_BKE.astype(v_BKSE.dtype), mode='drop'))
+        if flat:
+            k_new, v_new = (new.reshape(len(rows), -1) for new in (k_BKE, v_BKE))
+            places = (rows, at_B), (rows, at_B)
+        else:
+            k_new, v_new = k_BKE, v_BKE
+            places = (rows, slice(None), slice(None), at_B), (rows, slice(None), at_B)
+        ks.append(k.at[places[0]].set(k_new.astype(k.dtype), mode='drop'))
+        vs.append(v.at[places[1]].set(v_new.astype(v.dtype), mode='drop'))
         start += size
     return ks, vs
 
@@ -98,30 +123,99 @@ def attend_blocks(q_BLHE: jax.Array, k_blocks: Sequence[jax.Array], v_blocks: Se
                   positions_BL: jax.Array) -> jax.Array:
     """Return attention [B, L, H, E] of queries at their positions over every key up to their own.
 
-    H / K query heads share a key/value head, none is repeated. Sums are float32.
+    H / K query heads share a key/value head, none is repeated. Sums are float32. Flat blocks are
+    for one query a row.
     """
     B, L, H, E = q_BLHE.shape
-    K = v_blocks[0].shape[1]
-    # The M = (H / K) L queries of a key head side by side: both products are plain batched ones.
-    q_BKME = (q_BLHE * E ** -0.5).swapaxes(1, 2).reshape(B, K, H // K * L, E)
+    products = _FlatProducts if v_blocks[0].ndim == 3 else _Products
+    products = products(q_BLHE * E ** -0.5, v_blocks[0])
     start = 0
     scores = []
-    for k_BKES in k_blocks:
-        score_BKMS = jnp.einsum('BKME,BKES->BKMS', q_BKME, k_BKES.astype(q_BKME.dtype),
-                                preferred_element_type=jnp.float32)
+    for k in k_blocks:
+        score = products.scores(k)  # [..., S]
+        S = score.shape[-1]
         # A key lies at its position, so this hides the future and what is not written yet.
-        seen_BLS = start + jnp.arange(k_BKES.shape[3]) <= positions_BL[:, :, None]
-        scores.append(jnp.where(jnp.tile(seen_BLS[:, None], (1, 1, H // K, 1)), score_BKMS, -1e30))
-        start += k_BKES.shape[3]
+        seen_BLS = start + jnp.arange(S) <= positions_BL[:, :, None]
+        scores.append(jnp.where(products.seen(seen_BLS), score, -1e30))
+        start += S
     # The largest score is that over all blocks, so that their weights are on one scale; then each
     # block is added by itself, in order: how many there are changes no sum.
-    most_BKM = jnp.max(jnp.stack([score_BKMS.max(-1) for score_BKMS in scores]), 0)
-    total_BKM = 0
-    out_BKME = 0
-    for score_BKMS, v_BKSE in zip(scores, v_blocks, strict=True):
-        weights_BKMS = jnp.exp(score_BKMS - most_BKM[..., None])
-        total_BKM += total(weights_BKMS)
-        out_BKME += jnp.einsum('BKMS,BKSE->BKME', weights_BKMS.astype(q_BKME.dtype),
-                               v_BKSE.astype(q_BKME.dtype), preferred_element_type=jnp.float32)
-    out_BKME = (out_BKME / total_BKM[..., None]).astype(q_BLHE.dtype)
-    return out_BKME.reshape(B, H, L, E).swapaxes(1, 2)
+    most = jnp.max(jnp.stack([score.max(-1) for score in scores]), 0)
+    weight = 0
+    out = 0
+    for score, v in zip(scores, v_blocks, strict=True):
+        weights = jnp.exp(score - most[..., None])
+        weight += total(weights)
+        out += products.values(weights, v)
+    out = products.own(out) / weight[..., None]
+    return out.astype(q_BLHE.dtype).reshape(B, H, L, E).swapaxes(1, 2)
+
+
+class _Products:
+    """The products of queries [B, L, H, E] with blocks [B, K, E, S] and [B, K, S, E].
+
+    The M = (H / K) L queries of a key head lie side by side: both products are plain batched ones.
+    """
+
+    def __init__(self, q_BLHE, v_BKSE):
+        B, L, H, E = q_BLHE.shape
+        self.shared = H // v_BKSE.shape[1]
+        self.q_BKME = q_BLHE.swapaxes(1, 2).reshape(B, H // self.shared, self.shared * L, E)
+
+    def scores(self, k_BKES):
+        return jnp.einsum('BKME,BKES->BKMS', self.q_BKME, k_BKES.astype(self.q_BKME.dtype),
+                          preferred_element_type=jnp.float32)
+
+    def seen(self, seen_BLS):
+        return jnp.tile(seen_BLS[:, None], (1, 1, self.shared, 1))
+
+    def values(self, weights_BKMS, v_BKSE):
+        return jnp.einsum('BKMS,BKSE->BKME', weights_BKMS.astype(self.q_BKME.dtype),
+                          v_BKSE.astype(self.q_BKME.dtype), preferred_element_type=jnp.float32)
+
+    def own(self, out_BKME):
+        return out_BKME
+
+
+class _FlatProducts:
+    """The products of queries [B, 1, H, E] with flat blocks [B, S, F].
+
+    Each query stands in the columns of its own key head, among zeros, and meets all heads at once:
+    so many products with zero cost a TPU less than heads that have to be picked out of its
+    registers. G devices that share the heads do so each with its own.
+    """
+
+    def __init__(self, q_B1HE, v_BSF):
+        B, _, H, E = q_B1HE.shape
+        current = jax.sharding.get_abstract_mesh()
+        G = 1 if current.empty else current.shape['tensor']
+        J = v_BSF.shape[2] // E // G   # key heads of a device
+        self.shape = B, G, J, H // G // J, J, E
+        self.own_JI = jnp.eye(J, dtype=bool)[:, None, :, None]
+        q_BGJM1E = q_B1HE.reshape(*self.shape[:4], 1, E)
+        self.q_BGMF = jnp.where(self.own_JI, q_BGJM1E, 0).reshape(B, G, H // G, J * E)
+
+    def _split(self, block_BSF):
+        B, S, F = block_BSF.shape
+        return block_BSF.reshape(B, S, self.shape[1], -1).astype(self.q_BGMF.dtype)
+
+    def scores(self, k_BSF):
+        score_BGMS = jnp.einsum('BGMF,BSGF->BGMS', self.q_BGMF, self._split(k_BSF),
+                                preferred_element_type=jnp.float32)
+        # All heads in one axis: the last two fill registers.
+        return score_BGMS.reshape(score_BGMS.shape[0], -1, score_BGMS.shape[3])
+
+    def seen(self, seen_B1S):
+        return seen_B1S
+
+    def values(self, weights_BHS, v_BSF):
+        B, H, S = weights_BHS.shape
+        G = self.shape[1]
+        return jnp.einsum('BGMS,BSGF->BGMF',
+                          weights_BHS.reshape(B, G, H // G, S).astype(self.q_BGMF.dtype),
+                          self._split(v_BSF), preferred_element_type=jnp.float32)
+
+    def own(self, out_BGMF):
+        # All but one of the J that are added up are zero, so nothing is rounded.
+        own_BGJME = jnp.where(self.own_JI, out_BGMF.reshape(self.shape), 0).sum(4)
+        return own_BGJME.reshape(self.shape[0], -1, self.shape[5])

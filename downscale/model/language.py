@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from downscale.model import splash
+from downscale.model.attention import attend_fused
 from downscale.model.init import share
 from downscale.model.layers import Attention, Mlp, RmsNorm, attend, rotary
 from downscale.model.remat import rematerialised
@@ -54,21 +55,20 @@ class Block(nn.Module):
 
 
 def whole_text(block: Block, x_BLD: jax.Array, cut: jax.Array | None,
-               turn: tuple[jax.Array, jax.Array], attention: jax.Array,
+               turn: tuple[jax.Array, jax.Array], mask: jax.Array, attend_by: Callable = attend,
                read: Reader | None = None) -> tuple[jax.Array, dict[str, jax.Array] | None]:
     """Return (x, what was read) of one layer; the body of the scan over layers, without a cache.
 
-    All keys are tokens of this call. `attention` is a mask [B, L, S], or segments [B, L] for the
-    TPU kernel. With `read` (a `Reader`) `cut` says whether text sees no pictures in this layer, and
-    what it reads comes back beside x.
+    All keys are tokens of this call. `mask` is what `attend_by` takes beside them: [B, L, S], or
+    segments [B, L] for the TPU kernel. With `read` (a `Reader`) `cut` says whether text sees no
+    pictures in this layer, and what it reads comes back beside x.
     """
     if read is not None:
         # An intervention, for probes: what happens when no information crosses over in this layer.
-        attention = attention & ~(cut & read.pictures_BLS)
+        mask = mask & ~(cut & read.pictures_BLS)
 
     def mix(q_BLHE, k_BLKE, v_BLKE):
-        attend_here = attend if attention.ndim == 3 else splash.attend_packed
-        return attend_here(q_BLHE, k_BLKE, v_BLKE, attention), None
+        return attend_by(q_BLHE, k_BLKE, v_BLKE, mask), None
 
     x_BLD, _ = block(x_BLD, turn, mix)
     return x_BLD, None if read is None else read(x_BLD)
@@ -104,18 +104,19 @@ class Language(nn.Module):
     """Tokens [B, L] -> logits [B, L, V] in float32.
 
     `image_BLD` replaces the embedding where `image_mask_BL` is True; attention follows
-    `segments_BL`. `unroll` trades compile time for CPU speed; `kernels` takes the TPU kernel for
-    attention where it fits. `finish(x_BLD, share)`, where given, replaces the logits: it gets what
-    left the last norm and the share of the head that is at hand, as [V, D]. With `taps` (see
-    `taps.py`) the result is (that, what was read of every layer). Writing token by token is the
-    business of `generate/`, which applies the same blocks with a cache.
+    `segments_BL`. `unroll` trades compile time for CPU speed; `attention` is the program that
+    computes it (see `attention.py`): one that cannot raises ValueError. `finish(x_BLD, share)`,
+    where given, replaces the logits: it gets what left the last norm and the share of the head that
+    is at hand, as [V, D]. With `taps` (see `taps.py`) the result is (that, what was read of every
+    layer). Writing token by token is the business of `generate/`, which applies the same blocks
+    with a cache.
     """
     cfg: LanguageConfig
     rules: Rules = Rules()
     dtype: str = 'float32'
     remat: str = 'none'
     unroll: int = 1
-    kernels: bool = False
+    attention: str = 'xla'
     growth: Growth = BASE
 
     @nn.compact
@@ -131,19 +132,18 @@ class Language(nn.Module):
             x_BLD = jnp.where(image_mask_BL[:, :, None], image_BLD.astype(self.dtype), x_BLD)
         x_BLD = constrain(x_BLD, 'BLD', self.rules)
         read = taps and taps.reader(image_mask_BL)
+        attend_by, mask = self._attention(segments_BL, taps)
         # One layer is compiled and run N times, its weights stacked along N; `cut_N` is scanned
         # with them, angles and mask are the same for all.
         # pyrefly: ignore[bad-argument-type]
-        blocks = nn.scan(rematerialised(partial(whole_text, read=read), self.remat),
+        blocks = nn.scan(rematerialised(partial(whole_text, attend_by=attend_by, read=read),
+                                        self.remat),
                          variable_axes={'params': 0}, split_rngs={'params': True},
                          in_axes=(0, nn.broadcast, nn.broadcast), length=c.N,
                          unroll=min(self.unroll, c.N))
-        # Taps change the mask by layer, and the kernel knows segments alone.
-        kernels = self.kernels and not taps and splash.fits(tokens_BL.shape[1], c.E)
         begun_BLD = x_BLD
         x_BLD, seen = blocks(Block(c, self.rules, growth=self.growth, name='blocks'), x_BLD,
-                             taps and taps.cut_N, rotary(positions_BL, c.E, c.theta),
-                             segments_BL if kernels else causal_mask(segments_BL))
+                             taps and taps.cut_N, rotary(positions_BL, c.E, c.theta), mask)
         x_BLD = times(RmsNorm(c.eps, name='final_norm')(x_BLD), self.growth.output)
         name, shape = ('embedding_VD', (c.V, c.D)) if c.tie else ('head_DV', (c.D, c.V))
         table = embedding_VD if c.tie else share(self, name, shape)
@@ -155,3 +155,18 @@ class Language(nn.Module):
             table = whole(table, name[-2:], shape, self.rules)
             out = constrain(score(x_BLD, table, c.tie), 'BLV', self.rules)
         return (out, read.layers(begun_BLD, seen)) if taps else out
+
+    def _attention(self, segments_BL, taps):
+        """Return (the function that attends, the mask that it takes)."""
+        if self.attention == 'xla':
+            return attend, causal_mask(segments_BL)
+        if self.attention == 'cudnn':
+            # Padding, segment 0, becomes a segment as well: a query that sees nothing would have a
+            # softmax over differences of the most negative number, which cuDNN does not promise.
+            return attend_fused, causal_mask(segments_BL + 1)
+        L = segments_BL.shape[1]
+        # Taps change the mask by layer, and this kernel knows segments alone.
+        if self.attention != 'splash' or taps or not splash.fits(L, self.cfg.E):
+            raise ValueError(f'attention {self.attention!r} cannot be for rows of {L} tokens, '
+                             f'heads of width {self.cfg.E}{" and taps" if taps else ""}')
+        return splash.attend_packed, segments_BL

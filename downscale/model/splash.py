@@ -6,9 +6,8 @@ shapes that it does not take, `layers.attend` computes the same.
 import jax
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-from jax.sharding import PartitionSpec
 
-from downscale.sharding import BATCH_AXES, by_hand
+from downscale.sharding import own_heads
 
 # The last axis of a TPU register, which L and E must fill; then sizes of blocks, largest first.
 LANES = 128
@@ -46,13 +45,5 @@ def attend_packed(q_BLHE: jax.Array, k_BLKE: jax.Array, v_BLKE: jax.Array, segme
             segment_ids=kernels.SegmentIds(segments_L, segments_L)))(
                 q_BHLE, k_BKLE, v_BKLE, segments_BL)
 
-    # The compiler cannot split a kernel: it runs by hand on the rows and heads of each device.
-    current = jax.sharding.get_abstract_mesh()
-    if not current.empty:
-        rest = tuple(name for name in current.axis_names if name not in by_hand())
-        rows = tuple(name for name in rest if name in BATCH_AXES)
-        heads = PartitionSpec(rows or None, 'tensor')
-        local = jax.shard_map(local, in_specs=(heads, heads, heads, PartitionSpec(rows or None)),
-                              out_specs=heads, axis_names=set(rest), check_vma=False)
     q_BHLE, k_BKLE, v_BKLE = (x.swapaxes(1, 2) for x in (q_BLHE, k_BLKE, v_BLKE))
-    return local(q_BHLE, k_BKLE, v_BKLE, segments_BL).swapaxes(1, 2)
+    return own_heads(local, 1)(q_BHLE, k_BKLE, v_BKLE, segments_BL).swapaxes(1, 2)

@@ -47,8 +47,8 @@ class Vlm(nn.Module):
 
     The parameter tree has the groups `language`, `tower`, `connector` and, with `newline`,
     `image_newline_D`; a text-only model is the same module without tiles, whose tree holds
-    `language` alone. `kernels`, `growth`, `finish` and `taps` are those of `Language`; of taps the
-    tower and the connector are read as well.
+    `language` alone. `attention`, `growth`, `finish` and `taps` are those of `Language`; of taps
+    the tower and the connector are read as well.
     """
     language: LanguageConfig
     vision: VisionConfig
@@ -57,7 +57,7 @@ class Vlm(nn.Module):
     remat: str = 'none'
     unroll: int = 1
     newline: bool = True
-    kernels: bool = False
+    attention: str = 'xla'
     growth: Growth = BASE
 
     @nn.compact
@@ -67,7 +67,7 @@ class Vlm(nn.Module):
                  finish: Callable[[jax.Array, jax.Array], Any] | None = None,
                  taps: Taps | None = None) -> Any:
         decoder = Language(self.language, self.rules, self.dtype, self.remat, self.unroll,
-                           self.kernels, self.growth, name='language')
+                           self.attention, self.growth, name='language')
         if tiles_BIPQ is None:
             return decoder(tokens_BL, positions_BL, segments_BL, finish=finish, taps=taps)
         B, I, P, Q = tiles_BIPQ.shape

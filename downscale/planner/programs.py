@@ -34,7 +34,8 @@ class ProgramRequest:
     `length` the tokens of a row: of a batch, of a prompt, or those that decoding attends to.
     `tiles` are image tiles of a row, `slots` the rows of the engine's cache. `cell` is an
     Experiment without what no program depends on, `stage` the trained groups and the stage whose
-    layout holds (None where nothing is trained).
+    layout holds (None where nothing is trained). `drawn` tokens are sampled, as Qwen3's recipe
+    for thoughts does, others the likeliest.
     """
     kind: str
     topology: str
@@ -45,6 +46,7 @@ class ProgramRequest:
     cell: dict[str, Any]
     stage: dict[str, Any] | None = None
     slots: int = 0
+    drawn: bool = False
 
     @property
     def devices(self) -> int:

@@ -24,7 +24,7 @@ from downscale import config
 from downscale.data.tiling import corners
 from downscale.generate import forward, programs, thinking
 from downscale.generate.sampling import Sampling
-from downscale.model.cache import edges, kept_axes
+from downscale.model.cache import edges
 from downscale.model.init import abstract_params
 from downscale.model.tower_words import WordModel, abstract_word_params
 from downscale.model.vision import Tower
@@ -34,12 +34,14 @@ from downscale.planner.programs import ProgramRequest
 from downscale.planner.topologies import topology
 from downscale.runtime.files import write_json
 from downscale.sharding import batch_sharding, mesh, shardings, spec
+from downscale.stages import attention
 from downscale.stages.models import groups_of, model_of
 from downscale.train.state import abstract, new_state
 from downscale.train.step import compiled_step
 from downscale.values import from_dict
 
 GIB = 2 ** 30
+DRAWN = Sampling(temperature=.6, top_k=20, top_p=.95)  # of thoughts, as Qwen3's model card says
 WRITTEN = 32  # tokens that one call of decode may write, as in `generate/engine.py`
 
 
@@ -82,13 +84,16 @@ def params_of(model: Vlm | WordModel, request: ProgramRequest) -> dict[str, Any]
 
 
 def refuse(request: ProgramRequest) -> None:
-    """Raise ValueError, with the arithmetic, where the mesh does not divide a parameter.
+    """Raise ValueError where the mesh does not divide a parameter, or attention cannot be as asked.
 
     Nothing is compiled for it.
     """
-    model = _model(experiment_of(request), request)
-    shardings(params_of(model, request), mesh(*request.mesh, devices=devices_of(request)),
-              model.rules)
+    cell = experiment_of(request)
+    model = _model(cell, request)
+    target = mesh(*request.mesh, devices=devices_of(request))
+    shardings(params_of(model, request), target, model.rules)
+    for stage in cell.stages:
+        attention.choices(cell, stage, target)
 
 
 # --- lowering ---------------------------------------------------------------------------------
@@ -124,7 +129,8 @@ def lowered_train(cell: config.Experiment, request: ProgramRequest, target: Mesh
     state = abstract(state, shardings(state, target, model.rules))
     rates = {group: jax.ShapeDtypeStruct((), jnp.float32) for group in groups}
     batch = _batch(cell, stage, batch_sharding(target, model.rules))
-    step = compiled_step(model, stage.kind.loss, cell.optimizer, groups, target)
+    step = compiled_step(model, stage.kind.loss, cell.optimizer, groups, target,
+                         tuple(attention.programs(cell, stage, target).items()))
     return step.lower(state, batch, rates)
 
 
@@ -154,7 +160,7 @@ def _batch(cell, stage, where):
 def lowered_served(cell: config.Experiment, request: ProgramRequest, target: Mesh,
                    params: Any) -> jax.stages.Lowered:
     """Return the lowered program of the engine: see, prefix, prefill or decode."""
-    model = model_of(cell).clone(kernels=True)
+    model = model_of(cell).clone(attention='splash')  # the order of the cache on a TPU
     place = _Placing(target, model.rules)
     params = place.params(params, model.dtype)
     ends = edges(max(request.length, 1))
@@ -175,9 +181,8 @@ def _lowered_see(model, request, place, params, shown):
     """Return the lowered program that turns tiles into features."""
     B = request.rows
     tiles_BPQ = place.rows((B, model.vision.P, model.vision.Q), 'uint8')
-    new_B = place.rows((B,), bool)
-    return programs.see.lower(params, shown, tiles_BPQ, place.whole((), 'int32'), new_B,
-                              model=model)
+    return programs.see.lower(params, shown, tiles_BPQ, place.whole((), 'int32'),
+                              place.rows((B,), bool), model=model)
 
 
 def _lowered_prefix(model, request, place, params, shown, C):
@@ -211,7 +216,7 @@ def _lowered_decode(model, request, place, params, slots):
     live_B = place.rows((request.rows,), 'bool')
     number = place.whole((), 'int32')
     options = programs.DecodeOptions(
-        room=WRITTEN, sampling=Sampling(), mode=thinking.Thinking(open=0, close=1, newline=2),
+        room=WRITTEN, sampling=DRAWN if request.drawn else Sampling(), mode=thinking.Thinking(open=0, close=1, newline=2),
         thinks=True, forbids=False)
     return programs.decode.lower(params, slots, rules, live_B, number, number, model=model,
                                  options=options)
@@ -242,8 +247,8 @@ class _Placing:
     def state(self, state):
         """Return `Slots` or `Shown`, placed as every program leaves them."""
         rest = self._placed(state._replace(k=(), v=()), 'BIPD')
-        k_axes, v_axes = kept_axes(True)
-        return rest._replace(k=self._placed(state.k, k_axes), v=self._placed(state.v, v_axes))
+        # Flat blocks, as on every TPU.
+        return rest._replace(k=self._placed(state.k, 'BSK'), v=self._placed(state.v, 'BSK'))
 
     def _placed(self, tree, letters):
         """Return a tree of arrays whose axes are `letters`, or the first of them."""

@@ -1,6 +1,10 @@
-"""What `metrics.jsonl` of a stage holds, one row for each step from 1 on, and doubts about it."""
+"""What `metrics.jsonl` of a stage holds, one row for each step from 1 on, and doubts about it.
+
+Besides, which program computed attention, as its `DONE.json` says.
+"""
 import json
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +35,21 @@ def lost_rows(steps: Collection[int], last: int) -> str:
     if doubled:
         words.append(f'has {doubled} rows twice')
     return ' and '.join(words)
+
+
+def attention(study: Path) -> Iterator[str]:
+    """Yield which programs computed attention on which device, and in how many stages, a line each.
+
+    `study` is a local folder. Stages that ended before this was noted are not counted.
+    """
+    counts = Counter()
+    for path in study.glob('cells/*/*/DONE.json'):
+        done = read_json(path)
+        programs = done.get('attention') if isinstance(done, dict) else None
+        for program in set(programs.values()) if isinstance(programs, dict) else ():
+            counts[f'{program} on {done.get("device")}'] += 1
+    for where, count in sorted(counts.items()):
+        yield f'Attention was computed by {where} in {count} stage{"s" * (count > 1)}.'
 
 
 def doubts(study: Path) -> Iterator[str]:

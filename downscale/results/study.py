@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from downscale.results.curves import doubts
+from downscale.results.curves import attention, doubts
 from downscale.results.items import (
     ITEMS,
     TEXT_KEY,
@@ -132,7 +132,7 @@ def load_study(directory: PathLike) -> Study:
     if gone:
         notes.append(f'{len(gone)} objects of the bucket went while they were read, first '
                      f'{gone[0]}')
-    return replace(study, notes=(*study.notes, *notes, *doubts(root)))
+    return replace(study, notes=(*study.notes, *notes, *doubts(root), *attention(root)))
 
 
 def study_of(root: Path, meta: dict, items: list, texts: list, curves: dict, unfinished: tuple,

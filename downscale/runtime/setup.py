@@ -14,6 +14,10 @@ from downscale.runtime.exits import INTERRUPTED, say
 from downscale.runtime.files import BUCKET, writable
 
 SLICES = 'MEGASCALE_NUM_SLICES'  # as GKE gives it to the pods of several slices
+DETERMINISTIC = 'DOWNSCALE_DETERMINISTIC'
+# By the first flag sums run in one order wherever they can, and what cannot fails to compile; both
+# leave out the race between programs that are equally right and round otherwise.
+_SAME_EVERY_RUN = ('--xla_gpu_deterministic_ops=true', '--xla_gpu_autotune_level=0')
 # What JAX must be set to, where it is set: with others it computes other numbers than ever before.
 _YES = ('1', 'true', 'on', 'yes', 't', 'y')
 _NO = ('0', 'false', 'off', 'no', 'f', 'n')
@@ -29,6 +33,22 @@ def begin(console: bool) -> None:
     if console:
         _catch_interrupts()
     _refuse_environment()
+    asked = os.environ.get(DETERMINISTIC, '').lower()
+    if asked in _YES:
+        be_deterministic()
+    elif asked and asked not in _NO:
+        raise ValueError(f'{DETERMINISTIC}={asked} must be 1 or 0')
+
+
+def be_deterministic() -> None:
+    """Have XLA compute the same bits in every run on a GPU; call it before JAX asks for devices.
+
+    Costs speed. Processes that this one starts inherit it.
+    """
+    flags = os.environ.get('XLA_FLAGS', '').split()
+    # Behind those of the user: of two values the last holds.
+    os.environ['XLA_FLAGS'] = ' '.join([
+        *(flag for flag in flags if flag not in _SAME_EVERY_RUN), *_SAME_EVERY_RUN])
 
 
 # --- where it may write -----------------------------------------------------------------------

@@ -11,6 +11,7 @@ from downscale.data.pipeline import stream
 from downscale.runtime import processes
 from downscale.runtime.files import PathLike, read_json, write_json
 from downscale.stages import padding
+from downscale.stages.attention import ideal_seconds, programs
 from downscale.stages.folders import folder_of, is_done, refuse_other
 from downscale.stages.inputs import corpus, sampler_of, sizes_of
 from downscale.stages.models import model_of
@@ -50,6 +51,7 @@ def train_stage(study: PathLike, experiment: Experiment, name: str,
     stage = experiment.stage(name)
     # 1. Refuse what cannot work, in all processes alike, before the folder is touched.
     grid = grid_of(experiment)
+    run = _stage_run(experiment, stage, grid, tracker)
     folder = folder_of(study, experiment, name)
     task = [experiment.hash, name]
     if processes.once(lambda: task) != task:
@@ -64,11 +66,11 @@ def train_stage(study: PathLike, experiment: Experiment, name: str,
         rules = model_of(experiment, name).rules
         batches = iter(stream(sampler, seed, loop.share(grid, rules)))
         with contextlib.closing(batches):  # its thread would wait for ever to hand over a batch
-            loop.train(folder, _stage_run(experiment, stage, grid, tracker),
-                       lambda: start_params(study, experiment, stage, grid), batches, report)
+            loop.train(folder, run, lambda: start_params(study, experiment, stage, grid), batches,
+                       report)
         # 3. No process may still write when the stage is called done.
         processes.wait()
-        _end(experiment, stage, folder, sampler, seed, batches.get_state())
+        _end(experiment, stage, folder, sampler, seed, batches.get_state(), run)
 
 
 def train_together(
@@ -94,23 +96,24 @@ def train_together(
             except Exception as error:  # one cell's folder must not stop the others
                 failed[cell.name] = error
         if begun:
-            cell = cells[0]
-            stage = cells[0].stage(name)
             # The first cell stands for all in what they share: model, optimiser, schedule, mesh.
+            shared = _stage_run(cells[0], cells[0].stage(name), one_device(cells[0]), tracker,
+                                stacked=True)
             runs = [_cell_run(study, folder, *rest, name, report)
                     for folder, rest in begun.items()]
-            ended = together.train(runs, _stage_run(cell, stage, one_device(cell), tracker))
+            ended = together.train(runs, shared)
             for folder, (error, position) in ended.items():
                 cell, sampler, seed = begun[folder]
                 if error is None:
-                    _end(cell, cell.stage(name), folder, sampler, seed, position)
+                    _end(cell, cell.stage(name), folder, sampler, seed, position, shared)
                 else:
                     failed[cell.name] = error
     return failed
 
 
-def _stage_run(experiment, stage, grid, tracker):
-    """Return the `StageRun` of a stage on the devices of `grid`."""
+def _stage_run(experiment, stage, grid, tracker, stacked=False):
+    """Return the `StageRun` of a stage on the devices of `grid`, `stacked` with other cells or not.
+    """
     return StageRun(
         model=model_of(experiment, stage.name),
         loss=stage.kind.loss,
@@ -122,6 +125,8 @@ def _stage_run(experiment, stage, grid, tracker):
         save_every=stage.save_every,
         shapes=start_shapes(experiment, stage),
         tracker=tracker,
+        attention=programs(experiment, stage, grid, stacked),
+        ideal={} if stacked else ideal_seconds(experiment, stage, grid),
     )
 
 
@@ -176,13 +181,14 @@ def _begin(study, experiment, stage, folder):
     return sampler, seed
 
 
-def _end(experiment, stage, folder, sampler, seed, position):
-    """Mark a stage as done; `position` is where its stream ended."""
+def _end(experiment, stage, folder, sampler, seed, position, run):
+    """Mark a stage as done; `position` is where its stream ended, `run` its `StageRun`."""
     if stage.mixture:
         seen = sampler.seen(seed, position)
         processes.once(lambda: _note(folder, seen=seen))
     processes.once(lambda: write_json(folder / 'DONE.json', {
-        'hash': experiment.hash, 'steps': stage.steps}))
+        'hash': experiment.hash, 'steps': stage.steps, 'attention': run.attention,
+        'device': run.mesh.devices.flat[0].device_kind}))
 
 
 def _open(folder, experiment):

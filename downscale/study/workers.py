@@ -112,12 +112,15 @@ def worker_pool(jobs: int, cache: Path | str) -> Iterator[tuple[Any, Any]]:
         pool.shutdown(cancel_futures=True)
 
 
-def check_devices(experiments: Sequence[Experiment], together: int) -> None:
-    """Raise ValueError when the mesh or a batch of a cell does not fit the devices."""
-    from downscale.stages import training
-    from downscale.stages.start import grid_of
-    for cell in experiments:
-        (training.one_device if together > 1 else grid_of)(cell)
+def check_devices(experiments: Sequence[Experiment], together: int) -> list[str]:
+    """Return what to say of the devices, such as the attention that they compute.
+
+    ValueError when a mesh, a batch or what is asked for does not fit them.
+    """
+    from downscale.stages import attention, training
+    for cell in experiments if together > 1 else ():
+        training.one_device(cell)
+    return list(attention.lines(experiments, together))
 
 
 def label(tasks: Sequence[Task]) -> str:
@@ -172,7 +175,8 @@ def run(study: Path, name: str, experiments: Sequence[Experiment], jobs: int, ca
         begun = time.time()
         tasks = tasks_of(experiments)
         # By a worker: a TPU belongs to the first process that looks at it.
-        pool.submit(check_devices, experiments, together).result()
+        for line in pool.submit(check_devices, experiments, together).result():
+            print(line)
         with only_process(study):
             prepare(study, name, experiments, quiet, claims)
             # Before the run, and not when it goes on: what is found already is in the report.

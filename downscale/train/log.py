@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,20 @@ class Log:
 
     Every process reads the metrics, and fails where they are not finite; process 0 writes them, and
     to a tracker. A row of `timing.jsonl` says when its session `began` (Unix time) and how many
-    `cells` shared the program, and thus its `seconds` since then.
+    `cells` shared the program, and thus its `seconds` since then. With `ideal` (see `StageRun`) it
+    has `mfu`, the share of its seconds that the same FLOPs take at the devices' peak.
     """
 
     def __init__(self, folder: Path, first: int, tokens: int, tracker: str,
-                 bits: dict[str, int] | None = None) -> None:
+                 bits: dict[str, int] | None = None,
+                 ideal: dict[tuple[int, int], float] | None = None) -> None:
         self.tokens = tokens
         # Speed is that of this session: what earlier ones have read does not count.
         self.before = tokens
         self.bits = bits or {}  # checkpoints from before there were any have none
+        self.ideal = ideal or {}
+        self.shapes = deque()  # (tokens, tiles of a row) of batches whose step is not written yet
+        self.best = 0.0  # seconds that the steps of this session would take at the peak
         self.waited = 0.0
         self.cells = 1
         self.session = round(time.time(), 3)
@@ -60,6 +66,8 @@ class Log:
         begin = time.perf_counter()
         batch = next(stream)
         self.waited += time.perf_counter() - begin
+        tiles = batch['tiles'].shape[1] if 'tiles' in batch else 0
+        self.shapes.append((batch['tokens'].shape[1], tiles))
         return batch
 
     @property
@@ -80,6 +88,8 @@ class Log:
                 f'step {step}: loss {row["loss"]}, gradient norm {row["grad_norm"]}; lower the '
                 'learning rate or look at the data of this step')
         self.tokens += int(read)
+        if self.ideal:
+            self.best += self.ideal[self.shapes.popleft()]
         row = {'tokens': self.tokens, 'lr_factor': factor, **row}
         self.tracker.write(step + 1, row)
         row = {'step': step + 1, **row, **({'unmoved': still} if still else {})}
@@ -92,6 +102,8 @@ class Log:
             seconds = time.perf_counter() - self.began
             speed = {'tokens_per_s': (self.tokens - self.before) / seconds,
                      'input_share': self.waited / seconds}
+            if self.ideal:
+                speed['mfu'] = self.best / seconds
             self.tracker.write(step + 1, speed)
             _append(self.timing, {
                 'step': step + 1, 'began': self.session, 'seconds': round(seconds, 3),

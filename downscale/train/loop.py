@@ -75,11 +75,12 @@ def train(folder: Path, run: StageRun, params: Callable[[], dict[str, Any]], str
         manager = stack.enter_context(
             contextlib.closing(checkpoint.open_manager(folder, every=run.save_every)))
         state, meta = start(manager, run, params, stream)
-        step_fn = compiled_step(run.model, run.loss, run.optimizer, run.trainable, run.mesh)
+        step_fn = compiled_step(run.model, run.loss, run.optimizer, run.trainable, run.mesh,
+                                tuple(sorted(run.attention.items())))
         first = int(state['step'])
         rows = share(run.mesh, rules)
         log = stack.enter_context(contextlib.closing(Log(
-            folder, first, meta['tokens'], run.tracker, meta.get('bits'))))
+            folder, first, meta['tokens'], run.tracker, meta.get('bits'), run.ideal)))
         stack.enter_context(processes.stepping())
         pending = None
         for step in range(first, steps):

@@ -1,6 +1,6 @@
 """What one stage trains, and how: the record that loops and compiled steps are made from."""
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from jax.sharding import Mesh
@@ -19,7 +19,9 @@ class StageRun:
     `loss` is a key of `step.LOSSES`; `trainable` are groups of parameters, and `rates` the peak
     learning rate of each. `shapes` are the ShapeDtypeStructs of the parameters, with which a
     restart reads nothing of the parents. `stop(step)` says whether to save and end behind a step.
-    `tracker` is a key of `trackers.WRITERS`.
+    `tracker` is a key of `trackers.WRITERS`. Of every shape of a batch there is `attention` {tokens
+    of a row: its program}, and where it is known `ideal` {(tokens, tiles of a row): seconds of a
+    step with all devices at their peak}.
     """
     model: Any
     loss: str
@@ -33,3 +35,5 @@ class StageRun:
     shapes: dict[str, Any] | None = None
     stop: Callable[[int], bool] = processes.stop
     tracker: str = 'none'
+    attention: dict[int, str] = field(default_factory=dict)
+    ideal: dict[tuple[int, int], float] = field(default_factory=dict)

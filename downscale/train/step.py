@@ -145,18 +145,22 @@ def train_step(state: dict[str, Any], batch: dict[str, jax.Array], rates: dict[s
 
 @lru_cache
 def compiled_step(model: Vlm | WordModel, loss: str, optimizer: 'Optimizer',
-                  trainable: tuple[str, ...], mesh: Mesh) -> Callable:
+                  trainable: tuple[str, ...], mesh: Mesh,
+                  attention: tuple[tuple[int, str], ...] = ()) -> Callable:
     """Return `train_step` under jit, with the shardings of `mesh` and the state donated.
 
-    Memoised, so stages and cells of one process that agree in these values share a program.
+    `attention` are (tokens of a row, program of `model/attention.py`) of every shape of a batch;
+    without any it is that of `model`. Memoised, so stages and cells of one process that agree in
+    these values share a program.
     """
-    # The kernel exists for TPUs only. A clone, because the module is part of the jit's key.
-    if mesh.devices.flat[0].platform == 'tpu' and loss == 'tokens':
-        model = model.clone(kernels=True)
+    programs = dict(attention)
 
     def step(state, batch, rates):
+        by_shape = model
+        if programs:
+            by_shape = model.clone(attention=programs[batch['tokens'].shape[1]])
         shards = shardings(state, mesh, model.rules)
-        state, metrics = train_step(state, batch, rates, model=model, loss=loss,
+        state, metrics = train_step(state, batch, rates, model=by_shape, loss=loss,
                                     optimizer=optimizer, trainable=trainable)
         return jax.lax.with_sharding_constraint(state, shards), metrics
 

@@ -28,7 +28,7 @@ Requires-Dist: too-old>9.5; extra == "wrong"
 def quick(request, monkeypatch):
     """Devices without the seconds that JAX takes to start, where they are not the subject."""
     if 'this_machine' not in request.node.name:
-        monkeypatch.setattr(doctor, 'DEVICES', """print('["cpu", ["cpu"]]')""")
+        monkeypatch.setattr(doctor, 'DEVICES', """print('["cpu", ["cpu"], null]')""")
 
 
 @pytest.fixture
@@ -132,3 +132,18 @@ def test_a_jax_that_does_not_start_is_a_problem(capsys, monkeypatch, program, er
     assert error in value['devices']['error']
     assert value['problems'] == [f'JAX finds no devices: {value["devices"]["error"]}']
     assert 'devices    none' in '\n'.join(doctor.lines(value))
+
+
+def test_a_gpu_has_its_memory_and_what_jax_takes_of_it(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, 'DEVICES', '''
+import json, os
+assert os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] == 'false'
+print(json.dumps(['gpu', ['NVIDIA H200'] * 2, 105 * 2**30]))
+''')
+    value = examined(capsys)
+    assert value['devices']['memory_bytes'] == 105 * 2**30
+    text = '\n'.join(doctor.lines(value))
+    assert '2 x NVIDIA H200, of each 105.0 GiB for JAX' in text
+    assert 'JAX takes 75 % of a GPU\'s memory when it starts' in text
+    monkeypatch.setattr(doctor, 'DEVICES', """print('["cpu", ["cpu"], null]')""")
+    assert '75 %' not in '\n'.join(doctor.lines(examined(capsys)))

@@ -152,7 +152,26 @@ def test_the_hash_changes_with_every_entry():
     assert {path[-1] for path in impossible} <= {
         'K', 'name', 'chat', 'dtype', 'loss_norm', 'accumulate', 'max_objects', 'n_objects',
         'min_objects', 'n_shapes', 'n_colors', 'n_chars', 'grid', 'jitter_px', 'mode', 'trainable',
-        'remat', 'first_moment', 'kind', 'b1', 'b2', 'data', 'conditions', 'texts'}
+        'remat', 'attention', 'first_moment', 'kind', 'b1', 'b2', 'data', 'conditions', 'texts'}
+
+
+def test_attention_that_is_left_to_the_device_changes_no_hash_and_no_file(tmp_path):
+    value = plain()
+    assert value.pop('attention') == 'auto'
+    cell = from_dict(Experiment, value)  # as files of before there was a choice
+    assert cell == from_dict(Experiment, plain()) and cell.hash == from_dict(
+        Experiment, plain()).hash
+    config.save(cell, tmp_path)
+    assert 'attention' not in (tmp_path / 'experiment.json').read_text()
+    hashes = {cell.hash}
+    for program in ('xla', 'cudnn', 'splash'):
+        asked = dataclasses.replace(cell, attention=program)
+        config.save(asked, tmp_path)
+        assert config.load(tmp_path) == asked
+        hashes.add(asked.hash)
+    assert len(hashes) == 4
+    with pytest.raises(ValueError, match="unknown attention 'cudn'; did you mean 'cudnn'"):
+        from_dict(Experiment, value | {'attention': 'cudn'})
 
 
 # --- cells ------------------------------------------------------------------------------------

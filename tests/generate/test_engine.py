@@ -165,12 +165,12 @@ def test_a_mesh_of_four_devices_writes_the_same(data, tensor):
 
 @pytest.mark.parametrize('over', [None, (2, 2)])
 def test_the_order_of_a_cache_on_a_tpu_changes_no_reply(over):
-    """Rows first and positions next: there programs hand the cache on as `kept_axes` says."""
+    """Blocks are flat there: rows, positions, and all heads side by side."""
     writer = engine(3, mesh=over and mesh(over[0], 1, over[1], jax.devices()[:4]))
-    writer.model = writer.model.clone(kernels=True)
+    writer.model = writer.model.clone(attention='splash')
     slots = jax.eval_shape(lambda: programs.empty_slots(model=writer.model, rows=3, ends=(32, 96)))
     c = plain_loop.MODEL.language
-    assert {leaf.shape for leaf in (*slots.k[1], *slots.v[1])} == {(3, 64, c.K, c.E)}
+    assert {leaf.shape for leaf in (*slots.k[1], *slots.v[1])} == {(3, 64, c.K * c.E)}
     requests = asked(FEW) if over else asked()
     assert same(writer.write(requests), of(requests))
 

@@ -173,3 +173,12 @@ def test_jobs_save_and_end_with_their_supervisor(study_file, tmp_path, end):
     finally:
         supervisor.kill()
     assert last('exit') == exits.PREEMPTED and last('steps_lost') == 0
+
+
+@pytest.mark.parametrize('asked', ['cuda', 'cuda,cpu', 'tpu'])
+def test_an_accelerator_that_is_asked_for_is_not_left_out_silently(monkeypatch, asked):
+    monkeypatch.setenv('JAX_PLATFORMS', asked)
+    with pytest.raises(ValueError, match=f'JAX_PLATFORMS={asked}, but .* run on its CPU'):
+        local.LocalBackend()
+    monkeypatch.setenv('JAX_PLATFORMS', '')
+    local.LocalBackend()

@@ -4,6 +4,7 @@ import json
 import pytest
 
 from downscale.results import curves
+from downscale.runtime.files import write_json
 
 WHOLE = [{'step': step, 'lr_factor': min(1, step / 2), 'loss': 2.0} for step in range(1, 6)]
 
@@ -40,3 +41,15 @@ def test_what_is_doubtful_is_named_with_its_file(tmp_path, rows, message):
 def test_a_sound_log_an_unfinished_one_and_one_that_was_thinned_out_raise_no_doubt(
         tmp_path, rows, done):
     assert written(tmp_path, rows, done) == []
+
+
+def test_the_study_tells_which_attention_its_stages_had(tmp_path):
+    def done(cell, stage, **facts):
+        write_json(tmp_path / 'cells' / cell / stage / 'DONE.json', {'hash': 'x', **facts})
+    done('w64-s0', 'text', attention={'512': 'cudnn', '511': 'xla'}, device='NVIDIA H200')
+    done('w64-s0', 'align', attention={'512': 'cudnn'}, device='NVIDIA H200')
+    done('w64-s0', 'tower', attention={}, device='NVIDIA H200')
+    done('w32-s0', 'text')  # of before there was a choice
+    assert list(curves.attention(tmp_path)) == [
+        'Attention was computed by cudnn on NVIDIA H200 in 2 stages.',
+        'Attention was computed by xla on NVIDIA H200 in 1 stage.']

@@ -135,3 +135,27 @@ def test_ctrl_c_ends_a_command_with_a_line_however_it_hangs(what, presses):
         setup.threading.Event().wait(0.3)
     out, error = child.communicate(timeout=LIMIT)
     assert (child.returncode, error) == (130, 'stopped; the same command continues\n')
+
+
+@pytest.mark.parametrize('asked, given, flags', [
+    ('1', '--xla_a=1 --xla_gpu_autotune_level=4', '--xla_a=1 --xla_gpu_autotune_level=4 {ours}'),
+    ('true', '', '{ours}'), ('1', '{ours}', '{ours}'), ('0', '--xla_a=1', '--xla_a=1'),
+    ('', '--xla_a=1', '--xla_a=1')])
+def test_a_gpu_repeats_itself_where_that_is_asked_for(monkeypatch, asked, given, flags):
+    ours = '--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0'
+    monkeypatch.setenv('DOWNSCALE_DETERMINISTIC', asked)
+    monkeypatch.setenv('XLA_FLAGS', given.format(ours=ours))
+    setup.begin(console=False)
+    assert setup.os.environ['XLA_FLAGS'] == flags.format(ours=ours)
+    monkeypatch.setenv('DOWNSCALE_DETERMINISTIC', 'perhaps')
+    with pytest.raises(ValueError, match='DOWNSCALE_DETERMINISTIC=perhaps must be 1 or 0'):
+        setup.begin(console=False)
+
+
+def test_xla_knows_the_flags_by_which_a_gpu_repeats_itself():
+    """An unknown flag ends the process, and every later command with it."""
+    code = 'from downscale.runtime import setup; setup.be_deterministic(); ' \
+           'import jax; print(jax.numpy.ones(3).sum())'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
+                          env=os.environ | {'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}, check=False)
+    assert done.stdout == '3.0\n', done.stderr

@@ -139,6 +139,11 @@ class LocalBackend:
     poll = POLL_SECONDS
 
     def __init__(self, mounts: Sequence[str] = ()) -> None:
+        asked = os.environ.get('JAX_PLATFORMS') or 'cpu'
+        if asked != 'cpu':
+            raise ValueError(f'JAX_PLATFORMS={asked}, but jobs of this machine (--backend local) '
+                             'run on its CPU; use `downscale study` for an accelerator, or unset '
+                             'it')
         self.mounts = mounts
         self.groups = {}  # name: [group, when it began, by when it must have ended or None]
 
