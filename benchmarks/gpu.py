@@ -86,9 +86,11 @@ def measured(part, args, seconds):
             if process.wait(seconds):
                 why = f'ended with {process.returncode}'
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
             why = f'no time left after {seconds:.0f} s'
+        finally:  # also where this process is told to end
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
         return json.loads(path.read_text()) if path.is_file() else [], why
 
 
@@ -98,6 +100,7 @@ def main():
     if args.child:
         child(args.parts[0], args.size, args.child)
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     begin, figures, failed = time.monotonic(), [], {}
     for part in args.parts:
         left = 60 * MINUTES[args.size] - (time.monotonic() - begin)
