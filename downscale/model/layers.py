@@ -15,8 +15,8 @@ def total(x: jax.Array) -> jax.Array:
     """Return the sum over the last axis, added up in one fixed order.
 
     `sum` adds in an order that depends on how many rows there are and on what it is compiled with;
-    element by element the order is ours. Not on a TPU, whose products promise no order either: there
-    it would cost a fifth of a step.
+    element by element the order is ours. Not on a TPU, whose products promise none either: there it
+    would cost a fifth of a step.
     """
     return jax.lax.platform_dependent(x, tpu=lambda x: x.sum(-1), default=_by_halves)
 

@@ -213,13 +213,12 @@ def _lowered_decode(model, request, place, params, slots):
     rules = programs.DecodingRules(place.whole((), 'uint32'),
                                    *(place.whole(V, 'bool') for _ in range(3)),
                                    place.whole((), 'int32'))
-    live_B = place.rows((request.rows,), 'bool')
     number = place.whole((), 'int32')
     options = programs.DecodeOptions(
-        room=WRITTEN, sampling=DRAWN if request.drawn else Sampling(), mode=thinking.Thinking(open=0, close=1, newline=2),
-        thinks=True, forbids=False)
-    return programs.decode.lower(params, slots, rules, live_B, number, number, model=model,
-                                 options=options)
+        room=WRITTEN, sampling=DRAWN if request.drawn else Sampling(), thinks=True, forbids=False,
+        mode=thinking.Thinking(open=0, close=1, newline=2))
+    return programs.decode.lower(params, slots, rules, place.rows((request.rows,), 'bool'), number,
+                                 number, model=model, options=options)
 
 
 class _Placing:
