@@ -94,7 +94,7 @@ SHORT = '--describe-tokens 8 --think-tokens 8 --answer-tokens 4 --slots 4'
 APPENDED = (
     (r'extract-think|benchmark', SHORT),
     (r'extract-think --perception runs/\S+ --r', '--out runs/one'),
-    (r'launch (submit experiments/smoke|watch)', '--dry-run'),
+    (r'launch (submit experiments/smoke(?!.* gs:)|watch)', '--dry-run'),
     # 16 rows a chip do not fit on so small a slice, as the real compiler says as well.
     (r'launch (plan|submit).* (v5e|v6e):4x4', '--no-fit'))
 HOURS = 'takes hours, or wants published data; test_real_studies.py runs `:dry` of the real ones'
@@ -263,7 +263,8 @@ def test_a_line_of_the_console_runs(line, folder, server, cloud, capfd, monkeypa
         cloud(text)
     elif 'gs://' in text:
         request.getfixturevalue('bucket')
-        upload(os.environ['STORAGE_EMULATOR_HOST'], Path('runs/planted'), 'extraction')
+        upload(os.environ['STORAGE_EMULATOR_HOST'], Path('runs/planted'),
+               re.search(r'gs://BUCKET/(\w+)', text)[1])
     if words[0] == 'study':
         monkeypatch.setenv('XLA_FLAGS', xla_flags())  # one device
     wanted = [message for pattern, message in REFUSED.items() if re.search(pattern, text)]
