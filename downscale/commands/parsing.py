@@ -17,6 +17,8 @@ from downscale.runtime.streams import shortened
 from downscale.values import unknown
 
 ADDRESS = re.compile('[A-Za-z][A-Za-z0-9+.-]+://')  # a single letter would be a drive
+NOT_IN_BUCKET = re.compile(r'[\x00-\x1f\x7f*?#\[\]]')
+MOST_IN_BUCKET = 700
 
 
 class Parser(argparse.ArgumentParser):
@@ -132,6 +134,14 @@ def any_path(text: str) -> str:
         return str(local_path(text))
     if not text.removeprefix('gs://').partition('/')[0]:
         raise argparse.ArgumentTypeError(f'{text} names no bucket; as gs://BUCKET/runs/NAME')
+    parts = text.removeprefix('gs://').removesuffix('/').split('/')
+    # gcloud storage reads *?[] as wildcards and # as a generation, quoted or not.
+    if NOT_IN_BUCKET.search(text) or {'', '.', '..'} & set(parts):
+        raise argparse.ArgumentTypeError(f'{text[:100]!r}: a path in a bucket has no line break, '
+                                         'none of *?[]#, and no empty part, . or ..')
+    if len(text.encode()) > MOST_IN_BUCKET:
+        raise argparse.ArgumentTypeError(f'{text[:60]}...: longer than {MOST_IN_BUCKET} bytes; '
+                                         'objects have 1024, of which a run needs the rest')
     return text
 
 

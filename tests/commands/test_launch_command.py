@@ -381,3 +381,23 @@ def test_job_sets_are_made_once_watched_cancelled_and_collected(launched, cluste
     (state.place(run) / 'launch/w64d1-s0/train/spec.json').unlink()
     assert launched('gc', '--run', run) == {'deleted': [first]} and not cluster.objects
     assert launched('gc', '--run', run) == {'deleted': []}
+
+
+@pytest.mark.parametrize('verb', ['launch status experiments/smoke.py --run', 'report'])
+@pytest.mark.parametrize('folder', [
+    'a\nb', 'a\rb', 'a\0b', 'a*b', 'a?b', 'a#1', 'a[b]', '../a', 'a/./b', 'a//b', 'q' * 1100,
+    'ä' * 360])
+def test_a_path_that_no_bucket_can_hold_is_refused_in_one_line(capsys, verb, folder):
+    with pytest.raises(SystemExit) as ended:
+        main.main([*verb.split(), f'gs://bucket/{folder}'])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 2 and 'error: argument ' in line and len(line) <= 300
+    assert ('700 bytes' if len(folder) > 20 else 'a path in a bucket has no') in line
+
+
+@pytest.mark.parametrize('folder', [
+    'gs://b', 'gs://b/', 'gs://BUCKET/a/', 'gs://b/größe ,x|y;z', "gs://b/a'b", 'gs://b/..a/b.',
+    'gs://b/' + 'q' * 600])
+def test_a_path_that_a_bucket_can_hold_is_taken_as_it_stands(folder):
+    argv = ['launch', 'status', 'experiments/smoke.py', '--run', folder]
+    assert main.parser().parse_args(argv).folder == folder
