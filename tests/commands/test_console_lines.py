@@ -39,7 +39,7 @@ from downscale.factory import oracle
 from downscale.generate import selfcheck
 from downscale.model.init import init_params
 from downscale.planner import pool
-from downscale.runtime import processes
+from downscale.runtime import processes, setup
 from downscale.sizes import LANGUAGE, VisionConfig, scale
 from downscale.stages.models import model_of
 from downscale.study import workers
@@ -252,9 +252,15 @@ def run(words, capfd):
 @pytest.mark.parametrize('line', unique('downscale'), ids=str)
 def test_a_line_of_the_console_runs(line, folder, server, cloud, capfd, monkeypatch, request):
     text = line.text
-    if match := ENVIRONMENT.match(text):  # several machines: test_processes.py starts them
+    if match := ENVIRONMENT.match(text):
         names = [word.partition('=')[0] for word in match.group().split()]
-        assert names == list(processes.VARIABLES) and text[match.end():] == 'downscale train ...'
+        rest = shlex.split(text[match.end():])
+        if names == list(processes.VARIABLES):  # several machines: test_processes.py starts them
+            assert rest == ['downscale', 'train', '...']
+        else:  # on a GPU
+            assert set(names) <= {'JAX_PLATFORMS', setup.DETERMINISTIC}
+            more = ['FILE.py'] if rest[-1] == '...' else rest[2:]
+            assert main.parser().parse_args([rest[1], *more])
         return
     words = typed(text, server)
     if compiles(words) and not TPU_COMPILER:
@@ -306,9 +312,9 @@ def test_a_program_beside_the_console_takes_these_arguments(line, capsys):
 @pytest.mark.parametrize('line', unique('pip'), ids=str)
 def test_an_extra_that_is_to_be_installed_exists(line):
     names = re.search(r"^pip install -e '\.\[([\w,]+)\]'", line.text)[1].split(',')
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / 'setup.cfg')
-    assert set(names) <= set(setup['options.extras_require'])
+    file = configparser.ConfigParser()
+    file.read(ROOT / 'setup.cfg')
+    assert set(names) <= set(file['options.extras_require'])
     more = line.text.partition(' && ')[2]
     assert not more or (ROOT / more.split()[1]).is_file()
 
