@@ -1,6 +1,7 @@
 """`downscale study`: every stage and evaluation of every cell, then the report."""
 import argparse
 
+from downscale.accounting import totals
 from downscale.commands.machine import cores
 from downscale.commands.parsing import add_study_arguments, count, refuse_many
 from downscale.experiment.file import claims_of, on_cpu, open_study
@@ -19,11 +20,16 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
                      'cells that differ in seed and rates only in one program (default: 1)')
     sub.add_argument('--jobs', type=count, help='tasks run at once (default: one per core '
                      'on CPU, at most one per cell; else 1)')
+    sub.add_argument('--dry-run', action='store_true',
+                     help='check the study and show what each cell trains; nothing is written')
 
 
 def run(args: argparse.Namespace) -> None:
     """Train, evaluate and compare all cells; then report."""
     config, experiments, folder = open_study(args)
+    if args.dry_run:
+        print('\n'.join(_planned(experiments)))
+        return
     refuse_many()
     from downscale.report.figures import plotting
     plotting()  # of the report, hours later
@@ -39,3 +45,16 @@ def run(args: argparse.Namespace) -> None:
     print(f'study done in {seconds:.0f} s')
     from downscale.report.report import write_report
     print(f'report: {linked(write_report(folder))}')
+
+
+def _planned(experiments):
+    """Return the stages of each cell, with the parameters of the language model that it trains."""
+    lines = []
+    for cell in experiments:
+        size = ''
+        if any('language' in stage.trainable for stage in cell.stages):
+            size = f' ({totals(cell.language)["n_nonembed"]:,} non-embedding parameters)'
+        stages = ', '.join(f'{stage.name} {stage.steps:,}' for stage in cell.stages)
+        lines.append(f'{cell.name}{size}: steps of {stages}')
+    steps = sum(stage.steps for cell in experiments for stage in cell.stages)
+    return [*lines, f'{len(experiments)} cells, {steps:,} steps; nothing was trained']

@@ -189,7 +189,8 @@ def _doubts(s, results):
     if results['missing']:
         lines.append(absent.sentence(results['missing']))
     if s.study.unfinished:
-        lines.append(f'{_count(len(s.study.unfinished), "stage")} failed or did not finish.')
+        count = _count(len(s.study.unfinished), 'stage')
+        lines.append(f'{count} not finished: still to run, or failed.')
     if 'health' in results['warnings']:
         lines.append(completeness.most(results['health']))
     if results.get('constant'):

@@ -58,5 +58,7 @@ def _of_test(claim: Claim, error: tuple[float, float]) -> str:
     if claim.test == 'greater':
         return f'an effect above {claim.threshold + smallest:.3f}'
     shown = power.equivalence(*error, claim.threshold)
-    return (f'no difference is told to be within +-{claim.threshold:g} in {shown:.0%} of studies, '
-            f'one above {claim.threshold + smallest:.3f} to be outside')
+    hardly = ', so it can hardly be supported' if shown < .1 else ''
+    return (f'where there is no difference, {shown:.0%} of studies can say that it is within '
+            f'+-{claim.threshold:g}{hardly}; one above {claim.threshold + smallest:.3f} is told to '
+            'be outside')

@@ -144,6 +144,21 @@ def test_overrides_reach_the_cells(tmp_path):
     assert 'platform' not in study_config
 
 
+def test_a_dry_run_checks_a_study_and_writes_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = ROOT / 'experiments/smoke.py'
+    assert main.main(['study', str(study), '--dry-run', '--set', 'stages.text.steps=7']) == 0
+    *cells, last = capsys.readouterr().out.splitlines()
+    assert cells[0] == 'tower-s0: steps of tower 300'
+    assert cells[1].startswith('w32d1-s0 (12,416 non-embedding parameters): steps of text 7, align')
+    assert len(cells) == 4 and last == '4 cells, 4,971 steps; nothing was trained'
+    wrong = tmp_path / 'wrong.py'
+    wrong.write_text(study.read_text().replace('steps=800', 'stps=800'))
+    assert main.main(['study', str(wrong), '--dry-run']) != 0
+    assert "'stps'; did you mean 'steps'?" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [wrong]
+
+
 def test_a_study_goes_below_runs_when_no_folder_is_given():
     *_, folder = open_study(main.parser().parse_args(['study', SMOKE]))
     assert folder == Path('runs/smoke')
