@@ -108,7 +108,7 @@ def test_every_declared_claim_has_a_line_before_the_run():
     assert effect < float(re.search(r'above (\S+),', fewer)[1])
     quiet = power.lines(meta(3, {**CLAIM, 'seed_sd': .01}))[1]
     assert float(re.search(r'above (\S+),', quiet)[1]) < effect
-    assert re.search(r'within \+-0.1 in \d+% of studies', told[1])
+    assert re.search(r'\d+% of studies can say that it is within \+-0.1', told[1])
     assert '9 families' in told[2] and 'covers no seeds' in told[2]
     assert 'stays inconclusive' in power.lines(meta(1, CLAIM))[1]
     assert power.lines(meta(3)) == []
