@@ -271,13 +271,15 @@ def formula(request: ProgramRequest) -> dict[str, int] | None:
             return None
         return _train_formula(request, language, vision)
     if request.kind == 'decode':
-        total = rows * decode_flops(language, length)
+        model = rows * decode_flops(language, length)
         attention = rows * 4 * language.N * language.H * language.E * length
+        # In a flat cache a query meets all key heads of its device, all but one with zeros.
+        total = model + attention * (language.K // request.mesh[2] - 1)
     else:
-        total = _read_flops(request, language, vision, rows, length)
+        model = total = _read_flops(request, language, vision, rows, length)
         # Twice the rows of half the length do the same work but for half the attention.
         attention = 2 * (total - _read_flops(request, language, vision, 2 * rows, length / 2))
-    return {'total': int(total), 'model': int(total), 'attention': int(attention)}
+    return {'total': int(total), 'model': int(model), 'attention': int(attention)}
 
 
 def _read_flops(request, language, vision, rows, length):

@@ -168,7 +168,9 @@ def test_two_processes_train_what_one_trains(alone, together, stage):
 def test_only_process_0_speaks_and_writes(alone, together):
     folder, said = together
     for stage, ((_, first, _), (_, second, _)) in said.items():
-        assert (lines(first), lines(second)) == ([f'checkpoints: {run_of(folder, stage)}'], [])
+        *attention, last = lines(first)
+        assert (last, lines(second)) == (f'checkpoints: {run_of(folder, stage)}', [])
+        assert all(line.startswith('attention: xla ') for line in attention)
         names = sorted(path.name for path in run_of(folder, stage).iterdir())
         assert names == sorted(path.name for path in run_of(alone, stage).iterdir())
         assert json.loads((run_of(folder, stage) / 'DONE.json').read_text())['steps'] == 6
