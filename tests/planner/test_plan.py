@@ -251,7 +251,10 @@ def test_the_formula_is_that_of_accounting_and_attention_is_a_part_of_it():
     # Forward, twice backward, and once again.
     assert whole['attention'] == 4 * 64 * 1024 ** 2 * c.N * 4 * c.H * c.E
     decode = uses([cell()], topology('v5e:4x4'), Wish(only=('decode',)))[-1].request
-    assert formula(decode)['total'] == 8 * accounting.decode_flops(c, 2048)
+    step = formula(decode)
+    assert step['model'] == 8 * accounting.decode_flops(c, 2048)
+    # Each query meets both key heads of the flat cache, one of them with zeros.
+    assert c.K == 2 and step['total'] == step['model'] + step['attention']
 
 
 def test_flops_of_a_kernel_are_added_by_formula_and_said(monkeypatch):
