@@ -133,6 +133,7 @@ SIGLIP = {
     'so400m-patch14-384': VisionConfig(layers=26, W=1152, H=16, F=4304, patch=14, image=384),
     'micro': VisionConfig(layers=2, W=64, H=4, F=192, patch=20, image=80),
 }
+PARTS = {'H': 'query heads', 'K': 'key-value heads', 'F': 'hidden units'}  # what scales with D
 
 
 def scale(base: LanguageConfig, width: int | None = None, depth: int | None = None,
@@ -150,7 +151,7 @@ def scale(base: LanguageConfig, width: int | None = None, depth: int | None = No
     for letter, field in fields.items():
         if field * width % base.D:
             best = _nearest_width(base, width)
-            raise ValueError(f'width {width}: {letter} = {field} * {width} / {base.D} = '
+            raise ValueError(f'width {width}: {letter} ({PARTS[letter]}) = {field} * {width} / {base.D} = '
                              f'{field * width / base.D:g} is not whole; nearest width is {best}')
         parts[letter] = field * width // base.D
     # pyrefly: ignore[bad-argument-type]

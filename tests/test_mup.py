@@ -320,7 +320,7 @@ def test_cells_from_before_there_was_a_choice_keep_their_hash():
 @pytest.mark.parametrize('change, message', [
     ({'kind': 'ntk'}, "unknown kind of parametrisation 'ntk'; known are standard, mup"),
     ({'base_width': 0}, 'base_width 0 and base_depth 1 must say at which size'),
-    ({'base_width': 33}, 'width 33: H = .* is not whole'),
+    ({'base_width': 33}, r'width 33: H \(query heads\) = .* is not whole'),
 ])
 def test_a_base_that_cannot_be_is_refused_before_any_work(change, message):
     with pytest.raises(ValueError, match=message):

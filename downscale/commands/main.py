@@ -84,8 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()  # a full disk is told here, not when Python ends
         return code
-    except KeyboardInterrupt:
-        return setup.stopped(console)
+    except KeyboardInterrupt as interrupt:
+        return setup.stopped(interrupt, console)
     except exits.Preempted as error:
         return _ended(f'{error}; the same command continues', error.code)
     except Exception as error:

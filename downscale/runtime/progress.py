@@ -17,6 +17,9 @@ from rich.progress import (
 from rich.text import Text
 
 
+QUIET_SECONDS = 30.0  # a log without a terminal says at least this often how far the work is
+
+
 class _Rate(ProgressColumn):
     """Steps in a second."""
 
@@ -26,19 +29,27 @@ class _Rate(ProgressColumn):
 
 
 class Bars:
-    """Call with (name, done, total, text) as work goes on; `finished` and `note` print a line."""
+    """Call with (name, done, total, text) as work goes on; `finished` and `note` print a line.
 
-    def __init__(self, console: Console, progress: Progress | None) -> None:
+    Lines of `finished` count up to `tasks`, where that is given.
+    """
+
+    def __init__(self, console: Console, progress: Progress | None, quiet: bool = False) -> None:
         self.console = console
         self.progress = progress
+        self.quiet = quiet
+        self.tasks = 0
+        self.count = 0
         self.ids = {}   # name -> task of rich
         self.ends = {}  # name -> when it was last heard of, for names without a line so far
-        self.began = time.monotonic()
+        self.began = self.said = time.monotonic()
 
     def __call__(self, name: str, done: int, total: int, text: str = '') -> None:
-        self.ends[name] = time.monotonic()
-        # Lines of a pipe cannot be drawn over: there only ends are told.
+        now = self.ends[name] = time.monotonic()
+        # Lines of a pipe cannot be drawn over: there ends are told, and what takes long.
         if self.progress is None:
+            if not self.quiet and now - self.said > QUIET_SECONDS:
+                self._line(name, now, f': {done:,} of {total:,} {text}'.rstrip())
             return
         if name not in self.ids:
             self.ids[name] = self.progress.add_task(name, total=total, said='')
@@ -48,7 +59,8 @@ class Bars:
         """Print that a task has finished, and when; its bar goes."""
         end = time.monotonic()
         self.remove(name)
-        self._line(name, end)
+        self.count += 1
+        self._line(name, end, f' ({self.count} of {self.tasks})' if self.tasks else '')
 
     def finish_all(self) -> None:
         """Name all that is left, and when each was last heard of."""
@@ -56,9 +68,9 @@ class Bars:
             self.remove(name)
             self._line(name, end)
 
-    def _line(self, name, end):
-        """Print when a task has ended."""
-        self.note(f'{end - self.began:7.1f} s  {name}')
+    def _line(self, name, when, more=''):
+        """Print when a task has ended, or how far it was."""
+        self.note(f'{when - self.began:7.1f} s  {name}{more}')
 
     def remove(self, name: str) -> None:
         """Remove the bar called `name`, if there is one."""
@@ -68,18 +80,20 @@ class Bars:
 
     def note(self, text: str) -> None:
         """Print one line above the bars."""
+        self.said = time.monotonic()
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
 def progress_bars(quiet: bool = False) -> Iterator[Bars]:
-    """Show bars on a terminal; elsewhere (CI, a pipe) only the lines of `finished` and `note`.
+    """Show bars on a terminal; elsewhere (CI, a pipe) lines, of `finished` and `note`, and how far
+    the work is where nothing was said for half a minute.
 
     Each bar ends as a line with the time. After an error it stays as it was.
     """
     console = Console(file=sys.stdout)
     if quiet:
-        yield Bars(console, None)
+        yield Bars(console, None, quiet=True)
         return
     # rich takes FORCE_COLOR for a terminal, which a pipe is not.
     if not console.file.isatty() or console.is_dumb_terminal:

@@ -10,7 +10,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from downscale.runtime.exits import INTERRUPTED, say
+from downscale.runtime.exits import say
 from downscale.runtime.files import BUCKET, writable
 
 SLICES = 'MEGASCALE_NUM_SLICES'  # as GKE gives it to the pods of several slices
@@ -18,6 +18,9 @@ DETERMINISTIC = 'DOWNSCALE_DETERMINISTIC'
 # By the first flag sums run in one order wherever they can, and what cannot fails to compile; both
 # leave out the race between programs that are equally right and round otherwise.
 _SAME_EVERY_RUN = ('--xla_gpu_deterministic_ops=true', '--xla_gpu_autotune_level=0')
+# What ends a command, and what it says then.
+_INTERRUPTS = {signal.SIGINT: 'stopped; the same command continues',
+               signal.SIGTERM: 'stopped by SIGTERM; the same command continues'}
 # What JAX must be set to, where it is set: with others it computes other numbers than ever before.
 _YES = ('1', 'true', 'on', 'yes', 't', 'y')
 _NO = ('0', 'false', 'off', 'no', 'f', 'n')
@@ -107,40 +110,45 @@ def _refuse_environment():
 
 # --- how it is stopped ------------------------------------------------------------------------
 
-def stopped(console: bool) -> int:
-    """Say that Ctrl-C has ended this command, and let no further one disturb its end."""
+def stopped(interrupt: KeyboardInterrupt, console: bool) -> int:
+    """Say what has ended this command, let nothing disturb its end, and return its exit code.
+
+    The code is that of a shell: 130 for Ctrl-C, 143 for SIGTERM.
+    """
+    number = interrupt.args[0] if interrupt.args else signal.SIGINT
     if console:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    say('stopped; the same command continues')
-    return INTERRUPTED
+        for each in _INTERRUPTS:
+            signal.signal(each, signal.SIG_IGN)
+    say(_INTERRUPTS[number])
+    return 128 + number
 
 
 def _catch_interrupts():
-    """Let Ctrl-C raise KeyboardInterrupt wherever it comes, and a second one end all at once.
+    """Let Ctrl-C and SIGTERM raise KeyboardInterrupt wherever they come, a second one end all.
 
     What this process has started notices its end, and ends as well.
     """
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        return
     pressed = []
     hook = sys.unraisablehook
 
     def interrupt(number, frame):
         # Half an import may be tried again, and libraries abort when they are loaded twice.
         if pressed or _importing(frame):
-            say('stopped; the same command continues')
-            os._exit(INTERRUPTED)
+            say(_INTERRUPTS[number])
+            os._exit(128 + number)
         pressed.append(number)
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(number)
 
     def print_or_repeat(unraisable):
         if unraisable.exc_type is not KeyboardInterrupt:
             hook(unraisable)
             return
         # It came amid a callback or a destructor, which cannot raise; a moment later it can.
-        pressed.clear()
-        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
-    signal.signal(signal.SIGINT, interrupt)
+        threading.Timer(0.05, os.kill, (os.getpid(), pressed.pop())).start()
+    for number in _INTERRUPTS:
+        # What a parent has told this process to ignore stays ignored.
+        if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+            signal.signal(number, interrupt)
     sys.unraisablehook = print_or_repeat
 
 

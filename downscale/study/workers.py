@@ -184,6 +184,7 @@ def run(study: Path, name: str, experiments: Sequence[Experiment], jobs: int, ca
                 for line in power.lines(read_json(place(study) / 'study.json')):
                     print(line)
             with progress_bars(quiet) as bars:
+                bars.tasks = len(tasks)
                 failed = Queue(study, tasks, experiments, jobs, together, tracker).run(
                     pool, queue, bars)
         if failed:

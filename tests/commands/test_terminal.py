@@ -104,6 +104,23 @@ def test_a_pipe_gets_those_lines_alone(env):
     assert [re.fullmatch(ENDED, line)[1] for line in lines] == ['w64/text', 'scenes']
 
 
+LONG = '''
+from downscale.runtime import progress
+progress.QUIET_SECONDS = -1
+with progress.progress_bars(quiet=ASKED) as bars:
+    bars.tasks = 2
+    bars('w64/text', 1, 3000, 'loss 2.000')
+    bars.finished('w64/text')
+'''
+
+
+def test_a_pipe_is_told_how_far_what_takes_long_has_got():
+    lines = in_a_pipe(LONG.replace('ASKED', 'False')).splitlines()
+    assert [line.lstrip(' .0123456789s') for line in lines] == [
+        'w64/text: 1 of 3,000 loss 2.000', 'w64/text (1 of 2)']
+    assert in_a_pipe(LONG.replace('ASKED', 'True')).count('\n') == 1
+
+
 def test_quiet_bars_end_without_a_line():
     assert in_a_pipe(BARS.replace('bars()', 'bars(quiet=True)')).count('\n') == 1
 

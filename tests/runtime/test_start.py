@@ -125,16 +125,20 @@ sys.exit(main.main())
 """
 
 
+@pytest.mark.parametrize('number, code, said', [
+    (signal.SIGINT, 130, 'stopped; the same command continues\n'),
+    (signal.SIGTERM, 143, 'stopped by SIGTERM; the same command continues\n')])
 @pytest.mark.parametrize('what, presses', [('slow', 2), ('swallowed', 1)])
-def test_ctrl_c_ends_a_command_with_a_line_however_it_hangs(what, presses):
+def test_a_command_that_is_stopped_ends_with_a_line_however_it_hangs(what, presses, number, code,
+                                                                     said):
     child = subprocess.Popen([sys.executable, '-c', WORKER, what], cwd=ROOT, text=True,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert child.stdout.readline() == 'ready\n'
     for _ in range(presses):
-        child.send_signal(signal.SIGINT)
+        child.send_signal(number)
         setup.threading.Event().wait(0.3)
     out, error = child.communicate(timeout=LIMIT)
-    assert (child.returncode, error) == (130, 'stopped; the same command continues\n')
+    assert (child.returncode, error) == (code, said)
 
 
 @pytest.mark.parametrize('asked, given, flags', [
