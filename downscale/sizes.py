@@ -151,8 +151,9 @@ def scale(base: LanguageConfig, width: int | None = None, depth: int | None = No
     for letter, field in fields.items():
         if field * width % base.D:
             best = _nearest_width(base, width)
-            raise ValueError(f'width {width}: {letter} ({PARTS[letter]}) = {field} * {width} / {base.D} = '
-                             f'{field * width / base.D:g} is not whole; nearest width is {best}')
+            raise ValueError(f'width {width}: {letter} ({PARTS[letter]}) = {field} * {width} / '
+                             f'{base.D} = {field * width / base.D:g} is not whole; nearest width '
+                             f'is {best}')
         parts[letter] = field * width // base.D
     # pyrefly: ignore[bad-argument-type]
     return replace(base, D=width, N=depth, V=vocabulary or base.V, **parts)

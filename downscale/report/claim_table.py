@@ -118,7 +118,8 @@ def in_full(rows: Sequence[dict[str, Any]]) -> str:
 def _facts(row):
     """Return one claim with everything that it was judged by, as HTML."""
     kind, mark = MARKS[row['verdict']]
-    facts = [('effect', _interval(row)), ('supported if', _asked(row)), ('seeds', str(row['seeds'])),
+    facts = [('effect', _interval(row)), ('supported if', _asked(row)),
+             ('seeds', str(row['seeds'])),
              ('questions', f'{row["n"]:,} in {row["clusters"]:,} clusters'),
              ('gate', row['gate'].partition(':')[0]), ('where', row['where'])]
     if row['reason'] and not row['gate'].startswith('failed ('):

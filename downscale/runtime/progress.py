@@ -16,7 +16,6 @@ from rich.progress import (
 )
 from rich.text import Text
 
-
 QUIET_SECONDS = 30.0  # a log without a terminal says at least this often how far the work is
 
 

@@ -229,7 +229,8 @@ def test_a_size_outside_the_table_is_built_by_width_and_depth():
 
 
 @pytest.mark.parametrize('size, family, message', [
-    ('w40d2', 'micro', r'width 40: H \(query heads\) = 4 \* 40 / 64 = 2.5 is not whole; nearest width is 32'),
+    ('w40d2', 'micro', r'width 40: H \(query heads\) = 4 \* 40 / 64 = 2.5 is not whole; '
+                       'nearest width is 32'),
     ('w0d2', 'micro', 'width 0 and depth 2 must be at least 1'),
     ('0.6', 'qwen3', "unknown qwen3 size '0.6'; did you mean '0.6b'"),
     ('large', 'micro', "unknown micro size 'large'; known are w32d2, "),
