@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help install smoke real test lint docs pictures clean
+.PHONY: help install smoke real test lint docs records pictures clean
 
 help:
 	@echo "make smoke   install, then train, decouple and compare three small models"
@@ -12,6 +12,7 @@ help:
 	@echo "             make real ARG=quick: three minutes)"
 	@echo "make test    install, then lint and test"
 	@echo "make docs    install, then build the pages into build/docs/html"
+	@echo "make records install, then measure speed against peers and limits (an hour)"
 	@echo "make clean   remove runs/smoke"
 
 $(BIN)/.installed: setup.cfg pyproject.toml
@@ -88,6 +89,11 @@ docs: install $(BIN)/.documented
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -d build/docs/doctrees \
 		docs build/docs/html
 	@echo "build/docs/html/index.html"
+
+# All benchmarks with a peer or a limit, into docs/results/speed.md; ARG: names, --quick.
+records: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/python benchmarks/records.py $(ARG)
 
 # From the committed results and a run that the tests keep; the screenshot needs Chromium.
 pictures: install

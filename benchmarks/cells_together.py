@@ -9,7 +9,6 @@ Command:   python benchmarks/cells_together.py
 Hardware:  all cores that this process may use
 Time:      width 32 took 7 minutes with 60 steps on two cores
 """
-import argparse
 import dataclasses
 import itertools
 import json
@@ -19,6 +18,8 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+
+from begin import begin, parser
 
 WIDTHS, BATCHES, CELLS = (32, 64, 128), (1, 4, 12), 8
 STUDY = Path(__file__).parents[1] / 'experiments' / 'smoke.py'
@@ -94,17 +95,15 @@ def line(case, steps, times):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog='example: python benchmarks/cells_together.py --widths 32 --rounds 7')
-    parser.add_argument('--widths', type=int, nargs='*', default=WIDTHS)
-    parser.add_argument('--batches', type=int, nargs='*', default=BATCHES, help='rows of a step')
-    parser.add_argument('--seeds', type=int, nargs='*', default=(1, 8), choices=(1, 2, 4, 8),
+    made = parser(__doc__, 'cells_together.py --widths 32 --rounds 7')
+    made.add_argument('--widths', type=int, nargs='*', default=WIDTHS)
+    made.add_argument('--batches', type=int, nargs='*', default=BATCHES, help='rows of a step')
+    made.add_argument('--seeds', type=int, nargs='*', default=(1, 8), choices=(1, 2, 4, 8),
                         help='seeds among the eight cells (default: 1 8)')
-    parser.add_argument('--steps', type=int, default=100, help='of each cell (default 100)')
-    parser.add_argument('--rounds', type=int, default=3)
-    parser.add_argument('--json', metavar='FILE', help='also write every time to FILE')
-    asked = parser.parse_args()
+    made.add_argument('--steps', type=int, default=100, help='of each cell (default 100)')
+    made.add_argument('--rounds', type=int, default=3)
+    asked = begin(made, '20 minutes', {'widths': [32], 'batches': [4], 'seeds': [1], 'steps': 60,
+                                       'rounds': 1})
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
     from downscale.runtime.memory import keep_freed_memory
     keep_freed_memory()
@@ -115,7 +114,7 @@ def main():
             found.append(dict(zip(('width', 'batch', 'seeds', 'seconds'), (*case, times))))
             print(line(case, asked.steps, times), flush=True)
     if asked.json:
-        Path(asked.json).write_text(json.dumps({'steps': asked.steps, 'cases': found}, indent=1))
+        asked.json.write_text(json.dumps({'steps': asked.steps, 'cases': found}, indent=1))
 
 
 if __name__ == '__main__':

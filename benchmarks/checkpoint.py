@@ -14,7 +14,6 @@ Each round times, in turn and between plain steps,
   page cache.
 Ratios are of one round each; medians are printed.
 """
-import argparse
 import contextlib
 import json
 import os
@@ -24,19 +23,18 @@ import tempfile
 import time
 from pathlib import Path
 
+from begin import begin, parser
+
 TARGET, STEPS, TOKENS, VOCABULARY, BLOCK = 0.10, 3, 64, 32_000, 2 ** 24
 
 
 def arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog='example: python benchmarks/checkpoint.py --layers 24 --work scratch')
-    parser.add_argument('--layers', type=int, default=5, help='5 (default) are 111 million '
+    made = parser(__doc__, 'checkpoint.py --layers 24 --work scratch')
+    made.add_argument('--layers', type=int, default=5, help='5 (default) are 111 million '
                         'parameters, 24 are 410 million')
-    parser.add_argument('--rounds', type=int, default=5, help='timed rounds (default 5)')
-    parser.add_argument('--work', metavar='DIR', help='folder on the disk to measure')
-    parser.add_argument('--json', metavar='FILE', help='also write every time to FILE')
-    return parser.parse_args()
+    made.add_argument('--rounds', type=int, default=5, help='timed rounds (default 5)')
+    made.add_argument('--work', metavar='DIR', help='folder on the disk to measure')
+    return begin(made, '4 minutes', {'rounds': 1})
 
 
 @contextlib.contextmanager
@@ -222,7 +220,7 @@ def main():
     print(f'  restore              {median("restore"):6.2f} s: {ratio("restore", "read"):.2f} of a '
           'read')
     if args.json:
-        Path(args.json).write_text(json.dumps({'millions': trainer.millions, 'rounds': rounds},
+        args.json.write_text(json.dumps({'millions': trainer.millions, 'rounds': rounds},
                                               indent=1))
 
 

@@ -8,10 +8,11 @@ account of how steps overlap, and counts plain reads of weights below the bound.
 
 Rows: as many as fit beside the weights, at most 50. 8B is shared by the four chips of a host.
 """
-import argparse
 import dataclasses
 import json
 import time
+
+from begin import begin, parser
 
 MODELS = {'0.6b': 1, '1.7b': 1, '4b': 1, '8b': 4}   # chips that share a model
 LIVE = (512, 2048, 8192)
@@ -20,17 +21,13 @@ ROOM = 14 * 2 ** 30   # bytes of weights and cache on a chip of 15.75 GiB
 
 
 def arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog='example: python benchmarks/decode_bound.py --quick')
-    parser.add_argument('--models', nargs='+', choices=tuple(MODELS), default=list(MODELS))
-    parser.add_argument('--live', nargs='+', type=int, default=list(LIVE), help='live tokens a row')
-    parser.add_argument('--chips', nargs='+', choices=('v5e', 'v6e'), default=['v5e'])
-    parser.add_argument('--drawn', action='store_true', help='sampled, not greedy')
-    parser.add_argument('--whole', action='store_true', help='compile all layers too: minutes each')
-    parser.add_argument('--quick', action='store_true', help='one row, a minute')
-    parser.add_argument('--json', metavar='FILE', help='also write the figures to FILE')
-    return parser.parse_args()
+    made = parser(__doc__, 'decode_bound.py --quick')
+    made.add_argument('--models', nargs='+', choices=tuple(MODELS), default=list(MODELS))
+    made.add_argument('--live', nargs='+', type=int, default=list(LIVE), help='live tokens a row')
+    made.add_argument('--chips', nargs='+', choices=('v5e', 'v6e'), default=['v5e'])
+    made.add_argument('--drawn', action='store_true', help='sampled, not greedy')
+    made.add_argument('--whole', action='store_true', help='compile all layers too: minutes each')
+    return begin(made, 'a minute a case', {'models': ['0.6b'], 'live': [512]})
 
 
 def bound(language, live, chip, shared):
@@ -61,8 +58,6 @@ def cycles(name, layers, live, rows, generation, shared, drawn):
 
 def main():
     args = arguments()
-    if args.quick:
-        args.models, args.live, args.chips = ['0.6b'], [512], ['v5e']
     from downscale.planner.hardware import chip
     from downscale.sizes import QWEN3
     cases = [(generation, name, live) for generation in args.chips for name in args.models
@@ -88,8 +83,7 @@ def main():
               f'{least / 1e6:12.1f}  {row["ratio"]:6.2f}'
               f'{"  MISSED" if row["ratio"] > LIMIT else ""}{whole}', flush=True)
     if args.json:
-        with open(args.json, 'w') as file:
-            json.dump(found, file, indent=1)
+        args.json.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == '__main__':

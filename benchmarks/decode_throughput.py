@@ -8,7 +8,6 @@ each figure stand two bounds: memory (a step reads all weights and the cache onc
 prompts and steps, nothing else, in the faster of XLA and torch). Then: does a step get slower by
 cache that is allocated and not used? Compiling is not timed.
 """
-import argparse
 import json
 import multiprocessing
 import os
@@ -18,19 +17,18 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from begin import begin, parser
+
 FIXED, PROMPT, NEW, REQUESTS, SLOTS = (1, 8, 32), 64, 32, 64, 16
 UNUSED, READ = (96, 4000), 1024  # prompt tokens that are multiplied at once where they are ragged
 GOALS = {'batch 1': 1.5, 'batch 8': 2.0, 'batch 32': 2.0, 'ragged': 4.0, 'ragged, one by one': 8.0}
 
 
 def arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog='example: python benchmarks/decode_throughput.py --repeats 5')
-    parser.add_argument('--model', type=Path, help='Hugging Face folder of a Llama or Qwen model')
-    parser.add_argument('--repeats', type=int, default=3, help='timed rounds (default 3)')
-    parser.add_argument('--json', metavar='FILE', help='also write every time to FILE')
-    return parser.parse_args()
+    made = parser(__doc__, 'decode_throughput.py --repeats 5')
+    made.add_argument('--model', type=Path, help='Hugging Face folder of a Llama or Qwen model')
+    made.add_argument('--repeats', type=int, default=3, help='timed rounds (default 3)')
+    return begin(made, '15 minutes', {'repeats': 1})
 
 
 def random_model(folder):
@@ -319,7 +317,7 @@ def main():
           + ', '.join(f'{limit}: {1e3 * s:.1f} ms' for limit, s in zip(UNUSED, steps)))
     if args.json:
         found |= {'bandwidth': rate, 'step_seconds': dict(zip(UNUSED, steps))}
-        Path(args.json).write_text(json.dumps(found, indent=1))
+        args.json.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == '__main__':

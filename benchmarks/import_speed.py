@@ -17,22 +17,20 @@ import time
 from pathlib import Path
 
 import numpy as np
+from begin import begin, parser
 
 TARGET, SPARE_BYTES = 0.6, 2 ** 29
 BLOCK, SETTLE_SECONDS = 2 ** 24, 2
 
 
 def arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog='example: python benchmarks/import_speed.py --work scratch --size 0.6b')
-    parser.add_argument('--work', metavar='DIR', help='folder on the disk to measure')
-    parser.add_argument('--size', default='1.7b', help='a Qwen3 size (default 1.7b: 3.4 GB)')
-    parser.add_argument('--repeats', type=int, default=3, help='timed rounds (default 3)')
-    parser.add_argument('--json', metavar='FILE', help='also write every time to FILE')
-    parser.add_argument('--import-once', nargs=2, metavar=('SOURCE', 'DIR'),
+    made = parser(__doc__, 'import_speed.py --work scratch --size 0.6b')
+    made.add_argument('--work', metavar='DIR', help='folder on the disk to measure')
+    made.add_argument('--size', default='1.7b', help='a Qwen3 size (default 1.7b: 3.4 GB)')
+    made.add_argument('--repeats', type=int, default=3, help='timed rounds (default 3)')
+    made.add_argument('--import-once', nargs=2, metavar=('SOURCE', 'DIR'),
                         help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return begin(made, '2 minutes', {'size': '0.6b', 'repeats': 1})
 
 
 class RandomTensor:
@@ -144,7 +142,7 @@ def main():
               f'a copy (target {TARGET})')
     print(f'  peak memory      {peak / 2 ** 30:6.2f} GiB of at most {limit / 2 ** 30:.2f} GiB')
     if args.json:
-        Path(args.json).write_text(json.dumps({'bytes': size, 'limit': limit, **times}, indent=1))
+        args.json.write_text(json.dumps({'bytes': size, 'limit': limit, **times}, indent=1))
 
 
 if __name__ == '__main__':

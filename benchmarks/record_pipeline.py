@@ -8,7 +8,6 @@ workers each, rounds interleaved; started workers and opened files are not timed
 Also: the share of making that is decoding and cutting, the fill of packed rows, and what building
 the mixture took. Needs the extra [bench] for torch.
 """
-import argparse
 import io
 import json
 import os
@@ -17,20 +16,19 @@ import tempfile
 import time
 from pathlib import Path
 
+from begin import begin, parser
+
 PICTURES, SIZES = 400, (300, 1920)
 WORDS = ('red', 'green', 'square', 'above', 'the', 'left', 'of', 'a', 'small', 'circle')
 
 
 def arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog='example: python benchmarks/record_pipeline.py --tokenizer tokenizer.json')
-    parser.add_argument('--rounds', type=int, default=5, help='timed rounds (default 5)')
-    parser.add_argument('--workers', type=int, default=2, help='of each side (default 2)')
-    parser.add_argument('--tokenizer', type=Path, help='tokenizer.json with ChatML tokens '
+    made = parser(__doc__, 'record_pipeline.py --tokenizer tokenizer.json')
+    made.add_argument('--rounds', type=int, default=5, help='timed rounds (default 5)')
+    made.add_argument('--workers', type=int, default=2, help='of each side (default 2)')
+    made.add_argument('--tokenizer', type=Path, help='tokenizer.json with ChatML tokens '
                         '(default: a small byte-level BPE, made here)')
-    parser.add_argument('--json', metavar='FILE', help='also write the figures to FILE')
-    return parser.parse_args()
+    return begin(made, '4 minutes', {'rounds': 1})
 
 
 def make_tokenizer(path):
@@ -168,7 +166,7 @@ def main():
           f'{figures["fill"]:.0%} full; mean record {figures["tokens"]:,.0f} tokens\n'
           f'built at {built:.0f} records per second')
     if args.json:
-        Path(args.json).write_text(json.dumps(figures, indent=1) + '\n')
+        args.json.write_text(json.dumps(figures, indent=1) + '\n')
 
 
 if __name__ == '__main__':

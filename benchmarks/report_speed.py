@@ -8,7 +8,6 @@ Command:   python benchmarks/report_speed.py
 Hardware:  one core is used
 Time:      two minutes
 """
-import argparse
 import json
 import os
 import resource
@@ -18,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from begin import begin, parser
+
 from downscale.analysis import synth
 
 LIMIT = 60   # seconds
@@ -25,12 +26,12 @@ LIMIT = 60   # seconds
 
 def main():
     """Print what was made, seconds and peak memory as one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--sizes', type=int, default=5)
-    parser.add_argument('--seeds', type=int, default=4)
-    parser.add_argument('--items', type=int, default=10_000)
-    parser.add_argument('--bootstraps', type=int, default=2000)
-    args = parser.parse_args()
+    made = parser(__doc__, 'report_speed.py --items 1000')
+    made.add_argument('--sizes', type=int, default=5)
+    made.add_argument('--seeds', type=int, default=4)
+    made.add_argument('--items', type=int, default=10_000)
+    made.add_argument('--bootstraps', type=int, default=2000)
+    args = begin(made, '2 minutes', {'items': 3000, 'bootstraps': 500})
     with tempfile.TemporaryDirectory() as place:
         folder, begun = Path(place) / 'study', time.process_time()
         study = synth(0, folder, sizes=args.sizes, seeds=args.seeds, items=args.items,
@@ -62,6 +63,8 @@ def main():
                   'processor seconds': round(used.ru_utime + used.ru_stime, 1),
                   'peak GiB': round(used.ru_maxrss / 2 ** 20, 2), 'limit': LIMIT}
     print(json.dumps(found, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1))
     return int(found['processor seconds'] > LIMIT)
 
 

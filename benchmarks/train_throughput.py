@@ -5,7 +5,6 @@ reported as a ratio: against a 2048^3 float32 matrix product, and, where torch a
 installed, against `Qwen3ForCausalLM` of the same shape, torch's AdamW, same batch, all cores, as it
 comes and with the memory setting of our console (`downscale/runtime/memory.py`).
 """
-import argparse
 import importlib.util
 import json
 import multiprocessing
@@ -13,21 +12,20 @@ import os
 import statistics
 import time
 
+from begin import begin, parser
+
 ROWS, LENGTH, SIZE = 64, 160, 2048
 SHAPES = ((64, 3), (128, 4))
 KEPT = 'transformers, our malloc'
 
 
 def arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog='example: python benchmarks/train_throughput.py --repeats 7 --json out.json')
-    parser.add_argument('--repeats', type=int, default=5, help='timed rounds (default 5)')
-    parser.add_argument('--devices', type=int, default=2,
+    made = parser(__doc__, 'train_throughput.py --repeats 7 --json out.json')
+    made.add_argument('--repeats', type=int, default=5, help='timed rounds (default 5)')
+    made.add_argument('--devices', type=int, default=2,
                         help='host devices to split the batch over; 1 leaves threading to XLA')
-    parser.add_argument('--xla-flags', default='', help='further XLA_FLAGS, for experiments')
-    parser.add_argument('--json', metavar='FILE', help='also write every time to FILE')
-    return parser.parse_args()
+    made.add_argument('--xla-flags', default='', help='further XLA_FLAGS, for experiments')
+    return begin(made, '3 minutes', {'repeats': 2})
 
 
 def shape_of(width, depth):
@@ -194,8 +192,7 @@ def main():
         if not result['ratios']:
             print('  transformers is not installed: pip install "downscale[bench]"', flush=True)
     if args.json:
-        with open(args.json, 'w') as file:
-            json.dump({'devices': args.devices, 'shapes': results}, file, indent=1)
+        args.json.write_text(json.dumps({'devices': args.devices, 'shapes': results}, indent=1))
 
 
 if __name__ == '__main__':

@@ -9,7 +9,6 @@ Command:   python benchmarks/view_speed.py
 Hardware:  two cores are used
 Time:      one minute
 """
-import argparse
 import json
 import subprocess
 import sys
@@ -18,6 +17,8 @@ import time
 import urllib.request
 from pathlib import Path
 from urllib.parse import urlencode
+
+from begin import begin, parser
 
 from downscale.analysis import synth
 
@@ -51,23 +52,23 @@ def opened(folder, pages):
 
 def main():
     """Print what was made and the seconds as one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--items', type=int, default=100_000)
-    parser.add_argument('--starts', type=int, default=5)
-    args = parser.parse_args()
+    made = parser(__doc__, 'view_speed.py --starts 3')
+    made.add_argument('--items', type=int, default=100_000)
+    made.add_argument('--starts', type=int, default=5)
+    args = begin(made, 'a minute', {'starts': 2})
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / 'study'
         study = synth(0, folder, sizes=4, seeds=1, items=args.items, full=False).study
-        made = {'items': args.items, 'answers': len(study.items['score'])}
+        found = {'items': args.items, 'answers': len(study.items['score'])}
         del study
         starts = [opened(folder, PAGES if number == args.starts - 1 else ())
                   for number in range(args.starts)]
     seconds = [start for start, _ in starts]
-    print(json.dumps({
-        **made,
-        'seconds to the first page': [round(start, 2) for start in seconds],
-        'limit': LIMIT,
-        'seconds of further pages': starts[-1][1]}, indent=1))
+    found |= {'seconds to the first page': [round(start, 2) for start in seconds],
+              'limit': LIMIT, 'seconds of further pages': starts[-1][1]}
+    print(json.dumps(found, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1))
     return int(min(seconds) > LIMIT)
 
 
