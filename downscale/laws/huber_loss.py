@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 
 from downscale.laws.forms import Law
 
@@ -137,9 +138,11 @@ def quasi_newton(problem: Problem, weights: np.ndarray,
         return value[0], gradient[0]
 
     # With its own ftol of 2.2e-9 the search ends where the sum is flat, short of the minimum.
-    solution = minimize(value_and_gradient, start, jac=True, method='L-BFGS-B',
-                        options={'maxiter': 5000, 'maxfun': 20000, 'ftol': 1e-14, 'gtol': 1e-9,
-                                 'maxcor': 20})
+    options = {'maxiter': 5000, 'maxfun': 20000, 'ftol': 1e-14, 'gtol': 1e-9, 'maxcor': 20}
+    # Its matrices are tiny: threads that wait for one another take ten times as long.
+    with threadpool_limits(1, 'blas'):
+        solution = minimize(value_and_gradient, start, jac=True, method='L-BFGS-B',
+                            options=options)
     return problem.law.bounded(solution.x[None], problem.target)[0], float(solution.fun)
 
 
