@@ -13,6 +13,8 @@ from fake_tpu import FakeTpu
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = xla_flags(4)
+# NumPy's threads wait by turning: where several tests share the cores they take all of them.
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 # Programs that are compiled once for all processes of a run, those of pytest-xdist included.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix='downscale-compiled-', ignore_cleanup_errors=True)

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 def get_config(arg=''):
     rates = dict(language=3e-3, tower=3e-3)
-    common = dict(batch=8, length=176, rates=rates, steps=40, save_every=10)
+    common = dict(batch=4, length=176, rates=rates, steps=40, save_every=10)
     return ConfigDict(dict(
         study='tiny', platform='cpu', family='micro', vocabulary=320,
         vision=dict(layers=1, W=32, H=2, F=64, patch=20, image=40),
