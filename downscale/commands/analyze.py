@@ -3,7 +3,7 @@ import argparse
 import contextlib
 import sys
 
-from downscale.commands import analyze_fit
+from downscale.commands import analyze_fit, analyze_ledger
 from downscale.commands.machine import prepare_for_models
 from downscale.commands.parsing import (
     any_path,
@@ -26,7 +26,8 @@ ANALYZE_EXAMPLES = {
     'attribute': 'downscale analyze attribute runs/smoke --macro',
     'compare': 'downscale analyze compare runs/smoke --sizes w32d1 w64d4 --json',
     'probe': 'downscale analyze probe runs/smoke --pictures 256',
-    'ledger': 'downscale analyze ledger runs/smoke --out runs/smoke/analysis',
+    'losses': 'downscale analyze losses runs/smoke --out runs/smoke/analysis',
+    'ledger': 'downscale analyze ledger runs/smoke --pairs 48',
     'validate': 'downscale analyze validate runs/smoke',
     'pareto': 'downscale analyze pareto runs/smoke --cost inference_flops --out runs/smoke/pareto',
     'report': 'downscale analyze report runs/smoke --bootstraps 500 --out runs/smoke/quick',
@@ -42,7 +43,8 @@ HELP = {
     'attribute': 'Shares of the drop by Shapley values, and items by class that sum to it.',
     'compare': 'Sizes on the same items: paired differences, adjusted p values, power.',
     'probe': 'What every run holds of its pictures, layer by layer, and what hiding them costs.',
-    'ledger': 'Where small sizes lose against the largest, from the picture to the answer.',
+    'losses': 'What small sizes lose against the largest, as far as probes of means read it.',
+    'ledger': 'Where a run loses what it is asked to see: by swaps between matched scenes.',
     'validate': 'Schemas, pairing, failed runs and endings of a study; exit code 2 on errors.',
     'pareto': 'Accuracy against cost: the frontier, and the probability of being on it.',
     'report': 'One offline HTML file, every number as JSON, and a PNG and CSV per figure.',
@@ -60,8 +62,11 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
             analyze_fit.add_fit_arguments(verb)
         elif name == 'isoflop':
             analyze_fit.add_isoflop_arguments(verb)
-        elif name in ('probe', 'ledger'):
+        elif name in ('probe', 'losses'):
             add_probe_arguments(verb, name)
+        elif name == 'ledger':
+            analyze_ledger.add_arguments(verb)
+            _add_resamples(verb)
         elif name == 'validate':
             verb.add_argument('study', type=any_path, help=STUDY)
             verb.add_argument('--json', action='store_true', help='one JSON object instead of text')
@@ -117,7 +122,7 @@ def add_probe_arguments(sub: argparse.ArgumentParser, verb: str) -> None:
                      'STUDY/analysis; of gs://.../NAME here, NAME/analysis)')
     sub.add_argument('--json', action='store_true', help='one JSON object instead of tables')
     _add_resamples(sub)
-    if verb == 'ledger':
+    if verb == 'losses':
         sub.add_argument('--macro', action='store_true', help='print means over families only')
     else:
         sub.add_argument('--pictures', type=int, default=256, metavar='N',
@@ -167,11 +172,11 @@ def validate(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int | None:
     """Drops, shares, laws, probes and costs of a study."""
-    if args.verb == 'probe':  # the only one that runs models
+    if args.verb in ('probe', 'ledger'):  # which run models
         prepare_for_models()
     # Numbers take minutes and come before the first figure: a library that is missing must not be
     # found out only then.
-    if args.verb in ('probe', 'ledger') or args.verb in DRAWN and args.out:
+    if args.verb in ('probe', 'losses', 'ledger') or args.verb in DRAWN and args.out:
         from downscale.report.figures import plotting
         plotting()
     if args.verb == 'fit':
@@ -180,9 +185,11 @@ def run(args: argparse.Namespace) -> int | None:
         analyze_fit.run_isoflop(args)
     elif args.verb == 'probe':
         probe(args)
-    elif args.verb == 'ledger':
+    elif args.verb == 'losses':
         from downscale.commands import analyze_probes
-        analyze_probes.show_ledger(args)
+        analyze_probes.show_losses(args)
+    elif args.verb == 'ledger':
+        analyze_ledger.run(args)
     elif args.verb == 'report':
         report(args)
     elif args.verb == 'validate':

@@ -1,13 +1,15 @@
-"""What `downscale analyze probe` and `ledger` print and leave in --out, once all is probed."""
+"""What `downscale analyze probe` and `losses` print and leave in --out, once all is probed."""
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from downscale.analysis import measures
 from downscale.analysis.ledger import ledger, ledger_rows
 from downscale.analysis.measure_rows import Row
 from downscale.analysis.measures import Missing
 from downscale.commands.analyze_measures import as_csv, as_json, check_resamples, lines
+from downscale.report.figures import Drawing
 from downscale.report.probe_figures import layer_curves, ledger_bars, save_figure
 from downscale.results.probes import MACRO, read
 from downscale.results.study import load_study
@@ -35,10 +37,10 @@ def show_probes(args: argparse.Namespace, notes: Sequence[str]) -> None:
              'nats; exact: share of answers that greedy decoding writes word for word; attentive: '
              'of the families about one object alone']
     shown = [row for row in rows if row.family in (MACRO, '') and row.what in SHOWN]
-    _leave(args, 'probe', rows, shown, notes, layer_curves, probes)
+    leave(args, 'probe', rows, shown, notes, layer_curves, probes)
 
 
-def show_ledger(args: argparse.Namespace) -> None:
+def show_losses(args: argparse.Namespace) -> None:
     """Print the loss ledger of a study, and leave it in --out as JSON, CSV and figure."""
     check_resamples(args.bootstraps)
     study = load_study(args.study)
@@ -50,7 +52,7 @@ def show_ledger(args: argparse.Namespace) -> None:
     rows, notes = ledger_rows(losses)
     # Terms of single families are many, and wide; the files hold them all either way.
     shown = [row for row in rows if row.family == MACRO or not args.macro]
-    _leave(args, 'ledger', rows, shown, notes, ledger_bars, losses)
+    leave(args, 'losses', rows, shown, notes, ledger_bars, losses)
 
 
 def _site(row):
@@ -58,7 +60,8 @@ def _site(row):
     return row['site'] if math.isnan(depth) else f'{row["site"]} {depth:g}'
 
 
-def _leave(args, name, rows, shown, notes, draw, drawn):
+def leave(args: argparse.Namespace, name: str, rows: Sequence[Row], shown: Sequence[Row],
+          notes: Sequence[str], draw: Callable[[Any], Drawing], drawn: Any) -> None:
     """Write `rows` into --out (default: STUDY/analysis), and print those `shown`, or JSON."""
     out = args.out or results_beside(args.study) / 'analysis'
     save_figure(draw, drawn, out, name)

@@ -54,24 +54,30 @@ class Block(nn.Module):
         return constrain(x_BLD, 'BLD', self.rules), kept
 
 
-def whole_text(block: Block, x_BLD: jax.Array, cut: jax.Array | None,
+def whole_text(block: Block, x_BLD: jax.Array, scanned: tuple[jax.Array, Any] | None,
                turn: tuple[jax.Array, jax.Array], mask: jax.Array, attend_by: Callable = attend,
                read: Reader | None = None) -> tuple[jax.Array, dict[str, jax.Array] | None]:
     """Return (x, what was read) of one layer; the body of the scan over layers, without a cache.
 
     All keys are tokens of this call. `mask` is what `attend_by` takes beside them: [B, L, S], or
-    segments [B, L] for the TPU kernel. With `read` (a `Reader`) `cut` says whether text sees no
-    pictures in this layer, and what it reads comes back beside x.
+    segments [B, L] for the TPU kernel. With `read` (a `Reader`) `scanned` says whether text sees no
+    pictures in this layer and which states behind it are replaced, and what it reads comes back
+    beside x.
     """
     if read is not None:
         # An intervention, for probes: what happens when no information crosses over in this layer.
+        # pyrefly: ignore[not-iterable]
+        cut, swapped_BL = scanned
         mask = mask & ~(cut & read.pictures_BLS)
 
     def mix(q_BLHE, k_BLKE, v_BLKE):
         return attend_by(q_BLHE, k_BLKE, v_BLKE, mask), None
 
     x_BLD, _ = block(x_BLD, turn, mix)
-    return x_BLD, None if read is None else read(x_BLD)
+    if read is None:
+        return x_BLD, None
+    x_BLD = read.edited(x_BLD, swapped_BL)
+    return x_BLD, read(x_BLD)
 
 
 def look_up(share_VD: jax.Array, tokens_BL: jax.Array, shape: tuple[int, int],
@@ -133,17 +139,17 @@ class Language(nn.Module):
         x_BLD = constrain(x_BLD, 'BLD', self.rules)
         read = taps and taps.reader(image_mask_BL)
         attend_by, mask = self._attention(segments_BL, taps)
-        # One layer is compiled and run N times, its weights stacked along N; `cut_N` is scanned
-        # with them, angles and mask are the same for all.
+        # One layer is compiled and run N times, its weights stacked along N; what taps do in it is
+        # scanned with them, angles and mask are the same for all.
         # pyrefly: ignore[bad-argument-type]
         blocks = nn.scan(rematerialised(partial(whole_text, attend_by=attend_by, read=read),
                                         self.remat),
                          variable_axes={'params': 0}, split_rngs={'params': True},
                          in_axes=(0, nn.broadcast, nn.broadcast), length=c.N,
                          unroll=min(self.unroll, c.N))
-        begun_BLD = x_BLD
+        begun_BLD = x_BLD = read.begun(x_BLD) if read else x_BLD
         x_BLD, seen = blocks(Block(c, self.rules, growth=self.growth, name='blocks'), x_BLD,
-                             taps and taps.cut_N, rotary(positions_BL, c.E, c.theta), mask)
+                             taps and taps.scanned, rotary(positions_BL, c.E, c.theta), mask)
         x_BLD = times(RmsNorm(c.eps, name='final_norm')(x_BLD), self.growth.output)
         name, shape = ('embedding_VD', (c.V, c.D)) if c.tie else ('head_DV', (c.D, c.V))
         table = embedding_VD if c.tie else share(self, name, shape)

@@ -1,7 +1,8 @@
-"""What is read of a pass beside its logits: means and single tokens, taken on the device.
+"""What is read of a pass beside its logits, and what is replaced in it, on the device.
 
-No [B, L, D] leaves it. What is read has a name, one of `SITES`; 'image' and 'answer' are read
-before the first block and behind every block.
+No [B, L, D] leaves it. What is read has a name: those of `SITES` always; 'patches', 'connected' and
+'spots' where single tokens are asked for. 'image', 'answer' and 'spots' are read before the first
+block and behind every block.
 """
 from dataclasses import dataclass
 
@@ -11,20 +12,56 @@ import jax.numpy as jnp
 SITES = ('vision', 'connector', 'image', 'answer')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Edits:
+    """What rows of a pass take over from others of the same pass: row b from row `give_B[b]`.
+
+    True marks what is taken over: patches of the tower or of the connector [B, J], and states of
+    tokens [N + 1, B, L], before the first block and behind every block. None leaves all as it is.
+    """
+    give_B: jax.Array
+    vision_BJ: jax.Array | None = None
+    connector_BJ: jax.Array | None = None
+    states_NBL: jax.Array | None = None
+
+    def taken(self, x_BMD: jax.Array, where_BM: jax.Array | None) -> jax.Array:
+        """Return x with what is True in `where_BM` taken from the giving row."""
+        if where_BM is None:
+            return x_BMD
+        return jnp.where(where_BM[:, :, None], x_BMD[self.give_B], x_BMD)
+
+    def of_patches(self, features_BPW: jax.Array, where_BJ: jax.Array | None) -> jax.Array:
+        """Return features [B * I, P, W] of tiles with patches taken over."""
+        if where_BJ is None:
+            return features_BPW
+        flat = features_BPW.reshape(*where_BJ.shape, -1)
+        return self.taken(flat, where_BJ).reshape(features_BPW.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Taps:
     """What to read: `answer_B` is the position of each row's last prompt token.
 
-    In layers where `cut_N` is True text sees no pictures; other attention stays as it is.
+    In layers where `cut_N` is True text sees no pictures; other attention stays as it is. The
+    tokens at `spots_BK` are read one by one. `edits` says what is replaced (see `Edits`).
     """
     answer_B: jax.Array
     cut_N: jax.Array
+    spots_BK: jax.Array | None = None
+    edits: Edits | None = None
 
     def reader(self, image_BL: jax.Array | None) -> 'Reader':
         """Return the `Reader` of rows with image tokens where `image_BL`; ValueError for None."""
         if image_BL is None:
             raise ValueError('taps read how pictures are seen; give tiles, or no taps')
-        return Reader(image_BL, self.answer_B)
+        return Reader(image_BL=image_BL, answer_B=self.answer_B, spots_BK=self.spots_BK,
+                      edits=self.edits)
+
+    @property
+    def scanned(self) -> tuple[jax.Array, jax.Array | None]:
+        """What each layer gets: whether it is cut, and which states behind it are taken over."""
+        states_NBL = self.edits and self.edits.states_NBL
+        return self.cut_N, None if states_NBL is None else states_NBL[1:]
 
     def features(self, features_BPW: jax.Array, features_BPD: jax.Array,
                  index_BLC: jax.Array) -> dict[str, jax.Array]:
@@ -34,15 +71,33 @@ class Taps:
         flat_BL = jnp.where(index_BLC < 0, J + 1, index_BLC).reshape(B, -1)
         # The newline is feature J, and no patch.
         shown_BJ = jnp.zeros((B, J + 2)).at[jnp.arange(B)[:, None], flat_BL].set(1)[:, :J]
-        return {name: _mean(x.reshape(B, J, -1), shown_BJ)
-                for name, x in (('vision', features_BPW), ('connector', features_BPD))}
+        found = {name: _mean(x.reshape(B, J, -1), shown_BJ)
+                 for name, x in (('vision', features_BPW), ('connector', features_BPD))}
+        if self.spots_BK is not None:
+            found |= {name: x.reshape(B, J, -1).astype(jnp.float32)
+                      for name, x in (('patches', features_BPW), ('connected', features_BPD))}
+        return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reader:
-    """Reads x [B, L, D] of one layer: the mean of its image tokens, and the answer position."""
+    """Reads x [B, L, D] of one layer: the mean of its image tokens, and the answer position.
+
+    Before that it takes over what `edits` says.
+    """
     image_BL: jax.Array
     answer_B: jax.Array
+    spots_BK: jax.Array | None = None
+    edits: Edits | None = None
+
+    def edited(self, x_BLD: jax.Array, where_BL: jax.Array | None) -> jax.Array:
+        """Return x with what is True in `where_BL` taken from the giving row."""
+        return x_BLD if self.edits is None else self.edits.taken(x_BLD, where_BL)
+
+    def begun(self, x_BLD: jax.Array) -> jax.Array:
+        """Return what goes into the first block."""
+        states_NBL = self.edits and self.edits.states_NBL
+        return x_BLD if states_NBL is None else self.edited(x_BLD, states_NBL[0])
 
     @property
     def pictures_BLS(self) -> jax.Array:
@@ -51,10 +106,14 @@ class Reader:
 
     def __call__(self, x_BLD: jax.Array) -> dict[str, jax.Array]:
         answer_BD = jnp.take_along_axis(x_BLD, self.answer_B[:, None, None], axis=1)[:, 0]
-        return {'image': _mean(x_BLD, self.image_BL), 'answer': answer_BD.astype(jnp.float32)}
+        found = {'image': _mean(x_BLD, self.image_BL), 'answer': answer_BD.astype(jnp.float32)}
+        if self.spots_BK is not None:
+            found['spots'] = jnp.take_along_axis(
+                x_BLD, self.spots_BK[:, :, None], axis=1).astype(jnp.float32)
+        return found
 
     def layers(self, begun_BLD: jax.Array, seen: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Return 'image' and 'answer' [N + 1, B, D], of `begun_BLD` and of `seen` in each layer."""
+        """Return what is read [N + 1, B, ...] of `begun_BLD` and of `seen` in each layer."""
         return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]),
                             self(begun_BLD), seen)
 

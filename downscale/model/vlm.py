@@ -74,8 +74,13 @@ class Vlm(nn.Module):
         tower = Tower(self.vision, self.rules, self.dtype, self.remat, self.unroll, name='tower')
         # Tiles do not see one another: those of all rows are one batch of the tower.
         features_BPW = tower(tiles_BIPQ.reshape(B * I, P, Q))
+        edits = taps and taps.edits
+        if edits:
+            features_BPW = edits.of_patches(features_BPW, edits.vision_BJ)
         width = self.language.D
         features_BPD = Connector(width, self.rules, self.dtype, name='connector')(features_BPW)
+        if edits:
+            features_BPD = edits.of_patches(features_BPD, edits.connector_BJ)
         features_BLD = features_BPD.reshape(B, I * P, width)
         # Behind all patches, at P * I, where `image_index_BLC` looks for it.
         if self.newline:

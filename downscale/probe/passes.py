@@ -72,7 +72,7 @@ def look(params: dict[str, Any], batch: Batch, cut_N: jax.Array, *,
     taps = None
     if batch.tiles_BIPQ is not None:
         pictures = batch[3:]
-        taps = Taps(length_B - 1, cut_N)
+        taps = Taps(answer_B=length_B - 1, cut_N=cut_N)
     segments_BL = (positions_BL < behind_B1).astype(jnp.int32)
     out: Any = model.apply({'params': params}, batch.tokens_BL, positions_BL, segments_BL,
                            *pictures, finish=finish, taps=taps)

@@ -90,3 +90,52 @@ def ledger_bars(found: Any) -> Drawing:
         axis.grid(axis='x', color=GREY, alpha=.25, lw=.6)
     figure.tight_layout()
     return figure, rows
+
+
+PLACES = ('encode', 'carry', 'address', 'read')
+
+
+def ledger_lines(found: Any) -> Drawing:
+    """Return what is left of the asked object from place to place, and where its value stands.
+
+    `found` are rows of the causal ledger; one line a run. On the right the share of a full swap
+    that passes through the object's own patches (full) and the answer's place (dashed) by depth.
+    """
+    import matplotlib
+    import numpy as np
+    figure, (left, right) = _axes(2, 4.2, 3.1)
+    runs = list(dict.fromkeys(row.table for row in found))
+    shades = matplotlib.colormaps['viridis_r'](np.linspace(.15, .8, len(runs)))
+    rows = []
+    for run, shade in zip(runs, shades, strict=True):
+        values = {row.setting: row.value for row in found
+                  if (row.table, row.family, row.what) == (run, 'macro', 'left')}
+        left.plot(PLACES, [values[name] for name in PLACES], 'o-', ms=4, lw=1.3, color=shade,
+                  label=run)
+        rows += [{'run': run, 'what': 'left', 'place': name, 'value': values[name]}
+                 for name in PLACES]
+        for site, line in (('own patches', '-'), ('answer', '--')):
+            points = _by_depth(found, run, site)
+            right.plot(list(points), list(points.values()), f'o{line}', ms=3, lw=1.2, color=shade)
+            rows += [{'run': run, 'what': f'share, {site}', 'place': f'{depth:g}', 'value': value}
+                     for depth, value in points.items()]
+    left.set(ylim=(-.03, 1.03), ylabel='left, above guessing', title='key and value of the object')
+    right.set(xlim=(-.05, 1.05), xlabel='relative depth', ylabel='share of the full swap',
+              title='own patches (full), answer (dashed)')
+    for axis in (left, right):
+        axis.grid(axis='y', color=GREY, alpha=.25, lw=.6)
+    left.legend(fontsize=8, loc='best')
+    figure.tight_layout()
+    return figure, rows
+
+
+def _by_depth(found, run, site):
+    """Return {depth: mean share over fields} of a site; {} where no swap moves anything."""
+    values = {}
+    for row in found:
+        words = row.setting.removesuffix(', asked')
+        name, _, depth = words.rpartition(' ')
+        if row.table == run and row.setting.endswith(', asked') and name == site \
+                and row.what == 'share of the full swap':
+            values.setdefault(float(depth), []).append(row.value)
+    return {depth: sum(some) / len(some) for depth, some in sorted(values.items())}

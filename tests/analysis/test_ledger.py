@@ -13,7 +13,7 @@ from downscale.analysis.measures import Missing
 from downscale.analysis.planted.study import synth
 from downscale.commands import analyze, main
 from downscale.commands.analyze import ANALYZE_EXAMPLES
-from downscale.commands.analyze_probes import show_ledger
+from downscale.commands.analyze_probes import show_losses
 from downscale.report import report
 from downscale.results import probes
 from downscale.results.items import TableError
@@ -185,29 +185,29 @@ def test_probes_of_other_items_and_of_one_size_are_refused(scored):
 
 def test_the_command_prints_the_rows_and_leaves_three_files(study, tmp_path, capsys):
     args = argparse.Namespace(study=study, out=tmp_path / 'out', json=False, macro=True,
-                              bootstraps=300, seed=0, verb='ledger')
+                              bootstraps=300, seed=0, verb='losses')
     with pytest.raises(TableError, match='run `downscale analyze probe'):
-        show_ledger(args)
+        show_losses(args)
     for name in probes.SCHEMAS:
         write(study, name, probe_items() if name == 'probe_items'
               else probes.SCHEMAS[name].empty_table())
-    show_ledger(args)
+    show_losses(args)
     out = capsys.readouterr().out
     assert 'known but not said' in out and 'w64d4 - w16d2' in out and 'color' not in out
-    held = json.loads((tmp_path / 'out' / 'ledger.json').read_text())
+    held = json.loads((tmp_path / 'out' / 'losses.json').read_text())
     rows, notes = ledger_rows(ledger(measures.scored(load_study(study), 300), probe_items()))
     assert held['notes'] == notes and len(held['rows']) == len(rows)
-    figure = (tmp_path / 'out' / 'ledger.csv').read_text().splitlines()
+    figure = (tmp_path / 'out' / 'losses.csv').read_text().splitlines()
     assert len(figure) == len(rows) + 1
-    assert (tmp_path / 'out' / 'ledger.png').read_bytes()[:4] == b'\x89PNG'
-    before = (tmp_path / 'out' / 'ledger.json').read_bytes()
-    show_ledger(argparse.Namespace(**{**vars(args), 'json': True}))
+    assert (tmp_path / 'out' / 'losses.png').read_bytes()[:4] == b'\x89PNG'
+    before = (tmp_path / 'out' / 'losses.json').read_bytes()
+    show_losses(argparse.Namespace(**{**vars(args), 'json': True}))
     assert json.loads(capsys.readouterr().out) == held
-    assert (tmp_path / 'out' / 'ledger.json').read_bytes() == before
+    assert (tmp_path / 'out' / 'losses.json').read_bytes() == before
     assert FLOOR in {row['what'] for row in held['rows']}
 
 
-@pytest.mark.parametrize('verb', ['probe', 'ledger'])
+@pytest.mark.parametrize('verb', ['probe', 'losses', 'ledger'])
 def test_the_example_of_the_help_parses(verb):
     args = main.parser().parse_args(ANALYZE_EXAMPLES[verb].split()[1:])
     assert args.verb == verb and args.run is analyze.run and str(args.study).endswith('smoke')

@@ -251,7 +251,7 @@ CONSOLE = [sys.executable, '-m', 'downscale.commands.main']
     ('analyze', 'drop', 'runs', '--out', 'out'), ('analyze', 'pareto', 'runs', '--out', 'out'),
     ('analyze', 'fit', 'runs.csv', '--out', 'out'), ('analyze', 'probe', 'runs'),
     ('analyze', 'isoflop', 'runs.csv', '--budget', 'b', '--out', 'out'),
-    ('analyze', 'ledger', 'runs')])
+    ('analyze', 'losses', 'runs'), ('analyze', 'ledger', 'runs')])
 def test_figures_are_asked_for_before_any_number(capsys, monkeypatch, argv):
     """Nothing is there but the missing library, and nothing else is looked for."""
     monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)

@@ -106,7 +106,8 @@ NOT_RUN = {  # pattern: (what is left out, reason)
     r'analyze probe': ('downscale.probe.probe.probe_study', 'a minute; see test_probe.py'),
     r'launch rehearse': ('downscale.commands.launch_rehearse._run',
                          'minutes; see launch/rehearsal/test_rehearse.py'),
-    r'analyze ledger': ('downscale.commands.analyze_probes.show_ledger', 'see test_probe.py')}
+    r'analyze losses': ('downscale.commands.analyze_probes.show_losses', 'see test_probe.py'),
+    r'analyze ledger': ('downscale.probe.causal.causal_ledger', 'see test_causal.py')}
 REFUSED = {  # pattern: the one line that is right where nothing has been launched
     r'launch logs': 'no such job has begun', r'launch resume': 'no job is meant',
     r'launch submit .* --mount': 'copy the built mixture there'}

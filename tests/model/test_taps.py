@@ -46,7 +46,7 @@ def batch():
 @lru_cache
 def program(model, tapped=True):
     def apply(params, batch, cut_N):
-        taps = Taps(jnp.asarray(ANSWER_B), cut_N) if tapped else None
+        taps = Taps(answer_B=jnp.asarray(ANSWER_B), cut_N=cut_N) if tapped else None
         return model.apply({'params': params}, *batch, taps=taps)
     return small.quick(apply)
 
@@ -118,4 +118,5 @@ def test_a_cut_changes_nothing_below_it_and_no_image_token(params, batch):
 
 def test_taps_without_pictures_are_refused(params, batch):
     with pytest.raises(ValueError, match='give tiles'):
-        MODEL.apply({'params': params}, *batch[:3], taps=Taps(ANSWER_B, np.zeros(3, bool)))
+        MODEL.apply({'params': params}, *batch[:3],
+                    taps=Taps(answer_B=ANSWER_B, cut_N=np.zeros(3, bool)))

@@ -209,7 +209,7 @@ def test_finished_runs_are_left_alone_and_a_lost_one_comes_back_the_same(study, 
 
 
 def test_the_ledger_stands_on_the_same_items(study, tmp_path, capsys):
-    assert console('ledger', study[0], '--out', tmp_path, '--bootstraps', 200, '--json') == 0
+    assert console('losses', study[0], '--out', tmp_path, '--bootstraps', 200, '--json') == 0
     found = json.loads(capsys.readouterr().out)
     rows = {(row['table'], row['family'], row['what']): row for row in found['rows']
             if row['setting'] in (SMALL[:-3], f'{LARGE[:-3]} - {SMALL[:-3]}')}
@@ -219,7 +219,7 @@ def test_the_ledger_stands_on_the_same_items(study, tmp_path, capsys):
     right = [row['score'] for row in joint(study, SMALL).values() if row['task'] == 'read']
     assert rows['levels', 'read', 'answered']['value'] == pytest.approx(np.mean(right), abs=1e-6)
     assert any('similarity: no probe at every site' in note for note in found['notes'])
-    assert {path.name for path in tmp_path.iterdir()} == {'ledger.json', 'ledger.csv', 'ledger.png'}
+    assert {path.name for path in tmp_path.iterdir()} == {'losses.json', 'losses.csv', 'losses.png'}
     assert {path.name for path in (study[0] / 'analysis').iterdir()} == {
         'probe.json', 'probe.csv', 'probe.png'}
 
@@ -234,7 +234,7 @@ def test_the_plan_suits_the_narrowest_and_the_shallowest(study):
     (('probe', 'nowhere'), 'no study.json'),
     (('probe', 'nowhere', '--bootstraps', 5), 'too few for an interval'),
     (('probe', 'nowhere', '--pictures', -1), 'must be at least 0'),
-    (('ledger', 'nowhere'), 'no study.json')])
+    (('losses', 'nowhere'), 'no study.json')])
 def test_what_cannot_be_probed_is_one_line(capsys, argv, told):
     assert console(*argv) == 1
     line = capsys.readouterr().err

@@ -43,7 +43,7 @@ def questions_for(world: World, scene: Scene, rng: np.random.Generator,
             wording = _template(family, ask.text)
             # The answers of all questions that a guesser cannot tell from this one.
             peers = [peer.answer for peer in asks if _template(family, peer.text) == wording]
-            questions.append(_question(
+            questions.append(question_of(
                 ask, scene.scene_id, family, k, chance=informed_chance(family, peers),
                 distractors=_distractors(world, family, ask, rng, peers)))
     return tuple(questions)
@@ -72,7 +72,7 @@ def similarity_question(world: World, scenes: Sequence[Scene],
         extraction=_named_records((first, second, third)),
         trace=f'{second_steps} {third_steps} ; second {to_second} third {to_third}',
     )
-    return _question(ask, scenes[0].scene_id, 'similarity', 0, chance=0.5,
+    return question_of(ask, scenes[0].scene_id, 'similarity', 0, chance=0.5,
                      distractors=_distractors(world, 'similarity', ask, rng, []))
 
 
@@ -129,7 +129,7 @@ def _fact_questions(world, scene_id, rng, per_family):
         ask = Draft(text=fact.question, answer=fact.value, information='nothing to look at',
                     extraction='nothing', trace=fact.statement)
         # The cluster is the fact, not the picture, which has no part in the answer.
-        questions.append(_question(
+        questions.append(question_of(
             ask, scene_id, 'fact', k, chance=_fact_chance(world)[fact.relation],
             distractors=_distractors(world, 'fact', ask, rng, []), kind='knowledge',
             cluster_id=f'fact-{fact.entity}-{fact.relation}'))
@@ -145,7 +145,9 @@ def _fact_chance(world):
     return {name: max(n.values()) / n.total() for name, n in values.items()}
 
 
-def _question(ask, scene_id, family, k, *, chance, distractors, kind='visual', cluster_id=None):
+def question_of(ask: Draft, scene_id: str, family: str, k: int = 0, *, chance: float = 0.0,
+                distractors: tuple[str, ...] = (), kind: str = 'visual',
+                cluster_id: str | None = None) -> Question:
     """Return the `Question` of a `Draft`, number `k` of its family about a scene."""
     extraction = Extraction(ask.information, ask.extraction)
     trace = Trace(ask.trace, ask.trace if ask.scan is None else ask.scan)
