@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from downscale.launch import state
-from downscale.launch.rehearsal.cluster import Cluster, Work
+from downscale.launch.rehearsal.works import Cloud, Work
 from downscale.launch.spec import Spec
 from downscale.runtime.files import place
 from downscale.values import unknown
@@ -57,7 +57,7 @@ class Injector:
         """The injections that have happened: (name, key of a job)."""
         return [(injection.name, key) for injection, key, _ in self.happened]
 
-    def act(self, cluster: Cluster) -> str | None:
+    def act(self, cluster: Cloud) -> str | None:
         """Do the first injection whose moment has come; return its name, None where none has."""
         self.take_back()
         harmed = {key for _, key in self.done} | self.spared

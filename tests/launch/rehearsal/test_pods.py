@@ -5,7 +5,8 @@ import sys
 import pytest
 from waiting import wait_until
 
-from downscale.launch.rehearsal.pods import Image, Pod, environment
+from downscale.launch.rehearsal.machines.container import Image
+from downscale.launch.rehearsal.pods import Pod, environment
 
 DOCKERFILE = '''FROM python:3.12-slim
 WORKDIR /image
