@@ -39,7 +39,8 @@ class Judge:
         lines = [*_of_round(spec, work, turn)]
         if isinstance(work, MachineGroup):
             lines += _without_logs(spec, work)
-            self.hopeless |= _silent(spec, work, turn)
+            # Machines are given out anew for each try, and nobody disturbed this one.
+            self.hopeless |= _failed_alone(work, turn)
         else:
             lines += _of_rest(work)
         for line in lines:
@@ -71,7 +72,7 @@ def _of_round(spec, work, turn):
                    f'{PREEMPTED}; SIGTERM did not reach it, or its grace of {work.grace:g} s is '
                    'too short to save')
     # 3. Nobody did anything to it.
-    if turn.injected is None and turn.deciding and not work.dismissed:
+    if _failed_alone(work, turn):
         end = turn.deciding
         yield (f'a {work.pod} ended with exit code {end.code} ({ending(end.code).meaning})'
                f'{_last(work)}')
@@ -87,15 +88,9 @@ def _swallowed(spec, work, turn):
         and not state.ended(spec.run, spec, 'DONE.json')
 
 
-def _silent(spec, work, turn):
-    """Return whether scripts have ended before their program could say how.
-
-    Nobody disturbed them, so that others would end the same way, and the watcher waits long.
-    """
-    rows = state.attempts(state.folder_of(spec.run, spec))
-    ended = [row for row in rows if row['began'] >= turn.began and row['exit'] is not None]
-    return not turn.injected and not work.dismissed and not ended \
-        and not state.ended(spec.run, spec, 'DONE.json')
+def _failed_alone(work, turn):
+    """Return whether pods have ended in an error, to which nobody did anything."""
+    return turn.injected is None and turn.deciding is not None and not work.dismissed
 
 
 def _without_logs(spec, work):
@@ -131,7 +126,7 @@ def _unlike(end, action, wanted):
     return f'{what} leads to {action}, and by the table of exit codes to {ACTIONS[wanted]}'
 
 
-def drill(manifest: Mapping[str, Any]) -> list[str]:
+def drill(manifest: dict[str, Any]) -> list[str]:
     """Return which ends of a pod lead to something else than the table of exit codes says.
 
     By the rules of the manifest alone, as no rehearsal has all of these ends.

@@ -1,8 +1,8 @@
 """What goes wrong in a rehearsal, by name and at a moment when there is something to lose.
 
 `evict` takes a machine away with a notice (SIGTERM), `sigkill` kills a program without one, `quota`
-suspends a job of a queue for a while, `restart` takes all machines away at once and begins the
-watcher anew.
+takes the machines of a job, with none to be had for a while, `restart` takes all machines away at
+once and begins the watcher anew.
 """
 import re
 from collections.abc import Sequence

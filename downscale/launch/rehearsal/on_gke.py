@@ -26,7 +26,7 @@ def read(text: str) -> dict[str, Any]:
     return yaml.safe_load(text)
 
 
-def faults(spec: Spec, manifest: Mapping[str, Any]) -> Iterator[str]:
+def faults(spec: Spec, manifest: dict[str, Any]) -> Iterator[str]:
     """Yield what is wrong with the manifest of a job before anything runs."""
     for line in findings.drill(manifest):
         yield f'failure policy: {line}'

@@ -136,6 +136,14 @@ def test_a_signal_is_an_exit_code_as_kubernetes_shows_it(started):
     assert ended(started('no-such-program'))[0] == 128
 
 
+@pytest.mark.parametrize(('line', 'words'), [
+    ('', []), ('ENTRYPOINT ["python", "-m", "x"]', ['python', '-m', 'x']),
+    ('ENTRYPOINT python -m x', ['/bin/sh', '-c', 'python -m x'])])
+def test_an_image_has_the_entrypoint_that_docker_reads(folder, line, words):
+    (folder / 'launch/Dockerfile').write_text(f'{DOCKERFILE}{line}\n')
+    assert Image().entrypoint == words
+
+
 def test_an_image_that_copies_what_is_not_here_is_refused(folder):
     (folder / 'launch/Dockerfile').write_text('FROM x\nCOPY nothing nothing\n')
     with pytest.raises(ValueError, match='copies nothing, and there is none here'):

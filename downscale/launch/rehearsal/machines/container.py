@@ -48,7 +48,7 @@ class Image:
             if words[:1] == ['WORKDIR']:
                 self.folder = self._inside(words[1])
             elif words[:1] == ['ENTRYPOINT']:
-                self.entrypoint = _exec_form(dockerfile, line)
+                self.entrypoint = _words(line.partition('ENTRYPOINT')[2].strip())
             elif words[:1] == ['COPY']:
                 if words[1].startswith(('-', '[')):
                     raise ValueError(f'{dockerfile}: a rehearsal reads COPY SOURCE ... TARGET '
@@ -72,13 +72,12 @@ class Image:
             self.copied[self._inside(os.path.join(target, path.name) if into else target)] = path
 
 
-def _exec_form(dockerfile, line):
-    """Return the words of an ENTRYPOINT; ValueError in one line where a shell would part them."""
+def _words(text):
+    """Return the argv of an ENTRYPOINT: a list in JSON, or else a line for a shell."""
     try:
-        return json.loads(line.partition('ENTRYPOINT')[2])
+        return json.loads(text)
     except ValueError:
-        raise ValueError(f'{dockerfile}: ENTRYPOINT must be a list, ["python", ...]: through a '
-                         'shell SIGTERM does not reach Python') from None
+        return ['/bin/sh', '-c', text]
 
 
 class Root:

@@ -21,6 +21,7 @@ from downscale.launch.rehearsal.machines.container import Root, stands_for
 METADATA = re.compile(r'http://(metadata\.google\.internal|169\.254\.169\.254)'
                       r'/computeMetadata/v1/instance/attributes/([\w.-]+)')
 SERVER = 'STORAGE_EMULATOR_HOST'
+NO_ACCESS = 'the scopes of this machine hold no access to it'
 WORLD = 'world.json'
 CONSOLE = 'console'  # what a machine shows
 PID = 'container.pid'
@@ -158,7 +159,7 @@ def gcloud(root: Path, world: Surroundings, words: Sequence[str]) -> None:
     if names[:2] != ['storage', 'cp'] or len(names) != 4 or not names[3].startswith('gs://'):
         raise Refused(2, f'gcloud: {" ".join(words)[:150]} is nothing that a rehearsal does')
     if not world.authorised:
-        raise Refused(1, 'gcloud: 403: the scopes of this machine hold no access to storage')
+        raise Refused(1, f'gcloud: 403: {NO_ACCESS}')
     source, target = names[2:]
     bucket, _, name = target.removeprefix('gs://').partition('/')
     query = urllib.parse.urlencode({'uploadType': 'media', 'name': name})
@@ -202,7 +203,7 @@ def gcsfuse(root: Path, world: Surroundings, words: Sequence[str]) -> None:
 def stands_for_place(root: Path, world: Surroundings, place: str, target: str) -> Path:
     """Return the folder here that stands for a bucket; `Refused` where none may be mounted."""
     if not world.authorised:
-        raise Refused(1, 'Error: 403: the scopes of this machine hold no access to storage')
+        raise Refused(1, f'Error: 403: {NO_ACCESS}')
     if place not in world.places:
         raise Refused(1, f'Error: {place} is none of {", ".join(world.places) or "no bucket"}')
     source = stands_for(os.path.join(world.here, Path(target).name))
@@ -275,7 +276,9 @@ def _refuse_image(root, world, image):
     host = image.partition('/')[0]
     if image not in world.images:
         raise Refused(125, f'docker: there is no image {image[:150]}')
-    if not world.authorised or not login.exists() or login.read_text() != host:
+    if not world.authorised:
+        raise Refused(125, f'docker: pull of {image[:150]} denied: {NO_ACCESS}')
+    if not login.exists() or login.read_text() != host:
         raise Refused(125, f'docker: pull of {image[:150]} denied: nobody has logged in to {host}')
 
 
