@@ -56,15 +56,16 @@ class Queued(GoogleApi):
         return [_request(name, value) for (_, name), value in self.resources.items()]
 
     def show(self, name: str, statuses: Sequence[str | None]) -> None:
-        """Show a resource by the states of its machines; None is one that is gone."""
+        """Show a resource by the states of its machines, as Compute Engine names them."""
         value = next(value for (_, other), value in self.resources.items() if other == name)
         if value['state']['state'] == 'DELETING':
             return
-        # A slice that has lost a machine is none.
-        if None in statuses:
-            state = 'SUSPENDED' if set(statuses) == {None} else 'SUSPENDING'
-        else:
-            state = 'SUSPENDING' if 'STOPPING' in statuses else 'ACTIVE'
+        # All machines of a slice go with one of them.
+        gone = [status in (None, 'TERMINATED') for status in statuses]
+        lost = any(gone) or 'STOPPING' in statuses
+        state = 'SUSPENDING' if lost else 'ACTIVE'
+        if all(gone):
+            state = 'SUSPENDED'
         value['state'] = {'state': state}
 
     def wait(self, name: str, message: str) -> None:
