@@ -38,9 +38,9 @@ class Judge:
         self.hopeless |= _swallowed(spec, work, turn)
         lines = [*_of_round(spec, work, turn)]
         if isinstance(work, MachineGroup):
-            lines += _without_logs(spec, work)
+            lines += [*_without_logs(spec, work), *_unbegun(spec, work, turn)]
             # Machines are given out anew for each try, and nobody disturbed this one.
-            self.hopeless |= _failed_alone(work, turn)
+            self.hopeless |= _failed_alone(work, turn) or bool(_unbegun(spec, work, turn))
         else:
             lines += _of_rest(work)
         for line in lines:
@@ -91,6 +91,16 @@ def _swallowed(spec, work, turn):
 def _failed_alone(work, turn):
     """Return whether pods have ended in an error, to which nobody did anything."""
     return turn.injected is None and turn.deciding is not None and not work.dismissed
+
+
+def _unbegun(spec, work, turn):
+    """Return a line where machines were deleted because nothing began on them."""
+    rows = [row for row in state.attempts(state.folder_of(spec.run, spec))
+            if row['began'] >= turn.began]
+    if rows or turn.injected or not work.dismissed or state.ended(spec.run, spec, 'DONE.json'):
+        return []
+    return ['its start-up script still ran when its machine was deleted, and no program had begun'
+            f'{_last(work)}']
 
 
 def _without_logs(spec, work):

@@ -18,17 +18,22 @@ from downscale.launch.spec import Spec
 from downscale.runtime.mounts import read_mounts
 
 POLL_SECONDS = 3.0  # each look starts gcloud, which takes a second of a core
-# What a watcher waits for is sooner here than in a cloud: the log of a program that has ended, and
-# a sign of life, of which a bucket gets one in a quarter of a minute.
+# What a watcher waits for is sooner here than in a cloud: the log of a program that has ended, a
+# sign of life (a bucket gets one in a quarter of a minute), and a program on a new machine.
 LOG_SECONDS = 5.0
 STALE_SECONDS = 90.0
+START_SECONDS = 300.0
 ENDING = '.sh'
 Commands = list[list[str]]
 
 
 def read(text: str) -> Commands:
     """Return commands from the lines of a shell script that `launch plan` wrote."""
-    return [shlex.split(line) for line in text.splitlines() if line.strip()]
+    try:
+        return [shlex.split(line) for line in text.splitlines() if line.strip()]
+    except ValueError as error:
+        raise ValueError(f'--manifests: a shell could not read {text[:60]!r}... '
+                         f'({error})') from None
 
 
 def text(commands: Commands) -> str:
@@ -42,7 +47,8 @@ def faults(spec: Spec, commands: Commands) -> Iterator[str]:
         yield f'{spec.key}: there is no command'
     for argv in commands:
         # `alpha` may stand between, where a gcloud is too old.
-        if argv[:1] != ['gcloud'] or not {'--quiet', '--format=json'} <= set(argv):
+        of_gcloud = argv[:1] == ['gcloud'] and 'compute' in argv[1:3]
+        if not of_gcloud or not {'--quiet', '--format=json'} <= set(argv):
             yield f'{spec.key}: no command of `launch plan`: {shlex.join(argv)[:100]}'
         elif spec.name not in argv:
             yield f'{spec.key}: what is made must have the name that cancel and watch look for'
@@ -51,7 +57,7 @@ def faults(spec: Spec, commands: Commands) -> Iterator[str]:
 def policy(settings: LaunchSettings) -> watch.Policy:
     """Return the limits of a sweep, without the waits of a real cloud."""
     return dataclasses.replace(sweep.policy_of(settings), base=1, grace=LOG_SECONDS,
-                               stale=STALE_SECONDS)
+                               stale=STALE_SECONDS, start=START_SECONDS)
 
 
 class RehearsedGroups(mig.MigBackend):

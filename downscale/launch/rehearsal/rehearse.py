@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from downscale.launch import state, supervise
+from downscale.launch import state, supervise, watch
 from downscale.launch.backends import sweep
 from downscale.launch.backends.sweep import Sweep
 from downscale.launch.rehearsal import findings, on_gke, on_vms, results, sandbox, twin
 from downscale.launch.rehearsal.injections import Injector
-from downscale.launch.rehearsal.works import Work
+from downscale.launch.rehearsal.works import Cloud, Work
 from downscale.launch.spec import Spec
 from downscale.planner.topologies import ZONES, topology
 
@@ -99,6 +99,36 @@ def _opened(args):
     return opened
 
 
+class Reporting:
+    """A backend whose creations that fail are refusals: here nothing fails for a while only."""
+
+    def __init__(self, backend: supervise.Backend, cloud: Cloud) -> None:
+        self.backend = backend
+        self.cloud = cloud
+        self.poll = backend.poll
+
+    def observe(self, specs: Sequence[Spec]) -> list[watch.Observed]:
+        """Return what the backend shows."""
+        return self.backend.observe(specs)
+
+    def create(self, spec: Spec, zone: str) -> None:
+        """Start a job; what fails is noted, unless the API has refused it by itself."""
+        try:
+            self.backend.create(spec, zone)
+        except RuntimeError as error:
+            if spec.name not in dict(self.cloud.refusals):
+                self.cloud.refusals.append((spec.name, str(error)))
+            raise
+
+    def delete(self, name: str, zone: str) -> None:
+        """Stop a job."""
+        self.backend.delete(name, zone)
+
+    def close(self) -> None:
+        """End what cannot run without a watcher."""
+        self.backend.close()
+
+
 def run(planned: Rehearsal, injections: Sequence[str], folder: Path, note: Callable[[str], object],
         show: Callable[[list[state.Job]], object]) -> Outcome:
     """Run all jobs of the twin to their end, and disturb them; `folder` keeps what pods print.
@@ -160,7 +190,7 @@ def _watched(planned, specs, cloud, injector, judge, note, show):
     policy = planned.where.policy(settings)
     try:
         while True:
-            backend = planned.where.backend(settings, planned.manifests)
+            backend = Reporting(planned.where.backend(settings, planned.manifests), cloud)
             try:
                 supervise.run(backend, specs, policy, note, look)
                 return

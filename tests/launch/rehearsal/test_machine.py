@@ -150,6 +150,18 @@ def test_a_signal_reaches_the_script_alone_and_time_ends_all(boot):
     assert ended(deaf)[0] == 137 and deaf.killed
 
 
+def test_a_machine_that_is_deleted_knows_that_its_script_still_ran(boot):
+    runs = boot('touch began; sleep 1000')
+    over = boot('exit 0')
+    wait_until((runs.root / 'began').exists)
+    ended(over)
+    for booted in (runs, over):
+        booted.dismiss(60)
+        ended(booted)
+        booted.dismiss(60)  # as in each round in which others of its group have not ended
+    assert runs.dismissed and not over.dismissed and runs.poll().code == 143
+
+
 def test_the_program_alone_can_be_killed(boot):
     booted = boot(in_container("-c 'open(\"began\", \"w\"); import time; time.sleep(1000)'"),
                   'echo "ended: $?"', 'exit 9')

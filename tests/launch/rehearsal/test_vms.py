@@ -180,6 +180,8 @@ def test_a_start_up_script_that_was_broken_by_hand_is_caught(folder, broken, mes
     ('tpuvm', 'v5litepod-4', 'v5litepod-3', 'refuses it: Accelerator type v5litepod-3 is not'),
     ('tpuvm', 'tpuv5-lite', 'tpuv5', 'refuses it: Runtime version v2-alpha-tpuv5 is not for'),
     ('tpuvm', '=gs://research/sets', '=gs://research/others', 'could not mount: gcsfuse cannot'),
+    ('tpuvm', '--spot', '--spots', 'unrecognized arguments: --spots'),
+    ('tpuvm', 'gcloud compute', 'gcloud storage', 'no command of `launch plan`'),
     ('mig', '--maintenance-policy=TERMINATE', '--maintenance-policy=MIGRATE', 'must be TERMINATE'),
     ('mig', '--size=2', '--size=1', 'refuses it: 1 machines are no 2x4'),
     ('mig', ' --scopes=cloud-platform', '', 'the scopes of this machine hold no')])
@@ -197,6 +199,13 @@ def test_a_request_that_was_broken_by_hand_is_caught(
     said = capsys.readouterr().out
     assert message in ' '.join(line for line in said.splitlines() if line.startswith('FOUND: '))
     assert 'by hand' in said
+
+
+def test_a_script_that_never_starts_its_program_is_caught(folder, monkeypatch):
+    monkeypatch.setattr(on_vms, 'START_SECONDS', 3.0)
+    (folder / 'launch' / 'startup.sh').write_text('echo "waits for a lock"; sleep 1000\n')
+    outcome = rehearse.run(planned('tpuvm'), (), folder / 'out', print, lambda jobs: None)
+    assert any('no program had begun: waits for a lock' in line for line in outcome.findings)
 
 
 def deaf(text):

@@ -96,7 +96,8 @@ class VirtualMachine:
 
     def dismiss(self, grace: float) -> None:
         """Stop the machine because whoever asked for it has deleted it."""
-        self.dismissed = self.poll() is None and not self.taken
+        if self.poll() is None and not self.taken:
+            self.dismissed = True
         self.shut_down(grace)
 
     def lose(self) -> None:
