@@ -91,11 +91,10 @@ def api(monkeypatch, tmp_path):
     """The fake TPU API, which the real gcloud asks."""
     from downscale.launch.backends import tpuvm
     server = FakeTpu()
-    _point_gcloud_at(monkeypatch, tmp_path, tpu=f'http://127.0.0.1:{server.server_port}/')
+    _point_gcloud_at(monkeypatch, tmp_path, tpu=server.root)
     monkeypatch.setattr(tpuvm.TpuvmBackend, 'poll', 0.1)
     yield server
-    server.shutdown()
-    server.server_close()
+    server.close()
 
 
 @pytest.fixture
@@ -111,8 +110,7 @@ def compute(monkeypatch, tmp_path):
     monkeypatch.setenv('PATH', f'{gcloud_folder(folder)}{os.pathsep}{os.environ["PATH"]}')
     monkeypatch.setattr(mig.MigBackend, 'poll', 0.1)
     yield server
-    server.shutdown()
-    server.server_close()
+    server.close()
 
 
 @pytest.fixture

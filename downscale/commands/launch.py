@@ -21,7 +21,7 @@ LAUNCH_EXAMPLES = {
 SUMMARY = {
     'plan': 'write the manifest or commands of every job, and check that each cell fits',
     'validate': 'check what would be sent for every job, without a network',
-    'rehearse': 'run the manifests here, on a tiny twin of the study, and disturb them',
+    'rehearse': 'run here what the cloud would be sent, on a tiny twin of the study, disturbed',
     'submit': 'start every job that may start; what is there already is left alone',
     'status': 'show what the run folder says of every job',
     'logs': 'show the end of the newest log of every job',
@@ -74,10 +74,10 @@ def _add_choice(sub, verb):
                          help='do not compile for TPUs whether each cell fits')
     if verb == 'rehearse':
         sub.add_argument('--inject', metavar='NAME:N,...', help='what goes wrong, and how often: '
-                         'evict, sigkill, quota, restart; all jobs then run twice, first '
-                         'undisturbed, and their results must be the same')
+                         'evict, sigkill, quota (gke: of its --queue), restart; all jobs then run '
+                         'twice, first undisturbed, and their results must be the same')
         sub.add_argument('--manifests', type=local_path, metavar='FOLDER', help='rehearse '
-                         'the manifests that plan wrote there, as they are now')
+                         'the manifests or commands that plan wrote there, as they are now')
         sub.add_argument('--out', type=new_folder, metavar='FOLDER',
                          help='folder of manifests, logs and rehearsal.json (default: '
                          'runs/STUDY/rehearsal)')

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 from downscale.launch import board
-from downscale.launch.backends import gke
 from downscale.launch.rehearsal import injections, rehearse, results, table
 from downscale.runtime.files import write_bytes, write_json
 from downscale.runtime.progress import progress_bars
@@ -20,11 +19,13 @@ def run(args: argparse.Namespace) -> int:
     """Run `launch rehearse`; return 1 when anything is found."""
     names = injections.parse(args.inject or '')
     planned = rehearse.plan(args, args.manifests)
-    if 'quota' in names and not planned.submitted.settings.queue:
+    settings = planned.submitted.settings
+    if 'quota' in names and settings.backend == 'gke' and not settings.queue:
         raise ValueError('--inject quota takes the quota of a queue; give --queue NAME')
     out = _emptied(args.out or Path('runs') / planned.submitted.name / 'rehearsal')
     for name, manifest in planned.manifests.items():
-        write_bytes(out / 'manifests' / f'{name}.yaml', gke.text(manifest).encode())
+        text = planned.where.text(manifest)
+        write_bytes(out / 'manifests' / f'{name}{planned.where.ENDING}', text.encode())
     shown_on = sys.stderr if args.json else sys.stdout
     with contextlib.redirect_stdout(shown_on), progress_bars(args.quiet) as bars:
         outcome = _run(planned, (), out / 'undisturbed', bars)

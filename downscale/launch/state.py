@@ -181,17 +181,18 @@ class Stamps:
 
 
 def read(run: str | Path, specs: Sequence[Spec], now: float, stamps: Stamps | None = None,
-         files: OneByOne | None = None) -> list[Job]:
+         files: OneByOne | None = None, stale: float = STALE_SECONDS) -> list[Job]:
     """Return a `Job` for each spec at the unix time `now`.
 
-    `files` has read the files of the jobs already, at about that time. Without the `stamps` of a
-    process that watches, jobs whose stamp looks old are looked at twice, some seconds apart, and
-    those whose stamp has not moved are stale.
+    `files` has read the files of the jobs already, at about that time. With the `stamps` of a
+    process that watches, a stamp that has not moved for `stale` seconds makes a job stale; without
+    them, jobs whose stamp looks old are looked at twice, some seconds apart, and those whose stamp
+    has not moved are stale.
     """
     files = files or files_of(run)
     if stamps is not None:
         # A watcher has seen the stamps move itself; one look needs a second one to compare.
-        limits = dict.fromkeys([spec.key for spec in specs], STALE_SECONDS)
+        limits = dict.fromkeys([spec.key for spec in specs], stale)
         return _read(run, specs, now, stamps, limits, files)
     stamps = Stamps()
     wait = BUCKET_LOOK_SECONDS if in_bucket(run) else LOOK_SECONDS

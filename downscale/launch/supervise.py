@@ -76,7 +76,7 @@ def run(backend: Backend, specs: Sequence[Spec], policy: watch.Policy, note: Not
                         raise
                     _once(memory, 'look', f'cannot look, and will again: {line_of(error)}', note)
             # With the stamps of this process: without them `read` would wait and look twice.
-            jobs = _look(specs, time.time(), memory)
+            jobs = _look(specs, time.time(), memory, policy)
             return [_ended(job, actions) for job in jobs]
         except KeyboardInterrupt:
             # Closed first, so that what is noted as left is what really stays.
@@ -140,18 +140,18 @@ def decide(backend: Backend, specs: Sequence[Spec], policy: watch.Policy,
     # Resources first: whatever has ended there has written its files by then.
     observed = backend.observe(specs)
     now = time.time()
-    jobs = _look(specs, now, memory)
+    jobs = _look(specs, now, memory, policy)
     show(jobs)
     return watch.reconcile(desired_of(specs, jobs, memory), observed, now, policy)
 
 
-def _look(specs, now, memory):
+def _look(specs, now, memory, policy):
     """Return the jobs as their files tell them now; `memory` keeps the files."""
     if memory.files is None:
         memory.files = files_of(specs[0].run)
     else:
         memory.files.refresh()
-    return state.read(specs[0].run, specs, now, memory.stamps, memory.files)
+    return state.read(specs[0].run, specs, now, memory.stamps, memory.files, stale=policy.stale)
 
 
 def desired_of(specs: Sequence[Spec], jobs: Sequence[state.Job],

@@ -75,7 +75,8 @@ class Policy:
 
     A job waits `base` seconds after a try that brought it no further, twice as long after each more
     in a row, up to `longest`; it may crash `counted` times. When its files say that it has ended,
-    its machine has `grace` seconds left. A new machine has `start` seconds to begin.
+    its machine has `grace` seconds left. A new machine has `start` seconds to begin, and a job that
+    runs has `stale` seconds for a sign of life.
     """
     max_parallel: int
     max_chips: int | None = None
@@ -86,6 +87,7 @@ class Policy:
     counted: int = 3
     grace: float = 60
     start: float = 1800
+    stale: float = 300
 
 
 @dataclass(frozen=True)

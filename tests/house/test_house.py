@@ -31,6 +31,7 @@ LEVELS = (
     ('probe/', 'study/', 'factory/'),
     ('launch/',),
     ('launch/backends/',),
+    ('launch/rehearsal/machines/',),
     ('launch/rehearsal/',),
     ('commands/',))
 

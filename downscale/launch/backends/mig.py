@@ -211,7 +211,7 @@ class MigBackend:
 
         ValueError when there are some of that name for another spec.
         """
-        commands = create_commands(spec, self.options, zone)
+        commands = self.commands_of(spec, zone)
         if _made(commands[0]) is None:
             _refuse_other(spec, zone)
         if len(commands) == 3:
@@ -220,8 +220,13 @@ class MigBackend:
                  f'--region={region_of(zone)}'])
             # The answer to a creation is a list of what was made.
             link = (policy[0] if isinstance(policy, list) else policy)['selfLink']
-            commands[2] = group_command(spec, self.options, zone, link)
+            words = [word for word in commands[2] if not word.startswith('--workload-policy=')]
+            commands = [*commands[:2], [*words, f'--workload-policy={link}']]
         _made(commands[-1])
+
+    def commands_of(self, spec: Spec, zone: str) -> list[list[str]]:
+        """Return the commands that ask for the machines of a job."""
+        return create_commands(spec, self.options, zone)
 
     def delete(self, name: str, zone: str) -> None:
         """Delete the group with its machines and what it was made of, unless they are gone."""

@@ -96,7 +96,7 @@ class TpuvmBackend:
         ValueError when there is one of that name for another spec.
         """
         try:
-            call(create_command(spec, self.options, zone))
+            call(self.command_of(spec, zone))
         except RuntimeError as error:
             if not re.search('ALREADY_EXISTS|already exists', str(error)):
                 raise
@@ -105,6 +105,10 @@ class TpuvmBackend:
             if other != spec.hash:
                 raise ValueError(f'{spec.name} in {zone} is there for spec {other}, not '
                                  f'{spec.hash}; cancel it, then submit again') from None
+
+    def command_of(self, spec: Spec, zone: str) -> list[str]:
+        """Return the command that asks for the resource of a job."""
+        return create_command(spec, self.options, zone)
 
     def delete(self, name: str, zone: str) -> None:
         """Delete the resource with its machines, unless it is gone."""

@@ -1,1 +1,1 @@
-"""A rehearsal: the manifests of a sweep, run on this machine before a dollar is spent."""
+"""A rehearsal: what a sweep sends to its cloud, run on this machine before a dollar is spent."""

@@ -4,94 +4,54 @@ One thread moves every JobSet on, a state at a time: queued, running, stopping, 
 again, completed, failed or gone.
 """
 import itertools
-import os
 import shutil
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from downscale.launch.rehearsal import rules
 from downscale.launch.rehearsal.api import ApiServer
-from downscale.launch.rehearsal.pods import Image, Pod, environment
-from downscale.launch.rehearsal.rules import PodEnd
+from downscale.launch.rehearsal.machines.container import Image
+from downscale.launch.rehearsal.pods import Pod, environment
 from downscale.launch.rehearsal.sandbox import free_port
+from downscale.launch.rehearsal.works import Cloud, Round, Work
 
-TICK_SECONDS = 0.05
 TAKEN = 'its quota was taken'
 WITHHELD_SECONDS = 3  # how long quota stays away that was taken
 
 
 @dataclass(kw_only=True)
-class Round:
-    """One start of all pods of a JobSet: what was done to it, how they ended, and what followed."""
-    injected: str | None = None
-    ends: list[PodEnd] = field(default_factory=list)
-    deciding: PodEnd | None = None
-    action: str = ''
-    began: float = 0.0
-
-
-@dataclass(kw_only=True)
-class Work:
-    """A JobSet as the cluster sees it; `after` is what comes when its pods have stopped."""
+class JobSet(Work):
+    """A JobSet as the cluster sees it, in a `flavor` of its queue; `counted` are its crashes."""
     manifest: dict[str, Any]
-    state: str = 'queued'
-    after: str = ''
-    message: str = ''
     flavor: str | None = None
-    pods: list[Pod] = field(default_factory=list)
-    rounds: list[Round] = field(default_factory=list)
     counted: int = 0
 
-    @property
-    def name(self) -> str:
-        """The name of the JobSet."""
-        return self.manifest['metadata']['name']
 
-    @property
-    def grace(self) -> float:
-        """Seconds between SIGTERM and SIGKILL."""
-        return rules.pod_of(self.manifest).get('terminationGracePeriodSeconds', 30)
-
-
-class Cluster(ApiServer):
+class Cluster(Cloud, ApiServer):
     """An `ApiServer` whose JobSets run.
 
     `folder` takes logs and the roots of pods, `given` is what every pod finds in its environment,
-    `images` what the registry has. `judge(work, round)` is called when all pods of a round have
-    ended, before others start.
+    `images` what the registry has; `judge` is that of a `Cloud`.
     """
 
     def __init__(self, folder: Path, image: Image, images: set[str], given: dict[str, str],
                  judge: Callable[[Work, Round], object]) -> None:
-        super().__init__(rules.refusals)
-        self.folder = folder
+        ApiServer.__init__(self, rules.refusals)
+        Cloud.__init__(self, folder, judge)
         self.image = image
         self.images = images
         self.given = given
-        self.judge = judge
-        self.works = {}
-        self.past = []  # of JobSets that were deleted
-        self.stuck = {}  # name: why it would wait for ever
-        self.withheld = 0.0
         self.numbers = itertools.count()
-        self.over = threading.Event()
-        self.error = None
-        self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
     def close(self) -> None:
         """Kill all pods and end the server."""
-        self.over.set()
-        self.thread.join()
-        for work in self.works.values():
-            for pod in work.pods:
-                pod.kill()
-        super().close()
+        self.end()
+        ApiServer.close(self)
 
     def remove(self, plural: str, name: str) -> None:
         """Delete an object; a JobSet goes when its pods have ended."""
@@ -102,25 +62,23 @@ class Cluster(ApiServer):
         if name in self.works:
             self._stop(self.works[name], 'gone')
 
+    def left(self) -> dict[str, str]:
+        """Return {name: 'JobSet'} of all that nobody has deleted."""
+        return {work.name: 'JobSet' for work in self.works.values() if work.after != 'gone'}
+
     def log_of(self, name: str) -> str:
         """Return what a pod has printed."""
         return self.pods[name][1].read_text(errors='replace')
 
     # --- the thread -----------------------------------------------------------------------------
 
-    def _run(self):
-        while not self.over.wait(TICK_SECONDS):
-            try:
-                with self.lock:
-                    self._tick()
-            except Exception as error:  # for whoever watches: a thread cannot raise
-                self.error = error
-                return
-
-    def _tick(self):
+    def tick(self) -> None:
+        """Admit, start, look after and restart JobSets, each by a state."""
         for name, manifest in self.kept['jobsets'].items():
             if name not in self.works:
-                self.works[name] = Work(manifest=manifest)
+                grace = rules.pod_of(manifest).get('terminationGracePeriodSeconds', 30)
+                self.works[name] = JobSet(name=manifest['metadata']['name'], grace=grace,
+                                          manifest=manifest)
                 why = rules.unschedulable(manifest, self.images)
                 if why:
                     self.stuck[name] = f'its pods wait for ever: {why}'
@@ -150,11 +108,8 @@ class Cluster(ApiServer):
             if work.flavor is None:
                 return
         slices, hosts = self._shape(work)
-        running = sum(len(other.pods) for other in self.works.values())
-        # A core a pod, and at least one JobSet.
-        if running and running + slices * hosts > (os.cpu_count() or 1):
-            return
-        self._start(work)
+        if self.has_room(slices * hosts):
+            self._start(work)
 
     def _used(self):
         used = {}
@@ -261,30 +216,18 @@ class Cluster(ApiServer):
 
     # --- what a rehearsal does to it ------------------------------------------------------------
 
-    def harm(self, work: Work, how: str) -> bool:
-        """Do `how` (see `injections.py`) to a JobSet; False when it has ended before."""
-        with self.lock:
-            if work.state != 'running' or any(pod.poll() for pod in work.pods):
-                return False
-            work.rounds[-1].injected = how
-            if how == 'evict':
-                work.pods[-1].evict(work.grace)
-            elif how == 'sigkill':
-                work.pods[-1].kill()
-            elif how == 'quota':
-                self.withheld = time.monotonic() + WITHHELD_SECONDS
-                self._stop(work, 'queued', TAKEN)
-            else:
-                self._lose_all()
-            return True
-
-    def _lose_all(self):
-        """Take all machines away at once, without a word."""
-        for other in self.works.values():
-            for pod in other.pods:
-                other.rounds[-1].injected = 'restart'
-                pod.evicted = True
-                pod.kill()
+    def injure(self, work: JobSet, how: str) -> bool:
+        """Do `how` to a JobSet that runs."""
+        if how == 'evict':
+            work.pods[-1].evict(work.grace)
+        elif how == 'sigkill':
+            work.pods[-1].kill()
+        elif how == 'quota':
+            self.withhold(WITHHELD_SECONDS)
+            self._stop(work, 'queued', TAKEN)
+        else:
+            self.lose_all()
+        return True
 
 
 def _now():

@@ -1,33 +1,49 @@
-"""What a rehearsal finds wrong: by how pods ended, and by what would follow ends that none had."""
+"""What a rehearsal finds wrong: by how pods and machines ended, and what others lead to."""
+import re
 from collections.abc import Mapping
+from typing import Any
 
 from downscale.launch import state
 from downscale.launch.rehearsal import rules
-from downscale.launch.rehearsal.cluster import Round, Work
-from downscale.launch.rehearsal.rules import PodEnd
+from downscale.launch.rehearsal.cluster import JobSet
+from downscale.launch.rehearsal.machines.container import PodEnd
+from downscale.launch.rehearsal.vms import MachineGroup
+from downscale.launch.rehearsal.works import Round, Work
 from downscale.launch.spec import Spec
 from downscale.runtime.exits import DONE, PREEMPTED, TABLE, ending
+from downscale.runtime.files import place
 
 KILLED = 137
 ACTIONS = {'free': rules.FREE, 'counted': rules.COUNTED, 'never': rules.FAIL}
 
 
 class Judge:
-    """Holds every round of a JobSet against its run folder; `findings` are lines, each once."""
+    """Holds every round of a job against its run folder; `findings` are lines, each once.
+
+    `hopeless` is whether a job can never be done, as one that said it is and is not.
+    """
 
     def __init__(self, specs: Mapping[str, Spec]) -> None:
         self.specs = specs
         self.findings = []
-        self.swallowed = False  # a container said that all is done, and it is not
+        self.hopeless = False
 
     def key(self, name: str) -> str:
-        """Return what a person calls the job of a JobSet."""
+        """Return what a person calls the job of a resource."""
         return self.specs[name].key
 
     def __call__(self, work: Work, turn: Round) -> None:
+        """Note what is wrong with a round whose pods have all ended."""
         spec = self.specs[work.name]
-        self.swallowed |= _swallowed(spec, work, turn)
-        for line in [*_of_round(spec, work, turn), *_of_rest(work)]:
+        self.hopeless |= _swallowed(spec, work, turn)
+        lines = [*_of_round(spec, work, turn)]
+        if isinstance(work, MachineGroup):
+            lines += [*_without_logs(spec, work), *_unbegun(spec, work, turn)]
+            # Machines are given out anew for each try, and nobody disturbed this one.
+            self.hopeless |= _failed_alone(work, turn) or bool(_unbegun(spec, work, turn))
+        else:
+            lines += _of_rest(work)
+        for line in lines:
             self.note(f'{spec.key}: {line}')
 
     def note(self, line: str) -> None:
@@ -38,36 +54,66 @@ class Judge:
 
 def _of_round(spec, work, turn):
     first = turn.ends[0]
-    attempts = state.attempts(state.folder_of(spec.run, spec))
-    exit_code = attempts[-1]['exit'] if attempts else None
+    rows = [row for row in state.attempts(state.folder_of(spec.run, spec))
+            if row['began'] >= turn.began]
+    exit_code = rows[-1]['exit'] if rows else None
     # 1. The code of the container is that of the program, and 0 only when all is done.
     if _swallowed(spec, work, turn):
-        yield (f'its container ended with exit code 0 and the job is not done (the program: '
+        yield (f'its {work.runner} ended with exit code 0 and the job is not done (the program: '
                f'{"no word" if exit_code is None else exit_code}); the code was swallowed')
     elif exit_code is not None and first.code not in (exit_code, KILLED):
-        yield (f'the program ended with exit code {exit_code} and its container with {first.code}; '
-               'the command between them changes the code')
+        yield (f'the program ended with exit code {exit_code} and its {work.runner} with '
+               f'{first.code}; the command between them changes the code')
     # 2. A notice leaves time to save.
     if turn.injected in ('evict', 'quota'):
         late = [end for end in turn.ends if end.code not in (DONE, PREEMPTED)]
         if late and (turn.injected == 'quota' or late[0].evicted):
-            yield (f'{turn.injected}: a pod ended with exit code {late[0].code} and not '
+            yield (f'{turn.injected}: a {work.pod} ended with exit code {late[0].code} and not '
                    f'{PREEMPTED}; SIGTERM did not reach it, or its grace of {work.grace:g} s is '
                    'too short to save')
     # 3. Nobody did anything to it.
-    if turn.injected is None and turn.deciding and work.after != 'gone':
+    if _failed_alone(work, turn):
         end = turn.deciding
-        yield f'a pod ended with exit code {end.code} ({ending(end.code).meaning}){_last(work)}'
+        yield (f'a {work.pod} ended with exit code {end.code} ({ending(end.code).meaning})'
+               f'{_last(work)}')
     # 4. What followed is what the table of exit codes says.
-    if turn.deciding:
+    if turn.deciding and isinstance(work, JobSet):
         wanted = 'free' if turn.deciding.evicted else ending(turn.deciding.code).restart
         if turn.action != ACTIONS[wanted]:
             yield _unlike(turn.deciding, turn.action, wanted)
 
 
 def _swallowed(spec, work, turn):
-    return work.after != 'gone' and turn.ends[0].code == DONE \
+    return not work.dismissed and turn.ends[0].code == DONE \
         and not state.ended(spec.run, spec, 'DONE.json')
+
+
+def _failed_alone(work, turn):
+    """Return whether pods have ended in an error, to which nobody did anything."""
+    return turn.injected is None and turn.deciding is not None and not work.dismissed
+
+
+def _unbegun(spec, work, turn):
+    """Return a line where machines were deleted because nothing began on them."""
+    rows = [row for row in state.attempts(state.folder_of(spec.run, spec))
+            if row['began'] >= turn.began]
+    if rows or turn.injected or not work.dismissed or state.ended(spec.run, spec, 'DONE.json'):
+        return []
+    return ['its start-up script still ran when its machine was deleted, and no program had begun'
+            f'{_last(work)}']
+
+
+def _without_logs(spec, work):
+    """Yield a line for each machine whose script has ended without leaving its log."""
+    folder = place(spec.run) / 'launch' / spec.cell / spec.part / 'logs'
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    for machine in work.pods:
+        # `startup.sh` puts the number that JAX gives a process, and a time, into the name.
+        matches = [re.fullmatch(rf'host-{machine.rank}-(\d+)\.log', name) for name in names]
+        kept = [match for match in matches if match and int(match[1]) >= machine.began]
+        if not machine.killed and not kept:
+            yield (f'the log of process {machine.rank} is not in {folder.name}/ of its job, as '
+                   f'host-{machine.rank}-TIME.log{_last(work)}')
 
 
 def _of_rest(work):
@@ -76,8 +122,7 @@ def _of_rest(work):
 
 
 def _last(work):
-    """Return ': LINE' of the last error that a pod of a JobSet has printed, else of its last line.
-    """
+    """Return ': LINE' of the last error that a pod has printed, else of its last line."""
     for pod in work.pods:
         lines = pod.log.read_text(errors='replace').split('\n')
         telling = [line for line in lines if line.startswith('error: ')] or [*filter(None, lines)]
@@ -91,7 +136,7 @@ def _unlike(end, action, wanted):
     return f'{what} leads to {action}, and by the table of exit codes to {ACTIONS[wanted]}'
 
 
-def drill(manifest: dict) -> list[str]:
+def drill(manifest: dict[str, Any]) -> list[str]:
     """Return which ends of a pod lead to something else than the table of exit codes says.
 
     By the rules of the manifest alone, as no rehearsal has all of these ends.

@@ -1,15 +1,15 @@
 """What goes wrong in a rehearsal, by name and at a moment when there is something to lose.
 
 `evict` takes a machine away with a notice (SIGTERM), `sigkill` kills a program without one, `quota`
-suspends a job of a queue for a while, `restart` takes all machines away at once and begins the
-watcher anew.
+takes the machines of a job, with none to be had for a while, `restart` takes all machines away at
+once and begins the watcher anew.
 """
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from downscale.launch import state
-from downscale.launch.rehearsal.cluster import Cluster, Work
+from downscale.launch.rehearsal.works import Cloud, Work
 from downscale.launch.spec import Spec
 from downscale.runtime.files import place
 from downscale.values import unknown
@@ -57,7 +57,7 @@ class Injector:
         """The injections that have happened: (name, key of a job)."""
         return [(injection.name, key) for injection, key, _ in self.happened]
 
-    def act(self, cluster: Cluster) -> str | None:
+    def act(self, cluster: Cloud) -> str | None:
         """Do the first injection whose moment has come; return its name, None where none has."""
         self.take_back()
         harmed = {key for _, key in self.done} | self.spared

@@ -4,38 +4,44 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from downscale.launch import state, supervise
-from downscale.launch.backends import gke, sweep
+from downscale.launch import state, supervise, watch
+from downscale.launch.backends import sweep
 from downscale.launch.backends.sweep import Sweep
-from downscale.launch.rehearsal import findings, results, sandbox, twin
-from downscale.launch.rehearsal.cluster import Cluster, Work
+from downscale.launch.rehearsal import findings, on_gke, on_vms, results, sandbox, twin
 from downscale.launch.rehearsal.injections import Injector
-from downscale.launch.rehearsal.pods import Image
-from downscale.launch.rehearsal.rules import QUEUE
+from downscale.launch.rehearsal.works import Cloud, Work
 from downscale.launch.spec import Spec
+from downscale.planner.topologies import ZONES, topology
 
-POLL_SECONDS = 2.0
 INJECT_SECONDS = 0.1
 STILL_SECONDS = 900   # the longest step or compilation of a tiny twin takes far less
+WHERE = {'gke': on_gke, 'mig': on_vms, 'tpuvm': on_vms}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rehearsal:
-    """What is rehearsed: `manifests` {name of a twin's job: JobSet}, `pairs` (as submitted, twin).
+    """What is rehearsed: `manifests` {name of a twin's job: JobSet, or commands of gcloud}.
+
+    `pairs` are (as submitted, twin).
 
     `changed` is {setting: (as submitted, twin)} of the cells, `altered` the same of the manifests.
     """
     submitted: Sweep
     twin: Sweep
     pairs: list[tuple[Spec, Spec]]
-    manifests: dict[str, dict[str, Any]]
+    manifests: dict[str, Any]
     changed: dict[str, tuple[Any, Any]]
     altered: dict[str, tuple[Any, Any]]
+
+    @property
+    def where(self) -> Any:
+        """The module that knows its backend: `on_gke` or `on_vms`."""
+        return WHERE[self.submitted.settings.backend]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,38 +67,66 @@ def plan(args: argparse.Namespace, manifests: Path | None = None) -> Rehearsal:
     ValueError in one line for what cannot be rehearsed. `manifests` is a folder that `launch plan`
     has written, edited or not.
     """
-    import yaml
-    submitted = sweep.with_cache(sweep.open_sweep(args, asked=False), asked=False)
-    if submitted.settings.backend != 'gke':
-        raise ValueError(f'a rehearsal runs what --backend gke is sent, not '
-                         f'{submitted.settings.backend}')
-    small = sweep.with_cache(sweep.open_sweep(twin.arguments(args), asked=False), asked=False)
+    submitted = _opened(args)
+    small = _opened(twin.arguments(args))
+    where = WHERE[submitted.settings.backend]
     pairs = twin.paired(submitted, small)
     made, altered = {}, {}
     for large, tiny in pairs:
-        text = twin.edited(manifests, large) if manifests else \
+        text = twin.edited(manifests, large, where.ENDING) if manifests else \
             sweep.written(large, submitted.settings)[1]
-        manifest = yaml.safe_load(text)
+        manifest = where.read(text)
         made[tiny.name] = twin.rehearsed(manifest, large, tiny)
         # Held against what the code would send for the twin: what is more than names shows.
         altered |= twin.differences(
-            yaml.safe_load(sweep.written(tiny, small.settings)[1]), made[tiny.name])
+            where.read(sweep.written(tiny, small.settings)[1]), made[tiny.name])
     changed = twin.of_cells(submitted.cells, small.cells)
     return Rehearsal(submitted=submitted, twin=small, pairs=pairs, manifests=made, changed=changed,
-                altered=altered)
+                     altered=altered)
 
 
-class RehearsalBackend(gke.GkeBackend):
-    """GKE as a sweep meets it, through kubectl, but for whose manifests are sent."""
-    poll = POLL_SECONDS
+def _opened(args):
+    """Return the sweep of a command line as it would be submitted, read without a bucket."""
+    opened = sweep.with_cache(sweep.open_sweep(args, asked=False), asked=False)
+    settings = opened.settings
+    if settings.backend not in WHERE:
+        raise ValueError(f'a rehearsal runs what --backend {", ".join(WHERE)} is sent, not '
+                         f'{settings.backend}')
+    # In the place of a placeholder, which no API takes for a zone.
+    if settings.backend != 'gke' and not args.zones:
+        zones = ZONES[topology(str(settings.topology)).generation][:1]
+        opened = dataclasses.replace(opened, settings=dataclasses.replace(settings, zones=zones))
+    return opened
 
-    def __init__(self, options: gke.GkeOptions, manifests: Mapping[str, dict[str, Any]]) -> None:
-        super().__init__(options)
-        self.manifests = manifests
 
-    def manifest_of(self, spec: Spec) -> dict[str, Any]:
-        """Return the manifest of this rehearsal, which a person may have edited."""
-        return self.manifests[spec.name]
+class Reporting:
+    """A backend whose creations that fail are refusals: here nothing fails for a while only."""
+
+    def __init__(self, backend: supervise.Backend, cloud: Cloud) -> None:
+        self.backend = backend
+        self.cloud = cloud
+        self.poll = backend.poll
+
+    def observe(self, specs: Sequence[Spec]) -> list[watch.Observed]:
+        """Return what the backend shows."""
+        return self.backend.observe(specs)
+
+    def create(self, spec: Spec, zone: str) -> None:
+        """Start a job; what fails is noted, unless the API has refused it by itself."""
+        try:
+            self.backend.create(spec, zone)
+        except RuntimeError as error:
+            if spec.name not in dict(self.cloud.refusals):
+                self.cloud.refusals.append((spec.name, str(error)))
+            raise
+
+    def delete(self, name: str, zone: str) -> None:
+        """Stop a job."""
+        self.backend.delete(name, zone)
+
+    def close(self) -> None:
+        """End what cannot run without a watcher."""
+        self.backend.close()
 
 
 def run(planned: Rehearsal, injections: Sequence[str], folder: Path, note: Callable[[str], object],
@@ -105,32 +139,24 @@ def run(planned: Rehearsal, injections: Sequence[str], folder: Path, note: Calla
     specs = [tiny for _, tiny in planned.pairs]
     judge = findings.Judge({spec.name: spec for spec in specs})
     for spec in specs:
-        manifest = planned.manifests[spec.name]
-        for line in findings.drill(manifest):
-            judge.note(f'failure policy: {line}')
-        if manifest['metadata'].get('name') != spec.name:
-            judge.note(f'{spec.key}: its JobSet must have the name that cancel and watch look for')
+        for line in planned.where.faults(spec, planned.manifests[spec.name]):
+            judge.note(line)
     settings = planned.submitted.settings
     # The folder of a run lies under its bucket, whose name comes first.
     name = specs[0].run.removeprefix('gs://').partition('/')[0]
     with contextlib.ExitStack() as stack:
         stack.enter_context(sandbox.environment({'DOWNSCALE_SCRATCH': str(folder / 'scratch')}))
         given = stack.enter_context(sandbox.bucket(name))
-        cluster = Cluster(folder, Image(), {str(settings.image)}, given, judge)
-        stack.callback(cluster.close)
-        stack.enter_context(sandbox.kubectl(cluster, folder, settings.context))
-        if any(QUEUE in manifest['metadata'].get('labels', {})
-               for manifest in planned.manifests.values()):
-            sandbox.create_queues()
+        cloud = planned.where.cloud(stack, settings, planned.manifests, folder, given, judge)
         sweep.save(planned.twin, specs)
         injector = Injector(injections, specs)
         # Rules that are wrong need no pods to show it.
         if not judge.findings:
-            _watched(planned, specs, cluster, injector, judge, note, show)
-        return _outcome(planned, specs, cluster, injector, judge, time.monotonic() - began)
+            _watched(planned, specs, cloud, injector, judge, note, show)
+        return _outcome(planned, specs, cloud, injector, judge, time.monotonic() - began)
 
 
-def _watched(planned, specs, cluster, injector, judge, note, show):
+def _watched(planned, specs, cloud, injector, judge, note, show):
     """Submit and watch as `launch watch` does, until nothing more can be done."""
     over = threading.Event()
     restart = threading.Event()
@@ -140,19 +166,19 @@ def _watched(planned, specs, cluster, injector, judge, note, show):
     def inject():
         while not over.wait(INJECT_SECONDS):
             try:
-                name = injector.act(cluster)
+                name = injector.act(cloud)
             except Exception as error:
-                cluster.error = error
+                cloud.error = error
                 return
             if name == 'restart':
                 restart.set()
 
     def look(jobs):
         show(jobs)
-        if cluster.error:
-            raise Halted from cluster.error
-        with cluster.lock:
-            _note_stuck(cluster, judge)
+        if cloud.error:
+            raise Halted from cloud.error
+        with cloud.lock:
+            _note_stuck(cloud, judge)
         note_still(jobs, moved, judge)
         if restart.is_set():
             restart.clear()
@@ -160,14 +186,11 @@ def _watched(planned, specs, cluster, injector, judge, note, show):
             raise KeyboardInterrupt
     thread = threading.Thread(target=inject, daemon=True)
     thread.start()
-    # JobSets have no zone.
-    settings = dataclasses.replace(planned.submitted.settings, zones=())
-    policy = dataclasses.replace(sweep.policy_of(settings), base=1)
+    settings = planned.submitted.settings
+    policy = planned.where.policy(settings)
     try:
         while True:
-            submitting = sweep.backend_of(settings)
-            assert isinstance(submitting, gke.GkeBackend)
-            backend = RehearsalBackend(submitting.options, planned.manifests)
+            backend = Reporting(planned.where.backend(settings, planned.manifests), cloud)
             try:
                 supervise.run(backend, specs, policy, note, look)
                 return
@@ -178,7 +201,7 @@ def _watched(planned, specs, cluster, injector, judge, note, show):
                 begun.clear()
                 note('all machines are gone, and the watcher begins anew')
     except Halted as halted:
-        # A fault of the cluster is no finding.
+        # A fault of the cloud is no finding.
         if halted.__cause__:
             raise halted.__cause__ from None
     finally:
@@ -186,14 +209,14 @@ def _watched(planned, specs, cluster, injector, judge, note, show):
         thread.join()
 
 
-def _note_stuck(cluster, judge):
+def _note_stuck(cloud, judge):
     """Halt where a job can never be done; what others have found stands."""
-    for name, line in cluster.refusals:
-        judge.note(f'{judge.key(name)}: the cluster refuses it: {line}')
-    for name, line in cluster.stuck.items():
+    for name, line in cloud.refusals:
+        judge.note(f'{judge.key(name)}: the cloud refuses it: {line}')
+    for name, line in cloud.stuck.items():
         judge.note(f'{judge.key(name)}: {line}')
-    failed = [work for work in cluster.works.values() if work.state == 'failed']
-    if cluster.refusals or cluster.stuck or failed or judge.swallowed:
+    failed = [work for work in cloud.works.values() if work.state == 'failed']
+    if cloud.refusals or cloud.stuck or failed or judge.hopeless:
         raise Halted
 
 
@@ -207,23 +230,24 @@ def note_still(jobs: Sequence[state.Job], moved: state.Stamps, judge: findings.J
         raise Halted
 
 
-def _outcome(planned, specs, cluster, injector, judge, seconds):
+def _outcome(planned, specs, cloud, injector, judge, seconds):
     """Read how all ended, and note what is left over."""
     injector.take_back()
     run = specs[0].run
     jobs = {job.key: job for job in state.read(run, specs, time.time())}
     works = {spec.name: [] for spec in specs}
-    with cluster.lock:
-        for work in [*cluster.past, *cluster.works.values()]:
+    with cloud.lock:
+        for work in [*cloud.past, *cloud.works.values()]:
             works[work.name].append(work)
-        left = [work.name for work in cluster.works.values() if work.after != 'gone']
+        left = cloud.left()
     # Where it was halted, the reason says enough.
     for spec in [] if judge.findings else specs:
         job = jobs[spec.key]
         if job.state != 'done':
             judge.note(f'{spec.key}: {job.state} in the end {job.reason}'.rstrip())
         elif spec.name in left:
-            judge.note(f'{spec.key}: done, and its JobSet is left over: nothing deletes it')
+            judge.note(f'{spec.key}: done, and its {left[spec.name]} is left over: nothing '
+                       'deletes it')
     for injection in [] if judge.findings else injector.left:
         judge.note(f'--inject {injection.name}: no job was at a moment for it')
     return Outcome(

@@ -4,12 +4,12 @@ Plain functions of a manifest, as Kubernetes 1.32, JobSet 0.10 and Kueue 0.14 do
 """
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from downscale.launch.backends import validate
 from downscale.launch.backends.gke import SPOT, node_labels
+from downscale.launch.rehearsal.machines.container import PodEnd
 from downscale.planner.topologies import SHAPES, Topology, topology
 
 QUEUE = 'kueue.x-k8s.io/queue-name'
@@ -18,14 +18,6 @@ COUNTED, FREE, FAIL = 'RestartJobSet', 'RestartJobSetAndIgnoreMaxRestarts', 'Fai
 _LABEL = re.compile('([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?')
 _UNITS = {'': 1, 'k': 10 ** 3, 'M': 10 ** 6, 'G': 10 ** 9, 'T': 10 ** 12, 'Ki': 2 ** 10,
           'Mi': 2 ** 20, 'Gi': 2 ** 30, 'Ti': 2 ** 40}
-
-
-@dataclass(frozen=True)
-class PodEnd:
-    """How a pod ended: its exit code as Kubernetes shows it, and whether it was evicted."""
-    pod: str
-    code: int
-    evicted: bool = False
 
 
 def job_of(manifest: dict[str, Any]) -> dict[str, Any]:

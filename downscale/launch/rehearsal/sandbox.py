@@ -1,4 +1,4 @@
-"""The cloud around a rehearsal: a bucket server, a kubectl that leads nowhere else, own scratch."""
+"""The cloud around a rehearsal: a bucket server, kubectl and gcloud that lead nowhere else."""
 import contextlib
 import importlib.util
 import json
@@ -18,17 +18,21 @@ QUEUES = Path('launch') / 'clusters' / 'kueue.yaml'
 
 
 @contextlib.contextmanager
-def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables of this process in this context."""
+def environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Set variables of this process in this context; None takes one away."""
     before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
+    _set(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+        _set(before)
+
+
+def _set(values):
+    for name, value in values.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
 
 
 @contextlib.contextmanager
@@ -104,6 +108,21 @@ def kubectl(server: ApiServer, folder: Path, context: str | None) -> Iterator[No
     folder.mkdir(parents=True, exist_ok=True)
     config = server.kubeconfig(folder / 'kubeconfig', context or 'rehearsal')
     with environment({'KUBECONFIG': str(config), 'KUBECACHEDIR': str(folder / 'kubectl')}):
+        yield
+
+
+@contextlib.contextmanager
+def gcloud(api: str, url: str, folder: Path) -> Iterator[None]:
+    """Lead gcloud to the server of one of its APIs, as nobody in particular, in this context."""
+    # What a person has set (an account, a project, a configuration) is not for here.
+    others = dict.fromkeys([name for name in os.environ if name.startswith('CLOUDSDK_')
+                            and not name.startswith('CLOUDSDK_PYTHON')])
+    with environment(others | {
+            f'CLOUDSDK_API_ENDPOINT_OVERRIDES_{api}': url,
+            'CLOUDSDK_CONFIG': str(folder / 'gcloud'),
+            'CLOUDSDK_AUTH_DISABLE_CREDENTIALS': 'true', 'CLOUDSDK_CORE_PROJECT': 'rehearsal',
+            'CLOUDSDK_CORE_DISABLE_PROMPTS': '1',
+            'CLOUDSDK_CORE_DISABLE_USAGE_REPORTING': 'true'}):
         yield
 
 

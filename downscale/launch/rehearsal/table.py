@@ -1,4 +1,5 @@
 """A rehearsal as a table: what each job went through, and what a failure of the real one costs."""
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -72,10 +73,9 @@ def lines(shown: Mapping[str, Any]) -> list[str]:
             for job in shown['jobs']]
     out = aligned([HEAD, *rows], left=(0, 1, 3))
     out.append('')
-    out += [f'{path}: {_short(before)} -> {_short(after)}'
-            for path, (before, after) in shown['settings'].items()]
-    out += [f'manifests, {path}: {_short(before)} -> {_short(after)}, by hand'
-            for path, (before, after) in shown['manifests'].items()]
+    out += [f'{path}: {_change(*pair)}' for path, pair in shown['settings'].items()]
+    out += [f'manifests, {path}: {_change(*pair)}, by hand'
+            for path, pair in shown['manifests'].items()]
     out.append('')
     out += [f'FOUND: {line}' for line in shown['findings']]
     done = sum(job['state'] == 'done' for job in shown['jobs'])
@@ -86,8 +86,17 @@ def lines(shown: Mapping[str, Any]) -> list[str]:
     return out
 
 
-def _short(part):
+def _change(before, after):
+    """Return 'BEFORE -> AFTER'; of long texts the part in which they differ."""
+    start = max(0, len(os.path.commonprefix([str(before), str(after)])) - LONGEST // 2)
+    return f'{_short(before, start)} -> {_short(after, start)}'
+
+
+def _short(part, start):
     text = str(part)
+    if len(text) <= LONGEST:
+        return text
+    text = f'...{text[start:]}' if start else text
     return text if len(text) <= LONGEST else f'{text[:LONGEST - 3]}...'
 
 

@@ -156,9 +156,9 @@ def _allowed(path, size):
     return all(want in ('*', part) for part, want in zip(parts, wanted, strict=False))
 
 
-def edited(folder: Path, spec: Spec) -> str:
-    """Return the manifest of a job that `launch plan` has written into a folder."""
-    path = folder / f'{spec.name}.yaml'
+def edited(folder: Path, spec: Spec, ending: str) -> str:
+    """Return the manifest or commands of a job that `launch plan` has written into a folder."""
+    path = folder / f'{spec.name}{ending}'
     if not path.is_file():
         raise ValueError(f'no {path}, the manifest of {spec.key}; write it with: downscale launch '
                          'plan, and the same settings')

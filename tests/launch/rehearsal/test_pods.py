@@ -5,7 +5,8 @@ import sys
 import pytest
 from waiting import wait_until
 
-from downscale.launch.rehearsal.pods import Image, Pod, environment
+from downscale.launch.rehearsal.machines.container import Image
+from downscale.launch.rehearsal.pods import Pod, environment
 
 DOCKERFILE = '''FROM python:3.12-slim
 WORKDIR /image
@@ -133,6 +134,14 @@ def test_a_signal_is_an_exit_code_as_kubernetes_shows_it(started):
     pod = started('bash', '-c', 'kill -SEGV $$')
     assert ended(pod)[0] == 128 + signal.SIGSEGV
     assert ended(started('no-such-program'))[0] == 128
+
+
+@pytest.mark.parametrize(('line', 'words'), [
+    ('', []), ('ENTRYPOINT ["python", "-m", "x"]', ['python', '-m', 'x']),
+    ('ENTRYPOINT python -m x', ['/bin/sh', '-c', 'python -m x'])])
+def test_an_image_has_the_entrypoint_that_docker_reads(folder, line, words):
+    (folder / 'launch/Dockerfile').write_text(f'{DOCKERFILE}{line}\n')
+    assert Image().entrypoint == words
 
 
 def test_an_image_that_copies_what_is_not_here_is_refused(folder):

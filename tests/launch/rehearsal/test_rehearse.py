@@ -8,7 +8,7 @@ import yaml
 from local_jobs import STUDY
 
 from downscale.commands import main
-from downscale.launch.rehearsal import rehearse
+from downscale.launch.rehearsal import on_gke, rehearse
 from downscale.planner import pool
 
 pytestmark = pytest.mark.skipif(
@@ -32,7 +32,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / 'launch' / 'clusters').mkdir()
     shutil.copy(rehearse.sandbox.QUEUES.absolute(), tmp_path / 'launch' / 'clusters')
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(rehearse.RehearsalBackend, 'poll', 0.3)
+    monkeypatch.setattr(on_gke.RehearsalBackend, 'poll', 0.3)
     for name in ('JAX_PLATFORMS', *pool.ENVIRONMENT):  # a command may set them
         monkeypatch.setenv(name, os.environ.get(name, ''))
     return tmp_path
