@@ -287,22 +287,6 @@ def test_the_gradient_of_attention_is_that_of_its_formula(mask_shape):
         np.testing.assert_allclose(ours, theirs, **CLOSE)
 
 
-def test_a_cpu_computes_the_angles_of_positions_once_and_to_the_bit():
-    """Fused into every turn of queries and keys, sines would be computed for each head again."""
-    positions_BL = np.arange(24, dtype=np.int32).reshape(2, 12)
-    x_BLHE = np.random.default_rng(3).standard_normal((2, 12, 3, 8), np.float32)
-
-    def turned(x_BLHE):
-        turn = rotary(positions_BL + x_BLHE[..., 0, 0].astype(int), 8, 1e4)
-        return (rotate(jnp.tanh(rotate(x_BLHE, *turn)), *turn) ** 2).sum()
-    text = jax.jit(jax.grad(turned)).lower(x_BLHE).compile().as_text()
-    assert text.count(' sine(') == text.count(' cosine(') == 1
-
-    angle = positions_BL[:, :, None, None] * 1e4 ** (-jnp.arange(0, 8, 2, dtype=jnp.float32) / 8)
-    for ours, plain in zip(rotary(positions_BL, 8, 1e4), (jnp.cos(angle), jnp.sin(angle))):
-        np.testing.assert_array_equal(ours, plain)
-
-
 def test_rotary_products_depend_on_the_distance_alone():
     draw = np.random.default_rng(3)
     query, key = (draw.standard_normal((1, 1, 1, 8)).astype(np.float32) for _ in range(2))
