@@ -214,6 +214,13 @@ class _Cache:
 _cache = _Cache(CACHE_BYTES)
 
 
+def remembered(data: bytes, vision: VisionConfig, pictures: Pictures,
+               alone: bool) -> Placed | None:
+    """Return the `Placed` of encoded bytes that `cut` remembers, None of others."""
+    known = _cache.get((data, vision, pictures, alone))
+    return known and known[0]
+
+
 def cut(data: bytes, vision: VisionConfig, pictures: Pictures, alone: bool = True,
         where: str = 'image') -> tuple[Placed, np.ndarray]:
     """Return (`Placed`, tiles uint8 [I, P, Q], read-only) of encoded bytes.
@@ -221,9 +228,9 @@ def cut(data: bytes, vision: VisionConfig, pictures: Pictures, alone: bool = Tru
     They are decoded once and remembered: training and evaluation meet a picture many times.
     """
     key = data, vision, pictures, alone
-    remembered = _cache.get(key)
-    if remembered is not None:
-        return remembered
+    known = _cache.get(key)
+    if known is not None:
+        return known
     image = decode(data, where)
     placed = place(*image.size, vision, pictures, alone)
     patches = _tiles(image, vision, mode_of(pictures, alone), pictures)

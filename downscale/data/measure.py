@@ -62,11 +62,23 @@ def counts(encoder: Encoder, talk: Conversation, where: str) -> tuple[int, int, 
         for part in text.split(IMAGE):
             ids = encoder.ids(part)
             tokens += len(ids)
-            learnt += len(ids) if weight else sum(i in encoder.structure for i in ids)
+            if weight:
+                learnt += len(ids)
+            elif encoder.structure:
+                learnt += sum(i in encoder.structure for i in ids)
     for k, data in enumerate(talk.images):
-        width, height = picture_size(data, f'{where}, picture {k}')
-        picture_tokens, picture_tiles = picture_cost(width, height, encoder.layout,
-                                                     len(talk.images) == 1)
+        picture_tokens, picture_tiles = _picture_cost(encoder.layout, data, len(talk.images) == 1,
+                                                      f'{where}, picture {k}')
         shown += picture_tokens
         tiles += picture_tiles
     return tokens + shown, tiles, shown, learnt
+
+
+def _picture_cost(layout, data, alone, where):
+    """Return (tokens, tiles) of encoded bytes."""
+    # To open a small picture costs more than all else that is measured of a conversation.
+    if layout.vision is not None:
+        placed = images.remembered(data, layout.vision, layout.pictures, alone)
+        if placed is not None:
+            return placed.tokens, placed.tiles
+    return picture_cost(*picture_size(data, where), layout, alone)

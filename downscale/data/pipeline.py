@@ -11,7 +11,7 @@ process does alike costs about as much as tokenising, and grows with the global 
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -204,13 +204,15 @@ class _Iterator(grain.DatasetIterator):
         self.making = None
         self.state = None
         self.readers = ThreadPoolExecutor(READERS)
-        self.makers = ThreadPoolExecutor(min(MAKERS, os.cpu_count()))
+        # On one core a thread more is work more: conversations are made when they are packed.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+        self.makers = ThreadPoolExecutor(min(MAKERS, cores)) if cores > 1 else None
 
     def __next__(self):
         # The state is that behind the batch that is given, not behind the one planned ahead.
         bucket, made, self.state = self.making or self._started()
         self.making = self._started()
-        rows = list(map(_finished, made))
+        rows = list(map(self._finished, made))
         captioned = STAGES[self.sampler.recipe.stage].rows == 'captioned'
         make = captioned_batch if captioned else packed_batch
         return make(rows, self.sampler.shapes[bucket], self.sampler.encoder.layout)
@@ -239,21 +241,28 @@ class _Iterator(grain.DatasetIterator):
         return bucket, list(map(self._making, rows)), state
 
     def _reading(self, row):
-        """Return the `Drawn` of a row, being read."""
-        return [self.readers.submit(self.sampler.read, drawn) for drawn in row]
+        """Return the `Drawn` of a row, being read; what holds its conversation is not."""
+        return [drawn if drawn.talk else self.readers.submit(self.sampler.read, drawn)
+                for drawn in row]
 
     def _making(self, row):
-        """Return the arrays of the conversations of a row, in the making."""
-        return [self.makers.submit(self._make, read) for read in row]
+        """Return the arrays of the conversations of a row, in the making or yet to be made."""
+        return [self.makers.submit(self._make, read) for read in row] if self.makers else row
+
+    def _finished(self, row):
+        """Return the arrays of the conversations of a row once they are made."""
+        if self.makers is None:
+            return list(map(self._make, row))
+        return [made.result() for made in row]
 
     def _make(self, read):
         """Return the arrays of a conversation, once it is read."""
-        return self.sampler.make(read.result())
+        return self.sampler.make(read.result() if isinstance(read, Future) else read)
 
     def close(self):
         """Stop making conversations; what is being made is dropped."""
         super().close()
-        for pool in (self.readers, self.makers):
+        for pool in filter(None, (self.readers, self.makers)):
             pool.shutdown(wait=False, cancel_futures=True)
 
     def get_state(self):
@@ -266,11 +275,6 @@ class _Iterator(grain.DatasetIterator):
         self.making = None
         self.state = state
         self.waiting = {position: self.drawn[position] for position in self.packer.restore(state)}
-
-
-def _finished(row):
-    """Return the arrays of the conversations of a row once they are made."""
-    return [made.result() for made in row]
 
 
 def stream(sampler: Any, seed: int, share: Share = Share()) -> Any:

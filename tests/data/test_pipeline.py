@@ -1,5 +1,6 @@
 """The input stream: deterministic, resumable, packed without mixing; what cannot fit is said."""
 import io
+import os
 import re
 
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 import small
 from PIL import Image
 
+from downscale.data import images, measure
 from downscale.data.buckets import Shape
-from downscale.data.pipeline import Share, stream
+from downscale.data.pipeline import Share, _Batches, stream
 from downscale.data.records import IMAGE, Conversation, Example, Turn
 from downscale.data.scenes.conversations import Recipe
 from downscale.data.tiling import NEWLINE
@@ -320,3 +322,30 @@ def test_shares_are_the_rows_of_the_same_global_batches(stage, tiles):
         assert equal(taken(part, 3), [{name: array[list(rows)] for name, array in batch.items()}
                                       for batch in batches])
         assert part.get_state() == whole.get_state()
+
+
+@pytest.mark.parametrize('stage, tiles', [('reason', 0), ('instruct', 3), ('tower', 1)])
+def test_one_core_makes_the_batches_of_many(stage, tiles, monkeypatch):
+    """There no thread makes conversations, and the position is the same."""
+    found = {}
+    for cores in (1, 2):
+        monkeypatch.setattr(os, 'sched_getaffinity', lambda process, cores=cores: set(range(cores)))
+        batches = iter(_Batches(small.sampler(stage, tiles=tiles), 3, Share()))
+        assert (batches.makers is None) == (cores == 1)
+        found[cores] = taken(batches, 4), batches.get_state()
+        batches.close()
+    assert equal(found[1][0], found[2][0]) and found[1][1] == found[2][1]
+
+
+@pytest.mark.parametrize('alone', [True, False])
+@pytest.mark.parametrize('mode', ['flat', 'anyres'])
+def test_a_picture_that_was_cut_is_measured_without_being_opened(alone, mode, monkeypatch):
+    encoder = small.encoder(pictures=Pictures(mode=mode))
+    shown = [png(7, (90, 30))] if alone else [png(7, (90, 30)), png(8, (30, 100))]
+    turn = Turn(role='user', text=' '.join([IMAGE] * len(shown)), supervised=False)
+    talk = Conversation(tuple(shown), (turn,))
+    monkeypatch.setattr(images, '_cache', images._Cache(images.CACHE_BYTES))
+    wanted = measure.cost(encoder, talk, 'here')
+    encoder.layout.cut(shown)
+    monkeypatch.setattr(measure, 'picture_size', lambda *_: pytest.fail('opened'))
+    assert measure.cost(encoder, talk, 'here') == wanted

@@ -196,9 +196,11 @@ class SceneSource:
         self.folder = Path(folder)
         self.split = split
         self._records = None
+        self._last = None, None
 
     def __getstate__(self):
-        return {'folder': self.folder, 'split': self.split, '_records': None}
+        return {'folder': self.folder, 'split': self.split, '_records': None,
+                '_last': (None, None)}
 
     def __len__(self) -> int:
         return len(self._open())
@@ -245,7 +247,12 @@ class SceneSource:
     def _read(self, index):
         if not -len(self) <= index < len(self):
             raise IndexError(f'example {index} of {len(self)} in {self.split} of {self.folder}')
-        return self._open()[index % len(self)]
+        # Remembered: the pictures of an example and its scene graphs are asked for one by one.
+        last, features = self._last
+        if last != index:
+            features = self._open()[index % len(self)]
+            self._last = index, features
+        return features
 
 
 def source(data_dir: str | Path, split: str) -> SceneSource:
