@@ -31,7 +31,8 @@ def pytest_configure(config):
 
 
 # Files that take longest, in that order: where workers share the tests, none of these ends alone.
-LONGEST = ('launch/test_lost_processes.py', 'launch/test_launch_local.py')
+LONGEST = ('launch/rehearsal/test_vms.py', 'launch/test_lost_processes.py',
+           'launch/test_launch_local.py')
 
 
 def pytest_collection_modifyitems(items):

@@ -36,7 +36,7 @@ def clone(folder, patch):
     patch.setenv('PATH', f'{gcloud_folder(folder / "bin")}{os.pathsep}{os.environ["PATH"]}')
     patch.setattr(sweep, 'SCRIPT', folder / 'launch' / 'startup.sh')
     for backend in (on_vms.RehearsedGroups, on_vms.RehearsedQueue):
-        patch.setattr(backend, 'poll', 1.0)
+        patch.setattr(backend, 'poll', 8.0)
     patch.setattr(on_vms, 'STALE_SECONDS', 40.0)
     for name in ('JAX_PLATFORMS', *pool.ENVIRONMENT):  # a command may set them
         patch.setenv(name, os.environ.get(name, ''))
