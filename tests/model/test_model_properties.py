@@ -342,7 +342,8 @@ def test_impossible_heads_raise_with_the_arithmetic():
         replace(SMALL, E=7)
     with pytest.raises(ValueError, match=r'10 is not divisible by 3 heads \(10 % 3 = 1\)'):
         replace(TOWER, W=10, H=3)
-    with pytest.raises(ValueError, match=r'H \(query heads\) = 16 \* 1000 / 1024 = 15.625 .*nearest width is 1024'):
+    with pytest.raises(ValueError, match=r'H \(query heads\) = 16 \* 1000 / 1024 = 15.625 .*'
+                                         'nearest width is 1024'):
         scale(QWEN3['0.6b'], 1000)
     with pytest.raises(ValueError, match='at least 1'):
         scale(QWEN3['0.6b'], depth=0)
