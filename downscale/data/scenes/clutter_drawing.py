@@ -16,8 +16,6 @@ from downscale.data.scenes.world import COLORS, Object, Scene, stream
 if TYPE_CHECKING:  # its scenes ask how much is hidden
     from downscale.data.scenes.clutter_world import Clutter
 
-_INK = 127  # coverage above which a pixel counts as a thing's
-
 
 def render(world: 'Clutter', scene: Scene) -> bytes:
     """Return the scene as PNG bytes, RGB, `world.side` pixels square.
@@ -74,9 +72,14 @@ def _covered(obj, over):
 
 @functools.cache
 def inks(shape: str, char: str, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the pixels of a thing, and those of its character, bool [width, width]."""
-    letter = np.asarray(char_mask(char, shape, width)) > _INK
-    return (np.asarray(shape_masks(shape, width)[0]) > _INK) | letter, letter
+    """Return the pixels that a thing, and that its character, covers by more than half.
+
+    Both are bool [width, width].
+    """
+    outer, inner, letter = (np.asarray(mask) / 255 for mask in (*shape_masks(shape, width),
+                                                                char_mask(char, shape, width)))
+    # Painted over one another, each lets through what it does not cover.
+    return 1 - (1 - outer) * (1 - inner) * (1 - letter) > 0.5, letter > 0.5
 
 
 def _weave(rng, side):

@@ -28,7 +28,8 @@ from downscale.values import Choice, Range, Several, check
 MORE_SHAPES = (*SHAPES, 'house', 'crown', 'flag', 'boat', 'shield', 'tee')
 SHORTEST = 8  # tokens: the longest single record of an extraction, or of a caption, has no more
 
-_MAX_DRAWS = 10_000
+_MAX_DRAWS = 2_000
+_MAX_CHANGES = 50  # of one scene, before another is drawn: both must be of one split
 _PLACES = 60  # places that are tried for one thing before a scene is begun anew
 
 
@@ -45,8 +46,8 @@ class Clutter:
     side: Annotated[int, Range(48, 1000, 'pixels along the image')] = 96
     grid: Annotated[int, Range(4, 9, 'columns and rows that places are told by')] = 9
     large_px: Annotated[int, Range(14, 400, 'pixels along a large thing')] = 22
-    small_px: Annotated[int, Range(10, 400, 'pixels along a small thing')] = 14
-    jitter_px: Annotated[int, Range(0, 50, 'pixels from the middle of a place, at most')] = 2
+    small_px: Annotated[int, Range(10, 400, 'pixels along a small thing')] = 16
+    jitter_px: Annotated[int, Range(0, 50, 'pixels from the middle of a place, at most')] = 3
     min_objects: Annotated[int, Range(2, 20, 'the fewest things of a scene')] = 6
     max_objects: Annotated[int, Range(2, 20, 'the most things of a scene')] = 12
     n_shapes: Annotated[int, Range(2, len(MORE_SHAPES), 'shapes that occur')] = 14
@@ -139,8 +140,9 @@ def sample(world: Clutter, split: str, index: int) -> Scene:
 def pair(world: Clutter, split: str, index: int, field: str) -> tuple[Scene, Scene]:
     """Return two scenes of `split` that differ in the `field` of one thing, and in nothing else.
 
-    `field` is one of FIELDS. The thing can be named in both by the same words without that field,
-    and keeps its middle where the field is not its place. ValueError as in `sample`.
+    `field` is one of FIELDS. The thing can be named in both by the same words without that field
+    (of another shape: by its place), and keeps its middle where the field is not its place.
+    ValueError as in `sample`.
     """
     values = {'shape': world.shapes, 'cell': world.cells, 'size': SIZES, 'color': world.colors,
               'char': world.chars}
@@ -149,10 +151,11 @@ def pair(world: Clutter, split: str, index: int, field: str) -> tuple[Scene, Sce
     rng = stream(world, 'pair', field, split, index)
 
     def both(scene):
-        changed = _changed(world, rng, scene, field, values[field])
-        if changed is None or split_of(changed) != split:
-            return None
-        return scene, changed
+        for _ in range(_MAX_CHANGES):
+            changed = _changed(world, rng, scene, field, values[field])
+            if changed is not None and split_of(changed) == split:
+                return scene, changed
+        return None
 
     return _first_in(world, split, rng, f'{split}-pair-{index:06d}', both)
 
@@ -168,7 +171,7 @@ def _first_in(world, split, rng, scene_id, accept):
             if accepted is not None:
                 return accepted
     raise ValueError(f'no {split} scene in {_MAX_DRAWS} draws: raise `side` or `occlusion`, or '
-                     f'lower `max_objects` of {world}')
+                     'lower `max_objects` of the world')
 
 
 def _draw(world, rng, scene_id):
@@ -230,24 +233,22 @@ def _changed(world, rng, scene, field, values):
     i = int(rng.integers(len(scene.objects)))
     thing = scene.objects[i]
     value = values[int(rng.integers(len(values)))]
-    before = name_of(scene.objects, thing, without=field)
-    if value == vars(thing)[field] or before is None:
+    others = [*scene.objects[:i], *scene.objects[i + 1:]]
+    if value == vars(thing)[field] or (field == 'cell' and value in {obj.cell for obj in others}):
         return None
     changed = replace(thing, **{field: value})
     if field == 'cell':
         changed = _at(world, changed, value, (0, 0))
     elif field == 'size':
-        # The same middle: widths are even or odd alike, or it moves by half a pixel.
-        x0, y0, x1, _ = thing.box
-        less = (x1 - x0 - world.diameter(value)) // 2
         width = world.diameter(value)
-        changed = replace(changed, box=(x0 + less, y0 + less, x0 + less + width,
-                                        y0 + less + width))
-    others = [*scene.objects[:i], *scene.objects[i + 1:]]
-    if field == 'cell' and value in {obj.cell for obj in others}:
-        return None
+        less = (thing.box[2] - thing.box[0] - width) // 2
+        x0, y0 = thing.box[0] + less, thing.box[1] + less
+        changed = replace(changed, box=(x0, y0, x0 + width, y0 + width))
     objects = in_order([*others, changed])
-    if name_of(objects, changed, without=field) != before or not _inside(world, changed) \
-            or not _seen(world, objects):
-        return None
-    return replace(scene, objects=objects)
+    named = [name_of(both, obj, without=field)
+             for both, obj in ((scene.objects, thing), (objects, changed))]
+    # No name lacks a shape: a thing of another shape is known by its place.
+    known = field == 'shape' or named[0] == named[1] is not None
+    if known and _inside(world, changed) and _seen(world, objects):
+        return replace(scene, objects=objects)
+    return None
