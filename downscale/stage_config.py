@@ -59,8 +59,8 @@ class Stage:
             raise ValueError(f'stage {self.name} trains {lacking} without a rate in `rates`')
         # Replayed stages and the tower's captions are drawn from the scene world.
         if self.blind and (self.mixture or not self.kind.answers):
-            raise ValueError(f'stage {self.name}: `blind` leaves out pictures that are asked about, '
-                             'in a stage that answers questions on scenes; leave it out')
+            raise ValueError(f'stage {self.name}: `blind` is the share of questions about '
+                             'scenes without their picture, in a stage that answers; leave it out')
         if self.mixture and (self.kind.rows == 'captioned' or self.replay):
             raise ValueError(f'stage {self.name}: a mixture is neither for the tower stage nor for '
                              '`replay`; give its sources their shares in the mixture')

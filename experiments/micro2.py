@@ -1,7 +1,7 @@
 """What breaks first when perception is more than one token? A first draft of the second study.
 
-In the first world a patch was a cell and a thing was a token. Here 6 to 12 things lie anywhere, some
-alike, some partly covered, before a background of lines; a thing covers four to nine patches. Five
+In the first world a patch was a cell and a thing was a token. Here 6 to 12 things lie anywhere,
+some alike, some partly covered, before a background of lines; a thing covers four to nine patches. Five
 sizes span two decades of non-embedding parameters. Chains of one to four steps ask for the same
 field over the same scene, so that steps are the only difference; facts are told equally often,
 whatever their number; writers are trained under budgets; a tenth of the questions of instruct
@@ -9,7 +9,7 @@ come without their picture, so that a blind question is nothing new. The steps a
 none of this has been run but `small`.
 
 Command:   downscale study experiments/micro2.py                (the study)
-           downscale study experiments/micro2.py:small          (one cell, fewer things: is it learnt?)
+           downscale study experiments/micro2.py:small          (one cell, fewer things)
            downscale study experiments/micro2.py:dry            (all of it, tiny)
 Hardware:  2 CPU cores, 4 GiB
 Time:      not measured; `small` see docs/results/second_world.md

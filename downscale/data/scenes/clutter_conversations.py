@@ -118,7 +118,7 @@ def caption(library: 'Library', index: int, rng: np.random.Generator, world: Clu
 
 def extract(library: 'Library', index: int, rng: np.random.Generator, world: Clutter, turns: int,
             gap: str) -> Conversation:
-    """Return extraction tuning: what each question needs, within a budget, given what to look at."""
+    """Return extraction tuning: what each question needs, within a budget."""
     example = library.example(index)
     pairs = []
     for question in some(rng, example.questions, turns):
@@ -140,24 +140,24 @@ def reason(library: 'Library', index: int, rng: np.random.Generator, world: Clut
     budget = _budget(rng, world)
     if rng.random() < EXTRACTED:
         question, = some(rng, _shown(example), 1)
-        told = within(question.extraction.text, budget)
-        thought = _thought(question, told, question.extraction.text, question.trace.text)
-        return Conversation((), ask(reasoner_prompt(told, question),
+        read = within(question.extraction.text, budget)
+        thought = _thought(question, read, question.extraction.text, question.trace.text)
+        return Conversation((), ask(reasoner_prompt(read, question),
                                     answer_text(question, thought if think else ''), think))
-    told = within(example.caption, budget)
+    read = within(example.caption, budget)
     talk = []
     # As in the first world: fewer thoughts fit a row.
     for k, question in enumerate(some(rng, _shown(example), 2 if think else turns)):
-        prompt = reasoner_prompt(told, question) if k == 0 else question.text
-        thought = _thought(question, told, example.caption, question.trace.scan)
+        prompt = reasoner_prompt(read, question) if k == 0 else question.text
+        thought = _thought(question, read, example.caption, question.trace.scan)
         talk += ask(prompt, answer_text(question, thought if think else ''), think)
     return Conversation((), tuple(talk))
 
 
-def _thought(question: Question, told: str, whole: str, trace: str) -> str:
-    """Return the trace of an answer where `told` holds what it needs, of the `whole` text."""
+def _thought(question: Question, read: str, whole: str, trace: str) -> str:
+    """Return the trace of an answer where the text that is `read` holds what it needs, of the `whole` text."""
     needed = [part.strip() for part in question.extraction.text.split(END) if part.strip()]
-    return trace if told == whole or all(part in told for part in needed) else UNTOLD
+    return trace if read == whole or all(part in read for part in needed) else UNTOLD
 
 
 MIXTURES: dict[str, Callable[..., Conversation]] = {

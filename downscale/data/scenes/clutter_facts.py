@@ -19,7 +19,7 @@ NOTHING = 'nothing'  # what there is to see of a fact
 _TEMPLATE_WORDS = (
     'what is the of at where box how many things thing are which larger smaller or left right '
     'above below yes no does read look all and nothing to total size color shape char before after '
-    'it their there a nearest friend noise describe in not told ;')
+    'it their there a nearest friend noise describe in not told cell ;')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +95,12 @@ def _rule(rng, taken, world):
     names = [(first, k) for first in firsts for k in range(len(lasts))]
     names = [names[i] for i in rng.permutation(len(names))]
     facts = [Fact(f'{first} {lasts[k]}', 'noise', noises[k]) for first, k in names]
-    told = facts[:world.n_facts]
+    first = facts[:world.n_facts]
     # A rule that nothing told shows cannot be known.
-    shown = {fact.value for fact in told}
+    shown = {fact.value for fact in first}
     rest = [fact for fact in facts[world.n_facts:] if fact.value in shown][:asked]
     return ([Known(family='rule', fact=fact, trace=fact.statement, times=world.exposures)
-             for fact in told],
+             for fact in first],
             [Known(family='rule', fact=fact, trace=fact.statement) for fact in rest])
 
 
@@ -112,11 +112,11 @@ def tellings(world: Clutter, turns: int, share: int = 1) -> tuple[tuple[Known, .
     more conversations.
     """
     talks = []
-    told = knowledge(world).told
-    for number in range(max(known.times for known in told) // share):
+    facts = knowledge(world).told
+    for number in range(max(known.times for known in facts) // share):
         rng = np.random.default_rng([world.seed, number, share])
         # A round tells all that is still to be told, each once: no fact meets itself in a talk.
-        due = [known for known in told if known.times // share > number]
+        due = [known for known in facts if known.times // share > number]
         order = rng.permutation(len(due))
         talks += [tuple(due[i] for i in order[start:start + turns])
                   for start in range(0, len(due), turns)]

@@ -142,18 +142,19 @@ def _nearest(world, scene):
     """Return what is nearest to each thing that can be named, where nothing is as near."""
     asks = []
     for obj in scene.objects:
-        name = name_of(scene.objects, obj)
+        # What is told of the things around holds no size.
+        name = name_of(scene.objects, obj, without='size')
         others = sorted((other for other in scene.objects if other is not obj),
                         key=lambda other: distance(obj, other))
         if name is None or (len(others) > 1
                             and distance(obj, others[0]) == distance(obj, others[1])):
             continue
         near = {obj.cell, *(other.cell for other in others[:_AROUND])}
-        told = [other for other in scene.objects if other.cell in near]
+        shown = [other for other in scene.objects if other.cell in near]
         asks.append(Draft(
             text=f'what is nearest to the {name}', answer=others[0].shape,
             information=f'look at the {name} and what is nearest to it',
-            extraction=placed(told),
+            extraction=placed(shown),
             trace=f'{obj.shape} {obj.cell} nearest {others[0].shape} {others[0].cell}'))
     return asks
 
@@ -203,7 +204,9 @@ def _chain(dose, world, scene):
 
 
 def _path(steps, obj, way):
-    """Return the things on a way of steps, `obj` first; None where it ends early or meets one twice.
+    """Return the things on a way of steps, `obj` first.
+
+    None where it ends early or meets one twice.
     """
     path = [obj]
     for direction in way:

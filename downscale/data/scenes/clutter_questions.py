@@ -85,7 +85,8 @@ def possible_answers(world: Clutter, family: str, text: str) -> tuple[str, ...]:
     if family == 'ground':
         width = world.large_px
         edges = range(0, world.side - width + 1, world.side // world.grid)
-        return tuple(box_text(world, (x, y, x + width, y + width)) for y, x in product(edges, edges))
+        return tuple(box_text(world, (x, y, x + width, y + width))
+                     for y, x in product(edges, edges))
     if family in CHAINS:
         return world.colors
     counts = tuple(str(n) for n in range(world.max_objects + 1))

@@ -161,7 +161,7 @@ def pair(world: Clutter, split: str, index: int, field: str) -> tuple[Scene, Sce
 
 
 def _first_in(world, split, rng, scene_id, accept):
-    """Return what `accept` makes of the first scene of `split` that it takes (None: it does not)."""
+    """Return what `accept` makes of the first scene of `split` for which that is not None."""
     if split not in SPLITS:
         raise ValueError(f'unknown split {split!r}: use one of {", ".join(SPLITS)}')
     for _ in range(_MAX_DRAWS):

@@ -7,11 +7,11 @@ same rule (`questions.correct`).
 """
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from downscale.data.records import Conversation, Example, Question
+from downscale.data.records import Conversation, Question
 from downscale.data.scenes import (
     clutter_conversations,
     clutter_drawing,
@@ -34,7 +34,7 @@ AnyWorld = World | Clutter
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class WorldKind:
     """A kind of world; each entry takes the settings first, but `conversation`.
 
     sample: the scene of a split and an index.
@@ -60,8 +60,8 @@ def _conversation(stage: str, library: 'Library', index: int, rng: np.random.Gen
     return conversations.MIXTURES[stage](library, index, rng, settings, turns, gap)
 
 
-KINDS: dict[type, Kind] = {
-    World: Kind(
+KINDS: dict[type, WorldKind] = {
+    World: WorldKind(
         sample=world.sample,
         render=drawing.render,
         questions_for=questions.questions_for,
@@ -70,7 +70,7 @@ KINDS: dict[type, Kind] = {
         conversation=_conversation,
         count=lambda settings, stage, scenes, turns: scenes,
     ),
-    Clutter: Kind(
+    Clutter: WorldKind(
         sample=clutter_world.sample,
         render=clutter_drawing.render,
         questions_for=clutter_questions.questions_for,
@@ -87,6 +87,6 @@ def render(settings: AnyWorld, scene: Scene) -> bytes:
     return KINDS[type(settings)].render(settings, scene)
 
 
-def kind_of(settings: AnyWorld) -> Kind:
-    """Return the `Kind` of a world."""
+def kind_of(settings: AnyWorld) -> WorldKind:
+    """Return the `WorldKind` of a world."""
     return KINDS[type(settings)]
