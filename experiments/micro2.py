@@ -1,12 +1,12 @@
 """What breaks first when perception is more than one token? A first draft of the second study.
 
 In the first world a patch was a cell and a thing was a token. Here 6 to 12 things lie anywhere,
-some alike, some partly covered, before a background of lines; a thing covers four to nine patches. Five
-sizes span two decades of non-embedding parameters. Chains of one to four steps ask for the same
-field over the same scene, so that steps are the only difference; facts are told equally often,
-whatever their number; writers are trained under budgets; a tenth of the questions of instruct
-come without their picture, so that a blind question is nothing new. The steps are a first guess:
-none of this has been run but `small`.
+some alike, some partly covered, before a background of lines; a thing covers four to nine
+patches. Five sizes span two decades of non-embedding parameters. Chains of one to four steps ask
+for the same field over the same scene, so that steps are the only difference; facts are told
+equally often, whatever their number; writers are trained under budgets; a tenth of what instruct
+asks comes without its picture, so that a blind question is nothing new. The steps are a first
+guess: nothing of this has been run but `small`.
 
 Command:   downscale study experiments/micro2.py                (the study)
            downscale study experiments/micro2.py:small          (one cell, fewer things)

@@ -155,7 +155,7 @@ def reason(library: 'Library', index: int, rng: np.random.Generator, world: Clut
 
 
 def _thought(question: Question, read: str, whole: str, trace: str) -> str:
-    """Return the trace of an answer where the text that is `read` holds what it needs, of the `whole` text."""
+    """Return the trace where what is `read`, of the `whole` text, holds what the answer needs."""
     needed = [part.strip() for part in question.extraction.text.split(END) if part.strip()]
     return trace if read == whole or all(part in read for part in needed) else UNTOLD
 

@@ -109,11 +109,11 @@ def _compare(world, scene):
         shown = records([first, second])
         for word, size in (('larger', 'large'), ('smaller', 'small')):
             answer = first.shape if first.size == size else second.shape
+            sizes = f'{first.shape} {first.size} {second.shape} {second.size}'
             asks.append(Draft(
                 text=f'which is {word} the {names[first]} or the {names[second]}', answer=answer,
                 information=f'look at the {names[first]} and the {names[second]}',
-                extraction=shown, trace=f'{first.shape} {first.size} {second.shape} {second.size} '
-                                        f'{END} {size} {answer}'))
+                extraction=shown, trace=f'{sizes} {END} {size} {answer}'))
     return asks
 
 
@@ -129,12 +129,13 @@ def _relation(world, scene):
             gap = place_of(first)[axis] - place_of(second)[axis]
             if gap:
                 words = [obj.cell.split()[axis] for obj in (first, second)]
+                order = ' after ' if gap > 0 else ' before '
                 asks.append(Draft(
                     text=f'is the {names[first]} {direction} the {names[second]}',
                     answer='yes' if (gap > 0) == up else 'no',
                     information=f'look at the {names[first]} and the {names[second]}',
-                    extraction=shown, trace=f'{first.cell} {second.cell} {END} {words[0]} '
-                                            f'{"after" if gap > 0 else "before"} {words[1]}'))
+                    extraction=shown,
+                    trace=f'{first.cell} {second.cell} {END} {order.join(words)}'))
     return asks
 
 

@@ -34,12 +34,14 @@ def _scene_questions(world, scene, family, rng, per_family):
     # A guesser that knows the scene cannot tell these from one another.
     peers = [ask.answer for ask in asks]
     for k, i in enumerate(rng.permutation(len(asks))[:per_family]):
-        # Those that name two candidates offer no more.
-        near = [] if family == 'compare' else sorted(set(peers))
-        least = 0.5 if family == 'compare' else 0.0
+        chance = best_constant(family, peers) / len(peers)
+        near = sorted(set(peers))
+        # A question that names its two candidates offers no more.
+        if family == 'compare':
+            chance = max(chance, 0.5)
+            near = []
         questions.append(question_of(
-            asks[i], scene.scene_id, family, k,
-            chance=max(best_constant(family, peers) / len(peers), least),
+            asks[i], scene.scene_id, family, k, chance=chance,
             distractors=_distractors(world, family, asks[i], rng, near)))
     return questions
 
@@ -89,10 +91,10 @@ def possible_answers(world: Clutter, family: str, text: str) -> tuple[str, ...]:
                      for y, x in product(edges, edges))
     if family in CHAINS:
         return world.colors
-    counts = tuple(str(n) for n in range(world.max_objects + 1))
+    if family.startswith('count'):
+        return tuple(str(n) for n in range(world.max_objects + 1))
     return {'color': world.colors, 'size': SIZES, 'read': world.chars, 'position': world.cells,
-            'content': world.shapes, 'nearest': world.shapes, 'count_color': counts,
-            'count_shape': counts, 'relation': ('yes', 'no'), 'exists': ('yes', 'no')}[family]
+            'content': world.shapes, 'nearest': world.shapes}.get(family, ('yes', 'no'))
 
 
 def baselines(world: Clutter, examples: Iterable[Example]) -> dict[str, dict[str, float]]:
