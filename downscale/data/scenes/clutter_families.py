@@ -78,13 +78,13 @@ def _count(field, text, world, scene):
     for value in values:
         if not things[value] and value != spare:
             continue
+        like = things[value]
         # The extraction holds the things that count, the caption all: hence a trace for either.
         asks.append(Draft(
-            text=text.format(value), answer=str(len(things[value])),
+            text=text.format(value), answer=str(len(like)),
             information=f'look at all {value} things',
-            extraction=placed(things[value]) or f'no {value} things {END}',
-            trace=_counted(things[value], field, value),
-            scan=_counted(scene.objects, field, value)))
+            extraction=placed(like) or f'no {value} things {END}',
+            trace=_counted(like, field, value), scan=_counted(scene.objects, field, value)))
     return asks
 
 
@@ -107,12 +107,13 @@ def _compare(world, scene):
                 or None in (names[first], names[second]):
             continue
         shown = records([first, second])
+        both = [names[first], names[second]]
+        sizes = f'{first.shape} {first.size} {second.shape} {second.size}'
         for word, size in (('larger', 'large'), ('smaller', 'small')):
             answer = first.shape if first.size == size else second.shape
-            sizes = f'{first.shape} {first.size} {second.shape} {second.size}'
             asks.append(Draft(
-                text=f'which is {word} the {names[first]} or the {names[second]}', answer=answer,
-                information=f'look at the {names[first]} and the {names[second]}',
+                text=f'which is {word} the {" or the ".join(both)}', answer=answer,
+                information=f'look at the {" and the ".join(both)}',
                 extraction=shown, trace=f'{sizes} {END} {size} {answer}'))
     return asks
 
@@ -125,16 +126,16 @@ def _relation(world, scene):
         if None in (names[first], names[second]):
             continue
         shown = records([first, second])
+        information = f'look at the {names[first]} and the {names[second]}'
         for direction, (axis, up) in STEPS.items():
             gap = place_of(first)[axis] - place_of(second)[axis]
             if gap:
                 words = [obj.cell.split()[axis] for obj in (first, second)]
                 order = ' after ' if gap > 0 else ' before '
+                answer = 'yes' if (gap > 0) == up else 'no'
                 asks.append(Draft(
-                    text=f'is the {names[first]} {direction} the {names[second]}',
-                    answer='yes' if (gap > 0) == up else 'no',
-                    information=f'look at the {names[first]} and the {names[second]}',
-                    extraction=shown,
+                    text=f'is the {names[first]} {direction} the {names[second]}', answer=answer,
+                    information=information, extraction=shown,
                     trace=f'{first.cell} {second.cell} {END} {order.join(words)}'))
     return asks
 

@@ -55,10 +55,11 @@ def _fact_questions(world, scene, family, rng, per_family):
         ask = Draft(text=fact.question, answer=fact.value, information='nothing to look at',
                     extraction=NOTHING, trace=asked[i].trace)
         # The cluster is the fact, not the picture, which has no part in the answer.
+        cluster = f'{family}-{fact.entity.replace(" ", "-")}-{fact.relation}'
+        chance = _chance(world)[family, fact.relation]
         questions.append(question_of(
-            ask, scene.scene_id, family, k, chance=_chance(world)[family, fact.relation],
-            distractors=_distractors(world, family, ask, rng, []), kind='knowledge',
-            cluster_id=f'{family}-{fact.entity.replace(" ", "-")}-{fact.relation}'))
+            ask, scene.scene_id, family, k, chance=chance, cluster_id=cluster, kind='knowledge',
+            distractors=_distractors(world, family, ask, rng, [])))
     return questions
 
 

@@ -72,10 +72,9 @@ class SceneWorld(tfds.core.GeneratorBasedBuilder):
         # Triples come first; each kind is numbered from 0.
         n_triples = round(n * config.similarity_share)
         for i in range(n):
-            if i < n_triples:
-                example, scenes = triple_example(config.world, split, i)
-            else:
-                example, scenes = scene_example(config.world, split, i - n_triples)
+            of_three = i < n_triples
+            number = i if of_three else i - n_triples
+            example, scenes = example_of(config.world, split, number, of_three)
             yield example.scene_id, _to_features(example, scenes)
             if config.progress:
                 config.progress(before + i + 1, total)
@@ -102,6 +101,14 @@ def triple_example(world: World, split: str, index: int) -> tuple[Example, tuple
     scenes = triple(world, split, index)
     rng = stream(world, 'similarity', split, index)
     return _example(world, scenes, (similarity_question(world, scenes, rng),))
+
+
+def example_of(world: AnyWorld, split: str, index: int,
+               of_three: bool) -> tuple[Example, tuple[Scene, ...]]:
+    """Return a `triple_example`, where the world has such, or a `scene_example`."""
+    if of_three and isinstance(world, World):
+        return triple_example(world, split, index)
+    return scene_example(world, split, index)
 
 
 def _example(world, scenes, questions):

@@ -60,26 +60,25 @@ def _conversation(stage: str, library: 'Library', index: int, rng: np.random.Gen
     return conversations.MIXTURES[stage](library, index, rng, settings, turns, gap)
 
 
-KINDS: dict[type, WorldKind] = {
-    World: WorldKind(
-        sample=world.sample,
-        render=drawing.render,
-        questions_for=questions.questions_for,
-        vocabulary=facts.vocabulary,
-        baselines=questions.baselines,
-        conversation=_conversation,
-        count=lambda settings, stage, scenes, turns: scenes,
-    ),
-    Clutter: WorldKind(
-        sample=clutter_world.sample,
-        render=clutter_drawing.render,
-        questions_for=clutter_questions.questions_for,
-        vocabulary=clutter_facts.vocabulary,
-        baselines=clutter_questions.baselines,
-        conversation=clutter_conversations.conversation,
-        count=clutter_conversations.count,
-    ),
-}
+_FIRST = WorldKind(
+    sample=world.sample,
+    render=drawing.render,
+    questions_for=questions.questions_for,
+    vocabulary=facts.vocabulary,
+    baselines=questions.baselines,
+    conversation=_conversation,
+    count=lambda settings, stage, scenes, turns: scenes,
+)
+_CLUTTERED = WorldKind(
+    sample=clutter_world.sample,
+    render=clutter_drawing.render,
+    questions_for=clutter_questions.questions_for,
+    vocabulary=clutter_facts.vocabulary,
+    baselines=clutter_questions.baselines,
+    conversation=clutter_conversations.conversation,
+    count=clutter_conversations.count,
+)
+KINDS: dict[type, WorldKind] = {World: _FIRST, Clutter: _CLUTTERED}
 
 
 def render(settings: AnyWorld, scene: Scene) -> bytes:
