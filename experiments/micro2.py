@@ -12,8 +12,8 @@ Command:   downscale study experiments/micro2.py                (the study)
            downscale study experiments/micro2.py:small          (one cell, fewer things)
            downscale study experiments/micro2.py:dry            (all of it, tiny)
 Hardware:  2 CPU cores, 4 GiB
-Time:      not measured; `small` see docs/results/second_world.md
-Expect:    not known
+Time:      not measured; `small` takes about 25 minutes of one core
+Expect:    not known; of `small`, see docs/concepts/clutter.md
 """
 from ml_collections import ConfigDict
 
