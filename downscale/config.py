@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from downscale.data.chat import CHATS, Chat
+from downscale.data.scenes.clutter_world import Clutter, check_triples
 from downscale.data.scenes.world import World
 from downscale.data.templates import Origin, Template
 from downscale.data.tokens import Layout
@@ -132,7 +133,7 @@ class Experiment:
     seed: Annotated[int, Range(0, 2 ** 32 - 1, 'seed of the cell')]
     language: LanguageConfig | None
     vision: VisionConfig | None
-    world: World = World()
+    world: World | Clutter = World()
     data: Data = Data()
     stages: tuple[Stage, ...] = ()
     evaluation: Evaluation = Evaluation()
@@ -153,6 +154,7 @@ class Experiment:
 
     def __post_init__(self):
         check(self)
+        check_triples(self.world, self.data.similarity_share)
         self._check_chat()
         self._check_parametrisation()
         for stage in self.stages:
@@ -262,7 +264,7 @@ class Experiment:
     def hash(self) -> str:
         """A short hash of everything in this cell but its label, the budget."""
         # Fields that came later are left out at their old meaning: finished runs keep their hash.
-        value = dataclasses.asdict(self) | {'world': self.world.declared()}
+        value = _stored(self)
         if not self.evaluation.scorers:
             del value['evaluation']['scorers']  # as with parametrisation
         del value['budget']  # a label changes nothing
@@ -276,9 +278,18 @@ class Experiment:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def _stored(experiment):
+    """Return a cell as plain values; fields that came later are left out at their old meaning."""
+    value = dataclasses.asdict(experiment) | {'world': experiment.world.declared()}
+    for stage in value['stages']:
+        if not stage['blind']:
+            del stage['blind']
+    return value
+
+
 def save(experiment: Experiment, folder: PathLike) -> None:
     """Write `folder/experiment.json`."""
-    value = dataclasses.asdict(experiment) | {'world': experiment.world.declared()}
+    value = _stored(experiment)
     if experiment.origin is None:  # as in the files of before there was one
         del value['origin']
     if experiment.attention == 'auto':  # likewise: a checkpoint's fingerprint covers this file

@@ -4,7 +4,14 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from downscale.data.buckets import BATCH, LENGTH, TILES, Shape, in_order
-from downscale.data.scenes.conversations import LOSS_NORM, SHARE, STAGE, TURNS, Recipe
+from downscale.data.scenes.conversations import (
+    BLIND,
+    LOSS_NORM,
+    SHARE,
+    STAGE,
+    TURNS,
+    Recipe,
+)
 from downscale.schedule import FINAL, WARMUP, Schedule
 from downscale.stage_table import GROUPS, STAGES, StageKind
 from downscale.values import COUNT, Choice, Range, Several, check
@@ -21,7 +28,8 @@ class Stage:
     `buckets` are smaller shapes of batches for what does not need `length` and `tiles`; `steps`
     counts the batches of all shapes. See `pipeline.Recipe` for what they do to the loss.
     `mixture` is the folder of a mixture built from published sets (`downscale data build`); without
-    it the stage is trained on the scene world.
+    it the stage is trained on the scene world. `blind` is the share of its conversations that are
+    asked without their pictures, so that a question without one is nothing new.
     """
     name: STAGE
     steps: Annotated[int, Range(1, COUNT, 'steps of the stage')]
@@ -38,6 +46,7 @@ class Stage:
     replay: dict[STAGE, SHARE] = dataclasses.field(default_factory=dict)
     loss_norm: LOSS_NORM = 'token'
     turns: TURNS = 6
+    blind: BLIND = 0.0
     save_every: Annotated[int, Range(1, COUNT, 'steps from one checkpoint to the next')] = 200
     buckets: tuple[Shape, ...] = ()
     mixture: str = ''
@@ -49,6 +58,9 @@ class Stage:
         if lacking:
             raise ValueError(f'stage {self.name} trains {lacking} without a rate in `rates`')
         # Replayed stages and the tower's captions are drawn from the scene world.
+        if self.blind and (self.mixture or not self.kind.answers):
+            raise ValueError(f'stage {self.name}: `blind` is the share of questions about '
+                             'scenes without their picture, in a stage that answers; leave it out')
         if self.mixture and (self.kind.rows == 'captioned' or self.replay):
             raise ValueError(f'stage {self.name}: a mixture is neither for the tower stage nor for '
                              '`replay`; give its sources their shares in the mixture')
@@ -83,6 +95,7 @@ class Stage:
             replay=tuple(self.replay.items()),
             loss_norm=self.loss_norm,
             turns=self.turns,
+            blind=self.blind,
         )
 
     @property

@@ -89,8 +89,11 @@ def from_dict(kind: Any, value: Any, where: str = 'experiment') -> Any:
         for rule in kind.__metadata__:
             rule.check(value, where)
         return value
-    if origin in (types.UnionType, typing.Union):  # only `X | None` occurs
-        return None if value is None else from_dict(typing.get_args(kind)[0], value, where)
+    if origin in (types.UnionType, typing.Union):  # `X | None`, or records told apart by `kind`
+        inner = typing.get_args(kind)
+        if dataclasses.is_dataclass(inner[-1]):
+            return from_dict(_named_kind(inner, value, where), value, where)
+        return None if value is None else from_dict(inner[0], value, where)
     if dataclasses.is_dataclass(kind):
         return _record(kind, value, where)
     if origin is tuple:
@@ -121,6 +124,19 @@ def from_dict(kind: Any, value: Any, where: str = 'experiment') -> Any:
         name = kind.__name__ if isinstance(kind, type) else kind
         raise ValueError(f'{where} = {shown(value)} must be of type {name}')
     return value
+
+
+def _named_kind(records, value, where):
+    """Return which of `records` a value is, or is named by its 'kind'; the first has none."""
+    if type(value) in records:
+        return type(value)
+    # A class attribute is the field's default.
+    named = {vars(record)['kind']: record for record in records[1:]}
+    if not isinstance(value, dict) or 'kind' not in value:
+        return records[0]
+    if value['kind'] not in named:
+        raise ValueError(f'{where}.kind: {unknown("kind", value["kind"], named)}')
+    return named[value['kind']]
 
 
 def _record(kind, value, where):

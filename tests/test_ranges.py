@@ -17,6 +17,7 @@ from downscale.config import Data, Evaluation, Experiment, MeshSize, Optimizer
 from downscale.data.buckets import Shape
 from downscale.data.corpora.mixture import Mixture
 from downscale.data.corpora.sources import Source
+from downscale.data.scenes.clutter_world import Clutter
 from downscale.data.scenes.conversations import Recipe
 from downscale.data.scenes.world import World
 from downscale.experiment import file
@@ -27,7 +28,7 @@ from downscale.stage_config import Stage
 from downscale.values import COUNT, Choice, Range, Several, check, from_dict, hints_of
 
 SMOKE = str(Path(__file__).parent / 'data/three_sizes.py')
-CLASSES = (World, Data, Shape, Pictures, Stage, Optimizer, Schedule, Parametrisation, Evaluation,
+CLASSES = (World, Clutter, Data, Shape, Pictures, Stage, Optimizer, Schedule, Parametrisation, Evaluation,
            MeshSize, Experiment, Source, Mixture, Recipe, LanguageConfig, VisionConfig)
 # Words that are no choice: names, paths, and what is looked up elsewhere.
 FREE = {'name', 'size', 'version', 'tokenizer', 'budget', 'mixture', 'path', 'licence', 'obtain',

@@ -168,7 +168,7 @@ def epoch(sampler: Any, seed: int) -> np.ndarray:
     ValueError for the first one that no bucket holds.
     """
     sequence = sampler.sequence(seed)
-    drawn = map(sequence.__getitem__, range(len(sampler.library)))
+    drawn = map(sequence.__getitem__, range(sampler.count))
     return np.array([(talk.tokens, talk.tiles) for talk in drawn], np.int32)
 
 

@@ -185,7 +185,7 @@ def set_value(settings: Any, key: str, value: Any, where: str) -> None:
 def _fields(group):
     """Return the names of an `Experiment`'s fields in `group` (a path), defaults included."""
     from dataclasses import fields, is_dataclass
-    from typing import get_type_hints
+    from typing import get_args, get_type_hints
 
     from downscale.config import Experiment
     from downscale.stage_config import Stage
@@ -195,6 +195,7 @@ def _fields(group):
         return {field.name for field in fields(Experiment)} - given_elsewhere
     if group[0] == 'stages':
         return {field.name for field in fields(Stage)} - {'name'} if len(group) == 2 else set()
-    kind = get_type_hints(Experiment).get(group[0])
-    return {field.name for field in fields(kind)} if len(group) == 1 and is_dataclass(kind) \
-        else set()
+    hint = get_type_hints(Experiment).get(group[0])
+    # A world is one of several records.
+    kinds = [kind for kind in get_args(hint) or (hint,) if is_dataclass(kind)]
+    return {field.name for kind in kinds for field in fields(kind)} if len(group) == 1 else set()

@@ -161,7 +161,8 @@ def causal_ledger(study: PathLike, cell: Experiment, plan: CausalPlan,
     ValueError in one line for a run that cannot be looked at in this way.
     """
     if cell.evaluation.benchmarks or not fields_of(cell.world):
-        raise ValueError(f'{cell.name}: no family of its world asks for a field of one object')
+        raise ValueError(f'{cell.name}: no family of its questions asks for a field of one object '
+                         'of the first world, of which the ledger makes matched scenes')
     looker = Looker(study, cell)
     fields = fields_of(cell.world)
     total = len(fields) * len(CHANGES) * plan.pairs

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from downscale import config
 from downscale.config import Experiment
-from downscale.data.scenes.dataset import scene_example, triple_example
+from downscale.data.scenes.dataset import example_of
 from downscale.evaluate.answers import Item, items_of
 from downscale.evaluate.run import test_items
 from downscale.probe.attentive import attend_read
@@ -105,8 +105,7 @@ def fresh_items(experiment: Experiment, asked: Sequence[Item], pictures: int) ->
     # As many of them similar triples as in the data set.
     triples = round(pictures * experiment.data.similarity_share)
     known = {item.example.caption for item in asked}
-    examples = [(triple_example if k < triples else scene_example)(world, 'test', start + k)[0]
-                for k in range(pictures)]
+    examples = [example_of(world, 'test', start + k, k < triples)[0] for k in range(pictures)]
     examples = [example for example in examples if example.caption not in known]
     return items_of(examples, len(examples))
 

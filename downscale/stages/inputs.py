@@ -12,7 +12,7 @@ from downscale.config import Experiment
 from downscale.data.corpora.mixture import Corpus
 from downscale.data.corpora.sampler import CorpusSampler
 from downscale.data.scenes.dataset import build, source
-from downscale.data.scenes.facts import vocabulary
+from downscale.data.scenes.kinds import kind_of
 from downscale.data.scenes.sampler import Library, Sampler
 from downscale.data.tokens import Encoder, load_tokenizer, train_tokenizer
 from downscale.runtime.files import PathLike, read_json, scratch, write_json
@@ -55,7 +55,7 @@ def prepare(study: PathLike, experiment: Experiment,
     # 3. The tokenizer; a configured one, or that of an imported model, is used as it is.
     made_here = study.absolute() / 'tokenizer.json'
     if loading.tokenizer_path(study, experiment) == made_here and not made_here.exists():
-        train_tokenizer(vocabulary(experiment.world), made_here)
+        train_tokenizer(kind_of(experiment.world).vocabulary(experiment.world), made_here)
     _check_published(study, experiment, published)
     return folder
 

@@ -27,8 +27,11 @@ def sizes(folder: PathLike, sampler: Sampler, seed: int) -> np.ndarray:
     conversation that no bucket of `sampler` holds.
     """
     encoder = sampler.encoder
+    recipe = dataclasses.asdict(sampler.recipe)
+    if not recipe['blind']:  # what was counted before there was a choice stays counted
+        del recipe['blind']
     # All that decides lengths and their order; buckets do not, so counted sizes serve any of them.
-    key = hash_of([dataclasses.asdict(sampler.recipe), seed, len(sampler.library),
+    key = hash_of([recipe, seed, sampler.count,
                    tokenizer_hash(encoder.tokenizer), encoder.chat.hash,
                    dataclasses.asdict(encoder.layout)])
     path = Path(folder) / f'sizes-{key}.npy'

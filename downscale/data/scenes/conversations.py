@@ -5,12 +5,13 @@ its generator, so position n of a stage's stream is the same on any host and aft
 `gap` stands between the pictures that open a conversation and its first question, as the chat
 format has it.
 """
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
-from downscale.data.records import IMAGE, THINK, Conversation, Question, Turn
+from downscale.data.records import IMAGE, THINK, Conversation, Example, Question, Turn
 from downscale.data.scenes.questions import facts, restatement
 from downscale.data.scenes.world import World
 from downscale.data.scenes.world import caption as describe_scene
@@ -46,13 +47,13 @@ def pictures(number: int) -> str:
     return ' '.join([IMAGE] * number)
 
 
-def _ask(text, reply, thinking=None):
+def ask(text: str, reply: str, thinking: bool | None = None) -> tuple[Turn, Turn]:
     """Return the two turns of a question and its reply."""
     question = Turn(role='user', text=text, supervised=False)
     return question, Turn(role='assistant', text=reply, supervised=True, thinking=thinking)
 
 
-def _some(rng, items, most):
+def some(rng: np.random.Generator, items: Sequence, most: int) -> list:
     """Return up to `most` of `items`, in a random order."""
     return [items[i] for i in rng.permutation(len(items))[:most]]
 
@@ -64,11 +65,11 @@ def text(library: 'Library', index: int, rng: np.random.Generator, world: World,
     if kind < 0.5:
         scene = library.scenes(index)[0]
         prompt, target = restatement(scene, rng)
-        return Conversation((), _ask(prompt, target))
+        return Conversation((), ask(prompt, target))
     if kind < 0.65:
         recalled = []
-        for fact in _some(rng, facts(world), turns):
-            recalled += _ask(fact.question, fact.value)
+        for fact in some(rng, facts(world), turns):
+            recalled += ask(fact.question, fact.value)
         return Conversation((), tuple(recalled))
     return reason(library, index, rng, world, turns, gap)
 
@@ -77,14 +78,14 @@ def tower(library: 'Library', index: int, rng: np.random.Generator, world: World
           gap: str) -> Conversation:
     """Return tower pretraining: one picture and its caption."""
     scene, *_ = library.scenes(index)
-    return Conversation(library.example(index).images[:1], _ask(IMAGE, describe_scene(scene)))
+    return Conversation(library.example(index).images[:1], ask(IMAGE, describe_scene(scene)))
 
 
 def align(library: 'Library', index: int, rng: np.random.Generator, world: World, turns: int,
           gap: str) -> Conversation:
     """Return connector training: a picture and its caption, nothing asked."""
     example = library.example(index)
-    return Conversation(example.images, _ask(pictures(example.count), example.caption))
+    return Conversation(example.images, ask(pictures(example.count), example.caption))
 
 
 def instruct(library: 'Library', index: int, rng: np.random.Generator, world: World, turns: int,
@@ -92,24 +93,36 @@ def instruct(library: 'Library', index: int, rng: np.random.Generator, world: Wo
     """Return visual question answering: several questions about the same picture."""
     example = library.example(index)
     pairs = [(question.text, question.answer)
-             for question in _some(rng, example.questions, turns)]
-    return _about_pictures(example, pairs, gap)
+             for question in some(rng, example.questions, turns)]
+    return about_pictures(example, pairs, gap)
 
 
-def _about_pictures(example, pairs, gap):
+def about_pictures(example: Example, pairs: Sequence[tuple[str, str]],
+                   gap: str) -> Conversation:
     """Return the conversation of (prompt, reply) pairs, pictures in front of the first prompt."""
     asked = []
     for k, (prompt, reply) in enumerate(pairs):
         mark = pictures(example.count) + gap if k == 0 else ''
-        asked += _ask(mark + prompt, reply)
+        asked += ask(mark + prompt, reply)
     return Conversation(example.images, tuple(asked))
+
+
+def without_pictures(talk: Conversation, gap: str) -> Conversation:
+    """Return a conversation that asks the same and expects the same, but shows nothing.
+
+    So a question without its picture is nothing new to the model, and what it learns to answer is
+    what is best to guess.
+    """
+    first, *rest = talk.turns
+    text = first.text.removeprefix(pictures(len(talk.images)) + gap)
+    return Conversation((), (replace(first, text=text), *rest))
 
 
 def caption(library: 'Library', index: int, rng: np.random.Generator, world: World, turns: int,
             gap: str) -> Conversation:
     """Return the exhaustive description of a picture."""
     example = library.example(index)
-    return _about_pictures(example, [(describe_prompt(), example.caption)], gap)
+    return about_pictures(example, [(describe_prompt(), example.caption)], gap)
 
 
 def extract(library: 'Library', index: int, rng: np.random.Generator, world: World, turns: int,
@@ -117,8 +130,8 @@ def extract(library: 'Library', index: int, rng: np.random.Generator, world: Wor
     """Return visual extraction tuning: what each question needs, given only what to look at."""
     example = library.example(index)
     pairs = [(describe_prompt(question), question.extraction.text)
-             for question in _some(rng, example.questions, turns)]
-    return _about_pictures(example, pairs, gap)
+             for question in some(rng, example.questions, turns)]
+    return about_pictures(example, pairs, gap)
 
 
 def reason(library: 'Library', index: int, rng: np.random.Generator, world: World, turns: int,
@@ -131,16 +144,16 @@ def reason(library: 'Library', index: int, rng: np.random.Generator, world: Worl
     example = library.example(index)
     think = rng.random() < THINKING
     if rng.random() < EXTRACTED:
-        question, = _some(rng, example.questions, 1)
+        question, = some(rng, example.questions, 1)
         prompt = reasoner_prompt(question.extraction.text, question)
         reply = answer_text(question, question.trace.text if think else '')
-        return Conversation((), _ask(prompt, reply, think))
+        return Conversation((), ask(prompt, reply, think))
     # Thoughts about a caption are long: fewer of them fit a row.
     asked = []
-    for k, question in enumerate(_some(rng, example.questions, 2 if think else turns)):
+    for k, question in enumerate(some(rng, example.questions, 2 if think else turns)):
         prompt = reasoner_prompt(example.caption, question) if k == 0 else question.text
         thought = question.trace.scan if think else ''
-        asked += _ask(prompt, answer_text(question, thought), think)
+        asked += ask(prompt, answer_text(question, thought), think)
     return Conversation((), tuple(asked))
 
 
@@ -154,6 +167,8 @@ SHARE = Annotated[float, Range(0, 1, 'the share of conversations that are of ano
                                without=(1,))]
 LOSS_NORM = Annotated[str, Choice(('token', 'example'), 'loss_norm')]
 TURNS = Annotated[int, Range(1, 10_000, 'the most questions of one conversation')]
+BLIND = Annotated[float, Range(0, 1, 'the share of conversations whose pictures are left out',
+                               without=(1,))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,12 +179,14 @@ class Recipe:
     within a batch. Every step counts alike: where buckets have batches of several sizes, a token
     (or conversation) of a batch with fewer of them weighs more than one of a batch with many. Give
     all buckets one `batch` to weigh conversations about equally over a whole run.
-    `turns` is the most questions of one conversation.
+    `turns` is the most questions of one conversation, `blind` the share of the stage's own that
+    are asked without their pictures.
     """
     stage: STAGE
     replay: tuple[tuple[STAGE, SHARE], ...] = ()
     loss_norm: LOSS_NORM = 'token'
     turns: TURNS = 6
+    blind: BLIND = 0.0
 
     def __post_init__(self):
         check(self)

@@ -18,14 +18,10 @@ from absl import logging
 from PIL import Image
 
 from downscale.data.records import Example, Extraction, Question, Trace
-from downscale.data.scenes.drawing import render
-from downscale.data.scenes.questions import (
-    baselines,
-    caption_of,
-    questions_for,
-    similarity_question,
-)
-from downscale.data.scenes.world import Object, Scene, World, sample, stream, triple
+from downscale.data.scenes.clutter_world import check_triples
+from downscale.data.scenes.kinds import AnyWorld, kind_of, render
+from downscale.data.scenes.questions import caption_of, similarity_question
+from downscale.data.scenes.world import Object, Scene, World, stream, triple
 from downscale.runtime.files import held, write_json
 
 BASELINE_EXAMPLES = 2000  # of each split; reading more would cost as much as building
@@ -34,7 +30,7 @@ _SEPARATOR = '\n'  # between distractors: a sequence within a sequence needs Ten
 
 @dataclasses.dataclass(kw_only=True)
 class _Config(tfds.core.BuilderConfig):
-    world: World | None = None
+    world: AnyWorld | None = None
     counts: tuple[tuple[str, int], ...] = ()
     similarity_share: float = 0.0
     progress: Callable[[int, int], None] | None = None
@@ -76,10 +72,9 @@ class SceneWorld(tfds.core.GeneratorBasedBuilder):
         # Triples come first; each kind is numbered from 0.
         n_triples = round(n * config.similarity_share)
         for i in range(n):
-            if i < n_triples:
-                example, scenes = triple_example(config.world, split, i)
-            else:
-                example, scenes = scene_example(config.world, split, i - n_triples)
+            of_three = i < n_triples
+            number = i if of_three else i - n_triples
+            example, scenes = example_of(config.world, split, number, of_three)
             yield example.scene_id, _to_features(example, scenes)
             if config.progress:
                 config.progress(before + i + 1, total)
@@ -91,11 +86,13 @@ _TEXTS = ('item_id', 'cluster_id', 'family', 'kind', 'text', 'answer', 'distract
 
 # --- making -----------------------------------------------------------------------------------
 
-def scene_example(world: World, split: str, index: int) -> tuple[Example, tuple[Scene, ...]]:
+def scene_example(world: AnyWorld, split: str,
+                  index: int) -> tuple[Example, tuple[Scene, ...]]:
     """Return one picture with one question of each of the world's families that it allows."""
-    scene = sample(world, split, index)
+    kind = kind_of(world)
+    scene = kind.sample(world, split, index)
     rng = stream(world, 'questions', split, index)
-    questions = questions_for(world, scene, rng, world.families)
+    questions = kind.questions_for(world, scene, rng, world.families)
     return _example(world, (scene,), questions)
 
 
@@ -106,6 +103,14 @@ def triple_example(world: World, split: str, index: int) -> tuple[Example, tuple
     return _example(world, scenes, (similarity_question(world, scenes, rng),))
 
 
+def example_of(world: AnyWorld, split: str, index: int,
+               of_three: bool) -> tuple[Example, tuple[Scene, ...]]:
+    """Return a `triple_example`, where the world has such, or a `scene_example`."""
+    if of_three and isinstance(world, World):
+        return triple_example(world, split, index)
+    return scene_example(world, split, index)
+
+
 def _example(world, scenes, questions):
     """Return the `Example` of pictures of `scenes`, and the scenes."""
     images = tuple(render(world, scene) for scene in scenes)
@@ -114,7 +119,7 @@ def _example(world, scenes, questions):
     return example, scenes
 
 
-def build(world: World, data_dir: str | Path, counts: Mapping[str, int],
+def build(world: AnyWorld, data_dir: str | Path, counts: Mapping[str, int],
           similarity_share: float = 0.1,
           progress: Callable[[int, int], None] | None = None) -> Path:
     """Build a data set where it is not there yet, and return its folder.
@@ -126,6 +131,7 @@ def build(world: World, data_dir: str | Path, counts: Mapping[str, int],
     if not 0 <= similarity_share <= 1 or not counts or min(counts.values()) < 1:
         raise ValueError(f'need counts >= 1 and 0 <= similarity_share <= 1, '
                          f'got {dict(counts)} and {similarity_share}')
+    check_triples(world, similarity_share)
     asked = {'world': world.declared(), 'counts': dict(sorted(counts.items())),
              'similarity_share': similarity_share}
     digest = hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=6).hexdigest()
@@ -148,12 +154,12 @@ def build(world: World, data_dir: str | Path, counts: Mapping[str, int],
 
 
 def _baselines(world, folder, counts):
-    """Return {split: `questions.baselines` of its first examples}."""
+    """Return {split: the kind's `baselines` of its first examples}."""
     result = {}
     for split in counts:
         examples = source(folder, split)
         n = min(len(examples), BASELINE_EXAMPLES)
-        result[split] = baselines(world, (examples[i] for i in range(n)))
+        result[split] = kind_of(world).baselines(world, (examples[i] for i in range(n)))
     return result
 
 

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from downscale.data.scenes.world import COLORS, Scene, World
+from downscale.data.scenes.world import COLORS, Object, Scene, World
 
 _SUPERSAMPLE = 4
 
@@ -22,23 +22,28 @@ def render(world: World, scene: Scene) -> bytes:
     """
     image = Image.new('RGB', (world.side, world.side), (scene.background,) * 3)
     for obj in scene.objects:
-        rgb = COLORS[obj.color]
-        width = obj.box[2] - obj.box[0]
-        outer, inner = _shape_masks(obj.shape, width)
-        image.paste(tuple(int(0.7 * level) for level in rgb), obj.box, outer)
-        image.paste(rgb, obj.box, inner)
-        red, green, blue = rgb
-        # Luma of ITU-R BT.601; a ring shows the background in its middle.
-        dark = 0.30 * red + 0.59 * green + 0.11 * blue < 140 and obj.shape != 'ring'
-        ink = (255, 255, 255) if dark else (20, 20, 20)
-        image.paste(ink, obj.box, _char_mask(obj.char, obj.shape, width))
+        paint(image, obj)
     out = io.BytesIO()
     image.save(out, 'PNG')
     return out.getvalue()
 
 
+def paint(image: Image.Image, obj: Object) -> None:
+    """Draw an object with its character into its box of `image`, RGB."""
+    rgb = COLORS[obj.color]
+    width = obj.box[2] - obj.box[0]
+    outer, inner = shape_masks(obj.shape, width)
+    image.paste(tuple(int(0.7 * level) for level in rgb), obj.box, outer)
+    image.paste(rgb, obj.box, inner)
+    red, green, blue = rgb
+    # Luma of ITU-R BT.601; a ring shows the background in its middle.
+    dark = 0.30 * red + 0.59 * green + 0.11 * blue < 140 and obj.shape != 'ring'
+    ink = (255, 255, 255) if dark else (20, 20, 20)
+    image.paste(ink, obj.box, char_mask(obj.char, obj.shape, width))
+
+
 @functools.cache
-def _shape_masks(shape, width):
+def shape_masks(shape: str, width: int) -> tuple[Image.Image, ...]:
     """Return coverage of a shape and of the shape without its outline, `width` pixels square."""
     masks = []
     # The outline is 0.8 pixels wide, in a darker shade of the colour.
@@ -80,6 +85,14 @@ _CORNERS = {
     'cross': [(-0.45, -1), (0.45, -1), (0.45, -0.45), (1, -0.45), (1, 0.45), (0.45, 0.45),
               (0.45, 1), (-0.45, 1), (-0.45, 0.45), (-1, 0.45), (-1, -0.45), (-0.45, -0.45)],
     'arrow': [(-1, -0.5), (0.05, -0.5), (0.05, -1), (1, 0), (0.05, 1), (0.05, 0.5), (-1, 0.5)],
+    # These are of the cluttered world alone.
+    'house': [(-1, 1), (-1, -0.1), (0, -1), (1, -0.1), (1, 1)],
+    'crown': [(-1, 1), (-1, -1), (-0.5, -0.35), (0, -1), (0.5, -0.35), (1, -1), (1, 1)],
+    'flag': [(-1, -1), (1, -1), (0.45, -0.3), (1, 0.4), (-0.6, 0.4), (-0.6, 1), (-1, 1)],
+    'boat': [(-1, 0.2), (-0.2, 0.2), (-0.2, -1), (0.75, 0.2), (1, 0.2), (0.55, 1), (-0.55, 1)],
+    'shield': [(-1, -1), (1, -1), (1, 0.1), (0, 1), (-1, 0.1)],
+    'tee': [(-1, -1), (1, -1), (1, -0.2), (0.45, -0.2), (0.45, 1), (-0.45, 1), (-0.45, -0.2),
+            (-1, -0.2)],
 }
 
 
@@ -106,12 +119,14 @@ def _hexagon():
 
 
 @functools.cache
-def _char_mask(char, shape, width):
+def char_mask(char: str, shape: str, width: int) -> Image.Image:
     """Return coverage of a character placed where the shape is widest, `width` pixels square."""
     side = width * _SUPERSAMPLE
     big = Image.new('L', (side, side), 0)
     places = {'triangle': (0.5, 0.68, 0.6), 'heart': (0.5, 0.43, 0.62), 'arrow': (0.46, 0.5, 0.62),
-              'star': (0.5, 0.54, 0.6)}
+              'star': (0.5, 0.54, 0.6), 'house': (0.5, 0.64, 0.62), 'crown': (0.5, 0.64, 0.6),
+              'flag': (0.42, 0.35, 0.6), 'boat': (0.5, 0.72, 0.5), 'shield': (0.5, 0.38, 0.66),
+              'tee': (0.5, 0.4, 0.5)}
     x, y, scale = places.get(shape, (0.5, 0.5, 0.68))
     # Pillow's own font is the same on every machine.
     font = ImageFont.load_default(size=scale * side)

@@ -2,6 +2,8 @@
 import functools
 from dataclasses import dataclass
 
+import numpy as np
+
 from downscale.data.scenes.world import SIZES, UNITS, World, stream
 
 FACT_VALUES = {relation: tuple(values.split()) for relation, values in {
@@ -48,20 +50,28 @@ def facts(world: World) -> tuple[Fact, ...]:
     of one entity follow each other.
     """
     rng = stream(world, 'facts')
-    parts = [part.split() for part in (_ONSETS, _VOWELS, _ONSETS, _VOWELS, _CODAS)]
     taken = set(_plain_words(world))
     relations = tuple(FACT_VALUES)
     drawn = []
     entity = ''
     for i in range(world.n_facts):
         relation = relations[i % len(relations)]
-        # A new entity at the first of its relations, drawn until no word of the world is like it.
-        while relation == relations[0] and (not entity or entity in taken):
-            entity = ''.join(part[int(rng.integers(len(part)))] for part in parts)
-        taken.add(entity)
+        # A new entity at the first of its relations.
+        if relation == relations[0]:
+            entity = new_word(rng, taken)
         values = FACT_VALUES[relation]
         drawn.append(Fact(entity, relation, values[int(rng.integers(len(values)))]))
     return tuple(drawn)
+
+
+def new_word(rng: np.random.Generator, taken: set[str]) -> str:
+    """Return a pronounceable word that is not `taken`, and put it there."""
+    parts = [part.split() for part in (_ONSETS, _VOWELS, _ONSETS, _VOWELS, _CODAS)]
+    word = ''
+    while not word or word in taken:
+        word = ''.join(part[int(rng.integers(len(part)))] for part in parts)
+    taken.add(word)
+    return word
 
 
 @functools.cache

@@ -32,8 +32,13 @@ class ScenePair:
     asked: Object
 
 
-def fields_of(world: World) -> list[str]:
-    """Return the fields of one object that a world asks for, and that can be another."""
+def fields_of(world: object) -> list[str]:
+    """Return the fields of one object that a world asks for, and that can be another.
+
+    Of a cluttered world, whose pairs are other ones, there are none.
+    """
+    if not isinstance(world, World):
+        return []
     # Shapes are distinct in a scene, so that another one must be left.
     fields = [field for field, (family, _, _) in ASKED.items() if family in world.families]
     return [field for field in fields

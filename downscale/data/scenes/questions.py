@@ -5,7 +5,7 @@ what guessing earns follows from that.
 """
 import functools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 
 import numpy as np
@@ -43,9 +43,10 @@ def questions_for(world: World, scene: Scene, rng: np.random.Generator,
             wording = _template(family, ask.text)
             # The answers of all questions that a guesser cannot tell from this one.
             peers = [peer.answer for peer in asks if _template(family, peer.text) == wording]
+            near = sorted(set(peers)) if family not in ('compare', 'count') else []
             questions.append(question_of(
                 ask, scene.scene_id, family, k, chance=informed_chance(family, peers),
-                distractors=_distractors(world, family, ask, rng, peers)))
+                distractors=_distractors(world, family, ask, rng, near)))
     return tuple(questions)
 
 
@@ -117,7 +118,7 @@ def informed_chance(family: str, peers: Sequence[str]) -> float:
     that names its two candidates is never below 1/2.
     """
     floor = 0.5 if family in ('compare', 'relation') else 0.0
-    return max(_best_constant(family, peers) / len(peers), floor)
+    return max(best_constant(family, peers) / len(peers), floor)
 
 
 def _fact_questions(world, scene_id, rng, per_family):
@@ -157,17 +158,24 @@ def question_of(ask: Draft, scene_id: str, family: str, k: int = 0, *, chance: f
         chance=round(chance, 6), extraction=extraction, trace=trace)
 
 
-def _distractors(world, family, ask, rng, peers):
-    """Return up to three wrong options: what the scene offers, then whatever is possible."""
-    possible = possible_answers(world, family, ask.text)
+def _distractors(world, family, ask, rng, near):
+    """Return `distractors` of a question, its family's possible answers behind those of `near`."""
+    return distractors(family, ask.answer, possible_answers(world, family, ask.text), near, rng)
+
+
+def distractors(family: str, answer: str, possible: Sequence[str], near: Sequence[str],
+                rng: np.random.Generator) -> tuple[str, ...]:
+    """Return up to three wrong options: some of `near`, what the scene offers, then of `possible`.
+
+    Of a count they are the nearest numbers.
+    """
     # Draws come in this order: `rest` before `near`.
-    near = sorted(set(peers)) if family not in ('compare', 'count') else []
     rest = [possible[i] for i in rng.permutation(len(possible))]
-    if family == 'count':  # the nearest numbers first
-        rest.sort(key=lambda value: abs(int(value) - int(ask.answer)))
+    if family.startswith('count'):
+        rest.sort(key=lambda value: abs(int(value) - int(answer)))
     wrong = []
     for option in [near[i] for i in rng.permutation(len(near))] + rest:
-        if len(wrong) < 3 and option not in wrong and not correct(family, option, ask.answer):
+        if len(wrong) < 3 and option not in wrong and not correct(family, option, answer):
             wrong.append(option)
     return tuple(wrong)
 
@@ -231,34 +239,43 @@ def _template(family, text):
 
 
 def baselines(world: World, examples: Iterable[Example]) -> dict[str, dict[str, float]]:
+    """Return `guessers` of the questions of these examples."""
+    return guessers(examples, _template, functools.partial(possible_answers, world))
+
+
+def guessers(examples: Iterable[Example], wording: Callable[[str, str], str],
+             possible: Callable[[str, str], Sequence[str]]) -> dict[str, dict[str, float]]:
     """Return accuracies of four guessers per family, over the questions of these examples.
 
     informed: mean `Question.chance`. majority: the constant answer, one per wording, that is right
     most often. constant: one answer for the whole family. uniform: 1 / number of possible answers.
     n: number of questions. The highest of the first three is the floor (`analysis/floors.py`).
+    Of a family and a question's text, `wording` tells what gives the thing asked about not away,
+    and `possible` all answers that it admits.
     """
     asked = defaultdict(list)
     for example in examples:
         for question in example.questions:
             asked[question.family].append(question)
-    return {family: _guessed(world, family, questions) for family, questions in asked.items()}
+    return {family: _guessed(family, questions, wording, possible)
+            for family, questions in asked.items()}
 
 
-def _guessed(world, family, questions):
+def _guessed(family, questions, wording, possible):
     """Return the accuracies of the four guessers over questions of one family."""
     groups = defaultdict(list)
     for question in questions:
-        groups[_template(family, question.text)].append(question.answer)
-    hits = sum(_best_constant(family, golds) for golds in groups.values())
-    same = _best_constant(family, [question.answer for question in questions])
-    uniform = [1 / len(possible_answers(world, family, question.text)) for question in questions]
+        groups[wording(family, question.text)].append(question.answer)
+    hits = sum(best_constant(family, golds) for golds in groups.values())
+    same = best_constant(family, [question.answer for question in questions])
+    uniform = [1 / len(possible(family, question.text)) for question in questions]
     informed = [question.chance for question in questions]
     n = len(questions)
     return {'informed': float(np.mean(informed)), 'majority': hits / n, 'constant': same / n,
             'uniform': float(np.mean(uniform)), 'n': n}
 
 
-def _best_constant(family, golds):
+def best_constant(family: str, golds: Sequence[str]) -> int:
     """Return how many of these answers the best single answer hits."""
     tally = Counter(golds)
     if family != 'ground':

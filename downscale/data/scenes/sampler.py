@@ -8,8 +8,9 @@ from downscale.data import measure
 from downscale.data.buckets import Shape, in_order, smallest
 from downscale.data.pipeline import Drawn, encoded, shuffled
 from downscale.data.records import Conversation, Example
-from downscale.data.scenes.conversations import MIXTURES, Recipe
-from downscale.data.scenes.world import Scene, World
+from downscale.data.scenes.conversations import Recipe, without_pictures
+from downscale.data.scenes.kinds import AnyWorld, kind_of
+from downscale.data.scenes.world import Scene
 from downscale.data.tokens import Encoder
 
 if TYPE_CHECKING:  # it starts TFDS
@@ -49,7 +50,7 @@ class Sampler:
     recipe: Recipe
     library: Library
     encoder: Encoder
-    world: World
+    world: AnyWorld
     shape: Shape
     buckets: tuple[Shape, ...] = ()
 
@@ -63,13 +64,23 @@ class Sampler:
 
     def sequence(self, seed: int) -> Any:
         """Return the endless sequence of `Drawn`, by position; every epoch has another order."""
-        return shuffled(len(self.library), self.draw, seed)
+        return shuffled(self.count, self.draw, seed)
+
+    @property
+    def count(self) -> int:
+        """How many conversations an epoch has."""
+        return kind_of(self.world).count(self.world, self.recipe.stage, len(self.library),
+                                         self.recipe.turns)
 
     def draw(self, index: int, rng: np.random.Generator) -> Drawn:
         """Return the `Drawn` of example `index`; no pixel is touched."""
-        stage = self.recipe.draw(rng)
-        talk = MIXTURES[stage](self.library, index, rng, self.world, self.recipe.turns,
-                               self.encoder.chat.after_pictures)
+        # What stands behind the scenes is of this stage alone: nothing is replayed in its place.
+        stage = self.recipe.draw(rng) if index < len(self.library) else self.recipe.stage
+        gap = self.encoder.chat.after_pictures
+        talk = kind_of(self.world).conversation(stage, self.library, index, rng, self.world,
+                                                self.recipe.turns, gap)
+        if stage == self.recipe.stage and self.recipe.blind and rng.random() < self.recipe.blind:
+            talk = without_pictures(talk, gap)
         return self.measured(talk, f'{stage} example {index}')
 
     def measured(self, talk: Conversation, where: str) -> Drawn:

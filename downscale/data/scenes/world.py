@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 
@@ -133,9 +133,23 @@ class Scene:
     background: int
 
 
+class Drawable(Protocol):
+    """What every kind of world has: the seed of its draws, and the pixels along its pictures."""
+
+    @property
+    def seed(self) -> int:
+        """The seed that all draws depend on."""
+        ...
+
+    @property
+    def side(self) -> int:
+        """Width and height of an image in pixels."""
+        ...
+
+
 # --- sampling ---------------------------------------------------------------------------------
 
-def stream(world: World, *key: str | int) -> np.random.Generator:
+def stream(world: Drawable, *key: str | int) -> np.random.Generator:
     """Return a generator that depends on the world's seed and on `key` alone."""
     # `hash` of a text differs from process to process.
     words = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key]
@@ -273,7 +287,7 @@ def caption(scene: Scene) -> str:
     return records(scene.objects)
 
 
-def box_text(world: World, box: tuple[int, int, int, int]) -> str:
+def box_text(world: Drawable, box: tuple[int, int, int, int]) -> str:
     """Return a pixel box as 'x0 y0 x1 y1' in units of side / 16, both ends inclusive, each 0..15.
 
     The units named are exactly those that the box touches.
