@@ -149,10 +149,15 @@ def test_the_hash_changes_with_every_entry():
         assert found.hash not in seen, path
         seen.add(found.hash)
     assert len(seen) > 100
+    # Only stages that answer may ask without a picture.
+    stages = [stage['name'] for stage in plain()['stages']]
+    assert {stages[path[1]] for path in impossible if path[-1] == 'blind'}.isdisjoint(
+        {'instruct'})
     assert {path[-1] for path in impossible} <= {
         'K', 'name', 'chat', 'dtype', 'loss_norm', 'accumulate', 'max_objects', 'n_objects',
         'min_objects', 'n_shapes', 'n_colors', 'n_chars', 'grid', 'jitter_px', 'mode', 'trainable',
-        'remat', 'attention', 'first_moment', 'kind', 'b1', 'b2', 'data', 'conditions', 'texts'}
+        'remat', 'attention', 'first_moment', 'kind', 'b1', 'b2', 'data', 'conditions', 'texts',
+        'blind'}
 
 
 def test_attention_that_is_left_to_the_device_changes_no_hash_and_no_file(tmp_path):
