@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> None:
     from downscale.commands import analyze_probes
     from downscale.commands.analyze_measures import check_resamples
     check_resamples(args.bootstraps)
-    from downscale.probe.causal import CausalPlan, causal_ledger
+    from downscale.probe.causal import CausalPlan, causal_ledger, over_seeds
     from downscale.probe.probe import probed_cells
     from downscale.report.probe_figures import ledger_lines
     from downscale.results.study_file import read_study
@@ -59,4 +59,8 @@ def run(args: argparse.Namespace) -> None:
               if row.setting != 'nowhere' else f'{row.table}: little is lost'
               for row in rows if row.what == 'place']
     shown = [row for row in rows if row.what in ('left', 'lost', 'nats')]
-    analyze_probes.leave(args, 'ledger', rows, shown, notes, ledger_lines, rows)
+    if len({cell.size for cell in cells}) < len(cells):
+        means = over_seeds(cells, rows)
+        rows, shown = [*means, *rows], [*means, *shown]
+    runs = [row for row in rows if row.table in names]
+    analyze_probes.leave(args, 'ledger', rows, shown, notes, ledger_lines, runs)

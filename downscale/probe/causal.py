@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from downscale.analysis.measure_rows import Row
 from downscale.config import Experiment
@@ -27,6 +28,7 @@ from downscale.probe.passes import Looker
 from downscale.results.probes import NO_DEPTH
 from downscale.runtime.files import PathLike
 from downscale.statistics import bootstrap
+from downscale.statistics.two_way import FEW_SEEDS
 
 STAGES = ('encode', 'carry', 'address', 'read')
 CLEAR = 0.1     # a run that has lost less than this share of its answers has lost them nowhere
@@ -268,3 +270,28 @@ def _summary(run, rows):
     worst = place(lost)
     return [*found, Row(table=run, setting=worst, family='macro', what='place',
                         value=lost.get(worst, 0.0), n=len(rows))]
+
+
+def over_seeds(cells: Sequence[Experiment], rows: Sequence[Row]) -> list[Row]:
+    """Return the mean over seeds of what each size loses at each stage.
+
+    From three seeds on it has an interval (t over seeds): another seed is another model.
+    """
+    seeds = {}
+    for cell in cells:
+        seeds.setdefault(cell.size, []).append(cell.name)
+    found = []
+    for size, names in seeds.items():
+        for stage in STAGES:
+            values = [row.value for row in rows if row.table in names and row.family == 'macro'
+                      and (row.setting, row.what) == (stage, 'lost')]
+            low = high = np.nan
+            if len(values) >= FEW_SEEDS:
+                half = (stats.t.ppf(.975, len(values) - 1) * np.std(values, ddof=1)
+                        / np.sqrt(len(values)))
+                low, high = np.mean(values) - half, np.mean(values) + half
+            found.append(Row(table=f'{size}, mean over seeds', setting=stage, family='macro',
+                             what='lost', value=float(np.mean(values)), low=low, high=high,
+                             n=len(values), clusters=len(values), method='t over seeds',
+                             seeds=len(values)))
+    return found

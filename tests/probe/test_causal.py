@@ -4,6 +4,7 @@
 precision: what stands in a cell it reads in 98 of 100 scenes.
 """
 import copy
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from probed_study import save
 from roots import ROOT
 
+from downscale.analysis.measure_rows import Row
 from downscale.commands import main
 from downscale.data.scenes import pairs
 from downscale.data.scenes.world import World, caption, sample
@@ -87,6 +89,20 @@ def test_the_place_is_where_most_is_lost(tower, connector, answer, right, place)
     assert causal.place(lost) == place
     assert sum(lost.values()) + left['read'] == pytest.approx(1)
     assert list(left.values()) == sorted(left.values(), reverse=True)
+
+
+def test_sizes_with_seeds_have_an_interval_from_three_on():
+    losses = {'a-s0': .1, 'a-s1': .3, 'a-s2': .2, 'b-s0': .5, 'b-s1': .7}
+    rows = [Row(table=name, setting=stage, family='macro', what='lost', value=value)
+            for name, value in losses.items() for stage in causal.STAGES]
+    cells = [SimpleNamespace(name=name, size=name[0]) for name in losses]
+    means = {row.table: row for row in causal.over_seeds(cells, rows) if row.setting == 'carry'}
+    three, two = means['a, mean over seeds'], means['b, mean over seeds']
+    # t of two degrees, 4.303, times .1 / sqrt(3).
+    assert (three.value, three.seeds) == (pytest.approx(.2), 3)
+    assert (three.low, three.high) == (pytest.approx(.2 - .2484, abs=1e-3),
+                                       pytest.approx(.2 + .2484, abs=1e-3))
+    assert two.value == pytest.approx(.6) and np.isnan(two.low)
 
 
 def test_a_probe_reads_what_is_there_and_nothing_of_shuffled_labels():
@@ -228,7 +244,7 @@ def test_the_command_leaves_a_table_and_a_figure(study, tmp_path, capsys):
                       '--scenes', '40', '--bootstraps', '200', '--out', str(tmp_path / 'out'),
                       '--quiet']) == 0
     said = capsys.readouterr().out
-    assert 'w64d2-s2: most is lost where it should address' in said
+    assert 'w64d2-s2: most is lost where it should address' in said and 'over seeds' not in said
     assert {path.name for path in (tmp_path / 'out').iterdir()} == {
         'ledger.json', 'ledger.csv', 'ledger.png'}
 
