@@ -280,7 +280,7 @@ def over_seeds(cells: Sequence[Experiment], rows: Sequence[Row]) -> list[Row]:
     seeds = {}
     for cell in cells:
         seeds.setdefault(cell.size, []).append(cell.name)
-    found = []
+    means = []
     for size, names in seeds.items():
         for stage in STAGES:
             values = [row.value for row in rows if row.table in names and row.family == 'macro'
@@ -290,8 +290,8 @@ def over_seeds(cells: Sequence[Experiment], rows: Sequence[Row]) -> list[Row]:
                 half = (stats.t.ppf(.975, len(values) - 1) * np.std(values, ddof=1)
                         / np.sqrt(len(values)))
                 low, high = np.mean(values) - half, np.mean(values) + half
-            found.append(Row(table=f'{size}, mean over seeds', setting=stage, family='macro',
+            means.append(Row(table=f'{size}, mean over seeds', setting=stage, family='macro',
                              what='lost', value=float(np.mean(values)), low=low, high=high,
                              n=len(values), clusters=len(values), method='t over seeds',
                              seeds=len(values)))
-    return found
+    return means
