@@ -28,8 +28,8 @@ from downscale.stage_config import Stage
 from downscale.values import COUNT, Choice, Range, Several, check, from_dict, hints_of
 
 SMOKE = str(Path(__file__).parent / 'data/three_sizes.py')
-CLASSES = (World, Clutter, Data, Shape, Pictures, Stage, Optimizer, Schedule, Parametrisation, Evaluation,
-           MeshSize, Experiment, Source, Mixture, Recipe, LanguageConfig, VisionConfig)
+CLASSES = (World, Clutter, Data, Shape, Pictures, Stage, Optimizer, Schedule, Parametrisation,
+           Evaluation, MeshSize, Experiment, Source, Mixture, Recipe, LanguageConfig, VisionConfig)
 # Words that are no choice: names, paths, and what is looked up elsewhere.
 FREE = {'name', 'size', 'version', 'tokenizer', 'budget', 'mixture', 'path', 'licence', 'obtain',
         'images', 'split', 'ask', 'only', 'ignore', 'benchmarks', 'information', 'scorers',
