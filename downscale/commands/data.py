@@ -46,6 +46,8 @@ def _add_world(sub):
                      help='override a configuration value; may be repeated')
     sub.add_argument('--quiet', action='store_true', help='no progress bars')
     sub.add_argument('--show', type=natural, default=2, help='examples to print')
+    sub.add_argument('--page', type=new_file, metavar='FILE', help='an HTML page of the examples '
+                     'that --show prints, with their pictures')
     sub.add_argument('--padding', action='store_true', help='count what the batches of each stage '
                      'waste, and propose buckets that waste less')
 
@@ -93,10 +95,16 @@ def world(args: argparse.Namespace) -> None:
         print(*training.padding_lines(folder, experiments[-1]), sep='\n')
     # Nothing to show: a study of published sets, or one that asks about no scene.
     if built is None or not experiments[0].data.test:
+        if args.page:
+            raise ValueError('--page: this study has no scenes to ask about; leave it out')
         return
     test = library(str(folder), 'test')
-    for index in range(min(args.show, len(test))):
-        example = test.example(index)
+    examples = [test.example(index) for index in range(min(args.show, len(test)))]
+    if args.page:
+        from downscale.view.scene_page import write_page
+        write_page(args.page, built.parent.name, examples)
+        print(f'page: {linked(args.page)}')
+    for example in examples:
         print(f'\n{example.scene_id}: {example.caption}')
         for question in example.questions:
             print(f'  {question.text}? {question.answer}  [{question.family}, '
