@@ -30,4 +30,4 @@ def refuse_other(folder: PathLike, experiment: Experiment) -> None:
                      and key not in ('mesh', 'budget'))
     if changed:
         raise ValueError(f'{folder} was started with other settings ({", ".join(changed)}); give '
-                         'the study another folder with --out, or delete this one')
+                         'the study another folder with --out, or delete that one')

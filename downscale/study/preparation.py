@@ -8,8 +8,11 @@ from downscale.accounting import totals
 from downscale.config import Experiment
 from downscale.runtime.files import place, read_json, scratch, write_json
 from downscale.runtime.progress import progress_bars
+from downscale.stages.folders import folder_of
 from downscale.study.tasks import names
 from downscale.values import hash_of
+
+FIRST_TEXTS = 64  # of each stage that are measured before anything is trained
 
 
 def prepare(study: Path, name: str, experiments: Sequence[Experiment], quiet: bool,
@@ -27,6 +30,7 @@ def prepare(study: Path, name: str, experiments: Sequence[Experiment], quiet: bo
     cell = experiments[0]
     with progress_bars(quiet) as bars:
         inputs.prepare(study, cell, lambda done, total: bars('scenes', done, total))
+        check_room(study, experiments)
         if not cell.asks:
             bars.note('this study asks nothing: evaluation.scenes is 0 and there are no benchmarks')
     items = test_items(study, cell)
@@ -46,6 +50,29 @@ def prepare(study: Path, name: str, experiments: Sequence[Experiment], quiet: bo
         'config_hash': hash_of([cell.hash for cell in experiments]),
         'stages': {cell.name: names(cell) for cell in experiments},
         'budgets': budgets_of(experiments), 'data': data, **claims})
+
+
+def check_room(study: Path, experiments: Iterable[Experiment]) -> None:
+    """Raise ValueError where a stage that has not begun has no room for some of its first texts.
+
+    It would fail as soon as it begins, when others have trained for it.
+    """
+    from downscale.stages import inputs
+    seen = set()
+    for cell in experiments:
+        for stage in cell.stages:
+            # Sizes of a study have the same texts: one stands for all.
+            same = stage.name, hash_of(asdict(stage.recipe)), stage.shape, cell.chat
+            if stage.mixture or same in seen or folder_of(study, cell, stage.name).exists():
+                continue
+            seen.add(same)
+            sampler, seed = inputs.sampler_of(study, cell, stage)
+            order = sampler.sequence(seed)
+            try:
+                for number in range(FIRST_TEXTS):
+                    order[number]
+            except ValueError as error:
+                raise ValueError(f'stage {stage.name}: {error}') from None
 
 
 def budgets_of(experiments: Iterable[Experiment]) -> dict[str, str]:

@@ -192,8 +192,8 @@ def run(study: Path, name: str, experiments: Sequence[Experiment], jobs: int, ca
             causes = {task: why for task, why in failed.items() if why is not None}
             lines = '; '.join(f'{task}: {why}' for task, why in causes.items())
             raise RuntimeError(f'{len(causes)} of {len(tasks)} tasks failed ({lines}) and '
-                               f'{len(failed) - len(causes)} wait for them; the same command '
-                               'continues with them')
+                               f'{len(failed) - len(causes)} wait for them; once that is mended, '
+                               'the same command goes on')
     return time.time() - begun
 
 

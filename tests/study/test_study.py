@@ -16,6 +16,7 @@ from downscale.experiment import file
 from downscale.experiment.expansion import cells_of
 from downscale.experiment.sweeps import axis, product
 from downscale.results.items import read_items
+from downscale.study.preparation import prepare
 from downscale.study.tasks import Task, tasks_of, urgency
 from downscale.study.workers import Queue
 
@@ -76,6 +77,21 @@ def test_the_urgency_of_a_task_is_the_cost_of_the_longest_chain_that_it_starts()
         return Task(name=name, experiment=None, stage='', kind='train', needs=needs, cost=cost)
     tasks = [task('a', 1), task('b', 5), task('c', 2, 'a'), task('d', 7, 'a'), task('e', 1, 'c')]
     assert urgency(tasks) == {'a': 8, 'b': 5, 'c': 3, 'd': 7, 'e': 1}
+
+
+def test_a_stage_without_room_for_its_texts_is_refused_before_any_begins(tmp_path):
+    config, sweep = file.load_study(ROOT / 'experiments' / 'smoke.py', [
+        'stages.tower.length=24', 'data.train=20', 'data.validation=2', 'data.test=4',
+        'evaluation.scenes=2'])
+    with config.unlocked():
+        del config['platform']
+    cells = cells_of(config, sweep)
+    with pytest.raises(ValueError, match=r'^stage tower: .* do not fit a row of 24 tokens'):
+        prepare(tmp_path, 'smoke', cells, True)
+    assert not (tmp_path / 'study.json').exists() and not (tmp_path / 'cells').exists()
+    # A stage that has begun is told by its own run; what stands behind it is looked at.
+    (tmp_path / 'cells' / 'tower-s0' / 'tower').mkdir(parents=True)
+    prepare(tmp_path, 'smoke', cells, True)
 
 
 def start(folder, study_file):
