@@ -1,5 +1,6 @@
 """`downscale study`: every stage and evaluation of every cell, then the report."""
 import argparse
+from typing import Any
 
 from downscale.accounting import totals
 from downscale.commands.machine import cores
@@ -44,7 +45,22 @@ def run(args: argparse.Namespace) -> None:
                   claims_of(config), args.together, tracker)
     print(f'study done in {seconds:.0f} s')
     from downscale.report.report import write_report
-    print(f'report: {linked(write_report(folder))}')
+    from downscale.runtime.files import read_json
+    page = write_report(folder)
+    for line in verdicts(read_json(page.with_name('report.json')) or {}):
+        print(line)
+    print(f'report: {linked(page)}')
+
+
+def verdicts(report: dict[str, Any]) -> list[str]:
+    """Return a line for each claim of a report, with its verdict and effect."""
+    lines = []
+    for claim in report.get('claims', []):
+        effect = ''
+        if claim['effect'] is not None and claim['low'] is not None:
+            effect = f', {claim["effect"]:+.2f} [{claim["low"]:.2f}, {claim["high"]:.2f}]'
+        lines.append(f'claim {claim["id"]}: {claim["text"]}: {claim["verdict"]}{effect}')
+    return lines
 
 
 def _planned(experiments):

@@ -10,6 +10,7 @@ from console_lines import ROOT
 from terminal import COLOURS, shown
 
 from downscale.commands import main, overview
+from downscale.commands.study import verdicts
 from downscale.output.text import linked
 
 CONSOLE = [sys.executable, '-m', 'downscale.commands.main']
@@ -119,6 +120,16 @@ def test_a_pipe_is_told_how_far_what_takes_long_has_got():
     assert [line.lstrip(' .0123456789s') for line in lines] == [
         'w64/text: 1 of 3,000 loss 2.000', 'w64/text (1 of 2)']
     assert in_a_pipe(LONG.replace('ASKED', 'True')).count('\n') == 1
+
+
+def test_a_study_ends_with_what_became_of_its_claims():
+    claim = {'id': 'a', 'text': 'It hurts', 'verdict': 'supported', 'effect': .6016, 'low': .5104,
+             'high': .6928}
+    unknown = {'id': 'b', 'text': 'It heals', 'verdict': 'not interpretable', 'effect': None,
+               'low': None, 'high': None}
+    assert verdicts({'claims': [claim, unknown]}) == [
+        'claim a: It hurts: supported, +0.60 [0.51, 0.69]', 'claim b: It heals: not interpretable']
+    assert verdicts({}) == []
 
 
 def test_quiet_bars_end_without_a_line():
