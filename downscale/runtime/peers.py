@@ -92,12 +92,25 @@ class Peers:
         code = self.leaving or self._code()
         try:
             if not self.leaving:
-                text = ('lost the coordinator in process 0, or it has lost a process (killed, or '
-                        f'its machine is gone); {AGAIN}')
+                text = self._silent_longest() or (
+                    'lost the coordinator in process 0, or it has lost a process (killed, or its '
+                    f'machine is gone); {AGAIN}')
                 say(f'error: {text}')
                 self.ending(code, text)
         finally:
             os._exit(code)
+
+    def _silent_longest(self):
+        """Return a line on the process that JAX must mean when it tells process 0 of a loss.
+
+        Return None in another one, for which it may be the coordinator.
+        """
+        others = {key: since for key, (_, since) in self.counts.items()
+                  if key != f'{ALIVE}{self.rank}'}
+        if self.rank or not others:
+            return None
+        key = min(others, key=others.get)
+        return _gone(int(key.removeprefix(ALIVE)), round(time.monotonic() - others[key]))
 
     def _watch(self):
         """Count up the key of this process, and look at those of the others, until it is `over`."""
@@ -128,8 +141,7 @@ class Peers:
         for key, (_, since) in self.counts.items():
             if now - since > self.silence:
                 rank = int(key.removeprefix(ALIVE))
-                self._tell(self._code(), f'process {rank} has gone: no sign of it for '
-                           f'{self.silence:g} s (killed, or its machine is lost); {AGAIN}', rank)
+                self._tell(self._code(), _gone(rank, self.silence), rank)
         # 3. One has had SIGTERM, and nothing here would ask for it.
         if not self.notice:
             with contextlib.suppress(jax.errors.JaxRuntimeError):  # nobody has had SIGTERM
@@ -173,6 +185,12 @@ class Peers:
         if self.rank == 0:
             time.sleep(POLL_SECONDS if gone is None else 4 * POLL_SECONDS)
         os._exit(code)
+
+
+def _gone(rank, seconds):
+    """Return what is said of a process without a sign for so long."""
+    return (f'process {rank} has gone: no sign of it for {seconds:g} s (killed, or its machine is '
+            f'lost); {AGAIN}')
 
 
 @contextlib.contextmanager

@@ -201,7 +201,7 @@ from ml_collections import ConfigDict
 CLAIMS = (dict(id='a', text='Visual falls more', contrast='visual_minus_knowledge', gate='joint'),)
 
 def get_config(arg=''):
-    common = dict(steps=2, batch=8, length=96, tiles=0, rates=dict(language=3e-3))
+    common = dict(steps=2, batch=8, length=128, tiles=0, rates=dict(language=3e-3))
     return ConfigDict(dict(
         study='tiny', platform='cpu', family='micro', vocabulary=320, claims=CLAIMS,
         vision=dict(layers=1, W=32, H=2, F=64, patch=20, image=80),

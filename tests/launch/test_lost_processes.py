@@ -78,7 +78,8 @@ def test_a_killed_process_ends_the_others_and_a_restart_goes_on(
     code = attempt(spec, f'{rank},SIGKILL,14', once)
     assert exits.ending(code).restart == 'counted', logs(spec)
     said, = logs(spec)[1 - rank]
-    assert said.startswith('error: process 1 has gone: no sign of it for 4 s' if rank else
+    # Process 0 counts to 4 s by itself; on a busy machine JAX may be the first to tell it, at 8 s.
+    assert said.startswith('error: process 1 has gone: no sign of it for ' if rank else
                            'error: lost the coordinator in process 0'), said
     assert attempt(spec) == exits.DONE, logs(spec, 1)
     first, second = told(spec)
