@@ -4,9 +4,9 @@ A picture takes 729 to 8,765 tokens and 2 to 37 tiles (LLaVA-OneVision's tiling 
 so that one shape for all computes mostly padding. Plain Python and numpy: no example is read here.
 """
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, product
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
@@ -51,11 +51,15 @@ def in_order(shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     return tuple(sorted(shapes, key=lambda shape: (shape.length, shape.tiles)))
 
 
-@dataclass
-class _Row:
-    tokens: int = 0
-    tiles: int = 0
-    positions: list[int] = field(default_factory=list)
+class _Row(NamedTuple):
+    """An open row; never changed, so that a saved state may share it."""
+    tokens: int
+    tiles: int
+    positions: tuple[int, ...]
+
+    def with_one(self, position: int, tokens: int, tiles: int) -> '_Row':
+        """Return the row with one more conversation."""
+        return _Row(self.tokens + tokens, self.tiles + tiles, (*self.positions, position))
 
 
 class Packer:
@@ -74,7 +78,8 @@ class Packer:
         self.open = [[] for _ in shapes]
         self.closed = [[] for _ in shapes]
 
-    def add(self, position: int, tokens: int, tiles: int) -> tuple[int, list[list[int]]] | None:
+    def add(self, position: int, tokens: int, tiles: int
+            ) -> tuple[int, list[tuple[int, ...]]] | None:
         """Return the batch that a conversation completes, None where it completes none.
 
         A batch is (number of the shape, the positions of each row).
@@ -83,15 +88,12 @@ class Packer:
         shape = self.shapes[bucket]
         rows = self.open[bucket]
         closed = self.closed[bucket]
-        for row in rows:
+        for number, row in enumerate(rows):
             if shape.holds(row.tokens + tokens, row.tiles + tiles):
+                rows[number] = row.with_one(position, tokens, tiles)
                 break
         else:
-            row = _Row()
-            rows.append(row)
-        row.tokens += tokens
-        row.tiles += tiles
-        row.positions.append(position)
+            rows.append(_Row(tokens, tiles, (position,)))
         if len(rows) > min(self.most_open, shape.batch):
             closed.append(rows.pop(0).positions)
         if len(closed) < shape.batch:
@@ -102,25 +104,14 @@ class Packer:
 
     def state(self) -> dict[str, Any]:
         """Return what waits, as JSON can hold it; a copy."""
-        return {'open': [list(map(_as_list, rows)) for rows in self.open],
-                'closed': [list(map(list, rows)) for rows in self.closed]}
+        return {'open': list(map(list, self.open)), 'closed': list(map(list, self.closed))}
 
     def restore(self, state: dict[str, Any]) -> list[int]:
         """Wait for what `state` waited for, and return the positions in it."""
-        self.open = [list(map(_row_of, rows)) for rows in state['open']]
-        self.closed = [list(map(list, rows)) for rows in state['closed']]
+        self.open = [[_Row(tokens, tiles, tuple(positions)) for tokens, tiles, positions in rows]
+                     for rows in state['open']]
+        self.closed = [list(map(tuple, rows)) for rows in state['closed']]
         return waiting(state)
-
-
-def _as_list(row):
-    """Return a row as JSON can hold it; a copy."""
-    return [row.tokens, row.tiles, list(row.positions)]
-
-
-def _row_of(saved):
-    """Return the row that `_as_list` saved; a copy."""
-    tokens, tiles, positions = saved
-    return _Row(tokens, tiles, list(positions))
 
 
 def waiting(state: dict[str, Any]) -> list[int]:
