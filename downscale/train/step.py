@@ -39,8 +39,11 @@ def word_loss(model: WordModel, params: dict[str, Any],
     """Return the cross-entropy of telling which words the caption of each picture holds.
 
     Same form as `token_loss`: (sum over pictures and words of the vocabulary, number of pictures,
-    those with all words right).
+    those with all words right). Where the batch has `patches`, of telling each word from the
+    patches of its thing: (sum over words, their number, those told before all that are not of it).
     """
+    if 'patches' in batch:
+        return _placed_word_loss(model, params, batch)
     logits_BV = model.apply({'params': params}, batch['tiles'])
     B = len(logits_BV)
     # `max` and not `set`: padding shares token ids with words, and must not unset one.
@@ -49,6 +52,20 @@ def word_loss(model: WordModel, params: dict[str, Any],
     loss = optax.sigmoid_binary_cross_entropy(logits_BV, held_BV).sum()
     hits = ((logits_BV > 0) == held_BV).all(1).sum()
     return loss, jnp.float32(B), hits.astype(jnp.float32)
+
+
+def _placed_word_loss(model, params, batch):
+    """Return `word_loss` where each word has patches; padding and ends of replies have none."""
+    patches_BLP = batch['patches']
+    logits_BLV = model.apply({'params': params}, batch['tiles'], patches_BLP)
+    told_BL = patches_BLP.any(-1)
+    own_BL = jnp.take_along_axis(logits_BLV, batch['tokens'][..., None], -1)[..., 0]
+    loss = (jax.nn.logsumexp(logits_BLV, -1) - own_BL) * told_BL
+    # A thing has several words, none of them first: a word is right among as many as it has.
+    alike_BLL = (patches_BLP[:, :, None] == patches_BLP[:, None]).all(-1) & told_BL[:, None]
+    before_BL = (logits_BLV > own_BL[..., None]).sum(-1)
+    hits = (before_BL < alike_BLL.sum(-1)) & told_BL
+    return loss.sum(), told_BL.sum().astype(jnp.float32), hits.sum().astype(jnp.float32)
 
 
 LOSSES = {'tokens': token_loss, 'words': word_loss}

@@ -55,6 +55,27 @@ def test_one_patch_is_enough_to_tell_a_word(batch, model, params):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+def test_a_word_that_is_told_of_a_place_is_told_by_the_patches_there(batch, model, params):
+    P = small.VISION.P
+    patches = np.zeros((3, 4, P), bool)
+    patches[0, :2, :2] = patches[0, 2, 1] = True   # two words of a thing, one of another
+    patches[2, 3] = True                           # of the rest nothing is told
+    x_BPW = np.asarray(Tower(small.VISION).apply({'params': params['tower']}, batch['tiles']))
+    x_BPW = x_BPW - x_BPW.mean(-1, keepdims=True)
+    x_BPW /= np.sqrt((x_BPW ** 2).mean(-1, keepdims=True) + small.VISION.eps)
+    scores = x_BPW @ params['word_WV']
+    means = [scores[0, :2].mean(0), scores[0, :2].mean(0), scores[0, 1], scores[2].mean(0)]
+    words = [1, 2, 2, 1]
+    expected = sum(np.log(np.exp(mean).sum()) - mean[word]
+                   for mean, word in zip(means, words, strict=True))
+    ranks = [(mean > mean[word]).sum() for mean, word in zip(means, words, strict=True)]
+    loss, count, hits = word_loss(model, params, batch | {'patches': patches})
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    assert count == 4
+    # Two words of a thing may be in either order.
+    assert hits == sum(rank < most for rank, most in zip(ranks, (2, 2, 1, 1), strict=True))
+
+
 def test_the_words_of_three_pictures_are_learnt(batch, model, params):
     @jax.jit
     def step(params):

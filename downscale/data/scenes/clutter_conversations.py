@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from downscale.data.records import THINK, Conversation, Question
+from downscale.data.records import IMAGE, THINK, Conversation, Question
 from downscale.data.scenes import conversations
 from downscale.data.scenes.clutter_facts import NOTHING, tellings
 from downscale.data.scenes.clutter_telling import END, within
@@ -25,6 +25,7 @@ from downscale.data.scenes.conversations import (
     some,
 )
 from downscale.data.scenes.questions import restatement
+from downscale.data.scenes.world import records
 
 if TYPE_CHECKING:  # a sampler draws from these mixtures
     from downscale.data.scenes.sampler import Library
@@ -98,6 +99,17 @@ def text(library: 'Library', index: int, rng: np.random.Generator, world: Clutte
     return reason(library, index, rng, world, turns, gap)
 
 
+def tower(library: 'Library', index: int, rng: np.random.Generator, world: Clutter, turns: int,
+          gap: str) -> Conversation:
+    """Return tower pretraining: one picture, and what is said of each thing at its place."""
+    scene, *_ = library.scenes(index)
+    parts = [records([obj]) for obj in scene.objects]
+    parts[1:] = [f' {part}' for part in parts[1:]]
+    boxes = [tuple(edge / world.side for edge in obj.box) for obj in scene.objects]
+    return Conversation(library.example(index).images[:1], ask(IMAGE, ''.join(parts)),
+                        tuple(zip(parts, boxes, strict=True)))
+
+
 def instruct(library: 'Library', index: int, rng: np.random.Generator, world: Clutter,
              turns: int, gap: str) -> Conversation:
     """Return visual question answering: several questions about the same picture."""
@@ -162,4 +174,4 @@ def _thought(question: Question, read: str, whole: str, trace: str) -> str:
 
 MIXTURES: dict[str, Callable[..., Conversation]] = {
     'text': text, 'align': conversations.align, 'instruct': instruct, 'interleave': instruct,
-    'caption': caption, 'extract': extract, 'reason': reason, 'tower': conversations.tower}
+    'caption': caption, 'extract': extract, 'reason': reason, 'tower': tower}

@@ -44,6 +44,7 @@ class WorldKind:
     baselines: examples -> what guessing earns, by family.
     conversation: what a stage trains on, as the mixtures of `conversations.py`, stage first.
     count: a stage, its scenes and its turns -> the conversations of an epoch.
+    shows: whether a tower is told which patches show what a word tells of.
     """
     sample: Callable[..., Scene]
     render: Callable[..., bytes]
@@ -52,6 +53,7 @@ class WorldKind:
     baselines: Callable[..., dict[str, dict[str, float]]]
     conversation: Callable[..., Conversation]
     count: Callable[..., int]
+    shows: bool = False
 
 
 def _conversation(stage: str, library: 'Library', index: int, rng: np.random.Generator,
@@ -77,6 +79,7 @@ _CLUTTERED = WorldKind(
     baselines=clutter_questions.baselines,
     conversation=clutter_conversations.conversation,
     count=clutter_conversations.count,
+    shows=True,
 )
 KINDS: dict[type, WorldKind] = {World: _FIRST, Clutter: _CLUTTERED}
 

@@ -1,18 +1,21 @@
 """What stages see of the cluttered world: budgets, exposures of facts, pictures left out."""
 from collections import Counter
 
+import numpy as np
 import pytest
 import small
 
 from downscale.data.buckets import Shape
 from downscale.data.chat import CHATS
-from downscale.data.records import IMAGE, THINK
+from downscale.data.pipeline import captioned_batch, encoded
+from downscale.data.records import IMAGE, THINK, Conversation
 from downscale.data.scenes.clutter_conversations import MIXTURES, REMINDED, UNTOLD
 from downscale.data.scenes.clutter_facts import knowledge, vocabulary
 from downscale.data.scenes.clutter_world import Clutter
-from downscale.data.scenes.conversations import Recipe
+from downscale.data.scenes.conversations import Recipe, ask
 from downscale.data.scenes.dataset import build, scene_example, source
 from downscale.data.scenes.sampler import Library, Sampler
+from downscale.data.scenes.world import records
 from downscale.data.tokens import Encoder, Layout, load_tokenizer, train_tokenizer
 from downscale.sizes import Pictures, VisionConfig
 
@@ -61,6 +64,40 @@ def asked(talk):
     """(question, reply) pairs of a conversation, marks of pictures left out."""
     texts = [turn.text.replace(IMAGE, '').strip() for turn in talk.turns]
     return list(zip(texts[::2], texts[1::2], strict=True))
+
+
+# --- the tower --------------------------------------------------------------------------------
+
+def test_each_word_of_a_tower_has_the_patches_of_its_thing(encoder):
+    """A patch of 12 pixels belongs to a thing when its middle lies in the box."""
+    drawn = sampler(encoder, 'tower')
+    for index in range(len(LIBRARY)):
+        scene, = LIBRARY.scenes(index)
+        made = drawn(index, np.random.default_rng(0))
+        words = captioned_batch([[made]], Shape(1, 120, 1), encoder.layout)
+        for k, obj in enumerate(scene.objects):
+            x0, y0, x1, y1 = obj.box
+            inside = [x0 <= x < x1 and y0 <= y < y1 for y in range(6, 96, 12)
+                      for x in range(6, 96, 12)]
+            told = words['patches'][0, 7 * k:7 * k + 7]
+            assert (told == inside).all() and any(inside)
+            assert encoder.text(words['tokens'][0, 7 * k:7 * k + 7]) == records([obj])
+        assert not words['patches'][0, 7 * len(scene.objects):].any()
+
+
+def test_a_thing_smaller_than_a_patch_has_the_nearest_one(encoder):
+    talk = Conversation(LIBRARY.example(0).images[:1], ask(IMAGE, 'red'),
+                        (('red', (.49, .01, .51, .03)),))
+    drawn = sampler(encoder, 'tower').measured(talk, 'here')
+    patches = encoded(drawn, encoder, 'token')['patches']
+    assert patches.sum(1).tolist() == [1, 0] and patches[0, 3] | patches[0, 4]
+
+
+def test_a_tokenizer_that_joins_words_of_two_things_is_named(encoder):
+    talk = Conversation(LIBRARY.example(0).images[:1], ask(IMAGE, 'red'),
+                        (('red blue', (0, 0, 1, 1)), (' red', (0, 0, 1, 1))))
+    with pytest.raises(ValueError, match='here: the tokenizer makes 2 tokens of a caption and 3'):
+        encoded(sampler(encoder, 'tower').measured(talk, 'here'), encoder, 'token')
 
 
 # --- budgets ------------------------------------------------------------------------------------
