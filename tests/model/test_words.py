@@ -65,14 +65,18 @@ def test_a_word_that_is_told_of_a_place_is_told_by_the_patches_there(batch, mode
     x_BPW /= np.sqrt((x_BPW ** 2).mean(-1, keepdims=True) + small.VISION.eps)
     scores = x_BPW @ params['word_WV']
     means = [scores[0, :2].mean(0), scores[0, :2].mean(0), scores[0, 1], scores[2].mean(0)]
-    words = [1, 2, 2, 1]
+    best, second = np.argsort(-means[0])[:2].tolist()
+    words = [second, best, 2, 1]
+    tokens = batch['tokens'].copy()
+    tokens[0, :3], tokens[2, 3] = words[:3], words[3]
     expected = sum(np.log(np.exp(mean).sum()) - mean[word]
                    for mean, word in zip(means, words, strict=True))
     ranks = [(mean > mean[word]).sum() for mean, word in zip(means, words, strict=True)]
-    loss, count, hits = word_loss(model, params, batch | {'patches': patches})
+    loss, count, hits = word_loss(model, params, batch | {'patches': patches, 'tokens': tokens})
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
     assert count == 4
     # Two words of a thing may be in either order.
+    assert ranks[:2] == [1, 0]
     assert hits == sum(rank < most for rank, most in zip(ranks, (2, 2, 1, 1), strict=True))
 
 
