@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from downscale.model.cache import attend_blocks, cut, is_flat, remember
+from downscale.model.cache import attend_blocks, cut, flattened, is_flat, remember
 from downscale.model.connector import Connector
 from downscale.model.language import Block, score
 from downscale.model.layers import rms_norm, rotary
@@ -103,7 +103,7 @@ def read(model: Vlm, params: dict[str, Any], x_BLD: jax.Array, ends: Sequence[in
          prefix: list | None = None, before_B: jax.Array | None = None) -> tuple[jax.Array, list]:
     """Return (x after all blocks, per layer the cache blocks (k, v) up to `ends` of its tokens).
 
-    Rows continue a `prefix` (per layer (k blocks, v blocks), of which the first `before_B` tokens
+    Blocks are as the cache of the model has them, those of `prefix` never flat. Rows continue a `prefix` (per layer (k blocks, v blocks), of which the first `before_B` tokens
     of each row count), or begin at position 0.
     """
     B, L, _ = x_BLD.shape
@@ -121,9 +121,11 @@ def read(model: Vlm, params: dict[str, Any], x_BLD: jax.Array, ends: Sequence[in
             v_BKSE = v_BLKE.transpose(0, 2, 1, 3)
             k_BKES = _placed(k_BKES, 3, ends[-1], prefix_k, before_B)
             v_BKSE = _placed(v_BKSE, 2, ends[-1], prefix_v, before_B)
-            blocks = cut(k_BKES, v_BKSE, ends)
             if is_flat(model.attention):
+                # Flat as a whole: for each block alone the same would be so many more programs.
+                blocks = cut(*flattened(k_BKES, v_BKSE), ends)
                 return _attend_parts(q_BLHE, k_BKES, v_BKSE, positions_BL), blocks
+            blocks = cut(k_BKES, v_BKSE, ends)
             return attend_blocks(q_BLHE, *blocks, positions_BL), blocks
         return mix
 
