@@ -103,8 +103,9 @@ def read(model: Vlm, params: dict[str, Any], x_BLD: jax.Array, ends: Sequence[in
          prefix: list | None = None, before_B: jax.Array | None = None) -> tuple[jax.Array, list]:
     """Return (x after all blocks, per layer the cache blocks (k, v) up to `ends` of its tokens).
 
-    Blocks are as the cache of the model has them, those of `prefix` never flat. Rows continue a `prefix` (per layer (k blocks, v blocks), of which the first `before_B` tokens
-    of each row count), or begin at position 0.
+    Rows continue a `prefix` (per layer (k blocks, v blocks), never flat, of which the first
+    `before_B` tokens of each row count), or begin at position 0. What is returned is flat where the
+    cache of the model is.
     """
     B, L, _ = x_BLD.shape
     positions_BL = jnp.broadcast_to(jnp.arange(L), (B, L))

@@ -1,8 +1,8 @@
 """The plan of a study: every program compiled for its topology, what fits, what it takes and costs.
 
 `Plan.run` compiles (`pool.py`), turns facts into rows (`row`) and, where it is asked for and a
-program does not fit, compiles smaller ones until one does (`nearest.py`). A row is a plain dict: the table and plan.json say
-the same.
+program does not fit, compiles smaller ones until one does (`nearest.py`). A row is a plain dict:
+the table and plan.json say the same.
 """
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
