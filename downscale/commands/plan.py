@@ -25,6 +25,8 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument('--seq', type=int, metavar='L', help='tokens of a row (default: those of the '
                      'stage; 2048 for prefill and decode)')
     sub.add_argument('--text-only', action='store_true', help='without pictures')
+    sub.add_argument('--propose', action='store_true', help='compile also the nearest mesh, batch '
+                     'or remat that fits, for each program that does not')
     sub.add_argument('--out', type=new_folder, metavar='FOLDER',
                      help='folder of plan.json and of what '
                      'is compiled already (default: runs/STUDY/plan)')
@@ -60,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
         per_chip_batch=args.per_chip_batch,
         seq=args.seq,
         text_only=args.text_only,
+        propose=args.propose,
     )
     out = args.out or folder / 'plan'
     with contextlib.redirect_stdout(shown_on), progress_bars(args.quiet) as bars:

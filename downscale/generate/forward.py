@@ -3,6 +3,7 @@
 The layers lie apart here, not stacked: on CPU a slice of a stacked weight is a copy, which would
 double the memory that a step reads.
 """
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from downscale.model.cache import attend_blocks, cut, remember
+from downscale.model.cache import attend_blocks, cut, flattened, is_flat, remember
 from downscale.model.connector import Connector
 from downscale.model.language import Block, score
 from downscale.model.layers import rms_norm, rotary
@@ -19,6 +20,8 @@ from downscale.model.vision import Tower
 from downscale.model.vlm import Vlm, splice
 from downscale.mup import times
 from downscale.sharding import constrain
+
+QUERIES = 256  # that a TPU attends for at once while it reads
 
 
 def unstack(params: dict[str, Any], dtype: DTypeLike) -> dict[str, Any]:
@@ -100,8 +103,9 @@ def read(model: Vlm, params: dict[str, Any], x_BLD: jax.Array, ends: Sequence[in
          prefix: list | None = None, before_B: jax.Array | None = None) -> tuple[jax.Array, list]:
     """Return (x after all blocks, per layer the cache blocks (k, v) up to `ends` of its tokens).
 
-    Rows continue a `prefix` (per layer (k blocks, v blocks), of which the first `before_B` tokens
-    of each row count), or begin at position 0.
+    Rows continue a `prefix` (per layer (k blocks, v blocks), never flat, of which the first
+    `before_B` tokens of each row count), or begin at position 0. What is returned is flat where the
+    cache of the model is.
     """
     B, L, _ = x_BLD.shape
     positions_BL = jnp.broadcast_to(jnp.arange(L), (B, L))
@@ -118,12 +122,33 @@ def read(model: Vlm, params: dict[str, Any], x_BLD: jax.Array, ends: Sequence[in
             v_BKSE = v_BLKE.transpose(0, 2, 1, 3)
             k_BKES = _placed(k_BKES, 3, ends[-1], prefix_k, before_B)
             v_BKSE = _placed(v_BKSE, 2, ends[-1], prefix_v, before_B)
+            if is_flat(model.attention):
+                # Flat as a whole: for each block alone the same would be so many more programs.
+                blocks = cut(*flattened(k_BKES, v_BKSE), ends)
+                return _attend_parts(q_BLHE, k_BKES, v_BKSE, positions_BL), blocks
             blocks = cut(k_BKES, v_BKSE, ends)
             return attend_blocks(q_BLHE, *blocks, positions_BL), blocks
         return mix
 
     return through_blocks(model, params, x_BLD, positions_BL,
                           [mix_of(n) for n in range(model.language.N)])
+
+
+def _attend_parts(q_BLHE, k_BKES, v_BKSE, positions_BL):
+    """Return what `attend_blocks` does of one block, for some queries after the others.
+
+    A TPU promises no order of sums that the blocks of the cache could keep, and its compiler makes
+    the products of each block and layer anew: with 12 blocks they were most of what it did.
+    """
+    L = q_BLHE.shape[1]
+    part = math.gcd(L, QUERIES)
+
+    def split(x):
+        return x.reshape(len(x), L // part, part, *x.shape[2:]).swapaxes(0, 1)
+    # The scores of all queries at once would be the largest array of the program.
+    out = jax.lax.map(lambda x: attend_blocks(x[0], [k_BKES], [v_BKSE], x[1]),
+                      (split(q_BLHE), split(positions_BL)))
+    return out.swapaxes(0, 1).reshape(q_BLHE.shape)
 
 
 def _placed(new, axis, size, prefix_blocks, before_B):

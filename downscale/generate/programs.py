@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from downscale.generate import forward, thinking
 from downscale.generate.sampling import Sampling, choose, forbid
-from downscale.model.cache import edges, empty_cache, flattened, is_flat, opened
+from downscale.model.cache import edges, empty_cache, is_flat, opened
 from downscale.model.vlm import Vlm
 from downscale.sharding import constrain
 
@@ -59,11 +59,6 @@ def _placed(model, state):
 
     return placed(state._replace(k=(), v=()), 'BIPD')._replace(k=placed(state.k, k_axes),
                                                                v=placed(state.v, v_axes))
-
-
-def _kept(model, k, v):
-    """Return blocks that a program has computed as they are kept between programs."""
-    return flattened(k, v) if is_flat(model.attention) else (k, v)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +145,7 @@ def prefix(params: dict[str, Any], shown: Shown, tokens_BL: jax.Array, index_BLC
             old_blocks[:len(ends)], new_blocks)
         return changed + old_blocks[len(ends):]
 
-    new_k, new_v = _kept(model, *forward.by_block(kept))
+    new_k, new_v = forward.by_block(kept)
     k = renewed(shown.k, new_k)
     v = renewed(shown.v, new_v)
     length_B = jnp.where(new_B, length_B, shown.length_B)
@@ -187,7 +182,7 @@ def prefill(params: dict[str, Any], slots: Slots, shown: Shown | None, rows: Row
     x_BLD = forward.embed(model, params, rows.tokens_BL)
     x_BLD, kept = forward.read(model, params, x_BLD, edges(L + room), prefix, before_B)
     nll_BL = _nats(model, params, x_BLD, rows, lanes, scored) if scored else None
-    fresh = _fresh(rows, before_B, _kept(model, *forward.by_block(kept)))
+    fresh = _fresh(rows, before_B, forward.by_block(kept))
     put = partial(_put, slot_B=rows.slot_B, lanes=lanes)
     return _placed(model, jax.tree.map(put, slots, fresh)), nll_BL
 

@@ -52,15 +52,15 @@ def is_flat(attention: str) -> bool:
     return attention == 'splash'
 
 
-def flattened(k: list[Layers], v: list[Layers]) -> tuple[list[Layers], list[Layers]]:
-    """Return flat blocks of a cache as `empty_cache` makes it by default."""
-    def merge(axes):
-        return lambda leaf: leaf.transpose(axes).reshape(len(leaf), leaf.shape[axes[1]], -1)
-    return jax.tree.map(merge((0, 3, 1, 2)), k), jax.tree.map(merge((0, 2, 1, 3)), v)
+def flattened(k_BKES: jax.Array, v_BKSE: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return keys and values by position as [B, S, F], with the K heads side by side in F."""
+    B, _, S, _ = v_BKSE.shape
+    return (k_BKES.transpose(0, 3, 1, 2).reshape(B, S, -1),
+            v_BKSE.transpose(0, 2, 1, 3).reshape(B, S, -1))
 
 
 def opened(k: list[Layers], v: list[Layers], K: int) -> tuple[list[Layers], list[Layers]]:
-    """Return what `flattened` was given."""
+    """Return flat blocks of a cache as `empty_cache` makes it by default."""
     def split(axes):
         return lambda leaf: leaf.reshape(*leaf.shape[:2], K, -1).transpose(axes)
     return jax.tree.map(split((0, 2, 3, 1)), k), jax.tree.map(split((0, 2, 1, 3)), v)
@@ -86,12 +86,13 @@ def empty_cache(cfg: LanguageConfig, rows: int, ends: Sequence[int], dtype: DTyp
     return k, v
 
 
-def cut(k_BKES: jax.Array, v_BKSE: jax.Array,
+def cut(k: jax.Array, v: jax.Array,
         ends: Sequence[int]) -> tuple[list[jax.Array], list[jax.Array]]:
-    """Return keys and values by position as the blocks that end at `ends`."""
-    starts = (0, *ends[:-1])
-    return ([k_BKES[..., start:end] for start, end in zip(starts, ends)],
-            [v_BKSE[:, :, start:end] for start, end in zip(starts, ends)])
+    """Return keys and values by position, flat or not, as the blocks that end at `ends`."""
+    k_axis, v_axis = (1, 1) if v.ndim == 3 else (3, 2)
+    spans = list(zip((0, *ends), ends))
+    return ([jax.lax.slice_in_dim(k, *span, axis=k_axis) for span in spans],
+            [jax.lax.slice_in_dim(v, *span, axis=v_axis) for span in spans])
 
 
 def remember(k_blocks: Sequence[jax.Array], v_blocks: Sequence[jax.Array], k_BKE: jax.Array,

@@ -46,7 +46,7 @@ def check(cells: Sequence[Experiment], topology: str, folder: PathLike,
     from downscale.planner.programs import Wish
     from downscale.planner.worker import refuse
     with contextlib.redirect_stdout(sys.stderr), progress_bars(quiet) as bars:
-        plan = Plan(cells, [topology], Wish(only=('train',)), refuse, folder, JOBS,
+        plan = Plan(cells, [topology], Wish(only=('train',), propose=True), refuse, folder, JOBS,
                     LIMIT_SECONDS, bars).run()
     return of_cells(plan)
 

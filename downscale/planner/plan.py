@@ -1,8 +1,8 @@
 """The plan of a study: every program compiled for its topology, what fits, what it takes and costs.
 
-`Plan.run` compiles (`pool.py`), turns facts into rows (`row`) and, for what does not fit, compiles
-smaller programs until one does (`nearest.py`). A row is a plain dict: the table and plan.json say
-the same.
+`Plan.run` compiles (`pool.py`), turns facts into rows (`row`) and, where it is asked for and a
+program does not fit, compiles smaller ones until one does (`nearest.py`). A row is a plain dict:
+the table and plan.json say the same.
 """
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -40,6 +40,7 @@ class Plan:
         self.versions = versions()  # no compiler, no plan
         self.refuse = refuse
         self.folder = Path(folder)
+        self.propose = wish.propose
         self.uses: list[Use] = []
         for place in map(topology, places):
             self.uses += uses(cells, place, wish)
@@ -58,18 +59,18 @@ class Plan:
         """Compile all programs and return the plan, a dict of plain values.
 
         'cells' holds the rows of all programs in the order of the cells; 'method', 'prices_as_of'
-        and 'versions' what they rest on. Seeds of one size share programs, and a program that does
-        not fit is made smaller once.
+        and 'versions' what they rest on, 'proposed' whether proposals were asked for. Seeds of one
+        size share programs, and a program that does not fit is made smaller once.
         """
         facts = self.pool.facts([(_title(use), use.request) for use in self.uses])
         rows = [row(use, facts[key_of(use.request)]) for use in self.uses]
         lacking = [(use, planned) for use, planned in zip(self.uses, rows)
-                   if planned['fits'] is False]
+                   if self.propose and planned['fits'] is False]
         fitting = self._fitting({_same(use): (use, planned) for use, planned in lacking})
         for use, planned in lacking:
             planned['proposal'] = fitting.get(_same(use))
-        return {'cells': rows, 'method': bounds.METHOD, 'prices_as_of': PRICES_AS_OF,
-                'versions': self.versions}
+        return {'cells': rows, 'proposed': self.propose, 'method': bounds.METHOD,
+                'prices_as_of': PRICES_AS_OF, 'versions': self.versions}
 
     def _fitting(self, lacking):
         """Return {key: row of the nearest program that fits, with its 'change'}.

@@ -66,11 +66,15 @@ class ProgramRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """What the command line narrows or changes; None leaves the cells as they are."""
+    """What the command line narrows or changes; None leaves the cells as they are.
+
+    `propose` asks for what does fit in place of what does not, a few more programs to compile.
+    """
     only: tuple[str, ...] = KINDS
     per_chip_batch: int | None = None
     seq: int | None = None
     text_only: bool = False
+    propose: bool = False
 
     def __post_init__(self):
         for option, value in (('per-chip-batch', self.per_chip_batch), ('seq', self.seq)):

@@ -22,7 +22,7 @@ def lines(plan: dict[str, Any]) -> list[str]:
         text += ['', f'{name}: {place.chips} chips, {place.hbm_gib:g} GiB a device, figures per '
                  'chip', *aligned([HEAD, *map(_cells, rows)])]
         for row in rows:
-            text += _remarks(row)
+            text += _remarks(row, plan['proposed'])
         text += _sums(every)
     return text + [
         '', f'step ms: not measured; {plan["method"]}.',
@@ -93,13 +93,13 @@ def _flops(row):
     return f'{row["flops_compiled"] / 1e12:.3g}{mark}'
 
 
-def _remarks(row):
+def _remarks(row, proposed):
     """Yield what a row's figures do not say themselves."""
     name = row['name']
     if row['error']:
         yield f'{name}: {row["error"]}'
     if row['fits'] is False:
-        yield _misfit(row)
+        yield _misfit(row, proposed)
     if row['flops_compiled'] is None:
         return
     if row['flops_agree'] is False:
@@ -113,7 +113,7 @@ def _remarks(row):
                f'({", ".join(row["kernels"])}) and are counted by formula')
 
 
-def _misfit(row):
+def _misfit(row, proposed):
     """Return by how much a program is too large, and with what change it fits."""
     over = ''
     if row['hbm_gib'] is not None:
@@ -121,7 +121,9 @@ def _misfit(row):
                 f'{row["hbm_gib"] - row["hbm_limit_gib"]:.2f} too many')
     near = row['proposal']
     remedy = 'nothing smaller that was tried fits'
-    if near:
+    if not proposed:
+        remedy = 'the same command with --propose compiles what does'
+    elif near:
         remedy = f'fits, compiled, at {near["hbm_gib"]:.2f} GiB with {near["change"]}'
     return f'{row["name"]} does not fit{over}; {remedy}'
 

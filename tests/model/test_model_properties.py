@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from downscale.generate import forward
-from downscale.model.cache import attend_blocks, cut, edges, empty_cache, ladder
+from downscale.model.cache import attend_blocks, cut, edges, empty_cache, flattened, ladder
 from downscale.model.init import abstract_params, init_params
 from downscale.model.layers import attend, rotary, rotate
 from downscale.model.vlm import Vlm, splice
@@ -101,6 +101,35 @@ def test_cached_decoding_with_ragged_rows_equals_the_full_forward(params):
     for at_B in (lengths_B + n for n in range(5)):
         logits, k, v = step(TOKENS_BL[rows, at_B], at_B, k, v)
         np.testing.assert_allclose(logits, full[rows, at_B], **CLOSE)
+
+
+def test_a_flat_cache_is_filled_like_one_in_blocks_whatever_stands_before(params):
+    """On a TPU queries attend for some after the others, here in two parts, over all keys at once.
+    """
+    length = 2 * forward.QUERIES
+    layers = jax.device_put(forward.unstack({'language': params['language']}, 'float32'))
+    draw = np.random.default_rng(2)
+    tokens_BL = draw.integers(0, SMALL.V, (2, length), dtype=np.int32)
+    draws = draw.standard_normal((SMALL.N, 2, 2, SMALL.K, 8, SMALL.E)).astype(np.float32)
+    # Per layer (k blocks, v blocks) of a prefix of eight positions, of which few count.
+    prefix = [([k.swapaxes(2, 3)], [v]) for k, v in draws]
+
+    def read(model, before_B=None):
+        x_BLD = forward.embed(model, layers, tokens_BL)
+        return jax.jit(lambda x_BLD: forward.read(
+            model, layers, x_BLD, (length, length + 8), prefix if before_B is not None else None,
+            before_B))(x_BLD)
+
+    for before_B in (None, np.array([0, 5], np.int32)):
+        x_BLD, blocks = read(MODEL, before_B)
+        flat_x_BLD, flat_blocks = read(MODEL.clone(attention='splash'), before_B)
+        np.testing.assert_allclose(flat_x_BLD, x_BLD, **CLOSE)
+        for (k, v), (flat_k, flat_v) in zip(blocks, flat_blocks, strict=True):
+            for at, size in enumerate((length, 8)):
+                assert flat_k[at].shape == (2, size, SMALL.K * SMALL.E)
+                expected_k, expected_v = flattened(k[at], v[at])
+                np.testing.assert_allclose(flat_k[at], expected_k, **CLOSE)
+                np.testing.assert_allclose(flat_v[at], expected_v, **CLOSE)
 
 
 def test_a_block_that_nothing_has_reached_changes_no_bit(params):

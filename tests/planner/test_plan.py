@@ -112,7 +112,8 @@ def test_a_compiler_that_refuses_is_quoted(planned):
 
 def test_what_does_not_fit_says_by_how_much_and_what_would(planned):
     """8 rows a device of 3 GiB each; four micro-batches of two are the fewest that fit."""
-    plan, compiled = planned([cell(stages=(stage(batch=128, length=3072),))], only=('train',))
+    plan, compiled = planned([cell(stages=(stage(batch=128, length=3072),))], only=('train',),
+                             propose=True)
     found = plan['cells'][0]
     assert (found['fits'], found['hbm_gib'], found['hbm_limit_gib']) == (False, 24, 15.75)
     near = found['proposal']
@@ -123,12 +124,26 @@ def test_what_does_not_fit_says_by_how_much_and_what_would(planned):
     assert '24.00 of 15.75 GiB, 8.25 too many' in said and 'optimizer.accumulate=2' in said
 
 
+def test_proposals_are_compiled_when_they_are_asked_for(planned):
+    cells = [cell(stages=(stage(batch=128, length=3072),))]
+    plan, compiled = planned(cells, only=('train',))
+    assert compiled == ['train 128 3072'] and plan['cells'][0]['proposal'] is None
+    said, = [line for line in table.lines(plan) if 'does not fit' in line]
+    assert '24.00 of 15.75 GiB' in said and 'with --propose compiles what does' in said
+    # What is known is not compiled again.
+    plan, compiled = planned(cells, only=('train',), propose=True)
+    assert len(compiled) == 1 and plan['cells'][0]['proposal']['fits']
+    said, = [line for line in table.lines(plan) if 'does not fit' in line]
+    assert '--propose' not in said and 'optimizer.accumulate=2' in said
+
+
 def test_programs_without_any_fit_say_so_and_those_of_one_round_are_tried_together(planned):
     def refuse(request):
         if request.mesh != (1, 16, 1):
             raise ValueError('no other mesh')
     stages = stage(batch=16, length=20000), stage('caption', batch=64, length=8192)
-    plan, compiled = planned([cell(stages=stages)], only=('train',), refuse=refuse)
+    plan, compiled = planned([cell(stages=stages)], only=('train',), refuse=refuse,
+                             propose=True)
     huge, large = plan['cells']
     assert huge['fits'] is False and huge['proposal'] is None
     assert large['proposal']['change'] == 'optimizer.accumulate=4' and len(compiled) == 3
@@ -136,7 +151,8 @@ def test_programs_without_any_fit_say_so_and_those_of_one_round_are_tried_togeth
 
 
 def test_decoding_that_does_not_fit_is_proposed_fewer_rows(planned):
-    plan, _ = planned([cell(evaluation=Evaluation(batch=100))], only=('decode',), text_only=True)
+    plan, _ = planned([cell(evaluation=Evaluation(batch=100))], only=('decode',), text_only=True,
+                      propose=True)
     near = plan['cells'][1]['proposal']
     assert near['change'] == f'{near["slots"]} rows' and 60 <= near['slots'] <= 78
     assert near['fits']
@@ -266,7 +282,7 @@ def test_flops_of_a_kernel_are_added_by_formula_and_said(monkeypatch):
     assert row(use, facts)['flops_agree'] is False
     found = row(use, {**facts, 'kernels': {'splash': 2}})
     assert found['flops_agree'] and found['flops_compiled'] == found['flops_formula']
-    lines = table.lines({'cells': [found], 'method': '', 'prices_as_of': ''})
+    lines = table.lines({'cells': [found], 'proposed': False, 'method': '', 'prices_as_of': ''})
     assert any('run in kernels (splash) and are counted by formula' in line for line in lines)
 
 
