@@ -55,7 +55,7 @@ def get_config(arg=''):
         caption=dict(steps=1000, **writer), extract=dict(steps=1000, **writer),
         reason=dict(steps=8000, replay=dict(text=0.05), **text))
     if small:
-        steps = dict(tower=800, text=800, align=800, instruct=2000, reason=1200)
+        steps = dict(tower=3000, text=800, align=1500, instruct=3000, reason=1200)
         stages = {name: {**stages[name], 'steps': steps[name]} for name in steps}
         stages['tower']['length'] = 112
         for name in ('align', 'instruct'):

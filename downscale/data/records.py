@@ -90,7 +90,7 @@ class Conversation:
     """
     images: tuple[bytes, ...]
     turns: tuple[Turn, ...]
-    shown: tuple[tuple[str, tuple[float, float, float, float]], ...] = ()
+    shown: tuple[tuple[str, tuple[float, ...]], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from downscale import config
-from downscale.data.scenes.kinds import kind_of
 from downscale.data.tiling import corners
 from downscale.generate import forward, programs, thinking
 from downscale.generate.sampling import Sampling
@@ -31,6 +30,7 @@ from downscale.model.tower_words import WordModel, abstract_word_params
 from downscale.model.vision import Tower
 from downscale.model.vlm import Vlm
 from downscale.planner import hlo
+from downscale.planner.batches import batch_of
 from downscale.planner.programs import ProgramRequest
 from downscale.planner.topologies import topology
 from downscale.runtime.files import write_json
@@ -129,35 +129,10 @@ def lowered_train(cell: config.Experiment, request: ProgramRequest, target: Mesh
     state = jax.eval_shape(first_state)
     state = abstract(state, shardings(state, target, model.rules))
     rates = {group: jax.ShapeDtypeStruct((), jnp.float32) for group in groups}
-    batch = _batch(cell, stage, batch_sharding(target, model.rules))
+    batch = batch_of(cell, stage, batch_sharding(target, model.rules))
     step = compiled_step(model, stage.kind.loss, cell.optimizer, groups, target,
                          tuple(attention.programs(cell, stage, target).items()))
     return step.lower(state, batch, rates)
-
-
-def _batch(cell, stage, where):
-    """Return the leaves that `data/pipeline.py` makes for a stage, as ShapeDtypeStructs."""
-    B = stage.batch
-    L = stage.length
-    I = stage.tiles
-    P = cell.vision.P if I else 0
-    Q = cell.vision.Q if I else 0
-    leaves = {'tokens': ((B, L), 'int32'), 'segments': ((B, L), 'int32')}
-    if stage.kind.rows == 'captioned':  # one picture a row, and no place in the text for it
-        if I:
-            leaves['tiles'] = (B, P, Q), 'uint8'
-        if kind_of(cell.world).shows:
-            leaves['patches'] = (B, L, P), 'bool'
-    else:
-        leaves |= {'positions': ((B, L), 'int32'), 'weights': ((B, L), 'float32')}
-        if I:
-            leaves['tiles'] = (B, I, P, Q), 'uint8'
-            C = corners(cell.layout(stage.name).pictures)
-            leaves['image_index'] = (B, L, C), 'int32'
-            if C > 1:
-                leaves['image_weight'] = (B, L, C), 'float32'
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
-            for name, (shape, dtype) in leaves.items()}
 
 
 def lowered_served(cell: config.Experiment, request: ProgramRequest, target: Mesh,
