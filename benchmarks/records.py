@@ -147,11 +147,12 @@ def many_cells(found: Any) -> list[Record]:
 
 
 def decode_bound(found: Any) -> list[Record]:
-    """Estimated cycles of a TPU decode step against reading weights and cache once."""
+    """Estimated cycles and bytes of a TPU decode step against reading weights and cache once."""
+    goals = {'estimate': ('HBM bound, estimated cycles', 1.35), 'moved': ('bytes to be read', 1.2)}
     return [Record(what=f'{row["chip"]} decode step, {row["model"]}, {row["live"]:,} live tokens'
                         + ', sampled' * row['drawn'],
-                   against='HBM bound, estimated cycles', value=row['ratio'], goal=1.35, less=True)
-            for row in found]
+                   against=against, value=row['ratio'][name], goal=goal, less=True)
+            for row in found for name, (against, goal) in goals.items()]
 
 
 # In the order in which they run: the longest last.

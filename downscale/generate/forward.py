@@ -12,7 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from downscale.model.cache import attend_blocks, cut, flattened, is_flat, remember
+from downscale.model.cache import (
+    attend_blocks,
+    attend_next,
+    cut,
+    flattened,
+    is_flat,
+)
 from downscale.model.connector import Connector
 from downscale.model.language import Block, score
 from downscale.model.layers import rms_norm, rotary
@@ -187,8 +193,7 @@ def step(model: Vlm, params: dict[str, Any], token_B: jax.Array, positions_B: ja
     """
     def mix_of(k_blocks, v_blocks):
         def mix(q_BLHE, k_BLKE, v_BLKE):
-            blocks = remember(k_blocks, v_blocks, k_BLKE[:, 0], v_BLKE[:, 0], positions_B)
-            return attend_blocks(q_BLHE, *blocks, positions_B[:, None]), blocks
+            return attend_next(q_BLHE, k_BLKE[:, 0], v_BLKE[:, 0], k_blocks, v_blocks, positions_B)
         return mix
 
     x_BLD = embed(model, params, token_B[:, None])

@@ -3,7 +3,9 @@
 A step pays for the blocks that it is given, not for those that are allocated, and a row's numbers
 do not depend on how many that are: sums run block by block, and a masked key adds an exact zero.
 """
+import operator
 from collections.abc import Sequence
+from functools import reduce
 
 import jax
 import jax.numpy as jnp
@@ -120,12 +122,29 @@ def remember(k_blocks: Sequence[jax.Array], v_blocks: Sequence[jax.Array], k_BKE
     return ks, vs
 
 
+def attend_next(q_B1HE: jax.Array, k_BKE: jax.Array, v_BKE: jax.Array,
+                k_blocks: Sequence[jax.Array], v_blocks: Sequence[jax.Array],
+                positions_B: jax.Array) -> tuple[jax.Array, tuple[list[jax.Array], ...]]:
+    """Return (attention [B, 1, H, E] of one more token of each row, the blocks with it: k, v)."""
+    if v_blocks[0].ndim == 4:
+        blocks = remember(k_blocks, v_blocks, k_BKE, v_BKE, positions_B)
+        return attend_blocks(q_B1HE, *blocks, positions_B[:, None]), blocks
+    # Flat blocks are read before they are written, and the new token is a block of its own. Were
+    # they written first, a TPU would fetch most of them, write into what was fetched, and store all
+    # of it again: twice the traffic, which the compiler's estimate of cycles does not see.
+    new = [part.reshape(len(part), 1, -1).astype(v_blocks[0].dtype) for part in (k_BKE, v_BKE)]
+    out_B1HE = attend_blocks(q_B1HE, k_blocks, v_blocks, positions_B[:, None] - 1, new)
+    # Nothing else says that reading comes first, and the other order would copy the cache.
+    out_B1HE, k_BKE, v_BKE = jax.lax.optimization_barrier((out_B1HE, k_BKE, v_BKE))
+    return out_B1HE, remember(k_blocks, v_blocks, k_BKE, v_BKE, positions_B)
+
+
 def attend_blocks(q_BLHE: jax.Array, k_blocks: Sequence[jax.Array], v_blocks: Sequence[jax.Array],
-                  positions_BL: jax.Array) -> jax.Array:
+                  positions_BL: jax.Array, new: Sequence[jax.Array] = ()) -> jax.Array:
     """Return attention [B, L, H, E] of queries at their positions over every key up to their own.
 
     H / K query heads share a key/value head, none is repeated. Sums are float32. Flat blocks are
-    for one query a row.
+    for one query a row. `new` is one more block, (keys, values), of which queries see all.
     """
     B, L, H, E = q_BLHE.shape
     products = _FlatProducts if v_blocks[0].ndim == 3 else _Products
@@ -139,6 +158,9 @@ def attend_blocks(q_BLHE: jax.Array, k_blocks: Sequence[jax.Array], v_blocks: Se
         seen_BLS = start + jnp.arange(S) <= positions_BL[:, :, None]
         scores.append(jnp.where(products.seen(seen_BLS), score, -1e30))
         start += S
+    if new:
+        scores.append(products.scores(new[0]))
+        v_blocks = [*v_blocks, new[1]]
     # The largest score is that over all blocks, so that their weights are on one scale; then each
     # block is added by itself, in order: how many there are changes no sum.
     most = jnp.max(jnp.stack([score.max(-1) for score in scores]), 0)
@@ -190,15 +212,15 @@ class _FlatProducts:
         B, _, H, E = q_B1HE.shape
         current = jax.sharding.get_abstract_mesh()
         G = 1 if current.empty else current.shape['tensor']
-        J = v_BSF.shape[2] // E // G   # key heads of a device
-        self.shape = B, G, J, H // G // J, J, E
-        self.own_JI = jnp.eye(J, dtype=bool)[:, None, :, None]
-        q_BGJM1E = q_B1HE.reshape(*self.shape[:4], 1, E)
-        self.q_BGMF = jnp.where(self.own_JI, q_BGJM1E, 0).reshape(B, G, H // G, J * E)
+        self.J = v_BSF.shape[2] // E // G   # key heads of a device, which share its M query heads
+        M = H // G
+        self.own_MF = jnp.arange(M)[:, None] * self.J // M == jnp.arange(self.J * E) // E
+        q_BGMF = jnp.tile(q_B1HE.reshape(B, G, M, E), self.J)
+        self.q_BGMF = jnp.where(self.own_MF, q_BGMF, 0)
 
     def _split(self, block_BSF):
         B, S, F = block_BSF.shape
-        return block_BSF.reshape(B, S, self.shape[1], -1).astype(self.q_BGMF.dtype)
+        return block_BSF.reshape(B, S, self.q_BGMF.shape[1], -1).astype(self.q_BGMF.dtype)
 
     def scores(self, k_BSF):
         score_BGMS = jnp.einsum('BGMF,BSGF->BGMS', self.q_BGMF, self._split(k_BSF),
@@ -210,13 +232,13 @@ class _FlatProducts:
         return seen_B1S
 
     def values(self, weights_BHS, v_BSF):
-        B, H, S = weights_BHS.shape
-        G = self.shape[1]
-        return jnp.einsum('BGMS,BSGF->BGMF',
-                          weights_BHS.reshape(B, G, H // G, S).astype(self.q_BGMF.dtype),
+        weights_BGMS = weights_BHS.reshape(*self.q_BGMF.shape[:3], -1)
+        return jnp.einsum('BGMS,BSGF->BGMF', weights_BGMS.astype(self.q_BGMF.dtype),
                           self._split(v_BSF), preferred_element_type=jnp.float32)
 
     def own(self, out_BGMF):
-        # All but one of the J that are added up are zero, so nothing is rounded.
-        own_BGJME = jnp.where(self.own_JI, out_BGMF.reshape(self.shape), 0).sum(4)
-        return own_BGJME.reshape(self.shape[0], -1, self.shape[5])
+        # All but one of the J that are added up are zero, so nothing is rounded. Each fills whole
+        # registers: an axis of its own for them would have to be picked out.
+        parts = jnp.split(jnp.where(self.own_MF, out_BGMF, 0), self.J, axis=-1)
+        own_BGME = reduce(operator.add, parts)
+        return own_BGME.reshape(len(own_BGME), -1, own_BGME.shape[-1])
