@@ -282,8 +282,9 @@ def _stored(experiment):
     """Return a cell as plain values; fields that came later are left out at their old meaning."""
     value = dataclasses.asdict(experiment) | {'world': experiment.world.declared()}
     for stage in value['stages']:
-        if not stage['blind']:
-            del stage['blind']
+        for key in ('blind', 'decay', 'forks', 'trunk'):
+            if not stage[key]:
+                del stage[key]
     return value
 
 

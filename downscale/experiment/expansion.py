@@ -60,6 +60,11 @@ def cells_of(config: 'ConfigDict', sweep: Collection[dict[str, Any]]) -> tuple[E
             raise ValueError(f'stages: {unknown("stage", name, list(STAGES))}')
         if not isinstance(settings, dict):
             raise ValueError(f'stages.{name} must be a mapping, not {shown(settings)}')
+        if settings.get('forks') and STAGES[name].shared:
+            raise ValueError(f'stages.{name}.forks: all cells of a seed share the {name}; it has '
+                             'none')
+        if 'trunk' in settings:
+            raise ValueError(f'stages.{name}.trunk is for the cells that `forks` makes; give forks')
     sweeps.check(sweep, stages)
     # 3. The cells, one seed after the other.
     shared = [name for name in stages if STAGES[name].shared]
@@ -71,9 +76,46 @@ def cells_of(config: 'ConfigDict', sweep: Collection[dict[str, Any]]) -> tuple[E
             cells.append(_cell(value, f'{name}-s{seed}', sweeps.shared(points[0]), [name]))
         for point in points:
             of_size = [name for name in point.get('stages', stages) if name not in shared]
-            cells.append(_cell(value, sweeps.name_of(point), point, of_size))
+            cell = _cell(value, sweeps.name_of(point), point, of_size)
+            cells += [cell, *_forks(cell, point)]
+    _check_names(cells)
     _check_parents(cells)
     return tuple(cells)
+
+
+def _forks(cell, point):
+    """Return a cell for each fork of a cell's stages: that stage, and all that start from it."""
+    forking = [stage for stage in cell.stages if stage.forks]
+    if len(forking) > 1:
+        names = ' and '.join(stage.name for stage in forking)
+        raise ValueError(f'{cell.name}: stages {names} have forks; one stage may have them')
+    cells = []
+    for fork in forking[0].forked(cell.name) if forking else ():
+        stages = [_of_trunk(fork, cell, ())]
+        for later in cell.stages[cell.stages.index(forking[0]) + 1:]:
+            there = [stage.name for stage in stages]
+            if not set(there).isdisjoint(later.parents.values()):
+                stages.append(_of_trunk(later, cell, there))
+        name = sweeps.name_of({**point, f'stages.{fork.name}.steps': fork.steps})
+        cells.append(dataclasses.replace(cell, name=name, stages=tuple(stages)))
+    return cells
+
+
+def _of_trunk(stage, trunk, there):
+    """Return a stage of a fork, with what is not `there` taken from its trunk."""
+    parents = {group: parent if parent in there or '/' in parent else f'/{trunk.name}/{parent}'
+               for group, parent in stage.parents.items()}
+    return dataclasses.replace(stage, parents=parents)
+
+
+def _check_names(cells):
+    """Raise ValueError where a fork has the name of another cell."""
+    taken = set()
+    for cell in cells:
+        if cell.name.lower() in taken:
+            raise ValueError(f'two cells would be called {cell.name}: one is a fork; leave it out '
+                             'of sweep() or of `forks`')
+        taken.add(cell.name.lower())
 
 
 def _check_parents(cells):
@@ -96,7 +138,12 @@ def _check_parents(cells):
 
 
 def reference_of(cell: Experiment, reference: str) -> str:
-    """Return 'CELL/STAGE' of a parent: 'text' of this cell, or 'tower/tower' of the shared one."""
+    """Return 'CELL/STAGE' of a parent: 'text' of this cell, or 'tower/tower' of the shared one.
+
+    '/CELL/STAGE' is of any cell: what a fork has not trained itself is its trunk's.
+    """
+    if reference.startswith('/'):
+        return reference[1:]
     other, _, stage = reference.rpartition('/')
     return f'{other}-s{cell.seed}/{stage}' if other else f'{cell.name}/{stage}'
 

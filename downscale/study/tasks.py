@@ -37,14 +37,17 @@ def tasks_of(experiments: Sequence[Experiment]) -> list[Task]:
 def _training(cell, stage):
     """Return the task that trains one stage of a cell."""
     parents = dict.fromkeys(stage.parents.values())
+    needs = [reference_of(cell, reference) for reference in parents]
+    if stage.trunk:
+        needs.append(f'{stage.trunk}/{stage.name}')
     return Task(
         name=f'{cell.name}/{stage.name}',
         experiment=cell,
         stage=stage.name,
         kind='train',
-        needs=tuple(reference_of(cell, reference) for reference in parents),
+        needs=tuple(needs),
         # Only an order is made of costs, so parameters times tokens are close enough.
-        cost=_size(cell) * stage.steps * stage.batch * stage.length,
+        cost=_size(cell) * (stage.steps - stage.first_step) * stage.batch * stage.length,
     )
 
 
