@@ -19,7 +19,7 @@ def leaves(steps: int, decay: float) -> int:
     return steps - max(1, round(decay * steps))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Schedule:
     """Linear warm-up over a share of the steps, then cosine to `final` of the peak rate.
 

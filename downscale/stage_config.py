@@ -72,7 +72,8 @@ class Stage:
         if self.mixture and (self.kind.rows == 'captioned' or self.replay):
             raise ValueError(f'stage {self.name}: a mixture is neither for the tower stage nor for '
                              '`replay`; give its sources their shares in the mixture')
-        assert self.recipe and self.shape and self.schedule  # made here for their own checks, before work starts
+        # Made here for their own checks, before work starts.
+        assert self.recipe and self.shape and self.schedule
         self._check_buckets()
         self._check_forks()
 
@@ -145,7 +146,7 @@ class Stage:
     @property
     def schedule(self) -> Schedule:
         """The course of its learning rates."""
-        return Schedule(self.steps, self.warmup, self.final, self.decay)
+        return Schedule(steps=self.steps, warmup=self.warmup, final=self.final, decay=self.decay)
 
     @property
     def first_step(self) -> int:

@@ -1,4 +1,4 @@
-"""Forks: what leaves a trunk ends as if it had been trained alone, and is killed without a trace."""
+"""Forks: what leaves a trunk ends as if trained alone, and is killed without a trace."""
 import dataclasses
 import shutil
 
@@ -59,7 +59,7 @@ def alone(fork):
 
 
 @pytest.mark.parametrize('together', [False, True])
-def test_a_fork_ends_as_a_run_of_so_many_steps_from_the_start(study, tmp_path, monkeypatch, together):
+def test_a_fork_ends_as_a_run_of_its_steps_from_the_start(study, tmp_path, monkeypatch, together):
     folder, made = study
     fork = made['w32d2-s0-steps10']
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
