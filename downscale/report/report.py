@@ -14,6 +14,7 @@ from downscale.analysis import (
     health,
     layers,
     ledger,
+    levels,
     measures,
     study_laws,
 )
@@ -70,9 +71,9 @@ def _results(s):
              'gallery': gallery.samples, 'health': health.health, 'texts': health.texts,
              'runs': health.runs,
              'constant': health.constant, 'throughput': throughput, 'claims': claims.judge,
-             'families': flips.families, 'shares': flips.shares, 'flips': study_laws.flips,
-             'pareto': flips.frontiers, 'laws': study_laws.laws, 'isoflop': study_laws.budgets,
-             'rates': study_laws.rates, 'layers': layers.layers,
+             'factors': levels.by_level, 'families': flips.families, 'shares': flips.shares,
+             'flips': study_laws.flips, 'pareto': flips.frontiers, 'laws': study_laws.laws,
+             'isoflop': study_laws.budgets, 'rates': study_laws.rates, 'layers': layers.layers,
              'ledger': ledger.of_study}
     results = {}
     skipped = {}

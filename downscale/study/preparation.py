@@ -6,6 +6,7 @@ from typing import Any
 
 from downscale.accounting import totals
 from downscale.config import Experiment
+from downscale.experiment.factors import factors_of
 from downscale.runtime.files import place, read_json, scratch, write_json
 from downscale.runtime.progress import progress_bars
 from downscale.stages.folders import folder_of
@@ -42,14 +43,16 @@ def prepare(study: Path, name: str, experiments: Sequence[Experiment], quiet: bo
         data = read_json(scratch(study) / 'data.json')
         baselines = read_json(scratch(study) / data['folder'] / 'baselines.json')['test']
     runs = [_run_row(cell) for cell in experiments if not cell.is_shared]
-    data = {'baselines': baselines, 'image_px': cell.world.side, 'asked': len(items),
+    data = {'hash': inputs.data_hash(cell), 'baselines': baselines,
+            'image_px': cell.world.side, 'asked': len(items),
             'pictures': len({item.question.cluster_id for item in items})}
     # Last, for its presence says that the rest is there.
     write_json(place(study) / 'study.json', {
         'name': name, 'seed': experiments[0].seed, 'runs': runs,
         'config_hash': hash_of([cell.hash for cell in experiments]),
         'stages': {cell.name: names(cell) for cell in experiments},
-        'budgets': budgets_of(experiments), 'data': data, **claims})
+        'budgets': budgets_of(experiments), 'factors': factors_of(experiments),
+        'data': data, **claims})
 
 
 def check_room(study: Path, experiments: Iterable[Experiment]) -> None:
