@@ -126,7 +126,8 @@ class Experiment:
     `language` (a tower alone) or `vision`. `budget` is a label of the compute that the cell spends.
     `chat` names a built-in chat, or is 'template': that of the imported language model. `attention`
     is the program that training uses for it: 'auto' takes the fastest that fits the device, any
-    other is taken or refused. `origin` is of an imported model alone.
+    other is taken or refused. `trained_as` is the cell whose checkpoints this one asks in another
+    way, where it trains none of its own; no study sets it. `origin` is of an imported model alone.
     """
     name: str
     size: str
@@ -150,6 +151,7 @@ class Experiment:
     unroll: Annotated[int, Range(1, 10_000, 'layers in one turn of the loop over layers')] = 1
     attention: Annotated[str, Choice(ATTENTION, 'attention')] = 'auto'
     budget: str = ''
+    trained_as: str = ''
     origin: Origin | None = None
 
     def __post_init__(self):
@@ -281,6 +283,8 @@ class Experiment:
 def _stored(experiment):
     """Return a cell as plain values; fields that came later are left out at their old meaning."""
     value = dataclasses.asdict(experiment) | {'world': experiment.world.declared()}
+    if not experiment.trained_as:
+        del value['trained_as']
     for stage in value['stages']:
         for key in ('blind', 'decay', 'forks', 'trunk'):
             if not stage[key]:

@@ -22,7 +22,7 @@ from downscale.runtime import processes
 from downscale.runtime.files import PathLike, place, read_json, write_bytes, write_json
 from downscale.stage_table import WRITER
 from downscale.stages.folders import folder_of, is_done
-from downscale.stages.inputs import data_hash, encoder_of, library
+from downscale.stages.inputs import data_hash, encoder_of, library_of
 from downscale.stages.models import groups_of, model_of
 from downscale.train import checksums
 from downscale.train.checkpoint import latest, load_params
@@ -61,7 +61,7 @@ def test_items(study: PathLike, experiment: Experiment) -> list[Item]:
         return []
     if experiment.evaluation.benchmarks:
         return public.items(experiment.evaluation)
-    test = library(str(study), 'test')
+    test = library_of(study, experiment, 'test')
     if experiment.evaluation.scenes > len(test):
         raise ValueError(f'evaluation.scenes {experiment.evaluation.scenes} > {len(test)} examples '
                          'of the test split; lower it or raise data.test')

@@ -73,11 +73,21 @@ def cells_of(config: 'ConfigDict', sweep: Collection[dict[str, Any]]) -> tuple[E
         points = [point for point in sweep if point['seed'] == seed]
         # The tower is shared by all sizes of a seed, and first, as they start from it.
         for name in shared:
-            cells.append(_cell(value, f'{name}-s{seed}', sweeps.shared(points[0]), [name]))
-        for point in points:
+            towers = {}
+            for point in points:
+                towers.setdefault(sweeps.shared_name(name, point), sweeps.shared(point))
+            cells += [_cell(value, tower, point, [name]) for tower, point in towers.items()]
+        # What is only asked otherwise stands behind the cell that is trained.
+        trained = {}
+        for point in sorted(points, key=sweeps.is_asked_otherwise):
             of_size = [name for name in point.get('stages', stages) if name not in shared]
             cell = _cell(value, sweeps.name_of(point), point, of_size)
-            cells += [cell, *_forks(cell, point)]
+            made = [cell, *_forks(cell, point)]
+            first = trained.setdefault(sweeps.trained(point), made)
+            if first is not made:
+                made = [dataclasses.replace(asked, trained_as=other.name)
+                        for asked, other in zip(made, first, strict=True)]
+            cells += made
     _check_names(cells)
     _check_parents(cells)
     return tuple(cells)
@@ -126,7 +136,7 @@ def _check_parents(cells):
     # In the order in which cells are trained: what comes later can be no parent.
     before = set()
     for cell in cells:
-        for stage in cell.stages:
+        for stage in cell.stages if not cell.trained_as else ():
             for reference in stage.parents.values():
                 name = reference_of(cell, reference)
                 if name not in before:
@@ -151,6 +161,8 @@ def reference_of(cell: Experiment, reference: str) -> str:
 def _cell(value, name, point, stages):
     """Return the cell of a point, with the named ones of the study's stages."""
     value = sweeps.applied(value, point)
+    if 'trained_as' in value:
+        raise ValueError('trained_as is for cells that sweep() asks otherwise; leave it out')
     if 'budget' in value:
         raise ValueError('budget is declared by the points of sweep(), each its own; leave it out '
                          'of get_config()')
@@ -168,12 +180,20 @@ def _cell(value, name, point, stages):
     # An imported group has no parent unless a stage of this study makes it.
     for stage in full:
         if isinstance(stage['parents'], Mapping):  # else `from_dict` says what is wrong with it
-            stage['parents'] = {group: parent for group, parent in stage['parents'].items()
+            stage['parents'] = {group: _shared_parent(parent, point)
+                                for group, parent in stage['parents'].items()
                                 if group not in imports or str(parent).rpartition('/')[2] in made}
     return from_dict(Experiment, {**value, 'name': name, 'size': point['size'],
                                   'seed': point['seed'], 'language': language, 'stages': full,
                                   'imports': imports,
                                   'budget': point.get('budget', '')}, name)
+
+
+def _shared_parent(parent, point):
+    """Return a parent; of a shared cell that is not that of all points of a seed, by its name."""
+    other, _, stage = str(parent).rpartition('/')
+    name = sweeps.shared_name(other, point)
+    return parent if not other or name == f'{other}-s{point["seed"]}' else f'/{name}/{stage}'
 
 
 def parent_folder(study: PathLike, experiment: Experiment, reference: str) -> Path:

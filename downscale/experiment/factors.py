@@ -11,7 +11,7 @@ from downscale.config import Experiment
 
 # What tells cells apart by design, follows from the size, or says where and not what is trained.
 LEFT_OUT = ('name', 'size', 'seed', 'language', 'stages', 'imports', 'budget', 'origin', 'mesh',
-            'remat', 'unroll', 'attention', 'parametrisation')
+            'trained_as', 'remat', 'unroll', 'attention', 'parametrisation')
 # Of a stage; rates are chosen, not compared, in a part of the report of their own.
 OF_STAGE = ('name', 'parents', 'trunk', 'forks', 'save_every', 'rates')
 

@@ -75,6 +75,8 @@ def _results(s):
              'flips': study_laws.flips, 'pareto': flips.frontiers, 'laws': study_laws.laws,
              'isoflop': study_laws.budgets, 'rates': study_laws.rates, 'layers': layers.layers,
              'ledger': ledger.of_study}
+    if not s.study.meta.get('factors'):
+        del parts['factors']
     results = {}
     skipped = {}
     for name, compute in parts.items():

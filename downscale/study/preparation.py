@@ -30,7 +30,13 @@ def prepare(study: Path, name: str, experiments: Sequence[Experiment], quiet: bo
     from downscale.evaluate.run import save_pictures, test_items
     cell = experiments[0]
     with progress_bars(quiet) as bars:
-        inputs.prepare(study, cell, lambda done, total: bars('scenes', done, total))
+        # The first cell's data last: they are those of the study, for whoever opens its folder.
+        different = {}
+        for other in experiments:
+            different.setdefault(repr((other.world, other.data)), other)
+        for other in reversed(different.values()):
+            inputs.prepare(study, other, lambda done, total: bars('scenes', done, total),
+                           experiments)
         check_room(study, experiments)
         if not cell.asks:
             bars.note('this study asks nothing: evaluation.scenes is 0 and there are no benchmarks')
@@ -50,7 +56,8 @@ def prepare(study: Path, name: str, experiments: Sequence[Experiment], quiet: bo
     write_json(place(study) / 'study.json', {
         'name': name, 'seed': experiments[0].seed, 'runs': runs,
         'config_hash': hash_of([cell.hash for cell in experiments]),
-        'stages': {cell.name: names(cell) for cell in experiments},
+        'stages': {cell.name: [] if cell.trained_as else names(cell)
+                   for cell in experiments},
         'budgets': budgets_of(experiments), 'factors': factors_of(experiments),
         'data': data, **claims})
 
@@ -63,9 +70,10 @@ def check_room(study: Path, experiments: Iterable[Experiment]) -> None:
     from downscale.stages import inputs
     seen = set()
     for cell in experiments:
-        for stage in cell.stages:
+        for stage in () if cell.trained_as else cell.stages:
             # Sizes of a study have the same texts: one stands for all.
-            same = stage.name, hash_of(asdict(stage.recipe)), stage.shape, cell.chat
+            same = (stage.name, hash_of(asdict(stage.recipe)), stage.shape, cell.chat,
+                    repr((cell.world, cell.data)))
             if stage.mixture or same in seen or folder_of(study, cell, stage.name).exists():
                 continue
             seen.add(same)
