@@ -123,7 +123,8 @@ def _texts(study: PathLike, experiment: Experiment, items: Sequence[Item],
     kinds = experiment.evaluation.texts
     for kind in (kind for kind in kinds if kind in WRITER):
         if not experiment.evaluation.benchmarks:  # nobody has written what their pictures show
-            texts[decoupled.GOLD, kind] = decoupled.gold_texts(items, kind)
+            texts[decoupled.GOLD, kind] = decoupled.gold_texts(
+                items, kind, experiment.evaluation.budget or None)
         for other in writers.get(kind, ()):
             path = place(study) / 'evaluations' / f'{kind}-{other.name}' / 'texts.parquet'
             texts[other.name, kind] = _read_texts(path, items)
