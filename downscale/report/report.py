@@ -7,6 +7,7 @@ from downscale.analysis import (
     accuracy,
     claims,
     completeness,
+    data_laws,
     drops,
     flips,
     gate,
@@ -73,10 +74,10 @@ def _results(s):
              'constant': health.constant, 'throughput': throughput, 'claims': claims.judge,
              'factors': levels.by_level, 'families': flips.families, 'shares': flips.shares,
              'flips': study_laws.flips, 'pareto': flips.frontiers, 'laws': study_laws.laws,
-             'isoflop': study_laws.budgets, 'rates': study_laws.rates, 'layers': layers.layers,
-             'ledger': ledger.of_study}
+             'law_families': data_laws.by_family, 'isoflop': study_laws.budgets,
+             'rates': study_laws.rates, 'layers': layers.layers, 'ledger': ledger.of_study}
     if not s.study.meta.get('factors'):
-        del parts['factors']
+        del parts['factors'], parts['law_families']
     results = {}
     skipped = {}
     for name, compute in parts.items():
