@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from downscale.analysis.factors import apart
+from downscale.results.factors import apart
 from downscale.results.study import Cell, Paired, Study, pair
 from downscale.statistics import bootstrap
 from downscale.statistics.two_way import Seeds

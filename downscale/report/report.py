@@ -7,7 +7,6 @@ from downscale.analysis import (
     accuracy,
     claims,
     completeness,
-    data_laws,
     drops,
     flips,
     gate,
@@ -15,11 +14,11 @@ from downscale.analysis import (
     health,
     layers,
     ledger,
-    levels,
     measures,
     study_laws,
 )
 from downscale.analysis.measures import Missing
+from downscale.analysis.varied import data_laws, levels
 from downscale.output import page
 from downscale.output.plain import plain
 from downscale.report import first_screen, gallery, item_links, sections

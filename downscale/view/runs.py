@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from downscale.analysis import factors, measures
+from downscale.analysis import measures
 from downscale.analysis.measures import Scored
-from downscale.results import samples
+from downscale.results import factors, samples
 from downscale.results.items import ITEMS, LATER, TEXTS, TableError
 from downscale.results.lazy_table import LazyTable, cells_of, open_items, open_texts
 from downscale.results.study import Cell, Study

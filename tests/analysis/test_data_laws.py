@@ -4,9 +4,10 @@ import json
 import numpy as np
 import pytest
 
-from downscale.analysis import data_laws, measures
+from downscale.analysis import measures
 from downscale.analysis.measures import Missing
 from downscale.analysis.planted.study import synth
+from downscale.analysis.varied import data_laws
 from downscale.report import law_sections
 from downscale.results.study import load_study
 from downscale.runtime.files import read_json, write_json

@@ -3,10 +3,12 @@ import copy
 
 import pytest
 
-from downscale.analysis import accuracy, claims, factors, levels, measures
+from downscale.analysis import accuracy, claims, measures
 from downscale.analysis.measures import Missing
 from downscale.analysis.planted.study import synth
+from downscale.analysis.varied import levels
 from downscale.report import report
+from downscale.results import factors
 from downscale.results.study import load_study
 from downscale.runtime.files import read_json, write_json
 

@@ -2,9 +2,10 @@
 from dataclasses import replace
 from typing import Any
 
-from downscale.analysis import claims, factors, measures
+from downscale.analysis import claims, measures
 from downscale.analysis.contrasts import families_of, over
 from downscale.analysis.measures import Missing, Scored
+from downscale.results import factors
 from downscale.results.items import TableError
 
 KINDS = ('visual', 'knowledge')

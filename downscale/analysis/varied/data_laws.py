@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from downscale.analysis import costs, factors, measures
+from downscale.analysis import costs, measures
 from downscale.analysis.contrasts import families_of
-from downscale.analysis.levels import KINDS, at_level
 from downscale.analysis.measures import Missing, Scored
+from downscale.analysis.varied.levels import KINDS, at_level
 from downscale.laws.fits import Fit, fit
 from downscale.laws.forms import CHINCHILLA
+from downscale.results import factors
 from downscale.results.trained import planned_tokens
 from downscale.statistics.bootstrap import Interval
 
