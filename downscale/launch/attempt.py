@@ -93,8 +93,10 @@ def work(record: AttemptRecord) -> None:
     if in_bucket(spec.run):  # every machine makes its own copy, at the same time
         with held(scratch(spec.run)):
             prepare(spec.run, cell, among=cells)
+    elif (cell.world, cell.data) != (cells[0].world, cells[0].data):  # a level of its own
+        processes.once(lambda: str(prepare(spec.run, cell, among=cells)))
     # One process writes what describes the study, from the data that all have now.
-    processes.once(lambda: _prepare(spec.run, study_config.study, cell, cells,
+    processes.once(lambda: _prepare(spec.run, study_config.study, cells,
                                      file.claims_of(study_config)))
     # 4. The tasks, in order; each goes on where an earlier attempt was.
     writers = writers_of(cell, cells)
@@ -109,12 +111,10 @@ def work(record: AttemptRecord) -> None:
     processes.once(lambda: record.close(exits.DONE, ''))
 
 
-def _prepare(run, name, cell, cells, claims):
+def _prepare(run, name, cells, claims):
     """Bring the study's data to this machine, and write its description into the run folder."""
     with held(scratch(run)):
         prepare(run, cells[0], among=cells)
-        if cell.world != cells[0].world or cell.data != cells[0].data:
-            prepare(run, cell, among=cells)
         made = scratch(run) / 'tokenizer.json'
         if in_bucket(run) and made.is_file():  # whoever loads a model from the bucket needs it
             write_bytes(place(run) / made.name, made.read_bytes())

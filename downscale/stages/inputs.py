@@ -52,11 +52,17 @@ def prepare(study: PathLike, experiment: Experiment, progress: Callable | None =
                                      'hash': data_hash(experiment)})
     # 3. The tokenizer; a configured one, or that of an imported model, is used as it is.
     made_here = study.absolute() / 'tokenizer.json'
-    if loading.tokenizer_path(study, experiment) == made_here and not made_here.exists():
+    if loading.tokenizer_path(study, experiment) == made_here:
         words = set()
         for cell in (experiment, *among):
             words.update(kind_of(cell.world).vocabulary(cell.world))
-        train_tokenizer(words, made_here)
+        if not made_here.exists():
+            train_tokenizer(words, made_here)
+        lacking = sorted(words - load_tokenizer(made_here).get_vocab().keys())
+        if lacking:
+            raise ValueError(f'{made_here} lacks {len(lacking)} words of the worlds of this study, '
+                             f'first {lacking[0]!r}: it was made for other worlds; give the study '
+                             'another folder with --out')
     _check_published(study, experiment, published)
     return folder
 
