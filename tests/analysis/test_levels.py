@@ -26,8 +26,10 @@ def test_levels_are_in_the_order_of_their_numbers_and_words_in_that_of_the_sweep
     found = factors.levels_of(meta({STEPS: {'a': 100, 'b': 20, 'c': 100},
                                     'dtype': {'a': 'float32', 'b': 'bfloat16', 'c': 'bfloat16'},
                                     'evaluation.texts': {'a': [], 'b': ['x', 'y'], 'c': []}}))
-    assert found[STEPS + ', evaluation.texts'] == {'20, x+y': ['b'], '100, none': ['a', 'c']}
-    assert found['dtype'] == {'float32': ['a'], 'bfloat16': ['b', 'c']} and len(found) == 2
+    together = found[STEPS + ', evaluation.texts']
+    assert list(together.items()) == [('20, x+y', ['b']), ('100, none', ['a', 'c'])]
+    assert list(found['dtype'].items()) == [('float32', ['a']), ('bfloat16', ['b', 'c'])]
+    assert len(found) == 2
 
 
 def test_the_usual_level_is_that_of_the_plain_runs_or_else_the_last():
