@@ -60,7 +60,8 @@ def model_of(kind, width):
 
 def final_loss(model, seed, rate, data):
     """The mean loss of the last steps of a run; infinite where it diverged."""
-    devices, schedule, losses = mesh(devices=jax.devices()[:1]), Schedule(STEPS, 0.1), []
+    devices, losses = mesh(devices=jax.devices()[:1]), []
+    schedule = Schedule(steps=STEPS, warmup=0.1)
     step = compiled_step(model, 'tokens', Optimizer(), ('language',), devices)
     with jax.set_mesh(devices):
         params = init_params(model, seed, ('language',))

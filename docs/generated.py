@@ -27,7 +27,8 @@ from downscale.values import Choice, Range, Several, hints_of
 
 BLOCK = re.compile(r'^```\{generated\} (\w+)\n```$', re.MULTILINE)
 # Of an `Experiment`, but named by the sweep or looked up by the size.
-NOT_IN_CONFIG = ('name', 'size', 'seed', 'language', 'origin', 'budget')
+NOT_IN_CONFIG = ('name', 'size', 'seed', 'language', 'origin', 'budget',
+                 'trained_as')
 ABOUT_STUDY = {'study': 'the name of the study, and of its folder below `runs/`',
                'platform': 'where JAX runs: `cpu`, `tpu`, or empty for what is there',
                'family': 'the table of language models that sizes are looked up in',

@@ -68,6 +68,8 @@ class Evaluation:
     """What is asked after training. A process writes at most `batch` rows at once.
 
     `answer`, `write` and `think` bound an answer, a description and a thought, in tokens.
+    `budget` is one of those of a cluttered world: a writer is told so many words, what goes beyond
+    is cut behind its last whole record, and so are the true texts.
     `texts` are the kinds of text that reasoners read: 'caption', 'extraction' and 'brief', a
     caption cut to the length of the extraction that the same model wrote for the question.
     `benchmarks` maps names of published benchmarks, or any name for one's own questions, to their
@@ -81,6 +83,7 @@ class Evaluation:
     answer: Annotated[int, Range(1, 2 ** 20, 'tokens of an answer at most')] = 8
     write: Annotated[int, Range(1, 2 ** 20, 'tokens of a description at most')] = 64
     think: Annotated[int, Range(0, 2 ** 20, 'tokens of a thought at most')] = 104
+    budget: Annotated[int, Range(0, 10_000, 'words of a description; 0 is no budget')] = 0
     conditions: Annotated[
         tuple[Annotated[str, Choice(('image', 'blind', 'shuffled'), 'condition')], ...],
         Several(0, 'what a model that sees is shown')] = ('image', 'blind', 'shuffled')
@@ -126,7 +129,8 @@ class Experiment:
     `language` (a tower alone) or `vision`. `budget` is a label of the compute that the cell spends.
     `chat` names a built-in chat, or is 'template': that of the imported language model. `attention`
     is the program that training uses for it: 'auto' takes the fastest that fits the device, any
-    other is taken or refused. `origin` is of an imported model alone.
+    other is taken or refused. `trained_as` is the cell whose checkpoints this one asks in another
+    way, where it trains none of its own; no study sets it. `origin` is of an imported model alone.
     """
     name: str
     size: str
@@ -150,11 +154,13 @@ class Experiment:
     unroll: Annotated[int, Range(1, 10_000, 'layers in one turn of the loop over layers')] = 1
     attention: Annotated[str, Choice(ATTENTION, 'attention')] = 'auto'
     budget: str = ''
+    trained_as: str = ''
     origin: Origin | None = None
 
     def __post_init__(self):
         check(self)
         check_triples(self.world, self.data.similarity_share)
+        self._check_budget()
         self._check_chat()
         self._check_parametrisation()
         for stage in self.stages:
@@ -174,6 +180,13 @@ class Experiment:
                 if batch % most:
                     raise ValueError(f'stage {stage.name}: batch {batch} does not divide into '
                                      f'{most} micro-batches ({batch} % {most} = {batch % most})')
+
+    def _check_budget(self):
+        budget = self.evaluation.budget
+        known = self.world.budgets if isinstance(self.world, Clutter) else ()
+        if budget and (self.evaluation.benchmarks or budget not in known):
+            raise ValueError(f'evaluation.budget {budget} is none of the budgets that writers of '
+                             f'this world are trained under: {list(known) or "it has none"}')
 
     def _check_chat(self):
         if self.chat == TEMPLATE:
@@ -281,9 +294,14 @@ class Experiment:
 def _stored(experiment):
     """Return a cell as plain values; fields that came later are left out at their old meaning."""
     value = dataclasses.asdict(experiment) | {'world': experiment.world.declared()}
+    if not experiment.trained_as:
+        del value['trained_as']
+    if not experiment.evaluation.budget:
+        del value['evaluation']['budget']
     for stage in value['stages']:
-        if not stage['blind']:
-            del stage['blind']
+        for key in ('blind', 'decay', 'forks', 'trunk'):
+            if not stage[key]:
+                del stage[key]
     return value
 
 

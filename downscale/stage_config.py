@@ -12,7 +12,7 @@ from downscale.data.scenes.conversations import (
     TURNS,
     Recipe,
 )
-from downscale.schedule import FINAL, WARMUP, Schedule
+from downscale.schedule import DECAY, FINAL, WARMUP, Schedule, leaves
 from downscale.stage_table import GROUPS, STAGES, StageKind
 from downscale.values import COUNT, Choice, Range, Several, check
 
@@ -30,6 +30,10 @@ class Stage:
     `mixture` is the folder of a mixture built from published sets (`downscale data build`); without
     it the stage is trained on the scene world. `blind` is the share of its conversations that are
     asked without their pictures, so that a question without one is nothing new.
+    `decay` is the share of the steps, the last ones, in which the rate falls in a line after a
+    constant one; 0 is a cosine over all. `forks` are smaller numbers of steps: each becomes a cell
+    that goes on from this run's checkpoint with a decay of its own, as if it had been trained for
+    so many steps from the start. `trunk` is the cell that such a fork left; no study sets it.
     """
     name: STAGE
     steps: Annotated[int, Range(1, COUNT, 'steps of the stage')]
@@ -43,6 +47,10 @@ class Stage:
     parents: dict[PARENTED, str]
     warmup: WARMUP = 0.05
     final: FINAL = 0.1
+    decay: DECAY = 0.0
+    forks: Annotated[tuple[Annotated[int, Range(1, COUNT, 'steps of a fork')], ...], Several(
+        0, 'numbers of steps at which short decays end')] = ()
+    trunk: str = ''
     replay: dict[STAGE, SHARE] = dataclasses.field(default_factory=dict)
     loss_norm: LOSS_NORM = 'token'
     turns: TURNS = 6
@@ -64,8 +72,35 @@ class Stage:
         if self.mixture and (self.kind.rows == 'captioned' or self.replay):
             raise ValueError(f'stage {self.name}: a mixture is neither for the tower stage nor for '
                              '`replay`; give its sources their shares in the mixture')
-        assert self.recipe and self.shape  # made here for their own checks, before work starts
+        # Made here for their own checks, before work starts.
+        assert self.recipe and self.shape and self.schedule
         self._check_buckets()
+        self._check_forks()
+
+    def _check_forks(self):
+        if self.forks and not self.decay:
+            raise ValueError(f'stage {self.name}: forks leave a constant rate; give `decay`, the '
+                             'share of the steps in which it falls, such as 0.2')
+        for steps in self.forks:
+            if steps >= self.steps:
+                raise ValueError(f'stage {self.name}: a fork of {steps} steps does not end before '
+                                 f'the stage, which has {self.steps} and is itself the last point; '
+                                 'leave it out')
+            begin = leaves(steps, self.decay)
+            if begin < self.schedule.warmup_steps:
+                raise ValueError(f'stage {self.name}: the fork of {steps} steps leaves at step '
+                                 f'{begin}, while the rate climbs until '
+                                 f'{self.schedule.warmup_steps}; lower `warmup` or raise the fork')
+        if len(set(self.kept)) < len(self.forks):
+            raise ValueError(f'stage {self.name}: two of the forks {list(self.forks)} leave at one '
+                             'step; keep one')
+
+    def forked(self, trunk: str = '') -> tuple['Stage', ...]:
+        """Return the stage of each fork, from the checkpoints of the cell called `trunk`."""
+        # A share of fewer steps: all of them climb in the steps in which the trunk does.
+        climb = self.schedule.warmup_steps
+        return tuple(dataclasses.replace(self, steps=steps, warmup=climb / steps, forks=(),
+                                         trunk=trunk) for steps in self.forks)
 
     def _check_buckets(self):
         if self.buckets and self.kind.rows == 'captioned':
@@ -111,4 +146,14 @@ class Stage:
     @property
     def schedule(self) -> Schedule:
         """The course of its learning rates."""
-        return Schedule(self.steps, self.warmup, self.final)
+        return Schedule(steps=self.steps, warmup=self.warmup, final=self.final, decay=self.decay)
+
+    @property
+    def first_step(self) -> int:
+        """The step at which it begins: 0, or that at which a fork leaves its trunk."""
+        return self.schedule.constant_until if self.trunk else 0
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The steps whose checkpoints its forks go on from, which none takes the place of."""
+        return tuple(leaves(steps, self.decay) for steps in self.forks)

@@ -28,7 +28,7 @@ from downscale.statistics.learnt import appearance, has_learnt, probability
 
 KINDS = ('visual', 'knowledge')   # of families, as `contrasts.families_of` tells them
 # Beside these, two runs must have been trained alike to be looks at one skill.
-STEPS = ('steps', 'save_every', 'warmup')
+STEPS = ('steps', 'save_every', 'warmup', 'forks', 'trunk', 'parents')
 GAP = .25   # of what there is above the floor
 
 
@@ -233,8 +233,15 @@ def _steps(s):
 
 def _training(trained, run):
     """Return (size, all settings of a run's stages but their steps, the sum of their steps)."""
-    stages = {name: stage for (cell, name), stage in trained.items()
-              if cell == run and not STAGES[name].writes and name != 'reason'}
+    queue = [(cell, name) for cell, name in trained
+             if cell == run and not STAGES[name].writes and name != 'reason']
+    stages = {}
+    while queue:
+        cell, name = key = queue.pop()
+        if key in trained and not STAGES[name].shared:
+            stages[name] = trained[key]
+            # What a fork has not trained itself is of its trunk.
+            queue += [parent for parent in trained[key].parents if parent[0] != run]
     if not stages:
         return '', '', 0
     alike = [(name, sorted((key, str(value)) for key, value in stage.stage.items()

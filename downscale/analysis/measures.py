@@ -5,12 +5,13 @@ that the page, the figures and report.json print the same. A part that cannot be
 `Missing` with the reason. Letters of axes: B resamples, R compared groups, S seeds, G families.
 """
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from downscale.results.factors import apart
 from downscale.results.study import Cell, Paired, Study, pair
 from downscale.statistics import bootstrap
 from downscale.statistics.two_way import Seeds
@@ -55,7 +56,8 @@ def scored(study: Study, bootstraps: int = 2000, seed: int = 0) -> Scored:
     # Left out once for all, so that no number of sizes has to ask for it again.
     if left_out:
         note = (f'{len(left_out)} runs differ from others of their size in more than the seed and '
-                f'are in no number of sizes, only in learning rates: {", ".join(sorted(left_out))}')
+                f'are in no number of sizes, only in those of factors and rates: '
+                f'{", ".join(sorted(left_out))}')
         cells = {cell: rows for cell, rows in study.cells.items()
                  if not left_out & {cell.p_run, cell.r_run}}
         study = replace(study, notes=(*study.notes, note), cells=cells)
@@ -68,24 +70,16 @@ def scored(study: Study, bootstraps: int = 2000, seed: int = 0) -> Scored:
     )
 
 
-def apart(meta: dict[str, Any]) -> set[str]:
-    """Return the names of the runs to leave out of comparisons of sizes.
-
-    Where a size was trained under several settings, those are the runs that change any of them.
-    """
-    settings = {}
-    for run in meta['runs']:
-        settings.setdefault(run['size'], set()).add(run.get('changes', ''))
-    return {run['run_id'] for run in meta['runs']
-            if run.get('changes') and len(settings[run['size']]) > 1}
-
-
 def sizes_of(meta: dict[str, Any]) -> tuple[Size, ...]:
     """Return the sizes by their total parameter count, of the runs that are not `apart`."""
+    return sizes_among(meta, {run['run_id'] for run in meta['runs']} - apart(meta))
+
+
+def sizes_among(meta: dict[str, Any], names: Collection[str]) -> tuple[Size, ...]:
+    """Return the sizes by their total parameter count, of the runs of these names."""
     runs = {}
-    left_out = apart(meta)
     for run in meta['runs']:
-        if run['run_id'] not in left_out:
+        if run['run_id'] in names:
             runs.setdefault(run['size'], []).append(run)
     return tuple(sorted(map(_size, runs.values()), key=lambda size: (size.n_total, size.name)))
 

@@ -81,14 +81,14 @@ def _add_show(sub):
 def world(args: argparse.Namespace) -> None:
     """Build the scene world of a study, and show some of it."""
     from downscale.experiment.file import open_study
-    # All cells of a study share one data set, so the first is enough to build it.
+    # Cells share the data set of the first, but for levels of a study that varies its world.
     _, experiments, folder = open_study(args)
     from downscale.runtime.progress import progress_bars
     from downscale.stages import training
     from downscale.stages.inputs import library, prepare
     with progress_bars(args.quiet) as bars:
         built = prepare(folder, experiments[0],
-                        lambda done, total: bars('scenes', done, total))
+                        lambda done, total: bars('scenes', done, total), experiments)
     print(f'data: {built}')
     if args.padding:
         # The last cell, for the first may be the tower alone, whose rows are not packed.

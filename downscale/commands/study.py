@@ -67,10 +67,26 @@ def _planned(experiments):
     """Return the stages of each cell, with the parameters of the language model that it trains."""
     lines = []
     for cell in experiments:
+        if cell.trained_as:
+            lines.append(f'{cell.name}: asks what {cell.trained_as} trains')
+            continue
         size = ''
         if any('language' in stage.trainable for stage in cell.stages):
             size = f' ({totals(cell.language)["n_nonembed"]:,} non-embedding parameters)'
-        stages = ', '.join(f'{stage.name} {stage.steps:,}' for stage in cell.stages)
+        stages = ', '.join(_steps_of(stage) for stage in cell.stages)
         lines.append(f'{cell.name}{size}: steps of {stages}')
-    steps = sum(stage.steps for cell in experiments for stage in cell.stages)
+    steps = 0
+    for cell in experiments:
+        if not cell.trained_as:
+            steps += sum(stage.steps - stage.first_step for stage in cell.stages)
     return [*lines, f'{len(experiments)} cells, {steps:,} steps; nothing was trained']
+
+
+def _steps_of(stage):
+    """Return a stage with its steps, and where it forks or is a fork."""
+    text = f'{stage.name} {stage.steps:,}'
+    if stage.forks:
+        text += f' (forks of {" and ".join(f"{steps:,}" for steps in stage.forks)})'
+    if stage.trunk:
+        text += f' (from step {stage.first_step:,} of {stage.trunk})'
+    return text

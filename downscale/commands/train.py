@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
                 print(line)
         use_cache(cache_folder())
         # As text: `once` hands JSON to the other processes.
-        processes.once(lambda: str(prepare(folder, cell)))
+        processes.once(lambda: str(prepare(folder, cell, among=experiments)))
         with progress_bars(args.quiet or not processes.first()) as bars:
             training.train_stage(folder, cell, args.stage, lambda step, row: bars(
                 f'{cell.name}/{args.stage}', step, total, f'loss {row["loss"]:.3f}'), tracker)

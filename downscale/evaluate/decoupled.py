@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from downscale.config import Experiment
+from downscale.data.scenes.clutter_conversations import budgeted
+from downscale.data.scenes.clutter_telling import within
 from downscale.data.tokens import Encoder
 from downscale.evaluate.answers import (
     Asking,
@@ -30,11 +32,12 @@ def describe(replies: Replies, experiment: Experiment, items: Sequence[Item], ki
     """Return rows of the texts table: what the perception model writes for each item.
 
     A 'caption' is written once per picture and shared by its questions; an 'extraction' is
-    written per question, given only what to look at.
+    written per question, given only what to look at. Either keeps to `evaluation.budget`.
     """
     plan = experiment.evaluation
     encoder = replies.engine.encoder
-    prompts = [wording_of(experiment).describe(item, kind) for item in items]
+    budget = plan.budget or None
+    prompts = [budgeted(wording_of(experiment).describe(item, kind), budget) for item in items]
     # Equal pictures and prompts are asked once, with the pictures of the first such item.
     asked = {}
     for item, prompt in zip(items, prompts):
@@ -51,15 +54,16 @@ def describe(replies: Replies, experiment: Experiment, items: Sequence[Item], ki
         reply = written[item.example.scene_id, prompt]
         rows.append({'item_id': item.question.item_id, 'p_run': experiment.name,
                      'text_kind': kind, 'question': item.question.text, 'prompt': prompt,
-                     'text': reply.text, 'n_tokens': len(reply.ids),
+                     'text': within(reply.text, budget), 'n_tokens': len(reply.ids),
                      'truncated': reply.truncated})
     return rows
 
 
-def gold_texts(items: Sequence[Item], kind: str) -> Texts:
+def gold_texts(items: Sequence[Item], kind: str, budget: int | None = None) -> Texts:
     """Return what a faultless perception model would have written, as {item_id: text}."""
-    return {item.question.item_id: item.example.caption if kind == 'caption'
-            else item.question.extraction.text for item in items}
+    return {item.question.item_id: within(item.example.caption if kind == 'caption'
+                                          else item.question.extraction.text, budget)
+            for item in items}
 
 
 def brief_texts(captions: Texts, extractions: Texts, encoder: Encoder) -> Texts:

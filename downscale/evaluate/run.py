@@ -22,7 +22,7 @@ from downscale.runtime import processes
 from downscale.runtime.files import PathLike, place, read_json, write_bytes, write_json
 from downscale.stage_table import WRITER
 from downscale.stages.folders import folder_of, is_done
-from downscale.stages.inputs import data_hash, encoder_of, library
+from downscale.stages.inputs import data_hash, encoder_of, library_of
 from downscale.stages.models import groups_of, model_of
 from downscale.train import checksums
 from downscale.train.checkpoint import latest, load_params
@@ -61,7 +61,7 @@ def test_items(study: PathLike, experiment: Experiment) -> list[Item]:
         return []
     if experiment.evaluation.benchmarks:
         return public.items(experiment.evaluation)
-    test = library(str(study), 'test')
+    test = library_of(study, experiment, 'test')
     if experiment.evaluation.scenes > len(test):
         raise ValueError(f'evaluation.scenes {experiment.evaluation.scenes} > {len(test)} examples '
                          'of the test split; lower it or raise data.test')
@@ -123,7 +123,8 @@ def _texts(study: PathLike, experiment: Experiment, items: Sequence[Item],
     kinds = experiment.evaluation.texts
     for kind in (kind for kind in kinds if kind in WRITER):
         if not experiment.evaluation.benchmarks:  # nobody has written what their pictures show
-            texts[decoupled.GOLD, kind] = decoupled.gold_texts(items, kind)
+            texts[decoupled.GOLD, kind] = decoupled.gold_texts(
+                items, kind, experiment.evaluation.budget or None)
         for other in writers.get(kind, ()):
             path = place(study) / 'evaluations' / f'{kind}-{other.name}' / 'texts.parquet'
             texts[other.name, kind] = _read_texts(path, items)

@@ -60,6 +60,11 @@ def cells_of(config: 'ConfigDict', sweep: Collection[dict[str, Any]]) -> tuple[E
             raise ValueError(f'stages: {unknown("stage", name, list(STAGES))}')
         if not isinstance(settings, dict):
             raise ValueError(f'stages.{name} must be a mapping, not {shown(settings)}')
+        if settings.get('forks') and STAGES[name].shared:
+            raise ValueError(f'stages.{name}.forks: all cells of a seed share the {name}; it has '
+                             'none')
+        if 'trunk' in settings:
+            raise ValueError(f'stages.{name}.trunk is for the cells that `forks` makes; give forks')
     sweeps.check(sweep, stages)
     # 3. The cells, one seed after the other.
     shared = [name for name in stages if STAGES[name].shared]
@@ -68,12 +73,59 @@ def cells_of(config: 'ConfigDict', sweep: Collection[dict[str, Any]]) -> tuple[E
         points = [point for point in sweep if point['seed'] == seed]
         # The tower is shared by all sizes of a seed, and first, as they start from it.
         for name in shared:
-            cells.append(_cell(value, f'{name}-s{seed}', sweeps.shared(points[0]), [name]))
-        for point in points:
+            towers = {}
+            for point in points:
+                towers.setdefault(sweeps.shared_name(name, point), sweeps.shared(point))
+            cells += [_cell(value, tower, point, [name]) for tower, point in towers.items()]
+        # What is only asked otherwise stands behind the cell that is trained.
+        trained = {}
+        for point in sorted(points, key=sweeps.is_asked_otherwise):
             of_size = [name for name in point.get('stages', stages) if name not in shared]
-            cells.append(_cell(value, sweeps.name_of(point), point, of_size))
+            cell = _cell(value, sweeps.name_of(point), point, of_size)
+            made = [cell, *_forks(cell, point)]
+            first = trained.setdefault(sweeps.trained(point), made)
+            if first is not made:
+                made = [dataclasses.replace(asked, trained_as=other.name)
+                        for asked, other in zip(made, first, strict=True)]
+            cells += made
+    _check_names(cells)
     _check_parents(cells)
     return tuple(cells)
+
+
+def _forks(cell, point):
+    """Return a cell for each fork of a cell's stages: that stage, and all that start from it."""
+    forking = [stage for stage in cell.stages if stage.forks]
+    if len(forking) > 1:
+        names = ' and '.join(stage.name for stage in forking)
+        raise ValueError(f'{cell.name}: stages {names} have forks; one stage may have them')
+    cells = []
+    for fork in forking[0].forked(cell.name) if forking else ():
+        stages = [_of_trunk(fork, cell, ())]
+        for later in cell.stages[cell.stages.index(forking[0]) + 1:]:
+            there = [stage.name for stage in stages]
+            if not set(there).isdisjoint(later.parents.values()):
+                stages.append(_of_trunk(later, cell, there))
+        name = sweeps.name_of({**point, f'stages.{fork.name}.steps': fork.steps})
+        cells.append(dataclasses.replace(cell, name=name, stages=tuple(stages)))
+    return cells
+
+
+def _of_trunk(stage, trunk, there):
+    """Return a stage of a fork, with what is not `there` taken from its trunk."""
+    parents = {group: parent if parent in there or '/' in parent else f'/{trunk.name}/{parent}'
+               for group, parent in stage.parents.items()}
+    return dataclasses.replace(stage, parents=parents)
+
+
+def _check_names(cells):
+    """Raise ValueError where a fork has the name of another cell."""
+    taken = set()
+    for cell in cells:
+        if cell.name.lower() in taken:
+            raise ValueError(f'two cells would be called {cell.name}: one is a fork; leave it out '
+                             'of sweep() or of `forks`')
+        taken.add(cell.name.lower())
 
 
 def _check_parents(cells):
@@ -84,7 +136,7 @@ def _check_parents(cells):
     # In the order in which cells are trained: what comes later can be no parent.
     before = set()
     for cell in cells:
-        for stage in cell.stages:
+        for stage in cell.stages if not cell.trained_as else ():
             for reference in stage.parents.values():
                 name = reference_of(cell, reference)
                 if name not in before:
@@ -96,7 +148,12 @@ def _check_parents(cells):
 
 
 def reference_of(cell: Experiment, reference: str) -> str:
-    """Return 'CELL/STAGE' of a parent: 'text' of this cell, or 'tower/tower' of the shared one."""
+    """Return 'CELL/STAGE' of a parent: 'text' of this cell, or 'tower/tower' of the shared one.
+
+    '/CELL/STAGE' is of any cell: what a fork has not trained itself is its trunk's.
+    """
+    if reference.startswith('/'):
+        return reference[1:]
     other, _, stage = reference.rpartition('/')
     return f'{other}-s{cell.seed}/{stage}' if other else f'{cell.name}/{stage}'
 
@@ -104,6 +161,8 @@ def reference_of(cell: Experiment, reference: str) -> str:
 def _cell(value, name, point, stages):
     """Return the cell of a point, with the named ones of the study's stages."""
     value = sweeps.applied(value, point)
+    if 'trained_as' in value:
+        raise ValueError('trained_as is for cells that sweep() asks otherwise; leave it out')
     if 'budget' in value:
         raise ValueError('budget is declared by the points of sweep(), each its own; leave it out '
                          'of get_config()')
@@ -121,12 +180,20 @@ def _cell(value, name, point, stages):
     # An imported group has no parent unless a stage of this study makes it.
     for stage in full:
         if isinstance(stage['parents'], Mapping):  # else `from_dict` says what is wrong with it
-            stage['parents'] = {group: parent for group, parent in stage['parents'].items()
+            stage['parents'] = {group: _shared_parent(parent, point)
+                                for group, parent in stage['parents'].items()
                                 if group not in imports or str(parent).rpartition('/')[2] in made}
     return from_dict(Experiment, {**value, 'name': name, 'size': point['size'],
                                   'seed': point['seed'], 'language': language, 'stages': full,
                                   'imports': imports,
                                   'budget': point.get('budget', '')}, name)
+
+
+def _shared_parent(parent, point):
+    """Return a parent; of a shared cell that is not that of all points of a seed, by its name."""
+    other, _, stage = str(parent).rpartition('/')
+    name = sweeps.shared_name(other, point)
+    return parent if not other or name == f'{other}-s{point["seed"]}' else f'/{name}/{stage}'
 
 
 def parent_folder(study: PathLike, experiment: Experiment, reference: str) -> Path:

@@ -12,9 +12,12 @@ from downscale.experiment import names
 from downscale.values import shown, unknown
 
 POINT = ('size', 'seed', 'imports', 'stages', 'budget')
-# What cells of one study may differ in; its data, questions and tower are shared.
-GROUPS = ('stages', 'optimizer', 'parametrisation', 'mesh', 'dtype', 'remat', 'unroll',
-          'attention')
+# What cells of one study may differ in. Those that differ in none of `SEEN` share their tower, and
+# those that differ in `ASKED` alone share all that is trained.
+SEEN = ('world', 'data', 'vision')
+ASKED = 'evaluation'
+GROUPS = ('stages', *SEEN, ASKED, 'optimizer', 'parametrisation', 'mesh', 'dtype', 'remat',
+          'unroll', 'attention')
 
 
 def axis(key: str, values: Iterable) -> list[dict[str, Any]]:
@@ -82,8 +85,27 @@ def _merged(point, other):
 
 
 def shared(point: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a point that the tower cell of its seed, which all cells share, has."""
-    return {key: value for key, value in point.items() if key in ('size', 'seed', 'imports')}
+    """Return the part of a point that its tower cell has, which all cells of a seed share."""
+    return {key: value for key, value in point.items()
+            if key in ('size', 'seed', 'imports') or key.partition('.')[0] in SEEN}
+
+
+def shared_name(name: str, point: dict[str, Any]) -> str:
+    """Return the name of the cell that a point shares with others, such as 'tower-s0'."""
+    changed = {key: value for key, value in shared(point).items() if key not in POINT}
+    words = dict.fromkeys(names.word(key, value) for key, value in changed.items())
+    return names.short('-'.join([f'{name}-s{point["seed"]}', *words]), changed)
+
+
+def is_asked_otherwise(point: dict[str, Any]) -> bool:
+    """Return whether a point changes what is asked of its cell."""
+    return any(key.partition('.')[0] == ASKED for key in point)
+
+
+def trained(point: dict[str, Any]) -> Hashable:
+    """Return a key that is equal for points whose cells train alike and are asked otherwise."""
+    return _frozen({key: value for key, value in point.items()
+                    if key.partition('.')[0] != ASKED})
 
 
 def name_of(point: dict[str, Any]) -> str:
@@ -134,9 +156,8 @@ def _check_point(point, stages):
             raise ValueError(f'sweep: {unknown("stage", name, list(stages))}')
     for key in sorted(point.keys() - set(POINT)):
         group, _, rest = key.partition('.')
-        if group not in GROUPS or (group == 'stages' and not rest):
-            raise ValueError(f'sweep: {unknown("key", key, [*POINT, *GROUPS])} (data, '
-                             'questions and tower are one for all cells of a study)')
+        if group not in GROUPS or (group in ('stages', *SEEN, ASKED) and not rest):
+            raise ValueError(f'sweep: {unknown("key", key, [*POINT, *GROUPS])}')
         if key.startswith('stages.tower.'):
             raise ValueError(f'sweep: {shown(key)}: all cells of a seed share the tower; change it '
                              'for all with --set')
@@ -191,7 +212,7 @@ def _fields(group):
     from downscale.stage_config import Stage
     if not group:
         # By the points of the sweep, and in the table of stages.
-        given_elsewhere = {'name', 'size', 'seed', 'language', 'stages', 'budget'}
+        given_elsewhere = {'name', 'size', 'seed', 'language', 'stages', 'budget', 'trained_as'}
         return {field.name for field in fields(Experiment)} - given_elsewhere
     if group[0] == 'stages':
         return {field.name for field in fields(Stage)} - {'name'} if len(group) == 2 else set()

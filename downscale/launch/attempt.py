@@ -92,7 +92,9 @@ def work(record: AttemptRecord) -> None:
                       or place(spec.run) / 'launch' / 'cache')
     if in_bucket(spec.run):  # every machine makes its own copy, at the same time
         with held(scratch(spec.run)):
-            prepare(spec.run, cell)
+            prepare(spec.run, cell, among=cells)
+    elif (cell.world, cell.data) != (cells[0].world, cells[0].data):  # a level of its own
+        processes.once(lambda: str(prepare(spec.run, cell, among=cells)))
     # One process writes what describes the study, from the data that all have now.
     processes.once(lambda: _prepare(spec.run, study_config.study, cells,
                                      file.claims_of(study_config)))
@@ -112,7 +114,7 @@ def work(record: AttemptRecord) -> None:
 def _prepare(run, name, cells, claims):
     """Bring the study's data to this machine, and write its description into the run folder."""
     with held(scratch(run)):
-        prepare(run, cells[0])
+        prepare(run, cells[0], among=cells)
         made = scratch(run) / 'tokenizer.json'
         if in_bucket(run) and made.is_file():  # whoever loads a model from the bucket needs it
             write_bytes(place(run) / made.name, made.read_bytes())

@@ -111,8 +111,9 @@ def uses(cells: Sequence['Experiment'], place: Topology, wish: Wish) -> list[Use
     """
     programs = []
     for cell in cells:
-        for stage in cell.stages if 'train' in wish.only else ():
-            programs += [Use(name=f'{cell.name}/{stage.name}', request=request, steps=stage.steps)
+        for stage in cell.stages if 'train' in wish.only and not cell.trained_as else ():
+            programs += [Use(name=f'{cell.name}/{stage.name}', request=request,
+                             steps=stage.steps - stage.first_step)
                          for request in _trained(cell, stage, place, wish)]
     # A tower cell trains the shared tower and answers nothing.
     for cell in cells:

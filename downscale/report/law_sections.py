@@ -71,3 +71,28 @@ def rates(result: Any, out: Path) -> str:
     table = page.table(('size', 'chosen rate', 'loss', 'seeds', 'place in the grid'), rows)
     return page.bullets(f'alarm: {alarm}' for alarm in result['alarms']) + page.details(
         'Loss by rate', figure + table)
+
+
+def families(result: Any, out: Path) -> str:
+    """Return the laws L(N, D) by family, and how the exponents of kinds of family differ."""
+    names = list(next(iter(result['laws'].values())).parameters)
+    rows = []
+    lines = []
+    for family, fit in result['laws'].items():
+        rows.append([family, *(_shown(fit.parameters[name]) for name in names), fit.n, fit.runs,
+                     '; '.join(fit.alarms) or 'none'])
+        for name in names:
+            x = fit.parameters[name]
+            lines.append({'family': family, 'parameter': name, 'value': x.value, 'low': x.low,
+                          'high': x.high, 'points': fit.n, 'trunks': fit.runs})
+    figures.write_csv(lines, out, 'laws_families')
+    signs = {'alpha': 'parameters', 'beta': 'tokens'}
+    notes = [f'Exponent of {signs[name]} ({name}), visual minus knowledge: {_shown(x)}.'
+             for name, x in result['differences'].items()]
+    notes += [f'{family} has no law: {reason}.' for family, reason in result['missing'].items()]
+    table = page.table(('family', *names, 'points', 'trunks', 'alarms'), rows)
+    return page.bullets(notes) + page.details('Laws by family', table + page.paragraph(
+        'E + A N^-alpha + B D^-beta of the loss of the right answer in nats, with the picture; N '
+        f'are parameters without embeddings, D the tokens of stage {result["stage"]}. Intervals '
+        'redraw trunks (a size and seed) with all their steps, for both kinds together; of six '
+        'trunks or fewer there are none. laws_families.csv', 'soft'))

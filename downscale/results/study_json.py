@@ -20,7 +20,10 @@ class RunRow:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyFile:
-    """The whole file; `claims` are checked where they are read."""
+    """The whole file; `claims` are checked where they are read.
+
+    `factors` maps settings in which cells of one size differ to {run_id: its value}.
+    """
     runs: tuple[RunRow, ...]
     name: str = ''
     seed: int = 0
@@ -28,4 +31,5 @@ class StudyFile:
     stages: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     budgets: dict[str, str] = dataclasses.field(default_factory=dict)
     data: dict = dataclasses.field(default_factory=dict)
+    factors: dict[str, dict] = dataclasses.field(default_factory=dict)
     claims: list = dataclasses.field(default_factory=list)

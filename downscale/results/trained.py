@@ -79,7 +79,8 @@ def _trained(folder, cell, value, stage):
     parents = []
     for reference in dict.fromkeys(stage['parents'].values()):
         other, _, name = reference.rpartition('/')
-        parents.append((f'{other}-s{value["seed"]}' if other else cell, name))
+        of_seed = f'{other}-s{value["seed"]}' if other else cell
+        parents.append((other[1:] if other.startswith('/') else of_seed, name))
     return Trained(
         size=value['size'],
         seed=value['seed'],

@@ -10,7 +10,7 @@ from downscale.runtime.files import PathLike, place, read_json
 
 def folder_of(study: PathLike, experiment: Experiment, stage: str) -> Path:
     """Return the folder of a stage of a cell."""
-    return place(study) / 'cells' / experiment.name / stage
+    return place(study) / 'cells' / (experiment.trained_as or experiment.name) / stage
 
 
 def is_done(folder: PathLike, experiment: Experiment) -> bool:

@@ -2,7 +2,7 @@
 import dataclasses
 import hashlib
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 from downscale.config import Experiment
 from downscale.data.corpora.mixture import Corpus
 from downscale.data.corpora.sampler import CorpusSampler
-from downscale.data.scenes.dataset import build, source
+from downscale.data.scenes.dataset import build, folder_of, source
 from downscale.data.scenes.kinds import kind_of
 from downscale.data.scenes.sampler import Library, Sampler
 from downscale.data.tokens import Encoder, load_tokenizer, train_tokenizer
@@ -21,10 +21,11 @@ from downscale.stages import loading, padding
 from downscale.values import hash_of
 
 
-def prepare(study: PathLike, experiment: Experiment,
-            progress: Callable | None = None) -> Path | None:
-    """Make the data set and tokenizer of a study under its `scratch`, unless they are there.
+def prepare(study: PathLike, experiment: Experiment, progress: Callable | None = None,
+            among: Iterable[Experiment] = ()) -> Path | None:
+    """Make the data set of a cell and the tokenizer of its study under its `scratch`.
 
+    What is there stays. The tokenizer has the words of all worlds of the cells it is `among`.
     Returns the folder of the data set, None where nothing is asked of the scene world. ValueError
     when the vocabulary has too few rows, FileNotFoundError when a stage's mixture is not built.
     """
@@ -37,10 +38,7 @@ def prepare(study: PathLike, experiment: Experiment,
         return None
     # 2. Scenes, on a disk of this machine even when the study is in a bucket.
     study = scratch(study)
-    data = experiment.data
-    counts = {'train': data.train, 'validation': data.validation, 'test': data.test}
-    if not experiment.asks:  # what nobody looks at need not be there
-        counts = {split: count for split, count in counts.items() if count}
+    counts = _counts(experiment)
     for split, count in counts.items():
         if not count:
             raise ValueError(f'data.{split} must be at least 1 for a study that is trained on or '
@@ -49,15 +47,33 @@ def prepare(study: PathLike, experiment: Experiment,
     if not counts:
         raise ValueError('data.train must be at least 1 for stages that are trained on scenes')
     folder = build(experiment.world, study / 'data', counts,
-                   similarity_share=data.similarity_share, progress=progress)
+                   similarity_share=experiment.data.similarity_share, progress=progress)
     write_json(study / 'data.json', {'folder': str(folder.relative_to(study)),
                                      'hash': data_hash(experiment)})
     # 3. The tokenizer; a configured one, or that of an imported model, is used as it is.
     made_here = study.absolute() / 'tokenizer.json'
-    if loading.tokenizer_path(study, experiment) == made_here and not made_here.exists():
-        train_tokenizer(kind_of(experiment.world).vocabulary(experiment.world), made_here)
+    if loading.tokenizer_path(study, experiment) == made_here:
+        words = set()
+        for cell in (experiment, *among):
+            words.update(kind_of(cell.world).vocabulary(cell.world))
+        if not made_here.exists():
+            train_tokenizer(words, made_here)
+        lacking = sorted(words - load_tokenizer(made_here).get_vocab().keys())
+        if lacking:
+            raise ValueError(f'{made_here} lacks {len(lacking)} words of the worlds of this study, '
+                             f'first {lacking[0]!r}: it was made for other worlds; give the study '
+                             'another folder with --out')
     _check_published(study, experiment, published)
     return folder
+
+
+def _counts(experiment):
+    """Return {split: examples} of a cell's data set."""
+    data = experiment.data
+    counts = {'train': data.train, 'validation': data.validation, 'test': data.test}
+    if not experiment.asks:  # what nobody looks at need not be there
+        counts = {split: count for split, count in counts.items() if count}
+    return counts
 
 
 def _check_published(study, experiment, published):
@@ -112,7 +128,23 @@ def library(study: str, split: str) -> Library:
         raise FileNotFoundError(f'no {path}; run `downscale data` or `downscale study` first')
     if 'folder' not in named:
         raise ValueError(f"{path} is damaged (it has no key 'folder')")
-    return Library(source(path.parent / named['folder'], split))
+    return _opened(path.parent / named['folder'], split)
+
+
+def library_of(study: PathLike, experiment: Experiment, split: str) -> Library:
+    """Return the examples of one split of a cell's data set."""
+    folder = folder_of(experiment.world, scratch(study) / 'data', _counts(experiment),
+                       experiment.data.similarity_share)
+    if (folder / 'baselines.json').exists():
+        return _opened(folder, split)
+    # Made by an earlier version, or put there: then it is that of the whole study.
+    return library(str(study), split)
+
+
+@cache
+def _opened(folder, split):
+    """Return the examples of a split in a folder, parsed once per process."""
+    return Library(source(folder, split))
 
 
 def encoder_of(study: PathLike, experiment: Experiment, stage: str) -> Encoder:
@@ -131,7 +163,7 @@ def sampler_of(study: PathLike, experiment: Experiment,
                              stage.buckets), seed
     return Sampler(
         recipe=stage.recipe,
-        library=library(str(study), 'train'),
+        library=library_of(study, experiment, 'train'),
         encoder=encoder,
         world=experiment.world,
         shape=stage.shape,

@@ -13,6 +13,7 @@ from downscale.runtime.files import PathLike, read_json, write_json
 from downscale.stages import padding
 from downscale.stages.attention import ideal_seconds, programs
 from downscale.stages.folders import folder_of, is_done, refuse_other
+from downscale.stages.forks import leave_trunk
 from downscale.stages.inputs import corpus, sampler_of, sizes_of
 from downscale.stages.models import model_of
 from downscale.stages.start import grid_of, start_params, start_shapes
@@ -123,6 +124,7 @@ def _stage_run(experiment, stage, grid, tracker, stacked=False):
         schedule=stage.schedule,
         mesh=grid,
         save_every=stage.save_every,
+        kept=stage.kept,
         shapes=start_shapes(experiment, stage),
         tracker=tracker,
         attention=programs(experiment, stage, grid, stacked),
@@ -155,7 +157,9 @@ def program_of(experiment: Experiment, name: str) -> str | None:
     for key in ('name', 'seed', 'stages', 'evaluation', 'budget'):
         del value[key]
     stage = experiment.stage(name)
-    value['stage'] = dataclasses.asdict(stage) | {'rates': None}
+    value['stage'] = dataclasses.asdict(stage) | {'rates': None, 'trunk': ''}
+    if stage.trunk:  # a fork starts from no parent, but from its trunk
+        del value['stage']['parents']
     return None if stage.buckets else hash_of(value)
 
 
@@ -176,6 +180,7 @@ def _begin(study, experiment, stage, folder):
     """Write into the folder of a stage what runs there; return (sampler, seed of its stream)."""
     # First of all: it refuses a folder of another run.
     processes.once(lambda: _open(folder, experiment))
+    processes.once(lambda: leave_trunk(study, experiment, stage, folder))
     sampler, seed = sampler_of(study, experiment, stage)
     processes.once(lambda: _count_padding(folder, experiment, stage, sampler, seed))
     return sampler, seed

@@ -6,6 +6,7 @@ from typing import Any
 
 from downscale.accounting import totals
 from downscale.config import Experiment
+from downscale.experiment.factors import factors_of
 from downscale.runtime.files import place, read_json, scratch, write_json
 from downscale.runtime.progress import progress_bars
 from downscale.stages.folders import folder_of
@@ -29,7 +30,13 @@ def prepare(study: Path, name: str, experiments: Sequence[Experiment], quiet: bo
     from downscale.evaluate.run import save_pictures, test_items
     cell = experiments[0]
     with progress_bars(quiet) as bars:
-        inputs.prepare(study, cell, lambda done, total: bars('scenes', done, total))
+        # The first cell's data last: they are those of the study, for whoever opens its folder.
+        different = {}
+        for other in experiments:
+            different.setdefault(repr((other.world, other.data)), other)
+        for other in reversed(different.values()):
+            inputs.prepare(study, other, lambda done, total: bars('scenes', done, total),
+                           experiments)
         check_room(study, experiments)
         if not cell.asks:
             bars.note('this study asks nothing: evaluation.scenes is 0 and there are no benchmarks')
@@ -42,14 +49,17 @@ def prepare(study: Path, name: str, experiments: Sequence[Experiment], quiet: bo
         data = read_json(scratch(study) / 'data.json')
         baselines = read_json(scratch(study) / data['folder'] / 'baselines.json')['test']
     runs = [_run_row(cell) for cell in experiments if not cell.is_shared]
-    data = {'baselines': baselines, 'image_px': cell.world.side, 'asked': len(items),
+    data = {'hash': inputs.data_hash(cell), 'baselines': baselines,
+            'image_px': cell.world.side, 'asked': len(items),
             'pictures': len({item.question.cluster_id for item in items})}
     # Last, for its presence says that the rest is there.
     write_json(place(study) / 'study.json', {
         'name': name, 'seed': experiments[0].seed, 'runs': runs,
         'config_hash': hash_of([cell.hash for cell in experiments]),
-        'stages': {cell.name: names(cell) for cell in experiments},
-        'budgets': budgets_of(experiments), 'data': data, **claims})
+        'stages': {cell.name: [] if cell.trained_as else names(cell)
+                   for cell in experiments},
+        'budgets': budgets_of(experiments), 'factors': factors_of(experiments),
+        'data': data, **claims})
 
 
 def check_room(study: Path, experiments: Iterable[Experiment]) -> None:
@@ -60,9 +70,10 @@ def check_room(study: Path, experiments: Iterable[Experiment]) -> None:
     from downscale.stages import inputs
     seen = set()
     for cell in experiments:
-        for stage in cell.stages:
+        for stage in () if cell.trained_as else cell.stages:
             # Sizes of a study have the same texts: one stands for all.
-            same = stage.name, hash_of(asdict(stage.recipe)), stage.shape, cell.chat
+            same = (stage.name, hash_of(asdict(stage.recipe)), stage.shape, cell.chat,
+                    repr((cell.world, cell.data)))
             if stage.mixture or same in seen or folder_of(study, cell, stage.name).exists():
                 continue
             seen.add(same)

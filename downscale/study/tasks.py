@@ -22,11 +22,12 @@ def tasks_of(experiments: Sequence[Experiment]) -> list[Task]:
     """Return all tasks of a study, parents before children."""
     tasks = []
     for cell in experiments:
-        tasks += [_training(cell, stage) for stage in cell.stages]
+        if not cell.trained_as:
+            tasks += [_training(cell, stage) for stage in cell.stages]
     texts = {}
     for cell in experiments:
         # Cells of one seed read the same texts, which are looked up once for all of them.
-        alike = cell.seed, cell.evaluation.texts
+        alike = repr((cell.seed, cell.world, cell.data, cell.evaluation))
         if alike not in texts:
             texts[alike] = _texts(cell, experiments)
         tasks += _evaluations(cell, texts[alike])
@@ -37,14 +38,17 @@ def tasks_of(experiments: Sequence[Experiment]) -> list[Task]:
 def _training(cell, stage):
     """Return the task that trains one stage of a cell."""
     parents = dict.fromkeys(stage.parents.values())
+    needs = [reference_of(cell, reference) for reference in parents]
+    if stage.trunk:
+        needs.append(f'{stage.trunk}/{stage.name}')
     return Task(
         name=f'{cell.name}/{stage.name}',
         experiment=cell,
         stage=stage.name,
         kind='train',
-        needs=tuple(reference_of(cell, reference) for reference in parents),
+        needs=tuple(needs),
         # Only an order is made of costs, so parameters times tokens are close enough.
-        cost=_size(cell) * stage.steps * stage.batch * stage.length,
+        cost=_size(cell) * (stage.steps - stage.first_step) * stage.batch * stage.length,
     )
 
 
@@ -57,8 +61,10 @@ def _texts(cell, experiments):
 
 
 def writers_of(cell: Experiment, experiments: Sequence[Experiment]) -> dict[str, list[Experiment]]:
-    """Return {kind of text: cells of the same seed that write it}."""
-    same = [other for other in experiments if other.seed == cell.seed]
+    """Return {kind of text: cells of the same seed and the same questions that write it}."""
+    same = [other for other in experiments if (other.seed, other.world, other.data,
+                                               other.evaluation)
+            == (cell.seed, cell.world, cell.data, cell.evaluation)]
     writers = {}
     for kind in cell.evaluation.texts:
         if kind in WRITER:
@@ -87,17 +93,18 @@ def _evaluations(cell, texts):
         )
 
     tasks = []
+    trained = cell.trained_as or cell.name
     if not cell.asks:
         return tasks
     if cell.joint_stage:
-        tasks.append(task('joint', [f'{cell.name}/{cell.joint_stage}'], 1))
+        tasks.append(task('joint', [f'{trained}/{cell.joint_stage}'], 1))
     for kind in cell.evaluation.texts:
         if kind in WRITER and cell.writer_stage(kind):
-            tasks.append(task(kind, [f'{cell.name}/{cell.writer_stage(kind)}'], 1))
+            tasks.append(task(kind, [f'{trained}/{cell.writer_stage(kind)}'], 1))
     # Without a text and with each of them, and both with and without a thought.
     weight = 2 + 2 * len(texts)
     if 'reason' in names(cell):
-        tasks.append(task('reason', [f'{cell.name}/reason', *texts], weight))
+        tasks.append(task('reason', [f'{trained}/reason', *texts], weight))
     elif cell.evaluation.benchmarks and texts and 'language' in cell.imports:
         # The reasoner is the imported language model, untrained.
         tasks.append(task('reason', texts, weight))

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from etils import epath
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from downscale.runtime import processes
 from downscale.runtime.exits import CRASHED, Failed, line_of, passes, say
@@ -97,15 +98,17 @@ class _Steps(ocp.path.step.NameFormat):
         return ocp.path.step.Metadata(step=step, path=complete[step])
 
 
-def open_manager(folder: PathLike, keep: int = 2, every: int = 1000) -> ocp.CheckpointManager:
+def open_manager(folder: PathLike, keep: int = 2, every: int = 1000,
+                 kept: Sequence[int] = ()) -> ocp.CheckpointManager:
     """Return a manager of `folder/checkpoints`, which keeps the last `keep` of its steps.
 
-    It saves each `every` steps unless it is forced to.
+    The steps `kept` stay beside them. It saves each `every` steps unless it is forced to.
     """
     _hush()
     options = ocp.CheckpointManagerOptions(
-        save_interval_steps=every, max_to_keep=keep, enable_async_checkpointing=True,
-        step_name_format=_Steps(),
+        save_interval_steps=every, enable_async_checkpointing=True, step_name_format=_Steps(),
+        preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep),
+                                                            policies.CustomSteps(kept)]),
         # Called once all files are written, before orbax marks the step as complete.
         async_options=ocp.AsyncOptions(post_finalization_callback=lambda: manager.sum_up()))
     # Weights do not compress: 7 % fewer bytes for twice the processor time of a save.

@@ -73,7 +73,8 @@ def train(folder: Path, run: StageRun, params: Callable[[], dict[str, Any]], str
         stack.enter_context(jax.set_mesh(run.mesh))
         # Closing waits for a save in flight, also when a step raises.
         manager = stack.enter_context(
-            contextlib.closing(checkpoint.open_manager(folder, every=run.save_every)))
+            contextlib.closing(
+                checkpoint.open_manager(folder, every=run.save_every, kept=run.kept)))
         state, meta = start(manager, run, params, stream)
         step_fn = compiled_step(run.model, run.loss, run.optimizer, run.trainable, run.mesh,
                                 tuple(sorted(run.attention.items())))
@@ -101,7 +102,7 @@ def train(folder: Path, run: StageRun, params: Callable[[], dict[str, Any]], str
             # `run.stop` comes before the `and`: all processes meet in it, so none may leave it out.
             last = step + 1 == steps
             stopped = run.stop(step + 1) and not last
-            if stopped or ((step + 1) % run.save_every == 0 and not last):
+            if stopped or (run.saves(step + 1) and not last):
                 report(*log.write(*pending))
                 pending = None
                 _save(manager, state, stream, log)

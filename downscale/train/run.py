@@ -18,10 +18,11 @@ class StageRun:
 
     `loss` is a key of `step.LOSSES`; `trainable` are groups of parameters, and `rates` the peak
     learning rate of each. `shapes` are the ShapeDtypeStructs of the parameters, with which a
-    restart reads nothing of the parents. `stop(step)` says whether to save and end behind a step.
-    `tracker` is a key of `trackers.WRITERS`. Of every shape of a batch there is `attention` {tokens
-    of a row: its program}, and where it is known `ideal` {(tokens, tiles of a row): seconds of a
-    step with all devices at their peak}.
+    restart reads nothing of the parents. `kept` are steps that are saved as well and stay.
+    `stop(step)` says whether to save and end behind a step. `tracker` is a key of
+    `trackers.WRITERS`. Of every shape of a batch there is `attention` {tokens of a row: its
+    program}, and where it is known `ideal` {(tokens, tiles of a row): seconds of a step with all
+    devices at their peak}.
     """
     model: Any
     loss: str
@@ -31,9 +32,14 @@ class StageRun:
     schedule: 'Schedule'
     mesh: Mesh
     save_every: int
+    kept: tuple[int, ...] = ()
     # None lets a restart ask `params` for the shapes, which reads the parents once more.
     shapes: dict[str, Any] | None = None
     stop: Callable[[int], bool] = processes.stop
     tracker: str = 'none'
     attention: dict[int, str] = field(default_factory=dict)
     ideal: dict[tuple[int, int], float] = field(default_factory=dict)
+
+    def saves(self, step: int) -> bool:
+        """Return whether `step` is one of those that are saved on the way."""
+        return step % self.save_every == 0 or step in self.kept

@@ -62,7 +62,8 @@ class _Lane:
         self.run = run
         self.error = None
         self.position = _Position()
-        self.manager = closing(checkpoint.open_manager(run.folder, every=shared.save_every))
+        self.manager = closing(checkpoint.open_manager(run.folder, every=shared.save_every,
+                                                       kept=shared.kept))
         self.state, meta = start(self.manager, shared, run.params, self.position)
         self.step = int(self.state['step'])
         # Equal data up to an equal step means the same place of the same stream.
@@ -175,9 +176,9 @@ class _Group:
                 lane.write(*row, values, still)
             self.pending = None
 
-    def save(self, every, stopped):
+    def save(self, shared, stopped):
         """Save the lanes for which it is time, or all when `stopped`; what has ended leaves."""
-        due = [at for at, lane in enumerate(self.live) if stopped or lane.step % every == 0
+        due = [at for at, lane in enumerate(self.live) if stopped or shared.saves(lane.step)
                or lane.step == self.schedule.steps]
         # Its rows must be in the log that is uploaded with a checkpoint.
         if due:
@@ -217,7 +218,7 @@ def train(runs: Sequence[CellRun], shared: StageRun) -> dict[Path, tuple[Excepti
             group.advance()
             steps = [lane.step for lane in group.live]
             stopped = bool(steps) and shared.stop(max(steps))
-            group.save(shared.save_every, stopped)
+            group.save(shared, stopped)
             if stopped and group.live:
                 for lane in group.live:
                     lane.manager.wait_until_finished()

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from downscale.analysis import measures
 from downscale.analysis.measures import Scored
-from downscale.results import samples
+from downscale.results import factors, samples
 from downscale.results.items import ITEMS, LATER, TEXTS, TableError
 from downscale.results.lazy_table import LazyTable, cells_of, open_items, open_texts
 from downscale.results.study import Cell, Study
@@ -80,6 +80,7 @@ def _run(root, meta, tables, texts):
     cells = {}
     with ThreadPoolExecutor() as pool:   # reading and decoding let go of the interpreter
         every = list(pool.map(_read, tables))
+    tables, every = _of_one_data(tables, every, factors.apart(meta))
     for table, of_table in zip(tables, every, strict=True):
         for cell, stretches in of_table.items():
             if cell in cells:
@@ -96,6 +97,26 @@ def _run(root, meta, tables, texts):
                   codes={})
     return Run(name=meta.get('name') or root.name, root=root, tables=tables, texts=texts,
                cells=cells, scored=measures.scored(study, bootstraps=1))
+
+
+def _of_one_data(tables, every, left_out):
+    """Return the tables, and the cells of each, without those of levels that ask other questions.
+
+    Of a study that varies its world or its data these are the questions of the usual level.
+    """
+    usual = set()
+    for table, cells in zip(tables, every, strict=True):
+        if any(left_out.isdisjoint((cell.p_run, cell.r_run)) for cell in cells):
+            usual.update(_hashes(table))
+    kept = [(table, cells) for table, cells in zip(tables, every, strict=True)
+            if not usual or usual.issuperset(_hashes(table))]
+    return tuple(table for table, _ in kept), [cells for _, cells in kept]
+
+
+def _hashes(table):
+    """Return the hashes of the data that a table asks about."""
+    codes, names = table.codes('data_hash')
+    return {names[int(code)].as_py() for code in np.unique(codes)}
 
 
 def _read(table):

@@ -49,11 +49,20 @@ def test_seeds_count_as_split_by_a_gap_and_not_by_a_threshold_between_neighbours
     assert not _apart([.9, .95, .99], .25) and not _apart([.2, .3], .25)
 
 
+def of_one(stage, parents):
+    return SimpleNamespace(size='one', stage=stage, parents=tuple(parents))
+
+
 def test_looks_after_several_steps_tell_when_a_skill_appears(scored):
     """The two sizes of the study stand for one that was looked at twice."""
     small, large = scored.sizes
-    stages = {(run, 'instruct'): SimpleNamespace(size='one', stage={'steps': steps, 'batch': 8})
-              for size, steps in ((small, 100), (large, 400)) for run in size.runs}
+    # The small one as forks: what came before is of their trunks.
+    stages = {}
+    for fork, trunk in zip(small.runs, large.runs, strict=True):
+        before = (trunk, 'align')
+        stages[before] = of_one({'steps': 7}, ())
+        stages[trunk, 'instruct'] = of_one({'steps': 400, 'batch': 8, 'forks': [100]}, [before])
+        stages[fork, 'instruct'] = of_one({'steps': 100, 'batch': 8, 'trunk': trunk}, [before])
     s = dataclasses.replace(scored, made={**scored.made, 'stages': stages})
     found = learnt(s)
     cells = [measures.joint_cells(s, size, 'image') for size in (small, large)]
@@ -61,7 +70,7 @@ def test_looks_after_several_steps_tell_when_a_skill_appears(scored):
         floor = 2 * found['threshold'][task] - 1
         for bracket, *ends in zip(seen.brackets, *cells, strict=True):
             there = [has_learnt(accuracy(s, cell, task), floor) for cell in ends]
-            first = 100 if all(there) else 400 if there[1] else np.inf
+            first = 107 if all(there) else 407 if there[1] else np.inf
             assert bracket[1] == first
     # other rates make another skill of it: nothing is compared
     stages[small.runs[0], 'instruct'].stage['batch'] = 4

@@ -408,7 +408,8 @@ def test_a_run_over_buckets_continues_as_if_it_had_not_stopped(tmp_path):
     def run(folder, steps):
         asked = StageRun(model=model, loss='tokens', optimizer=Optimizer(),
                          trainable=('language',), rates={'language': 1e-2},
-                         schedule=Schedule(steps, 0.0, 1.0), mesh=mesh(), save_every=100)
+                         schedule=Schedule(steps=steps, warmup=0.0, final=1.0), mesh=mesh(),
+                         save_every=100)
         loop.train(folder, asked, lambda: init_params(model, 0, ('language',)),
                    iter(stream(texts, 5)))
     run(tmp_path / 'whole', 12)

@@ -23,7 +23,7 @@ LEVELS = (
     ('data/scenes/', 'results/', 'generate/'),
     ('train/', 'stage_config.py', 'evaluate/scoring/', 'analysis/planted/'),
     ('analysis/', 'config.py'),
-    ('experiment/', 'output/'),
+    ('experiment/', 'output/', 'analysis/varied/'),
     ('view/',),
     ('data/corpora/', 'report/'),
     ('stages/',),
@@ -158,8 +158,8 @@ def test_letters_that_do_not_print_are_escaped_and_lines_measured_in_one_place()
 # Rooms that must import without JAX: they price runs, read folders and write jobs. In a job, one
 # process a program compiles, and one trains; batches come from grain.
 LIGHT_ROOMS = ('runtime/', 'statistics/', 'laws/', 'results/', 'evaluate/scoring/', 'analysis/',
-               'analysis/planted/', 'experiment/', 'output/', 'report/', 'view/', 'data/',
-               'data/scenes/', 'data/corpora/', 'launch/', 'launch/backends/')
+               'analysis/planted/', 'analysis/varied/', 'experiment/', 'output/', 'report/',
+               'view/', 'data/', 'data/scenes/', 'data/corpora/', 'launch/', 'launch/backends/')
 HEAVY = ('data/pipeline.py', 'data/scenes/sampler.py', 'data/corpora/sampler.py',
          'runtime/peers.py', 'runtime/processes.py',
          'launch/attempt.py', 'launch/entry.py', 'launch/record.py')

@@ -141,6 +141,29 @@ def test_a_killed_study_ends_with_the_same_bytes_as_an_undisturbed_one(tmp_path)
     assert json.loads(done.read_text())['steps'] == 8
 
 
+@pytest.mark.slow
+def test_a_killed_study_of_forks_ends_with_the_same_bytes_as_an_undisturbed_one(tmp_path):
+    study_file = tmp_path / 'forked.py'
+    study_file.write_text(STUDY.replace(
+        'text=dict(steps=8,', 'text=dict(steps=20, forks=(5, 10, 15), decay=0.4,').replace(
+        "[dict(size='w32d1', seed=0)]", "[dict(size=size, seed=0) for size in ('w32d1', 'w32d2')]"))
+    finish(tmp_path / 'whole', study_file)
+    folder = tmp_path / 'killed'
+    for moment in ('w32d2-s0/text/checkpoints/8', 'w32d2-s0-steps10/text/checkpoints/6',
+                   'w32d1-s0-steps15/text/checkpoints/10'):
+        process = start(folder, study_file)
+        saved = folder / 'cells' / moment
+        wait_until(lambda saved=saved, ended=process.poll: saved.exists() or ended() is not None)
+        assert process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    finish(folder, study_file)
+    assert len(results(folder)) == 2 * 4 * 3  # a trunk and three forks of two sizes, twice trained
+    assert results(folder) == results(tmp_path / 'whole')
+    levels = json.loads((folder / 'study.json').read_text())['factors']['stages.text.steps']
+    assert sorted(levels.values()) == [5, 5, 10, 10, 15, 15, 20, 20]
+
+
 def lookup_cells(rates=(1e-3, 3e-3, 1e-2), sizes=('w32d2',)):
     """Cells of two text stages that differ in their rate, of each size."""
     study_config, _ = file.load_study(ROOT / 'experiments' / 'lookup.py', [])

@@ -286,8 +286,8 @@ def runs(folder, streams):
 
 def train(asked, **changes):
     shared = StageRun(model=model_of(CELLS[0], 'text'), loss='tokens', optimizer=Optimizer(),
-                      trainable=('language',), rates={}, schedule=Schedule(4), mesh=devices(1),
-                      save_every=100, shapes=SHAPES, **changes)
+                      trainable=('language',), rates={}, schedule=Schedule(steps=4),
+                      mesh=devices(1), save_every=100, shapes=SHAPES, **changes)
     return together.train(asked, shared)
 
 

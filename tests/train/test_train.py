@@ -55,7 +55,7 @@ def train(folder, steps=6, save_every=2, params=text_params, stream=None, report
 def text_run(steps, **changes):
     """A `StageRun` of the text stage on one device."""
     values = {'model': small.model(), 'loss': 'tokens', 'optimizer': PLAIN,
-              'trainable': ('language',), 'rates': RATES, 'schedule': Schedule(steps),
+              'trainable': ('language',), 'rates': RATES, 'schedule': Schedule(steps=steps),
               'mesh': one_device(), 'save_every': 1}
     return StageRun(**values | changes)
 
@@ -92,7 +92,8 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.parametrize('steps, warmup, final', [(100, 0.1, 0.1), (7, 0.3, 0.0), (1, 0.05, 0.1),
                                                   (20, 1.0, 0.0)])
 def test_the_rate_rises_to_its_peak_and_then_only_falls(steps, warmup, final):
-    factors = [Schedule(steps, warmup, final).factor(step) for step in range(steps)]
+    schedule = Schedule(steps=steps, warmup=warmup, final=final)
+    factors = [schedule.factor(step) for step in range(steps)]
     assert all(0 < factor <= 1 for factor in factors)
     peak = max(1, round(warmup * steps)) - 1
     assert factors[peak] == 1 == max(factors)
@@ -102,7 +103,7 @@ def test_the_rate_rises_to_its_peak_and_then_only_falls(steps, warmup, final):
 
 
 def test_the_cosine_is_half_way_down_in_its_middle_and_ends_at_the_final_share():
-    schedule = Schedule(110, 10 / 110, 0.2)
+    schedule = Schedule(steps=110, warmup=10 / 110, final=0.2)
     assert schedule.factor(60) == pytest.approx(0.6)
     assert schedule.factor(110) == pytest.approx(0.2)
     assert 0.2 < schedule.factor(109) < 0.201
@@ -236,7 +237,7 @@ def test_every_step_has_one_row_with_the_tokens_seen(undisturbed):
     batches = small.batches('text', tiles=0)
     seen = itertools.accumulate(int((next(batches)['segments'] > 0).sum()) for _ in range(6))
     assert [row['tokens'] for row in found] == list(seen)
-    assert [row['lr_factor'] for row in found] == [Schedule(6).factor(k) for k in range(6)]
+    assert [row['lr_factor'] for row in found] == [Schedule(steps=6).factor(k) for k in range(6)]
 
 
 @pytest.mark.parametrize('rate, still', [(1e-3, None), (1e-30, ['language'])])

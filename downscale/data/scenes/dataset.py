@@ -128,6 +128,24 @@ def build(world: AnyWorld, data_dir: str | Path, counts: Mapping[str, int],
     A killed build leaves only a temporary folder and is redone. `progress(done, total)` is called
     after each example. `world.json` and `baselines.json` stand beside the records.
     """
+    builder, asked = _builder(world, data_dir, counts, similarity_share, progress)
+    folder = Path(builder.data_dir)
+    if not (folder / 'baselines.json').exists():
+        with held(Path(data_dir)):  # of two commands on a fresh folder one builds
+            builder.download_and_prepare()
+            write_json(folder / 'world.json', asked)
+            write_json(folder / 'baselines.json', _baselines(world, folder, counts))
+    return folder
+
+
+def folder_of(world: AnyWorld, data_dir: str | Path, counts: Mapping[str, int],
+              similarity_share: float = 0.1) -> Path:
+    """Return the folder of what `build` makes of the same arguments, built or not."""
+    return Path(_builder(world, data_dir, counts, similarity_share)[0].data_dir)
+
+
+def _builder(world, data_dir, counts, similarity_share, progress=None):
+    """Return (TFDS builder, what `world.json` says); ValueError for what cannot be built."""
     if not 0 <= similarity_share <= 1 or not counts or min(counts.values()) < 1:
         raise ValueError(f'need counts >= 1 and 0 <= similarity_share <= 1, '
                          f'got {dict(counts)} and {similarity_share}')
@@ -144,13 +162,7 @@ def build(world: AnyWorld, data_dir: str | Path, counts: Mapping[str, int],
     logging.set_verbosity(logging.ERROR)  # a configuration that is not listed in the class warns
     builder = SceneWorld(data_dir=str(data_dir), config=config, file_format='array_record')
     logging.set_verbosity(verbosity)
-    folder = Path(builder.data_dir)
-    if not (folder / 'baselines.json').exists():
-        with held(Path(data_dir)):  # of two commands on a fresh folder one builds
-            builder.download_and_prepare()
-            write_json(folder / 'world.json', asked)
-            write_json(folder / 'baselines.json', _baselines(world, folder, counts))
-    return folder
+    return builder, asked
 
 
 def _baselines(world, folder, counts):

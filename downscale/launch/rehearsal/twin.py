@@ -15,6 +15,7 @@ from downscale.launch.spec import Spec, processes_of
 
 RUN = 'gs://rehearsal/run'  # where none is given
 STEPS = 6
+DECAY = 0.2  # of each fork of so few steps the last one
 SAVE_EVERY = 2  # so that each stage has something to lose between two checkpoints
 # The most of everything that makes a study of scenes large. `None` is where a study says nothing.
 MOST = {'data.train': 60, 'data.validation': 4, 'data.test': 12, 'evaluation.scenes': 4,
@@ -23,7 +24,8 @@ MOST = {'data.train': 60, 'data.validation': 4, 'data.test': 12, 'evaluation.sce
 # What a twin may differ in; a prefix ends with a dot.
 SIZES = ('name', 'size', 'language.', 'vision.', 'dtype', 'imports.', 'data.', 'stages.*.steps',
          'stages.*.save_every', 'stages.*.batch', 'stages.*.length', 'stages.*.tiles',
-         'stages.*.buckets.', 'stages.*.parents.', 'evaluation.')
+         'stages.*.buckets.', 'stages.*.parents.', 'stages.*.forks', 'stages.*.forks.',
+         'stages.*.decay', 'stages.*.warmup', 'stages.*.trunk', 'trained_as', 'evaluation.')
 
 
 def arguments(args: argparse.Namespace) -> argparse.Namespace:
@@ -54,6 +56,9 @@ def _changes(config, devices):
     for name, stage in config['stages'].items():
         changes[f'stages.{name}.steps'] = min(stage['steps'], STEPS)
         changes[f'stages.{name}.save_every'] = SAVE_EVERY
+        if stage.get('forks'):
+            changes[f'stages.{name}.forks'] = _forks(name, len(stage['forks']))
+            changes |= {f'stages.{name}.decay': DECAY, f'stages.{name}.warmup': 0.0}
         # Each device has a part of a batch.
         batch = math.lcm(stage['batch'], devices)
         if batch != stage['batch']:
@@ -64,6 +69,14 @@ def _changes(config, devices):
         if isinstance(value, int) and value > most:
             changes[key] = most
     return changes
+
+
+def _forks(stage, count):
+    """Return the last `count` numbers of steps before those of the twin; ValueError for more."""
+    if count > STEPS - 2:
+        raise ValueError(f'stage {stage} has {count} forks, and a rehearsal takes {STEPS} steps; '
+                         'give the file a function twin(arg)')
+    return tuple(range(STEPS - count, STEPS))
 
 
 def paired(submitted: Sweep, twin: Sweep) -> list[tuple[Spec, Spec]]:

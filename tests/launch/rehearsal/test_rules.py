@@ -1,10 +1,12 @@
 """What a cluster decides by itself, of manifests as they are and with something wrong."""
+import argparse
 import copy
 
 import pytest
 import yaml
 from roots import ROOT
 
+from downscale.experiment import file
 from downscale.launch import state
 from downscale.launch.backends import gke
 from downscale.launch.backends.gke import GkeOptions
@@ -142,3 +144,19 @@ def test_pods_that_stand_still_end_a_rehearsal_with_their_names():
     # What waits for machines does not run.
     clock[0] += 10 * rehearse.STILL_SECONDS
     look(2, 'missing')
+
+
+def test_a_twin_has_as_many_forks_as_its_study(tmp_path):
+    study = tmp_path / 'forked.py'
+    study.write_text((ROOT / 'tests/data/three_sizes.py').read_text().replace(
+        'align=dict(steps=15,', 'align=dict(steps=1500, forks=(200, 500, 1000), decay=0.5,'))
+    args = argparse.Namespace(config=str(study), set=[], topology=None, folder=None)
+    cells, tiny = (file.open_cells(str(study), overrides)[1]
+                   for overrides in ([], twin.arguments(args).set))
+    assert len(cells) == len(tiny) == 1 + 3 * 4
+    assert [len(cell.stage('align').forks) for cell in tiny if cell.name.endswith('s0')
+            and not cell.is_shared] == [3] * 3
+    assert twin.beyond_size(twin.of_cells(cells, tiny)) == []
+    args.set = ['stages.align.forks=(100, 200, 300, 400, 500)']
+    with pytest.raises(ValueError, match='stage align has 5 forks, and a rehearsal takes 6 steps'):
+        twin.arguments(args)
