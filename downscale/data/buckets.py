@@ -108,10 +108,15 @@ class Packer:
 
     def restore(self, state: dict[str, Any]) -> list[int]:
         """Wait for what `state` waited for, and return the positions in it."""
-        self.open = [[_Row(tokens, tiles, tuple(positions)) for tokens, tiles, positions in rows]
-                     for rows in state['open']]
+        self.open = [list(map(_row_of, rows)) for rows in state['open']]
         self.closed = [list(map(tuple, rows)) for rows in state['closed']]
         return waiting(state)
+
+
+def _row_of(saved):
+    """Return the row of a saved state, which JSON may have made lists of."""
+    tokens, tiles, positions = saved
+    return _Row(tokens, tiles, tuple(positions))
 
 
 def waiting(state: dict[str, Any]) -> list[int]:

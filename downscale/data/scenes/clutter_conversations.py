@@ -105,9 +105,9 @@ def tower(library: 'Library', index: int, rng: np.random.Generator, world: Clutt
     scene, *_ = library.scenes(index)
     parts = [records([obj]) for obj in scene.objects]
     parts[1:] = [f' {part}' for part in parts[1:]]
-    boxes = [tuple(edge / world.side for edge in obj.box) for obj in scene.objects]
-    return Conversation(library.example(index).images[:1], ask(IMAGE, ''.join(parts)),
-                        tuple(zip(parts, boxes, strict=True)))
+    boxes = np.array([obj.box for obj in scene.objects]) / world.side
+    shown = tuple(zip(parts, map(tuple, boxes.tolist()), strict=True))
+    return Conversation(library.example(index).images[:1], ask(IMAGE, ''.join(parts)), shown)
 
 
 def instruct(library: 'Library', index: int, rng: np.random.Generator, world: Clutter,
