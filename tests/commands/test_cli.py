@@ -282,7 +282,7 @@ def test_a_tracker_may_be_missing_only_where_nobody_asked_for_it(capfd, tmp_path
     monkeypatch.setattr(workers, 'run', begin)
     monkeypatch.setattr(training, 'train_stage', begin)
     monkeypatch.setattr(workers, 'use_cache', lambda folder: None)
-    monkeypatch.setattr(inputs, 'prepare', lambda folder, cell: None)
+    monkeypatch.setattr(inputs, 'prepare', lambda folder, cell, among: None)
     argv = [command[0], SMOKE, '--out', str(tmp_path / 'run'), '--quiet', *command[1:]]
 
     def code(*more):
