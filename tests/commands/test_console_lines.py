@@ -41,6 +41,7 @@ from downscale.generate import selfcheck
 from downscale.model.init import init_params
 from downscale.planner import pool
 from downscale.runtime import processes, setup
+from downscale.schedule import Schedule
 from downscale.sizes import LANGUAGE, VisionConfig, scale
 from downscale.stages.models import model_of
 from downscale.study import workers
@@ -351,6 +352,8 @@ def test_every_line_is_of_a_kind_that_is_tested():
 MADE = {
     'README.md': lambda made: made['logits'].shape[:2] == made['ids'].shape and np.isfinite(
         made['logits']).all(),
+    'docs/concepts/axes.md': lambda made: len(made['sweep']()) == 6 + 12 + 12 and Schedule(
+        steps=1000, decay=made['instruct']['decay']).constant_until == 800,
     'docs/concepts/batch.md': lambda made: made['replies'][0].finish in ('stop', 'length'),
     'docs/tutorials/analysis.md': lambda made: made['made'].truth and Path(
         'runs/synthetic/study.json').is_file(),
