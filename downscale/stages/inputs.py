@@ -133,10 +133,12 @@ def library(study: str, split: str) -> Library:
 
 def library_of(study: PathLike, experiment: Experiment, split: str) -> Library:
     """Return the examples of one split of a cell's data set."""
-    folder = folder_of(experiment.world, scratch(study) / 'data', _counts(experiment),
-                       experiment.data.similarity_share)
-    if (folder / 'baselines.json').exists():
-        return _opened(folder, split)
+    counts = _counts(experiment)
+    if counts and all(counts.values()):
+        folder = folder_of(experiment.world, scratch(study) / 'data', counts,
+                           experiment.data.similarity_share)
+        if (folder / 'baselines.json').exists():
+            return _opened(folder, split)
     # Made by an earlier version, or put there: then it is that of the whole study.
     return library(str(study), split)
 
