@@ -113,6 +113,7 @@ def _patches(drawn, encoder, supervised):
     nearest = (np.abs(x - (x0 + x1) / 2) + np.abs(y - (y0 + y1) / 2)).argmin(1)
     inside[np.arange(len(inside)), nearest] = True
     out = np.zeros((supervised, vision.P), bool)
+    # Every word of a part is told of the same thing; the token that ends the reply of nothing.
     out[:sum(counts)] = np.repeat(inside, counts, axis=0)
     return out
 

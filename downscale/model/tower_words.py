@@ -43,6 +43,7 @@ class WordModel(nn.Module):
         word_WV = weight(self, 'word_WV', (self.vision.W, self.vocabulary), 'float32')
         word_bias_V = weight(self, 'word_bias_V', (self.vocabulary,), 'float32')
         if patches_BLP is not None:
+            # The mean sends the gradient of a word to every patch of its thing, large or small.
             share_BLP = patches_BLP / jnp.maximum(patches_BLP.sum(-1, keepdims=True), 1)
             x_BLW = jnp.einsum('BLP,BPW->BLW', share_BLP, x_BPW)
             return jnp.einsum('BLW,WV->BLV', x_BLW, word_WV) + word_bias_V

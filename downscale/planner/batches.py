@@ -15,6 +15,7 @@ def batch_of(cell: Experiment, stage: Stage, where: Sharding) -> dict[str, jax.S
     I = stage.tiles
     P = cell.vision.P if I else 0
     Q = cell.vision.Q if I else 0
+    # What a stage does not read is left out of its batch, not made empty.
     leaves = {'tokens': ((B, L), 'int32'), 'segments': ((B, L), 'int32')}
     if stage.kind.rows == 'captioned':  # one picture a row, and no place in the text for it
         if I:

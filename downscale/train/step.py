@@ -55,7 +55,8 @@ def word_loss(model: WordModel, params: dict[str, Any],
 
 
 def _placed_word_loss(model, params, batch):
-    """Return `word_loss` where each word has patches; padding and ends of replies have none."""
+    """Return `word_loss` where each word has patches."""
+    # Padding and the token that ends a reply are of no patch, and so have no part in the sums.
     patches_BLP = batch['patches']
     logits_BLV = model.apply({'params': params}, batch['tiles'], patches_BLP)
     told_BL = patches_BLP.any(-1)

@@ -104,6 +104,7 @@ def tower(library: 'Library', index: int, rng: np.random.Generator, world: Clutt
     """Return tower pretraining: one picture, and what is said of each thing at its place."""
     scene, *_ = library.scenes(index)
     parts = [records([obj]) for obj in scene.objects]
+    # As they stand in the whole: a tokenizer may take the space before a word into its token.
     parts[1:] = [f' {part}' for part in parts[1:]]
     boxes = np.array([obj.box for obj in scene.objects]) / world.side
     shown = tuple(zip(parts, map(tuple, boxes.tolist()), strict=True))
