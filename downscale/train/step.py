@@ -63,9 +63,11 @@ def _placed_word_loss(model, params, batch):
     own_BL = jnp.take_along_axis(logits_BLV, batch['tokens'][..., None], -1)[..., 0]
     loss = (jax.nn.logsumexp(logits_BLV, -1) - own_BL) * told_BL
     # A thing has several words, none of them first: a word is right among as many as it has.
-    alike_BLL = (patches_BLP[:, :, None] == patches_BLP[:, None]).all(-1) & told_BL[:, None]
+    common_BLM = jnp.einsum('BLP,BMP->BLM', *[patches_BLP.astype(jnp.int32)] * 2)
+    size_BL = patches_BLP.sum(-1)
+    alike_BLM = (common_BLM == size_BL[:, :, None]) & (common_BLM == size_BL[:, None])
     before_BL = (logits_BLV > own_BL[..., None]).sum(-1)
-    hits = (before_BL < alike_BLL.sum(-1)) & told_BL
+    hits = (before_BL < alike_BLM.sum(-1)) & told_BL
     return loss.sum(), told_BL.sum().astype(jnp.float32), hits.sum().astype(jnp.float32)
 
 

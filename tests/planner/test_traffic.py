@@ -47,9 +47,7 @@ def test_fetching_ahead_counts_where_it_is_started_and_storing_back_too():
         f'ROOT %y = f32[2,32]{FAST} slice-done(%start)')) == KILO / 4
 
 
-FUSED = {
-    # A row that is looked up, of an array that a nested fusion only renames.
-    'gather': ('''%rename (p: f32[8,32]) -> f32[8,32] {
+RENAMED = '''%rename (p: f32[8,32]) -> f32[8,32] {
   %p = f32[8,32] parameter(0)
   ROOT %q = f32[8,32] bitcast(%p)
 }
@@ -57,19 +55,14 @@ FUSED = {
   %p = f32[8,32] parameter(0)
   %i = s32[] parameter(1)
   %q = f32[8,32] fusion(%p), kind=kLoop, calls=%rename
-  ROOT %row = f32[1,32] gather(%q, %i)
+'''
+FUSED = {
+    # A row that is looked up, of an array that a nested fusion only renames.
+    'gather': (RENAMED + '''  ROOT %row = f32[1,32] gather(%q, %i)
 }
 ''', f'f32[1,32]{FAST}', KILO / 8),
     # The same, used whole.
-    'product': ('''%rename (p: f32[8,32]) -> f32[8,32] {
-  %p = f32[8,32] parameter(0)
-  ROOT %q = f32[8,32] bitcast(%p)
-}
-%called (p: f32[8,32], i: s32[]) -> f32[1,32] {
-  %p = f32[8,32] parameter(0)
-  %i = s32[] parameter(1)
-  %q = f32[8,32] fusion(%p), kind=kLoop, calls=%rename
-  ROOT %row = f32[1,32] reduce(%q, %i)
+    'product': (RENAMED + '''  ROOT %row = f32[1,32] reduce(%q, %i)
 }
 ''', f'f32[1,32]{FAST}', KILO),
     # A row that is written in place: read and written, and nothing else of the array.
