@@ -63,7 +63,8 @@ def _placed_word_loss(model, params, batch):
     own_BL = jnp.take_along_axis(logits_BLV, batch['tokens'][..., None], -1)[..., 0]
     loss = (jax.nn.logsumexp(logits_BLV, -1) - own_BL) * told_BL
     # A thing has several words, none of them first: a word is right among as many as it has.
-    common_BLM = jnp.einsum('BLP,BMP->BLM', *[patches_BLP.astype(jnp.int32)] * 2)
+    other_BMP = patches_BLP.astype(jnp.int32)
+    common_BLM = jnp.einsum('BLP,BMP->BLM', patches_BLP, other_BMP)
     size_BL = patches_BLP.sum(-1)
     alike_BLM = (common_BLM == size_BL[:, :, None]) & (common_BLM == size_BL[:, None])
     before_BL = (logits_BLV > own_BL[..., None]).sum(-1)
