@@ -94,8 +94,10 @@ class Replies:
 
     def remove(self) -> None:
         """Delete what was kept; only process 0 may, once no other reads it any more."""
-        for path in self._files():
-            path.unlink()
+        if self.folder.is_dir():
+            # All of it: a process that was killed while it wrote has left a partial file.
+            for path in self.folder.iterdir():
+                path.unlink()
         if self.folder.is_dir():  # a bucket has no empty folders
             self.folder.rmdir()
 

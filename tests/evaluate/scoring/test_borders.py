@@ -168,7 +168,9 @@ def test_no_key_of_a_question_is_dropped_unseen(rows):
 def test_any_bytes_are_questions_or_one_line(data):
     found = outcome(lambda: open_questions(put('b.jsonl', data)))
     if found is not None and data.isascii():
-        assert len(found.asked) == sum(bool(line.strip()) for line in data.splitlines())
+        # Of UTF-16, too, which holds zeros between the characters of its line ends.
+        lines = data.replace(b'\0', b'').splitlines()
+        assert len(found.asked) == sum(bool(line.strip()) for line in lines)
 
 
 @MANY
